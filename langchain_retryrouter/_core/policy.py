@@ -1,0 +1,179 @@
+"""How often and how patiently to try again: the numbers, and what they come to.
+
+A policy is frozen, made of plain numbers (so it is JSON-able), and shared; what a call
+learns is in its own session. This file does not know what failed.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from dataclasses import dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class WorstCase:
+    """What a policy may cost at the most; `str()` says it in one sentence.
+
+    Attributes:
+        requests: Requests sent at the most.
+        waited: Seconds waited between them at the most.
+        seconds: Seconds until the caller has an answer or an error at the most; None
+            if nothing bounds a single attempt.
+    """
+
+    requests: int
+    waited: float
+    seconds: float | None
+
+    def __str__(self) -> str:
+        """The worst case in one sentence."""
+        requests = "1 request" if self.requests == 1 else f"{self.requests} requests"
+        total = (
+            "no bound on the time of an attempt"
+            if self.seconds is None
+            else f"over after {self.seconds:.1f} s"
+        )
+        return f"at most {requests}, {self.waited:.1f} s of waiting, {total}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How often a failed attempt is repeated, and how long is waited in between.
+
+    The first five names are those of LangChain's `ModelRetryMiddleware`.
+
+    Attributes:
+        max_retries: Further attempts after the first; 0 sends one request.
+        initial_delay: Seconds: the longest wait before the first retry.
+        max_delay: Seconds: the longest wait that back-off ever grows to.
+        backoff_factor: What the wait is multiplied by from retry to retry; 0 keeps it
+            at `initial_delay`.
+        jitter: Whether to wait a random part of the back-off ("full jitter", AWS
+            Architecture Blog, "Exponential Backoff And Jitter", 2015), so that clients
+            which failed together do not come back together.
+        max_retry_after: Seconds: a server that asks for more than this is not waited
+            for; the call gives up at once.
+        deadline: Seconds for the whole call with all attempts and waits; None for no
+            limit. No wait is begun that cannot end in time.
+        first_token_timeout: Seconds a stream may take from its request to its first
+            token; None for no limit beyond the model's own timeout.
+        stall_timeout: Seconds a stream may be silent between two events after that.
+
+    Raises:
+        ValueError: If a number is out of its range; the message names it.
+    """
+
+    max_retries: int = 2
+    initial_delay: float = 0.5
+    max_delay: float = 8.0
+    backoff_factor: float = 2.0
+    jitter: bool = True
+    max_retry_after: float = 60.0
+    deadline: float | None = None
+    first_token_timeout: float | None = None
+    stall_timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no call could follow."""
+        _check_retries(self.max_retries)
+        for name in ("initial_delay", "max_delay", "backoff_factor", "max_retry_after"):
+            _check_seconds(name, getattr(self, name), above_zero=False)
+        for name in ("deadline", "first_token_timeout", "stall_timeout"):
+            value = getattr(self, name)
+            if value is not None:
+                _check_seconds(name, value, above_zero=True)
+        if not isinstance(self.jitter, bool):
+            msg = f"jitter must be True or False, not {self.jitter!r}"
+            raise ValueError(msg)  # noqa: TRY004 - pydantic reports ValueErrors
+
+    @property
+    def max_attempts(self) -> int:
+        """Requests sent at the most: `max_retries + 1`; converted here and nowhere else."""
+        return self.max_retries + 1
+
+    def backoff(self, retry: int) -> float:
+        """The longest wait in seconds before the `retry`-th retry (counted from 1)."""
+        if not self.backoff_factor:
+            return min(self.max_delay, self.initial_delay)
+        try:
+            grown = self.initial_delay * self.backoff_factor ** (retry - 1)
+        except OverflowError:
+            return self.max_delay if self.initial_delay else 0.0
+        return min(self.max_delay, grown)
+
+    def delay(self, retry: int, chance: float, retry_after: float | None) -> float:
+        """Seconds to wait before the `retry`-th retry.
+
+        Without word from the server: full jitter, `chance x backoff(retry)`. With it:
+        never less than it asked for, and with jitter a random bit more, since everybody
+        it turned away was told the same number.
+
+        Args:
+            retry: The retry that comes next, counted from 1.
+            chance: A random number in `[0, 1)`.
+            retry_after: Seconds the server asked for; None or 0 if it did not.
+        """
+        longest = self.backoff(retry)
+        if not self.jitter:
+            return max(longest, retry_after or 0.0)
+        if not retry_after:
+            return chance * longest
+        spread = max(longest, min(1.0, retry_after))
+        return max(chance * longest, retry_after) + chance * spread
+
+    def explain(self, attempt_timeout: float | None = None) -> WorstCase:
+        """What a call under this policy costs at the most, before anything runs.
+
+        Args:
+            attempt_timeout: Seconds a single attempt may take; None if unbounded.
+        """
+        waited = sum(
+            self._longest_wait(retry) for retry in range(1, self.max_retries + 1)
+        )
+        seconds = (
+            None
+            if attempt_timeout is None
+            else attempt_timeout * self.max_attempts + waited
+        )
+        if self.deadline is not None:
+            waited = min(waited, self.deadline)
+            seconds = min(math.inf if seconds is None else seconds, self.deadline)
+        return WorstCase(requests=self.max_attempts, waited=waited, seconds=seconds)
+
+    def _longest_wait(self, retry: int) -> float:
+        # The two ways to be made to wait: back-off, or the longest word that is heeded.
+        return max(
+            self.backoff(retry), self.delay(retry, float(self.jitter), self.max_retry_after)
+        )
+
+
+@functools.lru_cache(maxsize=128)
+def effective_policy(given: RetryPolicy | None, max_retries: int) -> RetryPolicy:
+    """The policy of a call, from what a model was given.
+
+    Args:
+        given: The model's `retry_policy`; None for the default numbers.
+        max_retries: The model's own number of retries, which wins.
+    """
+    return replace(given or RetryPolicy(), max_retries=max_retries)
+
+
+def _check_retries(value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        msg = (
+            f"max_retries must be a whole number, 0 or more, not {value!r}"
+            " (0 sends one request and never repeats it)"
+        )
+        raise ValueError(msg)
+
+
+def _check_seconds(name: str, value: Any, *, above_zero: bool) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value <= sys.float_info.max or (above_zero and not value):
+        least = "more than 0" if above_zero else "0 or more"
+        hint = "; leave it None for no limit" if above_zero else ""
+        msg = f"{name} must be a finite number, {least}, not {value!r}{hint}"
+        raise ValueError(msg)
