@@ -1,0 +1,101 @@
+"""Language models from LangChain that survive misbehaving providers.
+
+The names below are loaded when first used: importing the package imports neither an SDK
+nor LangChain.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from langchain_retryrouter._version import __version__
+
+if TYPE_CHECKING:
+    from langchain_retryrouter.chat_models.gpt_router import GPTRouter, GPTRouterModel
+    from langchain_retryrouter.errors import (
+        APIConnectionError,
+        APITimeoutError,
+        AuthenticationError,
+        CircuitOpenError,
+        ConflictError,
+        ContentFilterError,
+        ContextLengthError,
+        InvalidRequestError,
+        MalformedResponseError,
+        NotFoundError,
+        PermissionDeniedError,
+        QuotaExceededError,
+        RateLimitError,
+        RetryRouterError,
+        ServerError,
+        StreamInterruptedError,
+        UnavailableError,
+        UnsupportedOptionError,
+    )
+    from langchain_retryrouter.llms.openai import (
+        AzureOpenAI,
+        BaseOpenAI,
+        OpenAI,
+        OpenAIChat,
+    )
+    from langchain_retryrouter.retry import CircuitBreaker, RetryBudget, RetryPolicy
+
+__all__ = [
+    "APIConnectionError",
+    "APITimeoutError",
+    "AuthenticationError",
+    "AzureOpenAI",
+    "BaseOpenAI",
+    "CircuitBreaker",
+    "CircuitOpenError",
+    "ConflictError",
+    "ContentFilterError",
+    "ContextLengthError",
+    "GPTRouter",
+    "GPTRouterModel",
+    "InvalidRequestError",
+    "MalformedResponseError",
+    "NotFoundError",
+    "OpenAI",
+    "OpenAIChat",
+    "PermissionDeniedError",
+    "QuotaExceededError",
+    "RateLimitError",
+    "RetryBudget",
+    "RetryPolicy",
+    "RetryRouterError",
+    "ServerError",
+    "StreamInterruptedError",
+    "UnavailableError",
+    "UnsupportedOptionError",
+    "__version__",
+]
+
+_HOMES = {
+    "GPTRouter": "chat_models.gpt_router",
+    "GPTRouterModel": "chat_models.gpt_router",
+    "AzureOpenAI": "llms.openai",
+    "BaseOpenAI": "llms.openai",
+    "OpenAI": "llms.openai",
+    "OpenAIChat": "llms.openai",
+    "CircuitBreaker": "retry",
+    "RetryBudget": "retry",
+    "RetryPolicy": "retry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its home (PEP 562)."""
+    if name not in __all__:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    home = importlib.import_module(f"{__name__}.{_HOMES.get(name, 'errors')}")
+    value = getattr(home, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names, loaded or not."""
+    return sorted(__all__)

@@ -1,0 +1,257 @@
+"""Everything that can go wrong, by what it means to the caller.
+
+    ModelError                              LangChain's
+    └── RetryRouterError                    facts: status_code, retry_after, attempts, …
+        ├── AuthenticationError             401               ModelAuthenticationError
+        ├── PermissionDeniedError           403               ModelPermissionDeniedError
+        ├── NotFoundError                   404, unknown model        ModelNotFoundError
+        ├── InvalidRequestError             400, 422, …          ModelInvalidRequestError
+        │   ├── ContextLengthError          too many tokens        + ContextOverflowError
+        │   └── ContentFilterError          refused by a content filter
+        ├── RateLimitError              *   429                      ModelRateLimitError
+        │   └── QuotaExceededError          429, money is out: waiting is no answer
+        ├── ServerError                 *   5xx                            ModelAPIError
+        │   ├── UnavailableError        *   503, 529
+        │   ├── ConflictError           *   409
+        │   └── MalformedResponseError  *   a 200 that is no answer
+        ├── CircuitOpenError                nothing was sent               ModelAPIError
+        ├── APITimeoutError             *   408, 504, silence          ModelTimeoutError
+        └── APIConnectionError          *   no connection, or lost  ModelConnectionError
+            └── StreamInterruptedError  *   a stream that ended without its end
+    ValueError
+    └── UnsupportedOptionError              an option that cannot be sent
+
+`*` is repeated on the same route while the policy allows; `is_retryable` says so, and is
+False on the instance that leaves after we gave up, so that nobody retries on top.
+
+Each class has a sister per SDK that inherits the SDK's own class too (`errors.openai`,
+`errors.gpt_router`), so that an `except openai.RateLimitError:` goes on working. They
+stand in modules of their own because importing them imports the SDK.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final, TypeAlias
+
+from langchain_core.exceptions import (
+    ContextOverflowError,
+    ModelAPIError,
+    ModelAuthenticationError,
+    ModelConnectionError,
+    ModelError,
+    ModelInvalidRequestError,
+    ModelNotFoundError,
+    ModelPermissionDeniedError,
+    ModelRateLimitError,
+    ModelTimeoutError,
+)
+
+from langchain_retryrouter._core.failure import Failure, FailureKind
+
+__all__ = [
+    "APIConnectionError",
+    "APITimeoutError",
+    "AuthenticationError",
+    "CircuitOpenError",
+    "ConflictError",
+    "ContentFilterError",
+    "ContextLengthError",
+    "InvalidRequestError",
+    "MalformedResponseError",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "QuotaExceededError",
+    "RateLimitError",
+    "RetryRouterError",
+    "ServerError",
+    "StreamInterruptedError",
+    "UnavailableError",
+    "UnsupportedOptionError",
+]
+
+
+class RetryRouterError(ModelError):
+    """A call to a model failed; the class says what it means, the attributes the facts.
+
+    Attributes:
+        message: What the provider, or we, said.
+        status_code: The HTTP status, when there was an answer.
+        retry_after: Seconds the server asked to be left alone, when it said so.
+        should_retry: The server's own verdict (`x-should-retry`), when it gave one.
+        request_id: The provider's id of the request, for a support case.
+        code: The provider's machine-readable error code.
+        body: The body of the answer, parsed where it was JSON.
+        may_have_run: Whether the provider may have done, and charged, the work.
+        route: The model that was asked, where the call knows it.
+        attempts: Requests sent for the call until this error came out.
+        delivered: Text that a stream had handed to the caller before it failed.
+    """
+
+    kind: ClassVar[FailureKind] = FailureKind.SERVER_ERROR
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status_code: int | None = None,
+        retry_after: float | None = None,
+        should_retry: bool | None = None,
+        request_id: str | None = None,
+        code: str | None = None,
+        body: Any = None,
+        may_have_run: bool = True,
+    ) -> None:
+        # Not `super().__init__`: the SDKs' classes beside us in the line ask for
+        # arguments of their own, and all that they would set is set here.
+        Exception.__init__(self, message)
+        self.message = message
+        self.status_code = status_code
+        self.retry_after = retry_after
+        self.should_retry = should_retry
+        self.request_id = request_id
+        self.code = code
+        self.body = body
+        self.may_have_run = may_have_run
+        self.route: str | None = None
+        self.attempts = 1
+        self.delivered = ""
+
+    @property
+    def failure(self) -> Failure:
+        """The error as data, to decide by."""
+        return Failure(
+            kind=self.kind,
+            status_code=self.status_code,
+            retry_after=self.retry_after,
+            should_retry=self.should_retry,
+            may_have_run=self.may_have_run,
+        )
+
+
+class AuthenticationError(RetryRouterError, ModelAuthenticationError):
+    """The key was missing or wrong (401)."""
+
+    kind = FailureKind.AUTHENTICATION
+
+
+class PermissionDeniedError(RetryRouterError, ModelPermissionDeniedError):
+    """The key is not allowed to do this (403)."""
+
+    kind = FailureKind.PERMISSION
+
+
+class NotFoundError(RetryRouterError, ModelNotFoundError):
+    """There is no such model or endpoint (404)."""
+
+    kind = FailureKind.NOT_FOUND
+
+
+class InvalidRequestError(RetryRouterError, ModelInvalidRequestError):
+    """The request was wrong and will be wrong next time (400, 422)."""
+
+    kind = FailureKind.INVALID_REQUEST
+
+
+class ContextLengthError(InvalidRequestError, ContextOverflowError):
+    """Prompt and answer do not fit into the model's context."""
+
+    kind = FailureKind.CONTEXT_OVERFLOW
+
+
+class ContentFilterError(InvalidRequestError):
+    """A content filter refused the prompt or the answer."""
+
+    kind = FailureKind.CONTENT_FILTER
+
+
+class RateLimitError(RetryRouterError, ModelRateLimitError):
+    """Too many requests (429); `retry_after` says when to come back, if it was told."""
+
+    kind = FailureKind.RATE_LIMIT
+
+
+class QuotaExceededError(RateLimitError):
+    """The quota is used up: a 429 that no waiting within a call will mend."""
+
+    kind = FailureKind.QUOTA
+    is_retryable = False
+
+
+class ServerError(RetryRouterError, ModelAPIError):
+    """The provider failed (5xx)."""
+
+    kind = FailureKind.SERVER_ERROR
+
+
+class UnavailableError(ServerError):
+    """The provider is overloaded or down for now (503, 529)."""
+
+    kind = FailureKind.UNAVAILABLE
+
+
+class ConflictError(ServerError):
+    """Another request was in the way (409)."""
+
+    kind = FailureKind.CONFLICT
+
+
+class MalformedResponseError(ServerError):
+    """An answer came, and was not one: not JSON, an HTML page, nothing at all."""
+
+    kind = FailureKind.MALFORMED
+
+
+class CircuitOpenError(RetryRouterError, ModelAPIError):
+    """The circuit breaker is open: nothing was sent. `retry_after` is when to come back."""
+
+    kind = FailureKind.CIRCUIT_OPEN
+    is_retryable = False
+
+
+class APITimeoutError(RetryRouterError, ModelTimeoutError):
+    """No answer within the time that was given."""
+
+    kind = FailureKind.TIMEOUT
+
+
+class APIConnectionError(RetryRouterError, ModelConnectionError):
+    """No connection to the provider, or it was lost; see `may_have_run`."""
+
+    kind = FailureKind.CONNECTION
+
+
+class StreamInterruptedError(APIConnectionError):
+    """A stream ended without its protocol's end; `delivered` is what the caller has."""
+
+    kind = FailureKind.INTERRUPTED
+
+
+class UnsupportedOptionError(ValueError):
+    """An option that cannot be sent, so that it would have been lost without a word."""
+
+
+ErrorFamily: TypeAlias = Mapping[FailureKind, type[RetryRouterError]]
+"""Which class to raise for which failure: ours, or a sister that is an SDK's class too."""
+
+BASE_ERRORS: Final[ErrorFamily] = {
+    cls.kind: cls
+    for cls in (
+        AuthenticationError,
+        PermissionDeniedError,
+        NotFoundError,
+        InvalidRequestError,
+        ContextLengthError,
+        ContentFilterError,
+        RateLimitError,
+        QuotaExceededError,
+        ServerError,
+        UnavailableError,
+        ConflictError,
+        MalformedResponseError,
+        CircuitOpenError,
+        APITimeoutError,
+        APIConnectionError,
+        StreamInterruptedError,
+    )
+}
