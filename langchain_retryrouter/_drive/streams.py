@@ -1,0 +1,333 @@
+"""A stream, repeated until its first token, then watched: `stream` and its twin.
+
+What can be undone is undone silently: until the first token has been handed over, a
+failed attempt is followed by the next. From then on nothing is repeated, and a stream
+that ends without its protocol's end raises, with what was delivered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterator,
+)
+from dataclasses import dataclass, field
+from typing import Generic, NoReturn, Protocol, TypeAlias, TypeVar
+
+from langchain_retryrouter._core.failure import FailureKind
+from langchain_retryrouter._core.streaming import Signal, StreamGuard
+from langchain_retryrouter._drive.calls import aretrying, retrying
+from langchain_retryrouter._drive.steering import (
+    ANotify,
+    Attempt,
+    Notify,
+    Plan,
+    Steering,
+)
+from langchain_retryrouter._drive.watchdog import Watch
+from langchain_retryrouter.errors import RetryRouterError
+
+E = TypeVar("E")
+E_co = TypeVar("E_co", covariant=True)
+
+Reader: TypeAlias = Callable[[E], Signal]
+
+# Behind the end there may be a usage event. A server that neither sends it nor closes
+# is not waited for longer than this many seconds.
+_AFTER_THE_END = 5.0
+
+
+class EventSource(Protocol[E_co]):
+    """One attempt's stream, opened."""
+
+    def __iter__(self) -> Iterator[E_co]:
+        """The events; an error they raise is a `RetryRouterError`."""
+
+    def close(self) -> None:
+        """Let go of the connection at once."""
+
+    def abort(self) -> None:
+        """Unblock, from another thread, a read under way; it then raises."""
+
+
+class AEventSource(Protocol[E_co]):
+    """Async twin of `EventSource`."""
+
+    def __aiter__(self) -> AsyncIterator[E_co]:
+        """The events; an error they raise is a `RetryRouterError`."""
+
+    async def aclose(self) -> None:
+        """Let go of the connection at once."""
+
+
+class _End:
+    """What a pull gives instead of an event when there are no more."""
+
+
+_END = _End()
+_SILENCE = _End()
+
+
+class _Follower(Generic[E]):
+    """One attempt's stream as both twins follow it: what was seen, and what it means."""
+
+    def __init__(self, steering: Steering, reader: Reader[E]) -> None:
+        self.guard = StreamGuard()
+        self.held: list[E] = []
+        self.is_committed = False
+        self._steering = steering
+        self._reader = reader
+        self._is_counted = False
+
+    def hold(self, event: E) -> bool:
+        """Keep an event back; True once there is something worth handing over."""
+        self.held.append(event)
+        self.see(event)
+        return self.guard.is_settled
+
+    def see(self, event: E) -> None:
+        """Take note of an event about to be handed over."""
+        self.guard.see(self._reader(event))
+        if self.guard.is_whole:
+            if not self._is_counted:
+                self._is_counted = True
+                self._steering.session.succeeded()
+        elif self.guard.is_over:
+            self.ended()
+
+    def limit(self) -> float | None:
+        """Seconds the next event may take; None for no limit of ours."""
+        if self.guard.is_whole:
+            return _AFTER_THE_END
+        session = self._steering.session
+        stall, left = session.policy.stall_timeout, session.remaining()
+        return min((limit for limit in (stall, left) if limit is not None), default=None)
+
+    def ended(self) -> _End:
+        """The body is over, which is fine if the protocol said so first."""
+        if not self.guard.is_whole:
+            self._break_off(
+                self._interrupted("the stream ended before the answer was complete")
+            )
+        return _END
+
+    def broke(self, error: RetryRouterError) -> _End:
+        """The body broke, which is no matter once the answer is whole."""
+        if self.guard.is_whole:
+            return _END
+        if error.failure.kind in {FailureKind.CONNECTION, FailureKind.TIMEOUT}:
+            self._break_off(self._interrupted(error.message), cause=error)
+        self._break_off(error)
+
+    def fell_silent(self, limit: float) -> _End:
+        """The next event did not come in time."""
+        if self.guard.is_whole:
+            return _END
+        policy = self._steering.session.policy
+        if limit == policy.stall_timeout:
+            what = f"the stream was silent for {limit:.3g} s"
+        else:
+            what = f"the deadline of {policy.deadline:g} s is over"
+        self._break_off(self._interrupted(what))
+
+    def _interrupted(self, what: str) -> RetryRouterError:
+        return self._steering.errors[FailureKind.INTERRUPTED](
+            f"{what}, after {len(self.guard.delivered)} characters"
+        )
+
+    def _break_off(
+        self, error: RetryRouterError, cause: RetryRouterError | None = None
+    ) -> NoReturn:
+        if self.is_committed:
+            error.delivered = self.guard.delivered
+            self._steering.broke_off(error)
+        raise error from cause
+
+
+@dataclass(slots=True)
+class _Opened(Generic[E]):
+    source: EventSource[E]
+    follower: _Follower[E]
+    watch: Watch
+    events: Iterator[E] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.events = iter(self.source)
+
+
+@dataclass(slots=True)
+class _AOpened(Generic[E]):
+    source: AEventSource[E]
+    follower: _Follower[E]
+    events: AsyncIterator[E] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.events = aiter(self.source)
+
+
+def stream(
+    plan: Plan,
+    connect: Callable[[Attempt], EventSource[E]],
+    new_reader: Callable[[], Reader[E]],
+    notify: Notify | None = None,
+) -> Generator[E, None, None]:
+    """The events of one whole stream.
+
+    Args:
+        plan: The call's session, errors and clock.
+        connect: Opens one attempt's stream.
+        new_reader: Makes what tells, for one attempt's events, token and end.
+        notify: Told of each retry before its wait.
+
+    Raises:
+        RetryRouterError: Before the first token, the last attempt's own error; after it
+            a `StreamInterruptedError`, or the error that the stream itself reported,
+            with `delivered`.
+    """
+    steering = Steering(plan, is_stream=True)
+
+    def attempt() -> _Opened[E]:
+        return _open(steering, steering.begin(), connect, new_reader)
+
+    opened = retrying(plan, steering, attempt, notify)
+    opened.follower.is_committed = True
+    try:
+        yield from opened.follower.held
+        while not isinstance(event := _pull(opened), _End):
+            yield event
+    finally:
+        opened.watch.end()
+        # Says nothing about a call that is settled. First, since a close can break.
+        plan.session.abandoned()
+        opened.source.close()
+
+
+async def astream(
+    plan: Plan,
+    connect: Callable[[Attempt], Awaitable[AEventSource[E]]],
+    new_reader: Callable[[], Reader[E]],
+    notify: ANotify | None = None,
+) -> AsyncGenerator[E, None]:
+    """Async twin of `stream`."""
+    steering = Steering(plan, is_stream=True)
+
+    async def attempt() -> _AOpened[E]:
+        return await _aopen(steering, steering.begin(), connect, new_reader)
+
+    opened = await aretrying(plan, steering, attempt, notify)
+    opened.follower.is_committed = True
+    try:
+        for event in opened.follower.held:
+            yield event
+        while not isinstance(pulled := await _apull(opened), _End):
+            yield pulled
+    finally:
+        plan.session.abandoned()
+        await opened.source.aclose()
+
+
+def _open(
+    steering: Steering,
+    attempt: Attempt,
+    connect: Callable[[Attempt], EventSource[E]],
+    new_reader: Callable[[], Reader[E]],
+) -> _Opened[E]:
+    """Connect, and read up to the first event worth handing over."""
+    clock = steering.clock
+    began = clock.monotonic()
+    source = connect(attempt)
+    opened = _Opened(source, _Follower(steering, new_reader()), Watch(source.abort))
+    try:
+        if attempt.timeout is not None:
+            opened.watch.expect_within(attempt.timeout - (clock.monotonic() - began))
+        for event in opened.events:
+            if opened.follower.hold(event) and opened.watch.pause():
+                return opened
+        opened.follower.ended()
+    except BaseException as error:
+        opened.watch.end()
+        source.close()
+        if opened.watch.has_fired and isinstance(error, RetryRouterError):
+            raise steering.timed_out(attempt.timeout or 0.0) from error
+        raise
+    return opened
+
+
+async def _aopen(
+    steering: Steering,
+    attempt: Attempt,
+    connect: Callable[[Attempt], Awaitable[AEventSource[E]]],
+    new_reader: Callable[[], Reader[E]],
+) -> _AOpened[E]:
+    """Async twin of `_open`."""
+    source: AEventSource[E] | None = None
+    try:
+        async with asyncio.timeout(attempt.timeout) as limit:
+            source = await connect(attempt)
+            opened = _AOpened(source, _Follower(steering, new_reader()))
+            async for event in opened.events:
+                if opened.follower.hold(event):
+                    return opened
+            opened.follower.ended()
+    except BaseException as error:
+        if source is not None:
+            await source.aclose()
+        if isinstance(error, TimeoutError) and limit.expired():
+            raise steering.timed_out(attempt.timeout or 0.0) from error
+        raise
+    return opened
+
+
+def _pull(opened: _Opened[E]) -> E | _End:
+    """The next event of a stream that is under way."""
+    follower, watch = opened.follower, opened.watch
+    if follower.guard.is_over:
+        return _END
+    limit = follower.limit()
+    watch.expect_within(limit)
+    try:
+        event = next(opened.events, _END)
+    except RetryRouterError as error:
+        if watch.has_fired:
+            return follower.fell_silent(limit or 0.0)
+        return follower.broke(error)
+    watch.pause()
+    if isinstance(event, _End):
+        return follower.ended()
+    follower.see(event)
+    return event
+
+
+async def _apull(opened: _AOpened[E]) -> E | _End:
+    """Async twin of `_pull`."""
+    follower = opened.follower
+    if follower.guard.is_over:
+        return _END
+    limit = follower.limit()
+    try:
+        event = await _anext_within(opened.events, limit)
+    except RetryRouterError as error:
+        return follower.broke(error)
+    if event is _SILENCE:
+        return follower.fell_silent(limit or 0.0)
+    if isinstance(event, _End):
+        return follower.ended()
+    follower.see(event)
+    return event
+
+
+async def _anext_within(events: AsyncIterator[E], limit: float | None) -> E | _End:
+    if limit is None:
+        return await anext(events, _END)
+    try:
+        async with asyncio.timeout(limit) as scope:
+            return await anext(events, _END)
+    except TimeoutError:
+        if scope.expired():
+            return _SILENCE
+        raise
