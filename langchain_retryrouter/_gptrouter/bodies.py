@@ -1,0 +1,257 @@
+"""The bodies of open answers: read to the end, or event by event.
+
+An iterator of events is over with the gateway's `end`, and raises if the body is over
+before it: a clean end of the body proves nothing. Closing one gives its connection back
+if its stream is over, and otherwise closes the connection at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Self
+
+from langchain_retryrouter._core.failure import FailureKind
+from langchain_retryrouter._gptrouter.borders import from_aiohttp, from_urllib3
+from langchain_retryrouter._gptrouter.sse import EventTooLargeError, SSEParser
+from langchain_retryrouter._gptrouter.wire import EventReader, GatewayEvent, read_event
+from langchain_retryrouter.errors import RetryRouterError
+from langchain_retryrouter.errors.gpt_router import GPT_ROUTER_ERRORS
+
+if TYPE_CHECKING:
+    import socket
+
+    import aiohttp
+    import urllib3
+
+_MAX_BODY_BYTES = 64 * 1024 * 1024
+_READ_BYTES = 65_536
+# Behind the last event comes a closing frame; it is taken off the wire, so that the
+# connection can serve the next call, unless it lets itself be waited for.
+_CLOSING_FRAME_SECONDS = 0.25
+
+
+class _EventQueue:
+    """What both twins think: bytes in, events out, and was that the end?"""
+
+    def __init__(self) -> None:
+        self._parser = SSEParser()
+        self._reader = EventReader()
+        self._frames: deque[bytes] = deque()
+        self._is_whole = False
+        self.is_over = False
+
+    def feed(self, chunk: bytes) -> None:
+        """Take in bytes; none at all means that the body is over."""
+        if not chunk:
+            self.is_over = True
+            return
+        try:
+            events = self._parser.feed(chunk)
+        except EventTooLargeError as error:
+            raise GPT_ROUTER_ERRORS[FailureKind.MALFORMED](str(error)) from error
+        # The one named event, `end`, is the closing frame: it comes after errors too,
+        # and its data is not JSON.
+        self._frames.extend(event.data for event in events if event.kind == b"message")
+
+    def take(self) -> GatewayEvent | None:
+        """The next event; None if there is none yet."""
+        if not self._frames:
+            return None
+        try:
+            event = read_event(self._frames.popleft())
+        except RetryRouterError:
+            self.is_over = True
+            raise
+        signal = self._reader(event)
+        if signal.is_last:
+            self.stop(is_whole=signal.is_end)
+        return event
+
+    def stop(self, *, is_whole: bool = True) -> None:
+        """Nothing more will be taken."""
+        self._frames.clear()
+        self.is_over = True
+        self._is_whole = is_whole
+
+    def check_whole(self) -> None:
+        """Raise if what was the last event was not the end."""
+        if not self._is_whole:
+            raise GPT_ROUTER_ERRORS[FailureKind.INTERRUPTED](
+                "the stream ended before the answer was complete"
+            )
+
+
+class SyncEvents:
+    """The events of one open stream."""
+
+    def __init__(
+        self,
+        response: urllib3.BaseHTTPResponse,
+        read_timeout: float | None = None,
+        due: float | None = None,
+    ) -> None:
+        """Over an answer whose body has not been read.
+
+        Args:
+            response: The answer.
+            read_timeout: Seconds that it may be silent.
+            due: The monotonic time when all of it must have come.
+        """
+        self._response = response
+        self._queue = _EventQueue()
+        self._due = due
+        # Up to here the socket's limit was that of the headers.
+        _limit_silence(response, read_timeout)
+
+    def __iter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __next__(self) -> GatewayEvent:
+        """The next event, `end` included."""
+        queue = self._queue
+        while (event := queue.take()) is None:
+            if queue.is_over:
+                queue.check_whole()
+                raise StopIteration
+            if self._due is not None:
+                _expect_within(self._response, self._due - time.monotonic())
+            queue.feed(_read_some(self._response))
+        return event
+
+    def abort(self) -> None:
+        """Unblock, from another thread, a read under way; it then raises."""
+        with contextlib.suppress(ValueError, RuntimeError, OSError):
+            self._response.shutdown()
+
+    def close(self) -> None:
+        """Give the connection back if its stream is over, or else close it."""
+        try:
+            if self._queue.is_over:
+                with contextlib.suppress(RetryRouterError):
+                    read_all(self._response, _CLOSING_FRAME_SECONDS)
+        finally:
+            let_go(self._response)
+
+
+class AsyncEvents:
+    """Async twin of `SyncEvents`; ends early once `stop_signal` is set."""
+
+    def __init__(
+        self, response: aiohttp.ClientResponse, stop_signal: asyncio.Event | None = None
+    ) -> None:
+        """Over an answer whose body has not been read."""
+        self._response = response
+        self._stop_signal = stop_signal
+        self._queue = _EventQueue()
+
+    def __aiter__(self) -> Self:
+        """Itself."""
+        return self
+
+    async def __anext__(self) -> GatewayEvent:
+        """The next event, `end` included."""
+        queue = self._queue
+        if self._stop_signal is not None and self._stop_signal.is_set():
+            queue.stop()
+        while (event := queue.take()) is None:
+            if queue.is_over:
+                queue.check_whole()
+                raise StopAsyncIteration
+            queue.feed(await _aread_some(self._response))
+        return event
+
+    async def aclose(self) -> None:
+        """Give the connection back if its stream is over, or else close it."""
+        try:
+            if self._queue.is_over:
+                with contextlib.suppress(RetryRouterError, TimeoutError):
+                    async with asyncio.timeout(_CLOSING_FRAME_SECONDS):
+                        await aread_all(self._response)
+        finally:
+            self._response.close()
+
+
+def read_all(response: urllib3.BaseHTTPResponse, timeout: float | None) -> bytes:
+    """The whole body, within `timeout` seconds even if it comes byte by byte."""
+    due = None if timeout is None else time.monotonic() + timeout
+    pieces: list[bytes] = []
+    size = 0
+    while True:
+        if due is not None:
+            _expect_within(response, due - time.monotonic())
+        piece = _read_some(response)
+        if not piece:
+            return b"".join(pieces)
+        pieces.append(piece)
+        size = _check_size(size + len(piece))
+
+
+async def aread_all(response: aiohttp.ClientResponse) -> bytes:
+    """Async twin of `read_all`; its time is limited by the caller."""
+    pieces: list[bytes] = []
+    size = 0
+    while piece := await _aread_some(response):
+        pieces.append(piece)
+        size = _check_size(size + len(piece))
+    return b"".join(pieces)
+
+
+def let_go(response: urllib3.BaseHTTPResponse) -> None:
+    """Back into the pool if the body was read to its end, or else closed at once."""
+    response.close()
+    response.release_conn()
+
+
+def _read_some(response: urllib3.BaseHTTPResponse) -> bytes:
+    from urllib3.exceptions import HTTPError  # noqa: PLC0415 - imported long since
+
+    try:
+        return response.read1(_READ_BYTES)
+    except (HTTPError, OSError, ValueError) as error:
+        raise from_urllib3(error) from error
+
+
+async def _aread_some(response: aiohttp.ClientResponse) -> bytes:
+    from aiohttp import ClientError  # noqa: PLC0415 - imported long since
+
+    try:
+        return await response.content.readany()
+    except (ClientError, OSError) as error:
+        raise from_aiohttp(error) from error
+
+
+def _expect_within(response: urllib3.BaseHTTPResponse, seconds: float) -> None:
+    if seconds <= 0:
+        raise GPT_ROUTER_ERRORS[FailureKind.TIMEOUT]("no whole answer in time")
+    sock = _socket_under(response)
+    if sock is not None:
+        limit = sock.gettimeout()
+        sock.settimeout(seconds if limit is None else min(limit, seconds))
+
+
+def _limit_silence(response: urllib3.BaseHTTPResponse, seconds: float | None) -> None:
+    sock = _socket_under(response)
+    if sock is not None:
+        sock.settimeout(seconds)
+
+
+def _socket_under(response: urllib3.BaseHTTPResponse) -> socket.socket | None:
+    """The socket that a body comes from; None once it has come."""
+    sock: socket.socket | None = getattr(response.connection, "sock", None)
+    if sock is None:
+        # http.client drops the connection's socket where the server says that it will
+        # close; the body has it still.
+        body = getattr(getattr(response, "_fp", None), "fp", None)
+        sock = getattr(getattr(body, "raw", None), "_sock", None)
+    return sock
+
+
+def _check_size(size: int) -> int:
+    if size > _MAX_BODY_BYTES:
+        msg = f"the gateway's answer is larger than {_MAX_BODY_BYTES} bytes"
+        raise GPT_ROUTER_ERRORS[FailureKind.MALFORMED](msg)
+    return size

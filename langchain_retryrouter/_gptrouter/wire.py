@@ -1,0 +1,308 @@
+"""The gateway's protocol, in words: requests to dicts, dicts to answers and errors.
+
+Pure: dicts and the `gptrouter` package's own types. This file does not know sockets,
+retries, or LangChain's messages (those are `messages`' business). Sources: the protocol as seen on the wire of the
+public gateway, and the payloads of the `gptrouter` package for what newer gateways take.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from gpt_router.models import (
+    ChunkedGenerationResponse,
+    Choice,
+    GenerationParams,
+    GenerationResponse,
+    ModelGenerationRequest,
+)
+from pydantic import ConfigDict, Field, ValidationError, field_validator
+
+from langchain_retryrouter._core.failure import FailureKind, classify
+from langchain_retryrouter._core.retry_after import ServerAdvice
+from langchain_retryrouter._core.streaming import Signal
+from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError
+from langchain_retryrouter.errors.gpt_router import (
+    GPT_ROUTER_ERRORS,
+    GPT_ROUTER_STREAM_ERRORS,
+)
+
+PROVIDER_OPTIONS: Final = frozenset(
+    {
+        # What the public gateway hands on to the provider.
+        "messages",
+        "prompt",
+        "temperature",
+        "top_p",
+        "n",
+        "stop",
+        "max_tokens",
+        "presence_penalty",
+        "frequency_penalty",
+        "logit_bias",
+        "user",
+        "functions",
+        "function_call",
+        "response_format",
+        "tools",
+        # What newer gateways take besides, as the `gptrouter` package sends it.
+        *GenerationParams.model_fields,
+    }
+)
+"""Names in `promptParams` that some gateway is known to read."""
+
+
+class GatewayParams(GenerationParams):
+    """The SDK's `GenerationParams` with what it would drop without a word."""
+
+    model_config = ConfigDict(extra="allow")
+
+    stop: str | list[str] | None = None
+    logit_bias: dict[str, float] | None = None
+    function_call: Any = None
+
+
+class GatewayRequest(ModelGenerationRequest):
+    """The SDK's request, carrying `GatewayParams` whole."""
+
+    prompt_params: GatewayParams = Field(default_factory=GatewayParams)
+
+
+class GatewayChoice(Choice):
+    """The SDK's `Choice`, tolerant of the nulls that gateways send in a paid answer."""
+
+    text: str = ""
+    finish_reason: str | None = None  # type: ignore[assignment]
+
+    @field_validator("text", mode="before")
+    @classmethod
+    def _null_is_no_text(cls, value: Any) -> Any:
+        return "" if value is None else value
+
+
+class GatewayResponse(GenerationResponse):
+    """The SDK's `GenerationResponse` with the call's ledger.
+
+    Attributes:
+        retryrouter: The attempts that the answer took.
+    """
+
+    id: str = ""
+    model: str = ""
+    choices: list[GatewayChoice]  # type: ignore[assignment]
+    retryrouter: dict[str, Any] | None = None
+
+
+class GatewayEvent(ChunkedGenerationResponse):
+    """The SDK's event; on the `end` event also the call's ledger.
+
+    Attributes:
+        id: The provider's id of the answer.
+        retryrouter: The attempts that the answer took.
+    """
+
+    id: str | None = None
+    retryrouter: dict[str, Any] | None = None
+
+
+# --- what goes out ------------------------------------------------------------------
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options that no gateway reads.
+
+    Raises:
+        UnsupportedOptionError: Naming them, and the way to send them all the same.
+    """
+    unknown = sorted(set(options) - PROVIDER_OPTIONS)
+    if unknown:
+        msg = (
+            f"the gateway cannot carry {', '.join(map(repr, unknown))}: it would be lost"
+            " without a word. To send it all the same, put it into `model_kwargs`."
+        )
+        raise UnsupportedOptionError(msg)
+
+
+# --- what comes back ----------------------------------------------------------------
+
+
+def read_json(body: bytes, status_code: int) -> dict[str, Any]:
+    """The JSON object in the body of a 2xx answer.
+
+    Raises:
+        GPTRouterMalformedResponseError: If there is none.
+    """
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        what = f"is not JSON: {_excerpt(body)!r}" if body.strip() else "has no body"
+        raise _malformed(f"the gateway's answer {what}", status_code) from error
+    if not isinstance(data, dict):
+        msg = f"the gateway's answer is no JSON object: {_excerpt(body)!r}"
+        raise _malformed(msg, status_code)
+    return data
+
+
+def read_response(data: Mapping[str, Any]) -> GatewayResponse:
+    """The answer in a gateway's JSON.
+
+    Raises:
+        GPTRouterMalformedResponseError: If it is not of the protocol.
+    """
+    try:
+        return GatewayResponse.model_validate(data)
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        msg = f"the gateway's answer is not of its protocol (at {where!r})"
+        raise _malformed(msg, 200) from error
+
+
+def read_event(data: bytes) -> GatewayEvent:
+    """One JSON event of a stream.
+
+    Raises:
+        RetryRouterError: The error that an `error` event reports, or a
+            `GPTRouterStreamMalformedResponseError` if it is not of the protocol.
+    """
+    try:
+        event = json.loads(data)
+        kind = event["event"]
+        if not isinstance(kind, str):
+            raise TypeError
+    except (ValueError, RecursionError, TypeError, KeyError) as error:
+        msg = f"an event of the stream is not of the protocol: {_excerpt(data)!r}"
+        raise GPT_ROUTER_STREAM_ERRORS[FailureKind.MALFORMED](msg) from error
+    kind = kind.lower()
+    if kind == "error":
+        raise read_stream_error(event)
+    content = event.get("data")
+    return GatewayEvent(
+        event=kind,
+        # The data of `end` is the string "end", which the SDK's type cannot hold.
+        data=content if isinstance(content, dict) else {},
+        provider=event.get("provider"),
+        id=event.get("id"),
+    )
+
+
+class EventReader:
+    """Tells, for the events of one stream, which is a token and which the end.
+
+    `end` alone does not make an answer whole: a provider whose stream was cut cleanly
+    leaves a normal `end`, and as its only trace that no update had a finish reason.
+    Completion models' updates have no `finish_reason` key at all.
+    """
+
+    __slots__ = ("_finished", "_saw_update")
+
+    def __init__(self) -> None:
+        """At the start of a stream."""
+        self._finished = False
+        self._saw_update = False
+
+    def __call__(self, event: ChunkedGenerationResponse) -> Signal:
+        """What `event` means."""
+        if event.event == "update":
+            self._saw_update = True
+            data = event.data
+            if "finish_reason" not in data or data["finish_reason"] is not None:
+                self._finished = True
+            text = data.get("text") or ""
+            has_call = bool(data.get("tool_calls") or data.get("function_call"))
+            return Signal(text=text, is_token=bool(text) or has_call)
+        if event.event == "end":
+            whole = self._saw_update and self._finished
+            return Signal(is_end=whole, is_last=True)
+        return Signal()
+
+
+# --- errors -------------------------------------------------------------------------
+
+# Said by the public gateway in `error` events. Compared in lower case.
+_KNOWN_TEXTS: Final = (
+    (re.compile(r"^request timed out"), FailureKind.TIMEOUT),
+    (re.compile(r"^connection error"), FailureKind.CONNECTION),
+    (re.compile(r"^(premature close|read econnreset|terminated)"), FailureKind.INTERRUPTED),
+    (re.compile(r"^(provider|model) with (name|id) .* does not exist"), FailureKind.NOT_FOUND),
+    (re.compile(r"^no models available"), FailureKind.UNAVAILABLE),
+    (re.compile(r'^\[\s*\{.*"path"', re.DOTALL), FailureKind.INVALID_REQUEST),
+)
+_LEADING_STATUS: Final = re.compile(r"^([1-5]\d\d)\b")
+_NOT_ACCEPTABLE: Final = 406
+
+
+def read_stream_error(event: Mapping[str, Any]) -> RetryRouterError:
+    """The error that an `error` event reports, classed by what its message says."""
+    message = event.get("message")
+    if not isinstance(message, str):
+        message = "the gateway reported an error without a message"
+    status = _LEADING_STATUS.match(message)
+    status_code = int(status[1]) if status else None
+    kind = _by_known_text(message) or classify(status_code, None, message)
+    return GPT_ROUTER_STREAM_ERRORS[kind](message, status_code=status_code, body=dict(event))
+
+
+def _by_known_text(message: str) -> FailureKind | None:
+    lowered = message.lower()
+    return next((kind for text, kind in _KNOWN_TEXTS if text.match(lowered)), None)
+
+
+def read_status_error(
+    status_code: int, body: bytes, advice: ServerAdvice, request_id: str | None
+) -> RetryRouterError:
+    """The error that an answer other than 200 stands for."""
+    data = _json_or_none(body)
+    message = _told(data) or _excerpt(body) or "no body"
+    kind = classify(status_code, _code(data), message)
+    if status_code == _NOT_ACCEPTABLE:
+        # The SDK's own reading of a 406: no model of the list is available.
+        kind = FailureKind.UNAVAILABLE
+    return GPT_ROUTER_ERRORS[kind](
+        f"{status_code}: {message}",
+        status_code=status_code,
+        retry_after=advice.retry_after,
+        should_retry=advice.should_retry,
+        request_id=request_id,
+        code=_code(data),
+        body=data if data is not None else _excerpt(body),
+    )
+
+
+def is_opaque(error: RetryRouterError) -> bool:
+    """Whether the gateway hid the cause, which it tells a stream but not a plain call."""
+    return error.status_code == 500 and error.body == {"error": "Something went wrong"}  # noqa: PLR2004
+
+
+def _malformed(message: str, status_code: int) -> RetryRouterError:
+    return GPT_ROUTER_ERRORS[FailureKind.MALFORMED](message, status_code=status_code)
+
+
+def _json_or_none(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _told(data: Any) -> str:
+    if not isinstance(data, dict):
+        return ""
+    nested = data.get("error")
+    told = data.get("message") or (
+        nested.get("message") if isinstance(nested, dict) else nested
+    )
+    return told if isinstance(told, str) else ""
+
+
+def _code(data: Any) -> str | None:
+    nested = data.get("error") if isinstance(data, dict) else None
+    code = nested.get("code") if isinstance(nested, dict) else None
+    return code if isinstance(code, str) else None
+
+
+def _excerpt(body: bytes, length: int = 200) -> str:
+    text = body[: 4 * length].decode("utf-8", "replace").strip()
+    return text if len(text) <= length else f"{text[:length]}…"

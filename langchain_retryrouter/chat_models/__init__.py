@@ -1,0 +1,1 @@
+"""Chat models: `GPTRouter`, over a gateway."""

@@ -1,0 +1,201 @@
+"""One call's requests to a gateway client: what an attempt sends, how its answer is read.
+
+Between the drive, which says when, and the transport, which says how. From attempt to
+attempt a call keeps two things in mind:
+
+- The gateway asks its second model only when its own health table says that the first
+  is sick, never when the first one fails. So whoever failed is put last for the next
+  attempt.
+- Without streaming the gateway answers most causes with the same opaque 500, while a
+  stream is told the cause. So after an opaque 500 the next attempt streams inside, and
+  an unknown model is named instead of being repeated.
+
+A client that a user put in ours' place is asked as langchain-community would ask it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Generator,
+    Iterator,
+    Sequence,
+)
+from typing import TYPE_CHECKING, Any
+
+from gpt_router.models import ChunkedGenerationResponse, GenerationResponse
+
+from langchain_retryrouter._gptrouter.bodies import AsyncEvents, SyncEvents
+from langchain_retryrouter._gptrouter.borders import from_sdk
+from langchain_retryrouter._gptrouter.messages import assemble
+from langchain_retryrouter._gptrouter.transport import GatewayClient
+from langchain_retryrouter._gptrouter.wire import (
+    GatewayEvent,
+    GatewayRequest,
+    GatewayResponse,
+    is_opaque,
+)
+from langchain_retryrouter.errors import RetryRouterError
+
+if TYPE_CHECKING:
+    from langchain_retryrouter._drive import AEventSource, Attempt, EventSource
+
+
+class _Conversation:
+    """What both twins know of a call."""
+
+    def __init__(
+        self,
+        client: Any,
+        requests: Sequence[GatewayRequest],
+        options: dict[str, Any],
+        *,
+        failover: bool,
+    ) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            client: What sends; ours, or one with the SDK's `generate`.
+            requests: A request per model, the preferred one first.
+            options: What the gateway itself is told beside them.
+            failover: Whether the next attempt puts a model that failed last.
+        """
+        self._client = client
+        self._requests = list(requests)
+        self._options = options if isinstance(client, GatewayClient) else None
+        self._failover = failover
+        self._streams_inside = False
+
+    def route(self) -> str:
+        """The model that the next attempt asks first."""
+        return self._requests[0].model_name
+
+    def learn(self, error: RetryRouterError) -> None:
+        """Prepare the next attempt, knowing how the last one failed."""
+        # A stream interleaves several choices without telling them apart.
+        asks_for_one = self._requests[0].prompt_params.n in {None, 1}
+        self._streams_inside = is_opaque(error) and asks_for_one
+        if self._failover:
+            failed, *others = self._requests
+            self._requests = [
+                request.model_copy(update={"order": order})
+                for order, request in enumerate([*others, failed], start=1)
+            ]
+
+    def _arguments(self, attempt: Attempt, *, is_stream: bool) -> dict[str, Any]:
+        arguments = {
+            "ordered_generation_requests": self._requests,
+            "is_stream": is_stream,
+        }
+        if self._options is not None:
+            arguments |= {"timeout": attempt.timeout, **self._options}
+            if self._streams_inside:
+                # Nobody watches this stream: what limits the answer limits all of it.
+                arguments["whole_within"] = attempt.timeout
+        return arguments
+
+    @staticmethod
+    def signed(response: GenerationResponse, ledger: dict[str, Any]) -> GenerationResponse:
+        """The answer, telling the attempts it took where its type has room for it."""
+        if isinstance(response, GatewayResponse):
+            response.retryrouter = ledger
+        return response
+
+
+class Exchange(_Conversation):
+    """One call over a sync client."""
+
+    def send(self, attempt: Attempt) -> GenerationResponse:
+        """One attempt's answer."""
+        if self._streams_inside:
+            with contextlib.closing(self.connect(attempt)) as events:
+                return assemble(events)
+        with _foreign_border():
+            answer: GenerationResponse = self._client.generate(
+                **self._arguments(attempt, is_stream=False)
+            )
+        return answer
+
+    def connect(self, attempt: Attempt) -> EventSource[ChunkedGenerationResponse]:
+        """One attempt's stream."""
+        with _foreign_border():
+            events = self._client.generate(**self._arguments(attempt, is_stream=True))
+        return events if isinstance(events, SyncEvents) else _ForeignEvents(events)
+
+
+class AsyncExchange(_Conversation):
+    """One call over an async client."""
+
+    async def send(self, attempt: Attempt) -> GenerationResponse:
+        """One attempt's answer."""
+        if self._streams_inside:
+            async with contextlib.aclosing(await self.connect(attempt)) as events:
+                return assemble([event async for event in events])
+        with _foreign_border():
+            answer: GenerationResponse = await self._client.agenerate(
+                **self._arguments(attempt, is_stream=False)
+            )
+        return answer
+
+    async def connect(self, attempt: Attempt) -> AEventSource[ChunkedGenerationResponse]:
+        """One attempt's stream."""
+        with _foreign_border():
+            events = await self._client.agenerate(
+                **self._arguments(attempt, is_stream=True)
+            )
+        return events if isinstance(events, AsyncEvents) else _AsyncForeignEvents(events)
+
+
+class _ForeignEvents:
+    """The events of the SDK's own client, which swallows `end`.
+
+    A body that is over then has to do for an end; the reader still asks for a finish
+    reason. Nobody can abort a read in there, so limits hold between events only.
+    """
+
+    def __init__(self, events: Iterator[ChunkedGenerationResponse]) -> None:
+        self._events = events
+
+    def __iter__(self) -> Iterator[ChunkedGenerationResponse]:
+        with _foreign_border():
+            yield from self._events
+        yield GatewayEvent(event="end", data={})
+
+    def abort(self) -> None:
+        """Nothing that could be done."""
+
+    def close(self) -> None:
+        if isinstance(self._events, Generator):
+            self._events.close()
+
+
+class _AsyncForeignEvents:
+    """Async twin of `_ForeignEvents`."""
+
+    def __init__(self, events: AsyncIterator[ChunkedGenerationResponse]) -> None:
+        self._events = events
+
+    async def __aiter__(self) -> AsyncIterator[ChunkedGenerationResponse]:
+        with _foreign_border():
+            async for event in self._events:
+                yield event
+        yield GatewayEvent(event="end", data={})
+
+    async def aclose(self) -> None:
+        if isinstance(self._events, AsyncGenerator):
+            await self._events.aclose()
+
+
+@contextlib.contextmanager
+def _foreign_border() -> Iterator[None]:
+    try:
+        yield
+    except RetryRouterError:
+        raise
+    except Exception as error:
+        told = from_sdk(error)
+        if told is None:
+            raise
+        raise told from error
