@@ -1,0 +1,163 @@
+# Every target sets up what it needs, in virtual environments of this folder, with uv where
+# it is installed and with venv and pip where it is not (`make UV= ...` leaves uv aside).
+
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+TEST_FILE ?= tests/unit_tests
+INTEGRATION_TEST_FILE ?= tests/integration_tests
+PYTEST_EXTRA ?=
+ifeq ($(origin UV),undefined)
+UV := $(shell command -v uv 2>/dev/null)
+endif
+
+VENV := .venv/bin
+TESTED := constraints/tested.txt
+MINIMUM := constraints/minimum.txt
+PYTEST := python -m pytest
+PROJECT := .[cli,testing,tiktoken]
+
+##@ Everyday
+
+.PHONY: help
+help: ## print all targets (default)
+	@awk 'BEGIN { FS = ":.*## " } \
+		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z_]+:.*## / { printf "  %-20s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: install
+install: .venv/installed ## make .venv with everything a developer needs
+
+.PHONY: format
+format: .venv/installed ## apply ruff's safe fixes, then its format
+	$(VENV)/ruff check --fix-only .
+	$(VENV)/ruff format .
+
+.PHONY: demo
+demo: .venv/installed ## real LangChain calls through real HTTP faults, on loopback, no key
+	$(VENV)/retryrouter demo
+
+##@ Checks
+
+.PHONY: check
+check: lint lint_imports type test ## all that a change must pass before it is proposed
+
+.PHONY: lint
+lint: .venv/installed ## ruff, rules and format
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+
+.PHONY: lint_imports
+lint_imports: .venv/installed ## the import contracts: one way, and a pure core
+	$(VENV)/lint-imports --no-logo
+
+.PHONY: type
+type: .venv/installed ## mypy, strict, over the package and the tests
+	$(VENV)/mypy
+
+.PHONY: test
+test: .venv/installed ## unit tests (TEST_FILE=..., PYTEST_EXTRA=...)
+	$(VENV)/$(PYTEST) $(TEST_FILE) $(PYTEST_EXTRA)
+
+.PHONY: integration_tests
+integration_tests: .venv/installed ## integration tests that need no key
+	$(VENV)/$(PYTEST) $(INTEGRATION_TEST_FILE) $(PYTEST_EXTRA)
+
+.PHONY: test_min
+test_min: .venvs/minimum/installed ## unit tests on the lowest allowed direct dependencies
+	.venvs/minimum/bin/$(PYTEST) $(TEST_FILE) $(PYTEST_EXTRA)
+
+.PHONY: test_openai_majors
+test_openai_majors: .venvs/openai-2/installed .venvs/openai-3/installed ## unit tests on the newest openai 2 and 3
+	.venvs/openai-2/bin/$(PYTEST) $(TEST_FILE) $(PYTEST_EXTRA)
+	.venvs/openai-3/bin/$(PYTEST) $(TEST_FILE) $(PYTEST_EXTRA)
+
+.PHONY: coverage
+coverage: .venv/installed ## unit tests with branch coverage; the core must have all of it
+	$(VENV)/$(PYTEST) $(TEST_FILE) --cov --cov-report=term $(PYTEST_EXTRA)
+	$(VENV)/coverage report --include='langchain_retryrouter/_core/*' --fail-under=100
+
+##@ Now and then
+
+.PHONY: bench
+bench: .venvs/bench/installed ## time a call, a stream and a crowd against the peers
+	.venvs/bench/bin/python -m benchmarks.bench
+
+.PHONY: build
+build: .venv/installed ## sdist and wheel, in dist/
+	rm -rf dist
+	$(VENV)/python -m build $(if $(UV),--installer uv)
+
+# --- Environments --------------------------------------------------------------------------
+# An environment is thrown away and made anew when what it is made from changes, so nothing
+# that was once a dependency stays behind. `installed` comes last: an interrupted installation
+# is begun again.
+
+# uv does not read pip's variables; a machine that has set them means them for uv as well.
+ifneq ($(UV),)
+ifneq ($(PIP_INDEX_URL),)
+export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
+endif
+ifneq ($(PIP_EXTRA_INDEX_URL),)
+export UV_INDEX ?= $(PIP_EXTRA_INDEX_URL)
+endif
+ifneq ($(PIP_FIND_LINKS),)
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+endif
+ifneq ($(PIP_CERT),)
+export SSL_CERT_FILE ?= $(PIP_CERT)
+endif
+endif
+
+SOURCES := pyproject.toml langchain_retryrouter/_version.py .venvs/interpreter
+
+# $(call make_venv,FOLDER,WHAT TO INSTALL). pip before 25.1 knows no --group.
+ifneq ($(UV),)
+define make_venv
+	rm -rf $(1)
+	"$(UV)" venv --quiet --python "$$(head -n 1 .venvs/interpreter)" $(1)
+	"$(UV)" pip install --quiet --python $(1)/bin/python $(2)
+	@touch $(1)/installed
+endef
+else
+define make_venv
+	rm -rf $(1)
+	"$$(head -n 1 .venvs/interpreter)" -m venv $(1)
+	$(1)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(1)/bin/python -m pip install --quiet $(2)
+	@touch $(1)/installed
+endef
+endif
+
+.venv/installed: $(SOURCES) $(TESTED)
+	$(call make_venv,.venv,--constraint $(TESTED) --group dev --editable '$(PROJECT)')
+
+.venvs/minimum/installed: $(SOURCES) .venvs/minimum.txt
+	$(call make_venv,.venvs/minimum,--constraint .venvs/minimum.txt --group test --editable '$(PROJECT)')
+
+.venvs/openai-%/installed: $(SOURCES) .venvs/openai-%.txt
+	$(call make_venv,.venvs/openai-$*,--constraint .venvs/openai-$*.txt --group test --editable '$(PROJECT)')
+
+.venvs/bench/installed: $(SOURCES)
+	$(call make_venv,.venvs/bench,--group bench --editable '$(PROJECT)')
+
+.PRECIOUS: .venvs/openai-%.txt
+
+# The lowest direct versions; for all else, what was tested.
+.venvs/minimum.txt: $(MINIMUM) $(TESTED) | .venvs/interpreter
+	awk -F'[=<>]' 'NR == FNR { low[$$1] } NR == FNR || !($$1 in low)' $(MINIMUM) $(TESTED) > $@
+
+.venvs/openai-%.txt: $(TESTED) | .venvs/interpreter
+	{ echo 'openai==$*.*'; grep -v '^openai==' $(TESTED); } > $@
+
+# The interpreter to build with, rewritten only when it is another one: `make PYTHON=python3.13
+# test` makes new environments. The base one, since an active .venv must not be built with itself.
+.venvs/interpreter: FORCE
+	@mkdir -p .venvs
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "'$(PYTHON)' is no Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; print(sys._base_executable, sys.version, sep="\n")' > $@.new
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+
+.PHONY: FORCE
+FORCE:
