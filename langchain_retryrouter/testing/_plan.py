@@ -1,0 +1,382 @@
+"""How a step comes about: the bytes to write, the waits between them, and the ending.
+
+Pure. `plan` takes a step and an exchange and returns a `Plan`; `_server.py` carries it
+out without knowing what it means.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+from functools import singledispatch
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
+
+from . import steps
+from ._reply import (
+    JSON_HEADERS,
+    LAST_CHUNK,
+    Dialect,
+    Reply,
+    Stream,
+    Whole,
+    chunk,
+    chunked_head,
+    compact_json,
+    reason,
+    split_inside_characters,
+    whole_head,
+)
+from .completion import Choice, Completion, Responder, complete
+
+if TYPE_CHECKING:
+    from .recorded_request import Outcome, RecordedRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A wait between two writes; zero seconds let the event loop turn once."""
+
+    seconds: float
+
+
+class Ending(Enum):
+    """What becomes of the connection."""
+
+    KEEP = "keep"
+    FIN = "fin"
+    RST = "rst"
+
+
+Action: TypeAlias = bytes | Pause
+
+_AS_RESPONDED = steps.Answer()
+
+
+class Plan(NamedTuple):
+    """What the server does with one request. Every `bytes` is a write of its own."""
+
+    actions: tuple[Action, ...] = ()
+    ending: Ending = Ending.KEEP
+    outcome: Outcome = "sent"
+
+
+class Exchange(NamedTuple):
+    """One request, whose protocol it speaks, and who knows the healthy answer."""
+
+    request: RecordedRequest
+    dialect: Dialect
+    responder: Responder
+    fixed: Whole | None = None
+    """The answer of a path that `FaultyGateway.respond` has set."""
+
+    def healthy(self) -> Reply:
+        """The reply when nothing is wrong."""
+        return self.fixed or self.say(self.responder(self.request))
+
+    def say(self, completion: Completion) -> Reply:
+        """The healthy reply that says `completion`."""
+        return self.fixed or self.dialect.answer(self.request, completion)
+
+
+@singledispatch
+def plan(step: object, exchange: Exchange) -> Plan:
+    """What the server does when `step` answers `exchange`.
+
+    Raises:
+        TypeError: `step` is none of the steps.
+        ValueError: `step` cannot be carried out on this reply, such as a cut after 40
+            events where there are 5.
+    """
+    number = exchange.request.number
+    msg = f"{step!r}, scripted for request {number}, is none of the known steps"
+    raise TypeError(msg)
+
+
+# Healthy answers and errors: the whole reply goes out.
+
+
+@plan.register
+def _(step: steps.Answer, exchange: Exchange) -> Plan:
+    as_responded = step == _AS_RESPONDED
+    reply = exchange.healthy() if as_responded else _answered(step, exchange)
+    return _send(reply, exchange)
+
+
+@plan.register
+def _(step: steps.Status, exchange: Exchange) -> Plan:
+    if step.body is None:
+        reply = exchange.dialect.error(
+            exchange.request, step.code, step.error_code, step.message
+        )
+        if step.code in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}:
+            reply = Whole(step.code, (), b"")
+    else:
+        reply = Whole(step.code, JSON_HEADERS, _body_bytes(step.body))
+    given = steps.pairs_of(step.headers)
+    names = {name.lower() for name, _ in given}
+    kept = tuple(
+        (name, value) for name, value in reply.headers if name.lower() not in names
+    )
+    return _send(replace(reply, headers=kept + given), exchange)
+
+
+@plan.register
+def _(step: steps.Body, exchange: Exchange) -> Plan:
+    headers = steps.pairs_of(step.headers)
+    return _send(Whole(step.status, headers, _body_bytes(step.body)), exchange)
+
+
+@plan.register
+def _(step: steps.HtmlPage, exchange: Exchange) -> Plan:
+    title = f"{step.status} {reason(step.status)}"
+    page = f"<html><head><title>{title}</title></head><body>{title}</body></html>"
+    headers = (("content-type", "text/html"),)
+    return _send(Whole(step.status, headers, page.encode()), exchange)
+
+
+@plan.register
+def _(step: steps.ErrorInOk, exchange: Exchange) -> Plan:
+    body = exchange.dialect.error_in_ok(step.message, step.code)
+    return _send(Whole(HTTPStatus.OK, JSON_HEADERS, body), exchange)
+
+
+@plan.register
+def _(step: steps.ErrorEvent, exchange: Exchange) -> Plan:
+    if not exchange.request.streaming or exchange.fixed:
+        reply = exchange.dialect.unstreamed_error(
+            exchange.request, step.message, step.status, step.code
+        )
+        return _send(reply, exchange)
+    before, _ = _split(exchange.healthy(), step.after, step, exchange)
+    error = exchange.dialect.error_event(step.message, step.status, step.code)
+    return _ended((*before, chunk(error) + LAST_CHUNK), exchange)
+
+
+# Faults of time and of cutting: every byte of a healthy answer goes out.
+
+
+@plan.register
+def _(step: steps.SlowFirstToken, exchange: Exchange) -> Plan:
+    reply = exchange.healthy()
+    if isinstance(reply, Whole):
+        return _ended((Pause(step.seconds), *_writes(reply, exchange)), exchange)
+    before, after = _split(reply, 0, step, exchange)
+    return _ended((*before, Pause(step.seconds), *after), exchange)
+
+
+@plan.register
+def _(step: steps.Stall, exchange: Exchange) -> Plan:
+    before, after = _split(exchange.healthy(), step.after, step, exchange)
+    return _ended((*before, Pause(step.seconds), *after), exchange)
+
+
+@plan.register
+def _(step: steps.Drip, exchange: Exchange) -> Plan:
+    data = b"".join(_writes(exchange.healthy(), exchange))
+    drops = [data[at : at + step.size] for at in range(0, len(data), step.size)]
+    return _ended(_spaced(drops, Pause(step.seconds)), exchange)
+
+
+@plan.register
+def _(step: steps.SplitCharacter, exchange: Exchange) -> Plan:
+    reply = exchange.say(complete(exchange.request, Choice(step.text)))
+    close = _closes(exchange, reply)
+    if isinstance(reply, Whole):
+        first = chunked_head(reply.status, reply.headers, close=close)
+        pieces = list(split_inside_characters(reply.body))
+    else:
+        first = _stream_head(reply, close=close)
+        frames = (*reply.opening, *reply.events, *reply.closing, reply.farewell)
+        pieces = [piece for frame in frames for piece in split_inside_characters(frame)]
+    if all(piece.isascii() for piece in pieces):
+        _refuse(step, exchange, "the answer has no character of several bytes")
+    writes = [first, *(chunk(piece) for piece in pieces if piece), LAST_CHUNK]
+    return _ended(_spaced(writes, Pause(0)), exchange)
+
+
+# Faults that keep something back or garble it.
+
+
+@plan.register
+def _(_step: steps.Reset, _exchange: Exchange) -> Plan:
+    return Plan(ending=Ending.RST, outcome="faulted")
+
+
+@plan.register
+def _(_step: steps.Hangup, _exchange: Exchange) -> Plan:
+    return Plan(ending=Ending.FIN, outcome="faulted")
+
+
+@plan.register
+def _(step: steps.Silence, _exchange: Exchange) -> Plan:
+    return Plan((Pause(step.seconds),), Ending.FIN, "faulted")
+
+
+@plan.register
+def _(step: steps.Cut, exchange: Exchange) -> Plan:
+    before, _ = _split(exchange.healthy(), step.after, step, exchange)
+    return Plan(before, Ending(step.how), "faulted")
+
+
+@plan.register
+def _(step: steps.Truncate, exchange: Exchange) -> Plan:
+    reply = exchange.healthy()
+    if isinstance(reply, Whole):
+        return _faulted(_send(_halved(reply), exchange))
+    before, _ = _split(reply, step.after, step, exchange)
+    return _faulted(_ended((*before, LAST_CHUNK), exchange))
+
+
+@plan.register
+def _(step: steps.MalformedEvent, exchange: Exchange) -> Plan:
+    reply = exchange.healthy()
+    if isinstance(reply, Whole):
+        return _faulted(_send(_halved(reply), exchange))
+    _require_events(reply, step.at, step, exchange)
+    events = list(reply.events)
+    event = events[step.at - 1]
+    events[step.at - 1] = event[: len(event) // 2] + b"\n\n"
+    return _faulted(_send(replace(reply, events=tuple(events)), exchange))
+
+
+@plan.register
+def _(step: steps.MissingDone, exchange: Exchange) -> Plan:
+    reply = exchange.healthy()
+    if isinstance(reply, Whole):
+        _refuse(step, exchange, "only a stream has a last frame")
+    return _faulted(_send(replace(reply, farewell=b""), exchange))
+
+
+@plan.register
+def _(step: steps.Raw, _exchange: Exchange) -> Plan:
+    return Plan((step.data,), Ending.FIN if step.close else Ending.KEEP, "faulted")
+
+
+# What they are made of.
+
+
+def _answered(step: steps.Answer, exchange: Exchange) -> Reply:
+    completion = _completion(step, exchange)
+    choices = completion.choices
+    if step.finish_reason is not steps.UNSET:
+        choices = tuple(
+            replace(choice, finish_reason=step.finish_reason) for choice in choices
+        )
+    return exchange.say(
+        replace(
+            completion,
+            choices=choices,
+            usage=completion.usage if step.usage is steps.UNSET else step.usage,
+            model=step.model or completion.model,
+            id=step.id or completion.id,
+        )
+    )
+
+
+def _completion(step: steps.Answer, exchange: Exchange) -> Completion:
+    text = step.text
+    if text is None and not step.tool_calls and step.function_call is None:
+        return exchange.responder(exchange.request)
+    choice = Choice(
+        text=text(exchange.request) if callable(text) else text or "",
+        tool_calls=step.tool_calls,
+        function_call=step.function_call,
+        finish_reason=_natural_finish(step),
+    )
+    return complete(exchange.request, choice)
+
+
+def _natural_finish(step: steps.Answer) -> str:
+    if step.tool_calls:
+        return "tool_calls"
+    return "function_call" if step.function_call else "stop"
+
+
+def _body_bytes(body: Any) -> bytes:
+    if isinstance(body, bytes):
+        return body
+    return body.encode() if isinstance(body, str) else compact_json(body)
+
+
+def _send(reply: Reply, exchange: Exchange) -> Plan:
+    ending = Ending.FIN if _closes(exchange, reply) else Ending.KEEP
+    return Plan(_writes(reply, exchange), ending)
+
+
+def _ended(actions: tuple[Action, ...], exchange: Exchange) -> Plan:
+    ending = Ending.FIN if exchange.request.closes_connection else Ending.KEEP
+    return Plan(actions, ending)
+
+
+def _faulted(healthy: Plan) -> Plan:
+    return healthy._replace(outcome="faulted")
+
+
+def _closes(exchange: Exchange, reply: Reply) -> bool:
+    said = any(
+        name.lower() == "connection" and value.lower() == "close"
+        for name, value in reply.headers
+    )
+    return said or exchange.request.closes_connection
+
+
+def _writes(reply: Reply, exchange: Exchange) -> tuple[bytes, ...]:
+    """The reply as a healthy server writes it."""
+    close = _closes(exchange, reply)
+    if isinstance(reply, Whole):
+        return (whole_head(reply, close=close) + reply.body,)
+    return (_stream_head(reply, close=close), *_stream_rest(reply, 0))
+
+
+def _split(
+    reply: Reply, after: int, step: steps.Step, exchange: Exchange
+) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+    """The writes up to event number `after`, and those that would follow."""
+    close = _closes(exchange, reply)
+    if isinstance(reply, Whole):
+        data = whole_head(reply, close=close) + reply.body
+        half = len(data) - len(reply.body) // 2
+        return (data[:half],), (data[half:],)
+    _require_events(reply, after, step, exchange)
+    # The opening has no content: it is not sent when the fault comes before any.
+    opening = (*reply.opening,) if after else ()
+    sent = (*opening, *reply.events[:after])
+    return (
+        (_stream_head(reply, close=close), *(chunk(frame) for frame in sent)),
+        _stream_rest(reply, after),
+    )
+
+
+def _stream_head(reply: Stream, *, close: bool) -> bytes:
+    head = chunked_head(HTTPStatus.OK, reply.headers, close=close)
+    return head + chunk(reply.preamble)
+
+
+def _stream_rest(reply: Stream, after: int) -> tuple[bytes, ...]:
+    opening = () if after else reply.opening
+    frames = (*opening, *reply.events[after:], *reply.closing)
+    return (*(chunk(frame) for frame in frames), chunk(reply.farewell) + LAST_CHUNK)
+
+
+def _halved(reply: Whole) -> Whole:
+    return replace(reply, body=reply.body[: len(reply.body) // 2])
+
+
+def _spaced(writes: list[bytes], pause: Pause) -> tuple[Action, ...]:
+    spaced: list[Action] = []
+    for write in writes:
+        spaced += [write, pause]
+    return tuple(spaced[:-1])
+
+
+def _require_events(
+    reply: Stream, count: int, step: steps.Step, exchange: Exchange
+) -> None:
+    if count > len(reply.events):
+        _refuse(step, exchange, f"the answer has {len(reply.events)} events to count")
+
+
+def _refuse(step: steps.Step, exchange: Exchange, why: str) -> NoReturn:
+    msg = f"{step} cannot be done to request {exchange.request.number}: {why}"
+    raise ValueError(msg)

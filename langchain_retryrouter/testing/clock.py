@@ -1,0 +1,138 @@
+"""A clock that only the test moves."""
+
+from __future__ import annotations
+
+import math
+import threading
+import types
+from collections.abc import Generator, Iterable, Iterator
+from itertools import repeat
+
+
+class FakeClock:
+    """Time, waiting and chance for code that takes them from outside.
+
+    Waiting moves the time forward at once and is written down in `sleeps`, so back-off
+    is tested without sleeping. Safe to share between threads.
+
+    Example:
+        ```python
+        clock = FakeClock(random=0.0)
+        clock.sleep(4.0)
+        assert clock.sleeps == [4.0]
+        ```
+    """
+
+    def __init__(
+        self,
+        *,
+        monotonic: float = 0.0,
+        wall: float = 1_800_000_000.0,
+        random: float | Iterable[float] = 0.5,
+    ) -> None:
+        """Start the clock.
+
+        Args:
+            monotonic: What `monotonic` says at the start, in seconds.
+            wall: What `wall` says at the start, in seconds since the Unix epoch.
+            random: What `random` gives: always this number, or one of these after
+                another.
+
+        Raises:
+            ValueError: A time is not finite, or a number is outside `[0, 1)`.
+        """
+        self._monotonic = _finite("monotonic", monotonic)
+        self._wall = _finite("wall", wall)
+        self._numbers = _numbers(random)
+        self._sleeps: list[float] = []
+        self._lock = threading.Lock()
+
+    @property
+    def sleeps(self) -> list[float]:
+        """The seconds of every wait so far, in order."""
+        with self._lock:
+            return list(self._sleeps)
+
+    def monotonic(self) -> float:
+        """Seconds on a clock that never goes back."""
+        with self._lock:
+            return self._monotonic
+
+    def wall(self) -> float:
+        """Seconds since the Unix epoch."""
+        with self._lock:
+            return self._wall
+
+    def random(self) -> float:
+        """The next number in `[0, 1)`.
+
+        Raises:
+            ValueError: The numbers handed in are used up, or this is none of `[0, 1)`.
+        """
+        with self._lock:
+            number = next(self._numbers, None)
+        if number is None:
+            msg = "FakeClock: the numbers given as random= are used up, hand in more"
+            raise ValueError(msg)
+        return _in_unit_interval(number)
+
+    def sleep(self, seconds: float) -> None:
+        """Move the time forward by `seconds`, and write the wait down.
+
+        Raises:
+            ValueError: `seconds` is negative or not finite.
+        """
+        self._pass(seconds, waited=True)
+
+    async def asleep(self, seconds: float) -> None:
+        """Do what `sleep` does, and let the other tasks run once.
+
+        Raises:
+            ValueError: `seconds` is negative or not finite.
+        """
+        self._pass(seconds, waited=True)
+        await _one_turn_of_the_loop()
+
+    def advance(self, seconds: float) -> None:
+        """Move the time forward by `seconds` without anybody having waited.
+
+        Raises:
+            ValueError: `seconds` is negative or not finite.
+        """
+        self._pass(seconds, waited=False)
+
+    def _pass(self, seconds: float, *, waited: bool) -> None:
+        if _finite("seconds", seconds) < 0:
+            msg = f"FakeClock: seconds={seconds!r} is negative, time does not go back"
+            raise ValueError(msg)
+        with self._lock:
+            self._monotonic += seconds
+            self._wall += seconds
+            if waited:
+                self._sleeps.append(seconds)
+
+
+def _finite(name: str, value: float) -> float:
+    if not math.isfinite(value):
+        msg = f"FakeClock: {name}={value!r} is not a finite number"
+        raise ValueError(msg)
+    return value
+
+
+def _numbers(random: float | Iterable[float]) -> Iterator[float]:
+    if isinstance(random, Iterable):
+        return iter(random)
+    return repeat(_in_unit_interval(random))
+
+
+def _in_unit_interval(number: float) -> float:
+    if not 0 <= number < 1:
+        msg = f"FakeClock: random number {number!r} is outside [0, 1)"
+        raise ValueError(msg)
+    return number
+
+
+@types.coroutine
+def _one_turn_of_the_loop() -> Generator[None, None, None]:
+    # What asyncio.sleep(0) does: nothing that could be mistaken for a real wait.
+    yield
