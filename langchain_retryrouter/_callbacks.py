@@ -2,7 +2,7 @@
 
 langchain-core hands the run manager to `_generate`, but calls a chat model's `_stream`
 and `_astream` without one, from `stream`/`astream` and from the streaming branch of
-`_generate_with_cache`. A retry in there would be seen by nobody. `RetryVisibleChatModel`
+`_generate_with_cache`. Nobody would see a retry in there. `RetryVisibleChatModel`
 closes the gap: it announces the run in a context variable for as long as it takes the
 stream to start, and `run_manager_of` finds it.
 
@@ -38,7 +38,9 @@ from langchain_retryrouter._drive import ANotify, Notify
 logger = logging.getLogger(__name__)
 
 AnyRunManager = CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun
-_RunManager = TypeVar("_RunManager", CallbackManagerForLLMRun, AsyncCallbackManagerForLLMRun)
+_RunManager = TypeVar(
+    "_RunManager", CallbackManagerForLLMRun, AsyncCallbackManagerForLLMRun
+)
 
 
 class _Run(NamedTuple):
@@ -50,7 +52,9 @@ _run: ContextVar[_Run | None] = ContextVar("langchain_retryrouter_run", default=
 
 
 @contextlib.contextmanager
-def _announced(model: BaseChatModel, run_manager: AnyRunManager | None) -> Iterator[None]:
+def _announced(
+    model: BaseChatModel, run_manager: AnyRunManager | None
+) -> Iterator[None]:
     if run_manager is None:
         yield
         return
@@ -78,7 +82,7 @@ def run_manager_of(
 
 
 def notifier(run_manager: CallbackManagerForLLMRun | None) -> Notify | None:
-    """What tells every handler of a retry, whatever the others do; None for no handler."""
+    """What tells every handler of a retry, whatever the others do; None for none."""
     if run_manager is None:
         return None
 
@@ -214,7 +218,7 @@ def _open_run(
     callbacks: CallbackManager | AsyncCallbackManager,
     kind: type[_RunManager],
 ) -> _RunManager:
-    """Settle in `config` which run this will be; its run manager, ahead of its start."""
+    """Settle in `config` which run this will be; its run manager, before it starts."""
     run_id = config.get("run_id") or uuid7()
     config["callbacks"] = callbacks
     config["run_id"] = run_id

@@ -48,7 +48,7 @@ class Refusal:
 
 
 class CircuitBreaker:
-    """A circuit breaker; hand one object to every model that talks to the same provider.
+    """A circuit breaker; hand one object to every model of the same provider.
 
     Counts retryable failures only: a 400 says nothing about the provider's health.
     Thread-safe, and deliberately one object: a copy or deep copy of a model shares its
@@ -81,7 +81,7 @@ class CircuitBreaker:
             return self._state(now)
 
     def admit(self, now: float) -> Permit | Refusal:
-        """Leave to send one request at the monotonic time `now`, or how long to stay away."""
+        """Leave to send a request at the monotonic time `now`, or when to come back."""
         with self._lock:
             state = self._state(now)
             if state is BreakerState.CLOSED:
@@ -163,14 +163,18 @@ def _restore_breaker(
 
 
 def _check_settings(failure_threshold: Any, recovery_time: Any) -> None:
-    whole = isinstance(failure_threshold, int) and not isinstance(failure_threshold, bool)
+    whole = isinstance(failure_threshold, int) and not isinstance(
+        failure_threshold, bool
+    )
     if not whole or failure_threshold < 1:
         msg = (
             "failure_threshold must be a whole number, 1 or more, not"
             f" {failure_threshold!r}"
         )
         raise ValueError(msg)
-    number = isinstance(recovery_time, int | float) and not isinstance(recovery_time, bool)
+    number = isinstance(recovery_time, int | float) and not isinstance(
+        recovery_time, bool
+    )
     if not number or not 0 < recovery_time <= sys.float_info.max:
         msg = f"recovery_time must be a finite number above 0, not {recovery_time!r}"
         raise ValueError(msg)

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 
 class RetryBudget:
-    """A token bucket that retries draw from; hand one object to every model that shares it.
+    """A token bucket that retries draw from; hand one object to all that share it.
 
     Thread-safe, and deliberately one object: a copy or deep copy of a model shares its
     budget. A pickle carries the numbers and the tokens left, but not the sharing.
@@ -57,7 +57,7 @@ class RetryBudget:
         return self._tokens
 
     def spend(self, *, throttled: bool = False) -> float | None:
-        """The tokens taken for one retry, or None, taking nothing, if they do not suffice.
+        """The tokens taken for one retry; None and nothing taken if there are too few.
 
         Args:
             throttled: Whether the retry follows a rate limit.
@@ -100,7 +100,7 @@ def _restore_budget(
     cls: type[RetryBudget], settings: dict[str, float], tokens: float
 ) -> RetryBudget:
     budget = cls(**settings)
-    budget._tokens = tokens  # noqa: SLF001 - the other half of `__reduce__`
+    budget._tokens = tokens
     return budget
 
 

@@ -91,7 +91,7 @@ class RetryPolicy:
 
     @property
     def max_attempts(self) -> int:
-        """Requests sent at the most: `max_retries + 1`; converted here and nowhere else."""
+        """Requests sent at the most, `max_retries + 1`; converted nowhere else."""
         return self.max_retries + 1
 
     def backoff(self, retry: int) -> float:
@@ -146,7 +146,8 @@ class RetryPolicy:
     def _longest_wait(self, retry: int) -> float:
         # The two ways to be made to wait: back-off, or the longest word that is heeded.
         return max(
-            self.backoff(retry), self.delay(retry, float(self.jitter), self.max_retry_after)
+            self.backoff(retry),
+            self.delay(retry, float(self.jitter), self.max_retry_after),
         )
 
 

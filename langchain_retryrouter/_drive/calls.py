@@ -20,9 +20,7 @@ from langchain_retryrouter._drive.steering import (
 T = TypeVar("T")
 
 
-def call(
-    plan: Plan, send: Callable[[Attempt], T], notify: Notify | None = None
-) -> T:
+def call(plan: Plan, send: Callable[[Attempt], T], notify: Notify | None = None) -> T:
     """The result of `send`, repeated while the plan's policy allows.
 
     Args:
@@ -47,9 +45,7 @@ async def acall(
 ) -> T:
     """Async twin of `call`."""
     steering = Steering(plan, is_stream=False)
-    result = await aretrying(
-        plan, steering, lambda: _asend(steering, send), notify
-    )
+    result = await aretrying(plan, steering, lambda: _asend(steering, send), notify)
     plan.session.succeeded()
     return result
 

@@ -82,11 +82,10 @@ class Steering:
         if self._last_error is not None:
             self._stop("the circuit breaker is open")
             raise self._last_error
+        wait = refusal.retry_after
+        msg = f"nothing was sent: the circuit breaker is open for another {wait:.1f} s"
         raise self.errors[FailureKind.CIRCUIT_OPEN](
-            "nothing was sent: the circuit breaker is open"
-            f" for another {refusal.retry_after:.1f} s",
-            retry_after=refusal.retry_after,
-            may_have_run=False,
+            msg, retry_after=wait, may_have_run=False
         )
 
     def should_retry(self, state: RetryCallState) -> bool:
@@ -107,7 +106,7 @@ class Steering:
         return decision.delay if isinstance(decision, Retry) else 0.0
 
     def check_deadline(self) -> None:
-        """Raise the last error if its report took so long that the wait no longer fits."""
+        """Raise the last error if its wait no longer fits: its report took too long."""
         if self.session.outlasted() and self._last_error is not None:
             self._is_over = True
             raise self._last_error
@@ -122,8 +121,12 @@ class Steering:
         reason = session.decision.reason if isinstance(session.decision, GiveUp) else ""
         if not reason:
             return
-        attempts = "1 attempt" if session.attempts == 1 else f"{session.attempts} attempts"
-        error.add_note(f"gave up after {attempts}, {session.waited:.1f} s waited: {reason}")
+        attempts = (
+            "1 attempt" if session.attempts == 1 else f"{session.attempts} attempts"
+        )
+        error.add_note(
+            f"gave up after {attempts}, {session.waited:.1f} s waited: {reason}"
+        )
         if session.policy.max_retries:
             # Whoever retries on top of us would multiply the load. With our own
             # retries off, we are not the one who retries, and hide nothing.
@@ -134,7 +137,9 @@ class Steering:
         self.session.broke_off(error.failure)
         error.route = self.session.route
         error.attempts = self.session.attempts
-        error.add_note(f"not repeated: {len(error.delivered)} characters were delivered")
+        error.add_note(
+            f"not repeated: {len(error.delivered)} characters were delivered"
+        )
 
     def timed_out(self, seconds: float) -> RetryRouterError:
         """The error for an attempt that outlasted its own limit."""
@@ -142,7 +147,9 @@ class Steering:
         return self.errors[FailureKind.TIMEOUT](f"{what} within {seconds:.3g} s")
 
     def _attempt_timeout(self, remaining: float | None) -> float | None:
-        first_token = self.session.policy.first_token_timeout if self._is_stream else None
+        first_token = (
+            self.session.policy.first_token_timeout if self._is_stream else None
+        )
         limits = [limit for limit in (remaining, first_token) if limit is not None]
         return max(0.001, min(limits)) if limits else None
 
@@ -158,5 +165,5 @@ def _error_of(state: RetryCallState) -> RetryRouterError | None:
 
 
 def snapshot(state: RetryCallState) -> RetryCallState:
-    """The state of a failed attempt, safe to keep: tenacity goes on to reuse its own."""
+    """The state of a failed attempt, safe to keep: tenacity reuses its own."""
     return copy.copy(state)

@@ -74,7 +74,7 @@ _SILENCE = _End()
 
 
 class _Follower(Generic[E]):
-    """One attempt's stream as both twins follow it: what was seen, and what it means."""
+    """One attempt's stream as both twins follow it: what was seen, what it means."""
 
     def __init__(self, steering: Steering, reader: Reader[E]) -> None:
         self.guard = StreamGuard()
@@ -106,7 +106,9 @@ class _Follower(Generic[E]):
             return _AFTER_THE_END
         session = self._steering.session
         stall, left = session.policy.stall_timeout, session.remaining()
-        return min((limit for limit in (stall, left) if limit is not None), default=None)
+        return min(
+            (limit for limit in (stall, left) if limit is not None), default=None
+        )
 
     def ended(self) -> _End:
         """The body is over, which is fine if the protocol said so first."""
@@ -116,7 +118,7 @@ class _Follower(Generic[E]):
             )
         return _END
 
-    def broke(self, error: RetryRouterError) -> _End:
+    def broke(self, error: RetryRouterError) -> _End:  # noqa: RET503 - it raises
         """The body broke, which is no matter once the answer is whole."""
         if self.guard.is_whole:
             return _END
@@ -124,7 +126,7 @@ class _Follower(Generic[E]):
             self._break_off(self._interrupted(error.message), cause=error)
         self._break_off(error)
 
-    def fell_silent(self, limit: float) -> _End:
+    def fell_silent(self, limit: float) -> _End:  # noqa: RET503 - it raises
         """The next event did not come in time."""
         if self.guard.is_whole:
             return _END

@@ -79,9 +79,8 @@ class _EventQueue:
     def check_whole(self) -> None:
         """Raise if what was the last event was not the end."""
         if not self._is_whole:
-            raise GPT_ROUTER_ERRORS[FailureKind.INTERRUPTED](
-                "the stream ended before the answer was complete"
-            )
+            msg = "the stream ended before the answer was complete"
+            raise GPT_ROUTER_ERRORS[FailureKind.INTERRUPTED](msg)
 
 
 class SyncEvents:
@@ -226,7 +225,8 @@ async def _aread_some(response: aiohttp.ClientResponse) -> bytes:
 
 def _expect_within(response: urllib3.BaseHTTPResponse, seconds: float) -> None:
     if seconds <= 0:
-        raise GPT_ROUTER_ERRORS[FailureKind.TIMEOUT]("no whole answer in time")
+        msg = "no whole answer in time"
+        raise GPT_ROUTER_ERRORS[FailureKind.TIMEOUT](msg)
     sock = _socket_under(response)
     if sock is not None:
         limit = sock.gettimeout()

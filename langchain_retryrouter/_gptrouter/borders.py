@@ -81,18 +81,26 @@ def _connection(
     what: str, error: BaseException, *, may_have_run: bool
 ) -> RetryRouterError:
     return GPT_ROUTER_ERRORS[FailureKind.CONNECTION](
-        f"{what}: {error}",
+        f"{what}: {_reason(error)}",
         may_have_run=may_have_run,
         # A certificate that is wrong now is wrong in a second too.
         should_retry=False if _is_certificate_error(error) else None,
     )
 
 
+def _reason(error: BaseException) -> str:
+    """What happened, without the tuples that urllib3's messages are made of."""
+    nested = [arg for arg in error.args if isinstance(arg, BaseException)]
+    return _reason(nested[-1]) if nested else str(error) or type(error).__name__
+
+
 def _is_certificate_error(error: BaseException | None) -> bool:
     for _ in range(8):
         if error is None:
             return False
-        if any(isinstance(e, ssl.SSLCertVerificationError) for e in (error, *error.args)):
+        if any(
+            isinstance(e, ssl.SSLCertVerificationError) for e in (error, *error.args)
+        ):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -16,7 +16,7 @@ from langchain_core.messages.tool import ToolCallChunk, tool_call_chunk
 from langchain_core.messages.utils import convert_to_openai_messages
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
-from langchain_retryrouter._gptrouter.wire import GatewayEvent, GatewayResponse
+from langchain_retryrouter._gptrouter.wire import GatewayResponse, read_response
 
 _PROVIDER = "gptrouter"
 
@@ -60,13 +60,13 @@ def read_result(
     served = _served(response.model, providers) | _without_none(
         {"provider_id": response.provider_id, "model_id": response.model_id}
     )
-    ledger = getattr(response, "retryrouter", None)
+    ledger = _without_none({"retryrouter": getattr(response, "retryrouter", None)})
     generations = [
         ChatGeneration(
             message=AIMessage(
                 content=choice.text,
                 usage_metadata=_usage(usage) if index == 0 else None,
-                response_metadata=dict(served),
+                response_metadata={**served, **ledger},
             ),
             generation_info={"finish_reason": choice.finish_reason},
         )
@@ -76,7 +76,8 @@ def read_result(
         "token_usage": usage,
         "model": response.model,
         **served,
-        **_without_none({"id": response.id, "retryrouter": ledger}),
+        **_without_none({"id": response.id}),
+        **ledger,
     }
     return ChatResult(generations=generations, llm_output=llm_output)
 
@@ -128,17 +129,19 @@ def assemble(events: Iterable[ChunkedGenerationResponse]) -> GatewayResponse:
                 "model_id": data.get("modelId"),
             }
     choice["text"] = "".join(texts)
-    return GatewayResponse.model_validate({**found, "choices": [choice]})
+    return read_response({**found, "choices": [choice]})
 
 
 def add_usage(outputs: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
-    """The `llm_output` of several runs: token counts summed, the rest of the last one."""
+    """The `llm_output` of several runs: token counts summed, the rest of the last."""
     combined: dict[str, Any] = {}
     total: dict[str, int] = {}
     for output in outputs:
         if output is None:
             continue  # The run was answered from a cache, or streamed.
-        combined |= {key: value for key, value in output.items() if key != "retryrouter"}
+        combined |= {
+            key: value for key, value in output.items() if key != "retryrouter"
+        }
         for name, count in (output.get("token_usage") or {}).items():
             total[name] = total.get(name, 0) + count
     return {**combined, "token_usage": total} if combined else {}
@@ -176,10 +179,10 @@ def _metadata_chunk(metadata: dict[str, Any]) -> ChatGenerationChunk:
     )
 
 
-def _served(model: str | None, providers: Mapping[str, str]) -> dict[str, Any]:
+def _served(model: Any, providers: Mapping[str, str]) -> dict[str, Any]:
     """Which model and provider answered; the model's name may be all that is told."""
     served = {"model_provider": _PROVIDER}
-    if model:
+    if model and isinstance(model, str):
         served["model_name"] = model
         if model in providers:
             served["provider_name"] = providers[model]
@@ -187,15 +190,21 @@ def _served(model: str | None, providers: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _usage(usage: Mapping[str, Any]) -> UsageMetadata | None:
-    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    prompt = _count(usage, "prompt_tokens")
+    completion = _count(usage, "completion_tokens")
     if prompt is None and completion is None:
         return None
     prompt, completion = prompt or 0, completion or 0
     return UsageMetadata(
         input_tokens=prompt,
         output_tokens=completion,
-        total_tokens=usage.get("total_tokens") or prompt + completion,
+        total_tokens=_count(usage, "total_tokens") or prompt + completion,
     )
+
+
+def _count(usage: Mapping[str, Any], name: str) -> int | None:
+    count = usage.get(name)
+    return count if isinstance(count, int) else None
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,14 +66,19 @@ def origin_of(url: str, proxy: str | None) -> Origin:
     Raises:
         ValueError: If no request could be sent to `url`, or through the proxy.
     """
-    scheme, host, port = _read_address(url)
+    scheme, host, port = check_address(url)
     proxy = proxy or _environment_proxy(scheme, host, port)
     if proxy is not None:
-        check_proxy(proxy)
+        _check_proxy(proxy)
     return Origin(scheme, host, port, proxy)
 
 
-def _read_address(url: str) -> tuple[str, str, int]:
+def check_address(url: str) -> tuple[str, str, int]:
+    """Scheme, host and port of a gateway's address.
+
+    Raises:
+        ValueError: If no request could be sent there.
+    """
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -90,18 +95,14 @@ def _read_address(url: str) -> tuple[str, str, int]:
     return parts.scheme, parts.hostname, port or _PORTS[parts.scheme]
 
 
-def check_proxy(proxy: str) -> None:
-    """Refuse what is no HTTP proxy.
-
-    Raises:
-        ValueError: Naming its scheme only, since a proxy's URL may hold a password.
-    """
+def _check_proxy(proxy: str) -> None:
+    # Its scheme is all that is named: a proxy's URL may hold a password.
     parts = urlsplit(proxy)
     if parts.scheme not in _PORTS or not parts.hostname:
         msg = (
             "the proxy must be http:// or https:// with a host, not"
-            f" {parts.scheme or 'something without a scheme'!r}; one that the environment"
-            " names is switched off by `no_proxy`"
+            f" {parts.scheme or 'something without a scheme'!r}; one that the"
+            " environment names is switched off by `no_proxy`"
         )
         raise ValueError(msg)
 
@@ -171,13 +172,15 @@ class _LoopSession:
     async def open(self) -> aiohttp.ClientSession:
         if self.session is None or self.session.closed:
             self.session = _open_session()
-            # An async generator that has begun is what `loop.shutdown_asyncgens` closes.
+            # An async generator that has begun is closed by `shutdown_asyncgens`.
             self._lifetime = _close_with_loop(self.session)
             await anext(self._lifetime)
         return self.session
 
 
-async def _close_with_loop(session: aiohttp.ClientSession) -> AsyncGenerator[None, None]:
+async def _close_with_loop(
+    session: aiohttp.ClientSession,
+) -> AsyncGenerator[None, None]:
     try:
         yield
     finally:

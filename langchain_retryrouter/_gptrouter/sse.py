@@ -1,10 +1,10 @@
 r"""Server-sent events out of bytes, however the network cuts them.
 
 A pure parser (WHATWG HTML, section 9.2.6, "Interpreting an event stream"), with two
-deliberate differences. Lines end at `\n` or `\r\n` only: inside JSON the gateway leaves
-U+2028, U+2029 and U+0085 as they are, so nothing that Unicode calls a line end may split
-a line. And nothing is decoded here: `data` stays bytes, so that invalid UTF-8 is the
-JSON reader's error and not a silent U+FFFD in somebody's answer.
+deliberate differences. Lines end at `\n` or `\r\n` only: inside JSON the gateway
+leaves U+2028, U+2029 and U+0085 as they are, so nothing that Unicode calls a line end
+may split a line. And nothing is decoded here: `data` stays bytes, so that invalid UTF-8
+is the JSON reader's error and not a silent U+FFFD in somebody's answer.
 
 An event that its blank line did not complete is not an event. This file does not know
 what is in one.

@@ -19,9 +19,9 @@ from gpt_router.client import GPTRouterClient
 from gpt_router.models import GPTRouterMetadata, ModelGenerationRequest
 from pydantic import SecretStr
 
+from langchain_retryrouter._core.clock import SystemTime
 from langchain_retryrouter._core.failure import FailureKind
 from langchain_retryrouter._core.retry_after import read_advice
-from langchain_retryrouter._gptrouter.borders import from_aiohttp, from_urllib3
 from langchain_retryrouter._gptrouter.bodies import (
     AsyncEvents,
     SyncEvents,
@@ -29,6 +29,7 @@ from langchain_retryrouter._gptrouter.bodies import (
     let_go,
     read_all,
 )
+from langchain_retryrouter._gptrouter.borders import from_aiohttp, from_urllib3
 from langchain_retryrouter._gptrouter.pools import (
     Origin,
     async_session,
@@ -176,12 +177,13 @@ class GatewayClient(GPTRouterClient):
         payload = self.add_metadata_info(payload, metadata)
         timeout = options.pop("gateway_timeout", None)
         if timeout is not None:
-            payload["timeout"] = round(timeout * 1000)
+            payload["timeout"] = max(1, round(timeout * 1000))
         max_retries = options.pop("gateway_max_retries", None)
         if max_retries is not None:
             payload["maxRetries"] = max_retries
         if options:
-            msg = f"the gateway client cannot carry {', '.join(map(repr, sorted(options)))}"
+            names = ", ".join(map(repr, sorted(options)))
+            msg = f"the gateway client cannot carry {names}"
             raise UnsupportedOptionError(msg)
         return payload
 
@@ -267,7 +269,9 @@ class GatewayClient(GPTRouterClient):
 
     # --- what the SDK's other methods, embeddings and images, are built on ----------
 
-    def _api_call(self, *, path: str, method: str, payload: dict[str, Any], **_: Any) -> Any:
+    def _api_call(
+        self, *, path: str, method: str, payload: dict[str, Any], **_: Any
+    ) -> Any:
         del method  # All endpoints are POST.
         return self.post(path, payload)
 
@@ -429,5 +433,5 @@ def _not_a_stream(status: int, headers: Headers, body: bytes) -> RetryRouterErro
 
 
 def _status_error(status: int, headers: Headers, body: bytes) -> RetryRouterError:
-    advice = read_advice(headers, wall=time.time())
+    advice = read_advice(headers, wall=SystemTime.wall())
     return read_status_error(status, body, advice, _field(headers, "x-request-id"))

@@ -1,25 +1,32 @@
 """The gateway's protocol, in words: requests to dicts, dicts to answers and errors.
 
 Pure: dicts and the `gptrouter` package's own types. This file does not know sockets,
-retries, or LangChain's messages (those are `messages`' business). Sources: the protocol as seen on the wire of the
-public gateway, and the payloads of the `gptrouter` package for what newer gateways take.
+retries, or LangChain's messages (those are `messages`' business). Sources: the protocol
+as seen on the wire of the public gateway, and the payloads of the `gptrouter` package
+for what newer gateways take.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 from gpt_router.models import (
-    ChunkedGenerationResponse,
     Choice,
+    ChunkedGenerationResponse,
     GenerationParams,
     GenerationResponse,
     ModelGenerationRequest,
 )
-from pydantic import ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 
 from langchain_retryrouter._core.failure import FailureKind, classify
 from langchain_retryrouter._core.retry_after import ServerAdvice
@@ -95,6 +102,19 @@ class GatewayResponse(GenerationResponse):
     choices: list[GatewayChoice]  # type: ignore[assignment]
     retryrouter: dict[str, Any] | None = None
 
+    @field_validator("id", "model", mode="before")
+    @classmethod
+    def _null_is_no_name(cls, value: Any) -> Any:
+        return "" if value is None else value
+
+    @field_validator("meta", mode="wrap")
+    @classmethod
+    def _odd_usage_is_none(cls, value: Any, read: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return read(value)
+        except ValidationError:
+            return None
+
 
 class GatewayEvent(ChunkedGenerationResponse):
     """The SDK's event; on the `end` event also the call's ledger.
@@ -120,8 +140,8 @@ def check_options(options: Mapping[str, Any]) -> None:
     unknown = sorted(set(options) - PROVIDER_OPTIONS)
     if unknown:
         msg = (
-            f"the gateway cannot carry {', '.join(map(repr, unknown))}: it would be lost"
-            " without a word. To send it all the same, put it into `model_kwargs`."
+            f"the gateway cannot carry {', '.join(map(repr, unknown))}: it would be"
+            " lost without a word. To send it all the same, put it into `model_kwargs`."
         )
         raise UnsupportedOptionError(msg)
 
@@ -139,7 +159,8 @@ def read_json(body: bytes, status_code: int) -> dict[str, Any]:
         data = json.loads(body)
     except (ValueError, RecursionError) as error:
         what = f"is not JSON: {_excerpt(body)!r}" if body.strip() else "has no body"
-        raise _malformed(f"the gateway's answer {what}", status_code) from error
+        msg = f"the gateway's answer {what}"
+        raise _malformed(msg, status_code) from error
     if not isinstance(data, dict):
         msg = f"the gateway's answer is no JSON object: {_excerpt(body)!r}"
         raise _malformed(msg, status_code)
@@ -167,25 +188,57 @@ def read_event(data: bytes) -> GatewayEvent:
         RetryRouterError: The error that an `error` event reports, or a
             `GPTRouterStreamMalformedResponseError` if it is not of the protocol.
     """
-    try:
-        event = json.loads(data)
-        kind = event["event"]
-        if not isinstance(kind, str):
-            raise TypeError
-    except (ValueError, RecursionError, TypeError, KeyError) as error:
+    event = _json_or_none(data)
+    kind = event.get("event") if isinstance(event, dict) else None
+    if not isinstance(kind, str):
         msg = f"an event of the stream is not of the protocol: {_excerpt(data)!r}"
-        raise GPT_ROUTER_STREAM_ERRORS[FailureKind.MALFORMED](msg) from error
+        raise GPT_ROUTER_STREAM_ERRORS[FailureKind.MALFORMED](msg)
     kind = kind.lower()
     if kind == "error":
         raise read_stream_error(event)
     content = event.get("data")
+    if kind == "update" and not _is_update(content):
+        msg = f"an update of the stream is not of the protocol: {_excerpt(data)!r}"
+        raise GPT_ROUTER_STREAM_ERRORS[FailureKind.MALFORMED](msg)
     return GatewayEvent(
         event=kind,
         # The data of `end` is the string "end", which the SDK's type cannot hold.
         data=content if isinstance(content, dict) else {},
-        provider=event.get("provider"),
-        id=event.get("id"),
+        provider=_text_or_none(event.get("provider")),
+        id=_text_or_none(event.get("id")),
     )
+
+
+def _is_update(content: Any) -> bool:
+    """Whether what is read of an update is what it should be; its other keys may be."""
+    if not isinstance(content, dict):
+        return False
+    calls = content.get("tool_calls")
+    return (
+        isinstance(content.get("text"), str | None)
+        and isinstance(content.get("finish_reason"), str | None)
+        and (calls is None or (isinstance(calls, list) and all(map(_is_call, calls))))
+    )
+
+
+def _is_call(call: Any) -> bool:
+    function = (call.get("function") or {}) if isinstance(call, dict) else None
+    return (
+        isinstance(function, dict)
+        and isinstance(call.get("index"), int | None)
+        and all(
+            isinstance(text, str | None)
+            for text in (
+                call.get("id"),
+                function.get("name"),
+                function.get("arguments"),
+            )
+        )
+    )
+
+
+def _text_or_none(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 class EventReader:
@@ -225,8 +278,14 @@ class EventReader:
 _KNOWN_TEXTS: Final = (
     (re.compile(r"^request timed out"), FailureKind.TIMEOUT),
     (re.compile(r"^connection error"), FailureKind.CONNECTION),
-    (re.compile(r"^(premature close|read econnreset|terminated)"), FailureKind.INTERRUPTED),
-    (re.compile(r"^(provider|model) with (name|id) .* does not exist"), FailureKind.NOT_FOUND),
+    (
+        re.compile(r"^(premature close|read econnreset|terminated)"),
+        FailureKind.INTERRUPTED,
+    ),
+    (
+        re.compile(r"^(provider|model) with (name|id) .* does not exist"),
+        FailureKind.NOT_FOUND,
+    ),
     (re.compile(r"^no models available"), FailureKind.UNAVAILABLE),
     (re.compile(r'^\[\s*\{.*"path"', re.DOTALL), FailureKind.INVALID_REQUEST),
 )
@@ -242,7 +301,9 @@ def read_stream_error(event: Mapping[str, Any]) -> RetryRouterError:
     status = _LEADING_STATUS.match(message)
     status_code = int(status[1]) if status else None
     kind = _by_known_text(message) or classify(status_code, None, message)
-    return GPT_ROUTER_STREAM_ERRORS[kind](message, status_code=status_code, body=dict(event))
+    return GPT_ROUTER_STREAM_ERRORS[kind](
+        message, status_code=status_code, body=dict(event)
+    )
 
 
 def _by_known_text(message: str) -> FailureKind | None:
@@ -272,7 +333,7 @@ def read_status_error(
 
 
 def is_opaque(error: RetryRouterError) -> bool:
-    """Whether the gateway hid the cause, which it tells a stream but not a plain call."""
+    """Whether the gateway hid the cause, which it would have told a stream."""
     return error.status_code == 500 and error.body == {"error": "Something went wrong"}  # noqa: PLR2004
 
 

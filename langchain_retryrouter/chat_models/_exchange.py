@@ -1,4 +1,4 @@
-"""One call's requests to a gateway client: what an attempt sends, how its answer is read.
+"""One call's requests to a gateway: what an attempt sends, how its answer is read.
 
 Between the drive, which says when, and the transport, which says how. From attempt to
 attempt a call keeps two things in mind:
@@ -97,7 +97,9 @@ class _Conversation:
         return arguments
 
     @staticmethod
-    def signed(response: GenerationResponse, ledger: dict[str, Any]) -> GenerationResponse:
+    def signed(
+        response: GenerationResponse, ledger: dict[str, Any]
+    ) -> GenerationResponse:
         """The answer, telling the attempts it took where its type has room for it."""
         if isinstance(response, GatewayResponse):
             response.retryrouter = ledger
@@ -139,13 +141,17 @@ class AsyncExchange(_Conversation):
             )
         return answer
 
-    async def connect(self, attempt: Attempt) -> AEventSource[ChunkedGenerationResponse]:
+    async def connect(
+        self, attempt: Attempt
+    ) -> AEventSource[ChunkedGenerationResponse]:
         """One attempt's stream."""
         with _foreign_border():
             events = await self._client.agenerate(
                 **self._arguments(attempt, is_stream=True)
             )
-        return events if isinstance(events, AsyncEvents) else _AsyncForeignEvents(events)
+        return (
+            events if isinstance(events, AsyncEvents) else _AsyncForeignEvents(events)
+        )
 
 
 class _ForeignEvents:

@@ -17,19 +17,20 @@ from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
     CallbackManagerForLLMRun,
 )
+from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.chat_models import (
     agenerate_from_stream,
     generate_from_stream,
 )
-from langchain_core.language_models.base import LangSmithParams
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
-from langchain_core.utils import convert_to_secret_str, get_from_dict_or_env
+from langchain_core.utils import get_from_dict_or_env, get_from_env
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     SecretStr,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -59,7 +60,8 @@ from langchain_retryrouter._gptrouter.messages import (
     read_chunk,
     read_result,
 )
-from langchain_retryrouter._gptrouter.transport import GatewayClient
+from langchain_retryrouter._gptrouter.pools import check_address, origin_of
+from langchain_retryrouter._gptrouter.transport import GatewayClient, check_key
 from langchain_retryrouter._gptrouter.wire import (
     EventReader,
     GatewayEvent,
@@ -94,8 +96,10 @@ def get_ordered_generation_requests(
 
     Args:
         models_priority_list: The models, the preferred one first.
-        **kwargs: What the provider is asked, such as `messages` and `temperature`.
+        **kwargs: What the provider is asked, such as `messages` and `temperature`;
+            `stream`, which is the gateway's to know, is left out.
     """
+    kwargs.pop("stream", None)
     params = GatewayParams(**kwargs)
     return [
         GatewayRequest(
@@ -134,8 +138,8 @@ def completion_with_retry(
     """
     is_stream = bool(kwargs.pop("stream", False))
     requests = get_ordered_generation_requests(models_priority_list, **kwargs)
-    exchange = Exchange(llm.client, requests, **llm._exchange_settings())
-    plan = llm._plan(exchange)
+    exchange = Exchange(llm.client, requests, **llm._exchange_settings())  # noqa: SLF001
+    plan = llm._plan(exchange)  # noqa: SLF001 - the other half of the model
     if is_stream:
         events = stream(plan, exchange.connect, EventReader, notifier(run_manager))
         return _with_ledger(events, plan.session)
@@ -152,8 +156,8 @@ async def acompletion_with_retry(
     """Async twin of `completion_with_retry`."""
     is_stream = bool(kwargs.pop("stream", False))
     requests = get_ordered_generation_requests(models_priority_list, **kwargs)
-    exchange = AsyncExchange(llm.client, requests, **llm._exchange_settings())
-    plan = llm._plan(exchange)
+    exchange = AsyncExchange(llm.client, requests, **llm._exchange_settings())  # noqa: SLF001
+    plan = llm._plan(exchange)  # noqa: SLF001 - the other half of the model
     if is_stream:
         events = astream(plan, exchange.connect, EventReader, anotifier(run_manager))
         return _awith_ledger(events, plan.session)
@@ -223,14 +227,14 @@ class GPTRouter(RetryVisibleChatModel):
     gpt_router_api_key: SecretStr | None = None
     """The gateway's key; else `GPT_ROUTER_API_KEY`."""
 
-    temperature: float | None = 0.7
+    temperature: float | None = Field(default=0.7, allow_inf_nan=False)
     """Sampling temperature; None leaves it to the provider."""
 
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     """More for the provider; sent as it is, also what no gateway is known to read."""
 
     max_retries: int = 4
-    """Retries, not attempts: 0 sends one request. If given, wins over `retry_policy`'s."""
+    """Retries, not attempts; 0: one request. Wins over `retry_policy`'s if given."""
 
     streaming: bool = False
     """Whether `invoke` streams inside."""
@@ -253,16 +257,21 @@ class GPTRouter(RetryVisibleChatModel):
     breaker: CircuitBreaker | None = Field(default=None, exclude=True, repr=False)
     """What may refuse to send; hand the same object to all models of one gateway."""
 
-    request_timeout: float | tuple[float, float] | None = Field(default=60.0, alias="timeout")
-    """Seconds to connect and to wait for bytes, one number or a pair; None: no limit."""
+    request_timeout: float | tuple[float, float] | None = Field(
+        default=60.0, alias="timeout"
+    )
+    """Seconds to connect and to wait for bytes, one or a pair; None: no limit."""
 
     gateway_max_retries: int | None = Field(default=None, ge=0)
     """Retries of the gateway itself. None: 0 while we retry, else its default (3)."""
 
-    gateway_timeout: float | None = Field(default=None, gt=0)
+    gateway_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Seconds the gateway gives its provider; None for its default (60)."""
 
-    proxy: str | None = None
+    # It may hold a password, so it stays out of what is shown, written and traced.
+    proxy: str | None = Field(
+        default=None, exclude=True, repr=False, validate_default=True
+    )
     """URL of a proxy; None for the one that the environment names."""
 
     clock: Clock | None = Field(default=None, exclude=True, repr=False)
@@ -275,17 +284,40 @@ class GPTRouter(RetryVisibleChatModel):
         values["gpt_router_api_base"] = get_from_dict_or_env(
             values, "gpt_router_api_base", "GPT_ROUTER_API_BASE", DEFAULT_API_BASE_URL
         )
-        values["gpt_router_api_key"] = convert_to_secret_str(
-            get_from_dict_or_env(values, "gpt_router_api_key", "GPT_ROUTER_API_KEY")
+        # Not by `get_from_dict_or_env`, which makes stars of a `SecretStr`.
+        key = values.get("gpt_router_api_key") or get_from_env(
+            "gpt_router_api_key", "GPT_ROUTER_API_KEY"
         )
+        values["gpt_router_api_key"] = SecretStr(key) if isinstance(key, str) else key
         return values
 
     @field_validator("gpt_router_api_base")
     @classmethod
     def _check_address(cls, value: str) -> str:
-        if not value.startswith(("http://", "https://")):
-            msg = f"gpt_router_api_base must begin with http:// or https://, not {value!r}"
-            raise ValueError(msg)
+        check_address(value)
+        return value
+
+    @field_validator("gpt_router_api_key")
+    @classmethod
+    def _check_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            check_key(value)
+        return value
+
+    @field_validator("proxy")
+    @classmethod
+    def _check_proxy(cls, value: str | None, info: ValidationInfo) -> str | None:
+        base = info.data.get("gpt_router_api_base")
+        if base is not None:
+            origin_of(base, value)
+        return value
+
+    # A check of the whole model would show all its input, the key included.
+    @field_validator("n")
+    @classmethod
+    def _check_n(cls, value: int, info: ValidationInfo) -> int:
+        if value > 1 and info.data.get("streaming"):
+            raise ValueError(_NO_CHOICES_IN_A_STREAM)
         return value
 
     @field_validator("max_retries")
@@ -307,16 +339,18 @@ class GPTRouter(RetryVisibleChatModel):
 
     @model_validator(mode="after")
     def _open_client(self) -> Self:
-        if self.streaming and self.n > 1:
-            raise ValueError(_NO_CHOICES_IN_A_STREAM)
         if self.retry_policy is not None and "max_retries" not in self.model_fields_set:
             self.max_retries = self.retry_policy.max_retries
-        if self.client is None:
+        if self.client is None or type(self.client) is GatewayClient:
+            # Made anew also where LangChain copies our fields with one of them changed
+            # (`configurable_fields`): the old client would go on with the old key.
             key = self.gpt_router_api_key
             self.client = GatewayClient(
                 self.gpt_router_api_base,
                 key if key is not None else "",
                 self.request_timeout,
+                getattr(self.client, "stream_read_timeout", None),
+                getattr(self.client, "additional_metadata", None),
                 proxy=self.proxy,
             )
         return self
@@ -330,7 +364,7 @@ class GPTRouter(RetryVisibleChatModel):
 
     @property
     def lc_attributes(self) -> dict[str, Any]:
-        """Fields that are objects, as data: for `langchain_core.load` and cache keys."""
+        """Fields that are objects as data, for `langchain_core.load` and cache keys."""
         policy = self.retry_policy
         return {
             "models_priority_list": [m.model_dump() for m in self.models_priority_list],
@@ -348,7 +382,10 @@ class GPTRouter(RetryVisibleChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {"models_priority_list": self.models_priority_list, **self._default_params}
+        return {
+            "models_priority_list": self.models_priority_list,
+            **self._default_params,
+        }
 
     @property
     def _default_params(self) -> dict[str, Any]:
@@ -515,4 +552,3 @@ _NO_CHOICES_IN_A_STREAM = (
 
 def _providers(models: list[GPTRouterModel]) -> dict[str, str]:
     return {model.name: model.provider_name for model in models}
-

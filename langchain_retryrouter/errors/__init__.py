@@ -3,10 +3,10 @@
     ModelError                              LangChain's
     └── RetryRouterError                    facts: status_code, retry_after, attempts, …
         ├── AuthenticationError             401               ModelAuthenticationError
-        ├── PermissionDeniedError           403               ModelPermissionDeniedError
-        ├── NotFoundError                   404, unknown model        ModelNotFoundError
-        ├── InvalidRequestError             400, 422, …          ModelInvalidRequestError
-        │   ├── ContextLengthError          too many tokens        + ContextOverflowError
+        ├── PermissionDeniedError           403              ModelPermissionDeniedError
+        ├── NotFoundError                   404, unknown model       ModelNotFoundError
+        ├── InvalidRequestError             400, 422, …         ModelInvalidRequestError
+        │   ├── ContextLengthError          too many tokens       + ContextOverflowError
         │   └── ContentFilterError          refused by a content filter
         ├── RateLimitError              *   429                      ModelRateLimitError
         │   └── QuotaExceededError          429, money is out: waiting is no answer
@@ -21,8 +21,8 @@
     ValueError
     └── UnsupportedOptionError              an option that cannot be sent
 
-`*` is repeated on the same route while the policy allows; `is_retryable` says so, and is
-False on the instance that leaves after we gave up, so that nobody retries on top.
+`*` is repeated on the same route while the policy allows; `is_retryable` says so, and
+is False on the instance that leaves after we gave up, so that nobody retries on top.
 
 Each class has a sister per SDK that inherits the SDK's own class too (`errors.openai`,
 `errors.gpt_router`), so that an `except openai.RateLimitError:` goes on working. They
@@ -102,6 +102,7 @@ class RetryRouterError(ModelError):
         body: Any = None,
         may_have_run: bool = True,
     ) -> None:
+        """With the message alone, or with any of the facts."""
         # Not `super().__init__`: the SDKs' classes beside us in the line ask for
         # arguments of their own, and all that they would set is set here.
         Exception.__init__(self, message)
@@ -203,7 +204,7 @@ class MalformedResponseError(ServerError):
 
 
 class CircuitOpenError(RetryRouterError, ModelAPIError):
-    """The circuit breaker is open: nothing was sent. `retry_after` is when to come back."""
+    """The circuit breaker is open, nothing was sent; come back after `retry_after`."""
 
     kind = FailureKind.CIRCUIT_OPEN
     is_retryable = False
@@ -232,7 +233,7 @@ class UnsupportedOptionError(ValueError):
 
 
 ErrorFamily: TypeAlias = Mapping[FailureKind, type[RetryRouterError]]
-"""Which class to raise for which failure: ours, or a sister that is an SDK's class too."""
+"""Which class to raise for which failure: ours, or its sister of an SDK."""
 
 BASE_ERRORS: Final[ErrorFamily] = {
     cls.kind: cls

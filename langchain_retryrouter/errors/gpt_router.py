@@ -61,9 +61,7 @@ class GPTRouterQuotaExceededError(
     """The quota is used up."""
 
 
-class GPTRouterServerError(
-    errors.ServerError, exceptions.GPTRouterInternalServerError
-):
+class GPTRouterServerError(errors.ServerError, exceptions.GPTRouterInternalServerError):
     """The gateway or the provider failed (5xx)."""
 
 
