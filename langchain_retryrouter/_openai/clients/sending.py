@@ -1,0 +1,153 @@
+"""One request, sent once; what goes wrong leaves as one of `errors.openai`.
+
+The `resource` is whatever has the SDK's `create`: one of ours, the SDK's own, or
+somebody's object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
+
+import openai
+
+from langchain_retryrouter._openai import wire
+from langchain_retryrouter._openai.clients.sharing import Resource
+from langchain_retryrouter._openai.clients.streams import AsyncSDKStream, SDKStream
+from langchain_retryrouter._openai.failures import from_page, from_problem, typed_errors
+from langchain_retryrouter._openai.settings import limited, part_of, sdk_timeout
+
+_DOCUMENTS: Final = ("text/html", "application/json")
+
+
+class Attempt(Protocol):
+    """What is known about the attempt a request is sent for."""
+
+    @property
+    def number(self) -> int:
+        """Counted from 1."""
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds it has; None to leave the caller's own time limit."""
+
+
+def create(
+    resource: Any,
+    request: Mapping[str, Any],
+    attempt: Attempt,
+    wall: Callable[[], float],
+) -> Any:
+    """The answer to one request.
+
+    Args:
+        resource: What has the SDK's `create`.
+        request: Its keyword arguments.
+        attempt: Which attempt it is, and how long it may take.
+        wall: The seconds since the Unix epoch, to read an HTTP date with.
+    """
+    with typed_errors(wall):
+        answer = resource.create(**_prepared(resource, request, attempt))
+        return _checked(answer, request)
+
+
+async def acreate(
+    resource: Any,
+    request: Mapping[str, Any],
+    attempt: Attempt,
+    wall: Callable[[], float],
+) -> Any:
+    """Async twin of `create`."""
+    with typed_errors(wall):
+        answer = await resource.create(**_prepared(resource, request, attempt))
+        return _checked(answer, request)
+
+
+def open_stream(
+    resource: Any,
+    request: Mapping[str, Any],
+    attempt: Attempt,
+    wall: Callable[[], float],
+) -> SDKStream:
+    """The stream that one request opens, once its headers are there.
+
+    Args:
+        resource: What has the SDK's `create`.
+        request: Its keyword arguments, `stream=True` among them.
+        attempt: Which attempt it is, and how long its first token may take.
+        wall: The seconds since the Unix epoch, to read an HTTP date with.
+    """
+    with typed_errors(wall):
+        stream = resource.create(**_prepared(resource, request, attempt))
+        if (page := _page_in(stream)) is not None:
+            page.read()
+            raise from_page(page)
+    _be_patient(stream, resource, request, attempt)
+    return SDKStream(stream, wire.StreamReader(wire.expected_choices(request)), wall)
+
+
+async def aopen_stream(
+    resource: Any,
+    request: Mapping[str, Any],
+    attempt: Attempt,
+    wall: Callable[[], float],
+) -> AsyncSDKStream:
+    """Async twin of `open_stream`."""
+    with typed_errors(wall):
+        stream = await resource.create(**_prepared(resource, request, attempt))
+        if (page := _page_in(stream)) is not None:
+            await page.aread()
+            raise from_page(page)
+    _be_patient(stream, resource, request, attempt)
+    return AsyncSDKStream(
+        stream, wire.StreamReader(wire.expected_choices(request)), wall
+    )
+
+
+def _prepared(
+    resource: Any, request: Mapping[str, Any], attempt: Attempt
+) -> dict[str, Any]:
+    prepared = dict(request)
+    if "timeout" in request:
+        prepared["timeout"] = sdk_timeout(request["timeout"])
+    if attempt.timeout is not None:
+        own = _timeout_of(resource, request)
+        prepared["timeout"] = limited(own, attempt.timeout)
+    if attempt.number > 1 and isinstance(resource, Resource):
+        # The SDK would count its own retries, of which there are none.
+        headers = {"x-stainless-retry-count": str(attempt.number - 1)}
+        prepared["extra_headers"] = {**headers, **(request.get("extra_headers") or {})}
+    return prepared
+
+
+def _timeout_of(resource: Any, request: Mapping[str, Any]) -> Any:
+    """The time limit a request has without us, the caller's or the client's."""
+    if "timeout" in request:
+        return sdk_timeout(request["timeout"])
+    client = getattr(resource, "_client", None)
+    return getattr(client, "timeout", openai.DEFAULT_TIMEOUT)
+
+
+def _be_patient(
+    stream: Any, resource: Any, request: Mapping[str, Any], attempt: Attempt
+) -> None:
+    """Give the events their own time again: the attempt's was for the headers."""
+    response = getattr(stream, "response", None)
+    if attempt.timeout is None or response is None:
+        return
+    timeouts = response.request.extensions.get("timeout", {})
+    timeouts["read"] = part_of(_timeout_of(resource, request), "read")
+
+
+def _page_in(stream: Any) -> Any:
+    """The response, if it is a document where a stream was asked for."""
+    response = getattr(stream, "response", None)
+    content_type = getattr(response, "headers", {}).get("content-type", "")
+    return response if content_type.startswith(_DOCUMENTS) else None
+
+
+def _checked(answer: Any, request: Mapping[str, Any]) -> Any:
+    problem = wire.problem_of(answer, wire.expected_choices(request))
+    if problem is not None:
+        raise from_problem(problem)
+    return answer

@@ -1,0 +1,226 @@
+"""SDK clients that are made when first used, shared, and never retry.
+
+What a model holds as `client` and `async_client` are resources that know their settings
+only: they pickle, copy and fork. The SDK client behind them is one a process, or one a
+running event loop, for all models with equal settings, and is closed with the last of
+them, or with its loop. An HTTP client of the user's own is never closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import inspect
+import os
+import sys
+import weakref
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import openai
+
+from langchain_retryrouter._openai.settings import ClientSettings
+
+
+def _new_client(settings: ClientSettings, prefix: str = "") -> Any:
+    """An SDK client that leaves the retrying to us; `prefix` is `Async` or nothing."""
+    http_client = settings.http_client
+    if http_client is None:
+        # Not left to the SDK: its own would, once collected, close itself in whichever
+        # event loop happens to run, and takes no proxy.
+        options: dict[str, Any] = {"verify": _ssl_context(*_certificates())}
+        if settings.proxy is not None:
+            options["proxy"] = settings.proxy
+        http_client = getattr(openai, f"Default{prefix}HttpxClient")(**options)
+    sdk_class = getattr(openai, prefix + settings.sdk_class)
+    return sdk_class(**settings.options, http_client=http_client, max_retries=0)
+
+
+def _certificates() -> tuple[str | None, ...]:
+    """The variables by which certificates are found."""
+    return tuple(os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"))
+
+
+@functools.lru_cache(maxsize=4)
+def _ssl_context(*_certificates: str | None) -> Any:
+    """What all clients share, since it is nearly all that one costs: about 20 ms."""
+    (library,) = {
+        base.__module__
+        for base in openai.DefaultHttpxClient.__mro__
+        if base.__module__ in {"httpx", "httpx2"}
+    }
+    return sys.modules[library].create_ssl_context()
+
+
+class _SharedClient:
+    """The sync SDK client of all models with equal settings."""
+
+    def __init__(self, settings: ClientSettings) -> None:
+        self._settings = settings
+        self._by_process: dict[int, Any] = {}
+
+    def get(self) -> Any:
+        """This process's client. A fork leaves its parent's sockets alone."""
+        client = self._by_process.get(os.getpid())
+        if client is not None:
+            return client
+        # No lock, which a fork could leave locked: of two threads one is just faster.
+        made = _new_client(self._settings)
+        client = self._by_process.setdefault(os.getpid(), made)
+        if client is made and self._settings.http_client is None:
+            weakref.finalize(self, made.close)
+        return client
+
+
+class _SharedAsyncClient:
+    """The async SDK clients of all models with equal settings."""
+
+    def __init__(self, settings: ClientSettings) -> None:
+        self._settings = settings
+        self._by_loop: weakref.WeakKeyDictionary[
+            asyncio.AbstractEventLoop, tuple[Any, AsyncGenerator[None]]
+        ] = weakref.WeakKeyDictionary()
+
+    def get(self) -> Any:
+        """The running loop's client; outside of one, a client only to look at."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return _new_client(self._settings, "Async")
+        client, _ = self._by_loop.get(loop, (None, None))
+        if client is None or client.is_closed():
+            self._forget_closed_loops()
+            client = _new_client(self._settings, "Async")
+            owned = self._settings.http_client is None
+            self._by_loop[loop] = client, _keeper(client if owned else None)
+        return client
+
+    def _forget_closed_loops(self) -> None:
+        # An open connection holds on to its loop, so the weak key alone does not do.
+        for reference in self._by_loop.keyrefs():
+            loop = reference()
+            if loop is not None and loop.is_closed():
+                self._by_loop.pop(loop, None)
+
+
+def _keeper(client: Any) -> AsyncGenerator[None]:
+    """What closes `client` in the loop that runs now, when it goes, or the loop does.
+
+    An event loop ends its unfinished async generators before it closes, which is the
+    one hook there is to clean up in it; `asyncio.run` and `asyncio.Runner` use it. One
+    that is collected is ended by its loop, too.
+    """
+
+    async def keep() -> AsyncGenerator[None]:
+        try:
+            yield
+        finally:
+            if client is not None:
+                await client.close()
+
+    keeper = keep()
+    with contextlib.suppress(StopIteration):
+        # Up to its `yield`, where nothing is awaited: a step needs no `await`.
+        keeper.__anext__().send(None)
+    return keeper
+
+
+class Resource:
+    """A resource of an SDK client, such as `client.completions`; settings only."""
+
+    __slots__ = ("_path", "_settings", "_shared")
+    _shared_class: ClassVar[type[_SharedClient | _SharedAsyncClient]]
+    _registry: ClassVar[weakref.WeakValueDictionary[ClientSettings, Any]]
+    _shared: Any
+
+    def __init__(self, settings: ClientSettings, path: str) -> None:
+        self._settings = settings
+        self._path = path
+        made = self._shared_class(settings)
+        self._shared = self._registry.setdefault(settings, made)
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever the SDK's own resource has, such as `create`."""
+        if name in Resource.__slots__ or name.startswith("__"):
+            raise AttributeError(name)  # Asked by pickle and copy, before there is one.
+        resource = self._shared.get()
+        for step in self._path.split("."):
+            resource = getattr(resource, step)
+        return getattr(resource, name)
+
+    def __copy__(self) -> Self:
+        """The same: it does not change."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """The same: it does not change."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The settings, key included; the client is made anew where they arrive."""
+        return type(self), (self._settings, self._path)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both send the same way."""
+        if not isinstance(other, Resource):
+            return NotImplemented
+        return self.__reduce__() == other.__reduce__()
+
+    def __hash__(self) -> int:
+        """Equal for equal resources."""
+        return hash((self._settings, self._path))
+
+    def __repr__(self) -> str:
+        """Whose resource it is, without the key."""
+        return f"<{type(self).__name__} {self._settings.sdk_class}().{self._path}>"
+
+
+class SDKResource(Resource):
+    """A resource of a sync SDK client."""
+
+    __slots__ = ()
+    _shared_class: ClassVar = _SharedClient
+    _registry: ClassVar = weakref.WeakValueDictionary()
+
+
+class AsyncSDKResource(Resource):
+    """A resource of an async SDK client."""
+
+    __slots__ = ()
+    _shared_class: ClassVar = _SharedAsyncClient
+    _registry: ClassVar = weakref.WeakValueDictionary()
+
+
+@dataclass(frozen=True)
+class AsyncKey:
+    """A function that returns the key, as async SDK clients want it; equal by function.
+
+    Attributes:
+        read: The function, sync or async.
+    """
+
+    read: Callable[[], Any]
+
+    async def __call__(self) -> str:
+        """The key."""
+        key = self.read()
+        return str(await key if inspect.isawaitable(key) else key)
+
+
+class MissingResource:
+    """Stands where there are no credentials for this twin; says so when it is used."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def __getattr__(self, name: str) -> Any:
+        """Nothing.
+
+        Raises:
+            ValueError: Says what is missing.
+        """
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise ValueError(self._reason)

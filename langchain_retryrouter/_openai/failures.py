@@ -1,0 +1,246 @@
+"""What goes wrong below the SDK, given its meaning once, at the border, by table.
+
+Whatever `openai`, `httpx` or `httpx2` raises between a request and the end of its
+answer leaves here as one of `errors.openai`, with the facts that its response holds.
+The original is its `__cause__`, after the key was taken out of what it says: servers,
+and h11, quote headers. What is in no table, such as a `TypeError`, is not ours to name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import ssl
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
+
+import openai
+
+from langchain_retryrouter._core.failure import FailureKind, classify
+from langchain_retryrouter._core.retry_after import read_advice
+from langchain_retryrouter._openai import wire
+from langchain_retryrouter.errors import RetryRouterError
+from langchain_retryrouter.errors.openai import (
+    OPENAI_ERRORS,
+    OpenAIStatusTimeoutError,
+    OpenAIUnprocessableEntityError,
+)
+
+_HTTP_LIBRARIES: Final = ("httpx", "httpx2")
+_SECRET_HEADERS: Final = ("authorization", "api-key", "proxy-authorization")
+_REQUEST_IDS: Final = ("x-request-id", "apim-request-id", "x-ms-request-id")
+# A shorter key, such as the "EMPTY" of local servers, is no secret, and is found in
+# every other word.
+_SHORTEST_SECRET = 8
+
+_BY_STATUS_AND_KIND: Final = {
+    (408, FailureKind.TIMEOUT): OpenAIStatusTimeoutError,
+    (504, FailureKind.TIMEOUT): OpenAIStatusTimeoutError,
+    (422, FailureKind.INVALID_REQUEST): OpenAIUnprocessableEntityError,
+}
+_REQUEST_TIMEOUT, _SERVER_ERROR = 408, 500
+
+
+class _Transport(NamedTuple):
+    """What an exception below HTTP means, and whether the request may have run."""
+
+    kind: FailureKind
+    may_have_run: bool
+
+
+def _not_sent(kind: FailureKind) -> _Transport:
+    return _Transport(kind, may_have_run=False)
+
+
+def _lost(kind: FailureKind) -> _Transport:
+    return _Transport(kind, may_have_run=True)
+
+
+# Read from top to bottom: what stands above is a special case of what stands below.
+_TRANSPORT: Final = (
+    (("ConnectTimeout", "PoolTimeout"), _not_sent(FailureKind.TIMEOUT)),
+    (("TimeoutException",), _lost(FailureKind.TIMEOUT)),
+    (("ConnectError", "ProxyError"), _not_sent(FailureKind.CONNECTION)),
+    # A wrong address, or a header that cannot be written, now or later.
+    (
+        ("UnsupportedProtocol", "LocalProtocolError", "InvalidURL"),
+        _not_sent(FailureKind.INVALID_REQUEST),
+    ),
+    (("DecodingError",), _lost(FailureKind.MALFORMED)),
+    (("RequestError", "StreamError"), _lost(FailureKind.CONNECTION)),
+)
+_BUILTIN: Final = (
+    ((json.JSONDecodeError, UnicodeDecodeError), _lost(FailureKind.MALFORMED)),
+    ((TimeoutError,), _lost(FailureKind.TIMEOUT)),
+    ((ConnectionError, ssl.SSLError), _lost(FailureKind.CONNECTION)),
+)
+
+
+@contextlib.contextmanager
+def typed_errors(wall: Callable[[], float]) -> Iterator[None]:
+    """Within it, what goes wrong below the SDK is raised as one of `errors.openai`.
+
+    Args:
+        wall: The seconds since the Unix epoch, to read an HTTP date with.
+    """
+    try:
+        yield
+    except RetryRouterError:
+        raise
+    except Exception as error:
+        named = _named(error, wall)
+        if named is None:
+            raise
+        _keep_secret(_secrets_of(error), named)
+        _keep_secret(_secrets_of(error), error)
+        raise named from error
+
+
+def from_problem(problem: wire.Problem, attempts: int = 1) -> RetryRouterError:
+    """The error for what is wrong with an answer that came with status 200."""
+    error = OPENAI_ERRORS[problem.kind](
+        problem.message, code=problem.code, body=problem.body
+    )
+    error.attempts = attempts
+    return error
+
+
+def from_page(response: Any) -> RetryRouterError:
+    """The error for a document that came where a stream was asked for.
+
+    Args:
+        response: The HTTP library's response, its body already read.
+    """
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    error = body.get("error") if isinstance(body, Mapping) else None
+    problem = (
+        wire.reported(error)
+        if error
+        else wire.malformed(f"no stream, but {wire.excerpt(response.text)}")
+    )
+    return from_problem(problem)
+
+
+def _named(error: Exception, wall: Callable[[], float]) -> RetryRouterError | None:
+    if isinstance(error, openai.APIStatusError):
+        return _with_sdk_facts(_from_status(error, wall()), error)
+    if isinstance(error, openai.APIConnectionError):
+        return _with_sdk_facts(_from_connection(error), error)
+    if isinstance(error, openai.APIResponseValidationError):
+        return _with_sdk_facts(from_problem(wire.malformed(error.message)), error)
+    if isinstance(error, openai.APIError):
+        problem = wire.reported(error.message if error.body is None else error.body)
+        return _with_sdk_facts(from_problem(problem), error)
+    transport = _transport_of(error)
+    return None if transport is None else _from_transport(transport, error)
+
+
+def _from_status(error: openai.APIStatusError, wall: float) -> RetryRouterError:
+    status, headers = error.status_code, error.response.headers
+    advice = read_advice(list(headers.multi_items()), wall=wall)
+    facts = error.body if isinstance(error.body, Mapping) else {}
+    said = _sentence(error.body)
+    code = None if facts.get("code") in {None, ""} else str(facts["code"])
+    # Of a page, `said` is an excerpt; its meaning may stand further down.
+    text = error.body if isinstance(error.body, str) else said
+    kind = classify(status, code or facts.get("type"), text)
+    cls = _BY_STATUS_AND_KIND.get((status, kind), OPENAI_ERRORS[kind])
+    return cls(
+        f"Error code: {status} - {said}",
+        status_code=status,
+        retry_after=advice.retry_after,
+        should_retry=advice.should_retry,
+        request_id=next((headers[n] for n in _REQUEST_IDS if n in headers), None),
+        code=code,
+        body=error.body,
+        may_have_run=status >= _SERVER_ERROR or status == _REQUEST_TIMEOUT,
+    )
+
+
+def _sentence(body: Any) -> str:
+    if isinstance(body, Mapping):
+        said = body.get("message") or body.get("detail") or body
+        return said if isinstance(said, str) else json.dumps(said, default=str)
+    return wire.excerpt(body)
+
+
+def _from_connection(error: openai.APIConnectionError) -> RetryRouterError:
+    is_timeout = isinstance(error, openai.APITimeoutError)
+    unknown = _lost(FailureKind.TIMEOUT if is_timeout else FailureKind.CONNECTION)
+    cause = error.__cause__
+    if cause is None:
+        return _from_transport(unknown, error)
+    return _from_transport(_transport_of(cause) or unknown, cause, error.message)
+
+
+def _transport_of(error: BaseException) -> _Transport | None:
+    for names, transport in _TRANSPORT:
+        if isinstance(error, tuple(_http_classes(names))):
+            return transport
+    return next((t for classes, t in _BUILTIN if isinstance(error, classes)), None)
+
+
+def _http_classes(names: Iterable[str]) -> Iterator[type[BaseException]]:
+    """The classes of these names, of each HTTP library that somebody has imported."""
+    for module in (sys.modules.get(library) for library in _HTTP_LIBRARIES):
+        for name in names:
+            if found := getattr(module, name, None):
+                yield found
+
+
+def _from_transport(
+    transport: _Transport, error: BaseException, what: str = ""
+) -> RetryRouterError:
+    said = str(error)
+    detail = type(error).__name__ + (f": {said}" if said else "")
+    message = f"{what.rstrip('.')} ({detail})" if what else detail
+    return OPENAI_ERRORS[transport.kind](message, may_have_run=transport.may_have_run)
+
+
+def _with_sdk_facts(error: RetryRouterError, original: Exception) -> RetryRouterError:
+    for name in ("request", "response", "param", "type"):
+        value = getattr(original, name, None)
+        if value is not None:
+            setattr(error, name, value)
+    return error
+
+
+# The key.
+
+
+def _secrets_of(error: BaseException) -> set[str]:
+    try:
+        headers = getattr(error, "request", None).headers  # type: ignore[union-attr]
+    except (AttributeError, RuntimeError):  # httpx raises one where there is none.
+        return set()
+    values = [headers.get(name, "") for name in _SECRET_HEADERS]
+    words = {value.split()[-1] for value in values if value.split()}
+    return {word for word in words if len(word) >= _SHORTEST_SECRET}
+
+
+def _keep_secret(secrets: set[str], error: BaseException | None) -> None:
+    """Take `secrets` out of all that an error, and what led to it, says."""
+    seen: set[int] = set()
+    while secrets and error is not None and id(error) not in seen:
+        seen.add(id(error))
+        error.args = tuple(_without(secrets, argument) for argument in error.args)
+        for name in ("message", "body"):
+            if isinstance(told := getattr(error, name, None), str | dict | list):
+                setattr(error, name, _without(secrets, told))
+        error = error.__cause__ or error.__context__
+
+
+def _without(secrets: set[str], value: Any) -> Any:
+    if isinstance(value, str):
+        for secret in secrets:
+            value = value.replace(secret, "***")
+        return value
+    if isinstance(value, dict):
+        return {name: _without(secrets, item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without(secrets, item) for item in value]
+    return value

@@ -1,0 +1,393 @@
+"""What OpenAI's answers and chunks mean, whoever built them: plain data in and out.
+
+Everything about the *content* of `/v1/completions` and `/v1/chat/completions` lives
+here. An answer is the SDK's object, or the dict of somebody's own client; both are read
+alike. This file knows no network, no retry and no model object; what it finds wrong it
+returns as a `Problem`.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from langchain_core.outputs import GenerationChunk
+
+from langchain_retryrouter._core.failure import FailureKind, classify
+from langchain_retryrouter._core.streaming import Signal
+
+LEDGER: Final = "retryrouter"
+"""Under which name an answer, or the chunk that ends a stream, carries the ledger."""
+
+_BAD_REQUEST, _END_OF_STATUSES = 400, 600
+_EXCERPT = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong with an answer that came with status 200.
+
+    Attributes:
+        kind: What it means.
+        message: What the provider, or we, say about it.
+        code: The provider's machine-readable code.
+        body: The provider's own words, as it sent them.
+    """
+
+    kind: FailureKind
+    message: str
+    code: str | None = None
+    body: Any = None
+
+
+@dataclass(slots=True)
+class Answer:
+    """What a request brought, whichever endpoint, streamed or not.
+
+    Attributes:
+        choices: One dict each with `text`, `finish_reason` and `logprobs`.
+        usage: The tokens it cost, as the provider counted them.
+        system_fingerprint: OpenAI's name for the machinery that answered.
+        ledger: The attempts it took.
+        problem: What makes it no text: a refusal, or a call of a tool.
+    """
+
+    choices: list[dict[str, Any]] = field(default_factory=list)
+    usage: dict[str, Any] = field(default_factory=dict)
+    system_fingerprint: str | None = None
+    ledger: dict[str, Any] = field(default_factory=dict)
+    problem: Problem | None = None
+
+
+def get(thing: Any, name: str) -> Any:
+    """The field `name` of an SDK object or a dict; None where there is none."""
+    if isinstance(thing, Mapping):
+        return thing.get(name)
+    return getattr(thing, name, None)
+
+
+def plain(thing: Any) -> Any:
+    """An SDK object as dicts and lists; anything else as it is."""
+    dump = getattr(thing, "model_dump", None)
+    # Providers fill fields with what the SDK's types do not foresee: no warnings.
+    return thing if dump is None else dump(warnings=False)
+
+
+def attach_ledger(thing: Any, ledger: dict[str, Any]) -> Any:
+    """`thing` with the call's ledger as its field `retryrouter`, if it can hold one."""
+    if isinstance(thing, dict):
+        return {**thing, LEDGER: ledger}
+    if hasattr(thing, "model_dump"):
+        setattr(thing, LEDGER, ledger)
+    return thing
+
+
+# The request.
+
+
+def expected_choices(request: Mapping[str, Any]) -> int:
+    """How many choices a request asks for: `n` for each of its prompts."""
+    prompt = request.get("prompt")
+    several = isinstance(prompt, list | tuple) and not any(
+        isinstance(token, int) for token in prompt
+    )
+    return (request.get("n") or 1) * (len(prompt) if several and prompt else 1)
+
+
+def refuse_several(request: Mapping[str, Any], *, streaming: bool) -> None:
+    """Refuse what no answer can be: fewer than one choice, or a stream of several.
+
+    Raises:
+        ValueError: Names the parameter and its value.
+    """
+    n, best_of = request.get("n") or 1, request.get("best_of") or 1
+    for name, value in (("n", n), ("best_of", best_of)):
+        if value < 1:
+            msg = f"{name} must be 1 or more, not {value}"
+            raise ValueError(msg)
+        if streaming and value > 1:
+            msg = f"a stream carries one answer, so {name}={value} cannot be streamed"
+            raise ValueError(msg)
+    if 1 < best_of < n:
+        msg = f"best_of={best_of} is less than n={n}: the best {n} are chosen of them"
+        raise ValueError(msg)
+
+
+# A whole answer.
+
+
+def problem_of(answer: Any, expected: int) -> Problem | None:
+    """What makes an answer with status 200 none; None if it is one.
+
+    Args:
+        answer: What the SDK's `create` returned; it hands over a page's text as `str`.
+        expected: Choices that were asked for.
+    """
+    if answer is None or isinstance(answer, str | list | int | float):
+        return malformed(f"an answer that is not a JSON object: {excerpt(answer)}")
+    if not isinstance(answer, Mapping) and not hasattr(answer, "model_dump"):
+        return None  # A raw response, or somebody's own object: theirs to judge.
+    if error := get(answer, "error"):
+        return reported(error)
+    choices = get(answer, "choices")
+    if not isinstance(choices, list) or len(choices) < expected:
+        found = len(choices) if isinstance(choices, list) else "no"
+        return malformed(f"an answer with {found} choices where {expected} were due")
+    return None
+
+
+def reported(error: Any) -> Problem:
+    """An error that came inside a 200 or as an event of a stream.
+
+    Args:
+        error: The value of `error`: a dict as OpenAI's, or only a sentence.
+    """
+    body = plain(error)
+    facts = body if isinstance(body, Mapping) else {"message": body}
+    text = str(facts.get("message") or "the provider reported an error")
+    code = facts.get("code")
+    told = str(code) if code not in {None, ""} else None
+    kind = classify(_status_in(facts), told or facts.get("type"), text)
+    return Problem(kind, text, told, body)
+
+
+def malformed(what: str) -> Problem:
+    """The problem of an answer that is not the protocol."""
+    return Problem(FailureKind.MALFORMED, f"the provider sent {what}")
+
+
+def excerpt(text: Any) -> str:
+    """The beginning of a page or text, to be quoted."""
+    words = "" if text is None else " ".join(str(text).split())
+    if not words:
+        return "an empty body"
+    return repr(words if len(words) <= _EXCERPT else f"{words[:_EXCERPT]}…")
+
+
+def _status_in(facts: Mapping[str, Any]) -> int | None:
+    # Gateways such as OpenRouter, vLLM and LiteLLM put the HTTP status into `code`.
+    code = str(facts.get("code"))
+    if code.isdecimal() and _BAD_REQUEST <= int(code) < _END_OF_STATUSES:
+        return int(code)
+    return _BAD_REQUEST if facts.get("type") == "invalid_request_error" else None
+
+
+def read_completion(raw: Any) -> Answer:
+    """The answer of `/v1/completions`."""
+    choices = [
+        {
+            "text": choice.get("text") or "",
+            "finish_reason": choice.get("finish_reason"),
+            "logprobs": choice.get("logprobs"),
+        }
+        for choice in _in_order(plain(raw)["choices"])
+    ]
+    return _answer(raw, choices)
+
+
+def read_chat(raw: Any) -> Answer:
+    """The answer of `/v1/chat/completions`."""
+    choices, voices = [], []
+    for choice in _in_order(plain(raw)["choices"]):
+        message = choice.get("message") or {}
+        voices.append(_Voice(message))
+        choices.append(
+            {
+                "text": message.get("content") or "",
+                "finish_reason": choice.get("finish_reason"),
+                "logprobs": choice.get("logprobs"),
+            }
+        )
+    answer = _answer(raw, choices)
+    answer.problem = next((v.problem for v in voices if v.problem is not None), None)
+    return answer
+
+
+def _answer(raw: Any, choices: list[dict[str, Any]]) -> Answer:
+    return Answer(
+        choices=choices,
+        usage=plain(get(raw, "usage")) or {},
+        system_fingerprint=get(raw, "system_fingerprint"),
+        ledger=get(raw, LEDGER) or {},
+    )
+
+
+def _in_order(choices: list[Any]) -> list[dict[str, Any]]:
+    """The choices by their index, where it numbers them all; else as they came."""
+    found = [plain(choice) for choice in choices]
+    indexes = [choice.get("index") for choice in found]
+    if set(indexes) != set(range(len(found))):
+        return found
+    return sorted(found, key=lambda choice: choice["index"])
+
+
+# A stream.
+
+
+class StreamReader:
+    """Tells, for the chunks of one attempt, what is a token and what is the end.
+
+    A stream is whole when each choice that was asked for has a `finish_reason`;
+    `[DONE]` may be missing, and a chunk with usage may follow.
+    """
+
+    __slots__ = ("_expected", "_finished", "ending", "is_whole")
+
+    def __init__(self, expected: int) -> None:
+        """Nothing has been read yet; `expected` choices will come."""
+        self._expected = expected
+        self._finished: set[Any] = set()
+        self.is_whole = False
+        self.ending: Any = None
+
+    def __call__(self, chunk: Any) -> Signal:
+        """What `chunk` means for its stream."""
+        choices = get(chunk, "choices") or ()
+        for choice in choices:
+            if get(choice, "finish_reason"):
+                self._finished.add(get(choice, "index"))
+        ends = not self.is_whole and len(self._finished) >= self._expected
+        if ends:
+            self.is_whole = True
+            self.ending = chunk
+        texts = [_text_of(choice) for choice in choices]
+        return Signal(
+            text="".join(texts),
+            is_token=any(texts) or any(_Voice.is_in(choice) for choice in choices),
+            is_end=ends,
+        )
+
+
+def _text_of(choice: Any) -> str:
+    delta = get(choice, "delta")
+    text = get(choice, "text") if delta is None else get(delta, "content")
+    return text or ""
+
+
+class ChunkReader:
+    """Translates the chunks of one stream with one choice.
+
+    Attributes:
+        problem: What makes the stream no text, known when it is over.
+    """
+
+    __slots__ = ("_is_counted", "_voice")
+
+    def __init__(self) -> None:
+        """Nothing has been read yet."""
+        self._is_counted = False
+        self._voice = _Voice()
+
+    @property
+    def problem(self) -> Problem | None:
+        """The refusal, or the call of a tool, that came instead of text."""
+        return self._voice.problem
+
+    def read(self, chunk: Any) -> GenerationChunk:
+        """The chunk as LangChain has it; usage and ledger in `generation_info`."""
+        choice = next(iter(get(chunk, "choices") or ()), None)
+        info: dict[str, Any] = {}
+        if choice is not None:
+            info["finish_reason"] = get(choice, "finish_reason")
+            info["logprobs"] = plain(get(choice, "logprobs"))
+            self._voice.hear(get(choice, "delta"))
+        usage = plain(get(chunk, "usage"))
+        # Once: LangChain adds up what chunks say, and some servers repeat the sum.
+        if usage and not self._is_counted and _is_final(choice):
+            self._is_counted = True
+            info["token_usage"] = usage
+        if ledger := get(chunk, LEDGER):
+            info[LEDGER] = ledger
+        return GenerationChunk(
+            text="" if choice is None else _text_of(choice),
+            generation_info=info or None,
+        )
+
+
+def _is_final(choice: Any) -> bool:
+    return choice is None or bool(get(choice, "finish_reason"))
+
+
+def join(chunks: Iterable[GenerationChunk]) -> Answer:
+    """The answer that the chunks of a whole stream add up to."""
+    chunks = list(chunks)
+    if not chunks:
+        return Answer(problem=malformed("a stream without a chunk"))
+    whole = functools.reduce(operator.add, chunks)
+    info = whole.generation_info or {}
+    choice = {
+        "text": whole.text,
+        "finish_reason": info.get("finish_reason"),
+        "logprobs": info.get("logprobs"),
+    }
+    return Answer(
+        choices=[choice],
+        usage=info.get("token_usage") or {},
+        ledger=info.get(LEDGER) or {},
+    )
+
+
+class _Voice:
+    """Hears, in a chat message or its deltas, what is not text."""
+
+    __slots__ = ("_called", "_refusal")
+
+    def __init__(self, message: Any = None) -> None:
+        self._refusal = ""
+        self._called = ""
+        self.hear(message)
+
+    @staticmethod
+    def is_in(choice: Any) -> bool:
+        delta = get(choice, "delta")
+        return any(
+            get(delta, name) for name in ("refusal", "tool_calls", "function_call")
+        )
+
+    def hear(self, message: Any) -> None:
+        if message is None:
+            return
+        self._refusal += get(message, "refusal") or ""
+        calls = [get(call, "function") for call in get(message, "tool_calls") or ()]
+        for call in [*calls, get(message, "function_call")]:
+            self._called = self._called or get(call, "name") or ""
+
+    @property
+    def problem(self) -> Problem | None:
+        if self._refusal:
+            return Problem(
+                FailureKind.CONTENT_FILTER, f"the model refused: {self._refusal}"
+            )
+        if self._called:
+            return Problem(
+                FailureKind.INVALID_REQUEST,
+                f"the model calls the tool {self._called!r} instead of saying anything,"
+                " and an LLM returns nothing but text: use a chat model for tools",
+            )
+        return None
+
+
+# Token counts.
+
+
+def add_usage(total: dict[str, Any], usage: Mapping[str, Any]) -> dict[str, Any]:
+    """`total` and `usage` added up, details such as cached tokens included."""
+    added = dict(total)
+    for name, count in usage.items():
+        if isinstance(count, Mapping):
+            added[name] = add_usage(added.get(name) or {}, count)
+        elif isinstance(count, int | float) and not isinstance(count, bool):
+            added[name] = (added.get(name) or 0) + count
+    return added
+
+
+def update_token_usage(
+    keys: set[str], response: dict[str, Any], token_usage: dict[str, Any]
+) -> None:
+    """Add what `response["usage"]` says about `keys` to `token_usage`, in place."""
+    usage = response.get("usage") or {}
+    for key in keys.intersection(usage):
+        token_usage[key] = token_usage.get(key, 0) + (usage[key] or 0)

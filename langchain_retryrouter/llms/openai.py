@@ -1,0 +1,440 @@
+"""OpenAI's and Azure's models as LangChain LLMs, drop-in for langchain-community's.
+
+`completion_with_retry` and its twin are where every request of these classes goes
+through, and can be called as they are. Here stands how the classes compose a request
+and what becomes of the answer; how to wait stands in `_drive`, what an answer means in
+`_openai.wire`, and the fields of the connection in `_connection`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Generator,
+    Iterator,
+    Mapping,
+)
+from typing import Any, cast
+
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForLLMRun,
+    CallbackManagerForLLMRun,
+)
+from langchain_core.outputs import Generation, GenerationChunk, LLMResult
+
+from langchain_retryrouter import _drive
+from langchain_retryrouter._callbacks import anotifier, notifier
+from langchain_retryrouter._core.policy import effective_policy
+from langchain_retryrouter._core.session import RetrySession
+from langchain_retryrouter._drive import SYSTEM_CLOCK, Attempt, Plan
+from langchain_retryrouter._openai import wire
+from langchain_retryrouter._openai.clients import (
+    AsyncSDKStream,
+    SDKStream,
+    acreate,
+    aopen_stream,
+    create,
+    open_stream,
+)
+from langchain_retryrouter._openai.failures import from_problem
+from langchain_retryrouter._openai.wire import update_token_usage
+from langchain_retryrouter.errors.openai import OPENAI_ERRORS
+from langchain_retryrouter.llms._azure import AzureConnection
+from langchain_retryrouter.llms._chat import ChatModel
+from langchain_retryrouter.llms._completions import CHAT_MODEL, CompletionsModel
+from langchain_retryrouter.llms._concurrency import aclosing, closing, in_order
+from langchain_retryrouter.llms._connection import OpenAIConnection
+
+__all__ = [
+    "AzureOpenAI",
+    "BaseOpenAI",
+    "OpenAI",
+    "OpenAIChat",
+    "acompletion_with_retry",
+    "completion_with_retry",
+    "update_token_usage",
+]
+
+
+def completion_with_retry(
+    llm: BaseOpenAI | OpenAIChat,
+    run_manager: CallbackManagerForLLMRun | None = None,
+    **kwargs: Any,
+) -> Any:
+    """The SDK's answer to one request, repeated while the model's policy allows.
+
+    The answer, or the chunk that ends a stream, carries the call's ledger as its field
+    `retryrouter`.
+
+    Args:
+        llm: The model; `llm.client.create` sends the request.
+        run_manager: Told of each retry, through its `on_retry`.
+        **kwargs: The keyword arguments of `create`. With `stream=True` you get a
+            generator of chunks, which sends the request when the first one is asked
+            for, and repeats it until that one is handed over.
+
+    Raises:
+        RetryRouterError: The last attempt's error, an SDK error by its class too.
+    """
+    if kwargs.get("stream"):
+        return _stream_with_retry(llm, run_manager, kwargs)
+    plan = _plan(llm, kwargs)
+
+    def send(attempt: Attempt) -> Any:
+        return create(llm.client, kwargs, attempt, plan.clock.wall)
+
+    answer = _drive.call(plan, send, notifier(run_manager))
+    return wire.attach_ledger(answer, plan.session.ledger())
+
+
+async def acompletion_with_retry(
+    llm: BaseOpenAI | OpenAIChat,
+    run_manager: AsyncCallbackManagerForLLMRun | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Async twin of `completion_with_retry`: `llm.async_client.create` is awaited."""
+    if kwargs.get("stream"):
+        return _astream_with_retry(llm, run_manager, kwargs)
+    plan = _plan(llm, kwargs)
+
+    async def send(attempt: Attempt) -> Any:
+        return await acreate(llm.async_client, kwargs, attempt, plan.clock.wall)
+
+    answer = await _drive.acall(plan, send, anotifier(run_manager))
+    return wire.attach_ledger(answer, plan.session.ledger())
+
+
+def _stream_with_retry(
+    llm: BaseOpenAI | OpenAIChat,
+    run_manager: CallbackManagerForLLMRun | None,
+    request: Mapping[str, Any],
+) -> Generator[Any, None, None]:
+    plan = _plan(llm, request)
+    source: SDKStream
+
+    def connect(attempt: Attempt) -> SDKStream:
+        nonlocal source
+        source = open_stream(llm.client, request, attempt, plan.clock.wall)
+        return source
+
+    chunks = _drive.stream(plan, connect, lambda: source.reader, notifier(run_manager))
+    with contextlib.closing(chunks):
+        for chunk in chunks:
+            ends = chunk is source.reader.ending
+            yield wire.attach_ledger(chunk, plan.session.ledger()) if ends else chunk
+
+
+async def _astream_with_retry(
+    llm: BaseOpenAI | OpenAIChat,
+    run_manager: AsyncCallbackManagerForLLMRun | None,
+    request: Mapping[str, Any],
+) -> AsyncGenerator[Any, None]:
+    plan = _plan(llm, request)
+    source: AsyncSDKStream
+
+    async def connect(attempt: Attempt) -> AsyncSDKStream:
+        nonlocal source
+        source = await aopen_stream(llm.async_client, request, attempt, plan.clock.wall)
+        return source
+
+    chunks = _drive.astream(
+        plan, connect, lambda: source.reader, anotifier(run_manager)
+    )
+    async with contextlib.aclosing(chunks):
+        async for chunk in chunks:
+            ends = chunk is source.reader.ending
+            yield wire.attach_ledger(chunk, plan.session.ledger()) if ends else chunk
+
+
+def _plan(llm: OpenAIConnection, request: Mapping[str, Any]) -> Plan:
+    clock = llm.clock or SYSTEM_CLOCK
+    session = RetrySession(
+        effective_policy(llm.retry_policy, llm.max_retries),
+        budget=llm.budget,
+        breaker=llm.breaker,
+        time=clock,
+    )
+    route = request.get("model") or llm.model_name
+    return Plan(session, errors=OPENAI_ERRORS, clock=clock, route=lambda: route)
+
+
+def _raise_for(problem: wire.Problem | None, attempts: int = 1) -> None:
+    if problem is not None:
+        raise from_problem(problem, attempts)
+
+
+class OpenAILLM(OpenAIConnection):
+    """How prompts become an `LLMResult`, at both endpoints."""
+
+    def _stream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[GenerationChunk]:
+        request = self._stream_request(prompt, stop, kwargs)
+        reader = wire.ChunkReader()
+        chunks = self._complete(run_manager, request)
+        with closing(chunks):
+            for raw in chunks:
+                chunk = reader.read(raw)
+                if run_manager:
+                    run_manager.on_llm_new_token(chunk.text, **self._told(chunk))
+                yield chunk
+        _raise_for(reader.problem)
+
+    async def _astream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[GenerationChunk]:
+        request = self._stream_request(prompt, stop, kwargs)
+        reader = wire.ChunkReader()
+        chunks = await self._acomplete(run_manager, request)
+        async with aclosing(chunks):
+            async for raw in chunks:
+                chunk = reader.read(raw)
+                if run_manager:
+                    await run_manager.on_llm_new_token(chunk.text, **self._told(chunk))
+                yield chunk
+        _raise_for(reader.problem)
+
+    def _generate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        if kwargs.pop("stream", self.streaming):
+            answers = [
+                wire.join([*self._stream(prompt, stop, run_manager, **kwargs)])
+                for prompt in prompts
+            ]
+        else:
+            requests = self._whole_requests(prompts, stop, kwargs)
+            raws = [self._complete(run_manager, request) for request in requests]
+            answers = [self._read(raw) for raw in raws]
+        return self._result(answers, prompts, kwargs)
+
+    async def _agenerate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        if kwargs.pop("stream", self.streaming):
+            answers = [
+                wire.join(
+                    [
+                        c
+                        async for c in self._astream(
+                            prompt, stop, run_manager, **kwargs
+                        )
+                    ]
+                )
+                for prompt in prompts
+            ]
+        else:
+            requests = self._whole_requests(prompts, stop, kwargs)
+            send = functools.partial(self._acomplete, run_manager)
+            raws = await in_order(send, requests, self._at_once)
+            answers = [self._read(raw) for raw in raws]
+        return self._result(answers, prompts, kwargs)
+
+    def _complete(
+        self, run_manager: CallbackManagerForLLMRun | None, request: Mapping[str, Any]
+    ) -> Any:
+        # By its name in the module, so that whoever replaces it there is heard.
+        llm = cast("BaseOpenAI | OpenAIChat", self)
+        return completion_with_retry(llm, run_manager=run_manager, **request)
+
+    async def _acomplete(
+        self,
+        run_manager: AsyncCallbackManagerForLLMRun | None,
+        request: Mapping[str, Any],
+    ) -> Any:
+        llm = cast("BaseOpenAI | OpenAIChat", self)
+        return await acompletion_with_retry(llm, run_manager=run_manager, **request)
+
+    # What is asked.
+
+    def _whole_requests(
+        self, prompts: list[str], stop: list[str] | None, options: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        """The keyword arguments of `create` for requests that are not streamed."""
+        requests = self._requests(prompts, stop, options)
+        for request in requests:
+            wire.refuse_several(request, streaming=False)
+            request.pop("stream_options", None)  # Refused where nothing is streamed.
+        return requests
+
+    def _stream_request(
+        self, prompt: str, stop: list[str] | None, options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The keyword arguments of `create` for a stream of the answer to `prompt`."""
+        (request,) = self._requests([prompt], stop, options)
+        wire.refuse_several(request, streaming=True)
+        if "prompt" in request:
+            request["prompt"] = prompt  # Not every server streams for a list.
+        if self.stream_usage:
+            request.setdefault("stream_options", {"include_usage": True})
+        return {**request, "stream": True}
+
+    # What becomes of the answers.
+
+    def _read(self, raw: Any) -> wire.Answer:
+        answer = self._read_answer(raw)
+        _raise_for(answer.problem, len(answer.ledger.get("attempts", ())))
+        return answer
+
+    def _told(self, chunk: GenerationChunk) -> dict[str, Any]:
+        """What callbacks hear beside the text of a chunk."""
+        info = chunk.generation_info or {}
+        return {
+            "chunk": chunk,
+            "verbose": self.verbose,
+            "logprobs": info.get("logprobs"),
+        }
+
+    def _result(
+        self, answers: list[wire.Answer], prompts: list[str], options: Mapping[str, Any]
+    ) -> LLMResult:
+        result = self.create_llm_result(
+            [choice for answer in answers for choice in answer.choices],
+            prompts,
+            {**self._invocation_params, **options},
+            functools.reduce(wire.add_usage, (a.usage for a in answers), {}),
+            system_fingerprint=next(
+                (a.system_fingerprint for a in answers if a.system_fingerprint), None
+            ),
+        )
+        attempts = [line for a in answers for line in a.ledger.get("attempts", ())]
+        ledger = {wire.LEDGER: {"attempts": attempts}}
+        result.llm_output = {**(result.llm_output or {}), **ledger}
+        return result
+
+    def create_llm_result(
+        self,
+        choices: Any,
+        prompts: list[str],
+        params: dict[str, Any],
+        token_usage: dict[str, Any],
+        *,
+        system_fingerprint: str | None = None,
+    ) -> LLMResult:
+        """The `LLMResult` of the choices of all prompts, in the prompts' order."""
+        n = params.get("n") or 1
+        generations = [
+            [
+                Generation(
+                    text=choice["text"],
+                    generation_info={
+                        "finish_reason": choice.get("finish_reason"),
+                        "logprobs": choice.get("logprobs"),
+                    },
+                )
+                for choice in choices[at * n : (at + 1) * n]
+            ]
+            for at in range(len(prompts))
+        ]
+        llm_output = {"token_usage": token_usage, "model_name": self.model_name}
+        if system_fingerprint:
+            llm_output["system_fingerprint"] = system_fingerprint
+        return LLMResult(generations=generations, llm_output=llm_output)
+
+
+class BaseOpenAI(CompletionsModel, OpenAILLM):
+    """The models of `/v1/completions`; `OpenAI` and `AzureOpenAI` are made of it."""
+
+    def __new__(cls, **data: Any) -> Any:
+        """A model of this class, or an `OpenAIChat` where a chat model is named."""
+        name = str(data.get("model") or data.get("model_name") or "")
+        if not issubclass(cls, AzureConnection) and CHAT_MODEL.match(name):
+            warnings.warn(
+                f"{name!r} is a chat model, and /v1/completions does not serve it: you"
+                " get an OpenAIChat. To do without this warning, construct OpenAIChat.",
+                stacklevel=2,
+            )
+            return OpenAIChat(**data)
+        return super().__new__(cls)
+
+
+class OpenAI(BaseOpenAI):
+    """A model of OpenAI's `/v1/completions`, or of a server that speaks like it.
+
+    Example:
+        ```python
+        llm = OpenAI(model="gpt-3.5-turbo-instruct", max_retries=4)
+        llm.invoke("Once upon a time")
+        ```
+    """
+
+
+class AzureOpenAI(AzureConnection, BaseOpenAI):
+    """A completions deployment on Azure.
+
+    Example:
+        ```python
+        llm = AzureOpenAI(
+            azure_endpoint="https://example-resource.azure.openai.com/",
+            azure_deployment="my-instruct",
+            api_version="2024-10-21",
+        )
+        ```
+    """
+
+    @property
+    def lc_secrets(self) -> dict[str, str]:
+        """Which fields are left out when LangChain saves the model."""
+        return {
+            "openai_api_key": "AZURE_OPENAI_API_KEY",
+            "azure_ad_token": "AZURE_OPENAI_AD_TOKEN",
+        }
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """What LangChain saves although it may come from the environment."""
+        return {
+            "openai_api_type": self.openai_api_type,
+            "openai_api_version": self.openai_api_version,
+        }
+
+    @property
+    def _llm_type(self) -> str:
+        return "azure"
+
+    @property
+    def _invocation_params(self) -> dict[str, Any]:
+        # The SDK makes a path of it, where the address names no deployment.
+        model = self.deployment_name or self.model_name
+        return {**super()._invocation_params, "model": model}
+
+    @property
+    def _identifying_params(self) -> Mapping[str, Any]:
+        return {"deployment_name": self.deployment_name, **super()._identifying_params}
+
+
+class OpenAIChat(ChatModel, OpenAILLM):
+    """A model of `/v1/chat/completions` as an LLM: text in, text out.
+
+    Several prompts are asked one after the other; in async calls `batch_size` together.
+
+    Example:
+        ```python
+        llm = OpenAIChat(
+            model="gpt-4o-mini",
+            prefix_messages=[
+                {"role": "system", "content": "Answer in one word."},
+            ],
+        )
+        ```
+    """
