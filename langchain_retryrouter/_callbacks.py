@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -179,8 +179,11 @@ class RetryVisibleChatModel(BaseChatModel):
             self.tags,
         )
         run_manager = _open_run(config, callbacks, AsyncCallbackManagerForLLMRun)
-        chunks = super().astream(input, config, stop=stop, **kwargs)
-        async with contextlib.aclosing(cast("Any", chunks)):
+        chunks = cast(
+            "AsyncGenerator[AIMessageChunk, None]",
+            super().astream(input, config, stop=stop, **kwargs),
+        )
+        async with contextlib.aclosing(chunks):
             with _announced(self, run_manager):
                 first = await anext(chunks, None)
             if first is not None:

@@ -19,7 +19,7 @@ from langchain_retryrouter._core.decision import (
     Situation,
     decide,
 )
-from langchain_retryrouter._core.failure import FailureKind
+from langchain_retryrouter._core.failure import FailureKind, is_retryable
 
 if TYPE_CHECKING:
     from langchain_retryrouter._core.breaker import CircuitBreaker
@@ -215,7 +215,8 @@ class RetrySession:
     def _tell_breaker(self, failure: Failure) -> None:
         if self._breaker is None or self._permit is None:
             return
-        if failure.is_retryable:
+        # By its kind: `x-should-retry: false` is no word on the provider's health.
+        if is_retryable(failure.kind):
             self._breaker.failed(self._permit, self._time.monotonic())
         else:
             # A provider that finds fault with the request is alive.

@@ -76,6 +76,7 @@ def retrying(
 
     driver = Retrying(
         retry=steering.should_retry,
+        stop=steering.must_stop,
         wait=steering.delay,
         before_sleep=before_sleep,
         sleep=sleep,
@@ -107,6 +108,7 @@ async def aretrying(
 
     driver = AsyncRetrying(
         retry=steering.should_retry,
+        stop=steering.must_stop,
         wait=steering.delay,
         before_sleep=before_sleep,
         sleep=sleep,

@@ -22,8 +22,13 @@ class Clock(TimeSource, Protocol):
 
 
 class _SystemClock(SystemTime):
-    sleep = staticmethod(time.sleep)
-    asleep = staticmethod(asyncio.sleep)
+    # Methods, not the functions themselves: what looks for blocking calls in
+    # coroutines replaces `time.sleep`, and would not see a reference taken before.
+    def sleep(self, seconds: float, /) -> None:
+        time.sleep(seconds)
+
+    def asleep(self, seconds: float, /) -> Awaitable[None]:
+        return asyncio.sleep(seconds)
 
 
 SYSTEM_CLOCK: Clock = _SystemClock()

@@ -100,6 +100,14 @@ class Steering:
         self._learn(error)
         return True
 
+    def must_stop(self, state: RetryCallState) -> bool:
+        """Whether what failed is not ours to repeat.
+
+        Asked only where we said that it is, or where tenacity does not ask us: for its
+        own `TryAgain`, which it would repeat for ever.
+        """
+        return _error_of(state) is None
+
     def delay(self, _state: RetryCallState) -> float:
         """Seconds to wait first."""
         decision = self.session.decision

@@ -102,13 +102,13 @@ class _Follower(Generic[E]):
 
     def limit(self) -> float | None:
         """Seconds the next event may take; None for no limit of ours."""
-        if self.guard.is_whole:
-            return _AFTER_THE_END
         session = self._steering.session
-        stall, left = session.policy.stall_timeout, session.remaining()
-        return min(
-            (limit for limit in (stall, left) if limit is not None), default=None
+        limits = (
+            session.policy.stall_timeout,
+            session.remaining(),
+            _AFTER_THE_END if self.guard.is_whole else None,
         )
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def ended(self) -> _End:
         """The body is over, which is fine if the protocol said so first."""
@@ -200,8 +200,8 @@ def stream(
     opened.follower.is_committed = True
     try:
         yield from opened.follower.held
-        while not isinstance(event := _pull(opened), _End):
-            yield event
+        while not isinstance(pulled := _pull(opened), _End):
+            yield pulled
     finally:
         opened.watch.end()
         # Says nothing about a call that is settled. First, since a close can break.

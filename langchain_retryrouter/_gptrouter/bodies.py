@@ -21,10 +21,10 @@ from langchain_retryrouter.errors import RetryRouterError
 from langchain_retryrouter.errors.gpt_router import GPT_ROUTER_ERRORS
 
 if TYPE_CHECKING:
-    import socket
-
     import aiohttp
     import urllib3
+
+    from langchain_retryrouter._gptrouter.timed_reads import Limit
 
 _MAX_BODY_BYTES = 64 * 1024 * 1024
 _READ_BYTES = 65_536
@@ -86,24 +86,11 @@ class _EventQueue:
 class SyncEvents:
     """The events of one open stream."""
 
-    def __init__(
-        self,
-        response: urllib3.BaseHTTPResponse,
-        read_timeout: float | None = None,
-        due: float | None = None,
-    ) -> None:
-        """Over an answer whose body has not been read.
-
-        Args:
-            response: The answer.
-            read_timeout: Seconds that it may be silent.
-            due: The monotonic time when all of it must have come.
-        """
+    def __init__(self, response: urllib3.BaseHTTPResponse, limit: Limit) -> None:
+        """Over an answer whose body has not been read, and is read within `limit`."""
         self._response = response
+        self._limit = limit
         self._queue = _EventQueue()
-        self._due = due
-        # Up to here the socket's limit was that of the headers.
-        _limit_silence(response, read_timeout)
 
     def __iter__(self) -> Self:
         """Itself."""
@@ -116,8 +103,6 @@ class SyncEvents:
             if queue.is_over:
                 queue.check_whole()
                 raise StopIteration
-            if self._due is not None:
-                _expect_within(self._response, self._due - time.monotonic())
             queue.feed(_read_some(self._response))
         return event
 
@@ -130,8 +115,9 @@ class SyncEvents:
         """Give the connection back if its stream is over, or else close it."""
         try:
             if self._queue.is_over:
+                self._limit.due = time.monotonic() + _CLOSING_FRAME_SECONDS
                 with contextlib.suppress(RetryRouterError):
-                    read_all(self._response, _CLOSING_FRAME_SECONDS)
+                    read_all(self._response)
         finally:
             let_go(self._response)
 
@@ -174,19 +160,14 @@ class AsyncEvents:
             self._response.close()
 
 
-def read_all(response: urllib3.BaseHTTPResponse, timeout: float | None) -> bytes:
-    """The whole body, within `timeout` seconds even if it comes byte by byte."""
-    due = None if timeout is None else time.monotonic() + timeout
+def read_all(response: urllib3.BaseHTTPResponse) -> bytes:
+    """The whole body."""
     pieces: list[bytes] = []
     size = 0
-    while True:
-        if due is not None:
-            _expect_within(response, due - time.monotonic())
-        piece = _read_some(response)
-        if not piece:
-            return b"".join(pieces)
+    while piece := _read_some(response):
         pieces.append(piece)
         size = _check_size(size + len(piece))
+    return b"".join(pieces)
 
 
 async def aread_all(response: aiohttp.ClientResponse) -> bytes:
@@ -221,33 +202,6 @@ async def _aread_some(response: aiohttp.ClientResponse) -> bytes:
         return await response.content.readany()
     except (ClientError, OSError) as error:
         raise from_aiohttp(error) from error
-
-
-def _expect_within(response: urllib3.BaseHTTPResponse, seconds: float) -> None:
-    if seconds <= 0:
-        msg = "no whole answer in time"
-        raise GPT_ROUTER_ERRORS[FailureKind.TIMEOUT](msg)
-    sock = _socket_under(response)
-    if sock is not None:
-        limit = sock.gettimeout()
-        sock.settimeout(seconds if limit is None else min(limit, seconds))
-
-
-def _limit_silence(response: urllib3.BaseHTTPResponse, seconds: float | None) -> None:
-    sock = _socket_under(response)
-    if sock is not None:
-        sock.settimeout(seconds)
-
-
-def _socket_under(response: urllib3.BaseHTTPResponse) -> socket.socket | None:
-    """The socket that a body comes from; None once it has come."""
-    sock: socket.socket | None = getattr(response.connection, "sock", None)
-    if sock is None:
-        # http.client drops the connection's socket where the server says that it will
-        # close; the body has it still.
-        body = getattr(getattr(response, "_fp", None), "fp", None)
-        sock = getattr(getattr(body, "raw", None), "_sock", None)
-    return sock
 
 
 def _check_size(size: int) -> int:

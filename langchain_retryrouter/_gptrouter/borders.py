@@ -20,7 +20,7 @@ from langchain_retryrouter.errors.gpt_router import (
 
 _NO_CONNECTION = "no connection to the gateway"
 _BROKEN = "the connection to the gateway broke"
-_SILENT = "the gateway was silent for too long"
+_SILENT = "no whole answer from the gateway in time"
 
 
 def from_urllib3(error: Exception) -> RetryRouterError:

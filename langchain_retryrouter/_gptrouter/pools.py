@@ -138,6 +138,8 @@ def sync_pool(origin: Origin) -> urllib3.HTTPConnectionPool:
 def _open_pool(origin: Origin) -> urllib3.HTTPConnectionPool:
     import urllib3  # noqa: PLC0415 - paid by the first sync call
 
+    from langchain_retryrouter._gptrouter.timed_reads import timed  # noqa: PLC0415
+
     settings: dict[str, Any] = {"maxsize": _KEPT, "retries": False}
     if origin.scheme == "https":
         settings["ssl_context"] = ssl_context()
@@ -148,7 +150,8 @@ def _open_pool(origin: Origin) -> urllib3.HTTPConnectionPool:
         if origin.proxy
         else urllib3.PoolManager(**settings)
     )
-    return manager.connection_from_host(origin.host, origin.port, origin.scheme)
+    pool = manager.connection_from_host(origin.host, origin.port, origin.scheme)
+    return timed(pool)
 
 
 def _proxy_headers(proxy: str) -> dict[str, str]:

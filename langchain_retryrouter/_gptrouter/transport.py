@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     import aiohttp
     import urllib3
 
+    from langchain_retryrouter._gptrouter.timed_reads import Limit
+
 Timeout: TypeAlias = float | tuple[float, float] | None
 Headers: TypeAlias = list[tuple[str, str]]
 
@@ -202,10 +204,9 @@ class GatewayClient(GPTRouterClient):
         Raises:
             RetryRouterError: One of `errors.gpt_router`.
         """
-        began = time.monotonic()
-        response = self._send(path, payload, timeout)
+        response, _ = self._send(path, payload, timeout)
         try:
-            body = read_all(response, _left(timeout, began))
+            body = read_all(response)
         finally:
             let_go(response)
         return _read_answer(response.status, _headers_of(response), body)
@@ -240,13 +241,14 @@ class GatewayClient(GPTRouterClient):
             RetryRouterError: One of `errors.gpt_router`.
         """
         began = time.monotonic()
-        response = self._send(path, payload, timeout, self.stream_read_timeout)
+        read_timeout = self.stream_read_timeout
+        response, limit = self._send(path, payload, timeout, read_timeout)
         if _is_event_stream(response.status, _headers_of(response)):
-            _, read = _split_timeout(self.request_timeout, self.stream_read_timeout)
-            due = None if whole_within is None else began + whole_within
-            return SyncEvents(response, read, due)
+            # The headers have come; from here on who reads says how long it may take.
+            limit.due = None if whole_within is None else began + whole_within
+            return SyncEvents(response, limit)
         try:
-            body = read_all(response, _left(timeout, began))
+            body = read_all(response)
         finally:
             let_go(response)
         raise _not_a_stream(response.status, _headers_of(response), body)
@@ -296,28 +298,36 @@ class GatewayClient(GPTRouterClient):
         payload: Mapping[str, Any],
         timeout: float | None,
         read_timeout: float | None = None,
-    ) -> urllib3.BaseHTTPResponse:
+    ) -> tuple[urllib3.BaseHTTPResponse, Limit]:
         import urllib3  # noqa: PLC0415 - paid by the first sync call
+
+        from langchain_retryrouter._gptrouter.timed_reads import (  # noqa: PLC0415
+            Limit,
+            read_within,
+        )
 
         url, origin = self._root + path, self._origin
         connect, read = _split_timeout(self.request_timeout, read_timeout)
-        limit = urllib3.Timeout(
-            connect=_smaller(connect, timeout), read=_smaller(read, timeout)
-        )
+        due = None if timeout is None else time.monotonic() + timeout
+        limit = Limit(silence=read, due=due)
+        connecting = urllib3.Timeout(connect=_smaller(connect, timeout), read=None)
         body = _encode(payload)
         try:
-            return sync_pool(origin).urlopen(
-                "POST",
-                _target(url, origin),
-                body=body,
-                headers=self._headers(),
-                timeout=limit,
-                retries=False,
-                redirect=False,  # The key follows nobody to another host.
-                preload_content=False,
-            )
+            with read_within(limit):
+                response = sync_pool(origin).urlopen(
+                    "POST",
+                    _target(url, origin),
+                    body=body,
+                    headers=self._headers(),
+                    timeout=connecting,
+                    retries=False,
+                    redirect=False,  # The key follows nobody to another host.
+                    assert_same_host=False,  # A proxy is told the whole URL.
+                    preload_content=False,
+                )
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise from_urllib3(error) from error
+        return response, limit
 
     async def _asend(
         self,
@@ -383,10 +393,6 @@ def _split_timeout(
 ) -> tuple[float | None, float | None]:
     connect, read = timeout if isinstance(timeout, tuple) else (timeout, timeout)
     return connect, read if read_timeout is None else read_timeout
-
-
-def _left(timeout: float | None, began: float) -> float | None:
-    return None if timeout is None else timeout - (time.monotonic() - began)
 
 
 def _smaller(one: float | None, other: float | None) -> float | None:

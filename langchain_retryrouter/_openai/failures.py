@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 import openai
 
-from langchain_retryrouter._core.failure import FailureKind, classify
+from langchain_retryrouter._core.failure import FailureKind
 from langchain_retryrouter._core.retry_after import read_advice
 from langchain_retryrouter._openai import wire
 from langchain_retryrouter.errors import RetryRouterError
@@ -144,10 +144,9 @@ def _from_status(error: openai.APIStatusError, wall: float) -> RetryRouterError:
     advice = read_advice(list(headers.multi_items()), wall=wall)
     facts = error.body if isinstance(error.body, Mapping) else {}
     said = _sentence(error.body)
-    code = None if facts.get("code") in {None, ""} else str(facts["code"])
     # Of a page, `said` is an excerpt; its meaning may stand further down.
     text = error.body if isinstance(error.body, str) else said
-    kind = classify(status, code or facts.get("type"), text)
+    kind = wire.kind_of(status, facts, text)
     cls = _BY_STATUS_AND_KIND.get((status, kind), OPENAI_ERRORS[kind])
     return cls(
         f"Error code: {status} - {said}",
@@ -155,7 +154,7 @@ def _from_status(error: openai.APIStatusError, wall: float) -> RetryRouterError:
         retry_after=advice.retry_after,
         should_retry=advice.should_retry,
         request_id=next((headers[n] for n in _REQUEST_IDS if n in headers), None),
-        code=code,
+        code=wire.code_in(facts),
         body=error.body,
         may_have_run=status >= _SERVER_ERROR or status == _REQUEST_TIMEOUT,
     )

@@ -7,6 +7,7 @@ models with equal settings can share one client, and are all that a pickle needs
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -14,6 +15,7 @@ from typing import Any, Final
 import openai
 
 _PARTS: Final = ("connect", "read", "write", "pool")
+_SECRET_NAME: Final = re.compile("auth|key|token|secret|cookie|password", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,3 +116,15 @@ def limited(value: Any, limit: float) -> openai.Timeout:
             for name, part in own.items()
         }
     )
+
+
+def without_secrets(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers that, by their names, may be shown."""
+    return {
+        name: value for name, value in headers.items() if not _SECRET_NAME.search(name)
+    }
+
+
+def without_password(address: str) -> str:
+    """An address without the name and the password that it may have."""
+    return re.sub(r"(?<=//)[^/@]*@", "", address)

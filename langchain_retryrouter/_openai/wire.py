@@ -103,7 +103,8 @@ def refuse_several(request: Mapping[str, Any], *, streaming: bool) -> None:
     Raises:
         ValueError: Names the parameter and its value.
     """
-    n, best_of = request.get("n") or 1, request.get("best_of") or 1
+    given = {name: request.get(name) for name in ("n", "best_of")}
+    n, best_of = (1 if value is None else value for value in given.values())
     for name, value in (("n", n), ("best_of", best_of)):
         if value < 1:
             msg = f"{name} must be 1 or more, not {value}"
@@ -133,7 +134,7 @@ def problem_of(answer: Any, expected: int) -> Problem | None:
     if error := get(answer, "error"):
         return reported(error)
     choices = get(answer, "choices")
-    if not isinstance(choices, list) or len(choices) < expected:
+    if not isinstance(choices, list) or len(choices) != expected:
         found = len(choices) if isinstance(choices, list) else "no"
         return malformed(f"an answer with {found} choices where {expected} were due")
     return None
@@ -148,10 +149,20 @@ def reported(error: Any) -> Problem:
     body = plain(error)
     facts = body if isinstance(body, Mapping) else {"message": body}
     text = str(facts.get("message") or "the provider reported an error")
+    code = code_in(facts)
+    return Problem(kind_of(_status_in(facts), facts, text), text, code, body)
+
+
+def code_in(facts: Mapping[str, Any]) -> str | None:
+    """The machine-readable code of an error's body; some servers send a number."""
     code = facts.get("code")
-    told = str(code) if code not in {None, ""} else None
-    kind = classify(_status_in(facts), told or facts.get("type"), text)
-    return Problem(kind, text, told, body)
+    return str(code) if code or code == 0 else None
+
+
+def kind_of(status: int | None, facts: Mapping[str, Any], message: str) -> FailureKind:
+    """The meaning of an error, by its status, its body, and its sentence."""
+    named = code_in(facts) or facts.get("type")
+    return classify(status, named if isinstance(named, str) else None, message)
 
 
 def malformed(what: str) -> Problem:

@@ -6,12 +6,12 @@ import warnings
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from pydantic import Field, SecretStr
+from pydantic import Field
 
 from langchain_retryrouter._openai.clients import MissingResource
 from langchain_retryrouter.llms._connection import (
-    ApiKey,
     OpenAIConnection,
+    Secret,
     first_env,
     secret_env,
     secret_of,
@@ -34,7 +34,7 @@ class AzureConnection(OpenAIConnection):
         default_factory=first_env("OPENAI_API_VERSION"), alias="api_version"
     )
     """The version of the API. From `OPENAI_API_VERSION` if it is not given."""
-    openai_api_key: ApiKey | None = Field(
+    openai_api_key: Secret | None = Field(
         default_factory=secret_env("AZURE_OPENAI_API_KEY", "OPENAI_API_KEY"),
         alias="api_key",
     )
@@ -43,7 +43,7 @@ class AzureConnection(OpenAIConnection):
         default_factory=first_env("OPENAI_API_BASE"), alias="base_url"
     )
     """The address up to `/openai` or the deployment; better give `azure_endpoint`."""
-    azure_ad_token: SecretStr | None = Field(
+    azure_ad_token: Secret | None = Field(
         default_factory=secret_env("AZURE_OPENAI_AD_TOKEN")
     )
     """A Microsoft Entra token. From `AZURE_OPENAI_AD_TOKEN` if it is not given."""

@@ -58,8 +58,9 @@ class CompletionsModel(OpenAIConnection):
     @property
     def lc_attributes(self) -> dict[str, Any]:
         """What LangChain saves although it may come from the environment."""
-        named = ("openai_api_base", "openai_organization", "openai_proxy")
-        return {name: getattr(self, name) for name in named if getattr(self, name)}
+        named = ("openai_api_base", "openai_organization")
+        said = {name: getattr(self, name) for name in named if getattr(self, name)}
+        return {**super().lc_attributes, **said}
 
     @property
     def _llm_type(self) -> str:

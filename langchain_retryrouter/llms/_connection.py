@@ -14,13 +14,14 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any, Literal, Self
 
+from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.utils import get_pydantic_field_names
 from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from langchain_retryrouter._core.breaker import CircuitBreaker
 from langchain_retryrouter._core.budget import RetryBudget
-from langchain_retryrouter._core.policy import RetryPolicy, effective_policy
+from langchain_retryrouter._core.policy import RetryPolicy
 from langchain_retryrouter._drive import Clock
 from langchain_retryrouter._openai import wire
 from langchain_retryrouter._openai.clients import (
@@ -34,11 +35,15 @@ from langchain_retryrouter._openai.settings import (
     ClientSettings,
     check_timeout,
     sdk_timeout,
+    without_password,
+    without_secrets,
 )
 
 logger = logging.getLogger(__name__)
 
-ApiKey = SecretStr | Callable[[], str] | Callable[[], Awaitable[str]]
+# `str` is what type checkers shall accept; `_hide` makes a `SecretStr` of it.
+Secret = str | SecretStr
+ApiKey = Secret | Callable[[], str] | Callable[[], Awaitable[str]]
 
 
 def first_env(*names: str) -> Callable[[], str | None]:
@@ -84,13 +89,15 @@ class OpenAIConnection(BaseLLM):
     )
     """OpenAI's id of the organization to charge."""
     openai_proxy: str | None = Field(
-        default_factory=first_env("OPENAI_PROXY"), repr=False
+        default_factory=first_env("OPENAI_PROXY"), repr=False, exclude=True
     )
     """The address of a proxy that all requests take."""
     request_timeout: Any = Field(default=None, alias="timeout")
     """Seconds an attempt may take, or a pair: to connect, and between two bytes. None
     is the SDK's own: 5 and 600. The HTTP library's `Timeout` is taken as well."""
-    default_headers: Mapping[str, str] | None = Field(default=None, repr=False)
+    default_headers: Mapping[str, str] | None = Field(
+        default=None, repr=False, exclude=True
+    )
     """Headers of every request."""
     default_query: Mapping[str, object] | None = None
     """Query parameters of every request."""
@@ -151,21 +158,28 @@ class OpenAIConnection(BaseLLM):
     @field_validator("max_retries", mode="before")
     @classmethod
     def _check_retries(cls, value: Any) -> Any:
-        return effective_policy(None, value).max_retries
+        return RetryPolicy(max_retries=value).max_retries
 
     @field_validator("request_timeout")
     @classmethod
     def _check_timeout(cls, value: Any) -> Any:
         return check_timeout(value)
 
-    @field_validator("openai_api_key")
+    @field_validator(
+        "openai_api_key", "azure_ad_token", mode="before", check_fields=False
+    )
     @classmethod
-    def _check_key(cls, value: Any) -> Any:
+    def _hide(cls, value: Any) -> Any:
+        return SecretStr(value) if isinstance(value, str) else value
+
+    @field_validator("openai_api_key", "azure_ad_token", check_fields=False)
+    @classmethod
+    def _check_secret(cls, value: Any) -> Any:
         key = value.get_secret_value() if isinstance(value, SecretStr) else ""
         wrong = next((at for at, c in enumerate(key) if not "!" <= c <= "~"), None)
         if wrong is not None:
             msg = (
-                f"the API key has a {_name_of(key[wrong])} as character {wrong + 1} of"
+                f"the key has a {_name_of(key[wrong])} as character {wrong + 1} of"
                 f" {len(key)}, which no header can carry: was it copied whole?"
             )
             raise ValueError(msg)
@@ -270,6 +284,15 @@ class OpenAIConnection(BaseLLM):
         shared = {id(thing): thing for thing in (*clients, *http_clients, self.clock)}
         return super().__deepcopy__({**shared, **(memo or {})})
 
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """What LangChain saves of the fields that may hold a secret: all but that."""
+        saved = {
+            "openai_proxy": without_password(self.openai_proxy or ""),
+            "default_headers": without_secrets(self.default_headers or {}),
+        }
+        return {name: value for name, value in saved.items() if value}
+
     # What the endpoints say for themselves.
 
     @property
@@ -285,6 +308,13 @@ class OpenAIConnection(BaseLLM):
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
         return {"model_name": self.model_name, **self._default_params}
+
+    def _get_ls_params(
+        self, stop: list[str] | None = None, **kwargs: Any
+    ) -> LangSmithParams:
+        params = super()._get_ls_params(stop=stop, **kwargs)
+        params["ls_provider"] = "openai"
+        return params
 
     @property
     def _at_once(self) -> int:

@@ -24,6 +24,7 @@ from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
     CallbackManagerForLLMRun,
 )
+from langchain_core.language_models.base import LangSmithParams
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
 from langchain_retryrouter import _drive
@@ -404,6 +405,7 @@ class AzureOpenAI(AzureConnection, BaseOpenAI):
     def lc_attributes(self) -> dict[str, Any]:
         """What LangChain saves although it may come from the environment."""
         return {
+            **super().lc_attributes,
             "openai_api_type": self.openai_api_type,
             "openai_api_version": self.openai_api_version,
         }
@@ -421,6 +423,14 @@ class AzureOpenAI(AzureConnection, BaseOpenAI):
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
         return {"deployment_name": self.deployment_name, **super()._identifying_params}
+
+    def _get_ls_params(
+        self, stop: list[str] | None = None, **kwargs: Any
+    ) -> LangSmithParams:
+        params = super()._get_ls_params(stop=stop, **kwargs)
+        params["ls_provider"] = "azure"
+        params["ls_model_name"] = self._invocation_params["model"]
+        return params
 
 
 class OpenAIChat(ChatModel, OpenAILLM):

@@ -50,8 +50,6 @@ class Ending(Enum):
 
 Action: TypeAlias = bytes | Pause
 
-_AS_RESPONDED = steps.Answer()
-
 
 class Plan(NamedTuple):
     """What the server does with one request. Every `bytes` is a write of its own."""
@@ -98,9 +96,9 @@ def plan(step: object, exchange: Exchange) -> Plan:
 
 @plan.register
 def _(step: steps.Answer, exchange: Exchange) -> Plan:
-    as_responded = step == _AS_RESPONDED
-    reply = exchange.healthy() if as_responded else _answered(step, exchange)
-    return _send(reply, exchange)
+    if step is steps.HEALTHY:  # by far the most frequent one
+        return _send(exchange.healthy(), exchange)
+    return _send(_answered(step, exchange), exchange)
 
 
 @plan.register
@@ -160,7 +158,8 @@ def _(step: steps.ErrorEvent, exchange: Exchange) -> Plan:
 def _(step: steps.SlowFirstToken, exchange: Exchange) -> Plan:
     reply = exchange.healthy()
     if isinstance(reply, Whole):
-        return _ended((Pause(step.seconds), *_writes(reply, exchange)), exchange)
+        sent = _send(reply, exchange)
+        return sent._replace(actions=(Pause(step.seconds), *sent.actions))
     before, after = _split(reply, 0, step, exchange)
     return _ended((*before, Pause(step.seconds), *after), exchange)
 
@@ -173,7 +172,8 @@ def _(step: steps.Stall, exchange: Exchange) -> Plan:
 
 @plan.register
 def _(step: steps.Drip, exchange: Exchange) -> Plan:
-    data = b"".join(_writes(exchange.healthy(), exchange))
+    reply = exchange.healthy()
+    data = b"".join(_writes(reply, close=_closes(exchange, reply)))
     drops = [data[at : at + step.size] for at in range(0, len(data), step.size)]
     return _ended(_spaced(drops, Pause(step.seconds)), exchange)
 
@@ -300,8 +300,8 @@ def _body_bytes(body: Any) -> bytes:
 
 
 def _send(reply: Reply, exchange: Exchange) -> Plan:
-    ending = Ending.FIN if _closes(exchange, reply) else Ending.KEEP
-    return Plan(_writes(reply, exchange), ending)
+    close = _closes(exchange, reply)
+    return Plan(_writes(reply, close=close), Ending.FIN if close else Ending.KEEP)
 
 
 def _ended(actions: tuple[Action, ...], exchange: Exchange) -> Plan:
@@ -321,9 +321,8 @@ def _closes(exchange: Exchange, reply: Reply) -> bool:
     return said or exchange.request.closes_connection
 
 
-def _writes(reply: Reply, exchange: Exchange) -> tuple[bytes, ...]:
+def _writes(reply: Reply, *, close: bool) -> tuple[bytes, ...]:
     """The reply as a healthy server writes it."""
-    close = _closes(exchange, reply)
     if isinstance(reply, Whole):
         return (whole_head(reply, close=close) + reply.body,)
     return (_stream_head(reply, close=close), *_stream_rest(reply, 0))

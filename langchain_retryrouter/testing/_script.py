@@ -13,12 +13,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .steps import Answer, ScriptedStep, Step
+from .steps import HEALTHY, ScriptedStep, Step
 
 if TYPE_CHECKING:
     from .recorded_request import RecordedRequest
-
-_HEALTHY = Answer()
 
 
 @dataclass(slots=True)
@@ -53,7 +51,7 @@ class Scripts:
     def step_for(self, request: RecordedRequest) -> Step:
         """Take the step that answers `request`."""
         if not self._by_model:
-            return _HEALTHY
+            return HEALTHY
         with self._lock:
             step = self._take(request.model)
         # The caller's function runs outside the lock: it may well script the next step.
@@ -64,7 +62,7 @@ class Scripts:
             steps = self._by_model.get(name)
             if steps is not None and (step := steps.next()) is not None:
                 return step
-        return _HEALTHY
+        return HEALTHY
 
 
 def _checked(step: ScriptedStep) -> ScriptedStep:

@@ -64,6 +64,10 @@ class Answer(Step):
     id: str | None = None
 
 
+HEALTHY: Final = Answer()
+"""What answers where no script says anything."""
+
+
 @dataclass(frozen=True, slots=True)
 class Status(Step):
     """An answer with this status; unless given, its body is the protocol's own."""

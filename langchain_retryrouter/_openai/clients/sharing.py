@@ -15,7 +15,7 @@ import inspect
 import os
 import sys
 import weakref
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -24,18 +24,33 @@ import openai
 from langchain_retryrouter._openai.settings import ClientSettings
 
 
-def _new_client(settings: ClientSettings, prefix: str = "") -> Any:
-    """An SDK client that leaves the retrying to us; `prefix` is `Async` or nothing."""
-    http_client = settings.http_client
-    if http_client is None:
+def _new_client(settings: ClientSettings, prefix: str = "") -> tuple[Any, Any]:
+    """An SDK client that leaves the retrying to us, and its HTTP client if it is ours.
+
+    Args:
+        settings: What to make it of.
+        prefix: `Async`, or nothing.
+    """
+    own = None
+    if settings.http_client is None:
         # Not left to the SDK: its own would, once collected, close itself in whichever
         # event loop happens to run, and takes no proxy.
         options: dict[str, Any] = {"verify": _ssl_context(*_certificates())}
         if settings.proxy is not None:
             options["proxy"] = settings.proxy
-        http_client = getattr(openai, f"Default{prefix}HttpxClient")(**options)
+        own = getattr(openai, f"Default{prefix}HttpxClient")(**options)
     sdk_class = getattr(openai, prefix + settings.sdk_class)
-    return sdk_class(**settings.options, http_client=http_client, max_retries=0)
+    http_client = own or settings.http_client
+    client = sdk_class(**settings.options, http_client=http_client, max_retries=0)
+    if settings.sdk_class == "AzureOpenAI":
+        _keep_to_one_identity(client, settings.options)
+    return client, own
+
+
+def _keep_to_one_identity(client: Any, options: Mapping[str, Any]) -> None:
+    """Undo what openai 2 takes from Azure's variables beside what it is given."""
+    client.api_key = options.get("api_key", "")
+    client._azure_ad_token = options.get("azure_ad_token")  # noqa: SLF001 - see above
 
 
 def _certificates() -> tuple[str | None, ...]:
@@ -67,10 +82,11 @@ class _SharedClient:
         if client is not None:
             return client
         # No lock, which a fork could leave locked: of two threads one is just faster.
-        made = _new_client(self._settings)
+        made, http_client = _new_client(self._settings)
         client = self._by_process.setdefault(os.getpid(), made)
-        if client is made and self._settings.http_client is None:
-            weakref.finalize(self, made.close)
+        if client is made and http_client is not None:
+            # With the SDK client, not with us: somebody may hold on to a part of it.
+            weakref.finalize(client, http_client.close)
         return client
 
 
@@ -79,23 +95,27 @@ class _SharedAsyncClient:
 
     def __init__(self, settings: ClientSettings) -> None:
         self._settings = settings
-        self._by_loop: weakref.WeakKeyDictionary[
-            asyncio.AbstractEventLoop, tuple[Any, AsyncGenerator[None]]
-        ] = weakref.WeakKeyDictionary()
+        self._by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = (
+            weakref.WeakKeyDictionary()
+        )
 
     def get(self) -> Any:
         """The running loop's client; outside of one, a client only to look at."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            return _new_client(self._settings, "Async")
-        client, _ = self._by_loop.get(loop, (None, None))
-        if client is None or client.is_closed():
+            return _new_client(self._settings, "Async")[0]
+        client = self._by_loop.get(loop)
+        if client is None:
             self._forget_closed_loops()
-            client = _new_client(self._settings, "Async")
-            owned = self._settings.http_client is None
-            self._by_loop[loop] = client, _keeper(client if owned else None)
+            client, http_client = _new_client(self._settings, "Async")
+            self._by_loop[loop] = client
+            _keepers[client] = _started(_keeper(weakref.ref(self), http_client))
         return client
+
+    def leave_loop(self) -> None:
+        """Let go of the running loop, which is about to end."""
+        self._by_loop.pop(asyncio.get_running_loop(), None)
 
     def _forget_closed_loops(self) -> None:
         # An open connection holds on to its loop, so the weak key alone does not do.
@@ -105,22 +125,32 @@ class _SharedAsyncClient:
                 self._by_loop.pop(loop, None)
 
 
-def _keeper(client: Any) -> AsyncGenerator[None]:
-    """What closes `client` in the loop that runs now, when it goes, or the loop does.
+# What closes the HTTP client of each async SDK client, as long as that one is used.
+_keepers: weakref.WeakKeyDictionary[Any, AsyncGenerator[None]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+async def _keeper(
+    shared: Callable[[], _SharedAsyncClient | None], http_client: Any
+) -> AsyncGenerator[None]:
+    """Closes `http_client` in its own loop: when nobody uses it, or when the loop ends.
 
     An event loop ends its unfinished async generators before it closes, which is the
-    one hook there is to clean up in it; `asyncio.run` and `asyncio.Runner` use it. One
-    that is collected is ended by its loop, too.
+    one hook there is to clean up in it; `asyncio.run` and `asyncio.Runner` use it. A
+    generator that is collected is ended by its loop, too.
     """
+    try:
+        yield
+    finally:
+        owner = shared()
+        if owner is not None:
+            owner.leave_loop()
+        if http_client is not None:
+            await http_client.aclose()
 
-    async def keep() -> AsyncGenerator[None]:
-        try:
-            yield
-        finally:
-            if client is not None:
-                await client.close()
 
-    keeper = keep()
+def _started(keeper: AsyncGenerator[None]) -> AsyncGenerator[None]:
     with contextlib.suppress(StopIteration):
         # Up to its `yield`, where nothing is awaited: a step needs no `await`.
         keeper.__anext__().send(None)

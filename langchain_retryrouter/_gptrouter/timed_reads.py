@@ -1,0 +1,112 @@
+"""urllib3 connections that hold a limit for the whole of an answer.
+
+A socket's own timeout starts anew with every byte, so a server that drips, be it its
+headers, would never be caught by it. Here each read of the socket is given what is
+left. http.client has a place for this, the class that a connection reads its answers
+with.
+
+This file knows sockets and clocks; what is read is not its business. It imports
+urllib3, so it is imported by the first sync call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import socket
+import time
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+
+@dataclass(slots=True)
+class Limit:
+    """How long the reads of one answer may take; may be changed between two of them.
+
+    Attributes:
+        silence: Seconds without a byte; None for no limit.
+        due: The monotonic time when all must have come; None for no limit.
+    """
+
+    silence: float | None = None
+    due: float | None = None
+
+    def left(self) -> float | None:
+        """Seconds that the next read may take; None for no limit.
+
+        Raises:
+            TimeoutError: None are left.
+        """
+        if self.due is None:
+            return self.silence
+        left = self.due - time.monotonic()
+        if left <= 0:
+            msg = "the answer is overdue"
+            raise TimeoutError(msg)
+        return left if self.silence is None else min(left, self.silence)
+
+
+_limit: ContextVar[Limit | None] = ContextVar(
+    "langchain_retryrouter_limit", default=None
+)
+
+
+@contextlib.contextmanager
+def read_within(limit: Limit) -> Iterator[None]:
+    """Answers that begin in here are read within `limit`, to their end."""
+    token = _limit.set(limit)
+    try:
+        yield
+    finally:
+        _limit.reset(token)
+
+
+class _TimedReader(io.RawIOBase):
+    def __init__(self, sock: socket.socket, limit: Limit) -> None:
+        self._sock = sock
+        self._limit = limit
+        self._raw = sock.makefile("rb", buffering=0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int | None:
+        self._sock.settimeout(self._limit.left())
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _TimedResponse(http.client.HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        limit = _limit.get()
+        if limit is not None:
+            self.fp.close()
+            self.fp = io.BufferedReader(_TimedReader(sock, limit))
+
+
+class _TimedHTTPConnection(HTTPConnection):
+    response_class = _TimedResponse
+
+
+class _TimedHTTPSConnection(HTTPSConnection):
+    response_class = _TimedResponse
+
+
+def timed(pool: HTTPConnectionPool) -> HTTPConnectionPool:
+    """The pool, whose connections read as `read_within` says."""
+    is_secure = isinstance(pool, HTTPSConnectionPool)
+    pool.ConnectionCls = _TimedHTTPSConnection if is_secure else _TimedHTTPConnection
+    return pool

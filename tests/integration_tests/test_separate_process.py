@@ -1,0 +1,86 @@
+"""The package against a gateway in a process of its own, as a user would run it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import Runnable
+from pydantic import SecretStr
+
+from langchain_retryrouter import GPTRouter, GPTRouterModel, OpenAI, RetryPolicy
+from langchain_retryrouter.testing import FakeClock
+
+_SCRIPT = "429:1,reset,503,cut:0"
+_ANSWER = "Hello from the stub upstream"
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    """A gateway that throttles, resets, is down, cuts a stream, and then is well."""
+    command = [sys.executable, "-m", "langchain_retryrouter.cli", "gateway"]
+    with subprocess.Popen(
+        [*command, "--script", _SCRIPT],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().split()[1]
+        process.terminate()
+
+
+def _chain(url: str, clock: FakeClock) -> Runnable[dict[str, str], str]:
+    llm = GPTRouter(
+        models_priority_list=[
+            GPTRouterModel(name="gpt-4o", provider_name="chat_openai")
+        ],
+        gpt_router_api_base=url,
+        gpt_router_api_key=SecretStr("any"),
+        retry_policy=RetryPolicy(max_retries=4),
+        clock=clock,
+    )
+    return ChatPromptTemplate.from_template("{q}") | llm | StrOutputParser()
+
+
+def test_a_chain_survives_four_faults(url: str, fake_clock: FakeClock) -> None:
+    """A sync stream through a chain comes whole after four failed attempts."""
+    assert "".join(_chain(url, fake_clock).stream({"q": "hi"})) == _ANSWER
+    assert len(fake_clock.sleeps) == 4
+
+
+async def test_an_async_chain_survives_four_faults(
+    url: str, fake_clock: FakeClock
+) -> None:
+    """Its async twin as well."""
+    chunks = [c async for c in _chain(url, fake_clock).astream({"q": "hi"})]
+    assert "".join(chunks) == _ANSWER
+    assert len(fake_clock.sleeps) == 4
+
+
+def test_an_llm_survives_the_same_faults(url: str, fake_clock: FakeClock) -> None:
+    """The OpenAI family speaks to the same server, with the same patience."""
+    llm = OpenAI(
+        base_url=f"{url}/v1",
+        api_key=SecretStr("any"),
+        max_retries=4,
+        clock=fake_clock,
+    )
+    assert llm.invoke("hi") == _ANSWER
+    assert asyncio.run(llm.ainvoke("hi")) == _ANSWER
+
+
+@pytest.mark.live
+def test_a_live_gateway_answers() -> None:
+    """A real gateway, where `GPT_ROUTER_API_KEY` and `GPT_ROUTER_MODEL` name one."""
+    name, _, provider = os.environ["GPT_ROUTER_MODEL"].partition("@")
+    llm = GPTRouter(
+        models_priority_list=[GPTRouterModel(name=name, provider_name=provider)]
+    )
+    assert llm.invoke("Say hello.").content

@@ -1,0 +1,139 @@
+"""What stands between a client and a gateway: a relay, with TLS or without, and a proxy.
+
+Plain sockets and threads, one thread a direction; good for a handful of connections.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+
+class Relay:
+    """Listens on the loopback, and hands every connection on to one address."""
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        host: str = "127.0.0.1",
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        parts = urlsplit(target)
+        self._target = (parts.hostname or "", parts.port or 0)
+        self._tls = tls
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, 0), family=family)
+        scheme = "https" if tls else "http"
+        name = f"[{host}]" if ":" in host else host
+        self.url = f"{scheme}://{name}:{self._listener.getsockname()[1]}"
+        """Where clients find it."""
+        self._open: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self.connections = 0
+        """How many were accepted."""
+
+    def __enter__(self) -> Self:
+        self._run(self._accept)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for one in (self._listener, *self._open):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+        for thread in self._threads:
+            thread.join(10)
+
+    def _run(self, target: object, *args: object) -> None:
+        thread = threading.Thread(target=target, args=args, daemon=True)  # type: ignore[arg-type]
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            self._open.append(client)
+            self._run(self._serve, client)
+
+    def _serve(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            if self._tls is not None:
+                client = self._tls.wrap_socket(client, server_side=True)
+                self._open.append(client)
+            self.serve(client)
+
+    def serve(self, client: socket.socket) -> None:
+        """Serve one connection, to its end."""
+        self.join(client, self._target)
+
+    def join(
+        self, client: socket.socket, target: tuple[str, int], first: bytes = b""
+    ) -> None:
+        """Connect, send what is there already, and pass on what comes, both ways."""
+        server = socket.create_connection(target, 10)
+        self._open.append(server)
+        server.sendall(first)
+        self._run(_pump, server, client)
+        _pump(client, server)
+
+
+class Proxy(Relay):
+    """An HTTP proxy: forwards plain requests, one a connection, and tunnels the rest."""
+
+    def __init__(self) -> None:
+        super().__init__("http://127.0.0.1:0")
+        self.asked: list[str] = []
+        """The request lines that it was sent."""
+        self.fields: list[dict[str, str]] = []
+        """The header fields that it could read, names in lower case."""
+
+    def serve(self, client: socket.socket) -> None:
+        head, body = _read_head(client)
+        line, _, fields = head.partition("\r\n")
+        self.asked.append(line)
+        pairs = [field.split(": ", 1) for field in fields.split("\r\n") if field]
+        self.fields.append({name.lower(): value for name, value in pairs})
+        method, target, version = line.split(" ")
+        if method == "CONNECT":
+            host, _, port = target.rpartition(":")
+            client.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
+            self.join(client, (host.strip("[]"), int(port)))
+            return
+        parts = urlsplit(target)
+        forwarded = f"{method} {parts.path} {version}\r\nconnection: close\r\n{fields}"
+        address = (parts.hostname or "", parts.port or 80)
+        self.join(client, address, forwarded.encode("latin-1") + body)
+
+
+def _read_head(client: socket.socket) -> tuple[str, bytes]:
+    received = b""
+    while b"\r\n\r\n" not in received:
+        data = client.recv(65536)
+        if not data:
+            raise ConnectionResetError
+        received += data
+    head, _, body = received.partition(b"\r\n\r\n")
+    return head.decode("latin-1") + "\r\n\r\n", body
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    with contextlib.suppress(OSError):
+        target.shutdown(socket.SHUT_WR)

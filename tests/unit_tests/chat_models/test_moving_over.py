@@ -1,0 +1,518 @@
+"""Moving over from langchain-community: the same call through both classes.
+
+langchain-community's own `GPTRouter` is asked first, then ours, at the same gateway.
+What they send and what they return is compared field by field; whatever is different on
+purpose is named here, with its reason.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+from blockbuster import BlockBuster
+from gpt_router.client import GPTRouterClient
+from gpt_router.models import ChunkedGenerationResponse, GenerationResponse
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
+from langchain_core.outputs import ChatGeneration, LLMResult
+from pydantic import SecretStr
+
+from langchain_retryrouter import NotFoundError, RateLimitError, ServerError
+from langchain_retryrouter.chat_models import gpt_router as ours
+from langchain_retryrouter.testing import (
+    STUB_TEXT,
+    Answer,
+    ErrorEvent,
+    FakeClock,
+    FaultyGateway,
+    Status,
+    Truncate,
+)
+
+from .conftest import KEY, NewModel
+
+ADDED_TO_REQUESTS = {
+    "maxRetries": 0,  # One retry owner: else the gateway repeats each of our attempts.
+}
+ADDED_TO_METADATA = {
+    "model_provider": "LangChain's standard name for who serves the model",
+    "model_name": "LangChain's standard name for the model that answered",
+    "provider_name": "which provider of the list answered",
+    "provider_id": "the gateway's id of it, which the SDK parses and the class drops",
+    "model_id": "likewise",
+    "id": "the provider's id of the answer, for a support case",
+    "retryrouter": "the attempts that the answer took",
+}
+
+
+@pytest.fixture(scope="module")
+def theirs() -> ModuleType:
+    """langchain-community's module, which warns of its own retirement on import."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from langchain_community.chat_models import gpt_router  # noqa: PLC0415
+
+        return gpt_router
+
+
+@pytest.fixture
+def old_ways(no_blocking_calls: BlockBuster) -> Iterator[None]:
+    """Leave to the SDK's client what it does: warn per stream, block the event loop."""
+    no_blocking_calls.deactivate()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Use 'content=", DeprecationWarning)
+        warnings.filterwarnings("ignore", "The 'warn' method", DeprecationWarning)
+        yield
+    no_blocking_calls.activate()
+
+
+@pytest.fixture
+def old_llm(theirs: ModuleType, gateway: FaultyGateway, old_ways: None) -> Any:  # noqa: ARG001
+    """langchain-community's model of the test's gateway; one attempt a call."""
+    return theirs.GPTRouter(
+        models_priority_list=[model_of(theirs)],
+        gpt_router_api_base=gateway.url,
+        gpt_router_api_key=KEY,
+        max_retries=1,  # It counts attempts.
+    )
+
+
+def model_of(module: ModuleType) -> Any:
+    return module.GPTRouterModel(name="gpt-4-0613", provider_name="chat_openai")
+
+
+def bodies(gateway: FaultyGateway) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the old class sent, and what ours did without its additions."""
+    old, new = (request.json for request in gateway.requests)
+    added = {name: new.pop(name) for name in ADDED_TO_REQUESTS}
+    assert added == ADDED_TO_REQUESTS
+    return old, new
+
+
+# --- what is sent ---
+
+SAME_MESSAGES: list[BaseMessage] = [
+    SystemMessage("Be brief."),
+    HumanMessage("Hi"),
+    AIMessage("Hello"),
+    HumanMessage(
+        [
+            {"type": "text", "text": "What is this?"},
+            {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}},
+        ]
+    ),
+    ChatMessage(role="assistant", content="A cat."),
+    AIMessage("", additional_kwargs={"function_call": {"name": "f", "arguments": "{}"}}),
+    FunctionMessage(name="f", content="42"),
+    ToolMessage("42", tool_call_id="call_0"),
+]
+
+
+@pytest.mark.parametrize("options", [{}, {"n": 2}, {"top_p": 0.5, "max_tokens": 9}])
+def test_the_same_request_leaves(
+    twin: Any,
+    old_llm: Any,
+    new_llm: NewModel,
+    gateway: FaultyGateway,
+    options: dict[str, Any],
+) -> None:
+    """Messages, models and options arrive at the gateway as they always did."""
+    old_llm.invoke(SAME_MESSAGES, **options)
+    twin.invoke(new_llm(), SAME_MESSAGES, **options)
+
+    old, new = bodies(gateway)
+    assert new == old
+    first, second = (request.headers for request in gateway.requests)
+    for name in ("content-type", "ws-secret", "host"):
+        assert first[name] == second[name]
+
+
+def test_the_same_stream_request_leaves(
+    twin: Any, old_llm: Any, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """A stream is asked for as it always was."""
+    list(old_llm.stream(SAME_MESSAGES))
+    twin.stream(new_llm(), SAME_MESSAGES)
+
+    old, new = bodies(gateway)
+    assert new == old
+
+
+@pytest.mark.parametrize(
+    ("message", "old", "new"),
+    [
+        pytest.param(
+            HumanMessage("hi", name="Ann"),
+            {"role": "user", "content": "hi"},
+            {"role": "user", "content": "hi", "name": "Ann"},
+            id="a name is not dropped",
+        ),
+        pytest.param(
+            ChatMessage(role="developer", content="hi"),
+            {"role": "developer", "content": "hi"},
+            {"role": "system", "content": "hi"},
+            id="the gateway answers 500 to this role",
+        ),
+        pytest.param(
+            AIMessage([{"type": "text", "text": "hi"}]),
+            {"role": "assistant", "content": [{"type": "text", "text": "hi"}]},
+            {"role": "assistant", "content": "hi"},
+            id="without lists the gateway can count tokens",
+        ),
+    ],
+)
+def test_messages_that_are_sent_otherwise(
+    old_llm: Any,
+    new_llm: NewModel,
+    gateway: FaultyGateway,
+    message: BaseMessage,
+    old: dict[str, Any],
+    new: dict[str, Any],
+) -> None:
+    """Where a message is sent otherwise, it is because the old way lost or broke it."""
+    gateway.always(Answer("ok"))
+    if old["role"] == "developer":
+        with pytest.raises(Exception, match="Something went wrong"):
+            old_llm.invoke([message])
+    else:
+        old_llm.invoke([message])
+    new_llm().invoke([message])
+
+    sent = [request.parameters["messages"] for request in gateway.requests]
+    assert sent == [[old], [new]]
+
+
+# --- what comes back ---
+
+
+def test_the_same_answer_comes_back(
+    twin: Any, old_llm: Any, new_llm: NewModel
+) -> None:
+    """An answer has all that it had; usage is a plain dict now, so that JSON can take it."""
+    old, new = old_llm.invoke("hi"), twin.invoke(new_llm(), "hi")
+
+    assert type(new) is type(old)
+    assert (new.content, new.additional_kwargs) == (old.content, old.additional_kwargs)
+    was, told = dict(old.response_metadata), dict(new.response_metadata)
+    assert told.pop("token_usage") == was.pop("token_usage").model_dump()
+    added = {name: told.pop(name) for name in ADDED_TO_METADATA}
+    assert told == was
+    assert None not in added.values()
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_the_same_generations_come_back(
+    twin: Any, old_llm: Any, new_llm: NewModel, n: int
+) -> None:
+    """`generate` gives the same generations, and does not change its input."""
+    messages: list[list[BaseMessage]] = [[HumanMessage("5 + x = 18?")], [HumanMessage("x")]]
+    copies = [list(prompt) for prompt in messages]
+
+    old = old_llm.generate(messages, n=n)
+    new = twin.generate(new_llm(), messages, n=n)
+
+    assert isinstance(new, LLMResult)
+    for was, told in zip(old.generations, new.generations, strict=True):
+        assert [g.text for g in told] == [g.text for g in was] == [STUB_TEXT] * n
+        assert [g.generation_info for g in told] == [g.generation_info for g in was]
+        assert all(isinstance(g, ChatGeneration) for g in told)
+        assert all(g.message.content == g.text for g in told)
+    assert messages == copies
+
+
+def test_the_same_stream_comes_back(twin: Any, old_llm: Any, new_llm: NewModel) -> None:
+    """A stream has the same tokens in the same pieces, and the same finish reason."""
+    old = list(old_llm.stream("hi"))
+    new = twin.stream(new_llm(), "hi")
+
+    assert [c.content for c in new if c.content] == [c.content for c in old if c.content]
+    for chunks in (old, new):
+        reasons = [c.response_metadata.get("finish_reason") for c in chunks]
+        assert [reason for reason in reasons if reason] == ["stop"]
+
+
+def test_the_same_answer_comes_out_of_completion_with_retry(
+    twin: Any, theirs: ModuleType, old_llm: Any, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """The function gives the SDK's `GenerationResponse`, with the call's ledger."""
+    gateway.always(Answer(id="chatcmpl-1"))
+    messages = [{"role": "user", "content": "hi"}]
+
+    old = theirs.completion_with_retry(old_llm, [model_of(theirs)], messages=messages)
+    new = twin.complete(ours, new_llm(), [model_of(ours)], messages=messages)
+
+    assert isinstance(new, GenerationResponse)
+    told = new.model_dump()
+    assert len(told.pop("retryrouter")["attempts"]) == 1
+    assert told == old.model_dump()
+
+
+def test_the_same_events_come_out_of_completion_with_retry(
+    twin: Any, theirs: ModuleType, old_llm: Any, new_llm: NewModel
+) -> None:
+    """The function gives the SDK's events, and `end`, which the SDK swallows."""
+    asked: dict[str, Any] = {
+        "messages": [{"role": "user", "content": "hi"}],
+        "stream": True,
+    }
+
+    old = list(theirs.completion_with_retry(old_llm, [model_of(theirs)], **asked))
+    *new, end = twin.complete(ours, new_llm(), [model_of(ours)], **asked)
+
+    assert [(e.event, e.data) for e in new] == [(e.event, e.data) for e in old]
+    assert all(isinstance(event, ChunkedGenerationResponse) for event in new)
+    assert end.event == "end"
+    assert [line["outcome"] for line in end.retryrouter["attempts"]] == ["ok"]
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 406, 429, 500, 503])
+def test_the_same_except_clauses_catch(
+    twin: Any, old_llm: Any, new_llm: NewModel, gateway: FaultyGateway, status: int
+) -> None:
+    """What was raised for a status is a base of what is raised now."""
+    gateway.always(Status(status))
+    with pytest.raises(Exception) as old:  # noqa: PT011 - whatever it is, is the point
+        old_llm.invoke("hi")
+
+    with pytest.raises(old.type):
+        twin.invoke(new_llm(max_retries=0), "hi")
+
+
+def test_the_same_except_clause_catches_in_a_stream(
+    twin: Any, old_llm: Any, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """An error event was a `GPTRouterStreamingError`, and is."""
+    gateway.always(ErrorEvent("oops", after=2))
+    with pytest.raises(Exception) as old:  # noqa: PT011
+        list(old_llm.stream("hi"))
+
+    with pytest.raises(old.type):
+        twin.stream(new_llm(max_retries=0), "hi")
+
+
+# --- names ---
+
+
+def test_every_field_is_there_with_its_default(theirs: ModuleType) -> None:
+    """Every field of the old class is a field of ours, with the same default and alias."""
+    for name, old in theirs.GPTRouter.model_fields.items():
+        new = ours.GPTRouter.model_fields[name]
+        assert (new.alias, new.exclude) == (old.alias, old.exclude), name
+        assert new.get_default(call_default_factory=True, validated_data={}) == (
+            old.get_default(call_default_factory=True, validated_data={})
+        ), name
+
+
+def test_every_field_is_taken(theirs: ModuleType) -> None:
+    """What could be said to the old constructor can be said to ours."""
+    settings: dict[str, Any] = {
+        "gpt_router_api_base": "http://127.0.0.1:1",
+        "gpt_router_api_key": "sk",
+        "temperature": 0.1,
+        "model_kwargs": {"top_p": 0.5},
+        "max_retries": 2,
+        "streaming": False,
+        "n": 2,
+        "max_tokens": 7,
+    }
+
+    old = theirs.GPTRouter(models_priority_list=[model_of(theirs)], **settings)
+    new = ours.GPTRouter(models_priority_list=[model_of(ours)], **settings)
+
+    key = SecretStr(settings.pop("gpt_router_api_key"))
+    assert new.gpt_router_api_key == old.gpt_router_api_key == key
+    for name, value in settings.items():
+        assert getattr(new, name) == getattr(old, name) == value
+    was, told = old._identifying_params, new._identifying_params
+    assert [m.model_dump() for m in told.pop("models_priority_list")] == [
+        m.model_dump() for m in was.pop("models_priority_list")
+    ]
+    assert told == was
+    assert (new._llm_type, new.lc_secrets) == (old._llm_type, old.lc_secrets)
+    assert isinstance(new.client, GPTRouterClient)
+
+
+def test_the_same_environment_is_read(
+    theirs: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Key and address come from the same variables, and the address has the same default."""
+    monkeypatch.setenv("GPT_ROUTER_API_KEY", "sk-from-the-environment")
+    old, new = (
+        module.GPTRouter(models_priority_list=[model_of(module)])
+        for module in (theirs, ours)
+    )
+    assert new.gpt_router_api_base == old.gpt_router_api_base
+    assert new.gpt_router_api_key == old.gpt_router_api_key
+
+    monkeypatch.setenv("GPT_ROUTER_API_BASE", "http://127.0.0.1:1")
+    new = ours.GPTRouter(models_priority_list=[model_of(ours)])
+    assert new.gpt_router_api_base == "http://127.0.0.1:1"
+
+
+NOT_TAKEN_OVER = {
+    # Raised only where the `gptrouter` package is missing; here it is a dependency.
+    "GPTRouterException",
+}
+
+
+def test_every_public_name_of_the_module_is_there(theirs: ModuleType) -> None:
+    """What the old module defines and exports, ours does, with the same signature."""
+    own = {
+        name
+        for name, value in vars(theirs).items()
+        if getattr(value, "__module__", None) == theirs.__name__
+        and not name.startswith("_")
+    } | {"DEFAULT_API_BASE_URL"}
+
+    assert own - set(vars(ours)) == NOT_TAKEN_OVER
+    for name in own - NOT_TAKEN_OVER:
+        old, new = getattr(theirs, name), getattr(ours, name)
+        if inspect.isfunction(old):
+            assert parameters_of(new) == parameters_of(old), name
+
+
+def parameters_of(function: Any) -> list[tuple[str, Any, Any]]:
+    parameters = inspect.signature(function).parameters.values()
+    return [(one.name, one.kind, one.default) for one in parameters]
+
+
+def test_the_methods_take_the_same_arguments(theirs: ModuleType) -> None:
+    """Subclasses that call or override these methods go on working."""
+    for name in ("_generate", "_agenerate", "_stream", "_astream"):
+        old, new = getattr(theirs.GPTRouter, name), getattr(ours.GPTRouter, name)
+        assert parameters_of(new) == parameters_of(old)
+
+
+def test_ordered_generation_requests_are_the_same(theirs: ModuleType) -> None:
+    """One request for each model, in order, with what was asked."""
+    asked: dict[str, Any] = {
+        "messages": [{"role": "user", "content": "hi"}],
+        "temperature": 0.5,
+        "stream": True,
+    }
+    listed = [
+        [module.GPTRouterModel(name=name, provider_name="p") for name in ("a", "b")]
+        for module in (theirs, ours)
+    ]
+
+    old = theirs.get_ordered_generation_requests(listed[0], **asked)
+    new = ours.get_ordered_generation_requests(listed[1], **asked)
+
+    wire = [r.model_dump(exclude_none=True, by_alias=True) for r in old]
+    told = [r.model_dump(exclude_none=True, by_alias=True) for r in new]
+    assert [(one["modelName"], one["order"]) for one in told] == [("a", 1), ("b", 2)]
+    assert told == wire
+
+
+# --- the ground that langchain-community's own tests cover ---
+
+
+def test_the_key_is_masked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the key came in, it is a `SecretStr`, and prints as stars."""
+    given = ours.GPTRouter(
+        models_priority_list=[model_of(ours)], gpt_router_api_key="secret-api-key"
+    )
+    monkeypatch.setenv("GPT_ROUTER_API_KEY", "secret-api-key")
+    found = ours.GPTRouter(models_priority_list=[model_of(ours)])
+
+    for llm in (given, found):
+        assert isinstance(llm.gpt_router_api_key, SecretStr)
+        assert llm.gpt_router_api_key.get_secret_value() == "secret-api-key"
+        print(llm.gpt_router_api_key, end=" ")  # noqa: T201 - as users do
+    assert capsys.readouterr().out == "********** ********** "
+
+
+def test_an_incorrect_model_is_an_error(
+    twin: Any, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """A model that does not exist is an error, which names it."""
+    gateway.always(ErrorEvent("Model with name model_does_not_exist does not exist"))
+
+    with pytest.raises(NotFoundError, match="model_does_not_exist"):
+        twin.invoke(new_llm(), [HumanMessage("Hello World")])
+
+
+@pytest.mark.parametrize("where", ["constructor", "call"])
+def test_tokens_reach_the_callback(twin: Any, new_llm: NewModel, where: str) -> None:
+    """With `streaming=True`, `invoke` tells each token as it comes, and once."""
+
+    class Tokens(BaseCallbackHandler):
+        def __init__(self) -> None:
+            self.tokens: list[str] = []
+
+        def on_llm_new_token(self, token: Any, **_: Any) -> None:
+            self.tokens.append(token)
+
+    handler = Tokens()
+    if where == "constructor":
+        llm = new_llm(streaming=True, callbacks=[handler])
+        answer = twin.invoke(llm, [HumanMessage("Write me a poem.")])
+    else:
+        config = {"callbacks": [handler]}
+        answer = twin.invoke(new_llm(streaming=True), "hi", config=config)
+
+    assert answer.content == STUB_TEXT
+    assert [token for token in handler.tokens if token] == [
+        "Hello",
+        " from",
+        " the",
+        " stub",
+        " upstream",
+    ]
+
+
+# --- a client of one's own ---
+
+
+@pytest.mark.usefixtures("old_ways")
+def test_the_sdk_s_own_client_can_be_put_in_place(
+    twin: Any, new_llm: NewModel, gateway: FaultyGateway, clock: FakeClock
+) -> None:
+    """A client that a user hands in is asked as ever, and retried as ours is."""
+    llm = new_llm(client=GPTRouterClient(gateway.url, KEY), max_retries=1)
+    assert type(llm.client) is GPTRouterClient
+
+    gateway.script(Status(503), Answer(), ErrorEvent("oops"), Answer())
+    assert twin.invoke(llm, "hi").content == STUB_TEXT
+    chunks = twin.stream(llm, "hi")
+
+    assert "".join(chunk.content for chunk in chunks) == STUB_TEXT
+    assert len(clock.sleeps) == 2
+    assert "maxRetries" not in gateway.requests[0].json
+
+
+@pytest.mark.usefixtures("old_ways")
+def test_failures_of_the_sdk_s_own_client_are_typed(
+    twin: Any, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """What a user's client raises comes out as one of our errors, and the SDK's."""
+    llm = new_llm(client=GPTRouterClient(gateway.url, KEY), max_retries=0)
+
+    gateway.always(Status(429))
+    with pytest.raises(RateLimitError) as caught:
+        twin.invoke(llm, "hi")
+    assert type(caught.value.__cause__).__name__ == "GPTRouterTooManyRequestsError"
+
+    gateway.always(ErrorEvent("oops", after=1))
+    with pytest.raises(ServerError, match="oops") as broken:
+        twin.stream(llm, "hi")
+    assert broken.value.delivered == "Hello"
+
+    gateway.always(Truncate(after=1))
+    with pytest.raises(Exception, match="ended before the answer was complete"):
+        twin.stream(llm, "hi")

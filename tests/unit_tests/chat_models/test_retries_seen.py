@@ -1,0 +1,577 @@
+"""Every retry is seen: `on_retry` is called for each request but the first of a call.
+
+Requests are counted by the server. Whatever way a call takes through LangChain, each
+handler is told of each retry once, with the id of the run it belongs to, after the
+failed attempt and before its wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from typing import Any
+from uuid import UUID
+
+import pytest
+from langchain_core._api import LangChainBetaWarning
+from langchain_core.callbacks import (
+    AsyncCallbackHandler,
+    AsyncCallbackManager,
+    BaseCallbackHandler,
+    CallbackManager,
+)
+from langchain_core.messages import BaseMessage, HumanMessage
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.outputs import LLMResult
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import Runnable, RunnableLambda
+from tenacity import RetryCallState
+
+from langchain_retryrouter import RateLimitError, ServerError, UnavailableError
+from langchain_retryrouter.chat_models import gpt_router
+from langchain_retryrouter.testing import (
+    STUB_TEXT,
+    Answer,
+    ErrorEvent,
+    FakeClock,
+    FaultyGateway,
+    RecordedRequest,
+    Reset,
+    Status,
+    Step,
+)
+
+from .conftest import GPT_4, NewModel
+
+PROMPTS = ["one", "two", "three"]
+
+
+class Diary:
+    """What was told, in order, and what had happened in the world by then."""
+
+    def __init__(self, gateway: FaultyGateway, clock: FakeClock) -> None:
+        self.gateway = gateway
+        self.clock = clock
+        self.entries: list[tuple[str, UUID]] = []
+        self.states: list[RetryCallState] = []
+        self.requests: list[int] = []
+        self.sleeps: list[int] = []
+
+    def write(self, what: str, run_id: UUID) -> None:
+        self.entries.append((what, run_id))
+
+    def write_retry(self, state: RetryCallState, run_id: UUID) -> None:
+        self.write("retry", run_id)
+        self.states.append(state)
+        self.requests.append(len(self.gateway.requests))
+        self.sleeps.append(len(self.clock.sleeps))
+
+    def of(self, what: str) -> list[UUID]:
+        return [run_id for told, run_id in self.entries if told == what]
+
+
+class Watcher(BaseCallbackHandler):
+    """A sync handler that keeps a diary."""
+
+    def __init__(self, diary: Diary) -> None:
+        self.diary = diary
+
+    def on_chat_model_start(
+        self,
+        serialized: dict[str, Any],  # noqa: ARG002
+        messages: list[list[BaseMessage]],  # noqa: ARG002
+        *,
+        run_id: UUID,
+        **_: Any,
+    ) -> None:
+        self.diary.write("start", run_id)
+
+    def on_retry(self, retry_state: RetryCallState, *, run_id: UUID, **_: Any) -> None:
+        self.diary.write_retry(retry_state, run_id)
+
+    def on_llm_end(self, response: LLMResult, *, run_id: UUID, **_: Any) -> None:  # noqa: ARG002
+        self.diary.write("end", run_id)
+
+    def on_llm_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:  # noqa: ARG002
+        self.diary.write("error", run_id)
+
+
+class AsyncWatcher(AsyncCallbackHandler):
+    """An async handler that keeps a diary, slowly."""
+
+    def __init__(self, diary: Diary) -> None:
+        self.diary = diary
+
+    async def on_chat_model_start(
+        self,
+        serialized: dict[str, Any],  # noqa: ARG002
+        messages: list[list[BaseMessage]],  # noqa: ARG002
+        *,
+        run_id: UUID,
+        **_: Any,
+    ) -> None:
+        self.diary.write("start", run_id)
+
+    async def on_retry(
+        self, retry_state: RetryCallState, *, run_id: UUID, **_: Any
+    ) -> None:
+        for _turn in range(20):
+            await FakeClock().asleep(1)
+        self.diary.write_retry(retry_state, run_id)
+
+    async def on_llm_end(self, response: LLMResult, *, run_id: UUID, **_: Any) -> None:  # noqa: ARG002
+        self.diary.write("end", run_id)
+
+    async def on_llm_error(
+        self,
+        error: BaseException,  # noqa: ARG002
+        *,
+        run_id: UUID,
+        **_: Any,
+    ) -> None:
+        self.diary.write("error", run_id)
+
+
+@pytest.fixture
+def diary(gateway: FaultyGateway, clock: FakeClock) -> Diary:
+    return Diary(gateway, clock)
+
+
+@pytest.fixture(params=[Watcher, AsyncWatcher], ids=["sync-handler", "async-handler"])
+def watcher(request: pytest.FixtureRequest, diary: Diary) -> BaseCallbackHandler:
+    """A handler of either kind: both are told in both twins."""
+    handler: BaseCallbackHandler = request.param(diary)
+    return handler
+
+
+# --- the ways through LangChain ---
+
+Way = Callable[[Any, Runnable[Any, Any], dict[str, Any]], Any]
+
+
+def _stream_events(twin: Any, llm: Runnable[Any, Any], config: dict[str, Any]) -> None:
+    async def read() -> None:
+        events: Any = await llm.astream_events("hi", config, version="v3")
+        await events
+        # `on_llm_end` is told by a task that the message does not wait for.
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LangChainBetaWarning)
+        if twin.is_async:
+            asyncio.run(read())
+        else:
+            events: Any = llm.stream_events("hi", config, version="v3")
+            list(events)
+
+
+WAYS: dict[str, Way] = {
+    "invoke": lambda twin, llm, config: twin.invoke(llm, "hi", config),
+    "stream": lambda twin, llm, config: twin.stream(llm, "hi", config),
+    "batch": lambda twin, llm, config: twin.batch(llm, ["hi"], config),
+    "generate": lambda twin, llm, config: twin.generate(
+        llm, [[HumanMessage("hi")]], **config
+    ),
+    "generate_prompt": lambda twin, llm, config: twin.call(
+        llm, "generate_prompt", [ChatPromptTemplate(["hi"]).invoke({})], **config
+    ),
+    "stream_events v3": _stream_events,
+    "chain invoke": lambda twin, llm, config: twin.invoke(chain(llm), "hi", config),
+    "chain stream": lambda twin, llm, config: twin.stream(chain(llm), "hi", config),
+    "chain batch": lambda twin, llm, config: twin.batch(chain(llm), ["hi"], config),
+}
+
+
+def chain(llm: Runnable[Any, Any]) -> Runnable[Any, Any]:
+    return ChatPromptTemplate(["{question}"]) | llm | StrOutputParser()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_retry_is_told_whatever_way_a_call_takes(
+    twin: Any,
+    new_llm: NewModel,
+    gateway: FaultyGateway,
+    clock: FakeClock,
+    diary: Diary,
+    watcher: BaseCallbackHandler,
+    way: str,
+    *,
+    streaming: bool,
+) -> None:
+    """`on_retry` comes once for each request but the first, in order, before each wait."""
+    gateway.script(Status(503), Reset(), Status(429))
+
+    WAYS[way](twin, new_llm(streaming=streaming), {"callbacks": [watcher]})
+
+    assert len(gateway.requests) == 4
+    assert [what for what, _ in diary.entries] == ["start", *["retry"] * 3, "end"]
+    assert len({run_id for _, run_id in diary.entries}) == 1
+    assert [state.attempt_number for state in diary.states] == [1, 2, 3]
+    assert diary.requests == [1, 2, 3]
+    assert diary.sleeps == [0, 1, 2]
+    waits = [state.next_action.sleep for state in diary.states if state.next_action]
+    assert waits == clock.sleeps
+
+
+async def test_a_retry_is_told_in_astream_events(
+    new_llm: NewModel,
+    gateway: FaultyGateway,
+    diary: Diary,
+    watcher: BaseCallbackHandler,
+) -> None:
+    """`astream_events` v2 streams inside, and its retries are told all the same."""
+    gateway.script(Status(503), ErrorEvent("Connection error."))
+
+    events = [
+        event
+        async for event in chain(new_llm()).astream_events(
+            "hi", {"callbacks": [watcher]}, version="v2"
+        )
+    ]
+
+    assert len(gateway.requests) == 3
+    assert [what for what, _ in diary.entries] == ["start", "retry", "retry", "end"]
+    [ended] = [event for event in events if event["event"] == "on_chat_model_end"]
+    assert {str(run_id) for _, run_id in diary.entries} == {ended["run_id"]}
+
+
+def failing_first(times: dict[str, int]) -> Callable[[RecordedRequest], Step]:
+    """A step for every request: each prompt fails so often before it is answered."""
+    left = Counter(times)
+
+    def step(request: RecordedRequest) -> Step:
+        prompt = request.parameters["messages"][0]["content"]
+        left[prompt] -= 1
+        return Status(503) if left[prompt] >= 0 else Answer(f"to {prompt}")
+
+    return step
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("way", ["batch", "chain", "generate"])
+def test_each_run_of_a_batch_has_its_own_retries(
+    twin: Any,
+    new_llm: NewModel,
+    gateway: FaultyGateway,
+    diary: Diary,
+    watcher: BaseCallbackHandler,
+    way: str,
+    *,
+    streaming: bool,
+) -> None:
+    """In a batch each retry belongs to the run that was repeated, and to no other."""
+    failures = {"one": 0, "two": 1, "three": 3}
+    gateway.always(failing_first(failures))
+    llm = new_llm(streaming=streaming)
+
+    if way == "generate":
+        prompts = [[HumanMessage(prompt)] for prompt in PROMPTS]
+        twin.generate(llm, prompts, callbacks=[watcher])
+    else:
+        runnable = chain(llm) if way == "chain" else llm
+        twin.batch(runnable, PROMPTS, {"callbacks": [watcher]})
+
+    assert len(gateway.requests) == 3 + 4
+    retries = Counter(diary.of("retry"))
+    assert sorted(retries[run_id] for run_id in diary.of("start")) == [0, 1, 3]
+    assert sorted(map(str, diary.of("end"))) == sorted(map(str, diary.of("start")))
+
+
+def test_a_retry_is_told_when_the_call_fails_in_the_end(
+    twin: Any,
+    new_llm: NewModel,
+    gateway: FaultyGateway,
+    diary: Diary,
+    watcher: BaseCallbackHandler,
+) -> None:
+    """Retries that did not help are told, the last failure is no retry."""
+    gateway.always(Status(503))
+
+    for call in (twin.invoke, twin.stream):
+        diary.entries.clear()
+        with pytest.raises(UnavailableError):
+            call(new_llm(max_retries=2), "hi", {"callbacks": [watcher]})
+        assert [what for what, _ in diary.entries] == ["start", "retry", "retry", "error"]
+
+
+def test_no_retry_no_event(
+    twin: Any, new_llm: NewModel, diary: Diary, watcher: BaseCallbackHandler
+) -> None:
+    """A call that succeeds at once tells of no retry."""
+    twin.invoke(new_llm(), "hi", {"callbacks": [watcher]})
+    twin.stream(new_llm(), "hi", {"callbacks": [watcher]})
+
+    assert [what for what, _ in diary.entries] == ["start", "end"] * 2
+
+
+# --- where handlers come from ---
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream", "chain stream"])
+@pytest.mark.parametrize("place", ["constructor", "config", "both", "with_config"])
+def test_a_handler_is_told_once_wherever_it_was_given(
+    twin: Any,
+    new_llm: NewModel,
+    gateway: FaultyGateway,
+    diary: Diary,
+    watcher: BaseCallbackHandler,
+    place: str,
+    way: str,
+) -> None:
+    """A handler of the model, of the call or of both is told of each event once."""
+    gateway.script(Status(503))
+    given = [watcher]
+    in_model = place in {"constructor", "both"}
+    llm: Runnable[Any, Any] = new_llm(callbacks=given if in_model else None)
+    if place == "with_config":
+        llm = llm.with_config(callbacks=given)
+
+    config = {"callbacks": given} if place in {"config", "both"} else {}
+    WAYS[way](twin, llm, config)
+
+    assert [what for what, _ in diary.entries] == ["start", "retry", "end"]
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+def test_run_id_tags_and_parents_stay_as_they_are(
+    twin: Any, new_llm: NewModel, gateway: FaultyGateway, way: str
+) -> None:
+    """The run keeps the id, the tags and the metadata that the call asked for."""
+    gateway.script(Status(503))
+    run_id = UUID(int=7)
+    told: list[tuple[str, Any, Any, Any]] = []
+
+    class Notes(BaseCallbackHandler):
+        def on_chat_model_start(self, *_: Any, **kwargs: Any) -> None:
+            told.append(("start", kwargs["run_id"], kwargs["tags"], kwargs["metadata"]))
+
+        def on_retry(self, *_: Any, **kwargs: Any) -> None:
+            told.append(("retry", kwargs["run_id"], kwargs["parent_run_id"], None))
+
+    config = {
+        "callbacks": [Notes()],
+        "run_id": run_id,
+        "tags": ["mine"],
+        "metadata": {"who": "me"},
+    }
+    WAYS[way](twin, new_llm(), config)
+
+    (_, started, tags, metadata), (_, retried, parent, _) = told
+    assert started == retried == run_id
+    assert tags == ["mine"]
+    assert metadata["who"] == "me"
+    assert parent is None
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+def test_the_config_of_the_caller_is_not_changed(
+    twin: Any, new_llm: NewModel, gateway: FaultyGateway, diary: Diary, way: str
+) -> None:
+    """One config can be used for many calls: each is a run of its own."""
+    gateway.always(failing_first({"hi": 2}))
+    handlers: list[BaseCallbackHandler] = [Watcher(diary)]
+    config: dict[str, Any] = {"callbacks": handlers, "tags": []}
+
+    WAYS[way](twin, new_llm(), config)
+    WAYS[way](twin, new_llm(), config)
+
+    assert config == {"callbacks": handlers, "tags": []}
+    assert len(handlers) == 1
+    assert len(set(diary.of("start"))) == 2
+
+
+def test_a_model_within_a_model_tells_of_its_own_retries(
+    twin: Any, new_llm: NewModel, gateway: FaultyGateway, clock: FakeClock
+) -> None:
+    """A chain of two models: each run's handler hears of that run's retries only."""
+    inner, outer = Diary(gateway, clock), Diary(gateway, clock)
+    first = new_llm(callbacks=[Watcher(inner)])
+    second = new_llm(callbacks=[Watcher(outer)])
+    gateway.script(Status(503), Answer("first"), Status(503), Status(503))
+    text = RunnableLambda(lambda message: message.content)
+
+    twin.stream(first | text | second, "hi")
+
+    assert [what for what, _ in inner.entries] == ["start", "retry", "end"]
+    assert [what for what, _ in outer.entries] == ["start", "retry", "retry", "end"]
+
+
+# --- completion_with_retry ---
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+def run_managers(twin: Any, handlers: list[BaseCallbackHandler]) -> Any:
+    """The run manager of a run just started, of the twin's kind."""
+    serialized: dict[str, Any] = {}
+    prompt: list[list[BaseMessage]] = [[HumanMessage("hi")]]
+    if not twin.is_async:
+        return CallbackManager(handlers).on_chat_model_start(serialized, prompt)[0]
+    manager = AsyncCallbackManager(handlers)
+
+    async def start() -> Any:
+        return (await manager.on_chat_model_start(serialized, prompt))[0]
+
+    return asyncio.run(start())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_completion_with_retry_tells_its_run_manager(
+    twin: Any,
+    new_llm: NewModel,
+    gateway: FaultyGateway,
+    diary: Diary,
+    watcher: BaseCallbackHandler,
+    *,
+    stream: bool,
+) -> None:
+    """Called directly, the function tells the run manager that it was handed."""
+    gateway.script(Status(503), Status(429))
+    manager = run_managers(twin, [watcher])
+
+    answer = twin.complete(
+        gpt_router, new_llm(), [GPT_4], manager, messages=MESSAGES, stream=stream
+    )
+
+    assert answer
+    assert [what for what, _ in diary.entries] == ["start", "retry", "retry"]
+    assert {run_id for _, run_id in diary.entries} == {manager.run_id}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_completion_with_retry_needs_no_run_manager(
+    twin: Any, new_llm: NewModel, gateway: FaultyGateway, *, stream: bool
+) -> None:
+    """Without a run manager nobody is told, and the call is repeated all the same."""
+    gateway.script(Status(503))
+
+    assert twin.complete(gpt_router, new_llm(), [GPT_4], messages=MESSAGES, stream=stream)
+
+    assert len(gateway.requests) == 2
+
+
+# --- handlers that misbehave ---
+
+
+class Raising(BaseCallbackHandler):
+    """A handler that fails in `on_retry`."""
+
+    def __init__(self, *, raise_error: bool) -> None:
+        self.raise_error = raise_error
+        self.times = 0
+
+    def on_retry(self, *_: Any, **__: Any) -> None:
+        self.times += 1
+        msg = "the handler is broken"
+        raise RuntimeError(msg)
+
+
+@pytest.mark.parametrize("raise_error", [False, True])
+@pytest.mark.parametrize("way", ["invoke", "stream", "batch"])
+def test_a_handler_that_raises_breaks_nothing(
+    twin: Any,
+    new_llm: NewModel,
+    gateway: FaultyGateway,
+    diary: Diary,
+    caplog: pytest.LogCaptureFixture,
+    way: str,
+    *,
+    raise_error: bool,
+) -> None:
+    """A handler that raises is logged; the call goes on, and the others are told."""
+    gateway.script(Status(503), Status(503))
+    broken, healthy = Raising(raise_error=raise_error), Watcher(diary)
+
+    WAYS[way](twin, new_llm(), {"callbacks": [broken, healthy]})
+
+    assert broken.times == 2
+    assert [what for what, _ in diary.entries] == ["start", "retry", "retry", "end"]
+    assert len(caplog.records) >= 2
+    assert "the handler is broken" in caplog.text
+
+
+def test_a_handler_that_wants_no_retries_is_left_alone(
+    twin: Any, new_llm: NewModel, gateway: FaultyGateway, diary: Diary
+) -> None:
+    """`ignore_retry` is honoured, as LangChain does."""
+
+    class Ignoring(Watcher):
+        ignore_retry = True
+
+    gateway.script(Status(503))
+
+    twin.invoke(new_llm(), "hi", {"callbacks": [Ignoring(diary)]})
+
+    assert [what for what, _ in diary.entries] == ["start", "end"]
+
+
+def test_what_was_told_stays_true(
+    twin: Any, new_llm: NewModel, gateway: FaultyGateway, diary: Diary
+) -> None:
+    """A state that a handler keeps goes on saying what it said."""
+    gateway.script(Status(503), Status(429), ErrorEvent("500 oops"))
+
+    twin.stream(new_llm(), "hi", {"callbacks": [Watcher(diary)]})
+
+    outcomes = [state.outcome for state in diary.states]
+    errors = [outcome.exception() for outcome in outcomes if outcome is not None]
+    assert [type(error).__mro__[1] for error in errors] == [
+        UnavailableError,
+        RateLimitError,
+        gpt_router.GPT_ROUTER_ERRORS[ServerError.kind],
+    ]
+    assert [state.attempt_number for state in diary.states] == [1, 2, 3]
+
+
+async def test_concurrent_streams_tell_their_own_runs(
+    new_llm: NewModel, gateway: FaultyGateway, clock: FakeClock
+) -> None:
+    """Twenty streams at once on one model: nobody hears of another's retries."""
+    prompts = {f"prompt {number}": number % 4 for number in range(20)}
+    gateway.always(failing_first(prompts))
+    llm = new_llm()
+
+    async def told(prompt: str) -> int:
+        diary = Diary(gateway, clock)
+        chunks = llm.astream(prompt, {"callbacks": [AsyncWatcher(diary)]})
+        text = "".join([str(chunk.content) async for chunk in chunks])
+        assert text == f"to {prompt}"
+        assert len({run_id for _, run_id in diary.entries}) == 1
+        return len(diary.of("retry"))
+
+    async with asyncio.TaskGroup() as group:
+        tasks = {prompt: group.create_task(told(prompt)) for prompt in prompts}
+
+    assert {prompt: task.result() for prompt, task in tasks.items()} == prompts
+
+
+async def test_interleaved_streams_in_one_task_tell_their_own_runs(
+    new_llm: NewModel, gateway: FaultyGateway, clock: FakeClock
+) -> None:
+    """Two streams read by turns in one task do not mix up whose run is whose."""
+    gateway.always(failing_first({"one": 1, "two": 2}))
+    llm, diaries = new_llm(), [Diary(gateway, clock), Diary(gateway, clock)]
+    streams = [
+        llm.astream(prompt, {"callbacks": [Watcher(diary)]})
+        for prompt, diary in zip(["one", "two"], diaries, strict=True)
+    ]
+
+    for stream in streams:
+        await anext(stream)
+    texts = ["".join([str(chunk.content) async for chunk in s]) for s in streams]
+
+    assert texts == [" one", " two"]
+    assert [len(diary.of("retry")) for diary in diaries] == [1, 2]
+
+
+def test_the_answer_is_the_answer(
+    twin: Any, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """To be watched changes nothing of what comes back."""
+    gateway.script(Status(503))
+    told: Coroutine[Any, Any, Any] | Any = twin.stream(new_llm(), "hi")
+
+    assert "".join(chunk.content for chunk in told) == STUB_TEXT

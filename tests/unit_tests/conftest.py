@@ -1,0 +1,142 @@
+"""What every unit test has: twins, no tracing, and an alarm for blocking calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import pytest
+from blockbuster import BlockBuster, blockbuster_ctx
+
+from langchain_retryrouter._drive import SYSTEM_CLOCK
+from langchain_retryrouter.testing import FakeClock
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Twin:
+    """Runs one test body through the sync methods, and then through the async ones.
+
+    Each async call gets an event loop of its own, as in a script full of `asyncio.run`.
+    """
+
+    is_async: bool
+
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run(coroutine)
+
+    def call(self, target: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+        """`target.name(...)`, or `await target.aname(...)`."""
+        if self.is_async:
+            return self._run(getattr(target, f"a{name}")(*args, **kwargs))
+        return getattr(target, name)(*args, **kwargs)
+
+    def invoke(self, runnable: Any, *args: Any, **kwargs: Any) -> Any:
+        """The answer."""
+        return self.call(runnable, "invoke", *args, **kwargs)
+
+    def batch(self, runnable: Any, *args: Any, **kwargs: Any) -> Any:
+        """The answers."""
+        return self.call(runnable, "batch", *args, **kwargs)
+
+    def generate(self, runnable: Any, *args: Any, **kwargs: Any) -> Any:
+        """LangChain's `LLMResult`."""
+        return self.call(runnable, "generate", *args, **kwargs)
+
+    def stream(
+        self, runnable: Any, *args: Any, into: list[Any] | None = None, **kwargs: Any
+    ) -> list[Any]:
+        """All chunks; those before an error are found in `into`."""
+        chunks: list[Any] = [] if into is None else into
+        if self.is_async:
+            self._run(_acollect(runnable.astream(*args, **kwargs), chunks))
+        else:
+            _collect(runnable.stream(*args, **kwargs), chunks)
+        return chunks
+
+    def complete(
+        self, module: Any, *args: Any, into: list[Any] | None = None, **kwargs: Any
+    ) -> Any:
+        """`completion_with_retry` of a module, or its twin; a stream as a list."""
+        chunks: list[Any] = [] if into is None else into
+        if not self.is_async:
+            answer = module.completion_with_retry(*args, **kwargs)
+            if not kwargs.get("stream"):
+                return answer
+            _collect(answer, chunks)
+            return chunks
+
+        async def complete() -> Any:
+            answer = await module.acompletion_with_retry(*args, **kwargs)
+            if not kwargs.get("stream"):
+                return answer
+            await _acollect(answer, chunks)
+            return chunks
+
+        return self._run(complete())
+
+
+def _collect(chunks: Iterator[Any], seen: list[Any]) -> None:
+    for chunk in chunks:
+        seen.append(chunk)  # noqa: PERF402 - what came before an error must be kept
+
+
+async def _acollect(chunks: AsyncIterator[Any], seen: list[Any]) -> None:
+    async for chunk in chunks:
+        seen.append(chunk)  # noqa: PERF401
+
+
+@pytest.fixture(params=["sync", "async"])
+def twin(request: pytest.FixtureRequest) -> Twin:
+    """The same test body for both twins."""
+    return Twin(is_async=request.param == "async")
+
+
+@pytest.fixture(autouse=True)
+def no_blocking_calls() -> Iterator[BlockBuster]:
+    """A `time.sleep` or a socket read inside a coroutine fails the test."""
+    with blockbuster_ctx() as blockbuster:
+        yield blockbuster
+
+
+@pytest.fixture(autouse=True)
+def no_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No key, address, proxy or tracing of the machine reaches a test."""
+    for name in (
+        "GPT_ROUTER_API_BASE",
+        "GPT_ROUTER_API_KEY",
+        "OPENAI_API_BASE",
+        "OPENAI_API_KEY",
+        "OPENAI_BASE_URL",
+        "OPENAI_ORGANIZATION",
+        "OPENAI_ORG_ID",
+        "OPENAI_PROXY",
+        "AZURE_OPENAI_AD_TOKEN",
+        "AZURE_OPENAI_API_KEY",
+        "AZURE_OPENAI_ENDPOINT",
+        "OPENAI_API_VERSION",
+        "OPENAI_API_TYPE",
+        "LANGCHAIN_TRACING_V2",
+        "LANGSMITH_TRACING",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+        "NO_PROXY",
+        "http_proxy",
+        "https_proxy",
+        "all_proxy",
+        "no_proxy",
+    ):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def no_real_waits(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    """For code that takes the system's clock, such as the demo: it does not wait."""
+    clock = FakeClock()
+    monkeypatch.setattr(SYSTEM_CLOCK, "sleep", clock.sleep)
+    monkeypatch.setattr(SYSTEM_CLOCK, "asleep", clock.asleep)
+    return clock

@@ -1,0 +1,28 @@
+"""The machine's own clock and dice, as the core is told of them."""
+
+from __future__ import annotations
+
+import time
+
+from langchain_retryrouter._core.clock import SystemTime
+
+
+def test_monotonic_is_the_machines_monotonic_clock() -> None:
+    """Waits and deadlines are reckoned on a clock that nobody can set back."""
+    before = time.monotonic()
+    told = SystemTime().monotonic()
+    assert before <= told <= time.monotonic()
+
+
+def test_wall_is_the_epoch() -> None:
+    """HTTP dates are read against the seconds since 1970."""
+    before = time.time()  # noqa: TID251 - what `wall` is compared with
+    told = SystemTime().wall()
+    assert before <= told <= time.time()  # noqa: TID251 - as above
+
+
+def test_chance_is_a_part_of_one() -> None:
+    """The dice give different numbers in `[0, 1)`, or there would be no jitter."""
+    numbers = [SystemTime().random() for _ in range(1_000)]
+    assert all(0 <= number < 1 for number in numbers)
+    assert len(set(numbers)) > 990

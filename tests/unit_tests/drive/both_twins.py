@@ -1,0 +1,100 @@
+"""The drive through either twin: one test body, two programs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Generator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from langchain_retryrouter._core.policy import RetryPolicy
+from langchain_retryrouter._core.session import RetrySession
+from langchain_retryrouter._core.streaming import Signal
+from langchain_retryrouter._drive import Plan, acall, astream, call, stream
+from langchain_retryrouter._drive.clock import Clock
+
+from .scripted import Script, Witness
+
+
+@dataclass(frozen=True)
+class Drive:
+    """Runs a plan through `call`/`stream`, or through `acall`/`astream`."""
+
+    is_async: bool
+
+    def call(self, plan: Plan, script: Script, witness: Witness | None = None) -> Any:
+        """The result of the call."""
+        if self.is_async:
+            told = witness.anotify if witness else None
+            return asyncio.run(acall(plan, script.asend, told))
+        return call(plan, script.send, witness.notify if witness else None)
+
+    def stream(
+        self,
+        plan: Plan,
+        script: Script,
+        witness: Witness | None = None,
+        *,
+        into: list[Signal] | None = None,
+        stop_after: int | None = None,
+    ) -> list[Signal]:
+        """The events of the stream; those before an error are found in `into`.
+
+        Closed after `stop_after` events, if that is given.
+        """
+        seen: list[Signal] = [] if into is None else into
+        if self.is_async:
+            asyncio.run(_afollow(aopen(plan, script, witness), seen, stop_after))
+        else:
+            _follow(open_(plan, script, witness), seen, stop_after)
+        return seen
+
+
+def open_(
+    plan: Plan, script: Script, witness: Witness | None = None
+) -> Generator[Signal, None, None]:
+    """A sync stream, not begun."""
+    told = witness.notify if witness else None
+    return stream(plan, script.send, lambda: lambda signal: signal, told)
+
+
+def aopen(
+    plan: Plan, script: Script, witness: Witness | None = None
+) -> AsyncGenerator[Signal, None]:
+    """An async stream, not begun."""
+    told = witness.anotify if witness else None
+    return astream(plan, script.asend, lambda: lambda signal: signal, told)
+
+
+def _follow(
+    events: Generator[Signal, None, None], seen: list[Signal], stop_after: int | None
+) -> None:
+    with contextlib.closing(events):
+        for event in events:
+            seen.append(event)
+            if len(seen) == stop_after:
+                return
+
+
+async def _afollow(
+    events: AsyncGenerator[Signal, None], seen: list[Signal], stop_after: int | None
+) -> None:
+    async with contextlib.aclosing(events):
+        async for event in events:
+            seen.append(event)
+            if len(seen) == stop_after:
+                return
+
+
+def plan_for(
+    clock: Clock,
+    policy: RetryPolicy | None = None,
+    *,
+    jitter: bool = False,
+    **parts: Any,
+) -> Plan:
+    """A call's plan; `budget` and `breaker` are its session's, the rest its own."""
+    shared = {name: parts.pop(name, None) for name in ("budget", "breaker")}
+    policy = replace(policy or RetryPolicy(), jitter=jitter)
+    return Plan(RetrySession(policy, time=clock, **shared), clock=clock, **parts)

@@ -1,0 +1,411 @@
+"""Deadline, first token, stall: nothing waits longer than it was told to.
+
+Where a read blocks, the time is real and short: nobody can hand a clock to a socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from langchain_retryrouter._core.budget import RetryBudget
+from langchain_retryrouter._core.failure import FailureKind
+from langchain_retryrouter._core.policy import RetryPolicy
+from langchain_retryrouter._core.streaming import Signal
+from langchain_retryrouter._drive import SYSTEM_CLOCK, acall, streams
+from langchain_retryrouter.errors import (
+    APIConnectionError,
+    APITimeoutError,
+    RetryRouterError,
+    StreamInterruptedError,
+    UnavailableError,
+)
+from langchain_retryrouter.errors.gpt_router import GPT_ROUTER_ERRORS
+from langchain_retryrouter.testing import FakeClock
+
+from .both_twins import Drive, aopen, open_, plan_for
+from .scripted import END, ROLE, SILENCE, WHOLE, Script, Source, Witness, token
+
+HEL, LO = token("Hel"), token("lo")
+
+
+class Failing:
+    """An outcome that takes its time and then fails."""
+
+    def __init__(self, clock: FakeClock, seconds: float) -> None:
+        """Take `seconds` of the clock."""
+        self._clock = clock
+        self._seconds = seconds
+
+    def __call__(self) -> RetryRouterError:
+        """Fail."""
+        self._clock.advance(self._seconds)
+        return UnavailableError("503")
+
+
+# --- the deadline, on a clock that the test moves -----------------------------------
+
+
+def test_each_attempt_is_given_what_is_left(drive: Drive, clock: FakeClock) -> None:
+    """One number over all attempts and waits: each attempt is told what is left."""
+    slow = Failing(clock, 3)
+    script = Script(slow, slow, "hello")
+    policy = RetryPolicy(deadline=10, max_retries=5)
+    assert drive.call(plan_for(clock, policy), script) == "hello"
+    assert script.timeouts == [10, 6.5, 2.5]
+
+
+def test_no_wait_is_begun_that_cannot_end(drive: Drive, clock: FakeClock) -> None:
+    """When the next wait would reach the deadline, the error comes out at once."""
+    slow = Failing(clock, 3)
+    script, witness = Script(slow, slow, slow), Witness(clock)
+    policy = RetryPolicy(deadline=9, max_retries=5)
+    plan = plan_for(clock, policy, budget=(budget := RetryBudget()))
+    with pytest.raises(UnavailableError) as caught:
+        drive.call(plan, script, witness)
+    # 3 + 0.5 + 3 + 1 leave 1.5 s, in which the third attempt takes its 3.
+    assert script.timeouts == [9, 5.5, 1.5]
+    assert clock.sleeps == [0.5, 1.0]
+    assert clock.monotonic() == 10.5
+    assert len(witness.states) == 2
+    assert caught.value.__notes__ == [
+        (
+            "gave up after 3 attempts, 1.5 s waited:"
+            " a wait of 2.0 s would outlast the deadline of 9 s"
+        )
+    ]
+    assert caught.value.is_retryable is False
+    assert budget.tokens == 500 - 28
+
+
+def test_a_slow_handler_can_eat_the_deadline(drive: Drive, clock: FakeClock) -> None:
+    """If being told of a retry takes too long, the wait is not begun, nor paid for."""
+    failure, budget = UnavailableError("503"), RetryBudget()
+    script = Script(failure, "never sent")
+    witness = Witness(clock, lambda: clock.advance(9.5))
+    plan = plan_for(clock, RetryPolicy(deadline=10), budget=budget)
+    with pytest.raises(UnavailableError) as caught:
+        drive.call(plan, script, witness)
+    assert caught.value is failure
+    assert caught.value.__notes__ == [
+        "gave up after 1 attempt, 0.0 s waited: the deadline of 10 s is over"
+    ]
+    assert script.numbers == [1]
+    assert clock.sleeps == []
+    assert budget.tokens == 500
+
+
+class LateClock(FakeClock):
+    """A clock on which every wait takes longer than it should, as on a busy machine."""
+
+    def sleep(self, seconds: float) -> None:
+        """Wait, and 10 s more."""
+        super().sleep(seconds)
+        self.advance(10)
+
+    async def asleep(self, seconds: float) -> None:
+        """Wait, and 10 s more."""
+        await super().asleep(seconds)
+        self.advance(10)
+
+
+@pytest.mark.parametrize("start", [Drive.call, Drive.stream])
+def test_a_wait_that_took_too_long_is_not_followed(drive: Drive, start: Any) -> None:
+    """After the deadline no request is sent, though the wait was to end in time."""
+    failure, budget = UnavailableError("503"), RetryBudget()
+    script = Script(failure, "never sent")
+    plan = plan_for(LateClock(), RetryPolicy(deadline=5), budget=budget)
+    with pytest.raises(UnavailableError) as caught:
+        start(drive, plan, script)
+    assert caught.value is failure
+    assert caught.value.__notes__ == [
+        "gave up after 1 attempt, 0.5 s waited: the deadline is over"
+    ]
+    assert script.numbers == [1]
+    assert budget.tokens == 500
+
+
+def test_the_first_attempt_is_sent_whatever_the_clock(drive: Drive) -> None:
+    """A deadline that is over before anything ran leaves the first attempt a moment."""
+    clock = FakeClock()
+    plan = plan_for(clock, RetryPolicy(deadline=1))
+    clock.advance(5)
+    script = Script("hello")
+    assert drive.call(plan, script) == "hello"
+    assert script.timeouts == [0.001]
+
+
+@pytest.mark.parametrize(
+    ("limits", "call", "stream"),
+    [
+        ({}, None, None),
+        ({"deadline": 9}, 9, 9),
+        ({"first_token_timeout": 2}, None, 2),
+        ({"deadline": 9, "first_token_timeout": 2}, 9, 2),
+        ({"deadline": 1, "first_token_timeout": 2}, 1, 1),
+        ({"stall_timeout": 3}, None, None),
+    ],
+)
+def test_what_an_attempt_is_given(
+    drive: Drive,
+    clock: FakeClock,
+    limits: dict[str, Any],
+    call: float | None,
+    stream: float | None,
+) -> None:
+    """A call has until the deadline, a stream's first token perhaps less."""
+    policy = RetryPolicy(**limits)
+    script = Script("hello")
+    drive.call(plan_for(clock, policy), script)
+    assert script.timeouts == [call]
+    script = Script(Source(HEL, END))
+    drive.stream(plan_for(clock, policy), script)
+    assert script.timeouts == [stream]
+
+
+# --- in real time -------------------------------------------------------------------
+
+SHORT = 0.1
+DEADLINE = 0.25  # Room for a busy machine to start a loop and bring the first token.
+LONG_AGO = 5.0  # What would have been waited for without the limit, and more.
+
+
+@pytest.fixture
+def quick() -> Iterator[None]:
+    """The test is over long before any limit but the short one."""
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < LONG_AGO
+
+
+quickly = pytest.mark.usefixtures("quick")
+
+
+def real_plan(**parts: Any) -> Any:
+    """A plan on the machine's clock, whose waits are none."""
+    numbers = {"initial_delay": 0.0, "max_retries": 1, **parts.pop("policy", {})}
+    return plan_for(SYSTEM_CLOCK, RetryPolicy(**numbers), **parts)
+
+
+@quickly
+async def test_an_async_call_ends_with_its_deadline() -> None:
+    """A request that does not come back is cut at the deadline, as a timeout."""
+
+    async def send(_: object) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    plan = real_plan(policy={"deadline": DEADLINE}, errors=GPT_ROUTER_ERRORS)
+    with pytest.raises(GPT_ROUTER_ERRORS[FailureKind.TIMEOUT]) as caught:
+        await acall(plan, send)
+    assert re.fullmatch(r"no answer within 0\.2\d+ s", str(caught.value))
+    assert caught.value.attempts == 1
+    assert "deadline of 0.25 s" in caught.value.__notes__[0]
+    assert caught.value.is_retryable is False
+
+
+@quickly
+@pytest.mark.parametrize("events", [[SILENCE], [ROLE, SILENCE], [ROLE, ROLE, SILENCE]])
+def test_a_silent_start_is_cut_and_repeated(drive: Drive, events: list[Any]) -> None:
+    """A stream without a token in time is closed, and the next attempt may answer."""
+    silent, witness = Source(*events), Witness(FakeClock())
+    plan = real_plan(policy={"first_token_timeout": SHORT})
+    assert drive.stream(plan, Script(silent, Source(HEL, END)), witness) == [HEL, END]
+    assert silent.closed == 1
+    assert silent.is_aborted is not drive.is_async
+    (state,) = witness.states
+    assert state.outcome is not None
+    error = state.outcome.exception()
+    assert isinstance(error, APITimeoutError)
+    assert str(error) == "no first token within 0.1 s"
+    assert [record.outcome for record in plan.session.records] == ["timeout", "ok"]
+
+
+@quickly
+def test_a_silent_start_that_stays_silent(drive: Drive) -> None:
+    """When no attempt brings a token, the timeout comes out, of the caller's family."""
+    plan = real_plan(policy={"first_token_timeout": SHORT}, errors=GPT_ROUTER_ERRORS)
+    script = Script(Source(SILENCE), Source(ROLE, SILENCE))
+    with pytest.raises(GPT_ROUTER_ERRORS[FailureKind.TIMEOUT]) as caught:
+        drive.stream(plan, script)
+    assert caught.value.attempts == 2
+    assert caught.value.delivered == ""
+
+
+@quickly
+def test_connecting_is_part_of_the_first_tokens_time(clock: FakeClock) -> None:
+    """What connecting took is not given a second time to the reading."""
+    source = Source(SILENCE)
+
+    def connect() -> Source:
+        clock.advance(60)
+        return source
+
+    plan = plan_for(clock, RetryPolicy(first_token_timeout=60, max_retries=0))
+    with pytest.raises(APITimeoutError, match="no first token within 60 s"):
+        list(open_(plan, Script(connect)))
+    assert source.is_aborted
+    assert source.closed == 1
+
+
+@quickly
+async def test_an_async_connection_that_hangs_is_cut() -> None:
+    """The first token's time runs from the request on, not from the first byte."""
+
+    async def connect(_: object) -> Source:
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError
+
+    plan = real_plan(policy={"first_token_timeout": SHORT, "max_retries": 0})
+    with pytest.raises(APITimeoutError, match=r"no first token within 0\.1 s"):
+        await anext(streams.astream(plan, connect, lambda: lambda signal: signal))
+
+
+@quickly
+def test_a_stall_is_an_interruption(drive: Drive) -> None:
+    """A stream that falls silent after its first token is closed, not repeated."""
+    source, seen = Source(HEL, LO, SILENCE), list[Signal]()
+    plan, script = (
+        real_plan(policy={"stall_timeout": SHORT}),
+        Script(source, "never sent"),
+    )
+    with pytest.raises(StreamInterruptedError) as caught:
+        drive.stream(plan, script, into=seen)
+    assert str(caught.value) == "the stream was silent for 0.1 s, after 5 characters"
+    assert caught.value.delivered == "Hello"
+    assert seen == [HEL, LO]
+    assert script.numbers == [1]
+    assert source.closed == 1
+
+
+@quickly
+@pytest.mark.parametrize("limits", [{}, {"stall_timeout": LONG_AGO}])
+def test_the_deadline_cuts_a_stream_too(drive: Drive, limits: dict[str, float]) -> None:
+    """After the first token the deadline goes on to run, and is named when it ends."""
+    source = Source(HEL, SILENCE)
+    plan = real_plan(policy={"deadline": DEADLINE, **limits})
+    with pytest.raises(StreamInterruptedError) as caught:
+        drive.stream(plan, Script(source))
+    assert str(caught.value) == "the deadline of 0.25 s is over, after 3 characters"
+    assert caught.value.delivered == "Hel"
+    assert source.closed == 1
+
+
+@quickly
+def test_a_slow_reader_is_no_stall() -> None:
+    """How long the caller takes over an event is not the server's silence, in sync."""
+    events = open_(
+        real_plan(policy={"stall_timeout": SHORT, "first_token_timeout": SHORT}),
+        Script(Source(HEL, LO, END)),
+    )
+    for expected in (HEL, LO, END):
+        assert next(events) == expected
+        SYSTEM_CLOCK.sleep(2 * SHORT)
+    assert list(events) == []
+
+
+@quickly
+async def test_a_slow_reader_is_no_stall_in_async() -> None:
+    """How long the caller takes over an event is not the server's silence, in async."""
+    events = aopen(
+        real_plan(policy={"stall_timeout": SHORT, "first_token_timeout": SHORT}),
+        Script(Source(HEL, LO, END)),
+    )
+    for expected in (HEL, LO, END):
+        assert await anext(events) == expected
+        await SYSTEM_CLOCK.asleep(2 * SHORT)
+    assert [event async for event in events] == []
+
+
+@quickly
+def test_silence_after_the_end_is_not_waited_out(
+    drive: Drive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that neither sends usage nor closes does not hold up a whole answer."""
+    monkeypatch.setattr(streams, "_AFTER_THE_END", SHORT)
+    source, plan = Source(HEL, WHOLE, SILENCE), real_plan()
+    assert drive.stream(plan, Script(source)) == [HEL, WHOLE]
+    assert source.closed == 1
+    assert [record.outcome for record in plan.session.records] == ["ok"]
+
+
+@quickly
+@pytest.mark.parametrize("limit", ["stall_timeout", "deadline"])
+def test_other_limits_hold_after_the_end_too(drive: Drive, limit: str) -> None:
+    """Usage is not waited for beyond the deadline, nor longer than for a token."""
+    source, plan = Source(HEL, WHOLE, SILENCE), real_plan(policy={limit: DEADLINE})
+    began = time.monotonic()
+    assert drive.stream(plan, Script(source)) == [HEL, WHOLE]
+    assert time.monotonic() - began < LONG_AGO / 2
+    assert source.closed == 1
+
+
+class LastMoment(Source):
+    """A source whose token comes in the very moment in which its read is cut short."""
+
+    def __iter__(self) -> Iterator[Signal]:
+        """Yield a token, once it is too late."""
+        assert self._aborted.wait(LONG_AGO)
+        yield HEL
+        msg = "the connection was shut down"
+        raise APIConnectionError(msg)
+
+
+@quickly
+def test_a_token_in_the_last_moment_is_not_handed_over() -> None:
+    """Nothing of a stream that is cut is delivered: it can still be repeated."""
+    late = LastMoment()
+    plan = real_plan(policy={"first_token_timeout": SHORT})
+    assert list(open_(plan, Script(late, Source(LO, END)))) == [LO, END]
+    assert late.closed == 1
+    assert [record.outcome for record in plan.session.records] == ["timeout", "ok"]
+
+
+class SocketSource:
+    """A stream over a real socket: a read blocks until there are bytes or an end."""
+
+    def __init__(self, reader: socket.socket) -> None:
+        """Over a connected socket."""
+        self._reader = reader
+
+    def __iter__(self) -> Iterator[Signal]:
+        """Yield an event a byte."""
+        while data := self._reader.recv(1):
+            yield Signal(data.decode(), is_token=True)
+        msg = "the connection was shut down"
+        raise APIConnectionError(msg)
+
+    def abort(self) -> None:
+        """Wake up whoever reads."""
+        self._reader.shutdown(socket.SHUT_RD)
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        self._reader.close()
+
+
+@quickly
+@pytest.mark.parametrize(
+    ("sent", "limits", "error"),
+    [
+        (b"", {"first_token_timeout": SHORT}, r"no first token within 0\.1 s"),
+        (b"", {"deadline": DEADLINE}, r"no first token within 0\.2\d+ s"),
+        (b"Hi", {"stall_timeout": SHORT}, r"the stream was silent for 0\.1 s"),
+        (b"Hi", {"deadline": DEADLINE}, r"the deadline of 0\.25 s is over"),
+    ],
+)
+def test_a_blocking_read_is_cut(
+    sent: bytes, limits: dict[str, float], error: str
+) -> None:
+    """A thread that hangs in `recv` of a real socket is woken when its time is over."""
+    server, client = socket.socketpair()
+    with server, client:
+        server.sendall(sent)
+        plan = real_plan(policy={**limits, "max_retries": 0})
+        with pytest.raises(RetryRouterError, match=f"^{error}"):
+            list(open_(plan, Script(SocketSource(client))))

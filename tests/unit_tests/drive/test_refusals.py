@@ -1,0 +1,163 @@
+"""The circuit breaker in the way: at the beginning of a call, and in its middle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from langchain_retryrouter._core.breaker import BreakerState, CircuitBreaker, Permit
+from langchain_retryrouter._core.budget import RetryBudget
+from langchain_retryrouter._core.failure import FailureKind
+from langchain_retryrouter._core.policy import RetryPolicy
+from langchain_retryrouter.errors import (
+    CircuitOpenError,
+    InvalidRequestError,
+    RateLimitError,
+    UnavailableError,
+)
+from langchain_retryrouter.errors.gpt_router import GPT_ROUTER_ERRORS
+from langchain_retryrouter.testing import FakeClock
+
+from .both_twins import Drive, plan_for
+from .scripted import END, Script, Source, Witness, token
+
+either = pytest.mark.parametrize("start", [Drive.call, Drive.stream])
+Start = Callable[..., Any]
+
+
+def fail_elsewhere(breaker: CircuitBreaker, clock: FakeClock) -> None:
+    """Another call that shares the breaker fails."""
+    permit = breaker.admit(clock.monotonic())
+    assert isinstance(permit, Permit)
+    breaker.failed(permit, clock.monotonic())
+
+
+@either
+def test_an_open_breaker_sends_nothing(
+    drive: Drive, clock: FakeClock, start: Start
+) -> None:
+    """Nobody knocks: the error says so, when to come back, and that nothing has run."""
+    breaker = CircuitBreaker(failure_threshold=1)
+    fail_elsewhere(breaker, clock)
+    clock.advance(10)
+    script, witness = Script("never sent"), Witness(clock)
+    with pytest.raises(CircuitOpenError) as caught:
+        start(drive, plan_for(clock, breaker=breaker), script, witness)
+    assert str(caught.value) == (
+        "nothing was sent: the circuit breaker is open for another 20.0 s"
+    )
+    assert caught.value.retry_after == 20
+    assert caught.value.attempts == 0
+    assert caught.value.may_have_run is False
+    assert caught.value.is_retryable is False
+    assert script.numbers == []
+    assert witness.states == []
+    assert clock.sleeps == []
+
+
+@either
+def test_the_refusal_is_of_the_callers_family(
+    drive: Drive, clock: FakeClock, start: Start
+) -> None:
+    """The class raised is the one that the caller's `except` clauses know."""
+    breaker = CircuitBreaker(failure_threshold=1)
+    fail_elsewhere(breaker, clock)
+    with pytest.raises(GPT_ROUTER_ERRORS[FailureKind.CIRCUIT_OPEN]):
+        start(
+            drive,
+            plan_for(clock, breaker=breaker, errors=GPT_ROUTER_ERRORS),
+            Script("never"),
+        )
+
+
+@either
+def test_the_breaker_opens_under_our_own_failures(
+    drive: Drive, clock: FakeClock, start: Start
+) -> None:
+    """When our own failure opens it, we give up at once, and pay for no retry."""
+    breaker, budget = CircuitBreaker(failure_threshold=2), RetryBudget()
+    failures = [UnavailableError(str(number)) for number in (1, 2, 3)]
+    script = Script(*failures)
+    policy = RetryPolicy(max_retries=5)
+    with pytest.raises(UnavailableError) as caught:
+        start(drive, plan_for(clock, policy, breaker=breaker, budget=budget), script)
+    assert caught.value is failures[1]
+    assert caught.value.__notes__ == [
+        "gave up after 2 attempts, 0.5 s waited: the circuit breaker is open"
+    ]
+    assert script.numbers == [1, 2]
+    assert budget.tokens == 486
+
+
+@either
+def test_the_breaker_opens_while_we_wait(
+    drive: Drive, clock: FakeClock, start: Start
+) -> None:
+    """When others open it during our wait, our last error comes out, unpaid."""
+    breaker, budget = CircuitBreaker(failure_threshold=2), RetryBudget()
+    failure = UnavailableError("503")
+    script = Script(failure, "never sent")
+    witness = Witness(clock, lambda: fail_elsewhere(breaker, clock))
+    with pytest.raises(UnavailableError) as caught:
+        start(drive, plan_for(clock, breaker=breaker, budget=budget), script, witness)
+    assert caught.value is failure
+    assert caught.value.attempts == 1
+    assert caught.value.__notes__ == [
+        "gave up after 1 attempt, 0.5 s waited: the circuit breaker is open"
+    ]
+    assert caught.value.is_retryable is False
+    assert script.numbers == [1]
+    assert budget.tokens == 500
+
+
+@either
+def test_another_ones_probe_is_in_the_way(
+    drive: Drive, clock: FakeClock, start: Start
+) -> None:
+    """While somebody else's probe is under way, nothing else is sent."""
+    breaker = CircuitBreaker(failure_threshold=1)
+    fail_elsewhere(breaker, clock)
+    clock.advance(30)
+    breaker.admit(clock.monotonic())
+    with pytest.raises(CircuitOpenError) as caught:
+        start(drive, plan_for(clock, breaker=breaker), Script("never sent"))
+    assert caught.value.retry_after == 0
+
+
+@either
+def test_a_call_can_be_the_probe(drive: Drive, clock: FakeClock, start: Start) -> None:
+    """After the recovery time a call goes through, and its success closes it."""
+    breaker = CircuitBreaker(failure_threshold=1)
+    fail_elsewhere(breaker, clock)
+    clock.advance(30)
+    answer = "hello" if start is Drive.call else Source(token("hello"), END)
+    start(drive, plan_for(clock, breaker=breaker), Script(answer))
+    assert breaker.state(clock.monotonic()) is BreakerState.CLOSED
+
+
+@either
+def test_a_call_waits_out_the_breaker_if_told_to(
+    drive: Drive, clock: FakeClock, start: Start
+) -> None:
+    """A Retry-After beyond the recovery time ends in a probe, and not in giving up."""
+    breaker = CircuitBreaker(failure_threshold=1, recovery_time=5)
+    answer = "hello" if start is Drive.call else Source(token("hello"), END)
+    script = Script(RateLimitError("429", retry_after=6.0), answer)
+    start(drive, plan_for(clock, breaker=breaker), script)
+    assert clock.sleeps == [6.0]
+    assert breaker.state(clock.monotonic()) is BreakerState.CLOSED
+
+
+@either
+def test_a_wrong_request_says_nothing_about_the_provider(
+    drive: Drive, clock: FakeClock, start: Start
+) -> None:
+    """A provider that finds fault with the request is alive."""
+    breaker = CircuitBreaker(failure_threshold=1)
+    with pytest.raises(InvalidRequestError):
+        start(
+            drive, plan_for(clock, breaker=breaker), Script(InvalidRequestError("400"))
+        )
+    assert breaker.state(clock.monotonic()) is BreakerState.CLOSED

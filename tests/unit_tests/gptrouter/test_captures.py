@@ -1,0 +1,346 @@
+"""The real gateway's recorded answers, replayed byte by byte.
+
+Each capture is a request, a line `=== response ===`, and the response as it came, with
+the framing of its chunks removed. What a replay must give is read from the capture by
+other means than the package's own: the server's own sum of a streamed text, the plain
+JSON of an answer, and a table for the errors.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from langchain_retryrouter import GPTRouter, GPTRouterModel, RetryRouterError
+from langchain_retryrouter._gptrouter.bodies import _EventQueue
+from langchain_retryrouter.testing import FaultyGateway, Raw
+
+CAPTURES = Path(__file__).parents[1] / "data" / "gptrouter_captures"
+NAMES = sorted(path.stem for path in CAPTURES.glob("*.http"))
+
+KINDS_BY_STATUS = {
+    401: "authentication",
+    404: "not_found",
+    429: "rate_limit",
+    500: "server_error",
+}
+KINDS_IN_STREAMS = {
+    "33_unknown_provider_stream": "not_found",
+    "34_unknown_model_stream": "not_found",
+    "35_model_provider_mismatch_stream": "unavailable",
+    "36_no_health_row_cohere_stream": "unavailable",
+    "38_empty_data_stream": "unavailable",
+    "42_no_messages_stream": "invalid_request",
+    "60_up429_default_stream": "rate_limit",
+    "61_up429_retries0_stream": "rate_limit",
+    "62_up429_retryafter_stream": "rate_limit",
+    "63_up500_retries0_stream": "server_error",
+    "65_up400_stream": "invalid_request",
+    "66_up401_stream": "authentication",
+    "67_uptimeout_stream": "timeout",
+    "68_uptimeout_retry1_stream": "timeout",
+    "71_fallback_on_429_stream": "rate_limit",
+    "72_negative_retries_stream": "server_error",
+    "80_mid_cut_stream": "interrupted",
+    "80_mid_errchunk_stream": "server_error",
+    "80_mid_rst_stream": "interrupted",
+    "a2_all_unavailable_stream": "unavailable",
+    "b4s_response_format_json_schema_stream": "invalid_request",
+}
+DELIVERED = {
+    "80_mid_cut_stream": "Hello from",
+    "80_mid_errchunk_stream": "Hello from",
+    "80_mid_rst_stream": "Hello from",
+}
+NO_GENERATION = {"b6_generate_image"}  # A healthy answer of another endpoint.
+
+
+@dataclass(frozen=True)
+class Capture:
+    """One recorded response."""
+
+    name: str
+    head: tuple[bytes, ...]
+    body: bytes
+
+    @property
+    def status(self) -> int:
+        return int(self.head[0].split(b" ")[1])
+
+    @property
+    def retry_after(self) -> float | None:
+        fields = dict(line.split(b": ", 1) for line in self.head[1:])
+        told = fields.get(b"retry-after")
+        return None if told is None else float(told)
+
+    @property
+    def is_event_stream(self) -> bool:
+        return any(b"text/event-stream" in line for line in self.head)
+
+    @property
+    def was_asked_to_stream(self) -> bool:
+        return self.is_event_stream or self.name.endswith("_stream")
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """The JSON events, by a reader that knows no more than these captures need."""
+        lines = self.body.decode().split("\n")
+        return [json.loads(line[6:]) for line in lines if line.startswith('data: {"')]
+
+    def response(self, chunks: Iterator[bytes] | list[bytes]) -> bytes:
+        """The response with its body in `chunks`, on a connection that is kept."""
+        fields = [
+            line
+            for line in self.head
+            if not line.lower().startswith((b"content-length:", b"transfer-encoding:"))
+        ]
+        head = b"\r\n".join([*fields, b"transfer-encoding: chunked", b"\r\n"])
+        framed = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
+        return head + framed + b"0\r\n\r\n"
+
+    @property
+    def whole(self) -> bytes:
+        return self.response([self.body])
+
+    @property
+    def byte_by_byte(self) -> bytes:
+        return self.response(self.body[i : i + 1] for i in range(len(self.body)))
+
+
+@cache
+def load(name: str) -> Capture:
+    recorded = (CAPTURES / f"{name}.http").read_bytes().removesuffix(b"\n")
+    _, _, response = recorded.partition(b"\n\n=== response ===\n")
+    head, _, body = response.partition(b"\n\n")
+    capture = Capture(name, tuple(head.split(b"\n")), body)
+    if capture.is_event_stream:
+        # The blank line that ends the last frame went with the file's last line end.
+        return Capture(name, capture.head, body + b"\n\n")
+    return capture
+
+
+@dataclass
+class Outcome:
+    """What a caller has of a replay."""
+
+    text: str = ""
+    usage: dict[str, Any] | None = None
+    finish_reason: str | None = None
+    model: str | None = None
+    error: str | None = None
+    told: str = ""
+    retry_after: float | None = None
+
+
+def replay(capture: Capture, twin: Any, url: str) -> Outcome:
+    """What a caller has who is answered like this; nothing is retried."""
+    llm = GPTRouter(
+        models_priority_list=[GPTRouterModel(name="gpt-4", provider_name="p")],
+        gpt_router_api_base=url,
+        gpt_router_api_key="sk",
+        max_retries=0,
+    )
+    chunks: list[Any] = []
+    try:
+        if capture.was_asked_to_stream:
+            first, *others = twin.stream(llm, "hi", into=chunks)
+            message = first.__add__(others)
+        else:
+            message = twin.invoke(llm, "hi")
+    except RetryRouterError as error:
+        assert "".join(chunk.content for chunk in chunks) == error.delivered
+        return Outcome(
+            error.delivered,
+            error=error.kind.value,
+            told=str(error),
+            retry_after=error.retry_after,
+        )
+    metadata = message.response_metadata
+    return Outcome(
+        message.content,
+        message.usage_metadata,
+        metadata.get("finish_reason"),
+        metadata.get("model_name"),
+    )
+
+
+def expected(capture: Capture) -> Outcome:
+    """What the capture itself says that the caller should have."""
+    if capture.is_event_stream:
+        return expected_of_stream(capture)
+    data = json.loads(capture.body)
+    if capture.name in NO_GENERATION:
+        told = "the gateway's answer is not of its protocol (at 'choices')"
+        return Outcome(error="malformed", told=told)
+    if capture.status != 200:
+        told = f"{capture.status}: {data.get('message') or data['error']}"
+        kind = KINDS_BY_STATUS[capture.status]
+        return Outcome(error=kind, told=told, retry_after=capture.retry_after)
+    choice = data["choices"][0]
+    usage = data["meta"]["usage"]
+    return Outcome(
+        choice["text"], usage_of(usage), choice["finish_reason"], data["model"]
+    )
+
+
+def expected_of_stream(capture: Capture) -> Outcome:
+    if capture.name in KINDS_IN_STREAMS:
+        [told] = [e["message"] for e in capture.events if e["event"] == "error"]
+        kind = KINDS_IN_STREAMS[capture.name]
+        return Outcome(DELIVERED.get(capture.name, ""), error=kind, told=told)
+    [meta] = [e["data"] for e in capture.events if e["event"] == "meta"]
+    updates = [e["data"] for e in capture.events if e["event"] == "update"]
+    # Two choices are told apart by nobody; we never ask a stream for two.
+    finish_reason = "".join(one["finish_reason"] or "" for one in updates)
+    usage = usage_of(meta["usage"]) if "usage" in meta else None
+    return Outcome(meta["text"], usage, finish_reason, meta["model"])
+
+
+def usage_of(told: dict[str, int]) -> dict[str, int]:
+    return {
+        "input_tokens": told["prompt_tokens"],
+        "output_tokens": told["completion_tokens"],
+        "total_tokens": told["total_tokens"],
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_capture_gives_what_it_says(
+    twin: Any, faulty_gateway: FaultyGateway, name: str
+) -> None:
+    """A recorded answer gives the same whole as in chunks of one byte: what it says."""
+    capture = load(name)
+    faulty_gateway.script(
+        Raw(capture.whole, close=False), Raw(capture.byte_by_byte, close=False)
+    )
+
+    whole = replay(capture, twin, faulty_gateway.url)
+    torn = replay(capture, twin, faulty_gateway.url)
+
+    assert whole == expected(capture)
+    assert torn == whole
+
+
+def test_every_error_of_a_stream_is_in_the_table() -> None:
+    """The table of errors has all captures with an error event, and no others."""
+    failed = {
+        name for name in NAMES if any(e["event"] == "error" for e in load(name).events)
+    }
+
+    assert failed == set(KINDS_IN_STREAMS)
+    assert len(NAMES) == 107
+
+
+# --- split at every byte, as TCP may do it ---
+
+SOME = [
+    "01_nonstream_ok",
+    "02_stream_ok",
+    "31_wrongkey_stream",
+    "80_mid_rst_stream",
+    "90_ratelimit_user_nonstream_11",
+    "a8_newlines_stream",
+]
+
+
+@contextmanager
+def byte_server(response: bytes) -> Iterator[str]:
+    """The address of a server that sends each byte of `response` by itself, once."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            peer, _ = listener.accept()
+            with peer:
+                peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                read_request(peer)
+                for position in range(len(response)):
+                    peer.sendall(response[position : position + 1])
+                peer.recv(1)  # Until the client leaves.
+
+        server = threading.Thread(target=serve)
+        server.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.join(10)
+
+
+def read_request(peer: socket.socket) -> None:
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += peer.recv(65536)
+    head, _, body = received.partition(b"\r\n\r\n")
+    [length] = [
+        int(line.split(b":")[1])
+        for line in head.split(b"\r\n")
+        if line.lower().startswith(b"content-length:")
+    ]
+    while len(body) < length:
+        body += peer.recv(65536)
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_a_response_torn_into_bytes_gives_the_same(twin: Any, name: str) -> None:
+    """Status line, headers, framing and body may each come one byte at a time."""
+    capture = load(name)
+    # A server that closes spares the test a wait for the pool to let go.
+    kept = b"Connection: keep-alive\r\n"
+    response = capture.whole
+    assert kept in response
+
+    with byte_server(response.replace(kept, b"Connection: close\r\n")) as url:
+        outcome = replay(capture, twin, url)
+
+    assert outcome == expected(capture)
+
+
+def seen(pieces: list[bytes]) -> list[tuple[str, str]]:
+    """The events that a stream in these pieces gives, or the error that ends it."""
+    queue = _EventQueue()
+    found: list[tuple[str, str]] = []
+    try:
+        for piece in [*pieces, b""]:
+            queue.feed(piece)
+            while (event := queue.take()) is not None:
+                found.append((event.event, repr(event.data)))
+        queue.check_whole()
+    except RetryRouterError as error:
+        found.append((type(error).__name__, str(error)))
+    return found
+
+
+STREAMS = [name for name in NAMES if load(name).is_event_stream]
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_stream_split_anywhere_gives_the_same_events(name: str) -> None:
+    """Wherever a body is cut in two, its events are those of the whole."""
+    body = load(name).body
+    whole = seen([body])
+    assert [kind for kind, _ in whole[:-1]] == [
+        event["event"] for event in load(name).events[: len(whole) - 1]
+    ]
+
+    for position in range(1, len(body)):
+        assert seen([body[:position], body[position:]]) == whole, position
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_stream_that_stops_anywhere_is_whole_or_an_error(name: str) -> None:
+    """Of all the places where a body may end, only those behind `end` make it whole."""
+    body = load(name).body
+    end = b'data: {"event":"end","data":"end"}\n\n'
+    whole_from = body.find(end) + len(end) if end in body else len(body) + 1
+
+    for length in range(len(body)):
+        kind, _ = seen([body[:length]])[-1]
+        assert (kind == "end") is (length >= whole_from), length

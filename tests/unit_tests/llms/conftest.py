@@ -1,0 +1,114 @@
+"""The four models over a gateway that fails on cue, with a clock nobody waits for."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import pytest
+from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
+from langchain_core.outputs import LLMResult
+from tenacity import RetryCallState
+
+from langchain_retryrouter import AzureOpenAI, BaseOpenAI, OpenAI, OpenAIChat
+from langchain_retryrouter.testing import FakeClock, FaultyGateway
+
+KEY = "sk-the-key-of-the-tests"
+COMPLETIONS_MODELS = (BaseOpenAI, OpenAI, AzureOpenAI)
+ALL_MODELS = (*COMPLETIONS_MODELS, OpenAIChat)
+
+
+class NewLLM(Protocol):
+    """Makes a model of the test's gateway, with these fields besides."""
+
+    def __call__(self, cls: Any = OpenAI, **fields: Any) -> Any:
+        """The model."""
+
+
+@pytest.fixture
+def gateway(faulty_gateway: FaultyGateway) -> FaultyGateway:
+    """The gateway behind the models of a test."""
+    return faulty_gateway
+
+
+@pytest.fixture
+def clock(fake_clock: FakeClock) -> FakeClock:
+    """The clock of the models of a test: waits are written down, and over at once."""
+    return fake_clock
+
+
+@pytest.fixture
+def new_llm(gateway: FaultyGateway, clock: FakeClock) -> NewLLM:
+    """Makes models of the test's gateway, on the test's clock."""
+
+    def new_llm(cls: Any = OpenAI, **fields: Any) -> Any:
+        settings: dict[str, Any] = {"api_key": KEY, "clock": clock}
+        if issubclass(cls, AzureOpenAI):
+            settings |= {
+                "azure_endpoint": gateway.url,
+                "azure_deployment": "my-deployment",
+                "api_version": "2024-10-21",
+            }
+        else:
+            settings["base_url"] = gateway.openai_url
+        return cls(**{**settings, **fields})
+
+    return new_llm
+
+
+@pytest.fixture(params=ALL_MODELS, ids=lambda cls: cls.__name__)
+def any_model(request: pytest.FixtureRequest) -> Any:
+    """Each of the four classes."""
+    return request.param
+
+
+@pytest.fixture(params=COMPLETIONS_MODELS, ids=lambda cls: cls.__name__)
+def completions_model(request: pytest.FixtureRequest) -> Any:
+    """Each class of `/v1/completions`."""
+    return request.param
+
+
+class Recorder(BaseCallbackHandler):
+    """Writes down what a run's callbacks hear."""
+
+    def __init__(self) -> None:
+        """Nothing has been heard yet."""
+        self.retries: list[RetryCallState] = []
+        self.tokens: list[str] = []
+        self.token_facts: list[dict[str, Any]] = []
+        self.results: list[LLMResult] = []
+        self.errors: list[BaseException] = []
+
+    def on_retry(self, retry_state: RetryCallState, **_: Any) -> None:
+        """A retry is coming."""
+        self.retries.append(retry_state)
+
+    def on_llm_new_token(self, token: Any, **facts: Any) -> None:
+        """A chunk of a stream."""
+        self.tokens.append(token)
+        self.token_facts.append(facts)
+
+    def on_llm_end(self, response: LLMResult, **_: Any) -> None:
+        """The end of a run."""
+        self.results.append(response)
+
+    def on_llm_error(self, error: BaseException, **_: Any) -> None:
+        """The failure of a run."""
+        self.errors.append(error)
+
+
+class AsyncRecorder(AsyncCallbackHandler):
+    """Writes down the retries that an async handler is told of."""
+
+    def __init__(self) -> None:
+        """Nothing has been heard yet."""
+        self.retries: list[RetryCallState] = []
+
+    async def on_retry(self, retry_state: RetryCallState, **_: Any) -> None:
+        """A retry is coming."""
+        self.retries.append(retry_state)
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    """A callback handler that writes down what it hears."""
+    return Recorder()

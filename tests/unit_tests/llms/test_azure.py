@@ -1,0 +1,267 @@
+"""Azure: addresses, deployments, versions and identities."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from langchain_retryrouter import AzureOpenAI
+from langchain_retryrouter.testing import STUB_TEXT, FaultyGateway
+
+from .conftest import KEY, NewLLM
+
+PATH = "/openai/deployments/my-deployment/completions"
+
+
+@pytest.fixture
+def new_azure(gateway: FaultyGateway) -> Any:
+    """Makes an `AzureOpenAI` of nothing but these fields, its address and version."""
+
+    def new_azure(**fields: Any) -> AzureOpenAI:
+        settings = {
+            "azure_endpoint": gateway.url,
+            "azure_deployment": "my-deployment",
+            "api_version": "2024-10-21",
+        }
+        given = {**settings, **fields}
+        named = {name: value for name, value in given.items() if value is not None}
+        return AzureOpenAI(**named)
+
+    return new_azure
+
+
+def test_a_deployment_is_asked(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """Endpoint, deployment and version make the address; the key goes as `api-key`."""
+    assert twin.invoke(new_llm(AzureOpenAI), "hi") == STUB_TEXT
+    (request,) = gateway.requests
+    assert (request.path, request.query) == (PATH, "api-version=2024-10-21")
+    assert request.headers["api-key"] == KEY
+    assert "authorization" not in request.headers
+    assert request.payload["model"] == "my-deployment"
+    assert request.headers["user-agent"] == "langchain-retryrouter-python-azure-openai"
+
+
+def test_without_a_deployment_the_models_name_is_taken(
+    twin: Any, new_azure: Any, gateway: FaultyGateway
+) -> None:
+    """A deployment is mostly named as its model: that is better than none."""
+    llm = new_azure(azure_deployment=None, model="my-deployment", api_key=KEY)
+    assert twin.invoke(llm, "hi") == STUB_TEXT
+    assert gateway.requests[0].path == PATH
+
+
+def test_the_environment_says_it_all(
+    twin: Any, gateway: FaultyGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Endpoint, version and key may all come from Azure's variables."""
+    monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", gateway.url)
+    monkeypatch.setenv("OPENAI_API_VERSION", "2024-10-21")
+    monkeypatch.setenv("OPENAI_API_KEY", "not-this")
+    monkeypatch.setenv("AZURE_OPENAI_API_KEY", KEY)
+    llm = AzureOpenAI(azure_deployment="my-deployment")
+    assert twin.invoke(llm, "hi") == STUB_TEXT
+    assert gateway.requests[0].headers["api-key"] == KEY
+    assert llm.openai_api_type == "azure"
+
+
+def test_openais_key_will_do(
+    twin: Any, new_azure: Any, gateway: FaultyGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`OPENAI_API_KEY` is taken where there is no key of Azure's own."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert twin.invoke(new_azure(), "hi") == STUB_TEXT
+    assert gateway.requests[0].headers["api-key"] == KEY
+
+
+def test_a_token_identifies(twin: Any, new_azure: Any, gateway: FaultyGateway) -> None:
+    """An Entra token goes as a bearer."""
+    twin.invoke(new_azure(azure_ad_token="token-1"), "hi")
+    assert gateway.requests[0].headers["authorization"] == "Bearer token-1"
+    assert "api-key" not in gateway.requests[0].headers
+
+
+def test_a_provider_is_asked_before_each_request(
+    twin: Any, new_azure: Any, gateway: FaultyGateway
+) -> None:
+    """A function for tokens is called for each request, by async calls as well."""
+    tokens = iter(["first", "second"])
+    llm = new_azure(azure_ad_token_provider=lambda: next(tokens))
+    twin.invoke(llm, "hi")
+    twin.invoke(llm, "hi")
+    sent = [request.headers["authorization"] for request in gateway.requests]
+    assert sent == ["Bearer first", "Bearer second"]
+
+
+def test_an_async_provider_is_for_async_calls(
+    new_azure: Any, gateway: FaultyGateway
+) -> None:
+    """Each twin has its own provider; alone, an async one leaves sync calls without."""
+
+    async def token() -> str:
+        return "from afar"
+
+    llm = new_azure(
+        azure_ad_async_token_provider=token, azure_ad_token_provider=lambda: "from near"
+    )
+    asyncio.run(llm.ainvoke("hi"))
+    llm.invoke("hi")
+    sent = [request.headers["authorization"] for request in gateway.requests]
+    assert sent == ["Bearer from afar", "Bearer from near"]
+
+    alone = new_azure(azure_ad_async_token_provider=token)
+    assert asyncio.run(alone.ainvoke("hi")) == STUB_TEXT
+    with pytest.raises(ValueError, match="credentials for async calls only"):
+        alone.invoke("hi")
+
+
+@pytest.mark.parametrize(
+    ("fields", "variables", "header"),
+    [
+        ({"api_key": KEY}, {"AZURE_OPENAI_AD_TOKEN": "t"}, ("api-key", KEY)),
+        (
+            {"azure_ad_token": "t"},
+            {"OPENAI_API_KEY": KEY},
+            ("authorization", "Bearer t"),
+        ),
+        (
+            {"azure_ad_token_provider": lambda: "p"},
+            {"AZURE_OPENAI_AD_TOKEN": "t", "AZURE_OPENAI_API_KEY": KEY},
+            ("authorization", "Bearer p"),
+        ),
+        (
+            {},
+            {"AZURE_OPENAI_AD_TOKEN": "t", "OPENAI_API_KEY": KEY},
+            ("authorization", "Bearer t"),
+        ),
+        (
+            {"azure_ad_token": "t", "api_key": KEY},
+            {},
+            ("authorization", "Bearer t"),
+        ),
+    ],
+    ids=["key", "token", "provider", "variables", "both"],
+)
+def test_what_is_given_goes_before_what_a_variable_says(
+    twin: Any,
+    new_azure: Any,
+    gateway: FaultyGateway,
+    monkeypatch: pytest.MonkeyPatch,
+    fields: dict[str, Any],
+    variables: dict[str, str],
+    header: tuple[str, str],
+) -> None:
+    """One identity is used: the one given; then provider, token, key."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    twin.invoke(new_azure(**fields), "hi")
+    sent = gateway.requests[0].headers
+    identities = [(n, sent[n]) for n in ("api-key", "authorization") if n in sent]
+    assert identities == [header]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "no credentials: pass api_key=.*AZURE_OPENAI_AD_TOKEN"),
+        ({"api_key": KEY, "azure_endpoint": None}, "no address: pass azure_endpoint="),
+        ({"api_key": KEY, "api_version": None}, "no API version: pass api_version="),
+        (
+            {"api_key": KEY, "base_url": "http://127.0.0.1:1/openai"},
+            "openai_api_base and azure_endpoint are both given",
+        ),
+        (
+            {"azure_ad_token": "t", "azure_ad_token_provider": lambda: "p"},
+            "azure_ad_token_provider and azure_ad_token are both given",
+        ),
+    ],
+    ids=["credentials", "address", "version", "two-addresses", "two-identities"],
+)
+def test_what_is_missing_is_said_at_once(
+    new_azure: Any, fields: dict[str, Any], message: str
+) -> None:
+    """Construction names what is missing, or given twice, and what to do."""
+    with pytest.raises(ValidationError, match=message):
+        new_azure(**fields)
+
+
+@pytest.mark.parametrize(
+    ("base", "deployment"),
+    [
+        ("{url}", "my-deployment"),
+        ("{url}/", "my-deployment"),
+        ("{url}/openai", "my-deployment"),
+        ("{url}/openai/deployments/my-deployment", None),
+        ("{url}/openai/deployments/my-deployment", "my-deployment"),
+    ],
+)
+def test_an_openai_address_is_made_one_of_azure(
+    twin: Any,
+    new_azure: Any,
+    gateway: FaultyGateway,
+    base: str,
+    deployment: str | None,
+) -> None:
+    """`base_url` of old code is completed, with a warning that says how it is taken."""
+    base_url = base.format(url=gateway.url)
+    whole = f"{gateway.url}/openai/deployments/my-deployment"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        llm = new_azure(
+            azure_endpoint=None,
+            azure_deployment=deployment,
+            base_url=base_url,
+            api_key=KEY,
+        )
+    assert llm.openai_api_base == whole
+    assert [str(warning.message)[:15] for warning in caught] == (
+        [] if base_url == whole else ["openai_api_base"]
+    )
+    assert all(warning.filename == __file__ for warning in caught)
+    assert twin.invoke(llm, "hi") == STUB_TEXT
+    assert gateway.requests[0].path == PATH
+
+
+def test_an_address_may_be_left_as_it_is(
+    new_azure: Any, gateway: FaultyGateway
+) -> None:
+    """`validate_base_url=False` leaves an address alone."""
+    llm = new_azure(
+        azure_endpoint=None,
+        azure_deployment=None,
+        base_url=gateway.openai_url,
+        validate_base_url=False,
+        api_key=KEY,
+    )
+    assert llm.openai_api_base == gateway.openai_url
+
+
+def test_an_endpoint_goes_before_a_base_in_the_environment(
+    new_azure: Any, monkeypatch: pytest.MonkeyPatch, gateway: FaultyGateway
+) -> None:
+    """An address for OpenAI in the environment is not Azure's."""
+    monkeypatch.setenv("OPENAI_API_BASE", "http://127.0.0.1:1/v1")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+    llm = new_azure(api_key=KEY)
+    assert llm.invoke("hi") == STUB_TEXT
+    assert gateway.requests[0].path == PATH
+
+
+def test_what_identifies_a_deployment(new_llm: NewLLM) -> None:
+    """Caches and traces see the deployment, and Azure as the provider."""
+    llm = new_llm(AzureOpenAI)
+    assert llm.asdict()["deployment_name"] == "my-deployment"
+    assert llm.lc_secrets == {
+        "openai_api_key": "AZURE_OPENAI_API_KEY",
+        "azure_ad_token": "AZURE_OPENAI_AD_TOKEN",
+    }
+    params = llm._get_ls_params()  # noqa: SLF001 - LangChain's hook
+    assert (params["ls_provider"], params["ls_model_name"]) == (
+        "azure",
+        "my-deployment",
+    )

@@ -1,0 +1,186 @@
+"""`OpenAIChat`: a chat model as an LLM, whole on both majors of the SDK."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from langchain_core.messages import HumanMessage, SystemMessage
+
+from langchain_retryrouter import OpenAIChat, errors
+from langchain_retryrouter.errors import openai as named
+from langchain_retryrouter.testing import (
+    STUB_TEXT,
+    Answer,
+    FakeClock,
+    FaultyGateway,
+    FunctionCall,
+    SlowFirstToken,
+    Status,
+    ToolCall,
+)
+
+from .conftest import NewLLM
+
+
+def test_messages_stand_before_the_prompt(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """`prefix_messages`, as dicts or LangChain's, are sent before each prompt."""
+    prefix = [
+        {"role": "system", "content": "Be brief."},
+        SystemMessage("And kind."),
+        HumanMessage("Hello!"),
+    ]
+    llm = new_llm(OpenAIChat, prefix_messages=prefix)
+    twin.invoke(llm, "hi")
+    twin.stream(llm, "ho")
+    sent = [request.payload["messages"] for request in gateway.requests]
+    before = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "system", "content": "And kind."},
+        {"role": "user", "content": "Hello!"},
+    ]
+    assert sent == [
+        [*before, {"role": "user", "content": "hi"}],
+        [*before, {"role": "user", "content": "ho"}],
+    ]
+    assert len(llm.prefix_messages) == 3
+
+
+@pytest.mark.parametrize("max_tokens", [-1, None])
+def test_no_limit_is_none(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, max_tokens: int | None
+) -> None:
+    """`max_tokens=-1` means no limit, which this endpoint is told by leaving it out."""
+    twin.invoke(new_llm(OpenAIChat, max_tokens=max_tokens), "hi")
+    assert "max_tokens" not in gateway.requests[0].payload
+
+
+def _said(request: Any) -> str:
+    return f"said: {request.payload['messages'][-1]['content']}"
+
+
+def test_several_prompts_are_answered_in_order(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """Each prompt is a request of its own; answers and usage belong together."""
+    gateway.always(Answer(text=_said))
+    prompts = [f"prompt {number}" for number in range(6)]
+    result = twin.generate(new_llm(OpenAIChat, batch_size=3), prompts)
+    texts = [generations[0].text for generations in result.generations]
+    assert texts == [f"said: {prompt}" for prompt in prompts]
+    assert result.llm_output["token_usage"]["total_tokens"] == 6 * (12 + 3)
+    assert len(result.llm_output["retryrouter"]["attempts"]) == 6
+
+
+def test_async_prompts_are_asked_together(
+    new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """`batch_size` requests are under way together, and no more."""
+    together: list[int] = []
+
+    def step(_: Any) -> SlowFirstToken:
+        pending = [r for r in gateway.requests if r.outcome == "pending"]
+        together.append(len(pending))
+        return SlowFirstToken(0.05)
+
+    gateway.always(step)
+    llm = new_llm(OpenAIChat, batch_size=3)
+    assert asyncio.run(llm.abatch(["hi"] * 9)) == [STUB_TEXT] * 9
+    assert max(together) == 3
+
+
+def test_one_failure_ends_the_others(
+    new_llm: NewLLM, gateway: FaultyGateway, clock: FakeClock
+) -> None:
+    """When one of several async requests fails for good, its own error comes out."""
+
+    def step(request: Any) -> Any:
+        wrong = request.payload["messages"][-1]["content"] == "wrong"
+        return Status(400) if wrong else SlowFirstToken(60)
+
+    gateway.always(step)
+    llm = new_llm(OpenAIChat)
+    with pytest.raises(named.OpenAIInvalidRequestError) as caught:
+        asyncio.run(llm.abatch(["right", "wrong", "right"]))
+    assert isinstance(caught.value.__cause__, Exception)
+    assert caught.value.__context__ is caught.value.__cause__
+    gateway.wait_for(lambda g: g.open_connections == 0)
+    assert clock.sleeps == []
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(tool_calls=(ToolCall("get_weather", ('{"city":', '"Bonn"}')),)),
+        Answer(function_call=FunctionCall("get_weather", ("{}",))),
+    ],
+    ids=["tool", "function"],
+)
+def test_a_tool_call_is_an_error(
+    twin: Any,
+    new_llm: NewLLM,
+    gateway: FaultyGateway,
+    answer: Answer,
+    *,
+    streaming: bool,
+) -> None:
+    """A model that calls a tool has not answered an LLM's prompt with an empty text."""
+    gateway.script(Status(503), answer)
+    llm = new_llm(OpenAIChat, streaming=streaming)
+    with pytest.raises(errors.InvalidRequestError, match=r"'get_weather'.*chat model"):
+        twin.invoke(llm, "hi")
+    assert len(gateway.requests) == 2
+
+
+def test_usage_has_its_details(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """Details of usage, such as cached tokens, are added up over the prompts."""
+    message = {"role": "assistant", "content": "yes"}
+    body = {
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "usage": {
+            "prompt_tokens": 3,
+            "completion_tokens": 1,
+            "total_tokens": 4,
+            "prompt_tokens_details": {"cached_tokens": 2, "audio_tokens": None},
+        },
+    }
+    gateway.respond("/v1/chat/completions", body)
+    usage = twin.generate(new_llm(OpenAIChat), ["a", "b"]).llm_output["token_usage"]
+    assert usage["total_tokens"] == 8
+    assert usage["prompt_tokens_details"]["cached_tokens"] == 4
+
+
+def test_several_answers_to_several_prompts(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """With `n`, the answers of one prompt are not given to another."""
+    gateway.always(Answer(text=_said))
+    result = twin.generate(new_llm(OpenAIChat, n=2), ["a", "b"])
+    texts = [[g.text for g in generations] for generations in result.generations]
+    assert texts == [["said: a"] * 2, ["said: b"] * 2]
+
+
+def test_the_finish_reason_is_told(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """Why an answer ended is in its `generation_info`, streamed or not."""
+    gateway.always(Answer(text="a b", finish_reason="length"))
+    for streaming in (False, True):
+        llm = new_llm(OpenAIChat, streaming=streaming)
+        ((generation,),) = twin.generate(llm, ["hi"]).generations
+        assert generation.generation_info["finish_reason"] == "length"
+
+
+def test_langsmith_is_told_the_provider(new_llm: NewLLM) -> None:
+    """A trace says which provider and model were asked."""
+    params = new_llm(OpenAIChat)._get_ls_params()  # noqa: SLF001 - LangChain's hook
+    assert (params["ls_provider"], params["ls_model_name"]) == (
+        "openai",
+        "gpt-3.5-turbo",
+    )

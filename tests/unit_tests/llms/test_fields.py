@@ -1,0 +1,482 @@
+"""The fields: names, aliases, variables, checks, and what is shown of them."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from typing import Any
+
+import openai
+import pytest
+import tiktoken
+from langchain_core.load import dumps
+from langchain_core.runnables import ConfigurableField
+from pydantic import SecretStr, ValidationError
+
+from langchain_retryrouter import (
+    AzureOpenAI,
+    BaseOpenAI,
+    CircuitBreaker,
+    OpenAI,
+    OpenAIChat,
+    RetryBudget,
+    RetryPolicy,
+)
+from langchain_retryrouter.testing import STUB_TEXT, FakeClock, FaultyGateway
+
+from .conftest import KEY, NewLLM
+
+BOTH_NAMES = [
+    ("model", "model_name", "some-model"),
+    ("api_key", "openai_api_key", SecretStr("some-key")),
+    ("organization", "openai_organization", "some-organization"),
+    ("timeout", "request_timeout", 3.5),
+]
+
+
+@pytest.mark.parametrize(("alias", "name", "value"), BOTH_NAMES)
+def test_fields_have_two_names(
+    any_model: Any, alias: str, name: str, value: Any
+) -> None:
+    """langchain-community's names and the SDK's are both taken, and mean the same."""
+    settings: dict[str, Any] = {"api_key": KEY}
+    if any_model is AzureOpenAI:
+        settings |= {"azure_endpoint": "http://127.0.0.1:1", "api_version": "v"}
+    settings.pop(alias, None)
+    for given in (alias, name):
+        assert getattr(any_model(**settings, **{given: value}), name) == value
+
+
+@pytest.mark.parametrize("name", ["base_url", "openai_api_base"])
+def test_the_address_has_two_names(
+    twin: Any, gateway: FaultyGateway, name: str
+) -> None:
+    """`base_url` and `openai_api_base` are the same field."""
+    fields: dict[str, Any] = {"api_key": KEY, name: gateway.openai_url}
+    for cls in (BaseOpenAI, OpenAI, OpenAIChat):
+        llm = cls(**fields)
+        assert llm.openai_api_base == gateway.openai_url
+        assert twin.invoke(llm, "hi") == STUB_TEXT
+
+
+@pytest.mark.parametrize(
+    ("variable", "field"),
+    [
+        ("OPENAI_API_BASE", "openai_api_base"),
+        ("OPENAI_BASE_URL", "openai_api_base"),
+        ("OPENAI_ORG_ID", "openai_organization"),
+        ("OPENAI_ORGANIZATION", "openai_organization"),
+        ("OPENAI_PROXY", "openai_proxy"),
+    ],
+)
+@pytest.mark.parametrize("cls", [OpenAI, OpenAIChat])
+def test_variables_are_read(
+    monkeypatch: pytest.MonkeyPatch, cls: Any, variable: str, field: str
+) -> None:
+    """What is not given is read from the environment; what is empty says nothing."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert cls().openai_api_key.get_secret_value() == KEY
+    monkeypatch.setenv(variable, "http://127.0.0.1:1")
+    assert getattr(cls(), field) == "http://127.0.0.1:1"
+    assert getattr(cls(**{field: "http://given"}), field) == "http://given"
+    monkeypatch.setenv(variable, "")
+    assert getattr(cls(), field) is None
+
+
+def test_the_first_variable_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`OPENAI_API_BASE` goes before the SDK's `OPENAI_BASE_URL`."""
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://second")
+    monkeypatch.setenv("OPENAI_API_BASE", "http://first")
+    assert OpenAI(api_key=KEY).openai_api_base == "http://first"
+
+
+def test_organization_and_headers_are_sent(
+    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """Organization, default headers and default query reach the server."""
+    llm = new_llm(
+        any_model,
+        organization="org-1",
+        default_headers={"x-mine": "yes"},
+        default_query={"q": "1"},
+    )
+    twin.invoke(llm, "hi")
+    (request,) = gateway.requests
+    assert request.headers["openai-organization"] == "org-1"
+    assert request.headers["x-mine"] == "yes"
+    assert "q=1" in request.query
+
+
+@pytest.mark.parametrize("cls", [OpenAI, OpenAIChat])
+@pytest.mark.parametrize("key", [None, ""])
+def test_a_missing_key_is_said_at_once(cls: Any, key: Any) -> None:
+    """Without a key, construction says what to do."""
+    with pytest.raises(ValidationError, match=r"pass api_key=.*OPENAI_API_KEY"):
+        cls(api_key=key)
+
+
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [
+        (f"{KEY}\n", "line end as character 24 of 24"),
+        (f" {KEY}", "space as character 1 of"),
+        ("sk-ключ-secret", "character outside ASCII or a control character"),
+    ],
+)
+def test_a_key_that_no_header_can_carry_is_refused(key: str, what: str) -> None:
+    """A key with a line end, copied from a file, is refused, and not shown."""
+    with pytest.raises(ValidationError, match=what) as caught:
+        OpenAI(api_key=key)
+    assert "secret" not in str(caught.value)
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"n": 0}, "n must be 1 or more, not 0"),
+        ({"n": -2}, "n must be 1 or more, not -2"),
+        ({"best_of": 0}, "best_of must be 1 or more, not 0"),
+        ({"n": 3, "best_of": 2}, "best_of=2 is less than n=3"),
+        ({"batch_size": 0}, "batch_size must be 1 or more, not 0"),
+        ({"max_tokens": -2}, "max_tokens must be -1, 0 or more, or None, not -2"),
+        ({"timeout": 0}, "request_timeout must be seconds above 0.*not 0"),
+        ({"timeout": -1.5}, "request_timeout must be .* not -1.5"),
+        ({"timeout": (1, 2, 3)}, "request_timeout must be"),
+        ({"timeout": (1, 0)}, "request_timeout must be"),
+        ({"timeout": "5"}, "request_timeout must be .* not '5'"),
+        ({"timeout": float("inf")}, "request_timeout must be"),
+    ],
+    ids=str,
+)
+def test_numbers_that_cannot_be_are_refused(
+    new_llm: NewLLM, fields: dict[str, Any], message: str
+) -> None:
+    """A wrong number is refused at construction, by name and value."""
+    with pytest.raises(ValidationError, match=message):
+        new_llm(OpenAI, **fields)
+
+
+def test_wrong_options_of_a_call_are_refused(
+    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """The same holds for a call's options: nothing is sent."""
+    with pytest.raises(ValueError, match="n must be 1 or more, not -1"):
+        twin.invoke(new_llm(any_model), "hi", n=-1)
+    assert gateway.requests == []
+
+
+def test_the_sdks_timeout_is_taken(
+    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """Seconds, a pair, and the HTTP library's own `Timeout` reach the SDK's client."""
+    name = "x-stainless-read-timeout"
+    for timeout, read in (
+        (3, "3"),
+        ((1, 2.5), "2.5"),
+        (openai.Timeout(4, read=1.5), "1.5"),
+        (None, "600"),
+    ):
+        twin.invoke(new_llm(any_model, timeout=timeout), "hi")
+        assert float(gateway.requests[-1].headers[name]) == float(read)
+
+
+def test_the_timeout_of_a_call_goes_first(
+    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """A call's own `timeout` goes before the model's, as a pair too."""
+    twin.invoke(new_llm(any_model, timeout=9), "hi", timeout=(1, 2.5))
+    assert gateway.requests[0].headers["x-stainless-read-timeout"] == "2.5"
+
+
+# Fields that are none.
+
+
+def test_unknown_fields_become_model_kwargs(
+    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """A parameter without a field is sent, with a warning in case it was a slip."""
+    with pytest.warns(UserWarning, match="'user' is no field of") as caught:
+        llm = new_llm(any_model, user="me")
+    assert caught[0].filename.endswith("conftest.py")
+    assert llm.model_kwargs == {"user": "me"}
+    twin.invoke(llm, "hi")
+    assert gateway.requests[0].payload["user"] == "me"
+
+
+def test_model_kwargs_are_sent_without_a_warning(
+    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """Who says `model_kwargs` means it."""
+    kwargs = {"user": "me"}
+    llm = new_llm(any_model, model_kwargs=kwargs)
+    twin.invoke(llm, "hi")
+    assert gateway.requests[0].payload["user"] == "me"
+    assert kwargs == {"user": "me"}
+
+
+def test_a_parameter_given_twice_is_refused(new_llm: NewLLM) -> None:
+    """A parameter in two places with maybe two values is refused."""
+    with pytest.raises(ValidationError, match="'temperature' is given twice"):
+        new_llm(temperature=0.1, model_kwargs={"temperature": 0.2})
+
+
+def test_a_field_among_model_kwargs_is_moved(new_llm: NewLLM) -> None:
+    """A field that was put into `model_kwargs` becomes the field, with a warning."""
+    with pytest.warns(UserWarning, match="'temperature' is a field of OpenAI"):
+        llm = new_llm(model_kwargs={"temperature": 0.2, "user": "me"})
+    assert (llm.temperature, llm.model_kwargs) == (0.2, {"user": "me"})
+
+
+# Chat models.
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "gpt-3.5-turbo",
+        "gpt-3.5-turbo-0125",
+        "gpt-4",
+        "gpt-4o-mini",
+        "gpt-4.1",
+        "gpt-5",
+        "o1",
+        "o3-mini",
+        "chatgpt-4o-latest",
+        "ft:gpt-4o-mini-2024-07-18:org::id",
+    ],
+)
+@pytest.mark.parametrize("name", ["model", "model_name"])
+def test_a_chat_model_is_made_an_openai_chat(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, model: str, name: str
+) -> None:
+    """`OpenAI` with a chat model's name gives an `OpenAIChat`, and says why."""
+    with pytest.warns(UserWarning, match="construct OpenAIChat") as caught:
+        llm = new_llm(OpenAI, **{name: model}, temperature=0.1)
+    assert len(caught) == 1
+    assert type(llm) is OpenAIChat
+    assert twin.invoke(llm, "hi") == STUB_TEXT
+    assert gateway.requests[0].payload == {
+        "model": model,
+        "temperature": 0.1,
+        "messages": [{"role": "user", "content": "hi"}],
+    }
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "gpt-3.5-turbo-instruct",
+        "gpt-3.5-turbo-instruct-0914",
+        "davinci-002",
+        "ft:babbage-002:org::id",
+        "mistral-7b",
+        "oasis",
+        "gpt-oss-20b",
+    ],
+)
+def test_a_completions_model_stays_one(new_llm: NewLLM, model: str) -> None:
+    """What `/v1/completions` may serve is left alone."""
+    assert type(new_llm(OpenAI, model=model)) is OpenAI
+
+
+def test_an_azure_deployment_stays_one(new_llm: NewLLM) -> None:
+    """On Azure the deployment says what answers: no key goes to another host."""
+    assert type(new_llm(AzureOpenAI, model="gpt-4")) is AzureOpenAI
+
+
+def test_nothing_here_is_deprecated(any_model: Any, new_llm: NewLLM) -> None:
+    """Our classes give no deprecation warning, made or used."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        new_llm(any_model).invoke("hi")
+
+
+# What is shown, and saved.
+
+
+@pytest.mark.parametrize(
+    "secrets",
+    [
+        {"api_key": KEY},
+        {"api_key": SecretStr(KEY)},
+        {"default_headers": {"authorization": f"Bearer {KEY}"}},
+        {"openai_proxy": f"http://me:{KEY}@127.0.0.1:1"},
+    ],
+    ids=["str", "SecretStr", "headers", "proxy"],
+)
+def test_no_key_is_shown(
+    any_model: Any, new_llm: NewLLM, secrets: dict[str, Any]
+) -> None:
+    """Neither `repr`, nor `str`, nor what LangChain saves or traces, shows a key."""
+    llm = new_llm(any_model, **secrets)
+    for shown in (repr(llm), str(llm), dumps(llm), str(llm.asdict())):
+        assert KEY not in shown
+    assert KEY not in repr(llm.client) + repr(llm.async_client)
+
+
+def test_a_validation_error_shows_no_key(any_model: Any, new_llm: NewLLM) -> None:
+    """A wrong field beside the key does not bring the key into the message."""
+    for wrong in ({"n": 0}, {"batch_size": 0}, {"streaming": "who knows"}):
+        with pytest.raises(ValidationError) as caught:
+            new_llm(any_model, **wrong)
+        assert KEY not in str(caught.value)
+
+
+def test_what_langchain_saves(any_model: Any, new_llm: NewLLM) -> None:
+    """LangChain's name for a class and its fields are saved; no key, no objects."""
+    if any_model is OpenAIChat:
+        assert not OpenAIChat.is_lc_serializable()
+        return
+    llm = new_llm(
+        any_model,
+        temperature=0.1,
+        organization="org",
+        retry_policy=RetryPolicy(),
+        budget=RetryBudget(),
+        breaker=CircuitBreaker(),
+    )
+    saved = json.loads(dumps(llm))
+    assert saved["id"] == ["langchain", "llms", "openai", any_model.__name__]
+    kwargs = saved["kwargs"]
+    assert kwargs["temperature"] == 0.1
+    assert kwargs["openai_organization"] == "org"
+    assert kwargs["openai_api_key"]["type"] == "secret"
+    ours = {"retry_policy", "budget", "breaker", "clock", "client", "async_client"}
+    assert not ours & kwargs.keys()
+
+
+def test_what_is_no_secret_is_saved(new_llm: NewLLM) -> None:
+    """Of headers and a proxy's address, LangChain saves what is no secret."""
+    llm = new_llm(
+        default_headers={"x-team": "a", "Authorization": "b", "x-api-key": "c"},
+        openai_proxy="http://me:password@127.0.0.1:1/",
+    )
+    kwargs = json.loads(dumps(llm))["kwargs"]
+    assert kwargs["default_headers"] == {"x-team": "a"}
+    assert kwargs["openai_proxy"] == "http://127.0.0.1:1/"
+
+
+def test_what_identifies_a_model(any_model: Any, new_llm: NewLLM) -> None:
+    """Caches and traces tell models apart by their parameters, not by their clients."""
+    first, second = new_llm(any_model), new_llm(any_model, temperature=0.11)
+    assert first.asdict() == new_llm(any_model, budget=RetryBudget()).asdict()
+    assert first.asdict() != second.asdict()
+    assert second.asdict()["model_name"] == second.model_name
+    types = {"OpenAIChat": "openai-chat", "AzureOpenAI": "azure"}
+    assert second.asdict()["_type"] == types.get(any_model.__name__, "openai")
+
+
+def test_configurable_fields_reach_the_client(
+    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """A field that LangChain configures for a call holds for its client as well."""
+    llm = new_llm(any_model, organization="first").configurable_fields(
+        openai_organization=ConfigurableField(id="organization"),
+        max_retries=ConfigurableField(id="max_retries"),
+    )
+    twin.invoke(llm, "hi")
+    twin.invoke(llm, "hi", config={"configurable": {"organization": "second"}})
+    sent = [request.headers["openai-organization"] for request in gateway.requests]
+    assert sent == ["first", "second"]
+
+
+def test_a_policy_may_be_plain_data(new_llm: NewLLM) -> None:
+    """A policy from a configuration file is a policy, and checked like one."""
+    llm = new_llm(retry_policy={"max_retries": 4, "deadline": 9.0})
+    assert llm.retry_policy == RetryPolicy(max_retries=4, deadline=9)
+    assert llm.max_retries == 4
+    with pytest.raises(ValidationError, match="deadline must be"):
+        new_llm(retry_policy={"deadline": -1})
+
+
+def test_a_clock_must_be_one(new_llm: NewLLM) -> None:
+    """What cannot wait is no clock."""
+    with pytest.raises(ValidationError):
+        new_llm(clock=object())
+    assert isinstance(new_llm(clock=FakeClock()).clock, FakeClock)
+
+
+# Tokens.
+
+
+@pytest.fixture
+def encoding(monkeypatch: pytest.MonkeyPatch) -> tiktoken.Encoding:
+    """A real encoding, small enough to be written here, in place of `cl100k_base`."""
+    letters = {bytes([number]): number for number in range(256)}
+    made = tiktoken.Encoding(
+        "cl100k_base",
+        pat_str=r"\w+|\s+|\W",
+        mergeable_ranks={**letters, b"hi": 256},
+        special_tokens={"<|end|>": 257},
+    )
+    monkeypatch.setitem(tiktoken.registry.ENCODINGS, "cl100k_base", made)
+    return made
+
+
+@pytest.mark.usefixtures("encoding")
+def test_tokens_are_counted(any_model: Any, new_llm: NewLLM) -> None:
+    """The tokens of a model, or of the one that stands in for it, are counted."""
+    llm = new_llm(any_model, model="davinci", tiktoken_model_name="gpt-4")
+    assert llm.get_token_ids("hi hi") == [256, 32, 256]
+    assert llm.get_num_tokens("hi hi") == 3
+    unknown = new_llm(any_model, model="unheard-of")
+    assert unknown.get_num_tokens("hi hi") == 3
+
+
+@pytest.mark.usefixtures("encoding")
+def test_special_tokens_are_refused_or_allowed(new_llm: NewLLM) -> None:
+    """`allowed_special` and `disallowed_special` judge special tokens in a text."""
+    model = {"tiktoken_model_name": "gpt-4"}
+    with pytest.raises(ValueError, match="disallowed special token"):
+        new_llm(**model).get_token_ids("<|end|>")
+    for allowed in ("all", {"<|end|>"}):
+        assert new_llm(**model, allowed_special=allowed).get_token_ids("<|end|>") == [
+            257
+        ]
+    plain = new_llm(**model, disallowed_special=()).get_token_ids("<|end|>")
+    assert len(plain) == len("<|end|>")
+
+
+def test_a_counter_of_the_user_goes_first(new_llm: NewLLM) -> None:
+    """`custom_get_token_ids`, which all LangChain models have, is asked first."""
+    llm = new_llm(custom_get_token_ids=lambda text: [1] * len(text))
+    assert llm.get_num_tokens("four") == 4
+
+
+def test_max_tokens_may_fill_the_context(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """`max_tokens=-1` asks for what is left behind the prompt, for a stream as well."""
+    llm = new_llm(max_tokens=-1, custom_get_token_ids=lambda text: [1] * len(text))
+    twin.invoke(llm, "four")
+    twin.stream(llm, "four")
+    assert [r.payload["max_tokens"] for r in gateway.requests] == [4092, 4092]
+    assert llm.max_tokens_for_prompt("four") == 4092
+    with pytest.raises(ValueError, match=r"max_tokens=-1 fills .* there are 2"):
+        twin.generate(llm, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("model", "size"),
+    [
+        ("gpt-3.5-turbo-instruct", 4_096),
+        ("davinci-002", 16_384),
+        ("ft:davinci-002:org::id", 16_384),
+        ("davinci:ft-org:name", 2_049),
+        ("gpt-4o", 128_000),
+        ("gpt-4o-2024-08-06", 128_000),
+        ("gpt-4.1-mini-2025-04-14", 1_047_576),
+        ("gpt-5", 400_000),
+    ],
+)
+def test_context_sizes(new_llm: NewLLM, model: str, size: int) -> None:
+    """Known models, their snapshots and fine-tunes have their context."""
+    assert BaseOpenAI.modelname_to_contextsize(model) == size
+    assert new_llm(BaseOpenAI).max_context_size == 4_096
+
+
+def test_an_unknown_context_size_is_said() -> None:
+    """For an unknown model the message says what to do instead."""
+    with pytest.raises(ValueError, match=r"Unknown model: 'nobody'.*set max_tokens"):
+        BaseOpenAI.modelname_to_contextsize("nobody")

@@ -1,0 +1,396 @@
+"""Retries: how many, seen by whom, after which wait, and who pays for them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import PromptTemplate
+from langchain_core.runnables import RunnableLambda
+from pydantic import ValidationError
+
+from langchain_retryrouter import (
+    CircuitBreaker,
+    OpenAI,
+    OpenAIChat,
+    RetryBudget,
+    RetryPolicy,
+    errors,
+)
+from langchain_retryrouter.testing import (
+    STUB_TEXT,
+    Body,
+    ErrorEvent,
+    ErrorInOk,
+    FakeClock,
+    FaultyGateway,
+    HtmlPage,
+    Reset,
+    Silence,
+    SlowFirstToken,
+    Status,
+    Truncate,
+)
+
+from .conftest import AsyncRecorder, NewLLM, Recorder
+
+FAULTS = (Status(429), Reset(), HtmlPage(502))
+
+
+def check_retries(recorder: Recorder, gateway: FaultyGateway, prompts: int = 1) -> None:
+    """`on_retry` was called for every request but the first of each prompt."""
+    assert len(recorder.retries) == len(gateway.requests) - prompts == len(FAULTS)
+    assert [state.attempt_number for state in recorder.retries] == [1, 2, 3]
+    for state, error in zip(
+        recorder.retries,
+        (errors.RateLimitError, errors.APIConnectionError, errors.ServerError),
+        strict=True,
+    ):
+        assert state.outcome is not None
+        assert isinstance(state.outcome.exception(), error)
+        assert state.next_action is not None
+        assert state.next_action.sleep >= 0
+
+
+def recorded_waits(recorder: Recorder) -> list[float]:
+    """The waits that the callbacks were told of."""
+    return [s.next_action.sleep for s in recorder.retries if s.next_action is not None]
+
+
+@pytest.mark.parametrize("method", ["invoke", "stream", "batch", "generate"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_every_retry_is_seen(
+    twin: Any,
+    any_model: Any,
+    new_llm: NewLLM,
+    gateway: FaultyGateway,
+    recorder: Recorder,
+    clock: FakeClock,
+    method: str,
+    *,
+    streaming: bool,
+) -> None:
+    """`on_retry` hears of every retry, before its wait, whichever method was called."""
+    gateway.script(*FAULTS)
+    llm = new_llm(any_model, max_retries=3, streaming=streaming)
+    ask = ["hi"] if method in {"batch", "generate"} else "hi"
+    callbacks = (
+        {"callbacks": [recorder]}
+        if method == "generate"
+        else {"config": {"callbacks": [recorder]}}
+    )
+    getattr(twin, method)(llm, ask, **callbacks)
+    check_retries(recorder, gateway)
+    assert recorded_waits(recorder) == clock.sleeps
+
+
+@pytest.mark.parametrize("method", ["invoke", "stream"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_every_retry_is_seen_in_a_chain(
+    twin: Any,
+    any_model: Any,
+    new_llm: NewLLM,
+    gateway: FaultyGateway,
+    recorder: Recorder,
+    method: str,
+    *,
+    streaming: bool,
+) -> None:
+    """`on_retry` hears of the retries inside an LCEL chain."""
+    gateway.script(*FAULTS)
+    llm = new_llm(any_model, max_retries=3, streaming=streaming)
+    chain = PromptTemplate.from_template("{word}") | llm | StrOutputParser()
+    getattr(twin, method)(chain, {"word": "hi"}, config={"callbacks": [recorder]})
+    check_retries(recorder, gateway)
+
+
+def test_every_retry_is_seen_below_a_function(
+    new_llm: NewLLM, gateway: FaultyGateway, recorder: Recorder
+) -> None:
+    """`on_retry` hears of the retries of a model that a function calls."""
+    gateway.script(*FAULTS)
+    llm = new_llm(max_retries=3)
+    chain = RunnableLambda(llm.invoke)
+    assert chain.invoke("hi", config={"callbacks": [recorder]}) == STUB_TEXT
+    check_retries(recorder, gateway)
+
+
+def test_every_prompt_of_a_chat_batch_is_retried(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, recorder: Recorder
+) -> None:
+    """Of several prompts each has its own attempts; all their retries are seen."""
+    llm = new_llm(OpenAIChat, max_retries=3, batch_size=1)
+    gateway.script(*FAULTS)
+    answers = twin.batch(llm, ["hi", "ho"], config={"callbacks": [recorder]})
+    assert answers == [STUB_TEXT, STUB_TEXT]
+    check_retries(recorder, gateway, prompts=2)
+
+
+def test_async_handlers_are_awaited(new_llm: NewLLM, gateway: FaultyGateway) -> None:
+    """An async handler has heard of each retry when the call is over."""
+    handler = AsyncRecorder()
+    gateway.script(*FAULTS)
+
+    async def call() -> int:
+        await new_llm(max_retries=3).ainvoke("hi", config={"callbacks": [handler]})
+        return len(handler.retries)
+
+    assert asyncio.run(call()) == 3
+
+
+def test_a_raising_handler_breaks_nothing(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, recorder: Recorder
+) -> None:
+    """A handler that raises in `on_retry` keeps the event from nobody else."""
+
+    class Clumsy(Recorder):
+        raise_error = True
+
+        def on_retry(self, *_: Any, **__: Any) -> None:
+            msg = "clumsy"
+            raise RuntimeError(msg)
+
+    gateway.script(*FAULTS)
+    llm = new_llm(max_retries=3, callbacks=[Clumsy(), recorder])
+    assert twin.invoke(llm, "hi") == STUB_TEXT
+    assert len(recorder.retries) == 3
+
+
+@pytest.mark.parametrize("fault", [Truncate(0), ErrorEvent("No.", status=500)], ids=str)
+def test_a_stream_is_retried_until_its_first_token(
+    twin: Any,
+    any_model: Any,
+    new_llm: NewLLM,
+    gateway: FaultyGateway,
+    recorder: Recorder,
+    fault: Any,
+) -> None:
+    """A stream that fails before its first token starts anew, and nobody notices."""
+    gateway.script(fault, Status(503))
+    llm = new_llm(any_model, callbacks=[recorder])
+    assert "".join(twin.stream(llm, "hi")) == STUB_TEXT
+    assert len(recorder.retries) == 2
+    info = recorder.results[0].generations[0][0].generation_info
+    assert info is not None
+    outcomes = [line["outcome"] for line in info["retryrouter"]["attempts"]]
+    assert outcomes[1:] == ["unavailable", "ok"]
+
+
+def test_an_error_in_a_200_is_retried(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """A passing error in a 200 is repeated like one with a status."""
+    gateway.script(ErrorInOk("Overloaded."), Body(200, {}, b"<html>"))
+    assert twin.invoke(new_llm(), "hi") == STUB_TEXT
+    assert len(gateway.requests) == 3
+
+
+# How many.
+
+
+@pytest.mark.parametrize(
+    ("fields", "requests"),
+    [
+        ({}, 3),
+        ({"max_retries": 0}, 1),
+        ({"max_retries": 1}, 2),
+        ({"retry_policy": RetryPolicy(max_retries=4)}, 5),
+        ({"retry_policy": RetryPolicy(max_retries=4), "max_retries": 1}, 2),
+        ({"retry_policy": RetryPolicy(max_retries=0)}, 1),
+    ],
+)
+def test_max_retries_counts_retries(
+    twin: Any,
+    completions_model: Any,
+    new_llm: NewLLM,
+    gateway: FaultyGateway,
+    fields: dict[str, Any],
+    requests: int,
+) -> None:
+    """`max_retries` counts retries; if given, it wins over the policy's."""
+    gateway.always(Status(503))
+    llm = new_llm(completions_model, **fields)
+    with pytest.raises(errors.UnavailableError):
+        twin.invoke(llm, "hi")
+    assert len(gateway.requests) == requests == llm.max_retries + 1
+
+
+def test_a_chat_model_retries_six_times(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """`OpenAIChat` retries six times unless it is told otherwise, as it always did."""
+    gateway.always(Status(503))
+    with pytest.raises(errors.UnavailableError):
+        twin.invoke(new_llm(OpenAIChat), "hi")
+    assert len(gateway.requests) == 7
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, "2", True, None])
+def test_max_retries_must_be_a_whole_number(new_llm: NewLLM, value: Any) -> None:
+    """What is no number of retries is refused, with the value in the message."""
+    with pytest.raises(ValidationError, match=f"max_retries must be .* not {value!r}"):
+        new_llm(max_retries=value)
+
+
+def test_giving_up_says_why(twin: Any, new_llm: NewLLM, gateway: FaultyGateway) -> None:
+    """After the last attempt its own error comes out, and tells how many there were."""
+    gateway.always(Status(503))
+    with pytest.raises(errors.UnavailableError) as caught:
+        twin.invoke(new_llm(), "hi")
+    assert caught.value.attempts == 3
+    assert caught.value.is_retryable is False
+    assert caught.value.__notes__ == [
+        "gave up after 3 attempts, 0.8 s waited: no retries left"
+    ]
+
+
+@pytest.mark.parametrize("method", ["invoke", "stream"])
+def test_an_empty_purse_is_asked_once(
+    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway, method: str
+) -> None:
+    """`insufficient_quota` is sent once: waiting earns no money."""
+    gateway.always(Status(429, error_code="insufficient_quota"))
+    with pytest.raises(errors.QuotaExceededError):
+        getattr(twin, method)(new_llm(any_model), "hi")
+    assert len(gateway.requests) == 1
+
+
+def test_the_sdk_does_not_retry_besides(
+    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """The SDK's own retries are off, so one policy says how many requests are sent."""
+    gateway.always(Status(503))
+    llm = new_llm(any_model, max_retries=0)
+    with pytest.raises(errors.UnavailableError):
+        twin.invoke(llm, "hi")
+    assert len(gateway.requests) == 1
+
+
+@pytest.mark.parametrize("method", ["invoke", "stream"])
+def test_the_server_is_told_the_attempt(
+    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway, method: str
+) -> None:
+    """`x-stainless-retry-count` tells the server which attempt it sees."""
+    gateway.script(Status(503), Reset())
+    getattr(twin, method)(new_llm(any_model), "hi")
+    name = "x-stainless-retry-count"
+    assert [r.headers[name] for r in gateway.requests] == ["0", "1", "2"]
+
+
+# How long.
+
+
+@pytest.mark.parametrize("method", ["invoke", "stream"])
+def test_retry_after_is_a_floor(
+    twin: Any,
+    any_model: Any,
+    new_llm: NewLLM,
+    gateway: FaultyGateway,
+    clock: FakeClock,
+    method: str,
+) -> None:
+    """No attempt comes earlier than the server asked for, in any of its forms."""
+    gateway.script(
+        Status(429, {"retry-after": "5"}),
+        Status(503, {"retry-after-ms": "2500"}),
+        Status(429, {"retry-after": "Fri, 15 Jan 2027 08:00:30 GMT"}),
+    )
+    llm = new_llm(any_model, max_retries=3)
+    began = clock.wall()
+    getattr(twin, method)(llm, "hi")
+    first, second, third = clock.sleeps
+    assert first >= 5
+    assert second >= 2.5
+    assert began + first + second + third >= 1_800_000_030
+
+
+def test_too_long_a_retry_after_is_not_waited_for(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, clock: FakeClock
+) -> None:
+    """A server that asks for more than `max_retry_after` is given up at once."""
+    gateway.script(Status(429, {"retry-after": "86400"}))
+    with pytest.raises(errors.RateLimitError) as caught:
+        twin.invoke(new_llm(), "hi")
+    assert clock.sleeps == []
+    assert caught.value.retry_after == 86_400
+    assert "86400 s is above max_retry_after of 60 s" in caught.value.__notes__[0]
+
+
+def test_the_deadline_ends_the_call(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, clock: FakeClock
+) -> None:
+    """No wait is begun that cannot end before the deadline."""
+    gateway.always(Status(503, {"retry-after": "4"}))
+    policy = RetryPolicy(max_retries=9, deadline=10, jitter=False)
+    with pytest.raises(errors.UnavailableError) as caught:
+        twin.invoke(new_llm(retry_policy=policy), "hi")
+    assert clock.sleeps == [4, 4]
+    assert "deadline of 10 s" in caught.value.__notes__[0]
+
+
+def test_the_deadline_is_a_time_limit_too(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """An attempt has no longer than the deadline leaves, whatever `timeout` says."""
+    gateway.always(Silence())
+    llm = new_llm(timeout=60, retry_policy=RetryPolicy(deadline=0.05, max_retries=0))
+    with pytest.raises(errors.APITimeoutError):
+        twin.invoke(llm, "hi")
+    assert len(gateway.requests) == 1
+
+
+@pytest.mark.parametrize("timeout", [0.05, (1, 0.05)])
+def test_the_callers_own_time_limit_holds_below_the_deadline(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, timeout: Any
+) -> None:
+    """Of the caller's time limit and the deadline, the smaller one wins."""
+    gateway.always(Silence())
+    llm = new_llm(retry_policy=RetryPolicy(deadline=60, max_retries=0))
+    with pytest.raises(errors.APITimeoutError):
+        twin.invoke(llm, "hi", timeout=timeout)
+
+
+def test_a_late_first_token_is_retried(
+    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """A stream whose first token does not come in time is started anew."""
+    gateway.script(SlowFirstToken(60), Silence(60))
+    llm = new_llm(any_model, retry_policy=RetryPolicy(first_token_timeout=0.1))
+    assert "".join(twin.stream(llm, "hi")) == STUB_TEXT
+    assert len(gateway.requests) == 3
+
+
+# At whose expense.
+
+
+def test_retries_are_bought(
+    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """When the budget is empty, there are no more retries, whichever model asks."""
+    gateway.always(Status(503))
+    budget = RetryBudget(capacity=20, retry_cost=14)
+    for model in (new_llm(any_model, budget=budget), new_llm(OpenAI, budget=budget)):
+        with pytest.raises(errors.UnavailableError) as caught:
+            twin.invoke(model, "hi")
+    assert len(gateway.requests) == 3
+    assert "retry budget empty" in caught.value.__notes__[0]
+
+
+def test_an_open_breaker_sends_nothing(
+    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway, clock: FakeClock
+) -> None:
+    """A breaker that models share opens for all of them, and closes after a probe."""
+    breaker = CircuitBreaker(failure_threshold=2, recovery_time=30)
+    llm = new_llm(any_model, breaker=breaker, max_retries=1)
+    gateway.script(Status(503), Status(503))
+    with pytest.raises(errors.UnavailableError):
+        twin.invoke(llm, "hi")
+    with pytest.raises(errors.CircuitOpenError, match="nothing was sent") as caught:
+        twin.stream(new_llm(any_model, breaker=breaker), "hi")
+    assert isinstance(caught.value, errors.RetryRouterError)
+    assert len(gateway.requests) == 2
+    clock.advance(30)
+    assert twin.invoke(llm, "hi") == STUB_TEXT
+    assert "".join(twin.stream(llm, "hi")) == STUB_TEXT

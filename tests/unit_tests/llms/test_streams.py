@@ -1,0 +1,307 @@
+"""Streams: an end that is an end, a connection that is freed, a watch over both."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+import pytest
+
+from langchain_retryrouter import OpenAI, OpenAIChat, RetryPolicy, errors
+from langchain_retryrouter._drive import SYSTEM_CLOCK
+from langchain_retryrouter.errors import openai as named
+from langchain_retryrouter.llms import openai as module
+from langchain_retryrouter.llms.openai import completion_with_retry
+from langchain_retryrouter.testing import (
+    STUB_TEXT,
+    Answer,
+    Cut,
+    ErrorEvent,
+    FakeClock,
+    FaultyGateway,
+    MalformedEvent,
+    Raw,
+    Stall,
+    Status,
+    Truncate,
+)
+
+from .conftest import NewLLM, Recorder
+
+HEAD = (
+    "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+    "transfer-encoding: chunked\r\n\r\n"
+)
+
+
+def frame(data: str) -> str:
+    """One event in one chunk of the body."""
+    event = f"data: {data}\n\n"
+    return f"{len(event.encode()):x}\r\n{event}\r\n"
+
+
+def events(*texts: str, finish: bool = True) -> str:
+    """The head of a stream, and its events, without its end."""
+    choices = [f'{{"index":0,"text":"{text}","finish_reason":null}}' for text in texts]
+    if finish:
+        choices.append('{"index":0,"text":"","finish_reason":"stop"}')
+    return HEAD + "".join(frame(f'{{"choices":[{choice}]}}') for choice in choices)
+
+
+@pytest.mark.parametrize(
+    "fault", [Truncate(2), Cut(2), Cut(2, "rst"), Stall(2, 60)], ids=str
+)
+def test_a_stream_that_breaks_is_an_error(
+    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway, fault: Any
+) -> None:
+    """A stream without its end is an error with what was delivered; no repetition."""
+    gateway.script(fault)
+    policy = RetryPolicy(stall_timeout=0.1)
+    chunks: list[str] = []
+    with pytest.raises(named.OpenAIStreamInterruptedError) as caught:
+        twin.stream(new_llm(any_model, retry_policy=policy), "hi", into=chunks)
+    assert "".join(chunks) == caught.value.delivered == "Hello from"
+    assert caught.value.__notes__ == ["not repeated: 10 characters were delivered"]
+    assert len(gateway.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (ErrorEvent("Overloaded.", after=2, status=503), named.OpenAIServerError),
+        (ErrorEvent("Slow down.", after=2, status=429), named.OpenAIRateLimitError),
+        (MalformedEvent(3), named.OpenAIMalformedResponseError),
+    ],
+    ids=str,
+)
+def test_an_error_inside_a_stream_comes_out(
+    twin: Any,
+    any_model: Any,
+    new_llm: NewLLM,
+    gateway: FaultyGateway,
+    fault: Any,
+    error: type[errors.RetryRouterError],
+) -> None:
+    """An error behind the first token is raised as what it is, with what came."""
+    gateway.script(fault)
+    with pytest.raises(error) as caught:
+        twin.stream(new_llm(any_model), "hi")
+    assert caught.value.delivered == "Hello from"
+    assert len(gateway.requests) == 1
+
+
+def test_streaming_inside_invoke_is_as_strict(
+    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """`invoke` with `streaming=True` takes no truncated stream for a short answer."""
+    gateway.script(Truncate(2))
+    with pytest.raises(errors.StreamInterruptedError):
+        twin.invoke(new_llm(any_model, streaming=True), "hi")
+
+
+def test_an_end_of_one_choice_is_not_the_end(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """A stream of several choices is whole when each of them has its reason."""
+    first_ends = '{"choices":[{"index":0,"text":"a","finish_reason":"stop"}]}'
+    second_ends = '{"choices":[{"index":1,"text":"b","finish_reason":"stop"}]}'
+    whole = HEAD + frame(first_ends) + frame(second_ends) + "0\r\n\r\n"
+    half = HEAD + frame(first_ends) + frame("[DONE]") + "0\r\n\r\n"
+    gateway.script(Raw(whole.encode()), Raw(half.encode()))
+    request = {"model": "m", "prompt": ["x", "y"], "stream": True}
+    assert len(twin.complete(module, new_llm(), **request)) == 2
+    with pytest.raises(errors.StreamInterruptedError):
+        twin.complete(module, new_llm(), **request)
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        frame("[DONE]") + "0\r\n\r\n",
+        "0\r\n\r\n",
+        frame('{"choices":[]}') + frame("[DONE]") + "0\r\n\r\n",
+        frame('{"choices":[],"usage":null}') + "0\r\n\r\n",
+        "",
+    ],
+    ids=["done", "no-done", "empty-choices", "null-usage", "cut-off"],
+)
+def test_whatever_follows_the_end_is_no_fault(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, ending: str
+) -> None:
+    """When every choice has its reason, the stream is whole, however it is closed."""
+    gateway.script(Raw((events("a", "b") + ending).encode()))
+    assert "".join(twin.stream(new_llm(), "hi")) == "ab"
+    assert len(gateway.requests) == 1
+
+
+def test_a_null_and_an_empty_delta_are_no_token(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """Chat deltas without content, or with a null one, are empty texts."""
+    deltas = [
+        '{"delta":{"role":"assistant","content":null}}',
+        '{"delta":{}}',
+        '{"delta":{"content":"yes"}}',
+        '{"delta":{"content":null},"finish_reason":"stop"}',
+    ]
+    body = "".join(frame(f'{{"choices":[{delta}]}}') for delta in deltas)
+    gateway.script(Raw((HEAD + body + "0\r\n\r\n").encode()))
+    assert twin.stream(new_llm(OpenAIChat), "hi") == ["", "", "yes", ""]
+
+
+# The connection.
+
+
+def test_streams_one_after_the_other_use_one_connection(
+    any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """A stream that was read to its end leaves its connection to the next call."""
+    llm = new_llm(any_model)
+    for _ in range(10):
+        assert "".join(llm.stream("hi")) == STUB_TEXT
+    assert llm.invoke("hi") == STUB_TEXT
+    assert gateway.connections == 1
+
+
+def test_async_streams_one_after_the_other_use_one_connection(
+    any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """Async twin of the test above, within one event loop."""
+    llm = new_llm(any_model)
+
+    async def stream() -> None:
+        for _ in range(10):
+            assert "".join([chunk async for chunk in llm.astream("hi")]) == STUB_TEXT
+        assert await llm.ainvoke("hi") == STUB_TEXT
+
+    asyncio.run(stream())
+    assert gateway.connections == 1
+
+
+def test_the_end_of_a_body_is_not_waited_for_long(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """A server that says `[DONE]` and never ends its body holds nobody up."""
+    whole = events("a") + frame("[DONE]")
+    gateway.script(Raw(whole.encode(), close=False))
+
+    assert "".join(twin.stream(new_llm(), "hi")) == "a"
+    gateway.wait_for(lambda g: g.open_connections == 0, timeout=2)
+
+
+def test_a_stream_closed_early_frees_its_connection(
+    any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """Who leaves a stream early leaves no connection behind, and gets no error."""
+    gateway.script(Stall(2, 60))
+    with contextlib.closing(new_llm(any_model).stream("hi")) as chunks:
+        assert "Hello" in {next(chunks), next(chunks)}
+    gateway.wait_for(lambda g: g.open_connections == 0)
+    assert gateway.requests[0].outcome == "client_left"
+
+
+def test_an_async_stream_closed_early_frees_its_connection(
+    any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """Async twin of the test above; the loop goes on meanwhile."""
+    gateway.script(Stall(2, 60))
+    llm = new_llm(any_model)
+
+    async def leave() -> None:
+        async with contextlib.aclosing(llm.astream("hi")) as chunks:
+            assert "Hello" in {await anext(chunks), await anext(chunks)}
+        await gateway.await_for(lambda g: g.open_connections == 0)
+
+    asyncio.run(leave())
+    assert gateway.requests[0].outcome == "client_left"
+
+
+def test_a_generator_closed_early_frees_its_connection_at_once(
+    new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """Closing what `completion_with_retry` returned closes the connection."""
+    gateway.script(Stall(1, 60))
+    chunks = completion_with_retry(new_llm(), model="m", prompt="p", stream=True)
+    next(chunks)
+    chunks.close()
+    gateway.wait_for(lambda g: g.open_connections == 0)
+
+
+def test_a_cancelled_stream_frees_its_connection(
+    any_model: Any, new_llm: NewLLM, gateway: FaultyGateway, clock: FakeClock
+) -> None:
+    """A cancelled task closes its connection, and is not retried."""
+    gateway.script(Stall(0, 60))
+    llm = new_llm(any_model)
+
+    async def cancel() -> None:
+        task = asyncio.create_task(_first(llm))
+        await gateway.await_for(lambda g: len(g.requests) == 1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await gateway.await_for(lambda g: g.open_connections == 0)
+
+    asyncio.run(cancel())
+    assert clock.sleeps == []
+
+
+async def _first(llm: Any) -> str:
+    async for chunk in llm.astream("hi"):
+        return str(chunk)
+    return ""
+
+
+def test_the_time_for_the_first_token_is_not_the_time_between_two(
+    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """`first_token_timeout` ends with the first token; a later pause may be longer."""
+    gateway.script(Stall(2, 0.4))
+    llm = new_llm(any_model, retry_policy=RetryPolicy(first_token_timeout=0.2))
+    assert "".join(twin.stream(llm, "hi")) == STUB_TEXT
+
+
+def test_the_callers_time_between_two_bytes_holds(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """The caller's own `timeout` goes on to hold behind the first token."""
+    gateway.script(Stall(2, 60))
+    policy = RetryPolicy(first_token_timeout=5)
+    llm = new_llm(timeout=(5, 0.1), retry_policy=policy)
+    with pytest.raises(errors.StreamInterruptedError) as caught:
+        twin.stream(llm, "hi")
+    assert caught.value.delivered == "Hello from"
+
+
+def test_the_deadline_ends_a_stream(
+    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """The deadline holds behind the first token too."""
+    gateway.script(Stall(2, 60))
+    policy = RetryPolicy(deadline=0.3)
+    llm = new_llm(any_model, retry_policy=policy, clock=SYSTEM_CLOCK)
+    with pytest.raises(errors.StreamInterruptedError) as caught:
+        twin.stream(llm, "hi")
+    assert caught.value.delivered == "Hello from"
+
+
+def test_a_run_that_breaks_is_reported_with_its_part(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, recorder: Recorder
+) -> None:
+    """The callbacks of a broken stream are told its error."""
+    gateway.script(Truncate(2))
+    with pytest.raises(errors.StreamInterruptedError):
+        twin.stream(new_llm(callbacks=[recorder]), "hi")
+    (error,) = recorder.errors
+    assert isinstance(error, errors.StreamInterruptedError)
+    assert "".join(recorder.tokens) == "Hello from"
+
+
+def test_a_long_stream_arrives_whole(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """A stream of many events loses none."""
+    pieces = tuple(f"{number} " for number in range(2_000))
+    gateway.script(Status(503), Answer(text=pieces))
+    assert "".join(twin.stream(new_llm(OpenAI), "hi")) == "".join(pieces)

@@ -1,0 +1,128 @@
+"""The command line: the demo, the gateway, the explanation."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+from rich.console import Console
+
+from langchain_retryrouter import __version__, _demo, cli
+from langchain_retryrouter.testing import FakeClock
+
+
+def _run_demo() -> str:
+    screen = io.StringIO()
+    _demo.run_demo(Console(file=screen, width=120, color_system=None))
+    return screen.getvalue()
+
+
+def test_the_demo_shows_each_fault_its_wait_and_the_answer(
+    no_real_waits: FakeClock,
+) -> None:
+    """Each scripted fault is a line with the attempt, what went wrong, and the wait."""
+    shown = _run_demo()
+    for fault in (
+        "rate limit (Retry-After 1)",
+        "connection",
+        "unavailable",
+        "interrupted",
+    ):
+        assert fault in shown
+    assert shown.count("waits") == len(no_real_waits.sleeps)
+    assert "It is Paris." in shown
+    assert "GPTRouterStreamInterruptedError" in shown
+    assert "claude-sonnet" in shown
+
+
+def test_the_demo_ends_with_a_table_of_what_each_call_took(
+    no_real_waits: FakeClock,
+) -> None:
+    """The table has a row a call, and its attempts add up to the server's requests."""
+    _, calls, requests, table = re.split(r"(\d+) calls, (\d+) requests", _run_demo())
+    heading, *rows = [
+        [cell.strip() for cell in re.split("[│┃]", line)[1:-1]]
+        for line in table.splitlines()
+        if line.startswith(("│", "┃"))
+    ]
+    assert heading == ["call", "attempts", "waited", "served by", "tokens"]
+    assert rows[0][0] == "1. chain.invoke"
+    assert rows[-1][0] == "7. OpenAI.invoke"
+    assert len(rows) == int(calls)
+    assert sum(int(row[1]) for row in rows) == int(requests)
+    assert len(no_real_waits.sleeps) == int(requests) - int(calls)
+
+
+def test_demo_runs_as_a_command(
+    no_real_waits: FakeClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`retryrouter demo` exits with 0."""
+    assert cli.main(["demo"]) == 0
+    assert "calls" in capsys.readouterr().out
+    assert no_real_waits.sleeps
+
+
+def test_explain_prints_the_worst_case(capsys: pytest.CaptureFixture[str]) -> None:
+    """`explain` says requests and seconds before anything runs."""
+    assert cli.main(["explain", "--max-retries", "1", "--attempt-timeout", "10"]) == 0
+    printed = capsys.readouterr().out
+    assert "before retry 1: up to 0.50 s" in printed
+    assert "at most 2 requests" in printed
+
+
+def test_explain_refuses_nonsense(capsys: pytest.CaptureFixture[str]) -> None:
+    """A number out of range ends with exit code 2 and its name."""
+    assert cli.main(["explain", "--max-retries", "-1"]) == 2
+    assert "max_retries" in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--version` prints the package's version."""
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["--version"])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out.strip() == __version__
+
+
+def test_an_unknown_step_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """A word that is no step ends with exit code 2 and what could be said instead."""
+    assert cli.main(["gateway", "--script", "429,explode"]) == 2
+    assert "'explode' is no step" in capsys.readouterr().err
+
+
+def test_the_gateway_serves_its_script_until_it_is_told_to_stop() -> None:
+    """`gateway` plays its script over HTTP and ends with 0 on SIGTERM."""
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "langchain_retryrouter.cli",
+            "gateway",
+            "--script",
+            "503:7",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    with process:
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[1]
+        request = urllib.request.Request(  # noqa: S310
+            f"{url}/v1/chat/completions",
+            data=b'{"model": "m", "messages": [{"role": "user", "content": "hi"}]}',
+            headers={"content-type": "application/json"},
+        )
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=5)  # noqa: S310
+        refused.value.close()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5) == 0
+    assert refused.value.code == 503
+    assert refused.value.headers["retry-after"] == "7"

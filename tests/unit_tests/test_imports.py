@@ -1,0 +1,249 @@
+"""What the package offers, and what importing it costs."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import langchain_retryrouter
+
+PACKAGE = Path(langchain_retryrouter.__file__).parent
+
+PUBLIC = {
+    "APIConnectionError",
+    "APITimeoutError",
+    "AuthenticationError",
+    "AzureOpenAI",
+    "BaseOpenAI",
+    "CircuitBreaker",
+    "CircuitOpenError",
+    "ConflictError",
+    "ContentFilterError",
+    "ContextLengthError",
+    "GPTRouter",
+    "GPTRouterModel",
+    "InvalidRequestError",
+    "MalformedResponseError",
+    "NotFoundError",
+    "OpenAI",
+    "OpenAIChat",
+    "PermissionDeniedError",
+    "QuotaExceededError",
+    "RateLimitError",
+    "RetryBudget",
+    "RetryPolicy",
+    "RetryRouterError",
+    "ServerError",
+    "StreamInterruptedError",
+    "UnavailableError",
+    "UnsupportedOptionError",
+    "__version__",
+}
+"""Every name that users may rely on: to take one away is to break somebody."""
+
+
+def modules_after(code: str) -> set[str]:
+    """The modules that a fresh Python has loaded after `code`, on top of its own."""
+    script = (
+        f"import sys, json; own = set(sys.modules)\n{code}\n"
+        "print(json.dumps(sorted(set(sys.modules) - own)))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return set(json.loads(ran.stdout))
+
+
+def packages_after(code: str) -> set[str]:
+    """The same, by their top names."""
+    return {module.partition(".")[0] for module in modules_after(code)}
+
+
+# --- names --------------------------------------------------------------------------
+
+
+def test_the_public_names() -> None:
+    """The front door has exactly these names, in order, and shows no others."""
+    assert set(langchain_retryrouter.__all__) == PUBLIC
+    assert len(langchain_retryrouter.__all__) == len(PUBLIC)
+    assert dir(langchain_retryrouter) == sorted(PUBLIC)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC - {"__version__"}))
+def test_each_name_is_what_it_says(name: str) -> None:
+    """Every public name leads to a class of that name, documented."""
+    value = getattr(langchain_retryrouter, name)
+    assert isinstance(value, type)
+    assert value.__name__ == name
+    assert value.__doc__
+    assert getattr(langchain_retryrouter, name) is value
+
+
+def test_the_version_is_one() -> None:
+    """The version is a plain number, and it is written in one place."""
+    parts = langchain_retryrouter.__version__.split(".")
+    assert len(parts) == 3
+    assert all(part[:1].isdigit() for part in parts)
+    named = [
+        file.name
+        for file in PACKAGE.rglob("*.py")
+        if "__version__ =" in file.read_text()
+    ]
+    assert named == ["_version.py"]
+
+
+@pytest.mark.parametrize("name", ["Nonsense", "completion_with_retry", "retry_router"])
+def test_no_name_is_made_up(name: str) -> None:
+    """What is not offered is an `AttributeError` that names it."""
+    with pytest.raises(AttributeError, match=f"no attribute '{name}'"):
+        getattr(langchain_retryrouter, name)
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    """Lazy for Python, plain for a type checker: both lists are the same."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    checking = next(node for node in tree.body if isinstance(node, ast.If))
+    assert ast.unparse(checking.test) == "TYPE_CHECKING"
+    imported = {
+        alias.name
+        for node in checking.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert imported == PUBLIC - {"__version__"}
+    assert (PACKAGE / "py.typed").exists()
+
+
+def test_every_error_is_offered() -> None:
+    """An error that a call can raise is caught without digging for its home."""
+    from langchain_retryrouter import errors  # noqa: PLC0415 - not paid by the rest
+
+    assert set(errors.__all__) <= PUBLIC
+
+
+# --- costs --------------------------------------------------------------------------
+
+SDKS = {"openai", "gpt_router", "langchain_openai", "tiktoken"}
+HTTP = {"aiohttp", "urllib3", "httpx", "httpx2", "httpcore", "h11", "requests"}
+
+
+def test_the_package_itself_costs_nothing() -> None:
+    """Importing it loads no SDK, no LangChain, no HTTP library, none of its rooms."""
+    modules = modules_after("import langchain_retryrouter")
+    assert {m for m in modules if m.startswith("langchain_retryrouter")} == {
+        "langchain_retryrouter",
+        "langchain_retryrouter._version",
+    }
+    packages = {module.partition(".")[0] for module in modules}
+    assert not packages & {*SDKS, *HTTP, "langchain_core", "pydantic", "tenacity"}
+
+
+@pytest.mark.parametrize("name", ["RetryPolicy", "RetryBudget", "CircuitBreaker"])
+def test_the_core_needs_nobody(name: str) -> None:
+    """The numbers of a retry are had without LangChain."""
+    loaded = packages_after(f"from langchain_retryrouter import {name}")
+    assert not loaded & {
+        *SDKS,
+        *HTTP,
+        "langchain_core",
+        "pydantic",
+        "tenacity",
+        "asyncio",
+    }
+
+
+def test_an_error_needs_no_sdk() -> None:
+    """To catch an error one need not have the SDK that it came from."""
+    loaded = packages_after("from langchain_retryrouter import RateLimitError")
+    assert not loaded & {*SDKS, "aiohttp", "urllib3"}
+    assert "langchain_core" in loaded
+
+
+LANGCHAINS_OWN = "import langchain_core.language_models.chat_models"
+GATEWAY_MODEL = """
+from langchain_retryrouter import GPTRouter, GPTRouterModel
+model = GPTRouterModel(name="gpt-4", provider_name="openai")
+GPTRouter(models_priority_list=[model], gpt_router_api_key="k")
+"""
+
+
+@pytest.mark.parametrize(
+    "code", ["from langchain_retryrouter import GPTRouter", GATEWAY_MODEL]
+)
+def test_the_gateways_model_needs_no_openai(code: str) -> None:
+    """Who talks to a gateway never pays for openai, and for HTTP not before a call."""
+    loaded = packages_after(code)
+    assert "gpt_router" in loaded
+    assert not loaded & {"openai", "langchain_openai", "tiktoken", "aiohttp"}
+    # langchain-core itself loads urllib3, by way of requests; we add nothing to it.
+    assert not (loaded - packages_after(LANGCHAINS_OWN)) & {"urllib3", "requests"}
+
+
+def test_the_openai_models_need_no_gateway() -> None:
+    """Who talks to OpenAI does not pay for the gateway's package."""
+    loaded = packages_after("from langchain_retryrouter import OpenAI")
+    assert not loaded & {"gpt_router", "langchain_openai", "tiktoken"}
+
+
+def test_the_gateway_for_tests_needs_no_pytest() -> None:
+    """`FaultyGateway` serves demos as well as tests: only its fixtures need pytest."""
+    loaded = packages_after("import langchain_retryrouter.testing")
+    assert not loaded & {*SDKS, "pytest", "_pytest", "langchain_core"}
+    assert "pytest" in packages_after("import langchain_retryrouter.testing.fixtures")
+
+
+# --- who may know whom --------------------------------------------------------------
+
+
+def imports_of(file: Path) -> set[str]:
+    """The modules that a file imports, anywhere in it, in full."""
+    package = ("langchain_retryrouter", *file.relative_to(PACKAGE).parent.parts)
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join((*base, *filter(None, [node.module])))
+            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+ON_TOP = ("testing", "cli", "_demo")
+
+
+BELOW = [
+    path
+    for file in sorted(PACKAGE.rglob("*.py"))
+    if not (path := file.relative_to(PACKAGE).as_posix()).startswith(ON_TOP)
+]
+
+
+@pytest.mark.parametrize("path", BELOW)
+def test_nobody_needs_what_stands_on_top(path: str) -> None:
+    """No room imports `testing` or the command; these import the rooms."""
+    forbidden = tuple(f"langchain_retryrouter.{name}" for name in ON_TOP)
+    found = imports_of(PACKAGE / path)
+    assert {name for name in found if name.startswith(forbidden)} == set()
+
+
+def test_the_reader_of_imports_can_read() -> None:
+    """The check above sees relative imports too: those of `testing` show it."""
+    found = imports_of(PACKAGE / "testing" / "fixtures.py")
+    assert found >= {
+        "pytest",
+        "langchain_retryrouter.testing.clock.FakeClock",
+        "langchain_retryrouter.testing.gateway.FaultyGateway",
+    }

@@ -1,0 +1,116 @@
+"""The clock that only the test moves."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from langchain_retryrouter.testing import FakeClock
+
+Wait = Callable[[FakeClock, float], None]
+
+
+def _sleep(clock: FakeClock, seconds: float) -> None:
+    clock.sleep(seconds)
+
+
+def _asleep(clock: FakeClock, seconds: float) -> None:
+    asyncio.run(clock.asleep(seconds))
+
+
+either_way = pytest.mark.parametrize("wait", [_sleep, _asleep])
+
+
+@either_way
+def test_waiting_moves_both_clocks_at_once(fake_clock: FakeClock, wait: Wait) -> None:
+    """A wait takes no time, moves the time by its length, and is written down."""
+    wall = fake_clock.wall()
+    wait(fake_clock, 4.0)
+    wait(fake_clock, 0.0)
+    wait(fake_clock, 0.5)
+    assert fake_clock.monotonic() == 4.5
+    assert fake_clock.wall() == wall + 4.5
+    assert fake_clock.sleeps == [4.0, 0.0, 0.5]
+
+
+def test_advancing_is_no_wait(fake_clock: FakeClock) -> None:
+    """`advance` moves the time without anybody having waited."""
+    fake_clock.advance(10)
+    assert fake_clock.monotonic() == 10
+    assert fake_clock.sleeps == []
+
+
+@pytest.mark.parametrize("seconds", [-1.0, -1e-9, float("nan"), float("inf")])
+def test_time_does_not_go_back(fake_clock: FakeClock, seconds: float) -> None:
+    """Negative, infinite and undefined seconds are refused, and nothing moves."""
+    for wait in (_sleep, _asleep, FakeClock.advance):
+        with pytest.raises(ValueError, match=str(seconds)):
+            wait(fake_clock, seconds)
+    assert fake_clock.monotonic() == 0
+    assert fake_clock.sleeps == []
+
+
+async def test_an_async_wait_lets_others_run_once(fake_clock: FakeClock) -> None:
+    """`asleep` gives the event loop one turn, as a real wait would at least."""
+    turns: list[str] = []
+    asyncio.get_running_loop().call_soon(turns.append, "other")
+    await fake_clock.asleep(1)
+    turns.append("back")
+    assert turns == ["other", "back"]
+
+
+def test_the_sleeps_are_a_copy(fake_clock: FakeClock) -> None:
+    """What a test does to the list of waits does not change the clock."""
+    fake_clock.sleeps.append(1.0)
+    assert fake_clock.sleeps == []
+
+
+def test_where_it_starts() -> None:
+    """Both clocks start where the test says."""
+    clock = FakeClock(monotonic=5, wall=1_000)
+    assert (clock.monotonic(), clock.wall()) == (5, 1_000)
+
+
+def test_random_is_constant_or_a_row() -> None:
+    """Chance is one number for ever, or numbers in the order they were given."""
+    assert [FakeClock(random=0.25).random() for _ in range(3)] == [0.25] * 3
+    clock = FakeClock(random=(0.0, 0.9))
+    assert [clock.random(), clock.random()] == [0.0, 0.9]
+    with pytest.raises(ValueError, match="used up"):
+        clock.random()
+
+
+@pytest.mark.parametrize("number", [-0.1, 1.0, float("nan")])
+def test_random_is_below_one(number: float) -> None:
+    """A number that no generator gives is refused."""
+    with pytest.raises(ValueError, match=str(number)):
+        FakeClock(random=number)
+    with pytest.raises(ValueError, match=str(number)):
+        FakeClock(random=[number]).random()
+
+
+@pytest.mark.parametrize("start", [float("nan"), float("inf")])
+def test_it_starts_at_a_time(start: float) -> None:
+    """A clock that starts nowhere is refused."""
+    with pytest.raises(ValueError, match="monotonic"):
+        FakeClock(monotonic=start)
+    with pytest.raises(ValueError, match="wall"):
+        FakeClock(wall=start)
+
+
+def test_threads_share_it(fake_clock: FakeClock) -> None:
+    """No wait is lost when threads wait at the same time."""
+
+    def wait() -> None:
+        for _ in range(1_000):
+            fake_clock.sleep(1)
+
+    threads = [threading.Thread(target=wait) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert fake_clock.monotonic() == len(fake_clock.sleeps) == 4_000

@@ -1,0 +1,450 @@
+"""The gateway's OpenAI side: its bytes, and what OpenAI's own client makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from langchain_retryrouter.testing import (
+    STUB_TEXT,
+    Answer,
+    Completion,
+    ErrorEvent,
+    ErrorInOk,
+    FaultyGateway,
+    FunctionCall,
+    Status,
+    Step,
+    StubResponder,
+    ToolCall,
+    Usage,
+)
+
+from .wire_client import CHAT, COMPLETIONS, chat, completion, post, request
+
+_WORDS = ["Hello", " from", " the", " stub", " upstream"]
+_AZURE_CHAT = (
+    "/openai/deployments/my-deployment/chat/completions?api-version=2024-10-21"
+)
+_AZURE_TEXT = "/openai/deployments/my-deployment/completions?api-version=2024-10-21"
+
+
+@pytest.fixture
+def client(faulty_gateway: FaultyGateway) -> Iterator[openai.OpenAI]:
+    """OpenAI's own client, which does not repeat anything."""
+    url = faulty_gateway.openai_url
+    with openai.OpenAI(base_url=url, api_key="k", max_retries=0) as client:
+        yield client
+
+
+def test_a_chat_completion(faulty_gateway: FaultyGateway) -> None:
+    """A chat completion has OpenAI's fields, and always the same bytes."""
+    reply = post(faulty_gateway, CHAT, chat())
+    assert reply.json == {
+        "id": "chatcmpl-stub000001",
+        "object": "chat.completion",
+        "created": 1_700_000_001,
+        "model": "gpt-4o",
+        "system_fingerprint": "fp_stub",
+        "choices": [
+            {
+                "index": 0,
+                "message": {
+                    "role": "assistant",
+                    "content": STUB_TEXT,
+                    "refusal": None,
+                },
+                "logprobs": None,
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {"prompt_tokens": 11, "completion_tokens": 5, "total_tokens": 16},
+    }
+    assert reply.header("x-request-id") == ["req_000001"]
+
+
+def test_a_completion(faulty_gateway: FaultyGateway) -> None:
+    """A completion has OpenAI's fields, and always the same bytes."""
+    assert post(faulty_gateway, COMPLETIONS, completion()).json == {
+        "id": "cmpl-stub000001",
+        "object": "text_completion",
+        "created": 1_700_000_001,
+        "model": "instruct",
+        "system_fingerprint": "fp_stub",
+        "choices": [
+            {
+                "text": STUB_TEXT,
+                "index": 0,
+                "logprobs": None,
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {"prompt_tokens": 11, "completion_tokens": 5, "total_tokens": 16},
+    }
+
+
+def test_a_chat_stream(faulty_gateway: FaultyGateway) -> None:
+    """A chat stream opens with the role, ends with a finish reason and `[DONE]`."""
+    reply = post(faulty_gateway, CHAT, chat(stream=True))
+    *events, done = reply.events
+    deltas = [event["choices"][0]["delta"] for event in events]
+    reasons = [event["choices"][0]["finish_reason"] for event in events]
+    assert deltas[0] == {"role": "assistant", "content": "", "refusal": None}
+    assert [delta["content"] for delta in deltas[1:-1]] == _WORDS
+    assert deltas[-1] == {}
+    assert reasons == [None] * 6 + ["stop"]
+    assert all("usage" not in event for event in events)
+    assert done == "[DONE]"
+
+
+def test_a_completion_stream(faulty_gateway: FaultyGateway) -> None:
+    """A completion's stream ends with an empty text that has the finish reason."""
+    *events, done = post(faulty_gateway, COMPLETIONS, completion(stream=True)).events
+    choices = [event["choices"][0] for event in events]
+    assert [choice["text"] for choice in choices] == [*_WORDS, ""]
+    assert [choice["finish_reason"] for choice in choices] == [None] * 5 + ["stop"]
+    assert done == "[DONE]"
+
+
+@pytest.mark.parametrize(("path", "payload"), [(CHAT, chat), (COMPLETIONS, completion)])
+def test_usage_comes_last_in_a_stream_that_asks_for_it(
+    faulty_gateway: FaultyGateway, path: str, payload: Any
+) -> None:
+    """`include_usage` adds one event without choices; before it, usage is null."""
+    asked = payload(stream=True, stream_options={"include_usage": True})
+    *events, last, _ = post(faulty_gateway, path, asked).events
+    assert all(event["usage"] is None for event in events)
+    assert last["choices"] == []
+    assert last["usage"]["total_tokens"] == 16
+
+
+def test_the_sdk_reads_everything(client: openai.OpenAI) -> None:
+    """OpenAI's own client understands all four kinds of answers."""
+    messages: list[Any] = [{"role": "user", "content": "hi"}]
+    whole_chat = client.chat.completions.create(model="m", messages=messages)
+    chat_events = client.chat.completions.create(
+        model="m", messages=messages, stream=True
+    )
+    whole_text = client.completions.create(model="m", prompt="hi")
+    text_events = client.completions.create(model="m", prompt="hi", stream=True)
+    assert whole_chat.choices[0].message.content == STUB_TEXT
+    assert whole_text.choices[0].text == STUB_TEXT
+    said = [event.choices[0].delta.content or "" for event in chat_events]
+    assert "".join(said) == STUB_TEXT
+    assert "".join(event.choices[0].text for event in text_events) == STUB_TEXT
+
+
+def test_n_and_lists_of_prompts_multiply(faulty_gateway: FaultyGateway) -> None:
+    """Every prompt of a list is answered `n` times, the prompt being counted once."""
+    asked = completion(prompt=["one", "two three"], n=3)
+    answer = post(faulty_gateway, COMPLETIONS, asked).json
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3, 4, 5]
+    assert answer["usage"] == {
+        "prompt_tokens": 13,
+        "completion_tokens": 30,
+        "total_tokens": 43,
+    }
+
+
+@pytest.mark.parametrize(
+    ("prompt", "choices", "tokens"),
+    [([1, 2, 3], 1, 13), ([[1, 2], [3]], 2, 13), ([], 1, 10), ("a b", 1, 12)],
+)
+def test_prompts_of_tokens(
+    faulty_gateway: FaultyGateway, prompt: object, choices: int, tokens: int
+) -> None:
+    """A list of numbers is one prompt, a list of such lists is several."""
+    answer = post(faulty_gateway, COMPLETIONS, completion(prompt=prompt)).json
+    assert len(answer["choices"]) == choices
+    assert answer["usage"]["prompt_tokens"] == tokens
+
+
+def test_best_of_is_paid_for(faulty_gateway: FaultyGateway) -> None:
+    """`best_of` costs tokens for all candidates and shows `n` of them."""
+    answer = post(faulty_gateway, COMPLETIONS, completion(n=2, best_of=4)).json
+    assert len(answer["choices"]) == 2
+    assert answer["usage"]["completion_tokens"] == 20
+
+
+def test_choices_of_a_stream_take_turns(faulty_gateway: FaultyGateway) -> None:
+    """With `n=2` the events of both choices are interleaved and say whose they are."""
+    faulty_gateway.script(Answer("a b"))
+    *events, _ = post(faulty_gateway, COMPLETIONS, completion(stream=True, n=2)).events
+    seen = [(one["choices"][0]["index"], one["choices"][0]["text"]) for one in events]
+    assert seen == [(0, "a"), (1, "a"), (0, " b"), (1, " b"), (0, ""), (1, "")]
+
+
+@pytest.mark.parametrize(
+    ("stop", "text"),
+    [
+        ("stub", "Hello from the "),
+        ([" the", "from"], "Hello "),
+        (["nowhere"], STUB_TEXT),
+        (None, STUB_TEXT),
+    ],
+)
+def test_stop_cuts_the_stub(
+    faulty_gateway: FaultyGateway, stop: object, text: str
+) -> None:
+    """The earliest stop sequence ends the text and is not part of it."""
+    answer = post(faulty_gateway, COMPLETIONS, completion(stop=stop)).json
+    assert answer["choices"][0]["text"] == text
+
+
+def test_stop_does_not_cut_what_a_script_says(faulty_gateway: FaultyGateway) -> None:
+    """A text in a script is said word for word."""
+    faulty_gateway.script(Answer("a STOP b"))
+    answer = post(faulty_gateway, COMPLETIONS, completion(stop="STOP")).json
+    assert answer["choices"][0]["text"] == "a STOP b"
+
+
+def test_stop_cuts_a_text_in_pieces() -> None:
+    """A stop sequence is found across the pieces of a text."""
+    with FaultyGateway(responder=StubResponder(("ab", "cd"))) as gateway:
+        cut = post(gateway, COMPLETIONS, completion(stop="bc")).json
+        whole = post(gateway, COMPLETIONS, completion(stop="x")).json
+    assert cut["choices"][0]["text"] == "a"
+    assert whole["choices"][0]["text"] == "abcd"
+
+
+def test_log_probabilities_of_a_chat(client: openai.OpenAI) -> None:
+    """Every token has its log probability, in the whole answer and in the stream."""
+    asked: dict[str, Any] = {
+        "model": "m",
+        "messages": [{"role": "user", "content": "hi"}],
+        "logprobs": True,
+    }
+    (choice,) = client.chat.completions.create(**asked).choices
+    assert [token.token for token in choice.logprobs.content] == _WORDS
+    events = client.chat.completions.create(**asked, stream=True)
+    with_logprobs = [event.choices[0].logprobs for event in events]
+    streamed = [one.content[0].token for one in with_logprobs if one and one.content]
+    assert streamed == _WORDS
+
+
+@pytest.mark.parametrize(("asked", "top"), [(2, {"Hello": -0.25}), (0, None)])
+def test_log_probabilities_of_a_completion(
+    faulty_gateway: FaultyGateway, asked: int, top: object
+) -> None:
+    """Tokens, log probabilities and offsets go together, streamed or not."""
+    whole = post(faulty_gateway, COMPLETIONS, completion(logprobs=asked)).json
+    logprobs = whole["choices"][0]["logprobs"]
+    assert logprobs["tokens"] == _WORDS
+    assert logprobs["text_offset"] == [0, 5, 10, 14, 19]
+    assert (logprobs["top_logprobs"] or [None])[0] == top
+    *events, _, _ = post(
+        faulty_gateway, COMPLETIONS, completion(logprobs=asked, stream=True)
+    ).events
+    streamed = [event["choices"][0]["logprobs"] for event in events]
+    assert [one["text_offset"] for one in streamed] == [[0], [5], [10], [14], [19]]
+
+
+def test_tool_calls(faulty_gateway: FaultyGateway) -> None:
+    """A tool call comes whole without streaming, and in pieces with it."""
+    call = ToolCall("get_weather", ('{"city": ', '"Paris"}'), id="call_7")
+    faulty_gateway.always(Answer(tool_calls=(call,)))
+    (choice,) = post(faulty_gateway, CHAT, chat()).json["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"] == {
+        "role": "assistant",
+        "content": None,
+        "refusal": None,
+        "tool_calls": [
+            {
+                "id": "call_7",
+                "type": "function",
+                "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'},
+            }
+        ],
+    }
+    *events, _ = post(faulty_gateway, CHAT, chat(stream=True)).events
+    deltas = [event["choices"][0]["delta"] for event in events][1:-1]
+    assert [delta["tool_calls"][0]["function"]["arguments"] for delta in deltas] == [
+        "",
+        '{"city": ',
+        '"Paris"}',
+    ]
+
+
+def test_function_calls(faulty_gateway: FaultyGateway) -> None:
+    """A function call comes whole without streaming, and in pieces with it."""
+    faulty_gateway.always(Answer(function_call=FunctionCall("f", "{}")))
+    (choice,) = post(faulty_gateway, CHAT, chat()).json["choices"]
+    assert choice["finish_reason"] == "function_call"
+    assert choice["message"]["function_call"] == {"name": "f", "arguments": "{}"}
+    *events, _ = post(faulty_gateway, CHAT, chat(stream=True)).events
+    deltas = [event["choices"][0]["delta"]["function_call"] for event in events[1:-1]]
+    assert deltas == [{"name": "f", "arguments": ""}, {"arguments": "{}"}]
+
+
+@pytest.mark.parametrize(("path", "payload"), [(CHAT, chat), (COMPLETIONS, completion)])
+def test_what_a_provider_leaves_out(
+    faulty_gateway: FaultyGateway, path: str, payload: Any
+) -> None:
+    """Finish reason and usage can be missing, streamed or not."""
+    faulty_gateway.always(Answer(finish_reason=None, usage=None))
+    whole = post(faulty_gateway, path, payload()).json
+    assert whole["choices"][0]["finish_reason"] is None
+    assert "usage" not in whole
+    asked = payload(stream=True, stream_options={"include_usage": True})
+    streamed = post(faulty_gateway, path, asked)
+    assert b'"finish_reason":"' not in streamed.body
+    assert b'"usage":{' not in streamed.body
+    assert streamed.events[-1] == "[DONE]"
+
+
+def test_a_script_sets_usage_model_and_id(faulty_gateway: FaultyGateway) -> None:
+    """What a step gives comes before what is made up."""
+    faulty_gateway.script(Answer("x", usage=Usage(1, 2), model="other", id="my-id"))
+    answer = post(faulty_gateway, CHAT, chat()).json
+    assert (answer["id"], answer["model"]) == ("my-id", "other")
+    assert answer["usage"]["total_tokens"] == 3
+
+
+@pytest.mark.parametrize(
+    ("step", "error", "code"),
+    [
+        (Status(400), openai.BadRequestError, None),
+        (Status(401), openai.AuthenticationError, "invalid_api_key"),
+        (Status(404), openai.NotFoundError, "model_not_found"),
+        (Status(429), openai.RateLimitError, "rate_limit_exceeded"),
+        (Status(500), openai.InternalServerError, None),
+        (Status(504), openai.InternalServerError, None),
+        (
+            Status(400, error_code="context_length_exceeded"),
+            openai.BadRequestError,
+            "context_length_exceeded",
+        ),
+        (ErrorEvent("no", code="c"), openai.InternalServerError, "c"),
+        (ErrorEvent("no", status=429, code="c"), openai.RateLimitError, "c"),
+    ],
+)
+def test_the_sdk_knows_the_errors(
+    faulty_gateway: FaultyGateway,
+    client: openai.OpenAI,
+    step: Step,
+    error: type[openai.APIStatusError],
+    code: str | None,
+) -> None:
+    """An error makes OpenAI's client raise the right class with its code."""
+    faulty_gateway.script(step)
+    with pytest.raises(error) as raised:
+        client.completions.create(model="m", prompt="hi")
+    assert raised.value.code == code
+    assert raised.value.request_id == "req_000001"
+
+
+def test_quota_has_a_type_of_its_own(faulty_gateway: FaultyGateway) -> None:
+    """`insufficient_quota` is a 429 that says so in code and type, as OpenAI's does."""
+    faulty_gateway.script(Status(429, error_code="insufficient_quota", message="pay"))
+    error = post(faulty_gateway, CHAT, chat()).json["error"]
+    assert error == {
+        "message": "pay",
+        "type": "insufficient_quota",
+        "param": None,
+        "code": "insufficient_quota",
+    }
+
+
+def test_an_error_in_a_stream(
+    faulty_gateway: FaultyGateway, client: openai.OpenAI
+) -> None:
+    """An error inside a stream reaches OpenAI's client after what came before it."""
+    faulty_gateway.script(ErrorEvent("overloaded", after=2, code="busy"))
+    heard: list[str] = []
+    events = client.completions.create(model="m", prompt="hi", stream=True)
+    with pytest.raises(openai.APIError, match="overloaded"):
+        heard.extend(event.choices[0].text for event in events)
+    assert heard == _WORDS[:2]
+
+
+def test_an_error_in_a_200(faulty_gateway: FaultyGateway) -> None:
+    """`ErrorInOk` is an error in the body of a success, streaming or not."""
+    faulty_gateway.always(ErrorInOk("no", "bad"))
+    for stream in (False, True):
+        reply = post(faulty_gateway, CHAT, chat(stream=stream))
+        assert (reply.status, reply.json["error"]["code"]) == (200, "bad")
+
+
+@pytest.mark.parametrize(
+    ("path", "payload", "status", "message"),
+    [
+        ("/v1/nope", {}, 404, "Invalid URL (POST /v1/nope)"),
+        (CHAT, [], 400, "We could not parse the JSON body of your request."),
+        (CHAT, {"messages": []}, 400, "you must provide a model parameter"),
+        (CHAT, {"model": "m"}, 400, "Missing required parameter: 'messages'."),
+    ],
+)
+def test_refusals(
+    faulty_gateway: FaultyGateway, path: str, payload: Any, status: int, message: str
+) -> None:
+    """What OpenAI turns down by itself is turned down without a script."""
+    faulty_gateway.script(Status(418))
+    reply = post(faulty_gateway, path, payload)
+    assert (reply.status, reply.json["error"]["message"]) == (status, message)
+
+
+def test_only_post_is_served(faulty_gateway: FaultyGateway) -> None:
+    """Another method is another path."""
+    assert request(faulty_gateway, "GET", CHAT).status == 404
+
+
+def test_the_key_is_a_bearer_token() -> None:
+    """OpenAI's key is taken from `authorization` alone."""
+    with FaultyGateway(api_key="k") as gateway:
+        good = post(gateway, CHAT, chat(), {"authorization": "Bearer k"})
+        bad = post(gateway, CHAT, chat(), {"authorization": "Bearer x", "api-key": "k"})
+    assert (good.status, bad.status) == (200, 401)
+    assert bad.json["error"]["code"] == "invalid_api_key"
+
+
+@pytest.mark.parametrize(
+    ("path", "payload"), [(_AZURE_CHAT, chat), (_AZURE_TEXT, completion)]
+)
+def test_azure(path: str, payload: Any) -> None:
+    """Azure names the deployment in the path, and has its own header for the key."""
+    with FaultyGateway(api_key="k") as gateway:
+        gateway.script(Status(418), Answer(), Answer(), model="my-deployment")
+        replies = [
+            post(gateway, path, payload(stream=stream), {"api-key": "k"})
+            for stream in (False, False, True)
+        ]
+        refused = post(gateway, path, payload())
+        assert gateway.requests[0].model == "my-deployment"
+        assert gateway.requests[0].query == "api-version=2024-10-21"
+    assert [reply.status for reply in replies] == [418, 200, 200]
+    assert "prompt_filter_results" in replies[1].json
+    assert replies[2].events[0]["choices"] == []
+    assert replies[2].header("apim-request-id") == ["req_000003"]
+    assert refused.json["error"]["code"] == "401"
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(404, "404"), (429, "429"), (500, "500"), (503, "503")]
+)
+def test_azure_errors(faulty_gateway: FaultyGateway, status: int, code: str) -> None:
+    """Azure's errors have a code and a message, and no type."""
+    faulty_gateway.script(Status(status))
+    error = post(faulty_gateway, _AZURE_CHAT, chat()).json["error"]
+    assert error["code"] == code
+    assert error.keys() == {"code", "message"}
+
+
+def test_azure_needs_a_version(faulty_gateway: FaultyGateway) -> None:
+    """Without `api-version` Azure does not find the resource."""
+    reply = post(faulty_gateway, _AZURE_CHAT.partition("?")[0], chat())
+    assert (reply.status, reply.json["error"]["code"]) == (404, "404")
+
+
+def test_another_responder() -> None:
+    """What produces healthy answers is a plain function of the request."""
+
+    def responder(asked: Any) -> Completion:
+        return StubResponder(asked.parameters["messages"][0]["content"])(asked)
+
+    with FaultyGateway(responder=responder) as gateway:
+        answer = post(gateway, CHAT, chat()).json
+    assert answer["choices"][0]["message"]["content"] == "hi"

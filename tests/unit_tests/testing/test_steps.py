@@ -1,0 +1,413 @@
+"""Every step, seen from the other end of a real connection."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from langchain_retryrouter.testing import (
+    Answer,
+    Body,
+    Cut,
+    Drip,
+    FaultyGateway,
+    Hangup,
+    HtmlPage,
+    MalformedEvent,
+    MissingDone,
+    Raw,
+    Reset,
+    Silence,
+    SlowFirstToken,
+    SplitCharacter,
+    Stall,
+    Status,
+    Step,
+    Truncate,
+)
+
+from .wire_client import (
+    CHAT,
+    COMPLETIONS,
+    GENERATE,
+    Reply,
+    chat,
+    chunks_of,
+    completion,
+    connect,
+    generate,
+    post,
+    posted,
+    read_to_end,
+    read_until,
+)
+
+_ASKED = [(GENERATE, generate), (CHAT, chat), (COMPLETIONS, completion)]
+_every_endpoint = pytest.mark.parametrize(("path", "payload"), _ASKED)
+
+
+def _outcome(gateway: FaultyGateway) -> tuple[Step | None, str]:
+    last = gateway.requests[-1]
+    return last.step, last.outcome
+
+
+def _healthy(path: str, payload: Any) -> Reply:
+    """What the first request of a gateway is answered when nothing is wrong."""
+    with FaultyGateway() as gateway:
+        return post(gateway, path, payload)
+
+
+def _texts(response: bytes) -> list[str]:
+    """The texts of the events with content in a raw response, in any protocol."""
+    events = [
+        json.loads(chunk.removeprefix(b"data: "))
+        for chunk in chunks_of(response)
+        if chunk.startswith(b"data: {") and b"meta" not in chunk
+    ]
+    return [text for event in events if (text := _text(event))]
+
+
+def _text(event: dict[str, Any]) -> str:
+    if isinstance(event.get("data"), dict):
+        return str(event["data"].get("text", ""))
+    (choice,) = event.get("choices", [{}])
+    return str(choice.get("text") or choice.get("delta", {}).get("content") or "")
+
+
+# Statuses and bodies.
+
+
+@pytest.mark.parametrize(
+    ("body", "sent"),
+    [
+        (b"\xff\x00", b"\xff\x00"),
+        ("Grüße", "Grüße".encode()),
+        ({"a": [1, None]}, b'{"a":[1,null]}'),
+        ("", b""),
+    ],
+)
+def test_a_status_with_a_body(
+    faulty_gateway: FaultyGateway, body: object, sent: bytes
+) -> None:
+    """Bytes and text go out as they are, all else as JSON."""
+    faulty_gateway.script(Status(503, body=body))
+    reply = post(faulty_gateway, GENERATE, generate())
+    assert (reply.status, reply.body) == (503, sent)
+    assert _outcome(faulty_gateway) == (Status(503, body=body), "sent")
+
+
+def test_headers_of_a_status(faulty_gateway: FaultyGateway) -> None:
+    """Headers come as given, repeated ones too, in place of the protocol's."""
+    headers = [("Retry-After", "1"), ("retry-after", "inf"), ("Content-Type", "a/b")]
+    faulty_gateway.script(Status(429, headers), Status(429, {"retry-after": "2"}))
+    several = post(faulty_gateway, GENERATE, generate())
+    one = post(faulty_gateway, GENERATE, generate())
+    assert several.header("retry-after") == ["1", "inf"]
+    assert several.header("content-type") == ["a/b"]
+    assert one.header("retry-after") == ["2"]
+    assert one.header("content-type") == ["application/json; charset=utf-8"]
+
+
+def test_no_content_has_no_body(faulty_gateway: FaultyGateway) -> None:
+    """A 204 is sent without a body and without its length, and the connection lives."""
+    faulty_gateway.script(Status(204))
+    with closing(connect(faulty_gateway)) as connection:
+        for status in (204, 200):
+            connection.request("POST", CHAT, json.dumps(chat()))
+            response = connection.getresponse()
+            assert (response.status, bool(response.read())) == (status, status == 200)
+    assert faulty_gateway.connections == 1
+
+
+def test_a_status_can_close_the_connection(faulty_gateway: FaultyGateway) -> None:
+    """`connection: close` is not only said, it is done."""
+    faulty_gateway.script(Status(503, {"connection": "close"}))
+    with posted(faulty_gateway, GENERATE, generate()) as client:
+        assert b"connection: close\r\n" in read_to_end(client)
+
+
+def test_a_body_is_sent_as_it_is(faulty_gateway: FaultyGateway) -> None:
+    """`Body` adds nothing to its headers but the length of its body."""
+    faulty_gateway.script(Body(200, {"x-a": "b"}, "<p>"), Body())
+    reply = post(faulty_gateway, CHAT, chat(stream=True))
+    assert (reply.status, reply.body) == (200, b"<p>")
+    names = {name.lower() for name, _ in reply.headers}
+    assert names == {"x-a", "content-length", "connection", "keep-alive"}
+    assert post(faulty_gateway, CHAT, chat()).body == b""
+
+
+@pytest.mark.parametrize("status", [200, 502, 520])
+def test_an_html_page(faulty_gateway: FaultyGateway, status: int) -> None:
+    """A proxy's page is HTML, whatever was asked."""
+    faulty_gateway.script(HtmlPage(status))
+    reply = post(faulty_gateway, GENERATE, generate(stream=True))
+    assert reply.status == status
+    assert reply.header("content-type") == ["text/html"]
+    assert reply.body.startswith(b"<html>")
+
+
+@pytest.mark.parametrize("close", [True, False])
+def test_raw_bytes(faulty_gateway: FaultyGateway, close: bool) -> None:
+    """`Raw` sends its bytes and nothing else, and closes the connection or does not."""
+    data = b"HTTP/1.1 200 Fine\r\ncontent-length: 0\r\n\r\n"
+    faulty_gateway.script(Raw(data, close=close), Reset())
+    with posted(faulty_gateway, GENERATE, generate()) as client:
+        assert read_until(client, b"\r\n\r\n") == data
+        if close:
+            assert client.recv(1) == b""
+    assert faulty_gateway.requests[0].outcome == "faulted"
+
+
+# Connections that break.
+
+
+@_every_endpoint
+@pytest.mark.parametrize("stream", [False, True])
+def test_reset(
+    faulty_gateway: FaultyGateway,
+    path: str,
+    payload: Any,
+    stream: bool,
+) -> None:
+    """`Reset` is a TCP reset before a byte; the next connection is served."""
+    faulty_gateway.script(Reset())
+    with (
+        posted(faulty_gateway, path, payload(stream=stream)) as client,
+        pytest.raises(ConnectionResetError),
+    ):
+        client.recv(1)
+    assert _outcome(faulty_gateway) == (Reset(), "faulted")
+    assert post(faulty_gateway, path, payload()).status == 200
+
+
+@_every_endpoint
+def test_hangup(faulty_gateway: FaultyGateway, path: str, payload: Any) -> None:
+    """`Hangup` is an orderly end of the connection before a byte."""
+    faulty_gateway.script(Hangup())
+    with posted(faulty_gateway, path, payload()) as client:
+        assert read_to_end(client) == b""
+    assert _outcome(faulty_gateway) == (Hangup(), "faulted")
+
+
+def test_silence_ends(faulty_gateway: FaultyGateway) -> None:
+    """`Silence` ends the connection after its time, without a byte."""
+    faulty_gateway.script(Silence(0.01))
+    with posted(faulty_gateway, GENERATE, generate()) as client:
+        assert read_to_end(client) == b""
+    assert _outcome(faulty_gateway) == (Silence(0.01), "faulted")
+
+
+@pytest.mark.parametrize(
+    "step", [Silence(), Stall(1, 120), SlowFirstToken(120), Drip(120)]
+)
+def test_a_wait_ends_when_the_client_leaves(
+    faulty_gateway: FaultyGateway, step: Step
+) -> None:
+    """No wait outlasts the client that it was meant for."""
+    faulty_gateway.script(step)
+    with posted(faulty_gateway, GENERATE, generate(stream=True)):
+        faulty_gateway.wait_for(lambda seen: len(seen.requests) == 1)
+        assert _outcome(faulty_gateway)[1] == "pending"
+    faulty_gateway.wait_for(lambda seen: seen.requests[0].outcome == "client_left")
+    faulty_gateway.wait_for(lambda seen: seen.open_connections == 0)
+
+
+@_every_endpoint
+@pytest.mark.parametrize("after", [0, 1, 3, 5])
+def test_cut_in_a_stream(
+    faulty_gateway: FaultyGateway, path: str, payload: Any, after: int
+) -> None:
+    """`Cut` lets `after` events with content through and leaves the body open."""
+    faulty_gateway.script(Cut(after))
+    with posted(faulty_gateway, path, payload(stream=True)) as client:
+        response = read_to_end(client)
+    assert len(_texts(response)) == after
+    assert not response.endswith(b"0\r\n\r\n")
+    assert _outcome(faulty_gateway) == (Cut(after), "faulted")
+
+
+@_every_endpoint
+def test_cut_with_a_reset(
+    faulty_gateway: FaultyGateway, path: str, payload: Any
+) -> None:
+    """With `how="rst"` the reset comes after the events, not in place of them."""
+    faulty_gateway.script(Cut(2, how="rst"))
+    received = bytearray()
+    with posted(faulty_gateway, path, payload(stream=True)) as client:
+        received += read_until(client, b"from")
+        with pytest.raises(ConnectionResetError):
+            received += read_to_end(client)
+    assert _texts(bytes(received)) == ["Hello", " from"]
+
+
+@_every_endpoint
+def test_cut_in_a_whole_answer(
+    faulty_gateway: FaultyGateway, path: str, payload: Any
+) -> None:
+    """Without streaming, half of the announced body comes."""
+    faulty_gateway.script(Cut(1))
+    with pytest.raises(http.client.IncompleteRead) as raised:
+        post(faulty_gateway, path, payload())
+    assert abs(len(raised.value.partial) - (raised.value.expected or 0)) <= 1
+
+
+# Bodies that end well and are not whole.
+
+
+@_every_endpoint
+@pytest.mark.parametrize("after", [0, 2, 5])
+def test_truncate_in_a_stream(
+    faulty_gateway: FaultyGateway, path: str, payload: Any, after: int
+) -> None:
+    """`Truncate` ends the body as HTTP wants it, without any mark of the end."""
+    faulty_gateway.script(Truncate(after))
+    reply = post(faulty_gateway, path, payload(stream=True))
+    healthy = _healthy(path, payload(stream=True))
+    assert healthy.body.startswith(reply.body)
+    assert len([event for event in reply.events if _text(event)]) == after
+    for mark in (b'"finish_reason":"stop"', b'"end"', b"[DONE]", b"event: end"):
+        assert mark not in reply.body
+    assert _outcome(faulty_gateway) == (Truncate(after), "faulted")
+
+
+@_every_endpoint
+@pytest.mark.parametrize("step", [Truncate(1), MalformedEvent(1)])
+def test_half_a_whole_answer(
+    faulty_gateway: FaultyGateway, path: str, payload: Any, step: Step
+) -> None:
+    """Without streaming, half of the body comes as if it were all."""
+    faulty_gateway.script(step)
+    reply = post(faulty_gateway, path, payload())
+    assert reply.status == 200
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(reply.body)
+
+
+@_every_endpoint
+@pytest.mark.parametrize("at", [1, 3, 5])
+def test_a_malformed_event(
+    faulty_gateway: FaultyGateway, path: str, payload: Any, at: int
+) -> None:
+    """Event number `at` is not JSON, and every other byte is as it should be."""
+    faulty_gateway.script(MalformedEvent(at))
+    garbled = post(faulty_gateway, path, payload(stream=True)).body.split(b"\n\n")
+    healthy = _healthy(path, payload(stream=True)).body.split(b"\n\n")
+    pairs = zip(garbled, healthy, strict=True)
+    ((bad, good),) = [(one, other) for one, other in pairs if one != other]
+    texts = [" upstream", " stub", " the", " from", "Hello"][-at]
+    assert texts.encode() in good
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(bad.removeprefix(b"data: "))
+
+
+@pytest.mark.parametrize(
+    ("path", "payload", "missing"),
+    [
+        (GENERATE, generate, b"event: end\ndata: Stream closed\n\n"),
+        (CHAT, chat, b"data: [DONE]\n\n"),
+        (COMPLETIONS, completion, b"data: [DONE]\n\n"),
+    ],
+)
+def test_missing_done(
+    faulty_gateway: FaultyGateway, path: str, payload: Any, missing: bytes
+) -> None:
+    """Nothing but the last frame is missing."""
+    faulty_gateway.script(MissingDone())
+    reply = post(faulty_gateway, path, payload(stream=True))
+    assert reply.body + missing == _healthy(path, payload(stream=True)).body
+
+
+# Whole answers that come oddly.
+
+
+@_every_endpoint
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "step",
+    [
+        Answer(),
+        SlowFirstToken(0.01),
+        Stall(3, 0.01),
+        Stall(0, 0),
+        Drip(),
+        Drip(size=7),
+        Drip(0.001, size=100),
+    ],
+)
+def test_odd_but_whole(
+    faulty_gateway: FaultyGateway,
+    path: str,
+    payload: Any,
+    stream: bool,
+    step: Step,
+) -> None:
+    """However it is delayed or cut up, every byte of a healthy answer comes."""
+    faulty_gateway.script(step)
+    reply = post(faulty_gateway, path, payload(stream=stream))
+    assert reply == _healthy(path, payload(stream=stream))
+    assert _outcome(faulty_gateway) == (step, "sent")
+
+
+@_every_endpoint
+def test_headers_come_before_a_slow_first_token(
+    faulty_gateway: FaultyGateway, path: str, payload: Any
+) -> None:
+    """A stream says 200 at once and no event, while the model still thinks."""
+    faulty_gateway.script(SlowFirstToken(120))
+    with posted(faulty_gateway, path, payload(stream=True)) as client:
+        start = read_until(client, b"\r\n\r\n")
+        _assert_nothing_comes(client)
+    head, _, body = start.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert body == (b"d\r\nretry: 3000\n\n\r\n" if path == GENERATE else b"")
+
+
+@_every_endpoint
+def test_events_come_before_a_stall(
+    faulty_gateway: FaultyGateway, path: str, payload: Any
+) -> None:
+    """`Stall` holds back what follows event number `after`, and nothing else."""
+    faulty_gateway.script(Stall(2, 120))
+    with posted(faulty_gateway, path, payload(stream=True)) as client:
+        response = read_until(client, rb" from[^\n]*\n\n\r\n")
+        _assert_nothing_comes(client)
+    assert _texts(response) == ["Hello", " from"]
+
+
+def _assert_nothing_comes(client: socket.socket) -> None:
+    client.settimeout(0.02)
+    with pytest.raises(TimeoutError):
+        client.recv(1)
+
+
+def test_a_drip_is_written_in_drops(faulty_gateway: FaultyGateway) -> None:
+    """Drops that are far enough apart are seen one by one."""
+    faulty_gateway.script(Drip(0.02, size=200))
+    with posted(faulty_gateway, CHAT, chat()) as client:
+        drops = [client.recv(65536) for _ in range(2)]
+    assert all(len(drop) % 200 == 0 for drop in drops)
+
+
+@_every_endpoint
+@pytest.mark.parametrize("stream", [False, True])
+def test_split_characters(
+    faulty_gateway: FaultyGateway,
+    path: str,
+    payload: Any,
+    stream: bool,
+) -> None:
+    """Every character of several bytes lies across a border of chunks."""
+    text = "ü日🦊"
+    faulty_gateway.script(SplitCharacter(text))
+    with posted(faulty_gateway, path, payload(stream=stream)) as client:
+        response = read_until(client, b"\r\n0\r\n\r\n")
+    chunks = chunks_of(response)
+    whole = b"".join(chunks)
+    assert text.encode() in whole
+    torn = [chunk for chunk in chunks if chunk[-1:] >= b"\xc0"]
+    assert len(torn) == len(text) * whole.count(text.encode())

@@ -1,0 +1,165 @@
+"""Where twins differ, and why: each difference as it is, to the line.
+
+A difference that is not written down here fails, and so does one that has grown.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Difference(NamedTuple):
+    """What one twin has and the other has not.
+
+    Attributes:
+        reason: Why it must be so.
+        lines: Lines of the normal forms: `-` the sync twin's, `+` the async twin's.
+    """
+
+    reason: str
+    lines: str
+
+
+WRITTEN = {
+    "_drive.calls.call": Difference(
+        "a task can be cut off from outside; a thread's request is handed its limit",
+        """
+-    result = retrying(plan, steering, lambda: send(steering.begin()), notify)
++    result = retrying(plan, steering, lambda: _send(steering, send), notify)
+""",
+    ),
+    "_drive.calls.retrying": Difference(
+        "tenacity asks whether what it calls is `async def`, and a lambda never is",
+        """
++
++    def run() -> T:
++        return attempt()
+-        return driver(attempt)
++        return driver(run)
+""",
+    ),
+    "_drive.clock._SystemClock.sleep": Difference(
+        "the two calls of sleep, each once",
+        """
+-    time.sleep(seconds)
++    return asyncio.sleep(seconds)
+""",
+    ),
+    "_drive.streams.EventSource": Difference(
+        "a blocking read is unblocked from another thread, a task by its loop",
+        """
+-
+-    def abort(self) -> None:
+-        pass
+""",
+    ),
+    "_drive.streams._Opened": Difference(
+        "limits are the watchdog's in sync, the event loop's in async",
+        """
+-    watch: Watch
+""",
+    ),
+    "_drive.streams.stream": Difference(
+        "limits are the watchdog's in sync, the event loop's in async",
+        """
+-        opened.watch.end()
+""",
+    ),
+    "_drive.streams._open": Difference(
+        "limits are the watchdog's in sync, the event loop's in async",
+        """
+-    clock = steering.clock
+-    began = clock.monotonic()
+-    source = connect(attempt)
+-    opened = _Opened(source, _Follower(steering, new_reader()), Watch(source.abort))
++    source: EventSource[E] | None = None
+-        if attempt.timeout is not None:
+-            opened.watch.expect_within(attempt.timeout - (clock.monotonic() - began))
+-        for event in opened.events:
+-            if opened.follower.hold(event) and opened.watch.pause():
+-                return opened
+-        opened.follower.ended()
++        with asyncio.timeout(attempt.timeout) as limit:
++            source = connect(attempt)
++            opened = _Opened(source, _Follower(steering, new_reader()))
++            for event in opened.events:
++                if opened.follower.hold(event):
++                    return opened
++            opened.follower.ended()
+-        opened.watch.end()
+-        source.close()
+-        if opened.watch.has_fired and isinstance(error, RetryRouterError):
++        if source is not None:
++            source.close()
++        if isinstance(error, TimeoutError) and limit.expired():
+""",
+    ),
+    "_drive.streams._pull": Difference(
+        "limits are the watchdog's in sync, the event loop's in async",
+        """
+-    follower, watch = (opened.follower, opened.watch)
++    follower = opened.follower
+-    watch.expect_within(limit)
+-        event = next(opened.events, _END)
++        event = _anext_within(opened.events, limit)
+-        if watch.has_fired:
+-            return follower.fell_silent(limit or 0.0)
+-    watch.pause()
++    if event is _SILENCE:
++        return follower.fell_silent(limit or 0.0)
+""",
+    ),
+    "chat_models._exchange._ForeignEvents": Difference(
+        "what is aborted from another thread in sync is cancelled in async",
+        """
+-    def abort(self) -> None:
+-        pass
+-
+""",
+    ),
+    "llms._concurrency.closing": Difference(
+        "a method is asked for by its name, as a string",
+        """
+-    has_end = hasattr(chunks, 'close')
++    has_end = hasattr(chunks, 'aclose')
+""",
+    ),
+    "llms.openai.OpenAILLM._generate": Difference(
+        "prompts are sent one after the other in sync, side by side in async",
+        """
+-        raws = [self._complete(run_manager, request) for request in requests]
++        send = functools.partial(self._complete, run_manager)
++        raws = in_order(send, requests, self._at_once)
+""",
+    ),
+}
+
+_LIBRARIES = "urllib3 blocks and is timed by its sockets, aiohttp by the event loop"
+_SDK = "the SDK's two clients differ in their parts, and in who owns them"
+
+BY_LIBRARY = {
+    "_gptrouter.bodies.SyncEvents": _LIBRARIES,
+    "_gptrouter.bodies.read_all": _LIBRARIES,
+    "_gptrouter.bodies._read_some": _LIBRARIES,
+    "_gptrouter.transport.GatewayClient.generate": _LIBRARIES,
+    "_gptrouter.transport.GatewayClient.post": _LIBRARIES,
+    "_gptrouter.transport.GatewayClient.open_stream": _LIBRARIES,
+    "_gptrouter.transport.GatewayClient._send": _LIBRARIES,
+    "_openai.clients.sharing._SharedClient": _SDK,
+    "_openai.clients.streams.SDKStream": _SDK,
+    "_openai.clients.streams._Body": _SDK,
+}
+"""Twins over two different libraries: they differ in more than can be written down."""
+
+ALONE = {
+    "_drive.calls._asend": "sync sends need no limit around them: see `call`",
+    "_drive.streams._anext_within": "the sync twin's limit is the watchdog's",
+    "_gptrouter.pools._LoopSession.open": "a sync pool belongs to no loop",
+    "_gptrouter.pools._close_with_loop": "a sync pool belongs to no loop",
+    "_gptrouter.pools.async_session": "its sync sister is `sync_pool`",
+    "_gptrouter.pools.close_async_session": "its sync sister is `close_sync_pools`",
+    "_openai.clients.sharing._keeper": "a sync client belongs to no loop",
+    "_openai.clients.sharing.AsyncKey.__call__": "makes a sync key an async one",
+    "llms._concurrency.in_order": "sync prompts are sent one after the other",
+}
+"""Async functions that have no sync twin, and why."""
