@@ -1,4 +1,4 @@
-"""Fixtures of the package itself, for all tests; they are public, so ours use them too."""
+"""Fixtures of the package itself; they are public, so our tests use them too."""
 
 from __future__ import annotations
 

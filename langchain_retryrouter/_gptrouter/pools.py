@@ -195,7 +195,12 @@ async def _close_with_loop(
 def _open_session() -> aiohttp.ClientSession:
     import aiohttp  # noqa: PLC0415 - paid by the first async call
 
+    from langchain_retryrouter._gptrouter.prompt_close import (  # noqa: PLC0415
+        PromptResponse,
+    )
+
     return aiohttp.ClientSession(
+        response_class=PromptResponse,
         connector=aiohttp.TCPConnector(limit=_ASYNC_LIMIT, limit_per_host=0),
         cookie_jar=aiohttp.DummyCookieJar(),
         # Environment proxies are ours to read; `trust_env` would read `.netrc` too and

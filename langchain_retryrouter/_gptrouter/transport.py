@@ -219,7 +219,7 @@ class GatewayClient(GPTRouterClient):
         try:
             body = await aread_all(response)
         finally:
-            response.release()
+            response.close()
         return _read_answer(response.status, _headers_of(response), body)
 
     def open_stream(
@@ -266,7 +266,7 @@ class GatewayClient(GPTRouterClient):
         try:
             body = await aread_all(response)
         finally:
-            response.release()
+            response.close()
         raise _not_a_stream(response.status, _headers_of(response), body)
 
     # --- what the SDK's other methods, embeddings and images, are built on ----------

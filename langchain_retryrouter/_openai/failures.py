@@ -78,22 +78,25 @@ _BUILTIN: Final = (
 
 
 @contextlib.contextmanager
-def typed_errors(wall: Callable[[], float]) -> Iterator[None]:
+def typed_errors(wall: Callable[[], float], resource: Any) -> Iterator[None]:
     """Within it, what goes wrong below the SDK is raised as one of `errors.openai`.
 
     Args:
         wall: The seconds since the Unix epoch, to read an HTTP date with.
+        resource: What sends, and knows the key that must not be shown.
     """
     try:
         yield
-    except RetryRouterError:
+    except RetryRouterError as error:
+        _keep_secret(_secrets_of(error, resource), error)
         raise
     except Exception as error:
         named = _named(error, wall)
         if named is None:
             raise
-        _keep_secret(_secrets_of(error), named)
-        _keep_secret(_secrets_of(error), error)
+        secrets = _secrets_of(error, resource)
+        _keep_secret(secrets, named)
+        _keep_secret(secrets, error)
         raise named from error
 
 
@@ -211,14 +214,18 @@ def _with_sdk_facts(error: RetryRouterError, original: Exception) -> RetryRouter
 # The key.
 
 
-def _secrets_of(error: BaseException) -> set[str]:
-    try:
-        headers = getattr(error, "request", None).headers  # type: ignore[union-attr]
-    except (AttributeError, RuntimeError):  # httpx raises one where there is none.
-        return set()
-    values = [headers.get(name, "") for name in _SECRET_HEADERS]
-    words = {value.split()[-1] for value in values if value.split()}
-    return {word for word in words if len(word) >= _SHORTEST_SECRET}
+def _secrets_of(error: Exception, resource: Any) -> set[str]:
+    """What the request's headers, or the SDK's client, say that must not be shown."""
+    headers: Any = {}
+    with contextlib.suppress(RuntimeError):  # httpx raises one where there is none.
+        headers = getattr(getattr(error, "request", None), "headers", {})
+    client = getattr(resource, "_client", None)
+    values = [headers.get(name) for name in _SECRET_HEADERS]
+    values += [getattr(client, "api_key", None)]
+    words = [value.split() for value in values if isinstance(value, str)]
+    return {
+        found[-1] for found in words if found and len(found[-1]) >= _SHORTEST_SECRET
+    }
 
 
 def _keep_secret(secrets: set[str], error: BaseException | None) -> None:

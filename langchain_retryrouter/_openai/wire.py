@@ -62,6 +62,10 @@ class Answer:
     problem: Problem | None = None
 
 
+def _is_object(thing: Any) -> bool:
+    return isinstance(thing, Mapping) or hasattr(thing, "model_dump")
+
+
 def get(thing: Any, name: str) -> Any:
     """The field `name` of an SDK object or a dict; None where there is none."""
     if isinstance(thing, Mapping):
@@ -127,9 +131,9 @@ def problem_of(answer: Any, expected: int) -> Problem | None:
         answer: What the SDK's `create` returned; it hands over a page's text as `str`.
         expected: Choices that were asked for.
     """
-    if answer is None or isinstance(answer, str | list | int | float):
+    if _is_scalar(answer):
         return malformed(f"an answer that is not a JSON object: {excerpt(answer)}")
-    if not isinstance(answer, Mapping) and not hasattr(answer, "model_dump"):
+    if not _is_object(answer):
         return None  # A raw response, or somebody's own object: theirs to judge.
     if error := get(answer, "error"):
         return reported(error)
@@ -137,7 +141,48 @@ def problem_of(answer: Any, expected: int) -> Problem | None:
     if not isinstance(choices, list) or len(choices) != expected:
         found = len(choices) if isinstance(choices, list) else "no"
         return malformed(f"an answer with {found} choices where {expected} were due")
+    if not all(_is_choice(choice, "text", "message") for choice in choices):
+        return malformed(f"a choice without a text: {excerpt(choices)}")
     return None
+
+
+def is_chunk(chunk: Any) -> bool:
+    """Whether an event of a stream can be read as a chunk."""
+    choices = None if _is_scalar(chunk) else get(chunk, "choices") or ()
+    return isinstance(choices, list | tuple) and all(
+        _is_choice(choice, "text", "delta", "index") for choice in choices
+    )
+
+
+def _is_choice(choice: Any, *names: str) -> bool:
+    """Whether a choice has one of these fields, and its text, if any, is a text."""
+    if _is_scalar(choice):
+        return False
+    inner = _inner(choice)
+    texts = (get(choice, "text"), get(inner, "content"))
+    return (
+        any(_has(choice, name) for name in names)
+        and not (_is_scalar(inner) and inner is not None)
+        and all(text is None or isinstance(text, str) for text in texts)
+    )
+
+
+def _inner(choice: Any) -> Any:
+    """The message, or its delta, that a choice of the chat endpoint has."""
+    delta = get(choice, "delta")
+    return get(choice, "message") if delta is None else delta
+
+
+def _text_of(choice: Any) -> str:
+    return get(choice, "text") or get(_inner(choice), "content") or ""
+
+
+def _is_scalar(thing: Any) -> bool:
+    return thing is None or isinstance(thing, str | int | float | list)
+
+
+def _has(thing: Any, name: str) -> bool:
+    return name in thing if isinstance(thing, Mapping) else hasattr(thing, name)
 
 
 def reported(error: Any) -> Problem:
@@ -186,53 +231,35 @@ def _status_in(facts: Mapping[str, Any]) -> int | None:
     return _BAD_REQUEST if facts.get("type") == "invalid_request_error" else None
 
 
-def read_completion(raw: Any) -> Answer:
-    """The answer of `/v1/completions`."""
-    choices = [
-        {
-            "text": choice.get("text") or "",
-            "finish_reason": choice.get("finish_reason"),
-            "logprobs": choice.get("logprobs"),
-        }
-        for choice in _in_order(plain(raw)["choices"])
-    ]
-    return _answer(raw, choices)
-
-
-def read_chat(raw: Any) -> Answer:
-    """The answer of `/v1/chat/completions`."""
+def read_answer(raw: Any) -> Answer:
+    """The answer of either endpoint, which has no `Problem` of `problem_of`."""
     choices, voices = [], []
     for choice in _in_order(plain(raw)["choices"]):
-        message = choice.get("message") or {}
-        voices.append(_Voice(message))
+        voices.append(_Voice(choice.get("message")))
         choices.append(
             {
-                "text": message.get("content") or "",
+                "text": _text_of(choice),
                 "finish_reason": choice.get("finish_reason"),
                 "logprobs": choice.get("logprobs"),
             }
         )
-    answer = _answer(raw, choices)
-    answer.problem = next((v.problem for v in voices if v.problem is not None), None)
-    return answer
-
-
-def _answer(raw: Any, choices: list[dict[str, Any]]) -> Answer:
     return Answer(
         choices=choices,
         usage=plain(get(raw, "usage")) or {},
         system_fingerprint=get(raw, "system_fingerprint"),
         ledger=get(raw, LEDGER) or {},
+        problem=next((v.problem for v in voices if v.problem is not None), None),
     )
 
 
 def _in_order(choices: list[Any]) -> list[dict[str, Any]]:
     """The choices by their index, where it numbers them all; else as they came."""
     found = [plain(choice) for choice in choices]
-    indexes = [choice.get("index") for choice in found]
-    if set(indexes) != set(range(len(found))):
+    if any(choice.get("index") not in range(len(found)) for choice in found):
         return found
-    return sorted(found, key=lambda choice: choice["index"])
+    ordered = sorted(found, key=lambda choice: choice["index"])
+    is_numbered = all(choice["index"] == at for at, choice in enumerate(ordered))
+    return ordered if is_numbered else found
 
 
 # A stream.
@@ -259,7 +286,7 @@ class StreamReader:
         choices = get(chunk, "choices") or ()
         for choice in choices:
             if get(choice, "finish_reason"):
-                self._finished.add(get(choice, "index"))
+                self._finished.add(str(get(choice, "index")))
         ends = not self.is_whole and len(self._finished) >= self._expected
         if ends:
             self.is_whole = True
@@ -270,12 +297,6 @@ class StreamReader:
             is_token=any(texts) or any(_Voice.is_in(choice) for choice in choices),
             is_end=ends,
         )
-
-
-def _text_of(choice: Any) -> str:
-    delta = get(choice, "delta")
-    text = get(choice, "text") if delta is None else get(delta, "content")
-    return text or ""
 
 
 class ChunkReader:

@@ -243,7 +243,8 @@ class GatewayFields(RetryVisibleChatModel):
     ) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)
         params["ls_provider"] = "gptrouter"
-        params["ls_model_name"] = self.models_priority_list[0].name
+        models = kwargs.get("models_priority_list") or self.models_priority_list
+        params["ls_model_name"] = kwargs.get("model", models[0].name)
         return params
 
     def _combine_llm_outputs(

@@ -124,8 +124,8 @@ class AzureConnection(OpenAIConnection):
     def _make_client(self) -> Any:
         if not self._credentials(is_async=False):
             return MissingResource(
-                "there are credentials for async calls only: pass"
-                " azure_ad_token_provider=... as well"
+                "no credentials for sync calls: pass azure_ad_token_provider=..."
+                " beside those for async ones"
             )
         return super()._make_client()
 

@@ -91,10 +91,6 @@ class ChatModel(OpenAIConnection):
         asked = [{"role": "user", "content": prompt} for prompt in prompts]
         return [{"messages": [*prefix, message], **params} for message in asked]
 
-    @staticmethod
-    def _read_answer(raw: Any) -> wire.Answer:
-        return wire.read_chat(raw)
-
 
 def _plain(message: Any) -> Any:
     is_langchain = isinstance(message, BaseMessage)

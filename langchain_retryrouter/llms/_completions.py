@@ -102,10 +102,6 @@ class CompletionsModel(OpenAIConnection):
         batches = self.get_sub_prompts(params, prompts, stop)
         return [{"prompt": batch, **params} for batch in batches]
 
-    @staticmethod
-    def _read_answer(raw: Any) -> wire.Answer:
-        return wire.read_completion(raw)
-
     def get_sub_prompts(
         self, params: dict[str, Any], prompts: list[str], stop: list[str] | None = None
     ) -> list[list[str]]:

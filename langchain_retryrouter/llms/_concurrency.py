@@ -24,6 +24,8 @@ async def in_order(
         requests: All of them.
         at_once: How many may be under way together.
     """
+    if len(requests) == 1:
+        return [await send(requests[0])]
     gate = asyncio.Semaphore(at_once)
 
     async def run(request: R) -> T:

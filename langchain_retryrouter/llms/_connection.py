@@ -10,6 +10,7 @@ import inspect
 import logging
 import os
 import warnings
+from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any, Literal, Self
@@ -23,7 +24,6 @@ from langchain_retryrouter._core.breaker import CircuitBreaker
 from langchain_retryrouter._core.budget import RetryBudget
 from langchain_retryrouter._core.policy import RetryPolicy
 from langchain_retryrouter._drive import Clock
-from langchain_retryrouter._openai import wire
 from langchain_retryrouter._openai.clients import (
     AsyncKey,
     AsyncSDKResource,
@@ -93,8 +93,8 @@ class OpenAIConnection(BaseLLM):
     )
     """The address of a proxy that all requests take."""
     request_timeout: Any = Field(default=None, alias="timeout")
-    """Seconds an attempt may take, or a pair: to connect, and between two bytes. None
-    is the SDK's own: 5 and 600. The HTTP library's `Timeout` is taken as well."""
+    """Seconds to connect and to wait for bytes, one number or a pair. None is the SDK's
+    own limit, 5 and 600. The `Timeout` of the SDK's HTTP library is taken as well."""
     default_headers: Mapping[str, str] | None = Field(
         default=None, repr=False, exclude=True
     )
@@ -296,9 +296,9 @@ class OpenAIConnection(BaseLLM):
     # What the endpoints say for themselves.
 
     @property
+    @abstractmethod
     def _default_params(self) -> dict[str, Any]:
         """The parameters of every request."""
-        raise NotImplementedError
 
     @property
     def _invocation_params(self) -> dict[str, Any]:
@@ -321,16 +321,11 @@ class OpenAIConnection(BaseLLM):
         """How many requests of one async call may be under way together."""
         return 1
 
+    @abstractmethod
     def _requests(
         self, prompts: list[str], stop: list[str] | None, options: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
         """The keyword arguments of `create` for each request that `prompts` take."""
-        raise NotImplementedError
-
-    @staticmethod
-    def _read_answer(raw: Any) -> wire.Answer:
-        """What `create` returned, understood."""
-        raise NotImplementedError
 
     # Tokens.
 
@@ -345,7 +340,7 @@ class OpenAIConnection(BaseLLM):
         try:
             import tiktoken  # noqa: PLC0415 - an extra, and slow to import
         except ImportError as error:
-            msg = "to count tokens, install tiktoken: pip install tiktoken"
+            msg = "to count tokens: pip install 'langchain-retryrouter[tiktoken]'"
             raise ImportError(msg) from error
         model = self.tiktoken_model_name or self.model_name
         try:

@@ -215,10 +215,8 @@ class OpenAILLM(OpenAIConnection):
         **kwargs: Any,
     ) -> LLMResult:
         if kwargs.pop("stream", self.streaming):
-            answers = [
-                wire.join([*self._stream(prompt, stop, run_manager, **kwargs)])
-                for prompt in prompts
-            ]
+            streams = [self._stream(p, stop, run_manager, **kwargs) for p in prompts]
+            answers = [wire.join(list(chunks)) for chunks in streams]
         else:
             requests = self._whole_requests(prompts, stop, kwargs)
             raws = [self._complete(run_manager, request) for request in requests]
@@ -233,17 +231,8 @@ class OpenAILLM(OpenAIConnection):
         **kwargs: Any,
     ) -> LLMResult:
         if kwargs.pop("stream", self.streaming):
-            answers = [
-                wire.join(
-                    [
-                        c
-                        async for c in self._astream(
-                            prompt, stop, run_manager, **kwargs
-                        )
-                    ]
-                )
-                for prompt in prompts
-            ]
+            streams = [self._astream(p, stop, run_manager, **kwargs) for p in prompts]
+            answers = [wire.join([c async for c in chunks]) for chunks in streams]
         else:
             requests = self._whole_requests(prompts, stop, kwargs)
             send = functools.partial(self._acomplete, run_manager)
@@ -293,7 +282,7 @@ class OpenAILLM(OpenAIConnection):
     # What becomes of the answers.
 
     def _read(self, raw: Any) -> wire.Answer:
-        answer = self._read_answer(raw)
+        answer = wire.read_answer(raw)
         _raise_for(answer.problem, len(answer.ledger.get("attempts", ())))
         return answer
 

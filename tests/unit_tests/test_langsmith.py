@@ -20,6 +20,7 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.tracers.langchain import LangChainTracer
 from langsmith import Client
+from pydantic import SecretStr
 
 from langchain_retryrouter import GPTRouter, GPTRouterModel, UnavailableError
 from langchain_retryrouter.testing import (
@@ -30,6 +31,7 @@ from langchain_retryrouter.testing import (
     Reset,
     Status,
 )
+from tests.unit_tests.conftest import Twin
 
 KEY = "sk-the-key-that-nobody-may-see"
 
@@ -37,7 +39,7 @@ KEY = "sk-the-key-that-nobody-may-see"
 class Collector(ThreadingHTTPServer):
     """Takes in what the client posts, as LangSmith's server does."""
 
-    daemon_threads = True
+    daemon_threads = False  # Closed only when all have ended.
 
     def __init__(self, *, compressed: bool) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -80,7 +82,6 @@ class Collector(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
     server: Collector
 
     def do_GET(self) -> None:
@@ -113,9 +114,11 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-@pytest.fixture(params=[False, True], ids=["multipart", "zstd"])
+@pytest.fixture
 def collector(request: pytest.FixtureRequest) -> Iterator[Collector]:
-    with Collector(compressed=request.param) as collector:
+    """A collector, uncompressed unless a test asks otherwise."""
+    compressed = getattr(request, "param", False)
+    with Collector(compressed=compressed) as collector:
         thread = threading.Thread(target=collector.serve_forever, args=(0.01,))
         thread.start()
         yield collector
@@ -127,7 +130,11 @@ def collector(request: pytest.FixtureRequest) -> Iterator[Collector]:
 def tracer(collector: Collector) -> Iterator[LangChainTracer]:
     client = Client(api_url=collector.url, api_key="ls-key")
     yield LangChainTracer(client=client, project_name="tests")
-    client.cleanup()
+    client.close()
+    for thread in threading.enumerate():
+        # `close` tells the client's threads to end, and does not wait for it.
+        if "tracing_control" in thread.name:
+            thread.join(10)
 
 
 @pytest.fixture
@@ -135,7 +142,7 @@ def llm(faulty_gateway: FaultyGateway, fake_clock: FakeClock) -> GPTRouter:
     return GPTRouter(
         models_priority_list=[GPTRouterModel(name="gpt-4", provider_name="p")],
         gpt_router_api_base=faulty_gateway.url,
-        gpt_router_api_key=KEY,
+        gpt_router_api_key=SecretStr(KEY),
         clock=fake_clock,
     )
 
@@ -152,7 +159,7 @@ def retries_of(run: dict[str, Any]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("way", ["invoke", "stream", "streaming invoke"])
 def test_each_retry_is_an_event_of_its_run(
-    twin: Any,
+    twin: Twin,
     llm: GPTRouter,
     faulty_gateway: FaultyGateway,
     fake_clock: FakeClock,
@@ -177,8 +184,14 @@ def test_each_retry_is_an_event_of_its_run(
         "exception": "503: Something went wrong",
         "exception_type": "GPTRouterUnavailableError",
     }
-    assert (second["attempt"], second["exception_type"]) == (2, "GPTRouterRateLimitError")
-    assert (third["attempt"], third["exception_type"]) == (3, "GPTRouterConnectionError")
+    assert (second["attempt"], second["exception_type"]) == (
+        2,
+        "GPTRouterRateLimitError",
+    )
+    assert (third["attempt"], third["exception_type"]) == (
+        3,
+        "GPTRouterConnectionError",
+    )
     assert third["slept"] == sum(fake_clock.sleeps)
     names = [event["name"] for event in traced["events"]]
     assert names[:4] == ["start", "retry", "retry", "retry"]
@@ -187,8 +200,11 @@ def test_each_retry_is_an_event_of_its_run(
     assert generation["text"] == STUB_TEXT
 
 
+@pytest.mark.parametrize(
+    "collector", [False, True], ids=["multipart", "zstd"], indirect=True
+)
 def test_retries_in_a_chain_belong_to_the_model_s_run(
-    twin: Any,
+    twin: Twin,
     llm: GPTRouter,
     faulty_gateway: FaultyGateway,
     collector: Collector,
@@ -210,7 +226,7 @@ def test_retries_in_a_chain_belong_to_the_model_s_run(
 
 @pytest.mark.parametrize("way", ["invoke", "stream"])
 def test_a_failed_run_has_its_retries_and_its_error(
-    twin: Any,
+    twin: Twin,
     llm: GPTRouter,
     faulty_gateway: FaultyGateway,
     collector: Collector,
@@ -231,7 +247,7 @@ def test_a_failed_run_has_its_retries_and_its_error(
 
 
 def test_no_key_is_posted(
-    twin: Any,
+    twin: Twin,
     llm: GPTRouter,
     faulty_gateway: FaultyGateway,
     collector: Collector,
@@ -243,14 +259,14 @@ def test_no_key_is_posted(
     twin.invoke(llm, "hi", config)
     faulty_gateway.script(Status(401), Cut(after=1))
     for call in (twin.invoke, twin.stream):
-        with pytest.raises(Exception, match="401|broke"):
+        with pytest.raises(Exception, match=r"401|broke"):
             call(llm, "hi", config)
     with FaultyGateway() as gone:
         address = gone.url
     nowhere = GPTRouter(
         models_priority_list=llm.models_priority_list,
         gpt_router_api_base=address,
-        gpt_router_api_key=KEY,
+        gpt_router_api_key=SecretStr(KEY),
         proxy="http://user:the-password-of-the-proxy@127.0.0.1:1",
         max_retries=0,
     )

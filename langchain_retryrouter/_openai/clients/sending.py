@@ -6,6 +6,7 @@ somebody's object.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
@@ -46,7 +47,7 @@ def create(
         attempt: Which attempt it is, and how long it may take.
         wall: The seconds since the Unix epoch, to read an HTTP date with.
     """
-    with typed_errors(wall):
+    with typed_errors(wall, resource):
         answer = resource.create(**_prepared(resource, request, attempt))
         return _checked(answer, request)
 
@@ -58,7 +59,7 @@ async def acreate(
     wall: Callable[[], float],
 ) -> Any:
     """Async twin of `create`."""
-    with typed_errors(wall):
+    with typed_errors(wall, resource):
         answer = await resource.create(**_prepared(resource, request, attempt))
         return _checked(answer, request)
 
@@ -77,13 +78,15 @@ def open_stream(
         attempt: Which attempt it is, and how long its first token may take.
         wall: The seconds since the Unix epoch, to read an HTTP date with.
     """
-    with typed_errors(wall):
+    with typed_errors(wall, resource):
         stream = resource.create(**_prepared(resource, request, attempt))
         if (page := _page_in(stream)) is not None:
             page.read()
             raise from_page(page)
     _be_patient(stream, resource, request, attempt)
-    return SDKStream(stream, wire.StreamReader(wire.expected_choices(request)), wall)
+    reader = wire.StreamReader(wire.expected_choices(request))
+    errors = functools.partial(typed_errors, wall, resource)
+    return SDKStream(stream, reader, errors)
 
 
 async def aopen_stream(
@@ -93,15 +96,15 @@ async def aopen_stream(
     wall: Callable[[], float],
 ) -> AsyncSDKStream:
     """Async twin of `open_stream`."""
-    with typed_errors(wall):
+    with typed_errors(wall, resource):
         stream = await resource.create(**_prepared(resource, request, attempt))
         if (page := _page_in(stream)) is not None:
             await page.aread()
             raise from_page(page)
     _be_patient(stream, resource, request, attempt)
-    return AsyncSDKStream(
-        stream, wire.StreamReader(wire.expected_choices(request)), wall
-    )
+    reader = wire.StreamReader(wire.expected_choices(request))
+    errors = functools.partial(typed_errors, wall, resource)
+    return AsyncSDKStream(stream, reader, errors)
 
 
 def _prepared(

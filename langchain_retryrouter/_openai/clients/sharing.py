@@ -17,7 +17,7 @@ import sys
 import weakref
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import openai
 
@@ -179,14 +179,6 @@ class Resource:
         for step in self._path.split("."):
             resource = getattr(resource, step)
         return getattr(resource, name)
-
-    def __copy__(self) -> Self:
-        """The same: it does not change."""
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """The same: it does not change."""
-        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The settings, key included; the client is made anew where they arrive."""

@@ -14,14 +14,17 @@ import itertools
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 from langchain_retryrouter._openai import wire
-from langchain_retryrouter._openai.failures import from_problem, typed_errors
+from langchain_retryrouter._openai.failures import from_problem
 
 # How long, and for how many reads, the end of a body is waited for.
 _END_PATIENCE = 0.1
 _END_READS = 16
+
+# Within one of these, what goes wrong is raised as one of `errors.openai`.
+_Errors: TypeAlias = Callable[[], contextlib.AbstractContextManager[None]]
 
 
 class SDKStream:
@@ -31,21 +34,19 @@ class SDKStream:
         reader: What tells token and end; it has seen what was handed over.
     """
 
-    def __init__(
-        self, stream: Any, reader: wire.StreamReader, wall: Callable[[], float]
-    ) -> None:
+    def __init__(self, stream: Any, reader: wire.StreamReader, errors: _Errors) -> None:
         self.reader = reader
         self._stream = stream
-        self._wall = wall
+        self._errors = errors
         _read_to_the_end(stream, reader, "SyncByteStream")
 
     def __iter__(self) -> Iterator[Any]:
         """The chunks; what goes wrong is one of `errors.openai`."""
         is_empty = True
-        with typed_errors(self._wall):
+        with self._errors():
             for chunk in self._stream:
                 is_empty = False
-                yield chunk
+                yield _readable(chunk)
             if is_empty:
                 raise from_problem(wire.malformed("a stream without an event"))
 
@@ -61,7 +62,7 @@ class SDKStream:
         if connection is None:
             self.close()
             return
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # It may be closed by now.
             # Not the method of an `SSLSocket`: it drops the TLS state that the other
             # thread is reading with.
             socket.socket.shutdown(connection, socket.SHUT_RDWR)
@@ -70,12 +71,10 @@ class SDKStream:
 class AsyncSDKStream:
     """Async twin of `SDKStream`."""
 
-    def __init__(
-        self, stream: Any, reader: wire.StreamReader, wall: Callable[[], float]
-    ) -> None:
+    def __init__(self, stream: Any, reader: wire.StreamReader, errors: _Errors) -> None:
         self.reader = reader
         self._stream = stream
-        self._wall = wall
+        self._errors = errors
         self._chunks = aiter(stream)
         self._is_empty = True
         _read_to_the_end(stream, reader, "AsyncByteStream")
@@ -86,7 +85,7 @@ class AsyncSDKStream:
 
     async def __anext__(self) -> Any:
         """The next chunk."""
-        with typed_errors(self._wall):
+        with self._errors():
             try:
                 chunk = await anext(self._chunks)
             except StopAsyncIteration:
@@ -94,8 +93,8 @@ class AsyncSDKStream:
                     problem = wire.malformed("a stream without an event")
                     raise from_problem(problem) from None
                 raise
-        self._is_empty = False
-        return chunk
+            self._is_empty = False
+            return _readable(chunk)
 
     async def aclose(self) -> None:
         """Let go of the connection at once."""
@@ -105,6 +104,12 @@ class AsyncSDKStream:
         closing = None if close is None else close()
         if inspect.isawaitable(closing):
             await closing
+
+
+def _readable(chunk: Any) -> Any:
+    if not wire.is_chunk(chunk):
+        raise from_problem(wire.malformed(f"an odd event: {wire.excerpt(chunk)}"))
+    return chunk
 
 
 def _socket_under(stream: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from uuid import uuid4
@@ -11,6 +12,7 @@ from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
     CallbackManagerForLLMRun,
 )
+from langchain_core.messages import BaseMessage, HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.prompts import ChatPromptTemplate
@@ -24,6 +26,7 @@ from .flaky_model import FlakyChatModel
 from .ways_in import WAYS, Way
 
 handlers = pytest.mark.parametrize("handler_class", HANDLERS)
+HI: list[BaseMessage] = [HumanMessage("hi")]
 every_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
 
@@ -108,6 +111,16 @@ def test_a_run_manager_that_is_given_wins() -> None:
 
 
 # --- what else the detour must not change -------------------------------------------
+
+
+def test_without_a_run_nothing_is_announced(twin: Twin) -> None:
+    """LangChain's inner method may be called without a run; there is nobody to tell."""
+    model: Any = FlakyChatModel()
+    if twin.is_async:
+        result = asyncio.run(model._agenerate_with_cache(HI))  # noqa: SLF001
+    else:
+        result = model._generate_with_cache(HI)  # noqa: SLF001
+    assert result.generations[0].text == "Hello"
 
 
 def test_an_empty_stream_is_langchains_error(twin: Twin) -> None:

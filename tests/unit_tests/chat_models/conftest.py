@@ -1,10 +1,13 @@
-"""A `GPTRouter` over a gateway that fails on cue, with a clock that nobody waits for."""
+"""A `GPTRouter` over a gateway that fails on cue, on a clock nobody waits for."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import pytest
+from blockbuster import BlockBuster
 
 from langchain_retryrouter import GPTRouter, GPTRouterModel
 from langchain_retryrouter.testing import FakeClock, FaultyGateway
@@ -46,3 +49,14 @@ def new_llm(gateway: FaultyGateway, clock: FakeClock) -> NewModel:
         return GPTRouter(**{**settings, **fields})
 
     return new_llm
+
+
+@pytest.fixture
+def old_ways(no_blocking_calls: BlockBuster) -> Iterator[None]:
+    """Leave to the SDK's client what it does: warn per stream, block the event loop."""
+    no_blocking_calls.deactivate()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Use 'content=", DeprecationWarning)
+        warnings.filterwarnings("ignore", "The 'warn' method", DeprecationWarning)
+        yield
+    no_blocking_calls.activate()

@@ -1,4 +1,4 @@
-"""What stands between a client and a gateway: a relay, with TLS or without, and a proxy.
+"""What stands between client and gateway: a relay, with TLS or without, and a proxy.
 
 Plain sockets and threads, one thread a direction; good for a handful of connections.
 """
@@ -9,8 +9,9 @@ import contextlib
 import socket
 import ssl
 import threading
+from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 
@@ -39,6 +40,7 @@ class Relay:
         """How many were accepted."""
 
     def __enter__(self) -> Self:
+        """Listen."""
         self._run(self._accept)
         return self
 
@@ -48,6 +50,7 @@ class Relay:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        """Break off everything."""
         for one in (self._listener, *self._open):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
@@ -55,8 +58,8 @@ class Relay:
         for thread in self._threads:
             thread.join(10)
 
-    def _run(self, target: object, *args: object) -> None:
-        thread = threading.Thread(target=target, args=args, daemon=True)  # type: ignore[arg-type]
+    def _run(self, target: Callable[..., None], *args: Any) -> None:
+        thread = threading.Thread(target=target, args=args, daemon=True)
         self._threads.append(thread)
         thread.start()
 
@@ -93,7 +96,7 @@ class Relay:
 
 
 class Proxy(Relay):
-    """An HTTP proxy: forwards plain requests, one a connection, and tunnels the rest."""
+    """An HTTP proxy: forwards plain requests, one a connection; tunnels the rest."""
 
     def __init__(self) -> None:
         super().__init__("http://127.0.0.1:0")

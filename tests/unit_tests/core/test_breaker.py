@@ -142,6 +142,18 @@ def test_one_failed_probe_is_enough_whatever_the_threshold() -> None:
     assert breaker.state(60) is CLOSED
 
 
+def test_after_an_outage_the_row_starts_anew() -> None:
+    """Closed again, it takes as many failures in a row to open as at the beginning."""
+    breaker = CircuitBreaker(failure_threshold=3)
+    for now in (0, 30, 60):
+        for _ in range(2):
+            breaker.failed(admitted(breaker, now), now)
+        assert breaker.state(now) is CLOSED
+        breaker.failed(admitted(breaker, now), now)
+        assert breaker.state(now) is OPEN
+        breaker.succeeded(admitted(breaker, now + 30))
+
+
 def test_an_abandoned_probe_gives_its_place_back() -> None:
     """A cancelled probe proves nothing, and does not block the next one."""
     breaker = opened()
@@ -164,6 +176,18 @@ def test_a_call_of_an_earlier_era_has_no_say(verdict: str) -> None:
     breaker.succeeded(probe)
     settle(breaker, verdict, slow, 30)
     assert breaker.state(30) is CLOSED
+
+
+@pytest.mark.parametrize("verdict", ["succeeded", "failed", "abandoned"])
+def test_an_old_probe_has_no_say_either(verdict: str) -> None:
+    """A probe that is settled once more does not touch the next one's place."""
+    breaker = opened()
+    old = admitted(breaker, 30)
+    breaker.failed(old, 30)
+    admitted(breaker, 60)
+    settle(breaker, verdict, old, 60)
+    assert breaker.state(60) is HALF_OPEN
+    assert breaker.admit(60) == Refusal(0.0)
 
 
 def settle(breaker: CircuitBreaker, verdict: str, permit: Permit, now: float) -> None:

@@ -40,6 +40,8 @@ SECONDS = [
     (" 5 ", 5.0),
     ("\t5", 5.0),
     ("1" + "0" * 60, 1e60),
+    ("5".zfill(64), 5.0),
+    ("5".zfill(65), None),
     # Folded by a proxy: the longest is the floor that satisfies all.
     ("5, 10", 10.0),
     ("10,5", 10.0),

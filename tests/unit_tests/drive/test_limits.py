@@ -30,7 +30,17 @@ from langchain_retryrouter.errors.gpt_router import GPT_ROUTER_ERRORS
 from langchain_retryrouter.testing import FakeClock
 
 from .both_twins import Drive, aopen, open_, plan_for
-from .scripted import END, ROLE, SILENCE, WHOLE, Script, Source, Witness, token
+from .scripted import (
+    END,
+    ROLE,
+    SILENCE,
+    WHOLE,
+    Script,
+    Source,
+    Witness,
+    happen,
+    token,
+)
 
 HEL, LO = token("Hel"), token("lo")
 
@@ -104,23 +114,31 @@ def test_a_slow_handler_can_eat_the_deadline(drive: Drive, clock: FakeClock) -> 
 class LateClock(FakeClock):
     """A clock on which every wait takes longer than it should, as on a busy machine."""
 
+    def __init__(self, late: float) -> None:
+        """By so many seconds."""
+        super().__init__()
+        self._late = late
+
     def sleep(self, seconds: float) -> None:
-        """Wait, and 10 s more."""
+        """Wait, and some more."""
         super().sleep(seconds)
-        self.advance(10)
+        self.advance(self._late)
 
     async def asleep(self, seconds: float) -> None:
-        """Wait, and 10 s more."""
+        """Wait, and some more."""
         await super().asleep(seconds)
-        self.advance(10)
+        self.advance(self._late)
 
 
 @pytest.mark.parametrize("start", [Drive.call, Drive.stream])
-def test_a_wait_that_took_too_long_is_not_followed(drive: Drive, start: Any) -> None:
+@pytest.mark.parametrize("late", [4.5, 10])
+def test_a_wait_that_took_too_long_is_not_followed(
+    drive: Drive, late: float, start: Any
+) -> None:
     """After the deadline no request is sent, though the wait was to end in time."""
     failure, budget = UnavailableError("503"), RetryBudget()
     script = Script(failure, "never sent")
-    plan = plan_for(LateClock(), RetryPolicy(deadline=5), budget=budget)
+    plan = plan_for(LateClock(late), RetryPolicy(deadline=5), budget=budget)
     with pytest.raises(UnavailableError) as caught:
         start(drive, plan, script)
     assert caught.value is failure
@@ -346,24 +364,32 @@ def test_other_limits_hold_after_the_end_too(drive: Drive, limit: str) -> None:
 
 
 class LastMoment(Source):
-    """A source whose token comes in the very moment in which its read is cut short."""
+    """A source that goes on in the very moment in which its read is cut short."""
 
     def __iter__(self) -> Iterator[Signal]:
-        """Yield a token, once it is too late."""
+        """Yield the events, once it is too late."""
         assert self._aborted.wait(LONG_AGO)
-        yield HEL
-        msg = "the connection was shut down"
-        raise APIConnectionError(msg)
+        for event in self._events:
+            yield happen(event)
 
 
 @quickly
 def test_a_token_in_the_last_moment_is_not_handed_over() -> None:
     """Nothing of a stream that is cut is delivered: it can still be repeated."""
-    late = LastMoment()
+    late = LastMoment(HEL, APIConnectionError("the connection was shut down"))
     plan = real_plan(policy={"first_token_timeout": SHORT})
     assert list(open_(plan, Script(late, Source(LO, END)))) == [LO, END]
     assert late.closed == 1
     assert [record.outcome for record in plan.session.records] == ["timeout", "ok"]
+
+
+@quickly
+def test_an_end_in_the_last_moment_is_an_end() -> None:
+    """An empty answer that is whole needs nothing more to be read."""
+    late = LastMoment(END)
+    plan = real_plan(policy={"first_token_timeout": SHORT})
+    assert list(open_(plan, Script(late, "never sent"))) == [END]
+    assert late.closed == 1
 
 
 class SocketSource:

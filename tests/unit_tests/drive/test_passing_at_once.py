@@ -12,6 +12,7 @@ import tenacity
 
 from langchain_retryrouter._core.breaker import CircuitBreaker, Permit
 from langchain_retryrouter._core.budget import RetryBudget
+from langchain_retryrouter._core.policy import RetryPolicy
 from langchain_retryrouter._core.streaming import Signal
 from langchain_retryrouter._drive import Plan, acall
 from langchain_retryrouter.errors import UnavailableError
@@ -20,6 +21,7 @@ from langchain_retryrouter.testing import FakeClock
 from .both_twins import Drive, aopen, plan_for
 from .scripted import END, ROLE, SILENCE, Script, Source, Witness, one_turn, token
 
+HEL = token("Hel")
 PASSING = [
     asyncio.CancelledError,
     KeyboardInterrupt,
@@ -112,6 +114,22 @@ def test_from_within_a_stream(
     assert source.closed == 1
     assert [record.outcome for record in plan.session.records] == ["abandoned"]
     shared.check_given_back()
+
+
+@pytest.mark.parametrize("start", [Drive.call, Drive.stream])
+def test_a_foreign_timeout_is_not_ours(
+    drive: Drive, clock: FakeClock, start: Callable[..., object]
+) -> None:
+    """A `TimeoutError` out of a bug is not taken for one of our own limits."""
+    limits = RetryPolicy(deadline=60, first_token_timeout=60, stall_timeout=60)
+    sources: list[object] = [TimeoutError("a bug")]
+    if start is Drive.stream:
+        sources += [Source(TimeoutError("a bug")), Source(HEL, TimeoutError("a bug"))]
+    for source in sources:
+        script = Script(source, "never sent")
+        with pytest.raises(TimeoutError, match=r"^a bug$"):
+            start(drive, plan_for(clock, limits), script)
+        assert script.numbers == [1]
 
 
 @passing

@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -234,6 +235,40 @@ def test_many_threads_move_their_limits() -> None:
         thread.join()
     assert all(read.is_cut(within=FAR / 3) for read in reads)
     assert [read.aborts for read in reads] == [1] * 16
+
+
+class Restless:
+    """A watch whose reader sets its next limit while the thread looks at it."""
+
+    def __init__(self, *dues: float) -> None:
+        """Due at these times, one a look."""
+        self._dues = iter(dues)
+        self.is_watched = True
+
+    @property
+    def due(self) -> float:
+        """The limit of the moment."""
+        return next(self._dues)
+
+
+def test_a_limit_set_while_the_thread_looks(own_watchdog: watchdog._Watchdog) -> None:
+    """An overdue watch that is re-armed in the same moment is kept, and not cut."""
+    restless: Any = Restless(1.0, 7.0, 7.0, 7.0)
+    own_watchdog._watches.add(restless)
+    assert own_watchdog._sort(now=5.0) == []
+    assert own_watchdog._watches == {restless}
+    assert own_watchdog.next_look == 7.0
+    assert restless.is_watched
+
+
+def test_a_process_has_one_watchdog(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for all its threads, and another one after a fork."""
+    first = watchdog._watchdog()
+    assert watchdog._watchdog() is first
+    monkeypatch.setattr(os, "getpid", lambda: first.pid + 1)
+    second = watchdog._watchdog()
+    assert second is not first
+    assert watchdog._watchdog() is second
 
 
 FORK = """

@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from langchain_retryrouter import GPTRouter, GPTRouterModel, RetryRouterError
 from langchain_retryrouter._gptrouter.bodies import _EventQueue
 from langchain_retryrouter.testing import FaultyGateway, Raw
+from tests.unit_tests.conftest import Twin
 
 CAPTURES = Path(__file__).parents[1] / "data" / "gptrouter_captures"
 NAMES = sorted(path.stem for path in CAPTURES.glob("*.http"))
@@ -139,14 +141,15 @@ class Outcome:
     error: str | None = None
     told: str = ""
     retry_after: float | None = None
+    delivered: str = ""
 
 
-def replay(capture: Capture, twin: Any, url: str) -> Outcome:
+def replay(capture: Capture, twin: Twin, url: str) -> Outcome:
     """What a caller has who is answered like this; nothing is retried."""
     llm = GPTRouter(
         models_priority_list=[GPTRouterModel(name="gpt-4", provider_name="p")],
         gpt_router_api_base=url,
-        gpt_router_api_key="sk",
+        gpt_router_api_key=SecretStr("sk"),
         max_retries=0,
     )
     chunks: list[Any] = []
@@ -157,12 +160,12 @@ def replay(capture: Capture, twin: Any, url: str) -> Outcome:
         else:
             message = twin.invoke(llm, "hi")
     except RetryRouterError as error:
-        assert "".join(chunk.content for chunk in chunks) == error.delivered
         return Outcome(
-            error.delivered,
+            "".join(chunk.content for chunk in chunks),
             error=error.kind.value,
             told=str(error),
             retry_after=error.retry_after,
+            delivered=error.delivered,
         )
     metadata = message.response_metadata
     return Outcome(
@@ -196,7 +199,8 @@ def expected_of_stream(capture: Capture) -> Outcome:
     if capture.name in KINDS_IN_STREAMS:
         [told] = [e["message"] for e in capture.events if e["event"] == "error"]
         kind = KINDS_IN_STREAMS[capture.name]
-        return Outcome(DELIVERED.get(capture.name, ""), error=kind, told=told)
+        text = DELIVERED.get(capture.name, "")
+        return Outcome(text, error=kind, told=told, delivered=text)
     [meta] = [e["data"] for e in capture.events if e["event"] == "meta"]
     updates = [e["data"] for e in capture.events if e["event"] == "update"]
     # Two choices are told apart by nobody; we never ask a stream for two.
@@ -215,7 +219,7 @@ def usage_of(told: dict[str, int]) -> dict[str, int]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_capture_gives_what_it_says(
-    twin: Any, faulty_gateway: FaultyGateway, name: str
+    twin: Twin, faulty_gateway: FaultyGateway, name: str
 ) -> None:
     """A recorded answer gives the same whole as in chunks of one byte: what it says."""
     capture = load(name)
@@ -289,7 +293,7 @@ def read_request(peer: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("name", SOME)
-def test_a_response_torn_into_bytes_gives_the_same(twin: Any, name: str) -> None:
+def test_a_response_torn_into_bytes_gives_the_same(twin: Twin, name: str) -> None:
     """Status line, headers, framing and body may each come one byte at a time."""
     capture = load(name)
     # A server that closes spares the test a wait for the pool to let go.

@@ -7,6 +7,7 @@ paid for.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -202,9 +203,9 @@ ANSWERS = st.fixed_dictionaries(
 
 @given(st.lists(EVENTS, max_size=4))
 def test_any_events_add_up_or_are_refused(events: list[dict[str, Any]]) -> None:
-    """Whatever JSON comes as events, there is a message in the end, or one of our errors."""
+    """Whatever JSON comes as events, there is a message, or one of our errors."""
     reader = EventReader()
-    try:
+    with contextlib.suppress(RetryRouterError):
         read = [read_event(json.dumps(one).encode()) for one in events]
         for one in read:
             reader(one)
@@ -212,14 +213,10 @@ def test_any_events_add_up_or_are_refused(events: list[dict[str, Any]]) -> None:
         for chunk in chunks[1:]:
             chunks[0] += chunk
         assemble(read)
-    except RetryRouterError:
-        pass
 
 
 @given(ANSWERS)
 def test_any_answer_is_read_or_refused(answer: dict[str, Any]) -> None:
     """Whatever JSON object comes as an answer, it is read, or one of our errors."""
-    try:
+    with contextlib.suppress(RetryRouterError):
         read_result(read_response(answer), PROVIDERS)
-    except RetryRouterError:
-        pass

@@ -225,12 +225,16 @@ def test_stream_options_of_the_user_are_kept(
 def test_usage_on_the_finish_chunk_counts_once(
     twin: Any, new_llm: NewLLM, gateway: FaultyGateway, recorder: Recorder
 ) -> None:
-    """Usage that every chunk repeats, as some servers send it, is not added up."""
-    usage = '"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}'
+    """Usage that grows from chunk to chunk, as some servers tell it, is no sum."""
+
+    def event(tokens: int, *choices: str) -> str:
+        usage = f'"usage":{{"completion_tokens":{tokens},"total_tokens":{tokens + 3}}}'
+        return f'{{"choices":[{",".join(choices)}],{usage}}}'
+
     events = [
-        f'{{"choices":[{{"index":0,"text":"a","finish_reason":null}}],{usage}}}',
-        f'{{"choices":[{{"index":0,"text":"b","finish_reason":"stop"}}],{usage}}}',
-        f'{{"choices":[],{usage}}}',
+        event(1, '{"index":0,"text":"a","finish_reason":null}'),
+        event(2, '{"index":0,"text":"b","finish_reason":"stop"}'),
+        event(2),
         "[DONE]",
     ]
     body = "".join(f"data: {event}\n\n" for event in events)

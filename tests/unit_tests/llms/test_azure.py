@@ -116,7 +116,7 @@ def test_an_async_provider_is_for_async_calls(
 
     alone = new_azure(azure_ad_async_token_provider=token)
     assert asyncio.run(alone.ainvoke("hi")) == STUB_TEXT
-    with pytest.raises(ValueError, match="credentials for async calls only"):
+    with pytest.raises(ValueError, match="no credentials for sync calls"):
         alone.invoke("hi")
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import ssl
+import threading
 from collections.abc import AsyncIterator, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -184,6 +187,41 @@ class OwnAsyncClient(OwnClient):
         return _aiter([answer]) if request.get("stream") else answer
 
 
+class SlowClient(OwnClient):
+    """Streams that say nothing until they are closed, from another thread too."""
+
+    def create(self, **_: Any) -> Any:
+        """Such a stream."""
+        return SlowStream()
+
+
+class SlowStream:
+    """Its first chunk never comes."""
+
+    def __init__(self) -> None:
+        """Open."""
+        self.closed = threading.Event()
+
+    def __iter__(self) -> Iterator[Any]:
+        """Nothing, and then a connection that is gone."""
+        self.closed.wait(10)
+        msg = "closed"
+        raise ConnectionError(msg)
+        yield
+
+    def close(self) -> None:
+        """Let the reader go."""
+        self.closed.set()
+
+
+def test_a_stream_of_the_user_is_ended_by_its_close() -> None:
+    """Where there is no socket to shut down, a stream that is overdue is closed."""
+    policy = RetryPolicy(first_token_timeout=0.05, max_retries=0)
+    llm = OpenAI(client=SlowClient(), retry_policy=policy)
+    with pytest.raises(errors.APITimeoutError, match="no first token"):
+        list(llm.stream("hi"))
+
+
 def own_model(*failures: Exception, **fields: Any) -> OpenAI:
     """A model with clients of its own, and no key."""
     return OpenAI(
@@ -222,6 +260,35 @@ def test_a_client_of_the_user_works(
     assert [sorted(request) for request in requests] == [sorted(requests[0])] * 3
     assert "timeout" not in requests[0]
     assert "extra_headers" not in requests[0]
+
+
+REQUEST: Any = None  # The SDK's errors want one, and do without.
+ANSWER: Any = SimpleNamespace(request=None, status_code=200, headers={})
+
+
+@pytest.mark.parametrize(
+    ("failure", "error"),
+    [
+        (openai.APITimeoutError(REQUEST), errors.APITimeoutError),
+        (openai.APIConnectionError(request=REQUEST), errors.APIConnectionError),
+        (
+            openai.APIResponseValidationError(ANSWER, None),
+            errors.MalformedResponseError,
+        ),
+        (openai.APIError("odd", REQUEST, body=None), errors.ServerError),
+        (ssl.SSLError("broken"), errors.APIConnectionError),
+        (UnicodeDecodeError("utf-8", b"x", 0, 1, "odd"), errors.MalformedResponseError),
+    ],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
+)
+def test_failures_of_a_client_of_the_user_are_named(
+    twin: Any, failure: Exception, error: type[errors.RetryRouterError]
+) -> None:
+    """The SDK's exceptions, and Python's own of a lost connection, have their error."""
+    llm = own_model(failure, max_retries=0)
+    with pytest.raises(error) as caught:
+        twin.invoke(llm, "hi")
+    assert caught.value.__cause__ is failure
 
 
 def test_a_client_of_the_user_needs_no_key() -> None:

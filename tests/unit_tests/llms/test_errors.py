@@ -460,7 +460,7 @@ def test_a_refusal_has_not_run(
     assert caught.value.may_have_run is ran
 
 
-@pytest.mark.parametrize("code", ["400", 400])
+@pytest.mark.parametrize("code", ["400", 400], ids=repr)
 def test_a_status_as_code_is_read_as_one(
     twin: Any, new_llm: NewLLM, gateway: FaultyGateway, code: Any
 ) -> None:
@@ -510,7 +510,23 @@ def test_an_error_of_any_shape_is_one(
 
 
 @pytest.mark.parametrize(
-    "body", [{}, {"choices": None}, {"choices": []}, {"object": "list"}, [], 7]
+    "body",
+    [
+        {},
+        {"choices": None},
+        {"choices": []},
+        {"choices": "x"},
+        {"choices": [None]},
+        {"choices": ["x"]},
+        {"choices": [{"index": 0, "finish_reason": "stop"}]},
+        {"choices": [{"message": "a text"}]},
+        {"choices": [{"text": 7, "message": {"content": 7}}]},
+        {"choices": [{"text": [], "message": {"content": [{"type": "text"}]}}]},
+        {"object": "list"},
+        [],
+        7,
+    ],
+    ids=str,
 )
 def test_an_answer_without_choices_is_malformed(
     twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway, body: Any
@@ -591,6 +607,31 @@ def everything_said(error: BaseException) -> str:
         told += [str(cause), repr(cause), str(getattr(cause, "body", ""))]
         cause = cause.__cause__ or cause.__context__
     return "\n".join(told)
+
+
+@pytest.mark.parametrize("method", ["invoke", "stream"])
+@pytest.mark.parametrize(
+    "body",
+    [{"error": {"message": f"key {KEY}", "more": [KEY]}}, f"<html>{KEY}</html>"],
+    ids=["error", "page"],
+)
+def test_a_key_quoted_in_a_200_is_not_shown(
+    twin: Any,
+    any_model: Any,
+    new_llm: NewLLM,
+    gateway: FaultyGateway,
+    method: str,
+    body: Any,
+) -> None:
+    """The same holds for an error, or a page, that comes with status 200."""
+    is_page = isinstance(body, str)
+    content_type = "text/html" if is_page else "application/json"
+    text = body if is_page else json.dumps(body)
+    gateway.always(Body(200, {"content-type": content_type}, text))
+    with pytest.raises(errors.RetryRouterError) as caught:
+        getattr(twin, method)(new_llm(any_model), "hi")
+    assert "***" in everything_said(caught.value)
+    assert KEY not in everything_said(caught.value)
 
 
 @pytest.mark.parametrize("method", ["invoke", "stream"])

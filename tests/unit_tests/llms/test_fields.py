@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from typing import Any
 
@@ -436,6 +437,15 @@ def test_special_tokens_are_refused_or_allowed(new_llm: NewLLM) -> None:
         ]
     plain = new_llm(**model, disallowed_special=()).get_token_ids("<|end|>")
     assert len(plain) == len("<|end|>")
+
+
+def test_without_tiktoken_the_message_says_what_to_do(
+    new_llm: NewLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without tiktoken, which is an extra, counting says how to get it."""
+    monkeypatch.setitem(sys.modules, "tiktoken", None)
+    with pytest.raises(ImportError, match=r"pip install .*\[tiktoken\]"):
+        new_llm().get_token_ids("hi")
 
 
 def test_a_counter_of_the_user_goes_first(new_llm: NewLLM) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import Any
 
 import pytest
@@ -150,6 +151,21 @@ def test_a_null_and_an_empty_delta_are_no_token(
     assert twin.stream(new_llm(OpenAIChat), "hi") == ["", "", "yes", ""]
 
 
+@pytest.mark.parametrize(
+    "event", ["7", "null", '"x"', "[]", '{"choices":[7]}', '{"choices":[{"text":7}]}']
+)
+def test_an_odd_event_is_an_error(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, event: str
+) -> None:
+    """JSON that is no chunk is malformed, before the first token and behind it."""
+    whole = events("a", finish=False) + frame(event)
+    gateway.script(Raw((HEAD + frame(event)).encode()), Raw(whole.encode()))
+    with pytest.raises(errors.MalformedResponseError, match="odd event") as caught:
+        twin.stream(new_llm(), "hi")
+    assert caught.value.delivered == "a"
+    assert len(gateway.requests) == 2
+
+
 # The connection.
 
 
@@ -179,15 +195,36 @@ def test_async_streams_one_after_the_other_use_one_connection(
     assert gateway.connections == 1
 
 
+@pytest.mark.parametrize("extra", [": bye\n\n", "data: [DONE]\n\n"])
+def test_a_body_is_read_to_its_end(
+    new_llm: NewLLM, gateway: FaultyGateway, extra: str
+) -> None:
+    """What a server sends behind `[DONE]` does not cost the connection."""
+    ending = f"{frame('[DONE]')}{len(extra):x}\r\n{extra}\r\n0\r\n\r\n"
+    step = Raw((events("a") + ending).encode(), close=False)
+    gateway.script(step, step, step, step)
+    llm = new_llm()
+
+    async def stream() -> None:
+        for _ in range(2):
+            assert "".join([chunk async for chunk in llm.astream("hi")]) == "a"
+
+    for _ in range(2):
+        assert "".join(llm.stream("hi")) == "a"
+    asyncio.run(stream())
+    assert [request.connection for request in gateway.requests] == [1, 1, 2, 2]
+
+
 def test_the_end_of_a_body_is_not_waited_for_long(
     twin: Any, new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
     """A server that says `[DONE]` and never ends its body holds nobody up."""
     whole = events("a") + frame("[DONE]")
     gateway.script(Raw(whole.encode(), close=False))
-
+    began = time.monotonic()
     assert "".join(twin.stream(new_llm(), "hi")) == "a"
-    gateway.wait_for(lambda g: g.open_connections == 0, timeout=2)
+    assert time.monotonic() - began < 2
+    gateway.wait_for(lambda g: g.open_connections == 0)
 
 
 def test_a_stream_closed_early_frees_its_connection(

@@ -51,6 +51,8 @@ def test_choices_that_are_due(request_: dict[str, Any], expected: int) -> None:
         ({}, FailureKind.MALFORMED),
         ({"choices": None}, FailureKind.MALFORMED),
         ({"choices": [{}, {}]}, FailureKind.MALFORMED),
+        ({"choices": [{"index": 0, "finish_reason": "stop"}]}, FailureKind.MALFORMED),
+        ({"choices": [{"message": "a text"}]}, FailureKind.MALFORMED),
         ({"error": {"code": "insufficient_quota"}}, FailureKind.QUOTA),
         ({"error": {"code": 503}}, FailureKind.UNAVAILABLE),
         ({"error": {"code": "429", "message": "slow"}}, FailureKind.RATE_LIMIT),
@@ -74,7 +76,15 @@ def test_an_answer_that_is_none_has_a_problem(answer: Any, kind: FailureKind) ->
 
 @pytest.mark.parametrize(
     "answer",
-    [{"choices": [{}]}, {"choices": [{}], "error": None}, SimpleNamespace(), b""],
+    [
+        {"choices": [{"text": ""}]},
+        {"choices": [{"text": None}], "error": None},
+        {"choices": [{"message": {}}]},
+        {"choices": [SimpleNamespace(message=None)]},
+        SimpleNamespace(),
+        b"",
+    ],
+    ids=repr,
 )
 def test_an_answer_has_none(answer: Any) -> None:
     """An answer with its choices, and an object of another kind, have no problem."""
@@ -216,7 +226,7 @@ def test_choices_are_ordered_where_their_indexes_say_how(
 ) -> None:
     """Indexes that number all choices order them; any others are not trusted."""
     choices = [{"index": i, "text": str(at)} for at, i in enumerate(indexes)]
-    answer = wire.read_completion({"choices": choices})
+    answer = wire.read_answer({"choices": choices})
     assert [choice["text"] for choice in answer.choices] == [str(at) for at in order]
 
 

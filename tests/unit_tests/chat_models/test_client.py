@@ -1,0 +1,178 @@
+"""`llm.client`: one of the SDK's own kind, and one that a user puts in its place."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+from gpt_router.client import GPTRouterClient
+from gpt_router.models import (
+    GPTRouterMetadata,
+    ImageEditRequest,
+    ImageGenerationRequest,
+    ModelRouterEmbeddingsGenerationParams,
+    ModelRouterEmbeddingsGenerationRequest,
+)
+
+from langchain_retryrouter import (
+    RateLimitError,
+    ServerError,
+    UnavailableError,
+)
+from langchain_retryrouter.testing import (
+    STUB_TEXT,
+    Answer,
+    ErrorEvent,
+    FakeClock,
+    FaultyGateway,
+    Status,
+    Truncate,
+)
+from tests.unit_tests.conftest import Twin
+
+from .conftest import KEY, NewModel
+
+
+def test_the_client_is_the_sdk_s(new_llm: NewModel) -> None:
+    """`llm.client` is a `GPTRouterClient`, with what its users reach for."""
+    client = new_llm(request_timeout=7).client
+
+    assert isinstance(client, GPTRouterClient)
+    assert (client.api_key, client.request_timeout) == (KEY, 7)
+    for name, method in inspect.getmembers(GPTRouterClient, inspect.isfunction):
+        if not name.startswith("_"):
+            assert inspect.iscoroutinefunction(method) is inspect.iscoroutinefunction(
+                getattr(client, name)
+            ), name
+
+
+async def test_embeddings_go_over_our_transport(
+    new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """Embeddings of both versions are made by the SDK's methods, on our connections."""
+    body = {"choices": [{"embedding": [0.5, 0.25]}]}
+    gateway.respond("/api/v1/generate/embeddings", body)
+    gateway.respond("/api/v1/generate/embeddings-v2", body)
+    client = new_llm().client
+    request = ModelRouterEmbeddingsGenerationRequest(
+        model_name="ada",
+        model_provider="openai",
+        promptParams=ModelRouterEmbeddingsGenerationParams(input=["hi"]),
+    )
+
+    first = await client.agenerate_embeddings(ordered_generation_requests=[request])
+    second = await client.agenerate_embeddings_v2(input=["hi"], model_name="ada")
+
+    for answer in (first, second):
+        assert [choice.embedding for choice in answer.choices] == [[0.5, 0.25]]
+    assert gateway.connections == 1
+    asked = gateway.requests[0].payload["data"][0]
+    assert (asked["modelName"], asked["promptParams"]) == ("ada", {"input": ["hi"]})
+    assert gateway.requests[1].payload["input"] == ["hi"]
+
+
+# The SDK's reader wants both, and no null.
+EDITED = {
+    "response": {
+        "data": [{"url": "https://example.com/edited.png", "b64_json": "AAAA"}]
+    }
+}
+
+
+async def test_images_go_over_our_transport(
+    new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """Images are made and edited by the SDK's methods, on our connections."""
+    made = {"response": [{"url": "https://example.com/made.png"}]}
+    gateway.respond("/api/v1/generate/generate-image", made)
+    gateway.respond("/api/v1/generate/edit-image", EDITED)
+    client = new_llm().client
+
+    [image] = await client.agenerate_images(
+        image_generation_request=ImageGenerationRequest.model_validate(
+            {"model": "sd", "imageVendor": "stability", "prompt": "a cat"}
+        )
+    )
+    [changed] = await client.aedit_image(
+        image_edit_request=ImageEditRequest(image="…", prompt="a dog")
+    )
+
+    assert image.url == "https://example.com/made.png"
+    assert changed.url == "https://example.com/edited.png"
+    assert gateway.connections == 1
+
+
+def test_images_can_be_edited_without_a_loop(
+    new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """The SDK's sync method, which starts a loop of its own, works too."""
+    gateway.respond("/api/v1/generate/edit-image", EDITED)
+
+    [image] = new_llm().client.edit_image(
+        image_edit_request=ImageEditRequest(image="…", prompt="a dog")
+    )
+
+    assert image.url == "https://example.com/edited.png"
+
+
+async def test_a_failure_of_an_embedding_is_typed(
+    new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """The SDK's other methods raise our errors, once: they are not retried."""
+    gateway.respond("/api/v1/generate/embeddings-v2", {}, status=503)
+
+    with pytest.raises(UnavailableError):
+        await new_llm().client.agenerate_embeddings_v2(input=["hi"], model_name="ada")
+
+    assert len(gateway.requests) == 1
+
+
+def test_metadata_of_a_client_survives_a_copy(
+    new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """Gateway metadata that a user put into a client is not lost with a new one."""
+    llm = new_llm()
+    llm.client.additional_metadata = GPTRouterMetadata(tag="night")
+
+    new_llm(client=llm.client, temperature=0.0).invoke("hi")
+
+    assert gateway.requests[0].payload["tag"] == "night"
+
+
+@pytest.mark.usefixtures("old_ways")
+def test_the_sdk_s_own_client_can_be_put_in_place(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, clock: FakeClock
+) -> None:
+    """A client that a user hands in is asked as ever, and retried as ours is."""
+    llm = new_llm(client=GPTRouterClient(gateway.url, KEY), max_retries=1)
+    assert type(llm.client) is GPTRouterClient
+
+    gateway.script(Status(503), Answer(), ErrorEvent("oops"), Answer())
+    assert twin.invoke(llm, "hi").content == STUB_TEXT
+    chunks = twin.stream(llm, "hi")
+
+    assert "".join(chunk.content for chunk in chunks) == STUB_TEXT
+    assert len(clock.sleeps) == 2
+    assert "maxRetries" not in gateway.requests[0].json
+
+
+@pytest.mark.usefixtures("old_ways")
+def test_failures_of_the_sdk_s_own_client_are_typed(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """What a user's client raises comes out as one of our errors, and the SDK's."""
+    llm = new_llm(client=GPTRouterClient(gateway.url, KEY), max_retries=0)
+
+    gateway.always(Status(429))
+    with pytest.raises(RateLimitError) as caught:
+        twin.invoke(llm, "hi")
+    assert type(caught.value.__cause__).__name__ == "GPTRouterTooManyRequestsError"
+
+    gateway.always(ErrorEvent("oops", after=1))
+    with pytest.raises(ServerError, match="oops") as broken:
+        twin.stream(llm, "hi")
+    assert broken.value.delivered == "Hello"
+
+    gateway.always(Truncate(after=1))
+    with pytest.raises(Exception, match="ended before the answer was complete"):
+        twin.stream(llm, "hi")

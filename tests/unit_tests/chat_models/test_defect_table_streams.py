@@ -1,0 +1,257 @@
+"""The defect table's rows G, H, J and K: streams, retries told, and odd answers.
+
+See `test_defect_table.py` for what the table is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from gpt_router import exceptions as sdk
+from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
+from tenacity import RetryCallState
+
+from langchain_retryrouter import (
+    MalformedResponseError,
+    RateLimitError,
+    ServerError,
+    StreamInterruptedError,
+    UnavailableError,
+)
+from langchain_retryrouter.chat_models import gpt_router
+from langchain_retryrouter.testing import (
+    Answer,
+    Body,
+    Cut,
+    ErrorEvent,
+    FakeClock,
+    FaultyGateway,
+    Status,
+    Step,
+    Truncate,
+)
+from tests.unit_tests.conftest import Twin
+
+from .conftest import GPT_4, NewModel
+from .frames import END, FAREWELL, event_stream, text_of, update
+
+# --- G: streams that end too early ---
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(Cut(after=2, how="fin"), id="g1-fin"),
+        pytest.param(Cut(after=2, how="rst"), id="g2-rst"),
+        pytest.param(Truncate(after=2), id="g3-g10-clean"),
+        pytest.param(ErrorEvent("Premature close", after=2), id="g4-upstream"),
+        pytest.param(ErrorEvent("read ECONNRESET", after=2), id="g4-upstream-rst"),
+    ],
+)
+def test_g1_to_g4_g10_a_stream_that_breaks_off_is_an_error(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, step: Step
+) -> None:
+    """A stream without `end` raises what was delivered, and is never sent again."""
+    gateway.always(step)
+    chunks: list[Any] = []
+
+    with pytest.raises(StreamInterruptedError) as caught:
+        twin.stream(new_llm(), "hi", into=chunks)
+
+    assert text_of(chunks) == caught.value.delivered == "Hello from"
+    assert isinstance(caught.value, sdk.GPTRouterStreamingError)
+    assert len(gateway.requests) == 1
+
+
+@pytest.mark.parametrize("step", [Cut(after=2), Truncate(after=2)])
+def test_g3_g10_a_stream_inside_invoke_is_not_cut_short_either(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, step: Step
+) -> None:
+    """`streaming=True` does not make a short answer of a stream that broke off."""
+    gateway.always(step)
+
+    with pytest.raises(StreamInterruptedError):
+        twin.invoke(new_llm(streaming=True), "hi")
+
+
+def test_g5_an_upstream_that_stopped_early_is_flagged(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """An `end` without any finish reason is the trace of a provider that was cut."""
+    gateway.always(Answer("Hello from", finish_reason=None))
+    chunks: list[Any] = []
+
+    with pytest.raises(StreamInterruptedError) as caught:
+        twin.stream(new_llm(), "hi", into=chunks)
+
+    assert text_of(chunks) == caught.value.delivered == "Hello from"
+
+
+# --- H: on_retry ---
+
+
+class Retries(BaseCallbackHandler):
+    """Keeps what each `on_retry` was told, and what had been sent by then."""
+
+    def __init__(self, gateway: FaultyGateway) -> None:
+        self.gateway = gateway
+        self.seen: list[tuple[int, BaseException | None, float, int]] = []
+
+    def on_retry(self, retry_state: RetryCallState, **_: Any) -> None:
+        assert retry_state.outcome is not None
+        assert retry_state.next_action is not None
+        self.seen.append(
+            (
+                retry_state.attempt_number,
+                retry_state.outcome.exception(),
+                retry_state.next_action.sleep,
+                len(self.gateway.requests),
+            )
+        )
+
+
+def test_h1_h2_on_retry_is_the_same_in_both_twins(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, clock: FakeClock
+) -> None:
+    """`on_retry` tells the failed attempt, its exception and the wait, before it."""
+    gateway.script(Status(503), Status(429))
+    retries = Retries(gateway)
+
+    twin.invoke(new_llm(), "hi", config={"callbacks": [retries]})
+
+    first, second = retries.seen
+    assert (first[0], second[0]) == (1, 2)
+    assert isinstance(first[1], UnavailableError)
+    assert isinstance(second[1], RateLimitError)
+    assert [first[2], second[2]] == clock.sleeps
+    assert (first[3], second[3]) == (1, 2)
+
+
+async def test_h3_a_slow_async_on_retry_is_awaited(
+    new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """An async handler that takes its time is done before the next request is sent."""
+    gateway.script(Status(503))
+    done: list[int] = []
+
+    class Slow(AsyncCallbackHandler):
+        async def on_retry(self, *_: Any, **__: Any) -> None:
+            for _turn in range(100):
+                await FakeClock().asleep(1)
+            done.append(len(gateway.requests))
+
+    await new_llm().ainvoke("hi", config={"callbacks": [Slow()]})
+
+    assert done == [1]
+    assert len(gateway.requests) == 2
+
+
+# --- J: odd events ---
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        pytest.param('data: {"event":"error"}', id="j1-no-message"),
+        pytest.param('data: {"event":"error","message":null}', id="j1-null"),
+        pytest.param('data: {"event":"ERROR","message":"oops"}', id="j2-capitals"),
+    ],
+)
+def test_j1_j2_an_error_event_is_an_error_however_it_is_written(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, frame: str
+) -> None:
+    """An error event without a message, or in capitals, is not swallowed."""
+    gateway.always(event_stream(update("Hello"), frame, FAREWELL))
+    chunks: list[Any] = []
+
+    with pytest.raises(ServerError) as caught:
+        twin.stream(new_llm(), "hi", into=chunks)
+
+    assert text_of(chunks) == caught.value.delivered == "Hello"
+    assert isinstance(caught.value, sdk.GPTRouterStreamingError)
+
+
+def test_j3_the_end_event_is_seen(twin: Twin, new_llm: NewModel) -> None:
+    """Who reads the events themselves gets the `end` event, and knows it was whole."""
+    events = twin.complete(
+        gpt_router,
+        new_llm(),
+        [GPT_4],
+        messages=[{"role": "user", "content": "hi"}],
+        stream=True,
+    )
+
+    assert [event.event for event in events[-3:]] == [
+        "meta",
+        "generation_source",
+        "end",
+    ]
+
+
+def test_j5_an_event_of_several_data_lines_is_joined(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """The `data` lines of one event are one event."""
+    lines = [
+        '{"event":"update",',
+        '"data":{"text":"Hello",',
+        '"finish_reason":"stop"}}',
+    ]
+    split = "\n".join(f"data: {line}" for line in lines)
+    gateway.script(event_stream(split, END, FAREWELL))
+
+    assert text_of(twin.stream(new_llm(), "hi")) == "Hello"
+
+
+# --- K: odd answers ---
+
+
+@pytest.mark.parametrize(
+    ("choice", "text"),
+    [
+        pytest.param({"text": None, "finish_reason": "stop"}, "", id="k1-text"),
+        pytest.param({"text": "Hi", "finish_reason": None}, "Hi", id="k2-reason"),
+        pytest.param({"text": "Hi"}, "Hi", id="k2-no-reason"),
+    ],
+)
+@pytest.mark.parametrize(
+    "rest",
+    [
+        {"id": "1", "model": "gpt-4-0613"},
+        {"id": None, "model": None, "meta": {"usage": {"prompt_tokens": "many"}}},
+        {},
+    ],
+    ids=["whole", "odd", "bare"],
+)
+def test_k1_k2_nulls_in_a_paid_answer_are_tolerated(
+    twin: Twin,
+    new_llm: NewModel,
+    gateway: FaultyGateway,
+    choice: dict[str, Any],
+    rest: dict[str, Any],
+    text: str,
+) -> None:
+    """Nulls and gaps beside the text do not throw away an answer that was paid for."""
+    answer = {"choices": [{"index": 0, **choice}], **rest}
+    gateway.always(Status(200, None, answer))
+
+    assert twin.invoke(new_llm(max_retries=0), "hi").content == text
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("status", [202, 204])
+def test_k6_no_content_is_a_clear_error(
+    twin: Twin,
+    new_llm: NewModel,
+    gateway: FaultyGateway,
+    status: int,
+    *,
+    streaming: bool,
+) -> None:
+    """A 204 instead of an answer is an error that says so."""
+    gateway.always(Body(status))
+    llm = new_llm(max_retries=0, streaming=streaming)
+
+    with pytest.raises(MalformedResponseError, match=r"no answer|no body"):
+        twin.invoke(llm, "hi")

@@ -1,0 +1,203 @@
+"""Making a `GPTRouter`: what is refused, what is read, what is written and loaded."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from typing import Any
+
+import pytest
+from langchain_core._api import LangChainBetaWarning
+from langchain_core.load import dumpd, load
+from pydantic import SecretStr, ValidationError
+
+from langchain_retryrouter import (
+    GPTRouter,
+    GPTRouterModel,
+    RetryBudget,
+    RetryPolicy,
+)
+from langchain_retryrouter.testing import (
+    STUB_TEXT,
+    FaultyGateway,
+)
+from tests.unit_tests.conftest import Twin
+
+from .conftest import GPT_4, KEY, NewModel
+
+NAN, INF = float("nan"), float("inf")
+
+
+# --- construction ---
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("models_priority_list", [], "at least 1 item"),
+        ("gpt_router_api_base", "ftp://gateway", "http:// or https://"),
+        ("gpt_router_api_base", "127.0.0.1:8000", "http:// or https://"),
+        ("gpt_router_api_base", "http://", "with a host"),
+        ("gpt_router_api_base", "http://gateway:port", "'http://gateway:port'"),
+        ("gpt_router_api_base", "http://gateway:99999", "out of range"),
+        ("gpt_router_api_base", "http://[::1", "Invalid IPv6"),
+        ("gpt_router_api_base", "http://gate way", "http:// or https://"),
+        ("gpt_router_api_base", "http://gateway\n", "http:// or https://"),
+        ("gpt_router_api_base", "http://gateway/?key=1", "http:// or https://"),
+        ("gpt_router_api_key", "sk-secret\n", "strip it"),
+        ("gpt_router_api_key", "sk-sécret", "strip it"),
+        ("gpt_router_api_key", 123, "valid string"),
+        ("temperature", NAN, "finite number"),
+        ("temperature", "hot", "'hot'"),
+        ("n", 0, "greater than or equal to 1"),
+        ("max_tokens", 0, "greater than or equal to 1"),
+        ("max_retries", -1, "0 or more, not -1"),
+        ("max_retries", 2.5, "2.5"),
+        ("max_retries", None, "valid integer"),
+        ("request_timeout", 0, "above 0"),
+        ("request_timeout", -1.0, "above 0"),
+        ("request_timeout", NAN, "None for no limit"),
+        ("request_timeout", INF, "None for no limit"),
+        ("request_timeout", (1, 0), "a pair"),
+        ("request_timeout", (1, 2, 3), "at most 2 items"),
+        ("timeout", NAN, "None for no limit"),
+        ("gateway_timeout", 0, "greater than 0"),
+        ("gateway_timeout", INF, "finite number"),
+        ("gateway_max_retries", -1, "greater than or equal to 0"),
+        ("retry_policy", {"max_retries": "many"}, "'many'"),
+        ("budget", 500, "RetryBudget"),
+        ("breaker", True, "CircuitBreaker"),
+        ("clock", time, "Clock"),
+        ("proxy", "socks5://127.0.0.1:1", "http:// or https://"),
+        ("proxy", "127.0.0.1:1", "http:// or https://"),
+    ],
+)
+def test_a_bad_value_is_refused_at_construction(
+    new_llm: NewModel, field: str, value: Any, told: str
+) -> None:
+    """A value that no call could use is refused by name, with what would do instead."""
+    with pytest.raises(ValidationError) as caught:
+        new_llm(**{field: value})
+
+    [where] = {error["loc"][0] for error in caught.value.errors()}
+    assert where == field
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["name", "provider_name"])
+def test_a_model_without_a_name_is_refused(field: str) -> None:
+    """A model of the list has a name, and so has its provider."""
+    names = {"name": "gpt-4", "provider_name": "chat_openai"}
+
+    with pytest.raises(ValidationError, match=field):
+        GPTRouterModel(**{**names, field: ""})
+
+
+def test_a_missing_key_is_told_with_its_variable() -> None:
+    """Without a key there is no model, and the error says where one may come from."""
+    with pytest.raises(ValidationError, match="GPT_ROUTER_API_KEY"):
+        GPTRouter(models_priority_list=[GPT_4])
+
+
+def test_streaming_with_two_choices_is_refused(new_llm: NewModel) -> None:
+    """What could not be streamed is refused with the model, not with the call."""
+    with pytest.raises(ValidationError, match="n must be 1 in a stream"):
+        new_llm(streaming=True, n=2)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"streaming": True, "n": 2},
+        {"gpt_router_api_base": "ftp://gateway"},
+        {"gpt_router_api_key": f"{KEY}\n"},
+        {"max_retries": -1},
+        {"proxy": "socks5://user:password@127.0.0.1:1"},
+        {"models_priority_list": []},
+        {"models_priority_list": None},
+    ],
+)
+def test_a_refusal_does_not_show_the_key(
+    new_llm: NewModel, fields: dict[str, Any]
+) -> None:
+    """However a refusal is printed or inspected, the key is not in it."""
+    with pytest.raises(ValidationError) as caught:
+        new_llm(**fields)
+
+    error = caught.value
+    assert KEY not in str(error) + repr(error) + error.json() + repr(error.errors())
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "all_proxy"])
+def test_an_unusable_proxy_of_the_environment_is_told(
+    new_llm: NewModel, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A proxy that we cannot speak to is refused, with the way out and no password."""
+    monkeypatch.setenv(name, "socks5://user:password@127.0.0.1:1")
+
+    with pytest.raises(ValidationError, match=r"'socks5'.*no_proxy") as caught:
+        new_llm()
+    assert "password" not in str(caught.value)
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    new_llm()
+
+
+def test_a_key_may_be_a_secret(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """A key that is a `SecretStr` already is sent as it is, and not as stars."""
+    twin.invoke(new_llm(gpt_router_api_key=SecretStr("sk-a-secret")), "hi")
+
+    assert gateway.requests[0].headers["ws-secret"] == "sk-a-secret"
+
+
+def test_what_is_given_wins_over_the_environment(
+    new_llm: NewModel, gateway: FaultyGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The environment's key and address are for where none is given."""
+    monkeypatch.setenv("GPT_ROUTER_API_KEY", "sk-of-the-environment")
+    monkeypatch.setenv("GPT_ROUTER_API_BASE", "http://127.0.0.1:1")
+
+    new_llm().invoke("hi")
+    GPTRouter(
+        models_priority_list=[GPT_4],
+        gpt_router_api_base=gateway.url,
+        gpt_router_api_key=SecretStr(""),
+    ).invoke("hi")
+
+    keys = [request.headers["ws-secret"] for request in gateway.requests]
+    assert keys == [KEY, "sk-of-the-environment"]
+
+
+def test_a_model_can_be_written_and_loaded(
+    new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """`langchain_core.load` writes a model without its secrets, and makes it again."""
+    policy = RetryPolicy(max_retries=1, deadline=9.0)
+    llm = new_llm(
+        retry_policy=policy,
+        request_timeout=(1, 2),
+        proxy="http://user:password@127.0.0.1:1",
+        budget=RetryBudget(),
+        gateway_timeout=3.0,
+    )
+
+    written = json.dumps(dumpd(llm))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LangChainBetaWarning)
+        again = load(
+            json.loads(written),
+            allowed_objects=[GPTRouter],
+            valid_namespaces=["langchain_retryrouter"],
+            secrets_map={"GPT_ROUTER_API_KEY": "sk-of-the-loader"},
+        )
+
+    assert KEY not in written
+    assert "password" not in written
+    assert (again.retry_policy, again.request_timeout) == (policy, (1.0, 2.0))
+    assert again.models_priority_list == [GPT_4]
+    assert again.invoke("hi").content == STUB_TEXT
+    assert gateway.requests[-1].headers["ws-secret"] == "sk-of-the-loader"
+    assert gateway.requests[-1].payload["timeout"] == 3000

@@ -1,0 +1,212 @@
+"""Limits of time, against servers that really are silent, slow, stalled or dripping.
+
+The limits are a tenth of a second or so: nothing here can be shown on a fake clock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from langchain_retryrouter import (
+    APITimeoutError,
+    GPTRouter,
+    RetryPolicy,
+    RetryRouterError,
+    ServerError,
+    StreamInterruptedError,
+)
+from langchain_retryrouter.testing import (
+    STUB_TEXT,
+    Drip,
+    FakeClock,
+    FaultyGateway,
+    Silence,
+    SlowFirstToken,
+    Stall,
+    Status,
+    Step,
+)
+from tests.unit_tests.conftest import Twin
+
+from .conftest import NewModel
+
+SHORT = 0.15
+LONG = 30.0
+
+
+@pytest.fixture
+def new_hasty_llm(new_llm: NewModel) -> NewModel:
+    """Makes models on the system's clock, which give up at once."""
+
+    def new_hasty_llm(**fields: Any) -> GPTRouter:
+        return new_llm(**{"clock": None, "max_retries": 0, **fields})
+
+    return new_hasty_llm
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    began = time.monotonic()
+    call()
+    return time.monotonic() - began
+
+
+SLOW: dict[str, Step] = {
+    "silence": Silence(),
+    "slow first token": SlowFirstToken(LONG),
+    "stall": Stall(after=1, seconds=LONG),
+    "drip": Drip(seconds=0.02),
+}
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream", "streaming invoke"])
+@pytest.mark.parametrize("fault", SLOW)
+def test_a_deadline_ends_a_call_whatever_is_slow(
+    twin: Twin, new_hasty_llm: NewModel, gateway: FaultyGateway, fault: str, way: str
+) -> None:
+    """A call is over at its deadline, be the server silent, stalled or dripping."""
+    gateway.always(SLOW[fault])
+    llm = new_hasty_llm(
+        retry_policy=RetryPolicy(deadline=SHORT), streaming="streaming" in way
+    )
+    call = twin.stream if way == "stream" else twin.invoke
+
+    def run() -> None:
+        with pytest.raises((APITimeoutError, StreamInterruptedError)):
+            call(llm, "hi")
+
+    assert SHORT - 0.01 <= seconds_of(run) < SHORT + 1
+
+
+def test_a_deadline_holds_for_all_attempts(
+    twin: Twin, new_hasty_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """The deadline is one number over attempts and waits, streams inside included."""
+    gateway.script(Status(500))
+    gateway.always(Drip(seconds=0.02))
+    policy = RetryPolicy(deadline=SHORT, initial_delay=0.01)
+
+    def run() -> None:
+        with pytest.raises(APITimeoutError) as caught:
+            twin.invoke(new_hasty_llm(max_retries=9, retry_policy=policy), "hi")
+        assert caught.value.attempts >= 2
+
+    assert seconds_of(run) < SHORT + 1
+
+
+@pytest.mark.parametrize("fault", ["silence", "slow first token", "drip"])
+def test_a_slow_first_token_is_repeated(
+    twin: Twin, new_hasty_llm: NewModel, gateway: FaultyGateway, fault: str
+) -> None:
+    """A stream whose first token does not come in time is asked for again."""
+    gateway.script(SLOW[fault])
+    llm = new_hasty_llm(
+        max_retries=1,
+        retry_policy=RetryPolicy(first_token_timeout=SHORT, initial_delay=0.01),
+    )
+
+    chunks = twin.stream(llm, "hi")
+
+    assert "".join(chunk.content for chunk in chunks) == STUB_TEXT
+    [metadata] = [
+        c.response_metadata for c in chunks if "retryrouter" in c.response_metadata
+    ]
+    outcomes = [line["outcome"] for line in metadata["retryrouter"]["attempts"]]
+    assert outcomes == ["timeout", "ok"]
+
+
+def test_the_first_token_s_limit_ends_with_it(
+    twin: Twin, new_hasty_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """After the first token a stream may take longer than the first token might."""
+    gateway.always(Stall(after=1, seconds=2 * SHORT))
+    policy = RetryPolicy(first_token_timeout=SHORT)
+
+    chunks = twin.stream(new_hasty_llm(retry_policy=policy), "hi")
+
+    assert "".join(chunk.content for chunk in chunks) == STUB_TEXT
+
+
+def test_a_stall_is_an_error(
+    twin: Twin, new_hasty_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """A stream that stands still for longer than `stall_timeout` is interrupted."""
+    gateway.always(Stall(after=2, seconds=LONG))
+    llm = new_hasty_llm(max_retries=3, retry_policy=RetryPolicy(stall_timeout=SHORT))
+
+    with pytest.raises(StreamInterruptedError, match="silent") as caught:
+        twin.stream(llm, "hi")
+
+    assert caught.value.delivered == "Hello from"
+    assert len(gateway.requests) == 1
+
+
+@pytest.mark.parametrize("timeout", [SHORT, (LONG, SHORT)], ids=["one", "pair"])
+@pytest.mark.parametrize("fault", ["silence", "stall"])
+def test_the_request_timeout_is_for_silence(
+    twin: Twin,
+    new_hasty_llm: NewModel,
+    gateway: FaultyGateway,
+    timeout: Any,
+    fault: str,
+) -> None:
+    """`request_timeout`, or the second of a pair, is how long silence may last."""
+    gateway.always(SLOW[fault])
+
+    for name in ("request_timeout", "timeout"):
+        with pytest.raises((APITimeoutError, StreamInterruptedError)):
+            twin.stream(new_hasty_llm(**{name: timeout}), "hi")
+
+
+def test_a_drip_is_no_silence(
+    twin: Twin, new_hasty_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """A server that goes on sending, however slowly, is within `request_timeout`."""
+    gateway.always(Drip(seconds=0.03, size=150))
+    llm = new_hasty_llm(request_timeout=SHORT)
+
+    assert twin.invoke(llm, "hi").content == STUB_TEXT
+    assert len(twin.stream(llm, "hi")) > 1
+
+
+def test_no_timeout_is_no_limit(
+    twin: Twin, new_hasty_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """`request_timeout=None` waits for as long as it takes."""
+    gateway.always(SlowFirstToken(SHORT))
+
+    assert twin.invoke(new_hasty_llm(request_timeout=None), "hi").content == STUB_TEXT
+
+
+def test_a_deadline_does_not_lift_the_request_timeout(
+    twin: Twin, new_hasty_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """Under a long deadline a server may still not be silent for longer than agreed."""
+    gateway.always(Stall(after=0, seconds=LONG))
+    policy = RetryPolicy(deadline=LONG, first_token_timeout=LONG)
+    llm = new_hasty_llm(request_timeout=SHORT, retry_policy=policy)
+
+    for call in (twin.invoke, twin.stream):
+
+        def run(call: Any = call) -> None:
+            with pytest.raises(RetryRouterError):
+                call(llm, "hi")
+
+        assert seconds_of(run) < SHORT + 1
+
+
+def test_no_wait_is_begun_that_outlasts_the_deadline(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, clock: FakeClock
+) -> None:
+    """A server that asks for more patience than is left is not waited for."""
+    gateway.always(Status(503, {"retry-after": "10"}))
+    policy = RetryPolicy(max_retries=9, deadline=25.0, jitter=False)
+
+    with pytest.raises(ServerError) as caught:
+        twin.invoke(new_llm(retry_policy=policy), "hi")
+
+    assert clock.sleeps == [10.0, 10.0]
+    assert "would outlast the deadline of 25 s" in caught.value.__notes__[0]

@@ -1,0 +1,96 @@
+"""LangChain's own tests for chat models, as far as they go without tools."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+from langchain_core._api import LangChainBetaWarning
+from langchain_core.language_models import BaseChatModel
+from langchain_core.load import load
+from langchain_tests.unit_tests import ChatModelUnitTests
+from pydantic import SecretStr
+
+from langchain_retryrouter import GPTRouter, GPTRouterModel
+
+from .conftest import GPT_4
+
+
+class TestGPTRouter(ChatModelUnitTests):
+    """What LangChain expects of every chat model."""
+
+    @pytest.fixture(autouse=True)
+    def loadable(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let `load` make our class; the list it goes by has LangChain's own only."""
+
+        def load_ours(*args: Any, **kwargs: Any) -> Any:
+            assert kwargs.pop("allowed_objects") == "all"
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", LangChainBetaWarning)
+                return load(*args, allowed_objects=[GPTRouter], **kwargs)
+
+        monkeypatch.setattr("langchain_tests.unit_tests.chat_models.load", load_ours)
+
+    @property
+    def chat_model_class(self) -> type[BaseChatModel]:
+        """The class under test."""
+        return GPTRouter
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        """Nothing is sent: the address is one where nobody listens."""
+        return {
+            "models_priority_list": [GPT_4],
+            "gpt_router_api_base": "http://127.0.0.1:1",
+            "gpt_router_api_key": SecretStr("sk"),
+        }
+
+    @property
+    def init_from_env_params(
+        self,
+    ) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
+        """Variables, arguments beside them, and what both together must come to."""
+        variables = {
+            "GPT_ROUTER_API_KEY": "sk-of-the-environment",
+            "GPT_ROUTER_API_BASE": "http://127.0.0.1:2",
+        }
+        found = {
+            "gpt_router_api_key": "sk-of-the-environment",
+            "gpt_router_api_base": "http://127.0.0.1:2",
+        }
+        return variables, {"models_priority_list": [GPT_4]}, found
+
+    @property
+    def has_tool_calling(self) -> bool:
+        """Not yet."""
+        return False
+
+    @property
+    def has_structured_output(self) -> bool:
+        """Not yet: it is built on tools."""
+        return False
+
+    @property
+    def supports_model_override(self) -> bool:
+        """A call names its models with `models_priority_list`, see below."""
+        return False
+
+
+def test_a_trace_names_the_model_that_is_asked_first() -> None:
+    """LangSmith is told the first model of the list, or of the call's own list."""
+    llm = GPTRouter(models_priority_list=[GPT_4], gpt_router_api_key=SecretStr("sk"))
+    other = GPTRouterModel(name="gpt-4o", provider_name="chat_openai")
+
+    assert llm._get_ls_params() == {  # noqa: SLF001 - LangChain asks it
+        "ls_provider": "gptrouter",
+        "ls_model_name": "gpt-4-0613",
+        "ls_model_type": "chat",
+        "ls_temperature": 0.7,
+        "ls_max_tokens": 256,
+    }
+    params = llm._get_ls_params(  # noqa: SLF001
+        models_priority_list=[other], temperature=0.1
+    )
+    assert params["ls_model_name"] == "gpt-4o"
+    assert params["ls_temperature"] == 0.1
