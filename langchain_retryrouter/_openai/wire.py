@@ -63,12 +63,12 @@ class Answer:
 
 
 def _is_object(thing: Any) -> bool:
-    return isinstance(thing, Mapping) or hasattr(thing, "model_dump")
+    return isinstance(thing, dict) or hasattr(thing, "model_dump")
 
 
 def get(thing: Any, name: str) -> Any:
     """The field `name` of an SDK object or a dict; None where there is none."""
-    if isinstance(thing, Mapping):
+    if isinstance(thing, dict):
         return thing.get(name)
     return getattr(thing, name, None)
 
@@ -158,6 +158,8 @@ def _is_choice(choice: Any, *names: str) -> bool:
     """Whether a choice has one of these fields, and its text, if any, is a text."""
     if _is_scalar(choice):
         return False
+    if isinstance(get(choice, "text"), str):
+        return True
     inner = _inner(choice)
     texts = (get(choice, "text"), get(inner, "content"))
     return (
@@ -182,7 +184,13 @@ def _is_scalar(thing: Any) -> bool:
 
 
 def _has(thing: Any, name: str) -> bool:
-    return name in thing if isinstance(thing, Mapping) else hasattr(thing, name)
+    """Whether a field came, be it null; the SDK has None for those that did not."""
+    if isinstance(thing, dict):
+        return name in thing
+    came = getattr(thing, "model_fields_set", None)
+    if came is None:
+        return hasattr(thing, name)
+    return name in came or name in (thing.model_extra or {})
 
 
 def reported(error: Any) -> Problem:
@@ -325,7 +333,8 @@ class ChunkReader:
         if choice is not None:
             info["finish_reason"] = get(choice, "finish_reason")
             info["logprobs"] = plain(get(choice, "logprobs"))
-            self._voice.hear(get(choice, "delta"))
+            if not isinstance(get(choice, "text"), str):
+                self._voice.hear(get(choice, "delta"))
         usage = plain(get(chunk, "usage"))
         # Once: LangChain adds up what chunks say, and some servers repeat the sum.
         if usage and not self._is_counted and _is_final(choice):

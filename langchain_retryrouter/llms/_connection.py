@@ -148,7 +148,11 @@ class OpenAIConnection(BaseLLM):
             msg = f"{name!r} is given twice, as a field and in model_kwargs"
             raise ValueError(msg)
         for name in values.keys() - fields:
-            _warn(f"{name!r} is no field of {cls.__name__}: moved to model_kwargs")
+            # Begins with the words of langchain-community, by which users filter it.
+            _warn(
+                f"{name} is not default parameter of {cls.__name__}: it was moved to"
+                " model_kwargs, and is sent as it is. Is that what you intended?"
+            )
             extra[name] = values[name]
         for name in extra.keys() & fields:
             _warn(f"{name!r} is a field of {cls.__name__}: moved out of model_kwargs")

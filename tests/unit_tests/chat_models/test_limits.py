@@ -81,12 +81,13 @@ def test_a_deadline_ends_a_call_whatever_is_slow(
     assert SHORT - 0.01 <= seconds_of(run) < SHORT + 1
 
 
+@pytest.mark.parametrize("fault", ["stall", "drip"])
 def test_a_deadline_holds_for_all_attempts(
-    twin: Twin, new_hasty_llm: NewModel, gateway: FaultyGateway
+    twin: Twin, new_hasty_llm: NewModel, gateway: FaultyGateway, fault: str
 ) -> None:
     """The deadline is one number over attempts and waits, streams inside included."""
     gateway.script(Status(500))
-    gateway.always(Drip(seconds=0.02))
+    gateway.always(SLOW[fault])
     policy = RetryPolicy(deadline=SHORT, initial_delay=0.01)
 
     def run() -> None:

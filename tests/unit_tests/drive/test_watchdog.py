@@ -17,9 +17,16 @@ from typing import Any
 
 import pytest
 
+from langchain_retryrouter._core.policy import RetryPolicy
 from langchain_retryrouter._drive import SYSTEM_CLOCK, watchdog
 from langchain_retryrouter._drive.watchdog import Watch
+from langchain_retryrouter.errors import UnavailableError
+from langchain_retryrouter.testing import FakeClock
 
+from .both_twins import open_, plan_for
+from .scripted import END, ROLE, Script, Source, token
+
+HEL, LO = token("Hel"), token("lo")
 SHORT = 0.05
 FAR = 30.0
 
@@ -155,6 +162,19 @@ def test_what_has_ended_is_not_kept(own_watchdog: watchdog._Watchdog) -> None:
     del watch, read
     gc.collect()
     assert kept() is None
+
+
+def test_a_stream_that_is_over_is_not_kept(
+    own_watchdog: watchdog._Watchdog, clock: FakeClock
+) -> None:
+    """However an attempt ends, failed or left half read, its watch is let go of."""
+    limits = RetryPolicy(first_token_timeout=FAR, stall_timeout=FAR)
+    failed, left = Source(ROLE, UnavailableError("503")), Source(HEL, LO, END)
+    events = open_(plan_for(clock, limits), Script(failed, left))
+    assert [next(events), next(events)] == [HEL, LO]
+    assert len(own_watchdog._watches) == 1
+    events.close()
+    assert own_watchdog._watches == set()
 
 
 def test_what_is_paused_for_long_is_not_kept(own_watchdog: watchdog._Watchdog) -> None:

@@ -109,6 +109,13 @@ WRITTEN = {
 +        return follower.fell_silent(limit or 0.0)
 """,
     ),
+    "chat_models._exchange.Exchange": Difference(
+        "what takes any iterable cannot take an async one: it is collected first",
+        """
+-                return assemble(events)
++                return assemble(list(events))
+""",
+    ),
     "chat_models._exchange._ForeignEvents": Difference(
         "what is aborted from another thread in sync is cancelled in async",
         """

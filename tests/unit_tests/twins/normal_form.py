@@ -10,9 +10,8 @@ that the syntax tree gives when
   `Retrying`), and the few of Python and LangChain below;
 - the types of what is awaited are the types of what it gives: `Awaitable[T]` is `T`,
   and `AsyncGenerator[T, S]` is `Generator[T, S, None]`;
-- `yield from x` is the loop, and `[*x]` the comprehension, that they stand for, since
-  async code cannot say it shorter; and a comprehension that only collects is what it is
-  over;
+- `yield from x` is the loop that it stands for, and a comprehension that only collects
+  is `list(x)`, as `[*x]` is, since async code cannot say either so short;
 - docstrings are gone.
 
 Nothing else is forgiven: another constant, a missing line, an argument left out, a
@@ -139,7 +138,7 @@ class _Decolour(ast.NodeTransformer):
         self.generic_visit(node)
         match node.elts:
             case [ast.Starred(iterable)]:
-                return iterable
+                return _list_of(iterable)
         return node
 
     def visit_ListComp(self, node: ast.ListComp) -> ast.AST:
@@ -149,7 +148,7 @@ class _Decolour(ast.NodeTransformer):
                 elt=ast.Name(given),
                 generators=[ast.comprehension(ast.Name(each), iterable, [])],
             ) if each == given:
-                return iterable
+                return _list_of(iterable)
         return node
 
     # --- types ---
@@ -183,3 +182,7 @@ def _loop_over(iterable: ast.expr) -> ast.For:
         body=[ast.Expr(ast.Yield(ast.Name(each, ast.Load())))],
         orelse=[],
     )
+
+
+def _list_of(iterable: ast.expr) -> ast.Call:
+    return ast.Call(ast.Name("list", ast.Load()), [iterable], [])

@@ -120,6 +120,7 @@ ONE_PROGRAM = [
         "async def f(): return [g(x) async for x in y]",
     ),
     ("def f(): return h([*y])", "async def f(): return h([x async for x in y])"),
+    ("def f(): return h(list(y))", "async def f(): return h([x async for x in y])"),
     ("def f(): return next(y)", "async def f(): return await anext(y)"),
     ("def f(): raise StopIteration", "async def f(): raise StopAsyncIteration"),
     (
@@ -170,6 +171,7 @@ TWO_PROGRAMS = [
         "def f(): return [x for x in y]",
         "async def f(): return [x async for x in y if x]",
     ),
+    ("def f(): return h(y)", "async def f(): return h([x async for x in y])"),
     ("def f(): return close(y)", "async def f(): return await anext(y)"),
     ("@a\ndef f(): 1", "async def f(): 1"),
     (
