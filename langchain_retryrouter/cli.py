@@ -16,6 +16,8 @@ from langchain_retryrouter._version import __version__
 if TYPE_CHECKING:
     from langchain_retryrouter.testing import Step
 
+_STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code.
@@ -96,10 +98,12 @@ def _gateway(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"retryrouter gateway: {error}", file=sys.stderr)
         return 2
+    # Before the address is told: whoever reads it may send the signal at once.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     with FaultyGateway(port=arguments.port, keep_requests=0) as gateway:
         gateway.script(*steps)
         print(f"GPTRouter  {gateway.url}\nOpenAI     {gateway.openai_url}", flush=True)
-        _wait_for_interrupt()
+        signal.sigwait(_STOP_SIGNALS)
     return 0
 
 
@@ -130,13 +134,6 @@ def _read_step(word: str) -> Step:
         )
         raise ValueError(msg)
     return known[name]
-
-
-def _wait_for_interrupt() -> None:
-    """Until Ctrl-C or SIGTERM."""
-    signals = {signal.SIGINT, signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    signal.sigwait(signals)
 
 
 def _explain(arguments: argparse.Namespace) -> int:

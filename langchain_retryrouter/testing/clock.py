@@ -7,6 +7,7 @@ import threading
 import types
 from collections.abc import Generator, Iterable, Iterator
 from itertools import repeat
+from typing import Any, Self
 
 
 class FakeClock:
@@ -46,6 +47,14 @@ class FakeClock:
         self._numbers = _numbers(random)
         self._sleeps: list[float] = []
         self._lock = threading.Lock()
+
+    def __copy__(self) -> Self:
+        """The same clock: a copy of a model goes by the same time."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """The same clock: a copy of a model goes by the same time."""
+        return self
 
     @property
     def sleeps(self) -> list[float]:

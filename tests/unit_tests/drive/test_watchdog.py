@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import subprocess
 import sys
@@ -140,15 +141,33 @@ def test_a_limit_that_is_over_is_over() -> None:
     assert read.is_cut()
 
 
-def test_an_event_in_the_last_moment_is_not_cut() -> None:
-    """A watch found overdue whose event then came does not fire."""
+@pytest.mark.parametrize("settle", [Watch.pause, Watch.end])
+def test_an_event_in_the_last_moment_is_not_cut(
+    settle: Callable[[Watch], object],
+) -> None:
+    """A watch found overdue whose event, or end, then came does not fire."""
     read = Read()
     watch = Watch(read.abort)
     watch.due = time.monotonic() - 1
-    watch.pause()
+    settle(watch)
     watch.fire()
     assert not watch.has_fired
     assert read.aborts == 0
+
+
+def test_the_thread_sleeps_when_there_is_nothing_to_watch(
+    own_watchdog: watchdog._Watchdog,
+) -> None:
+    """When all limits are gone, the thread waits for the next; it does not spin."""
+    watch = Watch(Read().abort)
+    watch.due = 7.0
+    own_watchdog._watches.add(watch)
+    assert own_watchdog._sort(now=5.0) == []
+    assert own_watchdog.next_look == 7.0
+    watch.end()
+    own_watchdog._watches.clear()
+    assert own_watchdog._sort(now=5.0) == []
+    assert own_watchdog.next_look == math.inf
 
 
 def test_what_has_ended_is_not_kept(own_watchdog: watchdog._Watchdog) -> None:
@@ -159,6 +178,7 @@ def test_what_has_ended_is_not_kept(own_watchdog: watchdog._Watchdog) -> None:
     assert own_watchdog._watches == {watch}
     watch.end()
     assert own_watchdog._watches == set()
+    assert not watch.is_watched
     del watch, read
     gc.collect()
     assert kept() is None

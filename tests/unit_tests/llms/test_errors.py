@@ -390,7 +390,7 @@ def test_silence_is_a_timeout(
 ) -> None:
     """A server that says nothing is given up after `timeout`, as the SDK does."""
     gateway.always(Silence())
-    llm = new_llm(any_model, timeout=0.05, max_retries=1)
+    llm = new_llm(any_model, timeout=(5, 0.05), max_retries=1)
     with pytest.raises(named.OpenAITimeoutError, match="Request timed out") as caught:
         twin.invoke(llm, "hi")
     assert isinstance(caught.value, openai.APITimeoutError)

@@ -222,6 +222,14 @@ def test_a_parameter_given_twice_is_refused(new_llm: NewLLM) -> None:
         new_llm(temperature=0.1, model_kwargs={"temperature": 0.2})
 
 
+@pytest.mark.parametrize("name", ["model", "model_name"])
+def test_the_model_may_stand_among_model_kwargs(new_llm: NewLLM, name: str) -> None:
+    """The model's name is found in `model_kwargs` too, by either of its names."""
+    with pytest.warns(UserWarning, match="moved out of model_kwargs"):
+        llm = new_llm(model_kwargs={name: "some-model"})
+    assert (llm.model_name, llm.model_kwargs) == ("some-model", {})
+
+
 def test_a_field_among_model_kwargs_is_moved(new_llm: NewLLM) -> None:
     """A field that was put into `model_kwargs` becomes the field, with a warning."""
     with pytest.warns(UserWarning, match="'temperature' is a field of OpenAI"):
@@ -366,6 +374,19 @@ def test_what_identifies_a_model(any_model: Any, new_llm: NewLLM) -> None:
     assert second.asdict()["model_name"] == second.model_name
     types = {"OpenAIChat": "openai-chat", "AzureOpenAI": "azure"}
     assert second.asdict()["_type"] == types.get(any_model.__name__, "openai")
+
+
+def test_what_langsmith_is_told(any_model: Any, new_llm: NewLLM) -> None:
+    """A trace has LangChain's standard parameters."""
+    llm = new_llm(any_model, temperature=0.7, max_tokens=256, model="some-model")
+    is_azure = any_model is AzureOpenAI
+    assert llm._get_ls_params() == {  # noqa: SLF001 - LangChain's hook
+        "ls_provider": "azure" if is_azure else "openai",
+        "ls_model_type": "llm",
+        "ls_model_name": "my-deployment" if is_azure else "some-model",
+        "ls_temperature": 0.7,
+        "ls_max_tokens": 256,
+    }
 
 
 def test_configurable_fields_reach_the_client(

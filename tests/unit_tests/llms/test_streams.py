@@ -58,7 +58,7 @@ def test_a_stream_that_breaks_is_an_error(
 ) -> None:
     """A stream without its end is an error with what was delivered; no repetition."""
     gateway.script(fault)
-    policy = RetryPolicy(stall_timeout=0.1)
+    policy = RetryPolicy(stall_timeout=0.2)
     chunks: list[str] = []
     with pytest.raises(named.OpenAIStreamInterruptedError) as caught:
         twin.stream(new_llm(any_model, retry_policy=policy), "hi", into=chunks)
@@ -305,7 +305,7 @@ def test_the_callers_time_between_two_bytes_holds(
     """The caller's own `timeout` goes on to hold behind the first token."""
     gateway.script(Stall(2, 60))
     policy = RetryPolicy(first_token_timeout=5)
-    llm = new_llm(timeout=(5, 0.1), retry_policy=policy)
+    llm = new_llm(timeout=(5, 0.2), retry_policy=policy)
     with pytest.raises(errors.StreamInterruptedError) as caught:
         twin.stream(llm, "hi")
     assert caught.value.delivered == "Hello from"
@@ -316,7 +316,7 @@ def test_the_deadline_ends_a_stream(
 ) -> None:
     """The deadline holds behind the first token too."""
     gateway.script(Stall(2, 60))
-    policy = RetryPolicy(deadline=0.3)
+    policy = RetryPolicy(deadline=0.6)
     llm = new_llm(any_model, retry_policy=policy, clock=SYSTEM_CLOCK)
     with pytest.raises(errors.StreamInterruptedError) as caught:
         twin.stream(llm, "hi")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import threading
 from collections.abc import Callable
 
@@ -114,3 +115,11 @@ def test_threads_share_it(fake_clock: FakeClock) -> None:
     for thread in threads:
         thread.join()
     assert fake_clock.monotonic() == len(fake_clock.sleeps) == 4_000
+
+
+def test_a_copy_goes_by_the_same_time() -> None:
+    """Whoever copies a model watches its waits on the clock that was handed in."""
+    clock = FakeClock()
+    copy.copy(clock).sleep(1)
+    copy.deepcopy(clock).sleep(2)
+    assert clock.sleeps == [1, 2]
