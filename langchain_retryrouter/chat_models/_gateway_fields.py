@@ -23,7 +23,7 @@ from pydantic import (
 from langchain_retryrouter._callbacks import RetryVisibleChatModel
 from langchain_retryrouter._core.breaker import CircuitBreaker
 from langchain_retryrouter._core.budget import RetryBudget
-from langchain_retryrouter._core.policy import RetryPolicy, effective_policy
+from langchain_retryrouter._core.policy import RetryPolicy
 from langchain_retryrouter._drive import Clock
 from langchain_retryrouter._gptrouter.messages import add_usage
 from langchain_retryrouter._gptrouter.pools import check_address, origin_of
@@ -161,10 +161,11 @@ class GatewayFields(RetryVisibleChatModel):
             raise ValueError(NO_CHOICES_IN_A_STREAM)
         return value
 
-    @field_validator("max_retries")
+    # Before pydantic makes 1 of True.
+    @field_validator("max_retries", mode="before")
     @classmethod
-    def _check_max_retries(cls, value: int) -> int:
-        return effective_policy(None, value).max_retries
+    def _check_max_retries(cls, value: Any) -> int:
+        return RetryPolicy(max_retries=value).max_retries
 
     @field_validator("request_timeout")
     @classmethod
