@@ -236,10 +236,3 @@ def close_sync_pools() -> None:
         pools = [_pools.pop(key) for key in own]
     for pool in pools:
         pool.close()
-
-
-async def close_async_session() -> None:
-    """Close the running event loop's connections; later calls open new ones."""
-    held = _sessions.pop(asyncio.get_running_loop(), None)
-    if held is not None and held.session is not None:
-        await held.session.close()

@@ -164,7 +164,6 @@ ALONE = {
     "_gptrouter.pools._LoopSession.open": "a sync pool belongs to no loop",
     "_gptrouter.pools._close_with_loop": "a sync pool belongs to no loop",
     "_gptrouter.pools.async_session": "its sync sister is `sync_pool`",
-    "_gptrouter.pools.close_async_session": "its sync sister is `close_sync_pools`",
     "_openai.clients.sharing._keeper": "a sync client belongs to no loop",
     "_openai.clients.sharing.AsyncKey.__call__": "makes a sync key an async one",
     "llms._concurrency.in_order": "sync prompts are sent one after the other",
