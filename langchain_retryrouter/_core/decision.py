@@ -45,22 +45,27 @@ class Situation:
         attempt: Which attempt it was, counted from 1.
         remaining: Seconds left until the deadline; None if there is none.
         chance: A random number in `[0, 1)` for jitter.
+        is_left_behind: Whether the next attempt would ask another route, and this one
+            no more.
     """
 
     failure: Failure
     attempt: int
     remaining: float | None
     chance: float
+    is_left_behind: bool = False
 
 
 def decide(policy: RetryPolicy, situation: Situation) -> Decision:
     """What to do after a failed attempt."""
     failure = situation.failure
-    if not failure.is_retryable:
+    if not failure.is_retryable and not situation.is_left_behind:
         told = failure.should_retry is False
         return GiveUp("the server said not to retry" if told else "")
     if situation.attempt >= policy.max_attempts:
         return GiveUp("no retries left" if policy.max_retries else "retries are off")
+    if not failure.is_retryable:
+        return Retry(0.0)  # Another route has no share in it, and owes no wait.
     retry_after = failure.retry_after
     if retry_after is not None and retry_after > policy.max_retry_after:
         return GiveUp(

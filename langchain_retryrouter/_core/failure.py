@@ -46,6 +46,17 @@ _RETRYABLE: Final = frozenset(
     }
 )
 
+# What is wrong between one route and this request, and may be right on another.
+_ROUTES_OWN: Final = frozenset(
+    {
+        FailureKind.AUTHENTICATION,
+        FailureKind.PERMISSION,
+        FailureKind.NOT_FOUND,
+        FailureKind.QUOTA,
+        FailureKind.CONTEXT_OVERFLOW,
+    }
+)
+
 _BY_STATUS: Final = {
     401: FailureKind.AUTHENTICATION,
     402: FailureKind.QUOTA,
@@ -127,6 +138,11 @@ class Failure:
 def is_retryable(kind: FailureKind) -> bool:
     """Whether another attempt on the same route could mend a failure of this kind."""
     return kind in _RETRYABLE
+
+
+def is_routes_own(kind: FailureKind) -> bool:
+    """Whether a failure that is final on its route says nothing about other routes."""
+    return kind in _ROUTES_OWN
 
 
 def classify(

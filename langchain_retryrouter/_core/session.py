@@ -115,6 +115,14 @@ class RetrySession:
             return None
         return self._began + self.policy.deadline - self._time.monotonic()
 
+    def itinerary(self) -> str:
+        """The routes asked and what became of each; empty if there was only one."""
+        if len({record.route for record in self.records}) <= 1:
+            return ""
+        return ", ".join(
+            f"{record.route} ({record.outcome})" for record in self.records
+        )
+
     def ledger(self) -> dict[str, Any]:
         """The call so far, as JSON-able data."""
         return {"attempts": [record.as_dict() for record in self.records]}
@@ -141,11 +149,19 @@ class RetrySession:
             self._breaker.succeeded(self._permit)
             self._permit = None
 
-    def failed(self, failure: Failure) -> Decision:
-        """The attempt under way failed; what to do now."""
+    def failed(self, failure: Failure, *, is_left_behind: bool = False) -> Decision:
+        """The attempt under way failed; what to do now.
+
+        Args:
+            failure: What went wrong.
+            is_left_behind: Whether the next attempt would ask another route, and the
+                one that failed no more.
+        """
         self._close_record(failure.kind.value, failure.status_code)
         self._tell_breaker(failure)
-        self.decision = self._afford(failure, self._decide(failure))
+        self.decision = self._afford(
+            failure, self._decide(failure, is_left_behind=is_left_behind)
+        )
         if isinstance(self.decision, Retry):
             self.records[-1].wait = self.decision.delay
         return self.decision
@@ -177,7 +193,7 @@ class RetrySession:
         self.decision = GiveUp(f"the deadline of {self.policy.deadline:g} s is over")
         return self.decision
 
-    def _decide(self, failure: Failure) -> Decision:
+    def _decide(self, failure: Failure, *, is_left_behind: bool) -> Decision:
         decision = decide(
             self.policy,
             Situation(
@@ -185,6 +201,7 @@ class RetrySession:
                 attempt=self.attempts,
                 remaining=self.remaining(),
                 chance=self._time.random(),
+                is_left_behind=is_left_behind,
             ),
         )
         if isinstance(decision, Retry) and self._will_be_refused(decision.delay):

@@ -47,6 +47,8 @@ class Plan:
         clock: What waits, and tells the time.
         route: What is asked, for the ledger; called before each attempt.
         learn: Told of each failure that will be followed by another attempt.
+        leaves_behind: Whether a failure that is final for its route may be followed by
+            an attempt on another one.
     """
 
     session: RetrySession
@@ -54,6 +56,7 @@ class Plan:
     clock: Clock = SYSTEM_CLOCK
     route: Callable[[], str | None] = lambda: None
     learn: Callable[[RetryRouterError], None] = lambda _: None
+    leaves_behind: Callable[[RetryRouterError], bool] = lambda _: False
 
 
 class Steering:
@@ -65,6 +68,7 @@ class Steering:
         self.clock = plan.clock
         self._route = plan.route
         self._learn = plan.learn
+        self._leaves_behind = plan.leaves_behind
         self._is_stream = is_stream
         self._last_error: RetryRouterError | None = None
         self._is_over = False
@@ -95,7 +99,10 @@ class Steering:
             return False
         self._last_error = error
         error.route = self.session.route
-        if not isinstance(self.session.failed(error.failure), Retry):
+        decision = self.session.failed(
+            error.failure, is_left_behind=self._leaves_behind(error)
+        )
+        if not isinstance(decision, Retry):
             return False
         self._learn(error)
         return True
@@ -126,6 +133,8 @@ class Steering:
             session.abandoned()
             return
         error.attempts = session.attempts
+        if itinerary := session.itinerary():
+            error.add_note(f"asked in turn: {itinerary}")
         reason = session.decision.reason if isinstance(session.decision, GiveUp) else ""
         if not reason:
             return

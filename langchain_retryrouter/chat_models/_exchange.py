@@ -5,10 +5,13 @@ attempt a call keeps two things in mind:
 
 - The gateway asks its second model only when its own health table says that the first
   is sick, never when the first one fails. So whoever failed is put last for the next
-  attempt.
+  attempt; and whoever cannot answer at all, such as a model that the gateway does not
+  know, is left out of it.
 - Without streaming the gateway answers most causes with the same opaque 500, while a
-  stream is told the cause. So after an opaque 500 the next attempt streams inside, and
-  an unknown model is named instead of being repeated.
+  stream is told the cause. So after an opaque 500 the attempts stream inside, and an
+  unknown model is named instead of being repeated.
+- Without streaming it drops tool calls, and in a stream the legacy function call. So a
+  call with tools streams inside from the start, and one with functions never does.
 
 A client that a user put in ours' place is asked as langchain-community would ask it.
 """
@@ -16,6 +19,7 @@ A client that a user put in ours' place is asked as langchain-community would as
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -27,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt_router.models import ChunkedGenerationResponse, GenerationResponse
 
+from langchain_retryrouter._core.failure import is_routes_own
 from langchain_retryrouter._gptrouter.bodies import AsyncEvents, SyncEvents
 from langchain_retryrouter._gptrouter.borders import from_sdk
 from langchain_retryrouter._gptrouter.messages import assemble
@@ -38,9 +43,17 @@ from langchain_retryrouter._gptrouter.wire import (
     is_opaque,
 )
 from langchain_retryrouter.errors import RetryRouterError
+from langchain_retryrouter.errors.gpt_router import GPT_ROUTER_STREAM_ERRORS
 
 if TYPE_CHECKING:
     from langchain_retryrouter._drive import AEventSource, Attempt, EventSource
+
+logger = logging.getLogger(__name__)
+
+_NO_CHOICES_WITH_TOOLS = (
+    "n must be 1 in a call with tools: the gateway sends tool calls in streams only,"
+    " where it interleaves several answers without telling them apart"
+)
 
 
 class _Conversation:
@@ -61,12 +74,20 @@ class _Conversation:
             requests: A request per model, the preferred one first.
             options: What the gateway itself is told beside them.
             failover: Whether the next attempt puts a model that failed last.
+
+        Raises:
+            ValueError: For several answers with tool calls, which no stream can carry.
         """
+        params = requests[0].prompt_params
+        asks_for_one = params.n in {None, 1}
+        if params.tools and not asks_for_one:
+            raise ValueError(_NO_CHOICES_WITH_TOOLS)
         self._client = client
         self._requests = list(requests)
         self._options = options if isinstance(client, GatewayClient) else None
         self._failover = failover
-        self._streams_inside = False
+        self._streams_inside = bool(params.tools)
+        self._may_stream_inside = asks_for_one and not params.functions
 
     def route(self) -> str:
         """The model that the next attempt asks first."""
@@ -74,15 +95,29 @@ class _Conversation:
 
     def learn(self, error: RetryRouterError) -> None:
         """Prepare the next attempt, knowing how the last one failed."""
-        # A stream interleaves several choices without telling them apart.
-        asks_for_one = self._requests[0].prompt_params.n in {None, 1}
-        self._streams_inside = is_opaque(error) and asks_for_one
-        if self._failover:
-            failed, *others = self._requests
-            self._requests = [
-                request.model_copy(update={"order": order})
-                for order, request in enumerate([*others, failed], start=1)
-            ]
+        if self._may_stream_inside and is_opaque(error):
+            self._streams_inside = True
+        if not self._failover:
+            return
+        failed, *others = self._requests
+        if self.leaves_behind(error):
+            logger.warning("%s cannot answer: %s", failed.model_name, error)
+        else:
+            others.append(failed)
+        self._requests = [
+            request.model_copy(update={"order": order})
+            for order, request in enumerate(others, start=1)
+        ]
+
+    def leaves_behind(self, error: RetryRouterError) -> bool:
+        """Whether the model asked first is out of the question, and others are not.
+
+        Only an error that a stream reports is the model's or its provider's own: a 401
+        to the request itself, say, is about the gateway's key, whoever is asked.
+        """
+        told_by_a_stream = type(error) is GPT_ROUTER_STREAM_ERRORS.get(error.kind)
+        has_others = self._failover and len(self._requests) > 1
+        return has_others and told_by_a_stream and is_routes_own(error.kind)
 
     def _arguments(self, attempt: Attempt, *, is_stream: bool) -> dict[str, Any]:
         arguments = {

@@ -304,6 +304,7 @@ class GPTRouter(GatewayFields):
             clock=clock,
             route=exchange.route,
             learn=exchange.learn,
+            leaves_behind=exchange.leaves_behind,
         )
 
     @property

@@ -26,7 +26,7 @@ from langchain_retryrouter.testing import (
 )
 from tests.unit_tests.conftest import Twin
 
-from .conftest import GPT_4, NewModel
+from .conftest import NewModel
 
 NAN = float("nan")
 
@@ -88,41 +88,6 @@ def test_the_gateway_retries_only_where_we_do_not(
 
     for request in gateway.requests:
         assert request.payload.get("maxRetries") == sent
-
-
-def test_a_retry_asks_the_next_model_first(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
-    """The model that failed is put last: the gateway itself would not fail over."""
-    other = GPTRouterModel(name="gpt-4", provider_name="azure_chat_openai")
-    gateway.always(Status(503), model=GPT_4.name)
-
-    answer = twin.invoke(new_llm(models_priority_list=[GPT_4, other]), "hi")
-
-    assert answer.response_metadata["provider_name"] == "azure_chat_openai"
-    lines = answer.response_metadata["retryrouter"]["attempts"]
-    assert [line["route"] for line in lines] == ["gpt-4-0613", "gpt-4"]
-    assert [line["outcome"] for line in lines] == ["unavailable", "ok"]
-    orders = [
-        [(one["modelName"], one["order"]) for one in request.payload["data"]]
-        for request in gateway.requests
-    ]
-    assert orders == [
-        [("gpt-4-0613", 1), ("gpt-4", 2)],
-        [("gpt-4", 1), ("gpt-4-0613", 2)],
-    ]
-
-
-def test_failover_can_be_switched_off(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
-    """With `failover=False` every attempt keeps the order of the list."""
-    other = GPTRouterModel(name="gpt-4", provider_name="azure_chat_openai")
-    gateway.script(Status(503))
-
-    twin.invoke(new_llm(models_priority_list=[GPT_4, other], failover=False), "hi")
-
-    assert [request.model for request in gateway.requests] == ["gpt-4-0613"] * 2
 
 
 def test_a_shared_budget_and_breaker_are_drawn_from(

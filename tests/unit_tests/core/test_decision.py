@@ -36,6 +36,27 @@ def test_a_passing_failure_is_repeated(kind: FailureKind) -> None:
     assert decide(RetryPolicy(), situation(kind)) == Retry(0.25)
 
 
+@pytest.mark.parametrize(
+    ("known", "decision"),
+    [
+        ({}, Retry(0.0)),
+        ({"failure": {"retry_after": 600.0}}, Retry(0.0)),
+        ({"attempt": 3}, GiveUp("no retries left")),
+    ],
+)
+def test_a_final_failure_on_one_route_leads_to_the_next_at_once(
+    known: dict[str, Any], decision: Any
+) -> None:
+    """Another route owes no wait for what this one cannot do; it counts as a retry."""
+    left_behind = situation(FailureKind.QUOTA, is_left_behind=True, **known)
+    assert decide(RetryPolicy(max_retries=2), left_behind) == decision
+
+
+def test_a_passing_failure_keeps_its_wait_on_any_route() -> None:
+    """Leaving a route behind spares no back-off that the failure itself asks for."""
+    assert decide(RetryPolicy(), situation(is_left_behind=True)) == Retry(0.25)
+
+
 def test_a_server_that_says_no_is_obeyed() -> None:
     """`x-should-retry: false` ends the call, and the reason names it."""
     told = situation(failure={"should_retry": False})

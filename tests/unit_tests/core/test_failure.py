@@ -11,6 +11,7 @@ from langchain_retryrouter._core.failure import (
     FailureKind,
     classify,
     is_retryable,
+    is_routes_own,
 )
 
 K = FailureKind
@@ -129,6 +130,21 @@ def test_the_servers_verdict_only_forbids(
     """`x-should-retry: false` ends it; `true` cannot make a wrong request right."""
     failure = Failure(kind, should_retry=verdict)
     assert failure.is_retryable is (RETRYABLE[kind] and verdict is not False)
+
+
+@pytest.mark.parametrize("kind", FailureKind)
+def test_what_one_route_cannot_do_another_may(kind: FailureKind) -> None:
+    """A key, a model, a quota, a context: each route has its own."""
+    assert is_routes_own(kind) == (
+        kind.value
+        in {
+            "authentication",
+            "permission",
+            "not_found",
+            "quota",
+            "context_overflow",
+        }
+    )
 
 
 def test_a_failure_may_have_run_unless_it_is_known_not_to() -> None:

@@ -31,6 +31,21 @@ def opened(clock: FakeClock, **numbers: Any) -> CircuitBreaker:
     return breaker
 
 
+def test_the_itinerary_names_routes_where_there_were_several() -> None:
+    """An error can tell who was asked in turn; with one route there is nothing to."""
+    session = RetrySession(RetryPolicy(), time=FakeClock())
+    session.admit("gpt-4")
+    session.failed(UNAVAILABLE)
+    session.admit("gpt-4")
+    session.failed(Failure(FailureKind.NOT_FOUND), is_left_behind=True)
+    assert session.itinerary() == ""
+    session.admit("claude")
+    session.succeeded()
+    assert session.itinerary() == (
+        "gpt-4 (unavailable), gpt-4 (not_found), claude (ok)"
+    )
+
+
 # --- the ledger ---------------------------------------------------------------------
 
 

@@ -1,0 +1,229 @@
+"""The list of models: who is asked next when one of them cannot answer."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from langchain_retryrouter import (
+    AuthenticationError,
+    GPTRouterModel,
+    InvalidRequestError,
+    NotFoundError,
+    ServerError,
+)
+from langchain_retryrouter.testing import (
+    STUB_TEXT,
+    ErrorEvent,
+    FakeClock,
+    FaultyGateway,
+    Status,
+)
+from tests.unit_tests.conftest import Twin
+
+from .conftest import GPT_4, NewModel
+from .frames import sum_of, text_of
+
+NOPE = GPTRouterModel(name="nope", provider_name="chat_openai")
+NADA = GPTRouterModel(name="nada", provider_name="chat_openai")
+OTHER = GPTRouterModel(name="gpt-4o", provider_name="azure_chat_openai")
+
+
+def unknown(model: GPTRouterModel) -> ErrorEvent:
+    """What the gateway tells a stream; a plain call gets its opaque 500."""
+    return ErrorEvent(f"Model with name {model.name} does not exist")
+
+
+def asked(gateway: FaultyGateway) -> list[list[str]]:
+    """The models of each request, in their order."""
+    return [
+        [one["modelName"] for one in sorted(entries, key=lambda one: one["order"])]
+        for entries in (request.payload["data"] for request in gateway.requests)
+    ]
+
+
+def told(metadata: dict[str, Any]) -> list[tuple[str, str]]:
+    """Model and outcome of each attempt."""
+    lines = metadata["retryrouter"]["attempts"]
+    return [(line["route"], line["outcome"]) for line in lines]
+
+
+def test_a_retry_asks_the_next_model_first(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """The model that failed is put last: the gateway itself would not fail over."""
+    gateway.always(Status(503), model=GPT_4.name)
+
+    answer = twin.invoke(new_llm(models_priority_list=[GPT_4, OTHER]), "hi")
+
+    assert answer.response_metadata["provider_name"] == "azure_chat_openai"
+    lines = answer.response_metadata["retryrouter"]["attempts"]
+    assert [line["route"] for line in lines] == ["gpt-4-0613", "gpt-4o"]
+    assert [line["outcome"] for line in lines] == ["unavailable", "ok"]
+    orders = [
+        [(one["modelName"], one["order"]) for one in request.payload["data"]]
+        for request in gateway.requests
+    ]
+    assert orders == [
+        [("gpt-4-0613", 1), ("gpt-4o", 2)],
+        [("gpt-4o", 1), ("gpt-4-0613", 2)],
+    ]
+
+
+def test_failover_can_be_switched_off(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """With `failover=False` every attempt keeps the order of the list."""
+    gateway.script(Status(503))
+
+    twin.invoke(new_llm(models_priority_list=[GPT_4, OTHER], failover=False), "hi")
+
+    assert [request.model for request in gateway.requests] == ["gpt-4-0613"] * 2
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        "Model with name gpt-4-0613 does not exist",
+        "Provider with name chat_openai does not exist",
+        "401 Incorrect API key provided",
+        "403 The project has no access to this model",
+        "429 You exceeded your current quota",
+        "400 This model's maximum context length is 8192 tokens",
+    ],
+)
+def test_a_stream_goes_on_at_once_when_a_model_is_out_of_the_question(
+    twin: Twin,
+    new_llm: NewModel,
+    gateway: FaultyGateway,
+    clock: FakeClock,
+    caplog: pytest.LogCaptureFixture,
+    cause: str,
+) -> None:
+    """What only this model or its provider cannot do: the next one, no wait, a word."""
+    gateway.always(ErrorEvent(cause), model=GPT_4.name)
+
+    with caplog.at_level(logging.WARNING, "langchain_retryrouter"):
+        chunks = twin.stream(new_llm(models_priority_list=[GPT_4, OTHER]), "hi")
+
+    assert text_of(chunks) == STUB_TEXT
+    assert asked(gateway) == [["gpt-4-0613", "gpt-4o"], ["gpt-4o"]]
+    (first, _), (second, outcome) = told(sum_of(chunks).response_metadata)
+    assert (first, second, outcome) == ("gpt-4-0613", "gpt-4o", "ok")
+    assert clock.sleeps == [0.0]
+    assert f"gpt-4-0613 cannot answer: {cause}" in caplog.messages
+
+
+def test_an_unknown_model_in_a_plain_call_does_not_stop_it(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """Behind an opaque 500 the next model is asked, and the unknown one only once."""
+    gateway.always(unknown(NOPE), model=NOPE.name)
+
+    answer = twin.invoke(new_llm(models_priority_list=[NOPE, OTHER]), "hi")
+
+    assert answer.content == STUB_TEXT
+    assert told(answer.response_metadata) == [
+        ("nope", "server_error"),
+        ("gpt-4o", "ok"),
+    ]
+
+
+def test_every_unknown_model_is_named(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """When no model of the list is known, the error names each, and none is repeated.
+
+    A plain call is told nothing of the first at first, so it comes to it once more.
+    """
+    gateway.always(unknown(NOPE), model=NOPE.name)
+    gateway.always(unknown(NADA), model=NADA.name)
+    llm = new_llm(models_priority_list=[NOPE, NADA])
+
+    with pytest.raises(NotFoundError, match="name nada does not exist") as caught:
+        twin.stream(llm, "hi")
+    assert caught.value.__notes__ == [
+        "asked in turn: nope (not_found), nada (not_found)"
+    ]
+    assert asked(gateway) == [["nope", "nada"], ["nada"]]
+
+    with pytest.raises(NotFoundError, match="name nope does not exist") as caught:
+        twin.invoke(llm, "hi")
+    assert caught.value.__notes__ == [
+        "asked in turn: nope (server_error), nada (not_found), nope (not_found)"
+    ]
+    assert asked(gateway)[2:] == [["nope", "nada"], ["nada", "nope"], ["nope"]]
+
+
+def test_an_unknown_second_model_is_left_out(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """A model that turns out to be unknown is not asked again; the first one is."""
+    gateway.always(unknown(NOPE), model=NOPE.name)
+    gateway.script(ErrorEvent("503 overloaded"), model=OTHER.name)
+
+    chunks = twin.stream(new_llm(models_priority_list=[OTHER, NOPE]), "hi")
+
+    assert text_of(chunks) == STUB_TEXT
+    assert asked(gateway) == [["gpt-4o", "nope"], ["nope", "gpt-4o"], ["gpt-4o"]]
+
+
+@pytest.mark.parametrize(
+    "cause", ["400 Invalid value: 'wizard'", "422 bad", '[{"path":"/messages"}]']
+)
+def test_the_requests_own_fault_goes_nowhere(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, cause: str
+) -> None:
+    """A request that is wrong is wrong for every model, and is sent once."""
+    gateway.always(ErrorEvent(cause))
+
+    with pytest.raises(InvalidRequestError):
+        twin.stream(new_llm(models_priority_list=[GPT_4, OTHER]), "hi")
+
+    assert len(gateway.requests) == 1
+
+
+def test_a_wrong_gateway_key_goes_nowhere(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """A 401 to the request itself is about our key: no model of the list will do."""
+    gateway.always(Status(401))
+
+    with pytest.raises(AuthenticationError):
+        twin.stream(new_llm(models_priority_list=[GPT_4, OTHER]), "hi")
+
+    assert len(gateway.requests) == 1
+
+
+def test_without_failover_an_unknown_model_ends_the_call(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """With `failover=False` nobody takes the place of an unknown model."""
+    gateway.always(unknown(NOPE), model=NOPE.name)
+    llm = new_llm(models_priority_list=[NOPE, OTHER], failover=False)
+
+    with pytest.raises(NotFoundError, match="name nope does not exist"):
+        twin.stream(llm, "hi")
+
+    assert len(gateway.requests) == 1
+
+
+def test_models_take_turns_until_the_retries_are_used_up(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """Requests never exceed `max_retries + 1`, and the note tells who was asked."""
+    gateway.always(Status(502))
+    llm = new_llm(models_priority_list=[GPT_4, OTHER], max_retries=2)
+
+    with pytest.raises(ServerError) as caught:
+        twin.invoke(llm, "hi")
+
+    first, second, third = (models[0] for models in asked(gateway))
+    assert (first, second, third) == ("gpt-4-0613", "gpt-4o", "gpt-4-0613")
+    assert caught.value.__notes__[0] == (
+        "asked in turn: gpt-4-0613 (server_error), gpt-4o (server_error),"
+        " gpt-4-0613 (server_error)"
+    )
+    assert caught.value.__notes__[1].endswith("no retries left")
