@@ -24,15 +24,11 @@ from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
 from langchain_retryrouter._callbacks import anotifier, notifier, run_manager_of
-from langchain_retryrouter._core.policy import RetryPolicy, effective_policy
 from langchain_retryrouter._core.session import RetrySession
-from langchain_retryrouter._drive import (
-    SYSTEM_CLOCK,
-    Plan,
-    acall,
-    astream,
-    call,
-    stream,
+from langchain_retryrouter._drive import acall, astream, call, stream
+from langchain_retryrouter._gateway_connection import (
+    DEFAULT_API_BASE_URL,
+    GPTRouterModel,
 )
 from langchain_retryrouter._gptrouter.messages import (
     build_messages,
@@ -48,12 +44,9 @@ from langchain_retryrouter._gptrouter.wire import (
 )
 from langchain_retryrouter.chat_models._exchange import AsyncExchange, Exchange
 from langchain_retryrouter.chat_models._gateway_fields import (
-    DEFAULT_API_BASE_URL,
     NO_CHOICES_IN_A_STREAM,
     GatewayFields,
-    GPTRouterModel,
 )
-from langchain_retryrouter.errors.gpt_router import GPT_ROUTER_ERRORS
 
 __all__ = [
     "DEFAULT_API_BASE_URL",
@@ -292,24 +285,6 @@ class GPTRouter(GatewayFields):
         if stream and (params.get("n") or 1) > 1:
             raise ValueError(NO_CHOICES_IN_A_STREAM)
         return models, {**params, "messages": build_messages(messages)}
-
-    def _plan(self, exchange: Exchange | AsyncExchange) -> Plan:
-        clock = self.clock or SYSTEM_CLOCK
-        session = RetrySession(
-            self._policy, budget=self.budget, breaker=self.breaker, time=clock
-        )
-        return Plan(
-            session,
-            errors=GPT_ROUTER_ERRORS,
-            clock=clock,
-            route=exchange.route,
-            learn=exchange.learn,
-            leaves_behind=exchange.leaves_behind,
-        )
-
-    @property
-    def _policy(self) -> RetryPolicy:
-        return effective_policy(self.retry_policy, self.max_retries)
 
     def _exchange_settings(self) -> dict[str, Any]:
         max_retries = self.gateway_max_retries

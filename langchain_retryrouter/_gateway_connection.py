@@ -1,0 +1,220 @@
+"""What every class over a gateway shares: where it is, who asks, and how patiently.
+
+Fields, their checks, the client made of them, and the plan of a call. What is asked of
+the gateway, and what becomes of its answer, stands in `chat_models` and `embeddings`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, Protocol, Self
+
+from langchain_core.load.serializable import Serializable
+from langchain_core.utils import get_from_dict_or_env, get_from_env
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from langchain_retryrouter._core.breaker import CircuitBreaker
+from langchain_retryrouter._core.budget import RetryBudget
+from langchain_retryrouter._core.policy import RetryPolicy, effective_policy
+from langchain_retryrouter._core.session import RetrySession
+from langchain_retryrouter._drive import SYSTEM_CLOCK, Clock, Plan
+from langchain_retryrouter._gptrouter.pools import check_address, origin_of
+from langchain_retryrouter._gptrouter.transport import GatewayClient, check_key
+from langchain_retryrouter.errors import RetryRouterError
+from langchain_retryrouter.errors.gpt_router import GPT_ROUTER_ERRORS
+
+DEFAULT_API_BASE_URL = "https://gpt-router-preview.writesonic.com"
+
+
+class GPTRouterModel(BaseModel):
+    """One model of a priority list.
+
+    Attributes:
+        name: The model's name at its provider, such as `gpt-4o`.
+        provider_name: The provider's name at the gateway, such as `chat_openai`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str = Field(min_length=1)
+    provider_name: str = Field(min_length=1)
+
+
+class Asking(Protocol):
+    """One call's requests, as its plan knows them."""
+
+    def route(self) -> str:
+        """The model that the next attempt asks first."""
+
+    def learn(self, error: RetryRouterError) -> None:
+        """Prepare the next attempt, knowing how the last one failed."""
+
+    def leaves_behind(self, error: RetryRouterError) -> bool:
+        """Whether the model asked first is out of the question, and others are not."""
+
+
+class GatewayConnection(Serializable):
+    """The fields of whatever asks a gateway."""
+
+    model_config = ConfigDict(populate_by_name=True, arbitrary_types_allowed=True)
+
+    client: Any = Field(default=None, exclude=True)
+    """The gateway's client, a `gpt_router.client.GPTRouterClient`."""
+
+    models_priority_list: list[GPTRouterModel] = Field(min_length=1)
+    """The models to ask, the preferred one first."""
+
+    gpt_router_api_base: str = Field(default="")
+    """The gateway's address, with or without `/api`; else `GPT_ROUTER_API_BASE`."""
+
+    gpt_router_api_key: SecretStr | None = None
+    """The gateway's key; else `GPT_ROUTER_API_KEY`."""
+
+    max_retries: int = 4
+    """Retries, not attempts; 0: one request. Wins over `retry_policy`'s if given."""
+
+    failover: bool = True
+    """Whether a retry asks the list's next model first; False keeps the order."""
+
+    retry_policy: RetryPolicy | None = None
+    """How often and how patiently to retry; None for the default numbers."""
+
+    budget: RetryBudget | None = Field(default=None, exclude=True, repr=False)
+    """Where retries are bought; hand the same object to all models that share it."""
+
+    breaker: CircuitBreaker | None = Field(default=None, exclude=True, repr=False)
+    """What may refuse to send; hand the same object to all models of one gateway."""
+
+    request_timeout: float | tuple[float, float] | None = Field(
+        default=60.0, alias="timeout"
+    )
+    """Seconds to connect and to wait for bytes, one or a pair; None: no limit."""
+
+    # It may hold a password, so it stays out of what is shown, written and traced.
+    proxy: str | None = Field(
+        default=None, exclude=True, repr=False, validate_default=True
+    )
+    """URL of a proxy; None for the one that the environment names."""
+
+    clock: Clock | None = Field(default=None, exclude=True, repr=False)
+    """What tells the time and waits; `testing.FakeClock` in a test."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_environment(cls, values: dict[str, Any]) -> dict[str, Any]:
+        values = dict(values)
+        values["gpt_router_api_base"] = get_from_dict_or_env(
+            values, "gpt_router_api_base", "GPT_ROUTER_API_BASE", DEFAULT_API_BASE_URL
+        )
+        # Not by `get_from_dict_or_env`, which makes stars of a `SecretStr`.
+        key = values.get("gpt_router_api_key") or get_from_env(
+            "gpt_router_api_key", "GPT_ROUTER_API_KEY"
+        )
+        values["gpt_router_api_key"] = SecretStr(key) if isinstance(key, str) else key
+        return values
+
+    @field_validator("gpt_router_api_base")
+    @classmethod
+    def _check_address(cls, value: str) -> str:
+        check_address(value)
+        return value
+
+    @field_validator("gpt_router_api_key")
+    @classmethod
+    def _check_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            check_key(value)
+        return value
+
+    @field_validator("proxy")
+    @classmethod
+    def _check_proxy(cls, value: str | None, info: ValidationInfo) -> str | None:
+        base = info.data.get("gpt_router_api_base")
+        if base is not None:
+            origin_of(base, value)
+        return value
+
+    # Before pydantic makes 1 of True.
+    @field_validator("max_retries", mode="before")
+    @classmethod
+    def _check_max_retries(cls, value: Any) -> int:
+        return RetryPolicy(max_retries=value).max_retries
+
+    @field_validator("request_timeout")
+    @classmethod
+    def _check_timeout(cls, value: Any) -> Any:
+        for seconds in value if isinstance(value, tuple) else (value,):
+            if seconds is not None and not 0 < seconds < float("inf"):
+                msg = (
+                    "request_timeout must be seconds above 0, a pair (connect, read) of"
+                    f" them, or None for no limit, not {value!r}"
+                )
+                raise ValueError(msg)
+        return value
+
+    @model_validator(mode="after")
+    def _open_client(self) -> Self:
+        if self.retry_policy is not None and "max_retries" not in self.model_fields_set:
+            self.max_retries = self.retry_policy.max_retries
+        if self.client is None or type(self.client) is GatewayClient:
+            # Made anew also where LangChain copies our fields with one of them changed
+            # (`configurable_fields`): the old client would go on with the old key.
+            key = self.gpt_router_api_key
+            self.client = GatewayClient(
+                self.gpt_router_api_base,
+                key if key is not None else "",
+                self.request_timeout,
+                getattr(self.client, "stream_read_timeout", None),
+                getattr(self.client, "additional_metadata", None),
+                proxy=self.proxy,
+            )
+        return self
+
+    # --- what LangChain asks ---
+
+    @property
+    def lc_secrets(self) -> dict[str, str]:
+        """Where the key is found when the model is loaded again."""
+        return {"gpt_router_api_key": "GPT_ROUTER_API_KEY"}
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """Fields that are objects as data, for `langchain_core.load` and cache keys."""
+        policy = self.retry_policy
+        return {
+            "models_priority_list": [m.model_dump() for m in self.models_priority_list],
+            **({} if policy is None else {"retry_policy": asdict(policy)}),
+        }
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """Whether `langchain_core.load` may write it."""
+        return True
+
+    # --- a call ---
+
+    def _plan(self, exchange: Asking) -> Plan:
+        clock = self.clock or SYSTEM_CLOCK
+        session = RetrySession(
+            self._policy, budget=self.budget, breaker=self.breaker, time=clock
+        )
+        return Plan(
+            session,
+            errors=GPT_ROUTER_ERRORS,
+            clock=clock,
+            route=exchange.route,
+            learn=exchange.learn,
+            leaves_behind=exchange.leaves_behind,
+        )
+
+    @property
+    def _policy(self) -> RetryPolicy:
+        return effective_policy(self.retry_policy, self.max_retries)
