@@ -6,9 +6,12 @@ the gateway, and what becomes of its answer, stands in `chat_models` and `embedd
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Protocol, Self
+from typing import Annotated, Any, ClassVar, Final, Protocol, Self
 
+from gpt_router.models import GPTRouterMetadata
 from langchain_core.load.serializable import Serializable
 from langchain_core.utils import get_from_dict_or_env, get_from_env
 from pydantic import (
@@ -16,6 +19,8 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
+    TypeAdapter,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -30,6 +35,15 @@ from langchain_retryrouter._gptrouter.pools import check_address, origin_of
 from langchain_retryrouter._gptrouter.transport import GatewayClient, check_key
 from langchain_retryrouter.errors import RetryRouterError
 from langchain_retryrouter.errors.gpt_router import GPT_ROUTER_ERRORS
+
+GATEWAY_METADATA: Final = (
+    "tag",
+    "user_id",
+    "history_id",
+    "app_id",
+    "gateway_metadata",
+)
+"""Fields, and options of a call, that the gateway keeps to itself."""
 
 DEFAULT_API_BASE_URL = "https://gpt-router-preview.writesonic.com"
 
@@ -48,6 +62,43 @@ class GPTRouterModel(BaseModel):
     provider_name: str = Field(min_length=1)
 
 
+_MODELS = TypeAdapter(Annotated[list[GPTRouterModel], Field(min_length=1)])
+
+
+def read_models(models: Any) -> list[GPTRouterModel]:
+    """The models that a call names itself, as objects or as dicts.
+
+    Raises:
+        ValueError: If there is none, or one is neither.
+    """
+    try:
+        return _MODELS.validate_python(models)
+    except ValidationError as error:
+        msg = (
+            "models_priority_list must be a list of GPTRouterModel(name=...,"
+            f" provider_name=...), at least one, not {models!r}"
+        )
+        raise ValueError(msg) from error
+
+
+def put_first(name: str, models: list[GPTRouterModel]) -> list[GPTRouterModel]:
+    """`models`, the one called `name` before the others.
+
+    Raises:
+        ValueError: If none is called so: nobody says which provider has it.
+    """
+    first = [model for model in models if model.name == name]
+    if not first:
+        listed = ", ".join(repr(model.name) for model in models)
+        msg = (
+            f"model={name!r} is not in models_priority_list ({listed}); to ask another"
+            " one, give the call a list of its own: models_priority_list="
+            f"[GPTRouterModel(name={name!r}, provider_name=...)]"
+        )
+        raise ValueError(msg)
+    return first + [model for model in models if model.name != name]
+
+
 class Asking(Protocol):
     """One call's requests, as its plan knows them."""
 
@@ -61,10 +112,64 @@ class Asking(Protocol):
         """Whether the model asked first is out of the question, and others are not."""
 
 
+_OTHER_NAMES: Final = {
+    "api_key": "gpt_router_api_key",
+    "base_url": "gpt_router_api_base",
+    "stop_sequences": "stop",
+}
+"""What the arguments are called in other LangChain integrations."""
+
+
+def place_arguments(
+    cls: type[GatewayConnection], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments under the names of the fields; the provider's in `model_kwargs`.
+
+    Raises:
+        TypeError: For an argument that there is not, or that is given twice. It would
+            be lost without a word; a ValueError is shown with all values by pydantic,
+            the key among them.
+    """
+    fields = {*cls.model_fields, *(f.alias for f in cls.model_fields.values())}
+    values: dict[str, Any] = {}
+    options = dict(given.get("model_kwargs") or {})
+    for name, value in given.items():
+        field = _OTHER_NAMES.get(name, name)
+        if field in fields:
+            _put(values, field, value)
+        elif field in cls.provider_options:
+            _put(options, field, value)
+        else:
+            raise TypeError(_unexpected(cls, name))
+    return {**values, "model_kwargs": options} if options else values
+
+
+def _put(values: dict[str, Any], name: str, value: Any) -> None:
+    if name in values:
+        msg = f"{name!r} is given twice, once under another name or in `model_kwargs`"
+        raise TypeError(msg)
+    values[name] = value
+
+
+def _unexpected(cls: type[GatewayConnection], name: str) -> str:
+    known = [*cls.model_fields, "timeout", *_OTHER_NAMES, *cls.provider_options]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    way = (
+        " To send it to the provider as it is, put it into `model_kwargs`."
+        if cls.provider_options
+        else ""
+    )
+    return f"{cls.__name__} has no argument {name!r}{hint or '.'}{way}"
+
+
 class GatewayConnection(Serializable):
     """The fields of whatever asks a gateway."""
 
     model_config = ConfigDict(populate_by_name=True, arbitrary_types_allowed=True)
+
+    provider_options: ClassVar[frozenset[str]] = frozenset()
+    """Arguments that are no fields, and are the provider's."""
 
     client: Any = Field(default=None, exclude=True)
     """The gateway's client, a `gpt_router.client.GPTRouterClient`."""
@@ -104,13 +209,28 @@ class GatewayConnection(Serializable):
     )
     """URL of a proxy; None for the one that the environment names."""
 
+    tag: str | None = None
+    """Gateway metadata: a label of the calls, for the gateway's own records."""
+
+    user_id: str | None = None
+    """Gateway metadata: the user on whose behalf a call is made."""
+
+    history_id: str | None = None
+    """Gateway metadata: the conversation that a call belongs to."""
+
+    app_id: str | None = None
+    """Gateway metadata: the application that makes the call."""
+
+    gateway_metadata: dict[str, Any] = Field(default_factory=dict)
+    """More gateway metadata; LangChain's own `metadata` is the tracers', not sent."""
+
     clock: Clock | None = Field(default=None, exclude=True, repr=False)
     """What tells the time and waits; `testing.FakeClock` in a test."""
 
     @model_validator(mode="before")
     @classmethod
-    def _read_environment(cls, values: dict[str, Any]) -> dict[str, Any]:
-        values = dict(values)
+    def _read_arguments(cls, values: dict[str, Any]) -> dict[str, Any]:
+        values = place_arguments(cls, values)
         values["gpt_router_api_base"] = get_from_dict_or_env(
             values, "gpt_router_api_base", "GPT_ROUTER_API_BASE", DEFAULT_API_BASE_URL
         )
@@ -120,6 +240,14 @@ class GatewayConnection(Serializable):
         )
         values["gpt_router_api_key"] = SecretStr(key) if isinstance(key, str) else key
         return values
+
+    @field_validator("client")
+    @classmethod
+    def _check_client(cls, value: Any) -> Any:
+        if value is not None and not hasattr(value, "generate"):
+            msg = f"client must be like the SDK's GPTRouterClient, not {value!r}"
+            raise ValueError(msg)
+        return value
 
     @field_validator("gpt_router_api_base")
     @classmethod
@@ -200,6 +328,20 @@ class GatewayConnection(Serializable):
         return True
 
     # --- a call ---
+
+    def _take_metadata(self, options: dict[str, Any]) -> GPTRouterMetadata:
+        """The gateway metadata of a call; what it says itself is taken out of it."""
+        own = {
+            name: options.pop(name, None) or getattr(self, name)
+            for name in GATEWAY_METADATA
+        }
+        metadata = GPTRouterMetadata(
+            tag=own["tag"],
+            history_id=own["history_id"],
+            created_by_user_id=own["user_id"],
+            appId=own["app_id"],
+        )
+        return metadata.model_copy(update=own["gateway_metadata"])
 
     def _plan(self, exchange: Asking) -> Plan:
         clock = self.clock or SYSTEM_CLOCK

@@ -189,6 +189,23 @@ class GatewayClient(GPTRouterClient):
             raise UnsupportedOptionError(msg)
         return payload
 
+    def add_metadata_info(
+        self,
+        payload: dict[str, Any],
+        model_router_metadata: GPTRouterMetadata | None = None,
+    ) -> dict[str, Any]:
+        """The payload with the client's metadata, and over it that of the call.
+
+        What the call does not say is left as the client has it: the SDK's own merging
+        would write the call's nulls over it.
+        """
+        merged: dict[str, Any] = {}
+        for metadata in (self.additional_metadata, model_router_metadata):
+            if metadata is not None:
+                merged |= metadata.model_dump(exclude_none=True)
+        told = GPTRouterMetadata(**merged)
+        return {**super().add_metadata_info(payload, told), "metadata": merged}
+
     # --- one request ----------------------------------------------------------------
 
     def post(

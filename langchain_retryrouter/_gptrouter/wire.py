@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from gpt_router.models import (
@@ -131,13 +131,13 @@ class GatewayEvent(ChunkedGenerationResponse):
 # --- what goes out ------------------------------------------------------------------
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse options that no gateway reads.
+def check_options(names: Iterable[str]) -> None:
+    """Refuse options that no gateway reads, by their names.
 
     Raises:
         UnsupportedOptionError: Naming them, and the way to send them all the same.
     """
-    unknown = sorted(set(options) - PROVIDER_OPTIONS)
+    unknown = sorted(set(names) - PROVIDER_OPTIONS)
     if unknown:
         msg = (
             f"the gateway cannot carry {', '.join(map(repr, unknown))}: it would be"

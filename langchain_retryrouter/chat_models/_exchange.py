@@ -29,7 +29,11 @@ from collections.abc import (
 )
 from typing import TYPE_CHECKING, Any
 
-from gpt_router.models import ChunkedGenerationResponse, GenerationResponse
+from gpt_router.models import (
+    ChunkedGenerationResponse,
+    GenerationResponse,
+    GPTRouterMetadata,
+)
 
 from langchain_retryrouter._core.failure import is_routes_own
 from langchain_retryrouter._gptrouter.bodies import AsyncEvents, SyncEvents
@@ -65,6 +69,7 @@ class _Conversation:
         requests: Sequence[GatewayRequest],
         options: dict[str, Any],
         *,
+        metadata: GPTRouterMetadata,
         failover: bool,
     ) -> None:
         """Nothing is sent yet.
@@ -72,7 +77,8 @@ class _Conversation:
         Args:
             client: What sends; ours, or one with the SDK's `generate`.
             requests: A request per model, the preferred one first.
-            options: What the gateway itself is told beside them.
+            options: What our own client tells the gateway beside them.
+            metadata: What the gateway is told for its own records.
             failover: Whether the next attempt puts a model that failed last.
 
         Raises:
@@ -85,9 +91,11 @@ class _Conversation:
         self._client = client
         self._requests = list(requests)
         self._options = options if isinstance(client, GatewayClient) else None
+        self._metadata = metadata
         self._failover = failover
         self._streams_inside = bool(params.tools)
-        self._may_stream_inside = asks_for_one and not params.functions
+        self._never_streams = bool(params.functions)
+        self._may_stream_inside = asks_for_one and not self._never_streams
 
     def route(self) -> str:
         """The model that the next attempt asks first."""
@@ -120,10 +128,12 @@ class _Conversation:
         return has_others and told_by_a_stream and is_routes_own(error.kind)
 
     def _arguments(self, attempt: Attempt, *, is_stream: bool) -> dict[str, Any]:
-        arguments = {
+        arguments: dict[str, Any] = {
             "ordered_generation_requests": self._requests,
             "is_stream": is_stream,
         }
+        if self._metadata != GPTRouterMetadata():
+            arguments["model_router_metadata"] = self._metadata
         if self._options is not None:
             arguments |= {"timeout": attempt.timeout, **self._options}
             if self._streams_inside:
@@ -157,6 +167,8 @@ class Exchange(_Conversation):
 
     def connect(self, attempt: Attempt) -> EventSource[ChunkedGenerationResponse]:
         """One attempt's stream."""
+        if self._never_streams:
+            return _ToldAtOnce(take_apart(self.send(attempt)))
         with _foreign_border():
             events = self._client.generate(**self._arguments(attempt, is_stream=True))
         return events if isinstance(events, SyncEvents) else _ForeignEvents(events)
@@ -180,6 +192,8 @@ class AsyncExchange(_Conversation):
         self, attempt: Attempt
     ) -> AEventSource[ChunkedGenerationResponse]:
         """One attempt's stream."""
+        if self._never_streams:
+            return _AsyncToldAtOnce(take_apart(await self.send(attempt)))
         with _foreign_border():
             events = await self._client.agenerate(
                 **self._arguments(attempt, is_stream=True)
@@ -187,6 +201,50 @@ class AsyncExchange(_Conversation):
         return (
             events if isinstance(events, AsyncEvents) else _AsyncForeignEvents(events)
         )
+
+
+def take_apart(answer: GenerationResponse) -> Iterator[GatewayEvent]:
+    """A whole answer as the events that a stream would have told it with."""
+    for choice in answer.choices[:1]:
+        update = choice.model_dump(exclude={"index", "role"}, exclude_none=True)
+        yield GatewayEvent(event="update", id=answer.id, data=update)
+    meta: dict[str, Any] = {"model": answer.model}
+    if answer.meta is not None:
+        meta["usage"] = answer.meta.model_dump(exclude_none=True)
+    yield GatewayEvent(event="meta", data=meta)
+    source = {"providerId": answer.provider_id, "modelId": answer.model_id}
+    yield GatewayEvent(event="generation_source", data=source)
+    yield GatewayEvent(event="end", data={})
+
+
+class _ToldAtOnce:
+    """The events of an answer that is here already."""
+
+    def __init__(self, events: Iterator[GatewayEvent]) -> None:
+        self._events = events
+
+    def __iter__(self) -> Iterator[GatewayEvent]:
+        yield from self._events
+
+    def abort(self) -> None:
+        """Nothing is read any longer."""
+
+    def close(self) -> None:
+        """Nothing is open any longer."""
+
+
+class _AsyncToldAtOnce:
+    """Async twin of `_ToldAtOnce`."""
+
+    def __init__(self, events: Iterator[GatewayEvent]) -> None:
+        self._events = events
+
+    async def __aiter__(self) -> AsyncIterator[GatewayEvent]:
+        for event in self._events:
+            yield event
+
+    async def aclose(self) -> None:
+        """Nothing is open any longer."""
 
 
 class _ForeignEvents:

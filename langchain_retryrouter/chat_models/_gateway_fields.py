@@ -5,26 +5,69 @@ Which request they make, and what becomes of its answer, stands in `gpt_router`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, Final
 
 from langchain_core.language_models.base import LangSmithParams
 from pydantic import Field, ValidationInfo, field_validator
 
 from langchain_retryrouter._callbacks import RetryVisibleChatModel
-from langchain_retryrouter._gateway_connection import GatewayConnection
+from langchain_retryrouter._gateway_connection import (
+    GatewayConnection,
+    GPTRouterModel,
+    put_first,
+    read_models,
+)
 from langchain_retryrouter._gptrouter.messages import add_usage
+from langchain_retryrouter._gptrouter.wire import PROVIDER_OPTIONS
 
 NO_CHOICES_IN_A_STREAM = (
     "n must be 1 in a stream: the gateway interleaves several answers without telling"
     " them apart. Use `generate` or `invoke` without streaming, or n=1."
 )
 
+_SENT_IF_SET: Final = (
+    "top_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "stop",
+    "reasoning_effort",
+    "thinking",
+    "web_search_options",
+    "output_config",
+)
+
 
 class GatewayFields(GatewayConnection, RetryVisibleChatModel):
     """The fields of a `GPTRouter`."""
 
+    provider_options: ClassVar[frozenset[str]] = PROVIDER_OPTIONS
+
     temperature: float | None = Field(default=0.7, allow_inf_nan=False)
     """Sampling temperature; None leaves it to the provider."""
+
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    """The share of likely tokens to choose from; None leaves it to the provider."""
+
+    frequency_penalty: float | None = Field(default=None, allow_inf_nan=False)
+    """How much a token's past frequency counts against it."""
+
+    presence_penalty: float | None = Field(default=None, allow_inf_nan=False)
+    """How much a token's having appeared counts against it."""
+
+    stop: list[str] | str | None = None
+    """Where an answer ends; a call's own `stop` takes its place."""
+
+    reasoning_effort: str | None = None
+    """How long a reasoning model thinks, from "none" to "max"; newer gateways."""
+
+    thinking: dict[str, Any] | None = None
+    """Extended thinking: {"type": "enabled", "budget_tokens": 1024}; newer gateways."""
+
+    web_search_options: dict[str, Any] | None = None
+    """What a model that searches the web is told about it; newer gateways."""
+
+    output_config: dict[str, Any] | None = None
+    """The provider's own settings of the answer's form; newer gateways."""
 
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     """More for the provider; sent as it is, also what no gateway is known to read."""
@@ -72,6 +115,11 @@ class GatewayFields(GatewayConnection, RetryVisibleChatModel):
             "stream": self.streaming,
             "n": self.n,
             "temperature": self.temperature,
+            **{
+                name: value
+                for name in _SENT_IF_SET
+                if (value := getattr(self, name)) is not None
+            },
             **self.model_kwargs,
         }
 
@@ -80,9 +128,19 @@ class GatewayFields(GatewayConnection, RetryVisibleChatModel):
     ) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)
         params["ls_provider"] = "gptrouter"
-        models = kwargs.get("models_priority_list") or self.models_priority_list
-        params["ls_model_name"] = kwargs.get("model", models[0].name)
+        if "ls_model_name" not in params:  # as `kwargs["model"]` has it
+            params["ls_model_name"] = self._models_asked(kwargs)[0].name
+        stops = stop or kwargs.get("stop") or self.stop
+        if stops:
+            params["ls_stop"] = [stops] if isinstance(stops, str) else stops
         return params
+
+    def _models_asked(self, options: dict[str, Any]) -> list[GPTRouterModel]:
+        """The models of a call; what its options say of them is taken out of them."""
+        models = options.pop("models_priority_list", None)
+        models = self.models_priority_list if models is None else read_models(models)
+        first = options.pop("model", None)
+        return models if first is None else put_first(first, models)
 
     def _combine_llm_outputs(
         self, llm_outputs: list[dict[str, Any] | None], /

@@ -8,7 +8,14 @@ methods and for `completion_with_retry` called directly.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Generator,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from typing import Any, cast
 
 from gpt_router.models import ChunkedGenerationResponse, GenerationResponse
@@ -16,18 +23,22 @@ from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
     CallbackManagerForLLMRun,
 )
+from langchain_core.language_models.base import LanguageModelInput
 from langchain_core.language_models.chat_models import (
     agenerate_from_stream,
     generate_from_stream,
 )
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable
+from pydantic import BaseModel
 
 from langchain_retryrouter._callbacks import anotifier, notifier, run_manager_of
 from langchain_retryrouter._core.session import RetrySession
 from langchain_retryrouter._drive import acall, astream, call, stream
 from langchain_retryrouter._gateway_connection import (
     DEFAULT_API_BASE_URL,
+    GATEWAY_METADATA,
     GPTRouterModel,
 )
 from langchain_retryrouter._gptrouter.messages import (
@@ -46,6 +57,15 @@ from langchain_retryrouter.chat_models._exchange import AsyncExchange, Exchange
 from langchain_retryrouter.chat_models._gateway_fields import (
     NO_CHOICES_IN_A_STREAM,
     GatewayFields,
+)
+from langchain_retryrouter.chat_models._structured import (
+    Method,
+    Schema,
+    Tool,
+    structured_options,
+    structured_parser,
+    tool_options,
+    with_raw,
 )
 
 __all__ = [
@@ -106,8 +126,9 @@ def completion_with_retry(
             no further one. A stream raises it from `next`.
     """
     is_stream = bool(kwargs.pop("stream", False))
+    settings = llm._exchange_settings(kwargs)  # noqa: SLF001 - the model's other half
     requests = get_ordered_generation_requests(models_priority_list, **kwargs)
-    exchange = Exchange(llm.client, requests, **llm._exchange_settings())  # noqa: SLF001
+    exchange = Exchange(llm.client, requests, **settings)
     plan = llm._plan(exchange)  # noqa: SLF001 - the other half of the model
     if is_stream:
         events = stream(plan, exchange.connect, EventReader, notifier(run_manager))
@@ -124,8 +145,9 @@ async def acompletion_with_retry(
 ) -> GenerationResponse | AsyncGenerator[ChunkedGenerationResponse, None]:
     """Async twin of `completion_with_retry`."""
     is_stream = bool(kwargs.pop("stream", False))
+    settings = llm._exchange_settings(kwargs)  # noqa: SLF001 - the model's other half
     requests = get_ordered_generation_requests(models_priority_list, **kwargs)
-    exchange = AsyncExchange(llm.client, requests, **llm._exchange_settings())  # noqa: SLF001
+    exchange = AsyncExchange(llm.client, requests, **settings)
     plan = llm._plan(exchange)  # noqa: SLF001 - the other half of the model
     if is_stream:
         events = astream(plan, exchange.connect, EventReader, anotifier(run_manager))
@@ -181,6 +203,68 @@ class GPTRouter(GatewayFields):
     The answer's `response_metadata` has `model_name`, `provider_name`, `token_usage`,
     `finish_reason`, and under `retryrouter` the attempts that it took.
     """
+
+    def bind_tools(
+        self,
+        tools: Sequence[Tool],
+        *,
+        tool_choice: dict[str, Any] | str | bool | None = None,
+        strict: bool | None = None,
+        parallel_tool_calls: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """This model, offered `tools` in every call.
+
+        The gateway sends tool calls in streams only, so such a call streams inside and
+        still returns one message. The public gateway knows neither `tool_choice` nor
+        `parallel_tool_calls`, and does not say so.
+
+        Args:
+            tools: Functions, pydantic classes, TypedDicts, `BaseTool`s, or dicts in
+                OpenAI's form.
+            tool_choice: A tool's name; "auto"; "none"; "any", "required" or True for
+                at least one; or a dict in OpenAI's form.
+            strict: Whether the provider shall hold arguments to the schema exactly.
+            parallel_tool_calls: Whether there may be several calls in one answer.
+            **kwargs: More options of a call.
+
+        Raises:
+            ValueError: If no tool is given, or `tool_choice` names one that is not.
+        """
+        options = tool_options(
+            tools, tool_choice, strict=strict, parallel_tool_calls=parallel_tool_calls
+        )
+        return self.bind(**options, **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: Schema | None = None,
+        *,
+        method: Method = "function_calling",
+        include_raw: bool = False,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
+        """This model, answering with data of `schema` instead of a message.
+
+        Args:
+            schema: A pydantic class, whose objects are returned; or a TypedDict, a JSON
+                schema or a tool in OpenAI's form, for which dicts are.
+            method: "function_calling", which every gateway carries; "json_schema",
+                which the public gateway refuses; or "json_mode", where the prompt has
+                to ask for JSON and say what shall be in it.
+            include_raw: Whether to return a dict of `raw`, `parsed` and
+                `parsing_error` instead, and never to raise for what cannot be parsed.
+            strict: Whether the provider shall hold the answer to the schema exactly.
+            **kwargs: More options of a call.
+
+        Raises:
+            ValueError: For a method that does not exist or does not fit the arguments.
+        """
+        options = structured_options(schema, method, strict=strict)
+        model = self.bind(**{**options, **kwargs})
+        parser = structured_parser(schema, method)
+        return with_raw(model, parser) if include_raw else model | parser
 
     def _generate(
         self,
@@ -274,11 +358,11 @@ class GPTRouter(GatewayFields):
     ) -> tuple[list[GPTRouterModel], dict[str, Any]]:
         """Which models are asked, and what; fields first, then the call's options."""
         options = dict(options)
-        models = options.pop("models_priority_list", None) or self.models_priority_list
-        check_options(options)
+        models = self._models_asked(options)
+        check_options(name for name in options if name not in GATEWAY_METADATA)
         params = {**self._default_params, **options, "stream": stream}
         if stop is not None:
-            if params.get("stop") is not None:
+            if "stop" in self.model_kwargs or "stop" in options:
                 msg = "`stop` is given both to the call and to the model; give it once"
                 raise ValueError(msg)
             params["stop"] = stop
@@ -286,15 +370,20 @@ class GPTRouter(GatewayFields):
             raise ValueError(NO_CHOICES_IN_A_STREAM)
         return models, {**params, "messages": build_messages(messages)}
 
-    def _exchange_settings(self) -> dict[str, Any]:
+    def _exchange_settings(self, options: dict[str, Any]) -> dict[str, Any]:
+        """How the gateway is asked; what `options` say of it is taken out of them."""
         max_retries = self.gateway_max_retries
         if max_retries is None and self._policy.max_retries:
             max_retries = 0  # One retry owner.
-        options = {
+        told = {
             "gateway_timeout": self.gateway_timeout,
             "gateway_max_retries": max_retries,
         }
-        return {"options": options, "failover": self.failover}
+        return {
+            "options": told,
+            "metadata": self._take_metadata(options),
+            "failover": self.failover,
+        }
 
 
 def _providers(models: list[GPTRouterModel]) -> dict[str, str]:

@@ -43,7 +43,7 @@ class TestGPTRouter(ChatModelUnitTests):
         return {
             "models_priority_list": [GPT_4],
             "gpt_router_api_base": "http://127.0.0.1:1",
-            "gpt_router_api_key": SecretStr("sk"),
+            "api_key": SecretStr("sk"),
         }
 
     @property

@@ -116,6 +116,14 @@ WRITTEN = {
 +                return assemble(list(events))
 """,
     ),
+    "chat_models._exchange._ToldAtOnce": Difference(
+        "what is aborted from another thread in sync is cancelled in async",
+        """
+-    def abort(self) -> None:
+-        pass
+-
+""",
+    ),
     "chat_models._exchange._ForeignEvents": Difference(
         "what is aborted from another thread in sync is cancelled in async",
         """
