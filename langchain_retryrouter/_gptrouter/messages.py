@@ -9,14 +9,35 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from gpt_router.models import ChunkedGenerationResponse, GenerationResponse
+from gpt_router.models import (
+    Choice,
+    ChunkedGenerationResponse,
+    GenerationResponse,
+)
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.messages.ai import UsageMetadata
-from langchain_core.messages.tool import ToolCallChunk, tool_call_chunk
+from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.messages.utils import convert_to_openai_messages
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
-from langchain_retryrouter._gptrouter.wire import GatewayResponse, read_response
+from langchain_retryrouter._gptrouter.tool_calls import (
+    CallPiece,
+    CallReader,
+    parse_calls,
+)
+from langchain_retryrouter._gptrouter.usage import add_usage, clean_usage, read_usage
+from langchain_retryrouter._gptrouter.wire import (
+    GatewayResponse,
+    read_reasoning,
+    read_response,
+)
+
+__all__ = [
+    "ChunkReader",
+    "add_usage",
+    "assemble",
+    "build_messages",
+    "read_result",
+]
 
 _PROVIDER = "gptrouter"
 
@@ -63,15 +84,22 @@ def read_result(
     ledger = _without_none({"retryrouter": getattr(response, "retryrouter", None)})
     generations = [
         ChatGeneration(
-            message=AIMessage(
-                content=choice.text,
-                usage_metadata=_usage(usage) if index == 0 else None,
-                response_metadata={**served, **ledger},
+            message=_read_choice(
+                choice,
+                {
+                    **served,
+                    **_cited(choice.citations, response.citations),
+                    **ledger,
+                },
             ),
-            generation_info={"finish_reason": choice.finish_reason},
+            generation_info=_without_none({"finish_reason": choice.finish_reason}),
         )
-        for index, choice in enumerate(response.choices)
+        for choice in response.choices
     ]
+    if generations:
+        # The tokens of all choices, which are counted together, are counted once.
+        first: Any = generations[0].message
+        first.usage_metadata = read_usage(usage)
     llm_output = {
         "token_usage": usage,
         "model": response.model,
@@ -82,105 +110,201 @@ def read_result(
     return ChatResult(generations=generations, llm_output=llm_output)
 
 
-def read_chunk(
-    event: ChunkedGenerationResponse, providers: Mapping[str, str]
-) -> ChatGenerationChunk | None:
-    """What one event adds to the answer; None if nothing."""
-    if event.event == "update":
-        return _read_update(event.data)
-    if event.event == "meta":
-        usage = event.data.get("usage")
-        message = AIMessageChunk(
-            content="",
-            usage_metadata=_usage(usage) if isinstance(usage, dict) else None,
-            response_metadata=_served(event.data.get("model"), providers),
-        )
-        return ChatGenerationChunk(message=message)
-    if event.event == "generation_source":
-        source = {
-            "provider_id": event.data.get("providerId"),
-            "model_id": event.data.get("modelId"),
+def _read_choice(choice: Choice, metadata: dict[str, Any]) -> AIMessage:
+    calls, invalid_calls = parse_calls(getattr(choice, "tool_calls", None) or ())
+    beside = {
+        "function_call": choice.function_call,
+        "reasoning_content": getattr(choice, "reasoning_content", None),
+    }
+    return AIMessage(
+        content=choice.text,
+        additional_kwargs={name: said for name, said in beside.items() if said},
+        tool_calls=calls,
+        invalid_tool_calls=invalid_calls,
+        response_metadata=metadata,
+    )
+
+
+class ChunkReader:
+    """Reads the events of one stream as LangChain's chunks.
+
+    LangChain adds up chunks by joining their texts, so that a name told twice would be
+    doubled: here all that is told again is left out. The chunks of a stream add up to
+    the message that the same answer in one piece is read as.
+    """
+
+    def __init__(self, providers: Mapping[str, str]) -> None:
+        """At the start of a stream.
+
+        Args:
+            providers: The provider's name for each model that was asked.
+        """
+        self._providers = providers
+        self._calls = CallReader()
+        self._function = CallReader()
+        self._citations: list[Any] = []
+        self._told: dict[str, Any] = {}
+        self._late: dict[str, Any] = {}
+
+    def __call__(self, event: ChunkedGenerationResponse) -> ChatGenerationChunk | None:
+        """What `event` adds to the answer; None if nothing."""
+        self._note(event)
+        if event.event == "update":
+            return self._read_update(event.data)
+        if event.event == "meta":
+            return self._read_meta(event.data)
+        if event.event == "generation_source":
+            source = {
+                "provider_id": _text(event.data.get("providerId")),
+                "model_id": _text(event.data.get("modelId")),
+            }
+            return _chunk(self._news(source))
+        if event.event == "end":
+            return self._read_end(event)
+        return None
+
+    def _note(self, event: ChunkedGenerationResponse) -> None:
+        """Remember what may be told with every event, and is said with the last."""
+        for name in ("id", "provider"):
+            if name not in self._late and (told := getattr(event, name, None)):
+                self._late[name] = told
+        beside = getattr(event, "citations", None)
+        self._citations.extend(_new(self._citations, event.data.get("citations")))
+        self._citations.extend(_new(self._citations, beside))
+
+    def _read_update(self, data: Mapping[str, Any]) -> ChatGenerationChunk | None:
+        text = data.get("text") or ""
+        beside = self._read_beside(data)
+        calls = self._calls.read(data.get("tool_calls"))
+        finish = self._news({"finish_reason": data.get("finish_reason")})
+        if not (text or beside or calls or finish):
+            return None
+        return _chunk({}, text, beside, calls, finish)
+
+    def _read_beside(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        beside: dict[str, Any] = {}
+        if reasoning := read_reasoning(data):
+            beside["reasoning_content"] = reasoning
+        if function := data.get("function_call"):
+            for piece in self._function.read([{"index": 0, "function": function}]):
+                name = {} if piece.name is None else {"name": piece.name}
+                beside["function_call"] = {**name, "arguments": piece.arguments}
+        return beside
+
+    def _read_meta(self, data: Mapping[str, Any]) -> ChatGenerationChunk:
+        usage = clean_usage(data.get("usage"))
+        news = self._news({"token_usage": usage or None})
+        chunk = _chunk(self._news(_served(data.get("model"), self._providers)) | news)
+        if news:
+            chunk.message.usage_metadata = read_usage(usage)  # type: ignore[attr-defined]
+        return chunk
+
+    def _read_end(self, event: ChunkedGenerationResponse) -> ChatGenerationChunk:
+        last = {
+            **_served(self._told.get("model_name"), self._providers),
+            **_cited(self._citations),
+            "id": self._late.get("id"),
+            "retryrouter": getattr(event, "retryrouter", None),
         }
-        return _metadata_chunk(_without_none(source))
-    if event.event == "end":
-        ledger = {"retryrouter": getattr(event, "retryrouter", None)}
-        chunk = _metadata_chunk(_without_none(ledger))
+        last.setdefault("provider_name", self._late.get("provider"))
+        chunk = _chunk(self._news(last))
         chunk.message.chunk_position = "last"  # type: ignore[attr-defined]
         return chunk
-    return None
+
+    def _news(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """What of `metadata` has not been said yet."""
+        news = {
+            name: value
+            for name, value in metadata.items()
+            if value is not None and name not in self._told
+        }
+        self._told |= news
+        return news
+
+
+def _chunk(
+    metadata: Mapping[str, Any],
+    text: str = "",
+    beside: dict[str, Any] | None = None,
+    calls: Sequence[CallPiece] = (),
+    info: dict[str, Any] | None = None,
+) -> ChatGenerationChunk:
+    # An empty list is costlier to build than not to pass.
+    optional: dict[str, Any] = {"additional_kwargs": beside} if beside else {}
+    if calls:
+        optional["tool_call_chunks"] = [
+            tool_call_chunk(
+                name=call.name, args=call.arguments, id=call.id, index=call.index
+            )
+            for call in calls
+        ]
+    metadata = {"model_provider": _PROVIDER, **metadata}
+    message = AIMessageChunk(content=text, response_metadata=metadata, **optional)
+    return ChatGenerationChunk(message=message, generation_info=info or None)
 
 
 def assemble(events: Iterable[ChunkedGenerationResponse]) -> GatewayResponse:
     """The answer that a whole stream of events adds up to, with one choice."""
+    calls, function = CallReader(), CallReader()
     texts: list[str] = []
+    thoughts: list[str] = []
+    citations: list[Any] = []
     found: dict[str, Any] = {}
     choice: dict[str, Any] = {"index": 0, "role": "assistant"}
     for event in events:
         data = event.data
+        citations.extend(_new(citations, data.get("citations")))
+        citations.extend(_new(citations, getattr(event, "citations", None)))
         if event.event == "update":
             texts.append(data.get("text") or "")
-            choice["finish_reason"] = data.get("finish_reason")
-            found.setdefault("id", getattr(event, "id", None) or "")
+            thoughts.append(read_reasoning(data) or "")
+            calls.read(data.get("tool_calls"))
+            if data.get("function_call"):
+                function.read([{"index": 0, "function": data["function_call"]}])
+            _set_once(choice, finish_reason=data.get("finish_reason"))
+            _set_once(found, id=getattr(event, "id", None))
         elif event.event == "meta":
-            found |= {"model": data.get("model") or "", "meta": data.get("usage")}
+            _set_once(found, model=data.get("model"), meta=data.get("usage"))
         elif event.event == "generation_source":
-            found |= {
-                "provider_id": data.get("providerId"),
-                "model_id": data.get("modelId"),
-            }
-    choice["text"] = "".join(texts)
-    return read_response({**found, "choices": [choice]})
+            _set_once(
+                found, providerId=data.get("providerId"), modelId=data.get("modelId")
+            )
+    choice |= {
+        "text": "".join(texts),
+        "reasoning_content": "".join(thoughts),
+        "tool_calls": calls.whole(),
+        "function_call": next((one["function"] for one in function.whole()), None),
+    }
+    return read_response({**found, "choices": [choice], "citations": citations})
 
 
-def add_usage(outputs: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
-    """The `llm_output` of several runs: token counts summed, the rest of the last."""
-    combined: dict[str, Any] = {}
-    total: dict[str, int] = {}
-    for output in outputs:
-        if output is None:
-            continue  # The run was answered from a cache, or streamed.
-        combined |= {
-            key: value for key, value in output.items() if key != "retryrouter"
-        }
-        for name, count in (output.get("token_usage") or {}).items():
-            total[name] = total.get(name, 0) + count
-    return {**combined, "token_usage": total} if combined else {}
+def _set_once(found: dict[str, Any], **told: Any) -> None:
+    for name, value in told.items():
+        if value is not None:
+            found.setdefault(name, value)
 
 
-def _read_update(data: Mapping[str, Any]) -> ChatGenerationChunk | None:
-    text = data.get("text") or ""
-    calls = [_read_call_chunk(call) for call in data.get("tool_calls") or ()]
-    finish_reason = data.get("finish_reason")
-    if not text and not calls and finish_reason is None:
-        return None
-    # An empty list is costlier to build than not to pass.
-    message = (
-        AIMessageChunk(content=text, tool_call_chunks=calls)
-        if calls
-        else AIMessageChunk(content=text)
-    )
-    info = None if finish_reason is None else {"finish_reason": finish_reason}
-    return ChatGenerationChunk(message=message, generation_info=info)
+def _cited(*told: list[Any] | None) -> dict[str, list[Any]]:
+    """The sources of an answer, each once."""
+    citations: list[Any] = []
+    for some in told:
+        citations.extend(_new(citations, some))
+    return {"citations": citations} if citations else {}
 
 
-def _read_call_chunk(call: Mapping[str, Any]) -> ToolCallChunk:
-    function = call.get("function") or {}
-    return tool_call_chunk(
-        name=function.get("name"),
-        args=function.get("arguments"),
-        id=call.get("id"),
-        index=call.get("index"),
-    )
-
-
-def _metadata_chunk(metadata: dict[str, Any]) -> ChatGenerationChunk:
-    return ChatGenerationChunk(
-        message=AIMessageChunk(content="", response_metadata=metadata)
-    )
+def _new(known: list[Any], told: Any) -> list[Any]:
+    """What of `told`, if it is a list, is not among `known`, each once."""
+    news: list[Any] = []
+    for one in told if isinstance(told, list) else ():
+        if one not in known and one not in news:
+            news.append(one)
+    return news
 
 
 def _served(model: Any, providers: Mapping[str, str]) -> dict[str, Any]:
     """Which model and provider answered; the model's name may be all that is told."""
+    if not (model and isinstance(model, str)) and len(providers) == 1:
+        [model] = providers  # Azure's models do not say their name in a stream.
     served = {"model_provider": _PROVIDER}
     if model and isinstance(model, str):
         served["model_name"] = model
@@ -189,22 +313,8 @@ def _served(model: Any, providers: Mapping[str, str]) -> dict[str, Any]:
     return served
 
 
-def _usage(usage: Mapping[str, Any]) -> UsageMetadata | None:
-    prompt = _count(usage, "prompt_tokens")
-    completion = _count(usage, "completion_tokens")
-    if prompt is None and completion is None:
-        return None
-    prompt, completion = prompt or 0, completion or 0
-    return UsageMetadata(
-        input_tokens=prompt,
-        output_tokens=completion,
-        total_tokens=_count(usage, "total_tokens") or prompt + completion,
-    )
-
-
-def _count(usage: Mapping[str, Any], name: str) -> int | None:
-    count = usage.get(name)
-    return count if isinstance(count, int) else None
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:

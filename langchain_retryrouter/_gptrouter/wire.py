@@ -19,23 +19,29 @@ from gpt_router.models import (
     GenerationParams,
     GenerationResponse,
     ModelGenerationRequest,
+    Usage,
 )
 from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    ValidatorFunctionWrapHandler,
     field_validator,
+    model_validator,
 )
 
 from langchain_retryrouter._core.failure import FailureKind, classify
 from langchain_retryrouter._core.retry_after import ServerAdvice
 from langchain_retryrouter._core.streaming import Signal
+from langchain_retryrouter._gptrouter.tool_calls import are_calls, is_function_call
+from langchain_retryrouter._gptrouter.usage import clean_usage
 from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError
 from langchain_retryrouter.errors.gpt_router import (
     GPT_ROUTER_ERRORS,
     GPT_ROUTER_STREAM_ERRORS,
 )
+
+_SAID: Final = ("tool_calls", "function_call")
+_REASONING: Final = ("reasoning_content", "reasoning", "thinking")
 
 PROVIDER_OPTIONS: Final = frozenset(
     {
@@ -79,15 +85,79 @@ class GatewayRequest(ModelGenerationRequest):
 
 
 class GatewayChoice(Choice):
-    """The SDK's `Choice`, tolerant of the nulls that gateways send in a paid answer."""
+    """The SDK's `Choice`, tolerant of the nulls that gateways send in a paid answer.
 
+    Attributes:
+        tool_calls: In OpenAI's form; None from a gateway that drops them unstreamed.
+        reasoning_content: What the model thought before it said `text`.
+    """
+
+    index: int = 0
     text: str = ""
     finish_reason: str | None = None  # type: ignore[assignment]
+    reasoning_content: str | None = None
+    function_call: dict[str, Any] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _look_into_the_message(cls, data: Any) -> Any:
+        """OpenAI has what was said in `message`, and a gateway may hand that on."""
+        if not isinstance(data, dict):
+            return data
+        message = data.get("message")
+        found = message if isinstance(message, dict) else {}
+        said = {key: found[key] for key in _SAID if found.get(key) is not None}
+        if isinstance(text := found.get("content"), str):
+            said["text"] = text
+        own = {key: value for key, value in data.items() if value is not None}
+        return {
+            **said,
+            **own,
+            "reasoning_content": read_reasoning(data) or read_reasoning(found),
+        }
+
+    @field_validator("index", mode="before")
+    @classmethod
+    def _odd_index_is_none(cls, value: Any) -> Any:
+        return value if isinstance(value, int) else 0
+
+    @field_validator("role", mode="before")
+    @classmethod
+    def _odd_role_is_none(cls, value: Any) -> Any:
+        return value if isinstance(value, str) else None
+
+    @field_validator("citations", mode="before")
+    @classmethod
+    def _odd_citations_are_none(cls, value: Any) -> Any:
+        return value if isinstance(value, list) else None
 
     @field_validator("text", mode="before")
     @classmethod
     def _null_is_no_text(cls, value: Any) -> Any:
         return "" if value is None else value
+
+    @field_validator("tool_calls", mode="before")
+    @classmethod
+    def _check_calls(cls, value: Any) -> Any:
+        if not are_calls(value):
+            msg = "no list of tool calls"
+            raise ValueError(msg)
+        return value
+
+    @field_validator("function_call", mode="before")
+    @classmethod
+    def _check_function_call(cls, value: Any) -> Any:
+        if not is_function_call(value):
+            msg = "no call of a function"
+            raise ValueError(msg)
+        return value
+
+
+class GatewayUsage(Usage):
+    """The SDK's `Usage` with the details that it would drop."""
+
+    model_config = ConfigDict(extra="allow")
 
 
 class GatewayResponse(GenerationResponse):
@@ -100,20 +170,30 @@ class GatewayResponse(GenerationResponse):
     id: str = ""
     model: str = ""
     choices: list[GatewayChoice]  # type: ignore[assignment]
+    meta: GatewayUsage | None = None
+    citations: list[Any] | None = None
     retryrouter: dict[str, Any] | None = None
 
     @field_validator("id", "model", mode="before")
     @classmethod
-    def _null_is_no_name(cls, value: Any) -> Any:
-        return "" if value is None else value
+    def _odd_name_is_none(cls, value: Any) -> Any:
+        return value if isinstance(value, str) else ""
 
-    @field_validator("meta", mode="wrap")
+    @field_validator("provider_id", "model_id", mode="before")
     @classmethod
-    def _odd_usage_is_none(cls, value: Any, read: ValidatorFunctionWrapHandler) -> Any:
-        try:
-            return read(value)
-        except ValidationError:
-            return None
+    def _odd_id_is_none(cls, value: Any) -> Any:
+        return value if isinstance(value, str) else None
+
+    @field_validator("citations", mode="before")
+    @classmethod
+    def _odd_citations_are_none(cls, value: Any) -> Any:
+        return value if isinstance(value, list) else None
+
+    @field_validator("meta", mode="before")
+    @classmethod
+    def _odd_usage_is_none(cls, value: Any) -> Any:
+        # What is there already is no JSON, and is what it should be.
+        return value if isinstance(value, Usage) else clean_usage(value) or None
 
 
 class GatewayEvent(ChunkedGenerationResponse):
@@ -121,10 +201,12 @@ class GatewayEvent(ChunkedGenerationResponse):
 
     Attributes:
         id: The provider's id of the answer.
+        citations: The sources of the answer, where they are told beside `data`.
         retryrouter: The attempts that the answer took.
     """
 
     id: str | None = None
+    citations: list[Any] | None = None
     retryrouter: dict[str, Any] | None = None
 
 
@@ -206,39 +288,34 @@ def read_event(data: bytes) -> GatewayEvent:
         data=content if isinstance(content, dict) else {},
         provider=_text_or_none(event.get("provider")),
         id=_text_or_none(event.get("id")),
+        citations=_list_or_none(event.get("citations")),
     )
+
+
+def read_reasoning(data: Mapping[str, Any]) -> str | None:
+    """The model's reasoning in a choice or an update, under the name it goes by."""
+    said = (data.get(name) for name in _REASONING)
+    return next((text for text in said if isinstance(text, str) and text), None)
 
 
 def _is_update(content: Any) -> bool:
     """Whether what is read of an update is what it should be; its other keys may be."""
     if not isinstance(content, dict):
         return False
-    calls = content.get("tool_calls")
     return (
         isinstance(content.get("text"), str | None)
         and isinstance(content.get("finish_reason"), str | None)
-        and (calls is None or (isinstance(calls, list) and all(map(_is_call, calls))))
-    )
-
-
-def _is_call(call: Any) -> bool:
-    function = (call.get("function") or {}) if isinstance(call, dict) else None
-    return (
-        isinstance(function, dict)
-        and isinstance(call.get("index"), int | None)
-        and all(
-            isinstance(text, str | None)
-            for text in (
-                call.get("id"),
-                function.get("name"),
-                function.get("arguments"),
-            )
-        )
+        and are_calls(content.get("tool_calls"))
+        and is_function_call(content.get("function_call"))
     )
 
 
 def _text_or_none(value: Any) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def _list_or_none(value: Any) -> list[Any] | None:
+    return value if isinstance(value, list) else None
 
 
 class EventReader:
@@ -247,6 +324,9 @@ class EventReader:
     `end` alone does not make an answer whole: a provider whose stream was cut cleanly
     leaves a normal `end`, and as its only trace that no update had a finish reason.
     Completion models' updates have no `finish_reason` key at all.
+
+    Calls and reasoning are tokens as text is, since they are handed to the caller too;
+    only the text is what an interrupted stream is said to have delivered.
     """
 
     __slots__ = ("_finished", "_saw_update")
@@ -264,8 +344,13 @@ class EventReader:
             if "finish_reason" not in data or data["finish_reason"] is not None:
                 self._finished = True
             text = data.get("text") or ""
-            has_call = bool(data.get("tool_calls") or data.get("function_call"))
-            return Signal(text=text, is_token=bool(text) or has_call)
+            is_token = bool(
+                text
+                or data.get("tool_calls")
+                or data.get("function_call")
+                or read_reasoning(data)
+            )
+            return Signal(text=text, is_token=is_token)
         if event.event == "end":
             whole = self._saw_update and self._finished
             return Signal(is_end=whole, is_last=True)

@@ -42,8 +42,8 @@ from langchain_retryrouter._gateway_connection import (
     GPTRouterModel,
 )
 from langchain_retryrouter._gptrouter.messages import (
+    ChunkReader,
     build_messages,
-    read_chunk,
     read_result,
 )
 from langchain_retryrouter._gptrouter.wire import (
@@ -315,10 +315,10 @@ class GPTRouter(GatewayFields):
             self, models_priority_list=models, run_manager=retried, **params
         )
         events = cast("Generator[ChunkedGenerationResponse, None, None]", answer)
-        providers = _providers(models)
+        read = ChunkReader(_providers(models))
         with contextlib.closing(events):
             for event in events:
-                chunk = read_chunk(event, providers)
+                chunk = read(event)
                 if chunk is None:
                     continue
                 if run_manager is not None:
@@ -338,10 +338,10 @@ class GPTRouter(GatewayFields):
             self, models_priority_list=models, run_manager=retried, **params
         )
         events = cast("AsyncGenerator[ChunkedGenerationResponse, None]", answer)
-        providers = _providers(models)
+        read = ChunkReader(_providers(models))
         async with contextlib.aclosing(events):
             async for event in events:
-                chunk = read_chunk(event, providers)
+                chunk = read(event)
                 if chunk is None:
                     continue
                 if run_manager is not None:

@@ -204,9 +204,9 @@ def expected_of_stream(capture: Capture) -> Outcome:
     [meta] = [e["data"] for e in capture.events if e["event"] == "meta"]
     updates = [e["data"] for e in capture.events if e["event"] == "update"]
     # Two choices are told apart by nobody; we never ask a stream for two.
-    finish_reason = "".join(one["finish_reason"] or "" for one in updates)
+    reasons = [one["finish_reason"] for one in updates if one["finish_reason"]]
     usage = usage_of(meta["usage"]) if "usage" in meta else None
-    return Outcome(meta["text"], usage, finish_reason, meta["model"])
+    return Outcome(meta["text"], usage, reasons[0] if reasons else None, meta["model"])
 
 
 def usage_of(told: dict[str, int]) -> dict[str, int]:

@@ -17,7 +17,11 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessageChunk
 
 from langchain_retryrouter import MalformedResponseError, RetryRouterError
-from langchain_retryrouter._gptrouter.messages import assemble, read_chunk, read_result
+from langchain_retryrouter._gptrouter.messages import (
+    ChunkReader,
+    assemble,
+    read_result,
+)
 from langchain_retryrouter._gptrouter.wire import (
     EventReader,
     read_event,
@@ -115,7 +119,8 @@ def test_ids_that_are_no_text_are_left_out() -> None:
 )
 def test_usage_that_cannot_be_read_is_left_out(usage: Any) -> None:
     """Usage that is odd or absent does not cost the answer, streamed or not."""
-    chunk = read_chunk(read_event(event("meta", {"usage": usage})), PROVIDERS)
+    read = ChunkReader(PROVIDERS)
+    chunk = read(read_event(event("meta", {"usage": usage})))
     assert chunk is not None
     assert isinstance(chunk.message, AIMessageChunk)
     assert chunk.message.usage_metadata is None
@@ -209,7 +214,8 @@ def test_any_events_add_up_or_are_refused(events: list[dict[str, Any]]) -> None:
         read = [read_event(json.dumps(one).encode()) for one in events]
         for one in read:
             reader(one)
-        chunks = [chunk for one in read if (chunk := read_chunk(one, PROVIDERS))]
+        to_chunk = ChunkReader(PROVIDERS)
+        chunks = [chunk for one in read if (chunk := to_chunk(one))]
         for chunk in chunks[1:]:
             chunks[0] += chunk
         assemble(read)
