@@ -20,6 +20,7 @@ from .completion import (
 )
 from .gateway import FaultyGateway
 from .recorded_request import RecordedRequest
+from .rule_responder import RuleResponder
 from .steps import (
     Answer,
     Body,
@@ -63,6 +64,7 @@ __all__ = [
     "RecordedRequest",
     "Reset",
     "Responder",
+    "RuleResponder",
     "Silence",
     "SlowFirstToken",
     "SplitCharacter",

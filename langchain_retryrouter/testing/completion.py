@@ -29,6 +29,11 @@ _GPTROUTER_STREAM_OVERHEAD = 7
 _WORD = re.compile(r"\s*\S+|\s+\Z")
 
 
+def split_words(text: str) -> tuple[str, ...]:
+    """The words of `text`, each with the space before it: what counts as a token."""
+    return tuple(_WORD.findall(text))
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """The tokens that a call cost."""
@@ -96,7 +101,7 @@ class Choice:
     def pieces(self) -> tuple[str, ...]:
         """The text as a stream carries it."""
         text = self.text
-        return tuple(_WORD.findall(text)) if isinstance(text, str) else text
+        return split_words(text) if isinstance(text, str) else text
 
     @property
     def whole_text(self) -> str:
@@ -158,7 +163,12 @@ def complete(request: RecordedRequest, choice: Choice) -> Completion:
 
     Its usage is counted: one token a word, ten for the frame of the prompt.
     """
-    choices = (choice,) * _choices_asked(request)
+    repeated = choices_for_each_prompt(request) * len(prompts_of(request))
+    return completion_of(request, (choice,) * repeated)
+
+
+def completion_of(request: RecordedRequest, choices: tuple[Choice, ...]) -> Completion:
+    """The completion of `request` with these choices; its usage is counted."""
     return Completion(choices, usage=_counted_usage(request, choices))
 
 
@@ -170,11 +180,12 @@ class StubResponder:
 
     def __call__(self, request: RecordedRequest) -> Completion:
         """The stub's answer to `request`."""
-        text = _cut_at_stop(self.text, request.parameters.get("stop"))
+        text = cut_at_stop(self.text, request.parameters.get("stop"))
         return complete(request, Choice(text))
 
 
-def _cut_at_stop(text: Text, stop: object) -> Text:
+def cut_at_stop(text: Text, stop: object) -> Text:
+    """`text` up to the first of the texts in `stop`, which may be one text or none."""
     if not stop:
         return text
     whole = text if isinstance(text, str) else "".join(text)
@@ -183,8 +194,9 @@ def _cut_at_stop(text: Text, stop: object) -> Text:
     return whole[: min(found)] if found else text
 
 
-def _choices_asked(request: RecordedRequest) -> int:
-    return _number(request.parameters.get("n")) * len(_prompts(request))
+def choices_for_each_prompt(request: RecordedRequest) -> int:
+    """The `n` of the request."""
+    return _number(request.parameters.get("n"))
 
 
 def _number(value: object) -> int:
@@ -192,7 +204,7 @@ def _number(value: object) -> int:
     return max(1, int(value)) if isinstance(value, int | str) else 1
 
 
-def _prompts(request: RecordedRequest) -> list[object]:
+def prompts_of(request: RecordedRequest) -> list[object]:
     """The prompts of `request`: one, save for a list of texts or of token lists."""
     if request.endpoint == "chat":
         return [None]
@@ -206,21 +218,22 @@ def _counted_usage(
     request: RecordedRequest, choices: tuple[Choice, ...]
 ) -> Usage | None:
     overhead = _PROMPT_OVERHEAD
-    contents = [message.get("content") for message in _messages(request)]
+    contents = [message.get("content") for message in messages_of(request)]
     if request.protocol == "gptrouter" and request.streaming:
         if any(not isinstance(content, str) for content in contents):
             # GPTRouter's tokenizer throws on such a content, and usage is left out.
             return None
         overhead = _GPTROUTER_STREAM_OVERHEAD
-    asked = overhead + sum(_words(text) for text in [*_prompts(request), *contents])
+    asked = overhead + sum(_words(text) for text in [*prompts_of(request), *contents])
     # `best_of` candidates are paid for, though only `n` of them are seen.
-    shown = _number(request.parameters.get("n"))
+    shown = choices_for_each_prompt(request)
     generated = max(shown, _number(request.parameters.get("best_of")))
     said = sum(len(choice.pieces) for choice in choices) * generated // shown
     return Usage(asked, said)
 
 
-def _messages(request: RecordedRequest) -> list[dict[str, Any]]:
+def messages_of(request: RecordedRequest) -> list[dict[str, Any]]:
+    """The messages of `request` that are JSON objects, in their order."""
     messages = request.parameters.get("messages")
     return [message for message in _listed(messages) if isinstance(message, dict)]
 
