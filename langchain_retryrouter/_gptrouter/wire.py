@@ -3,85 +3,68 @@
 Pure: dicts and the `gptrouter` package's own types. This file does not know sockets,
 retries, or LangChain's messages (those are `messages`' business). Sources: the protocol
 as seen on the wire of the public gateway, and the payloads of the `gptrouter` package
-for what newer gateways take.
+for what newer gateways take. What goes out stands in `options`, and what an error means
+in `failures`; both are handed on from here.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from gpt_router.models import (
     Choice,
     ChunkedGenerationResponse,
-    GenerationParams,
     GenerationResponse,
-    ModelGenerationRequest,
     Usage,
 )
-from pydantic import (
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import ConfigDict, ValidationError, field_validator, model_validator
 
-from langchain_retryrouter._core.failure import FailureKind, classify
-from langchain_retryrouter._core.retry_after import ServerAdvice
+from langchain_retryrouter._core.failure import FailureKind
 from langchain_retryrouter._core.streaming import Signal
+from langchain_retryrouter._gptrouter.failures import (
+    excerpt,
+    is_opaque,
+    json_or_none,
+    read_status_error,
+    read_stream_error,
+    unknown_name,
+)
+from langchain_retryrouter._gptrouter.options import (
+    GatewayParams,
+    GatewayRequest,
+    build_params,
+    check_options,
+)
 from langchain_retryrouter._gptrouter.tool_calls import are_calls, is_function_call
 from langchain_retryrouter._gptrouter.usage import clean_usage
-from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError
+from langchain_retryrouter.errors import RetryRouterError
 from langchain_retryrouter.errors.gpt_router import (
     GPT_ROUTER_ERRORS,
     GPT_ROUTER_STREAM_ERRORS,
 )
 
+__all__ = [
+    "EventReader",
+    "GatewayChoice",
+    "GatewayEvent",
+    "GatewayParams",
+    "GatewayRequest",
+    "GatewayResponse",
+    "build_params",
+    "check_options",
+    "is_opaque",
+    "read_event",
+    "read_json",
+    "read_reasoning",
+    "read_response",
+    "read_status_error",
+    "unknown_name",
+]
+
 _SAID: Final = ("tool_calls", "function_call")
 _REASONING: Final = ("reasoning_content", "reasoning", "thinking")
-
-PROVIDER_OPTIONS: Final = frozenset(
-    {
-        # What the public gateway hands on to the provider.
-        "messages",
-        "prompt",
-        "temperature",
-        "top_p",
-        "n",
-        "stop",
-        "max_tokens",
-        "presence_penalty",
-        "frequency_penalty",
-        "logit_bias",
-        "user",
-        "functions",
-        "function_call",
-        "response_format",
-        "tools",
-        # What newer gateways take besides, as the `gptrouter` package sends it.
-        *GenerationParams.model_fields,
-    }
-)
-"""Names in `promptParams` that some gateway is known to read."""
-
-
-class GatewayParams(GenerationParams):
-    """The SDK's `GenerationParams` with what it would drop without a word."""
-
-    model_config = ConfigDict(extra="allow")
-
-    stop: str | list[str] | None = None
-    logit_bias: dict[str, float] | None = None
-    function_call: Any = None
-
-
-class GatewayRequest(ModelGenerationRequest):
-    """The SDK's request, carrying `GatewayParams` whole."""
-
-    prompt_params: GatewayParams = Field(default_factory=GatewayParams)
 
 
 class GatewayChoice(Choice):
@@ -210,24 +193,6 @@ class GatewayEvent(ChunkedGenerationResponse):
     retryrouter: dict[str, Any] | None = None
 
 
-# --- what goes out ------------------------------------------------------------------
-
-
-def check_options(names: Iterable[str]) -> None:
-    """Refuse options that no gateway reads, by their names.
-
-    Raises:
-        UnsupportedOptionError: Naming them, and the way to send them all the same.
-    """
-    unknown = sorted(set(names) - PROVIDER_OPTIONS)
-    if unknown:
-        msg = (
-            f"the gateway cannot carry {', '.join(map(repr, unknown))}: it would be"
-            " lost without a word. To send it all the same, put it into `model_kwargs`."
-        )
-        raise UnsupportedOptionError(msg)
-
-
 # --- what comes back ----------------------------------------------------------------
 
 
@@ -240,11 +205,11 @@ def read_json(body: bytes, status_code: int) -> dict[str, Any]:
     try:
         data = json.loads(body)
     except (ValueError, RecursionError) as error:
-        what = f"is not JSON: {_excerpt(body)!r}" if body.strip() else "has no body"
+        what = f"is not JSON: {excerpt(body)!r}" if body.strip() else "has no body"
         msg = f"the gateway's answer {what}"
         raise _malformed(msg, status_code) from error
     if not isinstance(data, dict):
-        msg = f"the gateway's answer is no JSON object: {_excerpt(body)!r}"
+        msg = f"the gateway's answer is no JSON object: {excerpt(body)!r}"
         raise _malformed(msg, status_code)
     return data
 
@@ -270,17 +235,17 @@ def read_event(data: bytes) -> GatewayEvent:
         RetryRouterError: The error that an `error` event reports, or a
             `GPTRouterStreamMalformedResponseError` if it is not of the protocol.
     """
-    event = _json_or_none(data)
+    event = json_or_none(data)
     kind = event.get("event") if isinstance(event, dict) else None
     if not isinstance(kind, str):
-        msg = f"an event of the stream is not of the protocol: {_excerpt(data)!r}"
+        msg = f"an event of the stream is not of the protocol: {excerpt(data)!r}"
         raise GPT_ROUTER_STREAM_ERRORS[FailureKind.MALFORMED](msg)
     kind = kind.lower()
     if kind == "error":
         raise read_stream_error(event)
     content = event.get("data")
     if kind == "update" and not _is_update(content):
-        msg = f"an update of the stream is not of the protocol: {_excerpt(data)!r}"
+        msg = f"an update of the stream is not of the protocol: {excerpt(data)!r}"
         raise GPT_ROUTER_STREAM_ERRORS[FailureKind.MALFORMED](msg)
     return GatewayEvent(
         event=kind,
@@ -357,98 +322,5 @@ class EventReader:
         return Signal()
 
 
-# --- errors -------------------------------------------------------------------------
-
-# Said by the public gateway in `error` events. Compared in lower case.
-_KNOWN_TEXTS: Final = (
-    (re.compile(r"^request timed out"), FailureKind.TIMEOUT),
-    (re.compile(r"^connection error"), FailureKind.CONNECTION),
-    (
-        re.compile(r"^(premature close|read econnreset|terminated)"),
-        FailureKind.INTERRUPTED,
-    ),
-    (
-        re.compile(r"^(provider|model) with (name|id) .* does not exist"),
-        FailureKind.NOT_FOUND,
-    ),
-    (re.compile(r"^no models available"), FailureKind.UNAVAILABLE),
-    (re.compile(r'^\[\s*\{.*"path"', re.DOTALL), FailureKind.INVALID_REQUEST),
-)
-_LEADING_STATUS: Final = re.compile(r"^([1-5]\d\d)\b")
-_NOT_ACCEPTABLE: Final = 406
-
-
-def read_stream_error(event: Mapping[str, Any]) -> RetryRouterError:
-    """The error that an `error` event reports, classed by what its message says."""
-    message = event.get("message")
-    if not isinstance(message, str):
-        message = "the gateway reported an error without a message"
-    status = _LEADING_STATUS.match(message)
-    status_code = int(status[1]) if status else None
-    kind = _by_known_text(message) or classify(status_code, None, message)
-    return GPT_ROUTER_STREAM_ERRORS[kind](
-        message, status_code=status_code, body=dict(event)
-    )
-
-
-def _by_known_text(message: str) -> FailureKind | None:
-    lowered = message.lower()
-    return next((kind for text, kind in _KNOWN_TEXTS if text.match(lowered)), None)
-
-
-def read_status_error(
-    status_code: int, body: bytes, advice: ServerAdvice, request_id: str | None
-) -> RetryRouterError:
-    """The error that an answer other than 200 stands for."""
-    data = _json_or_none(body)
-    message = _told(data) or _excerpt(body) or "no body"
-    kind = classify(status_code, _code(data), message)
-    if status_code == _NOT_ACCEPTABLE:
-        # The SDK's own reading of a 406: no model of the list is available.
-        kind = FailureKind.UNAVAILABLE
-    return GPT_ROUTER_ERRORS[kind](
-        f"{status_code}: {message}",
-        status_code=status_code,
-        retry_after=advice.retry_after,
-        should_retry=advice.should_retry,
-        request_id=request_id,
-        code=_code(data),
-        body=data if data is not None else _excerpt(body),
-    )
-
-
-def is_opaque(error: RetryRouterError) -> bool:
-    """Whether the gateway hid the cause, which it would have told a stream."""
-    return error.status_code == 500 and error.body == {"error": "Something went wrong"}  # noqa: PLR2004
-
-
 def _malformed(message: str, status_code: int) -> RetryRouterError:
     return GPT_ROUTER_ERRORS[FailureKind.MALFORMED](message, status_code=status_code)
-
-
-def _json_or_none(body: bytes) -> Any:
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _told(data: Any) -> str:
-    if not isinstance(data, dict):
-        return ""
-    nested = data.get("error")
-    told = data.get("message") or (
-        nested.get("message") if isinstance(nested, dict) else nested
-    )
-    return told if isinstance(told, str) else ""
-
-
-def _code(data: Any) -> str | None:
-    nested = data.get("error") if isinstance(data, dict) else None
-    code = nested.get("code") if isinstance(nested, dict) else None
-    return code if isinstance(code, str) else None
-
-
-def _excerpt(body: bytes, length: int = 200) -> str:
-    text = body[: 4 * length].decode("utf-8", "replace").strip()
-    return text if len(text) <= length else f"{text[:length]}…"
