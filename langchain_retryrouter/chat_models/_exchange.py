@@ -38,13 +38,13 @@ from gpt_router.models import (
 from langchain_retryrouter._core.failure import is_routes_own
 from langchain_retryrouter._gptrouter.bodies import AsyncEvents, SyncEvents
 from langchain_retryrouter._gptrouter.borders import from_sdk
+from langchain_retryrouter._gptrouter.failures import is_opaque, unknown_name
 from langchain_retryrouter._gptrouter.messages import assemble
+from langchain_retryrouter._gptrouter.options import GatewayRequest
 from langchain_retryrouter._gptrouter.transport import GatewayClient
 from langchain_retryrouter._gptrouter.wire import (
     GatewayEvent,
-    GatewayRequest,
     GatewayResponse,
-    is_opaque,
 )
 from langchain_retryrouter.errors import RetryRouterError
 from langchain_retryrouter.errors.gpt_router import GPT_ROUTER_STREAM_ERRORS
@@ -107,25 +107,39 @@ class _Conversation:
             self._streams_inside = True
         if not self._failover:
             return
-        failed, *others = self._requests
         if self.leaves_behind(error):
-            logger.warning("%s cannot answer: %s", failed.model_name, error)
+            out = self._cannot_answer(error)
+            names = ", ".join(request.model_name for request in out)
+            logger.warning("%s cannot answer: %s", names, error)
+            asked_next = [one for one in self._requests if one not in out]
         else:
-            others.append(failed)
+            failed, *others = self._requests
+            asked_next = [*others, failed]
         self._requests = [
             request.model_copy(update={"order": order})
-            for order, request in enumerate(others, start=1)
+            for order, request in enumerate(asked_next, start=1)
         ]
 
     def leaves_behind(self, error: RetryRouterError) -> bool:
-        """Whether the model asked first is out of the question, and others are not.
+        """Whether some models are out of the question, and others are not."""
+        return self._failover and (
+            0 < len(self._cannot_answer(error)) < len(self._requests)
+        )
 
-        Only an error that a stream reports is the model's or its provider's own: a 401
-        to the request itself, say, is about the gateway's key, whoever is asked.
+    def _cannot_answer(self, error: RetryRouterError) -> list[GatewayRequest]:
+        """Which models an error rules out, however often they were asked.
+
+        A name that the gateway does not know is told. Else only what a stream reports
+        is about the model or its provider, and so about the one asked first: a 401 to
+        the request itself, say, is about the gateway's key, whoever is asked.
         """
+        name = unknown_name(error)
+        named = [r for r in self._requests if name in {r.model_name, r.provider_name}]
+        if named:
+            return named
         told_by_a_stream = type(error) is GPT_ROUTER_STREAM_ERRORS.get(error.kind)
-        has_others = self._failover and len(self._requests) > 1
-        return has_others and told_by_a_stream and is_routes_own(error.kind)
+        is_models_own = told_by_a_stream and is_routes_own(error.kind)
+        return self._requests[:1] if is_models_own else []
 
     def _arguments(self, attempt: Attempt, *, is_stream: bool) -> dict[str, Any]:
         arguments: dict[str, Any] = {

@@ -18,7 +18,7 @@ from langchain_retryrouter._gateway_connection import (
     read_models,
 )
 from langchain_retryrouter._gptrouter.messages import add_usage
-from langchain_retryrouter._gptrouter.wire import PROVIDER_OPTIONS
+from langchain_retryrouter._gptrouter.options import PROVIDER_OPTIONS
 
 NO_CHOICES_IN_A_STREAM = (
     "n must be 1 in a stream: the gateway interleaves several answers without telling"

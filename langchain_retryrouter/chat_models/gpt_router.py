@@ -46,13 +46,12 @@ from langchain_retryrouter._gptrouter.messages import (
     build_messages,
     read_result,
 )
-from langchain_retryrouter._gptrouter.wire import (
-    EventReader,
-    GatewayEvent,
-    GatewayParams,
+from langchain_retryrouter._gptrouter.options import (
     GatewayRequest,
+    build_params,
     check_options,
 )
+from langchain_retryrouter._gptrouter.wire import EventReader, GatewayEvent
 from langchain_retryrouter.chat_models._exchange import AsyncExchange, Exchange
 from langchain_retryrouter.chat_models._gateway_fields import (
     NO_CHOICES_IN_A_STREAM,
@@ -87,9 +86,12 @@ def get_ordered_generation_requests(
         models_priority_list: The models, the preferred one first.
         **kwargs: What the provider is asked, such as `messages` and `temperature`;
             `stream`, which is the gateway's to know, is left out.
+
+    Raises:
+        UnsupportedOptionError: For a value that no gateway takes, by its name.
     """
     kwargs.pop("stream", None)
-    params = GatewayParams(**kwargs)
+    params = build_params(kwargs)
     return [
         GatewayRequest(
             model_name=model.name,

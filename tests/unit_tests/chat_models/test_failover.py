@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any
 
@@ -16,6 +17,7 @@ from langchain_retryrouter import (
 )
 from langchain_retryrouter.testing import (
     STUB_TEXT,
+    Body,
     ErrorEvent,
     FakeClock,
     FaultyGateway,
@@ -155,6 +157,45 @@ def test_every_unknown_model_is_named(
         "asked in turn: nope (server_error), nada (not_found), nope (not_found)"
     ]
     assert asked(gateway)[2:] == [["nope", "nada"], ["nada", "nope"], ["nope"]]
+
+
+def test_an_unknown_provider_takes_its_models_with_it(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """Every model of a provider that the gateway does not know is left out at once."""
+    nowhere = [
+        GPTRouterModel(name=name, provider_name="nowhere") for name in ("a", "b")
+    ]
+    gateway.always(ErrorEvent("Provider with name nowhere does not exist"), model="a")
+
+    chunks = twin.stream(new_llm(models_priority_list=[*nowhere, OTHER]), "hi")
+
+    assert text_of(chunks) == STUB_TEXT
+    assert asked(gateway) == [["a", "b", "gpt-4o"], ["gpt-4o"]]
+
+
+def test_the_model_that_is_named_is_left_out_and_not_the_first(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """The gateway may go on to the second by itself, and find that one unknown."""
+    gateway.script(unknown(NOPE), model=OTHER.name)
+
+    chunks = twin.stream(new_llm(models_priority_list=[OTHER, NOPE]), "hi")
+
+    assert text_of(chunks) == STUB_TEXT
+    assert asked(gateway) == [["gpt-4o", "nope"], ["gpt-4o"]]
+
+
+def test_a_gateway_that_names_it_with_a_status_is_understood(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """A 404 that says which model is unknown is worth as much as a stream's event."""
+    body = json.dumps({"message": "Model with name nope does not exist"})
+    gateway.always(Body(404, {}, body), model=NOPE.name)
+
+    answer = twin.invoke(new_llm(models_priority_list=[NOPE, OTHER]), "hi")
+
+    assert told(answer.response_metadata) == [("nope", "not_found"), ("gpt-4o", "ok")]
 
 
 def test_an_unknown_second_model_is_left_out(

@@ -257,7 +257,8 @@ def test_the_same_answer_comes_out_of_completion_with_retry(
     assert isinstance(new, GenerationResponse)
     told = new.model_dump()
     assert len(told.pop("retryrouter")["attempts"]) == 1
-    assert told == old.model_dump()
+    # Beside what the SDK knows ours has room for what it drops, such as tool calls.
+    assert GenerationResponse.model_validate(told) == old
 
 
 def test_the_same_events_come_out_of_completion_with_retry(
