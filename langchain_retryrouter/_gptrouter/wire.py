@@ -19,7 +19,13 @@ from gpt_router.models import (
     GenerationResponse,
     Usage,
 )
-from pydantic import ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from langchain_retryrouter._core.failure import FailureKind
 from langchain_retryrouter._core.streaming import Signal
@@ -32,6 +38,7 @@ from langchain_retryrouter._gptrouter.failures import (
     unknown_name,
 )
 from langchain_retryrouter._gptrouter.options import (
+    PROVIDER_OPTIONS,
     GatewayParams,
     GatewayRequest,
     build_params,
@@ -46,6 +53,7 @@ from langchain_retryrouter.errors.gpt_router import (
 )
 
 __all__ = [
+    "PROVIDER_OPTIONS",
     "EventReader",
     "GatewayChoice",
     "GatewayEvent",
@@ -67,6 +75,11 @@ _SAID: Final = ("tool_calls", "function_call")
 _REASONING: Final = ("reasoning_content", "reasoning", "thinking")
 
 
+def _unless_none() -> Any:
+    """A field that the SDK's type does not have, and that is not written if unset."""
+    return Field(default=None, exclude_if=lambda value: value is None)
+
+
 class GatewayChoice(Choice):
     """The SDK's `Choice`, tolerant of the nulls that gateways send in a paid answer.
 
@@ -78,9 +91,9 @@ class GatewayChoice(Choice):
     index: int = 0
     text: str = ""
     finish_reason: str | None = None  # type: ignore[assignment]
-    reasoning_content: str | None = None
     function_call: dict[str, Any] | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[dict[str, Any]] | None = _unless_none()
+    reasoning_content: str | None = _unless_none()
 
     @model_validator(mode="before")
     @classmethod
