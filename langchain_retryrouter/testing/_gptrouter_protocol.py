@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, uuid5
 
 from ._gptrouter_refusals import is_authorized, refusal, unknown_path
+from ._gptrouter_upstream import seen_by_model
 from ._reply import JSON_HEADERS, Reply, Stream, Whole, compact_json, reason, sse
 
 if TYPE_CHECKING:
-    from .completion import Choice, Completion, Delta, Usage
+    from .completion import Choice, Completion, Delta, FunctionCall, Usage
     from .recorded_request import RecordedRequest
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "error_in_ok",
     "is_authorized",
     "refusal",
+    "seen_by_model",
     "unknown_path",
     "unstreamed_error",
 ]
@@ -124,18 +126,17 @@ def _result(request: RecordedRequest, completion: Completion) -> dict[str, Any]:
     return {
         "id": _id(request, completion),
         "choices": [
-            _choice(i, choice) | role | _call(choice)
+            _choice(i, choice) | role | _call(choice) | _citations(choice.citations)
             for i, choice in enumerate(completion.choices)
         ],
         "model": model,
         "providerId": provider_id,
         "modelId": model_id,
         "meta": {"usage": _whole_usage(completion.usage)} if completion.usage else {},
-    }
+    } | _citations(completion.citations)
 
 
 def _choice(index: int, choice: Choice) -> dict[str, Any]:
-    # Tool calls are missing here on purpose: without streaming the server drops them.
     return {
         "index": index,
         "text": choice.whole_text,
@@ -144,10 +145,25 @@ def _choice(index: int, choice: Choice) -> dict[str, Any]:
 
 
 def _call(choice: Choice) -> dict[str, Any]:
+    # Tool calls are missing on purpose: without streaming the server drops them.
     call = choice.function_call
-    if call is None:
-        return {}
-    return {"function_call": {"name": call.name, "arguments": call.whole_arguments}}
+    if choice.unstreamed_calls == "function_call" and choice.tool_calls:
+        call = choice.tool_calls[0]
+    said: dict[str, Any] = {} if call is None else {"function_call": _function(call)}
+    if choice.unstreamed_calls == "tool_calls":
+        said["tool_calls"] = [
+            {"id": one.id, "type": "function", "function": _function(one)}
+            for one in choice.tool_calls
+        ]
+    return said
+
+
+def _function(call: FunctionCall) -> dict[str, str]:
+    return {"name": call.name, "arguments": call.whole_arguments}
+
+
+def _citations(citations: tuple[Any, ...]) -> dict[str, list[Any]]:
+    return {"citations": list(citations)} if citations else {}
 
 
 def _stream(request: RecordedRequest, completion: Completion) -> Stream:

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 _BODY_LIMIT = 1024 * 1024
 _ROLES = {"system", "user", "assistant", "function", "tool"}
-_RESPONSE_FORMATS = {"text", "json_object"}
+_RESPONSE_FORMATS = {
+    "public": {"text", "json_object"},
+    "hosted": {"text", "json_object", "json_schema"},
+}
 
 _NO_MESSAGES = [
     {"path": "/messages", "message": "Expected array"},
@@ -98,6 +101,6 @@ def _provider_refusal(request: RecordedRequest) -> Step | None:
     if "messages" not in parameters and "prompt" not in parameters:
         return ErrorEvent(compact_json(_NO_MESSAGES).decode())
     response_format = parameters.get("response_format") or {"type": "text"}
-    if response_format.get("type") not in _RESPONSE_FORMATS:
+    if response_format.get("type") not in _RESPONSE_FORMATS[request.gptrouter]:
         return ErrorEvent(compact_json(_UNKNOWN_RESPONSE_FORMAT).decode())
     return None

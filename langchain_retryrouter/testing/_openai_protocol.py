@@ -32,6 +32,7 @@ __all__ = [
     "error_in_ok",
     "is_authorized",
     "refusal",
+    "seen_by_model",
     "unknown_path",
     "unstreamed_error",
 ]
@@ -56,6 +57,11 @@ def answer(request: RecordedRequest, completion: Completion) -> Reply:
         JSON_HEADERS + headers_of(request),
         compact_json(_result(request, completion, form)),
     )
+
+
+def seen_by_model(request: RecordedRequest) -> RecordedRequest:
+    """`request` itself: nothing stands between it and the model."""
+    return request
 
 
 def _result(

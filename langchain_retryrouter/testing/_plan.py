@@ -70,7 +70,11 @@ class Exchange(NamedTuple):
 
     def healthy(self) -> Reply:
         """The reply when nothing is wrong."""
-        return self.fixed or self.say(self.responder(self.request))
+        return self.fixed or self.say(self.generated())
+
+    def generated(self) -> Completion:
+        """What the model says, which is shown no more than reaches it."""
+        return self.responder(self.dialect.seen_by_model(self.request))
 
     def say(self, completion: Completion) -> Reply:
         """The healthy reply that says `completion`."""
@@ -258,11 +262,10 @@ def _(step: steps.Raw, _exchange: Exchange) -> Plan:
 
 def _answered(step: steps.Answer, exchange: Exchange) -> Reply:
     completion = _completion(step, exchange)
+    changes = _changes(step)
     choices = completion.choices
-    if step.finish_reason is not steps.UNSET:
-        choices = tuple(
-            replace(choice, finish_reason=step.finish_reason) for choice in choices
-        )
+    if changes:
+        choices = tuple(replace(choice, **changes) for choice in choices)
     return exchange.say(
         replace(
             completion,
@@ -270,14 +273,27 @@ def _answered(step: steps.Answer, exchange: Exchange) -> Reply:
             usage=completion.usage if step.usage is steps.UNSET else step.usage,
             model=step.model or completion.model,
             id=step.id or completion.id,
+            citations=step.citations or completion.citations,
         )
     )
+
+
+def _changes(step: steps.Answer) -> dict[str, Any]:
+    """What the step says about every choice, whoever made it."""
+    changes: dict[str, Any] = {}
+    if step.finish_reason is not steps.UNSET:
+        changes["finish_reason"] = step.finish_reason
+    if step.choice_citations:
+        changes["citations"] = step.choice_citations
+    if step.unstreamed_calls != "dropped":
+        changes["unstreamed_calls"] = step.unstreamed_calls
+    return changes
 
 
 def _completion(step: steps.Answer, exchange: Exchange) -> Completion:
     text = step.text
     if text is None and not step.tool_calls and step.function_call is None:
-        return exchange.responder(exchange.request)
+        return exchange.generated()
     choice = Choice(
         text=text(exchange.request) if callable(text) else text or "",
         tool_calls=step.tool_calls,

@@ -71,6 +71,9 @@ class Dialect(Protocol):
     def refusal(self, request: RecordedRequest, /) -> Step | None:
         """How a request is turned down whatever the script says; None if sound."""
 
+    def seen_by_model(self, request: RecordedRequest, /) -> RecordedRequest:
+        """What of the request reaches the model that answers."""
+
     def answer(self, request: RecordedRequest, completion: Completion, /) -> Reply:
         """The healthy reply that says `completion`."""
 

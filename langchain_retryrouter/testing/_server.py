@@ -42,7 +42,11 @@ class Server:
     """A listening socket and the thread that serves it."""
 
     def __init__(
-        self, answer: Callable[[Entry], Plan], log: RequestLog, port: int
+        self,
+        answer: Callable[[Entry], Plan],
+        log: RequestLog,
+        port: int,
+        record: Callable[..., RecordedRequest] = RecordedRequest,
     ) -> None:
         """Listen on `port` of the loopback, 0 for any that is free, and begin to serve.
 
@@ -50,6 +54,7 @@ class Server:
         """
         self.answer = answer
         self.log = log
+        self.record = record
         self.connections: set[_Connection] = set()
         self.stopping = False
         self._listener = socket.create_server((_HOST, port), backlog=_BACKLOG)
@@ -230,7 +235,7 @@ class _Connection(asyncio.Protocol):
         for raw_name, raw_value in head.headers.raw_items():
             name, value = raw_name.decode().lower(), raw_value.decode("latin-1")
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
-        return RecordedRequest(
+        return self._server.record(
             number=self._server.log.next_number(),
             at=time.monotonic(),
             connection=self._number,

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, zip_longest
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from .recorded_request import RecordedRequest
@@ -20,6 +20,12 @@ STUB_TEXT = "Hello from the stub upstream"
 
 Text: TypeAlias = str | tuple[str, ...]
 """A text, streamed word by word; or its pieces, streamed one event each."""
+
+CallPlace: TypeAlias = Literal["dropped", "tool_calls", "function_call"]
+"""Where GPTRouter puts tool calls when nothing is streamed.
+
+The public server drops them, and the hosted one's place for them is not known.
+"""
 
 # The stub upstream of the recordings counted 10 tokens on top of the prompt's words.
 # For a stream GPTRouter does not pass that count on: it makes an estimate of its own.
@@ -96,6 +102,18 @@ class Choice:
     function_call: FunctionCall | None = None
     finish_reason: str | None = "stop"
     """None when the provider leaves it out."""
+    unstreamed_calls: CallPlace = "dropped"
+    """Only for GPTRouter; as `function_call` there is room for one call."""
+    citations: tuple[Any, ...] = ()
+    """Only in GPTRouter's answers that are not streamed: texts or objects."""
+
+    def __post_init__(self) -> None:
+        """Refuse calls for which there is no room."""
+        if self.unstreamed_calls == "function_call":
+            calls = len(self.tool_calls) + (self.function_call is not None)
+            if calls > 1:
+                msg = f"{calls} calls do not fit into one function_call: {self}"
+                raise ValueError(msg)
 
     @property
     def pieces(self) -> tuple[str, ...]:
@@ -147,6 +165,8 @@ class Completion:
     """The model that answered; None stands for the one that was asked."""
     id: str | None = None
     """None stands for one made from the number of the request."""
+    citations: tuple[str, ...] = ()
+    """Only in GPTRouter's answers that are not streamed."""
 
     def deltas(self) -> Iterator[Delta]:
         """The events of all choices, taking turns as providers send them."""
@@ -155,7 +175,10 @@ class Completion:
 
 
 Responder: TypeAlias = Callable[["RecordedRequest"], Completion]
-"""What produces the healthy answers of a gateway."""
+"""What produces the healthy answers of a gateway.
+
+It is shown the request as it reaches a model: without what GPTRouter drops on the way.
+"""
 
 
 def complete(request: RecordedRequest, choice: Choice) -> Completion:
@@ -220,8 +243,9 @@ def _counted_usage(
     overhead = _PROMPT_OVERHEAD
     contents = [message.get("content") for message in messages_of(request)]
     if request.protocol == "gptrouter" and request.streaming:
-        if any(not isinstance(content, str) for content in contents):
-            # GPTRouter's tokenizer throws on such a content, and usage is left out.
+        has_other_content = any(not isinstance(content, str) for content in contents)
+        if has_other_content and request.gptrouter == "public":
+            # Its tokenizer throws on such a content, and usage is left out.
             return None
         overhead = _GPTROUTER_STREAM_OVERHEAD
     asked = overhead + sum(_words(text) for text in [*prompts_of(request), *contents])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,15 +15,17 @@ from ._reply import JSON_HEADERS, Dialect, Whole, compact_json
 from ._script import Scripts
 from ._server import Server
 from .completion import Responder, StubResponder
+from .recorded_request import RecordedRequest
 from .steps import ScriptedStep, Status, Step
 
 if TYPE_CHECKING:
-    from .recorded_request import ProtocolName, RecordedRequest
+    from .recorded_request import Edition, ProtocolName
 
 _DIALECTS: dict[ProtocolName, Dialect] = {
     "gptrouter": _gptrouter_protocol,
     "openai": _openai_protocol,
 }
+_EDITIONS: frozenset[Edition] = frozenset({"public", "hosted"})
 
 
 class FaultyGateway:
@@ -51,17 +54,31 @@ class FaultyGateway:
         api_key: str | None = None,
         port: int = 0,
         keep_requests: int | None = None,
+        gptrouter: Edition = "public",
     ) -> None:
         """Prepare a gateway; `start` or `with` opens it.
 
         Args:
-            responder: Makes the healthy answers. A `StubResponder` by default.
+            responder: Makes the healthy answers. A `StubResponder` by default; a
+                `RuleResponder` calls tools and fills schemas.
             api_key: The only key that is let in; everybody is when it is None.
             port: The loopback port, 0 for any that is free. A gateway that is started
                 again listens where it did before.
             keep_requests: How many requests `requests` holds at most; None for all, 0
                 for load tests.
+            gptrouter: Which GPTRouter it plays. `"public"` is the published server: it
+                refuses `json_schema`, leaves usage out of streams whose messages are
+                more than text, and drops what it does not know, such as `tool_choice`,
+                so that `responder` does not see it. `"hosted"` is the newer service as
+                its clients imply it: it takes all of these.
+
+        Raises:
+            ValueError: `gptrouter` is neither.
         """
+        if gptrouter not in _EDITIONS:
+            msg = f"gptrouter is {gptrouter!r}, it must be 'public' or 'hosted'"
+            raise ValueError(msg)
+        self._gptrouter = gptrouter
         self._responder = responder if responder is not None else StubResponder()
         self._api_key = api_key
         self._port = port
@@ -83,7 +100,8 @@ class FaultyGateway:
         if self._server is not None:
             msg = f"the gateway is already running at {self.url}"
             raise RuntimeError(msg)
-        self._server = Server(self._plan, self._log, self._port)
+        record = partial(RecordedRequest, gptrouter=self._gptrouter)
+        self._server = Server(self._plan, self._log, self._port, record)
         self._port = self._server.port
 
     def stop(self) -> None:

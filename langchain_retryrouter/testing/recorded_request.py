@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Outcome: TypeAlias = Literal["pending", "sent", "faulted", "client_left"]
 Endpoint: TypeAlias = Literal["generate", "completions", "chat"]
 ProtocolName: TypeAlias = Literal["gptrouter", "openai"]
+Edition: TypeAlias = Literal["public", "hosted"]
+"""Which GPTRouter: the public snapshot of its source, or the newer hosted service."""
 
 _ENDPOINTS: dict[str, Endpoint] = {
     "/api/v1/generate": "generate",
@@ -69,6 +71,8 @@ class RecordedRequest:
     `faulted`: the step kept something back or garbled it, or the gateway stopped.
     `client_left`: the caller closed the connection before the end.
     """
+    gptrouter: Edition = "public"
+    """Which GPTRouter the gateway played."""
 
     @property
     def json(self) -> Any:

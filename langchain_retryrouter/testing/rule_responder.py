@@ -131,7 +131,8 @@ def _tool_results(messages: list[dict[str, Any]]) -> list[str]:
 def _text_of(content: Any) -> str:
     """The text of a content: itself, its parts of text, or nothing."""
     if isinstance(content, str):
-        return content
+        # Half a surrogate pair can be asked in JSON, and not be answered in UTF-8.
+        return content.encode(errors="replace").decode()
     parts = content if isinstance(content, list) else []
     texts = [_text_of_part(part) for part in parts]
     return " ".join(text for text in texts if text)
@@ -140,8 +141,8 @@ def _text_of(content: Any) -> str:
 def _text_of_part(part: Any) -> str:
     if isinstance(part, Mapping):
         text = part.get("text")
-        return text if isinstance(text, str) else ""
-    return str(part)
+        return _text_of(text) if isinstance(text, str) else ""
+    return _text_of(str(part))
 
 
 def _said_of_results(results: list[str]) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from .completion import FunctionCall, Text, ToolCall, Usage
+from .completion import CallPlace, FunctionCall, Text, ToolCall, Usage
 
 if TYPE_CHECKING:
     from .recorded_request import RecordedRequest
@@ -62,6 +62,12 @@ class Answer(Step):
     function_call: FunctionCall | None = None
     model: str | None = None
     id: str | None = None
+    unstreamed_calls: CallPlace = "dropped"
+    """Where GPTRouter puts the tool calls when nothing is streamed."""
+    citations: tuple[str, ...] = ()
+    """Of GPTRouter's whole answer; where a stream has them is not known."""
+    choice_citations: tuple[Any, ...] = ()
+    """Of each choice of GPTRouter's answer: texts or objects."""
 
 
 HEALTHY: Final = Answer()

@@ -254,6 +254,7 @@ def test_json_object(
         ("hi there", "You said: hi there"),
         ("", "You said: nothing"),
         (None, "You said: nothing"),
+        ("half a fox \ud83e", "You said: half a fox ?"),
         (
             [
                 {"type": "text", "text": "Look:"},
