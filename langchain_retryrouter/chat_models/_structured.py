@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from operator import itemgetter
-from typing import Any, Literal, TypeAlias, TypeGuard, get_args
+from typing import Any, Final, Literal, TypeAlias, TypeGuard, get_args
 
 from langchain_core.language_models.base import LanguageModelInput
 from langchain_core.messages import AIMessage
@@ -35,6 +35,13 @@ Schema: TypeAlias = dict[str, Any] | type
 Method: TypeAlias = Literal["function_calling", "json_schema", "json_mode"]
 Model: TypeAlias = Runnable[LanguageModelInput, AIMessage]
 Parser: TypeAlias = BaseOutputParser[Any] | BaseGenerationOutputParser[Any]
+
+_CHOICES: Final = {
+    "any": "required",
+    "required": "required",
+    "auto": "auto",
+    "none": "none",
+}
 
 
 def tool_options(
@@ -75,13 +82,13 @@ def _choose(
 ) -> dict[str, Any] | str | None:
     if choice is None or choice is False:
         return None
-    if choice is True or choice in {"any", "required"}:
+    if choice is True:
         return "required"
-    if choice in {"auto", "none"}:
-        return str(choice)
     if isinstance(choice, dict):
         wanted = _name_of(choice)
     elif isinstance(choice, str):
+        if choice in _CHOICES:
+            return _CHOICES[choice]
         wanted, choice = choice, {"type": "function", "function": {"name": choice}}
     else:
         msg = f"tool_choice must be a str, bool or dict, not {choice!r}"
