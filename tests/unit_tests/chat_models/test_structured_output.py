@@ -1,0 +1,236 @@
+"""Answers that are data: methods, the forms of a schema, and what does not fit it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import pytest
+from langchain_core.messages import AIMessage
+from pydantic import BaseModel, Field, ValidationError
+from typing_extensions import TypedDict
+
+from langchain_retryrouter import InvalidRequestError
+from langchain_retryrouter.testing import (
+    Answer,
+    FaultyGateway,
+    Reset,
+    RuleResponder,
+    Status,
+    ToolCall,
+)
+from tests.unit_tests.conftest import Twin
+
+from .conftest import NewModel
+
+
+class Joke(BaseModel):
+    """A joke."""
+
+    setup: str = Field(description="the question")
+    rating: int = Field(ge=1, le=10)
+
+
+class JokeDict(TypedDict):
+    """A joke."""
+
+    setup: Annotated[str, ..., "the question"]
+    rating: int
+
+
+JSON_SCHEMA = {
+    "title": "Joke",
+    "description": "A joke.",
+    "type": "object",
+    "properties": {
+        "setup": {"type": "string"},
+        "rating": {"type": "integer", "minimum": 1, "maximum": 10},
+    },
+    "required": ["setup", "rating"],
+}
+TOOL = {
+    "type": "function",
+    "function": {"name": "Joke", "parameters": JSON_SCHEMA},
+}
+SCHEMAS = [
+    pytest.param(Joke, id="pydantic"),
+    pytest.param(JokeDict, id="typed-dict"),
+    pytest.param(JSON_SCHEMA, id="json-schema"),
+]
+ASKED = "Tell a joke with setup 'Why?' and rating 7, in JSON"
+
+
+@pytest.fixture
+def gateway() -> Iterator[FaultyGateway]:
+    """A gateway of the newer kind, with a model by rules behind it."""
+    with FaultyGateway(responder=RuleResponder(), gptrouter="hosted") as gateway:
+        yield gateway
+
+
+def as_dict(answer: Any) -> dict[str, Any]:
+    return answer.model_dump() if isinstance(answer, BaseModel) else dict(answer)
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+@pytest.mark.parametrize("schema", SCHEMAS)
+@pytest.mark.parametrize("method", ["function_calling", "json_schema"])
+def test_an_answer_is_of_its_schema(
+    twin: Twin, new_llm: NewModel, method: Any, schema: Any, way: str
+) -> None:
+    """Objects of a pydantic class, and dicts for all else, streamed or not."""
+    llm = new_llm().with_structured_output(schema, method=method)
+
+    answer = getattr(twin, way)(llm, ASKED)
+    answer = answer[-1] if way == "stream" else answer
+
+    assert isinstance(answer, Joke if schema is Joke else dict)
+    assert as_dict(answer) == {"setup": "Why?", "rating": 7}
+
+
+def test_a_dict_grows_while_it_streams(twin: Twin, new_llm: NewModel) -> None:
+    """The parts of a JSON answer can be shown as they come."""
+    llm = new_llm().with_structured_output(JSON_SCHEMA, method="json_schema")
+
+    parts = twin.stream(llm, ASKED)
+
+    assert len(parts) > 1
+    assert all(set(part) <= {"setup", "rating"} for part in parts)
+
+
+@pytest.mark.parametrize("schema", [*SCHEMAS, pytest.param(None, id="none")])
+def test_json_mode_leaves_the_schema_to_the_prompt(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, schema: Any
+) -> None:
+    """The provider is asked for JSON alone; the parser still knows the schema."""
+    gateway.always(Answer('{"setup": "Why?", "rating": 7}'))
+
+    answer = twin.invoke(
+        new_llm().with_structured_output(schema, method="json_mode"), ASKED
+    )
+
+    assert isinstance(answer, Joke if schema is Joke else dict)
+    assert as_dict(answer) == {"setup": "Why?", "rating": 7}
+    (request,) = gateway.requests
+    assert request.parameters["response_format"] == {"type": "json_object"}
+
+
+def test_the_tool_is_forced_and_called_once(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """By function calling the schema is the one tool, and the model has no choice."""
+    twin.invoke(new_llm().with_structured_output(Joke, strict=True), ASKED)
+
+    sent = gateway.requests[0].parameters
+    assert sent["tool_choice"] == {"type": "function", "function": {"name": "Joke"}}
+    assert sent["parallel_tool_calls"] is False
+    assert sent["tools"][0]["function"]["strict"] is True
+    assert "ls_structured_output_format" not in sent
+
+
+@pytest.mark.parametrize("strict", [None, True, False])
+@pytest.mark.parametrize(
+    "schema",
+    [
+        *SCHEMAS,
+        pytest.param({"name": "Joke", "schema": JSON_SCHEMA}, id="named"),
+        pytest.param(
+            {
+                "type": "json_schema",
+                "json_schema": {"name": "Joke", "schema": JSON_SCHEMA},
+            },
+            id="openai",
+        ),
+    ],
+)
+def test_the_schema_goes_out_in_openais_form(
+    twin: Twin,
+    new_llm: NewModel,
+    gateway: FaultyGateway,
+    schema: Any,
+    strict: bool | None,
+) -> None:
+    """By `json_schema` the provider is told a name and the schema."""
+    llm = new_llm().with_structured_output(schema, method="json_schema", strict=strict)
+    twin.invoke(llm, ASKED)
+
+    told = gateway.requests[0].parameters["response_format"]
+    assert told["type"] == "json_schema"
+    form = told["json_schema"]
+    assert form["name"] == ("JokeDict" if schema is JokeDict else "Joke")
+    assert set(form["schema"]["properties"]) == {"setup", "rating"}
+    assert form.get("strict") is strict
+
+
+@pytest.mark.parametrize("schema", [Joke, TOOL], ids=["pydantic", "tool"])
+def test_raw_and_parsed_come_together(
+    twin: Twin, new_llm: NewModel, schema: Any
+) -> None:
+    """With `include_raw` the message comes along, with its usage and its ledger."""
+    llm = new_llm().with_structured_output(schema, include_raw=True)
+
+    answer = twin.invoke(llm, ASKED)
+
+    assert set(answer) == {"raw", "parsed", "parsing_error"}
+    assert isinstance(answer["raw"], AIMessage)
+    assert "retryrouter" in answer["raw"].response_metadata
+    assert as_dict(answer["parsed"]) == {"setup": "Why?", "rating": 7}
+    assert answer["parsing_error"] is None
+
+
+def test_what_cannot_be_parsed_is_an_error_or_told(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """An answer that is not of the schema raises, or is handed over when raw."""
+    call = ToolCall("Joke", '{"setup": "Why?", "rating": "many"}')
+    gateway.always(Answer(tool_calls=(call,)))
+
+    with pytest.raises(ValidationError, match="rating"):
+        twin.invoke(new_llm().with_structured_output(Joke), ASKED)
+    told = twin.invoke(new_llm().with_structured_output(Joke, include_raw=True), ASKED)
+
+    assert told["parsed"] is None
+    assert "rating" in str(told["parsing_error"])
+    assert told["raw"].tool_calls[0]["args"]["rating"] == "many"
+
+
+@pytest.mark.parametrize("method", ["function_calling", "json_schema"])
+def test_faults_are_survived_on_the_way(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, method: Any
+) -> None:
+    """A chain that ends in a parser retries as the bare model does."""
+    gateway.script(Status(503), Reset())
+
+    answer = twin.invoke(new_llm().with_structured_output(Joke, method=method), ASKED)
+
+    assert answer == Joke(setup="Why?", rating=7)
+    assert len(gateway.requests) == 3
+
+
+def test_the_public_gateway_says_no_to_a_json_schema(
+    twin: Twin, new_llm: NewModel
+) -> None:
+    """A fact about the public gateway is told in its own words, not as an outage."""
+    with FaultyGateway(responder=RuleResponder()) as public:
+        llm = new_llm(gpt_router_api_base=public.url)
+        structured = llm.with_structured_output(Joke, method="json_schema")
+        with pytest.raises(InvalidRequestError, match="response_format"):
+            twin.invoke(structured, ASKED)
+        assert [request.streaming for request in public.requests] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"method": "magic"}, "'json_schema', 'json_mode', not 'magic'"),
+        ({"schema": None}, "'function_calling' needs a schema"),
+        ({"schema": None, "method": "json_schema"}, "'json_schema' needs a schema"),
+        ({"method": "json_mode", "strict": True}, "'json_mode' cannot be strict"),
+    ],
+    ids=["method", "no-schema", "no-json-schema", "strict-json"],
+)
+def test_arguments_that_do_not_fit_are_refused(
+    new_llm: NewModel, arguments: dict[str, Any], told: str
+) -> None:
+    """A wrong method, or one without what it needs, is an error before any call."""
+    with pytest.raises(ValueError, match=told):
+        new_llm().with_structured_output(**{"schema": Joke, **arguments})
