@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Final
 
+from langchain_core.language_models import ModelProfile
 from langchain_core.language_models.base import LangSmithParams
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -19,6 +20,7 @@ from langchain_retryrouter._gateway_connection import (
 )
 from langchain_retryrouter._gptrouter.messages import add_usage
 from langchain_retryrouter._gptrouter.options import PROVIDER_OPTIONS
+from langchain_retryrouter.chat_models._profiles import profile_of
 
 NO_CHOICES_IN_A_STREAM = (
     "n must be 1 in a stream: the gateway interleaves several answers without telling"
@@ -122,6 +124,9 @@ class GatewayFields(GatewayConnection, RetryVisibleChatModel):
             },
             **self.model_kwargs,
         }
+
+    def _resolve_model_profile(self) -> ModelProfile | None:
+        return profile_of([model.name for model in self.models_priority_list])
 
     def _get_ls_params(
         self, stop: list[str] | None = None, **kwargs: Any

@@ -1,0 +1,53 @@
+"""What is known of a model without asking it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from langchain_core.language_models import ModelProfile
+from langchain_openai.data._profiles import _PROFILES
+from pydantic import SecretStr
+
+from langchain_retryrouter import GPTRouter, GPTRouterModel
+from langchain_retryrouter.chat_models._profiles import _KNOWN, profile_of
+
+OPENAIS = sorted(set(_KNOWN) & set(_PROFILES))
+
+
+@pytest.mark.parametrize("name", OPENAIS)
+def test_the_table_says_what_langchains_own_says(name: str) -> None:
+    """For OpenAI's models every entry equals the one that langchain-openai ships."""
+    profile = profile_of([name])
+    assert profile is not None
+    assert {key: _PROFILES[name][key] for key in profile} == profile
+
+
+def test_most_of_the_table_can_be_compared() -> None:
+    """The comparison above is not an empty one."""
+    assert len(OPENAIS) >= 12
+
+
+def test_a_list_can_do_what_all_its_models_can() -> None:
+    """Any model of the list may answer, so the least of them counts."""
+    profile = profile_of(["gpt-5", "gpt-4"])
+    assert profile is not None
+    assert profile["max_input_tokens"] == profile["max_output_tokens"] == 8_192
+    assert profile["image_inputs"] is profile["reasoning_output"] is False
+
+
+@pytest.mark.parametrize("names", [["gpt-4o", "of-mine"], ["of-mine"], []], ids=str)
+def test_of_a_list_with_an_unknown_model_nothing_is_said(names: list[str]) -> None:
+    """A guess would be worse than none."""
+    assert profile_of(names) is None
+
+
+def test_a_model_has_the_profile_of_its_list() -> None:
+    """LangChain finds it where it looks; one that is given is kept."""
+    fields: dict[str, Any] = {
+        "models_priority_list": [GPTRouterModel(name="gpt-4o", provider_name="p")],
+        "gpt_router_api_key": SecretStr("sk"),
+    }
+    assert GPTRouter(**fields).profile == profile_of(["gpt-4o"])
+    own: ModelProfile = {"max_input_tokens": 5}
+    assert GPTRouter(**fields, profile=own).profile == own
