@@ -36,7 +36,8 @@ class AttemptRecord:
     """One line of a call's ledger.
 
     Attributes:
-        number: The attempt, counted from 1.
+        number: The attempt, counted from 1; None for a route that was passed by, since
+            its breaker was open.
         route: The model that was asked, where the call knows it.
         outcome: `ok`, `abandoned`, or the kind of the failure.
         seconds: How long the attempt took.
@@ -44,7 +45,7 @@ class AttemptRecord:
         wait: Seconds waited after it, 0 if nothing followed.
     """
 
-    number: int
+    number: int | None
     route: str | None = None
     outcome: str = "pending"
     seconds: float = 0.0
@@ -54,11 +55,12 @@ class AttemptRecord:
     def as_dict(self) -> dict[str, Any]:
         """The line as JSON-able data; what does not apply is left out."""
         line: dict[str, Any] = {
-            "attempt": self.number,
             "outcome": self.outcome,
             "seconds": round(self.seconds, 6),
             "wait": round(self.wait, 6),
         }
+        if self.number is not None:
+            line = {"attempt": self.number, **line}
         if self.route is not None:
             line["route"] = self.route
         if self.status_code is not None:
@@ -98,6 +100,16 @@ class RetrySession:
     def attempts(self) -> int:
         """Attempts sent so far."""
         return len(self.records)
+
+    @property
+    def attempts_here(self) -> int:
+        """Attempts sent so far that count against the policy's retries."""
+        return self.attempts
+
+    @property
+    def owns_retries(self) -> bool:
+        """Whether whoever retries on top of this call would multiply its load."""
+        return self.policy.max_retries > 0
 
     @property
     def route(self) -> str | None:
@@ -159,9 +171,7 @@ class RetrySession:
         """
         self._close_record(failure.kind.value, failure.status_code)
         self._tell_breaker(failure)
-        self.decision = self._afford(
-            failure, self._decide(failure, is_left_behind=is_left_behind)
-        )
+        self.decision = self._what_now(failure, is_left_behind=is_left_behind)
         if isinstance(self.decision, Retry):
             self.records[-1].wait = self.decision.delay
         return self.decision
@@ -193,12 +203,17 @@ class RetrySession:
         self.decision = GiveUp(f"the deadline of {self.policy.deadline:g} s is over")
         return self.decision
 
+    def _what_now(self, failure: Failure, *, is_left_behind: bool) -> Decision:
+        return self._afford(
+            failure, self._decide(failure, is_left_behind=is_left_behind)
+        )
+
     def _decide(self, failure: Failure, *, is_left_behind: bool) -> Decision:
         decision = decide(
             self.policy,
             Situation(
                 failure=failure,
-                attempt=self.attempts,
+                attempt=self.attempts_here,
                 remaining=self.remaining(),
                 chance=self._time.random(),
                 is_left_behind=is_left_behind,

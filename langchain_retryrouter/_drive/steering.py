@@ -144,7 +144,7 @@ class Steering:
         error.add_note(
             f"gave up after {attempts}, {session.waited:.1f} s waited: {reason}"
         )
-        if session.policy.max_retries:
+        if session.owns_retries:
             # Whoever retries on top of us would multiply the load. With our own
             # retries off, we are not the one who retries, and hide nothing.
             error.is_retryable = False

@@ -1,0 +1,254 @@
+"""Several routes: who is asked after which failure, and what a call may cost."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from langchain_retryrouter._core.breaker import BreakerState, CircuitBreaker, Refusal
+from langchain_retryrouter._core.budget import RetryBudget
+from langchain_retryrouter._core.decision import GiveUp, Retry
+from langchain_retryrouter._core.failure import Failure, FailureKind
+from langchain_retryrouter._core.policy import RetryPolicy
+from langchain_retryrouter._core.routing import AFTER, Door, RoutingSession, Step
+from langchain_retryrouter.testing import FakeClock
+
+UNAVAILABLE = Failure(FailureKind.UNAVAILABLE, status_code=503)
+TIMEOUT = Failure(FailureKind.TIMEOUT)
+WRONG = Failure(FailureKind.INVALID_REQUEST, status_code=400)
+
+
+def new_session(
+    *doors: Door | str, clock: FakeClock | None = None, **settings: Any
+) -> RoutingSession:
+    policy = RetryPolicy(
+        **{"max_retries": 2, "jitter": False, **settings.pop("policy", {})}
+    )
+    listed = [Door(door) if isinstance(door, str) else door for door in doors]
+    return RoutingSession(policy, listed, time=clock or FakeClock(), **settings)
+
+
+def run(session: RoutingSession, *failures: Failure) -> list[str | None]:
+    """Let attempts fail in turn; the routes they went to."""
+    asked = []
+    for failure in failures:
+        assert session.admit() is None
+        asked.append(session.route)
+        session.failed(failure)
+    return asked
+
+
+def open_breaker(clock: FakeClock) -> CircuitBreaker:
+    breaker = CircuitBreaker(failure_threshold=1)
+    permit = breaker.admit(clock.monotonic())
+    assert not isinstance(permit, Refusal)
+    breaker.failed(permit, clock.monotonic())
+    assert breaker.state(clock.monotonic()) is BreakerState.OPEN
+    return breaker
+
+
+# --- the table ---
+
+
+def test_the_table_has_a_row_for_every_failure() -> None:
+    """What is not in the table would have no rule; each kind has exactly one."""
+    assert set(AFTER) == set(FailureKind)
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind, step in AFTER.items() if step is Step.REPEAT]
+)
+def test_what_passes_is_repeated_then_left(kind: FailureKind) -> None:
+    """The same route after its back-off, and the next one when its retries are gone."""
+    session = new_session("a", "b")
+    decisions = []
+    for _ in range(4):
+        session.admit()
+        decisions.append((session.route, session.failed(Failure(kind))))
+    assert decisions == [
+        ("a", Retry(0.5)),
+        ("a", Retry(1.0)),
+        ("a", Retry(0.0)),
+        ("b", Retry(0.5)),
+    ]
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind, step in AFTER.items() if step is Step.NEXT]
+)
+def test_what_does_not_pass_here_is_left_at_once(kind: FailureKind) -> None:
+    """The next route without a wait, and an end where there is none."""
+    session = new_session("a", "b")
+    session.admit()
+    assert session.failed(Failure(kind)) == Retry(0.0)
+    session.admit()
+    assert session.route == "b"
+    assert session.failed(Failure(kind)) == GiveUp("no route left")
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind, step in AFTER.items() if step is Step.END]
+)
+def test_the_requests_own_fault_ends_it(kind: FailureKind) -> None:
+    """Neither this route nor another is asked again, and the error says it all."""
+    session = new_session("a", "b")
+    session.admit()
+    assert session.failed(Failure(kind)) == GiveUp("")
+
+
+@pytest.mark.parametrize(
+    ("failure", "left"),
+    [
+        (Failure(FailureKind.RATE_LIMIT, retry_after=2.0), False),
+        (Failure(FailureKind.RATE_LIMIT, retry_after=61.0), True),
+        (Failure(FailureKind.UNAVAILABLE, should_retry=False), True),
+    ],
+    ids=["short", "long", "told-not-to"],
+)
+def test_a_wait_that_is_too_long_is_spent_elsewhere(
+    failure: Failure, left: bool
+) -> None:
+    """A short Retry-After is waited for; a long one, or a no, sends us to the next."""
+    session = new_session("a", "b")
+    run(session, failure)
+    session.admit()
+    assert session.route == ("b" if left else "a")
+    assert session.waited == (0.0 if left else 2.0)
+
+
+def test_a_row_can_be_overruled() -> None:
+    """A caller may want a filtered prompt to be tried elsewhere, or a 404 to end it."""
+    after = {
+        **AFTER,
+        FailureKind.CONTENT_FILTER: Step.NEXT,
+        FailureKind.NOT_FOUND: Step.END,
+    }
+    session = new_session("a", "b", after=after)
+    session.admit()
+    assert session.failed(Failure(FailureKind.CONTENT_FILTER)) == Retry(0.0)
+    session.admit()
+    assert session.failed(Failure(FailureKind.NOT_FOUND)) == GiveUp("")
+
+
+# --- what it costs ---
+
+
+@given(
+    st.integers(1, 4),
+    st.integers(0, 3),
+    st.lists(st.sampled_from(list(FailureKind)), min_size=30, max_size=30),
+)
+def test_no_route_is_asked_more_often_than_it_may(
+    routes: int, max_retries: int, kinds: list[FailureKind]
+) -> None:
+    """Requests to a route never exceed `max_retries + 1`, whatever fails and how."""
+    session = new_session(*map(str, range(routes)), policy={"max_retries": max_retries})
+    asked: list[str | None] = []
+    for kind in kinds:
+        assert session.admit() is None
+        asked.append(session.route)
+        if isinstance(session.failed(Failure(kind)), GiveUp):
+            break
+    assert max(asked.count(name) for name in asked) <= max_retries + 1
+    assert asked == sorted(asked, key=str)
+    assert session.attempts == len(asked)
+
+
+def test_only_retries_are_bought() -> None:
+    """Another route bears no load of the sick one's, so going there is free."""
+    budget = RetryBudget(capacity=14)
+    session = new_session("a", "b", budget=budget)
+    assert run(session, UNAVAILABLE, UNAVAILABLE, TIMEOUT) == ["a", "a", "b"]
+    assert session.decision == GiveUp("no route left")
+
+
+def test_without_retries_each_route_is_asked_once() -> None:
+    """`max_retries=0` turns repeating off, not the failover."""
+    session = new_session("a", "b", policy={"max_retries": 0})
+    assert run(session, UNAVAILABLE, UNAVAILABLE) == ["a", "b"]
+    assert session.decision == GiveUp("retries are off, no route left")
+    assert session.owns_retries
+    assert not new_session("a", policy={"max_retries": 0}).owns_retries
+
+
+def test_the_deadline_is_the_whole_calls() -> None:
+    """A wait that does not fit is spent on another route; after the end nothing is."""
+    clock = FakeClock()
+    session = new_session(
+        "a", "b", clock=clock, policy={"deadline": 1.0, "initial_delay": 2.0}
+    )
+    assert run(session, UNAVAILABLE) == ["a"]
+    assert session.decision == Retry(0.0)
+    session.admit()
+    clock.advance(1.5)
+    assert session.failed(TIMEOUT) == GiveUp("the deadline of 1 s is over")
+
+
+# --- breakers ---
+
+
+def test_a_closed_door_is_passed_by_and_told() -> None:
+    """A route whose breaker is open is not asked, and the ledger says why."""
+    clock = FakeClock()
+    session = new_session(Door("a", open_breaker(clock)), "b", clock=clock)
+    assert session.admit() is None
+    session.succeeded()
+    ledger = session.ledger()
+    assert json.loads(json.dumps(ledger)) == ledger
+    assert ledger == {
+        "route": "b",
+        "attempts": [
+            {"outcome": "circuit_open", "seconds": 0.0, "wait": 0.0, "route": "a"},
+            {
+                "attempt": 1,
+                "outcome": "ok",
+                "seconds": 0.0,
+                "wait": 0.0,
+                "route": "b",
+            },
+        ],
+    }
+
+
+def test_nobody_is_sent_to_a_closed_door() -> None:
+    """After a failure the next open route is meant; with none left the call is over."""
+    clock = FakeClock()
+    closed = Door("b", open_breaker(clock))
+    session = new_session("a", closed, "c", clock=clock)
+    assert run(session, TIMEOUT, TIMEOUT) == ["a", "c"]
+    assert session.itinerary() == "a (timeout), b (circuit_open), c (timeout)"
+    session = new_session("a", closed, clock=clock)
+    run(session, TIMEOUT)
+    assert session.decision == GiveUp("no route left")
+
+
+def test_with_every_door_closed_the_first_to_open_is_told() -> None:
+    """Nothing is sent, and the caller learns when it is worth coming back."""
+    clock = FakeClock()
+    first = open_breaker(clock)
+    clock.advance(10)
+    second = open_breaker(clock)
+    session = new_session(Door("a", first), Door("b", second), clock=clock)
+    assert session.admit() == Refusal(retry_after=20.0)
+    assert (session.attempts, session.served_by()) == (0, None)
+
+
+def test_a_route_whose_door_shuts_is_left_at_once() -> None:
+    """Once its breaker opens there is nothing to wait for on a route."""
+    breaker = CircuitBreaker(failure_threshold=2)
+    session = new_session(Door("a", breaker), "b")
+    assert run(session, UNAVAILABLE, UNAVAILABLE, UNAVAILABLE) == ["a", "a", "b"]
+
+
+def test_a_probe_that_fails_is_not_repeated() -> None:
+    """A half-open route gets one attempt; the call goes on to the next."""
+    clock = FakeClock()
+    breaker = open_breaker(clock)
+    clock.advance(31)
+    session = new_session(Door("a", breaker), "b", clock=clock)
+    assert run(session, UNAVAILABLE, UNAVAILABLE) == ["a", "b"]
+    assert breaker.state(clock.monotonic()) is BreakerState.OPEN
