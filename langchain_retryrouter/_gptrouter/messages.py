@@ -14,11 +14,11 @@ from gpt_router.models import (
     ChunkedGenerationResponse,
     GenerationResponse,
 )
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.tool import tool_call_chunk
-from langchain_core.messages.utils import convert_to_openai_messages
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
+from langchain_retryrouter._gptrouter.history import build_messages
 from langchain_retryrouter._gptrouter.tool_calls import (
     CallPiece,
     CallReader,
@@ -40,32 +40,6 @@ __all__ = [
 ]
 
 _PROVIDER = "gptrouter"
-
-
-def build_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
-    """LangChain's messages as the gateway takes them.
-
-    Every message has a `content` key, since the gateway answers 500 to one without; the
-    role `developer`, which it does not know, is `system`.
-    """
-    dicts = convert_to_openai_messages(list(messages))
-    return [
-        _fit_message(message, as_dict)
-        for message, as_dict in zip(messages, dicts, strict=True)
-    ]
-
-
-def _fit_message(message: BaseMessage, as_dict: dict[str, Any]) -> dict[str, Any]:
-    if as_dict["role"] == "developer":
-        as_dict["role"] = "system"
-    if isinstance(message, AIMessage):
-        legacy = message.additional_kwargs.get("function_call")
-        if legacy is not None:
-            as_dict["function_call"] = legacy
-        if (legacy or "tool_calls" in as_dict) and not as_dict.get("content"):
-            as_dict["content"] = None
-    as_dict.setdefault("content", None)
-    return as_dict
 
 
 def read_result(

@@ -1,0 +1,469 @@
+"""What goes out as a conversation, measured against langchain-openai's `ChatOpenAI`.
+
+Both models send the same messages to the same server, each in its own protocol, and
+what arrives is compared. Where we differ the table says how and why.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    RemoveMessage,
+    SystemMessage,
+    ToolMessage,
+)
+from langchain_openai import ChatOpenAI
+
+from langchain_retryrouter import UnsupportedOptionError
+from langchain_retryrouter._gptrouter.messages import build_messages
+from langchain_retryrouter.testing import FaultyGateway
+from tests.unit_tests.conftest import Twin
+
+from .conftest import NewModel
+
+PNG = "iVBORw0KGgo="
+PDF = "JVBERi0xLjQ="
+WAV = "UklGRg=="
+URL = "https://example.com/cat.png"
+CALL = {"type": "tool_call", "id": "call_0", "name": "f", "args": {"städte": [1, None]}}
+SENT_CALL = {
+    "type": "function",
+    "id": "call_0",
+    "function": {"name": "f", "arguments": '{"städte": [1, null]}'},
+}
+INVALID = {
+    "type": "invalid_tool_call",
+    "id": "call_1",
+    "name": "g",
+    "args": '{"cut',
+    "error": "no JSON",
+}
+
+
+def text(said: str) -> dict[str, Any]:
+    return {"type": "text", "text": said}
+
+
+def image(url: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def user(*blocks: Any) -> HumanMessage:
+    return HumanMessage(list(blocks))
+
+
+def ai(*blocks: Any, **fields: Any) -> AIMessage:
+    return AIMessage(list(blocks), **fields)
+
+
+def tool(content: Any, **fields: Any) -> ToolMessage:
+    return ToolMessage(content, tool_call_id="call_0", **fields)
+
+
+# --- as ChatOpenAI sends it ---
+
+THE_SAME: dict[str, BaseMessage] = {
+    "text of a user": HumanMessage("hi"),
+    "text of nobody": HumanMessage(""),
+    "a name": HumanMessage("hi", name="ann"),
+    "a name as langchain-openai reads it": AIMessage(
+        "hi", additional_kwargs={"name": "bot"}
+    ),
+    "system": SystemMessage("be brief"),
+    "answer": AIMessage("hello"),
+    "role of its own": ChatMessage(content="hi", role="user"),
+    "function's result": FunctionMessage(content='{"a": 1}', name="f"),
+    "calls": AIMessage("", tool_calls=[CALL]),
+    "calls and text": AIMessage("Let me see.", tool_calls=[CALL]),
+    "unreadable call": AIMessage("", invalid_tool_calls=[INVALID]),
+    "both kinds of calls": AIMessage(
+        "", tool_calls=[CALL], invalid_tool_calls=[INVALID]
+    ),
+    "calls as OpenAI has them": AIMessage(
+        "", additional_kwargs={"tool_calls": [SENT_CALL]}
+    ),
+    "call of a function": AIMessage(
+        "", additional_kwargs={"function_call": {"name": "f", "arguments": "{}"}}
+    ),
+    "function's call beside a tool's": AIMessage(
+        "",
+        additional_kwargs={"function_call": {"name": "f", "arguments": "{}"}},
+        tool_calls=[CALL],
+    ),
+    "tool's result": tool("42"),
+    "tool's result with a name": tool("42", name="f", status="error", artifact=[1]),
+    "tool's result in parts": tool([text("4"), text("2")]),
+    "parts of text": user(text("one"), text("two")),
+    "image by URL": user(text("what?"), image(URL)),
+    "image with detail": user(
+        {"type": "image_url", "image_url": {"url": URL, "detail": "low"}}
+    ),
+    "image v1": user(text("?"), {"type": "image", "url": URL}),
+    "image v1 in base64": user(
+        {"type": "image", "base64": PNG, "mime_type": "image/png"}
+    ),
+    "image v0": user({"type": "image", "source_type": "url", "url": URL}),
+    "image v0 in base64": user(
+        {
+            "type": "image",
+            "source_type": "base64",
+            "data": PNG,
+            "mime_type": "image/png",
+        }
+    ),
+    "image of Anthropic": user(
+        {
+            "type": "image",
+            "source": {"type": "base64", "media_type": "image/png", "data": PNG},
+        }
+    ),
+    "image of Anthropic by URL": user(
+        {"type": "image", "source": {"type": "url", "url": URL}}
+    ),
+    "file v1": user(
+        {
+            "type": "file",
+            "base64": PDF,
+            "mime_type": "application/pdf",
+            "filename": "a.pdf",
+        }
+    ),
+    "file v0": user(
+        {
+            "type": "file",
+            "source_type": "base64",
+            "data": PDF,
+            "mime_type": "application/pdf",
+            "filename": "a.pdf",
+        }
+    ),
+    "file by id": user({"type": "file", "file_id": "file-1"}),
+    "file of OpenAI": user(
+        {
+            "type": "file",
+            "file": {
+                "filename": "a.pdf",
+                "file_data": f"data:application/pdf;base64,{PDF}",
+            },
+        }
+    ),
+    "file of OpenAI by id": user({"type": "file", "file": {"file_id": "file-1"}}),
+    "audio v1": user({"type": "audio", "base64": WAV, "mime_type": "audio/wav"}),
+    "audio v0": user(
+        {
+            "type": "audio",
+            "source_type": "base64",
+            "data": WAV,
+            "mime_type": "audio/wav",
+        }
+    ),
+    "audio of OpenAI": user(
+        {"type": "input_audio", "input_audio": {"data": WAV, "format": "wav"}}
+    ),
+    "provider's mark on a text": user(
+        {**text("long"), "cache_control": {"type": "ephemeral"}}
+    ),
+    "thinking alone": ai({"type": "thinking", "thinking": "hm"}, tool_calls=[CALL]),
+    "answer in parts": ai(
+        text("one"), {"type": "reasoning", "reasoning": "hm"}, text("two")
+    ),
+    "calls of Anthropic": ai(
+        text("one"),
+        text("two"),
+        {"type": "tool_use", "id": "call_0", "name": "f", "input": CALL["args"]},
+        tool_calls=[CALL],
+    ),
+    "calls of OpenAI's Responses": ai(
+        {
+            "type": "function_call",
+            "call_id": "call_0",
+            "name": "f",
+            "arguments": "{}",
+        },
+        tool_calls=[CALL],
+    ),
+}
+
+
+def sent_by(
+    llm: Any, twin: Twin, gateway: FaultyGateway, message: BaseMessage
+) -> list[dict[str, Any]]:
+    """What arrives of one message of a conversation."""
+    twin.invoke(llm, [HumanMessage("first"), message])
+    first, *rest = gateway.requests[-1].parameters["messages"]
+    assert first == {"role": "user", "content": "first"}
+    return list(rest)
+
+
+def peer(gateway: FaultyGateway) -> ChatOpenAI:
+    return ChatOpenAI(base_url=gateway.openai_url, api_key="any", model="gpt-4o")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", THE_SAME)
+def test_a_message_goes_out_as_chat_openai_sends_it(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, name: str
+) -> None:
+    """Messages and content blocks of all forms arrive as `ChatOpenAI` sends them."""
+    message = THE_SAME[name]
+    before = message.model_dump()
+
+    ours = sent_by(new_llm(), twin, gateway, message)
+    theirs = sent_by(peer(gateway), twin, gateway, message)
+
+    assert ours == theirs
+    assert message.model_dump() == before
+
+
+# --- other than ChatOpenAI sends it ---
+
+OTHERWISE: dict[str, tuple[BaseMessage, list[dict[str, Any]], str]] = {
+    "one part of text": (
+        user(text("hi")),
+        [{"role": "user", "content": "hi"}],
+        "The public gateway counts no tokens where a content is a list.",
+    ),
+    "tool's result in one part": (
+        tool([text("42")]),
+        [{"role": "tool", "tool_call_id": "call_0", "content": "42"}],
+        "As one part of a user's text.",
+    ),
+    "no parts": (
+        user(),
+        [{"role": "user", "content": ""}],
+        "As one part of a user's text.",
+    ),
+    "text without a type": (
+        user("hi", "there"),
+        [{"role": "user", "content": [text("hi"), text("there")]}],
+        "OpenAI takes no bare text in a list.",
+    ),
+    "developer": (
+        SystemMessage("be brief", additional_kwargs={"__openai_role__": "developer"}),
+        [{"role": "system", "content": "be brief"}],
+        "The gateway answers 500 to the role `developer`.",
+    ),
+    "developer by name": (
+        ChatMessage(content="be brief", role="developer"),
+        [{"role": "system", "content": "be brief"}],
+        "As above.",
+    ),
+    "image's URL alone": (
+        user({"type": "image_url", "image_url": URL}),
+        [{"role": "user", "content": [image(URL)]}],
+        "OpenAI takes an object, not a text.",
+    ),
+    "marks of LangChain": (
+        user({**text("hi"), "id": "lc_1", "index": 0, "extras": {}}),
+        [{"role": "user", "content": "hi"}],
+        "No provider knows LangChain's own keys.",
+    ),
+    "plain text as a file": (
+        user({"type": "text-plain", "text": "notes", "mime_type": "text/plain"}),
+        [{"role": "user", "content": "notes"}],
+        "ChatOpenAI refuses it, though a text can carry it.",
+    ),
+    "tool's result without a type": (
+        tool([{"degrees": 20}]),
+        [{"role": "tool", "tool_call_id": "call_0", "content": '{"degrees": 20}'}],
+        "OpenAI takes text from a tool.",
+    ),
+    "block of JSON": (
+        tool([{"type": "json", "json": {"degrees": 20}}]),
+        [{"role": "tool", "tool_call_id": "call_0", "content": '{"degrees": 20}'}],
+        "As above.",
+    ),
+    "results as Anthropic has them": (
+        user(
+            text("and?"),
+            {"type": "tool_result", "tool_use_id": "call_0", "content": "42"},
+        ),
+        [
+            {"role": "tool", "tool_call_id": "call_0", "content": "42"},
+            {"role": "user", "content": "and?"},
+        ],
+        "OpenAI has a message for each, straight behind the call.",
+    ),
+    "results alone": (
+        user(
+            {
+                "type": "tool_result",
+                "tool_use_id": "call_0",
+                "content": [text("42"), image(URL)],
+            }
+        ),
+        [
+            {
+                "role": "tool",
+                "tool_call_id": "call_0",
+                "content": [text("42"), image(URL)],
+            }
+        ],
+        "As above.",
+    ),
+    "a block to be sent as it is": (
+        user(
+            text("look"),
+            {"type": "non_standard", "value": {"type": "input_video", "id": "v"}},
+        ),
+        [
+            {
+                "role": "user",
+                "content": [text("look"), {"type": "input_video", "id": "v"}],
+            }
+        ],
+        "It is LangChain's own word for such a block.",
+    ),
+    "call in a block only": (
+        ai({"type": "tool_use", "id": "call_0", "name": "f", "input": CALL["args"]}),
+        [{"role": "assistant", "content": None, "tool_calls": [SENT_CALL]}],
+        "The tool's result would have no call before it.",
+    ),
+    "v1 call in a block only": (
+        ai(CALL),
+        [{"role": "assistant", "content": None, "tool_calls": [SENT_CALL]}],
+        "As above.",
+    ),
+    "v1 answer with citations": (
+        ai(
+            {"type": "reasoning", "reasoning": "hm", "index": "lc_rs_0"},
+            {**text("so"), "annotations": [{"type": "citation"}], "index": "lc_txt_0"},
+            CALL,
+            INVALID,
+            response_metadata={"output_version": "v1"},
+            tool_calls=[CALL],
+        ),
+        [{"role": "assistant", "content": "so", "tool_calls": [SENT_CALL]}],
+        "One part of text, as above.",
+    ),
+    "blocks of other providers": (
+        ai(
+            {"type": "redacted_thinking", "data": "x"},
+            {"type": "reasoning_content", "reasoning_content": {"text": "hm"}},
+            {"type": "server_tool_call", "name": "web_search", "args": {}, "id": "s"},
+            {"type": "web_search_call", "id": "ws"},
+            {"type": "non_standard", "value": {"type": "executable_code"}},
+            {"type": "image", "id": "drawn", "mime_type": "image/png"},
+            text("so"),
+        ),
+        [{"role": "assistant", "content": "so"}],
+        "ChatOpenAI hands on what OpenAI then refuses.",
+    ),
+    "nothing but reasoning": (
+        ai({"type": "thinking", "thinking": "hm"}),
+        [{"role": "assistant", "content": ""}],
+        "A content that is a list without parts says nothing.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_a_message_goes_out_otherwise_for_a_reason(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, name: str
+) -> None:
+    """What is sent otherwise than by `ChatOpenAI` is what the table says."""
+    message, expected, _reason = OTHERWISE[name]
+    before = message.model_dump()
+
+    assert sent_by(new_llm(), twin, gateway, message) == expected
+    assert message.model_dump() == before
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_the_table_of_differences_is_true(
+    twin: Twin, gateway: FaultyGateway, name: str
+) -> None:
+    """`ChatOpenAI` does send otherwise, or refuses, where the table says so."""
+    message, ours, _reason = OTHERWISE[name]
+    theirs: Any
+    try:
+        theirs = sent_by(peer(gateway), twin, gateway, message)
+    except ValueError:
+        theirs = None
+
+    assert theirs != ours
+
+
+def test_c7_calls_and_their_results_are_sent(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """A round with a tool arrives whole: the call, and the result that follows it."""
+    history = [HumanMessage("hi"), AIMessage("", tool_calls=[CALL]), tool("42")]
+
+    twin.invoke(new_llm(), history)
+    twin.stream(new_llm(), history)
+
+    for request in gateway.requests:
+        assert request.parameters["messages"] == [
+            {"role": "user", "content": "hi"},
+            {"role": "assistant", "content": None, "tool_calls": [SENT_CALL]},
+            {"role": "tool", "tool_call_id": "call_0", "content": "42"},
+        ]
+
+
+def test_every_message_has_a_content() -> None:
+    """The gateway answers 500 to a message without a `content` key."""
+    messages = [
+        *THE_SAME.values(),
+        *(message for message, _, _ in OTHERWISE.values()),
+    ]
+
+    assert all("content" in built for built in build_messages(messages))
+    assert json.loads(json.dumps(build_messages(messages)))
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        (user({"type": "hologram"}), "'user'.*'hologram'.*non_standard"),
+        (user({"nothing": 1}), "'user'.*None"),
+        (user({"type": "text"}), "'text'"),
+        (user({"type": "video", "url": URL}), "'video'"),
+        (user({"type": "file", "url": URL}), "'file'.*does not support file URLs"),
+        (user({"type": "image", "file_id": "file-1"}), "'image'"),
+        (user({"type": "audio", "url": URL}), "'audio'.*base64"),
+        (user({"type": "thinking", "thinking": "hm"}), "'thinking'"),
+        (user({"type": "tool_use", "id": "1", "name": "f", "input": {}}), "'tool_use'"),
+        (SystemMessage([{"type": "hologram"}]), "'system'.*'hologram'"),
+        (tool([{"type": "hologram"}]), "'tool'.*'hologram'"),
+        (RemoveMessage("1"), "'remove'"),
+        (AIMessage("", tool_calls=[{**CALL, "args": {"a": {1}}}]), "'ai'"),
+    ],
+)
+def test_content_that_cannot_be_sent_is_an_error(
+    twin: Twin,
+    new_llm: NewModel,
+    gateway: FaultyGateway,
+    message: BaseMessage,
+    told: str,
+) -> None:
+    """A block or message that the wire cannot carry is named, and nothing is sent."""
+    with pytest.raises(UnsupportedOptionError, match=told):
+        twin.invoke(new_llm(), [message])
+
+    assert gateway.requests == []
+
+
+def test_an_image_without_its_type_is_an_error() -> None:
+    """Base64 of who knows what is refused; in a model LangChain's tracing does it."""
+    with pytest.raises(UnsupportedOptionError, match=r"'image': mime_type key is"):
+        build_messages([user({"type": "image", "base64": PNG})])
+
+
+def test_a_file_without_a_name_is_sent_with_a_warning(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """LangChain's own warning tells that a name for the file was made up."""
+    file = user({"type": "file", "base64": PDF, "mime_type": "application/pdf"})
+
+    with pytest.warns(UserWarning, match="filename"):
+        [sent] = sent_by(new_llm(), twin, gateway, file)
+
+    assert sent["content"][0]["file"]["filename"] == "LC_AUTOGENERATED"
