@@ -18,6 +18,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
+from langchain_retryrouter._gptrouter.content_blocks import PROVIDER
 from langchain_retryrouter._gptrouter.history import build_messages
 from langchain_retryrouter._gptrouter.tool_calls import (
     CallPiece,
@@ -38,8 +39,6 @@ __all__ = [
     "build_messages",
     "read_result",
 ]
-
-_PROVIDER = "gptrouter"
 
 
 def read_result(
@@ -212,7 +211,7 @@ def _chunk(
             )
             for call in calls
         ]
-    metadata = {"model_provider": _PROVIDER, **metadata}
+    metadata = {"model_provider": PROVIDER, **metadata}
     message = AIMessageChunk(content=text, response_metadata=metadata, **optional)
     return ChatGenerationChunk(message=message, generation_info=info or None)
 
@@ -279,7 +278,7 @@ def _served(model: Any, providers: Mapping[str, str]) -> dict[str, Any]:
     """Which model and provider answered; the model's name may be all that is told."""
     if not (model and isinstance(model, str)) and len(providers) == 1:
         [model] = providers  # Azure's models do not say their name in a stream.
-    served = {"model_provider": _PROVIDER}
+    served = {"model_provider": PROVIDER}
     if model and isinstance(model, str):
         served["model_name"] = model
         if model in providers:

@@ -1,0 +1,247 @@
+"""Standard content blocks of our answers, reasoning and citations among them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from langchain_core.messages import AIMessage, HumanMessage
+
+from langchain_retryrouter import StreamInterruptedError
+from langchain_retryrouter.testing import Body, FaultyGateway, Status
+from tests.unit_tests.conftest import Twin
+
+from .conftest import NewModel
+from .frames import END, event_stream, sum_of
+
+CITED: list[Any] = [
+    "https://example.com/a",
+    "The Book",
+    {
+        "type": "url_citation",
+        "url_citation": {
+            "url": "https://example.com/b",
+            "title": "B",
+            "start_index": 0,
+            "end_index": 4,
+            "of_the_provider": 1,
+        },
+    },
+    {"index": 1, "of_the_provider": True},
+    5,
+]
+ANNOTATIONS = [
+    {"type": "citation", "url": "https://example.com/a"},
+    {"type": "citation", "title": "The Book"},
+    {
+        "type": "citation",
+        "url": "https://example.com/b",
+        "title": "B",
+        "start_index": 0,
+        "end_index": 4,
+        "extras": {"of_the_provider": 1},
+    },
+    {
+        "type": "non_standard_annotation",
+        "value": {"index": 1, "of_the_provider": True},
+    },
+    {"type": "non_standard_annotation", "value": {"citation": 5}},
+]
+CALL = {"name": "f", "arguments": '{"a": 1}'}
+BLOCKS = [
+    {"type": "reasoning", "reasoning": "Hm, well."},
+    {"type": "text", "text": "So it is.", "annotations": ANNOTATIONS},
+    {"type": "tool_call", "id": "call_0", "name": "f", "args": {"a": 1}},
+]
+
+
+def event(kind: str, data: dict[str, Any], **rest: Any) -> str:
+    return "data: " + json.dumps({"event": kind, "data": data, **rest})
+
+
+def update(**data: Any) -> str:
+    return event("update", {"text": "", "finish_reason": None, **data})
+
+
+STREAM = event_stream(
+    update(reasoning_content="Hm, "),
+    update(thinking="well."),
+    update(text="So it ", citations=CITED[:2]),
+    update(text="is.", citations=CITED[1:4]),
+    update(tool_calls=[{"index": 0, "id": "call_0", "function": {"name": "f"}}]),
+    update(tool_calls=[{"index": 0, "function": {"arguments": '{"a": '}}]),
+    update(tool_calls=[{"index": 0, "function": {"arguments": "1}"}}]),
+    update(finish_reason="tool_calls"),
+    event("meta", {"model": "m"}, citations=CITED[4:]),
+    END,
+)
+CHOICE = {
+    "index": 0,
+    "text": "So it is.",
+    "finish_reason": "tool_calls",
+    "reasoning_content": "Hm, well.",
+    "tool_calls": [{"id": "call_0", "function": CALL}],
+    "citations": CITED[2:],
+}
+WHOLE = Body(
+    200,
+    {"content-type": "application/json"},
+    json.dumps({"id": "a", "model": "m", "choices": [CHOICE], "citations": CITED[:2]}),
+)
+
+
+def without_index(blocks: list[Any]) -> list[Any]:
+    return [{k: v for k, v in one.items() if k != "index"} for one in blocks]
+
+
+def by_url(citations: list[Any]) -> list[str]:
+    return sorted(map(repr, citations))
+
+
+@pytest.mark.parametrize("output_version", ["v0", "v1"])
+@pytest.mark.parametrize("way", ["stream", "streaming", "inside"])
+def test_a_streamed_answer_has_all_its_blocks(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, way: str, output_version: str
+) -> None:
+    """Reasoning, cited text and calls of a stream are blocks, in both versions."""
+    gateway.script(*[Status(500)] * (way == "inside"), STREAM)
+    fields = {"streaming": True} if way == "streaming" else {}
+    llm = new_llm(output_version=output_version, **fields)
+
+    message = (
+        sum_of(twin.stream(llm, "hi")) if way == "stream" else twin.invoke(llm, "hi")
+    )
+
+    assert without_index(message.content_blocks) == BLOCKS
+    if output_version == "v1":
+        assert message.content == message.content_blocks
+    else:
+        assert message.content == "So it is."
+    assert message.text == "So it is."
+    assert message.tool_calls == [BLOCKS[2]]
+    assert message.response_metadata["citations"] == CITED
+
+
+@pytest.mark.parametrize("output_version", ["v0", "v1"])
+def test_an_answer_in_one_piece_has_all_its_blocks(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, output_version: str
+) -> None:
+    """The same answer in one piece has the same blocks, whoever tells the sources."""
+    gateway.always(WHOLE)
+
+    message = twin.invoke(new_llm(output_version=output_version), "hi")
+
+    reasoning, text, call = without_index(message.content_blocks)
+    assert [reasoning, call] == [BLOCKS[0], BLOCKS[2]]
+    assert by_url(text.pop("annotations")) == by_url(ANNOTATIONS)
+    assert text == {"type": "text", "text": "So it is."}
+    assert message.text == "So it is."
+    assert by_url(message.response_metadata["citations"]) == by_url(CITED)
+
+
+def test_each_chunk_has_its_blocks(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """A chunk's blocks tell by their index what they are to be added to."""
+    gateway.always(STREAM)
+
+    chunks = twin.stream(new_llm(), "hi")
+
+    seen = [block for chunk in chunks for block in chunk.content_blocks]
+    assert [(block["type"], block["index"]) for block in seen] == [
+        ("reasoning", "lc_rs_0"),
+        ("reasoning", "lc_rs_0"),
+        ("text", "lc_txt_0"),
+        ("text", "lc_txt_0"),
+        ("tool_call_chunk", "lc_tc_0"),
+        ("tool_call_chunk", "lc_tc_0"),
+        ("tool_call_chunk", "lc_tc_0"),
+        ("text", "lc_txt_0"),
+    ]
+    assert seen[-1]["annotations"] == ANNOTATIONS
+
+
+def test_a_v1_answer_can_be_sent_back(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """An answer in v1 form goes out again as text and calls, without reasoning."""
+    gateway.script(STREAM)
+    answer = sum_of(twin.stream(new_llm(output_version="v1"), "hi"))
+
+    twin.invoke(new_llm(), [HumanMessage("hi"), answer])
+
+    assert gateway.requests[-1].parameters["messages"][1:] == [
+        {
+            "role": "assistant",
+            "content": "So it is.",
+            "tool_calls": [{"id": "call_0", "type": "function", "function": CALL}],
+        }
+    ]
+
+
+def test_reasoning_is_handed_over_and_commits_the_stream(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """What the caller has seen of the reasoning is not said again by a retry."""
+    gateway.always(event_stream(update(reasoning_content="Hm, ")))
+    chunks: list[Any] = []
+
+    with pytest.raises(StreamInterruptedError) as caught:
+        twin.stream(new_llm(), "hi", into=chunks)
+
+    assert [chunk.additional_kwargs for chunk in chunks] == [
+        {"reasoning_content": "Hm, "}
+    ]
+    assert caught.value.delivered == ""
+    assert len(gateway.requests) == 1
+
+
+def test_calls_without_an_id_and_unreadable_calls_are_blocks(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """A call is a block also without an id, and also if its arguments are no JSON."""
+    calls = [{"function": CALL}, {"id": "b", "function": {**CALL, "arguments": "no"}}]
+    body = {"choices": [{"index": 0, "text": "", "tool_calls": calls}]}
+    gateway.always(Body(200, {"content-type": "application/json"}, json.dumps(body)))
+
+    message = twin.invoke(new_llm(), "hi")
+
+    call, invalid = message.content_blocks
+    assert call == {"type": "tool_call", "id": None, "name": "f", "args": {"a": 1}}
+    assert (invalid["type"], invalid["id"], invalid["args"]) == (
+        "invalid_tool_call",
+        "b",
+        "no",
+    )
+
+
+def test_a_content_that_is_not_ours_is_left_to_langchain() -> None:
+    """A list as content, which we never make, is read by LangChain's best effort."""
+    message = AIMessage(
+        ["so", {"type": "text", "text": "it is"}],
+        response_metadata={"model_provider": "gptrouter"},
+    )
+
+    assert message.content_blocks == [
+        {"type": "text", "text": "so"},
+        {"type": "text", "text": "it is"},
+    ]
+
+
+def test_the_provider_of_a_chunk_is_told_where_nothing_else_tells_it(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """A `provider` beside the data is the provider, if the model's name says none."""
+    text = event(
+        "update", {"text": "hi", "finish_reason": "stop"}, provider="anthropic"
+    )
+    gateway.script(
+        event_stream(text, event("meta", {"model": "of its own"}), END),
+        event_stream(text, event("meta", {"model": "gpt-4-0613"}), END),
+    )
+
+    unknown, known = (sum_of(twin.stream(new_llm(), "hi")) for _ in range(2))
+
+    assert unknown.response_metadata["provider_name"] == "anthropic"
+    assert known.response_metadata["provider_name"] == "chat_openai"
