@@ -1,0 +1,250 @@
+"""What a call cost: read where it is told, added up once, and never worth an error.
+
+The rows are those of the table in `test_defect_table`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from langchain_core.callbacks import UsageMetadataCallbackHandler
+from langchain_core.load import dumps
+from langchain_core.messages import HumanMessage
+
+from langchain_retryrouter import GPTRouterModel
+from langchain_retryrouter.testing import Answer, Body, FaultyGateway, Status, Usage
+from tests.unit_tests.conftest import Twin
+
+from .conftest import GPT_4, NewModel
+from .frames import END, event_stream, sum_of, update
+
+DETAILED = {
+    "prompt_tokens": 11,
+    "completion_tokens": 5,
+    "total_tokens": 16,
+    "prompt_tokens_details": {"cached_tokens": 8, "audio_tokens": None},
+    "completion_tokens_details": {"reasoning_tokens": 3, "of_the_provider": 1},
+    "cost": 0.5,
+}
+READ = {
+    "input_tokens": 11,
+    "output_tokens": 5,
+    "total_tokens": 16,
+    "input_token_details": {"cache_read": 8},
+    "output_token_details": {"reasoning": 3},
+}
+COUNTED = {"input_tokens": 11, "output_tokens": 5, "total_tokens": 16}
+
+
+def whole(meta: Any, choices: int = 1) -> Body:
+    """An answer in one piece whose `meta` is this."""
+    texts = [{"index": i, "text": "hi"} for i in range(choices)]
+    body = {"id": "a", "model": "gpt-4-0613", "choices": texts, "meta": meta}
+    return Body(200, {"content-type": "application/json"}, json.dumps(body))
+
+
+def stream(usage: Any, **meta: Any) -> Body:
+    """A stream that tells this usage."""
+    data = {"model": "gpt-4-0613", "usage": usage, **meta}
+    told = "data: " + json.dumps({"event": "meta", "data": data})
+    return event_stream(update("hi", "stop"), told, END)
+
+
+# --- read ---
+
+
+@pytest.mark.parametrize("meta", [DETAILED, {"usage": DETAILED}])
+def test_details_are_read_and_kept(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, meta: Any
+) -> None:
+    """Cached and reasoning tokens are where LangChain has them; the rest is kept."""
+    gateway.script(whole(meta), stream(DETAILED))
+
+    invoked = twin.invoke(new_llm(), "hi")
+    streamed = sum_of(twin.stream(new_llm(), "hi"))
+
+    for message in (invoked, streamed):
+        assert message.usage_metadata == READ
+        assert message.response_metadata["token_usage"] == DETAILED
+
+
+@pytest.mark.parametrize(
+    ("told", "read"),
+    [
+        (None, None),
+        ({}, None),
+        (5, None),
+        ("many", None),
+        ([1], None),
+        ({"usage": None}, None),
+        ({"prompt_tokens": "11", "completion_tokens": 5.0}, COUNTED),
+        ({"prompt_tokens": 11, "completion_tokens": 5, "total_tokens": -1}, COUNTED),
+        ({"prompt_tokens": 11, "completion_tokens": 5, "total_tokens": 0}, COUNTED),
+        ({"prompt_tokens": 11, "completion_tokens": 5, "total_tokens": "x"}, COUNTED),
+        ({"prompt_tokens": True, "completion_tokens": False}, None),
+        ({"prompt_tokens": -11, "completion_tokens": 1.5}, None),
+        ({"prompt_tokens": "-11", "completion_tokens": "²"}, None),
+        ({"prompt_tokens": 1e400, "completion_tokens": "9" * 5000}, None),
+        ({"total_tokens": 16}, None),
+        (
+            {"completion_tokens": 5},
+            {"input_tokens": 0, "output_tokens": 5, "total_tokens": 5},
+        ),
+        (
+            {
+                "prompt_tokens": 11,
+                "completion_tokens": 5,
+                "prompt_tokens_details": {"cached_tokens": "x", "audio_tokens": True},
+                "completion_tokens_details": [1],
+            },
+            COUNTED,
+        ),
+    ],
+)
+def test_an_odd_count_is_no_count(
+    twin: Twin,
+    new_llm: NewModel,
+    gateway: FaultyGateway,
+    told: Any,
+    read: dict[str, int] | None,
+) -> None:
+    """Odd counts are left out, streamed or not, and all that is told is still JSON."""
+    gateway.script(whole(told), whole({"usage": told}), stream(told))
+
+    flat, nested = (twin.invoke(new_llm(), "hi") for _ in range(2))
+    streamed = sum_of(twin.stream(new_llm(), "hi"))
+
+    for message in (flat, nested, streamed):
+        assert message.content == "hi"
+        assert message.usage_metadata == read
+        assert json.dumps(message.response_metadata)
+        assert json.loads(dumps(message))["type"] == "constructor"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"id": 5, "model": ["m"], "providerId": {"a": 1}, "modelId": 1.5},
+        {"id": None, "model": None, "providerId": None, "modelId": None},
+        {"citations": "none", "retryrouter": {"attempts": "mine"}},
+        {"citations": [{"a": float("nan")}, None, 5, ["x"]]},
+    ],
+)
+def test_m1_m2_odd_answers_have_json_metadata(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, odd: dict[str, Any]
+) -> None:
+    """Whatever a gateway says beside the text, metadata and `llm_output` are JSON."""
+    choice = {"index": None, "text": "hi", "role": 5, "citations": {"a": 1}}
+    body = {"id": "a", "model": "m", "choices": [choice], **odd}
+    gateway.always(Body(200, {"content-type": "application/json"}, json.dumps(body)))
+
+    message = twin.invoke(new_llm(), "hi")
+    result = twin.generate(new_llm(), [[HumanMessage("hi")]] * 2)
+
+    assert message.content == "hi"
+    assert json.dumps(message.response_metadata)
+    assert json.loads(dumps(message))["type"] == "constructor"
+    assert json.dumps(result.llm_output)
+    [line] = message.response_metadata["retryrouter"]["attempts"]
+    assert line["outcome"] == "ok"
+
+
+# --- added up ---
+
+
+def test_a5_several_choices_cost_once(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """The tokens of all choices, which are counted together, are on the first alone."""
+    gateway.always(whole({"usage": DETAILED}, choices=3))
+
+    result = twin.generate(new_llm(n=3), [[HumanMessage("hi")]])
+
+    messages = [generation.message for generation in result.generations[0]]
+    assert [message.usage_metadata for message in messages] == [READ, None, None]
+    assert result.llm_output["token_usage"] == DETAILED
+
+
+def test_several_prompts_cost_their_sum(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """`generate` adds up counts at any depth, and answers without any cost nothing."""
+    gateway.script(
+        whole(DETAILED), whole(None), whole({**DETAILED, "tier": "b"}), whole({})
+    )
+
+    result = twin.generate(new_llm(), [[HumanMessage("hi")]] * 4)
+
+    assert result.llm_output["token_usage"] == {
+        "prompt_tokens": 22,
+        "completion_tokens": 10,
+        "total_tokens": 32,
+        "prompt_tokens_details": {"cached_tokens": 16, "audio_tokens": None},
+        "completion_tokens_details": {"reasoning_tokens": 6, "of_the_provider": 2},
+        "cost": 1.0,
+        "tier": "b",
+    }
+
+
+@pytest.mark.parametrize("way", ["invoke", "streaming", "stream", "batch", "inside"])
+def test_a_callback_counts_what_the_gateway_said(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, way: str
+) -> None:
+    """`UsageMetadataCallbackHandler` has the gateway's numbers, whatever the way."""
+    usage = Answer(usage=Usage(prompt_tokens=20, completion_tokens=7))
+    gateway.always(usage)
+    counter = UsageMetadataCallbackHandler()
+    config = {"callbacks": [counter]}
+
+    if way == "inside":
+        gateway.script(Status(500), usage, Status(500), usage)
+    fields = {"streaming": True} if way == "streaming" else {}
+    if way == "stream":
+        for _ in range(2):
+            twin.stream(new_llm(), "hi", config=config)
+    elif way == "batch":
+        twin.batch(new_llm(), ["hi", "hi"], config=config)
+    else:
+        for _ in range(2):
+            twin.invoke(new_llm(**fields), "hi", config=config)
+
+    counted = {"input_tokens": 40, "output_tokens": 14, "total_tokens": 54}
+    assert counter.usage_metadata == {"gpt-4-0613": counted}
+
+
+def test_usage_told_twice_counts_once(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """A second `meta` neither doubles the tokens nor the model's name."""
+    told = 'data: {"event":"meta","data":{"model":"m","usage":{"prompt_tokens":3}}}'
+    body = event_stream(update("hi", "stop"), told, update("", "stop"), told, END)
+    gateway.script(body, Status(500), body)
+
+    streamed = sum_of(twin.stream(new_llm(), "hi"))
+    inside = twin.invoke(new_llm(), "hi")
+
+    for message in (streamed, inside):
+        assert message.usage_metadata == {
+            "input_tokens": 3,
+            "output_tokens": 0,
+            "total_tokens": 3,
+        }
+        assert message.response_metadata["model_name"] == "m"
+        assert message.response_metadata["finish_reason"] == "stop"
+
+
+def test_a_model_that_says_no_name_is_the_only_one_asked(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """Azure's models do not name themselves in a stream; of one, the name is known."""
+    gateway.always(stream(DETAILED, model=None))
+    other = GPTRouterModel(name="gpt-4", provider_name="azure_chat_openai")
+
+    one = sum_of(twin.stream(new_llm(models_priority_list=[other]), "hi"))
+    two = sum_of(twin.stream(new_llm(models_priority_list=[other, GPT_4]), "hi"))
+
+    assert one.response_metadata["model_name"] == "gpt-4"
+    assert one.response_metadata["provider_name"] == "azure_chat_openai"
+    assert "model_name" not in two.response_metadata
