@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from fractions import Fraction
-from typing import Any
 from uuid import UUID
 
 from ._prompt_words import Number
-
-Schema = Mapping[str, Any]
+from ._schema_joins import Schema
 
 # The formats of JSON Schema that validators look at; any other says nothing to us.
 _FORMATS: dict[str, Callable[[int], str]] = {
@@ -77,7 +75,7 @@ def number_fits(value: object, schema: Schema, *, whole: bool) -> bool:
 def number_in_bounds(schema: Schema, nth: int, *, whole: bool) -> Number | None:
     """A number of this schema; None when there is none."""
     candidates = (
-        _multiples(schema, nth, whole=True)
+        _multiples(schema, nth, whole=whole)
         if whole or "multipleOf" in schema
         else _points(schema, nth)
     )

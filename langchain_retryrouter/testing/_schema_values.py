@@ -8,15 +8,17 @@ keywords are taken as comments. The values are the prompt's where they fit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import count
 from typing import Any
 from urllib.parse import unquote
 
 from ._prompt_words import PromptWords
+from ._schema_joins import LARGER, SMALLER, Schema, merged_schema
 from ._schema_texts import (
-    Schema,
     number_fits,
     number_in_bounds,
     sample_of_format,
@@ -25,13 +27,9 @@ from ._schema_texts import (
 )
 
 _TRIES_FOR_DIFFERENT_ITEMS = 64
-_LARGER = {"minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"}
-_SMALLER = {"maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"}
 _OF_OBJECTS = {"properties", "required", "additionalProperties", "minProperties"}
 _OF_ARRAYS = {"items", "prefixItems", "minItems", "maxItems", "uniqueItems"}
-_OF_NUMBERS = {*_LARGER, *_SMALLER, "multipleOf"} - {
-    key for key in _LARGER | _SMALLER if key.endswith(("Length", "Items", "Properties"))
-}
+_OF_NUMBERS = {"multipleOf", *(key for key in LARGER | SMALLER if "imum" in key)}
 
 
 class UnfillableSchemaError(ValueError):
@@ -65,17 +63,14 @@ class _Filler:
         if "$ref" in schema:
             rest = {key: schema[key] for key in schema if key != "$ref"}
             with self._referred(schema["$ref"]) as target:
-                return self.value(_merged(rest, target), nth)
+                return self.value(merged_schema(rest, target), nth)
         if "allOf" in schema:
-            merged = {key: schema[key] for key in schema if key != "allOf"}
-            for part in schema["allOf"]:
-                merged = _merged(merged, self._resolved(part))
-            return self.value(merged, nth)
+            return self._all_of(schema, nth)
         for key in ("anyOf", "oneOf"):
             if key in schema:
                 rest = {name: schema[name] for name in schema if name != key}
                 return self._first_of(
-                    [_merged(rest, branch) for branch in schema[key]], nth
+                    [merged_schema(rest, branch) for branch in schema[key]], nth
                 )
         return self._plain(schema, nth)
 
@@ -85,7 +80,7 @@ class _Filler:
         if "enum" in schema:
             return self._choice(schema["enum"], nth)
         kinds = _kinds(schema)
-        if len(kinds) > 1:
+        if len(kinds) != 1:
             return self._first_of([{**schema, "type": kind} for kind in kinds], nth)
         return self._of_kind(kinds[0], schema, nth)
 
@@ -103,6 +98,18 @@ class _Filler:
             msg = f"the type {kind!r} of {schema} is none of JSON's"
             raise UnfillableSchemaError(msg)
         return makers[kind](schema, nth)
+
+    def _all_of(self, schema: Schema, nth: int) -> Any:
+        merged = {key: schema[key] for key in schema if key != "allOf"}
+        with ExitStack() as references:
+            for part in schema["allOf"]:
+                asked = part
+                while isinstance(asked, Mapping) and "$ref" in asked:
+                    rest = {key: asked[key] for key in asked if key != "$ref"}
+                    referred = self._referred(asked["$ref"])
+                    asked = merged_schema(rest, references.enter_context(referred))
+                merged = merged_schema(merged, asked)
+            return self.value(merged, nth)
 
     def _choice(self, options: list[Any], nth: int) -> Any:
         if not options:
@@ -135,20 +142,20 @@ class _Filler:
         required = schema.get("required", [])
         additional = schema.get("additionalProperties", True)
         filled: dict[str, Any] = {}
-        for name in [
-            *properties,
-            *(name for name in required if name not in properties),
-        ]:
+        room = schema.get("maxProperties", math.inf) - len(required)
+        for name in dict.fromkeys([*properties, *required]):
             if name in required:
                 filled[name] = self.value(properties.get(name, additional), nth)
-            elif self._words.mentions(name):
+            elif room > 0 and self._words.mentions(name):
                 filled |= self._if_possible(name, properties[name], nth)
+                room -= name in filled
         least = schema.get("minProperties", 0)
         for name, part in properties.items():
             if len(filled) < least and name not in filled:
                 filled |= self._if_possible(name, part, nth)
+        others = (name for name in map("key_{}".format, count()) if name not in filled)
         while len(filled) < least:
-            filled[f"key_{len(filled)}"] = self.value(additional, len(filled))
+            filled[next(others)] = self.value(additional, nth)
         return filled
 
     def _if_possible(self, name: str, schema: Any, nth: int) -> dict[str, Any]:
@@ -177,11 +184,11 @@ class _Filler:
 
     def _open_values_for(self, items: Any) -> int:
         """How many items the prompt offers; one when it has none of their type."""
-        kinds = _kinds(self._resolved(items))
+        kind = next(iter(_kinds(self._resolved(items))), None)
         numbers, quotes = self._words.open_values()
-        if kinds[0] in {"integer", "number"}:
+        if kind in {"integer", "number"}:
             return max(1, len(numbers))
-        return max(1, len(quotes)) if kinds[0] == "string" else 1
+        return max(1, len(quotes)) if kind == "string" else 1
 
     def _item(self, schema: Any, taken: list[Any], nth: int) -> Any:
         for more in range(_TRIES_FOR_DIFFERENT_ITEMS + len(taken)):
@@ -263,7 +270,7 @@ class _Filler:
                 raise UnfillableSchemaError(msg)
             seen.add(reference)
             rest = {key: schema[key] for key in schema if key != "$ref"}
-            schema = _merged(rest, self._target(reference))
+            schema = merged_schema(rest, self._target(reference))
         return schema
 
 
@@ -279,7 +286,7 @@ def _kinds(schema: Any) -> list[str]:
     kinds = schema.get("type")
     if isinstance(kinds, str):
         return [kinds]
-    if isinstance(kinds, list) and kinds:
+    if isinstance(kinds, list):
         return sorted(kinds, key=lambda kind: kind == "null")
     if _OF_OBJECTS & schema.keys():
         return ["object"]
@@ -292,32 +299,3 @@ def _is_null(schema: Any) -> bool:
     if not isinstance(schema, Mapping):
         return False
     return schema.get("type") == "null" or ("const", None) in schema.items()
-
-
-def _merged(one: Schema, other: Any) -> dict[str, Any]:
-    """A schema that asks for what both ask for."""
-    if other is False:
-        return {"enum": []}
-    merged = dict(one)
-    if not isinstance(other, Mapping):
-        return merged
-    for key, value in other.items():
-        merged[key] = _joined(key, merged[key], value) if key in merged else value
-    return merged
-
-
-def _joined(key: str, one: Any, other: Any) -> Any:
-    if key in _LARGER:
-        return max(one, other)
-    if key in _SMALLER:
-        return min(one, other)
-    if key == "properties":
-        both = {
-            name: {"allOf": [one[name], other[name]]} for name in one.keys() & other
-        }
-        return {**one, **other, **both}
-    if key in {"required", "allOf"}:
-        return [*one, *other]
-    if key == "enum":
-        return [option for option in one if option in other]
-    return other

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from datetime import date, datetime, time, timedelta
 from enum import Enum
 from ipaddress import IPv4Address, IPv6Address
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
 
@@ -65,6 +66,7 @@ def _floats(draw: st.DrawFn) -> Any:
         {"lt": high},
         {"ge": low, "le": high},
         {"gt": low, "le": high},
+        {"gt": low, "multiple_of": draw(st.sampled_from([0.25, 0.5, 2.0]))},
     ]
     return _bounded(float, draw(st.sampled_from(bounds)))
 
@@ -95,7 +97,7 @@ _HASHABLE = st.sampled_from([int, str, float, UUID, date, datetime, timedelta])
 @st.composite
 def _models(draw: st.DrawFn, types: st.SearchStrategy[Any]) -> type[BaseModel]:
     fields: dict[str, Any] = {}
-    for name in draw(st.lists(_NAMES, unique=True)):
+    for name in draw(st.lists(_NAMES, min_size=1, unique=True)):
         kind = draw(types)
         fields[name] = draw(st.sampled_from([(kind, ...), (kind | None, None)]))
     config = ConfigDict(extra=draw(st.sampled_from(["ignore", "forbid"])))
@@ -134,10 +136,17 @@ def _accepted(kind: Any, prompt: str) -> Any:
     return value
 
 
+# A busy machine is no defect.
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(_models(_TYPES), _PROMPTS)
 def test_values_are_valid(model: type[BaseModel], prompt: str) -> None:
     """Whatever the schema and the prompt, the value is one that the schema accepts."""
     _accepted(model, prompt)
+
+
+_ANY: dict[str, Any] = {}
+_INTEGER = {"type": "integer"}
+_HUGE = math.nextafter(1e300, math.inf)
 
 
 class _Colour(Enum):
@@ -198,6 +207,14 @@ def test_enums_and_unions() -> None:
         (Annotated[str, Field(pattern="^a+$", examples=["aa"])], "hi", "aa"),
         (Annotated[int, Field(json_schema_extra={"default": 9})], "hi", 9),
         (Annotated[int, Field(json_schema_extra={"default": 9})], "take 4", 4),
+        (set[Annotated[str, Field(max_length=1)]], "'a' 'b' 'a'", ["a", "b", "c"]),
+        (Annotated[str, Field(max_length=3)], "hello", "hel"),
+        (Annotated[str, Field(min_length=3, max_length=5)], "hi", "hihi"),
+        (Annotated[str, Field(max_length=3)], "either 'hello' or 'hi'", "hi"),
+        (_bounded(str, {"json_schema_extra": {"default": None}}), "hi", "hi"),
+        (_bounded(int, {"json_schema_extra": {"default": 1.5}}), "hi", 1),
+        (_bounded(int, {"json_schema_extra": {"default": True}}), "yes", 1),
+        (UUID, "'not one'", "00000000-0000-4000-8000-000000000000"),
         (bool, "", True),
         (str, "", "text"),
     ],
@@ -233,8 +250,9 @@ def test_a_branch_that_fails_gives_its_values_back() -> None:
         ({"minimum": 3}, 4),
         ({"type": ["null", "integer"]}, 4),
         ({"type": "null"}, None),
+        ({"anyOf": [{"type": "null"}, {"type": "integer"}]}, 4),
+        ({"oneOf": [{"const": None}, True]}, "hi 4"),
         ({"const": {"a": 1}}, {"a": 1}),
-        ({"allOf": [{"type": "integer"}, {"minimum": 7}, {"minimum": 5}]}, 7),
         ({"$ref": "#/$defs/a~1b", "$defs": {"a/b": {"const": 1}}}, 1),
         ({"$ref": "#/definitions/x%20y", "definitions": {"x y": {"const": 2}}}, 2),
         ({"anyOf": [{"$ref": "#/anyOf/1"}, {"const": 3}]}, 3),
@@ -244,19 +262,82 @@ def test_a_branch_that_fails_gives_its_values_back() -> None:
         ),
         ({"minProperties": 1, "properties": {"a": False, "b": {"const": 1}}}, {"b": 1}),
         (
-            {
-                "allOf": [
-                    {"properties": {"a": {"minimum": 8}}, "required": ["a"]},
-                    {"properties": {"a": {"type": "integer"}}},
-                ]
-            },
-            {"a": 8},
+            {"required": ["key_0"], "minProperties": 2},
+            {"key_0": "hi 4", "key_1": "hi 4"},
         ),
+        ({"maxProperties": 1, "properties": {"hi": _ANY, "4": _ANY}}, {"hi": "hi 4"}),
+        ({"type": "number", "exclusiveMinimum": 1e300}, _HUGE),
+        ({"type": "number", "exclusiveMaximum": -1e300}, -_HUGE),
     ],
 )
 def test_schemas_that_pydantic_does_not_write(schema: Any, value: object) -> None:
     """Types may be left out or listed, references may point anywhere in the schema."""
     assert value_for(schema, PromptWords("hi 4")) == value
+
+
+@pytest.mark.parametrize(
+    ("parts", "value"),
+    [
+        ([{"type": "integer"}, {"minimum": 7}, {"minimum": 5}], 7),
+        ([{"type": "integer", "maximum": -7}, {"maximum": -5}], -7),
+        ([{"type": "number"}, {"type": "integer", "minimum": 5}], 5),
+        ([{"type": ["null", "string"]}, {"type": ["integer", "null"]}], None),
+        ([{"multipleOf": 6}, {"multipleOf": 8}], 24),
+        ([{"type": "number", "multipleOf": 0.5}, {"multipleOf": 0.75}], 1.5),
+        ([{"enum": [1, 2, 3]}, {"enum": [2, 4]}], 2),
+        ([{"enum": [1, 2, 3]}, {"const": 3}], 3),
+        ([{"pattern": "^h"}, {"pattern": "i$", "minLength": 2}], "hi"),
+        ([{"items": {"minimum": 8}}, {"items": {"type": "integer"}}], [8]),
+        (
+            [{"minItems": 2, "uniqueItems": True}, {"uniqueItems": False}],
+            ["hi 4", "hi 4 2"],
+        ),
+        (
+            [
+                {"properties": {"a": {"minimum": 8}}, "required": ["a"]},
+                {"properties": {"a": {"type": "integer"}, "b": {}}, "required": ["b"]},
+            ],
+            {"a": 8, "b": "hi 4"},
+        ),
+        (
+            [
+                {"anyOf": [{"const": 1}, {"const": 2}]},
+                {"anyOf": [{"const": 2}, {"const": 3}]},
+            ],
+            2,
+        ),
+        ([True, {"const": 1}], 1),
+        ([{"$ref": "#/$defs/a"}, {"minimum": 6}], 6),
+    ],
+)
+def test_schemas_that_are_joined(parts: list[Any], value: object) -> None:
+    """A value of `allOf` is one that each part accepts."""
+    schema = {"allOf": parts, "$defs": {"a": {"$ref": "#/$defs/b"}, "b": _INTEGER}}
+    assert value_for(schema, PromptWords("hi 4")) == value
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [{"type": "integer"}, {"type": "string"}],
+        [{"const": 1}, {"const": 2}],
+        [{"enum": [1]}, {"const": 2}],
+        [{"anyOf": [{"const": 1}]}, {"oneOf": [{"const": 2}]}],
+        [{}, False],
+    ],
+)
+def test_schemas_that_cannot_be_joined(parts: list[Any]) -> None:
+    """Parts that contradict each other accept nothing, which is said."""
+    with pytest.raises(UnfillableSchemaError):
+        value_for({"allOf": parts}, PromptWords("hi"))
+
+
+def test_a_schema_within_its_own_parts_has_an_end() -> None:
+    """A reference inside `allOf` is followed once, too."""
+    child = {"anyOf": [{"allOf": [{"$ref": "#"}], "title": "child"}, {"type": "null"}]}
+    schema = {"properties": {"child": child}, "required": ["child"]}
+    value = value_for(schema, PromptWords("hi"))
+    assert value == {"child": {"child": None}}
 
 
 @pytest.mark.parametrize(
