@@ -150,7 +150,9 @@ def _(step: steps.ErrorEvent, exchange: Exchange) -> Plan:
             exchange.request, step.message, step.status, step.code
         )
         return _send(reply, exchange)
-    before, _ = _split(exchange.healthy(), step.after, step, exchange)
+    # What fails before its first event, refused requests included, has asked no model.
+    stream = exchange.healthy() if step.after else exchange.say(Completion(()))
+    before, _ = _split(stream, step.after, step, exchange)
     error = exchange.dialect.error_event(step.message, step.status, step.code)
     return _ended((*before, chunk(error) + LAST_CHUNK), exchange)
 

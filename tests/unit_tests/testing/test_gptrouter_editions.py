@@ -167,6 +167,17 @@ def test_json_schema(stream: bool) -> None:
         assert public.status == 500
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_refused_request_reaches_no_model(stream: bool) -> None:
+    """What the server turns down by itself is never shown to the model."""
+    watcher = _Watcher()
+    with FaultyGateway(responder=watcher) as gateway:
+        payload = generate(stream=stream, response_format=_JSON_SCHEMA)
+        post(gateway, GENERATE, payload)
+        post(gateway, GENERATE, generate(stream=stream))
+    assert [shown.number for shown in watcher.shown] == [2]
+
+
 def test_the_hosted_server_has_formats_it_does_not_know() -> None:
     """A format of another kind is refused by both servers."""
     with FaultyGateway(gptrouter="hosted") as gateway:
