@@ -1,10 +1,11 @@
 """The only room that waits.
 
 `call`/`acall` run one request until it succeeds, is final, or the policy is exhausted;
-`stream`/`astream` do the same up to the first token, and from then on only watch. The
-loop is tenacity's; what it asks (`retry=`, `wait=`, `before_sleep=`) is answered by the
-call's `RetrySession`. The room counts attempts, waits, and reports; it does not know
-messages, HTTP, or providers. What to send is handed in as a function of an `Attempt`.
+`stream`/`astream` do the same up to the first token, and from then on only watch;
+`in_order` keeps several calls under way. The loop is tenacity's; what it asks
+(`retry=`, `wait=`, `before_sleep=`) is answered by the call's `RetrySession`. The room
+counts attempts, waits, and reports; it does not know messages, HTTP, or providers. What
+to send is handed in as a function of an `Attempt`.
 
 Sync and async are one program: everything that thinks stands in `steering`.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from langchain_retryrouter._drive.calls import acall, call
 from langchain_retryrouter._drive.clock import SYSTEM_CLOCK, Clock
+from langchain_retryrouter._drive.concurrency import in_order
 from langchain_retryrouter._drive.steering import ANotify, Attempt, Notify, Plan
 from langchain_retryrouter._drive.streams import (
     AEventSource,
@@ -33,5 +35,6 @@ __all__ = [
     "acall",
     "astream",
     "call",
+    "in_order",
     "stream",
 ]

@@ -46,8 +46,8 @@ from langchain_retryrouter._openai.wire import update_token_usage
 from langchain_retryrouter.errors.openai import OPENAI_ERRORS
 from langchain_retryrouter.llms._azure import AzureConnection
 from langchain_retryrouter.llms._chat import ChatModel
+from langchain_retryrouter.llms._closing import aclosing, closing
 from langchain_retryrouter.llms._completions import CHAT_MODEL, CompletionsModel
-from langchain_retryrouter.llms._concurrency import aclosing, closing, in_order
 from langchain_retryrouter.llms._connection import OpenAIConnection
 
 __all__ = [
@@ -236,7 +236,7 @@ class OpenAILLM(OpenAIConnection):
         else:
             requests = self._whole_requests(prompts, stop, kwargs)
             send = functools.partial(self._acomplete, run_manager)
-            raws = await in_order(send, requests, self._at_once)
+            raws = await _drive.in_order(send, requests, self._at_once)
             answers = [self._read(raw) for raw in raws]
         return self._result(answers, prompts, kwargs)
 

@@ -132,7 +132,7 @@ WRITTEN = {
 -
 """,
     ),
-    "llms._concurrency.closing": Difference(
+    "llms._closing.closing": Difference(
         "a method is asked for by its name, as a string",
         """
 -    has_end = hasattr(chunks, 'close')
@@ -144,7 +144,7 @@ WRITTEN = {
         """
 -        raws = [self._complete(run_manager, request) for request in requests]
 +        send = functools.partial(self._complete, run_manager)
-+        raws = in_order(send, requests, self._at_once)
++        raws = _drive.in_order(send, requests, self._at_once)
 """,
     ),
 }
@@ -168,12 +168,12 @@ BY_LIBRARY = {
 
 ALONE = {
     "_drive.calls._asend": "sync sends need no limit around them: see `call`",
+    "_drive.concurrency.in_order": "sync requests are sent one after the other",
     "_drive.streams._anext_within": "the sync twin's limit is the watchdog's",
     "_gptrouter.pools._LoopSession.open": "a sync pool belongs to no loop",
     "_gptrouter.pools._close_with_loop": "a sync pool belongs to no loop",
     "_gptrouter.pools.async_session": "its sync sister is `sync_pool`",
     "_openai.clients.sharing._keeper": "a sync client belongs to no loop",
     "_openai.clients.sharing.AsyncKey.__call__": "makes a sync key an async one",
-    "llms._concurrency.in_order": "sync prompts are sent one after the other",
 }
 """Async functions that have no sync twin, and why."""

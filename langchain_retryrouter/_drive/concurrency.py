@@ -1,14 +1,13 @@
-"""Running several requests together, and letting go of streams.
+"""Several calls side by side, their answers in order.
 
-This file does not know what is asked or answered.
+This file does not know what is asked or answered, nor that anything is repeated.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -41,15 +40,3 @@ async def in_order(
     if failed is not None:
         raise failed  # Out here, so that the group does not become its context.
     return [task.result() for task in tasks]
-
-
-def closing(chunks: Any) -> contextlib.AbstractContextManager[Any]:
-    """Closes a generator behind the `with`; any other iterable it leaves alone."""
-    has_end = hasattr(chunks, "close")
-    return contextlib.closing(chunks) if has_end else contextlib.nullcontext(chunks)
-
-
-def aclosing(chunks: Any) -> contextlib.AbstractAsyncContextManager[Any]:
-    """Async twin of `closing`."""
-    has_end = hasattr(chunks, "aclose")
-    return contextlib.aclosing(chunks) if has_end else contextlib.nullcontext(chunks)
