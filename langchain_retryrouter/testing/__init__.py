@@ -6,6 +6,7 @@ back-off be tested without sleeping. For pytest there are fixtures in
 `langchain_retryrouter.testing.fixtures`.
 """
 
+from ._gptrouter_embeddings import stub_embedding
 from .clock import FakeClock
 from .completion import (
     STUB_TEXT,
@@ -76,4 +77,5 @@ __all__ = [
     "Truncate",
     "Usage",
     "complete",
+    "stub_embedding",
 ]

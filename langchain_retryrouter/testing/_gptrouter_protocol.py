@@ -12,6 +12,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, uuid5
 
+from . import _gptrouter_embeddings
 from ._gptrouter_refusals import is_authorized, refusal, unknown_path
 from ._gptrouter_upstream import seen_by_model
 from ._reply import JSON_HEADERS, Reply, Stream, Whole, compact_json, reason, sse
@@ -30,6 +31,7 @@ __all__ = [
     "seen_by_model",
     "unknown_path",
     "unstreamed_error",
+    "vectors",
 ]
 
 _HEADERS = (("vary", "Origin"), *JSON_HEADERS)
@@ -68,6 +70,14 @@ _RECORDED_IDS = {
     "openai/gpt-3.5-turbo-instruct": "2cdfbb9e-7264-4c3b-a9c0-b07640d4322c",
     "azure_chat_openai/gpt-4": "4c1acfeb-72b1-401d-aaf1-8b22223c2346",
 }
+
+
+def vectors(request: RecordedRequest) -> Whole | None:
+    """The healthy reply of an embeddings endpoint; None at all others."""
+    if request.endpoint not in {"embeddings", "embeddings-v2"}:
+        return None
+    body = _gptrouter_embeddings.vectors(request)
+    return Whole(200, _HEADERS, compact_json(body))
 
 
 def answer(request: RecordedRequest, completion: Completion) -> Reply:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ._gptrouter_embeddings import shape_refusal
 from ._reply import compact_json
 from .steps import ErrorEvent, Status, Step
 
@@ -50,14 +51,16 @@ def refusal(request: RecordedRequest) -> Step | None:
     """How `request` is turned down; None when it is as it should be."""
     if len(request.body) > _BODY_LIMIT:
         return Status(500, headers={"connection": "close"})
+    if not request.headers.get("content-type", "").startswith("application/json"):
+        return Status(500)
+    if request.endpoint != "generate":
+        return shape_refusal(request)
     if not _has_valid_shape(request):
         return Status(500)
     return _provider_refusal(request)
 
 
 def _has_valid_shape(request: RecordedRequest) -> bool:
-    if not request.headers.get("content-type", "").startswith("application/json"):
-        return False
     entries = request.payload.get("data")
     return isinstance(entries, list) and all(
         _is_valid_entry(entry) for entry in entries

@@ -35,6 +35,7 @@ __all__ = [
     "seen_by_model",
     "unknown_path",
     "unstreamed_error",
+    "vectors",
 ]
 
 _STREAM_HEADERS = (("content-type", "text/event-stream; charset=utf-8"),)
@@ -45,6 +46,10 @@ _PROMPT_FILTER_RESULTS = {
 }
 # Azure's first event has no choices: a trap for clients that look at `choices[0]`.
 _AZURE_OPENING = {"choices": [], "created": 0, "id": "", "model": "", "object": ""}
+
+
+def vectors(_request: RecordedRequest) -> None:
+    """None: OpenAI's embeddings are not served."""
 
 
 def answer(request: RecordedRequest, completion: Completion) -> Reply:

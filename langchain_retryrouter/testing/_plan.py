@@ -70,7 +70,7 @@ class Exchange(NamedTuple):
 
     def healthy(self) -> Reply:
         """The reply when nothing is wrong."""
-        return self.fixed or self.say(self.generated())
+        return self._unspoken() or self.say(self.generated())
 
     def generated(self) -> Completion:
         """What the model says, which is shown no more than reaches it."""
@@ -78,7 +78,11 @@ class Exchange(NamedTuple):
 
     def say(self, completion: Completion) -> Reply:
         """The healthy reply that says `completion`."""
-        return self.fixed or self.dialect.answer(self.request, completion)
+        return self._unspoken() or self.dialect.answer(self.request, completion)
+
+    def _unspoken(self) -> Reply | None:
+        """The healthy reply where nobody is asked to say anything."""
+        return self.fixed or self.dialect.vectors(self.request)
 
 
 @singledispatch

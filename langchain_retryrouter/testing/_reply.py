@@ -74,6 +74,9 @@ class Dialect(Protocol):
     def seen_by_model(self, request: RecordedRequest, /) -> RecordedRequest:
         """What of the request reaches the model that answers."""
 
+    def vectors(self, request: RecordedRequest, /) -> Reply | None:
+        """The healthy reply of an embeddings endpoint; None at all others."""
+
     def answer(self, request: RecordedRequest, completion: Completion, /) -> Reply:
         """The healthy reply that says `completion`."""
 

@@ -70,7 +70,7 @@ class FaultyGateway:
                 refuses `json_schema`, leaves usage out of streams whose messages are
                 more than text, and drops what it does not know, such as `tool_choice`,
                 so that `responder` does not see it. `"hosted"` is the newer service as
-                its clients imply it: it takes all of these.
+                its clients imply it: it takes all of these, and has embeddings.
 
         Raises:
             ValueError: `gptrouter` is neither.

@@ -17,16 +17,21 @@ if TYPE_CHECKING:
     from .steps import Step
 
 Outcome: TypeAlias = Literal["pending", "sent", "faulted", "client_left"]
-Endpoint: TypeAlias = Literal["generate", "completions", "chat"]
+Endpoint: TypeAlias = Literal[
+    "generate", "embeddings", "embeddings-v2", "completions", "chat"
+]
 ProtocolName: TypeAlias = Literal["gptrouter", "openai"]
 Edition: TypeAlias = Literal["public", "hosted"]
 """Which GPTRouter: the public snapshot of its source, or the newer hosted service."""
 
 _ENDPOINTS: dict[str, Endpoint] = {
     "/api/v1/generate": "generate",
+    "/api/v1/generate/embeddings": "embeddings",
+    "/api/v1/generate/embeddings-v2": "embeddings-v2",
     "/v1/completions": "completions",
     "/v1/chat/completions": "chat",
 }
+_HOSTED_ONLY: frozenset[Endpoint] = frozenset({"embeddings", "embeddings-v2"})
 _AZURE = re.compile(r"/openai/deployments/(?P<name>[^/]+)(?P<rest>/.+)")
 
 
@@ -99,7 +104,10 @@ class RecordedRequest:
     @property
     def endpoint(self) -> Endpoint | None:
         """Which endpoint was asked, None for one that is not served."""
-        return _route(self.path).endpoint if self.method == "POST" else None
+        endpoint = _route(self.path).endpoint if self.method == "POST" else None
+        if endpoint in _HOSTED_ONLY and self.gptrouter != "hosted":
+            return None
+        return endpoint
 
     @property
     def protocol(self) -> ProtocolName:
@@ -125,7 +133,7 @@ class RecordedRequest:
     @cached_property
     def parameters(self) -> Mapping[str, Any]:
         """The parameters of the generation, wherever the protocol keeps them."""
-        if self.protocol == "openai":
+        if self.protocol == "openai" or self.endpoint == "embeddings-v2":
             return self.payload
         parameters = self.entry.get("promptParams")
         return parameters if isinstance(parameters, dict) else {}

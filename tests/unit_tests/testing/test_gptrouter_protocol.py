@@ -121,6 +121,7 @@ _REFUSALS = [
     "b4_response_format_json_schema",
     "b4s_response_format_json_schema_stream",
     "b7_embeddings_404",
+    "b8_embeddings_v2_404",
 ]
 
 # They say how the connection or the body is sent, not what is answered.
