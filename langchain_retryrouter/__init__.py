@@ -13,6 +13,7 @@ from langchain_retryrouter._version import __version__
 
 if TYPE_CHECKING:
     from langchain_retryrouter.chat_models.gpt_router import GPTRouter, GPTRouterModel
+    from langchain_retryrouter.embeddings.gpt_router import GPTRouterEmbeddings
     from langchain_retryrouter.errors import (
         APIConnectionError,
         APITimeoutError,
@@ -53,6 +54,7 @@ __all__ = [
     "ContentFilterError",
     "ContextLengthError",
     "GPTRouter",
+    "GPTRouterEmbeddings",
     "GPTRouterModel",
     "InvalidRequestError",
     "MalformedResponseError",
@@ -74,6 +76,7 @@ __all__ = [
 
 _HOMES = {
     "GPTRouter": "chat_models.gpt_router",
+    "GPTRouterEmbeddings": "embeddings.gpt_router",
     "GPTRouterModel": "chat_models.gpt_router",
     "AzureOpenAI": "llms.openai",
     "BaseOpenAI": "llms.openai",

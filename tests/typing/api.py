@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from langchain_retryrouter import (
     CircuitBreaker,
     GPTRouter,
+    GPTRouterEmbeddings,
     GPTRouterModel,
     OpenAI,
     RateLimitError,
@@ -54,9 +55,21 @@ assert_type(
     GenerationResponse | Generator[ChunkedGenerationResponse, None, None],
 )
 
+embeddings = GPTRouterEmbeddings(
+    models_priority_list=models,
+    gpt_router_api_key=SecretStr("key"),
+    endpoint="v2",
+    chunk_size=16,
+    max_concurrency=2,
+)
+assert_type(embeddings.embed_documents(["a"]), list[list[float]])
+assert_type(embeddings.embed_query("a"), list[float])
+
 
 async def use() -> None:
     """The async twins."""
+    assert_type(await embeddings.aembed_documents(["a"]), list[list[float]])
+    assert_type(await embeddings.aembed_query("a"), list[float])
     assert_type(await llm.ainvoke("hi"), AIMessage)
     assert_type(
         await acompletion_with_retry(llm, models, messages=[]),

@@ -27,6 +27,7 @@ PUBLIC = {
     "ContentFilterError",
     "ContextLengthError",
     "GPTRouter",
+    "GPTRouterEmbeddings",
     "GPTRouterModel",
     "InvalidRequestError",
     "MalformedResponseError",
@@ -177,10 +178,18 @@ from langchain_retryrouter import GPTRouter, GPTRouterModel
 model = GPTRouterModel(name="gpt-4", provider_name="openai")
 GPTRouter(models_priority_list=[model], gpt_router_api_key="k")
 """
+GATEWAY_EMBEDDINGS = GATEWAY_MODEL.replace(
+    "GPTRouter,", "GPTRouterEmbeddings,"
+).replace("GPTRouter(", "GPTRouterEmbeddings(")
 
 
 @pytest.mark.parametrize(
-    "code", ["from langchain_retryrouter import GPTRouter", GATEWAY_MODEL]
+    "code",
+    [
+        "from langchain_retryrouter import GPTRouter",
+        GATEWAY_MODEL,
+        GATEWAY_EMBEDDINGS,
+    ],
 )
 def test_the_gateways_model_needs_no_openai(code: str) -> None:
     """Who talks to a gateway never pays for openai, and for HTTP not before a call."""

@@ -132,6 +132,22 @@ WRITTEN = {
 -
 """,
     ),
+    "embeddings._exchange.Exchange": Difference(
+        "a task can be cut off from outside; a thread's request is handed its limit",
+        """
+-    def send(self, attempt: Attempt) -> list[Vector]:
++    def send(self, _attempt: Attempt) -> list[Vector]:
+-        return self._read(self._client.post(path, payload, attempt.timeout))
++        return self._read(self._client.post(path, payload))
+""",
+    ),
+    "embeddings.gpt_router.GPTRouterEmbeddings.embed_documents": Difference(
+        "chunks are sent one after the other in sync, side by side in async",
+        """
+-    return joined([self._embed(chunk) for chunk in chunks])
++    return joined(in_order(self._embed, chunks, self.max_concurrency))
+""",
+    ),
     "llms._closing.closing": Difference(
         "a method is asked for by its name, as a string",
         """

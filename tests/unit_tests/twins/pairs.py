@@ -11,7 +11,15 @@ from typing import TypeAlias
 import langchain_retryrouter
 
 PACKAGE = Path(langchain_retryrouter.__file__).parent
-ROOMS = ("_callbacks.py", "_drive", "_gptrouter", "_openai", "chat_models", "llms")
+ROOMS = (
+    "_callbacks.py",
+    "_drive",
+    "_gptrouter",
+    "_openai",
+    "chat_models",
+    "embeddings",
+    "llms",
+)
 
 Definition: TypeAlias = (
     ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.AnnAssign

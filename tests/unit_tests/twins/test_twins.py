@@ -23,6 +23,7 @@ COLOURED_ROOMS = (
     "_gptrouter/transport.py",
     "_openai/clients/",
     "chat_models/",
+    "embeddings/",
     "llms/",
     "testing/",
 )
@@ -61,6 +62,8 @@ def test_the_twins_are_found() -> None:
         "chat_models._exchange.Exchange",
         "chat_models.gpt_router.GPTRouter._generate",
         "chat_models.gpt_router.completion_with_retry",
+        "embeddings._exchange.Exchange",
+        "embeddings.gpt_router.GPTRouterEmbeddings.embed_documents",
         "llms.openai.completion_with_retry",
     }
 

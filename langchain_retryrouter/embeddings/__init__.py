@@ -1,0 +1,1 @@
+"""Embeddings: `GPTRouterEmbeddings`, over a gateway."""

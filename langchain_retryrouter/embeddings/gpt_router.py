@@ -1,0 +1,172 @@
+"""`GPTRouterEmbeddings`: vectors from a GPTRouter gateway, with one retry owner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from langchain_core.embeddings import Embeddings
+from pydantic import Field, ValidationInfo, field_validator
+
+from langchain_retryrouter._drive import acall, call, in_order
+from langchain_retryrouter._gateway_connection import (
+    GatewayConnection,
+    GPTRouterModel,
+)
+from langchain_retryrouter._gptrouter.embeddings import Vector, joined
+from langchain_retryrouter._gptrouter.transport import GatewayClient
+from langchain_retryrouter.embeddings._exchange import AsyncExchange, Endpoint, Exchange
+
+__all__ = ["GPTRouterEmbeddings", "GPTRouterModel"]
+
+# OpenAI's limit, and that of the gateway's embeddings providers with it.
+_MAX_TEXTS = 2048
+
+
+class GPTRouterEmbeddings(GatewayConnection, Embeddings):
+    """Embeddings over a GPTRouter gateway, retried until they are whole or cannot be.
+
+    The key and the address come from the arguments or from `GPT_ROUTER_API_KEY` and
+    `GPT_ROUTER_API_BASE`; connections, policy, budget, breaker and errors are those of
+    `GPTRouter`. For each text there is one vector, in order, or an error: an answer
+    with a vector too few, of another length, or with a `NaN` in it is not believed.
+
+    Example:
+        ```python
+        from langchain_retryrouter import GPTRouterEmbeddings, GPTRouterModel
+
+        embeddings = GPTRouterEmbeddings(
+            models_priority_list=[
+                GPTRouterModel(
+                    name="text-embedding-3-small",
+                    provider_name="openai_embeddings",
+                ),
+            ]
+        )
+        vectors = embeddings.embed_documents(["a text", "another one"])
+        ```
+
+    The policy holds for each request, which has up to `chunk_size` texts. A retry is
+    logged as a warning by `langchain_retryrouter.embeddings`, since LangChain has no
+    callbacks for embeddings.
+    """
+
+    endpoint: Endpoint = Field(default="v1", validate_default=True)
+    """`v1` sends the list of models; `v2` one model's name, its provider left to the
+    gateway, which lets several take turns."""
+
+    allow_different_models: bool = Field(default=False, validate_default=True)
+    """Whether the list may name different models, whose vectors cannot be compared."""
+
+    chunk_size: int = Field(default=100, ge=1, le=_MAX_TEXTS, strict=True)
+    """Texts of a request at the most. `v1` repeats them for each model of the list, and
+    the public gateway takes bodies of up to 1 MiB."""
+
+    max_concurrency: int = Field(default=4, ge=1, strict=True)
+    """Requests of one `aembed_documents` that may be under way together."""
+
+    @field_validator("client")
+    @classmethod
+    def _check_client(cls, value: Any) -> Any:
+        if value is not None and not isinstance(value, GatewayClient):
+            msg = (
+                f"client must be left out, not {type(value).__name__}: the SDK's client"
+                " has no sync embeddings, and passes on answers with vectors missing"
+            )
+            raise ValueError(msg)
+        return value
+
+    @field_validator("endpoint")
+    @classmethod
+    def _check_endpoint(cls, value: Endpoint, info: ValidationInfo) -> Endpoint:
+        models = info.data.get("models_priority_list", [])
+        if value == "v2" and len(models) > 1:
+            msg = (
+                f"endpoint 'v2' asks one model, and {len(models)} are listed: the"
+                " others would never be asked. List one, or use 'v1'."
+            )
+            raise ValueError(msg)
+        return value
+
+    @field_validator("allow_different_models")
+    @classmethod
+    def _check_models(cls, value: bool, info: ValidationInfo) -> bool:  # noqa: FBT001 - pydantic's call
+        names = {m.name: None for m in info.data.get("models_priority_list", [])}
+        if len(names) > 1 and not value:
+            told = ", ".join(map(repr, names))
+            msg = (
+                f"models_priority_list names different models ({told}): any of them may"
+                " answer, and their vectors cannot be compared. List one model at"
+                " several providers, or set allow_different_models=True."
+            )
+            raise ValueError(msg)
+        return value
+
+    # --- what is asked ---
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """A vector for each text, in the order of the texts.
+
+        Args:
+            texts: None of them empty, since providers refuse those; may be no text at
+                all, and then nothing is sent.
+
+        Raises:
+            RetryRouterError: The last attempt's own error; no vector is lost silently.
+            TypeError: If `texts` is one string, or holds something else.
+            ValueError: If a text is empty.
+        """
+        chunks = self._chunks(texts)
+        return joined([self._embed(chunk) for chunk in chunks])
+
+    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Async twin of `embed_documents`, `max_concurrency` requests together."""
+        chunks = self._chunks(texts)
+        return joined(await in_order(self._aembed, chunks, self.max_concurrency))
+
+    def embed_query(self, text: str) -> list[float]:
+        """The vector of one text; see `embed_documents`."""
+        [vector] = self.embed_documents([text])
+        return vector
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """Async twin of `embed_query`."""
+        [vector] = await self.aembed_documents([text])
+        return vector
+
+    def _embed(self, texts: list[str]) -> list[Vector]:
+        exchange = Exchange(**self._inquiry(texts))
+        return call(self._plan(exchange), exchange.send, exchange.notify)
+
+    async def _aembed(self, texts: list[str]) -> list[Vector]:
+        exchange = AsyncExchange(**self._inquiry(texts))
+        return await acall(self._plan(exchange), exchange.send, exchange.notify)
+
+    def _inquiry(self, texts: list[str]) -> dict[str, Any]:
+        return {
+            "client": self.client,
+            "models": self.models_priority_list,
+            "texts": texts,
+            "endpoint": self.endpoint,
+            "metadata": self._take_metadata({}),
+            "failover": self.failover,
+        }
+
+    def _chunks(self, texts: Sequence[str]) -> list[list[str]]:
+        listed = list(_checked(texts))
+        size = self.chunk_size
+        return [listed[at : at + size] for at in range(0, len(listed), size)]
+
+
+def _checked(texts: Sequence[str]) -> Iterator[str]:
+    if isinstance(texts, str | bytes):
+        msg = f"texts must be a list of strings, not one {type(texts).__name__}"
+        raise TypeError(msg)
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            msg = f"text {position} must be a string, not {type(text).__name__}"
+            raise TypeError(msg)
+        if not text:
+            msg = f"text {position} is empty: providers refuse it, so leave it out"
+            raise ValueError(msg)
+        yield text

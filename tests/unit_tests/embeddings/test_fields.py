@@ -1,0 +1,210 @@
+"""Making `GPTRouterEmbeddings`: what is refused, read, written, copied, and hidden."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import pickle
+import traceback
+import warnings
+from typing import Any
+
+import pytest
+from gpt_router.client import GPTRouterClient
+from langchain_core._api import LangChainBetaWarning
+from langchain_core.load import dumpd, dumps, load
+from pydantic import ValidationError
+
+from langchain_retryrouter import (
+    CircuitBreaker,
+    GPTRouterEmbeddings,
+    RetryBudget,
+    RetryPolicy,
+    RetryRouterError,
+)
+from langchain_retryrouter.testing import (
+    FaultyGateway,
+    HtmlPage,
+    Reset,
+    Status,
+    Step,
+    stub_embedding,
+)
+from tests.unit_tests.conftest import Twin
+
+from .conftest import ADA, AT_AZURE, KEY, SMALL, NewEmbeddings
+
+# --- construction ---
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("models_priority_list", [], "at least 1 item"),
+        ("gpt_router_api_base", "ftp://gateway", "http:// or https://"),
+        ("gpt_router_api_key", "sk-secret\n", "strip it"),
+        ("max_retries", -1, "0 or more, not -1"),
+        ("request_timeout", 0, "above 0"),
+        ("proxy", "socks5://127.0.0.1:1", "http:// or https://"),
+        ("endpoint", "v3", "'v1' or 'v2'"),
+        ("chunk_size", 0, "greater than or equal to 1"),
+        ("chunk_size", 2049, "less than or equal to 2048"),
+        ("chunk_size", True, "valid integer"),
+        ("chunk_size", 1.5, "valid integer"),
+        ("max_concurrency", 0, "greater than or equal to 1"),
+        ("max_concurrency", None, "valid integer"),
+        ("client", GPTRouterClient("http://127.0.0.1:1", "k"), "must be left out"),
+    ],
+)
+def test_a_bad_value_is_refused_at_construction(
+    new_embeddings: NewEmbeddings, field: str, value: Any, told: str
+) -> None:
+    """A value that no call could use is refused by name, with what would do instead."""
+    with pytest.raises(ValidationError) as caught:
+        new_embeddings(**{field: value})
+
+    [where] = {error["loc"][0] for error in caught.value.errors()}
+    assert where == field
+    assert told in str(caught.value)
+    assert KEY not in str(caught.value) + repr(caught.value.errors())
+
+
+@pytest.mark.parametrize("name", ["model", "dimensions", "model_kwargs", "chunksize"])
+def test_an_unknown_argument_is_refused(
+    new_embeddings: NewEmbeddings, name: str
+) -> None:
+    """An argument that would be lost without a word is refused by its name."""
+    with pytest.raises(
+        TypeError, match=f"GPTRouterEmbeddings has no argument '{name}'"
+    ):
+        new_embeddings(**{name: 1 if name != "model_kwargs" else {}})
+
+
+def test_a_missing_key_is_told_with_its_variable() -> None:
+    """Without a key nothing is made, and the error says where one may come from."""
+    with pytest.raises(ValidationError, match="GPT_ROUTER_API_KEY"):
+        GPTRouterEmbeddings(models_priority_list=[SMALL])
+
+
+def test_different_models_are_refused_unless_wanted(
+    new_embeddings: NewEmbeddings,
+) -> None:
+    """Vectors of two models cannot be compared: to mix them takes a word of consent."""
+    with pytest.raises(
+        ValidationError,
+        match=r"\('text-embedding-3-small', 'text-embedding-ada-002'\).*several",
+    ):
+        new_embeddings(models_priority_list=[SMALL, ADA])
+
+    new_embeddings(models_priority_list=[SMALL, ADA], allow_different_models=True)
+    new_embeddings(models_priority_list=[SMALL, AT_AZURE])
+
+
+def test_v2_takes_one_model(new_embeddings: NewEmbeddings) -> None:
+    """A second model would never be asked at `v2`, which takes one name."""
+    with pytest.raises(ValidationError, match="2 are listed: the others would never"):
+        new_embeddings(models_priority_list=[SMALL, AT_AZURE], endpoint="v2")
+
+
+def test_the_policy_may_count_the_retries(new_embeddings: NewEmbeddings) -> None:
+    """`max_retries` is the policy's unless it is given."""
+    policy = RetryPolicy(max_retries=7)
+
+    assert new_embeddings(retry_policy=policy).max_retries == 7
+    assert new_embeddings(retry_policy=policy, max_retries=1).max_retries == 1
+
+
+# --- copies ---
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [
+        copy.copy,
+        copy.deepcopy,
+        GPTRouterEmbeddings.model_copy,
+        lambda embeddings: pickle.loads(pickle.dumps(embeddings)),
+    ],
+    ids=["copy", "deepcopy", "model_copy", "pickle"],
+)
+def test_a_copy_answers(
+    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway, duplicate: Any
+) -> None:
+    """A copy has all that a worker needs, the key included, and none of the sockets."""
+    embeddings = new_embeddings(
+        clock=None, budget=RetryBudget(), breaker=CircuitBreaker(), chunk_size=7
+    )
+    twin.call(embeddings, "embed_query", "a")
+
+    again = duplicate(embeddings)
+
+    assert again.chunk_size == 7
+    assert again.budget is not None
+    assert again.breaker is not None
+    assert twin.call(again, "embed_query", "a") == stub_embedding("a")
+    assert gateway.requests[-1].headers["ws-secret"] == KEY
+
+
+def test_embeddings_can_be_written_and_loaded(
+    new_embeddings: NewEmbeddings, gateway: FaultyGateway
+) -> None:
+    """`langchain_core.load` writes them without their secrets, and makes them again."""
+    policy = RetryPolicy(max_retries=1, deadline=9.0)
+    embeddings = new_embeddings(
+        models_priority_list=[SMALL, ADA],
+        allow_different_models=True,
+        retry_policy=policy,
+        request_timeout=(1, 2),
+        chunk_size=7,
+        proxy="http://user:password@127.0.0.1:1",
+    )
+
+    written = json.dumps(dumpd(embeddings))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LangChainBetaWarning)
+        again = load(
+            json.loads(written),
+            allowed_objects=[GPTRouterEmbeddings],
+            valid_namespaces=["langchain_retryrouter"],
+            secrets_map={"GPT_ROUTER_API_KEY": "sk-of-the-loader"},
+        )
+
+    assert KEY not in written
+    assert "password" not in written
+    assert (again.retry_policy, again.request_timeout) == (policy, (1.0, 2.0))
+    assert (again.models_priority_list, again.chunk_size) == ([SMALL, ADA], 7)
+    assert again.embed_query("a") == stub_embedding("a")
+    assert gateway.requests[-1].headers["ws-secret"] == "sk-of-the-loader"
+
+
+# --- the key ---
+
+SECRET_STEPS: list[Step] = [Status(401), Status(500), Reset(), HtmlPage(502)]
+
+
+@pytest.mark.parametrize("step", SECRET_STEPS, ids=str)
+def test_nothing_shows_the_key(
+    twin: Twin,
+    new_embeddings: NewEmbeddings,
+    gateway: FaultyGateway,
+    caplog: pytest.LogCaptureFixture,
+    step: Step,
+) -> None:
+    """Errors, notes, tracebacks and every log down to DEBUG are without the key."""
+    gateway.always(step)
+    embeddings = new_embeddings(max_retries=1)
+
+    with (
+        caplog.at_level(logging.DEBUG),
+        pytest.raises(RetryRouterError) as caught,
+    ):
+        twin.call(embeddings, "embed_query", "a")
+
+    error = caught.value
+    shown = "".join(traceback.format_exception(error))
+    assert KEY not in shown + repr(error) + str(error) + repr(vars(error))
+    assert gateway.requests[0].headers["ws-secret"] == KEY
+    assert KEY not in caplog.text
+    shown = repr(embeddings) + str(embeddings) + dumps(embeddings)
+    assert KEY not in shown + repr(embeddings.model_dump())

@@ -1,0 +1,378 @@
+"""Gateways that fail: what is retried, what is not, what is shared, what is seen."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import pytest
+from gpt_router import exceptions as sdk
+from pydantic import SecretStr
+
+from langchain_retryrouter import (
+    APIConnectionError,
+    APITimeoutError,
+    AuthenticationError,
+    CircuitBreaker,
+    CircuitOpenError,
+    ConflictError,
+    GPTRouter,
+    GPTRouterEmbeddings,
+    GPTRouterModel,
+    InvalidRequestError,
+    MalformedResponseError,
+    NotFoundError,
+    PermissionDeniedError,
+    QuotaExceededError,
+    RateLimitError,
+    RetryBudget,
+    RetryPolicy,
+    RetryRouterError,
+    ServerError,
+    UnavailableError,
+)
+from langchain_retryrouter.testing import (
+    STUB_TEXT,
+    Cut,
+    Drip,
+    ErrorEvent,
+    ErrorInOk,
+    FakeClock,
+    FaultyGateway,
+    Hangup,
+    HtmlPage,
+    MalformedEvent,
+    RecordedRequest,
+    Reset,
+    Silence,
+    SlowFirstToken,
+    Stall,
+    Status,
+    Step,
+    Truncate,
+    stub_embedding,
+)
+from tests.unit_tests.conftest import Twin
+
+from .conftest import AT_AZURE, KEY, SMALL, NewEmbeddings, texts_of
+
+EXACT = RetryPolicy(jitter=False)
+SHORT = 0.15
+
+# --- rows ---
+
+RETRIED: dict[str, tuple[Step, type[RetryRouterError]]] = {
+    "429": (Status(429), RateLimitError),
+    "500": (Status(500), ServerError),
+    "502": (Status(502), ServerError),
+    "503": (Status(503), UnavailableError),
+    "504": (Status(504), APITimeoutError),
+    "529": (Status(529), UnavailableError),
+    "408": (Status(408), APITimeoutError),
+    "409": (Status(409), ConflictError),
+    "a provider's error": (ErrorEvent("slow down", status=429), ServerError),
+    "an error in a 200": (ErrorInOk("oops"), MalformedResponseError),
+    "a page of a proxy": (HtmlPage(502), ServerError),
+    "a page in a 200": (HtmlPage(200), MalformedResponseError),
+    "half a JSON": (MalformedEvent(1), MalformedResponseError),
+    "half a body": (Truncate(1), MalformedResponseError),
+    "a cut": (Cut(1), APIConnectionError),
+    "a cut by reset": (Cut(1, "rst"), APIConnectionError),
+    "a reset": (Reset(), APIConnectionError),
+    "a hangup": (Hangup(), APIConnectionError),
+    "a silence that ends": (Silence(0.01), APIConnectionError),
+}
+
+
+@pytest.mark.parametrize("endpoint", ["v1", "v2"])
+@pytest.mark.parametrize("fault", RETRIED)
+def test_what_may_pass_is_repeated(
+    twin: Twin,
+    new_embeddings: NewEmbeddings,
+    gateway: FaultyGateway,
+    clock: FakeClock,
+    fault: str,
+    endpoint: str,
+) -> None:
+    """A fault that may pass is repeated after a wait, and told if it does not pass."""
+    step, expected = RETRIED[fault]
+    embeddings = new_embeddings(
+        max_retries=2, retry_policy=EXACT, endpoint=endpoint, chunk_size=2
+    )
+    texts = ["a", "b", "c"]
+    gateway.script(step, step)
+    assert twin.call(embeddings, "embed_documents", texts[:2]) == [
+        stub_embedding("a"),
+        stub_embedding("b"),
+    ]
+    assert texts_of(gateway) == [["a", "b"]] * 3
+    assert clock.sleeps == [0.5, 1.0]
+
+    gateway.always(step)
+    with pytest.raises(expected) as caught:
+        twin.call(embeddings, "embed_query", "a")
+    assert caught.value.attempts == 3
+    assert caught.value.is_retryable is False
+    assert caught.value.__notes__ == [
+        "gave up after 3 attempts, 1.5 s waited: no retries left"
+    ]
+    assert len(gateway.requests) == 6
+
+
+FINAL: dict[str, tuple[Step, type[RetryRouterError], type[Exception]]] = {
+    "400": (Status(400), InvalidRequestError, sdk.GPTRouterBadRequestError),
+    "401": (Status(401), AuthenticationError, sdk.GPTRouterUnauthorizedError),
+    "403": (Status(403), PermissionDeniedError, sdk.GPTRouterForbiddenError),
+    # What the public gateway, which has no embeddings, says to all of them.
+    "404": (Status(404), NotFoundError, NotFoundError),
+    "422": (Status(422), InvalidRequestError, sdk.GPTRouterBadRequestError),
+    "quota": (
+        Status(429, message="You exceeded your current quota"),
+        QuotaExceededError,
+        sdk.GPTRouterTooManyRequestsError,
+    ),
+    "a day's patience": (
+        Status(429, {"retry-after": "86400"}),
+        RateLimitError,
+        sdk.GPTRouterTooManyRequestsError,
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FINAL)
+def test_what_will_not_pass_is_told_at_once(
+    twin: Twin,
+    new_embeddings: NewEmbeddings,
+    gateway: FaultyGateway,
+    clock: FakeClock,
+    fault: str,
+) -> None:
+    """What will be wrong next time too is told at once, as `GPTRouter` tells it."""
+    step, expected, sdks = FINAL[fault]
+    gateway.always(step)
+    embeddings = new_embeddings(models_priority_list=[SMALL, AT_AZURE])
+
+    with pytest.raises(expected) as caught:
+        twin.call(embeddings, "embed_documents", ["a"])
+
+    assert isinstance(caught.value, sdks)
+    assert len(gateway.requests) == 1
+    assert clock.sleeps == []
+
+
+def test_retry_after_is_waited_for(
+    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway, clock: FakeClock
+) -> None:
+    """`Retry-After` is a floor, as for every other model."""
+    gateway.script(Status(429, {"retry-after": "7"}))
+
+    twin.call(new_embeddings(retry_policy=EXACT), "embed_query", "a")
+
+    assert clock.sleeps == [7.0]
+
+
+def test_only_the_chunk_that_failed_is_repeated(
+    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway
+) -> None:
+    """Chunks that have their vectors are not paid for twice."""
+    failed: list[int] = []
+
+    def step(request: RecordedRequest) -> Step:
+        if request.parameters["input"] == ["b"] and not failed:
+            failed.append(1)
+            return Status(500)
+        return SlowFirstToken(0)
+
+    gateway.always(step)
+
+    vectors = twin.call(
+        new_embeddings(chunk_size=1), "embed_documents", ["a", "b", "c"]
+    )
+
+    assert vectors == [stub_embedding(text) for text in "abc"]
+    assert sorted(texts_of(gateway)) == [["a"], ["b"], ["b"], ["c"]]
+
+
+# --- whom to ask ---
+
+
+def asked(gateway: FaultyGateway) -> list[list[str]]:
+    """The providers of each request, in their order."""
+    return [
+        [entry["providerName"] for entry in sorted(data, key=lambda one: one["order"])]
+        for data in (request.payload["data"] for request in gateway.requests)
+    ]
+
+
+@pytest.mark.parametrize("failover", [True, False])
+def test_who_failed_is_asked_last(
+    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway, *, failover: bool
+) -> None:
+    """A retry asks the list's next provider first, unless `failover` is off."""
+    gateway.script(Status(503), Status(503))
+    embeddings = new_embeddings(
+        models_priority_list=[SMALL, AT_AZURE], failover=failover
+    )
+
+    assert twin.call(embeddings, "embed_query", "a") == stub_embedding("a")
+
+    first, second = SMALL.provider_name, AT_AZURE.provider_name
+    there, back = [first, second], [second, first] if failover else [first, second]
+    assert asked(gateway) == [there, back, there]
+
+
+def test_an_error_tells_who_was_asked(
+    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway
+) -> None:
+    """The error that leaves names the providers that were asked in turn."""
+    gateway.always(Status(503))
+    embeddings = new_embeddings(models_priority_list=[SMALL, AT_AZURE], max_retries=1)
+
+    with pytest.raises(UnavailableError) as caught:
+        twin.call(embeddings, "embed_query", "a")
+
+    assert caught.value.route == "azure_openai_embeddings/text-embedding-3-small"
+    assert caught.value.__notes__[0] == (
+        "asked in turn: openai_embeddings/text-embedding-3-small (unavailable),"
+        " azure_openai_embeddings/text-embedding-3-small (unavailable)"
+    )
+
+
+# --- what is shared ---
+
+
+def chat_of(embeddings: GPTRouterEmbeddings) -> GPTRouter:
+    """A chat model with the budget, the breaker and the gateway of `embeddings`."""
+    model = GPTRouterModel(name="gpt-4o", provider_name="chat_openai")
+    return GPTRouter(
+        models_priority_list=[model],
+        gpt_router_api_base=embeddings.gpt_router_api_base,
+        gpt_router_api_key=SecretStr(KEY),
+        retry_policy=EXACT,
+        budget=embeddings.budget,
+        breaker=embeddings.breaker,
+        clock=embeddings.clock,
+    )
+
+
+def test_a_budget_is_shared_with_chat_models(
+    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway
+) -> None:
+    """What embeddings spent on retries, a chat model of the same budget has not."""
+    embeddings = new_embeddings(budget=RetryBudget(capacity=28), max_retries=9)
+    gateway.always(Status(500))
+
+    with pytest.raises(ServerError) as caught:
+        twin.call(embeddings, "embed_query", "a")
+    assert caught.value.attempts == 3  # two retries of 14 tokens each
+    with pytest.raises(ServerError) as caught:
+        twin.invoke(chat_of(embeddings), "hi")
+    assert caught.value.attempts == 1
+    assert caught.value.__notes__[-1].endswith("retry budget empty")
+
+
+def test_a_breaker_is_shared_with_chat_models(
+    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway, clock: FakeClock
+) -> None:
+    """A gateway that a chat model found broken is not asked for vectors either."""
+    breaker = CircuitBreaker(failure_threshold=1, recovery_time=30.0)
+    embeddings = new_embeddings(breaker=breaker, max_retries=0)
+    chat = chat_of(embeddings)
+    gateway.script(Status(500))
+
+    with pytest.raises(ServerError):
+        twin.invoke(chat, "hi")
+    with pytest.raises(CircuitOpenError):
+        twin.call(embeddings, "embed_query", "a")
+    assert len(gateway.requests) == 1
+
+    clock.advance(31.0)
+    assert twin.call(embeddings, "embed_query", "a") == stub_embedding("a")
+    assert twin.invoke(chat, "hi").content == STUB_TEXT
+
+
+def test_connections_are_shared(
+    new_embeddings: NewEmbeddings, gateway: FaultyGateway
+) -> None:
+    """Chat and embeddings of one gateway use one pool: the second costs no socket."""
+    embeddings = new_embeddings()
+
+    embeddings.embed_query("a")
+    chat_of(embeddings).invoke("hi")
+    new_embeddings().embed_documents(["b"])
+
+    assert gateway.connections == 1
+
+
+# --- time ---
+
+
+@pytest.mark.parametrize(
+    "step", [Silence(), SlowFirstToken(30), Stall(0, 30), Drip(0.02)], ids=str
+)
+@pytest.mark.parametrize("limit", ["deadline", "timeout"])
+def test_a_slow_gateway_is_not_waited_for(
+    twin: Twin,
+    new_embeddings: NewEmbeddings,
+    gateway: FaultyGateway,
+    step: Step,
+    limit: str,
+) -> None:
+    """A deadline ends whatever is slow, and the timeout whatever is silent."""
+    gateway.always(step)
+    fields = (
+        {"retry_policy": RetryPolicy(max_retries=0, deadline=SHORT)}
+        if limit == "deadline" or isinstance(step, Drip)
+        else {"max_retries": 0, "timeout": SHORT}
+    )
+    began = time.monotonic()
+
+    with pytest.raises(APITimeoutError):
+        twin.call(new_embeddings(clock=None, **fields), "embed_query", "a")
+
+    assert SHORT - 0.01 <= time.monotonic() - began < SHORT + 1
+
+
+# --- what is seen ---
+
+
+def test_each_retry_is_one_line_of_the_log(
+    twin: Twin,
+    new_embeddings: NewEmbeddings,
+    gateway: FaultyGateway,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A retry is a warning that says who failed, how, and how long the wait is."""
+    gateway.script(Status(429, {"retry-after": "3"}, message=f"no, {KEY}"), Reset())
+
+    with caplog.at_level(logging.INFO, "langchain_retryrouter"):
+        twin.call(new_embeddings(retry_policy=EXACT), "embed_documents", ["a", "b"])
+
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        (
+            "WARNING",
+            (
+                "attempt 1 to embed 2 text(s) at openai_embeddings/"
+                "text-embedding-3-small failed (GPTRouterRateLimitError, 429),"
+                " another follows in 3.00 s"
+            ),
+        ),
+        (
+            "WARNING",
+            (
+                "attempt 2 to embed 2 text(s) at openai_embeddings/"
+                "text-embedding-3-small failed (GPTRouterConnectionError),"
+                " another follows in 1.00 s"
+            ),
+        ),
+    ]
+
+
+def test_what_succeeds_is_not_logged(
+    twin: Twin, new_embeddings: NewEmbeddings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A call without a retry has nothing to say."""
+    with caplog.at_level(logging.INFO, "langchain_retryrouter"):
+        twin.call(new_embeddings(), "embed_documents", ["a", "b"])
+
+    assert caplog.records == []

@@ -1,0 +1,89 @@
+"""LangChain's own tests for embeddings, all of them, over a real server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from langchain_core.embeddings import Embeddings
+from langchain_tests.integration_tests import EmbeddingsIntegrationTests
+from langchain_tests.unit_tests import EmbeddingsUnitTests
+
+from langchain_retryrouter import GPTRouterEmbeddings
+from langchain_retryrouter.testing import FaultyGateway
+
+from .conftest import KEY, SMALL
+
+
+class TestUnit(EmbeddingsUnitTests):
+    """What LangChain expects of all embeddings at construction."""
+
+    @property
+    def embeddings_class(self) -> type[Embeddings]:
+        """The class under test."""
+        return GPTRouterEmbeddings
+
+    @property
+    def embedding_model_params(self) -> dict[str, Any]:
+        """Nothing is sent: the address is one where nobody listens."""
+        return {
+            "models_priority_list": [SMALL],
+            "gpt_router_api_base": "http://127.0.0.1:1",
+            "gpt_router_api_key": KEY,
+        }
+
+    @property
+    def init_from_env_params(
+        self,
+    ) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
+        """Variables, arguments beside them, and what both together must come to."""
+        variables = {
+            "GPT_ROUTER_API_KEY": "sk-of-the-environment",
+            "GPT_ROUTER_API_BASE": "http://127.0.0.1:2",
+        }
+        found = {
+            "gpt_router_api_key": "sk-of-the-environment",
+            "gpt_router_api_base": "http://127.0.0.1:2",
+        }
+        return variables, {"models_priority_list": [SMALL]}, found
+
+
+class _OverAGateway(EmbeddingsIntegrationTests):
+    """What LangChain expects of all embeddings in use."""
+
+    endpoint: str
+
+    @pytest.fixture(autouse=True)
+    def served(self) -> Iterator[None]:
+        """A gateway for each test."""
+        with FaultyGateway(gptrouter="hosted") as gateway:
+            self.url = gateway.url
+            yield
+
+    @property
+    def embeddings_class(self) -> type[Embeddings]:
+        """The class under test."""
+        return GPTRouterEmbeddings
+
+    @property
+    def embedding_model_params(self) -> dict[str, Any]:
+        """Of the gateway of the test."""
+        return {
+            "models_priority_list": [SMALL],
+            "gpt_router_api_base": self.url,
+            "gpt_router_api_key": KEY,
+            "endpoint": self.endpoint,
+        }
+
+
+class TestV1(_OverAGateway):
+    """Over the first endpoint."""
+
+    endpoint = "v1"
+
+
+class TestV2(_OverAGateway):
+    """Over the second endpoint."""
+
+    endpoint = "v2"

@@ -1,0 +1,404 @@
+"""What goes out and what comes back: a vector for each text, or an error."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from blockbuster import BlockBuster
+from gpt_router.client import GPTRouterClient
+from gpt_router.models import (
+    GPTRouterMetadata,
+    ModelRouterEmbeddingsGenerationParams,
+    ModelRouterEmbeddingsGenerationRequest,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from langchain_retryrouter import InvalidRequestError, MalformedResponseError
+from langchain_retryrouter._gptrouter.embeddings import read_vectors
+from langchain_retryrouter._gptrouter.transport import GatewayClient
+from langchain_retryrouter.testing import (
+    Body,
+    FaultyGateway,
+    RecordedRequest,
+    SlowFirstToken,
+    Status,
+    Step,
+    stub_embedding,
+)
+from tests.unit_tests.conftest import Twin
+
+from .conftest import AT_AZURE, KEY, SMALL, NewEmbeddings, texts_of, vectors_in
+
+# --- what goes out ---
+
+
+def sent_by_the_sdk(gateway: FaultyGateway, texts: list[str], endpoint: str) -> bytes:
+    """The body that the `gptrouter` package's own client sends for `texts`."""
+    client = GPTRouterClient(base_url=gateway.url, api_key=KEY)
+    requests = [
+        ModelRouterEmbeddingsGenerationRequest(
+            model_name=model.name,
+            model_provider=model.provider_name,
+            promptParams=ModelRouterEmbeddingsGenerationParams(input=texts),
+        )
+        for model in (SMALL, AT_AZURE)
+    ]
+    if endpoint == "v1":
+        asyncio.run(client.agenerate_embeddings(ordered_generation_requests=requests))
+    else:
+        asyncio.run(client.agenerate_embeddings_v2(input=texts, model_name=SMALL.name))
+    return gateway.requests[-1].body
+
+
+@pytest.mark.parametrize("endpoint", ["v1", "v2"])
+def test_what_is_sent_is_what_the_sdk_sends(
+    twin: Twin,
+    new_embeddings: NewEmbeddings,
+    gateway: FaultyGateway,
+    no_blocking_calls: BlockBuster,
+    endpoint: str,
+) -> None:
+    """Path, body and key are those of the `gptrouter` package's own client."""
+    texts = ["foo", "Łódź\u2028🦊"]
+    models = [SMALL, AT_AZURE] if endpoint == "v1" else [SMALL]
+
+    twin.call(
+        new_embeddings(models_priority_list=models, endpoint=endpoint),
+        "embed_documents",
+        texts,
+    )
+    no_blocking_calls.deactivate()  # The SDK's client reads certificates in the loop.
+    theirs = json.loads(sent_by_the_sdk(gateway, texts, endpoint))
+    no_blocking_calls.activate()
+
+    ours, sdks = gateway.requests
+    assert ours.json == theirs
+    assert ours.path == sdks.path
+    assert ours.headers["ws-secret"] == sdks.headers["ws-secret"] == KEY
+
+
+def test_the_sdks_method_works_over_our_client(
+    new_embeddings: NewEmbeddings, gateway: FaultyGateway
+) -> None:
+    """Code written for the SDK's client finds its methods on ours."""
+    client = new_embeddings().client
+
+    answer = asyncio.run(
+        client.agenerate_embeddings_v2(input=["foo"], model_name=SMALL.name)
+    )
+
+    assert answer.choices[0].embedding == stub_embedding("foo")
+    assert len(gateway.requests) == 1
+
+
+@pytest.mark.parametrize("endpoint", ["v1", "v2"])
+def test_gateway_metadata_is_sent(
+    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway, endpoint: str
+) -> None:
+    """Gateway metadata of the fields, and of a client, goes with every request."""
+    theirs = GPTRouterMetadata(tag="client", history_id="h1")
+    client = GatewayClient(gateway.url, KEY, additional_metadata=theirs)
+    embeddings = new_embeddings(
+        client=client,
+        endpoint=endpoint,
+        tag="fields",
+        user_id="u1",
+        app_id="a1",
+        gateway_metadata={"shelf": 7},
+    )
+
+    twin.call(embeddings, "embed_query", "foo")
+
+    payload = gateway.requests[0].payload
+    assert payload["metadata"] == {
+        "tag": "fields",
+        "history_id": "h1",
+        "created_by_user_id": "u1",
+        "appId": "a1",
+        "shelf": 7,
+    }
+    told = [payload[key] for key in ("tag", "historyId", "createdByUserId", "appId")]
+    assert told == ["fields", "h1", "u1", "a1"]
+
+
+@pytest.mark.parametrize("endpoint", ["v1", "v2"])
+def test_chunks_are_joined_in_order(
+    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway, endpoint: str
+) -> None:
+    """However the texts are cut up, each has its own vector, in its own place."""
+    texts = [f"text {number}" for number in range(11)]
+    embeddings = new_embeddings(chunk_size=3, endpoint=endpoint)
+
+    vectors = twin.call(embeddings, "embed_documents", texts)
+
+    assert vectors == [stub_embedding(text) for text in texts]
+    assert sorted(map(len, texts_of(gateway))) == [2, 3, 3, 3]
+    assert sorted(text for chunk in texts_of(gateway) for text in chunk) == sorted(
+        texts
+    )
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_a_chunk_is_full_before_the_next(
+    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway, count: int
+) -> None:
+    """`chunk_size` texts are one request, and one more text is one more request."""
+    texts = ["same"] * count
+
+    vectors = twin.call(new_embeddings(chunk_size=3), "embed_documents", texts)
+
+    assert vectors == [stub_embedding("same")] * count
+    assert len(gateway.requests) == count - 2
+
+
+def test_a_query_is_one_text(
+    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway
+) -> None:
+    """A query has the vector that the same text has as a document."""
+    embeddings = new_embeddings()
+
+    vector = twin.call(embeddings, "embed_query", "foo")
+
+    assert vector == stub_embedding("foo")
+    assert [vector] == twin.call(embeddings, "embed_documents", ["foo"])
+    assert texts_of(gateway) == [["foo"], ["foo"]]
+
+
+def test_no_texts_are_no_request(
+    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway
+) -> None:
+    """Without texts there are no vectors, and the gateway is left alone."""
+    assert twin.call(new_embeddings(), "embed_documents", []) == []
+    assert gateway.requests == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "error", "told"),
+    [
+        (["a", ""], ValueError, "text 1 is empty"),
+        ("one text", TypeError, "a list of strings, not one str"),
+        (b"bytes", TypeError, "a list of strings, not one bytes"),
+        (["a", None], TypeError, "text 1 must be a string, not NoneType"),
+        ([["a"]], TypeError, "text 0 must be a string, not list"),
+    ],
+)
+def test_what_is_no_text_is_refused(
+    twin: Twin,
+    new_embeddings: NewEmbeddings,
+    gateway: FaultyGateway,
+    texts: Any,
+    error: type[Exception],
+    told: str,
+) -> None:
+    """What no provider embeds is refused by its place, before anything is sent."""
+    with pytest.raises(error, match=told):
+        twin.call(new_embeddings(chunk_size=1), "embed_documents", texts)
+    assert gateway.requests == []
+
+
+def test_an_empty_query_is_refused(
+    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway
+) -> None:
+    """An empty query would be an opaque 500, retried in vain."""
+    with pytest.raises(ValueError, match="is empty"):
+        twin.call(new_embeddings(), "embed_query", "")
+    assert gateway.requests == []
+
+
+# --- what comes back ---
+
+FOUND_WRONG = {
+    "none": (vectors_in(), "0 vectors came back for 2 texts"),
+    "one missing": (vectors_in([1.0]), "1 vectors came back for 2 texts"),
+    "one too many": (vectors_in([1.0], [2.0], [3.0]), "3 vectors came back for 2"),
+    "no choices": ({"data": []}, "has no vectors"),
+    "choices are none": ({"choices": {"0": [1.0]}}, "has no vectors"),
+    "a null": (vectors_in([1.0], None), "vector 1 of .* is no list of finite numbers"),
+    "an empty one": (vectors_in([], []), "vector 0 "),
+    "no embedding": ({"choices": [{}, {}]}, "vector 0 "),
+    "no object": ({"choices": [[1.0], [2.0]]}, "vector 0 "),
+    "base64": (vectors_in("AACAPw==", "AACAPw=="), "vector 0 "),
+    "a null inside": (vectors_in([1.0, 2.0], [1.0, None]), "vector 1 "),
+    "a text inside": (vectors_in([1.0, "2.0"], [1.0, 2.0]), "vector 0 "),
+    "a boolean inside": (vectors_in([True], [1.0]), "vector 0 "),
+    "a list inside": (vectors_in([[1.0]], [[1.0]]), "vector 0 "),
+    "not a number": (vectors_in([1.0], [float("nan")]), "vector 1 "),
+    "infinite": (vectors_in([float("inf")], [1.0]), "vector 0 "),
+    "beyond all floats": (vectors_in([10**400], [1.0]), "vector 0 "),
+    "two lengths": (
+        vectors_in([1.0], [1.0, 2.0]),
+        "vectors of different lengths came back: of 1 and 2 numbers",
+    ),
+    "an index twice": (
+        {"choices": [{"index": 0, "embedding": [1.0]}] * 2},
+        r"cannot be told apart: their indices are \[0, 0\]",
+    ),
+    "an index missing": (
+        {"choices": [{"index": 0, "embedding": [1.0]}, {"embedding": [2.0]}]},
+        "cannot be told apart",
+    ),
+    "an index too high": (
+        {"choices": [{"index": i, "embedding": [1.0]} for i in (1, 2)]},
+        "cannot be told apart",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", FOUND_WRONG)
+def test_vectors_that_cannot_be_right_are_not_believed(
+    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway, wrong: str
+) -> None:
+    """An answer without a sound vector for each text is an error that says why."""
+    body, told = FOUND_WRONG[wrong]
+    gateway.always(Body(200, {"content-type": "application/json"}, json.dumps(body)))
+
+    with pytest.raises(MalformedResponseError, match=told) as caught:
+        twin.call(new_embeddings(max_retries=1), "embed_documents", ["a", "b"])
+
+    assert caught.value.attempts == len(gateway.requests) == 2
+    assert caught.value.is_retryable is False
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        Status(204),
+        Status(202),
+        Body(200),
+        Body(200, body="[]"),
+        Body(200, body="null"),
+        Body(200, {"content-type": "text/event-stream"}, "data: {}\n\n"),
+    ],
+    ids=str,
+)
+def test_an_answer_without_vectors_is_no_answer(
+    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway, step: Step
+) -> None:
+    """A 2xx that is not of the protocol is asked again, and then told as malformed."""
+    gateway.script(step)
+    embeddings = new_embeddings(max_retries=1)
+    assert twin.call(embeddings, "embed_query", "foo") == stub_embedding("foo")
+
+    gateway.always(step)
+    with pytest.raises(MalformedResponseError):
+        twin.call(embeddings, "embed_query", "foo")
+
+
+def test_indices_put_vectors_in_their_places(
+    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway
+) -> None:
+    """A gateway that hands on the provider's indices is understood."""
+    shuffled = [{"index": i, "embedding": [float(i)]} for i in (2, 0, 1)]
+    gateway.respond("/api/v1/generate/embeddings", {"choices": shuffled})
+
+    vectors = twin.call(new_embeddings(), "embed_documents", ["a", "b", "c"])
+
+    assert vectors == [[0.0], [1.0], [2.0]]
+
+
+def test_whole_numbers_are_floats(
+    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway
+) -> None:
+    """JSON writes 1.0 as 1: it is read as the float that it is."""
+    gateway.respond("/api/v1/generate/embeddings", vectors_in([1, 0, -1]))
+
+    vector = twin.call(new_embeddings(), "embed_query", "foo")
+
+    assert vector == [1.0, 0.0, -1.0]
+    assert {type(number) for number in vector} == {float}
+
+
+def test_chunks_of_different_lengths_are_not_joined(
+    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway
+) -> None:
+    """Vectors that two models made are refused, and not asked for again."""
+
+    def step(request: RecordedRequest) -> Body:
+        short = request.parameters["input"] == ["short"]
+        body = vectors_in([1.0] if short else [1.0, 2.0])
+        return Body(200, body=json.dumps(body))
+
+    gateway.always(step)
+
+    with pytest.raises(
+        MalformedResponseError, match=r"different models .* of 1 and 2 numbers"
+    ) as caught:
+        twin.call(new_embeddings(chunk_size=1), "embed_documents", ["short", "long"])
+
+    assert len(gateway.requests) == 2
+    assert caught.value.is_retryable is False
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["choices", "embedding", "index"]), inner, max_size=3
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from(["choices", "error"]), anything, max_size=2),
+    st.integers(1, 3),
+)
+def test_any_answer_is_vectors_or_an_error(data: dict[str, Any], count: int) -> None:
+    """Whatever JSON comes, it is read as whole vectors or refused as malformed."""
+    try:
+        vectors = read_vectors(data, count)
+    except MalformedResponseError:
+        return
+    assert len(vectors) == count
+    assert {type(number) for vector in vectors for number in vector} == {float}
+
+
+# --- side by side ---
+
+
+def test_async_chunks_are_asked_together(
+    new_embeddings: NewEmbeddings, gateway: FaultyGateway
+) -> None:
+    """`max_concurrency` requests are under way together, and no more."""
+    together: list[int] = []
+
+    def step(_: RecordedRequest) -> SlowFirstToken:
+        together.append(sum(r.outcome == "pending" for r in gateway.requests))
+        return SlowFirstToken(0.05)
+
+    gateway.always(step)
+    texts = [f"text {number}" for number in range(9)]
+    embeddings = new_embeddings(chunk_size=1, max_concurrency=3)
+
+    vectors = asyncio.run(embeddings.aembed_documents(texts))
+
+    assert vectors == [stub_embedding(text) for text in texts]
+    assert max(together) == 3
+
+
+def test_one_failed_chunk_ends_the_others(
+    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway
+) -> None:
+    """When one chunk fails for good, its own error comes out, and nothing runs on."""
+    gateway.always(
+        lambda request: (
+            Status(400)
+            if request.parameters["input"] == ["wrong"]
+            else SlowFirstToken(60 if twin.is_async else 0)
+        )
+    )
+    embeddings = new_embeddings(chunk_size=1)
+
+    with pytest.raises(InvalidRequestError, match="400"):
+        twin.call(embeddings, "embed_documents", ["right", "wrong", "right"])
+
+    if twin.is_async:
+        gateway.wait_for(lambda g: g.open_connections == 0)
+    else:
+        assert texts_of(gateway) == [["right"], ["wrong"]]
