@@ -8,9 +8,10 @@ found wrong for years.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
 
 from gpt_router.models import (
     ModelRouterEmbeddingsGenerationParams,
@@ -24,12 +25,43 @@ from langchain_retryrouter.errors.gpt_router import GPT_ROUTER_ERRORS
 PATH: Final = "/v1/generate/embeddings"
 PATH_V2: Final = "/v1/generate/embeddings-v2"
 
-Vector = list[float]
+Vector: TypeAlias = list[float]
 
 _OK = 200
+# The gateway takes 1 MiB a body; the rest is for what stands around the texts.
+_MAX_TEXT_BYTES = 1024 * 1024 - 64 * 1024
 
 
 # --- what goes out ------------------------------------------------------------------
+
+
+def chunks_of(texts: Iterable[str], most: int, copies: int) -> list[list[str]]:
+    """The texts in order, cut into chunks of which each fits into one request.
+
+    A body that is too large for the gateway gets the same opaque 500 as an outage, and
+    would be repeated in vain. A text that is too large by itself is alone in its chunk.
+
+    Args:
+        texts: All of them.
+        most: How many texts a chunk may have.
+        copies: How often a request repeats them: once for each model.
+    """
+    chunks: list[list[str]] = []
+    room = 0
+    for text in texts:
+        size = copies * _bytes_of(text)
+        if not chunks or len(chunks[-1]) == most or size > room:
+            chunks.append([])
+            room = _MAX_TEXT_BYTES
+        chunks[-1].append(text)
+        room -= size
+    return chunks
+
+
+def _bytes_of(text: str) -> int:
+    """The length of a text in the body, with its comma."""
+    written = json.dumps(text, ensure_ascii=False)
+    return len(written.encode("utf-8", "surrogatepass")) + 1
 
 
 def request_of(

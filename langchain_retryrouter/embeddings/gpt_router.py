@@ -13,7 +13,7 @@ from langchain_retryrouter._gateway_connection import (
     GatewayConnection,
     GPTRouterModel,
 )
-from langchain_retryrouter._gptrouter.embeddings import Vector, joined
+from langchain_retryrouter._gptrouter.embeddings import Vector, chunks_of, joined
 from langchain_retryrouter._gptrouter.transport import GatewayClient
 from langchain_retryrouter.embeddings._exchange import AsyncExchange, Endpoint, Exchange
 
@@ -59,8 +59,8 @@ class GPTRouterEmbeddings(GatewayConnection, Embeddings):
     """Whether the list may name different models, whose vectors cannot be compared."""
 
     chunk_size: int = Field(default=100, ge=1, le=_MAX_TEXTS, strict=True)
-    """Texts of a request at the most. `v1` repeats them for each model of the list, and
-    the public gateway takes bodies of up to 1 MiB."""
+    """Texts of a request at the most; fewer where they would not fit into 1 MiB, which
+    is the gateway's limit, and in which `v1` repeats them for each model."""
 
     max_concurrency: int = Field(default=4, ge=1, strict=True)
     """Requests of one `aembed_documents` that may be under way together."""
@@ -153,9 +153,9 @@ class GPTRouterEmbeddings(GatewayConnection, Embeddings):
         }
 
     def _chunks(self, texts: Sequence[str]) -> list[list[str]]:
-        listed = list(_checked(texts))
-        size = self.chunk_size
-        return [listed[at : at + size] for at in range(0, len(listed), size)]
+        # All are checked before the first is sent.
+        checked = list(_checked(texts))
+        return chunks_of(checked, self.chunk_size, len(self.models_priority_list))
 
 
 def _checked(texts: Sequence[str]) -> Iterator[str]:

@@ -17,8 +17,16 @@ from gpt_router.models import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langchain_retryrouter import InvalidRequestError, MalformedResponseError
-from langchain_retryrouter._gptrouter.embeddings import read_vectors
+from langchain_retryrouter import (
+    InvalidRequestError,
+    MalformedResponseError,
+)
+from langchain_retryrouter._gptrouter.embeddings import (
+    chunks_of,
+    payload_of,
+    read_vectors,
+    request_of,
+)
 from langchain_retryrouter._gptrouter.transport import GatewayClient
 from langchain_retryrouter.testing import (
     Body,
@@ -153,6 +161,47 @@ def test_a_chunk_is_full_before_the_next(
 
     assert vectors == [stub_embedding("same")] * count
     assert len(gateway.requests) == count - 2
+
+
+@pytest.mark.parametrize("endpoint", ["v1", "v2"])
+def test_long_texts_are_cut_up_to_fit(
+    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway, endpoint: str
+) -> None:
+    """Texts that are too long for one body are sent in several, each within 1 MiB."""
+    models = [SMALL, AT_AZURE] if endpoint == "v1" else [SMALL]
+    texts = [f"{number}" + 50_000 * "\x00ä" for number in range(4)]
+    embeddings = new_embeddings(models_priority_list=models, endpoint=endpoint)
+
+    vectors = twin.call(embeddings, "embed_documents", texts)
+
+    assert vectors == [stub_embedding(text) for text in texts]
+    assert all(len(request.body) <= 1024 * 1024 for request in gateway.requests)
+    # A text takes 400,000 bytes, twice that where it is repeated.
+    assert len(gateway.requests) == 2 * len(models)
+
+
+def test_a_text_that_never_fits_is_sent_alone() -> None:
+    """A text beyond the limit fails by itself: its neighbours are not in its body."""
+    texts = ["before", 2_000_000 * "x", "after"]
+
+    assert chunks_of(texts, most=9, copies=1) == [[text] for text in texts]
+
+
+@given(
+    st.lists(st.text(max_size=9).map(lambda text: text * 30_000), max_size=12),
+    st.integers(1, 5),
+    st.integers(1, 3),
+)
+def test_chunks_fit_and_are_all_of_it(texts: list[str], most: int, copies: int) -> None:
+    """Whatever the texts, no chunk of several is too large, and no text is lost."""
+    chunks = chunks_of(texts, most, copies)
+
+    assert [text for chunk in chunks for text in chunk] == texts
+    assert all(0 < len(chunk) <= most for chunk in chunks)
+    payloads = [payload_of([request_of("m", "p", c)] * copies) for c in chunks]
+    for chunk, payload in zip(chunks, payloads, strict=True):
+        body = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
+        assert len(chunk) == 1 or len(body.encode()) < 1024 * 1024
 
 
 def test_a_query_is_one_text(
