@@ -28,6 +28,7 @@ from langchain_core.utils.function_calling import (
     convert_to_json_schema,
     convert_to_openai_tool,
 )
+from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel
 
 Tool: TypeAlias = dict[str, Any] | type | Callable[..., Any] | BaseTool
@@ -179,8 +180,11 @@ def structured_parser(schema: Schema | None, method: Method) -> Parser:
 
 
 def is_pydantic_class(schema: Schema | None) -> TypeGuard[type[BaseModel]]:
-    """Whether answers are validated by, and come as objects of, `schema`."""
-    return isinstance(schema, type) and issubclass(schema, BaseModel)
+    """Whether answers are validated by, and come as objects of, `schema`.
+
+    Classes of `pydantic.v1` count too, as they do in LangChain's own integrations.
+    """
+    return isinstance(schema, type) and is_basemodel_subclass(schema)
 
 
 def with_raw(model: Model, parser: Parser) -> Runnable[LanguageModelInput, Any]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import pytest
 from langchain_core.messages import AIMessage
 from pydantic import BaseModel, Field, ValidationError
+from pydantic import v1 as pydantic_v1
 from typing_extensions import TypedDict
 
 from langchain_retryrouter import InvalidRequestError
@@ -29,6 +30,13 @@ class Joke(BaseModel):
 
     setup: str = Field(description="the question")
     rating: int = Field(ge=1, le=10)
+
+
+class OldJoke(pydantic_v1.BaseModel):
+    """A joke."""
+
+    setup: str = pydantic_v1.Field(description="the question")
+    rating: int
 
 
 class JokeDict(TypedDict):
@@ -85,6 +93,22 @@ def test_an_answer_is_of_its_schema(
 
     assert isinstance(answer, Joke if schema is Joke else dict)
     assert as_dict(answer) == {"setup": "Why?", "rating": 7}
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+@pytest.mark.parametrize("method", ["function_calling", "json_schema"])
+def test_a_class_of_pydantic_v1_is_a_class_too(
+    twin: Twin, new_llm: NewModel, method: Any, way: str
+) -> None:
+    """Whoever has not moved to pydantic 2 gets objects as well, and no dicts."""
+    schema: Any = OldJoke
+    llm = new_llm().with_structured_output(schema, method=method)
+
+    answer = getattr(twin, way)(llm, ASKED)
+
+    answer = answer[-1] if way == "stream" else answer
+    assert isinstance(answer, OldJoke)
+    assert answer.dict() == {"setup": "Why?", "rating": 7}
 
 
 def test_a_dict_grows_while_it_streams(twin: Twin, new_llm: NewModel) -> None:
