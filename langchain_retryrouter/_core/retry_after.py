@@ -2,7 +2,9 @@
 
 Sources: `Retry-After` is RFC 9110 section 10.2.3 (seconds or an HTTP date; servers
 send fractions too); `retry-after-ms` and `x-should-retry` are OpenAI's and Azure's;
-`x-ratelimit-reset-requests` and `-tokens` (such as `1m30.5s`) are OpenAI's.
+`x-ratelimit-reset-requests` and `-tokens` (such as `1m30.5s`) are OpenAI's. LiteLLM's
+proxy hands on what its provider said with `llm_provider-` before each name
+(docs.litellm.ai/docs/proxy/response_headers).
 
 The reader is suspicious: what is negative, infinite, not a number, or malformed says
 nothing. Of several values the longest counts, since the answer is used as a floor; the
@@ -28,6 +30,7 @@ _DURATION: Final = re.compile(
     r"(?:(?P<s>\d+(?:\.\d+)?)s)?(?:(?P<ms>\d+(?:\.\d+)?)ms)?",
     re.ASCII,
 )
+_HANDED_ON: Final = "llm_provider-"
 _UNIT_SECONDS: Final = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 # A longer value is no time but an attack on the parser.
 _MAX_LENGTH: Final = 64
@@ -71,7 +74,8 @@ def _collect(headers: Headers) -> dict[str, list[str]]:
     fields: dict[str, list[str]] = {}
     for name, value in pairs:
         if len(value) <= _MAX_LENGTH:
-            fields.setdefault(name.lower(), []).append(value.strip())
+            field = name.lower().removeprefix(_HANDED_ON)
+            fields.setdefault(field, []).append(value.strip())
     return fields
 
 

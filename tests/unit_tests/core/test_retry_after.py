@@ -331,6 +331,17 @@ def test_the_gateways_own_429() -> None:
     )
 
 
+def test_what_a_proxy_hands_on_is_read() -> None:
+    """LiteLLM's proxy puts a word before the names of its provider's headers."""
+    assert (
+        retry_after(("llm_provider-retry-after", "7"), ("x-litellm-timeout", "9")) == 7
+    )
+    both = (("LLM_Provider-Retry-After-Ms", "2500"), ("retry-after", "1"))
+    assert retry_after(*both) == 2.5
+    handed_on = [("llm_provider-x-should-retry", "false")]
+    assert read_advice(handed_on, wall=NOW).should_retry is False
+
+
 # --- x-should-retry -----------------------------------------------------------------
 
 
