@@ -98,6 +98,8 @@ _BY_PHRASE: Final = (
     ("contextwindowexceedederror", FailureKind.CONTEXT_OVERFLOW),
     ("exceeded your current quota", FailureKind.QUOTA),
     ("content management policy", FailureKind.CONTENT_FILTER),
+    ("contentpolicyviolationerror", FailureKind.CONTENT_FILTER),
+    ("invalid model name passed", FailureKind.NOT_FOUND),
 )
 
 # A phrase or code may sharpen what these statuses say; it never overrules a 401 or 404.

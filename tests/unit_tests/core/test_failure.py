@@ -106,6 +106,10 @@ PHRASES = {
     "The response was filtered by Azure OpenAI's content management policy.": (
         K.CONTENT_FILTER
     ),
+    "litellm.ContentPolicyViolationError: rejected by our safety system": (
+        K.CONTENT_FILTER
+    ),
+    "/completions: Invalid model name passed in model=m.": K.NOT_FOUND,
 }
 
 
