@@ -314,11 +314,12 @@ class ChunkReader:
         problem: What makes the stream no text, known when it is over.
     """
 
-    __slots__ = ("_is_counted", "_voice")
+    __slots__ = ("_is_counted", "_is_over", "_voice")
 
     def __init__(self) -> None:
         """Nothing has been read yet."""
         self._is_counted = False
+        self._is_over = False
         self._voice = _Voice()
 
     @property
@@ -336,8 +337,9 @@ class ChunkReader:
             if not isinstance(get(choice, "text"), str):
                 self._voice.hear(get(choice, "delta"))
         usage = plain(get(chunk, "usage"))
+        self._is_over = self._is_over or _is_final(choice)
         # Once: LangChain adds up what chunks say, and some servers repeat the sum.
-        if usage and not self._is_counted and _is_final(choice):
+        if self._is_over and not self._is_counted and _has_count(usage):
             self._is_counted = True
             info["token_usage"] = usage
         if ledger := get(chunk, LEDGER):
@@ -350,6 +352,13 @@ class ChunkReader:
 
 def _is_final(choice: Any) -> bool:
     return choice is None or bool(get(choice, "finish_reason"))
+
+
+def _has_count(usage: Any) -> bool:
+    """Whether anything was counted; LiteLLM sends zeros where it has not."""
+    return isinstance(usage, Mapping) and any(
+        isinstance(count, int | float) and count for count in usage.values()
+    )
 
 
 def join(chunks: Iterable[GenerationChunk]) -> Answer:

@@ -194,6 +194,38 @@ def test_chunks_add_up_to_an_answer() -> None:
     assert answer.ledger == {"attempts": [{"attempt": 1}]}
 
 
+@pytest.mark.parametrize(
+    "counts",
+    [
+        pytest.param(
+            [{"choices": [{"index": 0, "delta": {}}], "usage": {"total_tokens": 3}}],
+            id="with-an-empty-choice",
+        ),
+        pytest.param([{"choices": [], "usage": {"total_tokens": 3}}] * 2, id="twice"),
+        pytest.param(
+            [
+                {**chunk(reason="stop"), "usage": {"total_tokens": 0, "details": {}}},
+                {"choices": [], "usage": {"total_tokens": 3}},
+            ],
+            id="zeros-before",
+        ),
+    ],
+)
+def test_a_stream_is_counted_once_wherever_it_is_counted(counts: list[Any]) -> None:
+    """What comes at or after the end counts, once; zeros are no count."""
+    reader = wire.ChunkReader()
+    early = {**chunk(0, "a"), "usage": {"total_tokens": 1}}
+    raws = [early, chunk(reason="stop"), *counts]
+    assert wire.join([reader.read(raw) for raw in raws]).usage == {"total_tokens": 3}
+
+
+def test_a_stream_of_zeros_has_no_usage() -> None:
+    """An answer that nobody has counted is not one that cost nothing."""
+    reader = wire.ChunkReader()
+    raw = {**chunk(0, "a", "stop"), "usage": {"prompt_tokens": 0, "total_tokens": 0}}
+    assert wire.join([reader.read(raw)]).usage == {}
+
+
 def test_an_empty_stream_is_a_problem() -> None:
     """No chunk at all is no answer."""
     problem = wire.join([]).problem
