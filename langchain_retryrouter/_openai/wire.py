@@ -400,7 +400,9 @@ class _Voice:
     def hear(self, message: Any) -> None:
         if message is None:
             return
-        self._refusal += get(message, "refusal") or ""
+        # LiteLLM's proxy moves what is OpenAI's own, such as a refusal, out of the way.
+        moved = get(message, "provider_specific_fields")
+        self._refusal += get(message, "refusal") or get(moved, "refusal") or ""
         calls = [get(call, "function") for call in get(message, "tool_calls") or ()]
         for call in [*calls, get(message, "function_call")]:
             self._called = self._called or get(call, "name") or ""

@@ -564,11 +564,23 @@ def test_a_whole_answer_to_a_stream_is_malformed(
         twin.stream(new_llm(max_retries=0), "hi")
 
 
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        pytest.param({"refusal": "I will not."}, id="openai"),
+        pytest.param(
+            {"provider_specific_fields": {"refusal": "I will not."}}, id="litellm"
+        ),
+        pytest.param(
+            {"refusal": "I will not.", "provider_specific_fields": None}, id="null"
+        ),
+    ],
+)
 def test_a_refusal_is_an_error(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
+    refusal: dict[str, Any], twin: Any, new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
     """A chat model that refuses has not answered with an empty text."""
-    message = {"role": "assistant", "content": None, "refusal": "I will not."}
+    message = {"role": "assistant", "content": None, **refusal}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     gateway.respond("/v1/chat/completions", {"choices": [choice]})
     with pytest.raises(named.OpenAIContentFilterError, match=r"refused: I will not\."):
