@@ -29,7 +29,12 @@ from langchain_retryrouter.errors.openai import (
 
 _HTTP_LIBRARIES: Final = ("httpx", "httpx2")
 _SECRET_HEADERS: Final = ("authorization", "api-key", "proxy-authorization")
-_REQUEST_IDS: Final = ("x-request-id", "apim-request-id", "x-ms-request-id")
+_REQUEST_IDS: Final = (
+    "x-request-id",
+    "apim-request-id",
+    "x-ms-request-id",
+    "x-litellm-call-id",
+)
 # A shorter key, such as the "EMPTY" of local servers, is no secret, and is found in
 # every other word.
 _SHORTEST_SECRET = 8

@@ -408,11 +408,16 @@ def test_an_address_that_is_none_is_final(
     assert clock.sleeps == []
 
 
+@pytest.mark.parametrize("request_id", ["x-request-id", "x-litellm-call-id"])
 def test_the_facts_of_an_error(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    request_id: str,
+    twin: Any,
+    any_model: Any,
+    new_llm: NewLLM,
+    gateway: FaultyGateway,
 ) -> None:
     """An error carries what the provider said, in the same attributes always."""
-    headers = {"retry-after": "7", "x-should-retry": "false", "x-request-id": "req_1"}
+    headers = {"retry-after": "7", "x-should-retry": "false", request_id: "req_1"}
     body = {
         "error": {"message": "Slow down.", "code": "slow", "type": "t", "param": "p"}
     }
