@@ -14,6 +14,7 @@ endif
 VENV := .venv/bin
 TESTED := constraints/tested.txt
 MINIMUM := constraints/minimum.txt
+LITELLM := constraints/litellm.txt
 PYTEST := python -m pytest
 PROJECT := .[cli,testing,tiktoken]
 
@@ -60,7 +61,7 @@ test: .venv/installed ## unit tests (TEST_FILE=..., PYTEST_EXTRA=...)
 	$(VENV)/$(PYTEST) $(TEST_FILE) $(PYTEST_EXTRA)
 
 .PHONY: integration_tests
-integration_tests: .venv/installed ## integration tests that need no key
+integration_tests: .venv/installed .venvs/litellm/installed ## tests against real servers, on loopback, no key
 	$(VENV)/$(PYTEST) $(INTEGRATION_TEST_FILE) $(PYTEST_EXTRA)
 
 .PHONY: test_min
@@ -137,6 +138,10 @@ endif
 
 .venvs/openai-%/installed: $(SOURCES) .venvs/openai-%.txt
 	$(call make_venv,.venvs/openai-$*,--constraint .venvs/openai-$*.txt --group test --editable '$(PROJECT)')
+
+# LiteLLM's proxy, a server for the integration tests; the package itself is not in there.
+.venvs/litellm/installed: pyproject.toml .venvs/interpreter $(LITELLM)
+	$(call make_venv,.venvs/litellm,--constraint $(LITELLM) --group litellm_proxy)
 
 .venvs/bench/installed: $(SOURCES)
 	$(call make_venv,.venvs/bench,--group bench --editable '$(PROJECT)')
