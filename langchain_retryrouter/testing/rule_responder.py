@@ -34,10 +34,9 @@ _RESULT_ROLES = {"tool", "function"}
 _WORD = re.compile(r"[^\W\d_]{4,}")
 # Words of four letters or more that say nothing about what a tool is for.
 _EMPTY_WORDS = frozenset(
-    re.findall(
-        r"\w+",
-        "about does from have here into tell that them then there this they tool use "
-        "uses using value what when which with your",
+    _WORD.findall(
+        "about does from have here into tell that them then there this they tool uses "
+        "using value what when which with your"
     )
 )
 _FORCES_ANY = {"required", "any"}
@@ -51,7 +50,8 @@ class RuleResponder:
       name or the object that names it. Where it is `"auto"` or missing, tools are
       called when the last message is the user's and speaks of them: those whose name
       stands in it, once for each time it is followed by a bracket; otherwise the one
-      whose name and description share most words of four letters or more with it.
+      whose name and description share most words of four letters or more with it,
+      words like `what` and `tool` aside.
       `"required"` calls the first tool when none is spoken of. With
       `parallel_tool_calls: false` it is one call at most.
     - Arguments, and answers to `response_format`, are filled from the JSON schema.
