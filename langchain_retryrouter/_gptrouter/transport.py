@@ -9,6 +9,7 @@ The file does not know messages, policies, or runs.
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -58,6 +59,7 @@ Headers: TypeAlias = list[tuple[str, str]]
 
 _GENERATE = "/v1/generate"
 _OK = 200
+_LARGE_BODY = 1024 * 1024
 _NO_BODY = frozenset({202, 204})
 
 
@@ -361,7 +363,8 @@ class GatewayClient(GPTRouterClient):
         try:
             return await session.post(
                 url,
-                data=body,
+                # aiohttp warns of raw bytes that are large, and reads a file in pieces.
+                data=body if len(body) <= _LARGE_BODY else io.BytesIO(body),
                 headers=self._headers(),
                 timeout=aiohttp.ClientTimeout(sock_connect=connect, sock_read=read),
                 allow_redirects=False,

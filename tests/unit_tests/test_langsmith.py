@@ -20,6 +20,7 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.tracers.langchain import LangChainTracer
 from langsmith import Client
+from langsmith.env import get_langchain_env_var_metadata, get_runtime_environment
 from pydantic import SecretStr
 
 from langchain_retryrouter import GPTRouter, GPTRouterModel, UnavailableError
@@ -128,6 +129,10 @@ def collector(request: pytest.FixtureRequest) -> Iterator[Collector]:
 
 @pytest.fixture
 def tracer(collector: Collector) -> Iterator[LangChainTracer]:
+    # The client asks git and docker about their surroundings, once, where it first needs
+    # to know: not in a coroutine, where a blocking call is an error.
+    get_runtime_environment()
+    get_langchain_env_var_metadata()
     client = Client(api_url=collector.url, api_key="ls-key")
     yield LangChainTracer(client=client, project_name="tests")
     client.close()

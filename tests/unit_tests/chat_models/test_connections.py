@@ -17,6 +17,7 @@ import pytest
 
 from langchain_retryrouter import (
     RetryRouterError,
+    ServerError,
 )
 from langchain_retryrouter._gptrouter import pools
 from langchain_retryrouter.chat_models import gpt_router
@@ -73,6 +74,16 @@ async def test_a_hundred_calls_of_one_loop_use_one_connection(
 
     assert len(gateway.requests) == 100
     assert gateway.connections == 1
+
+
+def test_a_prompt_that_is_too_large_is_the_gateways_to_refuse(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """A body above the gateway's 1 MiB is sent whole, without a warning from below."""
+    with pytest.raises(ServerError):
+        twin.invoke(new_llm(max_retries=0), "x" * 3_000_000)
+
+    assert len(gateway.requests[0].body) > 3_000_000
 
 
 FAILURES: list[Step] = [
