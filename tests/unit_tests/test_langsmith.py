@@ -129,7 +129,7 @@ def collector(request: pytest.FixtureRequest) -> Iterator[Collector]:
 
 @pytest.fixture
 def tracer(collector: Collector) -> Iterator[LangChainTracer]:
-    # The client asks git and docker about their surroundings, once, where it first needs
+    # The client asks git and docker about their surroundings once, where it first needs
     # to know: not in a coroutine, where a blocking call is an error.
     get_runtime_environment()
     get_langchain_env_var_metadata()
