@@ -48,7 +48,8 @@ def translate_content_chunk(message: AIMessageChunk) -> list[types.ContentBlock]
     Raises:
         NotImplementedError: As `translate_content`.
     """
-    if message.chunk_position == "last" and (message.content or message.tool_calls):
+    is_sum = message.content or message.tool_call_chunks or message.additional_kwargs
+    if is_sum and message.chunk_position == "last":
         return translate_content(message)
     blocks = [
         {**block, "index": "lc_txt_0" if block["type"] == "text" else "lc_rs_0"}

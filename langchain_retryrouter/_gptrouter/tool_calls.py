@@ -10,13 +10,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from langchain_core.messages import InvalidToolCall, ToolCall
 from langchain_core.output_parsers.openai_tools import (
     make_invalid_tool_call,
     parse_tool_call,
 )
+
+_NOTHING: Final = {
+    "id": None,
+    "type": "function",
+    "function": {"name": "", "arguments": ""},
+}
 
 # --- form ---------------------------------------------------------------------------
 
@@ -55,6 +61,8 @@ def parse_calls(
     invalid: list[InvalidToolCall] = []
     for call in calls:
         whole = _whole(call)
+        if whole == _NOTHING:
+            continue
         try:
             parsed.append(_parse(whole))
         except (ValueError, RecursionError) as error:
@@ -132,6 +140,8 @@ class CallReader:
         function = piece.get("function") or {}
         id_, name = piece.get("id") or None, function.get("name") or None
         arguments: str = function.get("arguments") or ""
+        if not (id_ or name or arguments):
+            return None
         call = self._find(told, id_, name)
         if call is None or (id_ is None and _is_another(call, name, arguments)):
             call = CallPiece(self._free_index(told), id_, name, arguments)

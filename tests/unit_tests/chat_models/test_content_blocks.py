@@ -216,6 +216,51 @@ def test_calls_without_an_id_and_unreadable_calls_are_blocks(
     )
 
 
+@pytest.mark.parametrize(
+    ("said", "blocks"),
+    [
+        ({"reasoning": "Hm."}, [{"type": "reasoning", "reasoning": "Hm."}]),
+        (
+            {"tool_calls": [{"id": "b", "function": {**CALL, "arguments": "no"}}]},
+            [
+                {
+                    "type": "invalid_tool_call",
+                    "id": "b",
+                    "name": "f",
+                    "args": "no",
+                    "error": None,
+                }
+            ],
+        ),
+    ],
+)
+def test_a_sum_without_text_has_whole_blocks(
+    twin: Twin,
+    new_llm: NewModel,
+    gateway: FaultyGateway,
+    said: dict[str, Any],
+    blocks: list[Any],
+) -> None:
+    """The sum of a stream is read as a message, also if it has no text."""
+    gateway.always(event_stream(update(**said), update(finish_reason="stop"), END))
+
+    assert sum_of(twin.stream(new_llm(), "hi")).content_blocks == blocks
+
+
+def test_events_of_a_stream_tell_the_blocks_apart(
+    new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """LangChain's block events have text, call and sources where they belong."""
+    gateway.always(STREAM)
+
+    events = list(new_llm().stream_events("hi", version="v3"))
+
+    finished = [
+        event["content"] for event in events if event["event"] == "content-block-finish"
+    ]
+    assert without_index(finished) == BLOCKS
+
+
 def test_a_content_that_is_not_ours_is_left_to_langchain() -> None:
     """A list as content, which we never make, is read by LangChain's best effort."""
     message = AIMessage(

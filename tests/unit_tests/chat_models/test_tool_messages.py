@@ -26,7 +26,7 @@ from .conftest import NewModel
 from .frames import END, event_stream, sum_of
 
 WEATHER = ToolCall("get_weather", ('{"ci', 'ty": "', 'Paris"', "}"), id="call_0")
-TIME = ToolCall("get_time", ("", '{"zone": "CET"}'), id="call_1")
+TIME = ToolCall("get_time", '{"zone": "CET"}', id="call_1")
 PARSED = [
     {
         "type": "tool_call",
@@ -100,7 +100,6 @@ def test_c3_a_streamed_call_arrives(
     assert [(one["index"], one["args"]) for one in pieces] == [
         (0, ""),
         *((0, part) for part in WEATHER.arguments),
-        (1, ""),
         (1, ""),
         (1, '{"zone": "CET"}'),
     ]
@@ -271,6 +270,38 @@ def test_c4_a_function_call_is_where_langchain_openai_has_it(
     assert message.additional_kwargs == {"function_call": FUNCTION}
     assert message.tool_calls == []
     assert message.response_metadata["finish_reason"] == "function_call"
+
+
+@pytest.mark.parametrize("call", ["auto", "get_weather", {"name": "get_weather"}])
+def test_c8_a_function_call_may_be_asked_for_by_a_text(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, call: Any
+) -> None:
+    """`function_call` works as a text too, to which the gateway would answer 500."""
+    function = TOOLS[0]["function"]
+
+    answer = twin.invoke(new_llm(), "hi", functions=[function], function_call=call)
+
+    sent = gateway.requests[0].parameters
+    assert answer.content
+    assert sent["functions"] == [function]
+    assert sent.get("function_call") == (
+        None if call == "auto" else {"name": "get_weather"}
+    )
+
+
+def test_an_empty_call_is_no_call(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """An element that says nothing is left out, streamed or not."""
+    empty: list[Any] = [
+        {},
+        {"index": 0},
+        {"id": "", "function": {"name": "", "arguments": ""}},
+    ]
+    gateway.script(whole({"text": "hi", "tool_calls": empty}), stream_of(*empty))
+
+    assert twin.invoke(new_llm(), "hi").tool_calls == []
+    assert sum_of(twin.stream(new_llm(), "hi")).tool_calls == []
 
 
 WHOLE = [

@@ -12,9 +12,10 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from langchain_core.messages import AIMessageChunk
+from langchain_core.load import dumps
+from langchain_core.messages import AIMessageChunk, BaseMessage
 
 from langchain_retryrouter import MalformedResponseError, RetryRouterError
 from langchain_retryrouter._gptrouter.messages import (
@@ -51,6 +52,8 @@ def event(kind: str, data: Any, **rest: Any) -> bytes:
         {"text": "x", "tool_calls": [{"index": 0, "id": 7}]},
         {"text": "x", "tool_calls": [{"index": 0, "function": "f"}]},
         {"text": "x", "tool_calls": [{"index": 0, "function": {"arguments": {}}}]},
+        {"text": "x", "function_call": "f"},
+        {"text": "x", "function_call": {"arguments": {}}},
     ],
 )
 def test_an_update_that_cannot_be_read_is_an_error(data: Any) -> None:
@@ -157,21 +160,25 @@ COUNTS = st.fixed_dictionaries(
     {},
     optional={f"{name}_tokens": ANYTHING for name in ("prompt", "completion", "total")},
 )
+FUNCTIONS = st.fixed_dictionaries(
+    {}, optional={"name": ANYTHING, "arguments": ANYTHING}
+)
 CALLS = st.fixed_dictionaries(
     {},
-    optional={
-        "index": ANYTHING,
-        "id": ANYTHING,
-        "function": ANYTHING
-        | st.fixed_dictionaries({}, optional={"name": ANYTHING, "arguments": ANYTHING}),
-    },
+    optional={"index": ANYTHING, "id": ANYTHING, "function": ANYTHING | FUNCTIONS},
 )
+SAID = {
+    "text": ANYTHING,
+    "tool_calls": ANYTHING | st.lists(ANYTHING | CALLS, max_size=2),
+    "function_call": ANYTHING | FUNCTIONS,
+    "reasoning_content": ANYTHING,
+    "citations": ANYTHING | st.lists(ANYTHING, max_size=2),
+}
 DATA = ANYTHING | st.fixed_dictionaries(
     {},
     optional={
-        "text": ANYTHING,
+        **SAID,
         "finish_reason": ANYTHING,
-        "tool_calls": ANYTHING | st.lists(ANYTHING | CALLS, max_size=2),
         "model": ANYTHING,
         "usage": ANYTHING | COUNTS,
         "providerId": ANYTHING,
@@ -186,10 +193,11 @@ EVENTS = st.fixed_dictionaries(
 CHOICES = st.fixed_dictionaries(
     {},
     optional={
+        **SAID,
         "index": st.just(0) | ANYTHING,
-        "text": ANYTHING,
         "finish_reason": ANYTHING,
         "role": ANYTHING,
+        "message": ANYTHING | st.fixed_dictionaries({}, optional=SAID),
     },
 )
 ANSWERS = st.fixed_dictionaries(
@@ -206,6 +214,18 @@ ANSWERS = st.fixed_dictionaries(
 )
 
 
+def check_message(message: BaseMessage) -> None:
+    """All of a message can be written, and its blocks can be read."""
+    assert json.dumps(message.response_metadata)
+    assert json.loads(dumps(message))["type"] == "constructor"
+    assert isinstance(message.content_blocks, list)
+
+
+# The first draw makes tables of Unicode, which is slow on a machine that has to do.
+UNHURRIED = settings(suppress_health_check=[HealthCheck.too_slow])
+
+
+@UNHURRIED
 @given(st.lists(EVENTS, max_size=4))
 def test_any_events_add_up_or_are_refused(events: list[dict[str, Any]]) -> None:
     """Whatever JSON comes as events, there is a message, or one of our errors."""
@@ -218,11 +238,17 @@ def test_any_events_add_up_or_are_refused(events: list[dict[str, Any]]) -> None:
         chunks = [chunk for one in read if (chunk := to_chunk(one))]
         for chunk in chunks[1:]:
             chunks[0] += chunk
-        assemble(read)
+        for chunk in chunks:
+            check_message(chunk.message)
+        check_message(read_result(assemble(read), PROVIDERS).generations[0].message)
 
 
+@UNHURRIED
 @given(ANSWERS)
 def test_any_answer_is_read_or_refused(answer: dict[str, Any]) -> None:
     """Whatever JSON object comes as an answer, it is read, or one of our errors."""
     with contextlib.suppress(RetryRouterError):
-        read_result(read_response(answer), PROVIDERS)
+        result = read_result(read_response(answer), PROVIDERS)
+        assert json.dumps(result.llm_output)
+        for generation in result.generations:
+            check_message(generation.message)

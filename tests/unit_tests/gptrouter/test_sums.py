@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, message_chunk_to_message
 from langchain_core.messages.ai import add_ai_message_chunks
@@ -132,6 +132,8 @@ def without_extras(message: AIMessage) -> dict[str, Any]:
     return told
 
 
+# The first draw makes tables of Unicode, which is slow on a machine that has to do.
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(answers())
 def test_chunks_add_up_to_the_answer_in_one_piece(
     answer: tuple[dict[str, Any], list[dict[str, Any]]],
