@@ -72,7 +72,14 @@ def _build_ai(message: AIMessage) -> dict[str, Any]:
         built["function_call"] = legacy
     said = _fewest([part for block in blocks for part in _said_parts(block)])
     nothing = None if calls or "function_call" in built else ""
-    return {**built, "content": said or nothing}
+    return {**built, "content": said or _words_besides(message) or nothing}
+
+
+def _words_besides(message: AIMessage) -> str:
+    """What a model said without a content; the gateway knows no key for it."""
+    audio = message.additional_kwargs.get("audio")
+    spoken = audio.get("transcript") if isinstance(audio, dict) else None
+    return message.additional_kwargs.get("refusal") or spoken or ""
 
 
 def _frame(message: BaseMessage) -> dict[str, Any]:
@@ -86,6 +93,7 @@ def _frame(message: BaseMessage) -> dict[str, Any]:
     if frame["role"] == "developer":
         frame["role"] = "system"
     frame.pop("name", None)
+    frame.pop("refusal", None)
     name = message.name or message.additional_kwargs.get("name")
     if name is not None and not isinstance(message, ToolMessage):
         frame["name"] = name
@@ -147,8 +155,8 @@ def _split(
 def _said_parts(block: str | dict[Any, Any]) -> list[dict[str, Any]]:
     """A block of what a model said; nothing if it is its provider's own."""
     kind = "text" if isinstance(block, str) else block.get("type")
-    if kind == "text":
-        text = block if isinstance(block, str) else block.get("text")
+    if kind in {"text", "refusal"}:
+        text = block if isinstance(block, str) else block.get(kind)
         return [{"type": "text", "text": text}] if text else []
     if kind not in _CONVERTED:
         return []

@@ -356,6 +356,21 @@ OTHERWISE: dict[str, tuple[BaseMessage, list[dict[str, Any]], str]] = {
         [{"role": "assistant", "content": "so"}],
         "ChatOpenAI hands on what OpenAI then refuses.",
     ),
+    "refusal": (
+        AIMessage("", additional_kwargs={"refusal": "I will not."}),
+        [{"role": "assistant", "content": "I will not."}],
+        "What the model said would be lost.",
+    ),
+    "refusal in a block": (
+        ai({"type": "refusal", "refusal": "I will not."}),
+        [{"role": "assistant", "content": "I will not."}],
+        "The gateway's providers know text.",
+    ),
+    "spoken answer": (
+        AIMessage("", additional_kwargs={"audio": {"id": "a", "transcript": "hello"}}),
+        [{"role": "assistant", "content": "hello"}],
+        "The gateway has no key for the id of a sound, and the words would be lost.",
+    ),
     "nothing but reasoning": (
         ai({"type": "thinking", "thinking": "hm"}),
         [{"role": "assistant", "content": ""}],
