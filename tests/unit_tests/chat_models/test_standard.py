@@ -1,4 +1,4 @@
-"""LangChain's own tests for chat models, as far as they go without tools."""
+"""LangChain's own unit tests of chat models, none of them switched off."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ from .conftest import GPT_4
 
 
 class TestGPTRouter(ChatModelUnitTests):
-    """What LangChain expects of every chat model."""
+    """What LangChain expects of every chat model.
+
+    Tools, structured output and a call's own model are tested where a class has them,
+    as it has: nothing is said of them here.
+    """
 
     @pytest.fixture(autouse=True)
     def loadable(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,21 +64,6 @@ class TestGPTRouter(ChatModelUnitTests):
             "gpt_router_api_base": "http://127.0.0.1:2",
         }
         return variables, {"models_priority_list": [GPT_4]}, found
-
-    @property
-    def has_tool_calling(self) -> bool:
-        """Not yet."""
-        return False
-
-    @property
-    def has_structured_output(self) -> bool:
-        """Not yet: it is built on tools."""
-        return False
-
-    @property
-    def supports_model_override(self) -> bool:
-        """A call names its models with `models_priority_list`, see below."""
-        return False
 
 
 def test_a_trace_names_the_model_that_is_asked_first() -> None:
