@@ -8,9 +8,19 @@ import pytest
 
 from langchain_retryrouter.testing import FaultyGateway
 from tests.integration_tests.litellm_proxy import Proxy, running_proxy
-from tests.unit_tests.conftest import Twin, no_surroundings, twin
+from tests.unit_tests.conftest import SURROUNDINGS, Twin, twin
 
-__all__ = ["Twin", "no_surroundings", "twin"]
+__all__ = ["Twin", "twin"]
+
+
+@pytest.fixture(autouse=True)
+def no_surroundings(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No key, address, proxy or tracing of the machine, except for a live test."""
+    if request.node.get_closest_marker("live") is None:
+        for name in SURROUNDINGS:
+            monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session")

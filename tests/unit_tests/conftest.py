@@ -15,6 +15,33 @@ from langchain_retryrouter.testing import FakeClock
 
 T = TypeVar("T")
 
+SURROUNDINGS = (
+    "GPT_ROUTER_API_BASE",
+    "GPT_ROUTER_API_KEY",
+    "OPENAI_API_BASE",
+    "OPENAI_API_KEY",
+    "OPENAI_BASE_URL",
+    "OPENAI_ORGANIZATION",
+    "OPENAI_ORG_ID",
+    "OPENAI_PROXY",
+    "AZURE_OPENAI_AD_TOKEN",
+    "AZURE_OPENAI_API_KEY",
+    "AZURE_OPENAI_ENDPOINT",
+    "OPENAI_API_VERSION",
+    "OPENAI_API_TYPE",
+    "LANGCHAIN_TRACING_V2",
+    "LANGSMITH_TRACING",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+    "no_proxy",
+)
+"""Variables by which a machine would have its say in a test."""
+
 
 @dataclass(frozen=True)
 class Twin:
@@ -108,31 +135,7 @@ def no_blocking_calls() -> Iterator[BlockBuster]:
 @pytest.fixture(autouse=True)
 def no_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     """No key, address, proxy or tracing of the machine reaches a test."""
-    for name in (
-        "GPT_ROUTER_API_BASE",
-        "GPT_ROUTER_API_KEY",
-        "OPENAI_API_BASE",
-        "OPENAI_API_KEY",
-        "OPENAI_BASE_URL",
-        "OPENAI_ORGANIZATION",
-        "OPENAI_ORG_ID",
-        "OPENAI_PROXY",
-        "AZURE_OPENAI_AD_TOKEN",
-        "AZURE_OPENAI_API_KEY",
-        "AZURE_OPENAI_ENDPOINT",
-        "OPENAI_API_VERSION",
-        "OPENAI_API_TYPE",
-        "LANGCHAIN_TRACING_V2",
-        "LANGSMITH_TRACING",
-        "HTTP_PROXY",
-        "HTTPS_PROXY",
-        "ALL_PROXY",
-        "NO_PROXY",
-        "http_proxy",
-        "https_proxy",
-        "all_proxy",
-        "no_proxy",
-    ):
+    for name in SURROUNDINGS:
         monkeypatch.delenv(name, raising=False)
 
 

@@ -1,0 +1,108 @@
+"""What a `GPTRouter` can do, in the words of LangChain's own tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from langchain_core.language_models import BaseChatModel
+from langchain_tests.integration_tests import ChatModelIntegrationTests
+
+from langchain_retryrouter import GPTRouter, GPTRouterModel
+from langchain_retryrouter.testing.recorded_request import Edition
+
+
+# langchain-core's own advice to OpenAI's users; the suite's documents have no names.
+@pytest.mark.filterwarnings("ignore:OpenAI may require a filename:UserWarning")
+# Timing is switched off for all tests, and this suite's one timed test streams untimed.
+@pytest.mark.filterwarnings("ignore:Benchmark fixture was not used:UserWarning")
+class GPTRouterSuite(ChatModelIntegrationTests):
+    """Everything that LangChain's tests can ask of a chat model over a gateway.
+
+    One thing is not asked: `supported_usage_metadata_details` stays empty, since
+    gateways count tokens of the prompt and of the answer, and no kinds of them.
+    """
+
+    edition: Edition = "hosted"
+    models: tuple[GPTRouterModel, GPTRouterModel] = (
+        GPTRouterModel(name="gpt-4-0613", provider_name="chat_openai"),
+        GPTRouterModel(name="gpt-3.5-turbo-1106", provider_name="chat_openai"),
+    )
+
+    @property
+    def chat_model_class(self) -> type[BaseChatModel]:
+        """The class under test."""
+        return GPTRouter
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        """Two models, so that a call can name the other one."""
+        return {"models_priority_list": list(self.models)}
+
+    @property
+    def model_override_value(self) -> str | None:
+        """The model that a call names with `model=`."""
+        return self.models[1].name
+
+    @property
+    def has_tool_choice(self) -> bool:
+        """The public gateway drops `tool_choice`, and its model never sees it."""
+        return self.edition == "hosted"
+
+    @property
+    def structured_output_kwargs(self) -> dict[str, Any]:
+        """The public gateway refuses `json_schema`; `json_mode` has its own test."""
+        method = "json_schema" if self.edition == "hosted" else "function_calling"
+        return {"method": method}
+
+    @property
+    def supports_json_mode(self) -> bool:
+        """Both gateways hand `json_object` on."""
+        return True
+
+    # What a message holds goes to the provider as it is, whatever it shows.
+
+    @property
+    def supports_image_inputs(self) -> bool:
+        """Images in themselves."""
+        return True
+
+    @property
+    def supports_image_urls(self) -> bool:
+        """Images by their address."""
+        return True
+
+    @property
+    def supports_image_tool_message(self) -> bool:
+        """Images that a tool has made."""
+        return True
+
+    @property
+    def supports_pdf_inputs(self) -> bool:
+        """Documents."""
+        return True
+
+    @property
+    def supports_pdf_tool_message(self) -> bool:
+        """Documents that a tool has made."""
+        return True
+
+    @property
+    def supports_audio_inputs(self) -> bool:
+        """Sounds."""
+        return True
+
+    @property
+    def supports_video_inputs(self) -> bool:
+        """Films; the suite has no test of them yet."""
+        return True
+
+    @property
+    def supports_anthropic_inputs(self) -> bool:
+        """Messages and tools in Anthropic's form."""
+        return True
+
+    @property
+    def enable_vcr_tests(self) -> bool:
+        """The one such test runs; what it streams is not recorded."""
+        return True

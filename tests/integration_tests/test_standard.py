@@ -1,0 +1,144 @@
+"""LangChain's own integration tests of chat models, in good health and in bad."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import httpx
+import pytest
+
+from langchain_retryrouter.testing import (
+    Answer,
+    Cut,
+    ErrorEvent,
+    FakeClock,
+    FaultyGateway,
+    Hangup,
+    HtmlPage,
+    MalformedEvent,
+    RecordedRequest,
+    Reset,
+    RuleResponder,
+    Status,
+    Step,
+    Truncate,
+)
+
+from .capabilities import GPTRouterSuite
+
+FAULTS = [
+    Status(429, {"retry-after": "1"}),
+    Status(500),
+    Status(503),
+    HtmlPage(502),
+    Reset(),
+    Hangup(),
+    ErrorEvent("429 stub upstream error 429"),
+    Cut(after=0),
+    Cut(after=0, how="rst"),
+    Truncate(after=0),
+    MalformedEvent(at=1),
+]
+
+
+@pytest.fixture(autouse=True)
+def downloads(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The pictures and sounds that the suite would have fetched from the web."""
+    fetched: list[bytes] = []
+
+    def get(url: str, **_: Any) -> httpx.Response:
+        fetched.append(f"the bytes of {url}".encode())
+        return httpx.Response(200, content=fetched[-1])
+
+    monkeypatch.setattr("langchain_tests.integration_tests.chat_models.httpx.get", get)
+    monkeypatch.setenv("LANGCHAIN_TESTS_USER_AGENT", "for a site that is not asked")
+    return fetched
+
+
+class _OverLoopback(GPTRouterSuite):
+    """The suite over a `FaultyGateway` with a model by rules behind it."""
+
+    gateway: FaultyGateway
+    clock: FakeClock
+    fields: ClassVar[dict[str, Any]] = {}
+
+    @pytest.fixture(autouse=True)
+    def _opened(self, fake_clock: FakeClock) -> Iterator[None]:
+        self.clock = fake_clock
+        with FaultyGateway(
+            responder=RuleResponder(), gptrouter=self.edition
+        ) as self.gateway:
+            yield
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        """The models, at the test's gateway."""
+        return {
+            **super().chat_model_params,
+            **self.fields,
+            "gpt_router_api_base": self.gateway.url,
+            "gpt_router_api_key": "any",
+            "clock": self.clock,
+        }
+
+
+class _InGoodHealth(_OverLoopback):
+    """Nothing fails, so whatever is repeated is our own fault."""
+
+    @pytest.fixture(autouse=True)
+    def _healthy(self, _opened: None, downloads: list[bytes]) -> Iterator[None]:
+        yield
+        requests = self.gateway.requests
+        assert {request.step for request in requests} <= {Answer()}
+        sent = b"".join(request.body for request in requests)
+        assert all(b64encode(fetched) in sent for fetched in downloads)
+
+
+class TestPublic(_InGoodHealth):
+    """The published gateway."""
+
+    edition = "public"
+
+
+class TestPublicStreaming(_InGoodHealth):
+    """The published gateway, where `invoke` streams inside as well."""
+
+    edition = "public"
+    fields: ClassVar[dict[str, Any]] = {"streaming": True}
+
+
+class TestHosted(_InGoodHealth):
+    """The newer gateway, which takes all there is."""
+
+
+class TestHostedStreaming(_InGoodHealth):
+    """The newer gateway, where `invoke` streams inside as well."""
+
+    fields: ClassVar[dict[str, Any]] = {"streaming": True}
+
+
+class TestThroughFaults(_OverLoopback):
+    """Whatever is asked fails once before it is answered, and nobody notices."""
+
+    # Some tests ask which model answered, and so the next attempt asks the same one.
+    fields: ClassVar[dict[str, Any]] = {"failover": False}
+
+    @pytest.fixture(autouse=True, params=FAULTS, ids=str)
+    def _failing(self, request: pytest.FixtureRequest, _opened: None) -> Iterator[None]:
+        asked: Counter[str] = Counter()
+
+        def fail_first(request: RecordedRequest) -> Step:
+            question = json.dumps(request.parameters["messages"])
+            asked[question] += 1
+            return fault if asked[question] % 2 else Answer()
+
+        fault: Step = request.param
+        self.gateway.always(fail_first)
+        yield
+        steps = Counter(request.step for request in self.gateway.requests)
+        assert steps[fault] == steps[Answer()] == len(self.clock.sleeps)
+        assert set(steps) <= {fault, Answer()}
