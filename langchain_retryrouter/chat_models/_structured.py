@@ -43,6 +43,7 @@ _CHOICES: Final = {
     "auto": "auto",
     "none": "none",
 }
+_ASKS_FOR_NONE: Final = (None, False, "auto", "none")
 
 
 def tool_options(
@@ -52,14 +53,18 @@ def tool_options(
     strict: bool | None = None,
     parallel_tool_calls: bool | None = None,
 ) -> dict[str, Any]:
-    """The options of a call that offers `tools`.
+    """The options of a call that offers `tools`; none at all where there are none.
 
     Raises:
-        ValueError: If no tool is given, or `tool_choice` names one that is not.
+        ValueError: If `tool_choice` asks for a tool that is not given.
     """
     if not tools:
-        msg = "bind_tools needs at least one tool; without any, call the model itself"
-        raise ValueError(msg)
+        # As agents without tools do. Providers refuse an empty list, and what is said
+        # about a list that is not there.
+        if tool_choice not in _ASKS_FOR_NONE:
+            msg = f"tool_choice is {tool_choice!r}, and there are no tools"
+            raise ValueError(msg)
+        return {}
     formatted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
     options: dict[str, Any] = {"tools": formatted}
     choice = _choose(tool_choice, [_name_of(tool) for tool in formatted])

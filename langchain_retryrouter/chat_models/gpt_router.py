@@ -223,7 +223,7 @@ class GPTRouter(GatewayFields):
 
         Args:
             tools: Functions, pydantic classes, TypedDicts, `BaseTool`s, or dicts in
-                OpenAI's form.
+                OpenAI's form; if there are none, nothing is said of tools.
             tool_choice: A tool's name; "auto"; "none"; "any", "required" or True for
                 at least one; or a dict in OpenAI's form.
             strict: Whether the provider shall hold arguments to the schema exactly.
@@ -231,7 +231,7 @@ class GPTRouter(GatewayFields):
             **kwargs: More options of a call.
 
         Raises:
-            ValueError: If no tool is given, or `tool_choice` names one that is not.
+            ValueError: If `tool_choice` asks for a tool that is not given.
         """
         options = tool_options(
             tools, tool_choice, strict=strict, parallel_tool_calls=parallel_tool_calls

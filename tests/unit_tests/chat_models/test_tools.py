@@ -147,11 +147,27 @@ def test_a_choice_that_no_tool_has_is_refused(new_llm: NewModel, choice: Any) ->
 
 
 def test_what_cannot_be_bound_is_refused(new_llm: NewModel) -> None:
-    """No tool at all, and a choice of no known type, are errors when bound."""
-    with pytest.raises(ValueError, match="at least one tool"):
-        new_llm().bind_tools([])
+    """A call that no tool can be, and a choice of no known type, are errors."""
+    for choice in ("any", "get_weather", True, {"type": "function"}):
+        with pytest.raises(ValueError, match="and there are no tools"):
+            new_llm().bind_tools([], tool_choice=choice)
     with pytest.raises(TypeError, match="a str, bool or dict, not 5"):
         new_llm().bind_tools([DICT], tool_choice=5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("choice", [None, False, "auto", "none"])
+def test_without_tools_nothing_is_said_of_them(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, choice: Any
+) -> None:
+    """An agent without tools binds an empty list, and providers refuse one."""
+    llm = new_llm().bind_tools(
+        [], tool_choice=choice, parallel_tool_calls=False, top_p=1
+    )
+
+    twin.invoke(llm, "hi")
+
+    assert not {"tools", "tool_choice", "parallel_tool_calls"} & set(sent(gateway))
+    assert sent(gateway)["top_p"] == 1
 
 
 def test_strictness_and_parallel_calls_are_sent_if_said(
