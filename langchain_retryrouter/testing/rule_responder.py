@@ -52,8 +52,9 @@ class RuleResponder:
       stands in it, once for each time it is followed by a bracket; otherwise the one
       whose name and description share most words of four letters or more with it,
       words like `what` and `tool` aside.
-      `"required"` calls the first tool when none is spoken of. With
-      `parallel_tool_calls: false` it is one call at most.
+      `"required"` calls the first tool when none is spoken of, and after the results
+      of tools the first that has not been called. With `parallel_tool_calls: false` it
+      is one call at most.
     - Arguments, and answers to `response_format`, are filled from the JSON schema.
       Numbers and quotes in the last user message are used in order where they fit:
       `What is magic_function(3)?` gives `{"input": 3}`. Properties that are not
@@ -90,7 +91,8 @@ def _choice(request: RecordedRequest, prompt: object) -> Choice:
     results = _tool_results(messages)
     speaks_to_tools = messages[-1].get("role") == "user"
     tools, choice = _tools_of(parameters)
-    chosen = _chosen_tools(tools, choice, words.text if speaks_to_tools else "")
+    said_to_tools = words.text if speaks_to_tools else ""
+    chosen = _chosen_tools(tools, choice, said_to_tools, _called_already(messages))
     if parameters.get("parallel_tool_calls") is False or "functions" in parameters:
         chosen = chosen[:1]
     calls = [(tool["name"], _arguments(tool, words)) for tool in chosen]
@@ -171,7 +173,7 @@ def _tools_of(parameters: Mapping[str, Any]) -> tuple[list[dict[str, Any]], Any]
 
 
 def _chosen_tools(
-    tools: list[dict[str, Any]], choice: Any, said: str
+    tools: list[dict[str, Any]], choice: Any, said: str, called: set[str]
 ) -> list[dict[str, Any]]:
     if choice == "none":
         return []
@@ -189,7 +191,17 @@ def _chosen_tools(
     if not tools:
         msg = f"tool_choice is {choice!r}, and there are no tools"
         raise ValueError(msg)
-    return tools[:1]
+    # An agent whose answer is a call as well forces one until that call is made.
+    new = [tool for tool in tools if tool["name"] not in called]
+    return (new or tools)[:1]
+
+
+def _called_already(messages: list[dict[str, Any]]) -> set[str]:
+    """The names of the tools called since the user spoke."""
+    since = takewhile(lambda message: message.get("role") != "user", reversed(messages))
+    calls = [call for message in since for call in message.get("tool_calls") or []]
+    names = ((call.get("function") or {}).get("name") for call in calls)
+    return {name for name in names if isinstance(name, str)}
 
 
 def _named(choice: Any) -> str | None:

@@ -169,6 +169,17 @@ def test_a_tool_loop_ends(gateway: FaultyGateway) -> None:
     assert _calls(gateway, [*history, _user("now")]) == [("now", {})]
 
 
+def test_a_loop_of_forced_calls_goes_through_the_tools(gateway: FaultyGateway) -> None:
+    """What is forced after a result is another call, so that an agent can end."""
+    history = [_user("Hello!")]
+    for tool in [*_TOOLS, _TOOLS[0]]:
+        answer = _choice(gateway, history, tools=_TOOLS, tool_choice="required")
+        (call,) = answer["message"]["tool_calls"]
+        assert call["function"]["name"] == tool["function"]["name"]
+        result = {"role": "tool", "tool_call_id": call["id"], "content": "5"}
+        history += [answer["message"], result]
+
+
 @pytest.mark.parametrize("roles", [["system"], ["user", "assistant"]])
 def test_only_the_user_asks_for_tools(gateway: FaultyGateway, roles: list[str]) -> None:
     """The words of a system prompt or of an assistant call no tool."""
