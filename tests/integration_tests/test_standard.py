@@ -13,36 +13,15 @@ import pytest
 
 from langchain_retryrouter.testing import (
     Answer,
-    Cut,
-    ErrorEvent,
     FakeClock,
     FaultyGateway,
-    Hangup,
-    HtmlPage,
-    MalformedEvent,
     RecordedRequest,
-    Reset,
     RuleResponder,
-    Status,
     Step,
-    Truncate,
 )
 
 from .capabilities import GPTRouterSuite
-
-FAULTS = [
-    Status(429, {"retry-after": "1"}),
-    Status(500),
-    Status(503),
-    HtmlPage(502),
-    Reset(),
-    Hangup(),
-    ErrorEvent("429 stub upstream error 429"),
-    Cut(after=0),
-    Cut(after=0, how="rst"),
-    Truncate(after=0),
-    MalformedEvent(at=1),
-]
+from .faults import BEFORE_THE_FIRST_TOKEN
 
 
 @pytest.fixture(autouse=True)
@@ -127,7 +106,7 @@ class TestThroughFaults(_OverLoopback):
     # Some tests ask which model answered, and so the next attempt asks the same one.
     fields: ClassVar[dict[str, Any]] = {"failover": False}
 
-    @pytest.fixture(autouse=True, params=FAULTS, ids=str)
+    @pytest.fixture(autouse=True, params=BEFORE_THE_FIRST_TOKEN, ids=str)
     def _failing(self, request: pytest.FixtureRequest, _opened: None) -> Iterator[None]:
         asked: Counter[str] = Counter()
 
