@@ -64,6 +64,10 @@ test: .venv/installed ## unit tests (TEST_FILE=..., PYTEST_EXTRA=...)
 integration_tests: .venv/installed .venvs/litellm/installed ## tests against real servers, on loopback, no key
 	$(VENV)/$(PYTEST) $(INTEGRATION_TEST_FILE) $(PYTEST_EXTRA)
 
+.PHONY: live_tests
+live_tests: .venv/installed ## tests against a real gateway; needs GPT_ROUTER_API_KEY
+	$(VENV)/$(PYTEST) $(INTEGRATION_TEST_FILE) -m live --force-enable-socket $(PYTEST_EXTRA)
+
 .PHONY: test_min
 test_min: .venvs/minimum/installed ## unit tests on the lowest allowed direct dependencies
 	.venvs/minimum/bin/$(PYTEST) $(TEST_FILE) $(PYTEST_EXTRA)

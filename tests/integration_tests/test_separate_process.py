@@ -74,13 +74,3 @@ def test_an_llm_survives_the_same_faults(url: str, fake_clock: FakeClock) -> Non
     )
     assert llm.invoke("hi") == _ANSWER
     assert asyncio.run(llm.ainvoke("hi")) == _ANSWER
-
-
-@pytest.mark.live
-def test_a_live_gateway_answers() -> None:
-    """A real gateway, where `GPT_ROUTER_API_KEY` and `GPT_ROUTER_MODEL` name one."""
-    name, _, provider = os.environ["GPT_ROUTER_MODEL"].partition("@")
-    llm = GPTRouter(
-        models_priority_list=[GPTRouterModel(name=name, provider_name=provider)]
-    )
-    assert llm.invoke("Say hello.").content
