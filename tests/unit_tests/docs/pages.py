@@ -130,6 +130,8 @@ def _printed_by(block: Block, namespace: dict[str, Any], runner: asyncio.Runner)
 
 
 def _compare(block: Block, said: str, printed: str) -> None:
+    # The last line of a block in a page always has its end.
+    printed = printed if printed.endswith("\n") else f"{printed}\n"
     checker, ellipsis = doctest.OutputChecker(), doctest.ELLIPSIS
     if not checker.check_output(said, printed, ellipsis):
         example = doctest.Example(block.code, said)
