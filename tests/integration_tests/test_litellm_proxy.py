@@ -34,6 +34,7 @@ from langchain_retryrouter.testing import (
     Reset,
     Status,
     Step,
+    Truncate,
 )
 from tests.integration_tests.litellm_proxy import (
     CHAT,
@@ -286,6 +287,15 @@ def test_what_was_said_is_not_said_again(
     assert "".join(chunks) == caught.value.delivered
     assert STUB_TEXT.startswith(caught.value.delivered)
     assert recorder.retries == []
+
+
+def test_a_cut_that_the_proxy_hides_cannot_be_seen(
+    twin: Twin, new_llm: NewLLM, provider: FaultyGateway
+) -> None:
+    """A limit that the page of the LLMs tells: LiteLLM makes up the missing end."""
+    provider.script(Truncate(after=2))
+    chunks = twin.stream(new_llm(OpenAIChat, CHAT), "Hello?")
+    assert "".join(chunks) == "Hello from"
 
 
 def test_the_providers_retry_after_is_kept(
