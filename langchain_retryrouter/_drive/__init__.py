@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from langchain_retryrouter._drive.calls import acall, call
 from langchain_retryrouter._drive.clock import SYSTEM_CLOCK, Clock
-from langchain_retryrouter._drive.concurrency import in_order
+from langchain_retryrouter._drive.concurrency import ain_order, in_order
 from langchain_retryrouter._drive.steering import ANotify, Attempt, Notify, Plan
 from langchain_retryrouter._drive.streams import (
     AEventSource,
@@ -33,6 +33,7 @@ __all__ = [
     "Notify",
     "Plan",
     "acall",
+    "ain_order",
     "astream",
     "call",
     "in_order",

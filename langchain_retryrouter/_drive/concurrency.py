@@ -7,22 +7,50 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from typing import TypeVar, cast
 
 R = TypeVar("R")
 T = TypeVar("T")
 
 
-async def in_order(
-    send: Callable[[R], Awaitable[T]], requests: list[R], at_once: int
-) -> list[T]:
+def in_order(send: Callable[[R], T], requests: list[R], at_once: int) -> list[T]:
     """The answers to `requests` in their order; the first error that any of them has.
 
+    After an error nothing more is sent; what is under way is waited for.
+
     Args:
-        send: Answers one request.
+        send: Answers one request; called from threads where several are under way.
         requests: All of them.
         at_once: How many may be under way together.
     """
+    if min(len(requests), at_once) == 1:
+        return [send(request) for request in requests]
+    errors: list[BaseException] = []
+
+    def run(request: R) -> T | None:
+        if errors:
+            return None  # Nobody waits for it any longer.
+        try:
+            return send(request)
+        except BaseException as error:
+            errors.append(error)
+            raise
+
+    with ThreadPoolExecutor(min(len(requests), at_once)) as threads:
+        answers = [
+            threads.submit(copy_context().run, run, request) for request in requests
+        ]
+    if errors:
+        raise errors[0]
+    return [cast("T", answer.result()) for answer in answers]
+
+
+async def ain_order(
+    send: Callable[[R], Awaitable[T]], requests: list[R], at_once: int
+) -> list[T]:
+    """Async twin of `in_order`; what is under way at an error is cancelled."""
     if len(requests) == 1:
         return [await send(requests[0])]
     gate = asyncio.Semaphore(at_once)

@@ -8,7 +8,7 @@ from typing import Any
 from langchain_core.embeddings import Embeddings
 from pydantic import Field, ValidationInfo, field_validator
 
-from langchain_retryrouter._drive import acall, call, in_order
+from langchain_retryrouter._drive import acall, ain_order, call
 from langchain_retryrouter._gateway_connection import (
     GatewayConnection,
     GPTRouterModel,
@@ -122,7 +122,7 @@ class GPTRouterEmbeddings(GatewayConnection, Embeddings):
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """Async twin of `embed_documents`, `max_concurrency` requests together."""
         chunks = self._chunks(texts)
-        return joined(await in_order(self._aembed, chunks, self.max_concurrency))
+        return joined(await ain_order(self._aembed, chunks, self.max_concurrency))
 
     def embed_query(self, text: str) -> list[float]:
         """The vector of one text; see `embed_documents`."""

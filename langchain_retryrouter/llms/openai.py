@@ -219,7 +219,8 @@ class OpenAILLM(OpenAIConnection):
             answers = [wire.join(list(chunks)) for chunks in streams]
         else:
             requests = self._whole_requests(prompts, stop, kwargs)
-            raws = [self._complete(run_manager, request) for request in requests]
+            send = functools.partial(self._complete, run_manager)
+            raws = _drive.in_order(send, requests, self._at_once)
             answers = [self._read(raw) for raw in raws]
         return self._result(answers, prompts, kwargs)
 
@@ -236,7 +237,7 @@ class OpenAILLM(OpenAIConnection):
         else:
             requests = self._whole_requests(prompts, stop, kwargs)
             send = functools.partial(self._acomplete, run_manager)
-            raws = await _drive.in_order(send, requests, self._at_once)
+            raws = await _drive.ain_order(send, requests, self._at_once)
             answers = [self._read(raw) for raw in raws]
         return self._result(answers, prompts, kwargs)
 
@@ -425,7 +426,8 @@ class AzureOpenAI(AzureConnection, BaseOpenAI):
 class OpenAIChat(ChatModel, OpenAILLM):
     """A model of `/v1/chat/completions` as an LLM: text in, text out.
 
-    Several prompts are asked one after the other; in async calls `batch_size` together.
+    Each prompt is a request of its own, and `batch_size` of them are under way at the
+    same time: in threads, or in tasks where the call is async.
 
     Example:
         ```python

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -75,8 +76,8 @@ def test_several_prompts_are_answered_in_order(
     assert len(result.llm_output["retryrouter"]["attempts"]) == 6
 
 
-def test_async_prompts_are_asked_together(
-    new_llm: NewLLM, gateway: FaultyGateway
+def test_prompts_are_asked_together(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
     """`batch_size` requests are under way together, and no more."""
     together: list[int] = []
@@ -88,8 +89,32 @@ def test_async_prompts_are_asked_together(
 
     gateway.always(step)
     llm = new_llm(OpenAIChat, batch_size=3)
-    assert asyncio.run(llm.abatch(["hi"] * 9)) == [STUB_TEXT] * 9
+    assert twin.batch(llm, ["hi"] * 9) == [STUB_TEXT] * 9
     assert max(together) == 3
+
+
+def test_after_a_failure_nothing_more_is_asked(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """When one of several prompts fails for good, those that wait are not sent."""
+    gateway.script(Status(400))
+    gateway.always(SlowFirstToken(0.05))
+    llm = new_llm(OpenAIChat, batch_size=2)
+    with pytest.raises(errors.InvalidRequestError):
+        twin.batch(llm, ["hi"] * 9)
+    assert len(gateway.requests) <= 2
+
+
+def test_threads_know_the_callers_context(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """A key that is read from a context variable is the caller's for every prompt."""
+    tenant: ContextVar[str] = ContextVar("tenant")
+    tenant.set("sk-of-the-tenant")
+    llm = new_llm(OpenAIChat, api_key=tenant.get)
+    twin.batch(llm, ["hi"] * 3)
+    keys = {request.headers["authorization"] for request in gateway.requests}
+    assert keys == {"Bearer sk-of-the-tenant"}
 
 
 def test_one_failure_ends_the_others(

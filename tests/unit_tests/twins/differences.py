@@ -155,17 +155,10 @@ WRITTEN = {
 +    has_end = hasattr(chunks, 'aclose')
 """,
     ),
-    "llms.openai.OpenAILLM._generate": Difference(
-        "prompts are sent one after the other in sync, side by side in async",
-        """
--        raws = [self._complete(run_manager, request) for request in requests]
-+        send = functools.partial(self._complete, run_manager)
-+        raws = _drive.in_order(send, requests, self._at_once)
-""",
-    ),
 }
 
 _LIBRARIES = "urllib3 blocks and is timed by its sockets, aiohttp by the event loop"
+_THREADS = "threads are waited for, tasks are cancelled"
 _SDK = "the SDK's two clients differ in their parts, and in who owns them"
 
 BY_LIBRARY = {
@@ -179,12 +172,12 @@ BY_LIBRARY = {
     "_openai.clients.sharing._SharedClient": _SDK,
     "_openai.clients.streams.SDKStream": _SDK,
     "_openai.clients.streams._Body": _SDK,
+    "_drive.concurrency.in_order": _THREADS,
 }
 """Twins over two different libraries: they differ in more than can be written down."""
 
 ALONE = {
     "_drive.calls._asend": "sync sends need no limit around them: see `call`",
-    "_drive.concurrency.in_order": "sync requests are sent one after the other",
     "_drive.streams._anext_within": "the sync twin's limit is the watchdog's",
     "_gptrouter.pools._LoopSession.open": "a sync pool belongs to no loop",
     "_gptrouter.pools._close_with_loop": "a sync pool belongs to no loop",
