@@ -139,6 +139,13 @@ class RetrySession:
         """The call so far, as JSON-able data."""
         return {"attempts": [record.as_dict() for record in self.records]}
 
+    def will_be_refused(self, delay: float = 0.0) -> bool:
+        """Whether the breaker would let nothing through `delay` seconds from now."""
+        if self._breaker is None:
+            return False
+        then = self._time.monotonic() + delay
+        return self._breaker.state(then) is BreakerState.OPEN
+
     def admit(self, route: str | None = None) -> Refusal | None:
         """Begin the next attempt; a refusal if the breaker lets nothing through."""
         self._now = self._time.monotonic()
@@ -219,15 +226,9 @@ class RetrySession:
                 is_left_behind=is_left_behind,
             ),
         )
-        if isinstance(decision, Retry) and self._will_be_refused(decision.delay):
+        if isinstance(decision, Retry) and self.will_be_refused(decision.delay):
             return GiveUp("the circuit breaker is open")
         return decision
-
-    def _will_be_refused(self, delay: float) -> bool:
-        if self._breaker is None:
-            return False
-        then = self._time.monotonic() + delay
-        return self._breaker.state(then) is BreakerState.OPEN
 
     def _afford(self, failure: Failure, decision: Decision) -> Decision:
         if self._budget is None or not isinstance(decision, Retry):

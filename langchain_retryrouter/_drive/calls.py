@@ -16,6 +16,7 @@ from langchain_retryrouter._drive.steering import (
     Steering,
     snapshot,
 )
+from langchain_retryrouter._drive.turns import abegin, begin
 
 T = TypeVar("T")
 
@@ -33,7 +34,7 @@ def call(plan: Plan, send: Callable[[Attempt], T], notify: Notify | None = None)
             no further one.
     """
     steering = Steering(plan, is_stream=False)
-    result = retrying(plan, steering, lambda: send(steering.begin()), notify)
+    result = retrying(plan, steering, lambda: send(begin(steering)), notify)
     plan.session.succeeded()
     return result
 
@@ -51,7 +52,7 @@ async def acall(
 
 
 async def _asend(steering: Steering, send: Callable[[Attempt], Awaitable[T]]) -> T:
-    attempt = steering.begin()
+    attempt = await abegin(steering)
     if attempt.timeout is None:
         return await send(attempt)
     try:

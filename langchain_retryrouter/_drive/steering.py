@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from tenacity import RetryCallState
 
@@ -21,6 +21,19 @@ from langchain_retryrouter.errors import BASE_ERRORS, ErrorFamily, RetryRouterEr
 
 Notify: TypeAlias = Callable[[RetryCallState], None]
 ANotify: TypeAlias = Callable[[RetryCallState], Awaitable[None]]
+
+# How often a rate limiter is asked where it must not be let wait.
+_BETWEEN_LOOKS = 0.1
+
+
+class RateLimiter(Protocol):
+    """What says when a request may be sent; LangChain's `BaseRateLimiter` is one."""
+
+    def acquire(self, *, blocking: bool = True) -> bool:
+        """Whether a request may be sent: now, or once the wait for it is over."""
+
+    async def aacquire(self, *, blocking: bool = True) -> bool:
+        """Async twin of `acquire`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +69,7 @@ class Plan:
     clock: Clock = SYSTEM_CLOCK
     route: Callable[[], str | None] = lambda: None
     learn: Callable[[RetryRouterError], None] = lambda _: None
+    rate_limiter: RateLimiter | None = None
     leaves_behind: Callable[[RetryRouterError], bool] = lambda _: False
 
 
@@ -66,6 +80,7 @@ class Steering:
         self.session = plan.session
         self.errors = plan.errors
         self.clock = plan.clock
+        self.rate_limiter = plan.rate_limiter
         self._route = plan.route
         self._learn = plan.learn
         self._leaves_behind = plan.leaves_behind
@@ -90,6 +105,35 @@ class Steering:
         msg = f"nothing was sent: the circuit breaker is open for another {wait:.1f} s"
         raise self.errors[FailureKind.CIRCUIT_OPEN](
             msg, retry_after=wait, may_have_run=False
+        )
+
+    @property
+    def has_deadline(self) -> bool:
+        """Whether the call has one."""
+        return self.session.policy.deadline is not None
+
+    def wants_turn(self) -> bool:
+        """Whether the next attempt would be sent, if a rate limiter lets it."""
+        return not self.session.will_be_refused()
+
+    def had_turn(self, turn: object) -> None:
+        """Go on, unless the rate limiter said no after all its waiting."""
+        if turn is False:
+            self._stop("the rate limiter gave no turn")
+            raise self._last_error or self.errors[FailureKind.RATE_LIMIT](
+                "nothing was sent: the rate limiter gave no turn", may_have_run=False
+            )
+
+    def next_look(self) -> float:
+        """Seconds until the rate limiter is asked again; an error if none are left."""
+        remaining = self.session.remaining() or 0.0
+        if remaining > 0:
+            return min(_BETWEEN_LOOKS, remaining)
+        self._stop("the deadline is over")
+        raise self._last_error or self.errors[FailureKind.TIMEOUT](
+            "nothing was sent: the rate limiter gave no turn within"
+            f" {self.session.policy.deadline:g} s",
+            may_have_run=False,
         )
 
     def should_retry(self, state: RetryCallState) -> bool:

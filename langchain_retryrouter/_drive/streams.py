@@ -29,6 +29,7 @@ from langchain_retryrouter._drive.steering import (
     Plan,
     Steering,
 )
+from langchain_retryrouter._drive.turns import abegin, begin
 from langchain_retryrouter._drive.watchdog import Watch
 from langchain_retryrouter.errors import RetryRouterError
 
@@ -194,7 +195,7 @@ def stream(
     steering = Steering(plan, is_stream=True)
 
     def attempt() -> _Opened[E]:
-        return _open(steering, steering.begin(), connect, new_reader)
+        return _open(steering, begin(steering), connect, new_reader)
 
     opened = retrying(plan, steering, attempt, notify)
     opened.follower.is_committed = True
@@ -219,7 +220,7 @@ async def astream(
     steering = Steering(plan, is_stream=True)
 
     async def attempt() -> _AOpened[E]:
-        return await _aopen(steering, steering.begin(), connect, new_reader)
+        return await _aopen(steering, await abegin(steering), connect, new_reader)
 
     opened = await aretrying(plan, steering, attempt, notify)
     opened.follower.is_committed = True

@@ -17,6 +17,7 @@ from typing import Any, Literal, Self
 
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.llms import BaseLLM
+from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_core.utils import get_pydantic_field_names
 from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
 
@@ -129,6 +130,9 @@ class OpenAIConnection(BaseLLM):
     """Where retries are bought; hand one to all models that share it."""
     breaker: CircuitBreaker | None = Field(default=None, exclude=True)
     """What refuses to send while the provider is down; to be shared as well."""
+    rate_limiter: BaseRateLimiter | None = Field(default=None, exclude=True)
+    """Gives each attempt its turn, retries too; LangChain has it for chat models only.
+    To be shared by models of one account."""
     clock: Clock | None = Field(default=None, exclude=True, repr=False)
     """What waits and tells the time, such as `testing.FakeClock`; None: the machine."""
 
@@ -281,11 +285,42 @@ class OpenAIConnection(BaseLLM):
         key = secret_of(self.openai_api_key)
         return {"api_key": AsyncKey(key) if is_async and callable(key) else key}
 
+    def close(self) -> None:
+        """Close the connections of sync calls, unless other models use them too.
+
+        A model that is called again opens new ones, and one that is never closed loses
+        them when it is collected. A client of your own stays yours to close.
+        """
+        if isinstance(self.client, SDKResource):
+            self.client.close()
+
+    async def aclose(self) -> None:
+        """Async twin of `close`: the connections of the running event loop."""
+        if isinstance(self.async_client, AsyncSDKResource):
+            await self.async_client.aclose()
+
+    def __enter__(self) -> Self:
+        """The model, whose sync connections are closed behind the `with`."""
+        return self
+
+    async def __aenter__(self) -> Self:
+        """Async twin of `__enter__`, for an `async with`."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close them."""
+        self.close()
+
+    async def __aexit__(self, *_: object) -> None:
+        """Async twin of `__exit__`."""
+        await self.aclose()
+
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """A copy; what was handed in to be used, such as an HTTP client, is shared."""
         clients = (self.client, self.async_client)
         http_clients = (self.http_client, self.http_async_client)
-        shared = {id(thing): thing for thing in (*clients, *http_clients, self.clock)}
+        kept = (*clients, *http_clients, self.rate_limiter, self.clock)
+        shared = {id(thing): thing for thing in kept}
         return super().__deepcopy__({**shared, **(memo or {})})
 
     @property

@@ -39,6 +39,7 @@ from langchain_retryrouter._openai.clients import (
     acreate,
     aopen_stream,
     create,
+    identified,
     open_stream,
 )
 from langchain_retryrouter._openai.failures import from_problem
@@ -84,9 +85,10 @@ def completion_with_retry(
     if kwargs.get("stream"):
         return _stream_with_retry(llm, run_manager, kwargs)
     plan = _plan(llm, kwargs)
+    request = identified(llm.client, kwargs)
 
     def send(attempt: Attempt) -> Any:
-        return create(llm.client, kwargs, attempt, plan.clock.wall)
+        return create(llm.client, request, attempt, plan.clock.wall)
 
     answer = _drive.call(plan, send, notifier(run_manager))
     return wire.attach_ledger(answer, plan.session.ledger())
@@ -101,9 +103,10 @@ async def acompletion_with_retry(
     if kwargs.get("stream"):
         return _astream_with_retry(llm, run_manager, kwargs)
     plan = _plan(llm, kwargs)
+    request = identified(llm.async_client, kwargs)
 
     async def send(attempt: Attempt) -> Any:
-        return await acreate(llm.async_client, kwargs, attempt, plan.clock.wall)
+        return await acreate(llm.async_client, request, attempt, plan.clock.wall)
 
     answer = await _drive.acall(plan, send, anotifier(run_manager))
     return wire.attach_ledger(answer, plan.session.ledger())
@@ -115,6 +118,7 @@ def _stream_with_retry(
     request: Mapping[str, Any],
 ) -> Generator[Any, None, None]:
     plan = _plan(llm, request)
+    request = identified(llm.client, request)
     source: SDKStream
 
     def connect(attempt: Attempt) -> SDKStream:
@@ -135,6 +139,7 @@ async def _astream_with_retry(
     request: Mapping[str, Any],
 ) -> AsyncGenerator[Any, None]:
     plan = _plan(llm, request)
+    request = identified(llm.async_client, request)
     source: AsyncSDKStream
 
     async def connect(attempt: Attempt) -> AsyncSDKStream:
@@ -160,7 +165,13 @@ def _plan(llm: OpenAIConnection, request: Mapping[str, Any]) -> Plan:
         time=clock,
     )
     route = request.get("model") or llm.model_name
-    return Plan(session, errors=OPENAI_ERRORS, clock=clock, route=lambda: route)
+    return Plan(
+        session,
+        errors=OPENAI_ERRORS,
+        clock=clock,
+        route=lambda: route,
+        rate_limiter=llm.rate_limiter,
+    )
 
 
 def _raise_for(problem: wire.Problem | None, attempts: int = 1) -> None:

@@ -10,6 +10,7 @@ from langchain_retryrouter._openai.clients.sending import (
     acreate,
     aopen_stream,
     create,
+    identified,
     open_stream,
 )
 from langchain_retryrouter._openai.clients.sharing import (
@@ -32,5 +33,6 @@ __all__ = [
     "acreate",
     "aopen_stream",
     "create",
+    "identified",
     "open_stream",
 ]

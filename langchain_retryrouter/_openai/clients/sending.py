@@ -7,6 +7,7 @@ somebody's object.
 from __future__ import annotations
 
 import functools
+import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
@@ -18,6 +19,7 @@ from langchain_retryrouter._openai.clients.streams import AsyncSDKStream, SDKStr
 from langchain_retryrouter._openai.failures import from_page, from_problem, typed_errors
 from langchain_retryrouter._openai.settings import limited, part_of, sdk_timeout
 
+_IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 _DOCUMENTS: Final = ("text/html", "application/json")
 
 
@@ -31,6 +33,21 @@ class Attempt(Protocol):
     @property
     def timeout(self) -> float | None:
         """Seconds it has; None to leave the caller's own time limit."""
+
+
+def identified(resource: Any, request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The request with a key that all its attempts share, unless it has one.
+
+    A gateway that keeps such keys does the work of a repeated request once.
+    """
+    if not isinstance(resource, Resource):
+        return request
+    headers = request.get("extra_headers") or {}
+    names = {name.lower() for name in (*headers, *resource.default_headers)}
+    if _IDEMPOTENCY_KEY.lower() in names:
+        return request
+    key = f"retryrouter-{uuid.uuid4()}"
+    return {**request, "extra_headers": {**headers, _IDEMPOTENCY_KEY: key}}
 
 
 def create(

@@ -4,6 +4,9 @@ What a model holds as `client` and `async_client` are resources that know their 
 only: they pickle, copy and fork. The SDK client behind them is one a process, or one a
 running event loop, for all models with equal settings, and is closed with the last of
 them, or with its loop. An HTTP client of the user's own is never closed.
+
+Who closes a resource early lets go of the client, and the last one closes it. A request
+after that takes hold of it again.
 """
 
 from __future__ import annotations
@@ -69,11 +72,32 @@ def _ssl_context(*_certificates: str | None) -> Any:
     return sys.modules[library].create_ssl_context()
 
 
-class _SharedClient:
-    """The sync SDK client of all models with equal settings."""
+class _Shared:
+    """What both twins know of a client that is shared: whose it is."""
 
     def __init__(self, settings: ClientSettings) -> None:
         self._settings = settings
+        # By identity: two resources with equal settings are equal, and two holders.
+        self._holders: weakref.WeakValueDictionary[int, Resource] = (
+            weakref.WeakValueDictionary()
+        )
+
+    def hold(self, resource: Resource) -> None:
+        """`resource` uses the client."""
+        if id(resource) not in self._holders:
+            self._holders[id(resource)] = resource
+
+    def let_go(self, resource: Resource) -> bool:
+        """`resource` uses it no longer; whether nobody does."""
+        self._holders.pop(id(resource), None)
+        return not self._holders
+
+
+class _SharedClient(_Shared):
+    """The sync SDK client of all models with equal settings."""
+
+    def __init__(self, settings: ClientSettings) -> None:
+        super().__init__(settings)
         self._by_process: dict[int, Any] = {}
 
     def get(self) -> Any:
@@ -86,15 +110,27 @@ class _SharedClient:
         client = self._by_process.setdefault(os.getpid(), made)
         if client is made and http_client is not None:
             # With the SDK client, not with us: somebody may hold on to a part of it.
-            weakref.finalize(client, http_client.close)
+            _closers[client] = weakref.finalize(client, http_client.close)
         return client
 
+    def close(self) -> None:
+        """Close this process's client."""
+        client = self._by_process.pop(os.getpid(), None)
+        if client in _closers:
+            _closers.pop(client)()
 
-class _SharedAsyncClient:
+
+# What closes the HTTP client of each sync SDK client, where it is ours.
+_closers: weakref.WeakKeyDictionary[Any, weakref.finalize[Any, Any]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+class _SharedAsyncClient(_Shared):
     """The async SDK clients of all models with equal settings."""
 
     def __init__(self, settings: ClientSettings) -> None:
-        self._settings = settings
+        super().__init__(settings)
         self._by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = (
             weakref.WeakKeyDictionary()
         )
@@ -112,6 +148,12 @@ class _SharedAsyncClient:
             self._by_loop[loop] = client
             _keepers[client] = _started(_keeper(weakref.ref(self), http_client))
         return client
+
+    async def aclose(self) -> None:
+        """Close the running loop's client."""
+        client = self._by_loop.pop(asyncio.get_running_loop(), None)
+        if client in _keepers:
+            await _keepers.pop(client).aclose()
 
     def leave_loop(self) -> None:
         """Let go of the running loop, which is about to end."""
@@ -160,7 +202,7 @@ def _started(keeper: AsyncGenerator[None]) -> AsyncGenerator[None]:
 class Resource:
     """A resource of an SDK client, such as `client.completions`; settings only."""
 
-    __slots__ = ("_path", "_settings", "_shared")
+    __slots__ = ("__weakref__", "_path", "_settings", "_shared")
     _shared_class: ClassVar[type[_SharedClient | _SharedAsyncClient]]
     _registry: ClassVar[weakref.WeakValueDictionary[ClientSettings, Any]]
     _shared: Any
@@ -175,10 +217,16 @@ class Resource:
         """Whatever the SDK's own resource has, such as `create`."""
         if name in Resource.__slots__ or name.startswith("__"):
             raise AttributeError(name)  # Asked by pickle and copy, before there is one.
+        self._shared.hold(self)
         resource = self._shared.get()
         for step in self._path.split("."):
             resource = getattr(resource, step)
         return getattr(resource, name)
+
+    @property
+    def default_headers(self) -> Mapping[str, str]:
+        """The headers that the settings put into every request."""
+        return self._settings.options.get("default_headers") or {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The settings, key included; the client is made anew where they arrive."""
@@ -206,6 +254,11 @@ class SDKResource(Resource):
     _shared_class: ClassVar = _SharedClient
     _registry: ClassVar = weakref.WeakValueDictionary()
 
+    def close(self) -> None:
+        """Close the client's connections, unless others use it too."""
+        if self._shared.let_go(self):
+            self._shared.close()
+
 
 class AsyncSDKResource(Resource):
     """A resource of an async SDK client."""
@@ -213,6 +266,11 @@ class AsyncSDKResource(Resource):
     __slots__ = ()
     _shared_class: ClassVar = _SharedAsyncClient
     _registry: ClassVar = weakref.WeakValueDictionary()
+
+    async def aclose(self) -> None:
+        """Async twin of `close`: those of the running event loop."""
+        if self._shared.let_go(self):
+            await self._shared.aclose()
 
 
 @dataclass(frozen=True)

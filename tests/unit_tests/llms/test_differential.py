@@ -83,7 +83,9 @@ NO_ENDLESS_WAIT = (
 LEDGER = "tells the attempts of the call"
 BOTH_TWINS = "the peer forgets it in its async twin"
 OWN_NAME = "a user agent says whose it is"
+ONE_KEY = "lets a gateway know an attempt that repeats another"
 COMMON = {
+    "header idempotency-key": ONE_KEY,
     "header x-stainless-read-timeout": NO_ENDLESS_WAIT,
     "result llm_output.retryrouter": LEDGER,
     "callback info.retryrouter": LEDGER,

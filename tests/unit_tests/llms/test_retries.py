@@ -279,6 +279,41 @@ def test_the_server_is_told_the_attempt(
     assert [r.headers[name] for r in gateway.requests] == ["0", "1", "2"]
 
 
+@pytest.mark.parametrize("method", ["invoke", "stream"])
+def test_all_attempts_have_one_key(
+    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway, method: str
+) -> None:
+    """Attempts of one call share an `Idempotency-Key`; another call has another."""
+    gateway.script(Status(503), Reset())
+    llm = new_llm(any_model)
+    getattr(twin, method)(llm, "hi")
+    getattr(twin, method)(llm, "hi")
+    keys = [r.headers["idempotency-key"] for r in gateway.requests]
+    assert len(keys) == 4
+    assert keys[0] == keys[1] == keys[2] != keys[3]
+    assert all(key.startswith("retryrouter-") for key in keys)
+
+
+@pytest.mark.parametrize("method", ["invoke", "stream"])
+@pytest.mark.parametrize("of_the_call", [True, False])
+def test_a_key_of_the_users_own_is_kept(
+    twin: Any,
+    new_llm: NewLLM,
+    gateway: FaultyGateway,
+    method: str,
+    *,
+    of_the_call: bool,
+) -> None:
+    """An `Idempotency-Key` among the headers of model or call is the one sent."""
+    gateway.script(Status(503))
+    headers = {"idempotency-key": "mine"}
+    llm = new_llm(default_headers=None if of_the_call else headers)
+    options = {"extra_headers": headers} if of_the_call else {}
+    getattr(twin, method)(llm, "hi", **options)
+    keys = [r.headers["idempotency-key"] for r in gateway.requests]
+    assert keys == ["mine", "mine"]
+
+
 # How long.
 
 

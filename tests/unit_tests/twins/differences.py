@@ -24,7 +24,7 @@ WRITTEN = {
     "_drive.calls.call": Difference(
         "a task can be cut off from outside; a thread's request is handed its limit",
         """
--    result = retrying(plan, steering, lambda: send(steering.begin()), notify)
+-    result = retrying(plan, steering, lambda: send(begin(steering)), notify)
 +    result = retrying(plan, steering, lambda: _send(steering, send), notify)
 """,
     ),

@@ -1,0 +1,183 @@
+"""`rate_limiter`: one for all attempts of all calls that share it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from langchain_core.rate_limiters import BaseRateLimiter, InMemoryRateLimiter
+
+from langchain_retryrouter import CircuitBreaker, OpenAIChat, RetryPolicy, errors
+from langchain_retryrouter.testing import (
+    STUB_TEXT,
+    FakeClock,
+    FaultyGateway,
+    Reset,
+    Status,
+)
+
+from .conftest import NewLLM, Recorder
+
+
+class Turnstile(BaseRateLimiter):
+    """Lets requests through after so many refusals, and writes down who asked."""
+
+    def __init__(self, gateway: FaultyGateway, refusals: int = 0) -> None:
+        """Refuse the first that do not wait."""
+        self._gateway = gateway
+        self.refusals = refusals
+        self.asked: list[tuple[str, bool, int]] = []
+
+    def _ask(self, twin: str, *, blocking: bool) -> bool:
+        self.asked.append((twin, blocking, len(self._gateway.requests)))
+        self.refusals -= 1
+        return blocking or self.refusals < 0
+
+    def acquire(self, *, blocking: bool = True) -> bool:
+        """Whether a request may be sent."""
+        return self._ask("sync", blocking=blocking)
+
+    async def aacquire(self, *, blocking: bool = True) -> bool:
+        """Async twin of `acquire`."""
+        return self._ask("async", blocking=blocking)
+
+
+class Closed(Turnstile):
+    """Lets nothing through, waited for or not."""
+
+    def _ask(self, twin: str, *, blocking: bool) -> bool:
+        super()._ask(twin, blocking=blocking)
+        return False
+
+
+@pytest.fixture
+def turnstile(gateway: FaultyGateway) -> Turnstile:
+    """A limiter that lets everybody through."""
+    return Turnstile(gateway)
+
+
+@pytest.mark.parametrize("method", ["invoke", "stream"])
+def test_each_attempt_takes_a_turn(
+    twin: Any,
+    any_model: Any,
+    new_llm: NewLLM,
+    gateway: FaultyGateway,
+    turnstile: Turnstile,
+    method: str,
+) -> None:
+    """The limiter is asked once before each request, retries too, by the right twin."""
+    gateway.script(Status(503), Reset())
+    getattr(twin, method)(new_llm(any_model, rate_limiter=turnstile), "hi")
+    name = "async" if twin.is_async else "sync"
+    assert turnstile.asked == [(name, True, 0), (name, True, 1), (name, True, 2)]
+    assert len(gateway.requests) == 3
+
+
+def test_each_request_of_a_batch_takes_a_turn(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, turnstile: Turnstile
+) -> None:
+    """Turns are for requests: twenty prompts of one request take one."""
+    twin.batch(new_llm(rate_limiter=turnstile, batch_size=2), ["hi"] * 3)
+    assert len(turnstile.asked) == len(gateway.requests) == 2
+    twin.batch(new_llm(OpenAIChat, rate_limiter=turnstile), ["hi"] * 3)
+    assert len(turnstile.asked) == len(gateway.requests) == 5
+
+
+def test_langchains_own_limiter_works(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """`InMemoryRateLimiter` spaces the requests out."""
+    limiter = InMemoryRateLimiter(
+        requests_per_second=20, check_every_n_seconds=0.01, max_bucket_size=1
+    )
+    llm = new_llm(rate_limiter=limiter)
+    assert [twin.invoke(llm, "hi") for _ in range(3)] == [STUB_TEXT] * 3
+    first, _, third = (request.at for request in gateway.requests)
+    assert third - first >= 0.09
+
+
+@pytest.mark.parametrize("method", ["invoke", "stream"])
+def test_the_deadline_holds_at_the_limiter_too(
+    twin: Any,
+    new_llm: NewLLM,
+    gateway: FaultyGateway,
+    clock: FakeClock,
+    method: str,
+) -> None:
+    """Who gets no turn within the deadline gets an error, and nothing is sent."""
+    llm = new_llm(
+        rate_limiter=Turnstile(gateway, refusals=1000),
+        retry_policy=RetryPolicy(deadline=5),
+    )
+    with pytest.raises(errors.APITimeoutError, match="no turn within 5 s") as caught:
+        getattr(twin, method)(llm, "hi")
+    assert sum(clock.sleeps) == pytest.approx(5)
+    assert gateway.requests == []
+    assert caught.value.attempts == 0
+    assert not caught.value.may_have_run
+    assert not caught.value.is_retryable
+
+
+def test_a_turn_within_the_deadline_is_waited_for(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, clock: FakeClock
+) -> None:
+    """With a deadline the limiter is asked again and again, and not let wait."""
+    limiter = Turnstile(gateway, refusals=3)
+    llm = new_llm(rate_limiter=limiter, retry_policy=RetryPolicy(deadline=5))
+    assert twin.invoke(llm, "hi") == STUB_TEXT
+    assert [blocking for _, blocking, _ in limiter.asked] == [False] * 4
+    assert sum(clock.sleeps) == pytest.approx(0.3)
+
+
+def test_no_turn_for_a_retry_leaves_the_real_error(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, recorder: Recorder
+) -> None:
+    """When it is a retry that gets no turn, what made it necessary comes out."""
+    limiter = Turnstile(gateway)
+    policy = RetryPolicy(deadline=5, initial_delay=0.1, max_delay=0.1)
+    llm = new_llm(rate_limiter=limiter, retry_policy=policy, callbacks=[recorder])
+
+    def close(_: Any) -> Status:
+        limiter.refusals = 1000
+        return Status(503)
+
+    gateway.script(close)
+    with pytest.raises(errors.UnavailableError) as caught:
+        twin.invoke(llm, "hi")
+    assert len(gateway.requests) == caught.value.attempts == 1
+    assert "the deadline is over" in caught.value.__notes__[0]
+
+
+def test_a_limiter_that_gives_up_is_heard(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """A limiter with a limit of its own says no: that is an error, and no request."""
+    llm = new_llm(rate_limiter=Closed(gateway))
+    with pytest.raises(errors.RateLimitError, match="gave no turn") as caught:
+        twin.invoke(llm, "hi")
+    assert gateway.requests == []
+    assert not caught.value.is_retryable
+
+
+def test_an_open_breaker_takes_no_turn(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, turnstile: Turnstile
+) -> None:
+    """Where nothing would be sent, nobody is made to wait for a turn."""
+    gateway.always(Status(503))
+    breaker = CircuitBreaker(failure_threshold=1)
+    llm = new_llm(rate_limiter=turnstile, breaker=breaker, max_retries=0)
+    with pytest.raises(errors.UnavailableError):
+        twin.invoke(llm, "hi")
+    with pytest.raises(errors.CircuitOpenError):
+        twin.invoke(llm, "hi")
+    assert len(turnstile.asked) == 1
+
+
+def test_the_limiter_is_shared_by_copies(new_llm: NewLLM) -> None:
+    """A copy asks the same limiter: two of them would let twice as much through."""
+    limiter = InMemoryRateLimiter(requests_per_second=1)
+    llm = new_llm(rate_limiter=limiter)
+    assert copy.deepcopy(llm).rate_limiter is limiter
+    assert llm.model_copy().rate_limiter is limiter
+    assert "rate_limiter" not in llm.model_dump()
