@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Self
 
 from langchain_retryrouter._core.failure import FailureKind
 from langchain_retryrouter._gptrouter.borders import from_aiohttp, from_urllib3
-from langchain_retryrouter._gptrouter.sse import EventTooLargeError, SSEParser
 from langchain_retryrouter._gptrouter.wire import EventReader, GatewayEvent, read_event
+from langchain_retryrouter._sse import EventTooLargeError, SSEParser
 from langchain_retryrouter.errors import RetryRouterError
 from langchain_retryrouter.errors.gpt_router import GPT_ROUTER_ERRORS
 

@@ -93,6 +93,7 @@ def typed_errors(wall: Callable[[], float], resource: Any) -> Iterator[None]:
     try:
         yield
     except RetryRouterError as error:
+        _add_facts(error, wall())
         _keep_secret(_secrets_of(error, resource), error)
         raise
     except Exception as error:
@@ -105,12 +106,23 @@ def typed_errors(wall: Callable[[], float], resource: Any) -> Iterator[None]:
         raise named from error
 
 
-def from_problem(problem: wire.Problem, attempts: int = 1) -> RetryRouterError:
-    """The error for what is wrong with an answer that came with status 200."""
+def from_problem(
+    problem: wire.Problem, attempts: int = 1, response: Any = None
+) -> RetryRouterError:
+    """The error for what is wrong with an answer that came with status 200.
+
+    Args:
+        problem: What is wrong.
+        attempts: How many requests it took.
+        response: The HTTP library's response, where it is at hand.
+    """
     error = OPENAI_ERRORS[problem.kind](
         problem.message, code=problem.code, body=problem.body
     )
     error.attempts = attempts
+    if response is not None:
+        facts = {"response": response, "request": response.request}
+        vars(error).update(facts)
     return error
 
 
@@ -130,7 +142,7 @@ def from_page(response: Any) -> RetryRouterError:
         if error
         else wire.malformed(f"no stream, but {wire.excerpt(response.text)}")
     )
-    return from_problem(problem)
+    return from_problem(problem, response=response)
 
 
 def _named(error: Exception, wall: Callable[[], float]) -> RetryRouterError | None:
@@ -161,11 +173,28 @@ def _from_status(error: openai.APIStatusError, wall: float) -> RetryRouterError:
         status_code=status,
         retry_after=advice.retry_after,
         should_retry=advice.should_retry,
-        request_id=next((headers[n] for n in _REQUEST_IDS if n in headers), None),
+        request_id=_request_id_in(headers),
         code=wire.code_in(facts),
         body=error.body,
         may_have_run=status >= _SERVER_ERROR or status == _REQUEST_TIMEOUT,
     )
+
+
+def _request_id_in(headers: Mapping[str, str]) -> str | None:
+    return next((headers[name] for name in _REQUEST_IDS if name in headers), None)
+
+
+def _add_facts(error: RetryRouterError, wall: float) -> None:
+    """What the headers say of an error that came inside a 200."""
+    headers = getattr(getattr(error, "response", None), "headers", None)
+    if headers is None:
+        return
+    advice = read_advice(list(headers.multi_items()), wall=wall)
+    error.request_id = error.request_id or _request_id_in(headers)
+    if error.retry_after is None:
+        error.retry_after = advice.retry_after
+    if error.should_retry is None:
+        error.should_retry = advice.should_retry
 
 
 def _sentence(body: Any) -> str:

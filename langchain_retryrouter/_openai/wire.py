@@ -132,7 +132,7 @@ def problem_of(answer: Any, expected: int) -> Problem | None:
         expected: Choices that were asked for.
     """
     if _is_scalar(answer):
-        return malformed(f"an answer that is not a JSON object: {excerpt(answer)}")
+        return no_object(answer)
     if not _is_object(answer):
         return None  # A raw response, or somebody's own object: theirs to judge.
     if error := get(answer, "error"):
@@ -216,6 +216,11 @@ def kind_of(status: int | None, facts: Mapping[str, Any], message: str) -> Failu
     """The meaning of an error, by its status, its body, and its sentence."""
     named = code_in(facts) or facts.get("type")
     return classify(status, named if isinstance(named, str) else None, message)
+
+
+def no_object(answer: Any) -> Problem:
+    """The problem of an answer that is a page, a list, or a word."""
+    return malformed(f"an answer that is not a JSON object: {excerpt(answer)}")
 
 
 def malformed(what: str) -> Problem:

@@ -2,22 +2,15 @@
 
 `completion_with_retry` and its twin are where every request of these classes goes
 through, and can be called as they are. Here stands how the classes compose a request
-and what becomes of the answer; how to wait stands in `_drive`, what an answer means in
-`_openai.wire`, and the fields of the connection in `_connection`.
+and what becomes of the answer; how it is sent stands in `_exchange`, what an answer
+means in `_openai.wire`, and the fields of the connection in `_connection`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import warnings
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Generator,
-    Iterator,
-    Mapping,
-)
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, cast
 
 from langchain_core.callbacks import (
@@ -27,29 +20,16 @@ from langchain_core.callbacks import (
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 
-from langchain_retryrouter import _drive
-from langchain_retryrouter._callbacks import anotifier, notifier
-from langchain_retryrouter._core.policy import effective_policy
-from langchain_retryrouter._core.session import RetrySession
-from langchain_retryrouter._drive import SYSTEM_CLOCK, Attempt, Plan
+from langchain_retryrouter._drive import ain_order, in_order
 from langchain_retryrouter._openai import wire
-from langchain_retryrouter._openai.clients import (
-    AsyncSDKStream,
-    SDKStream,
-    acreate,
-    aopen_stream,
-    create,
-    identified,
-    open_stream,
-)
 from langchain_retryrouter._openai.failures import from_problem
 from langchain_retryrouter._openai.wire import update_token_usage
-from langchain_retryrouter.errors.openai import OPENAI_ERRORS
 from langchain_retryrouter.llms._azure import AzureConnection
 from langchain_retryrouter.llms._chat import ChatModel
 from langchain_retryrouter.llms._closing import aclosing, closing
 from langchain_retryrouter.llms._completions import CHAT_MODEL, CompletionsModel
 from langchain_retryrouter.llms._connection import OpenAIConnection
+from langchain_retryrouter.llms._exchange import aanswer, answer, astream, stream
 
 __all__ = [
     "AzureOpenAI",
@@ -65,6 +45,8 @@ __all__ = [
 def completion_with_retry(
     llm: BaseOpenAI | OpenAIChat,
     run_manager: CallbackManagerForLLMRun | None = None,
+    *,
+    as_dicts: bool = False,
     **kwargs: Any,
 ) -> Any:
     """The SDK's answer to one request, repeated while the model's policy allows.
@@ -75,6 +57,8 @@ def completion_with_retry(
     Args:
         llm: The model; `llm.client.create` sends the request.
         run_manager: Told of each retry, through its `on_retry`.
+        as_dicts: Whether plain dicts will do in place of the SDK's objects, which cost
+            more than half of a call. What a client of your own returns stays as it is.
         **kwargs: The keyword arguments of `create`. With `stream=True` you get a
             generator of chunks, which sends the request when the first one is asked
             for, and repeats it until that one is handed over.
@@ -83,95 +67,21 @@ def completion_with_retry(
         RetryRouterError: The last attempt's error, an SDK error by its class too.
     """
     if kwargs.get("stream"):
-        return _stream_with_retry(llm, run_manager, kwargs)
-    plan = _plan(llm, kwargs)
-    request = identified(llm.client, kwargs)
-
-    def send(attempt: Attempt) -> Any:
-        return create(llm.client, request, attempt, plan.clock.wall)
-
-    answer = _drive.call(plan, send, notifier(run_manager))
-    return wire.attach_ledger(answer, plan.session.ledger())
+        return stream(llm, run_manager, kwargs, as_dicts=as_dicts)
+    return answer(llm, run_manager, kwargs, as_dicts=as_dicts)
 
 
 async def acompletion_with_retry(
     llm: BaseOpenAI | OpenAIChat,
     run_manager: AsyncCallbackManagerForLLMRun | None = None,
+    *,
+    as_dicts: bool = False,
     **kwargs: Any,
 ) -> Any:
     """Async twin of `completion_with_retry`: `llm.async_client.create` is awaited."""
     if kwargs.get("stream"):
-        return _astream_with_retry(llm, run_manager, kwargs)
-    plan = _plan(llm, kwargs)
-    request = identified(llm.async_client, kwargs)
-
-    async def send(attempt: Attempt) -> Any:
-        return await acreate(llm.async_client, request, attempt, plan.clock.wall)
-
-    answer = await _drive.acall(plan, send, anotifier(run_manager))
-    return wire.attach_ledger(answer, plan.session.ledger())
-
-
-def _stream_with_retry(
-    llm: BaseOpenAI | OpenAIChat,
-    run_manager: CallbackManagerForLLMRun | None,
-    request: Mapping[str, Any],
-) -> Generator[Any, None, None]:
-    plan = _plan(llm, request)
-    request = identified(llm.client, request)
-    source: SDKStream
-
-    def connect(attempt: Attempt) -> SDKStream:
-        nonlocal source
-        source = open_stream(llm.client, request, attempt, plan.clock.wall)
-        return source
-
-    chunks = _drive.stream(plan, connect, lambda: source.reader, notifier(run_manager))
-    with contextlib.closing(chunks):
-        for chunk in chunks:
-            ends = chunk is source.reader.ending
-            yield wire.attach_ledger(chunk, plan.session.ledger()) if ends else chunk
-
-
-async def _astream_with_retry(
-    llm: BaseOpenAI | OpenAIChat,
-    run_manager: AsyncCallbackManagerForLLMRun | None,
-    request: Mapping[str, Any],
-) -> AsyncGenerator[Any, None]:
-    plan = _plan(llm, request)
-    request = identified(llm.async_client, request)
-    source: AsyncSDKStream
-
-    async def connect(attempt: Attempt) -> AsyncSDKStream:
-        nonlocal source
-        source = await aopen_stream(llm.async_client, request, attempt, plan.clock.wall)
-        return source
-
-    chunks = _drive.astream(
-        plan, connect, lambda: source.reader, anotifier(run_manager)
-    )
-    async with contextlib.aclosing(chunks):
-        async for chunk in chunks:
-            ends = chunk is source.reader.ending
-            yield wire.attach_ledger(chunk, plan.session.ledger()) if ends else chunk
-
-
-def _plan(llm: OpenAIConnection, request: Mapping[str, Any]) -> Plan:
-    clock = llm.clock or SYSTEM_CLOCK
-    session = RetrySession(
-        effective_policy(llm.retry_policy, llm.max_retries),
-        budget=llm.budget,
-        breaker=llm.breaker,
-        time=clock,
-    )
-    route = request.get("model") or llm.model_name
-    return Plan(
-        session,
-        errors=OPENAI_ERRORS,
-        clock=clock,
-        route=lambda: route,
-        rate_limiter=llm.rate_limiter,
-    )
+        return astream(llm, run_manager, kwargs, as_dicts=as_dicts)
+    return await aanswer(llm, run_manager, kwargs, as_dicts=as_dicts)
 
 
 def _raise_for(problem: wire.Problem | None, attempts: int = 1) -> None:
@@ -231,7 +141,7 @@ class OpenAILLM(OpenAIConnection):
         else:
             requests = self._whole_requests(prompts, stop, kwargs)
             send = functools.partial(self._complete, run_manager)
-            raws = _drive.in_order(send, requests, self._at_once)
+            raws = in_order(send, requests, self._at_once)
             answers = [self._read(raw) for raw in raws]
         return self._result(answers, prompts, kwargs)
 
@@ -248,7 +158,7 @@ class OpenAILLM(OpenAIConnection):
         else:
             requests = self._whole_requests(prompts, stop, kwargs)
             send = functools.partial(self._acomplete, run_manager)
-            raws = await _drive.ain_order(send, requests, self._at_once)
+            raws = await ain_order(send, requests, self._at_once)
             answers = [self._read(raw) for raw in raws]
         return self._result(answers, prompts, kwargs)
 
@@ -257,7 +167,7 @@ class OpenAILLM(OpenAIConnection):
     ) -> Any:
         # By its name in the module, so that whoever replaces it there is heard.
         llm = cast("BaseOpenAI | OpenAIChat", self)
-        return completion_with_retry(llm, run_manager=run_manager, **request)
+        return completion_with_retry(llm, run_manager, as_dicts=True, **request)
 
     async def _acomplete(
         self,
@@ -265,7 +175,7 @@ class OpenAILLM(OpenAIConnection):
         request: Mapping[str, Any],
     ) -> Any:
         llm = cast("BaseOpenAI | OpenAIChat", self)
-        return await acompletion_with_retry(llm, run_manager=run_manager, **request)
+        return await acompletion_with_retry(llm, run_manager, as_dicts=True, **request)
 
     # What is asked.
 

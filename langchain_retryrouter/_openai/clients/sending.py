@@ -14,8 +14,10 @@ from typing import Any, Final, Protocol
 import openai
 
 from langchain_retryrouter._openai import wire
+from langchain_retryrouter._openai.clients import plain
 from langchain_retryrouter._openai.clients.sharing import Resource
 from langchain_retryrouter._openai.clients.streams import AsyncSDKStream, SDKStream
+from langchain_retryrouter._openai.clients.timed_reads import read_within
 from langchain_retryrouter._openai.failures import from_page, from_problem, typed_errors
 from langchain_retryrouter._openai.settings import limited, part_of, sdk_timeout
 
@@ -55,6 +57,8 @@ def create(
     request: Mapping[str, Any],
     attempt: Attempt,
     wall: Callable[[], float],
+    *,
+    as_dicts: bool = False,
 ) -> Any:
     """The answer to one request.
 
@@ -63,9 +67,11 @@ def create(
         request: Its keyword arguments.
         attempt: Which attempt it is, and how long it may take.
         wall: The seconds since the Unix epoch, to read an HTTP date with.
+        as_dicts: Whether plain data will do, where `resource` is one of ours.
     """
-    with typed_errors(wall, resource):
-        answer = resource.create(**_prepared(resource, request, attempt))
+    with typed_errors(wall, resource), read_within(attempt.timeout):
+        send = _creator(plain.create, resource, as_dicts=as_dicts)
+        answer = send(**_prepared(resource, request, attempt))
         return _checked(answer, request)
 
 
@@ -74,10 +80,13 @@ async def acreate(
     request: Mapping[str, Any],
     attempt: Attempt,
     wall: Callable[[], float],
+    *,
+    as_dicts: bool = False,
 ) -> Any:
     """Async twin of `create`."""
     with typed_errors(wall, resource):
-        answer = await resource.create(**_prepared(resource, request, attempt))
+        send = _creator(plain.acreate, resource, as_dicts=as_dicts)
+        answer = await send(**_prepared(resource, request, attempt))
         return _checked(answer, request)
 
 
@@ -86,6 +95,8 @@ def open_stream(
     request: Mapping[str, Any],
     attempt: Attempt,
     wall: Callable[[], float],
+    *,
+    as_dicts: bool = False,
 ) -> SDKStream:
     """The stream that one request opens, once its headers are there.
 
@@ -94,9 +105,11 @@ def open_stream(
         request: Its keyword arguments, `stream=True` among them.
         attempt: Which attempt it is, and how long its first token may take.
         wall: The seconds since the Unix epoch, to read an HTTP date with.
+        as_dicts: Whether plain data will do, where `resource` is one of ours.
     """
-    with typed_errors(wall, resource):
-        stream = resource.create(**_prepared(resource, request, attempt))
+    with typed_errors(wall, resource), read_within(attempt.timeout):
+        send = _creator(plain.create, resource, as_dicts=as_dicts)
+        stream = send(**_prepared(resource, request, attempt))
         if (page := _page_in(stream)) is not None:
             page.read()
             raise from_page(page)
@@ -111,10 +124,13 @@ async def aopen_stream(
     request: Mapping[str, Any],
     attempt: Attempt,
     wall: Callable[[], float],
+    *,
+    as_dicts: bool = False,
 ) -> AsyncSDKStream:
     """Async twin of `open_stream`."""
     with typed_errors(wall, resource):
-        stream = await resource.create(**_prepared(resource, request, attempt))
+        send = _creator(plain.acreate, resource, as_dicts=as_dicts)
+        stream = await send(**_prepared(resource, request, attempt))
         if (page := _page_in(stream)) is not None:
             await page.aread()
             raise from_page(page)
@@ -122,6 +138,14 @@ async def aopen_stream(
     reader = wire.StreamReader(wire.expected_choices(request))
     errors = functools.partial(typed_errors, wall, resource)
     return AsyncSDKStream(stream, reader, errors)
+
+
+def _creator(
+    plain_create: Callable[..., Any], resource: Any, *, as_dicts: bool
+) -> Callable[..., Any]:
+    if as_dicts and isinstance(resource, Resource):
+        return functools.partial(plain_create, resource)
+    return resource.create  # type: ignore[no-any-return]
 
 
 def _prepared(
@@ -169,5 +193,6 @@ def _page_in(stream: Any) -> Any:
 def _checked(answer: Any, request: Mapping[str, Any]) -> Any:
     problem = wire.problem_of(answer, wire.expected_choices(request))
     if problem is not None:
-        raise from_problem(problem)
+        response = answer.response if isinstance(answer, plain.PlainAnswer) else None
+        raise from_problem(problem, response=response)
     return answer

@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 
 import openai
 
+from langchain_retryrouter._openai.clients.timed_reads import watch
 from langchain_retryrouter._openai.settings import ClientSettings
 
 
@@ -39,6 +40,8 @@ def _new_client(settings: ClientSettings, prefix: str = "") -> tuple[Any, Any]:
         # Not left to the SDK: its own would, once collected, close itself in whichever
         # event loop happens to run, and takes no proxy.
         options: dict[str, Any] = {"verify": _ssl_context(*_certificates())}
+        if not prefix:
+            options["event_hooks"] = {"request": [watch]}
         if settings.proxy is not None:
             options["proxy"] = settings.proxy
         own = getattr(openai, f"Default{prefix}HttpxClient")(**options)
@@ -64,12 +67,18 @@ def _certificates() -> tuple[str | None, ...]:
 @functools.lru_cache(maxsize=4)
 def _ssl_context(*_certificates: str | None) -> Any:
     """What all clients share, since it is nearly all that one costs: about 20 ms."""
-    (library,) = {
+    return http_library().create_ssl_context()
+
+
+@functools.cache
+def http_library() -> Any:
+    """The HTTP library that the SDK itself uses: httpx up to openai 2, then httpx2."""
+    (name,) = {
         base.__module__
         for base in openai.DefaultHttpxClient.__mro__
         if base.__module__ in {"httpx", "httpx2"}
     }
-    return sys.modules[library].create_ssl_context()
+    return sys.modules[name]
 
 
 class _Shared:
@@ -217,11 +226,26 @@ class Resource:
         """Whatever the SDK's own resource has, such as `create`."""
         if name in Resource.__slots__ or name.startswith("__"):
             raise AttributeError(name)  # Asked by pickle and copy, before there is one.
+        return getattr(self.sdk_resource, name)
+
+    @property
+    def client(self) -> Any:
+        """The SDK client that is shared."""
         self._shared.hold(self)
-        resource = self._shared.get()
+        return self._shared.get()
+
+    @property
+    def sdk_resource(self) -> Any:
+        """The SDK's own resource."""
+        resource = self.client
         for step in self._path.split("."):
             resource = getattr(resource, step)
-        return getattr(resource, name)
+        return resource
+
+    @property
+    def url(self) -> str:
+        """Where its requests go, behind the address of the API."""
+        return "/" + self._path.replace(".", "/")
 
     @property
     def default_headers(self) -> Mapping[str, str]:

@@ -148,6 +148,20 @@ WRITTEN = {
 +    return joined(in_order(self._embed, chunks, self.max_concurrency))
 """,
     ),
+    "_openai.clients.sending.create": Difference(
+        "a task is cut off from outside; a thread's reads are given what is left",
+        """
+-    with typed_errors(wall, resource), read_within(attempt.timeout):
++    with typed_errors(wall, resource):
+""",
+    ),
+    "_openai.clients.sending.open_stream": Difference(
+        "a task is cut off from outside; a thread's reads are given what is left",
+        """
+-    with typed_errors(wall, resource), read_within(attempt.timeout):
++    with typed_errors(wall, resource):
+""",
+    ),
     "llms._closing.closing": Difference(
         "a method is asked for by its name, as a string",
         """
@@ -169,6 +183,7 @@ BY_LIBRARY = {
     "_gptrouter.transport.GatewayClient.post": _LIBRARIES,
     "_gptrouter.transport.GatewayClient.open_stream": _LIBRARIES,
     "_gptrouter.transport.GatewayClient._send": _LIBRARIES,
+    "_openai.clients.plain.PlainEvents": _SDK,
     "_openai.clients.sharing._SharedClient": _SDK,
     "_openai.clients.streams.SDKStream": _SDK,
     "_openai.clients.streams._Body": _SDK,

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langchain_retryrouter._gptrouter.sse import (
+from langchain_retryrouter._sse import (
     EventTooLargeError,
     ServerSentEvent,
     SSEParser,
 )
 
-CAPTURES = Path(__file__).parents[1] / "data" / "gptrouter_captures"
+CAPTURES = Path(__file__).parent / "data" / "gptrouter_captures"
 
 
 def body_of(capture: Path) -> bytes:

@@ -1,0 +1,201 @@
+"""Requests that leave through the SDK and come back as plain data.
+
+The SDK's `create` checks each parameter against its types on the way out, and makes an
+object of each part of an answer, and of each chunk, on the way in: more than half of
+what a call costs, and nearly all of what a chunk costs. The LLMs need neither. So the
+SDK's `post` sends, which knows address, account, headers and Azure's paths, and hands
+over the HTTP response; to read it is ours. What `create` does for a caller stays:
+an option that it does not know, or that is missing, is a `TypeError`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any, Final, NamedTuple
+
+import openai
+from pydantic_core import from_json
+
+from langchain_retryrouter._openai import wire
+from langchain_retryrouter._openai.clients.sharing import Resource, http_library
+from langchain_retryrouter._openai.failures import from_problem
+from langchain_retryrouter._sse import EventTooLargeError, SSEParser
+
+_OPTIONS: Final = {
+    "extra_headers": "headers",
+    "extra_query": "params",
+    "extra_body": "extra_json",
+    "timeout": "timeout",
+}
+_DONE: Final = b"[DONE]"
+
+
+class PlainAnswer(dict[str, Any]):
+    """An answer's JSON object, and the response that brought it."""
+
+    __slots__ = ("response",)
+
+    def __init__(self, data: Mapping[str, Any], response: Any) -> None:
+        """The parts of `data`."""
+        super().__init__(data)
+        self.response = response
+
+
+class _Parameters(NamedTuple):
+    """What the SDK's `create` takes: all names in its order, and those it needs."""
+
+    names: dict[str, None]
+    required: frozenset[str]
+
+
+def create(resource: Resource, **request: Any) -> Any:
+    """What the SDK's `create` returns, as plain data.
+
+    Args:
+        resource: Whose `create` it would be.
+        **request: The keyword arguments of `create`.
+
+    Returns:
+        A `PlainAnswer`; the text of a body that is no JSON object; or `PlainEvents`.
+
+    Raises:
+        TypeError: If an argument is unknown or missing.
+    """
+    response = resource.client.post(**_posted(resource, request))
+    return PlainEvents(response) if request.get("stream") else _answer_in(response)
+
+
+async def acreate(resource: Resource, **request: Any) -> Any:
+    """Async twin of `create`."""
+    response = await resource.client.post(**_posted(resource, request))
+    return AsyncPlainEvents(response) if request.get("stream") else _answer_in(response)
+
+
+class PlainEvents:
+    """What the SDK's `Stream` is: the chunks of a stream, but as plain data.
+
+    Attributes:
+        response: What they are in.
+    """
+
+    def __init__(self, response: Any) -> None:
+        self.response = response
+        # Held on to: one that is dropped at `[DONE]` takes its connection along.
+        self._parts = response.iter_bytes()
+
+    def __iter__(self) -> Iterator[Any]:
+        """The chunks, up to `[DONE]`."""
+        parser = SSEParser()
+        for part in self._parts:
+            for data in _events_in(part, parser, self.response):
+                if data.startswith(_DONE):
+                    return
+                yield _chunk_in(data, self.response)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self.response.close()
+        self._parts.close()
+
+
+class AsyncPlainEvents:
+    """Async twin of `PlainEvents`."""
+
+    def __init__(self, response: Any) -> None:
+        self.response = response
+        self._parts = response.aiter_bytes()
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        """The chunks, up to `[DONE]`."""
+        parser = SSEParser()
+        async for part in self._parts:
+            for data in _events_in(part, parser, self.response):
+                if data.startswith(_DONE):
+                    return
+                yield _chunk_in(data, self.response)
+
+    async def aclose(self) -> None:
+        """Let go of the connection."""
+        await self.response.aclose()
+        await self._parts.aclose()
+
+
+# What is sent.
+
+
+def _posted(resource: Resource, request: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of the SDK's `post`."""
+    sdk_class: Any = type(resource.sdk_resource)
+    parameters = _parameters(sdk_class)
+    if unknown := request.keys() - parameters.names.keys():
+        msg = f"create() got an unexpected keyword argument {min(unknown)!r}"
+        raise TypeError(msg)
+    given = {
+        name: request[name]
+        for name in parameters.names
+        if name in request and _is_given(request[name])
+    }
+    if missing := parameters.required - given.keys():
+        msg = f"create() misses the keyword argument {min(missing)!r}"
+        raise TypeError(msg)
+    options = {_OPTIONS[name]: given.pop(name) for name in _OPTIONS if name in given}
+    return {
+        "path": resource.url,
+        "cast_to": http_library().Response,
+        "body": given,
+        "options": {"security": {"bearer_auth": True}, **options},
+        "stream": bool(given.get("stream")),
+    }
+
+
+@functools.cache
+def _parameters(sdk_class: Any) -> _Parameters:
+    signature = inspect.signature(sdk_class.create)
+    _, *parameters = signature.parameters.values()
+    return _Parameters(
+        dict.fromkeys(p.name for p in parameters),
+        frozenset(p.name for p in parameters if p.default is p.empty),
+    )
+
+
+def _is_given(value: Any) -> bool:
+    return not isinstance(value, openai.NotGiven | openai.Omit)
+
+
+# What comes back.
+
+
+def _answer_in(response: Any) -> PlainAnswer:
+    try:
+        data = _from_json(response.content)
+    except ValueError:
+        data = response.text
+    if not isinstance(data, dict):
+        raise from_problem(wire.no_object(data), response=response)
+    return PlainAnswer(data, response)
+
+
+def _events_in(part: bytes, parser: SSEParser, response: Any) -> list[bytes]:
+    try:
+        return [event.data for event in parser.feed(part)]
+    except EventTooLargeError as error:
+        problem = wire.malformed(str(error))
+        raise from_problem(problem, response=response) from error
+
+
+def _chunk_in(data: bytes, response: Any) -> Any:
+    chunk = _from_json(data)
+    if isinstance(chunk, dict) and (error := chunk.get("error")):
+        raise from_problem(wire.reported(error), response=response)
+    return chunk
+
+
+def _from_json(data: bytes) -> Any:
+    try:
+        return from_json(data)
+    except ValueError:
+        # Slower, laxer with halves of surrogate pairs, and says what it does not like.
+        return json.loads(data)

@@ -1,0 +1,60 @@
+"""Sync answers that are limited as a whole, headers and error pages included.
+
+The HTTP library's own limit starts anew with every read, so a server that drips would
+never be caught by it. It tells, by its `trace` extension, of each connection that it
+opens; such a connection is taught to give each read what is left of the request's time.
+
+Only connections of the HTTP clients that we make: a user's own client is left as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any, Final
+
+_OPENED: Final = (".connect_tcp.complete", ".start_tls.complete")
+
+_due: ContextVar[float | None] = ContextVar("langchain_retryrouter_due", default=None)
+
+
+@contextlib.contextmanager
+def read_within(seconds: float | None) -> Iterator[None]:
+    """What is read in here must have come within so many seconds, None for no limit.
+
+    A read that comes too late raises a `TimeoutError`.
+    """
+    token = _due.set(None if seconds is None else time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _due.reset(token)
+
+
+def watch(request: Any) -> None:
+    """Ask the HTTP library to tell of the connection that it opens for `request`."""
+    request.extensions["trace"] = _told
+
+
+def _told(event: str, info: Mapping[str, Any]) -> None:
+    if event.endswith(_OPENED):
+        _teach(info["return_value"])
+
+
+def _teach(connection: Any) -> None:
+    read = connection.read
+
+    def read_in_time(max_bytes: int, timeout: float | None = None) -> bytes:
+        due = _due.get()
+        if due is not None:
+            left = due - time.monotonic()
+            if left <= 0:
+                msg = "the answer is overdue"
+                raise TimeoutError(msg)
+            timeout = left if timeout is None else min(timeout, left)
+        found: bytes = read(max_bytes, timeout)
+        return found
+
+    connection.read = read_in_time
