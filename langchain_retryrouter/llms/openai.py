@@ -9,9 +9,10 @@ means in `_openai.wire`, and the fields of the connection in `_connection`.
 from __future__ import annotations
 
 import functools
+import inspect
 import warnings
-from collections.abc import AsyncIterator, Iterator, Mapping
-from typing import Any, cast
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any, ParamSpec, TypeVar, cast
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
@@ -30,6 +31,9 @@ from langchain_retryrouter.llms._closing import aclosing, closing
 from langchain_retryrouter.llms._completions import CHAT_MODEL, CompletionsModel
 from langchain_retryrouter.llms._connection import OpenAIConnection
 from langchain_retryrouter.llms._exchange import aanswer, answer, astream, stream
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 __all__ = [
     "AzureOpenAI",
@@ -89,6 +93,12 @@ def _raise_for(problem: wire.Problem | None, attempts: int = 1) -> None:
         raise from_problem(problem, attempts)
 
 
+def _signed(method: Callable[P, R]) -> Callable[P, R]:
+    """`method`, whose signature is known: langchain-core asks for it in each call."""
+    vars(method)["__signature__"] = inspect.signature(method)
+    return method
+
+
 class OpenAILLM(OpenAIConnection):
     """How prompts become an `LLMResult`, at both endpoints."""
 
@@ -128,6 +138,7 @@ class OpenAILLM(OpenAIConnection):
                 yield chunk
         _raise_for(reader.problem)
 
+    @_signed
     def _generate(
         self,
         prompts: list[str],
@@ -145,6 +156,7 @@ class OpenAILLM(OpenAIConnection):
             answers = [self._read(raw) for raw in raws]
         return self._result(answers, prompts, kwargs)
 
+    @_signed
     async def _agenerate(
         self,
         prompts: list[str],

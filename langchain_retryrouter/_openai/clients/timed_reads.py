@@ -16,6 +16,8 @@ from contextvars import ContextVar
 from typing import Any, Final
 
 _OPENED: Final = (".connect_tcp.complete", ".start_tls.complete")
+_SENDING: Final = ".send_request_headers.started"
+_TO_A_PROXY: Final = b"CONNECT"
 
 _due: ContextVar[float | None] = ContextVar("langchain_retryrouter_due", default=None)
 
@@ -41,6 +43,9 @@ def watch(request: Any) -> None:
 def _told(event: str, info: Mapping[str, Any]) -> None:
     if event.endswith(_OPENED):
         _teach(info["return_value"])
+    elif event.endswith(_SENDING) and info["request"].method != _TO_A_PROXY:
+        # Connected: what else there is to tell would only take time.
+        info["request"].extensions.pop("trace", None)
 
 
 def _teach(connection: Any) -> None:
