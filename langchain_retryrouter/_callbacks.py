@@ -27,7 +27,7 @@ from langchain_core.callbacks import (
 )
 from langchain_core.language_models.base import LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.messages import AIMessageChunk, BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatResult
 from langchain_core.runnables import RunnableConfig, ensure_config
 from langchain_core.utils.uuid import uuid7
@@ -158,7 +158,7 @@ class RetryVisibleChatModel(BaseChatModel):
             with _announced(self, run_manager):
                 first = next(chunks, None)
             if first is not None:
-                yield first
+                yield _as_chunk(first)
                 yield from chunks
 
     async def astream(
@@ -187,7 +187,7 @@ class RetryVisibleChatModel(BaseChatModel):
             with _announced(self, run_manager):
                 first = await anext(chunks, None)
             if first is not None:
-                yield first
+                yield _as_chunk(first)
                 async for chunk in chunks:
                     yield chunk
 
@@ -214,6 +214,17 @@ class RetryVisibleChatModel(BaseChatModel):
             return await super()._agenerate_with_cache(
                 messages, stop=stop, run_manager=run_manager, **kwargs
             )
+
+
+def _as_chunk(message: AIMessage) -> AIMessageChunk:
+    """`message` as what a stream is made of.
+
+    Where nothing is streamed, by `disable_streaming` or `streaming=False`, a whole
+    message comes from langchain-core, whose own parsers then lose its tool calls.
+    """
+    if isinstance(message, AIMessageChunk):
+        return message
+    return AIMessageChunk(**message.model_dump(exclude={"type"}), chunk_position="last")
 
 
 def _open_run(

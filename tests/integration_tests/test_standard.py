@@ -100,6 +100,12 @@ class TestHostedStreaming(_InGoodHealth):
     fields: ClassVar[dict[str, Any]] = {"streaming": True}
 
 
+class TestHostedUnstreamed(_InGoodHealth):
+    """The newer gateway, where a stream is a whole answer in one piece."""
+
+    fields: ClassVar[dict[str, Any]] = {"disable_streaming": True}
+
+
 class TestThroughFaults(_OverLoopback):
     """Whatever is asked fails once before it is answered, and nobody notices."""
 
