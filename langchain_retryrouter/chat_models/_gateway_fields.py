@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Final
 
 from langchain_core.language_models import ModelProfile
 from langchain_core.language_models.base import LangSmithParams
+from langchain_core.outputs import ChatGeneration, Generation
 from pydantic import Field, ValidationInfo, field_validator
 
 from langchain_retryrouter._callbacks import RetryVisibleChatModel
@@ -151,3 +152,17 @@ class GatewayFields(GatewayConnection, RetryVisibleChatModel):
         self, llm_outputs: list[dict[str, Any] | None], /
     ) -> dict[str, Any]:
         return add_usage(llm_outputs)
+
+    def _convert_cached_generations(
+        self, cache_val: list[Generation]
+    ) -> list[ChatGeneration]:
+        """What a cache has, saying that this time nothing was sent for it."""
+        generations = super()._convert_cached_generations(cache_val)
+        for generation in generations:
+            message = generation.message
+            # A dict of its own: whoever was given the answer before has the old one.
+            message.response_metadata = {
+                **message.response_metadata,
+                "retryrouter": {"attempts": []},
+            }
+        return generations
