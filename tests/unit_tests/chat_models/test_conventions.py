@@ -185,7 +185,7 @@ def _first_fails(gateway: FaultyGateway, fault: Step) -> None:
 def test_a_batch_keeps_its_order(
     twin: Twin, new_llm: NewModel, gateway: FaultyGateway
 ) -> None:
-    """Each question of a batch fails once and is answered in its place."""
+    """Each question fails once, is answered in its place, and waits for its turn."""
     _first_fails(gateway, Status(429, {"retry-after": "1"}))
     questions = [f"question {number}" for number in range(8)]
 
@@ -196,6 +196,7 @@ def test_a_batch_keeps_its_order(
     ]
     assert all(attempts_of(answer) == ["rate_limit", "ok"] for answer in answers)
     assert len(gateway.requests) == 16
+    assert gateway.connections <= 3
 
 
 def test_a_batch_may_bring_errors_along(
