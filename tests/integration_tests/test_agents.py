@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 import pytest
 from langchain.agents import create_agent
-from langchain.agents.middleware import ModelRetryMiddleware
+from langchain.agents.middleware import ModelFallbackMiddleware, ModelRetryMiddleware
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel
 
 from langchain_retryrouter import (
     GPTRouter,
@@ -36,6 +37,8 @@ from tests.unit_tests.conftest import Twin
 
 from .faults import AFTER_THE_FIRST_TOKEN, BEFORE_THE_FIRST_TOKEN
 
+MODEL = GPTRouterModel(name="gpt-4-0613", provider_name="chat_openai")
+OTHER = GPTRouterModel(name="gpt-4o", provider_name="chat_openai")
 QUESTION = {"messages": [("user", "What is the weather in 'Oslo'?")]}
 ANSWER = "The tools said: It rains in Oslo"
 
@@ -47,8 +50,15 @@ class Forecast(BaseModel):
     degrees: int
 
 
+class NewLLM(Protocol):
+    """Makes models of the test's gateway."""
+
+    def __call__(self, **fields: Any) -> GPTRouter:
+        """A model, with these fields besides."""
+
+
 class NewAgent(Protocol):
-    """Makes agents of the test's model and its one tool."""
+    """Makes agents of a model and one tool."""
 
     def __call__(self, *, max_retries: int = 2, **arguments: Any) -> Any:
         """An agent, with these arguments besides."""
@@ -69,9 +79,23 @@ def cities() -> list[str]:
 
 
 @pytest.fixture
-def new_agent(
-    gateway: FaultyGateway, fake_clock: FakeClock, cities: list[str]
-) -> NewAgent:
+def new_llm(gateway: FaultyGateway, fake_clock: FakeClock) -> NewLLM:
+    """Makes models that wait on the test's clock."""
+
+    def new_llm(**fields: Any) -> GPTRouter:
+        settings: dict[str, Any] = {
+            "models_priority_list": [MODEL],
+            "gpt_router_api_base": gateway.url,
+            "gpt_router_api_key": "any",
+            "clock": fake_clock,
+        }
+        return GPTRouter(**{**settings, **fields})
+
+    return new_llm
+
+
+@pytest.fixture
+def new_agent(new_llm: NewLLM, cities: list[str]) -> NewAgent:
     """Makes agents whose tool writes down each time it runs."""
 
     @tool
@@ -81,15 +105,7 @@ def new_agent(
         return f"It rains in {city}"
 
     def new_agent(*, max_retries: int = 2, **arguments: Any) -> Any:
-        llm = GPTRouter(
-            models_priority_list=[
-                GPTRouterModel(name="gpt-4-0613", provider_name="chat_openai")
-            ],
-            gpt_router_api_base=gateway.url,
-            gpt_router_api_key=SecretStr("any"),
-            max_retries=max_retries,
-            clock=fake_clock,
-        )
+        llm = new_llm(max_retries=max_retries)
         return create_agent(**{"model": llm, "tools": [get_weather], **arguments})
 
     return new_agent
@@ -165,6 +181,32 @@ def test_an_agents_tokens_come_once(
     assert [call["args"] for call in called.tool_calls] == [{"city": "Oslo"}]
     assert answer.text == ANSWER
     assert len(chunks) > len(ANSWER.split())
+    assert cities == ["Oslo"]
+    assert len(gateway.requests) == 4
+
+
+@pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning")
+def test_an_agents_messages_come_once(
+    twin: Twin, new_agent: NewAgent, gateway: FaultyGateway, cities: list[str]
+) -> None:
+    """`stream_events` v3 of an agent shows nothing of faults before the first token."""
+    gateway.script(Status(503), Answer(), Reset(), Answer())
+    agent = new_agent()
+
+    async def follow() -> list[str]:
+        run = await agent.astream_events(QUESTION, version="v3")
+        return [
+            "".join([part async for part in message.text])
+            async for message in run.messages
+        ]
+
+    if twin.is_async:
+        said = asyncio.run(follow())
+    else:
+        run = agent.stream_events(QUESTION, version="v3")
+        said = ["".join(message.text) for message in run.messages]
+
+    assert said == ["", ANSWER]
     assert cities == ["Oslo"]
     assert len(gateway.requests) == 4
 
@@ -255,6 +297,30 @@ def test_retries_are_not_multiplied(
         twin.invoke(new_agent(middleware=[retries]), QUESTION)
 
     assert len(gateway.requests) == 3
+
+
+def test_a_fallback_takes_over_in_the_middle(
+    twin: Twin,
+    new_llm: NewLLM,
+    new_agent: NewAgent,
+    gateway: FaultyGateway,
+    cities: list[str],
+) -> None:
+    """When the model is given up on, another one answers from the tool's result."""
+    other = new_llm(models_priority_list=[OTHER])
+    gateway.script(Answer(), model=MODEL.name)
+    gateway.always(Status(503), model=MODEL.name)
+    agent = new_agent(middleware=[ModelFallbackMiddleware(other)])
+
+    messages = twin.invoke(agent, QUESTION)["messages"]
+
+    assert messages[-1].content == ANSWER
+    assert messages[-1].response_metadata["model_name"] == OTHER.name
+    assert cities == ["Oslo"]
+    assert [request.model for request in gateway.requests] == [
+        *[MODEL.name] * 4,
+        OTHER.name,
+    ]
 
 
 def test_retries_can_be_left_to_langchain(
