@@ -2,13 +2,15 @@
 
 A page is read from top to bottom. Its Python blocks run in that order in one namespace;
 one with a bare `await` runs in an event loop, as it would in a notebook. Every Python
-block runs, and a block of another language does not. Beside this there are two signs:
+block runs, and a block of another language does not. Beside this there are three signs:
 
 - An `output` block is what the Python block above it prints, word for word; `...`
   stands for what is another each time.
 - `<!-- server: Status(429), Answer("Paris") -->`, which no reader sees, lets the server
   behind the page take these steps of `langchain_retryrouter.testing` while the Python
   block below runs, which must use them all.
+- `<!-- needs: langchain -->` says that the Python block below imports a package which
+  the unit tests go without; they leave the block out, and the integration tests run it.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from markdown_it.token import Token
 from langchain_retryrouter import testing
 from langchain_retryrouter.testing import FaultyGateway
 
-_SERVER = re.compile(r"<!--\s*server:(?P<steps>.*?)-->", re.DOTALL)
+_SIGN = re.compile(r"<!--\s*(?P<name>server|needs):(?P<said>.*?)-->", re.DOTALL)
+_FIELDS = {"server": "steps", "needs": "needs"}
 _OTHER_NAMES = {"py", "python3", "Python"}
 
 
@@ -43,6 +46,7 @@ class Block:
     line: int
     code: str
     steps: str = ""
+    needs: str = ""
     output: str | None = None
 
     def __str__(self) -> str:
@@ -58,22 +62,24 @@ def blocks_of(path: Path) -> list[Block]:
             Python would not be run.
     """
     blocks: list[Block] = []
-    steps, above = "", ""
+    signs: dict[str, str] = {}
+    above = ""
     for token in MarkdownIt().parse(path.read_text()):
         place = f"{path.name}:{token.map[0] + 1}" if token.map else path.name
-        if token.type == "html_block" and (found := _SERVER.search(token.content)):
-            _refuse(steps, f"{place}: no Python block comes after the script before")
-            steps = found["steps"].strip()
+        if token.type == "html_block" and (found := _SIGN.search(token.content)):
+            field = _FIELDS[found["name"]]
+            _refuse(field in signs, f"{place}: no Python block comes after the other")
+            signs[field] = found["said"].strip()
         elif token.type == "fence":
             language = _language_of(token, place)
             if language == "python":
-                blocks.append(Block(path, _first_line(token), token.content, steps))
-                steps = ""
+                blocks.append(Block(path, _first_line(token), token.content, **signs))
+                signs = {}
             elif language == "output":
                 _refuse(above != "python", f"{place}: no Python block stands above it")
                 blocks[-1] = dataclasses.replace(blocks[-1], output=token.content)
             above = language
-    _refuse(steps, f"{path.name}: no Python block comes after the last script")
+    _refuse(signs, f"{path.name}: no Python block comes after the last sign")
     return blocks
 
 

@@ -99,6 +99,7 @@ def test_a_page_that_says_something_else_fails(
             id="output-of-bash",
         ),
         pytest.param("<!-- server: Reset() -->\n", "no Python block", id="script"),
+        pytest.param("<!-- needs: x -->\n", "no Python block", id="needs"),
         pytest.param(
             "<!-- server: Reset() -->\n\n<!-- server: Reset() -->\n```python\n1\n```\n",
             "page.md:3",
@@ -118,3 +119,12 @@ def test_blocks_in_lists_are_run(tmp_path: Path) -> None:
     """An indented block is a block."""
     (block,) = blocks_of(_page(tmp_path, "1. x\n\n   ```python\n   y = 1\n   ```\n"))
     assert (block.code, block.line) == ("y = 1\n", 4)
+
+
+def test_a_block_tells_what_it_needs_and_what_its_server_does(tmp_path: Path) -> None:
+    """A sign is the next block's alone, and two different ones may stand above it."""
+    signs = "<!-- needs: langchain -->\n<!-- server: Reset() -->\n"
+    block = "```python\n1\n```\n"
+    first, second = blocks_of(_page(tmp_path, f"{signs}{block}{block}"))
+    assert (first.needs, first.steps) == ("langchain", "Reset()")
+    assert (second.needs, second.steps) == ("", "")
