@@ -222,7 +222,10 @@ class GatewayConnection(Serializable):
     """Gateway metadata: the application that makes the call."""
 
     gateway_metadata: dict[str, Any] = Field(default_factory=dict)
-    """More gateway metadata; LangChain's own `metadata` is the tracers', not sent."""
+    """More gateway metadata; LangChain's own `metadata` is the tracers', not sent.
+
+    A call's own takes the place of all of it.
+    """
 
     clock: Clock | None = Field(default=None, exclude=True, repr=False)
     """What tells the time and waits; `testing.FakeClock` in a test."""

@@ -79,7 +79,7 @@ class GatewayFields(GatewayConnection, RetryVisibleChatModel):
     """Whether `invoke` streams inside."""
 
     n: int = Field(default=1, ge=1)
-    """Answers per prompt; more than 1 cannot be streamed."""
+    """Answers per prompt; more than 1 goes with neither streams nor tools."""
 
     max_tokens: int | None = Field(default=256, ge=1)
     """Tokens of an answer at the most; None leaves it to the provider."""

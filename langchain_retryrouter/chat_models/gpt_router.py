@@ -115,8 +115,9 @@ def completion_with_retry(
         llm: The model whose client, policy, budget and breaker are used.
         models_priority_list: The models to ask, the preferred one first.
         run_manager: Told of each retry (`on_retry`) before its wait.
-        **kwargs: What the provider is asked, such as `messages`; with `stream=True`
-            the answer is a generator of events.
+        **kwargs: What the provider is asked, such as `messages`, and what the gateway
+            is told for its records, such as `tag`; with `stream=True` the answer is a
+            generator of events.
 
     Returns:
         The answer; its `retryrouter` tells the attempts it took. With `stream=True`
@@ -126,6 +127,8 @@ def completion_with_retry(
     Raises:
         RetryRouterError: The last attempt's own error, with a note saying why there was
             no further one. A stream raises it from `next`.
+        UnsupportedOptionError: For a value that no gateway takes, by its name.
+        ValueError: For `n` above 1 with tools, which no stream can carry.
     """
     is_stream = bool(kwargs.pop("stream", False))
     settings = llm._exchange_settings(kwargs)  # noqa: SLF001 - the model's other half
@@ -232,6 +235,7 @@ class GPTRouter(GatewayFields):
 
         Raises:
             ValueError: If `tool_choice` asks for a tool that is not given.
+            TypeError: If `tool_choice` is of no such type.
         """
         options = tool_options(
             tools, tool_choice, strict=strict, parallel_tool_calls=parallel_tool_calls
@@ -259,6 +263,11 @@ class GPTRouter(GatewayFields):
                 `parsing_error` instead, and never to raise for what cannot be parsed.
             strict: Whether the provider shall hold the answer to the schema exactly.
             **kwargs: More options of a call.
+
+        Returns:
+            What takes a prompt and gives such data. With "function_calling" it gives
+            None where there is no readable call: the model may answer in text, above
+            all where the gateway loses `tool_choice`.
 
         Raises:
             ValueError: For a method that does not exist or does not fit the arguments.
