@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from langchain_retryrouter._openai import wire
 from langchain_retryrouter.llms._connection import OpenAIConnection, add_stop
@@ -40,6 +40,9 @@ class CompletionsModel(OpenAIConnection):
     logprobs: int | None = None
     """How many likely tokens to report at each step, with their probabilities."""
 
+    # Not `lc_secrets` itself: LangChain asks each base class for it; the last wins.
+    _secrets: ClassVar[dict[str, str]] = {"openai_api_key": "OPENAI_API_KEY"}
+
     @classmethod
     def is_lc_serializable(cls) -> bool:
         """LangChain can save it; the key is left out."""
@@ -53,7 +56,7 @@ class CompletionsModel(OpenAIConnection):
     @property
     def lc_secrets(self) -> dict[str, str]:
         """Which fields are left out when LangChain saves the model."""
-        return {"openai_api_key": "OPENAI_API_KEY"}
+        return self._secrets
 
     @property
     def lc_attributes(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ClassVar, ParamSpec, TypeVar, cast
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
@@ -316,13 +316,10 @@ class AzureOpenAI(AzureConnection, BaseOpenAI):
         ```
     """
 
-    @property
-    def lc_secrets(self) -> dict[str, str]:
-        """Which fields are left out when LangChain saves the model."""
-        return {
-            "openai_api_key": "AZURE_OPENAI_API_KEY",
-            "azure_ad_token": "AZURE_OPENAI_AD_TOKEN",
-        }
+    _secrets: ClassVar[dict[str, str]] = {
+        "openai_api_key": "AZURE_OPENAI_API_KEY",
+        "azure_ad_token": "AZURE_OPENAI_AD_TOKEN",
+    }
 
     @property
     def lc_attributes(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 
 import openai as sdk
 import pytest
+from langchain_core.load import dumpd
 from langchain_core.outputs import LLMResult
 
 from langchain_retryrouter.llms import openai as ours
@@ -83,6 +84,7 @@ NO_ENDLESS_WAIT = (
 LEDGER = "tells the attempts of the call"
 BOTH_TWINS = "the peer forgets it in its async twin"
 OWN_NAME = "a user agent says whose it is"
+SAME_NUMBER = "a number that is given as 1 is sent as 1, and not as 1.0"
 ONE_KEY = "lets a gateway know an attempt that repeats another"
 COMMON = {
     "header idempotency-key": ONE_KEY,
@@ -91,9 +93,14 @@ COMMON = {
     "callback info.retryrouter": LEDGER,
 }
 WANTED: dict[tuple[str, str], dict[str, str]] = {
-    ("community", "OpenAI"): {**COMMON, "body logit_bias": NO_NULLS},
+    ("community", "OpenAI"): {
+        **COMMON,
+        "body logit_bias": NO_NULLS,
+        "how the body is written": SAME_NUMBER,
+    },
     ("community", "AzureOpenAI"): {
         **COMMON,
+        "how the body is written": SAME_NUMBER,
         "body logit_bias": NO_NULLS,
         "header user-agent": OWN_NAME,
     },
@@ -190,6 +197,8 @@ def differences(theirs: Seen, mine: Seen) -> Iterator[tuple[str, Any, Any]]:
         yield "number of requests", len(theirs.requests), len(mine.requests)
     for their, my in zip(theirs.requests, mine.requests, strict=False):
         yield from _apart("body ", their.payload, my.payload)
+        if their.payload == my.payload and len(their.body) != len(my.body):
+            yield "how the body is written", their.body, my.body
         yield from _apart("header ", _headers(their), _headers(my))
         where = {"method": their.method, "path": their.path, "query": their.query}
         here = {"method": my.method, "path": my.path, "query": my.query}
@@ -240,6 +249,107 @@ def test_only_what_is_wanted_differs(
     wanted = WANTED[peer, cls] | (WANTED_ASYNC if twin.is_async else {})
     assert {name: found[name] for name in sorted(found.keys() - wanted.keys())} == {}
     assert sorted(wanted.keys() - found.keys()) == []
+
+
+CHAT_CASES = [
+    Case("plain", "invoke", ask="hi"),
+    Case("stop", "invoke", ask="hi", options={"stop": ["stub"]}),
+    Case("parameters", "invoke", {"temperature": 0, "top_p": 0.5, "seed": 3}, "hi"),
+    Case("penalties", "invoke", {"frequency_penalty": 1, "presence_penalty": 1}, "hi"),
+    Case("bias", "invoke", {"logit_bias": {"50256": -100}}, "hi"),
+    Case("logprobs", "invoke", {"logprobs": True, "top_logprobs": 2}, "hi"),
+    Case("limit", "invoke", {"max_tokens": 5}, "hi"),
+    Case("model_kwargs", "invoke", {"model_kwargs": {"user": "me"}}, "hi"),
+    Case("extra body", "invoke", {"extra_body": {"top_k": 3}}, "hi"),
+    Case("headers", "invoke", {"default_headers": {"x-mine": "1"}}, "hi"),
+    Case("organization", "invoke", {"organization": "org-1"}, "hi"),
+    Case("stream", "stream", {"stream_usage": True}, "hi"),
+    Case("stream without usage", "stream", {"stream_usage": False}, "hi"),
+]
+WANTED_OF_CHAT = {
+    **{name: COMMON[name] for name in COMMON if name.startswith("header")},
+    "body stream": "false is the API's own default",
+    "body max_tokens": "what langchain-community's class sends, and all servers know",
+    "body max_completion_tokens": "the other side of it",
+    "header x-stainless-raw-response": "how the peer asks its SDK for the headers",
+}
+
+
+def test_the_chat_class_asks_as_chat_openai_does(gateway: FaultyGateway) -> None:
+    """One prompt to `OpenAIChat` is one message of `ChatOpenAI`, and so is the answer.
+
+    There is no peer of the same kind: langchain-community's does not start, and
+    langchain-openai has none. (Nor does its async client live through two event loops.)
+    """
+    peer = importlib.import_module("langchain_openai").ChatOpenAI
+    found: dict[str, str] = {}
+    for case in CHAT_CASES:
+        fields = {**settings("OpenAIChat", gateway), "model": "gpt-4o", **case.fields}
+        seen = []
+        for cls in (peer, ours.OpenAIChat):
+            gateway.reset_log()
+            llm = cls(**fields)
+            if case.method == "stream":
+                chunks = llm.stream(case.ask)
+                said = "".join(getattr(chunk, "text", chunk) for chunk in chunks)
+            else:
+                answer = llm.invoke(case.ask, **case.options)
+                said = getattr(answer, "text", answer)
+            seen.append(Seen(gateway.requests, said, {}))
+        for name, their, my in differences(*seen):
+            found.setdefault(name, f"{case.name}: theirs {their!r}, ours {my!r}")
+    assert {n: found[n] for n in sorted(found.keys() - WANTED_OF_CHAT.keys())} == {}
+    assert sorted(WANTED_OF_CHAT.keys() - found.keys()) == []
+
+
+SAID = (
+    "_llm_type",
+    "_identifying_params",
+    "_invocation_params",
+    "lc_secrets",
+)
+WANTED_OF_SAID = {
+    ("community", "OpenAI"): {"_identifying_params", "_invocation_params", "saved"},
+    ("community", "AzureOpenAI"): {
+        "_identifying_params",
+        "_invocation_params",
+        "lc_secrets",
+        "saved",
+        "langsmith",
+    },
+    ("openai", "OpenAI"): {"_identifying_params", "_invocation_params"},
+    ("openai", "AzureOpenAI"): {"_identifying_params", "_invocation_params"},
+}
+"""Nulls and empty tables (`NO_NULLS`), and an empty proxy; Azure as langchain-openai's:
+its key's own variable, its provider's name, its deployment for a model's name."""
+
+
+def said_of(llm: Any) -> dict[str, Any]:
+    """What a model says of itself, to be traced, cached and saved."""
+    return {
+        **{name: getattr(llm, name) for name in SAID},
+        "saved": dumpd(llm),
+        "langsmith": llm._get_ls_params(stop=["x"]),  # noqa: SLF001 - LangChain's hook
+    }
+
+
+@pytest.mark.parametrize("cls", ["OpenAI", "AzureOpenAI"])
+@pytest.mark.parametrize("peer", PEERS)
+def test_models_say_the_same_of_themselves(
+    gateway: FaultyGateway, peer: str, cls: str
+) -> None:
+    """Traces, caches and saved models know ours as they know the peer's."""
+    fields = {**settings(cls, gateway), "temperature": 0.5, "organization": "org"}
+    with old_habits():
+        theirs = getattr(peer_module(peer), cls)(**fields)
+        mine = getattr(ours, cls)(**fields)
+        said, my = said_of(theirs), said_of(mine)
+        theirs.client._client.close()  # noqa: SLF001 - the SDK's name
+    different = {name for name in said if said[name] != my[name]}
+    assert different == WANTED_OF_SAID[peer, cls]
+    for name in ("_identifying_params", "_invocation_params"):
+        meant = {n: v for n, v in said[name].items() if v not in (None, {})}
+        assert meant == my[name]
 
 
 @pytest.mark.parametrize("cls", ["OpenAI", "AzureOpenAI"])

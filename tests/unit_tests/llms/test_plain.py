@@ -71,7 +71,7 @@ def test_both_ways_send_the_same_bytes(
     *,
     stream: bool,
 ) -> None:
-    """Path, headers and body are the SDK's own, to the byte and in their order."""
+    """Path, headers and body are the SDK's own, but for the order of the fields."""
     options: dict[str, Any] = {
         "temperature": 0.5,
         "seed": 1,
