@@ -96,8 +96,14 @@ _BY_PHRASE: Final = (
     ("input tokens exceed the configured limit", FailureKind.CONTEXT_OVERFLOW),
     ("prompt is too long", FailureKind.CONTEXT_OVERFLOW),
     ("contextwindowexceedederror", FailureKind.CONTEXT_OVERFLOW),
+    # Anthropic's, Bedrock's, Google's.
+    ("`max_tokens` exceed context limit", FailureKind.CONTEXT_OVERFLOW),
+    ("input is too long for requested model", FailureKind.CONTEXT_OVERFLOW),
+    ("exceeds the maximum number of tokens allowed", FailureKind.CONTEXT_OVERFLOW),
     ("exceeded your current quota", FailureKind.QUOTA),
+    ("credit balance is too low", FailureKind.QUOTA),
     ("content management policy", FailureKind.CONTENT_FILTER),
+    ("blocked by content filtering policy", FailureKind.CONTENT_FILTER),
     ("contentpolicyviolationerror", FailureKind.CONTENT_FILTER),
     ("invalid model name passed", FailureKind.NOT_FOUND),
 )

@@ -102,6 +102,15 @@ PHRASES = {
     "Input tokens exceed the configured limit of 272000 tokens.": K.CONTEXT_OVERFLOW,
     "prompt is too long: 215000 tokens > 200000 maximum": K.CONTEXT_OVERFLOW,
     "litellm.ContextWindowExceededError: bad request": K.CONTEXT_OVERFLOW,
+    "input length and `max_tokens` exceed context limit: 178959 + 64000 > 200000": (
+        K.CONTEXT_OVERFLOW
+    ),
+    "ValidationException: Input is too long for requested model.": K.CONTEXT_OVERFLOW,
+    "The input token count (3475108) exceeds the maximum number of tokens allowed": (
+        K.CONTEXT_OVERFLOW
+    ),
+    "Your credit balance is too low to access the Anthropic API.": K.QUOTA,
+    "Output blocked by content filtering policy": K.CONTENT_FILTER,
     "You exceeded your current quota, please check your plan.": K.QUOTA,
     "The response was filtered by Azure OpenAI's content management policy.": (
         K.CONTENT_FILTER

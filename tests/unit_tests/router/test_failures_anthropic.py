@@ -1,0 +1,323 @@
+"""What `ChatAnthropic` raises, fault by fault, and the name that it gets.
+
+`FaultyGateway` does not speak Anthropic's protocol: the faults are scripted as they
+come over the wire, in the forms of docs.claude.com/en/api/errors and /streaming.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import anthropic
+import pytest
+from langchain_anthropic import ChatAnthropic
+from pydantic import SecretStr
+
+from langchain_retryrouter import errors
+from langchain_retryrouter._router.failures import name_failure
+from langchain_retryrouter.testing import (
+    Body,
+    FaultyGateway,
+    Hangup,
+    HtmlPage,
+    Raw,
+    Reset,
+    Silence,
+    Status,
+    Step,
+)
+
+from .attempts import WALL, WAYS, Way, ask, error_of, failure
+
+KEY = "sk-ant-0123456789abcdef"
+JSON = {"content-type": "application/json", "request-id": "req_header"}
+EVENTS = {"content-type": "text/event-stream"}
+ANSWER = {
+    "id": "msg_1",
+    "type": "message",
+    "role": "assistant",
+    "model": "claude-of-the-tests",
+    "content": [{"type": "text", "text": "Hello."}],
+    "stop_reason": "end_turn",
+    "usage": {"input_tokens": 3, "output_tokens": 2},
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A fault, the class of its error, and facts that it must have."""
+
+    name: str
+    step: Step
+    error: type[errors.RetryRouterError]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """What pytest calls the row."""
+        return self.name
+
+
+def problem(kind: str, message: str = "Said by Anthropic.") -> str:
+    """The body of every error, whole or as an event."""
+    error = {"type": kind, "message": message}
+    return json.dumps({"type": "error", "error": error, "request_id": "req_body"})
+
+
+def status(
+    code: int,
+    kind: str,
+    error: type[errors.RetryRouterError],
+    message: str = "Said by Anthropic.",
+    **facts: Any,
+) -> Row:
+    """An error with a status of its own."""
+    told = {"status_code": code, "code": kind, "request_id": "req_header", **facts}
+    step = Status(code, JSON, problem(kind, message))
+    return Row(f"{code} {kind}: {message}", step, error, told)
+
+
+def event(name: str, data: str) -> str:
+    """One event of a stream."""
+    return f"event: {name}\ndata: {data}\n\n"
+
+
+BEGINNING = event(
+    "message_start",
+    json.dumps(
+        {
+            "type": "message_start",
+            "message": {**ANSWER, "content": [], "stop_reason": None},
+        }
+    ),
+) + event(
+    "content_block_start",
+    '{"type":"content_block_start","index":0,'
+    '"content_block":{"type":"text","text":""}}',
+)
+
+
+def after_the_beginning(*events: str) -> Step:
+    """A stream that began well."""
+    return Body(200, EVENTS, BEGINNING + "".join(events))
+
+
+EITHER_WAY = [
+    status(400, "invalid_request_error", errors.InvalidRequestError),
+    status(
+        400,
+        "invalid_request_error",
+        errors.ContextLengthError,
+        "prompt is too long: 215000 tokens > 200000 maximum",
+    ),
+    status(
+        400,
+        "invalid_request_error",
+        errors.ContextLengthError,
+        "input length and `max_tokens` exceed context limit: 178959 + 64000 > 200000",
+    ),
+    status(
+        400,
+        "invalid_request_error",
+        errors.ContentFilterError,
+        "Output blocked by content filtering policy",
+    ),
+    status(
+        400,
+        "invalid_request_error",
+        errors.QuotaExceededError,
+        "Your credit balance is too low to access the Anthropic API.",
+    ),
+    status(401, "authentication_error", errors.AuthenticationError),
+    status(402, "billing_error", errors.QuotaExceededError),
+    status(403, "permission_error", errors.PermissionDeniedError),
+    status(404, "not_found_error", errors.NotFoundError),
+    status(409, "conflict_error", errors.ConflictError),
+    status(413, "request_too_large", errors.InvalidRequestError),
+    status(429, "rate_limit_error", errors.RateLimitError, may_have_run=False),
+    status(500, "api_error", errors.ServerError, may_have_run=True),
+    status(504, "timeout_error", errors.APITimeoutError),
+    status(529, "overloaded_error", errors.UnavailableError),
+    Row(
+        "429 with Retry-After",
+        Status(429, {**JSON, "retry-after": "7"}, problem("rate_limit_error")),
+        errors.RateLimitError,
+        {"retry_after": 7.0},
+    ),
+    Row("HTML 503", HtmlPage(503), errors.UnavailableError, {"code": None}),
+    Row("reset", Reset(), errors.APIConnectionError, {"may_have_run": True}),
+    Row("hangup", Hangup(), errors.APIConnectionError, {"may_have_run": True}),
+    Row(
+        "cut",
+        Raw(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+            b"transfer-encoding: chunked\r\n\r\n40\r\nevent: message"
+        ),
+        errors.APIConnectionError,
+        {"may_have_run": True},
+    ),
+]
+
+UNSTREAMED = [
+    Row("empty object", Body(200, JSON, "{}"), errors.MalformedResponseError),
+    Row("no JSON", Body(200, JSON, "Hello."), errors.MalformedResponseError),
+    Row("a page", HtmlPage(200), errors.MalformedResponseError),
+    Row(
+        "null for content",
+        Body(200, JSON, json.dumps({**ANSWER, "content": None})),
+        errors.MalformedResponseError,
+    ),
+    Row(
+        "an error in a 200",
+        Body(200, JSON, problem("overloaded_error")),
+        errors.MalformedResponseError,
+    ),
+]
+
+STREAMED = [
+    Row(
+        f"event {kind}",
+        after_the_beginning(event("error", problem(kind))),
+        error,
+        {
+            "message": "Said by Anthropic.",
+            "code": kind,
+            "status_code": None,
+            "may_have_run": True,
+        },
+    )
+    for kind, error in {
+        "overloaded_error": errors.UnavailableError,
+        "api_error": errors.ServerError,
+        "rate_limit_error": errors.RateLimitError,
+        "timeout_error": errors.APITimeoutError,
+        "invalid_request_error": errors.InvalidRequestError,
+        "a_new_error": errors.ServerError,
+    }.items()
+] + [
+    Row(
+        "error event that is no JSON",
+        after_the_beginning(event("error", "oh dear")),
+        errors.MalformedResponseError,
+        {"message": "oh dear", "status_code": None, "may_have_run": True},
+    ),
+    Row(
+        "event that is no JSON",
+        after_the_beginning(event("content_block_delta", '{"type":')),
+        errors.MalformedResponseError,
+    ),
+    Row(
+        "event that is a number",
+        after_the_beginning(event("content_block_delta", "42")),
+        errors.MalformedResponseError,
+    ),
+]
+
+
+def model_at(gateway: FaultyGateway, timeout: float = 5.0) -> ChatAnthropic:
+    """The model under test; it does not repeat anything by itself."""
+    gateway.respond("/v1/messages", ANSWER)
+    model = ChatAnthropic(
+        model_name="claude-of-the-tests",
+        api_key=SecretStr(KEY),
+        base_url=gateway.url,
+        max_retries=0,
+        timeout=timeout,
+        stop=None,
+    )
+    # Clients of its own, since langchain-anthropic's are shared by all models of an
+    # address, and these are closed.
+    fields: dict[str, Any] = {
+        "api_key": KEY,
+        "base_url": gateway.url,
+        "max_retries": 0,
+        "timeout": timeout,
+    }
+    vars(model)["_client"] = anthropic.Anthropic(**fields)
+    vars(model)["_async_client"] = anthropic.AsyncAnthropic(**fields)
+    return model
+
+
+def check(row: Row, way: Way) -> None:
+    with FaultyGateway() as gateway:
+        gateway.script(row.step)
+        named = failure(way, model_at(gateway))
+        assert len(gateway.requests) == 1
+    assert type(named) is row.error
+    assert {name: getattr(named, name) for name in row.facts} == row.facts
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if not way.is_streaming], ids=str)
+def test_the_route_answers_where_nothing_is_scripted(way: Way) -> None:
+    """The faults below are the only reason for which the model fails."""
+    with FaultyGateway() as gateway:
+        assert ask(way, model_at(gateway))[0].text == "Hello."
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("row", EITHER_WAY, ids=str)
+def test_a_fault_has_its_name(row: Row, way: Way) -> None:
+    """What goes wrong before an answer is named, with the facts that it came with."""
+    check(row, way)
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if not way.is_streaming], ids=str)
+@pytest.mark.parametrize("row", UNSTREAMED, ids=str)
+def test_a_200_that_is_no_answer_is_the_providers_failure(row: Row, way: Way) -> None:
+    """The bare TypeError of an integration is told from a caller's own mistake."""
+    check(row, way)
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way.is_streaming], ids=str)
+@pytest.mark.parametrize("row", STREAMED, ids=str)
+def test_an_error_after_the_200_keeps_its_meaning(row: Row, way: Way) -> None:
+    """An `error` event counts by its type: the status came before it, and was 200."""
+    check(row, way)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_silence_is_a_timeout(way: Way) -> None:
+    """A provider that says nothing in time may have run the request nevertheless."""
+    with FaultyGateway() as gateway:
+        gateway.script(Silence())
+        named = failure(way, model_at(gateway, timeout=0.1))
+    assert type(named) is errors.APITimeoutError
+    assert named.may_have_run
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_a_refused_connection_was_never_sent(way: Way) -> None:
+    """Where nobody listens nothing has run, and the error says so."""
+    with FaultyGateway() as gateway:
+        model = model_at(gateway)
+    named = failure(way, model)
+    assert type(named) is errors.APIConnectionError
+    assert not named.may_have_run
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_the_key_is_not_shown(way: Way) -> None:
+    """A server that quotes the key does not bring it into a log or a trace."""
+    with FaultyGateway() as gateway:
+        body = problem("authentication_error", f"invalid x-api-key: {KEY}")
+        gateway.script(Status(401, JSON, body))
+        raised = error_of(way, model_at(gateway))
+    named = name_failure(raised, WALL)
+    assert named is not None
+    shown = f"{named} {named.body} {raised} {raised.__cause__}"
+    assert "invalid x-api-key: ***" in shown
+    assert KEY not in shown
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_a_missing_key_is_no_providers_failure(way: Way) -> None:
+    """What the SDK refuses before it sends goes to the caller unchanged."""
+    with FaultyGateway() as gateway:
+        model = model_at(gateway)
+        for name in ("_client", "_async_client"):
+            vars(model)[name].api_key = None
+        raised = error_of(way, model)
+        assert gateway.requests == []
+    assert isinstance(raised, TypeError)
+    assert name_failure(raised, WALL) is None
