@@ -161,11 +161,11 @@ class RetrySession:
 
     def succeeded(self) -> None:
         """The attempt under way brought the whole answer."""
-        self._close_record("ok")
+        now = self._close_record("ok")
         if self._budget is not None:
             self._budget.succeeded()
         if self._breaker is not None and self._permit is not None:
-            self._breaker.succeeded(self._permit)
+            self._breaker.succeeded(self._permit, now)
             self._permit = None
 
     def failed(self, failure: Failure, *, is_left_behind: bool = False) -> Decision:
@@ -176,8 +176,8 @@ class RetrySession:
             is_left_behind: Whether the next attempt would ask another route, and the
                 one that failed no more.
         """
-        self._close_record(failure.kind.value, failure.status_code)
-        self._tell_breaker(failure)
+        now = self._close_record(failure.kind.value, failure.status_code)
+        self._tell_breaker(failure, now)
         self.decision = self._what_now(failure, is_left_behind=is_left_behind)
         if isinstance(self.decision, Retry):
             self.records[-1].wait = self.decision.delay
@@ -185,8 +185,8 @@ class RetrySession:
 
     def broke_off(self, failure: Failure) -> None:
         """The attempt under way failed after its first token; it cannot be repeated."""
-        self._close_record(failure.kind.value, failure.status_code)
-        self._tell_breaker(failure)
+        now = self._close_record(failure.kind.value, failure.status_code)
+        self._tell_breaker(failure, now)
         self.decision = GiveUp("part of the answer was already delivered")
 
     def abandoned(self) -> None:
@@ -245,19 +245,28 @@ class RetrySession:
             self._budget.refund(self._spent)
         self._spent = 0.0
 
-    def _tell_breaker(self, failure: Failure) -> None:
+    def _tell_breaker(self, failure: Failure, now: float) -> None:
         if self._breaker is None or self._permit is None:
             return
+        retry_after = failure.retry_after
         # By its kind: `x-should-retry: false` is no word on the provider's health.
         if is_retryable(failure.kind):
-            self._breaker.failed(self._permit, self._time.monotonic())
+            chance = self._time.random()
+            self._breaker.failed(
+                self._permit, now, retry_after=retry_after, chance=chance
+            )
+            if retry_after is not None and retry_after > self.policy.max_retry_after:
+                # Nobody waits for so long, so nobody has to ask in the meantime.
+                self._breaker.hold(now, retry_after, chance=chance)
         else:
             # A provider that finds fault with the request is alive.
-            self._breaker.succeeded(self._permit)
+            self._breaker.succeeded(self._permit, now)
         self._permit = None
 
-    def _close_record(self, outcome: str, status_code: int | None = None) -> None:
+    def _close_record(self, outcome: str, status_code: int | None = None) -> float:
+        now = self._time.monotonic()
         record = self.records[-1]
         record.outcome = outcome
         record.status_code = status_code
-        record.seconds = self._time.monotonic() - self._now
+        record.seconds = now - self._now
+        return now

@@ -13,6 +13,7 @@ from typing import Protocol, TypeAlias
 
 from tenacity import RetryCallState
 
+from langchain_retryrouter._core.breaker import Refusal
 from langchain_retryrouter._core.decision import GiveUp, Retry
 from langchain_retryrouter._core.failure import FailureKind
 from langchain_retryrouter._core.session import RetrySession
@@ -101,10 +102,10 @@ class Steering:
         if self._last_error is not None:
             self._stop("the circuit breaker is open")
             raise self._last_error
-        wait = refusal.retry_after
-        msg = f"nothing was sent: the circuit breaker is open for another {wait:.1f} s"
         raise self.errors[FailureKind.CIRCUIT_OPEN](
-            msg, retry_after=wait, may_have_run=False
+            _tell_refusal(refusal),
+            retry_after=refusal.retry_after,
+            may_have_run=False,
         )
 
     @property
@@ -223,6 +224,14 @@ class Steering:
 def _error_of(state: RetryCallState) -> RetryRouterError | None:
     error = state.outcome.exception() if state.outcome is not None else None
     return error if isinstance(error, RetryRouterError) else None
+
+
+def _tell_refusal(refusal: Refusal) -> str:
+    if not refusal.retry_after:
+        why = "half open, and another call is trying right now"
+    else:
+        why = f"open for another {max(0.1, refusal.retry_after):.1f} s"
+    return f"nothing was sent: the circuit breaker is {why}"
 
 
 def snapshot(state: RetryCallState) -> RetryCallState:

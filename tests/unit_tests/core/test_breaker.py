@@ -220,11 +220,11 @@ def restless_threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("restless_threads")
-def test_exactly_one_of_a_hundred_threads_is_the_probe() -> None:
+def test_exactly_one_of_five_hundred_threads_is_the_probe() -> None:
     """However many knock at once, one is let through, and all others are refused."""
     for _ in range(5):
         breaker = opened()
-        knock = threading.Barrier(100)
+        knock = threading.Barrier(500)
         answers: list[Permit | Refusal] = []
 
         def call(
@@ -235,13 +235,13 @@ def test_exactly_one_of_a_hundred_threads_is_the_probe() -> None:
             knock.wait()
             answers.append(breaker.admit(30))
 
-        threads = [threading.Thread(target=call) for _ in range(100)]
+        threads = [threading.Thread(target=call) for _ in range(500)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         probes = [answer for answer in answers if isinstance(answer, Permit)]
-        assert len(answers) == 100
+        assert len(answers) == 500
         assert len(probes) == 1
         assert probes[0].is_probe
 

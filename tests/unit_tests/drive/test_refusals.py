@@ -123,7 +123,23 @@ def test_another_ones_probe_is_in_the_way(
     breaker.admit(clock.monotonic())
     with pytest.raises(CircuitOpenError) as caught:
         start(drive, plan_for(clock, breaker=breaker), Script("never sent"))
+    assert str(caught.value) == (
+        "nothing was sent: the circuit breaker is half open,"
+        " and another call is trying right now"
+    )
     assert caught.value.retry_after == 0
+
+
+@either
+def test_a_door_about_to_open_is_not_open_for_no_time(
+    drive: Drive, clock: FakeClock, start: Start
+) -> None:
+    """The last moments are rounded up: "another 0.0 s" would be no reason at all."""
+    breaker = CircuitBreaker(failure_threshold=1)
+    fail_elsewhere(breaker, clock)
+    clock.advance(29.99)
+    with pytest.raises(CircuitOpenError, match=r"open for another 0\.1 s$"):
+        start(drive, plan_for(clock, breaker=breaker), Script("never sent"))
 
 
 @either
