@@ -82,7 +82,7 @@ def as_dict(answer: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("way", ["invoke", "stream"])
 @pytest.mark.parametrize("schema", SCHEMAS)
 @pytest.mark.parametrize("method", ["function_calling", "json_schema"])
-def test_an_answer_is_of_its_schema(
+def test_c6_an_answer_is_of_its_schema(
     twin: Twin, new_llm: NewModel, method: Any, schema: Any, way: str
 ) -> None:
     """Objects of a pydantic class, and dicts for all else, streamed or not."""

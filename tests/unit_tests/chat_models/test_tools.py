@@ -91,7 +91,7 @@ def sent(gateway: FaultyGateway) -> dict[str, Any]:
         pytest.param(DICT, "get_weather", id="dict"),
     ],
 )
-def test_every_form_of_a_tool_is_offered_and_called(
+def test_c1_every_form_of_a_tool_is_offered_and_called(
     twin: Twin, new_llm: NewModel, gateway: FaultyGateway, given: Any, name: str
 ) -> None:
     """A function, class or dict goes out as OpenAI has it, and its call comes back."""
