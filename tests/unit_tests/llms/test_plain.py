@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 from typing import Any
 
 import openai
 import pytest
 
-from langchain_retryrouter import OpenAI, OpenAIChat, RetryPolicy, errors
+from langchain_retryrouter import OpenAI, OpenAIChat, errors
 from langchain_retryrouter.errors import openai as named
 from langchain_retryrouter.llms import openai as module
 from langchain_retryrouter.testing import (
     STUB_TEXT,
     Body,
-    Drip,
     ErrorEvent,
     ErrorInOk,
     FaultyGateway,
@@ -249,50 +246,6 @@ def test_an_error_in_a_200_means_the_same_both_ways(
     with pytest.raises(named.OpenAIRateLimitError, match=r"^Slow down\.") as caught:
         twin.complete(module, llm, **COMPLETION, stream=True, as_dicts=as_dicts)
     assert caught.value.delivered
-
-
-# The deadline.
-
-SHORT = 0.15
-
-
-def seconds_of(call: Callable[[], object]) -> float:
-    """How long it takes."""
-    began = time.monotonic()
-    call()
-    return time.monotonic() - began
-
-
-def test_an_answer_that_drips_ends_at_the_deadline(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
-    """A body that comes byte by byte is limited as a whole, not read by read."""
-    gateway.always(Drip(seconds=0.02))
-    llm = new_llm(
-        any_model,
-        clock=None,
-        max_retries=0,
-        retry_policy=RetryPolicy(deadline=SHORT, max_retries=0),
-    )
-
-    def call() -> None:
-        with pytest.raises(errors.APITimeoutError):
-            twin.invoke(llm, "hi")
-
-    assert SHORT <= seconds_of(call) < 2
-    gateway.wait_for(lambda g: g.open_connections == 0)
-
-
-def test_a_slow_answer_within_the_deadline_is_whole(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
-    """A limit that was not reached cuts nothing off, then or later."""
-    gateway.script(Drip(size=40, seconds=0.01))
-    llm = new_llm(any_model, clock=None, retry_policy=RetryPolicy(deadline=5))
-    assert twin.invoke(llm, "hi") == STUB_TEXT
-    assert twin.invoke(llm, "hi") == STUB_TEXT
-    if not twin.is_async:
-        assert gateway.connections == 1
 
 
 def test_an_error_page_closes_nothing_else(

@@ -1,0 +1,170 @@
+"""Limits of time, against servers that really drip.
+
+The limits are a tenth of a second or so: nothing here can be shown on a fake clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from langchain_retryrouter import OpenAI, RetryPolicy, errors
+from langchain_retryrouter.llms import openai as module
+from langchain_retryrouter.testing import STUB_TEXT, Drip, FaultyGateway
+from tests.unit_tests.chat_models.relays import Proxy, Relay
+
+from .conftest import NewLLM
+
+SHORT = 0.15
+COMPLETION: dict[str, Any] = {"model": "m", "prompt": "hi"}
+
+
+@pytest.fixture
+def new_hasty_llm(new_llm: NewLLM) -> NewLLM:
+    """Makes models on the machine's clock, which give up at once."""
+
+    def new_hasty_llm(cls: Any = OpenAI, **fields: Any) -> Any:
+        policy = RetryPolicy(deadline=SHORT, max_retries=0)
+        return new_llm(cls, **{"clock": None, "retry_policy": policy, **fields})
+
+    return new_hasty_llm
+
+
+def ends_in_time(call: Callable[[], object]) -> None:
+    """Check that a call ends at its deadline, with the error that says so."""
+    began = time.monotonic()
+    with pytest.raises(errors.APITimeoutError):
+        call()
+    assert SHORT <= time.monotonic() - began < 2
+
+
+def test_an_answer_that_drips_ends_at_the_deadline(
+    twin: Any, any_model: Any, new_hasty_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """An answer that comes byte by byte is limited as a whole, not read by read."""
+    gateway.always(Drip(seconds=0.02))
+    llm = new_hasty_llm(any_model)
+    ends_in_time(lambda: twin.invoke(llm, "hi"))
+    gateway.wait_for(lambda g: g.open_connections == 0)
+
+
+@pytest.mark.parametrize("as_dicts", [True, False])
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_functions_have_the_same_limit(
+    twin: Any,
+    new_hasty_llm: NewLLM,
+    gateway: FaultyGateway,
+    *,
+    as_dicts: bool,
+    stream: bool,
+) -> None:
+    """`completion_with_retry` ends at the deadline, whatever it returns."""
+    gateway.always(Drip(seconds=0.02))
+    options = {**COMPLETION, "stream": stream, "as_dicts": as_dicts}
+    ends_in_time(lambda: twin.complete(module, new_hasty_llm(), **options))
+
+
+def test_a_slow_answer_within_the_deadline_is_whole(
+    twin: Any, any_model: Any, new_hasty_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """A limit that was not reached cuts nothing off, then or later."""
+    gateway.script(Drip(size=40, seconds=0.01))
+    llm = new_hasty_llm(any_model, retry_policy=RetryPolicy(deadline=5))
+    assert twin.invoke(llm, "hi") == STUB_TEXT
+    assert twin.invoke(llm, "hi") == STUB_TEXT
+    if not twin.is_async:
+        assert gateway.connections == 1
+
+
+def test_a_stream_is_not_limited_by_its_first_token(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """The time for the first token is over with it: a slow stream goes on."""
+    policy = RetryPolicy(first_token_timeout=0.5)
+    gateway.script(Drip(size=40, seconds=0.02))
+    llm = new_llm(clock=None, retry_policy=policy)
+    assert "".join(twin.stream(llm, "hi")) == STUB_TEXT
+
+
+class DrippingErrors(Relay):
+    """Answers everything with a 503 whose page never ends."""
+
+    def __init__(self) -> None:
+        super().__init__("http://127.0.0.1:0")
+        self._over = threading.Event()
+
+    def serve(self, client: socket.socket) -> None:
+        """Drip, until nobody listens."""
+        client.recv(65536)
+        client.sendall(
+            b"HTTP/1.1 503 Busy\r\ncontent-type: text/html\r\n"
+            b"content-length: 100000\r\n\r\n"
+        )
+        while not self._over.wait(0.02):
+            client.sendall(b" ")
+
+
+@pytest.mark.parametrize("method", ["invoke", "stream"])
+def test_an_error_page_that_drips_ends_at_the_deadline(
+    twin: Any, any_model: Any, new_hasty_llm: NewLLM, method: str
+) -> None:
+    """A refusal is read within the same limit as an answer."""
+    with DrippingErrors() as server:
+        name = "azure_endpoint" if any_model.__name__ == "AzureOpenAI" else "base_url"
+        llm = new_hasty_llm(any_model, **{name: server.url})
+        ends_in_time(lambda: getattr(twin, method)(llm, "hi"))
+
+
+@pytest.fixture
+def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """What a server of an authority needs that the machine trusts."""
+    authority = trustme.CA()
+    bundle = tmp_path / "authority.pem"
+    authority.cert_pem.write_to_path(bundle)
+    monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+@contextlib.contextmanager
+def reached(
+    gateway: FaultyGateway, tls: ssl.SSLContext, way: str
+) -> Iterator[dict[str, Any]]:
+    """The fields of a model that reaches the gateway in this way."""
+    with contextlib.ExitStack() as stack:
+        fields: dict[str, Any] = {}
+        if "tls" in way:
+            relay = stack.enter_context(Relay(gateway.url, tls=tls))
+            fields["base_url"] = f"{relay.url}/v1"
+        if "proxy" in way:
+            fields["openai_proxy"] = stack.enter_context(Proxy()).url
+        yield fields
+
+
+@pytest.mark.parametrize("way", ["tls", "proxy", "tls behind a proxy"])
+def test_the_limit_holds_on_every_way_to_a_server(
+    twin: Any,
+    new_hasty_llm: NewLLM,
+    gateway: FaultyGateway,
+    tls: ssl.SSLContext,
+    way: str,
+) -> None:
+    """TLS and proxies make connections of their own, under the same limit."""
+    with reached(gateway, tls, way) as fields:
+        patient = new_hasty_llm(retry_policy=RetryPolicy(deadline=5), **fields)
+        assert twin.invoke(patient, "hi") == STUB_TEXT
+        gateway.always(Drip(seconds=0.02))
+        llm = new_hasty_llm(**fields)
+        ends_in_time(lambda: twin.invoke(llm, "hi"))
+        patient.close()
+        llm.close()
