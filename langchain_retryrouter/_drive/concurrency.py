@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
 from typing import TypeVar, cast
 
@@ -42,6 +42,11 @@ def in_order(send: Callable[[R], T], requests: list[R], at_once: int) -> list[T]
         answers = [
             threads.submit(copy_context().run, run, request) for request in requests
         ]
+        try:
+            wait(answers)
+        except BaseException as error:  # Such as Ctrl-C, which only this thread hears.
+            errors.append(error)
+            raise
     if errors:
         raise errors[0]
     return [cast("T", answer.result()) for answer in answers]

@@ -28,7 +28,6 @@ _OPTIONS: Final = {
     "extra_headers": "headers",
     "extra_query": "params",
     "extra_body": "extra_json",
-    "timeout": "timeout",
 }
 _DONE: Final = b"[DONE]"
 
@@ -141,12 +140,17 @@ def _posted(resource: Resource, request: Mapping[str, Any]) -> dict[str, Any]:
     if missing := parameters.required - given.keys():
         msg = f"create() misses the keyword argument {min(missing)!r}"
         raise TypeError(msg)
-    options = {_OPTIONS[name]: given.pop(name) for name in _OPTIONS if name in given}
+    options: dict[str, Any] = {"security": {"bearer_auth": True}}
+    if "timeout" in given:
+        options["timeout"] = given.pop("timeout")
+    for name, theirs in _OPTIONS.items():
+        if (extra := given.pop(name, None)) is not None:
+            options[theirs] = extra
     return {
         "path": resource.url,
         "cast_to": http_library().Response,
         "body": given,
-        "options": {"security": {"bearer_auth": True}, **options},
+        "options": options,
         "stream": bool(given.get("stream")),
     }
 

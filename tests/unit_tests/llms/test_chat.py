@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import threading
 from contextvars import ContextVar
 from typing import Any
 
@@ -103,6 +105,23 @@ def test_after_a_failure_nothing_more_is_asked(
     with pytest.raises(errors.InvalidRequestError):
         twin.batch(llm, ["hi"] * 9)
     assert len(gateway.requests) <= 2
+
+
+def test_who_interrupts_a_batch_is_heard(
+    new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """After Ctrl-C the prompts that wait are not sent, and no thread is left behind."""
+
+    def interrupt(_: Any) -> SlowFirstToken:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        return SlowFirstToken(0.1)
+
+    gateway.script(interrupt)
+    gateway.always(SlowFirstToken(0.1))
+    with pytest.raises(KeyboardInterrupt):
+        new_llm(OpenAIChat, batch_size=2).batch(["hi"] * 20)
+    assert len(gateway.requests) <= 4
+    assert not [t for t in threading.enumerate() if "ThreadPoolExecutor" in t.name]
 
 
 def test_threads_know_the_callers_context(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 import tiktoken
+import yaml
 from langchain_core.load import dumps
 from langchain_core.runnables import ConfigurableField
 from pydantic import SecretStr, ValidationError
@@ -205,6 +207,16 @@ def test_unknown_fields_become_model_kwargs(
     assert gateway.requests[0].payload["user"] == "me"
 
 
+def test_a_stop_may_be_a_field_and_a_single_text(
+    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """`stop` for every call is a parameter like any other, a list or one text."""
+    with pytest.warns(UserWarning, match="stop is not default parameter"):
+        llm = new_llm(any_model, stop="stub")
+    assert twin.invoke(llm, "hi") == "Hello from the "
+    assert gateway.requests[0].payload["stop"] == "stub"
+
+
 def test_model_kwargs_are_sent_without_a_warning(
     twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
@@ -353,6 +365,21 @@ def test_what_langchain_saves(any_model: Any, new_llm: NewLLM) -> None:
     assert kwargs["openai_api_key"]["type"] == "secret"
     ours = {"retry_policy", "budget", "breaker", "clock", "client", "async_client"}
     assert not ours & kwargs.keys()
+
+
+@pytest.mark.parametrize("suffix", ["json", "yaml"])
+def test_a_model_can_be_saved_to_a_file(
+    any_model: Any, new_llm: NewLLM, tmp_path: Path, suffix: str
+) -> None:
+    """What `save` writes makes an equal model, given address and key again."""
+    file = tmp_path / f"model.{suffix}"
+    fields = {"temperature": 0.1, "max_tokens": 10, "logit_bias": {"1": 2.0}}
+    llm = new_llm(any_model, **fields)
+    llm.save(file)
+    saved = yaml.safe_load(file.read_text())  # JSON is YAML, too.
+    assert KEY not in file.read_text()
+    assert saved.pop("_type") == llm.asdict()["_type"]
+    assert new_llm(any_model, **saved) == llm
 
 
 def test_what_is_no_secret_is_saved(new_llm: NewLLM) -> None:

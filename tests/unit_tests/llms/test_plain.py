@@ -98,6 +98,19 @@ def test_both_ways_send_the_same_bytes(
     assert len(ours.body) == len(theirs.body)
 
 
+@pytest.mark.parametrize("as_dicts", [True, False])
+def test_extras_may_be_none(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, *, as_dicts: bool
+) -> None:
+    """None in place of more headers, queries or properties is nothing more to send."""
+    extras = dict.fromkeys(["extra_headers", "extra_query", "extra_body", "timeout"])
+    llm = new_llm(default_query={"q": "1"})
+    twin.complete(module, llm, **COMPLETION, **extras, as_dicts=as_dicts)
+    (request,) = gateway.requests
+    assert (request.query, request.payload) == ("q=1", COMPLETION)
+    assert "x-stainless-read-timeout" not in request.headers
+
+
 @pytest.mark.parametrize("method", ["invoke", "stream"])
 @pytest.mark.parametrize(
     ("options", "message"),
