@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -31,3 +32,12 @@ class SystemTime:
     monotonic = staticmethod(time.monotonic)
     wall = staticmethod(time.time)
     random = staticmethod(random.random)
+
+
+def new_dice(seed: int | None = None) -> Callable[[], float]:
+    """Dice of one's own: numbers in `[0, 1)`, the same ones for the same seed.
+
+    Args:
+        seed: Where to begin; None for a beginning that nobody can foretell.
+    """
+    return random.Random(seed).random  # noqa: S311 - nothing secret is drawn

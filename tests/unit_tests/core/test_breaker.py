@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,6 +26,7 @@ from langchain_retryrouter._core.breaker import (
     Permit,
     Refusal,
 )
+from tests.unit_tests.core.interleaving import interleavings
 
 CLOSED, OPEN, HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
 
@@ -210,15 +210,6 @@ def test_a_clock_that_starts_below_zero_will_do() -> None:
 # --- many threads -------------------------------------------------------------------
 
 
-@pytest.fixture
-def restless_threads() -> Iterator[None]:
-    """Threads take turns as often as they can, so that a gap in a lock is found."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(interval)
-
-
 @pytest.mark.usefixtures("restless_threads")
 def test_exactly_one_of_five_hundred_threads_is_the_probe() -> None:
     """However many knock at once, one is let through, and all others are refused."""
@@ -244,6 +235,17 @@ def test_exactly_one_of_five_hundred_threads_is_the_probe() -> None:
         assert len(answers) == 500
         assert len(probes) == 1
         assert probes[0].is_probe
+
+
+def test_nobody_slips_past_a_probe_that_is_being_admitted() -> None:
+    """Whoever knocks between two steps of an admission does not become a probe too."""
+
+    def prepare() -> Callable[[], Permit | Refusal]:
+        breaker = opened()
+        return lambda: breaker.admit(30)
+
+    for answers in interleavings(prepare):
+        assert sum(isinstance(answer, Permit) for answer in answers) == 1
 
 
 # --- what it is ---------------------------------------------------------------------

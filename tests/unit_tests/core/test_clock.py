@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from langchain_retryrouter._core.clock import SystemTime
+from langchain_retryrouter._core.clock import SystemTime, new_dice
 
 
 def test_monotonic_is_the_machines_monotonic_clock() -> None:
@@ -26,3 +26,13 @@ def test_chance_is_a_part_of_one() -> None:
     numbers = [SystemTime().random() for _ in range(1_000)]
     assert all(0 <= number < 1 for number in numbers)
     assert len(set(numbers)) > 990
+
+
+def test_dice_of_ones_own_repeat_with_their_seed() -> None:
+    """A seed makes a run repeatable; without one, no two are alike."""
+    runs = [
+        [throw() for throw in [new_dice(seed)] * 5] for seed in (7, 7, 8, None, None)
+    ]
+    assert runs[0] == runs[1]
+    assert len({tuple(run) for run in runs}) == 4
+    assert all(0 <= number < 1 for run in runs for number in run)

@@ -1,0 +1,307 @@
+"""In which order routes are asked: by list, by turn, by weight, by speed."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from langchain_retryrouter._core.strategies import (
+    STRATEGIES,
+    Strategy,
+    new_strategy,
+)
+from tests.unit_tests.core.interleaving import interleavings
+
+names = st.sampled_from(sorted(STRATEGIES))
+every = pytest.mark.parametrize("name", sorted(STRATEGIES))
+measures = st.tuples(st.integers(0, 5), st.floats(0, 1e6), st.floats(-1e9, 1e9))
+
+
+def firsts(strategy: Strategy, calls: int, now: float = 0.0) -> Counter[int]:
+    """How often each route came first."""
+    return Counter(strategy.order(now)[0] for _ in range(calls))
+
+
+# --- every strategy -----------------------------------------------------------------
+
+
+@given(names, st.integers(1, 6), st.integers(), st.lists(measures, max_size=20))
+def test_every_order_is_a_permutation(
+    name: str, count: int, seed: int, told: list[tuple[int, float, float]]
+) -> None:
+    """Whatever was measured and when, each route is in the order exactly once."""
+    strategy = new_strategy(name, count, seed=seed)
+    for route, seconds, now in told:
+        strategy.measured(route % count, seconds, now)
+        assert sorted(strategy.order(now)) == list(range(count))
+
+
+@every
+def test_one_route_is_its_own_order(name: str) -> None:
+    """Where there is no choice none is made."""
+    assert new_strategy(name, 1).order(0) == [0]
+
+
+@every
+def test_a_seed_makes_a_run_repeatable(name: str) -> None:
+    """Two strategies with one seed and one story give the same orders."""
+    one, other = (new_strategy(name, 5, seed=42) for _ in range(2))
+    for now in range(100):
+        for strategy in (one, other):
+            strategy.measured(now % 5, now % 7, now)
+        assert one.order(now) == other.order(now)
+
+
+@pytest.mark.parametrize("name", ["weighted", "least_latency"])
+def test_without_a_seed_no_two_runs_are_alike(name: str) -> None:
+    """Processes that start together do not choose together."""
+    one, other = (new_strategy(name, 5) for _ in range(2))
+    assert [one.order(0) for _ in range(50)] != [other.order(0) for _ in range(50)]
+
+
+@every
+def test_copies_share_and_a_pickle_starts_afresh(name: str) -> None:
+    """Bound copies of a router are one caller; another process is not."""
+    strategy = new_strategy(name, 3, seed=1)
+    begun = [strategy.order(0) for _ in range(4)]
+    strategy.measured(0, 5.0, 0)
+    assert copy.copy(strategy) is strategy
+    assert copy.deepcopy({"s": strategy})["s"] is strategy
+    other = pickle.loads(pickle.dumps(strategy))
+    assert [other.order(0) for _ in range(4)] == begun
+
+
+def test_a_pickle_carries_the_weights() -> None:
+    """What a user chose is chosen in another process as well."""
+    strategy = new_strategy("weighted", 2, weights=[0, 1], seed=3)
+    assert pickle.loads(pickle.dumps(strategy)).order(0) == [1, 0]
+
+
+# --- by list and by turn ------------------------------------------------------------
+
+
+def test_priority_is_the_order_of_the_list() -> None:
+    """The first route leads however slow it is."""
+    strategy = new_strategy("priority", 3)
+    strategy.measured(0, 1e6, 0)
+    assert [strategy.order(0) for _ in range(3)] == [[0, 1, 2]] * 3
+
+
+def test_round_robin_begins_one_further_each_time() -> None:
+    """Each route leads in its turn, and failover goes on down the list."""
+    strategy = new_strategy("round_robin", 3)
+    assert [strategy.order(0) for _ in range(4)] == [
+        [0, 1, 2],
+        [1, 2, 0],
+        [2, 0, 1],
+        [0, 1, 2],
+    ]
+
+
+def test_no_turn_is_lost_in_the_middle_of_another() -> None:
+    """Whoever cuts in between two steps of an order gets another turn."""
+
+    def prepare() -> Callable[[], list[int]]:
+        strategy = new_strategy("round_robin", 3)
+        return lambda: strategy.order(0)
+
+    for orders in interleavings(prepare):
+        assert sorted(order[0] for order in orders) == [0, 1]
+
+
+@pytest.mark.usefixtures("restless_threads")
+def test_round_robin_is_fair_under_threads() -> None:
+    """However many call at once, no turn is skipped or given twice."""
+    strategy = new_strategy("round_robin", 4)
+    led: list[int] = []
+    start = threading.Barrier(50)
+
+    def call() -> None:
+        start.wait()
+        led.extend(strategy.order(0)[0] for _ in range(40))
+
+    threads = [threading.Thread(target=call) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert Counter(led) == dict.fromkeys(range(4), 500)
+
+
+# --- by weight ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("weights", "shares"),
+    [
+        (None, [1 / 3, 1 / 3, 1 / 3]),
+        ([7, 2, 1], [0.7, 0.2, 0.1]),
+        ([0.5, 0, 0.5], [0.5, 0, 0.5]),
+        ([1e300, 3e300, 1e-300], [0.25, 0.75, 0]),
+    ],
+    ids=["equal", "uneven", "one-last", "extreme"],
+)
+def test_routes_lead_by_their_weight(
+    weights: list[float] | None, shares: list[float]
+) -> None:
+    """Over many calls each route leads as often as its weight says."""
+    calls = 20_000
+    led = firsts(new_strategy("weighted", 3, weights=weights, seed=11), calls)
+    for route, share in enumerate(shares):
+        deviation = math.sqrt(calls * share * (1 - share))
+        assert abs(led[route] - calls * share) <= 4 * deviation
+
+
+def test_what_is_left_follows_by_weight_again() -> None:
+    """When the leader fails, its load goes to the others in their proportion."""
+    strategy = new_strategy("weighted", 3, weights=[8, 3, 1], seed=12)
+    orders = [strategy.order(0) for _ in range(20_000)]
+    seconds = Counter(order[1] for order in orders if order[0] == 0)
+    total = seconds.total()
+    assert abs(seconds[1] / total - 0.75) <= 4 * math.sqrt(0.75 * 0.25 / total)
+
+
+def test_a_route_without_weight_is_the_last_resort() -> None:
+    """Weight 0 means: only when all others have failed, as they are listed."""
+    strategy = new_strategy("weighted", 4, weights=[0, 1, 0, 5e-324], seed=13)
+    assert {tuple(strategy.order(0)[2:]) for _ in range(200)} == {(0, 2)}
+
+
+# --- by speed -----------------------------------------------------------------------
+
+
+def test_the_faster_route_leads() -> None:
+    """With two routes the faster one is always asked first."""
+    strategy = new_strategy("least_latency", 2, seed=21)
+    strategy.measured(0, 2.0, 0)
+    strategy.measured(1, 0.5, 0)
+    assert firsts(strategy, 200) == {1: 200}
+
+
+def test_of_many_the_slowest_never_leads() -> None:
+    """The faster of two random ones leads, and the others follow by their speed."""
+    strategy = new_strategy("least_latency", 4, seed=22)
+    for route, seconds in enumerate([4.0, 1.0, 3.0, 2.0]):
+        strategy.measured(route, seconds, 0)
+    orders = [strategy.order(0) for _ in range(6_000)]
+    led = Counter(order[0] for order in orders)
+    # Of the six pairs, three have the fastest, two more the second, one the third.
+    for route, pairs in {1: 3, 3: 2, 2: 1, 0: 0}.items():
+        assert abs(led[route] - 1_000 * pairs) <= 160
+    for first, *rest in orders:
+        assert rest == [route for route in (1, 3, 2, 0) if route != first]
+
+
+def test_what_was_never_measured_is_tried() -> None:
+    """A new route leads until something is known of it, whatever its rivals' speed."""
+    strategy = new_strategy("least_latency", 2, seed=23)
+    strategy.measured(0, 0.001, 0)
+    assert firsts(strategy, 100) == {1: 100}
+
+
+def test_nobody_is_preferred_while_nothing_is_known() -> None:
+    """At the start the first calls spread over all routes instead of all on one."""
+    led = firsts(new_strategy("least_latency", 3, seed=24), 3_000)
+    assert all(abs(led[route] - 1_000) <= 4 * 26 for route in range(3))
+
+
+def test_a_slow_answer_is_believed_at_once_and_a_fast_one_little_by_little() -> None:
+    """One bad measure is enough to leave a route; one good one does not clear it."""
+    strategy = new_strategy("least_latency", 2, seed=25)
+    strategy.measured(1, 2.0, 0)
+    strategy.measured(0, 1.0, 0)
+    assert strategy.order(0)[0] == 0
+    strategy.measured(0, 20.0, 1)
+    assert strategy.order(1)[0] == 1
+    strategy.measured(0, 1.0, 2)
+    assert strategy.order(2)[0] == 1
+
+
+def test_a_late_thread_does_not_turn_time_back() -> None:
+    """A measure from a moment before the last one counts as made at the last one."""
+    strategy = new_strategy("least_latency", 2, seed=26)
+    strategy.measured(0, 4.0, 100)
+    strategy.measured(0, 1.0, 40)
+    strategy.measured(1, 3.9, 100)
+    assert strategy.order(100)[0] == 1
+
+
+def test_a_route_that_healed_is_found_again() -> None:
+    """A slow route is left at once, looked at seldom, and leads again once it is fast.
+
+    Two routes, of 1 s and 2 s; the first takes 20 s for ten minutes.
+    """
+    strategy = new_strategy("least_latency", 2, seed=27)
+    asked: list[tuple[float, int]] = []
+    for now in range(0, 1_800, 4):
+        route = strategy.order(now)[0]
+        is_sick = 600 <= now < 1_200
+        seconds = 2.0 if route else (20.0 if is_sick else 1.0)
+        strategy.measured(route, seconds, now)
+        asked.append((now, route))
+    healthy = [route for now, route in asked if now < 600]
+    sick = [route for now, route in asked if 600 <= now < 1_200]
+    healed = [now for now, route in asked if now >= 1_200 and route == 0]
+    assert healthy.count(0) >= 0.6 * len(healthy)
+    assert 1 <= sick.count(0) <= 6
+    assert healed[0] <= 1_200 + 180
+    later = [route for now, route in asked if now >= 1_500]
+    assert later.count(0) >= 0.6 * len(later)
+
+
+# --- what is refused ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", "random", "Priority", None, 3])
+def test_an_unknown_strategy_is_refused(name: Any) -> None:
+    """The message names the value and all that would do."""
+    with pytest.raises(ValueError, match="strategy must be one of") as caught:
+        new_strategy(name, 2)
+    assert str(caught.value) == (
+        "strategy must be one of 'priority', 'weighted', 'least_latency',"
+        f" 'round_robin', not {name!r}"
+    )
+
+
+@every
+def test_a_strategy_needs_a_route(name: str) -> None:
+    """Without a route there is no order."""
+    with pytest.raises(ValueError, match="needs one route or more, not 0"):
+        new_strategy(name, 0)
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        ([1], "weights must be one for each of 2 routes, not 1"),
+        ([1, 2, 3], "weights must be one for each of 2 routes, not 3"),
+        ([0, 0.0], r"one weight at least must be above 0, not \[0, 0.0\]"),
+        ([1, -1], "a weight must be a finite number, 0 or more, not -1"),
+        ([math.nan, 1], "a weight must be a finite number, 0 or more, not nan"),
+        ([1, math.inf], "a weight must be a finite number, 0 or more, not inf"),
+        ([1, 10**400], "a weight must be a finite number, 0 or more, not 1000"),
+        ([True, 1], "a weight must be a finite number, 0 or more, not True"),
+        (["1", 1], "a weight must be a finite number, 0 or more, not '1'"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_weights_that_mean_nothing_are_refused(weights: Any, told: str) -> None:
+    """Each route has one finite weight, and not all are 0."""
+    with pytest.raises(ValueError, match=f"^{told}"):
+        new_strategy("weighted", 2, weights=weights)
+
+
+@pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"weighted"}))
+def test_weights_are_not_lost_silently(name: str) -> None:
+    """Who gives weights to a strategy that ignores them is told so."""
+    with pytest.raises(ValueError, match=f"mean nothing to strategy '{name}'"):
+        new_strategy(name, 2, weights=[1, 2])
