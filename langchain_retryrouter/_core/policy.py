@@ -109,7 +109,10 @@ class RetryPolicy:
 
         Without word from the server: full jitter, `chance x backoff(retry)`. With it:
         never less than it asked for, and with jitter a random bit more, since everybody
-        it turned away was told the same number.
+        it turned away was told the same number. The bit reaches to the back-off; to a
+        server that asked for more than half of that, it is as long again as it asked
+        for, and no longer than the back-off or 1 s. So nobody waits for more than
+        `max_delay` unless a server asked for more than half of it.
 
         Args:
             retry: The retry that comes next, counted from 1.
@@ -121,8 +124,8 @@ class RetryPolicy:
             return max(longest, retry_after or 0.0)
         if not retry_after:
             return chance * longest
-        spread = max(longest, min(1.0, retry_after))
-        return max(chance * longest, retry_after) + chance * spread
+        spread = max(longest - retry_after, min(retry_after, max(longest, 1.0)))
+        return retry_after + chance * spread
 
     def explain(self, attempt_timeout: float | None = None) -> WorstCase:
         """What a call under this policy costs at the most, before anything runs.
@@ -144,11 +147,8 @@ class RetryPolicy:
         return WorstCase(requests=self.max_attempts, waited=waited, seconds=seconds)
 
     def _longest_wait(self, retry: int) -> float:
-        # The two ways to be made to wait: back-off, or the longest word that is heeded.
-        return max(
-            self.backoff(retry),
-            self.delay(retry, float(self.jitter), self.max_retry_after),
-        )
+        # Waits grow with chance and with Retry-After, and end where these do.
+        return self.delay(retry, 1.0, self.max_retry_after)
 
 
 @functools.lru_cache(maxsize=128)

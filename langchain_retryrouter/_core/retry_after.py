@@ -2,8 +2,10 @@
 
 Sources: `Retry-After` is RFC 9110 section 10.2.3 (seconds or an HTTP date; servers
 send fractions too); `retry-after-ms` and `x-should-retry` are OpenAI's and Azure's;
-`x-ratelimit-reset-requests` and `-tokens` (such as `1m30.5s`) are OpenAI's. LiteLLM's
-proxy hands on what its provider said with `llm_provider-` before each name
+`x-ratelimit-reset-requests` and `-tokens` (such as `1m30.5s`) are OpenAI's. As Unix
+time, `x-ratelimit-reset` is GitHub's in seconds and OpenRouter's in milliseconds: a
+number of 1e9 or more is such a moment, since nobody is told to wait for 30 years.
+LiteLLM's proxy hands on what its provider said with `llm_provider-` before each name
 (docs.litellm.ai/docs/proxy/response_headers).
 
 The reader is suspicious: what is negative, infinite, not a number, or malformed says
@@ -34,6 +36,8 @@ _HANDED_ON: Final = "llm_provider-"
 _UNIT_SECONDS: Final = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 # A longer value is no time but an attack on the parser.
 _MAX_LENGTH: Final = 64
+_FIRST_MOMENT: Final = 1e9  # 2001 in seconds since the Unix epoch ...
+_FIRST_MOMENT_MS: Final = 1e12  # ... and in milliseconds.
 _RESETS: Final = (
     ("x-ratelimit-reset-requests", "x-ratelimit-remaining-requests"),
     ("x-ratelimit-reset-tokens", "x-ratelimit-remaining-tokens"),
@@ -94,12 +98,12 @@ def _read_retry_after(fields: Mapping[str, list[str]], wall: float) -> float | N
         *(_milliseconds(value) for value in fields.get("retry-after-ms", ())),
         *(_seconds_or_date(value, now) for value in fields.get("retry-after", ())),
     ]
-    return _longest(told) if any(v is not None for v in told) else _reset(fields)
+    return _longest(told) if any(v is not None for v in told) else _reset(fields, now)
 
 
-def _reset(fields: Mapping[str, list[str]]) -> float | None:
+def _reset(fields: Mapping[str, list[str]], now: float) -> float | None:
     return _longest(
-        _duration(value)
+        _duration_or_moment(value, now)
         for reset, remaining in _RESETS
         if "0" in fields.get(remaining, ())
         for value in fields.get(reset, ())
@@ -141,10 +145,16 @@ def _timestamp(text: str) -> float | None:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def _duration(text: str) -> float | None:
+def _duration_or_moment(text: str, now: float) -> float | None:
     plain = _number(text)
-    if plain is not None:
+    if plain is None:
+        return _duration(text)
+    if plain < _FIRST_MOMENT:
         return plain
+    return max(0.0, (plain if plain < _FIRST_MOMENT_MS else plain / 1000) - now)
+
+
+def _duration(text: str) -> float | None:
     match = _DURATION.fullmatch(text)
     if match is None or not text:
         return None

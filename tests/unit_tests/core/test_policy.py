@@ -228,7 +228,39 @@ def test_jitter_is_added_to_what_the_server_asked_for() -> None:
     policy = RetryPolicy()
     assert policy.delay(1, 0.0, 10.0) == 10.0
     assert policy.delay(1, 0.5, 10.0) == 10.5
-    assert policy.delay(1, 0.5, 0.1) == 0.5
+    assert policy.delay(5, 0.5, 10.0) == 14.0
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "shortest", "longest"),
+    [(0.1, 0.1, 8.0), (4.0, 4.0, 8.0), (5.0, 5.0, 10.0), (20.0, 20.0, 28.0)],
+)
+def test_jitter_reaches_to_the_backoff_or_as_far_again(
+    retry_after: float, shortest: float, longest: float
+) -> None:
+    """A tiny Retry-After does not lengthen the back-off; a long one is spread too."""
+    policy = RetryPolicy()
+    assert policy.delay(5, 0.0, retry_after) == shortest
+    assert policy.delay(5, 1.0, retry_after) == longest
+
+
+@given(policies, retries, chances, st.floats(0, 1e12))
+def test_jitter_is_bounded(
+    policy: RetryPolicy, retry: int, chance: float, retry_after: float
+) -> None:
+    """A wait ends at the back-off, or at twice what a server asked for."""
+    wait = policy.delay(retry, chance, retry_after)
+    assert wait <= max(policy.backoff(retry), 2 * retry_after) * (1 + 1e-9)
+
+
+@given(policies, retries, st.floats(1, 1e6))
+def test_nobody_comes_back_in_a_herd(
+    policy: RetryPolicy, retry: int, retry_after: float
+) -> None:
+    """Those who were all told the same second or more are spread over a second."""
+    if policy.jitter:
+        waits = [policy.delay(retry, chance, retry_after) for chance in (0.0, 1.0)]
+        assert waits[1] - waits[0] >= 1 - 1e-9
 
 
 @given(policies, retries, chances, st.none() | seconds)

@@ -286,6 +286,50 @@ def test_durations(unit: str, value: str, seconds: float | None) -> None:
     assert told == (None if seconds is None else pytest.approx(seconds))
 
 
+MOMENTS = [
+    ("1800000030", 30.0),
+    ("1800000030.25", 30.25),
+    ("1800000030000", 30.0),
+    ("1800000030250", 30.25),
+    ("1800000000", 0.0),
+    ("1799999999", 0.0),
+    ("1799999999999", 0.0),
+    ("1000000000", 0.0),
+    ("1000000000000", 0.0),
+    ("1800086400", 86_400.0),
+    # Below all moments that can be meant, a number is seconds.
+    ("999999999", 999_999_999.0),
+    ("999999999.5", 999_999_999.5),
+]
+
+
+@pytest.mark.parametrize(("value", "seconds"), MOMENTS)
+@pytest.mark.parametrize("unit", ["-requests", "-tokens", ""])
+def test_a_reset_may_be_a_moment(unit: str, value: str, seconds: float) -> None:
+    """Unix time, in seconds or milliseconds, is no wait of decades; past means now."""
+    told = retry_after(
+        (f"x-ratelimit-remaining{unit}", "0"), (f"x-ratelimit-reset{unit}", value)
+    )
+    assert told == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("skew", [-86_400, 60])
+@pytest.mark.parametrize("factor", [1, 1_000], ids=["seconds", "milliseconds"])
+def test_a_moment_is_on_the_servers_clock(skew: int, factor: int) -> None:
+    """A reset is compared with the `Date` of the server that named both."""
+    fields = (
+        ("Date", formatdate(NOW + skew, usegmt=True)),
+        ("X-RateLimit-Remaining", "0"),
+        ("X-RateLimit-Reset", str(factor * (int(NOW) + skew + 30))),
+    )
+    assert retry_after(*fields) == 30
+
+
+def test_seconds_to_wait_are_no_moment() -> None:
+    """What the server calls Retry-After is seconds or an HTTP date, however long."""
+    assert retry_after(("Retry-After", "1800000030")) == 1_800_000_030
+
+
 @pytest.mark.parametrize("remaining", ["1", "59", "", "-1", "none", None])
 def test_a_reset_counts_only_for_a_used_up_limit(remaining: str | None) -> None:
     """OpenAI sends resets with every answer; only that of a used-up limit is a wait."""
