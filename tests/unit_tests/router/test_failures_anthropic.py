@@ -1,8 +1,4 @@
-"""What `ChatAnthropic` raises, fault by fault, and the name that it gets.
-
-`FaultyGateway` does not speak Anthropic's protocol: the faults are scripted as they
-come over the wire, in the forms of docs.claude.com/en/api/errors and /streaming.
-"""
+"""What `ChatAnthropic` raises, fault by fault, and the name that it gets."""
 
 from __future__ import annotations
 
@@ -10,10 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-import anthropic
 import pytest
-from langchain_anthropic import ChatAnthropic
-from pydantic import SecretStr
 
 from langchain_retryrouter import errors
 from langchain_retryrouter._router.failures import name_failure
@@ -29,20 +22,9 @@ from langchain_retryrouter.testing import (
     Step,
 )
 
+from .anthropic_wire import ANSWER, JSON, after_the_beginning, event, problem
 from .attempts import WALL, WAYS, Way, ask, error_of, failure
-
-KEY = "sk-ant-0123456789abcdef"
-JSON = {"content-type": "application/json", "request-id": "req_header"}
-EVENTS = {"content-type": "text/event-stream"}
-ANSWER = {
-    "id": "msg_1",
-    "type": "message",
-    "role": "assistant",
-    "model": "claude-of-the-tests",
-    "content": [{"type": "text", "text": "Hello."}],
-    "stop_reason": "end_turn",
-    "usage": {"input_tokens": 3, "output_tokens": 2},
-}
+from .models import ANTHROPIC_KEY, chat_anthropic
 
 
 @dataclass(frozen=True)
@@ -59,12 +41,6 @@ class Row:
         return self.name
 
 
-def problem(kind: str, message: str = "Said by Anthropic.") -> str:
-    """The body of every error, whole or as an event."""
-    error = {"type": kind, "message": message}
-    return json.dumps({"type": "error", "error": error, "request_id": "req_body"})
-
-
 def status(
     code: int,
     kind: str,
@@ -76,31 +52,6 @@ def status(
     told = {"status_code": code, "code": kind, "request_id": "req_header", **facts}
     step = Status(code, JSON, problem(kind, message))
     return Row(f"{code} {kind}: {message}", step, error, told)
-
-
-def event(name: str, data: str) -> str:
-    """One event of a stream."""
-    return f"event: {name}\ndata: {data}\n\n"
-
-
-BEGINNING = event(
-    "message_start",
-    json.dumps(
-        {
-            "type": "message_start",
-            "message": {**ANSWER, "content": [], "stop_reason": None},
-        }
-    ),
-) + event(
-    "content_block_start",
-    '{"type":"content_block_start","index":0,'
-    '"content_block":{"type":"text","text":""}}',
-)
-
-
-def after_the_beginning(*events: str) -> Step:
-    """A stream that began well."""
-    return Body(200, EVENTS, BEGINNING + "".join(events))
 
 
 EITHER_WAY = [
@@ -215,34 +166,10 @@ STREAMED = [
 ]
 
 
-def model_at(gateway: FaultyGateway, timeout: float = 5.0) -> ChatAnthropic:
-    """The model under test; it does not repeat anything by itself."""
-    gateway.respond("/v1/messages", ANSWER)
-    model = ChatAnthropic(
-        model_name="claude-of-the-tests",
-        api_key=SecretStr(KEY),
-        base_url=gateway.url,
-        max_retries=0,
-        timeout=timeout,
-        stop=None,
-    )
-    # Clients of its own, since langchain-anthropic's are shared by all models of an
-    # address, and these are closed.
-    fields: dict[str, Any] = {
-        "api_key": KEY,
-        "base_url": gateway.url,
-        "max_retries": 0,
-        "timeout": timeout,
-    }
-    vars(model)["_client"] = anthropic.Anthropic(**fields)
-    vars(model)["_async_client"] = anthropic.AsyncAnthropic(**fields)
-    return model
-
-
 def check(row: Row, way: Way) -> None:
     with FaultyGateway() as gateway:
         gateway.script(row.step)
-        named = failure(way, model_at(gateway))
+        named = failure(way, chat_anthropic(gateway))
         assert len(gateway.requests) == 1
     assert type(named) is row.error
     assert {name: getattr(named, name) for name in row.facts} == row.facts
@@ -252,7 +179,7 @@ def check(row: Row, way: Way) -> None:
 def test_the_route_answers_where_nothing_is_scripted(way: Way) -> None:
     """The faults below are the only reason for which the model fails."""
     with FaultyGateway() as gateway:
-        assert ask(way, model_at(gateway))[0].text == "Hello."
+        assert ask(way, chat_anthropic(gateway))[0].text == "Hello."
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
@@ -281,7 +208,7 @@ def test_silence_is_a_timeout(way: Way) -> None:
     """A provider that says nothing in time may have run the request nevertheless."""
     with FaultyGateway() as gateway:
         gateway.script(Silence())
-        named = failure(way, model_at(gateway, timeout=0.1))
+        named = failure(way, chat_anthropic(gateway, timeout=0.1))
     assert type(named) is errors.APITimeoutError
     assert named.may_have_run
 
@@ -290,7 +217,7 @@ def test_silence_is_a_timeout(way: Way) -> None:
 def test_a_refused_connection_was_never_sent(way: Way) -> None:
     """Where nobody listens nothing has run, and the error says so."""
     with FaultyGateway() as gateway:
-        model = model_at(gateway)
+        model = chat_anthropic(gateway)
     named = failure(way, model)
     assert type(named) is errors.APIConnectionError
     assert not named.may_have_run
@@ -300,21 +227,21 @@ def test_a_refused_connection_was_never_sent(way: Way) -> None:
 def test_the_key_is_not_shown(way: Way) -> None:
     """A server that quotes the key does not bring it into a log or a trace."""
     with FaultyGateway() as gateway:
-        body = problem("authentication_error", f"invalid x-api-key: {KEY}")
+        body = problem("authentication_error", f"invalid x-api-key: {ANTHROPIC_KEY}")
         gateway.script(Status(401, JSON, body))
-        raised = error_of(way, model_at(gateway))
+        raised = error_of(way, chat_anthropic(gateway))
     named = name_failure(raised, WALL)
     assert named is not None
     shown = f"{named} {named.body} {raised} {raised.__cause__}"
     assert "invalid x-api-key: ***" in shown
-    assert KEY not in shown
+    assert ANTHROPIC_KEY not in shown
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_a_missing_key_is_no_providers_failure(way: Way) -> None:
     """What the SDK refuses before it sends goes to the caller unchanged."""
     with FaultyGateway() as gateway:
-        model = model_at(gateway)
+        model = chat_anthropic(gateway)
         for name in ("_client", "_async_client"):
             vars(model)[name].api_key = None
         raised = error_of(way, model)

@@ -6,10 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-import openai
 import pytest
-from langchain_openai import ChatOpenAI
-from pydantic import SecretStr
 
 from langchain_retryrouter import errors
 from langchain_retryrouter._router.failures import name_failure
@@ -30,8 +27,8 @@ from langchain_retryrouter.testing import (
 )
 
 from .attempts import WALL, WAYS, Way, error_of, failure
+from .models import OPENAI_KEY, chat_openai
 
-KEY = "sk-proj-0123456789abcdef"
 JSON = {"content-type": "application/json"}
 EVENTS = {"content-type": "text/event-stream"}
 
@@ -47,21 +44,6 @@ class Row:
     def __str__(self) -> str:
         """What pytest calls the row."""
         return re.sub(r", \w+=(None|\(\))", "", repr(self.step))
-
-
-def model_at(gateway: FaultyGateway, **kwargs: Any) -> ChatOpenAI:
-    """The model under test; it does not repeat anything by itself."""
-    fields: dict[str, Any] = {"timeout": 5.0, **kwargs}
-    return ChatOpenAI(
-        model="gpt-4o",
-        api_key=SecretStr(KEY),
-        base_url=gateway.openai_url,
-        max_retries=0,
-        # Its own, since langchain-openai's are shared by all models of an address.
-        http_client=openai.DefaultHttpxClient(),
-        http_async_client=openai.DefaultAsyncHttpxClient(),
-        **fields,
-    )
 
 
 def json_body(text: str) -> Body:
@@ -223,7 +205,7 @@ NOT_STREAMING = [way for way in WAYS if not way.is_streaming]
 def check(row: Row, way: Way) -> None:
     with FaultyGateway() as gateway:
         gateway.script(row.step)
-        named = failure(way, model_at(gateway))
+        named = failure(way, chat_openai(gateway))
         assert len(gateway.requests) == 1
     assert type(named) is row.error
     assert {name: getattr(named, name) for name in row.facts} == row.facts
@@ -257,7 +239,7 @@ def test_silence_is_a_timeout(way: Way) -> None:
     """A provider that says nothing in time may have run the request nevertheless."""
     with FaultyGateway() as gateway:
         gateway.script(Silence())
-        named = failure(way, model_at(gateway, timeout=0.1))
+        named = failure(way, chat_openai(gateway, timeout=0.1))
     assert type(named) is errors.APITimeoutError
     assert named.may_have_run
 
@@ -266,7 +248,7 @@ def test_silence_is_a_timeout(way: Way) -> None:
 def test_a_refused_connection_was_never_sent(way: Way) -> None:
     """Where nobody listens nothing has run, and the error says so."""
     with FaultyGateway() as gateway:
-        model = model_at(gateway)
+        model = chat_openai(gateway)
     named = failure(way, model)
     assert type(named) is errors.APIConnectionError
     assert not named.may_have_run
@@ -276,20 +258,22 @@ def test_a_refused_connection_was_never_sent(way: Way) -> None:
 def test_the_key_is_not_shown(way: Way) -> None:
     """A server that quotes the key does not bring it into a log or a trace."""
     with FaultyGateway() as gateway:
-        gateway.script(Status(401, message=f"Incorrect API key provided: {KEY}."))
-        raised = error_of(way, model_at(gateway))
+        gateway.script(
+            Status(401, message=f"Incorrect API key provided: {OPENAI_KEY}.")
+        )
+        raised = error_of(way, chat_openai(gateway))
     named = name_failure(raised, WALL)
     assert named is not None
     shown = f"{named} {named.body} {raised} {raised.__cause__}"
     assert "Incorrect API key provided: ***." in shown
-    assert KEY not in shown
+    assert OPENAI_KEY not in shown
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_a_callers_mistake_is_no_providers_failure(way: Way) -> None:
     """What the integration refuses before it sends goes to the caller unchanged."""
     with FaultyGateway() as gateway:
-        raised = error_of(way, model_at(gateway), tools="no list", no_such_option=1)
+        raised = error_of(way, chat_openai(gateway), tools="no list", no_such_option=1)
         assert gateway.requests == []
     assert isinstance(raised, TypeError)
     assert name_failure(raised, WALL) is None
