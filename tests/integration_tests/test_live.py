@@ -44,11 +44,6 @@ class TestLive(GPTRouterSuite):
         _model("GPT_ROUTER_SECOND_MODEL", "gpt-4o-mini@chat_openai"),
     )
 
-    @property
-    def enable_vcr_tests(self) -> bool:
-        """Nothing of a real gateway is recorded."""
-        return False
-
 
 def test_an_agent_uses_its_tool(twin: Twin) -> None:
     """A real model is offered a tool, calls it, and answers from its result."""
