@@ -7,13 +7,14 @@ the gateway, and what becomes of its answer, stands in `chat_models` and `embedd
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, ClassVar, Final, Protocol, Self
 
 from gpt_router.models import GPTRouterMetadata
 from langchain_core.load.serializable import Serializable
-from langchain_core.utils import get_from_dict_or_env, get_from_env
+from langchain_core.utils import get_from_dict_or_env
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -180,7 +181,7 @@ class GatewayConnection(Serializable):
     gpt_router_api_base: str = Field(default="")
     """The gateway's address, with or without `/api`; else `GPT_ROUTER_API_BASE`."""
 
-    gpt_router_api_key: SecretStr | None = None
+    gpt_router_api_key: SecretStr | None = Field(default=None, validate_default=True)
     """The gateway's key; else `GPT_ROUTER_API_KEY`."""
 
     max_retries: int = 4
@@ -237,10 +238,9 @@ class GatewayConnection(Serializable):
         values["gpt_router_api_base"] = get_from_dict_or_env(
             values, "gpt_router_api_base", "GPT_ROUTER_API_BASE", DEFAULT_API_BASE_URL
         )
-        # Not by `get_from_dict_or_env`, which makes stars of a `SecretStr`.
-        key = values.get("gpt_router_api_key") or get_from_env(
-            "gpt_router_api_key", "GPT_ROUTER_API_KEY"
-        )
+        # Not by `get_from_dict_or_env`, which makes stars of a `SecretStr`. That none is
+        # there is told by the field: an error here would show a proxy's password.
+        key = values.get("gpt_router_api_key") or os.environ.get("GPT_ROUTER_API_KEY")
         values["gpt_router_api_key"] = SecretStr(key) if isinstance(key, str) else key
         return values
 
@@ -261,8 +261,13 @@ class GatewayConnection(Serializable):
     @field_validator("gpt_router_api_key")
     @classmethod
     def _check_key(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None:
-            check_key(value)
+        if value is None:
+            msg = (
+                "there is no gpt_router_api_key: give it, or set the environment"
+                " variable GPT_ROUTER_API_KEY"
+            )
+            raise ValueError(msg)
+        check_key(value)
         return value
 
     @field_validator("proxy")

@@ -199,6 +199,8 @@ class Steering:
         self.session.broke_off(error.failure)
         error.route = self.session.route
         error.attempts = self.session.attempts
+        # Whoever retries on top of us would say again what was delivered.
+        error.is_retryable = False
         error.add_note(
             f"not repeated: {len(error.delivered)} characters were delivered"
         )

@@ -93,6 +93,18 @@ def test_a_client_must_be_one(new_llm: NewModel, client: Any) -> None:
         new_llm(client=client)
 
 
+def test_a_missing_key_shows_nothing_else(gateway: FaultyGateway) -> None:
+    """The error names what is missing, and not what was given, such as a password."""
+    with pytest.raises(ValidationError, match="GPT_ROUTER_API_KEY") as caught:
+        GPTRouter(
+            models_priority_list=[GPT_4],
+            gpt_router_api_base=gateway.url,
+            proxy="http://ann:secret@127.0.0.1:1",
+        )
+
+    assert "secret" not in str(caught.value)
+
+
 # --- what the provider is told ---
 
 SAMPLING: dict[str, Any] = {
