@@ -238,8 +238,8 @@ class GatewayConnection(Serializable):
         values["gpt_router_api_base"] = get_from_dict_or_env(
             values, "gpt_router_api_base", "GPT_ROUTER_API_BASE", DEFAULT_API_BASE_URL
         )
-        # Not by `get_from_dict_or_env`, which makes stars of a `SecretStr`. That none is
-        # there is told by the field: an error here would show a proxy's password.
+        # Not by `get_from_dict_or_env`, which makes stars of a `SecretStr`. That there
+        # is none is told by the field: an error here would show a proxy's password.
         key = values.get("gpt_router_api_key") or os.environ.get("GPT_ROUTER_API_KEY")
         values["gpt_router_api_key"] = SecretStr(key) if isinstance(key, str) else key
         return values
