@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,13 +33,18 @@ class Way:
 WAYS = [Way(is_async=a, is_streaming=s) for a in (False, True) for s in (False, True)]
 
 
-def ask(way: Way, model: BaseChatModel, **kwargs: Any) -> list[ChatGenerationChunk]:
+def ask(
+    way: Way,
+    model: BaseChatModel,
+    messages: list[BaseMessage] = MESSAGES,
+    **kwargs: Any,
+) -> list[ChatGenerationChunk]:
     """The chunks of the answer, or its generations. The model's clients are closed."""
-    method = getattr(model, str(way))
+    method = functools.partial(getattr(model, str(way)), messages)
     if way.is_async:
         return asyncio.run(_ask(way, model, method, **kwargs))
     try:
-        answer = method(MESSAGES, **kwargs)
+        answer = method(**kwargs)
         return list(answer if way.is_streaming else answer.generations)
     finally:
         if client := _client(model, "http_client", "_client"):
@@ -50,8 +56,8 @@ async def _ask(
 ) -> list[ChatGenerationChunk]:
     try:
         if way.is_streaming:
-            return [chunk async for chunk in method(MESSAGES, **kwargs)]
-        return list((await method(MESSAGES, **kwargs)).generations)
+            return [chunk async for chunk in method(**kwargs)]
+        return list((await method(**kwargs)).generations)
     finally:
         if client := _client(model, "http_async_client", "_async_client"):
             close = getattr(client, "aclose", None) or client.close

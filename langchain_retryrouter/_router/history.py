@@ -1,0 +1,298 @@
+"""A conversation made fit for another provider than the one that wrote it.
+
+Answers carry what only their author can read: signed thoughts, blocks of tools that ran
+on its servers, ids of items that it keeps. Another provider rejects them with a 400, so
+they are left out for its route, and said. Text and the calls and results of tools are
+every provider's, and always stay.
+
+Who wrote an answer is in its `response_metadata["model_provider"]`, which LangChain's
+integrations set from version 1 on. Where nobody is named, only what has one provider's
+mark on it counts as foreign.
+
+Sources: the content blocks of docs.claude.com/en/api/messages; the output items in
+openai's `types.responses`; what langchain-openai 1.7.3 and langchain-anthropic 1.7.7
+pass on unread (`_construct_responses_api_input`, `_format_messages`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage
+
+_Block: TypeAlias = str | dict[Any, Any]
+
+# Names of one provider: its integration's `ls_provider`, and its `model_provider`.
+_SAME: Final = {
+    "amazon_bedrock": "bedrock",
+    "bedrock_converse": "bedrock",
+    "azure": "openai",
+    "azure_openai": "openai",
+    "mistralai": "mistral",
+}
+_OWNERS: Final = {
+    **dict.fromkeys(
+        (
+            "thinking",
+            "redacted_thinking",
+            "server_tool_use",
+            "mcp_tool_use",
+            "mcp_tool_result",
+            "web_search_tool_result",
+            "web_fetch_tool_result",
+            "code_execution_tool_result",
+            "bash_code_execution_tool_result",
+            "text_editor_code_execution_tool_result",
+            "tool_search_tool_result",
+            "advisor_tool_result",
+            "container_upload",
+        ),
+        "anthropic",
+    ),
+    **dict.fromkeys(
+        (
+            "web_search_call",
+            "file_search_call",
+            "computer_call",
+            "code_interpreter_call",
+            "image_generation_call",
+            "mcp_call",
+            "mcp_list_tools",
+            "mcp_approval_request",
+            "tool_search_call",
+            "tool_search_output",
+            "apply_patch_call",
+            "apply_patch_call_output",
+            "function_call",
+            "custom_tool_call",
+        ),
+        "openai",
+    ),
+    "reasoning_content": "bedrock",
+}
+# Each names its call in a field of its own; the call itself is in `tool_calls` too.
+_CALLS: Final = frozenset(
+    {"tool_use", "tool_call", "function_call", "custom_tool_call", "invalid_tool_call"}
+)
+_OPENAIS_REASONING: Final = frozenset({"summary", "encrypted_content"})
+_TEXTS: Final = {"text": "text", "output_text": "text", "refusal": "refusal"}
+_NOTES: Final = ("annotations", "citations")
+# What every integration may be asked to send, as far as its provider takes it.
+_EVERYBODYS: Final = frozenset(
+    {
+        "image",
+        "image_url",
+        "audio",
+        "input_audio",
+        "video",
+        "file",
+        "document",
+        "text-plain",
+        "tool_result",
+    }
+)
+_MARKS: Final = {
+    # Who takes the mark, beside its inventor, hands it on to that.
+    "cache_control": frozenset({"anthropic", "bedrock", "openrouter", "litellm"}),
+    "prompt_cache_breakpoint": frozenset({"openai"}),
+}
+# Where integrations keep thoughts that are not content, and ids that only they know.
+_OWN_KWARGS: Final = (
+    "reasoning",
+    "reasoning_content",
+    "tool_outputs",
+    "audio",
+    "__openai_function_call_ids__",
+    "__gemini_function_call_thought_signatures__",
+)
+
+
+def provider_of(model: BaseChatModel) -> str:
+    """The provider that a model asks, by the name that its integration gives it."""
+    named = model._get_ls_params().get("ls_provider")  # noqa: SLF001 - the only place
+    return _family(named or type(model).__module__.partition(".")[0])
+
+
+def fit_history(
+    messages: Sequence[BaseMessage], provider: str
+) -> tuple[list[BaseMessage], tuple[str, ...]]:
+    """The conversation as a provider can read it, and what had to be left out.
+
+    Args:
+        messages: The conversation; neither it nor a message in it is changed.
+        provider: Who is to read it, such as `provider_of` says.
+
+    Returns:
+        The messages, the same objects where nothing had to go, without those of which
+        nothing was left; and the kinds of what is missing, such as `thinking` or
+        `cache_control`, each once.
+    """
+    fitting = _Fitting(_family(provider))
+    fitted = [fitting.fit(message) for message in messages]
+    kept = [message for message in fitted if message is not None]
+    return kept, tuple(fitting.left_out)
+
+
+def _family(provider: str) -> str:
+    return _SAME.get(provider, provider)
+
+
+class _Fitting:
+    """Fits one conversation, and keeps account of what it leaves out."""
+
+    def __init__(self, reader: str) -> None:
+        self._reader = reader
+        self.left_out: dict[str, None] = {}  # A set that keeps its order.
+
+    def fit(self, message: BaseMessage) -> BaseMessage | None:
+        author = message.response_metadata.get("model_provider")
+        if not isinstance(message, AIMessage):
+            return self._without_marks(message)
+        if not isinstance(author, str):
+            return self._fit_answer(message, is_foreign=False)
+        if _family(author) == self._reader:
+            return message
+        return self._fit_answer(message, is_foreign=True)
+
+    def _without_marks(self, message: BaseMessage) -> BaseMessage:
+        """What the caller wrote, but for marks that only another provider knows."""
+        content = message.content
+        if not isinstance(content, str):
+            content = [self._unmarked(block) for block in content]
+        kwargs = self._unmarked(message.additional_kwargs)
+        if content == message.content and kwargs == message.additional_kwargs:
+            return message
+        return message.model_copy(
+            update={"content": content, "additional_kwargs": kwargs}
+        )
+
+    def _unmarked(self, block: Any) -> Any:
+        if not isinstance(block, dict):
+            return block
+        foreign = {
+            mark: None
+            for mark, readers in _MARKS.items()
+            if mark in block and self._reader not in readers
+        }
+        self.left_out.update(foreign)
+        kept = {name: item for name, item in block.items() if name not in foreign}
+        if isinstance(extras := kept.get("extras"), dict):
+            kept["extras"] = self._unmarked(extras)
+            if extras and not kept["extras"]:
+                del kept["extras"]
+        if isinstance(inner := kept.get("content"), list):  # A tool's result.
+            kept["content"] = [self._unmarked(item) for item in inner]
+        return kept
+
+    def _fit_answer(self, message: AIMessage, *, is_foreign: bool) -> AIMessage | None:
+        fit = self._foreign if is_foreign else self._of_nobody
+        blocks = _blocks_of(message)
+        calls = _ids_of(message)
+        kept = [b for block in blocks if (b := fit(block, calls)) is not None]
+        kwargs = (
+            self._kwargs(message.additional_kwargs)
+            if is_foreign
+            else (message.additional_kwargs)
+        )
+        if kept == blocks and kwargs == message.additional_kwargs:
+            return message
+        if not kept and not calls:
+            return None
+        return message.model_copy(
+            update={
+                "content": _joined(kept),
+                "additional_kwargs": kwargs,
+                # It would promise blocks of LangChain's standard in `content`.
+                "response_metadata": {
+                    name: value
+                    for name, value in message.response_metadata.items()
+                    if name != "output_version"
+                },
+            }
+        )
+
+    def _kwargs(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        kept = {
+            name: value for name, value in kwargs.items() if name not in _OWN_KWARGS
+        }
+        for name in kwargs:
+            # Ids are no loss to anybody, and have no name that says something.
+            if name not in kept and kwargs[name] and not name.startswith("__"):
+                self.left_out[name] = None
+        return kept
+
+    def _of_nobody(self, block: _Block, calls: set[str]) -> _Block | None:
+        """A block of an answer without an author: kept unless its form has an owner."""
+        if not isinstance(block, dict):
+            return block
+        kind, owner = _kind_of(block), _owner_of(block)
+        if owner in {None, self._reader}:
+            marked: dict[Any, Any] = self._unmarked(block)
+            return marked
+        if kind in _CALLS:
+            return None if _is_among(calls, block) else block
+        self.left_out[kind] = None
+        return None
+
+    def _foreign(self, block: _Block, calls: set[str]) -> _Block | None:
+        """What of another provider's block is everybody's; None if nothing is."""
+        if not isinstance(block, dict):
+            return block or None
+        kind = _kind_of(block)
+        if field := _TEXTS.get(kind):
+            notes = (name for name in _NOTES if block.get(name))
+            self.left_out.update(dict.fromkeys(notes))
+            text = block.get(field)
+            return {"type": "text", "text": text} if text else None
+        if kind in _CALLS:
+            return None if _is_among(calls, block) else block
+        if kind in _EVERYBODYS:
+            marked: dict[Any, Any] = self._unmarked(block)
+            return marked
+        self.left_out[kind] = None
+        return None
+
+
+def _blocks_of(message: AIMessage) -> list[_Block]:
+    content = message.content
+    if isinstance(content, str):
+        return [content] if content else []
+    return content
+
+
+def _kind_of(block: Mapping[Any, Any]) -> str:
+    """The type of a block, also of one that LangChain has no standard for."""
+    inner = block.get("value") if block.get("type") == "non_standard" else None
+    return str((inner if isinstance(inner, Mapping) else block).get("type"))
+
+
+def _owner_of(block: Mapping[Any, Any]) -> str | None:
+    kind = _kind_of(block)
+    if kind == "reasoning" and not _OPENAIS_REASONING.isdisjoint(block):
+        return "openai"
+    return _OWNERS.get(kind)
+
+
+def _is_among(calls: set[str], block: Mapping[Any, Any]) -> bool:
+    """Whether the call of a tool is said twice.
+
+    It is not where somebody built the message by hand, and said it in content alone.
+    """
+    return not calls.isdisjoint(str(block.get(name)) for name in ("id", "call_id"))
+
+
+def _ids_of(message: AIMessage) -> set[str]:
+    calls = [*message.tool_calls, *message.invalid_tool_calls]
+    return {str(call.get("id")) for call in calls}
+
+
+def _joined(blocks: list[_Block]) -> Any:
+    """Text alone as a string, the one form that every provider takes of an answer."""
+    texts = [b if isinstance(b, str) else b.get("text") for b in blocks]
+    if all(isinstance(text, str) for text in texts) and all(
+        isinstance(b, str) or b.get("type") == "text" for b in blocks
+    ):
+        return "".join(str(text) for text in texts)
+    return blocks
