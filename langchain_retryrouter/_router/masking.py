@@ -59,7 +59,7 @@ def without(secrets: set[str], value: Any) -> Any:
 def mask(secrets: set[str], error: BaseException) -> None:
     """Take `secrets` out of what an SDK's own error says: a traceback prints it."""
     error.args = tuple(without(secrets, argument) for argument in error.args)
-    for name in ("message", "body"):
+    for name in ("message", "body", "details"):
         told = vars(error).get(name)
         if isinstance(told, str | dict | list):
             setattr(error, name, without(secrets, told))

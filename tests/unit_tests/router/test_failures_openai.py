@@ -239,7 +239,7 @@ def test_silence_is_a_timeout(way: Way) -> None:
     """A provider that says nothing in time may have run the request nevertheless."""
     with FaultyGateway() as gateway:
         gateway.script(Silence())
-        named = failure(way, chat_openai(gateway, timeout=0.1))
+        named = failure(way, chat_openai(gateway, timeout=0.3))
     assert type(named) is errors.APITimeoutError
     assert named.may_have_run
 
