@@ -39,10 +39,10 @@ def in_order(send: Callable[[R], T], requests: list[R], at_once: int) -> list[T]
             raise
 
     with ThreadPoolExecutor(min(len(requests), at_once)) as threads:
-        answers = [
-            threads.submit(copy_context().run, run, request) for request in requests
-        ]
         try:
+            answers = [
+                threads.submit(copy_context().run, run, request) for request in requests
+            ]
             wait(answers)
         except BaseException as error:  # Such as Ctrl-C, which only this thread hears.
             errors.append(error)

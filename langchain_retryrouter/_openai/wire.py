@@ -52,7 +52,7 @@ class Answer:
         usage: The tokens it cost, as the provider counted them.
         system_fingerprint: OpenAI's name for the machinery that answered.
         ledger: The attempts it took.
-        problem: What makes it no text: a refusal, or a call of a tool.
+        problem: What makes it no text: a refusal, the call of a tool, a filter.
     """
 
     choices: list[dict[str, Any]] = field(default_factory=list)
@@ -249,6 +249,7 @@ def read_answer(raw: Any) -> Answer:
     choices, voices = [], []
     for choice in _in_order(plain(raw)["choices"]):
         voices.append(_Voice(choice.get("message")))
+        voices[-1].follow(choice)
         choices.append(
             {
                 "text": _text_of(choice),
@@ -261,7 +262,8 @@ def read_answer(raw: Any) -> Answer:
         usage=plain(get(raw, "usage")) or {},
         system_fingerprint=get(raw, "system_fingerprint"),
         ledger=get(raw, LEDGER) or {},
-        problem=next((v.problem for v in voices if v.problem is not None), None),
+        problem=next((v.problem for v in voices if v.problem is not None), None)
+        or (_FILTERED if all(voice.is_cut_out for voice in voices) else None),
     )
 
 
@@ -329,8 +331,8 @@ class ChunkReader:
 
     @property
     def problem(self) -> Problem | None:
-        """The refusal, or the call of a tool, that came instead of text."""
-        return self._voice.problem
+        """What came instead of text: a refusal, the call of a tool, or nothing."""
+        return self._voice.problem or (_FILTERED if self._voice.is_cut_out else None)
 
     def read(self, chunk: Any) -> GenerationChunk:
         """The chunk as LangChain has it; usage and ledger in `generation_info`."""
@@ -341,6 +343,7 @@ class ChunkReader:
             info["logprobs"] = plain(get(choice, "logprobs"))
             if not isinstance(get(choice, "text"), str):
                 self._voice.hear(get(choice, "delta"))
+            self._voice.follow(choice)
         usage = plain(get(chunk, "usage"))
         self._is_over = self._is_over or _is_final(choice)
         # Once: LangChain adds up what chunks say, and some servers repeat the sum.
@@ -385,14 +388,21 @@ def join(chunks: Iterable[GenerationChunk]) -> Answer:
     )
 
 
+_FILTERED: Final = Problem(
+    FailureKind.CONTENT_FILTER, "a content filter let nothing of the answer through"
+)
+
+
 class _Voice:
     """Hears, in a chat message or its deltas, what is not text."""
 
-    __slots__ = ("_called", "_refusal")
+    __slots__ = ("_called", "_has_spoken", "_is_filtered", "_refusal")
 
     def __init__(self, message: Any = None) -> None:
         self._refusal = ""
         self._called = ""
+        self._has_spoken = False
+        self._is_filtered = False
         self.hear(message)
 
     @staticmethod
@@ -411,6 +421,16 @@ class _Voice:
         calls = [get(call, "function") for call in get(message, "tool_calls") or ()]
         for call in [*calls, get(message, "function_call")]:
             self._called = self._called or get(call, "name") or ""
+
+    def follow(self, choice: Any) -> None:
+        self._has_spoken = self._has_spoken or bool(_text_of(choice))
+        if get(choice, "finish_reason") == "content_filter":
+            self._is_filtered = True
+
+    @property
+    def is_cut_out(self) -> bool:
+        """Whether a filter ended the answer before its first word."""
+        return self._is_filtered and not self._has_spoken
 
     @property
     def problem(self) -> Problem | None:

@@ -11,7 +11,6 @@ from typing import Any
 import openai
 import pytest
 import tiktoken
-import yaml
 from langchain_core.load import dumps
 from langchain_core.runnables import ConfigurableField
 from pydantic import SecretStr, ValidationError
@@ -367,16 +366,15 @@ def test_what_langchain_saves(any_model: Any, new_llm: NewLLM) -> None:
     assert not ours & kwargs.keys()
 
 
-@pytest.mark.parametrize("suffix", ["json", "yaml"])
 def test_a_model_can_be_saved_to_a_file(
-    any_model: Any, new_llm: NewLLM, tmp_path: Path, suffix: str
+    any_model: Any, new_llm: NewLLM, tmp_path: Path
 ) -> None:
     """What `save` writes makes an equal model, given address and key again."""
-    file = tmp_path / f"model.{suffix}"
+    file = tmp_path / "model.json"
     fields = {"temperature": 0.1, "max_tokens": 10, "logit_bias": {"1": 2.0}}
     llm = new_llm(any_model, **fields)
     llm.save(file)
-    saved = yaml.safe_load(file.read_text())  # JSON is YAML, too.
+    saved = json.loads(file.read_text())
     assert KEY not in file.read_text()
     assert saved.pop("_type") == llm.asdict()["_type"]
     assert new_llm(any_model, **saved) == llm

@@ -1,0 +1,64 @@
+"""Answers that a content filter has ended, or has taken away."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from langchain_retryrouter import errors
+from langchain_retryrouter.testing import Body, FaultyGateway
+
+from .conftest import NewLLM
+
+
+def _filtered(*texts: str) -> Body:
+    """A whole answer, at both endpoints, whose choices a content filter has ended."""
+    choices = [
+        {
+            "index": at,
+            "text": text,
+            "message": {"role": "assistant", "content": text or None},
+            "finish_reason": "content_filter",
+        }
+        for at, text in enumerate(texts)
+    ]
+    return Body(body=json.dumps({"choices": choices}))
+
+
+def _filtered_stream(*texts: str) -> Body:
+    """A stream, at both endpoints, that a content filter ends after these texts."""
+    pieces = [{"index": 0, "text": text, "delta": {"content": text}} for text in texts]
+    end = {"index": 0, "text": "", "delta": {}, "finish_reason": "content_filter"}
+    events = [json.dumps({"choices": [piece]}) for piece in [*pieces, end]]
+    body = "".join(f"data: {event}\n\n" for event in events)
+    return Body(headers={"content-type": "text/event-stream"}, body=body)
+
+
+def test_an_answer_that_a_filter_took_away_is_an_error(
+    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """Nothing but a finish reason is no empty answer, and is not asked for again."""
+    llm = new_llm(any_model)
+    gateway.script(_filtered(""), _filtered_stream(), _filtered_stream(""))
+    with pytest.raises(errors.ContentFilterError, match="let nothing of the answer"):
+        twin.invoke(llm, "hi")
+    for _ in range(2):
+        with pytest.raises(errors.ContentFilterError, match="let nothing"):
+            twin.stream(llm, "hi")
+    assert len(gateway.requests) == 3
+
+
+def test_what_a_filter_left_is_kept(
+    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """What came before a filter, or of the other answers, is told with its reason."""
+    gateway.script(_filtered("so far"), _filtered_stream("so ", "far"))
+    llm = new_llm(any_model)
+    (only,) = twin.generate(llm, ["hi"]).generations[0]
+    assert only.text == "".join(twin.stream(llm, "hi")) == "so far"
+    assert only.generation_info["finish_reason"] == "content_filter"
+    gateway.script(_filtered("", "so far"))
+    both = twin.generate(new_llm(any_model, n=2), ["hi"]).generations[0]
+    assert [generation.text for generation in both] == ["", "so far"]
