@@ -13,6 +13,7 @@ from langchain_retryrouter._version import __version__
 
 if TYPE_CHECKING:
     from langchain_retryrouter.chat_models.gpt_router import GPTRouter, GPTRouterModel
+    from langchain_retryrouter.chat_models.retry_router import RetryRouter, Route
     from langchain_retryrouter.embeddings.gpt_router import GPTRouterEmbeddings
     from langchain_retryrouter.errors import (
         APIConnectionError,
@@ -66,7 +67,9 @@ __all__ = [
     "RateLimitError",
     "RetryBudget",
     "RetryPolicy",
+    "RetryRouter",
     "RetryRouterError",
+    "Route",
     "ServerError",
     "StreamInterruptedError",
     "UnavailableError",
@@ -78,6 +81,8 @@ _HOMES = {
     "GPTRouter": "chat_models.gpt_router",
     "GPTRouterEmbeddings": "embeddings.gpt_router",
     "GPTRouterModel": "chat_models.gpt_router",
+    "RetryRouter": "chat_models.retry_router",
+    "Route": "chat_models.retry_router",
     "AzureOpenAI": "llms.openai",
     "BaseOpenAI": "llms.openai",
     "OpenAI": "llms.openai",

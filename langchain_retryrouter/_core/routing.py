@@ -147,6 +147,13 @@ class RoutingSession(RetrySession):
                 return True
         return False
 
+    def resume(self) -> bool:
+        """Whether a call that broke off may be taken up: on the next route, or here."""
+        remaining = self.remaining()
+        if remaining is not None and remaining <= 0:
+            return False
+        return self.go_on() or self._sent_here < self.policy.max_attempts
+
     def _what_now(self, failure: Failure, *, is_left_behind: bool) -> Decision:
         del is_left_behind
         step = self._after[failure.kind]

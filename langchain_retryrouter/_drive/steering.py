@@ -61,6 +61,8 @@ class Plan:
         clock: What waits, and tells the time.
         route: What is asked, for the ledger; called before each attempt.
         learn: Told of each failure that will be followed by another attempt.
+        is_held_back: Whether a stream is handed over only once its end is known to be
+            good, so that all of it can be repeated.
         leaves_behind: Whether a failure that is final for its route may be followed by
             an attempt on another one.
     """
@@ -72,6 +74,7 @@ class Plan:
     learn: Callable[[RetryRouterError], None] = lambda _: None
     rate_limiter: RateLimiter | None = None
     leaves_behind: Callable[[RetryRouterError], bool] = lambda _: False
+    is_held_back: bool = False
 
 
 class Steering:
@@ -85,6 +88,7 @@ class Steering:
         self._route = plan.route
         self._learn = plan.learn
         self._leaves_behind = plan.leaves_behind
+        self.is_held_back = plan.is_held_back
         self._is_stream = is_stream
         self._last_error: RetryRouterError | None = None
         self._is_over = False
@@ -199,8 +203,6 @@ class Steering:
         self.session.broke_off(error.failure)
         error.route = self.session.route
         error.attempts = self.session.attempts
-        # Whoever retries on top of us would say again what was delivered.
-        error.is_retryable = False
         error.add_note(
             f"not repeated: {len(error.delivered)} characters were delivered"
         )

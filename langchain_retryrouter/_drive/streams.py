@@ -2,7 +2,8 @@
 
 What can be undone is undone silently: until the first token has been handed over, a
 failed attempt is followed by the next. From then on nothing is repeated, and a stream
-that ends without its protocol's end raises, with what was delivered.
+that ends without its protocol's end raises, with what was delivered. A plan may hold a
+stream back until its end; then there is no such moment, and nothing is ever half said.
 """
 
 from __future__ import annotations
@@ -89,6 +90,8 @@ class _Follower(Generic[E]):
         """Keep an event back; True once there is something worth handing over."""
         self.held.append(event)
         self.see(event)
+        if self._steering.is_held_back:
+            return self.guard.is_whole
         return self.guard.is_settled
 
     def see(self, event: E) -> None:
@@ -131,12 +134,23 @@ class _Follower(Generic[E]):
         """The next event did not come in time."""
         if self.guard.is_whole:
             return _END
+        self._break_off(self._interrupted(self._why_cut(limit)))
+
+    def timed_out(self, attempt: Attempt) -> RetryRouterError:
+        """The error for an attempt that was cut short before anything was handed over.
+
+        It is one of time, and not of a broken stream: another route may be faster.
+        """
+        if not (self._steering.is_held_back and self.guard.saw_token):
+            return self._steering.timed_out(attempt.timeout or 0.0)
+        what = self._why_cut(self.limit() or 0.0)
+        return self._steering.errors[FailureKind.TIMEOUT](what)
+
+    def _why_cut(self, limit: float) -> str:
         policy = self._steering.session.policy
         if limit == policy.stall_timeout:
-            what = f"the stream was silent for {limit:.3g} s"
-        else:
-            what = f"the deadline of {policy.deadline:g} s is over"
-        self._break_off(self._interrupted(what))
+            return f"the stream was silent for {limit:.3g} s"
+        return f"the deadline of {policy.deadline:g} s is over"
 
     def _interrupted(self, what: str) -> RetryRouterError:
         return self._steering.errors[FailureKind.INTERRUPTED](
@@ -243,20 +257,23 @@ def _open(
     """Connect, and read up to the first event worth handing over."""
     clock = steering.clock
     began = clock.monotonic()
+    follower = _Follower(steering, new_reader())
     source = connect(attempt)
-    opened = _Opened(source, _Follower(steering, new_reader()), Watch(source.abort))
+    opened = _Opened(source, follower, Watch(source.abort))
     try:
         if attempt.timeout is not None:
             opened.watch.expect_within(attempt.timeout - (clock.monotonic() - began))
         for event in opened.events:
-            if opened.follower.hold(event) and opened.watch.pause():
+            if follower.hold(event) and opened.watch.pause():
                 return opened
-        opened.follower.ended()
+            if follower.guard.saw_token and opened.watch.pause():
+                opened.watch.expect_within(follower.limit())
+        follower.ended()
     except BaseException as error:
         opened.watch.end()
         source.close()
         if opened.watch.has_fired and isinstance(error, RetryRouterError):
-            raise steering.timed_out(attempt.timeout or 0.0) from error
+            raise follower.timed_out(attempt) from error
         raise
     return opened
 
@@ -269,21 +286,29 @@ async def _aopen(
 ) -> _AOpened[E]:
     """Async twin of `_open`."""
     source: AEventSource[E] | None = None
+    follower = _Follower(steering, new_reader())
     try:
         async with asyncio.timeout(attempt.timeout) as limit:
             source = await connect(attempt)
-            opened = _AOpened(source, _Follower(steering, new_reader()))
+            opened = _AOpened(source, follower)
             async for event in opened.events:
-                if opened.follower.hold(event):
+                if follower.hold(event):
                     return opened
-            opened.follower.ended()
+                if follower.guard.saw_token:
+                    _reschedule(limit, follower.limit())
+            follower.ended()
     except BaseException as error:
         if source is not None:
             await source.aclose()
         if isinstance(error, TimeoutError) and limit.expired():
-            raise steering.timed_out(attempt.timeout or 0.0) from error
+            raise follower.timed_out(attempt) from error
         raise
     return opened
+
+
+def _reschedule(limit: asyncio.Timeout, seconds: float | None) -> None:
+    loop = asyncio.get_running_loop()
+    limit.reschedule(None if seconds is None else loop.time() + seconds)
 
 
 def _pull(opened: _Opened[E]) -> E | _End:

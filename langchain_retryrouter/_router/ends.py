@@ -31,7 +31,7 @@ _ENDED: Final = frozenset({"completed", "incomplete"})
 # Read in langchain-openai 1.7.3 and langchain-anthropic 1.7.7: each passes on the
 # reason that its protocol promises. The module is that of the class whose `_stream`
 # runs, so that a subclass of ChatOpenAI counts as long as it leaves that alone.
-_TELLS: Final = ("langchain_openai.", "langchain_anthropic.", "langchain_retryrouter.")
+_TELLS: Final = ("langchain_openai.", "langchain_anthropic.")
 
 # What a block of content says about itself, and is no content: the first event of a
 # block has an index and a type, and nothing to read yet.

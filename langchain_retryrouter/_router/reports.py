@@ -268,6 +268,8 @@ def _status_of(error: BaseException, response: Any) -> int | None:
     own = look(error, "status_code")
     if _is_status(own, _OK):
         return int(own)
+    if _is_sdks(error):
+        return None  # Its `code` is the provider's: openai 2 leaves a number one.
     # langchain-openai hangs the response, a 200, on whatever goes wrong later.
     others = (look(response, "status_code"), look(error, "status"), look(error, "code"))
     return next((int(one) for one in others if _is_status(one, _REDIRECT)), None)

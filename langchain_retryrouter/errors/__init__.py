@@ -86,6 +86,7 @@ class RetryRouterError(ModelError):
         route: The model that was asked, where the call knows it.
         attempts: Requests sent for the call until this error came out.
         delivered: Text that a stream had handed to the caller before it failed.
+        others: What the other routes of the call said, where there were several.
     """
 
     kind: ClassVar[FailureKind] = FailureKind.SERVER_ERROR
@@ -117,6 +118,7 @@ class RetryRouterError(ModelError):
         self.route: str | None = None
         self.attempts = 1
         self.delivered = ""
+        self.others: tuple[RetryRouterError, ...] = ()
 
     @property
     def failure(self) -> Failure:

@@ -218,6 +218,7 @@ def test_a_fault_has_its_name(row: Row, way: Way) -> None:
     check(row, way)
 
 
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 @pytest.mark.parametrize("way", NOT_STREAMING, ids=str)
 @pytest.mark.parametrize("row", UNSTREAMED, ids=str)
 def test_a_200_that_is_no_answer_is_the_providers_failure(row: Row, way: Way) -> None:

@@ -1,0 +1,175 @@
+"""A route: a chat model that can answer, and what a router has to know about it.
+
+A route's model is called below its public methods, by `_generate` and `_stream`: the
+run that tracers see, and that callbacks and token counts belong to, is the router's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from typing import Any, Self, cast
+
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable, RunnableBinding
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from langchain_retryrouter._core.breaker import CircuitBreaker
+
+
+class Route(BaseModel):
+    """One model that can answer.
+
+    Attributes:
+        model: Any LangChain chat model, or one with options bound to it.
+        name: What ledgers and errors call it; by default the model's own name.
+        weight: Its share of the calls under the strategy "weighted".
+        supports_prefill: Whether it goes on where a last message of the assistant's
+            ends, so that a broken stream can be continued there.
+        input_price: Money for a million tokens of a prompt, for `explain`.
+        output_price: Money for a million tokens of an answer, for `explain` and
+            `max_price`.
+        breaker: A breaker that it shares with others; by default one of its own, with
+            the router's numbers.
+        options: Options that every call of this route has.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", frozen=True)
+
+    model: BaseChatModel = Field(repr=False)
+    name: str = ""
+    weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    supports_prefill: bool = False
+    input_price: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    output_price: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    breaker: CircuitBreaker | None = Field(default=None, repr=False)
+    options: dict[str, Any] = Field(default_factory=dict, repr=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unbind(cls, values: Any) -> Any:
+        """Take a model that has options bound to it apart."""
+        if not isinstance(values, dict):
+            return values
+        model, options = unbound(values.get("model"))
+        if not isinstance(model, BaseChatModel):
+            msg = (
+                f"a route's model must be a LangChain chat model, not {model!r}; chains"
+                " and LLMs cannot be routed to"
+            )
+            raise TypeError(msg)
+        options |= values.get("options", {})
+        return {**values, "model": model, "options": options}
+
+    @model_validator(mode="after")
+    def _name_it(self) -> Self:
+        if not self.name:
+            object.__setattr__(self, "name", model_name_of(self.model))
+        return self
+
+    def with_tools(self, tools: Sequence[Any], **kwargs: Any) -> Route:
+        """This route, offering `tools` in its provider's own form.
+
+        Raises:
+            TypeError: If its model binds them in a way that cannot be routed to.
+        """
+        given = RunnableBinding(bound=self.model, kwargs=self.options)
+        bound = self.model.bind_tools(tools, **kwargs)
+        model, options = unbound(bound)
+        if not isinstance(model, BaseChatModel):
+            msg = f"route {self.name!r} cannot be offered tools: it made {bound!r}"
+            raise TypeError(msg)
+        return self.model_copy(
+            update={"model": model, "options": {**given.kwargs, **options}}
+        )
+
+    def generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        options: dict[str, Any],
+    ) -> ChatResult:
+        """The model's answer, by its own cache and rate limiter."""
+        return self.model._generate_with_cache(  # noqa: SLF001 - see above
+            messages, stop=stop, **{**self.options, **options}
+        )
+
+    async def agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        options: dict[str, Any],
+    ) -> ChatResult:
+        """Async twin of `generate`."""
+        return await self.model._agenerate_with_cache(  # noqa: SLF001
+            messages, stop=stop, **{**self.options, **options}
+        )
+
+    def stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        options: dict[str, Any],
+    ) -> Generator[ChatGenerationChunk, None, None]:
+        """The chunks of the model's answer; all in one from a model without streams."""
+        options = {**self.options, **options}
+        if not self._can_stream(options, async_api=False):
+            yield from as_chunks(self.generate(messages, stop, options))
+            return
+        if self.model.rate_limiter is not None:
+            self.model.rate_limiter.acquire(blocking=True)
+        streamed = self.model._stream(messages, stop=stop, **options)  # noqa: SLF001
+        chunks = cast("Generator[ChatGenerationChunk, None, None]", streamed)
+        with contextlib.closing(chunks):
+            yield from chunks
+
+    async def astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        options: dict[str, Any],
+    ) -> AsyncGenerator[ChatGenerationChunk, None]:
+        """Async twin of `stream`."""
+        options = {**self.options, **options}
+        if not self._can_stream(options, async_api=True):
+            for chunk in as_chunks(await self.agenerate(messages, stop, options)):
+                yield chunk
+            return
+        if self.model.rate_limiter is not None:
+            await self.model.rate_limiter.aacquire(blocking=True)
+        streamed = self.model._astream(messages, stop=stop, **options)  # noqa: SLF001
+        chunks = cast("AsyncGenerator[ChatGenerationChunk, None]", streamed)
+        async with contextlib.aclosing(chunks):
+            async for chunk in chunks:
+                yield chunk
+
+    def _can_stream(self, options: dict[str, Any], *, async_api: bool) -> bool:
+        return self.model._should_stream(  # noqa: SLF001 - who else could say?
+            async_api=async_api, **{**options, "stream": True}
+        )
+
+
+def unbound(model: Any) -> tuple[Any, dict[str, Any]]:
+    """A model without the options that were bound to it, and these."""
+    options: dict[str, Any] = {}
+    while isinstance(model, RunnableBinding):
+        options = {**model.kwargs, **options}
+        model = model.bound
+    return model, options
+
+
+def model_name_of(model: Runnable[Any, Any]) -> str:
+    """What a model is called: what it tells tracers, or else its class."""
+    told = model._get_ls_params() if isinstance(model, BaseChatModel) else {}  # noqa: SLF001
+    return str(told.get("ls_model_name") or type(model).__name__)
+
+
+def as_chunks(result: ChatResult) -> Iterator[ChatGenerationChunk]:
+    """A whole answer in the form of a stream."""
+    for generation in result.generations[:1]:
+        fields = generation.message.model_dump(exclude={"type"})
+        yield ChatGenerationChunk(
+            message=AIMessageChunk(**fields), generation_info=generation.generation_info
+        )

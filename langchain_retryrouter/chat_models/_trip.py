@@ -1,0 +1,388 @@
+"""One call on its way along the routes: what an attempt asks, and what came of it.
+
+Between the drive, which says when, and the routes, whose models say how. What a model
+raises gets its meaning here, and what it answers is looked at: an answer without the
+end that its provider always tells is a broken one, whoever calls it whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterator,
+)
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+
+from langchain_retryrouter._core.failure import FailureKind
+from langchain_retryrouter._core.routing import RoutingSession
+from langchain_retryrouter._core.streaming import Signal
+from langchain_retryrouter._drive import AEventSource, Attempt, Clock, EventSource
+from langchain_retryrouter._drive.threads import PumpedSource, within
+from langchain_retryrouter._router.ends import ChunkReader, finish_of, tells_the_end
+from langchain_retryrouter._router.failures import name_failure
+from langchain_retryrouter._router.history import fit_history, provider_of
+from langchain_retryrouter.chat_models._routes import Route
+from langchain_retryrouter.errors import BASE_ERRORS, RetryRouterError
+
+logger = logging.getLogger(__name__)
+
+
+class Whole:
+    """What comes behind the last chunk of a stream that did not break."""
+
+
+Event = ChatGenerationChunk | Whole
+
+_SAID_ALOUD = frozenset(
+    {FailureKind.AUTHENTICATION, FailureKind.PERMISSION, FailureKind.NOT_FOUND}
+)
+"""Failures of a route that somebody has to mend; to go on quietly would hide them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What the caller asked, the same for every route."""
+
+    messages: list[BaseMessage]
+    stop: list[str] | None
+    options: dict[str, Any]
+
+
+@dataclass(slots=True)
+class _Leg:
+    """One attempt: whom it asks, and what."""
+
+    route: Route
+    position: int
+    messages: list[BaseMessage]
+    is_prefilled: bool = False
+    rest: Rest | None = None
+
+
+class Rest:
+    """Tells what is new in an answer that was asked for anew after being said in part.
+
+    A model seldom says the same twice, so this asks for nothing less than every
+    character.
+    """
+
+    def __init__(self, delivered: str) -> None:
+        """After `delivered` has been handed over."""
+        self._missing = delivered
+
+    def begins(self, chunk: ChatGenerationChunk) -> bool:
+        """Whether `chunk` is new; the part of its text that is not is taken out of it.
+
+        Raises:
+            StreamInterruptedError: This answer is another one.
+        """
+        text = chunk.text
+        if not self._missing or not text:
+            return not self._missing
+        common = min(len(text), len(self._missing))
+        if text[:common] != self._missing[:common]:
+            msg = "another attempt gave another answer, which cannot be continued"
+            raise BASE_ERRORS[FailureKind.INTERRUPTED](msg, should_retry=False)
+        self._missing = self._missing[common:]
+        chunk.message.content = text[common:]
+        chunk.text = text[common:]
+        return bool(text[common:])
+
+
+class _Trip:
+    """What both twins know of a call."""
+
+    def __init__(
+        self,
+        routes: list[Route],
+        session: RoutingSession,
+        question: Question,
+        clock: Clock,
+        measured: Callable[[int, float], None],
+    ) -> None:
+        """Nothing is asked yet.
+
+        Args:
+            routes: In the order of the session's doors.
+            session: Where the call stands.
+            question: What is asked.
+            clock: What tells the time.
+            measured: Told of a route, by its place in the order, and the seconds that
+                it took to say something, or to say nothing at all.
+        """
+        self._measured = measured
+        self._routes = routes
+        self._session = session
+        self._question = question
+        self._clock = clock
+        self._failures: list[RetryRouterError] = []
+        self._facts: dict[int, dict[str, Any]] = {}
+        self._broken: RetryRouterError | None = None
+        self._delivered = ""
+        self._called_tools = False
+        self._no_prefill: set[str] = set()
+        self.may_continue = False
+
+    @property
+    def _route(self) -> Route:
+        return self._routes[self._session.position]
+
+    def learn(self, error: RetryRouterError) -> None:
+        """Keep a failure that another attempt follows."""
+        self._failures.append(error)
+        if error.kind in _SAID_ALOUD:
+            logger.warning("route %r cannot answer: %s", error.route, error)
+
+    def verdict(self, error: RetryRouterError) -> RetryRouterError:
+        """The error that leaves: the first route's, the others attached to it."""
+        if self._broken is not None:
+            return self._broken_for_good(error)
+        if error.delivered:
+            return error
+        failures = [*self._failures, error]
+        lead = [one for one in failures if one.route == failures[0].route][-1]
+        if lead is not error:
+            lead.attempts, lead.is_retryable = error.attempts, error.is_retryable
+            for note in getattr(error, "__notes__", ()):
+                lead.add_note(note)
+        lead.others = tuple(one for one in failures if one is not lead)
+        for other in lead.others:
+            lead.add_note(f"{other.route}: {type(other).__name__}: {other.message}")
+        return lead
+
+    def takes_up(self, error: RetryRouterError) -> bool:
+        """Whether a stream that broke off after its first token is taken up again."""
+        if not (error.delivered and self.may_continue) or self._called_tools:
+            return False
+        self._broken = self._broken or error
+        self._delivered += error.delivered
+        return self._session.resume()
+
+    def _broken_for_good(self, error: RetryRouterError) -> RetryRouterError:
+        """The error that broke the stream first, with all that was delivered."""
+        broken = self._broken or error
+        broken.delivered, broken.attempts = self._delivered, self._session.attempts
+        broken.others = tuple(
+            one for one in (*self._failures, error) if one is not broken
+        )
+        for other in broken.others:
+            broken.add_note(f"{other.route}: {type(other).__name__}: {other.message}")
+        return broken
+
+    def ledger(self) -> dict[str, Any]:
+        """The call so far, as JSON-able data."""
+        ledger = self._session.ledger()
+        for line in ledger["attempts"]:
+            line.update(self._facts.get(line.get("attempt", 0), {}))
+        return ledger
+
+    def signed(self, result: ChatResult) -> ChatResult:
+        """An answer with its ledger."""
+        for generation in result.generations:
+            self._settle(generation.message)
+        ledger = self.ledger()
+        for generation in result.generations:
+            generation.message.response_metadata["retryrouter"] = ledger
+        result.llm_output = {**(result.llm_output or {}), "retryrouter": ledger}
+        return result
+
+    def passed_on(self, chunk: ChatGenerationChunk) -> ChatGenerationChunk:
+        """A chunk without what is the router's to say."""
+        self._settle(chunk.message)
+        if isinstance(chunk.message, AIMessageChunk):
+            chunk.message.chunk_position = None
+            self._called_tools |= bool(chunk.message.tool_call_chunks)
+        return chunk
+
+    def last_chunk(self) -> ChatGenerationChunk:
+        """What the router says itself when a stream is over."""
+        metadata = {"retryrouter": self.ledger()}
+        message = AIMessageChunk(
+            content="", response_metadata=metadata, chunk_position="last"
+        )
+        return ChatGenerationChunk(message=message)
+
+    def new_reader(self) -> Callable[[Event], Signal]:
+        """What tells token and end for the attempt under way."""
+        reader = ChunkReader()
+        tells = tells_the_end(self._route.model)
+
+        def read(event: Event) -> Signal:
+            if isinstance(event, Whole):
+                return Signal(is_end=not tells, is_last=True)
+            signal = reader(event)
+            return signal if tells else signal._replace(is_end=False)
+
+        return read
+
+    def _settle(self, message: BaseMessage) -> None:
+        """Take note of what a route says of itself, and take out its own ledger."""
+        facts = self._facts.setdefault(self._session.attempts, {})
+        own = message.response_metadata.pop("retryrouter", None)
+        if own is not None:
+            facts["inside"] = own
+        usage = getattr(message, "usage_metadata", None)
+        if usage:
+            facts["usage"] = dict(usage)
+
+    def _leg(self) -> _Leg:
+        """What the attempt under way asks, and whom.
+
+        Settled when it begins: a thread that is left to itself finds a call that has
+        long since gone on.
+        """
+        route, attempt = self._route, self._session.attempts
+        facts = self._facts.setdefault(attempt, {})
+        messages, left_out = fit_history(
+            self._question.messages, provider_of(route.model)
+        )
+        if left_out:
+            facts["left_out"] = list(left_out)
+        fills = route.supports_prefill and route.name not in self._no_prefill
+        leg = _Leg(route, self._session.position, messages)
+        if self._delivered:
+            facts |= {"continued_at": len(self._delivered), "prefill": fills}
+            if fills:
+                leg.is_prefilled = True
+                leg.messages = [*messages, AIMessage(content=self._delivered)]
+            else:
+                leg.rest = Rest(self._delivered)
+        return leg
+
+    def _check_whole(self, result: ChatResult, route: Route) -> None:
+        if not result.generations:
+            msg = "the answer has no content at all"
+            raise BASE_ERRORS[FailureKind.MALFORMED](msg)
+        if not tells_the_end(route.model):
+            return
+        for generation in result.generations:
+            if finish_of(generation.message) is None:
+                msg = "the answer came without a finish reason: it may have been cut"
+                raise BASE_ERRORS[FailureKind.INTERRUPTED](msg)
+
+    @contextlib.contextmanager
+    def _timed(self, leg: _Leg) -> Iterator[None]:
+        """Tells how long an answer, or a failure, was waited for."""
+        began = self._clock.monotonic()
+        try:
+            yield
+        finally:
+            self._measured(leg.position, self._clock.monotonic() - began)
+
+    @contextlib.contextmanager
+    def _named_errors(self, leg: _Leg) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            named = name_failure(error, self._clock.wall())
+            if named is None:
+                raise
+            if leg.is_prefilled and named.kind is FailureKind.INVALID_REQUEST:
+                # A fault of ours and not of the caller's, so the call goes on without.
+                self._no_prefill.add(leg.route.name)
+                msg = f"{leg.route.name} takes no prefill: {named.message}"
+                raise BASE_ERRORS[FailureKind.INTERRUPTED](msg) from error
+            if named is error:
+                raise
+            raise named from error
+
+
+class Trip(_Trip):
+    """One call of sync models."""
+
+    def generate(self, attempt: Attempt) -> ChatResult:
+        """One attempt's answer."""
+        leg, asked = self._leg(), self._question
+        with self._named_errors(leg), self._timed(leg):
+            ask = partial(leg.route.generate, leg.messages, asked.stop)
+            result = within(attempt.timeout, partial(ask, asked.options))
+        self._check_whole(result, leg.route)
+        return result
+
+    def connect(self, attempt: Attempt) -> EventSource[Event]:
+        """One attempt's stream; in a thread where it may have to be cut short."""
+        events = self._events(self._leg())
+        if attempt.timeout is None and self._session.policy.stall_timeout is None:
+            return _Direct(events)
+        return PumpedSource(events)
+
+    def _events(self, leg: _Leg) -> Generator[Event, None, None]:
+        asked = self._question
+        with self._named_errors(leg), contextlib.ExitStack() as timer:
+            timer.enter_context(self._timed(leg))
+            chunks = leg.route.stream(leg.messages, asked.stop, asked.options)
+            with contextlib.closing(chunks):
+                for chunk in chunks:
+                    timer.close()
+                    if leg.rest is None or leg.rest.begins(chunk):
+                        yield chunk
+        yield Whole()
+
+
+class AsyncTrip(_Trip):
+    """One call of async models."""
+
+    async def generate(self, attempt: Attempt) -> ChatResult:
+        """One attempt's answer, within the time that whoever awaits it gives."""
+        del attempt
+        leg, asked = self._leg(), self._question
+        with self._named_errors(leg), self._timed(leg):
+            result = await leg.route.agenerate(leg.messages, asked.stop, asked.options)
+        self._check_whole(result, leg.route)
+        return result
+
+    async def connect(self, attempt: Attempt) -> AEventSource[Event]:
+        """One attempt's stream."""
+        del attempt
+        return _AsyncDirect(self._events(self._leg()))
+
+    async def _events(self, leg: _Leg) -> AsyncGenerator[Event, None]:
+        asked = self._question
+        with self._named_errors(leg), contextlib.ExitStack() as timer:
+            timer.enter_context(self._timed(leg))
+            chunks = leg.route.astream(leg.messages, asked.stop, asked.options)
+            async with contextlib.aclosing(chunks):
+                async for chunk in chunks:
+                    timer.close()
+                    if leg.rest is None or leg.rest.begins(chunk):
+                        yield chunk
+        yield Whole()
+
+
+class _Direct:
+    """The events of a generator, read where they are wanted."""
+
+    def __init__(self, events: Generator[Event, None, None]) -> None:
+        self._events = events
+
+    def __iter__(self) -> Iterator[Event]:
+        return self._events
+
+    def abort(self) -> None:
+        """Nothing that could be done: a route's own time limit holds."""
+
+    def close(self) -> None:
+        self._events.close()
+
+
+class _AsyncDirect:
+    """Async twin of `_Direct`."""
+
+    def __init__(self, events: AsyncGenerator[Event, None]) -> None:
+        self._events = events
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self._events
+
+    async def aclose(self) -> None:
+        await self._events.aclose()

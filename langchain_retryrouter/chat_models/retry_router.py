@@ -1,0 +1,371 @@
+"""`RetryRouter`: any LangChain chat models as one that answers while one of them can.
+
+What follows a failure (the same route again, the next one, or an end) is the table of
+`_core.routing`; how streams are repeated and watched is `_drive`'s. Here are the
+fields, and the way from a call of LangChain's to those and back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import Any, Literal, Self, TypeVar, cast
+
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForLLMRun,
+    CallbackManagerForLLMRun,
+)
+from langchain_core.language_models.base import LangSmithParams, LanguageModelInput
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable, RunnableBinding
+from pydantic import (
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from langchain_retryrouter._callbacks import (
+    RetryVisibleChatModel,
+    anotifier,
+    notifier,
+    run_manager_of,
+)
+from langchain_retryrouter._core.breaker import CircuitBreaker
+from langchain_retryrouter._core.budget import RetryBudget
+from langchain_retryrouter._core.failure import FailureKind
+from langchain_retryrouter._core.policy import RetryPolicy
+from langchain_retryrouter._core.routing import AFTER, Door, RoutingSession, Step
+from langchain_retryrouter._core.strategies import Strategy, new_strategy
+from langchain_retryrouter._drive import (
+    SYSTEM_CLOCK,
+    Clock,
+    Plan,
+    acall,
+    astream,
+    call,
+    stream,
+)
+from langchain_retryrouter.chat_models._routes import Route
+from langchain_retryrouter.chat_models._trip import (
+    AsyncTrip,
+    Question,
+    Trip,
+    Whole,
+)
+from langchain_retryrouter.errors import BASE_ERRORS, RetryRouterError
+
+__all__ = ["RetryRouter", "Route"]
+
+_T = TypeVar("_T", Trip, AsyncTrip)
+
+
+class _Shared:
+    """What a router remembers from call to call, and its bound copies share."""
+
+    def __init__(
+        self, breakers: list[CircuitBreaker | None], strategy: Strategy
+    ) -> None:
+        self.breakers = breakers
+        self.strategy = strategy
+
+
+class RetryRouter(RetryVisibleChatModel):
+    """Several chat models as one, which answers as long as one of them can.
+
+    A failed attempt is repeated on its route, followed by one on the next, or by none,
+    as its kind demands; the last word of a call that nobody could answer is the first
+    route's error, with the others attached. Retries are seen by callbacks and tracers.
+
+    Example:
+        ```python
+        from langchain_retryrouter import RetryPolicy, RetryRouter
+
+        router = RetryRouter(
+            routes=[primary, backup],  # any chat models
+            retry_policy=RetryPolicy(first_token_timeout=10, stall_timeout=10),
+        )
+        router.invoke("Hello").response_metadata["retryrouter"]
+        ```
+
+    The answer's `response_metadata["retryrouter"]` has the route that served, and every
+    attempt with its outcome, seconds, wait and usage.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    routes: Sequence[Route | BaseChatModel | RunnableBinding[Any, Any]] = Field(
+        min_length=1
+    )
+    """The models to ask; a plain chat model is a route with the model's name."""
+
+    retry_policy: RetryPolicy = Field(default_factory=RetryPolicy)
+    """How patient a call is; `max_retries` counts on each route anew."""
+
+    budget: RetryBudget | None = Field(default=None, exclude=True, repr=False)
+    """Where retries are bought; hand the same object to all that share it."""
+
+    breaker: CircuitBreaker | None = Field(
+        default_factory=lambda: CircuitBreaker(
+            failure_threshold=3, recovery_jitter=0.1
+        ),
+        exclude=True,
+        repr=False,
+    )
+    """The numbers of each route's own breaker; None for none."""
+
+    strategy: Literal["priority", "weighted", "least_latency", "round_robin"] = (
+        "priority"
+    )
+    """In which order the routes are asked."""
+
+    seed: int | None = None
+    """Makes the strategies that draw lots draw the same ones again."""
+
+    stream_recovery: Literal["error", "buffer", "continue"] = "error"
+    """What becomes of a stream that breaks after its first token.
+
+    "error": a `StreamInterruptedError` with what was delivered. "buffer": nothing is
+    handed over before the end is known to be good, so that all of it can be repeated.
+    "continue": another attempt takes up where the text ends, as an assistant prefill on
+    routes that support it; on others the answer is asked for anew, and goes on only if
+    it begins with what was delivered. Tool calls are never continued.
+    """
+
+    failover_on: dict[FailureKind, Step] = Field(default_factory=dict)
+    """What follows a kind of failure instead: "repeat", "next" or "end"."""
+
+    max_price: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """Money for a million tokens of an answer at the most: no route may be dearer."""
+
+    clock: Clock | None = Field(default=None, exclude=True, repr=False)
+    """What tells the time and waits; `testing.FakeClock` in a test."""
+
+    _shared: _Shared = PrivateAttr()
+
+    @field_validator("routes", mode="before")
+    @classmethod
+    def _take_plain_models(cls, value: Any) -> Any:
+        if not isinstance(value, Sequence):
+            msg = f"routes must be a list of chat models or Routes, not {value!r}"
+            raise ValueError(msg)  # noqa: TRY004 - pydantic reports ValueErrors
+        return [one if isinstance(one, Route) else Route(model=one) for one in value]
+
+    @field_validator("routes")
+    @classmethod
+    def _tell_names_apart(cls, value: Sequence[Route]) -> Sequence[Route]:
+        seen: dict[str, int] = {}
+        named = []
+        for route in value:
+            seen[route.name] = count = seen.get(route.name, 0) + 1
+            name = route.name if count == 1 else f"{route.name}-{count}"
+            named.append(route.model_copy(update={"name": name}))
+        return named
+
+    @field_validator("max_price")
+    @classmethod
+    def _check_prices(cls, value: float | None, info: ValidationInfo) -> float | None:
+        for route in info.data.get("routes", []) if value is not None else ():
+            if route.output_price is None or route.output_price > value:
+                price = (
+                    "no output_price"
+                    if route.output_price is None
+                    else (f"an output_price of {route.output_price:g}")
+                )
+                msg = f"route {route.name!r} has {price}, and max_price is {value:g}"
+                raise ValueError(msg)
+        return value
+
+    @model_validator(mode="after")
+    def _remember(self) -> Self:
+        template = self.breaker
+        self._shared = _Shared(
+            [
+                route.breaker or (template.fresh() if template is not None else None)
+                for route in self._routes
+            ],
+            new_strategy(
+                self.strategy,
+                len(self._routes),
+                weights=(
+                    [route.weight for route in self._routes]
+                    if self.strategy == "weighted"
+                    else None
+                ),
+                seed=self.seed,
+            ),
+        )
+        return self
+
+    @property
+    def _routes(self) -> Sequence[Route]:
+        """The routes as what they are once they have been read."""
+        return cast("Sequence[Route]", self.routes)
+
+    # --- a call ---
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        plan, trip = self._set_out(Trip, Question(messages, stop, kwargs))
+        try:
+            result = call(plan, trip.generate, notifier(run_manager))
+        except RetryRouterError as error:
+            raise trip.verdict(error)  # noqa: B904 - its own cause is what caused it
+        return trip.signed(result)
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        plan, trip = self._set_out(AsyncTrip, Question(messages, stop, kwargs))
+        try:
+            result = await acall(plan, trip.generate, anotifier(run_manager))
+        except RetryRouterError as error:
+            raise trip.verdict(error)  # noqa: B904
+        return trip.signed(result)
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        plan, trip = self._set_out(Trip, Question(messages, stop, kwargs))
+        retried = run_manager_of(self, run_manager, CallbackManagerForLLMRun)
+        events = stream(plan, trip.connect, trip.new_reader, notifier(retried))
+        while True:
+            try:
+                with contextlib.closing(events):
+                    for event in events:
+                        if isinstance(event, Whole):
+                            continue
+                        chunk = trip.passed_on(event)
+                        if run_manager is not None:
+                            run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                        yield chunk
+                break
+            except RetryRouterError as error:
+                if not trip.takes_up(error):
+                    raise trip.verdict(error)  # noqa: B904
+            events = stream(plan, trip.connect, trip.new_reader, notifier(retried))
+        yield trip.last_chunk()
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        plan, trip = self._set_out(AsyncTrip, Question(messages, stop, kwargs))
+        retried = run_manager_of(self, run_manager, AsyncCallbackManagerForLLMRun)
+        events = astream(plan, trip.connect, trip.new_reader, anotifier(retried))
+        while True:
+            try:
+                async with contextlib.aclosing(events):
+                    async for event in events:
+                        if isinstance(event, Whole):
+                            continue
+                        chunk = trip.passed_on(event)
+                        if run_manager is not None:
+                            await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                        yield chunk
+                break
+            except RetryRouterError as error:
+                if not trip.takes_up(error):
+                    raise trip.verdict(error)  # noqa: B904
+            events = astream(plan, trip.connect, trip.new_reader, anotifier(retried))
+        yield trip.last_chunk()
+
+    def _set_out(self, kind: type[_T], question: Question) -> tuple[Plan, _T]:
+        """The plan of a call, and the call itself."""
+        clock = self.clock or SYSTEM_CLOCK
+        order = self._shared.strategy.order(clock.monotonic())
+        routes = [self._routes[index] for index in order]
+        doors = [Door(self._routes[i].name, self._shared.breakers[i]) for i in order]
+        session = RoutingSession(
+            self.retry_policy,
+            doors,
+            budget=self.budget,
+            time=clock,
+            after={**AFTER, **self.failover_on},
+        )
+
+        def measured(position: int, seconds: float) -> None:
+            now = clock.monotonic()
+            self._shared.strategy.measured(order[position], seconds, now)
+
+        trip = kind(routes, session, question, clock, measured)
+        plan = Plan(
+            session,
+            errors=BASE_ERRORS,
+            clock=clock,
+            learn=trip.learn,
+            is_held_back=self.stream_recovery == "buffer",
+        )
+        trip.may_continue = self.stream_recovery == "continue"
+        return plan, trip
+
+    # --- what LangChain asks ---
+
+    def bind_tools(
+        self,
+        tools: Sequence[Any],
+        *,
+        tool_choice: Any = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """A router of the same routes, each offering `tools` in its provider's form.
+
+        It shares breakers, budget and strategy with this one.
+
+        Args:
+            tools: As the routes' own `bind_tools` take them.
+            tool_choice: As well; not handed on when None.
+            **kwargs: As well.
+        """
+        told = kwargs.pop("ls_structured_output_format", None)
+        if tool_choice is not None:
+            kwargs["tool_choice"] = tool_choice
+        routes = [route.with_tools(tools, **kwargs) for route in self._routes]
+        router = self.model_copy(update={"routes": routes})
+        return router if told is None else router.bind(ls_structured_output_format=told)
+
+    @property
+    def _llm_type(self) -> str:
+        return "retry-router-chat"
+
+    @property
+    def _identifying_params(self) -> Mapping[str, Any]:
+        return {
+            "routes": [
+                {
+                    "name": route.name,
+                    "type": route.model._llm_type,  # noqa: SLF001
+                    **route.model._identifying_params,  # noqa: SLF001
+                    **route.options,
+                }
+                for route in self._routes
+            ],
+            "strategy": self.strategy,
+        }
+
+    def _get_ls_params(
+        self, stop: list[str] | None = None, **kwargs: Any
+    ) -> LangSmithParams:
+        params = super()._get_ls_params(stop=stop, **kwargs)
+        first = self._routes[0].model._get_ls_params(stop=stop, **kwargs)  # noqa: SLF001
+        return LangSmithParams(**{**params, **first})

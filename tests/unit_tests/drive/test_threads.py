@@ -1,0 +1,102 @@
+"""Blocking code that is made to end in time, by leaving it to a thread of its own."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Generator
+
+import pytest
+
+from langchain_retryrouter import APIConnectionError
+from langchain_retryrouter._drive.threads import PumpedSource, within
+
+FAR = 30.0
+_whose: contextvars.ContextVar[str] = contextvars.ContextVar("whose", default="nobody")
+
+
+def test_what_is_in_time_is_returned() -> None:
+    """A result, or an error, comes out as if there were no thread."""
+    assert within(None, lambda: 1) == 1
+    assert within(FAR, lambda: 2) == 2
+    with pytest.raises(KeyError, match="a"):
+        within(FAR, lambda: {"b": 1}["a"])
+
+
+def test_what_is_late_is_left_alone() -> None:
+    """Nobody waits longer than the limit, and the work ends unattended."""
+    may_end, has_ended = threading.Event(), threading.Event()
+
+    def work() -> None:
+        may_end.wait(FAR)
+        has_ended.set()
+
+    with pytest.raises(TimeoutError, match=r"no answer within 0\.01 s"):
+        within(0.01, work)
+    may_end.set()
+    assert has_ended.wait(FAR)
+
+
+def test_the_thread_knows_whose_work_it_does() -> None:
+    """Context variables of the caller, such as a tracer's, are seen in the thread."""
+    _whose.set("mine")
+    assert within(FAR, _whose.get) == "mine"
+
+    def events() -> Generator[str, None, None]:
+        yield _whose.get()
+
+    assert list(PumpedSource(events())) == ["mine"]
+
+
+def test_events_come_in_order_and_end() -> None:
+    """What the generator yields is what comes out, far beyond what is read ahead."""
+    source = PumpedSource(number for number in range(1000))
+    assert list(source) == list(range(1000))
+
+
+def test_an_error_comes_where_it_was_met() -> None:
+    """The events before it are handed over first."""
+
+    def events() -> Generator[int, None, None]:
+        yield 1
+        msg = "broken"
+        raise ValueError(msg)
+
+    taken = iter(PumpedSource(events()))
+    assert next(taken) == 1
+    with pytest.raises(ValueError, match="broken"):
+        next(taken)
+
+
+def test_a_wait_can_be_aborted_from_another_thread() -> None:
+    """Whoever waits for an event is freed at once, with an error of ours."""
+    may_end = threading.Event()
+
+    def events() -> Generator[int, None, None]:
+        yield 1
+        may_end.wait(FAR)
+
+    source = PumpedSource(events())
+    taken = iter(source)
+    assert next(taken) == 1
+    source.abort()
+    with pytest.raises(APIConnectionError, match="its time was up"):
+        next(taken)
+    source.close()
+    may_end.set()
+
+
+def test_a_source_that_is_left_closes_its_generator() -> None:
+    """The thread stops reading, and ends what it reads from."""
+    was_closed = threading.Event()
+
+    def events() -> Generator[int, None, None]:
+        try:
+            yield from range(1_000_000)
+        finally:
+            was_closed.set()
+
+    source = PumpedSource(events())
+    assert next(iter(source)) == 0
+    source.close()
+    assert was_closed.wait(FAR)
