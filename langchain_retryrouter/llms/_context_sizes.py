@@ -1,6 +1,7 @@
 """How many tokens, prompt and answer together, fit into the context of a model.
 
-Source: OpenAI's model pages ("context window"), read in November 2026.
+Sources: OpenAI's model pages ("context window"), and for gpt-5.6 and later the model
+profiles of langchain-openai 1.7, read in November 2026.
 """
 
 from __future__ import annotations
@@ -33,24 +34,37 @@ _SIZES: Final = {
     "gpt-4-turbo-preview": 128_000,
     "gpt-4o": 128_000,
     "gpt-4o-mini": 128_000,
+    "gpt-4-vision-preview": 128_000,
+    "gpt-4o-audio-preview": 128_000,
+    "gpt-4o-mini-audio-preview": 128_000,
+    "gpt-4o-search-preview": 128_000,
+    "gpt-4o-mini-search-preview": 128_000,
     "chatgpt-4o-latest": 128_000,
     "gpt-4.1": 1_047_576,
     "gpt-4.1-mini": 1_047_576,
     "gpt-4.1-nano": 1_047_576,
     "o1": 200_000,
+    "o1-mini": 128_000,
+    "o1-preview": 128_000,
     "o1-pro": 200_000,
     "o3": 200_000,
     "o3-mini": 200_000,
     "o3-pro": 200_000,
     "o4-mini": 200_000,
+    "codex-mini-latest": 200_000,
     "gpt-5": 400_000,
     "gpt-5-mini": 400_000,
     "gpt-5-nano": 400_000,
+    "gpt-5-chat-latest": 128_000,
     "gpt-5-codex": 400_000,
     "gpt-5-pro": 400_000,
     "gpt-5.1": 400_000,
+    "gpt-5.1-chat-latest": 128_000,
     "gpt-5.1-codex": 400_000,
+    "gpt-5.1-codex-max": 400_000,
+    "gpt-5.1-codex-mini": 400_000,
     "gpt-5.2": 400_000,
+    "gpt-5.2-chat-latest": 128_000,
     "gpt-5.2-pro": 400_000,
     "gpt-5.3-codex": 400_000,
     "gpt-5.4": 1_050_000,
@@ -59,6 +73,15 @@ _SIZES: Final = {
     "gpt-5.4-pro": 1_050_000,
     "gpt-5.5": 1_050_000,
     "gpt-5.5-pro": 1_050_000,
+    "gpt-5.6": 1_050_000,
+    "gpt-5.6-sol": 1_050_000,
+    "gpt-5.6-terra": 1_050_000,
+    "gpt-5.6-luna": 1_050_000,
+    "gpt-6-astra": 1_050_000,
+    "gpt-6-sol": 1_050_000,
+    "gpt-6-luna": 1_050_000,
+    "gpt-6.1-sol": 1_050_000,
+    "gpt-6.1-terra": 1_050_000,
     # Models that are gone from OpenAI, and are still what other servers call theirs.
     "text-davinci-003": 4_097,
     "text-davinci-002": 4_097,

@@ -263,6 +263,7 @@ def test_a_field_among_model_kwargs_is_moved(new_llm: NewLLM) -> None:
         "o1",
         "o3-mini",
         "chatgpt-4o-latest",
+        "gpt-6.1-sol",
         "ft:gpt-4o-mini-2024-07-18:org::id",
     ],
 )
@@ -524,6 +525,7 @@ def test_max_tokens_may_fill_the_context(
         ("gpt-4o-2024-08-06", 128_000),
         ("gpt-4.1-mini-2025-04-14", 1_047_576),
         ("gpt-5", 400_000),
+        ("gpt-6.1-sol", 1_050_000),
     ],
 )
 def test_context_sizes(new_llm: NewLLM, model: str, size: int) -> None:
