@@ -24,7 +24,7 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_retryrouter._drive import ain_order, in_order
 from langchain_retryrouter._openai import wire
 from langchain_retryrouter._openai.failures import from_problem
-from langchain_retryrouter._openai.wire import update_token_usage
+from langchain_retryrouter._openai.usage import add_usage, update_token_usage
 from langchain_retryrouter.llms._azure import AzureConnection
 from langchain_retryrouter.llms._chat import ChatModel
 from langchain_retryrouter.llms._closing import aclosing, closing
@@ -236,7 +236,7 @@ class OpenAILLM(OpenAIConnection):
             [choice for answer in answers for choice in answer.choices],
             prompts,
             {**self._invocation_params, **options},
-            functools.reduce(wire.add_usage, (a.usage for a in answers), {}),
+            functools.reduce(add_usage, (a.usage for a in answers), {}),
             system_fingerprint=next(
                 (a.system_fingerprint for a in answers if a.system_fingerprint), None
             ),

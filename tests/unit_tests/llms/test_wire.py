@@ -19,6 +19,7 @@ from langchain_retryrouter._openai.settings import (
     sdk_timeout,
     without_password,
 )
+from langchain_retryrouter._openai.usage import add_usage
 
 
 @pytest.mark.parametrize(
@@ -265,7 +266,7 @@ def test_choices_are_ordered_where_their_indexes_say_how(
 def test_usage_is_added_up_in_depth() -> None:
     """Numbers add up, nested ones too; what is no number is left out."""
     usage = {"a": 1, "b": {"c": 2, "d": None}, "e": None, "f": True, "g": "x"}
-    assert wire.add_usage(wire.add_usage({}, usage), usage) == {"a": 2, "b": {"c": 4}}
+    assert add_usage(add_usage({}, usage), usage) == {"a": 2, "b": {"c": 4}}
 
 
 @pytest.mark.parametrize(
