@@ -1,0 +1,192 @@
+"""Plays a scenario to a system: two providers, the calls, and what both ends saw."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from benchmarks.failover.evidence import (
+    BACKUP,
+    PRIMARY,
+    TEXT,
+    Attempt,
+    Call,
+    Evidence,
+    Reply,
+)
+from benchmarks.failover.scenarios import (
+    BACKUP_PROMPT_TOKENS,
+    RUN_LENGTH,
+    Scenario,
+)
+from langchain_retryrouter import CircuitBreaker
+from langchain_retryrouter._drive import SYSTEM_CLOCK, Clock
+from langchain_retryrouter.testing import (
+    Choice,
+    Completion,
+    FaultyGateway,
+    RecordedRequest,
+    Status,
+    Usage,
+)
+
+_PRIMARY_PROMPT_TOKENS = 111
+_BETWEEN_LOOKS = 0.25  # scenario's seconds, at a breaker's state
+
+
+@dataclass(frozen=True)
+class Providers:
+    """What a system is told: where its models are, and how fast the time runs."""
+
+    primary_url: str
+    backup_url: str
+    scale: float
+    clock: Clock
+
+
+async def _nothing_to_close() -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A system, ready to be asked."""
+
+    ask: Callable[[], Awaitable[Reply]]
+    breaker: CircuitBreaker | None = None
+    """Its breaker for the primary, to be watched."""
+    aclose: Callable[[], Awaitable[None]] = _nothing_to_close
+
+
+System: TypeAlias = Callable[[Providers], Contestant]
+
+
+class Model:
+    """Says `TEXT`; goes on with it where a last message of the assistant's ends."""
+
+    def __init__(self, prompt_tokens: int) -> None:
+        """A model whose prompts are told to have so many tokens."""
+        self._prompt_tokens = prompt_tokens
+
+    def __call__(self, request: RecordedRequest) -> Completion:
+        """The answer, and a usage by which its provider is known."""
+        last = request.payload["messages"][-1]
+        begun = last["content"] if last["role"] == "assistant" else ""
+        text = TEXT.removeprefix(begun)
+        usage = Usage(self._prompt_tokens, len(text.split()))
+        return Completion((Choice(text),), usage)
+
+
+class _Stage:
+    def __init__(
+        self, primary: FaultyGateway, backup: FaultyGateway, scale: float, clock: Clock
+    ) -> None:
+        self.primary, self.backup = primary, backup
+        self.scale, self.clock = scale, clock
+        self.began = clock.monotonic()
+
+    def seconds(self, seconds: float) -> float:
+        return seconds * self.scale
+
+    def now(self) -> float:
+        return (self.clock.monotonic() - self.began) / self.scale
+
+    def attempts(self) -> tuple[Attempt, ...]:
+        attempts = [
+            Attempt((request.at - self.began) / self.scale, name, _told(request))
+            for name, gateway in ((PRIMARY, self.primary), (BACKUP, self.backup))
+            for request in gateway.requests
+        ]
+        return tuple(sorted(attempts, key=lambda one: one.at))
+
+
+def _told(request: RecordedRequest) -> str:
+    step = request.step
+    return str(step.code) if isinstance(step, Status) else type(step).__name__
+
+
+async def play(
+    scenario: Scenario, system: System, *, scale: float, clock: Clock = SYSTEM_CLOCK
+) -> Evidence:
+    """What is seen when `system` goes through `scenario`.
+
+    Args:
+        scenario: The fault.
+        system: Builds the contestant over the two providers.
+        scale: What all times are multiplied by.
+        clock: What the calls are paced by; a contestant may go by it as well.
+    """
+    async with (
+        FaultyGateway(responder=Model(_PRIMARY_PROMPT_TOKENS)) as primary,
+        FaultyGateway(responder=Model(BACKUP_PROMPT_TOKENS)) as backup,
+    ):
+        contestant = system(
+            Providers(primary.openai_url, backup.openai_url, scale, clock)
+        )
+        stage = _Stage(primary, backup, scale, clock)
+        scenario.prepare(stage)
+        async with _watched(contestant.breaker, stage) as states:
+            calls = []
+            for number in range(scenario.calls):
+                await _until(number * scenario.pace, stage)
+                calls.append(await _call(contestant, stage))
+        attempts = stage.attempts()
+        afterwards = None
+        if scenario.is_tried_again:
+            afterwards = await _call(contestant, stage)
+        await contestant.aclose()
+        return Evidence(tuple(calls), attempts, afterwards, tuple(states))
+
+
+async def _until(moment: float, stage: _Stage) -> None:
+    early = moment - stage.now()
+    if early > 0:
+        await stage.clock.asleep(stage.seconds(early))
+
+
+async def _call(contestant: Contestant, stage: _Stage) -> Call:
+    began = stage.now()
+    reply, error = None, None
+    limit = asyncio.timeout(stage.seconds(RUN_LENGTH))
+    try:
+        async with limit:
+            reply = await contestant.ask()
+    except Exception as caught:  # noqa: BLE001 - whatever a system raises is its answer
+        if not limit.expired():
+            error = _tell(caught)
+    return Call(began, stage.now() - began, reply, error)
+
+
+def _tell(error: Exception) -> str:
+    status, code = (getattr(error, name, None) for name in ("status_code", "code"))
+    facts = " ".join(str(fact) for fact in (status, code) if fact)
+    return f"{type(error).__name__} [{facts}]: {error}"
+
+
+@contextlib.asynccontextmanager
+async def _watched(
+    breaker: CircuitBreaker | None, stage: _Stage
+) -> AsyncIterator[list[tuple[float, str]]]:
+    """The breaker's states, and when each was first seen, while this is open."""
+    states: list[tuple[float, str]] = []
+
+    async def watch(breaker: CircuitBreaker) -> None:
+        while True:
+            state = breaker.state(stage.clock.monotonic()).value
+            if not states or states[-1][1] != state:
+                states.append((stage.now(), state))
+            await SYSTEM_CLOCK.asleep(stage.seconds(_BETWEEN_LOOKS))
+
+    if breaker is None:
+        yield states
+        return
+    task = asyncio.create_task(watch(breaker))
+    try:
+        yield states
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task

@@ -1,0 +1,332 @@
+"""Seven faults that the bench has no scenario for, and callers meet all the same."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import pytest
+from langchain_core.callbacks import AsyncCallbackHandler
+
+from benchmarks.failover.evidence import TEXT
+from benchmarks.failover.systems import Way, aclose, asked, chat_model
+from langchain_retryrouter import (
+    CircuitBreaker,
+    QuotaExceededError,
+    RetryBudget,
+    RetryPolicy,
+    StreamInterruptedError,
+)
+from langchain_retryrouter.chat_models.retry_router import RetryRouter
+from langchain_retryrouter.testing import (
+    Answer,
+    Drip,
+    ErrorEvent,
+    ErrorInOk,
+    FakeClock,
+    FaultyGateway,
+    Raw,
+    Silence,
+    SplitCharacter,
+    Status,
+    StubResponder,
+    Truncate,
+)
+
+_SOON = 1.0
+"""Seconds that a first token may take, and a silence may last."""
+
+_STREAMS = ["astream", "stream"]
+_ASYNC = ["astream", "ainvoke"]
+
+every_way = pytest.mark.parametrize("way", get_args(Way))
+streams_only = pytest.mark.parametrize("way", _STREAMS)
+async_only = pytest.mark.parametrize("way", _ASYNC)
+
+
+@dataclass
+class House:
+    """A primary, a backup, and the models over both."""
+
+    primary: FaultyGateway
+    backup: FaultyGateway
+
+    def __post_init__(self) -> None:
+        """Make the models."""
+        self.models = [
+            chat_model(name, gateway.openai_url, max_retries=0, timeout=10)
+            for name, gateway in (("first", self.primary), ("second", self.backup))
+        ]
+
+    def router(self, **fields: Any) -> RetryRouter:
+        """A router over both; a held back stream unless `fields` say otherwise."""
+        policy = RetryPolicy(
+            first_token_timeout=_SOON, stall_timeout=_SOON, initial_delay=0.1
+        )
+        return RetryRouter(
+            **{
+                "routes": self.models,
+                "retry_policy": policy,
+                "stream_recovery": "buffer",
+                **fields,
+            }
+        )
+
+    @property
+    def asked(self) -> tuple[int, int]:
+        """How many requests the primary has seen, and the backup."""
+        return len(self.primary.requests), len(self.backup.requests)
+
+
+async def _ask(router: RetryRouter, way: Way) -> str:
+    return (await asked(router, way)()).text
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[House]:
+    async with (
+        FaultyGateway(responder=StubResponder(TEXT)) as primary,
+        FaultyGateway(responder=StubResponder(TEXT)) as backup,
+    ):
+        house = House(primary, backup)
+        yield house
+        await aclose(house.models)
+
+
+# --- a clean end of the body without a finish reason ---
+
+
+@every_way
+async def test_an_answer_without_a_finish_reason_is_no_answer(
+    way: Way, house: House, fake_clock: FakeClock
+) -> None:
+    """What ends cleanly, but says no reason for its end, is asked for elsewhere."""
+    house.primary.always(Answer(TEXT[:200], finish_reason=None))
+    assert await _ask(house.router(clock=fake_clock), way) == TEXT
+    assert house.asked == (3, 1)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_a_clean_end_in_the_middle_is_an_error_with_what_was_delivered(
+    house: House, *, is_async: bool
+) -> None:
+    """A stream that was handed over and ends too early is never called whole."""
+    house.primary.script(Truncate(after=40))
+    router = house.router(stream_recovery="error")
+    texts: list[str] = []
+    with pytest.raises(StreamInterruptedError) as caught:
+        await _read(router, texts, is_async=is_async)
+    assert caught.value.delivered == "".join(texts) == " ".join(TEXT.split()[:40])
+    assert house.asked == (1, 0)
+
+
+async def _read(router: RetryRouter, texts: list[str], *, is_async: bool) -> None:
+    """Put what a stream says into `texts`, until it ends or breaks."""
+
+    def read() -> None:
+        for chunk in router.stream("hi"):
+            texts.append(str(chunk.text))  # noqa: PERF401 - what came must be kept
+
+    if not is_async:
+        await asyncio.to_thread(read)
+        return
+    async for chunk in router.astream("hi"):
+        texts.append(str(chunk.text))  # noqa: PERF401
+
+
+# --- insufficient_quota ---
+
+
+@every_way
+async def test_a_used_up_quota_is_not_asked_again(way: Way, house: House) -> None:
+    """Waiting brings no money: one attempt, and the backup answers."""
+    house.primary.always(Status(429, error_code="insufficient_quota"))
+    assert await _ask(house.router(), way) == TEXT
+    assert house.asked == (1, 1)
+
+
+@every_way
+async def test_used_up_quotas_everywhere_end_the_call(way: Way, house: House) -> None:
+    """Where no route has money left the caller is told so, after one attempt each."""
+    for gateway in (house.primary, house.backup):
+        gateway.always(Status(429, error_code="insufficient_quota"))
+    with pytest.raises(QuotaExceededError):
+        await _ask(house.router(), way)
+    assert house.asked == (1, 1)
+
+
+# --- an error event inside a 200 ---
+
+
+@streams_only
+@pytest.mark.parametrize("after", [0, 20])
+async def test_an_error_inside_a_stream_is_a_failure(
+    way: Way, house: House, fake_clock: FakeClock, after: int
+) -> None:
+    """A 200 that turns into an error, at once or later, ends in the whole answer."""
+    house.primary.always(ErrorEvent("upstream is gone", after=after))
+    assert await _ask(house.router(clock=fake_clock), way) == TEXT
+    assert house.asked == (3, 1)
+
+
+@every_way
+async def test_an_error_in_place_of_an_answer_is_a_failure(
+    way: Way, house: House, fake_clock: FakeClock
+) -> None:
+    """A 200 whose body is an error is none, streamed or not."""
+    house.primary.always(ErrorInOk("upstream is gone"))
+    assert await _ask(house.router(clock=fake_clock), way) == TEXT
+    assert house.asked == (3, 1)
+
+
+# --- a malformed Retry-After ---
+
+
+@streams_only
+@pytest.mark.parametrize(
+    "value",
+    ["soon", "", "-1", "nan", "inf", "1e999", "9" * 400, "Fri, 99 Foo 2026"],
+    ids=lambda value: value[:20] or "empty",
+)
+async def test_a_malformed_retry_after_does_no_harm(
+    way: Way, house: House, fake_clock: FakeClock, value: str
+) -> None:
+    """A header that cannot be meant makes a call neither fail nor wait for long."""
+    house.primary.script(Status(429, {"retry-after": value}))
+    router = house.router(clock=fake_clock)
+    assert await _ask(router, way) == TEXT
+    assert sum(house.asked) == 2
+    assert sum(fake_clock.sleeps) <= router.retry_policy.initial_delay
+
+
+# --- a cut inside a character of several bytes ---
+
+_WORDS = "Grüße aus Łódź, 日本語 and 🦊"
+
+
+@every_way
+async def test_a_character_torn_apart_is_put_together(way: Way, house: House) -> None:
+    """Bytes of one character that come apart are one character of the answer."""
+    house.primary.always(SplitCharacter(_WORDS))
+    assert await _ask(house.router(), way) == _WORDS
+    assert house.asked == (1, 0)
+
+
+@streams_only
+@pytest.mark.parametrize("last", [b"", b"0\r\n\r\n"], ids=["cut-off", "cleanly-ended"])
+async def test_half_a_character_is_never_handed_over(
+    way: Way, house: House, fake_clock: FakeClock, last: bytes
+) -> None:
+    """A stream that dies inside a character leaves no trace in the whole answer."""
+    said = '{"choices":[{"index":0,"delta":{"content":"Gr\u00fc'.encode()
+    data = b"data: " + said[:-1]
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+    body = b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(data), data)
+    house.primary.always(Raw(head + body + last))
+    assert await _ask(house.router(clock=fake_clock), way) == TEXT
+    assert house.asked == (3, 1)
+
+
+# --- a stream that drips ---
+
+
+@every_way
+async def test_an_answer_that_comes_byte_by_byte_is_whole(
+    way: Way, house: House
+) -> None:
+    """How an answer is cut into writes does not matter."""
+    house.primary.always(Drip())
+    assert await _ask(house.router(), way) == TEXT
+    assert house.asked == (1, 0)
+
+
+@streams_only
+async def test_a_stream_that_drips_too_slowly_is_left(way: Way, house: House) -> None:
+    """Bytes that never become a token do not keep a caller waiting."""
+    house.primary.always(Drip(seconds=0.05))
+    assert await _ask(house.router(), way) == TEXT
+    assert house.asked == (1, 1)
+
+
+# --- the retry of a call that nobody waits for any longer ---
+
+
+class _Retries(AsyncCallbackHandler):
+    """Tells when a retry is announced, which is before its wait."""
+
+    def __init__(self) -> None:
+        self.announced = asyncio.Event()
+
+    async def on_retry(self, *_args: Any, **_kwargs: Any) -> None:
+        self.announced.set()
+
+
+@async_only
+async def test_a_call_cancelled_during_its_wait_sends_nothing_more(
+    way: Way, house: House
+) -> None:
+    """The retry is never sent, its price is given back, and no task is left."""
+    house.primary.script(Status(429, {"retry-after": "30"}))
+    retries, budget = _Retries(), RetryBudget()
+    router = house.router(budget=budget, callbacks=[retries])
+    task = asyncio.create_task(_ask(router, way))
+    await retries.announced.wait()
+    await _cancel(task)
+    assert house.asked == (1, 0)
+    assert budget.tokens == RetryBudget().tokens
+
+
+@async_only
+async def test_a_retry_cancelled_on_its_way_is_the_last_request(
+    way: Way, house: House
+) -> None:
+    """Its connection is closed at once, and nobody else is asked for the answer."""
+    house.primary.script(Status(503), Silence(0.9))
+    task = asyncio.create_task(_ask(house.router(), way))
+    await house.primary.await_for(lambda it: len(it.requests) == 2)
+    await _cancel(task)
+    await house.primary.await_for(lambda it: it.requests[1].outcome == "client_left")
+    await house.primary.await_for(lambda it: it.open_connections == 0)
+    assert house.asked == (2, 0)
+
+
+@async_only
+async def test_a_cancelled_probe_gives_its_place_back(
+    way: Way, house: House, fake_clock: FakeClock
+) -> None:
+    """After a probe that nobody waited for, the next call may try the primary again."""
+    house.primary.script(Status(503), Silence(0.9))
+    breaker = CircuitBreaker(failure_threshold=1, recovery_time=30)
+    router = house.router(breaker=breaker, clock=fake_clock)
+    assert await _ask(router, way) == TEXT
+    assert house.asked == (1, 1)
+    fake_clock.advance(30)
+    task = asyncio.create_task(_ask(router, way))
+    await house.primary.await_for(lambda it: len(it.requests) == 2)
+    await _cancel(task)
+    assert await _ask(router, way) == TEXT
+    assert house.asked == (3, 1)
+
+
+async def _cancel(task: asyncio.Task[str]) -> None:
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_stream_that_is_closed_leaves_no_thread(house: House) -> None:
+    """A caller that stops reading a sync stream ends its request and its thread."""
+    house.primary.always(Drip(seconds=0.001, size=20))
+    chunks = house.router(stream_recovery="error").stream("hi")
+    await asyncio.to_thread(next, chunks)
+    await asyncio.to_thread(chunks.close)  # type: ignore[attr-defined] # a generator
+    await house.primary.await_for(lambda it: it.requests[0].outcome == "client_left")
+    for thread in threading.enumerate():
+        if thread.name == "retryrouter-call":
+            await asyncio.to_thread(thread.join, _SOON)
+            assert not thread.is_alive()
+    assert house.asked == (1, 0)
