@@ -7,16 +7,29 @@ run that tracers see, and that callbacks and token counts belong to, is the rout
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from typing import Any, Self, cast
 
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable, RunnableBinding
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from langchain_core.runnables import (
+    Runnable,
+    RunnableBinding,
+    RunnableWithFallbacks,
+)
+from langchain_core.runnables.retry import RunnableRetry
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from langchain_retryrouter._core.breaker import CircuitBreaker
+from langchain_retryrouter._core.worst_case import Fare
+from langchain_retryrouter.chat_models._quieting import quiet
+
+_UNHEARD = (
+    "has callbacks, which are not called, since the run that handlers see is the"
+    " router's; give them to the router"
+)
 
 
 class Route(BaseModel):
@@ -47,19 +60,18 @@ class Route(BaseModel):
     breaker: CircuitBreaker | None = Field(default=None, repr=False)
     options: dict[str, Any] = Field(default_factory=dict, repr=False)
 
+    _fare: Fare = PrivateAttr(Fare(""))
+
     @model_validator(mode="before")
     @classmethod
     def _unbind(cls, values: Any) -> Any:
         """Take a model that has options bound to it apart."""
         if not isinstance(values, dict):
             return values
+        _check_unconfigured(values.get("model"))
         model, options = unbound(values.get("model"))
         if not isinstance(model, BaseChatModel):
-            msg = (
-                f"a route's model must be a LangChain chat model, not {model!r}; chains"
-                " and LLMs cannot be routed to"
-            )
-            raise TypeError(msg)
+            raise TypeError(_why_not(model))
         options |= values.get("options", {})
         return {**values, "model": model, "options": options}
 
@@ -68,6 +80,28 @@ class Route(BaseModel):
         if not self.name:
             object.__setattr__(self, "name", model_name_of(self.model))
         return self
+
+    @property
+    def fare(self) -> Fare:
+        """What an attempt costs at the most; known once the route is in a router."""
+        return self._fare
+
+    def quieted(self, name: str) -> Route:
+        """This route as `name`, with a model that sends each request once if it can."""
+        model, complaint, taken, requests, waited = quiet(self.model)
+        unheard = _UNHEARD if model.callbacks else None
+        complaints = tuple(filter(None, (complaint, unheard)))
+        route = self.model_copy(update={"model": model, "name": name})
+        route._fare = Fare(  # noqa: SLF001 - a route's own copy
+            name,
+            requests,
+            waited,
+            self.input_price,
+            self.output_price,
+            self._fare.taken or taken,
+            complaints,
+        )
+        return route
 
     def with_tools(self, tools: Sequence[Any], **kwargs: Any) -> Route:
         """This route, offering `tools` in its provider's own form.
@@ -149,6 +183,47 @@ class Route(BaseModel):
         return self.model._should_stream(  # noqa: SLF001 - who else could say?
             async_api=async_api, **{**options, "stream": True}
         )
+
+
+def one_retry_owner(routes: list[Route], names: list[str]) -> list[Route]:
+    """The routes under these names, quietened; what cannot be is said in a warning."""
+    quieted = [route.quieted(name) for route, name in zip(routes, names, strict=True)]
+    said = [f"route {r.name!r} {why}" for r in quieted for why in r.fare.complaints]
+    if said:
+        # Past the validator and the two `__init__`s, to whoever makes the router.
+        warnings.warn("; ".join(said), UserWarning, stacklevel=5)
+    return quieted
+
+
+def _why_not(model: Any) -> str:
+    if isinstance(model, RunnableRetry):
+        return (
+            "a route's model must be the chat model itself, without `with_retry`, whose"
+            " retries would multiply with the router's: give the router a RetryPolicy"
+        )
+    if isinstance(model, RunnableWithFallbacks):
+        return (
+            "a route's model must be one chat model, without `with_fallbacks`: put the"
+            " model and its fallbacks into `routes`, each as a route of its own"
+        )
+    return (
+        f"a route's model must be a LangChain chat model, not {model!r}; chains and"
+        " LLMs cannot be routed to"
+    )
+
+
+def _check_unconfigured(model: Any) -> None:
+    while isinstance(model, RunnableBinding):
+        # Its maker gives `RunnableBinding` the keys of a config, most of them empty.
+        lost = [name for name, value in model.config.items() if value]
+        if lost or model.config_factories:
+            msg = (
+                "a route's model cannot have a config or listeners of its own"
+                f" ({', '.join(lost) or 'with_listeners'}), since the run is the"
+                " router's: use `with_config` or `with_listeners` on the router"
+            )
+            raise TypeError(msg)
+        model = model.bound
 
 
 def unbound(model: Any) -> tuple[Any, dict[str, Any]]:

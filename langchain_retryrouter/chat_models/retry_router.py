@@ -41,6 +41,7 @@ from langchain_retryrouter._core.failure import FailureKind
 from langchain_retryrouter._core.policy import RetryPolicy
 from langchain_retryrouter._core.routing import AFTER, Door, RoutingSession, Step
 from langchain_retryrouter._core.strategies import Strategy, new_strategy
+from langchain_retryrouter._core.worst_case import RoutingWorstCase, worst_case
 from langchain_retryrouter._drive import (
     SYSTEM_CLOCK,
     Clock,
@@ -50,7 +51,7 @@ from langchain_retryrouter._drive import (
     call,
     stream,
 )
-from langchain_retryrouter.chat_models._routes import Route
+from langchain_retryrouter.chat_models._routes import Route, one_retry_owner
 from langchain_retryrouter.chat_models._trip import (
     AsyncTrip,
     Question,
@@ -159,12 +160,11 @@ class RetryRouter(RetryVisibleChatModel):
     @classmethod
     def _tell_names_apart(cls, value: Sequence[Route]) -> Sequence[Route]:
         seen: dict[str, int] = {}
-        named = []
+        names = []
         for route in value:
             seen[route.name] = count = seen.get(route.name, 0) + 1
-            name = route.name if count == 1 else f"{route.name}-{count}"
-            named.append(route.model_copy(update={"name": name}))
-        return named
+            names.append(route.name if count == 1 else f"{route.name}-{count}")
+        return one_retry_owner(value, names)
 
     @field_validator("max_price")
     @classmethod
@@ -318,6 +318,37 @@ class RetryRouter(RetryVisibleChatModel):
         )
         trip.may_continue = self.stream_recovery == "continue"
         return plan, trip
+
+    def explain(
+        self, *, input_tokens: int | None = None, output_tokens: int | None = None
+    ) -> RoutingWorstCase:
+        """What a call costs at the most, before anything runs.
+
+        Example:
+            ```python
+            print(router.explain(input_tokens=2_000, output_tokens=500))
+            ```
+
+        Args:
+            input_tokens: Tokens of the prompt; with `output_tokens` and the routes'
+                prices they give the money.
+            output_tokens: Tokens of an answer at the most.
+
+        Returns:
+            Requests, waits and money of each route and in all, seconds, and what
+            follows each kind of failure; `str()` of it is a table.
+
+        Raises:
+            ValueError: If only one of the counts is given, or one is below 0.
+        """
+        return worst_case(
+            self.retry_policy,
+            [route.fare for route in self.routes],
+            {**AFTER, **self.failover_on},
+            is_held_back=self.stream_recovery == "buffer",
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+        )
 
     # --- what LangChain asks ---
 

@@ -1,0 +1,262 @@
+"""What a call along routes may cost at the most, and that none costs more."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from langchain_retryrouter._core.breaker import CircuitBreaker
+from langchain_retryrouter._core.decision import Retry
+from langchain_retryrouter._core.failure import Failure, FailureKind, is_retryable
+from langchain_retryrouter._core.policy import RetryPolicy
+from langchain_retryrouter._core.routing import AFTER, Door, RoutingSession, Step
+from langchain_retryrouter._core.worst_case import Fare, RoutingWorstCase, worst_case
+from langchain_retryrouter.testing import FakeClock
+
+ALL_END = dict.fromkeys(FailureKind, Step.END)
+PRICED = Fare("cheap", input_price=1.0, output_price=2.0)
+
+
+def worst(
+    *fares: Fare | str, after: Any = AFTER, policy: Any = None, **settings: Any
+) -> RoutingWorstCase:
+    numbers = {"max_retries": 2, "jitter": False, "max_retry_after": 0.0}
+    listed = [Fare(fare) if isinstance(fare, str) else fare for fare in fares]
+    return worst_case(
+        RetryPolicy(**{**numbers, **(policy or {})}), listed, after, **settings
+    )
+
+
+# --- no call costs more ---
+
+failures = st.builds(
+    Failure,
+    kind=st.sampled_from(FailureKind),
+    retry_after=st.none() | st.floats(0, 100),
+    should_retry=st.none() | st.booleans(),
+)
+
+
+@given(
+    routes=st.integers(1, 4),
+    policy=st.builds(
+        RetryPolicy,
+        max_retries=st.integers(0, 4),
+        initial_delay=st.floats(0, 10),
+        backoff_factor=st.floats(0, 4),
+        jitter=st.booleans(),
+        max_retry_after=st.floats(0, 90),
+        deadline=st.none() | st.floats(0.1, 200),
+    ),
+    overruled=st.dictionaries(st.sampled_from(FailureKind), st.sampled_from(Step)),
+    threshold=st.none() | st.integers(1, 4),
+    happens=st.lists(st.tuples(failures, st.floats(0, 30)), min_size=1, max_size=8),
+    chance=st.floats(0, 1, exclude_max=True),
+)
+def test_no_call_costs_more(
+    routes: int,
+    policy: RetryPolicy,
+    overruled: dict[FailureKind, Step],
+    threshold: int | None,
+    happens: list[tuple[Failure, float]],
+    chance: float,
+) -> None:
+    """Whatever fails, when and how: requests and waits stay within what was said."""
+    clock = FakeClock(random=chance)
+    after = {**AFTER, **overruled}
+    names = [str(number) for number in range(routes)]
+    doors = [
+        Door(
+            name,
+            None if threshold is None else CircuitBreaker(failure_threshold=threshold),
+        )
+        for name in names
+    ]
+    said = worst_case(policy, [Fare(name) for name in names], after)
+    session = RoutingSession(policy, doors, time=clock, after=after)
+    asked: list[str | None] = []
+    for failure, seconds in itertools.islice(itertools.cycle(happens), 25):
+        if session.admit() is not None:
+            break
+        asked.append(session.route)
+        clock.advance(seconds)
+        decision = session.failed(failure)
+        if not isinstance(decision, Retry):
+            break
+        clock.sleep(decision.delay)
+    else:
+        pytest.fail("the call did not end")
+
+    assert session.attempts == len(asked) <= said.requests
+    assert session.waited <= said.waited * (1 + 1e-9)
+    for cost in said.routes:
+        assert asked.count(cost.name) <= cost.requests
+        waits = [r.wait for r in session.records if r.route == cost.name]
+        assert sum(waits) <= cost.waited * (1 + 1e-9)
+
+
+@given(st.integers(1, 4), st.integers(0, 4))
+def test_the_worst_case_can_happen(routes: int, max_retries: int) -> None:
+    """The bound is no guess: with a 503 for ever each of its requests is sent."""
+    names = [str(number) for number in range(routes)]
+    policy = RetryPolicy(max_retries=max_retries, jitter=False, max_retry_after=0)
+    session = RoutingSession(policy, [Door(name) for name in names], time=FakeClock())
+    decision: object = Retry(0)
+    while isinstance(decision, Retry):
+        assert session.admit() is None
+        decision = session.failed(Failure(FailureKind.UNAVAILABLE))
+    said = worst_case(policy, [Fare(name) for name in names], AFTER)
+    assert (session.attempts, session.waited) == (said.requests, said.waited)
+
+
+# --- what is counted ---
+
+
+def test_requests_and_waits_are_each_routes() -> None:
+    """Retries count on each route anew, and what a model does itself comes on top."""
+    said = worst("a", Fare("b", requests=2, waited=4.0))
+    assert [(c.name, c.requests, c.waited) for c in said.routes] == [
+        ("a", 3, 1.5),
+        ("b", 6, 13.5),
+    ]
+    assert (said.requests, said.waited) == (9, 15.0)
+
+
+def test_the_deadline_bounds_everything() -> None:
+    """No wait and no call outlasts it, so no sum of seconds does."""
+    said = worst(Fare("a", waited=9.0), "b", policy={"deadline": 10.0})
+    assert [cost.waited for cost in said.routes] == [10.0, 1.5]
+    assert (said.waited, said.seconds, said.first_token) == (10.0, 10.0, 10.0)
+
+
+def test_without_a_limit_there_is_no_bound_on_time() -> None:
+    """Nobody can say how long an attempt takes that nothing cuts short."""
+    said = worst("a", "b")
+    assert (said.seconds, said.first_token) == (None, None)
+
+
+def test_a_first_token_has_a_bound_where_silence_has() -> None:
+    """Each attempt may be silent for so long, and the waits come on top."""
+    limits = {"first_token_timeout": 5.0}
+    assert worst("a", "b", policy=limits).first_token == 2 * (3 * 5.0 + 1.5)
+    assert worst("a", policy={**limits, "deadline": 7.0}).first_token == 7.0
+
+
+def test_who_gets_the_whole_answer_waits_for_its_end() -> None:
+    """A stream that is held back has no first token before its last."""
+    limits = {"first_token_timeout": 5.0}
+    assert worst("a", policy=limits, is_held_back=True).first_token is None
+
+
+def test_where_nothing_is_repeated_each_route_is_asked_once() -> None:
+    """`failover_on` can turn all repeating off, and the numbers know it."""
+    said = worst("a", "b", after=ALL_END)
+    assert (said.requests, said.waited) == (2, 0.0)
+
+
+def test_what_cannot_be_repeated_is_left_in_effect() -> None:
+    """A wrong key stays wrong, and without retries nothing is repeated at all."""
+    repeat = dict.fromkeys(FailureKind, Step.REPEAT)
+    assert worst("a", after=repeat).after == {
+        kind: Step.REPEAT if is_retryable(kind) else Step.NEXT for kind in FailureKind
+    }
+    said = worst("a", after=repeat, policy={"max_retries": 0})
+    assert set(said.after.values()) == {Step.NEXT}
+
+
+# --- money ---
+
+
+def test_money_is_that_of_every_request() -> None:
+    """Each request may be charged in full, also one that failed."""
+    dear = Fare("dear", requests=2, input_price=10.0, output_price=20.0)
+    said = worst(PRICED, dear, input_tokens=1000, output_tokens=500)
+    assert [cost.money for cost in said.routes] == pytest.approx([0.006, 0.12])
+    assert said.money == pytest.approx(0.126)
+
+
+@pytest.mark.parametrize(
+    "half",
+    [
+        pytest.param(Fare("half", output_price=2.0), id="no-input-price"),
+        pytest.param(Fare("half", input_price=1.0), id="no-output-price"),
+    ],
+)
+def test_a_sum_with_an_unknown_part_is_unknown(half: Fare) -> None:
+    """A route without prices makes no cheap call of it."""
+    said = worst(PRICED, half, input_tokens=1000, output_tokens=500)
+    assert [cost.money is None for cost in said.routes] == [False, True]
+    assert said.money is None
+
+
+def test_without_tokens_there_is_no_money() -> None:
+    """Prices alone say nothing."""
+    assert worst(PRICED).money is None
+
+
+@pytest.mark.parametrize(
+    ("tokens", "says"),
+    [
+        pytest.param({"input_tokens": 1}, "output_tokens must be", id="half"),
+        pytest.param({"output_tokens": 1}, "input_tokens must be", id="other-half"),
+        pytest.param(
+            {"input_tokens": -1, "output_tokens": 1}, "not -1", id="below-zero"
+        ),
+    ],
+)
+def test_half_a_bill_is_refused(tokens: dict[str, int], says: str) -> None:
+    """A prompt without an answer would look cheap, so both are asked for."""
+    with pytest.raises(ValueError, match=says):
+        worst(PRICED, **tokens)
+
+
+# --- as text ---
+
+
+def test_it_is_told_as_a_table() -> None:
+    """Routes, limits and steps can be read without knowing the code."""
+    loud = Fare("loud", requests=3, complaints=("repeats by itself",))
+    told = str(
+        worst(
+            dataclasses.replace(PRICED, taken="max_retries=2"),
+            loud,
+            policy={"deadline": 60.0},
+            after={**AFTER, FailureKind.CONTENT_FILTER: Step.NEXT},
+            input_tokens=1000,
+            output_tokens=500,
+        )
+    )
+    assert told == (
+        "route   requests  waited   money\n"
+        "cheap          3   1.5 s  0.0060  max_retries=2 turned off\n"
+        "loud           9   1.5 s       ?  repeats by itself\n"
+        "in all        12   3.0 s       ?\n"
+        "\n"
+        "an answer or an error: within 60.0 s\n"
+        "a stream's first token: within 60.0 s\n"
+        "\n"
+        "repeated, then the next route: rate_limit, unavailable, server_error,"
+        " conflict, connection, interrupted, malformed\n"
+        "the next route at once: quota, timeout, authentication, permission,"
+        " not_found, context_overflow, content_filter, circuit_open\n"
+        "the end of the call: invalid_request"
+    )
+
+
+def test_a_table_leaves_out_what_there_is_not() -> None:
+    """No money without prices, and no line for a step that follows nothing."""
+    assert str(worst("a", after=ALL_END)) == (
+        "route   requests  waited\n"
+        "a              1   0.0 s\n"
+        "in all         1   0.0 s\n"
+        "\n"
+        "an answer or an error: no bound\n"
+        "a stream's first token: no bound\n"
+        "\n"
+        f"the end of the call: {', '.join(FailureKind)}"
+    )

@@ -1,0 +1,100 @@
+"""`RetryRouter.explain`: the worst case, told before, and held to the server's log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from langchain_core.language_models.fake_chat_models import ParrotFakeChatModel
+from langchain_openai import ChatOpenAI
+from pydantic import SecretStr
+
+from langchain_retryrouter import GPTRouter, GPTRouterModel, RetryPolicy
+from langchain_retryrouter._core.failure import FailureKind
+from langchain_retryrouter._core.routing import Step
+from langchain_retryrouter.chat_models.retry_router import RetryRouter, Route
+from langchain_retryrouter.testing import FakeClock, FaultyGateway, Status
+
+from .attempts import WAYS, Way, error_of
+
+
+def new_router(*models: Any, **fields: Any) -> RetryRouter:
+    settings: dict[str, Any] = {"breaker": None, "clock": FakeClock(), **fields}
+    return RetryRouter(routes=list(models), **settings)
+
+
+def chat_openai(gateway: FaultyGateway) -> ChatOpenAI:
+    return ChatOpenAI(
+        model="gpt-4o",
+        api_key=SecretStr("sk-any"),
+        base_url=gateway.openai_url,
+        default_headers={"connection": "close"},
+    )
+
+
+def gpt_router(gateway: FaultyGateway) -> GPTRouter:
+    return GPTRouter(
+        models_priority_list=[
+            GPTRouterModel(name=name, provider_name="chat_openai") for name in "ab"
+        ],
+        gpt_router_api_base=gateway.url,
+        gpt_router_api_key=SecretStr("any"),
+        clock=FakeClock(),
+    )
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("recovery", ["error", "buffer", "continue"])
+def test_a_sick_provider_gets_what_was_said(
+    faulty_gateway: FaultyGateway, way: Way, recovery: str
+) -> None:
+    """With a 503 for ever, the requests in the server's log are those of `explain`."""
+    faulty_gateway.always(Status(503))
+    router = new_router(
+        chat_openai(faulty_gateway),
+        gpt_router(faulty_gateway),
+        new_router(
+            chat_openai(faulty_gateway), retry_policy=RetryPolicy(max_retries=0)
+        ),
+        stream_recovery=recovery,
+    )
+    said = router.explain()
+    assert [cost.requests for cost in said.routes] == [3, 6, 3]
+    error_of(way, router)
+    assert len(faulty_gateway.requests) == said.requests == 12
+
+
+def test_prices_and_tokens_give_money() -> None:
+    """A route's prices are for a million tokens, and each request may be charged."""
+    model = ParrotFakeChatModel()
+    routes = [
+        Route(model=model, name="cheap", input_price=1, output_price=2),
+        Route(model=model, name="dear", input_price=10, output_price=20),
+    ]
+    router = new_router(*routes, retry_policy=RetryPolicy(max_retries=0))
+    said = router.explain(input_tokens=1000, output_tokens=500)
+    assert said.money == pytest.approx(0.002 + 0.02)
+    assert "cheap          1   0.0 s  0.0020\n" in str(said)
+
+
+def test_what_overrules_the_table_is_in_it() -> None:
+    """`failover_on` is told as it will be obeyed."""
+    overruled = {FailureKind.CONTENT_FILTER: Step.NEXT}
+    said = new_router(ParrotFakeChatModel(), failover_on=overruled).explain()
+    assert said.after[FailureKind.CONTENT_FILTER] is Step.NEXT
+    assert said.after[FailureKind.INVALID_REQUEST] is Step.END
+
+
+def test_who_was_quietened_is_told(faulty_gateway: FaultyGateway) -> None:
+    """The table says which retries were turned off."""
+    said = str(new_router(chat_openai(faulty_gateway)).explain())
+    assert "  max_retries=2 turned off\n" in said
+
+
+def test_a_stream_that_is_held_back_has_no_early_token() -> None:
+    """`first_token_timeout` bounds the first token only where it is handed over."""
+    policy = RetryPolicy(first_token_timeout=5, max_retries=0)
+    model = ParrotFakeChatModel()
+    assert new_router(model, retry_policy=policy).explain().first_token == 5
+    held = new_router(model, retry_policy=policy, stream_recovery="buffer")
+    assert held.explain().first_token is None
