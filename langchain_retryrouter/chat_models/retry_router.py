@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import Any, Literal, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
@@ -99,9 +99,7 @@ class RetryRouter(RetryVisibleChatModel):
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
-    routes: Sequence[Route | BaseChatModel | RunnableBinding[Any, Any]] = Field(
-        min_length=1
-    )
+    routes: list[Route] = Field(min_length=1)
     """The models to ask; a plain chat model is a route with the model's name."""
 
     retry_policy: RetryPolicy = Field(default_factory=RetryPolicy)
@@ -148,6 +146,16 @@ class RetryRouter(RetryVisibleChatModel):
 
     _shared: _Shared = PrivateAttr()
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            routes: Sequence[Route | BaseChatModel | RunnableBinding[Any, Any]],
+            **fields: Any,
+        ) -> None:
+            """Of models as well as of routes, which the field's type cannot say."""
+
     @field_validator("routes", mode="before")
     @classmethod
     def _take_plain_models(cls, value: Any) -> Any:
@@ -158,7 +166,7 @@ class RetryRouter(RetryVisibleChatModel):
 
     @field_validator("routes")
     @classmethod
-    def _tell_names_apart(cls, value: Sequence[Route]) -> Sequence[Route]:
+    def _tell_names_apart(cls, value: list[Route]) -> list[Route]:
         seen: dict[str, int] = {}
         names = []
         for route in value:
@@ -186,13 +194,13 @@ class RetryRouter(RetryVisibleChatModel):
         self._shared = _Shared(
             [
                 route.breaker or (template.fresh() if template is not None else None)
-                for route in self._routes
+                for route in self.routes
             ],
             new_strategy(
                 self.strategy,
-                len(self._routes),
+                len(self.routes),
                 weights=(
-                    [route.weight for route in self._routes]
+                    [route.weight for route in self.routes]
                     if self.strategy == "weighted"
                     else None
                 ),
@@ -200,11 +208,6 @@ class RetryRouter(RetryVisibleChatModel):
             ),
         )
         return self
-
-    @property
-    def _routes(self) -> Sequence[Route]:
-        """The routes as what they are once they have been read."""
-        return cast("Sequence[Route]", self.routes)
 
     # --- a call ---
 
@@ -294,8 +297,8 @@ class RetryRouter(RetryVisibleChatModel):
         """The plan of a call, and the call itself."""
         clock = self.clock or SYSTEM_CLOCK
         order = self._shared.strategy.order(clock.monotonic())
-        routes = [self._routes[index] for index in order]
-        doors = [Door(self._routes[i].name, self._shared.breakers[i]) for i in order]
+        routes = [self.routes[index] for index in order]
+        doors = [Door(self.routes[i].name, self._shared.breakers[i]) for i in order]
         session = RoutingSession(
             self.retry_policy,
             doors,
@@ -371,7 +374,7 @@ class RetryRouter(RetryVisibleChatModel):
         told = kwargs.pop("ls_structured_output_format", None)
         if tool_choice is not None:
             kwargs["tool_choice"] = tool_choice
-        routes = [route.with_tools(tools, **kwargs) for route in self._routes]
+        routes = [route.with_tools(tools, **kwargs) for route in self.routes]
         router = self.model_copy(update={"routes": routes})
         return router if told is None else router.bind(ls_structured_output_format=told)
 
@@ -389,7 +392,7 @@ class RetryRouter(RetryVisibleChatModel):
                     **route.model._identifying_params,  # noqa: SLF001
                     **route.options,
                 }
-                for route in self._routes
+                for route in self.routes
             ],
             "strategy": self.strategy,
         }
@@ -398,5 +401,5 @@ class RetryRouter(RetryVisibleChatModel):
         self, stop: list[str] | None = None, **kwargs: Any
     ) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)
-        first = self._routes[0].model._get_ls_params(stop=stop, **kwargs)  # noqa: SLF001
+        first = self.routes[0].model._get_ls_params(stop=stop, **kwargs)  # noqa: SLF001
         return LangSmithParams(**{**params, **first})

@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import openai
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
 from langchain_core.language_models import FakeListLLM
@@ -88,24 +89,50 @@ class OneLoopTwin(Twin):
         return self.runner.run(coroutine)
 
 
+@pytest.fixture
+def models() -> list[ChatOpenAI]:
+    """The models of a test, whose connections are closed behind it."""
+    return []
+
+
 @pytest.fixture(params=["sync", "async"])
-def twin(request: pytest.FixtureRequest) -> Iterator[Twin]:
+def twin(request: pytest.FixtureRequest, models: list[ChatOpenAI]) -> Iterator[Twin]:
     """The same test body for both twins."""
     twin = OneLoopTwin(is_async=request.param == "async")
     with asyncio.Runner() as runner:
         object.__setattr__(twin, "runner", runner)
         yield twin
+        for model in models:
+            clients: Any = (model.http_client, model.http_async_client)
+            clients[0].close()
+            runner.run(clients[1].aclose())
 
 
-def model_of(gateway: FaultyGateway, name: str, **fields: Any) -> ChatOpenAI:
-    return ChatOpenAI(
-        model=name,
-        base_url=gateway.openai_url,
-        api_key=SecretStr("sk-the-key-of-the-tests"),
-        max_retries=0,
-        stream_usage=True,
-        **fields,
-    )
+class NewModel(Protocol):
+    """Makes a model of a provider."""
+
+    def __call__(self, gateway: FaultyGateway, name: str) -> ChatOpenAI:
+        """The model."""
+
+
+@pytest.fixture
+def model_of(models: list[ChatOpenAI]) -> NewModel:
+    """Makes models that repeat nothing by themselves."""
+
+    def model_of(gateway: FaultyGateway, name: str) -> ChatOpenAI:
+        model = ChatOpenAI(
+            model=name,
+            base_url=gateway.openai_url,
+            api_key=SecretStr("sk-the-key-of-the-tests"),
+            max_retries=0,
+            stream_usage=True,
+            http_client=openai.DefaultHttpxClient(),
+            http_async_client=openai.DefaultAsyncHttpxClient(),
+        )
+        models.append(model)
+        return model
+
+    return model_of
 
 
 class NewRouter(Protocol):
@@ -117,7 +144,10 @@ class NewRouter(Protocol):
 
 @pytest.fixture
 def new_router(
-    primary: FaultyGateway, backup: FaultyGateway, fake_clock: FakeClock
+    primary: FaultyGateway,
+    backup: FaultyGateway,
+    fake_clock: FakeClock,
+    model_of: NewModel,
 ) -> NewRouter:
     """Makes routers of the test's providers, on the test's clock."""
 
@@ -156,6 +186,7 @@ def test_a_healthy_route_answers_alone(
     primary: FaultyGateway,
     backup: FaultyGateway,
     way: str,
+    model_of: NewModel,
 ) -> None:
     """Without a fault a router is its first route: same text, usage and model."""
     answer = answer_of(twin, way, new_router(), "hi")
@@ -345,6 +376,7 @@ def test_a_stream_that_is_held_back_is_repeated(
     primary: FaultyGateway,
     backup: FaultyGateway,
     fault: Step,
+    model_of: NewModel,
 ) -> None:
     """With "buffer" the caller gets the whole answer, whatever became of the first."""
     primary.script(fault)
@@ -412,13 +444,22 @@ def no_prefill(request: RecordedRequest) -> Step:
     return Status(400) if last == "assistant" else Answer()
 
 
+@pytest.fixture
 def continuing(
-    new_router: NewRouter, primary: FaultyGateway, backup: FaultyGateway, **fields: Any
-) -> RetryRouter:
-    second = Route(model=model_of(backup, "second"), **fields)
-    return new_router(
-        routes=[model_of(primary, "first"), second], stream_recovery="continue"
-    )
+    new_router: NewRouter,
+    model_of: NewModel,
+    primary: FaultyGateway,
+    backup: FaultyGateway,
+) -> NewRouter:
+    """Makes routers that continue; the fields are those of the second route."""
+
+    def continuing(**fields: Any) -> RetryRouter:
+        second = Route(model=model_of(backup, "second"), **fields)
+        return new_router(
+            routes=[model_of(primary, "first"), second], stream_recovery="continue"
+        )
+
+    return continuing
 
 
 @pytest.mark.parametrize(
@@ -432,7 +473,7 @@ def continuing(
 )
 def test_a_broken_stream_is_continued(
     twin: Twin,
-    new_router: NewRouter,
+    continuing: NewRouter,
     primary: FaultyGateway,
     backup: FaultyGateway,
     supports_prefill: bool,
@@ -442,7 +483,7 @@ def test_a_broken_stream_is_continued(
     """With "continue" another route goes on where the text ends, no word twice."""
     primary.script(Cut(after=2))
     backup.script(*steps)
-    router = continuing(new_router, primary, backup, supports_prefill=supports_prefill)
+    router = continuing(supports_prefill=supports_prefill)
 
     summed = sum_of(twin.stream(router, "hi"))
 
@@ -455,12 +496,12 @@ def test_a_broken_stream_is_continued(
 
 
 def test_another_answer_is_not_stitched_to_the_first(
-    twin: Twin, new_router: NewRouter, primary: FaultyGateway, backup: FaultyGateway
+    twin: Twin, continuing: NewRouter, primary: FaultyGateway, backup: FaultyGateway
 ) -> None:
     """An answer that begins otherwise cannot go on; the first failure is told."""
     primary.script(Cut(after=2))
     backup.always(Answer("uno dos tres"))
-    router = continuing(new_router, primary, backup)
+    router = continuing()
     chunks: list[Any] = []
 
     with pytest.raises(StreamInterruptedError) as caught:
@@ -472,12 +513,12 @@ def test_another_answer_is_not_stitched_to_the_first(
 
 
 def test_a_prefill_that_is_refused_never_hides_the_first_failure(
-    twin: Twin, new_router: NewRouter, primary: FaultyGateway, backup: FaultyGateway
+    twin: Twin, continuing: NewRouter, primary: FaultyGateway, backup: FaultyGateway
 ) -> None:
     """A 400 to a continuation is ours; the error is that of the stream that broke."""
     primary.script(Cut(after=2))
     backup.always(Status(400))
-    router = continuing(new_router, primary, backup, supports_prefill=True)
+    router = continuing(supports_prefill=True)
 
     with pytest.raises(StreamInterruptedError) as caught:
         twin.stream(router, "hi")
@@ -487,23 +528,23 @@ def test_a_prefill_that_is_refused_never_hides_the_first_failure(
 
 
 def test_a_stream_may_break_more_than_once(
-    twin: Twin, new_router: NewRouter, primary: FaultyGateway, backup: FaultyGateway
+    twin: Twin, continuing: NewRouter, primary: FaultyGateway, backup: FaultyGateway
 ) -> None:
     """What two routes said counts together, and is continued by whoever is left."""
     primary.script(Cut(after=1))
     backup.script(Cut(after=3), Answer())
-    router = continuing(new_router, primary, backup)
+    router = continuing()
 
     assert text_of(twin.stream(router, "hi")) == TEXT
 
 
 def test_tool_calls_are_never_continued(
-    twin: Twin, new_router: NewRouter, primary: FaultyGateway, backup: FaultyGateway
+    twin: Twin, continuing: NewRouter, primary: FaultyGateway, backup: FaultyGateway
 ) -> None:
     """Half a tool call has no other half elsewhere."""
     call = ToolCall("look", ('{"a', '": 1}'))
     primary.always(Answer(tool_calls=(call,), finish_reason=None))
-    router = continuing(new_router, primary, backup)
+    router = continuing()
 
     with pytest.raises(StreamInterruptedError):
         twin.stream(router, "hi", tools=[TOOL])
@@ -595,6 +636,7 @@ def test_a_strategy_spreads_the_calls_and_can_be_repeated(
     backup: FaultyGateway,
     strategy: str,
     weights: tuple[float, float],
+    model_of: NewModel,
 ) -> None:
     """Both routes get calls, and with the same seed the same ones."""
 
@@ -706,7 +748,11 @@ def test_a_gptrouter_is_a_route(twin: Twin, new_router: NewRouter) -> None:
 
 
 def test_options_that_are_bound_to_a_model_stay_with_it(
-    twin: Twin, new_router: NewRouter, primary: FaultyGateway, backup: FaultyGateway
+    twin: Twin,
+    new_router: NewRouter,
+    primary: FaultyGateway,
+    backup: FaultyGateway,
+    model_of: NewModel,
 ) -> None:
     """A route's own options go to its provider, and a call's options to all."""
     primary.always(Status(404))
@@ -726,7 +772,10 @@ def test_options_that_are_bound_to_a_model_stay_with_it(
 
 @pytest.mark.parametrize("way", ["invoke", "stream"])
 def test_tools_are_offered_in_each_providers_form(
-    twin: Twin, new_router: NewRouter, way: str
+    twin: Twin,
+    new_router: NewRouter,
+    way: str,
+    model_of: NewModel,
 ) -> None:
     """Every route gets the tools, and the calls come back through whichever serves."""
     with (
@@ -751,7 +800,9 @@ def test_tools_are_offered_in_each_providers_form(
 
 
 def test_structured_output_survives_a_failover(
-    twin: Twin, new_router: NewRouter
+    twin: Twin,
+    new_router: NewRouter,
+    model_of: NewModel,
 ) -> None:
     """`with_structured_output` works over whichever route answers."""
     with FaultyGateway(responder=RuleResponder()) as gateway:
