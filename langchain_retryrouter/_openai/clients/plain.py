@@ -29,6 +29,7 @@ _OPTIONS: Final = {
     "extra_query": "params",
     "extra_body": "extra_json",
 }
+_LEFT_OUT: Final = (openai.NotGiven, openai.Omit)
 _DONE: Final = b"[DONE]"
 
 
@@ -44,9 +45,9 @@ class PlainAnswer(dict[str, Any]):
 
 
 class _Parameters(NamedTuple):
-    """What the SDK's `create` takes: all names in its order, and those it needs."""
+    """What the SDK's `create` takes: all names, and those that it needs."""
 
-    names: dict[str, None]
+    names: frozenset[str]
     required: frozenset[str]
 
 
@@ -129,14 +130,10 @@ def _posted(resource: Resource, request: Mapping[str, Any]) -> dict[str, Any]:
     """The keyword arguments of the SDK's `post`."""
     sdk_class: Any = type(resource.sdk_resource)
     parameters = _parameters(sdk_class)
-    if unknown := request.keys() - parameters.names.keys():
+    if unknown := request.keys() - parameters.names:
         msg = f"create() got an unexpected keyword argument {min(unknown)!r}"
         raise TypeError(msg)
-    given = {
-        name: request[name]
-        for name in parameters.names
-        if name in request and _is_given(request[name])
-    }
+    given = {n: v for n, v in request.items() if not isinstance(v, _LEFT_OUT)}
     if missing := parameters.required - given.keys():
         msg = f"create() misses the keyword argument {min(missing)!r}"
         raise TypeError(msg)
@@ -160,13 +157,9 @@ def _parameters(sdk_class: Any) -> _Parameters:
     signature = inspect.signature(sdk_class.create)
     _, *parameters = signature.parameters.values()
     return _Parameters(
-        dict.fromkeys(p.name for p in parameters),
+        frozenset(p.name for p in parameters),
         frozenset(p.name for p in parameters if p.default is p.empty),
     )
-
-
-def _is_given(value: Any) -> bool:
-    return not isinstance(value, openai.NotGiven | openai.Omit)
 
 
 # What comes back.

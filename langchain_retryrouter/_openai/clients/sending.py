@@ -45,9 +45,9 @@ def identified(resource: Any, request: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(resource, Resource):
         return request
     headers = request.get("extra_headers") or {}
-    names = {name.lower() for name in (*headers, *resource.default_headers)}
-    if _IDEMPOTENCY_KEY.lower() in names:
-        return request
+    for name in (*headers, *resource.default_headers):
+        if name.lower() == _IDEMPOTENCY_KEY.lower():
+            return request
     key = f"retryrouter-{uuid.uuid4()}"
     return {**request, "extra_headers": {**headers, _IDEMPOTENCY_KEY: key}}
 
