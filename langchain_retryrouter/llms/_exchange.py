@@ -19,6 +19,7 @@ from langchain_retryrouter import _drive
 from langchain_retryrouter._callbacks import anotifier, notifier
 from langchain_retryrouter._core.policy import effective_policy
 from langchain_retryrouter._core.session import RetrySession
+from langchain_retryrouter._core.streaming import Signal
 from langchain_retryrouter._drive import SYSTEM_CLOCK, Attempt, Plan
 from langchain_retryrouter._openai import wire
 from langchain_retryrouter._openai.clients import (
@@ -100,7 +101,10 @@ def stream(
         source = open_stream(client, request, attempt, wall, as_dicts=as_dicts)
         return source
 
-    chunks = _drive.stream(plan, connect, lambda: source.reader, notifier(run_manager))
+    def read(chunk: Any) -> Signal:
+        return source.reader(chunk)
+
+    chunks = _drive.stream(plan, connect, lambda: read, notifier(run_manager))
     with contextlib.closing(chunks):
         for chunk in chunks:
             ends = chunk is source.reader.ending
@@ -126,9 +130,10 @@ async def astream(
         source = await aopen_stream(client, request, attempt, wall, as_dicts=as_dicts)
         return source
 
-    chunks = _drive.astream(
-        plan, connect, lambda: source.reader, anotifier(run_manager)
-    )
+    def read(chunk: Any) -> Signal:
+        return source.reader(chunk)
+
+    chunks = _drive.astream(plan, connect, lambda: read, anotifier(run_manager))
     async with contextlib.aclosing(chunks):
         async for chunk in chunks:
             ends = chunk is source.reader.ending
