@@ -7,6 +7,7 @@ PYTHON ?= python3
 TEST_FILE ?= tests/unit_tests
 INTEGRATION_TEST_FILE ?= tests/integration_tests
 PYTEST_EXTRA ?=
+SCALE ?= 1
 ifeq ($(origin UV),undefined)
 UV := $(shell command -v uv 2>/dev/null)
 endif
@@ -87,6 +88,10 @@ coverage: .venv/installed ## unit tests with branch coverage; the core must have
 .PHONY: bench
 bench: .venvs/bench/installed ## time a call, a stream and a crowd against the peers
 	.venvs/bench/bin/python -m benchmarks.bench
+
+.PHONY: failover_bench
+failover_bench: .venvs/bench/installed ## sixteen faults through three routers; rewrites docs/ (SCALE=0.1: in short)
+	.venvs/bench/bin/python -m benchmarks.failover --scale $(SCALE)
 
 .PHONY: build
 build: .venv/installed ## sdist and wheel, in dist/

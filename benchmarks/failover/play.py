@@ -108,8 +108,17 @@ def _told(request: RecordedRequest) -> str:
     return str(step.code) if isinstance(step, Status) else type(step).__name__
 
 
+async def _at_once() -> None:
+    pass
+
+
 async def play(
-    scenario: Scenario, system: System, *, scale: float, clock: Clock = SYSTEM_CLOCK
+    scenario: Scenario,
+    system: System,
+    *,
+    scale: float,
+    clock: Clock = SYSTEM_CLOCK,
+    curtain: Callable[[], Awaitable[None]] = _at_once,
 ) -> Evidence:
     """What is seen when `system` goes through `scenario`.
 
@@ -118,6 +127,7 @@ async def play(
         system: Builds the contestant over the two providers.
         scale: What all times are multiplied by.
         clock: What the calls are paced by; a contestant may go by it as well.
+        curtain: Awaited when all is built, before the time of the scenario begins.
     """
     async with (
         FaultyGateway(responder=Model(_PRIMARY_PROMPT_TOKENS)) as primary,
@@ -126,6 +136,7 @@ async def play(
         contestant = system(
             Providers(primary.openai_url, backup.openai_url, scale, clock)
         )
+        await curtain()
         stage = _Stage(primary, backup, scale, clock)
         scenario.prepare(stage)
         async with _watched(contestant.breaker, stage) as states:
