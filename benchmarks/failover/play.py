@@ -140,16 +140,26 @@ async def play(
         stage = _Stage(primary, backup, scale, clock)
         scenario.prepare(stage)
         async with _watched(contestant.breaker, stage) as states:
-            calls = []
-            for number in range(scenario.calls):
-                await _until(number * scenario.pace, stage)
-                calls.append(await _call(contestant, stage))
+            calls = await _calls(scenario, contestant, stage)
         attempts = stage.attempts()
         afterwards = None
         if scenario.is_tried_again:
             afterwards = await _call(contestant, stage)
         await contestant.aclose()
         return Evidence(tuple(calls), attempts, afterwards, tuple(states))
+
+
+async def _calls(
+    scenario: Scenario, contestant: Contestant, stage: _Stage
+) -> list[Call]:
+    tasks: list[asyncio.Task[Call]] = []
+    for number in range(scenario.calls):
+        await _until(number * scenario.pace, stage)
+        tasks.append(asyncio.create_task(_call(contestant, stage)))
+        if stage.clock is not SYSTEM_CLOCK:
+            # Whose time jumps with every wait: the next call would jump for this one.
+            await tasks[-1]
+    return await asyncio.gather(*tasks)
 
 
 async def _until(moment: float, stage: _Stage) -> None:

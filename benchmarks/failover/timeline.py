@@ -16,7 +16,7 @@ from benchmarks.failover.scenarios import OUTAGE, attempts_in_the_outage
 
 _WIDTH: Final = 960
 _LEFT, _RIGHT = 112, 24
-_TOP, _BOTTOM = 76, 60
+_TOP, _BOTTOM = 88, 60
 _LANE, _BETWEEN = 26, 44
 _STEP: Final = 10
 """Seconds from mark to mark of the axis."""
@@ -81,12 +81,12 @@ class _Picture:
     def _axis(self, bottom: float) -> Iterator[str]:
         left, right = self._x(0), self._x(OUTAGE)
         yield (
-            f'<rect class="outage" x="{left:.1f}" y="{_TOP - 14}" '
-            f'width="{right - left:.1f}" height="{bottom - _TOP + 14:.1f}"/>'
+            f'<rect class="outage" x="{left:.1f}" y="{_TOP - 20}" '
+            f'width="{right - left:.1f}" height="{bottom - _TOP + 20:.1f}"/>'
         )
         for seconds in range(0, int(self._end) + 1, _STEP):
             x = self._x(seconds)
-            yield _line("axis", x, _TOP - 14, x, bottom)
+            yield _line("axis", x, _TOP - 20, x, bottom)
             yield _text(x, bottom + 18, f"{seconds} s", "quiet", "middle")
         note = f"the primary answers 503 for {OUTAGE:g} s, then it is well again"
         yield _text(left, bottom + 40, note, "quiet")
@@ -140,19 +140,21 @@ _TITLE: Final = "20 calls, one every 4 s, through an outage"
 
 
 def _key(y: float) -> Iterator[str]:
-    yield f'<circle class="primary" cx="{_LEFT + 6}" cy="{y}" r="5.5"/>'
-    yield _text(_LEFT + 18, y + 4, "answered by the primary", "quiet")
-    yield f'<circle class="backup" cx="{_LEFT + 186}" cy="{y}" r="5.5"/>'
-    yield _text(_LEFT + 198, y + 4, "by the backup", "quiet")
-    yield _line("refused", _LEFT + 306, y - 8, _LEFT + 306, y + 8)
-    yield _text(_LEFT + 316, y + 4, "attempt refused", "quiet")
-    for at, state in ((440, "closed"), (530, "open"), (610, "half_open")):
-        yield (
-            f'<rect class="{state}" x="{_LEFT + at}" y="{y - 6}" width="18" '
-            'height="12"/>'
-        )
-        label = "breaker closed" if state == "closed" else state.replace("_", "-")
-        yield _text(_LEFT + at + 24, y + 4, label, "quiet")
+    left = _LEFT
+    yield f'<circle class="primary" cx="{left + 6}" cy="{y}" r="5.5"/>'
+    yield _text(left + 18, y + 4, "answered by the primary", "quiet")
+    yield f'<circle class="backup" cx="{left + 206}" cy="{y}" r="5.5"/>'
+    yield _text(left + 218, y + 4, "by the backup", "quiet")
+    yield _line("refused", left + 340, y - 8, left + 340, y + 8)
+    yield _text(left + 350, y + 4, "attempt refused", "quiet")
+    for at, state, label in (
+        (480, "closed", "breaker closed"),
+        (624, "open", "open"),
+        (704, "half_open", "half-open"),
+    ):
+        box = f'x="{left + at}" y="{y - 6}" width="18" height="12"'
+        yield f'<rect class="{state}" {box}/>'
+        yield _text(left + at + 24, y + 4, label, "quiet")
 
 
 def _text(x: float, y: float, said: str, kind: str, anchor: str = "start") -> str:
