@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
 from langchain_core.exceptions import ModelError
@@ -15,40 +14,27 @@ from langchain_retryrouter._gateway_connection import GatewayConnection
 from langchain_retryrouter.chat_models._gateway_fields import GatewayFields
 from langchain_retryrouter.errors import BASE_ERRORS
 from langchain_retryrouter.errors.gpt_router import GPT_ROUTER_ERRORS
+from tests.unit_tests.docs.tables import DOCS, codes_in, rows_of
 
-_PAGE = Path(__file__).parents[3] / "docs" / "chat_models" / "gpt_router.md"
-_CODE = re.compile(r"`([^`]+)`")
+_PAGE = DOCS / "chat_models" / "gpt_router.md"
 # The SDK's client, and the clock of tests, which the page shows at work.
 _NOT_IN_THE_TABLE = {"client", "clock"}
 
 
-def _rows(heading: str) -> list[list[str]]:
-    """The cells of the tables below a heading, without their heads."""
-    _, _, below = _PAGE.read_text().partition(f"# {heading}\n")
-    section = re.split(r"\n##+ ", below)[0]
-    lines = [line for line in section.splitlines() if line.startswith("|")]
-    is_rule = [set(line) <= set("|-") for line in lines]
-    return [
-        [cell.strip() for cell in line.strip("|").split(" | ")]
-        for at, line in enumerate(lines)
-        if not is_rule[at] and not (at + 1 < len(lines) and is_rule[at + 1])
-    ]
-
-
-_ERRORS = [row for row in _rows("Errors") if "UnsupportedOption" not in row[0]]
-_FIELDS = _rows("Instantiation")
+_ERRORS = [row for row in rows_of(_PAGE, "Errors") if "UnsupportedOption" not in row[0]]
+_FIELDS = rows_of(_PAGE, "Instantiation")
 
 
 def test_every_error_has_a_row() -> None:
     """The table names each class of the tree once, and no other."""
-    named = sorted(_CODE.findall(row[0])[0] for row in _ERRORS)
+    named = sorted(codes_in(row[0])[0] for row in _ERRORS)
     assert named == sorted(cls.__name__ for cls in BASE_ERRORS.values())
 
 
 @pytest.mark.parametrize("row", _ERRORS, ids=lambda row: row[0])
 def test_an_error_is_what_its_row_says(row: list[str]) -> None:
     """Whether it is repeated, and what else catches it, is so."""
-    [name, *parents] = _CODE.findall(row[0])
+    [name, *parents] = codes_in(row[0])
     ours = next(cls for cls in BASE_ERRORS.values() if cls.__name__ == name)
     raised = GPT_ROUTER_ERRORS[ours.kind]
     line = raised.__mro__
@@ -56,14 +42,14 @@ def test_an_error_is_what_its_row_says(row: list[str]) -> None:
     assert (row[2] != "no") is is_retryable(ours.kind)
     assert set(parents) <= {cls.__name__ for cls in line}
     langchains = {cls.__name__ for cls in line if issubclass(cls, ModelError)}
-    assert set(_CODE.findall(row[3])) < langchains
+    assert set(codes_in(row[3])) < langchains
     sdks = [c.__name__ for c in raised.__bases__ if "gpt_router.exc" in c.__module__]
-    assert _CODE.findall(row[4]) == sdks
+    assert codes_in(row[4]) == sdks
 
 
 def test_every_field_has_a_row() -> None:
     """The table names all fields that are ours, and no other."""
-    named = [name for row in _FIELDS for name in _CODE.findall(row[0])]
+    named = [name for row in _FIELDS for name in codes_in(row[0])]
     other_names = {"api_key", "base_url", "timeout"}
     ours = {*GatewayConnection.__annotations__, *GatewayFields.__annotations__}
     fields = ours & {*GPTRouter.model_fields} - _NOT_IN_THE_TABLE
@@ -73,7 +59,7 @@ def test_every_field_has_a_row() -> None:
 def test_the_defaults_are_those_of_the_fields() -> None:
     """A default that a row tells is the field's."""
     told = {
-        _CODE.findall(row[0])[0]: ast.literal_eval(row[1].strip("`"))
+        codes_in(row[0])[0]: ast.literal_eval(row[1].strip("`"))
         for row in _FIELDS
         if re.fullmatch(r"[\d.]+|`(True|False|None|\{\})`", row[1])
     }
@@ -88,9 +74,9 @@ def test_the_defaults_are_those_of_the_fields() -> None:
 def test_the_defaults_of_the_policy_are_its_own() -> None:
     """The numbers and words of the policy's table are those of a fresh policy."""
     policy = RetryPolicy()
-    for names, defaults, _ in _rows("The policy"):
+    for names, defaults, _ in rows_of(_PAGE, "The policy"):
         for name, told in zip(
-            _CODE.findall(names), defaults.replace("`", "").split(", "), strict=True
+            codes_in(names), defaults.replace("`", "").split(", "), strict=True
         ):
             value = None if told == "none" else ast.literal_eval(told.split()[0])
             assert (name, getattr(policy, name)) == (name, value)

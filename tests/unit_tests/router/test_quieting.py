@@ -20,6 +20,7 @@ from langchain_openai import AzureChatOpenAI, ChatOpenAI
 from pydantic import SecretStr
 
 from langchain_retryrouter import GPTRouter, GPTRouterModel, RetryPolicy
+from langchain_retryrouter._core.worst_case import Fare
 from langchain_retryrouter.chat_models._quieting import Quieted, quiet
 from langchain_retryrouter.chat_models.retry_router import RetryRouter, Route
 from langchain_retryrouter.testing import FakeClock, FaultyGateway, Status
@@ -126,6 +127,14 @@ def sick_gateway(faulty_gateway: FaultyGateway) -> FaultyGateway:
     return faulty_gateway
 
 
+def fares_of(router: Any) -> list[Fare]:
+    return [route.fare for route in router.routes]
+
+
+def model_of(router: Any) -> Any:
+    return router.routes[0].model
+
+
 # --- what can be made quiet ---
 
 
@@ -152,7 +161,7 @@ def test_a_sick_provider_gets_the_routers_requests_alone(
     error = error_of(way, router)
     assert getattr(error, "attempts", None) == 2
     assert len(sick_gateway.requests) == 2 * of_one_attempt
-    assert [route.fare.requests for route in router.routes] == [of_one_attempt]
+    assert [fare.requests for fare in fares_of(router)] == [of_one_attempt]
 
 
 @pytest.mark.parametrize(
@@ -173,8 +182,8 @@ def test_the_users_model_stays_as_it_was(
     model = new_model(faulty_gateway)
     before = state_of(model)
     router = new_router(model)
-    assert router.routes[0].model is not model
-    assert router.routes[0].fare.taken == taken
+    assert model_of(router) is not model
+    assert fares_of(router)[0].taken == taken
     assert state_of(model) == before
 
 
@@ -201,7 +210,7 @@ def test_a_quietened_openai_uses_the_same_connections(
         router.invoke("two")
     first, second = faulty_gateway.requests
     assert first.connection == second.connection
-    quietened = router.routes[0].model
+    quietened = model_of(router)
     assert isinstance(quietened, ChatOpenAI)
     assert http_of(quietened.root_client) is http_client
     ours, theirs = quietened.root_async_client, model.root_async_client
@@ -227,7 +236,7 @@ def test_a_gateway_is_told_not_to_repeat(sick_gateway: FaultyGateway) -> None:
     error_of(WAYS[0], router)
     told = [request.json["maxRetries"] for request in sick_gateway.requests]
     assert told == [0, 0, 0, 0]
-    assert router.routes[0].fare.taken == "gateway_max_retries=2"
+    assert fares_of(router)[0].taken == "gateway_max_retries=2"
 
 
 def test_quietening_never_adds_requests(faulty_gateway: FaultyGateway) -> None:
@@ -251,7 +260,7 @@ def test_a_copy_of_a_router_is_quiet_too(
     again = duplicate(router)
     error_of(WAYS[0], again)
     assert len(sick_gateway.requests) == 2
-    assert again.routes[0].fare.taken == "max_retries=3"
+    assert fares_of(again)[0].taken == "max_retries=3"
 
 
 def test_tools_keep_a_model_quiet(sick_gateway: FaultyGateway) -> None:
@@ -262,7 +271,7 @@ def test_tools_keep_a_model_quiet(sick_gateway: FaultyGateway) -> None:
     assert isinstance(router, RetryRouter)
     error_of(WAYS[0], router)
     assert len(sick_gateway.requests) == 2
-    assert router.routes[0].fare.taken == "max_retries=2"
+    assert fares_of(router)[0].taken == "max_retries=2"
 
 
 def test_a_client_that_is_missing_is_not_missed(sick_gateway: FaultyGateway) -> None:
@@ -314,7 +323,7 @@ def test_a_model_that_repeats_is_named_once() -> None:
         " 'Repeating-2' repeats by itself (max_retries=1), and its retries multiply"
         " with the router's; build that Repeating with max_retries=0"
     )
-    assert [route.fare.requests for route in router.routes] == [7, 2]
+    assert [fare.requests for fare in fares_of(router)] == [7, 2]
 
 
 @pytest.mark.parametrize("retries", [0, None])
@@ -355,9 +364,9 @@ def test_a_router_within_a_router_is_named_if_it_repeats() -> None:
     models = [ParrotFakeChatModel(), ParrotFakeChatModel()]
     with pytest.warns(UserWarning, match="up to 4 requests for one attempt"):
         router = new_router(new_router(*models))
-    assert router.routes[0].fare.requests == 4
+    assert fares_of(router)[0].requests == 4
     once = new_router(*models, retry_policy=RetryPolicy(max_retries=0))
-    assert new_router(once).routes[0].fare.requests == 2
+    assert fares_of(new_router(once))[0].requests == 2
 
 
 def test_callbacks_of_a_routes_model_are_named() -> None:
@@ -409,4 +418,6 @@ def test_options_that_are_bound_are_no_config() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         router = new_router(ParrotFakeChatModel().bind(seed=1))
-    assert router.routes[0].options == {"seed": 1}
+    [route] = router.routes
+    assert isinstance(route, Route)
+    assert route.options == {"seed": 1}
