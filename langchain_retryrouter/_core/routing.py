@@ -20,7 +20,7 @@ from langchain_retryrouter._core.failure import FailureKind
 from langchain_retryrouter._core.session import AttemptRecord, RetrySession
 
 if TYPE_CHECKING:
-    from langchain_retryrouter._core.breaker import CircuitBreaker
+    from langchain_retryrouter._core.breaker import CircuitBreaker, Permit
     from langchain_retryrouter._core.budget import RetryBudget
     from langchain_retryrouter._core.clock import TimeSource
     from langchain_retryrouter._core.failure import Failure
@@ -78,6 +78,17 @@ class Door:
     breaker: CircuitBreaker | None = None
 
 
+@dataclass(slots=True)
+class _UnderWay:
+    """An attempt that has been sent, and what the session holds for it."""
+
+    record: AttemptRecord | None
+    permit: Permit | None
+    breaker: CircuitBreaker | None
+    began: float
+    position: int
+
+
 class RoutingSession(RetrySession):
     """The state of one call that has several routes.
 
@@ -101,7 +112,8 @@ class RoutingSession(RetrySession):
         super().__init__(policy, budget=budget, time=time)
         self._doors = doors
         self._after = after
-        self._sent_here = 0
+        self._sent = [0] * len(doors)
+        self._rival: _UnderWay | None = None
         self.position = 0
 
     @property
@@ -112,7 +124,7 @@ class RoutingSession(RetrySession):
     @property
     def attempts_here(self) -> int:
         """Attempts sent so far on the route under way."""
-        return self._sent_here
+        return self._sent[self.position]
 
     @property
     def attempts(self) -> int:
@@ -128,7 +140,7 @@ class RoutingSession(RetrySession):
             self._breaker = door.breaker
             refusal = super().admit(door.name)
             if refusal is None:
-                self._sent_here += 1
+                self._sent[self.position] += 1
                 return None
             refusals.append(refusal)
             self._pass_by(door)
@@ -136,23 +148,89 @@ class RoutingSession(RetrySession):
 
     def go_on(self) -> bool:
         """Leave the route under way for the next one that is open; False if none is."""
-        now = self._time.monotonic()
+        position = self._next_open()
+        if position is None:
+            return False
+        for passed in range(self.position + 1, position):
+            if self._is_closed(passed):
+                self._note_closed(self._doors[passed])
+        self.position = position
+        return True
+
+    def _next_open(self) -> int | None:
+        """The next route that lets through, and may be asked once more."""
         for position in range(self.position + 1, len(self._doors)):
-            breaker = self._doors[position].breaker
-            if breaker is None or breaker.state(now) is not BreakerState.OPEN:
-                for passed in self._doors[self.position + 1 : position]:
-                    self._note_closed(passed)
-                self.position = position
-                self._sent_here = 0
-                return True
-        return False
+            has_attempts = self._sent[position] < self.policy.max_attempts
+            if has_attempts and not self._is_closed(position):
+                return position
+        return None
+
+    def _is_closed(self, position: int) -> bool:
+        breaker = self._doors[position].breaker
+        now = self._time.monotonic()
+        return breaker is not None and breaker.state(now) is BreakerState.OPEN
+
+    def hedge(self) -> int | None:
+        """Begin an attempt on the next open route beside the one that is under way.
+
+        It is bought from the budget like a retry, since it is load on top.
+
+        Returns:
+            The route's position; None if there is none, or the budget is too low.
+        """
+        mine, position = self._under_way(), self._next_open()
+        if position is None:
+            return None
+        if self._budget is not None and self._budget.spend(throttled=False) is None:
+            return None
+        self.position = position
+        if self.admit() is None:
+            self._rival = self._under_way()
+        self._go_back_to(mine)
+        return None if self._rival is None else self._rival.position
+
+    def settle_hedge(self, *, has_won: bool, failure: Failure | None = None) -> None:
+        """One of two attempts is the call's from here on.
+
+        Args:
+            has_won: Whether it is the one that was begun by `hedge`.
+            failure: How the other one failed; None if it was left alone.
+        """
+        if self._rival is None:
+            return
+        mine, rival = self._under_way(), self._rival
+        self._rival = None
+        self._go_back_to(mine if has_won else rival)
+        if failure is None:
+            super().abandoned()
+        else:
+            now = self._close_record(failure.kind.value, failure.status_code)
+            self._tell_breaker(failure, now)
+        self._go_back_to(rival if has_won else mine)
+
+    def abandoned(self) -> None:
+        """Nobody waits for the call any longer; give back what it still holds."""
+        self.settle_hedge(has_won=False)
+        super().abandoned()
+
+    def _under_way(self) -> _UnderWay:
+        return _UnderWay(
+            self._record, self._permit, self._breaker, self._now, self.position
+        )
+
+    def _go_back_to(self, attempt: _UnderWay) -> None:
+        self._record = attempt.record
+        self._permit = attempt.permit
+        self._breaker = attempt.breaker
+        self._now = attempt.began
+        self.position = attempt.position
 
     def resume(self) -> bool:
         """Whether a call that broke off may be taken up: on the next route, or here."""
         remaining = self.remaining()
         if remaining is not None and remaining <= 0:
             return False
-        return self.go_on() or self._sent_here < self.policy.max_attempts
+        return self.go_on() or self.attempts_here < self.policy.max_attempts
 
     def _what_now(self, failure: Failure, *, is_left_behind: bool) -> Decision:
         del is_left_behind
@@ -177,16 +255,14 @@ class RoutingSession(RetrySession):
     def _pass_by(self, door: Door) -> None:
         self._note_closed(door)
         self.position += 1
-        self._sent_here = 0
 
     def _note_closed(self, door: Door) -> None:
         line = AttemptRecord(None, door.name, FailureKind.CIRCUIT_OPEN.value)
         self.records.append(line)
 
     def served_by(self) -> str | None:
-        """The route that the last attempt went to."""
-        sent = [record for record in self.records if record.number is not None]
-        return sent[-1].route if sent else None
+        """The route of the attempt that the call is on."""
+        return self.route
 
     def ledger(self) -> dict[str, Any]:
         """The call so far, as JSON-able data."""

@@ -93,6 +93,7 @@ class RetrySession:
         self._breaker = breaker
         self._time = time
         self._permit: Permit | None = None
+        self._record: AttemptRecord | None = None
         self._spent = 0.0
         self._began = self._now = time.monotonic()
 
@@ -100,6 +101,11 @@ class RetrySession:
     def attempts(self) -> int:
         """Attempts sent so far."""
         return len(self.records)
+
+    @property
+    def attempt(self) -> int:
+        """The number of the attempt under way, counted from 1; 0 before the first."""
+        return (self._record.number or 0) if self._record is not None else 0
 
     @property
     def attempts_here(self) -> int:
@@ -114,7 +120,7 @@ class RetrySession:
     @property
     def route(self) -> str | None:
         """The model that the last attempt asked, where the call knows it."""
-        return self.records[-1].route if self.records else None
+        return self._record.route if self._record is not None else None
 
     @property
     def waited(self) -> float:
@@ -156,7 +162,8 @@ class RetrySession:
                 return verdict
             self._permit = verdict
         self._spent = 0.0  # The retry that was paid for is being sent.
-        self.records.append(AttemptRecord(number=self.attempts + 1, route=route))
+        self._record = AttemptRecord(number=self.attempts + 1, route=route)
+        self.records.append(self._record)
         return None
 
     def succeeded(self) -> None:
@@ -179,8 +186,8 @@ class RetrySession:
         now = self._close_record(failure.kind.value, failure.status_code)
         self._tell_breaker(failure, now)
         self.decision = self._what_now(failure, is_left_behind=is_left_behind)
-        if isinstance(self.decision, Retry):
-            self.records[-1].wait = self.decision.delay
+        if isinstance(self.decision, Retry) and self._record is not None:
+            self._record.wait = self.decision.delay
         return self.decision
 
     def broke_off(self, failure: Failure) -> None:
@@ -191,7 +198,7 @@ class RetrySession:
 
     def abandoned(self) -> None:
         """Nobody waits for the call any longer; give back what it still holds."""
-        if self.records and self.records[-1].outcome == "pending":
+        if self._record is not None and self._record.outcome == "pending":
             self._close_record("abandoned")
         if self._breaker is not None and self._permit is not None:
             self._breaker.abandoned(self._permit)
@@ -205,7 +212,8 @@ class RetrySession:
             return None
         if self.decision.delay < remaining:
             return None
-        self.records[-1].wait = 0.0
+        if self._record is not None:
+            self._record.wait = 0.0
         self._give_back()
         self.decision = GiveUp(f"the deadline of {self.policy.deadline:g} s is over")
         return self.decision
@@ -265,8 +273,8 @@ class RetrySession:
 
     def _close_record(self, outcome: str, status_code: int | None = None) -> float:
         now = self._time.monotonic()
-        record = self.records[-1]
-        record.outcome = outcome
-        record.status_code = status_code
-        record.seconds = now - self._now
+        if self._record is not None:
+            self._record.outcome = outcome
+            self._record.status_code = status_code
+            self._record.seconds = now - self._now
         return now

@@ -117,6 +117,7 @@ def worst_case(
     after: Mapping[FailureKind, Step],
     *,
     is_held_back: bool = False,
+    is_taken_up: bool = False,
     input_tokens: int | None = None,
     output_tokens: int | None = None,
 ) -> RoutingWorstCase:
@@ -128,6 +129,8 @@ def worst_case(
         after: What follows each kind of failure.
         is_held_back: Whether a stream is repeated after its first token too, which its
             caller then sees no sooner than the end.
+        is_taken_up: Whether a stream that broke after its first token is taken up by
+            another attempt, whatever broke it.
         input_tokens: Tokens of the prompt, for the money.
         output_tokens: Tokens of an answer at the most, for the money.
 
@@ -136,8 +139,9 @@ def worst_case(
     """
     tokens = _checked(input_tokens, output_tokens)
     steps = {kind: _effect(kind, step, policy) for kind, step in after.items()}
-    attempts = policy.max_attempts if Step.REPEAT in steps.values() else 1
-    between = policy.explain().waited if attempts > 1 else 0.0
+    repeats = Step.REPEAT in steps.values()
+    attempts = policy.max_attempts if repeats or is_taken_up else 1
+    between = policy.explain().waited if repeats else 0.0
     limit = policy.deadline
     costs = tuple(
         Cost(

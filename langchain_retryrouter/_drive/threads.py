@@ -51,7 +51,7 @@ def within(seconds: float | None, work: Callable[[], T]) -> T:
         except BaseException as error:  # noqa: BLE001 - raised where it is waited for
             results.put(_Raised(error))
 
-    _start(run)
+    start_thread(run)
     try:
         result = results.get(timeout=seconds)
     except queue.Empty:
@@ -77,7 +77,7 @@ class PumpedSource(Generic[T]):
         self._room = threading.Semaphore(_AHEAD)
         self._is_left = False
         self._events = events
-        _start(self._pump)
+        start_thread(self._pump)
 
     def __iter__(self) -> Iterator[T]:
         """The events.
@@ -98,6 +98,7 @@ class PumpedSource(Generic[T]):
         """Leave the thread to itself: it ends with the event that it waits for."""
         self._is_left = True
         self._room.release()
+        self._pumped.put(_Over())  # For a thread that waits on this one's behalf.
 
     def abort(self) -> None:
         """Unblock whoever waits for an event."""
@@ -117,7 +118,8 @@ class PumpedSource(Generic[T]):
             self._pumped.put(_Over())
 
 
-def _start(work: Callable[[], None]) -> None:
+def start_thread(work: Callable[[], None]) -> None:
+    """Run `work` in a daemon thread, in the context of the caller."""
     # With the caller's context variables, by which tracers and logs know whose work
     # it is.
     context = contextvars.copy_context()

@@ -17,8 +17,8 @@ from collections.abc import (
     Iterator,
 )
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import Any, Generic, TypeVar
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
@@ -27,6 +27,7 @@ from langchain_retryrouter._core.failure import FailureKind
 from langchain_retryrouter._core.routing import RoutingSession
 from langchain_retryrouter._core.streaming import Signal
 from langchain_retryrouter._drive import AEventSource, Attempt, Clock, EventSource
+from langchain_retryrouter._drive.hedging import AHedgedSource, HedgedSource
 from langchain_retryrouter._drive.threads import PumpedSource, within
 from langchain_retryrouter._router.ends import ChunkReader, finish_of, tells_the_end
 from langchain_retryrouter._router.failures import name_failure
@@ -35,6 +36,8 @@ from langchain_retryrouter.chat_models._routes import Route
 from langchain_retryrouter.errors import BASE_ERRORS, RetryRouterError
 
 logger = logging.getLogger(__name__)
+
+S = TypeVar("S")
 
 
 class Whole:
@@ -132,6 +135,7 @@ class _Trip:
         self._called_tools = False
         self._no_prefill: set[str] = set()
         self.may_continue = False
+        self.hedge_after: float | None = None
 
     @property
     def _route(self) -> Route:
@@ -179,6 +183,15 @@ class _Trip:
             broken.add_note(f"{other.route}: {type(other).__name__}: {other.message}")
         return broken
 
+    def hedge(self) -> int | None:
+        """The position of a route that has just been asked beside the one under way."""
+        return self._session.hedge()
+
+    def settle_hedge(self, *, has_won: bool, error: RetryRouterError | None) -> None:
+        """Which of two attempts goes on; and how the other one failed, if it did."""
+        failure = None if error is None else error.failure
+        self._session.settle_hedge(has_won=has_won, failure=failure)
+
     def ledger(self) -> dict[str, Any]:
         """The call so far, as JSON-able data."""
         ledger = self._session.ledger()
@@ -215,19 +228,21 @@ class _Trip:
     def new_reader(self) -> Callable[[Event], Signal]:
         """What tells token and end for the attempt under way."""
         reader = ChunkReader()
-        tells = tells_the_end(self._route.model)
+        # Asked anew for each route: a hedge may have made it another one.
+        tells = cache(lambda position: tells_the_end(self._routes[position].model))
 
         def read(event: Event) -> Signal:
+            does_tell = tells(self._session.position)
             if isinstance(event, Whole):
-                return Signal(is_end=not tells, is_last=True)
+                return Signal(is_end=not does_tell, is_last=True)
             signal = reader(event)
-            return signal if tells else signal._replace(is_end=False)
+            return signal if does_tell else signal._replace(is_end=False)
 
         return read
 
     def _settle(self, message: BaseMessage) -> None:
         """Take note of what a route says of itself, and take out its own ledger."""
-        facts = self._facts.setdefault(self._session.attempts, {})
+        facts = self._facts.setdefault(self._session.attempt, {})
         own = message.response_metadata.pop("retryrouter", None)
         if own is not None:
             facts["inside"] = own
@@ -235,21 +250,22 @@ class _Trip:
         if usage:
             facts["usage"] = dict(usage)
 
-    def _leg(self) -> _Leg:
-        """What the attempt under way asks, and whom.
+    def _leg(self, position: int | None = None) -> _Leg:
+        """What the attempt that has just begun asks, and whom.
 
         Settled when it begins: a thread that is left to itself finds a call that has
         long since gone on.
         """
-        route, attempt = self._route, self._session.attempts
-        facts = self._facts.setdefault(attempt, {})
+        position = self._session.position if position is None else position
+        route = self._routes[position]
+        facts = self._facts.setdefault(self._session.attempts, {})
         messages, left_out = fit_history(
             self._question.messages, provider_of(route.model)
         )
         if left_out:
             facts["left_out"] = list(left_out)
         fills = route.supports_prefill and route.name not in self._no_prefill
-        leg = _Leg(route, self._session.position, messages)
+        leg = _Leg(route, position, messages)
         if self._delivered:
             facts |= {"continued_at": len(self._delivered), "prefill": fills}
             if fills:
@@ -297,6 +313,27 @@ class _Trip:
             raise named from error
 
 
+class _Hedge(Generic[S]):
+    """A trip as a race sees it."""
+
+    def __init__(self, trip: _Trip, open_rival: Callable[[int], S]) -> None:
+        self.after = trip.hedge_after or 0.0
+        self._trip = trip
+        self._open_rival = open_rival
+
+    def begin(self) -> S | None:
+        position = self._trip.hedge()
+        return None if position is None else self._open_rival(position)
+
+    def settle(self, *, has_won: bool, error: RetryRouterError | None) -> None:
+        self._trip.settle_hedge(has_won=has_won, error=error)
+
+
+def says(event: Event) -> bool:
+    """Whether an event is worth having won a race with."""
+    return isinstance(event, Whole) or ChunkReader()(event).is_token
+
+
 class Trip(_Trip):
     """One call of sync models."""
 
@@ -312,9 +349,14 @@ class Trip(_Trip):
     def connect(self, attempt: Attempt) -> EventSource[Event]:
         """One attempt's stream; in a thread where it may have to be cut short."""
         events = self._events(self._leg())
+        if self.hedge_after is not None:
+            return HedgedSource(PumpedSource(events), _Hedge(self, self._rival), says)
         if attempt.timeout is None and self._session.policy.stall_timeout is None:
             return _Direct(events)
         return PumpedSource(events)
+
+    def _rival(self, position: int) -> EventSource[Event]:
+        return PumpedSource(self._events(self._leg(position)))
 
     def _events(self, leg: _Leg) -> Generator[Event, None, None]:
         asked = self._question
@@ -344,7 +386,13 @@ class AsyncTrip(_Trip):
     async def connect(self, attempt: Attempt) -> AEventSource[Event]:
         """One attempt's stream."""
         del attempt
-        return _AsyncDirect(self._events(self._leg()))
+        events = _AsyncDirect(self._events(self._leg()))
+        if self.hedge_after is not None:
+            return AHedgedSource(events, _Hedge(self, self._rival), says)
+        return events
+
+    def _rival(self, position: int) -> AEventSource[Event]:
+        return _AsyncDirect(self._events(self._leg(position)))
 
     async def _events(self, leg: _Leg) -> AsyncGenerator[Event, None]:
         asked = self._question

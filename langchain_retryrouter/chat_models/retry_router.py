@@ -135,6 +135,13 @@ class RetryRouter(RetryVisibleChatModel):
     it begins with what was delivered. Tool calls are never continued.
     """
 
+    hedge_after: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Seconds after which a stream that says nothing is asked of a second route too.
+
+    Whoever speaks first is heard, and the other one's connection closed. Each such
+    request is bought from the budget, so that there is none while that is low.
+    """
+
     failover_on: dict[FailureKind, Step] = Field(default_factory=dict)
     """What follows a kind of failure instead: "repeat", "next" or "end"."""
 
@@ -319,6 +326,7 @@ class RetryRouter(RetryVisibleChatModel):
             learn=trip.learn,
             is_held_back=self.stream_recovery == "buffer",
         )
+        trip.hedge_after = self.hedge_after
         trip.may_continue = self.stream_recovery == "continue"
         return plan, trip
 
@@ -349,6 +357,7 @@ class RetryRouter(RetryVisibleChatModel):
             [route.fare for route in self.routes],
             {**AFTER, **self.failover_on},
             is_held_back=self.stream_recovery == "buffer",
+            is_taken_up=self.stream_recovery == "continue",
             input_tokens=input_tokens,
             output_tokens=output_tokens,
         )

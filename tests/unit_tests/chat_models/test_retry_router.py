@@ -23,6 +23,7 @@ from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from langchain_retryrouter import (
+    APIConnectionError,
     APITimeoutError,
     CircuitBreaker,
     CircuitOpenError,
@@ -49,6 +50,7 @@ from langchain_retryrouter.testing import (
     Reset,
     RuleResponder,
     Silence,
+    SlowFirstToken,
     Stall,
     Status,
     Step,
@@ -427,9 +429,9 @@ def test_a_silent_answer_ends_with_the_deadline(
     """A call without a stream ends in time as well, sync too, and nothing follows."""
     primary.always(Silence(5))
     backup.always(Silence(5))
-    policy = RetryPolicy(deadline=SHORT)
+    policy = RetryPolicy(deadline=5 * SHORT)
 
-    with pytest.raises(APITimeoutError, match=r"within 0\.2 s"):
+    with pytest.raises(APITimeoutError, match=r"no answer within"):
         twin.invoke(new_router(retry_policy=policy, clock=None), "hi")
 
     assert asked(primary, backup) == (1, 0)
@@ -550,6 +552,103 @@ def test_tool_calls_are_never_continued(
         twin.stream(router, "hi", tools=[TOOL])
 
     assert asked(primary, backup) == (1, 0)
+
+
+# --- hedged ---
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "ledger"),
+    [
+        (SlowFirstToken(5), None, [("first", "abandoned"), ("second", "ok")]),
+        (
+            SlowFirstToken(3 * SHORT),
+            Status(503),
+            [("first", "ok"), ("second", "unavailable")],
+        ),
+        (
+            SlowFirstToken(3 * SHORT),
+            SlowFirstToken(5),
+            [("first", "ok"), ("second", "abandoned")],
+        ),
+        (None, None, [("first", "ok")]),
+    ],
+    ids=["second-wins", "second-fails", "first-wins", "in-time"],
+)
+def test_whoever_speaks_first_is_heard(
+    twin: Twin,
+    new_router: NewRouter,
+    primary: FaultyGateway,
+    backup: FaultyGateway,
+    first: Step | None,
+    second: Step | None,
+    ledger: list[tuple[str, str]],
+) -> None:
+    """A stream that says nothing is asked of the next route too, and told once."""
+    for gateway, step in ((primary, first), (backup, second)):
+        gateway.always(step or Answer())
+
+    summed = sum_of(twin.stream(new_router(hedge_after=SHORT), "hi"))
+
+    assert summed.content == TEXT
+    assert told(summed) == ledger
+    served = next(route for route, outcome in ledger if outcome == "ok")
+    assert summed.response_metadata["model_name"] == served
+    lines = summed.response_metadata["retryrouter"]["attempts"]
+    assert [line["route"] for line in lines if "usage" in line] == [served]
+
+
+def test_when_both_fail_the_first_speaks(
+    twin: Twin, new_router: NewRouter, primary: FaultyGateway, backup: FaultyGateway
+) -> None:
+    """A race that nobody wins is lost with the first route's error."""
+    primary.always(Silence(3 * SHORT))  # which ends in a closed connection
+    backup.always(Status(503))
+    router = new_router(hedge_after=SHORT, retry_policy=RetryPolicy(max_retries=0))
+
+    with pytest.raises(APIConnectionError) as caught:
+        twin.stream(router, "hi")
+
+    assert caught.value.route == "first"
+    assert asked(primary, backup) == (1, 1)
+
+
+def test_the_losers_connection_is_closed(
+    new_router: NewRouter,
+    models: list[ChatOpenAI],
+    primary: FaultyGateway,
+    backup: FaultyGateway,
+) -> None:
+    """In async code the provider sees at once that nobody listens any longer."""
+    primary.always(SlowFirstToken(30))
+
+    async def run() -> None:
+        chunks = [chunk async for chunk in new_router(hedge_after=SHORT).astream("hi")]
+        assert text_of(chunks) == TEXT
+        await primary.await_for(
+            lambda gateway: gateway.requests[0].outcome == "client_left"
+        )
+        for model in models:
+            client: Any = model.http_async_client
+            await client.aclose()
+
+    asyncio.run(run())
+    assert asked(primary, backup) == (1, 1)
+
+
+def test_a_hedged_stream_keeps_its_limits(
+    twin: Twin, new_router: NewRouter, primary: FaultyGateway, backup: FaultyGateway
+) -> None:
+    """When both say nothing the first-token limit ends the attempt, for both."""
+    primary.always(Silence(5))
+    backup.always(Silence(5))
+    policy = RetryPolicy(max_retries=0, first_token_timeout=5 * SHORT)
+    router = new_router(hedge_after=2 * SHORT, retry_policy=policy)
+
+    with pytest.raises(APITimeoutError, match="no first token within"):
+        twin.stream(router, "hi")
+
+    assert asked(primary, backup) == (1, 1)
 
 
 # --- memory ---

@@ -252,3 +252,110 @@ def test_a_probe_that_fails_is_not_repeated() -> None:
     session = new_session(Door("a", breaker), "b", clock=clock)
     assert run(session, UNAVAILABLE, UNAVAILABLE) == ["a", "b"]
     assert breaker.state(clock.monotonic()) is BreakerState.OPEN
+
+
+# --- hedges ---
+
+
+def hedged(**settings: Any) -> RoutingSession:
+    """A call whose first attempt is under way, and a second one beside it."""
+    session = new_session("a", "b", "c", **settings)
+    session.admit()
+    assert session.hedge() == 1
+    assert (session.route, session.position, session.attempts) == ("a", 0, 2)
+    return session
+
+
+def outcomes(session: RoutingSession) -> list[tuple[str | None, str]]:
+    return [(record.route, record.outcome) for record in session.records]
+
+
+def test_a_hedge_that_wins_is_the_calls_attempt() -> None:
+    """What comes of it from then on is the second route's; the first one is let go."""
+    session = hedged()
+    session.settle_hedge(has_won=True)
+    assert (session.route, session.position, session.attempt) == ("b", 1, 2)
+    session.succeeded()
+    assert outcomes(session) == [("a", "abandoned"), ("b", "ok")]
+    assert session.served_by() == "b"
+
+
+def test_a_hedge_that_loses_leaves_the_call_where_it_was() -> None:
+    """The first attempt goes on, and what the second one held is given back."""
+    session = hedged()
+    session.settle_hedge(has_won=False, failure=UNAVAILABLE)
+    session.settle_hedge(has_won=True)  # Settled once, it is settled.
+    session.succeeded()
+    assert outcomes(session) == [("a", "ok"), ("b", "unavailable")]
+
+
+def test_a_call_that_is_abandoned_lets_go_of_both() -> None:
+    """Neither breaker keeps the place of an attempt that nobody waits for."""
+    clock = FakeClock()
+    breakers = [open_breaker(clock) for _ in range(2)]
+    clock.advance(31)
+    doors = [Door(name, breaker) for name, breaker in zip("ab", breakers, strict=True)]
+    session = new_session(*doors, clock=clock)
+    session.admit()
+    assert session.hedge() == 1
+    session.abandoned()
+    assert outcomes(session) == [("a", "abandoned"), ("b", "abandoned")]
+    now = clock.monotonic()
+    assert not any(isinstance(breaker.admit(now), Refusal) for breaker in breakers)
+
+
+def test_a_hedge_needs_an_open_route_and_money() -> None:
+    """Without another route, or with a low budget, nobody else is asked."""
+    clock = FakeClock()
+    alone = new_session("a")
+    alone.admit()
+    assert alone.hedge() is None
+
+    shut = new_session("a", Door("b", open_breaker(clock)), clock=clock)
+    shut.admit()
+    assert shut.hedge() is None
+
+    poor = new_session("a", "b", budget=RetryBudget(capacity=1))
+    poor.admit()
+    assert poor.hedge() is None
+    assert poor.attempts == 1
+
+
+def test_a_probe_of_another_call_keeps_a_hedge_away() -> None:
+    """A half-open route is asked by one call at a time, whatever it is asked for."""
+    clock = FakeClock()
+    breaker = open_breaker(clock)
+    clock.advance(31)
+    breaker.admit(clock.monotonic())
+    session = new_session("a", Door("b", breaker), clock=clock)
+    session.admit()
+    assert session.hedge() is None
+    assert (session.route, session.position) == ("a", 0)
+
+
+def test_hedges_count_on_their_route() -> None:
+    """A route that was asked beside another is not asked more often for it."""
+    session = new_session("a", "b", policy={"max_retries": 0})
+    session.admit()
+    assert session.hedge() == 1
+    session.settle_hedge(has_won=False)
+    assert session.failed(UNAVAILABLE) == GiveUp("retries are off, no route left")
+
+
+def test_a_call_that_broke_off_is_taken_up_where_it_may_be() -> None:
+    """On the next route, or on the same one while it has attempts, or not at all."""
+    clock = FakeClock()
+    session = new_session(
+        "a", "b", clock=clock, policy={"max_retries": 1, "deadline": 10.0}
+    )
+    taken_up = []
+    for _ in range(3):
+        session.admit()
+        session.broke_off(UNAVAILABLE)
+        taken_up.append((session.resume(), session.position))
+    assert taken_up == [(True, 1), (True, 1), (False, 1)]
+
+    late = new_session("a", "b", clock=clock, policy={"deadline": 1.0})
+    late.admit()
+    clock.advance(2)
+    assert not late.resume()

@@ -55,7 +55,10 @@ failures = st.builds(
     ),
     overruled=st.dictionaries(st.sampled_from(FailureKind), st.sampled_from(Step)),
     threshold=st.none() | st.integers(1, 4),
-    happens=st.lists(st.tuples(failures, st.floats(0, 30)), min_size=1, max_size=8),
+    happens=st.lists(
+        st.tuples(failures, st.floats(0, 30), st.booleans()), min_size=1, max_size=8
+    ),
+    taken_up=st.booleans(),
     chance=st.floats(0, 1, exclude_max=True),
 )
 def test_no_call_costs_more(
@@ -63,10 +66,11 @@ def test_no_call_costs_more(
     policy: RetryPolicy,
     overruled: dict[FailureKind, Step],
     threshold: int | None,
-    happens: list[tuple[Failure, float]],
+    happens: list[tuple[Failure, float, bool]],
+    taken_up: bool,
     chance: float,
 ) -> None:
-    """Whatever fails, when and how: requests and waits stay within what was said."""
+    """Whatever fails, also streams that are taken up again: what was said holds."""
     clock = FakeClock(random=chance)
     after = {**AFTER, **overruled}
     names = [str(number) for number in range(routes)]
@@ -77,14 +81,19 @@ def test_no_call_costs_more(
         )
         for name in names
     ]
-    said = worst_case(policy, [Fare(name) for name in names], after)
+    said = worst_case(policy, [Fare(name) for name in names], after, is_taken_up=True)
     session = RoutingSession(policy, doors, time=clock, after=after)
     asked: list[str | None] = []
-    for failure, seconds in itertools.islice(itertools.cycle(happens), 25):
+    for failure, seconds, breaks_off in itertools.islice(itertools.cycle(happens), 25):
         if session.admit() is not None:
             break
         asked.append(session.route)
         clock.advance(seconds)
+        if breaks_off:
+            session.broke_off(failure)
+            if not taken_up or not session.resume():
+                break
+            continue
         decision = session.failed(failure)
         if not isinstance(decision, Retry):
             break
@@ -157,6 +166,19 @@ def test_where_nothing_is_repeated_each_route_is_asked_once() -> None:
     """`failover_on` can turn all repeating off, and the numbers know it."""
     said = worst("a", "b", after=ALL_END)
     assert (said.requests, said.waited) == (2, 0.0)
+
+
+def test_a_stream_that_is_taken_up_costs_more_requests() -> None:
+    """It asks a route as often as its retries allow, whatever broke, without a wait."""
+    said = worst("a", after=ALL_END, is_taken_up=True)
+    assert (said.requests, said.waited) == (3, 0.0)
+    session = RoutingSession(
+        RetryPolicy(max_retries=2), [Door("a")], time=FakeClock(), after=ALL_END
+    )
+    for _ in range(said.requests):
+        session.admit()
+        session.broke_off(Failure(FailureKind.INTERRUPTED))
+    assert not session.resume()
 
 
 def test_what_cannot_be_repeated_is_left_in_effect() -> None:

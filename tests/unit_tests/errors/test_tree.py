@@ -94,6 +94,7 @@ def test_facts_that_nobody_told_are_absent() -> None:
         "route": None,
         "attempts": 1,
         "delivered": "",
+        "others": (),
     }
 
 

@@ -108,9 +108,12 @@ def test_after_a_failure_nothing_more_is_asked(
 
 
 def test_who_interrupts_a_batch_is_heard(
-    new_llm: NewLLM, gateway: FaultyGateway
+    new_llm: NewLLM, gateway: FaultyGateway, request: pytest.FixtureRequest
 ) -> None:
     """After Ctrl-C the prompts that wait are not sent, and no thread is left behind."""
+    # A process that was started in the background is deaf to it.
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, heard))
 
     def interrupt(_: Any) -> SlowFirstToken:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)

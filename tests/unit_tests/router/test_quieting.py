@@ -81,6 +81,13 @@ def used_anthropic(gateway: FaultyGateway) -> ChatAnthropic:
     return model
 
 
+def half_used_anthropic(gateway: FaultyGateway) -> ChatAnthropic:
+    """Its sync client is there, and the async one will be made of the same numbers."""
+    model = anthropic(gateway, max_retries=3)
+    assert model._client.max_retries == 3  # noqa: SLF001 - as in `http_of`
+    return model
+
+
 def one_model(gateway: FaultyGateway, **fields: Any) -> GPTRouter:
     return several_models(gateway, names=["gpt-4o"], **fields)
 
@@ -147,6 +154,7 @@ def model_of(router: Any) -> Any:
         (azure, 1),
         (anthropic, 1),
         (used_anthropic, 1),
+        (half_used_anthropic, 1),
         (one_model, 1),
         (without_failover, 1),
         (several_models, 2),

@@ -135,11 +135,16 @@ WRITTEN = {
 -            result = within(attempt.timeout, partial(ask, asked.options))
 +            result = leg.route.generate(leg.messages, asked.stop, asked.options)
 -        events = self._events(self._leg())
++        del attempt
++        events = _Direct(self._events(self._leg()))
+-            return HedgedSource(PumpedSource(events), _Hedge(self, self._rival), says)
 -        if attempt.timeout is None and self._session.policy.stall_timeout is None:
 -            return _Direct(events)
 -        return PumpedSource(events)
-+        del attempt
-+        return _Direct(self._events(self._leg()))
++            return HedgedSource(events, _Hedge(self, self._rival), says)
++        return events
+-        return PumpedSource(self._events(self._leg(position)))
++        return _Direct(self._events(self._leg(position)))
 """,
     ),
     "chat_models._trip._Direct": Difference(
@@ -222,6 +227,8 @@ BY_LIBRARY = {
     "_openai.clients.streams.SDKStream": _SDK,
     "_openai.clients.streams._Body": _SDK,
     "_drive.concurrency.in_order": _THREADS,
+    "_drive.hedging.HedgedSource": _THREADS,
+    "_drive.hedging._Runner": _THREADS,
 }
 """Twins over two different libraries: they differ in more than can be written down."""
 
