@@ -21,8 +21,7 @@ from pydantic import SecretStr
 
 from benchmarks.failover.evidence import BACKUP, PRIMARY, Reply
 from benchmarks.failover.play import Contestant, Providers, System
-from langchain_retryrouter import CircuitBreaker, RetryPolicy
-from langchain_retryrouter.chat_models.retry_router import RetryRouter, Route
+from langchain_retryrouter import CircuitBreaker, RetryPolicy, RetryRouter, Route
 
 Way: TypeAlias = Literal["astream", "stream", "ainvoke", "invoke"]
 

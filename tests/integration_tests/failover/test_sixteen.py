@@ -8,7 +8,7 @@ from benchmarks.failover.evidence import BACKUP, PRIMARY
 from benchmarks.failover.judge import Grade, Verdict, judge
 from benchmarks.failover.play import play
 from benchmarks.failover.scenarios import SCENARIOS, Scenario, attempts_in_the_outage
-from benchmarks.failover.systems import Way, retry_router
+from benchmarks.failover.systems import Way, retry_router, with_fallbacks
 from langchain_retryrouter.testing import FakeClock
 from tests.integration_tests.failover.conftest import SCALE
 
@@ -79,3 +79,13 @@ async def test_a_broken_stream_is_continued(
     assert judge(scenario, seen) == _PASS, seen
     refusals = [one for one in seen.at_backup if one.did == "400"]
     assert len(refusals) == (name == "S14" and supports_prefill)
+
+
+@pytest.mark.parametrize(
+    ("name", "grade"),
+    [("S12", Grade.PASS), ("S13", Grade.PARTIAL), ("S14", Grade.SAFE)],
+)
+async def test_the_bench_tells_systems_apart(name: str, grade: Grade) -> None:
+    """LangChain's own fallbacks get what they deserve, so a pass is worth something."""
+    seen = await play(SCENARIOS[name], with_fallbacks, scale=SCALE)
+    assert judge(SCENARIOS[name], seen).grade is grade

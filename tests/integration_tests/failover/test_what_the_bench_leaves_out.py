@@ -18,9 +18,9 @@ from langchain_retryrouter import (
     QuotaExceededError,
     RetryBudget,
     RetryPolicy,
+    RetryRouter,
     StreamInterruptedError,
 )
-from langchain_retryrouter.chat_models.retry_router import RetryRouter
 from langchain_retryrouter.testing import (
     Answer,
     Drip,
