@@ -23,6 +23,7 @@ from langchain_retryrouter import (
 )
 from langchain_retryrouter.testing import (
     Answer,
+    Cut,
     Drip,
     ErrorEvent,
     ErrorInOk,
@@ -32,6 +33,7 @@ from langchain_retryrouter.testing import (
     Silence,
     SplitCharacter,
     Status,
+    Step,
     StubResponder,
     Truncate,
 )
@@ -135,6 +137,21 @@ async def _read(router: RetryRouter, texts: list[str], *, is_async: bool) -> Non
         return
     async for chunk in router.astream("hi"):
         texts.append(str(chunk.text))  # noqa: PERF401
+
+
+@streams_only
+@pytest.mark.parametrize(
+    "step",
+    [Truncate(after=40), ErrorEvent("upstream is gone", after=20), Cut(30, how="rst")],
+    ids=["clean-end", "error-event", "reset"],
+)
+async def test_a_stream_that_breaks_in_any_way_is_continued(
+    way: Way, house: House, step: Step
+) -> None:
+    """Whatever ends it too early, the rest is asked for elsewhere and joins on."""
+    house.primary.always(step)
+    assert await _ask(house.router(stream_recovery="continue"), way) == TEXT
+    assert house.asked == (1, 1)
 
 
 # --- insufficient_quota ---
