@@ -10,42 +10,43 @@ import json
 import os
 import platform
 import time
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from benchmarks.failover.scorecard import Lines, Results, lines, objections, table
+from benchmarks.failover.scorecard import Results, history, lines, measured, rewritten
 from benchmarks.failover.timeline import draw
 from benchmarks.failover.tournament import run
 
-_PACKAGES = ("langchain-retryrouter", "langchain-core", "langchain-openai")
-_PEERS = ("openai", "litellm")
+_PACKAGES = (
+    "langchain-retryrouter",
+    "langchain-core",
+    "langchain-openai",
+    "openai",
+    "litellm",
+)
 
 
-def _report(results: Results, scale: float) -> dict[str, object]:
+def _report(results: Results, scale: float, seconds: float) -> dict[str, Any]:
     return {
         "scale": scale,
+        "seconds": round(seconds, 1),
         "python": platform.python_version(),
         "cores": os.cpu_count(),
-        "versions": {name: metadata.version(name) for name in (*_PACKAGES, *_PEERS)},
+        "versions": {name: metadata.version(name) for name in _PACKAGES},
         "scorecard": lines(results),
-        "S15": {system: asdict(seen["S15"]) for system, seen in results.items()},
+        "S15": {system: history(seen["S15"]) for system, seen in results.items()},
     }
 
 
-def _write(results: Results, scale: float, folder: Path) -> None:
+def _write(report: dict[str, Any], picture: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    report = json.dumps(_report(results, scale), indent=1, ensure_ascii=False)
-    (folder / "failover.json").write_text(f"{report}\n")
-    timelines = {system: seen["S15"] for system, seen in results.items()}
-    (folder / "failover_timeline.svg").write_text(draw(timelines))
-
-
-def _print(scorecard: Lines, seconds: float) -> None:
-    print(table(scorecard))
-    print("each: grade, attempts that the primary saw, seconds of the longest call\n")
-    print(objections(scorecard))
-    print(f"{seconds:.0f} s")
+    data = json.dumps(report, indent=1, ensure_ascii=False)
+    (folder / "failover.json").write_text(f"{data}\n")
+    (folder / "failover_timeline.svg").write_text(picture)
+    page = folder / "failover.md"
+    if page.exists():
+        page.write_text(rewritten(page.read_text(), report))
 
 
 def main() -> None:
@@ -65,8 +66,10 @@ def main() -> None:
     folder = arguments.out or Path("docs" if arguments.scale == 1 else ".benchmarks")
     began = time.monotonic()
     results = run(arguments.scale)
-    _write(results, arguments.scale, folder)
-    _print(lines(results), time.monotonic() - began)
+    report = _report(results, arguments.scale, time.monotonic() - began)
+    picture = draw({system: seen["S15"] for system, seen in results.items()})
+    _write(report, picture, folder)
+    print(measured(report))
 
 
 if __name__ == "__main__":

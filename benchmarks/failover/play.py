@@ -184,7 +184,8 @@ async def _call(contestant: Contestant, stage: _Stage) -> Call:
 def _tell(error: Exception) -> str:
     status, code = (getattr(error, name, None) for name in ("status_code", "code"))
     facts = " ".join(str(fact) for fact in (status, code) if fact)
-    return f"{type(error).__name__} [{facts}]: {error}"
+    said = [type(error).__name__, f" [{facts}]" if facts else "", f": {error}"]
+    return "".join(said).removesuffix(": ")
 
 
 @contextlib.asynccontextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from benchmarks.failover.evidence import Evidence
 from benchmarks.failover.judge import Grade, judge
@@ -35,6 +35,26 @@ def line(name: str, seen: Evidence) -> dict[str, Any]:
         "primary_attempts": len(seen.at_primary),
         "backup_attempts": len(seen.at_backup),
         **{said: look(seen) for said, look in scenario.informational.items()},
+    }
+
+
+def history(seen: Evidence) -> dict[str, list[Any]]:
+    """What the picture of an outage is drawn from, as JSON-able data."""
+    return {
+        "calls": [
+            {
+                "began": round(call.began, 3),
+                "seconds": round(call.seconds, 3),
+                "ending": call.ending,
+                "model": call.reply.model if call.reply else None,
+            }
+            for call in seen.calls
+        ],
+        "attempts": [
+            {"at": round(one.at, 3), "provider": one.provider, "did": one.did}
+            for one in seen.attempts
+        ],
+        "breaker": [[round(at, 3), state] for at, state in seen.breaker],
     }
 
 
@@ -71,6 +91,41 @@ def objections(results: Lines) -> str:
     )
 
 
-def _short(why: str, length: int = 100) -> str:
+_BEGIN: Final = "<!-- measured: rewritten by the bench -->\n"
+_END: Final = "<!-- end of what is measured -->\n"
+
+Report: TypeAlias = Mapping[str, Any]
+"""What the bench writes down as `failover.json`."""
+
+
+def measured(report: Report) -> str:
+    """What a page says of a run: the scorecard, and what it was measured with."""
+    versions = [f"{name} {version}" for name, version in report["versions"].items()]
+    scorecard = report["scorecard"]
+    return (
+        f"{table(scorecard)}\n"
+        "Each cell says the grade, how many attempts the primary saw, and how long the"
+        " longest call took.\nWhat stood in the way of a pass:\n\n"
+        f"{objections(scorecard)}\n"
+        f"Measured in {report['seconds']:.0f} s with {', '.join(versions)}, Python"
+        f" {report['python']} on {report['cores']} cores.\n"
+    )
+
+
+def rewritten(page: str, report: Report) -> str:
+    """The page with what is measured in the place of what was.
+
+    Raises:
+        ValueError: The page has no such place.
+    """
+    before, begin, rest = page.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not (begin and end):
+        msg = f"the page needs the lines {_BEGIN.strip()!r} and {_END.strip()!r}"
+        raise ValueError(msg)
+    return f"{before}{_BEGIN}\n{measured(report)}\n{_END}{after}"
+
+
+def _short(why: str, length: int = 120) -> str:
     said = " ".join(why.split())
     return said if len(said) <= length else f"{said[: length - 1]}…"
