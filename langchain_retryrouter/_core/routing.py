@@ -113,6 +113,7 @@ class RoutingSession(RetrySession):
         self._doors = doors
         self._after = after
         self._sent = [0] * len(doors)
+        self._told: set[int] = set()
         self._rival: _UnderWay | None = None
         self.position = 0
 
@@ -149,11 +150,13 @@ class RoutingSession(RetrySession):
     def go_on(self) -> bool:
         """Leave the route under way for the next one that is open; False if none is."""
         position = self._next_open()
+        until = len(self._doors) if position is None else position
+        for passed in range(self.position + 1, until):
+            if self._is_closed(passed) and passed not in self._told:
+                self._told.add(passed)
+                self._note_closed(self._doors[passed])
         if position is None:
             return False
-        for passed in range(self.position + 1, position):
-            if self._is_closed(passed):
-                self._note_closed(self._doors[passed])
         self.position = position
         return True
 

@@ -40,7 +40,8 @@ class Route(BaseModel):
         name: What ledgers and errors call it; by default the model's own name.
         weight: Its share of the calls under the strategy "weighted".
         supports_prefill: Whether it goes on where a last message of the assistant's
-            ends, so that a broken stream can be continued there.
+            ends, so that a broken stream can be continued there. Of one that does not,
+            and is said to, the caller would get the beginning twice.
         input_price: Money for a million tokens of a prompt, for `explain`.
         output_price: Money for a million tokens of an answer, for `explain` and
             `max_price`.

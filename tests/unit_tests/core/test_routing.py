@@ -224,6 +224,9 @@ def test_nobody_is_sent_to_a_closed_door() -> None:
     session = new_session("a", closed, clock=clock)
     run(session, TIMEOUT)
     assert session.decision == GiveUp("no route left")
+    assert session.itinerary() == "a (timeout), b (circuit_open)"
+    assert not session.go_on()
+    assert session.itinerary() == "a (timeout), b (circuit_open)"
 
 
 def test_with_every_door_closed_the_first_to_open_is_told() -> None:
