@@ -82,7 +82,7 @@ class Door:
 class _UnderWay:
     """An attempt that has been sent, and what the session holds for it."""
 
-    record: AttemptRecord | None
+    record: AttemptRecord
     permit: Permit | None
     breaker: CircuitBreaker | None
     began: float

@@ -93,7 +93,7 @@ class RetrySession:
         self._breaker = breaker
         self._time = time
         self._permit: Permit | None = None
-        self._record: AttemptRecord | None = None
+        self._record = AttemptRecord(None, outcome="")  # until the first is sent
         self._spent = 0.0
         self._began = self._now = time.monotonic()
 
@@ -105,7 +105,7 @@ class RetrySession:
     @property
     def attempt(self) -> int:
         """The number of the attempt under way, counted from 1; 0 before the first."""
-        return (self._record.number or 0) if self._record is not None else 0
+        return self._record.number or 0
 
     @property
     def attempts_here(self) -> int:
@@ -120,7 +120,7 @@ class RetrySession:
     @property
     def route(self) -> str | None:
         """The model that the last attempt asked, where the call knows it."""
-        return self._record.route if self._record is not None else None
+        return self._record.route
 
     @property
     def waited(self) -> float:
@@ -186,7 +186,7 @@ class RetrySession:
         now = self._close_record(failure.kind.value, failure.status_code)
         self._tell_breaker(failure, now)
         self.decision = self._what_now(failure, is_left_behind=is_left_behind)
-        if isinstance(self.decision, Retry) and self._record is not None:
+        if isinstance(self.decision, Retry):
             self._record.wait = self.decision.delay
         return self.decision
 
@@ -198,7 +198,7 @@ class RetrySession:
 
     def abandoned(self) -> None:
         """Nobody waits for the call any longer; give back what it still holds."""
-        if self._record is not None and self._record.outcome == "pending":
+        if self._record.outcome == "pending":
             self._close_record("abandoned")
         if self._breaker is not None and self._permit is not None:
             self._breaker.abandoned(self._permit)
@@ -212,8 +212,7 @@ class RetrySession:
             return None
         if self.decision.delay < remaining:
             return None
-        if self._record is not None:
-            self._record.wait = 0.0
+        self._record.wait = 0.0
         self._give_back()
         self.decision = GiveUp(f"the deadline of {self.policy.deadline:g} s is over")
         return self.decision
@@ -273,8 +272,7 @@ class RetrySession:
 
     def _close_record(self, outcome: str, status_code: int | None = None) -> float:
         now = self._time.monotonic()
-        if self._record is not None:
-            self._record.outcome = outcome
-            self._record.status_code = status_code
-            self._record.seconds = now - self._now
+        self._record.outcome = outcome
+        self._record.status_code = status_code
+        self._record.seconds = now - self._now
         return now
