@@ -128,7 +128,7 @@ class Route(BaseModel):
     ) -> ChatResult:
         """The model's answer, by its own cache and rate limiter."""
         return self.model._generate_with_cache(  # noqa: SLF001 - see above
-            messages, stop=stop, **{**self.options, **options}
+            messages, **self._options(stop, options)
         )
 
     async def agenerate(
@@ -139,7 +139,7 @@ class Route(BaseModel):
     ) -> ChatResult:
         """Async twin of `generate`."""
         return await self.model._agenerate_with_cache(  # noqa: SLF001
-            messages, stop=stop, **{**self.options, **options}
+            messages, **self._options(stop, options)
         )
 
     def stream(
@@ -149,13 +149,13 @@ class Route(BaseModel):
         options: dict[str, Any],
     ) -> Generator[ChatGenerationChunk, None, None]:
         """The chunks of the model's answer; all in one from a model without streams."""
-        options = {**self.options, **options}
+        options = self._options(stop, options)
         if not self._can_stream(options, async_api=False):
-            yield from as_chunks(self.generate(messages, stop, options))
+            yield from as_chunks(self.generate(messages, None, options))
             return
         if self.model.rate_limiter is not None:
             self.model.rate_limiter.acquire(blocking=True)
-        streamed = self.model._stream(messages, stop=stop, **options)  # noqa: SLF001
+        streamed = self.model._stream(messages, **options)  # noqa: SLF001
         chunks = cast("Generator[ChatGenerationChunk, None, None]", streamed)
         with contextlib.closing(chunks):
             yield from chunks
@@ -167,18 +167,27 @@ class Route(BaseModel):
         options: dict[str, Any],
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
         """Async twin of `stream`."""
-        options = {**self.options, **options}
+        options = self._options(stop, options)
         if not self._can_stream(options, async_api=True):
-            for chunk in as_chunks(await self.agenerate(messages, stop, options)):
+            for chunk in as_chunks(await self.agenerate(messages, None, options)):
                 yield chunk
             return
         if self.model.rate_limiter is not None:
             await self.model.rate_limiter.aacquire(blocking=True)
-        streamed = self.model._astream(messages, stop=stop, **options)  # noqa: SLF001
+        streamed = self.model._astream(messages, **options)  # noqa: SLF001
         chunks = cast("AsyncGenerator[ChatGenerationChunk, None]", streamed)
         async with contextlib.aclosing(chunks):
             async for chunk in chunks:
                 yield chunk
+
+    def _options(
+        self, stop: list[str] | None, options: dict[str, Any]
+    ) -> dict[str, Any]:
+        """What the model is told: the call's word goes before the route's own."""
+        told = {**self.options, **options}
+        if stop is not None or "stop" not in told:
+            told["stop"] = stop
+        return told
 
     def _can_stream(self, options: dict[str, Any], *, async_api: bool) -> bool:
         return self.model._should_stream(  # noqa: SLF001 - who else could say?

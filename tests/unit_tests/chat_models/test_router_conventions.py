@@ -1,0 +1,400 @@
+"""LangChain's conventions over a router whose first route fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import pytest
+from langchain_core.caches import InMemoryCache
+from langchain_core.language_models.fake_chat_models import FakeListChatModel
+from langchain_core.messages import AIMessageChunk
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.rate_limiters import BaseRateLimiter
+from langchain_core.runnables import ConfigurableField
+from pydantic import BaseModel, SecretStr
+
+from langchain_retryrouter import (
+    GPTRouter,
+    GPTRouterModel,
+    RetryPolicy,
+    RetryRouter,
+    Route,
+    StreamInterruptedError,
+    UnavailableError,
+)
+from langchain_retryrouter.testing import (
+    Answer,
+    Cut,
+    FakeClock,
+    FaultyGateway,
+    RuleResponder,
+    Status,
+)
+from tests.unit_tests.conftest import Twin
+
+from .conftest import GPT_4, KEY
+from .frames import sum_of
+
+OTHER = GPTRouterModel(name="gpt-4o", provider_name="chat_openai")
+
+
+class Weather(BaseModel):
+    """Get the weather in a city."""
+
+    city: str
+
+
+@pytest.fixture
+def primary() -> Iterator[FaultyGateway]:
+    """The provider of the first route: down, unless a test says otherwise."""
+    with FaultyGateway(responder=RuleResponder(), gptrouter="hosted") as gateway:
+        gateway.always(Status(503))
+        yield gateway
+
+
+@pytest.fixture
+def backup() -> Iterator[FaultyGateway]:
+    """The provider of the second route."""
+    with FaultyGateway(responder=RuleResponder(), gptrouter="hosted") as gateway:
+        yield gateway
+
+
+def model_at(
+    gateway: FaultyGateway, model: GPTRouterModel = GPT_4, **fields: Any
+) -> GPTRouter:
+    return GPTRouter(
+        models_priority_list=[model],
+        gpt_router_api_base=gateway.url,
+        gpt_router_api_key=SecretStr(KEY),
+        max_retries=0,
+        **fields,
+    )
+
+
+class NewRouter(Protocol):
+    """Makes a router of both providers, with these fields besides."""
+
+    def __call__(self, **fields: Any) -> RetryRouter:
+        """The router."""
+
+
+@pytest.fixture
+def new_router(
+    primary: FaultyGateway, backup: FaultyGateway, fake_clock: FakeClock
+) -> NewRouter:
+    """Makes routers of the test's providers, on the test's clock."""
+
+    def new_router(**fields: Any) -> RetryRouter:
+        settings: dict[str, Any] = {
+            "routes": [model_at(primary), model_at(backup, OTHER)],
+            "clock": fake_clock,
+        }
+        return RetryRouter(**{**settings, **fields})
+
+    return new_router
+
+
+def outcomes(message: Any) -> list[str]:
+    ledger = message.response_metadata["retryrouter"]
+    return [line["outcome"] for line in ledger["attempts"]]
+
+
+FAILED_OVER = ["unavailable"] * 3 + ["ok"]
+
+
+# Caches.
+
+
+def test_a_failed_call_is_not_cached(
+    twin: Twin, new_router: NewRouter, primary: FaultyGateway
+) -> None:
+    """An error is nobody's answer: the next call asks the routes."""
+    router = new_router(routes=[model_at(primary)], breaker=None, cache=InMemoryCache())
+    with pytest.raises(UnavailableError):
+        twin.invoke(router, "hi")
+
+    primary.always(Answer())
+
+    assert twin.invoke(router, "hi").content == "You said: hi"
+
+
+def test_a_routes_own_cache_answers_for_it(
+    twin: Twin, new_router: NewRouter, primary: FaultyGateway, backup: FaultyGateway
+) -> None:
+    """A model keeps its cache as a route, and the attempt sends nothing."""
+    routes = [model_at(backup, OTHER, cache=InMemoryCache()), model_at(primary)]
+    router = new_router(routes=routes)
+
+    answers = [twin.invoke(router, "hi") for _ in range(2)]
+
+    assert [answer.content for answer in answers] == ["You said: hi"] * 2
+    assert len(backup.requests) == 1
+
+
+def test_routers_that_differ_do_not_share_what_is_cached(
+    twin: Twin, new_router: NewRouter, backup: FaultyGateway
+) -> None:
+    """Other routes, a route's other options, tools: another answer."""
+    cache = InMemoryCache()
+    plain = model_at(backup)
+
+    for routes in (
+        [plain],
+        [model_at(backup, OTHER)],
+        [model_at(backup, temperature=0.1)],
+        [Route(model=plain, options={"max_tokens": 7})],
+    ):
+        router = new_router(routes=routes, cache=cache)
+        twin.invoke(router, "hi")
+    twin.invoke(router.bind_tools([Weather]), "hi")
+    twin.invoke(router, "hi", stop=["said"])
+
+    assert len(backup.requests) == 6
+
+
+# What limits and gathers calls.
+
+
+class _Turnstile(BaseRateLimiter):
+    """Lets everybody through, and counts."""
+
+    def __init__(self) -> None:
+        self.passed = 0
+
+    def acquire(self, *, blocking: bool = True) -> bool:
+        assert blocking
+        self.passed += 1
+        return True
+
+    async def aacquire(self, *, blocking: bool = True) -> bool:
+        return self.acquire(blocking=blocking)
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+def test_a_routes_limiter_is_asked_before_each_of_its_attempts(
+    twin: Twin,
+    new_router: NewRouter,
+    primary: FaultyGateway,
+    backup: FaultyGateway,
+    way: str,
+) -> None:
+    """A limit belongs to a provider: each request of its route passes it, no other."""
+    gates = [_Turnstile() for _ in range(3)]
+    router = new_router(
+        routes=[
+            model_at(primary, rate_limiter=gates[0]),
+            model_at(backup, OTHER, rate_limiter=gates[1]),
+        ],
+        rate_limiter=gates[2],
+    )
+
+    getattr(twin, way)(router, "hi")
+
+    assert [gate.passed for gate in gates] == [3, 1, 1]
+    assert (len(primary.requests), len(backup.requests)) == (3, 1)
+
+
+def test_a_batch_may_bring_errors_along(
+    twin: Twin, new_router: NewRouter, backup: FaultyGateway
+) -> None:
+    """Answers keep their places, and one that nobody could give stands alone."""
+    backup.always(
+        lambda request: (
+            Status(503)
+            if request.parameters["messages"][0]["content"] == "b"
+            else Answer()
+        )
+    )
+
+    first, second, third = twin.batch(
+        new_router(breaker=None),
+        ["a", "b", "c"],
+        {"max_concurrency": 2},
+        return_exceptions=True,
+    )
+
+    assert (first.content, third.content) == ("You said: a", "You said: c")
+    assert isinstance(second, UnavailableError)
+    assert second.attempts == 6
+
+
+# Chains.
+
+
+def test_a_chain_streams_through_a_failover(twin: Twin, new_router: NewRouter) -> None:
+    """Text that passes through a prompt, the router and a parser comes once."""
+    chain = ChatPromptTemplate.from_template("{q}") | new_router() | StrOutputParser()
+
+    parts = twin.stream(chain, {"q": "one two three"})
+
+    assert "".join(parts) == "You said: one two three"
+    assert len(parts) > 3
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+def test_a_fallback_answers_when_no_route_could(
+    twin: Twin, new_router: NewRouter, backup: FaultyGateway, way: str
+) -> None:
+    """`with_fallbacks` sees the first route's error, and asks what comes next once."""
+    backup.always(Status(429))
+    router = new_router().with_fallbacks(
+        [FakeListChatModel(responses=["the last"])],
+        exceptions_to_handle=(UnavailableError,),
+    )
+    answer = getattr(twin, way)(router, "hi")
+    if way == "stream":
+        answer = sum_of(answer)
+
+    assert answer.content == "the last"
+    assert len(backup.requests) == 3
+
+
+def test_no_fallback_takes_over_in_the_middle(
+    twin: Twin, new_router: NewRouter, backup: FaultyGateway
+) -> None:
+    """Once a token was handed over, another model would say it again."""
+    backup.script(Cut(after=1))
+    router = new_router().with_fallbacks([FakeListChatModel(responses=["other"])])
+    chunks: list[Any] = []
+
+    with pytest.raises(StreamInterruptedError):
+        twin.stream(router, "hi", into=chunks)
+
+    assert "".join(chunk.text for chunk in chunks) == "You"
+
+
+def test_a_field_can_be_configured_for_a_call(
+    twin: Twin, new_router: NewRouter, primary: FaultyGateway
+) -> None:
+    """`configurable_fields` hands a call another policy."""
+    router = new_router().configurable_fields(retry_policy=ConfigurableField("policy"))
+
+    once = {"configurable": {"policy": RetryPolicy(max_retries=0)}}
+    answer = twin.invoke(router, "hi", once)
+
+    assert outcomes(answer) == ["unavailable", "ok"]
+    assert len(primary.requests) == 1
+
+
+def test_a_router_can_be_chosen_for_a_call(twin: Twin, new_router: NewRouter) -> None:
+    """`configurable_alternatives` has it beside a plain model."""
+    chosen = FakeListChatModel(responses=["alone"]).configurable_alternatives(
+        ConfigurableField("model"), routed=new_router()
+    )
+
+    answers = [
+        twin.invoke(chosen, "hi", {"configurable": {"model": name}})
+        for name in ("default", "routed")
+    ]
+
+    assert [answer.content for answer in answers] == ["alone", "You said: hi"]
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+def test_words_to_stop_at_can_be_bound_to_a_route(
+    twin: Twin,
+    new_router: NewRouter,
+    primary: FaultyGateway,
+    backup: FaultyGateway,
+    way: str,
+) -> None:
+    """A route's own `stop` is sent, and a call's goes before it."""
+    router = new_router(
+        routes=[
+            model_at(primary).bind(stop=["one"]),
+            Route(model=model_at(backup), options={"stop": ["two"]}),
+        ],
+        breaker=None,
+    )
+
+    getattr(twin, way)(router, "hi")
+    getattr(twin, way)(router, "hi", stop=["three"])
+
+    for gateway, own in ((primary, "one"), (backup, "two")):
+        sent = [request.parameters["stop"] for request in gateway.requests]
+        half = len(sent) // 2
+        assert sent == [[own]] * half + [["three"]] * half
+
+
+# Streams.
+
+
+@pytest.mark.parametrize("where", ["router", "route"])
+def test_what_is_not_streamed_is_one_answer(
+    twin: Twin,
+    new_router: NewRouter,
+    primary: FaultyGateway,
+    backup: FaultyGateway,
+    where: str,
+) -> None:
+    """`disable_streaming` holds for the router as for each route of its own."""
+    own: dict[str, Any] = {"disable_streaming": True} if where == "route" else {}
+    router = new_router(
+        routes=[model_at(primary, **own), model_at(backup, OTHER, **own)],
+        disable_streaming=where == "router",
+    )
+
+    chunks = twin.stream(router.bind_tools([Weather]), "Weather('Oslo')")
+    whole = sum_of(chunks)
+
+    assert all(isinstance(chunk, AIMessageChunk) for chunk in chunks)
+    assert chunks[-1].chunk_position == "last"
+    assert [call["args"] for call in whole.tool_calls] == [{"city": "Oslo"}]
+    assert whole.usage_metadata is not None
+    assert outcomes(whole) == FAILED_OVER
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+def test_content_can_be_asked_for_in_blocks(
+    twin: Twin, new_router: NewRouter, way: str
+) -> None:
+    """With `output_version="v1"` a router's content is standard blocks."""
+    answer = getattr(twin, way)(new_router(output_version="v1"), "hi")
+    if way == "stream":
+        answer = sum_of(answer)
+
+    (block,) = answer.content
+    assert (block["type"], block["text"]) == ("text", "You said: hi")
+    assert answer.response_metadata["output_version"] == "v1"
+    assert outcomes(answer) == FAILED_OVER
+
+
+@pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning")
+def test_events_of_blocks_come_once(twin: Twin, new_router: NewRouter) -> None:
+    """`stream_events` v3 shows nothing of the route that failed."""
+    router, events = new_router(), []
+
+    async def follow() -> list[Any]:
+        return [
+            event async for event in await router.astream_events("hi", version="v3")
+        ]
+
+    if twin.is_async:
+        events = asyncio.run(follow())
+    else:
+        events = list(router.stream_events("hi", version="v3"))
+
+    kinds = Counter(event["event"] for event in events)
+    deltas = [e["delta"] for e in events if e["event"] == "content-block-delta"]
+    assert "".join(delta["text"] for delta in deltas) == "You said: hi"
+    assert kinds["message-start"] == kinds["message-finish"] == 1
+
+
+async def test_events_of_a_chain_come_once(new_router: NewRouter) -> None:
+    """`astream_events` v2 tells of the router's run alone: one start and one end."""
+    chain = new_router() | StrOutputParser()
+
+    events = [event async for event in chain.astream_events("hi", version="v2")]
+
+    kinds = Counter(event["event"] for event in events)
+    assert kinds["on_chat_model_start"] == kinds["on_chat_model_end"] == 1
+    said = [
+        event["data"]["chunk"].text
+        for event in events
+        if event["event"] == "on_chat_model_stream"
+    ]
+    assert "".join(said) == "You said: hi"
