@@ -18,7 +18,12 @@ from langchain_core.callbacks import (
 from langchain_core.language_models.base import LangSmithParams, LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.outputs import (
+    ChatGeneration,
+    ChatGenerationChunk,
+    ChatResult,
+    Generation,
+)
 from langchain_core.runnables import Runnable, RunnableBinding
 from pydantic import (
     ConfigDict,
@@ -388,6 +393,18 @@ class RetryRouter(RetryVisibleChatModel):
         if told is not None:
             return router.bind(ls_structured_output_format=told)
         return router.bind()  # Of nothing: what LangChain's tests ask of every class.
+
+    def _convert_cached_generations(
+        self, cache_val: list[Generation]
+    ) -> list[ChatGeneration]:
+        """What a cache has, saying that this time nobody was asked for it."""
+        generations = super()._convert_cached_generations(cache_val)
+        for generation in generations:
+            metadata = generation.message.response_metadata
+            ledger = {**metadata.get("retryrouter", {}), "attempts": []}
+            # A dict of its own: whoever was given the answer before has the old one.
+            generation.message.response_metadata = {**metadata, "retryrouter": ledger}
+        return generations
 
     @property
     def _llm_type(self) -> str:

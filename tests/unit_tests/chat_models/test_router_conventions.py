@@ -109,6 +109,21 @@ FAILED_OVER = ["unavailable"] * 3 + ["ok"]
 # Caches.
 
 
+def test_an_answer_out_of_a_cache_costs_nothing(
+    twin: Twin, new_router: NewRouter, primary: FaultyGateway, backup: FaultyGateway
+) -> None:
+    """What was asked before is not sent again, and its ledger says so."""
+    router = new_router(cache=InMemoryCache())
+
+    first = twin.invoke(router, "hi")
+    again = twin.invoke(router, "hi")
+
+    assert first.content == again.content == "You said: hi"
+    assert outcomes(first) == FAILED_OVER
+    assert outcomes(again) == []
+    assert (len(primary.requests), len(backup.requests)) == (3, 1)
+
+
 def test_a_failed_call_is_not_cached(
     twin: Twin, new_router: NewRouter, primary: FaultyGateway
 ) -> None:
