@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from langchain_core.language_models import BaseChatModel
 from langchain_tests.integration_tests import ChatModelIntegrationTests
@@ -23,6 +24,21 @@ class GPTRouterSuite(ChatModelIntegrationTests):
     One thing is not asked: `supported_usage_metadata_details` stays empty, since no
     gateway was seen to count more than the tokens of the prompt and of the answer.
     """
+
+    @pytest.fixture(autouse=True)
+    def downloads(self, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+        """The pictures and sounds that the suite would have fetched from the web."""
+        fetched: list[bytes] = []
+
+        def get(url: str, **_: Any) -> httpx.Response:
+            fetched.append(f"the bytes of {url}".encode())
+            return httpx.Response(200, content=fetched[-1])
+
+        monkeypatch.setattr(
+            "langchain_tests.integration_tests.chat_models.httpx.get", get
+        )
+        monkeypatch.setenv("LANGCHAIN_TESTS_USER_AGENT", "for a site that is not asked")
+        return fetched
 
     edition: Edition = "hosted"
     models: tuple[GPTRouterModel, GPTRouterModel] = (

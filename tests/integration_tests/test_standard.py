@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-import httpx
 import pytest
 
 from langchain_retryrouter.testing import (
@@ -22,20 +21,6 @@ from langchain_retryrouter.testing import (
 
 from .capabilities import GPTRouterSuite
 from .faults import BEFORE_THE_FIRST_TOKEN
-
-
-@pytest.fixture(autouse=True)
-def downloads(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """The pictures and sounds that the suite would have fetched from the web."""
-    fetched: list[bytes] = []
-
-    def get(url: str, **_: Any) -> httpx.Response:
-        fetched.append(f"the bytes of {url}".encode())
-        return httpx.Response(200, content=fetched[-1])
-
-    monkeypatch.setattr("langchain_tests.integration_tests.chat_models.httpx.get", get)
-    monkeypatch.setenv("LANGCHAIN_TESTS_USER_AGENT", "for a site that is not asked")
-    return fetched
 
 
 class _OverLoopback(GPTRouterSuite):

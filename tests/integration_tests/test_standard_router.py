@@ -1,0 +1,184 @@
+"""LangChain's own integration tests of chat models, over a router of two of them."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any, ClassVar
+
+import openai
+import pytest
+from langchain_core.language_models import BaseChatModel
+from langchain_openai import ChatOpenAI
+from pydantic import SecretStr
+
+from langchain_retryrouter import GPTRouter, RetryRouter, Route
+from langchain_retryrouter.testing import (
+    Answer,
+    Cut,
+    FakeClock,
+    FaultyGateway,
+    RecordedRequest,
+    RuleResponder,
+    Status,
+    Step,
+)
+
+from .capabilities import GPTRouterSuite
+
+
+class TakesStop(RetryRouter):
+    """A router that is told where to stop: as every class is that has the field."""
+
+    def __init__(
+        self,
+        *,
+        routes: Sequence[BaseChatModel],
+        stop: list[str] | None = None,
+        **fields: Any,
+    ) -> None:
+        told = {} if stop is None else {"stop": stop}
+        super().__init__(
+            routes=[Route(model=model, options=told) for model in routes], **fields
+        )
+
+
+class _TwoProviders(GPTRouterSuite):
+    """The suite over a router of a `GPTRouter` and a `ChatOpenAI`, each at its own."""
+
+    gateway: FaultyGateway
+    provider: FaultyGateway
+    clock: FakeClock
+    connections: tuple[Any, Any]
+    fields: ClassVar[dict[str, Any]] = {}
+
+    @pytest.fixture(autouse=True)
+    async def _connections(self) -> AsyncIterator[None]:
+        """`ChatOpenAI` closes nothing, and so its connections are the test's own."""
+        self.connections = openai.DefaultHttpxClient(), openai.DefaultAsyncHttpxClient()
+        yield
+        self.connections[0].close()
+        await self.connections[1].aclose()
+
+    @pytest.fixture(autouse=True)
+    def _opened(self, fake_clock: FakeClock) -> Iterator[None]:
+        self.clock = fake_clock
+        with (
+            FaultyGateway(
+                responder=RuleResponder(), gptrouter="hosted"
+            ) as self.gateway,
+            FaultyGateway(responder=RuleResponder()) as self.provider,
+        ):
+            yield
+
+    @property
+    def chat_model_class(self) -> type[BaseChatModel]:
+        """The class under test."""
+        return TakesStop
+
+    @property
+    def standard_chat_model_params(self) -> dict[str, Any]:
+        """None: temperature, `max_tokens` and the like are settings of its routes."""
+        return {}
+
+    @property
+    def structured_output_kwargs(self) -> dict[str, Any]:
+        """By a tool, the one way that each route has in its own form."""
+        return {"method": "function_calling"}
+
+    @property
+    def supports_json_mode(self) -> bool:
+        """A router's structured output is always by a tool."""
+        return False
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        """Both providers, in the order of the class."""
+        return {"routes": self.routes, "clock": self.clock, **self.fields}
+
+    @property
+    def routes(self) -> list[BaseChatModel]:
+        """The gateway first."""
+        return [self.by_gateway, self.by_openai]
+
+    @property
+    def by_gateway(self) -> GPTRouter:
+        """The models of the suite, over GPTRouter's gateway."""
+        return GPTRouter(
+            models_priority_list=list(self.models),
+            gpt_router_api_base=self.gateway.url,
+            gpt_router_api_key=SecretStr("any"),
+            clock=self.clock,
+            failover=False,
+        )
+
+    @property
+    def by_openai(self) -> ChatOpenAI:
+        """Another one, over OpenAI's API."""
+        return ChatOpenAI(
+            model="gpt-4o",
+            base_url=self.provider.openai_url,
+            api_key=SecretStr("any"),
+            stream_usage=True,
+            http_client=self.connections[0],
+            http_async_client=self.connections[1],
+        )
+
+
+class TestInGoodHealth(_TwoProviders):
+    """The first route answers all, and the second is never asked."""
+
+    @pytest.fixture(autouse=True)
+    def _healthy(self, _opened: None, downloads: list[bytes]) -> Iterator[None]:
+        yield
+        requests = self.gateway.requests
+        assert {request.step for request in requests} <= {Answer()}
+        assert not self.provider.requests
+        sent = b"".join(request.body for request in requests)
+        assert all(b64encode(fetched) in sent for fetched in downloads)
+
+
+class TestWithoutTheFirst(_TwoProviders):
+    """The first route is down from beginning to end, and nobody notices."""
+
+    @pytest.fixture(autouse=True)
+    def _down(self, _opened: None, downloads: list[bytes]) -> Iterator[None]:
+        self.gateway.always(Status(503))
+        yield
+        served = self.provider.requests
+        assert {request.step for request in served} <= {Answer()}
+        # Three for an answer, and then the breaker opens; a batch asks a few at once.
+        asked = len(self.gateway.requests)
+        assert 3 * bool(served) <= asked <= 3 * min(len(served), 3)
+        sent = b"".join(request.body for request in served)
+        assert all(b64encode(fetched) in sent for fetched in downloads)
+
+
+class TestHeldBack(_TwoProviders):
+    """Each answer breaks off after its first token, is repeated, and comes once."""
+
+    fields: ClassVar[dict[str, Any]] = {"stream_recovery": "buffer", "breaker": None}
+
+    @property
+    def routes(self) -> list[BaseChatModel]:
+        """OpenAI's API first."""
+        return [self.by_openai, self.by_gateway]
+
+    @pytest.fixture(autouse=True)
+    def _breaking(self, _opened: None) -> Iterator[None]:
+        asked: Counter[str] = Counter()
+
+        def fail_first(request: RecordedRequest) -> Step:
+            question = json.dumps(request.parameters["messages"])
+            asked[question] += 1
+            return fault if asked[question] % 2 else Answer()
+
+        fault = Cut(after=1)
+        self.provider.always(fail_first)
+        yield
+        steps = Counter(request.step for request in self.provider.requests)
+        assert steps[fault] == steps[Answer()] == len(self.clock.sleeps)
+        assert set(steps) <= {fault, Answer()}
+        assert not self.gateway.requests
