@@ -23,7 +23,13 @@ from langsmith import Client
 from langsmith.env import get_langchain_env_var_metadata, get_runtime_environment
 from pydantic import SecretStr
 
-from langchain_retryrouter import GPTRouter, GPTRouterModel, UnavailableError
+from langchain_retryrouter import (
+    GPTRouter,
+    GPTRouterModel,
+    RetryPolicy,
+    RetryRouter,
+    UnavailableError,
+)
 from langchain_retryrouter.testing import (
     STUB_TEXT,
     Cut,
@@ -149,6 +155,14 @@ def llm(faulty_gateway: FaultyGateway, fake_clock: FakeClock) -> GPTRouter:
         gpt_router_api_base=faulty_gateway.url,
         gpt_router_api_key=SecretStr(KEY),
         clock=fake_clock,
+    )
+
+
+def another_at(gateway: FaultyGateway) -> GPTRouter:
+    return GPTRouter(
+        models_priority_list=[GPTRouterModel(name="gpt-4o", provider_name="p")],
+        gpt_router_api_base=gateway.url,
+        gpt_router_api_key=SecretStr(KEY),
     )
 
 
@@ -283,3 +297,73 @@ def test_no_key_is_posted(
     assert len(collector.runs_of("llm")) == 4
     assert KEY.encode() not in posted
     assert b"the-password-of-the-proxy" not in posted
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+def test_a_router_is_one_run_whoever_served(
+    twin: Twin,
+    llm: GPTRouter,
+    faulty_gateway: FaultyGateway,
+    fake_clock: FakeClock,
+    collector: Collector,
+    tracer: LangChainTracer,
+    way: str,
+) -> None:
+    """Its routes have no runs of their own: their attempts are events of the one."""
+    faulty_gateway.always(Status(503))
+    with FaultyGateway() as backup:
+        router = RetryRouter(
+            routes=[llm, another_at(backup)],
+            retry_policy=RetryPolicy(max_retries=1),
+            clock=fake_clock,
+        )
+        getattr(twin, way)(router | StrOutputParser(), "hi", {"callbacks": [tracer]})
+    flush(tracer)
+
+    [run] = collector.runs_of("llm")
+    assert run["name"] == "RetryRouter"
+    first, second = retries_of(run)
+    assert first["exception_type"] == second["exception_type"]
+    assert first["exception_type"] == "GPTRouterUnavailableError"
+    assert (first["attempt"], second["attempt"]) == (1, 2)
+    [[generation]] = run["outputs"]["generations"]
+    assert generation["text"] == STUB_TEXT
+    metadata = generation["message"]["kwargs"]["response_metadata"]
+    assert metadata["model_name"] == "gpt-4o"
+    lines = metadata["retryrouter"]["attempts"]
+    assert [(line["route"], line["outcome"]) for line in lines] == [
+        ("gpt-4", "unavailable"),
+        ("gpt-4", "unavailable"),
+        ("gpt-4o", "ok"),
+    ]
+    assert KEY.encode() not in b"".join(collector.posted)
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+def test_a_router_that_failed_is_one_failed_run(
+    twin: Twin,
+    llm: GPTRouter,
+    faulty_gateway: FaultyGateway,
+    fake_clock: FakeClock,
+    collector: Collector,
+    tracer: LangChainTracer,
+    way: str,
+) -> None:
+    """Its error is the first route's, and what the others said is beside it."""
+    faulty_gateway.always(Status(503))
+    with FaultyGateway() as backup:
+        backup.always(Status(429))
+        router = RetryRouter(
+            routes=[llm, another_at(backup)],
+            retry_policy=RetryPolicy(max_retries=0),
+            clock=fake_clock,
+        )
+        with pytest.raises(UnavailableError):
+            getattr(twin, way)(router, "hi", {"callbacks": [tracer]})
+    flush(tracer)
+
+    [run] = collector.runs_of("llm")
+    assert [retry["attempt"] for retry in retries_of(run)] == [1]
+    assert "GPTRouterUnavailableError" in run["error"]
+    assert "gpt-4o: GPTRouterRateLimitError" in run["error"]
+    assert KEY.encode() not in b"".join(collector.posted)
