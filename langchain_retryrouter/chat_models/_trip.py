@@ -309,6 +309,9 @@ class _Trip:
                 msg = f"{leg.route.name} takes no prefill: {named.message}"
                 raise BASE_ERRORS[FailureKind.INTERRUPTED](msg) from error
             if named is error:
+                # A model of our own has said how it ended: of itself, not of the call.
+                notes = getattr(error, "__notes__", [])
+                notes[:] = [f"{leg.route.name}: {note}" for note in notes]
                 raise
             raise named from error
 

@@ -413,3 +413,23 @@ async def test_events_of_a_chain_come_once(new_router: NewRouter) -> None:
         if event["event"] == "on_chat_model_stream"
     ]
     assert "".join(said) == "You said: hi"
+
+
+# Errors.
+
+
+def test_what_a_route_says_of_its_own_end_is_under_its_name(
+    twin: Twin, new_router: NewRouter, backup: FaultyGateway
+) -> None:
+    """A `GPTRouter` gives up an attempt, and only the router gives up the call."""
+    backup.always(Status(429))
+
+    with pytest.raises(UnavailableError) as caught:
+        twin.invoke(new_router(), "hi")
+
+    ends = [note.split(",")[0] for note in caught.value.__notes__ if "gave up" in note]
+    assert ends == [
+        "gpt-4-0613: gave up after 1 attempt",
+        "gpt-4o: gave up after 1 attempt",
+        "gave up after 6 attempts",
+    ]
