@@ -335,6 +335,21 @@ def test_words_to_stop_at_can_be_bound_to_a_route(
         assert sent == [[own]] * half + [["three"]] * half
 
 
+@pytest.mark.parametrize("method", ["function_calling", "json_schema", "json_mode"])
+def test_structured_output_is_always_by_a_tool(
+    twin: Twin, new_router: NewRouter, backup: FaultyGateway, method: str
+) -> None:
+    """Whatever the method: not every provider has another way."""
+    llm = new_router().with_structured_output(Weather, method=method)
+
+    assert twin.invoke(llm, "the city is 'Oslo'") == Weather(city="Oslo")
+    (request,) = backup.requests
+    assert [tool["function"]["name"] for tool in request.parameters["tools"]] == [
+        "Weather"
+    ]
+    assert "response_format" not in request.parameters
+
+
 # Streams.
 
 
