@@ -869,6 +869,26 @@ def test_options_that_are_bound_to_a_model_stay_with_it(
     assert [(one["stop"], one["user"]) for one in sent] == [(["five"], "ann")] * 2
 
 
+def test_a_history_of_another_provider_survives(
+    twin: Twin, new_router: NewRouter, primary: FaultyGateway
+) -> None:
+    """What only its author can read is left out on the way, and the ledger says so."""
+    thought = {"type": "thinking", "thinking": "hm", "signature": "c2lnbmVk"}
+    said = {"type": "text", "text": "Oslo."}
+    told_by_claude = AIMessage(
+        content=[thought, said], response_metadata={"model_provider": "anthropic"}
+    )
+
+    answer = twin.invoke(new_router(), ["Where?", told_by_claude, "Why?"])
+
+    sent = primary.requests[0].parameters["messages"]
+    assert "hm" not in json.dumps(sent)
+    assert "Oslo." in json.dumps(sent)
+    assert told_by_claude.content == [thought, said]
+    (line,) = answer.response_metadata["retryrouter"]["attempts"]
+    assert line["left_out"] == ["thinking"]
+
+
 @pytest.mark.parametrize("way", ["invoke", "stream"])
 def test_tools_are_offered_in_each_providers_form(
     twin: Twin,
