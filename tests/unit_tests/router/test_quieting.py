@@ -16,6 +16,7 @@ from langchain_anthropic import ChatAnthropic
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseChatModel
 from langchain_core.language_models.fake_chat_models import ParrotFakeChatModel
+from langchain_core.runnables import RunnableBinding
 from langchain_openai import AzureChatOpenAI, ChatOpenAI
 from pydantic import SecretStr
 
@@ -273,9 +274,11 @@ def test_a_copy_of_a_router_is_quiet_too(
 
 def test_tools_keep_a_model_quiet(sick_gateway: FaultyGateway) -> None:
     """A router with tools is made of the same quiet models."""
-    router = new_router(chat_openai(sick_gateway)).bind_tools(
+    binding = new_router(chat_openai(sick_gateway)).bind_tools(
         [{"title": "look", "description": "Look.", "type": "object", "properties": {}}]
     )
+    assert isinstance(binding, RunnableBinding)
+    router = binding.bound
     assert isinstance(router, RetryRouter)
     error_of(WAYS[0], router)
     assert len(sick_gateway.requests) == 2
