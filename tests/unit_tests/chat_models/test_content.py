@@ -21,6 +21,7 @@ from langchain_core.messages import (
     ToolMessage,
 )
 from langchain_openai import ChatOpenAI
+from pydantic import SecretStr
 
 from langchain_retryrouter import UnsupportedOptionError
 from langchain_retryrouter._gptrouter.messages import build_messages
@@ -204,7 +205,14 @@ def sent_by(
 
 
 def peer(gateway: FaultyGateway) -> ChatOpenAI:
-    return ChatOpenAI(base_url=gateway.openai_url, api_key="any", model="gpt-4o")  # type: ignore[arg-type]
+    return ChatOpenAI(
+        base_url=gateway.openai_url,
+        api_key=SecretStr("any"),
+        model="gpt-4o",
+        # langchain-openai keeps an address's connections for as long as the process
+        # lives, beyond any event loop, and another test may be given the same port.
+        default_headers={"connection": "close"},
+    )
 
 
 @pytest.mark.parametrize("name", THE_SAME)
