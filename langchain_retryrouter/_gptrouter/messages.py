@@ -6,7 +6,7 @@ sockets, retries, or the model object.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gpt_router.models import (
@@ -27,6 +27,7 @@ from langchain_retryrouter._gptrouter.tool_calls import (
 )
 from langchain_retryrouter._gptrouter.usage import add_usage, clean_usage, read_usage
 from langchain_retryrouter._gptrouter.wire import (
+    GatewayEvent,
     GatewayResponse,
     read_reasoning,
     read_response,
@@ -38,6 +39,7 @@ __all__ = [
     "assemble",
     "build_messages",
     "read_result",
+    "take_apart",
 ]
 
 
@@ -249,6 +251,20 @@ def assemble(events: Iterable[ChunkedGenerationResponse]) -> GatewayResponse:
         "function_call": next((one["function"] for one in function.whole()), None),
     }
     return read_response({**found, "choices": [choice], "citations": citations})
+
+
+def take_apart(answer: GenerationResponse) -> Iterator[GatewayEvent]:
+    """A whole answer as the events that a stream would have told it with."""
+    for choice in answer.choices[:1]:
+        update = choice.model_dump(exclude={"index", "role"}, exclude_none=True)
+        yield GatewayEvent(event="update", id=answer.id, data=update)
+    meta: dict[str, Any] = {"model": answer.model}
+    if answer.meta is not None:
+        meta["usage"] = answer.meta.model_dump(exclude_none=True)
+    yield GatewayEvent(event="meta", data=meta)
+    source = {"providerId": answer.provider_id, "modelId": answer.model_id}
+    yield GatewayEvent(event="generation_source", data=source)
+    yield GatewayEvent(event="end", data={})
 
 
 def _set_once(found: dict[str, Any], **told: Any) -> None:

@@ -39,7 +39,7 @@ from langchain_retryrouter._core.failure import is_routes_own
 from langchain_retryrouter._gptrouter.bodies import AsyncEvents, SyncEvents
 from langchain_retryrouter._gptrouter.borders import from_sdk
 from langchain_retryrouter._gptrouter.failures import is_opaque, unknown_name
-from langchain_retryrouter._gptrouter.messages import assemble
+from langchain_retryrouter._gptrouter.messages import assemble, take_apart
 from langchain_retryrouter._gptrouter.options import GatewayRequest
 from langchain_retryrouter._gptrouter.transport import GatewayClient
 from langchain_retryrouter._gptrouter.wire import (
@@ -215,20 +215,6 @@ class AsyncExchange(_Conversation):
         return (
             events if isinstance(events, AsyncEvents) else _AsyncForeignEvents(events)
         )
-
-
-def take_apart(answer: GenerationResponse) -> Iterator[GatewayEvent]:
-    """A whole answer as the events that a stream would have told it with."""
-    for choice in answer.choices[:1]:
-        update = choice.model_dump(exclude={"index", "role"}, exclude_none=True)
-        yield GatewayEvent(event="update", id=answer.id, data=update)
-    meta: dict[str, Any] = {"model": answer.model}
-    if answer.meta is not None:
-        meta["usage"] = answer.meta.model_dump(exclude_none=True)
-    yield GatewayEvent(event="meta", data=meta)
-    source = {"providerId": answer.provider_id, "modelId": answer.model_id}
-    yield GatewayEvent(event="generation_source", data=source)
-    yield GatewayEvent(event="end", data={})
 
 
 class _ToldAtOnce:

@@ -137,10 +137,6 @@ class _Trip:
         self.may_continue = False
         self.hedge_after: float | None = None
 
-    @property
-    def _route(self) -> Route:
-        return self._routes[self._session.position]
-
     def learn(self, error: RetryRouterError) -> None:
         """Keep a failure that another attempt follows."""
         self._failures.append(error)
@@ -159,10 +155,7 @@ class _Trip:
             lead.attempts, lead.is_retryable = error.attempts, error.is_retryable
             for note in getattr(error, "__notes__", ()):
                 lead.add_note(note)
-        lead.others = tuple(one for one in failures if one is not lead)
-        for other in lead.others:
-            lead.add_note(f"{other.route}: {type(other).__name__}: {other.message}")
-        return lead
+        return _with_others(lead, failures)
 
     def takes_up(self, error: RetryRouterError) -> bool:
         """Whether a stream that broke off after its first token is taken up again."""
@@ -176,12 +169,7 @@ class _Trip:
         """The error that broke the stream first, with all that was delivered."""
         broken = self._broken or error
         broken.delivered, broken.attempts = self._delivered, self._session.attempts
-        broken.others = tuple(
-            one for one in (*self._failures, error) if one is not broken
-        )
-        for other in broken.others:
-            broken.add_note(f"{other.route}: {type(other).__name__}: {other.message}")
-        return broken
+        return _with_others(broken, [*self._failures, error])
 
     def hedge(self) -> int | None:
         """The position of a route that has just been asked beside the one under way."""
@@ -314,6 +302,16 @@ class _Trip:
                 notes[:] = [f"{leg.route.name}: {note}" for note in notes]
                 raise
             raise named from error
+
+
+def _with_others(
+    lead: RetryRouterError, failures: list[RetryRouterError]
+) -> RetryRouterError:
+    """`lead` with all other failures of the call attached to it, and in its notes."""
+    lead.others = tuple(one for one in failures if one is not lead)
+    for other in lead.others:
+        lead.add_note(f"{other.route}: {type(other).__name__}: {other.message}")
+    return lead
 
 
 class _Hedge(Generic[S]):

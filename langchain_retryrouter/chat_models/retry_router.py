@@ -305,6 +305,11 @@ class RetryRouter(RetryVisibleChatModel):
             events = astream(plan, trip.connect, trip.new_reader, anotifier(retried))
         yield trip.last_chunk()
 
+    @property
+    def _after(self) -> Mapping[FailureKind, Step]:
+        """What follows each kind of failure, as the caller has overruled it."""
+        return {**AFTER, **self.failover_on}
+
     def _set_out(self, kind: type[_T], question: Question) -> tuple[Plan, _T]:
         """The plan of a call, and the call itself."""
         clock = self.clock or SYSTEM_CLOCK
@@ -316,7 +321,7 @@ class RetryRouter(RetryVisibleChatModel):
             doors,
             budget=self.budget,
             time=clock,
-            after={**AFTER, **self.failover_on},
+            after=self._after,
         )
 
         def measured(position: int, seconds: float) -> None:
@@ -360,7 +365,7 @@ class RetryRouter(RetryVisibleChatModel):
         return worst_case(
             self.retry_policy,
             [route.fare for route in self.routes],
-            {**AFTER, **self.failover_on},
+            self._after,
             is_held_back=self.stream_recovery == "buffer",
             is_taken_up=self.stream_recovery == "continue",
             input_tokens=input_tokens,
