@@ -65,6 +65,10 @@ test: .venv/installed ## unit tests (TEST_FILE=..., PYTEST_EXTRA=...)
 integration_tests: .venv/installed .venvs/litellm/installed ## tests against real servers, on loopback, no key
 	$(VENV)/$(PYTEST) $(INTEGRATION_TEST_FILE) $(PYTEST_EXTRA)
 
+.PHONY: promises
+promises: .venv/installed ## docs/promises.md held to its numbers, in short
+	$(VENV)/$(PYTEST) tests/promises $(PYTEST_EXTRA)
+
 .PHONY: live_tests
 live_tests: .venv/installed ## tests against a real gateway; needs GPT_ROUTER_API_KEY
 	$(VENV)/$(PYTEST) $(INTEGRATION_TEST_FILE) -m live --force-enable-socket $(PYTEST_EXTRA)
@@ -92,6 +96,10 @@ bench: .venvs/bench/installed ## time a call, a stream and a crowd against the p
 .PHONY: failover_bench
 failover_bench: .venvs/bench/installed ## sixteen faults through three routers; rewrites docs/ (SCALE=0.1: in short)
 	.venvs/bench/bin/python -m benchmarks.failover --scale $(SCALE)
+
+.PHONY: prove
+prove: .venv/installed ## the promises in full, beside the peers; rewrites docs/promises.md
+	$(VENV)/$(PYTEST) tests/promises --long --page --timeout=3600 $(PYTEST_EXTRA)
 
 .PHONY: build
 build: .venv/installed ## sdist and wheel, in dist/
