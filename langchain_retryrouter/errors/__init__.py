@@ -23,6 +23,7 @@
 
 `*` is repeated on the same route while the policy allows; `is_retryable` says so, and
 is False on the instance that leaves after we gave up, so that nobody retries on top.
+Where it is False the error counts as a `RuntimeError` besides, for LangGraph's sake.
 
 Each class has a sister per SDK that inherits the SDK's own class too (`errors.openai`,
 `errors.gpt_router`), so that an `except openai.RateLimitError:` goes on working. They
@@ -32,7 +33,8 @@ stand in modules of their own because importing them imports the SDK.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Final, TypeAlias
+from functools import cache
+from typing import Any, ClassVar, Final, Self, TypeAlias
 
 from langchain_core.exceptions import (
     ContextOverflowError,
@@ -120,6 +122,17 @@ class RetryRouterError(ModelError):
         self.delivered = ""
         self.others: tuple[RetryRouterError, ...] = ()
 
+    @property  # type: ignore[misc]  # nobody sets the class of an error
+    def __class__(self) -> type[Self]:
+        """Its class, which is a `RuntimeError` too where another try is of no use.
+
+        LangGraph's `RetryPolicy` does not ask `is_retryable`. Unless it is told better,
+        it repeats whatever is not, by `isinstance`, one of some errors of Python's own;
+        this is the one among them that is true. To `except` and `type` nothing changes.
+        """
+        cls: type = type(self)
+        return cls if self.is_retryable else _as_final(cls)
+
     @property
     def failure(self) -> Failure:
         """The error as data, to decide by."""
@@ -130,6 +143,13 @@ class RetryRouterError(ModelError):
             should_retry=self.should_retry,
             may_have_run=self.may_have_run,
         )
+
+
+@cache
+def _as_final(cls: type) -> type:
+    """`cls` as an error that no retry would mend: never raised, only pointed to."""
+    names = {"__module__": cls.__module__, "__doc__": cls.__doc__}
+    return type(cls.__name__, (cls, RuntimeError), names)
 
 
 class AuthenticationError(RetryRouterError, ModelAuthenticationError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import Any, Protocol
 
 import pytest
@@ -12,9 +13,13 @@ from langchain.agents.middleware import ModelFallbackMiddleware, ModelRetryMiddl
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.output_parsers import StrOutputParser
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import StateGraph
+from langgraph.types import RetryPolicy
 from pydantic import BaseModel
+from typing_extensions import TypedDict
 
 from langchain_retryrouter import (
     GPTRouter,
@@ -297,6 +302,42 @@ def test_retries_are_not_multiplied(
         twin.invoke(new_agent(middleware=[retries]), QUESTION)
 
     assert len(gateway.requests) == 3
+
+
+class Talk(TypedDict):
+    """The state of a graph of one model."""
+
+    question: str
+    answer: str
+
+
+@pytest.mark.parametrize(
+    ("max_retries", "status", "requests"),
+    [
+        pytest.param(2, 503, 3, id="ours"),
+        pytest.param(0, 503, 3, id="langgraph's"),
+        pytest.param(2, 401, 1, id="final"),
+    ],
+)
+def test_a_graph_does_not_multiply_retries(
+    twin: Twin,
+    new_llm: NewLLM,
+    gateway: FaultyGateway,
+    max_retries: int,
+    status: int,
+    requests: int,
+) -> None:
+    """LangGraph's `RetryPolicy`, told nothing, repeats only what we did not give up."""
+    gateway.always(Status(status))
+    llm = new_llm(max_retries=max_retries)
+    node = itemgetter("question") | llm | {"answer": StrOutputParser()}
+    policy = RetryPolicy(initial_interval=0, jitter=False)
+    graph = StateGraph(Talk).add_node("model", node, retry_policy=policy)
+
+    with pytest.raises(RetryRouterError):
+        twin.invoke(graph.set_entry_point("model").compile(), {"question": "Hello?"})
+
+    assert len(gateway.requests) == requests
 
 
 def test_a_fallback_takes_over_in_the_middle(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import NamedTuple
 
@@ -60,6 +61,21 @@ def test_the_class_agrees_with_the_core(cls: type[RetryRouterError]) -> None:
     """LangChain's middleware and our core think alike about what is worth repeating."""
     assert cls.is_retryable is is_retryable(cls.kind)
     assert cls("no").is_retryable is is_retryable(cls.kind)
+
+
+@pytest.mark.parametrize("cls", ALL_CLASSES)
+def test_what_no_retry_mends_is_a_runtime_error(cls: type[RetryRouterError]) -> None:
+    """LangGraph asks by `isinstance`; to `type` and `except` the error stays itself."""
+    error = cls(NO)
+    assert isinstance(error, RuntimeError) is not cls.is_retryable
+    error.is_retryable = False
+    assert isinstance(error, RuntimeError)
+    assert isinstance(error, cls)
+    assert type(error) is cls
+    assert error.__class__.__name__ == cls.__name__
+    assert not isinstance(error, ValueError | ConnectionError)
+    with pytest.raises(cls), contextlib.suppress(RuntimeError):
+        raise error
 
 
 @pytest.mark.parametrize("name", FAMILIES)
