@@ -164,8 +164,9 @@ class AHedgedSource(Generic[E]):
 
     async def aclose(self) -> None:
         """Let go of both."""
-        for runner in self._runners:
-            await runner.leave()
+        async with contextlib.AsyncExitStack() as both:
+            for runner in self._runners:
+                both.push_async_callback(runner.leave)
 
     def _start(self, source: AEventSource[E]) -> _ARunner[E]:
         runner = _ARunner(source, self._says)
@@ -200,13 +201,20 @@ class _ARunner(Generic[E]):
         self._says = says
         self.events = aiter(source)
         self.task = asyncio.create_task(self._run())
+        # Looked at, or asyncio would tell the log of an error that nobody waited for.
+        self.task.add_done_callback(lambda _: self.error())
 
     async def _run(self) -> list[E]:
         held: list[E] = []
-        async for event in self.events:
-            held.append(event)
-            if self._says(event):
-                break
+        try:
+            async for event in self.events:
+                held.append(event)
+                if self._says(event):
+                    break
+        except BaseException:
+            # Here, since whoever leaves this task may be cancelled before it is over.
+            await self._source.aclose()
+            raise
         return held
 
     def error(self) -> BaseException | None:
@@ -214,8 +222,8 @@ class _ARunner(Generic[E]):
 
     async def leave(self) -> None:
         self.task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await self.task
+        # Not `await self.task`: who suppresses its cancel suppresses their own, too.
+        await asyncio.wait({self.task})
         await self._source.aclose()
 
 

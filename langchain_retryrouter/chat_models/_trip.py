@@ -11,14 +11,13 @@ import contextlib
 import logging
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterator,
     Callable,
     Generator,
     Iterator,
 )
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
@@ -27,6 +26,7 @@ from langchain_retryrouter._core.failure import FailureKind
 from langchain_retryrouter._core.routing import RoutingSession
 from langchain_retryrouter._core.streaming import Signal
 from langchain_retryrouter._drive import AEventSource, Attempt, Clock, EventSource
+from langchain_retryrouter._drive.cancels import heeding_cancels
 from langchain_retryrouter._drive.hedging import AHedgedSource, HedgedSource
 from langchain_retryrouter._drive.threads import PumpedSource, within
 from langchain_retryrouter._router.ends import ChunkReader, finish_of, tells_the_end
@@ -379,7 +379,7 @@ class AsyncTrip(_Trip):
         """One attempt's answer, within the time that whoever awaits it gives."""
         del attempt
         leg, asked = self._leg(), self._question
-        with self._named_errors(leg), self._timed(leg):
+        with self._named_errors(leg), self._timed(leg), heeding_cancels():
             result = await leg.route.agenerate(leg.messages, asked.stop, asked.options)
         self._check_whole(result, leg.route)
         return result
@@ -430,8 +430,12 @@ class _AsyncDirect:
     def __init__(self, events: AsyncGenerator[Event, None]) -> None:
         self._events = events
 
-    def __aiter__(self) -> AsyncIterator[Event]:
-        return self._events
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        with heeding_cancels():
+            return await anext(self._events)
 
     async def aclose(self) -> None:
         await self._events.aclose()

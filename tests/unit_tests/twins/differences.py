@@ -128,11 +128,14 @@ WRITTEN = {
 """,
     ),
     "chat_models._trip.Trip": Difference(
-        "sync code keeps to a limit by a thread, async code by its event loop",
+        "sync code keeps to a limit by a thread, async code by its event loop,"
+        " whose cancels a foreign coroutine may lose",
         """
 +        del attempt
+-        with self._named_errors(leg), self._timed(leg):
 -            ask = partial(leg.route.generate, leg.messages, asked.stop)
 -            result = within(attempt.timeout, partial(ask, asked.options))
++        with self._named_errors(leg), self._timed(leg), heeding_cancels():
 +            result = leg.route.generate(leg.messages, asked.stop, asked.options)
 -        events = self._events(self._leg())
 +        del attempt
@@ -148,11 +151,18 @@ WRITTEN = {
 """,
     ),
     "chat_models._trip._Direct": Difference(
-        "what is aborted from another thread in sync is cancelled in async",
+        "what is aborted from another thread in sync is cancelled in async, and a"
+        " foreign coroutine may lose that",
         """
+-    def __iter__(self) -> Iterator[Event]:
+-        return self._events
++    def __iter__(self) -> Self:
++        return self
 -    def abort(self) -> None:
 -        pass
--
++    def __next__(self) -> Event:
++        with heeding_cancels():
++            return next(self._events)
 """,
     ),
     "chat_models._exchange._ToldAtOnce": Difference(
