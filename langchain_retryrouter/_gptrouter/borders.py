@@ -21,6 +21,7 @@ from langchain_retryrouter.errors.gpt_router import (
 _NO_CONNECTION = "no connection to the gateway"
 _BROKEN = "the connection to the gateway broke"
 _SILENT = "no whole answer from the gateway in time"
+_UNREAD = "the gateway did not take the request in time"
 
 
 def from_urllib3(error: Exception) -> RetryRouterError:
@@ -36,6 +37,8 @@ def from_urllib3(error: Exception) -> RetryRouterError:
         return _timeout(f"{_NO_CONNECTION} in time", may_have_run=False)
     if isinstance(error, exceptions.ProxyError | exceptions.SSLError):
         return _connection(_NO_CONNECTION, error, may_have_run=False)
+    if any(isinstance(arg, TimeoutError) for arg in error.args):
+        return _timeout(_UNREAD, may_have_run=True)
     return _connection(_BROKEN, error, may_have_run=True)
 
 

@@ -1,7 +1,7 @@
-"""urllib3 connections that hold a limit for the whole of an answer.
+"""urllib3 connections that hold a limit for the whole of a request and its answer.
 
 A socket's own timeout starts anew with every byte, so a server that drips, be it its
-headers, would never be caught by it. Here each read of the socket is given what is
+headers, would never be caught by it. Here each read and write is given what is
 left. http.client has a place for this, the class that a connection reads its answers
 with.
 
@@ -97,12 +97,25 @@ class _TimedResponse(http.client.HTTPResponse):
             self.fp = io.BufferedReader(_TimedReader(sock, limit))
 
 
-class _TimedHTTPConnection(HTTPConnection):
+class _Timed(HTTPConnection):
     response_class = _TimedResponse
 
+    def send(self, data: Any) -> None:
+        limit = _limit.get()
+        if limit is not None:
+            if self.sock is None:
+                self.connect()
+            # Else headers and body would each have the time that connecting may take.
+            self.sock.settimeout(limit.left())
+        super().send(data)
 
-class _TimedHTTPSConnection(HTTPSConnection):
-    response_class = _TimedResponse
+
+class _TimedHTTPConnection(_Timed):
+    pass
+
+
+class _TimedHTTPSConnection(_Timed, HTTPSConnection):
+    pass
 
 
 def timed(pool: HTTPConnectionPool) -> HTTPConnectionPool:

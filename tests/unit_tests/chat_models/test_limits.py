@@ -31,6 +31,7 @@ from langchain_retryrouter.testing import (
     Step,
 )
 from tests.unit_tests.conftest import Twin
+from tests.unit_tests.listeners import A_LONG_PROMPT, deaf
 
 from .conftest import NewModel
 
@@ -211,3 +212,20 @@ def test_no_wait_is_begun_that_outlasts_the_deadline(
 
     assert clock.sleeps == [10.0, 10.0]
     assert "would outlast the deadline of 25 s" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+def test_a_request_that_is_not_taken_is_a_timeout(
+    twin: Twin, new_hasty_llm: NewModel, way: str
+) -> None:
+    """A server that reads nothing of a long request is slow, and not broken."""
+    with deaf() as address:
+        llm = new_hasty_llm(
+            gpt_router_api_base=address, retry_policy=RetryPolicy(deadline=SHORT)
+        )
+
+        def run() -> None:
+            with pytest.raises(APITimeoutError):
+                getattr(twin, way)(llm, A_LONG_PROMPT)
+
+        assert seconds_of(run) < SHORT + 1

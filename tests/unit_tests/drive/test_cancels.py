@@ -27,7 +27,9 @@ async def heeded(result: str | Exception) -> str:
         return await deaf(result)
 
 
-@pytest.mark.parametrize("result", ["an answer", ValueError("an error")], ids=["answer", "error"])
+@pytest.mark.parametrize(
+    "result", ["an answer", ValueError("an error")], ids=["answer", "error"]
+)
 async def test_a_cancel_that_was_lost_leaves(result: str | Exception) -> None:
     """Whatever a cancelled coroutine comes to, its task is cancelled."""
     task = asyncio.create_task(heeded(result))

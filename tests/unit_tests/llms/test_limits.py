@@ -21,6 +21,7 @@ from langchain_retryrouter import OpenAI, RetryPolicy, errors
 from langchain_retryrouter.llms import openai as module
 from langchain_retryrouter.testing import STUB_TEXT, Drip, FaultyGateway
 from tests.unit_tests.chat_models.relays import Proxy, Relay
+from tests.unit_tests.listeners import A_LONG_PROMPT, sipping
 
 from .conftest import NewLLM
 
@@ -168,3 +169,17 @@ def test_the_limit_holds_on_every_way_to_a_server(
         ends_in_time(lambda: twin.invoke(llm, "hi"))
         patient.close()
         llm.close()
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+def test_a_request_that_is_taken_in_sips_ends_at_the_deadline(
+    twin: Any, new_hasty_llm: NewLLM, way: str
+) -> None:
+    """A long request is limited as a whole too, and not write by write."""
+    policy = RetryPolicy(deadline=2 * SHORT, max_retries=0)
+    with sipping(0.005) as address:
+        llm = new_hasty_llm(base_url=f"{address}/v1", retry_policy=policy)
+        began = time.monotonic()
+        with pytest.raises(errors.APITimeoutError):
+            getattr(twin, way)(llm, 5 * A_LONG_PROMPT)
+        assert time.monotonic() - began < 2 * SHORT + 0.7
