@@ -1,10 +1,12 @@
 r"""Server-sent events out of bytes, however the network cuts them.
 
-A pure parser (WHATWG HTML, section 9.2.6, "Interpreting an event stream"), with two
+A pure parser (WHATWG HTML, section 9.2.6, "Interpreting an event stream"), with three
 deliberate differences. Lines end at `\n` or `\r\n` only: inside JSON the gateway
 leaves U+2028, U+2029 and U+0085 as they are, so nothing that Unicode calls a line end
-may split a line. And nothing is decoded here: `data` stays bytes, so that invalid UTF-8
-is the JSON reader's error and not a silent U+FFFD in somebody's answer.
+may split a line. Nothing is decoded here: `data` stays bytes, so that invalid UTF-8
+is the JSON reader's error and not a silent U+FFFD in somebody's answer. And a line that
+no server writes, such as a proxy's page that runs into an event, is data too: ignored,
+as the standard has it, it would take the words of that event along.
 
 An event that its blank line did not complete is not an event. This file does not know
 what is in one.
@@ -12,10 +14,12 @@ what is in one.
 
 from __future__ import annotations
 
+import re
 from typing import Final, NamedTuple
 
 MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
 _BOM: Final = b"\xef\xbb\xbf"
+_NAME: Final = re.compile(rb"[\w-]*")  # Of a field; that of a comment is empty.
 
 
 class ServerSentEvent(NamedTuple):
@@ -79,6 +83,8 @@ class SSEParser:
             self._data.append(value)
         elif field == b"event":
             self._kind = value
+        elif _is_damaged(field, value):
+            self._data.append(line)
         return None
 
     def _dispatch(self) -> ServerSentEvent | None:
@@ -96,3 +102,14 @@ class SSEParser:
         if self._size > self._max:
             msg = f"one event of the stream is larger than {self._max} bytes"
             raise EventTooLargeError(msg)
+
+
+def _is_damaged(field: bytes, value: bytes) -> bool:
+    """Whether a line that would be ignored is none that a server has written."""
+    if not _NAME.fullmatch(field):
+        return True
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return True
+    return False

@@ -157,7 +157,13 @@ def test_nothing_is_decoded(data: bytes) -> None:
         (b":\n\n", []),
         (b"nonsense\n\n", []),
         (b"Data: one\n\n", []),
-        (b" data: one\n\n", []),
+        # What no server writes is damage, and left to whoever reads the data.
+        (b" data: one\n\n", [b" data: one"]),
+        (b"<hr>data: one\n\n", [b"<hr>data: one"]),
+        (b"data: one\n<hr>\n\n", [b"one\n<hr>"]),
+        (b"\xffdata: one\n\n", [b"\xffdata: one"]),
+        (b":\xffdata: one\n\n", [b":\xffdata: one"]),
+        (b"id:\xffdata: one\n\n", [b"id:\xffdata: one"]),
         (b": hidden\ndata: one\n: more\n\n", [b"one"]),
         # What no blank line completed is not an event.
         (b"data: one", []),
@@ -169,7 +175,7 @@ def test_nothing_is_decoded(data: bytes) -> None:
         (b"\xef\xbb\xbfdata: one\n\n", [b"one"]),
         (b"\xef\xbb\xbf\n\ndata: one\n\n", [b"one"]),
         (b"data: \xef\xbb\xbfone\n\n", [b"\xef\xbb\xbfone"]),
-        (b"\n\xef\xbb\xbfdata: one\n\n", []),
+        (b"\n\xef\xbb\xbfdata: one\n\n", [b"\xef\xbb\xbfdata: one"]),
     ],
 )
 def test_a_stream(stream: bytes, events: list[bytes]) -> None:
@@ -254,6 +260,8 @@ LINES = st.sampled_from(
         b"",
         b"\r",
         "data: a\u2028b\r".encode(),
+        ": 日本語".encode(),
+        b":\xff",
         b"data: \xff\xfe",
     ]
 )

@@ -204,6 +204,23 @@ def test_j5_an_event_of_several_data_lines_is_joined(
     assert text_of(twin.stream(new_llm(), "hi")) == "Hello"
 
 
+@pytest.mark.parametrize("junk", [b"<html>\r\n<hr>", b"\x81\x07", b":\x81"], ids=str)
+def test_what_runs_into_an_event_takes_no_word_along(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, junk: bytes
+) -> None:
+    """A proxy's page, or noise, before an event is an error, not an event less."""
+    frames = [update("Hello"), update(" there", "stop"), END, FAREWELL]
+    first, *others = [f"{frame}\n\n".encode() for frame in frames]
+    body = b"".join([first, junk, *others])
+    gateway.script(Body(200, {"content-type": "text/event-stream"}, body))
+    chunks: list[Any] = []
+
+    with pytest.raises(MalformedResponseError) as caught:
+        twin.stream(new_llm(), "hi", into=chunks)
+
+    assert text_of(chunks) == caught.value.delivered == "Hello"
+
+
 # --- K: odd answers ---
 
 

@@ -17,6 +17,7 @@ from langchain_retryrouter.llms.openai import completion_with_retry
 from langchain_retryrouter.testing import (
     STUB_TEXT,
     Answer,
+    Body,
     Cut,
     ErrorEvent,
     FakeClock,
@@ -99,6 +100,21 @@ def test_streaming_inside_invoke_is_as_strict(
     gateway.script(Truncate(2))
     with pytest.raises(errors.StreamInterruptedError):
         twin.invoke(new_llm(any_model, streaming=True), "hi")
+
+
+@pytest.mark.parametrize("junk", [b"<html>\r\n<hr>", b"\x81\x07", b":\x81"], ids=str)
+def test_what_runs_into_an_event_takes_no_word_along(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, junk: bytes
+) -> None:
+    """A proxy's page, or noise, before an event is an error, not an event less."""
+    choices = [b'{"text":"a"}', b'{"text":"b"}', b'{"text":"","finish_reason":"stop"}']
+    first, *others = [b'data: {"choices":[%b]}\n\n' % choice for choice in choices]
+    body = b"".join([first, junk, *others])
+    gateway.script(Body(200, {"content-type": "text/event-stream"}, body))
+    chunks: list[str] = []
+    with pytest.raises(errors.MalformedResponseError) as caught:
+        twin.stream(new_llm(), "hi", into=chunks)
+    assert "".join(chunks) == caught.value.delivered == "a"
 
 
 def test_an_end_of_one_choice_is_not_the_end(
