@@ -260,7 +260,8 @@ def _(step: steps.MissingDone, exchange: Exchange) -> Plan:
 
 @plan.register
 def _(step: steps.Raw, _exchange: Exchange) -> Plan:
-    return Plan((step.data,), Ending.FIN if step.close else Ending.KEEP, "faulted")
+    ending = Ending(step.how) if step.close else Ending.KEEP
+    return Plan((step.data,), ending, "faulted")
 
 
 # What they are made of.

@@ -123,6 +123,12 @@ class Raw(Step):
     data: bytes
     close: bool = True
     """Whether the connection is closed after them."""
+    how: Literal["fin", "rst"] = "fin"
+    """How it is closed."""
+
+    def __post_init__(self) -> None:
+        """Refuse unknown endings."""
+        _require_ending(self, self.how)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,9 +186,7 @@ class Cut(Step):
     def __post_init__(self) -> None:
         """Refuse counts below zero and unknown endings."""
         _require_count(self, self.after, at_least=0)
-        if self.how not in {"fin", "rst"}:
-            msg = f"{self}: how must be 'fin' or 'rst'"
-            raise ValueError(msg)
+        _require_ending(self, self.how)
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +289,12 @@ def _require_seconds(step: Step, seconds: float) -> None:
 def _require_count(step: Step, count: int, *, at_least: int) -> None:
     if count < at_least:
         msg = f"{step}: {count} is too small, the least is {at_least}"
+        raise ValueError(msg)
+
+
+def _require_ending(step: Step, how: str) -> None:
+    if how not in {"fin", "rst"}:
+        msg = f"{step}: how must be 'fin' or 'rst'"
         raise ValueError(msg)
 
 

@@ -163,6 +163,16 @@ def test_raw_bytes(faulty_gateway: FaultyGateway, close: bool) -> None:
     assert faulty_gateway.requests[0].outcome == "faulted"
 
 
+def test_raw_bytes_and_a_reset(faulty_gateway: FaultyGateway) -> None:
+    """`Raw` can end with a TCP reset; every byte before it arrives."""
+    data = b"HTTP/1.1 200 Fine\r\ncontent-length: 9\r\n\r\nhalf"
+    faulty_gateway.script(Raw(data, how="rst"))
+    with posted(faulty_gateway, GENERATE, generate()) as client:
+        assert read_until(client, b"half") == data
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+
+
 # Connections that break.
 
 
