@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import sys
 from typing import Any
 
 import pytest
@@ -263,6 +264,16 @@ def test_processes_do_not_probe_together(
     assert held.admit(0) == Refusal(60 + refused)
 
 
+def test_who_throws_no_dice_adds_nothing() -> None:
+    """Without a chance handed in, a door is shut for exactly as long as was said."""
+    failed, held = (
+        CircuitBreaker(failure_threshold=1, recovery_jitter=1.0) for _ in range(2)
+    )
+    failed.failed(admitted(failed, 0), 0)
+    held.hold(0, 90)
+    assert (failed.admit(0), held.admit(0)) == (Refusal(30.0), Refusal(90.0))
+
+
 def test_a_sessions_dice_are_the_breakers() -> None:
     """The breaker has no dice of its own: the call's clock throws them."""
     clock = FakeClock(random=0.5)
@@ -315,6 +326,21 @@ def test_it_shows_all_numbers_that_were_given() -> None:
         "CircuitBreaker(failure_threshold=1000000, recovery_time=7.5,"
         " failure_rate=0.25, window=10, minimum_calls=3, recovery_jitter=0.1)"
     )
+
+
+@pytest.mark.parametrize(
+    "edges",
+    [
+        {"failure_rate": 1, "recovery_jitter": 1, "minimum_calls": 1},
+        {"failure_rate": 5e-324, "recovery_jitter": 0, "window": 5e-324},
+        {"recovery_time": sys.float_info.max, "window": sys.float_info.max},
+    ],
+    ids=["most", "least", "longest"],
+)
+def test_the_edges_are_allowed(edges: dict[str, Any]) -> None:
+    """The ends of each range belong to it."""
+    breaker = CircuitBreaker(**edges)
+    assert {name: getattr(breaker, name) for name in edges} == edges
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import sys
 import threading
 from typing import Any
 
@@ -84,6 +85,13 @@ def test_tokens_are_finite_and_not_negative(name: str, value: Any) -> None:
     ) as caught:
         RetryBudget(**{name: value})
     assert repr(value) in str(caught.value)
+
+
+def test_the_largest_number_is_one() -> None:
+    """A purse that is never empty is a purse too."""
+    budget = RetryBudget(capacity=sys.float_info.max)
+    assert budget.spend() == 14
+    assert budget.tokens == sys.float_info.max
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import pickle
+import sys
 from typing import Any
 
 import pytest
@@ -146,6 +147,7 @@ def test_jitter_is_yes_or_no(value: Any) -> None:
         {"initial_delay": 0, "max_delay": 0, "backoff_factor": 0, "max_retry_after": 0},
         {"initial_delay": 5, "max_delay": 1},
         {"deadline": 1e-9, "first_token_timeout": 1, "stall_timeout": 0.5},
+        {"max_delay": sys.float_info.max, "deadline": sys.float_info.max},
     ],
 )
 def test_the_edges_are_allowed(numbers: dict[str, Any]) -> None:

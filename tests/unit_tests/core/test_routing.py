@@ -292,6 +292,43 @@ def test_a_hedge_that_loses_leaves_the_call_where_it_was() -> None:
     assert outcomes(session) == [("a", "ok"), ("b", "unavailable")]
 
 
+def test_a_hedge_is_bought_like_a_retry() -> None:
+    """Load on top costs as much, and is not given back once it was sent."""
+    budget = RetryBudget()
+    session = hedged(budget=budget)
+    assert budget.tokens == 500 - 14
+    session.settle_hedge(has_won=False)
+    session.abandoned()
+    assert budget.tokens == 500 - 14
+
+
+@pytest.mark.parametrize("has_won", [True, False])
+def test_of_two_attempts_the_one_that_failed_is_told(has_won: bool) -> None:
+    """Its line and its breaker hear of it; the other one's know of nothing."""
+    clock = FakeClock()
+    breakers = [CircuitBreaker(failure_threshold=1) for _ in range(2)]
+    doors = [Door(name, breaker) for name, breaker in zip("ab", breakers, strict=True)]
+    session = new_session(*doors, clock=clock)
+    session.admit()
+    clock.advance(2)
+    assert session.hedge() == 1
+    clock.advance(3)
+    session.settle_hedge(has_won=has_won, failure=UNAVAILABLE)
+    failed, other = (0, 1) if has_won else (1, 0)
+    assert session.records[failed].as_dict() == {
+        "attempt": failed + 1,
+        "outcome": "unavailable",
+        "seconds": 5.0 if has_won else 3.0,
+        "wait": 0.0,
+        "route": "ab"[failed],
+        "status_code": 503,
+    }
+    assert session.records[other].outcome == "pending"
+    assert session.records[other].status_code is None
+    assert breakers[failed].admit(clock.monotonic()) == Refusal(30.0)
+    assert breakers[other].state(clock.monotonic()) is BreakerState.CLOSED
+
+
 def test_a_call_that_is_abandoned_lets_go_of_both() -> None:
     """Neither breaker keeps the place of an attempt that nobody waits for."""
     clock = FakeClock()
@@ -303,6 +340,7 @@ def test_a_call_that_is_abandoned_lets_go_of_both() -> None:
     assert session.hedge() == 1
     session.abandoned()
     assert outcomes(session) == [("a", "abandoned"), ("b", "abandoned")]
+    assert (session.route, session.position) == ("a", 0)
     now = clock.monotonic()
     assert not any(isinstance(breaker.admit(now), Refusal) for breaker in breakers)
 
@@ -358,7 +396,16 @@ def test_a_call_that_broke_off_is_taken_up_where_it_may_be() -> None:
         taken_up.append((session.resume(), session.position))
     assert taken_up == [(True, 1), (True, 1), (False, 1)]
 
-    late = new_session("a", "b", clock=clock, policy={"deadline": 1.0})
-    late.admit()
-    clock.advance(2)
-    assert not late.resume()
+
+@pytest.mark.parametrize(
+    ("seconds", "may_resume"), [(0.5, True), (1, False), (2, False)]
+)
+def test_nothing_is_taken_up_after_the_deadline(
+    seconds: float, may_resume: bool
+) -> None:
+    """While there is time, however little, a call goes on; then it does not."""
+    clock = FakeClock()
+    session = new_session("a", "b", clock=clock, policy={"deadline": 1.0})
+    session.admit()
+    clock.advance(seconds)
+    assert session.resume() is may_resume

@@ -76,6 +76,17 @@ def test_the_ledger_tells_every_attempt() -> None:
     assert (session.attempts, session.waited) == (2, 0.5)
 
 
+def test_the_ledger_is_exact_to_the_microsecond() -> None:
+    """Digits that no clock keeps are left out, and nothing is cut off before them."""
+    clock = FakeClock(random=1 / 3)
+    session = RetrySession(RetryPolicy(initial_delay=1.0), time=clock)
+    session.admit()
+    clock.advance(2 / 3)
+    session.failed(UNAVAILABLE)
+    (line,) = session.ledger()["attempts"]
+    assert (line["seconds"], line["wait"]) == (0.666667, 0.333333)
+
+
 def test_the_ledger_is_json_in_every_state() -> None:
     """A ledger goes into `response_metadata`, so it is JSON at any moment."""
     session = RetrySession(RetryPolicy(), time=FakeClock())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -298,6 +299,12 @@ def test_weights_that_mean_nothing_are_refused(weights: Any, told: str) -> None:
     """Each route has one finite weight, and not all are 0."""
     with pytest.raises(ValueError, match=f"^{told}"):
         new_strategy("weighted", 2, weights=weights)
+
+
+def test_the_largest_number_is_a_weight() -> None:
+    """Any finite number will do, and the lightest route is in the order too."""
+    strategy = new_strategy("weighted", 2, weights=[sys.float_info.max, 5e-324])
+    assert sorted(strategy.order(0)) == [0, 1]
 
 
 @pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"weighted"}))

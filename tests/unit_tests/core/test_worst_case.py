@@ -242,7 +242,7 @@ def test_half_a_bill_is_refused(tokens: dict[str, int], says: str) -> None:
 
 def test_it_is_told_as_a_table() -> None:
     """Routes, limits and steps can be read without knowing the code."""
-    loud = Fare("loud", requests=3, complaints=("repeats by itself",))
+    loud = Fare("loud", requests=3, complaints=("repeats", "and says so"))
     told = str(
         worst(
             dataclasses.replace(PRICED, taken="max_retries=2"),
@@ -256,7 +256,7 @@ def test_it_is_told_as_a_table() -> None:
     assert told == (
         "route   requests  waited   money\n"
         "cheap          3   1.5 s  0.0060  max_retries=2 turned off\n"
-        "loud           9   1.5 s       ?  repeats by itself\n"
+        "loud           9   1.5 s       ?  repeats; and says so\n"
         "in all        12   3.0 s       ?\n"
         "\n"
         "an answer or an error: within 60.0 s\n"
@@ -268,6 +268,17 @@ def test_it_is_told_as_a_table() -> None:
         " not_found, context_overflow, content_filter, circuit_open\n"
         "the end of the call: invalid_request"
     )
+
+
+def test_a_table_tells_the_sum_where_it_is_known() -> None:
+    """The last line is all of the call, in money too, and says so below its column."""
+    told = worst(PRICED, PRICED, input_tokens=100_000, output_tokens=50_000_000)
+    assert str(told).splitlines()[:4] == [
+        "route   requests  waited     money",
+        "cheap          3   1.5 s  300.3000",
+        "cheap          3   1.5 s  300.3000",
+        "in all         6   3.0 s  600.6000",
+    ]
 
 
 def test_a_table_leaves_out_what_there_is_not() -> None:

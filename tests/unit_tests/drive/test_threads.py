@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -48,6 +49,14 @@ def test_the_thread_knows_whose_work_it_does() -> None:
     assert list(PumpedSource(events())) == ["mine"]
 
 
+def test_a_thread_that_was_left_keeps_no_process_alive() -> None:
+    """Unattended work ends with the program, and has a name in its dumps."""
+    thread = within(FAR, threading.current_thread)
+    assert thread is not threading.current_thread()
+    assert thread.daemon
+    assert thread.name == "retryrouter-call"
+
+
 def test_events_come_in_order_and_end() -> None:
     """What the generator yields is what comes out, far beyond what is read ahead."""
     source = PumpedSource(number for number in range(1000))
@@ -80,10 +89,28 @@ def test_a_wait_can_be_aborted_from_another_thread() -> None:
     taken = iter(source)
     assert next(taken) == 1
     source.abort()
-    with pytest.raises(APIConnectionError, match="its time was up"):
+    with pytest.raises(
+        APIConnectionError, match=r"^the stream was left, since its time was up$"
+    ):
         next(taken)
     source.close()
     may_end.set()
+
+
+def test_who_waits_for_a_source_that_is_left_is_told_the_end() -> None:
+    """A thread that reads on behalf of whoever closed it is not kept for ever."""
+    may_end = threading.Event()
+
+    def events() -> Generator[int, None, None]:
+        may_end.wait(FAR)
+        yield 1
+
+    source = PumpedSource(events())
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(list, source)
+        source.close()
+        assert waiting.result(FAR) == []
+        may_end.set()
 
 
 def test_a_source_that_is_left_closes_its_generator() -> None:
