@@ -326,6 +326,9 @@ def test_it_shows_all_numbers_that_were_given() -> None:
         "CircuitBreaker(failure_threshold=1000000, recovery_time=7.5,"
         " failure_rate=0.25, window=10, minimum_calls=3, recovery_jitter=0.1)"
     )
+    assert repr(CircuitBreaker(recovery_time=2e6)) == (
+        "CircuitBreaker(failure_threshold=5, recovery_time=2e+06)"
+    )
 
 
 @pytest.mark.parametrize(

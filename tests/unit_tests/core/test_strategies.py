@@ -227,6 +227,26 @@ def test_a_slow_answer_is_believed_at_once_and_a_fast_one_little_by_little() -> 
     assert strategy.order(2)[0] == 1
 
 
+@pytest.mark.parametrize(("other", "order"), [(4.94, [1, 0]), (4.95, [0, 1])])
+def test_a_fast_answer_counts_for_the_time_since_the_last(
+    other: float, order: list[int]
+) -> None:
+    """After a lifetime the old estimate weighs 1/e, and the new answer the rest."""
+    strategy = new_strategy("least_latency", 2)
+    strategy.measured(0, 10.0, 0.0)
+    strategy.measured(0, 2.0, 60.0)  # Comes to 10 / e + 2 * (1 - 1 / e) = 4.943.
+    strategy.measured(1, other, 60.0)
+    assert strategy.order(60.0) == order
+
+
+def test_an_estimate_fades_from_the_moment_it_was_made() -> None:
+    """Two seconds make 10 s as good as 9.67 s, and no better."""
+    strategy = new_strategy("least_latency", 2)
+    strategy.measured(0, 10.0, 0.0)
+    strategy.measured(1, 9.7, 2.0)
+    assert strategy.order(2.0) == [0, 1]
+
+
 def test_a_late_thread_does_not_turn_time_back() -> None:
     """A measure from a moment before the last one counts as made at the last one."""
     strategy = new_strategy("least_latency", 2, seed=26)

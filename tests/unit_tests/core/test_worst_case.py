@@ -216,6 +216,13 @@ def test_a_sum_with_an_unknown_part_is_unknown(half: Fare) -> None:
     assert said.money is None
 
 
+def test_no_tokens_cost_nothing() -> None:
+    """A number of 0 is one like another: the bill is known, and empty."""
+    assert worst(PRICED, input_tokens=0, output_tokens=0).money == 0
+    assert worst(PRICED, input_tokens=1_000_000, output_tokens=0).money == 3
+    assert worst(PRICED, input_tokens=0, output_tokens=1_000_000).money == 6
+
+
 def test_without_tokens_there_is_no_money() -> None:
     """Prices alone say nothing."""
     assert worst(PRICED).money is None
@@ -224,7 +231,12 @@ def test_without_tokens_there_is_no_money() -> None:
 @pytest.mark.parametrize(
     ("tokens", "says"),
     [
-        pytest.param({"input_tokens": 1}, "output_tokens must be", id="half"),
+        pytest.param(
+            {"input_tokens": 1},
+            "^output_tokens must be a number of tokens, 0 or more, not None; money is"
+            " told where both are given$",
+            id="half",
+        ),
         pytest.param({"output_tokens": 1}, "input_tokens must be", id="other-half"),
         pytest.param(
             {"input_tokens": -1, "output_tokens": 1}, "not -1", id="below-zero"
