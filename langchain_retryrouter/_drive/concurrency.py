@@ -25,7 +25,7 @@ def in_order(send: Callable[[R], T], requests: list[R], at_once: int) -> list[T]
         requests: All of them.
         at_once: How many may be under way together.
     """
-    if min(len(requests), at_once) == 1:
+    if min(len(requests), at_once) <= 1:
         return [send(request) for request in requests]
     errors: list[BaseException] = []
 

@@ -96,6 +96,13 @@ def test_as_many_as_may_be_are_under_way(
     assert meeting.came == requests
 
 
+def test_no_request_has_no_answer(twin: Twin) -> None:
+    """Nothing to ask is no error, and nothing is sent."""
+    meeting = Meeting(0)
+    assert answers(twin, meeting.send, meeting.asend, [], 3) == []
+    assert meeting.came == 0
+
+
 def test_answers_stand_in_the_order_of_the_requests(twin: Twin) -> None:
     """Whoever answers first does not come first."""
     done: list[int] = []
