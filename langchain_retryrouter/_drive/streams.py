@@ -85,6 +85,9 @@ class _Follower(Generic[E]):
         self._steering = steering
         self._reader = reader
         self._is_counted = False
+        policy = steering.session.policy
+        limits = (policy.stall_timeout, policy.deadline)
+        self._is_limited = limits != (None, None)
 
     def hold(self, event: E) -> bool:
         """Keep an event back; True once there is something worth handing over."""
@@ -106,6 +109,8 @@ class _Follower(Generic[E]):
 
     def limit(self) -> float | None:
         """Seconds the next event may take; None for no limit of ours."""
+        if not (self._is_limited or self.guard.is_whole):
+            return None
         session = self._steering.session
         limits = (
             session.policy.stall_timeout,
@@ -324,7 +329,8 @@ def _pull(opened: _Opened[E]) -> E | _End:
         if watch.has_fired:
             return follower.fell_silent(limit or 0.0)
         return follower.broke(error)
-    watch.pause()
+    if limit is not None:
+        watch.pause()
     if isinstance(event, _End):
         return follower.ended()
     follower.see(event)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from langchain_retryrouter._core.failure import FailureKind
 from langchain_retryrouter._gptrouter.borders import from_aiohttp, from_urllib3
-from langchain_retryrouter._gptrouter.wire import EventReader, GatewayEvent, read_event
+from langchain_retryrouter._gptrouter.wire import EndReader, GatewayEvent, read_event
 from langchain_retryrouter._sse import EventTooLargeError, SSEParser
 from langchain_retryrouter.errors import RetryRouterError
 from langchain_retryrouter.errors.gpt_router import GPT_ROUTER_ERRORS
@@ -38,7 +38,7 @@ class _EventQueue:
 
     def __init__(self) -> None:
         self._parser = SSEParser()
-        self._reader = EventReader()
+        self._end = EndReader()
         self._frames: deque[bytes] = deque()
         self._is_whole = False
         self.is_over = False
@@ -65,9 +65,10 @@ class _EventQueue:
         except RetryRouterError:
             self.is_over = True
             raise
-        signal = self._reader(event)
-        if signal.is_last:
-            self.stop(is_whole=signal.is_end)
+        if event.event == "update":
+            self._end.see(event)
+        elif event.event == "end":
+            self.stop(is_whole=self._end.is_finished)
         return event
 
     def stop(self, *, is_whole: bool = True) -> None:

@@ -7,7 +7,7 @@ sockets, retries, or the model object.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from gpt_router.models import (
     Choice,
@@ -32,6 +32,8 @@ from langchain_retryrouter._gptrouter.wire import (
     read_reasoning,
     read_response,
 )
+
+_PLAIN: Final = frozenset({"text", "finish_reason"})
 
 __all__ = [
     "ChunkReader",
@@ -143,12 +145,14 @@ class ChunkReader:
         for name in ("id", "provider"):
             if name not in self._late and (told := getattr(event, name, None)):
                 self._late[name] = told
-        beside = getattr(event, "citations", None)
-        self._citations.extend(_new(self._citations, event.data.get("citations")))
-        self._citations.extend(_new(self._citations, beside))
+        for cited in (event.data.get("citations"), getattr(event, "citations", None)):
+            if cited:
+                self._citations.extend(_new(self._citations, cited))
 
     def _read_update(self, data: Mapping[str, Any]) -> ChatGenerationChunk | None:
         text = data.get("text") or ""
+        if data.keys() <= _PLAIN and data.get("finish_reason") is None:
+            return _text_chunk(text) if text else None
         beside = self._read_beside(data)
         calls = self._calls.read(data.get("tool_calls"))
         finish = self._news({"finish_reason": data.get("finish_reason")})
@@ -195,6 +199,11 @@ class ChunkReader:
         }
         self._told |= news
         return news
+
+
+def _text_chunk(text: str) -> ChatGenerationChunk:
+    """What nearly all chunks of a stream are; so it has nothing that it need not."""
+    return ChatGenerationChunk(message=AIMessageChunk(content=text))
 
 
 def _chunk(

@@ -257,7 +257,8 @@ def read_event(data: bytes) -> GatewayEvent:
     if kind == "error":
         raise read_stream_error(event)
     content = event.get("data")
-    if kind == "update" and not _is_update(content):
+    is_update = kind == "update"
+    if is_update and not _is_update(content):
         msg = f"an update of the stream is not of the protocol: {excerpt(data)!r}"
         raise GPT_ROUTER_STREAM_ERRORS[FailureKind.MALFORMED](msg)
     return GatewayEvent(
@@ -272,8 +273,11 @@ def read_event(data: bytes) -> GatewayEvent:
 
 def read_reasoning(data: Mapping[str, Any]) -> str | None:
     """The model's reasoning in a choice or an update, under the name it goes by."""
-    said = (data.get(name) for name in _REASONING)
-    return next((text for text in said if isinstance(text, str) and text), None)
+    for name in _REASONING:
+        text = data.get(name)
+        if text and isinstance(text, str):
+            return text
+    return None
 
 
 def _is_update(content: Any) -> bool:
@@ -296,42 +300,56 @@ def _list_or_none(value: Any) -> list[Any] | None:
     return value if isinstance(value, list) else None
 
 
-class EventReader:
-    """Tells, for the events of one stream, which is a token and which the end.
+class EndReader:
+    """Tells whether the `end` of one stream is the end of an answer.
 
     `end` alone does not make an answer whole: a provider whose stream was cut cleanly
     leaves a normal `end`, and as its only trace that no update had a finish reason.
     Completion models' updates have no `finish_reason` key at all.
+    """
+
+    __slots__ = ("is_finished",)
+
+    def __init__(self) -> None:
+        """At the start of a stream."""
+        self.is_finished = False
+
+    def see(self, event: ChunkedGenerationResponse) -> None:
+        """Take note of an update: of its finish reason, if it has one."""
+        data = event.data
+        if "finish_reason" not in data or data["finish_reason"] is not None:
+            self.is_finished = True
+
+
+class EventReader:
+    """Tells, for the events of one stream, which is a token and which the end.
 
     Calls and reasoning are tokens as text is, since they are handed to the caller too;
     only the text is what an interrupted stream is said to have delivered.
     """
 
-    __slots__ = ("_finished", "_saw_update")
+    __slots__ = ("_end",)
 
     def __init__(self) -> None:
         """At the start of a stream."""
-        self._finished = False
-        self._saw_update = False
+        self._end = EndReader()
 
     def __call__(self, event: ChunkedGenerationResponse) -> Signal:
         """What `event` means."""
         if event.event == "update":
-            self._saw_update = True
+            self._end.see(event)
             data = event.data
-            if "finish_reason" not in data or data["finish_reason"] is not None:
-                self._finished = True
-            text = data.get("text") or ""
+            text = data.get("text")
+            if text:
+                return Signal(text, is_token=True)
             is_token = bool(
-                text
-                or data.get("tool_calls")
+                data.get("tool_calls")
                 or data.get("function_call")
                 or read_reasoning(data)
             )
-            return Signal(text=text, is_token=is_token)
+            return Signal(is_token=is_token)
         if event.event == "end":
-            whole = self._saw_update and self._finished
-            return Signal(is_end=whole, is_last=True)
+            return Signal(is_end=self._end.is_finished, is_last=True)
         return Signal()
 
 
