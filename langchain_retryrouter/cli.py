@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
     explain = commands.add_parser("explain", help="the worst case of a retry policy")
     explain.add_argument("--max-retries", type=int, default=2)
-    explain.add_argument("--initial-delay", type=float, default=0.5, metavar="SECONDS")
+    explain.add_argument("--initial-delay", type=float, default=1.5, metavar="SECONDS")
     explain.add_argument("--max-delay", type=float, default=8.0, metavar="SECONDS")
     explain.add_argument("--backoff-factor", type=float, default=2.0)
     explain.add_argument(

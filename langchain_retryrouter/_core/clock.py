@@ -31,7 +31,9 @@ class SystemTime:
     # Bound once: the healthy path reads the clock twice a call.
     monotonic = staticmethod(time.monotonic)
     wall = staticmethod(time.time)
-    random = staticmethod(random.random)
+    # Not `random.random`: workers of a program that calls `random.seed(42)` would all
+    # throw the same numbers, and come back together.
+    random = staticmethod(random.SystemRandom().random)
 
 
 def new_dice(seed: int | None = None) -> Callable[[], float]:
@@ -40,4 +42,7 @@ def new_dice(seed: int | None = None) -> Callable[[], float]:
     Args:
         seed: Where to begin; None for a beginning that nobody can foretell.
     """
+    if seed is None:
+        # The system's, since a generator of one's own goes on alike in forked workers.
+        return random.SystemRandom().random
     return random.Random(seed).random  # noqa: S311 - nothing secret is drawn

@@ -47,7 +47,9 @@ class RetryPolicy:
 
     Attributes:
         max_retries: Further attempts after the first; 0 sends one request.
-        initial_delay: Seconds: the longest wait before the first retry.
+        initial_delay: Seconds: the longest wait before the first retry. The default is
+            as short as it can be where 1,000 clients that failed at the same instant
+            shall not send more than 12 % of their retries within any 100 ms.
         max_delay: Seconds: the longest wait that back-off ever grows to.
         backoff_factor: What the wait is multiplied by from retry to retry; 0 keeps it
             at `initial_delay`.
@@ -67,7 +69,7 @@ class RetryPolicy:
     """
 
     max_retries: int = 2
-    initial_delay: float = 0.5
+    initial_delay: float = 1.5
     max_delay: float = 8.0
     backoff_factor: float = 2.0
     jitter: bool = True
@@ -108,11 +110,9 @@ class RetryPolicy:
         """Seconds to wait before the `retry`-th retry.
 
         Without word from the server: full jitter, `chance x backoff(retry)`. With it:
-        never less than it asked for, and with jitter a random bit more, since everybody
-        it turned away was told the same number. The bit reaches to the back-off; to a
-        server that asked for more than half of that, it is as long again as it asked
-        for, and no longer than the back-off or 1 s. So nobody waits for more than
-        `max_delay` unless a server asked for more than half of it.
+        what it asked for, and with jitter the same random part of the back-off on top,
+        since everybody it turned away was told the same number. A back-off that is too
+        short for that is stretched to what the server asked for, up to 1 s.
 
         Args:
             retry: The retry that comes next, counted from 1.
@@ -124,7 +124,7 @@ class RetryPolicy:
             return max(longest, retry_after or 0.0)
         if not retry_after:
             return chance * longest
-        spread = max(longest - retry_after, min(retry_after, max(longest, 1.0)))
+        spread = max(longest, min(retry_after, 1.0))
         return retry_after + chance * spread
 
     def explain(self, attempt_timeout: float | None = None) -> WorstCase:

@@ -295,10 +295,10 @@ def test_max_retries_counts_retries(
 def test_waits_grow_and_are_jittered(
     twin: Twin, new_llm: NewModel, gateway: FaultyGateway, clock: FakeClock
 ) -> None:
-    """Waits are random parts of 0.5, 1, 2 and 4 s, instead of four seconds each."""
+    """Waits are random parts of 1.5, 3, 6 and 8 s, instead of four seconds each."""
     gateway.always(Status(503))
 
     with pytest.raises(UnavailableError):
         twin.invoke(new_llm(), "hi")
 
-    assert clock.sleeps == [0.25, 0.5, 1.0, 2.0]
+    assert clock.sleeps == [0.75, 1.5, 3.0, 4.0]

@@ -40,7 +40,7 @@ from tests.unit_tests.conftest import Twin
 from .conftest import NewModel
 from .frames import event_stream, text_of
 
-EXACT = RetryPolicy(jitter=False)
+EXACT = RetryPolicy(initial_delay=0.5, jitter=False)
 
 
 def asked(gateway: FaultyGateway) -> list[bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random  # noqa: TID251 - what a program seeds, and we do not throw
 import time
 
 from langchain_retryrouter._core.clock import SystemTime, new_dice
@@ -26,6 +27,16 @@ def test_chance_is_a_part_of_one() -> None:
     numbers = [SystemTime().random() for _ in range(1_000)]
     assert all(0 <= number < 1 for number in numbers)
     assert len(set(numbers)) > 990
+
+
+def test_no_seed_makes_two_processes_throw_alike() -> None:
+    """Programs that seed Python's own dice, all with 42, do not come back together."""
+    for dice in (SystemTime.random, new_dice()):
+        runs = []
+        for _ in range(2):
+            random.seed(42)
+            runs.append([dice() for _ in range(5)])
+        assert runs[0] != runs[1]
 
 
 def test_dice_of_ones_own_repeat_with_their_seed() -> None:

@@ -33,7 +33,7 @@ def test_a_final_failure_needs_no_reason(kind: FailureKind) -> None:
 @pytest.mark.parametrize("kind", [k for k in FailureKind if Failure(k).is_retryable])
 def test_a_passing_failure_is_repeated(kind: FailureKind) -> None:
     """Every kind that may pass is repeated after its back-off."""
-    assert decide(RetryPolicy(), situation(kind)) == Retry(0.25)
+    assert decide(RetryPolicy(), situation(kind)) == Retry(0.75)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_a_final_failure_on_one_route_leads_to_the_next_at_once(
 
 def test_a_passing_failure_keeps_its_wait_on_any_route() -> None:
     """Leaving a route behind spares no back-off that the failure itself asks for."""
-    assert decide(RetryPolicy(), situation(is_left_behind=True)) == Retry(0.25)
+    assert decide(RetryPolicy(), situation(is_left_behind=True)) == Retry(0.75)
 
 
 def test_a_server_that_says_no_is_obeyed() -> None:
@@ -67,9 +67,9 @@ def test_a_server_that_says_no_is_obeyed() -> None:
     ("max_retries", "attempt", "decision"),
     [
         (0, 1, GiveUp("retries are off")),
-        (1, 1, Retry(0.25)),
+        (1, 1, Retry(0.75)),
         (1, 2, GiveUp("no retries left")),
-        (3, 3, Retry(1.0)),
+        (3, 3, Retry(3.0)),
         (3, 4, GiveUp("no retries left")),
         (3, 5, GiveUp("no retries left")),
     ],
@@ -83,10 +83,10 @@ def test_retries_are_counted(max_retries: int, attempt: int, decision: Any) -> N
 @pytest.mark.parametrize(
     ("retry_after", "decision"),
     [
-        (None, Retry(0.25)),
-        (0.0, Retry(0.25)),
-        (3.0, Retry(3.5)),
-        (60.0, Retry(60.5)),
+        (None, Retry(0.75)),
+        (0.0, Retry(0.75)),
+        (3.0, Retry(3.75)),
+        (60.0, Retry(60.75)),
         (60.1, GiveUp("Retry-After of 60.1 s is above max_retry_after of 60 s")),
         (86400.0, GiveUp("Retry-After of 86400 s is above max_retry_after of 60 s")),
         (1e63, GiveUp("Retry-After of 1e+63 s is above max_retry_after of 60 s")),
@@ -103,11 +103,11 @@ def test_too_long_a_retry_after_is_not_waited_for(
 @pytest.mark.parametrize(
     ("remaining", "decision"),
     [
-        (0.3, Retry(0.25)),
-        (0.25, GiveUp("a wait of 0.2 s would outlast the deadline of 2 s")),
-        (0.1, GiveUp("a wait of 0.2 s would outlast the deadline of 2 s")),
-        (0.0, GiveUp("a wait of 0.2 s would outlast the deadline of 2 s")),
-        (-1.0, GiveUp("a wait of 0.2 s would outlast the deadline of 2 s")),
+        (0.8, Retry(0.75)),
+        (0.75, GiveUp("a wait of 0.8 s would outlast the deadline of 2 s")),
+        (0.1, GiveUp("a wait of 0.8 s would outlast the deadline of 2 s")),
+        (0.0, GiveUp("a wait of 0.8 s would outlast the deadline of 2 s")),
+        (-1.0, GiveUp("a wait of 0.8 s would outlast the deadline of 2 s")),
     ],
 )
 def test_no_wait_is_begun_that_cannot_end(remaining: float, decision: Any) -> None:

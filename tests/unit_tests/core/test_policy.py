@@ -48,7 +48,7 @@ def test_the_defaults() -> None:
     """A default that changes changes every user's waiting, so it changes here too."""
     assert dataclasses.asdict(RetryPolicy()) == {
         "max_retries": 2,
-        "initial_delay": 0.5,
+        "initial_delay": 1.5,
         "max_delay": 8.0,
         "backoff_factor": 2.0,
         "jitter": True,
@@ -161,11 +161,11 @@ def test_the_edges_are_allowed(numbers: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("numbers", "longest"),
     [
-        ({}, [0.5, 1, 2, 4, 8, 8, 8]),
-        ({"backoff_factor": 0}, [0.5, 0.5, 0.5]),
-        ({"backoff_factor": 1}, [0.5, 0.5, 0.5]),
-        ({"backoff_factor": 0.5}, [0.5, 0.25, 0.125]),
-        ({"backoff_factor": 10, "max_delay": 3}, [0.5, 3, 3]),
+        ({}, [1.5, 3, 6, 8, 8]),
+        ({"backoff_factor": 0}, [1.5, 1.5, 1.5]),
+        ({"backoff_factor": 1}, [1.5, 1.5, 1.5]),
+        ({"backoff_factor": 0.5}, [1.5, 0.75, 0.375]),
+        ({"backoff_factor": 10, "max_delay": 3}, [1.5, 3, 3]),
         ({"backoff_factor": 0, "max_delay": 0.1}, [0.1, 0.1]),
         ({"initial_delay": 0}, [0, 0, 0]),
         ({"initial_delay": 20}, [8, 8]),
@@ -210,12 +210,12 @@ def test_full_jitter_is_a_part_of_the_backoff() -> None:
     """Without word from the server the wait is `chance` times the back-off."""
     policy = RetryPolicy()
     assert policy.delay(3, 0.0, None) == 0
-    assert policy.delay(3, 0.25, None) == 0.5
-    assert policy.delay(3, 0.25, 0.0) == 0.5
+    assert policy.delay(3, 0.25, None) == 1.5
+    assert policy.delay(3, 0.25, 0.0) == 1.5
 
 
 @pytest.mark.parametrize(
-    ("retry_after", "wait"), [(None, 2.0), (0.0, 2.0), (1.5, 2.0), (10.0, 10.0)]
+    ("retry_after", "wait"), [(None, 6.0), (0.0, 6.0), (1.5, 6.0), (10.0, 10.0)]
 )
 def test_without_jitter_the_wait_is_exact(
     retry_after: float | None, wait: float
@@ -229,18 +229,18 @@ def test_jitter_is_added_to_what_the_server_asked_for() -> None:
     """Clients that were all told the same number do not all come back at once."""
     policy = RetryPolicy()
     assert policy.delay(1, 0.0, 10.0) == 10.0
-    assert policy.delay(1, 0.5, 10.0) == 10.5
+    assert policy.delay(1, 0.5, 10.0) == 10.75
     assert policy.delay(5, 0.5, 10.0) == 14.0
 
 
 @pytest.mark.parametrize(
     ("retry_after", "shortest", "longest"),
-    [(0.1, 0.1, 8.0), (4.0, 4.0, 8.0), (5.0, 5.0, 10.0), (20.0, 20.0, 28.0)],
+    [(0.1, 0.1, 8.1), (4.0, 4.0, 12.0), (20.0, 20.0, 28.0)],
 )
-def test_jitter_reaches_to_the_backoff_or_as_far_again(
+def test_the_whole_backoff_is_added_to_what_the_server_asked_for(
     retry_after: float, shortest: float, longest: float
 ) -> None:
-    """A tiny Retry-After does not lengthen the back-off; a long one is spread too."""
+    """However short or long a Retry-After is, those who were told it are spread."""
     policy = RetryPolicy()
     assert policy.delay(5, 0.0, retry_after) == shortest
     assert policy.delay(5, 1.0, retry_after) == longest
@@ -250,9 +250,10 @@ def test_jitter_reaches_to_the_backoff_or_as_far_again(
 def test_jitter_is_bounded(
     policy: RetryPolicy, retry: int, chance: float, retry_after: float
 ) -> None:
-    """A wait ends at the back-off, or at twice what a server asked for."""
+    """A wait ends a back-off after what a server asked for, or up to 1 s after it."""
     wait = policy.delay(retry, chance, retry_after)
-    assert wait <= max(policy.backoff(retry), 2 * retry_after) * (1 + 1e-9)
+    spread = max(policy.backoff(retry), min(retry_after, 1.0))
+    assert wait <= (retry_after + spread) * (1 + 1e-9)
 
 
 @given(policies, retries, st.floats(1, 1e6))
@@ -317,14 +318,14 @@ def test_no_call_waits_longer_than_explained(
         (
             {"max_retry_after": 0, "jitter": False},
             10,
-            "at most 3 requests, 1.5 s of waiting, over after 31.5 s",
+            "at most 3 requests, 4.5 s of waiting, over after 34.5 s",
         ),
         # A server may ask for `max_retry_after` each time, and jitter comes on top.
         (
             {},
             None,
             (
-                "at most 3 requests, 122.0 s of waiting,"
+                "at most 3 requests, 124.5 s of waiting,"
                 " no bound on the time of an attempt"
             ),
         ),
@@ -341,7 +342,7 @@ def test_no_call_waits_longer_than_explained(
         (
             {"deadline": 200},
             10,
-            "at most 3 requests, 122.0 s of waiting, over after 152.0 s",
+            "at most 3 requests, 124.5 s of waiting, over after 154.5 s",
         ),
     ],
 )

@@ -56,7 +56,7 @@ def test_the_ledger_tells_every_attempt() -> None:
     session.admit("gpt-4")
     clock.advance(1.25)
     session.failed(UNAVAILABLE)
-    clock.sleep(0.5)
+    clock.sleep(1.5)
     session.admit()
     clock.advance(2)
     session.succeeded()
@@ -66,14 +66,14 @@ def test_the_ledger_tells_every_attempt() -> None:
                 "attempt": 1,
                 "outcome": "unavailable",
                 "seconds": 1.25,
-                "wait": 0.5,
+                "wait": 1.5,
                 "route": "gpt-4",
                 "status_code": 503,
             },
             {"attempt": 2, "outcome": "ok", "seconds": 2.0, "wait": 0.0},
         ]
     }
-    assert (session.attempts, session.waited) == (2, 0.5)
+    assert (session.attempts, session.waited) == (2, 1.5)
 
 
 def test_the_ledger_is_exact_to_the_microsecond() -> None:
@@ -125,10 +125,10 @@ def test_one_decision_per_failure() -> None:
     session = RetrySession(RetryPolicy(max_retries=1, jitter=False), time=FakeClock())
     assert session.decision is None
     session.admit()
-    assert session.failed(UNAVAILABLE) == Retry(0.5) == session.decision
+    assert session.failed(UNAVAILABLE) == Retry(1.5) == session.decision
     session.admit()
     assert session.failed(UNAVAILABLE) == GiveUp("no retries left") == session.decision
-    assert session.waited == 0.5
+    assert session.waited == 1.5
 
 
 def test_chance_comes_from_the_clock() -> None:
@@ -137,7 +137,7 @@ def test_chance_comes_from_the_clock() -> None:
     session.admit()
     assert session.failed(UNAVAILABLE) == Retry(0.0)
     session.admit()
-    assert session.failed(UNAVAILABLE) == Retry(0.5)
+    assert session.failed(UNAVAILABLE) == Retry(1.5)
 
 
 def test_the_deadline_runs_from_the_beginning() -> None:
@@ -154,7 +154,7 @@ def test_the_deadline_runs_from_the_beginning() -> None:
     clock.advance(7)
     assert session.remaining() == -2
     assert session.failed(UNAVAILABLE) == GiveUp(
-        "a wait of 0.5 s would outlast the deadline of 10 s"
+        "a wait of 1.5 s would outlast the deadline of 10 s"
     )
 
 
@@ -176,7 +176,7 @@ def test_a_slow_witness_can_outlast_the_wait() -> None:
     session.admit()
     session.failed(UNAVAILABLE)
     assert session.outlasted() is None
-    clock.advance(9)
+    clock.advance(8)
     assert session.outlasted() is None
     clock.advance(0.5)
     assert session.outlasted() == GiveUp("the deadline of 10 s is over")

@@ -25,7 +25,12 @@ PRICED = Fare("cheap", input_price=1.0, output_price=2.0)
 def worst(
     *fares: Fare | str, after: Any = AFTER, policy: Any = None, **settings: Any
 ) -> RoutingWorstCase:
-    numbers = {"max_retries": 2, "jitter": False, "max_retry_after": 0.0}
+    numbers: dict[str, Any] = {
+        "max_retries": 2,
+        "initial_delay": 0.5,
+        "jitter": False,
+        "max_retry_after": 0.0,
+    }
     listed = [Fare(fare) if isinstance(fare, str) else fare for fare in fares]
     return worst_case(
         RetryPolicy(**{**numbers, **(policy or {})}), listed, after, **settings

@@ -96,5 +96,8 @@ def plan_for(
 ) -> Plan:
     """A call's plan; `budget` and `breaker` are its session's, the rest its own."""
     shared = {name: parts.pop(name, None) for name in ("budget", "breaker")}
-    policy = replace(policy or RetryPolicy(), jitter=jitter)
+    policy = policy or RetryPolicy()
+    # A row of waits that is easy to reckon with: 0.5, 1, 2, 4, 8.
+    initial_delay = min(policy.initial_delay, 0.5)
+    policy = replace(policy, jitter=jitter, initial_delay=initial_delay)
     return Plan(RetrySession(policy, time=clock, **shared), clock=clock, **parts)

@@ -56,7 +56,7 @@ from tests.unit_tests.conftest import Twin
 
 from .conftest import AT_AZURE, KEY, SMALL, NewEmbeddings, texts_of
 
-EXACT = RetryPolicy(jitter=False)
+EXACT = RetryPolicy(initial_delay=0.5, jitter=False)
 SHORT = 0.15
 
 # --- rows ---

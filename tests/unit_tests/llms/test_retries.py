@@ -242,7 +242,7 @@ def test_giving_up_says_why(twin: Any, new_llm: NewLLM, gateway: FaultyGateway) 
     assert caught.value.attempts == 3
     assert caught.value.is_retryable is False
     assert caught.value.__notes__ == [
-        "gave up after 3 attempts, 0.8 s waited: no retries left"
+        "gave up after 3 attempts, 2.2 s waited: no retries left"
     ]
 
 
