@@ -229,11 +229,16 @@ class RoutingSession(RetrySession):
         self.position = attempt.position
 
     def resume(self) -> bool:
-        """Whether a call that broke off may be taken up: on the next route, or here."""
+        """Whether a call that broke off may be taken up: on the next route, or here.
+
+        Here it is a retry, and is bought like one.
+        """
         remaining = self.remaining()
         if remaining is not None and remaining <= 0:
             return False
-        return self.go_on() or self.attempts_here < self.policy.max_attempts
+        if self.go_on():
+            return True
+        return self.attempts_here < self.policy.max_attempts and self._can_pay()
 
     def _what_now(self, failure: Failure, *, is_left_behind: bool) -> Decision:
         del is_left_behind

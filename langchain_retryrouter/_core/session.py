@@ -238,14 +238,18 @@ class RetrySession:
         return decision
 
     def _afford(self, failure: Failure, decision: Decision) -> Decision:
-        if self._budget is None or not isinstance(decision, Retry):
-            return decision
         throttled = failure.kind is FailureKind.RATE_LIMIT
-        spent = self._budget.spend(throttled=throttled)
-        if spent is None:
+        if isinstance(decision, Retry) and not self._can_pay(throttled=throttled):
             return GiveUp("retry budget empty")
-        self._spent = spent
         return decision
+
+    def _can_pay(self, *, throttled: bool = False) -> bool:
+        """Buy a retry; whether that was possible, or there is no budget to respect."""
+        if self._budget is None:
+            return True
+        spent = self._budget.spend(throttled=throttled)
+        self._spent = spent or 0.0
+        return spent is not None
 
     def _give_back(self) -> None:
         if self._budget is not None and self._spent:

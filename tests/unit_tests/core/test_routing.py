@@ -26,7 +26,12 @@ def new_session(
     *doors: Door | str, clock: FakeClock | None = None, **settings: Any
 ) -> RoutingSession:
     policy = RetryPolicy(
-        **{"max_retries": 2, "jitter": False, **settings.pop("policy", {})}
+        **{
+            "max_retries": 2,
+            "initial_delay": 0.5,
+            "jitter": False,
+            **settings.pop("policy", {}),
+        }
     )
     listed = [Door(door) if isinstance(door, str) else door for door in doors]
     return RoutingSession(policy, listed, time=clock or FakeClock(), **settings)
@@ -381,6 +386,36 @@ def test_hedges_count_on_their_route() -> None:
     assert session.hedge() == 1
     session.settle_hedge(has_won=False)
     assert session.failed(UNAVAILABLE) == GiveUp("retries are off, no route left")
+
+
+def test_taking_up_a_stream_on_the_same_route_is_bought() -> None:
+    """An outage that cuts every stream is not fed either; another route is free."""
+    budget = RetryBudget(capacity=14)
+    taken_up = []
+    for _ in range(3):
+        session = new_session("a", budget=budget)
+        session.admit()
+        session.broke_off(UNAVAILABLE)
+        taken_up.append(session.resume())
+    assert (taken_up, budget.tokens) == ([True, False, False], 0)
+    session = new_session("a", "b", budget=budget)
+    session.admit()
+    session.broke_off(UNAVAILABLE)
+    assert session.resume()
+    assert session.position == 1
+
+
+def test_a_stream_that_is_never_taken_up_costs_nothing() -> None:
+    """What was bought is given back where nobody waits any longer, or none may go."""
+    clock, budget = FakeClock(), RetryBudget()
+    breaker = CircuitBreaker(failure_threshold=1)
+    session = new_session(Door("a", breaker), clock=clock, budget=budget)
+    session.admit()
+    session.broke_off(UNAVAILABLE)
+    assert session.resume()
+    assert budget.tokens == 500 - 14
+    assert isinstance(session.admit(), Refusal)
+    assert budget.tokens == 500
 
 
 def test_a_call_that_broke_off_is_taken_up_where_it_may_be() -> None:
