@@ -32,10 +32,13 @@ _DURATION: Final = re.compile(
     r"(?:(?P<s>\d+(?:\.\d+)?)s)?(?:(?P<ms>\d+(?:\.\d+)?)ms)?",
     re.ASCII,
 )
+# Of several dates in one line each one, with the comma that two of the forms have.
+_DATE: Final = re.compile(r"(?:^|,)\s*([A-Za-z]{3,9},?[^,]*:[^,]*)", re.ASCII)
 _HANDED_ON: Final = "llm_provider-"
 _UNIT_SECONDS: Final = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
-# A longer value is no time but an attack on the parser.
-_MAX_LENGTH: Final = 64
+# A longer value is no time but an attack on the parser; one line may hold several.
+_LONGEST_VALUE: Final = 64
+_LONGEST_LINE: Final = 4 * _LONGEST_VALUE
 _FIRST_MOMENT: Final = 1e9  # 2001 in seconds since the Unix epoch ...
 _FIRST_MOMENT_MS: Final = 1e12  # ... and in milliseconds.
 _RESETS: Final = (
@@ -77,7 +80,7 @@ def _collect(headers: Headers) -> dict[str, list[str]]:
     pairs = headers.items() if isinstance(headers, Mapping) else headers
     fields: dict[str, list[str]] = {}
     for name, value in pairs:
-        if len(value) <= _MAX_LENGTH:
+        if len(value) <= _LONGEST_LINE:
             field = name.lower().removeprefix(_HANDED_ON)
             fields.setdefault(field, []).append(value.strip())
     return fields
@@ -116,7 +119,8 @@ def _longest(values: Iterable[float | None]) -> float | None:
 
 def _number(text: str) -> float | None:
     """A number as servers write it: no minus, no exponent, no `inf` or `nan`."""
-    return float(text) if _NUMBER.fullmatch(text) else None
+    is_number = len(text) <= _LONGEST_VALUE and _NUMBER.fullmatch(text)
+    return float(text) if is_number else None
 
 
 def _milliseconds(text: str) -> float | None:
@@ -125,17 +129,20 @@ def _milliseconds(text: str) -> float | None:
 
 
 def _seconds_or_date(text: str, now: float) -> float | None:
-    moment = _timestamp(text)
-    if moment is not None:
-        return max(0.0, moment - now)
-    # A proxy may fold a repeated header into one line.
-    return _longest(_number(part.strip()) for part in text.split(","))
+    # A proxy may fold a repeated header into one line, with dates and numbers in it.
+    moments = [_timestamp(date) for date in _DATE.findall(text)]
+    return _longest(
+        [
+            *(max(0.0, moment - now) for moment in moments if moment is not None),
+            *(_number(part.strip()) for part in text.split(",")),
+        ]
+    )
 
 
 def _timestamp(text: str) -> float | None:
     # `parsedate_to_datetime` accepts bare numbers and fragments; an HTTP date has both
     # a day's name and a clock time.
-    if ":" not in text or not text[:1].isalpha():
+    if ":" not in text or not text[:1].isalpha() or len(text) > _LONGEST_VALUE:
         return None
     try:
         moment = parsedate_to_datetime(text)
@@ -156,7 +163,7 @@ def _duration_or_moment(text: str, now: float) -> float | None:
 
 def _duration(text: str) -> float | None:
     match = _DURATION.fullmatch(text)
-    if match is None or not text:
+    if match is None or not 0 < len(text) <= _LONGEST_VALUE:
         return None
     return sum(
         float(amount) * _UNIT_SECONDS[unit]

@@ -287,11 +287,14 @@ def _headers_of(error: BaseException, response: Any) -> list[tuple[str, str]]:
     headers = look(response, "headers") or look(error, "headers")
     items = look(headers, "multi_items") or look(headers, "items")
     pairs = items() if callable(items) else ()
-    return [
-        (name, value)
-        for name, value in pairs
-        if isinstance(name, str) and isinstance(value, str)
-    ]
+    texts = [(_text(name), _text(value)) for name, value in pairs]
+    return [(name, value) for name, value in texts if name and value is not None]
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, bytes):  # As they came from the socket.
+        return value.decode("latin-1")
+    return value if isinstance(value, str) else None
 
 
 def _is_sdks(error: BaseException) -> bool:

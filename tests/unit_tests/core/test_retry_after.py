@@ -167,6 +167,7 @@ def test_the_longer_of_both_headers_counts(
 
 # --- Retry-After as a date ----------------------------------------------------------
 
+FOLDED = ("00:30", "01:00", "00:45")
 DATES = [
     ("Fri, 15 Jan 2027 08:00:30 GMT", 30.0),
     ("Friday, 15-Jan-27 08:00:30 GMT", 30.0),  # RFC 850, obsolete, to be accepted
@@ -182,6 +183,17 @@ DATES = [
     ("Sun, 06 Nov 1994 08:49:37 GMT", 0.0),
     ("Sat, 16 Jan 2027 08:00:00 GMT", 86_400.0),
     ("Fri, 15 Jan 2027 08:00:30 GMT, Fri, 15 Jan 2027 08:00:30 GMT", 30.0),  # folded
+    (
+        "Fri, 15 Jan 2027 08:00:30 GMT, Fri, 15 Jan 2027 08:01:00 GMT",
+        60.0,
+    ),
+    (
+        ", ".join(f"Friday, 15-Jan-27 08:{time} GMT" for time in FOLDED),
+        60.0,
+    ),
+    ("5, Fri, 15 Jan 2027 08:00:30 GMT", 30.0),
+    ("Fri, 15 Jan 2027 08:00:30 GMT, 45", 45.0),
+    ("Fri Jan 15 08:00:30 2027,Friday, 15-Jan-27 08:00:40 GMT", 40.0),
     # Says nothing.
     ("Fri, 31 Feb 2027 08:00:30 GMT", None),
     ("Fri, 15 Jan 2027 25:00:00 GMT", None),

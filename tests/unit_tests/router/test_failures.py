@@ -436,3 +436,13 @@ def test_the_requests_key_is_not_shown(url: str, headers: dict[str, str]) -> Non
     assert told is not None
     assert told.message == "Error code: 403 - *** is wrong"
     assert "my-own-secret" not in f"{told.body} {caught.value}"
+
+
+def test_headers_may_be_bytes() -> None:
+    """What an integration hands on as it came from the socket is read nevertheless."""
+    error = Exception("Slow down.")
+    headers = {b"Retry-After": b"7", b"X-Request-Id": b"r-1", b"odd": None}
+    vars(error).update(status=429, headers=headers)
+    told = name_failure(raised(error), WALL)
+    assert isinstance(told, errors.RateLimitError)
+    assert (told.retry_after, told.request_id) == (7.0, "r-1")
