@@ -52,7 +52,7 @@ def sipping(pause: float) -> Iterator[str]:
             with contextlib.suppress(OSError):
                 while not is_over.is_set():
                     connection, _ = listener.accept()
-                    connection.settimeout(1)
+                    connection.settimeout(60)
                     threading.Thread(target=sip, args=[connection], daemon=True).start()
 
         accepting = threading.Thread(target=accept, daemon=True)
