@@ -111,7 +111,7 @@ def _groups(
 ) -> Iterator[list[Call]]:
     """Calls to be begun together: of one colour, and not too many.
 
-    What has a long request is two at a time, since to write it takes the processor.
+    A long request is alone, since to write it takes the processor.
     """
     for way in ("invoke", "stream", "ainvoke", "astream"):
         quick: list[Call] = []
@@ -125,9 +125,9 @@ def _groups(
             if place.prompt == "hi":
                 quick.extend(calls)
             elif is_long:
-                yield from (calls[at : at + 2] for at in range(0, len(calls), 2))
+                yield from ([call] for call in calls)
             elif way == "invoke":
-                yield calls[:2]
+                yield from ([call] for call in calls[:2])
         yield from (quick[at : at + AT_ONCE] for at in range(0, len(quick), AT_ONCE))
 
 

@@ -1,0 +1,192 @@
+"""Who leaves a call, by whatever door, leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random  # noqa: TID251 - seeded
+import statistics
+from functools import partial
+from typing import Any
+
+from langchain_retryrouter.testing import FaultyGateway
+from tests.promises.callers import (
+    FAULTS,
+    RETRY_COST,
+    Caller,
+    Script,
+    callers,
+    read,
+    too_late,
+)
+from tests.promises.evidence import Evidence, Length, Promise
+from tests.promises.interruptions import (
+    MOMENTS,
+    WAYS,
+    Interruption,
+    SiblingError,
+    interrupted,
+    watched_tasks,
+)
+
+PROMISE = Promise(
+    title="A cancel leaves nothing behind",
+    number="task gone ≤ 50 ms; 0 later requests, 0 open connections, 0 permits lost",
+    why=(
+        "A task is cancelled, timed out, or loses a sibling, at a seeded one of all the"
+        " places where `ainvoke` or `astream` waits, against a real server that"
+        " answers, fails or falls silent; then the same model is asked again. What is"
+        " measured is the time that the event loop worked until the task was gone, so"
+        " that a machine busy with something else is no finding."
+    ),
+)
+LOST = "cancels that were lost"
+LATER = "requests sent after the cancel"
+OPEN = "connections left open, with a request that nobody waits for"
+STUCK = "breakers left without their probe's place"
+TOKENS = "tokens of the retry budget lost"
+REFUSED = "next calls of the same model that failed"
+_NOTHING = (LOST, LATER, OPEN, STUCK, TOKENS, REFUSED)
+
+ENDINGS: dict[str, type[BaseException]] = {
+    "cancel": asyncio.CancelledError,
+    "timeout": TimeoutError,
+    "sibling": SiblingError,
+}
+_ON_THE_WAY = 3
+"""Turns of the event loop that a timeout, or a sibling's failure, needs to be a cancel.
+
+A call that is over by then was faster, and has lost nothing.
+"""
+
+
+class Aftermath:
+    """What was left of all calls."""
+
+    def __init__(self) -> None:
+        """Nothing, so far."""
+        self.sent: list[Interruption] = []
+        self.found: dict[str, list[str]] = {what: [] for what in _NOTHING}
+
+    def take_down(self, evidence: Evidence) -> None:
+        """Write down what was measured, and fail for whatever was found."""
+        told = "\n".join(f"{what}: {w}" for what, w in self.found.items() if w)
+        assert not told, told
+        for what, found in self.found.items():
+            evidence.exactly(0, len(found), what)
+        assert len(self.sent) > 0
+        worked = [one.cpu for one in self.sent]
+        evidence.at_most(0.05, max(worked), "seconds to the task's end, the longest")
+        evidence.at_most(
+            0.05,
+            statistics.median(one.wall for one in self.sent),
+            "seconds to the task's end on the clock, the median",
+        )
+        turns = max(one.turns for one in self.sent)
+        evidence.at_most(40, turns, "turns of the event loop to the task's end")
+        evidence.counted(len(self.sent), "calls cancelled")
+
+
+class Experiment:
+    """Calls that are cancelled one after the other, and what is found behind them."""
+
+    def __init__(self, gateway: FaultyGateway, seed: int) -> None:
+        """Against `gateway`."""
+        self.aftermath = Aftermath()
+        self.callers = callers(gateway)
+        self._gateway = gateway
+        self._script = Script()
+        gateway.always(self._script)
+        self._dice = random.Random(seed)  # noqa: S311 - no secret
+        self._places: dict[tuple[str, str, str], int] = {}
+
+    async def cancel(self, number: int) -> None:
+        """Make a call, cancel it somewhere, and ask the same model again."""
+        dice = self._dice
+        caller, fault = dice.choice(self.callers), dice.choice(list(FAULTS))
+        method = dice.choice(["ainvoke", "astream"])
+        key = (caller.name, fault, method)
+        interruption = Interruption(
+            place=dice.randint(1, self._places.get(key, 25)),
+            moment=dice.choice(MOMENTS),
+            way=dice.choice(WAYS),
+        )
+        label = (
+            f"call {number}, {key}, {interruption.way} at {interruption.place},"
+            f" {interruption.moment}"
+        )
+        caller.half_open()
+        tokens = caller.budget.tokens
+        prompt = f"call {number} {fault}"
+        call = partial(read if method == "astream" else ask, caller.model, prompt)
+        came_to = await interrupted(call, interruption)
+        self._places[key] = max(3, interruption.waits)
+        if interruption.is_sent:
+            self.aftermath.sent.append(interruption)
+            self._check_ending(interruption, came_to, label)
+        if caller.stuck():
+            self.aftermath.found[STUCK].append(label)
+        # One more than were seen may have been on their way, and are paid for.
+        seen = self._script.requests[number]
+        paid = (tokens - caller.budget.tokens) / RETRY_COST
+        if paid > max(0, seen - 1 + caller.asks_together):
+            self.aftermath.found[TOKENS].append(label)
+        await self._check_behind(caller, number, label)
+
+    def _check_ending(self, sent: Interruption, came_to: object, label: str) -> None:
+        is_on_its_way = sent.way != "cancel" and sent.turns <= _ON_THE_WAY
+        if not is_on_its_way and not isinstance(came_to, ENDINGS[sent.way]):
+            self.aftermath.found[LOST].append(f"{label}: {came_to!r}")
+
+    async def _check_behind(self, caller: Caller, number: int, label: str) -> None:
+        gateway, found = self._gateway, self.aftermath.found
+        try:
+            await caller.model.ainvoke(f"next {number} answers")
+        except Exception as error:  # noqa: BLE001 - told with all others
+            found[REFUSED].append(f"{label}: {error!r}")
+            return
+        try:
+            await gateway.await_for(_nobody_is_waited_for, timeout=1)
+        except TimeoutError as error:
+            found[OPEN].append(f"{label}: {error}")
+        found[LATER] += too_late(gateway.requests, number)
+        gateway.reset_log()
+
+    async def come_to_rest(self) -> None:
+        """Wait for what comes late, and see what stays open."""
+        with contextlib.suppress(TimeoutError):
+            await self._gateway.await_for(lambda gateway: bool(gateway.requests), 0.3)
+        self.aftermath.found[LATER] += [str(one) for one in self._gateway.requests]
+        left, most = self._gateway.open_connections, _IDLE
+        if left > most:
+            self.aftermath.found[OPEN].append(f"{left} connections, {most} are kept")
+
+
+def _nobody_is_waited_for(gateway: FaultyGateway) -> bool:
+    return all(request.outcome != "pending" for request in gateway.requests)
+
+
+async def ask(model: Any, prompt: str) -> object:
+    """The answer."""
+    return await model.ainvoke(prompt)
+
+
+_IDLE = 6
+"""Connections that pools keep: of three HTTP clients, for two requests together."""
+
+
+def test_whoever_is_cancelled_leaves_nothing(
+    evidence: Evidence, length: Length
+) -> None:
+    """Wherever a call is cancelled, it is gone at once, and the next one succeeds."""
+    with FaultyGateway() as gateway:
+        experiment = Experiment(gateway, seed=20)
+
+        async def run() -> None:
+            asyncio.get_running_loop().set_task_factory(watched_tasks)
+            for number in range(length.of(short=150, long=10_000)):
+                await experiment.cancel(number)
+            await experiment.come_to_rest()
+
+        asyncio.run(run())
+    experiment.aftermath.take_down(evidence)
