@@ -1,11 +1,11 @@
-"""Who listens to a stream, what he has heard of it, and whether that is the truth."""
+"""Who asks for an answer, streamed or not, and what he has heard of it."""
 
 from __future__ import annotations
 
 import functools
 import operator
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from langchain_core.language_models import BaseChatModel
@@ -22,11 +22,10 @@ from langchain_retryrouter import (
     OpenAIChat,
     RetryPolicy,
     RetryRouter,
-    RetryRouterError,
 )
 from langchain_retryrouter.testing import FakeClock, FaultyGateway, Raw, Step
 from langchain_retryrouter.testing.recorded_request import RecordedRequest
-from tests.promises.recordings import Protocol, Recording, Told, Way
+from tests.promises.recordings import Protocol, Recording, Told
 
 ONE_MODEL: Final = [GPTRouterModel(name="gpt-4", provider_name="p")]
 ONCE: Final = RetryPolicy(max_retries=0)
@@ -178,89 +177,6 @@ class Stage:
         return self._steps[said if isinstance(said, str) else said[0]].pop()
 
 
-# Whether it is the truth.
-
-
-@dataclass
-class Tally:
-    """What became of many broken streams; of what went wrong some is described."""
-
-    tried: int = 0
-    taken_for_whole: int = 0
-    lost_or_doubled: int = 0
-    not_made_good: int = 0
-    unnamed_errors: int = 0
-    examples: list[str] = field(default_factory=list)
-
-    def take(
-        self, listener: Listener, recording: Recording, way: Way, place: int, h: Heard
-    ) -> None:
-        """Judge what was heard of `recording`, broken at `place` in this way."""
-        self.tried += 1
-        faults = {
-            "taken_for_whole": h.error is None
-            and not _is_whole(listener, recording, way, place, h),
-            "lost_or_doubled": h.error is not None
-            and not _is_beginning(listener, recording, way, place, h),
-            "not_made_good": h.error is not None
-            and _should_be_good(listener, recording, way, place),
-            "unnamed_errors": not isinstance(h.error, RetryRouterError | None),
-        }
-        for fault in filter(faults.__getitem__, faults):
-            setattr(self, fault, getattr(self, fault) + 1)
-            self.examples.append(
-                f"{fault}: {listener.name}, {recording.name}, {way.name} at {place}:"
-                f" {h.told}, {h.finish_reason!r}, {h.error!r}"
-            )
-
-
-def _is_whole(
-    listener: Listener, recording: Recording, way: Way, place: int, heard: Heard
-) -> bool:
-    """Whether an answer without an error is all of it, and its end was told."""
-    could_be = (
-        way.is_damage or listener.is_retried or way.is_behind_the_end(recording, place)
-    )
-    finish = recording.finish_reason
-    return (
-        could_be
-        and finish is not None
-        and heard.told == recording.all_told
-        and (heard.finish_reason == finish or not listener.tells_finish)
-    )
-
-
-def _is_beginning(
-    listener: Listener, recording: Recording, way: Way, place: int, heard: Heard
-) -> bool:
-    """Whether what came before an error is the beginning of the truth, and is told."""
-    truth, before = recording.all_told, way.told(recording, place)
-    delivered = getattr(heard.error, "delivered", "")
-    text = delivered if listener.is_invoked else heard.told.text
-    told = Told(text, heard.told.call)
-    return (
-        text == delivered
-        and _begins(truth, told)
-        and (
-            listener.is_invoked
-            or not way.keeps_order
-            or (_begins(told, before) if way.is_damage else told == before)
-        )
-    )
-
-
-def _begins(whole: Told, part: Told) -> bool:
-    return whole.text.startswith(part.text) and whole.call.startswith(part.call)
-
-
-def _should_be_good(
-    listener: Listener, recording: Recording, way: Way, place: int
-) -> bool:
-    """Whether a whole stream, sent next, has to make the broken one good."""
-    is_undone = listener.is_recovered or not any(way.told(recording, place))
-    return listener.is_retried and is_undone
-
-
 # All of them.
 
 
@@ -337,6 +253,7 @@ def _listeners() -> Iterator[Listener]:
     yield Listener("OpenAIChat.stream", "chat", _llm(OpenAIChat))
     over_chat = functools.partial(_router, chat_openai)
     yield Listener("RetryRouter over ChatOpenAI", "chat", over_chat(), has_reader=False)
+    yield Listener("RetryRouter over GPTRouter", "gptrouter", _router(over_gateway))
     yield Listener("GPTRouter, retried", "gptrouter", _gateway, is_retried=True)
     yield Listener("OpenAI, retried", "completions", _llm(OpenAI), is_retried=True)
     for recovery in ("buffer", "continue"):
