@@ -6,11 +6,11 @@ streaming the public gateway hides most causes behind one opaque 500.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from langchain_retryrouter import _json
 from langchain_retryrouter._core.failure import FailureKind, classify
 from langchain_retryrouter._core.retry_after import ServerAdvice
 from langchain_retryrouter.errors import RetryRouterError
@@ -114,8 +114,8 @@ def _code(data: Any) -> str | None:
 def json_or_none(body: bytes) -> Any:
     """What `body` says; None if it is no JSON."""
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
+        return _json.read(body)
+    except ValueError:
         return None
 
 

@@ -7,7 +7,6 @@ that a stream cuts anywhere; `function_call` is the one call of the time before 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -17,6 +16,8 @@ from langchain_core.output_parsers.openai_tools import (
     make_invalid_tool_call,
     parse_tool_call,
 )
+
+from langchain_retryrouter import _json
 
 _NOTHING: Final = {
     "id": None,
@@ -72,10 +73,13 @@ def parse_calls(
 
 def _parse(call: dict[str, Any]) -> ToolCall:
     read = cast("ToolCall", parse_tool_call(call))
-    if not isinstance(read["args"], dict):
+    if not isinstance(read["args"], dict) or _json.is_deep(read["args"]):
         name, arguments = call["function"]["name"], call["function"]["arguments"]
-        msg = f"Function {name} arguments:\n\n{arguments}\n\nare no JSON object."
-        raise ValueError(msg)  # noqa: TRY004 - as for all other arguments that are odd
+        msg = (
+            f"Function {name} arguments:\n\n{arguments}\n\nare no JSON object that can"
+            " be read."
+        )
+        raise ValueError(msg)
     return read
 
 
@@ -192,6 +196,6 @@ def _is_another(call: CallPiece, name: str | None, arguments: str) -> bool:
 
 def _is_json_object(text: str) -> bool:
     try:
-        return isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
+        return isinstance(_json.read(text), dict)
+    except ValueError:
         return False

@@ -16,6 +16,7 @@ from langchain_core.messages.ai import (
     UsageMetadata,
 )
 
+_MOST: Final = 2**63 - 1  # What is more is no count, and too much for many a reader.
 _COUNTS: Final = ("prompt_tokens", "completion_tokens", "total_tokens")
 _INPUT_DETAILS: Final = {
     "audio": "audio_tokens",
@@ -64,8 +65,8 @@ def read_count(value: Any) -> int | None:
         value = int(value) if value.isdecimal() and len(value) < 20 else None  # noqa: PLR2004
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    return value if is_count else None
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return value if is_whole and 0 <= value <= _MOST else None
 
 
 def add_usage(outputs: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
@@ -104,4 +105,5 @@ def _sum(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) <= _MOST

@@ -9,7 +9,6 @@ in `failures`; both are handed on from here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -27,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from langchain_retryrouter import _json
 from langchain_retryrouter._core.failure import FailureKind
 from langchain_retryrouter._core.streaming import Signal
 from langchain_retryrouter._gptrouter.failures import (
@@ -216,8 +216,8 @@ def read_json(body: bytes, status_code: int) -> dict[str, Any]:
         GPTRouterMalformedResponseError: If there is none.
     """
     try:
-        data = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        data = _json.read(body)
+    except ValueError as error:
         what = f"is not JSON: {excerpt(body)!r}" if body.strip() else "has no body"
         msg = f"the gateway's answer {what}"
         raise _malformed(msg, status_code) from error

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 
 import openai
 
+from langchain_retryrouter import _json
 from langchain_retryrouter._core.failure import FailureKind
 from langchain_retryrouter._core.retry_after import read_advice
 from langchain_retryrouter._openai import wire
@@ -133,7 +134,7 @@ def from_page(response: Any) -> RetryRouterError:
         response: The HTTP library's response, its body already read.
     """
     try:
-        body = response.json()
+        body = _json.read(response.content)
     except ValueError:
         body = None
     error = body.get("error") if isinstance(body, Mapping) else None
@@ -156,16 +157,19 @@ def _named(error: Exception, wall: Callable[[], float]) -> RetryRouterError | No
         problem = wire.reported(error.message if error.body is None else error.body)
         return _with_sdk_facts(from_problem(problem), error)
     transport = _transport_of(error)
+    if transport is None and _json.is_unreadable(error):
+        transport = _lost(FailureKind.MALFORMED)
     return None if transport is None else _from_transport(transport, error)
 
 
 def _from_status(error: openai.APIStatusError, wall: float) -> RetryRouterError:
     status, headers = error.status_code, error.response.headers
     advice = read_advice(list(headers.multi_items()), wall=wall)
-    facts = error.body if isinstance(error.body, Mapping) else {}
-    said = _sentence(error.body)
+    body = _json.cut(error.body)
+    facts = body if isinstance(body, Mapping) else {}
+    said = _sentence(body)
     # Of a page, `said` is an excerpt; its meaning may stand further down.
-    text = error.body if isinstance(error.body, str) else said
+    text = body if isinstance(body, str) else said
     kind = wire.kind_of(status, facts, text)
     cls = _BY_STATUS_AND_KIND.get((status, kind), OPENAI_ERRORS[kind])
     return cls(
@@ -175,7 +179,7 @@ def _from_status(error: openai.APIStatusError, wall: float) -> RetryRouterError:
         should_retry=advice.should_retry,
         request_id=_request_id_in(headers),
         code=wire.code_in(facts),
-        body=error.body,
+        body=body,
         may_have_run=status >= _SERVER_ERROR or status == _REQUEST_TIMEOUT,
     )
 
@@ -267,10 +271,10 @@ def _keep_secret(secrets: set[str], error: BaseException | None) -> None:
     seen: set[int] = set()
     while secrets and error is not None and id(error) not in seen:
         seen.add(id(error))
-        error.args = tuple(_without(secrets, argument) for argument in error.args)
+        error.args = tuple(_without(secrets, _json.cut(told)) for told in error.args)
         for name in ("message", "body"):
             if isinstance(told := getattr(error, name, None), str | dict | list):
-                setattr(error, name, _without(secrets, told))
+                setattr(error, name, _without(secrets, _json.cut(told)))
         error = error.__cause__ or error.__context__
 
 

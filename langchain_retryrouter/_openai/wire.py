@@ -16,13 +16,16 @@ from typing import Any, Final
 
 from langchain_core.outputs import GenerationChunk
 
+from langchain_retryrouter import _json
 from langchain_retryrouter._core.failure import FailureKind, classify
 from langchain_retryrouter._core.streaming import Signal
+from langchain_retryrouter._openai.usage import counted, has_count
 
 LEDGER: Final = "retryrouter"
 """Under which name an answer, or the chunk that ends a stream, carries the ledger."""
 
 _BAD_REQUEST, _END_OF_STATUSES = 400, 600
+_DIGITS = 3  # Of a status; what is longer may be too long for `int`.
 _EXCERPT = 80
 
 
@@ -158,6 +161,8 @@ def _is_choice(choice: Any, *names: str) -> bool:
     """Whether a choice has one of these fields, and its text, if any, is a text."""
     if _is_scalar(choice):
         return False
+    if not isinstance(get(choice, "finish_reason"), str | None):
+        return False
     if isinstance(get(choice, "text"), str):
         return True
     inner = _inner(choice)
@@ -165,7 +170,7 @@ def _is_choice(choice: Any, *names: str) -> bool:
     return (
         any(_has(choice, name) for name in names)
         and not (_is_scalar(inner) and inner is not None)
-        and all(text is None or isinstance(text, str) for text in texts)
+        and all(isinstance(text, str | None) for text in texts)
     )
 
 
@@ -199,7 +204,7 @@ def reported(error: Any) -> Problem:
     Args:
         error: The value of `error`: a dict as OpenAI's, or only a sentence.
     """
-    body = plain(error)
+    body = _json.cut(plain(error))
     facts = body if isinstance(body, Mapping) else {"message": body}
     text = str(facts.get("message") or "the provider reported an error")
     code = code_in(facts)
@@ -239,7 +244,11 @@ def excerpt(text: Any) -> str:
 def _status_in(facts: Mapping[str, Any]) -> int | None:
     # Gateways such as OpenRouter, vLLM and LiteLLM put the HTTP status into `code`.
     code = str(facts.get("code"))
-    if code.isdecimal() and _BAD_REQUEST <= int(code) < _END_OF_STATUSES:
+    if (
+        len(code) == _DIGITS
+        and code.isdecimal()
+        and _BAD_REQUEST <= int(code) < _END_OF_STATUSES
+    ):
         return int(code)
     return _BAD_REQUEST if facts.get("type") == "invalid_request_error" else None
 
@@ -247,7 +256,11 @@ def _status_in(facts: Mapping[str, Any]) -> int | None:
 def read_answer(raw: Any) -> Answer:
     """The answer of either endpoint, which has no `Problem` of `problem_of`."""
     choices, voices = [], []
-    for choice in _in_order(plain(raw)["choices"]):
+    try:
+        found = plain(raw)["choices"]
+    except ValueError as error:  # The SDK's objects hold what they cannot write.
+        return Answer(problem=malformed(f"an answer that cannot be read: {error}"))
+    for choice in _in_order(found):
         voices.append(_Voice(choice.get("message")))
         voices[-1].follow(choice)
         choices.append(
@@ -259,7 +272,7 @@ def read_answer(raw: Any) -> Answer:
         )
     return Answer(
         choices=choices,
-        usage=plain(get(raw, "usage")) or {},
+        usage=counted(plain(get(raw, "usage"))),
         system_fingerprint=get(raw, "system_fingerprint"),
         ledger=get(raw, LEDGER) or {},
         problem=next((v.problem for v in voices if v.problem is not None), None)
@@ -340,14 +353,14 @@ class ChunkReader:
         info: dict[str, Any] = {}
         if choice is not None:
             info["finish_reason"] = get(choice, "finish_reason")
-            info["logprobs"] = plain(get(choice, "logprobs"))
+            info["logprobs"] = _logprobs_of(choice)
             if not isinstance(get(choice, "text"), str):
                 self._voice.hear(get(choice, "delta"))
             self._voice.follow(choice)
         usage = plain(get(chunk, "usage"))
         self._is_over = self._is_over or _is_final(choice)
         # Once: LangChain adds up what chunks say, and some servers repeat the sum.
-        if self._is_over and not self._is_counted and _has_count(usage):
+        if self._is_over and not self._is_counted and has_count(usage):
             self._is_counted = True
             info["token_usage"] = usage
         if ledger := get(chunk, LEDGER):
@@ -358,15 +371,16 @@ class ChunkReader:
         )
 
 
+def _logprobs_of(choice: Any) -> dict[str, Any] | None:
+    """A chunk's part of the probabilities; None where it cannot be joined to others."""
+    told = plain(get(choice, "logprobs"))
+    if not isinstance(told, dict):
+        return None
+    return {name: some for name, some in told.items() if isinstance(some, list | None)}
+
+
 def _is_final(choice: Any) -> bool:
     return choice is None or bool(get(choice, "finish_reason"))
-
-
-def _has_count(usage: Any) -> bool:
-    """Whether anything was counted; LiteLLM sends zeros where it has not."""
-    return isinstance(usage, Mapping) and any(
-        isinstance(count, int | float) and count for count in usage.values()
-    )
 
 
 def join(chunks: Iterable[GenerationChunk]) -> Answer:
@@ -383,7 +397,7 @@ def join(chunks: Iterable[GenerationChunk]) -> Answer:
     }
     return Answer(
         choices=[choice],
-        usage=info.get("token_usage") or {},
+        usage=counted(info.get("token_usage")),
         ledger=info.get(LEDGER) or {},
     )
 
@@ -417,10 +431,13 @@ class _Voice:
             return
         # LiteLLM's proxy moves what is OpenAI's own, such as a refusal, out of the way.
         moved = get(message, "provider_specific_fields")
-        self._refusal += get(message, "refusal") or get(moved, "refusal") or ""
-        calls = [get(call, "function") for call in get(message, "tool_calls") or ()]
-        for call in [*calls, get(message, "function_call")]:
-            self._called = self._called or get(call, "name") or ""
+        said = get(message, "refusal") or get(moved, "refusal") or ""
+        self._refusal += said if isinstance(said, str) else excerpt(said)
+        told = get(message, "tool_calls")
+        calls = told if isinstance(told, list | tuple) else ()
+        functions = [get(call, "function") for call in calls]
+        for function in [*functions, get(message, "function_call")]:
+            self._called = self._called or get(function, "name") or ""
 
     def follow(self, choice: Any) -> None:
         self._has_spoken = self._has_spoken or bool(_text_of(choice))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
+from langchain_retryrouter import _json
 from langchain_retryrouter._router.reports import look
 
 _SECRET_HEADERS: Final = frozenset(
@@ -58,11 +59,11 @@ def without(secrets: set[str], value: Any) -> Any:
 
 def mask(secrets: set[str], error: BaseException) -> None:
     """Take `secrets` out of what an SDK's own error says: a traceback prints it."""
-    error.args = tuple(without(secrets, argument) for argument in error.args)
+    error.args = tuple(without(secrets, _json.cut(told)) for told in error.args)
     for name in ("message", "body", "details"):
         told = vars(error).get(name)
         if isinstance(told, str | dict | list):
-            setattr(error, name, without(secrets, told))
+            setattr(error, name, without(secrets, _json.cut(told)))
 
 
 def _requests_of(error: BaseException) -> Iterator[Any]:

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from types import FrameType, TracebackType
 from typing import Any, Final
 
+from langchain_retryrouter import _json
 from langchain_retryrouter._core.failure import FailureKind
 from langchain_retryrouter._router.reports import Report, look, read_reported
 
@@ -56,6 +57,8 @@ def odd_answer(error: Exception) -> Report | None:
 
     None where it was not the answer: a caller's mistake, or a bug.
     """
+    if _json.is_unreadable(error):
+        return _malformed(error)
     if not isinstance(error, _ODD) or _is_callers_schema(error):
         return None
     frames = list(_frames(error.__traceback__))
@@ -64,7 +67,8 @@ def odd_answer(error: Exception) -> Report | None:
         return _reported_in(error, readers) or _malformed(error)
     if frames and frames[-1].f_code.co_name in _COLLECTORS:
         return _malformed(error)
-    return _malformed(error) if _is_scalar_event(error) else None
+    is_odd = _is_scalar_event(error) or (bool(frames) and _is_dump(frames[-1]))
+    return _malformed(error) if is_odd else None
 
 
 def _reported_in(error: Exception, readers: set[str]) -> Report | None:
@@ -115,6 +119,18 @@ def _is_scalar_event(error: Exception) -> bool:
         isinstance(error, AttributeError)
         and error.name == "model_dump"
         and isinstance(error.obj, str | int | float | list | None)
+    )
+
+
+def _is_dump(frame: FrameType) -> bool:
+    """Whether it is an answer, as the SDK has it, that would not become plain data.
+
+    It holds what JSON may say and nobody can write, such as half a character. The
+    generated SDKs keep the types of their answers in `types`.
+    """
+    written = frame.f_locals.get("self")
+    return frame.f_code.co_name == "model_dump" and (
+        ".types." in type(written).__module__
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from langchain_retryrouter import _json
 from langchain_retryrouter._core.failure import FailureKind, classify
 
 # A name that a provider gives an error, and the status that it documents for it. It
@@ -78,6 +79,7 @@ _REQUEST_IDS: Final = (
 _OK, _REDIRECT, _BAD_REQUEST, _END_OF_STATUSES = 200, 300, 400, 600
 _REQUEST_TIMEOUT, _SERVER_ERROR = 408, 500
 _EXCERPT = 200
+_DIGITS = 3  # Of a status; what is longer may be too long for `int`.
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +147,7 @@ def look(thing: Any, name: str) -> Any:
 def _read(
     status: int | None, body: Any, headers: list[tuple[str, str]], fallback: str
 ) -> Report:
+    body = _json.cut(body)
     facts = _facts_in(body)
     told = _sentence(facts, body)
     names = list(_names_in(facts))
@@ -181,7 +184,11 @@ def _kind_of(status: int | None, names: list[str], text: str) -> FailureKind:
 def _implied_status(names: list[str]) -> int | None:
     for name in names:
         # OpenRouter, vLLM and LiteLLM put the HTTP status into `code`.
-        if name.isdecimal() and _BAD_REQUEST <= int(name) < _END_OF_STATUSES:
+        if (
+            len(name) == _DIGITS
+            and name.isdecimal()
+            and _BAD_REQUEST <= int(name) < _END_OF_STATUSES
+        ):
             return int(name)
         if found := _STATUS_BY_NAME.get(name):
             return found
@@ -256,8 +263,8 @@ def _body_of(error: BaseException, response: Any) -> Any:
     if not isinstance(content, bytes) or not content:
         return None
     try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
+        return _json.read(content)
+    except ValueError:
         return content.decode("utf-8", "replace")
 
 

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 import openai
-from pydantic_core import from_json
 
+from langchain_retryrouter import _json
 from langchain_retryrouter._openai import wire
 from langchain_retryrouter._openai.clients.sharing import Resource, http_library
 from langchain_retryrouter._openai.failures import from_problem
@@ -167,7 +166,7 @@ def _parameters(sdk_class: Any) -> _Parameters:
 
 def _answer_in(response: Any) -> PlainAnswer:
     try:
-        data = _from_json(response.content)
+        data = _json.read_quickly(response.content)
     except ValueError:
         data = response.text
     if not isinstance(data, dict):
@@ -184,15 +183,15 @@ def _events_in(part: bytes, parser: SSEParser, response: Any) -> list[bytes]:
 
 
 def _chunk_in(data: bytes, response: Any) -> Any:
-    chunk = _from_json(data)
+    chunk = _read(data, response)
     if isinstance(chunk, dict) and (error := chunk.get("error")):
         raise from_problem(wire.reported(error), response=response)
     return chunk
 
 
-def _from_json(data: bytes) -> Any:
+def _read(data: bytes, response: Any) -> Any:
     try:
-        return from_json(data)
-    except ValueError:
-        # Slower, laxer with halves of surrogate pairs, and says what it does not like.
-        return json.loads(data)
+        return _json.read_quickly(data)
+    except ValueError as error:
+        problem = wire.malformed(f"an event that is not JSON: {error}")
+        raise from_problem(problem, response=response) from error

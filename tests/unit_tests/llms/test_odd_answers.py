@@ -1,0 +1,168 @@
+"""Answers that are JSON, and not quite OpenAI's: read, or refused with a type."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import openai
+import pytest
+
+from langchain_retryrouter import (
+    ContentFilterError,
+    MalformedResponseError,
+    OpenAIChat,
+    RetryPolicy,
+    RetryRouterError,
+)
+from langchain_retryrouter._openai import wire
+from langchain_retryrouter._openai.usage import add_usage
+from langchain_retryrouter.testing import Body, FaultyGateway
+from tests.unit_tests.conftest import Twin
+
+from .conftest import NewLLM
+
+JSON = {"content-type": "application/json"}
+EVENTS = {"content-type": "text/event-stream"}
+ABYSS = "[" * 100_000
+DEEP = "[" * 300 + "]" * 300
+DIGITS = "9" * 5_000
+ONCE = RetryPolicy(max_retries=0)
+
+
+def answer(said: str = '"content": "Hello"', beside: str = '"usage": {}') -> str:
+    choice = f'{{"index": 0, "finish_reason": "stop", "message": {{{said}}}}}'
+    return f'{{"choices": [{choice}], {beside}}}'
+
+
+def chunk(delta: str, reason: str = "null", beside: str = '"id": "x"') -> str:
+    choice = f'{{"index": 0, "finish_reason": {reason}, "delta": {{{delta}}}}}'
+    return f'data: {{"choices": [{choice}], {beside}}}\n\n'
+
+
+@pytest.fixture
+def llm(new_llm: NewLLM) -> Any:
+    """A model that asks once."""
+    return new_llm(OpenAIChat, retry_policy=ONCE, max_retries=0)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        ABYSS,
+        answer(beside=f'"usage": {DEEP}'),
+        answer(beside=f'"created": {DIGITS}'),
+        answer('"content": "Hello"').replace('"stop"', "13"),
+        answer('"content": "Hello"').replace('"stop"', '{"why": "stop"}'),
+    ],
+    ids=["abyss", "deep", "digits", "reason 13", "reason in an object"],
+)
+def test_what_cannot_be_read_is_malformed(
+    twin: Twin, llm: Any, gateway: FaultyGateway, body: str
+) -> None:
+    """An answer that Python's reader gives way under is an error of ours."""
+    gateway.script(Body(200, JSON, body))
+    with pytest.raises(MalformedResponseError) as caught:
+        twin.invoke(llm, "hi")
+    assert caught.value.attempts == 1
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        f"data: {ABYSS}\n\n",
+        f"data: {DIGITS}\n\n",
+        chunk('"content": "Hello"', beside=f'"id": {DEEP}'),
+        chunk('"content": "Hello"', reason="13"),
+    ],
+    ids=["abyss", "digits", "deep", "reason 13"],
+)
+def test_an_event_that_cannot_be_read_is_malformed(
+    twin: Twin, llm: Any, gateway: FaultyGateway, event: str
+) -> None:
+    """The same in a stream."""
+    gateway.script(Body(200, EVENTS, event))
+    with pytest.raises(MalformedResponseError):
+        twin.stream(llm, "hi")
+
+
+@pytest.mark.parametrize("status", [200, 400, 503])
+@pytest.mark.parametrize(
+    "error",
+    [
+        f'{{"code": "{DIGITS}", "message": "odd"}}',
+        f'{{"code": 503, "message": {"[" * 700 + "]" * 700}}}',
+    ],
+    ids=["digits", "deep"],
+)
+def test_an_odd_error_is_an_error_of_ours(
+    twin: Twin, llm: Any, gateway: FaultyGateway, status: int, error: str
+) -> None:
+    """Whatever a server puts into its error, what leaves can be caught by its class."""
+    gateway.script(Body(status, JSON, f'{{"error": {error}}}'))
+    with pytest.raises(RetryRouterError) as caught:
+        twin.invoke(llm, "hi")
+    assert json.dumps(caught.value.body)
+
+
+@pytest.mark.parametrize("refusal", ['["No."]', '{"why": "No."}', "7"])
+def test_a_refusal_is_one_in_any_form(
+    twin: Twin, llm: Any, gateway: FaultyGateway, refusal: str
+) -> None:
+    """A model that refused has not answered, also where it did not say it in a text."""
+    gateway.script(Body(200, JSON, answer(f'"content": null, "refusal": {refusal}')))
+    with pytest.raises(ContentFilterError, match="refused"):
+        twin.invoke(llm, "hi")
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        ("7", {}),
+        ('"7"', {}),
+        ("[1]", {}),
+        ('{"total_tokens": -1, "a": 1e999, "b": NaN, "c": "x"}', {}),
+        (f'{{"total_tokens": 1{"0" * 400}, "cost": 0.5}}', {"cost": 0.5}),
+        ('{"details": {"cached": 2, "odd": -2}}', {"details": {"cached": 2}}),
+    ],
+)
+def test_what_is_no_count_is_left_out(
+    twin: Twin,
+    llm: Any,
+    gateway: FaultyGateway,
+    usage: str,
+    expected: dict[str, Any],
+) -> None:
+    """An answer that was paid for is not lost over an odd number beside it."""
+    gateway.script(Body(200, JSON, answer(beside=f'"usage": {usage}')))
+    result = twin.generate(llm, ["hi"])
+    assert result.generations[0][0].text == "Hello"
+    assert result.llm_output["token_usage"] == expected
+
+
+def test_counts_of_two_forms_are_added_up() -> None:
+    """A name that has details in one answer and a number in another is not an error."""
+    one, other = {"a": {"b": 1}, "c": 1}, {"a": 2, "c": {"d": 3}}
+    assert add_usage(one, other) == {"a": 2, "c": {"d": 3}}
+
+
+def test_odd_probabilities_do_not_keep_chunks_apart() -> None:
+    """Probabilities that cannot be joined are left out of a stream; its text is not."""
+    reader = wire.ChunkReader()
+    told = [{"tokens": ["a"], "odd": 1}, ["a"], 7, {"tokens": ["b"], "odd": "x"}]
+    chunks = [
+        reader.read({"choices": [{"index": 0, "text": "a", "logprobs": one}]})
+        for one in told
+    ]
+    choice = wire.join(chunks).choices[0]
+    assert (choice["text"], choice["logprobs"]) == ("aaaa", {"tokens": ["a", "b"]})
+
+
+def test_an_object_that_cannot_be_written_is_a_problem() -> None:
+    """The SDK's objects hold halves of characters in their names, and cannot say so."""
+    raw = openai.types.chat.ChatCompletion.construct(
+        **{"choices": [{"index": 0, "message": {"content": "a"}}], "\ud800": 1}
+    )
+    problem = wire.read_answer(raw).problem
+    assert problem is not None
+    assert "cannot be read" in problem.message
