@@ -180,7 +180,17 @@ def test_without_retries_each_route_is_asked_once() -> None:
     assert not new_session("a", policy={"max_retries": 0}).owns_retries
 
 
-def test_the_deadline_is_the_whole_calls() -> None:
+@pytest.mark.parametrize("kind", [FailureKind.UNAVAILABLE, FailureKind.TIMEOUT])
+def test_a_single_route_is_not_missed(kind: FailureKind) -> None:
+    """Where there never was another route, nothing is said of one."""
+    session = new_session("a", policy={"max_retries": 0})
+    run(session, Failure(kind))
+    is_repeated = AFTER[kind] is Step.REPEAT
+    assert session.decision == GiveUp("retries are off" if is_repeated else "")
+
+
+@pytest.mark.parametrize("late", [1.0, 1.5])
+def test_the_deadline_is_the_whole_calls(late: float) -> None:
     """A wait that does not fit is spent on another route; after the end nothing is."""
     clock = FakeClock()
     session = new_session(
@@ -189,7 +199,7 @@ def test_the_deadline_is_the_whole_calls() -> None:
     assert run(session, UNAVAILABLE) == ["a"]
     assert session.decision == Retry(0.0)
     session.admit()
-    clock.advance(1.5)
+    clock.advance(late)
     assert session.failed(TIMEOUT) == GiveUp("the deadline of 1 s is over")
 
 
@@ -232,6 +242,17 @@ def test_nobody_is_sent_to_a_closed_door() -> None:
     assert session.itinerary() == "a (timeout), b (circuit_open)"
     assert not session.go_on()
     assert session.itinerary() == "a (timeout), b (circuit_open)"
+
+
+def test_only_a_door_that_was_passed_by_is_told() -> None:
+    """A route that failed has its line, and one further down was not come to."""
+    clock = FakeClock()
+    shuts = Door("a", CircuitBreaker(failure_threshold=1))
+    session = new_session(shuts, "b", Door("c", open_breaker(clock)), clock=clock)
+    run(session, UNAVAILABLE)
+    session.admit()
+    session.succeeded()
+    assert session.itinerary() == "a (unavailable), b (ok)"
 
 
 def test_with_every_door_closed_the_first_to_open_is_told() -> None:

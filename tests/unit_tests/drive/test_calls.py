@@ -103,6 +103,21 @@ def test_the_route_is_asked_before_each_attempt(drive: Drive, clock: FakeClock) 
     assert failure.route == "gpt-4"
 
 
+def test_who_was_asked_in_turn_is_told(drive: Drive, clock: FakeClock) -> None:
+    """An error that leaves after several models names them all, and how each failed."""
+    routes = iter(["gpt-4", "claude"])
+    script = Script(UnavailableError("503"), errors.RateLimitError("429"))
+    policy = RetryPolicy(max_retries=1)
+    plan = plan_for(clock, policy, route=lambda: next(routes))
+    with pytest.raises(errors.RateLimitError) as caught:
+        drive.call(plan, script)
+    assert caught.value.__notes__ == [
+        "asked in turn: gpt-4 (unavailable), claude (rate_limit)",
+        "gave up after 2 attempts, 0.5 s waited: no retries left",
+    ]
+    assert caught.value.route == "claude"
+
+
 def test_a_success_pays_in(drive: Drive, clock: FakeClock) -> None:
     """Each retry costs the budget, and an answer gives a token back."""
     budget = RetryBudget()
