@@ -105,6 +105,15 @@ def test_what_is_older_than_the_window_is_forgotten() -> None:
     assert breaker.state(100) is OPEN
 
 
+def test_a_success_counts_when_it_came() -> None:
+    """A slow answer is as young as its end, and not as old as its beginning."""
+    breaker = rated(window=60)
+    for call in [admitted(breaker, 0) for _ in range(4)]:
+        breaker.succeeded(call, 50)
+    feed(breaker, ".xxx", now=65)
+    assert breaker.state(65) is CLOSED
+
+
 def test_a_success_without_a_time_counts_at_the_last_admission() -> None:
     """A caller that tells no time with its success is counted all the same."""
     breaker = rated()

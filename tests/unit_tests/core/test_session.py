@@ -343,9 +343,10 @@ def test_a_failure_after_the_first_token_counts_too() -> None:
     breaker = CircuitBreaker(failure_threshold=1)
     session = RetrySession(RetryPolicy(), breaker=breaker, time=clock)
     session.admit()
-    session.broke_off(Failure(FailureKind.INTERRUPTED))
+    session.broke_off(Failure(FailureKind.INTERRUPTED, status_code=200))
     assert session.decision == GiveUp("part of the answer was already delivered")
     assert session.records[0].outcome == "interrupted"
+    assert session.records[0].status_code == 200
     assert breaker.state(0) is BreakerState.OPEN
 
 
