@@ -210,7 +210,14 @@ def test_a_servers_word_outweighs_a_probe_under_way() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "until"),
-    [(0, 0.0), (-1, 0.0), (math.nan, 0.0), (1e60, 86_400.0), (math.inf, 86_400.0)],
+    [
+        (0, 0.0),
+        (-1, 0.0),
+        (math.nan, 0.0),
+        (0.5, 0.5),
+        (1e60, 86_400.0),
+        (math.inf, 86_400.0),
+    ],
 )
 def test_a_number_that_cannot_be_meant_shuts_nobody_out(
     seconds: float, until: float

@@ -265,6 +265,16 @@ def test_an_open_breaker_refuses_the_first_attempt() -> None:
     assert session.attempts == 0
 
 
+def test_a_door_is_closed_until_the_very_moment() -> None:
+    """Whether it lets through is asked for now, unless a later moment is named."""
+    clock = FakeClock()
+    session = RetrySession(RetryPolicy(), breaker=opened(clock), time=clock)
+    clock.advance(29.5)
+    assert session.will_be_refused()
+    assert session.will_be_refused(0.25)
+    assert not session.will_be_refused(0.5)
+
+
 def test_no_wait_is_begun_towards_a_closed_door() -> None:
     """If the breaker will be open after the wait, the call ends now, and unpaid."""
     clock = FakeClock()

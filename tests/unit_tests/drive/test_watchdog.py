@@ -29,6 +29,7 @@ from .scripted import END, ROLE, Script, Source, token
 
 HEL, LO = token("Hel"), token("lo")
 SHORT = 0.05
+IN_TIME = 0.95  # A busy machine may be late with a thread, and a whole second is wrong.
 FAR = 30.0
 
 
@@ -68,7 +69,7 @@ def test_an_overdue_read_is_cut() -> None:
     watch.expect_within(SHORT)
     assert not watch.has_fired
     assert read.is_cut()
-    assert time.monotonic() - began >= SHORT
+    assert SHORT <= time.monotonic() - began < IN_TIME
     watch.end()
     assert watch.has_fired
     assert read.aborts == 1
