@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from langchain_retryrouter import RetryRouterError
-from tests.promises.stream_listeners import Heard, Listener
 from tests.promises.recordings import Recording, Told, Way
+from tests.promises.stream_listeners import Heard, Listener
 
 
 @dataclass

@@ -16,17 +16,6 @@ import pytest
 from langchain_retryrouter import RetryPolicy, RetryRouterError
 from langchain_retryrouter.testing import FaultyGateway, Raw
 from tests.promises.evidence import Evidence, Length, Promise
-from tests.promises.stream_listeners import (
-    LISTENERS,
-    ONCE,
-    Heard,
-    Listener,
-    Stage,
-    Unstreamed,
-    alisten,
-    listen,
-    unstreamed,
-)
 from tests.promises.recordings import (
     END_OF_BODY,
     LOST_CONNECTION,
@@ -41,6 +30,17 @@ from tests.promises.recordings import (
     recorded,
     whole_bodies,
     whole_json,
+)
+from tests.promises.stream_listeners import (
+    LISTENERS,
+    ONCE,
+    Heard,
+    Listener,
+    Stage,
+    Unstreamed,
+    alisten,
+    listen,
+    unstreamed,
 )
 from tests.promises.tally import Tally
 from tests.promises.truncated_peers import peers

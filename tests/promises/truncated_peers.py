@@ -14,8 +14,8 @@ from langchain_openai import OpenAI
 from pydantic import SecretStr
 
 from langchain_retryrouter.testing import FaultyGateway
-from tests.promises.stream_listeners import chat_openai
 from tests.promises.recordings import Protocol
+from tests.promises.stream_listeners import chat_openai
 
 Ask = Callable[[str], Any]
 
