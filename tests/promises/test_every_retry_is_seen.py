@@ -131,7 +131,7 @@ class Plan:
 
 def plans(twin: Twin, model: str, length: Length) -> Iterator[Plan]:
     """Each way, with faults that the dice choose; in short with one of the two ends."""
-    for seed in range(length.of(short=1, long=5)):
+    for seed in range(length.of(short=1, long=2)):
         dice = new_dice(seed)
         for name, way in ways_of(twin, model).items():
             choice = [*FAULTS, Truncate(0)] if "stream" in name else FAULTS
