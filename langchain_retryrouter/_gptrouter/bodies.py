@@ -19,6 +19,7 @@ from langchain_retryrouter._gptrouter.wire import EndReader, GatewayEvent, read_
 from langchain_retryrouter._sse import EventTooLargeError, SSEParser
 from langchain_retryrouter.errors import RetryRouterError
 from langchain_retryrouter.errors.gpt_router import GPT_ROUTER_ERRORS
+from langchain_retryrouter.errors.masking import Masked
 
 if TYPE_CHECKING:
     import aiohttp
@@ -87,10 +88,13 @@ class _EventQueue:
 class SyncEvents:
     """The events of one open stream."""
 
-    def __init__(self, response: urllib3.BaseHTTPResponse, limit: Limit) -> None:
+    def __init__(
+        self, response: urllib3.BaseHTTPResponse, limit: Limit, masked: Masked
+    ) -> None:
         """Over an answer whose body has not been read, and is read within `limit`."""
         self._response = response
         self._limit = limit
+        self._masked = masked
         self._queue = _EventQueue()
 
     def __iter__(self) -> Self:
@@ -100,11 +104,12 @@ class SyncEvents:
     def __next__(self) -> GatewayEvent:
         """The next event, `end` included."""
         queue = self._queue
-        while (event := queue.take()) is None:
-            if queue.is_over:
-                queue.check_whole()
-                raise StopIteration
-            queue.feed(_read_some(self._response))
+        with self._masked:
+            while (event := queue.take()) is None:
+                if queue.is_over:
+                    queue.check_whole()
+                    raise StopIteration
+                queue.feed(_read_some(self._response))
         return event
 
     def abort(self) -> None:
@@ -127,10 +132,14 @@ class AsyncEvents:
     """Async twin of `SyncEvents`; ends early once `stop_signal` is set."""
 
     def __init__(
-        self, response: aiohttp.ClientResponse, stop_signal: asyncio.Event | None = None
+        self,
+        response: aiohttp.ClientResponse,
+        masked: Masked,
+        stop_signal: asyncio.Event | None = None,
     ) -> None:
         """Over an answer whose body has not been read."""
         self._response = response
+        self._masked = masked
         self._stop_signal = stop_signal
         self._queue = _EventQueue()
 
@@ -143,11 +152,12 @@ class AsyncEvents:
         queue = self._queue
         if self._stop_signal is not None and self._stop_signal.is_set():
             queue.stop()
-        while (event := queue.take()) is None:
-            if queue.is_over:
-                queue.check_whole()
-                raise StopAsyncIteration
-            queue.feed(await _aread_some(self._response))
+        with self._masked:
+            while (event := queue.take()) is None:
+                if queue.is_over:
+                    queue.check_whole()
+                    raise StopAsyncIteration
+                queue.feed(await _aread_some(self._response))
         return event
 
     async def aclose(self) -> None:

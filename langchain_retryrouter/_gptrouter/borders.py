@@ -7,7 +7,8 @@ a client that a user put in our client's place. This file knows classes, not cal
 from __future__ import annotations
 
 import ssl
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 from gpt_router import exceptions as sdk
 
@@ -20,6 +21,7 @@ from langchain_retryrouter.errors.gpt_router import (
 
 _NO_CONNECTION = "no connection to the gateway"
 _BROKEN = "the connection to the gateway broke"
+_NO_HEADERS: Final[Any] = MappingProxyType({})
 _SILENT = "no whole answer from the gateway in time"
 _UNREAD = "the gateway did not take the request in time"
 
@@ -46,6 +48,10 @@ def from_aiohttp(error: Exception) -> RetryRouterError:
     """What an exception of aiohttp, or of the socket under it, means."""
     import aiohttp  # noqa: PLC0415 - imported by whoever raised `error`
 
+    if isinstance(error, aiohttp.ClientResponseError):
+        # It holds the request's headers, the key among them, and its `repr` shows them.
+        bare = error.request_info._replace(headers=_NO_HEADERS)
+        error.request_info, error.args = bare, (bare, error.history)
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return _timeout(f"{_NO_CONNECTION} in time", may_have_run=False)
     if isinstance(error, TimeoutError):

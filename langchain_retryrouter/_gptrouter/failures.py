@@ -16,6 +16,7 @@ from langchain_retryrouter._core.retry_after import ServerAdvice
 from langchain_retryrouter.errors import RetryRouterError
 from langchain_retryrouter.errors.gpt_router import (
     GPT_ROUTER_ERRORS,
+    GPT_ROUTER_STATUS_ERRORS,
     GPT_ROUTER_STREAM_ERRORS,
 )
 
@@ -66,7 +67,8 @@ def read_status_error(
     if status_code == _NOT_ACCEPTABLE:
         # The SDK's own reading of a 406: no model of the list is available.
         kind = FailureKind.UNAVAILABLE
-    return GPT_ROUTER_ERRORS[kind](
+    cls = GPT_ROUTER_STATUS_ERRORS.get((status_code, kind), GPT_ROUTER_ERRORS[kind])
+    return cls(
         f"{status_code}: {message}",
         status_code=status_code,
         retry_after=advice.retry_after,

@@ -47,6 +47,7 @@ from langchain_retryrouter._gptrouter.wire import (
 from langchain_retryrouter._version import __version__
 from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError
 from langchain_retryrouter.errors.gpt_router import GPT_ROUTER_ERRORS
+from langchain_retryrouter.errors.masking import Masked
 
 if TYPE_CHECKING:
     import aiohttp
@@ -104,6 +105,7 @@ class GatewayClient(GPTRouterClient):
         self._root = f"{root}/api"
         self._origin = origin_of(root, proxy)
         check_key(self._secret)
+        self._masked = Masked(self._secret.get_secret_value())
 
     @property
     def api_key(self) -> str:
@@ -223,23 +225,25 @@ class GatewayClient(GPTRouterClient):
         Raises:
             RetryRouterError: One of `errors.gpt_router`.
         """
-        response, _ = self._send(path, payload, timeout)
-        try:
-            body = read_all(response)
-        finally:
-            let_go(response)
-        return _read_answer(response.status, _headers_of(response), body)
+        with self._masked:
+            response, _ = self._send(path, payload, timeout)
+            try:
+                body = read_all(response)
+            finally:
+                let_go(response)
+            return _read_answer(response.status, _headers_of(response), body)
 
     async def apost(
         self, path: str, payload: Mapping[str, Any]
     ) -> dict[str, Any] | None:
         """Async twin of `post`."""
-        response = await self._asend(path, payload)
-        try:
-            body = await aread_all(response)
-        finally:
-            response.close()
-        return _read_answer(response.status, _headers_of(response), body)
+        with self._masked:
+            response = await self._asend(path, payload)
+            try:
+                body = await aread_all(response)
+            finally:
+                response.close()
+            return _read_answer(response.status, _headers_of(response), body)
 
     def open_stream(
         self,
@@ -261,16 +265,17 @@ class GatewayClient(GPTRouterClient):
         """
         began = time.monotonic()
         read_timeout = self.stream_read_timeout
-        response, limit = self._send(path, payload, timeout, read_timeout)
-        if _is_event_stream(response.status, _headers_of(response)):
-            # The headers have come; from here on who reads says how long it may take.
-            limit.due = None if whole_within is None else began + whole_within
-            return SyncEvents(response, limit)
-        try:
-            body = read_all(response)
-        finally:
-            let_go(response)
-        raise _not_a_stream(response.status, _headers_of(response), body)
+        with self._masked:
+            response, limit = self._send(path, payload, timeout, read_timeout)
+            if _is_event_stream(response.status, _headers_of(response)):
+                # The headers have come; from here on who reads says how long it takes.
+                limit.due = None if whole_within is None else began + whole_within
+                return SyncEvents(response, limit, self._masked)
+            try:
+                body = read_all(response)
+            finally:
+                let_go(response)
+            raise _not_a_stream(response.status, _headers_of(response), body)
 
     async def aopen_stream(
         self,
@@ -279,14 +284,15 @@ class GatewayClient(GPTRouterClient):
         stop_signal: asyncio.Event | None = None,
     ) -> AsyncEvents:
         """Async twin of `open_stream`; ends early once `stop_signal` is set."""
-        response = await self._asend(path, payload, self.stream_read_timeout)
-        if _is_event_stream(response.status, _headers_of(response)):
-            return AsyncEvents(response, stop_signal)
-        try:
-            body = await aread_all(response)
-        finally:
-            response.close()
-        raise _not_a_stream(response.status, _headers_of(response), body)
+        with self._masked:
+            response = await self._asend(path, payload, self.stream_read_timeout)
+            if _is_event_stream(response.status, _headers_of(response)):
+                return AsyncEvents(response, self._masked, stop_signal)
+            try:
+                body = await aread_all(response)
+            finally:
+                response.close()
+            raise _not_a_stream(response.status, _headers_of(response), body)
 
     # --- what the SDK's other methods, embeddings and images, are built on ----------
 

@@ -22,10 +22,10 @@ from langchain_retryrouter._core.failure import FailureKind
 from langchain_retryrouter._core.retry_after import read_advice
 from langchain_retryrouter._openai import wire
 from langchain_retryrouter.errors import RetryRouterError
+from langchain_retryrouter.errors.masking import SHORTEST_SECRET, mask
 from langchain_retryrouter.errors.openai import (
     OPENAI_ERRORS,
-    OpenAIStatusTimeoutError,
-    OpenAIUnprocessableEntityError,
+    OPENAI_STATUS_ERRORS,
 )
 
 _HTTP_LIBRARIES: Final = ("httpx", "httpx2")
@@ -36,15 +36,7 @@ _REQUEST_IDS: Final = (
     "x-ms-request-id",
     "x-litellm-call-id",
 )
-# A shorter key, such as the "EMPTY" of local servers, is no secret, and is found in
-# every other word.
-_SHORTEST_SECRET = 8
 
-_BY_STATUS_AND_KIND: Final = {
-    (408, FailureKind.TIMEOUT): OpenAIStatusTimeoutError,
-    (504, FailureKind.TIMEOUT): OpenAIStatusTimeoutError,
-    (422, FailureKind.INVALID_REQUEST): OpenAIUnprocessableEntityError,
-}
 _REQUEST_TIMEOUT, _SERVER_ERROR = 408, 500
 
 
@@ -95,15 +87,15 @@ def typed_errors(wall: Callable[[], float], resource: Any) -> Iterator[None]:
         yield
     except RetryRouterError as error:
         _add_facts(error, wall())
-        _keep_secret(_secrets_of(error, resource), error)
+        mask(_secrets_of(error, resource), error)
         raise
     except Exception as error:
         named = _named(error, wall)
         if named is None:
             raise
         secrets = _secrets_of(error, resource)
-        _keep_secret(secrets, named)
-        _keep_secret(secrets, error)
+        mask(secrets, named)
+        mask(secrets, error)
         raise named from error
 
 
@@ -171,7 +163,7 @@ def _from_status(error: openai.APIStatusError, wall: float) -> RetryRouterError:
     # Of a page, `said` is an excerpt; its meaning may stand further down.
     text = body if isinstance(body, str) else said
     kind = wire.kind_of(status, facts, text)
-    cls = _BY_STATUS_AND_KIND.get((status, kind), OPENAI_ERRORS[kind])
+    cls = OPENAI_STATUS_ERRORS.get((status, kind), OPENAI_ERRORS[kind])
     return cls(
         f"Error code: {status} - {said}",
         status_code=status,
@@ -261,30 +253,4 @@ def _secrets_of(error: Exception, resource: Any) -> set[str]:
     values = [headers.get(name) for name in _SECRET_HEADERS]
     values += [getattr(client, "api_key", None)]
     words = [value.split() for value in values if isinstance(value, str)]
-    return {
-        found[-1] for found in words if found and len(found[-1]) >= _SHORTEST_SECRET
-    }
-
-
-def _keep_secret(secrets: set[str], error: BaseException | None) -> None:
-    """Take `secrets` out of all that an error, and what led to it, says."""
-    seen: set[int] = set()
-    while secrets and error is not None and id(error) not in seen:
-        seen.add(id(error))
-        error.args = tuple(_without(secrets, _json.cut(told)) for told in error.args)
-        for name in ("message", "body"):
-            if isinstance(told := getattr(error, name, None), str | dict | list):
-                setattr(error, name, _without(secrets, _json.cut(told)))
-        error = error.__cause__ or error.__context__
-
-
-def _without(secrets: set[str], value: Any) -> Any:
-    if isinstance(value, str):
-        for secret in secrets:
-            value = value.replace(secret, "***")
-        return value
-    if isinstance(value, dict):
-        return {name: _without(secrets, item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_without(secrets, item) for item in value]
-    return value
+    return {found[-1] for found in words if found and len(found[-1]) >= SHORTEST_SECRET}

@@ -9,6 +9,8 @@ from urllib.parse import parse_qsl
 
 from langchain_retryrouter import _json
 from langchain_retryrouter._router.reports import look
+from langchain_retryrouter.errors import masking
+from langchain_retryrouter.errors.masking import MASK, SHORTEST_SECRET
 
 _SECRET_HEADERS: Final = frozenset(
     {
@@ -21,16 +23,12 @@ _SECRET_HEADERS: Final = frozenset(
     }
 )
 _SECRET_PARAMETERS: Final = frozenset({"key", "api_key", "api-key", "access_token"})
-# A shorter key, such as the "EMPTY" of local servers, is no secret, and is found in
-# every other word.
-_SHORTEST_SECRET = 8
 # For errors that carry no request: keys that say by their beginning what they are.
 _LOOKS_SECRET: Final = re.compile(
     r"\b(?:sk-|gsk_|xai-|pplx-|hf_|r8_)(?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{16,}"
     r"|\bAIza[A-Za-z0-9_-]{30,}"
     r"|(?<=\bBearer )[A-Za-z0-9._~+/-]{8,}=*"
 )
-_MASK: Final = "***"
 
 
 def secrets_of(errors: list[BaseException]) -> set[str]:
@@ -40,18 +38,19 @@ def secrets_of(errors: list[BaseException]) -> set[str]:
         for error in errors
         for request in _requests_of(error)
         for secret in _secrets_in(request)
-        if len(secret) >= _SHORTEST_SECRET
+        if len(secret) >= SHORTEST_SECRET
     }
 
 
 def without(secrets: set[str], value: Any) -> Any:
     """`value` without `secrets`, and without what looks like one."""
     if isinstance(value, str):
-        for secret in secrets:
-            value = value.replace(secret, _MASK)
-        return _LOOKS_SECRET.sub(_MASK, value)
+        return _LOOKS_SECRET.sub(MASK, masking.without(secrets, value))
     if isinstance(value, Mapping):
-        return {name: without(secrets, item) for name, item in value.items()}
+        return {
+            without(secrets, name): without(secrets, item)
+            for name, item in value.items()
+        }
     if isinstance(value, list):
         return [without(secrets, item) for item in value]
     return value

@@ -7,6 +7,7 @@ Each class is one of `langchain_retryrouter.errors` and the exception that
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from gpt_router import exceptions
@@ -126,19 +127,46 @@ GPT_ROUTER_ERRORS: Final[errors.ErrorFamily] = {
 }
 
 
-def _in_stream(cls: type[errors.RetryRouterError]) -> type[errors.RetryRouterError]:
-    """A sister of `cls` that `except GPTRouterStreamingError` catches too."""
-    if issubclass(cls, exceptions.GPTRouterStreamingError):
+def _sister(
+    cls: type[errors.RetryRouterError], name: str, sdk: type[Exception]
+) -> type[errors.RetryRouterError]:
+    """`cls`, or a sister of it that an `except` clause for `sdk` catches too."""
+    if issubclass(cls, sdk):
         return cls
-    name = cls.__name__.replace("GPTRouter", "GPTRouterStream", 1)
     namespace = {"__module__": __name__, "__doc__": cls.__doc__}
-    sister = type(name, (cls, exceptions.GPTRouterStreamingError), namespace)
+    sister = type(name, (cls, sdk), namespace)
     globals()[name] = sister  # A pickle finds a class by its name.
     return sister
 
 
 GPT_ROUTER_STREAM_ERRORS: Final[errors.ErrorFamily] = {
-    kind: _in_stream(cls)
+    kind: _sister(
+        cls,
+        cls.__name__.replace("GPTRouter", "GPTRouterStream", 1),
+        exceptions.GPTRouterStreamingError,
+    )
     for kind, cls in GPT_ROUTER_ERRORS.items()
     if kind is not FailureKind.CIRCUIT_OPEN
 }
+
+GPT_ROUTER_STATUS_ERRORS: Final[
+    Mapping[tuple[int, FailureKind], type[errors.RetryRouterError]]
+] = {
+    (status, kind): _sister(
+        GPT_ROUTER_ERRORS[kind],
+        GPT_ROUTER_ERRORS[kind].__name__.removesuffix("Error") + name,
+        sdk,
+    )
+    for status, name, sdk in (
+        (400, "BadRequestError", exceptions.GPTRouterBadRequestError),
+        (403, "ForbiddenError", exceptions.GPTRouterForbiddenError),
+    )
+    for kind in (
+        FailureKind.AUTHENTICATION,
+        FailureKind.NOT_FOUND,
+        FailureKind.CONTEXT_OVERFLOW,
+        FailureKind.CONTENT_FILTER,
+        FailureKind.QUOTA,
+    )
+}
+"""Where a status has a class of its own in the SDK, and the answer means another."""

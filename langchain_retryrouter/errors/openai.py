@@ -8,11 +8,13 @@ carries the key.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 import openai
 
 from langchain_retryrouter import errors
+from langchain_retryrouter._core.failure import FailureKind
 
 _Error = TypeVar("_Error", bound="_SDKFacts")
 
@@ -164,3 +166,53 @@ OPENAI_ERRORS: Final[errors.ErrorFamily] = {
         OpenAICircuitOpenError,
     )
 }
+
+
+def _sister(
+    cls: type[errors.RetryRouterError], sdk: type[openai.APIStatusError]
+) -> type[errors.RetryRouterError]:
+    """`cls`, or a sister of it that the SDK's class for a status catches too."""
+    if issubclass(cls, sdk):
+        return cls
+    name = cls.__name__.removesuffix("Error") + sdk.__name__
+    namespace = {"__module__": __name__, "__doc__": cls.__doc__}
+    sister = type(name, (cls, sdk), namespace)
+    globals()[name] = sister  # A pickle finds a class by its name.
+    return sister
+
+
+# The kinds that the body of an answer can make of a status.
+_SHARPER: Final = (
+    FailureKind.AUTHENTICATION,
+    FailureKind.NOT_FOUND,
+    FailureKind.INVALID_REQUEST,
+    FailureKind.CONTEXT_OVERFLOW,
+    FailureKind.CONTENT_FILTER,
+    FailureKind.QUOTA,
+)
+
+OPENAI_STATUS_ERRORS: Final[
+    Mapping[tuple[int, FailureKind], type[errors.RetryRouterError]]
+] = {
+    **{
+        (status, kind): _sister(OPENAI_ERRORS[kind], sdk)
+        for status, sdk in (
+            (400, openai.BadRequestError),
+            (403, openai.PermissionDeniedError),
+            (422, openai.UnprocessableEntityError),
+        )
+        for kind in _SHARPER
+        if (status, kind) != (422, FailureKind.INVALID_REQUEST)
+    },
+    **dict.fromkeys(
+        [(501, FailureKind.INVALID_REQUEST), (505, FailureKind.INVALID_REQUEST)],
+        _sister(OpenAIInvalidRequestError, openai.InternalServerError),
+    ),
+    (408, FailureKind.TIMEOUT): OpenAIStatusTimeoutError,
+    (422, FailureKind.INVALID_REQUEST): OpenAIUnprocessableEntityError,
+    (504, FailureKind.TIMEOUT): OpenAIStatusTimeoutError,
+}
+"""Where a status has a class of its own in the SDK, and the answer means another.
+
+An `except` clause for either catches it.
+"""

@@ -30,6 +30,7 @@ from langchain_retryrouter.testing import (
     ErrorEvent,
     FaultyGateway,
     HtmlPage,
+    Raw,
     Reset,
     Status,
     Step,
@@ -194,3 +195,31 @@ def test_nothing_shows_the_key(
     assert gateway.requests[0].headers["ws-secret"] == KEY
     assert KEY not in caplog.text
     assert KEY not in repr(llm) + str(llm) + dumps(llm) + repr(llm.model_dump())
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        Status(401, body={"message": f"the key {KEY} is not known", "key": KEY}),
+        Status(403, body="x" * 180 + f" {KEY}"),
+        ErrorEvent(f"401 Incorrect API key provided: {KEY}"),
+        Body(200, {"content-type": "text/html"}, f"<html>{KEY}</html>"),
+        Raw(b"HTTP/1.1 abc OK\r\n\r\n"),
+    ],
+    ids=["facts", "excerpt", "event", "page", "garbage"],
+)
+def test_a_key_that_is_quoted_is_not_shown(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, step: Step
+) -> None:
+    """Neither an error nor what led to it has the key, even if the gateway says it."""
+    gateway.always(step)
+    llm = new_llm(max_retries=0)
+
+    for call in (twin.invoke, twin.stream):
+        with pytest.raises(RetryRouterError) as caught:
+            call(llm, "hi")
+        error = caught.value
+        told = [*traceback.format_exception(error), repr(error.__cause__)]
+        told += [repr(vars(error)), repr(getattr(error.__cause__, "args", ""))]
+        assert KEY[:12] not in "".join(told)
+        assert KEY.encode() not in pickle.dumps(error)

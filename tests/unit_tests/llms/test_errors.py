@@ -692,3 +692,50 @@ def test_a_pickled_error_has_no_key(
         400,
         1,
     )
+
+
+@pytest.mark.parametrize(
+    ("code", "error_code", "sdk", "meaning"),
+    [
+        (400, "model_not_found", openai.BadRequestError, errors.NotFoundError),
+        (
+            403,
+            "content_filter",
+            openai.PermissionDeniedError,
+            errors.ContentFilterError,
+        ),
+        (
+            422,
+            "content_filter",
+            openai.UnprocessableEntityError,
+            errors.ContentFilterError,
+        ),
+        (501, None, openai.InternalServerError, errors.InvalidRequestError),
+    ],
+)
+def test_the_status_s_own_class_catches_a_sharper_error(
+    twin: Any,
+    code: int,
+    error_code: str | None,
+    sdk: type[Exception],
+    meaning: type[errors.RetryRouterError],
+    new_llm: NewLLM,
+    gateway: FaultyGateway,
+) -> None:
+    """What a body makes of a status, the SDK's class for that status catches too."""
+    gateway.always(Status(code, error_code=error_code))
+    with pytest.raises(sdk) as caught:
+        twin.invoke(new_llm(), "hi")
+    assert isinstance(caught.value, meaning)
+    assert type(pickle.loads(pickle.dumps(caught.value))) is type(caught.value)
+
+
+@pytest.mark.parametrize("method", ["invoke", "stream"])
+def test_an_answer_that_is_nested_too_deep_is_malformed(
+    twin: Any, any_model: Any, method: str, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """JSON that no reader can follow is the provider's failure, named as such."""
+    deep = b"[" * 100_000 + b"]" * 100_000
+    gateway.always(Body(200, {"content-type": "application/json"}, deep))
+    with pytest.raises(named.OpenAIMalformedResponseError):
+        getattr(twin, method)(new_llm(any_model, max_retries=0), "hi")
