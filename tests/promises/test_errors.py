@@ -199,6 +199,10 @@ def made(models: Models, call: Call, gateway: FaultyGateway) -> tuple[Any, int]:
             return models.error(call.way, call.fault, address, call.retries), 0
     gateway.always(step)
     error = models.error(call.way, call.fault, gateway.url, call.retries)
+    if call.fault.timeout is not None:
+        # Who has lost patience may be gone before a busy server has read the request.
+        attempts = getattr(error, "attempts", 0)
+        gateway.wait_for(lambda gateway: len(gateway.requests) >= attempts)
     return error, len(gateway.requests)
 
 
