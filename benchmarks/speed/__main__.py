@@ -1,0 +1,90 @@
+"""Measure, print the tables, and write them down.
+
+    python -m benchmarks.speed [--scale 1.0] [--rounds 9] [--only calls ...]
+
+A run in full length and of all sections rewrites `docs/performance.*`. The exit code is
+1 where a bar was missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import time
+import warnings
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+from benchmarks.speed import calls, crowds, footprint, streams
+from benchmarks.speed.chart import draw
+from benchmarks.speed.measure import Section
+from benchmarks.speed.report import Report, measured, of_section, write
+from benchmarks.speed.stub import StubServer, running
+
+_SECTIONS: Final[dict[str, Callable[[StubServer, int, float], Section]]] = {
+    "calls": calls.sync_calls,
+    "acalls": calls.async_calls,
+    "chunks": streams.sync_chunks,
+    "achunks": streams.async_chunks,
+    "first": streams.first_token,
+    "crowd500": crowds.crowd(500),
+    "crowd2000": crowds.crowd(2_000),
+    "guards": footprint.guards,
+    "building": footprint.building,
+    "imports": footprint.imports,
+    "memory": footprint.memory,
+    "growth": footprint.growth,
+}
+_PACKAGES: Final = (
+    "langchain-retryrouter",
+    "langchain-core",
+    "langchain-openai",
+    "langchain-community",
+    "openai",
+    "gptrouter",
+    "litellm",
+    "aiohttp",
+    "urllib3",
+)
+
+
+def main() -> None:
+    """Run the sections, one after another, against one server."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scale", type=float, default=1.0, help="of all lengths")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", nargs="*", choices=_SECTIONS, default=list(_SECTIONS))
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")  # The peers' deprecations are not ours to show.
+    began = time.monotonic()
+    sections = []
+    with running() as server:
+        for name in arguments.only:
+            section = _SECTIONS[name](server, arguments.rounds, arguments.scale)
+            sections.append(section)
+            print(measured(of_section(section)))
+    report = Report(
+        seconds=round(time.monotonic() - began, 1),
+        scale=arguments.scale,
+        python=platform.python_version(),
+        cores=os.cpu_count() or 1,
+        versions={name: metadata.version(name) for name in _PACKAGES},
+        sections=[of_section(section) for section in sections],
+    )
+    if arguments.scale == 1 and len(sections) == len(_SECTIONS):
+        write(report, draw(report), Path("docs"))
+    missed = [
+        f"{section['title']}: {bar['what']}"
+        for section in report["sections"]
+        for bar in section["bars"]
+        if not bar["holds"]
+    ]
+    print(f"{len(missed)} bars missed", *missed, sep="\n  ")
+    raise SystemExit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()

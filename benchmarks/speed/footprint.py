@@ -1,0 +1,243 @@
+"""What we weigh: building a model, importing us, and memory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import statistics
+import subprocess
+import sys
+import time
+import tracemalloc
+from typing import Any, Final
+
+from benchmarks.speed import contestants as who
+from benchmarks.speed.calls import CALLER, CHAT, OURS, PARTNER
+from benchmarks.speed.measure import Bar, Measurement, Section, interleaved
+from benchmarks.speed.stub import StubServer
+from langchain_retryrouter._core.session import RetrySession
+from langchain_retryrouter._drive import Plan, call
+from langchain_retryrouter.errors.gpt_router import GPT_ROUTER_ERRORS
+from langchain_retryrouter.retry import CircuitBreaker, RetryBudget, RetryPolicy
+
+_MEGABYTE: Final = 1_000_000
+
+
+# --- building -----------------------------------------------------------------------
+
+
+def building(server: StubServer, rounds: int, scale: float) -> Section:
+    """Another model with settings that were seen before."""
+    del scale
+    url = server.url
+    built: list[Any] = [who.gpt_router(url), who.our_openai(url)]
+    timed: dict[str, Measurement] = {
+        CALLER: lambda: _ms(lambda: who.gpt_router(url)),
+        OURS: lambda: _ms(lambda: who.our_openai(url)),
+        CHAT: lambda: _ms(lambda: who.chat_openai(url)),
+        PARTNER: lambda: _ms(lambda: who.partner_openai(url)),
+        "openai SDK": lambda: _ms(lambda: who.openai_sdk(url)),
+    }
+    seen = interleaved(timed, rounds)
+    del built
+    bars = (
+        Bar("GPTRouter, ms", CALLER, 1),
+        Bar("OpenAI, ms", OURS, 1),
+    )
+    return Section("Building a second model with equal settings", "ms", seen, bars)
+
+
+def _ms(build: Any) -> float:
+    began = time.perf_counter()
+    for _ in range(5):
+        build()
+    return (time.perf_counter() - began) / 5 * 1000
+
+
+# --- the guards ---------------------------------------------------------------------
+
+
+def guards(server: StubServer, rounds: int, scale: float) -> Section:
+    """Retry, budget, breaker and ledger around a call that costs nothing."""
+    del server
+    calls = max(200, round(5_000 * scale))
+    budget, breaker, policy = RetryBudget(), CircuitBreaker(), RetryPolicy()
+
+    def guarded() -> float:
+        began = time.process_time()
+        for _ in range(calls):
+            session = RetrySession(policy, budget=budget, breaker=breaker)
+            call(Plan(session, errors=GPT_ROUTER_ERRORS), lambda _: None)
+            session.ledger()
+        return (time.process_time() - began) / calls * 1e6
+
+    def bare() -> float:
+        began = time.process_time()
+        for _ in range(calls):
+            (lambda _: None)(None)
+        return (time.process_time() - began) / calls * 1e6
+
+    seen = interleaved({"with all guards": guarded, "without": bare}, rounds)
+    bars = (Bar("more than without, µs", "with all guards", 30, minus="without"),)
+    return Section("Retry, budget, breaker and ledger, CPU a call", "µs", seen, bars)
+
+
+# --- imports ------------------------------------------------------------------------
+
+_OURS_IMPORT: Final = "from langchain_retryrouter import GPTRouter"
+_FLOOR_IMPORT: Final = "import langchain_core.language_models.chat_models"
+_HEAVY: Final = ("openai", "tiktoken", "aiohttp")
+_ASK_HEAVY: Final = (
+    f"{_OURS_IMPORT}; import sys; print(sum(name in sys.modules for name in {_HEAVY}))"
+)
+
+
+def imports(server: StubServer, rounds: int, scale: float) -> Section:
+    """A fresh interpreter that imports one thing."""
+    del server, scale
+    statements = {
+        _FLOOR_IMPORT: _FLOOR_IMPORT,
+        _OURS_IMPORT: _OURS_IMPORT,
+        "import langchain_openai": "import langchain_openai",
+    }
+    timed: dict[str, Measurement] = {
+        name: lambda statement=statement: _import_ms(statement)
+        for name, statement in statements.items()
+    }
+    seen = interleaved(timed, rounds)
+    heavy = float(subprocess.check_output([sys.executable, "-c", _ASK_HEAVY]))  # noqa: S603
+    seen["heavy packages that GPTRouter's import loads"] = [heavy] * rounds
+    bars = (
+        Bar(
+            "of langchain-core's chat models", _OURS_IMPORT, 1.15, over=(_FLOOR_IMPORT,)
+        ),
+        Bar(
+            f"of {', '.join(_HEAVY)}",
+            "heavy packages that GPTRouter's import loads",
+            0,
+        ),
+    )
+    return Section("Imports", "ms", seen, bars)
+
+
+def _import_ms(statement: str) -> float:
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", statement], check=True)  # noqa: S603
+    return (time.perf_counter() - began) * 1000
+
+
+# --- memory -------------------------------------------------------------------------
+
+
+def memory(server: StubServer, rounds: int, scale: float) -> Section:
+    """What many models, and many open streams, hold."""
+    del rounds
+    models = max(100, round(10_000 * scale))
+    streams = max(20, round(1_000 * scale))
+    held = [_held_by_models(server.url, models)]
+    opened = [asyncio.run(_held_by_streams(server.at(tokens=50), streams))]
+    many, open_ = f"{models:,} models with equal settings", f"{streams:,} open streams"
+    bars = (
+        Bar(f"{many}, MB over one", many, 60),
+        Bar(f"{open_}, MB", open_, 100),
+    )
+    return Section("Memory", "MB", {many: held, open_: opened}, bars)
+
+
+def _held_by_models(url: str, count: int) -> float:
+    who.gpt_router(url)
+    gc.collect()
+    tracemalloc.start()
+    models = [who.gpt_router(url) for _ in range(count)]
+    gc.collect()
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    del models
+    return held / _MEGABYTE
+
+
+async def _held_by_streams(url: str, count: int) -> float:
+    model = who.gpt_router(url)
+    async for _ in model.astream(who.ASKED):
+        pass
+    gc.collect()
+    tracemalloc.start()
+    streams = [model.astream(who.ASKED) for _ in range(count)]
+    await asyncio.gather(*(anext(stream) for stream in streams))
+    gc.collect()
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    for stream in streams:
+        with contextlib.suppress(RuntimeError):
+            await stream.aclose()  # type: ignore[attr-defined]
+    return held / _MEGABYTE
+
+
+# --- growth -------------------------------------------------------------------------
+
+
+def growth(server: StubServer, rounds: int, scale: float) -> Section:
+    """Whether a call costs the same, however many there were or are."""
+    router = who.gpt_router(server.url)
+    most = max(2_000, round(100_000 * scale))
+    block = most // 10
+    spent = [_cpu_of_calls(router, block) for _ in range(10)]
+    chunks = {
+        tokens: _median_of(lambda tokens=tokens: _cpu_of_chunk(server, tokens), rounds)
+        for tokens in (10, 1_000, 20_000)
+    }
+    crowds = {
+        at_once: _median_of(lambda n=at_once: asyncio.run(_cpu_of_crowd(server, n)), 3)
+        for at_once in (1, 100, 2_000)
+    }
+    rows = {
+        "calls, the first tenth": spent[0],
+        f"calls, the last tenth of {most:,}": spent[-1],
+        **{f"chunk, in a stream of {n:,}": v for n, v in chunks.items()},
+        **{f"call, {n:,} in flight": v for n, v in crowds.items()},
+    }
+    names = list(rows)
+    bars = (
+        Bar("last calls, of the first", names[1], 1.1, over=(names[0],)),
+        Bar(
+            "chunk in the longest stream, of one in 1,000",
+            names[4],
+            1.1,
+            over=(names[3],),
+        ),
+        Bar("call of 2,000 in flight, of one in 100", names[7], 1.1, over=(names[6],)),
+    )
+    seen = {name: [value] for name, value in rows.items()}
+    return Section("Growth, CPU each", "µs", seen, bars)
+
+
+def _cpu_of_calls(router: Any, calls: int) -> float:
+    began = time.process_time()
+    for _ in range(calls):
+        router.invoke(who.ASKED)
+    return (time.process_time() - began) / calls * 1e6
+
+
+def _cpu_of_chunk(server: StubServer, tokens: int) -> float:
+    router = who.gpt_router(server.at(tokens=tokens))
+    streams = max(1, 2_000 // tokens)
+    began = time.process_time()
+    for _ in range(streams):
+        for _ in router.stream(who.ASKED):
+            pass
+    return (time.process_time() - began) / (streams * tokens) * 1e6
+
+
+async def _cpu_of_crowd(server: StubServer, at_once: int) -> float:
+    router = who.gpt_router(server.at(delay_ms=20))
+    await router.ainvoke(who.ASKED)
+    waves = max(1, 2_000 // at_once // 10)
+    began = time.process_time()
+    for _ in range(waves):
+        await asyncio.gather(*(router.ainvoke(who.ASKED) for _ in range(at_once)))
+    return (time.process_time() - began) / (waves * at_once) * 1e6
+
+
+def _median_of(measure: Measurement, rounds: int) -> float:
+    return statistics.median(measure() for _ in range(max(3, rounds)))

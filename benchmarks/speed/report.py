@@ -1,0 +1,158 @@
+"""What was measured: as JSON-able data, and as the tables of `docs/performance.md`."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Final
+
+from typing_extensions import TypedDict
+
+from benchmarks.speed.measure import Section
+
+_BEGIN: Final = "<!-- measured: rewritten by the bench -->\n"
+_END: Final = "<!-- end of what is measured -->\n"
+
+
+class Row(TypedDict):
+    """What one contestant took: the median of the rounds, and the spread."""
+
+    name: str
+    median: float
+    low: float
+    high: float
+
+
+class Verdict(TypedDict):
+    """What a bar asks, and what was seen."""
+
+    what: str
+    seen: float
+    side: str
+    limit: float
+    holds: bool
+
+
+class Measured(TypedDict):
+    """One section."""
+
+    title: str
+    unit: str
+    rows: list[Row]
+    bars: list[Verdict]
+
+
+class Report(TypedDict):
+    """One run, as it stands in `docs/performance.json`."""
+
+    seconds: float
+    scale: float
+    python: str
+    cores: int
+    versions: dict[str, str]
+    sections: list[Measured]
+
+
+def of_section(section: Section) -> Measured:
+    """A section, as data."""
+    return Measured(
+        title=section.title,
+        unit=section.unit,
+        rows=[
+            Row(
+                name=name,
+                median=round(statistics.median(values), 3),
+                low=round(min(values), 3),
+                high=round(max(values), 3),
+            )
+            for name, values in section.rounds.items()
+        ],
+        bars=[
+            Verdict(
+                what=bar.what,
+                seen=round(bar.seen(section.rounds), 3),
+                side=bar.side,
+                limit=bar.limit,
+                holds=bar.holds(section.rounds),
+            )
+            for bar in section.bars
+        ],
+    )
+
+
+def measured(section: Measured) -> str:
+    """A section in Markdown."""
+    lines = [f"### {section['title']}\n\n"]
+    lines += _table(
+        ["", f"median, {section['unit']}", "lowest to highest"],
+        [
+            [row["name"], _number(row["median"]), _spread(row)]
+            for row in section["rows"]
+        ],
+    )
+    if section["bars"]:
+        verdicts = [
+            [
+                bar["what"],
+                f"{bar['side']} {bar['limit']:g}",
+                _number(bar["seen"]),
+                "held" if bar["holds"] else "**missed**",
+            ]
+            for bar in section["bars"]
+        ]
+        lines += ["\n", *_table(["bar", "", "seen", ""], verdicts)]
+    return "".join(lines)
+
+
+def overview(report: Report) -> str:
+    """All bars in one table, and what was measured with."""
+    rows = [
+        [
+            section["title"],
+            bar["what"],
+            f"{bar['side']} {bar['limit']:g}",
+            _number(bar["seen"]),
+            "held" if bar["holds"] else "**missed**",
+        ]
+        for section in report["sections"]
+        for bar in section["bars"]
+    ]
+    versions = [f"{name} {number}" for name, number in report["versions"].items()]
+    return "".join(
+        [
+            *_table(["measured", "bar", "", "seen", ""], rows),
+            f"\nMeasured in {report['seconds']:.0f} s with {', '.join(versions)},",
+            f" Python {report['python']} on {report['cores']} cores.\n",
+        ]
+    )
+
+
+def rewritten(page: str, report: Report) -> str:
+    """The page, with what this run has measured."""
+    before, _, rest = page.partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    tables = "\n".join(measured(section) for section in report["sections"])
+    return f"{before}{_BEGIN}\n{overview(report)}\n{tables}\n{_END}{after}"
+
+
+def write(report: Report, picture: str, folder: Path) -> None:
+    """Write the data, the picture, and the measured part of the page."""
+    data = json.dumps(report, indent=1, ensure_ascii=False)
+    (folder / "performance.json").write_text(f"{data}\n")
+    (folder / "performance.svg").write_text(picture)
+    page = folder / "performance.md"
+    page.write_text(rewritten(page.read_text(), report))
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    marks = ["---"] + ["--:"] * (len(head) - 1)
+    return [f"| {' | '.join(row)} |\n" for row in [head, marks, *rows]]
+
+
+def _spread(row: Row) -> str:
+    return f"{_number(row['low'])} – {_number(row['high'])}"  # noqa: RUF001
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"  # noqa: PLR2004
