@@ -12,6 +12,7 @@ import httpx2
 import openai
 import pytest
 from openai._models import FinalRequestOptions
+from pydantic import SecretStr
 from tenacity import RetryCallState
 
 from langchain_retryrouter import RetryPolicy
@@ -154,7 +155,9 @@ def test_what_langchain_community_does(evidence: Evidence) -> None:
         warnings.simplefilter("ignore", DeprecationWarning)
         from langchain_community.chat_models import gpt_router  # noqa: PLC0415
     model = gpt_router.GPTRouterModel(name="gpt-4o", provider_name="chat_openai")
-    llm = gpt_router.GPTRouter(models_priority_list=[model], gpt_router_api_key="any")
+    llm = gpt_router.GPTRouter(
+        models_priority_list=[model], gpt_router_api_key=SecretStr("any")
+    )
     decorator = gpt_router._create_retry_decorator(llm)  # noqa: SLF001 - as it ships
     retried = decorator(print)
     state = RetryCallState(retried.retry, print, (), {})

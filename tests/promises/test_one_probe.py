@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import islice
 
 import pytest
+from pydantic import SecretStr
 
 from langchain_retryrouter import (
     CircuitOpenError,
@@ -116,7 +117,7 @@ def test_a_recovering_server_sees_one_request(
             model = GPTRouter(
                 models_priority_list=[GPTRouterModel(name="m", provider_name="p")],
                 gpt_router_api_base=gateway.url,
-                gpt_router_api_key="any",
+                gpt_router_api_key=SecretStr("any"),
                 max_retries=0,
                 breaker=CircuitBreaker(failure_threshold=1, recovery_time=30),
                 clock=clock,

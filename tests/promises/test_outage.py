@@ -205,7 +205,7 @@ def watch_others(gateway: FaultyGateway, evidence: Evidence) -> None:
             theirs.GPTRouterModel(name="gpt-4o", provider_name="openai")
         ],
         gpt_router_api_base=gateway.url,
-        gpt_router_api_key=KEY.get_secret_value(),
+        gpt_router_api_key=KEY,
         max_retries=3,  # It counts attempts.
     )
     others: dict[str, Runnable[Any, Any]] = {

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import httpx2
 import openai
 import pytest
+from pydantic import SecretStr
 
 from langchain_retryrouter import CircuitBreaker, RetryBudget, RetryPolicy
 from langchain_retryrouter._core.failure import FailureKind
@@ -81,7 +83,7 @@ def test_with_a_budget_the_service_is_back(
     """Retries that are paid for by answers leave room for the calls themselves."""
     outage = Outage(how, A_QUEUE, watched=length.of(short=7, long=60))
     for seed in range(length.of(short=1, long=10)):
-        course = live_through(outage, lambda seed=seed: ours(seed, RetryBudget()))
+        course = live_through(outage, partial(ours, seed, RetryBudget()))
         take_down(evidence, outage, course.recovered_after, course.peak)
     evidence.counted(length.of(short=1, long=10), "outages lived through")
     if length.is_long:
@@ -165,7 +167,9 @@ def community() -> Client:
 
     line = Line()
     model = gpt_router.GPTRouterModel(name="gpt-4o", provider_name="chat_openai")
-    llm = gpt_router.GPTRouter(models_priority_list=[model], gpt_router_api_key="any")
+    llm = gpt_router.GPTRouter(
+        models_priority_list=[model], gpt_router_api_key=SecretStr("any")
+    )
     llm.client = line
 
     async def client(server: Server) -> None:

@@ -72,7 +72,7 @@ def test_explain_prints_the_worst_case(capsys: pytest.CaptureFixture[str]) -> No
     """`explain` says requests and seconds before anything runs."""
     assert cli.main(["explain", "--max-retries", "1", "--attempt-timeout", "10"]) == 0
     printed = capsys.readouterr().out
-    assert "before retry 1: up to 0.50 s" in printed
+    assert "before retry 1: up to 1.50 s" in printed
     assert "at most 2 requests" in printed
 
 
