@@ -47,9 +47,9 @@ class RetryPolicy:
 
     Attributes:
         max_retries: Further attempts after the first; 0 sends one request.
-        initial_delay: Seconds: the longest wait before the first retry. The default is
-            as short as it can be where 1,000 clients that failed at the same instant
-            shall not send more than 12 % of their retries within any 100 ms.
+        initial_delay: Seconds: the longest wait before the first retry. Where
+            1,000 clients failed at the same instant, the default keeps the busiest
+            100 ms of their first retries below 12 % of them.
         max_delay: Seconds: the longest wait that back-off ever grows to.
         backoff_factor: What the wait is multiplied by from retry to retry; 0 keeps it
             at `initial_delay`.
