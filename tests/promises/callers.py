@@ -109,6 +109,13 @@ class Caller:
     breakers: list[CircuitBreaker]
     asks_together: int = 1
     """How many requests of one call may be under way."""
+    methods: tuple[str, ...] = ("ainvoke", "astream")
+    faults: tuple[str, ...] = tuple(FAULTS)
+
+    @property
+    def hedges(self) -> bool:
+        """Whether it asks two at a time."""
+        return self.asks_together > 1
 
     def half_open(self) -> None:
         """Let each breaker wait for a probe, which the next call is."""
@@ -219,5 +226,10 @@ def _router(name: str, models: list[Any], fields: dict[str, Any]) -> Caller:
         for place, (model, breaker) in enumerate(zip(models, breakers, strict=True))
     ]
     router = RetryRouter(routes=routes, **guards, **fields)
-    together = 2 if "hedge_after" in fields else 1
-    return Caller(name, router, guards["budget"], breakers, together)
+    caller = Caller(name, router, guards["budget"], breakers)
+    if "hedge_after" in fields:
+        caller.asks_together = 2
+        # Streams are hedged, and where the first is late there is a race.
+        caller.methods = ("astream",)
+        caller.faults = ("is_late_once", "is_late_once", "is_late", "is_silent")
+    return caller

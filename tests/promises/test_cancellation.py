@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import random  # noqa: TID251 - seeded
 import statistics
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import pytest
+
 from langchain_retryrouter.testing import FaultyGateway
 from tests.promises.callers import (
-    FAULTS,
     RETRY_COST,
     Caller,
     Script,
@@ -26,8 +29,10 @@ from tests.promises.interruptions import (
     Interruption,
     SiblingError,
     interrupted,
+    one_turn,
     watched_tasks,
 )
+from tests.unit_tests.conftest import Twin
 
 PROMISE = Promise(
     title="A cancel leaves nothing behind",
@@ -60,6 +65,10 @@ A call that is over by then was faster, and has lost nothing.
 """
 
 
+_MOST_TURNS = 40
+"""Turns of the event loop in which whoever was cancelled must be gone."""
+
+
 class Aftermath:
     """What was left of all calls."""
 
@@ -83,7 +92,9 @@ class Aftermath:
             "seconds to the task's end on the clock, the median",
         )
         turns = max(one.turns for one in self.sent)
-        evidence.at_most(40, turns, "turns of the event loop to the task's end")
+        evidence.at_most(
+            _MOST_TURNS, turns, "turns of the event loop to the task's end"
+        )
         evidence.counted(len(self.sent), "calls cancelled")
 
 
@@ -103,8 +114,8 @@ class Experiment:
     async def cancel(self, number: int) -> None:
         """Make a call, cancel it somewhere, and ask the same model again."""
         dice = self._dice
-        caller, fault = dice.choice(self.callers), dice.choice(list(FAULTS))
-        method = dice.choice(["ainvoke", "astream"])
+        caller = dice.choice(self.callers)
+        fault, method = dice.choice(caller.faults), dice.choice(caller.methods)
         key = (caller.name, fault, method)
         interruption = Interruption(
             place=dice.randint(1, self._places.get(key, 25)),
@@ -184,9 +195,74 @@ def test_whoever_is_cancelled_leaves_nothing(
 
         async def run() -> None:
             asyncio.get_running_loop().set_task_factory(watched_tasks)
-            for number in range(length.of(short=150, long=10_000)):
+            for number in range(length.of(short=80, long=10_000)):
                 await experiment.cancel(number)
             await experiment.come_to_rest()
 
         asyncio.run(run())
     experiment.aftermath.take_down(evidence)
+
+
+# A stream that its reader leaves.
+
+
+@pytest.mark.parametrize("way", ["break", "close"])
+@pytest.mark.parametrize("fault", ["answers", "stalls"])
+def test_a_stream_that_is_left_leaves_nothing(
+    twin: Twin, evidence: Evidence, fault: str, way: str
+) -> None:
+    """A stream left by `break` or closed gives all back, without a garbage collection.
+
+    But for a hedged one in sync code, whose connection goes with its next event.
+    """
+    script = Script()
+    with FaultyGateway() as gateway, _no_garbage_collection():
+        gateway.always(script)
+        asked = [
+            one
+            for one in callers(gateway)
+            # One that holds the stream back has nothing to be left at.
+            if "buffering" not in one.name and (twin.is_async or not one.hedges)
+        ]
+        for number, caller in enumerate(asked):
+            caller.half_open()
+            prompt = f"call {number} {fault}"
+            if twin.is_async:
+                asyncio.run(_aleave(caller, prompt, way))
+            else:
+                _leave(caller, prompt, way)
+            assert not caller.stuck(), f"{caller.name}: the probe's place is lost"
+            gateway.wait_for(_nobody_is_waited_for, timeout=1)
+    evidence.exactly(0, sum(one.stuck() for one in asked), STUCK)
+    evidence.counted(len(asked), "streams left after their first token")
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _leave(caller: Caller, prompt: str, way: str) -> None:
+    chunks = caller.model.stream(prompt)
+    for _ in chunks:
+        break
+    if way == "close":
+        chunks.close()
+
+
+async def _aleave(caller: Caller, prompt: str, way: str) -> None:
+    chunks = caller.model.astream(prompt)
+    async for _ in chunks:
+        break
+    if way == "close":
+        await chunks.aclose()
+        return
+    del chunks
+    turns = 0
+    while caller.stuck() and turns < _MOST_TURNS:
+        await one_turn()
+        turns += 1
