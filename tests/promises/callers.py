@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_openai import ChatOpenAI
+from pydantic import SecretStr
 
 from langchain_retryrouter import (
     CircuitBreaker,
@@ -156,7 +157,7 @@ _POLICY = RetryPolicy(initial_delay=0.001, max_delay=0.002)
 
 def callers(gateway: FaultyGateway) -> list[Caller]:
     """All of them, asking `gateway`."""
-    direct = {"base_url": gateway.openai_url, "api_key": "any"}
+    direct: dict[str, Any] = {"base_url": gateway.openai_url, "api_key": "any"}
     found = [
         _alone("GPTRouter", lambda **guards: _gpt_router(gateway, **guards)),
         _alone(
@@ -194,7 +195,7 @@ def _gpt_router(gateway: FaultyGateway, **guards: Any) -> GPTRouter:
             GPTRouterModel(name="gpt-4o", provider_name="chat_openai"),
         ],
         gpt_router_api_base=gateway.url,
-        gpt_router_api_key="any",
+        gpt_router_api_key=SecretStr("any"),
         **guards,
     )
 

@@ -98,7 +98,7 @@ class SlowModel(BaseChatModel):
         self, messages: list[BaseMessage], *_: Any, **__: Any
     ) -> Iterator[ChatGenerationChunk]:
         del messages
-        yield ChatGenerationChunk(message=AIMessageChunk("a few tokens"))
+        yield ChatGenerationChunk(message=AIMessageChunk(content="a few tokens"))
         _may_end.wait(LONG)
 
 
@@ -129,11 +129,14 @@ COMPLETIONS = "gpt-3.5-turbo-instruct"
 
 def models(place: Place, policy: RetryPolicy) -> dict[str, Callable[[], Any]]:
     """The models that wait at a place, by name; each made anew, with new breakers."""
-    gateway = {"models_priority_list": PRIORITY, **gateway_fields(place)}
-    openai = {"base_url": f"{place.url}/v1", "api_key": "any"}
+    gateway: dict[str, Any] = {
+        "models_priority_list": PRIORITY,
+        **gateway_fields(place),
+    }
+    openai: dict[str, Any] = {"base_url": f"{place.url}/v1", "api_key": "any"}
     # Its clients are shared by the process: nobody's connection is left in them.
-    foreign = {**openai, "default_headers": {"connection": "close"}}
-    ours = {"retry_policy": policy}
+    foreign: dict[str, Any] = {**openai, "default_headers": {"connection": "close"}}
+    ours: dict[str, Any] = {"retry_policy": policy}
 
     def routed(model: BaseChatModel) -> RetryRouter:
         return RetryRouter(routes=[model], **ours)

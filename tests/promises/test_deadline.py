@@ -21,6 +21,7 @@ from langchain_community.chat_models.gpt_router import (
     GPTRouterModel as CommunityGPTRouterModel,
 )
 from langchain_openai import ChatOpenAI
+from pydantic import SecretStr
 
 from langchain_retryrouter import (
     APITimeoutError,
@@ -147,8 +148,8 @@ def _wait_together(group: list[Call], deadline: float) -> tuple[float, list[End]
 async def _await_together(
     group: list[Call], deadline: float
 ) -> tuple[float, list[End]]:
-    bare, *ends = await asyncio.gather(
-        _abare_wait(deadline), *(_atimed(call) for call in group)
+    bare, ends = await asyncio.gather(
+        _abare_wait(deadline), asyncio.gather(*(_atimed(call) for call in group))
     )
     let_slow_models_end()  # Or the event loop would wait for their threads.
     return bare, ends
@@ -305,7 +306,7 @@ def _peers(place: Place) -> dict[str, Any]:
         return ChatOpenAI(
             model="gpt-4o",
             base_url=f"{place.url}/v1",
-            api_key="any",
+            api_key=SecretStr("any"),
             timeout=2,
             max_retries=2,
             default_headers={"connection": "close"},
