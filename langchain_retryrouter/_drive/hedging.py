@@ -199,6 +199,7 @@ class _ARunner(Generic[E]):
     def __init__(self, source: AEventSource[E], says: Callable[[E], bool]) -> None:
         self._source = source
         self._says = says
+        self._is_closed = False
         self.events = aiter(source)
         self.task = asyncio.create_task(self._run())
         # Looked at, or asyncio would tell the log of an error that nobody waited for.
@@ -213,7 +214,7 @@ class _ARunner(Generic[E]):
                     break
         except BaseException:
             # Here, since whoever leaves this task may be cancelled before it is over.
-            await self._source.aclose()
+            await self._close()
             raise
         return held
 
@@ -224,7 +225,12 @@ class _ARunner(Generic[E]):
         self.task.cancel()
         # Not `await self.task`: who suppresses its cancel suppresses their own, too.
         await asyncio.wait({self.task})
-        await self._source.aclose()
+        await self._close()
+
+    async def _close(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            await self._source.aclose()
 
 
 def _settle(
