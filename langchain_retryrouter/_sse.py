@@ -45,8 +45,9 @@ class SSEParser:
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         """At the start of a stream."""
         self._max = max_event_bytes
-        self._pending: list[bytes] = []  # Pieces of a line that has not ended.
-        self._data: list[bytes] = []
+        # Not lists of pieces: a piece of two bytes would take fifty.
+        self._pending = bytearray()  # Of a line that has not ended.
+        self._data = bytearray()  # Each line with a line feed behind it.
         self._kind = b""
         self._size = 0
         self._is_first = True
@@ -61,13 +62,13 @@ class SSEParser:
         events: list[ServerSentEvent] = []
         for tail in lines:
             self._grow(len(tail))
-            line = b"".join((*self._pending, tail)) if self._pending else tail
+            line = bytes(self._pending + tail) if self._pending else tail
             self._pending.clear()
             event = self._take(line.removesuffix(b"\r"))
             if event is not None:
                 events.append(event)
         if rest:
-            self._pending.append(rest)
+            self._pending += rest
             self._grow(len(rest))
         return events
 
@@ -80,7 +81,8 @@ class SSEParser:
         field, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if field == b"data":
-            self._data.append(value)
+            self._data += value
+            self._data += b"\n"
         elif field == b"event":
             self._kind = value
         elif _is_damaged(field, value):
@@ -88,12 +90,14 @@ class SSEParser:
         return None
 
     def _dispatch(self) -> ServerSentEvent | None:
-        data, kind = self._data, self._kind
+        kind = self._kind
         self._kind, self._size = b"", 0
-        if not data:
+        if not self._data:
             return None
-        self._data = []
-        return ServerSentEvent(kind or b"message", b"\n".join(data))
+        self._data.pop()
+        data = bytes(self._data)
+        self._data.clear()
+        return ServerSentEvent(kind or b"message", data)
 
     def _grow(self, size: int) -> None:
         # Counted as they come in, whatever they mean: each byte once, so that the limit

@@ -173,22 +173,20 @@ class AsyncEvents:
 
 def read_all(response: urllib3.BaseHTTPResponse) -> bytes:
     """The whole body."""
-    pieces: list[bytes] = []
-    size = 0
+    body = bytearray()
     while piece := _read_some(response):
-        pieces.append(piece)
-        size = _check_size(size + len(piece))
-    return b"".join(pieces)
+        body += piece
+        _check_size(body)
+    return bytes(body)
 
 
 async def aread_all(response: aiohttp.ClientResponse) -> bytes:
     """Async twin of `read_all`; its time is limited by the caller."""
-    pieces: list[bytes] = []
-    size = 0
+    body = bytearray()
     while piece := await _aread_some(response):
-        pieces.append(piece)
-        size = _check_size(size + len(piece))
-    return b"".join(pieces)
+        body += piece
+        _check_size(body)
+    return bytes(body)
 
 
 def let_go(response: urllib3.BaseHTTPResponse) -> None:
@@ -215,8 +213,7 @@ async def _aread_some(response: aiohttp.ClientResponse) -> bytes:
         raise from_aiohttp(error) from error
 
 
-def _check_size(size: int) -> int:
-    if size > _MAX_BODY_BYTES:
+def _check_size(body: bytearray) -> None:
+    if len(body) > _MAX_BODY_BYTES:
         msg = f"the gateway's answer is larger than {_MAX_BODY_BYTES} bytes"
         raise GPT_ROUTER_ERRORS[FailureKind.MALFORMED](msg)
-    return size

@@ -88,6 +88,10 @@ class _TimedReader(io.RawIOBase):
         super().close()
 
 
+# More "I have got it", or hints of what comes, than any server needs to send.
+_MOST_INTERIM = 100
+
+
 class _TimedResponse(http.client.HTTPResponse):
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
@@ -95,6 +99,17 @@ class _TimedResponse(http.client.HTTPResponse):
         if limit is not None:
             self.fp.close()
             self.fp = io.BufferedReader(_TimedReader(sock, limit))
+
+    def _read_status(self) -> tuple[str, int, str]:
+        """The first status that is an answer; http.client passes by 100 alone."""
+        for _ in range(_MOST_INTERIM):
+            line: tuple[str, int, str] = super()._read_status()  # type: ignore[misc]
+            is_interim = line[1] // 100 == 1
+            if not is_interim or line[1] == http.HTTPStatus.SWITCHING_PROTOCOLS:
+                return line
+            http.client.parse_headers(self.fp)
+        msg = f"more than {_MOST_INTERIM} interim answers"
+        raise http.client.HTTPException(msg)
 
 
 class _Timed(HTTPConnection):
