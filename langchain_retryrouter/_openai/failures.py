@@ -37,7 +37,7 @@ _REQUEST_IDS: Final = (
     "x-litellm-call-id",
 )
 
-_REQUEST_TIMEOUT, _SERVER_ERROR = 408, 500
+_BAD_REQUEST, _REQUEST_TIMEOUT, _SERVER_ERROR = 400, 408, 500
 
 
 class _Transport(NamedTuple):
@@ -69,7 +69,7 @@ _TRANSPORT: Final = (
     (("RequestError", "StreamError"), _lost(FailureKind.CONNECTION)),
 )
 _BUILTIN: Final = (
-    ((json.JSONDecodeError, UnicodeDecodeError), _lost(FailureKind.MALFORMED)),
+    ((json.JSONDecodeError, UnicodeError), _lost(FailureKind.MALFORMED)),
     ((TimeoutError,), _lost(FailureKind.TIMEOUT)),
     ((ConnectionError, ssl.SSLError), _lost(FailureKind.CONNECTION)),
 )
@@ -162,6 +162,8 @@ def _from_status(error: openai.APIStatusError, wall: float) -> RetryRouterError:
     said = _sentence(body)
     # Of a page, `said` is an excerpt; its meaning may stand further down.
     text = body if isinstance(body, str) else said
+    if (place := headers.get("location")) and status < _BAD_REQUEST:
+        said = f"not followed to {wire.excerpt(place)}, the key stays here: {said}"
     kind = wire.kind_of(status, facts, text)
     cls = OPENAI_STATUS_ERRORS.get((status, kind), OPENAI_ERRORS[kind])
     return cls(
@@ -204,6 +206,8 @@ def _from_connection(error: openai.APIConnectionError) -> RetryRouterError:
     is_timeout = isinstance(error, openai.APITimeoutError)
     unknown = _lost(FailureKind.TIMEOUT if is_timeout else FailureKind.CONNECTION)
     cause = error.__cause__
+    if isinstance(cause, RetryRouterError):
+        return cause  # Found while the answer was read, and wrapped by openai 2.
     if cause is None:
         return _from_transport(unknown, error)
     return _from_transport(_transport_of(cause) or unknown, cause, error.message)

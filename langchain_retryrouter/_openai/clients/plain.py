@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 import openai
 
 from langchain_retryrouter import _json
+from langchain_retryrouter._core.failure import FailureKind
 from langchain_retryrouter._openai import wire
 from langchain_retryrouter._openai.clients.sharing import Resource, http_library
 from langchain_retryrouter._openai.failures import from_problem
@@ -178,7 +179,7 @@ def _events_in(part: bytes, parser: SSEParser, response: Any) -> list[bytes]:
     try:
         return [event.data for event in parser.feed(part)]
     except EventTooLargeError as error:
-        problem = wire.malformed(str(error))
+        problem = wire.Problem(FailureKind.MALFORMED, str(error))
         raise from_problem(problem, response=response) from error
 
 

@@ -15,6 +15,7 @@ import openai
 
 from langchain_retryrouter._openai import wire
 from langchain_retryrouter._openai.clients import plain
+from langchain_retryrouter._openai.clients.bounded_bodies import whole_answers
 from langchain_retryrouter._openai.clients.sharing import Resource
 from langchain_retryrouter._openai.clients.streams import AsyncSDKStream, SDKStream
 from langchain_retryrouter._openai.clients.timed_reads import read_within
@@ -69,7 +70,7 @@ def create(
         wall: The seconds since the Unix epoch, to read an HTTP date with.
         as_dicts: Whether plain data will do, where `resource` is one of ours.
     """
-    with typed_errors(wall, resource), read_within(attempt.timeout):
+    with typed_errors(wall, resource), read_within(attempt.timeout), whole_answers():
         send = _creator(plain.create, resource, as_dicts=as_dicts)
         answer = send(**_prepared(resource, request, attempt))
         return _checked(answer, request)
@@ -84,7 +85,7 @@ async def acreate(
     as_dicts: bool = False,
 ) -> Any:
     """Async twin of `create`."""
-    with typed_errors(wall, resource):
+    with typed_errors(wall, resource), whole_answers():
         send = _creator(plain.acreate, resource, as_dicts=as_dicts)
         answer = await send(**_prepared(resource, request, attempt))
         return _checked(answer, request)

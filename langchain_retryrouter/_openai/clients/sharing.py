@@ -20,12 +20,23 @@ import sys
 import weakref
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any, ClassVar, Final
 
 import openai
 
+from langchain_retryrouter._openai.clients.bounded_bodies import (
+    ACCEPTED_ENCODINGS,
+    abound,
+    bound,
+)
 from langchain_retryrouter._openai.clients.timed_reads import watch
 from langchain_retryrouter._openai.settings import ClientSettings
+
+_HOOKS: Final[Mapping[str, dict[str, list[Any]]]] = {
+    "": {"request": [watch], "response": [bound]},
+    "Async": {"response": [abound]},
+}
 
 
 def _new_client(settings: ClientSettings, prefix: str = "") -> tuple[Any, Any]:
@@ -39,9 +50,15 @@ def _new_client(settings: ClientSettings, prefix: str = "") -> tuple[Any, Any]:
     if settings.http_client is None:
         # Not left to the SDK: its own would, once collected, close itself in whichever
         # event loop happens to run, and takes no proxy.
-        options: dict[str, Any] = {"verify": _ssl_context(*_certificates())}
-        if not prefix:
-            options["event_hooks"] = {"request": [watch]}
+        options: dict[str, Any] = {
+            "verify": _ssl_context(*_certificates()),
+            "event_hooks": _HOOKS[prefix],
+            "headers": {"accept-encoding": ACCEPTED_ENCODINGS},
+            # The key follows nobody to another host; nor does what a server wants to
+            # be told again concern the other models that share this client.
+            "follow_redirects": False,
+            "cookies": CookieJar(DefaultCookiePolicy(allowed_domains=())),
+        }
         if settings.proxy is not None:
             options["proxy"] = settings.proxy
         own = getattr(openai, f"Default{prefix}HttpxClient")(**options)
