@@ -86,7 +86,8 @@ class SSEParser:
         elif field == b"event":
             self._kind = value
         elif _is_damaged(field, value):
-            self._data.append(line)
+            self._data += line
+            self._data += b"\n"
         return None
 
     def _dispatch(self) -> ServerSentEvent | None:
