@@ -52,10 +52,10 @@ PROMISE = Promise(
     why=(
         "Half an answer that looks whole is worse than an error. Recorded streams of"
         " both protocols are cut at every byte by a clean end of the body and by FIN,"
-        " and at many by RST, silence, a proxy's page and random bytes. Who gets no error has all of"
-        " the answer and its finish reason; who gets one has heard exactly the"
-        " beginning, which the error repeats. Only a page in the middle of a stream"
-        " that goes on is not seen in a route whose SDK leaves such lines out."
+        " and at many by RST, silence, a proxy's page and random bytes. Who gets no"
+        " error has all of the answer and its finish reason; who gets one has heard"
+        " exactly the beginning, which the error repeats. Only a page in the middle of"
+        " a stream that goes on is not seen in a route whose SDK ignores such lines."
     ),
 )
 
