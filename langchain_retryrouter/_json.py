@@ -50,8 +50,11 @@ def read_quickly(text: bytes) -> Any:
 
 def _checked(text: bytes | str, document: Any) -> Any:
     # Brackets are counted in no time: most answers have fewer than would do.
-    opened = ("{", "[") if isinstance(text, str) else (b"{", b"[")
-    if sum(map(text.count, opened)) > MAX_DEPTH and is_deep(document):
+    if isinstance(text, str):
+        opened = text.count("{") + text.count("[")
+    else:
+        opened = text.count(b"{") + text.count(b"[")
+    if opened > MAX_DEPTH and is_deep(document):
         raise ValueError(_TOO_DEEP)
     return document
 

@@ -160,9 +160,8 @@ def test_odd_probabilities_do_not_keep_chunks_apart() -> None:
 
 def test_an_object_that_cannot_be_written_is_a_problem() -> None:
     """The SDK's objects hold halves of characters in their names, and cannot say so."""
-    raw = openai.types.chat.ChatCompletion.construct(
-        **{"choices": [{"index": 0, "message": {"content": "a"}}], "\ud800": 1}
-    )
+    facts: dict[str, Any] = {"choices": [{"message": {"content": "a"}}], "\ud800": 1}
+    raw = openai.types.chat.ChatCompletion.construct(**facts)
     problem = wire.read_answer(raw).problem
     assert problem is not None
     assert "cannot be read" in problem.message
