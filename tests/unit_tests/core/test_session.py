@@ -186,6 +186,19 @@ def test_a_slow_witness_can_outlast_the_wait() -> None:
     assert session.outlasted() is None
 
 
+@pytest.mark.parametrize(
+    ("is_left_behind", "decision"), [(True, Retry(0.0)), (False, GiveUp(""))]
+)
+def test_what_is_final_here_is_left_for_another_route(
+    is_left_behind: bool, decision: object
+) -> None:
+    """A caller who asks another route next is not held up by what this one refused."""
+    session = RetrySession(RetryPolicy(), time=FakeClock())
+    session.admit()
+    failure = Failure(FailureKind.NOT_FOUND)
+    assert session.failed(failure, is_left_behind=is_left_behind) == decision
+
+
 # --- the budget ---------------------------------------------------------------------
 
 
