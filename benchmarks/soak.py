@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from random import Random  # noqa: TID251 - each worker has dice of its own, by the seed
+from random import Random
 from typing import Any
 
 from langchain_openai import ChatOpenAI
@@ -297,7 +297,7 @@ async def _watch_over(watch: _Watch, count: int, every: float) -> list[Sample]:
     began, total, told, attempts = time.monotonic(), 0, 0, 0
     while len(samples) < count:
         while (left := began + every * (len(samples) + 1) - time.monotonic()) > 0:
-            await asyncio.sleep(min(1.0, left))  # noqa: TID251 - the run is of real time
+            await asyncio.sleep(min(1.0, left))
             watch.look_for_hangs()
         sample = Sample.now()
         samples.append(sample)

@@ -58,7 +58,9 @@ def _panel(section: Measured, y: float) -> Iterator[str]:
 def _bar(row: Row, longest: float, y: float) -> Iterator[str]:
     width = max(2.0, min(1.0, row["median"] / longest) * _BAR)
     kind = "ours" if row["name"].startswith(_OURS) else "theirs"
-    label = escape(row["name"])
-    yield f'<text class="quiet" x="{_LEFT - 10}" y="{y + 11:.0f}" text-anchor="end">{label}</text>'
-    yield f'<rect class="{kind}" x="{_LEFT}" y="{y:.0f}" width="{width:.1f}" height="13"/>'
-    yield f'<text x="{_LEFT + width + 8:.1f}" y="{y + 11:.0f}">{row["median"]:,.4g}</text>'
+    line = f'y="{y + 11:.0f}"'
+    name, figure = escape(row["name"]), f"{row['median']:,.4g}"
+    yield f'<text class="quiet" x="{_LEFT - 10}" {line} text-anchor="end">{name}</text>'
+    at = f'x="{_LEFT}" y="{y:.0f}"'
+    yield f'<rect class="{kind}" {at} width="{width:.1f}" height="13"/>'
+    yield f'<text x="{_LEFT + width + 8:.1f}" {line}>{figure}</text>'

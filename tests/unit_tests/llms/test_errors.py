@@ -170,8 +170,8 @@ STATUS_ROWS = [
     ),
     status(
         501,
-        named.OpenAIInvalidRequestError,
-        openai.APIStatusError,
+        named.OpenAIInvalidRequestInternalServerError,
+        openai.InternalServerError,
         langchain.ModelInvalidRequestError,
     ),
     status(

@@ -108,7 +108,8 @@ WRITTEN = {
 +        event = _anext_within(opened.events, limit)
 -        if watch.has_fired:
 -            return follower.fell_silent(limit or 0.0)
--    watch.pause()
+-    if limit is not None:
+-        watch.pause()
 +    if event is _SILENCE:
 +        return follower.fell_silent(limit or 0.0)
 """,
