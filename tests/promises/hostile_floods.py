@@ -6,11 +6,14 @@ a process is known at its highest alone, so each measurement has a process of it
 
 from __future__ import annotations
 
+import gc
 import json
+import re
 import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any, Final
 
 from langchain_core.exceptions import ModelError
@@ -64,8 +67,12 @@ def cost_of(*names: str) -> Cost:
 
 
 def _highest() -> float:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB
+    # On Linux `ru_maxrss` goes on, over an exec, from what the parent had.
+    status = Path("/proc/self/status").read_text()
+    [kibibytes] = re.findall(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    return float(kibibytes) / 1024
 
 
 def _error_of(asked: Asked, model: Any, twin: Twin) -> Exception | None:
@@ -85,20 +92,26 @@ def _measure(names: list[str]) -> Cost:
                 asked.ask(asked.model(gateway.url), twin)
         before = _highest()
         for name in names:
-            who, how, what = name.split("/")
-            asked, twin = by_id[who], Twin(is_async=how == "async")
-            with HostileServer(FLOODS[what], gateway) as server:
-                model = asked.model(server.url, deadline=DEADLINE)
-                began = time.monotonic()
-                error = _error_of(asked, model, twin)
-                took = time.monotonic() - began
-                if not isinstance(error, ModelError):
-                    cost["untyped"].append(f"{name}: {error!r}")
-                if _error_of(asked, model, twin) is not None:
-                    cost["not_well_after"].append(name)
-            cost["seconds"] = max(cost["seconds"], took)
+            _add(cost, name, by_id, gateway)
+            gc.collect()
         cost["mebibytes"] = _highest() - before
     return cost
+
+
+def _add(cost: Cost, name: str, by_id: dict[str, Asked], well: FaultyGateway) -> None:
+    # A function of its own: an error that is kept keeps all that was read.
+    who, how, what = name.split("/")
+    asked, twin = by_id[who], Twin(is_async=how == "async")
+    with HostileServer(FLOODS[what], well) as server:
+        model = asked.model(server.url, deadline=DEADLINE)
+        began = time.monotonic()
+        error = _error_of(asked, model, twin)
+        took = time.monotonic() - began
+        if not isinstance(error, ModelError):
+            cost["untyped"].append(f"{name}: {error!r}")
+        if _error_of(asked, model, twin) is not None:
+            cost["not_well_after"].append(name)
+    cost["seconds"] = max(cost["seconds"], took)
 
 
 if __name__ == "__main__":

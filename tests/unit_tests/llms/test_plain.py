@@ -206,7 +206,9 @@ def test_an_event_without_end_is_malformed(
 ) -> None:
     """A server that never ends its event does not fill the memory."""
     gateway.always(Body(headers=EVENTS, body=b"data: " + b"x" * 17_000_000))
-    with pytest.raises(named.OpenAIMalformedResponseError, match="of more than 16777216 bytes"):
+    with pytest.raises(
+        named.OpenAIMalformedResponseError, match="of more than 16777216 bytes"
+    ):
         twin.stream(new_llm(max_retries=0), "hi")
 
 
