@@ -337,12 +337,14 @@ class GatewayConnection(Serializable):
 
     # --- a call ---
 
-    def _take_metadata(self, options: dict[str, Any]) -> GPTRouterMetadata:
+    def _take_metadata(self, options: dict[str, Any]) -> GPTRouterMetadata | None:
         """The gateway metadata of a call; what it says itself is taken out of it."""
         own = {
             name: options.pop(name, None) or getattr(self, name)
             for name in GATEWAY_METADATA
         }
+        if not any(own.values()):
+            return None
         metadata = GPTRouterMetadata(
             tag=own["tag"],
             history_id=own["history_id"],

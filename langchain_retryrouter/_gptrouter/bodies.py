@@ -174,9 +174,12 @@ class AsyncEvents:
 def read_all(response: urllib3.BaseHTTPResponse) -> bytes:
     """The whole body."""
     body = bytearray()
+    is_packed = "content-encoding" in response.headers
     while piece := _read_some(response):
         body += piece
         _check_size(body)
+        if response.length_remaining == 0 and not is_packed:
+            break  # Its end is known, and need not be asked for.
     return bytes(body)
 
 

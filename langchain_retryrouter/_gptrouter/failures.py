@@ -116,7 +116,7 @@ def _code(data: Any) -> str | None:
 def json_or_none(body: bytes) -> Any:
     """What `body` says; None if it is no JSON."""
     try:
-        return _json.read(body)
+        return _json.read_quickly(body)
     except ValueError:
         return None
 

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -70,6 +70,16 @@ def read_within(limit: Limit) -> Iterator[None]:
         _limit.reset(token)
 
 
+class _Timed(NamedTuple):
+    """A socket, as far as http.client's answers know one."""
+
+    sock: socket.socket
+    limit: Limit
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_TimedReader(self.sock, self.limit))
+
+
 class _TimedReader(io.RawIOBase):
     def __init__(self, sock: socket.socket, limit: Limit) -> None:
         self._sock = sock
@@ -94,11 +104,9 @@ _MOST_INTERIM = 100
 
 class _TimedResponse(http.client.HTTPResponse):
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
-        super().__init__(sock, *args, **kwargs)
         limit = _limit.get()
-        if limit is not None:
-            self.fp.close()
-            self.fp = io.BufferedReader(_TimedReader(sock, limit))
+        source = sock if limit is None else _Timed(sock, limit)
+        super().__init__(source, *args, **kwargs)  # type: ignore[arg-type]
 
     def _read_status(self) -> tuple[str, int, str]:
         """The first status that is an answer; http.client passes by 100 alone."""
@@ -112,7 +120,7 @@ class _TimedResponse(http.client.HTTPResponse):
         raise http.client.HTTPException(msg)
 
 
-class _Timed(HTTPConnection):
+class _TimedConnection(HTTPConnection):
     response_class = _TimedResponse
 
     def send(self, data: Any) -> None:
@@ -125,16 +133,12 @@ class _Timed(HTTPConnection):
         super().send(data)
 
 
-class _TimedHTTPConnection(_Timed):
-    pass
-
-
-class _TimedHTTPSConnection(_Timed, HTTPSConnection):
+class _TimedHTTPSConnection(_TimedConnection, HTTPSConnection):
     pass
 
 
 def timed(pool: HTTPConnectionPool) -> HTTPConnectionPool:
     """The pool, whose connections read as `read_within` says."""
     is_secure = isinstance(pool, HTTPSConnectionPool)
-    pool.ConnectionCls = _TimedHTTPSConnection if is_secure else _TimedHTTPConnection
+    pool.ConnectionCls = _TimedHTTPSConnection if is_secure else _TimedConnection
     return pool

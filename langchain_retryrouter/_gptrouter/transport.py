@@ -9,6 +9,7 @@ The file does not know messages, policies, or runs.
 from __future__ import annotations
 
 import asyncio
+import functools
 import io
 import json
 import time
@@ -56,10 +57,15 @@ if TYPE_CHECKING:
     from langchain_retryrouter._gptrouter.timed_reads import Limit
 
 Timeout: TypeAlias = float | tuple[float, float] | None
-Headers: TypeAlias = list[tuple[str, str]]
+Response: TypeAlias = "urllib3.BaseHTTPResponse | aiohttp.ClientResponse"
 
 _GENERATE = "/v1/generate"
+_HEADERS = {
+    "content-type": "application/json",
+    "user-agent": f"langchain-retryrouter/{__version__}",
+}
 _OK = 200
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _LARGE_BODY = 1024 * 1024
 _NO_BODY = frozenset({202, 204})
 
@@ -105,7 +111,7 @@ class GatewayClient(GPTRouterClient):
         self._root = f"{root}/api"
         self._origin = origin_of(root, proxy)
         check_key(self._secret)
-        self._masked = Masked(self._secret.get_secret_value())
+        self._masked = Masked(self.api_key)
 
     @property
     def api_key(self) -> str:
@@ -207,6 +213,8 @@ class GatewayClient(GPTRouterClient):
         for metadata in (self.additional_metadata, model_router_metadata):
             if metadata is not None:
                 merged |= metadata.model_dump(exclude_none=True)
+        if not merged:
+            return {**payload, "metadata": {}}
         told = GPTRouterMetadata(**merged)
         return {**super().add_metadata_info(payload, told), "metadata": merged}
 
@@ -231,7 +239,7 @@ class GatewayClient(GPTRouterClient):
                 body = read_all(response)
             finally:
                 let_go(response)
-            return _read_answer(response.status, _headers_of(response), body)
+            return _read_answer(response, body)
 
     async def apost(
         self, path: str, payload: Mapping[str, Any]
@@ -243,7 +251,7 @@ class GatewayClient(GPTRouterClient):
                 body = await aread_all(response)
             finally:
                 response.close()
-            return _read_answer(response.status, _headers_of(response), body)
+            return _read_answer(response, body)
 
     def open_stream(
         self,
@@ -267,7 +275,7 @@ class GatewayClient(GPTRouterClient):
         read_timeout = self.stream_read_timeout
         with self._masked:
             response, limit = self._send(path, payload, timeout, read_timeout)
-            if _is_event_stream(response.status, _headers_of(response)):
+            if _is_event_stream(response):
                 # The headers have come; from here on who reads says how long it takes.
                 limit.due = None if whole_within is None else began + whole_within
                 return SyncEvents(response, limit, self._masked)
@@ -275,7 +283,7 @@ class GatewayClient(GPTRouterClient):
                 body = read_all(response)
             finally:
                 let_go(response)
-            raise _not_a_stream(response.status, _headers_of(response), body)
+            raise _not_a_stream(response, body)
 
     async def aopen_stream(
         self,
@@ -286,13 +294,13 @@ class GatewayClient(GPTRouterClient):
         """Async twin of `open_stream`; ends early once `stop_signal` is set."""
         with self._masked:
             response = await self._asend(path, payload, self.stream_read_timeout)
-            if _is_event_stream(response.status, _headers_of(response)):
+            if _is_event_stream(response):
                 return AsyncEvents(response, self._masked, stop_signal)
             try:
                 body = await aread_all(response)
             finally:
                 response.close()
-            raise _not_a_stream(response.status, _headers_of(response), body)
+            raise _not_a_stream(response, body)
 
     # --- what the SDK's other methods, embeddings and images, are built on ----------
 
@@ -309,13 +317,6 @@ class GatewayClient(GPTRouterClient):
         return await self.apost(path, payload)
 
     # --- sockets --------------------------------------------------------------------
-
-    def _headers(self) -> dict[str, str]:
-        return {
-            "content-type": "application/json",
-            "ws-secret": self._secret.get_secret_value(),
-            "user-agent": f"langchain-retryrouter/{__version__}",
-        }
 
     def _send(
         self,
@@ -335,7 +336,7 @@ class GatewayClient(GPTRouterClient):
         connect, read = _split_timeout(self.request_timeout, read_timeout)
         due = None if timeout is None else time.monotonic() + timeout
         limit = Limit(silence=read, due=due)
-        connecting = urllib3.Timeout(connect=_smaller(connect, timeout), read=None)
+        connecting = _connecting_within(_smaller(connect, timeout))
         body = _encode(payload)
         try:
             with read_within(limit):
@@ -343,7 +344,7 @@ class GatewayClient(GPTRouterClient):
                     "POST",
                     _target(url, origin),
                     body=body,
-                    headers=self._headers(),
+                    headers={**_HEADERS, "ws-secret": self.api_key},
                     timeout=connecting,
                     retries=False,
                     redirect=False,  # The key follows nobody to another host.
@@ -371,7 +372,7 @@ class GatewayClient(GPTRouterClient):
                 url,
                 # aiohttp warns of raw bytes that are large, and reads a file in pieces.
                 data=body if len(body) <= _LARGE_BODY else io.BytesIO(body),
-                headers=self._headers(),
+                headers={**_HEADERS, "ws-secret": self.api_key},
                 timeout=aiohttp.ClientTimeout(sock_connect=connect, sock_read=read),
                 allow_redirects=False,
                 proxy=origin.proxy,
@@ -396,6 +397,14 @@ def check_key(key: SecretStr) -> None:
         raise ValueError(msg)
 
 
+@functools.lru_cache(maxsize=64)
+def _connecting_within(seconds: float | None) -> urllib3.Timeout:
+    import urllib3  # noqa: PLC0415 - imported by the caller
+
+    return urllib3.Timeout(connect=seconds, read=None)
+
+
+@functools.lru_cache(maxsize=64)
 def _target(url: str, origin: Origin) -> str:
     """What stands in the request line: a proxy of plain HTTP is told the whole URL."""
     if origin.proxy and origin.scheme == "http":
@@ -405,10 +414,7 @@ def _target(url: str, origin: Origin) -> str:
 
 def _encode(payload: Mapping[str, Any]) -> bytes:
     try:
-        text = json.dumps(
-            payload, ensure_ascii=False, allow_nan=False, separators=(",", ":")
-        )
-        return text.encode()
+        return _JSON.encode(payload).encode()
     except (TypeError, ValueError, RecursionError) as error:
         msg = f"the request cannot be written as JSON: {error}"
         raise UnsupportedOptionError(msg) from error
@@ -427,14 +433,6 @@ def _smaller(one: float | None, other: float | None) -> float | None:
     return min(one, other)
 
 
-def _headers_of(response: urllib3.BaseHTTPResponse | aiohttp.ClientResponse) -> Headers:
-    return list(response.headers.items())
-
-
-def _field(headers: Headers, wanted: str) -> str | None:
-    return next((value for name, value in headers if name.lower() == wanted), None)
-
-
 def _read_generation(data: dict[str, Any] | None) -> GatewayResponse:
     if data is None:
         msg = "the gateway took the request and sent no answer"
@@ -442,28 +440,30 @@ def _read_generation(data: dict[str, Any] | None) -> GatewayResponse:
     return read_response(data)
 
 
-def _read_answer(status: int, headers: Headers, body: bytes) -> dict[str, Any] | None:
-    if status == _OK:
-        return read_json(body, status)
-    if status in _NO_BODY:
+def _read_answer(response: Response, body: bytes) -> dict[str, Any] | None:
+    if response.status == _OK:
+        return read_json(body, _OK)
+    if response.status in _NO_BODY:
         return None
-    raise _status_error(status, headers, body)
+    raise _status_error(response, body)
 
 
-def _is_event_stream(status: int, headers: Headers) -> bool:
-    kind = _field(headers, "content-type") or ""
-    return status == _OK and kind.lower().startswith("text/event-stream")
+def _is_event_stream(response: Response) -> bool:
+    kind = response.headers.get("content-type") or ""
+    return response.status == _OK and kind.lower().startswith("text/event-stream")
 
 
-def _not_a_stream(status: int, headers: Headers, body: bytes) -> RetryRouterError:
-    if status != _OK:
-        return _status_error(status, headers, body)
+def _not_a_stream(response: Response, body: bytes) -> RetryRouterError:
+    if response.status != _OK:
+        return _status_error(response, body)
     told = body[:200].decode("utf-8", "replace")
     return GPT_ROUTER_ERRORS[FailureKind.MALFORMED](
-        f"the gateway answered without a stream of events: {told!r}", status_code=status
+        f"the gateway answered without a stream of events: {told!r}", status_code=_OK
     )
 
 
-def _status_error(status: int, headers: Headers, body: bytes) -> RetryRouterError:
-    advice = read_advice(headers, wall=SystemTime.wall())
-    return read_status_error(status, body, advice, _field(headers, "x-request-id"))
+def _status_error(response: Response, body: bytes) -> RetryRouterError:
+    headers = response.headers
+    advice = read_advice(list(headers.items()), wall=SystemTime.wall())
+    request_id = headers.get("x-request-id")
+    return read_status_error(response.status, body, advice, request_id)

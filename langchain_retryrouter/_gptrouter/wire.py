@@ -72,6 +72,7 @@ __all__ = [
 ]
 
 _SAID: Final = ("tool_calls", "function_call")
+_BESIDE: Final = (("provider", str), ("id", str), ("citations", list))
 _REASONING: Final = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -216,7 +217,7 @@ def read_json(body: bytes, status_code: int) -> dict[str, Any]:
         GPTRouterMalformedResponseError: If there is none.
     """
     try:
-        data = _json.read(body)
+        data = _json.read_quickly(body)
     except ValueError as error:
         what = f"is not JSON: {excerpt(body)!r}" if body.strip() else "has no body"
         msg = f"the gateway's answer {what}"
@@ -234,11 +235,15 @@ def read_response(data: Mapping[str, Any]) -> GatewayResponse:
         GPTRouterMalformedResponseError: If it is not of the protocol.
     """
     try:
-        return GatewayResponse.model_validate(data)
+        response = GatewayResponse.model_validate(data)
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         msg = f"the gateway's answer is not of its protocol (at {where!r})"
         raise _malformed(msg, 200) from error
+    if not response.choices:
+        msg = "the gateway's answer has no choices"
+        raise _malformed(msg, 200)
+    return response
 
 
 def read_event(data: bytes) -> GatewayEvent:
@@ -257,18 +262,17 @@ def read_event(data: bytes) -> GatewayEvent:
     if kind == "error":
         raise read_stream_error(event)
     content = event.get("data")
-    is_update = kind == "update"
-    if is_update and not _is_update(content):
+    if kind == "update" and not _is_update(content):
         msg = f"an update of the stream is not of the protocol: {excerpt(data)!r}"
         raise GPT_ROUTER_STREAM_ERRORS[FailureKind.MALFORMED](msg)
-    return GatewayEvent(
-        event=kind,
-        # The data of `end` is the string "end", which the SDK's type cannot hold.
-        data=content if isinstance(content, dict) else {},
-        provider=_text_or_none(event.get("provider")),
-        id=_text_or_none(event.get("id")),
-        citations=_list_or_none(event.get("citations")),
-    )
+    beside: dict[str, Any] = {
+        name: told
+        for name, form in _BESIDE
+        if isinstance(told := event.get(name), form)
+    }
+    # The data of `end` is the string "end", which the SDK's type cannot hold.
+    data = content if isinstance(content, dict) else {}
+    return GatewayEvent(event=kind, data=data, **beside)
 
 
 def read_reasoning(data: Mapping[str, Any]) -> str | None:
@@ -285,19 +289,15 @@ def _is_update(content: Any) -> bool:
     if not isinstance(content, dict):
         return False
     return (
-        isinstance(content.get("text"), str | None)
-        and isinstance(content.get("finish_reason"), str | None)
+        _is_text(content.get("text"))
+        and _is_text(content.get("finish_reason"))
         and are_calls(content.get("tool_calls"))
         and is_function_call(content.get("function_call"))
     )
 
 
-def _text_or_none(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _list_or_none(value: Any) -> list[Any] | None:
-    return value if isinstance(value, list) else None
+def _is_text(value: Any) -> bool:
+    return value is None or isinstance(value, str)
 
 
 class EndReader:

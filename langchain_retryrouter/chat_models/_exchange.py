@@ -69,7 +69,7 @@ class _Conversation:
         requests: Sequence[GatewayRequest],
         options: dict[str, Any],
         *,
-        metadata: GPTRouterMetadata,
+        metadata: GPTRouterMetadata | None,
         failover: bool,
     ) -> None:
         """Nothing is sent yet.
@@ -146,7 +146,7 @@ class _Conversation:
             "ordered_generation_requests": self._requests,
             "is_stream": is_stream,
         }
-        if self._metadata != GPTRouterMetadata():
+        if self._metadata is not None:
             arguments["model_router_metadata"] = self._metadata
         if self._options is not None:
             arguments |= {"timeout": attempt.timeout, **self._options}

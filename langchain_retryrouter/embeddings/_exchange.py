@@ -45,7 +45,7 @@ class _Inquiry:
         texts: Sequence[str],
         *,
         endpoint: Endpoint,
-        metadata: GPTRouterMetadata,
+        metadata: GPTRouterMetadata | None,
         failover: bool,
     ) -> None:
         """Nothing is sent yet.
