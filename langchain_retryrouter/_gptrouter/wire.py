@@ -271,8 +271,8 @@ def read_event(data: bytes) -> GatewayEvent:
         if isinstance(told := event.get(name), form)
     }
     # The data of `end` is the string "end", which the SDK's type cannot hold.
-    data = content if isinstance(content, dict) else {}
-    return GatewayEvent(event=kind, data=data, **beside)
+    held = content if isinstance(content, dict) else {}
+    return GatewayEvent(event=kind, data=held, **beside)
 
 
 def read_reasoning(data: Mapping[str, Any]) -> str | None:
