@@ -114,6 +114,22 @@ def test_a_success_counts_when_it_came() -> None:
     assert breaker.state(65) is CLOSED
 
 
+@pytest.mark.parametrize("refusal", [None, Failure(FailureKind.INVALID_REQUEST)])
+def test_a_session_tells_when_an_answer_came(refusal: Failure | None) -> None:
+    """A call that took long counts at its end, be the answer only a refusal."""
+    clock, breaker = FakeClock(), rated(window=60)
+    sessions = [
+        RetrySession(RetryPolicy(), breaker=breaker, time=clock) for _ in range(4)
+    ]
+    for session in sessions:
+        session.admit()
+    clock.advance(50)
+    for session in sessions:
+        session.succeeded() if refusal is None else session.failed(refusal)
+    feed(breaker, ".xxx", now=65)
+    assert breaker.state(65) is CLOSED
+
+
 def test_a_success_without_a_time_counts_at_the_last_admission() -> None:
     """A caller that tells no time with its success is counted all the same."""
     breaker = rated()
@@ -288,6 +304,19 @@ def test_who_throws_no_dice_adds_nothing() -> None:
     failed.failed(admitted(failed, 0), 0)
     held.hold(0, 90)
     assert (failed.admit(0), held.admit(0)) == (Refusal(30.0), Refusal(90.0))
+
+
+def test_a_session_hands_on_what_the_server_asked_for() -> None:
+    """A short Retry-After lengthens an opening; a long one opens, with dice thrown."""
+    clock = FakeClock(random=0.5)
+    opens = CircuitBreaker(failure_threshold=1)
+    holds = CircuitBreaker(recovery_jitter=1.0)
+    for breaker, seconds in ((opens, 45.0), (holds, 90.0)):
+        session = RetrySession(RetryPolicy(), breaker=breaker, time=clock)
+        session.admit()
+        session.failed(Failure(FailureKind.RATE_LIMIT, retry_after=seconds))
+    assert opens.admit(0) == Refusal(45.0)
+    assert holds.admit(0) == Refusal(90.0 + 0.5 * 30.0)
 
 
 def test_a_sessions_dice_are_the_breakers() -> None:

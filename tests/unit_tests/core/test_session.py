@@ -228,6 +228,17 @@ def test_what_is_not_repeated_costs_nothing(failure: Failure) -> None:
     assert budget.tokens == 500
 
 
+def test_a_free_retry_earns_nothing() -> None:
+    """Who leaves before a retry that cost nothing gets back just that."""
+    budget = RetryBudget(retry_cost=0)
+    budget.spend(throttled=True)
+    session = RetrySession(RetryPolicy(), budget=budget, time=FakeClock())
+    session.admit()
+    session.failed(UNAVAILABLE)
+    session.abandoned()
+    assert budget.tokens == 495
+
+
 def test_an_empty_budget_ends_the_call() -> None:
     """Who cannot pay for a retry gives up, and says so."""
     budget = RetryBudget(capacity=13)

@@ -125,6 +125,23 @@ def test_connecting_is_part_of_the_first_tokens_time(clock: FakeClock) -> None:
 
 
 @quickly
+def test_what_connecting_left_of_it_is_the_first_tokens(clock: FakeClock) -> None:
+    """On a clock that has run for long, too: the time is taken from its beginning."""
+
+    def connect() -> Source:
+        clock.advance(10)
+        return Source(slow_token, END)
+
+    def slow_token() -> Signal:
+        SYSTEM_CLOCK.sleep(SHORT)
+        return HEL
+
+    clock.advance(1_000)
+    plan = plan_for(clock, RetryPolicy(first_token_timeout=60, max_retries=0))
+    assert list(open_(plan, Script(connect))) == [HEL, END]
+
+
+@quickly
 async def test_an_async_connection_that_hangs_is_cut() -> None:
     """The first token's time runs from the request on, not from the first byte."""
 

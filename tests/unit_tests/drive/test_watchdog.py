@@ -97,6 +97,17 @@ def test_one_thread_serves_all() -> None:
     assert all(read.is_cut() for read in reads)
 
 
+def test_the_thread_keeps_no_process_alive() -> None:
+    """It ends with the program, and has a name in its dumps."""
+    before = set(threading.enumerate())
+    watch = Watch(Read().abort)
+    watch.expect_within(FAR)
+    (thread,) = set(threading.enumerate()) - before
+    assert thread.daemon
+    assert thread.name == "retryrouter-watchdog"
+    watch.end()
+
+
 def test_a_limit_moves_away() -> None:
     """Events that keep coming keep a read alive, however often old limits pass."""
     read = Read()
