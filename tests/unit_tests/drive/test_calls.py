@@ -103,6 +103,24 @@ def test_the_route_is_asked_before_each_attempt(drive: Drive, clock: FakeClock) 
     assert failure.route == "gpt-4"
 
 
+def test_a_final_failure_may_be_left_behind(drive: Drive, clock: FakeClock) -> None:
+    """Who knows another model goes on where the one asked would end the call."""
+    failures = [errors.NotFoundError("1"), errors.AuthenticationError("2")]
+    heard: list[RetryRouterError] = []
+
+    def leaves_behind(error: RetryRouterError) -> bool:
+        heard.append(error)
+        return isinstance(error, errors.NotFoundError)
+
+    plan = plan_for(clock, leaves_behind=leaves_behind)
+    script = Script(*failures, "never sent")
+    with pytest.raises(errors.AuthenticationError):
+        drive.call(plan, script)
+    assert heard == failures
+    assert script.numbers == [1, 2]
+    assert sum(clock.sleeps) == 0
+
+
 def test_who_was_asked_in_turn_is_told(drive: Drive, clock: FakeClock) -> None:
     """An error that leaves after several models names them all, and how each failed."""
     routes = iter(["gpt-4", "claude"])

@@ -223,6 +223,19 @@ def test_silence_after_the_end_is_not_waited_out(
 
 
 @quickly
+def test_before_the_end_there_is_more_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit for what follows the end is none for what comes before it."""
+    monkeypatch.setattr(streams, "_AFTER_THE_END", SHORT / 4)
+
+    def slow_token() -> Signal:
+        SYSTEM_CLOCK.sleep(SHORT)
+        return LO
+
+    plan = real_plan(policy={"stall_timeout": LONG_AGO})
+    assert list(open_(plan, Script(Source(HEL, slow_token, END)))) == [HEL, LO, END]
+
+
+@quickly
 @pytest.mark.parametrize("limit", ["stall_timeout", "deadline"])
 def test_other_limits_hold_after_the_end_too(drive: Drive, limit: str) -> None:
     """Usage is not waited for beyond the deadline, nor longer than for a token."""

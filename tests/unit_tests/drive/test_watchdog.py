@@ -97,6 +97,20 @@ def test_one_thread_serves_all() -> None:
     assert all(read.is_cut() for read in reads)
 
 
+def test_what_is_at_rest_hides_nothing() -> None:
+    """Among many streams without a limit, the one that is overdue is found."""
+    resting = [Watch(Read().abort) for _ in range(20)]
+    for watch in resting:
+        watch.expect_within(FAR)
+    read = Read()
+    overdue = Watch(read.abort)
+    for watch in resting:
+        watch.pause()
+    overdue.expect_within(SHORT)
+    assert read.is_cut()
+    assert not any(watch.has_fired for watch in resting)
+
+
 def test_the_thread_keeps_no_process_alive() -> None:
     """It ends with the program, and has a name in its dumps."""
     before = set(threading.enumerate())
