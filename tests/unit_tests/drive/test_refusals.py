@@ -11,6 +11,8 @@ from langchain_retryrouter._core.breaker import BreakerState, CircuitBreaker, Pe
 from langchain_retryrouter._core.budget import RetryBudget
 from langchain_retryrouter._core.failure import FailureKind
 from langchain_retryrouter._core.policy import RetryPolicy
+from langchain_retryrouter._core.routing import Door, RoutingSession
+from langchain_retryrouter._drive import Plan
 from langchain_retryrouter.errors import (
     CircuitOpenError,
     InvalidRequestError,
@@ -55,6 +57,23 @@ def test_an_open_breaker_sends_nothing(
     assert script.numbers == []
     assert witness.states == []
     assert clock.sleeps == []
+
+
+@either
+def test_a_refusal_of_every_route_is_the_end(
+    drive: Drive, clock: FakeClock, start: Start
+) -> None:
+    """A call that nobody lets in has not failed anywhere: no route is looked for."""
+    breaker = CircuitBreaker(failure_threshold=1)
+    fail_elsewhere(breaker, clock)
+    doors = [Door("a", breaker), Door("b", breaker)]
+    session = RoutingSession(RetryPolicy(), doors, time=clock)
+    with pytest.raises(CircuitOpenError) as caught:
+        start(drive, Plan(session, clock=clock), Script("never sent"))
+    assert session.decision is None
+    assert caught.value.__notes__ == [
+        "asked in turn: a (circuit_open), b (circuit_open)"
+    ]
 
 
 @either
