@@ -17,7 +17,7 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from contextvars import ContextVar
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from langchain_core.callbacks import (
     AsyncCallbackManager,
@@ -31,9 +31,11 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatResult
 from langchain_core.runnables import RunnableConfig, ensure_config
 from langchain_core.utils.uuid import uuid7
-from tenacity import RetryCallState
 
-from langchain_retryrouter._drive import ANotify, Notify
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
+
+    from langchain_retryrouter._drive import ANotify, Notify
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,9 @@
 """What every class over a gateway shares: where it is, who asks, and how patiently.
 
-Fields, their checks, the client made of them, and the plan of a call. What is asked of
-the gateway, and what becomes of its answer, stands in `chat_models` and `embeddings`.
+Fields, their checks, and the client made of them. How a call is driven stands in
+`_gateway_plan`; what is asked of the gateway, and what becomes of its answer, in
+`chat_models` and `embeddings`. The client's module, and with it the `gptrouter` package
+and httpx, is loaded with the first model: to import a class does not need it.
 """
 
 from __future__ import annotations
@@ -10,9 +12,8 @@ import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated, Any, ClassVar, Final, Protocol, Self
+from typing import Annotated, Any, Final, Self
 
-from gpt_router.models import GPTRouterMetadata
 from langchain_core.load.serializable import Serializable
 from langchain_core.utils import get_from_dict_or_env
 from pydantic import (
@@ -29,13 +30,9 @@ from pydantic import (
 
 from langchain_retryrouter._core.breaker import CircuitBreaker
 from langchain_retryrouter._core.budget import RetryBudget
-from langchain_retryrouter._core.policy import RetryPolicy, effective_policy
-from langchain_retryrouter._core.session import RetrySession
-from langchain_retryrouter._drive import SYSTEM_CLOCK, Clock, Plan
+from langchain_retryrouter._core.clock import Clock
+from langchain_retryrouter._core.policy import RetryPolicy
 from langchain_retryrouter._gptrouter.pools import check_address, origin_of
-from langchain_retryrouter._gptrouter.transport import GatewayClient, check_key
-from langchain_retryrouter.errors import RetryRouterError
-from langchain_retryrouter.errors.gpt_router import GPT_ROUTER_ERRORS
 
 GATEWAY_METADATA: Final = (
     "tag",
@@ -100,19 +97,6 @@ def put_first(name: str, models: list[GPTRouterModel]) -> list[GPTRouterModel]:
     return first + [model for model in models if model.name != name]
 
 
-class Asking(Protocol):
-    """One call's requests, as its plan knows them."""
-
-    def route(self) -> str:
-        """The model that the next attempt asks first."""
-
-    def learn(self, error: RetryRouterError) -> None:
-        """Prepare the next attempt, knowing how the last one failed."""
-
-    def leaves_behind(self, error: RetryRouterError) -> bool:
-        """Whether the model asked first is out of the question, and others are not."""
-
-
 _OTHER_NAMES: Final = {
     "api_key": "gpt_router_api_key",
     "base_url": "gpt_router_api_base",
@@ -131,6 +115,7 @@ def place_arguments(
             be lost without a word; a ValueError is shown with all values by pydantic,
             the key among them.
     """
+    provider_options = cls._provider_options()
     fields = {*cls.model_fields, *(f.alias for f in cls.model_fields.values())}
     values: dict[str, Any] = {}
     options = dict(given.get("model_kwargs") or {})
@@ -138,7 +123,7 @@ def place_arguments(
         field = _OTHER_NAMES.get(name, name)
         if field in fields:
             _put(values, field, value)
-        elif field in cls.provider_options:
+        elif field in provider_options:
             _put(options, field, value)
         else:
             raise TypeError(_unexpected(cls, name))
@@ -153,12 +138,13 @@ def _put(values: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _unexpected(cls: type[GatewayConnection], name: str) -> str:
-    known = [*cls.model_fields, "timeout", *_OTHER_NAMES, *cls.provider_options]
+    options = cls._provider_options()
+    known = [*cls.model_fields, "timeout", *_OTHER_NAMES, *options]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     way = (
         " To send it to the provider as it is, put it into `model_kwargs`."
-        if cls.provider_options
+        if options
         else ""
     )
     return f"{cls.__name__} has no argument {name!r}{hint or '.'}{way}"
@@ -168,9 +154,6 @@ class GatewayConnection(Serializable):
     """The fields of whatever asks a gateway."""
 
     model_config = ConfigDict(populate_by_name=True, arbitrary_types_allowed=True)
-
-    provider_options: ClassVar[frozenset[str]] = frozenset()
-    """Arguments that are no fields, and are the provider's."""
 
     client: Any = Field(default=None, exclude=True)
     """The gateway's client, a `gpt_router.client.GPTRouterClient`."""
@@ -231,6 +214,11 @@ class GatewayConnection(Serializable):
     clock: Clock | None = Field(default=None, exclude=True, repr=False)
     """What tells the time and waits; `testing.FakeClock` in a test."""
 
+    @classmethod
+    def _provider_options(cls) -> frozenset[str]:
+        """Arguments that are no fields, and are the provider's."""
+        return frozenset()
+
     @model_validator(mode="before")
     @classmethod
     def _read_arguments(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -267,6 +255,10 @@ class GatewayConnection(Serializable):
                 " variable GPT_ROUTER_API_KEY"
             )
             raise ValueError(msg)
+        from langchain_retryrouter._gptrouter.transport import (  # noqa: PLC0415
+            check_key,
+        )
+
         check_key(value)
         return value
 
@@ -298,6 +290,10 @@ class GatewayConnection(Serializable):
 
     @model_validator(mode="after")
     def _open_client(self) -> Self:
+        from langchain_retryrouter._gptrouter.transport import (  # noqa: PLC0415
+            GatewayClient,
+        )
+
         if self.retry_policy is not None and "max_retries" not in self.model_fields_set:
             self.max_retries = self.retry_policy.max_retries
         if self.client is None or type(self.client) is GatewayClient:
@@ -334,39 +330,3 @@ class GatewayConnection(Serializable):
     def is_lc_serializable(cls) -> bool:
         """Whether `langchain_core.load` may write it."""
         return True
-
-    # --- a call ---
-
-    def _take_metadata(self, options: dict[str, Any]) -> GPTRouterMetadata | None:
-        """The gateway metadata of a call; what it says itself is taken out of it."""
-        own = {
-            name: options.pop(name, None) or getattr(self, name)
-            for name in GATEWAY_METADATA
-        }
-        if not any(own.values()):
-            return None
-        metadata = GPTRouterMetadata(
-            tag=own["tag"],
-            history_id=own["history_id"],
-            created_by_user_id=own["user_id"],
-            appId=own["app_id"],
-        )
-        return metadata.model_copy(update=own["gateway_metadata"])
-
-    def _plan(self, exchange: Asking) -> Plan:
-        clock = self.clock or SYSTEM_CLOCK
-        session = RetrySession(
-            self._policy, budget=self.budget, breaker=self.breaker, time=clock
-        )
-        return Plan(
-            session,
-            errors=GPT_ROUTER_ERRORS,
-            clock=clock,
-            route=exchange.route,
-            learn=exchange.learn,
-            leaves_behind=exchange.leaves_behind,
-        )
-
-    @property
-    def _policy(self) -> RetryPolicy:
-        return effective_policy(self.retry_policy, self.max_retries)

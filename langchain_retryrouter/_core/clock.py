@@ -1,15 +1,16 @@
 """Where time and chance come from, and the only file of the core that reads them.
 
-Everything else in the core is handed a `TimeSource`. Waiting is not a matter of this
-file: a `TimeSource` tells the time, it does not let it pass.
+Everything else in the core is handed a `TimeSource`, which tells the time and does not
+let it pass. What a `Clock` is that can also wait is said here, since models have one as
+a field; the one that does wait is `_drive`'s.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Awaitable, Callable
+from typing import Protocol, runtime_checkable
 
 
 class TimeSource(Protocol):
@@ -23,6 +24,17 @@ class TimeSource(Protocol):
 
     def random(self) -> float:
         """A number in `[0, 1)`, for jitter."""
+
+
+@runtime_checkable
+class Clock(TimeSource, Protocol):
+    """A `TimeSource` that can also wait; `testing.FakeClock` is one."""
+
+    def sleep(self, seconds: float, /) -> None:
+        """Wait, blocking the thread."""
+
+    def asleep(self, seconds: float, /) -> Awaitable[None]:
+        """Wait, letting the event loop go on."""
 
 
 class SystemTime:

@@ -5,20 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable
-from typing import Protocol, runtime_checkable
 
-from langchain_retryrouter._core.clock import SystemTime, TimeSource
+from langchain_retryrouter._core.clock import Clock, SystemTime
 
-
-@runtime_checkable
-class Clock(TimeSource, Protocol):
-    """A `TimeSource` that can also wait; `testing.FakeClock` is one."""
-
-    def sleep(self, seconds: float, /) -> None:
-        """Wait, blocking the thread."""
-
-    def asleep(self, seconds: float, /) -> Awaitable[None]:
-        """Wait, letting the event loop go on."""
+__all__ = ["SYSTEM_CLOCK", "Clock"]
 
 
 class _SystemClock(SystemTime):

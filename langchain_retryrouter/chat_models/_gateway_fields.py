@@ -5,7 +5,7 @@ Which request they make, and what becomes of its answer, stands in `gpt_router`.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from langchain_core.language_models import ModelProfile
 from langchain_core.language_models.base import LangSmithParams
@@ -19,8 +19,8 @@ from langchain_retryrouter._gateway_connection import (
     put_first,
     read_models,
 )
-from langchain_retryrouter._gptrouter.messages import add_usage
-from langchain_retryrouter._gptrouter.options import PROVIDER_OPTIONS
+from langchain_retryrouter._gptrouter.content_blocks import PROVIDER
+from langchain_retryrouter._gptrouter.usage import add_usage
 from langchain_retryrouter.chat_models._profiles import profile_of
 
 NO_CHOICES_IN_A_STREAM = (
@@ -42,8 +42,6 @@ _SENT_IF_SET: Final = (
 
 class GatewayFields(GatewayConnection, RetryVisibleChatModel):
     """The fields of a `GPTRouter`."""
-
-    provider_options: ClassVar[frozenset[str]] = PROVIDER_OPTIONS
 
     temperature: float | None = Field(default=0.7, allow_inf_nan=False)
     """Sampling temperature; None leaves it to the provider."""
@@ -90,6 +88,14 @@ class GatewayFields(GatewayConnection, RetryVisibleChatModel):
     gateway_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Seconds the gateway gives its provider; None for its default (60)."""
 
+    @classmethod
+    def _provider_options(cls) -> frozenset[str]:
+        from langchain_retryrouter._gptrouter.options import (  # noqa: PLC0415
+            PROVIDER_OPTIONS,
+        )
+
+        return PROVIDER_OPTIONS
+
     # A check of the whole model would show all its input, the key included.
     @field_validator("n")
     @classmethod
@@ -133,7 +139,7 @@ class GatewayFields(GatewayConnection, RetryVisibleChatModel):
         self, stop: list[str] | None = None, **kwargs: Any
     ) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)
-        params["ls_provider"] = "gptrouter"
+        params["ls_provider"] = PROVIDER
         if "ls_model_name" not in params:  # as `kwargs["model"]` has it
             params["ls_model_name"] = self._models_asked(kwargs)[0].name
         stops = stop or kwargs.get("stop") or self.stop

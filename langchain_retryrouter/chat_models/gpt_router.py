@@ -3,6 +3,9 @@
 The module, its classes and its functions are named as in langchain-community, so that
 moving over takes one word in the imports. What is promised here holds for `GPTRouter`'s
 methods and for `completion_with_retry` called directly.
+
+Importing it costs little more than LangChain: what makes calls stands in
+`_gateway_calls`, and is loaded with the first model.
 """
 
 from __future__ import annotations
@@ -16,9 +19,8 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
-from gpt_router.models import ChunkedGenerationResponse, GenerationResponse
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
     CallbackManagerForLLMRun,
@@ -33,26 +35,12 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from pydantic import BaseModel
 
-from langchain_retryrouter._callbacks import anotifier, notifier, run_manager_of
-from langchain_retryrouter._core.session import RetrySession
-from langchain_retryrouter._drive import acall, astream, call, stream
+from langchain_retryrouter._callbacks import run_manager_of
 from langchain_retryrouter._gateway_connection import (
     DEFAULT_API_BASE_URL,
     GATEWAY_METADATA,
     GPTRouterModel,
 )
-from langchain_retryrouter._gptrouter.messages import (
-    ChunkReader,
-    build_messages,
-    read_result,
-)
-from langchain_retryrouter._gptrouter.options import (
-    GatewayRequest,
-    build_params,
-    check_options,
-)
-from langchain_retryrouter._gptrouter.wire import EventReader, GatewayEvent
-from langchain_retryrouter.chat_models._exchange import AsyncExchange, Exchange
 from langchain_retryrouter.chat_models._gateway_fields import (
     NO_CHOICES_IN_A_STREAM,
     GatewayFields,
@@ -67,6 +55,20 @@ from langchain_retryrouter.chat_models._structured import (
     with_raw,
 )
 
+if TYPE_CHECKING:
+    from gpt_router.models import ChunkedGenerationResponse, GenerationResponse
+
+    # Bound by `_load_calls`, as if they had been imported here.
+    from langchain_retryrouter.chat_models._gateway_calls import (  # noqa: TC004
+        ChunkReader,
+        acompletion_with_retry,
+        build_messages,
+        check_options,
+        completion_with_retry,
+        get_ordered_generation_requests,
+        read_result,
+    )
+
 __all__ = [
     "DEFAULT_API_BASE_URL",
     "GPTRouter",
@@ -77,112 +79,28 @@ __all__ = [
 ]
 
 
-def get_ordered_generation_requests(
-    models_priority_list: list[GPTRouterModel], **kwargs: Any
-) -> list[GatewayRequest]:
-    """What the SDK's client sends for a list of models: a request for each, in order.
+def _load_calls() -> None:
+    """Bind the names of `_gateway_calls`; one that was replaced stays replaced."""
+    from langchain_retryrouter.chat_models import _gateway_calls  # noqa: PLC0415
 
-    Args:
-        models_priority_list: The models, the preferred one first.
-        **kwargs: What the provider is asked, such as `messages` and `temperature`;
-            `stream`, which is the gateway's to know, is left out.
-
-    Raises:
-        UnsupportedOptionError: For a value that no gateway takes, by its name.
-    """
-    kwargs.pop("stream", None)
-    params = build_params(kwargs)
-    return [
-        GatewayRequest(
-            model_name=model.name,
-            provider_name=model.provider_name,
-            order=order,
-            prompt_params=params,
-        )
-        for order, model in enumerate(models_priority_list, start=1)
-    ]
+    for name in _gateway_calls.__all__:
+        globals().setdefault(name, getattr(_gateway_calls, name))
 
 
-def completion_with_retry(
-    llm: GPTRouter,
-    models_priority_list: list[GPTRouterModel],
-    run_manager: CallbackManagerForLLMRun | None = None,
-    **kwargs: Any,
-) -> GenerationResponse | Generator[ChunkedGenerationResponse, None, None]:
-    """The gateway's answer, with retries that `run_manager` sees.
+if not TYPE_CHECKING:  # A checker sees the names above, and no others.
 
-    Args:
-        llm: The model whose client, policy, budget and breaker are used.
-        models_priority_list: The models to ask, the preferred one first.
-        run_manager: Told of each retry (`on_retry`) before its wait.
-        **kwargs: What the provider is asked, such as `messages`, and what the gateway
-            is told for its records, such as `tag`; with `stream=True` the answer is a
-            generator of events.
-
-    Returns:
-        The answer; its `retryrouter` tells the attempts it took. With `stream=True`
-        the events up to and with `end`; nothing is sent before the first `next`, and
-        the call is repeated until its first token has been handed over.
-
-    Raises:
-        RetryRouterError: The last attempt's own error, with a note saying why there was
-            no further one. A stream raises it from `next`.
-        UnsupportedOptionError: For a value that no gateway takes, by its name.
-        ValueError: For `n` above 1 with tools, which no stream can carry.
-    """
-    is_stream = bool(kwargs.pop("stream", False))
-    settings = llm._exchange_settings(kwargs)  # noqa: SLF001 - the model's other half
-    requests = get_ordered_generation_requests(models_priority_list, **kwargs)
-    exchange = Exchange(llm.client, requests, **settings)
-    plan = llm._plan(exchange)  # noqa: SLF001 - the other half of the model
-    if is_stream:
-        events = stream(plan, exchange.connect, EventReader, notifier(run_manager))
-        return _with_ledger(events, plan.session)
-    response = call(plan, exchange.send, notifier(run_manager))
-    return exchange.signed(response, plan.session.ledger())
+    def __getattr__(name: str) -> Any:
+        """Load what makes calls when one of its public names is used (PEP 562)."""
+        if name not in __all__:
+            msg = f"module {__name__!r} has no attribute {name!r}"
+            raise AttributeError(msg)
+        _load_calls()
+        return globals()[name]
 
 
-async def acompletion_with_retry(
-    llm: GPTRouter,
-    models_priority_list: list[GPTRouterModel],
-    run_manager: AsyncCallbackManagerForLLMRun | None = None,
-    **kwargs: Any,
-) -> GenerationResponse | AsyncGenerator[ChunkedGenerationResponse, None]:
-    """Async twin of `completion_with_retry`."""
-    is_stream = bool(kwargs.pop("stream", False))
-    settings = llm._exchange_settings(kwargs)  # noqa: SLF001 - the model's other half
-    requests = get_ordered_generation_requests(models_priority_list, **kwargs)
-    exchange = AsyncExchange(llm.client, requests, **settings)
-    plan = llm._plan(exchange)  # noqa: SLF001 - the other half of the model
-    if is_stream:
-        events = astream(plan, exchange.connect, EventReader, anotifier(run_manager))
-        return _awith_ledger(events, plan.session)
-    response = await acall(plan, exchange.send, anotifier(run_manager))
-    return exchange.signed(response, plan.session.ledger())
-
-
-def _with_ledger(
-    events: Generator[ChunkedGenerationResponse, None, None], session: RetrySession
-) -> Generator[ChunkedGenerationResponse, None, None]:
-    with contextlib.closing(events):
-        for event in events:
-            yield _signed_end(event, session)
-
-
-async def _awith_ledger(
-    events: AsyncGenerator[ChunkedGenerationResponse, None], session: RetrySession
-) -> AsyncGenerator[ChunkedGenerationResponse, None]:
-    async with contextlib.aclosing(events):
-        async for event in events:
-            yield _signed_end(event, session)
-
-
-def _signed_end(
-    event: ChunkedGenerationResponse, session: RetrySession
-) -> ChunkedGenerationResponse:
-    if event.event == "end" and isinstance(event, GatewayEvent):
-        event.retryrouter = session.ledger()
-    return event
+def __dir__() -> list[str]:
+    """What is here, loaded or not."""
+    return sorted({*globals(), *__all__})
 
 
 class GPTRouter(GatewayFields):
@@ -208,6 +126,11 @@ class GPTRouter(GatewayFields):
     The answer's `response_metadata` has `model_name`, `provider_name`, `token_usage`,
     `finish_reason`, and under `retryrouter` the attempts that it took.
     """
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """A model, however it is made: by its class, from a pickle, or as a copy."""
+        _load_calls()  # Now, for its first call may be inside an event loop.
+        return super().__new__(cls)
 
     def bind_tools(
         self,
@@ -380,21 +303,6 @@ class GPTRouter(GatewayFields):
         if stream and (params.get("n") or 1) > 1:
             raise ValueError(NO_CHOICES_IN_A_STREAM)
         return models, {**params, "messages": build_messages(messages)}
-
-    def _exchange_settings(self, options: dict[str, Any]) -> dict[str, Any]:
-        """How the gateway is asked; what `options` say of it is taken out of them."""
-        max_retries = self.gateway_max_retries
-        if max_retries is None and self._policy.max_retries:
-            max_retries = 0  # One retry owner.
-        told = {
-            "gateway_timeout": self.gateway_timeout,
-            "gateway_max_retries": max_retries,
-        }
-        return {
-            "options": told,
-            "metadata": self._take_metadata(options),
-            "failover": self.failover,
-        }
 
 
 def _providers(models: list[GPTRouterModel]) -> dict[str, str]:

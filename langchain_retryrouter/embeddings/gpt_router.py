@@ -13,6 +13,7 @@ from langchain_retryrouter._gateway_connection import (
     GatewayConnection,
     GPTRouterModel,
 )
+from langchain_retryrouter._gateway_plan import plan_of, take_metadata
 from langchain_retryrouter._gptrouter.embeddings import Vector, chunks_of, joined
 from langchain_retryrouter._gptrouter.transport import GatewayClient
 from langchain_retryrouter.embeddings._exchange import AsyncExchange, Endpoint, Exchange
@@ -136,11 +137,11 @@ class GPTRouterEmbeddings(GatewayConnection, Embeddings):
 
     def _embed(self, texts: list[str]) -> list[Vector]:
         exchange = Exchange(**self._inquiry(texts))
-        return call(self._plan(exchange), exchange.send, exchange.notify)
+        return call(plan_of(self, exchange), exchange.send, exchange.notify)
 
     async def _aembed(self, texts: list[str]) -> list[Vector]:
         exchange = AsyncExchange(**self._inquiry(texts))
-        return await acall(self._plan(exchange), exchange.send, exchange.notify)
+        return await acall(plan_of(self, exchange), exchange.send, exchange.notify)
 
     def _inquiry(self, texts: list[str]) -> dict[str, Any]:
         return {
@@ -148,7 +149,7 @@ class GPTRouterEmbeddings(GatewayConnection, Embeddings):
             "models": self.models_priority_list,
             "texts": texts,
             "endpoint": self.endpoint,
-            "metadata": self._take_metadata({}),
+            "metadata": take_metadata(self, {}),
             "failover": self.failover,
         }
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import ast
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 import langchain_retryrouter
+from langchain_retryrouter import GPTRouter, GPTRouterModel
 
 PACKAGE = Path(langchain_retryrouter.__file__).parent
 
@@ -185,14 +188,33 @@ GATEWAY_EMBEDDINGS = GATEWAY_MODEL.replace(
 ).replace("GPTRouter(", "GPTRouterEmbeddings(")
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "from langchain_retryrouter import GPTRouter",
-        GATEWAY_MODEL,
-        GATEWAY_EMBEDDINGS,
-    ],
-)
+def test_the_gateways_class_costs_little_more_than_langchain() -> None:
+    """Importing `GPTRouter` loads no package beside LangChain's own: not yet httpx."""
+    loaded = packages_after("from langchain_retryrouter import GPTRouter")
+    assert not loaded & {*SDKS, "aiohttp", "httpx", "litellm", "tenacity"}
+    own = packages_after(LANGCHAINS_OWN) | set(sys.stdlib_module_names)
+    assert loaded - own == {"langchain_retryrouter"}
+
+
+@pytest.mark.parametrize("made", ["by its class", "from a pickle", "as a copy"])
+def test_a_models_first_call_finds_its_code_loaded(made: str) -> None:
+    """However a model was made, what makes its calls is there: no coroutine waits."""
+    model = GPTRouter(
+        models_priority_list=[GPTRouterModel(name="gpt-4", provider_name="openai")],
+        gpt_router_api_key=SecretStr("k"),
+    )
+    code = {
+        "by its class": GATEWAY_MODEL,
+        "from a pickle": f"import pickle; pickle.loads({pickle.dumps(model)!r})",
+        "as a copy": "from langchain_retryrouter import GPTRouter\n"
+        "GPTRouter.model_construct().model_copy()",
+    }[made]
+    loaded = modules_after(code)
+    assert "langchain_retryrouter.chat_models._gateway_calls" in loaded
+    assert loaded >= {"tenacity", "gpt_router.client"}
+
+
+@pytest.mark.parametrize("code", [GATEWAY_MODEL, GATEWAY_EMBEDDINGS])
 def test_the_gateways_model_needs_no_openai(code: str) -> None:
     """Who talks to a gateway never pays for openai, and for HTTP not before a call."""
     loaded = packages_after(code)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from gpt_router.client import GPTRouterClient
@@ -52,6 +52,12 @@ ADDED_TO_METADATA = {
     "model_id": "likewise",
     "id": "the provider's id of the answer, for a support case",
     "retryrouter": "the attempts that the answer took",
+}
+
+ANSWER = {
+    "id": "1",
+    "model": "gpt-4",
+    "choices": [{"index": 0, "text": "replaced", "finish_reason": "stop"}],
 }
 
 
@@ -379,11 +385,41 @@ def test_every_public_name_of_the_module_is_there(theirs: ModuleType) -> None:
         and not name.startswith("_")
     } | {"DEFAULT_API_BASE_URL"}
 
-    assert own - set(vars(ours)) == NOT_TAKEN_OVER
+    assert own - set(dir(ours)) == NOT_TAKEN_OVER
     for name in own - NOT_TAKEN_OVER:
         old, new = getattr(theirs, name), getattr(ours, name)
         if inspect.isfunction(old):
             assert parameters_of(new) == parameters_of(old), name
+
+
+@pytest.mark.parametrize("name", ["completion_with_retry", "acompletion_with_retry"])
+def test_the_functions_annotations_can_be_read(name: str) -> None:
+    """What builds tools or pages from annotations finds every type they name."""
+    hints = get_type_hints(getattr(ours, name))
+
+    assert hints["llm"] is ours.GPTRouter
+    assert GenerationResponse in get_args(hints["return"])
+
+
+def test_a_function_that_was_replaced_is_called(
+    twin: Twin, new_llm: NewModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who replaces the module's function, in a test say, replaces it for its models."""
+    answer = GenerationResponse.model_validate(ANSWER)
+
+    async def asked_async(*_: Any, **__: Any) -> GenerationResponse:
+        return answer
+
+    monkeypatch.setattr(ours, "completion_with_retry", lambda *_, **__: answer)
+    monkeypatch.setattr(ours, "acompletion_with_retry", asked_async)
+
+    assert twin.invoke(new_llm(), "hi").content == "replaced"
+
+
+def test_the_module_makes_up_no_name() -> None:
+    """What the module has not is an `AttributeError` that names it."""
+    with pytest.raises(AttributeError, match="no attribute 'completion'"):
+        ours.completion  # type: ignore[attr-defined] # noqa: B018 - that is the test
 
 
 def parameters_of(function: Any) -> list[tuple[str, Any, Any]]:

@@ -61,7 +61,7 @@ def test_the_twins_are_found() -> None:
         "_gptrouter.transport.GatewayClient.post",
         "chat_models._exchange.Exchange",
         "chat_models.gpt_router.GPTRouter._generate",
-        "chat_models.gpt_router.completion_with_retry",
+        "chat_models._gateway_calls.completion_with_retry",
         "embeddings._exchange.Exchange",
         "embeddings.gpt_router.GPTRouterEmbeddings.embed_documents",
         "llms.openai.completion_with_retry",
