@@ -8,6 +8,7 @@ TEST_FILE ?= tests/unit_tests
 INTEGRATION_TEST_FILE ?= tests/integration_tests
 PYTEST_EXTRA ?=
 SCALE ?= 1
+MINUTES ?= 30
 ifeq ($(origin UV),undefined)
 UV := $(shell command -v uv 2>/dev/null)
 endif
@@ -90,8 +91,8 @@ coverage: .venv/installed ## unit tests with branch coverage; the core must have
 ##@ Now and then
 
 .PHONY: bench
-bench: .venvs/bench/installed ## time a call, a stream and a crowd against the peers
-	.venvs/bench/bin/python -m benchmarks.bench
+bench: .venvs/bench/installed ## calls, streams, crowds against the peers; rewrites docs/ (SCALE=0.1: in short)
+	.venvs/bench/bin/python -m benchmarks.speed --scale $(SCALE)
 
 .PHONY: failover_bench
 failover_bench: .venvs/bench/installed ## sixteen faults through three routers; rewrites docs/ (SCALE=0.1: in short)
@@ -100,6 +101,21 @@ failover_bench: .venvs/bench/installed ## sixteen faults through three routers; 
 .PHONY: prove
 prove: .venv/installed ## the promises in full, beside the peers; rewrites docs/promises.md
 	$(VENV)/$(PYTEST) tests/promises --long --page --timeout=3600 $(PYTEST_EXTRA)
+
+.PHONY: soak
+soak: .venv/installed ## half an hour of real calls through real faults (MINUTES=...)
+	$(VENV)/python -m benchmarks.soak --minutes $(MINUTES)
+
+.PHONY: mutants
+mutants: .venvs/mutation/installed ## change the core and the drive, see a test fail; rewrites docs/mutants.md
+	rm -rf mutants
+	.venvs/mutation/bin/mutmut run --max-children 2
+	.venvs/mutation/bin/python -m tests.mutation.report
+
+.PHONY: audit
+audit: .venvs/audit/installed ## known holes in what is tested with, and in the floors
+	.venvs/audit/bin/pip-audit --disable-pip --no-deps -r $(TESTED)
+	.venvs/audit/bin/pip-audit --disable-pip --no-deps -r $(MINIMUM)
 
 .PHONY: build
 build: .venv/installed ## sdist and wheel, in dist/
@@ -162,6 +178,12 @@ endif
 
 .venvs/bench/installed: $(SOURCES)
 	$(call make_venv,.venvs/bench,--group bench --editable '$(PROJECT)')
+
+.venvs/mutation/installed: $(SOURCES) $(TESTED)
+	$(call make_venv,.venvs/mutation,--constraint $(TESTED) --group mutation --editable '$(PROJECT)')
+
+.venvs/audit/installed: .venvs/interpreter
+	$(call make_venv,.venvs/audit,pip-audit)
 
 .PRECIOUS: .venvs/openai-%.txt
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import platform
-import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -63,27 +62,37 @@ class _Ledger:
     """Gathers the figures of all tests, from other processes too."""
 
     def __init__(self) -> None:
-        self._began = time.monotonic()
         self._figures: dict[str, list[Figure]] = {}
+        self._seconds: dict[str, float] = {}
+        self._broken: set[str] = set()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        module = report.nodeid.partition("::")[0]
+        self._seconds[module] = self._seconds.get(module, 0.0) + report.duration
+        if report.failed:
+            self._broken.add(module)
         if report.when != "teardown":
             return
-        module = report.nodeid.partition("::")[0]
         for name, figures in report.user_properties:
             if name == "figures" and isinstance(figures, list):
                 self._figures.setdefault(module, []).extend(figures)
 
     def report(self, *, is_long: bool) -> Report:
+        form = "long" if is_long else "short"
         return Report(
-            form="long" if is_long else "short",
-            seconds=round(time.monotonic() - self._began, 1),
             python=platform.python_version(),
             cores=os.cpu_count() or 1,
             versions={name: version(name) for name in _PACKAGES},
             promises=[
-                told(_promise_of(module), module, figures)
+                told(
+                    _promise_of(module),
+                    module,
+                    figures,
+                    form=form,
+                    seconds=self._seconds[module],
+                )
                 for module, figures in sorted(self._figures.items())
+                if module not in self._broken
             ],
         )
 
@@ -106,13 +115,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Print the table, and write the page where that was asked for and all held."""
+    """Print the table; where it was asked for, write what held into the page."""
     is_long = config.getoption("--long")
     report = config.stash[_LEDGER].report(is_long=is_long)
-    terminalreporter.section(f"promises, {report['form']} form")
+    terminalreporter.section(f"promises, {'long' if is_long else 'short'} form")
     terminalreporter.write_line(table(report))
-    if config.getoption("--page") and exitstatus == pytest.ExitCode.OK:
+    if config.getoption("--page"):
         write(report, _DOCS)
         terminalreporter.write_line("written: docs/promises.md, docs/promises.json")

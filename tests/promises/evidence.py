@@ -44,6 +44,8 @@ class Told(TypedDict):
     number: str
     why: str
     test: str
+    form: str
+    seconds: float
     figures: list[Figure]
 
 
@@ -115,12 +117,21 @@ def _worse(one: Figure, other: Figure) -> Figure:
     return pick(one, other, key=lambda figure: figure["value"])
 
 
-def told(promise: Promise, module: str, figures: Iterable[Figure]) -> Told:
-    """A promise and all that was measured for it."""
+def told(
+    promise: Promise,
+    module: str,
+    figures: Iterable[Figure],
+    *,
+    form: str,
+    seconds: float,
+) -> Told:
+    """A promise and all that was measured for it, in how many seconds."""
     return Told(
         title=promise.title,
         number=promise.number,
         why=promise.why,
         test=module,
+        form=form,
+        seconds=round(seconds, 1),
         figures=merged(figures),
     )

@@ -26,10 +26,8 @@ Where a peer stands in a row, it went through the same test in the same run.
 
 
 class Report(TypedDict):
-    """One run over all promises, as it stands in `docs/promises.json`."""
+    """What was measured last of each promise, as it stands in `docs/promises.json`."""
 
-    form: str
-    seconds: float
     python: str
     cores: int
     versions: dict[str, str]
@@ -43,7 +41,10 @@ def read(folder: Path) -> Report:
 
 
 def write(report: Report, folder: Path) -> None:
-    """Write the report and the page of it."""
+    """Write the report and the page of it; what it does not speak of is kept."""
+    fresh = {one["test"]: one for one in report["promises"]}
+    held = {one["test"]: one for one in read(folder)["promises"]} | fresh
+    report = {**report, "promises": [held[test] for test in sorted(held)]}
     data = json.dumps(report, indent=1, ensure_ascii=False)
     (folder / "promises.json").write_text(f"{data}\n")
     (folder / "promises.md").write_text(page(report))
@@ -61,8 +62,9 @@ def page(report: Report) -> str:
         for one in report["promises"]
     ]
     versions = [f"{name} {number}" for name, number in report["versions"].items()]
+    seconds = sum(one["seconds"] for one in report["promises"])
     foot = (
-        f"Measured in {report['seconds']:.0f} s, {report['form']} form, with"
+        f"Measured in the long form, in {seconds / 60:.0f} minutes, with"
         f" {', '.join(versions)}, Python {report['python']}"
         f" on {report['cores']} cores.\n"
     )

@@ -17,6 +17,7 @@ from random import Random  # noqa: TID251 - handed in, by the seed of the input
 from typing import Any, Final, TypeAlias
 
 import openai
+import urllib3
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatResult, LLMResult
 from langchain_openai import ChatOpenAI
@@ -104,7 +105,7 @@ def _events(parts: Sequence[bytes], limit: int) -> list[object]:
 def gateway_answer(body: bytes, dice: Random) -> None:
     """An answer in one piece."""
     status = 200 if dice.random() < 0.8 else dice.choice((204, *_STATUSES))
-    data = transport._read_answer(status, _headers(dice), body)
+    data = transport._read_answer(_http_response(dice, status), body)
     _check_result(read_result(transport._read_generation(data), PROVIDERS), dice)
 
 
@@ -153,7 +154,7 @@ class _Told:
 
 def gateway_vectors(body: bytes, dice: Random) -> None:
     """An answer of the embeddings endpoint."""
-    data = transport._read_answer(200, _headers(dice), body)
+    data = transport._read_answer(_http_response(dice, 200), body)
     for vector in read_vectors(data, 2):
         assert all(type(number) is float for number in vector), vector
 
@@ -335,6 +336,12 @@ _VALUES: Final = (
     "1, 2, x",
     "",
 )
+
+
+def _http_response(dice: Random, status: int) -> urllib3.HTTPResponse:
+    return urllib3.HTTPResponse(
+        headers=urllib3.HTTPHeaderDict(_headers(dice)), status=status
+    )
 
 
 def _headers(dice: Random) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ import pytest
 from langchain_core import exceptions as langchain
 
 from langchain_retryrouter import AzureOpenAI, OpenAIChat, errors
+from langchain_retryrouter._core.failure import FailureKind
 from langchain_retryrouter.errors import openai as named
 from langchain_retryrouter.testing import (
     Body,
@@ -170,7 +171,7 @@ STATUS_ROWS = [
     ),
     status(
         501,
-        named.OpenAIInvalidRequestInternalServerError,
+        named.OPENAI_STATUS_ERRORS[501, FailureKind.INVALID_REQUEST],
         openai.InternalServerError,
         langchain.ModelInvalidRequestError,
     ),
