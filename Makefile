@@ -80,8 +80,8 @@ test_min: .venvs/minimum/installed ## unit tests on the lowest allowed direct de
 
 .PHONY: test_openai_majors
 test_openai_majors: .venvs/openai-2/installed .venvs/openai-3/installed ## unit tests on the newest openai 2 and 3
-	.venvs/openai-2/bin/$(PYTEST) $(TEST_FILE) $(PYTEST_EXTRA)
-	.venvs/openai-3/bin/$(PYTEST) $(TEST_FILE) $(PYTEST_EXTRA)
+	.venvs/openai-2/bin/$(PYTEST) $(TEST_FILE) tests/promises/test_errors.py $(PYTEST_EXTRA)
+	.venvs/openai-3/bin/$(PYTEST) $(TEST_FILE) tests/promises/test_errors.py $(PYTEST_EXTRA)
 
 .PHONY: coverage
 coverage: .venv/installed ## unit tests with branch coverage; the core must have all of it
