@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ from langchain_retryrouter._drive.steering import (
     snapshot,
 )
 from langchain_retryrouter._drive.turns import abegin, begin
+from langchain_retryrouter.errors import RetryRouterError
 
 T = TypeVar("T")
 
@@ -67,24 +69,19 @@ async def _asend(steering: Steering, send: Callable[[Attempt], Awaitable[T]]) ->
 def retrying(
     plan: Plan, steering: Steering, attempt: Callable[[], T], notify: Notify | None
 ) -> T:
-    def before_sleep(state: RetryCallState) -> None:
-        if notify is not None:
-            notify(snapshot(state))
+    """What `attempt` gives: its first run, or one of those that tenacity adds to it.
 
-    def sleep(seconds: float) -> None:
-        steering.check_deadline()
-        plan.clock.sleep(seconds)
-
-    driver = Retrying(
-        retry=steering.should_retry,
-        stop=steering.must_stop,
-        wait=steering.delay,
-        before_sleep=before_sleep,
-        sleep=sleep,
-        reraise=True,
-    )
+    The loop takes over at the first failure. Of most calls there is none, and they are
+    not charged for one.
+    """
+    began = time.monotonic()
+    failed: list[RetryRouterError] = []
     try:
-        return driver(attempt)
+        try:
+            return attempt()
+        except RetryRouterError as error:
+            failed.append(error)
+        return _repeating(plan, steering, notify, began)(_replayed(failed, attempt))
     except BaseException as error:
         steering.conclude(error)
         raise
@@ -96,6 +93,57 @@ async def aretrying(
     attempt: Callable[[], Awaitable[T]],
     notify: ANotify | None,
 ) -> T:
+    """Async twin of `retrying`."""
+    began = time.monotonic()
+    failed: list[RetryRouterError] = []
+    try:
+        try:
+            return await attempt()
+        except RetryRouterError as error:
+            failed.append(error)
+        return await _arepeating(plan, steering, notify, began)(
+            _areplayed(failed, attempt)
+        )
+    except BaseException as error:
+        steering.conclude(error)
+        raise
+
+
+def _repeating(
+    plan: Plan, steering: Steering, notify: Notify | None, began: float
+) -> Retrying:
+    """The loop of tenacity's for a call that began at `began` on tenacity's clock."""
+
+    def before(state: RetryCallState) -> None:
+        state.start_time = began
+
+    def before_sleep(state: RetryCallState) -> None:
+        if notify is not None:
+            notify(snapshot(state))
+
+    def sleep(seconds: float) -> None:
+        steering.check_deadline()
+        plan.clock.sleep(seconds)
+
+    return Retrying(
+        retry=steering.should_retry,
+        stop=steering.must_stop,
+        wait=steering.delay,
+        before=before,
+        before_sleep=before_sleep,
+        sleep=sleep,
+        reraise=True,
+    )
+
+
+def _arepeating(
+    plan: Plan, steering: Steering, notify: ANotify | None, began: float
+) -> AsyncRetrying:
+    """Async twin of `_repeating`."""
+
+    def before(state: RetryCallState) -> None:
+        state.start_time = began
+
     async def before_sleep(state: RetryCallState) -> None:
         if notify is not None:
             await notify(snapshot(state))
@@ -104,19 +152,38 @@ async def aretrying(
         steering.check_deadline()
         await plan.clock.asleep(seconds)
 
-    async def run() -> T:
-        return await attempt()
-
-    driver = AsyncRetrying(
+    return AsyncRetrying(
         retry=steering.should_retry,
         stop=steering.must_stop,
         wait=steering.delay,
+        before=before,
         before_sleep=before_sleep,
         sleep=sleep,
         reraise=True,
     )
-    try:
-        return await driver(run)
-    except BaseException as error:
-        steering.conclude(error)
-        raise
+
+
+def _replayed(
+    failed: list[RetryRouterError], attempt: Callable[[], T]
+) -> Callable[[], T]:
+    """`attempt`, whose first run has `failed` already; the list is emptied."""
+
+    def run() -> T:
+        if failed:
+            raise failed.pop()  # Not kept: its traceback has this frame's caller.
+        return attempt()
+
+    return run
+
+
+def _areplayed(
+    failed: list[RetryRouterError], attempt: Callable[[], Awaitable[T]]
+) -> Callable[[], Awaitable[T]]:
+    """Async twin of `_replayed`; `async def`, since tenacity asks whether it is."""
+
+    async def run() -> T:
+        if failed:
+            raise failed.pop()
+        return await attempt()
+
+    return run

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from langchain_retryrouter import errors
@@ -188,6 +190,25 @@ def test_the_state_is_that_of_the_failed_attempt(
         waits.append(state.next_action.sleep)
     assert waits == clock.sleeps == [0.5, 3.0]
     assert [state.idle_for for state in witness.states] == [0.5, 3.5]
+
+
+def test_the_state_counts_from_the_beginning_of_the_call(
+    drive: Drive, clock: FakeClock
+) -> None:
+    """Its seconds are the whole call's, though the loop begins with a failure only."""
+    sent: list[float] = []
+
+    def fail() -> UnavailableError:
+        sent.append(time.monotonic())
+        return UnavailableError("503")
+
+    witness = Witness(clock)
+    began = time.monotonic()
+    drive.call(plan_for(clock), Script(fail, fail, "hello"), witness)
+    for state, moment in zip(witness.states, sent, strict=True):
+        assert began <= state.start_time <= sent[0]
+        assert state.outcome_timestamp is not None
+        assert state.outcome_timestamp >= moment
 
 
 def test_what_is_not_repeated_is_not_told(drive: Drive, clock: FakeClock) -> None:

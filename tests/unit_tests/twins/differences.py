@@ -28,16 +28,6 @@ WRITTEN = {
 +    result = retrying(plan, steering, lambda: _send(steering, send), notify)
 """,
     ),
-    "_drive.calls.retrying": Difference(
-        "tenacity asks whether what it calls is `async def`, and a lambda never is",
-        """
-+
-+    def run() -> T:
-+        return attempt()
--        return driver(attempt)
-+        return driver(run)
-""",
-    ),
     "_drive.clock._SystemClock.sleep": Difference(
         "the two calls of sleep, each once",
         """
