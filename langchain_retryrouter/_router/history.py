@@ -147,6 +147,8 @@ class _Fitting:
         self.left_out: dict[str, None] = {}  # A set that keeps its order.
 
     def fit(self, message: BaseMessage) -> BaseMessage | None:
+        if isinstance(message.content, str) and not message.additional_kwargs:
+            return message  # Text alone is every provider's.
         author = message.response_metadata.get("model_provider")
         if not isinstance(message, AIMessage):
             return self._without_marks(message)

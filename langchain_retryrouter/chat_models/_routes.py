@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from langchain_retryrouter._core.breaker import CircuitBreaker
 from langchain_retryrouter._core.worst_case import Fare
+from langchain_retryrouter._router.history import provider_of
 from langchain_retryrouter.chat_models._quieting import quiet
 
 _UNHEARD = (
@@ -62,6 +63,7 @@ class Route(BaseModel):
     options: dict[str, Any] = Field(default_factory=dict, repr=False)
 
     _fare: Fare = PrivateAttr(Fare(""))
+    _provider: str = PrivateAttr("")
 
     @model_validator(mode="before")
     @classmethod
@@ -80,12 +82,18 @@ class Route(BaseModel):
     def _name_it(self) -> Self:
         if not self.name:
             object.__setattr__(self, "name", model_name_of(self.model))
+        self._provider = provider_of(self.model)
         return self
 
     @property
     def fare(self) -> Fare:
         """What an attempt costs at the most; known once the route is in a router."""
         return self._fare
+
+    @property
+    def provider(self) -> str:
+        """Who the model's provider is, by the name that its integration gives it."""
+        return self._provider
 
     def quieted(self, name: str) -> Route:
         """This route as `name`, with a model that sends each request once if it can."""
@@ -116,9 +124,10 @@ class Route(BaseModel):
         if not isinstance(model, BaseChatModel):
             msg = f"route {self.name!r} cannot be offered tools: it made {bound!r}"
             raise TypeError(msg)
-        return self.model_copy(
-            update={"model": model, "options": {**given.kwargs, **options}}
-        )
+        options = {**given.kwargs, **options}
+        route = self.model_copy(update={"model": model, "options": options})
+        route._provider = provider_of(model)  # noqa: SLF001 - a route's own copy
+        return route
 
     def generate(
         self,

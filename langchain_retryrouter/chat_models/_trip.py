@@ -31,7 +31,7 @@ from langchain_retryrouter._drive.hedging import AHedgedSource, HedgedSource
 from langchain_retryrouter._drive.threads import PumpedSource, within
 from langchain_retryrouter._router.ends import ChunkReader, finish_of, tells_the_end
 from langchain_retryrouter._router.failures import name_failure
-from langchain_retryrouter._router.history import fit_history, provider_of
+from langchain_retryrouter._router.history import fit_history
 from langchain_retryrouter.chat_models._routes import Route
 from langchain_retryrouter.errors import BASE_ERRORS, RetryRouterError
 
@@ -247,9 +247,7 @@ class _Trip:
         position = self._session.position if position is None else position
         route = self._routes[position]
         facts = self._facts.setdefault(self._session.attempts, {})
-        messages, left_out = fit_history(
-            self._question.messages, provider_of(route.model)
-        )
+        messages, left_out = fit_history(self._question.messages, route.provider)
         if left_out:
             facts["left_out"] = list(left_out)
         fills = route.supports_prefill and route.name not in self._no_prefill

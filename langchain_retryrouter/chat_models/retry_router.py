@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
@@ -69,14 +69,15 @@ __all__ = ["RetryRouter", "Route"]
 
 _T = TypeVar("_T", Trip, AsyncTrip)
 
+# Of a first route that does not say it itself.
+_OWN_LS_PARAMS: Final = LangSmithParams(ls_provider="retryrouter", ls_model_type="chat")
+
 
 class _Shared:
     """What a router remembers from call to call, and its bound copies share."""
 
-    def __init__(
-        self, breakers: list[CircuitBreaker | None], strategy: Strategy
-    ) -> None:
-        self.breakers = breakers
+    def __init__(self, doors: list[Door], strategy: Strategy) -> None:
+        self.doors = doors
         self.strategy = strategy
 
 
@@ -205,7 +206,7 @@ class RetryRouter(RetryVisibleChatModel):
         template = self.breaker
         self._shared = _Shared(
             [
-                route.breaker or (template.fresh() if template is not None else None)
+                Door(route.name, route.breaker or (template and template.fresh()))
                 for route in self.routes
             ],
             new_strategy(
@@ -308,17 +309,15 @@ class RetryRouter(RetryVisibleChatModel):
     @property
     def _after(self) -> Mapping[FailureKind, Step]:
         """What follows each kind of failure, as the caller has overruled it."""
-        return {**AFTER, **self.failover_on}
+        return {**AFTER, **self.failover_on} if self.failover_on else AFTER
 
     def _set_out(self, kind: type[_T], question: Question) -> tuple[Plan, _T]:
         """The plan of a call, and the call itself."""
         clock = self.clock or SYSTEM_CLOCK
         order = self._shared.strategy.order(clock.monotonic())
-        routes = [self.routes[index] for index in order]
-        doors = [Door(self.routes[i].name, self._shared.breakers[i]) for i in order]
         session = RoutingSession(
             self.retry_policy,
-            doors,
+            [self._shared.doors[index] for index in order],
             budget=self.budget,
             time=clock,
             after=self._after,
@@ -328,6 +327,7 @@ class RetryRouter(RetryVisibleChatModel):
             now = clock.monotonic()
             self._shared.strategy.measured(order[position], seconds, now)
 
+        routes = [self.routes[index] for index in order]
         trip = kind(routes, session, question, clock, measured)
         plan = Plan(
             session,
@@ -433,6 +433,5 @@ class RetryRouter(RetryVisibleChatModel):
     def _get_ls_params(
         self, stop: list[str] | None = None, **kwargs: Any
     ) -> LangSmithParams:
-        params = super()._get_ls_params(stop=stop, **kwargs)
-        first = self.routes[0].model._get_ls_params(stop=stop, **kwargs)  # noqa: SLF001
-        return LangSmithParams(**{**params, **first})
+        told = self.routes[0].model._get_ls_params(stop=stop, **kwargs)  # noqa: SLF001
+        return LangSmithParams(**{**_OWN_LS_PARAMS, **told})
