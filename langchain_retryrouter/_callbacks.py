@@ -14,8 +14,9 @@ again and keeps the handlers, or copies that share the same runs.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
@@ -43,6 +44,7 @@ AnyRunManager = CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun
 _RunManager = TypeVar(
     "_RunManager", CallbackManagerForLLMRun, AsyncCallbackManagerForLLMRun
 )
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 class _Run(NamedTuple):
@@ -129,6 +131,16 @@ def _one_by_one(run_manager: _RunManager) -> Iterator[_RunManager]:
             tags=run_manager.tags,
             metadata=run_manager.metadata,
         )
+
+
+def inspected_once(method: _Method) -> _Method:
+    """A method that langchain-core inspects before each call, inspected now.
+
+    `inspect.signature` makes a signature anew whenever it is asked for one, unless the
+    function has it already.
+    """
+    vars(method)["__signature__"] = inspect.signature(method)
+    return method
 
 
 class RetryVisibleChatModel(BaseChatModel):

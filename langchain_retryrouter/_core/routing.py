@@ -130,7 +130,7 @@ class RoutingSession(RetrySession):
     @property
     def attempts(self) -> int:
         """Attempts sent so far, on all routes."""
-        return sum(1 for record in self.records if record.number is not None)
+        return sum(self._sent)
 
     def admit(self, route: str | None = None) -> Refusal | None:
         """Begin the next attempt on the first route that lets it through."""

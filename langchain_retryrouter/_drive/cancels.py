@@ -8,27 +8,34 @@ task was cancelled, and be retried.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Iterator
+from types import TracebackType
 
 
-@contextlib.contextmanager
-def heeding_cancels() -> Iterator[None]:
+class _Heeding:
+    __slots__ = ("_before", "_task")
+
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task()
+        self._before = _cancels_of(self._task)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        has_gone_on = error is None or isinstance(error, Exception)
+        if has_gone_on and _cancels_of(self._task) > self._before:
+            raise asyncio.CancelledError from error
+
+
+def heeding_cancels() -> _Heeding:
     """A cancel that comes while its body awaits leaves, whatever the body makes of it.
 
     Raises:
         asyncio.CancelledError: The body went on as if there had been none.
     """
-    task = asyncio.current_task()
-    before = _cancels_of(task)
-    try:
-        yield
-    except Exception as error:
-        if _cancels_of(task) > before:
-            raise asyncio.CancelledError from error
-        raise
-    if _cancels_of(task) > before:
-        raise asyncio.CancelledError
+    return _Heeding()
 
 
 def _cancels_of(task: asyncio.Task[object] | None) -> int:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessageChunk, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 from langchain_retryrouter._core.streaming import Signal
 
@@ -47,16 +47,32 @@ def finish_of(answer: BaseMessage | ChatGeneration) -> str | None:
     return next(_reasons(answer), None)
 
 
+def names_its_end(result: ChatResult) -> bool:
+    """Whether each answer of a result names the reason for which it ended.
+
+    Some integrations say it of the result as a whole, if there is one answer in it.
+    """
+    *others, last = result.generations
+    told = result.llm_output if not others and result.llm_output else {}
+    return all(map(finish_of, others)) and bool(
+        finish_of(last) or next(_reasons_in(told), None)
+    )
+
+
 def _reasons(answer: BaseMessage | ChatGeneration) -> Iterator[str]:
-    for facts in _facts(answer):
-        for name in _REASONS:
-            reason = facts.get(name)
-            if isinstance(reason, str) and reason and reason not in _NO_REASONS:
-                yield reason
-        if facts.get("object") == "response" and facts.get("status") in _ENDED:
-            details = facts.get("incomplete_details")
-            why = details.get("reason") if isinstance(details, Mapping) else None
-            yield str(why or facts["status"])
+    for facts in filter(None, _facts(answer)):  # Most chunks of a stream have none.
+        yield from _reasons_in(facts)
+
+
+def _reasons_in(facts: Mapping[str, Any]) -> Iterator[str]:
+    for name in _REASONS:
+        reason = facts.get(name)
+        if isinstance(reason, str) and reason and reason not in _NO_REASONS:
+            yield reason
+    if facts.get("object") == "response" and facts.get("status") in _ENDED:
+        details = facts.get("incomplete_details")
+        why = details.get("reason") if isinstance(details, Mapping) else None
+        yield str(why or facts["status"])
 
 
 def _facts(answer: BaseMessage | ChatGeneration) -> Iterator[Mapping[str, Any]]:
@@ -101,8 +117,9 @@ class ChunkReader:
         reason = finish_of(chunk)
         if reason is not None:
             self.finish_reason = reason
+        content = chunk.message.content
         return Signal(
-            text=str(chunk.message.text),
+            text=content if isinstance(content, str) else str(chunk.message.text),
             is_token=_says(chunk.message),
             is_end=reason is not None,
         )

@@ -7,10 +7,19 @@ run that tracers see, and that callbacks and token counts belong to, is the rout
 from __future__ import annotations
 
 import contextlib
+import inspect
 import warnings
-from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
-from typing import Any, Self, cast
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Container,
+    Generator,
+    Iterator,
+    Sequence,
+)
+from typing import Any, Final, Self, cast
 
+from langchain_core.globals import get_llm_cache
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
@@ -22,6 +31,7 @@ from langchain_core.runnables import (
 from langchain_core.runnables.retry import RunnableRetry
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
+from langchain_retryrouter._callbacks import RetryVisibleChatModel
 from langchain_retryrouter._core.breaker import CircuitBreaker
 from langchain_retryrouter._core.worst_case import Fare
 from langchain_retryrouter._router.history import provider_of
@@ -30,6 +40,14 @@ from langchain_retryrouter.chat_models._quieting import quiet
 _UNHEARD = (
     "has callbacks, which are not called, since the run that handlers see is the"
     " router's; give them to the router"
+)
+
+# What LangChain does around a model's `_generate`; the second does that alone, too,
+# where there is no run of the model's own.
+_PLAIN: Final = (BaseChatModel, RetryVisibleChatModel)
+_WAYS: Final = (
+    ("_generate_with_cache", "_generate"),
+    ("_agenerate_with_cache", "_agenerate"),
 )
 
 
@@ -64,6 +82,7 @@ class Route(BaseModel):
 
     _fare: Fare = PrivateAttr(Fare(""))
     _provider: str = PrivateAttr("")
+    _is_plain: bool = PrivateAttr(default=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -82,8 +101,13 @@ class Route(BaseModel):
     def _name_it(self) -> Self:
         if not self.name:
             object.__setattr__(self, "name", model_name_of(self.model))
-        self._provider = provider_of(self.model)
+        self._look_at_model()
         return self
+
+    def _look_at_model(self) -> None:
+        """Keep what is alike in each call."""
+        self._provider = provider_of(self.model)
+        self._is_plain = is_plain(self.model)
 
     @property
     def fare(self) -> Fare:
@@ -126,7 +150,7 @@ class Route(BaseModel):
             raise TypeError(msg)
         options = {**given.kwargs, **options}
         route = self.model_copy(update={"model": model, "options": options})
-        route._provider = provider_of(model)  # noqa: SLF001 - a route's own copy
+        route._look_at_model()  # noqa: SLF001 - a route's own copy
         return route
 
     def generate(
@@ -136,9 +160,12 @@ class Route(BaseModel):
         options: dict[str, Any],
     ) -> ChatResult:
         """The model's answer, by its own cache and rate limiter."""
-        return self.model._generate_with_cache(  # noqa: SLF001 - see above
-            messages, **self._options(stop, options)
-        )
+        options = self._options(stop, options)
+        if self._is_asked_directly(options, async_api=False):
+            return self.model._generate(  # noqa: SLF001 - see above
+                messages, run_manager=None, **options
+            )
+        return self.model._generate_with_cache(messages, **options)  # noqa: SLF001
 
     async def agenerate(
         self,
@@ -147,8 +174,13 @@ class Route(BaseModel):
         options: dict[str, Any],
     ) -> ChatResult:
         """Async twin of `generate`."""
+        options = self._options(stop, options)
+        if self._is_asked_directly(options, async_api=True):
+            return await self.model._agenerate(  # noqa: SLF001
+                messages, run_manager=None, **options
+            )
         return await self.model._agenerate_with_cache(  # noqa: SLF001
-            messages, **self._options(stop, options)
+            messages, **options
         )
 
     def stream(
@@ -197,6 +229,27 @@ class Route(BaseModel):
         if stop is not None or "stop" not in told:
             told["stop"] = stop
         return told
+
+    def _is_asked_directly(self, options: dict[str, Any], *, async_api: bool) -> bool:
+        """Whether there is nothing to be done around the model's `_generate`.
+
+        What LangChain makes of an answer it makes of the router's. Of a route it would
+        look into the cache, ask the limiter, and stream where the model is told to: as
+        much work for each attempt as all of the router's own.
+        """
+        model = self.model
+        has_cache = model.cache is not False and (
+            model.cache is not None or get_llm_cache() is not None
+        )
+        return (
+            self._is_plain
+            and not has_cache
+            and model.rate_limiter is None
+            and model.output_version != "v1"
+            and not model._should_stream(  # noqa: SLF001 - as below
+                async_api=async_api, **options
+            )
+        )
 
     def _can_stream(self, options: dict[str, Any], *, async_api: bool) -> bool:
         return self.model._should_stream(  # noqa: SLF001 - who else could say?
@@ -252,6 +305,26 @@ def unbound(model: Any) -> tuple[Any, dict[str, Any]]:
         options = {**model.kwargs, **options}
         model = model.bound
     return model, options
+
+
+def is_plain(model: BaseChatModel) -> bool:
+    """Whether it has LangChain's way to `_generate` and `_agenerate`, and usual ones.
+
+    A model may have a way of its own; one whose `_generate` knows no `run_manager` is
+    called without by LangChain, which looks at that in each call.
+    """
+    return all(
+        getattr(type(model), way) in {getattr(cls, way) for cls in _PLAIN}
+        and "run_manager" in _parameters_of(getattr(type(model), end))
+        for way, end in _WAYS
+    )
+
+
+def _parameters_of(function: Callable[..., Any]) -> Container[str]:
+    try:
+        return inspect.signature(function).parameters
+    except (NameError, ValueError):  # An annotation of Python 3.14 that is only typed.
+        return ()
 
 
 def model_name_of(model: Runnable[Any, Any]) -> str:

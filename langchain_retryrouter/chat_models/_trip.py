@@ -29,7 +29,11 @@ from langchain_retryrouter._drive import AEventSource, Attempt, Clock, EventSour
 from langchain_retryrouter._drive.cancels import heeding_cancels
 from langchain_retryrouter._drive.hedging import AHedgedSource, HedgedSource
 from langchain_retryrouter._drive.threads import PumpedSource, within
-from langchain_retryrouter._router.ends import ChunkReader, finish_of, tells_the_end
+from langchain_retryrouter._router.ends import (
+    ChunkReader,
+    names_its_end,
+    tells_the_end,
+)
 from langchain_retryrouter._router.failures import name_failure
 from langchain_retryrouter._router.history import fit_history
 from langchain_retryrouter.chat_models._routes import Route
@@ -100,6 +104,31 @@ class Rest:
         chunk.message.content = text[common:]
         chunk.text = text[common:]
         return bool(text[common:])
+
+
+class _Wait:
+    """The time until something is heard of an attempt, told once."""
+
+    __slots__ = ("_began", "_clock", "_is_over", "_told")
+
+    def __init__(self, clock: Clock, told: Callable[[float], None]) -> None:
+        """From now on."""
+        self._clock = clock
+        self._told = told
+        self._is_over = False
+        self._began = clock.monotonic()
+
+    def end(self) -> None:
+        """Something is heard; the first time counts."""
+        if not self._is_over:
+            self._is_over = True
+            self._told(self._clock.monotonic() - self._began)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.end()
 
 
 class _Trip:
@@ -201,7 +230,8 @@ class _Trip:
         """A chunk without what is the router's to say."""
         self._settle(chunk.message)
         if isinstance(chunk.message, AIMessageChunk):
-            chunk.message.chunk_position = None
+            if chunk.message.chunk_position is not None:
+                chunk.message.chunk_position = None
             self._called_tools |= bool(chunk.message.tool_call_chunks)
         return chunk
 
@@ -230,11 +260,13 @@ class _Trip:
 
     def _settle(self, message: BaseMessage) -> None:
         """Take note of what a route says of itself, and take out its own ledger."""
-        facts = self._facts.setdefault(self._session.attempt, {})
         own = message.response_metadata.pop("retryrouter", None)
+        usage = getattr(message, "usage_metadata", None)
+        if own is None and not usage:
+            return  # As with nearly every chunk of a stream.
+        facts = self._facts.setdefault(self._session.attempt, {})
         if own is not None:
             facts["inside"] = own
-        usage = getattr(message, "usage_metadata", None)
         if usage:
             facts["usage"] = dict(usage)
 
@@ -265,21 +297,13 @@ class _Trip:
         if not result.generations:
             msg = "the answer has no content at all"
             raise BASE_ERRORS[FailureKind.MALFORMED](msg)
-        if not tells_the_end(route.model):
-            return
-        for generation in result.generations:
-            if finish_of(generation.message) is None:
-                msg = "the answer came without a finish reason: it may have been cut"
-                raise BASE_ERRORS[FailureKind.INTERRUPTED](msg)
+        if tells_the_end(route.model) and not names_its_end(result):
+            msg = "the answer came without a finish reason: it may have been cut"
+            raise BASE_ERRORS[FailureKind.INTERRUPTED](msg)
 
-    @contextlib.contextmanager
-    def _timed(self, leg: _Leg) -> Iterator[None]:
+    def _timed(self, leg: _Leg) -> _Wait:
         """Tells how long an answer, or a failure, was waited for."""
-        began = self._clock.monotonic()
-        try:
-            yield
-        finally:
-            self._measured(leg.position, self._clock.monotonic() - began)
+        return _Wait(self._clock, partial(self._measured, leg.position))
 
     @contextlib.contextmanager
     def _named_errors(self, leg: _Leg) -> Iterator[None]:
@@ -359,12 +383,11 @@ class Trip(_Trip):
 
     def _events(self, leg: _Leg) -> Generator[Event, None, None]:
         asked = self._question
-        with self._named_errors(leg), contextlib.ExitStack() as timer:
-            timer.enter_context(self._timed(leg))
+        with self._named_errors(leg), self._timed(leg) as wait:
             chunks = leg.route.stream(leg.messages, asked.stop, asked.options)
             with contextlib.closing(chunks):
                 for chunk in chunks:
-                    timer.close()
+                    wait.end()
                     if leg.rest is None or leg.rest.begins(chunk):
                         yield chunk
         yield Whole()
@@ -395,12 +418,11 @@ class AsyncTrip(_Trip):
 
     async def _events(self, leg: _Leg) -> AsyncGenerator[Event, None]:
         asked = self._question
-        with self._named_errors(leg), contextlib.ExitStack() as timer:
-            timer.enter_context(self._timed(leg))
+        with self._named_errors(leg), self._timed(leg) as wait:
             chunks = leg.route.astream(leg.messages, asked.stop, asked.options)
             async with contextlib.aclosing(chunks):
                 async for chunk in chunks:
-                    timer.close()
+                    wait.end()
                     if leg.rest is None or leg.rest.begins(chunk):
                         yield chunk
         yield Whole()

@@ -35,7 +35,7 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from pydantic import BaseModel
 
-from langchain_retryrouter._callbacks import run_manager_of
+from langchain_retryrouter._callbacks import inspected_once, run_manager_of
 from langchain_retryrouter._gateway_connection import (
     DEFAULT_API_BASE_URL,
     GATEWAY_METADATA,
@@ -200,6 +200,7 @@ class GPTRouter(GatewayFields):
         parser = structured_parser(schema, method)
         return with_raw(model, parser) if include_raw else model | parser
 
+    @inspected_once
     def _generate(
         self,
         messages: list[BaseMessage],
@@ -218,6 +219,7 @@ class GPTRouter(GatewayFields):
         )
         return read_result(cast("GenerationResponse", response), _providers(models))
 
+    @inspected_once
     async def _agenerate(
         self,
         messages: list[BaseMessage],

@@ -37,6 +37,7 @@ from pydantic import (
 from langchain_retryrouter._callbacks import (
     RetryVisibleChatModel,
     anotifier,
+    inspected_once,
     notifier,
     run_manager_of,
 )
@@ -224,6 +225,7 @@ class RetryRouter(RetryVisibleChatModel):
 
     # --- a call ---
 
+    @inspected_once
     def _generate(
         self,
         messages: list[BaseMessage],
@@ -238,6 +240,7 @@ class RetryRouter(RetryVisibleChatModel):
             raise trip.verdict(error)  # noqa: B904 - its own cause is what caused it
         return trip.signed(result)
 
+    @inspected_once
     async def _agenerate(
         self,
         messages: list[BaseMessage],
@@ -314,18 +317,18 @@ class RetryRouter(RetryVisibleChatModel):
     def _set_out(self, kind: type[_T], question: Question) -> tuple[Plan, _T]:
         """The plan of a call, and the call itself."""
         clock = self.clock or SYSTEM_CLOCK
-        order = self._shared.strategy.order(clock.monotonic())
+        shared = self._shared
+        order = shared.strategy.order(clock.monotonic())
         session = RoutingSession(
             self.retry_policy,
-            [self._shared.doors[index] for index in order],
+            [shared.doors[index] for index in order],
             budget=self.budget,
             time=clock,
             after=self._after,
         )
 
         def measured(position: int, seconds: float) -> None:
-            now = clock.monotonic()
-            self._shared.strategy.measured(order[position], seconds, now)
+            shared.strategy.measured(order[position], seconds, clock.monotonic())
 
         routes = [self.routes[index] for index in order]
         trip = kind(routes, session, question, clock, measured)

@@ -111,6 +111,13 @@ WRITTEN = {
 +                return assemble(list(events))
 """,
     ),
+    "chat_models._routes.Route.generate": Difference(
+        "what a model streams it may stream in one of both ways only",
+        """
+-    if self._is_asked_directly(options, api=False):
++    if self._is_asked_directly(options, api=True):
+""",
+    ),
     "chat_models._routes.Route.stream": Difference(
         "an async generator is not closed by who leaves it, and says so in its type",
         """
