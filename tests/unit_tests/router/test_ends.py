@@ -8,13 +8,18 @@ from typing import Any
 import pytest
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
 from langchain_retryrouter import GPTRouter, GPTRouterModel
 from langchain_retryrouter._core.streaming import Signal, StreamGuard
-from langchain_retryrouter._router.ends import ChunkReader, finish_of, tells_the_end
+from langchain_retryrouter._router.ends import (
+    ChunkReader,
+    finish_of,
+    names_its_end,
+    tells_the_end,
+)
 from langchain_retryrouter.testing import (
     STUB_TEXT,
     Answer,
@@ -239,3 +244,29 @@ def test_who_tells_the_end() -> None:
     assert not tells_the_end(router)  # It raises by itself where the end is missing.
     assert not tells_the_end(OwnStream(model="gpt-4o", api_key=key))
     assert not tells_the_end(GenericFakeChatModel(messages=iter(())))
+
+
+@pytest.mark.parametrize(
+    ("reasons", "llm_output", "is_named"),
+    [
+        (["stop"], None, True),
+        (["stop", "length"], {}, True),
+        ([None], {"stop_reason": "end_turn"}, True),
+        ([None], {"stop_reason": None}, False),
+        ([None], None, False),
+        (["stop", None], {"stop_reason": "end_turn"}, False),
+        ([None, "stop"], {}, False),
+    ],
+)
+def test_a_result_may_name_the_end_of_its_only_answer(
+    reasons: list[str | None], llm_output: dict[str, Any] | None, is_named: bool
+) -> None:
+    """Anthropic's reason is in `llm_output`, which says nothing of one in several."""
+    generations = [
+        ChatGeneration(
+            message=AIMessage("Hi"), generation_info={"finish_reason": reason}
+        )
+        for reason in reasons
+    ]
+    result = ChatResult(generations=generations, llm_output=llm_output)
+    assert names_its_end(result) is is_named
