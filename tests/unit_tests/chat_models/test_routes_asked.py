@@ -49,7 +49,7 @@ class _Model(BaseChatModel):
 
     def _stream(self, *_: Any, **__: Any) -> Iterator[ChatGenerationChunk]:
         for text in ("in ", "chunks"):
-            yield ChatGenerationChunk(message=AIMessageChunk(text))
+            yield ChatGenerationChunk(message=AIMessageChunk(content=text))
 
     @property
     def asked(self) -> int:
@@ -79,15 +79,11 @@ class _WithoutRun(_Model):
 class _OwnWay(_Model):
     """Does something of its own around `_generate`."""
 
-    def _generate_with_cache(
-        self, messages: list[BaseMessage], **kwargs: Any
-    ) -> ChatResult:
-        return self._signed(super()._generate_with_cache(messages, **kwargs))
+    def _generate_with_cache(self, *args: Any, **kwargs: Any) -> ChatResult:
+        return self._signed(super()._generate_with_cache(*args, **kwargs))
 
-    async def _agenerate_with_cache(
-        self, messages: list[BaseMessage], **kwargs: Any
-    ) -> ChatResult:
-        return self._signed(await super()._agenerate_with_cache(messages, **kwargs))
+    async def _agenerate_with_cache(self, *args: Any, **kwargs: Any) -> ChatResult:
+        return self._signed(await super()._agenerate_with_cache(*args, **kwargs))
 
     def _signed(self, result: ChatResult) -> ChatResult:
         result.generations[0].message.response_metadata["signed"] = True
