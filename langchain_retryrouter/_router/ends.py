@@ -7,7 +7,7 @@ the end of the iterator is the end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from langchain_core.language_models import BaseChatModel
@@ -22,6 +22,8 @@ _REASONS: Final = (
     "stopReason",  # Bedrock's Converse
     "done_reason",  # Ollama's
 )
+# Most chunks of a stream have none of these.
+_TELLING: Final = frozenset({*_REASONS, "object"})
 # Some gateways send a reason where there was none: OpenRouter ends a stream that failed
 # on its way with `error`, and Google's first value says that nothing is said.
 _NO_REASONS: Final = frozenset({"error", "FINISH_REASON_UNSPECIFIED"})
@@ -44,7 +46,10 @@ def finish_of(answer: BaseMessage | ChatGeneration) -> str | None:
     Args:
         answer: A message, or a generation around one; whole, or a chunk.
     """
-    return next(_reasons(answer), None)
+    for facts in _facts(answer):
+        if not _TELLING.isdisjoint(facts) and (reason := _reason_in(facts)):
+            return reason
+    return None
 
 
 def names_its_end(result: ChatResult) -> bool:
@@ -52,35 +57,28 @@ def names_its_end(result: ChatResult) -> bool:
 
     Some integrations say it of the result as a whole, if there is one answer in it.
     """
-    *others, last = result.generations
-    told = result.llm_output if not others and result.llm_output else {}
-    return all(map(finish_of, others)) and bool(
-        finish_of(last) or next(_reasons_in(told), None)
-    )
+    reasons = [finish_of(answer) for answer in result.generations]
+    if reasons == [None] and result.llm_output:
+        return _reason_in(result.llm_output) is not None
+    return None not in reasons
 
 
-def _reasons(answer: BaseMessage | ChatGeneration) -> Iterator[str]:
-    for facts in filter(None, _facts(answer)):  # Most chunks of a stream have none.
-        yield from _reasons_in(facts)
-
-
-def _reasons_in(facts: Mapping[str, Any]) -> Iterator[str]:
+def _reason_in(facts: Mapping[str, Any]) -> str | None:
     for name in _REASONS:
         reason = facts.get(name)
         if isinstance(reason, str) and reason and reason not in _NO_REASONS:
-            yield reason
+            return reason
     if facts.get("object") == "response" and facts.get("status") in _ENDED:
         details = facts.get("incomplete_details")
         why = details.get("reason") if isinstance(details, Mapping) else None
-        yield str(why or facts["status"])
+        return str(why or facts["status"])
+    return None
 
 
-def _facts(answer: BaseMessage | ChatGeneration) -> Iterator[Mapping[str, Any]]:
+def _facts(answer: BaseMessage | ChatGeneration) -> tuple[Mapping[str, Any], ...]:
     if isinstance(answer, BaseMessage):
-        yield answer.response_metadata
-    else:
-        yield answer.generation_info or {}
-        yield answer.message.response_metadata
+        return (answer.response_metadata,)
+    return answer.generation_info or {}, answer.message.response_metadata
 
 
 def tells_the_end(model: BaseChatModel) -> bool:

@@ -254,7 +254,9 @@ class _Trip:
             if isinstance(event, Whole):
                 return Signal(is_end=not does_tell, is_last=True)
             signal = reader(event)
-            return signal if does_tell else signal._replace(is_end=False)
+            if signal.is_end and not does_tell:
+                return signal._replace(is_end=False)
+            return signal
 
         return read
 
