@@ -15,6 +15,7 @@ from langchain_core.messages import (
     AIMessage,
     BaseMessage,
     HumanMessage,
+    SystemMessage,
     ToolMessage,
     convert_to_openai_data_block,
     is_data_content_block,
@@ -27,6 +28,7 @@ from langchain_retryrouter.errors import UnsupportedOptionError
 _CONVERTED: Final = frozenset(
     {"image_url", "image", "file", "audio", "input_audio", "media", "json"}
 )
+_PLAIN_ROLES: Final = {HumanMessage: "user", SystemMessage: "system"}
 _CALLS: Final = frozenset({"tool_use", "tool_call", "function_call"})
 # LangChain's own marks on a text, which no provider knows.
 _MARKS: Final = frozenset({"id", "index", "annotations", "extras"})
@@ -48,8 +50,13 @@ def _build(message: BaseMessage) -> Iterator[dict[str, Any]]:
     if isinstance(message, AIMessage):
         yield _build_ai(message)
         return
-    built = _frame(message)
     content = message.content
+    role = _PLAIN_ROLES.get(type(message))
+    if role and isinstance(content, str) and _is_bare(message):
+        # What most messages are; LangChain's own way takes ten times as long.
+        yield {"role": role, "content": content}
+        return
+    built = _frame(message)
     if isinstance(content, str):
         yield {**built, "content": content}
         return
@@ -59,6 +66,10 @@ def _build(message: BaseMessage) -> Iterator[dict[str, Any]]:
     if said or not results:
         parts = [part for block in said for part in _parts(block, built["role"])]
         yield {**built, "content": _fewest(parts)}
+
+
+def _is_bare(message: BaseMessage) -> bool:
+    return message.name is None and not message.additional_kwargs
 
 
 def _build_ai(message: AIMessage) -> dict[str, Any]:
