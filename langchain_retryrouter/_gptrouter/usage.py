@@ -60,13 +60,14 @@ def read_usage(usage: Mapping[str, Any]) -> UsageMetadata | None:
 
 def read_count(value: Any) -> int | None:
     """`value` as a number of tokens; None if it is none."""
+    if type(value) is int:  # As nearly all are; True is none.
+        return value if 0 <= value <= _MOST else None
     if isinstance(value, str):
         # Of what `isdecimal` lets through `int` reads all, up to a length.
         value = int(value) if value.isdecimal() and len(value) < 20 else None  # noqa: PLR2004
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    return value if is_whole and 0 <= value <= _MOST else None
+    return read_count(value) if type(value) is int else None
 
 
 def add_usage(outputs: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
