@@ -2,10 +2,10 @@
 
 `call`/`acall` run one request until it succeeds, is final, or the policy is exhausted;
 `stream`/`astream` do the same up to the first token, and from then on only watch;
-`in_order` keeps several calls under way. The loop is tenacity's; what it asks
-(`retry=`, `wait=`, `before_sleep=`) is answered by the call's `RetrySession`. The room
-counts attempts, waits, and reports; it does not know messages, HTTP, or providers. What
-to send is handed in as a function of an `Attempt`.
+`in_order` keeps several calls under way. The loop, which the first failure starts, is
+tenacity's; what it asks (`retry=`, `wait=`, `before_sleep=`) is answered by the call's
+`RetrySession`. The room counts attempts, waits, and reports; it does not know messages,
+HTTP, or providers. What to send is handed in as a function of an `Attempt`.
 
 Sync and async are one program: everything that thinks stands in `steering`.
 """

@@ -170,7 +170,7 @@ def _replayed(
 
     def run() -> T:
         if failed:
-            raise failed.pop()  # Not kept: its traceback has this frame's caller.
+            raise failed.pop()  # Kept here it would keep itself, by its traceback.
         return attempt()
 
     return run
