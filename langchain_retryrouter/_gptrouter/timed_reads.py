@@ -39,6 +39,17 @@ class Limit:
 
     silence: float | None = None
     due: float | None = None
+    _reader: io.BufferedReader | None = None
+
+    def reader(self, sock: socket.socket) -> io.BufferedReader:
+        """What reads an answer from `sock` within the limit."""
+        self._reader = io.BufferedReader(_TimedReader(sock, self))
+        return self._reader
+
+    def let_go(self) -> None:
+        """Close what was opened for an answer that urllib3 could make nothing of."""
+        if self._reader is not None:
+            self._reader.close()
 
     def left(self) -> float | None:
         """Seconds that the next read may take; None for no limit.
@@ -77,7 +88,7 @@ class _Timed(NamedTuple):
     limit: Limit
 
     def makefile(self, _mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_TimedReader(self.sock, self.limit))
+        return self.limit.reader(self.sock)
 
 
 class _TimedReader(io.RawIOBase):

@@ -352,6 +352,7 @@ class GatewayClient(GPTRouterClient):
                     preload_content=False,
                 )
         except (urllib3.exceptions.HTTPError, OSError) as error:
+            limit.let_go()
             raise from_urllib3(error) from error
         return response, limit
 
