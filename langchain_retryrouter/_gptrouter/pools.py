@@ -195,7 +195,7 @@ async def _close_with_loop(
 def _open_session() -> aiohttp.ClientSession:
     import aiohttp  # noqa: PLC0415 - paid by the first async call
 
-    from langchain_retryrouter._gptrouter.prompt_close import (  # noqa: PLC0415
+    from langchain_retryrouter._aiohttp import (  # noqa: PLC0415
         PromptResponse,
     )
 

@@ -61,13 +61,22 @@ def _new_client(settings: ClientSettings, prefix: str = "") -> tuple[Any, Any]:
         }
         if settings.proxy is not None:
             options["proxy"] = settings.proxy
-        own = getattr(openai, f"Default{prefix}HttpxClient")(**options)
+        own = _http_client_class(prefix)(**options)
     sdk_class = getattr(openai, prefix + settings.sdk_class)
     http_client = own or settings.http_client
     client = sdk_class(**settings.options, http_client=http_client, max_retries=0)
     if settings.sdk_class == "AzureOpenAI":
         _keep_to_one_identity(client, settings.options)
     return client, own
+
+
+def _http_client_class(prefix: str) -> Any:
+    if not prefix:
+        return openai.DefaultHttpxClient
+    # aiohttp is paid for by the first async call.
+    from langchain_retryrouter._openai.clients import aio_transport  # noqa: PLC0415
+
+    return aio_transport.client_class()
 
 
 def _keep_to_one_identity(client: Any, options: Mapping[str, Any]) -> None:

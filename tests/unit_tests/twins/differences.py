@@ -253,6 +253,18 @@ ALONE = {
     "_gptrouter.pools._LoopSession.open": "a sync pool belongs to no loop",
     "_gptrouter.pools._close_with_loop": "a sync pool belongs to no loop",
     "_gptrouter.pools.async_session": "its sync sister is `sync_pool`",
+    **{
+        f"_openai.clients.aio_transport.{name}": "the sync engine is the HTTP library's"
+        for name in (
+            "_Transport.handle_async_request",
+            "_Transport._send",
+            "_Transport.aclose",
+            "_Connector._create_connection",
+            "_pieces",
+            "_Body.__aiter__",
+            "_Body.aclose",
+        )
+    },
     "_openai.clients.sharing._keeper": "a sync client belongs to no loop",
     "_openai.clients.sharing.AsyncKey.__call__": "makes a sync key an async one",
 }

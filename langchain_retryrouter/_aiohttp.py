@@ -1,4 +1,4 @@
-"""An aiohttp answer that hangs up at once when it is closed before its end.
+"""aiohttp, as both rooms that send with it need it: an answer that hangs up at once.
 
 aiohttp closes a connection politely: over TLS it says goodbye and waits for the other
 side, which may be a server that has stalled, or a loop that is about to end. aiohttp
