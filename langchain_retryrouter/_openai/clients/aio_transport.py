@@ -137,7 +137,6 @@ class _Transport:
             connector=_Connector(
                 ssl=self._verify,
                 limit=self._limits.max_connections or 0,
-                keepalive_timeout=self._limits.keepalive_expiry,
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             # The HTTP library says which proxy, and all that is sent.

@@ -20,6 +20,7 @@ import openai
 from langchain_retryrouter import _json
 from langchain_retryrouter._core.failure import FailureKind
 from langchain_retryrouter._openai import wire
+from langchain_retryrouter._openai.clients import repeats
 from langchain_retryrouter._openai.clients.sharing import Resource, http_library
 from langchain_retryrouter._openai.failures import from_problem
 from langchain_retryrouter._sse import EventTooLargeError, SSEParser
@@ -64,14 +65,32 @@ def create(resource: Resource, **request: Any) -> Any:
     Raises:
         TypeError: If an argument is unknown or missing.
     """
-    response = resource.client.post(**_posted(resource, request))
+    response = _post(resource.client, _posted(resource, request))
     return PlainEvents(response) if request.get("stream") else _answer_in(response)
 
 
 async def acreate(resource: Resource, **request: Any) -> Any:
     """Async twin of `create`."""
-    response = await resource.client.post(**_posted(resource, request))
+    response = await _apost(resource.client, _posted(resource, request))
     return AsyncPlainEvents(response) if request.get("stream") else _answer_in(response)
+
+
+def _post(client: Any, posted: Mapping[str, Any]) -> Any:
+    request = repeats.repeated(client, posted)
+    if request is not None:
+        return repeats.send(client, request, stream=posted["stream"])
+    response = client.post(**posted)
+    repeats.remember(client, posted, response)
+    return response
+
+
+async def _apost(client: Any, posted: Mapping[str, Any]) -> Any:
+    request = repeats.repeated(client, posted)
+    if request is not None:
+        return await repeats.asend(client, request, stream=posted["stream"])
+    response = await client.post(**posted)
+    repeats.remember(client, posted, response)
+    return response
 
 
 class PlainEvents:

@@ -67,7 +67,19 @@ def _new_client(settings: ClientSettings, prefix: str = "") -> tuple[Any, Any]:
     client = sdk_class(**settings.options, http_client=http_client, max_retries=0)
     if settings.sdk_class == "AzureOpenAI":
         _keep_to_one_identity(client, settings.options)
+    elif own is not None and isinstance(settings.options.get("api_key"), str):
+        _fixed[client] = own
     return client, own
+
+
+# The HTTP clients of SDK clients that send each request to the same address, with the
+# same key.
+_fixed: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+def http_client_of(client: Any) -> Any:
+    """The HTTP client that we made for an SDK client whose headers stay the same."""
+    return _fixed.get(client)
 
 
 def _http_client_class(prefix: str) -> Any:
