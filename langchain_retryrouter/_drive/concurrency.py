@@ -61,8 +61,11 @@ async def ain_order(
     gate = asyncio.Semaphore(at_once)
 
     async def run(request: R) -> T:
-        async with gate:
-            return await send(request)
+        await gate.acquire()
+        answer = await send(request)
+        # Not after an error: who waits would have its turn before it is cancelled.
+        gate.release()
+        return answer
 
     failed: BaseException | None = None
     try:

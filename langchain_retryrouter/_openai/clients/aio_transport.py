@@ -254,17 +254,23 @@ class _Body:
             connection.protocol.start_timeout()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            while part := await self._next_part():
+                yield part
+        except BaseException:
+            # Who cancels a read does not always close what was read from.
+            self._answer.close()
+            raise
+
+    async def _next_part(self) -> bytes:
         content = self._answer.content
-        while True:
-            # aiohttp's other methods put an error before what came ahead of it.
-            part = content._read_nowait(-1)  # noqa: SLF001 - see above
-            if not part and not content.at_eof():
-                with _named_errors(self._request):
-                    async with asyncio.timeout(self._timeouts.get("read")):
-                        part = await content.readany()
-            if not part:
-                return
-            yield part
+        # aiohttp's other methods put an error before what came ahead of it.
+        part = content._read_nowait(-1)  # noqa: SLF001 - see above
+        if part or content.at_eof():
+            return part
+        with _named_errors(self._request):
+            async with asyncio.timeout(self._timeouts.get("read")):
+                return await content.readany()
 
     async def aclose(self) -> None:
         """Let go of the connection at once; one whose answer is over is kept."""

@@ -262,6 +262,7 @@ ALONE = {
             "_Connector._create_connection",
             "_pieces",
             "_Body.__aiter__",
+            "_Body._next_part",
             "_Body.aclose",
         )
     },
