@@ -22,7 +22,7 @@ import openai
 
 from langchain_retryrouter._openai.clients.sharing import http_client_of, http_library
 
-_OF_ONE_REQUEST: Final = frozenset({b"content-length", b"cookie"})
+_OF_A_BODY: Final = frozenset({b"content-length"})
 _KEY_OF_A_CALL: Final = frozenset({"Idempotency-Key"})
 _OPTIONS: Final = frozenset({"headers", "security"})
 _SDK_LOG: Final = logging.getLogger("openai")
@@ -64,7 +64,7 @@ def remember(client: Any, posted: Mapping[str, Any], response: Any) -> None:
         [
             (name, value)
             for name, value in request.headers.raw
-            if name.lower() not in _OF_ONE_REQUEST | given
+            if name.lower() not in _OF_A_BODY | given
         ],
         dict(request.extensions["timeout"]),
     )
@@ -93,7 +93,6 @@ def repeated(client: Any, posted: Mapping[str, Any]) -> Any:
         "POST",
         known.url,
         headers=[*known.headers, *((n.encode(), v.encode()) for n, v in given.items())],
-        cookies=http_client_of(client).cookies,
         content=body,
         extensions={"timeout": dict(known.timeouts)},
     )
