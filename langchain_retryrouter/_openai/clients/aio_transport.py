@@ -48,10 +48,12 @@ def client_class() -> Any:
 
     # The two places where the HTTP library makes its engines, with keyword arguments.
     class AioClient(openai.DefaultAsyncHttpxClient):
-        def _init_transport(self, **settings: Any) -> Any:
+        def _init_transport(self, **settings: Any) -> Any:  # type: ignore[override]
             return _transport_class()(settings["verify"], settings["limits"])
 
-        def _init_proxy_transport(self, proxy: Any, **settings: Any) -> Any:
+        def _init_proxy_transport(  # type: ignore[override]
+            self, proxy: Any, **settings: Any
+        ) -> Any:
             if proxy.url.scheme != "http":
                 # SOCKS, which aiohttp does not speak, and TLS within TLS.
                 return super()._init_proxy_transport(proxy, **settings)
@@ -99,7 +101,7 @@ class _Transport:
             stream=_body_class()(answer, request, timeouts),
             extensions={
                 "http_version": b"HTTP/1.1",
-                "reason_phrase": (answer.reason or "").encode(),
+                "reason_phrase": (answer.reason or "").encode("ascii", "ignore"),
             },
         )
 
@@ -135,8 +137,7 @@ class _Transport:
         return aiohttp.ClientSession(
             response_class=PromptResponse,
             connector=_Connector(
-                ssl=self._verify,
-                limit=self._limits.max_connections or 0,
+                ssl=self._verify, limit=self._limits.max_connections or 0
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             # The HTTP library says which proxy, and all that is sent.
@@ -158,7 +159,7 @@ class _Transport:
 class _Connector(aiohttp.TCPConnector):
     """Connects within `sock_connect` as a whole, the look-up of the name included."""
 
-    async def _create_connection(self, req: Any, traces: Any, limits: Any) -> Any:  # type: ignore[override] # it comes by position
+    async def _create_connection(self, req: Any, traces: Any, limits: Any) -> Any:
         async with asyncio.timeout(limits.sock_connect):
             return await super()._create_connection(req, traces, limits)
 
