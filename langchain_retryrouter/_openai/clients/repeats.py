@@ -20,7 +20,11 @@ from typing import Any, Final, NamedTuple
 
 import openai
 
-from langchain_retryrouter._openai.clients.sharing import http_client_of, http_library
+from langchain_retryrouter._openai.clients.sharing import (
+    STRAIGHT,
+    http_client_of,
+    http_library,
+)
 
 _OF_A_BODY: Final = frozenset({b"content-length"})
 _KEY_OF_A_CALL: Final = frozenset({"Idempotency-Key"})
@@ -94,7 +98,7 @@ def repeated(client: Any, posted: Mapping[str, Any]) -> Any:
         known.url,
         headers=[*known.headers, *((n.encode(), v.encode()) for n, v in given.items())],
         content=body,
-        extensions={"timeout": dict(known.timeouts)},
+        extensions={"timeout": dict(known.timeouts), STRAIGHT: not known.url.userinfo},
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from langchain_retryrouter import OpenAI, OpenAIChat, errors
+from langchain_retryrouter._openai.clients.sharing import http_library
 from langchain_retryrouter.llms import openai as module
 from langchain_retryrouter.testing import (
     STUB_TEXT,
@@ -214,6 +215,16 @@ def test_who_reads_the_sdk_s_log_finds_every_request(
     caplog.set_level(logging.DEBUG, logger="openai")
     asked(new_llm(), "hi", "hi", "hi")
     told = [r for r in caplog.records if r.message.lower().startswith("sending http")]
+    assert len(told) == 3
+
+
+def test_who_reads_the_http_library_s_log_finds_every_request(
+    asked: Any, new_llm: NewLLM, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The line that the HTTP library writes for each request stays."""
+    caplog.set_level(logging.INFO, logger=http_library().__name__)
+    asked(new_llm(), "hi", "hi", "stream")
+    told = [r for r in caplog.records if r.message.startswith("HTTP Request: POST")]
     assert len(told) == 3
 
 

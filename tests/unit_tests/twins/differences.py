@@ -256,6 +256,8 @@ ALONE = {
     **{
         f"_openai.clients.aio_transport.{name}": "the sync engine is the HTTP library's"
         for name in (
+            "client_class.AioClient.send",
+            "_straight",
             "_Transport.handle_async_request",
             "_Transport._send",
             "_Transport.aclose",
