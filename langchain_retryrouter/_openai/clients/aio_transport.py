@@ -50,7 +50,7 @@ def client_class() -> Any:
     """The SDK's own class of an async HTTP client, with aiohttp under it."""
 
     class AioClient(openai.DefaultAsyncHttpxClient):
-        async def send(  # type: ignore[override]
+        async def send(
             self, request: Any, *, stream: bool = False, **options: Any
         ) -> Any:
             goes_straight = request.extensions.get(STRAIGHT) and not self.is_closed
@@ -167,8 +167,8 @@ class _Transport:
     def _open_session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             response_class=PromptResponse,
-            # Idle connections are kept for aiohttp's 15 seconds, in place of 5: who asks
-            # in bursts has not to shake hands with the server for each one.
+            # It keeps idle connections for 15 seconds, in place of 5: a handshake for
+            # each burst of calls would cost more than the calls.
             connector=_Connector(
                 ssl=self._verify, limit=self._limits.max_connections or 0
             ),

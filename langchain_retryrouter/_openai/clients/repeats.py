@@ -110,8 +110,8 @@ def send(client: Any, request: Any, *, stream: bool) -> Any:
     """
     with _sdk_errors(request):
         response = http_client_of(client).send(request, stream=stream)
-        if not response.is_success:
-            response.read()
+    if not response.is_success:
+        response.read()
     return _checked(client, response)
 
 
@@ -119,8 +119,8 @@ async def asend(client: Any, request: Any, *, stream: bool) -> Any:
     """Async twin of `send`."""
     with _sdk_errors(request):
         response = await http_client_of(client).send(request, stream=stream)
-        if not response.is_success:
-            await response.aread()
+    if not response.is_success:
+        await response.aread()
     return _checked(client, response)
 
 
