@@ -63,12 +63,10 @@ class _Ledger:
 
     def __init__(self) -> None:
         self._figures: dict[str, list[Figure]] = {}
-        self._seconds: dict[str, float] = {}
         self._broken: set[str] = set()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         module = report.nodeid.partition("::")[0]
-        self._seconds[module] = self._seconds.get(module, 0.0) + report.duration
         if report.failed:
             self._broken.add(module)
         if report.when != "teardown":
@@ -84,13 +82,7 @@ class _Ledger:
             cores=os.cpu_count() or 1,
             versions={name: version(name) for name in _PACKAGES},
             promises=[
-                told(
-                    _promise_of(module),
-                    module,
-                    figures,
-                    form=form,
-                    seconds=self._seconds[module],
-                )
+                told(_promise_of(module), module, form, figures)
                 for module, figures in sorted(self._figures.items())
                 if module not in self._broken
             ],

@@ -45,7 +45,6 @@ class Told(TypedDict):
     why: str
     test: str
     form: str
-    seconds: float
     figures: list[Figure]
 
 
@@ -117,21 +116,13 @@ def _worse(one: Figure, other: Figure) -> Figure:
     return pick(one, other, key=lambda figure: figure["value"])
 
 
-def told(
-    promise: Promise,
-    module: str,
-    figures: Iterable[Figure],
-    *,
-    form: str,
-    seconds: float,
-) -> Told:
-    """A promise and all that was measured for it, in how many seconds."""
+def told(promise: Promise, module: str, form: str, figures: Iterable[Figure]) -> Told:
+    """A promise and all that was measured for it."""
     return Told(
         title=promise.title,
         number=promise.number,
         why=promise.why,
         test=module,
         form=form,
-        seconds=round(seconds, 1),
         figures=merged(figures),
     )

@@ -62,9 +62,8 @@ def page(report: Report) -> str:
         for one in report["promises"]
     ]
     versions = [f"{name} {number}" for name, number in report["versions"].items()]
-    seconds = sum(one["seconds"] for one in report["promises"])
     foot = (
-        f"Measured in the long form, in {seconds / 60:.0f} minutes, with"
+        "Measured in the long form, with"
         f" {', '.join(versions)}, Python {report['python']}"
         f" on {report['cores']} cores.\n"
     )
