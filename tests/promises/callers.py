@@ -189,6 +189,24 @@ def callers(gateway: FaultyGateway) -> list[Caller]:
     return found
 
 
+def sync_callers(gateway: FaultyGateway, *, is_guarded: bool) -> list[Caller]:
+    """Those that wait in the thread of whoever asked, and are not hedged."""
+    if is_guarded:
+        return [
+            caller
+            for caller in callers(gateway)
+            if not caller.hedges and "ChatOpenAI" not in caller.name
+        ]
+    direct: dict[str, Any] = {"base_url": gateway.openai_url, "api_key": "any"}
+    models = [
+        _gpt_router(gateway),
+        OpenAI(model="gpt-3.5-turbo-instruct", **direct),
+        OpenAIChat(model="gpt-4o", **direct),
+        RetryRouter(routes=[_gpt_router(gateway)]),
+    ]
+    return [Caller(type(one).__name__, one, RetryBudget(), []) for one in models]
+
+
 def _gpt_router(gateway: FaultyGateway, **guards: Any) -> GPTRouter:
     return GPTRouter(
         models_priority_list=[

@@ -136,9 +136,13 @@ def watched_tasks(
 ) -> asyncio.Task[Any]:
     """A task factory: whatever tasks a call makes, their waits are the call's."""
     interruption = _interruption.get()
-    if interruption is not None:
-        coroutine = _step_by_step(coroutine, interruption)
-    return asyncio.Task(coroutine, loop=loop, **options)
+    if interruption is None:
+        return asyncio.Task(coroutine, loop=loop, **options)
+    steps = _step_by_step(coroutine, interruption)
+    task = asyncio.Task(steps, loop=loop, **options)
+    # One that is cancelled before its first step never comes to the coroutine within.
+    task.add_done_callback(lambda _: coroutine.close())
+    return task
 
 
 async def _step_by_step(

@@ -7,19 +7,27 @@ import contextlib
 import gc
 import random  # noqa: TID251 - seeded
 import statistics
+import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 
-from langchain_retryrouter.testing import FaultyGateway
+from langchain_retryrouter.testing import (
+    FaultyGateway,
+    Silence,
+    Stall,
+    Status,
+    Step,
+)
 from tests.promises.callers import (
     RETRY_COST,
     Caller,
     Script,
     callers,
     read,
+    sync_callers,
     too_late,
 )
 from tests.promises.evidence import Evidence, Length, Promise
@@ -32,6 +40,7 @@ from tests.promises.interruptions import (
     one_turn,
     watched_tasks,
 )
+from tests.promises.signals import InterruptedBySignalError, Sender, raising
 from tests.unit_tests.conftest import Twin
 
 PROMISE = Promise(
@@ -64,6 +73,16 @@ _ON_THE_WAY = 3
 A call that is over by then was faster, and has lost nothing.
 """
 
+
+PLACES: dict[str, Step] = {
+    "silent": Silence(30),
+    "stalls": Stall(after=2, seconds=30),
+    "backs off": Status(503, {"retry-after": "30"}),
+}
+"""Where sync code waits: for an answer, for more of it, between two attempts."""
+
+_GUARDED = ("silent", "stalls")
+"""Where a breaker may stand by: it would heed the Retry-After, too."""
 
 _MOST_TURNS = 40
 """Turns of the event loop in which whoever was cancelled must be gone."""
@@ -266,3 +285,46 @@ async def _aleave(caller: Caller, prompt: str, way: str) -> None:
     while caller.stuck() and turns < _MOST_TURNS:
         await one_turn()
         turns += 1
+
+
+# A signal in sync code.
+
+
+@pytest.mark.parametrize("method", ["invoke", "stream"])
+@pytest.mark.parametrize("fault", list(PLACES))
+def test_a_signal_ends_sync_code_where_it_waits(
+    evidence: Evidence, length: Length, fault: str, method: str
+) -> None:
+    """Ctrl-C in a read or a back-off is heeded at once, and nothing stays behind.
+
+    Where code computes, Python gives no guarantee to anybody; where it waits, it does.
+    """
+    dice = random.Random(f"{fault} {method}")  # noqa: S311 - no secret
+    slowest = 0.0
+    with FaultyGateway() as gateway, raising():
+        asked = sync_callers(gateway, is_guarded=fault in _GUARDED)
+        for caller in asked * length.of(short=1, long=10):
+            caller.half_open()
+            gateway.script(PLACES[fault])
+            sender = Sender(partial(gateway.wait_for, _has_request), dice.random() / 20)
+            sender.start()
+            with pytest.raises(InterruptedBySignalError):
+                _ask_sync(caller.model, method)
+            slowest = max(slowest, time.monotonic() - sender.sent_at)
+            sender.join()
+            gateway.script()
+            gateway.wait_for(_nobody_is_waited_for, timeout=1)
+            assert len(gateway.requests) == 1, f"{caller.name}: {gateway.requests}"
+            assert not caller.stuck(), f"{caller.name}: the probe's place is lost"
+            assert _ask_sync(caller.model, method)
+            gateway.reset_log()
+    evidence.at_most(0.05, slowest, "seconds from a signal to the end of sync code")
+    evidence.counted(len(asked), "sync calls ended by a signal")
+
+
+def _has_request(gateway: FaultyGateway) -> bool:
+    return bool(gateway.requests)
+
+
+def _ask_sync(model: Any, method: str) -> object:
+    return list(model.stream("hi")) if method == "stream" else model.invoke("hi")
