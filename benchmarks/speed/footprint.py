@@ -192,6 +192,10 @@ def growth(server: StubServer, rounds: int, scale: float) -> Section:
         tokens: _median_of(lambda tokens=tokens: _cpu_of_chunk(server, tokens), rounds)
         for tokens in (10, 1_000, 20_000)
     }
+    own = {
+        tokens: _median_of(lambda n=tokens: _cpu_of_fake_chunk(n), rounds)
+        for tokens in (1_000, 20_000)
+    }
     crowds = {
         at_once: _median_of(lambda n=at_once: asyncio.run(_cpu_of_crowd(server, n)), 3)
         for at_once in (1, 100, 2_000)
@@ -201,6 +205,7 @@ def growth(server: StubServer, rounds: int, scale: float) -> Section:
         f"calls, the last tenth of {most:,}": spent[-1],
         **{f"chunk, in a stream of {n:,}": v for n, v in chunks.items()},
         **{f"call, {n:,} in flight": v for n, v in crowds.items()},
+        **{f"chunk of LangChain's fake, of {n:,}": v for n, v in own.items()},
     }
     names = list(rows)
     bars = (
@@ -232,6 +237,14 @@ def _cpu_of_chunk(server: StubServer, tokens: int) -> float:
         for _ in router.stream(who.ASKED):
             pass
     return (time.process_time() - began) / (streams * tokens) * 1e6
+
+
+def _cpu_of_fake_chunk(tokens: int) -> float:
+    model = who.fake_chat_stream(tokens)
+    began = time.process_time()
+    for _ in model.stream(who.ASKED):
+        pass
+    return (time.process_time() - began) / tokens * 1e6
 
 
 async def _cpu_of_crowd(server: StubServer, at_once: int) -> float:

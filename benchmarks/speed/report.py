@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -44,10 +45,8 @@ class Measured(TypedDict):
 
 
 class Report(TypedDict):
-    """One run, as it stands in `docs/performance.json`."""
+    """What each section has measured last, as it stands in `docs/performance.json`."""
 
-    seconds: float
-    scale: float
     python: str
     cores: int
     versions: dict[str, str]
@@ -122,7 +121,7 @@ def overview(report: Report) -> str:
     return "".join(
         [
             *_table(["measured", "bar", "", "seen", ""], rows),
-            f"\nMeasured in {report['seconds']:.0f} s with {', '.join(versions)},",
+            f"\nMeasured with {', '.join(versions)},",
             f" Python {report['python']} on {report['cores']} cores.\n",
         ]
     )
@@ -136,11 +135,14 @@ def rewritten(page: str, report: Report) -> str:
     return f"{before}{_BEGIN}\n{overview(report)}\n{tables}\n{_END}{after}"
 
 
-def write(report: Report, picture: str, folder: Path) -> None:
-    """Write the data, the picture, and the measured part of the page."""
+def write(report: Report, draw: Callable[[Report], str], folder: Path) -> None:
+    """Write the data, the picture, and the page; what was not measured now is kept."""
+    told: Report = json.loads((folder / "performance.json").read_text())
+    sections = {one["title"]: one for one in (*told["sections"], *report["sections"])}
+    report = {**report, "sections": list(sections.values())}
     data = json.dumps(report, indent=1, ensure_ascii=False)
     (folder / "performance.json").write_text(f"{data}\n")
-    (folder / "performance.svg").write_text(picture)
+    (folder / "performance.svg").write_text(draw(report))
     page = folder / "performance.md"
     page.write_text(rewritten(page.read_text(), report))
 
