@@ -159,9 +159,15 @@ def test_odd_probabilities_do_not_keep_chunks_apart() -> None:
 
 
 def test_an_object_that_cannot_be_written_is_a_problem() -> None:
-    """The SDK's objects hold halves of characters in their names, and cannot say so."""
+    """The SDK's objects hold halves of characters; what cannot write them, says so."""
     facts: dict[str, Any] = {"choices": [{"message": {"content": "a"}}], "\ud800": 1}
     raw = openai.types.chat.ChatCompletion.construct(**facts)
-    problem = wire.read_answer(raw).problem
-    assert problem is not None
-    assert "cannot be read" in problem.message
+    answer = wire.read_answer(raw)
+    try:
+        wire.plain(raw)
+    except ValueError:  # By some versions of pydantic.
+        assert answer.problem is not None
+        assert "cannot be read" in answer.problem.message
+    else:
+        assert answer.problem is None
+        assert [choice["text"] for choice in answer.choices] == ["a"]
