@@ -205,11 +205,12 @@ _IDLE = 6
 """Connections that pools keep: of three HTTP clients, for two requests together."""
 
 
+@pytest.mark.usefixtures("small_heap")
 def test_whoever_is_cancelled_leaves_nothing(
     evidence: Evidence, length: Length
 ) -> None:
     """Wherever a call is cancelled, it is gone at once, and the next one succeeds."""
-    with FaultyGateway() as gateway, _small_heap():
+    with FaultyGateway() as gateway:
         experiment = Experiment(gateway, seed=20)
 
         async def run() -> None:
@@ -254,17 +255,6 @@ def test_a_stream_that_is_left_leaves_nothing(
             gateway.wait_for(_nobody_is_waited_for, timeout=1)
     evidence.exactly(0, sum(one.stuck() for one in asked), STUCK)
     evidence.counted(len(asked), "streams left after their first token")
-
-
-@contextlib.contextmanager
-def _small_heap() -> Iterator[None]:
-    """What the test run has loaded is not looked through in the middle of a call."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 @contextlib.contextmanager

@@ -84,6 +84,7 @@ class End:
     error: BaseException | None
 
 
+@pytest.mark.usefixtures("small_heap")
 def test_a_call_is_over_at_its_deadline(evidence: Evidence, length: Length) -> None:
     """A call is over at its deadline, be the server silent, stalled, deaf or full."""
     deadline = length.of(short=2, long=20) / 10
