@@ -1,4 +1,4 @@
-"""JSON that anybody may have sent: read, or refused with a `ValueError`.
+"""JSON that anybody may have sent: read, or refused with a `ValueError`; and our own.
 
 Python's reader gives way in two more manners. It takes lists within lists as far as the
 stack goes, and what is deeper than that is a `RecursionError`; what is nearly as deep
@@ -15,11 +15,26 @@ from typing import Any, Final
 
 from pydantic_core import from_json
 
+_COMPACT: Final = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, separators=(",", ":")
+)
 MAX_DEPTH: Final = 100
 """How deep an answer may be nested; those of providers have a dozen levels."""
 
 _TOO_DEEP: Final = f"it is nested more than {MAX_DEPTH} levels deep"
 _LEFT_OUT: Final = "…"
+
+
+def write(document: Any) -> bytes:
+    """`document` without spaces, in UTF-8.
+
+    Raises:
+        TypeError: If something in it is nothing that JSON has.
+        ValueError: For a number that JSON has not, such as `nan`, half of a character,
+            or a document that holds itself.
+        RecursionError: If it is too deep for Python.
+    """
+    return _COMPACT.encode(document).encode()
 
 
 def read(text: bytes | str) -> Any:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import io
-import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -21,6 +20,7 @@ from gpt_router.client import GPTRouterClient
 from gpt_router.models import GPTRouterMetadata, ModelGenerationRequest
 from pydantic import SecretStr
 
+from langchain_retryrouter import _json
 from langchain_retryrouter._core.clock import SystemTime
 from langchain_retryrouter._core.failure import FailureKind
 from langchain_retryrouter._core.retry_after import read_advice
@@ -65,7 +65,6 @@ _HEADERS = {
     "user-agent": f"langchain-retryrouter/{__version__}",
 }
 _OK = 200
-_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _LARGE_BODY = 1024 * 1024
 _NO_BODY = frozenset({202, 204})
 
@@ -415,7 +414,7 @@ def _target(url: str, origin: Origin) -> str:
 
 def _encode(payload: Mapping[str, Any]) -> bytes:
     try:
-        return _JSON.encode(payload).encode()
+        return _json.write(payload)
     except (TypeError, ValueError, RecursionError) as error:
         msg = f"the request cannot be written as JSON: {error}"
         raise UnsupportedOptionError(msg) from error

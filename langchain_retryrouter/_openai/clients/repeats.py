@@ -12,7 +12,6 @@ a body that plain JSON cannot say.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import weakref
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from typing import Any, Final, NamedTuple
 
 import openai
 
+from langchain_retryrouter import _json
 from langchain_retryrouter._openai.clients.sharing import (
     STRAIGHT,
     http_client_of,
@@ -87,9 +87,7 @@ def repeated(client: Any, posted: Mapping[str, Any]) -> Any:
     if known.identity != _identity(client) or _SDK_LOG.isEnabledFor(logging.DEBUG):
         return None
     try:
-        body = json.dumps(
-            posted["body"], ensure_ascii=False, allow_nan=False, separators=(",", ":")
-        ).encode()
+        body = _json.write(posted["body"])
     except (TypeError, ValueError, RecursionError):
         return None
     given = posted["options"].get("headers") or {}
