@@ -267,6 +267,12 @@ async def _acall_on(
 # What is watched.
 
 
+def resident_mebibytes() -> float:
+    """The memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
 @dataclass(frozen=True)
 class Sample:
     """What this process holds at a moment; memory in MiB."""
@@ -280,9 +286,8 @@ class Sample:
     def now(cls) -> Sample:
         """Now, without what only waits to be collected."""
         gc.collect()
-        resident = int(Path("/proc/self/statm").read_text().split()[1])
         return cls(
-            rss=resident * os.sysconf("SC_PAGE_SIZE") / 2**20,
+            rss=resident_mebibytes(),
             files=len(list(Path("/proc/self/fd").iterdir())),
             threads=threading.active_count(),
             tasks=len(asyncio.all_tasks()),

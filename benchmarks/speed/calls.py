@@ -7,8 +7,6 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-import aiohttp
-
 from benchmarks.speed import contestants as who
 from benchmarks.speed.measure import Bar, Measurement, Section, interleaved
 from benchmarks.speed.stub import StubServer
@@ -38,7 +36,7 @@ def sync_calls(server: StubServer, rounds: int, scale: float) -> Section:
     )
     bodies: dict[str, Callable[[], object]] = {
         RAW: raw,
-        **{name: _invoker(model) for name, model in models.items()},
+        **{name: who.invoker(model) for name, model in models.items()},
         "openai SDK, completions": lambda: sdk.completions.create(
             model="m", prompt=who.ASKED
         ),
@@ -48,8 +46,10 @@ def sync_calls(server: StubServer, rounds: int, scale: float) -> Section:
         ),
         "gptrouter SDK": gateway,
         "LiteLLM Router": lambda: router.completion(model="m", messages=said),
-        "LiteLLM ChatLiteLLM": _invoker(who.litellm_chat(server.url)),
-        "langchain-community GPTRouter": _invoker(who.community_gpt_router(server.url)),
+        "LiteLLM ChatLiteLLM": who.invoker(who.litellm_chat(server.url)),
+        "langchain-community GPTRouter": who.invoker(
+            who.community_gpt_router(server.url)
+        ),
     }
     slow = {"gptrouter SDK", "langchain-community GPTRouter"}
     timed = {
@@ -63,15 +63,13 @@ def sync_calls(server: StubServer, rounds: int, scale: float) -> Section:
 def async_calls(server: StubServer, rounds: int, scale: float) -> Section:
     """`ainvoke`, again and again, in one event loop."""
     calls = max(20, round(300 * scale))
-    with asyncio.Runner() as runner:
-        session = runner.run(_session())
+    with asyncio.Runner() as runner, who.aiohttp_session(runner) as session:
         bodies: dict[str, Callable[[], Awaitable[object]]] = {
-            RAW: lambda: _raw_post(session, server.url),
-            **{name: _ainvoker(m) for name, m in _models(server.url).items()},
+            RAW: lambda: who.raw_apost(session, server.url),
+            **{name: who.ainvoker(m) for name, m in _models(server.url).items()},
         }
         timed = {name: _atimer(runner, b, calls) for name, b in bodies.items()}
         seen = interleaved(timed, rounds)
-        runner.run(session.close())
     return Section("One call after another, async", "µs", seen, _ASYNC_BARS)
 
 
@@ -114,14 +112,6 @@ _ASYNC_BARS: Final = (
 )
 
 
-def _invoker(model: Any) -> Callable[[], object]:
-    return lambda: model.invoke(who.ASKED)
-
-
-def _ainvoker(model: Any) -> Callable[[], Awaitable[object]]:
-    return lambda: model.ainvoke(who.ASKED)
-
-
 def _timer(body: Callable[[], object], calls: int) -> Measurement:
     def measure() -> float:
         began = time.perf_counter()
@@ -142,16 +132,3 @@ def _atimer(
         return (time.perf_counter() - began) / calls * 1e6
 
     return lambda: runner.run(measure())
-
-
-async def _session() -> aiohttp.ClientSession:
-    return aiohttp.ClientSession()
-
-
-async def _raw_post(session: aiohttp.ClientSession, url: str) -> bytes:
-    path = f"{url}/api/v1/generate"
-    async with session.post(path, json=who.BODY, headers=who.HEADERS) as response:
-        return await response.read()
-
-
-__all__ = ["async_calls", "sync_calls"]

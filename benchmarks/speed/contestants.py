@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Final
 
+import aiohttp
 import openai
 import urllib3
 from gpt_router.client import GPTRouterClient
@@ -32,6 +35,8 @@ from langchain_retryrouter import (
 
 KEY: Final = SecretStr("any")
 ASKED: Final = "hi"
+CONNECTIONS: Final = 1000
+"""That our own async pool opens at the most."""
 _MODELS: Final = [GPTRouterModel(name=MODEL, provider_name="chat_openai")]
 
 BODY: Final = {
@@ -178,6 +183,50 @@ def raw_lines(url: str) -> Callable[[], Iterator[bytes]]:
         response.release_conn()
 
     return lines
+
+
+@contextlib.contextmanager
+def aiohttp_session(runner: asyncio.Runner) -> Iterator[aiohttp.ClientSession]:
+    """A session in the runner's event loop, with as many connections as ours."""
+
+    async def opened() -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(limit=CONNECTIONS)
+        return aiohttp.ClientSession(connector=connector)
+
+    session = runner.run(opened())
+    try:
+        yield session
+    finally:
+        runner.run(session.close())
+
+
+async def raw_apost(session: aiohttp.ClientSession, url: str) -> bytes:
+    """Async twin of `raw_post`, through aiohttp."""
+    path = f"{url}/api/v1/generate"
+    async with session.post(path, json=BODY, headers=HEADERS) as response:
+        return await response.read()
+
+
+async def raw_alines(session: aiohttp.ClientSession, url: str) -> AsyncIterator[bytes]:
+    """Async twin of `raw_lines`, through aiohttp."""
+    body = {**BODY, "stream": True}
+    path = f"{url}/api/v1/generate"
+    async with session.post(path, json=body, headers=HEADERS) as response:
+        rest = b""
+        async for piece in response.content.iter_any():
+            *whole, rest = (rest + piece).split(b"\n")
+            for line in whole:
+                yield line
+
+
+def invoker(model: Any) -> Callable[[], object]:
+    """A call of `model`."""
+    return lambda: model.invoke(ASKED)
+
+
+def ainvoker(model: Any) -> Callable[[], Awaitable[object]]:
+    """Async twin of `invoker`."""
+    return lambda: model.ainvoke(ASKED)
 
 
 def gptrouter_sdk(url: str) -> Callable[[], object]:

@@ -9,19 +9,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import aiohttp
-
 from benchmarks.speed import contestants as who
-from benchmarks.speed.calls import CALLER, CHAT, FAKE, OURS, PARTNER
+from benchmarks.speed.calls import CALLER, CHAT, FAKE, OURS, PARTNER, RAW
 from benchmarks.speed.measure import Bar, Measurement, Rounds, Section, interleaved
 from benchmarks.speed.stub import StubServer
 
-RAW: Final = "raw pooled call"
 _DELAY_MS: Final = 50
 _BEAT: Final = 0.002
 _SMALL: Final = 500
-_LIMIT: Final = 1000
-"""Connections that our own pool opens at the most."""
 
 Body = Callable[[], Awaitable[object]]
 
@@ -39,16 +34,14 @@ def crowd(in_flight: int) -> Callable[[StubServer, int, float], Section]:
 
 def _crowd(server: StubServer, rounds: int, in_flight: int) -> Section:
     url = server.at(delay_ms=_DELAY_MS)
-    with asyncio.Runner() as runner:
-        session = runner.run(_session())
+    with asyncio.Runner() as runner, who.aiohttp_session(runner) as session:
         bodies: dict[str, Body] = {
-            RAW: lambda: _raw_post(session, url),
-            **{name: _ainvoker(model) for name, model in _models(url).items()},
+            RAW: lambda: who.raw_apost(session, url),
+            **{name: who.ainvoker(model) for name, model in _models(url).items()},
         }
         watch = _Watch(runner, server, in_flight)
         timed = {name: watch.over(name, body) for name, body in bodies.items()}
         rates = interleaved(timed, rounds)
-        runner.run(session.close())
     beside = {
         f"{FAKE}: longest stall, ms": watch.stalls[FAKE][-rounds:],
         f"{CALLER}: longest stall, ms": watch.stalls[CALLER][-rounds:],
@@ -60,7 +53,6 @@ def _crowd(server: StubServer, rounds: int, in_flight: int) -> Section:
         "calls a second",
         rates | beside,
         _bars(in_flight),
-        is_rate=True,
     )
 
 
@@ -78,7 +70,7 @@ def _bars(in_flight: int) -> tuple[Bar, ...]:
     bars = (
         Bar("GPTRouter, of ChatOpenAI", CALLER, 6, over=(CHAT,), side="≥"),
         Bar("GPTRouter, longest stall, ms", f"{CALLER}: longest stall, ms", 50),
-        Bar("GPTRouter, connections", f"{CALLER}: connections", _LIMIT),
+        Bar("GPTRouter, connections", f"{CALLER}: connections", who.CONNECTIONS),
     )
     if in_flight > _SMALL:
         return bars
@@ -102,10 +94,10 @@ class _Watch:
         """Calls a second, of one crowd."""
 
         def measure() -> float:
-            self.server.counts()
+            self.server.busiest()
             rate, stall = self.runner.run(_rate_and_stall(body, self.in_flight))
             self.stalls.setdefault(name, []).append(stall)
-            self.busy.setdefault(name, []).append(self.server.counts().busy)
+            self.busy.setdefault(name, []).append(self.server.busiest())
             return rate
 
         return measure
@@ -130,18 +122,3 @@ async def _beat(longest: list[float]) -> None:
         due = time.perf_counter() + _BEAT
         await asyncio.sleep(_BEAT)
         longest[0] = max(longest[0], time.perf_counter() - due)
-
-
-def _ainvoker(model: Any) -> Body:
-    return lambda: model.ainvoke(who.ASKED)
-
-
-async def _session() -> aiohttp.ClientSession:
-    connector = aiohttp.TCPConnector(limit=_LIMIT)
-    return aiohttp.ClientSession(connector=connector)
-
-
-async def _raw_post(session: aiohttp.ClientSession, url: str) -> bytes:
-    path = f"{url}/api/v1/generate"
-    async with session.post(path, json=who.BODY, headers=who.HEADERS) as response:
-        return await response.read()

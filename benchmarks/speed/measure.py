@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 Rounds: TypeAlias = dict[str, list[float]]
@@ -60,15 +60,12 @@ class Section:
         unit: Of the figures.
         rounds: The figures.
         bars: What is promised of them.
-        note: What a reader must know.
     """
 
     title: str
     unit: str
     rounds: Rounds
     bars: Sequence[Bar] = ()
-    note: str = ""
-    is_rate: bool = field(default=False)
 
 
 def interleaved(contestants: Mapping[str, Measurement], rounds: int) -> Rounds:

@@ -39,12 +39,10 @@ def sync_chunks(server: StubServer, rounds: int, scale: float) -> Section:
 def async_chunks(server: StubServer, rounds: int, scale: float) -> Section:
     """Async twin of `sync_chunks`."""
     tokens = max(200, round(20_000 * scale))
-    with asyncio.Runner() as runner:
-        session = runner.run(_session())
+    with asyncio.Runner() as runner, who.aiohttp_session(runner) as session:
         sources = _async_sources(session, server.at(tokens=tokens), tokens)
         timed = {name: _acpu(runner, s, tokens) for name, s in sources.items()}
         seen = interleaved(timed, rounds)
-        runner.run(session.close())
     return Section(
         f"A stream of {tokens:,} tokens, async, CPU a token", "µs", seen, _CHUNK_BARS
     )
@@ -85,7 +83,7 @@ def _async_sources(
         PARTNER: who.partner_openai(url),
         CHAT: who.chat_openai(url),
     }
-    return {LINES: lambda: _raw_lines(session, url)} | {
+    return {LINES: lambda: who.raw_alines(session, url)} | {
         name: _astreamer(model) for name, model in models.items()
     }
 
@@ -148,18 +146,3 @@ def _first(source: Source, streams: int) -> Measurement:
         return seconds / streams * 1e6
 
     return measure
-
-
-async def _session() -> aiohttp.ClientSession:
-    return aiohttp.ClientSession()
-
-
-async def _raw_lines(session: aiohttp.ClientSession, url: str) -> AsyncIterator[bytes]:
-    body = {**who.BODY, "stream": True}
-    path = f"{url}/api/v1/generate"
-    async with session.post(path, json=body, headers=who.HEADERS) as response:
-        rest = b""
-        async for piece in response.content.iter_any():
-            *whole, rest = (rest + piece).split(b"\n")
-            for line in whole:
-                yield line

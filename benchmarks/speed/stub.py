@@ -15,7 +15,7 @@ import multiprocessing
 import re
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, cast
 
 MODEL: Final = "gpt-4-0613"
 WORD: Final = "word "
@@ -25,14 +25,6 @@ _SWITCHES: Final = re.compile(rb"/([dn])(\d+)(?=/)")
 _STREAMS: Final = re.compile(rb'"stream":\s*true')
 _LENGTH: Final = re.compile(rb"content-length:\s*(\d+)", re.IGNORECASE)
 _FRAME: Final = 60_000
-
-
-class Counts(NamedTuple):
-    """What the server has seen since it was asked last."""
-
-    answers: int
-    busy: int
-    """The most connections that were waiting for an answer at once."""
 
 
 class StubServer:
@@ -48,10 +40,10 @@ class StubServer:
         delay = f"/d{delay_ms}" if delay_ms else ""
         return f"{self.url}{delay}{f'/n{tokens}' if tokens else ''}"
 
-    def counts(self) -> Counts:
-        """What it has seen, counted anew from here on."""
-        self._pipe.send("counts")
-        return Counts(*self._pipe.recv())
+    def busiest(self) -> int:
+        """The most connections that waited for an answer at once, since last asked."""
+        self._pipe.send("busiest")
+        return int(self._pipe.recv())
 
 
 @contextlib.contextmanager
@@ -94,13 +86,11 @@ async def _serve_until_told(pipe: Connection) -> None:
 
 class _Seen:
     def __init__(self) -> None:
-        self.answers = 0
         self.busy = 0
         self.busiest = 0
 
-    def take(self) -> tuple[int, int]:
-        taken = (self.answers, self.busiest)
-        self.answers, self.busiest = 0, self.busy
+    def take(self) -> int:
+        taken, self.busiest = self.busiest, self.busy
         return taken
 
     def begins(self) -> None:
@@ -109,7 +99,6 @@ class _Seen:
 
     def ends(self) -> None:
         self.busy -= 1
-        self.answers += 1
 
 
 class _Protocol(asyncio.Protocol):

@@ -63,20 +63,17 @@ def _objects() -> int:
     return sys.getallocatedblocks()
 
 
-def _rss() -> float:
-    """Memory of this process in MiB."""
-    resident = int(Path("/proc/self/statm").read_text().split()[1])
-    return resident * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
 class _Memory:
     """What is held once all is warm, and how much that has changed in the end."""
 
     def __init__(self) -> None:
-        self._objects, self._rss = _objects(), _rss()
+        self._objects, self._rss = _objects(), soak.resident_mebibytes()
 
     def take_down(self, evidence: Evidence, where: str) -> None:
-        objects, rss = _objects() / self._objects - 1, _rss() / self._rss - 1
+        objects, rss = (
+            _objects() / self._objects - 1,
+            soak.resident_mebibytes() / self._rss - 1,
+        )
         evidence.at_most(2, abs(100 * objects), f"% that objects drift {where}")
         evidence.at_most(2, abs(100 * rss), f"% that RSS drifts {where}")
 
