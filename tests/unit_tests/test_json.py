@@ -90,7 +90,7 @@ def test_other_errors_are_not_the_readers() -> None:
 
 
 def test_what_we_write_is_compact_and_is_json() -> None:
-    """Our own documents are UTF-8 without spaces, and have no number that JSON lacks."""
+    """Our documents are UTF-8 without spaces, and have no number that JSON lacks."""
     written = _json.write({"a": [1, "é"], "b": None})
     assert written == '{"a":[1,"é"],"b":null}'.encode()
     with pytest.raises(ValueError, match="not JSON compliant"):
