@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
-from langchain_retryrouter import _json
 from langchain_retryrouter._router.reports import look
 from langchain_retryrouter.errors import masking
 from langchain_retryrouter.errors.masking import MASK, SHORTEST_SECRET
@@ -42,27 +41,14 @@ def secrets_of(errors: list[BaseException]) -> set[str]:
     }
 
 
-def without(secrets: set[str], value: Any) -> Any:
-    """`value` without `secrets`, and without what looks like one."""
-    if isinstance(value, str):
-        return _LOOKS_SECRET.sub(MASK, masking.without(secrets, value))
-    if isinstance(value, Mapping):
-        return {
-            without(secrets, name): without(secrets, item)
-            for name, item in value.items()
-        }
-    if isinstance(value, list):
-        return [without(secrets, item) for item in value]
-    return value
-
-
 def mask(secrets: set[str], error: BaseException) -> None:
-    """Take `secrets` out of what an SDK's own error says: a traceback prints it."""
-    error.args = tuple(without(secrets, _json.cut(told)) for told in error.args)
-    for name in ("message", "body", "details"):
-        told = vars(error).get(name)
-        if isinstance(told, str | dict | list):
-            setattr(error, name, without(secrets, _json.cut(told)))
+    """Take `secrets`, and what looks like one, out of what an SDK's own error says.
+
+    A traceback prints it.
+    """
+    masking.mask_one(
+        error, lambda text: _LOOKS_SECRET.sub(MASK, masking.hidden(secrets, text))
+    )
 
 
 def _requests_of(error: BaseException) -> Iterator[Any]:

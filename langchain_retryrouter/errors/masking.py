@@ -7,7 +7,7 @@ that an error and what led to it say.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from langchain_retryrouter import _json
@@ -18,6 +18,7 @@ SHORTEST_SECRET: Final = 8
 """A shorter key, such as the "EMPTY" of local servers, is no secret, and is found in
 every other word."""
 _CUT: Final = "…"
+_SAID: Final = ("message", "body", "details")
 
 
 class Masked:
@@ -42,26 +43,36 @@ def mask(secrets: Iterable[str], error: BaseException | None) -> None:
     seen: set[int] = set()
     while secrets and error is not None and id(error) not in seen:
         seen.add(id(error))
-        error.args = tuple(without(secrets, _json.cut(told)) for told in error.args)
-        for name in ("message", "body"):
-            if isinstance(told := getattr(error, name, None), str | dict | list):
-                setattr(error, name, without(secrets, _json.cut(told)))
+        mask_one(error, lambda text: hidden(secrets, text))
         error = error.__cause__ or error.__context__
 
 
-def without(secrets: Iterable[str], value: Any) -> Any:
-    """`value`, text or JSON, with stars where it says one of `secrets`."""
+def mask_one(error: BaseException, hide: Callable[[str], str]) -> None:
+    """Let `hide` rewrite all that an error says, and nothing of what led to it."""
+    error.args = tuple(_rewritten(_json.cut(told), hide) for told in error.args)
+    for name in _SAID:
+        if isinstance(told := vars(error).get(name), str | dict | list):
+            setattr(error, name, _rewritten(_json.cut(told), hide))
+
+
+def hidden(secrets: Iterable[str], text: str) -> str:
+    """`text`, with stars where it says one of `secrets`."""
+    for secret in secrets:
+        text = _hidden(secret, text)
+    return text
+
+
+def _rewritten(value: Any, hide: Callable[[str], str]) -> Any:
+    """`value`, text or JSON, with its texts as `hide` makes them."""
     if isinstance(value, str):
-        for secret in secrets:
-            value = _hidden(secret, value)
-        return value
+        return hide(value)
     if isinstance(value, Mapping):
         return {
-            without(secrets, name): without(secrets, item)
+            _rewritten(name, hide): _rewritten(item, hide)
             for name, item in value.items()
         }
     if isinstance(value, list):
-        return [without(secrets, item) for item in value]
+        return [_rewritten(item, hide) for item in value]
     return value
 
 
