@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Self
 
 from langchain_retryrouter._core.failure import FailureKind
@@ -23,9 +24,8 @@ from langchain_retryrouter.errors.masking import Masked
 
 if TYPE_CHECKING:
     import aiohttp
-    import urllib3
 
-    from langchain_retryrouter._gptrouter.timed_reads import Limit
+    from langchain_retryrouter._gptrouter.answers import Answer, Limit
 
 _MAX_BODY_BYTES = 64 * 1024 * 1024
 _READ_BYTES = 65_536
@@ -88,9 +88,7 @@ class _EventQueue:
 class SyncEvents:
     """The events of one open stream."""
 
-    def __init__(
-        self, response: urllib3.BaseHTTPResponse, limit: Limit, masked: Masked
-    ) -> None:
+    def __init__(self, response: Answer, limit: Limit, masked: Masked) -> None:
         """Over an answer whose body has not been read, and is read within `limit`."""
         self._response = response
         self._limit = limit
@@ -114,7 +112,7 @@ class SyncEvents:
 
     def abort(self) -> None:
         """Unblock, from another thread, a read under way; it then raises."""
-        with contextlib.suppress(ValueError, RuntimeError, OSError):
+        with contextlib.suppress(OSError):
             self._response.shutdown()
 
     def close(self) -> None:
@@ -125,7 +123,7 @@ class SyncEvents:
                 with contextlib.suppress(RetryRouterError):
                     read_all(self._response)
         finally:
-            let_go(self._response)
+            self._response.close()
 
 
 class AsyncEvents:
@@ -171,15 +169,12 @@ class AsyncEvents:
             self._response.close()
 
 
-def read_all(response: urllib3.BaseHTTPResponse) -> bytes:
+def read_all(response: Answer) -> bytes:
     """The whole body."""
     body = bytearray()
-    is_packed = "content-encoding" in response.headers
     while piece := _read_some(response):
         body += piece
         _check_size(body)
-        if response.length_remaining == 0 and not is_packed:
-            break  # Its end is known, and need not be asked for.
     return bytes(body)
 
 
@@ -192,18 +187,12 @@ async def aread_all(response: aiohttp.ClientResponse) -> bytes:
     return bytes(body)
 
 
-def let_go(response: urllib3.BaseHTTPResponse) -> None:
-    """Back into the pool if the body was read to its end, or else closed at once."""
-    response.close()
-    response.release_conn()
-
-
-def _read_some(response: urllib3.BaseHTTPResponse) -> bytes:
+def _read_some(response: Answer) -> bytes:
     from urllib3.exceptions import HTTPError  # noqa: PLC0415 - imported long since
 
     try:
         return response.read1(_READ_BYTES)
-    except (HTTPError, OSError, ValueError) as error:
+    except (HTTPError, HTTPException, OSError, ValueError) as error:
         raise from_urllib3(error) from error
 
 

@@ -30,7 +30,7 @@ def from_urllib3(error: Exception) -> RetryRouterError:
     """What an exception of urllib3, or of the socket under it, means."""
     from urllib3 import exceptions  # noqa: PLC0415 - imported by whoever raised `error`
 
-    if isinstance(error, exceptions.ReadTimeoutError):
+    if isinstance(error, exceptions.ReadTimeoutError | TimeoutError):
         return _timeout(_SILENT, may_have_run=True)
     # `NewConnectionError` is a subclass of `ConnectTimeoutError`, and no timeout.
     if isinstance(error, exceptions.NewConnectionError):

@@ -44,7 +44,7 @@ class Origin(NamedTuple):
     proxy: str | None
 
 
-_PORTS = {"http": 80, "https": 443}
+PORTS = {"http": 80, "https": 443}
 # Connections that are kept; more are opened on demand, and closed after use.
 _KEPT = 100
 # The async limit is one of sockets in use, not of calls: further calls queue for one.
@@ -86,19 +86,19 @@ def check_address(url: str) -> tuple[str, str, int]:
         msg = f"{url!r} is no address: {error}"
         raise ValueError(msg) from error
     is_bare = not (parts.query or parts.fragment) and url.split() == [url]
-    if parts.scheme not in _PORTS or not parts.hostname or not is_bare:
+    if parts.scheme not in PORTS or not parts.hostname or not is_bare:
         msg = (
             "the gateway's address must be http:// or https:// with a host, and maybe a"
             f" port and a path, not {url!r}"
         )
         raise ValueError(msg)
-    return parts.scheme, parts.hostname, port or _PORTS[parts.scheme]
+    return parts.scheme, parts.hostname, port or PORTS[parts.scheme]
 
 
 def _check_proxy(proxy: str) -> None:
     # Its scheme is all that is named: a proxy's URL may hold a password.
     parts = urlsplit(proxy)
-    if parts.scheme not in _PORTS or not parts.hostname:
+    if parts.scheme not in PORTS or not parts.hostname:
         msg = (
             "the proxy must be http:// or https:// with a host, not"
             f" {parts.scheme or 'something without a scheme'!r}; one that the"
@@ -138,7 +138,7 @@ def sync_pool(origin: Origin) -> urllib3.HTTPConnectionPool:
 def _open_pool(origin: Origin) -> urllib3.HTTPConnectionPool:
     import urllib3  # noqa: PLC0415 - paid by the first sync call
 
-    from langchain_retryrouter._gptrouter.timed_reads import timed  # noqa: PLC0415
+    from langchain_retryrouter._gptrouter.connections import timed  # noqa: PLC0415
 
     settings: dict[str, Any] = {"maxsize": _KEPT, "retries": False}
     if origin.scheme == "https":

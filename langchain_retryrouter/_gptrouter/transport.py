@@ -9,12 +9,9 @@ The file does not know messages, policies, or runs.
 from __future__ import annotations
 
 import asyncio
-import functools
-import io
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from gpt_router.client import GPTRouterClient
 from gpt_router.models import GPTRouterMetadata, ModelGenerationRequest
@@ -28,45 +25,42 @@ from langchain_retryrouter._gptrouter.bodies import (
     AsyncEvents,
     SyncEvents,
     aread_all,
-    let_go,
     read_all,
 )
-from langchain_retryrouter._gptrouter.borders import from_aiohttp, from_urllib3
 from langchain_retryrouter._gptrouter.pools import (
-    Origin,
-    async_session,
     origin_of,
-    ssl_context,
-    sync_pool,
 )
+from langchain_retryrouter._gptrouter.sending import Request, asend, send
 from langchain_retryrouter._gptrouter.wire import (
     GatewayResponse,
     read_json,
     read_response,
     read_status_error,
 )
-from langchain_retryrouter._version import __version__
 from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError
 from langchain_retryrouter.errors.gpt_router import GPT_ROUTER_ERRORS
 from langchain_retryrouter.errors.masking import Masked
 
 if TYPE_CHECKING:
     import aiohttp
-    import urllib3
 
-    from langchain_retryrouter._gptrouter.timed_reads import Limit
+    from langchain_retryrouter._gptrouter.answers import Answer, Limit
 
 Timeout: TypeAlias = float | tuple[float, float] | None
-Response: TypeAlias = "urllib3.BaseHTTPResponse | aiohttp.ClientResponse"
 
 _GENERATE = "/v1/generate"
-_HEADERS = {
-    "content-type": "application/json",
-    "user-agent": f"langchain-retryrouter/{__version__}",
-}
 _OK = 200
-_LARGE_BODY = 1024 * 1024
 _NO_BODY = frozenset({202, 204})
+
+
+class Response(Protocol):
+    """An answer of either library, as far as it is looked at here."""
+
+    status: int
+
+    @property
+    def headers(self) -> Any:
+        """By name, of any case."""
 
 
 class GatewayClient(GPTRouterClient):
@@ -237,7 +231,7 @@ class GatewayClient(GPTRouterClient):
             try:
                 body = read_all(response)
             finally:
-                let_go(response)
+                response.close()
             return _read_answer(response, body)
 
     async def apost(
@@ -281,7 +275,7 @@ class GatewayClient(GPTRouterClient):
             try:
                 body = read_all(response)
             finally:
-                let_go(response)
+                response.close()
             raise _not_a_stream(response, body)
 
     async def aopen_stream(
@@ -315,45 +309,17 @@ class GatewayClient(GPTRouterClient):
         del method
         return await self.apost(path, payload)
 
-    # --- sockets --------------------------------------------------------------------
-
     def _send(
         self,
         path: str,
         payload: Mapping[str, Any],
         timeout: float | None,
         read_timeout: float | None = None,
-    ) -> tuple[urllib3.BaseHTTPResponse, Limit]:
-        import urllib3  # noqa: PLC0415 - paid by the first sync call
-
-        from langchain_retryrouter._gptrouter.timed_reads import (  # noqa: PLC0415
-            Limit,
-            read_within,
-        )
-
-        url, origin = self._root + path, self._origin
+    ) -> tuple[Answer, Limit]:
         connect, read = _split_timeout(self.request_timeout, read_timeout)
-        due = None if timeout is None else time.monotonic() + timeout
-        limit = Limit(silence=read, due=due)
-        connecting = _connecting_within(_smaller(connect, timeout))
-        body = _encode(payload)
-        try:
-            with read_within(limit):
-                response = sync_pool(origin).urlopen(
-                    "POST",
-                    _target(url, origin),
-                    body=body,
-                    headers={**_HEADERS, "ws-secret": self.api_key},
-                    timeout=connecting,
-                    retries=False,
-                    redirect=False,  # The key follows nobody to another host.
-                    assert_same_host=False,  # A proxy is told the whole URL.
-                    preload_content=False,
-                )
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            limit.let_go()
-            raise from_urllib3(error) from error
-        return response, limit
+        return send(
+            self._request(path, payload), _smaller(connect, timeout), read, timeout
+        )
 
     async def _asend(
         self,
@@ -361,25 +327,11 @@ class GatewayClient(GPTRouterClient):
         payload: Mapping[str, Any],
         read_timeout: float | None = None,
     ) -> aiohttp.ClientResponse:
-        import aiohttp  # noqa: PLC0415 - paid by the first async call
-
-        url, origin = self._root + path, self._origin
         connect, read = _split_timeout(self.request_timeout, read_timeout)
-        body = _encode(payload)
-        session = await async_session()
-        try:
-            return await session.post(
-                url,
-                # aiohttp warns of raw bytes that are large, and reads a file in pieces.
-                data=body if len(body) <= _LARGE_BODY else io.BytesIO(body),
-                headers={**_HEADERS, "ws-secret": self.api_key},
-                timeout=aiohttp.ClientTimeout(sock_connect=connect, sock_read=read),
-                allow_redirects=False,
-                proxy=origin.proxy,
-                ssl=ssl_context() if origin.scheme == "https" else True,
-            )
-        except (aiohttp.ClientError, OSError) as error:
-            raise from_aiohttp(error) from error
+        return await asend(self._request(path, payload), connect, read)
+
+    def _request(self, path: str, payload: Mapping[str, Any]) -> Request:
+        return Request(self._origin, self._root + path, self.api_key, _encode(payload))
 
 
 def check_key(key: SecretStr) -> None:
@@ -395,21 +347,6 @@ def check_key(key: SecretStr) -> None:
             " carry; if it was read from a file, strip it"
         )
         raise ValueError(msg)
-
-
-@functools.lru_cache(maxsize=64)
-def _connecting_within(seconds: float | None) -> urllib3.Timeout:
-    import urllib3  # noqa: PLC0415 - imported by the caller
-
-    return urllib3.Timeout(connect=seconds, read=None)
-
-
-@functools.lru_cache(maxsize=64)
-def _target(url: str, origin: Origin) -> str:
-    """What stands in the request line: a proxy of plain HTTP is told the whole URL."""
-    if origin.proxy and origin.scheme == "http":
-        return url
-    return urlsplit(url)._replace(scheme="", netloc="").geturl()
 
 
 def _encode(payload: Mapping[str, Any]) -> bytes:

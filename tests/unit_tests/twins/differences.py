@@ -237,6 +237,7 @@ BY_LIBRARY = {
     "_gptrouter.transport.GatewayClient.post": _LIBRARIES,
     "_gptrouter.transport.GatewayClient.open_stream": _LIBRARIES,
     "_gptrouter.transport.GatewayClient._send": _LIBRARIES,
+    "_gptrouter.sending.send": _LIBRARIES,
     "_openai.clients.plain.PlainEvents": _SDK,
     "_openai.clients.sharing._SharedClient": _SDK,
     "_openai.clients.streams.SDKStream": _SDK,

@@ -20,6 +20,7 @@ COLOURED_ROOMS = (
     "_drive/",
     "_gptrouter/bodies.py",
     "_gptrouter/pools.py",
+    "_gptrouter/sending.py",
     "_gptrouter/transport.py",
     "_openai/clients/",
     "chat_models/",

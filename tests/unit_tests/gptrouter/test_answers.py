@@ -1,0 +1,234 @@
+"""How an answer stands on the wire: read as HTTP says, or refused."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+from pydantic import SecretStr
+
+from langchain_retryrouter import errors
+from langchain_retryrouter._gptrouter.connections import _head
+from langchain_retryrouter._gptrouter.pools import close_sync_pools
+from langchain_retryrouter._gptrouter.transport import GatewayClient
+
+BODY = b'{"id":"1"}'
+SAID = {"id": "1"}
+LENGTH = b"content-length: %d\r\n" % len(BODY)
+CHUNKED = b"transfer-encoding: chunked\r\n"
+
+
+def answer(headers: bytes, body: bytes = BODY, version: bytes = b"1.1") -> bytes:
+    return b"HTTP/%b 200 OK\r\n%b\r\n%b" % (version, headers, body)
+
+
+def chunks(*parts: bytes) -> bytes:
+    return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts)
+
+
+class Told:
+    """What the server got, connection by connection."""
+
+    def __init__(self) -> None:
+        self.connections: list[list[bytes]] = []
+
+    @property
+    def requests(self) -> list[bytes]:
+        return [request for requests in self.connections for request in requests]
+
+
+@contextlib.contextmanager
+def saying(said: bytes, *, hangs_up: bool = False) -> Iterator[tuple[str, Told]]:
+    """The address of a server that says so much to each request, and what it was told.
+
+    With `hangs_up` it closes the connection after it.
+    """
+    told = Told()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve(connection: socket.socket, requests: list[bytes]) -> None:
+            with connection, contextlib.suppress(OSError):
+                while request := _request(connection):
+                    requests.append(request)
+                    connection.sendall(said)
+                    if hangs_up:
+                        return
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    connection.settimeout(10)
+                    told.connections.append([])
+                    arguments = (connection, told.connections[-1])
+                    threading.Thread(target=serve, args=arguments, daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}", told
+        finally:
+            close_sync_pools()
+            listener.shutdown(socket.SHUT_RDWR)
+
+
+def _request(connection: socket.socket) -> bytes:
+    data = b""
+    while b"\r\n\r\n" not in data:
+        if not (some := connection.recv(65_536)):
+            return b""
+        data += some
+    head, _, body = data.partition(b"\r\n\r\n")
+    (length,) = [
+        int(line.split(b":")[1])
+        for line in head.split(b"\r\n")
+        if line.startswith(b"content-length:")
+    ]
+    while len(body) < length:
+        body += connection.recv(65_536)
+    return head + b"\r\n\r\n" + body
+
+
+def ask(url: str, text: str = "hi") -> object:
+    client = GatewayClient(url, SecretStr("any"), request_timeout=5)
+    return client.post("/v1/generate", {"text": text})
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        answer(LENGTH),
+        answer(LENGTH.upper()),
+        answer(b"content-length:%d\r\n" % len(BODY)),
+        answer(CHUNKED, chunks(BODY) + b"0\r\n\r\n"),
+        answer(CHUNKED, chunks(BODY[:3], BODY[3:]) + b"0\r\nx-trailer: 1\r\n\r\n"),
+        answer(CHUNKED, b"a;name=value\r\n" + BODY + b"\r\n0\r\n\r\n"),
+        answer(CHUNKED + LENGTH, chunks(BODY) + b"0\r\n\r\n"),
+        answer(b"connection: keep-alive\r\n" + LENGTH, version=b"1.0"),
+        answer(b"no header\r\n: nor this\r\nname : nor that\r\n" + LENGTH),
+        answer(b"x-folded: one\r\n two\r\n" + LENGTH),
+        answer(LENGTH).replace(b"\r\n", b"\n"),
+    ],
+)
+def test_a_connection_whose_answer_was_read_to_its_end_is_used_again(
+    said: bytes,
+) -> None:
+    """However the end of a body is told, the next request goes out on the same wire."""
+    with saying(said) as (url, told):
+        assert [ask(url), ask(url), ask(url)] == [SAID] * 3
+        assert [len(requests) for requests in told.connections] == [3]
+
+
+@pytest.mark.parametrize(
+    ("said", "hangs_up"),
+    [
+        (answer(b"connection: close\r\n" + LENGTH), False),
+        (answer(b"Connection: Keep-Alive, Close\r\n" + LENGTH), False),
+        (answer(LENGTH, version=b"1.0"), False),
+        (answer(b""), True),
+    ],
+)
+def test_a_connection_that_ends_with_its_answer_is_not_used_again(
+    said: bytes,
+    hangs_up: bool,
+) -> None:
+    """Where the server says that it hangs up, the next request has a new connection."""
+    with saying(said, hangs_up=hangs_up) as (url, told):
+        assert [ask(url), ask(url)] == [SAID] * 2
+        assert [len(requests) for requests in told.connections] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (answer(LENGTH, BODY[:4]), "IncompleteRead"),
+        (answer(CHUNKED, chunks(BODY)), "IncompleteRead"),
+        (answer(CHUNKED, chunks(BODY)[:-6]), "IncompleteRead"),
+        (answer(CHUNKED, b"many\r\n"), "IncompleteRead"),
+        (answer(b"content-length: ten\r\n"), "content-length"),
+        (answer(b"content-length: -5\r\n"), "content-length"),
+        (answer(b"content-length: %b\r\n" % (b"9" * 5000)), "content-length"),
+        (answer(b"x: 1\r\n" * 101 + LENGTH), "more than 100 headers"),
+        (answer(b"x: " + b"1" * 70_000 + b"\r\n" + LENGTH), "header line"),
+        (answer(LENGTH, version=b"2.0"), "HTTP/2"),
+        (b"SSH-2.0-OpenSSH_9\r\n", "SSH"),
+        (b"", "closed connection"),
+    ],
+)
+def test_an_answer_that_is_cut_or_no_http_is_a_broken_connection(
+    said: bytes, why: str
+) -> None:
+    """What cannot be an answer is never taken for one, however it begins."""
+    with saying(said, hangs_up=True) as (url, _):
+        with pytest.raises(errors.APIConnectionError, match=why) as caught:
+            ask(url)
+        assert caught.value.may_have_run
+
+
+def test_a_compressed_answer_is_unpacked() -> None:
+    """A proxy that compresses although nobody asked it to does not cost the answer."""
+    packed = gzip.compress(BODY)
+    headers = b"content-encoding: gzip\r\ncontent-length: %d\r\n" % len(packed)
+    with saying(answer(headers, packed)) as (url, told):
+        assert [ask(url), ask(url)] == [SAID] * 2
+        assert [len(requests) for requests in told.connections] == [2]
+
+
+def test_a_stream_that_is_left_takes_its_connection_with_it() -> None:
+    """What is still on the wire of a stream is never read as the next call's answer."""
+    event = b'data: {"event":"update","data":{"text":"x","finish_reason":null}}\n\n'
+    headers = b"content-type: text/event-stream\r\n" + CHUNKED
+    with saying(answer(headers, chunks(event, event))) as (url, told):
+        client = GatewayClient(url, SecretStr("any"), request_timeout=5)
+        events = client.open_stream("/v1/generate", {})
+        assert next(events).data["text"] == "x"
+        events.close()
+        events.close()  # Twice does no harm.
+        with contextlib.closing(client.open_stream("/v1/generate", {})) as others:
+            next(others)
+        assert [len(requests) for requests in told.connections] == [1, 1]
+
+
+@pytest.mark.parametrize("text", ["", "x" * 70_000, "ü" * 1_000_000])
+def test_a_request_of_any_size_arrives_whole(text: str) -> None:
+    """A request is one message with one length, whether written at once or not."""
+    with saying(answer(LENGTH)) as (url, told):
+        ask(url, text)
+        ask(url, text)
+        one, other = told.requests
+    head, _, body = one.partition(b"\r\n\r\n")
+    assert one == other
+    assert b"content-length: %d" % len(body) in head
+    assert text in body.decode() or "\\u" in body.decode()
+
+
+def test_a_request_says_what_http_asks_for() -> None:
+    """The `Host` comes first and names the port; nothing is said twice."""
+    with saying(answer(LENGTH)) as (url, told):
+        ask(url)
+        lines = told.requests[0].partition(b"\r\n\r\n")[0].decode().split("\r\n")
+    names = [line.partition(":")[0].lower() for line in lines[1:]]
+    assert lines[0] == "POST /api/v1/generate HTTP/1.1"
+    assert lines[1] == f"host: {url.removeprefix('http://')}"
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("target", "headers"),
+    [
+        ("/a\r\nx: 1", {}),
+        ("/", {"x": "1\r\ny: 2"}),
+        ("/", {"x\n": "1"}),
+        ("/", {"x": "\u2028"}),
+        ("/", {"x": "\x00"}),
+    ],
+)
+def test_a_line_that_would_end_early_is_refused(
+    target: str, headers: dict[str, str]
+) -> None:
+    """Nobody writes a header of their own by way of an address or a value."""
+    with pytest.raises(ValueError, match="no request can carry"):
+        _head("POST", target, headers)
