@@ -16,6 +16,7 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from langchain_retryrouter._gptrouter.answers import Answer, TimedResponse, limit_here
+from langchain_retryrouter._http import request_head
 
 # What is larger is not copied just to be written together with its head.
 _SMALL_BODY: Final = 65_536
@@ -33,7 +34,8 @@ class _TimedConnection(HTTPConnection):
         **_options: Any,
     ) -> None:
         """Send all of a request."""
-        head = _head(method, url, {**(headers or {}), "content-length": str(len(body))})
+        told = {**(headers or {}), "content-length": str(len(body))}
+        head = request_head(method, url, told.items())
         if self.sock is None:
             self.connect()
         sock = self.sock
@@ -54,22 +56,6 @@ class _TimedConnection(HTTPConnection):
 
 class _TimedHTTPSConnection(_TimedConnection, HTTPSConnection):
     pass
-
-
-def _head(method: str, target: str, headers: Mapping[str, str]) -> bytes:
-    """A request up to its body.
-
-    Raises:
-        ValueError: For what would end a line before its time. It is not named, since it
-            may be a key.
-    """
-    lines = [f"{method} {target} HTTP/1.1"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
-    told = "".join(lines)
-    if not (told.isascii() and told.isprintable()):
-        msg = "the address or a header has a character that no request can carry"
-        raise ValueError(msg)
-    return "\r\n".join([*lines, "", ""]).encode()
 
 
 def timed(pool: HTTPConnectionPool) -> HTTPConnectionPool:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import aiohttp
     import urllib3
 
+    from langchain_retryrouter._aiohttp import LeanPosts
+
 
 class Origin(NamedTuple):
     """Where a pool leads; equal origins share their connections.
@@ -165,20 +167,33 @@ def _proxy_headers(proxy: str) -> dict[str, str]:
     return dict(make_headers(proxy_basic_auth=f"{user}:{password}"))
 
 
+class AsyncPool(NamedTuple):
+    """An event loop's connections.
+
+    Attributes:
+        session: aiohttp's own way to them.
+        posts: The short one, for what is small and goes straight to its host; None
+            where aiohttp is not as we know it.
+    """
+
+    session: aiohttp.ClientSession
+    posts: LeanPosts | None
+
+
 class _LoopSession:
     """One event loop's aiohttp session, closed when the loop is."""
 
     def __init__(self) -> None:
-        self.session: aiohttp.ClientSession | None = None
+        self.pool: AsyncPool | None = None
         self._lifetime: AsyncGenerator[None, None] | None = None
 
-    async def open(self) -> aiohttp.ClientSession:
-        if self.session is None or self.session.closed:
-            self.session = _open_session()
+    async def open(self) -> AsyncPool:
+        if self.pool is None or self.pool.session.closed:
+            self.pool = _open_pool_of_loop()
             # An async generator that has begun is closed by `shutdown_asyncgens`.
-            self._lifetime = _close_with_loop(self.session)
+            self._lifetime = _close_with_loop(self.pool.session)
             await anext(self._lifetime)
-        return self.session
+        return self.pool
 
 
 async def _close_with_loop(
@@ -192,14 +207,16 @@ async def _close_with_loop(
         await session.close()
 
 
-def _open_session() -> aiohttp.ClientSession:
+def _open_pool_of_loop() -> AsyncPool:
     import aiohttp  # noqa: PLC0415 - paid by the first async call
 
     from langchain_retryrouter._aiohttp import (  # noqa: PLC0415
+        CAN_POST_LEANLY,
+        LeanPosts,
         PromptResponse,
     )
 
-    return aiohttp.ClientSession(
+    session = aiohttp.ClientSession(
         response_class=PromptResponse,
         connector=aiohttp.TCPConnector(limit=_ASYNC_LIMIT, limit_per_host=0),
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -209,10 +226,11 @@ def _open_session() -> aiohttp.ClientSession:
         timeout=aiohttp.ClientTimeout(total=None),
         skip_auto_headers=("User-Agent", "Accept-Encoding"),
     )
+    return AsyncPool(session, LeanPosts(session) if CAN_POST_LEANLY else None)
 
 
-async def async_session() -> aiohttp.ClientSession:
-    """The running event loop's session."""
+async def async_pool() -> AsyncPool:
+    """The running event loop's connections."""
     loop = asyncio.get_running_loop()
     held = _sessions.get(loop)
     if held is None:

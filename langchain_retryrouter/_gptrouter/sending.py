@@ -16,22 +16,30 @@ from langchain_retryrouter._gptrouter.borders import from_aiohttp, from_urllib3
 from langchain_retryrouter._gptrouter.pools import (
     PORTS,
     Origin,
-    async_session,
+    async_pool,
     ssl_context,
     sync_pool,
 )
+from langchain_retryrouter._http import request_head
 from langchain_retryrouter._version import __version__
 
 if TYPE_CHECKING:
+    import ssl
+
     import aiohttp
     import urllib3
+    from yarl import URL
 
+    from langchain_retryrouter._aiohttp import LeanPosts
     from langchain_retryrouter._gptrouter.answers import Answer, Limit
 
 _HEADERS: Final = {
+    "accept-encoding": "identity",
     "content-type": "application/json",
     "user-agent": f"langchain-retryrouter/{__version__}",
 }
+# Up to here one write is enough: the kernel, and the event loop, take it at once.
+_SMALL_BODY: Final = 65_536
 _LARGE_BODY: Final = 1024 * 1024
 
 
@@ -85,12 +93,7 @@ def send(
                 "POST",
                 _target(request.url, origin),
                 body=request.body,
-                headers={
-                    "host": _host(origin),
-                    "accept-encoding": "identity",
-                    **_HEADERS,
-                    "ws-secret": request.key,
-                },
+                headers=_headers(request),
                 timeout=_connecting_within(connect),
                 retries=_no_retries(),
                 redirect=False,  # The key follows nobody to another host.
@@ -108,21 +111,56 @@ async def asend(
     """Async twin of `send`; the time for all of it is limited by the caller."""
     import aiohttp  # noqa: PLC0415 - paid by the first async call
 
-    origin, body = request.origin, request.body
-    session = await async_session()
+    session, posts = await async_pool()
+    limits = aiohttp.ClientTimeout(sock_connect=connect, sock_read=read)
+    is_short = len(request.body) <= _SMALL_BODY and request.origin.proxy is None
     try:
-        return await session.post(
-            request.url,
-            # aiohttp warns of raw bytes that are large, and reads a file in pieces.
-            data=body if len(body) <= _LARGE_BODY else io.BytesIO(body),
-            headers={**_HEADERS, "ws-secret": request.key},
-            timeout=aiohttp.ClientTimeout(sock_connect=connect, sock_read=read),
-            allow_redirects=False,
-            proxy=origin.proxy,
-            ssl=ssl_context() if origin.scheme == "https" else True,
-        )
+        if posts is not None and is_short:
+            return await _post_leanly(posts, request, limits)
+        return await _post_by_session(session, request, limits)
     except (aiohttp.ClientError, OSError) as error:
         raise from_aiohttp(error) from error
+
+
+async def _post_leanly(
+    posts: LeanPosts, request: Request, limits: aiohttp.ClientTimeout
+) -> aiohttp.ClientResponse:
+    origin = request.origin
+    headers = {**_headers(request), "content-length": str(len(request.body))}
+    head = request_head("POST", _target(request.url, origin), headers.items())
+    url, ssl = _url(request.url), _certificates(origin)
+    return await posts.post(url, head + request.body, limits, ssl)
+
+
+async def _post_by_session(
+    session: aiohttp.ClientSession, request: Request, limits: aiohttp.ClientTimeout
+) -> aiohttp.ClientResponse:
+    body = request.body
+    return await session.post(
+        request.url,
+        # aiohttp warns of raw bytes that are large, and reads a file in pieces.
+        data=body if len(body) <= _LARGE_BODY else io.BytesIO(body),
+        headers=_headers(request),
+        timeout=limits,
+        allow_redirects=False,
+        proxy=request.origin.proxy,
+        ssl=_certificates(request.origin),
+    )
+
+
+def _headers(request: Request) -> dict[str, str]:
+    return {"host": _host(request.origin), **_HEADERS, "ws-secret": request.key}
+
+
+def _certificates(origin: Origin) -> ssl.SSLContext | bool:
+    return ssl_context() if origin.scheme == "https" else True
+
+
+@functools.lru_cache(maxsize=64)
+def _url(url: str) -> URL:
+    from yarl import URL  # noqa: PLC0415 - loaded with aiohttp
+
+    return URL(url)
 
 
 @functools.cache

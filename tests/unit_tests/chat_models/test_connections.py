@@ -204,8 +204,8 @@ def test_a_loop_that_was_just_closed_is_forgotten(new_llm: NewModel) -> None:
     loop.run_until_complete(llm.ainvoke("hi"))
     # What `asyncio.run` does, and this user did not; without it the session stays open.
     held = pools._sessions[loop]  # noqa: SLF001 - what must not stay
-    assert held.session is not None
-    loop.run_until_complete(held.session.close())
+    assert held.pool is not None
+    loop.run_until_complete(held.pool.session.close())
     loop.close()
 
     assert asyncio.run(llm.ainvoke("hi")).content == STUB_TEXT

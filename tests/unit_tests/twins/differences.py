@@ -253,7 +253,7 @@ ALONE = {
     "_drive.streams._anext_within": "the sync twin's limit is the watchdog's",
     "_gptrouter.pools._LoopSession.open": "a sync pool belongs to no loop",
     "_gptrouter.pools._close_with_loop": "a sync pool belongs to no loop",
-    "_gptrouter.pools.async_session": "its sync sister is `sync_pool`",
+    "_gptrouter.pools.async_pool": "its sync sister is `sync_pool`",
     **{
         f"_openai.clients.aio_transport.{name}": "the sync engine is the HTTP library's"
         for name in (
