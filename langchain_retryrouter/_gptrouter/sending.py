@@ -112,7 +112,7 @@ async def asend(
     import aiohttp  # noqa: PLC0415 - paid by the first async call
 
     session, posts = await async_pool()
-    limits = aiohttp.ClientTimeout(sock_connect=connect, sock_read=read)
+    limits = _limits(connect, read)
     is_short = len(request.body) <= _SMALL_BODY and request.origin.proxy is None
     try:
         if posts is not None and is_short:
@@ -154,6 +154,13 @@ def _headers(request: Request) -> dict[str, str]:
 
 def _certificates(origin: Origin) -> ssl.SSLContext | bool:
     return ssl_context() if origin.scheme == "https" else True
+
+
+@functools.lru_cache(maxsize=64)
+def _limits(connect: float | None, read: float | None) -> aiohttp.ClientTimeout:
+    import aiohttp  # noqa: PLC0415 - imported by the caller
+
+    return aiohttp.ClientTimeout(sock_connect=connect, sock_read=read)
 
 
 @functools.lru_cache(maxsize=64)

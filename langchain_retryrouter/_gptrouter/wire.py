@@ -76,6 +76,28 @@ _BESIDE: Final = (("provider", str), ("id", str), ("citations", list))
 _REASONING: Final = ("reasoning_content", "reasoning", "thinking")
 
 
+# What stands beside an answer, which was paid for: where it is odd, it is left out.
+_BESIDE_A_CHOICE: Final = {"index": int, "role": str, "citations": list}
+_BESIDE_AN_ANSWER: Final = {
+    "id": str,
+    "model": str,
+    "providerId": str,
+    "provider_id": str,
+    "modelId": str,
+    "model_id": str,
+    "citations": list,
+}
+
+
+def _without_odd(data: dict[str, Any], forms: Mapping[str, type]) -> dict[str, Any]:
+    """`data` without its nulls, and without what has not the form that it must have."""
+    return {
+        name: value
+        for name, value in data.items()
+        if value is not None and (name not in forms or isinstance(value, forms[name]))
+    }
+
+
 def _unless_none() -> Any:
     """A field that the SDK's type does not have, and that is not written if unset."""
     return Field(default=None, exclude_if=lambda value: value is None)
@@ -102,37 +124,16 @@ class GatewayChoice(Choice):
         """OpenAI has what was said in `message`, and a gateway may hand that on."""
         if not isinstance(data, dict):
             return data
+        told = _without_odd(data, _BESIDE_A_CHOICE)
+        reasoning = read_reasoning(data)
         message = data.get("message")
-        found = message if isinstance(message, dict) else {}
-        said = {key: found[key] for key in _SAID if found.get(key) is not None}
-        if isinstance(text := found.get("content"), str):
-            said["text"] = text
-        own = {key: value for key, value in data.items() if value is not None}
-        return {
-            **said,
-            **own,
-            "reasoning_content": read_reasoning(data) or read_reasoning(found),
-        }
-
-    @field_validator("index", mode="before")
-    @classmethod
-    def _odd_index_is_none(cls, value: Any) -> Any:
-        return value if isinstance(value, int) else 0
-
-    @field_validator("role", mode="before")
-    @classmethod
-    def _odd_role_is_none(cls, value: Any) -> Any:
-        return value if isinstance(value, str) else None
-
-    @field_validator("citations", mode="before")
-    @classmethod
-    def _odd_citations_are_none(cls, value: Any) -> Any:
-        return value if isinstance(value, list) else None
-
-    @field_validator("text", mode="before")
-    @classmethod
-    def _null_is_no_text(cls, value: Any) -> Any:
-        return "" if value is None else value
+        if isinstance(message, dict):
+            said = {key: message[key] for key in _SAID if message.get(key) is not None}
+            if isinstance(text := message.get("content"), str):
+                said["text"] = text
+            told = {**said, **told}
+            reasoning = reasoning or read_reasoning(message)
+        return {**told, "reasoning_content": reasoning}
 
     @field_validator("tool_calls", mode="before")
     @classmethod
@@ -171,20 +172,10 @@ class GatewayResponse(GenerationResponse):
     citations: list[Any] | None = None
     retryrouter: dict[str, Any] | None = None
 
-    @field_validator("id", "model", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _odd_name_is_none(cls, value: Any) -> Any:
-        return value if isinstance(value, str) else ""
-
-    @field_validator("provider_id", "model_id", mode="before")
-    @classmethod
-    def _odd_id_is_none(cls, value: Any) -> Any:
-        return value if isinstance(value, str) else None
-
-    @field_validator("citations", mode="before")
-    @classmethod
-    def _odd_citations_are_none(cls, value: Any) -> Any:
-        return value if isinstance(value, list) else None
+    def _leave_out_what_is_odd(cls, data: Any) -> Any:
+        return _without_odd(data, _BESIDE_AN_ANSWER) if isinstance(data, dict) else data
 
     @field_validator("meta", mode="before")
     @classmethod

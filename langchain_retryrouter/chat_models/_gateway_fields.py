@@ -138,10 +138,9 @@ class GatewayFields(GatewayConnection, RetryVisibleChatModel):
     def _get_ls_params(
         self, stop: list[str] | None = None, **kwargs: Any
     ) -> LangSmithParams:
-        params = super()._get_ls_params(stop=stop, **kwargs)
+        model = kwargs.get("model") or self._models_asked(kwargs)[0].name
+        params = super()._get_ls_params(stop=stop, **{**kwargs, "model": model})
         params["ls_provider"] = PROVIDER
-        if "ls_model_name" not in params:  # as `kwargs["model"]` has it
-            params["ls_model_name"] = self._models_asked(kwargs)[0].name
         stops = stop or kwargs.get("stop") or self.stop
         if stops:
             params["ls_stop"] = [stops] if isinstance(stops, str) else stops

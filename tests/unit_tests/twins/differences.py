@@ -232,6 +232,7 @@ _SDK = "the SDK's two clients differ in their parts, and in who owns them"
 BY_LIBRARY = {
     "_gptrouter.bodies.SyncEvents": _LIBRARIES,
     "_gptrouter.bodies.read_all": _LIBRARIES,
+    "_gptrouter.pools.sync_pool": _LIBRARIES,
     "_gptrouter.bodies._read_some": _LIBRARIES,
     "_gptrouter.transport.GatewayClient.generate": _LIBRARIES,
     "_gptrouter.transport.GatewayClient.post": _LIBRARIES,
@@ -253,7 +254,9 @@ ALONE = {
     "_drive.streams._anext_within": "the sync twin's limit is the watchdog's",
     "_gptrouter.pools._LoopSession.open": "a sync pool belongs to no loop",
     "_gptrouter.pools._close_with_loop": "a sync pool belongs to no loop",
-    "_gptrouter.pools.async_pool": "its sync sister is `sync_pool`",
+    "_gptrouter.sending._post_leanly": "urllib3 has one way, and our connections in it",
+    "_gptrouter.sending._post_by_session": "likewise",
+    "_aiohttp.LeanPosts.post": "likewise",
     **{
         f"_openai.clients.aio_transport.{name}": "the sync engine is the HTTP library's"
         for name in (

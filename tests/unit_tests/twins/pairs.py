@@ -12,6 +12,7 @@ import langchain_retryrouter
 
 PACKAGE = Path(langchain_retryrouter.__file__).parent
 ROOMS = (
+    "_aiohttp.py",
     "_callbacks.py",
     "_drive",
     "_gptrouter",

@@ -16,6 +16,7 @@ PAIRS = pairs()
 NAMES = {pair.async_name: pair.sync_name for pair in PAIRS}
 
 COLOURED_ROOMS = (
+    "_aiohttp.py",
     "_callbacks.py",
     "_drive/",
     "_gptrouter/bodies.py",
