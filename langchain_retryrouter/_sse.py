@@ -15,6 +15,7 @@ what is in one.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
@@ -52,25 +53,26 @@ class SSEParser:
         self._size = 0
         self._is_first = True
 
-    def feed(self, chunk: bytes) -> list[ServerSentEvent]:
-        """The events that `chunk` completes.
+    def feed(self, chunk: bytes) -> Iterator[ServerSentEvent]:
+        """The events that `chunk` completes, each read when it is asked for.
+
+        All are to be asked for before the next chunk is fed. The first one does not
+        wait for the others: a chunk may hold hundreds.
 
         Raises:
             EventTooLargeError: If an event grows beyond `max_event_bytes`.
         """
         *lines, rest = chunk.split(b"\n")
-        events: list[ServerSentEvent] = []
         for tail in lines:
             self._grow(len(tail))
             line = bytes(self._pending + tail) if self._pending else tail
             self._pending.clear()
             event = self._take(line.removesuffix(b"\r"))
             if event is not None:
-                events.append(event)
+                yield event
         if rest:
             self._pending += rest
             self._grow(len(rest))
-        return events
 
     def _take(self, line: bytes) -> ServerSentEvent | None:
         if self._is_first:

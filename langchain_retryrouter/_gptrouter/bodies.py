@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
+from collections.abc import Iterator
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Self
 
@@ -40,29 +40,24 @@ class _EventQueue:
     def __init__(self) -> None:
         self._parser = SSEParser()
         self._end = EndReader()
-        self._frames: deque[bytes] = deque()
+        self._frames: Iterator[bytes] = iter(())
         self._is_whole = False
         self.is_over = False
 
     def feed(self, chunk: bytes) -> None:
-        """Take in bytes; none at all means that the body is over."""
-        if not chunk:
+        """Take in bytes, when all before are taken; none at all: the body is over."""
+        if not chunk or self.is_over:
             self.is_over = True
             return
-        try:
-            events = self._parser.feed(chunk)
-        except EventTooLargeError as error:
-            raise GPT_ROUTER_ERRORS[FailureKind.MALFORMED](str(error)) from error
-        # The one named event, `end`, is the closing frame: it comes after errors too,
-        # and its data is not JSON.
-        self._frames.extend(event.data for event in events if event.kind == b"message")
+        self._frames = self._read(chunk)
 
     def take(self) -> GatewayEvent | None:
         """The next event; None if there is none yet."""
-        if not self._frames:
-            return None
         try:
-            event = read_event(self._frames.popleft())
+            frame = next(self._frames, None)
+            if frame is None:
+                return None
+            event = read_event(frame)
         except RetryRouterError:
             self.is_over = True
             raise
@@ -74,9 +69,19 @@ class _EventQueue:
 
     def stop(self, *, is_whole: bool = True) -> None:
         """Nothing more will be taken."""
-        self._frames.clear()
+        self._frames = iter(())
         self.is_over = True
         self._is_whole = is_whole
+
+    def _read(self, chunk: bytes) -> Iterator[bytes]:
+        try:
+            for event in self._parser.feed(chunk):
+                # The one named event, `end`, is the closing frame: it comes after
+                # errors too, and its data is not JSON.
+                if event.kind == b"message":
+                    yield event.data
+        except EventTooLargeError as error:
+            raise GPT_ROUTER_ERRORS[FailureKind.MALFORMED](str(error)) from error
 
     def check_whole(self) -> None:
         """Raise if what was the last event was not the end."""

@@ -194,9 +194,10 @@ def _answer_in(response: Any) -> PlainAnswer:
     return PlainAnswer(data, response)
 
 
-def _events_in(part: bytes, parser: SSEParser, response: Any) -> list[bytes]:
+def _events_in(part: bytes, parser: SSEParser, response: Any) -> Iterator[bytes]:
     try:
-        return [event.data for event in parser.feed(part)]
+        for event in parser.feed(part):
+            yield event.data
     except EventTooLargeError as error:
         problem = wire.Problem(FailureKind.MALFORMED, str(error))
         raise from_problem(problem, response=response) from error
