@@ -7,7 +7,7 @@ given `PromptResponse` to make them with.
 
 What it does for a request before the first byte is written (merging headers, cookies,
 redirects, tracing, a task that writes the body) costs as much as the exchange itself.
-`LeanPosts` has it connect, and read, and writes by itself.
+`LeanPosts` has it connect, and parse, and does the rest by itself.
 
 It imports aiohttp, so it is imported by the first async call.
 """
@@ -17,12 +17,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any, Final, TypeAlias
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
-from aiohttp.helpers import TimerNoop
+from aiohttp.http import RawResponseMessage
+from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 _Certificates: TypeAlias = Any
@@ -36,16 +38,44 @@ class PromptResponse(aiohttp.ClientResponse):
 
     def close(self) -> None:
         """Hang up, unless the answer was read to its end and its connection is free."""
-        connection = self.connection
-        if connection is not None and connection.transport is not None:
-            connection.transport.abort()
+        if self.connection is not None:
+            _hang_up(self.connection)
         super().close()
 
 
-class _Written:
-    """What an answer asks of the writer of its request, when that is done."""
+class LeanAnswer:
+    """An answer up to its body: of aiohttp's `ClientResponse` what we use of one.
 
-    output_size = 0
+    Attributes:
+        status: The HTTP status.
+        reason: What it is called.
+        headers: By name, of any case.
+        raw_headers: As they came.
+        content: The body.
+        connection: What carries it, until the body is over or closed.
+    """
+
+    def __init__(
+        self,
+        message: RawResponseMessage,
+        content: aiohttp.StreamReader,
+        connection: Connection,
+    ) -> None:
+        """Over a body that gives its connection back at its end."""
+        self.status = message.code
+        self.reason = message.reason
+        self.headers = message.headers
+        self.raw_headers = message.raw_headers
+        self.content = content
+        self.connection = connection
+        content.on_eof(connection.release)
+
+    def close(self) -> None:
+        """Hang up, unless the body was read to its end and its connection is free."""
+        _hang_up(self.connection)
+
+
+AnyAnswer: TypeAlias = aiohttp.ClientResponse | LeanAnswer
 
 
 class LeanPosts:
@@ -70,7 +100,7 @@ class LeanPosts:
         message: bytes,
         limits: aiohttp.ClientTimeout,
         ssl: _Certificates,
-    ) -> aiohttp.ClientResponse:
+    ) -> LeanAnswer:
         """The answer to a request, up to its body.
 
         Args:
@@ -94,30 +124,24 @@ class LeanPosts:
         except TimeoutError as error:
             msg = f"Connection timeout to host {url}"
             raise aiohttp.ConnectionTimeoutError(msg) from error
-        answer = PromptResponse(
-            "POST",
-            url,
-            writer=None,
-            continue100=None,
-            timer=TimerNoop(),
-            request_info=asked.request_info,
-            traces=[],
-            loop=asyncio.get_running_loop(),
-            session=self._session,
-            stream_writer=_Written(),  # type: ignore[arg-type] # all that is asked
-        )
         try:
-            self._write(connection, message, limits.sock_read)
-            await answer.start(connection)
+            protocol = self._write(connection, message, limits.sock_read)
+            head, body = await protocol.read()
+            while _is_interim(head):
+                head, body = await protocol.read()
+        except HttpProcessingError as error:
+            _hang_up(connection)
+            raise aiohttp.ClientResponseError(
+                asked.request_info, (), status=error.code, message=error.message
+            ) from error
         except BaseException:
-            answer.close()
-            connection.close()
+            _hang_up(connection)
             raise
-        return answer
+        return LeanAnswer(head, body, connection)
 
     def _write(
         self, connection: Connection, message: bytes, read_timeout: float | None
-    ) -> None:
+    ) -> ResponseHandler:
         protocol, transport = connection.protocol, connection.transport
         if protocol is None or transport is None or transport.is_closing():
             msg = "Cannot write to closing transport"
@@ -125,6 +149,7 @@ class LeanPosts:
         protocol.set_response_params(read_timeout=read_timeout, **self._reading)
         transport.write(message)
         protocol.start_timeout()
+        return protocol
 
     def _asked(self, url: URL, ssl: _Certificates) -> aiohttp.ClientRequest:
         """What the connector is told of a request: by whom to connect, and how."""
@@ -142,6 +167,17 @@ class LeanPosts:
         return asked
 
 
+def _is_interim(head: RawResponseMessage) -> bool:
+    """Whether it only says that an answer is to come."""
+    return head.code // 100 == 1 and head.code != HTTPStatus.SWITCHING_PROTOCOLS
+
+
+def _hang_up(connection: Connection) -> None:
+    if connection.transport is not None:
+        connection.transport.abort()
+    connection.close()
+
+
 def _has(function: Any, *names: str) -> bool:
     return set(names) <= inspect.signature(function).parameters.keys()
 
@@ -152,8 +188,9 @@ def _is_as_known() -> bool:
         _has(aiohttp.BaseConnector.connect, "req", "traces", "timeout")
         and _has(aiohttp.ClientRequest.__init__, "loop", "session", "ssl")
         and _has(ResponseHandler.set_response_params, "read_timeout", "read_until_eof")
-        and _has(PromptResponse.__init__, "writer", "continue100", "stream_writer")
         and hasattr(ResponseHandler, "start_timeout")
+        and hasattr(aiohttp.StreamReader, "on_eof")
+        and {"code", "reason", "headers", "raw_headers"} <= {*dir(RawResponseMessage)}
     )
 
 

@@ -23,8 +23,7 @@ from langchain_retryrouter.errors.gpt_router import GPT_ROUTER_ERRORS
 from langchain_retryrouter.errors.masking import Masked
 
 if TYPE_CHECKING:
-    import aiohttp
-
+    from langchain_retryrouter._aiohttp import AnyAnswer
     from langchain_retryrouter._gptrouter.answers import Answer, Limit
 
 _MAX_BODY_BYTES = 64 * 1024 * 1024
@@ -136,7 +135,7 @@ class AsyncEvents:
 
     def __init__(
         self,
-        response: aiohttp.ClientResponse,
+        response: AnyAnswer,
         masked: Masked,
         stop_signal: asyncio.Event | None = None,
     ) -> None:
@@ -183,7 +182,7 @@ def read_all(response: Answer) -> bytes:
     return bytes(body)
 
 
-async def aread_all(response: aiohttp.ClientResponse) -> bytes:
+async def aread_all(response: AnyAnswer) -> bytes:
     """Async twin of `read_all`; its time is limited by the caller."""
     body = bytearray()
     while piece := await _aread_some(response):
@@ -201,7 +200,7 @@ def _read_some(response: Answer) -> bytes:
         raise from_urllib3(error) from error
 
 
-async def _aread_some(response: aiohttp.ClientResponse) -> bytes:
+async def _aread_some(response: AnyAnswer) -> bytes:
     from aiohttp import ClientError  # noqa: PLC0415 - imported long since
 
     try:

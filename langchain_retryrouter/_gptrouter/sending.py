@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import urllib3
     from yarl import URL
 
-    from langchain_retryrouter._aiohttp import LeanPosts
+    from langchain_retryrouter._aiohttp import AnyAnswer, LeanPosts
     from langchain_retryrouter._gptrouter.answers import Answer, Limit
 
 _HEADERS: Final = {
@@ -107,7 +107,7 @@ def send(
 
 async def asend(
     request: Request, connect: float | None, read: float | None
-) -> aiohttp.ClientResponse:
+) -> AnyAnswer:
     """Async twin of `send`; the time for all of it is limited by the caller."""
     import aiohttp  # noqa: PLC0415 - paid by the first async call
 
@@ -124,7 +124,7 @@ async def asend(
 
 async def _post_leanly(
     posts: LeanPosts, request: Request, limits: aiohttp.ClientTimeout
-) -> aiohttp.ClientResponse:
+) -> AnyAnswer:
     origin = request.origin
     headers = {**_headers(request), "content-length": str(len(request.body))}
     head = request_head("POST", _target(request.url, origin), headers.items())
@@ -134,7 +134,7 @@ async def _post_leanly(
 
 async def _post_by_session(
     session: aiohttp.ClientSession, request: Request, limits: aiohttp.ClientTimeout
-) -> aiohttp.ClientResponse:
+) -> AnyAnswer:
     body = request.body
     return await session.post(
         request.url,

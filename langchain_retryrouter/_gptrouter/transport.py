@@ -42,8 +42,7 @@ from langchain_retryrouter.errors.gpt_router import GPT_ROUTER_ERRORS
 from langchain_retryrouter.errors.masking import Masked
 
 if TYPE_CHECKING:
-    import aiohttp
-
+    from langchain_retryrouter._aiohttp import AnyAnswer
     from langchain_retryrouter._gptrouter.answers import Answer, Limit
 
 Timeout: TypeAlias = float | tuple[float, float] | None
@@ -326,7 +325,7 @@ class GatewayClient(GPTRouterClient):
         path: str,
         payload: Mapping[str, Any],
         read_timeout: float | None = None,
-    ) -> aiohttp.ClientResponse:
+    ) -> AnyAnswer:
         connect, read = _split_timeout(self.request_timeout, read_timeout)
         return await asend(self._request(path, payload), connect, read)
 
