@@ -152,13 +152,13 @@ class TimedResponse(http.client.HTTPResponse):
         self.code, self.status, self.reason = status, status, reason.strip()
         headers = Headers(self._header_lines())
         self.told = headers
-        self.chunked = (headers.get("transfer-encoding") or "").lower() == "chunked"
-        self.chunk_left = None
-        self.length = (
-            None if self.chunked else _length_of(headers.get("content-length"))
-        )
+        coding = (headers.get("transfer-encoding") or "").lower()
+        self.chunked = coding == "chunked" and status not in _WITHOUT_BODY
+        self.chunk_left = self.length = None
         if status in _WITHOUT_BODY:
             self.length = 0
+        elif not self.chunked:
+            self.length = _length_of(headers.get("content-length"))
         connection = (headers.get("connection") or "").lower()
         is_cut_off = "close" in connection or (is_old and "keep" not in connection)
         has_end = self.chunked or self.length is not None
@@ -182,6 +182,8 @@ class TimedResponse(http.client.HTTPResponse):
             if len(line) > _LONGEST_LINE:
                 what = "header line"
                 raise http.client.LineTooLong(what)
+            if not line.endswith(b"\n"):
+                raise http.client.IncompleteRead(line)
             text = line.decode("latin-1").rstrip("\r\n")
             if not text:
                 return

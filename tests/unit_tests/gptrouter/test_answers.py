@@ -173,6 +173,8 @@ def test_a_connection_that_ends_with_its_answer_is_not_used_again(
         answer(CHUNKED, chunks(BODY)),
         answer(CHUNKED, chunks(BODY)[:-6]),
         answer(CHUNKED, b"many\r\n"),
+        answer(LENGTH).partition(b"h: 10")[0],
+        b"HTTP/1.1 200 OK\r\n",
         answer(b"content-length: ten\r\n"),
         answer(b"content-length: -5\r\n"),
         answer(b"content-length: %b\r\n" % (b"9" * 5000)),
@@ -190,6 +192,14 @@ def test_an_answer_that_is_cut_or_no_http_is_a_broken_connection(
         with pytest.raises(errors.APIConnectionError) as caught:
             ask(url)
         assert caught.value.may_have_run
+
+
+def test_a_sync_answer_without_a_body_has_none_whatever_its_headers_say() -> None:
+    """A 204 ends with its headers, and its connection is used again."""
+    said = answer(CHUNKED, b"").replace(b"200 OK", b"204 No Content")
+    with saying(said) as (url, told):
+        assert [sync_ask(url), sync_ask(url)] == [None] * 2
+        assert [len(requests) for requests in told.connections] == [2]
 
 
 @pytest.mark.parametrize(
