@@ -29,6 +29,7 @@ _SECTIONS: Final[dict[str, Callable[[StubServer, int, float], Section]]] = {
     "chunks": streams.sync_chunks,
     "achunks": streams.async_chunks,
     "first": streams.first_token,
+    "afirst": streams.async_first_token,
     "crowd500": crowds.crowd(500),
     "crowd2000": crowds.crowd(2_000),
     "guards": footprint.guards,
@@ -58,20 +59,19 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=_SECTIONS, default=list(_SECTIONS))
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")  # The peers' deprecations are not ours to show.
-    sections = []
-    with running() as server:
-        for name in arguments.only:
-            section = _SECTIONS[name](server, arguments.rounds, arguments.scale)
-            sections.append(section)
-            print(measured(of_section(section)))
     report = Report(
         python=platform.python_version(),
         cores=os.cpu_count() or 1,
         versions={name: metadata.version(name) for name in _PACKAGES},
-        sections=[of_section(section) for section in sections],
+        sections=[],
     )
-    if arguments.scale == 1:
-        write(report, draw, Path("docs"))
+    with running() as server:
+        for name in arguments.only:
+            section = _SECTIONS[name](server, arguments.rounds, arguments.scale)
+            report["sections"].append(of_section(name, section))
+            print(measured(report["sections"][-1]), flush=True)
+            if arguments.scale == 1:  # A run that is broken off keeps what it has.
+                write(report, draw, Path("docs"), list(_SECTIONS))
     missed = [
         f"{section['title']}: {bar['what']}"
         for section in report["sections"]

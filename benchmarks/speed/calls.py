@@ -7,7 +7,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+from benchmarks.speed import busy
 from benchmarks.speed import contestants as who
+from benchmarks.speed.busy import ServerShare
 from benchmarks.speed.measure import Bar, Measurement, Section, interleaved
 from benchmarks.speed.stub import StubServer
 
@@ -21,56 +23,56 @@ ROUTED: Final = "RetryRouter over ChatOpenAI"
 FALLBACKS: Final = "ChatOpenAI.with_fallbacks"
 OURS: Final = "OpenAI"
 OURS_CHAT: Final = "OpenAIChat"
+COMMUNITY: Final = "langchain-community GPTRouter"
+GATEWAY_SDK: Final = "gptrouter SDK"
+SDK_COMPLETIONS: Final = "openai SDK, completions"
+SDK_CHAT: Final = "openai SDK, chat"
+LITELLM_ROUTER: Final = "LiteLLM Router"
+LITELLM_CHAT: Final = "LiteLLM ChatLiteLLM"
+CLIENT_A_CALL: Final = (COMMUNITY, GATEWAY_SDK)
+"""They build an HTTP client for each call, which takes 20 ms: they do fewer."""
 
 
 def sync_calls(server: StubServer, rounds: int, scale: float) -> Section:
     """`invoke`, again and again."""
     calls = max(20, round(300 * scale))
-    models = _models(server.url)
-    router = who.litellm_router(server.url)
-    said = [{"role": "user", "content": who.ASKED}]
-    raw, sdk, gateway = (
-        who.raw_post(server.url),
-        who.openai_sdk(server.url),
-        who.gptrouter_sdk(server.url),
-    )
+    url, share = server.url, ServerShare(server)
     bodies: dict[str, Callable[[], object]] = {
-        RAW: raw,
-        **{name: who.invoker(model) for name, model in models.items()},
-        "openai SDK, completions": lambda: sdk.completions.create(
-            model="m", prompt=who.ASKED
-        ),
-        "openai SDK, chat": lambda: sdk.chat.completions.create(
-            model="m",
-            messages=said,  # type: ignore[arg-type] # a plain dict will do
-        ),
-        "gptrouter SDK": gateway,
-        "LiteLLM Router": lambda: router.completion(model="m", messages=said),
-        "LiteLLM ChatLiteLLM": who.invoker(who.litellm_chat(server.url)),
-        "langchain-community GPTRouter": who.invoker(
-            who.community_gpt_router(server.url)
-        ),
+        RAW: who.raw_post(url),
+        **{name: who.invoker(model) for name, model in _models(url).items()},
+        SDK_COMPLETIONS: who.openai_completion(url),
+        SDK_CHAT: who.openai_chat(url),
+        GATEWAY_SDK: who.gptrouter_sdk(url),
+        LITELLM_ROUTER: who.litellm_router(url),
     }
-    slow = {"gptrouter SDK", "langchain-community GPTRouter"}
     timed = {
-        name: _timer(body, max(5, calls // 20) if name in slow else calls)
-        for name, body in bodies.items()
+        name: _timer(body, _calls_of(name, calls)) for name, body in bodies.items()
     }
-    seen = interleaved(timed, rounds)
-    return Section("One call after another, sync", "µs", seen, _BARS)
+    seen = interleaved(share.of(timed, RAW, CALLER), rounds)
+    return Section("One call after another, sync", "µs", seen, _BARS, share.rounds())
 
 
 def async_calls(server: StubServer, rounds: int, scale: float) -> Section:
     """`ainvoke`, again and again, in one event loop."""
     calls = max(20, round(300 * scale))
+    url, share = server.url, ServerShare(server)
     with asyncio.Runner() as runner, who.aiohttp_session(runner) as session:
         bodies: dict[str, Callable[[], Awaitable[object]]] = {
-            RAW: lambda: who.raw_apost(session, server.url),
-            **{name: who.ainvoker(m) for name, m in _models(server.url).items()},
+            RAW: lambda: who.raw_apost(session, url),
+            **{name: who.ainvoker(model) for name, model in _models(url).items()},
+            SDK_COMPLETIONS: who.async_openai_completion(url),
+            SDK_CHAT: who.async_openai_chat(url),
+            GATEWAY_SDK: who.async_gptrouter_sdk(url),
+            LITELLM_ROUTER: who.async_litellm_router(url),
         }
-        timed = {name: _atimer(runner, b, calls) for name, b in bodies.items()}
-        seen = interleaved(timed, rounds)
-    return Section("One call after another, async", "µs", seen, _ASYNC_BARS)
+        timed = {
+            name: _atimer(runner, body, _calls_of(name, calls))
+            for name, body in bodies.items()
+        }
+        seen = interleaved(share.of(timed, RAW, CALLER), rounds)
+    return Section(
+        "One call after another, async", "µs", seen, _ASYNC_BARS, share.rounds()
+    )
 
 
 def _models(url: str) -> dict[str, Any]:
@@ -85,10 +87,14 @@ def _models(url: str) -> dict[str, Any]:
         ROUTED: who.retry_router(who.chat_openai(url, max_retries=0)),
         PARTNER: who.partner_openai(url),
         CHAT: who.chat_openai(url),
-        FALLBACKS: who.chat_openai(url, max_retries=0).with_fallbacks(
-            [who.chat_openai(url, max_retries=0)]
-        ),
+        FALLBACKS: who.with_fallbacks(url),
+        COMMUNITY: who.community_gpt_router(url),
+        LITELLM_CHAT: who.litellm_chat(url),
     }
+
+
+def _calls_of(name: str, calls: int) -> int:
+    return max(5, calls // 20) if name in CLIENT_A_CALL else calls
 
 
 _BARS: Final = (
@@ -105,10 +111,12 @@ _BARS: Final = (
     Bar(
         "RetryRouter over one route, of with_fallbacks", ROUTED, 1.0, over=(FALLBACKS,)
     ),
+    *busy.bars(RAW, CALLER),
 )
 _ASYNC_BARS: Final = (
     Bar("GPTRouter.ainvoke, of its floor", CALLER, 1.3, over=(FAKE, RAW)),
     Bar("RetryRouter, async, of with_fallbacks", ROUTED, 1.0, over=(FALLBACKS,)),
+    *busy.bars(RAW, CALLER),
 )
 
 

@@ -16,7 +16,7 @@ _WIDTH: Final = 960
 _LEFT: Final = 300
 _ROW, _HEAD, _GAP = 20, 34, 18
 _BAR: Final = 520
-_SHOWN: Final = 5
+_SHOWN: Final = ("calls", "acalls", "chunks", "achunks", "first", "afirst")
 _OURS: Final = ("GPTRouter", "OpenAI", "RetryRouter")
 _STYLE: Final = """
 svg { font: 13px system-ui, sans-serif; }
@@ -31,10 +31,11 @@ svg { font: 13px system-ui, sans-serif; }
 
 
 def draw(report: Report) -> str:
-    """An SVG document with a panel for each of the first sections."""
+    """An SVG document with a panel for each section of what one call or chunk costs."""
     y = 24.0
     parts: list[str] = []
-    for section in report["sections"][:_SHOWN]:
+    shown = (one for one in report["sections"] if one["name"] in _SHOWN)
+    for section in shown:
         parts += _panel(section, y)
         y += _HEAD + _ROW * len(section["rows"]) + _GAP
     head = (

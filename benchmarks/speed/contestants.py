@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import json
 import logging
+import os
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Final
@@ -14,12 +16,13 @@ import aiohttp
 import openai
 import urllib3
 from gpt_router.client import GPTRouterClient
-from gpt_router.models import ModelGenerationRequest
+from gpt_router.models import GenerationParams, ModelGenerationRequest
 from langchain_core.language_models.fake import FakeListLLM
 from langchain_core.language_models.fake_chat_models import (
     FakeChatModel,
     FakeListChatModel,
 )
+from langchain_core.outputs import ChatResult
 from pydantic import SecretStr
 
 from benchmarks.speed.stub import MODEL
@@ -56,12 +59,30 @@ BODY: Final = {
     "metadata": {},
     "maxRetries": 0,
 }
+_SAID: Final[Any] = [{"role": "user", "content": ASKED}]
+_GENERATION: Final = ModelGenerationRequest(
+    model_name=MODEL,
+    provider_name="chat_openai",
+    order=1,
+    prompt_params=GenerationParams(messages=_SAID),
+)
 HEADERS: Final = {"content-type": "application/json", "ws-secret": "any"}
 
 
 def fake_chat() -> FakeChatModel:
     """LangChain's own share of a chat call."""
     return FakeChatModel()
+
+
+def slow_fake_chat(delay_ms: int) -> FakeChatModel:
+    """The same, that waits as if for a server."""
+
+    class SlowFake(FakeChatModel):
+        async def _agenerate(self, *args: Any, **kwargs: Any) -> ChatResult:
+            await asyncio.sleep(delay_ms / 1000)
+            return await super()._agenerate(*args, **kwargs)
+
+    return SlowFake()
 
 
 def fake_chat_stream(tokens: int) -> FakeListChatModel:
@@ -135,23 +156,35 @@ def community_gpt_router(url: str) -> Any:
 
 def litellm_chat(url: str) -> Any:
     """LiteLLM as a LangChain chat model."""
-    from langchain_litellm import ChatLiteLLM  # noqa: PLC0415 - seconds to import
-
     quiet_litellm()
-    return ChatLiteLLM(model=f"openai/{MODEL}", api_base=f"{url}/v1", api_key="any")
+    package: Any = importlib.import_module("langchain_litellm")  # Takes seconds.
+    return package.ChatLiteLLM(
+        model=f"openai/{MODEL}", api_base=f"{url}/v1", api_key="any"
+    )
 
 
-def litellm_router(url: str) -> Any:
-    """LiteLLM's own router."""
-    import litellm  # noqa: PLC0415 - seconds to import
+def litellm_router(url: str) -> Callable[[], object]:
+    """A call of LiteLLM's own router."""
+    router = _litellm_router(url)
+    return lambda: router.completion(model=MODEL, messages=_SAID)
 
+
+def async_litellm_router(url: str) -> Callable[[], Awaitable[object]]:
+    """Async twin of `litellm_router`."""
+    router = _litellm_router(url)
+    return lambda: router.acompletion(model=MODEL, messages=_SAID)
+
+
+def _litellm_router(url: str) -> Any:
     quiet_litellm()
+    litellm: Any = importlib.import_module("litellm")  # Takes seconds.
     params = {"model": f"openai/{MODEL}", "api_base": f"{url}/v1", "api_key": "any"}
-    return litellm.Router(model_list=[{"model_name": "m", "litellm_params": params}])
+    return litellm.Router(model_list=[{"model_name": MODEL, "litellm_params": params}])
 
 
 def quiet_litellm() -> None:
-    """LiteLLM speaks on its own account, to the terminal."""
+    """LiteLLM talks to the terminal, and asks GitHub for prices, of its own accord."""
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # Read by its import.
     logging.getLogger("LiteLLM").setLevel(logging.ERROR)
     logging.getLogger("LiteLLM Router").setLevel(logging.ERROR)
 
@@ -230,15 +263,22 @@ def ainvoker(model: Any) -> Callable[[], Awaitable[object]]:
 
 
 def gptrouter_sdk(url: str) -> Callable[[], object]:
-    """The gptrouter package's own client."""
+    """A call of the gptrouter package's own client."""
     client = GPTRouterClient(base_url=url, api_key="any")
-    request = ModelGenerationRequest(
-        model_name=MODEL,
-        provider_name="chat_openai",
-        order=1,
-        prompt_params={"messages": [{"role": "user", "content": ASKED}]},
+    return lambda: client.generate(ordered_generation_requests=[_GENERATION])
+
+
+def async_gptrouter_sdk(url: str) -> Callable[[], Awaitable[object]]:
+    """Async twin of `gptrouter_sdk`."""
+    client = GPTRouterClient(base_url=url, api_key="any")
+    return lambda: client.agenerate(ordered_generation_requests=[_GENERATION])
+
+
+def with_fallbacks(url: str) -> Any:
+    """ChatOpenAI with another one behind it."""
+    return chat_openai(url, max_retries=0).with_fallbacks(
+        [chat_openai(url, max_retries=0)]
     )
-    return lambda: client.generate(ordered_generation_requests=[request])
 
 
 def openai_sdk(url: str) -> openai.OpenAI:
@@ -246,6 +286,25 @@ def openai_sdk(url: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{url}/v1", api_key="any")
 
 
-def async_openai_sdk(url: str) -> openai.AsyncOpenAI:
-    """Async twin of `openai_sdk`."""
-    return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any")
+def openai_completion(url: str) -> Callable[[], object]:
+    """A call of the openai SDK to completions."""
+    client = openai_sdk(url)
+    return lambda: client.completions.create(model=MODEL, prompt=ASKED)
+
+
+def openai_chat(url: str) -> Callable[[], object]:
+    """A call of the openai SDK to chat completions."""
+    client = openai_sdk(url)
+    return lambda: client.chat.completions.create(model=MODEL, messages=_SAID)
+
+
+def async_openai_completion(url: str) -> Callable[[], Awaitable[object]]:
+    """Async twin of `openai_completion`."""
+    client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any")
+    return lambda: client.completions.create(model=MODEL, prompt=ASKED)
+
+
+def async_openai_chat(url: str) -> Callable[[], Awaitable[object]]:
+    """Async twin of `openai_chat`."""
+    client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any")
+    return lambda: client.chat.completions.create(model=MODEL, messages=_SAID)

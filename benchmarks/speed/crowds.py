@@ -6,17 +6,55 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
+import aiohttp
+
+from benchmarks.speed import busy
 from benchmarks.speed import contestants as who
-from benchmarks.speed.calls import CALLER, CHAT, FAKE, OURS, PARTNER, RAW
-from benchmarks.speed.measure import Bar, Measurement, Rounds, Section, interleaved
+from benchmarks.speed.busy import ServerShare
+from benchmarks.speed.calls import (
+    CALLER,
+    CHAT,
+    CLIENT_A_CALL,
+    COMMUNITY,
+    FAKE,
+    FALLBACKS,
+    GATEWAY_SDK,
+    LITELLM_CHAT,
+    LITELLM_ROUTER,
+    OURS,
+    PARTNER,
+    RAW,
+    SDK_CHAT,
+)
+from benchmarks.speed.measure import (
+    Bar,
+    Measurement,
+    Rounds,
+    Section,
+    Slow,
+    interleaved,
+)
 from benchmarks.speed.stub import StubServer
 
 _DELAY_MS: Final = 50
 _BEAT: Final = 0.002
 _SMALL: Final = 500
+_ROUNDS: Final = 5
+_STALL, _BUSY, _FAILED = "longest stall, ms", "connections in use", "calls that failed"
+_SHOWN: Final = {
+    *(f"{name}: {_STALL}" for name in (FAKE, RAW, CALLER, CHAT)),
+    f"{CALLER}: {_BUSY}",
+    f"{CALLER}: {_FAILED}",
+}
+# Their crowds take seconds to a minute, so they run in fewer rounds: httpx's pool is
+# quadratic in what is in flight. Those with a client for each call need 20 ms of CPU a
+# call; 2,000 would run into their own timeout of a minute, so there they are left out.
+_SLOW: Final = {
+    *(CHAT, FALLBACKS, PARTNER, SDK_CHAT, LITELLM_ROUTER, LITELLM_CHAT),
+    *CLIENT_A_CALL,
+}
 
 Body = Callable[[], Awaitable[object]]
 
@@ -25,52 +63,66 @@ def crowd(in_flight: int) -> Callable[[StubServer, int, float], Section]:
     """The section for so many calls at once."""
 
     def section(server: StubServer, rounds: int, scale: float) -> Section:
-        # httpx's pool is quadratic: 2,000 at once are a minute of ChatOpenAI's.
-        most = 5 if in_flight <= _SMALL else 1
-        return _crowd(server, min(rounds, most), max(20, round(in_flight * scale)))
+        return _crowd(server, min(rounds, _ROUNDS), in_flight, scale)
 
     return section
 
 
-def _crowd(server: StubServer, rounds: int, in_flight: int) -> Section:
+def _crowd(server: StubServer, rounds: int, full: int, scale: float) -> Section:
+    in_flight = max(20, round(full * scale))
     url = server.at(delay_ms=_DELAY_MS)
     with asyncio.Runner() as runner, who.aiohttp_session(runner) as session:
-        bodies: dict[str, Body] = {
-            RAW: lambda: who.raw_apost(session, url),
-            **{name: who.ainvoker(model) for name, model in _models(url).items()},
+        bodies = _bodies(url, session)
+        if full > _SMALL:
+            bodies = {n: b for n, b in bodies.items() if n not in CLIENT_A_CALL}
+        watch, share = _Watch(runner, server), ServerShare(server)
+        timed = {name: watch.over(name, b, in_flight) for name, b in bodies.items()}
+        slow = {
+            name: Slow(
+                timed[name],
+                rounds=2 if full > _SMALL or name in CLIENT_A_CALL else 3,
+                warm_up=watch.over(name, bodies[name], in_flight // 10),
+            )
+            for name in bodies
+            if name in _SLOW
         }
-        watch = _Watch(runner, server, in_flight)
-        timed = {name: watch.over(name, body) for name, body in bodies.items()}
-        rates = interleaved(timed, rounds)
-    beside = {
-        f"{FAKE}: longest stall, ms": watch.stalls[FAKE][-rounds:],
-        f"{CALLER}: longest stall, ms": watch.stalls[CALLER][-rounds:],
-        f"{CALLER}: connections": watch.busy[CALLER][-rounds:],
-        f"{CHAT}: longest stall, ms": watch.stalls[CHAT][-rounds:],
-    }
+        rates = interleaved({**share.of(timed, RAW, CALLER), **slow}, rounds)
     return Section(
         f"{in_flight:,} calls at once, {_DELAY_MS} ms each at the server",
         "calls a second",
-        rates | beside,
-        _bars(in_flight),
+        rates,
+        _bars(full),
+        watch.rounds() | share.rounds(),
     )
 
 
-def _models(url: str) -> dict[str, Any]:
-    return {
+def _bodies(url: str, session: aiohttp.ClientSession) -> dict[str, Body]:
+    models = {
         FAKE: who.fake_chat(),
         CALLER: who.gpt_router(url),
         OURS: who.our_openai(url),
-        CHAT: who.chat_openai(url),
         PARTNER: who.partner_openai(url),
+        CHAT: who.chat_openai(url),
+        FALLBACKS: who.with_fallbacks(url),
+        COMMUNITY: who.community_gpt_router(url),
+        LITELLM_CHAT: who.litellm_chat(url),
+    }
+    return {
+        RAW: lambda: who.raw_apost(session, url),
+        **{name: who.ainvoker(model) for name, model in models.items()},
+        SDK_CHAT: who.async_openai_chat(url),
+        GATEWAY_SDK: who.async_gptrouter_sdk(url),
+        LITELLM_ROUTER: who.async_litellm_router(url),
     }
 
 
 def _bars(in_flight: int) -> tuple[Bar, ...]:
     bars = (
         Bar("GPTRouter, of ChatOpenAI", CALLER, 6, over=(CHAT,), side="≥"),
-        Bar("GPTRouter, longest stall, ms", f"{CALLER}: longest stall, ms", 50),
-        Bar("GPTRouter, connections", f"{CALLER}: connections", who.CONNECTIONS),
+        Bar("GPTRouter, longest stall, ms", f"{CALLER}: {_STALL}", 50),
+        Bar("GPTRouter, connections in use", f"{CALLER}: {_BUSY}", who.CONNECTIONS),
+        Bar("GPTRouter, calls that failed", f"{CALLER}: {_FAILED}", 0),
+        *busy.bars(RAW, CALLER),
     )
     if in_flight > _SMALL:
         return bars
@@ -80,40 +132,53 @@ def _bars(in_flight: int) -> tuple[Bar, ...]:
     )
 
 
-@dataclass
 class _Watch:
     """What is seen beside the time while a crowd is served."""
 
-    runner: asyncio.Runner
-    server: StubServer
-    in_flight: int
-    stalls: Rounds = field(default_factory=dict)
-    busy: Rounds = field(default_factory=dict)
+    def __init__(self, runner: asyncio.Runner, server: StubServer) -> None:
+        self._runner = runner
+        self._server = server
+        self._seen: Rounds = {}
 
-    def over(self, name: str, body: Body) -> Measurement:
-        """Calls a second, of one crowd."""
+    def over(self, name: str, body: Body, in_flight: int) -> Measurement:
+        """Calls a second, of one crowd; those that failed were no calls."""
 
         def measure() -> float:
-            self.server.busiest()
-            rate, stall = self.runner.run(_rate_and_stall(body, self.in_flight))
-            self.stalls.setdefault(name, []).append(stall)
-            self.busy.setdefault(name, []).append(self.server.busiest())
+            self._server.busiest()
+            rate, stall, failed = self._runner.run(_serve(body, in_flight))
+            for what, figure in (
+                (_STALL, stall),
+                (_BUSY, self._server.busiest()),
+                (_FAILED, failed),
+            ):
+                self._seen.setdefault(f"{name}: {what}", []).append(figure)
             return rate
 
         return measure
 
+    def rounds(self) -> Rounds:
+        """What is worth a row: of those that a bar is about, and whoever failed."""
+        return {
+            name: figures[1:]
+            for name, figures in self._seen.items()
+            if name in _SHOWN or (name.endswith(_FAILED) and any(figures[1:]))
+        }
 
-async def _rate_and_stall(body: Body, in_flight: int) -> tuple[float, float]:
+
+async def _serve(body: Body, in_flight: int) -> tuple[float, float, int]:
+    """Calls a second, the longest stall in ms, and how many calls failed."""
     longest = [0.0]
     heart = asyncio.create_task(_beat(longest))
     await asyncio.sleep(_BEAT)
     began = time.perf_counter()
-    await asyncio.gather(*(body() for _ in range(in_flight)))
+    calls = (body() for _ in range(in_flight))
+    answers = await asyncio.gather(*calls, return_exceptions=True)
     seconds = time.perf_counter() - began
     heart.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await heart
-    return in_flight / seconds, longest[0] * 1000
+    failed = sum(isinstance(answer, BaseException) for answer in answers)
+    return (in_flight - failed) / seconds, longest[0] * 1000, failed
 
 
 async def _beat(longest: list[float]) -> None:

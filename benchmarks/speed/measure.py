@@ -5,11 +5,11 @@ from __future__ import annotations
 import gc
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 Rounds: TypeAlias = dict[str, list[float]]
-"""What each contestant took, round by round."""
+"""What each contestant took, round by round; slow ones run in the first rounds only."""
 
 Measurement: TypeAlias = Callable[[], float]
 
@@ -35,10 +35,11 @@ class Bar:
     minus: str | None = None
 
     def seen(self, rounds: Rounds) -> float:
-        """The figure: the median of what the rounds gave, each for itself."""
+        """The median of what the rounds gave that all of its names ran in."""
+        names = (self.figure, *self.over, *([self.minus] if self.minus else []))
+        by_round = zip(*(rounds[name] for name in names), strict=False)
         return statistics.median(
-            self._of_round({name: values[number] for name, values in rounds.items()})
-            for number in range(len(rounds[self.figure]))
+            self._of_round(dict(zip(names, values, strict=True))) for values in by_round
         )
 
     def holds(self, rounds: Rounds) -> bool:
@@ -60,21 +61,50 @@ class Section:
         unit: Of the figures.
         rounds: The figures.
         bars: What is promised of them.
+        beside: What was seen beside them, each in the unit that its name says.
     """
 
     title: str
     unit: str
     rounds: Rounds
     bars: Sequence[Bar] = ()
+    beside: Rounds = field(default_factory=dict)
+
+    @property
+    def seen(self) -> Rounds:
+        """All figures that a bar may be about."""
+        return self.rounds | self.beside
 
 
-def interleaved(contestants: Mapping[str, Measurement], rounds: int) -> Rounds:
+@dataclass(frozen=True)
+class Slow:
+    """A contestant that runs in fewer rounds than the others.
+
+    Attributes:
+        measure: Its measurement.
+        rounds: That it runs in, at the most: the first ones.
+        warm_up: What it does instead to warm up.
+    """
+
+    measure: Measurement
+    rounds: int
+    warm_up: Measurement
+
+
+def interleaved(contestants: Mapping[str, Measurement | Slow], rounds: int) -> Rounds:
     """Each contestant's figures; once around is for warming up and is thrown away."""
+    for one in contestants.values():
+        _figure(one.warm_up if isinstance(one, Slow) else one)
     seen: Rounds = {name: [] for name in contestants}
-    for number in range(rounds + 1):
-        for name, measurement in contestants.items():
-            gc.collect()
-            figure = measurement()
-            if number:
-                seen[name].append(figure)
+    for number in range(rounds):
+        for name, one in contestants.items():
+            if not isinstance(one, Slow):
+                seen[name].append(_figure(one))
+            elif number < one.rounds:
+                seen[name].append(_figure(one.measure))
     return seen
+
+
+def _figure(measurement: Measurement) -> float:
+    gc.collect()
+    return measurement()

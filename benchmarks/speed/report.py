@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 from typing_extensions import TypedDict
 
-from benchmarks.speed.measure import Section
+from benchmarks.speed.measure import Rounds, Section
 
 _BEGIN: Final = "<!-- measured: rewritten by the bench -->\n"
 _END: Final = "<!-- end of what is measured -->\n"
 
 
 class Row(TypedDict):
-    """What one contestant took: the median of the rounds, and the spread."""
+    """What one contestant took: the median of its rounds, and the spread."""
 
     name: str
+    rounds: int
     median: float
     low: float
     high: float
@@ -36,11 +37,13 @@ class Verdict(TypedDict):
 
 
 class Measured(TypedDict):
-    """One section."""
+    """One section; `name` is what the command line calls it."""
 
+    name: str
     title: str
     unit: str
     rows: list[Row]
+    beside: list[Row]
     bars: list[Verdict]
 
 
@@ -53,43 +56,46 @@ class Report(TypedDict):
     sections: list[Measured]
 
 
-def of_section(section: Section) -> Measured:
+def of_section(name: str, section: Section) -> Measured:
     """A section, as data."""
     return Measured(
+        name=name,
         title=section.title,
         unit=section.unit,
-        rows=[
-            Row(
-                name=name,
-                median=round(statistics.median(values), 3),
-                low=round(min(values), 3),
-                high=round(max(values), 3),
-            )
-            for name, values in section.rounds.items()
-        ],
+        rows=_rows(section.rounds),
+        beside=_rows(section.beside),
         bars=[
             Verdict(
                 what=bar.what,
-                seen=round(bar.seen(section.rounds), 3),
+                seen=round(bar.seen(section.seen), 3),
                 side=bar.side,
                 limit=bar.limit,
-                holds=bar.holds(section.rounds),
+                holds=bar.holds(section.seen),
             )
             for bar in section.bars
         ],
     )
 
 
+def _rows(rounds: Rounds) -> list[Row]:
+    return [
+        Row(
+            name=name,
+            rounds=len(values),
+            median=round(statistics.median(values), 3),
+            low=round(min(values), 3),
+            high=round(max(values), 3),
+        )
+        for name, values in rounds.items()
+    ]
+
+
 def measured(section: Measured) -> str:
     """A section in Markdown."""
     lines = [f"### {section['title']}\n\n"]
-    lines += _table(
-        ["", f"median, {section['unit']}", "lowest to highest"],
-        [
-            [row["name"], _number(row["median"]), _spread(row)]
-            for row in section["rows"]
-        ],
-    )
+    lines += _figures(f"median, {section['unit']}", section["rows"])
+    if section["beside"]:
+        lines += ["\n", *_figures("median", section["beside"])]
     if section["bars"]:
         verdicts = [
             [
@@ -128,23 +134,49 @@ def overview(report: Report) -> str:
 
 
 def rewritten(page: str, report: Report) -> str:
-    """The page, with what this run has measured."""
-    before, _, rest = page.partition(_BEGIN)
-    _, _, after = rest.partition(_END)
+    """The page, with what this run has measured.
+
+    Raises:
+        ValueError: The page has no place for it.
+    """
+    before, begin, rest = page.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not (begin and end):
+        msg = f"the page needs the lines {_BEGIN.strip()!r} and {_END.strip()!r}"
+        raise ValueError(msg)
     tables = "\n".join(measured(section) for section in report["sections"])
     return f"{before}{_BEGIN}\n{overview(report)}\n{tables}\n{_END}{after}"
 
 
-def write(report: Report, draw: Callable[[Report], str], folder: Path) -> None:
-    """Write the data, the picture, and the page; what was not measured now is kept."""
+def write(
+    report: Report, draw: Callable[[Report], str], folder: Path, names: Sequence[str]
+) -> None:
+    """Write the data, the picture, and the page; what was not measured now is kept.
+
+    Args:
+        report: What was measured now.
+        draw: Makes the picture.
+        folder: Where `performance.md` stands.
+        names: Of all sections there are, in their order; others are dropped.
+    """
     told: Report = json.loads((folder / "performance.json").read_text())
-    sections = {one["title"]: one for one in (*told["sections"], *report["sections"])}
-    report = {**report, "sections": list(sections.values())}
+    every = {one.get("name"): one for one in (*told["sections"], *report["sections"])}
+    report = {**report, "sections": [every[name] for name in names if name in every]}
     data = json.dumps(report, indent=1, ensure_ascii=False)
     (folder / "performance.json").write_text(f"{data}\n")
     (folder / "performance.svg").write_text(draw(report))
     page = folder / "performance.md"
     page.write_text(rewritten(page.read_text(), report))
+
+
+def _figures(head: str, rows: list[Row]) -> list[str]:
+    return _table(
+        ["", head, "lowest to highest", "rounds"],
+        [
+            [row["name"], _number(row["median"]), _spread(row), str(row["rounds"])]
+            for row in rows
+        ],
+    )
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:

@@ -9,13 +9,24 @@ from typing import Any, Final
 
 import aiohttp
 
+from benchmarks.speed import busy
 from benchmarks.speed import contestants as who
-from benchmarks.speed.calls import CALLER, CHAT, FAKE, OURS, OURS_CHAT, PARTNER
+from benchmarks.speed.busy import ServerShare
+from benchmarks.speed.calls import (
+    CALLER,
+    CHAT,
+    CLIENT_A_CALL,
+    COMMUNITY,
+    FAKE,
+    LITELLM_CHAT,
+    OURS,
+    OURS_CHAT,
+    PARTNER,
+)
 from benchmarks.speed.measure import Bar, Measurement, Section, interleaved
 from benchmarks.speed.stub import StubServer
 
 LINES: Final = "raw lines of the stream"
-COMMUNITY: Final = "langchain-community GPTRouter"
 
 Source = Callable[[], Iterator[object]]
 AsyncSource = Callable[[], AsyncIterator[object]]
@@ -50,24 +61,33 @@ def async_chunks(server: StubServer, rounds: int, scale: float) -> Section:
 
 def first_token(server: StubServer, rounds: int, scale: float) -> Section:
     """From the call of `stream` to its first chunk."""
-    streams = max(10, round(100 * scale))
-    sources = _sources(server.at(tokens=5), 5)
-    timed = {name: _first(source, streams) for name, source in sources.items()}
-    return Section(
-        "First token, sync", "µs", interleaved(timed, rounds), _FIRST_TOKEN_BARS
-    )
+    streams, share = max(10, round(100 * scale)), ServerShare(server)
+    timed = {
+        name: _first(source, _streams_of(name, streams))
+        for name, source in _sources(server.at(tokens=5), 5).items()
+    }
+    seen = interleaved(share.of(timed, LINES, CALLER), rounds)
+    return Section("First token, sync", "µs", seen, _FIRST_TOKEN_BARS, share.rounds())
+
+
+def async_first_token(server: StubServer, rounds: int, scale: float) -> Section:
+    """Async twin of `first_token`."""
+    streams, share = max(10, round(100 * scale)), ServerShare(server)
+    with asyncio.Runner() as runner, who.aiohttp_session(runner) as session:
+        timed = {
+            name: _afirst(runner, source, _streams_of(name, streams))
+            for name, source in _async_sources(session, server.at(tokens=5), 5).items()
+        }
+        seen = interleaved(share.of(timed, LINES, CALLER), rounds)
+    return Section("First token, async", "µs", seen, _FIRST_TOKEN_BARS, share.rounds())
+
+
+def _streams_of(name: str, streams: int) -> int:
+    return max(5, streams // 10) if name in CLIENT_A_CALL else streams
 
 
 def _sources(url: str, tokens: int) -> dict[str, Source]:
-    models = {
-        FAKE: who.fake_chat_stream(tokens),
-        CALLER: who.gpt_router(url),
-        OURS: who.our_openai(url),
-        OURS_CHAT: who.our_openai_chat(url),
-        PARTNER: who.partner_openai(url),
-        CHAT: who.chat_openai(url),
-        COMMUNITY: who.community_gpt_router(url),
-    }
+    models = _models(url, tokens)
     return {LINES: who.raw_lines(url)} | {
         name: _streamer(model) for name, model in models.items()
     }
@@ -76,15 +96,22 @@ def _sources(url: str, tokens: int) -> dict[str, Source]:
 def _async_sources(
     session: aiohttp.ClientSession, url: str, tokens: int
 ) -> dict[str, AsyncSource]:
-    models = {
+    models = _models(url, tokens)
+    return {LINES: lambda: who.raw_alines(session, url)} | {
+        name: _astreamer(model) for name, model in models.items()
+    }
+
+
+def _models(url: str, tokens: int) -> dict[str, Any]:
+    return {
         FAKE: who.fake_chat_stream(tokens),
         CALLER: who.gpt_router(url),
         OURS: who.our_openai(url),
+        OURS_CHAT: who.our_openai_chat(url),
         PARTNER: who.partner_openai(url),
         CHAT: who.chat_openai(url),
-    }
-    return {LINES: lambda: who.raw_alines(session, url)} | {
-        name: _astreamer(model) for name, model in models.items()
+        COMMUNITY: who.community_gpt_router(url),
+        LITELLM_CHAT: who.litellm_chat(url),
     }
 
 
@@ -94,6 +121,7 @@ _CHUNK_BARS: Final = (
 )
 _FIRST_TOKEN_BARS: Final = (
     Bar("GPTRouter, of its floor", CALLER, 1.3, over=(FAKE, LINES)),
+    *busy.bars(LINES, CALLER),
 )
 
 
@@ -146,3 +174,18 @@ def _first(source: Source, streams: int) -> Measurement:
         return seconds / streams * 1e6
 
     return measure
+
+
+def _afirst(runner: asyncio.Runner, source: AsyncSource, streams: int) -> Measurement:
+    async def measure() -> float:
+        seconds = 0.0
+        for _ in range(streams):
+            began = time.perf_counter()
+            chunks = source()
+            await anext(chunks)
+            seconds += time.perf_counter() - began
+            async for _ in chunks:
+                pass
+        return seconds / streams * 1e6
+
+    return lambda: runner.run(measure())

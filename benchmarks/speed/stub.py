@@ -13,6 +13,7 @@ import functools
 import json
 import multiprocessing
 import re
+import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any, Final, cast
@@ -42,8 +43,15 @@ class StubServer:
 
     def busiest(self) -> int:
         """The most connections that waited for an answer at once, since last asked."""
-        self._pipe.send("busiest")
-        return int(self._pipe.recv())
+        return int(self._ask("busiest"))
+
+    def cpu(self) -> float:
+        """The seconds of CPU that its process has had."""
+        return self._ask("cpu")
+
+    def _ask(self, what: str) -> float:
+        self._pipe.send(what)
+        return float(self._pipe.recv())
 
 
 @contextlib.contextmanager
@@ -71,12 +79,14 @@ async def _serve_until_told(pipe: Connection) -> None:
         functools.partial(_Protocol, seen), "127.0.0.1", 0, backlog=4096
     )
     stop = asyncio.Event()
+    answers = {"busiest": seen.take, "cpu": time.process_time}
 
     def told() -> None:
-        if pipe.recv() == "stop":
+        asked = pipe.recv()
+        if asked == "stop":
             stop.set()
         else:
-            pipe.send(seen.take())
+            pipe.send(answers[asked]())
 
     loop.add_reader(pipe.fileno(), told)
     pipe.send(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
