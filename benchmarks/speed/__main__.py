@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-from benchmarks.speed import calls, crowds, footprint, streams
+from benchmarks.speed import calls, crowds, footprint, growth, streams
 from benchmarks.speed.chart import draw
 from benchmarks.speed.measure import Section
 from benchmarks.speed.report import Report, measured, of_section, write
@@ -36,7 +36,9 @@ _SECTIONS: Final[dict[str, Callable[[StubServer, int, float], Section]]] = {
     "building": footprint.building,
     "imports": footprint.imports,
     "memory": footprint.memory,
-    "growth": footprint.growth,
+    "growth_calls": growth.calls,
+    "growth_chunks": growth.chunks,
+    "growth_in_flight": growth.in_flight,
 }
 _PACKAGES: Final = (
     "langchain-retryrouter",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
-import statistics
 import subprocess
 import sys
 import time
@@ -107,7 +107,7 @@ def imports(server: StubServer, rounds: int, scale: float) -> Section:
         "import langchain_openai": "import langchain_openai",
     }
     timed: dict[str, Measurement] = {
-        name: lambda statement=statement: _import_ms(statement)
+        name: functools.partial(_import_ms, statement)
         for name, statement in statements.items()
     }
     seen = interleaved(timed, rounds)
@@ -177,85 +177,3 @@ async def _held_by_streams(url: str, count: int) -> float:
         with contextlib.suppress(RuntimeError):
             await stream.aclose()  # type: ignore[attr-defined]
     return held / _MEGABYTE
-
-
-# --- growth -------------------------------------------------------------------------
-
-
-def growth(server: StubServer, rounds: int, scale: float) -> Section:
-    """Whether a call costs the same, however many there were or are."""
-    router = who.gpt_router(server.url)
-    most = max(2_000, round(100_000 * scale))
-    block = most // 10
-    spent = [_cpu_of_calls(router, block) for _ in range(10)]
-    chunks = {
-        tokens: _median_of(lambda tokens=tokens: _cpu_of_chunk(server, tokens), rounds)
-        for tokens in (10, 1_000, 20_000)
-    }
-    own = {
-        tokens: _median_of(lambda n=tokens: _cpu_of_fake_chunk(n), rounds)
-        for tokens in (1_000, 20_000)
-    }
-    crowds = {
-        at_once: _median_of(lambda n=at_once: asyncio.run(_cpu_of_crowd(server, n)), 3)
-        for at_once in (1, 100, 2_000)
-    }
-    rows = {
-        "calls, the first tenth": spent[0],
-        f"calls, the last tenth of {most:,}": spent[-1],
-        **{f"chunk, in a stream of {n:,}": v for n, v in chunks.items()},
-        **{f"call, {n:,} in flight": v for n, v in crowds.items()},
-        **{f"chunk of LangChain's fake, of {n:,}": v for n, v in own.items()},
-    }
-    names = list(rows)
-    bars = (
-        Bar("last calls, of the first", names[1], 1.1, over=(names[0],)),
-        Bar(
-            "chunk in the longest stream, of one in 1,000",
-            names[4],
-            1.1,
-            over=(names[3],),
-        ),
-        Bar("call of 2,000 in flight, of one in 100", names[7], 1.1, over=(names[6],)),
-    )
-    seen = {name: [value] for name, value in rows.items()}
-    return Section("Growth, CPU each", "µs", seen, bars)
-
-
-def _cpu_of_calls(router: Any, calls: int) -> float:
-    began = time.process_time()
-    for _ in range(calls):
-        router.invoke(who.ASKED)
-    return (time.process_time() - began) / calls * 1e6
-
-
-def _cpu_of_chunk(server: StubServer, tokens: int) -> float:
-    router = who.gpt_router(server.at(tokens=tokens))
-    streams = max(1, 2_000 // tokens)
-    began = time.process_time()
-    for _ in range(streams):
-        for _ in router.stream(who.ASKED):
-            pass
-    return (time.process_time() - began) / (streams * tokens) * 1e6
-
-
-def _cpu_of_fake_chunk(tokens: int) -> float:
-    model = who.fake_chat_stream(tokens)
-    began = time.process_time()
-    for _ in model.stream(who.ASKED):
-        pass
-    return (time.process_time() - began) / tokens * 1e6
-
-
-async def _cpu_of_crowd(server: StubServer, at_once: int) -> float:
-    router = who.gpt_router(server.at(delay_ms=20))
-    await router.ainvoke(who.ASKED)
-    waves = max(1, 2_000 // at_once // 10)
-    began = time.process_time()
-    for _ in range(waves):
-        await asyncio.gather(*(router.ainvoke(who.ASKED) for _ in range(at_once)))
-    return (time.process_time() - began) / (waves * at_once) * 1e6
-
-
-def _median_of(measure: Measurement, rounds: int) -> float:
-    return statistics.median(measure() for _ in range(max(3, rounds)))
