@@ -16,6 +16,7 @@ from benchmarks.speed.stub import StubServer
 FAKE: Final = "langchain-core's fake chat model"
 RAW: Final = "raw pooled call"
 CALLER: Final = "GPTRouter"
+UNCOLLECTED: Final = "GPTRouter without the garbage collector"
 GUARDED: Final = "GPTRouter with budget and breaker"
 CHAT: Final = "langchain-openai ChatOpenAI"
 PARTNER: Final = "langchain-openai OpenAI"

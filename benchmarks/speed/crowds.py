@@ -27,6 +27,7 @@ from benchmarks.speed.calls import (
     PARTNER,
     RAW,
     SDK_CHAT,
+    UNCOLLECTED,
 )
 from benchmarks.speed.measure import (
     Bar,
@@ -34,6 +35,7 @@ from benchmarks.speed.measure import (
     Rounds,
     Section,
     Slow,
+    collector,
     interleaved,
 )
 from benchmarks.speed.stub import StubServer
@@ -44,7 +46,7 @@ _SMALL: Final = 500
 _ROUNDS: Final = 5
 _STALL, _BUSY, _FAILED = "longest stall, ms", "connections in use", "calls that failed"
 _SHOWN: Final = {
-    *(f"{name}: {_STALL}" for name in (FAKE, RAW, CALLER, CHAT)),
+    *(f"{name}: {_STALL}" for name in (FAKE, RAW, CALLER, UNCOLLECTED, CHAT)),
     f"{CALLER}: {_BUSY}",
     f"{CALLER}: {_FAILED}",
 }
@@ -100,6 +102,7 @@ def _bodies(url: str, session: aiohttp.ClientSession) -> dict[str, Body]:
     models = {
         FAKE: who.fake_chat(),
         CALLER: who.gpt_router(url),
+        UNCOLLECTED: who.gpt_router(url),
         OURS: who.our_openai(url),
         PARTNER: who.partner_openai(url),
         CHAT: who.chat_openai(url),
@@ -145,7 +148,8 @@ class _Watch:
 
         def measure() -> float:
             self._server.busiest()
-            rate, stall, failed = self._runner.run(_serve(body, in_flight))
+            with collector(on=name != UNCOLLECTED):
+                rate, stall, failed = self._runner.run(_serve(body, in_flight))
             for what, figure in (
                 (_STALL, stall),
                 (_BUSY, self._server.busiest()),

@@ -8,18 +8,22 @@ collector, which walks again and again through all that is alive.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from benchmarks.speed import contestants as who
-from benchmarks.speed.calls import CALLER, FAKE, RAW
-from benchmarks.speed.measure import Bar, Measurement, Rounds, Section, interleaved
+from benchmarks.speed.calls import CALLER, FAKE, RAW, UNCOLLECTED
+from benchmarks.speed.measure import (
+    Bar,
+    Measurement,
+    Rounds,
+    Section,
+    collector,
+    interleaved,
+)
 from benchmarks.speed.stub import StubServer
 
-UNCOLLECTED: Final = f"{CALLER} without the garbage collector"
 ABOVE_FAKE: Final = f"{CALLER} above the fake"
 ABOVE_FLOOR: Final = f"{CALLER} above the fake and the raw call"
 _CHUNKS: Final = (10, 1_000, 20_000)
@@ -116,7 +120,7 @@ def _of(name: str, length: int) -> str:
 
 def _cpu_of_streams(name: str, model: Any, streams: int) -> Measurement:
     def measure() -> float:
-        with _collector(on=name != UNCOLLECTED):
+        with collector(on=name != UNCOLLECTED):
             began = time.process_time()
             for _ in range(streams):
                 for _ in model.stream(who.ASKED):
@@ -179,7 +183,7 @@ def _cpu_of_waves(
 
     async def measure() -> float:
         await wave()  # Opens the connections.
-        with _collector(on=name != UNCOLLECTED):
+        with collector(on=name != UNCOLLECTED):
             began = time.process_time()
             for _ in range(waves):
                 await wave()
@@ -212,13 +216,3 @@ def _flat(name: str, most: str, some: str) -> Bar:
     """At most a tenth more where there is more of it."""
     what = f"{name}: {most}, of {some}"
     return Bar(what, f"{name}, {most}", 1.1, over=(f"{name}, {some}",))
-
-
-@contextlib.contextmanager
-def _collector(*, on: bool) -> Iterator[None]:
-    if not on:
-        gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -108,3 +109,14 @@ def interleaved(contestants: Mapping[str, Measurement | Slow], rounds: int) -> R
 def _figure(measurement: Measurement) -> float:
     gc.collect()
     return measurement()
+
+
+@contextlib.contextmanager
+def collector(*, on: bool) -> Iterator[None]:
+    """Python's garbage collector, at work or not for as long as the block lasts."""
+    if not on:
+        gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
