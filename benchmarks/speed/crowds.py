@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -58,6 +59,10 @@ _SLOW: Final = {
     *CLIENT_A_CALL,
 }
 
+# langchain-openai keeps a pool of connections for each address, and a pool that another
+# crowd has filled is a slow one: everybody gets an address of his own in each crowd.
+_POOLS: Final = itertools.count()
+
 Body = Callable[[], Awaitable[object]]
 
 
@@ -99,23 +104,24 @@ def _crowd(server: StubServer, rounds: int, full: int, scale: float) -> Section:
 
 
 def _bodies(url: str, session: aiohttp.ClientSession) -> dict[str, Body]:
+    own = (f"{url}/pool{number}" for number in _POOLS)
     models = {
         FAKE: who.fake_chat(),
-        CALLER: who.gpt_router(url),
-        UNCOLLECTED: who.gpt_router(url),
-        OURS: who.our_openai(url),
-        PARTNER: who.partner_openai(url),
-        CHAT: who.chat_openai(url),
-        FALLBACKS: who.with_fallbacks(url),
-        COMMUNITY: who.community_gpt_router(url),
-        LITELLM_CHAT: who.litellm_chat(url),
+        CALLER: who.gpt_router(next(own)),
+        UNCOLLECTED: who.gpt_router(next(own)),
+        OURS: who.our_openai(next(own)),
+        PARTNER: who.partner_openai(next(own)),
+        CHAT: who.chat_openai(next(own)),
+        FALLBACKS: who.with_fallbacks(next(own)),
+        COMMUNITY: who.community_gpt_router(next(own)),
+        LITELLM_CHAT: who.litellm_chat(next(own)),
     }
     return {
         RAW: lambda: who.raw_apost(session, url),
         **{name: who.ainvoker(model) for name, model in models.items()},
-        SDK_CHAT: who.async_openai_chat(url),
-        GATEWAY_SDK: who.async_gptrouter_sdk(url),
-        LITELLM_ROUTER: who.async_litellm_router(url),
+        SDK_CHAT: who.async_openai_chat(next(own)),
+        GATEWAY_SDK: who.async_gptrouter_sdk(next(own)),
+        LITELLM_ROUTER: who.async_litellm_router(next(own)),
     }
 
 
