@@ -61,10 +61,11 @@ def running() -> Iterator[StubServer]:
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs,), daemon=True)
     process.start()
+    theirs.close()
     try:
         yield StubServer(ours.recv(), ours)
     finally:
-        ours.send("stop")
+        ours.close()
         process.join()
 
 
@@ -82,11 +83,11 @@ async def _serve_until_told(pipe: Connection) -> None:
     answers = {"busiest": seen.take, "cpu": time.process_time}
 
     def told() -> None:
-        asked = pipe.recv()
-        if asked == "stop":
+        try:
+            pipe.send(answers[pipe.recv()]())
+        except EOFError:  # Who measures has closed the pipe, or is no more.
+            loop.remove_reader(pipe.fileno())
             stop.set()
-        else:
-            pipe.send(answers[asked]())
 
     loop.add_reader(pipe.fileno(), told)
     pipe.send(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
