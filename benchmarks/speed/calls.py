@@ -15,6 +15,7 @@ from benchmarks.speed.stub import StubServer
 
 FAKE: Final = "langchain-core's fake chat model"
 RAW: Final = "raw pooled call"
+BOTH_FLOORS: Final = "langchain-core's fake chat model around a raw call"
 CALLER: Final = "GPTRouter"
 UNCOLLECTED: Final = "GPTRouter without the garbage collector"
 GUARDED: Final = "GPTRouter with budget and breaker"
@@ -40,6 +41,7 @@ def sync_calls(server: StubServer, rounds: int, scale: float) -> Section:
     url, share = server.url, ServerShare(server)
     bodies: dict[str, Callable[[], object]] = {
         RAW: who.raw_post(url),
+        BOTH_FLOORS: who.invoker(who.fake_chat_around(who.raw_post(url))),
         **{name: who.invoker(model) for name, model in _models(url).items()},
         SDK_COMPLETIONS: who.openai_completion(url),
         SDK_CHAT: who.openai_chat(url),
@@ -58,8 +60,10 @@ def async_calls(server: StubServer, rounds: int, scale: float) -> Section:
     calls = max(20, round(300 * scale))
     url, share = server.url, ServerShare(server)
     with asyncio.Runner() as runner, who.aiohttp_session(runner) as session:
+        around = who.async_fake_chat_around(lambda: who.raw_apost(session, url))
         bodies: dict[str, Callable[[], Awaitable[object]]] = {
             RAW: lambda: who.raw_apost(session, url),
+            BOTH_FLOORS: who.ainvoker(around),
             **{name: who.ainvoker(model) for name, model in _models(url).items()},
             SDK_COMPLETIONS: who.async_openai_completion(url),
             SDK_CHAT: who.async_openai_chat(url),

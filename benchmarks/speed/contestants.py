@@ -74,6 +74,28 @@ def fake_chat() -> FakeChatModel:
     return FakeChatModel()
 
 
+def fake_chat_around(post: Callable[[], object]) -> FakeChatModel:
+    """The same, with a raw call inside: both floors in one, none of our code."""
+
+    class Around(FakeChatModel):
+        def _generate(self, *args: Any, **kwargs: Any) -> ChatResult:
+            post()
+            return super()._generate(*args, **kwargs)
+
+    return Around()
+
+
+def async_fake_chat_around(post: Callable[[], Awaitable[object]]) -> FakeChatModel:
+    """Async twin of `fake_chat_around`."""
+
+    class Around(FakeChatModel):
+        async def _agenerate(self, *args: Any, **kwargs: Any) -> ChatResult:
+            await post()
+            return await super()._agenerate(*args, **kwargs)
+
+    return Around()
+
+
 def slow_fake_chat(delay_ms: int) -> FakeChatModel:
     """The same, that waits as if for a server."""
 
