@@ -2,7 +2,8 @@
 
 `call`/`acall` run one request until it succeeds, is final, or the policy is exhausted;
 `stream`/`astream` do the same up to the first token, and from then on only watch;
-`in_order` keeps several calls under way. The loop, which the first failure starts, is
+`in_order` keeps several calls under way, and `enter` lets a crowd of them into an event
+loop a few at a time. The loop, which the first failure starts, is
 tenacity's; what it asks (`retry=`, `wait=`, `before_sleep=`) is answered by the call's
 `RetrySession`. The room counts attempts, waits, and reports; it does not know messages,
 HTTP, or providers. What to send is handed in as a function of an `Attempt`.
@@ -22,6 +23,7 @@ from langchain_retryrouter._drive.streams import (
     astream,
     stream,
 )
+from langchain_retryrouter._drive.turnstile import enter
 
 __all__ = [
     "SYSTEM_CLOCK",
@@ -36,6 +38,7 @@ __all__ = [
     "ain_order",
     "astream",
     "call",
+    "enter",
     "in_order",
     "stream",
 ]

@@ -18,6 +18,7 @@ from langchain_retryrouter._drive.steering import (
     snapshot,
 )
 from langchain_retryrouter._drive.turns import abegin, begin
+from langchain_retryrouter._drive.turnstile import go_on
 from langchain_retryrouter.errors import RetryRouterError
 
 T = TypeVar("T")
@@ -50,6 +51,7 @@ async def acall(
     steering = Steering(plan, is_stream=False)
     result = await aretrying(plan, steering, lambda: _asend(steering, send), notify)
     plan.session.succeeded()
+    await go_on()
     return result
 
 
@@ -101,6 +103,7 @@ async def aretrying(
             return await attempt()
         except RetryRouterError as error:
             failed.append(error)
+        await go_on()
         return await _arepeating(plan, steering, notify, began)(
             _areplayed(failed, attempt)
         )

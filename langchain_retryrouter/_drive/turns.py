@@ -8,6 +8,7 @@ too: where there is one, the limiter is asked again and again instead of being l
 from __future__ import annotations
 
 from langchain_retryrouter._drive.steering import Attempt, RateLimiter, Steering
+from langchain_retryrouter._drive.turnstile import go_on
 
 
 def begin(steering: Steering) -> Attempt:
@@ -21,6 +22,7 @@ async def abegin(steering: Steering) -> Attempt:
     """Async twin of `begin`."""
     if steering.rate_limiter is not None and steering.wants_turn():
         await _atake_turn(steering, steering.rate_limiter)
+    await go_on()
     return steering.begin()
 
 

@@ -18,10 +18,11 @@ from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
     CallbackManagerForLLMRun,
 )
-from langchain_core.language_models.base import LangSmithParams
+from langchain_core.language_models.base import LangSmithParams, LanguageModelInput
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
+from langchain_core.runnables import RunnableConfig
 
-from langchain_retryrouter._drive import ain_order, in_order
+from langchain_retryrouter._drive import ain_order, enter, in_order
 from langchain_retryrouter._openai import wire
 from langchain_retryrouter._openai.failures import from_problem
 from langchain_retryrouter._openai.usage import add_usage, update_token_usage
@@ -101,6 +102,18 @@ def _signed(method: Callable[P, R]) -> Callable[P, R]:
 
 class OpenAILLM(OpenAIConnection):
     """How prompts become an `LLMResult`, at both endpoints."""
+
+    async def ainvoke(
+        self,
+        input: LanguageModelInput,  # noqa: A002 - LangChain's name
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """The answer; see `BaseLLM.ainvoke`."""
+        await enter()
+        return await super().ainvoke(input, config, stop=stop, **kwargs)
 
     def _stream(
         self,

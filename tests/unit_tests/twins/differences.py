@@ -20,14 +20,21 @@ class Difference(NamedTuple):
     lines: str
 
 
+_CROWD = "only calls in one event loop have to let each other, and others, pass"
+
 WRITTEN = {
+    "_callbacks.RetryVisibleChatModel.stream": Difference(_CROWD, "+    _enter()"),
     "_drive.calls.call": Difference(
-        "a task can be cut off from outside; a thread's request is handed its limit",
+        "a task can be cut off from outside; a thread's request is handed its limit;"
+        f" {_CROWD}",
         """
 -    result = retrying(plan, steering, lambda: send(begin(steering)), notify)
 +    result = retrying(plan, steering, lambda: _send(steering, send), notify)
++    go_on()
 """,
     ),
+    "_drive.calls.retrying": Difference(_CROWD, "+        go_on()"),
+    "_drive.turns.begin": Difference(_CROWD, "+    go_on()"),
     "_drive.clock._SystemClock.sleep": Difference(
         "the two calls of sleep, each once",
         """
@@ -250,6 +257,11 @@ BY_LIBRARY = {
 """Twins over two different libraries: they differ in more than can be written down."""
 
 ALONE = {
+    "_callbacks._enter": _CROWD,
+    "_callbacks.RetryVisibleChatModel.ainvoke": _CROWD,
+    "llms.openai.OpenAILLM.ainvoke": _CROWD,
+    "_drive.turnstile.enter": _CROWD,
+    "_drive.turnstile.go_on": _CROWD,
     "_drive.calls._asend": "sync sends need no limit around them: see `call`",
     "_drive.streams._anext_within": "the sync twin's limit is the watchdog's",
     "_gptrouter.pools._LoopSession.open": "a sync pool belongs to no loop",
