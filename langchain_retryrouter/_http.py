@@ -17,10 +17,29 @@ def request_head(method: str, target: str, headers: Iterable[tuple[str, str]]) -
         ValueError: For what would end a line before its time. It is not named, since it
             may be a key.
     """
-    lines = [f"{method} {target} HTTP/1.1"]
-    lines += [f"{name}: {value}" for name, value in headers]
+    return _lines([f"{method} {target} HTTP/1.1", *_told(headers)]) + b"\r\n"
+
+
+def more_head(head: bytes, headers: Iterable[tuple[str, str]]) -> bytes:
+    """A `request_head` with more headers.
+
+    Args:
+        head: As it was.
+        headers: Names and values.
+
+    Raises:
+        ValueError: As `request_head` does.
+    """
+    return head[:-2] + _lines(_told(headers)) + b"\r\n"
+
+
+def _told(headers: Iterable[tuple[str, str]]) -> list[str]:
+    return [f"{name}: {value}" for name, value in headers]
+
+
+def _lines(lines: list[str]) -> bytes:
     told = "".join(lines)
     if not (told.isascii() and told.isprintable()):
         msg = "the address or a header has a character that no request can carry"
         raise ValueError(msg)
-    return "\r\n".join([*lines, "", ""]).encode()
+    return "\r\n".join([*lines, ""]).encode()

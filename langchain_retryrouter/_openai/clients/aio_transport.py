@@ -16,7 +16,7 @@ import base64
 import contextlib
 import functools
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
@@ -25,7 +25,22 @@ import openai
 from multidict import CIMultiDict
 from yarl import URL
 
-from langchain_retryrouter._aiohttp import PromptResponse
+from langchain_retryrouter._aiohttp import (
+    CAN_POST_LEANLY,
+    AnyAnswer,
+    LeanPosts,
+    PromptResponse,
+)
+from langchain_retryrouter._openai.clients.bounded_bodies import (
+    CONTENT_ENCODING,
+    abound,
+    aread_bounded,
+)
+from langchain_retryrouter._openai.clients.repeats import (
+    AnswerHead,
+    Repeat,
+    WholeAnswer,
+)
 from langchain_retryrouter._openai.clients.sharing import STRAIGHT, http_library
 
 _Seconds: TypeAlias = float | None
@@ -38,9 +53,15 @@ _PIECE: Final = 65_536
 # As much as the HTTP library's own engine takes.
 _MOST_HEADER_BYTES: Final = 100 * 1024
 _MOST_HEADERS: Final = 1024
+_READING: Final[Mapping[str, Any]] = {
+    "auto_decompress": False,
+    "max_line_size": _MOST_HEADER_BYTES,
+    "max_field_size": _MOST_HEADER_BYTES,
+    "max_headers": _MOST_HEADERS,
+}
 _ITS_OWN_HEADERS: Final = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 _NO_HEADERS: Final[Any] = MappingProxyType({})
-_WAITS: Final = ("connect", "read", "pool")
+_OUR_HOOKS: Final = {"request": [], "response": [abound]}
 _SCHEMES: Final = ("http", "https")
 _PROXY_AUTHORIZATION: Final = "Proxy-Authorization"
 
@@ -50,6 +71,18 @@ def client_class() -> Any:
     """The SDK's own class of an async HTTP client, with aiohttp under it."""
 
     class AioClient(openai.DefaultAsyncHttpxClient):
+        async def ask(self, repeat: Repeat) -> WholeAnswer | None:
+            """The answer to `repeat`; None for what only `send` sends as it ought."""
+            if (
+                self.is_closed
+                or repeat.url.userinfo
+                or self.event_hooks != _OUR_HOOKS
+                or _LOG.isEnabledFor(logging.INFO)
+            ):
+                return None
+            engine = self._transport_for_url(repeat.url)
+            return await engine.ask(repeat) if isinstance(engine, _Transport) else None
+
         async def send(
             self, request: Any, *, stream: bool = False, **options: Any
         ) -> Any:
@@ -115,25 +148,37 @@ class _Transport:
         self._proxy = None if proxy is None else URL(str(proxy.url))
         self._proxy_headers = _proxy_headers(proxy)
         self._session: aiohttp.ClientSession | None = None
+        self._posts: LeanPosts | None = None
+
+    async def ask(self, repeat: Repeat) -> WholeAnswer | None:
+        """The answer to `repeat`; None for one that is not written in one piece."""
+        is_short = len(repeat.body) <= _PIECE and self._proxy is None
+        message = repeat.message() if is_short and CAN_POST_LEANLY else None
+        if message is None:
+            return None
+        if self._posts is None:
+            self._posts = LeanPosts(self._opened(), **_READING)
+        asked, waits = repeat.for_library, repeat.timeouts
+        with _named_errors(asked):
+            url, limits = _url_of(repeat.url), _limits(waits)
+            answer = await self._posts.post(url, message, limits, ssl=True)
+        try:
+            body = _Body(answer, asked, waits)
+            packing = answer.headers.get(CONTENT_ENCODING, "")
+            content = await aread_bounded(body.next_part, packing)
+        finally:
+            answer.close()
+        return WholeAnswer(repeat, _head_of(answer), content)
 
     async def handle_async_request(self, request: Any) -> Any:
         """The answer to `request`, its body still to be read."""
-        session = self._session
-        if session is None:
-            session = self._session = self._open_session()
         timeouts = request.extensions.get("timeout", {})
         body = await request.aread()
-        with _named_errors(request):
-            answer = await self._send(session, request, body, timeouts)
-        http = http_library()
-        return http.Response(
-            answer.status,
-            headers=answer.raw_headers,
-            stream=_body_class()(answer, request, timeouts),
-            extensions={
-                "http_version": b"HTTP/1.1",
-                "reason_phrase": (answer.reason or "").encode("ascii", "ignore"),
-            },
+        with _named_errors(lambda: request):
+            answer = await self._send(self._opened(), request, body, timeouts)
+        return http_library().Response(
+            **_head_of(answer).for_library(),
+            stream=_body_class()(answer, lambda: request, timeouts),
         )
 
     async def _send(
@@ -143,7 +188,7 @@ class _Transport:
         body: bytes,
         timeouts: Mapping[str, _Seconds],
     ) -> aiohttp.ClientResponse:
-        url = _url_of(request)
+        url = _url_of(request.url)
         headers = CIMultiDict(
             (name.decode("ascii"), value.decode("latin-1"))
             for name, value in request.headers.raw
@@ -156,13 +201,16 @@ class _Transport:
                 url,
                 headers=headers,
                 data=_in_pieces(body, patience, timeouts.get("write")) or None,
-                timeout=_client_timeout(
-                    *map(timeouts.get, ("connect", "read", "pool"))
-                ),
+                timeout=_limits(timeouts),
                 proxy=self._proxy,
                 proxy_headers=self._proxy_headers if self._proxy else None,
                 allow_redirects=False,
             )
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = self._open_session()
+        return self._session
 
     def _open_session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
@@ -176,11 +224,8 @@ class _Transport:
             # The HTTP library says which proxy, and all that is sent.
             trust_env=False,
             skip_auto_headers=_ITS_OWN_HEADERS,
-            auto_decompress=False,
             timeout=aiohttp.ClientTimeout(total=None),
-            max_line_size=_MOST_HEADER_BYTES,
-            max_field_size=_MOST_HEADER_BYTES,
-            max_headers=_MOST_HEADERS,
+            **_READING,
         )
 
     async def aclose(self) -> None:
@@ -200,15 +245,14 @@ class _Connector(aiohttp.TCPConnector):
 # What is sent.
 
 
-def _url_of(request: Any) -> URL:
+def _url_of(url: Any) -> URL:
     """Where a request goes, without a name and a password: those became a header."""
-    url = request.url
     if url.scheme not in _SCHEMES:
         said = (
             f"the unsupported protocol {url.scheme!r}" if url.scheme else "no protocol"
         )
         msg = f"the address has {said}: it must begin with http:// or https://"
-        raise http_library().UnsupportedProtocol(msg, request=request)
+        raise http_library().UnsupportedProtocol(msg)
     return _url(url.raw_scheme, url.raw_host, url.port, url.raw_path)
 
 
@@ -218,6 +262,11 @@ def _url(scheme: bytes, host: bytes, port: int | None, target: bytes) -> URL:
     authority = name if port is None else f"{name}:{port}"
     address = f"{scheme.decode()}://{authority}{target.decode()}"
     return URL(address, encoded=True)
+
+
+def _limits(timeouts: Mapping[str, _Seconds]) -> aiohttp.ClientTimeout:
+    connect, read, pool = map(timeouts.get, ("connect", "read", "pool"))
+    return _client_timeout(connect, read, pool)
 
 
 @functools.lru_cache(maxsize=64)
@@ -260,6 +309,10 @@ def _proxy_headers(proxy: Any) -> dict[str, str]:
 # What comes back.
 
 
+def _head_of(answer: AnyAnswer) -> AnswerHead:
+    return AnswerHead(answer.status, answer.reason, answer.raw_headers)
+
+
 @functools.cache
 def _body_class() -> Any:
     base = http_library().AsyncByteStream
@@ -275,12 +328,12 @@ class _Body:
 
     def __init__(
         self,
-        answer: aiohttp.ClientResponse,
-        request: Any,
+        answer: AnyAnswer,
+        asked: Callable[[], Any],
         timeouts: Mapping[str, _Seconds],
     ) -> None:
         self._answer = answer
-        self._request = request
+        self._asked = asked
         self._timeouts = timeouts
         connection = answer.connection
         if connection is not None and connection.protocol is not None:
@@ -289,20 +342,21 @@ class _Body:
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
-            while part := await self._next_part():
+            while part := await self.next_part():
                 yield part
         except BaseException:
             # Who cancels a read does not always close what was read from.
             self._answer.close()
             raise
 
-    async def _next_part(self) -> bytes:
+    async def next_part(self) -> bytes:
+        """What has come of it, as soon as that is anything; nothing at its end."""
         content = self._answer.content
         # aiohttp's other methods put an error before what came ahead of it.
         part = content._read_nowait(-1)  # noqa: SLF001 - see above
         if part or content.at_eof():
             return part
-        with _named_errors(self._request):
+        with _named_errors(self._asked):
             async with asyncio.timeout(self._timeouts.get("read")):
                 return await content.readany()
 
@@ -332,7 +386,7 @@ _EXPECTED: Final = tuple(cls for cls, _ in _ERRORS)
 
 
 @contextlib.contextmanager
-def _named_errors(request: Any) -> Iterator[None]:
+def _named_errors(request: Callable[[], Any]) -> Iterator[None]:
     """Within it, what goes wrong is raised as the HTTP library would."""
     try:
         yield
@@ -342,4 +396,4 @@ def _named_errors(request: Any) -> Iterator[None]:
             bare = error.request_info._replace(headers=_NO_HEADERS)
             error.request_info, error.args = bare, (bare, error.history)
         name = next(name for cls, name in _ERRORS if isinstance(error, cls))
-        raise getattr(http_library(), name)(str(error), request=request) from error
+        raise getattr(http_library(), name)(str(error), request=request()) from error

@@ -17,7 +17,7 @@ import contextlib
 import functools
 import sys
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -28,6 +28,8 @@ from langchain_retryrouter._sse import MAX_EVENT_BYTES
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 ACCEPTED_ENCODINGS: Final = "gzip, deflate"
 """What is asked for, and unpacked: by the standard library, piece by piece."""
+CONTENT_ENCODING: Final = "content-encoding"
+"""The header that says how an answer is packed."""
 
 _PIECE: Final = 65_536
 _OK: Final = 200
@@ -61,11 +63,31 @@ async def abound(response: Any) -> None:
     _put_between(response, "AsyncByteStream")
 
 
+async def aread_bounded(
+    next_part: Callable[[], Awaitable[bytes]], encoding: str
+) -> bytes:
+    """All of an answer's body, unpacked.
+
+    Args:
+        next_part: Gives its parts, as they come; nothing at its end.
+        encoding: What its header says of its packing.
+    """
+    gauge = _Gauge(_unpacker_for(encoding), by_event=False)
+    body = bytearray()
+    while part := await next_part():
+        for piece in gauge.take(part):
+            body += piece
+    return bytes(body) + gauge.rest()
+
+
 def _put_between(response: Any, interface: str) -> None:
     library = type(response).__module__.partition(".")[0]
     kind = response.headers.get("content-type", "")
     is_stream = response.status_code == _OK and not kind.startswith(_DOCUMENTS)
-    gauge = _Gauge(_unpacker_of(response), by_event=is_stream and not _is_whole.get())
+    # Unpacked in the place of the HTTP library.
+    encoding = response.headers.pop(CONTENT_ENCODING, "")
+    unpacker = _unpacker_for(encoding)
+    gauge = _Gauge(unpacker, by_event=is_stream and not _is_whole.get())
     # JSON is UTF-8 (RFC 8259), and a charset may name what decodes nothing, or no text.
     response.encoding = "utf-8"
     response.stream = _body_class(library, interface)(response.stream, gauge)
@@ -184,14 +206,12 @@ class _Unpacker:
         return piece
 
 
-def _unpacker_of(response: Any) -> _Unpacker | None:
-    """What unpacks a response, in the place of the HTTP library."""
-    told = response.headers.get("content-encoding", "").lower().split(",")
+def _unpacker_for(encoding: str) -> _Unpacker | None:
+    told = encoding.lower().split(",")
     encodings = [name.strip() for name in told if name.strip() not in {"", "identity"}]
     if not encodings:
         return None
     if len(encodings) > 1 or encodings[0] not in _WINDOW_BITS:
         what = f"an answer packed as {', '.join(encodings)!r}, which nobody asked for"
         raise from_problem(wire.malformed(what))
-    del response.headers["content-encoding"]
     return _Unpacker(encodings[0])

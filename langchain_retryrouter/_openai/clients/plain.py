@@ -37,12 +37,17 @@ _DONE: Final = b"[DONE]"
 class PlainAnswer(dict[str, Any]):
     """An answer's JSON object, and the response that brought it."""
 
-    __slots__ = ("response",)
+    __slots__ = ("_answer",)
 
-    def __init__(self, data: Mapping[str, Any], response: Any) -> None:
-        """The parts of `data`."""
+    def __init__(self, data: Mapping[str, Any], answer: Any) -> None:
+        """The parts of `data`, and what they came in."""
         super().__init__(data)
-        self.response = response
+        self._answer = answer
+
+    @property
+    def response(self) -> Any:
+        """The HTTP library's response."""
+        return repeats.library_s(self._answer)
 
 
 class _Parameters(NamedTuple):
@@ -76,18 +81,18 @@ async def acreate(resource: Resource, **request: Any) -> Any:
 
 
 def _post(client: Any, posted: Mapping[str, Any]) -> Any:
-    request = repeats.repeated(client, posted)
-    if request is not None:
-        return repeats.send(client, request, stream=posted["stream"])
+    repeat = repeats.repeated(client, posted)
+    if repeat is not None:
+        return repeats.send(client, repeat, stream=posted["stream"])
     response = client.post(**posted)
     repeats.remember(client, posted, response)
     return response
 
 
 async def _apost(client: Any, posted: Mapping[str, Any]) -> Any:
-    request = repeats.repeated(client, posted)
-    if request is not None:
-        return await repeats.asend(client, request, stream=posted["stream"])
+    repeat = repeats.repeated(client, posted)
+    if repeat is not None:
+        return await repeats.asend(client, repeat, stream=posted["stream"])
     response = await client.post(**posted)
     repeats.remember(client, posted, response)
     return response
@@ -184,14 +189,14 @@ def _parameters(sdk_class: Any) -> _Parameters:
 # What comes back.
 
 
-def _answer_in(response: Any) -> PlainAnswer:
+def _answer_in(answer: Any) -> PlainAnswer:
     try:
-        data = _json.read_quickly(response.content)
+        data = _json.read_quickly(answer.content)
     except ValueError:
-        data = response.text
+        data = repeats.library_s(answer).text
     if not isinstance(data, dict):
-        raise from_problem(wire.no_object(data), response=response)
-    return PlainAnswer(data, response)
+        raise from_problem(wire.no_object(data), response=repeats.library_s(answer))
+    return PlainAnswer(data, answer)
 
 
 def _events_in(part: bytes, parser: SSEParser, response: Any) -> Iterator[bytes]:

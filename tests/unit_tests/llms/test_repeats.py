@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import gzip
 import logging
+import zlib
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from langchain_retryrouter import OpenAI, OpenAIChat, errors
+from langchain_retryrouter._openai.clients import aio_transport, bounded_bodies
 from langchain_retryrouter._openai.clients.sharing import http_library
 from langchain_retryrouter.llms import openai as module
 from langchain_retryrouter.testing import (
@@ -27,6 +30,7 @@ from langchain_retryrouter.testing import (
     Status,
     Step,
 )
+from tests.unit_tests.chat_models.relays import Proxy
 
 from .conftest import KEY, NewLLM
 
@@ -35,13 +39,17 @@ COMPLETION: dict[str, Any] = {"model": "m", "prompt": "hi", "as_dicts": True}
 MODELS = [OpenAI, OpenAIChat]
 
 
-@pytest.fixture(params=["sync", "async"])
-def asked(request: pytest.FixtureRequest) -> Callable[..., list[Any]]:
+@pytest.fixture(params=["sync", "async", "async by aiohttp's session"])
+def asked(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., list[Any]]:
     """Calls one after the other, in one event loop where they are async.
 
     Each is the name of a sync method and its arguments, or a function to be called in
     between; what it returned, or raised, is in the list.
     """
+    if request.param == "async by aiohttp's session":
+        monkeypatch.setattr(aio_transport, "CAN_POST_LEANLY", False)
     return _asked if request.param == "sync" else _aasked
 
 
@@ -235,3 +243,166 @@ def test_what_json_cannot_say_is_left_to_the_sdk(
     day = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
     asked(new_llm(model_kwargs={"user": day}), "hi", "hi")
     assert [r.parameters["user"] for r in gateway.requests] == [day.isoformat()] * 2
+
+
+# What comes back, where neither the SDK nor the HTTP library reads it.
+
+SAID = b'{"choices":[{"index":0,"text":"said","finish_reason":"stop"}]}'
+JSON = ("content-type", "application/json")
+
+
+def body(data: bytes = SAID, encoding: str = "identity") -> Body:
+    return Body(200, [JSON, ("content-encoding", encoding)], data)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [body(gzip.compress(SAID), "gzip"), body(zlib.compress(SAID), "deflate"), body()],
+    ids=["gzip", "deflate", "identity"],
+)
+def test_a_packed_answer_is_read(
+    asked: Any, new_llm: NewLLM, gateway: FaultyGateway, said: Body
+) -> None:
+    """What the first request asks for, the next ones ask for and unpack as well."""
+    gateway.always(said)
+    assert asked(new_llm(), "hi", "hi") == ["said"] * 2
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (body(b" " * 1001), "more than 1000 bytes"),
+        (body(gzip.compress(b" " * 1001), "gzip"), "more than 1000 bytes"),
+        (body(encoding="br"), "'br', which nobody asked for"),
+    ],
+    ids=["too large", "too large when unpacked", "not asked for"],
+)
+def test_an_answer_that_is_left_costs_its_connection_alone(
+    asked: Any,
+    new_llm: NewLLM,
+    gateway: FaultyGateway,
+    monkeypatch: pytest.MonkeyPatch,
+    said: Body,
+    words: str,
+) -> None:
+    """The limits of answers hold, and the call behind one that broke them goes well."""
+    monkeypatch.setattr(bounded_bodies, "MAX_ANSWER_BYTES", 1000)
+    gateway.script(Answer(), said, Answer())
+    before, left, after = asked(new_llm(max_retries=0), "hi", "hi", "hi")
+    assert (before, after) == (STUB_TEXT, STUB_TEXT)
+    assert isinstance(left, errors.MalformedResponseError)
+    assert words in str(left)
+
+
+def test_an_answer_that_stands_still_has_its_limit(
+    asked: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """The time for a read is that of the client, in the middle of a body too."""
+    half = b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{"
+    gateway.script(Answer(), Silence(5), Answer(), Raw(half, close=False))
+    llm = new_llm(clock=None, max_retries=0, timeout=0.2)
+    text, silent, again, cut = asked(llm, "hi", "hi", "hi", "hi")
+    assert (text, again) == (STUB_TEXT, STUB_TEXT)
+    for error in (silent, cut):
+        assert isinstance(error, errors.APITimeoutError)
+        assert error.may_have_run
+
+
+async def test_a_cancelled_call_hangs_up_at_once(
+    new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """Who leaves before the answer takes the connection along."""
+    gateway.script(Answer(), Silence(5))
+    llm = new_llm(clock=None)
+    assert await llm.ainvoke("hi") == STUB_TEXT
+    call = asyncio.create_task(llm.ainvoke("hi"))
+    await asyncio.to_thread(
+        gateway.wait_for, lambda gateway: len(gateway.requests) == 2
+    )
+    call.cancel()
+    await asyncio.wait([call])
+    assert call.cancelled()
+    await asyncio.to_thread(
+        gateway.wait_for, lambda gateway: not gateway.open_connections
+    )
+
+
+def test_every_request_passes_the_proxy(
+    asked: Any, new_llm: NewLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way that the first request took is that of the next ones."""
+    with Proxy() as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        assert asked(new_llm(), "hi", "hi") == [STUB_TEXT] * 2
+        assert len(proxy.asked) == 2
+
+
+def test_what_only_the_http_library_writes_it_writes_each_time(
+    asked: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """A tab may stand in a header, and comes by it as it did the first time."""
+    llm = new_llm(default_headers={"x-team": "light\tblue"})
+    with_key = {"extra_headers": {"Idempotency-Key": "one\ttwo"}}
+    asked(llm, COMPLETION, COMPLETION)
+    asked(new_llm(), COMPLETION, {**COMPLETION, **with_key})
+    assert [r.headers.get("x-team") for r in gateway.requests[:2]] == [
+        "light\tblue"
+    ] * 2
+    assert gateway.requests[3].headers[KEY_OF_A_CALL] == "one\ttwo"
+
+
+def test_no_header_can_be_two(
+    asked: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """A line end in a call's key is refused, whoever would have written it."""
+    with_key = {"extra_headers": {"Idempotency-Key": "one\r\nx-two: 2"}}
+    _, error = asked(new_llm(max_retries=0), COMPLETION, {**COMPLETION, **with_key})
+    assert isinstance(error, errors.InvalidRequestError)
+    assert len(gateway.requests) == 1
+
+
+async def test_who_listens_to_the_http_client_hears_every_request(
+    new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """A hook that somebody has put into our client is called for repeats, too."""
+    llm = new_llm()
+    heard: list[str] = []
+
+    async def listen(request: Any) -> None:
+        heard.append(request.url.path)
+
+    llm.async_client.client._client.event_hooks["request"].append(listen)  # noqa: SLF001
+    for _ in range(3):
+        assert await llm.ainvoke("hi") == STUB_TEXT
+    assert heard == ["/v1/completions"] * 3
+    assert len(gateway.requests) == 3
+
+
+@pytest.mark.parametrize(
+    "step",
+    [Status(429, headers=ID), ErrorInOk("overloaded", code="503"), body(b"no JSON")],
+    ids=["status", "in a 200", "no JSON"],
+)
+def test_an_error_holds_the_http_library_s_objects(
+    asked: Any, new_llm: NewLLM, gateway: FaultyGateway, step: Step
+) -> None:
+    """Request and response are whole, and as they are when they went through `post`."""
+    gateway.script(step, Answer(), step)
+    first, _, repeated = asked(new_llm(max_retries=0), "hi", "hi", "hi")
+    for error in (first, repeated):
+        assert type(error.response) is http_library().Response
+        assert type(error.request) is http_library().Request
+    assert told_by(repeated) == told_by(first)
+
+
+def told_by(error: Any) -> dict[str, Any]:
+    """What stands in an error's request and response, but for a call's own."""
+    request, response = error.request, error.response
+    headers = without_key(request.headers)
+    return {
+        "asked": (request.method, str(request.url), headers, request.content),
+        "status": (response.status_code, response.reason_phrase, response.http_version),
+        "headers": dict(response.headers),
+        "said": (response.content, response.text),
+        "of": response.request is request,
+    }

@@ -209,6 +209,15 @@ WRITTEN = {
 +    with typed_errors(wall, resource), whole_answers():
 """,
     ),
+    "_openai.clients.repeats.send": Difference(
+        "what is written by hand is written to aiohttp's connections",
+        """
++        if not stream:
++            answer = http_client_of(client).ask(repeat)
++            if answer is not None:
++                return _checked(client, answer)
+""",
+    ),
     "_openai.clients.bounded_bodies.bound": Difference(
         "the HTTP library tells the bodies of its twins apart by their class",
         """
@@ -272,18 +281,22 @@ ALONE = {
     **{
         f"_openai.clients.aio_transport.{name}": "the sync engine is the HTTP library's"
         for name in (
+            "client_class.AioClient.ask",
             "client_class.AioClient.send",
             "_straight",
+            "_Transport.ask",
             "_Transport.handle_async_request",
             "_Transport._send",
             "_Transport.aclose",
             "_Connector._create_connection",
             "_pieces",
             "_Body.__aiter__",
-            "_Body._next_part",
+            "_Body.next_part",
             "_Body.aclose",
         )
     },
+    "_openai.clients.bounded_bodies.aread_bounded": "the sync engine is the HTTP"
+    " library's, which reads",
     "_openai.clients.sharing._keeper": "a sync client belongs to no loop",
     "_openai.clients.sharing.AsyncKey.__call__": "makes a sync key an async one",
 }
