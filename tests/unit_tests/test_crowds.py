@@ -18,6 +18,7 @@ from langchain_retryrouter import (
     OpenAIChat,
     RetryRouter,
 )
+from langchain_retryrouter._drive import turnstile
 from langchain_retryrouter._drive.turnstile import AT_ONCE
 from langchain_retryrouter.testing import FaultyGateway
 
@@ -52,6 +53,12 @@ class Beginnings(AsyncCallbackHandler):
     async def on_llm_start(self, *_: Any, **__: Any) -> None:
         """One more, of an LLM."""
         self.by_turn[self._turn] += 1
+
+
+@pytest.fixture(autouse=True)
+def watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The turnstile's clock stands still: nobody knows what a call takes."""
+    monkeypatch.setattr(turnstile, "perf_counter", lambda: 0.0)
 
 
 @pytest.fixture(autouse=True)

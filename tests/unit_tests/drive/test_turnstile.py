@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from langchain_retryrouter._drive import acall, astream
+from langchain_retryrouter._drive import acall, astream, turnstile
 from langchain_retryrouter._drive.turnstile import AT_ONCE, enter, go_on
 from langchain_retryrouter.errors import UnavailableError
 from langchain_retryrouter.testing import FakeClock
@@ -45,6 +45,26 @@ class Turns:
     def stop(self) -> None:
         """Count no more."""
         self._next.cancel()
+
+
+class Stopwatch:
+    """The turnstile's clock; what takes time says so."""
+
+    def __init__(self) -> None:
+        """At zero."""
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        """Seconds."""
+        return self.now
+
+
+@pytest.fixture(autouse=True)
+def watch(monkeypatch: pytest.MonkeyPatch) -> Stopwatch:
+    """A clock that stands still: nobody knows what a call takes."""
+    stopwatch = Stopwatch()
+    monkeypatch.setattr(turnstile, "perf_counter", stopwatch)
+    return stopwatch
 
 
 @pytest.fixture
@@ -188,6 +208,67 @@ def test_a_closed_loop_is_let_go(crowd: int) -> None:
     del loop, tasks, task
     gc.collect()
     assert kept() is None
+
+
+# How many are a few.
+
+
+async def passed(way: Way, watch: Stopwatch, step: float, others: float) -> list[int]:
+    """How many pass in each turn, if each takes `step`, and all else `others`."""
+    turns, calls = Turns(), 4_000
+    loop = asyncio.get_running_loop()
+
+    async def call() -> None:
+        await way()
+        turns.note()
+        watch.now += step
+
+    def work() -> None:
+        if not all(task.done() for task in tasks):
+            watch.now += others
+            loop.call_soon(work)
+
+    loop.call_soon(work)
+    tasks = [asyncio.create_task(call()) for _ in range(calls)]
+    for _ in range(40):
+        await one_turn()
+    turns.stop()
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    return [count for _, count in sorted(turns.seen.items())]
+
+
+@either_way
+@pytest.mark.parametrize(
+    ("step", "others", "at_once"),
+    [
+        # Half a millisecond where there is little else to do ...
+        (0.0001, 0.0, 5),
+        (0.00001, 0.0, 50),
+        (0.0001, 0.0005, 5),
+        # ... and half of what all else takes where there is more.
+        (0.0001, 0.004, 20),
+        # Never more than 10 ms, but one call.
+        (0.0001, 0.5, 100),
+        (0.02, 0.0, 1),
+        (0.02, 0.5, 1),
+    ],
+)
+async def test_as_many_pass_as_is_fair(
+    way: Way, watch: Stopwatch, step: float, others: float, at_once: int
+) -> None:
+    """Calls leave the rest of the loop's work its time, and take theirs."""
+    counts = await passed(way, watch, step, others)
+    assert counts[0] == AT_ONCE
+    # Times are sums of floats: one call more or less.
+    assert set(counts[-10:]) <= {at_once, max(1, at_once - 1)}
+
+
+async def test_a_crowd_grows_step_by_step(watch: Stopwatch) -> None:
+    """What one turn seemed to take does not let all the others pass in the next."""
+    counts = await passed(enter, watch, 1e-9, 0.5)
+    assert counts[:6] == [AT_ONCE, AT_ONCE, *(AT_ONCE * 2**n for n in range(1, 5))]
 
 
 # Where the calls of the drive pass.
