@@ -23,7 +23,7 @@ from benchmarks.speed.measure import Section
 from benchmarks.speed.report import Report, measured, of_section, write
 from benchmarks.speed.stub import StubServer, running
 
-_SECTIONS: Final[dict[str, Callable[[StubServer, int, float], Section]]] = {
+SECTIONS: Final[dict[str, Callable[[StubServer, int, float], Section]]] = {
     "calls": calls.sync_calls,
     "acalls": calls.async_calls,
     "chunks": streams.sync_chunks,
@@ -58,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scale", type=float, default=1.0, help="of all lengths")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--only", nargs="*", choices=_SECTIONS, default=list(_SECTIONS))
+    parser.add_argument("--only", nargs="*", choices=SECTIONS, default=list(SECTIONS))
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")  # The peers' deprecations are not ours to show.
     report = Report(
@@ -69,11 +69,11 @@ def main() -> None:
     )
     with running() as server:
         for name in arguments.only:
-            section = _SECTIONS[name](server, arguments.rounds, arguments.scale)
+            section = SECTIONS[name](server, arguments.rounds, arguments.scale)
             report["sections"].append(of_section(name, section))
             print(measured(report["sections"][-1]), flush=True)
             if arguments.scale == 1:  # A run that is broken off keeps what it has.
-                write(report, draw, Path("docs"), list(_SECTIONS))
+                write(report, draw, Path("docs"), list(SECTIONS))
     missed = [
         f"{section['title']}: {bar['what']}"
         for section in report["sections"]

@@ -23,6 +23,8 @@ CHAT: Final = "langchain-openai ChatOpenAI"
 PARTNER: Final = "langchain-openai OpenAI"
 ROUTED: Final = "RetryRouter over ChatOpenAI"
 FALLBACKS: Final = "ChatOpenAI.with_fallbacks"
+ROUTED_FAKE: Final = "RetryRouter over the fake chat model"
+FAKE_FALLBACKS: Final = "the fake chat model's with_fallbacks"
 OURS: Final = "OpenAI"
 OURS_CHAT: Final = "OpenAIChat"
 COMMUNITY: Final = "langchain-community GPTRouter"
@@ -88,6 +90,8 @@ def _models(url: str) -> dict[str, Any]:
         GUARDED: who.guarded_gpt_router(url),
         OURS: who.our_openai(url),
         OURS_CHAT: who.our_openai_chat(url),
+        ROUTED_FAKE: who.retry_router(who.fake_chat()),
+        FAKE_FALLBACKS: who.fake_chat().with_fallbacks([who.fake_chat()]),
         "RetryRouter over GPTRouter": who.retry_router(who.gpt_router(url)),
         ROUTED: who.retry_router(who.chat_openai(url, max_retries=0)),
         PARTNER: who.partner_openai(url),
@@ -102,6 +106,13 @@ def _calls_of(name: str, calls: int) -> int:
     return max(5, calls // 20) if name in CLIENT_A_CALL else calls
 
 
+# Without a server, whose noise is a multiple of what the two differ by.
+_BY_THEMSELVES: Final = Bar(
+    "RetryRouter over the fake, of the fake's with_fallbacks",
+    ROUTED_FAKE,
+    1.0,
+    over=(FAKE_FALLBACKS,),
+)
 _BARS: Final = (
     Bar("GPTRouter.invoke, of its floor", CALLER, 1.3, over=(FAKE, RAW)),
     Bar("GPTRouter.invoke, of ChatOpenAI", CALLER, 0.5, over=(CHAT,)),
@@ -116,11 +127,13 @@ _BARS: Final = (
     Bar(
         "RetryRouter over one route, of with_fallbacks", ROUTED, 1.0, over=(FALLBACKS,)
     ),
+    _BY_THEMSELVES,
     *busy.bars(RAW, CALLER),
 )
 _ASYNC_BARS: Final = (
     Bar("GPTRouter.ainvoke, of its floor", CALLER, 1.3, over=(FAKE, RAW)),
     Bar("RetryRouter, async, of with_fallbacks", ROUTED, 1.0, over=(FALLBACKS,)),
+    _BY_THEMSELVES,
     *busy.bars(RAW, CALLER),
 )
 

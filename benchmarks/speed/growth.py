@@ -25,7 +25,6 @@ from benchmarks.speed.measure import (
 from benchmarks.speed.stub import StubServer
 
 ABOVE_FAKE: Final = f"{CALLER} above the fake"
-ABOVE_FLOOR: Final = f"{CALLER} above the fake and the raw call"
 _CHUNKS: Final = (10, 1_000, 20_000)
 _AT_ONCE: Final = (1, 100, 2_000)
 _DELAY_MS: Final = 20
@@ -151,7 +150,6 @@ def in_flight(server: StubServer, rounds: int, scale: float) -> Section:
             for number in _AT_ONCE
         }
         rows = interleaved(timed, min(rounds, _CROWD_ROUNDS))
-    rows |= above(rows, ABOVE_FLOOR, (FAKE, RAW), [_flying(n) for n in _AT_ONCE])
     some, most = _flying(100), _flying(2_000)
     return Section(
         "Growth from 1 to 2,000 calls in flight, CPU a call",
@@ -160,7 +158,6 @@ def in_flight(server: StubServer, rounds: int, scale: float) -> Section:
         (
             _flat(CALLER, most, _flying(1)),
             _flat(CALLER, most, some),
-            _flat(ABOVE_FLOOR, most, some),
             _flat(UNCOLLECTED, most, some),
         ),
     )
