@@ -48,7 +48,8 @@ class _Crowd:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._passed = 0
+        # Who passed before it stood may all have passed in this turn.
+        self._passed = AT_ONCE
         self._at_once = AT_ONCE
         self._released_at = self._started_at = 0.0
         self._under_way: deque[asyncio.Future[None]] = deque()
@@ -97,6 +98,11 @@ class _Crowd:
             self._at_once = max(1, min(fitting, 2 * self._at_once))
 
 
+# Who passed while there was no crowd, in one turn or in many: to ask the loop when its
+# turn is over costs more than to let four pass.
+_alone: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, int] = (
+    weakref.WeakKeyDictionary()
+)
 # By the loop's id: a key that is the loop itself would not be kept weakly by a crowd
 # that refers to it.
 _crowds: weakref.WeakValueDictionary[int, _Crowd] = weakref.WeakValueDictionary()
@@ -119,6 +125,11 @@ async def go_on() -> None:
 def _queue(*, begins: bool) -> asyncio.Future[None] | None:
     loop = asyncio.get_running_loop()
     crowd = _crowds.get(id(loop))
-    if crowd is None:
-        crowd = _crowds[id(loop)] = _Crowd(loop)
-    return crowd.queue(begins=begins)
+    if crowd is not None:
+        return crowd.queue(begins=begins)
+    passed = _alone.get(loop, 0) + 1
+    if passed == AT_ONCE:
+        _crowds[id(loop)] = _Crowd(loop)
+        passed = 0
+    _alone[loop] = passed
+    return None
