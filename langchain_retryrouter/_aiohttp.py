@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Mapping
-from http import HTTPStatus
 from typing import Any, Final, TypeAlias
 
 import aiohttp
@@ -26,6 +25,8 @@ from aiohttp.connector import Connection
 from aiohttp.http import RawResponseMessage
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
+
+from langchain_retryrouter._http import is_interim
 
 _Certificates: TypeAlias = Any
 
@@ -127,7 +128,7 @@ class LeanPosts:
         try:
             protocol = self._write(connection, message, limits.sock_read)
             head, body = await protocol.read()
-            while _is_interim(head):
+            while is_interim(head.code):
                 head, body = await protocol.read()
         except HttpProcessingError as error:
             _hang_up(connection)
@@ -165,11 +166,6 @@ class LeanPosts:
                 ssl=ssl,
             )
         return asked
-
-
-def _is_interim(head: RawResponseMessage) -> bool:
-    """Whether it only says that an answer is to come."""
-    return head.code // 100 == 1 and head.code != HTTPStatus.SWITCHING_PROTOCOLS
 
 
 def _hang_up(connection: Connection) -> None:

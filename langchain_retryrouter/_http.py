@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Final
+
+SMALL_BODY: Final = 65_536
+"""Bytes of a body up to which one write with the head is enough.
+
+The kernel, and an event loop, take as much at once; what is larger is not copied.
+"""
 
 
 def request_head(method: str, target: str, headers: Iterable[tuple[str, str]]) -> bytes:
@@ -31,6 +39,11 @@ def more_head(head: bytes, headers: Iterable[tuple[str, str]]) -> bytes:
         ValueError: As `request_head` does.
     """
     return head[:-2] + _lines(_told(headers)) + b"\r\n"
+
+
+def is_interim(status: int) -> bool:
+    """Whether an answer only says that one is to come (RFC 9110, section 15.2)."""
+    return status // 100 == 1 and status != HTTPStatus.SWITCHING_PROTOCOLS
 
 
 def _told(headers: Iterable[tuple[str, str]]) -> list[str]:

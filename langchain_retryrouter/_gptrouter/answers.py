@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib3 import HTTPResponse
 from urllib3.connection import HTTPConnection
 
+from langchain_retryrouter._http import is_interim
+
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
@@ -168,8 +170,7 @@ class TimedResponse(http.client.HTTPResponse):
         """The first status that is an answer; http.client passes by 100 alone."""
         for _ in range(_MOST_INTERIM):
             line: tuple[str, int, str] = super()._read_status()  # type: ignore[misc]
-            is_interim = line[1] // 100 == 1
-            if not is_interim or line[1] == HTTPStatus.SWITCHING_PROTOCOLS:
+            if not is_interim(line[1]):
                 return line
             for _ in self._header_lines():
                 pass

@@ -10,16 +10,13 @@ It imports urllib3, so it is imported by the first sync call.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from langchain_retryrouter._gptrouter.answers import Answer, TimedResponse, limit_here
-from langchain_retryrouter._http import request_head
-
-# What is larger is not copied just to be written together with its head.
-_SMALL_BODY: Final = 65_536
+from langchain_retryrouter._http import SMALL_BODY, request_head
 
 
 class _TimedConnection(HTTPConnection):
@@ -41,7 +38,7 @@ class _TimedConnection(HTTPConnection):
         sock = self.sock
         # Not what connecting may take, which is what urllib3 has set.
         sock.settimeout(limit_here.get().left())
-        if len(body) <= _SMALL_BODY:
+        if len(body) <= SMALL_BODY:
             sock.sendall(head + body)
         else:
             sock.sendall(head)

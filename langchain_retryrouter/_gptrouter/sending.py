@@ -20,7 +20,7 @@ from langchain_retryrouter._gptrouter.pools import (
     ssl_context,
     sync_pool,
 )
-from langchain_retryrouter._http import request_head
+from langchain_retryrouter._http import SMALL_BODY, request_head
 from langchain_retryrouter._version import __version__
 
 if TYPE_CHECKING:
@@ -38,8 +38,6 @@ _HEADERS: Final = {
     "content-type": "application/json",
     "user-agent": f"langchain-retryrouter/{__version__}",
 }
-# Up to here one write is enough: the kernel, and the event loop, take it at once.
-_SMALL_BODY: Final = 65_536
 _LARGE_BODY: Final = 1024 * 1024
 
 
@@ -113,7 +111,7 @@ async def asend(
 
     session, posts = await async_pool()
     limits = _limits(connect, read)
-    is_short = len(request.body) <= _SMALL_BODY and request.origin.proxy is None
+    is_short = len(request.body) <= SMALL_BODY and request.origin.proxy is None
     try:
         if posts is not None and is_short:
             return await _post_leanly(posts, request, limits)
