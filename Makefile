@@ -106,12 +106,6 @@ prove: .venv/installed ## the promises in full, beside the peers; rewrites docs/
 soak: .venv/installed ## half an hour of real calls through real faults (MINUTES=...)
 	$(VENV)/python -m benchmarks.soak --minutes $(MINUTES)
 
-.PHONY: mutants
-mutants: .venvs/mutation/installed ## change the core and the drive, see a test fail; rewrites docs/mutants.md
-	rm -rf mutants
-	.venvs/mutation/bin/mutmut run --max-children 2
-	.venvs/mutation/bin/python -m tests.mutation.report
-
 .PHONY: audit
 audit: .venvs/audit/installed ## known holes in what is tested with, and in the floors
 	.venvs/audit/bin/pip-audit --disable-pip --no-deps -r $(TESTED)
@@ -178,9 +172,6 @@ endif
 
 .venvs/bench/installed: $(SOURCES)
 	$(call make_venv,.venvs/bench,--group bench --editable '$(PROJECT)')
-
-.venvs/mutation/installed: $(SOURCES) $(TESTED)
-	$(call make_venv,.venvs/mutation,--constraint $(TESTED) --group mutation --editable '$(PROJECT)')
 
 .venvs/audit/installed: .venvs/interpreter
 	$(call make_venv,.venvs/audit,pip-audit)

@@ -98,15 +98,15 @@ _LEEWAY = 16  # Open files more or less: connections that broke are not there.
 
 
 def _serve(port: Any, stop: Any, seed: int) -> None:
-    dice = Random(seed)  # noqa: S311 - nothing secret is drawn
+    rng = Random(seed)  # noqa: S311 - nothing secret is drawn
 
     def step(_request: object) -> Step:
-        chance = dice.random()
-        if chance < _FAULTS:
-            return dice.choice(_STEPS)
-        if chance < _FAULTS + _TAILS:
-            seconds = min(1.5, 0.05 * dice.paretovariate(1.2))
-            return dice.choice((SlowFirstToken(seconds), Stall(1, seconds)))
+        random = rng.random()
+        if random < _FAULTS:
+            return rng.choice(_STEPS)
+        if random < _FAULTS + _TAILS:
+            seconds = min(1.5, 0.05 * rng.paretovariate(1.2))
+            return rng.choice((SlowFirstToken(seconds), Stall(1, seconds)))
         return Answer()
 
     with FaultyGateway(keep_requests=0) as gateway:
@@ -226,8 +226,8 @@ def _check(answer: Any, told: Callable[[int], None]) -> None:
         msg = f"an answer without a text: {text!r}"
         raise TypeError(msg)
     if not isinstance(answer, str):
-        ledger = answer.response_metadata["retryrouter"]
-        told(sum("attempt" in line for line in ledger["attempts"]))
+        attempt_log = answer.response_metadata["retryrouter"]
+        told(sum("attempt" in line for line in attempt_log["attempts"]))
 
 
 def _joined(chunks: list[Any]) -> Any:
@@ -238,26 +238,26 @@ def _joined(chunks: list[Any]) -> Any:
 
 
 def _call_on(
-    worker: int, models: Mapping[str, Any], watch: _Watch, dice: Random
+    worker: int, models: Mapping[str, Any], watch: _Watch, rng: Random
 ) -> None:
     while not watch.is_over:
-        name = dice.choice(list(models))
+        name = rng.choice(list(models))
         model = models[name]
         with watch.call(worker, name, _most(name)) as told:
-            if dice.random() < _STREAMS:
+            if rng.random() < _STREAMS:
                 _check(model.invoke("Say something."), told)
             else:
                 _check(_joined(list(model.stream("Say something."))), told)
 
 
 async def _acall_on(
-    worker: int, models: Mapping[str, Any], watch: _Watch, dice: Random
+    worker: int, models: Mapping[str, Any], watch: _Watch, rng: Random
 ) -> None:
     while not watch.is_over:
-        name = dice.choice(list(models))
+        name = rng.choice(list(models))
         model = models[name]
         with watch.call(worker, name, _most(name)) as told:
-            if dice.random() < _STREAMS:
+            if rng.random() < _STREAMS:
                 _check(await model.ainvoke("Say something."), told)
             else:
                 chunks = [chunk async for chunk in model.astream("Say something.")]
@@ -346,19 +346,19 @@ def growth(samples: list[Sample]) -> list[str]:
 
 async def _run(arguments: argparse.Namespace, url: str) -> list[str]:
     models, watch = _models(url), _Watch()
-    dice = [
+    rng = [
         Random(f"{arguments.seed} {worker}")  # noqa: S311 - as above
         for worker in range(arguments.threads + arguments.tasks)
     ]
     threads = [
-        threading.Thread(target=_call_on, args=(i, models, watch, dice[i]), daemon=True)
+        threading.Thread(target=_call_on, args=(i, models, watch, rng[i]), daemon=True)
         for i in range(arguments.threads)
     ]
     for thread in threads:
         thread.start()
     tasks = [
-        asyncio.create_task(_acall_on(i, models, watch, dice[i]))
-        for i in range(arguments.threads, len(dice))
+        asyncio.create_task(_acall_on(i, models, watch, rng[i]))
+        for i in range(arguments.threads, len(rng))
     ]
     count = max(1, round(60 * arguments.minutes / arguments.every))
     samples = await _watch_over(watch, count, arguments.every)

@@ -62,8 +62,8 @@ def main() -> None:
         router = router_of(first, second)
         print(router.explain(), end="\n\n")
         agent = create_agent(router, tools=[get_weather])
-        question = ("human", "What is the weather in 'Oslo'?")
-        for message in agent.invoke({"messages": [question]})["messages"]:
+        request = ("human", "What is the weather in 'Oslo'?")
+        for message in agent.invoke({"messages": [request]})["messages"]:
             if isinstance(message, AIMessage):
                 for attempt in message.response_metadata["retryrouter"]["attempts"]:
                     print(f"    {attempt['route']}: {attempt['outcome']}")

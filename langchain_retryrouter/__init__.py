@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from langchain_retryrouter._version import __version__
 
 if TYPE_CHECKING:
-    from langchain_retryrouter.chat_models.gpt_router import GPTRouter, GPTRouterModel
-    from langchain_retryrouter.chat_models.retry_router import RetryRouter, Route
+    from langchain_retryrouter._gptrouter.connection import GPTRouterModel
+    from langchain_retryrouter._router.route import Route
+    from langchain_retryrouter.chat_models.gpt_router import GPTRouter
+    from langchain_retryrouter.chat_models.retry_router import RetryRouter
     from langchain_retryrouter.embeddings.gpt_router import GPTRouterEmbeddings
     from langchain_retryrouter.errors import (
         APIConnectionError,

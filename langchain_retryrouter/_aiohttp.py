@@ -26,7 +26,7 @@ from aiohttp.http import RawResponseMessage
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
-from langchain_retryrouter._http import is_interim
+from langchain_retryrouter._http.heads import is_interim
 
 _Certificates: TypeAlias = Any
 

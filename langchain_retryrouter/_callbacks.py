@@ -36,7 +36,7 @@ from langchain_core.utils.uuid import uuid7
 if TYPE_CHECKING:
     from tenacity import RetryCallState
 
-    from langchain_retryrouter._drive import ANotify, Notify
+    from langchain_retryrouter._retry.engine import ANotify, Notify
 
 logger = logging.getLogger(__name__)
 
@@ -246,7 +246,7 @@ class RetryVisibleChatModel(BaseChatModel):
 async def _enter() -> None:
     """Of calls that are made together, let in this one in its turn."""
     # What repeats calls is loaded with the first model, not with its class.
-    from langchain_retryrouter._drive import enter  # noqa: PLC0415
+    from langchain_retryrouter._retry.turnstile import enter
 
     await enter()
 

@@ -6,8 +6,7 @@ remember; hand one object to all the models that are to share what it remembers.
 
 from __future__ import annotations
 
-from langchain_retryrouter._core.breaker import BreakerState, CircuitBreaker
-from langchain_retryrouter._core.budget import RetryBudget
-from langchain_retryrouter._core.policy import RetryPolicy, WorstCase
+from langchain_retryrouter.circuit_breaker import BreakerState, CircuitBreaker
+from langchain_retryrouter.policy import RetryBudget, RetryPolicy, WorstCase
 
 __all__ = ["BreakerState", "CircuitBreaker", "RetryBudget", "RetryPolicy", "WorstCase"]

@@ -23,7 +23,7 @@ from benchmarks.failover.scenarios import (
     Scenario,
 )
 from langchain_retryrouter import CircuitBreaker
-from langchain_retryrouter._drive import SYSTEM_CLOCK, Clock
+from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter.testing import (
     Choice,
     Completion,

@@ -27,14 +27,17 @@ def lines(results: Results) -> Lines:
 def line(name: str, seen: Evidence) -> dict[str, Any]:
     """The verdict on one scenario, as JSON-able data."""
     scenario = SCENARIOS[name]
-    verdict = judge(scenario, seen)
+    final_error = judge(scenario, seen)
     return {
-        "grade": verdict.grade.value,
-        "broken": list(verdict.broken),
+        "grade": final_error.grade.value,
+        "broken": list(final_error.broken),
         "seconds": round(max(call.seconds for call in seen.calls), 2),
         "primary_attempts": len(seen.at_primary),
         "backup_attempts": len(seen.at_backup),
-        **{said: look(seen) for said, look in scenario.informational.items()},
+        **{
+            said: safe_getattr(seen)
+            for said, safe_getattr in scenario.informational.items()
+        },
     }
 
 
@@ -94,11 +97,11 @@ def objections(results: Lines) -> str:
 _BEGIN: Final = "<!-- measured: rewritten by the bench -->\n"
 _END: Final = "<!-- end of what is measured -->\n"
 
-Report: TypeAlias = Mapping[str, Any]
+ProviderError: TypeAlias = Mapping[str, Any]
 """What the bench writes down as `failover.json`."""
 
 
-def measured(report: Report) -> str:
+def measured(report: ProviderError) -> str:
     """What a page says of a run: the scorecard, and what it was measured with."""
     versions = [f"{name} {version}" for name, version in report["versions"].items()]
     scorecard = report["scorecard"]
@@ -112,7 +115,7 @@ def measured(report: Report) -> str:
     )
 
 
-def rewritten(page: str, report: Report) -> str:
+def rewritten(page: str, report: ProviderError) -> str:
     """The page with what is measured in the place of what was.
 
     Raises:

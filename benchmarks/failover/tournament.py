@@ -18,7 +18,7 @@ from benchmarks.failover.play import play
 from benchmarks.failover.scenarios import SCENARIOS, Scenario
 from benchmarks.failover.scorecard import Results
 from benchmarks.failover.systems import SYSTEMS
-from langchain_retryrouter._drive import SYSTEM_CLOCK
+from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 
 _APART: Final = 0.5
 """Seconds from one scenario's beginning to the next one's."""

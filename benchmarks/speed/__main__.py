@@ -20,7 +20,7 @@ from typing import Final
 from benchmarks.speed import calls, crowds, footprint, growth, streams
 from benchmarks.speed.chart import draw
 from benchmarks.speed.measure import Section
-from benchmarks.speed.report import Report, measured, of_section, write
+from benchmarks.speed.report import ProviderError, measured, of_section, write
 from benchmarks.speed.stub import StubServer, running
 
 SECTIONS: Final[dict[str, Callable[[StubServer, int, float], Section]]] = {
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=SECTIONS, default=list(SECTIONS))
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")  # The peers' deprecations are not ours to show.
-    report = Report(
+    report = ProviderError(
         python=platform.python_version(),
         cores=os.cpu_count() or 1,
         versions={name: metadata.version(name) for name in _PACKAGES},

@@ -61,10 +61,10 @@ def async_calls(server: StubServer, rounds: int, scale: float) -> Section:
     """`ainvoke`, again and again, in one event loop."""
     calls = max(20, round(300 * scale))
     url, share = server.url, ServerShare(server)
-    with asyncio.Runner() as runner, who.aiohttp_session(runner) as session:
-        around = who.async_fake_chat_around(lambda: who.raw_apost(session, url))
+    with asyncio.Runner() as runner, who.aiohttp_session(runner) as call_state:
+        around = who.async_fake_chat_around(lambda: who.raw_apost(call_state, url))
         bodies: dict[str, Callable[[], Awaitable[object]]] = {
-            RAW: lambda: who.raw_apost(session, url),
+            RAW: lambda: who.raw_apost(call_state, url),
             BOTH_FLOORS: who.ainvoker(around),
             **{name: who.ainvoker(model) for name, model in _models(url).items()},
             SDK_COMPLETIONS: who.async_openai_completion(url),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 from xml.sax.saxutils import escape
 
-from benchmarks.speed.report import Measured, Report, Row
+from benchmarks.speed.report import Measured, ProviderError, Row
 
 _WIDTH: Final = 960
 _LEFT: Final = 300
@@ -30,7 +30,7 @@ svg { font: 13px system-ui, sans-serif; }
 """
 
 
-def draw(report: Report) -> str:
+def draw(report: ProviderError) -> str:
     """An SVG document with a panel for each section of what one call or chunk costs."""
     y = 24.0
     parts: list[str] = []

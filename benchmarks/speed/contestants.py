@@ -248,25 +248,27 @@ def aiohttp_session(runner: asyncio.Runner) -> Iterator[aiohttp.ClientSession]:
         connector = aiohttp.TCPConnector(limit=CONNECTIONS)
         return aiohttp.ClientSession(connector=connector)
 
-    session = runner.run(opened())
+    call_state = runner.run(opened())
     try:
-        yield session
+        yield call_state
     finally:
-        runner.run(session.close())
+        runner.run(call_state.close())
 
 
-async def raw_apost(session: aiohttp.ClientSession, url: str) -> bytes:
+async def raw_apost(call_state: aiohttp.ClientSession, url: str) -> bytes:
     """Async twin of `raw_post`, through aiohttp."""
     path = f"{url}/api/v1/generate"
-    async with session.post(path, json=BODY, headers=HEADERS) as response:
+    async with call_state.post(path, json=BODY, headers=HEADERS) as response:
         return await response.read()
 
 
-async def raw_alines(session: aiohttp.ClientSession, url: str) -> AsyncIterator[bytes]:
+async def raw_alines(
+    call_state: aiohttp.ClientSession, url: str
+) -> AsyncIterator[bytes]:
     """Async twin of `raw_lines`, through aiohttp."""
     body = {**BODY, "stream": True}
     path = f"{url}/api/v1/generate"
-    async with session.post(path, json=body, headers=HEADERS) as response:
+    async with call_state.post(path, json=body, headers=HEADERS) as response:
         rest = b""
         async for piece in response.content.iter_any():
             *whole, rest = (rest + piece).split(b"\n")

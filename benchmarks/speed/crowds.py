@@ -84,8 +84,8 @@ def crowd(in_flight: int) -> Callable[[StubServer, int, float], Section]:
 def _crowd(server: StubServer, rounds: int, full: int, scale: float) -> Section:
     in_flight = max(20, round(full * scale))
     url = server.at(delay_ms=_DELAY_MS)
-    with asyncio.Runner() as runner, who.aiohttp_session(runner) as session:
-        bodies = _bodies(url, session)
+    with asyncio.Runner() as runner, who.aiohttp_session(runner) as call_state:
+        bodies = _bodies(url, call_state)
         if full > _SMALL:
             bodies = {n: b for n, b in bodies.items() if n not in _NOT_SO_MANY}
         watch, share = _Watch(runner, server), ServerShare(server)
@@ -115,7 +115,7 @@ def _rounds_of_slow(name: str, in_flight: int) -> int:
     return 2 if name in CLIENT_A_CALL else 3
 
 
-def _bodies(url: str, session: aiohttp.ClientSession) -> dict[str, Body]:
+def _bodies(url: str, call_state: aiohttp.ClientSession) -> dict[str, Body]:
     own = (f"{url}/pool{number}" for number in _POOLS)
     models = {
         FAKE: who.fake_chat(),
@@ -129,7 +129,7 @@ def _bodies(url: str, session: aiohttp.ClientSession) -> dict[str, Body]:
         LITELLM_CHAT: who.litellm_chat(next(own)),
     }
     return {
-        RAW: lambda: who.raw_apost(session, url),
+        RAW: lambda: who.raw_apost(call_state, url),
         **{name: who.ainvoker(model) for name, model in models.items()},
         SDK_CHAT: who.async_openai_chat(next(own)),
         GATEWAY_SDK: who.async_gptrouter_sdk(next(own)),

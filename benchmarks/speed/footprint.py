@@ -16,9 +16,9 @@ from benchmarks.speed import contestants as who
 from benchmarks.speed.calls import CALLER, CHAT, OURS, PARTNER
 from benchmarks.speed.measure import Bar, Measurement, Section, interleaved
 from benchmarks.speed.stub import StubServer
-from langchain_retryrouter._core.session import RetrySession
-from langchain_retryrouter._drive import Plan, call
-from langchain_retryrouter.errors.gpt_router import GPT_ROUTER_ERRORS
+from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
+from langchain_retryrouter._retry.call_state import CallState
+from langchain_retryrouter._retry.engine import RetryContext, call
 from langchain_retryrouter.retry import CircuitBreaker, RetryBudget, RetryPolicy
 
 _MEGABYTE: Final = 1_000_000
@@ -72,9 +72,9 @@ def guards(server: StubServer, rounds: int, scale: float) -> Section:
     def guarded() -> float:
         began = time.process_time()
         for _ in range(calls):
-            session = RetrySession(policy, budget=budget, breaker=breaker)
-            call(Plan(session, errors=GPT_ROUTER_ERRORS), _nothing)
-            session.ledger()
+            call_state = CallState(policy, budget=budget, breaker=breaker)
+            call(RetryContext(call_state, errors=GPT_ROUTER_ERRORS), _nothing)
+            call_state.attempt_log()
         return (time.process_time() - began) / calls * 1e6
 
     def bare() -> float:

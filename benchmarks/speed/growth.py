@@ -137,9 +137,9 @@ def in_flight(server: StubServer, rounds: int, scale: float) -> Section:
     del scale
     url = server.at(delay_ms=_DELAY_MS)
     ours = who.ainvoker(who.gpt_router(url))
-    with asyncio.Runner() as runner, who.aiohttp_session(runner) as session:
+    with asyncio.Runner() as runner, who.aiohttp_session(runner) as call_state:
         bodies: dict[str, Callable[[], Awaitable[object]]] = {
-            RAW: lambda: who.raw_apost(session, url),
+            RAW: lambda: who.raw_apost(call_state, url),
             FAKE: who.ainvoker(who.slow_fake_chat(_DELAY_MS)),
             CALLER: ours,
             UNCOLLECTED: ours,

@@ -47,7 +47,7 @@ class Measured(TypedDict):
     bars: list[Verdict]
 
 
-class Report(TypedDict):
+class ProviderError(TypedDict):
     """What each section has measured last, as it stands in `docs/performance.json`."""
 
     python: str
@@ -110,7 +110,7 @@ def measured(section: Measured) -> str:
     return "".join(lines)
 
 
-def overview(report: Report) -> str:
+def overview(report: ProviderError) -> str:
     """All bars in one table, and what was measured with."""
     rows = [
         [
@@ -133,7 +133,7 @@ def overview(report: Report) -> str:
     )
 
 
-def rewritten(page: str, report: Report) -> str:
+def rewritten(page: str, report: ProviderError) -> str:
     """The page, with what this run has measured.
 
     Raises:
@@ -149,7 +149,10 @@ def rewritten(page: str, report: Report) -> str:
 
 
 def write(
-    report: Report, draw: Callable[[Report], str], folder: Path, names: Sequence[str]
+    report: ProviderError,
+    draw: Callable[[ProviderError], str],
+    folder: Path,
+    names: Sequence[str],
 ) -> None:
     """Write the data, the picture, and the page; what was not measured now is kept.
 
@@ -159,7 +162,7 @@ def write(
         folder: Where `performance.md` stands.
         names: Of all sections there are, in their order; others are dropped.
     """
-    told: Report = json.loads((folder / "performance.json").read_text())
+    told: ProviderError = json.loads((folder / "performance.json").read_text())
     every = {one.get("name"): one for one in (*told["sections"], *report["sections"])}
     report = {**report, "sections": [every[name] for name in names if name in every]}
     data = json.dumps(report, indent=1, ensure_ascii=False)

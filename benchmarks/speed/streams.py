@@ -51,8 +51,8 @@ def sync_chunks(server: StubServer, rounds: int, scale: float) -> Section:
 def async_chunks(server: StubServer, rounds: int, scale: float) -> Section:
     """Async twin of `sync_chunks`."""
     tokens = max(200, round(20_000 * scale))
-    with asyncio.Runner() as runner, who.aiohttp_session(runner) as session:
-        sources = _async_sources(session, server.at(tokens=tokens), tokens)
+    with asyncio.Runner() as runner, who.aiohttp_session(runner) as call_state:
+        sources = _async_sources(call_state, server.at(tokens=tokens), tokens)
         timed = {name: _acpu(runner, s, tokens) for name, s in sources.items()}
         seen = interleaved(timed, rounds)
     return Section(
@@ -74,10 +74,12 @@ def first_token(server: StubServer, rounds: int, scale: float) -> Section:
 def async_first_token(server: StubServer, rounds: int, scale: float) -> Section:
     """Async twin of `first_token`."""
     streams, share = max(10, round(100 * scale)), ServerShare(server)
-    with asyncio.Runner() as runner, who.aiohttp_session(runner) as session:
+    with asyncio.Runner() as runner, who.aiohttp_session(runner) as call_state:
         timed = {
             name: _afirst(runner, source, _streams_of(name, streams))
-            for name, source in _async_sources(session, server.at(tokens=5), 5).items()
+            for name, source in _async_sources(
+                call_state, server.at(tokens=5), 5
+            ).items()
         }
         seen = interleaved(share.of(timed, LINES, CALLER), rounds)
     return Section("First token, async", "µs", seen, _FIRST_TOKEN_BARS, share.rounds())
@@ -95,10 +97,10 @@ def _sources(url: str, tokens: int) -> dict[str, Source]:
 
 
 def _async_sources(
-    session: aiohttp.ClientSession, url: str, tokens: int
+    call_state: aiohttp.ClientSession, url: str, tokens: int
 ) -> dict[str, AsyncSource]:
     models = _models(url, tokens)
-    return {LINES: lambda: who.raw_alines(session, url)} | {
+    return {LINES: lambda: who.raw_alines(call_state, url)} | {
         name: _astreamer(model) for name, model in models.items()
     }
 

@@ -101,8 +101,8 @@ class _Seen:
         self.busiest = 0
 
     def take(self) -> int:
-        taken, self.busiest = self.busiest, self.busy
-        return taken
+        disabled_retries, self.busiest = self.busiest, self.busy
+        return disabled_retries
 
     def begins(self) -> None:
         self.busy += 1

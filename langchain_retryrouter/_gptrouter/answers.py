@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib3 import HTTPResponse
 from urllib3.connection import HTTPConnection
 
-from langchain_retryrouter._http import is_interim
+from langchain_retryrouter._http.heads import is_interim
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

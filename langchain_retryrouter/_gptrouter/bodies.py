@@ -14,13 +14,16 @@ from collections.abc import Iterator
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Self
 
-from langchain_retryrouter._core.failure import FailureKind
 from langchain_retryrouter._gptrouter.borders import from_aiohttp, from_urllib3
-from langchain_retryrouter._gptrouter.wire import EndReader, GatewayEvent, read_event
-from langchain_retryrouter._sse import EventTooLargeError, SSEParser
-from langchain_retryrouter.errors import RetryRouterError
-from langchain_retryrouter.errors.gpt_router import GPT_ROUTER_ERRORS
-from langchain_retryrouter.errors.masking import Masked
+from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
+from langchain_retryrouter._gptrouter.protocol import (
+    EndReader,
+    GatewayEvent,
+    read_event,
+)
+from langchain_retryrouter._http.sse import EventTooLargeError, SSEParser
+from langchain_retryrouter.errors import RetryRouterError, redact
+from langchain_retryrouter.failures import FailureKind
 
 if TYPE_CHECKING:
     from langchain_retryrouter._aiohttp import AnyAnswer
@@ -92,7 +95,7 @@ class _EventQueue:
 class SyncEvents:
     """The events of one open stream."""
 
-    def __init__(self, response: Answer, limit: Limit, masked: Masked) -> None:
+    def __init__(self, response: Answer, limit: Limit, masked: redact) -> None:
         """Over an answer whose body has not been read, and is read within `limit`."""
         self._response = response
         self._limit = limit
@@ -136,7 +139,7 @@ class AsyncEvents:
     def __init__(
         self,
         response: AnyAnswer,
-        masked: Masked,
+        masked: redact,
         stop_signal: asyncio.Event | None = None,
     ) -> None:
         """Over an answer whose body has not been read."""

@@ -12,12 +12,12 @@ from typing import Any, Final
 
 from gpt_router import exceptions as sdk
 
-from langchain_retryrouter._core.failure import FailureKind
-from langchain_retryrouter.errors import RetryRouterError
-from langchain_retryrouter.errors.gpt_router import (
+from langchain_retryrouter._gptrouter.errors import (
     GPT_ROUTER_ERRORS,
     GPT_ROUTER_STREAM_ERRORS,
 )
+from langchain_retryrouter.errors import RetryRouterError
+from langchain_retryrouter.failures import FailureKind
 
 _NO_CONNECTION = "no connection to the gateway"
 _BROKEN = "the connection to the gateway broke"

@@ -16,7 +16,7 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from langchain_retryrouter._gptrouter.answers import Answer, TimedResponse, limit_here
-from langchain_retryrouter._http import SMALL_BODY, request_head
+from langchain_retryrouter._http.heads import SMALL_BODY, request_head
 
 
 class _TimedConnection(HTTPConnection):

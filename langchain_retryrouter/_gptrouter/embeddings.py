@@ -18,9 +18,9 @@ from gpt_router.models import (
     ModelRouterEmbeddingsGenerationRequest,
 )
 
-from langchain_retryrouter._core.failure import FailureKind
+from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
 from langchain_retryrouter.errors import RetryRouterError
-from langchain_retryrouter.errors.gpt_router import GPT_ROUTER_ERRORS
+from langchain_retryrouter.failures import FailureKind
 
 PATH: Final = "/v1/generate/embeddings"
 PATH_V2: Final = "/v1/generate/embeddings-v2"

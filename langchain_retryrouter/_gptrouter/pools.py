@@ -140,7 +140,7 @@ def sync_pool(origin: Origin) -> urllib3.HTTPConnectionPool:
 def _open_pool(origin: Origin) -> urllib3.HTTPConnectionPool:
     import urllib3  # noqa: PLC0415 - paid by the first sync call
 
-    from langchain_retryrouter._gptrouter.connections import timed  # noqa: PLC0415
+    from langchain_retryrouter._gptrouter.connections import timed
 
     settings: dict[str, Any] = {"maxsize": _KEPT, "retries": False}
     if origin.scheme == "https":
@@ -210,7 +210,7 @@ async def _close_with_loop(
 def _open_pool_of_loop() -> AsyncPool:
     import aiohttp  # noqa: PLC0415 - paid by the first async call
 
-    from langchain_retryrouter._aiohttp import (  # noqa: PLC0415
+    from langchain_retryrouter._aiohttp import (
         CAN_POST_LEANLY,
         LeanPosts,
         PromptResponse,

@@ -20,7 +20,7 @@ from langchain_retryrouter._gptrouter.pools import (
     ssl_context,
     sync_pool,
 )
-from langchain_retryrouter._http import SMALL_BODY, request_head
+from langchain_retryrouter._http.heads import SMALL_BODY, request_head
 from langchain_retryrouter._version import __version__
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def send(
     request: Request,
     connect: float | None,
     read: float | None,
-    within: float | None,
+    run_with_timeout: float | None,
 ) -> tuple[Answer, Limit]:
     """The answer up to its body, and the limit within which that is read.
 
@@ -76,13 +76,10 @@ def send(
     """
     import urllib3  # noqa: PLC0415 - paid by the first sync call
 
-    from langchain_retryrouter._gptrouter.answers import (  # noqa: PLC0415
-        Limit,
-        read_within,
-    )
+    from langchain_retryrouter._gptrouter.answers import Limit, read_within
 
     origin = request.origin
-    due = None if within is None else time.monotonic() + within
+    due = None if run_with_timeout is None else time.monotonic() + run_with_timeout
     limit = Limit(silence=read, due=due)
     try:
         with read_within(limit):

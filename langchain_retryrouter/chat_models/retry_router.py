@@ -41,34 +41,34 @@ from langchain_retryrouter._callbacks import (
     notifier,
     run_manager_of,
 )
-from langchain_retryrouter._core.breaker import CircuitBreaker
-from langchain_retryrouter._core.budget import RetryBudget
-from langchain_retryrouter._core.failure import FailureKind
-from langchain_retryrouter._core.policy import RetryPolicy
-from langchain_retryrouter._core.routing import AFTER, Door, RoutingSession, Step
-from langchain_retryrouter._core.strategies import Strategy, new_strategy
-from langchain_retryrouter._core.worst_case import RoutingWorstCase, worst_case
-from langchain_retryrouter._drive import (
-    SYSTEM_CLOCK,
-    Clock,
-    Plan,
-    acall,
-    astream,
-    call,
-    stream,
+from langchain_retryrouter._retry.call_state import (
+    FAILURE_ACTIONS,
+    FailureAction,
+    RoutedCallState,
+    RouteState,
 )
-from langchain_retryrouter.chat_models._routes import Route, one_retry_owner
-from langchain_retryrouter.chat_models._trip import (
-    AsyncTrip,
-    Question,
-    Trip,
-    Whole,
+from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
+from langchain_retryrouter._retry.engine import RetryContext, acall, call
+from langchain_retryrouter._retry.streaming import astream, stream
+from langchain_retryrouter._router.call import (
+    AsyncRouterCall,
+    EndOfStream,
+    ModelRequest,
+    RouterCall,
 )
+from langchain_retryrouter._router.cost import RoutingWorstCase, worst_case
+from langchain_retryrouter._router.route import Route, disable_own_retries
+from langchain_retryrouter._router.strategies import Strategy, new_strategy
+from langchain_retryrouter.circuit_breaker import CircuitBreaker
 from langchain_retryrouter.errors import BASE_ERRORS, RetryRouterError
+from langchain_retryrouter.failures import FailureKind
+from langchain_retryrouter.policy import RetryBudget, RetryPolicy
 
 __all__ = ["RetryRouter", "Route"]
 
-_T = TypeVar("_T", Trip, AsyncTrip)
+__all__ = ["RetryRouter", "Route"]
+
+_T = TypeVar("_T", RouterCall, AsyncRouterCall)
 
 # Of a first route that does not say it itself.
 _OWN_LS_PARAMS: Final = LangSmithParams(ls_provider="retryrouter", ls_model_type="chat")
@@ -77,8 +77,8 @@ _OWN_LS_PARAMS: Final = LangSmithParams(ls_provider="retryrouter", ls_model_type
 class _Shared:
     """What a router remembers from call to call, and its bound copies share."""
 
-    def __init__(self, doors: list[Door], strategy: Strategy) -> None:
-        self.doors = doors
+    def __init__(self, route_states: list[RouteState], strategy: Strategy) -> None:
+        self.route_states = route_states
         self.strategy = strategy
 
 
@@ -149,7 +149,7 @@ class RetryRouter(RetryVisibleChatModel):
     request is bought from the budget, so that there is none while that is low.
     """
 
-    failover_on: dict[FailureKind, Step] = Field(default_factory=dict)
+    failover_on: dict[FailureKind, FailureAction] = Field(default_factory=dict)
     """What follows a kind of failure instead: "repeat", "next" or "end"."""
 
     max_price: float | None = Field(default=None, ge=0, allow_inf_nan=False)
@@ -186,7 +186,7 @@ class RetryRouter(RetryVisibleChatModel):
         for route in value:
             seen[route.name] = count = seen.get(route.name, 0) + 1
             names.append(route.name if count == 1 else f"{route.name}-{count}")
-        return one_retry_owner(value, names)
+        return disable_own_retries(value, names)
 
     @field_validator("max_price")
     @classmethod
@@ -207,7 +207,7 @@ class RetryRouter(RetryVisibleChatModel):
         template = self.breaker
         self._shared = _Shared(
             [
-                Door(route.name, route.breaker or (template and template.fresh()))
+                RouteState(route.name, route.breaker or (template and template.clone()))
                 for route in self.routes
             ],
             new_strategy(
@@ -233,12 +233,14 @@ class RetryRouter(RetryVisibleChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        plan, trip = self._set_out(Trip, Question(messages, stop, kwargs))
+        plan, router_call = self._set_out(
+            RouterCall, ModelRequest(messages, stop, kwargs)
+        )
         try:
-            result = call(plan, trip.generate, notifier(run_manager))
+            result = call(plan, router_call.generate, notifier(run_manager))
         except RetryRouterError as error:
-            raise trip.verdict(error)  # noqa: B904 - its own cause is what caused it
-        return trip.signed(result)
+            raise router_call.final_error(error)  # noqa: B904 - its own cause is what caused it
+        return router_call.with_attempt_log(result)
 
     @inspected_once
     async def _agenerate(
@@ -248,12 +250,14 @@ class RetryRouter(RetryVisibleChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        plan, trip = self._set_out(AsyncTrip, Question(messages, stop, kwargs))
+        plan, router_call = self._set_out(
+            AsyncRouterCall, ModelRequest(messages, stop, kwargs)
+        )
         try:
-            result = await acall(plan, trip.generate, anotifier(run_manager))
+            result = await acall(plan, router_call.generate, anotifier(run_manager))
         except RetryRouterError as error:
-            raise trip.verdict(error)  # noqa: B904
-        return trip.signed(result)
+            raise router_call.final_error(error)  # noqa: B904
+        return router_call.with_attempt_log(result)
 
     def _stream(
         self,
@@ -262,25 +266,31 @@ class RetryRouter(RetryVisibleChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        plan, trip = self._set_out(Trip, Question(messages, stop, kwargs))
+        plan, router_call = self._set_out(
+            RouterCall, ModelRequest(messages, stop, kwargs)
+        )
         retried = run_manager_of(self, run_manager, CallbackManagerForLLMRun)
-        events = stream(plan, trip.connect, trip.new_reader, notifier(retried))
+        events = stream(
+            plan, router_call.connect, router_call.new_reader, notifier(retried)
+        )
         while True:
             try:
                 with contextlib.closing(events):
                     for event in events:
-                        if isinstance(event, Whole):
+                        if isinstance(event, EndOfStream):
                             continue
-                        chunk = trip.passed_on(event)
+                        chunk = router_call.passed_on(event)
                         if run_manager is not None:
                             run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                         yield chunk
                 break
             except RetryRouterError as error:
-                if not trip.takes_up(error):
-                    raise trip.verdict(error)  # noqa: B904
-            events = stream(plan, trip.connect, trip.new_reader, notifier(retried))
-        yield trip.last_chunk()
+                if not router_call.can_continue(error):
+                    raise router_call.final_error(error)  # noqa: B904
+            events = stream(
+                plan, router_call.connect, router_call.new_reader, notifier(retried)
+            )
+        yield router_call.last_chunk()
 
     async def _astream(
         self,
@@ -289,39 +299,51 @@ class RetryRouter(RetryVisibleChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        plan, trip = self._set_out(AsyncTrip, Question(messages, stop, kwargs))
+        plan, router_call = self._set_out(
+            AsyncRouterCall, ModelRequest(messages, stop, kwargs)
+        )
         retried = run_manager_of(self, run_manager, AsyncCallbackManagerForLLMRun)
-        events = astream(plan, trip.connect, trip.new_reader, anotifier(retried))
+        events = astream(
+            plan, router_call.connect, router_call.new_reader, anotifier(retried)
+        )
         while True:
             try:
                 async with contextlib.aclosing(events):
                     async for event in events:
-                        if isinstance(event, Whole):
+                        if isinstance(event, EndOfStream):
                             continue
-                        chunk = trip.passed_on(event)
+                        chunk = router_call.passed_on(event)
                         if run_manager is not None:
                             await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                         yield chunk
                 break
             except RetryRouterError as error:
-                if not trip.takes_up(error):
-                    raise trip.verdict(error)  # noqa: B904
-            events = astream(plan, trip.connect, trip.new_reader, anotifier(retried))
-        yield trip.last_chunk()
+                if not router_call.can_continue(error):
+                    raise router_call.final_error(error)  # noqa: B904
+            events = astream(
+                plan, router_call.connect, router_call.new_reader, anotifier(retried)
+            )
+        yield router_call.last_chunk()
 
     @property
-    def _after(self) -> Mapping[FailureKind, Step]:
+    def _after(self) -> Mapping[FailureKind, FailureAction]:
         """What follows each kind of failure, as the caller has overruled it."""
-        return {**AFTER, **self.failover_on} if self.failover_on else AFTER
+        return (
+            {**FAILURE_ACTIONS, **self.failover_on}
+            if self.failover_on
+            else FAILURE_ACTIONS
+        )
 
-    def _set_out(self, kind: type[_T], question: Question) -> tuple[Plan, _T]:
+    def _set_out(
+        self, kind: type[_T], request: ModelRequest
+    ) -> tuple[RetryContext, _T]:
         """The plan of a call, and the call itself."""
         clock = self.clock or SYSTEM_CLOCK
         shared = self._shared
         order = shared.strategy.order(clock.monotonic())
-        session = RoutingSession(
+        call_state = RoutedCallState(
             self.retry_policy,
-            [shared.doors[index] for index in order],
+            [shared.route_states[index] for index in order],
             budget=self.budget,
             time=clock,
             after=self._after,
@@ -331,17 +353,17 @@ class RetryRouter(RetryVisibleChatModel):
             shared.strategy.measured(order[position], seconds, clock.monotonic())
 
         routes = [self.routes[index] for index in order]
-        trip = kind(routes, session, question, clock, measured)
-        plan = Plan(
-            session,
+        router_call = kind(routes, call_state, request, clock, measured)
+        plan = RetryContext(
+            call_state,
             errors=BASE_ERRORS,
             clock=clock,
-            learn=trip.learn,
-            is_held_back=self.stream_recovery == "buffer",
+            on_failure=router_call.on_failure,
+            is_buffered=self.stream_recovery == "buffer",
         )
-        trip.hedge_after = self.hedge_after
-        trip.may_continue = self.stream_recovery == "continue"
-        return plan, trip
+        router_call.hedge_after = self.hedge_after
+        router_call.may_continue = self.stream_recovery == "continue"
+        return plan, router_call
 
     def explain(
         self, *, input_tokens: int | None = None, output_tokens: int | None = None
@@ -367,9 +389,9 @@ class RetryRouter(RetryVisibleChatModel):
         """
         return worst_case(
             self.retry_policy,
-            [route.fare for route in self.routes],
+            [route.route_cost for route in self.routes],
             self._after,
-            is_held_back=self.stream_recovery == "buffer",
+            is_buffered=self.stream_recovery == "buffer",
             is_taken_up=self.stream_recovery == "continue",
             input_tokens=input_tokens,
             output_tokens=output_tokens,
@@ -409,9 +431,12 @@ class RetryRouter(RetryVisibleChatModel):
         generations = super()._convert_cached_generations(cache_val)
         for generation in generations:
             metadata = generation.message.response_metadata
-            ledger = {**metadata.get("retryrouter", {}), "attempts": []}
+            attempt_log = {**metadata.get("retryrouter", {}), "attempts": []}
             # A dict of its own: whoever was given the answer before has the old one.
-            generation.message.response_metadata = {**metadata, "retryrouter": ledger}
+            generation.message.response_metadata = {
+                **metadata,
+                "retryrouter": attempt_log,
+            }
         return generations
 
     @property

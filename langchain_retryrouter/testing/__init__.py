@@ -6,23 +6,8 @@ back-off be tested without sleeping. For pytest there are fixtures in
 `langchain_retryrouter.testing.fixtures`.
 """
 
-from ._gptrouter_embeddings import stub_embedding
-from .clock import FakeClock
-from .completion import (
-    STUB_TEXT,
-    Choice,
-    Completion,
-    FunctionCall,
-    Responder,
-    StubResponder,
-    ToolCall,
-    Usage,
-    complete,
-)
-from .gateway import FaultyGateway
-from .recorded_request import RecordedRequest
-from .rule_responder import RuleResponder
-from .steps import (
+from langchain_retryrouter.testing.clock import FakeClock
+from langchain_retryrouter.testing.faults import (
     Answer,
     Body,
     Cut,
@@ -43,6 +28,21 @@ from .steps import (
     Step,
     Truncate,
 )
+from langchain_retryrouter.testing.gptrouter_api import stub_embedding
+from langchain_retryrouter.testing.requests import RecordedRequest
+from langchain_retryrouter.testing.responses import (
+    STUB_TEXT,
+    Choice,
+    Completion,
+    FunctionCall,
+    Responder,
+    StubResponder,
+    ToolCall,
+    Usage,
+    complete,
+)
+from langchain_retryrouter.testing.rule_responder import RuleResponder
+from langchain_retryrouter.testing.server import FaultyGateway
 
 __all__ = [
     "STUB_TEXT",

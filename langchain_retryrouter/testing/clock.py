@@ -28,14 +28,14 @@ class FakeClock:
         self,
         *,
         monotonic: float = 0.0,
-        wall: float = 1_800_000_000.0,
+        unix_time: float = 1_800_000_000.0,
         random: float | Iterable[float] = 0.5,
     ) -> None:
         """Start the clock.
 
         Args:
             monotonic: What `monotonic` says at the start, in seconds.
-            wall: What `wall` says at the start, in seconds since the Unix epoch.
+            unix_time: What `time` says at the start, in seconds since the Unix epoch.
             random: What `random` gives: always this number, or one of these after
                 another.
 
@@ -43,7 +43,7 @@ class FakeClock:
             ValueError: A time is not finite, or a number is outside `[0, 1)`.
         """
         self._monotonic = _finite("monotonic", monotonic)
-        self._wall = _finite("wall", wall)
+        self._unix_time = _finite("unix_time", unix_time)
         self._numbers = _numbers(random)
         self._sleeps: list[float] = []
         self._lock = threading.Lock()
@@ -67,10 +67,10 @@ class FakeClock:
         with self._lock:
             return self._monotonic
 
-    def wall(self) -> float:
+    def time(self) -> float:
         """Seconds since the Unix epoch."""
         with self._lock:
-            return self._wall
+            return self._unix_time
 
     def random(self) -> float:
         """The next number in `[0, 1)`.
@@ -116,7 +116,7 @@ class FakeClock:
             raise ValueError(msg)
         with self._lock:
             self._monotonic += seconds
-            self._wall += seconds
+            self._unix_time += seconds
             if waited:
                 self._sleeps.append(seconds)
 

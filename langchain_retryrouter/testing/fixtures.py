@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from .clock import FakeClock
-from .gateway import FaultyGateway
+from langchain_retryrouter.testing.clock import FakeClock
+from langchain_retryrouter.testing.server import FaultyGateway
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ from langchain_retryrouter.testing import (
     Status,
     Step,
 )
-from langchain_retryrouter.testing.recorded_request import Edition
+from langchain_retryrouter.testing.requests import Edition
 from tests.unit_tests.conftest import Twin
 
 from .faults import AFTER_THE_FIRST_TOKEN, BEFORE_THE_FIRST_TOKEN
@@ -307,7 +307,7 @@ def test_retries_are_not_multiplied(
 class Talk(TypedDict):
     """The state of a graph of one model."""
 
-    question: str
+    request: str
     answer: str
 
 

@@ -102,8 +102,8 @@ def _asked(provider: FaultyGateway) -> int:
     return len([request for request in provider.requests if request.endpoint])
 
 
-def _outcomes(ledger: dict[str, Any]) -> list[str]:
-    return [attempt["outcome"] for attempt in ledger["attempts"]]
+def _outcomes(attempt_log: dict[str, Any]) -> list[str]:
+    return [attempt["outcome"] for attempt in attempt_log["attempts"]]
 
 
 # Answers.

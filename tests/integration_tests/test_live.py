@@ -57,9 +57,9 @@ def test_an_agent_uses_its_tool(twin: Twin) -> None:
 
     llm = GPTRouter(models_priority_list=list(TestLive.models))
     agent = create_agent(llm, [get_password])
-    question = "What is the password of the room 'library'? Use the tool."
+    request = "What is the password of the room 'library'? Use the tool."
 
-    messages = twin.invoke(agent, {"messages": [("user", question)]})["messages"]
+    messages = twin.invoke(agent, {"messages": [("user", request)]})["messages"]
 
     assert asked == ["library"]
     assert "tulip" in messages[-1].text

@@ -107,8 +107,8 @@ THREAD: Any = {"configurable": {"thread_id": "1"}}
 
 def routes_of(message: Any) -> list[str]:
     """Which routes were asked for a message, by its ledger."""
-    ledger = message.response_metadata["retryrouter"]
-    return [line["route"] for line in ledger["attempts"]]
+    attempt_log = message.response_metadata["retryrouter"]
+    return [line["route"] for line in attempt_log["attempts"]]
 
 
 @pytest.mark.parametrize("fault", BEFORE_THE_FIRST_TOKEN, ids=str)

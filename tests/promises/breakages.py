@@ -140,9 +140,9 @@ def address_of(where: Nowhere, gateway: FaultyGateway) -> Iterator[str]:
     elif where == "TLS to a plain port":
         yield gateway.url.replace("http:", "https:")
     elif where == "refused":
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))
-            yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with socket.socket() as disabled_retries:
+            disabled_retries.bind(("127.0.0.1", 0))
+            yield f"http://127.0.0.1:{disabled_retries.getsockname()[1]}"
     else:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)

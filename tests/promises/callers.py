@@ -27,7 +27,7 @@ from langchain_retryrouter import (
     RetryRouter,
     Route,
 )
-from langchain_retryrouter._core.breaker import BreakerState, Permit
+from langchain_retryrouter.circuit_breaker import BreakerState, Permit
 from langchain_retryrouter.testing import (
     Answer,
     Cut,
@@ -133,7 +133,7 @@ class Caller:
             if permit is None:
                 count += 1
             else:
-                breaker.abandoned(permit)
+                breaker.cancelled(permit)
         return count
 
     @staticmethod

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.promises.evidence import Evidence, Figure, Length, Promise, told
-from tests.promises.page import Report, table, write
+from tests.promises.page import ProviderError, table, write
 from tests.unit_tests.conftest import (
     Twin,
     no_blocking_calls,
@@ -54,9 +54,9 @@ def length(request: pytest.FixtureRequest) -> Length:
 @pytest.fixture
 def evidence(request: pytest.FixtureRequest) -> Iterator[Evidence]:
     """Where a test takes down what it has measured."""
-    taken = Evidence()
-    yield taken
-    request.node.user_properties.append(("figures", taken.figures))
+    disabled_retries = Evidence()
+    yield disabled_retries
+    request.node.user_properties.append(("figures", disabled_retries.figures))
 
 
 @pytest.fixture
@@ -90,9 +90,9 @@ class _Ledger:
             if name == "figures" and isinstance(figures, list):
                 self._figures.setdefault(module, []).extend(figures)
 
-    def report(self, *, is_long: bool) -> Report:
+    def report(self, *, is_long: bool) -> ProviderError:
         form = "long" if is_long else "short"
-        return Report(
+        return ProviderError(
             python=platform.python_version(),
             cores=os.cpu_count() or 1,
             versions={name: version(name) for name in _PACKAGES},

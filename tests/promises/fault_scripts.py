@@ -54,18 +54,18 @@ from langchain_retryrouter.testing import (
     StubResponder,
     Truncate,
 )
-from langchain_retryrouter.testing.steps import ScriptedStep
+from langchain_retryrouter.testing.faults import ScriptedStep
 
 _CALLS: Final = 2
 _STEPS: Final[tuple[Callable[[Random], Step], ...]] = (
     *(lambda _: Answer(),) * 4,
-    lambda dice: Answer(f"Answer number {dice.randrange(100)}, said in full."),
-    lambda dice: Status(429, {"retry-after": str(dice.randrange(90))}),
-    lambda dice: Status(429, {"retry-after-ms": str(dice.randrange(2_000))}),
+    lambda rng: Answer(f"Answer number {rng.randrange(100)}, said in full."),
+    lambda rng: Status(429, {"retry-after": str(rng.randrange(90))}),
+    lambda rng: Status(429, {"retry-after-ms": str(rng.randrange(2_000))}),
     lambda _: Status(429, error_code="insufficient_quota"),
-    lambda dice: Status(dice.choice((400, 401, 404, 408, 409))),
-    lambda dice: Status(dice.choice((500, 502, 503, 504, 529))),
-    lambda dice: Status(503, {"x-should-retry": dice.choice(("true", "false"))}),
+    lambda rng: Status(rng.choice((400, 401, 404, 408, 409))),
+    lambda rng: Status(rng.choice((500, 502, 503, 504, 529))),
+    lambda rng: Status(503, {"x-should-retry": rng.choice(("true", "false"))}),
     lambda _: HtmlPage(),
     lambda _: Reset(),
     lambda _: Hangup(),
@@ -73,19 +73,19 @@ _STEPS: Final[tuple[Callable[[Random], Step], ...]] = (
     lambda _: SplitCharacter(),
 )
 _IN_STREAMS: Final[tuple[Callable[[Random], Step], ...]] = (
-    lambda dice: Cut(after=dice.randrange(4)),
-    lambda dice: Truncate(after=dice.randrange(4)),
-    lambda dice: MalformedEvent(at=dice.randrange(1, 4)),
-    lambda dice: ErrorEvent("Connection error.", after=dice.randrange(3)),
+    lambda rng: Cut(after=rng.randrange(4)),
+    lambda rng: Truncate(after=rng.randrange(4)),
+    lambda rng: MalformedEvent(at=rng.randrange(1, 4)),
+    lambda rng: ErrorEvent("Connection error.", after=rng.randrange(3)),
     lambda _: MissingDone(),
 )
 _TEXT: Final = "One two three four five."
 
 
-def _step(dice: Random) -> ScriptedStep:
+def _step(rng: Random) -> ScriptedStep:
     """What shall happen; what can happen to a stream only is a fault of the other."""
-    whole = dice.choice(_STEPS)(dice)
-    streamed = dice.choice((*_STEPS, *_IN_STREAMS * 2))(dice)
+    whole = rng.choice(_STEPS)(rng)
+    streamed = rng.choice((*_STEPS, *_IN_STREAMS * 2))(rng)
     return lambda request: streamed if request.streaming else whole
 
 
@@ -187,10 +187,10 @@ class Stage:
             script.end()
         return script.diary.lines
 
-    def set_out(self, dice: Random) -> list[FaultyGateway]:
+    def set_out(self, rng: Random) -> list[FaultyGateway]:
         """The providers with a new script each, and nothing seen yet."""
         for gateway in self._gateways:
-            gateway.script(*(_step(dice) for _ in range(12)))
+            gateway.script(*(_step(rng) for _ in range(12)))
             gateway.reset_log()
         return self._gateways
 
@@ -217,34 +217,34 @@ class _Script:
     """One script under way."""
 
     def __init__(self, seed: int, stage: Stage) -> None:
-        dice = Random(seed)  # noqa: S311 - nothing secret is drawn
+        rng = Random(seed)  # noqa: S311 - nothing secret is drawn
         self.diary = Diary()
         self.config: Any = {"callbacks": [self.diary]}
-        self.streams = dice.random() < 0.5
-        self.clock = FakeClock(random=iter(dice.random, None))
-        self.budget = RetryBudget(capacity=dice.choice((20, 60, 500)))
-        self.gateways = stage.set_out(dice)
+        self.streams = rng.random() < 0.5
+        self.clock = FakeClock(random=iter(rng.random, None))
+        self.budget = RetryBudget(capacity=rng.choice((20, 60, 500)))
+        self.gateways = stage.set_out(rng)
         self.breakers = [
             CircuitBreaker(
-                failure_threshold=dice.randrange(2, 5),
-                recovery_time=dice.choice((1.0, 30.0)),
+                failure_threshold=rng.randrange(2, 5),
+                recovery_time=rng.choice((1.0, 30.0)),
                 recovery_jitter=0.5,
             )
             for _ in self.gateways
         ]
         policy = RetryPolicy(
-            max_retries=dice.randrange(4),
-            initial_delay=dice.choice((0.1, 0.5, 2.0)),
-            max_retry_after=dice.choice((5.0, 60.0)),
-            deadline=dice.choice((None, None, 30.0)),
+            max_retries=rng.randrange(4),
+            initial_delay=rng.choice((0.1, 0.5, 2.0)),
+            max_retry_after=rng.choice((5.0, 60.0)),
+            deadline=rng.choice((None, None, 30.0)),
         )
         self._settings: dict[str, Any] = {
             "clock": self.clock,
             "retry_policy": policy,
             "budget": self.budget,
         }
-        kind = dice.choice((self._gateway_model, self._llm, self._router))
-        self.model = kind(dice, stage)
+        kind = rng.choice((self._gateway_model, self._llm, self._router))
+        self.model = kind(rng, stage)
         self.diary.note("script", seed=seed, kind=kind.__name__, streams=self.streams)
         self._texts: list[str] = []
 
@@ -259,8 +259,8 @@ class _Script:
             self._texts.append(piece)
             return
         self._texts.append(str(piece.content))
-        if ledger := piece.response_metadata.get("retryrouter"):
-            self.diary.note("ledger", ledger=ledger)
+        if attempt_log := piece.response_metadata.get("retryrouter"):
+            self.diary.note("ledger", attempt_log=attempt_log)
 
     @contextlib.contextmanager
     def noted(self) -> Iterator[None]:
@@ -298,31 +298,31 @@ class _Script:
             **(self._settings if not at else {"clock": self.clock}),
         )
 
-    def _llm(self, dice: Random, _stage: Stage) -> OpenAI:
+    def _llm(self, rng: Random, _stage: Stage) -> OpenAI:
         return OpenAI(
             base_url=self.gateways[0].openai_url,
             api_key="any",
-            max_retries=dice.randrange(4),
+            max_retries=rng.randrange(4),
             breaker=self.breakers[0],
             **self._settings,
         )
 
-    def _router(self, dice: Random, stage: Stage) -> RetryRouter:
+    def _router(self, rng: Random, stage: Stage) -> RetryRouter:
         models: list[Any] = [
             *stage.chat_models,
-            self._gateway_model(dice, stage, at=2),
+            self._gateway_model(rng, stage, at=2),
         ]
-        count = dice.randrange(2, 4)
+        count = rng.randrange(2, 4)
         return RetryRouter(
             routes=[
-                Route(model=model, breaker=breaker, weight=dice.randrange(1, 9))
+                Route(model=model, breaker=breaker, weight=rng.randrange(1, 9))
                 for model, breaker in zip(models[:count], self.breakers, strict=False)
             ],
-            strategy=dice.choice(
+            strategy=rng.choice(
                 ("priority", "weighted", "least_latency", "round_robin")
             ),
-            seed=dice.randrange(1_000),
-            stream_recovery=dice.choice(("error", "buffer", "continue")),
+            seed=rng.randrange(1_000),
+            stream_recovery=rng.choice(("error", "buffer", "continue")),
             **self._settings,
         )
 

@@ -63,7 +63,7 @@ class Interruption:
     """Turns of the event loop between the end and the task's own."""
     cpu: float = 0.0
     """Seconds that the thread worked in between."""
-    wall: float = 0.0
+    wall_seconds: float = 0.0
     """Seconds that went by in between."""
     is_sent: bool = False
     _task: asyncio.Task[Any] | None = None
@@ -103,7 +103,7 @@ class Interruption:
 
     def _over(self, _: asyncio.Task[Any]) -> None:
         if self.is_sent:
-            self.wall = time.perf_counter() - self._began[0]
+            self.wall_seconds = time.perf_counter() - self._began[0]
             self.cpu = time.thread_time() - self._began[1]
 
 

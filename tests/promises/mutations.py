@@ -116,134 +116,134 @@ _PREFIX: Final = b"data: "
 
 def mutated(seed: int, corpus: Sequence[bytes]) -> tuple[bytes, Random]:
     """Input number `seed`, and dice for all that is done with it."""
-    dice = Random(seed)  # noqa: S311 - nothing secret is drawn
-    body = dice.choice(corpus)
-    for _ in range(dice.choice((0, 1, 1, 1, 2, 3))):
-        body = dice.choice(_MUTATIONS)(dice, body, corpus)
-    return body, dice
+    rng = Random(seed)  # noqa: S311 - nothing secret is drawn
+    body = rng.choice(corpus)
+    for _ in range(rng.choice((0, 1, 1, 1, 2, 3))):
+        body = rng.choice(_MUTATIONS)(rng, body, corpus)
+    return body, rng
 
 
-def split(dice: Random, body: bytes) -> list[bytes]:
+def split(rng: Random, body: bytes) -> list[bytes]:
     """`body` in parts, as a network might cut it."""
-    if dice.random() < 0.05:
+    if rng.random() < 0.05:
         return [body[at : at + 1] for at in range(len(body))]
-    cuts = sorted(dice.randrange(len(body) + 1) for _ in range(dice.randrange(6)))
+    cuts = sorted(rng.randrange(len(body) + 1) for _ in range(rng.randrange(6)))
     return [body[a:b] for a, b in zip([0, *cuts], [*cuts, len(body)], strict=True)]
 
 
 # Of bytes.
 
 
-def _flip(dice: Random, body: bytes, _: Sequence[bytes]) -> bytes:
+def _flip(rng: Random, body: bytes, _: Sequence[bytes]) -> bytes:
     flipped = bytearray(body)
-    for _bit in range(dice.randrange(1, 4) if flipped else 0):
-        flipped[dice.randrange(len(flipped))] ^= 1 << dice.randrange(8)
+    for _bit in range(rng.randrange(1, 4) if flipped else 0):
+        flipped[rng.randrange(len(flipped))] ^= 1 << rng.randrange(8)
     return bytes(flipped)
 
 
-def _truncate(dice: Random, body: bytes, _: Sequence[bytes]) -> bytes:
-    return body[: dice.randrange(len(body) + 1)]
+def _truncate(rng: Random, body: bytes, _: Sequence[bytes]) -> bytes:
+    return body[: rng.randrange(len(body) + 1)]
 
 
-def _cut_out(dice: Random, body: bytes, _: Sequence[bytes]) -> bytes:
-    start, end = _stretch(dice, body)
+def _cut_out(rng: Random, body: bytes, _: Sequence[bytes]) -> bytes:
+    start, end = _stretch(rng, body)
     return body[:start] + body[end:]
 
 
-def _repeat(dice: Random, body: bytes, _: Sequence[bytes]) -> bytes:
-    start, end = _stretch(dice, body)
+def _repeat(rng: Random, body: bytes, _: Sequence[bytes]) -> bytes:
+    start, end = _stretch(rng, body)
     return body[:end] + body[start:end] + body[end:]
 
 
-def _splice(dice: Random, body: bytes, corpus: Sequence[bytes]) -> bytes:
-    other = dice.choice(corpus)
-    start, end = _stretch(dice, body)
-    other_start, other_end = _stretch(dice, other)
+def _splice(rng: Random, body: bytes, corpus: Sequence[bytes]) -> bytes:
+    other = rng.choice(corpus)
+    start, end = _stretch(rng, body)
+    other_start, other_end = _stretch(rng, other)
     return body[:start] + other[other_start:other_end] + body[end:]
 
 
-def _insert_token(dice: Random, body: bytes, _: Sequence[bytes]) -> bytes:
-    start, end = _stretch(dice, body)
-    end = start if dice.random() < 0.5 else end
-    return body[:start] + dice.choice(_TOKENS) + body[end:]
+def _insert_token(rng: Random, body: bytes, _: Sequence[bytes]) -> bytes:
+    start, end = _stretch(rng, body)
+    end = start if rng.random() < 0.5 else end
+    return body[:start] + rng.choice(_TOKENS) + body[end:]
 
 
-def _noise(dice: Random, body: bytes, _: Sequence[bytes]) -> bytes:
-    start, end = _stretch(dice, body)
-    return body[:start] + dice.randbytes(dice.randrange(20)) + body[end:]
+def _noise(rng: Random, body: bytes, _: Sequence[bytes]) -> bytes:
+    start, end = _stretch(rng, body)
+    return body[:start] + rng.randbytes(rng.randrange(20)) + body[end:]
 
 
-def _stretch(dice: Random, body: bytes) -> tuple[int, int]:
-    start = dice.randrange(len(body) + 1)
-    return start, min(len(body), start + dice.randrange(40))
+def _stretch(rng: Random, body: bytes) -> tuple[int, int]:
+    start = rng.randrange(len(body) + 1)
+    return start, min(len(body), start + rng.randrange(40))
 
 
 # Of JSON.
 
 
-def _replace(dice: Random, document: Any) -> Any:
+def _replace(rng: Random, document: Any) -> Any:
     """Any value by any other."""
-    holder, key = _place(dice, document)
+    holder, key = _place(rng, document)
     if holder is None:
-        return _value(dice, document)
-    holder[key] = _value(dice, document)
+        return _value(rng, document)
+    holder[key] = _value(rng, document)
     return document
 
 
-def _drop(dice: Random, document: Any) -> Any:
-    holder, key = _place(dice, document)
+def _drop(rng: Random, document: Any) -> Any:
+    holder, key = _place(rng, document)
     if holder is not None:
         del holder[key]
     return document
 
 
-def _add(dice: Random, document: Any) -> Any:
+def _add(rng: Random, document: Any) -> Any:
     """A field that means something elsewhere, or one more of a list."""
-    holder, _ = _place(dice, document)
+    holder, _ = _place(rng, document)
     if isinstance(holder, dict):
-        holder[dice.choice(_KEYS)] = _value(dice, document)
+        holder[rng.choice(_KEYS)] = _value(rng, document)
     elif isinstance(holder, list):
-        holder.insert(dice.randrange(len(holder) + 1), _value(dice, document))
+        holder.insert(rng.randrange(len(holder) + 1), _value(rng, document))
     return document
 
 
-def _wrap(dice: Random, document: Any) -> Any:
-    holder, key = _place(dice, document)
+def _wrap(rng: Random, document: Any) -> Any:
+    holder, key = _place(rng, document)
     if holder is None:
         return [document]
-    holder[key] = dice.choice(([holder[key]], {dice.choice(_KEYS): holder[key]}))
+    holder[key] = rng.choice(([holder[key]], {rng.choice(_KEYS): holder[key]}))
     return document
 
 
-def _value(dice: Random, document: Any) -> Any:
-    chance = dice.random()
-    if chance < 0.25:
-        holder, key = _place(dice, document)
+def _value(rng: Random, document: Any) -> Any:
+    random = rng.random()
+    if random < 0.25:
+        holder, key = _place(rng, document)
         return document if holder is None else json.loads(json.dumps(holder[key]))
-    if chance < 0.27:
-        return _deep(dice)
-    return dice.choice(_ODD)
+    if random < 0.27:
+        return _deep(rng)
+    return rng.choice(_ODD)
 
 
-def _deep(dice: Random) -> Any:
+def _deep(rng: Random) -> Any:
     nested: Any = []
-    as_dict = dice.random() < 0.5
-    for _ in range(dice.choice(_DEPTHS[:3])):
+    as_dict = rng.random() < 0.5
+    for _ in range(rng.choice(_DEPTHS[:3])):
         nested = {"a": nested} if as_dict else [nested]
     return nested
 
 
-def _place(dice: Random, document: Any) -> tuple[Any, Any]:
+def _place(rng: Random, document: Any) -> tuple[Any, Any]:
     """A place in a document, every depth as likely as it can be; None for its root."""
     holder: Any = None
     key: Any = None
     inner = document
     while isinstance(inner, dict | list) and inner:
-        if holder is not None and dice.random() < 0.25:
+        if holder is not None and rng.random() < 0.25:
             break
         holder = inner
-        key = dice.choice(list(inner)) if isinstance(inner, dict) else None
-        key = dice.randrange(len(inner)) if key is None else key
+        key = rng.choice(list(inner)) if isinstance(inner, dict) else None
+        key = rng.randrange(len(inner)) if key is None else key
         inner = inner[key]
     return holder, key
 
@@ -251,31 +251,31 @@ def _place(dice: Random, document: Any) -> tuple[Any, Any]:
 _STRUCTURAL: Final = (_replace, _replace, _replace, _drop, _add, _wrap)
 
 
-def _restructure(dice: Random, body: bytes, _: Sequence[bytes]) -> bytes:
+def _restructure(rng: Random, body: bytes, _: Sequence[bytes]) -> bytes:
     """Another structure of the body, or of one event of a stream."""
     lines = body.split(b"\n")
     told = [at for at, line in enumerate(lines) if line.startswith(_PREFIX + b"{")]
     if not told:
-        return _changed(dice, body)
-    at = dice.choice(told)
-    lines[at] = _PREFIX + _changed(dice, lines[at].removeprefix(_PREFIX))
+        return _changed(rng, body)
+    at = rng.choice(told)
+    lines[at] = _PREFIX + _changed(rng, lines[at].removeprefix(_PREFIX))
     return b"\n".join(lines)
 
 
-def _changed(dice: Random, text: bytes) -> bytes:
+def _changed(rng: Random, text: bytes) -> bytes:
     try:
         document = json.loads(text)
-        changed = dice.choice(_STRUCTURAL)(dice, document)
+        changed = rng.choice(_STRUCTURAL)(rng, document)
         return json.dumps(changed).encode()
     except (ValueError, RecursionError):
         return text
 
 
-def _sink(dice: Random, body: bytes, _: Sequence[bytes]) -> bytes:
+def _sink(rng: Random, body: bytes, _: Sequence[bytes]) -> bytes:
     """A value far down, deeper than any reader goes."""
-    at = body.find(b":", dice.randrange(len(body) + 1)) + 1
-    depth = dice.choice(_DEPTHS) if dice.random() < 0.2 else 1
-    opened, closed = dice.choice(((b"[", b"]"), (b'{"a":', b"}")))
+    at = body.find(b":", rng.randrange(len(body) + 1)) + 1
+    depth = rng.choice(_DEPTHS) if rng.random() < 0.2 else 1
+    opened, closed = rng.choice(((b"[", b"]"), (b'{"a":', b"}")))
     return body[:at] + opened * depth + b"0" + closed * depth + b"," + body[at:]
 
 

@@ -25,7 +25,7 @@ Where a peer stands in a row, it went through the same test in the same run.
 """
 
 
-class Report(TypedDict):
+class ProviderError(TypedDict):
     """What was measured last of each promise, as it stands in `docs/promises.json`."""
 
     python: str
@@ -34,23 +34,23 @@ class Report(TypedDict):
     promises: list[Told]
 
 
-def read(folder: Path) -> Report:
+def read(folder: Path) -> ProviderError:
     """The report that the page was written from."""
-    report: Report = json.loads((folder / "promises.json").read_text())
+    report: ProviderError = json.loads((folder / "promises.json").read_text())
     return report
 
 
-def write(report: Report, folder: Path) -> None:
+def write(report: ProviderError, folder: Path) -> None:
     """Write the report and the page of it; what it does not speak of is kept."""
-    fresh = {one["test"]: one for one in report["promises"]}
-    held = {one["test"]: one for one in read(folder)["promises"]} | fresh
+    clone = {one["test"]: one for one in report["promises"]}
+    held = {one["test"]: one for one in read(folder)["promises"]} | clone
     report = {**report, "promises": [held[test] for test in sorted(held)]}
     data = json.dumps(report, indent=1, ensure_ascii=False)
     (folder / "promises.json").write_text(f"{data}\n")
     (folder / "promises.md").write_text(page(report))
 
 
-def page(report: Report) -> str:
+def page(report: ProviderError) -> str:
     """The page, in Markdown."""
     overview = _rows(
         ["promise", "number", "test"],
@@ -70,7 +70,7 @@ def page(report: Report) -> str:
     return "\n".join([_HEAD, overview, *sections, "---\n", foot])
 
 
-def table(report: Report) -> str:
+def table(report: ProviderError) -> str:
     """What was measured, for a terminal."""
     lines: list[str] = []
     for one in report["promises"]:

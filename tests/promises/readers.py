@@ -25,27 +25,27 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from langchain_retryrouter import OpenAI, OpenAIChat
-from langchain_retryrouter._core.retry_after import read_advice
-from langchain_retryrouter._gptrouter import transport
+from langchain_retryrouter._gptrouter import client as transport
 from langchain_retryrouter._gptrouter.bodies import _EventQueue
 from langchain_retryrouter._gptrouter.embeddings import read_vectors
 from langchain_retryrouter._gptrouter.messages import (
     ChunkReader,
-    add_usage,
     assemble,
     build_messages,
     read_result,
 )
-from langchain_retryrouter._openai import wire
+from langchain_retryrouter._gptrouter.protocol import add_usage
+from langchain_retryrouter._http.sse import EventTooLargeError, SSEParser
+from langchain_retryrouter._openai import protocol as wire
 from langchain_retryrouter._openai.clients import plain, sending
 from langchain_retryrouter._openai.clients.sharing import http_library
 from langchain_retryrouter._openai.clients.streams import SDKStream
-from langchain_retryrouter._openai.failures import from_page, from_problem, typed_errors
-from langchain_retryrouter._router.ends import ChunkReader as EndReader
-from langchain_retryrouter._router.ends import finish_of
-from langchain_retryrouter._router.failures import name_failure
-from langchain_retryrouter._router.history import fit_history
-from langchain_retryrouter._sse import EventTooLargeError, SSEParser
+from langchain_retryrouter._openai.errors import from_page, from_problem, typed_errors
+from langchain_retryrouter._providers.errors import name_failure
+from langchain_retryrouter._providers.finish_reasons import ChunkReader as EndReader
+from langchain_retryrouter._providers.finish_reasons import finish_reason_in
+from langchain_retryrouter._providers.history import fit_history
+from langchain_retryrouter._retry.retry_after import read_advice
 from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError
 from tests.promises.mutations import split
 
@@ -81,11 +81,11 @@ def _sdk() -> Any:
 # Server-sent events.
 
 
-def sse(body: bytes, dice: Random) -> None:
+def sse(body: bytes, rng: Random) -> None:
     """The parser: a body's events are the same, however it was cut."""
-    limit = dice.choice((64, 1_000_000))
+    limit = rng.choice((64, 1_000_000))
     whole = _events([body], limit)
-    assert _events(split(dice, body), limit) == whole, "the events depend on the cuts"
+    assert _events(split(rng, body), limit) == whole, "the events depend on the cuts"
 
 
 def _events(parts: Sequence[bytes], limit: int) -> list[object]:
@@ -102,24 +102,24 @@ def _events(parts: Sequence[bytes], limit: int) -> list[object]:
 # GPTRouter.
 
 
-def gateway_answer(body: bytes, dice: Random) -> None:
+def gateway_answer(body: bytes, rng: Random) -> None:
     """An answer in one piece."""
-    status = 200 if dice.random() < 0.8 else dice.choice((204, *_STATUSES))
-    data = transport._read_answer(_http_response(dice, status), body)
-    _check_result(read_result(transport._read_generation(data), PROVIDERS), dice)
+    status = 200 if rng.random() < 0.8 else rng.choice((204, *_STATUSES))
+    data = transport._read_answer(_http_response(rng, status), body)
+    _check_result(read_result(transport._read_generation(data), PROVIDERS), rng)
 
 
-def gateway_stream(body: bytes, dice: Random) -> None:
+def gateway_stream(body: bytes, rng: Random) -> None:
     """A stream: chunk by chunk, and put together."""
     whole = _Told([body])
-    assert _Told(split(dice, body)) == whole, "the answer depends on the cuts"
+    assert _Told(split(rng, body)) == whole, "the answer depends on the cuts"
     read = ChunkReader(PROVIDERS)
     chunks = [chunk for event in whole.events if (chunk := read(event)) is not None]
     for chunk in chunks:
         _check_message(chunk.message)
     if chunks:
         _check_message(functools.reduce(lambda one, other: one + other, chunks).message)
-    _check_result(read_result(assemble(whole.events), PROVIDERS), dice)
+    _check_result(read_result(assemble(whole.events), PROVIDERS), rng)
     if whole.error is not None:
         raise whole.error
 
@@ -152,9 +152,9 @@ class _Told:
         return f"{self.events!r} {type(self.error).__name__} {self.error}"
 
 
-def gateway_vectors(body: bytes, dice: Random) -> None:
+def gateway_vectors(body: bytes, rng: Random) -> None:
     """An answer of the embeddings endpoint."""
-    data = transport._read_answer(_http_response(dice, 200), body)
+    data = transport._read_answer(_http_response(rng, 200), body)
     for vector in read_vectors(data, 2):
         assert all(type(number) is float for number in vector), vector
 
@@ -162,28 +162,28 @@ def gateway_vectors(body: bytes, dice: Random) -> None:
 # OpenAI's LLMs.
 
 
-def openai_answer(body: bytes, dice: Random) -> None:
+def openai_answer(body: bytes, rng: Random) -> None:
     """An answer of either endpoint, as plain data."""
     with _errors():
-        raw = sending._checked(plain._answer_in(_response(dice, body)), {})
-    llm = dice.choice(_llms())
+        raw = sending._checked(plain._answer_in(_response(rng, body)), {})
+    llm = rng.choice(_llms())
     _check_llm_result(llm._result([llm._read(raw), llm._read(raw)], ["a", "b"], {}))
 
 
-def openai_objects(body: bytes, dice: Random) -> None:
+def openai_objects(body: bytes, rng: Random) -> None:
     """An answer of either endpoint, as the SDK's objects."""
-    kind = dice.choice((Completion, ChatCompletion))
+    kind = rng.choice((Completion, ChatCompletion))
     with _errors():
         raw = sending._checked(_parsed(body, kind), {})
-    llm = dice.choice(_llms())
+    llm = rng.choice(_llms())
     _check_llm_result(llm._result([llm._read(raw)], ["a"], {}))
 
 
-def openai_stream(body: bytes, dice: Random) -> None:
+def openai_stream(body: bytes, rng: Random) -> None:
     """A stream of either endpoint, as plain data."""
-    llm = dice.choice(_llms())
+    llm = rng.choice(_llms())
     texts, whole = _follow([body])
-    cut_texts, cut = _follow(split(dice, body))
+    cut_texts, cut = _follow(split(rng, body))
     assert "".join(texts) == "".join(cut_texts), "the text depends on the cuts"
     assert repr(whole) == repr(cut), "the end depends on the cuts"
     if isinstance(whole, RetryRouterError):
@@ -230,32 +230,32 @@ def _body_of(parts: Sequence[bytes]) -> Any:
     return _body_class()(parts)
 
 
-def openai_error(body: bytes, dice: Random) -> None:
+def openai_error(body: bytes, rng: Random) -> None:
     """An error of the SDK, to OpenAI's LLMs; or a page where a stream was due."""
-    response = _response(dice, body)
-    if dice.random() < 0.2:
+    response = _response(rng, body)
+    if rng.random() < 0.2:
         raise from_page(response)
     with _errors():
-        raise _sdk_error(response, dice)
+        raise _sdk_error(response, rng)
 
 
 # A router's routes.
 
 
-def router_error(body: bytes, dice: Random) -> None:
+def router_error(body: bytes, rng: Random) -> None:
     """An error of an SDK, to a router."""
-    _raise_named(_sdk_error(_response(dice, body), dice))
+    _raise_named(_sdk_error(_response(rng, body), rng))
 
 
-def router_answer(body: bytes, dice: Random) -> None:
+def router_answer(body: bytes, rng: Random) -> None:
     """An answer, as `ChatOpenAI` reads it for a router."""
-    del dice
+    del rng
     try:
         result = chat_openai(body)
     except Exception as error:  # noqa: BLE001 - named, or a crash
         _raise_named(error)
     for generation in result.generations:
-        finish_of(generation)
+        finish_reason_in(generation)
         _check_message(generation.message, is_ours=False)
         fit_history([generation.message], "anthropic")
 
@@ -267,11 +267,11 @@ def chat_openai(body: bytes) -> ChatResult:
     return result
 
 
-def router_stream(body: bytes, dice: Random) -> None:
+def router_stream(body: bytes, rng: Random) -> None:
     """A stream, as `ChatOpenAI` reads it for a router."""
     model, read = _chat_model(), EndReader()
     try:
-        parts = _body_of(split(dice, body))
+        parts = _body_of(split(rng, body))
         response = _LIBRARY.Response(200, stream=parts, request=_REQUEST)
         stream = openai.Stream(
             cast_to=ChatCompletionChunk, response=response, client=_sdk()
@@ -294,10 +294,10 @@ def _raise_named(error: Exception) -> None:
 # What servers say beside an answer.
 
 
-def headers(body: bytes, dice: Random) -> None:
+def headers(body: bytes, rng: Random) -> None:
     """When to come back, out of any header."""
     del body
-    advice = read_advice(_headers(dice), wall=WALL)
+    advice = read_advice(_headers(rng), unix_time=WALL)
     assert advice.retry_after is None or 0 <= advice.retry_after < float("inf")
 
 
@@ -338,22 +338,22 @@ _VALUES: Final = (
 )
 
 
-def _http_response(dice: Random, status: int) -> urllib3.HTTPResponse:
+def _http_response(rng: Random, status: int) -> urllib3.HTTPResponse:
     return urllib3.HTTPResponse(
-        headers=urllib3.HTTPHeaderDict(_headers(dice)), status=status
+        headers=urllib3.HTTPHeaderDict(_headers(rng)), status=status
     )
 
 
-def _headers(dice: Random) -> list[tuple[str, str]]:
+def _headers(rng: Random) -> list[tuple[str, str]]:
     """Header fields, some of them odd."""
     fields: list[tuple[str, str]] = []
-    for _ in range(dice.randrange(4)):
-        value = dice.choice(_VALUES)
-        for _change in range(dice.randrange(3)):
-            at = dice.randrange(len(value) + 1)
-            told = dice.choice(("", chr(dice.randrange(33, 256)), *_VALUES))
-            value = value[:at] + told + value[at + dice.randrange(4) :]
-        fields.append((dice.choice(_NAMES), value))
+    for _ in range(rng.randrange(4)):
+        value = rng.choice(_VALUES)
+        for _change in range(rng.randrange(3)):
+            at = rng.randrange(len(value) + 1)
+            told = rng.choice(("", chr(rng.randrange(33, 256)), *_VALUES))
+            value = value[:at] + told + value[at + rng.randrange(4) :]
+        fields.append((rng.choice(_NAMES), value))
     return fields
 
 
@@ -364,10 +364,10 @@ def _errors() -> contextlib.AbstractContextManager[None]:
     return typed_errors(lambda: WALL, None)
 
 
-def _response(dice: Random, body: bytes) -> Any:
-    status = 200 if dice.random() < 0.5 else dice.choice(_STATUSES)
+def _response(rng: Random, body: bytes) -> Any:
+    status = 200 if rng.random() < 0.5 else rng.choice(_STATUSES)
     fields = [
-        (name, value.encode("latin-1", "replace")) for name, value in _headers(dice)
+        (name, value.encode("latin-1", "replace")) for name, value in _headers(rng)
     ]
     return _LIBRARY.Response(status, headers=fields, content=body, request=_REQUEST)
 
@@ -394,9 +394,9 @@ _OPTIONS: Final = openai._models.FinalRequestOptions.construct(
 )
 
 
-def _sdk_error(response: Any, dice: Random) -> Exception:
+def _sdk_error(response: Any, rng: Random) -> Exception:
     """What the SDK raises for a body: as an answer, or as an event of a stream."""
-    if dice.random() < 0.7:
+    if rng.random() < 0.7:
         error: Exception = _sdk()._make_status_error_from_response(response)
         return error
     try:
@@ -409,10 +409,10 @@ def _sdk_error(response: Any, dice: Random) -> Exception:
     return openai.APIError(message=said, request=_REQUEST, body=told)
 
 
-def _check_result(result: ChatResult, dice: Random) -> None:
+def _check_result(result: ChatResult, rng: Random) -> None:
     for generation in result.generations:
         _check_message(generation.message)
-        if dice.random() < _RESEND_SHARE:
+        if rng.random() < _RESEND_SHARE:
             # Half a character can be read, and cannot be sent.
             with contextlib.suppress(UnsupportedOptionError):
                 transport._encode({"messages": build_messages([generation.message])})

@@ -15,18 +15,17 @@ from typing import Final, TypeAlias
 
 from tenacity import RetryCallState
 
-from langchain_retryrouter._core.breaker import BreakerState, CircuitBreaker, Permit
-from langchain_retryrouter._core.budget import RetryBudget
-from langchain_retryrouter._core.failure import FailureKind
-from langchain_retryrouter._core.policy import RetryPolicy
-from langchain_retryrouter._core.session import RetrySession
-from langchain_retryrouter._core.streaming import Signal
-from langchain_retryrouter._drive import Attempt, Plan, acall, astream, call, stream
+from langchain_retryrouter._retry.call_state import CallState
+from langchain_retryrouter._retry.engine import Attempt, RetryContext, acall, call
+from langchain_retryrouter._retry.streaming import ChunkInfo, astream, stream
+from langchain_retryrouter.circuit_breaker import BreakerState, CircuitBreaker, Permit
 from langchain_retryrouter.errors import BASE_ERRORS, RetryRouterError
+from langchain_retryrouter.failures import FailureKind
+from langchain_retryrouter.policy import RetryBudget, RetryPolicy
 
 FAULTS: Final = 0.02
-TOKEN: Final = Signal(text="x", is_token=True)
-END: Final = Signal(is_end=True, is_last=True)
+TOKEN: Final = ChunkInfo(text="x", is_token=True)
+END: Final = ChunkInfo(is_end=True, is_last=True)
 _LATE: Final = "no answer in time"
 _OUTAGE: Final = 0.001
 _MOST_SECONDS: Final = 120.0
@@ -57,14 +56,14 @@ Outcome: TypeAlias = str | None
 class VirtualClock:
     """A clock that waiting moves on, and that remembers nothing."""
 
-    def __init__(self, dice: Random) -> None:
+    def __init__(self, rng: Random) -> None:
         self.now = 0.0
-        self.random = dice.random
+        self.random = rng.random
 
     def monotonic(self) -> float:
         return self.now
 
-    def wall(self) -> float:
+    def time(self) -> float:
         return 1_800_000_000.0 + self.now
 
     def sleep(self, seconds: float, /) -> None:
@@ -99,7 +98,7 @@ class Provider:
     def call(self) -> Outcome:
         """One sync call, whole or as a stream."""
         with self._checked() as (plan, outcome):
-            if plan.session.policy.deadline is None:
+            if plan.call_state.policy.deadline is None:
                 for _ in stream(plan, self._connect, _reader, self._notified(plan)):
                     pass
             else:
@@ -111,7 +110,7 @@ class Provider:
         await asyncio.sleep(0)  # noqa: TID251 - a turn of the loop, and no wait
         with self._checked() as (plan, outcome):
             notify = self._anotified(plan)
-            if plan.session.policy.deadline is None:
+            if plan.call_state.policy.deadline is None:
                 async for _ in astream(plan, self._aconnect, _reader, notify):
                     pass
             else:
@@ -125,41 +124,41 @@ class Provider:
         assert isinstance(self.breaker.admit(self.clock.now), Permit)
 
     @contextlib.contextmanager
-    def _checked(self) -> Iterator[tuple[Plan, list[str]]]:
+    def _checked(self) -> Iterator[tuple[RetryContext, list[str]]]:
         """A call's plan, and what becomes of it; afterwards nothing is amiss."""
-        clock, dice = self.clock, self._dice
-        clock.now += dice.expovariate(1.0)  # Seconds between two calls.
-        streams = dice.random() < 0.5
-        policy = dice.choice(_STREAM_POLICIES if streams else _POLICIES)
-        session = RetrySession(
+        clock, rng = self.clock, self._dice
+        clock.now += rng.expovariate(1.0)  # Seconds between two calls.
+        streams = rng.random() < 0.5
+        policy = rng.choice(_STREAM_POLICIES if streams else _POLICIES)
+        call_state = CallState(
             policy, budget=self.budget, breaker=self.breaker, time=clock
         )
         outcome: list[str] = []
         told: list[int] = []
         began = clock.now
         try:
-            yield Plan(session, errors=BASE_ERRORS, clock=clock), outcome
+            yield RetryContext(call_state, errors=BASE_ERRORS, clock=clock), outcome
         except RetryRouterError as error:
             outcome.append(error.kind)
             told.append(error.attempts)
-        assert told in ([], [session.attempts]), (told, session.records)
-        assert session.attempts <= policy.max_retries + 1, session.records
+        assert told in ([], [call_state.attempts]), (told, call_state.records)
+        assert call_state.attempts <= policy.max_retries + 1, call_state.records
         assert 0 <= self.budget.tokens <= 500, self.budget.tokens
         assert self.breaker.state(clock.now) in _STATES
-        assert all(record.outcome != "pending" for record in session.records)
+        assert all(record.outcome != "pending" for record in call_state.records)
         if policy.deadline is not None and not self.in_flight:
             self.latest = max(self.latest, clock.now - began - policy.deadline)
-        is_answered = session.attempts and session.records[-1].outcome == "ok"
-        assert bool(is_answered) is not bool(outcome), (session.records, outcome)
+        is_answered = call_state.attempts and call_state.records[-1].outcome == "ok"
+        assert bool(is_answered) is not bool(outcome), (call_state.records, outcome)
 
-    def _notified(self, plan: Plan) -> Callable[[RetryCallState], None]:
+    def _notified(self, plan: RetryContext) -> Callable[[RetryCallState], None]:
         """Looks at each wait before it begins."""
         began = self.clock.now
 
         def notify(state: RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None
             assert isinstance(error, RetryRouterError)
-            wait, policy = state.upcoming_sleep, plan.session.policy
+            wait, policy = state.upcoming_sleep, plan.call_state.policy
             assert wait >= (error.retry_after or 0.0), (wait, error.retry_after)
             assert wait <= max(policy.max_delay, policy.max_retry_after) + 1.0, wait
             if policy.deadline is not None:
@@ -167,7 +166,9 @@ class Provider:
 
         return notify
 
-    def _anotified(self, plan: Plan) -> Callable[[RetryCallState], Awaitable[None]]:
+    def _anotified(
+        self, plan: RetryContext
+    ) -> Callable[[RetryCallState], Awaitable[None]]:
         notify = self._notified(plan)
 
         async def anotify(state: RetryCallState) -> None:
@@ -180,14 +181,14 @@ class Provider:
     def _arrive(self) -> RetryRouterError | None:
         """A request comes in; what will be wrong with its answer."""
         self.requests += 1
-        dice, clock = self._dice, self.clock
-        if dice.random() < _OUTAGE:
-            self._out_until = clock.now + dice.uniform(10.0, 60.0)
-        if dice.random() >= FAULTS and clock.now >= self._out_until:
+        rng, clock = self._dice, self.clock
+        if rng.random() < _OUTAGE:
+            self._out_until = clock.now + rng.uniform(10.0, 60.0)
+        if rng.random() >= FAULTS and clock.now >= self._out_until:
             return None
-        kind = dice.choice(_KINDS)
+        kind = rng.choice(_KINDS)
         if kind is FailureKind.RATE_LIMIT:
-            asked = dice.choice((None, 0.0, 0.2, 3.0, 30.0, 90.0))
+            asked = rng.choice((None, 0.0, 0.2, 3.0, 30.0, 90.0))
             return BASE_ERRORS[kind]("429", status_code=429, retry_after=asked)
         return BASE_ERRORS[kind](kind)
 
@@ -227,11 +228,11 @@ class Provider:
         finally:
             self.in_flight -= 1
 
-    def _events(self) -> Iterator[Signal]:
+    def _events(self) -> Iterator[ChunkInfo]:
         failure = self._arrive()
         breaks_off = failure is not None and self._dice.random() < 0.5
         if failure is None or breaks_off:
-            yield Signal()
+            yield ChunkInfo()
             yield TOKEN
         self._answer(failure)
         yield TOKEN
@@ -247,10 +248,10 @@ class _Source:
         self._is_open = True
         provider.in_flight += 1
 
-    def __iter__(self) -> Iterator[Signal]:
+    def __iter__(self) -> Iterator[ChunkInfo]:
         return self._events
 
-    async def __aiter__(self) -> AsyncIterator[Signal]:
+    async def __aiter__(self) -> AsyncIterator[ChunkInfo]:
         for event in self._events:
             await asyncio.sleep(0)  # noqa: TID251 - a turn of the loop, and no wait
             yield event
@@ -266,9 +267,9 @@ class _Source:
         self.close()
 
 
-def _reader() -> Callable[[Signal], Signal]:
+def _reader() -> Callable[[ChunkInfo], ChunkInfo]:
     return _same
 
 
-def _same(signal: Signal) -> Signal:
+def _same(signal: ChunkInfo) -> ChunkInfo:
     return signal

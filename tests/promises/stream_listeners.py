@@ -24,7 +24,7 @@ from langchain_retryrouter import (
     RetryRouter,
 )
 from langchain_retryrouter.testing import FakeClock, FaultyGateway, Raw, Step
-from langchain_retryrouter.testing.recorded_request import RecordedRequest
+from langchain_retryrouter.testing.requests import RecordedRequest
 from tests.promises.recordings import Protocol, Recording, Told
 
 ONE_MODEL: Final = [GPTRouterModel(name="gpt-4", provider_name="p")]

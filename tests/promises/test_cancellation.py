@@ -14,13 +14,7 @@ from typing import Any
 
 import pytest
 
-from langchain_retryrouter.testing import (
-    FaultyGateway,
-    Silence,
-    Stall,
-    Status,
-    Step,
-)
+from langchain_retryrouter.testing import FaultyGateway, Silence, Stall, Status, Step
 from tests.promises.callers import (
     RETRY_COST,
     Caller,
@@ -107,7 +101,7 @@ class Aftermath:
         evidence.at_most(0.05, max(worked), "seconds to the task's end, the longest")
         evidence.at_most(
             0.05,
-            statistics.median(one.wall for one in self.sent),
+            statistics.median(one.wall_seconds for one in self.sent),
             "seconds to the task's end on the clock, the median",
         )
         turns = max(one.turns for one in self.sent)
@@ -132,14 +126,14 @@ class Experiment:
 
     async def cancel(self, number: int) -> None:
         """Make a call, cancel it somewhere, and ask the same model again."""
-        dice = self._dice
-        caller = dice.choice(self.callers)
-        fault, method = dice.choice(caller.faults), dice.choice(caller.methods)
+        rng = self._dice
+        caller = rng.choice(self.callers)
+        fault, method = rng.choice(caller.faults), rng.choice(caller.methods)
         key = (caller.name, fault, method)
         interruption = Interruption(
-            place=dice.randint(1, self._places.get(key, 25)),
-            moment=dice.choice(MOMENTS),
-            way=dice.choice(WAYS),
+            place=rng.randint(1, self._places.get(key, 25)),
+            moment=rng.choice(MOMENTS),
+            way=rng.choice(WAYS),
         )
         label = (
             f"call {number}, {key}, {interruption.way} at {interruption.place},"
@@ -300,14 +294,14 @@ def test_a_signal_ends_sync_code_where_it_waits(
 
     Where code computes, Python gives no guarantee to anybody; where it waits, it does.
     """
-    dice = random.Random(f"{fault} {method}")  # noqa: S311 - no secret
+    rng = random.Random(f"{fault} {method}")  # noqa: S311 - no secret
     slowest = 0.0
     with FaultyGateway() as gateway, raising():
         asked = sync_callers(gateway, is_guarded=fault in _GUARDED)
         for caller in asked * length.of(short=1, long=10):
             caller.half_open()
             gateway.script(PLACES[fault])
-            sender = Sender(partial(gateway.wait_for, _has_request), dice.random() / 20)
+            sender = Sender(partial(gateway.wait_for, _has_request), rng.random() / 20)
             sender.start()
             with pytest.raises(InterruptedBySignalError):
                 _ask_sync(caller.model, method)

@@ -232,22 +232,22 @@ def test_no_wait_is_begun_that_cannot_end(
     """
     waits = hopeless = 0
     for seed in range(length.of(short=60, long=1_500)):
-        dice = random.Random(seed)  # noqa: S311 - no secret
-        clock = WatchfulClock(2, random=iter(dice.random, None))
+        rng = random.Random(seed)  # noqa: S311 - no secret
+        clock = WatchfulClock(2, random=iter(rng.random, None))
 
         def refuse(
-            _: object, dice: random.Random = dice, clock: FakeClock = clock
+            _: object, rng: random.Random = rng, clock: FakeClock = clock
         ) -> Step:
-            clock.advance(dice.choice([0, 0.01, 0.3, 1.2]))
-            asked = dice.choice(["0", "0.2", "1", "1.9", "2", "30"])
-            return dice.choice([Status(503), Status(429, {"retry-after": asked})])
+            clock.advance(rng.choice([0, 0.01, 0.3, 1.2]))
+            asked = rng.choice(["0", "0.2", "1", "1.9", "2", "30"])
+            return rng.choice([Status(503), Status(429, {"retry-after": asked})])
 
         faulty_gateway.always(refuse)
         policy = RetryPolicy(
             deadline=2,
             max_retries=20,
-            initial_delay=dice.choice([0.05, 0.4, 3]),
-            jitter=dice.random() < 0.5,
+            initial_delay=rng.choice([0.05, 0.4, 3]),
+            jitter=rng.random() < 0.5,
         )
         llm = _model(faulty_gateway, policy, clock, seed)
         with pytest.raises((UnavailableError, RateLimitError, APITimeoutError)):

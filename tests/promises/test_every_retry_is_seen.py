@@ -15,7 +15,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tracers.langchain import LangChainTracer
 
 from langchain_retryrouter import RetryRouterError
-from langchain_retryrouter._core.clock import new_dice
+from langchain_retryrouter._retry.clock import new_rng
 from langchain_retryrouter.testing import (
     Answer,
     FakeClock,
@@ -94,7 +94,7 @@ def new_model(model: str, gateway: FaultyGateway, clock: FakeClock) -> Any:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RetryContext:
     """One call to be made."""
 
     name: str
@@ -129,17 +129,17 @@ class Plan:
         evidence.exactly(0, misplaced, MISPLACED)
 
 
-def plans(twin: Twin, model: str, length: Length) -> Iterator[Plan]:
+def plans(twin: Twin, model: str, length: Length) -> Iterator[RetryContext]:
     """Each way, with faults that the dice choose; in short with one of the two ends."""
     for seed in range(length.of(short=1, long=2)):
-        dice = new_dice(seed)
+        rng = new_rng(seed)
         for name, way in ways_of(twin, model).items():
             choice = [*FAULTS, Truncate(0)] if "stream" in name else FAULTS
-            count = 1 + int(dice() * MOST_FAULTS)
-            faults = tuple(choice[int(dice() * len(choice))] for _ in range(count))
-            ends = [True, False] if length.is_long else [dice() < CHANCE_TO_END_WELL]
+            count = 1 + int(rng() * MOST_FAULTS)
+            faults = tuple(choice[int(rng() * len(choice))] for _ in range(count))
+            ends = [True, False] if length.is_long else [rng() < CHANCE_TO_END_WELL]
             for ends_well in ends:
-                yield Plan(name, way, faults, ends_well)
+                yield RetryContext(name, way, faults, ends_well)
 
 
 @pytest.mark.parametrize("model", FIVE_MODELS)

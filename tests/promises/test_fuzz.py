@@ -47,9 +47,9 @@ def _crashes(name: str, count: int, outcomes: collections.Counter[str]) -> list[
     read, corpus = CORPUS[name]
     crashes: list[str] = []
     for seed in range(count):
-        body, dice = mutated(seed, corpus)
+        body, rng = mutated(seed, corpus)
         try:
-            read(body, dice)
+            read(body, rng)
             outcomes["accepted"] += 1
         except RetryRouterError:
             outcomes["refused"] += 1
@@ -86,7 +86,7 @@ def test_what_a_peer_does_with_them(evidence: Evidence, length: Length) -> None:
     crashes = {"ours": 0, "ChatOpenAI": 0}
     corpus = CORPUS["router_answer"][1]
     for seed in range(count):
-        body, dice = mutated(seed, corpus)
+        body, rng = mutated(seed, corpus)
         try:
             readers.chat_openai(body)
         except openai.OpenAIError:
@@ -94,7 +94,7 @@ def test_what_a_peer_does_with_them(evidence: Evidence, length: Length) -> None:
         except Exception:  # noqa: BLE001 - a ValueError, TypeError, AttributeError, ...
             crashes["ChatOpenAI"] += 1
         try:
-            readers.router_answer(body, dice)
+            readers.router_answer(body, rng)
         except RetryRouterError:
             pass
         except Exception:  # noqa: BLE001 - as above

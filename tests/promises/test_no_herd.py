@@ -16,14 +16,14 @@ from pydantic import SecretStr
 from tenacity import RetryCallState
 
 from langchain_retryrouter import RetryPolicy
-from langchain_retryrouter._core.decision import Retry
-from langchain_retryrouter._core.failure import Failure, FailureKind
-from langchain_retryrouter._core.session import RetrySession
-from langchain_retryrouter._drive import SYSTEM_CLOCK, Attempt, Plan, acall
+from langchain_retryrouter._retry.call_state import CallState, Retry
+from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
+from langchain_retryrouter._retry.engine import Attempt, RetryContext, acall
 from langchain_retryrouter.errors import BASE_ERRORS
+from langchain_retryrouter.failures import Failure, FailureKind
 from langchain_retryrouter.testing import FakeClock
-from tests.promises.dice import seeded
 from tests.promises.evidence import Evidence, Length, Promise
+from tests.promises.rng import seeded
 from tests.promises.virtual_time import VirtualClock, run
 
 PROMISE = Promise(
@@ -53,15 +53,15 @@ def busiest(waits: Iterable[float]) -> float:
     return 100 * most / len(ends)
 
 
-def crowd(retry_after: float | None, dice: Callable[[], float]) -> list[float]:
+def crowd(retry_after: float | None, rng: Callable[[], float]) -> list[float]:
     """How long each of the clients waits before its first retry."""
-    policy, clock = RetryPolicy(), FakeClock(random=iter(dice, None))
+    policy, clock = RetryPolicy(), FakeClock(random=iter(rng, None))
     failure = Failure(FailureKind.RATE_LIMIT, 429, retry_after=retry_after)
     waits = []
     for _ in range(CLIENTS):
-        session = RetrySession(policy, time=clock)
-        session.admit()
-        decision = session.failed(failure)
+        call_state = CallState(policy, time=clock)
+        call_state.admit()
+        decision = call_state.failed(failure)
         assert isinstance(decision, Retry)
         waits.append(decision.delay)
     return waits
@@ -98,8 +98,8 @@ def test_the_same_seed_everywhere_makes_no_herd(evidence: Evidence) -> None:
         random.seed(42)
         thrown.append(SYSTEM_CLOCK.random())
     random.setstate(state)
-    dice = iter(thrown)
-    evidence.at_most(12, busiest(crowd(None, lambda: next(dice))), WITHOUT)
+    rng = iter(thrown)
+    evidence.at_most(12, busiest(crowd(None, lambda: next(rng))), WITHOUT)
 
 
 async def arrivals(seed: int, retry_after: float | None) -> list[float]:
@@ -114,7 +114,7 @@ async def arrivals(seed: int, retry_after: float | None) -> list[float]:
         came.append(asyncio.get_running_loop().time())
 
     calls = (
-        acall(Plan(RetrySession(RetryPolicy(), time=clock), clock=clock), send)
+        acall(RetryContext(CallState(RetryPolicy(), time=clock), clock=clock), send)
         for _ in range(CLIENTS)
     )
     await asyncio.gather(*calls)

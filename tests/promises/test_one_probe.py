@@ -18,7 +18,7 @@ from langchain_retryrouter import (
     RetryRouterError,
     UnavailableError,
 )
-from langchain_retryrouter._core.breaker import CircuitBreaker, Permit
+from langchain_retryrouter.circuit_breaker import CircuitBreaker, Permit
 from langchain_retryrouter.testing import FakeClock, FaultyGateway, Silence, Status
 from tests.promises.evidence import Evidence, Length, Promise
 

@@ -22,10 +22,10 @@ from langchain_retryrouter import (
     RetryPolicy,
     RetryRouter,
 )
-from langchain_retryrouter._core.failure import FailureKind
-from langchain_retryrouter._core.session import RetrySession
-from langchain_retryrouter._drive import Attempt, Plan, acall, call
+from langchain_retryrouter._retry.call_state import CallState
+from langchain_retryrouter._retry.engine import Attempt, RetryContext, acall, call
 from langchain_retryrouter.errors import BASE_ERRORS, RetryRouterError
+from langchain_retryrouter.failures import FailureKind
 from langchain_retryrouter.testing import FakeClock, FaultyGateway, Status
 from tests.promises.evidence import Evidence, Length, Promise
 from tests.promises.virtual_time import VirtualClock, let_pass, run
@@ -66,9 +66,9 @@ def one_after_another(calls: int, kind: FailureKind) -> int:
         raise down(asked, kind)
 
     for _ in range(calls):
-        session = RetrySession(POLICY, budget=budget, time=clock)
+        call_state = CallState(POLICY, budget=budget, time=clock)
         with contextlib.suppress(RetryRouterError):
-            call(Plan(session, clock=clock), send)
+            call(RetryContext(call_state, clock=clock), send)
     return len(asked)
 
 
@@ -83,7 +83,7 @@ def all_at_once(calls: int, kind: FailureKind) -> int:
 
     async def calling() -> None:
         plans = [
-            Plan(RetrySession(POLICY, budget=budget, time=clock), clock=clock)
+            RetryContext(CallState(POLICY, budget=budget, time=clock), clock=clock)
             for _ in range(calls)
         ]
         waiting = (acall(plan, send) for plan in plans)

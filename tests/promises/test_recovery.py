@@ -13,10 +13,10 @@ import pytest
 from pydantic import SecretStr
 
 from langchain_retryrouter import CircuitBreaker, RetryBudget, RetryPolicy
-from langchain_retryrouter._core.failure import FailureKind
-from langchain_retryrouter._core.session import RetrySession
-from langchain_retryrouter._drive import Attempt, Plan, acall
+from langchain_retryrouter._retry.call_state import CallState
+from langchain_retryrouter._retry.engine import Attempt, RetryContext, acall
 from langchain_retryrouter.errors import BASE_ERRORS
+from langchain_retryrouter.failures import FailureKind
 from tests.promises.evidence import Evidence, Length, Promise
 from tests.promises.overload import (
     Client,
@@ -70,8 +70,8 @@ def ours(
             except (Refused, TimeoutError) as error:
                 raise BASE_ERRORS[KINDS[type(error)]](repr(error)) from error
 
-        session = RetrySession(policy, budget=budget, breaker=breaker, time=clock)
-        await acall(Plan(session, clock=clock), send)
+        call_state = CallState(policy, budget=budget, breaker=breaker, time=clock)
+        await acall(RetryContext(call_state, clock=clock), send)
 
     return client
 

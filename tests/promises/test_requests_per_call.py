@@ -77,14 +77,14 @@ class Asked(NamedTuple):
     """Something to call, and with what."""
 
     runnable: Runnable[Any, Any]
-    question: Any
+    request: Any
     stream_options: dict[str, Any]
 
 
 class Talk(TypedDict):
     """The state of a graph of one model."""
 
-    question: str
+    request: str
     answer: str
 
 
@@ -175,10 +175,10 @@ def requests_of(
 
 def calls_of(twin: Twin, asked: Asked) -> list[Callable[[], object]]:
     """Both ways to call it."""
-    runnable, question, options = asked
+    runnable, request, options = asked
     return [
-        partial(twin.invoke, runnable, question),
-        partial(twin.stream, runnable, question, **options),
+        partial(twin.invoke, runnable, request),
+        partial(twin.stream, runnable, request, **options),
     ]
 
 
@@ -262,7 +262,7 @@ def peer_asked(asked: Asked, gateway: FaultyGateway) -> int:
     before = len(gateway.requests)
     # In an agent their error becomes an answer, once the middleware has given up.
     with contextlib.suppress(Exception):
-        asked.runnable.invoke(asked.question)
+        asked.runnable.invoke(asked.request)
     return len(gateway.requests) - before
 
 

@@ -25,14 +25,13 @@ from langchain_retryrouter import (
     RetryPolicy,
     RetryRouter,
 )
-from langchain_retryrouter._core.decision import Retry
-from langchain_retryrouter._core.failure import Failure, FailureKind
-from langchain_retryrouter._core.retry_after import read_advice
-from langchain_retryrouter._core.session import RetrySession
-from langchain_retryrouter._router.failures import name_failure
+from langchain_retryrouter._providers.errors import name_failure
+from langchain_retryrouter._retry.call_state import CallState, Retry
+from langchain_retryrouter._retry.retry_after import read_advice
+from langchain_retryrouter.failures import Failure, FailureKind
 from langchain_retryrouter.testing import FakeClock, FaultyGateway, Status
-from tests.promises.dice import seeded
 from tests.promises.evidence import Evidence, Length, Promise
+from tests.promises.rng import seeded
 from tests.unit_tests.conftest import Twin
 
 PROMISE = Promise(
@@ -72,22 +71,22 @@ class ServerWriter:
     Nothing here reads a header: what is demanded is known before it is written.
     """
 
-    def __init__(self, dice: Random, *, always_dated: bool = False) -> None:
-        self._dice = dice
-        self._is_dated = always_dated or dice.random() < 0.5
-        skew = dice.choice([0, 0, -86_400, -61, 1, 3_600, 86_400])
+    def __init__(self, rng: Random, *, always_dated: bool = False) -> None:
+        self._dice = rng
+        self._is_dated = always_dated or rng.random() < 0.5
+        skew = rng.choice([0, 0, -86_400, -61, 1, 3_600, 86_400])
         # Without a `Date` the server's clock is taken to be ours.
         self._now = int(WALL) + skew if self._is_dated else WALL
 
     def demand(self) -> Demand:
         """One answer's headers, and what they ask for."""
-        dice = self._dice
-        write = dice.choice([self._told, self._told, self._told, self._reset])
+        rng = self._dice
+        write = rng.choice([self._told, self._told, self._told, self._reset])
         seconds, headers = write()
         if self._is_dated:
             headers.append(("Date", formatdate(self._now, usegmt=True)))
-        headers += dice.sample(RUBBISH, dice.randint(0, 2))
-        dice.shuffle(headers)
+        headers += rng.sample(RUBBISH, rng.randint(0, 2))
+        rng.shuffle(headers)
         return Demand(seconds, [self._dressed(*header) for header in headers])
 
     def _told(self) -> tuple[float, list[tuple[str, str]]]:
@@ -160,9 +159,9 @@ class ServerWriter:
 
     def _dressed(self, name: str, text: str) -> tuple[str, str]:
         """The same, as proxies and frameworks hand it on."""
-        dice = self._dice
-        name = dice.choice([name, name.lower(), name.upper(), name.title()])
-        return name, dice.choice(["", "", " ", "\t"]) + text + dice.choice(["", " "])
+        rng = self._dice
+        name = rng.choice([name, name.lower(), name.upper(), name.title()])
+        return name, rng.choice(["", "", " ", "\t"]) + text + rng.choice(["", " "])
 
 
 LONG_DAYS: Final = {
@@ -184,16 +183,16 @@ RUBBISH: Final = [
 ]
 
 
-def is_early(demand: Demand, retry_after: float | None, dice: Random) -> bool:
+def is_early(demand: Demand, retry_after: float | None, rng: Random) -> bool:
     """Whether a call would come back before it may, by what was read.
 
     Raises:
         AssertionError: It gives up where it could wait; that is no way to be on time.
     """
-    clock = FakeClock(random=dice.choice([0.0, dice.random()]))
-    session = RetrySession(RetryPolicy(), time=clock)
-    session.admit()
-    decision = session.failed(Failure(FailureKind.RATE_LIMIT, 429, retry_after))
+    clock = FakeClock(random=rng.choice([0.0, rng.random()]))
+    call_state = CallState(RetryPolicy(), time=clock)
+    call_state.admit()
+    decision = call_state.failed(Failure(FailureKind.RATE_LIMIT, 429, retry_after))
     if isinstance(decision, Retry):
         return decision.delay < demand.seconds - 1e-6
     assert demand.seconds > MOST, f"{demand}: {decision}"
@@ -203,12 +202,12 @@ def is_early(demand: Demand, retry_after: float | None, dice: Random) -> bool:
 def test_no_wait_is_early(evidence: Evidence, length: Length) -> None:
     """Whatever form a server finds for it, nobody is back before that time."""
     cases, seed = length.of(short=3_000, long=100_000), 2027
-    dice = seeded(seed)
+    rng = seeded(seed)
     early = []
     for _ in range(cases):
-        demand = ServerWriter(dice).demand()
-        told = read_advice(demand.headers, wall=WALL).retry_after
-        if is_early(demand, told, dice):
+        demand = ServerWriter(rng).demand()
+        told = read_advice(demand.headers, unix_time=WALL).retry_after
+        if is_early(demand, told, rng):
             early.append((demand, told))
     assert not early, f"seed {seed}: {early[:3]}"
     evidence.exactly(0, 1000 * len(early) / cases, EARLY)
@@ -238,15 +237,15 @@ class RawError(Exception):
 def test_a_router_reads_what_is_no_header(evidence: Evidence, length: Length) -> None:
     """Google's delay in a body, and headers in bytes, are a server's word as well."""
     cases, seed = length.of(short=500, long=5_000), 2028
-    dice = seeded(seed)
+    rng = seeded(seed)
     early = 0
     for _ in range(cases):
-        seconds = dice.randint(0, 7_500) / 100
+        seconds = rng.randint(0, 7_500) / 100
         raw = [("Retry-After", str(seconds))]
         for error in (GoogleError(f"{seconds}s"), RawError(raw)):
             named = name_failure(error, WALL)
             assert named is not None
-            early += is_early(Demand(seconds, raw), named.retry_after, dice)
+            early += is_early(Demand(seconds, raw), named.retry_after, rng)
     assert not early, f"seed {seed}: {early} of {2 * cases} waits early"
     evidence.exactly(0, 1000 * early / (2 * cases), EARLY)
     evidence.counted(2 * cases, "demands of servers")
@@ -297,13 +296,13 @@ def test_no_class_comes_back_early(
 ) -> None:
     """From the bytes on the wire to the wait: each class holds what it was told."""
     cases, seed = length.of(short=10, long=250), 2029
-    dice, clock = seeded(seed), FakeClock(random=0.0)
+    rng, clock = seeded(seed), FakeClock(random=0.0)
     early = 0
     with FaultyGateway(gptrouter="hosted") as gateway:
         model = new_model(gateway, clock)
         for _ in range(cases):
             # Dated, since the clock of this machine is not the one of the test.
-            demand = ServerWriter(dice, always_dated=True).demand()
+            demand = ServerWriter(rng, always_dated=True).demand()
             if demand.seconds > MOST:
                 continue
             gateway.script(Status(429, demand.headers))
@@ -326,14 +325,14 @@ def test_what_the_openai_sdk_does(
     evidence: Evidence, length: Length, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The SDK reads the same headers, by the rules that it ships."""
-    cases, dice = length.of(short=1_000, long=20_000), seeded(2027)
+    cases, rng = length.of(short=1_000, long=20_000), seeded(2027)
     # The SDK asks the machine for the time; it is told the same as we are.
     monkeypatch.setattr(_base_client, "time", SimpleNamespace(time=lambda: WALL))
     early = 0
     with openai.OpenAI(api_key="any", base_url="http://127.0.0.1:9") as sdk:
         options = FinalRequestOptions(method="post", url="/chat/completions")
         for _ in range(cases):
-            demand = ServerWriter(dice).demand()
+            demand = ServerWriter(rng).demand()
             answer = httpx2.Response(429, headers=demand.headers)
             if sdk._should_retry(answer):  # noqa: SLF001 - as it ships
                 wait = sdk._calculate_retry_timeout(  # noqa: SLF001 - as it ships
@@ -345,6 +344,6 @@ def test_what_the_openai_sdk_does(
 
 def test_what_langchain_community_does(evidence: Evidence, length: Length) -> None:
     """Its GPTRouter waits for 4 s, whatever it is told."""
-    cases, dice = length.of(short=1_000, long=20_000), seeded(2027)
-    early = sum(ServerWriter(dice).demand().seconds > 4 for _ in range(cases))
+    cases, rng = length.of(short=1_000, long=20_000), seeded(2027)
+    early = sum(ServerWriter(rng).demand().seconds > 4 for _ in range(cases))
     evidence.peer("langchain-community", 1000 * early / cases, EARLY)

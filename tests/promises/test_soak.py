@@ -165,18 +165,18 @@ def _models(url: str, clock: FakeClock) -> list[Any]:
 def test_real_models_over_http(evidence: Evidence, length: Length) -> None:
     """The real models hold what the drive holds, and keep neither calls nor sockets."""
     calls = length.of(short=400, long=30_000)
-    dice = Random(3)  # noqa: S311 - nothing secret is drawn
+    rng = Random(3)  # noqa: S311 - nothing secret is drawn
 
     def step(_request: object) -> Step:
-        return dice.choice(_STEPS) if dice.random() < FAULTS else Answer()
+        return rng.choice(_STEPS) if rng.random() < FAULTS else Answer()
 
     with FaultyGateway(keep_requests=0) as gateway:
         gateway.always(step)
-        models = _models(gateway.url, FakeClock(random=iter(dice.random, None)))
+        models = _models(gateway.url, FakeClock(random=iter(rng.random, None)))
 
         def call_on(numbers: range) -> int:
             return sum(
-                _answers(models[number % 3], streams=dice.random() < 0.5)
+                _answers(models[number % 3], streams=rng.random() < 0.5)
                 for number in numbers
             )
 

@@ -265,13 +265,13 @@ def _listen_strictly(listener: Listener, llm: Any, prompt: str) -> None:
 def _share_taken(
     gateway: FaultyGateway, steps: Iterable[Raw], ask: Callable[[str], Any]
 ) -> float:
-    stage, tried, taken = Stage(gateway), 0, 0
+    stage, tried, disabled_retries = Stage(gateway), 0, 0
     for step in steps:
         tried += 1
         with contextlib.suppress(Exception):
             ask(stage.prompt_for(step))
-            taken += 1
-    return 100 * taken / tried
+            disabled_retries += 1
+    return 100 * disabled_retries / tried
 
 
 def test_no_part_of_a_body_is_an_answer(

@@ -11,7 +11,7 @@ import selectors
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
-from tests.promises.dice import seeded
+from tests.promises.rng import seeded
 
 T = TypeVar("T")
 
@@ -61,7 +61,7 @@ class VirtualClock:
         """Seconds since the loop began."""
         return asyncio.get_running_loop().time()
 
-    def wall(self) -> float:
+    def time(self) -> float:
         """Seconds since the Unix epoch, in January 2027."""
         return 1_800_000_000.0 + self.monotonic()
 

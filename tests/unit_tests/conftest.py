@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 
-from langchain_retryrouter._drive import SYSTEM_CLOCK
+from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter.testing import FakeClock
 
 T = TypeVar("T")

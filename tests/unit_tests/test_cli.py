@@ -13,7 +13,8 @@ import urllib.request
 import pytest
 from rich.console import Console
 
-from langchain_retryrouter import __version__, _demo, cli
+from langchain_retryrouter import __version__, cli
+from langchain_retryrouter import cli as _demo
 from langchain_retryrouter.testing import FakeClock
 
 

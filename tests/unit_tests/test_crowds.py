@@ -18,8 +18,8 @@ from langchain_retryrouter import (
     OpenAIChat,
     RetryRouter,
 )
-from langchain_retryrouter._drive import turnstile
-from langchain_retryrouter._drive.turnstile import AT_ONCE
+from langchain_retryrouter._retry import turnstile
+from langchain_retryrouter._retry.turnstile import AT_ONCE
 from langchain_retryrouter.testing import FaultyGateway
 
 KEY: Any = "sk-the-key-of-the-tests"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langchain_retryrouter._sse import (
+from langchain_retryrouter._http.sse import (
     EventTooLargeError,
     ServerSentEvent,
     SSEParser,
@@ -283,14 +283,14 @@ def test_any_cut_gives_the_same_events(stream: bytes, cuts: list[int]) -> None:
 def test_any_cut_keeps_the_limit(stream: bytes, limit: int, size: int) -> None:
     """Whether an event is too large does not hang on how it was packed."""
 
-    def verdict(chunks: list[bytes]) -> object:
+    def final_error(chunks: list[bytes]) -> object:
         try:
             return feed(chunks, max_event_bytes=limit)
         except EventTooLargeError as error:
             return str(error)
 
     chunks = [stream[i : i + size] for i in range(0, len(stream), size)]
-    assert verdict(chunks) == verdict([stream])
+    assert final_error(chunks) == final_error([stream])
 
 
 @settings(deadline=None)

@@ -21,9 +21,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, Final
 
-from langchain_retryrouter._openai import wire
-from langchain_retryrouter._openai.failures import from_problem
-from langchain_retryrouter._sse import MAX_EVENT_BYTES
+from langchain_retryrouter._http.sse import MAX_EVENT_BYTES
+from langchain_retryrouter._openai import protocol as wire
+from langchain_retryrouter._openai.errors import from_problem
 
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 ACCEPTED_ENCODINGS: Final = "gzip, deflate"

@@ -18,12 +18,12 @@ from typing import Any, Final, NamedTuple
 import openai
 
 from langchain_retryrouter import _json
-from langchain_retryrouter._core.failure import FailureKind
-from langchain_retryrouter._openai import wire
+from langchain_retryrouter._http.sse import EventTooLargeError, SSEParser
+from langchain_retryrouter._openai import protocol as wire
 from langchain_retryrouter._openai.clients import repeats
 from langchain_retryrouter._openai.clients.sharing import Resource, http_library
-from langchain_retryrouter._openai.failures import from_problem
-from langchain_retryrouter._sse import EventTooLargeError, SSEParser
+from langchain_retryrouter._openai.errors import from_problem
+from langchain_retryrouter.failures import FailureKind
 
 _OPTIONS: Final = {
     "extra_headers": "headers",

@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import openai
 
 from langchain_retryrouter import _json
-from langchain_retryrouter._http import more_head, request_head
+from langchain_retryrouter._http.heads import more_head, request_head
 from langchain_retryrouter._openai.clients.bounded_bodies import CONTENT_ENCODING
 from langchain_retryrouter._openai.clients.sharing import (
     STRAIGHT,

@@ -13,14 +13,14 @@ from typing import Any, Final, Protocol
 
 import openai
 
-from langchain_retryrouter._openai import wire
+from langchain_retryrouter._openai import protocol as wire
 from langchain_retryrouter._openai.clients import plain
 from langchain_retryrouter._openai.clients.bounded_bodies import whole_answers
 from langchain_retryrouter._openai.clients.sharing import Resource
 from langchain_retryrouter._openai.clients.streams import AsyncSDKStream, SDKStream
 from langchain_retryrouter._openai.clients.timed_reads import read_within
-from langchain_retryrouter._openai.failures import from_page, from_problem, typed_errors
-from langchain_retryrouter._openai.settings import limited, part_of, sdk_timeout
+from langchain_retryrouter._openai.errors import from_page, from_problem, typed_errors
+from langchain_retryrouter._openai.protocol import limited, part_of, sdk_timeout
 
 _IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 _DOCUMENTS: Final = ("text/html", "application/json")
@@ -57,7 +57,7 @@ def create(
     resource: Any,
     request: Mapping[str, Any],
     attempt: Attempt,
-    wall: Callable[[], float],
+    unix_time: Callable[[], float],
     *,
     as_dicts: bool = False,
 ) -> Any:
@@ -67,10 +67,14 @@ def create(
         resource: What has the SDK's `create`.
         request: Its keyword arguments.
         attempt: Which attempt it is, and how long it may take.
-        wall: The seconds since the Unix epoch, to read an HTTP date with.
+        unix_time: The seconds since the Unix epoch, to read an HTTP date with.
         as_dicts: Whether plain data will do, where `resource` is one of ours.
     """
-    with typed_errors(wall, resource), read_within(attempt.timeout), whole_answers():
+    with (
+        typed_errors(unix_time, resource),
+        read_within(attempt.timeout),
+        whole_answers(),
+    ):
         send = _creator(plain.create, resource, as_dicts=as_dicts)
         answer = send(**_prepared(resource, request, attempt))
         return _checked(answer, request)
@@ -80,12 +84,12 @@ async def acreate(
     resource: Any,
     request: Mapping[str, Any],
     attempt: Attempt,
-    wall: Callable[[], float],
+    unix_time: Callable[[], float],
     *,
     as_dicts: bool = False,
 ) -> Any:
     """Async twin of `create`."""
-    with typed_errors(wall, resource), whole_answers():
+    with typed_errors(unix_time, resource), whole_answers():
         send = _creator(plain.acreate, resource, as_dicts=as_dicts)
         answer = await send(**_prepared(resource, request, attempt))
         return _checked(answer, request)
@@ -95,7 +99,7 @@ def open_stream(
     resource: Any,
     request: Mapping[str, Any],
     attempt: Attempt,
-    wall: Callable[[], float],
+    unix_time: Callable[[], float],
     *,
     as_dicts: bool = False,
 ) -> SDKStream:
@@ -105,10 +109,10 @@ def open_stream(
         resource: What has the SDK's `create`.
         request: Its keyword arguments, `stream=True` among them.
         attempt: Which attempt it is, and how long its first token may take.
-        wall: The seconds since the Unix epoch, to read an HTTP date with.
+        unix_time: The seconds since the Unix epoch, to read an HTTP date with.
         as_dicts: Whether plain data will do, where `resource` is one of ours.
     """
-    with typed_errors(wall, resource), read_within(attempt.timeout):
+    with typed_errors(unix_time, resource), read_within(attempt.timeout):
         send = _creator(plain.create, resource, as_dicts=as_dicts)
         stream = send(**_prepared(resource, request, attempt))
         if (page := _page_in(stream)) is not None:
@@ -116,7 +120,7 @@ def open_stream(
             raise from_page(page)
     _be_patient(stream, resource, request, attempt)
     reader = wire.StreamReader(wire.expected_choices(request))
-    errors = functools.partial(typed_errors, wall, resource)
+    errors = functools.partial(typed_errors, unix_time, resource)
     return SDKStream(stream, reader, errors)
 
 
@@ -124,12 +128,12 @@ async def aopen_stream(
     resource: Any,
     request: Mapping[str, Any],
     attempt: Attempt,
-    wall: Callable[[], float],
+    unix_time: Callable[[], float],
     *,
     as_dicts: bool = False,
 ) -> AsyncSDKStream:
     """Async twin of `open_stream`."""
-    with typed_errors(wall, resource):
+    with typed_errors(unix_time, resource):
         send = _creator(plain.acreate, resource, as_dicts=as_dicts)
         stream = await send(**_prepared(resource, request, attempt))
         if (page := _page_in(stream)) is not None:
@@ -137,7 +141,7 @@ async def aopen_stream(
             raise from_page(page)
     _be_patient(stream, resource, request, attempt)
     reader = wire.StreamReader(wire.expected_choices(request))
-    errors = functools.partial(typed_errors, wall, resource)
+    errors = functools.partial(typed_errors, unix_time, resource)
     return AsyncSDKStream(stream, reader, errors)
 
 

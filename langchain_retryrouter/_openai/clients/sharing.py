@@ -31,7 +31,7 @@ from langchain_retryrouter._openai.clients.bounded_bodies import (
     bound,
 )
 from langchain_retryrouter._openai.clients.timed_reads import watch
-from langchain_retryrouter._openai.settings import ClientSettings
+from langchain_retryrouter._openai.protocol import ClientSettings
 
 _HOOKS: Final[Mapping[str, dict[str, list[Any]]]] = {
     "": {"request": [watch], "response": [bound]},
@@ -90,7 +90,7 @@ def _http_client_class(prefix: str) -> Any:
     if not prefix:
         return openai.DefaultHttpxClient
     # aiohttp is paid for by the first async call.
-    from langchain_retryrouter._openai.clients import aio_transport  # noqa: PLC0415
+    from langchain_retryrouter._openai.clients import aio_transport
 
     return aio_transport.client_class()
 

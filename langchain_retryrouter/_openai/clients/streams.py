@@ -16,8 +16,8 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Self, TypeAlias
 
-from langchain_retryrouter._openai import wire
-from langchain_retryrouter._openai.failures import from_problem
+from langchain_retryrouter._openai import protocol as wire
+from langchain_retryrouter._openai.errors import from_problem
 
 # How long, and for how many reads, the end of a body is waited for.
 _END_PATIENCE = 0.1

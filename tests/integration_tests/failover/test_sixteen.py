@@ -58,8 +58,8 @@ async def test_a_stream_that_is_not_held_back_is_never_half_a_success(
 ) -> None:
     """Handed over as it comes, a stream that breaks is an error, and the rest pass."""
     system = retry_router(way, stream_recovery="error")
-    verdict = judge(scenario, await play(scenario, system, scale=SCALE))
-    assert verdict.grade is (Grade.SAFE if scenario.name in _BREAKS else Grade.PASS)
+    final_error = judge(scenario, await play(scenario, system, scale=SCALE))
+    assert final_error.grade is (Grade.SAFE if scenario.name in _BREAKS else Grade.PASS)
 
 
 @pytest.mark.parametrize("way", _STREAMS)

@@ -42,18 +42,20 @@ def _failed(error: str = "ServerError [503]: gone") -> Call:
 def test_a_hang_fails_whatever_the_scenario(name: str) -> None:
     """A call that never ended is a failure, also where nothing else was broken."""
     seen = Evidence((Call(0.0, 120.0),), _attempts(0.0))
-    verdict = judge(SCENARIOS[name], seen)
-    assert verdict.grade is Grade.FAIL
-    assert verdict.broken[0] == "no end after 120 s"
+    final_error = judge(SCENARIOS[name], seen)
+    assert final_error.grade is Grade.FAIL
+    assert final_error.broken[0] == "no end after 120 s"
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_half_an_answer_that_is_called_success_fails(name: str) -> None:
     """Anything but the whole text is a failure where it is handed over as an answer."""
     half = " ".join(TEXT.split()[:40])
-    verdict = judge(SCENARIOS[name], Evidence((_answered(text=half),), _attempts(0.0)))
-    assert verdict.grade is Grade.FAIL
-    assert verdict.broken[0] == "called success, and not the answer: 40 words"
+    final_error = judge(
+        SCENARIOS[name], Evidence((_answered(text=half),), _attempts(0.0))
+    )
+    assert final_error.grade is Grade.FAIL
+    assert final_error.broken[0] == "called success, and not the answer: 40 words"
 
 
 @pytest.mark.parametrize("text", ["", f"{TEXT} {TEXT}", TEXT.replace("07", "70")])
@@ -97,8 +99,8 @@ def test_white_space_is_no_difference() -> None:
 )
 def test_a_pass_needs_no_more_than_the_checks(name: str, seen: Evidence) -> None:
     """What just keeps every bound is a pass, with nothing held against it."""
-    verdict = judge(SCENARIOS[name], seen)
-    assert (verdict.grade, verdict.broken) == (Grade.PASS, ())
+    final_error = judge(SCENARIOS[name], seen)
+    assert (final_error.grade, final_error.broken) == (Grade.PASS, ())
 
 
 @pytest.mark.parametrize(
@@ -120,9 +122,9 @@ def test_a_pass_needs_no_more_than_the_checks(name: str, seen: Evidence) -> None
 )
 def test_an_advisory_check_makes_a_pass_partial(name: str, seen: Evidence) -> None:
     """Answered, but not as well as can be, is partial and says why."""
-    verdict = judge(SCENARIOS[name], seen)
-    assert verdict.grade is Grade.PARTIAL
-    assert verdict.broken
+    final_error = judge(SCENARIOS[name], seen)
+    assert final_error.grade is Grade.PARTIAL
+    assert final_error.broken
 
 
 @pytest.mark.parametrize(
@@ -191,9 +193,9 @@ def test_an_error_in_place_of_an_answer_is_safe(name: str, seen: Evidence) -> No
 )
 def test_a_required_check_that_is_broken_fails(name: str, seen: Evidence) -> None:
     """Each required check can fail its scenario, and the verdict names it first."""
-    verdict = judge(SCENARIOS[name], seen)
-    assert verdict.grade is Grade.FAIL
-    assert verdict.broken[0].startswith("not so: ")
+    final_error = judge(SCENARIOS[name], seen)
+    assert final_error.grade is Grade.FAIL
+    assert final_error.broken[0].startswith("not so: ")
 
 
 def _outage(back_at: int | None) -> Evidence:

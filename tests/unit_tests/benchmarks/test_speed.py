@@ -13,7 +13,13 @@ from benchmarks.speed.busy import ServerShare, bars
 from benchmarks.speed.chart import draw
 from benchmarks.speed.growth import above, further_chunks
 from benchmarks.speed.measure import Bar, Section, Slow, interleaved
-from benchmarks.speed.report import Measured, Report, of_section, rewritten, write
+from benchmarks.speed.report import (
+    Measured,
+    ProviderError,
+    of_section,
+    rewritten,
+    write,
+)
 from benchmarks.speed.stub import running
 
 _PAGE = """\
@@ -92,8 +98,10 @@ def _measured(name: str, figure: float) -> Measured:
     return of_section(name, section)
 
 
-def _report(*sections: Measured) -> Report:
-    return Report(python="3", cores=2, versions={"x": "1"}, sections=list(sections))
+def _report(*sections: Measured) -> ProviderError:
+    return ProviderError(
+        python="3", cores=2, versions={"x": "1"}, sections=list(sections)
+    )
 
 
 def test_a_section_says_how_often_it_was_measured() -> None:
@@ -132,7 +140,7 @@ def test_a_run_of_some_sections_keeps_the_others(tmp_path: Path) -> None:
     old = _report(_measured("gone", 1), _measured("growth", 2), _measured("calls", 3))
     (tmp_path / "performance.json").write_text(json.dumps(old))
     write(_report(_measured("calls", 4)), draw, tmp_path, ["calls", "first", "growth"])
-    told: Report = json.loads((tmp_path / "performance.json").read_text())
+    told: ProviderError = json.loads((tmp_path / "performance.json").read_text())
     assert [(one["name"], one["rows"][0]["low"]) for one in told["sections"]] == [
         ("calls", 4),
         ("growth", 2),

@@ -23,28 +23,28 @@ from langchain_retryrouter._callbacks import (
     notifier,
     run_manager_of,
 )
-from langchain_retryrouter._core.policy import RetryPolicy
-from langchain_retryrouter._core.session import RetrySession
-from langchain_retryrouter._core.streaming import Signal
-from langchain_retryrouter._drive import Attempt, Plan, acall, astream, call, stream
+from langchain_retryrouter._retry.call_state import CallState
+from langchain_retryrouter._retry.engine import Attempt, RetryContext, acall, call
+from langchain_retryrouter._retry.streaming import ChunkInfo, astream, stream
 from langchain_retryrouter.errors import UnavailableError
+from langchain_retryrouter.policy import RetryPolicy
 from langchain_retryrouter.testing import FakeClock
 
 EVENTS = [
-    Signal("Hel", is_token=True),
-    Signal("lo", is_token=True),
-    Signal(is_end=True, is_last=True),
+    ChunkInfo("Hel", is_token=True),
+    ChunkInfo("lo", is_token=True),
+    ChunkInfo(is_end=True, is_last=True),
 ]
 
 
 class Events:
     """A stream of `EVENTS`, in both twins."""
 
-    def __iter__(self) -> Iterator[Signal]:
+    def __iter__(self) -> Iterator[ChunkInfo]:
         """Yield them."""
         yield from EVENTS
 
-    async def __aiter__(self) -> AsyncIterator[Signal]:
+    async def __aiter__(self) -> AsyncIterator[ChunkInfo]:
         """Yield them."""
         for event in EVENTS:
             yield event
@@ -74,9 +74,9 @@ class FlakyChatModel(RetryVisibleChatModel):
     def _llm_type(self) -> str:
         return "flaky"
 
-    def _plan(self) -> Plan:
+    def _plan(self) -> RetryContext:
         policy = RetryPolicy(max_retries=9)
-        return Plan(RetrySession(policy, time=self.clock), clock=self.clock)
+        return RetryContext(CallState(policy, time=self.clock), clock=self.clock)
 
     def _fail(self, attempt: Attempt) -> None:
         if attempt.number <= self.failures:
@@ -146,5 +146,5 @@ class FlakyChatModel(RetryVisibleChatModel):
             yield ChatGenerationChunk(message=AIMessageChunk(content=event.text))
 
 
-def _as_it_is(signal: Signal) -> Signal:
+def _as_it_is(signal: ChunkInfo) -> ChunkInfo:
     return signal

@@ -30,10 +30,10 @@ def test_a_broken_handler_breaks_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A handler that raises keeps neither the call nor the others from anything."""
-    loud, quiet, slow = loud_class(), SyncHandler(), AsyncHandler()
+    loud, disable_retries, slow = loud_class(), SyncHandler(), AsyncHandler()
     with caplog.at_level(logging.WARNING, logger="langchain_retryrouter"):
-        way(twin, FlakyChatModel(), {"callbacks": [loud, quiet, slow]})
-    for handler in (loud, quiet, slow):
+        way(twin, FlakyChatModel(), {"callbacks": [loud, disable_retries, slow]})
+    for handler in (loud, disable_retries, slow):
         (run_id,) = handler.diary.starts
         assert handler.diary.retries == [(run_id, 1), (run_id, 2)]
     told = [r for r in caplog.records if r.name == "langchain_retryrouter._callbacks"]

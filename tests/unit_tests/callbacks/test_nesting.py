@@ -82,11 +82,11 @@ def test_a_run_is_not_anothers() -> None:
     model, other = FlakyChatModel(), FlakyChatModel()
     found: list[Any] = []
 
-    def look() -> None:
+    def safe_getattr() -> None:
         found.append(run_manager_of(other, None, CallbackManagerForLLMRun))
         found.append(run_manager_of(model, None, AsyncCallbackManagerForLLMRun))
 
-    model.inner = look
+    model.inner = safe_getattr
     handler = SyncHandler()
     chunks = model.stream("hi", {"callbacks": [handler]})
     next(chunks)

@@ -13,10 +13,7 @@ from langchain_core.messages import BaseMessage
 from langchain_core.outputs import LLMResult
 from tenacity import RetryCallState
 
-from langchain_retryrouter.testing import (
-    FakeClock,
-    FaultyGateway,
-)
+from langchain_retryrouter.testing import FakeClock, FaultyGateway
 
 
 class Diary:

@@ -8,9 +8,7 @@ from typing import Any
 from langchain_core.messages import AIMessageChunk
 from langchain_core.messages.ai import add_ai_message_chunks
 
-from langchain_retryrouter.testing import (
-    Body,
-)
+from langchain_retryrouter.testing import Body
 
 
 def text_of(chunks: list[Any]) -> str:

@@ -14,11 +14,7 @@ from gpt_router.models import (
     ModelRouterEmbeddingsGenerationRequest,
 )
 
-from langchain_retryrouter import (
-    RateLimitError,
-    ServerError,
-    UnavailableError,
-)
+from langchain_retryrouter import RateLimitError, ServerError, UnavailableError
 from langchain_retryrouter.testing import (
     STUB_TEXT,
     Answer,

@@ -15,10 +15,7 @@ from typing import Any
 
 import pytest
 
-from langchain_retryrouter import (
-    RetryRouterError,
-    ServerError,
-)
+from langchain_retryrouter import RetryRouterError, ServerError
 from langchain_retryrouter._gptrouter import pools
 from langchain_retryrouter.chat_models import gpt_router
 from langchain_retryrouter.testing import (
@@ -205,7 +202,7 @@ def test_a_loop_that_was_just_closed_is_forgotten(new_llm: NewModel) -> None:
     # What `asyncio.run` does, and this user did not; without it the session stays open.
     held = pools._sessions[loop]  # noqa: SLF001 - what must not stay
     assert held.pool is not None
-    loop.run_until_complete(held.pool.session.close())
+    loop.run_until_complete(held.pool.call_state.close())
     loop.close()
 
     assert asyncio.run(llm.ainvoke("hi")).content == STUB_TEXT

@@ -58,8 +58,8 @@ def gateway() -> Iterator[FaultyGateway]:
 
 
 def attempts_of(message: AIMessage) -> list[str]:
-    ledger = message.response_metadata["retryrouter"]
-    return [attempt["outcome"] for attempt in ledger["attempts"]]
+    attempt_log = message.response_metadata["retryrouter"]
+    return [attempt["outcome"] for attempt in attempt_log["attempts"]]
 
 
 # Caches.
@@ -192,7 +192,7 @@ def test_a_batch_keeps_its_order(
     answers = twin.batch(new_llm(), questions, {"max_concurrency": 3})
 
     assert [answer.content for answer in answers] == [
-        f"You said: {question}" for question in questions
+        f"You said: {request}" for request in questions
     ]
     assert all(attempts_of(answer) == ["rate_limit", "ok"] for answer in answers)
     assert len(gateway.requests) == 16

@@ -12,16 +12,8 @@ from langchain_core._api import LangChainBetaWarning
 from langchain_core.load import dumpd, load
 from pydantic import SecretStr, ValidationError
 
-from langchain_retryrouter import (
-    GPTRouter,
-    GPTRouterModel,
-    RetryBudget,
-    RetryPolicy,
-)
-from langchain_retryrouter.testing import (
-    STUB_TEXT,
-    FaultyGateway,
-)
+from langchain_retryrouter import GPTRouter, GPTRouterModel, RetryBudget, RetryPolicy
+from langchain_retryrouter.testing import STUB_TEXT, FaultyGateway
 from tests.unit_tests.conftest import Twin
 
 from .conftest import GPT_4, KEY, NewModel

@@ -229,7 +229,7 @@ FAULTS: list[tuple[Step, list[tuple[str, str]], tuple[int, int]]] = [
 
 @pytest.mark.parametrize("way", ["invoke", "stream"])
 @pytest.mark.parametrize(
-    ("fault", "ledger", "requests"),
+    ("fault", "attempt_log", "requests"),
     FAULTS,
     ids=[
         "429",
@@ -250,7 +250,7 @@ def test_a_sick_route_is_followed_by_the_next(
     backup: FaultyGateway,
     way: str,
     fault: Step,
-    ledger: list[tuple[str, str]],
+    attempt_log: list[tuple[str, str]],
     requests: tuple[int, int],
 ) -> None:
     """The table decides how often the first is asked; then the second one answers."""
@@ -258,7 +258,7 @@ def test_a_sick_route_is_followed_by_the_next(
 
     answer = answer_of(twin, way, new_router(), "hi")
 
-    assert told(answer) == ledger
+    assert told(answer) == attempt_log
     assert asked(primary, backup) == requests
     assert answer.response_metadata["model_name"] == "second"
     assert answer.response_metadata["retryrouter"]["route"] == "second"
@@ -299,7 +299,7 @@ def test_the_table_can_be_overruled(
     """`failover_on` sends a kind of failure where the caller wants it."""
     primary.always(Status(400, error_code="content_policy_violation"))
 
-    answer = twin.invoke(new_router(failover_on={"content_filter": "next"}), "hi")
+    answer = twin.invoke(new_router(failover_on={"content_filter": "failover"}), "hi")
 
     assert told(answer) == [("first", "content_filter"), ("second", "ok")]
 
@@ -558,7 +558,7 @@ def test_tool_calls_are_never_continued(
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "ledger"),
+    ("first", "second", "attempt_log"),
     [
         (SlowFirstToken(5), None, [("first", "abandoned"), ("second", "ok")]),
         (
@@ -582,7 +582,7 @@ def test_whoever_speaks_first_is_heard(
     backup: FaultyGateway,
     first: Step | None,
     second: Step | None,
-    ledger: list[tuple[str, str]],
+    attempt_log: list[tuple[str, str]],
 ) -> None:
     """A stream that says nothing is asked of the next route too, and told once."""
     for gateway, step in ((primary, first), (backup, second)):
@@ -591,8 +591,8 @@ def test_whoever_speaks_first_is_heard(
     summed = sum_of(twin.stream(new_router(hedge_after=SHORT), "hi"))
 
     assert summed.content == TEXT
-    assert told(summed) == ledger
-    served = next(route for route, outcome in ledger if outcome == "ok")
+    assert told(summed) == attempt_log
+    served = next(route for route, outcome in attempt_log if outcome == "ok")
     assert summed.response_metadata["model_name"] == served
     lines = summed.response_metadata["retryrouter"]["attempts"]
     assert [line["route"] for line in lines if "usage" in line] == [served]
@@ -963,7 +963,7 @@ TOOL = {
         ({"routes": []}, "at least 1 item"),
         ({"routes": 5}, "a list of chat models or Routes, not 5"),
         ({"strategy": "best"}, "'priority', 'weighted', 'least_latency'"),
-        ({"failover_on": {"bad_luck": "next"}}, "failover_on"),
+        ({"failover_on": {"bad_luck": "failover"}}, "failover_on"),
         ({"max_price": 1.0}, "route 'first' has no output_price"),
         ({"retries": 3}, "retries"),
     ],

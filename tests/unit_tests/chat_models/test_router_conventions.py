@@ -99,8 +99,8 @@ def new_router(
 
 
 def outcomes(message: Any) -> list[str]:
-    ledger = message.response_metadata["retryrouter"]
-    return [line["outcome"] for line in ledger["attempts"]]
+    attempt_log = message.response_metadata["retryrouter"]
+    return [line["outcome"] for line in attempt_log["attempts"]]
 
 
 FAILED_OVER = ["unavailable"] * 3 + ["ok"]

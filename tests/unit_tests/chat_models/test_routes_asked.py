@@ -19,7 +19,7 @@ from langchain_openai import ChatOpenAI
 from pydantic import PrivateAttr, SecretStr
 
 from langchain_retryrouter import GPTRouter, GPTRouterModel, RetryRouter
-from langchain_retryrouter.chat_models._routes import is_plain
+from langchain_retryrouter._router.route import is_plain
 from tests.unit_tests.conftest import Twin
 
 
@@ -80,12 +80,14 @@ class _OwnWay(_Model):
     """Does something of its own around `_generate`."""
 
     def _generate_with_cache(self, *args: Any, **kwargs: Any) -> ChatResult:
-        return self._signed(super()._generate_with_cache(*args, **kwargs))
+        return self._with_attempt_log(super()._generate_with_cache(*args, **kwargs))
 
     async def _agenerate_with_cache(self, *args: Any, **kwargs: Any) -> ChatResult:
-        return self._signed(await super()._agenerate_with_cache(*args, **kwargs))
+        return self._with_attempt_log(
+            await super()._agenerate_with_cache(*args, **kwargs)
+        )
 
-    def _signed(self, result: ChatResult) -> ChatResult:
+    def _with_attempt_log(self, result: ChatResult) -> ChatResult:
         result.generations[0].message.response_metadata["signed"] = True
         return result
 

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from langchain_retryrouter._core.breaker import (
+from langchain_retryrouter.circuit_breaker import (
     BreakerState,
     CircuitBreaker,
     Permit,
@@ -77,7 +77,7 @@ def test_an_abandoned_call_says_nothing() -> None:
     """A call that nobody waited for neither counts as a failure nor ends the row."""
     breaker = CircuitBreaker(failure_threshold=2)
     breaker.failed(admitted(breaker, 0), 0)
-    breaker.abandoned(admitted(breaker, 0))
+    breaker.cancelled(admitted(breaker, 0))
     assert breaker.state(0) is CLOSED
     breaker.failed(admitted(breaker, 0), 0)
     assert breaker.state(0) is OPEN
@@ -157,47 +157,49 @@ def test_after_an_outage_the_row_starts_anew() -> None:
 def test_an_abandoned_probe_gives_its_place_back() -> None:
     """A cancelled probe proves nothing, and does not block the next one."""
     breaker = opened()
-    breaker.abandoned(admitted(breaker, 30))
+    breaker.cancelled(admitted(breaker, 30))
     assert breaker.state(30) is HALF_OPEN
     assert admitted(breaker, 30).is_probe
 
 
-@pytest.mark.parametrize("verdict", ["succeeded", "failed", "abandoned"])
-def test_a_call_of_an_earlier_era_has_no_say(verdict: str) -> None:
+@pytest.mark.parametrize("final_error", ["succeeded", "failed", "abandoned"])
+def test_a_call_of_an_earlier_era_has_no_say(final_error: str) -> None:
     """A slow call admitted before an outage says nothing about the time after it."""
     breaker = CircuitBreaker(failure_threshold=1)
     slow = admitted(breaker, 0)
     breaker.failed(admitted(breaker, 0), 0)
-    settle(breaker, verdict, slow, 10)
+    settle(breaker, final_error, slow, 10)
     assert breaker.state(10) is OPEN
     probe = admitted(breaker, 30)
-    settle(breaker, verdict, slow, 30)
+    settle(breaker, final_error, slow, 30)
     assert breaker.admit(30) == Refusal(0.0)  # The probe's place is still taken.
     breaker.succeeded(probe)
-    settle(breaker, verdict, slow, 30)
+    settle(breaker, final_error, slow, 30)
     assert breaker.state(30) is CLOSED
 
 
-@pytest.mark.parametrize("verdict", ["succeeded", "failed", "abandoned"])
-def test_an_old_probe_has_no_say_either(verdict: str) -> None:
+@pytest.mark.parametrize("final_error", ["succeeded", "failed", "abandoned"])
+def test_an_old_probe_has_no_say_either(final_error: str) -> None:
     """A probe that is settled once more does not touch the next one's place."""
     breaker = opened()
     old = admitted(breaker, 30)
     breaker.failed(old, 30)
     admitted(breaker, 60)
-    settle(breaker, verdict, old, 60)
+    settle(breaker, final_error, old, 60)
     assert breaker.state(60) is HALF_OPEN
     assert breaker.admit(60) == Refusal(0.0)
 
 
-def settle(breaker: CircuitBreaker, verdict: str, permit: Permit, now: float) -> None:
+def settle(
+    breaker: CircuitBreaker, final_error: str, permit: Permit, now: float
+) -> None:
     """Give the breaker one of its three verdicts."""
-    if verdict == "failed":
+    if final_error == "failed":
         breaker.failed(permit, now)
-    elif verdict == "succeeded":
+    elif final_error == "succeeded":
         breaker.succeeded(permit)
     else:
-        breaker.abandoned(permit)
+        breaker.cancelled(permit)
 
 
 def test_a_clock_that_starts_below_zero_will_do() -> None:
@@ -297,7 +299,7 @@ def test_it_shows_its_numbers() -> None:
 # --- any order of events ------------------------------------------------------------
 
 
-REFUSED = Permit(era=-1, is_probe=False)
+REFUSED = Permit(generation=-1, is_probe=False)
 """Stands for a call that was not let through: a permit of no era has no say."""
 
 
@@ -366,7 +368,7 @@ class BreakerLife(RuleBasedStateMachine):
     def abandon(self, call: tuple[Permit, int]) -> None:
         """Nobody waited: a probe's place is free again, and else nothing happened."""
         permit, turn = call
-        self.breaker.abandoned(permit)
+        self.breaker.cancelled(permit)
         if turn == self.turns and permit.is_probe:
             self.probe = None
 

@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langchain_retryrouter._core.breaker import (
+from langchain_retryrouter._retry.call_state import CallState
+from langchain_retryrouter.circuit_breaker import (
     BreakerState,
     CircuitBreaker,
+    OutcomeWindow,
     Permit,
     Refusal,
 )
-from langchain_retryrouter._core.failure import Failure, FailureKind
-from langchain_retryrouter._core.outcome_window import OutcomeWindow
-from langchain_retryrouter._core.policy import RetryPolicy
-from langchain_retryrouter._core.session import RetrySession
+from langchain_retryrouter.failures import Failure, FailureKind
+from langchain_retryrouter.policy import RetryPolicy
 from langchain_retryrouter.testing import FakeClock
 
 CLOSED, OPEN, HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
@@ -118,14 +118,12 @@ def test_a_success_counts_when_it_came() -> None:
 def test_a_session_tells_when_an_answer_came(refusal: Failure | None) -> None:
     """A call that took long counts at its end, be the answer only a refusal."""
     clock, breaker = FakeClock(), rated(window=60)
-    sessions = [
-        RetrySession(RetryPolicy(), breaker=breaker, time=clock) for _ in range(4)
-    ]
-    for session in sessions:
-        session.admit()
+    sessions = [CallState(RetryPolicy(), breaker=breaker, time=clock) for _ in range(4)]
+    for call_state in sessions:
+        call_state.admit()
     clock.advance(50)
-    for session in sessions:
-        session.succeeded() if refusal is None else session.failed(refusal)
+    for call_state in sessions:
+        call_state.succeeded() if refusal is None else call_state.failed(refusal)
     feed(breaker, ".xxx", now=65)
     assert breaker.state(65) is CLOSED
 
@@ -197,7 +195,7 @@ def test_a_thread_that_is_late_counts_with_the_others() -> None:
 def test_a_server_can_close_the_door() -> None:
     """One demand for a long pause is enough, whatever the threshold; then a probe."""
     breaker = CircuitBreaker(failure_threshold=5)
-    breaker.hold(0, 120)
+    breaker.open_for(0, 120)
     assert breaker.admit(119) == Refusal(1.0)
     assert admitted(breaker, 120).is_probe
     assert breaker.admit(120) == Refusal(0.0)
@@ -210,7 +208,7 @@ def test_of_two_demands_the_longer_counts(seconds: float, refused: float) -> Non
     """An open door stays shut for as long as the most patient demand says."""
     breaker = CircuitBreaker(failure_threshold=1)
     breaker.failed(admitted(breaker, 0), 0)
-    breaker.hold(5, seconds)
+    breaker.open_for(5, seconds)
     assert breaker.admit(5) == Refusal(refused)
 
 
@@ -219,7 +217,7 @@ def test_a_servers_word_outweighs_a_probe_under_way() -> None:
     breaker = CircuitBreaker(failure_threshold=1)
     breaker.failed(admitted(breaker, 0), 0)
     probe = admitted(breaker, 30)
-    breaker.hold(31, 100)
+    breaker.open_for(31, 100)
     breaker.succeeded(probe, 32)
     assert breaker.admit(32) == Refusal(99.0)
 
@@ -240,7 +238,7 @@ def test_a_number_that_cannot_be_meant_shuts_nobody_out(
 ) -> None:
     """What is no pause does nothing, and the longest is a day."""
     breaker = CircuitBreaker()
-    breaker.hold(0, seconds)
+    breaker.open_for(0, seconds)
     assert breaker.state(until) is (HALF_OPEN if until else CLOSED)
     assert breaker.state(until - 1) is (OPEN if until else CLOSED)
 
@@ -270,10 +268,10 @@ def test_a_pause_that_nobody_waits_for_closes_the_door(
     clock = FakeClock()
     breaker = CircuitBreaker()
     policy = RetryPolicy(max_retry_after=60)
-    session = RetrySession(policy, breaker=breaker, time=clock)
-    session.admit()
-    getattr(session, end)(Failure(FailureKind.RATE_LIMIT, retry_after=retry_after))
-    answer = RetrySession(policy, breaker=breaker, time=clock).admit()
+    call_state = CallState(policy, breaker=breaker, time=clock)
+    call_state.admit()
+    getattr(call_state, end)(Failure(FailureKind.RATE_LIMIT, retry_after=retry_after))
+    answer = CallState(policy, breaker=breaker, time=clock).admit()
     assert answer == (None if refused is None else Refusal(refused))
 
 
@@ -281,18 +279,18 @@ def test_a_pause_that_nobody_waits_for_closes_the_door(
 
 
 @pytest.mark.parametrize(
-    ("jitter", "chance", "refused"),
+    ("jitter", "random", "refused"),
     [(0.0, 0.9, 30.0), (0.5, 0.0, 30.0), (0.5, 0.5, 37.5), (1.0, 0.5, 45.0)],
 )
 def test_processes_do_not_probe_together(
-    jitter: float, chance: float, refused: float
+    jitter: float, random: float, refused: float
 ) -> None:
     """A random part of a share of the recovery time comes on top at each opening."""
     breaker = CircuitBreaker(failure_threshold=1, recovery_jitter=jitter)
-    breaker.failed(admitted(breaker, 0), 0, chance=chance)
+    breaker.failed(admitted(breaker, 0), 0, random=random)
     assert breaker.admit(0) == Refusal(refused)
     held = CircuitBreaker(recovery_jitter=jitter)
-    held.hold(0, 90, chance=chance)
+    held.open_for(0, 90, random=random)
     assert held.admit(0) == Refusal(60 + refused)
 
 
@@ -302,7 +300,7 @@ def test_who_throws_no_dice_adds_nothing() -> None:
         CircuitBreaker(failure_threshold=1, recovery_jitter=1.0) for _ in range(2)
     )
     failed.failed(admitted(failed, 0), 0)
-    held.hold(0, 90)
+    held.open_for(0, 90)
     assert (failed.admit(0), held.admit(0)) == (Refusal(30.0), Refusal(90.0))
 
 
@@ -312,9 +310,9 @@ def test_a_session_hands_on_what_the_server_asked_for() -> None:
     opens = CircuitBreaker(failure_threshold=1)
     holds = CircuitBreaker(recovery_jitter=1.0)
     for breaker, seconds in ((opens, 45.0), (holds, 90.0)):
-        session = RetrySession(RetryPolicy(), breaker=breaker, time=clock)
-        session.admit()
-        session.failed(Failure(FailureKind.RATE_LIMIT, retry_after=seconds))
+        call_state = CallState(RetryPolicy(), breaker=breaker, time=clock)
+        call_state.admit()
+        call_state.failed(Failure(FailureKind.RATE_LIMIT, retry_after=seconds))
     assert opens.admit(0) == Refusal(45.0)
     assert holds.admit(0) == Refusal(90.0 + 0.5 * 30.0)
 
@@ -323,9 +321,9 @@ def test_a_sessions_dice_are_the_breakers() -> None:
     """The breaker has no dice of its own: the call's clock throws them."""
     clock = FakeClock(random=0.5)
     breaker = CircuitBreaker(failure_threshold=1, recovery_jitter=0.2)
-    session = RetrySession(RetryPolicy(), breaker=breaker, time=clock)
-    session.admit()
-    session.failed(Failure(FailureKind.UNAVAILABLE))
+    call_state = CallState(RetryPolicy(), breaker=breaker, time=clock)
+    call_state.admit()
+    call_state.failed(Failure(FailureKind.UNAVAILABLE))
     assert breaker.admit(0) == Refusal(33.0)
 
 
@@ -348,13 +346,13 @@ def numbers_of(breaker: CircuitBreaker) -> dict[str, Any]:
 def test_a_fresh_one_has_the_numbers_and_a_state_of_its_own() -> None:
     """One template makes a breaker for each route, and none knows of the others."""
     template = CircuitBreaker(**SETTINGS)
-    template.hold(0, 100)
-    fresh = template.fresh()
-    assert numbers_of(fresh) == SETTINGS
-    assert fresh.state(0) is CLOSED
-    fresh.hold(0, 200)
+    template.open_for(0, 100)
+    clone = template.clone()
+    assert numbers_of(clone) == SETTINGS
+    assert clone.state(0) is CLOSED
+    clone.open_for(0, 200)
     assert template.state(150) is HALF_OPEN
-    assert fresh.state(150) is OPEN
+    assert clone.state(150) is OPEN
 
 
 def test_a_pickle_carries_all_numbers() -> None:

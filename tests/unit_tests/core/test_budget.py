@@ -13,7 +13,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from langchain_retryrouter._core.budget import RetryBudget
+from langchain_retryrouter.policy import RetryBudget
 
 
 def test_the_numbers_are_those_of_the_aws_sdks() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random  # noqa: TID251 - what a program seeds, and we do not throw
 import time
 
-from langchain_retryrouter._core.clock import SystemTime, new_dice
+from langchain_retryrouter._retry.clock import SystemTime, new_rng
 
 
 def test_monotonic_is_the_machines_monotonic_clock() -> None:
@@ -17,8 +17,8 @@ def test_monotonic_is_the_machines_monotonic_clock() -> None:
 
 def test_wall_is_the_epoch() -> None:
     """HTTP dates are read against the seconds since 1970."""
-    before = time.time()  # noqa: TID251 - what `wall` is compared with
-    told = SystemTime().wall()
+    before = time.time()  # noqa: TID251 - what `time` is compared with
+    told = SystemTime().time()
     assert before <= told <= time.time()  # noqa: TID251 - as above
 
 
@@ -31,18 +31,18 @@ def test_chance_is_a_part_of_one() -> None:
 
 def test_no_seed_makes_two_processes_throw_alike() -> None:
     """Programs that seed Python's own dice, all with 42, do not come back together."""
-    for dice in (SystemTime.random, new_dice()):
+    for rng in (SystemTime.random, new_rng()):
         runs = []
         for _ in range(2):
             random.seed(42)
-            runs.append([dice() for _ in range(5)])
+            runs.append([rng() for _ in range(5)])
         assert runs[0] != runs[1]
 
 
 def test_dice_of_ones_own_repeat_with_their_seed() -> None:
     """A seed makes a run repeatable; without one, no two are alike."""
     runs = [
-        [throw() for throw in [new_dice(seed)] * 5] for seed in (7, 7, 8, None, None)
+        [throw() for throw in [new_rng(seed)] * 5] for seed in (7, 7, 8, None, None)
     ]
     assert runs[0] == runs[1]
     assert len({tuple(run) for run in runs}) == 4

@@ -8,18 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langchain_retryrouter._core.decision import GiveUp, Retry, Situation, decide
-from langchain_retryrouter._core.failure import Failure, FailureKind
-from langchain_retryrouter._core.policy import RetryPolicy
+from langchain_retryrouter._retry.call_state import FailedAttempt, Retry, Stop, decide
+from langchain_retryrouter.failures import Failure, FailureKind
+from langchain_retryrouter.policy import RetryPolicy
 
 RATE_LIMIT = FailureKind.RATE_LIMIT
 
 
-def situation(kind: FailureKind = FailureKind.UNAVAILABLE, **known: Any) -> Situation:
+def situation(
+    kind: FailureKind = FailureKind.UNAVAILABLE, **known: Any
+) -> FailedAttempt:
     """A failed first attempt of which `known` is known."""
     failure = Failure(kind, **known.pop("failure", {}))
-    facts = {"attempt": 1, "remaining": None, "chance": 0.5, **known}
-    return Situation(failure=failure, **facts)
+    facts = {"attempt": 1, "remaining": None, "random": 0.5, **known}
+    return FailedAttempt(failure=failure, **facts)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +29,7 @@ def situation(kind: FailureKind = FailureKind.UNAVAILABLE, **known: Any) -> Situ
 )
 def test_a_final_failure_needs_no_reason(kind: FailureKind) -> None:
     """What another attempt cannot mend is let out as it is: the error says it all."""
-    assert decide(RetryPolicy(), situation(kind)) == GiveUp("")
+    assert decide(RetryPolicy(), situation(kind)) == Stop("")
 
 
 @pytest.mark.parametrize("kind", [k for k in FailureKind if Failure(k).is_retryable])
@@ -41,37 +43,37 @@ def test_a_passing_failure_is_repeated(kind: FailureKind) -> None:
     [
         ({}, Retry(0.0)),
         ({"failure": {"retry_after": 600.0}}, Retry(0.0)),
-        ({"attempt": 3}, GiveUp("no retries left")),
+        ({"attempt": 3}, Stop("no retries left")),
     ],
 )
 def test_a_final_failure_on_one_route_leads_to_the_next_at_once(
     known: dict[str, Any], decision: Any
 ) -> None:
     """Another route owes no wait for what this one cannot do; it counts as a retry."""
-    left_behind = situation(FailureKind.QUOTA, is_left_behind=True, **known)
+    left_behind = situation(FailureKind.QUOTA, will_failover=True, **known)
     assert decide(RetryPolicy(max_retries=2), left_behind) == decision
 
 
 def test_a_passing_failure_keeps_its_wait_on_any_route() -> None:
     """Leaving a route behind spares no back-off that the failure itself asks for."""
-    assert decide(RetryPolicy(), situation(is_left_behind=True)) == Retry(0.75)
+    assert decide(RetryPolicy(), situation(will_failover=True)) == Retry(0.75)
 
 
 def test_a_server_that_says_no_is_obeyed() -> None:
     """`x-should-retry: false` ends the call, and the reason names it."""
     told = situation(failure={"should_retry": False})
-    assert decide(RetryPolicy(), told) == GiveUp("the server said not to retry")
+    assert decide(RetryPolicy(), told) == Stop("the server said not to retry")
 
 
 @pytest.mark.parametrize(
     ("max_retries", "attempt", "decision"),
     [
-        (0, 1, GiveUp("retries are off")),
+        (0, 1, Stop("retries are off")),
         (1, 1, Retry(0.75)),
-        (1, 2, GiveUp("no retries left")),
+        (1, 2, Stop("no retries left")),
         (3, 3, Retry(3.0)),
-        (3, 4, GiveUp("no retries left")),
-        (3, 5, GiveUp("no retries left")),
+        (3, 4, Stop("no retries left")),
+        (3, 5, Stop("no retries left")),
     ],
 )
 def test_retries_are_counted(max_retries: int, attempt: int, decision: Any) -> None:
@@ -87,9 +89,9 @@ def test_retries_are_counted(max_retries: int, attempt: int, decision: Any) -> N
         (0.0, Retry(0.75)),
         (3.0, Retry(3.75)),
         (60.0, Retry(60.75)),
-        (60.1, GiveUp("Retry-After of 60.1 s is above max_retry_after of 60 s")),
-        (86400.0, GiveUp("Retry-After of 86400 s is above max_retry_after of 60 s")),
-        (1e63, GiveUp("Retry-After of 1e+63 s is above max_retry_after of 60 s")),
+        (60.1, Stop("Retry-After of 60.1 s is above max_retry_after of 60 s")),
+        (86400.0, Stop("Retry-After of 86400 s is above max_retry_after of 60 s")),
+        (1e63, Stop("Retry-After of 1e+63 s is above max_retry_after of 60 s")),
     ],
 )
 def test_too_long_a_retry_after_is_not_waited_for(
@@ -104,10 +106,10 @@ def test_too_long_a_retry_after_is_not_waited_for(
     ("remaining", "decision"),
     [
         (0.8, Retry(0.75)),
-        (0.75, GiveUp("a wait of 0.8 s would outlast the deadline of 2 s")),
-        (0.1, GiveUp("a wait of 0.8 s would outlast the deadline of 2 s")),
-        (0.0, GiveUp("a wait of 0.8 s would outlast the deadline of 2 s")),
-        (-1.0, GiveUp("a wait of 0.8 s would outlast the deadline of 2 s")),
+        (0.75, Stop("a wait of 0.8 s would outlast the deadline of 2 s")),
+        (0.1, Stop("a wait of 0.8 s would outlast the deadline of 2 s")),
+        (0.0, Stop("a wait of 0.8 s would outlast the deadline of 2 s")),
+        (-1.0, Stop("a wait of 0.8 s would outlast the deadline of 2 s")),
     ],
 )
 def test_no_wait_is_begun_that_cannot_end(remaining: float, decision: Any) -> None:
@@ -121,10 +123,10 @@ def test_the_first_reason_is_the_one_told() -> None:
     policy = RetryPolicy(max_retries=1, deadline=1)
     hopeless: dict[str, Any] = {"attempt": 2, "remaining": 0.0}
     too_long = {"retry_after": 99.0}
-    assert decide(policy, situation(failure=too_long, **hopeless)) == GiveUp(
+    assert decide(policy, situation(failure=too_long, **hopeless)) == Stop(
         "no retries left"
     )
-    assert decide(policy, situation(failure=too_long, remaining=0.0)) == GiveUp(
+    assert decide(policy, situation(failure=too_long, remaining=0.0)) == Stop(
         "Retry-After of 99 s is above max_retry_after of 60 s"
     )
 
@@ -141,7 +143,7 @@ def test_a_retry_keeps_every_promise(
     retry_after: float | None,
     attempt: int,
     remaining: float | None,
-    chance: float,
+    random: float,
 ) -> None:
     """Whatever happens, a retry is of a passing failure, in number, floor and time."""
     policy = RetryPolicy(max_retries=5, deadline=1e9)
@@ -150,7 +152,7 @@ def test_a_retry_keeps_every_promise(
         failure={"retry_after": retry_after},
         attempt=attempt,
         remaining=remaining,
-        chance=chance,
+        random=random,
     )
     decision = decide(policy, facts)
     if isinstance(decision, Retry):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langchain_retryrouter._core.failure import (
+from langchain_retryrouter.failures import (
     Failure,
     FailureKind,
     classify,
@@ -136,13 +136,13 @@ def test_what_is_repeated(kind: FailureKind) -> None:
 
 
 @pytest.mark.parametrize("kind", FailureKind)
-@pytest.mark.parametrize("verdict", [None, True, False])
+@pytest.mark.parametrize("final_error", [None, True, False])
 def test_the_servers_verdict_only_forbids(
-    kind: FailureKind, verdict: bool | None
+    kind: FailureKind, final_error: bool | None
 ) -> None:
     """`x-should-retry: false` ends it; `true` cannot make a wrong request right."""
-    failure = Failure(kind, should_retry=verdict)
-    assert failure.is_retryable is (RETRYABLE[kind] and verdict is not False)
+    failure = Failure(kind, should_retry=final_error)
+    assert failure.is_retryable is (RETRYABLE[kind] and final_error is not False)
 
 
 @pytest.mark.parametrize("kind", FailureKind)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langchain_retryrouter._core.policy import RetryPolicy, effective_policy
+from langchain_retryrouter.policy import RetryPolicy, effective_policy
 
 seconds = st.floats(0, 1e12, allow_nan=False)
 policies = st.builds(
@@ -215,7 +215,7 @@ def test_backoff_does_not_shrink(policy: RetryPolicy, retry: int) -> None:
 
 
 def test_full_jitter_is_a_part_of_the_backoff() -> None:
-    """Without word from the server the wait is `chance` times the back-off."""
+    """Without word from the server the wait is `random` times the back-off."""
     policy = RetryPolicy()
     assert policy.delay(3, 0.0, None) == 0
     assert policy.delay(3, 0.25, None) == 1.5
@@ -256,10 +256,10 @@ def test_the_whole_backoff_is_added_to_what_the_server_asked_for(
 
 @given(policies, retries, chances, st.floats(0, 1e12))
 def test_jitter_is_bounded(
-    policy: RetryPolicy, retry: int, chance: float, retry_after: float
+    policy: RetryPolicy, retry: int, random: float, retry_after: float
 ) -> None:
     """A wait ends a back-off after what a server asked for, or up to 1 s after it."""
-    wait = policy.delay(retry, chance, retry_after)
+    wait = policy.delay(retry, random, retry_after)
     spread = max(policy.backoff(retry), min(retry_after, 1.0))
     assert wait <= (retry_after + spread) * (1 + 1e-9)
 
@@ -270,27 +270,27 @@ def test_nobody_comes_back_in_a_herd(
 ) -> None:
     """Those who were all told the same second or more are spread over a second."""
     if policy.jitter:
-        waits = [policy.delay(retry, chance, retry_after) for chance in (0.0, 1.0)]
+        waits = [policy.delay(retry, random, retry_after) for random in (0.0, 1.0)]
         assert waits[1] - waits[0] >= 1 - 1e-9
 
 
 @given(policies, retries, chances, st.none() | seconds)
 def test_the_wait_respects_the_floor(
-    policy: RetryPolicy, retry: int, chance: float, retry_after: float | None
+    policy: RetryPolicy, retry: int, random: float, retry_after: float | None
 ) -> None:
     """A wait is finite, not negative, and never shorter than the server asked for."""
-    delay = policy.delay(retry, chance, retry_after)
+    delay = policy.delay(retry, random, retry_after)
     assert math.isfinite(delay)
     assert delay >= (retry_after or 0.0)
 
 
 @given(policies, retries, chances)
 def test_a_wait_of_our_own_stays_below_the_backoff(
-    policy: RetryPolicy, retry: int, chance: float
+    policy: RetryPolicy, retry: int, random: float
 ) -> None:
     """Nobody waits longer than `max_delay` unless a server asked for it."""
     assert (
-        policy.delay(retry, chance, None) <= policy.backoff(retry) <= policy.max_delay
+        policy.delay(retry, random, None) <= policy.backoff(retry) <= policy.max_delay
     )
 
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from langchain_retryrouter._core.policy import RetryPolicy
-from langchain_retryrouter._core.retry_after import ServerAdvice, read_advice
+from langchain_retryrouter._retry.retry_after import ServerAdvice, read_advice
+from langchain_retryrouter.policy import RetryPolicy
 
 # Friday, 15 January 2027, 08:00:00 GMT.
 NOW = 1_800_000_000.0
@@ -21,7 +21,7 @@ NOW = 1_800_000_000.0
 
 def retry_after(*fields: tuple[str, str]) -> float | None:
     """The seconds that these header fields ask for, read at `NOW`."""
-    return read_advice(fields, wall=NOW).retry_after
+    return read_advice(fields, unix_time=NOW).retry_after
 
 
 def shown(value: object) -> str:
@@ -107,14 +107,14 @@ def test_names_have_no_case(name: str) -> None:
 def test_a_mapping_will_do() -> None:
     """Headers come as a mapping or as pairs."""
     headers = MappingProxyType({"Retry-After": "3", "x-should-retry": "true"})
-    advice = read_advice(headers, wall=NOW)
+    advice = read_advice(headers, unix_time=NOW)
     assert advice == ServerAdvice(retry_after=3.0, should_retry=True)
 
 
 def test_no_headers_say_nothing() -> None:
     """Without headers there is no advice."""
-    assert read_advice({}, wall=NOW) == ServerAdvice(None, None)
-    assert read_advice([], wall=NOW) == ServerAdvice(None, None)
+    assert read_advice({}, unix_time=NOW) == ServerAdvice(None, None)
+    assert read_advice([], unix_time=NOW) == ServerAdvice(None, None)
 
 
 def test_of_repeated_headers_the_longest_counts() -> None:
@@ -400,14 +400,14 @@ def test_what_a_proxy_hands_on_is_read() -> None:
     both = (("LLM_Provider-Retry-After-Ms", "2500"), ("retry-after", "1"))
     assert retry_after(*both) == 2.5
     handed_on = [("llm_provider-x-should-retry", "false")]
-    assert read_advice(handed_on, wall=NOW).should_retry is False
+    assert read_advice(handed_on, unix_time=NOW).should_retry is False
 
 
 # --- x-should-retry -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("values", "verdict"),
+    ("values", "final_error"),
     [
         ([], None),
         (["true"], True),
@@ -424,10 +424,10 @@ def test_what_a_proxy_hands_on_is_read() -> None:
         (["false" * 100], None),
     ],
 )
-def test_the_servers_verdict(values: list[str], verdict: bool | None) -> None:
+def test_the_servers_verdict(values: list[str], final_error: bool | None) -> None:
     """A clear word counts, and of two contrary ones the cautious."""
     fields = [("X-Should-Retry", value) for value in values]
-    assert read_advice(fields, wall=NOW).should_retry is verdict
+    assert read_advice(fields, unix_time=NOW).should_retry is final_error
 
 
 # --- whatever comes -----------------------------------------------------------------
@@ -482,12 +482,12 @@ VALUES = st.one_of(
     st.floats(0, 1, exclude_max=True),
 )
 def test_no_header_can_break_a_wait(
-    fields: list[tuple[str, str]], wall: float, retry: int, chance: float
+    fields: list[tuple[str, str]], unix_time: float, retry: int, random: float
 ) -> None:
     """Whatever is sent: a finite time of 0 or more or none, and a floor kept."""
-    told = read_advice(fields, wall=wall).retry_after
+    told = read_advice(fields, unix_time=unix_time).retry_after
     assert told is None or (math.isfinite(told) and math.copysign(1, told) == 1)
-    wait = RetryPolicy().delay(retry, chance, told)
+    wait = RetryPolicy().delay(retry, random, told)
     assert math.isfinite(wait)
     assert wait >= (told or 0.0)
 

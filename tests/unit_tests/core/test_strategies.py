@@ -15,11 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langchain_retryrouter._core.strategies import (
-    STRATEGIES,
-    Strategy,
-    new_strategy,
-)
+from langchain_retryrouter._router.strategies import STRATEGIES, Strategy, new_strategy
 from tests.unit_tests.core.interleaving import interleavings
 
 names = st.sampled_from(sorted(STRATEGIES))

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from langchain_retryrouter._core.streaming import Signal, StreamGuard
+from langchain_retryrouter._retry.streaming import ChunkInfo, StreamGuard
 
-ROLE = Signal()
-TOKEN = Signal(text="Hello", is_token=True)
-CALL = Signal(is_token=True)
-END = Signal(is_end=True)
-LAST = Signal(is_last=True)
+ROLE = ChunkInfo()
+TOKEN = ChunkInfo(text="Hello", is_token=True)
+CALL = ChunkInfo(is_token=True)
+END = ChunkInfo(is_end=True)
+LAST = ChunkInfo(is_last=True)
 
 
-def guard_after(*signals: Signal) -> StreamGuard:
+def guard_after(*signals: ChunkInfo) -> StreamGuard:
     """A guard that saw these signals."""
     guard = StreamGuard()
     for signal in signals:
@@ -35,10 +35,10 @@ def guard_after(*signals: Signal) -> StreamGuard:
         ([TOKEN, LAST], (True, False, True, True)),
         ([LAST], (False, False, True, False)),
         ([TOKEN, END, ROLE, LAST], (True, True, True, True)),
-        ([Signal("x", is_token=True, is_end=True, is_last=True)], (True,) * 4),
+        ([ChunkInfo("x", is_token=True, is_end=True, is_last=True)], (True,) * 4),
     ],
 )
-def test_what_a_guard_knows(signals: list[Signal], facts: tuple[bool, ...]) -> None:
+def test_what_a_guard_knows(signals: list[ChunkInfo], facts: tuple[bool, ...]) -> None:
     """Token, wholeness and end are remembered, whatever else comes after them."""
     guard = guard_after(*signals)
     seen = (guard.saw_token, guard.is_whole, guard.is_over, guard.is_settled)
@@ -48,7 +48,7 @@ def test_what_a_guard_knows(signals: list[Signal], facts: tuple[bool, ...]) -> N
 def test_delivered_is_the_text_in_order() -> None:
     """All text is kept, in the order it came."""
     parts = ["Hel", "", "lo", "\u2028", " you"]
-    guard = guard_after(*(Signal(text=part, is_token=bool(part)) for part in parts))
+    guard = guard_after(*(ChunkInfo(text=part, is_token=bool(part)) for part in parts))
     assert guard.delivered == "Hello\u2028 you"
 
 

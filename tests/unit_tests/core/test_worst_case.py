@@ -10,20 +10,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langchain_retryrouter._core.breaker import CircuitBreaker
-from langchain_retryrouter._core.decision import Retry
-from langchain_retryrouter._core.failure import Failure, FailureKind, is_retryable
-from langchain_retryrouter._core.policy import RetryPolicy
-from langchain_retryrouter._core.routing import AFTER, Door, RoutingSession, Step
-from langchain_retryrouter._core.worst_case import Fare, RoutingWorstCase, worst_case
+from langchain_retryrouter._retry.call_state import (
+    FAILURE_ACTIONS,
+    FailureAction,
+    Retry,
+    RoutedCallState,
+    RouteState,
+)
+from langchain_retryrouter._router.cost import RouteCost, RoutingWorstCase, worst_case
+from langchain_retryrouter.circuit_breaker import CircuitBreaker
+from langchain_retryrouter.failures import Failure, FailureKind, is_retryable
+from langchain_retryrouter.policy import RetryPolicy
 from langchain_retryrouter.testing import FakeClock
 
-ALL_END = dict.fromkeys(FailureKind, Step.END)
-PRICED = Fare("cheap", input_price=1.0, output_price=2.0)
+ALL_END = dict.fromkeys(FailureKind, FailureAction.RAISE)
+PRICED = RouteCost("cheap", input_price=1.0, output_price=2.0)
 
 
 def worst(
-    *fares: Fare | str, after: Any = AFTER, policy: Any = None, **settings: Any
+    *route_costs: RouteCost | str,
+    after: Any = FAILURE_ACTIONS,
+    policy: Any = None,
+    **settings: Any,
 ) -> RoutingWorstCase:
     numbers: dict[str, Any] = {
         "max_retries": 2,
@@ -31,7 +39,10 @@ def worst(
         "jitter": False,
         "max_retry_after": 0.0,
     }
-    listed = [Fare(fare) if isinstance(fare, str) else fare for fare in fares]
+    listed = [
+        RouteCost(route_cost) if isinstance(route_cost, str) else route_cost
+        for route_cost in route_costs
+    ]
     return worst_case(
         RetryPolicy(**{**numbers, **(policy or {})}), listed, after, **settings
     )
@@ -58,59 +69,63 @@ failures = st.builds(
         max_retry_after=st.floats(0, 90),
         deadline=st.none() | st.floats(0.1, 200),
     ),
-    overruled=st.dictionaries(st.sampled_from(FailureKind), st.sampled_from(Step)),
+    overruled=st.dictionaries(
+        st.sampled_from(FailureKind), st.sampled_from(FailureAction)
+    ),
     threshold=st.none() | st.integers(1, 4),
     happens=st.lists(
         st.tuples(failures, st.floats(0, 30), st.booleans()), min_size=1, max_size=8
     ),
     taken_up=st.booleans(),
-    chance=st.floats(0, 1, exclude_max=True),
+    random=st.floats(0, 1, exclude_max=True),
 )
 def test_no_call_costs_more(
     routes: int,
     policy: RetryPolicy,
-    overruled: dict[FailureKind, Step],
+    overruled: dict[FailureKind, FailureAction],
     threshold: int | None,
     happens: list[tuple[Failure, float, bool]],
     taken_up: bool,
-    chance: float,
+    random: float,
 ) -> None:
     """Whatever fails, also streams that are taken up again: what was said holds."""
-    clock = FakeClock(random=chance)
-    after = {**AFTER, **overruled}
+    clock = FakeClock(random=random)
+    after = {**FAILURE_ACTIONS, **overruled}
     names = [str(number) for number in range(routes)]
-    doors = [
-        Door(
+    route_states = [
+        RouteState(
             name,
             None if threshold is None else CircuitBreaker(failure_threshold=threshold),
         )
         for name in names
     ]
-    said = worst_case(policy, [Fare(name) for name in names], after, is_taken_up=True)
-    session = RoutingSession(policy, doors, time=clock, after=after)
+    said = worst_case(
+        policy, [RouteCost(name) for name in names], after, is_taken_up=True
+    )
+    call_state = RoutedCallState(policy, route_states, time=clock, after=after)
     asked: list[str | None] = []
     for failure, seconds, breaks_off in itertools.islice(itertools.cycle(happens), 25):
-        if session.admit() is not None:
+        if call_state.admit() is not None:
             break
-        asked.append(session.route)
+        asked.append(call_state.route)
         clock.advance(seconds)
         if breaks_off:
-            session.broke_off(failure)
-            if not taken_up or not session.resume():
+            call_state.stream_interrupted(failure)
+            if not taken_up or not call_state.resume():
                 break
             continue
-        decision = session.failed(failure)
+        decision = call_state.failed(failure)
         if not isinstance(decision, Retry):
             break
         clock.sleep(decision.delay)
     else:
         pytest.fail("the call did not end")
 
-    assert session.attempts == len(asked) <= said.requests
-    assert session.waited <= said.waited * (1 + 1e-9)
+    assert call_state.attempts == len(asked) <= said.requests
+    assert call_state.waited <= said.waited * (1 + 1e-9)
     for cost in said.routes:
         assert asked.count(cost.name) <= cost.requests
-        waits = [r.wait for r in session.records if r.route == cost.name]
+        waits = [r.wait for r in call_state.records if r.route == cost.name]
         assert sum(waits) <= cost.waited * (1 + 1e-9)
 
 
@@ -119,13 +134,15 @@ def test_the_worst_case_can_happen(routes: int, max_retries: int) -> None:
     """The bound is no guess: with a 503 for ever each of its requests is sent."""
     names = [str(number) for number in range(routes)]
     policy = RetryPolicy(max_retries=max_retries, jitter=False, max_retry_after=0)
-    session = RoutingSession(policy, [Door(name) for name in names], time=FakeClock())
+    call_state = RoutedCallState(
+        policy, [RouteState(name) for name in names], time=FakeClock()
+    )
     decision: object = Retry(0)
     while isinstance(decision, Retry):
-        assert session.admit() is None
-        decision = session.failed(Failure(FailureKind.UNAVAILABLE))
-    said = worst_case(policy, [Fare(name) for name in names], AFTER)
-    assert (session.attempts, session.waited) == (said.requests, said.waited)
+        assert call_state.admit() is None
+        decision = call_state.failed(Failure(FailureKind.UNAVAILABLE))
+    said = worst_case(policy, [RouteCost(name) for name in names], FAILURE_ACTIONS)
+    assert (call_state.attempts, call_state.waited) == (said.requests, said.waited)
 
 
 # --- what is counted ---
@@ -133,7 +150,7 @@ def test_the_worst_case_can_happen(routes: int, max_retries: int) -> None:
 
 def test_requests_and_waits_are_each_routes() -> None:
     """Retries count on each route anew, and what a model does itself comes on top."""
-    said = worst("a", Fare("b", requests=2, waited=4.0))
+    said = worst("a", RouteCost("b", requests=2, waited=4.0))
     assert [(c.name, c.requests, c.waited) for c in said.routes] == [
         ("a", 3, 1.5),
         ("b", 6, 13.5),
@@ -143,7 +160,7 @@ def test_requests_and_waits_are_each_routes() -> None:
 
 def test_the_deadline_bounds_everything() -> None:
     """No wait and no call outlasts it, so no sum of seconds does."""
-    said = worst(Fare("a", waited=9.0), "b", policy={"deadline": 10.0})
+    said = worst(RouteCost("a", waited=9.0), "b", policy={"deadline": 10.0})
     assert [cost.waited for cost in said.routes] == [10.0, 1.5]
     assert (said.waited, said.seconds, said.first_token) == (10.0, 10.0, 10.0)
 
@@ -164,7 +181,7 @@ def test_a_first_token_has_a_bound_where_silence_has() -> None:
 def test_who_gets_the_whole_answer_waits_for_its_end() -> None:
     """A stream that is held back has no first token before its last."""
     limits = {"first_token_timeout": 5.0}
-    assert worst("a", policy=limits, is_held_back=True).first_token is None
+    assert worst("a", policy=limits, is_buffered=True).first_token is None
 
 
 def test_where_nothing_is_repeated_each_route_is_asked_once() -> None:
@@ -177,23 +194,24 @@ def test_a_stream_that_is_taken_up_costs_more_requests() -> None:
     """It asks a route as often as its retries allow, whatever broke, without a wait."""
     said = worst("a", after=ALL_END, is_taken_up=True)
     assert (said.requests, said.waited) == (3, 0.0)
-    session = RoutingSession(
-        RetryPolicy(max_retries=2), [Door("a")], time=FakeClock(), after=ALL_END
+    call_state = RoutedCallState(
+        RetryPolicy(max_retries=2), [RouteState("a")], time=FakeClock(), after=ALL_END
     )
     for _ in range(said.requests):
-        session.admit()
-        session.broke_off(Failure(FailureKind.INTERRUPTED))
-    assert not session.resume()
+        call_state.admit()
+        call_state.stream_interrupted(Failure(FailureKind.INTERRUPTED))
+    assert not call_state.resume()
 
 
 def test_what_cannot_be_repeated_is_left_in_effect() -> None:
     """A wrong key stays wrong, and without retries nothing is repeated at all."""
-    repeat = dict.fromkeys(FailureKind, Step.REPEAT)
+    repeat = dict.fromkeys(FailureKind, FailureAction.RETRY)
     assert worst("a", after=repeat).after == {
-        kind: Step.REPEAT if is_retryable(kind) else Step.NEXT for kind in FailureKind
+        kind: FailureAction.RETRY if is_retryable(kind) else FailureAction.FAILOVER
+        for kind in FailureKind
     }
     said = worst("a", after=repeat, policy={"max_retries": 0})
-    assert set(said.after.values()) == {Step.NEXT}
+    assert set(said.after.values()) == {FailureAction.FAILOVER}
 
 
 # --- money ---
@@ -201,7 +219,7 @@ def test_what_cannot_be_repeated_is_left_in_effect() -> None:
 
 def test_money_is_that_of_every_request() -> None:
     """Each request may be charged in full, also one that failed."""
-    dear = Fare("dear", requests=2, input_price=10.0, output_price=20.0)
+    dear = RouteCost("dear", requests=2, input_price=10.0, output_price=20.0)
     said = worst(PRICED, dear, input_tokens=1000, output_tokens=500)
     assert [cost.money for cost in said.routes] == pytest.approx([0.006, 0.12])
     assert said.money == pytest.approx(0.126)
@@ -210,11 +228,11 @@ def test_money_is_that_of_every_request() -> None:
 @pytest.mark.parametrize(
     "half",
     [
-        pytest.param(Fare("half", output_price=2.0), id="no-input-price"),
-        pytest.param(Fare("half", input_price=1.0), id="no-output-price"),
+        pytest.param(RouteCost("half", output_price=2.0), id="no-input-price"),
+        pytest.param(RouteCost("half", input_price=1.0), id="no-output-price"),
     ],
 )
-def test_a_sum_with_an_unknown_part_is_unknown(half: Fare) -> None:
+def test_a_sum_with_an_unknown_part_is_unknown(half: RouteCost) -> None:
     """A route without prices makes no cheap call of it."""
     said = worst(PRICED, half, input_tokens=1000, output_tokens=500)
     assert [cost.money is None for cost in said.routes] == [False, True]
@@ -259,13 +277,16 @@ def test_half_a_bill_is_refused(tokens: dict[str, int], says: str) -> None:
 
 def test_it_is_told_as_a_table() -> None:
     """Routes, limits and steps can be read without knowing the code."""
-    loud = Fare("loud", requests=3, complaints=("repeats", "and says so"))
+    loud = RouteCost("loud", requests=3, warnings=("repeats", "and says so"))
     told = str(
         worst(
-            dataclasses.replace(PRICED, taken="max_retries=2"),
+            dataclasses.replace(PRICED, disabled_retries="max_retries=2"),
             loud,
             policy={"deadline": 60.0},
-            after={**AFTER, FailureKind.CONTENT_FILTER: Step.NEXT},
+            after={
+                **FAILURE_ACTIONS,
+                FailureKind.CONTENT_FILTER: FailureAction.FAILOVER,
+            },
             input_tokens=1000,
             output_tokens=500,
         )

@@ -112,8 +112,10 @@ def run(blocks: Iterable[Block], gateway: FaultyGateway) -> None:
             gateway.reset_log()
             gateway.script(*steps)
             printed = _printed_by(block, namespace, runner)
-            taken = [request.step for request in gateway.requests]
-            assert taken[: len(steps)] == steps, f"{block}: the server did {taken}"
+            disabled_retries = [request.step for request in gateway.requests]
+            assert disabled_retries[: len(steps)] == steps, (
+                f"{block}: the server did {disabled_retries}"
+            )
             if block.output is not None:
                 _compare(block, block.output, printed)
 

@@ -9,11 +9,11 @@ import pytest
 from langchain_core.exceptions import ModelError
 
 from langchain_retryrouter import GPTRouter, RetryPolicy
-from langchain_retryrouter._core.failure import is_retryable
-from langchain_retryrouter._gateway_connection import GatewayConnection
-from langchain_retryrouter.chat_models._gateway_fields import GatewayFields
+from langchain_retryrouter._gptrouter.connection import GatewayConnection
+from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
+from langchain_retryrouter.chat_models.gpt_router import GatewayFields
 from langchain_retryrouter.errors import BASE_ERRORS
-from langchain_retryrouter.errors.gpt_router import GPT_ROUTER_ERRORS
+from langchain_retryrouter.failures import is_retryable
 from tests.unit_tests.docs.tables import DOCS, codes_in, rows_of
 
 _PAGE = DOCS / "chat_models" / "gpt_router.md"

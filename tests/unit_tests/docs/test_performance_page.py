@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 from benchmarks.speed.__main__ import SECTIONS
-from benchmarks.speed.report import Report, rewritten
+from benchmarks.speed.report import ProviderError, rewritten
 
 _DOCS = Path(__file__).parents[3] / "docs"
-_REPORT: Report = json.loads((_DOCS / "performance.json").read_text())
+_REPORT: ProviderError = json.loads((_DOCS / "performance.json").read_text())
 
 
 def test_the_page_says_what_was_measured() -> None:

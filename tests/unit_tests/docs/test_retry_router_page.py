@@ -10,18 +10,19 @@ import pytest
 from langchain_core.language_models.chat_models import BaseChatModel
 from pydantic import BaseModel
 
-from langchain_retryrouter._core.failure import FailureKind, classify
-from langchain_retryrouter._core.routing import AFTER, Step
-from langchain_retryrouter._core.strategies import STRATEGIES
-from langchain_retryrouter.chat_models._trip import _SAID_ALOUD
-from langchain_retryrouter.chat_models.retry_router import RetryRouter, Route
+from langchain_retryrouter._retry.call_state import FAILURE_ACTIONS, FailureAction
+from langchain_retryrouter._router.call import _SAID_ALOUD
+from langchain_retryrouter._router.route import Route
+from langchain_retryrouter._router.strategies import STRATEGIES
+from langchain_retryrouter.chat_models.retry_router import RetryRouter
+from langchain_retryrouter.failures import FailureKind, classify
 from tests.unit_tests.docs.tables import DOCS, codes_in, rows_of
 
 _PAGE = DOCS / "chat_models" / "retry_router.md"
 _STEPS = {
-    "the same route": Step.REPEAT,
-    "the next route": Step.NEXT,
-    "an end": Step.END,
+    "the same route": FailureAction.RETRY,
+    "the next route": FailureAction.FAILOVER,
+    "an end": FailureAction.RAISE,
 }
 _FAILURES = {
     FailureKind(codes_in(name)[0]): (when, then)
@@ -30,9 +31,9 @@ _FAILURES = {
 
 
 def test_what_follows_which_failure_is_the_routers_table() -> None:
-    """Each kind of failure has one row, and it is that of `AFTER`."""
+    """Each kind of failure has one row, and it is that of `FAILURE_ACTIONS`."""
     told = {kind: _STEPS[then.split(",")[0]] for kind, (_, then) in _FAILURES.items()}
-    assert told == AFTER
+    assert told == FAILURE_ACTIONS
     assert len(rows_of(_PAGE, "What follows a failure")) == len(FailureKind)
 
 

@@ -8,11 +8,11 @@ from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from langchain_retryrouter._core.policy import RetryPolicy
-from langchain_retryrouter._core.session import RetrySession
-from langchain_retryrouter._core.streaming import Signal
-from langchain_retryrouter._drive import Plan, acall, astream, call, stream
-from langchain_retryrouter._drive.clock import Clock
+from langchain_retryrouter._retry.call_state import CallState
+from langchain_retryrouter._retry.clock import Clock
+from langchain_retryrouter._retry.engine import RetryContext, acall, call
+from langchain_retryrouter._retry.streaming import ChunkInfo, astream, stream
+from langchain_retryrouter.policy import RetryPolicy
 
 from .scripted import Script, Witness
 
@@ -23,7 +23,9 @@ class Drive:
 
     is_async: bool
 
-    def call(self, plan: Plan, script: Script, witness: Witness | None = None) -> Any:
+    def call(
+        self, plan: RetryContext, script: Script, witness: Witness | None = None
+    ) -> Any:
         """The result of the call."""
         if self.is_async:
             told = witness.anotify if witness else None
@@ -32,18 +34,18 @@ class Drive:
 
     def stream(
         self,
-        plan: Plan,
+        plan: RetryContext,
         script: Script,
         witness: Witness | None = None,
         *,
-        into: list[Signal] | None = None,
+        into: list[ChunkInfo] | None = None,
         stop_after: int | None = None,
-    ) -> list[Signal]:
+    ) -> list[ChunkInfo]:
         """The events of the stream; those before an error are found in `into`.
 
         Closed after `stop_after` events, if that is given.
         """
-        seen: list[Signal] = [] if into is None else into
+        seen: list[ChunkInfo] = [] if into is None else into
         if self.is_async:
             asyncio.run(_afollow(aopen(plan, script, witness), seen, stop_after))
         else:
@@ -52,23 +54,25 @@ class Drive:
 
 
 def open_(
-    plan: Plan, script: Script, witness: Witness | None = None
-) -> Generator[Signal, None, None]:
+    plan: RetryContext, script: Script, witness: Witness | None = None
+) -> Generator[ChunkInfo, None, None]:
     """A sync stream, not begun."""
     told = witness.notify if witness else None
     return stream(plan, script.send, lambda: lambda signal: signal, told)
 
 
 def aopen(
-    plan: Plan, script: Script, witness: Witness | None = None
-) -> AsyncGenerator[Signal, None]:
+    plan: RetryContext, script: Script, witness: Witness | None = None
+) -> AsyncGenerator[ChunkInfo, None]:
     """An async stream, not begun."""
     told = witness.anotify if witness else None
     return astream(plan, script.asend, lambda: lambda signal: signal, told)
 
 
 def _follow(
-    events: Generator[Signal, None, None], seen: list[Signal], stop_after: int | None
+    events: Generator[ChunkInfo, None, None],
+    seen: list[ChunkInfo],
+    stop_after: int | None,
 ) -> None:
     with contextlib.closing(events):
         for event in events:
@@ -78,7 +82,9 @@ def _follow(
 
 
 async def _afollow(
-    events: AsyncGenerator[Signal, None], seen: list[Signal], stop_after: int | None
+    events: AsyncGenerator[ChunkInfo, None],
+    seen: list[ChunkInfo],
+    stop_after: int | None,
 ) -> None:
     async with contextlib.aclosing(events):
         async for event in events:
@@ -93,11 +99,11 @@ def plan_for(
     *,
     jitter: bool = False,
     **parts: Any,
-) -> Plan:
+) -> RetryContext:
     """A call's plan; `budget` and `breaker` are its session's, the rest its own."""
     shared = {name: parts.pop(name, None) for name in ("budget", "breaker")}
     policy = policy or RetryPolicy()
     # A row of waits that is easy to reckon with: 0.5, 1, 2, 4, 8.
     initial_delay = min(policy.initial_delay, 0.5)
     policy = replace(policy, jitter=jitter, initial_delay=initial_delay)
-    return Plan(RetrySession(policy, time=clock, **shared), clock=clock, **parts)
+    return RetryContext(CallState(policy, time=clock, **shared), clock=clock, **parts)

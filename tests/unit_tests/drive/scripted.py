@@ -1,7 +1,7 @@
 """What a test hands to `_drive` to send: attempts that go as written, in both twins.
 
 `_drive` knows no HTTP, so these parts are in memory: the one place where they are
-right. The events of a stream are the `Signal`s that a reader would make of them, so the
+right. The events of a stream are the `ChunkInfo`s that a reader would make of them, so the
 reader is the identity.
 """
 
@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 
 from tenacity import RetryCallState
 
-from langchain_retryrouter._core.streaming import Signal
-from langchain_retryrouter._drive import Attempt
+from langchain_retryrouter._retry.engine import Attempt
+from langchain_retryrouter._retry.streaming import ChunkInfo
 from langchain_retryrouter.errors import APIConnectionError
 from langchain_retryrouter.testing import FakeClock
 
@@ -91,18 +91,18 @@ class Witness:
         self.notify(state)
 
 
-def token(text: str) -> Signal:
+def token(text: str) -> ChunkInfo:
     """An event with text."""
-    return Signal(text=text, is_token=True)
+    return ChunkInfo(text=text, is_token=True)
 
 
-ROLE = Signal()
+ROLE = ChunkInfo()
 """An event worth nothing, as most protocols begin with one."""
 
-END = Signal(is_end=True, is_last=True)
+END = ChunkInfo(is_end=True, is_last=True)
 """The protocol's end, after which nothing comes."""
 
-WHOLE = Signal(is_end=True)
+WHOLE = ChunkInfo(is_end=True)
 """An end after which something may still come, such as usage."""
 
 
@@ -134,7 +134,7 @@ class Source:
         """Whether a read was cut short from outside."""
         return self._aborted.is_set()
 
-    def __iter__(self) -> Iterator[Signal]:
+    def __iter__(self) -> Iterator[ChunkInfo]:
         """Yield the events; a silent one blocks until it is aborted, like a socket."""
         for event in self._events:
             if event is SILENCE:
@@ -145,7 +145,7 @@ class Source:
             self.read += 1
             yield happen(event)
 
-    async def __aiter__(self) -> AsyncIterator[Signal]:
+    async def __aiter__(self) -> AsyncIterator[ChunkInfo]:
         """Async twin of `__iter__`; a silent one waits until it is cancelled."""
         for event in self._events:
             await one_turn()

@@ -7,11 +7,10 @@ import time
 import pytest
 
 from langchain_retryrouter import errors
-from langchain_retryrouter._core.budget import RetryBudget
-from langchain_retryrouter._core.failure import FailureKind
-from langchain_retryrouter._core.policy import RetryPolicy
-from langchain_retryrouter._drive import Plan
+from langchain_retryrouter._retry.engine import RetryContext
 from langchain_retryrouter.errors import BASE_ERRORS, RetryRouterError, UnavailableError
+from langchain_retryrouter.failures import FailureKind
+from langchain_retryrouter.policy import RetryBudget, RetryPolicy
 from langchain_retryrouter.testing import FakeClock
 
 from .both_twins import Drive, plan_for
@@ -25,7 +24,7 @@ def test_an_answer_is_sent_for_once(drive: Drive, clock: FakeClock) -> None:
     assert script.numbers == [1]
     assert witness.states == []
     assert clock.sleeps == []
-    assert [record.outcome for record in plan.session.records] == ["ok"]
+    assert [record.outcome for record in plan.call_state.records] == ["ok"]
 
 
 @pytest.mark.parametrize("answer", [None, 0, False, "", [], ValueError])
@@ -89,7 +88,7 @@ def test_a_retry_is_learned_from(drive: Drive, clock: FakeClock) -> None:
     """Who sends hears of each failure that another attempt follows, and no other."""
     heard: list[RetryRouterError] = []
     failures = [UnavailableError("1"), UnavailableError("2"), UnavailableError("3")]
-    plan = plan_for(clock, learn=heard.append)
+    plan = plan_for(clock, on_failure=heard.append)
     with pytest.raises(UnavailableError):
         drive.call(plan, Script(*failures))
     assert heard == failures[:2]
@@ -101,7 +100,7 @@ def test_the_route_is_asked_before_each_attempt(drive: Drive, clock: FakeClock) 
     failure = UnavailableError("503")
     plan = plan_for(clock, route=lambda: next(routes))
     drive.call(plan, Script(failure, "hello"))
-    assert [record.route for record in plan.session.records] == ["gpt-4", "claude"]
+    assert [record.route for record in plan.call_state.records] == ["gpt-4", "claude"]
     assert failure.route == "gpt-4"
 
 
@@ -110,11 +109,11 @@ def test_a_final_failure_may_be_left_behind(drive: Drive, clock: FakeClock) -> N
     failures = [errors.NotFoundError("1"), errors.AuthenticationError("2")]
     heard: list[RetryRouterError] = []
 
-    def leaves_behind(error: RetryRouterError) -> bool:
+    def should_failover(error: RetryRouterError) -> bool:
         heard.append(error)
         return isinstance(error, errors.NotFoundError)
 
-    plan = plan_for(clock, leaves_behind=leaves_behind)
+    plan = plan_for(clock, should_failover=should_failover)
     script = Script(*failures, "never sent")
     with pytest.raises(errors.AuthenticationError):
         drive.call(plan, script)
@@ -147,11 +146,11 @@ def test_a_success_pays_in(drive: Drive, clock: FakeClock) -> None:
 
 def test_a_plan_needs_no_more_than_a_session(drive: Drive) -> None:
     """By default a call runs on the machine's clock, and raises our own errors."""
-    plan = Plan(plan_for(FakeClock()).session)
+    plan = RetryContext(plan_for(FakeClock()).call_state)
     assert drive.call(plan, Script("hello")) == "hello"
     assert plan.errors is BASE_ERRORS
     assert plan.route() is None
-    plan.learn(UnavailableError("nobody minds"))
+    plan.on_failure(UnavailableError("nobody minds"))
 
 
 # --- telling ------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 
-from langchain_retryrouter._drive.cancels import heeding_cancels
+from langchain_retryrouter._retry.timeouts import reraise_lost_cancellation
 
 from .scripted import one_turn
 
@@ -22,8 +22,8 @@ async def deaf(result: str | Exception) -> str:
 
 
 async def heeded(result: str | Exception) -> str:
-    """The same, within `heeding_cancels`."""
-    with heeding_cancels():
+    """The same, within `reraise_lost_cancellation`."""
+    with reraise_lost_cancellation():
         return await deaf(result)
 
 
@@ -55,7 +55,7 @@ async def test_a_cancel_of_before_is_somebody_elses() -> None:
         try:
             await asyncio.get_running_loop().create_future()
         except asyncio.CancelledError:
-            with heeding_cancels():
+            with reraise_lost_cancellation():
                 await one_turn()
         return "cleaned up"
 
@@ -67,16 +67,16 @@ async def test_a_cancel_of_before_is_somebody_elses() -> None:
 
 async def test_a_limit_inside_is_the_bodys_own() -> None:
     """A timeout that the body set itself, and dealt with, is no cancel of the task."""
-    with heeding_cancels(), pytest.raises(TimeoutError):
+    with reraise_lost_cancellation(), pytest.raises(TimeoutError):
         async with asyncio.timeout(0):
             await asyncio.get_running_loop().create_future()
 
 
 async def test_errors_and_results_pass() -> None:
     """Where nobody cancels, nothing is changed."""
-    with heeding_cancels():
+    with reraise_lost_cancellation():
         await one_turn()
     error = KeyError("its own")
-    with pytest.raises(KeyError) as caught, heeding_cancels():
+    with pytest.raises(KeyError) as caught, reraise_lost_cancellation():
         raise error
     assert caught.value is error

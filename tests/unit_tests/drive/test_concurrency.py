@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from langchain_retryrouter._drive import ain_order, in_order
+from langchain_retryrouter._retry.timeouts import agather_bounded, gather_bounded
 from tests.unit_tests.conftest import Twin
 
 from .scripted import one_turn
@@ -76,8 +76,8 @@ def answers(
 ) -> list[Any]:
     """What comes back, either way."""
     if twin.is_async:
-        return asyncio.run(ain_order(asend, requests, at_once))
-    return in_order(send, requests, at_once)
+        return asyncio.run(agather_bounded(asend, requests, at_once))
+    return gather_bounded(send, requests, at_once)
 
 
 @pytest.mark.parametrize(
@@ -128,14 +128,14 @@ def test_answers_stand_in_the_order_of_the_requests(twin: Twin) -> None:
 @pytest.mark.parametrize(("requests", "at_once"), [([7], 4), ([7, 8], 1)])
 def test_no_thread_is_spent_on_one_at_a_time(requests: list[int], at_once: int) -> None:
     """What runs one after the other runs where it was called."""
-    threads = in_order(lambda _: threading.current_thread(), requests, at_once)
+    threads = gather_bounded(lambda _: threading.current_thread(), requests, at_once)
     assert set(threads) == {threading.current_thread()}
 
 
 def test_threads_know_whose_work_they_do() -> None:
     """Context variables of the caller, such as a tracer's, are seen in each thread."""
     _whose.set("mine")
-    assert in_order(lambda _: _whose.get(), [1, 2, 3], 2) == ["mine"] * 3
+    assert gather_bounded(lambda _: _whose.get(), [1, 2, 3], 2) == ["mine"] * 3
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
@@ -180,7 +180,7 @@ def test_what_is_under_way_at_an_error_is_waited_for() -> None:
         raise ValueError(msg)
 
     with pytest.raises(ValueError, match="first"):
-        in_order(send, [1, 2], 2)
+        gather_bounded(send, [1, 2], 2)
     assert late == ["done"]
 
 
@@ -198,7 +198,7 @@ async def test_what_is_under_way_at_an_error_is_cancelled() -> None:
             left.append(request)
 
     with pytest.raises(ValueError, match="no"):
-        await ain_order(send, [1, 2, 3], 3)
+        await agather_bounded(send, [1, 2, 3], 3)
     assert sorted(left) == [1, 3]
 
 
@@ -221,7 +221,7 @@ def test_who_is_interrupted_sends_nothing_more(
         threading.Timer(0.05, may_answer.set).start()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("langchain_retryrouter._drive.concurrency.wait", interrupted)
+    monkeypatch.setattr("langchain_retryrouter._retry.timeouts.wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        in_order(send, list(range(50)), 2)
+        gather_bounded(send, list(range(50)), 2)
     assert len(sent) <= 2

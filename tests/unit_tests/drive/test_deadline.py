@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from langchain_retryrouter._core.budget import RetryBudget
-from langchain_retryrouter._core.policy import RetryPolicy
-from langchain_retryrouter._drive import Attempt, acall
+from langchain_retryrouter._retry.engine import Attempt, acall
 from langchain_retryrouter.errors import RetryRouterError, UnavailableError
+from langchain_retryrouter.policy import RetryBudget, RetryPolicy
 from langchain_retryrouter.testing import FakeClock
 
 from .both_twins import Drive, plan_for

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from langchain_retryrouter._drive.hedging import AHedgedSource
-from langchain_retryrouter._drive.streams import AEventSource
+from langchain_retryrouter._retry.hedging import AHedgedSource
+from langchain_retryrouter._retry.streaming import AEventSource
 from langchain_retryrouter.errors import RetryRouterError
 
 from .scripted import one_turn

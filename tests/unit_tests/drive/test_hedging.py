@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from langchain_retryrouter._core.streaming import Signal
-from langchain_retryrouter._drive.hedging import AHedgedSource, HedgedSource
+from langchain_retryrouter._retry.hedging import AHedgedSource, HedgedSource
+from langchain_retryrouter._retry.streaming import ChunkInfo
 from langchain_retryrouter.errors import (
     APIConnectionError,
     RetryRouterError,
@@ -46,18 +46,18 @@ class Speaker:
         """End the silence."""
         self._may_speak.set()
 
-    def _said(self) -> Iterator[Signal]:
+    def _said(self) -> Iterator[ChunkInfo]:
         for event in () if self.closed else self._events:
             self.read += 1
             yield happen(event)
 
-    def __iter__(self) -> Iterator[Signal]:
+    def __iter__(self) -> Iterator[ChunkInfo]:
         """Yield the events, once it may speak."""
         self.was_asked.set()
         assert self._may_speak.wait(FAR), "nobody ended the silence"
         yield from self._said()
 
-    async def __aiter__(self) -> AsyncIterator[Signal]:
+    async def __aiter__(self) -> AsyncIterator[ChunkInfo]:
         """Async twin of `__iter__`."""
         self.was_asked.set()
         while not self._may_speak.is_set():
@@ -109,16 +109,16 @@ class Bet:
         self.settled.append((has_won, error))
 
 
-def says(event: Signal) -> bool:
+def says(event: ChunkInfo) -> bool:
     """Whether an event is worth handing over."""
     return event.is_token
 
 
 def read(
-    twin: Twin, first: Speaker, bet: Bet, into: list[Signal] | None = None
-) -> list[Signal]:
+    twin: Twin, first: Speaker, bet: Bet, into: list[ChunkInfo] | None = None
+) -> list[ChunkInfo]:
     """All that is heard; what came before an error is found in `into`."""
-    heard: list[Signal] = [] if into is None else into
+    heard: list[ChunkInfo] = [] if into is None else into
 
     def listen() -> None:
         source = HedgedSource(first, bet, says)
@@ -145,7 +145,7 @@ def read(
     "events", [(HEL, LO, END), (ROLE, ROLE, HEL, END), (ROLE, END), (END,), ()]
 )
 def test_who_speaks_in_time_is_not_hedged(
-    twin: Twin, events: tuple[Signal, ...]
+    twin: Twin, events: tuple[ChunkInfo, ...]
 ) -> None:
     """A stream that speaks, or ends, before its time is handed over event by event."""
     first, bet = Speaker(*events), Bet(Speaker(BON), after=FAR)
@@ -168,7 +168,7 @@ def test_a_failure_in_time_is_not_hedged(twin: Twin) -> None:
 @pytest.mark.parametrize("error", [UnavailableError("503"), KeyError("a bug")])
 def test_an_error_comes_where_it_was_met(twin: Twin, error: Exception) -> None:
     """What was said before the error is heard before it, and the rest is not hedged."""
-    heard: list[Signal] = []
+    heard: list[ChunkInfo] = []
     with pytest.raises(type(error)) as caught:
         read(twin, Speaker(ROLE, HEL, LO, error), Bet(None, after=FAR), heard)
     assert caught.value is error
@@ -368,7 +368,7 @@ async def test_a_loser_that_fails_while_it_is_left_is_not_heard() -> None:
     """What a stream says about being let go of is nobody's business any more."""
 
     class Sore(Speaker):
-        async def __aiter__(self) -> AsyncIterator[Signal]:
+        async def __aiter__(self) -> AsyncIterator[ChunkInfo]:
             try:
                 await asyncio.get_running_loop().create_future()
             finally:

@@ -10,16 +10,17 @@ from typing import Any
 
 import pytest
 
-from langchain_retryrouter._core.failure import FailureKind
-from langchain_retryrouter._core.policy import RetryPolicy
-from langchain_retryrouter._core.streaming import Signal
-from langchain_retryrouter._drive import SYSTEM_CLOCK, Plan
+from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
+from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
+from langchain_retryrouter._retry.engine import RetryContext
+from langchain_retryrouter._retry.streaming import ChunkInfo
 from langchain_retryrouter.errors import (
     APITimeoutError,
     StreamInterruptedError,
     UnavailableError,
 )
-from langchain_retryrouter.errors.gpt_router import GPT_ROUTER_ERRORS
+from langchain_retryrouter.failures import FailureKind
+from langchain_retryrouter.policy import RetryPolicy
 from langchain_retryrouter.testing import FakeClock
 
 from .both_twins import Drive, plan_for
@@ -31,22 +32,22 @@ SHORT = 0.1
 PATIENT = 0.4
 
 
-def held_back(**parts: Any) -> Plan:
+def held_back(**parts: Any) -> RetryContext:
     """A plan on the machine's clock, whose waits are none."""
     numbers = {"initial_delay": 0.0, "max_retries": 1, **parts.pop("policy", {})}
-    return plan_for(SYSTEM_CLOCK, RetryPolicy(**numbers), is_held_back=True, **parts)
+    return plan_for(SYSTEM_CLOCK, RetryPolicy(**numbers), is_buffered=True, **parts)
 
 
 class Slow(Source):
     """A source that takes a moment over each event but the first."""
 
-    def __iter__(self) -> Iterator[Signal]:
+    def __iter__(self) -> Iterator[ChunkInfo]:
         """Yield the events, a moment apart."""
         for event in super().__iter__():
             yield event
             SYSTEM_CLOCK.sleep(SHORT)
 
-    async def __aiter__(self) -> AsyncIterator[Signal]:
+    async def __aiter__(self) -> AsyncIterator[ChunkInfo]:
         """Async twin of `__iter__`."""
         async for event in super().__aiter__():
             yield event
@@ -58,7 +59,7 @@ class Slow(Source):
     [
         ((ROLE, HEL, UnavailableError("503")), "unavailable"),
         ((HEL, LO), "interrupted"),
-        ((HEL, Signal(is_last=True)), "interrupted"),
+        ((HEL, ChunkInfo(is_last=True)), "interrupted"),
     ],
 )
 def test_it_is_repeated_after_its_first_token_too(
@@ -67,27 +68,27 @@ def test_it_is_repeated_after_its_first_token_too(
     """What broke was never handed over: the next attempt's answer is all there is."""
     broken = Source(*breaks)
     script = Script(broken, Source(BON, END))
-    plan = plan_for(clock, is_held_back=True)
+    plan = plan_for(clock, is_buffered=True)
     assert drive.stream(plan, script) == [BON, END]
-    assert [record.outcome for record in plan.session.records] == [outcome, "ok"]
+    assert [record.outcome for record in plan.call_state.records] == [outcome, "ok"]
     assert broken.closed == 1
 
 
 def test_nothing_is_handed_over_before_the_end(drive: Drive, clock: FakeClock) -> None:
     """When the first event is seen, the last one of the answer has been read."""
-    source = Source(ROLE, HEL, LO, WHOLE, Signal())
-    plan = plan_for(clock, is_held_back=True)
+    source = Source(ROLE, HEL, LO, WHOLE, ChunkInfo())
+    plan = plan_for(clock, is_buffered=True)
     assert drive.stream(plan, Script(source), stop_after=1) == [ROLE]
     assert source.read == 4
-    assert [record.outcome for record in plan.session.records] == ["ok"]
+    assert [record.outcome for record in plan.call_state.records] == ["ok"]
 
 
 def test_the_last_error_comes_out_with_nothing_delivered(
     drive: Drive, clock: FakeClock
 ) -> None:
     """A caller who saw nothing is told of nothing that was delivered."""
-    seen: list[Signal] = []
-    plan = plan_for(clock, RetryPolicy(max_retries=0), is_held_back=True)
+    seen: list[ChunkInfo] = []
+    plan = plan_for(clock, RetryPolicy(max_retries=0), is_buffered=True)
     with pytest.raises(StreamInterruptedError) as caught:
         drive.stream(plan, Script(Source(HEL, LO)), into=seen)
     assert seen == []

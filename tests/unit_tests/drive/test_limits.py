@@ -14,17 +14,19 @@ from typing import Any
 
 import pytest
 
-from langchain_retryrouter._core.failure import FailureKind
-from langchain_retryrouter._core.policy import RetryPolicy
-from langchain_retryrouter._core.streaming import Signal
-from langchain_retryrouter._drive import SYSTEM_CLOCK, acall, streams
+from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
+from langchain_retryrouter._retry import streaming as streams
+from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
+from langchain_retryrouter._retry.engine import acall
+from langchain_retryrouter._retry.streaming import ChunkInfo
 from langchain_retryrouter.errors import (
     APIConnectionError,
     APITimeoutError,
     RetryRouterError,
     StreamInterruptedError,
 )
-from langchain_retryrouter.errors.gpt_router import GPT_ROUTER_ERRORS
+from langchain_retryrouter.failures import FailureKind
+from langchain_retryrouter.policy import RetryPolicy
 from langchain_retryrouter.testing import FakeClock
 
 from .both_twins import Drive, aopen, open_, plan_for
@@ -94,7 +96,7 @@ def test_a_silent_start_is_cut_and_repeated(drive: Drive, events: list[Any]) -> 
     error = state.outcome.exception()
     assert isinstance(error, APITimeoutError)
     assert str(error) == "no first token within 0.1 s"
-    assert [record.outcome for record in plan.session.records] == ["timeout", "ok"]
+    assert [record.outcome for record in plan.call_state.records] == ["timeout", "ok"]
 
 
 @quickly
@@ -132,7 +134,7 @@ def test_what_connecting_left_of_it_is_the_first_tokens(clock: FakeClock) -> Non
         clock.advance(10)
         return Source(slow_token, END)
 
-    def slow_token() -> Signal:
+    def slow_token() -> ChunkInfo:
         SYSTEM_CLOCK.sleep(SHORT)
         return HEL
 
@@ -157,7 +159,7 @@ async def test_an_async_connection_that_hangs_is_cut() -> None:
 @quickly
 def test_a_stall_is_an_interruption(drive: Drive) -> None:
     """A stream that falls silent after its first token is closed, not repeated."""
-    source, seen = Source(HEL, LO, SILENCE), list[Signal]()
+    source, seen = Source(HEL, LO, SILENCE), list[ChunkInfo]()
     plan, script = (
         real_plan(policy={"stall_timeout": SHORT}),
         Script(source, "never sent"),
@@ -219,7 +221,7 @@ def test_silence_after_the_end_is_not_waited_out(
     source, plan = Source(HEL, WHOLE, SILENCE), real_plan()
     assert drive.stream(plan, Script(source)) == [HEL, WHOLE]
     assert source.closed == 1
-    assert [record.outcome for record in plan.session.records] == ["ok"]
+    assert [record.outcome for record in plan.call_state.records] == ["ok"]
 
 
 @quickly
@@ -227,7 +229,7 @@ def test_before_the_end_there_is_more_patience(monkeypatch: pytest.MonkeyPatch) 
     """The limit for what follows the end is none for what comes before it."""
     monkeypatch.setattr(streams, "_AFTER_THE_END", SHORT / 4)
 
-    def slow_token() -> Signal:
+    def slow_token() -> ChunkInfo:
         SYSTEM_CLOCK.sleep(SHORT)
         return LO
 
@@ -249,7 +251,7 @@ def test_other_limits_hold_after_the_end_too(drive: Drive, limit: str) -> None:
 class LastMoment(Source):
     """A source that goes on in the very moment in which its read is cut short."""
 
-    def __iter__(self) -> Iterator[Signal]:
+    def __iter__(self) -> Iterator[ChunkInfo]:
         """Yield the events, once it is too late."""
         assert self._aborted.wait(LONG_AGO)
         for event in self._events:
@@ -263,7 +265,7 @@ def test_a_token_in_the_last_moment_is_not_handed_over() -> None:
     plan = real_plan(policy={"first_token_timeout": SHORT})
     assert list(open_(plan, Script(late, Source(LO, END)))) == [LO, END]
     assert late.closed == 1
-    assert [record.outcome for record in plan.session.records] == ["timeout", "ok"]
+    assert [record.outcome for record in plan.call_state.records] == ["timeout", "ok"]
 
 
 @quickly
@@ -282,10 +284,10 @@ class SocketSource:
         """Over a connected socket."""
         self._reader = reader
 
-    def __iter__(self) -> Iterator[Signal]:
+    def __iter__(self) -> Iterator[ChunkInfo]:
         """Yield an event a byte."""
         while data := self._reader.recv(1):
-            yield Signal(data.decode(), is_token=True)
+            yield ChunkInfo(data.decode(), is_token=True)
         msg = "the connection was shut down"
         raise APIConnectionError(msg)
 

@@ -10,12 +10,11 @@ from typing import Any, NoReturn
 import pytest
 import tenacity
 
-from langchain_retryrouter._core.breaker import CircuitBreaker, Permit
-from langchain_retryrouter._core.budget import RetryBudget
-from langchain_retryrouter._core.policy import RetryPolicy
-from langchain_retryrouter._core.streaming import Signal
-from langchain_retryrouter._drive import Plan, acall
+from langchain_retryrouter._retry.engine import RetryContext, acall
+from langchain_retryrouter._retry.streaming import ChunkInfo
+from langchain_retryrouter.circuit_breaker import CircuitBreaker, Permit
 from langchain_retryrouter.errors import UnavailableError
+from langchain_retryrouter.policy import RetryBudget, RetryPolicy
 from langchain_retryrouter.testing import FakeClock
 
 from .both_twins import Drive, aopen, plan_for
@@ -49,7 +48,7 @@ class Shared:
         self.breaker.failed(permit, clock.monotonic())
         clock.advance(1)
 
-    def plan(self) -> Plan:
+    def plan(self) -> RetryContext:
         """The plan of a call that shares them."""
         return plan_for(self._clock, budget=self.budget, breaker=self.breaker)
 
@@ -81,7 +80,7 @@ def test_from_a_request(
     assert witness.states == []
     assert clock.sleeps == []
     assert not hasattr(error, "__notes__")
-    assert [record.outcome for record in plan.session.records] == ["abandoned"]
+    assert [record.outcome for record in plan.call_state.records] == ["abandoned"]
     shared.check_given_back()
 
 
@@ -112,7 +111,7 @@ def test_from_within_a_stream(
         drive.stream(plan, script)
     assert script.numbers == [1]
     assert source.closed == 1
-    assert [record.outcome for record in plan.session.records] == ["abandoned"]
+    assert [record.outcome for record in plan.call_state.records] == ["abandoned"]
     shared.check_given_back()
 
 
@@ -212,7 +211,9 @@ async def never(*_: object) -> NoReturn:
     raise AssertionError
 
 
-async def read_all(events: AsyncGenerator[Signal, None], seen: list[Signal]) -> None:
+async def read_all(
+    events: AsyncGenerator[ChunkInfo, None], seen: list[ChunkInfo]
+) -> None:
     """Read a stream to its end."""
     async with contextlib.aclosing(events):
         async for event in events:
@@ -254,16 +255,16 @@ async def test_cancelled_in_a_wait() -> None:
 
 @pytest.mark.parametrize("before", [(), (ROLE,), (ROLE, token("Hel"), token("lo"))])
 async def test_cancelled_in_a_stream(
-    shared: Shared, before: tuple[Signal, ...]
+    shared: Shared, before: tuple[ChunkInfo, ...]
 ) -> None:
     """A task cancelled while it reads closes the stream, be there a token or not."""
-    source, seen = Source(*before, SILENCE), list[Signal]()
+    source, seen = Source(*before, SILENCE), list[ChunkInfo]()
     script, plan = Script(source, "never sent"), shared.plan()
     await cancel_at_rest(read_all(aopen(plan, script), seen))
     assert seen == (list(before) if len(before) > 1 else [])
     assert script.numbers == [1]
     assert source.closed == 1
-    assert [record.outcome for record in plan.session.records] == ["abandoned"]
+    assert [record.outcome for record in plan.call_state.records] == ["abandoned"]
     shared.check_given_back()
 
 
@@ -277,7 +278,7 @@ async def test_cancelled_while_it_closes(shared: Shared) -> None:
     shared.check_given_back()
 
 
-async def close(events: AsyncGenerator[Signal, None]) -> None:
+async def close(events: AsyncGenerator[ChunkInfo, None]) -> None:
     """Close it, as a task."""
     await events.aclose()
 

@@ -7,19 +7,18 @@ from typing import Any
 
 import pytest
 
-from langchain_retryrouter._core.breaker import BreakerState, CircuitBreaker, Permit
-from langchain_retryrouter._core.budget import RetryBudget
-from langchain_retryrouter._core.failure import FailureKind
-from langchain_retryrouter._core.policy import RetryPolicy
-from langchain_retryrouter._core.routing import Door, RoutingSession
-from langchain_retryrouter._drive import Plan
+from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
+from langchain_retryrouter._retry.call_state import RoutedCallState, RouteState
+from langchain_retryrouter._retry.engine import RetryContext
+from langchain_retryrouter.circuit_breaker import BreakerState, CircuitBreaker, Permit
 from langchain_retryrouter.errors import (
     CircuitOpenError,
     InvalidRequestError,
     RateLimitError,
     UnavailableError,
 )
-from langchain_retryrouter.errors.gpt_router import GPT_ROUTER_ERRORS
+from langchain_retryrouter.failures import FailureKind
+from langchain_retryrouter.policy import RetryBudget, RetryPolicy
 from langchain_retryrouter.testing import FakeClock
 
 from .both_twins import Drive, plan_for
@@ -66,11 +65,11 @@ def test_a_refusal_of_every_route_is_the_end(
     """A call that nobody lets in has not failed anywhere: no route is looked for."""
     breaker = CircuitBreaker(failure_threshold=1)
     fail_elsewhere(breaker, clock)
-    doors = [Door("a", breaker), Door("b", breaker)]
-    session = RoutingSession(RetryPolicy(), doors, time=clock)
+    route_states = [RouteState("a", breaker), RouteState("b", breaker)]
+    call_state = RoutedCallState(RetryPolicy(), route_states, time=clock)
     with pytest.raises(CircuitOpenError) as caught:
-        start(drive, Plan(session, clock=clock), Script("never sent"))
-    assert session.decision is None
+        start(drive, RetryContext(call_state, clock=clock), Script("never sent"))
+    assert call_state.decision is None
     assert caught.value.__notes__ == [
         "asked in turn: a (circuit_open), b (circuit_open)"
     ]

@@ -9,22 +9,20 @@ from typing import Any
 import pytest
 
 from langchain_retryrouter import errors
-from langchain_retryrouter._core.breaker import BreakerState, CircuitBreaker
-from langchain_retryrouter._core.budget import RetryBudget
-from langchain_retryrouter._core.failure import FailureKind
-from langchain_retryrouter._core.policy import RetryPolicy
-from langchain_retryrouter._core.streaming import Signal
-from langchain_retryrouter._drive import astream, stream
+from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
+from langchain_retryrouter._retry.streaming import ChunkInfo, astream, stream
+from langchain_retryrouter.circuit_breaker import BreakerState, CircuitBreaker
 from langchain_retryrouter.errors import BASE_ERRORS, StreamInterruptedError
-from langchain_retryrouter.errors.gpt_router import GPT_ROUTER_ERRORS
+from langchain_retryrouter.failures import FailureKind
+from langchain_retryrouter.policy import RetryBudget, RetryPolicy
 from langchain_retryrouter.testing import FakeClock
 
 from .both_twins import Drive, aopen, open_, plan_for
 from .scripted import END, ROLE, WHOLE, Script, Source, Witness, token
 
 HEL, LO = token("Hel"), token("lo")
-USAGE = Signal()
-CALL = Signal(is_token=True)
+USAGE = ChunkInfo()
+CALL = ChunkInfo(is_token=True)
 
 
 def cut() -> errors.APIConnectionError:
@@ -34,7 +32,7 @@ def cut() -> errors.APIConnectionError:
 
 def outcomes(plan: Any) -> list[str]:
     """What became of each attempt, as the ledger tells it."""
-    return [record.outcome for record in plan.session.records]
+    return [record.outcome for record in plan.call_state.records]
 
 
 # --- whole streams ------------------------------------------------------------------
@@ -50,13 +48,13 @@ def outcomes(plan: Any) -> list[str]:
         [ROLE, END],
         [HEL, WHOLE],
         [HEL, WHOLE, USAGE],
-        [HEL, WHOLE, USAGE, Signal(is_last=True)],
-        [Signal("Hello", is_token=True, is_end=True, is_last=True)],
+        [HEL, WHOLE, USAGE, ChunkInfo(is_last=True)],
+        [ChunkInfo("Hello", is_token=True, is_end=True, is_last=True)],
         [WHOLE],
     ],
 )
 def test_a_whole_stream_comes_as_it_is(
-    drive: Drive, clock: FakeClock, events: list[Signal]
+    drive: Drive, clock: FakeClock, events: list[ChunkInfo]
 ) -> None:
     """Every event is handed over, in order, once; the end is an end, text or none."""
     source, plan, witness = Source(*events), plan_for(clock), Witness(clock)
@@ -82,7 +80,7 @@ def test_after_the_end_usage_may_follow(drive: Drive, clock: FakeClock) -> None:
 @pytest.mark.parametrize("kind", FailureKind)
 @pytest.mark.parametrize("between", [(), (USAGE,)])
 def test_an_error_after_the_end_is_no_matter(
-    drive: Drive, clock: FakeClock, kind: FailureKind, between: tuple[Signal, ...]
+    drive: Drive, clock: FakeClock, kind: FailureKind, between: tuple[ChunkInfo, ...]
 ) -> None:
     """Whatever breaks once the answer is whole: the caller has the whole answer."""
     source, plan = (
@@ -111,7 +109,7 @@ RETRYABLE = [kind for kind in FailureKind if BASE_ERRORS[kind]("").failure.is_re
 @pytest.mark.parametrize("kind", RETRYABLE)
 @pytest.mark.parametrize("before", [(), (ROLE,), (ROLE, ROLE)])
 def test_a_failure_before_the_first_token_is_repeated(
-    drive: Drive, clock: FakeClock, kind: FailureKind, before: tuple[Signal, ...]
+    drive: Drive, clock: FakeClock, kind: FailureKind, before: tuple[ChunkInfo, ...]
 ) -> None:
     """Nothing was handed over, so nothing is lost: only the good attempt is seen."""
     bad, good = Source(*before, BASE_ERRORS[kind]("no")), Source(ROLE, HEL, END)
@@ -148,9 +146,9 @@ def test_a_final_failure_is_let_out(
     assert error.delivered == ""
 
 
-@pytest.mark.parametrize("events", [[], [ROLE], [ROLE, Signal(is_last=True)]])
+@pytest.mark.parametrize("events", [[], [ROLE], [ROLE, ChunkInfo(is_last=True)]])
 def test_an_end_without_an_end_is_repeated(
-    drive: Drive, clock: FakeClock, events: list[Signal]
+    drive: Drive, clock: FakeClock, events: list[ChunkInfo]
 ) -> None:
     """A body that is over before the protocol's end was cut, and is repeated."""
     sources = [Source(*events), Source(*events), Source(HEL, END)]
@@ -179,7 +177,7 @@ def test_a_token_that_was_not_handed_over_was_not_delivered(
     drive: Drive, clock: FakeClock
 ) -> None:
     """A first event that is the last, and no end, is repeated: nobody saw it."""
-    cut = Signal("Hel", is_token=True, is_last=True)
+    cut = ChunkInfo("Hel", is_token=True, is_last=True)
     first = Source(cut)
     script = Script(first, Source(HEL, LO, END))
     witness, plan = Witness(clock), plan_for(clock)
@@ -196,13 +194,13 @@ def test_a_token_that_was_not_handed_over_was_not_delivered(
 
 def test_each_attempt_has_a_reader_of_its_own(drive: Drive, clock: FakeClock) -> None:
     """What a reader remembers of a failed attempt does not colour the next one."""
-    readers: list[list[Signal]] = []
+    readers: list[list[ChunkInfo]] = []
 
     def new_reader() -> Any:
         readers.append([])
         seen = readers[-1]
 
-        def read(signal: Signal) -> Signal:
+        def read(signal: ChunkInfo) -> ChunkInfo:
             seen.append(signal)
             return signal
 
@@ -211,7 +209,7 @@ def test_each_attempt_has_a_reader_of_its_own(drive: Drive, clock: FakeClock) ->
     script, plan = Script(Source(ROLE, cut()), Source(HEL, END)), plan_for(clock)
     if drive.is_async:
 
-        async def run() -> list[Signal]:
+        async def run() -> list[ChunkInfo]:
             return [event async for event in astream(plan, script.asend, new_reader)]
 
         asyncio.run(run())
@@ -232,7 +230,7 @@ def test_a_stream_that_breaks_is_interrupted(
     source, plan, seen = (
         Source(ROLE, HEL, ROLE, LO, broken),
         plan_for(clock),
-        list[Signal](),
+        list[ChunkInfo](),
     )
     script, witness = Script(source, "never sent"), Witness(clock)
     with pytest.raises(StreamInterruptedError) as caught:
@@ -258,7 +256,7 @@ def test_an_error_that_the_stream_reports_keeps_its_class(
 ) -> None:
     """What the provider said in the stream is the error, with what was delivered."""
     error = GPT_ROUTER_ERRORS[kind]("the provider said so")
-    source, seen = Source(HEL, error), list[Signal]()
+    source, seen = Source(HEL, error), list[ChunkInfo]()
     script = Script(source, "never sent")
     with pytest.raises(type(error)) as caught:
         drive.stream(plan_for(clock), script, into=seen)
@@ -269,12 +267,12 @@ def test_an_error_that_the_stream_reports_keeps_its_class(
     assert source.closed == 1
 
 
-@pytest.mark.parametrize("rest", [[], [ROLE], [Signal(is_last=True)]])
+@pytest.mark.parametrize("rest", [[], [ROLE], [ChunkInfo(is_last=True)]])
 def test_a_stream_that_ends_without_its_end(
-    drive: Drive, clock: FakeClock, rest: list[Signal]
+    drive: Drive, clock: FakeClock, rest: list[ChunkInfo]
 ) -> None:
     """A clean end of the body is never a short answer."""
-    source, seen = Source(HEL, LO, *rest), list[Signal]()
+    source, seen = Source(HEL, LO, *rest), list[ChunkInfo]()
     with pytest.raises(StreamInterruptedError) as caught:
         drive.stream(plan_for(clock), Script(source), into=seen)
     assert str(caught.value) == (
@@ -335,7 +333,11 @@ def test_an_interruption_counts_against_the_provider(
     ],
 )
 def test_closing_early_closes_the_source_at_once(
-    drive: Drive, clock: FakeClock, events: list[Signal], stop_after: int, outcome: str
+    drive: Drive,
+    clock: FakeClock,
+    events: list[ChunkInfo],
+    stop_after: int,
+    outcome: str,
 ) -> None:
     """Who stops reading lets go of the connection, and abandons what is not whole."""
     source, plan = Source(*events), plan_for(clock)
@@ -361,7 +363,7 @@ def test_a_stream_that_nobody_begins_sends_nothing(
     else:
         open_(plan, script).close()
     assert script.numbers == []
-    assert plan.session.ledger() == {"attempts": []}
+    assert plan.call_state.attempt_log() == {"attempts": []}
 
 
 def test_a_stream_that_is_forgotten_is_closed(clock: FakeClock) -> None:

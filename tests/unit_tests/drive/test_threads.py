@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from langchain_retryrouter import APIConnectionError
-from langchain_retryrouter._drive.threads import PumpedSource, within
+from langchain_retryrouter._retry.timeouts import ThreadedStream, run_with_timeout
 
 FAR = 30.0
 _whose: contextvars.ContextVar[str] = contextvars.ContextVar("whose", default="nobody")
@@ -18,10 +18,10 @@ _whose: contextvars.ContextVar[str] = contextvars.ContextVar("whose", default="n
 
 def test_what_is_in_time_is_returned() -> None:
     """A result, or an error, comes out as if there were no thread."""
-    assert within(None, lambda: 1) == 1
-    assert within(FAR, lambda: 2) == 2
+    assert run_with_timeout(None, lambda: 1) == 1
+    assert run_with_timeout(FAR, lambda: 2) == 2
     with pytest.raises(KeyError, match="a"):
-        within(FAR, lambda: {"b": 1}["a"])
+        run_with_timeout(FAR, lambda: {"b": 1}["a"])
 
 
 def test_what_is_late_is_left_alone() -> None:
@@ -33,7 +33,7 @@ def test_what_is_late_is_left_alone() -> None:
         has_ended.set()
 
     with pytest.raises(TimeoutError, match=r"no answer within 0\.01 s"):
-        within(0.01, work)
+        run_with_timeout(0.01, work)
     may_end.set()
     assert has_ended.wait(FAR)
 
@@ -41,17 +41,17 @@ def test_what_is_late_is_left_alone() -> None:
 def test_the_thread_knows_whose_work_it_does() -> None:
     """Context variables of the caller, such as a tracer's, are seen in the thread."""
     _whose.set("mine")
-    assert within(FAR, _whose.get) == "mine"
+    assert run_with_timeout(FAR, _whose.get) == "mine"
 
     def events() -> Generator[str, None, None]:
         yield _whose.get()
 
-    assert list(PumpedSource(events())) == ["mine"]
+    assert list(ThreadedStream(events())) == ["mine"]
 
 
 def test_a_thread_that_was_left_keeps_no_process_alive() -> None:
     """Unattended work ends with the program, and has a name in its dumps."""
-    thread = within(FAR, threading.current_thread)
+    thread = run_with_timeout(FAR, threading.current_thread)
     assert thread is not threading.current_thread()
     assert thread.daemon
     assert thread.name == "retryrouter-call"
@@ -59,7 +59,7 @@ def test_a_thread_that_was_left_keeps_no_process_alive() -> None:
 
 def test_events_come_in_order_and_end() -> None:
     """What the generator yields is what comes out, far beyond what is read ahead."""
-    source = PumpedSource(number for number in range(1000))
+    source = ThreadedStream(number for number in range(1000))
     assert list(source) == list(range(1000))
 
 
@@ -71,10 +71,10 @@ def test_an_error_comes_where_it_was_met() -> None:
         msg = "broken"
         raise ValueError(msg)
 
-    taken = iter(PumpedSource(events()))
-    assert next(taken) == 1
+    disabled_retries = iter(ThreadedStream(events()))
+    assert next(disabled_retries) == 1
     with pytest.raises(ValueError, match="broken"):
-        next(taken)
+        next(disabled_retries)
 
 
 def test_a_wait_can_be_aborted_from_another_thread() -> None:
@@ -85,14 +85,14 @@ def test_a_wait_can_be_aborted_from_another_thread() -> None:
         yield 1
         may_end.wait(FAR)
 
-    source = PumpedSource(events())
-    taken = iter(source)
-    assert next(taken) == 1
+    source = ThreadedStream(events())
+    disabled_retries = iter(source)
+    assert next(disabled_retries) == 1
     source.abort()
     with pytest.raises(
         APIConnectionError, match=r"^the stream was left, since its time was up$"
     ):
-        next(taken)
+        next(disabled_retries)
     source.close()
     may_end.set()
 
@@ -105,7 +105,7 @@ def test_who_waits_for_a_source_that_is_left_is_told_the_end() -> None:
         may_end.wait(FAR)
         yield 1
 
-    source = PumpedSource(events())
+    source = ThreadedStream(events())
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(list, source)
         source.close()
@@ -123,7 +123,7 @@ def test_a_source_that_is_left_closes_its_generator() -> None:
         finally:
             was_closed.set()
 
-    source = PumpedSource(events())
+    source = ThreadedStream(events())
     assert next(iter(source)) == 0
     source.close()
     assert was_closed.wait(FAR)

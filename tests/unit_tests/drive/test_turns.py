@@ -7,15 +7,15 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from langchain_retryrouter._core.breaker import CircuitBreaker, Permit
-from langchain_retryrouter._core.policy import RetryPolicy
+from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
+from langchain_retryrouter.circuit_breaker import CircuitBreaker, Permit
 from langchain_retryrouter.errors import (
     APITimeoutError,
     CircuitOpenError,
     RateLimitError,
     UnavailableError,
 )
-from langchain_retryrouter.errors.gpt_router import GPT_ROUTER_ERRORS
+from langchain_retryrouter.policy import RetryPolicy
 from langchain_retryrouter.testing import FakeClock
 
 from .both_twins import Drive, plan_for
@@ -143,7 +143,7 @@ def test_no_turn_for_a_retry_leaves_the_real_error(
     assert caught.value is failure
     assert caught.value.__notes__ == [f"gave up after 1 attempt, {reason}"]
     assert script.numbers == [1]
-    assert [record.outcome for record in plan.session.records] == ["unavailable"]
+    assert [record.outcome for record in plan.call_state.records] == ["unavailable"]
 
 
 def test_an_open_breaker_takes_no_turn(drive: Drive, clock: FakeClock) -> None:
@@ -165,4 +165,4 @@ def test_a_wait_for_a_turn_is_no_part_of_an_attempt(
     limiter = Turnstile(YES, when_asked=lambda: clock.advance(60))
     plan = plan_for(clock, rate_limiter=limiter)
     drive.call(plan, Script("hello"))
-    assert [record.seconds for record in plan.session.records] == [0]
+    assert [record.seconds for record in plan.call_state.records] == [0]

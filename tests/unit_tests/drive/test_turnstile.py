@@ -11,8 +11,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from langchain_retryrouter._drive import acall, astream, turnstile
-from langchain_retryrouter._drive.turnstile import AT_ONCE, enter, go_on
+from langchain_retryrouter._retry import turnstile
+from langchain_retryrouter._retry.engine import acall
+from langchain_retryrouter._retry.streaming import astream
+from langchain_retryrouter._retry.turnstile import AT_ONCE, enter, go_on
 from langchain_retryrouter.errors import UnavailableError
 from langchain_retryrouter.testing import FakeClock
 
@@ -370,4 +372,4 @@ async def test_an_answer_counts_before_its_turn(clock: FakeClock) -> None:
     answered.cancel()
     await asyncio.wait([answered, *crowd])
     assert answered.cancelled()
-    assert [record.outcome for record in plan.session.records] == ["ok"]
+    assert [record.outcome for record in plan.call_state.records] == ["ok"]

@@ -18,10 +18,11 @@ from typing import Any
 
 import pytest
 
-from langchain_retryrouter._core.policy import RetryPolicy
-from langchain_retryrouter._drive import SYSTEM_CLOCK, watchdog
-from langchain_retryrouter._drive.watchdog import Watch
+from langchain_retryrouter._retry import watchdog
+from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
+from langchain_retryrouter._retry.watchdog import Watch
 from langchain_retryrouter.errors import UnavailableError
+from langchain_retryrouter.policy import RetryPolicy
 from langchain_retryrouter.testing import FakeClock
 
 from .both_twins import open_, plan_for
@@ -48,17 +49,17 @@ class Read:
         self._aborted.set()
         self._then()
 
-    def is_cut(self, within: float = FAR) -> bool:
+    def is_cut(self, run_with_timeout: float = FAR) -> bool:
         """Block until it is aborted."""
-        return self._aborted.wait(within)
+        return self._aborted.wait(run_with_timeout)
 
 
 @pytest.fixture(autouse=True)
 def own_watchdog(monkeypatch: pytest.MonkeyPatch) -> watchdog._Watchdog:
     """A process whose watchdog has not been needed yet."""
-    fresh = watchdog._Watchdog()
-    monkeypatch.setattr(watchdog, "_current", fresh)
-    return fresh
+    clone = watchdog._Watchdog()
+    monkeypatch.setattr(watchdog, "_current", clone)
+    return clone
 
 
 def test_an_overdue_read_is_cut() -> None:
@@ -131,7 +132,7 @@ def test_a_limit_moves_away() -> None:
         SYSTEM_CLOCK.sleep(SHORT / 2)
         assert watch.pause()
     watch.expect_within(FAR)
-    assert not read.is_cut(within=3 * SHORT)
+    assert not read.is_cut(run_with_timeout=3 * SHORT)
     watch.end()
 
 
@@ -143,8 +144,8 @@ def test_a_limit_moves_nearer() -> None:
     watch.expect_within(FAR)
     SYSTEM_CLOCK.sleep(SHORT)  # The thread is asleep until the far limit now.
     watch.expect_within(SHORT)
-    assert read.is_cut(within=FAR / 3)
-    assert not far.is_cut(within=0)
+    assert read.is_cut(run_with_timeout=FAR / 3)
+    assert not far.is_cut(run_with_timeout=0)
     others.end()
 
 
@@ -154,7 +155,7 @@ def test_a_pause_has_no_limit() -> None:
     watch = Watch(read.abort)
     watch.expect_within(SHORT)
     assert watch.pause()
-    assert not read.is_cut(within=3 * SHORT)
+    assert not read.is_cut(run_with_timeout=3 * SHORT)
     watch.expect_within(SHORT)
     assert read.is_cut()
     assert not watch.pause()
@@ -299,7 +300,7 @@ def test_many_threads_move_their_limits() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert all(read.is_cut(within=FAR / 3) for read in reads)
+    assert all(read.is_cut(run_with_timeout=FAR / 3) for read in reads)
     assert [read.aborts for read in reads] == [1] * 16
 
 
@@ -339,7 +340,7 @@ def test_a_process_has_one_watchdog(monkeypatch: pytest.MonkeyPatch) -> None:
 
 FORK = """
 import os, sys, threading
-from langchain_retryrouter._drive.watchdog import Watch
+from langchain_retryrouter._retry.watchdog import Watch
 
 def cut(watch, aborted):
     watch.expect_within(0.05)

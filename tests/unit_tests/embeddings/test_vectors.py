@@ -17,17 +17,14 @@ from gpt_router.models import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langchain_retryrouter import (
-    InvalidRequestError,
-    MalformedResponseError,
-)
+from langchain_retryrouter import InvalidRequestError, MalformedResponseError
+from langchain_retryrouter._gptrouter.client import GatewayClient
 from langchain_retryrouter._gptrouter.embeddings import (
     chunks_of,
     payload_of,
     read_vectors,
     request_of,
 )
-from langchain_retryrouter._gptrouter.transport import GatewayClient
 from langchain_retryrouter.testing import (
     Body,
     FaultyGateway,

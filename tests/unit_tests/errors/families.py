@@ -5,12 +5,13 @@ from __future__ import annotations
 from types import ModuleType
 
 from langchain_retryrouter import errors
-from langchain_retryrouter.errors import gpt_router, openai
-from langchain_retryrouter.errors.gpt_router import (
+from langchain_retryrouter._gptrouter import errors as gpt_router
+from langchain_retryrouter._gptrouter.errors import (
     GPT_ROUTER_ERRORS,
     GPT_ROUTER_STREAM_ERRORS,
 )
-from langchain_retryrouter.errors.openai import OPENAI_ERRORS
+from langchain_retryrouter._openai import errors as openai
+from langchain_retryrouter._openai.errors import OPENAI_ERRORS
 
 FAMILIES: dict[str, errors.ErrorFamily] = {
     "base": errors.BASE_ERRORS,

@@ -7,17 +7,17 @@ import openai
 import pytest
 
 from langchain_retryrouter import errors
-from langchain_retryrouter._core.failure import FailureKind
-from langchain_retryrouter.errors import RetryRouterError
-from langchain_retryrouter.errors.gpt_router import (
+from langchain_retryrouter._gptrouter.errors import (
     GPT_ROUTER_ERRORS,
     GPT_ROUTER_STREAM_ERRORS,
 )
-from langchain_retryrouter.errors.openai import (
+from langchain_retryrouter._openai.errors import (
     OPENAI_ERRORS,
     OpenAIStatusTimeoutError,
     OpenAIUnprocessableEntityError,
 )
+from langchain_retryrouter.errors import RetryRouterError
+from langchain_retryrouter.failures import FailureKind
 
 from .families import ALL_CLASSES, GPT_ROUTER_CLASSES, OPENAI_CLASSES
 

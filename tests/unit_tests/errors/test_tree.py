@@ -10,8 +10,8 @@ import pytest
 from langchain_core import exceptions as langchain
 
 from langchain_retryrouter import errors
-from langchain_retryrouter._core.failure import Failure, FailureKind, is_retryable
 from langchain_retryrouter.errors import RetryRouterError
+from langchain_retryrouter.failures import Failure, FailureKind, is_retryable
 
 from .families import ALL_CLASSES, BASE_CLASSES, FAMILIES
 

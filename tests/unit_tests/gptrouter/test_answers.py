@@ -14,9 +14,9 @@ import pytest
 from pydantic import SecretStr
 
 from langchain_retryrouter import _aiohttp, errors
+from langchain_retryrouter._gptrouter.client import GatewayClient
 from langchain_retryrouter._gptrouter.pools import close_sync_pools
-from langchain_retryrouter._gptrouter.transport import GatewayClient
-from langchain_retryrouter._http import request_head
+from langchain_retryrouter._http.heads import request_head
 
 BODY = b'{"id":"1"}'
 SAID = {"id": "1"}

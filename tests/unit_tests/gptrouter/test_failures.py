@@ -7,12 +7,12 @@ import json
 import pytest
 
 from langchain_retryrouter import RetryRouterError
-from langchain_retryrouter._core.retry_after import ServerAdvice
-from langchain_retryrouter._gptrouter.wire import (
+from langchain_retryrouter._gptrouter.protocol import (
     read_event,
     read_status_error,
     unknown_name,
 )
+from langchain_retryrouter._retry.retry_after import ServerAdvice
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,8 @@ from langchain_core.load import dumps
 from langchain_core.messages import AIMessageChunk, BaseMessage
 
 from langchain_retryrouter import MalformedResponseError, RetryRouterError
-from langchain_retryrouter._gptrouter.messages import (
-    ChunkReader,
-    assemble,
-    read_result,
-)
-from langchain_retryrouter._gptrouter.wire import (
+from langchain_retryrouter._gptrouter.messages import ChunkReader, assemble, read_result
+from langchain_retryrouter._gptrouter.protocol import (
     EventReader,
     read_event,
     read_json,

@@ -17,7 +17,7 @@ from gpt_router.models import (
 )
 
 from langchain_retryrouter import UnsupportedOptionError
-from langchain_retryrouter._gptrouter.wire import build_params
+from langchain_retryrouter._gptrouter.protocol import build_params
 
 FUNCTIONS = [{"name": "get_weather", "parameters": {"type": "object"}}]
 BERLIN = {"type": "approximate", "approximate": {"city": "Berlin"}}

@@ -11,12 +11,8 @@ from langchain_core.messages import AIMessage, message_chunk_to_message
 from langchain_core.messages.ai import add_ai_message_chunks
 from langchain_core.outputs import ChatResult
 
-from langchain_retryrouter._gptrouter.messages import (
-    ChunkReader,
-    assemble,
-    read_result,
-)
-from langchain_retryrouter._gptrouter.wire import (
+from langchain_retryrouter._gptrouter.messages import ChunkReader, assemble, read_result
+from langchain_retryrouter._gptrouter.protocol import (
     GatewayEvent,
     read_event,
     read_response,

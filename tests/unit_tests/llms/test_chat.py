@@ -12,7 +12,7 @@ import pytest
 from langchain_core.messages import HumanMessage, SystemMessage
 
 from langchain_retryrouter import OpenAIChat, errors
-from langchain_retryrouter.errors import openai as named
+from langchain_retryrouter._openai import errors as named
 from langchain_retryrouter.testing import (
     STUB_TEXT,
     Answer,

@@ -79,8 +79,8 @@ def test_a_stream_comes_back(
     gateway.script(Truncate(0), Status(503))
     chunks = twin.complete(module, new_llm(cls), **request_, stream=True)
     assert {type(chunk).__module__.split(".")[0] for chunk in chunks} == {"openai"}
-    with_ledger = [chunk for chunk in chunks if hasattr(chunk, "retryrouter")]
-    assert with_ledger == chunks[-1:]
+    with_attempt_log = [chunk for chunk in chunks if hasattr(chunk, "retryrouter")]
+    assert with_attempt_log == chunks[-1:]
     outcomes = [line["outcome"] for line in chunks[-1].retryrouter["attempts"]]
     assert outcomes == ["malformed", "unavailable", "ok"]
 

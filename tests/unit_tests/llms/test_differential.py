@@ -22,12 +22,7 @@ from langchain_core.load import dumpd
 from langchain_core.outputs import LLMResult
 
 from langchain_retryrouter.llms import openai as ours
-from langchain_retryrouter.testing import (
-    Answer,
-    FaultyGateway,
-    RecordedRequest,
-    Status,
-)
+from langchain_retryrouter.testing import Answer, FaultyGateway, RecordedRequest, Status
 
 from .conftest import KEY, Recorder
 
@@ -81,7 +76,7 @@ NO_ENDLESS_WAIT = (
     "None is no limit at all to them, so that a silent server holds a call for ever;"
     " to us it is the SDK's own limit of 600 seconds"
 )
-LEDGER = "tells the attempts of the call"
+ATTEMPT_LOG = "tells the attempts of the call"
 BOTH_TWINS = "the peer forgets it in its async twin"
 OWN_NAME = "a user agent says whose it is"
 SAME_NUMBER = "a number that is given as 1 is sent as 1, and not as 1.0"
@@ -89,8 +84,8 @@ ONE_KEY = "lets a gateway know an attempt that repeats another"
 COMMON = {
     "header idempotency-key": ONE_KEY,
     "header x-stainless-read-timeout": NO_ENDLESS_WAIT,
-    "result llm_output.retryrouter": LEDGER,
-    "callback info.retryrouter": LEDGER,
+    "result llm_output.retryrouter": ATTEMPT_LOG,
+    "callback info.retryrouter": ATTEMPT_LOG,
 }
 WANTED: dict[tuple[str, str], dict[str, str]] = {
     ("community", "OpenAI"): {

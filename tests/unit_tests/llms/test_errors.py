@@ -15,8 +15,8 @@ import pytest
 from langchain_core import exceptions as langchain
 
 from langchain_retryrouter import AzureOpenAI, OpenAIChat, errors
-from langchain_retryrouter._core.failure import FailureKind
-from langchain_retryrouter.errors import openai as named
+from langchain_retryrouter._openai import errors as named
+from langchain_retryrouter.failures import FailureKind
 from langchain_retryrouter.testing import (
     Body,
     Cut,
@@ -374,9 +374,9 @@ def test_a_refused_connection(
     twin: Any, any_model: Any, new_llm: NewLLM, clock: FakeClock
 ) -> None:
     """Where nobody listens, the request has surely not run, and it is tried again."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    with socket.socket() as disabled_retries:
+        disabled_retries.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{disabled_retries.getsockname()[1]}"
         name = "azure_endpoint" if any_model.__name__ == "AzureOpenAI" else "base_url"
         llm = new_llm(any_model, max_retries=1, **{name: address})
         with pytest.raises(named.OpenAIConnectionError) as caught:

@@ -15,8 +15,8 @@ from langchain_retryrouter import (
     RetryPolicy,
     RetryRouterError,
 )
-from langchain_retryrouter._openai import wire
-from langchain_retryrouter._openai.usage import add_usage
+from langchain_retryrouter._openai import protocol as wire
+from langchain_retryrouter._openai.protocol import add_usage
 from langchain_retryrouter.testing import Body, FaultyGateway
 from tests.unit_tests.conftest import Twin
 

@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from langchain_retryrouter import OpenAI, OpenAIChat, errors
-from langchain_retryrouter.errors import openai as named
+from langchain_retryrouter._openai import errors as named
 from langchain_retryrouter.llms import openai as module
 from langchain_retryrouter.testing import (
     STUB_TEXT,

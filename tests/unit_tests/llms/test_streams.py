@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from langchain_retryrouter import OpenAI, OpenAIChat, RetryPolicy, errors
-from langchain_retryrouter._drive import SYSTEM_CLOCK
-from langchain_retryrouter.errors import openai as named
+from langchain_retryrouter._openai import errors as named
+from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter.llms import openai as module
 from langchain_retryrouter.llms.openai import completion_with_retry
 from langchain_retryrouter.testing import (

@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.outputs import GenerationChunk
 
-from langchain_retryrouter._core.failure import FailureKind
-from langchain_retryrouter._openai import wire
-from langchain_retryrouter._openai.settings import (
+from langchain_retryrouter._openai import protocol as wire
+from langchain_retryrouter._openai.protocol import (
     ClientSettings,
+    add_usage,
     limited,
     part_of,
     sdk_timeout,
     without_password,
 )
-from langchain_retryrouter._openai.usage import add_usage
+from langchain_retryrouter.failures import FailureKind
 
 
 @pytest.mark.parametrize(
@@ -186,13 +186,13 @@ def test_chunks_add_up_to_an_answer() -> None:
     raws = [
         chunk(0, "a"),
         chunk(0, "b"),
-        wire.attach_ledger(chunk(0, "", "stop"), {"attempts": [{"attempt": 1}]}),
+        wire.attach_attempt_log(chunk(0, "", "stop"), {"attempts": [{"attempt": 1}]}),
         {"choices": [], "usage": {"total_tokens": 3}},
     ]
     answer = wire.join([reader.read(raw) for raw in raws])
     assert answer.choices == [{"text": "ab", "finish_reason": "stop", "logprobs": None}]
     assert answer.usage == {"total_tokens": 3}
-    assert answer.ledger == {"attempts": [{"attempt": 1}]}
+    assert answer.attempt_log == {"attempts": [{"attempt": 1}]}
 
 
 @pytest.mark.parametrize(
@@ -238,10 +238,13 @@ def test_an_empty_stream_is_a_problem() -> None:
 def test_a_ledger_is_attached_to_what_can_hold_it() -> None:
     """Dicts are not changed in place; what can hold no field goes without."""
     answer: dict[str, Any] = {"choices": []}
-    ledger: dict[str, Any] = {"attempts": []}
-    assert wire.attach_ledger(answer, ledger) == {"choices": [], "retryrouter": ledger}
+    attempt_log: dict[str, Any] = {"attempts": []}
+    assert wire.attach_attempt_log(answer, attempt_log) == {
+        "choices": [],
+        "retryrouter": attempt_log,
+    }
     assert answer == {"choices": []}
-    assert wire.attach_ledger("text", {}) == "text"
+    assert wire.attach_attempt_log("text", {}) == "text"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage, HumanMessage
 from langchain_core.outputs import ChatGenerationChunk
 
-from langchain_retryrouter._router.failures import name_failure
+from langchain_retryrouter._providers.errors import name_failure
 from langchain_retryrouter.errors import RetryRouterError
 
 WALL = 1_800_000_000.0

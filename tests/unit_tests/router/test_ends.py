@@ -13,13 +13,13 @@ from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
 from langchain_retryrouter import GPTRouter, GPTRouterModel
-from langchain_retryrouter._core.streaming import Signal, StreamGuard
-from langchain_retryrouter._router.ends import (
+from langchain_retryrouter._providers.finish_reasons import (
     ChunkReader,
-    finish_of,
-    names_its_end,
-    tells_the_end,
+    finish_reason_in,
+    has_finish_reason,
+    reports_finish_reason,
 )
+from langchain_retryrouter._retry.streaming import ChunkInfo, StreamGuard
 from langchain_retryrouter.testing import (
     STUB_TEXT,
     Answer,
@@ -71,10 +71,10 @@ STREAMING = [way for way in WAYS if way.is_streaming]
 def test_where_a_reason_stands(facts: dict[str, Any], reason: str | None) -> None:
     """Each integration's name for the reason is known, wherever it puts the facts."""
     message = AIMessage("", response_metadata=facts)
-    assert finish_of(message) == reason
-    assert finish_of(ChatGeneration(message=message)) == reason
+    assert finish_reason_in(message) == reason
+    assert finish_reason_in(ChatGeneration(message=message)) == reason
     bare = ChatGeneration(message=AIMessage(""), generation_info=facts)
-    assert finish_of(bare) == reason
+    assert finish_reason_in(bare) == reason
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_where_a_reason_stands(facts: dict[str, Any], reason: str | None) -> Non
 def test_what_is_a_token(chunk: AIMessageChunk, text: str, is_token: bool) -> None:
     """A chunk commits its route only when it holds something to be read."""
     signal = ChunkReader()(ChatGenerationChunk(message=chunk))
-    assert signal == Signal(text=text, is_token=is_token)
+    assert signal == ChunkInfo(text=text, is_token=is_token)
 
 
 def guard_over(way: Way, model: Any) -> StreamGuard:
@@ -175,7 +175,7 @@ def test_a_truncated_stream_of_chat_openai_is_known(
     with FaultyGateway() as gateway:
         gateway.script(step)
         model = chat_openai(gateway)
-        assert tells_the_end(model)
+        assert reports_finish_reason(model)
         guard = guard_over(way, model)
     assert guard.is_whole is is_whole
     assert STUB_TEXT.startswith(guard.delivered)
@@ -203,7 +203,7 @@ def test_a_truncated_stream_of_chat_anthropic_is_known(
     with FaultyGateway() as gateway:
         gateway.script(after_the_beginning(events))
         model = chat_anthropic(gateway)
-        assert tells_the_end(model)
+        assert reports_finish_reason(model)
         guard = guard_over(way, model)
     assert (guard.is_whole, guard.delivered) == (is_whole, "Hello.")
 
@@ -215,7 +215,7 @@ def test_chat_anthropic_without_usage_does_not_tell(way: Way) -> None:
         gateway.script(after_the_beginning(TEXT, END))
         model = chat_anthropic(gateway)
         model.stream_usage = False
-        assert not tells_the_end(model)
+        assert not reports_finish_reason(model)
         assert not guard_over(way, model).is_whole
 
 
@@ -239,11 +239,13 @@ def test_who_tells_the_end() -> None:
     key = SecretStr("any")
     own = GPTRouterModel(name="gpt-4o", provider_name="openai")
     router = GPTRouter(models_priority_list=[own], gpt_router_api_key=key)
-    assert tells_the_end(ChatOpenAI(model="gpt-4o", api_key=key))
-    assert tells_the_end(OwnName(model="gpt-4o", api_key=key))
-    assert not tells_the_end(router)  # It raises by itself where the end is missing.
-    assert not tells_the_end(OwnStream(model="gpt-4o", api_key=key))
-    assert not tells_the_end(GenericFakeChatModel(messages=iter(())))
+    assert reports_finish_reason(ChatOpenAI(model="gpt-4o", api_key=key))
+    assert reports_finish_reason(OwnName(model="gpt-4o", api_key=key))
+    assert not reports_finish_reason(
+        router
+    )  # It raises by itself where the end is missing.
+    assert not reports_finish_reason(OwnStream(model="gpt-4o", api_key=key))
+    assert not reports_finish_reason(GenericFakeChatModel(messages=iter(())))
 
 
 @pytest.mark.parametrize(
@@ -269,4 +271,4 @@ def test_a_result_may_name_the_end_of_its_only_answer(
         for reason in reasons
     ]
     result = ChatResult(generations=generations, llm_output=llm_output)
-    assert names_its_end(result) is is_named
+    assert has_finish_reason(result) is is_named

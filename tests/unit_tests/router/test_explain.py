@@ -10,9 +10,10 @@ from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
 from langchain_retryrouter import GPTRouter, GPTRouterModel, RetryPolicy
-from langchain_retryrouter._core.failure import FailureKind
-from langchain_retryrouter._core.routing import Step
-from langchain_retryrouter.chat_models.retry_router import RetryRouter, Route
+from langchain_retryrouter._retry.call_state import FailureAction
+from langchain_retryrouter._router.route import Route
+from langchain_retryrouter.chat_models.retry_router import RetryRouter
+from langchain_retryrouter.failures import FailureKind
 from langchain_retryrouter.testing import FakeClock, FaultyGateway, Status
 
 from .attempts import WAYS, Way, error_of
@@ -79,10 +80,10 @@ def test_prices_and_tokens_give_money() -> None:
 
 def test_what_overrules_the_table_is_in_it() -> None:
     """`failover_on` is told as it will be obeyed."""
-    overruled = {FailureKind.CONTENT_FILTER: Step.NEXT}
+    overruled = {FailureKind.CONTENT_FILTER: FailureAction.FAILOVER}
     said = new_router(ParrotFakeChatModel(), failover_on=overruled).explain()
-    assert said.after[FailureKind.CONTENT_FILTER] is Step.NEXT
-    assert said.after[FailureKind.INVALID_REQUEST] is Step.END
+    assert said.after[FailureKind.CONTENT_FILTER] is FailureAction.FAILOVER
+    assert said.after[FailureKind.INVALID_REQUEST] is FailureAction.RAISE
 
 
 def test_who_was_quietened_is_told(faulty_gateway: FaultyGateway) -> None:

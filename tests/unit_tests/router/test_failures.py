@@ -18,7 +18,7 @@ from langchain_core.outputs import ChatGenerationChunk
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from langchain_retryrouter import GPTRouter, GPTRouterModel, RetryPolicy, errors
-from langchain_retryrouter._router.failures import name_failure
+from langchain_retryrouter._providers.errors import name_failure
 from langchain_retryrouter.testing import FaultyGateway, Status
 
 from .attempts import WALL, WAYS, Way, error_of

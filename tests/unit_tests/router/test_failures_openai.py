@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from langchain_retryrouter import errors
-from langchain_retryrouter._router.failures import name_failure
+from langchain_retryrouter._providers.errors import name_failure
 from langchain_retryrouter.testing import (
     Body,
     Cut,

@@ -19,7 +19,7 @@ import requests
 import urllib3
 
 from langchain_retryrouter import errors
-from langchain_retryrouter._router.failures import name_failure
+from langchain_retryrouter._providers.errors import name_failure
 from langchain_retryrouter.testing import (
     Cut,
     FaultyGateway,
@@ -71,8 +71,8 @@ def with_aiohttp(url: str, timeout: float) -> Any:
     async def send() -> Any:
         limits = aiohttp.ClientTimeout(sock_read=timeout)
         async with (
-            aiohttp.ClientSession(timeout=limits) as session,
-            session.post(url, json=PAYLOAD, raise_for_status=True) as response,
+            aiohttp.ClientSession(timeout=limits) as call_state,
+            call_state.post(url, json=PAYLOAD, raise_for_status=True) as response,
         ):
             return await response.json()
 
@@ -80,9 +80,9 @@ def with_aiohttp(url: str, timeout: float) -> Any:
 
 
 def with_requests(url: str, timeout: float) -> Any:
-    with requests.Session() as session:
-        session.trust_env = False
-        response = session.post(url, json=PAYLOAD, timeout=timeout)
+    with requests.Session() as call_state:
+        call_state.trust_env = False
+        response = call_state.post(url, json=PAYLOAD, timeout=timeout)
         response.raise_for_status()
         return response.json()
 

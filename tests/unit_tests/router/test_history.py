@@ -21,7 +21,7 @@ from langchain_openai import AzureChatOpenAI, ChatOpenAI
 from pydantic import SecretStr
 
 from langchain_retryrouter import GPTRouter, GPTRouterModel
-from langchain_retryrouter._router.history import fit_history, provider_of
+from langchain_retryrouter._providers.history import fit_history, provider_of
 from langchain_retryrouter.testing import Answer, FaultyGateway
 
 from .anthropic_wire import END, after_the_beginning

@@ -21,9 +21,13 @@ from langchain_openai import AzureChatOpenAI, ChatOpenAI
 from pydantic import SecretStr
 
 from langchain_retryrouter import GPTRouter, GPTRouterModel, RetryPolicy
-from langchain_retryrouter._core.worst_case import Fare
-from langchain_retryrouter.chat_models._quieting import Quieted, quiet
-from langchain_retryrouter.chat_models.retry_router import RetryRouter, Route
+from langchain_retryrouter._providers.integrations import (
+    RetriesDisabled,
+    disable_retries,
+)
+from langchain_retryrouter._router.cost import RouteCost
+from langchain_retryrouter._router.route import Route
+from langchain_retryrouter.chat_models.retry_router import RetryRouter
 from langchain_retryrouter.testing import FakeClock, FaultyGateway, Status
 
 from .attempts import WAYS, Way, error_of
@@ -135,8 +139,8 @@ def sick_gateway(faulty_gateway: FaultyGateway) -> FaultyGateway:
     return faulty_gateway
 
 
-def fares_of(router: Any) -> list[Fare]:
-    return [route.fare for route in router.routes]
+def fares_of(router: Any) -> list[RouteCost]:
+    return [route.route_cost for route in router.routes]
 
 
 def model_of(router: Any) -> Any:
@@ -170,11 +174,11 @@ def test_a_sick_provider_gets_the_routers_requests_alone(
     error = error_of(way, router)
     assert getattr(error, "attempts", None) == 2
     assert len(sick_gateway.requests) == 2 * of_one_attempt
-    assert [fare.requests for fare in fares_of(router)] == [of_one_attempt]
+    assert [route_cost.requests for route_cost in fares_of(router)] == [of_one_attempt]
 
 
 @pytest.mark.parametrize(
-    ("new_model", "taken"),
+    ("new_model", "disabled_retries"),
     [
         (chat_openai, "max_retries=2"),
         (azure, "max_retries=4"),
@@ -185,14 +189,14 @@ def test_a_sick_provider_gets_the_routers_requests_alone(
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_the_users_model_stays_as_it_was(
-    faulty_gateway: FaultyGateway, new_model: NewModel, taken: str
+    faulty_gateway: FaultyGateway, new_model: NewModel, disabled_retries: str
 ) -> None:
     """A copy is quietened, and it is told what was turned off in it."""
     model = new_model(faulty_gateway)
     before = state_of(model)
     router = new_router(model)
     assert model_of(router) is not model
-    assert fares_of(router)[0].taken == taken
+    assert fares_of(router)[0].disabled_retries == disabled_retries
     assert state_of(model) == before
 
 
@@ -203,7 +207,7 @@ def test_a_quiet_model_loses_nothing(faulty_gateway: FaultyGateway) -> None:
         anthropic(faulty_gateway, max_retries=0),
         ParrotFakeChatModel(),
     ):
-        assert quiet(model) == Quieted(model)
+        assert disable_retries(model) == RetriesDisabled(model)
 
 
 def test_a_quietened_openai_uses_the_same_connections(
@@ -231,7 +235,7 @@ def test_a_quietened_anthropic_uses_the_same_connections(
 ) -> None:
     """Clients that were made already share their connections with the copy's."""
     model = used_anthropic(faulty_gateway)
-    quietened = quiet(model).model
+    quietened = disable_retries(model).model
     assert isinstance(quietened, ChatAnthropic)
     for ours, theirs in zip(clients_of(quietened), clients_of(model), strict=True):
         assert (ours.max_retries, theirs.max_retries) == (0, 3)
@@ -245,13 +249,13 @@ def test_a_gateway_is_told_not_to_repeat(sick_gateway: FaultyGateway) -> None:
     error_of(WAYS[0], router)
     told = [request.json["maxRetries"] for request in sick_gateway.requests]
     assert told == [0, 0, 0, 0]
-    assert fares_of(router)[0].taken == "gateway_max_retries=2"
+    assert fares_of(router)[0].disabled_retries == "gateway_max_retries=2"
 
 
 def test_quietening_never_adds_requests(faulty_gateway: FaultyGateway) -> None:
     """A list that was to be given up after one model is given up after one."""
-    once = quiet(several_models(faulty_gateway, max_retries=0))
-    assert (once.requests, once.taken) == (1, "")
+    once = disable_retries(several_models(faulty_gateway, max_retries=0))
+    assert (once.requests, once.disabled_retries) == (1, "")
 
 
 @pytest.mark.parametrize(
@@ -269,7 +273,7 @@ def test_a_copy_of_a_router_is_quiet_too(
     again = duplicate(router)
     error_of(WAYS[0], again)
     assert len(sick_gateway.requests) == 2
-    assert fares_of(again)[0].taken == "max_retries=3"
+    assert fares_of(again)[0].disabled_retries == "max_retries=3"
 
 
 def test_tools_keep_a_model_quiet(sick_gateway: FaultyGateway) -> None:
@@ -282,7 +286,7 @@ def test_tools_keep_a_model_quiet(sick_gateway: FaultyGateway) -> None:
     assert isinstance(router, RetryRouter)
     error_of(WAYS[0], router)
     assert len(sick_gateway.requests) == 2
-    assert fares_of(router)[0].taken == "max_retries=2"
+    assert fares_of(router)[0].disabled_retries == "max_retries=2"
 
 
 def test_a_client_that_is_missing_is_not_missed(sick_gateway: FaultyGateway) -> None:
@@ -334,14 +338,14 @@ def test_a_model_that_repeats_is_named_once() -> None:
         " 'Repeating-2' repeats by itself (max_retries=1), and its retries multiply"
         " with the router's; build that Repeating with max_retries=0"
     )
-    assert [fare.requests for fare in fares_of(router)] == [7, 2]
+    assert [route_cost.requests for route_cost in fares_of(router)] == [7, 2]
 
 
 @pytest.mark.parametrize("retries", [0, None])
 def test_a_model_that_does_not_repeat_is_not_named(retries: int | None) -> None:
     """No retries, or none said, is nothing to warn of."""
     model = Repeating(max_retries=retries)
-    assert quiet(model) == Quieted(model)
+    assert disable_retries(model) == RetriesDisabled(model)
 
 
 def test_a_subclass_with_clients_of_its_own_is_named(
@@ -351,7 +355,7 @@ def test_a_subclass_with_clients_of_its_own_is_named(
     known = anthropic(faulty_gateway)
     given = known.model_dump(include={"model", "anthropic_api_url"})
     model = OwnClients(**given, api_key=KEY)
-    kept, complaint, _, requests, _ = quiet(model)
+    kept, complaint, _, requests, _ = disable_retries(model)
     assert kept is model
     assert complaint is not None
     assert "OwnClients with max_retries=0" in complaint
@@ -362,12 +366,12 @@ def test_a_client_that_was_given_is_the_givers(faulty_gateway: FaultyGateway) ->
     """A client from outside is left alone: and named, unless it is quiet."""
     own = openai.OpenAI(api_key="any", base_url=faulty_gateway.openai_url)
     model = chat_openai(faulty_gateway, client=own.chat.completions)
-    kept, complaint, _, requests, _ = quiet(model)
+    kept, complaint, _, requests, _ = disable_retries(model)
     assert (kept, requests) == (model, 3)
     assert complaint is not None
     assert "a client of its own" in complaint
     silent = own.with_options(max_retries=0).chat.completions
-    assert quiet(chat_openai(faulty_gateway, client=silent)).complaint is None
+    assert disable_retries(chat_openai(faulty_gateway, client=silent)).complaint is None
 
 
 def test_a_router_within_a_router_is_named_if_it_repeats() -> None:

@@ -28,12 +28,12 @@ either_way = pytest.mark.parametrize("wait", [_sleep, _asleep])
 @either_way
 def test_waiting_moves_both_clocks_at_once(fake_clock: FakeClock, wait: Wait) -> None:
     """A wait takes no time, moves the time by its length, and is written down."""
-    wall = fake_clock.wall()
+    unix_time = fake_clock.time()
     wait(fake_clock, 4.0)
     wait(fake_clock, 0.0)
     wait(fake_clock, 0.5)
     assert fake_clock.monotonic() == 4.5
-    assert fake_clock.wall() == wall + 4.5
+    assert fake_clock.time() == unix_time + 4.5
     assert fake_clock.sleeps == [4.0, 0.0, 0.5]
 
 
@@ -71,8 +71,8 @@ def test_the_sleeps_are_a_copy(fake_clock: FakeClock) -> None:
 
 def test_where_it_starts() -> None:
     """Both clocks start where the test says."""
-    clock = FakeClock(monotonic=5, wall=1_000)
-    assert (clock.monotonic(), clock.wall()) == (5, 1_000)
+    clock = FakeClock(monotonic=5, unix_time=1_000)
+    assert (clock.monotonic(), clock.time()) == (5, 1_000)
 
 
 def test_random_is_constant_or_a_row() -> None:
@@ -98,8 +98,8 @@ def test_it_starts_at_a_time(start: float) -> None:
     """A clock that starts nowhere is refused."""
     with pytest.raises(ValueError, match="monotonic"):
         FakeClock(monotonic=start)
-    with pytest.raises(ValueError, match="wall"):
-        FakeClock(wall=start)
+    with pytest.raises(ValueError, match="unix_time"):
+        FakeClock(unix_time=start)
 
 
 def test_threads_share_it(fake_clock: FakeClock) -> None:

@@ -240,7 +240,7 @@ def test_it_never_blocks_an_event_loop() -> None:
 @contextmanager
 def _child(check: Callable[[], bool]) -> Iterator[None]:
     """A forked child in which `check` has held, and which lives until the end."""
-    verdict, tell = os.pipe()
+    final_error, tell = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # for forking with threads
         child = os.fork()
@@ -254,10 +254,10 @@ def _child(check: Callable[[], bool]) -> Iterator[None]:
             os._exit(1)
     os.close(tell)
     try:
-        assert os.read(verdict, 4) == b"good"
+        assert os.read(final_error, 4) == b"good"
         yield
     finally:
-        os.close(verdict)
+        os.close(final_error)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
 

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
 
-from langchain_retryrouter.testing._prompt_words import PromptWords
-from langchain_retryrouter.testing._schema_values import (
+from langchain_retryrouter.testing.rule_responder import (
+    PromptWords,
     UnfillableSchemaError,
     value_for,
 )

@@ -1,0 +1,122 @@
+"""Server-sent events out of bytes, however the network cuts them.
+
+A pure parser (WHATWG HTML, section 9.2.6, "Interpreting an event stream"), with three
+deliberate differences. Lines end at `\n` or `\r\n` only: inside JSON the gateway
+leaves U+2028, U+2029 and U+0085 as they are, so nothing that Unicode calls a line end
+may split a line. Nothing is decoded here: `data` stays bytes, so that invalid UTF-8
+is the JSON reader's error and not a silent U+FFFD in somebody's answer. And a line that
+no server writes, such as a proxy's page that runs into an event, is data too: ignored,
+as the standard has it, it would take the words of that event along.
+
+An event that its blank line did not complete is not an event. This file does not know
+what is in one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
+_BOM: Final = b"\xef\xbb\xbf"
+_NAME: Final = re.compile(rb"[\w-]*")  # Of a field; that of a comment is empty.
+
+
+class ServerSentEvent(NamedTuple):
+    """One event: its kind (`message` if none was named) and its data, lines joined."""
+
+    kind: bytes
+    data: bytes
+
+
+class EventTooLargeError(ValueError):
+    """A single event outgrew what any answer needs."""
+
+
+class SSEParser:
+    """Turns chunks of bytes into events; one parser for one stream.
+
+    Args:
+        max_event_bytes: Bytes of one unfinished event that are held at the most.
+    """
+
+    __slots__ = ("_data", "_is_first", "_kind", "_max", "_pending", "_size")
+
+    def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
+        """At the start of a stream."""
+        self._max = max_event_bytes
+        # Not lists of pieces: a piece of two bytes would take fifty.
+        self._pending = bytearray()  # Of a line that has not ended.
+        self._data = bytearray()  # Each line with a line feed behind it.
+        self._kind = b""
+        self._size = 0
+        self._is_first = True
+
+    def feed(self, chunk: bytes) -> Iterator[ServerSentEvent]:
+        """The events that `chunk` completes, each read when it is asked for.
+
+        All are to be asked for before the next chunk is fed. The first one does not
+        wait for the others: a chunk may hold hundreds.
+
+        Raises:
+            EventTooLargeError: If an event grows beyond `max_event_bytes`.
+        """
+        *lines, rest = chunk.split(b"\n")
+        for tail in lines:
+            self._grow(len(tail))
+            line = bytes(self._pending + tail) if self._pending else tail
+            self._pending.clear()
+            event = self._take(line.removesuffix(b"\r"))
+            if event is not None:
+                yield event
+        if rest:
+            self._pending += rest
+            self._grow(len(rest))
+
+    def _take(self, line: bytes) -> ServerSentEvent | None:
+        if self._is_first:
+            self._is_first = False
+            line = line.removeprefix(_BOM)
+        if not line:
+            return self._dispatch()
+        field, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if field == b"data":
+            self._data += value
+            self._data += b"\n"
+        elif field == b"event":
+            self._kind = value
+        elif _is_damaged(field, value):
+            self._data += line
+            self._data += b"\n"
+        return None
+
+    def _dispatch(self) -> ServerSentEvent | None:
+        kind = self._kind
+        self._kind, self._size = b"", 0
+        if not self._data:
+            return None
+        self._data.pop()
+        data = bytes(self._data)
+        self._data.clear()
+        return ServerSentEvent(kind or b"message", data)
+
+    def _grow(self, size: int) -> None:
+        # Counted as they come in, whatever they mean: each byte once, so that the limit
+        # is the same for a stream in one piece and for one in many.
+        self._size += size
+        if self._size > self._max:
+            msg = f"one event of the stream is larger than {self._max} bytes"
+            raise EventTooLargeError(msg)
+
+
+def _is_damaged(field: bytes, value: bytes) -> bool:
+    """Whether a line that would be ignored is none that a server has written."""
+    if not _NAME.fullmatch(field):
+        return True
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return True
+    return False

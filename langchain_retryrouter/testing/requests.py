@@ -1,0 +1,308 @@
+"""What the server writes down, and how others wait for it.
+
+One condition variable guards everything. The server's thread holds it for moments only;
+nobody sleeps and polls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from langchain_retryrouter.testing.faults import Step
+
+
+Outcome: TypeAlias = Literal["pending", "sent", "faulted", "client_left"]
+Endpoint: TypeAlias = Literal[
+    "generate", "embeddings", "embeddings-v2", "completions", "chat"
+]
+ProtocolName: TypeAlias = Literal["gptrouter", "openai"]
+Edition: TypeAlias = Literal["public", "hosted"]
+"""Which GPTRouter: the public snapshot of its source, or the newer hosted service."""
+
+_ENDPOINTS: dict[str, Endpoint] = {
+    "/api/v1/generate": "generate",
+    "/api/v1/generate/embeddings": "embeddings",
+    "/api/v1/generate/embeddings-v2": "embeddings-v2",
+    "/v1/completions": "completions",
+    "/v1/chat/completions": "chat",
+}
+_HOSTED_ONLY: frozenset[Endpoint] = frozenset({"embeddings", "embeddings-v2"})
+_AZURE = re.compile(r"/openai/deployments/(?P<name>[^/]+)(?P<rest>/.+)")
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    protocol: ProtocolName
+    endpoint: Endpoint | None = None
+    deployment: str | None = None
+
+
+@lru_cache(maxsize=1024)
+def _route(path: str) -> _Route:
+    if azure := _AZURE.fullmatch(path):
+        return _Route("openai", _ENDPOINTS.get(f"/v1{azure['rest']}"), azure["name"])
+    is_openai = path.startswith(("/v1/", "/openai/"))
+    return _Route("openai" if is_openai else "gptrouter", _ENDPOINTS.get(path))
+
+
+@dataclass(frozen=True)
+class RecordedRequest:
+    """One request, as it came in."""
+
+    number: int
+    """Counted from 1, over the life of the gateway."""
+    at: float
+    """When its last byte had come, in seconds of `time.monotonic`."""
+    connection: int
+    """Which TCP connection it came on, counted from 1."""
+    method: str
+    path: str
+    """Without the query."""
+    query: str
+    headers: Mapping[str, str]
+    """Names in lower case; values of a repeated header are joined by `", "`."""
+    body: bytes
+    step: Step | None = None
+    """The step that answered; None while there is none."""
+    outcome: Outcome = "pending"
+    """How the answer ended.
+
+    `sent`: the caller was given a whole response, be it an answer or an error.
+    `faulted`: the step kept something back or garbled it, or the gateway stopped.
+    `client_left`: the caller closed the connection before the end.
+    """
+    gptrouter: Edition = "public"
+    """Which GPTRouter the gateway played."""
+
+    @property
+    def json(self) -> Any:
+        """The body, read as JSON.
+
+        Raises:
+            ValueError: The body is not JSON.
+        """
+        try:
+            return json.loads(self.body)
+        except ValueError as error:
+            msg = f"the body of request {self.number} is not JSON: {self.body[:80]!r}"
+            raise ValueError(msg) from error
+
+    @cached_property
+    def payload(self) -> Mapping[str, Any]:
+        """The body's JSON object; empty when the body is anything else."""
+        try:
+            body = json.loads(self.body)
+        except ValueError:
+            return {}
+        return body if isinstance(body, dict) else {}
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """Which endpoint was asked, None for one that is not served."""
+        endpoint = _route(self.path).endpoint if self.method == "POST" else None
+        if endpoint in _HOSTED_ONLY and self.gptrouter != "hosted":
+            return None
+        return endpoint
+
+    @property
+    def protocol(self) -> ProtocolName:
+        """Whose protocol the path belongs to; an unknown one is GPTRouter's."""
+        return _route(self.path).protocol
+
+    @property
+    def deployment(self) -> str | None:
+        """The Azure deployment in the path, None when this is not Azure's protocol."""
+        return _route(self.path).deployment
+
+    @cached_property
+    def entry(self) -> Mapping[str, Any]:
+        """The entry of GPTRouter's `data` that comes first, which `order` decides."""
+        data = self.payload.get("data")
+        entries = (
+            [one for one in data if isinstance(one, dict)]
+            if isinstance(data, list)
+            else []
+        )
+        return min(entries, key=_order, default={})
+
+    @cached_property
+    def parameters(self) -> Mapping[str, Any]:
+        """The parameters of the generation, wherever the protocol keeps them."""
+        if self.protocol == "openai" or self.endpoint == "embeddings-v2":
+            return self.payload
+        parameters = self.entry.get("promptParams")
+        return parameters if isinstance(parameters, dict) else {}
+
+    @cached_property
+    def model(self) -> str | None:
+        """The model that was asked: GPTRouter's first one, Azure's deployment."""
+        named = (
+            self.deployment
+            or self.entry.get("modelName")
+            or self.entry.get("modelId")
+            or self.payload.get("model")
+            or self.payload.get("modelName")
+        )
+        return named if isinstance(named, str) else None
+
+    @cached_property
+    def streaming(self) -> bool:
+        """Whether a stream was asked for; GPTRouter takes the text `"true"` too."""
+        return self.payload.get("stream") in {True, "true"}
+
+    @property
+    def closes_connection(self) -> bool:
+        """Whether the caller wants no further request on this connection."""
+        return "close" in self.headers.get("connection", "").lower()
+
+    def __str__(self) -> str:
+        """One line for a log or an error message; the body stays out of it."""
+        target = f"{self.method} {self.path}"
+        ending = f"{self.step}, {self.outcome}"
+        return f"#{self.number} by {self.connection}: {target} {self.model}, {ending}"
+
+
+def _order(entry: Mapping[str, Any]) -> float:
+    try:
+        return float(entry.get("order", "inf"))
+    except (TypeError, ValueError):
+        return float("inf")
+
+
+@dataclass(slots=True)
+class Entry:
+    """One request and what has become of it so far."""
+
+    request: RecordedRequest
+    step: Step | None = None
+    outcome: Outcome = "pending"
+
+
+class RequestLog:
+    """The requests and the connections of one gateway."""
+
+    def __init__(self, keep: int | None) -> None:
+        """Start an empty log of the `keep` latest requests, None for all."""
+        self._changed = threading.Condition()
+        self._listeners: set[Callable[[], object]] = set()
+        self._entries: deque[Entry] = deque(maxlen=keep)
+        self._requests_begun = 0
+        self._connections = 0
+        self._open_connections = 0
+
+    @property
+    def requests(self) -> list[RecordedRequest]:
+        """The requests as they stand now, oldest first."""
+        with self._changed:
+            return [
+                replace(entry.request, step=entry.step, outcome=entry.outcome)
+                for entry in self._entries
+            ]
+
+    @property
+    def connections(self) -> int:
+        """How many connections were ever accepted."""
+        return self._connections
+
+    @property
+    def open_connections(self) -> int:
+        """How many connections are open."""
+        return self._open_connections
+
+    def clear(self) -> None:
+        """Forget the requests; numbers go on counting."""
+        with self._changed:
+            self._entries.clear()
+
+    def connection_opened(self) -> int:
+        """Count a connection; returns its number."""
+        with self._changed:
+            self._connections += 1
+            self._open_connections += 1
+            self._notify()
+            return self._connections
+
+    def connection_closed(self) -> None:
+        """Count a connection that is gone."""
+        with self._changed:
+            self._open_connections -= 1
+            self._notify()
+
+    def next_number(self) -> int:
+        """The number of the request that comes now. Only the server's thread asks."""
+        self._requests_begun += 1
+        return self._requests_begun
+
+    def begin(self, request: RecordedRequest) -> Entry:
+        """Write a request down."""
+        entry = Entry(request)
+        with self._changed:
+            self._entries.append(entry)
+            self._notify()
+        return entry
+
+    def end(self, entry: Entry, outcome: Outcome) -> None:
+        """Write down how a request ended."""
+        with self._changed:
+            entry.outcome = outcome
+            self._notify()
+
+    def wait_for(self, predicate: Callable[[], bool], timeout: float) -> None:
+        """Block until `predicate` holds.
+
+        Raises:
+            TimeoutError: It did not within `timeout` seconds; says what was seen.
+        """
+        with self._changed:
+            if not self._changed.wait_for(predicate, timeout):
+                raise TimeoutError(self._report(timeout))
+
+    async def await_for(
+        self,
+        predicate: Callable[[], bool],
+        timeout: float,  # noqa: ASYNC109 - the twin of `wait_for`
+    ) -> None:
+        """Wait until `predicate` holds, without blocking the event loop.
+
+        Raises:
+            TimeoutError: It did not within `timeout` seconds; says what was seen.
+        """
+        changed = asyncio.Event()
+        listener = partial(asyncio.get_running_loop().call_soon_threadsafe, changed.set)
+        with self._changed:
+            self._listeners.add(listener)
+        try:
+            async with asyncio.timeout(timeout):
+                while not predicate():
+                    await changed.wait()
+                    changed.clear()
+        except TimeoutError:
+            raise TimeoutError(self._report(timeout)) from None
+        finally:
+            with self._changed:
+                self._listeners.discard(listener)
+
+    def forget_locks(self) -> None:
+        """Take new locks, after a fork that may have copied taken ones."""
+        self._changed = threading.Condition()
+        self._listeners = set()
+
+    def _notify(self) -> None:
+        self._changed.notify_all()
+        for listener in self._listeners:
+            listener()
+
+    def _report(self, timeout: float) -> str:
+        requests = self.requests
+        seen = "".join(f"\n  {request}" for request in requests)
+        counts = f"{self._open_connections} of {self._connections} connections open"
+        return f"not so after {timeout} s; {counts}, {len(requests)} requests:{seen}"

@@ -1,0 +1,660 @@
+"""A provider that fails on cue: a real HTTP server on the loopback, with a script."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import h11
+
+from langchain_retryrouter.testing import gptrouter_api as _gptrouter_protocol
+from langchain_retryrouter.testing import openai_api as _openai_protocol
+from langchain_retryrouter.testing.delivery import (
+    JSON_HEADERS,
+    Dialect,
+    Ending,
+    Exchange,
+    Pause,
+    Plan,
+    Whole,
+    compact_json,
+    plan,
+)
+from langchain_retryrouter.testing.faults import HEALTHY, ScriptedStep, Status, Step
+from langchain_retryrouter.testing.requests import Entry, RecordedRequest, RequestLog
+from langchain_retryrouter.testing.responses import Responder, StubResponder
+
+if TYPE_CHECKING:
+    from langchain_retryrouter.testing.requests import (
+        Edition,
+        Entry,
+        ProtocolName,
+        RecordedRequest,
+        RequestLog,
+    )
+
+
+@dataclass(slots=True)
+class _Steps:
+    once: deque[ScriptedStep] = field(default_factory=deque)
+    always: ScriptedStep | None = None
+
+    def next(self) -> ScriptedStep | None:
+        return self.once.popleft() if self.once else self.always
+
+
+class Scripts:
+    """The scripts of one gateway."""
+
+    def __init__(self) -> None:
+        """Start without any: everything is healthy."""
+        self._by_model: dict[str | None, _Steps] = {}
+        self._lock = threading.Lock()
+
+    def script(self, steps: Iterable[ScriptedStep], model: str | None) -> None:
+        """Set the next steps of `model`, or of the server; those still open go."""
+        checked = deque(_checked(step) for step in steps)
+        with self._lock:
+            self._by_model.setdefault(model, _Steps()).once = checked
+
+    def always(self, step: ScriptedStep, model: str | None) -> None:
+        """Set the step for ever after the script of `model`, or of the server."""
+        checked = _checked(step)
+        with self._lock:
+            self._by_model.setdefault(model, _Steps()).always = checked
+
+    def step_for(self, request: RecordedRequest) -> Step:
+        """Take the step that answers `request`."""
+        if not self._by_model:
+            return HEALTHY
+        with self._lock:
+            step = self._take(request.model)
+        # The caller's function runs outside the lock: it may well script the next step.
+        return step if isinstance(step, Step) else step(request)
+
+    def _take(self, model: str | None) -> ScriptedStep:
+        for name in (model, None):
+            steps = self._by_model.get(name)
+            if steps is not None and (step := steps.next()) is not None:
+                return step
+        return HEALTHY
+
+
+def _checked(step: ScriptedStep) -> ScriptedStep:
+    if isinstance(step, type):
+        name = step.__name__
+        msg = f"{name} is a class, a script takes its instances: {name}()"
+        raise TypeError(msg)
+    if not isinstance(step, Step) and not callable(step):
+        msg = f"{step!r} is neither a step nor a function that picks one"
+        raise TypeError(msg)
+    return step
+
+
+_HOST = "127.0.0.1"
+_BACKLOG = 4096
+_STOP_SECONDS = 5.0
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_BAD_REQUEST = (
+    b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+)
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # linger for zero seconds: close() sends RST
+
+
+class Server:
+    """A listening socket and the thread that serves it."""
+
+    def __init__(
+        self,
+        answer: Callable[[Entry], Plan],
+        log: RequestLog,
+        port: int,
+        record: Callable[..., RecordedRequest] = RecordedRequest,
+    ) -> None:
+        """Listen on `port` of the loopback, 0 for any that is free, and begin to serve.
+
+        Clients may connect as soon as this returns.
+        """
+        self.answer = answer
+        self.log = log
+        self.record = record
+        self.connections: set[_Connection] = set()
+        self.stopping = False
+        self._listener = socket.create_server((_HOST, port), backlog=_BACKLOG)
+        self.port: int = self._listener.getsockname()[1]
+        # Not the policy's loop: this one is known to close sockets the way we need.
+        self.loop = asyncio.SelectorEventLoop()
+        self._stop_asked = self.loop.create_future()
+        self._all_gone = self.loop.create_future()
+        self._thread = threading.Thread(
+            target=self._run, name="FaultyGateway", daemon=True
+        )
+        self._thread.start()
+        _running.add(self)
+
+    def stop(self) -> None:
+        """Close every socket and end the thread.
+
+        Raises:
+            RuntimeError: The thread does not end: a function in a script blocks it.
+        """
+        if self not in _running:
+            return  # stopped before, or a copy in a forked child that owns nothing
+        _running.discard(self)
+        self.loop.call_soon_threadsafe(self._stop_asked.set_result, None)
+        self._thread.join(_STOP_SECONDS)
+        if self._thread.is_alive():
+            msg = "the gateway's thread does not end: a function in its script blocks"
+            raise RuntimeError(msg)
+
+    def _run(self) -> None:
+        try:
+            self.loop.run_until_complete(self._serve())
+        finally:
+            self.loop.close()
+
+    async def _serve(self) -> None:
+        server = await self.loop.create_server(
+            lambda: _Connection(self), sock=self._listener, backlog=_BACKLOG
+        )
+        await self._stop_asked
+        self.stopping = True
+        self.loop.remove_reader(self._listener)
+        # asyncio runs a short task for each connection that it is just accepting. On a
+        # closed server such a task would lose its socket, so `close` comes after them.
+        if accepting := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(accepting)
+        server.close()
+        for connection in self.connections:
+            connection.abort()
+        if self.connections:
+            await self._all_gone
+
+    def disconnected(self, connection: _Connection) -> None:
+        """Forget a connection that is gone."""
+        self.connections.discard(connection)
+        if self.stopping and not self.connections and not self._all_gone.done():
+            self._all_gone.set_result(None)
+
+    def leave_to_parent(self) -> None:
+        """Let go in a forked child, so that the parent's sockets are its own.
+
+        A socket that the child holds too would stay open when the parent closes it: no
+        FIN and no RST would be sent. The descriptors are pointed elsewhere and not
+        closed: their owners in this process would close the number a second time, and
+        the loop must not be touched, because its epoll is the parent's as well.
+        """
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for number in (
+            self._listener.fileno(),
+            *(one.fileno() for one in self.connections),
+        ):
+            if number >= 0:
+                os.dup2(nowhere, number)
+        os.close(nowhere)
+        self.log.forget_locks()
+
+
+class _Connection(asyncio.Protocol):
+    """One TCP connection: requests come in one after another, plans are carried out."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._parser = h11.Connection(h11.SERVER)
+        self._head: h11.Request | None = None
+        self._body = bytearray()
+        self._entry: Entry | None = None
+        self._plan = Plan()
+        self._next_action = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_choked = False
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        # Any byte that the kernel does not take at once makes the transport say so: an
+        # answer counts as sent when all of it is out of our hands.
+        self._transport.set_write_buffer_limits(high=0)
+        # asyncio does this by itself, but not for a listener from `create_server`:
+        # without it each stream on a kept connection stands still for 40 ms (Nagle).
+        peer = cast("socket.socket", transport.get_extra_info("socket"))
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._number = self._server.log.connection_opened()
+        self._server.connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.receive_data(data)
+        if self._entry is None:
+            self._read()
+
+    def pause_writing(self) -> None:
+        self._is_choked = True
+
+    def resume_writing(self) -> None:
+        self._is_choked = False
+        if self._entry is not None and self._timer is None:
+            self._play()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        if self._timer is not None:
+            self._timer.cancel()
+        entry, self._entry = self._entry, None
+        if entry is not None:
+            self._server.log.end(
+                entry, "faulted" if self._server.stopping else "client_left"
+            )
+        self._server.log.connection_closed()
+        self._server.disconnected(self)
+
+    # What the server calls.
+
+    def abort(self) -> None:
+        """Close without waiting for anything."""
+        self._transport.abort()
+
+    def fileno(self) -> int:
+        """The descriptor of the socket."""
+        return cast("socket.socket", self._transport.get_extra_info("socket")).fileno()
+
+    # Reading.
+
+    def _read(self) -> None:
+        if self._transport.is_closing():
+            return
+        try:
+            while self._take(self._parser.next_event()):
+                pass
+        except h11.RemoteProtocolError:
+            self._transport.write(_BAD_REQUEST)
+            self._hang_up()
+
+    def _take(self, event: Any) -> bool:
+        """Take one event of the parser; returns whether the next one is wanted."""
+        kind = type(event)
+        if kind is h11.Request:
+            self._head = event
+            if self._parser.they_are_waiting_for_100_continue:
+                self._transport.write(_CONTINUE)
+        elif kind is h11.Data:
+            self._body += event.data
+        elif kind is h11.EndOfMessage:
+            self._begin(cast("h11.Request", self._head), bytes(self._body))
+            return False
+        else:
+            return False
+        return True
+
+    def _begin(self, head: h11.Request, body: bytes) -> None:
+        request = self._recorded(head, body)
+        self._entry = self._server.log.begin(request)
+        self._plan = self._server.answer(self._entry)
+        self._next_action = 0
+        self._play()
+
+    def _recorded(self, head: h11.Request, body: bytes) -> RecordedRequest:
+        path, _, query = head.target.decode("latin-1").partition("?")
+        headers: dict[str, str] = {}
+        for raw_name, raw_value in head.headers.raw_items():
+            name, value = raw_name.decode().lower(), raw_value.decode("latin-1")
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        return self._server.record(
+            number=self._server.log.next_number(),
+            at=time.monotonic(),
+            connection=self._number,
+            method=head.method.decode("latin-1"),
+            path=path,
+            query=query,
+            headers=headers,
+            body=body,
+        )
+
+    # Answering.
+
+    def _play(self) -> None:
+        """Go on with the plan until it waits, the kernel is full, or it is done."""
+        self._timer = None
+        actions = self._plan.actions
+        while self._next_action < len(actions):
+            action = actions[self._next_action]
+            self._next_action += 1
+            if isinstance(action, Pause):
+                self._timer = self._server.loop.call_later(action.seconds, self._play)
+                return
+            if self._next_action == len(actions):
+                # Before the client can have it: who reads the answer and then looks at
+                # the log shall find it there. If the client leaves instead, it is
+                # corrected.
+                self._write_down_outcome()
+            self._transport.write(action)
+            if self._is_choked:
+                return
+        self._end()
+
+    def _end(self) -> None:
+        self._write_down_outcome()
+        self._entry = None
+        if self._plan.ending is Ending.RST:
+            peer = cast("socket.socket", self._transport.get_extra_info("socket"))
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            self._transport.abort()
+        elif self._plan.ending is Ending.FIN:
+            self._hang_up()
+        else:
+            self._await_next_request()
+
+    def _write_down_outcome(self) -> None:
+        entry = cast("Entry", self._entry)
+        if entry.outcome == "pending":
+            self._server.log.end(entry, self._plan.outcome)
+
+    def _hang_up(self) -> None:
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self._transport.close()
+
+    def _await_next_request(self) -> None:
+        early, _ = self._parser.trailing_data
+        # A new parser, because this one would insist on framing the response itself.
+        self._parser = h11.Connection(h11.SERVER)
+        self._body.clear()
+        if early:
+            self._parser.receive_data(early)
+            self._server.loop.call_soon(self._read)
+
+
+# The only thing that gateways share: a forked child must find those it has copied.
+_running: weakref.WeakSet[Server] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for server in list(_running):
+        _running.discard(server)
+        server.leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+_DIALECTS: dict[ProtocolName, Dialect] = {
+    "gptrouter": _gptrouter_protocol,
+    "openai": _openai_protocol,
+}
+_EDITIONS: frozenset[Edition] = frozenset({"public", "hosted"})
+
+
+class FaultyGateway:
+    """A model provider on the loopback that answers, or fails, as its script says.
+
+    It speaks GPTRouter's protocol, OpenAI's completions and chat completions, and
+    Azure's form of both. Every request takes the next step of the script; without one,
+    the answer is healthy. Everything that came in is in `requests`.
+
+    Example:
+        ```python
+        with FaultyGateway() as gateway:
+            gateway.script(Status(429, {"retry-after": "1"}), Reset())
+            llm = GPTRouter(gpt_router_api_base=gateway.url, ...)
+            llm.invoke("hi")  # the third attempt is answered
+            assert [request.step for request in gateway.requests] == [...]
+        ```
+
+    In a coroutine use `async with`: to stop a server blocks for a moment.
+    """
+
+    def __init__(
+        self,
+        *,
+        responder: Responder | None = None,
+        api_key: str | None = None,
+        port: int = 0,
+        keep_requests: int | None = None,
+        gptrouter: Edition = "public",
+    ) -> None:
+        """Prepare a gateway; `start` or `with` opens it.
+
+        Args:
+            responder: Makes the healthy answers. A `StubResponder` by default; a
+                `RuleResponder` calls tools and fills schemas.
+            api_key: The only key that is let in; everybody is when it is None.
+            port: The loopback port, 0 for any that is free. A gateway that is started
+                again listens where it did before.
+            keep_requests: How many requests `requests` holds at most; None for all, 0
+                for load tests.
+            gptrouter: Which GPTRouter it plays. `"public"` is the published server: it
+                refuses `json_schema`, leaves usage out of streams whose messages are
+                more than text, and drops what it does not know, such as `tool_choice`,
+                so that `responder` does not see it. `"hosted"` is the newer service as
+                its clients imply it: it takes all of these, and has embeddings.
+
+        Raises:
+            ValueError: `gptrouter` is neither.
+        """
+        if gptrouter not in _EDITIONS:
+            msg = f"gptrouter is {gptrouter!r}, it must be 'public' or 'hosted'"
+            raise ValueError(msg)
+        self._gptrouter = gptrouter
+        self._responder = responder if responder is not None else StubResponder()
+        self._api_key = api_key
+        self._port = port
+        self._scripts = Scripts()
+        self._fixed: dict[str, Whole] = {}
+        self._log = RequestLog(keep_requests)
+        self._errors: list[Exception] = []
+        self._server: Server | None = None
+
+    # Opening and closing.
+
+    def start(self) -> None:
+        """Listen and serve; clients may connect as soon as this returns.
+
+        Raises:
+            RuntimeError: It is running already.
+            OSError: The port is taken.
+        """
+        if self._server is not None:
+            msg = f"the gateway is already running at {self.url}"
+            raise RuntimeError(msg)
+        record = partial(RecordedRequest, gptrouter=self._gptrouter)
+        self._server = Server(self._plan, self._log, self._port, record)
+        self._port = self._server.port
+
+    def stop(self) -> None:
+        """Break off what is under way, and close everything. Does nothing when stopped.
+
+        Raises:
+            ExceptionGroup: What the responder, a step's function or a step that did not
+                fit its answer raised; the client saw a 500 then.
+        """
+        server, self._server = self._server, None
+        if server is not None:
+            server.stop()
+        errors, self._errors = self._errors, []
+        if errors:
+            msg = "the gateway could not do what its script or responder says"
+            raise ExceptionGroup(msg, errors)
+
+    def __enter__(self) -> Self:
+        """Start."""
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop."""
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        """Start."""
+        self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop, without blocking the event loop."""
+        await asyncio.to_thread(self.stop)
+
+    @property
+    def url(self) -> str:
+        """`http://127.0.0.1:PORT`: the base that GPTRouter and Azure clients take.
+
+        It stays the same over a stop and a start.
+
+        Raises:
+            RuntimeError: The gateway was never started, so there is no port yet.
+        """
+        if not self._port:
+            msg = "the gateway has no address yet: start it, or use it in a `with`"
+            raise RuntimeError(msg)
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def openai_url(self) -> str:
+        """`http://127.0.0.1:PORT/v1`: the base that OpenAI clients take."""
+        return f"{self.url}/v1"
+
+    # What it shall do.
+
+    def script(self, *steps: ScriptedStep, model: str | None = None) -> None:
+        """Let the next requests be answered by `steps`, one each, in order.
+
+        They take the place of the steps that are still open; none at all clears them.
+
+        Args:
+            *steps: Steps, or functions that pick one when they see the request.
+            model: Only for requests to this model. Its steps come before the server's.
+
+        Raises:
+            TypeError: One of `steps` is no step.
+        """
+        self._scripts.script(steps, model)
+
+    def always(self, step: ScriptedStep, *, model: str | None = None) -> None:
+        """Let every request be answered by `step` when the script is used up.
+
+        Args:
+            step: A step, or a function that picks one when it sees the request.
+            model: Only for requests to this model. Its steps come before the server's.
+
+        Raises:
+            TypeError: `step` is no step.
+        """
+        self._scripts.always(step, model)
+
+    def respond(self, path: str, json_body: Any, *, status: int = 200) -> None:
+        """Set the healthy answer of a path that has no model behind it.
+
+        Such requests take steps of the script like all others.
+
+        Args:
+            path: Such as `/v1/embeddings`; without a query.
+            json_body: Anything that JSON can say.
+            status: The status that comes with it.
+        """
+        self._fixed[path] = Whole(status, JSON_HEADERS, compact_json(json_body))
+
+    # What it has seen.
+
+    @property
+    def requests(self) -> list[RecordedRequest]:
+        """The requests as they stand now, oldest first."""
+        return self._log.requests
+
+    @property
+    def connections(self) -> int:
+        """How many TCP connections were ever accepted."""
+        return self._log.connections
+
+    @property
+    def open_connections(self) -> int:
+        """How many TCP connections are open."""
+        return self._log.open_connections
+
+    def reset_log(self) -> None:
+        """Forget the requests. Numbers go on counting, scripts stay as they are."""
+        self._log.clear()
+
+    def wait_for(
+        self, predicate: Callable[[FaultyGateway], bool], timeout: float = 5.0
+    ) -> None:
+        """Block until `predicate` holds for this gateway.
+
+        It is asked again whenever a request or a connection comes, ends or goes.
+
+        Args:
+            predicate: Such as `lambda gateway: len(gateway.requests) == 2`.
+            timeout: Seconds.
+
+        Raises:
+            TimeoutError: It did not hold in time; says what was seen.
+        """
+        self._log.wait_for(lambda: predicate(self), timeout)
+
+    async def await_for(
+        self,
+        predicate: Callable[[FaultyGateway], bool],
+        timeout: float = 5.0,  # noqa: ASYNC109 - the twin of `wait_for`
+    ) -> None:
+        """Wait until `predicate` holds for this gateway; the event loop runs on.
+
+        It is asked again whenever a request or a connection comes, ends or goes.
+
+        Args:
+            predicate: Such as `lambda gateway: len(gateway.requests) == 2`.
+            timeout: Seconds.
+
+        Raises:
+            TimeoutError: It did not hold in time; says what was seen.
+        """
+        await self._log.await_for(lambda: predicate(self), timeout)
+
+    # Called in the server's thread.
+
+    def _plan(self, entry: Entry) -> Plan:
+        try:
+            return self._planned(entry)
+        except Exception as error:  # noqa: BLE001 - the caller's code: told by `stop`
+            self._errors.append(error)
+            body = f"FaultyGateway: {type(error).__name__}: {error}"
+            entry.step = Status(500, {"content-type": "text/plain"}, body)
+            return plan(entry.step, self._exchange(entry.request))
+
+    def _planned(self, entry: Entry) -> Plan:
+        request = entry.request
+        exchange = self._exchange(request)
+        entry.step = self._refusal(exchange) or self._scripts.step_for(request)
+        return plan(entry.step, exchange)
+
+    def _exchange(self, request: RecordedRequest) -> Exchange:
+        fixed = self._fixed.get(request.path)
+        return Exchange(request, _DIALECTS[request.protocol], self._responder, fixed)
+
+    def _refusal(self, exchange: Exchange) -> Step | None:
+        request, dialect = exchange.request, exchange.dialect
+        if request.endpoint is None and not exchange.fixed:
+            return dialect.unknown_path(request)
+        if self._api_key is not None and not dialect.is_authorized(
+            request, self._api_key
+        ):
+            return Status(401)
+        return None if exchange.fixed else dialect.refusal(request)
