@@ -7,7 +7,9 @@ the end of the iterator is the end.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from langchain_core.language_models import BaseChatModel
@@ -30,7 +32,7 @@ _NO_REASONS: Final = frozenset({"error", "FINISH_REASON_UNSPECIFIED"})
 # The final states of OpenAI's Responses API in which there is an answer.
 _ENDED: Final = frozenset({"completed", "incomplete"})
 
-# Read in langchain-openai 1.7.3 and langchain-anthropic 1.7.7: each passes on the
+# Read in langchain-openai 1.7.4 and langchain-anthropic 1.7.10: each passes on the
 # reason that its protocol promises. The module is that of the class whose `_stream`
 # runs, so that a subclass of ChatOpenAI counts as long as it leaves that alone.
 _TELLS: Final = ("langchain_openai.", "langchain_anthropic.")
@@ -84,13 +86,21 @@ def _facts(answer: BaseMessage | ChatGeneration) -> tuple[Mapping[str, Any], ...
 def reports_finish_reason(model: BaseChatModel) -> bool:
     """Whether a stream of this model that ended without a reason was cut off.
 
-    `ChatAnthropic` reads the reason from the event that has the usage, and passes on
-    neither when its `stream_usage` is off.
+    With `stream_usage` off, `ChatAnthropic` passes the reason on since version 1.7.10.
     """
     home = f"{type(model)._stream.__module__}."  # noqa: SLF001 - where it is defined
     if home.startswith("langchain_anthropic."):
-        return bool(getattr(model, "stream_usage", True))
+        has_usage = bool(getattr(model, "stream_usage", True))
+        return has_usage or _is_installed("langchain-anthropic", (1, 7, 10))
     return home.startswith(_TELLS)
+
+
+def _is_installed(package: str, at_least: tuple[int, ...]) -> bool:
+    try:
+        numbers = re.findall(r"\d+", version(package))
+    except PackageNotFoundError:
+        return False
+    return tuple(map(int, numbers[: len(at_least)])) >= at_least
 
 
 class ChunkReader:
