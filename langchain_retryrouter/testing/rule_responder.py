@@ -187,8 +187,8 @@ def _multiples(schema: Schema, nth: int, *, whole: bool) -> Iterator[Number]:
         steps = [1 + nth, last - nth, last - nth - 1]
     else:
         steps = [1 + nth]
-    for count in steps:
-        value = step * count
+    for factor in steps:
+        value = step * factor
         yield int(value) if value.denominator == 1 else float(value)
 
 
