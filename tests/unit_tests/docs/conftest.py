@@ -1,4 +1,4 @@
-"""What the reader of a page has in hand."""
+"""The environment that the pages of docs/ assume."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from langchain_retryrouter.testing import FaultyGateway
 def reader(
     faulty_gateway: FaultyGateway, monkeypatch: pytest.MonkeyPatch
 ) -> FaultyGateway:
-    """What the reader of docs/ has set up: keys and addresses, in the environment."""
+    """A local provider, with its address and any key in the environment."""
     for name, value in {
         "OPENAI_API_KEY": "any",
         "OPENAI_BASE_URL": faulty_gateway.openai_url,

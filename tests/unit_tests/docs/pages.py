@@ -1,16 +1,14 @@
-"""Runs the Python of a page as its reader would: what README and docs/ are held to.
+"""Runs the Python blocks of a Markdown page, from top to bottom, in one namespace.
 
-A page is read from top to bottom. Its Python blocks run in that order in one namespace;
-one with a bare `await` runs in an event loop, as it would in a notebook. Every Python
-block runs, and a block of another language does not. Beside this there are three signs:
+A block with a bare `await` runs in an event loop, as in a notebook. Three marks matter:
 
 - An `output` block is what the Python block above it prints, word for word; `...`
-  stands for what is another each time.
-- `<!-- server: Status(429), Answer("Paris") -->`, which no reader sees, lets the server
-  behind the page take these steps of `langchain_retryrouter.testing` while the Python
-  block below runs, which must use them all.
-- `<!-- needs: langchain -->` says that the Python block below imports a package which
-  the unit tests go without; they leave the block out, and the integration tests run it.
+  stands for text that changes from run to run.
+- `<!-- server: Status(429), Answer("Paris") -->` is invisible on the page. The server
+  behind the page plays these steps of `langchain_retryrouter.testing` while the next
+  Python block runs, and that block must use them all.
+- `<!-- needs: langchain -->` says that the next Python block imports a package that the
+  unit tests do not install; the integration tests run it.
 """
 
 from __future__ import annotations
@@ -27,104 +25,79 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from markdown_it import MarkdownIt
-from markdown_it.token import Token
-
 from langchain_retryrouter import testing
 from langchain_retryrouter.testing import FaultyGateway
 
-_SIGN = re.compile(r"<!--\s*(?P<name>server|needs):(?P<said>.*?)-->", re.DOTALL)
-_FIELDS = {"server": "steps", "needs": "needs"}
-_OTHER_NAMES = {"py", "python3", "Python"}
+_FENCE_OR_MARK = re.compile(
+    r"^```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^```$"
+    r"|^<!-- (?P<mark>server|needs): (?P<text>.*?) -->$",
+    re.DOTALL | re.MULTILINE,
+)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Block:
-    """A Python block, where its code begins, and what the signs around it say."""
+    """A Python block, its first line in the page, and the marks above it."""
 
     path: Path
     line: int
     code: str
-    steps: str = ""
+    server: str = ""
     needs: str = ""
     output: str | None = None
 
     def __str__(self) -> str:
-        """The place, as editors take it."""
+        """The place, in the form that editors understand."""
         return f"{self.path.name}:{self.line}"
 
 
 def blocks_of(path: Path) -> list[Block]:
-    """The Python blocks of a page, from top to bottom.
-
-    Raises:
-        ValueError: A sign stands where it means nothing, or a block that looks like
-            Python would not be run.
-    """
+    """The Python blocks of a page, from top to bottom."""
+    text = path.read_text()
     blocks: list[Block] = []
-    signs: dict[str, str] = {}
-    above = ""
-    for token in MarkdownIt().parse(path.read_text()):
-        place = f"{path.name}:{token.map[0] + 1}" if token.map else path.name
-        if token.type == "html_block" and (found := _SIGN.search(token.content)):
-            field = _FIELDS[found["name"]]
-            _refuse(field in signs, f"{place}: no Python block comes after the other")
-            signs[field] = found["said"].strip()
-        elif token.type == "fence":
-            language = _language_of(token, place)
-            if language == "python":
-                blocks.append(Block(path, _first_line(token), token.content, **signs))
-                signs = {}
-            elif language == "output":
-                _refuse(above != "python", f"{place}: no Python block stands above it")
-                blocks[-1] = dataclasses.replace(blocks[-1], output=token.content)
-            above = language
-    _refuse(signs, f"{path.name}: no Python block comes after the last sign")
+    marks: dict[str, str] = {}
+    language = ""
+    for found in _FENCE_OR_MARK.finditer(text):
+        line = text.count("\n", 0, found.start()) + 2
+        if found["mark"]:
+            marks[found["mark"]] = found["text"]
+            continue
+        above, language = language, found["language"]
+        assert language not in {"py", "python3"}, f"{path.name}:{line}: write `python`"
+        if language == "python":
+            blocks.append(Block(path, line, found["code"], **marks))
+            marks = {}
+        elif language == "output":
+            assert above == "python", f"{path.name}:{line}: no Python block above"
+            blocks[-1].output = found["code"]
+    assert not marks, f"{path.name}: no Python block after the mark {marks}"
     return blocks
 
 
-def _language_of(fence: Token, place: str) -> str:
-    language = fence.info.strip()
-    _refuse(language in _OTHER_NAMES, f"{place}: the language is spelled `python`")
-    return language
-
-
-def _first_line(fence: Token) -> int:
-    return (fence.map or [0])[0] + 2
-
-
-def _refuse(is_wrong: object, why: str) -> None:
-    if is_wrong:
-        raise ValueError(why)
-
-
 def run(blocks: Iterable[Block], gateway: FaultyGateway) -> None:
-    """Run blocks that build upon each other, with `gateway` behind them.
+    """Run blocks that build upon each other, with `gateway` as their provider.
 
     Raises:
-        AssertionError: A block printed, or the server did, not what the page says.
-        Exception: What a block raised; the traceback names the page's line.
+        AssertionError: The output or the server's steps differ from the page.
+        Exception: The block's own exception; its traceback names the page's line.
     """
     namespace: dict[str, Any] = {"__name__": "__main__"}
     with asyncio.Runner() as runner:
         for block in blocks:
-            steps = eval(f"[{block.steps}]", dict(vars(testing)))  # noqa: S307
+            steps = eval(f"[{block.server}]", dict(vars(testing)))  # noqa: S307
             gateway.reset_log()
             gateway.script(*steps)
-            printed = _printed_by(block, namespace, runner)
-            disabled_retries = [request.step for request in gateway.requests]
-            assert disabled_retries[: len(steps)] == steps, (
-                f"{block}: the server did {disabled_retries}"
-            )
+            printed = _run_block(block, namespace, runner)
+            played = [request.step for request in gateway.requests][: len(steps)]
+            assert played == steps, f"{block}: the server played {played}"
             if block.output is not None:
                 _compare(block, block.output, printed)
 
 
-def _printed_by(block: Block, namespace: dict[str, Any], runner: asyncio.Runner) -> str:
-    # As many lines above it as in the page, so that tracebacks tell the page's line.
-    source = "\n" * (block.line - 1) + block.code
+def _run_block(block: Block, namespace: dict[str, Any], runner: asyncio.Runner) -> str:
+    # Empty lines before the code give tracebacks the line numbers of the page.
     code = compile(
-        source,
+        "\n" * (block.line - 1) + block.code,
         str(block.path),
         "exec",
         flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT,
@@ -137,12 +110,11 @@ def _printed_by(block: Block, namespace: dict[str, Any], runner: asyncio.Runner)
     return printed.getvalue()
 
 
-def _compare(block: Block, said: str, printed: str) -> None:
-    # The last line of a block in a page always has its end.
+def _compare(block: Block, expected: str, printed: str) -> None:
     printed = printed if printed.endswith("\n") else f"{printed}\n"
-    checker, ellipsis = doctest.OutputChecker(), doctest.ELLIPSIS
-    if not checker.check_output(said, printed, ellipsis):
-        example = doctest.Example(block.code, said)
-        difference = checker.output_difference(example, printed, ellipsis)
+    checker = doctest.OutputChecker()
+    if not checker.check_output(expected, printed, doctest.ELLIPSIS):
+        example = doctest.Example(block.code, expected)
+        difference = checker.output_difference(example, printed, doctest.ELLIPSIS)
         msg = f"{block} prints something else.\n{difference}"
         raise AssertionError(msg)
