@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Self
 
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+
 _BUCKETS: Final = 10
 
 
@@ -75,6 +77,17 @@ _LEFT_OUT: Final = {
     "minimum_calls": 10,
     "recovery_jitter": 0.0,
 }
+
+
+class CircuitBreakerSettings(TypedDict, total=False):
+    """The arguments of `CircuitBreaker`, for a class that makes several of them."""
+
+    failure_threshold: int
+    recovery_time: float
+    failure_rate: float | None
+    window: float
+    minimum_calls: int
+    recovery_jitter: float
 
 
 class BreakerState(StrEnum):

@@ -1,143 +1,218 @@
-"""Whether a foreign model's answer is whole, by what its last chunk says.
+"""Decides from an answer's own words whether it is whole, empty, filtered or failed.
 
-Integrations hand on the provider's reason under the provider's own name. Only of some
-is it known that a whole stream never ends without one; of the others, and of a fake,
-the end of the iterator is the end.
+Integrations pass on the provider's finish reason under the provider's own field name.
+`finish_reason_in` finds it, `check_result` judges a whole answer, and `StreamCheck`
+judges the chunks of one stream. Which models name a reason at all is recorded in
+`integrations`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessageChunk, BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 from langchain_retryrouter._retry.streaming import ChunkInfo
+from langchain_retryrouter.errors import BASE_ERRORS, RetryRouterError
+from langchain_retryrouter.failures import FailureKind
 
-_REASONS: Final = (
-    "finish_reason",  # OpenAI's, and what is like it: Groq, Mistral, Google, GPTRouter
-    "stop_reason",  # Anthropic's, and Bedrock's InvokeModel
+_REASON_FIELDS: Final = (
+    "finish_reason",  # OpenAI, and the APIs like it: Groq, Mistral, Google, GPTRouter
+    "stop_reason",  # Anthropic, and Bedrock's InvokeModel
     "stopReason",  # Bedrock's Converse
-    "done_reason",  # Ollama's
+    "done_reason",  # Ollama
 )
 # Most chunks of a stream have none of these.
-_TELLING: Final = frozenset({*_REASONS, "object"})
-# Some gateways send a reason where there was none: OpenRouter ends a stream that failed
-# on its way with `error`, and Google's first value says that nothing is said.
-_NO_REASONS: Final = frozenset({"error", "FINISH_REASON_UNSPECIFIED"})
-# The final states of OpenAI's Responses API in which there is an answer.
-_ENDED: Final = frozenset({"completed", "incomplete"})
+_TELLING_FIELDS: Final = frozenset({*_REASON_FIELDS, "object", "prompt_feedback"})
+# The final states of OpenAI's Responses API that come with an answer.
+_FINAL_STATES: Final = frozenset({"completed", "incomplete"})
+_NO_REASON: Final = "FINISH_REASON_UNSPECIFIED"  # Google's value for "not yet".
+_SHORT: Final = frozenset({"length", "max_tokens", "max_output_tokens", "model_length"})
+_FAILED: Final = {
+    "error": FailureKind.INTERRUPTED,
+    "cancelled": FailureKind.INTERRUPTED,
+    "malformed_function_call": FailureKind.MALFORMED,
+    **dict.fromkeys(
+        (
+            "content_filter",
+            "content_filtered",
+            "refusal",
+            "safety",
+            "recitation",
+            "blocklist",
+            "prohibited_content",
+            "spii",
+            "image_safety",
+            "guardrail_intervened",
+        ),
+        FailureKind.CONTENT_FILTER,
+    ),
+}
+"""Finish reasons, in lower case, of an answer that cannot be trusted."""
 
-# Read in langchain-openai 1.7.4 and langchain-anthropic 1.7.10: each passes on the
-# reason that its protocol promises. The module is that of the class whose `_stream`
-# runs, so that a subclass of ChatOpenAI counts as long as it leaves that alone.
-_TELLS: Final = ("langchain_openai.", "langchain_anthropic.")
-
-# What a block of content says about itself, and is no content: the first event of a
-# block has an index and a type, and nothing to read yet.
+# Fields that describe a content block and are not content: the first event of a block
+# has an index and a type, and nothing to read yet.
 _FRAME: Final = frozenset({"type", "index", "id", "phase", "status"})
+_THOUGHTS: Final = frozenset({"thinking", "redacted_thinking", "reasoning"})
 
 
 def finish_reason_in(answer: BaseMessage | ChatGeneration) -> str | None:
-    """The reason for which the provider ended this answer; None if it names none.
+    """The provider's reason for ending this answer; None if it names none.
 
     Args:
         answer: A message, or a generation around one; whole, or a chunk.
     """
-    for facts in _facts(answer):
-        if not _TELLING.isdisjoint(facts) and (reason := _reason_in(facts)):
+    if isinstance(answer, BaseMessage):
+        return _reason_in(answer.response_metadata)
+    info = answer.generation_info
+    return (info and _reason_in(info)) or _reason_in(answer.message.response_metadata)
+
+
+def _reason_in(facts: Mapping[str, Any]) -> str | None:
+    if not facts or _TELLING_FIELDS.isdisjoint(facts):
+        return None
+    for name in _REASON_FIELDS:
+        reason = facts.get(name)
+        if isinstance(reason, str) and reason and reason != _NO_REASON:
             return reason
+    if facts.get("object") == "response" and facts.get("status") in _FINAL_STATES:
+        details = facts.get("incomplete_details")
+        why = details.get("reason") if isinstance(details, Mapping) else None
+        return str(why or facts["status"])
+    feedback = facts.get("prompt_feedback")  # Google's, for a prompt that was blocked.
+    if isinstance(feedback, Mapping) and feedback.get("block_reason"):
+        return "safety"
     return None
 
 
-def has_finish_reason(result: ChatResult) -> bool:
-    """Whether each answer of a result names the reason for which it ended.
+def names_finish_reason(result: ChatResult) -> bool:
+    """Whether each answer of a result names its finish reason.
 
-    Some integrations say it of the result as a whole, if there is one answer in it.
+    Some integrations give it for the result as a whole, if there is one answer in it.
     """
     reasons = [finish_reason_in(answer) for answer in result.generations]
     if reasons == [None] and result.llm_output:
         return _reason_in(result.llm_output) is not None
-    return None not in reasons
+    return bool(reasons) and None not in reasons
 
 
-def _reason_in(facts: Mapping[str, Any]) -> str | None:
-    for name in _REASONS:
-        reason = facts.get(name)
-        if isinstance(reason, str) and reason and reason not in _NO_REASONS:
-            return reason
-    if facts.get("object") == "response" and facts.get("status") in _ENDED:
-        details = facts.get("incomplete_details")
-        why = details.get("reason") if isinstance(details, Mapping) else None
-        return str(why or facts["status"])
-    return None
+def check_result(result: ChatResult, *, needs_reason: bool) -> None:
+    """Refuse an answer that is empty, filtered, failed or, as far as it says, cut.
 
+    Args:
+        result: What a model answered, without a stream.
+        needs_reason: Whether this model names a finish reason in every whole answer.
 
-def _facts(answer: BaseMessage | ChatGeneration) -> tuple[Mapping[str, Any], ...]:
-    if isinstance(answer, BaseMessage):
-        return (answer.response_metadata,)
-    return answer.generation_info or {}, answer.message.response_metadata
-
-
-def reports_finish_reason(model: BaseChatModel) -> bool:
-    """Whether a stream of this model that ended without a reason was cut off.
-
-    With `stream_usage` off, `ChatAnthropic` passes the reason on since version 1.7.10.
+    Raises:
+        RetryRouterError: With the kind of what is wrong.
     """
-    home = f"{type(model)._stream.__module__}."  # noqa: SLF001 - where it is defined
-    if home.startswith("langchain_anthropic."):
-        has_usage = bool(getattr(model, "stream_usage", True))
-        return has_usage or _is_installed("langchain-anthropic", (1, 7, 10))
-    return home.startswith(_TELLS)
+    if not result.generations:
+        msg = "the answer has no generations"
+        raise _error(FailureKind.MALFORMED, msg)
+    if needs_reason and not names_finish_reason(result):
+        raise _no_reason()
+    shared = _reason_in(result.llm_output or {})
+    for generation in result.generations:
+        reason = finish_reason_in(generation) or shared
+        _check_reason(reason, _refusal_in(generation.message))
+        if not _is_short(reason) and not _has_answer(generation.message):
+            raise _empty()
 
 
-def _is_installed(package: str, at_least: tuple[int, ...]) -> bool:
-    try:
-        numbers = re.findall(r"\d+", version(package))
-    except PackageNotFoundError:
-        return False
-    return tuple(map(int, numbers[: len(at_least)])) >= at_least
-
-
-class ChunkReader:
-    """Tells, for the chunks of one attempt, what is a token and what is the end.
-
-    After the end a chunk with usage may follow, so none is ever the last one. A model
-    that never tells the end gets none from here either: whoever runs its iterator has
-    to add it.
+class StreamCheck:
+    """Judges the chunks of one attempt: token, end, or failure.
 
     Attributes:
-        finish_reason: The reason that the provider named, once it has.
+        reason: The finish reason, once the provider has named one.
+        saw_chunk: Whether anything has come at all.
+        held: Chunks that are kept back, since the answer may be empty.
     """
 
-    __slots__ = ("finish_reason",)
+    __slots__ = (
+                "_needs_reason",
+        "_refusal",
+        "_saw_token",
+        "held",
+        "reason",
+        "saw_chunk",
+    )
 
-    def __init__(self) -> None:
-        """Nothing has been read yet."""
-        self.finish_reason: str | None = None
+    def __init__(self, *, needs_reason: bool) -> None:
+        """Before the first chunk.
 
-    def __call__(self, chunk: ChatGenerationChunk) -> ChunkInfo:
-        """What `chunk` means for its stream."""
+        Args:
+            needs_reason: Whether this model ends each whole stream with a reason.
+        """
+        self.reason: str | None = None
+        self.saw_chunk = False
+        self._saw_token = False
+        self._needs_reason = needs_reason
+        self._refusal = ""
+        self.held: list[ChatGenerationChunk] = []
+
+    def read(self, chunk: ChatGenerationChunk) -> ChunkInfo | None:
+        """What `chunk` means; None if it is kept back, see `held`.
+
+        A chunk with a finish reason that comes before any content is kept back: the
+        answer may be empty, and nothing of an empty answer is handed over.
+
+        Raises:
+            RetryRouterError: The finish reason says that the answer is filtered or
+                failed.
+        """
+        self.saw_chunk = True
+        message = chunk.message
+        if refusal := _refusal_in(message):
+            self._refusal += refusal
+            return None
+        content = message.content
+        is_token = has_content(message)
         reason = finish_reason_in(chunk)
         if reason is not None:
-            self.finish_reason = reason
-        content = chunk.message.content
+            self.reason = reason
+            _check_reason(reason, self._refusal)
+        if is_token:
+            self._saw_token = True
+        elif self.reason is not None and not self._saw_token:
+            self.held.append(chunk)
+            return None
         return ChunkInfo(
-            text=content if isinstance(content, str) else str(chunk.message.text),
-            is_token=_says(chunk.message),
-            is_end=reason is not None,
+            text=content if isinstance(content, str) else str(message.text),
+            is_token=is_token,
+            # Some servers send a reason with each token, so that proves nothing.
+            is_end=reason is not None and not is_token,
         )
 
+    def release(self) -> list[ChatGenerationChunk]:
+        """The chunks that were kept back, to be handed over now."""
+        held, self.held = self.held, []
+        return held
 
-def _says(message: BaseMessage) -> bool:
+    def end(self) -> ChunkInfo:
+        """The stream is over without an error: whether the answer is whole.
+
+        Raises:
+            RetryRouterError: It is empty, or cut.
+        """
+        if not self.saw_chunk:
+            msg = "the stream ended without any chunk"
+            raise _error(FailureKind.MALFORMED, msg)
+        _check_reason(self.reason, self._refusal)
+        if self.reason is None and self._needs_reason:
+            raise _no_reason()
+        if not self._saw_token and not _is_short(self.reason):
+            raise _empty()
+        return ChunkInfo(is_end=True, is_last=True)
+
+
+def has_content(message: BaseMessage) -> bool:
     """Whether a chunk has anything that, once handed over, cannot be taken back."""
     if isinstance(message, AIMessageChunk) and message.tool_call_chunks:
         return True
-    if any(message.additional_kwargs.values()):  # A refusal, or a call of old.
+    kwargs = message.additional_kwargs
+    if kwargs and any(kwargs.values()):  # A refusal, a legacy call, thoughts.
         return True
     content = message.content
     return bool(content) if isinstance(content, str) else any(map(_holds, content))
@@ -147,3 +222,66 @@ def _holds(block: str | dict[Any, Any]) -> bool:
     if isinstance(block, str):
         return bool(block)
     return any(value for name, value in block.items() if name not in _FRAME)
+
+
+def _has_answer(message: BaseMessage) -> bool:
+    """Whether there is text, a tool call or other content; thoughts are not enough."""
+    if isinstance(message, AIMessage) and (
+        message.tool_calls or message.invalid_tool_calls
+    ):
+        return True
+    kwargs = message.additional_kwargs
+    if kwargs.get("function_call") or kwargs.get("tool_calls") or kwargs.get("audio"):
+        return True
+    content = message.content
+    if isinstance(content, str):
+        return bool(content)
+    return any(
+        _holds(block)
+        for block in content
+        if isinstance(block, str) or block.get("type") not in _THOUGHTS
+    )
+
+
+def _is_short(reason: str | None) -> bool:
+    """Whether the provider ended the answer because of the caller's own limit."""
+    return reason is not None and reason.lower() in _SHORT
+
+
+def _refusal_in(message: BaseMessage) -> str:
+    """The model's own refusal (OpenAI, for JSON schemas), or a piece of it."""
+    if refusal := message.additional_kwargs.get("refusal"):
+        return str(refusal)
+    if isinstance(message.content, str):
+        return ""
+    return "".join(
+        str(block.get("refusal") or "")
+        for block in message.content
+        if isinstance(block, dict) and block.get("type") == "refusal"
+    )
+
+
+def _check_reason(reason: str | None, refusal: str) -> None:
+    kind = _FAILED.get(reason.lower()) if reason else None
+    if refusal or kind is FailureKind.CONTENT_FILTER:
+        said = refusal or f"finish reason {reason!r}"
+        raise _error(FailureKind.CONTENT_FILTER, f"the answer was refused: {said}")
+    if kind is not None:
+        raise _error(kind, f"the provider ended the answer with reason {reason!r}")
+
+
+def _no_reason() -> RetryRouterError:
+    msg = (
+        "the answer came without a finish reason, so it may have been cut; if this"
+        " server never sends one, give its route sends_finish_reason=False"
+    )
+    return _error(FailureKind.INTERRUPTED, msg)
+
+
+def _empty() -> RetryRouterError:
+    msg = "the answer is empty: no text and no tool call"
+    return _error(FailureKind.MALFORMED, msg, code="empty")
+
+
+def _error(kind: FailureKind, message: str, **facts: Any) -> RetryRouterError:
+    return BASE_ERRORS[kind](message, **facts)

@@ -1,13 +1,13 @@
-"""A conversation made fit for another provider than the one that wrote it.
+"""Makes a conversation readable for a provider that did not write its answers.
 
-Answers carry what only their author can read: signed thoughts, blocks of tools that ran
-on its servers, ids of items that it keeps. Another provider rejects them with a 400, so
-they are left out for its route, and said. Text and the calls and results of tools are
-every provider's, and always stay.
+Answers carry content that only their author can read: signed thoughts, blocks of tools
+that ran on its servers, ids of items that it stores. Another provider rejects them with
+a 400, so `fit_history` leaves them out for its route and reports that. Text, tool calls
+and tool results are common to all providers and always stay.
 
-Who wrote an answer is in its `response_metadata["model_provider"]`, which LangChain's
-integrations set from version 1 on. Where nobody is named, only what has one provider's
-mark on it counts as foreign.
+The author of an answer is in its `response_metadata["model_provider"]`, which
+LangChain's integrations set from version 1 on. In an answer without an author only
+blocks in one provider's own form count as foreign.
 
 Sources: the content blocks of docs.claude.com/en/api/messages; the output items in
 openai's `types.responses`; what langchain-openai 1.7.3 and langchain-anthropic 1.7.7
@@ -24,7 +24,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 
 _Block: TypeAlias = str | dict[Any, Any]
 
-# Names of one provider: its integration's `ls_provider`, and its `model_provider`.
+# Other names of a provider, in `ls_provider` and in `model_provider`.
 _SAME: Final = {
     "amazon_bedrock": "bedrock",
     "bedrock_converse": "bedrock",
@@ -79,8 +79,8 @@ _CALLS: Final = frozenset(
 _OPENAIS_REASONING: Final = frozenset({"summary", "encrypted_content"})
 _TEXTS: Final = {"text": "text", "output_text": "text", "refusal": "refusal"}
 _NOTES: Final = ("annotations", "citations")
-# What every integration may be asked to send, as far as its provider takes it.
-_EVERYBODYS: Final = frozenset(
+# Blocks that every integration sends, as far as its provider takes them.
+_COMMON: Final = frozenset(
     {
         "image",
         "image_url",
@@ -94,11 +94,11 @@ _EVERYBODYS: Final = frozenset(
     }
 )
 _MARKS: Final = {
-    # Who takes the mark, beside its inventor, hands it on to that.
+    # The provider that reads the mark, and those that pass it on to that provider.
     "cache_control": frozenset({"anthropic", "bedrock", "openrouter", "litellm"}),
     "prompt_cache_breakpoint": frozenset({"openai"}),
 }
-# Where integrations keep thoughts that are not content, and ids that only they know.
+# Where integrations keep thoughts outside the content, and ids that only they know.
 _OWN_KWARGS: Final = (
     "reasoning",
     "reasoning_content",
@@ -110,23 +110,23 @@ _OWN_KWARGS: Final = (
 
 
 def provider_of(model: BaseChatModel) -> str:
-    """The provider that a model asks, by the name that its integration gives it."""
-    named = model._get_ls_params().get("ls_provider")  # noqa: SLF001 - the only place
+    """The provider of a model, by the name that its integration gives it."""
+    named = model._get_ls_params().get("ls_provider")  # noqa: SLF001
     return _family(named or type(model).__module__.partition(".")[0])
 
 
 def fit_history(
     messages: Sequence[BaseMessage], provider: str
 ) -> tuple[list[BaseMessage], tuple[str, ...]]:
-    """The conversation as a provider can read it, and what had to be left out.
+    """The conversation as a provider can read it, and what was left out.
 
     Args:
         messages: The conversation; neither it nor a message in it is changed.
-        provider: Who is to read it, such as `provider_of` says.
+        provider: The provider that is asked, as named by `provider_of`.
 
     Returns:
-        The messages, the same objects where nothing had to go, without those of which
-        nothing was left; and the kinds of what is missing, such as `thinking` or
+        The messages, the same objects where nothing is left out, without those of which
+        nothing is left; and the kinds of what is left out, such as `thinking` or
         `cache_control`, each once.
     """
     fitting = _Fitting(_family(provider))
@@ -140,7 +140,7 @@ def _family(provider: str) -> str:
 
 
 class _Fitting:
-    """Fits one conversation, and keeps account of what it leaves out."""
+    """Fits one conversation, and records what it leaves out."""
 
     def __init__(self, reader: str) -> None:
         self._reader = reader
@@ -148,7 +148,7 @@ class _Fitting:
 
     def fit(self, message: BaseMessage) -> BaseMessage | None:
         if isinstance(message.content, str) and not message.additional_kwargs:
-            return message  # Text alone is every provider's.
+            return message  # Every provider reads plain text.
         author = message.response_metadata.get("model_provider")
         if not isinstance(message, AIMessage):
             return self._without_marks(message)
@@ -159,7 +159,7 @@ class _Fitting:
         return self._fit_answer(message, is_foreign=True)
 
     def _without_marks(self, message: BaseMessage) -> BaseMessage:
-        """What the caller wrote, but for marks that only another provider knows."""
+        """The caller's message without marks that only another provider knows."""
         content = message.content
         if not isinstance(content, str):
             content = [self._unmarked(block) for block in content]
@@ -189,12 +189,12 @@ class _Fitting:
         return kept
 
     def _fit_answer(self, message: AIMessage, *, is_foreign: bool) -> AIMessage | None:
-        fit = self._foreign if is_foreign else self._of_nobody
+        fit = self._fit_foreign if is_foreign else self._fit_authorless
         blocks = _blocks_of(message)
         calls = _ids_of(message)
         kept = [b for block in blocks if (b := fit(block, calls)) is not None]
         kwargs = (
-            self._kwargs(message.additional_kwargs)
+            self._kwargs(message.additional_kwargs, calls)
             if is_foreign
             else (message.additional_kwargs)
         )
@@ -206,7 +206,7 @@ class _Fitting:
             update={
                 "content": _joined(kept),
                 "additional_kwargs": kwargs,
-                # It would promise blocks of LangChain's standard in `content`.
+                # `output_version` would promise standard blocks in `content`.
                 "response_metadata": {
                     name: value
                     for name, value in message.response_metadata.items()
@@ -215,31 +215,30 @@ class _Fitting:
             }
         )
 
-    def _kwargs(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        kept = {
-            name: value for name, value in kwargs.items() if name not in _OWN_KWARGS
-        }
-        for name in kwargs:
-            # Ids are no loss to anybody, and have no name that says something.
-            if name not in kept and kwargs[name] and not name.startswith("__"):
+    def _kwargs(self, kwargs: Mapping[str, Any], calls: set[str]) -> dict[str, Any]:
+        # The legacy form of a call is dropped where the call is in `tool_calls` too.
+        dropped = {*_OWN_KWARGS, "function_call"} if calls else set(_OWN_KWARGS)
+        for name in _OWN_KWARGS:
+            # Ids are no loss, and have no name that would tell the user anything.
+            if kwargs.get(name) and not name.startswith("__"):
                 self.left_out[name] = None
-        return kept
+        return {name: value for name, value in kwargs.items() if name not in dropped}
 
-    def _of_nobody(self, block: _Block, calls: set[str]) -> _Block | None:
+    def _fit_authorless(self, block: _Block, calls: set[str]) -> _Block | None:
         """A block of an answer without an author: kept unless its form has an owner."""
         if not isinstance(block, dict):
             return block
         kind, owner = _kind_of(block), _owner_of(block)
         if owner in {None, self._reader}:
-            marked: dict[Any, Any] = self._unmarked(block)
-            return marked
+            unmarked: dict[Any, Any] = self._unmarked(block)
+            return unmarked
         if kind in _CALLS:
             return None if _is_among(calls, block) else block
         self.left_out[kind] = None
         return None
 
-    def _foreign(self, block: _Block, calls: set[str]) -> _Block | None:
-        """What of another provider's block is everybody's; None if nothing is."""
+    def _fit_foreign(self, block: _Block, calls: set[str]) -> _Block | None:
+        """The part of another provider's block that all can read; None if none is."""
         if not isinstance(block, dict):
             return block or None
         kind = _kind_of(block)
@@ -250,9 +249,9 @@ class _Fitting:
             return {"type": "text", "text": text} if text else None
         if kind in _CALLS:
             return None if _is_among(calls, block) else block
-        if kind in _EVERYBODYS:
-            marked: dict[Any, Any] = self._unmarked(block)
-            return marked
+        if kind in _COMMON:
+            unmarked: dict[Any, Any] = self._unmarked(block)
+            return unmarked
         self.left_out[kind] = None
         return None
 
@@ -278,9 +277,9 @@ def _owner_of(block: Mapping[Any, Any]) -> str | None:
 
 
 def _is_among(calls: set[str], block: Mapping[Any, Any]) -> bool:
-    """Whether the call of a tool is said twice.
+    """Whether a tool call in the content is in `tool_calls` too.
 
-    It is not where somebody built the message by hand, and said it in content alone.
+    It is not in a message that was built by hand with the call in its content alone.
     """
     return not calls.isdisjoint(str(block.get(name)) for name in ("id", "call_id"))
 
@@ -291,7 +290,7 @@ def _ids_of(message: AIMessage) -> set[str]:
 
 
 def _joined(blocks: list[_Block]) -> Any:
-    """Text alone as a string, the one form that every provider takes of an answer."""
+    """Text alone as a string: the one form of an answer that every provider takes."""
     texts = [b if isinstance(b, str) else b.get("text") for b in blocks]
     if all(isinstance(text, str) for text in texts) and all(
         isinstance(b, str) or b.get("type") == "text" for b in blocks

@@ -1,164 +1,306 @@
-"""One retry owner: a route's model sends each request once, or it is said aloud.
+"""What is known about the packages whose chat models can be routes, as data.
 
-A model that repeats by itself multiplies with the router around it: three times three
-requests for one answer, and waits that no deadline knows. Where its class has a clean
-way to stop that, a copy is made that does not repeat; whoever handed the model over
-keeps it as it was. Classes are told by name, so that no SDK is imported that nobody
-uses.
+This is the only module that names another package's classes. `INTEGRATIONS` says, for
+each package, how its own retries are switched off by public means and whether its
+answers name a finish reason. Classes are recognised by the name of their package, so
+that no SDK is imported that the user does not use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final, Literal, TypeAlias
 
 from langchain_core.language_models.chat_models import BaseChatModel
 
-from langchain_retryrouter.policy import effective_policy
+from langchain_retryrouter.policy import RetryPolicy
+
+Method: TypeAlias = Literal["generate", "stream"]
+
+_BOTH: Final[tuple[Method, ...]] = ("generate", "stream")
+_FIELD_ADVICE: Final = "build it with max_retries=0"
 
 
-class RetriesDisabled(NamedTuple):
-    """A model as a route may have it.
+@dataclass(frozen=True, slots=True)
+class RetriesDisabled:
+    """A model as a route may use it.
 
     Attributes:
-        model: The model itself if it was quiet; a copy if it could be made so.
-        complaint: What could not be quietened, and what to do; None if all was.
-        taken: What was turned off, such as `max_retries=2`; empty if nothing was.
-        requests: Requests that one attempt sends at the most.
-        waited: Seconds that one attempt waits between them at the most, where the class
-            tells.
+        model: The model itself if it sends each request once; a copy if its retries
+            could be switched off.
+        warning: What could not be switched off, and what to do; None if all could.
+        disabled: What was switched off, such as `max_retries=2`; empty if nothing was.
+        options: Options of each call that switch retries off.
+        requests: Requests that one attempt sends at most.
+        waited: Seconds that one attempt waits between them at most, where it is known.
     """
 
     model: BaseChatModel
-    complaint: str | None = None
-    disabled_retries: str = ""
+    warning: str | None = None
+    disabled: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
     requests: int = 1
     waited: float = 0.0
 
 
-def disable_retries(model: BaseChatModel) -> RetriesDisabled:
-    """A model that sends each request once, as far as its class allows.
+def _keep(model: BaseChatModel, facts: Integration) -> RetriesDisabled:
+    """A model without a public switch: it is used as it is, with a warning if needed.
 
-    Args:
-        model: Any chat model; it is not changed.
+    `max_retries` is read from the model, or else is the package's own default.
     """
-    names = {f"{cls.__module__}.{cls.__name__}" for cls in type(model).__mro__}
-    for name, way in _WAYS.items():
-        if name in names:
-            return way(model)
-    return _unknown(model)
+    retries = getattr(model, "max_retries", None)
+    if not isinstance(retries, int) or isinstance(retries, bool):
+        if facts.hidden_requests == 1:
+            return RetriesDisabled(model)
+        told, requests = "by default", facts.hidden_requests
+    else:
+        if retries in facts.sends_once:
+            return RetriesDisabled(model)
+        told, requests = f"max_retries={retries}", 1 + max(0, retries)
+    warning = (
+        f"repeats by itself ({told}), and its retries multiply with the router's:"
+        f" {facts.advice} ({type(model).__name__})"
+    )
+    return RetriesDisabled(model, warning, requests=requests)
 
 
-def _gateway(model: Any) -> RetriesDisabled:
-    """`GPTRouter`: one pass through its list of models, and no retries of the gateway.
+def _rebuild(model: BaseChatModel, facts: Integration) -> RetriesDisabled:
+    """The same model made again with `max_retries=0`."""
+    retries = getattr(model, "max_retries", None)
+    if retries in facts.sends_once:
+        return RetriesDisabled(model)
+    given = {
+        name: getattr(model, name)
+        for name in model.model_fields_set
+        if name not in facts.built_fields
+    }
+    try:
+        once = type(model)(**{**given, "max_retries": 0})
+    except Exception:  # noqa: BLE001 - a subclass may take other arguments
+        return _keep(model, facts)
+    if getattr(once, "max_retries", None) != 0 or type(once) is not type(model):
+        return _keep(model, facts)
+    return RetriesDisabled(once, disabled=f"max_retries={retries}")
+
+
+def _with_options(model: Any, facts: Integration) -> RetriesDisabled:
+    """A copy whose SDK clients send once, over the same connections.
+
+    The SDK's `with_options` shares the HTTP client.
+    """
+    update: dict[str, Any] = {"max_retries": 0}
+    retries = model.max_retries or 0
+    for root, resource in _OPENAI_CLIENTS:
+        client, used = getattr(model, root, None), getattr(model, resource, None)
+        if client is None and used is None:
+            continue  # No client yet: it is made of the field.
+        if client is None or used is not client.chat.completions:
+            if model.max_retries == 0:
+                continue  # The user says so; the client itself does not tell.
+            warning = (
+                f"was given a {resource} of its own, which may repeat by itself: build"
+                " that client with max_retries=0, and the model with max_retries=0 too"
+            )
+            return RetriesDisabled(model, warning, requests=1 + facts.hidden_requests)
+        once = client.with_options(max_retries=0)
+        update |= {root: once, resource: once.chat.completions}
+        retries = max(retries, client.max_retries)
+    if not retries:
+        return RetriesDisabled(model)
+    copy = model.model_copy(update=update)
+    return RetriesDisabled(copy, disabled=f"max_retries={retries}")
+
+
+def _by_call_option(model: BaseChatModel, facts: Integration) -> RetriesDisabled:
+    """A model whose retries are switched off by an option of each call."""
+    disabled = ", ".join(f"{name} of each call" for name in facts.call_options)
+    return RetriesDisabled(model, disabled=disabled, options=facts.call_options)
+
+
+def _own_model(model: Any, facts: Integration) -> RetriesDisabled:
+    """`GPTRouter` walks its list of models once; a nested `RetryRouter` stays as it is.
 
     The gateway repeats three times by default where the model itself does not.
     """
+    if hasattr(model, "routes"):
+        return _nested(model)
+    if not hasattr(model, "models_priority_list"):
+        return _keep(model, facts)
     models = len(model.models_priority_list) if model.failover else 1
     retries = min(model.max_retries, models - 1)
-    disabled_retries = []
+    disabled = []
     if retries != model.max_retries:
-        disabled_retries.append(f"max_retries={model.max_retries}")
+        disabled.append(f"max_retries={model.max_retries}")
     if model.gateway_max_retries:
-        disabled_retries.append(f"gateway_max_retries={model.gateway_max_retries}")
-    update = {"max_retries": retries, "gateway_max_retries": 0}
+        disabled.append(f"gateway_max_retries={model.gateway_max_retries}")
+    policy = replace(model.retry_policy or RetryPolicy(), max_retries=retries)
     return RetriesDisabled(
-        model.model_copy(update=update),
-        disabled_retries=", ".join(disabled_retries),
+        model.model_copy(update={"max_retries": retries, "gateway_max_retries": 0}),
+        disabled=", ".join(disabled),
         requests=retries + 1,
-        waited=effective_policy(model.retry_policy, retries).explain().waited,
+        waited=policy.explain().waited,
     )
 
 
 def _nested(model: Any) -> RetriesDisabled:
-    """`RetryRouter`: it is asked to be one, so it stays as it is."""
     worst = model.explain()
     retries = model.retry_policy.max_retries
-    if not retries:
-        return RetriesDisabled(model, requests=worst.requests, waited=worst.waited)
-    complaint = (
+    warning = (
         f"is a RetryRouter that repeats by itself (max_retries={retries}), up to"
-        f" {worst.requests} requests for one attempt; give it"
+        f" {worst.requests} requests for one attempt: give it"
         " RetryPolicy(max_retries=0), or put its routes into this router"
     )
     return RetriesDisabled(
-        model, complaint, requests=worst.requests, waited=worst.waited
+        model,
+        warning if retries else None,
+        requests=worst.requests,
+        waited=worst.waited,
     )
 
 
-def _openai(model: Any) -> RetriesDisabled:
-    """`ChatOpenAI` and its kind: other clients over the same connections.
+def _boto(model: Any, facts: Integration) -> RetriesDisabled:
+    """Amazon's: the client tells how often it sends."""
+    config = getattr(getattr(model, "client", None), "meta", None)
+    retries = getattr(getattr(config, "config", None), "retries", None)
+    total = retries.get("total_max_attempts") if isinstance(retries, Mapping) else None
+    if total == 1:
+        return RetriesDisabled(model)
+    return _keep(model, facts)
 
-    The SDK's `with_options` shares the HTTP client. A client that is not there yet is
-    made of the field.
+
+_Way: TypeAlias = Callable[[Any, "Integration"], RetriesDisabled]
+
+
+@dataclass(frozen=True, slots=True)
+class Integration:
+    """What is known about the chat models of one package.
+
+    Attributes:
+        disable: How the model's own retries are switched off.
+        sends_once: The values of `max_retries` with which it sends each request once.
+        hidden_requests: Requests that it sends at most for one call if it has no
+            `max_retries`.
+        advice: What the user can do where the router cannot switch retries off.
+        call_options: Options of each call that switch retries off.
+        built_fields: Fields that the class fills in itself, and that are not handed on
+            to a model that is made again.
+        reports_in: The methods whose whole answers always name a finish reason.
     """
-    update: dict[str, Any] = {"max_retries": 0}
-    disabled_retries = 0
-    for root, resource in (
-        ("root_client", "client"),
-        ("root_async_client", "async_client"),
-    ):
-        client, used = getattr(model, root, None), getattr(model, resource, None)
-        if client is None and used is None:
-            continue
-        owner = getattr(used, "_client", None)
-        if owner is None or owner is not client:
-            retries = getattr(owner, "max_retries", None)
-            if retries == 0:
-                continue
-            complaint = (
-                f"was given a {resource} of its own, which may repeat by itself; build"
-                " that with max_retries=0"
-            )
-            return RetriesDisabled(model, complaint, requests=_attempts(retries))
-        once = client.with_options(max_retries=0)
-        update |= {root: once, resource: once.chat.completions}
-        disabled_retries = max(disabled_retries, client.max_retries)
-    if not disabled_retries and not model.max_retries:
-        return RetriesDisabled(model)
-    told = f"max_retries={disabled_retries or model.max_retries}"
-    return RetriesDisabled(model.model_copy(update=update), disabled_retries=told)
+
+    disable: _Way = _keep
+    sends_once: tuple[int | None, ...] = (0,)
+    hidden_requests: int = 1
+    advice: str = _FIELD_ADVICE
+    call_options: Mapping[str, Any] = field(default_factory=dict)
+    built_fields: frozenset[str] = frozenset()
+    reports_in: tuple[Method, ...] = _BOTH
 
 
-_ANTHROPICS: Final = ("_client", "_async_client")
+_OPENAI_CLIENTS: Final = (
+    ("root_client", "client"),
+    ("root_async_client", "async_client"),
+)
+_CLIENT_FIELDS: Final = frozenset(
+    {"client", "async_client", "root_client", "root_async_client"}
+)
 
-
-def _anthropic(model: Any) -> RetriesDisabled:
-    """`ChatAnthropic`: clients are made of the field when they are first used."""
-    for name in ("_client_params", *_ANTHROPICS):
-        home = next(cls for cls in type(model).__mro__ if name in vars(cls))
-        if not home.__module__.startswith("langchain_anthropic."):
-            return _unknown(model)  # A subclass that makes its clients in its own way.
-    if not model.max_retries:
-        return RetriesDisabled(model)
-    copy = model.model_copy(update={"max_retries": 0})
-    # What the copy was made of may have clients already, and these the connections.
-    vars(copy).pop("_client_params", None)
-    for name in _ANTHROPICS:
-        if name in vars(copy):
-            vars(copy)[name] = vars(copy)[name].with_options(max_retries=0)
-    return RetriesDisabled(copy, disabled_retries=f"max_retries={model.max_retries}")
-
-
-def _unknown(model: BaseChatModel) -> RetriesDisabled:
-    retries = getattr(model, "max_retries", None)
-    if _attempts(retries) == 1:
-        return RetriesDisabled(model)
-    complaint = (
-        f"repeats by itself (max_retries={retries}), and its retries multiply with the"
-        f" router's; build that {type(model).__name__} with max_retries=0"
-    )
-    return RetriesDisabled(model, complaint, requests=_attempts(retries))
-
-
-def _attempts(retries: Any) -> int:
-    is_number = isinstance(retries, int) and not isinstance(retries, bool)
-    return 1 + max(0, retries) if is_number else 1
-
-
-_WAYS: Final[dict[str, Callable[[Any], RetriesDisabled]]] = {
-    "langchain_retryrouter.chat_models.gpt_router.GPTRouter": _gateway,
-    "langchain_retryrouter.chat_models.retry_router.RetryRouter": _nested,
-    "langchain_openai.chat_models.base.BaseChatOpenAI": _openai,
-    "langchain_anthropic.chat_models.ChatAnthropic": _anthropic,
+INTEGRATIONS: Final[Mapping[str, Integration]] = {
+    # Our own models raise by themselves where an end is missing.
+    "langchain_retryrouter": Integration(_own_model, reports_in=()),
+    "langchain_openai": Integration(_with_options, hidden_requests=2),
+    # Two clients, of which the SDK's `with_options` reaches only one.
+    "langchain_xai": Integration(_rebuild, built_fields=_CLIENT_FIELDS),
+    "langchain_together": Integration(_rebuild, built_fields=_CLIENT_FIELDS),
+    "langchain_anthropic": Integration(_rebuild),
+    "langchain_groq": Integration(_rebuild, built_fields=_CLIENT_FIELDS),
+    # tenacity around the SDK; the number counts attempts.
+    "langchain_mistralai": Integration(sends_once=(0, 1)),
+    "langchain_google_genai": Integration(sends_once=(0, 1)),
+    "langchain_aws": Integration(
+        _boto,
+        hidden_requests=6,
+        advice=(
+            "build it with max_retries=0, or with"
+            ' config=botocore.config.Config(retries={"total_max_attempts": 1})'
+        ),
+    ),
+    "langchain_cohere": Integration(
+        _by_call_option, call_options={"request_options": {"max_retries": 0}}
+    ),
+    "langchain_litellm": Integration(_by_call_option, call_options={"max_retries": 0}),
+    # `max_retries=0` leaves the SDK's default in force: up to 3,600 s of retries.
+    "langchain_openrouter": Integration(
+        sends_once=(),
+        advice="set model.client.sdk_configuration.retry_config = None",
+    ),
+    "langchain_ibm": Integration(hidden_requests=8),
+    # `_generate` drops the reason that `_stream` passes on.
+    "langchain_perplexity": Integration(reports_in=("stream",)),
 }
+"""By the name of the package that a model's class, or a base class of it, is from."""
+
+_ANY_INTEGRATION: Final = Integration()
+"""A LangChain integration that is not in the table.
+
+Of 26 integrations that were tried, each names a finish reason in every whole answer.
+"""
+_UNKNOWN: Final = Integration(reports_in=())
+_NOT_INTEGRATIONS: Final = frozenset(
+    {"langchain_core", "langchain_community", "langchain_classic", "langchain_tests"}
+)
+
+
+def integration_of(model: BaseChatModel) -> Integration:
+    """What is known about a model, by its own class or the nearest known base class."""
+    packages = list(_packages_of(model))
+    for package in packages:
+        if package in INTEGRATIONS:
+            return INTEGRATIONS[package]
+    for package in packages:
+        if package.startswith("langchain_") and package not in _NOT_INTEGRATIONS:
+            return _ANY_INTEGRATION
+    return _UNKNOWN
+
+
+def _packages_of(model: BaseChatModel) -> Iterator[str]:
+    for cls in type(model).__mro__:
+        if cls is BaseChatModel:
+            return
+        # A mixin of our own in a user's class says nothing about its provider.
+        yield cls.__module__.partition(".")[0]
+
+
+def disable_retries(model: BaseChatModel) -> RetriesDisabled:
+    """A model that sends each request once, as far as its package allows.
+
+    Args:
+        model: Any chat model; it is not changed.
+    """
+    facts = integration_of(model)
+    return facts.disable(model, facts)
+
+
+def reports_finish_reason(model: BaseChatModel, method: Method) -> bool:
+    """Whether an answer of this model that names no finish reason was cut off.
+
+    With `stream_usage` off, `ChatAnthropic` passes the reason on since version 1.7.10.
+    """
+    facts = integration_of(model)
+    if (
+        facts is INTEGRATIONS["langchain_anthropic"]
+        and method == "stream"
+        and getattr(model, "stream_usage", None) is False
+        and _version_of("langchain-anthropic") < (1, 7, 10)
+    ):
+        return False
+    return method in facts.reports_in
+
+
+def _version_of(package: str) -> tuple[int, ...]:
+    try:
+        return tuple(map(int, re.findall(r"\d+", version(package))[:3]))
+    except PackageNotFoundError:
+        return ()

@@ -70,6 +70,7 @@ class StreamGuard:
             self._parts.append(signal.text)
         if signal.is_token:
             self.saw_token = True
+            self.is_whole = False  # An end that a token follows was not the end.
         if signal.is_end:
             self.is_whole = True
         if signal.is_last:

@@ -1,32 +1,30 @@
-"""One call on its way along the routes: what an attempt asks, and what came of it.
+"""One call of a `RetryRouter`: its attempts, and what becomes of their answers.
 
-Between the drive, which says when, and the routes, whose models say how. What a model
-raises gets its meaning here, and what it answers is looked at: an answer without the
-end that its provider always tells is a broken one, whoever calls it whole.
+The engine (`_retry.engine`, `_retry.streaming`) decides when an attempt is made, and
+asks `RouterCall` or `AsyncRouterCall` to make it. An attempt asks the model of one
+route, gives each exception its meaning, and judges the answer: an answer that is empty,
+filtered or cut is a failure. `BaseRouterCall` has what the sync and async variant
+share: failures, continuation of broken streams, hedging and the attempt log.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import (
-    AsyncGenerator,
-    Callable,
-    Generator,
-    Iterator,
-)
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import Any, Generic, Self, TypeVar
+from functools import partial
+from operator import attrgetter
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
 from langchain_retryrouter._providers.errors import name_failure
 from langchain_retryrouter._providers.finish_reasons import (
-    ChunkReader,
-    has_finish_reason,
-    reports_finish_reason,
+    StreamCheck,
+    check_result,
+    names_finish_reason,
 )
 from langchain_retryrouter._providers.history import fit_history
 from langchain_retryrouter._retry.call_state import RoutedCallState
@@ -47,17 +45,23 @@ logger = logging.getLogger(__name__)
 
 S = TypeVar("S")
 
-
-class EndOfStream:
-    """What comes behind the last chunk of a stream that did not break."""
-
-
-Event = ChatGenerationChunk | EndOfStream
-
-_SAID_ALOUD = frozenset(
+_LOGGED: Final = frozenset(
     {FailureKind.AUTHENTICATION, FailureKind.PERMISSION, FailureKind.NOT_FOUND}
 )
-"""Failures of a route that somebody has to mend; to go on quietly would hide them."""
+"""Failures of a route that somebody has to mend: a silent failover would hide them."""
+
+_NO_INFO: Final = ChunkInfo()
+
+
+class StreamEvent(NamedTuple):
+    """One chunk of a stream and what it means; without a chunk, the end of it."""
+
+    chunk: ChatGenerationChunk | None
+    info: ChunkInfo
+
+
+info_of: Final = attrgetter("info")
+"""What an event means: already known when the event is made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,74 +73,66 @@ class ModelRequest:
     options: dict[str, Any]
 
 
-@dataclass(slots=True)
-class RouteAttempt:
-    """One attempt: whom it asks, and what."""
-
-    route: Route
-    position: int
-    messages: list[BaseMessage]
-    is_prefilled: bool = False
-    rest: PrefixFilter | None = None
-
-
 class PrefixFilter:
-    """Tells what is new in an answer that was asked for anew after being said in part.
+    """Takes out of a second answer what the caller already has of the first.
 
-    A model seldom says the same twice, so this asks for nothing less than every
-    character.
+    A model seldom writes the same text twice, so every character must be the same.
     """
 
     def __init__(self, delivered: str) -> None:
         """After `delivered` has been handed over."""
         self._missing = delivered
 
-    def begins(self, chunk: ChatGenerationChunk) -> bool:
-        """Whether `chunk` is new; the part of its text that is not is taken out of it.
+    def strip(self, chunk: ChatGenerationChunk) -> bool:
+        """Take the known text out of `chunk`; whether anything new is left.
 
         Raises:
-            StreamInterruptedError: This answer is another one.
+            StreamInterruptedError: This answer begins differently.
         """
         text = chunk.text
         if not self._missing or not text:
             return not self._missing
         common = min(len(text), len(self._missing))
         if text[:common] != self._missing[:common]:
-            msg = "another attempt gave another answer, which cannot be continued"
-            raise BASE_ERRORS[FailureKind.INTERRUPTED](msg, should_retry=False)
+            raise self._another_answer()
         self._missing = self._missing[common:]
         chunk.message.content = text[common:]
         chunk.text = text[common:]
         return bool(text[common:])
 
-
-class _Wait:
-    """The time until something is heard of an attempt, told once."""
-
-    __slots__ = ("_began", "_clock", "_is_over", "_told")
-
-    def __init__(self, clock: Clock, told: Callable[[float], None]) -> None:
-        """From now on."""
-        self._clock = clock
-        self._told = told
-        self._is_over = False
-        self._began = clock.monotonic()
-
     def end(self) -> None:
-        """Something is heard; the first time counts."""
-        if not self._is_over:
-            self._is_over = True
-            self._told(self._clock.monotonic() - self._began)
+        """The second answer is over.
 
-    def __enter__(self) -> Self:
-        return self
+        Raises:
+            StreamInterruptedError: It is shorter than what was delivered.
+        """
+        if self._missing:
+            raise self._another_answer()
 
-    def __exit__(self, *failure: object) -> None:
-        self.end()
+    def _another_answer(self) -> RetryRouterError:
+        msg = "another attempt gave another answer, which cannot be continued"
+        return BASE_ERRORS[FailureKind.INTERRUPTED](msg, should_retry=False)
+
+
+@dataclass(slots=True)
+class RouteAttempt:
+    """One attempt: the route that is asked, and what it is sent.
+
+    Settled when the attempt begins: a thread that is left to itself may run on while
+    the call is already at another route.
+    """
+
+    route: Route
+    position: int
+    messages: list[BaseMessage]
+    began: float
+    is_prefilled: bool = False
+    prefix: PrefixFilter | None = None
+    was_heard: bool = False
 
 
 class BaseRouterCall:
-    """What both twins know of a call."""
+    """What the sync and the async variant of a call share."""
 
     def __init__(
         self,
@@ -146,40 +142,42 @@ class BaseRouterCall:
         clock: Clock,
         measured: Callable[[int, float], None],
     ) -> None:
-        """Nothing is asked yet.
+        """Before the first attempt.
 
         Args:
-            routes: In the order of the session's doors.
-            session: Where the call stands.
-            question: What is asked.
-            clock: What tells the time.
-            measured: Told of a route, by its place in the order, and the seconds that
-                it took to say something, or to say nothing at all.
+            routes: In the order of the call state's routes.
+            call_state: Attempts, retries and the deadline of this call.
+            request: What the caller asked.
+            clock: The source of time.
+            measured: Called with a route's position and the seconds until its answer,
+                its first chunk or its failure.
         """
         self._measured = measured
         self._routes = routes
-        self._session = call_state
-        self._question = request
+        self._state = call_state
+        self._request = request
         self._clock = clock
         self._failures: list[RetryRouterError] = []
         self._facts: dict[int, dict[str, Any]] = {}
-        self._broken: RetryRouterError | None = None
+        self._interrupted: RetryRouterError | None = None
         self._delivered = ""
         self._called_tools = False
-        self._no_prefill: set[str] = set()
+        self._refused_prefill: set[str] = set()
         self.may_continue = False
         self.hedge_after: float | None = None
 
     def on_failure(self, error: RetryRouterError) -> None:
         """Keep a failure that another attempt follows."""
         self._failures.append(error)
-        if error.kind in _SAID_ALOUD:
+        if error.kind in _LOGGED:
             logger.warning("route %r cannot answer: %s", error.route, error)
 
     def final_error(self, error: RetryRouterError) -> RetryRouterError:
-        """The error that leaves: the first route's, the others attached to it."""
-        if self._broken is not None:
-            return self._broken_for_good(error)
+        """The error that the caller gets: the first route's, the others attached."""
+        if self._interrupted is not None:
+            lead = self._interrupted
+            lead.delivered, lead.attempts = self._delivered, self._state.attempts
+            return _with_others(lead, [*self._failures, error])
         if error.delivered:
             return error
         failures = [*self._failures, error]
@@ -191,180 +189,176 @@ class BaseRouterCall:
         return _with_others(lead, failures)
 
     def can_continue(self, error: RetryRouterError) -> bool:
-        """Whether a stream that broke off after its first token is taken up again."""
+        """Whether another attempt continues a stream that broke after its first token.
+
+        Tool calls and refused answers are never continued.
+        """
         if not (error.delivered and self.may_continue) or self._called_tools:
             return False
-        self._broken = self._broken or error
+        if error.kind is FailureKind.CONTENT_FILTER:
+            return False
+        self._interrupted = self._interrupted or error
         self._delivered += error.delivered
-        return self._session.resume()
-
-    def _broken_for_good(self, error: RetryRouterError) -> RetryRouterError:
-        """The error that broke the stream first, with all that was delivered."""
-        broken = self._broken or error
-        broken.delivered, broken.attempts = self._delivered, self._session.attempts
-        return _with_others(broken, [*self._failures, error])
-
-    def hedge(self) -> int | None:
-        """The position of a route that has just been asked beside the one under way."""
-        return self._session.hedge()
-
-    def settle_hedge(self, *, has_won: bool, error: RetryRouterError | None) -> None:
-        """Which of two attempts goes on; and how the other one failed, if it did."""
-        failure = None if error is None else error.failure
-        self._session.settle_hedge(has_won=has_won, failure=failure)
+        return self._state.resume()
 
     def attempt_log(self) -> dict[str, Any]:
         """The call so far, as JSON-able data."""
-        attempt_log = self._session.attempt_log()
-        for line in attempt_log["attempts"]:
+        log = self._state.attempt_log()
+        for line in log["attempts"]:
             line.update(self._facts.get(line.get("attempt", 0), {}))
-        return attempt_log
+        return log
 
     def with_attempt_log(self, result: ChatResult) -> ChatResult:
-        """An answer with its ledger."""
+        """An answer with the call's attempt log."""
         for generation in result.generations:
-            self._settle(generation.message)
-        attempt_log = self.attempt_log()
+            self._take_facts(generation.message)
+        log = self.attempt_log()
         for generation in result.generations:
-            generation.message.response_metadata["retryrouter"] = attempt_log
-        result.llm_output = {**(result.llm_output or {}), "retryrouter": attempt_log}
+            generation.message.response_metadata["retryrouter"] = log
+        result.llm_output = {**(result.llm_output or {}), "retryrouter": log}
         return result
 
     def passed_on(self, chunk: ChatGenerationChunk) -> ChatGenerationChunk:
-        """A chunk without what is the router's to say."""
-        self._settle(chunk.message)
-        if isinstance(chunk.message, AIMessageChunk):
-            if chunk.message.chunk_position is not None:
-                chunk.message.chunk_position = None
-            self._called_tools |= bool(chunk.message.tool_call_chunks)
+        """A chunk without what only the router may say: the log, and which is last."""
+        message = chunk.message
+        if message.response_metadata or getattr(message, "usage_metadata", None):
+            self._take_facts(message)
+        if isinstance(message, AIMessageChunk):
+            if message.chunk_position is not None:
+                message.chunk_position = None
+            if message.tool_call_chunks:
+                self._called_tools = True
         return chunk
 
     def last_chunk(self) -> ChatGenerationChunk:
-        """What the router says itself when a stream is over."""
+        """The router's own last chunk, with the attempt log."""
         metadata = {"retryrouter": self.attempt_log()}
         message = AIMessageChunk(
             content="", response_metadata=metadata, chunk_position="last"
         )
         return ChatGenerationChunk(message=message)
 
-    def new_reader(self) -> Callable[[Event], ChunkInfo]:
-        """What tells token and end for the attempt under way."""
-        reader = ChunkReader()
-        # Asked anew for each route: a hedge may have made it another one.
-        tells = cache(
-            lambda position: reports_finish_reason(self._routes[position].model)
-        )
-
-        def read(event: Event) -> ChunkInfo:
-            does_tell = tells(self._session.position)
-            if isinstance(event, EndOfStream):
-                return ChunkInfo(is_end=not does_tell, is_last=True)
-            signal = reader(event)
-            if signal.is_end and not does_tell:
-                return signal._replace(is_end=False)
-            return signal
-
-        return read
-
-    def _settle(self, message: BaseMessage) -> None:
-        """Take note of what a route says of itself, and take out its own ledger."""
-        own = message.response_metadata.pop("retryrouter", None)
-        usage = getattr(message, "usage_metadata", None)
-        if own is None and not usage:
-            return  # As with nearly every chunk of a stream.
-        facts = self._facts.setdefault(self._session.attempt, {})
-        if own is not None:
-            facts["inside"] = own
-        if usage:
+    def _take_facts(self, message: BaseMessage) -> None:
+        """Note a route's usage and take its own attempt log out of the message."""
+        facts = self._facts.setdefault(self._state.attempt, {})
+        inner = message.response_metadata.pop("retryrouter", None)
+        if inner is not None:
+            facts["inside"] = inner
+        if usage := getattr(message, "usage_metadata", None):
             facts["usage"] = dict(usage)
 
-    def _route_attempt(self, position: int | None = None) -> RouteAttempt:
-        """What the attempt that has just begun asks, and whom.
-
-        Settled when it begins: a thread that is left to itself finds a call that has
-        long since gone on.
-        """
-        position = self._session.position if position is None else position
+    def _begin(self, position: int | None = None) -> RouteAttempt:
+        """The attempt that has just begun, on the route at `position`."""
+        position = self._state.position if position is None else position
         route = self._routes[position]
-        facts = self._facts.setdefault(self._session.attempts, {})
-        messages, left_out = fit_history(self._question.messages, route.provider)
+        facts = self._facts.setdefault(self._state.attempts, {})
+        messages, left_out = fit_history(self._request.messages, route.provider)
         if left_out:
             facts["left_out"] = list(left_out)
-        fills = route.supports_prefill and route.name not in self._no_prefill
-        route_attempt = RouteAttempt(route, position, messages)
+        attempt = RouteAttempt(route, position, messages, self._clock.monotonic())
         if self._delivered:
-            facts |= {"continued_at": len(self._delivered), "prefill": fills}
-            if fills:
-                route_attempt.is_prefilled = True
-                route_attempt.messages = [*messages, AIMessage(content=self._delivered)]
+            prefills = (
+                route.supports_prefill and route.name not in self._refused_prefill
+            )
+            facts |= {"continued_at": len(self._delivered), "prefill": prefills}
+            if prefills:
+                attempt.is_prefilled = True
+                attempt.messages = [*messages, AIMessage(content=self._delivered)]
             else:
-                route_attempt.rest = PrefixFilter(self._delivered)
-        return route_attempt
+                attempt.prefix = PrefixFilter(self._delivered)
+        return attempt
 
-    def _check_whole(self, result: ChatResult, route: Route) -> None:
-        if not result.generations:
-            msg = "the answer has no content at all"
-            raise BASE_ERRORS[FailureKind.MALFORMED](msg)
-        if reports_finish_reason(route.model) and not has_finish_reason(result):
-            msg = "the answer came without a finish reason: it may have been cut"
-            raise BASE_ERRORS[FailureKind.INTERRUPTED](msg)
-
-    def _timed(self, route_attempt: RouteAttempt) -> _Wait:
-        """Tells how long an answer, or a failure, was waited for."""
-        return _Wait(self._clock, partial(self._measured, route_attempt.position))
+    def _heard(self, attempt: RouteAttempt) -> None:
+        """Measure the seconds until the first sign of life, or of failure."""
+        if not attempt.was_heard:
+            attempt.was_heard = True
+            seconds = self._clock.monotonic() - attempt.began
+            self._measured(attempt.position, seconds)
 
     @contextlib.contextmanager
-    def _named_errors(self, route_attempt: RouteAttempt) -> Iterator[None]:
+    def _reported(self, attempt: RouteAttempt) -> Iterator[None]:
+        """Raise what a model raises as an error with a kind; measure its time."""
         try:
             yield
         except Exception as error:
             named = name_failure(error, self._clock.time())
             if named is None:
                 raise
-            if route_attempt.is_prefilled and named.kind is FailureKind.INVALID_REQUEST:
-                # A fault of ours and not of the caller's, so the call goes on without.
-                self._no_prefill.add(route_attempt.route.name)
-                msg = f"{route_attempt.route.name} takes no prefill: {named.message}"
+            if attempt.is_prefilled and named.kind is FailureKind.INVALID_REQUEST:
+                # The prefill was our idea and not the caller's: go on without it.
+                self._refused_prefill.add(attempt.route.name)
+                msg = f"{attempt.route.name} takes no prefill: {named.message}"
                 raise BASE_ERRORS[FailureKind.INTERRUPTED](msg) from error
             if named is error:
-                # A model of our own has said how it ended: of itself, not of the call.
+                # A model of our own has noted how it ended, of itself, not of the call.
                 notes = getattr(error, "__notes__", [])
-                notes[:] = [f"{route_attempt.route.name}: {note}" for note in notes]
+                notes[:] = [f"{attempt.route.name}: {note}" for note in notes]
                 raise
             raise named from error
+        finally:
+            self._heard(attempt)
+
+    def _check(self, result: ChatResult, route: Route) -> ChatResult:
+        check_result(result, needs_reason=route.needs_reason("generate"))
+        if names_finish_reason(result):
+            route.learn_reason("generate")
+        return result
+
+    def _read(
+        self, chunk: ChatGenerationChunk, attempt: RouteAttempt, check: StreamCheck
+    ) -> tuple[StreamEvent, ...]:
+        """The events of one chunk: none where it is kept back or already known."""
+        if not attempt.was_heard:
+            self._heard(attempt)
+        info = check.read(chunk)
+        if info is None:
+            return ()
+        if attempt.prefix is not None:
+            if not attempt.prefix.strip(chunk):
+                return ()
+            info = info._replace(text=chunk.text)
+        event = StreamEvent(chunk, info)
+        return (*_held(check), event) if check.held else (event,)
+
+    def _end(
+        self, attempt: RouteAttempt, check: StreamCheck
+    ) -> tuple[StreamEvent, ...]:
+        """The events of the end of a stream that did not break."""
+        info = check.end()
+        if attempt.prefix is not None:
+            attempt.prefix.end()
+        if check.reason is not None:
+            attempt.route.learn_reason("stream")
+        return (*_held(check), StreamEvent(None, info))
 
 
-def _with_others(
-    lead: RetryRouterError, failures: list[RetryRouterError]
-) -> RetryRouterError:
-    """`lead` with all other failures of the call attached to it, and in its notes."""
-    lead.others = tuple(one for one in failures if one is not lead)
-    for other in lead.others:
-        lead.add_note(f"{other.route}: {type(other).__name__}: {other.message}")
-    return lead
+def _held(check: StreamCheck) -> list[StreamEvent]:
+    return [StreamEvent(chunk, _NO_INFO) for chunk in check.release()]
 
 
 class _Hedge(Generic[S]):
-    """A trip as a race sees it."""
+    """How a race of two attempts of one call begins and ends."""
 
     def __init__(
-        self, router_call: BaseRouterCall, open_rival: Callable[[int], S]
+        self, after: float, state: RoutedCallState, open_second: Callable[[int], S]
     ) -> None:
-        self.after = router_call.hedge_after or 0.0
-        self._trip = router_call
-        self._open_rival = open_rival
+        self.after = after
+        self._state = state
+        self._open_second = open_second
 
     def begin(self) -> S | None:
-        position = self._trip.hedge()
-        return None if position is None else self._open_rival(position)
+        """The second stream, opened; None if no other route may be asked."""
+        position = self._state.hedge()
+        return None if position is None else self._open_second(position)
 
     def settle(self, *, has_won: bool, error: RetryRouterError | None) -> None:
-        self._trip.settle_hedge(has_won=has_won, error=error)
+        """Which attempt continues, and how the other one failed, if it did."""
+        failure = None if error is None else error.failure
+        self._state.settle_hedge(has_won=has_won, failure=failure)
 
 
-def says(event: Event) -> bool:
-    """Whether an event is worth having won a race with."""
-    return isinstance(event, EndOfStream) or ChunkReader()(event).is_token
+def _wins_race(event: StreamEvent) -> bool:
+    return event.info.is_token or event.info.is_end
 
 
 class RouterCall(BaseRouterCall):
@@ -372,112 +366,114 @@ class RouterCall(BaseRouterCall):
 
     def generate(self, attempt: Attempt) -> ChatResult:
         """One attempt's answer."""
-        route_attempt, asked = self._route_attempt(), self._question
-        with self._named_errors(route_attempt), self._timed(route_attempt):
-            ask = partial(
-                route_attempt.route.generate, route_attempt.messages, asked.stop
-            )
-            result = run_with_timeout(attempt.timeout, partial(ask, asked.options))
-        self._check_whole(result, route_attempt.route)
-        return result
+        begun, request = self._begin(), self._request
+        ask = partial(begun.route.generate, begun.messages, request.stop)
+        with self._reported(begun):
+            result = run_with_timeout(attempt.timeout, partial(ask, request.options))
+        return self._check(result, begun.route)
 
-    def connect(self, attempt: Attempt) -> EventSource[Event]:
+    def connect(self, attempt: Attempt) -> EventSource[StreamEvent]:
         """One attempt's stream; in a thread where it may have to be cut short."""
-        events = self._events(self._route_attempt())
+        events = self._events(self._begin())
         if self.hedge_after is not None:
-            return HedgedSource(ThreadedStream(events), _Hedge(self, self._rival), says)
-        if attempt.timeout is None and self._session.policy.stall_timeout is None:
-            return _Direct(events)
+            hedge = _Hedge(self.hedge_after, self._state, self._connect_second)
+            return HedgedSource(ThreadedStream(events), hedge, _wins_race)
+        if attempt.timeout is None and self._state.policy.stall_timeout is None:
+            return _GeneratorSource(events)
         return ThreadedStream(events)
 
-    def _rival(self, position: int) -> EventSource[Event]:
-        return ThreadedStream(self._events(self._route_attempt(position)))
+    def _connect_second(self, position: int) -> EventSource[StreamEvent]:
+        return ThreadedStream(self._events(self._begin(position)))
 
-    def _events(self, route_attempt: RouteAttempt) -> Generator[Event, None, None]:
-        asked = self._question
-        with self._named_errors(route_attempt), self._timed(route_attempt) as wait:
-            chunks = route_attempt.route.stream(
-                route_attempt.messages, asked.stop, asked.options
-            )
+    def _events(self, attempt: RouteAttempt) -> Generator[StreamEvent, None, None]:
+        route, request = attempt.route, self._request
+        check = StreamCheck(needs_reason=route.needs_reason("stream"))
+        with self._reported(attempt):
+            chunks = route.stream(attempt.messages, request.stop, request.options)
             with contextlib.closing(chunks):
                 for chunk in chunks:
-                    wait.end()
-                    if route_attempt.rest is None or route_attempt.rest.begins(chunk):
-                        yield chunk
-        yield EndOfStream()
+                    yield from self._read(chunk, attempt, check)
+            yield from self._end(attempt, check)
 
 
 class AsyncRouterCall(BaseRouterCall):
     """One call of async models."""
 
     async def generate(self, attempt: Attempt) -> ChatResult:
-        """One attempt's answer, within the time that whoever awaits it gives."""
+        """One attempt's answer; the engine limits its time."""
         del attempt
-        route_attempt, asked = self._route_attempt(), self._question
-        with (
-            self._named_errors(route_attempt),
-            self._timed(route_attempt),
-            reraise_lost_cancellation(),
-        ):
-            result = await route_attempt.route.agenerate(
-                route_attempt.messages, asked.stop, asked.options
+        begun, request = self._begin(), self._request
+        with self._reported(begun), reraise_lost_cancellation():
+            result = await begun.route.agenerate(
+                begun.messages, request.stop, request.options
             )
-        self._check_whole(result, route_attempt.route)
-        return result
+        return self._check(result, begun.route)
 
-    async def connect(self, attempt: Attempt) -> AEventSource[Event]:
+    async def connect(self, attempt: Attempt) -> AEventSource[StreamEvent]:
         """One attempt's stream."""
         del attempt
-        events = _AsyncDirect(self._events(self._route_attempt()))
+        events = _AsyncGeneratorSource(self._events(self._begin()))
         if self.hedge_after is not None:
-            return AHedgedSource(events, _Hedge(self, self._rival), says)
+            hedge = _Hedge(self.hedge_after, self._state, self._connect_second)
+            return AHedgedSource(events, hedge, _wins_race)
         return events
 
-    def _rival(self, position: int) -> AEventSource[Event]:
-        return _AsyncDirect(self._events(self._route_attempt(position)))
+    def _connect_second(self, position: int) -> AEventSource[StreamEvent]:
+        return _AsyncGeneratorSource(self._events(self._begin(position)))
 
-    async def _events(self, route_attempt: RouteAttempt) -> AsyncGenerator[Event, None]:
-        asked = self._question
-        with self._named_errors(route_attempt), self._timed(route_attempt) as wait:
-            chunks = route_attempt.route.astream(
-                route_attempt.messages, asked.stop, asked.options
+    async def _events(self, attempt: RouteAttempt) -> AsyncGenerator[StreamEvent, None]:
+        route, request = attempt.route, self._request
+        check = StreamCheck(needs_reason=route.needs_reason("stream"))
+        with self._reported(attempt):
+            chunks = await route.astream(
+                attempt.messages, request.stop, request.options
             )
             async with contextlib.aclosing(chunks):
                 async for chunk in chunks:
-                    wait.end()
-                    if route_attempt.rest is None or route_attempt.rest.begins(chunk):
-                        yield chunk
-        yield EndOfStream()
+                    for event in self._read(chunk, attempt, check):
+                        yield event
+            for event in self._end(attempt, check):
+                yield event
 
 
-class _Direct:
-    """The events of a generator, read where they are wanted."""
+class _GeneratorSource:
+    """The events of a generator, read in the caller's thread."""
 
-    def __init__(self, events: Generator[Event, None, None]) -> None:
+    def __init__(self, events: Generator[StreamEvent, None, None]) -> None:
         self._events = events
 
-    def __iter__(self) -> Iterator[Event]:
+    def __iter__(self) -> Iterator[StreamEvent]:
         return self._events
 
     def abort(self) -> None:
-        """Nothing that could be done: a route's own time limit holds."""
+        """There is nothing to abort: the route's own time limits apply."""
 
     def close(self) -> None:
         self._events.close()
 
 
-class _AsyncDirect:
-    """Async twin of `_Direct`."""
+class _AsyncGeneratorSource:
+    """The events of an async generator."""
 
-    def __init__(self, events: AsyncGenerator[Event, None]) -> None:
+    def __init__(self, events: AsyncGenerator[StreamEvent, None]) -> None:
         self._events = events
 
-    def __aiter__(self) -> Self:
+    def __aiter__(self) -> AsyncIterator[StreamEvent]:
         return self
 
-    async def __anext__(self) -> Event:
+    async def __anext__(self) -> StreamEvent:
         with reraise_lost_cancellation():
             return await anext(self._events)
 
     async def aclose(self) -> None:
         await self._events.aclose()
+
+
+def _with_others(
+    lead: RetryRouterError, failures: list[RetryRouterError]
+) -> RetryRouterError:
+    """`lead` with the call's other failures attached to it, and in its notes."""
+    lead.others = tuple(one for one in failures if one is not lead)
+    for other in lead.others:
+        lead.add_note(f"{other.route}: {type(other).__name__}: {other.message}")
+    return lead

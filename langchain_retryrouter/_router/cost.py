@@ -1,24 +1,20 @@
-"""What a call along several routes may cost at the most, before anything runs.
+"""What a call along several routes may cost at most, before anything is sent.
 
-The numbers are bounds: no call goes beyond them, and few come near. What a model does
-within one attempt is counted as far as it is known.
+The numbers are bounds: no call goes beyond them, and few come near. Retries of a
+model's own are counted as far as they are known.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from langchain_retryrouter._retry.call_state import FailureAction
 from langchain_retryrouter.failures import FailureKind, is_retryable
+from langchain_retryrouter.policy import RetryPolicy
 
-if TYPE_CHECKING:
-    from langchain_retryrouter.policy import RetryPolicy
-
-
-_MILLION: Final = 1_000_000
-_STEPS: Final = {
+_EFFECTS: Final = {
     FailureAction.RETRY: "repeated, then the next route",
     FailureAction.FAILOVER: "the next route at once",
     FailureAction.RAISE: "the end of the call",
@@ -27,7 +23,7 @@ _STEPS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class RouteCost:
-    """What one attempt on a route costs at the most.
+    """What one attempt on a route costs at most.
 
     Attributes:
         name: What the table calls the route.
@@ -35,8 +31,8 @@ class RouteCost:
         waited: Seconds that its model waits between them.
         input_price: Money for a million tokens of a prompt; None if unknown.
         output_price: Money for a million tokens of an answer; None if unknown.
-        taken: Retries of the model's own that were turned off.
-        complaints: What the model does that could not be changed.
+        disabled_retries: Retries of the model's own that were switched off.
+        warnings: What the model does that could not be changed.
     """
 
     name: str
@@ -50,7 +46,7 @@ class RouteCost:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a call costs at the most, on a route or in all.
+    """What a call costs at most, on a route or in all.
 
     Attributes:
         name: The route.
@@ -69,16 +65,16 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class RoutingWorstCase:
-    """What a call along routes costs at the most; `str()` is a table of it.
+    """What a call along routes costs at most; `str()` is a table of it.
 
     Attributes:
         routes: Each route's share, in the router's order.
         requests: Requests sent in all.
         waited: Seconds waited between them in all.
         seconds: Seconds until the caller has an answer or an error; None if nothing
-            bounds a single attempt.
+            limits a single attempt.
         first_token: Seconds until a stream's first token or an error; None if nothing
-            bounds it.
+            limits it.
         money: For all requests, if each is charged in full; None if it is not known.
         after: What follows each kind of failure, in effect.
     """
@@ -92,24 +88,21 @@ class RoutingWorstCase:
     after: Mapping[FailureKind, FailureAction]
 
     def __str__(self) -> str:
-        """A table of the routes, the limits of time, and what follows which failure."""
+        """A table of the routes, the time limits, and what follows which failure."""
         total = Cost("in all", self.requests, self.waited, self.money)
-        return "\n".join(
-            [
-                *_table([*self.routes, total]),
-                "",
-                f"an answer or an error: {_bound(self.seconds)}",
-                f"a stream's first token: {_bound(self.first_token)}",
-                "",
-                *self._steps(),
-            ]
-        )
-
-    def _steps(self) -> Iterator[str]:
-        for step, words in _STEPS.items():
-            kinds = [kind.value for kind in FailureKind if self.after[kind] is step]
+        lines = [*_table([*self.routes, total]), ""]
+        for what, seconds in (
+            ("an answer or an error", self.seconds),
+            ("a stream's first token", self.first_token),
+        ):
+            limit = "no limit" if seconds is None else f"within {seconds:.1f} s"
+            lines.append(f"{what}: {limit}")
+        lines.append("")
+        for action, effect in _EFFECTS.items():
+            kinds = [kind.value for kind in FailureKind if self.after[kind] is action]
             if kinds:
-                yield f"{words}: {', '.join(kinds)}"
+                lines.append(f"{effect}: {', '.join(kinds)}")
+        return "\n".join(lines)
 
 
 def worst_case(
@@ -118,121 +111,86 @@ def worst_case(
     after: Mapping[FailureKind, FailureAction],
     *,
     is_buffered: bool = False,
-    is_taken_up: bool = False,
+    is_continued: bool = False,
     input_tokens: int | None = None,
     output_tokens: int | None = None,
 ) -> RoutingWorstCase:
-    """What a call costs at the most.
+    """What a call costs at most.
 
     Args:
         policy: The numbers; `max_retries` is a route's.
-        fares: The routes.
+        route_costs: The routes.
         after: What follows each kind of failure.
-        is_held_back: Whether a stream is repeated after its first token too, which its
-            caller then sees no sooner than the end.
-        is_taken_up: Whether a stream that broke after its first token is taken up by
+        is_buffered: Whether a stream is handed over only at its end.
+        is_continued: Whether a stream that broke after its first token is continued by
             another attempt, whatever broke it.
         input_tokens: Tokens of the prompt, for the money.
-        output_tokens: Tokens of an answer at the most, for the money.
+        output_tokens: Tokens of an answer at most, for the money.
 
     Raises:
         ValueError: If only one of the token counts is given, or one is below 0.
     """
-    tokens = _checked(input_tokens, output_tokens)
-    steps = {kind: _effect(kind, step, policy) for kind, step in after.items()}
-    repeats = FailureAction.RETRY in steps.values()
-    attempts = policy.max_attempts if repeats or is_taken_up else 1
-    between = policy.explain().waited if repeats else 0.0
-    limit = policy.deadline
-    costs = tuple(
-        Cost(
-            name=route_cost.name,
-            requests=attempts * route_cost.requests,
-            waited=_at_most(between + attempts * route_cost.waited, limit),
-            money=_money(route_cost, attempts, tokens),
-            remark=_remark(route_cost),
-        )
-        for route_cost in route_costs
-    )
-    waited = _at_most(sum(cost.waited for cost in costs), limit)
-    sums = [cost.money for cost in costs if cost.money is not None]
-    silence = policy.first_token_timeout
-    return RoutingWorstCase(
-        routes=costs,
-        requests=sum(cost.requests for cost in costs),
-        waited=waited,
-        seconds=limit,
-        first_token=(
-            limit
-            if silence is None or is_buffered
-            else _at_most(
-                attempts * len(route_costs) * silence + between * len(route_costs),
-                limit,
-            )
-        ),
-        money=sum(sums) if len(sums) == len(costs) else None,
-        after=steps,
-    )
-
-
-def _checked(
-    input_tokens: int | None, output_tokens: int | None
-) -> tuple[int, int] | None:
-    if input_tokens is None and output_tokens is None:
-        return None
+    tokens = {"input_tokens": input_tokens, "output_tokens": output_tokens}
     for name, value in (
-        ("input_tokens", input_tokens),
-        ("output_tokens", output_tokens),
+        tokens.items() if any(t is not None for t in tokens.values()) else ()
     ):
         if value is None or value < 0:
             msg = (
-                f"{name} must be a number of tokens, 0 or more, not {value!r}; money is"
-                " told where both are given"
+                f"{name} must be a number of tokens, 0 or more, not {value!r}; the"
+                " money needs both counts"
             )
             raise ValueError(msg)
-    return input_tokens or 0, output_tokens or 0
+    effects = {
+        kind: FailureAction.FAILOVER
+        if action is FailureAction.RETRY
+        and not (policy.max_retries and is_retryable(kind))
+        else action
+        for kind, action in after.items()
+    }
+    repeats = FailureAction.RETRY in effects.values()
+    attempts = policy.max_attempts if repeats or is_continued else 1
+    between = policy.explain().waited if repeats else 0.0
 
+    def limited(seconds: float) -> float:
+        return seconds if policy.deadline is None else min(seconds, policy.deadline)
 
-def _effect(
-    kind: FailureKind, step: FailureAction, policy: RetryPolicy
-) -> FailureAction:
-    """What a row comes to: what cannot be repeated is left for the next route."""
-    can_repeat = policy.max_retries > 0 and is_retryable(kind)
-    return (
-        FailureAction.FAILOVER
-        if step is FailureAction.RETRY and not can_repeat
-        else step
+    def money(cost: RouteCost) -> float | None:
+        prices = (cost.input_price, cost.output_price)
+        if input_tokens is None or output_tokens is None or None in prices:
+            return None
+        tokens = zip((input_tokens, output_tokens), prices, strict=True)
+        each = sum(count * (price or 0.0) for count, price in tokens)
+        return attempts * cost.requests * each / 1_000_000
+
+    costs = tuple(
+        Cost(
+            name=cost.name,
+            requests=attempts * cost.requests,
+            waited=limited(between + attempts * cost.waited),
+            money=money(cost),
+            remark="; ".join(
+                [
+                    *([f"{d} switched off"] if (d := cost.disabled_retries) else []),
+                    *cost.warnings,
+                ]
+            ),
+        )
+        for cost in route_costs
     )
-
-
-def _money(
-    route_cost: RouteCost, attempts: int, tokens: tuple[int, int] | None
-) -> float | None:
-    if (
-        tokens is None
-        or route_cost.input_price is None
-        or route_cost.output_price is None
-    ):
-        return None
-    each = tokens[0] * route_cost.input_price + tokens[1] * route_cost.output_price
-    return attempts * route_cost.requests * each / _MILLION
-
-
-def _remark(route_cost: RouteCost) -> str:
-    said = (
-        [f"{route_cost.disabled_retries} turned off"]
-        if route_cost.disabled_retries
-        else []
+    sums = [cost.money for cost in costs if cost.money is not None]
+    first_token = policy.deadline
+    if policy.first_token_timeout is not None and not is_buffered:
+        each = attempts * policy.first_token_timeout + between
+        first_token = limited(len(costs) * each)
+    return RoutingWorstCase(
+        routes=costs,
+        requests=sum(cost.requests for cost in costs),
+        waited=limited(sum(cost.waited for cost in costs)),
+        seconds=policy.deadline,
+        first_token=first_token,
+        money=sum(sums) if len(sums) == len(costs) else None,
+        after=effects,
     )
-    return "; ".join([*said, *route_cost.warnings])
-
-
-def _at_most(seconds: float, limit: float | None) -> float:
-    return seconds if limit is None else min(seconds, limit)
-
-
-def _bound(seconds: float | None) -> str:
-    return "no bound" if seconds is None else f"within {seconds:.1f} s"
 
 
 def _table(costs: Sequence[Cost]) -> Iterator[str]:
@@ -243,8 +201,7 @@ def _table(costs: Sequence[Cost]) -> Iterator[str]:
         numbers = [str(cost.requests), f"{cost.waited:.1f} s"]
         rows.append([cost.name, *numbers, *([money] if has_money else []), cost.remark])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        name, *numbers, remark = row
+    for name, *numbers, remark in rows:
         cells = [name.ljust(widths[0])]
         cells += [
             cell.rjust(width) for cell, width in zip(numbers, widths[1:-1], strict=True)

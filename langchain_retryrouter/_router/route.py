@@ -1,54 +1,70 @@
-"""A route: a chat model that can answer, and what a router has to know about it.
+"""A route: a chat model that can answer, and what the router knows about it.
 
-A route's model is called below its public methods, by `_generate` and `_stream`: the
-run that tracers see, and that callbacks and token counts belong to, is the router's.
+A route's model is called below its public methods, by LangChain's extension points
+`_generate`, `_agenerate`, `_stream` and `_astream`: the run that tracers and callbacks
+see, and that tokens are counted for, is the router's. What LangChain does around these
+methods for each attempt is done here: the model's own cache, its rate limiter, and
+`streaming=True`. Next to read: `call`, which makes the attempts.
 """
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import warnings
 from collections.abc import (
     AsyncGenerator,
     Callable,
-    Container,
     Generator,
     Iterator,
     Sequence,
 )
-from typing import Any, Final, Self, cast
+from typing import Any, Final, NamedTuple, Self, cast
 
+from langchain_core.caches import BaseCache
 from langchain_core.globals import get_llm_cache
-from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.messages import AIMessageChunk, BaseMessage
-from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.language_models.chat_models import (
+    BaseChatModel,
+    agenerate_from_stream,
+    generate_from_stream,
+)
+from langchain_core.load import dumps
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.outputs import (
+    ChatGeneration,
+    ChatGenerationChunk,
+    ChatResult,
+    Generation,
+)
 from langchain_core.runnables import (
-    Runnable,
     RunnableBinding,
+    RunnableSequence,
     RunnableWithFallbacks,
 )
 from langchain_core.runnables.retry import RunnableRetry
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
-from langchain_retryrouter._callbacks import RetryVisibleChatModel
 from langchain_retryrouter._providers.history import provider_of
-from langchain_retryrouter._providers.integrations import disable_retries
+from langchain_retryrouter._providers.integrations import (
+    Method,
+    disable_retries,
+    reports_finish_reason,
+)
 from langchain_retryrouter._router.cost import RouteCost
 from langchain_retryrouter.circuit_breaker import CircuitBreaker
 
-_UNHEARD = (
+_CALLBACKS_WARNING: Final = (
     "has callbacks, which are not called, since the run that handlers see is the"
-    " router's; give them to the router"
+    " router's: give them to the router"
 )
+_METHODS: Final[tuple[Method, ...]] = ("generate", "stream")
 
-# What LangChain does around a model's `_generate`; the second does that alone, too,
-# where there is no run of the model's own.
-_PLAIN: Final = (BaseChatModel, RetryVisibleChatModel)
-_WAYS: Final = (
-    ("_generate_with_cache", "_generate"),
-    ("_agenerate_with_cache", "_agenerate"),
-)
+
+class _CacheEntry(NamedTuple):
+    """Where a model's own cache keeps the answer to a request."""
+
+    cache: BaseCache
+    prompt: str
+    model: str
 
 
 class Route(BaseModel):
@@ -56,17 +72,22 @@ class Route(BaseModel):
 
     Attributes:
         model: Any LangChain chat model, or one with options bound to it.
-        name: What ledgers and errors call it; by default the model's own name.
+        name: What attempt logs and errors call it; by default the model's own name.
         weight: Its share of the calls under the strategy "weighted".
-        supports_prefill: Whether it goes on where a last message of the assistant's
-            ends, so that a broken stream can be continued there. Of one that does not,
-            and is said to, the caller would get the beginning twice.
+        supports_prefill: Whether the model continues a last message of the assistant,
+            so that a broken stream can be continued there. If this is set and the
+            model does not, the caller gets the beginning of the answer twice.
         input_price: Money for a million tokens of a prompt, for `explain`.
         output_price: Money for a million tokens of an answer, for `explain` and
             `max_price`.
-        breaker: A breaker that it shares with others; by default one of its own, with
-            the router's numbers.
+        breaker: A `CircuitBreaker` that this route shares with others; by default it
+            has one of its own with the router's `breaker_settings`.
         options: Options that every call of this route has.
+        sends_finish_reason: Whether each whole answer of this model names a finish
+            reason, so that one without was cut. By default this is known for
+            LangChain's integrations, and learned from the first answer that names one.
+            Set it to False for a server that never sends one: then the end of its
+            stream counts as the end of the answer, also where the stream was cut.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", frozen=True)
@@ -79,10 +100,12 @@ class Route(BaseModel):
     output_price: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     breaker: CircuitBreaker | None = Field(default=None, repr=False)
     options: dict[str, Any] = Field(default_factory=dict, repr=False)
+    sends_finish_reason: bool | None = None
 
-    _fare: RouteCost = PrivateAttr(RouteCost(""))
+    _cost: RouteCost = PrivateAttr(RouteCost(""))
     _provider: str = PrivateAttr("")
-    _is_plain: bool = PrivateAttr(default=False)
+    # One object for all copies of a route, so that what is learned is shared.
+    _reporting: set[Method] = PrivateAttr(default_factory=set)
 
     @model_validator(mode="before")
     @classmethod
@@ -93,48 +116,56 @@ class Route(BaseModel):
         _check_unconfigured(values.get("model"))
         model, options = unbound(values.get("model"))
         if not isinstance(model, BaseChatModel):
-            raise TypeError(_why_not(model))
+            raise TypeError(_why_not_a_route(model))
         options |= values.get("options", {})
         return {**values, "model": model, "options": options}
 
     @model_validator(mode="after")
-    def _name_it(self) -> Self:
+    def _read_model(self) -> Self:
         if not self.name:
-            object.__setattr__(self, "name", model_name_of(self.model))
-        self._look_at_model()
-        return self
-
-    def _look_at_model(self) -> None:
-        """Keep what is alike in each call."""
+            told = self.model._get_ls_params().get("ls_model_name")  # noqa: SLF001
+            object.__setattr__(self, "name", str(told or type(self.model).__name__))
         self._provider = provider_of(self.model)
-        self._is_plain = is_plain(self.model)
+        self._reporting.update(
+            method for method in _METHODS if reports_finish_reason(self.model, method)
+        )
+        return self
 
     @property
     def route_cost(self) -> RouteCost:
-        """What an attempt costs at the most; known once the route is in a router."""
-        return self._fare
+        """What an attempt costs at most; known once the route is in a router."""
+        return self._cost
 
     @property
     def provider(self) -> str:
-        """Who the model's provider is, by the name that its integration gives it."""
+        """The model's provider, by the name that its integration gives it."""
         return self._provider
 
-    def retries_disabled(self, name: str) -> Route:
+    def needs_reason(self, method: Method) -> bool:
+        """Whether an answer without a finish reason was cut."""
+        if self.sends_finish_reason is not None:
+            return self.sends_finish_reason
+        return method in self._reporting
+
+    def learn_reason(self, method: Method) -> None:
+        """Remember that this model names a finish reason."""
+        self._reporting.add(method)
+
+    def prepared(self, name: str) -> Route:
         """This route as `name`, with a model that sends each request once if it can."""
-        model, complaint, disabled_retries, requests, waited = disable_retries(
-            self.model
-        )
-        unheard = _UNHEARD if model.callbacks else None
-        warnings = tuple(filter(None, (complaint, unheard)))
-        route = self.model_copy(update={"model": model, "name": name})
-        route._fare = RouteCost(  # noqa: SLF001 - a route's own copy
+        disabled = disable_retries(self.model)
+        warned = (disabled.warning, _CALLBACKS_WARNING if self.model.callbacks else "")
+        options = {**disabled.options, **self.options}
+        update = {"model": disabled.model, "name": name, "options": options}
+        route = self.model_copy(update=update)
+        route._cost = RouteCost(  # noqa: SLF001 - a copy of this route
             name,
-            requests,
-            waited,
+            disabled.requests,
+            disabled.waited,
             self.input_price,
             self.output_price,
-            self._fare.disabled_retries or disabled_retries,
-            warnings,
+            self._cost.disabled_retries or disabled.disabled,
+            tuple(text for text in warned if text),
         )
         return route
 
@@ -142,18 +173,52 @@ class Route(BaseModel):
         """This route, offering `tools` in its provider's own form.
 
         Raises:
-            TypeError: If its model binds them in a way that cannot be routed to.
+            TypeError: If its model cannot, or binds them in a way that cannot be used.
         """
-        given = RunnableBinding(bound=self.model, kwargs=self.options)
-        bound = self.model.bind_tools(tools, **kwargs)
+        try:
+            bound = self.model.bind_tools(tools, **kwargs)
+        except NotImplementedError as error:
+            msg = (
+                f"route {self.name!r} cannot be offered tools: {type(self.model)} has"
+                " no bind_tools"
+            )
+            raise TypeError(msg) from error
+        return self._bound_to(bound, "be offered tools")
+
+    def with_format(self, schema: Any, method: str, **kwargs: Any) -> Route:
+        """This route, asking for objects of `schema` by its provider's `method`.
+
+        Raises:
+            ValueError: If its model does not know the method or an option.
+        """
+        asked = {"method": method, **kwargs}
+        known = inspect.signature(self.model.with_structured_output).parameters
+        if unknown := [name for name in asked if name not in known]:
+            msg = (
+                f"route {self.name!r} cannot honour {unknown[0]}={asked[unknown[0]]!r}:"
+                f" {type(self.model).__name__}.with_structured_output does not take"
+                f" it; leave it out, so that every route is asked by a tool"
+            )
+            raise ValueError(msg)
+        try:
+            chain = self.model.with_structured_output(schema, **asked)
+        except (NotImplementedError, TypeError, ValueError) as error:
+            msg = f"route {self.name!r} cannot honour {asked!r}: {error}"
+            raise ValueError(msg) from error
+        bound = chain.first if isinstance(chain, RunnableSequence) else chain
+        route = self._bound_to(bound, f"honour {asked!r}")
+        options = dict(route.options)
+        # For tracers: the run is the router's, which tells them itself.
+        options.pop("ls_structured_output_format", None)
+        return route.model_copy(update={"options": options})
+
+    def _bound_to(self, bound: Any, purpose: str) -> Route:
         model, options = unbound(bound)
         if not isinstance(model, BaseChatModel):
-            msg = f"route {self.name!r} cannot be offered tools: it made {bound!r}"
+            msg = f"route {self.name!r} cannot {purpose}: its model made {bound!r}"
             raise TypeError(msg)
-        options = {**given.kwargs, **options}
-        route = self.model_copy(update={"model": model, "options": options})
-        route._look_at_model()  # noqa: SLF001 - a route's own copy
-        return route
+        update = {"model": model, "options": {**self.options, **options}}
+        return self.model_copy(update=update)
 
     def generate(
         self,
@@ -161,13 +226,23 @@ class Route(BaseModel):
         stop: list[str] | None,
         options: dict[str, Any],
     ) -> ChatResult:
-        """The model's answer, by its own cache and rate limiter."""
+        """The model's answer, through its own cache and rate limiter."""
         options = self._options(stop, options)
-        if self._is_asked_directly(options, async_api=False):
-            return self.model._generate(  # noqa: SLF001 - see above
-                messages, run_manager=None, **options
-            )
-        return self.model._generate_with_cache(messages, **options)  # noqa: SLF001
+        entry = self._cache_entry(messages, options)
+        if entry is not None:
+            hit = entry.cache.lookup(entry.prompt, entry.model)
+            if hit is not None:
+                return ChatResult(generations=_copied(hit))
+        if self.model.rate_limiter is not None:
+            self.model.rate_limiter.acquire(blocking=True)
+        if self._answers_by_stream(options, is_async=False):
+            result = generate_from_stream(self._chunks(messages, options))
+        else:
+            result = self.model._generate(messages, **options)  # noqa: SLF001
+        self._convert(result)
+        if entry is not None:
+            entry.cache.update(entry.prompt, entry.model, _copied(result.generations))
+        return result
 
     async def agenerate(
         self,
@@ -175,15 +250,24 @@ class Route(BaseModel):
         stop: list[str] | None,
         options: dict[str, Any],
     ) -> ChatResult:
-        """Async twin of `generate`."""
+        """Async variant of `generate`."""
         options = self._options(stop, options)
-        if self._is_asked_directly(options, async_api=True):
-            return await self.model._agenerate(  # noqa: SLF001
-                messages, run_manager=None, **options
-            )
-        return await self.model._agenerate_with_cache(  # noqa: SLF001
-            messages, **options
-        )
+        entry = self._cache_entry(messages, options)
+        if entry is not None:
+            hit = await entry.cache.alookup(entry.prompt, entry.model)
+            if hit is not None:
+                return ChatResult(generations=_copied(hit))
+        if self.model.rate_limiter is not None:
+            await self.model.rate_limiter.aacquire(blocking=True)
+        if self._answers_by_stream(options, is_async=True):
+            result = await agenerate_from_stream(self._achunks(messages, options))
+        else:
+            result = await self.model._agenerate(messages, **options)  # noqa: SLF001
+        self._convert(result)
+        if entry is not None:
+            generations = _copied(result.generations)
+            await entry.cache.aupdate(entry.prompt, entry.model, generations)
+        return result
 
     def stream(
         self,
@@ -191,17 +275,13 @@ class Route(BaseModel):
         stop: list[str] | None,
         options: dict[str, Any],
     ) -> Generator[ChatGenerationChunk, None, None]:
-        """The chunks of the model's answer; all in one from a model without streams."""
+        """The chunks of the answer; a single one from a model without streams."""
+        if not self._can_stream(options, is_async=False):
+            return _as_chunks(lambda: self.generate(messages, stop, options))
         options = self._options(stop, options)
-        if not self._can_stream(options, async_api=False):
-            yield from as_chunks(self.generate(messages, None, options))
-            return
         if self.model.rate_limiter is not None:
             self.model.rate_limiter.acquire(blocking=True)
-        streamed = self.model._stream(messages, **options)  # noqa: SLF001
-        chunks = cast("Generator[ChatGenerationChunk, None, None]", streamed)
-        with contextlib.closing(chunks):
-            yield from chunks
+        return self._chunks(messages, options)
 
     async def astream(
         self,
@@ -209,87 +289,115 @@ class Route(BaseModel):
         stop: list[str] | None,
         options: dict[str, Any],
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
-        """Async twin of `stream`."""
+        """Async variant of `stream`."""
+        if not self._can_stream(options, is_async=True):
+            result = await self.agenerate(messages, stop, options)
+            return _as_async_chunks(result)
         options = self._options(stop, options)
-        if not self._can_stream(options, async_api=True):
-            for chunk in as_chunks(await self.agenerate(messages, None, options)):
-                yield chunk
-            return
         if self.model.rate_limiter is not None:
             await self.model.rate_limiter.aacquire(blocking=True)
+        return self._achunks(messages, options)
+
+    def _chunks(
+        self, messages: list[BaseMessage], options: dict[str, Any]
+    ) -> Generator[ChatGenerationChunk, None, None]:
+        streamed = self.model._stream(messages, **options)  # noqa: SLF001
+        return cast("Generator[ChatGenerationChunk, None, None]", streamed)
+
+    def _achunks(
+        self, messages: list[BaseMessage], options: dict[str, Any]
+    ) -> AsyncGenerator[ChatGenerationChunk, None]:
         streamed = self.model._astream(messages, **options)  # noqa: SLF001
-        chunks = cast("AsyncGenerator[ChatGenerationChunk, None]", streamed)
-        async with contextlib.aclosing(chunks):
-            async for chunk in chunks:
-                yield chunk
+        return cast("AsyncGenerator[ChatGenerationChunk, None]", streamed)
 
     def _options(
         self, stop: list[str] | None, options: dict[str, Any]
     ) -> dict[str, Any]:
-        """What the model is told: the call's word goes before the route's own."""
-        told = {**self.options, **options}
-        if stop is not None or "stop" not in told:
-            told["stop"] = stop
-        return told
+        """The options of an attempt: those of the call override the route's own."""
+        merged = {**self.options, **options}
+        if stop is not None or "stop" not in merged:
+            merged["stop"] = stop
+        return merged
 
-    def _is_asked_directly(self, options: dict[str, Any], *, async_api: bool) -> bool:
-        """Whether there is nothing to be done around the model's `_generate`.
-
-        What LangChain makes of an answer it makes of the router's. Of a route it would
-        look into the cache, ask the limiter, and stream where the model is told to: as
-        much work for each attempt as all of the router's own.
-        """
-        model = self.model
-        has_cache = model.cache is not False and (
-            model.cache is not None or get_llm_cache() is not None
+    def _can_stream(self, options: dict[str, Any], *, is_async: bool) -> bool:
+        """Whether the model has streams and nothing switches them off."""
+        model, options = self.model, {**self.options, **options}
+        cls = type(model)
+        # Of the methods themselves: LangChain's base class has both, and raises.
+        base = BaseChatModel
+        has_stream = cls._stream is not base._stream or (  # noqa: SLF001
+            is_async and cls._astream is not base._astream  # noqa: SLF001
         )
+        if not has_stream or model.disable_streaming is True:
+            return False
+        if model.disable_streaming == "tool_calling" and options.get("tools"):
+            return False
+        return not (
+            "streaming" in model.model_fields_set
+            and getattr(model, "streaming", None) is False
+        )
+
+    def _answers_by_stream(self, options: dict[str, Any], *, is_async: bool) -> bool:
+        """Whether a model with `streaming=True` is to collect its own stream."""
         return (
-            self._is_plain
-            and not has_cache
-            and model.rate_limiter is None
-            and model.output_version != "v1"
-            and not model._should_stream(  # noqa: SLF001 - as below
-                async_api=async_api, **options
-            )
+            "streaming" in self.model.model_fields_set
+            and getattr(self.model, "streaming", None) is True
+            and self._can_stream(options, is_async=is_async)
         )
 
-    def _can_stream(self, options: dict[str, Any], *, async_api: bool) -> bool:
-        return self.model._should_stream(  # noqa: SLF001 - who else could say?
-            async_api=async_api, **{**options, "stream": True}
-        )
+    def _convert(self, result: ChatResult) -> None:
+        """Give standard content blocks where the model has `output_version="v1"`."""
+        if self.model.output_version != "v1":
+            return
+        for generation in result.generations:
+            message = generation.message
+            blocks = cast("list[str | dict[str, Any]]", message.content_blocks)
+            message.content = blocks
+            message.response_metadata["output_version"] = "v1"
+
+    def _cache_entry(
+        self, messages: list[BaseMessage], options: dict[str, Any]
+    ) -> _CacheEntry | None:
+        own = self.model.cache
+        cache = own if isinstance(own, BaseCache) else get_llm_cache()
+        if cache is None or own is False:
+            return None
+        model = {
+            "type": self.model._llm_type,  # noqa: SLF001
+            **self.model._identifying_params,  # noqa: SLF001
+        }
+        prompt = dumps([m.model_copy(update={"id": None}) for m in messages])
+        return _CacheEntry(cache, prompt, dumps([model, options]))
 
 
-def disable_own_retries(routes: list[Route], names: list[str]) -> list[Route]:
-    """The routes under these names, quietened; what cannot be is said in a warning."""
-    retries_disabled = [
-        route.retries_disabled(name) for route, name in zip(routes, names, strict=True)
-    ]
-    said = [
-        f"route {r.name!r} {why}"
-        for r in retries_disabled
-        for why in r.route_cost.warnings
-    ]
-    if said:
-        # Past the validator and the two `__init__`s, to whoever makes the router.
-        warnings.warn("; ".join(said), UserWarning, stacklevel=5)
-    return retries_disabled
+def prepare_routes(routes: list[Route]) -> list[Route]:
+    """The routes with distinct names and models that send once.
+
+    What cannot be switched off is said in a warning.
+    """
+    seen: dict[str, int] = {}
+    prepared = []
+    for route in routes:
+        seen[route.name] = count = seen.get(route.name, 0) + 1
+        name = route.name if count == 1 else f"{route.name}-{count}"
+        prepared.append(route.prepared(name))
+    if found := [
+        f"route {route.name!r} {text}"
+        for route in prepared
+        for text in route.route_cost.warnings
+    ]:
+        # Past the validator and the two `__init__`s, to the code that makes the router.
+        warnings.warn("; ".join(found), UserWarning, stacklevel=5)
+    return prepared
 
 
-def _why_not(model: Any) -> str:
-    if isinstance(model, RunnableRetry):
-        return (
-            "a route's model must be the chat model itself, without `with_retry`, whose"
-            " retries would multiply with the router's: give the router a RetryPolicy"
-        )
-    if isinstance(model, RunnableWithFallbacks):
-        return (
-            "a route's model must be one chat model, without `with_fallbacks`: put the"
-            " model and its fallbacks into `routes`, each as a route of its own"
-        )
-    return (
-        f"a route's model must be a LangChain chat model, not {model!r}; chains and"
-        " LLMs cannot be routed to"
-    )
+def unbound(model: Any) -> tuple[Any, dict[str, Any]]:
+    """A model without the options that were bound to it, and these options."""
+    options: dict[str, Any] = {}
+    while isinstance(model, RunnableBinding):
+        options = {**model.kwargs, **options}
+        model = model.bound
+    return model, options
 
 
 def _check_unconfigured(model: Any) -> None:
@@ -306,45 +414,67 @@ def _check_unconfigured(model: Any) -> None:
         model = model.bound
 
 
-def unbound(model: Any) -> tuple[Any, dict[str, Any]]:
-    """A model without the options that were bound to it, and these."""
-    options: dict[str, Any] = {}
-    while isinstance(model, RunnableBinding):
-        options = {**model.kwargs, **options}
-        model = model.bound
-    return model, options
-
-
-def is_plain(model: BaseChatModel) -> bool:
-    """Whether it has LangChain's way to `_generate` and `_agenerate`, and usual ones.
-
-    A model may have a way of its own; one whose `_generate` knows no `run_manager` is
-    called without by LangChain, which looks at that in each call.
-    """
-    return all(
-        getattr(type(model), way) in {getattr(cls, way) for cls in _PLAIN}
-        and "run_manager" in _parameters_of(getattr(type(model), end))
-        for way, end in _WAYS
+def _why_not_a_route(model: Any) -> str:
+    if isinstance(model, str):
+        return (
+            f"a route's model must be a chat model, not the string {model!r}: pass"
+            f" langchain.chat_models.init_chat_model({model!r})"
+        )
+    if type(model).__name__ == "_ConfigurableModel":
+        return (
+            "a route's model must be a fixed chat model, not the configurable one of"
+            " init_chat_model() without a model: name the model there, or put each"
+            " model that may be chosen into `routes`"
+        )
+    if isinstance(model, RunnableRetry):
+        return (
+            "a route's model must be the chat model itself, without `with_retry`, whose"
+            " retries would multiply with the router's: give the router a RetryPolicy"
+        )
+    if isinstance(model, RunnableWithFallbacks):
+        return (
+            "a route's model must be one chat model, without `with_fallbacks`: put the"
+            " model and its fallbacks into `routes`, each as a route of its own"
+        )
+    return (
+        f"a route's model must be a LangChain chat model, not {model!r}; chains and"
+        " LLMs cannot be routed to"
     )
 
 
-def _parameters_of(function: Callable[..., Any]) -> Container[str]:
-    try:
-        return inspect.signature(function).parameters
-    except (NameError, ValueError):  # An annotation of Python 3.14 that is only typed.
-        return ()
+def _copied(generations: Sequence[Generation]) -> list[ChatGeneration]:
+    """Generations of a cache with metadata of their own, which the router adds to."""
+    copies = []
+    for generation in generations:
+        if isinstance(generation, ChatGeneration):
+            message = generation.message.model_copy()
+            message.response_metadata = dict(message.response_metadata)
+            copies.append(generation.model_copy(update={"message": message}))
+        else:
+            copies.append(ChatGeneration(message=AIMessage(generation.text)))
+    return copies
 
 
-def model_name_of(model: Runnable[Any, Any]) -> str:
-    """What a model is called: what it tells tracers, or else its class."""
-    told = model._get_ls_params() if isinstance(model, BaseChatModel) else {}  # noqa: SLF001
-    return str(told.get("ls_model_name") or type(model).__name__)
-
-
-def as_chunks(result: ChatResult) -> Iterator[ChatGenerationChunk]:
+def _chunks_of(result: ChatResult) -> Iterator[ChatGenerationChunk]:
     """A whole answer in the form of a stream."""
     for generation in result.generations[:1]:
         fields = generation.message.model_dump(exclude={"type"})
+        # Some integrations name the finish reason for the result as a whole.
+        info = {**(result.llm_output or {}), **(generation.generation_info or {})}
+        info.pop("retryrouter", None)  # The attempt log of a model of our own.
         yield ChatGenerationChunk(
-            message=AIMessageChunk(**fields), generation_info=generation.generation_info
+            message=AIMessageChunk(**fields), generation_info=info
         )
+
+
+def _as_chunks(
+    generate: Callable[[], ChatResult],
+) -> Generator[ChatGenerationChunk, None, None]:
+    yield from _chunks_of(generate())
+
+
+async def _as_async_chunks(
+    result: ChatResult,
+) -> AsyncGenerator[ChatGenerationChunk, None]:
+    for chunk in _chunks_of(result):
+        yield chunk

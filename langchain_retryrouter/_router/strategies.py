@@ -1,11 +1,11 @@
-"""In which order the routes of a router are asked.
+"""The order in which the routes of a router are asked: four strategies.
 
-A strategy knows its routes by their place in the router's list. Its order is a
-permutation of all of them: the first is asked, the others are where the call goes on
-when that one fails. It does not know who is healthy, which is a breaker's matter.
+A strategy knows its routes by their position in the router's list. Its order is a
+permutation of all of them: the first is asked, and the call fails over to the others in
+turn. Health is not its concern: circuit breakers keep sick routes out.
 
-A strategy belongs to a router and its copies, and to all their threads. Time is handed
-in; chance comes from a seed, so that a run can be repeated.
+One strategy object is shared by a router and its copies, and by their threads. Time is
+passed in; random numbers come from a seed, so that a run can be repeated.
 """
 
 from __future__ import annotations
@@ -13,27 +13,16 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, Final, Protocol, Self, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Self
 
 from langchain_retryrouter._retry.clock import new_rng
 
 _MEMORY: Final = 60.0
 
 
-class Strategy(Protocol):
-    """What a router asks before each call."""
-
-    def order(self, now: float) -> list[int]:
-        """All routes, in the order in which they are to be asked at the time `now`."""
-
-    def measured(self, route: int, seconds: float, now: float) -> None:
-        """Be told of a route's time to its first token, or of a time-out's seconds."""
-
-
-class _Shared:
-    """What all strategies have: a lock, dice, and one object for all copies."""
+class Strategy:
+    """What all strategies have: a lock, random numbers, one object for all copies."""
 
     def __init__(
         self, count: int, weights: Sequence[float] | None, seed: int | None
@@ -41,34 +30,38 @@ class _Shared:
         self._count = count
         self._weights = weights
         self._seed = seed
-        self._throw = new_rng(seed)
+        self._random = new_rng(seed)
         self._lock = threading.Lock()
 
+    def order(self, now: float) -> list[int]:
+        """All routes, in the order in which they are to be asked."""
+        raise NotImplementedError
+
     def measured(self, route: int, seconds: float, now: float) -> None:
-        """Most strategies do not care how long it took."""
+        """Most strategies do not use measured times."""
 
     def __copy__(self) -> Self:
-        """The same object: a bound copy of a router goes on where it is."""
+        """The same object: bound copies of a router share their strategy."""
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """The same object: a bound copy of a router goes on where it is."""
+        """The same object: bound copies of a router share their strategy."""
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """What it was made with; another process starts afresh."""
+        """The arguments it was made with: another process starts afresh."""
         return type(self), (self._count, self._weights, self._seed)
 
 
-class _Priority(_Shared):
-    """As listed: the first route unless it fails."""
+class _Priority(Strategy):
+    """The order of the list: the first route, unless it fails."""
 
     def order(self, now: float) -> list[int]:
         del now
         return list(range(self._count))
 
 
-class _RoundRobin(_Shared):
+class _RoundRobin(Strategy):
     """Each call begins one route further down the list."""
 
     _first = 0
@@ -81,10 +74,10 @@ class _RoundRobin(_Shared):
         return [*range(first, self._count), *range(first)]
 
 
-class _Weighted(_Shared):
-    """Random by weight, and of what is left by weight again.
+class _Weighted(Strategy):
+    """Random by weight, and then by weight again among the other routes.
 
-    A route of weight 0 is asked after all others only. A draw without replacement is
+    A route of weight 0 comes after all others. A draw without replacement is
     one sort by exponentially distributed keys (Efraimidis and Spirakis, "Weighted
     random sampling with a reservoir", 2006).
     """
@@ -93,7 +86,7 @@ class _Weighted(_Shared):
         del now
         weights = self._weights or [1.0] * self._count
         with self._lock:
-            chances = [self._throw() for _ in weights]
+            chances = [self._random() for _ in weights]
         keys = [
             (False, -math.log1p(-random) / weight) if weight else (True, 0.0)
             for random, weight in zip(chances, weights, strict=True)
@@ -101,19 +94,19 @@ class _Weighted(_Shared):
         return sorted(range(self._count), key=keys.__getitem__)
 
 
-class _LeastLatency(_Shared):
+class _LeastLatency(Strategy):
     """The faster of two random routes first, the others by their estimates.
 
     The estimate is Finagle's "peak EWMA" of the time to the first token
     (`PeakEwma.scala` of twitter/finagle, which linkerd used as well): a slower answer
-    is believed at once, a faster one little by little. It fades with time, so a route
-    that is not asked because it was slow is asked again, the later the slower it was;
-    one without a measure counts as fastest, and so is tried. Two random choices
-    (Mitzenmacher, "The power of two choices in randomized load balancing", 2001) keep
-    all callers from running to the same route at once.
+    raises it at once, a faster one lowers it gradually. It fades with time, so a route
+    that is avoided because it was slow is asked again, the later the slower it was; a
+    route without a measurement counts as the fastest, and so is tried. Two random
+    choices (Mitzenmacher, "The power of two choices in randomized load balancing",
+    2001) keep all callers from choosing the same route at once.
 
     The mean lifetime is a minute, where Finagle's default is ten seconds: an answer of
-    a language model takes longer than most remote calls altogether.
+    a language model takes longer than most remote calls.
     """
 
     def __init__(
@@ -128,7 +121,7 @@ class _LeastLatency(_Shared):
             costs = [
                 cost * self._left(route, now) for route, cost in enumerate(self._costs)
             ]
-            one, other = self._throw(), self._throw()
+            one, other = self._random(), self._random()
         ranked = sorted(range(self._count), key=costs.__getitem__)
         if self._count == 1:
             return ranked
@@ -150,21 +143,17 @@ class _LeastLatency(_Shared):
             self._stamps[route] = max(now, self._stamps[route])
 
     def _left(self, route: int, now: float) -> float:
-        """How much of a route's estimate has not faded, from 0 to 1."""
+        """The share of a route's estimate that has not faded, from 0 to 1."""
         return math.exp(-max(0.0, now - self._stamps[route]) / _MEMORY)
 
 
-_Maker: TypeAlias = Callable[[int, Sequence[float] | None, int | None], Strategy]
-
-STRATEGIES: Final[Mapping[str, _Maker]] = MappingProxyType(
-    {
-        "priority": _Priority,
-        "weighted": _Weighted,
-        "least_latency": _LeastLatency,
-        "round_robin": _RoundRobin,
-    }
-)
-"""The strategies by the names that a router takes."""
+STRATEGIES: Final[Mapping[str, type[Strategy]]] = {
+    "priority": _Priority,
+    "weighted": _Weighted,
+    "least_latency": _LeastLatency,
+    "round_robin": _RoundRobin,
+}
+"""The strategies, by the names that `RetryRouter.strategy` takes."""
 
 
 def new_strategy(
@@ -174,18 +163,18 @@ def new_strategy(
     weights: Sequence[float] | None = None,
     seed: int | None = None,
 ) -> Strategy:
-    """A strategy in its first state.
+    """A new strategy.
 
     Args:
         name: One of `STRATEGIES`.
         count: How many routes there are.
         weights: A number of 0 or more for each route, for "weighted"; None for equal
             ones.
-        seed: What makes chance repeatable; None for true chance.
+        seed: Makes the random strategies repeatable; None for random runs.
 
     Raises:
         ValueError: If the name is unknown, there is no route, or the weights are not
-            such, or are handed to a strategy that has no use for them.
+            usable, or are given to a strategy that does not use them.
     """
     if name not in STRATEGIES:
         known = ", ".join(repr(known) for known in STRATEGIES)
@@ -202,7 +191,7 @@ def new_strategy(
 
 def _check_weights(name: str, count: int, weights: Sequence[float]) -> None:
     if name != "weighted":
-        msg = f"weights mean nothing to strategy {name!r}; use 'weighted' or leave them"
+        msg = f"weights mean nothing to strategy {name!r}: use 'weighted', or none"
         raise ValueError(msg)
     if len(weights) != count:
         msg = f"weights must be one for each of {count} routes, not {len(weights)}"

@@ -1,14 +1,16 @@
 """`RetryRouter`: any LangChain chat models as one that answers while one of them can.
 
-What follows a failure (the same route again, the next one, or an end) is the table of
-`_core.routing`; how streams are repeated and watched is `_drive`'s. Here are the
-fields, and the way from a call of LangChain's to those and back.
+This module has the fields, and the way from a call of LangChain's to the engine and
+back. What follows a failure (the same route again, the next one, or the error) is the
+table `failures.FAILURE_ACTIONS`; the engine in `_retry` waits and repeats. Next to
+read: `_router.call`, which makes the attempts of a call.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 from langchain_core.callbacks import (
@@ -52,30 +54,40 @@ from langchain_retryrouter._retry.engine import RetryContext, acall, call
 from langchain_retryrouter._retry.streaming import astream, stream
 from langchain_retryrouter._router.call import (
     AsyncRouterCall,
-    EndOfStream,
     ModelRequest,
     RouterCall,
+    info_of,
 )
 from langchain_retryrouter._router.cost import RoutingWorstCase, worst_case
-from langchain_retryrouter._router.route import Route, disable_own_retries
+from langchain_retryrouter._router.route import Route, prepare_routes
 from langchain_retryrouter._router.strategies import Strategy, new_strategy
-from langchain_retryrouter.circuit_breaker import CircuitBreaker
+from langchain_retryrouter.chat_models._structured import structured_parser, with_raw
+from langchain_retryrouter.circuit_breaker import CircuitBreaker, CircuitBreakerSettings
 from langchain_retryrouter.errors import BASE_ERRORS, RetryRouterError
 from langchain_retryrouter.failures import FailureKind
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy
 
 __all__ = ["RetryRouter", "Route"]
 
-__all__ = ["RetryRouter", "Route"]
-
 _T = TypeVar("_T", RouterCall, AsyncRouterCall)
 
-# Of a first route that does not say it itself.
+_BREAKER_DEFAULTS: Final = CircuitBreakerSettings(
+    failure_threshold=3, recovery_jitter=0.1
+)
+# For tracers, where the first route does not say it itself.
 _OWN_LS_PARAMS: Final = LangSmithParams(ls_provider="retryrouter", ls_model_type="chat")
+_RENAMED: Final = {
+    "breaker": (
+        "give the numbers of each route's own breaker as"
+        " breaker_settings={'failure_threshold': 5} (None: no breakers), or let routes"
+        " share one by Route(model=..., breaker=CircuitBreaker())"
+    ),
+    "max_retries": "give retry_policy=RetryPolicy(max_retries={value!r})",
+}
 
 
-class _Shared:
-    """What a router remembers from call to call, and its bound copies share."""
+class _Memory:
+    """What a router remembers from call to call, shared by its bound copies."""
 
     def __init__(self, route_states: list[RouteState], strategy: Strategy) -> None:
         self.route_states = route_states
@@ -85,9 +97,9 @@ class _Shared:
 class RetryRouter(RetryVisibleChatModel):
     """Several chat models as one, which answers as long as one of them can.
 
-    A failed attempt is repeated on its route, followed by one on the next, or by none,
-    as its kind demands; the last word of a call that nobody could answer is the first
-    route's error, with the others attached. Retries are seen by callbacks and tracers.
+    After a failure the same route is asked again, then the next one, depending on the
+    kind of the failure. If no route could answer, the first route's error is raised,
+    with the others attached as `others`. Callbacks and tracers see each retry.
 
     Example:
         ```python
@@ -100,8 +112,11 @@ class RetryRouter(RetryVisibleChatModel):
         router.invoke("Hello").response_metadata["retryrouter"]
         ```
 
-    The answer's `response_metadata["retryrouter"]` has the route that served, and every
-    attempt with its outcome, seconds, wait and usage.
+    The answer's `response_metadata["retryrouter"]` has the route that answered, and
+    every attempt with its outcome, seconds, wait and usage.
+
+    `close()` and `aclose()`, or a `with` or `async with` block, close what the routes'
+    models offer to close.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -110,19 +125,19 @@ class RetryRouter(RetryVisibleChatModel):
     """The models to ask; a plain chat model is a route with the model's name."""
 
     retry_policy: RetryPolicy = Field(default_factory=RetryPolicy)
-    """How patient a call is; `max_retries` counts on each route anew."""
+    """Retries, waits and time limits; `max_retries` holds for each route."""
 
     budget: RetryBudget | None = Field(default=None, exclude=True, repr=False)
-    """Where retries are bought; hand the same object to all that share it."""
+    """Limits retries during an outage; give the same object to all that share it."""
 
-    breaker: CircuitBreaker | None = Field(
-        default_factory=lambda: CircuitBreaker(
-            failure_threshold=3, recovery_jitter=0.1
-        ),
-        exclude=True,
-        repr=False,
+    breaker_settings: CircuitBreakerSettings | None = Field(
+        default_factory=lambda: CircuitBreakerSettings(**_BREAKER_DEFAULTS)
     )
-    """The numbers of each route's own breaker; None for none."""
+    """Numbers of each route's own circuit breaker, as `CircuitBreaker` takes them.
+
+    What is left out has the router's defaults, `failure_threshold=3` and
+    `recovery_jitter=0.1`, or else those of `CircuitBreaker`. None: no breakers.
+    """
 
     strategy: Literal["priority", "weighted", "least_latency", "round_robin"] = (
         "priority"
@@ -130,35 +145,35 @@ class RetryRouter(RetryVisibleChatModel):
     """In which order the routes are asked."""
 
     seed: int | None = None
-    """Makes the strategies that draw lots draw the same ones again."""
+    """Seed of the random strategies, to repeat a run."""
 
     stream_recovery: Literal["error", "buffer", "continue"] = "error"
-    """What becomes of a stream that breaks after its first token.
+    """What follows a stream that breaks after its first token.
 
-    "error": a `StreamInterruptedError` with what was delivered. "buffer": nothing is
-    handed over before the end is known to be good, so that all of it can be repeated.
-    "continue": another attempt takes up where the text ends, as an assistant prefill on
-    routes that support it; on others the answer is asked for anew, and goes on only if
-    it begins with what was delivered. Tool calls are never continued.
+    "error": a `StreamInterruptedError` with the text that was delivered. "buffer": the
+    stream is handed over only at its end, so that all of it can be repeated.
+    "continue": another attempt continues the text, by an assistant prefill on routes
+    that support it; other routes are asked for the whole answer again, which is
+    continued only if it begins with what was delivered. Tool calls are never continued.
     """
 
     hedge_after: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Seconds after which a stream that says nothing is asked of a second route too.
+    """Seconds without a token after which a second route is asked for the stream too.
 
-    Whoever speaks first is heard, and the other one's connection closed. Each such
-    request is bought from the budget, so that there is none while that is low.
+    The first one to send a token is used, and the other one's connection is closed.
+    Each such request draws on the budget, so that there is none while that is low.
     """
 
     failover_on: dict[FailureKind, FailureAction] = Field(default_factory=dict)
-    """What follows a kind of failure instead: "repeat", "next" or "end"."""
+    """What follows a kind of failure instead: "retry", "failover" or "raise"."""
 
     max_price: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    """Money for a million tokens of an answer at the most: no route may be dearer."""
+    """The highest `output_price` that a route may have."""
 
     clock: Clock | None = Field(default=None, exclude=True, repr=False)
-    """What tells the time and waits; `testing.FakeClock` in a test."""
+    """The source of time, and of waits; `testing.FakeClock` in a test."""
 
-    _shared: _Shared = PrivateAttr()
+    _memory: _Memory = PrivateAttr()
 
     if TYPE_CHECKING:
 
@@ -168,25 +183,49 @@ class RetryRouter(RetryVisibleChatModel):
             routes: Sequence[Route | BaseChatModel | RunnableBinding[Any, Any]],
             **fields: Any,
         ) -> None:
-            """Of models as well as of routes, which the field's type cannot say."""
+            """Of models as well as of routes, which the field's type cannot express."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _explain_other_names(cls, values: Any) -> Any:
+        for name, advice in _RENAMED.items():
+            if isinstance(values, dict) and name in values:
+                told = advice.format(value=values[name])
+                msg = f"RetryRouter takes no {name}={values[name]!r}: {told}"
+                raise ValueError(msg)
+        return values
 
     @field_validator("routes", mode="before")
     @classmethod
     def _take_plain_models(cls, value: Any) -> Any:
-        if not isinstance(value, Sequence):
+        if not isinstance(value, Sequence) or isinstance(value, str):
             msg = f"routes must be a list of chat models or Routes, not {value!r}"
             raise ValueError(msg)  # noqa: TRY004 - pydantic reports ValueErrors
         return [one if isinstance(one, Route) else Route(model=one) for one in value]
 
     @field_validator("routes")
     @classmethod
-    def _tell_names_apart(cls, value: list[Route]) -> list[Route]:
-        seen: dict[str, int] = {}
-        names = []
-        for route in value:
-            seen[route.name] = count = seen.get(route.name, 0) + 1
-            names.append(route.name if count == 1 else f"{route.name}-{count}")
-        return disable_own_retries(value, names)
+    def _prepare_routes(cls, value: list[Route]) -> list[Route]:
+        return prepare_routes(value)
+
+    @field_validator("breaker_settings", mode="before")
+    @classmethod
+    def _check_breaker_settings(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        if not isinstance(value, Mapping):
+            msg = (
+                "breaker_settings must be numbers of CircuitBreaker, such as"
+                f" {{'failure_threshold': 5}}, or None for no breakers, not {value!r}"
+            )
+            raise ValueError(msg)  # noqa: TRY004 - pydantic reports ValueErrors
+        settings: dict[str, Any] = {**_BREAKER_DEFAULTS, **value}
+        try:
+            CircuitBreaker(**settings)
+        except TypeError as error:
+            msg = f"breaker_settings are those of CircuitBreaker: {error}"
+            raise ValueError(msg) from error
+        return settings
 
     @field_validator("max_price")
     @classmethod
@@ -204,10 +243,14 @@ class RetryRouter(RetryVisibleChatModel):
 
     @model_validator(mode="after")
     def _remember(self) -> Self:
-        template = self.breaker
-        self._shared = _Shared(
+        settings = self.breaker_settings
+        self._memory = _Memory(
             [
-                RouteState(route.name, route.breaker or (template and template.clone()))
+                RouteState(
+                    route.name,
+                    route.breaker
+                    or (None if settings is None else CircuitBreaker(**settings)),
+                )
                 for route in self.routes
             ],
             new_strategy(
@@ -233,13 +276,13 @@ class RetryRouter(RetryVisibleChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        plan, router_call = self._set_out(
+        context, router_call = self._begin_call(
             RouterCall, ModelRequest(messages, stop, kwargs)
         )
         try:
-            result = call(plan, router_call.generate, notifier(run_manager))
+            result = call(context, router_call.generate, notifier(run_manager))
         except RetryRouterError as error:
-            raise router_call.final_error(error)  # noqa: B904 - its own cause is what caused it
+            raise router_call.final_error(error)  # noqa: B904 - it has its own cause
         return router_call.with_attempt_log(result)
 
     @inspected_once
@@ -250,11 +293,11 @@ class RetryRouter(RetryVisibleChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        plan, router_call = self._set_out(
+        context, router_call = self._begin_call(
             AsyncRouterCall, ModelRequest(messages, stop, kwargs)
         )
         try:
-            result = await acall(plan, router_call.generate, anotifier(run_manager))
+            result = await acall(context, router_call.generate, anotifier(run_manager))
         except RetryRouterError as error:
             raise router_call.final_error(error)  # noqa: B904
         return router_call.with_attempt_log(result)
@@ -266,20 +309,20 @@ class RetryRouter(RetryVisibleChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        plan, router_call = self._set_out(
+        context, router_call = self._begin_call(
             RouterCall, ModelRequest(messages, stop, kwargs)
         )
         retried = run_manager_of(self, run_manager, CallbackManagerForLLMRun)
         events = stream(
-            plan, router_call.connect, router_call.new_reader, notifier(retried)
+            context, router_call.connect, lambda: info_of, notifier(retried)
         )
         while True:
             try:
                 with contextlib.closing(events):
                     for event in events:
-                        if isinstance(event, EndOfStream):
+                        if event.chunk is None:
                             continue
-                        chunk = router_call.passed_on(event)
+                        chunk = router_call.passed_on(event.chunk)
                         if run_manager is not None:
                             run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                         yield chunk
@@ -288,7 +331,7 @@ class RetryRouter(RetryVisibleChatModel):
                 if not router_call.can_continue(error):
                     raise router_call.final_error(error)  # noqa: B904
             events = stream(
-                plan, router_call.connect, router_call.new_reader, notifier(retried)
+                context, router_call.connect, lambda: info_of, notifier(retried)
             )
         yield router_call.last_chunk()
 
@@ -299,20 +342,20 @@ class RetryRouter(RetryVisibleChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        plan, router_call = self._set_out(
+        context, router_call = self._begin_call(
             AsyncRouterCall, ModelRequest(messages, stop, kwargs)
         )
         retried = run_manager_of(self, run_manager, AsyncCallbackManagerForLLMRun)
         events = astream(
-            plan, router_call.connect, router_call.new_reader, anotifier(retried)
+            context, router_call.connect, lambda: info_of, anotifier(retried)
         )
         while True:
             try:
                 async with contextlib.aclosing(events):
                     async for event in events:
-                        if isinstance(event, EndOfStream):
+                        if event.chunk is None:
                             continue
-                        chunk = router_call.passed_on(event)
+                        chunk = router_call.passed_on(event.chunk)
                         if run_manager is not None:
                             await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                         yield chunk
@@ -321,7 +364,7 @@ class RetryRouter(RetryVisibleChatModel):
                 if not router_call.can_continue(error):
                     raise router_call.final_error(error)  # noqa: B904
             events = astream(
-                plan, router_call.connect, router_call.new_reader, anotifier(retried)
+                context, router_call.connect, lambda: info_of, anotifier(retried)
             )
         yield router_call.last_chunk()
 
@@ -334,27 +377,27 @@ class RetryRouter(RetryVisibleChatModel):
             else FAILURE_ACTIONS
         )
 
-    def _set_out(
+    def _begin_call(
         self, kind: type[_T], request: ModelRequest
     ) -> tuple[RetryContext, _T]:
-        """The plan of a call, and the call itself."""
+        """The context of a call for the engine, and the call itself."""
         clock = self.clock or SYSTEM_CLOCK
-        shared = self._shared
-        order = shared.strategy.order(clock.monotonic())
+        memory = self._memory
+        order = memory.strategy.order(clock.monotonic())
         call_state = RoutedCallState(
             self.retry_policy,
-            [shared.route_states[index] for index in order],
+            [memory.route_states[index] for index in order],
             budget=self.budget,
             time=clock,
             after=self._after,
         )
 
         def measured(position: int, seconds: float) -> None:
-            shared.strategy.measured(order[position], seconds, clock.monotonic())
+            memory.strategy.measured(order[position], seconds, clock.monotonic())
 
         routes = [self.routes[index] for index in order]
         router_call = kind(routes, call_state, request, clock, measured)
-        plan = RetryContext(
+        context = RetryContext(
             call_state,
             errors=BASE_ERRORS,
             clock=clock,
@@ -363,12 +406,12 @@ class RetryRouter(RetryVisibleChatModel):
         )
         router_call.hedge_after = self.hedge_after
         router_call.may_continue = self.stream_recovery == "continue"
-        return plan, router_call
+        return context, router_call
 
     def explain(
         self, *, input_tokens: int | None = None, output_tokens: int | None = None
     ) -> RoutingWorstCase:
-        """What a call costs at the most, before anything runs.
+        """What a call costs at most, before anything is sent.
 
         Example:
             ```python
@@ -378,7 +421,7 @@ class RetryRouter(RetryVisibleChatModel):
         Args:
             input_tokens: Tokens of the prompt; with `output_tokens` and the routes'
                 prices they give the money.
-            output_tokens: Tokens of an answer at the most.
+            output_tokens: Tokens of an answer at most.
 
         Returns:
             Requests, waits and money of each route and in all, seconds, and what
@@ -392,10 +435,55 @@ class RetryRouter(RetryVisibleChatModel):
             [route.route_cost for route in self.routes],
             self._after,
             is_buffered=self.stream_recovery == "buffer",
-            is_taken_up=self.stream_recovery == "continue",
+            is_continued=self.stream_recovery == "continue",
             input_tokens=input_tokens,
             output_tokens=output_tokens,
         )
+
+    # --- closing ---
+
+    def close(self) -> None:
+        """Close the routes' models, as far as they have a `close` method."""
+        for route in self.routes:
+            close = getattr(route.model, "close", None)
+            if callable(close):
+                close()
+
+    async def aclose(self) -> None:
+        """Close the routes' models by `aclose`, or else by `close`."""
+        for route in self.routes:
+            aclose = getattr(route.model, "aclose", None)
+            close = getattr(route.model, "close", None)
+            if callable(aclose):
+                await aclose()
+            elif callable(close):
+                close()
+
+    def __enter__(self) -> Self:
+        """This router, closed at the end of the block."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        """This router, closed at the end of the block."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        await self.aclose()
 
     # --- what LangChain asks ---
 
@@ -412,27 +500,70 @@ class RetryRouter(RetryVisibleChatModel):
 
         Args:
             tools: As the routes' own `bind_tools` take them.
-            tool_choice: As well; not handed on when None.
-            **kwargs: As well.
+            tool_choice: Handed on to the routes' `bind_tools` unless it is None.
+            **kwargs: Handed on to the routes' `bind_tools`.
+
+        Raises:
+            TypeError: If a route's model has no tools.
         """
         told = kwargs.pop("ls_structured_output_format", None)
         if tool_choice is not None:
             kwargs["tool_choice"] = tool_choice
         routes = [route.with_tools(tools, **kwargs) for route in self.routes]
+        return self._with_routes(routes, told)
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type,
+        *,
+        include_raw: bool = False,
+        method: Literal["function_calling", "json_schema", "json_mode"] | None = None,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """Objects of `schema`, whichever route answers.
+
+        Args:
+            schema: A pydantic class, a TypedDict class, or a JSON schema.
+            include_raw: Whether to give the message, the object and the parsing error.
+            method: How each route's provider is asked. By default by a tool that the
+                model must call, which every LangChain integration with tools has.
+            strict: Whether the provider must guarantee the schema.
+            **kwargs: None are known.
+
+        Raises:
+            ValueError: If a route cannot honour the method, or `strict`.
+        """
+        if kwargs:
+            msg = f"with_structured_output takes no {', '.join(map(repr, kwargs))}"
+            raise ValueError(msg)
+        if method is None and strict is None:
+            return super().with_structured_output(schema, include_raw=include_raw)
+        method = method or "function_calling"
+        asked = {} if strict is None else {"strict": strict}
+        routes = [route.with_format(schema, method, **asked) for route in self.routes]
+        told = {"kwargs": {"method": method, **asked}, "schema": schema}
+        router = self._with_routes(routes, told)
+        parser = structured_parser(schema, method)
+        return with_raw(router, parser) if include_raw else router | parser
+
+    def _with_routes(
+        self, routes: list[Route], output_format: Any
+    ) -> Runnable[LanguageModelInput, AIMessage]:
         router = self.model_copy(update={"routes": routes})
-        if told is not None:
-            return router.bind(ls_structured_output_format=told)
-        return router.bind()  # Of nothing: what LangChain's tests ask of every class.
+        if output_format is not None:
+            return router.bind(ls_structured_output_format=output_format)
+        return router.bind()  # Of nothing: LangChain's tests ask it of every class.
 
     def _convert_cached_generations(
         self, cache_val: list[Generation]
     ) -> list[ChatGeneration]:
-        """What a cache has, saying that this time nobody was asked for it."""
+        """What a cache has, with an attempt log that is empty: nothing was sent."""
         generations = super()._convert_cached_generations(cache_val)
         for generation in generations:
             metadata = generation.message.response_metadata
             attempt_log = {**metadata.get("retryrouter", {}), "attempts": []}
-            # A dict of its own: whoever was given the answer before has the old one.
+            # A new dict: the caller who was given the answer before has the old one.
             generation.message.response_metadata = {
                 **metadata,
                 "retryrouter": attempt_log,

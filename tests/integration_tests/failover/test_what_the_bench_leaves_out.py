@@ -14,7 +14,6 @@ from langchain_core.callbacks import AsyncCallbackHandler
 from benchmarks.failover.evidence import TEXT
 from benchmarks.failover.systems import Way, aclose, asked, chat_model
 from langchain_retryrouter import (
-    CircuitBreaker,
     QuotaExceededError,
     RetryBudget,
     RetryPolicy,
@@ -318,8 +317,8 @@ async def test_a_cancelled_probe_gives_its_place_back(
 ) -> None:
     """After a probe that nobody waited for, the next call may try the primary again."""
     house.primary.script(Status(503), Silence(0.9))
-    breaker = CircuitBreaker(failure_threshold=1, recovery_time=30)
-    router = house.router(breaker=breaker, clock=fake_clock)
+    settings = {"failure_threshold": 1, "recovery_time": 30, "recovery_jitter": 0.0}
+    router = house.router(breaker_settings=settings, clock=fake_clock)
     assert await _ask(router, way) == TEXT
     assert house.asked == (1, 1)
     fake_clock.advance(30)

@@ -128,7 +128,9 @@ def test_a_failed_call_is_not_cached(
     twin: Twin, new_router: NewRouter, primary: FaultyGateway
 ) -> None:
     """An error is nobody's answer: the next call asks the routes."""
-    router = new_router(routes=[model_at(primary)], breaker=None, cache=InMemoryCache())
+    router = new_router(
+        routes=[model_at(primary)], breaker_settings=None, cache=InMemoryCache()
+    )
     with pytest.raises(UnavailableError):
         twin.invoke(router, "hi")
 
@@ -226,7 +228,7 @@ def test_a_batch_may_bring_errors_along(
     )
 
     first, second, third = twin.batch(
-        new_router(breaker=None),
+        new_router(breaker_settings=None),
         ["a", "b", "c"],
         {"max_concurrency": 2},
         return_exceptions=True,
@@ -323,7 +325,7 @@ def test_words_to_stop_at_can_be_bound_to_a_route(
             model_at(primary).bind(stop=["one"]),
             Route(model=model_at(backup), options={"stop": ["two"]}),
         ],
-        breaker=None,
+        breaker_settings=None,
     )
 
     getattr(twin, way)(router, "hi")
@@ -335,19 +337,71 @@ def test_words_to_stop_at_can_be_bound_to_a_route(
         assert sent == [[own]] * half + [["three"]] * half
 
 
-@pytest.mark.parametrize("method", ["function_calling", "json_schema", "json_mode"])
-def test_structured_output_is_always_by_a_tool(
-    twin: Twin, new_router: NewRouter, backup: FaultyGateway, method: str
+@pytest.mark.parametrize(
+    ("options", "way"),
+    [
+        ({}, "tool"),
+        ({"method": "function_calling"}, "tool"),
+        ({"method": "function_calling", "strict": True}, "tool"),
+        ({"method": "json_schema"}, "json_schema"),
+        ({"method": "json_schema", "strict": True}, "json_schema"),
+        ({"method": "json_mode"}, "json_object"),
+    ],
+    ids=str,
+)
+def test_a_method_of_structured_output_is_honoured(
+    twin: Twin,
+    new_router: NewRouter,
+    primary: FaultyGateway,
+    backup: FaultyGateway,
+    options: dict[str, Any],
+    way: str,
 ) -> None:
-    """Whatever the method: not every provider has another way."""
-    llm = new_router().with_structured_output(Weather, method=method)
+    """Every route is asked by the method, and the object survives a failover."""
+    if way == "json_object":
+        backup.always(Answer('{"city": "Oslo"}'))
+    llm = new_router().with_structured_output(Weather, **options)
+    raw = new_router().with_structured_output(Weather, include_raw=True, **options)
 
-    assert twin.invoke(llm, "the city is 'Oslo'") == Weather(city="Oslo")
-    (request,) = backup.requests
-    assert [tool["function"]["name"] for tool in request.parameters["tools"]] == [
-        "Weather"
-    ]
-    assert "response_format" not in request.parameters
+    assert twin.invoke(llm, "the city is 'Oslo', in JSON") == Weather(city="Oslo")
+    told = twin.invoke(raw, "the city is 'Oslo', in JSON")
+    assert (told["parsed"], told["parsing_error"]) == (Weather(city="Oslo"), None)
+    for request in [*primary.requests, *backup.requests]:
+        sent = request.parameters
+        if way == "tool":
+            (tool,) = sent["tools"]
+            assert tool["function"]["name"] == "Weather"
+            assert tool["function"].get("strict") == options.get("strict")
+            assert "response_format" not in sent
+        else:
+            assert "tools" not in sent
+            assert sent["response_format"]["type"] == way
+            schema = sent["response_format"].get("json_schema", {})
+            assert schema.get("strict") == options.get("strict")
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"method": "json_schema"}, "route 'FakeListChatModel' cannot honour method="),
+        ({"strict": True}, "route 'FakeListChatModel' cannot honour"),
+        ({"method": "by_hand"}, "cannot honour .*'by_hand'"),
+        ({"temperature": 1}, "takes no 'temperature'"),
+    ],
+    ids=str,
+)
+def test_a_method_that_a_route_does_not_know_is_refused(
+    new_router: NewRouter,
+    backup: FaultyGateway,
+    options: dict[str, Any],
+    error: str,
+) -> None:
+    """A method or `strict` is never ignored in silence, on any route."""
+    router = new_router(
+        routes=[model_at(backup), FakeListChatModel(responses=["a"])],
+    )
+    with pytest.raises(ValueError, match=error):
+        router.with_structured_output(Weather, **options)
 
 
 # Streams.

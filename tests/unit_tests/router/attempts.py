@@ -47,7 +47,7 @@ def ask(
         answer = method(**kwargs)
         return list(answer if way.is_streaming else answer.generations)
     finally:
-        if client := _client(model, "http_client", "_client"):
+        for client in _clients(model, "http_client", "_client"):
             client.close()
 
 
@@ -59,14 +59,18 @@ async def _ask(
             return [chunk async for chunk in method(**kwargs)]
         return list((await method(**kwargs)).generations)
     finally:
-        if client := _client(model, "http_async_client", "_async_client"):
-            close = getattr(client, "aclose", None) or client.close
-            await close()
+        for client in _clients(model, "http_async_client", "_async_client"):
+            await (getattr(client, "aclose", None) or client.close)()
 
 
-def _client(model: BaseChatModel, *names: str) -> Any:
-    """The client that `ChatOpenAI`, or else `ChatAnthropic`, sends with."""
-    return next(filter(None, (getattr(model, name, None) for name in names)), None)
+def _clients(model: BaseChatModel, *names: str) -> list[Any]:
+    """The clients that `ChatOpenAI` or `ChatAnthropic` send with, in routes as well."""
+    models = [model, *(route.model for route in getattr(model, "routes", ()))]
+    found = [
+        next(filter(None, (getattr(one, name, None) for name in names)), None)
+        for one in models
+    ]
+    return [client for client in found if client is not None]
 
 
 def failure(way: Way, model: BaseChatModel, **kwargs: Any) -> RetryRouterError | None:

@@ -1,4 +1,4 @@
-"""`RetryRouter.explain`: the worst case, told before, and held to the server's log."""
+"""`RetryRouter.explain`: the worst case, compared with the server's log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ from .attempts import WAYS, Way, error_of
 
 
 def new_router(*models: Any, **fields: Any) -> RetryRouter:
-    settings: dict[str, Any] = {"breaker": None, "clock": FakeClock(), **fields}
+    settings: dict[str, Any] = {
+        "breaker_settings": None,
+        "clock": FakeClock(),
+        **fields,
+    }
     return RetryRouter(routes=list(models), **settings)
 
 
@@ -46,7 +50,7 @@ def gpt_router(gateway: FaultyGateway) -> GPTRouter:
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("recovery", ["error", "buffer", "continue"])
-def test_a_sick_provider_gets_what_was_said(
+def test_a_sick_provider_gets_the_requests_of_explain(
     faulty_gateway: FaultyGateway, way: Way, recovery: str
 ) -> None:
     """With a 503 for ever, the requests in the server's log are those of `explain`."""
@@ -78,24 +82,24 @@ def test_prices_and_tokens_give_money() -> None:
     assert "cheap          1   0.0 s  0.0020\n" in str(said)
 
 
-def test_what_overrules_the_table_is_in_it() -> None:
-    """`failover_on` is told as it will be obeyed."""
+def test_failover_on_is_in_the_table() -> None:
+    """`failover_on` is shown as it takes effect."""
     overruled = {FailureKind.CONTENT_FILTER: FailureAction.FAILOVER}
     said = new_router(ParrotFakeChatModel(), failover_on=overruled).explain()
     assert said.after[FailureKind.CONTENT_FILTER] is FailureAction.FAILOVER
     assert said.after[FailureKind.INVALID_REQUEST] is FailureAction.RAISE
 
 
-def test_who_was_quietened_is_told(faulty_gateway: FaultyGateway) -> None:
-    """The table says which retries were turned off."""
+def test_disabled_retries_are_told(faulty_gateway: FaultyGateway) -> None:
+    """The table says which retries of a model's own were switched off."""
     said = str(new_router(chat_openai(faulty_gateway)).explain())
-    assert "  max_retries=2 turned off\n" in said
+    assert "  max_retries=2 switched off\n" in said
 
 
-def test_a_stream_that_is_held_back_has_no_early_token() -> None:
+def test_a_buffered_stream_has_no_early_token() -> None:
     """`first_token_timeout` bounds the first token only where it is handed over."""
     policy = RetryPolicy(first_token_timeout=5, max_retries=0)
     model = ParrotFakeChatModel()
     assert new_router(model, retry_policy=policy).explain().first_token == 5
-    held = new_router(model, retry_policy=policy, stream_recovery="buffer")
-    assert held.explain().first_token is None
+    buffered = new_router(model, retry_policy=policy, stream_recovery="buffer")
+    assert buffered.explain().first_token is None

@@ -1,0 +1,439 @@
+"""A route's model sends each request once; the requests are counted at the server."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import pickle
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import openai
+import pytest
+from langchain_anthropic import ChatAnthropic
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.language_models.fake_chat_models import (
+    FakeListChatModel,
+    ParrotFakeChatModel,
+)
+from langchain_openai import AzureChatOpenAI, ChatOpenAI
+from pydantic import SecretStr
+
+from langchain_retryrouter import (
+    GPTRouter,
+    GPTRouterModel,
+    RetryPolicy,
+    RetryRouter,
+    Route,
+)
+from langchain_retryrouter.testing import FakeClock, FaultyGateway, Status
+
+from .attempts import WAYS, Way, error_of
+
+KEY = SecretStr("sk-any")
+# A model's connections end with its answers, so that nothing has to close them.
+CLOSE = {"connection": "close"}
+
+NewModel = Callable[[FaultyGateway], Any]
+
+
+def chat_openai(gateway: FaultyGateway, **fields: Any) -> ChatOpenAI:
+    given: dict[str, Any] = {"default_headers": CLOSE, **fields}
+    return ChatOpenAI(model="gpt-4o", api_key=KEY, base_url=gateway.openai_url, **given)
+
+
+def responses_api(gateway: FaultyGateway) -> ChatOpenAI:
+    return chat_openai(gateway, use_responses_api=True)
+
+
+def azure(gateway: FaultyGateway) -> AzureChatOpenAI:
+    return AzureChatOpenAI(
+        azure_deployment="gpt-4o",
+        azure_endpoint=gateway.url,
+        api_key=KEY,
+        api_version="2024-10-21",
+        max_retries=4,
+        default_headers=CLOSE,
+    )
+
+
+def anthropic(gateway: FaultyGateway, **fields: Any) -> ChatAnthropic:
+    return ChatAnthropic(
+        model_name="claude-of-the-tests",
+        api_key=KEY,
+        base_url=gateway.url,
+        timeout=None,
+        stop=None,
+        default_headers=CLOSE,
+        **{"max_retries": 3, **fields},
+    )
+
+
+def one_model(gateway: FaultyGateway, **fields: Any) -> GPTRouter:
+    return several_models(gateway, names=["gpt-4o"], **fields)
+
+
+def several_models(
+    gateway: FaultyGateway, names: tuple[str, ...] | list[str] = ("a", "b"), **f: Any
+) -> GPTRouter:
+    return GPTRouter(
+        models_priority_list=[
+            GPTRouterModel(name=name, provider_name="chat_openai") for name in names
+        ],
+        gpt_router_api_base=gateway.url,
+        gpt_router_api_key=KEY,
+        clock=FakeClock(),
+        **f,
+    )
+
+
+def without_failover(gateway: FaultyGateway) -> GPTRouter:
+    return several_models(gateway, failover=False)
+
+
+def new_router(*models: Any, **fields: Any) -> RetryRouter:
+    """A router that repeats once, and has no breakers."""
+    settings: dict[str, Any] = {
+        "retry_policy": RetryPolicy(max_retries=1),
+        "breaker_settings": None,
+        "clock": FakeClock(),
+        **fields,
+    }
+    return RetryRouter(routes=list(models), **settings)
+
+
+@pytest.fixture
+def sick_gateway(faulty_gateway: FaultyGateway) -> FaultyGateway:
+    """A provider of all protocols that is overloaded for ever."""
+    for path in ("/v1/messages", "/v1/responses"):
+        faulty_gateway.respond(path, {})
+    faulty_gateway.always(Status(503))
+    return faulty_gateway
+
+
+# --- what can be switched off ---
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize(
+    ("new_model", "of_one_attempt", "disabled"),
+    [
+        (chat_openai, 1, "max_retries=2"),
+        (responses_api, 1, "max_retries=2"),
+        (azure, 1, "max_retries=4"),
+        (anthropic, 1, "max_retries=3"),
+        (one_model, 1, "max_retries=4"),
+        (without_failover, 1, "max_retries=4"),
+        (several_models, 2, "max_retries=4"),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_a_sick_provider_gets_the_routers_requests_alone(
+    sick_gateway: FaultyGateway,
+    new_model: NewModel,
+    of_one_attempt: int,
+    disabled: str,
+    way: Way,
+) -> None:
+    """A 503 for ever costs `max_retries + 1` requests, as `explain` says."""
+    router = new_router(new_model(sick_gateway))
+    error = error_of(way, router)
+    assert getattr(error, "attempts", None) == 2
+    assert len(sick_gateway.requests) == 2 * of_one_attempt
+    (cost,) = router.explain().routes
+    assert cost.requests == 2 * of_one_attempt
+    assert f"{disabled} switched off" in cost.remark
+
+
+@pytest.mark.parametrize(
+    ("new_model", "requests"),
+    [(chat_openai, 3), (anthropic, 4)],
+    ids=["openai", "claude"],
+)
+def test_the_users_model_goes_on_repeating(
+    sick_gateway: FaultyGateway, new_model: NewModel, requests: int
+) -> None:
+    """The retries of a copy are switched off, not those of the model handed over."""
+    sick_gateway.always(Status(503, {"retry-after-ms": "1"}))
+    model = new_model(sick_gateway)
+    new_router(model)
+    with pytest.raises(Exception, match="503"):
+        model.invoke("hi")
+    assert len(sick_gateway.requests) == requests
+
+
+def test_a_model_that_sends_once_is_used_as_it_is(
+    faulty_gateway: FaultyGateway,
+) -> None:
+    """There is no copy, and nothing is said, where nothing has to be switched off."""
+    for model in (
+        chat_openai(faulty_gateway, max_retries=0),
+        anthropic(faulty_gateway, max_retries=0),
+        ParrotFakeChatModel(),
+    ):
+        router = new_router(model)
+        assert router.routes[0].model is model
+        assert router.explain().routes[0].remark == ""
+
+
+def test_an_openai_route_uses_the_models_connections(
+    faulty_gateway: FaultyGateway,
+) -> None:
+    """The copy sends over the HTTP client of the user's model."""
+    with openai.DefaultHttpxClient() as http_client:
+        model = chat_openai(
+            faulty_gateway, http_client=http_client, default_headers=None
+        )
+        router = new_router(model)
+        model.invoke("one")
+        router.invoke("two")
+    first, second = faulty_gateway.requests
+    assert first.connection == second.connection
+
+
+def test_the_gateway_is_told_not_to_repeat(sick_gateway: FaultyGateway) -> None:
+    """The gateway's own three retries, its default where we have none, are off."""
+    model = one_model(sick_gateway, max_retries=0, gateway_max_retries=2)
+    error_of(WAYS[0], new_router(model, one_model(sick_gateway)))
+    told = [request.json["maxRetries"] for request in sick_gateway.requests]
+    assert told == [0, 0, 0, 0]
+
+
+def test_a_list_of_models_is_not_walked_further_than_before(
+    sick_gateway: FaultyGateway,
+) -> None:
+    """A list that was to be given up after one model is given up after one."""
+    router = new_router(several_models(sick_gateway, max_retries=0))
+    error_of(WAYS[0], router)
+    assert len(sick_gateway.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.copy, copy.deepcopy, lambda router: pickle.loads(pickle.dumps(router))],
+    ids=["copy", "deepcopy", "pickle"],
+)
+def test_a_copy_of_a_router_sends_once_too(
+    sick_gateway: FaultyGateway, duplicate: Callable[[RetryRouter], RetryRouter]
+) -> None:
+    """However a router is duplicated, its models go on sending each request once."""
+    instant = RetryPolicy(max_retries=1, initial_delay=0)
+    router = new_router(anthropic(sick_gateway), clock=None, retry_policy=instant)
+    again = duplicate(router)
+    error_of(WAYS[0], again)
+    assert len(sick_gateway.requests) == 2
+    assert "max_retries=3 switched off" in str(again.explain())
+
+
+def test_a_router_with_tools_sends_once_too(sick_gateway: FaultyGateway) -> None:
+    """Binding tools makes no new model that repeats."""
+    router: Any = new_router(chat_openai(sick_gateway)).bind_tools(
+        [{"title": "look", "description": "Look.", "type": "object", "properties": {}}]
+    )
+    error_of(WAYS[0], router.bound)
+    assert len(sick_gateway.requests) == 2
+    assert "max_retries=2 switched off" in str(router.bound.explain())
+
+
+def test_a_model_without_a_sync_client_is_a_route(sick_gateway: FaultyGateway) -> None:
+    """With a key that only a coroutine can tell there is only an async client."""
+
+    async def key() -> str:
+        return "sk-any"
+
+    router = new_router(
+        ChatOpenAI(
+            model="gpt-4o",
+            api_key=key,
+            base_url=sick_gateway.openai_url,
+            default_headers=CLOSE,
+        )
+    )
+    with pytest.raises(Exception, match="503"):
+        asyncio.run(router.ainvoke("hi"))
+    assert len(sick_gateway.requests) == 2
+
+
+# --- what cannot be switched off ---
+
+
+class Repeating(ParrotFakeChatModel):
+    """A model of an unknown package that repeats by itself."""
+
+    max_retries: int | None = 6
+
+
+class OwnArguments(ChatAnthropic):
+    """A subclass that cannot be made again with the fields of its class."""
+
+    def __init__(self, gateway: FaultyGateway, **_: Any) -> None:
+        fields = {"model": "m", "api_key": KEY, "base_url": gateway.url}
+        super().__init__(**fields)
+
+
+def test_a_model_that_repeats_is_named_in_one_warning() -> None:
+    """It has route, number and what to do, and points at the code with the router."""
+    models: list[Any] = [Repeating(), Repeating(max_retries=1)]
+    with pytest.warns(UserWarning) as told:  # noqa: PT030 - the text is compared below
+        router = RetryRouter(routes=models)
+    [warning] = told
+    assert warning.filename == __file__
+    for text in (
+        "route 'Repeating' repeats by itself (max_retries=6)",
+        "route 'Repeating-2' repeats by itself (max_retries=1)",
+        "build it with max_retries=0",
+    ):
+        assert text in str(warning.message)
+    assert [cost.requests for cost in router.explain().routes] == [21, 6]
+
+
+@pytest.mark.parametrize("retries", [0, None])
+def test_a_model_that_does_not_repeat_is_not_named(retries: int | None) -> None:
+    """No retries, or none named, is nothing to warn of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        new_router(Repeating(max_retries=retries))
+
+
+def test_a_subclass_that_cannot_be_made_again_is_named(
+    faulty_gateway: FaultyGateway,
+) -> None:
+    """It is used as it is, with a warning."""
+    model = OwnArguments(faulty_gateway)
+    with pytest.warns(UserWarning, match=r"max_retries=2.*\(OwnArguments\)"):
+        router = new_router(model)
+    assert router.routes[0].model is model
+    assert router.explain().routes[0].requests == 6
+
+
+def test_a_client_of_the_users_own_is_left_alone(faulty_gateway: FaultyGateway) -> None:
+    """It is named in a warning, unless the user says that it sends once."""
+    own = openai.OpenAI(api_key="any", base_url=faulty_gateway.openai_url)
+    model = chat_openai(faulty_gateway, client=own.chat.completions)
+    with pytest.warns(UserWarning, match="given a client of its own"):
+        router = new_router(model)
+    assert router.routes[0].model is model
+    quiet = own.with_options(max_retries=0).chat.completions
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        new_router(chat_openai(faulty_gateway, client=quiet, max_retries=0))
+
+
+def test_a_router_within_a_router_is_named_if_it_repeats() -> None:
+    """Its retries multiply with the outer router's, unless it has none."""
+    models = [ParrotFakeChatModel(), ParrotFakeChatModel()]
+    with pytest.warns(UserWarning, match="up to 4 requests for one attempt"):
+        router = new_router(new_router(*models))
+    assert router.explain().requests == 8
+    once = new_router(*models, retry_policy=RetryPolicy(max_retries=0))
+    assert new_router(once).explain().requests == 4
+
+
+def fake_of(package: str, **fields: Any) -> Any:
+    """A model whose class is of `package`, as far as its module tells."""
+    namespace = {"__module__": f"{package}.chat_models", "__annotations__": {}}
+    for name, value in fields.items():
+        namespace["__annotations__"][name] = type(value)
+        namespace[name] = value
+    cls = type("ChatModelOfATest", (FakeListChatModel,), namespace)
+    return cls(responses=["a"], **fields)
+
+
+class _Boto:
+    """What a client of Amazon's says about its retries."""
+
+    def __init__(self, attempts: int) -> None:
+        config = {"retries": {"total_max_attempts": attempts}}
+        self.meta = type("Meta", (), {"config": type("Config", (), config)})
+
+
+@pytest.mark.parametrize(
+    ("package", "fields", "advice"),
+    [
+        ("langchain_aws", {}, "total_max_attempts"),
+        ("langchain_aws", {"client": _Boto(5)}, "total_max_attempts"),
+        ("langchain_aws", {"client": _Boto(1)}, None),
+        ("langchain_openrouter", {"max_retries": 0}, "retry_config = None"),
+        ("langchain_mistralai", {"max_retries": 5}, "build it with max_retries=0"),
+        ("langchain_mistralai", {"max_retries": 1}, None),
+        ("langchain_google_genai", {"max_retries": 1}, None),
+        ("langchain_of_tomorrow", {"max_retries": 1}, "build it with max_retries=0"),
+    ],
+    ids=str,
+)
+def test_the_advice_is_that_of_the_package(
+    package: str, fields: dict[str, Any], advice: str | None
+) -> None:
+    """Each package's own way to send once is known, and told where it is not taken."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        new_router(fake_of(package, **fields))
+    assert [advice in str(one.message) for one in told] == ([True] if advice else [])
+
+
+@pytest.mark.parametrize(
+    ("package", "option", "value"),
+    [
+        ("langchain_cohere", "request_options", {"max_retries": 0}),
+        ("langchain_litellm", "max_retries", 0),
+    ],
+)
+def test_retries_are_switched_off_by_an_option_of_the_call(
+    package: str, option: str, value: Any
+) -> None:
+    """Where that is the package's public way, each call has the option."""
+    router = new_router(fake_of(package))
+    assert router.routes[0].options == {option: value}
+    assert f"{option} of each call switched off" in str(router.explain())
+
+
+def test_callbacks_of_a_routes_model_are_named() -> None:
+    """They would not be called, since the run that handlers see is the router's."""
+    model = ParrotFakeChatModel(callbacks=[BaseCallbackHandler()])
+    with pytest.warns(UserWarning, match="route 'loud' has callbacks, which are not"):
+        RetryRouter(routes=[Route(model=model, name="loud")])
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        pytest.param(
+            ParrotFakeChatModel().with_retry(),
+            "give the router a RetryPolicy",
+            id="with_retry",
+        ),
+        pytest.param(
+            ParrotFakeChatModel().with_fallbacks([ParrotFakeChatModel()]),
+            "each as a route of its own",
+            id="with_fallbacks",
+        ),
+        pytest.param(
+            ParrotFakeChatModel().with_config(tags=["x"]),
+            "own (tags)",
+            id="with_config",
+        ),
+        pytest.param(
+            ParrotFakeChatModel().with_listeners(on_start=print),
+            "own (with_listeners)",
+            id="with_listeners",
+        ),
+        pytest.param(
+            ParrotFakeChatModel() | str, "must be a LangChain chat model", id="chain"
+        ),
+        pytest.param("openai:gpt-4o", "init_chat_model('openai:gpt-4o')", id="str"),
+    ],
+)
+def test_what_hides_retries_is_no_route(model: Any, says: str) -> None:
+    """A wrapped model is refused with the reason, and with what to do instead."""
+    with pytest.raises(TypeError, match=re.escape(says)):
+        RetryRouter(routes=[model])
+
+
+def test_bound_options_are_no_config() -> None:
+    """What `bind` gives is sent; it is neither refused nor warned of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        router = new_router(ParrotFakeChatModel().bind(seed=1))
+    assert router.routes[0].options == {"seed": 1}

@@ -1,0 +1,458 @@
+"""Which answers are whole, empty, refused or cut, and when a stream is committed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_openai import ChatOpenAI
+from pydantic import SecretStr
+
+from langchain_retryrouter import (
+    ContentFilterError,
+    MalformedResponseError,
+    RetryPolicy,
+    RetryRouter,
+    Route,
+    StreamInterruptedError,
+)
+from langchain_retryrouter.testing import (
+    STUB_TEXT,
+    Answer,
+    FakeClock,
+    FaultyGateway,
+    MissingDone,
+    Step,
+    ToolCall,
+    Truncate,
+)
+
+from .anthropic_wire import END, TEXT, after_the_beginning
+from .attempts import WAYS, Way, ask, error_of
+from .models import chat_anthropic, chat_openai
+
+STREAMS = [way for way in WAYS if way.is_streaming]
+CALLS = [way for way in WAYS if not way.is_streaming]
+
+
+class Scripted(BaseChatModel):
+    """Answers with one message, or streams chunks and then breaks if it is told to."""
+
+    chunks: list[Any]
+    llm_output: dict[str, Any] | None = None
+    breaks: bool = False
+
+    @property
+    def _llm_type(self) -> str:
+        return "scripted"
+
+    def _generate(self, *_: Any, **__: Any) -> ChatResult:
+        generations = [ChatGeneration(message=one) for one in self.chunks]
+        return ChatResult(generations=generations, llm_output=self.llm_output)
+
+    def _stream(self, *_: Any, **__: Any) -> Iterator[ChatGenerationChunk]:
+        for chunk in self.chunks:
+            yield ChatGenerationChunk(message=chunk.model_copy(deep=True))
+        if self.breaks:
+            msg = "the connection broke"
+            raise ConnectionResetError(msg)
+
+
+def router_of(*models: Any, **fields: Any) -> RetryRouter:
+    """A router without retries, so that a failed route is left at once."""
+    settings: dict[str, Any] = {
+        "retry_policy": RetryPolicy(max_retries=0),
+        "breaker_settings": None,
+        "clock": FakeClock(),
+        **fields,
+    }
+    return RetryRouter(routes=list(models), **settings)
+
+
+def text_of(way: Way, model: Any) -> str:
+    return "".join(part.text for part in ask(way, model))
+
+
+BACKUP = Scripted(chunks=[AIMessageChunk("the backup", chunk_position="last")])
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize(
+    ("facts", "is_named"),
+    [
+        ({"finish_reason": "stop"}, True),
+        ({"finish_reason": "STOP"}, True),
+        ({"finish_reason": "length", "model_name": "m"}, True),
+        ({"stop_reason": "end_turn", "stop_sequence": None}, True),
+        ({"stopReason": "tool_use"}, True),
+        ({"done": True, "done_reason": "stop"}, True),
+        ({"object": "response", "status": "completed"}, True),
+        (
+            {
+                "object": "response",
+                "status": "incomplete",
+                "incomplete_details": {"reason": "max_output_tokens"},
+            },
+            True,
+        ),
+        ({"object": "response", "status": "in_progress"}, False),
+        ({"object": "response", "status": "failed"}, False),
+        ({"status": "completed"}, False),
+        ({"done": False, "done_reason": None}, False),
+        ({"stop_reason": None}, False),
+        ({"finish_reason": ""}, False),
+        ({"finish_reason": "error"}, False),
+        ({"finish_reason": "cancelled"}, False),
+        ({"finish_reason": "FINISH_REASON_UNSPECIFIED"}, False),
+        ({"model_provider": "openai"}, False),
+        ({}, False),
+    ],
+    ids=str,
+)
+def test_every_name_of_a_finish_reason_is_known(
+    way: Way, facts: dict[str, Any], is_named: bool
+) -> None:
+    """An answer that names none, in any integration's words, is not trusted."""
+    message = AIMessageChunk("Hi", response_metadata=facts)
+    route = Route(model=Scripted(chunks=[message]), sends_finish_reason=True)
+
+    router = router_of(route, BACKUP, stream_recovery="buffer")
+
+    assert text_of(way, router) == ("Hi" if is_named else "the backup")
+
+
+REFUSALS = [
+    {"finish_reason": "content_filter"},
+    {"finish_reason": "SAFETY"},
+    {"finish_reason": "PROHIBITED_CONTENT"},
+    {"stop_reason": "refusal"},
+    {"stopReason": "guardrail_intervened"},
+    {"prompt_feedback": {"block_reason": 1}, "finish_reason": ""},
+    {
+        "object": "response",
+        "status": "incomplete",
+        "incomplete_details": {"reason": "content_filter"},
+    },
+]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("content", ["", "half an answer"], ids=["empty", "half"])
+@pytest.mark.parametrize("facts", REFUSALS, ids=str)
+def test_a_refused_answer_is_a_content_filter_error(
+    way: Way, content: str, facts: dict[str, Any]
+) -> None:
+    """A refusal inside a 200 is raised, and not routed around."""
+    refused = Scripted(chunks=[AIMessageChunk(content, response_metadata=facts)])
+    with pytest.raises(ContentFilterError):
+        raise error_of(way, router_of(refused, BACKUP))
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize(
+    "message",
+    [
+        AIMessageChunk("", additional_kwargs={"refusal": "I will not."}),
+        AIMessageChunk([{"type": "refusal", "refusal": "I will not."}]),
+    ],
+    ids=["completions", "responses"],
+)
+def test_a_model_that_refuses_is_quoted(way: Way, message: AIMessageChunk) -> None:
+    """OpenAI's own field for a refusal is one as well; nothing of it is streamed."""
+    message = message.model_copy(
+        update={"response_metadata": {"finish_reason": "stop"}}
+    )
+    with pytest.raises(ContentFilterError, match=r"I will not\."):
+        raise error_of(way, router_of(Scripted(chunks=[message]), BACKUP))
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_failover_on_can_route_around_a_refusal(way: Way) -> None:
+    """The caller may ask another route for what one refused to answer."""
+    refused = Scripted(chunks=[AIMessageChunk("", response_metadata=REFUSALS[0])])
+    router = router_of(refused, BACKUP, failover_on={"content_filter": "failover"})
+    assert text_of(way, router) == "the backup"
+
+
+EMPTY = [
+    AIMessageChunk("", response_metadata={"finish_reason": "stop"}),
+    AIMessageChunk([], response_metadata={"finish_reason": "stop"}),
+    AIMessageChunk(""),
+    AIMessageChunk([{"type": "text", "text": "", "index": 0}]),
+]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("message", EMPTY, ids=repr)
+def test_an_empty_answer_is_a_failure(way: Way, message: AIMessageChunk) -> None:
+    """No text and no tool call: the route is asked again, then the next one."""
+    empty = Scripted(chunks=[message])
+    router = router_of(empty, BACKUP, retry_policy=RetryPolicy(max_retries=1))
+    parts = ask(way, router)
+    assert "".join(part.text for part in parts) == "the backup"
+    log = parts[-1].message.response_metadata["retryrouter"]["attempts"]
+    assert [line["outcome"] for line in log] == ["malformed", "malformed", "ok"]
+    with pytest.raises(MalformedResponseError, match="no text and no tool call"):
+        raise error_of(way, router_of(empty))
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_nothing_at_all_is_a_failure(way: Way) -> None:
+    """A stream without a chunk is one for every model, and so is an empty result."""
+    assert text_of(way, router_of(Scripted(chunks=[]), BACKUP)) == "the backup"
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize(
+    "message",
+    [
+        AIMessageChunk("", response_metadata={"finish_reason": "length"}),
+        AIMessageChunk([{"type": "image", "url": "https://a/b"}]),
+        AIMessageChunk(
+            "",
+            tool_call_chunks=[
+                {
+                    "name": "f",
+                    "args": "{}",
+                    "id": "1",
+                    "index": 0,
+                    "type": "tool_call_chunk",
+                }
+            ],
+        ),
+        AIMessageChunk("", additional_kwargs={"function_call": {"name": "f"}}),
+    ],
+    ids=["length", "image", "tool", "legacy-tool"],
+)
+def test_an_answer_without_text_may_be_whole(way: Way, message: AIMessageChunk) -> None:
+    """The caller's own limit, an image, or a tool call alone is an answer."""
+    answer = ask(way, router_of(Scripted(chunks=[message]), BACKUP))
+    assert [part.text for part in answer if part.text] == []
+
+
+# --- which chunk commits a route ---
+
+
+@pytest.mark.parametrize("way", STREAMS, ids=str)
+@pytest.mark.parametrize(
+    ("chunk", "is_token"),
+    [
+        (AIMessageChunk(""), False),
+        (AIMessageChunk("word"), True),
+        (AIMessageChunk([]), False),
+        (AIMessageChunk([{"type": "text", "text": "", "index": 0}]), False),
+        (
+            AIMessageChunk(
+                [{"type": "text", "text": "", "id": "msg_1", "phase": "final_answer"}]
+            ),
+            False,
+        ),
+        (AIMessageChunk([{"type": "text", "text": "a", "index": 0}]), True),
+        (AIMessageChunk([{"type": "thinking", "thinking": "hm"}]), True),
+        (AIMessageChunk([{"type": "thinking", "thinking": "", "index": 0}]), False),
+        (AIMessageChunk([{"type": "reasoning", "id": "rs", "summary": []}]), False),
+        (AIMessageChunk(["", "word"]), True),
+        (AIMessageChunk("", additional_kwargs={"refusal": None}), False),
+        (AIMessageChunk("", additional_kwargs={"function_call": {"name": "f"}}), True),
+        (AIMessageChunk("", response_metadata={"model_provider": "openai"}), False),
+        (AIMessageChunk("", response_metadata={"finish_reason": "stop"}), False),
+    ],
+    ids=repr,
+)
+def test_a_route_is_committed_by_content(
+    way: Way, chunk: AIMessageChunk, is_token: bool
+) -> None:
+    """After a chunk with something to read a break is an error, before it is not."""
+    router = router_of(Scripted(chunks=[chunk], breaks=True), BACKUP)
+    if is_token:
+        with pytest.raises(StreamInterruptedError):
+            raise error_of(way, router)
+    else:
+        assert text_of(way, router) == "the backup"
+
+
+# --- what an end is ---
+
+
+@pytest.mark.parametrize("way", STREAMS, ids=str)
+@pytest.mark.parametrize("step", [Answer(), MissingDone()], ids=repr)
+def test_a_finish_reason_ends_a_stream_of_chat_openai(way: Way, step: Step) -> None:
+    """With the reason the stream is whole, also without `[DONE]`."""
+    with FaultyGateway() as gateway:
+        gateway.script(step)
+        assert text_of(way, router_of(chat_openai(gateway))) == STUB_TEXT
+
+
+class OwnStream(ChatOpenAI):
+    """A subclass that streams in its own way, as ChatDeepSeek and ChatXAI do."""
+
+    def _stream(self, *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
+        yield from super()._stream(*args, **kwargs)
+
+    async def _astream(
+        self, *args: Any, **kwargs: Any
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        async for chunk in super()._astream(*args, **kwargs):
+            yield chunk
+
+
+@pytest.mark.parametrize("way", STREAMS, ids=str)
+@pytest.mark.parametrize("is_subclass", [False, True])
+def test_a_clean_end_without_a_reason_is_a_cut(way: Way, *, is_subclass: bool) -> None:
+    """ChatOpenAI, and what is made of it, names a reason in every whole stream."""
+    with FaultyGateway() as gateway:
+        gateway.script(Truncate(after=3))
+        model = chat_openai(gateway)
+        if is_subclass:
+            clients = {
+                name: getattr(model, name)
+                for name in ("http_client", "http_async_client")
+            }
+            model = OwnStream(
+                model="gpt-4o",
+                api_key=SecretStr("sk"),
+                base_url=gateway.openai_url,
+                max_retries=0,
+                **clients,
+            )
+        with pytest.raises(StreamInterruptedError) as caught:
+            raise error_of(way, router_of(model, BACKUP))
+    assert STUB_TEXT.startswith(caught.value.delivered)
+
+
+@pytest.mark.parametrize("way", STREAMS, ids=str)
+def test_a_tool_call_alone_is_a_whole_stream(way: Way) -> None:
+    """A stream that only calls a tool has an end, and no text."""
+    with FaultyGateway() as gateway:
+        gateway.script(Answer(text="", tool_calls=(ToolCall("f", "{}", id="call_1"),)))
+        assert text_of(way, router_of(chat_openai(gateway), BACKUP)) == ""
+
+
+@pytest.mark.parametrize("way", STREAMS, ids=str)
+@pytest.mark.parametrize("has_usage", [True, False])
+def test_a_cut_stream_of_chat_anthropic_is_known(way: Way, *, has_usage: bool) -> None:
+    """A stream of Anthropic's is whole when its `message_delta` has come."""
+    for events, is_whole in ((TEXT + END, True), (TEXT, False)):
+        with FaultyGateway() as gateway:
+            gateway.script(after_the_beginning(events))
+            model = chat_anthropic(gateway)
+            model.stream_usage = has_usage
+            router = router_of(model)
+            if is_whole:
+                assert text_of(way, router) == "Hello."
+            elif has_usage:
+                with pytest.raises(StreamInterruptedError):
+                    raise error_of(way, router)
+
+
+def fake_of(package: str, chunks: list[Any], **fields: Any) -> Any:
+    """A model whose class is of `package`, as far as its module tells."""
+    cls = type("ChatModelOfATest", (Scripted,), {"__module__": f"{package}.chat"})
+    return cls(chunks=chunks, **fields)
+
+
+HALF = [AIMessageChunk("half ")]
+WHOLE = [*HALF, AIMessageChunk("done", response_metadata={"finish_reason": "stop"})]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize(
+    ("package", "is_trusted"),
+    [
+        ("langchain_groq", False),
+        ("langchain_of_tomorrow", False),
+        ("langchain_community", True),
+        ("somebodys_own", True),
+    ],
+)
+def test_integrations_must_name_a_reason(
+    way: Way, package: str, is_trusted: bool
+) -> None:
+    """Of LangChain's integrations a reason is expected, of other classes not yet."""
+    router = router_of(fake_of(package, HALF))
+    if is_trusted:
+        assert text_of(way, router) == "half "
+    else:
+        with pytest.raises(StreamInterruptedError, match="sends_finish_reason=False"):
+            raise error_of(way, router)
+    route = Route(model=fake_of(package, HALF), sends_finish_reason=False)
+    assert text_of(way, router_of(route)) == "half "
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_a_model_that_once_named_a_reason_must_go_on(way: Way) -> None:
+    """It is learned for the route, its bound copies included, and for each method."""
+    model = fake_of("somebodys_own", WHOLE if way.is_streaming else WHOLE[1:])
+    router = router_of(model)
+    ask(way, router)
+    model.chunks[:] = HALF
+    with pytest.raises(StreamInterruptedError):
+        raise error_of(way, router.model_copy())
+
+
+@pytest.mark.parametrize("way", STREAMS, ids=str)
+def test_a_reason_in_the_middle_is_no_end(way: Way) -> None:
+    """A token after it takes it back: a break is then an error, a clean end is none."""
+    early = [
+        AIMessageChunk("one ", response_metadata={"finish_reason": "stop"}),
+        AIMessageChunk("", response_metadata={"finish_reason": "stop"}),
+        AIMessageChunk("two"),
+    ]
+    assert text_of(way, router_of(Scripted(chunks=early))) == "one two"
+    with pytest.raises(StreamInterruptedError) as caught:
+        raise error_of(way, router_of(Scripted(chunks=early, breaks=True)))
+    assert caught.value.delivered == "one two"
+
+
+@pytest.mark.parametrize("way", STREAMS, ids=str)
+def test_a_break_after_the_last_reason_is_no_matter(way: Way) -> None:
+    """The answer is whole by then; only its usage may be missing."""
+    whole = [
+        AIMessageChunk("one "),
+        AIMessageChunk("", response_metadata={"finish_reason": "stop"}),
+    ]
+    router = router_of(Scripted(chunks=whole, breaks=True))
+    assert text_of(way, router) == "one "
+
+
+@pytest.mark.parametrize("way", CALLS, ids=str)
+@pytest.mark.parametrize(
+    ("reasons", "llm_output", "is_named"),
+    [
+        (["stop"], None, True),
+        (["stop", "length"], {}, True),
+        ([None], {"stop_reason": "end_turn"}, True),
+        ([None], {"stop_reason": None}, False),
+        ([None], None, False),
+        (["stop", None], {"stop_reason": "end_turn"}, False),
+        ([None, "stop"], {}, False),
+    ],
+)
+def test_a_result_may_name_the_reason_of_its_only_answer(
+    way: Way,
+    reasons: list[str | None],
+    llm_output: dict[str, Any] | None,
+    is_named: bool,
+) -> None:
+    """Anthropic's reason is in `llm_output`, which says nothing of one in several."""
+    messages = [
+        AIMessage("Hi", response_metadata={"finish_reason": one}) for one in reasons
+    ]
+    model = Scripted(chunks=messages, llm_output=llm_output)
+    router = router_of(Route(model=model, sends_finish_reason=True), BACKUP)
+    assert ask(way, router)[0].text == ("Hi" if is_named else "the backup")
+
+
+def test_an_async_stream_without_async_code_is_judged_too() -> None:
+    """A model with `_stream` alone is streamed in async code as well."""
+    router = router_of(Scripted(chunks=[]), BACKUP)
+
+    async def read() -> str:
+        return "".join([chunk.text async for chunk in router.astream("hi")])
+
+    assert asyncio.run(read()) == "the backup"
