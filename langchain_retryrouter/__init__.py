@@ -13,6 +13,8 @@ from langchain_retryrouter._version import __version__
 
 if TYPE_CHECKING:
     from langchain_retryrouter._gptrouter.connection import GPTRouterModel
+    from langchain_retryrouter._retry.call_state import FailureAction
+    from langchain_retryrouter._retry.clock import Clock
     from langchain_retryrouter._router.route import Route
     from langchain_retryrouter.chat_models.gpt_router import GPTRouter
     from langchain_retryrouter.chat_models.retry_router import RetryRouter
@@ -35,8 +37,11 @@ if TYPE_CHECKING:
         ServerError,
         StreamInterruptedError,
         UnavailableError,
+        UnknownError,
         UnsupportedOptionError,
+        should_retry,
     )
+    from langchain_retryrouter.failures import FailureKind
     from langchain_retryrouter.llms.openai import (
         AzureOpenAI,
         BaseOpenAI,
@@ -53,9 +58,12 @@ __all__ = [
     "BaseOpenAI",
     "CircuitBreaker",
     "CircuitOpenError",
+    "Clock",
     "ConflictError",
     "ContentFilterError",
     "ContextLengthError",
+    "FailureAction",
+    "FailureKind",
     "GPTRouter",
     "GPTRouterEmbeddings",
     "GPTRouterModel",
@@ -75,11 +83,16 @@ __all__ = [
     "ServerError",
     "StreamInterruptedError",
     "UnavailableError",
+    "UnknownError",
     "UnsupportedOptionError",
     "__version__",
+    "should_retry",
 ]
 
-_HOMES = {
+_MODULES = {
+    "Clock": "_retry.clock",
+    "FailureAction": "_retry.call_state",
+    "FailureKind": "failures",
     "GPTRouter": "chat_models.gpt_router",
     "GPTRouterEmbeddings": "embeddings.gpt_router",
     "GPTRouterModel": "chat_models.gpt_router",
@@ -96,12 +109,12 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name from its home (PEP 562)."""
+    """Load a public name from its module (PEP 562)."""
     if name not in __all__:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
-    home = importlib.import_module(f"{__name__}.{_HOMES.get(name, 'errors')}")
-    value = getattr(home, name)
+    module = importlib.import_module(f"{__name__}.{_MODULES.get(name, 'errors')}")
+    value = getattr(module, name)
     globals()[name] = value
     return value
 

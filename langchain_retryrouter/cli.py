@@ -117,7 +117,6 @@ def _parser() -> argparse.ArgumentParser:
 def _demo(_arguments: argparse.Namespace) -> int:
     from rich.console import Console  # noqa: PLC0415 - an extra
 
-
     run_demo(Console())
     return 0
 

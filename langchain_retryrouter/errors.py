@@ -1,7 +1,7 @@
-"""Everything that can go wrong, by what it means to the caller.
+"""All exceptions of this package, by what they mean to the caller.
 
     ModelError                              LangChain's
-    └── RetryRouterError                    facts: status_code, retry_after, attempts, …
+    └── RetryRouterError                    also a RuntimeError; facts as attributes
         ├── AuthenticationError             401               ModelAuthenticationError
         ├── PermissionDeniedError           403              ModelPermissionDeniedError
         ├── NotFoundError                   404, unknown model       ModelNotFoundError
@@ -9,32 +9,33 @@
         │   ├── ContextLengthError          too many tokens       + ContextOverflowError
         │   └── ContentFilterError          refused by a content filter
         ├── RateLimitError              *   429                      ModelRateLimitError
-        │   └── QuotaExceededError          429, money is out: waiting is no answer
+        │   └── QuotaExceededError          the quota or the money is used up
         ├── ServerError                 *   5xx                            ModelAPIError
         │   ├── UnavailableError        *   503, 529
         │   ├── ConflictError           *   409
-        │   └── MalformedResponseError  *   a 200 that is no answer
+        │   └── MalformedResponseError  *   a 200 that is not an answer
         ├── CircuitOpenError                nothing was sent               ModelAPIError
         ├── APITimeoutError             *   408, 504, silence          ModelTimeoutError
-        └── APIConnectionError          *   no connection, or lost  ModelConnectionError
-            └── StreamInterruptedError  *   a stream that ended without its end
+        ├── APIConnectionError          *   no connection, or lost  ModelConnectionError
+        │   └── StreamInterruptedError  *   a stream that ended without its end
+        └── UnknownError                    an integration's error that says nothing
     ValueError
     └── UnsupportedOptionError              an option that cannot be sent
 
-`*` is repeated on the same route while the policy allows; `is_retryable` says so, and
+`*` is repeated on the same route while the policy allows. `is_retryable` says so, and
 is False on the instance that leaves after we gave up, so that nobody retries on top.
-Where it is False the error counts as a `RuntimeError` besides, for LangGraph's sake.
+For the same reason all are a `RuntimeError`, which LangGraph's default `RetryPolicy`
+does not repeat. `should_retry` is the predicate for graphs that shall retry.
 
-Each class has a sister per SDK that inherits the SDK's own class too (`errors.openai`,
-`errors.gpt_router`), so that an `except openai.RateLimitError:` goes on working. They
-stand in modules of their own because importing them imports the SDK.
+`_gptrouter/errors.py` and `_openai/errors.py` have a subclass of each that inherits the
+class of the SDK too, so that `except openai.RateLimitError:` goes on working. They are
+modules of their own because importing them imports the SDK.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
-from typing import Any, ClassVar, Final, Self, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
 from langchain_core.exceptions import (
     ContextOverflowError,
@@ -70,11 +71,13 @@ __all__ = [
     "ServerError",
     "StreamInterruptedError",
     "UnavailableError",
+    "UnknownError",
     "UnsupportedOptionError",
+    "should_retry",
 ]
 
 
-class RetryRouterError(ModelError):
+class RetryRouterError(ModelError, RuntimeError):
     """A call to a model failed; the class says what it means, the attributes the facts.
 
     Attributes:
@@ -123,17 +126,6 @@ class RetryRouterError(ModelError):
         self.delivered = ""
         self.others: tuple[RetryRouterError, ...] = ()
 
-    @property  # type: ignore[misc]  # nobody sets the class of an error
-    def __class__(self) -> type[Self]:
-        """Its class, which is a `RuntimeError` too where another try is of no use.
-
-        LangGraph's `RetryPolicy` does not ask `is_retryable`. Unless it is told better,
-        it repeats whatever is not, by `isinstance`, one of some errors of Python's own;
-        this is the one among them that is true. To `except` and `type` nothing changes.
-        """
-        cls: type = type(self)
-        return cls if self.is_retryable else _as_final(cls)
-
     @property
     def failure(self) -> Failure:
         """The error as data, to decide by."""
@@ -144,13 +136,6 @@ class RetryRouterError(ModelError):
             should_retry=self.should_retry,
             may_have_run=self.may_have_run,
         )
-
-
-@cache
-def _as_final(cls: type) -> type:
-    """`cls` as an error that no retry would mend: never raised, only pointed to."""
-    names = {"__module__": cls.__module__, "__doc__": cls.__doc__}
-    return type(cls.__name__, (cls, RuntimeError), names)
 
 
 class AuthenticationError(RetryRouterError, ModelAuthenticationError):
@@ -251,12 +236,42 @@ class StreamInterruptedError(APIConnectionError):
     kind = FailureKind.INTERRUPTED
 
 
+class UnknownError(RetryRouterError):
+    """An integration raised an error that says nothing about the provider.
+
+    The original is the `__cause__`. A router goes on to its next route.
+    """
+
+    kind = FailureKind.UNKNOWN
+
+
 class UnsupportedOptionError(ValueError):
-    """An option that cannot be sent, so that it would have been lost without a word."""
+    """An option that cannot be sent to this model."""
+
+
+def should_retry(error: BaseException) -> bool:
+    """Whether the same call may succeed if it is repeated.
+
+    For graphs whose models do not retry themselves (`max_retries=0`), so that LangGraph
+    does: `RetryPolicy(retry_on=langchain_retryrouter.should_retry)`.
+
+    Args:
+        error: Any exception that a node raised.
+
+    Returns:
+        For errors of this package and of LangChain's `ModelError` tree: whether they
+            are transient, and the server did not forbid a retry. For Python's own
+            `ConnectionError` and `TimeoutError`: True. For all others: False.
+    """
+    if isinstance(error, RetryRouterError):
+        return error.is_retryable and error.should_retry is not False
+    if isinstance(error, ModelError):
+        return error.is_retryable
+    return isinstance(error, ConnectionError | TimeoutError)
 
 
 ErrorFamily: TypeAlias = Mapping[FailureKind, type[RetryRouterError]]
-"""Which class to raise for which failure: ours, or its sister of an SDK."""
+"""The class for each kind of failure: ours, or its subclass for an SDK."""
 
 BASE_ERRORS: Final[ErrorFamily] = {
     cls.kind: cls
@@ -277,77 +292,83 @@ BASE_ERRORS: Final[ErrorFamily] = {
         APITimeoutError,
         APIConnectionError,
         StreamInterruptedError,
+        UnknownError,
     )
 }
 
 
 MASK: Final = "***"
 SHORTEST_SECRET: Final = 8
-"""A shorter key, such as the "EMPTY" of local servers, is no secret, and is found in
-every other word."""
+"""A shorter key, such as the "EMPTY" of local servers, is not secret, and would be
+found in every other word."""
 _CUT: Final = "…"
-_SAID: Final = ("message", "body", "details")
 
 
-class redact:
-    """Within it, what leaves as an error of ours says none of these secrets."""
+class redact:  # noqa: N801 - a context manager, as contextlib's
+    """Context manager: errors of ours that leave it do not show these secrets."""
 
     def __init__(self, *secrets: str) -> None:
-        """Of what is too short to be one, nothing is hidden."""
+        """Secrets shorter than `SHORTEST_SECRET` are not hidden."""
         self._secrets = {one for one in secrets if len(one) >= SHORTEST_SECRET}
 
     def __enter__(self) -> None:
-        """Nothing has been said yet."""
+        """Nothing has been raised yet."""
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        """Hide them."""
+        """Hide the secrets in the error."""
         if isinstance(error, RetryRouterError):
             mask(self._secrets, error)
 
 
 def mask(secrets: Iterable[str], error: BaseException | None) -> None:
-    """Take `secrets` out of all that an error, and what led to it, says."""
+    """Take `secrets` out of an error, its causes and contexts, wherever they print."""
     secrets = set(secrets)
-    seen: set[int] = set()
-    while secrets and error is not None and id(error) not in seen:
-        seen.add(id(error))
-        mask_one(error, lambda text: redact_text(secrets, text))
-        error = error.__cause__ or error.__context__
+    if secrets and error is not None:
+        mask_with(lambda text: redact_text(secrets, text), error)
 
 
-def mask_one(error: BaseException, hide: Callable[[str], str]) -> None:
-    """Let `hide` rewrite all that an error says, and nothing of what led to it."""
-    error.args = tuple(_rewritten(_json.cut(told), hide) for told in error.args)
-    for name in _SAID:
-        if isinstance(told := vars(error).get(name), str | dict | list):
-            setattr(error, name, _rewritten(_json.cut(told), hide))
+def mask_with(hide: Callable[[str], str], error: BaseException) -> None:
+    """Let `hide` rewrite all texts that a traceback of `error` may print."""
+    pending, seen = [error], set()
+    while pending:
+        step = pending.pop()
+        if id(step) in seen:
+            continue
+        seen.add(id(step))
+        args = tuple(rewrite(hide, _json.cut(arg)) for arg in step.args)
+        if args != step.args:
+            step.args = args
+        attributes = getattr(step, "__dict__", {})
+        for name, value in list(attributes.items()):
+            if isinstance(value, str | dict | list):
+                attributes[name] = rewrite(hide, _json.cut(value))
+        linked = (step.__cause__, step.__context__, *_nested(step))
+        pending += [one for one in linked if one is not None]
 
 
-def redact_text(secrets: Iterable[str], text: str) -> str:
-    """`text`, with stars where it says one of `secrets`."""
-    for secret in secrets:
-        text = _redact_text(secret, text)
-    return text
+def _nested(error: BaseException) -> list[BaseException]:
+    """The exceptions that `error` holds: httpcore has h11's as its argument."""
+    held = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    return [one for one in (*error.args, *held) if isinstance(one, BaseException)]
 
 
-def _rewritten(value: Any, hide: Callable[[str], str]) -> Any:
-    """`value`, text or JSON, with its texts as `hide` makes them."""
+def rewrite(hide: Callable[[str], str], value: Any) -> Any:
+    """`value`, a text or JSON, with its texts as `hide` makes them."""
     if isinstance(value, str):
         return hide(value)
     if isinstance(value, Mapping):
-        return {
-            _rewritten(name, hide): _rewritten(item, hide)
-            for name, item in value.items()
-        }
+        return {rewrite(hide, k): rewrite(hide, item) for k, item in value.items()}
     if isinstance(value, list):
-        return [_rewritten(item, hide) for item in value]
+        return [rewrite(hide, item) for item in value]
     return value
 
 
-def _redact_text(secret: str, text: str) -> str:
-    text = text.replace(secret, MASK)
-    if _CUT in text:
-        # An excerpt may have ended in the middle of it.
-        for length in range(len(secret) - 1, SHORTEST_SECRET - 1, -1):
-            text = text.replace(f"{secret[:length]}{_CUT}", f"{MASK}{_CUT}")
+def redact_text(secrets: Iterable[str], text: str) -> str:
+    """`text` with stars instead of `secrets`."""
+    for secret in secrets:
+        text = text.replace(secret, MASK)
+        if _CUT in text:
+            # An excerpt may have ended in the middle of it.
+            for length in range(len(secret) - 1, SHORTEST_SECRET - 1, -1):
+                text = text.replace(f"{secret[:length]}{_CUT}", f"{MASK}{_CUT}")
     return text

@@ -7,6 +7,7 @@ which failures another attempt on the same route could mend.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -31,6 +32,7 @@ class FailureKind(StrEnum):
     CONTEXT_OVERFLOW = "context_overflow"
     CONTENT_FILTER = "content_filter"
     CIRCUIT_OPEN = "circuit_open"
+    UNKNOWN = "unknown"
 
 
 _RETRYABLE: Final = frozenset(
@@ -54,6 +56,7 @@ _ROUTES_OWN: Final = frozenset(
         FailureKind.NOT_FOUND,
         FailureKind.QUOTA,
         FailureKind.CONTEXT_OVERFLOW,
+        FailureKind.UNKNOWN,
     }
 )
 
@@ -65,51 +68,121 @@ _BY_STATUS: Final = {
     408: FailureKind.TIMEOUT,
     409: FailureKind.CONFLICT,
     410: FailureKind.NOT_FOUND,
+    424: FailureKind.UNAVAILABLE,  # Azure's and Amazon's, of a model that failed.
     425: FailureKind.UNAVAILABLE,
     429: FailureKind.RATE_LIMIT,
+    498: FailureKind.UNAVAILABLE,  # Groq's, of a tier without capacity.
+    499: FailureKind.UNAVAILABLE,  # Google's CANCELLED.
     # 501 and 505 say that the server will never do it.
     501: FailureKind.INVALID_REQUEST,
     503: FailureKind.UNAVAILABLE,
     504: FailureKind.TIMEOUT,
     505: FailureKind.INVALID_REQUEST,
+    524: FailureKind.TIMEOUT,  # Cloudflare's, of an origin that did not answer.
     529: FailureKind.UNAVAILABLE,
 }
 
+# Codes that say something else than their words.
 _BY_CODE: Final = {
-    "insufficient_quota": FailureKind.QUOTA,
-    "billing_hard_limit_reached": FailureKind.QUOTA,
-    "billing_not_active": FailureKind.QUOTA,
-    "context_length_exceeded": FailureKind.CONTEXT_OVERFLOW,
     "string_above_max_length": FailureKind.CONTEXT_OVERFLOW,
-    "content_filter": FailureKind.CONTENT_FILTER,
-    "content_policy_violation": FailureKind.CONTENT_FILTER,
-    "invalid_api_key": FailureKind.AUTHENTICATION,
-    "model_not_found": FailureKind.NOT_FOUND,
+    "invalid_prompt": FailureKind.CONTENT_FILTER,
+    "data_inspection_failed": FailureKind.CONTENT_FILTER,
     "rate_limit_exceeded": FailureKind.RATE_LIMIT,
     "server_error": FailureKind.SERVER_ERROR,
 }
 
-# Said by servers that put no machine-readable code beside the sentence.
-_BY_PHRASE: Final = (
-    ("maximum context length", FailureKind.CONTEXT_OVERFLOW),
-    ("exceeds the context window", FailureKind.CONTEXT_OVERFLOW),
-    ("input tokens exceed the configured limit", FailureKind.CONTEXT_OVERFLOW),
-    ("prompt is too long", FailureKind.CONTEXT_OVERFLOW),
-    ("contextwindowexceedederror", FailureKind.CONTEXT_OVERFLOW),
-    # Anthropic's, Bedrock's, Google's.
-    ("`max_tokens` exceed context limit", FailureKind.CONTEXT_OVERFLOW),
-    ("input is too long for requested model", FailureKind.CONTEXT_OVERFLOW),
-    ("exceeds the maximum number of tokens allowed", FailureKind.CONTEXT_OVERFLOW),
-    ("exceeded your current quota", FailureKind.QUOTA),
-    ("credit balance is too low", FailureKind.QUOTA),
-    ("content management policy", FailureKind.CONTENT_FILTER),
-    ("blocked by content filtering policy", FailureKind.CONTENT_FILTER),
-    ("contentpolicyviolationerror", FailureKind.CONTENT_FILTER),
-    ("invalid model name passed", FailureKind.NOT_FOUND),
+_CONTEXT: Final = r"(?:context|model) ?(?:length|window|size|limit)"
+# What providers write, in lower case; a code is read as words, so that
+# `model_not_found` is "model not found". Each alternative is one or several wordings
+# that tests/unit_tests/data/provider_answers.json shows. The first match counts.
+_BY_WORDS: Final = tuple(
+    (kind, re.compile("|".join(patterns)))
+    for kind, patterns in (
+        (
+            FailureKind.CONTEXT_OVERFLOW,
+            (
+                rf"{_CONTEXT}.{{0,60}}(?:exceed|overflow|too (?:long|large)|maximum)",
+                rf"(?:exceed|overflow|longer than|maximum).{{0,60}}{_CONTEXT}",
+                r"context the overflows",
+                r"(?:prompt|inputs?|messages?) (?:is|are) too (?:long|large)",
+                r"too (?:long|large) for (?:the )?(?:requested )?model",
+                r"maximum (?:prompt|input) length",
+                r"(?:input|prompt|total).{0,40}tokens?\b.{0,40}exceed",
+                r"exceed.{0,40}(?:number of tokens|model token limit)",
+                r"too many (?:input )?tokens:",
+                r"must have less than \d+ tokens",
+                r"max.new.tokens` must be <=",
+                r"reduce (?:the length of|your) (?:the )?(?:message|prompt|input)",
+                r"range of input length",
+            ),
+        ),
+        (
+            FailureKind.CONTENT_FILTER,
+            (
+                r"content ?(?:management |filtering |exists )?(?:polic|filter|risk)",
+                r"policy ?violation",
+                r"usage (?:guideline|polic)",
+                r"safety system",
+                r"(?:input|prompt|request|message|content).{0,60}\bflagged",
+                r"inappropriate content",
+                r"requires moderation",
+            ),
+        ),
+        (
+            FailureKind.QUOTA,
+            (
+                r"exceeded your current quota",
+                r"insufficient (?:quota|balance|credit|fund)",
+                r"(?:credit|balance).{0,30}(?:too low|exhausted|depleted)",
+                r"used all available credits|out of credits",
+                r"(?:spending|usage) limit",
+                r"\bbilling\b",
+                r"payment required",
+                r"quota reached",
+                r"(?:per|/) ?(?:day|month)",
+                r"\b(?:daily|monthly) .{0,30}(?:limit|quota)",
+            ),
+        ),
+        (
+            FailureKind.AUTHENTICATION,
+            (
+                r"api[ -]?key.{0,30}(?:not valid|invalid|expired|incorrect|missing)",
+                r"(?:invalid|incorrect|expired|missing|no) (?:api[ -]?key|auth)",
+                r"(?:invalid|incorrect|expired|missing|no) credentials",
+                r"authentication (?:failed|fails)",
+            ),
+        ),
+        (
+            FailureKind.PERMISSION,
+            (
+                r"(?:location|country|region).{0,30}not (?:supported|available)",
+                r"unsupported country",
+            ),
+        ),
+        (
+            FailureKind.NOT_FOUND,
+            (
+                r"\bmodel.{0,100}?\b(?:not exist|not found|no longer|decommissioned)",
+                r"\bmodel.{0,100}?\b(?:been|is) (?:deprecated|retired|removed)",
+                r"\bmodel (?:`[^`]+` |'[^']+' )?(?:is )?not (?:supported|available)",
+                r"(?:invalid|unknown|unsupported|no such) model(?: name| id|$)",
+                r"not a valid model|model identifier is invalid",
+            ),
+        ),
+    )
 )
+# An error without a status, as inside a stream, may be one that passes.
+_PASSING: Final = (
+    (FailureKind.RATE_LIMIT, re.compile(r"rate limit|too many requests|throttl")),
+    (FailureKind.UNAVAILABLE, re.compile(r"overloaded|over capacity|is busy")),
+)
+_SHORT_WINDOW: Final = re.compile(r"per ?(?:second|minute|hour)\b")
+_LONGEST_TEXT: Final = 10_000
 
-# A phrase or code may sharpen what these statuses say; it never overrules a 401 or 404.
-_SHARPENED_BY_TEXT: Final = frozenset({None, 400, 403, 413, 422, 429})
+# A code or a sentence may sharpen what these statuses say; it never overrules others.
+_SHARPENED_BY_TEXT: Final = frozenset({None, 400, 403, 412, 413, 422, 429})
+_UNAUTHORIZED: Final = 401
+_TOO_MANY_REQUESTS: Final = 429
 
 _REDIRECT: Final = 300
 _SERVER_ERROR: Final = 500
@@ -164,26 +237,36 @@ def classify(
             `insufficient_quota`.
         message: The provider's sentence, read where the code says nothing we know.
     """
+    code, message = (code or "").lower(), message[:_LONGEST_TEXT].lower()
+    by_code = _BY_CODE.get(code) or _by_words(code.replace("_", " "), status_code)
+    if status_code == _UNAUTHORIZED and by_code is FailureKind.QUOTA:
+        return by_code
     if status_code in _SHARPENED_BY_TEXT:
-        told = _BY_CODE.get(code) if code else None
-        told = told or _by_phrase(message)
-        if told is not None and _may_sharpen(status_code, told):
-            return told
+        if by_code is not None and _may_sharpen(status_code, by_code):
+            return by_code
+        by_message = _by_words(message.replace("_", " "), status_code)
+        if by_message is not None and _may_sharpen(status_code, by_message):
+            return by_message
     if status_code is None:
         return FailureKind.SERVER_ERROR
     return _by_status(status_code)
 
 
 def _may_sharpen(status_code: int | None, told: FailureKind) -> bool:
-    # A 429 is either a rate limit or an empty purse; a 4xx is never a server error.
-    if status_code == 429:  # noqa: PLR2004 - the status is its own best name
-        return told is FailureKind.QUOTA
+    # A 429 is a rate limit or a used-up quota; a 4xx is never a server error.
+    if status_code == _TOO_MANY_REQUESTS:
+        return told in {FailureKind.QUOTA, FailureKind.RATE_LIMIT}
     return status_code is None or not is_retryable(told)
 
 
-def _by_phrase(message: str) -> FailureKind | None:
-    lowered = message.lower()
-    return next((kind for phrase, kind in _BY_PHRASE if phrase in lowered), None)
+def _by_words(text: str, status_code: int | None) -> FailureKind | None:
+    rules = _BY_WORDS if status_code is not None else (*_BY_WORDS, *_PASSING)
+    for kind, pattern in rules:
+        if kind is FailureKind.QUOTA and _SHORT_WINDOW.search(text):
+            continue  # A limit per minute passes, whatever the sentence calls it.
+        if pattern.search(text) and _may_sharpen(status_code, kind):
+            return kind
+    return None
 
 
 def _by_status(status_code: int) -> FailureKind:

@@ -1,7 +1,8 @@
-"""What an exception from below HTTP means, whichever library raised it.
+"""The one table of transport errors: what an exception from below HTTP means.
 
-A library that nobody has imported cannot have raised anything: classes are looked up in
-`sys.modules`, and nothing is imported.
+`read_transport_error` is used by the reader of provider errors and by our own HTTP
+clients. A library that has not been imported cannot have raised anything: classes are
+looked up in `sys.modules`, and nothing is imported.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import re
 import socket
 import ssl
 import sys
@@ -18,138 +20,217 @@ from typing import Final, NamedTuple
 from langchain_retryrouter.failures import FailureKind
 
 
-class Transport(NamedTuple):
-    """What an exception below HTTP means, and whether the request may have run."""
+class TransportFailure(NamedTuple):
+    """What an exception below HTTP means.
+
+    Attributes:
+        kind: What went wrong.
+        may_have_run: Whether the request may have reached the provider.
+        should_retry: False where the same request fails again; None if unknown.
+    """
 
     kind: FailureKind
     may_have_run: bool
+    should_retry: bool | None = None
 
 
-def _not_sent(kind: FailureKind) -> Transport:
-    return Transport(kind, may_have_run=False)
+Transport = TransportFailure  # Until its users have moved.
 
+_CANNOT_CONNECT: Final = TransportFailure(FailureKind.CONNECTION, may_have_run=False)
+_CONNECT_TIMEOUT: Final = TransportFailure(FailureKind.TIMEOUT, may_have_run=False)
+_READ_TIMEOUT: Final = TransportFailure(FailureKind.TIMEOUT, may_have_run=True)
+_LOST: Final = TransportFailure(FailureKind.CONNECTION, may_have_run=True)
+_UNREADABLE: Final = TransportFailure(FailureKind.MALFORMED, may_have_run=True)
+_BAD_REQUEST: Final = TransportFailure(FailureKind.INVALID_REQUEST, may_have_run=False)
+# A header that cannot be written: the only one that people set is the API key.
+_BAD_KEY: Final = TransportFailure(FailureKind.AUTHENTICATION, may_have_run=False)
+# A certificate that is wrong now is wrong in a second too.
+_BAD_CERTIFICATE: Final = TransportFailure(
+    FailureKind.CONNECTION, may_have_run=False, should_retry=False
+)
 
-def _lost(kind: FailureKind) -> Transport:
-    return Transport(kind, may_have_run=True)
-
-
-_HTTPX: Final = ("httpx", "httpx2")
-_AIOHTTP: Final = ("aiohttp",)
-_REQUESTS: Final = ("requests.exceptions",)
-_URLLIB3: Final = ("urllib3.exceptions",)
-_BOTOCORE: Final = ("botocore.exceptions",)
-
-# Read from top to bottom: what stands above is a special case of what stands below.
+# By module and class, from top to bottom: a subclass stands above its base class.
 _BY_LIBRARY: Final = (
-    (_HTTPX, ("ConnectTimeout", "PoolTimeout"), _not_sent(FailureKind.TIMEOUT)),
-    (_HTTPX, ("TimeoutException",), _lost(FailureKind.TIMEOUT)),
-    (_HTTPX, ("ConnectError", "ProxyError"), _not_sent(FailureKind.CONNECTION)),
-    # A wrong address, or a header that cannot be written, now or later.
     (
-        _HTTPX,
-        ("UnsupportedProtocol", "LocalProtocolError", "InvalidURL"),
-        _not_sent(FailureKind.INVALID_REQUEST),
+        ("httpx", "httpx2", "httpcore", "httpcore2"),
+        {
+            "ConnectTimeout PoolTimeout": _CONNECT_TIMEOUT,
+            "TimeoutException": _READ_TIMEOUT,
+            "ConnectError ProxyError": _CANNOT_CONNECT,
+            "UnsupportedProtocol LocalProtocolError InvalidURL": _BAD_REQUEST,
+            "DecodingError": _UNREADABLE,
+            "RequestError StreamError NetworkError ProtocolError": _LOST,
+            "ConnectionNotAvailable": _CANNOT_CONNECT,
+        },
     ),
-    (_HTTPX, ("DecodingError",), _lost(FailureKind.MALFORMED)),
-    (_HTTPX, ("RequestError",), _lost(FailureKind.CONNECTION)),
-    (_AIOHTTP, ("ConnectionTimeoutError",), _not_sent(FailureKind.TIMEOUT)),
-    (_AIOHTTP, ("ServerTimeoutError",), _lost(FailureKind.TIMEOUT)),
-    (_AIOHTTP, ("ClientConnectorError",), _not_sent(FailureKind.CONNECTION)),
+    (("httpx_sse", "openai", "anthropic"), {"SSEError": _UNREADABLE}),
     (
-        _AIOHTTP,
-        ("InvalidURL", "NonHttpUrlClientError"),
-        _not_sent(FailureKind.INVALID_REQUEST),
+        ("aiohttp",),
+        {
+            "ConnectionTimeoutError": _CONNECT_TIMEOUT,
+            "ServerTimeoutError": _READ_TIMEOUT,
+            "ClientConnectorError ClientHttpProxyError": _CANNOT_CONNECT,
+            "InvalidURL NonHttpUrlClientError": _BAD_REQUEST,
+            "ContentTypeError": _UNREADABLE,
+            "ClientError": _LOST,
+        },
     ),
-    (_AIOHTTP, ("ContentTypeError",), _lost(FailureKind.MALFORMED)),
-    (_AIOHTTP, ("ClientError",), _lost(FailureKind.CONNECTION)),
-    (_REQUESTS, ("ConnectTimeout",), _not_sent(FailureKind.TIMEOUT)),
-    (_REQUESTS, ("Timeout",), _lost(FailureKind.TIMEOUT)),
-    (_REQUESTS, ("ProxyError",), _not_sent(FailureKind.CONNECTION)),
+    (("aiohttp.http_exceptions",), {"HttpProcessingError": _LOST}),
     (
-        _REQUESTS,
-        ("InvalidURL", "MissingSchema", "InvalidSchema", "InvalidHeader"),
-        _not_sent(FailureKind.INVALID_REQUEST),
+        ("requests.exceptions",),
+        {
+            "ConnectTimeout": _CONNECT_TIMEOUT,
+            "Timeout": _READ_TIMEOUT,
+            "ProxyError": _CANNOT_CONNECT,
+            "InvalidHeader": _BAD_KEY,
+            "InvalidURL MissingSchema InvalidSchema": _BAD_REQUEST,
+            "JSONDecodeError ContentDecodingError": _UNREADABLE,
+            "RequestException": _LOST,
+        },
     ),
     (
-        _REQUESTS,
-        ("JSONDecodeError", "ContentDecodingError"),
-        _lost(FailureKind.MALFORMED),
+        ("urllib3.exceptions",),
+        {
+            # It is a ConnectTimeoutError by its class, and none by what happened.
+            "NewConnectionError": _CANNOT_CONNECT,
+            "ConnectTimeoutError EmptyPoolError": _CONNECT_TIMEOUT,
+            "TimeoutError": _READ_TIMEOUT,
+            "ProxyError SSLError": _CANNOT_CONNECT,
+            "LocationValueError": _BAD_REQUEST,
+            "DecodeError": _UNREADABLE,
+            "HTTPError": _LOST,
+        },
     ),
-    (_REQUESTS, ("RequestException",), _lost(FailureKind.CONNECTION)),
-    # Connection refused, and no such host, are a ConnectTimeoutError there.
-    (_URLLIB3, ("NewConnectionError",), _not_sent(FailureKind.CONNECTION)),
     (
-        _URLLIB3,
-        ("ConnectTimeoutError", "EmptyPoolError"),
-        _not_sent(FailureKind.TIMEOUT),
+        ("botocore.exceptions",),
+        {
+            "ConnectTimeoutError": _CONNECT_TIMEOUT,
+            "ReadTimeoutError": _READ_TIMEOUT,
+            "EndpointConnectionError ProxyConnectionError": _CANNOT_CONNECT,
+            "NoCredentialsError PartialCredentialsError CredentialRetrievalError "
+            "UnauthorizedSSOTokenError TokenRetrievalError": _BAD_KEY,
+            "ParamValidationError": _BAD_REQUEST,
+            "HTTPClientError": _LOST,
+        },
     ),
-    (_URLLIB3, ("TimeoutError",), _lost(FailureKind.TIMEOUT)),
-    (_URLLIB3, ("ProxyError",), _not_sent(FailureKind.CONNECTION)),
-    (_URLLIB3, ("LocationValueError",), _not_sent(FailureKind.INVALID_REQUEST)),
-    (_URLLIB3, ("DecodeError",), _lost(FailureKind.MALFORMED)),
-    (_URLLIB3, ("HTTPError",), _lost(FailureKind.CONNECTION)),
-    (_BOTOCORE, ("ConnectTimeoutError",), _not_sent(FailureKind.TIMEOUT)),
-    (_BOTOCORE, ("ReadTimeoutError",), _lost(FailureKind.TIMEOUT)),
-    (
-        _BOTOCORE,
-        ("EndpointConnectionError", "ProxyConnectionError"),
-        _not_sent(FailureKind.CONNECTION),
-    ),
-    (_BOTOCORE, ("HTTPClientError",), _lost(FailureKind.CONNECTION)),
-    (("http.client",), ("HTTPException",), _lost(FailureKind.CONNECTION)),
+    (("botocore.eventstream",), {"ParserError": _UNREADABLE}),
+    (("http.client",), {"InvalidURL": _BAD_REQUEST, "HTTPException": _LOST}),
 )
-
 _BUILTIN: Final = (
-    ((json.JSONDecodeError, UnicodeDecodeError), _lost(FailureKind.MALFORMED)),
-    ((TimeoutError,), _lost(FailureKind.TIMEOUT)),
-    (
-        (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError),
-        _not_sent(FailureKind.CONNECTION),
-    ),
-    (
-        (ConnectionError, ssl.SSLError, asyncio.IncompleteReadError),
-        _lost(FailureKind.CONNECTION),
-    ),
+    ((json.JSONDecodeError, UnicodeDecodeError), _UNREADABLE),
+    ((TimeoutError,), _READ_TIMEOUT),
+    ((ConnectionRefusedError, socket.gaierror), _CANNOT_CONNECT),
+    ((ConnectionError, ssl.SSLError, asyncio.IncompleteReadError), _LOST),
 )
-
-# An OSError without a class of its own. Others, such as a missing file, are no
-# provider's.
-_NO_WAY_THERE: Final = frozenset(
+# An OSError without a class of its own. Others, such as a missing file, are not about
+# the network.
+_UNREACHABLE: Final = frozenset(
     {errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}
 )
+# The generated SDKs (OpenAI, Anthropic, Groq, ...) have these names for it. They say
+# less than the exception that they were raised from.
+_BY_SDK_NAME: Final = {
+    "APITimeoutError": _READ_TIMEOUT,
+    "APIConnectionError": _LOST,
+    "APIResponseValidationError": _UNREADABLE,
+}
+# A client that was closed, or belongs to an event loop that is gone: nothing was sent.
+_CLOSED: Final = re.compile(
+    r"event loop is closed|client has been closed|session is closed"
+    r"|different (?:event )?loop",
+    re.IGNORECASE,
+)
+# HTTP headers are ASCII or Latin-1; bodies are UTF-8.
+_HEADER_ENCODINGS: Final = frozenset({"ascii", "latin-1", "latin1", "iso-8859-1"})
+_HEADER: Final = re.compile(
+    r"(?:illegal|invalid) header|header injection", re.IGNORECASE
+)
 
 
-def transport_of(error: BaseException) -> Transport | None:
-    """What `error` says about the way to the provider; None if it says nothing."""
-    reason = _reason_in(error)
-    if reason is not None and (told := transport_of(reason)):
-        return told
-    for modules, names, transport in _BY_LIBRARY:
-        if isinstance(error, tuple(_classes(modules, names))):
-            return transport
-    for classes, transport in _BUILTIN:
+def read_transport_error(error: BaseException) -> TransportFailure | None:
+    """What `error` says about the way to the provider; None if it says nothing.
+
+    Of an exception that wraps another one, the more exact of the two counts.
+    """
+    if _is_bad_certificate(error):
+        return _BAD_CERTIFICATE
+    if isinstance(error, UnicodeEncodeError):
+        return _BAD_KEY if error.encoding in _HEADER_ENCODINGS else _BAD_REQUEST
+    if isinstance(error, RuntimeError) and _CLOSED.search(str(error)):
+        return _CANNOT_CONNECT
+    found = _by_class(error)
+    is_about_http = found is _BAD_REQUEST or isinstance(error, ValueError)
+    if is_about_http and _HEADER.search(str(error)):
+        return _BAD_KEY
+    for inner in _wrapped(error):
+        told = read_transport_error(inner)
+        # httpx-aiohttp says ConnectTimeout of a connection that was refused or reset.
+        is_refused = found is _CONNECT_TIMEOUT and inner is error.__cause__
+        if told is not None and (
+            found in {None, _LOST}
+            or _sdk_name(error) is not None
+            or (is_refused and told.kind is FailureKind.CONNECTION)
+        ):
+            return told
+    return found
+
+
+def transport_of(error: BaseException) -> TransportFailure | None:
+    """The former name of `read_transport_error`."""
+    return read_transport_error(error)
+
+
+def _by_class(error: BaseException) -> TransportFailure | None:
+    for modules, table in _BY_LIBRARY:
+        for names, failure in table.items():
+            if isinstance(error, tuple(_classes(modules, names.split()))):
+                # Hugging Face's InferenceTimeoutError is an HTTPError too.
+                if failure is _LOST and isinstance(error, TimeoutError):
+                    return _READ_TIMEOUT
+                return failure
+    for classes, failure in _BUILTIN:
         if isinstance(error, classes):
-            return transport
-    if isinstance(error, OSError) and error.errno in _NO_WAY_THERE:
-        return _not_sent(FailureKind.CONNECTION)
-    return None
+            return failure
+    if isinstance(error, OSError) and error.errno in _UNREACHABLE:
+        return _CANNOT_CONNECT
+    name = _sdk_name(error)
+    return _BY_SDK_NAME[name] if name else None
 
 
-def _reason_in(error: BaseException) -> BaseException | None:
-    """What really happened, of an exception that only wraps it.
+def _sdk_name(error: BaseException) -> str | None:
+    names = (cls.__name__ for cls in type(error).__mro__)
+    return next((name for name in names if name in _BY_SDK_NAME), None)
+
+
+def _wrapped(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions that `error` is only a wrapper of.
 
     urllib, and urllib3's `MaxRetryError`, keep it in `reason`; requests wraps the
-    latter once more.
+    latter once more; urllib3's `ProtocolError` has it as an argument.
     """
-    inner = error.args[0] if error.args else None
-    found = (getattr(wrapper, "reason", None) for wrapper in (error, inner))
-    return next((one for one in found if isinstance(one, BaseException)), None)
+    reasons = [getattr(one, "reason", None) for one in (error, *error.args[:1])]
+    for inner in (*reasons, *error.args[1:], error.__cause__):
+        if isinstance(inner, BaseException) and inner is not error:
+            yield inner
+
+
+def _is_bad_certificate(error: BaseException) -> bool:
+    step: BaseException | None = error
+    for _ in range(8):
+        if step is None:
+            return False
+        if any(
+            isinstance(one, ssl.SSLCertVerificationError) for one in (step, *step.args)
+        ):
+            return True
+        step = step.__cause__ or step.__context__
+    return False
 
 
 def _classes(
     modules: Iterable[str], names: Iterable[str]
 ) -> Iterator[type[BaseException]]:
-    """The classes of these names, of each library that somebody has imported."""
+    """The classes of these names, of each library that has been imported."""
     for module in filter(None, map(sys.modules.get, modules)):
         for name in names:
             if found := getattr(module, name, None):

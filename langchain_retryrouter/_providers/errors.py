@@ -1,38 +1,763 @@
-"""What an exception of somebody else's chat model means, given its meaning once.
+"""The one reader of provider errors, for GPTRouter, the LLMs and RetryRouter.
 
-A router asks models of any integration, so whatever their SDKs raise arrives here raw.
-What is a provider's failure becomes one of `errors`, with the facts that its response
-holds; what is no provider's failure, such as a bug or a caller's mistake, is not ours
-to name.
+`read_response` reads an HTTP answer, `read_event` an event of a stream or the body of a
+200, and `read_exception` what an SDK or an integration raised. Each gives an
+`ErrorReport`, and `ErrorReport.to_error` makes the exception of it. What a status, a
+code and a sentence mean is in `failures.classify`, what an exception below HTTP means
+in `_http.errors`, and every form of "wait" in `_retry.retry_after`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from types import FrameType, TracebackType
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from langchain_core import exceptions as langchain
+from pydantic import ValidationError
 
 from langchain_retryrouter import _json
-from langchain_retryrouter._http.errors import Transport, transport_of
-from langchain_retryrouter._retry.retry_after import read_advice
+from langchain_retryrouter._http.errors import TransportFailure, read_transport_error
+from langchain_retryrouter._retry.retry_after import read_advice, read_wait
 from langchain_retryrouter.errors import (
     BASE_ERRORS,
     MASK,
     SHORTEST_SECRET,
+    ErrorFamily,
     RetryRouterError,
-    mask_one,
-)
-from langchain_retryrouter.errors import (
-    redact_text as hide_secrets,
+    mask_with,
+    redact_text,
+    rewrite,
 )
 from langchain_retryrouter.failures import FailureKind, classify, is_retryable
+
+_OK, _REDIRECT, _BAD_REQUEST, _END_OF_STATUSES = 200, 300, 400, 600
+_REQUEST_TIMEOUT, _TOO_MANY_REQUESTS, _SERVER_ERROR = 408, 429, 500
+_EXCERPT: Final = 200
+_DEEPEST: Final = 5  # An error inside an error inside ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorReport:
+    """What a provider, or a library below, says about a failure.
+
+    Attributes:
+        kind: What it means.
+        message: The provider's sentence, after the status if there is one.
+        status_code: The HTTP status; None for an error inside a stream or a 200.
+        code: The provider's machine-readable name of the error.
+        retry_after: Seconds to wait, in whichever form the provider asked for it.
+        should_retry: Whether a retry is allowed; None if nothing is said about it.
+        request_id: The provider's id of the request.
+        body: The body of the answer, parsed if it is JSON.
+        may_have_run: Whether the provider may have done the work.
+    """
+
+    kind: FailureKind
+    message: str
+    status_code: int | None = None
+    code: str | None = None
+    retry_after: float | None = None
+    should_retry: bool | None = None
+    request_id: str | None = None
+    body: Any = None
+    may_have_run: bool = True
+
+    def to_error(self, family: ErrorFamily) -> RetryRouterError:
+        """The exception for it, of the classes of `family`."""
+        return family.get(self.kind, BASE_ERRORS[self.kind])(
+            self.message,
+            status_code=self.status_code,
+            retry_after=self.retry_after,
+            should_retry=self.should_retry,
+            request_id=self.request_id,
+            code=self.code,
+            body=self.body,
+            may_have_run=self.may_have_run,
+        )
+
+
+def read_response(
+    status_code: int, headers: Any, body: Any, *, unix_time: float
+) -> ErrorReport:
+    """Read an HTTP answer that is an error.
+
+    Args:
+        status_code: The HTTP status.
+        headers: The headers: a mapping of any HTTP library, or pairs.
+        body: The body: bytes, text, or parsed.
+        unix_time: The seconds since the Unix epoch, to read a date with.
+    """
+    return _report(status_code, _pairs(headers), body, unix_time=unix_time)
+
+
+def read_event(data: Any, event: str = "message") -> ErrorReport | None:
+    """Read an event of a stream, or the body of a 200, that may be an error.
+
+    Args:
+        data: The data: bytes, text, a dict, or an object of a generated SDK.
+        event: The name of the event (or of the field, as llama.cpp's `error: {...}`).
+
+    Returns:
+        The error; None if it is not an error.
+    """
+    body = _parsed(data)
+    if event == "error" or _is_error(body):
+        return _report(None, [], body, "the provider reported an error")
+    return None
+
+
+def read_exception(error: BaseException, *, unix_time: float) -> ErrorReport | None:
+    """Read what an SDK, an HTTP library or an integration raised.
+
+    The texts of the exception and of its causes lose the keys that their requests
+    carried, since a traceback prints them.
+
+    Args:
+        error: The exception.
+        unix_time: The seconds since the Unix epoch, to read a date with.
+
+    Returns:
+        The error; None if the exception says nothing about a provider.
+    """
+    if isinstance(error, RetryRouterError):
+        names = {field.name for field in dataclasses.fields(ErrorReport)}
+        return ErrorReport(**{name: getattr(error, name) for name in names})
+    causes = list(_causes(error))
+    secrets = {secret for one in causes for secret in _secrets_of(one)}
+
+    def hide(text: str) -> str:
+        return _LOOKS_SECRET.sub(MASK, redact_text(secrets, text))
+
+    report = _read_causes(error, causes, unix_time)
+    mask_with(hide, error)
+    if report is None:
+        return None
+    return dataclasses.replace(
+        report, message=hide(report.message), body=rewrite(hide, report.body)
+    )
+
+
+def name_failure(error: Exception, unix_time: float) -> RetryRouterError | None:
+    """The exception of ours for `error`; None if it says nothing about a provider."""
+    if isinstance(error, RetryRouterError):
+        return error
+    report = read_exception(error, unix_time=unix_time)
+    return report.to_error(BASE_ERRORS) if report else None
+
+
+# --- What is in an answer -----------------------------------------------------------
+
+# The HTTP status that a name stands for, where no status came with it: in a stream, or
+# in a 200. A name is compared without "Error", "Exception", case and punctuation.
+# Sources: docs.claude.com/en/api/errors; google/rpc/code.proto; the errors of
+# InvokeModel and ConverseStream in the API reference of Amazon Bedrock; the classes of
+# the generated SDKs, whose names vLLM and LiteLLM send.
+_STATUS_BY_NAME: Final = {
+    name: status
+    for status, names in (
+        (
+            400,
+            "badrequest invalidrequest invalidargument failedprecondition outofrange",
+        ),
+        (400, "validation"),
+        (401, "authentication unauthenticated unauthorized expiredtoken"),
+        (401, "unrecognizedclient invalidsignature"),
+        (402, "billing paymentrequired servicequotaexceeded"),
+        (403, "permission permissiondenied accessdenied forbidden"),
+        (404, "notfound resourcenotfound"),
+        (409, "conflict aborted alreadyexists"),
+        (413, "requesttoolarge"),
+        (422, "unprocessableentity"),
+        (429, "ratelimit ratelimitexceeded toomanyrequests throttling"),
+        (429, "resourceexhausted"),
+        (500, "api dataloss internal internalserver server unknown model modelstream"),
+        (501, "unimplemented"),
+        (503, "unavailable serviceunavailable modelnotready"),
+        (504, "timeout modeltimeout deadlineexceeded"),
+        (499, "cancelled"),
+        (529, "overloaded"),
+    )
+    for name in names.split()
+}
+_SUFFIX: Final = re.compile(r"(?:error|exception)+$")
+# The kinds that only a field of the request explains.
+_CONTENT_PARAM: Final = re.compile(
+    r"(?:^|\.)(?:content|prompt|input|text|instructions|system)(?:$|[.\[])"
+)
+_REQUEST_IDS: Final = (
+    "x-request-id",
+    "request-id",
+    "apim-request-id",
+    "x-ms-request-id",
+    "x-amzn-requestid",
+    "x-litellm-call-id",
+)
+_PAYLOADS: Final = frozenset(
+    {"choices", "content", "delta", "candidates", "output", "data", "generations"}
+)
+
+
+def _report(
+    status: int | None,
+    headers: list[tuple[str, str]],
+    body: Any,
+    fallback: str = "",
+    unix_time: float = 0.0,
+) -> ErrorReport:
+    body = _json.cut(_parsed(body))
+    facts = _facts_in(body)
+    names = list(_names_in(facts))
+    sentence = _sentence_in(facts, body)
+    meant = status
+    if status is None or status < _REDIRECT:
+        # An error inside a stream or a 200. A 200 with a page is not even that.
+        meant = _implied_status(names) if facts or status is None else status
+        status = None
+    elif (implied := _implied_status(names)) and _is_more_exact(implied, status, facts):
+        meant = implied
+    if raw := _raw_in(facts):
+        sentence = f"{sentence}: {_excerpt(raw)}"
+    text = f"{sentence} {raw} {body if isinstance(body, str) else ''}"
+    param = facts.get("param")
+    kind = _kind_of(meant, names, text, param, is_event=status is None)
+    advice = read_advice(headers, unix_time=unix_time)
+    waits = list(_waits_in(facts, text, unix_time))
+    if kind is FailureKind.QUOTA and waits and "PerDay" not in str(body):
+        # Google says "quota" of a limit per minute too, and when it is over.
+        is_named = any(classify(meant, name) is FailureKind.QUOTA for name in names)
+        kind = kind if is_named else FailureKind.RATE_LIMIT
+    told = [wait for wait in (advice.retry_after, *waits) if wait is not None]
+    ids = {name.lower(): value for name, value in reversed(headers)}
+    place = ids.get("location", "")
+    if status is not None and status < _BAD_REQUEST and place:
+        sentence = f"not redirected to {_excerpt(place)} with the API key. {sentence}"
+    if status is not None and (sentence or not fallback):
+        sentence = f"Error code: {status} - {sentence or 'an empty body'}"
+    return ErrorReport(
+        kind=kind,
+        message=sentence or fallback,
+        status_code=status,
+        code=_code_in(facts, names),
+        retry_after=max(told, default=None),
+        should_retry=advice.should_retry,
+        request_id=next((ids[name] for name in _REQUEST_IDS if name in ids), None),
+        body=body,
+        may_have_run=status is None
+        or status >= _SERVER_ERROR
+        or status == _REQUEST_TIMEOUT,
+    )
+
+
+def _kind_of(
+    status: int | None, names: list[str], text: str, param: Any, *, is_event: bool
+) -> FailureKind:
+    if isinstance(param, str) and not _CONTENT_PARAM.search(param):
+        names = [name for name in names if name != "string_above_max_length"]
+    if is_event and (status is None or status >= _SERVER_ERROR):
+        by_name = [classify(None, name) for name in names]
+        for told in (*by_name, classify(None, None, text)):
+            if told is not FailureKind.SERVER_ERROR:
+                return told
+    plain = classify(status)
+    for name in names:
+        if (told := classify(status, name)) is not plain:
+            return told
+    if status == _TOO_MANY_REQUESTS and "rate_limit_exceeded" in names:
+        return plain
+    told = classify(status, None, text)
+    if told is FailureKind.INVALID_REQUEST and param == "model":
+        is_an_option = any("unsupported" in name for name in names)
+        return told if is_an_option else FailureKind.NOT_FOUND
+    return told
+
+
+def _implied_status(names: list[str]) -> int | None:
+    for name in names:
+        # OpenRouter, vLLM and LiteLLM put the HTTP status into `code`.
+        if re.fullmatch(r"[45]\d\d", name):
+            return int(name)
+        plain = re.sub("[^a-z]", "", name.lower().rpartition("#")[2])
+        plain = _SUFFIX.sub("", plain)
+        if found := _STATUS_BY_NAME.get(plain):
+            return found
+    return _BAD_REQUEST if any(name.startswith("invalid_") for name in names) else None
+
+
+def _is_more_exact(implied: int, status: int, facts: Mapping[str, Any]) -> bool:
+    """Whether the name of an error says more than its status.
+
+    Amazon's do: throttling may be a 400, a failing model is a 424.
+    """
+    if any(str(facts.get(key)).endswith("Exception") for key in ("code", "__type")):
+        return True
+    return status == _BAD_REQUEST and implied in {401, 402, 403, 404}
+
+
+def _parsed(data: Any) -> Any:
+    """Bytes, text and objects of SDKs as plain data, if that is what they hold."""
+    if isinstance(data, bytes | bytearray | memoryview):
+        data = bytes(data).decode("utf-8", "replace")
+    if isinstance(data, str) and data.lstrip()[:1] in {"{", "["}:
+        with contextlib.suppress(ValueError):
+            return _json.read(data)
+    dump = safe_getattr(data, "model_dump")
+    if callable(dump) and not isinstance(data, type):
+        with contextlib.suppress(Exception):
+            return dump(warnings=False)
+    return data
+
+
+def _is_error(body: Any) -> bool:
+    if isinstance(body, list):
+        return bool(body) and isinstance(body[0], Mapping) and _is_error(body[0])
+    if not isinstance(body, Mapping):
+        return False
+    if body.get("error") or (body.get("errors") and not _PAYLOADS & body.keys()):
+        return True
+    kind = body.get("type")
+    if kind in {"error", "response.failed"} or body.get("object") == "error":
+        return True
+    choices = body.get("choices")
+    if isinstance(choices, list):
+        return any(isinstance(one, Mapping) and one.get("error") for one in choices)
+    if _amazons_name(body):
+        return True
+    if _PAYLOADS & body.keys() or not isinstance(_sentence_in(body, None) or None, str):
+        return False
+    names = list(_names_in(body))
+    return _implied_status(names) is not None or any(
+        classify(None, name) is not FailureKind.SERVER_ERROR for name in names
+    )
+
+
+def _amazons_name(body: Mapping[str, Any]) -> str | None:
+    """The name of an error in an event of Amazon's: `{"throttlingException": {}}`."""
+    name = str(next(iter(body), ""))
+    is_error = len(body) == 1 and name.endswith("Exception")
+    return name if is_error and isinstance(body.get(name), Mapping) else None
+
+
+def _facts_in(body: Any, depth: int = 0) -> Mapping[str, Any]:
+    """The object that describes the error, wherever the provider nests it."""
+    body = _parsed(body)
+    if depth > _DEEPEST:
+        return {}
+    if isinstance(body, list) and body:  # Google's, of a stream.
+        return _facts_in(body[0], depth + 1)
+    if not isinstance(body, Mapping):
+        return {}
+    if name := _amazons_name(body):
+        return {"code": name, **body[name]}
+    choices = body.get("choices")
+    for one in choices if isinstance(choices, list) else ():
+        if isinstance(one, Mapping) and one.get("error"):
+            return _facts_in(one, depth + 1)
+    for key in ("error", "errors", "response", "detail", "message"):
+        inner = _parsed(body.get(key))
+        if isinstance(inner, list) and inner and isinstance(inner[0], Mapping | str):
+            inner = inner[0]
+        if isinstance(inner, Mapping) and inner:
+            return _facts_in(inner, depth + 1) or inner
+        if isinstance(inner, str) and key in {"error", "errors"} and inner:
+            return {**body, "message": inner}
+    return body
+
+
+def _names_in(facts: Mapping[str, Any]) -> Iterator[str]:
+    """The names of an error, the most exact one first."""
+    details, inner = facts.get("details"), facts.get("innererror")
+    found = [facts.get("code")]
+    if isinstance(details, Mapping):
+        found.append(details.get("error_code"))
+    elif isinstance(details, list):
+        found += [one.get("reason") for one in details if isinstance(one, Mapping)]
+    if isinstance(inner, Mapping):
+        found.append(inner.get("code"))
+    keys = ("status", "error_code", "__type", "error_type", "type")
+    found += [facts.get(key) for key in keys]
+    for name in found:
+        if isinstance(name, str | int) and not isinstance(name, bool) and name != "":
+            yield str(name)
+
+
+def _code_in(facts: Mapping[str, Any], names: list[str]) -> str | None:
+    if "code" in facts and facts["code"] is None:
+        return None  # OpenAI's, which has nothing to say beyond the type.
+    words = (name for name in names if not name.isdecimal())
+    return next(words, next(iter(names), None))
+
+
+def _sentence_in(facts: Mapping[str, Any], body: Any) -> str:
+    for key in ("message", "Message", "detail", "msg", "title"):
+        if isinstance(told := facts.get(key), str) and told:
+            return told
+    if isinstance(body, str):
+        return _excerpt(body)
+    return json.dumps(body, default=str) if isinstance(body, Mapping) and body else ""
+
+
+def _raw_in(facts: Mapping[str, Any]) -> str:
+    """What OpenRouter hands on of its provider's answer."""
+    metadata = facts.get("metadata")
+    raw = metadata.get("raw") if isinstance(metadata, Mapping) else None
+    return raw if isinstance(raw, str) else ""
+
+
+def _waits_in(
+    facts: Mapping[str, Any], text: str, unix_time: float
+) -> Iterator[float | None]:
+    details = facts.get("details")
+    for detail in details if isinstance(details, list) else ():
+        # Google's RetryInfo: google/rpc/error_details.proto.
+        if isinstance(detail, Mapping) and "retryDelay" in detail:
+            delay = [("retry-after", str(detail["retryDelay"]))]
+            yield read_advice(delay, unix_time=unix_time).retry_after
+    metadata = facts.get("metadata")
+    for told in (facts, metadata if isinstance(metadata, Mapping) else {}):
+        for name in ("retry_after", "retry_after_seconds", "retryAfter"):
+            if name in told:
+                delay = [("retry-after", str(told[name]))]
+                yield read_advice(delay, unix_time=unix_time).retry_after
+        if isinstance(told.get("headers"), Mapping):
+            pairs = _pairs(told["headers"])
+            yield read_advice(pairs, unix_time=unix_time).retry_after
+    if (wait := read_wait(text)) is not None:
+        yield wait
+
+
+def _excerpt(text: str) -> str:
+    words = " ".join(text.split())
+    return words if len(words) <= _EXCERPT else f"{words[:_EXCERPT]}…"
+
+
+def _pairs(headers: Any) -> list[tuple[str, str]]:
+    """The headers of any HTTP library as pairs of texts."""
+    items = safe_getattr(headers, "multi_items") or safe_getattr(headers, "items")
+    pairs: Iterable[Any] = items() if callable(items) else headers or ()
+    texts = [(_text(name), _text(value)) for name, value in pairs]
+    return [(name, value) for name, value in texts if name and value is not None]
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, bytes):
+        return value.decode("latin-1")
+    if isinstance(value, int | float):
+        return str(value)
+    return value if isinstance(value, str) else None
+
+
+# --- What is in an exception --------------------------------------------------------
+
+# LangChain's own tree. What stands above is a special case of what stands below.
+_BY_LANGCHAINS_CLASS: Final = (
+    (langchain.ContextOverflowError, FailureKind.CONTEXT_OVERFLOW),
+    (langchain.ModelAuthenticationError, FailureKind.AUTHENTICATION),
+    (langchain.ModelPermissionDeniedError, FailureKind.PERMISSION),
+    (langchain.ModelNotFoundError, FailureKind.NOT_FOUND),
+    (langchain.ModelInvalidRequestError, FailureKind.INVALID_REQUEST),
+    (langchain.ModelRateLimitError, FailureKind.RATE_LIMIT),
+    (langchain.ModelTimeoutError, FailureKind.TIMEOUT),
+    (langchain.ModelConnectionError, FailureKind.CONNECTION),
+    (langchain.ModelError, FailureKind.SERVER_ERROR),
+)
+# They know more than the status that they carry: LangChain's, LiteLLM's, and openai's.
+_BY_EXACT_NAME: Final = {
+    "ContextOverflowError": FailureKind.CONTEXT_OVERFLOW,
+    "ContextWindowExceededError": FailureKind.CONTEXT_OVERFLOW,
+    "ContentPolicyViolationError": FailureKind.CONTENT_FILTER,
+    "ContentFilterFinishReasonError": FailureKind.CONTENT_FILTER,
+    "ModelRefusalError": FailureKind.CONTENT_FILTER,
+}
+_SHARPER: Final = (
+    FailureKind.AUTHENTICATION,
+    FailureKind.PERMISSION,
+    FailureKind.NOT_FOUND,
+)
+_LEADING_STATUS: Final = re.compile(r"(?:\[|Error code: )([45]\d\d)\b\]?(?: - )?")
+# langchain-openai raises the errors of the Responses API as the text of an object, or
+# with its code in front.
+_REPR: Final = re.compile(r"\bcode='(?P<code>\w+)',? message=['\"](?P<message>.*)")
+_CODE_FIRST: Final = re.compile(r"(?P<code>[a-z]+(?:_[a-z]+)+): (?P<message>.*)")
+_NO_ANSWER: Final = re.compile(
+    r"no generations? found|no generation chunks|no data received|no 'output' key"
+    r"|received (?:an )?empty|empty (?:stream|response)|null value for .choices"
+    r"|missing .choices. key|unexpected response type|while decoding a json"
+    r"|digits\) for integer string",
+    re.IGNORECASE,
+)
+_MESSAGES: Final = ("AIMessage", "ChatMessage", "ChatGeneration", "ChatResult")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """`error`, and what it was raised `from`."""
+    seen: set[int] = set()
+    step: BaseException | None = error
+    while step is not None and id(step) not in seen:
+        seen.add(id(step))
+        yield step
+        step = step.__cause__
+
+
+def _read_causes(
+    error: BaseException, causes: list[BaseException], unix_time: float
+) -> ErrorReport | None:
+    """The most exact report: an answer's, a transport's, or that of a class."""
+    report = answer = None
+    for place, one in enumerate(causes):
+        if answer := _read_answer(one, unix_time):
+            causes = causes[place + 1 :]
+            break
+    is_bare = answer is None or (
+        not answer.body and (answer.status_code or 0) >= _SERVER_ERROR
+    )
+    if is_bare and (transport := _transport_in(causes)):
+        # LiteLLM makes a 500 without a body of a lost connection.
+        report = _from_transport(*transport, error)
+    report = report or answer or _read_class(error) or _read_text(error)
+    exact = [
+        _BY_EXACT_NAME[cls.__name__]
+        for cls in type(error).__mro__
+        if cls.__name__ in _BY_EXACT_NAME
+    ]
+    if report is None:
+        return _from_class(exact[0], error) if exact else None
+    kind = exact[0] if exact else report.kind
+    by_class = _kind_by_class(error)
+    if kind is FailureKind.INVALID_REQUEST and by_class in _SHARPER:
+        kind = by_class
+    is_given_up = getattr(error, "__dict__", {}).get("is_retryable") is False
+    should_retry = False if is_given_up else report.should_retry
+    return dataclasses.replace(report, kind=kind, should_retry=should_retry)
+
+
+def _read_answer(error: BaseException, unix_time: float) -> ErrorReport | None:
+    """The provider's answer that `error` carries; None if it carries none."""
+    response = safe_getattr(error, "response")
+    if isinstance(response, Mapping):
+        return _read_amazons(response, str(error), unix_time)
+    names = {cls.__name__ for cls in type(error).__mro__}
+    if names & {"APIConnectionError", "APIResponseValidationError"}:
+        return None
+    is_sdks = ("APIError" in names and hasattr(error, "body")) or (
+        "ResponseError" in names and type(error).__module__.startswith("ollama")
+    )
+    status = _status_of(error, response, is_sdks=is_sdks)
+    headers = _headers_of(error, response, status)
+    if status is not None:
+        body = _body_of(error, response)
+        return _report(status, headers, body, str(error), unix_time)
+    if name := _grpcs_name(error):
+        details = safe_getattr(error, "details")
+        said = details() if callable(details) else None
+        body = {"code": name, "message": said if isinstance(said, str) else str(error)}
+        status = _implied_status([name]) or _SERVER_ERROR
+        return _report(status, [], body, unix_time=unix_time)
+    if is_sdks:  # Raised for an event of a stream.
+        body = safe_getattr(error, "body")
+        body = str(error) if body is None else body
+        return _report(None, headers, body, str(error), unix_time)
+    return None
+
+
+def _status_of(error: BaseException, response: Any, *, is_sdks: bool) -> int | None:
+    own = safe_getattr(error, "status_code")
+    if _is_status(own, _OK):
+        return int(own)
+    if is_sdks:
+        return None  # Its `code` is the provider's: openai 2 leaves a number one.
+    # langchain-openai hangs the response, a 200, on whatever goes wrong later.
+    told = safe_getattr(response, "status_code")
+    if _is_status(told, _REDIRECT):
+        return int(told)
+    # aiohttp's TransferEncodingError has the code 400, and is a cut body.
+    evidence = ("headers", "response", "details", "errors")
+    if all(safe_getattr(error, name) is None for name in evidence):
+        return None
+    others = (safe_getattr(error, "status"), safe_getattr(error, "code"))
+    return next((int(one) for one in others if _is_status(one, _REDIRECT)), None)
+
+
+def _is_status(value: Any, least: int) -> bool:
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return is_number and least <= value < _END_OF_STATUSES
+
+
+def _headers_of(
+    error: BaseException, response: Any, status: int | None
+) -> list[tuple[str, str]]:
+    found = [
+        safe_getattr(response, "headers"),
+        safe_getattr(error, "headers"),
+        safe_getattr(error, "litellm_response_headers"),
+    ]
+    # Ollama's are only in what its error was raised in place of.
+    context = safe_getattr(error.__context__, "response")
+    if status is not None and safe_getattr(context, "status_code") == status:
+        found.append(safe_getattr(context, "headers"))
+    return next(filter(None, map(_pairs, found)), [])
+
+
+def _body_of(error: BaseException, response: Any) -> Any:
+    details = safe_getattr(error, "details")
+    for body in (safe_getattr(error, "body"), details):
+        if isinstance(body, Mapping) or (isinstance(body, str | list) and body):
+            if body is details and isinstance(body, list):  # google-api-core's
+                message = safe_getattr(error, "message") or str(error)
+                return {"message": message, "details": [_plain(one) for one in body]}
+            return body
+    raw = safe_getattr(response, "raw")
+    if raw is None or safe_getattr(raw, "closed") is True:
+        # Read already: requests would read from the socket otherwise.
+        content = safe_getattr(response, "content")
+        if isinstance(content, bytes) and content:
+            return content
+    begin = str(error).find("{")
+    inner = _parsed(str(error)[begin:]) if begin >= 0 else None
+    return inner if isinstance(inner, Mapping) else None
+
+
+def _plain(detail: Any) -> Any:
+    """A detail of gRPC's, an object of protobuf, as it would be in JSON."""
+    if isinstance(detail, Mapping):
+        return detail
+    plain: dict[str, Any] = {"@type": type(detail).__name__}
+    if isinstance(reason := safe_getattr(detail, "reason"), str):
+        plain["reason"] = reason
+    delay = safe_getattr(detail, "retry_delay")
+    seconds, nanos = safe_getattr(delay, "seconds"), safe_getattr(delay, "nanos")
+    if isinstance(seconds, int):
+        plain["retryDelay"] = f"{seconds + (nanos or 0) / 1e9}s"
+    violations = safe_getattr(detail, "violations") or ()
+    plain["violations"] = [str(violation) for violation in violations]
+    return plain
+
+
+def _read_amazons(
+    response: Mapping[str, Any], fallback: str, unix_time: float
+) -> ErrorReport | None:
+    facts, answer = response.get("Error"), response.get("ResponseMetadata")
+    if not isinstance(facts, Mapping):
+        return None
+    answer = answer if isinstance(answer, Mapping) else {}
+    name, message = str(facts.get("Code") or ""), facts.get("Message") or fallback
+    report = _report(
+        answer.get("HTTPStatusCode"),
+        _pairs(answer.get("HTTPHeaders")),
+        {"code": name or None, "message": message},
+        unix_time=unix_time,
+    )
+    return dataclasses.replace(report, message=str(message), body=dict(response))
+
+
+def _grpcs_name(error: BaseException) -> str | None:
+    code = safe_getattr(error, "code")
+    if not callable(code) or not type(error).__module__.startswith("grpc"):
+        return None
+    name = safe_getattr(code(), "name")
+    return name if isinstance(name, str) else None
+
+
+def _transport_in(
+    causes: list[BaseException],
+) -> tuple[TransportFailure, BaseException] | None:
+    found = ((read_transport_error(one), one) for one in causes)
+    return next(((failure, one) for failure, one in found if failure), None)
+
+
+def _from_transport(
+    failure: TransportFailure, cause: BaseException, error: BaseException
+) -> ErrorReport:
+    if failure.kind is FailureKind.MALFORMED:
+        return _malformed(cause)
+    inner = cause.__cause__ or cause
+    detail = f"{type(inner).__name__}: {inner}".removesuffix(": ")
+    message = detail if inner is error else f"{str(error).rstrip('.')} ({detail})"
+    return ErrorReport(
+        kind=failure.kind,
+        message=message,
+        should_retry=failure.should_retry,
+        may_have_run=failure.may_have_run,
+    )
+
+
+def _kind_by_class(error: BaseException) -> FailureKind | None:
+    found = (kind for cls, kind in _BY_LANGCHAINS_CLASS if isinstance(error, cls))
+    return next(found, None)
+
+
+def _read_class(error: BaseException) -> ErrorReport | None:
+    kind = _kind_by_class(error)
+    return None if kind is None else _from_class(kind, error)
+
+
+def _from_class(kind: FailureKind, error: BaseException) -> ErrorReport:
+    code = safe_getattr(error, "code")
+    says_no = isinstance(error, langchain.ModelError) and not error.is_retryable
+    return ErrorReport(
+        kind=kind,
+        message=f"{type(error).__name__}: {error}".removesuffix(": "),
+        code=code if isinstance(code, str) else None,
+        body=safe_getattr(error, "body"),
+        should_retry=False if says_no and is_retryable(kind) else None,
+        may_have_run=is_retryable(kind),
+    )
+
+
+def _read_text(error: BaseException) -> ErrorReport | None:
+    """What an exception without any facts says by its text or its arguments."""
+    text = str(error)
+    if status := _LEADING_STATUS.match(text):  # ChatNVIDIA's
+        headers = _headers_of(error, None, int(status[1]))
+        return _report(int(status[1]), headers, text[status.end() :].strip())
+    argument = error.args[0] if error.args else None
+    if type(error) is ValueError and not isinstance(argument, str):
+        body = _parsed(argument)
+        return read_event({"error": body}) if isinstance(body, Mapping) else None
+    if isinstance(error, ValueError) and (told := _REPR.search(text)):
+        return read_event({"error": {**told.groupdict(), "message": text}})
+    if type(error) is ValueError and (told := _CODE_FIRST.match(text)):
+        names = [told["code"]]
+        known = classify(None, names[0]) is not FailureKind.SERVER_ERROR
+        if known or _implied_status(names):
+            return read_event({"error": {"code": names[0], "message": text}})
+    return _malformed(error) if _is_unreadable(error, text) else None
+
+
+def _is_unreadable(error: BaseException, text: str) -> bool:
+    """Whether the exception itself shows that the answer could not be read."""
+    if isinstance(error, ValidationError):
+        return error.title.startswith(_MESSAGES) or error.title == "Unmarshaller"
+    if isinstance(error, AttributeError):
+        # An event of a stream, or a choice, that is JSON and not an object.
+        is_scalar = isinstance(error.obj, str | int | float | list | None)
+        return is_scalar and error.name in {"get", "items", "model_dump"}
+    if type(error).__name__ == "PydanticSerializationError":
+        return True
+    return bool(_NO_ANSWER.search(text))
+
+
+def _malformed(error: BaseException) -> ErrorReport:
+    said = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return ErrorReport(
+        kind=FailureKind.MALFORMED,
+        message="the provider's answer could not be read "
+        f"({type(error).__name__}: {said})",
+    )
+
+
+def safe_getattr(thing: Any, name: str) -> Any:
+    """An attribute; None if there is none, or if asking for it raises."""
+    with contextlib.suppress(Exception):  # httpx raises RuntimeError for `request`.
+        return getattr(thing, name, None)
+    return None
+
+
+# --- Secrets ------------------------------------------------------------------------
 
 _SECRET_HEADERS: Final = frozenset(
     {
@@ -53,669 +778,23 @@ _LOOKS_SECRET: Final = re.compile(
 )
 
 
-def secrets_of(errors: list[BaseException]) -> set[str]:
-    """What the requests of these errors carried that must not be shown."""
-    return {
-        secret
-        for error in errors
-        for request in _requests_of(error)
-        for secret in _secrets_in(request)
-        if len(secret) >= SHORTEST_SECRET
-    }
-
-
-def mask(secrets: set[str], error: BaseException) -> None:
-    """Take `secrets`, and what looks like one, out of what an SDK's own error says.
-
-    A traceback prints it.
-    """
-    mask_one(error, lambda text: _LOOKS_SECRET.sub(MASK, hide_secrets(secrets, text)))
-
-
-def _requests_of(error: BaseException) -> Iterator[Any]:
+def _secrets_of(error: BaseException) -> Iterator[str]:
+    """What the request of an exception carried that must not be shown."""
     response = safe_getattr(error, "response")
     for request in (
         safe_getattr(error, "request"),
         safe_getattr(error, "request_info"),  # aiohttp's
         safe_getattr(response, "request"),
     ):
-        if request is not None:
-            yield request
-
-
-def _secrets_in(request: Any) -> Iterator[str]:
-    headers = safe_getattr(request, "headers")
-    for name, value in headers.items() if hasattr(headers, "items") else ():
-        if str(name).lower() in _SECRET_HEADERS and str(value).split():
-            yield str(value).split()[-1]
-    query = str(safe_getattr(request, "url") or "").partition("?")[2]
-    for name, value in parse_qsl(query):
-        if name.lower() in _SECRET_PARAMETERS:
-            yield value
-
-
-_ODD: Final = (AttributeError, IndexError, KeyError, TypeError, ValueError)
-
-_READERS: Final = frozenset(
-    {
-        # langchain-openai, and its copies.
-        "_create_chat_result",
-        "_convert_chunk_to_generation_chunk",
-        "_convert_chunk_to_message_chunk",
-        "_convert_delta_to_message_chunk",
-        "_construct_lc_result_from_responses_api",
-        "_convert_responses_chunk_to_generation_chunk",
-        # langchain-anthropic.
-        "_format_output",
-        "_make_message_chunk_from_anthropic_event",
-    }
-)
-_RESPONSES_READERS: Final = frozenset(
-    {
-        "_construct_lc_result_from_responses_api",
-        "_convert_responses_chunk_to_generation_chunk",
-    }
-)
-# These run the stream inside, and with it all that may be wrong on the way to it: only
-# what they raise themselves says that the stream was empty.
-_COLLECTORS: Final = frozenset({"generate_from_stream", "agenerate_from_stream"})
-_INTEGRATION: Final = "langchain_"
-_CODE_FIRST: Final = re.compile(r"^(?:code=')?(?P<code>[a-z_]+)(?:'|:) ")
-
-
-def unparseable_response(error: Exception) -> ProviderError | None:
-    """What was wrong with the answer that made an integration raise `error`.
-
-    None where it was not the answer: a caller's mistake, or a bug.
-    """
-    if _json.is_unreadable(error):
-        return _malformed(error)
-    if not isinstance(error, _ODD) or _is_callers_schema(error):
-        return None
-    frames = list(_frames(error.__traceback__))
-    readers = {f.f_code.co_name for f in frames if _is_integrations(f)} & _READERS
-    if readers:
-        return _reported_in(error, readers) or _malformed(error)
-    if frames and frames[-1].f_code.co_name in _COLLECTORS:
-        return _malformed(error)
-    is_odd = _is_scalar_event(error) or (bool(frames) and _is_dump(frames[-1]))
-    return _malformed(error) if is_odd else None
-
-
-def _reported_in(error: Exception, readers: set[str]) -> ProviderError | None:
-    """The provider's own error, of an answer that was nothing else.
-
-    langchain-openai raises `ValueError(response["error"])` for it, and for the
-    Responses API the error as one text, its code first.
-    """
-    if type(error) is not ValueError or not error.args:
-        return None
-    told = error.args[0]
-    dump = getattr(told, "model_dump", None)
-    body = dump(warnings=False) if callable(dump) else told
-    if isinstance(body, Mapping):
-        return read_reported(dict(body))
-    if not (isinstance(body, str) and readers & _RESPONSES_READERS):
-        return None
-    code = _CODE_FIRST.match(body)
-    return read_reported({"message": body, "code": code["code"] if code else None})
-
-
-def _malformed(error: Exception) -> ProviderError:
-    said = (
-        str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    )
-    return ProviderError(
-        FailureKind.MALFORMED,
-        f"the provider's answer could not be read ({type(error).__name__}: {said})",
-    )
-
-
-def _frames(traceback: TracebackType | None) -> Iterator[FrameType]:
-    while traceback is not None:
-        yield traceback.tb_frame
-        traceback = traceback.tb_next
-
-
-def _is_integrations(frame: FrameType) -> bool:
-    return str(frame.f_globals.get("__name__")).startswith(_INTEGRATION)
-
-
-def _is_scalar_event(error: Exception) -> bool:
-    """Whether an event of a stream was JSON, and no object: `data: 42`.
-
-    The SDKs hand on the bare value, and an integration asks it for its fields.
-    """
-    return (
-        isinstance(error, AttributeError)
-        and error.name == "model_dump"
-        and isinstance(error.obj, str | int | float | list | None)
-    )
-
-
-def _is_dump(frame: FrameType) -> bool:
-    """Whether it is an answer, as the SDK has it, that would not become plain data.
-
-    It holds what JSON may say and nobody can write, such as half a character. The
-    generated SDKs keep the types of their answers in `types`.
-    """
-    written = frame.f_locals.get("self")
-    return frame.f_code.co_name == "model_dump" and (
-        ".types." in type(written).__module__
-    )
-
-
-def _is_callers_schema(error: Exception) -> bool:
-    """Whether an answer came that does not fit into the caller's pydantic class.
-
-    The provider did its work then; the model's words are the caller's to judge.
-    """
-    title: Any = safe_getattr(error, "title")
-    if not isinstance(error, ValueError) or not hasattr(error, "errors"):
-        return False
-    return isinstance(title, str) and not title.startswith(_MESSAGES)
-
-
-_MESSAGES: Final = ("AIMessage", "ChatMessage", "ChatGeneration", "ChatResult")
-
-
-# A name that a provider gives an error, and the status that it documents for it. It
-# counts where there is no status: inside a stream, or inside a 200.
-_STATUS_BY_NAME: Final = {
-    # Anthropic: docs.claude.com/en/api/errors.
-    "invalid_request_error": 400,
-    "authentication_error": 401,
-    "billing_error": 402,
-    "permission_error": 403,
-    "not_found_error": 404,
-    "request_too_large": 413,
-    "rate_limit_error": 429,
-    "api_error": 500,
-    "timeout_error": 504,
-    "overloaded_error": 529,
-    # Google and gRPC: the mapping in google/rpc/code.proto.
-    "INVALID_ARGUMENT": 400,
-    "FAILED_PRECONDITION": 400,
-    "OUT_OF_RANGE": 400,
-    "UNAUTHENTICATED": 401,
-    "PERMISSION_DENIED": 403,
-    "NOT_FOUND": 404,
-    "ABORTED": 409,
-    "ALREADY_EXISTS": 409,
-    "RESOURCE_EXHAUSTED": 429,
-    "CANCELLED": 500,
-    "DATA_LOSS": 500,
-    "INTERNAL": 500,
-    "UNKNOWN": 500,
-    "UNIMPLEMENTED": 501,
-    "UNAVAILABLE": 503,
-    "DEADLINE_EXCEEDED": 504,
-}
-# Amazon Bedrock's names say more than its statuses: a failing model is a 424 there, and
-# in the middle of a stream there is none. Source: the errors of InvokeModel and
-# ConverseStream in its API reference. In lower case: a stream's begin with a small
-# letter.
-_STATUS_BY_AMAZONS_NAME: Final = {
-    "throttlingexception": 429,
-    "toomanyrequestsexception": 429,
-    "modelnotreadyexception": 503,
-    "modelerrorexception": 500,
-    "modelstreamerrorexception": 500,
-    "modeltimeoutexception": 504,
-    "internalserverexception": 500,
-    "serviceunavailableexception": 503,
-    "servicequotaexceededexception": 402,
-    "validationexception": 400,
-    "accessdeniedexception": 403,
-    "expiredtokenexception": 401,
-    "unrecognizedclientexception": 401,
-    "invalidsignatureexception": 401,
-    "resourcenotfoundexception": 404,
-}
-_REQUEST_IDS: Final = (
-    "x-request-id",
-    "request-id",
-    "apim-request-id",
-    "x-ms-request-id",
-    "x-amzn-requestid",
-)
-_OK, _REDIRECT, _BAD_REQUEST, _END_OF_STATUSES = 200, 300, 400, 600
-_REQUEST_TIMEOUT, _SERVER_ERROR = 408, 500
-_EXCERPT = 200
-_DIGITS = 3  # Of a status; what is longer may be too long for `int`.
-
-
-@dataclass(frozen=True, slots=True)
-class ProviderError:
-    """What a provider said.
-
-    Attributes:
-        kind: What it means.
-        message: The provider's sentence.
-        status_code: The HTTP status, where that reported it.
-        code: The provider's machine-readable name of the error.
-        body: The body of the answer, parsed where it was JSON.
-        headers: The answer's header fields.
-    """
-
-    kind: FailureKind
-    message: str
-    status_code: int | None = None
-    code: str | None = None
-    body: Any = None
-    headers: list[tuple[str, str]] = field(default_factory=list)
-
-    @property
-    def may_have_run(self) -> bool:
-        """Whether the provider may have done the work."""
-        status = self.status_code
-        return status is None or status >= _SERVER_ERROR or status == _REQUEST_TIMEOUT
-
-    @property
-    def request_id(self) -> str | None:
-        """The provider's id of the request."""
-        told = {name.lower(): value for name, value in reversed(self.headers)}
-        return next((told[name] for name in _REQUEST_IDS if name in told), None)
-
-
-def report_in(error: BaseException) -> ProviderError | None:
-    """The provider's report that `error` carries; None if it carries none."""
-    response = safe_getattr(error, "response")
-    if isinstance(response, Mapping):
-        return _amazons(response, str(error))
-    status = _status_of(error, response)
-    headers = _headers_of(error, response)
-    if status is not None:
-        return _read(status, _body_of(error, response), headers, str(error))
-    if name := _grpcs_name(error):
-        return _read(_STATUS_BY_NAME.get(name, 500), {"code": name}, [], _said(error))
-    if _is_sdks(error):
-        body = safe_getattr(error, "body")
-        return _read(None, str(error) if body is None else body, headers, str(error))
-    return None
-
-
-def read_reported(body: Any) -> ProviderError:
-    """An error that came inside a 200 or as an event of a stream."""
-    return _read(None, body, [], "the provider reported an error")
-
-
-def safe_getattr(thing: Any, name: str) -> Any:
-    """An attribute; None where there is none, or where asking for it is an error."""
-    with contextlib.suppress(Exception):  # httpx raises RuntimeError for `request`.
-        return getattr(thing, name, None)
-    return None
-
-
-def _read(
-    status: int | None, body: Any, headers: list[tuple[str, str]], fallback: str
-) -> ProviderError:
-    body = _json.cut(body)
-    facts = _facts_in(body)
-    told = _sentence(facts, body)
-    names = list(_names_in(facts))
-    text = f"{told} {body}" if isinstance(body, str) else told
-    meant = status or _implied_status(names)
-    if status is not None and status < _REDIRECT:
-        # The 200 with which a stream began, and then an event reported an error.
-        status, meant = None, _implied_status(names) if facts else status
-    kind = _kind_of(meant, names, text or fallback)
-    delay = _googles_delay(facts)
-    if delay is not None:
-        headers = [*headers, ("retry-after", delay)]
-        if kind is FailureKind.QUOTA and "PerDay" not in str(body):
-            # Google says "quota" of a limit per minute too, and when it is over.
-            kind = FailureKind.RATE_LIMIT
-    return ProviderError(
-        kind=kind,
-        message=f"Error code: {status} - {told}"
-        if told and status
-        else told or fallback,
-        status_code=status,
-        code=_code_in(facts, names),
-        body=body,
-        headers=headers,
-    )
-
-
-def _kind_of(status: int | None, names: list[str], text: str) -> FailureKind:
-    plain = classify(status)
-    kinds = (classify(status, name, text) for name in names or [""])
-    return next((kind for kind in kinds if kind is not plain), plain)
-
-
-def _implied_status(names: list[str]) -> int | None:
-    for name in names:
-        # OpenRouter, vLLM and LiteLLM put the HTTP status into `code`.
-        if (
-            len(name) == _DIGITS
-            and name.isdecimal()
-            and _BAD_REQUEST <= int(name) < _END_OF_STATUSES
-        ):
-            return int(name)
-        if found := _STATUS_BY_NAME.get(name):
-            return found
-    return None
-
-
-# The body.
-
-
-def _facts_in(body: Any) -> Mapping[str, Any]:
-    """The object that holds the error, wherever the provider nests it."""
-    if isinstance(body, list) and body:  # Google's, of a stream.
-        return _facts_in(body[0])
-    if not isinstance(body, Mapping):
-        return {}
-    inner = body.get("error")
-    if isinstance(inner, Mapping):
-        return inner
-    return {**body, "message": inner} if isinstance(inner, str) else body
-
-
-def _names_in(facts: Mapping[str, Any]) -> Iterator[str]:
-    """The names of an error, the most exact one first."""
-    details = facts.get("details")
-    exact = details.get("error_code") if isinstance(details, Mapping) else None
-    for name in (facts.get("code"), exact, facts.get("status"), facts.get("type")):
-        if isinstance(name, str | int) and not isinstance(name, bool) and name != "":
-            yield str(name)
-
-
-def _code_in(facts: Mapping[str, Any], names: list[str]) -> str | None:
-    if "code" in facts and facts["code"] is None:
-        return None  # OpenAI's, which has nothing to say beyond the type.
-    words = (name for name in names if not name.isdecimal())
-    return next(words, next(iter(names), None))
-
-
-def _googles_delay(facts: Mapping[str, Any]) -> str | None:
-    """The seconds in Google's `RetryInfo`, which it has instead of a header.
-
-    Source: google/rpc/error_details.proto; a duration in JSON is such as `34.07s`.
-    """
-    details = facts.get("details")
-    for detail in details if isinstance(details, list) else ():
-        if isinstance(detail, Mapping) and str(detail.get("@type")).endswith(
-            "google.rpc.RetryInfo"
-        ):
-            return str(detail.get("retryDelay")).removesuffix("s")
-    return None
-
-
-def _sentence(facts: Mapping[str, Any], body: Any) -> str:
-    told = facts.get("message") or facts.get("detail") or facts.get("Message")
-    if isinstance(told, str):
-        return told
-    if isinstance(body, str):
-        return _excerpt(body)
-    return json.dumps(body, default=str) if isinstance(body, Mapping) else ""
-
-
-def _excerpt(text: str) -> str:
-    words = " ".join(text.split())
-    return words if len(words) <= _EXCERPT else f"{words[:_EXCERPT]}…"
-
-
-def _body_of(error: BaseException, response: Any) -> Any:
-    for body in (safe_getattr(error, "body"), safe_getattr(error, "details")):
-        if isinstance(body, Mapping | list) or (isinstance(body, str) and body):
-            return body
-    # `content` would read from the socket where nobody has read yet.
-    content = safe_getattr(response, "_content")
-    if not isinstance(content, bytes) or not content:
-        return None
-    try:
-        return _json.read(content)
-    except ValueError:
-        return content.decode("utf-8", "replace")
-
-
-# The status and the headers.
-
-
-def _status_of(error: BaseException, response: Any) -> int | None:
-    own = safe_getattr(error, "status_code")
-    if _is_status(own, _OK):
-        return int(own)
-    if _is_sdks(error):
-        return None  # Its `code` is the provider's: openai 2 leaves a number one.
-    # langchain-openai hangs the response, a 200, on whatever goes wrong later.
-    others = (
-        safe_getattr(response, "status_code"),
-        safe_getattr(error, "status"),
-        safe_getattr(error, "code"),
-    )
-    return next((int(one) for one in others if _is_status(one, _REDIRECT)), None)
-
-
-def _is_status(value: Any, least: int) -> bool:
-    return (
-        isinstance(value, int)
-        and not isinstance(value, bool)
-        and least <= value < _END_OF_STATUSES
-    )
-
-
-def _headers_of(error: BaseException, response: Any) -> list[tuple[str, str]]:
-    headers = safe_getattr(response, "headers") or safe_getattr(error, "headers")
-    items = safe_getattr(headers, "multi_items") or safe_getattr(headers, "items")
-    pairs = items() if callable(items) else ()
-    texts = [(_text(name), _text(value)) for name, value in pairs]
-    return [(name, value) for name, value in texts if name and value is not None]
-
-
-def _text(value: Any) -> str | None:
-    if isinstance(value, bytes):  # As they came from the socket.
-        return value.decode("latin-1")
-    return value if isinstance(value, str) else None
-
-
-def _is_sdks(error: BaseException) -> bool:
-    """Whether an SDK raised it for an event of a stream, and so without a status.
-
-    That is `APIError` of the generated SDKs, and Ollama's `ResponseError`.
-    """
-    names = {cls.__name__ for cls in type(error).__mro__}
-    return ("APIError" in names and hasattr(error, "body")) or (
-        "ResponseError" in names and type(error).__module__.startswith("ollama")
-    )
-
-
-# Amazon and gRPC.
-
-
-def _amazons(response: Mapping[str, Any], fallback: str) -> ProviderError | None:
-    facts, answer = response.get("Error"), response.get("ResponseMetadata")
-    if not isinstance(facts, Mapping):
-        return None
-    answer = answer if isinstance(answer, Mapping) else {}
-    status, name = answer.get("HTTPStatusCode"), str(facts.get("Code") or "")
-    headers = answer.get("HTTPHeaders")
-    text = str(facts.get("Message") or fallback)
-    meant = _STATUS_BY_AMAZONS_NAME.get(name.lower(), status)
-    return ProviderError(
-        kind=classify(meant, None, text),
-        message=text,
-        status_code=status,
-        code=name or None,
-        body=dict(response),
-        headers=list(headers.items()) if isinstance(headers, Mapping) else [],
-    )
-
-
-def _grpcs_name(error: BaseException) -> str | None:
-    code = safe_getattr(error, "code")
-    if not callable(code) or not type(error).__module__.startswith("grpc"):
-        return None
-    name = safe_getattr(code(), "name")
-    return name if isinstance(name, str) else None
-
-
-def _said(error: BaseException) -> str:
-    details = safe_getattr(error, "details")
-    said = details() if callable(details) else None
-    return said if isinstance(said, str) else str(error)
-
-
-# LangChain's own tree, for an error that carries no status.
-_BY_LANGCHAINS_CLASS: Final = (
-    (langchain.ContextOverflowError, FailureKind.CONTEXT_OVERFLOW),
-    (langchain.ModelAuthenticationError, FailureKind.AUTHENTICATION),
-    (langchain.ModelPermissionDeniedError, FailureKind.PERMISSION),
-    (langchain.ModelNotFoundError, FailureKind.NOT_FOUND),
-    (langchain.ModelInvalidRequestError, FailureKind.INVALID_REQUEST),
-    (langchain.ModelRateLimitError, FailureKind.RATE_LIMIT),
-    (langchain.ModelTimeoutError, FailureKind.TIMEOUT),
-    (langchain.ModelConnectionError, FailureKind.CONNECTION),
-    (langchain.ModelError, FailureKind.SERVER_ERROR),
-)
-# The classes of the generated SDKs (OpenAI, Anthropic, Groq, ...), by their names. What
-# stands above is a special case of what stands below.
-_BY_SDKS_CLASS: Final = (
-    ("APITimeoutError", FailureKind.TIMEOUT),
-    ("APIConnectionError", FailureKind.CONNECTION),
-    ("APIResponseValidationError", FailureKind.MALFORMED),
-    # An object was to be read out of an answer that was filtered.
-    ("ContentFilterFinishReasonError", FailureKind.CONTENT_FILTER),
-)
-# They know more than the 400 that they carry: LangChain's, and LiteLLM's.
-_EXACT_CLASSES: Final = (
-    ("ContextOverflowError", FailureKind.CONTEXT_OVERFLOW),
-    ("ContextWindowExceededError", FailureKind.CONTEXT_OVERFLOW),
-    ("ContentPolicyViolationError", FailureKind.CONTENT_FILTER),
-)
-_ON_THE_WAY: Final = frozenset({FailureKind.TIMEOUT, FailureKind.CONNECTION})
-
-
-def name_failure(error: Exception, unix_time: float) -> RetryRouterError | None:
-    """What a model's exception means, as one of `errors` with the facts it carries.
-
-    Raise it `from error`. The exception's own texts lose the key that its request
-    carried, since a traceback prints them too.
-
-    Args:
-        error: What the model raised, caught and with its traceback.
-        unix_time: The seconds since the Unix epoch, to read an HTTP date with.
-
-    Returns:
-        `error` itself if it is one of ours, and None if it is no provider's failure:
-        that has to reach the caller unchanged.
-    """
-    if isinstance(error, RetryRouterError):
-        return error
-    chain = list(_chain(error))
-    named = _named(error, chain, unix_time)
-    if named is None:
-        return None
-    redact_text = secrets_of(chain)
-    for one in (named, *chain):
-        mask(redact_text, one)
-    return named
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """`error`, and what it was raised `from`."""
-    seen: set[int] = set()
-    step: BaseException | None = error
-    while step is not None and id(step) not in seen:
-        seen.add(id(step))
-        yield step
-        step = step.__cause__
-
-
-def _named(
-    error: Exception, chain: list[BaseException], unix_time: float
-) -> RetryRouterError | None:
-    if kind := _by_sdks_class(error):
-        return _from_class(kind, error, chain)
-    if report := report_in(error):
-        return _from_report(report, error, unix_time)
-    if kind := _by_langchains_class(error):
-        return _from_class(kind, error, chain)
-    if transport := transport_of(error):
-        return _from_transport(transport, error)
-    if report := unparseable_response(error):
-        return _from_report(report, error, unix_time)
-    cause = error.__cause__
-    # Somebody said "because of a provider's failure", as langchain-google-genai does.
-    return _named(cause, chain, unix_time) if isinstance(cause, Exception) else None
-
-
-def _from_report(
-    report: ProviderError, error: Exception, unix_time: float
-) -> RetryRouterError:
-    advice = read_advice(report.headers, unix_time=unix_time)
-    return BASE_ERRORS[_sharpened(report.kind, error)](
-        report.message,
-        status_code=report.status_code,
-        retry_after=advice.retry_after,
-        should_retry=False if _is_given_up(error) else advice.should_retry,
-        request_id=report.request_id,
-        code=report.code,
-        body=report.body,
-        may_have_run=report.may_have_run,
-    )
-
-
-def _sharpened(kind: FailureKind, error: Exception) -> FailureKind:
-    names = _names_of(error)
-    return next((exact for name, exact in _EXACT_CLASSES if name in names), kind)
-
-
-def _is_given_up(error: Exception) -> bool:
-    """Whether somebody marked this very error as not to be tried again."""
-    return vars(error).get("is_retryable") is False
-
-
-def _names_of(error: Exception) -> set[str]:
-    return {cls.__name__ for cls in type(error).__mro__}
-
-
-def _by_sdks_class(error: Exception) -> FailureKind | None:
-    names = _names_of(error)
-    return next((kind for name, kind in _BY_SDKS_CLASS if name in names), None)
-
-
-def _by_langchains_class(error: Exception) -> FailureKind | None:
-    return next(
-        (kind for cls, kind in _BY_LANGCHAINS_CLASS if isinstance(error, cls)), None
-    )
-
-
-def _from_class(
-    kind: FailureKind, error: Exception, chain: list[BaseException]
-) -> RetryRouterError:
-    """The error for what a class says; of the way there, its cause says more."""
-    if kind in _ON_THE_WAY:
-        for cause in chain[chain.index(error) + 1 :]:
-            if transport := transport_of(cause):
-                return _from_transport(transport, cause, str(error))
-    named = BASE_ERRORS[kind](
-        _detail(error),
-        code=_code_of(error),
-        body=safe_getattr(error, "body"),
-        may_have_run=kind in _ON_THE_WAY or is_retryable(kind),
-    )
-    says_no = isinstance(error, langchain.ModelError) and not error.is_retryable
-    if is_retryable(kind) and (says_no or _is_given_up(error)):
-        named.should_retry = False
-    return named
-
-
-def _code_of(error: Exception) -> str | None:
-    code = safe_getattr(error, "code")
-    return code if isinstance(code, str) else None
-
-
-def _from_transport(
-    transport: Transport, error: BaseException, what: str = ""
-) -> RetryRouterError:
-    detail = _detail(error)
-    message = f"{what.rstrip('.')} ({detail})" if what else detail
-    return BASE_ERRORS[transport.kind](message, may_have_run=transport.may_have_run)
-
-
-def _detail(error: BaseException) -> str:
-    said = str(error)
-    return type(error).__name__ + (f": {said}" if said else "")
+        found = [
+            str(value).split()[-1]
+            for name, value in _pairs(safe_getattr(request, "headers"))
+            if name.lower() in _SECRET_HEADERS and value.split()
+        ]
+        query = str(safe_getattr(request, "url") or "").partition("?")[2]
+        found += [
+            value
+            for name, value in parse_qsl(query)
+            if name.lower() in _SECRET_PARAMETERS
+        ]
+        yield from (secret for secret in found if len(secret) >= SHORTEST_SECRET)

@@ -372,6 +372,7 @@ FAILURE_ACTIONS: Final[Mapping[FailureKind, FailureAction]] = {
     FailureKind.NOT_FOUND: FailureAction.FAILOVER,
     FailureKind.CONTEXT_OVERFLOW: FailureAction.FAILOVER,
     FailureKind.CIRCUIT_OPEN: FailureAction.FAILOVER,
+    FailureKind.UNKNOWN: FailureAction.FAILOVER,
     # A refusal is an answer, and not to be routed around.
     FailureKind.INVALID_REQUEST: FailureAction.RAISE,
     FailureKind.CONTENT_FILTER: FailureAction.RAISE,

@@ -1,18 +1,18 @@
-"""How long a server asks to be left alone, read from its headers.
+"""How long a server asks to be left alone, read from its headers or its sentence.
 
-Sources: `Retry-After` is RFC 9110 section 10.2.3 (seconds or an HTTP date; servers
-send fractions too); `retry-after-ms` and `x-should-retry` are OpenAI's and Azure's;
-`x-ratelimit-reset-requests` and `-tokens` (such as `1m30.5s`) are OpenAI's. As Unix
-time, `x-ratelimit-reset` is GitHub's in seconds and OpenRouter's in milliseconds: a
-number of 1e9 or more is such a moment, since nobody is told to wait for 30 years.
+Sources: `Retry-After` is RFC 9110 section 10.2.3 (seconds or an HTTP date; servers send
+fractions, units such as `20s` and ISO 8601 dates too); `retry-after-ms` and
+`x-should-retry` are OpenAI's and Azure's; `x-ratelimit-reset-requests` and `-tokens`
+(such as `1m30.5s`) are OpenAI's; `anthropic-ratelimit-*-reset` are ISO 8601 dates;
+`ratelimit-reset` and `ratelimit: "name";r=0;t=30` are drafts of the IETF's "RateLimit
+header fields". As Unix time, `x-ratelimit-reset` is GitHub's in seconds and
+OpenRouter's in milliseconds: a number of 1e9 or more is a moment and not a duration.
 LiteLLM's proxy hands on what its provider said with `llm_provider-` before each name
 (docs.litellm.ai/docs/proxy/response_headers).
 
-The reader is suspicious: what is negative, infinite, not a number, or malformed says
-nothing. Of several values the longest counts, since the answer is used as a floor; the
-`x-ratelimit-reset` family is asked only where the server named no time itself, and only
-for a limit that it says is used up. This file does not know what is done with the
-answer.
+What is negative, infinite, not a number, or malformed is ignored. Of several values the
+longest counts, since it is used as a floor. The reset headers of a rate limit are read
+only where the server named no time itself, and only for a limit that is used up.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final, TypeAlias
 
@@ -34,18 +34,37 @@ _DURATION: Final = re.compile(
 )
 # Of several dates in one line each one, with the comma that two of the forms have.
 _DATE: Final = re.compile(r"(?:^|,)\s*([A-Za-z]{3,9},?[^,]*:[^,]*)", re.ASCII)
+_ISO_DATE: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[^\s,]*", re.ASCII)
+# "Please try again in 1m2.5s.", "Please retry after 26 seconds.", "wait 5 minutes"
+_AMOUNT: Final = (
+    r"(?P<number>\d{1,9}(?:\.\d{1,9})?) ?"
+    r"(?P<unit>ms|milliseconds?|s|secs?|seconds?|m|mins?|minutes?|h|hours?|d|days?)"
+    r"(?![a-z])"
+)
+_NAMELESS: Final = re.sub(r"\?P<\w+>", "?:", _AMOUNT)
+_WAIT: Final = re.compile(
+    rf"\b(?:try again|retry|wait)(?: \w+)?? ((?:{_NAMELESS}(?:,? and |,? )?)+)"
+)
+_ONE_AMOUNT: Final = re.compile(_AMOUNT)
 _HANDED_ON: Final = "llm_provider-"
 _UNIT_SECONDS: Final = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 # A longer value is no time but an attack on the parser; one line may hold several.
 _LONGEST_VALUE: Final = 64
 _LONGEST_LINE: Final = 4 * _LONGEST_VALUE
+_LONGEST_SENTENCE: Final = 10_000
 _FIRST_MOMENT: Final = 1e9  # 2001 in seconds since the Unix epoch ...
 _FIRST_MOMENT_MS: Final = 1e12  # ... and in milliseconds.
 _RESETS: Final = (
     ("x-ratelimit-reset-requests", "x-ratelimit-remaining-requests"),
     ("x-ratelimit-reset-tokens", "x-ratelimit-remaining-tokens"),
     ("x-ratelimit-reset", "x-ratelimit-remaining"),
+    ("ratelimit-reset", "ratelimit-remaining"),
+    *(
+        (f"anthropic-ratelimit-{what}-reset", f"anthropic-ratelimit-{what}-remaining")
+        for what in ("requests", "tokens", "input-tokens", "output-tokens")
+    ),
 )
+_IETF: Final = re.compile(r"(?:^|;)\s*(?P<name>[rt])=(?P<value>\d+)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +95,20 @@ def read_advice(headers: Headers, *, unix_time: float) -> ServerAdvice:
     )
 
 
+def read_wait(sentence: str) -> float | None:
+    """The seconds that a provider's sentence asks to wait, if it names a time."""
+    waits = _WAIT.findall(sentence[:_LONGEST_SENTENCE].lower())
+    return _longest(
+        sum(
+            float(number) * _UNIT_SECONDS["ms" if unit.startswith("mil") else unit[0]]
+            if unit != "ms"
+            else float(number) / 1000
+            for number, unit in _ONE_AMOUNT.findall(wait)
+        )
+        for wait in waits
+    )
+
+
 def _collect(headers: Headers) -> dict[str, list[str]]:
     pairs = headers.items() if isinstance(headers, Mapping) else headers
     fields: dict[str, list[str]] = {}
@@ -102,17 +135,23 @@ def _read_retry_after(
     told = [
         *(_milliseconds(value) for value in fields.get("retry-after-ms", ())),
         *(_seconds_or_date(value, now) for value in fields.get("retry-after", ())),
+        *(_number(value) for value in fields.get("x-ratelimit-reset-after", ())),
     ]
     return _longest(told) if any(v is not None for v in told) else _reset(fields, now)
 
 
 def _reset(fields: Mapping[str, list[str]], now: float) -> float | None:
-    return _longest(
+    told = [
         _duration_or_moment(value, now)
         for reset, remaining in _RESETS
         if "0" in fields.get(remaining, ())
         for value in fields.get(reset, ())
-    )
+    ]
+    for line in fields.get("ratelimit", ()):
+        for limit in line.split(","):
+            ietf = dict(_IETF.findall(limit))
+            told.append(_number(ietf.get("t", "")) if ietf.get("r") == "0" else None)
+    return _longest(told)
 
 
 def _longest(values: Iterable[float | None]) -> float | None:
@@ -132,16 +171,25 @@ def _milliseconds(text: str) -> float | None:
 
 def _seconds_or_date(text: str, now: float) -> float | None:
     # A proxy may fold a repeated header into one line, with dates and numbers in it.
-    moments = [_timestamp(date) for date in _DATE.findall(text)]
+    dates = [*_DATE.findall(text), *_ISO_DATE.findall(text)]
+    moments = [_timestamp(date) for date in dates]
+    parts = [part.strip() for part in text.split(",")]
     return _longest(
         [
             *(max(0.0, moment - now) for moment in moments if moment is not None),
-            *(_number(part.strip()) for part in text.split(",")),
+            *(_number(part) for part in parts),
+            *(_duration(part) for part in parts),
         ]
     )
 
 
 def _timestamp(text: str) -> float | None:
+    if _ISO_DATE.fullmatch(text) and len(text) <= _LONGEST_VALUE:
+        try:
+            moment = datetime.fromisoformat(text)
+        except ValueError:
+            return None
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     # `parsedate_to_datetime` accepts bare numbers and fragments; an HTTP date has both
     # a day's name and a clock time.
     if ":" not in text or not text[:1].isalpha() or len(text) > _LONGEST_VALUE:
@@ -157,7 +205,8 @@ def _timestamp(text: str) -> float | None:
 def _duration_or_moment(text: str, now: float) -> float | None:
     plain = _number(text)
     if plain is None:
-        return _duration(text)
+        moment = _timestamp(text)
+        return _duration(text) if moment is None else max(0.0, moment - now)
     if plain < _FIRST_MOMENT:
         return plain
     return max(0.0, (plain if plain < _FIRST_MOMENT_MS else plain / 1000) - now)

@@ -40,12 +40,13 @@ STATUSES = {
     413: K.INVALID_REQUEST,
     418: K.INVALID_REQUEST,
     422: K.INVALID_REQUEST,
-    424: K.INVALID_REQUEST,
+    424: K.UNAVAILABLE,
     425: K.UNAVAILABLE,
     426: K.INVALID_REQUEST,
     429: K.RATE_LIMIT,
     431: K.INVALID_REQUEST,
-    499: K.INVALID_REQUEST,
+    498: K.UNAVAILABLE,
+    499: K.UNAVAILABLE,
     500: K.SERVER_ERROR,
     501: K.INVALID_REQUEST,
     502: K.SERVER_ERROR,
@@ -54,7 +55,7 @@ STATUSES = {
     505: K.INVALID_REQUEST,
     507: K.SERVER_ERROR,
     520: K.SERVER_ERROR,
-    524: K.SERVER_ERROR,
+    524: K.TIMEOUT,
     529: K.UNAVAILABLE,
     599: K.SERVER_ERROR,
     600: K.MALFORMED,
@@ -80,6 +81,7 @@ RETRYABLE = {
     K.CONTEXT_OVERFLOW: False,
     K.CONTENT_FILTER: False,
     K.CIRCUIT_OPEN: False,
+    K.UNKNOWN: False,
 }
 
 CODES = {
@@ -156,6 +158,7 @@ def test_what_one_route_cannot_do_another_may(kind: FailureKind) -> None:
             "not_found",
             "quota",
             "context_overflow",
+            "unknown",
         }
     )
 
@@ -223,7 +226,7 @@ def test_a_429_is_a_pace_or_an_empty_purse(
 
 
 @pytest.mark.parametrize(
-    "status", [s for s in STATUSES if s not in {400, 403, 413, 422, 429}]
+    "status", [s for s in STATUSES if s not in {400, 401, 403, 413, 422, 429}]
 )
 def test_no_other_status_is_overruled(status: int) -> None:
     """A 401 stays a 401, and a 500 a 500, whatever the body says."""

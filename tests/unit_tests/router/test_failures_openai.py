@@ -152,10 +152,8 @@ UNSTREAMED = [
         errors.RateLimitError,
         {"code": "429", "status_code": None},
     ),
-    Row(json_body('{"error": "out of memory"}'), errors.MalformedResponseError),
     Row(json_body("{}"), errors.MalformedResponseError),
     Row(json_body('{"choices": null}'), errors.MalformedResponseError),
-    Row(json_body('{"choices": ["text"]}'), errors.MalformedResponseError),
     Row(json_body('{"choices": [{"message": "x"}]}'), errors.MalformedResponseError),
     Row(json_body("[]"), errors.MalformedResponseError),
     Row(json_body("no JSON"), errors.MalformedResponseError),
@@ -191,7 +189,6 @@ STREAMED = [
     Row(events("data: 42\n\n"), errors.MalformedResponseError),
     Row(events("data: null\n\n"), errors.MalformedResponseError),
     Row(events('data: "text"\n\n'), errors.MalformedResponseError),
-    Row(events('data: {"choices": ["x"]}\n\n'), errors.MalformedResponseError),
     Row(
         events('data: {"choices": [{"delta": "x"}]}\n\n'), errors.MalformedResponseError
     ),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from langchain_retryrouter._providers.errors import name_failure
-from langchain_retryrouter.errors import MalformedResponseError
+from langchain_retryrouter.errors import InvalidRequestError, MalformedResponseError
 from langchain_retryrouter.testing import Body, FaultyGateway
 
 from .attempts import WALL, WAYS, Way, ask, failure
@@ -53,7 +53,7 @@ def test_half_of_a_character_is_read_or_malformed(way: Way) -> None:
         except Exception as error:  # noqa: BLE001 - it is what is looked at
             raised = name_failure(error, WALL)
     assert text == "a"
-    assert isinstance(raised, MalformedResponseError | None)
+    assert isinstance(raised, MalformedResponseError | InvalidRequestError | None)
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)

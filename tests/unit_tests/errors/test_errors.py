@@ -1,0 +1,263 @@
+"""The tree of errors: what each class is to LangChain, the SDKs, and pickle."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import gpt_router.exceptions as gateway_sdk
+import openai
+import pytest
+from langchain_core import exceptions as langchain
+
+from langchain_retryrouter import errors
+from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
+from langchain_retryrouter._openai.errors import OPENAI_ERRORS
+from langchain_retryrouter.errors import BASE_ERRORS, ErrorFamily, RetryRouterError
+from langchain_retryrouter.failures import Failure, FailureKind, is_retryable
+
+K = FailureKind
+NO = "the provider said no"
+KEY = "sk-very-secret"
+FAMILIES = {
+    "base": BASE_ERRORS,
+    "gpt_router": GPT_ROUTER_ERRORS,
+    "openai": OPENAI_ERRORS,
+}
+families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+
+# By kind: LangChain's class, that of the gateway's SDK (None: it has none), openai's.
+PARENTS: dict[FailureKind, tuple[type, type | None, type]] = {
+    K.RATE_LIMIT: (
+        langchain.ModelRateLimitError,
+        gateway_sdk.GPTRouterTooManyRequestsError,
+        openai.RateLimitError,
+    ),
+    K.QUOTA: (
+        langchain.ModelRateLimitError,
+        gateway_sdk.GPTRouterTooManyRequestsError,
+        openai.RateLimitError,
+    ),
+    K.UNAVAILABLE: (
+        langchain.ModelAPIError,
+        gateway_sdk.GPTRouterNotAvailableError,
+        openai.InternalServerError,
+    ),
+    K.SERVER_ERROR: (
+        langchain.ModelAPIError,
+        gateway_sdk.GPTRouterInternalServerError,
+        openai.InternalServerError,
+    ),
+    K.CONFLICT: (langchain.ModelAPIError, None, openai.ConflictError),
+    K.TIMEOUT: (
+        langchain.ModelTimeoutError,
+        gateway_sdk.GPTRouterApiTimeoutError,
+        openai.APITimeoutError,
+    ),
+    K.CONNECTION: (langchain.ModelConnectionError, None, openai.APIConnectionError),
+    K.INTERRUPTED: (
+        langchain.ModelConnectionError,
+        gateway_sdk.GPTRouterStreamingError,
+        openai.APIConnectionError,
+    ),
+    K.MALFORMED: (
+        langchain.ModelAPIError,
+        gateway_sdk.GPTRouterInternalServerError,
+        openai.APIResponseValidationError,
+    ),
+    K.INVALID_REQUEST: (
+        langchain.ModelInvalidRequestError,
+        gateway_sdk.GPTRouterBadRequestError,
+        openai.BadRequestError,
+    ),
+    K.AUTHENTICATION: (
+        langchain.ModelAuthenticationError,
+        gateway_sdk.GPTRouterUnauthorizedError,
+        openai.AuthenticationError,
+    ),
+    K.PERMISSION: (
+        langchain.ModelPermissionDeniedError,
+        gateway_sdk.GPTRouterForbiddenError,
+        openai.PermissionDeniedError,
+    ),
+    K.NOT_FOUND: (langchain.ModelNotFoundError, None, openai.NotFoundError),
+    K.CONTEXT_OVERFLOW: (
+        langchain.ContextOverflowError,
+        gateway_sdk.GPTRouterBadRequestError,
+        openai.BadRequestError,
+    ),
+    K.CONTENT_FILTER: (
+        langchain.ModelInvalidRequestError,
+        gateway_sdk.GPTRouterBadRequestError,
+        openai.BadRequestError,
+    ),
+    K.CIRCUIT_OPEN: (
+        langchain.ModelAPIError,
+        gateway_sdk.GPTRouterNotAvailableError,
+        openai.APIConnectionError,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PARENTS)
+def test_old_except_clauses_work(kind: FailureKind) -> None:
+    """An error is caught as LangChain's class and as the SDK's, with the same text."""
+    parent, gateways, openais = PARENTS[kind]
+    caught_as = {
+        BASE_ERRORS[kind]: (parent,),
+        GPT_ROUTER_ERRORS[kind]: (parent, gateways) if gateways else (parent,),
+        OPENAI_ERRORS[kind]: (parent, openais, openai.OpenAIError),
+    }
+    for cls, classes in caught_as.items():
+        assert issubclass(cls, BASE_ERRORS[kind])
+        assert cls.kind is kind
+        for wanted in classes:
+            with pytest.raises(wanted, match=rf"^{NO}$") as caught:
+                raise cls(NO)
+            assert repr(caught.value) == f"{cls.__name__}('{NO}')"
+
+
+@families
+def test_is_retryable_agrees_with_the_retry_engine(family: ErrorFamily) -> None:
+    """LangChain's middleware and ours think alike about what is worth repeating."""
+    for kind, cls in family.items():
+        assert cls(NO).is_retryable is is_retryable(kind)
+        facts: dict[str, Any] = {
+            "status_code": 599,
+            "retry_after": 3.0,
+            "should_retry": False,
+            "may_have_run": False,
+        }
+        assert cls(NO, **facts).failure == Failure(kind=kind, **facts)
+
+
+def test_facts_that_are_not_known_are_none() -> None:
+    """An error of which only the message is known claims nothing else."""
+    error = errors.ServerError("no")
+    known = {
+        name: value for name, value in vars(error).items() if value not in {None, ()}
+    }
+    assert known == {
+        "message": "no",
+        "may_have_run": True,
+        "attempts": 1,
+        "delivered": "",
+    }
+
+
+# --- Copies -------------------------------------------------------------------------
+
+
+class HTTPObject:
+    """What an SDK keeps in an error: it cannot be pickled, and it has the key."""
+
+    headers = {"authorization": f"Bearer {KEY}"}  # noqa: RUF012 - as good as frozen
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Refuse, as objects with sockets do."""
+        msg = "cannot pickle a socket"
+        raise TypeError(msg)
+
+
+def through_pickle(error: Exception) -> Any:
+    """The error as another process sees it."""
+    return pickle.loads(pickle.dumps(error))
+
+
+@pytest.mark.parametrize("copied", [through_pickle, copy.copy, copy.deepcopy])
+@families
+def test_a_copy_has_every_fact_and_no_key(
+    family: ErrorFamily, copied: Callable[[Exception], Any]
+) -> None:
+    """Class, message, facts and notes survive pickle and copy; HTTP objects do not."""
+    for cls in (RetryRouterError, *family.values()):
+        error: Any = cls(
+            "slow down",
+            status_code=429,
+            retry_after=1.5,
+            should_retry=True,
+            request_id="req_123",
+            code="rate_limit_exceeded",
+            body={"error": {"message": "slow down"}},
+            may_have_run=False,
+        )
+        error.route, error.attempts, error.delivered = "gpt-4", 3, "Hel\u2028lo"
+        error.is_retryable = False
+        error.add_note("gave up after 3 attempts")
+        expected = dict(vars(error))
+        if family is OPENAI_ERRORS and cls is not RetryRouterError:
+            error.request = error.response = HTTPObject()
+            error.param = "messages"
+            expected["param"] = "messages"
+        other = copied(error)
+        assert type(other) is cls
+        assert str(other) == "slow down"
+        assert vars(other) == expected
+        assert getattr(other, "response", None) is None
+
+
+def test_an_unsupported_option_is_a_value_error() -> None:
+    """An option that cannot be sent is the caller's mistake, and not a failed call."""
+    other = through_pickle(errors.UnsupportedOptionError("seed cannot be sent"))
+    assert type(other) is errors.UnsupportedOptionError
+    assert isinstance(other, ValueError)
+    assert not isinstance(other, RetryRouterError)
+
+
+# --- Secrets ------------------------------------------------------------------------
+
+
+class HeldError(Exception):
+    """As h11's: httpcore has it as its argument, and prints it."""
+
+
+def test_no_traceback_shows_a_key() -> None:
+    """A key is taken out of every text that a traceback of the error prints."""
+    error = errors.ServerError(f"no, {KEY}", body={"echo": [KEY]})
+    error.add_note(f"asked with {KEY}")
+    held = HeldError(f"Illegal header value b'{KEY}\\n'")
+    error.__cause__ = Exception(held)
+    error.__cause__.__context__ = ExceptionGroup("two", [ValueError(KEY), held])
+    with pytest.raises(errors.ServerError), errors.redact(KEY):
+        raise error
+    printed = "".join(traceback.format_exception(error))
+    assert printed.count("***") >= 4
+    assert KEY not in f"{printed} {error.body} {error.message}"
+
+
+def test_a_short_key_is_not_hidden() -> None:
+    """The "EMPTY" of local servers is not a secret, and may be a word of the text."""
+    error = errors.ServerError("EMPTY answer")
+    with pytest.raises(errors.ServerError, match="EMPTY"), errors.redact("EMPTY"):
+        raise error
+
+
+# --- The drawing --------------------------------------------------------------------
+
+LINE = re.compile(
+    r"^    (?P<branch>[ │├└─]*)(?P<name>[A-Z]\w+)(?P<note>.*)$", re.MULTILINE
+)
+
+
+def test_the_drawing_in_the_docstring_is_true() -> None:
+    """The tree in the docstring shows each class, its parents, and what is repeated."""
+    path: list[str] = []
+    shown: list[str] = []
+    for match in LINE.finditer(errors.__doc__ or ""):
+        depth, name = len(match["branch"]) // 4, match["name"]
+        path[depth:] = [name]
+        shown.append(name)
+        if depth == 0:
+            continue
+        cls, parent = getattr(errors, name), path[depth - 1]
+        assert cls.__bases__[0].__name__ == parent
+        if name not in {"RetryRouterError", "UnsupportedOptionError"}:
+            drawn = re.findall(r"\b(?:Model|ContextOverflow)\w*Error\b", match["note"])
+            assert drawn == [base.__name__ for base in cls.__bases__[1:]]
+            assert match["note"].lstrip().startswith("*") is cls.is_retryable
+    exported = [name for name in errors.__all__ if name != "should_retry"]
+    assert sorted(shown) == sorted(["ModelError", "ValueError", *exported])
