@@ -18,8 +18,8 @@ from langchain_retryrouter.testing import (
     Answer,
     FaultyGateway,
     Reset,
-    RuleResponder,
     Status,
+    ToolCall,
 )
 
 
@@ -30,7 +30,7 @@ def get_weather(city: str) -> str:
 
 
 def router_of(first: FaultyGateway, second: FaultyGateway) -> RetryRouter:
-    """A model that asks the first provider, and the second when that one cannot."""
+    """A model that asks the first provider, and the second when the first cannot."""
     return RetryRouter(
         routes=[
             ChatOpenAI(model="gpt-4o", base_url=first.openai_url, api_key="any"),
@@ -41,28 +41,27 @@ def router_of(first: FaultyGateway, second: FaultyGateway) -> RetryRouter:
 
 
 def misbehave(first: FaultyGateway, second: FaultyGateway) -> None:
-    """Fail in the agent's first step, and in its second for good."""
+    """Fail twice in the agent's first step; in its second step, fail for good."""
     first.script(
         Status(429, {"retry-after": "1"}),  # too many requests: wait, and repeat
         Reset(),  # the connection breaks: repeat
-        Answer(),
-        Status(429, error_code="insufficient_quota"),  # no money left: the other one
+        Answer(tool_calls=(ToolCall("get_weather", '{"city": "Oslo"}'),)),
+        Status(429, error_code="insufficient_quota"),  # no money left: fail over
     )
-    second.script(Status(503))  # overloaded: repeat
+    second.script(
+        Status(503),  # overloaded: repeat
+        Answer("Take an umbrella: it rains in Oslo."),
+    )
 
 
 def main() -> None:
     """Ask the agent, and show what it took to answer."""
-    # They call tools as a model would, by fixed rules.
-    with (
-        FaultyGateway(responder=RuleResponder()) as first,
-        FaultyGateway(responder=RuleResponder()) as second,
-    ):
+    with FaultyGateway() as first, FaultyGateway() as second:
         misbehave(first, second)
         router = router_of(first, second)
         print(router.explain(), end="\n\n")
         agent = create_agent(router, tools=[get_weather])
-        request = ("human", "What is the weather in 'Oslo'?")
+        request = ("human", "What is the weather in Oslo?")
         for message in agent.invoke({"messages": [request]})["messages"]:
             if isinstance(message, AIMessage):
                 for attempt in message.response_metadata["retryrouter"]["attempts"]:

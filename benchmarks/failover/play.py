@@ -25,8 +25,7 @@ from benchmarks.failover.scenarios import (
 from langchain_retryrouter import CircuitBreaker
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter.testing import (
-    Choice,
-    Completion,
+    Answer,
     FaultyGateway,
     RecordedRequest,
     Status,
@@ -71,13 +70,13 @@ class Model:
         """A model whose prompts are told to have so many tokens."""
         self._prompt_tokens = prompt_tokens
 
-    def __call__(self, request: RecordedRequest) -> Completion:
+    def __call__(self, request: RecordedRequest) -> Answer:
         """The answer, and a usage by which its provider is known."""
         last = request.payload["messages"][-1]
         begun = last["content"] if last["role"] == "assistant" else ""
         text = TEXT.removeprefix(begun)
         usage = Usage(self._prompt_tokens, len(text.split()))
-        return Completion((Choice(text),), usage)
+        return Answer(text, usage=usage)
 
 
 class _Stage:
@@ -130,8 +129,8 @@ async def play(
         curtain: Awaited when all is built, before the time of the scenario begins.
     """
     async with (
-        FaultyGateway(responder=Model(_PRIMARY_PROMPT_TOKENS)) as primary,
-        FaultyGateway(responder=Model(BACKUP_PROMPT_TOKENS)) as backup,
+        FaultyGateway(answer=Model(_PRIMARY_PROMPT_TOKENS)) as primary,
+        FaultyGateway(answer=Model(BACKUP_PROMPT_TOKENS)) as backup,
     ):
         contestant = system(
             Providers(primary.openai_url, backup.openai_url, scale, clock)

@@ -1,36 +1,53 @@
-"""What the gateway does with one request: healthy answers and faults, as plain data.
+"""The steps of a script: healthy answers and faults, and what each writes to the wire.
 
-A script is a row of these. They say what shall happen; how it comes about is decided in
-`_plan.py`. Seconds are floats, and every wait ends early when the client leaves or the
-gateway stops. `after=N` counts events with content: the opening event without text and
-the frames of the protocol are not counted. An answer that is not streamed has no
-events; there a fault in the middle comes after the first half of the body.
+Seconds are floats; every wait ends early when the client leaves or the gateway stops.
+`after=N` counts events with content: neither the opening event without text nor the
+frames of the protocol. A response without streaming has no events; there a fault in the
+middle comes after the first half of the body. A step that does not fit its response is
+an error: the client gets a 500, and `FaultyGateway.stop` raises it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from http import HTTPStatus
+from typing import Any, Final, Literal, NoReturn, TypeAlias
 
+from langchain_retryrouter.testing.requests import Exchange, RecordedRequest, Step
 from langchain_retryrouter.testing.responses import (
+    JSON_HEADERS,
+    LAST_CHUNK,
+    STUB_TEXT,
+    WITHOUT_BODY,
+    BodyResponse,
     CallPlace,
+    Completion,
+    Delivery,
+    Ending,
     FunctionCall,
+    Headers,
+    Pause,
+    Response,
+    StreamResponse,
     Text,
     ToolCall,
     Usage,
+    chunk,
+    chunked_head,
+    compact_json,
+    reason,
+    split_inside_characters,
+    split_words,
 )
 
-if TYPE_CHECKING:
-    from langchain_retryrouter.testing.requests import RecordedRequest
-
-
-Headers: TypeAlias = Mapping[str, str] | Iterable[tuple[str, str]]
+HeaderFields: TypeAlias = Mapping[str, str] | Iterable[tuple[str, str]]
 """Header fields; pairs where one is repeated."""
 
-_MULTI_BYTE_TEXT = "Grüße aus Łódź, 日本語 and 🦊"
+ScriptedStep: TypeAlias = Step | Callable[[RecordedRequest], Step]
+"""A step, or a function that picks one when the request is known."""
 
 
 class Unset(Enum):
@@ -44,27 +61,18 @@ class Unset(Enum):
 
 
 UNSET: Final = Unset.UNSET
-"""As the gateway's responder has it, where None would mean that it is left out."""
-
-
-class Step:
-    """What the gateway does with one request."""
-
-    __slots__ = ()
-
-
-ScriptedStep: TypeAlias = Step | Callable[["RecordedRequest"], Step]
-"""A step, or what picks one when the request is known."""
+"""The usual value is made up; None would leave it out of the response."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer(Step):
-    """A healthy answer. With nothing given, the one of the gateway's responder."""
+    """A healthy answer. With nothing given, it is the gateway's own one."""
 
     text: Text | Callable[[RecordedRequest], str] | None = None
-    """Said word for word (`stop` does not cut it), as often as `n` asks."""
+    """Sent word for word (`stop` does not cut it), in as many choices as `n` asks."""
     finish_reason: str | Unset | None = UNSET
     usage: Usage | Unset | None = UNSET
+    """Counted if it is not given: one token a word."""
     tool_calls: tuple[ToolCall, ...] = ()
     function_call: FunctionCall | None = None
     model: str | None = None
@@ -72,13 +80,106 @@ class Answer(Step):
     unstreamed_calls: CallPlace = "dropped"
     """Where GPTRouter puts the tool calls when nothing is streamed."""
     citations: tuple[str, ...] = ()
-    """Of GPTRouter's whole answer; where a stream has them is not known."""
+    """In GPTRouter's response without streaming; a stream's place is not known."""
     choice_citations: tuple[Any, ...] = ()
-    """Of each choice of GPTRouter's answer: texts or objects."""
+    """In each choice of GPTRouter's response: texts or objects."""
+
+    def __post_init__(self) -> None:
+        """Refuse more calls than the place for them holds."""
+        calls = len(self.tool_calls) + (self.function_call is not None)
+        if self.unstreamed_calls == "function_call" and calls > 1:
+            msg = f"{calls} calls do not fit into one function_call: {self}"
+            raise ValueError(msg)
+
+    def deliver(self, exchange: Exchange) -> Delivery:
+        """Send all of it."""
+        if self is HEALTHY:  # by far the most frequent step
+            return _send(exchange.healthy(), exchange)
+        given: dict[str, Any] = {}
+        for name in ("finish_reason", "usage"):
+            if (value := getattr(self, name)) is not UNSET:
+                given[name] = value
+        for name in ("model", "id", "citations", "choice_citations"):
+            if value := getattr(self, name):
+                given[name] = value
+        if self.unstreamed_calls != "dropped":
+            given["unstreamed_calls"] = self.unstreamed_calls
+        if self.has_content:
+            completion = self.complete(exchange.seen_by_model())
+        else:
+            completion = exchange.completion()
+        return _send(exchange.healthy(replace(completion, **given)), exchange)
+
+    @property
+    def has_content(self) -> bool:
+        """Whether this answer says something itself."""
+        return self.text is not None or bool(self.tool_calls or self.function_call)
+
+    def complete(self, request: RecordedRequest) -> Completion:
+        """This answer to `request`, with all that is not given made up."""
+        finish_reason = self.finish_reason
+        if finish_reason is UNSET:
+            finish_reason = "tool_calls" if self.tool_calls else "stop"
+            if self.function_call:
+                finish_reason = "function_call"
+        text = self.text(request) if callable(self.text) else self.text or ""
+        return Completion(
+            text,
+            self.tool_calls,
+            self.function_call,
+            finish_reason,
+            choices=request.count("n") * len(request.prompts),
+            usage=_count_usage(request, text) if self.usage is UNSET else self.usage,
+            model=self.model,
+            id=self.id,
+            unstreamed_calls=self.unstreamed_calls,
+            citations=self.citations,
+            choice_citations=self.choice_citations,
+        )
 
 
 HEALTHY: Final = Answer()
 """What answers where no script says anything."""
+
+
+def stub_text(request: RecordedRequest) -> str:
+    """`STUB_TEXT` as a model says it: up to the first text in `stop`."""
+    given = request.parameters.get("stop") or []
+    stops = [given] if isinstance(given, str) else [str(one) for one in given]
+    found = [at for stop in stops if (at := STUB_TEXT.find(stop)) >= 0]
+    return STUB_TEXT[: min(found)] if found else STUB_TEXT
+
+
+# The stub upstream of the recordings counted 10 tokens on top of the prompt's words.
+# For a stream GPTRouter does not pass that count on: it makes an estimate of its own.
+_PROMPT_OVERHEAD, _GPTROUTER_STREAM_OVERHEAD = 10, 7
+
+
+def _count_usage(request: RecordedRequest, text: Text) -> Usage | None:
+    overhead = _PROMPT_OVERHEAD
+    contents = [message.get("content") for message in request.messages]
+    if request.protocol == "gptrouter" and request.streaming:
+        has_other_content = any(not isinstance(content, str) for content in contents)
+        if has_other_content and request.gptrouter == "public":
+            # Its tokenizer throws on such a content, and usage is left out.
+            return None
+        overhead = _GPTROUTER_STREAM_OVERHEAD
+    prompt_tokens = sum(_count_words(text) for text in [*request.prompts, *contents])
+    # `best_of` candidates are paid for, though only `n` of them are seen.
+    candidates = max(request.count("n"), request.count("best_of"))
+    generated = len(split_words(text)) * candidates * len(request.prompts)
+    return Usage(overhead + prompt_tokens, generated)
+
+
+def _count_words(content: object) -> int:
+    """The words of a text, of token numbers, or of the parts of a message."""
+    if isinstance(content, str):
+        return len(content.split())
+    if isinstance(content, dict):
+        return _count_words(content.get("text"))
+    if isinstance(content, list):
+        return sum(_count_words(part) for part in content)
+    return int(isinstance(content, int))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +187,29 @@ class Status(Step):
     """An answer with this status; unless given, its body is the protocol's own."""
 
     code: int
-    headers: Headers | None = None
+    headers: HeaderFields | None = None
     body: Any = None
     """Bytes or text as they are, all else as JSON."""
     error_code: str | None = None
     message: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be a final status."""
+        """Refuse a status that is not final."""
         _require_status(self, self.code)
-        object.__setattr__(self, "headers", pairs_of(self.headers))
+        object.__setattr__(self, "headers", _pairs(self.headers))
+
+    def deliver(self, exchange: Exchange) -> Delivery:
+        """Send the body with the protocol's headers; the given ones replace those."""
+        if self.body is not None:
+            response = BodyResponse(self.code, JSON_HEADERS, _to_bytes(self.body))
+        elif self.code in WITHOUT_BODY:
+            response = BodyResponse(self.code, (), b"")
+        else:
+            response = exchange.error(self.code, self.error_code, self.message)
+        given = _pairs(self.headers)
+        names = {name.lower() for name, _ in given}
+        kept = tuple(one for one in response.headers if one[0].lower() not in names)
+        return _send(replace(response, headers=kept + given), exchange)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +217,18 @@ class Body(Step):
     """Exactly these headers and this body; only `content-length` is added."""
 
     status: int = 200
-    headers: Headers | None = None
+    headers: HeaderFields | None = None
     body: bytes | str = b""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be a final status."""
+        """Refuse a status that is not final."""
         _require_status(self, self.status)
-        object.__setattr__(self, "headers", pairs_of(self.headers))
+        object.__setattr__(self, "headers", _pairs(self.headers))
+
+    def deliver(self, exchange: Exchange) -> Delivery:
+        """Send it."""
+        headers, body = _pairs(self.headers), _to_bytes(self.body)
+        return _send(BodyResponse(self.status, headers, body), exchange)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +238,15 @@ class HtmlPage(Step):
     status: int = 502
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be a final status."""
+        """Refuse a status that is not final."""
         _require_status(self, self.status)
+
+    def deliver(self, exchange: Exchange) -> Delivery:
+        """Send the page."""
+        title = f"{self.status} {reason(self.status)}"
+        page = f"<html><head><title>{title}</title></head><body>{title}</body></html>"
+        headers = (("content-type", "text/html"),)
+        return _send(BodyResponse(self.status, headers, page.encode()), exchange)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,26 +263,43 @@ class Raw(Step):
         """Refuse unknown endings."""
         _require_ending(self, self.how)
 
+    def deliver(self, _exchange: Exchange, /) -> Delivery:
+        """Send the bytes."""
+        ending = Ending(self.how) if self.close else Ending.KEEP
+        return Delivery((self.data,), ending, "faulted")
+
 
 @dataclass(frozen=True, slots=True)
 class Reset(Step):
     """A TCP reset (RST) before a byte is sent."""
+
+    def deliver(self, _exchange: Exchange, /) -> Delivery:
+        """Send nothing."""
+        return Delivery(ending=Ending.RST, outcome="faulted")
 
 
 @dataclass(frozen=True, slots=True)
 class Hangup(Step):
     """An orderly end of the connection (FIN) before a byte is sent."""
 
+    def deliver(self, _exchange: Exchange, /) -> Delivery:
+        """Send nothing."""
+        return Delivery(ending=Ending.FIN, outcome="faulted")
+
 
 @dataclass(frozen=True, slots=True)
 class Silence(Step):
-    """The request is taken and nothing said; after `seconds` comes a FIN."""
+    """The request is taken and not answered; after `seconds` comes a FIN."""
 
     seconds: float = 120.0
 
     def __post_init__(self) -> None:
-        """Refuse times that cannot be waited."""
+        """Refuse negative and infinite times."""
         _require_seconds(self, self.seconds)
+
+    def deliver(self, _exchange: Exchange, /) -> Delivery:
+        """Send nothing for a while."""
+        return Delivery((Pause(self.seconds),), Ending.FIN, "faulted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,21 +309,35 @@ class SlowFirstToken(Step):
     seconds: float
 
     def __post_init__(self) -> None:
-        """Refuse times that cannot be waited."""
+        """Refuse negative and infinite times."""
         _require_seconds(self, self.seconds)
+
+    def deliver(self, exchange: Exchange) -> Delivery:
+        """Send all of it, after the wait."""
+        response, pause = exchange.healthy(), Pause(self.seconds)
+        if isinstance(response, BodyResponse):
+            sent = _send(response, exchange)
+            return sent._replace(actions=(pause, *sent.actions))
+        before, after = _split(response, 0, self, exchange)
+        return _end((*before, pause, *after), exchange)
 
 
 @dataclass(frozen=True, slots=True)
 class Stall(Step):
-    """A whole answer that stands still for `seconds` after `after` events."""
+    """A whole answer that pauses for `seconds` after `after` events."""
 
     after: int
     seconds: float
 
     def __post_init__(self) -> None:
-        """Refuse times that cannot be waited and counts below zero."""
+        """Refuse negative and infinite times and negative counts."""
         _require_count(self, self.after, at_least=0)
         _require_seconds(self, self.seconds)
+
+    def deliver(self, exchange: Exchange) -> Delivery:
+        """Send both parts."""
+        before, after = _split(exchange.healthy(), self.after, self, exchange)
+        return _end((*before, Pause(self.seconds), *after), exchange)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,9 +348,14 @@ class Cut(Step):
     how: Literal["fin", "rst"] = "fin"
 
     def __post_init__(self) -> None:
-        """Refuse counts below zero and unknown endings."""
+        """Refuse negative counts and unknown endings."""
         _require_count(self, self.after, at_least=0)
         _require_ending(self, self.how)
+
+    def deliver(self, exchange: Exchange) -> Delivery:
+        """Send the first part."""
+        before, _ = _split(exchange.healthy(), self.after, self, exchange)
+        return Delivery(before, Ending(self.how), "faulted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +365,16 @@ class Truncate(Step):
     after: int
 
     def __post_init__(self) -> None:
-        """Refuse counts below zero."""
+        """Refuse negative counts."""
         _require_count(self, self.after, at_least=0)
+
+    def deliver(self, exchange: Exchange) -> Delivery:
+        """Send the first part as if it were all."""
+        response = exchange.healthy()
+        if isinstance(response, BodyResponse):
+            return _send_half(response, exchange)
+        before, _ = _split(response, self.after, self, exchange)
+        return _end((*before, LAST_CHUNK), exchange)._replace(outcome="faulted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,13 +387,26 @@ class MalformedEvent(Step):
         """Refuse positions before the first event."""
         _require_count(self, self.at, at_least=1)
 
+    def deliver(self, exchange: Exchange) -> Delivery:
+        """Send all of it, with half of that event."""
+        response = exchange.healthy()
+        if isinstance(response, BodyResponse):
+            return _send_half(response, exchange)
+        _require_events(response, self.at, self, exchange)
+        events = list(response.events)
+        event = events[self.at - 1]
+        events[self.at - 1] = event[: len(event) // 2] + b"\n\n"
+        sent = _send(replace(response, events=tuple(events)), exchange)
+        return sent._replace(outcome="faulted")
+
 
 @dataclass(frozen=True, slots=True)
 class ErrorEvent(Step):
     """An error inside the stream, after `after` events, in the asked protocol.
 
     Without streaming it is what the protocol makes of such an error: GPTRouter's opaque
-    500, or an OpenAI error with `status`, 500 if there is none.
+    500, or an OpenAI error with `status`, 500 if there is none. GPTRouter sends neither
+    `status` nor `code` once the first event is out, as its server does.
     """
 
     message: str
@@ -232,10 +415,21 @@ class ErrorEvent(Step):
     code: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse counts below zero and what cannot be a final status."""
+        """Refuse negative counts and a status that is not final."""
         _require_count(self, self.after, at_least=0)
         if self.status is not None:
             _require_status(self, self.status)
+
+    def deliver(self, exchange: Exchange) -> Delivery:
+        """Send the first part, then the error."""
+        error = self.message, self.status, self.code
+        if not exchange.request.streaming or exchange.fixed:
+            return _send(exchange.unstreamed_error(*error), exchange)
+        # A request that fails before the first event is not shown to the model.
+        stream = exchange.healthy(None if self.after else Completion())
+        before, _ = _split(stream, self.after, self, exchange)
+        event = exchange.error_event(*error, self.after)
+        return _end((*before, chunk(event) + LAST_CHUNK), exchange)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +438,11 @@ class ErrorInOk(Step):
 
     message: str
     code: str | None = None
+
+    def deliver(self, exchange: Exchange) -> Delivery:
+        """Send the error."""
+        body = exchange.error_in_ok(self.message, self.code)
+        return _send(BodyResponse(HTTPStatus.OK, JSON_HEADERS, body), exchange)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,9 +453,16 @@ class Drip(Step):
     size: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse times that cannot be waited and empty writes."""
+        """Refuse negative and infinite times and empty writes."""
         _require_seconds(self, self.seconds)
         _require_count(self, self.size, at_least=1)
+
+    def deliver(self, exchange: Exchange) -> Delivery:
+        """Send all of it."""
+        sent = _send(exchange.healthy(), exchange)
+        data = b"".join(part for part in sent.actions if isinstance(part, bytes))
+        drops = [data[at : at + self.size] for at in range(0, len(data), self.size)]
+        return _end(_space_out(drops, self.seconds), exchange)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,24 +473,137 @@ class SplitCharacter(Step):
     TCP joins the writes.
     """
 
-    text: Text = _MULTI_BYTE_TEXT
+    text: Text = "Grüße aus Łódź, 日本語 and 🦊"
+
+    def deliver(self, exchange: Exchange) -> Delivery:
+        """Send all of it."""
+        completion = Answer(self.text).complete(exchange.seen_by_model())
+        response = exchange.healthy(completion)
+        close = _closes(exchange, response)
+        if isinstance(response, BodyResponse):
+            head = chunked_head(response.status, response.headers, close=close)
+            pieces = list(split_inside_characters(response.body))
+        else:
+            head = _stream_head(response, close=close)
+            frames = (*response.opening, *response.events, *response.closing)
+            frames = (*frames, response.last_frame)
+            pieces = [one for frame in frames for one in split_inside_characters(frame)]
+        if all(piece.isascii() for piece in pieces):
+            _refuse(self, exchange, "the answer has no character of several bytes")
+        writes = [head, *(chunk(piece) for piece in pieces if piece), LAST_CHUNK]
+        return _end(_space_out(writes, 0), exchange)
 
 
 @dataclass(frozen=True, slots=True)
 class MissingDone(Step):
     """A whole stream without its last frame.
 
-    That is OpenAI's `[DONE]`, or GPTRouter's `event: end`, which is no mark of success:
-    its JSON event `end` is sent.
+    That is OpenAI's `[DONE]`, or GPTRouter's `event: end`, which is not a mark of
+    success: its JSON event `end` is sent.
     """
 
+    def deliver(self, exchange: Exchange) -> Delivery:
+        """Send all but that frame."""
+        response = exchange.healthy()
+        if isinstance(response, BodyResponse):
+            _refuse(self, exchange, "only a stream has a last frame")
+        sent = _send(replace(response, last_frame=b""), exchange)
+        return sent._replace(outcome="faulted")
 
-def pairs_of(headers: Headers | None) -> tuple[tuple[str, str], ...]:
+
+# How a response becomes writes.
+
+
+def _send(response: Response, exchange: Exchange) -> Delivery:
+    """All of the response."""
+    close = _closes(exchange, response)
+    ending = Ending.FIN if close else Ending.KEEP
+    if isinstance(response, BodyResponse):
+        return Delivery((response.head(close=close) + response.body,), ending)
+    rest = _stream_rest(response, 0)
+    return Delivery((_stream_head(response, close=close), *rest), ending)
+
+
+def _send_half(response: BodyResponse, exchange: Exchange) -> Delivery:
+    """Half of the body as if it were all."""
+    half = replace(response, body=response.body[: len(response.body) // 2])
+    return _send(half, exchange)._replace(outcome="faulted")
+
+
+def _split(
+    response: Response, after: int, step: Step, exchange: Exchange
+) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+    """The writes up to event number `after`, and those that would follow."""
+    close = _closes(exchange, response)
+    if isinstance(response, BodyResponse):
+        data = response.head(close=close) + response.body
+        half = len(data) - len(response.body) // 2
+        return (data[:half],), (data[half:],)
+    _require_events(response, after, step, exchange)
+    # The opening has no content: it is not sent when the fault comes before any.
+    sent = (*response.opening, *response.events[:after]) if after else ()
+    head = _stream_head(response, close=close)
+    return (head, *(chunk(frame) for frame in sent)), _stream_rest(response, after)
+
+
+def _stream_head(response: StreamResponse, *, close: bool) -> bytes:
+    head = chunked_head(HTTPStatus.OK, response.headers, close=close)
+    return head + chunk(response.preamble)
+
+
+def _stream_rest(response: StreamResponse, after: int) -> tuple[bytes, ...]:
+    opening = () if after else response.opening
+    frames = (*opening, *response.events[after:], *response.closing)
+    return (*map(chunk, frames), chunk(response.last_frame) + LAST_CHUNK)
+
+
+def _closes(exchange: Exchange, response: Response) -> bool:
+    """Whether the connection ends after the response."""
+    header = ("connection", "close")
+    given = [(name.lower(), value.lower()) for name, value in response.headers]
+    return header in given or exchange.request.closes_connection
+
+
+def _end(actions: tuple[bytes | Pause, ...], exchange: Exchange) -> Delivery:
+    closes = exchange.request.closes_connection
+    return Delivery(actions, Ending.FIN if closes else Ending.KEEP)
+
+
+def _space_out(writes: list[bytes], seconds: float) -> tuple[bytes | Pause, ...]:
+    spaced: list[bytes | Pause] = []
+    for write in writes:
+        spaced += [write, Pause(seconds)]
+    return tuple(spaced[:-1])
+
+
+def _to_bytes(body: Any) -> bytes:
+    if isinstance(body, bytes):
+        return body
+    return body.encode() if isinstance(body, str) else compact_json(body)
+
+
+def _pairs(headers: HeaderFields | None) -> Headers:
     """The header fields as pairs, in their order."""
     if headers is None:
         return ()
     pairs = headers.items() if isinstance(headers, Mapping) else headers
     return tuple((name, value) for name, value in pairs)
+
+
+# What does not fit is refused.
+
+
+def _require_events(
+    response: StreamResponse, count: int, step: Step, exchange: Exchange
+) -> None:
+    if count > len(response.events):
+        why = f"the answer has {len(response.events)} events to count"
+        _refuse(step, exchange, why)
+
+
+def _refuse(step: Step, exchange: Exchange, why: str) -> NoReturn:
+    msg = f"{step} does not fit request {exchange.request.number}: {why}"
+    raise ValueError(msg)
 
 
 def _require_seconds(step: Step, seconds: float) -> None:
@@ -310,5 +629,5 @@ _FIRST_FINAL_STATUS, _LAST_STATUS = 200, 599
 
 def _require_status(step: Step, status: int) -> None:
     if not _FIRST_FINAL_STATUS <= status <= _LAST_STATUS:
-        msg = f"{step}: {status} is no final HTTP status, use one from 200 to 599"
+        msg = f"{step}: {status} is not a final HTTP status, use one from 200 to 599"
         raise ValueError(msg)

@@ -1,7 +1,8 @@
-"""GPTRouter's protocol, seen from the server: completions in, bytes out.
+"""GPTRouter's protocol, seen from the server.
 
-Pure. Written after recorded exchanges with the public server; where it is odd, the real
-one is. What it turns down by itself is in `_gptrouter_refusals.py`.
+Written after recorded exchanges with the public server (its snapshot of December 2023)
+and its source; where this is strange, the real server is. What the newer hosted server
+does is implied by its clients only.
 """
 
 from __future__ import annotations
@@ -12,33 +13,25 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
-from langchain_retryrouter.testing.delivery import (
+from langchain_retryrouter.testing.faults import ErrorEvent, Status
+from langchain_retryrouter.testing.requests import Exchange, RecordedRequest, Step
+from langchain_retryrouter.testing.responses import (
     JSON_HEADERS,
-    Reply,
-    Stream,
-    Whole,
+    BodyResponse,
+    Completion,
+    Delta,
+    Response,
+    StreamResponse,
     compact_json,
     reason,
     sse,
 )
-from langchain_retryrouter.testing.faults import ErrorEvent, Status, Step
 
-if TYPE_CHECKING:
-    from langchain_retryrouter.testing.requests import RecordedRequest
-    from langchain_retryrouter.testing.responses import (
-        Choice,
-        Completion,
-        Delta,
-        FunctionCall,
-        Usage,
-    )
-
-
-# Not here, hence dropped: tool_choice, parallel_tool_calls, seed, thinking, raw_event,
-# reasoning_effort, and whatever is newer.
+# The public server drops all others: tool_choice, parallel_tool_calls, seed, thinking,
+# raw_event, reasoning_effort, and whatever is newer.
 _PASSED_ON = {
     "frequency_penalty",
     "function_call",
@@ -56,70 +49,20 @@ _PASSED_ON = {
     "top_p",
     "user",
 }
-
-
-def seen_by_model(request: RecordedRequest) -> RecordedRequest:
-    """`request` with the parameters that reach the model; the hosted server's are all.
-
-    Which ones the hosted server drops is not known. It takes more than the public one.
-    """
-    if request.gptrouter == "hosted":
-        return request
-    given = request.parameters
-    passed_on = {
-        name: _COERCIONS.get(name, _unchanged)(value)
-        for name, value in given.items()
-        if name in _PASSED_ON
-    }
-    if passed_on == given:  # by far the most frequent case
-        return request
-    entries: list[Mapping[str, Any]] = request.payload["data"]
-    changed = [
-        {**entry, "promptParams": passed_on} if entry is request.entry else entry
-        for entry in entries
-    ]
-    body = json.dumps({**request.payload, "data": changed})
-    return replace(request, body=body.encode())
-
-
-def _unchanged(value: Any) -> Any:
-    return value
-
-
-def _number(value: Any) -> Any:
-    """A number, for which the server takes a text too; null becomes 0."""
-    if isinstance(value, str):
-        try:
-            number = float(value)
-        except ValueError:
-            return value
-        return int(number) if number.is_integer() else number
-    return 0 if value is None else value
-
-
-def _text_if_alone(value: Any) -> Any:
-    """A list of one is that one."""
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
-
-
-_COERCIONS: Mapping[str, Callable[[Any], Any]] = {
-    "frequency_penalty": _number,
-    "max_tokens": _number,
-    "n": _number,
-    "presence_penalty": _number,
-    "stop": _text_if_alone,
-    "temperature": _number,
-    "top_p": _number,
+_NUMBERS = {
+    "frequency_penalty",
+    "max_tokens",
+    "n",
+    "presence_penalty",
+    "temperature",
+    "top_p",
 }
-
-
 _BODY_LIMIT = 1024 * 1024
 _ROLES = {"system", "user", "assistant", "function", "tool"}
 _RESPONSE_FORMATS = {
     "public": {"text", "json_object"},
     "hosted": {"text", "json_object", "json_schema"},
 }
-
 _NO_MESSAGES = [
     {"path": "/messages", "message": "Expected array"},
     {"path": "/messages", "message": "Expected required property"},
@@ -130,141 +73,11 @@ _UNKNOWN_RESPONSE_FORMAT = [
     {"path": "/response_format/type", "message": "Expected 'json_object'"},
 ]
 
-
-def unknown_path(_request: RecordedRequest) -> Step:
-    """What is said to a path or a method that does not exist."""
-    return Status(404)
-
-
-def is_authorized(request: RecordedRequest, api_key: str) -> bool:
-    """Whether `request` carries the key, as a secret or as a bearer token."""
-    headers = request.headers
-    return (
-        api_key == headers.get("ws-secret")
-        or headers.get("authorization") == f"Bearer {api_key}"
-    )
-
-
-def refusal(request: RecordedRequest) -> Step | None:
-    """How `request` is turned down; None when it is as it should be."""
-    if len(request.body) > _BODY_LIMIT:
-        return Status(500, headers={"connection": "close"})
-    if not request.headers.get("content-type", "").startswith("application/json"):
-        return Status(500)
-    if request.endpoint != "generate":
-        return shape_refusal(request)
-    if not _has_valid_shape(request):
-        return Status(500)
-    return _provider_refusal(request)
-
-
-def _has_valid_shape(request: RecordedRequest) -> bool:
-    entries = request.payload.get("data")
-    return isinstance(entries, list) and all(
-        _is_valid_entry(entry) for entry in entries
-    )
-
-
-def _is_valid_entry(entry: Any) -> bool:
-    if not isinstance(entry, dict) or not _is_number(entry.get("order")):
-        return False
-    parameters = entry.get("promptParams")
-    if not isinstance(parameters, dict):
-        return False
-    if not isinstance(parameters.get("function_call", {}), dict):
-        return False
-    messages = parameters.get("messages", [])
-    return isinstance(messages, list) and all(
-        _is_valid_message(message) for message in messages
-    )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) or (
-        isinstance(value, str) and value.isdigit()
-    )
-
-
-def _is_valid_message(message: Any) -> bool:
-    # The key `content` must be there, null is allowed.
-    return (
-        isinstance(message, dict)
-        and message.get("role") in _ROLES
-        and "content" in message
-    )
-
-
-def _provider_refusal(request: RecordedRequest) -> Step | None:
-    """What is only found out after a stream has begun, hence comes inside of it."""
-    if not request.payload["data"]:
-        return ErrorEvent("No models available")
-    parameters = request.parameters
-    if "messages" not in parameters and "prompt" not in parameters:
-        return ErrorEvent(compact_json(_NO_MESSAGES).decode())
-    response_format = parameters.get("response_format") or {"type": "text"}
-    if response_format.get("type") not in _RESPONSE_FORMATS[request.gptrouter]:
-        return ErrorEvent(compact_json(_UNKNOWN_RESPONSE_FORMAT).decode())
-    return None
-
-
-_DIMENSIONS = 8
-_BYTES_EACH = 4
-_HALF = 2 ** (8 * _BYTES_EACH - 1)
-
-
-def stub_embedding(text: str) -> list[float]:
-    """The vector that a hosted `FaultyGateway` has for `text`: 8 numbers from -1 to 1.
-
-    The same text has always the same vector, and another text another one.
-    """
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-    numbers = [
-        int.from_bytes(digest[at : at + _BYTES_EACH])
-        for at in range(0, _DIMENSIONS * _BYTES_EACH, _BYTES_EACH)
-    ]
-    return [number / _HALF - 1 for number in numbers]
-
-
-def embedding_vectors(request: RecordedRequest) -> dict[str, Any]:
-    """The body of the healthy answer: a vector for each text."""
-    texts = request.parameters["input"]
-    return {"choices": [{"embedding": stub_embedding(text)} for text in texts]}
-
-
-def shape_refusal(request: RecordedRequest) -> Step | None:
-    """How a request of the wrong shape is turned down; None if it is sound."""
-    is_sound = _is_sound_v2 if request.endpoint == "embeddings-v2" else _is_sound
-    return None if is_sound(request.payload) else Status(500)
-
-
-def _is_sound(payload: Mapping[str, Any]) -> bool:
-    entries = payload.get("data")
-    return isinstance(entries, list) and bool(entries) and all(map(_is_entry, entries))
-
-
-def _is_sound_v2(payload: Mapping[str, Any]) -> bool:
-    return _has_texts(payload) and _is_text(payload.get("modelName"))
-
-
-def _is_entry(entry: Any) -> bool:
-    return (
-        isinstance(entry, dict)
-        and isinstance(entry.get("order"), int)
-        and _is_text(entry.get("modelName"))
-        and _is_text(entry.get("providerName"))
-        and _has_texts(entry.get("promptParams"))
-    )
-
-
-def _has_texts(parameters: Any) -> bool:
-    texts = parameters.get("input") if isinstance(parameters, Mapping) else None
-    # As at OpenAI, an empty text is no text.
-    return isinstance(texts, list) and bool(texts) and all(map(_is_text, texts))
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
-
+_AZURE = "azure_chat_openai"
+_COHERE = "cohere"
+_COMPLETION_PROVIDERS = {"anthropic", "openai"}
+"""Providers of the public server that are given a text and nothing else."""
+_SPEAKERS = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: ", "system": ""}
 
 _HEADERS = (("vary", "Origin"), *JSON_HEADERS)
 _STREAM_HEADERS = (
@@ -273,21 +86,16 @@ _STREAM_HEADERS = (
     ("Cache-Control", "no-cache,no-transform"),
     ("x-no-compression", "1"),
 )
-_PREAMBLE = b"retry: 3000\n\n"
 _END = sse({"event": "end", "data": "end"})
-# Sent after errors too, so it is no mark of success; `_END` is.
-_FAREWELL = b"event: end\ndata: Stream closed\n\n"
+# Sent after errors too, so it does not mean success; `_END` does.
+_LAST_FRAME = b"event: end\ndata: Stream closed\n\n"
 
-_COMPLETION_PROVIDER = "openai"
-_AZURE_PROVIDER = "azure_chat_openai"
-_OPAQUE = {"error": "Something went wrong"}
 _BODIES: dict[int, Mapping[str, Any]] = {
     401: {"message": "Unauthorized"},
     429: {"message": "You've reached a limit on preview generations"},
 }
 _LEAST_SERVER_ERROR = 500
-
-# What the server says by itself, before a provider is asked: one farewell, not two.
+# Errors of the server itself, before a provider is asked: one last frame, not two.
 _OWN_ERROR = re.compile(
     r"No models available|(Model|Provider) with name .* does not exist"
 )
@@ -303,205 +111,352 @@ _RECORDED_IDS = {
     "azure_chat_openai/gpt-4": "4c1acfeb-72b1-401d-aaf1-8b22223c2346",
 }
 
+_DIMENSIONS, _BYTES_EACH = 8, 4
+_HALF = 2 ** (8 * _BYTES_EACH - 1)
 
-def vectors(request: RecordedRequest) -> Whole | None:
-    """The healthy reply of an embeddings endpoint; None at all others."""
-    if request.endpoint not in {"embeddings", "embeddings-v2"}:
+
+def stub_embedding(text: str) -> list[float]:
+    """The vector that a hosted `FaultyGateway` has for `text`: 8 numbers from -1 to 1.
+
+    The same text always has the same vector, and another text another one.
+    """
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    starts = range(0, _DIMENSIONS * _BYTES_EACH, _BYTES_EACH)
+    return [int.from_bytes(digest[i : i + _BYTES_EACH]) / _HALF - 1 for i in starts]
+
+
+class GPTRouterExchange(Exchange):
+    """A request to GPTRouter, and the responses to it."""
+
+    def unknown_path(self) -> Step:
+        """GPTRouter's 404, which names the path."""
+        return Status(404)
+
+    def is_authorized(self, api_key: str) -> bool:
+        """Whether `ws-secret` is the key; a bearer token would be a user's login."""
+        return self.request.headers.get("ws-secret") == api_key
+
+    # What the server refuses.
+
+    def refusal(self) -> Step | None:
+        """The opaque 500 for malformed requests; an error event for some others."""
+        request = self.request
+        if len(request.body) > _BODY_LIMIT:
+            return Status(500, headers={"connection": "close"})
+        if not request.headers.get("content-type", "").startswith("application/json"):
+            return Status(500)
+        payload = request.payload
+        if request.endpoint == "embeddings-v2":
+            is_valid = _has_texts(payload) and _is_text(payload.get("modelName"))
+            return None if is_valid else Status(500)
+        entries = payload.get("data")
+        if request.endpoint == "embeddings":
+            is_valid = bool(entries) and _is_list(entries, _is_embedding_entry)
+            return None if is_valid else Status(500)
+        if not _is_list(entries, _is_entry):
+            return Status(500)
+        return self._provider_refusal()
+
+    def _provider_refusal(self) -> Step | None:
+        """What is found out only after a stream has begun, hence sent inside of it."""
+        request, provider = self.request, self._source(None)[0]
+        if not request.payload["data"]:
+            return ErrorEvent("No models available")
+        if provider == _COHERE and self._is_public and request.streaming:
+            return ErrorEvent("Stream not supported for provider cohere")
+        parameters = request.parameters
+        takes_prompt = provider in {*_COMPLETION_PROVIDERS, _COHERE}
+        if "messages" not in parameters and not (
+            takes_prompt and "prompt" in parameters
+        ):
+            return ErrorEvent(compact_json(_NO_MESSAGES).decode())
+        # The schema of the server says nothing about a format that is not an object.
+        given = parameters.get("response_format")
+        kind = given.get("type") if isinstance(given, dict) and given else "text"
+        if kind not in _RESPONSE_FORMATS[request.gptrouter]:
+            return ErrorEvent(compact_json(_UNKNOWN_RESPONSE_FORMAT).decode())
         return None
-    body = embedding_vectors(request)
-    return Whole(200, _HEADERS, compact_json(body))
 
+    # What the model sees.
 
-def answer(request: RecordedRequest, completion: Completion) -> Reply:
-    """The healthy reply that says `completion`."""
-    if request.streaming:
-        return _stream(request, completion)
-    return Whole(200, _HEADERS, compact_json(_result(request, completion)))
+    @property
+    def _is_public(self) -> bool:
+        return self.request.gptrouter == "public"
 
+    def seen_by_model(self) -> RecordedRequest:
+        """The request with the parameters that reach the model.
 
-def error(
-    request: RecordedRequest, status: int, code: str | None, message: str | None
-) -> Whole:
-    """The reply for this status; every server error has the same opaque body."""
-    if message is None and code is None:
-        body = _default_error(request, status)
-    else:
-        body = {"message": message or reason(status)} | ({"code": code} if code else {})
-    return Whole(status, _HEADERS, compact_json(body))
-
-
-def _default_error(request: RecordedRequest, status: int) -> Mapping[str, Any]:
-    if status == HTTPStatus.NOT_FOUND:
-        target = f"{request.path}?{request.query}" if request.query else request.path
-        message = f"Route {request.method}:{target} not found"
-        return {"message": message, "error": "Not Found", "statusCode": status}
-    if status >= _LEAST_SERVER_ERROR:
-        return _OPAQUE
-    return _BODIES.get(status, {"message": reason(status)})
-
-
-def unstreamed_error(
-    request: RecordedRequest, _message: str, _status: int | None, _code: str | None
-) -> Whole:
-    """The opaque 500 that all errors become when nothing is streamed."""
-    return error(request, HTTPStatus.INTERNAL_SERVER_ERROR, None, None)
-
-
-def error_event(message: str, status: int | None, code: str | None) -> bytes:
-    """The frames of a stream that fails; a provider's status leads the message."""
-    event: dict[str, Any] = {"event": "error"}
-    event["message"] = message if status is None else f"{status} {message}"
-    if code is not None:
-        event["code"] = code
-    own = status is None and _OWN_ERROR.fullmatch(message)
-    return sse(event) + _FAREWELL * (1 if own else 2)
-
-
-def error_in_ok(message: str, code: str | None) -> bytes:
-    """The body of an error that comes with status 200."""
-    return compact_json({"error": message} | ({"code": code} if code else {}))
-
-
-def _result(request: RecordedRequest, completion: Completion) -> dict[str, Any]:
-    provider, model, provider_id, model_id = _source(request, completion)
-    role = {} if provider == _COMPLETION_PROVIDER else {"role": "assistant"}
-    return {
-        "id": _id(request, completion),
-        "choices": [
-            _choice(i, choice) | role | _call(choice) | _citations(choice.citations)
-            for i, choice in enumerate(completion.choices)
-        ],
-        "model": model,
-        "providerId": provider_id,
-        "modelId": model_id,
-        "meta": {"usage": _whole_usage(completion.usage)} if completion.usage else {},
-    } | _citations(completion.citations)
-
-
-def _choice(index: int, choice: Choice) -> dict[str, Any]:
-    return {
-        "index": index,
-        "text": choice.whole_text,
-        "finish_reason": choice.finish_reason,
-    }
-
-
-def _call(choice: Choice) -> dict[str, Any]:
-    # Tool calls are missing on purpose: without streaming the server drops them.
-    call = choice.function_call
-    if choice.unstreamed_calls == "function_call" and choice.tool_calls:
-        call = choice.tool_calls[0]
-    said: dict[str, Any] = {} if call is None else {"function_call": _function(call)}
-    if choice.unstreamed_calls == "tool_calls":
-        said["tool_calls"] = [
-            {"id": one.id, "type": "function", "function": _function(one)}
-            for one in choice.tool_calls
+        The hosted server hands all of them on, as far as is known.
+        """
+        request, given = self.request, self.request.parameters
+        if not self._is_public:
+            return request
+        kept = {name: given[name] for name in _PASSED_ON & given.keys()}
+        if self._source(None)[0] in _COMPLETION_PROVIDERS:
+            prompt = given.get("prompt") or _flatten(request.messages)
+            limit = {"max_tokens": given["max_tokens"]} if "max_tokens" in given else {}
+            kept = {"prompt": prompt, **limit}
+        passed_on = {name: _coerced(name, value) for name, value in kept.items()}
+        if passed_on == given:  # by far the most frequent case
+            return request
+        entries = [
+            {**entry, "promptParams": passed_on} if entry is request.entry else entry
+            for entry in request.payload["data"]
         ]
-    return said
+        body = json.dumps({**request.payload, "data": entries})
+        return replace(request, body=body.encode())
 
+    # Healthy responses.
 
-def _function(call: FunctionCall) -> dict[str, str]:
-    return {"name": call.name, "arguments": call.whole_arguments}
+    def embeddings(self) -> BodyResponse | None:
+        """A vector for each text."""
+        if self.request.endpoint not in {"embeddings", "embeddings-v2"}:
+            return None
+        texts = self.request.parameters["input"]
+        choices = [{"embedding": stub_embedding(text)} for text in texts]
+        return BodyResponse(200, _HEADERS, compact_json({"choices": choices}))
 
+    def respond(self, completion: Completion) -> Response:
+        """The healthy response that says `completion`, in its provider's form."""
+        if self.request.streaming:
+            return self._stream(completion)
+        provider, model, provider_id, model_id = self._source(completion.model)
+        usage = sorted(completion.usage.as_dict().items()) if completion.usage else ()
+        result: dict[str, Any] = {
+            "id": self._id(completion),
+            "choices": [
+                _choice(index, completion, has_role=self._is_chat(provider))
+                for index in range(completion.choices)
+            ],
+            "model": model,
+            "providerId": provider_id,
+            "modelId": model_id,
+            "meta": {"usage": dict(usage)} if usage else {},
+        }
+        if completion.citations:
+            result["citations"] = list(completion.citations)
+        return BodyResponse(200, _HEADERS, compact_json(result))
 
-def _citations(citations: tuple[Any, ...]) -> dict[str, list[Any]]:
-    return {"citations": list(citations)} if citations else {}
-
-
-def _stream(request: RecordedRequest, completion: Completion) -> Stream:
-    provider, model, provider_id, model_id = _source(request, completion)
-    deltas = list(completion.deltas())
-    meta: dict[str, Any] = {"text": "".join(delta.text for delta in deltas)}
-    if provider != _AZURE_PROVIDER:
-        meta["model"] = model
-    source = {"modelId": model_id, "providerId": provider_id}
-    if provider == _COMPLETION_PROVIDER:
-        # Neither finish reasons nor usage come out of a stream of a completion model.
-        events = [{"text": delta.text, "model": model} for delta in deltas]
+    def _stream(self, completion: Completion) -> StreamResponse:
+        provider, model, provider_id, model_id = self._source(completion.model)
+        deltas = list(completion.deltas())
+        meta: dict[str, Any] = {"text": "".join(delta.text for delta in deltas)}
         opening: list[dict[str, Any]] = []
         finish: list[dict[str, Any]] = []
-    else:
-        events = [_update(delta) for delta in deltas]
-        opening = [{"text": "", "finish_reason": None} for _ in completion.choices]
-        reasons = [choice.finish_reason for choice in completion.choices]
-        finish = [{"text": "", "finish_reason": reason} for reason in reasons if reason]
-        if completion.usage:
-            meta["usage"] = _stream_usage(completion.usage)
-    stream_id = _id(request, completion)
-    return Stream(
-        headers=_STREAM_HEADERS,
-        preamble=_PREAMBLE,
-        opening=_updates(stream_id, opening),
-        events=_updates(stream_id, events),
-        closing=(
-            *_updates(stream_id, finish),
-            sse({"event": "meta", "data": meta}),
-            sse({"event": "generation_source", "data": source}),
-            _END,
-        ),
-        farewell=_FAREWELL,
-    )
+        if self._is_chat(provider):
+            events = [_chat_update(delta) for delta in deltas]
+            opening = [{"text": "", "finish_reason": None}] * completion.choices
+            if completion.finish_reason:
+                last = {"text": "", "finish_reason": completion.finish_reason}
+                finish = [last] * completion.choices
+            if provider != _AZURE:
+                meta["model"] = model
+        else:
+            # No finish reason comes out of a stream of a completion model.
+            texts = [delta.text for delta in deltas if delta.text]
+            events = [{"text": text, "model": model} for text in texts]
+        if completion.usage and provider != "openai":
+            meta["usage"] = completion.usage.as_dict()
+        updates = [
+            self._updates(completion, kind) for kind in (opening, events, finish)
+        ]
+        source = {"modelId": model_id, "providerId": provider_id}
+        if provider == _AZURE:
+            # Azure's results of the prompt's filter: a chunk without choices.
+            first = sse({"id": "", "event": "update", "data": {"text": ""}})
+            updates[0] = (first, *updates[0])
+        return StreamResponse(
+            headers=_STREAM_HEADERS,
+            preamble=b"retry: 3000\n\n",
+            opening=updates[0],
+            events=updates[1],
+            closing=(
+                *updates[2],
+                sse({"event": "meta", "data": meta}),
+                sse({"event": "generation_source", "data": source}),
+                _END,
+            ),
+            last_frame=_LAST_FRAME,
+        )
+
+    def _updates(
+        self, completion: Completion, updates: list[dict[str, Any]]
+    ) -> tuple[bytes, ...]:
+        id_ = self._id(completion)
+        return tuple(
+            sse({"id": id_, "event": "update", "data": data}) for data in updates
+        )
+
+    def _is_chat(self, provider: str) -> bool:
+        if self._is_public:
+            return provider not in {*_COMPLETION_PROVIDERS, _COHERE}
+        return provider != "openai"
+
+    def _id(self, completion: Completion) -> str:
+        return completion.id or f"chatcmpl-stub{self.request.number:06d}"
+
+    def _source(self, answering: str | None) -> tuple[str, str, str, str]:
+        """Provider and model that answer: their names, then their ids."""
+        request = self.request
+        model = answering or request.model or ""
+        entries: list[Mapping[str, Any]] = request.payload.get("data", [])
+        same = (entry for entry in entries if entry.get("modelName") == model)
+        entry = next(same, request.entry)
+        provider = str(entry.get("providerName") or entry.get("providerId") or "")
+        provider_id = entry.get("providerId") or _id_of(provider)
+        named_by_id = entry.get("modelId") if model == entry.get("modelId") else None
+        model_id = named_by_id or _id_of(f"{provider}/{model}")
+        return provider, model, str(provider_id), str(model_id)
+
+    # Errors.
+
+    def error(
+        self, status: int, code: str | None = None, message: str | None = None
+    ) -> BodyResponse:
+        """The response for this status; server errors share one opaque body."""
+        request, body = self.request, dict[str, Any]()
+        if message is not None or code is not None:
+            body["message"] = message or reason(status)
+            body |= {"code": code} if code else {}
+        elif status == HTTPStatus.NOT_FOUND:
+            query = f"?{request.query}" if request.query else ""
+            route = f"{request.method}:{request.path}{query}"
+            body["message"] = f"Route {route} not found"
+            body |= {"error": "Not Found", "statusCode": status}
+        elif status >= _LEAST_SERVER_ERROR:
+            body["error"] = "Something went wrong"
+        else:
+            body |= _BODIES.get(status, {"message": reason(status)})
+        return BodyResponse(status, _HEADERS, compact_json(body))
+
+    def unstreamed_error(
+        self, _message: str, _status: int | None, _code: str | None
+    ) -> BodyResponse:
+        """The opaque 500 that all errors become when nothing is streamed."""
+        return self.error(HTTPStatus.INTERNAL_SERVER_ERROR)
+
+    def error_event(
+        self, message: str, status: int | None, code: str | None, after: int
+    ) -> bytes:
+        """The frames of a stream that fails.
+
+        The status leads the message, as long as the provider has not begun to answer.
+        """
+        event: dict[str, Any] = {"event": "error", "message": message}
+        if status is not None and not after:
+            event["message"] = f"{status} {message}"
+        if code is not None and not after:
+            event["code"] = code
+        own = status is None and _OWN_ERROR.fullmatch(message)
+        return sse(event) + _LAST_FRAME * (1 if own else 2)
+
+    def error_in_ok(self, message: str, code: str | None) -> bytes:
+        """The body of an error that comes with status 200."""
+        return compact_json({"error": message} | ({"code": code} if code else {}))
 
 
-def _update(delta: Delta) -> dict[str, Any]:
+def _choice(index: int, completion: Completion, *, has_role: bool) -> dict[str, Any]:
+    choice: dict[str, Any] = {
+        "index": index,
+        "text": completion.whole_text,
+        # The server makes a text of what its provider leaves out.
+        "finish_reason": completion.finish_reason or "",
+    }
+    if has_role:
+        choice["role"] = "assistant"
+    # Without streaming the server drops tool calls, unless the test places them.
+    call = completion.function_call
+    if completion.unstreamed_calls == "function_call" and completion.tool_calls:
+        call = completion.tool_calls[0]
+    if call is not None:
+        choice["function_call"] = call.as_dict()
+    if completion.unstreamed_calls == "tool_calls":
+        choice["tool_calls"] = [one.as_tool_dict() for one in completion.tool_calls]
+    if completion.choice_citations:
+        choice["citations"] = list(completion.choice_citations)
+    return choice
+
+
+def _chat_update(delta: Delta) -> dict[str, Any]:
     # No index of the choice, and a function call's deltas come through empty.
-    update = {"text": delta.text, "finish_reason": None}
-    return (
-        update
-        if delta.tool_call is None
-        else {**update, "tool_calls": [delta.tool_call]}
-    )
-
-
-def _updates(stream_id: str, updates: list[dict[str, Any]]) -> tuple[bytes, ...]:
-    return tuple(
-        sse({"id": stream_id, "event": "update", "data": data}) for data in updates
-    )
-
-
-def _id(request: RecordedRequest, completion: Completion) -> str:
-    return completion.id or f"chatcmpl-stub{request.number:06d}"
-
-
-def _source(
-    request: RecordedRequest, completion: Completion
-) -> tuple[str, str, str, str]:
-    """Provider and model that answer: their names, then their ids."""
-    model = completion.model or request.model or ""
-    entry = _entry_of(request, model)
-    provider = str(entry.get("providerName") or entry.get("providerId") or "")
-    provider_id = entry.get("providerId") or _id_of(provider)
-    named_by_id = entry.get("modelId") if model == entry.get("modelId") else None
-    return (
-        provider,
-        model,
-        str(provider_id),
-        str(named_by_id or _id_of(f"{provider}/{model}")),
-    )
-
-
-def _entry_of(request: RecordedRequest, model: str) -> Mapping[str, Any]:
-    entries: list[Mapping[str, Any]] = request.payload.get("data", [])
-    return next(
-        (entry for entry in entries if entry.get("modelName") == model), request.entry
-    )
+    calls = {} if delta.tool_call is None else {"tool_calls": [delta.tool_call]}
+    return {"text": delta.text, "finish_reason": None, **calls}
 
 
 def _id_of(name: str) -> str:
     return _RECORDED_IDS.get(name) or str(uuid5(NAMESPACE_URL, f"gptrouter:{name}"))
 
 
-def _whole_usage(usage: Usage) -> dict[str, int]:
-    return {
-        "completion_tokens": usage.completion_tokens,
-        "prompt_tokens": usage.prompt_tokens,
-        "total_tokens": usage.total_tokens,
-    }
+def _coerced(name: str, value: Any) -> Any:
+    """A parameter as the server's schema coerces it."""
+    if name in _NUMBERS:
+        if isinstance(value, str):
+            try:
+                number = float(value)
+            except ValueError:
+                return value
+            return int(number) if number.is_integer() else number
+        return 0 if value is None else value
+    if name == "stop" and isinstance(value, list) and len(value) == 1:
+        return value[0]
+    return value
 
 
-def _stream_usage(usage: Usage) -> dict[str, int]:
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.total_tokens,
-    }
+def _flatten(messages: list[dict[str, Any]]) -> str:
+    """The text that a completion model is given of messages.
+
+    Blocks and tool results are lost, as JavaScript writes them into a string.
+    """
+    text = ""
+    for message in messages:
+        if (role := message.get("role")) in _SPEAKERS:
+            content = message.get("content")
+            if isinstance(content, list):
+                content = ",".join("[object Object]" for _ in content)
+            text += f"{_SPEAKERS[role]}{'null' if content is None else content}"
+    return f"{text}\n\nAssistant:"
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether the schema of the server accepts this entry of `data`."""
+    if not isinstance(entry, dict):
+        return False
+    order, parameters = entry.get("order"), entry.get("promptParams")
+    is_number = isinstance(order, int | float) or str(order).isdigit()
+    return (
+        is_number
+        and isinstance(parameters, dict)
+        and isinstance(parameters.get("function_call", {}), dict)
+        and _is_list(parameters.get("messages", []), _is_message)
+    )
+
+
+def _is_message(message: Any) -> bool:
+    if not isinstance(message, dict):
+        return False
+    # The key `content` must be there, null is allowed.
+    return message.get("role") in _ROLES and "content" in message
+
+
+def _is_embedding_entry(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("order"), int)
+        and _is_text(entry.get("modelName"))
+        and _is_text(entry.get("providerName"))
+        and _has_texts(entry.get("promptParams"))
+    )
+
+
+def _has_texts(parameters: Any) -> bool:
+    texts = parameters.get("input") if isinstance(parameters, Mapping) else None
+    return bool(texts) and _is_list(texts, _is_text)
+
+
+def _is_list(value: Any, is_item: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(is_item, value))
+
+
+def _is_text(value: Any) -> bool:
+    # As at OpenAI, an empty text does not count as one.
+    return isinstance(value, str) and bool(value)

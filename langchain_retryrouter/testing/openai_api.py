@@ -1,233 +1,256 @@
-"""OpenAI's completions and chat completions, Azure's too, seen from the server.
-
-Pure: completions in, bytes out. How a choice looks at either endpoint is in
-`_openai_forms.py`; what goes wrong is in `_openai_errors.py`.
-"""
+"""OpenAI's completions and chat completions, and Azure's, seen from the server."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterable
+from typing import Any
 
-from langchain_retryrouter.testing.delivery import (
+from langchain_retryrouter.testing.faults import Status
+from langchain_retryrouter.testing.requests import Exchange, Step
+from langchain_retryrouter.testing.responses import (
     JSON_HEADERS,
-    Pairs,
-    Reply,
-    Stream,
-    Whole,
+    BodyResponse,
+    Completion,
+    Delta,
+    Headers,
+    Response,
+    StreamResponse,
     compact_json,
+    split_words,
     sse,
 )
-from langchain_retryrouter.testing.faults import Status, Step
 
-if TYPE_CHECKING:
-    from langchain_retryrouter.testing.requests import RecordedRequest
-    from langchain_retryrouter.testing.responses import Choice, Completion, Delta, Usage
-
-
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    type: str
-    code: str | None
-    message: str
-
-
-_SERVER_ERROR = _Kind(
-    "server_error", None, "The server had an error while processing your request."
-)
-_OTHER_ERROR = _Kind("invalid_request_error", None, "The request was turned down.")
-_KINDS: dict[int, _Kind] = {
-    401: _Kind(
-        "invalid_request_error", "invalid_api_key", "Incorrect API key provided."
+_LEAST_SERVER_ERROR = 500
+_SERVER_ERROR = "The server had an error while processing your request."
+_ERRORS: dict[int, tuple[str, str | None, str]] = {
+    401: (
+        "invalid_request_error",
+        "invalid_api_key",
+        "Incorrect API key provided.",
     ),
-    404: _Kind("invalid_request_error", "model_not_found", "The model does not exist."),
-    429: _Kind("requests", "rate_limit_exceeded", "Rate limit reached for requests."),
-    500: _SERVER_ERROR,
-    503: _Kind(
+    404: ("invalid_request_error", "model_not_found", "The model does not exist."),
+    429: ("requests", "rate_limit_exceeded", "Rate limit reached for requests."),
+    503: (
         "server_error",
         None,
         "The engine is currently overloaded, please try again later.",
     ),
 }
-_AZURE_KINDS: dict[int, _Kind] = {
-    401: _Kind(
-        "",
-        "401",
-        "Access denied due to invalid subscription key or wrong API endpoint.",
-    ),
-    404: _Kind("", "404", "Resource not found"),
-    429: _Kind(
-        "",
-        "429",
-        "Requests have exceeded the call rate limit of your current pricing tier.",
-    ),
+"""By status: type, code and message."""
+_AZURE_MESSAGES = {
+    401: "Access denied due to invalid subscription key or wrong API endpoint.",
+    404: "Resource not found",
+    429: "Requests have exceeded the call rate limit of your current pricing tier.",
 }
-_TYPES_BY_CODE = {"insufficient_quota": "insufficient_quota"}
-_LEAST_SERVER_ERROR = 500
+
+_LOGPROB = -0.25  # the same for every token, so that equal requests get equal bytes
+_FIRST_CREATED = 1_700_000_000  # fixed, so that equal requests get equal bytes
+_PROMPT_FILTER_RESULTS = {
+    "prompt_filter_results": [{"prompt_index": 0, "content_filter_results": {}}]
+}
+# Azure's first event has no choices: a trap for clients that look at `choices[0]`.
+_AZURE_OPENING = {"choices": [], "created": 0, "id": "", "model": "", "object": ""}
 
 
-def headers_of(request: RecordedRequest) -> Pairs:
-    """The header fields by which a provider's support finds a request."""
-    name = "apim-request-id" if request.deployment else "x-request-id"
-    return ((name, f"req_{request.number:06d}"),)
+class OpenAIExchange(Exchange):
+    """A request to OpenAI's or Azure's API, and the responses to it."""
 
+    def unknown_path(self) -> Step:
+        """OpenAI's 404, which names the path."""
+        message = f"Invalid URL ({self.request.method} {self.request.path})"
+        return Status(404, message=message, error_code="unknown_url")
 
-def error(
-    request: RecordedRequest, status: int, code: str | None, message: str | None
-) -> Whole:
-    """The reply for this status: OpenAI's body, or Azure's, which has no type."""
-    body = (
-        _azure_error(status, code, message)
-        if request.deployment
-        else _error(status, code, message)
-    )
-    return Whole(
-        status, JSON_HEADERS + headers_of(request), compact_json({"error": body})
-    )
+    def is_authorized(self, api_key: str) -> bool:
+        """Whether the request carries the key; Azure has a header of its own for it."""
+        headers = self.request.headers
+        if headers.get("authorization") == f"Bearer {api_key}":
+            return True
+        return bool(self.request.deployment) and headers.get("api-key") == api_key
 
+    def refusal(self) -> Step | None:
+        """A 400 that says what the request lacks."""
+        request = self.request
+        if request.deployment and "api-version=" not in request.query:
+            # Azure answers 404, not 400, to a call that does not say its version.
+            return Status(404)
+        if not request.payload:
+            message = "We could not parse the JSON body of your request."
+        elif request.model is None:
+            message = "you must provide a model parameter"
+        elif request.endpoint == "chat" and not isinstance(
+            request.payload.get("messages"), list
+        ):
+            message = "Missing required parameter: 'messages'."
+        else:
+            return None
+        return Status(400, message=message)
 
-def unstreamed_error(
-    request: RecordedRequest, message: str, status: int | None, code: str | None
-) -> Whole:
-    """The error as a status, which is where it belongs when nothing is streamed."""
-    return error(request, status or _LEAST_SERVER_ERROR, code, message)
+    # Healthy responses.
 
+    @property
+    def _is_chat(self) -> bool:
+        return self.request.endpoint == "chat"
 
-def error_event(message: str, status: int | None, code: str | None) -> bytes:
-    """The event that ends a stream that fails; no `[DONE]` comes after it."""
-    return sse({"error": _error(status or _LEAST_SERVER_ERROR, code, message)})
+    @property
+    def _request_id(self) -> Headers:
+        """The header by which a provider's support finds a request."""
+        name = "apim-request-id" if self.request.deployment else "x-request-id"
+        return ((name, f"req_{self.request.number:06d}"),)
 
+    def respond(self, completion: Completion) -> Response:
+        """The healthy response that says `completion`, at the endpoint asked."""
+        if self.request.streaming:
+            return self._stream(completion)
+        logprobs = self.request.parameters.get("logprobs")
+        make_choice = _chat_choice if self._is_chat else _text_choice
+        kind = "chat.completion" if self._is_chat else "text_completion"
+        result = self._frame(completion, kind)
+        result["choices"] = [
+            make_choice(index, completion, logprobs)
+            for index in range(completion.choices)
+        ]
+        if completion.usage:
+            result["usage"] = completion.usage.as_dict()
+        if self.request.deployment:
+            result |= _PROMPT_FILTER_RESULTS
+        headers = JSON_HEADERS + self._request_id
+        return BodyResponse(200, headers, compact_json(result))
 
-def error_in_ok(message: str, code: str | None) -> bytes:
-    """The body of an error that comes with status 200."""
-    return compact_json({"error": _error(_LEAST_SERVER_ERROR, code, message)})
+    def _stream(self, completion: Completion) -> StreamResponse:
+        parameters, is_chat = self.request.parameters, self._is_chat
+        kind = "chat.completion.chunk" if is_chat else "text_completion"
+        frame = self._frame(completion, kind)
+        options = parameters.get("stream_options") or {}
+        with_usage = bool(options.get("include_usage"))
+        no_usage_yet = {"usage": None} if with_usage else {}
+
+        def event(index: int, **choice: Any) -> bytes:
+            whole = {"index": index, "logprobs": None, "finish_reason": None, **choice}
+            return sse(frame | {"choices": [whole]} | no_usage_yet)
+
+        indexes = range(completion.choices)
+        opening: list[bytes] = []
+        if self.request.deployment:
+            opening.append(sse(_AZURE_OPENING | _PROMPT_FILTER_RESULTS))
+        if is_chat:
+            delta = {"role": "assistant", "content": "", "refusal": None}
+            opening += [event(index, delta=delta) for index in indexes]
+        make_delta = _chat_delta if is_chat else _text_delta
+        logprobs = parameters.get("logprobs")
+        events = [
+            event(delta.choice, **make_delta(delta, logprobs))
+            for delta in completion.deltas()
+        ]
+        closing: list[bytes] = []
+        if (reason := completion.finish_reason) is not None:
+            empty: dict[str, Any] = {"delta": {}} if is_chat else {"text": ""}
+            closing = [event(i, finish_reason=reason, **empty) for i in indexes]
+        if with_usage and completion.usage:
+            usage = completion.usage.as_dict()
+            closing.append(sse(frame | {"choices": [], "usage": usage}))
+        return StreamResponse(
+            headers=(
+                ("content-type", "text/event-stream; charset=utf-8"),
+                *self._request_id,
+            ),
+            opening=tuple(opening),
+            events=tuple(events),
+            closing=tuple(closing),
+            last_frame=b"data: [DONE]\n\n",
+        )
+
+    def _frame(self, completion: Completion, kind: str) -> dict[str, Any]:
+        prefix, number = "chatcmpl" if self._is_chat else "cmpl", self.request.number
+        return {
+            "id": completion.id or f"{prefix}-stub{number:06d}",
+            "object": kind,
+            "created": _FIRST_CREATED + number,
+            "model": completion.model or self.request.model,
+            "system_fingerprint": "fp_stub",
+        }
+
+    # Errors.
+
+    def error(
+        self, status: int, code: str | None = None, message: str | None = None
+    ) -> BodyResponse:
+        """OpenAI's error body for this status, or Azure's, which has no type."""
+        body = _error(status, code, message)
+        if self.request.deployment:
+            message = message or _AZURE_MESSAGES.get(status, _SERVER_ERROR)
+            body = {"code": code or str(status), "message": message}
+        headers = JSON_HEADERS + self._request_id
+        return BodyResponse(status, headers, compact_json({"error": body}))
+
+    def unstreamed_error(
+        self, message: str, status: int | None, code: str | None
+    ) -> BodyResponse:
+        """The error with its status, or 500."""
+        return self.error(status or _LEAST_SERVER_ERROR, code, message)
+
+    def error_event(
+        self, message: str, status: int | None, code: str | None, _after: int
+    ) -> bytes:
+        """The event that ends a stream that fails; no `[DONE]` comes after it."""
+        return sse({"error": _error(status or _LEAST_SERVER_ERROR, code, message)})
+
+    def error_in_ok(self, message: str, code: str | None) -> bytes:
+        """The body of an error that comes with status 200."""
+        return compact_json({"error": _error(_LEAST_SERVER_ERROR, code, message)})
 
 
 def _error(status: int, code: str | None, message: str | None) -> dict[str, Any]:
-    kind = _KINDS.get(
-        status, _SERVER_ERROR if status >= _LEAST_SERVER_ERROR else _OTHER_ERROR
-    )
+    other = ("invalid_request_error", None, "The request was turned down.")
+    if status >= _LEAST_SERVER_ERROR:
+        other = ("server_error", None, _SERVER_ERROR)
+    type_, usual_code, usual_message = _ERRORS.get(status, other)
     return {
-        "message": message or kind.message,
-        "type": _TYPES_BY_CODE.get(code or "", kind.type),
+        "message": message or usual_message,
+        "type": code if code == "insufficient_quota" else type_,
         "param": None,
-        "code": code or kind.code,
+        "code": code or usual_code,
     }
 
 
-def _azure_error(status: int, code: str | None, message: str | None) -> dict[str, Any]:
-    kind = _AZURE_KINDS.get(status, _Kind("", str(status), _SERVER_ERROR.message))
-    return {"code": code or kind.code, "message": message or kind.message}
-
-
-def unknown_path(request: RecordedRequest) -> Step:
-    """What is said to a path or a method that does not exist."""
-    return Status(
-        404,
-        message=f"Invalid URL ({request.method} {request.path})",
-        error_code="unknown_url",
-    )
-
-
-def is_authorized(request: RecordedRequest, api_key: str) -> bool:
-    """Whether `request` carries the key; Azure has a header of its own for it."""
-    headers = request.headers
-    if headers.get("authorization") == f"Bearer {api_key}":
-        return True
-    return request.deployment is not None and headers.get("api-key") == api_key
-
-
-def refusal(request: RecordedRequest) -> Step | None:
-    """How `request` is turned down; None when it is as it should be."""
-    if request.deployment and "api-version=" not in request.query:
-        # Azure answers 404, not 400, to a call that does not say its version.
-        return Status(404)
-    if not request.payload:
-        message = "We could not parse the JSON body of your request."
-    elif request.model is None:
-        message = "you must provide a model parameter"
-    elif request.endpoint == "chat" and not isinstance(
-        request.payload.get("messages"), list
-    ):
-        message = "Missing required parameter: 'messages'."
-    else:
-        return None
-    return Status(400, message=message)
-
-
-_LOGPROB = -0.25  # the same for every token, so that equal requests get equal bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """One endpoint's way to put choices. `logprobs` is the parameter of the request."""
-
-    id_prefix: str
-    result_kind: str
-    event_kind: str
-    choice: Callable[[int, Choice, object], dict[str, Any]]
-    opening: Callable[[int], Iterable[dict[str, Any]]]
-    """The events of a choice before its first content."""
-    event: Callable[[Delta, object], dict[str, Any]]
-    finish: Callable[[int, str], dict[str, Any]]
-
-
-def _chat_choice(index: int, choice: Choice, logprobs: object) -> dict[str, Any]:
-    message: dict[str, Any] = {
-        "role": "assistant",
-        "content": choice.whole_text,
-        "refusal": None,
-    }
-    if choice.tool_calls:
-        message["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": _function(call.name, call.whole_arguments),
-            }
-            for call in choice.tool_calls
-        ]
-    if call := choice.function_call:
-        message["function_call"] = _function(call.name, call.whole_arguments)
-    if not choice.whole_text and (choice.tool_calls or choice.function_call):
-        message["content"] = None
+def _chat_choice(index: int, answer: Completion, logprobs: object) -> dict[str, Any]:
+    has_calls = bool(answer.tool_calls or answer.function_call)
+    text = answer.whole_text
+    content = None if has_calls and not text else text
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    if answer.tool_calls:
+        message["tool_calls"] = [call.as_tool_dict() for call in answer.tool_calls]
+    if answer.function_call:
+        message["function_call"] = answer.function_call.as_dict()
     return {
         "index": index,
         "message": message,
-        "logprobs": _chat_logprobs(choice.pieces, logprobs),
-        "finish_reason": choice.finish_reason,
+        "logprobs": _chat_logprobs(split_words(answer.text), logprobs),
+        "finish_reason": answer.finish_reason,
     }
 
 
-def _function(name: str, arguments: str) -> dict[str, str]:
-    return {"name": name, "arguments": arguments}
+def _text_choice(index: int, answer: Completion, logprobs: object) -> dict[str, Any]:
+    deltas = [delta for delta in answer.deltas() if delta.choice == index]
+    return {
+        "text": answer.whole_text,
+        "index": index,
+        "logprobs": _text_logprobs(deltas, logprobs),
+        "finish_reason": answer.finish_reason,
+    }
 
 
-def _chat_opening(index: int) -> list[dict[str, Any]]:
-    delta = {"role": "assistant", "content": "", "refusal": None}
-    return [{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}]
-
-
-def _chat_event(delta: Delta, logprobs: object) -> dict[str, Any]:
-    content: dict[str, Any]
+def _chat_delta(delta: Delta, logprobs: object) -> dict[str, Any]:
+    content: dict[str, Any] = {"content": delta.text}
     if delta.tool_call is not None:
         content = {"tool_calls": [delta.tool_call]}
     elif delta.function_call is not None:
         content = {"function_call": delta.function_call}
-    else:
-        content = {"content": delta.text}
     tokens = (delta.text,) if delta.text else ()
-    return {
-        "index": delta.choice,
-        "delta": content,
-        "logprobs": _chat_logprobs(tokens, logprobs),
-        "finish_reason": None,
-    }
+    return {"delta": content, "logprobs": _chat_logprobs(tokens, logprobs)}
 
 
-def _chat_finish(index: int, reason: str) -> dict[str, Any]:
-    return {"index": index, "delta": {}, "logprobs": None, "finish_reason": reason}
+def _text_delta(delta: Delta, logprobs: object) -> dict[str, Any]:
+    return {"text": delta.text, "logprobs": _text_logprobs([delta], logprobs)}
 
 
 def _chat_logprobs(tokens: Iterable[str], asked: object) -> dict[str, Any] | None:
@@ -245,33 +268,6 @@ def _chat_logprobs(tokens: Iterable[str], asked: object) -> dict[str, Any] | Non
     return {"content": content, "refusal": None}
 
 
-def _text_choice(index: int, choice: Choice, logprobs: object) -> dict[str, Any]:
-    deltas = list(choice.deltas(index))
-    return {
-        "text": choice.whole_text,
-        "index": index,
-        "logprobs": _text_logprobs(deltas, logprobs),
-        "finish_reason": choice.finish_reason,
-    }
-
-
-def _text_opening(_index: int) -> tuple[()]:
-    return ()
-
-
-def _text_event(delta: Delta, logprobs: object) -> dict[str, Any]:
-    return {
-        "text": delta.text,
-        "index": delta.choice,
-        "logprobs": _text_logprobs([delta], logprobs),
-        "finish_reason": None,
-    }
-
-
-def _text_finish(index: int, reason: str) -> dict[str, Any]:
-    return {"text": "", "index": index, "logprobs": None, "finish_reason": reason}
-
-
 def _text_logprobs(deltas: list[Delta], asked: object) -> dict[str, Any] | None:
     # Here 0 asks for the tokens without alternatives; only null asks for nothing.
     if asked is None:
@@ -282,125 +278,4 @@ def _text_logprobs(deltas: list[Delta], asked: object) -> dict[str, Any] | None:
         "token_logprobs": [_LOGPROB] * len(tokens),
         "top_logprobs": [{token: _LOGPROB} for token in tokens] if asked else None,
         "text_offset": [delta.offset for delta in deltas],
-    }
-
-
-CHAT: Final = Form(
-    id_prefix="chatcmpl",
-    result_kind="chat.completion",
-    event_kind="chat.completion.chunk",
-    choice=_chat_choice,
-    opening=_chat_opening,
-    event=_chat_event,
-    finish=_chat_finish,
-)
-COMPLETIONS: Final = Form(
-    id_prefix="cmpl",
-    result_kind="text_completion",
-    event_kind="text_completion",
-    choice=_text_choice,
-    opening=_text_opening,
-    event=_text_event,
-    finish=_text_finish,
-)
-
-
-_STREAM_HEADERS = (("content-type", "text/event-stream; charset=utf-8"),)
-_DONE = b"data: [DONE]\n\n"
-_FIRST_CREATED = 1_700_000_000  # fixed, so that equal requests get equal bytes
-_PROMPT_FILTER_RESULTS = {
-    "prompt_filter_results": [{"prompt_index": 0, "content_filter_results": {}}]
-}
-# Azure's first event has no choices: a trap for clients that look at `choices[0]`.
-_AZURE_OPENING = {"choices": [], "created": 0, "id": "", "model": "", "object": ""}
-
-
-def vectors(_request: RecordedRequest) -> None:
-    """None: OpenAI's embeddings are not served."""
-
-
-def answer(request: RecordedRequest, completion: Completion) -> Reply:
-    """The healthy reply that says `completion`."""
-    form = CHAT if request.endpoint == "chat" else COMPLETIONS
-    if request.streaming:
-        return _stream(request, completion, form)
-    return Whole(
-        200,
-        JSON_HEADERS + headers_of(request),
-        compact_json(_result(request, completion, form)),
-    )
-
-
-def seen_by_model(request: RecordedRequest) -> RecordedRequest:
-    """`request` itself: nothing stands between it and the model."""
-    return request
-
-
-def _result(
-    request: RecordedRequest, completion: Completion, form: Form
-) -> dict[str, Any]:
-    result = _frame(request, completion, form.id_prefix, form.result_kind)
-    result["choices"] = [
-        form.choice(index, choice, request.parameters.get("logprobs"))
-        for index, choice in enumerate(completion.choices)
-    ]
-    if completion.usage:
-        result["usage"] = _usage(completion.usage)
-    if request.deployment:
-        result |= _PROMPT_FILTER_RESULTS
-    return result
-
-
-def _stream(request: RecordedRequest, completion: Completion, form: Form) -> Stream:
-    frame = _frame(request, completion, form.id_prefix, form.event_kind)
-    options = request.parameters.get("stream_options") or {}
-    with_usage = bool(options.get("include_usage"))
-    no_usage_yet = {"usage": None} if with_usage else {}
-
-    def event(choice: dict[str, Any]) -> bytes:
-        return sse(frame | {"choices": [choice]} | no_usage_yet)
-
-    logprobs = request.parameters.get("logprobs")
-    opening = [
-        event(start)
-        for index in range(len(completion.choices))
-        for start in form.opening(index)
-    ]
-    if request.deployment:
-        opening.insert(0, sse(_AZURE_OPENING | _PROMPT_FILTER_RESULTS))
-    closing = [
-        event(form.finish(index, choice.finish_reason))
-        for index, choice in enumerate(completion.choices)
-        if choice.finish_reason is not None
-    ]
-    if with_usage and completion.usage:
-        closing.append(sse(frame | {"choices": [], "usage": _usage(completion.usage)}))
-    return Stream(
-        headers=_STREAM_HEADERS + headers_of(request),
-        opening=tuple(opening),
-        events=tuple(
-            event(form.event(delta, logprobs)) for delta in completion.deltas()
-        ),
-        closing=tuple(closing),
-        farewell=_DONE,
-    )
-
-
-def _frame(
-    request: RecordedRequest, completion: Completion, id_prefix: str, kind: str
-) -> dict[str, Any]:
-    return {
-        "id": completion.id or f"{id_prefix}-stub{request.number:06d}",
-        "object": kind,
-        "created": _FIRST_CREATED + request.number,
-        "model": completion.model or request.model,
-        "system_fingerprint": "fp_stub",
-    }
-
-
-def _usage(usage: Usage) -> dict[str, int]:
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.total_tokens,
     }

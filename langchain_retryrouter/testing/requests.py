@@ -1,7 +1,7 @@
-"""What the server writes down, and how others wait for it.
+"""Recorded requests, their log, and the two interfaces from request to response.
 
-One condition variable guards everything. The server's thread holds it for moments only;
-nobody sleeps and polls.
+A `Step` (see `faults.py`) decides what happens to a request. It builds the response
+from an `Exchange`, which knows the protocol (see `gptrouter_api.py`, `openai_api.py`).
 """
 
 from __future__ import annotations
@@ -10,17 +10,21 @@ import asyncio
 import json
 import re
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-if TYPE_CHECKING:
-    from langchain_retryrouter.testing.faults import Step
+from langchain_retryrouter.testing.responses import (
+    BodyResponse,
+    Completion,
+    Delivery,
+    Outcome,
+    Response,
+)
 
-
-Outcome: TypeAlias = Literal["pending", "sent", "faulted", "client_left"]
 Endpoint: TypeAlias = Literal[
     "generate", "embeddings", "embeddings-v2", "completions", "chat"
 ]
@@ -39,19 +43,23 @@ _HOSTED_ONLY: frozenset[Endpoint] = frozenset({"embeddings", "embeddings-v2"})
 _AZURE = re.compile(r"/openai/deployments/(?P<name>[^/]+)(?P<rest>/.+)")
 
 
-@dataclass(frozen=True, slots=True)
-class _Route:
-    protocol: ProtocolName
-    endpoint: Endpoint | None = None
-    deployment: str | None = None
-
-
 @lru_cache(maxsize=1024)
-def _route(path: str) -> _Route:
+def _parse_path(path: str) -> tuple[ProtocolName, Endpoint | None, str | None]:
+    """Protocol, endpoint and Azure deployment of a path."""
     if azure := _AZURE.fullmatch(path):
-        return _Route("openai", _ENDPOINTS.get(f"/v1{azure['rest']}"), azure["name"])
+        return "openai", _ENDPOINTS.get(f"/v1{azure['rest']}"), azure["name"]
     is_openai = path.startswith(("/v1/", "/openai/"))
-    return _Route("openai" if is_openai else "gptrouter", _ENDPOINTS.get(path))
+    return "openai" if is_openai else "gptrouter", _ENDPOINTS.get(path), None
+
+
+class Step(ABC):
+    """What the gateway does with one request. The steps are in `faults.py`."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def deliver(self, exchange: Exchange, /) -> Delivery:
+        """What the server writes, and how it ends; called in the server's thread."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +80,13 @@ class RecordedRequest:
     """Names in lower case; values of a repeated header are joined by `", "`."""
     body: bytes
     step: Step | None = None
-    """The step that answered; None while there is none."""
+    """The step that answered it; None while there is none."""
     outcome: Outcome = "pending"
-    """How the answer ended.
+    """How the response ended.
 
-    `sent`: the caller was given a whole response, be it an answer or an error.
+    `sent`: the client was given a whole response, be it an answer or an error.
     `faulted`: the step kept something back or garbled it, or the gateway stopped.
-    `client_left`: the caller closed the connection before the end.
+    `client_left`: the client closed the connection before the end.
     """
     gptrouter: Edition = "public"
     """Which GPTRouter the gateway played."""
@@ -106,33 +114,29 @@ class RecordedRequest:
         return body if isinstance(body, dict) else {}
 
     @property
+    def protocol(self) -> ProtocolName:
+        """The protocol that the path belongs to; an unknown path is GPTRouter's."""
+        return _parse_path(self.path)[0]
+
+    @property
     def endpoint(self) -> Endpoint | None:
-        """Which endpoint was asked, None for one that is not served."""
-        endpoint = _route(self.path).endpoint if self.method == "POST" else None
+        """The endpoint that was asked, None for one that is not served."""
+        endpoint = _parse_path(self.path)[1] if self.method == "POST" else None
         if endpoint in _HOSTED_ONLY and self.gptrouter != "hosted":
             return None
         return endpoint
 
     @property
-    def protocol(self) -> ProtocolName:
-        """Whose protocol the path belongs to; an unknown one is GPTRouter's."""
-        return _route(self.path).protocol
-
-    @property
     def deployment(self) -> str | None:
         """The Azure deployment in the path, None when this is not Azure's protocol."""
-        return _route(self.path).deployment
+        return _parse_path(self.path)[2]
 
     @cached_property
     def entry(self) -> Mapping[str, Any]:
-        """The entry of GPTRouter's `data` that comes first, which `order` decides."""
+        """The first entry of GPTRouter's `data`, by its `order`."""
         data = self.payload.get("data")
-        entries = (
-            [one for one in data if isinstance(one, dict)]
-            if isinstance(data, list)
-            else []
-        )
-        return min(entries, key=_order, default={})
+        entries = data if isinstance(data, list) else []
+        return min((e for e in entries if isinstance(e, dict)), key=_order, default={})
 
     @cached_property
     def parameters(self) -> Mapping[str, Any]:
@@ -144,7 +148,7 @@ class RecordedRequest:
 
     @cached_property
     def model(self) -> str | None:
-        """The model that was asked: GPTRouter's first one, Azure's deployment."""
+        """The model that was asked: GPTRouter's first one, or Azure's deployment."""
         named = (
             self.deployment
             or self.entry.get("modelName")
@@ -160,8 +164,27 @@ class RecordedRequest:
         return self.payload.get("stream") in {True, "true"}
 
     @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The messages that are JSON objects, in their order."""
+        given = self.parameters.get("messages")
+        return [m for m in given if isinstance(m, dict)] if given else []
+
+    @property
+    def prompts(self) -> list[object]:
+        """The prompts: one, unless a list of texts or of token lists was sent."""
+        prompt = None if self.endpoint == "chat" else self.parameters.get("prompt")
+        if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+            return prompt
+        return [prompt]
+
+    def count(self, name: str) -> int:
+        """The parameter `name`, a count such as `n`; 1 when it is not given."""
+        value = self.parameters.get(name)
+        return max(1, int(value)) if isinstance(value, int | str) else 1
+
+    @property
     def closes_connection(self) -> bool:
-        """Whether the caller wants no further request on this connection."""
+        """Whether the client sends no further request on this connection."""
         return "close" in self.headers.get("connection", "").lower()
 
     def __str__(self) -> str:
@@ -176,6 +199,82 @@ def _order(entry: Mapping[str, Any]) -> float:
         return float(entry.get("order", "inf"))
     except (TypeError, ValueError):
         return float("inf")
+
+
+class Exchange(ABC):
+    """One request, and the responses to it in the protocol that it speaks.
+
+    Args:
+        request: The request.
+        answer: The gateway's own answer to a request.
+        fixed: The answer of a path that `FaultyGateway.respond` has set.
+    """
+
+    def __init__(
+        self,
+        request: RecordedRequest,
+        answer: Callable[[RecordedRequest], Completion],
+        fixed: BodyResponse | None = None,
+    ) -> None:
+        """Keep them."""
+        self.request = request
+        self.fixed = fixed
+        self._answer = answer
+
+    def completion(self) -> Completion:
+        """The gateway's own answer, given what of the request reaches the model."""
+        return self._answer(self.seen_by_model())
+
+    def healthy(self, completion: Completion | None = None) -> Response:
+        """The healthy response: this completion, or else the gateway's own answer."""
+        other = self.fixed or self.embeddings()
+        return other or self.respond(completion or self.completion())
+
+    def seen_by_model(self) -> RecordedRequest:
+        """What of the request reaches the model that answers: all of it."""
+        return self.request
+
+    def embeddings(self) -> BodyResponse | None:
+        """The healthy response of an embeddings endpoint; None at all others."""
+        return None
+
+    @abstractmethod
+    def unknown_path(self) -> Step:
+        """The step for a path or a method that does not exist."""
+
+    @abstractmethod
+    def is_authorized(self, api_key: str) -> bool:
+        """Whether the request carries this key."""
+
+    @abstractmethod
+    def refusal(self) -> Step | None:
+        """The step for a request that the server itself refuses; None if it is fine."""
+
+    @abstractmethod
+    def respond(self, completion: Completion) -> Response:
+        """The healthy response that says `completion`."""
+
+    @abstractmethod
+    def error(
+        self, status: int, code: str | None = None, message: str | None = None
+    ) -> BodyResponse:
+        """The protocol's own response for this status."""
+
+    @abstractmethod
+    def unstreamed_error(
+        self, message: str, status: int | None, code: str | None
+    ) -> BodyResponse:
+        """The response to a request without streaming for an error inside a stream."""
+
+    @abstractmethod
+    def error_event(
+        self, message: str, status: int | None, code: str | None, after: int
+    ) -> bytes:
+        """The end of a stream that fails after `after` events."""
+
+    @abstractmethod
+    def error_in_ok(self, message: str, code: str | None) -> bytes:
+        """The body of an error that comes with status 200."""
 
 
 @dataclass(slots=True)
@@ -269,7 +368,7 @@ class RequestLog:
     async def await_for(
         self,
         predicate: Callable[[], bool],
-        timeout: float,  # noqa: ASYNC109 - the twin of `wait_for`
+        timeout: float,  # noqa: ASYNC109 - as in `wait_for`
     ) -> None:
         """Wait until `predicate` holds, without blocking the event loop.
 

@@ -1,23 +1,23 @@
-"""What a healthy provider says: plain data, before a protocol puts it into bytes.
+"""What a provider says, and the bytes in which HTTP carries it: pure functions.
 
-A `Responder` turns a request into a `Completion`, and the protocol files turn the
-`Completion` into bytes. This file knows neither HTTP nor JSON.
+The first half is content (`Completion`), which knows no protocol. The second half is
+framing: JSON, server-sent events, heads and chunks. `gptrouter_api.py` and
+`openai_api.py` make the second out of the first.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain, zip_longest
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
-
-if TYPE_CHECKING:
-    from langchain_retryrouter.testing.requests import RecordedRequest
-
+from enum import Enum
+from http import HTTPStatus
+from itertools import chain
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 STUB_TEXT = "Hello from the stub upstream"
-"""What the provider behind the recorded GPTRouter exchanges said."""
+"""The text of a healthy answer unless the test sets another one."""
 
 Text: TypeAlias = str | tuple[str, ...]
 """A text, streamed word by word; or its pieces, streamed one event each."""
@@ -25,20 +25,20 @@ Text: TypeAlias = str | tuple[str, ...]
 CallPlace: TypeAlias = Literal["dropped", "tool_calls", "function_call"]
 """Where GPTRouter puts tool calls when nothing is streamed.
 
-The public server drops them, and the hosted one's place for them is not known.
+The public server drops them, and where the hosted one puts them is not known.
 """
 
-# The stub upstream of the recordings counted 10 tokens on top of the prompt's words.
-# For a stream GPTRouter does not pass that count on: it makes an estimate of its own.
-_PROMPT_OVERHEAD = 10
-_GPTROUTER_STREAM_OVERHEAD = 7
+Outcome: TypeAlias = Literal["pending", "sent", "faulted", "client_left"]
 
 _WORD = re.compile(r"\s*\S+|\s+\Z")
 
 
-def split_words(text: str) -> tuple[str, ...]:
-    """The words of `text`, each with the space before it: what counts as a token."""
-    return tuple(_WORD.findall(text))
+def split_words(text: Text) -> tuple[str, ...]:
+    """The pieces of `text`: its words, each with the space before it, if it has none.
+
+    A piece counts as one token and is streamed as one event.
+    """
+    return tuple(_WORD.findall(text)) if isinstance(text, str) else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +53,22 @@ class Usage:
         """Prompt and completion together."""
         return self.prompt_tokens + self.completion_tokens
 
+    def as_dict(self) -> dict[str, int]:
+        """The usage as it stands in JSON."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.total_tokens,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class FunctionCall:
-    """One call of a function, as models made them before there were tools."""
+    """A function call in the form that models used before there were tools."""
 
     name: str
     arguments: Text = "{}"
-    """JSON; as a tuple, a stream carries one piece an event."""
+    """JSON. A tuple is streamed one piece an event, a string in one event."""
 
     @property
     def argument_pieces(self) -> tuple[str, ...]:
@@ -68,17 +76,20 @@ class FunctionCall:
         given = self.arguments
         return (given,) if isinstance(given, str) else given
 
-    @property
-    def whole_arguments(self) -> str:
-        """The arguments in one string."""
-        return "".join(self.argument_pieces)
+    def as_dict(self) -> dict[str, str]:
+        """Name and arguments as they stand in JSON."""
+        return {"name": self.name, "arguments": "".join(self.argument_pieces)}
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall(FunctionCall):
-    """One call of a tool."""
+    """A tool call."""
 
     id: str = "call_0"
+
+    def as_tool_dict(self) -> dict[str, Any]:
+        """The call as it stands in `tool_calls`."""
+        return {"id": self.id, "type": "function", "function": self.as_dict()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,184 +106,172 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """One of the answers to a prompt."""
+class Completion:
+    """A healthy answer: the same content in each of its choices."""
 
     text: Text = ""
     tool_calls: tuple[ToolCall, ...] = ()
     function_call: FunctionCall | None = None
     finish_reason: str | None = "stop"
     """None when the provider leaves it out."""
-    unstreamed_calls: CallPlace = "dropped"
-    """Only for GPTRouter; as `function_call` there is room for one call."""
-    citations: tuple[Any, ...] = ()
-    """Only in GPTRouter's answers that are not streamed: texts or objects."""
-
-    def __post_init__(self) -> None:
-        """Refuse calls for which there is no room."""
-        if self.unstreamed_calls == "function_call":
-            calls = len(self.tool_calls) + (self.function_call is not None)
-            if calls > 1:
-                msg = f"{calls} calls do not fit into one function_call: {self}"
-                raise ValueError(msg)
-
-    @property
-    def pieces(self) -> tuple[str, ...]:
-        """The text as a stream carries it."""
-        text = self.text
-        return split_words(text) if isinstance(text, str) else text
-
-    @property
-    def whole_text(self) -> str:
-        """The text in one string."""
-        text = self.text
-        return text if isinstance(text, str) else "".join(text)
-
-    def deltas(self, index: int) -> Iterator[Delta]:
-        """The events that carry this choice, which is number `index` of its answer."""
-        offset = 0
-        for piece in self.pieces:
-            yield Delta(index, text=piece, offset=offset)
-            offset += len(piece)
-        for position, call in enumerate(self.tool_calls):
-            for tool_call in _tool_call_deltas(position, call):
-                yield Delta(index, tool_call=tool_call)
-        if self.function_call is not None:
-            for function_call in _function_call_deltas(self.function_call):
-                yield Delta(index, function_call=function_call)
-
-
-def _tool_call_deltas(position: int, call: ToolCall) -> Iterator[dict[str, Any]]:
-    function = {"name": call.name, "arguments": ""}
-    yield {"index": position, "id": call.id, "type": "function", "function": function}
-    for piece in call.argument_pieces:
-        yield {"index": position, "function": {"arguments": piece}}
-
-
-def _function_call_deltas(call: FunctionCall) -> Iterator[dict[str, Any]]:
-    yield {"name": call.name, "arguments": ""}
-    for piece in call.argument_pieces:
-        yield {"arguments": piece}
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """A whole healthy answer."""
-
-    choices: tuple[Choice, ...]
+    choices: int = 1
     usage: Usage | None = None
-    """None when the provider says nothing about it."""
+    """None when the provider leaves it out."""
     model: str | None = None
     """The model that answered; None stands for the one that was asked."""
     id: str | None = None
     """None stands for one made from the number of the request."""
+    unstreamed_calls: CallPlace = "dropped"
     citations: tuple[str, ...] = ()
-    """Only in GPTRouter's answers that are not streamed."""
+    choice_citations: tuple[Any, ...] = ()
+
+    @property
+    def whole_text(self) -> str:
+        """The text in one string."""
+        return "".join(self.text)
 
     def deltas(self) -> Iterator[Delta]:
-        """The events of all choices, taking turns as providers send them."""
-        streams = [choice.deltas(index) for index, choice in enumerate(self.choices)]
-        return (delta for delta in chain(*zip_longest(*streams)) if delta is not None)
+        """The events of all choices, which take turns as providers send them."""
+        streams = [list(self._deltas(index)) for index in range(self.choices)]
+        return chain.from_iterable(zip(*streams, strict=True))
+
+    def _deltas(self, choice: int) -> Iterator[Delta]:
+        offset = 0
+        for piece in split_words(self.text):
+            yield Delta(choice, piece, offset)
+            offset += len(piece)
+        for index, call in enumerate(self.tool_calls):
+            opening = {"name": call.name, "arguments": ""}
+            first = {"id": call.id, "type": "function", "function": opening}
+            yield Delta(choice, tool_call={"index": index, **first})
+            for piece in call.argument_pieces:
+                rest = {"index": index, "function": {"arguments": piece}}
+                yield Delta(choice, tool_call=rest)
+        if self.function_call is not None:
+            opening = {"name": self.function_call.name, "arguments": ""}
+            yield Delta(choice, function_call=opening)
+            for piece in self.function_call.argument_pieces:
+                yield Delta(choice, function_call={"arguments": piece})
 
 
-Responder: TypeAlias = Callable[["RecordedRequest"], Completion]
-"""What produces the healthy answers of a gateway.
+# Framing.
 
-It is shown the request as it reaches a model: without what GPTRouter drops on the way.
-"""
+Headers: TypeAlias = tuple[tuple[str, str], ...]
 
+JSON_HEADERS: Headers = (("content-type", "application/json; charset=utf-8"),)
+LAST_CHUNK = b"0\r\n\r\n"
+WITHOUT_BODY = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
 
-def complete(request: RecordedRequest, choice: Choice) -> Completion:
-    """The completion of `request` that says `choice` as often as it was asked for.
+_REASONS = {status.value: status.phrase for status in HTTPStatus}
+_IDLE_SECONDS = 72  # GPTRouter's own, as recorded
+_FIRST_BYTE_OF_SEVERAL = 0b1100_0000
 
-    Its usage is counted: one token a word, ten for the frame of the prompt.
-    """
-    repeated = choices_for_each_prompt(request) * len(prompts_of(request))
-    return completion_of(request, (choice,) * repeated)
-
-
-def completion_of(request: RecordedRequest, choices: tuple[Choice, ...]) -> Completion:
-    """The completion of `request` with these choices; its usage is counted."""
-    return Completion(choices, usage=_counted_usage(request, choices))
+_compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 @dataclass(frozen=True, slots=True)
-class StubResponder:
-    """Says one text, always; honours `n`, `stop` and lists of prompts."""
+class BodyResponse:
+    """A response whose body is sent at once."""
 
-    text: Text = STUB_TEXT
+    status: int
+    headers: Headers
+    body: bytes
 
-    def __call__(self, request: RecordedRequest) -> Completion:
-        """The stub's answer to `request`."""
-        text = cut_at_stop(self.text, request.parameters.get("stop"))
-        return complete(request, Choice(text))
-
-
-def cut_at_stop(text: Text, stop: object) -> Text:
-    """`text` up to the first of the texts in `stop`, which may be one text or none."""
-    if not stop:
-        return text
-    whole = text if isinstance(text, str) else "".join(text)
-    stops = [stop] if isinstance(stop, str) else [str(one) for one in _listed(stop)]
-    found = [at for one in stops if (at := whole.find(one)) >= 0]
-    return whole[: min(found)] if found else text
+    def head(self, *, close: bool) -> bytes:
+        """Status line and headers, `content-length` included where there is a body."""
+        names = {name.lower() for name, _ in self.headers}
+        headers = self.headers
+        if "content-length" not in names and self.status not in WITHOUT_BODY:
+            headers = (*headers, ("content-length", str(len(self.body))))
+        return _head(self.status, headers, close=close)
 
 
-def choices_for_each_prompt(request: RecordedRequest) -> int:
-    """The `n` of the request."""
-    return _number(request.parameters.get("n"))
+@dataclass(frozen=True, slots=True)
+class StreamResponse:
+    """A response in server-sent events, each sent as one chunk."""
+
+    headers: Headers
+    events: tuple[bytes, ...]
+    """The events with content: what `after=N` counts."""
+    preamble: bytes = b""
+    """Sent with the headers, before the model is asked."""
+    opening: tuple[bytes, ...] = ()
+    """Events without content before the first one with content."""
+    closing: tuple[bytes, ...] = ()
+    """Finish reasons, usage, end marks."""
+    last_frame: bytes = b""
+    """OpenAI's `[DONE]`, or GPTRouter's `event: end`."""
 
 
-def _number(value: object) -> int:
-    """`value`, where nothing stands for 1 and GPTRouter takes a string."""
-    return max(1, int(value)) if isinstance(value, int | str) else 1
+Response: TypeAlias = BodyResponse | StreamResponse
 
 
-def prompts_of(request: RecordedRequest) -> list[object]:
-    """The prompts of `request`: one, save for a list of texts or of token lists."""
-    if request.endpoint == "chat":
-        return [None]
-    prompt = request.parameters.get("prompt")
-    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
-        return prompt
-    return [prompt]
+class Ending(Enum):
+    """What happens to the connection after the response."""
+
+    KEEP = "keep"
+    FIN = "fin"
+    RST = "rst"
 
 
-def _counted_usage(
-    request: RecordedRequest, choices: tuple[Choice, ...]
-) -> Usage | None:
-    overhead = _PROMPT_OVERHEAD
-    contents = [message.get("content") for message in messages_of(request)]
-    if request.protocol == "gptrouter" and request.streaming:
-        has_other_content = any(not isinstance(content, str) for content in contents)
-        if has_other_content and request.gptrouter == "public":
-            # Its tokenizer throws on such a content, and usage is left out.
-            return None
-        overhead = _GPTROUTER_STREAM_OVERHEAD
-    asked = overhead + sum(_words(text) for text in [*prompts_of(request), *contents])
-    # `best_of` candidates are paid for, though only `n` of them are seen.
-    shown = choices_for_each_prompt(request)
-    generated = max(shown, _number(request.parameters.get("best_of")))
-    said = sum(len(choice.pieces) for choice in choices) * generated // shown
-    return Usage(asked, said)
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A wait between two writes; zero seconds let the event loop turn once."""
+
+    seconds: float
 
 
-def messages_of(request: RecordedRequest) -> list[dict[str, Any]]:
-    """The messages of `request` that are JSON objects, in their order."""
-    messages = request.parameters.get("messages")
-    return [message for message in _listed(messages) if isinstance(message, dict)]
+class Delivery(NamedTuple):
+    """What the server does with one request."""
+
+    actions: tuple[bytes | Pause, ...] = ()
+    """Each `bytes` is one write."""
+    ending: Ending = Ending.KEEP
+    outcome: Outcome = "sent"
 
 
-def _words(content: object) -> int:
-    """How many words `content` has: a text, token numbers, or parts of a message."""
-    if isinstance(content, str):
-        return len(content.split())
-    if isinstance(content, dict):
-        return _words(content.get("text"))
-    if isinstance(content, int):
-        return 1
-    return sum(_words(part) for part in _listed(content))
+def reason(status: int) -> str:
+    """The reason phrase of a status, also of one that no standard names."""
+    return _REASONS.get(status, f"Status {status}")
 
 
-def _listed(value: object) -> Iterable[Any]:
-    return value if isinstance(value, list) else ()
+def compact_json(value: Any) -> bytes:
+    """JSON without white space, its text as raw UTF-8, as the real servers send it."""
+    return _compact(value).encode()
+
+
+def sse(value: Any) -> bytes:
+    """One server-sent event with JSON data."""
+    return b"data: %b\n\n" % compact_json(value)
+
+
+def chunked_head(status: int, headers: Headers, *, close: bool) -> bytes:
+    """The head of a response whose body is sent in chunks."""
+    return _head(status, (*headers, ("transfer-encoding", "chunked")), close=close)
+
+
+def _head(status: int, headers: Iterable[tuple[str, str]], *, close: bool) -> bytes:
+    lines = [f"HTTP/1.1 {status} {reason(status)}"]
+    lines += [
+        f"{name}: {value}" for name, value in headers if name.lower() != "connection"
+    ]
+    if close:
+        lines.append("connection: close")
+    else:
+        lines.append(f"connection: keep-alive\r\nkeep-alive: timeout={_IDLE_SECONDS}")
+    return "\r\n".join([*lines, "\r\n"]).encode("latin-1")
+
+
+def chunk(data: bytes) -> bytes:
+    """One chunk of a body; nothing for no data, since an empty chunk ends the body."""
+    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+
+
+def split_inside_characters(data: bytes) -> Iterator[bytes]:
+    """`data`, cut after the first byte of every character of several bytes."""
+    start = 0
+    for position, byte in enumerate(data):
+        if byte >= _FIRST_BYTE_OF_SEVERAL:
+            yield data[start : position + 1]
+            start = position + 1
+    yield data[start:]

@@ -1,4 +1,4 @@
-"""A provider that fails on cue: a real HTTP server on the loopback, with a script."""
+"""A model provider that fails on cue: a real HTTP server on the loopback, by script."""
 
 from __future__ import annotations
 
@@ -10,97 +10,40 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import Any, Self, cast
 
 import h11
 
-from langchain_retryrouter.testing import gptrouter_api as _gptrouter_protocol
-from langchain_retryrouter.testing import openai_api as _openai_protocol
-from langchain_retryrouter.testing.delivery import (
-    JSON_HEADERS,
-    Dialect,
-    Ending,
-    Exchange,
-    Pause,
-    Plan,
-    Whole,
-    compact_json,
-    plan,
+from langchain_retryrouter.testing.faults import (
+    HEALTHY,
+    Answer,
+    ScriptedStep,
+    Status,
+    stub_text,
 )
-from langchain_retryrouter.testing.faults import HEALTHY, ScriptedStep, Status, Step
-from langchain_retryrouter.testing.requests import Entry, RecordedRequest, RequestLog
-from langchain_retryrouter.testing.responses import Responder, StubResponder
-
-if TYPE_CHECKING:
-    from langchain_retryrouter.testing.requests import (
-        Edition,
-        Entry,
-        ProtocolName,
-        RecordedRequest,
-        RequestLog,
-    )
-
-
-@dataclass(slots=True)
-class _Steps:
-    once: deque[ScriptedStep] = field(default_factory=deque)
-    always: ScriptedStep | None = None
-
-    def next(self) -> ScriptedStep | None:
-        return self.once.popleft() if self.once else self.always
-
-
-class Scripts:
-    """The scripts of one gateway."""
-
-    def __init__(self) -> None:
-        """Start without any: everything is healthy."""
-        self._by_model: dict[str | None, _Steps] = {}
-        self._lock = threading.Lock()
-
-    def script(self, steps: Iterable[ScriptedStep], model: str | None) -> None:
-        """Set the next steps of `model`, or of the server; those still open go."""
-        checked = deque(_checked(step) for step in steps)
-        with self._lock:
-            self._by_model.setdefault(model, _Steps()).once = checked
-
-    def always(self, step: ScriptedStep, model: str | None) -> None:
-        """Set the step for ever after the script of `model`, or of the server."""
-        checked = _checked(step)
-        with self._lock:
-            self._by_model.setdefault(model, _Steps()).always = checked
-
-    def step_for(self, request: RecordedRequest) -> Step:
-        """Take the step that answers `request`."""
-        if not self._by_model:
-            return HEALTHY
-        with self._lock:
-            step = self._take(request.model)
-        # The caller's function runs outside the lock: it may well script the next step.
-        return step if isinstance(step, Step) else step(request)
-
-    def _take(self, model: str | None) -> ScriptedStep:
-        for name in (model, None):
-            steps = self._by_model.get(name)
-            if steps is not None and (step := steps.next()) is not None:
-                return step
-        return HEALTHY
-
-
-def _checked(step: ScriptedStep) -> ScriptedStep:
-    if isinstance(step, type):
-        name = step.__name__
-        msg = f"{name} is a class, a script takes its instances: {name}()"
-        raise TypeError(msg)
-    if not isinstance(step, Step) and not callable(step):
-        msg = f"{step!r} is neither a step nor a function that picks one"
-        raise TypeError(msg)
-    return step
-
+from langchain_retryrouter.testing.gptrouter_api import GPTRouterExchange
+from langchain_retryrouter.testing.openai_api import OpenAIExchange
+from langchain_retryrouter.testing.requests import (
+    Edition,
+    Entry,
+    Exchange,
+    ProtocolName,
+    RecordedRequest,
+    RequestLog,
+    Step,
+)
+from langchain_retryrouter.testing.responses import (
+    JSON_HEADERS,
+    BodyResponse,
+    Completion,
+    Delivery,
+    Ending,
+    Pause,
+    compact_json,
+)
 
 _HOST = "127.0.0.1"
 _BACKLOG = 4096
@@ -117,10 +60,10 @@ class Server:
 
     def __init__(
         self,
-        answer: Callable[[Entry], Plan],
+        answer: Callable[[Entry], Delivery],
         log: RequestLog,
         port: int,
-        record: Callable[..., RecordedRequest] = RecordedRequest,
+        edition: Edition,
     ) -> None:
         """Listen on `port` of the loopback, 0 for any that is free, and begin to serve.
 
@@ -128,7 +71,7 @@ class Server:
         """
         self.answer = answer
         self.log = log
-        self.record = record
+        self.edition: Edition = edition
         self.connections: set[_Connection] = set()
         self.stopping = False
         self._listener = socket.create_server((_HOST, port), backlog=_BACKLOG)
@@ -150,7 +93,7 @@ class Server:
             RuntimeError: The thread does not end: a function in a script blocks it.
         """
         if self not in _running:
-            return  # stopped before, or a copy in a forked child that owns nothing
+            return  # stopped before, or a copy in a forked child
         _running.discard(self)
         self.loop.call_soon_threadsafe(self._stop_asked.set_result, None)
         self._thread.join(_STOP_SECONDS)
@@ -188,7 +131,7 @@ class Server:
             self._all_gone.set_result(None)
 
     def leave_to_parent(self) -> None:
-        """Let go in a forked child, so that the parent's sockets are its own.
+        """Release the sockets in a forked child; they stay the parent's.
 
         A socket that the child holds too would stay open when the parent closes it: no
         FIN and no RST would be sent. The descriptors are pointed elsewhere and not
@@ -207,7 +150,7 @@ class Server:
 
 
 class _Connection(asyncio.Protocol):
-    """One TCP connection: requests come in one after another, plans are carried out."""
+    """One TCP connection: it reads requests and writes what their steps deliver."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -215,20 +158,20 @@ class _Connection(asyncio.Protocol):
         self._head: h11.Request | None = None
         self._body = bytearray()
         self._entry: Entry | None = None
-        self._plan = Plan()
+        self._delivery = Delivery()
         self._next_action = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._is_choked = False
+        self._is_paused = False
 
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        # Any byte that the kernel does not take at once makes the transport say so: an
-        # answer counts as sent when all of it is out of our hands.
+        # `pause_writing` is called for any byte that the kernel does not take at once:
+        # an answer counts as sent when all of it has left this process.
         self._transport.set_write_buffer_limits(high=0)
         # asyncio does this by itself, but not for a listener from `create_server`:
-        # without it each stream on a kept connection stands still for 40 ms (Nagle).
+        # without it each stream on a kept connection pauses for 40 ms (Nagle).
         peer = cast("socket.socket", transport.get_extra_info("socket"))
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._number = self._server.log.connection_opened()
@@ -240,14 +183,14 @@ class _Connection(asyncio.Protocol):
             self._read()
 
     def pause_writing(self) -> None:
-        self._is_choked = True
+        self._is_paused = True
 
     def resume_writing(self) -> None:
-        self._is_choked = False
+        self._is_paused = False
         if self._entry is not None and self._timer is None:
-            self._play()
+            self._write()
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+    def connection_lost(self, _exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
         entry, self._entry = self._entry, None
@@ -281,7 +224,7 @@ class _Connection(asyncio.Protocol):
             self._hang_up()
 
     def _take(self, event: Any) -> bool:
-        """Take one event of the parser; returns whether the next one is wanted."""
+        """Take one event of the parser; whether the next one is wanted."""
         kind = type(event)
         if kind is h11.Request:
             self._head = event
@@ -299,9 +242,9 @@ class _Connection(asyncio.Protocol):
     def _begin(self, head: h11.Request, body: bytes) -> None:
         request = self._recorded(head, body)
         self._entry = self._server.log.begin(request)
-        self._plan = self._server.answer(self._entry)
+        self._delivery = self._server.answer(self._entry)
         self._next_action = 0
-        self._play()
+        self._write()
 
     def _recorded(self, head: h11.Request, body: bytes) -> RecordedRequest:
         path, _, query = head.target.decode("latin-1").partition("?")
@@ -309,7 +252,7 @@ class _Connection(asyncio.Protocol):
         for raw_name, raw_value in head.headers.raw_items():
             name, value = raw_name.decode().lower(), raw_value.decode("latin-1")
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
-        return self._server.record(
+        return RecordedRequest(
             number=self._server.log.next_number(),
             at=time.monotonic(),
             connection=self._number,
@@ -318,46 +261,46 @@ class _Connection(asyncio.Protocol):
             query=query,
             headers=headers,
             body=body,
+            gptrouter=self._server.edition,
         )
 
     # Answering.
 
-    def _play(self) -> None:
-        """Go on with the plan until it waits, the kernel is full, or it is done."""
+    def _write(self) -> None:
+        """Write on until a pause, a full socket buffer, or the end."""
         self._timer = None
-        actions = self._plan.actions
+        actions = self._delivery.actions
         while self._next_action < len(actions):
             action = actions[self._next_action]
             self._next_action += 1
             if isinstance(action, Pause):
-                self._timer = self._server.loop.call_later(action.seconds, self._play)
+                self._timer = self._server.loop.call_later(action.seconds, self._write)
                 return
             if self._next_action == len(actions):
-                # Before the client can have it: who reads the answer and then looks at
-                # the log shall find it there. If the client leaves instead, it is
-                # corrected.
-                self._write_down_outcome()
+                # Before the client can have it: a test that reads the answer and then
+                # the log must find it there. If the client leaves, it is corrected.
+                self._record_outcome()
             self._transport.write(action)
-            if self._is_choked:
+            if self._is_paused:
                 return
         self._end()
 
     def _end(self) -> None:
-        self._write_down_outcome()
+        self._record_outcome()
         self._entry = None
-        if self._plan.ending is Ending.RST:
+        if self._delivery.ending is Ending.RST:
             peer = cast("socket.socket", self._transport.get_extra_info("socket"))
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             self._transport.abort()
-        elif self._plan.ending is Ending.FIN:
+        elif self._delivery.ending is Ending.FIN:
             self._hang_up()
         else:
             self._await_next_request()
 
-    def _write_down_outcome(self) -> None:
+    def _record_outcome(self) -> None:
         entry = cast("Entry", self._entry)
         if entry.outcome == "pending":
-            self._server.log.end(entry, self._plan.outcome)
+            self._server.log.end(entry, self._delivery.outcome)
 
     def _hang_up(self) -> None:
         if self._transport.can_write_eof():
@@ -374,7 +317,7 @@ class _Connection(asyncio.Protocol):
             self._server.loop.call_soon(self._read)
 
 
-# The only thing that gateways share: a forked child must find those it has copied.
+# A forked child must find the servers that it has copied.
 _running: weakref.WeakSet[Server] = weakref.WeakSet()
 
 
@@ -388,9 +331,17 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-_DIALECTS: dict[ProtocolName, Dialect] = {
-    "gptrouter": _gptrouter_protocol,
-    "openai": _openai_protocol,
+@dataclass(slots=True)
+class _Script:
+    """The steps of one model, or of all requests."""
+
+    once: deque[ScriptedStep] = field(default_factory=deque)
+    always: ScriptedStep | None = None
+
+
+_EXCHANGES: dict[ProtocolName, type[Exchange]] = {
+    "gptrouter": GPTRouterExchange,
+    "openai": OpenAIExchange,
 }
 _EDITIONS: frozenset[Edition] = frozenset({"public", "hosted"})
 
@@ -400,7 +351,7 @@ class FaultyGateway:
 
     It speaks GPTRouter's protocol, OpenAI's completions and chat completions, and
     Azure's form of both. Every request takes the next step of the script; without one,
-    the answer is healthy. Everything that came in is in `requests`.
+    the answer is healthy. `requests` has everything that came in.
 
     Example:
         ```python
@@ -411,13 +362,13 @@ class FaultyGateway:
             assert [request.step for request in gateway.requests] == [...]
         ```
 
-    In a coroutine use `async with`: to stop a server blocks for a moment.
+    In a coroutine use `async with`: stopping a server blocks for a moment.
     """
 
     def __init__(
         self,
         *,
-        responder: Responder | None = None,
+        answer: Answer | Callable[[RecordedRequest], Answer] = HEALTHY,
         api_key: str | None = None,
         port: int = 0,
         keep_requests: int | None = None,
@@ -426,18 +377,20 @@ class FaultyGateway:
         """Prepare a gateway; `start` or `with` opens it.
 
         Args:
-            responder: Makes the healthy answers. A `StubResponder` by default; a
-                `RuleResponder` calls tools and fills schemas.
-            api_key: The only key that is let in; everybody is when it is None.
+            answer: The healthy answer, or a function that makes one for a request. If
+                it has neither text nor calls, its text is `STUB_TEXT`, cut at `stop`.
+            api_key: The only accepted key; all are when it is None.
             port: The loopback port, 0 for any that is free. A gateway that is started
                 again listens where it did before.
             keep_requests: How many requests `requests` holds at most; None for all, 0
                 for load tests.
             gptrouter: Which GPTRouter it plays. `"public"` is the published server: it
                 refuses `json_schema`, leaves usage out of streams whose messages are
-                more than text, and drops what it does not know, such as `tool_choice`,
-                so that `responder` does not see it. `"hosted"` is the newer service as
-                its clients imply it: it takes all of these, and has embeddings.
+                more than text, drops the parameters that it does not know, such as
+                `tool_choice`, and gives the models of `anthropic` and `openai` a text
+                only. A function as `answer` sees what is left. `"hosted"` is the newer
+                service as its clients imply it: it takes all of these, and has
+                embeddings.
 
         Raises:
             ValueError: `gptrouter` is neither.
@@ -445,12 +398,13 @@ class FaultyGateway:
         if gptrouter not in _EDITIONS:
             msg = f"gptrouter is {gptrouter!r}, it must be 'public' or 'hosted'"
             raise ValueError(msg)
-        self._gptrouter = gptrouter
-        self._responder = responder if responder is not None else StubResponder()
+        self._gptrouter: Edition = gptrouter
+        self._answer = answer
         self._api_key = api_key
         self._port = port
-        self._scripts = Scripts()
-        self._fixed: dict[str, Whole] = {}
+        self._scripts: dict[str | None, _Script] = {}
+        self._lock = threading.Lock()
+        self._fixed: dict[str, BodyResponse] = {}
         self._log = RequestLog(keep_requests)
         self._errors: list[Exception] = []
         self._server: Server | None = None
@@ -467,23 +421,22 @@ class FaultyGateway:
         if self._server is not None:
             msg = f"the gateway is already running at {self.url}"
             raise RuntimeError(msg)
-        record = partial(RecordedRequest, gptrouter=self._gptrouter)
-        self._server = Server(self._plan, self._log, self._port, record)
+        self._server = Server(self._deliver, self._log, self._port, self._gptrouter)
         self._port = self._server.port
 
     def stop(self) -> None:
-        """Break off what is under way, and close everything. Does nothing when stopped.
+        """Abort what is under way, and close everything. Does nothing when stopped.
 
         Raises:
-            ExceptionGroup: What the responder, a step's function or a step that did not
-                fit its answer raised; the client saw a 500 then.
+            ExceptionGroup: The errors of the functions in `answer` and in the script,
+                and of steps that did not fit their request. The client saw a 500 then.
         """
         server, self._server = self._server, None
         if server is not None:
             server.stop()
         errors, self._errors = self._errors, []
         if errors:
-            msg = "the gateway could not do what its script or responder says"
+            msg = "the gateway could not carry out its script or its answer"
             raise ExceptionGroup(msg, errors)
 
     def __enter__(self) -> Self:
@@ -533,33 +486,37 @@ class FaultyGateway:
         """`http://127.0.0.1:PORT/v1`: the base that OpenAI clients take."""
         return f"{self.url}/v1"
 
-    # What it shall do.
+    # Scripts.
 
     def script(self, *steps: ScriptedStep, model: str | None = None) -> None:
-        """Let the next requests be answered by `steps`, one each, in order.
+        """Answer the next requests with `steps`, one each, in order.
 
-        They take the place of the steps that are still open; none at all clears them.
+        They replace the steps that are not used yet; no steps at all clear the script.
 
         Args:
             *steps: Steps, or functions that pick one when they see the request.
-            model: Only for requests to this model. Its steps come before the server's.
+            model: Only for requests to this model. Its steps come before the others.
 
         Raises:
-            TypeError: One of `steps` is no step.
+            TypeError: One of `steps` is not a step.
         """
-        self._scripts.script(steps, model)
+        checked = deque(_checked(step) for step in steps)
+        with self._lock:
+            self._scripts.setdefault(model, _Script()).once = checked
 
     def always(self, step: ScriptedStep, *, model: str | None = None) -> None:
-        """Let every request be answered by `step` when the script is used up.
+        """Answer every request with `step` when the script is used up.
 
         Args:
             step: A step, or a function that picks one when it sees the request.
-            model: Only for requests to this model. Its steps come before the server's.
+            model: Only for requests to this model. Its steps come before the others.
 
         Raises:
-            TypeError: `step` is no step.
+            TypeError: `step` is not a step.
         """
-        self._scripts.always(step, model)
+        checked = _checked(step)
+        with self._lock:
+            self._scripts.setdefault(model, _Script()).always = checked
 
     def respond(self, path: str, json_body: Any, *, status: int = 200) -> None:
         """Set the healthy answer of a path that has no model behind it.
@@ -571,9 +528,10 @@ class FaultyGateway:
             json_body: Anything that JSON can say.
             status: The status that comes with it.
         """
-        self._fixed[path] = Whole(status, JSON_HEADERS, compact_json(json_body))
+        response = BodyResponse(status, JSON_HEADERS, compact_json(json_body))
+        self._fixed[path] = response
 
-    # What it has seen.
+    # The log.
 
     @property
     def requests(self) -> list[RecordedRequest]:
@@ -591,7 +549,7 @@ class FaultyGateway:
         return self._log.open_connections
 
     def reset_log(self) -> None:
-        """Forget the requests. Numbers go on counting, scripts stay as they are."""
+        """Forget the requests. Numbers continue, scripts stay as they are."""
         self._log.clear()
 
     def wait_for(
@@ -613,7 +571,7 @@ class FaultyGateway:
     async def await_for(
         self,
         predicate: Callable[[FaultyGateway], bool],
-        timeout: float = 5.0,  # noqa: ASYNC109 - the twin of `wait_for`
+        timeout: float = 5.0,  # noqa: ASYNC109 - as in `wait_for`
     ) -> None:
         """Wait until `predicate` holds for this gateway; the event loop runs on.
 
@@ -630,31 +588,56 @@ class FaultyGateway:
 
     # Called in the server's thread.
 
-    def _plan(self, entry: Entry) -> Plan:
+    def _deliver(self, entry: Entry) -> Delivery:
+        exchange = self._exchange(entry.request)
         try:
-            return self._planned(entry)
-        except Exception as error:  # noqa: BLE001 - the caller's code: told by `stop`
+            entry.step = self._refusal(exchange) or self._step_for(entry.request)
+            return entry.step.deliver(exchange)
+        except Exception as error:  # noqa: BLE001 - the user's code: `stop` raises it
             self._errors.append(error)
             body = f"FaultyGateway: {type(error).__name__}: {error}"
             entry.step = Status(500, {"content-type": "text/plain"}, body)
-            return plan(entry.step, self._exchange(entry.request))
-
-    def _planned(self, entry: Entry) -> Plan:
-        request = entry.request
-        exchange = self._exchange(request)
-        entry.step = self._refusal(exchange) or self._scripts.step_for(request)
-        return plan(entry.step, exchange)
+            return entry.step.deliver(exchange)
 
     def _exchange(self, request: RecordedRequest) -> Exchange:
         fixed = self._fixed.get(request.path)
-        return Exchange(request, _DIALECTS[request.protocol], self._responder, fixed)
+        return _EXCHANGES[request.protocol](request, self._complete, fixed)
+
+    def _complete(self, request: RecordedRequest) -> Completion:
+        """The gateway's own answer."""
+        answer = self._answer
+        if not isinstance(answer, Answer):
+            answer = answer(request)
+        if not answer.has_content:
+            answer = replace(answer, text=stub_text(request))
+        return answer.complete(request)
 
     def _refusal(self, exchange: Exchange) -> Step | None:
-        request, dialect = exchange.request, exchange.dialect
-        if request.endpoint is None and not exchange.fixed:
-            return dialect.unknown_path(request)
-        if self._api_key is not None and not dialect.is_authorized(
-            request, self._api_key
-        ):
+        if exchange.request.endpoint is None and not exchange.fixed:
+            return exchange.unknown_path()
+        if self._api_key is not None and not exchange.is_authorized(self._api_key):
             return Status(401)
-        return None if exchange.fixed else dialect.refusal(request)
+        return None if exchange.fixed else exchange.refusal()
+
+    def _step_for(self, request: RecordedRequest) -> Step:
+        scripted: ScriptedStep | None = None
+        with self._lock:
+            for name in (request.model, None):
+                script = self._scripts.get(name)
+                if script and (script.once or script.always):
+                    scripted = script.once.popleft() if script.once else script.always
+                    break
+        scripted = scripted or HEALTHY
+        # The user's function runs outside the lock: it may script the next step.
+        return scripted if isinstance(scripted, Step) else scripted(request)
+
+
+def _checked(step: ScriptedStep) -> ScriptedStep:
+    if isinstance(step, type):
+        name = step.__name__
+        msg = f"{name} is a class, a script takes its instances: {name}()"
+        raise TypeError(msg)
+    if not isinstance(step, Step) and not callable(step):
+        msg = f"{step!r} is neither a step nor a function that picks one"
+        raise TypeError(msg)
+    return step

@@ -33,11 +33,11 @@ from langchain_retryrouter.testing import (
     FakeClock,
     FaultyGateway,
     Reset,
-    RuleResponder,
     Status,
     Step,
 )
 from langchain_retryrouter.testing.requests import Edition
+from tests.support.rule_responder import RuleResponder
 from tests.unit_tests.conftest import Twin
 
 from .faults import AFTER_THE_FIRST_TOKEN, BEFORE_THE_FIRST_TOKEN
@@ -73,7 +73,7 @@ class NewAgent(Protocol):
 def gateway(request: pytest.FixtureRequest) -> Iterator[FaultyGateway]:
     """The newer gateway, or the one asked for, with a model by rules behind it."""
     edition: Edition = getattr(request, "param", "hosted")
-    with FaultyGateway(responder=RuleResponder(), gptrouter=edition) as gateway:
+    with FaultyGateway(answer=RuleResponder(), gptrouter=edition) as gateway:
         yield gateway
 
 
@@ -307,7 +307,7 @@ def test_retries_are_not_multiplied(
 class Talk(TypedDict):
     """The state of a graph of one model."""
 
-    request: str
+    question: str
     answer: str
 
 

@@ -24,10 +24,10 @@ from langchain_retryrouter.testing import (
     Answer,
     FakeClock,
     FaultyGateway,
-    RuleResponder,
     Status,
     Step,
 )
+from tests.support.rule_responder import RuleResponder
 from tests.unit_tests.conftest import Twin
 
 from .faults import AFTER_THE_FIRST_TOKEN, BEFORE_THE_FIRST_TOKEN
@@ -37,14 +37,14 @@ from .test_agents import ANSWER, MODEL, OTHER, QUESTION, streamed
 @pytest.fixture
 def primary() -> Iterator[FaultyGateway]:
     """The provider of the first route."""
-    with FaultyGateway(responder=RuleResponder(), gptrouter="hosted") as gateway:
+    with FaultyGateway(answer=RuleResponder(), gptrouter="hosted") as gateway:
         yield gateway
 
 
 @pytest.fixture
 def backup() -> Iterator[FaultyGateway]:
     """The provider of the second route."""
-    with FaultyGateway(responder=RuleResponder(), gptrouter="hosted") as gateway:
+    with FaultyGateway(answer=RuleResponder(), gptrouter="hosted") as gateway:
         yield gateway
 
 

@@ -15,9 +15,9 @@ from langchain_retryrouter.testing import (
     FakeClock,
     FaultyGateway,
     RecordedRequest,
-    RuleResponder,
     Step,
 )
+from tests.support.rule_responder import RuleResponder
 
 from .capabilities import GPTRouterSuite
 from .faults import BEFORE_THE_FIRST_TOKEN
@@ -34,7 +34,7 @@ class _OverLoopback(GPTRouterSuite):
     def _opened(self, fake_clock: FakeClock) -> Iterator[None]:
         self.clock = fake_clock
         with FaultyGateway(
-            responder=RuleResponder(), gptrouter=self.edition
+            answer=RuleResponder(), gptrouter=self.edition
         ) as self.gateway:
             yield
 

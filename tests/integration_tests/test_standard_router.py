@@ -21,10 +21,10 @@ from langchain_retryrouter.testing import (
     FakeClock,
     FaultyGateway,
     RecordedRequest,
-    RuleResponder,
     Status,
     Step,
 )
+from tests.support.rule_responder import RuleResponder
 
 from .capabilities import GPTRouterSuite
 
@@ -66,10 +66,8 @@ class _TwoProviders(GPTRouterSuite):
     def _opened(self, fake_clock: FakeClock) -> Iterator[None]:
         self.clock = fake_clock
         with (
-            FaultyGateway(
-                responder=RuleResponder(), gptrouter="hosted"
-            ) as self.gateway,
-            FaultyGateway(responder=RuleResponder()) as self.provider,
+            FaultyGateway(answer=RuleResponder(), gptrouter="hosted") as self.gateway,
+            FaultyGateway(answer=RuleResponder()) as self.provider,
         ):
             yield
 

@@ -51,7 +51,6 @@ from langchain_retryrouter.testing import (
     SplitCharacter,
     Status,
     Step,
-    StubResponder,
     Truncate,
 )
 from langchain_retryrouter.testing.faults import ScriptedStep
@@ -350,8 +349,7 @@ def async_logs(first: int, count: int) -> list[list[str]]:
 def _gateways() -> Iterator[list[FaultyGateway]]:
     with contextlib.ExitStack() as stack:
         yield [
-            stack.enter_context(FaultyGateway(responder=StubResponder(_TEXT)))
-            for _ in range(3)
+            stack.enter_context(FaultyGateway(answer=Answer(_TEXT))) for _ in range(3)
         ]
 
 

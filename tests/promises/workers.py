@@ -26,7 +26,8 @@ from langchain_retryrouter import (
     RetryPolicy,
     RetryRouter,
 )
-from langchain_retryrouter.testing import STUB_TEXT, FaultyGateway, stub_embedding
+from langchain_retryrouter.testing import STUB_TEXT, FaultyGateway
+from langchain_retryrouter.testing.gptrouter_api import stub_embedding
 from tests.promises.faults import KEY
 
 _MODELS: Final = [GPTRouterModel(name="gpt-4", provider_name="openai")]

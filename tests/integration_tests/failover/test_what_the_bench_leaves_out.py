@@ -33,7 +33,6 @@ from langchain_retryrouter.testing import (
     SplitCharacter,
     Status,
     Step,
-    StubResponder,
     Truncate,
 )
 
@@ -89,8 +88,8 @@ async def _ask(router: RetryRouter, way: Way) -> str:
 @pytest.fixture
 async def house() -> AsyncIterator[House]:
     async with (
-        FaultyGateway(responder=StubResponder(TEXT)) as primary,
-        FaultyGateway(responder=StubResponder(TEXT)) as backup,
+        FaultyGateway(answer=Answer(TEXT)) as primary,
+        FaultyGateway(answer=Answer(TEXT)) as backup,
     ):
         house = House(primary, backup)
         yield house

@@ -33,10 +33,10 @@ from langchain_retryrouter.testing import (
     FaultyGateway,
     RecordedRequest,
     Reset,
-    RuleResponder,
     Status,
     Step,
 )
+from tests.support.rule_responder import RuleResponder
 from tests.unit_tests.conftest import Twin
 
 from .conftest import GPT_4, KEY, NewModel
@@ -53,7 +53,7 @@ class Weather(BaseModel):
 @pytest.fixture
 def gateway() -> Iterator[FaultyGateway]:
     """A gateway of the newer kind, with a model by rules behind it."""
-    with FaultyGateway(responder=RuleResponder(), gptrouter="hosted") as gateway:
+    with FaultyGateway(answer=RuleResponder(), gptrouter="hosted") as gateway:
         yield gateway
 
 

@@ -47,16 +47,15 @@ from langchain_retryrouter.testing import (
     MalformedEvent,
     RecordedRequest,
     Reset,
-    RuleResponder,
     Silence,
     SlowFirstToken,
     Stall,
     Status,
     Step,
-    StubResponder,
     ToolCall,
     Truncate,
 )
+from tests.support.rule_responder import RuleResponder
 from tests.unit_tests.conftest import Twin
 
 from .conftest import GPT_4
@@ -70,14 +69,14 @@ SHORT = 0.2
 @pytest.fixture
 def primary() -> Iterator[FaultyGateway]:
     """The provider that is asked first."""
-    with FaultyGateway(responder=StubResponder(TEXT)) as gateway:
+    with FaultyGateway(answer=Answer(TEXT)) as gateway:
         yield gateway
 
 
 @pytest.fixture
 def backup() -> Iterator[FaultyGateway]:
     """The provider that is asked when the first one cannot answer."""
-    with FaultyGateway(responder=StubResponder(TEXT)) as gateway:
+    with FaultyGateway(answer=Answer(TEXT)) as gateway:
         yield gateway
 
 
@@ -897,8 +896,8 @@ def test_tools_are_offered_in_each_providers_form(
 ) -> None:
     """Every route gets the tools, and the calls come back through whichever serves."""
     with (
-        FaultyGateway(responder=RuleResponder()) as openai,
-        FaultyGateway(responder=RuleResponder(), gptrouter="hosted") as hosted,
+        FaultyGateway(answer=RuleResponder()) as openai,
+        FaultyGateway(answer=RuleResponder(), gptrouter="hosted") as hosted,
     ):
         openai.always(Status(503))
         inner = GPTRouter(
@@ -923,7 +922,7 @@ def test_structured_output_survives_a_failover(
     model_of: NewModel,
 ) -> None:
     """`with_structured_output` works over whichever route answers."""
-    with FaultyGateway(responder=RuleResponder()) as gateway:
+    with FaultyGateway(answer=RuleResponder()) as gateway:
         gateway.script(Status(401))
         router = new_router(
             routes=[model_of(gateway, "first"), model_of(gateway, "second")]

@@ -31,9 +31,9 @@ from langchain_retryrouter.testing import (
     Cut,
     FakeClock,
     FaultyGateway,
-    RuleResponder,
     Status,
 )
+from tests.support.rule_responder import RuleResponder
 from tests.unit_tests.conftest import Twin
 
 from .conftest import GPT_4, KEY
@@ -51,7 +51,7 @@ class Weather(BaseModel):
 @pytest.fixture
 def primary() -> Iterator[FaultyGateway]:
     """The provider of the first route: down, unless a test says otherwise."""
-    with FaultyGateway(responder=RuleResponder(), gptrouter="hosted") as gateway:
+    with FaultyGateway(answer=RuleResponder(), gptrouter="hosted") as gateway:
         gateway.always(Status(503))
         yield gateway
 
@@ -59,7 +59,7 @@ def primary() -> Iterator[FaultyGateway]:
 @pytest.fixture
 def backup() -> Iterator[FaultyGateway]:
     """The provider of the second route."""
-    with FaultyGateway(responder=RuleResponder(), gptrouter="hosted") as gateway:
+    with FaultyGateway(answer=RuleResponder(), gptrouter="hosted") as gateway:
         yield gateway
 
 

@@ -16,10 +16,10 @@ from langchain_retryrouter.testing import (
     Answer,
     FaultyGateway,
     Reset,
-    RuleResponder,
     Status,
     ToolCall,
 )
+from tests.support.rule_responder import RuleResponder
 from tests.unit_tests.conftest import Twin
 
 from .conftest import NewModel
@@ -71,7 +71,7 @@ ASKED = "Tell a joke with setup 'Why?' and rating 7, in JSON"
 @pytest.fixture
 def gateway() -> Iterator[FaultyGateway]:
     """A gateway of the newer kind, with a model by rules behind it."""
-    with FaultyGateway(responder=RuleResponder(), gptrouter="hosted") as gateway:
+    with FaultyGateway(answer=RuleResponder(), gptrouter="hosted") as gateway:
         yield gateway
 
 
@@ -234,7 +234,7 @@ def test_the_public_gateway_says_no_to_a_json_schema(
     twin: Twin, new_llm: NewModel
 ) -> None:
     """A fact about the public gateway is told in its own words, not as an outage."""
-    with FaultyGateway(responder=RuleResponder()) as public:
+    with FaultyGateway(answer=RuleResponder()) as public:
         llm = new_llm(gpt_router_api_base=public.url)
         structured = llm.with_structured_output(Joke, method="json_schema")
         with pytest.raises(InvalidRequestError, match="response_format"):

@@ -17,9 +17,9 @@ from langchain_retryrouter.testing import (
     ErrorEvent,
     FaultyGateway,
     Reset,
-    RuleResponder,
     Status,
 )
+from tests.support.rule_responder import RuleResponder
 from tests.unit_tests.conftest import Twin
 
 from .conftest import GPT_4, NewModel
@@ -71,7 +71,7 @@ SEARCH = {"type": "web_search"}
 @pytest.fixture
 def gateway() -> Any:
     """A gateway of the newer kind, with a model by rules behind it."""
-    with FaultyGateway(responder=RuleResponder(), gptrouter="hosted") as gateway:
+    with FaultyGateway(answer=RuleResponder(), gptrouter="hosted") as gateway:
         yield gateway
 
 

@@ -29,8 +29,8 @@ from langchain_retryrouter.testing import (
     Reset,
     Status,
     Step,
-    stub_embedding,
 )
+from langchain_retryrouter.testing.gptrouter_api import stub_embedding
 from tests.unit_tests.conftest import Twin
 
 from .conftest import ADA, AT_AZURE, KEY, SMALL, NewEmbeddings

@@ -50,8 +50,8 @@ from langchain_retryrouter.testing import (
     Status,
     Step,
     Truncate,
-    stub_embedding,
 )
+from langchain_retryrouter.testing.gptrouter_api import stub_embedding
 from tests.unit_tests.conftest import Twin
 
 from .conftest import AT_AZURE, KEY, SMALL, NewEmbeddings, texts_of

@@ -32,8 +32,8 @@ from langchain_retryrouter.testing import (
     SlowFirstToken,
     Status,
     Step,
-    stub_embedding,
 )
+from langchain_retryrouter.testing.gptrouter_api import stub_embedding
 from tests.unit_tests.conftest import Twin
 
 from .conftest import AT_AZURE, KEY, SMALL, NewEmbeddings, texts_of, vectors_in

@@ -60,20 +60,6 @@ def test_missing_done_needs_a_stream(faulty_gateway: FaultyGateway) -> None:
     _stop_complains(faulty_gateway, "only a stream has a last frame")
 
 
-def test_steps_of_ones_own_are_refused(faulty_gateway: FaultyGateway) -> None:
-    """A step that nobody knows how to carry out is named in an error."""
-
-    class Unheard(Step):
-        """Not one of ours."""
-
-        def __repr__(self) -> str:
-            return "Unheard()"
-
-    faulty_gateway.script(Unheard())
-    assert post(faulty_gateway, CHAT, chat()).status == 500
-    _stop_complains(faulty_gateway, r"Unheard\(\), scripted for request 1")
-
-
 def _stop_complains(gateway: FaultyGateway, why: str) -> None:
     with pytest.RaisesGroup(pytest.RaisesExc((ValueError, TypeError), match=why)):
         gateway.stop()

@@ -11,14 +11,12 @@ import pytest
 from langchain_retryrouter.testing import (
     STUB_TEXT,
     Answer,
-    Completion,
     ErrorEvent,
     ErrorInOk,
     FaultyGateway,
-    FunctionCall,
+    RecordedRequest,
     Status,
     Step,
-    StubResponder,
     ToolCall,
     Usage,
 )
@@ -40,50 +38,50 @@ def client(faulty_gateway: FaultyGateway) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def test_a_chat_completion(faulty_gateway: FaultyGateway) -> None:
-    """A chat completion has OpenAI's fields, and always the same bytes."""
-    reply = post(faulty_gateway, CHAT, chat())
-    assert reply.json == {
-        "id": "chatcmpl-stub000001",
-        "object": "chat.completion",
-        "created": 1_700_000_001,
-        "model": "gpt-4o",
-        "system_fingerprint": "fp_stub",
-        "choices": [
+_USAGE = {"prompt_tokens": 11, "completion_tokens": 5, "total_tokens": 16}
+_both = pytest.mark.parametrize(
+    ("path", "payload"), [(CHAT, chat), (COMPLETIONS, completion)]
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "payload", "named", "said"),
+    [
+        (
+            CHAT,
+            chat(),
             {
-                "index": 0,
-                "message": {
-                    "role": "assistant",
-                    "content": STUB_TEXT,
-                    "refusal": None,
-                },
-                "logprobs": None,
-                "finish_reason": "stop",
-            }
-        ],
-        "usage": {"prompt_tokens": 11, "completion_tokens": 5, "total_tokens": 16},
+                "id": "chatcmpl-stub000001",
+                "object": "chat.completion",
+                "model": "gpt-4o",
+            },
+            {"message": {"role": "assistant", "content": STUB_TEXT, "refusal": None}},
+        ),
+        (
+            COMPLETIONS,
+            completion(),
+            {
+                "id": "cmpl-stub000001",
+                "object": "text_completion",
+                "model": "instruct",
+            },
+            {"text": STUB_TEXT},
+        ),
+    ],
+)
+def test_an_answer(
+    faulty_gateway: FaultyGateway, path: str, payload: Any, named: Any, said: Any
+) -> None:
+    """A whole answer has OpenAI's fields, and always the same bytes."""
+    reply = post(faulty_gateway, path, payload)
+    assert reply.json == {
+        **named,
+        "created": 1_700_000_001,
+        "system_fingerprint": "fp_stub",
+        "choices": [{"index": 0, "logprobs": None, "finish_reason": "stop", **said}],
+        "usage": _USAGE,
     }
     assert reply.header("x-request-id") == ["req_000001"]
-
-
-def test_a_completion(faulty_gateway: FaultyGateway) -> None:
-    """A completion has OpenAI's fields, and always the same bytes."""
-    assert post(faulty_gateway, COMPLETIONS, completion()).json == {
-        "id": "cmpl-stub000001",
-        "object": "text_completion",
-        "created": 1_700_000_001,
-        "model": "instruct",
-        "system_fingerprint": "fp_stub",
-        "choices": [
-            {
-                "text": STUB_TEXT,
-                "index": 0,
-                "logprobs": None,
-                "finish_reason": "stop",
-            }
-        ],
-        "usage": {"prompt_tokens": 11, "completion_tokens": 5, "total_tokens": 16},
-    }
 
 
 def test_a_chat_stream(faulty_gateway: FaultyGateway) -> None:
@@ -109,7 +107,7 @@ def test_a_completion_stream(faulty_gateway: FaultyGateway) -> None:
     assert done == "[DONE]"
 
 
-@pytest.mark.parametrize(("path", "payload"), [(CHAT, chat), (COMPLETIONS, completion)])
+@_both
 def test_usage_comes_last_in_a_stream_that_asks_for_it(
     faulty_gateway: FaultyGateway, path: str, payload: Any
 ) -> None:
@@ -201,15 +199,6 @@ def test_stop_does_not_cut_what_a_script_says(faulty_gateway: FaultyGateway) -> 
     assert answer["choices"][0]["text"] == "a STOP b"
 
 
-def test_stop_cuts_a_text_in_pieces() -> None:
-    """A stop sequence is found across the pieces of a text."""
-    with FaultyGateway(responder=StubResponder(("ab", "cd"))) as gateway:
-        cut = post(gateway, COMPLETIONS, completion(stop="bc")).json
-        whole = post(gateway, COMPLETIONS, completion(stop="x")).json
-    assert cut["choices"][0]["text"] == "a"
-    assert whole["choices"][0]["text"] == "abcd"
-
-
 def test_log_probabilities_of_a_chat(client: openai.OpenAI) -> None:
     """Every token has its log probability, in the whole answer and in the stream."""
     asked: dict[str, Any] = {
@@ -242,45 +231,38 @@ def test_log_probabilities_of_a_completion(
     assert [one["text_offset"] for one in streamed] == [[0], [5], [10], [14], [19]]
 
 
-def test_tool_calls(faulty_gateway: FaultyGateway) -> None:
-    """A tool call comes whole without streaming, and in pieces with it."""
+def test_calls(faulty_gateway: FaultyGateway) -> None:
+    """Calls come whole without streaming, and in pieces with it."""
     call = ToolCall("get_weather", ('{"city": ', '"Paris"}'), id="call_7")
-    faulty_gateway.always(Answer(tool_calls=(call,)))
+    function = {"name": "get_weather", "arguments": '{"city": "Paris"}'}
+    faulty_gateway.always(Answer(tool_calls=(call,), function_call=call))
     (choice,) = post(faulty_gateway, CHAT, chat()).json["choices"]
-    assert choice["finish_reason"] == "tool_calls"
+    assert choice["finish_reason"] == "function_call"
     assert choice["message"] == {
         "role": "assistant",
         "content": None,
         "refusal": None,
-        "tool_calls": [
-            {
-                "id": "call_7",
-                "type": "function",
-                "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'},
-            }
-        ],
+        "tool_calls": [{"id": "call_7", "type": "function", "function": function}],
+        "function_call": function,
     }
     *events, _ = post(faulty_gateway, CHAT, chat(stream=True)).events
     deltas = [event["choices"][0]["delta"] for event in events][1:-1]
-    assert [delta["tool_calls"][0]["function"]["arguments"] for delta in deltas] == [
+    assert [one["tool_calls"][0]["function"]["arguments"] for one in deltas[:3]] == [
         "",
         '{"city": ',
         '"Paris"}',
     ]
-
-
-def test_function_calls(faulty_gateway: FaultyGateway) -> None:
-    """A function call comes whole without streaming, and in pieces with it."""
-    faulty_gateway.always(Answer(function_call=FunctionCall("f", "{}")))
+    assert [one["function_call"]["arguments"] for one in deltas[3:]] == [
+        "",
+        '{"city": ',
+        '"Paris"}',
+    ]
+    faulty_gateway.script(Answer(tool_calls=(call,)))
     (choice,) = post(faulty_gateway, CHAT, chat()).json["choices"]
-    assert choice["finish_reason"] == "function_call"
-    assert choice["message"]["function_call"] == {"name": "f", "arguments": "{}"}
-    *events, _ = post(faulty_gateway, CHAT, chat(stream=True)).events
-    deltas = [event["choices"][0]["delta"]["function_call"] for event in events[1:-1]]
-    assert deltas == [{"name": "f", "arguments": ""}, {"arguments": "{}"}]
+    assert choice["finish_reason"] == "tool_calls"
 
 
-@pytest.mark.parametrize(("path", "payload"), [(CHAT, chat), (COMPLETIONS, completion)])
+@_both
 def test_what_a_provider_leaves_out(
     faulty_gateway: FaultyGateway, path: str, payload: Any
 ) -> None:
@@ -341,12 +323,7 @@ def test_quota_has_a_type_of_its_own(faulty_gateway: FaultyGateway) -> None:
     """`insufficient_quota` is a 429 that says so in code and type, as OpenAI's does."""
     faulty_gateway.script(Status(429, error_code="insufficient_quota", message="pay"))
     error = post(faulty_gateway, CHAT, chat()).json["error"]
-    assert error == {
-        "message": "pay",
-        "type": "insufficient_quota",
-        "param": None,
-        "code": "insufficient_quota",
-    }
+    assert (error["message"], error["type"]) == ("pay", "insufficient_quota")
 
 
 def test_an_error_in_a_stream(
@@ -381,14 +358,10 @@ def test_an_error_in_a_200(faulty_gateway: FaultyGateway) -> None:
 def test_refusals(
     faulty_gateway: FaultyGateway, path: str, payload: Any, status: int, message: str
 ) -> None:
-    """What OpenAI turns down by itself is turned down without a script."""
+    """What OpenAI refuses by itself is refused without a script."""
     faulty_gateway.script(Status(418))
     reply = post(faulty_gateway, path, payload)
     assert (reply.status, reply.json["error"]["message"]) == (status, message)
-
-
-def test_only_post_is_served(faulty_gateway: FaultyGateway) -> None:
-    """Another method is another path."""
     assert request(faulty_gateway, "GET", CHAT).status == 404
 
 
@@ -439,12 +412,21 @@ def test_azure_needs_a_version(faulty_gateway: FaultyGateway) -> None:
     assert (reply.status, reply.json["error"]["code"]) == (404, "404")
 
 
-def test_another_responder() -> None:
-    """What produces healthy answers is a plain function of the request."""
+def test_a_function_answers() -> None:
+    """`answer` may be a function of the request."""
 
-    def responder(asked: Any) -> Completion:
-        return StubResponder(asked.parameters["messages"][0]["content"])(asked)
+    def answer(asked: RecordedRequest) -> Answer:
+        return Answer(asked.parameters["messages"][0]["content"])
 
-    with FaultyGateway(responder=responder) as gateway:
-        answer = post(gateway, CHAT, chat()).json
-    assert answer["choices"][0]["message"]["content"] == "hi"
+    with FaultyGateway(answer=answer) as gateway:
+        answered = post(gateway, CHAT, chat()).json
+    assert answered["choices"][0]["message"]["content"] == "hi"
+
+
+def test_an_answer_without_a_text_says_the_stub_s() -> None:
+    """What an answer does not give is made up, its text included."""
+    with FaultyGateway(answer=Answer(model="other", usage=Usage(1, 2))) as gateway:
+        answered = post(gateway, CHAT, chat()).json
+    assert answered["choices"][0]["message"]["content"] == STUB_TEXT
+    assert answered["model"] == "other"
+    assert answered["usage"]["total_tokens"] == 3

@@ -1,0 +1,559 @@
+"""The GPTRouter side, byte for byte against exchanges with the real server."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any, Literal
+
+import pytest
+
+from langchain_retryrouter.testing import (
+    Answer,
+    ErrorEvent,
+    ErrorInOk,
+    FaultyGateway,
+    FunctionCall,
+    RecordedRequest,
+    Status,
+    Step,
+    ToolCall,
+    Usage,
+)
+
+from .wire_client import CHAT, GENERATE, Capture, Reply, chat, generate, post, request
+
+Edition = Literal["public", "hosted"]
+
+_WEATHER = ('{"ci', 'ty": "', 'Paris"', "}")
+_TOOL_CALLS = (ToolCall("get_weather", _WEATHER),)
+_FUNCTION_CALL = FunctionCall("get_weather", _WEATHER)
+_LINES = ("line1\n", "\nline3", "\r\n", "data: not-json\n", "\n\nend")
+_OTHER_MODEL = "gpt-3.5-turbo-1106"
+_SCHEMA = {"type": "object", "properties": {"input": {"type": "integer"}}}
+_JSON_SCHEMA = {"type": "json_schema", "json_schema": {"name": "M", "schema": _SCHEMA}}
+
+
+def _echo(name: str) -> str:
+    """What the recorded model said when it was asked to repeat its request."""
+    answer = Capture.load(name).reply
+    if answer.body.startswith(b"{"):
+        text = answer.json["choices"][0]["text"]
+    else:
+        text = answer.events[-4]["data"]["text"]
+    assert isinstance(text, str)
+    return text
+
+
+_ANSWERS = {
+    "01_nonstream_ok": Answer(),
+    "02_stream_ok": Answer(),
+    "03_stream_n2": Answer("Hello from", usage=Usage(12, 4)),
+    "04_nonstream_n2": Answer("Hello from"),
+    "05_nonstream_tool": Answer(tool_calls=_TOOL_CALLS, usage=Usage(11, 5)),
+    "06_stream_tool": Answer(tool_calls=_TOOL_CALLS, usage=Usage(10, 0)),
+    "07_nonstream_function": Answer(
+        function_call=FunctionCall("get_weather", '{"city": "Paris"}'),
+        usage=Usage(11, 5),
+    ),
+    "08_stream_function": Answer(function_call=_FUNCTION_CALL, usage=Usage(10, 0)),
+    "10_nonstream_empty": Answer(""),
+    "11_stream_empty": Answer("", usage=Usage(10, 0)),
+    "20_completion_prompt_only_nonstream": Answer(),
+    "21_completion_prompt_only_stream": Answer(),
+    "22_azure_nonstream": Answer(),
+    "44_unknown_params_stream": Answer(
+        (_echo("44_unknown_params_stream"),), usage=Usage(10, 58)
+    ),
+    "50_extra_top_level": Answer(),
+    "51_stop": Answer(_echo("51_stop"), usage=Usage(11, 1)),
+    "52_stop_string": Answer(_echo("52_stop_string"), usage=Usage(11, 1)),
+    "a0_fallback_first_unavailable_nonstream": Answer(model=_OTHER_MODEL),
+    "a0_fallback_first_unavailable_stream": Answer(model=_OTHER_MODEL),
+    "a5_order_reversed": Answer(),
+    "a8_newlines_stream": Answer(_LINES, usage=Usage(10, 12)),
+    "b5_types_coerced": Answer(_echo("b5_types_coerced"), usage=Usage(11, 1)),
+}
+
+_FAILURES: dict[str, Step] = {
+    "33_unknown_provider_stream": ErrorEvent("Provider with name nope does not exist"),
+    "60_up429_default_nonstream": ErrorEvent("stub upstream error 429", status=429),
+    "60_up429_default_stream": ErrorEvent("stub upstream error 429", status=429),
+    "65_up400_stream": ErrorEvent("stub upstream error 400", status=400),
+    "67_uptimeout_stream": ErrorEvent("Request timed out."),
+    "80_mid_cut_stream": ErrorEvent("Premature close", after=2),
+    # Once the first event is out, the server passes on the message alone.
+    "80_mid_errchunk_stream": ErrorEvent("stub mid-stream error", 2, 500, "code"),
+    "80_mid_rst_stream": ErrorEvent("read ECONNRESET", after=2),
+    "90_ratelimit_user_nonstream_11": Status(
+        429,
+        {
+            "x-ratelimit-limit": "10",
+            "x-ratelimit-remaining": "0",
+            "x-ratelimit-reset": "86400",
+            "retry-after": "86400",
+        },
+    ),
+    "a2_all_unavailable_nonstream": ErrorEvent("No models available"),
+    "a2_all_unavailable_stream": ErrorEvent("No models available"),
+}
+
+_REFUSALS = [
+    "12_completion_model_nonstream",
+    "30_noauth_nonstream",
+    "30_noauth_stream",
+    "31_wrongkey_nonstream",
+    "31_wrongkey_stream",
+    "32_bearer_garbage_nonstream",
+    "37_missing_data_nonstream",
+    "37_missing_data_stream",
+    "38_empty_data_nonstream",
+    "38_empty_data_stream",
+    "39_missing_order_stream",
+    "40_bad_role_stream",
+    "41_missing_promptParams_stream",
+    "42_no_messages_nonstream",
+    "42_no_messages_stream",
+    "43_function_call_string_stream",
+    "45_malformed_json",
+    "46_wrong_content_type",
+    "48_get",
+    "49_404",
+    "a6_unauth_ratelimit_01",
+    "b10_edit_image_404",
+    "b15_developer_role",
+    "b1t_assistant_content_missing",
+    "b4_response_format_json_schema",
+    "b4s_response_format_json_schema_stream",
+    "b7_embeddings_404",
+    "b8_embeddings_v2_404",
+]
+
+# They say how the connection or the body is sent, not what is answered.
+_FRAMING = {"date", "connection", "keep-alive", "content-length", "transfer-encoding"}
+
+
+def _replay(gateway: FaultyGateway, name: str) -> None:
+    """Send the recorded request, and compare the response with the recorded one."""
+    capture = Capture.load(name)
+    reply = request(
+        gateway, capture.method, capture.path, capture.request_body, capture.headers
+    )
+    assert reply.body == capture.reply.body
+    assert reply.status == capture.reply.status
+    assert _headers(reply) == _headers(capture.reply)
+
+
+def _headers(reply: Reply) -> set[tuple[str, str]]:
+    fields = {(name.lower(), value) for name, value in reply.headers}
+    return {(name, value) for name, value in fields if name not in _FRAMING}
+
+
+# Against the recordings.
+
+
+@pytest.mark.parametrize("name", _ANSWERS)
+def test_recorded_answers(faulty_gateway: FaultyGateway, name: str) -> None:
+    """A healthy answer has the bytes of the real server's."""
+    faulty_gateway.script(replace(_ANSWERS[name], id=Capture.load(name).id))
+    _replay(faulty_gateway, name)
+
+
+@pytest.mark.parametrize("name", _FAILURES)
+def test_recorded_failures(name: str) -> None:
+    """A failure behind the server has the bytes that the real one makes of it."""
+    with FaultyGateway(answer=Answer(id=Capture.load(name).id)) as gateway:
+        gateway.script(_FAILURES[name])
+        _replay(gateway, name)
+
+
+@pytest.mark.parametrize("name", _REFUSALS)
+def test_recorded_refusals(name: str) -> None:
+    """What the real server refuses by itself is refused without a script."""
+    with FaultyGateway(api_key="ws-secret-local") as gateway:
+        gateway.script(Status(418))
+        _replay(gateway, name)
+        post(gateway, GENERATE, generate(), {"ws-secret": "ws-secret-local"})
+        assert gateway.requests[-1].step == Status(418)  # no step was used up before
+
+
+class _Recorder:
+    """A model that keeps what it was shown."""
+
+    def __init__(self) -> None:
+        self.shown: list[RecordedRequest] = []
+
+    def __call__(self, request: RecordedRequest) -> Answer:
+        self.shown.append(request)
+        return Answer()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "44_unknown_params_nonstream",
+        "44_unknown_params_stream",
+        "51_stop",
+        "52_stop_string",
+        "b13_many_messages_only_system",
+        "b14_function_msg",
+        "b1_tool_roundtrip",
+        "b2_multimodal",
+        "b3_response_format_json_object",
+        "b5_types_coerced",
+    ],
+)
+def test_the_model_sees_what_the_recorded_one_saw(name: str) -> None:
+    """The public server's model sees the parameters that the recorded model saw."""
+    capture, model = Capture.load(name), _Recorder()
+    with FaultyGateway(answer=model) as gateway:
+        request(
+            gateway, capture.method, capture.path, capture.request_body, capture.headers
+        )
+    (shown,) = model.shown
+    seen = {**shown.parameters, "model": shown.model, "stream": shown.streaming}
+    assert seen == json.loads(_echo(name))
+
+
+# What the public server drops and refuses.
+
+_DROPPED: dict[str, Any] = {
+    "tool_choice": "required",
+    "parallel_tool_calls": False,
+    "seed": 1,
+    "reasoning_effort": "low",
+    "brand_new": None,
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_public_server_drops_parameters(stream: bool) -> None:
+    """The log keeps the request as it came, whatever the model sees of it."""
+    model = _Recorder()
+    with FaultyGateway(answer=model) as gateway:
+        said = [{"role": "user", "content": "half a fox \ud83e"}]
+        parameters = {"temperature": "0.5", "top_p": "hot", "stop": ["a"], **_DROPPED}
+        payload = generate(stream=stream, messages=said, **parameters)
+        payload["data"].append({**payload["data"][0], "order": 2})
+        post(gateway, GENERATE, payload)
+        (recorded,) = gateway.requests
+    (shown,) = model.shown
+    coerced = {"temperature": 0.5, "top_p": "hot", "stop": "a"}
+    assert shown.parameters == {"messages": said, **coerced}
+    assert (shown.number, shown.streaming, shown.model) == (1, stream, recorded.model)
+    assert shown.payload["data"][1] == payload["data"][1]
+    assert recorded.json == payload
+
+
+@pytest.mark.parametrize("payload", [generate(**_DROPPED), chat(**_DROPPED)])
+def test_the_hosted_server_and_openai_drop_nothing(payload: dict[str, Any]) -> None:
+    """Through the hosted server, and without a server between, all is seen."""
+    model = _Recorder()
+    with FaultyGateway(answer=model, gptrouter="hosted") as gateway:
+        post(gateway, GENERATE if "data" in payload else CHAT, payload)
+        assert gateway.requests[0].gptrouter == "hosted"
+    assert model.shown[0].json == payload
+
+
+@pytest.mark.parametrize("provider", ["anthropic", "openai"])
+def test_completion_models_get_a_text(provider: str) -> None:
+    """Of messages, the public server's completion models are given a text only."""
+    model = _Recorder()
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    messages = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": None},
+        {"role": "tool", "content": "5"},
+        {"role": "user", "content": parts},
+    ]
+    payload = generate(messages=messages, tools=[], stop="a", max_tokens=7, n=2)
+    payload["data"][0]["providerName"] = provider
+    with FaultyGateway(answer=model) as gateway:
+        answer = post(gateway, GENERATE, payload).json
+    assert model.shown[0].parameters == {
+        "prompt": "Be kind.\n\nHuman: hi\n\nAssistant: null"
+        "\n\nHuman: [object Object],[object Object]\n\nAssistant:",
+        "max_tokens": 7,
+    }
+    assert len(answer["choices"]) == 1
+
+
+def test_cohere_does_not_stream(faulty_gateway: FaultyGateway) -> None:
+    """The public server answers for cohere, except in a stream."""
+    payload, streamed = generate(), generate(stream=True)
+    for one in (payload, streamed):
+        one["data"][0]["providerName"] = "cohere"
+    (choice,) = post(faulty_gateway, GENERATE, payload).json["choices"]
+    error, *_ = post(faulty_gateway, GENERATE, streamed).events
+    assert "role" not in choice
+    assert error["message"] == "Stream not supported for provider cohere"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("edition", ["public", "hosted"])
+@pytest.mark.parametrize(
+    ("given", "editions"),
+    [
+        (_JSON_SCHEMA, {"hosted"}),
+        ({"type": "grammar"}, set[str]()),
+        ("json", {"public", "hosted"}),
+        (None, {"public", "hosted"}),
+    ],
+)
+def test_response_formats(
+    given: object, editions: set[str], edition: Edition, stream: bool
+) -> None:
+    """Unknown formats are refused before the model sees them; a text is ignored."""
+    model = _Recorder()
+    with FaultyGateway(answer=model, gptrouter=edition) as gateway:
+        reply = post(gateway, GENERATE, generate(stream=stream, response_format=given))
+    if edition in editions:
+        assert b"upstream" in reply.body
+    elif stream:
+        assert "/response_format/type" in reply.events[0]["message"]
+    else:
+        assert reply.status == 500
+    assert len(model.shown) == (edition in editions)
+
+
+def test_a_chat_model_needs_messages(faulty_gateway: FaultyGateway) -> None:
+    """`prompt` alone is for completion models."""
+    payload = generate(stream=True, prompt="hi")
+    del payload["data"][0]["promptParams"]["messages"]
+    refused = post(faulty_gateway, GENERATE, payload)
+    assert "/messages" in refused.events[0]["message"]
+
+
+def test_a_bearer_token_is_not_the_key() -> None:
+    """The key is taken from `ws-secret`; a bearer token would be a user's login."""
+    with FaultyGateway(api_key="k") as gateway:
+        secret = post(gateway, GENERATE, generate(), {"ws-secret": "k"})
+        bearer = post(gateway, GENERATE, generate(), {"authorization": "Bearer k"})
+    assert (secret.status, bearer.status) == (200, 401)
+
+
+def test_a_body_over_one_mebibyte_is_too_much(faulty_gateway: FaultyGateway) -> None:
+    """A body over the real server's limit gets a 500 and a closed connection."""
+    big = [{"role": "user", "content": "x" * 1024 * 1024}]
+    reply = post(faulty_gateway, GENERATE, generate(messages=big))
+    assert (reply.status, reply.json) == (500, {"error": "Something went wrong"})
+    assert reply.header("connection") == ["close"]
+
+
+# Ids, models and providers.
+
+
+def test_ids(faulty_gateway: FaultyGateway) -> None:
+    """Each answer, model and provider has an id; models and providers keep theirs."""
+    payloads = [generate(), generate(), generate()]
+    for payload, name in zip(payloads, ["claude", "gemini", "claude"], strict=True):
+        payload["data"][0]["modelName"] = name
+    first, other, again = (post(faulty_gateway, GENERATE, one).json for one in payloads)
+    assert [one["id"][-1] for one in (first, other, again)] == ["1", "2", "3"]
+    assert first["modelId"] == again["modelId"] != other["modelId"]
+
+
+def test_a_model_can_be_named_by_its_id(faulty_gateway: FaultyGateway) -> None:
+    """A request may name provider and model by their ids."""
+    payload = generate()
+    entry = payload["data"][0]
+    del entry["modelName"], entry["providerName"]
+    entry |= {"modelId": "m-1", "providerId": "p-1"}
+    answer = post(faulty_gateway, GENERATE, payload).json
+    assert (answer["modelId"], answer["providerId"]) == ("m-1", "p-1")
+    assert faulty_gateway.requests[0].model == "m-1"
+
+
+def test_the_lowest_order_comes_first(faulty_gateway: FaultyGateway) -> None:
+    """`order` decides which model is asked, not the position in the list."""
+    payload = generate()
+    second = payload["data"][0] | {"modelName": "second", "order": 2}
+    payload["data"] = [second, payload["data"][0]]
+    assert post(faulty_gateway, GENERATE, payload).json["model"] == "gpt-4-0613"
+    assert faulty_gateway.requests[0].model == "gpt-4-0613"
+
+
+def test_streams_of_completion_models(faulty_gateway: FaultyGateway) -> None:
+    """A completion model's updates name it, have no finish reason, and may be none."""
+    payload = generate(stream=True)
+    payload["data"][0] |= {"providerName": "anthropic", "modelName": "claude-2"}
+    faulty_gateway.script(Answer(), Answer(""))
+    first, *_, meta, _, _, _ = post(faulty_gateway, GENERATE, payload).events
+    assert first["data"] == {"text": "Hello", "model": "claude-2"}
+    assert meta["data"].keys() == {"text", "usage"}
+    assert post(faulty_gateway, GENERATE, payload).events[0]["event"] == "meta"
+
+
+def test_streams_of_azure(faulty_gateway: FaultyGateway) -> None:
+    """An Azure stream begins with an update without finish reason, and names no model.
+
+    The gateway makes it of Azure's first chunk, whose `choices` are empty.
+    """
+    payload = generate(stream=True)
+    payload["data"][0]["providerName"] = "azure_chat_openai"
+    faulty_gateway.script(Answer(), ErrorEvent("no"))
+    first, second, *_, meta, _, _, _ = post(faulty_gateway, GENERATE, payload).events
+    assert first == {"id": "", "event": "update", "data": {"text": ""}}
+    assert second["data"] == {"text": "", "finish_reason": None}
+    assert (meta["event"], "model" in meta["data"]) == ("meta", False)
+    assert post(faulty_gateway, GENERATE, payload).events[0]["event"] == "error"
+
+
+# Contents.
+
+
+@pytest.mark.parametrize("edition", ["public", "hosted"])
+@pytest.mark.parametrize("content", [None, [{"type": "text", "text": "hi there"}]])
+def test_usage_of_streams(content: object, edition: Edition) -> None:
+    """The public server leaves usage out of streams where a content is not a text."""
+    messages = [{"role": "user", "content": content}]
+    with FaultyGateway(gptrouter=edition) as gateway:
+        whole = post(gateway, GENERATE, generate(messages=messages)).json
+        streamed = post(gateway, GENERATE, generate(stream=True, messages=messages))
+    usage = streamed.events[-4]["data"].get("usage", {})
+    assert whole["meta"]["usage"]["completion_tokens"] == 5
+    tokens = 12 if content is None else 14
+    assert usage.get("total_tokens") == (None if edition == "public" else tokens)
+
+
+def test_what_a_provider_leaves_out(faulty_gateway: FaultyGateway) -> None:
+    """Usage goes with it; without streaming a missing finish reason becomes a text."""
+    faulty_gateway.always(Answer(usage=None, finish_reason=None))
+    whole = post(faulty_gateway, GENERATE, generate()).json
+    streamed = post(faulty_gateway, GENERATE, generate(stream=True))
+    assert (whole["meta"], whole["choices"][0]["finish_reason"]) == ({}, "")
+    assert "usage" not in streamed.events[-4]["data"]
+    assert b'"finish_reason":"' not in streamed.body
+
+
+def test_line_separators_are_not_escaped(faulty_gateway: FaultyGateway) -> None:
+    """U+2028, U+2029 and U+0085 go out as they are, as on the real server."""
+    text = "a\u2028b\u2029c\u0085d"
+    faulty_gateway.always(Answer(text))
+    for stream in (False, True):
+        reply = post(faulty_gateway, GENERATE, generate(stream=stream))
+        assert text.encode() in reply.body
+
+
+_CALL = ToolCall("magic", '{"input": 3}', id="call_1")
+_FUNCTION = {"name": "magic", "arguments": '{"input": 3}'}
+_TOOL = {"id": "call_1", "type": "function", "function": _FUNCTION}
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (Answer(tool_calls=(_CALL,)), {}),
+        (
+            Answer(tool_calls=(_CALL, _CALL), unstreamed_calls="tool_calls"),
+            {"tool_calls": [_TOOL, _TOOL]},
+        ),
+        (
+            Answer(tool_calls=(_CALL,), unstreamed_calls="function_call"),
+            {"function_call": _FUNCTION},
+        ),
+        (
+            Answer(function_call=_CALL, unstreamed_calls="function_call"),
+            {"function_call": _FUNCTION},
+        ),
+    ],
+)
+def test_the_place_of_unstreamed_calls(
+    faulty_gateway: FaultyGateway, step: Answer, said: dict[str, Any]
+) -> None:
+    """Without a stream tool calls are dropped, unless the step says where they go."""
+    faulty_gateway.script(step)
+    (choice,) = post(faulty_gateway, GENERATE, generate()).json["choices"]
+    found = {key: choice[key] for key in choice if key.endswith(("calls", "_call"))}
+    assert found == said
+
+
+def test_a_place_for_the_calls_of_the_gateway_s_answer() -> None:
+    """A step without calls places those of the gateway's own answer."""
+    with FaultyGateway(answer=Answer(tool_calls=(_CALL,))) as gateway:
+        gateway.always(Answer(unstreamed_calls="tool_calls"))
+        (choice,) = post(gateway, GENERATE, generate()).json["choices"]
+    assert choice["tool_calls"] == [_TOOL]
+    assert choice["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize("calls", [(_CALL, _CALL), (_CALL,)])
+def test_two_calls_do_not_fit_into_one(calls: tuple[ToolCall, ...]) -> None:
+    """A `function_call` holds one call: two are refused, not halved."""
+    other = FunctionCall("f") if len(calls) == 1 else None
+    with pytest.raises(ValueError, match="2 calls do not fit"):
+        Answer(tool_calls=calls, function_call=other, unstreamed_calls="function_call")
+
+
+def test_citations(faulty_gateway: FaultyGateway) -> None:
+    """Citations stand beside the choices and in them, where a step gives some."""
+    about = {"url": "https://example.com/1"}
+    faulty_gateway.script(Answer(citations=("a", "b"), choice_citations=(about,)))
+    cited, plain = (post(faulty_gateway, GENERATE, generate()).json for _ in range(2))
+    assert cited["citations"] == ["a", "b"]
+    assert cited["choices"][0]["citations"] == [about]
+    assert "citations" not in plain
+    assert "citations" not in plain["choices"][0]
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ("step", "status", "body"),
+    [
+        (Status(401), 401, {"message": "Unauthorized"}),
+        (Status(403), 403, {"message": "Forbidden"}),
+        (
+            Status(404),
+            404,
+            {
+                "message": f"Route POST:{GENERATE} not found",
+                "error": "Not Found",
+                "statusCode": 404,
+            },
+        ),
+        (
+            Status(429),
+            429,
+            {"message": "You've reached a limit on preview generations"},
+        ),
+        (Status(500), 500, {"error": "Something went wrong"}),
+        (Status(520), 520, {"error": "Something went wrong"}),
+        (Status(499), 499, {"message": "Status 499"}),
+        (
+            Status(400, error_code="b", message="no"),
+            400,
+            {"message": "no", "code": "b"},
+        ),
+        (ErrorInOk("no", "bad"), 200, {"error": "no", "code": "bad"}),
+        (ErrorInOk("no"), 200, {"error": "no"}),
+        (ErrorEvent("no", status=429), 500, {"error": "Something went wrong"}),
+    ],
+)
+def test_error_bodies(
+    faulty_gateway: FaultyGateway, step: Step, status: int, body: object
+) -> None:
+    """Without a body of its own, an error has the one of the real server."""
+    faulty_gateway.script(step)
+    reply = post(faulty_gateway, GENERATE, generate())
+    assert (reply.status, reply.json) == (status, body)
+
+
+def test_an_error_event_can_have_a_code(faulty_gateway: FaultyGateway) -> None:
+    """Before the first event, status and code are part of an error event."""
+    faulty_gateway.script(ErrorEvent("no", status=429, code="insufficient_quota"))
+    event, *ends = post(faulty_gateway, GENERATE, generate(stream=True)).events
+    assert event == {
+        "event": "error",
+        "message": "429 no",
+        "code": "insufficient_quota",
+    }
+    assert ends == ["Stream closed", "Stream closed"]
+
+
+def test_an_unknown_edition_is_refused() -> None:
+    """A name that is neither of the two is refused at once."""
+    with pytest.raises(ValueError, match="gptrouter is 'private'"):
+        FaultyGateway(gptrouter="private")  # type: ignore[arg-type]
