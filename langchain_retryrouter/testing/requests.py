@@ -52,14 +52,15 @@ def _parse_path(path: str) -> tuple[ProtocolName, Endpoint | None, str | None]:
     return "openai" if is_openai else "gptrouter", _ENDPOINTS.get(path), None
 
 
-class Step(ABC):
+class Step:
     """What the gateway does with one request. The steps are in `faults.py`."""
 
     __slots__ = ()
 
-    @abstractmethod
     def deliver(self, exchange: Exchange, /) -> Delivery:
         """What the server writes, and how it ends; called in the server's thread."""
+        msg = f"{self!r} does not say how to answer request {exchange.request.number}"
+        raise TypeError(msg)
 
 
 @dataclass(frozen=True)

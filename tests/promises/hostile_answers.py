@@ -12,8 +12,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final
 
-from langchain_retryrouter.testing import Body, Raw
-from langchain_retryrouter.testing.faults import Step
+from langchain_retryrouter.testing import Body, Raw, Step
 from tests.promises.hostile_models import Asked
 
 _TEXT: Final = {"index": 0, "text": "hi", "finish_reason": "stop", "logprobs": None}

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from langchain_retryrouter.testing import FaultyGateway
 
 
 @pytest.fixture
-def reader(
-    faulty_gateway: FaultyGateway, monkeypatch: pytest.MonkeyPatch
-) -> FaultyGateway:
+def reader(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyGateway]:
     """A local provider, with its address and any key in the environment."""
+    # The hosted gateway: the public one gives no tools to the pages' Claude.
+    with FaultyGateway(gptrouter="hosted") as gateway:
+        _set_environment(gateway, monkeypatch)
+        yield gateway
+
+
+def _set_environment(gateway: FaultyGateway, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "OPENAI_API_KEY": "any",
-        "OPENAI_BASE_URL": faulty_gateway.openai_url,
+        "OPENAI_BASE_URL": gateway.openai_url,
         "AZURE_OPENAI_API_KEY": "any",
-        "AZURE_OPENAI_ENDPOINT": faulty_gateway.url,
+        "AZURE_OPENAI_ENDPOINT": gateway.url,
         "OPENAI_API_VERSION": "2024-10-21",
         "GPT_ROUTER_API_KEY": "any",
-        "GPT_ROUTER_API_BASE": faulty_gateway.url,
+        "GPT_ROUTER_API_BASE": gateway.url,
     }.items():
         monkeypatch.setenv(name, value)
-    return faulty_gateway
