@@ -373,8 +373,9 @@ FAILURE_ACTIONS: Final[Mapping[FailureKind, FailureAction]] = {
     FailureKind.CONTEXT_OVERFLOW: FailureAction.FAILOVER,
     FailureKind.CIRCUIT_OPEN: FailureAction.FAILOVER,
     FailureKind.UNKNOWN: FailureAction.FAILOVER,
+    # Most real 4xx concern one route: its key, region, model, limits or parameters.
+    FailureKind.INVALID_REQUEST: FailureAction.FAILOVER,
     # A refusal is an answer, and not to be routed around.
-    FailureKind.INVALID_REQUEST: FailureAction.RAISE,
     FailureKind.CONTENT_FILTER: FailureAction.RAISE,
 }
 """What follows each kind of failure, while there are retries, time and routes left."""

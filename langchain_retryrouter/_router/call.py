@@ -38,7 +38,7 @@ from langchain_retryrouter._retry.timeouts import (
     run_with_timeout,
 )
 from langchain_retryrouter._router.route import Route
-from langchain_retryrouter.errors import BASE_ERRORS, RetryRouterError
+from langchain_retryrouter.errors import BASE_ERRORS, RetryRouterError, UnknownError
 from langchain_retryrouter.failures import FailureKind
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,13 @@ logger = logging.getLogger(__name__)
 S = TypeVar("S")
 
 _LOGGED: Final = frozenset(
-    {FailureKind.AUTHENTICATION, FailureKind.PERMISSION, FailureKind.NOT_FOUND}
+    {
+        FailureKind.AUTHENTICATION,
+        FailureKind.PERMISSION,
+        FailureKind.NOT_FOUND,
+        FailureKind.INVALID_REQUEST,
+        FailureKind.UNKNOWN,
+    }
 )
 """Failures of a route that somebody has to mend: a silent failover would hide them."""
 
@@ -163,17 +169,23 @@ class BaseRouterCall:
         self._delivered = ""
         self._called_tools = False
         self._refused_prefill: set[str] = set()
+        self._unheard: list[RouteAttempt] = []
         self.may_continue = False
         self.hedge_after: float | None = None
 
     def on_failure(self, error: RetryRouterError) -> None:
         """Keep a failure that another attempt follows."""
+        self._measure_failed()
         self._failures.append(error)
         if error.kind in _LOGGED:
-            logger.warning("route %r cannot answer: %s", error.route, error)
+            cause = error.__cause__ if error.kind is FailureKind.UNKNOWN else None
+            logger.warning(
+                "route %r cannot answer: %s", error.route, error, exc_info=cause
+            )
 
     def final_error(self, error: RetryRouterError) -> RetryRouterError:
         """The error that the caller gets: the first route's, the others attached."""
+        self._measure_failed()
         if self._interrupted is not None:
             lead = self._interrupted
             lead.delivered, lead.attempts = self._delivered, self._state.attempts
@@ -256,6 +268,7 @@ class BaseRouterCall:
         if left_out:
             facts["left_out"] = list(left_out)
         attempt = RouteAttempt(route, position, messages, self._clock.monotonic())
+        self._unheard.append(attempt)
         if self._delivered:
             prefills = (
                 route.supports_prefill and route.name not in self._refused_prefill
@@ -275,15 +288,21 @@ class BaseRouterCall:
             seconds = self._clock.monotonic() - attempt.began
             self._measured(attempt.position, seconds)
 
+    def _measure_failed(self) -> None:
+        """Measure attempts that failed: one that timed out may still be running."""
+        for attempt in self._unheard:
+            self._heard(attempt)
+        self._unheard.clear()
+
     @contextlib.contextmanager
     def _reported(self, attempt: RouteAttempt) -> Iterator[None]:
         """Raise what a model raises as an error with a kind; measure its time."""
         try:
             yield
         except Exception as error:
-            named = name_failure(error, self._clock.time())
-            if named is None:
-                raise
+            named = name_failure(error, self._clock.time()) or UnknownError(
+                f"{type(error).__name__}: {error}"
+            )
             if attempt.is_prefilled and named.kind is FailureKind.INVALID_REQUEST:
                 # The prefill was our idea and not the caller's: go on without it.
                 self._refused_prefill.add(attempt.route.name)

@@ -79,7 +79,7 @@ _OWN_LS_PARAMS: Final = LangSmithParams(ls_provider="retryrouter", ls_model_type
 _RENAMED: Final = {
     "breaker": (
         "give the numbers of each route's own breaker as"
-        " breaker_settings={'failure_threshold': 5} (None: no breakers), or let routes"
+        " breaker_settings={{'failure_threshold': 5}} (None: no breakers), or let routes"
         " share one by Route(model=..., breaker=CircuitBreaker())"
     ),
     "max_retries": "give retry_policy=RetryPolicy(max_retries={value!r})",

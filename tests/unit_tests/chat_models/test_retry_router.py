@@ -6,11 +6,12 @@ import asyncio
 import copy
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Protocol
 
 import openai
 import pytest
+from langchain.chat_models import init_chat_model
 from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
 from langchain_core.language_models import FakeListLLM
 from langchain_core.language_models.fake_chat_models import (
@@ -20,23 +21,25 @@ from langchain_core.language_models.fake_chat_models import (
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda
 from langchain_openai import ChatOpenAI
-from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic import BaseModel, Field, SecretStr, ValidationError
 
 from langchain_retryrouter import (
     APIConnectionError,
     APITimeoutError,
+    CircuitBreaker,
     CircuitOpenError,
     ContentFilterError,
     GPTRouter,
-    InvalidRequestError,
     MalformedResponseError,
     RateLimitError,
     RetryBudget,
     RetryPolicy,
     RetryRouter,
+    RetryRouterError,
     Route,
     StreamInterruptedError,
     UnavailableError,
+    UnknownError,
 )
 from langchain_retryrouter.testing import (
     STUB_TEXT,
@@ -264,31 +267,45 @@ def test_a_sick_route_is_followed_by_the_next(
 
 
 @pytest.mark.parametrize("way", ["invoke", "stream"])
-@pytest.mark.parametrize(
-    ("fault", "error"),
-    [
-        (Status(400), InvalidRequestError),
-        (Status(422), InvalidRequestError),
-        (Status(400, error_code="content_policy_violation"), ContentFilterError),
-    ],
-    ids=["400", "422", "filter"],
-)
 def test_a_refusal_is_not_routed_around(
     twin: Twin,
     new_router: NewRouter,
     primary: FaultyGateway,
     backup: FaultyGateway,
     way: str,
-    fault: Step,
-    error: type[Exception],
 ) -> None:
-    """What is wrong with the request, or forbidden, ends it in the provider's words."""
-    primary.always(fault)
+    """What a content filter forbids ends the call in the provider's words."""
+    primary.always(Status(400, error_code="content_policy_violation"))
 
-    with pytest.raises(error):
+    with pytest.raises(ContentFilterError):
         getattr(twin, way)(new_router(), "hi")
 
     assert asked(primary, backup) == (1, 0)
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+@pytest.mark.parametrize("status", [400, 405, 413, 422, 499, 501])
+def test_a_bad_request_may_be_right_on_another_route(
+    twin: Twin,
+    new_router: NewRouter,
+    primary: FaultyGateway,
+    backup: FaultyGateway,
+    caplog: pytest.LogCaptureFixture,
+    way: str,
+    status: int,
+) -> None:
+    """With a route left every bad request goes on; if all fail, the first leads."""
+    primary.always(Status(status))
+    answer = answer_of(twin, way, new_router(), "hi")
+    assert told(answer)[-1] == ("second", "ok")
+    if status in {400, 422}:
+        assert "route 'first' cannot answer" in caplog.text
+
+    backup.always(Status(404))
+    with pytest.raises(RetryRouterError) as caught:
+        getattr(twin, way)(new_router(), "hi")
+    assert (caught.value.route, caught.value.status_code) == ("first", status)
+    assert [other.status_code for other in caught.value.others][-1] == 404
 
 
 def test_the_table_can_be_overruled(
@@ -329,18 +346,114 @@ def test_when_nobody_can_answer_the_first_route_speaks(
     assert asked(primary, backup) == (3, 3)
 
 
-def test_a_bug_is_nobodys_fault_but_its_own(twin: Twin, new_router: NewRouter) -> None:
-    """A TypeError of a model's code is neither retried nor given another name."""
+class Raising(FakeListChatModel):
+    """A model whose own code fails in every way of asking it."""
 
-    class Broken(FakeListChatModel):
-        def _call(self, *_: Any, **__: Any) -> str:
-            msg = "a bug"
-            raise TypeError(msg)
+    error: Any
+    responses: list[str] = Field(default_factory=list)
 
-    healthy = FakeListChatModel(responses=["b"])
-    router = new_router(routes=[Broken(responses=["a"]), healthy])
-    with pytest.raises(TypeError, match="a bug"):
-        twin.invoke(router, "hi")
+    def _call(self, *_: Any, **__: Any) -> str:
+        raise self.error
+
+    def _stream(self, *_: Any, **__: Any) -> Iterator[Any]:
+        raise self.error
+
+    async def _astream(self, *_: Any, **__: Any) -> AsyncIterator[Any]:
+        raise self.error
+        yield
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("a token provider failed"),
+        ValueError("a wrong value"),
+        KeyError("choices"),
+        TypeError("unexpected keyword argument 'seed'"),
+        AttributeError("'NoneType' object has no attribute 'get'"),
+        OSError("no such file"),
+        ImportError("pip install somepackage"),
+        NotImplementedError("no tools"),
+        AssertionError("never"),
+    ],
+    ids=repr,
+)
+def test_any_other_error_of_a_route_is_followed_by_the_next(
+    twin: Twin,
+    new_router: NewRouter,
+    model_of: NewModel,
+    backup: FaultyGateway,
+    caplog: pytest.LogCaptureFixture,
+    way: str,
+    error: Exception,
+) -> None:
+    """It has the kind "unknown", is in the log, and is the cause if all routes fail."""
+    routes = [Raising(error=error), model_of(backup, "second")]
+
+    answer = answer_of(twin, way, new_router(routes=routes), "hi")
+
+    assert told(answer) == [("Raising", "unknown"), ("second", "ok")]
+    assert "route 'Raising' cannot answer" in caplog.text
+    backup.always(Status(503))
+    with pytest.raises(UnknownError) as caught:
+        getattr(twin, way)(new_router(routes=routes), "hi")
+    assert caught.value.__cause__ is error
+    assert isinstance(caught.value.others[-1], UnavailableError)
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+def test_a_later_routes_bug_hides_no_providers_failure(
+    twin: Twin,
+    new_router: NewRouter,
+    model_of: NewModel,
+    primary: FaultyGateway,
+    way: str,
+) -> None:
+    """The first route's failure leads, whatever the others raise."""
+    primary.always(Status(503))
+    routes = [model_of(primary, "first"), Raising(error=TypeError("a bug"))]
+
+    with pytest.raises(UnavailableError) as caught:
+        getattr(twin, way)(new_router(routes=routes), "hi")
+
+    assert [type(other) for other in caught.value.others][-1] is UnknownError
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)], ids=repr)
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+def test_what_ends_the_program_passes(
+    new_router: NewRouter, way: str, error: BaseException
+) -> None:
+    """Ctrl-C and `sys.exit` inside a model are nothing to route around."""
+    router = new_router(
+        routes=[Raising(error=error), FakeListChatModel(responses=["b"])]
+    )
+    with pytest.raises(type(error)):
+        list(getattr(router, way)("hi"))
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+def test_an_error_of_the_callers_callback_passes(
+    twin: Twin, new_router: NewRouter, backup: FaultyGateway, way: str
+) -> None:
+    """A handler that raises is the caller's own, and another route no cure."""
+
+    class Broken(BaseCallbackHandler):
+        raise_error = True
+        run_inline = True
+
+        def on_llm_new_token(self, *_: Any, **__: Any) -> None:
+            msg = "the caller's own"
+            raise LookupError(msg)
+
+        def on_chat_model_start(self, *_: Any, **__: Any) -> None:
+            if way == "invoke":
+                self.on_llm_new_token()
+
+    with pytest.raises(LookupError, match="the caller's own"):
+        getattr(twin, way)(new_router(), "hi", {"callbacks": [Broken()]})
+    assert len(backup.requests) == 0
 
 
 # --- streams ---
@@ -964,8 +1077,25 @@ TOOL = {
         ({"failover_on": {"bad_luck": "failover"}}, "failover_on"),
         ({"max_price": 1.0}, "route 'first' has no output_price"),
         ({"retries": 3}, "retries"),
+        ({"max_retries": 3}, r"retry_policy=RetryPolicy\(max_retries=3\)"),
+        ({"breaker": CircuitBreaker()}, "breaker_settings={'failure_threshold': 5}"),
+        ({"breaker_settings": CircuitBreaker()}, "must be numbers of CircuitBreaker"),
+        ({"breaker_settings": {"threshold": 5}}, "'threshold'"),
+        ({"breaker_settings": {"failure_threshold": 0}}, "failure_threshold must be"),
     ],
-    ids=["none", "number", "strategy", "kind", "price", "unknown"],
+    ids=[
+        "none",
+        "number",
+        "strategy",
+        "kind",
+        "price",
+        "unknown",
+        "max_retries",
+        "breaker",
+        "breaker-object",
+        "breaker-name",
+        "breaker-value",
+    ],
 )
 def test_what_cannot_be_routed_is_refused(
     new_router: NewRouter, fields: dict[str, Any], error: str
@@ -976,12 +1106,74 @@ def test_what_cannot_be_routed_is_refused(
 
 
 @pytest.mark.parametrize(
-    "model", [5, FakeListLLM(responses=["a"]), RunnableLambda(str)], ids=repr
+    ("model", "advice"),
+    [
+        (5, "must be a LangChain chat model"),
+        (FakeListLLM(responses=["a"]), "must be a LangChain chat model"),
+        (RunnableLambda(str), "must be a LangChain chat model"),
+        ("openai:gpt-4o", r"init_chat_model\('openai:gpt-4o'\)"),
+        (init_chat_model(), "name the model there"),
+    ],
+    ids=["number", "llm", "chain", "name", "configurable"],
 )
-def test_what_is_no_chat_model_is_no_route(new_router: NewRouter, model: Any) -> None:
-    """An LLM or a chain cannot be routed to, and the error says so."""
-    with pytest.raises(TypeError, match="must be a LangChain chat model"):
+def test_what_is_no_chat_model_is_no_route(
+    new_router: NewRouter, model: Any, advice: str
+) -> None:
+    """What cannot be routed to is refused with what to do instead."""
+    with pytest.raises(TypeError, match=advice):
         new_router(routes=[model])
+
+
+def test_a_route_without_tools_is_named(new_router: NewRouter) -> None:
+    """`bind_tools` says which route has none."""
+    router = new_router(routes=[FakeListChatModel(responses=["a"])])
+    with pytest.raises(TypeError, match="route 'FakeListChatModel' cannot be offered"):
+        router.bind_tools([TOOL])
+
+
+class Closable(FakeListChatModel):
+    """A model with something to close, in both ways or in one."""
+
+    responses: list[str] = Field(default_factory=lambda: ["a"])
+    closed: list[str] = Field(default_factory=list)
+
+    def close(self) -> None:
+        """Close the sync client."""
+        self.closed.append("close")
+
+
+class AsyncClosable(Closable):
+    """A model with an async client as well."""
+
+    async def aclose(self) -> None:
+        """Close the async client."""
+        self.closed.append("aclose")
+
+
+def test_closing_a_router_closes_its_models(new_router: NewRouter) -> None:
+    """`close`, `aclose`, `with` and `async with` call what the models offer."""
+    closed: list[str] = []
+    models = [
+        FakeListChatModel(responses=["a"]),
+        Closable(closed=closed),
+        AsyncClosable(closed=closed),
+    ]
+    router = new_router(routes=models)
+    closed = router.routes[1].model.closed  # type: ignore[attr-defined]
+    router.routes[2].model.closed = closed  # type: ignore[attr-defined]
+
+    async def close() -> None:
+        async with router as entered:
+            assert entered is router
+        await router.aclose()
+
+    with router as entered:
+        assert entered is router
+    router.close()
+    assert closed == ["close"] * 4
+    closed.clear()
+    asyncio.run(close())
+    assert closed == ["close", "aclose"] * 2
 
 
 def test_no_route_is_dearer_than_it_may_be(new_router: NewRouter) -> None:

@@ -87,7 +87,7 @@ def test_failover_on_is_in_the_table() -> None:
     overruled = {FailureKind.CONTENT_FILTER: FailureAction.FAILOVER}
     said = new_router(ParrotFakeChatModel(), failover_on=overruled).explain()
     assert said.after[FailureKind.CONTENT_FILTER] is FailureAction.FAILOVER
-    assert said.after[FailureKind.INVALID_REQUEST] is FailureAction.RAISE
+    assert said.after[FailureKind.INVALID_REQUEST] is FailureAction.FAILOVER
 
 
 def test_disabled_retries_are_told(faulty_gateway: FaultyGateway) -> None:
