@@ -78,9 +78,9 @@ _BREAKER_DEFAULTS: Final = CircuitBreakerSettings(
 _OWN_LS_PARAMS: Final = LangSmithParams(ls_provider="retryrouter", ls_model_type="chat")
 _RENAMED: Final = {
     "breaker": (
-        "give the numbers of each route's own breaker as"
-        " breaker_settings={{'failure_threshold': 5}} (None: no breakers), or let routes"
-        " share one by Route(model=..., breaker=CircuitBreaker())"
+        "give breaker_settings={{'failure_threshold': 5}}, the numbers of each route's"
+        " own breaker (None: no breakers), or let routes share one by"
+        " Route(model=..., breaker=CircuitBreaker())"
     ),
     "max_retries": "give retry_policy=RetryPolicy(max_retries={value!r})",
 }
