@@ -1,19 +1,14 @@
-"""What the tests of the promises share, and where their figures go."""
+"""The short and the long form, and the table of figures that a run prints."""
 
 from __future__ import annotations
 
 import gc
-import importlib
-import os
-import platform
 from collections.abc import Iterator
-from importlib.metadata import version
-from pathlib import Path
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
-from tests.promises.evidence import Evidence, Figure, Length, Promise, told
-from tests.promises.page import ProviderError, table, write
 from tests.unit_tests.conftest import (
     Twin,
     no_blocking_calls,
@@ -23,48 +18,54 @@ from tests.unit_tests.conftest import (
 
 __all__ = ["Twin", "no_blocking_calls", "no_surroundings", "twin"]
 
-_DOCS = Path(__file__).parents[2] / "docs"
-_PACKAGES = (
-    "langchain-retryrouter",
-    "langchain-core",
-    "langchain-openai",
-    "langchain-community",
-    "gptrouter",
-    "openai",
-)
+
+@dataclass
+class Figures:
+    """What one test has measured, and the bars that it had to hold."""
+
+    rows: list[tuple[str, str, str, float, float | None]] = field(default_factory=list)
+
+    def exactly(self, bar: float, value: float, what: str) -> None:
+        """Note a figure that must be `bar`, and fail if it is not."""
+        self.rows.append((what, "=", "", value, bar))
+        assert value == bar, f"{what}: {value:g}, and {bar:g} is promised"
+
+    def at_most(self, bar: float, value: float, what: str) -> None:
+        """Note a figure that must not exceed `bar`, and fail if it does."""
+        self.rows.append((what, "≤", "", value, bar))
+        assert value <= bar, f"{what}: {value:g}, and at most {bar:g} is promised"
+
+    def counted(self, number: float, what: str) -> None:
+        """Note how much was tried; the numbers of all tests are added up."""
+        self.rows.append((what, "", "", number, None))
+
+    def peer(self, name: str, value: float, what: str) -> None:
+        """Note what another package does in the same place."""
+        self.rows.append((what, "", name, value, None))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Say how long this run may be, and whether the page is written from it."""
-    promises = parser.getgroup("promises")
-    promises.addoption(
-        "--long", action="store_true", help="the long form, with the peers beside us"
-    )
-    promises.addoption(
-        "--page", action="store_true", help="rewrite docs/promises.md and its data"
-    )
+    """Add `--long`."""
+    parser.addoption("--long", action="store_true", help="the long form of each test")
 
 
 @pytest.fixture
-def length(request: pytest.FixtureRequest) -> Length:
-    """The short form, or the long one."""
-    return Length(is_long=request.config.getoption("--long"))
+def is_long(request: pytest.FixtureRequest) -> bool:
+    """Whether this run takes the long form."""
+    return bool(request.config.getoption("--long"))
 
 
 @pytest.fixture
-def evidence(request: pytest.FixtureRequest) -> Iterator[Evidence]:
-    """Where a test takes down what it has measured."""
-    disabled_retries = Evidence()
-    yield disabled_retries
-    request.node.user_properties.append(("figures", disabled_retries.figures))
+def figures(request: pytest.FixtureRequest) -> Iterator[Figures]:
+    """Where a test notes its figures."""
+    noted = Figures()
+    yield noted
+    request.node.user_properties.append(("figures", noted.rows))
 
 
 @pytest.fixture
 def small_heap() -> Iterator[None]:
-    """What the test run has loaded is not looked through in the middle of a call.
-
-    A full collection of it takes a fifth of a second, which is no call's.
-    """
+    """Keep full garbage collections, which take 0.2 s of a test run, out of timings."""
     gc.collect()
     gc.freeze()
     try:
@@ -73,62 +74,51 @@ def small_heap() -> Iterator[None]:
         gc.unfreeze()
 
 
-class _Ledger:
-    """Gathers the figures of all tests, from other processes too."""
+class _Table:
+    """Gathers the figures of all tests, also from the processes of pytest-xdist."""
 
     def __init__(self) -> None:
-        self._figures: dict[str, list[Figure]] = {}
-        self._broken: set[str] = set()
+        self._rows: dict[tuple[str, str, str], tuple[str, float, float | None]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        module = report.nodeid.partition("::")[0]
-        if report.failed:
-            self._broken.add(module)
+        promise = report.nodeid.partition("::")[0].rpartition("test_")[2]
         if report.when != "teardown":
             return
-        for name, figures in report.user_properties:
-            if name == "figures" and isinstance(figures, list):
-                self._figures.setdefault(module, []).extend(figures)
+        for name, rows in report.user_properties:
+            for row in rows if isinstance(rows, list) and name == "figures" else ():
+                self._take(promise.removesuffix(".py"), *row)
 
-    def report(self, *, is_long: bool) -> ProviderError:
-        form = "long" if is_long else "short"
-        return ProviderError(
-            python=platform.python_version(),
-            cores=os.cpu_count() or 1,
-            versions={name: version(name) for name in _PACKAGES},
-            promises=[
-                told(_promise_of(module), module, form, figures)
-                for module, figures in sorted(self._figures.items())
-                if module not in self._broken
-            ],
-        )
+    def _take(self, promise: str, *row: Any) -> None:
+        what, relation, peer, value, bar = row
+        key = (promise, what, peer)
+        _, before, _ = self._rows.get(key, (relation, value, bar))
+        is_count = not relation and not peer
+        value = before + value if is_count and key in self._rows else max(before, value)
+        self._rows[key] = (relation, value, bar)
 
-
-def _promise_of(module: str) -> Promise:
-    name = module.removesuffix(".py").replace("/", ".")
-    promise = importlib.import_module(name).PROMISE
-    assert isinstance(promise, Promise)
-    return promise
+    def lines(self) -> Iterator[str]:
+        for (promise, what, peer), (relation, value, bar) in sorted(self._rows.items()):
+            promised = "" if bar is None else f"{relation} {bar:g}"
+            subject = f"  ({peer})" if peer else ""
+            figure = f"{value:,.0f}" if value == int(value) else f"{value:,.3g}"
+            yield f"{promise:<19}{figure:>11}  {promised:<9} {what}{subject}"
 
 
-_LEDGER = pytest.StashKey[_Ledger]()
+_TABLE = pytest.StashKey[_Table]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Begin the ledger, in the process that prints and not in its workers."""
+    """Begin the table, in the process that prints and not in its workers."""
     if not hasattr(config, "workerinput"):
-        config.stash[_LEDGER] = _Ledger()
-        config.pluginmanager.register(config.stash[_LEDGER], "promises")
+        config.stash[_TABLE] = _Table()
+        config.pluginmanager.register(config.stash[_TABLE], "promises")
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Print the table; where it was asked for, write what held into the page."""
-    is_long = config.getoption("--long")
-    report = config.stash[_LEDGER].report(is_long=is_long)
-    terminalreporter.section(f"promises, {'long' if is_long else 'short'} form")
-    terminalreporter.write_line(table(report))
-    if config.getoption("--page"):
-        write(report, _DOCS)
-        terminalreporter.write_line("written: docs/promises.md, docs/promises.json")
+    """Print the table."""
+    form = "long" if config.getoption("--long") else "short"
+    terminalreporter.section(f"promises, {form} form: figure, promised, what")
+    for line in config.stash[_TABLE].lines():
+        terminalreporter.write_line(line)

@@ -1,4 +1,4 @@
-"""Who leaves a call, by whatever door, leaves nothing behind."""
+"""A call that is cancelled, left or interrupted leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -6,320 +6,323 @@ import asyncio
 import contextlib
 import gc
 import random  # noqa: TID251 - seeded
-import statistics
+import signal
+import threading
 import time
 from collections.abc import Iterator
-from functools import partial
-from typing import Any
+from typing import Any, Final, NoReturn
 
 import pytest
 
-from langchain_retryrouter.testing import FaultyGateway, Silence, Stall, Status, Step
-from tests.promises.callers import (
-    RETRY_COST,
-    Caller,
-    Script,
-    callers,
-    read,
-    sync_callers,
-    too_late,
+from langchain_retryrouter import CircuitBreaker, RetryBudget, RetryPolicy
+from langchain_retryrouter.testing import (
+    Answer,
+    Cut,
+    Drip,
+    FaultyGateway,
+    RecordedRequest,
+    Reset,
+    Silence,
+    SlowFirstToken,
+    Stall,
+    Status,
+    Step,
+    Truncate,
 )
-from tests.promises.evidence import Evidence, Length, Promise
-from tests.promises.interruptions import (
-    MOMENTS,
-    WAYS,
-    Interruption,
-    SiblingError,
-    interrupted,
-    one_turn,
-    watched_tasks,
+from tests.promises.conftest import Figures, Twin
+from tests.promises.models import (
+    FIVE,
+    acall,
+    ask,
+    call,
+    load_lazily_imported_modules,
+    new_model,
 )
-from tests.promises.signals import InterruptedBySignalError, Sender, raising
-from tests.unit_tests.conftest import Twin
 
-PROMISE = Promise(
-    title="A cancel leaves nothing behind",
-    number="task gone ≤ 50 ms; 0 later requests, 0 open connections, 0 permits lost",
-    why=(
-        "A task is cancelled, timed out, or loses a sibling, at a seeded one of all the"
-        " places where `ainvoke` or `astream` waits, against a real server that"
-        " answers, fails or falls silent; then the same model is asked again. What is"
-        " measured is the time that the event loop worked until the task was gone, so"
-        " that a machine busy with something else is no finding."
-    ),
-)
-LOST = "cancels that were lost"
-LATER = "requests sent after the cancel"
-OPEN = "connections left open, with a request that nobody waits for"
-STUCK = "breakers left without their probe's place"
-TOKENS = "tokens of the retry budget lost"
-REFUSED = "next calls of the same model that failed"
-_NOTHING = (LOST, LATER, OPEN, STUCK, TOKENS, REFUSED)
-
-ENDINGS: dict[str, type[BaseException]] = {
-    "cancel": asyncio.CancelledError,
-    "timeout": TimeoutError,
-    "sibling": SiblingError,
+FAULTS: Final[dict[str, tuple[Step, ...]]] = {
+    "answers": (Answer(),),
+    "drips": (Drip(0, 64),),
+    "fails once": (Status(503), Answer()),
+    "throttles once": (Status(429, {"retry-after": "0.01"}), Answer()),
+    "resets once": (Reset(), Answer()),
+    "truncates once": (Truncate(1), Answer()),
+    "fails": (Status(503),),
+    "cuts": (Cut(2),),
+    "is silent": (Silence(60),),
+    "is late": (SlowFirstToken(60),),
+    "stalls": (Stall(2, 60),),
 }
-_ON_THE_WAY = 3
-"""Turns of the event loop that a timeout, or a sibling's failure, needs to be a cancel.
+"""What becomes of the requests of one call; the last step is that of all others."""
 
-A call that is over by then was faster, and has lost nothing.
-"""
-
-
-PLACES: dict[str, Step] = {
-    "silent": Silence(30),
-    "stalls": Stall(after=2, seconds=30),
-    "backs off": Status(503, {"retry-after": "30"}),
-}
-"""Where sync code waits: for an answer, for more of it, between two attempts."""
-
-_GUARDED = ("silent", "stalls")
-"""Where a breaker may stand by: it would heed the Retry-After, too."""
-
-_MOST_TURNS = 40
-"""Turns of the event loop in which whoever was cancelled must be gone."""
+WAYS: Final = ("cancel", "timeout", "sibling")
+RETRY_COST: Final = 14
+POLICY: Final = RetryPolicy(max_retries=2, initial_delay=0.02)
+LOST: Final = "cancels that were lost"
+LATER: Final = "requests sent after the cancel"
+OPEN: Final = "requests that stay open after the cancel"
+REFUSED: Final = "next calls of the same model that failed"
+TOKENS: Final = "tokens of the retry budget lost"
 
 
-class Aftermath:
-    """What was left of all calls."""
+@pytest.fixture(scope="module", autouse=True)
+def loaded() -> None:
+    """Nothing is imported by the first call."""
+    load_lazily_imported_modules()
+
+
+class Script:
+    """Answers each request as its prompt says, and counts the requests of a call."""
 
     def __init__(self) -> None:
-        """Nothing, so far."""
-        self.sent: list[Interruption] = []
-        self.found: dict[str, list[str]] = {what: [] for what in _NOTHING}
+        self.fault = "answers"
+        self.requests = 0
 
-    def take_down(self, evidence: Evidence) -> None:
-        """Write down what was measured, and fail for whatever was found."""
-        told = "\n".join(f"{what}: {w}" for what, w in self.found.items() if w)
-        assert not told, told
-        for what, found in self.found.items():
-            evidence.exactly(0, len(found), what)
-        assert len(self.sent) > 0
-        worked = [one.cpu for one in self.sent]
-        evidence.at_most(0.05, max(worked), "seconds to the task's end, the longest")
-        evidence.at_most(
-            0.05,
-            statistics.median(one.wall_seconds for one in self.sent),
-            "seconds to the task's end on the clock, the median",
-        )
-        turns = max(one.turns for one in self.sent)
-        evidence.at_most(
-            _MOST_TURNS, turns, "turns of the event loop to the task's end"
-        )
-        evidence.counted(len(self.sent), "calls cancelled")
+    def __call__(self, request: RecordedRequest) -> Step:
+        """The step for this request."""
+        if b"next" in request.body:
+            return Answer()
+        self.requests += 1
+        steps = FAULTS[self.fault]
+        return steps[min(self.requests, len(steps)) - 1]
+
+    def begin(self, fault: str) -> None:
+        """Another call begins."""
+        self.fault, self.requests = fault, 0
 
 
-class Experiment:
-    """Calls that are cancelled one after the other, and what is found behind them."""
+def guarded(name: str, gateway: FaultyGateway, **fields: Any) -> Any:
+    """A model whose breaker is half-open: a lost probe would refuse all later calls."""
+    breaker = CircuitBreaker(failure_threshold=1, recovery_time=0.001)
+    once = RetryPolicy(max_retries=0)
+    first = new_model(name, gateway, breaker=breaker, retry_policy=once)
+    gateway.script(Status(500), Status(500))
+    with contextlib.suppress(Exception):
+        ask(first)
+    gateway.script()
+    let_breakers_recover()
+    return new_model(name, gateway, breaker=breaker, retry_policy=POLICY, **fields)
 
-    def __init__(self, gateway: FaultyGateway, seed: int) -> None:
-        """Against `gateway`."""
-        self.aftermath = Aftermath()
-        self.callers = callers(gateway)
-        self._gateway = gateway
-        self._script = Script()
-        gateway.always(self._script)
-        self._dice = random.Random(seed)  # noqa: S311 - no secret
-        self._places: dict[tuple[str, str, str], int] = {}
 
-    async def cancel(self, number: int) -> None:
-        """Make a call, cancel it somewhere, and ask the same model again."""
-        rng = self._dice
-        caller = rng.choice(self.callers)
-        fault, method = rng.choice(caller.faults), rng.choice(caller.methods)
-        key = (caller.name, fault, method)
-        interruption = Interruption(
-            place=rng.randint(1, self._places.get(key, 25)),
-            moment=rng.choice(MOMENTS),
-            way=rng.choice(WAYS),
-        )
-        label = (
-            f"call {number}, {key}, {interruption.way} at {interruption.place},"
-            f" {interruption.moment}"
-        )
-        caller.half_open()
-        tokens = caller.budget.tokens
-        prompt = f"call {number} {fault}"
-        call = partial(read if method == "astream" else ask, caller.model, prompt)
-        came_to = await interrupted(call, interruption)
-        self._places[key] = max(3, interruption.waits)
-        if interruption.is_sent:
-            self.aftermath.sent.append(interruption)
-            self._check_ending(interruption, came_to, label)
-        if caller.stuck():
-            self.aftermath.found[STUCK].append(label)
-        # One more than were seen may have been on their way, and are paid for.
-        seen = self._script.requests[number]
-        paid = (tokens - caller.budget.tokens) / RETRY_COST
-        if paid > max(0, seen - 1 + caller.asks_together):
-            self.aftermath.found[TOKENS].append(label)
-        await self._check_behind(caller, number, label)
+def let_breakers_recover() -> None:
+    """Wait until an open breaker of `guarded` is half-open."""
+    threading.Event().wait(0.02)
 
-    def _check_ending(self, sent: Interruption, came_to: object, label: str) -> None:
-        is_on_its_way = sent.way != "cancel" and sent.turns <= _ON_THE_WAY
-        if not is_on_its_way and not isinstance(came_to, ENDINGS[sent.way]):
-            self.aftermath.found[LOST].append(f"{label}: {came_to!r}")
 
-    async def _check_behind(self, caller: Caller, number: int, label: str) -> None:
-        gateway, found = self._gateway, self.aftermath.found
+async def turns_of_the_loop(number: int) -> None:
+    """Let the event loop turn."""
+    for _ in range(number):
+        await asyncio.sleep(0)  # noqa: TID251 - not a wait
+
+
+async def cancelled(running: asyncio.Task[Any], way: str) -> tuple[bool, float]:
+    """Whether a cancelled task ended as one, and the CPU seconds until it was gone."""
+    was_done = running.done()
+    began = time.process_time()
+    if way == "cancel":
+        running.cancel()
+    error: BaseException | None = None
+    try:
+        if way == "timeout":
+            async with asyncio.timeout(0):
+                await running
+        elif way == "sibling":
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_await(running))
+                group.create_task(_fail())
+        else:
+            await running
+    except BaseException as caught:  # noqa: BLE001 - looked at below
+        error = caught
+    ended = {
+        "cancel": asyncio.CancelledError,
+        "timeout": TimeoutError,
+        "sibling": BaseExceptionGroup,
+    }[way]
+    # A call that is over before the cancel reaches it has lost nothing.
+    is_lost = not was_done and not running.cancelled() and not isinstance(error, ended)
+    return is_lost, time.process_time() - began
+
+
+async def _await(running: asyncio.Task[Any]) -> None:
+    await running
+
+
+async def _fail() -> NoReturn:
+    raise OSError
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("small_heap")
+@pytest.mark.parametrize("name", FIVE)
+def test_a_cancelled_call_leaves_nothing(
+    name: str, figures: Figures, *, is_long: bool
+) -> None:
+    """Wherever a call is cancelled, it is gone at once, and the next one is answered.
+
+    Cancelled after a seeded number of turns of the event loop, before or after its
+    request has come to the server.
+    """
+    rng = random.Random(name)  # noqa: S311
+    found: dict[str, list[str]] = {w: [] for w in (LOST, LATER, OPEN, REFUSED, TOKENS)}
+    slowest, count = 0.0, 1_000 if is_long else 16
+
+    async def cancel(number: int, gateway: FaultyGateway, script: Script) -> float:
+        fault, way = rng.choice(list(FAULTS)), rng.choice(WAYS)
+        method, budget = rng.choice(("ainvoke", "astream")), RetryBudget()
+        if rng.random() < 0.5:
+            model = await asyncio.to_thread(guarded, name, gateway, budget=budget)
+        else:
+            model = new_model(name, gateway, retry_policy=POLICY, budget=budget)
+        script.begin(fault)
+        running = asyncio.create_task(acall(model, method, f"call {number}"))
+        if rng.random() < 0.5:
+            with contextlib.suppress(TimeoutError):
+                await gateway.await_for(lambda _: script.requests > 0, timeout=1)
+        await turns_of_the_loop(rng.randrange(120))
+        story = f"{number}: {method}, {fault}, {way}"
+        is_lost, seconds = await cancelled(running, way)
+        seen = script.requests
+        if is_lost:
+            found[LOST].append(story)
+        if (500 - budget.tokens) / RETRY_COST > max(0, seen - 1) + 1:
+            found[TOKENS].append(story)
+        await asyncio.to_thread(let_breakers_recover)
         try:
-            await caller.model.ainvoke(f"next {number} answers")
+            await acall(model, "ainvoke", "next")
         except Exception as error:  # noqa: BLE001 - told with all others
-            found[REFUSED].append(f"{label}: {error!r}")
-            return
-        try:
-            await gateway.await_for(_nobody_is_waited_for, timeout=1)
-        except TimeoutError as error:
-            found[OPEN].append(f"{label}: {error}")
-        found[LATER] += too_late(gateway.requests, number)
-        gateway.reset_log()
-
-    async def come_to_rest(self) -> None:
-        """Wait for what comes late, and see what stays open."""
+            found[REFUSED].append(f"{story}: {error!r}")
         with contextlib.suppress(TimeoutError):
-            await self._gateway.await_for(lambda gateway: bool(gateway.requests), 0.3)
-        self.aftermath.found[LATER] += [str(one) for one in self._gateway.requests]
-        left, most = self._gateway.open_connections, _IDLE
-        if left > most:
-            self.aftermath.found[OPEN].append(f"{left} connections, {most} are kept")
+            await gateway.await_for(nothing_is_pending, timeout=1)
+        if not nothing_is_pending(gateway):
+            found[OPEN].append(story)
+        if script.requests > seen + 1:  # One may have been on its way.
+            found[LATER].append(story)
+        return seconds
+
+    with FaultyGateway(keep_requests=20) as gateway:
+        script = Script()
+        gateway.always(script)
+
+        async def cancel_all() -> float:
+            return max([await cancel(one, gateway, script) for one in range(count)])
+
+        slowest = asyncio.run(cancel_all())
+    told = [f"{what}: {story}" for what, stories in found.items() for story in stories]
+    assert not told, "\n".join(told)
+    for what, stories in found.items():
+        figures.exactly(0, len(stories), what)
+    figures.counted(count, "calls cancelled")
+    figures.at_most(0.05, slowest, "CPU seconds until a cancelled task was gone")
 
 
-def _nobody_is_waited_for(gateway: FaultyGateway) -> bool:
+def nothing_is_pending(gateway: FaultyGateway) -> bool:
+    """Whether each request has been answered or left."""
     return all(request.outcome != "pending" for request in gateway.requests)
 
 
-async def ask(model: Any, prompt: str) -> object:
-    """The answer."""
-    return await model.ainvoke(prompt)
-
-
-_IDLE = 6
-"""Connections that pools keep: of three HTTP clients, for two requests together."""
-
-
-@pytest.mark.usefixtures("small_heap")
-def test_whoever_is_cancelled_leaves_nothing(
-    evidence: Evidence, length: Length
-) -> None:
-    """Wherever a call is cancelled, it is gone at once, and the next one succeeds."""
-    with FaultyGateway() as gateway:
-        experiment = Experiment(gateway, seed=20)
-
-        async def run() -> None:
-            asyncio.get_running_loop().set_task_factory(watched_tasks)
-            for number in range(length.of(short=80, long=10_000)):
-                await experiment.cancel(number)
-            await experiment.come_to_rest()
-
-        asyncio.run(run())
-    experiment.aftermath.take_down(evidence)
-
-
-# A stream that its reader leaves.
-
-
-@pytest.mark.parametrize("way", ["break", "close"])
+@pytest.mark.parametrize("name", FIVE)
 @pytest.mark.parametrize("fault", ["answers", "stalls"])
+@pytest.mark.parametrize("way", ["break", "close"])
 def test_a_stream_that_is_left_leaves_nothing(
-    twin: Twin, evidence: Evidence, fault: str, way: str
+    name: str, fault: str, way: str, twin: Twin, figures: Figures
 ) -> None:
-    """A stream left by `break` or closed gives all back, without a garbage collection.
+    """A stream left by `break` or closed gives all back, without gc."""
 
-    But for a hedged one in sync code, whose connection goes with its next event.
-    """
-    script = Script()
-    with FaultyGateway() as gateway, _no_garbage_collection():
+    async def leave(model: Any) -> None:
+        chunks = model.astream("call")
+        async for _ in chunks:
+            break
+        if way == "close":
+            await chunks.aclose()
+        else:
+            del chunks
+            await turns_of_the_loop(40)
+
+    with FaultyGateway() as gateway:
+        script = Script()
         gateway.always(script)
-        asked = [
-            one
-            for one in callers(gateway)
-            # One that holds the stream back has nothing to be left at.
-            if "buffering" not in one.name and (twin.is_async or not one.hedges)
-        ]
-        for number, caller in enumerate(asked):
-            caller.half_open()
-            prompt = f"call {number} {fault}"
+        model = guarded(name, gateway)
+        script.begin(fault)
+        gc.disable()
+        try:
             if twin.is_async:
-                asyncio.run(_aleave(caller, prompt, way))
+                asyncio.run(leave(model))
             else:
-                _leave(caller, prompt, way)
-            assert not caller.stuck(), f"{caller.name}: the probe's place is lost"
-            gateway.wait_for(_nobody_is_waited_for, timeout=1)
-    evidence.exactly(0, sum(one.stuck() for one in asked), STUCK)
-    evidence.counted(len(asked), "streams left after their first token")
+                chunks = model.stream("call")
+                next(chunks)
+                if way == "close":
+                    chunks.close()
+                del chunks
+            gateway.wait_for(nothing_is_pending, timeout=2)
+        finally:
+            gc.enable()
+        let_breakers_recover()
+        assert ask(model, "next")
+    figures.counted(1, "streams left after their first token")
+
+
+# --- a signal in sync code ---
+
+PLACES: Final[dict[str, Step]] = {
+    "waits for an answer": Silence(30),
+    "waits for more of it": Stall(after=2, seconds=30),
+    "backs off": Status(503, {"retry-after": "30"}),
+}
+
+
+class SignalError(BaseException):
+    """What the handler raises; as a KeyboardInterrupt, it is not an Exception."""
 
 
 @contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    gc.disable()
+def raising_handler() -> Iterator[None]:
+    """Within it, SIGUSR1 raises where the main thread is."""
+
+    def interrupt(*_: object) -> NoReturn:
+        raise SignalError
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
     try:
         yield
     finally:
-        gc.enable()
+        signal.signal(signal.SIGUSR1, before)
 
 
-def _leave(caller: Caller, prompt: str, way: str) -> None:
-    chunks = caller.model.stream(prompt)
-    for _ in chunks:
-        break
-    if way == "close":
-        chunks.close()
-
-
-async def _aleave(caller: Caller, prompt: str, way: str) -> None:
-    chunks = caller.model.astream(prompt)
-    async for _ in chunks:
-        break
-    if way == "close":
-        await chunks.aclose()
-        return
-    del chunks
-    turns = 0
-    while caller.stuck() and turns < _MOST_TURNS:
-        await one_turn()
-        turns += 1
-
-
-# A signal in sync code.
-
-
+@pytest.mark.parametrize("name", FIVE)
 @pytest.mark.parametrize("method", ["invoke", "stream"])
-@pytest.mark.parametrize("fault", list(PLACES))
-def test_a_signal_ends_sync_code_where_it_waits(
-    evidence: Evidence, length: Length, fault: str, method: str
+@pytest.mark.parametrize("place", PLACES)
+def test_a_signal_ends_a_sync_call_where_it_waits(
+    name: str, method: str, place: str, figures: Figures, *, is_long: bool
 ) -> None:
-    """Ctrl-C in a read or a back-off is heeded at once, and nothing stays behind.
+    """Ctrl-C in a read or a back-off is heeded at once, and nothing stays behind."""
+    rng = random.Random(f"{name} {method} {place}")  # noqa: S311
+    slowest, rounds = 0.0, 10 if is_long else 1
+    with FaultyGateway() as gateway, raising_handler():
+        # Not a RetryRouter's other route: one wait is looked at.
+        model = new_model(name, gateway, retry_policy=RetryPolicy(max_retries=1))
+        for _ in range(rounds):
+            gateway.reset_log()
+            gateway.script(PLACES[place], PLACES[place])
+            sent_at: list[float] = []
+            after = rng.random() / 20
 
-    Where code computes, Python gives no guarantee to anybody; where it waits, it does.
-    """
-    rng = random.Random(f"{fault} {method}")  # noqa: S311 - no secret
-    slowest = 0.0
-    with FaultyGateway() as gateway, raising():
-        asked = sync_callers(gateway, is_guarded=fault in _GUARDED)
-        for caller in asked * length.of(short=1, long=10):
-            caller.half_open()
-            gateway.script(PLACES[fault])
-            sender = Sender(partial(gateway.wait_for, _has_request), rng.random() / 20)
+            def send(sent_at: list[float] = sent_at, after: float = after) -> None:
+                gateway.wait_for(lambda gateway: bool(gateway.requests))
+                threading.Event().wait(after)
+                sent_at.append(time.monotonic())
+                main = threading.main_thread().ident
+                assert main is not None
+                signal.pthread_kill(main, signal.SIGUSR1)
+
+            sender = threading.Thread(target=send, daemon=True)
             sender.start()
-            with pytest.raises(InterruptedBySignalError):
-                _ask_sync(caller.model, method)
-            slowest = max(slowest, time.monotonic() - sender.sent_at)
+            with pytest.raises(SignalError):
+                call(model, method)
+            slowest = max(slowest, time.monotonic() - sent_at[0])
             sender.join()
             gateway.script()
-            gateway.wait_for(_nobody_is_waited_for, timeout=1)
-            assert len(gateway.requests) == 1, f"{caller.name}: {gateway.requests}"
-            assert not caller.stuck(), f"{caller.name}: the probe's place is lost"
-            assert _ask_sync(caller.model, method)
-            gateway.reset_log()
-    evidence.at_most(0.05, slowest, "seconds from a signal to the end of sync code")
-    evidence.counted(len(asked), "sync calls ended by a signal")
-
-
-def _has_request(gateway: FaultyGateway) -> bool:
-    return bool(gateway.requests)
-
-
-def _ask_sync(model: Any, method: str) -> object:
-    return list(model.stream("hi")) if method == "stream" else model.invoke("hi")
+            gateway.wait_for(nothing_is_pending, timeout=2)
+            assert len(gateway.requests) == 1
+            assert call(model, method)
+    figures.at_most(0.1, slowest, "seconds from a signal to the end of sync code")
+    figures.counted(rounds, "sync calls ended by a signal")

@@ -5,23 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random  # noqa: TID251 - seeded
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import pytest
-from gpt_router.client import GPTRouterClient
-from langchain_community.chat_models.gpt_router import (
-    GPTRouter as CommunityGPTRouter,
-)
-from langchain_community.chat_models.gpt_router import (
-    GPTRouterModel as CommunityGPTRouterModel,
-)
-from langchain_openai import ChatOpenAI
-from pydantic import SecretStr
 
 from langchain_retryrouter import (
     APITimeoutError,
@@ -30,182 +21,167 @@ from langchain_retryrouter import (
     StreamInterruptedError,
     UnavailableError,
 )
-from langchain_retryrouter.testing import FakeClock, FaultyGateway, Status, Step
-from tests.promises.evidence import Evidence, Length, Promise
-from tests.promises.silences import (
-    STEPS,
-    Place,
-    gateway_fields,
-    let_slow_models_end,
-    let_slow_models_wait,
-    models,
-    places,
+from langchain_retryrouter.testing import (
+    Drip,
+    FakeClock,
+    FaultyGateway,
+    Silence,
+    SlowFirstToken,
+    Stall,
+    Status,
+    Step,
 )
-from tests.unit_tests.conftest import Twin
+from tests.promises.conftest import Figures, Twin
+from tests.promises.models import (
+    FIVE,
+    METHODS,
+    acall,
+    call,
+    load_lazily_imported_modules,
+    new_model,
+)
 
-PROMISE = Promise(
-    title="The deadline holds",
-    number="≤ 0.1 s after the deadline; 0 waits begun that cannot end",
-    why=(
-        "`RetryPolicy(deadline=...)` bounds the whole call: connecting, sending,"
-        " attempts, waits and each token, in `invoke`, `stream` and their async twins."
-        " `first_token_timeout` and `stall_timeout` are for streams only; a plain"
-        " `invoke` has the model's own timeout, which starts anew with each byte, and"
-        " the deadline. How late a call is counts from the end of a bare wait that"
-        " was begun beside it, so that a busy machine is no finding."
-    ),
-)
-AT_ONCE = 6
+AT_ONCE: Final = 5
 """Calls under way together: few, since each of them takes the processor too."""
 
-LATE = "seconds from the deadline to the end of a call, the latest"
-UNTYPED = "calls that ended with something else than an error of time"
+LATE: Final = "seconds from the deadline to the end of a call, the latest"
+MANNERS: Final[dict[str, Step]] = {
+    "says nothing": Silence(30),
+    "sends headers only": SlowFirstToken(30),
+    "stops in the middle": Stall(2, 30),
+    "drips bytes": Drip(0.05, 1),
+    "fails at once": Status(503, {"retry-after": "0"}),
+}
 
 
-class Call(NamedTuple):
-    """One call that is going to wait."""
+class Place(NamedTuple):
+    """A server, and how it keeps its callers waiting."""
 
-    place: Place
-    name: str
-    model: Any
-    way: str
-
-    def __str__(self) -> str:
-        """For a message."""
-        return f"{self.way} of {self.name} where a server {self.place.manner}"
+    manner: str
+    url: str
+    prompt: str = "hi"
 
 
-@dataclass
-class End:
-    """How a call ended, and after how many seconds."""
-
-    call: Call
-    seconds: float
-    error: BaseException | None
+@pytest.fixture(scope="module", autouse=True)
+def loaded() -> None:
+    """Nothing is imported by the first call."""
+    load_lazily_imported_modules()
 
 
+@contextlib.contextmanager
+def places() -> Iterator[list[Place]]:
+    """Servers that do not answer in time; the last two do not even accept or read."""
+    with contextlib.ExitStack() as stack:
+        found = []
+        for manner, step in MANNERS.items():
+            gateway = stack.enter_context(FaultyGateway(keep_requests=0))
+            gateway.always(step)
+            found.append(Place(manner, gateway.url))
+        deaf = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        found.append(Place("never reads", url, "x" * 5_000_000))
+        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        address = full.getsockname()
+        for _ in range(2):
+            waiting = stack.enter_context(socket.socket())
+            waiting.settimeout(0)
+            waiting.connect_ex(address)
+        found.append(Place("never accepts", f"http://127.0.0.1:{address[1]}"))
+        yield found
+
+
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("small_heap")
-def test_a_call_is_over_at_its_deadline(evidence: Evidence, length: Length) -> None:
-    """A call is over at its deadline, be the server silent, stalled, deaf or full."""
-    deadline = length.of(short=2, long=20) / 10
-    policy = RetryPolicy(deadline=deadline, max_retries=5, initial_delay=0.05)
-    count, odd = 0, list[End]()
-    with places() as found:
-        _warm_up(found[-1])
-        for group in _groups(found, policy, is_long=length.is_long):
-            bare, ends = _wait_together(group, deadline)
-            for end in ends:
-                late = end.seconds - max(deadline, bare)
-                assert late <= 0.1, f"{end.call}: {late:.3f} s late; {end.error!r}"
-                evidence.at_most(0.1, max(0, late), LATE)
-            odd += [end for end in ends if not isinstance(end.error, _ERRORS)]
-            count += len(ends)
-    assert not odd, "\n".join(f"{end.call}: {end.error!r}" for end in odd)
-    evidence.exactly(0, len(odd), UNTYPED)
-    evidence.counted(count, "calls that waited in vain")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_call_is_over_at_its_deadline(
+    method: str, figures: Figures, *, is_long: bool
+) -> None:
+    """A call is over at its deadline, be the server silent, stalled, deaf or full.
 
-
-_ERRORS = (APITimeoutError, StreamInterruptedError)
-
-
-def _groups(
-    found: list[Place], policy: RetryPolicy, *, is_long: bool
-) -> Iterator[list[Call]]:
-    """Calls to be begun together: of one colour, and not too many.
-
-    A long request is alone, since to write it takes the processor.
+    How late it is counts from the end of a bare wait that began beside it, so that a
+    busy machine is not a finding.
     """
-    for way in ("invoke", "stream", "ainvoke", "astream"):
-        quick: list[Call] = []
+    deadline = 1.0 if is_long else 0.3
+    policy = RetryPolicy(deadline=deadline, max_retries=5, initial_delay=0.05)
+    count = 0
+    with places() as found:
         for place in found:
-            calls = [
-                Call(place, name, make(), way)
-                for name, make in models(place, policy).items()
-                # It is slow wherever it is asked.
-                if "slow" not in name or place is found[-1]
-            ]
-            if place.prompt == "hi":
-                quick.extend(calls)
-            elif is_long:
-                yield from ([call] for call in calls)
-            elif way == "invoke":
-                yield from ([call] for call in calls[:2])
-        yield from (quick[at : at + AT_ONCE] for at in range(0, len(quick), AT_ONCE))
+            models = [new_model(name, place.url, retry_policy=policy) for name in FIVE]
+            # To write a long request takes the processor: it is alone.
+            alone = [[one] for one in (models if is_long else models[:2])]
+            for together in [models] if len(place.prompt) < 1_000 else alone:
+                ends = wait_together(together, method, place, deadline)
+                for name, late, error in ends:
+                    story = f"{method} of {name}, server {place.manner}: {error!r}"
+                    assert isinstance(error, ENDS), story
+                    assert late <= 0.1, f"{late:.3f} s late: {story}"
+                    figures.at_most(0.1, max(0.0, late), LATE)
+                count += len(ends)
+    figures.counted(count, "calls that waited in vain")
 
 
-def _wait_together(group: list[Call], deadline: float) -> tuple[float, list[End]]:
-    """How long a bare wait took, and the calls that were begun beside it."""
-    let_slow_models_wait()
-    if group[0].way.startswith("a"):
-        return asyncio.run(_await_together(group, deadline))
-    with ThreadPoolExecutor(len(group) + 1) as threads:
-        bare = threads.submit(_bare_wait, deadline)
-        running = [threads.submit(_timed, call) for call in group]
+# A server that fails at once may have the last word before the time is up.
+ENDS: Final = (APITimeoutError, StreamInterruptedError, UnavailableError)
+
+
+def wait_together(
+    models: list[Any], method: str, place: Place, deadline: float
+) -> list[tuple[str, float, BaseException | None]]:
+    """The class of each model, how late its call ended, and with which error."""
+    if method.startswith("a"):
+        return asyncio.run(await_together(models, method, place, deadline))
+
+    def timed(model: Any) -> tuple[float, BaseException | None]:
+        began = time.monotonic()
+        try:
+            call(model, method, place.prompt)
+        except Exception as error:  # noqa: BLE001 - looked at by the test
+            return time.monotonic() - began, error
+        return time.monotonic() - began, None
+
+    with ThreadPoolExecutor(AT_ONCE + 1) as threads:
+        began = time.monotonic()
+        running = [threads.submit(timed, model) for model in models]
+        threading.Event().wait(deadline)
+        bare = time.monotonic() - began
         ends = [one.result() for one in running]
-    let_slow_models_end()  # Or their threads would be left behind.
-    return bare.result(), ends
+    return late(models, ends, max(bare, deadline))
 
 
-async def _await_together(
-    group: list[Call], deadline: float
-) -> tuple[float, list[End]]:
-    bare, ends = await asyncio.gather(
-        _abare_wait(deadline), asyncio.gather(*(_atimed(call) for call in group))
-    )
-    let_slow_models_end()  # Or the event loop would wait for their threads.
-    return bare, ends
+async def await_together(
+    models: list[Any], method: str, place: Place, deadline: float
+) -> list[tuple[str, float, BaseException | None]]:
+    """Async variant of `wait_together`."""
+
+    async def timed(model: Any) -> tuple[float, BaseException | None]:
+        began = time.monotonic()
+        try:
+            await acall(model, method, place.prompt)
+        except Exception as error:  # noqa: BLE001 - looked at by the test
+            return time.monotonic() - began, error
+        return time.monotonic() - began, None
+
+    async def bare_wait() -> float:
+        began = time.monotonic()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(deadline):
+                await asyncio.get_running_loop().create_future()
+        return time.monotonic() - began
+
+    waiting = asyncio.create_task(bare_wait())
+    ends = await asyncio.gather(*(timed(one) for one in models))
+    return late(models, ends, max(await waiting, deadline))
 
 
-def _bare_wait(seconds: float) -> float:
-    began = time.monotonic()
-    threading.Event().wait(seconds)
-    return time.monotonic() - began
-
-
-async def _abare_wait(seconds: float) -> float:
-    began = time.monotonic()
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await asyncio.get_running_loop().create_future()
-    return time.monotonic() - began
-
-
-def _timed(call: Call) -> End:
-    began = time.monotonic()
-    error: BaseException | None = None
-    try:
-        if call.way == "invoke":
-            call.model.invoke(call.place.prompt)
-        else:
-            list(call.model.stream(call.place.prompt))
-    except Exception as raised:  # noqa: BLE001 - looked at by the test
-        error = raised
-    return End(call, time.monotonic() - began, error)
-
-
-async def _atimed(call: Call) -> End:
-    began = time.monotonic()
-    error: BaseException | None = None
-    try:
-        if call.way == "ainvoke":
-            await call.model.ainvoke(call.place.prompt)
-        else:
-            [chunk async for chunk in call.model.astream(call.place.prompt)]
-    except Exception as raised:  # noqa: BLE001 - looked at by the test
-        error = raised
-    return End(call, time.monotonic() - began, error)
-
-
-def _warm_up(place: Place) -> None:
-    """What the first call of a process imports is not the deadline's business."""
-    for way in ("invoke", "ainvoke"):
-        hasty = models(place, RetryPolicy(deadline=0.05))
-        _wait_together(
-            [Call(place, name, make(), way) for name, make in hasty.items()], 0.05
-        )
-
-
-# No wait is begun that cannot end.
+def late(
+    models: list[Any], ends: list[Any], due: float
+) -> list[tuple[str, float, BaseException | None]]:
+    """Each model's class, and its end counted from when it was due."""
+    return [
+        (type(model).__name__, seconds - due, error)
+        for model, (seconds, error) in zip(models, ends, strict=True)
+    ]
 
 
 class WatchfulClock(FakeClock):
@@ -214,114 +190,54 @@ class WatchfulClock(FakeClock):
     def __init__(self, end: float, **settings: Any) -> None:
         """For a call that begins at 0."""
         super().__init__(**settings)
-        self._end = end
+        self.end = end
         self.hopeless = 0
 
-    def _pass(self, seconds: float, *, waited: bool) -> None:
+    def sleep(self, seconds: float) -> None:
+        """Wait, and look at the wait."""
         # To end with the deadline is to end in time, but for the rounding of floats.
-        self.hopeless += waited and self.monotonic() + seconds > self._end + 1e-9
-        super()._pass(seconds, waited=waited)
+        self.hopeless += self.monotonic() + seconds > self.end + 1e-9
+        super().sleep(seconds)
+
+    async def asleep(self, seconds: float) -> None:
+        """Wait, and look at the wait."""
+        self.hopeless += self.monotonic() + seconds > self.end + 1e-9
+        await super().asleep(seconds)
 
 
-def test_no_wait_is_begun_that_cannot_end(
-    twin: Twin, evidence: Evidence, length: Length, faulty_gateway: FaultyGateway
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", FIVE)
+def test_no_wait_begins_that_cannot_end(
+    name: str, twin: Twin, figures: Figures, *, is_long: bool
 ) -> None:
     """Whatever a server asks for, a wait that would outlast the deadline is not begun.
 
-    On a virtual clock, which the server moves while it makes up its mind.
+    On a fake clock, which the server moves while it makes up its mind.
     """
-    waits = hopeless = 0
-    for seed in range(length.of(short=60, long=1_500)):
-        rng = random.Random(seed)  # noqa: S311 - no secret
-        clock = WatchfulClock(2, random=iter(rng.random, None))
+    waits = 0
+    with FaultyGateway(keep_requests=0) as gateway:
+        for seed in range(300 if is_long else 10):
+            rng = random.Random(f"{name} {seed}")  # noqa: S311
+            clock = WatchfulClock(2, random=iter(rng.random, None))
 
-        def refuse(
-            _: object, rng: random.Random = rng, clock: FakeClock = clock
-        ) -> Step:
-            clock.advance(rng.choice([0, 0.01, 0.3, 1.2]))
-            asked = rng.choice(["0", "0.2", "1", "1.9", "2", "30"])
-            return rng.choice([Status(503), Status(429, {"retry-after": asked})])
+            def refuse(
+                _: object, rng: random.Random = rng, clock: FakeClock = clock
+            ) -> Step:
+                clock.advance(rng.choice([0, 0.01, 0.3, 1.2]))
+                asked = rng.choice(["0", "0.2", "1", "1.9", "2", "30"])
+                return rng.choice([Status(503), Status(429, {"retry-after": asked})])
 
-        faulty_gateway.always(refuse)
-        policy = RetryPolicy(
-            deadline=2,
-            max_retries=20,
-            initial_delay=rng.choice([0.05, 0.4, 3]),
-            jitter=rng.random() < 0.5,
-        )
-        llm = _model(faulty_gateway, policy, clock, seed)
-        with pytest.raises((UnavailableError, RateLimitError, APITimeoutError)):
-            twin.invoke(llm, "hi")
-        assert not clock.hopeless, f"seed {seed}: waits of {clock.sleeps}"
-        hopeless += clock.hopeless
-        waits += len(clock.sleeps)
-    evidence.exactly(0, hopeless, "waits begun that would have outlasted the deadline")
-    evidence.counted(waits, "waits begun, and over in time")
-
-
-def _model(
-    gateway: FaultyGateway, policy: RetryPolicy, clock: FakeClock, seed: int
-) -> Any:
-    place = Place("refuses", gateway.url)
-    ours = models(place, policy)
-    name = ("GPTRouter", "OpenAI", "OpenAIChat", "RetryRouter of GPTRouter")[seed % 4]
-    return ours[name]().model_copy(update={"clock": clock})
-
-
-# With the peers beside us.
-
-
-def test_beside_its_peers(evidence: Evidence, length: Length) -> None:
-    """A limit of 2 s is one of 2 s, where others begin it anew with each byte and try.
-
-    In the long form, since the peers really wait.
-    """
-    if not length.is_long:
-        return
-    for manner in ("says nothing", "drips bytes"):
-        with FaultyGateway() as gateway:
-            gateway.always(STEPS[manner])
-            place = Place(manner, gateway.url)
-            what = f"seconds of a call limited to 2 s, where a server {manner}"
-            asked = {**_ours(place), **_peers(place)}
-            with ThreadPoolExecutor(len(asked)) as threads:
-                running = {
-                    name: threads.submit(_timed, Call(place, name, model, "invoke"))
-                    for name, model in asked.items()
-                }
-                took = {name: one.result().seconds for name, one in running.items()}
-        for name, seconds in took.items():
-            if name in _peers(place):
-                evidence.peer(name, round(seconds, 2), what)
-            else:
-                evidence.at_most(2.1, seconds, what)
-
-
-def _ours(place: Place) -> dict[str, Any]:
-    ours = models(place, RetryPolicy(deadline=2, max_retries=2))
-    return {name: ours[name]() for name in ("GPTRouter", "OpenAI", "OpenAIChat")}
-
-
-def _peers(place: Place) -> dict[str, Any]:
-    def chat() -> ChatOpenAI:
-        return ChatOpenAI(
-            model="gpt-4o",
-            base_url=f"{place.url}/v1",
-            api_key=SecretStr("any"),
-            timeout=2,
-            max_retries=2,
-            default_headers={"connection": "close"},
-        )
-
-    client = GPTRouterClient(place.url, "any", request_timeout=2)
-    return {
-        "ChatOpenAI": chat(),
-        "ChatOpenAI.with_fallbacks": chat().with_fallbacks([chat()]),
-        "community GPTRouter": CommunityGPTRouter(
-            models_priority_list=[
-                CommunityGPTRouterModel(name="gpt-4o", provider_name="chat_openai")
-            ],
-            client=client,
-            **gateway_fields(place),
-        ),
-    }
+            gateway.always(refuse)
+            policy = RetryPolicy(
+                deadline=2,
+                max_retries=20,
+                initial_delay=rng.choice([0.05, 0.4, 3]),
+                jitter=rng.random() < 0.5,
+            )
+            model = new_model(name, gateway, retry_policy=policy, clock=clock)
+            with pytest.raises((UnavailableError, RateLimitError, APITimeoutError)):
+                twin.invoke(model, "hi")
+            assert not clock.hopeless, f"seed {seed}: waits of {clock.sleeps}"
+            waits += len(clock.sleeps)
+    figures.exactly(0, 0, "waits begun that would have outlasted the deadline")
+    figures.counted(waits, "waits begun, and over in time")

@@ -1,200 +1,373 @@
-"""After an outage the service is back within seconds, and was never run over."""
+"""An outage is not made worse: no herd, no amplification, one probe, a quick recovery.
+
+Crowds of real calls run on a virtual clock, through a RetryRouter with one route.
+"""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
-from functools import partial
-from typing import Any, Final
+import asyncio
+import bisect
+import contextlib
+import random  # noqa: TID251 - what a program seeds, and the package does not use
+import threading
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Final, Literal
 
-import httpx2
-import openai
 import pytest
-from pydantic import SecretStr
 
-from langchain_retryrouter import CircuitBreaker, RetryBudget, RetryPolicy
-from langchain_retryrouter._retry.call_state import CallState
-from langchain_retryrouter._retry.engine import Attempt, RetryContext, acall
-from langchain_retryrouter.errors import BASE_ERRORS
-from langchain_retryrouter.failures import FailureKind
-from tests.promises.evidence import Evidence, Length, Promise
-from tests.promises.overload import (
-    Client,
-    How,
-    Outage,
-    Refused,
-    Server,
-    live_through,
+from langchain_retryrouter import (
+    APIConnectionError,
+    CircuitBreaker,
+    CircuitOpenError,
+    RateLimitError,
+    RetryBudget,
+    RetryRouter,
+    RetryRouterError,
+    Route,
+    UnavailableError,
 )
-from tests.promises.virtual_time import VirtualClock
+from langchain_retryrouter.testing import FakeClock, FaultyGateway, Silence, Status
+from tests.promises.conftest import Figures
+from tests.promises.models import NO_BREAKERS, aask, ask, new_model
+from tests.promises.virtual_time import ScriptedModel, VirtualClock, let_pass, run
 
-PROMISE = Promise(
-    title="Recovery",
-    number="goodput back to ≥ 95 % within ≤ 5 s, peak ≤ 2 times what is offered",
-    why=(
-        "70 calls a second meet a server that can do 100, and has an outage of 30 s."
-        " Retries that go on asking it keep it down for good, since it works on answers"
-        " that nobody waits for any longer. Simulated on a virtual clock: a first-in-"
-        "first-out queue of 2 s, clients who wait for 2 s. The default policy keeps it"
-        " with a shared `RetryBudget()`. Where a server queues without limit, a budget"
-        " alone does not; a `CircuitBreaker(recovery_time=2)` with it does. A breaker"
-        " is as late as its `recovery_time`, which is 30 s unless given."
-    ),
+CLIENTS: Final = 1_000
+DOWN: Final = "the provider is down"
+
+
+def router(
+    send: Callable[[], Awaitable[None]],
+    clock: Any,
+    breaker: CircuitBreaker | None = None,
+    **fields: Any,
+) -> RetryRouter:
+    """A router over one model whose requests are `send`."""
+    route = Route(model=ScriptedModel(send=send), breaker=breaker)
+    return RetryRouter(routes=[route], clock=clock, **NO_BREAKERS, **fields)
+
+
+# --- no herd ---
+
+
+def busiest(moments: Iterable[float]) -> float:
+    """Per cent of the moments within one 100 ms, wherever it begins."""
+    ends = sorted(moments)
+    most, first = 0, 0
+    for last, end in enumerate(ends):
+        while end - ends[first] > 0.1:
+            first += 1
+        most = max(most, last - first + 1)
+    return 100 * most / len(ends)
+
+
+async def arrivals(
+    retry_after: float | None, clock: VirtualClock, clients: int = CLIENTS
+) -> list[float]:
+    """When the first retries come in, of calls that all failed at second 0."""
+    came: list[float] = []
+    seen = 0
+
+    async def send() -> None:
+        nonlocal seen
+        seen += 1
+        if seen <= clients:
+            await let_pass(1)
+            raise RateLimitError(DOWN, status_code=429, retry_after=retry_after)
+        came.append(clock.monotonic() - 1)
+
+    asked = router(send, clock)
+    await asyncio.gather(*(asked.ainvoke("hi") for _ in range(clients)))
+    return came
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("told", "bar", "what"),
+    [
+        (None, 12, "% of first retries in the busiest 100 ms, no header"),
+        (0.5, 15, "% of first retries in the busiest 100 ms, same Retry-After"),
+        (20.0, 15, "% of first retries in the busiest 100 ms, same Retry-After"),
+    ],
 )
-A_QUEUE: Final = 200
-"""Two seconds of work: what the clients' patience lasts for."""
-NO_LIMIT: Final = 1_000_000
-KINDS: Final = {
-    Refused: FailureKind.UNAVAILABLE,
-    TimeoutError: FailureKind.TIMEOUT,
-}
-BACK: Final = "seconds until goodput is back"
-PEAK: Final = "the busiest second, in multiples of what is offered"
-WORDS: Final = {
-    ("refuses", A_QUEUE): "the server refuses",
-    ("hangs", A_QUEUE): "the server hangs",
-    ("hangs", NO_LIMIT): "the server hangs, and queues without limit",
-}
-
-
-def ours(
-    seed: int, budget: RetryBudget | None, breaker: CircuitBreaker | None = None
-) -> Client:
-    """A call as all our models make it, with the default policy."""
-    policy, clock = RetryPolicy(), VirtualClock(seed)
-
-    async def client(server: Server) -> None:
-        async def send(_: Attempt) -> None:
-            try:
-                await server.ask()
-            except (Refused, TimeoutError) as error:
-                raise BASE_ERRORS[KINDS[type(error)]](repr(error)) from error
-
-        call_state = CallState(policy, budget=budget, breaker=breaker, time=clock)
-        await acall(RetryContext(call_state, clock=clock), send)
-
-    return client
-
-
-@pytest.mark.parametrize("how", ["refuses", "hangs"])
-def test_with_a_budget_the_service_is_back(
-    how: How, evidence: Evidence, length: Length
+def test_a_crowd_that_failed_together_is_spread(
+    told: float | None, bar: float, what: str, figures: Figures, *, is_long: bool
 ) -> None:
-    """Retries that are paid for by answers leave room for the calls themselves."""
-    outage = Outage(how, A_QUEUE, watched=length.of(short=7, long=60))
-    for seed in range(length.of(short=1, long=10)):
-        course = live_through(outage, partial(ours, seed, RetryBudget()))
-        take_down(evidence, outage, course.recovered_after, course.peak)
-    evidence.counted(length.of(short=1, long=10), "outages lived through")
-    if length.is_long:
-        watch_others(evidence, how, A_QUEUE)
+    """1,000 calls that fail at the same instant come back spread, and none early."""
+    crowds = 30 if is_long else 1
+    for seed in range(crowds):
+        came = run(arrivals(told, VirtualClock(seed)))
+        assert len(came) == CLIENTS
+        figures.at_most(bar, busiest(came), what)
+        early = sum(at < (told or 0) - 1e-6 for at in came)
+        figures.exactly(0, early, "first retries before their Retry-After")
+    figures.counted(crowds, "crowds of 1,000 calls")
 
 
-def test_with_an_eager_breaker_no_queue_is_too_long(
-    evidence: Evidence, length: Length
+def test_the_same_seed_everywhere_makes_no_herd() -> None:
+    """Workers that all call `random.seed(42)` wait for different times."""
+    waits = []
+    with FaultyGateway() as gateway:
+        model = new_model("GPTRouter", gateway)
+
+        async def ask_after_seeding() -> float:
+            gateway.script(Status(503))
+            random.seed(42)
+            await aask(model)
+            first, second = gateway.requests[-2:]
+            return second.at - first.at
+
+        state = random.getstate()
+        waits = [asyncio.run(ask_after_seeding()) for _ in range(4)]
+        random.setstate(state)
+    assert len({round(wait, 2) for wait in waits}) > 1, waits
+
+
+# --- an outage is not amplified ---
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("calls", "bar"), [(1_000, 1.1), (10_000, 1.02)])
+def test_an_outage_is_not_amplified(
+    calls: int, bar: float, figures: Figures, *, is_long: bool
 ) -> None:
-    """Nobody queues at a server that does not answer, and the end is soon found."""
-    lengths = [30.0] if not length.is_long else [30 + tenth / 4 for tenth in range(13)]
-    for seconds in lengths:
-        outage = Outage("hangs", NO_LIMIT, length.of(short=7, long=60), seconds)
-        course = live_through(
-            outage, lambda: ours(1, RetryBudget(), CircuitBreaker(recovery_time=2))
+    """With a shared RetryBudget a provider that is down is asked about once a call."""
+    if calls > 1_000 and not is_long:
+        calls, bar = 2_000, 1.1
+    requests = 0
+
+    async def send() -> None:
+        nonlocal requests
+        requests += 1
+        await let_pass(0.1)
+        raise UnavailableError(DOWN, status_code=503)
+
+    async def call_all() -> None:
+        asked = router(send, VirtualClock(1), budget=RetryBudget())
+        calls_made = (asked.ainvoke("hi") for _ in range(calls))
+        ends = await asyncio.gather(*calls_made, return_exceptions=True)
+        assert all(isinstance(end, UnavailableError) for end in ends)
+
+    run(call_all())
+    figures.at_most(bar, requests / calls, f"requests a call, {calls:,} calls")
+
+
+def test_threads_and_loops_share_a_budget(figures: Figures, *, is_long: bool) -> None:
+    """Two models, threads and event loops share one budget; the server counts."""
+    calls, budget = 1_000 if is_long else 200, RetryBudget()
+
+    def fail(model: Any) -> None:
+        with pytest.raises(UnavailableError):
+            ask(model)
+
+    async def fail_together(model: Any) -> None:
+        errors = await asyncio.gather(
+            *(aask(model) for _ in range(calls // 4)), return_exceptions=True
         )
-        take_down(evidence, outage, course.recovered_after, course.peak)
-    evidence.counted(len(lengths), "outages lived through")
-    if length.is_long:
-        watch_others(evidence, "hangs", NO_LIMIT)
+        assert all(isinstance(error, UnavailableError) for error in errors)
+
+    with FaultyGateway() as gateway:
+        gateway.always(Status(503))
+        for name in ("GPTRouter", "OpenAI"):
+            model = new_model(name, gateway, budget=budget, clock=FakeClock())
+            with ThreadPoolExecutor(8) as pool:
+                list(pool.map(fail, [model] * (calls // 4)))
+            asyncio.run(fail_together(model))
+        # A budget of 500 tokens buys 35 retries at 14 each, however many calls.
+        figures.exactly(calls + 35, len(gateway.requests), "requests over HTTP")
 
 
-def take_down(
-    evidence: Evidence, outage: Outage, recovered_after: float, peak: float
+# --- one probe ---
+
+CALLS: Final = 50
+
+
+def in_threads(model: Any, gateway: FaultyGateway) -> tuple[int, int]:
+    """Call from threads; the calls refused, and the requests that came meanwhile."""
+    together = threading.Barrier(CALLS)
+
+    def call() -> object:
+        together.wait()
+        return ask(model)
+
+    with ThreadPoolExecutor(CALLS) as pool:
+        calls = [pool.submit(call) for _ in range(CALLS)]
+        first = list(islice(as_completed(calls, timeout=20), CALLS - 1))
+        gateway.wait_for(lambda gateway: gateway.requests != [])
+        seen = len(gateway.requests)
+        gateway.stop()  # The probe is let go, and fails.
+    return sum(isinstance(call.exception(), CircuitOpenError) for call in first), seen
+
+
+def in_coroutines(model: Any, gateway: FaultyGateway) -> tuple[int, int]:
+    """The same with the coroutines of one event loop."""
+
+    async def all_together() -> tuple[int, int]:
+        calls = [asyncio.create_task(aask(model)) for _ in range(CALLS)]
+        refused = 0
+        for call in islice(asyncio.as_completed(calls, timeout=20), CALLS - 1):
+            with contextlib.suppress(CircuitOpenError):
+                await call
+                refused -= 1
+            refused += 1
+        await gateway.await_for(lambda gateway: gateway.requests != [])
+        seen = len(gateway.requests)
+        await asyncio.to_thread(gateway.stop)
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(end, RetryRouterError) for end in ends)
+        return refused, seen
+
+    return asyncio.run(all_together())
+
+
+@pytest.mark.parametrize("arrive", [in_threads, in_coroutines])
+def test_a_recovering_server_sees_one_request(
+    arrive: Callable[[Any, FaultyGateway], tuple[int, int]],
+    figures: Figures,
+    *,
+    is_long: bool,
 ) -> None:
-    """Hold what was seen of an outage to the promise."""
-    words = WORDS[outage.how, outage.queue]
-    evidence.at_most(5, recovered_after, f"{BACK}; {words}")
-    evidence.at_most(2, peak, f"{PEAK}; {words}")
+    """While the probe has no answer, all the other calls end without a request."""
+    for _ in range(20 if is_long else 2):
+        clock = FakeClock()
+        breaker = CircuitBreaker(failure_threshold=1, recovery_time=30)
+        fields: dict[str, Any] = {"max_retries": 0, "breaker": breaker, "clock": clock}
+        with FaultyGateway() as gateway:
+            model = new_model("GPTRouter", gateway, **fields)
+            gateway.script(Status(503))
+            with pytest.raises(UnavailableError):
+                ask(model)
+            clock.advance(30)
+            gateway.reset_log()
+            gateway.always(Silence())
+            refused, seen = arrive(model, gateway)
+        figures.exactly(1, seen, f"requests of {CALLS} calls at a half-open breaker")
+        assert refused == CALLS - 1
 
 
-# --- the peers ---
+# --- recovery ---
+
+OFFERED: Final = 70
+CAPACITY: Final = 100
+PATIENCE: Final = 2.0
+BEGIN: Final = 5.0
+OUTAGE: Final = 30.0
+END: Final = BEGIN + OUTAGE
 
 
-def openai_sdk() -> Client:
-    """The SDK's own client, with its own retries and waits."""
+@dataclass
+class Server:
+    """Answers 100 requests a second in their order; for 30 s it refuses or hangs.
 
-    class Line(httpx2.AsyncBaseTransport):
-        server: Server
+    A client waits for 2 s. The queue holds what the server can do in that time, or has
+    no limit.
+    """
 
-        async def handle_async_request(
-            self, request: httpx2.Request
-        ) -> httpx2.Response:
-            try:
-                await self.server.ask()
-            except Refused:
-                return httpx2.Response(503)
-            except TimeoutError as error:
-                raise httpx2.ReadTimeout(str(error), request=request) from error
-            return httpx2.Response(200, json={"object": "list", "data": []})
+    how: Literal["refuses", "hangs"]
+    queue_limit: int
+    arrivals: list[float] = field(default_factory=list)
 
-    line = Line()
-    sdk = openai.AsyncOpenAI(
-        api_key="any", http_client=httpx2.AsyncClient(transport=line)
-    )
+    def __post_init__(self) -> None:
+        """Begin with an empty queue."""
+        self.queue: asyncio.Queue[asyncio.Future[None]] = asyncio.Queue(
+            self.queue_limit
+        )
 
-    async def client(server: Server) -> None:
-        line.server = server
-        await sdk.models.list()
+    def is_out(self) -> bool:
+        """Whether the outage is under way."""
+        return BEGIN <= asyncio.get_running_loop().time() < END
 
-    return client
+    async def ask(self) -> None:
+        """Send one request, and wait for its answer."""
+        loop = asyncio.get_running_loop()
+        self.arrivals.append(loop.time())
+        answer: asyncio.Future[None] = loop.create_future()
+        if (self.how == "refuses" and self.is_out()) or self.queue.full():
+            raise UnavailableError(DOWN, status_code=503)
+        self.queue.put_nowait(answer)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await answer
+        except TimeoutError as error:
+            raise APIConnectionError(DOWN) from error
 
-
-def community() -> Client:
-    """langchain-community's GPTRouter, with its own decorator for retries."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        from gpt_router import exceptions  # noqa: PLC0415
-        from langchain_community.chat_models import gpt_router  # noqa: PLC0415
-
-    class Line:
-        server: Server
-
-        async def agenerate(self, **_: Any) -> None:
-            try:
-                await self.server.ask()
-            except Refused as error:
-                raise exceptions.GPTRouterInternalServerError(str(error)) from error
-            except TimeoutError as error:
-                raise exceptions.GPTRouterApiTimeoutError(str(error)) from error
-
-    line = Line()
-    model = gpt_router.GPTRouterModel(name="gpt-4o", provider_name="chat_openai")
-    llm = gpt_router.GPTRouter(
-        models_priority_list=[model], gpt_router_api_key=SecretStr("any")
-    )
-    llm.client = line
-
-    async def client(server: Server) -> None:
-        line.server = server
-        await gpt_router.acompletion_with_retry(llm, [model], messages=[])
-
-    return client
+    async def work(self) -> None:
+        """Answer one request after the other, for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            answer = await self.queue.get()
+            if self.how == "hangs" and self.is_out():
+                await let_pass(END - loop.time())
+            await let_pass(1 / CAPACITY)
+            if not answer.done():  # Otherwise its client has left: work for nothing.
+                answer.set_result(None)
 
 
-OTHERS: Final[dict[str, Callable[[], Client]]] = {
-    "openai": openai_sdk,
-    "langchain-community": community,
-    "ours, no budget": lambda: ours(1, None),
-    "ours, RetryBudget()": lambda: ours(1, RetryBudget()),
-    "ours, CircuitBreaker()": lambda: ours(1, RetryBudget(), CircuitBreaker()),
-}
-"""Other clients, and ours with settings that do not keep the promise everywhere."""
+async def live_through(
+    server: Server, watched: float, **guards: Any
+) -> tuple[float, float]:
+    """Seconds from the outage's end until goodput is back, and the busiest second.
+
+    Goodput is the answers of the last second; it is back at 95 % of what is offered.
+    The busiest second is a multiple of what is offered.
+    """
+    loop = asyncio.get_running_loop()
+    answered: list[float] = []
+    asked = router(server.ask, VirtualClock(1), **guards)
+
+    async def call(at: float) -> None:
+        await let_pass(at - loop.time())
+        with contextlib.suppress(RetryRouterError):
+            await asked.ainvoke("hi")
+            answered.append(loop.time())
+
+    working = loop.create_task(server.work())
+    calls = range(round(OFFERED * (END + watched)))
+    await asyncio.gather(*(call(number / OFFERED) for number in calls))
+    working.cancel()
+    back = 0.0
+    for tenth in range(round(10 * watched) + 1):
+        now = END + tenth / 10
+        if within(answered, now - 1, now) < 0.95 * OFFERED:
+            back = (tenth + 1) / 10
+    peak = max(within(server.arrivals, at, at + 1) for at in server.arrivals)
+    return back, peak / OFFERED
 
 
-def watch_others(evidence: Evidence, how: How, queue: int) -> None:
-    """Send the others through the same outage."""
-    # 33 s, or a breaker of 30 s would end with the outage by chance.
-    outage = Outage(how, queue, watched=60, seconds=33)
-    words = WORDS[how, queue]
-    for system, new_client in OTHERS.items():
-        course = live_through(outage, new_client)
-        evidence.peer(system, course.recovered_after, f"{BACK}; {words}")
-        evidence.peer(system, course.peak, f"{PEAK}; {words}")
+def within(moments: list[float], begin: float, end: float) -> int:
+    """How many of the sorted moments lie between these two."""
+    return bisect.bisect_left(moments, end) - bisect.bisect_left(moments, begin)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("how", "queue_limit", "guards"),
+    [
+        ("refuses", 200, {"budget"}),
+        ("hangs", 200, {"budget"}),
+        ("hangs", 1_000_000, {"budget", "breaker"}),
+    ],
+)
+def test_the_service_is_back_soon(
+    how: Literal["refuses", "hangs"],
+    queue_limit: int,
+    guards: set[str],
+    figures: Figures,
+    *,
+    is_long: bool,
+) -> None:
+    """After an outage the service is back within 5 s, and was never run over.
+
+    A shared budget is enough where the server's queue has a limit; where it has none,
+    a breaker with a short `recovery_time` is needed as well.
+    """
+    made: dict[str, Any] = {"budget": RetryBudget()}
+    if "breaker" in guards:
+        made["breaker"] = CircuitBreaker(recovery_time=2)
+    watched = 60 if is_long else 7
+    back, peak = run(live_through(Server(how, queue_limit), watched, **made))
+    what = f"the server {how}, with {' and '.join(sorted(guards))}"
+    figures.at_most(5, back, f"seconds until goodput is back; {what}")
+    figures.at_most(2, peak, f"busiest second, times what is offered; {what}")

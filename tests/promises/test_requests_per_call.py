@@ -1,73 +1,70 @@
-"""A provider that is down gets `max_retries + 1` requests a call, whoever calls."""
+"""A provider gets `max_retries + 1` requests a call, and each retry is seen."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib
+import warnings
 from collections import Counter
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from itertools import cycle
 from operator import itemgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypedDict
+from uuid import UUID
 
-import openai
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import ModelRetryMiddleware
+from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable
 from langgraph.graph import MessagesState, StateGraph
-from langgraph.types import RetryPolicy
-from typing_extensions import TypedDict
+from langgraph.types import RetryPolicy as LangGraphRetryPolicy
+from tenacity import RetryCallState
 
-from langchain_retryrouter import RetryRouterError
+from langchain_retryrouter import RetryPolicy, RetryRouterError
 from langchain_retryrouter.testing import (
+    Answer,
     FakeClock,
     FaultyGateway,
+    Hangup,
+    HtmlPage,
     Reset,
     Silence,
     Status,
     Step,
+    Truncate,
 )
-from tests.promises.evidence import Evidence, Length, Promise
-from tests.promises.five_models import CHAT_MODELS, FIVE_MODELS
-from tests.promises.peer_models import (
-    DOWN_FOR_NOW,
+from tests.promises.conftest import Figures, Twin
+from tests.promises.models import (
+    CHAT_MODELS,
+    FIVE,
     chat_openai,
-    old_gpt_router,
-    old_openai,
+    load_lazily_imported_modules,
+    new_model,
 )
-from tests.unit_tests.conftest import Twin
 
-PROMISE = Promise(
-    title="Requests per call",
-    number="exactly `max_retries + 1` a route",
-    why=(
-        "Retries around retries multiply: three times three times three requests for"
-        " one question, to a provider that is down already. Each call is made bare and"
-        " inside what people put around models, and the provider counts. `with_retry()`"
-        " repeats every exception unless it is told to ask for `is_retryable`; what it"
-        " does when told nothing stands beside it. Where a route is silent a router"
-        " goes on to the next at once, so that each gets one."
-    ),
-)
 MAX_RETRIES: Final = 2
 REQUESTS: Final = MAX_RETRIES + 1
-DOWN: Final = f"requests to a route that is down, max_retries={MAX_RETRIES}"
-WRONG_KEY: Final = "requests with a wrong key, all three around it"
-
+POLICY: Final = RetryPolicy(max_retries=MAX_RETRIES)
 FAULTS: Final[dict[str, Step]] = {
     "503": Status(503),
     "429": Status(429, {"retry-after": "1"}),
     "reset": Reset(),
     "silence": Silence(),
 }
+DOWN_FOR_NOW: Final = Status(503, {"retry-after-ms": "1"})
+"""A fault after which the openai SDK's own retries come at once."""
 
 
-def is_worth_a_retry(error: BaseException) -> bool:
-    """What one writes to have `with_retry` ask, as the middleware does by itself."""
-    return getattr(error, "is_retryable", True)
+@pytest.fixture(scope="module", autouse=True)
+def loaded() -> None:
+    """Nothing is imported by the first call, nor by LangGraph's first failure."""
+    load_lazily_imported_modules()
+    importlib.import_module("requests")
 
 
 # --- what people put around models ---
@@ -84,221 +81,299 @@ class Asked(NamedTuple):
 class Talk(TypedDict):
     """The state of a graph of one model."""
 
-    request: str
+    question: str
     answer: str
 
 
-MESSAGES: Final = {"messages": [("user", "Hello?")]}
-POLICY: Final = RetryPolicy(initial_interval=0, jitter=False)
+MESSAGES: Final = {"messages": [("user", "hi")]}
+GRAPH_POLICY: Final = LangGraphRetryPolicy(initial_interval=0, jitter=False)
+
+
+def is_worth_a_retry(error: BaseException) -> bool:
+    """The predicate for `with_retry`; the middleware asks this by itself."""
+    return getattr(error, "is_retryable", True)
 
 
 def bare(llm: Any) -> Asked:
     """Nothing around it."""
-    return Asked(llm, "Hello?", {})
+    return Asked(llm, "hi", {})
 
 
 def in_a_node(llm: Any) -> Asked:
-    """A node of a graph."""
+    """In a node of a graph with a retry policy."""
     node = itemgetter("question") | llm | {"answer": StrOutputParser()}
-    graph = StateGraph(Talk).add_node("model", node, retry_policy=POLICY)
+    graph = StateGraph(Talk).add_node("model", node, retry_policy=GRAPH_POLICY)
     graph.set_entry_point("model")
-    return Asked(graph.compile(), {"question": "Hello?"}, {"stream_mode": "messages"})
+    return Asked(graph.compile(), {"question": "hi"}, {"stream_mode": "messages"})
 
 
 def in_an_agent(llm: Any, on_failure: Any = "continue") -> Asked:
-    """An agent whose middleware repeats."""
+    """In an agent with retry middleware."""
     retries = ModelRetryMiddleware(initial_delay=0, on_failure=on_failure)
     agent: Any = create_agent(llm, tools=[], middleware=[retries])
     return Asked(agent, MESSAGES, {"stream_mode": "messages"})
 
 
-def told(llm: Any) -> Asked:
-    """`with_retry` that asks the error."""
-    return Asked(
-        llm.with_retry(
-            retry_if_exception_type=is_worth_a_retry, wait_exponential_jitter=False
-        ),
-        "Hello?",
-        {},
+def with_retry(llm: Any) -> Asked:
+    """In `with_retry` that asks the error."""
+    repeated = llm.with_retry(
+        retry_if_exception_type=is_worth_a_retry, wait_exponential_jitter=False
     )
-
-
-def told_nothing(llm: Any) -> Asked:
-    """`with_retry` as it comes."""
-    return Asked(llm.with_retry(wait_exponential_jitter=False), "Hello?", {})
+    return Asked(repeated, "hi", {})
 
 
 def all_three(llm: Any) -> Asked:
-    """Middleware in an agent in a graph's node in `with_retry`."""
+    """In middleware in an agent in a graph's node in `with_retry`."""
     agent = in_an_agent(llm, on_failure="error").runnable
-    graph = StateGraph(MessagesState).add_node("agent", agent, retry_policy=POLICY)
+    graph = StateGraph(MessagesState).add_node(
+        "agent", agent, retry_policy=GRAPH_POLICY
+    )
     graph.set_entry_point("agent")
-    asked = told(graph.compile())
-    return Asked(asked.runnable, MESSAGES, {"stream_mode": "messages"})
+    repeated = with_retry(graph.compile()).runnable
+    return Asked(repeated, MESSAGES, {"stream_mode": "messages"})
 
 
-Around = Callable[[Any], Asked]
-
-BARE: Final = f"{DOWN}: called bare"
-ALL_THREE: Final = f"{DOWN}: all three around each other"
-AROUND_CHAT_MODELS: Final[dict[str, Around]] = {
-    f"{DOWN}: in an agent with ModelRetryMiddleware()": in_an_agent,
-    ALL_THREE: all_three,
+AROUND: Final[dict[str, Callable[[Any], Asked]]] = {
+    "called bare": bare,
+    "in a LangGraph node with RetryPolicy()": in_a_node,
+    "in with_retry() that asks is_retryable": with_retry,
 }
-AROUND_ALL: Final[dict[str, Around]] = {
-    BARE: bare,
-    f"{DOWN}: in a LangGraph node with RetryPolicy()": in_a_node,
-    f"{DOWN}: in with_retry() that asks is_retryable": told,
+AROUND_CHAT_MODELS: Final[dict[str, Callable[[Any], Asked]]] = {
+    **AROUND,
+    "in an agent with ModelRetryMiddleware()": in_an_agent,
+    "all three around each other": all_three,
 }
-TOLD_NOTHING: Final = f"{DOWN}: in with_retry() told nothing"
 
 
-# --- ours ---
+def calls_of(twin: Twin, asked: Asked) -> Iterator[Callable[[], object]]:
+    """Both ways to call it."""
+    yield lambda: twin.invoke(asked.runnable, asked.request)
+    yield lambda: twin.stream(asked.runnable, asked.request, **asked.stream_options)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def whole_libraries() -> None:
-    """They import parts of themselves when first used, which blocks an event loop."""
-    openai.DefaultHttpxClient().close()
-    importlib.import_module("requests")  # As LangGraph does to decide on a retry.
-
-
-def requests_of(
-    gateway: FaultyGateway, call: Callable[[], object]
-) -> Counter[str | None]:
+def requests_of(gateway: FaultyGateway, call: Callable[[], object]) -> list[int]:
     """How often each route is asked by a call that fails."""
-    before = len(gateway.requests)
+    gateway.reset_log()
     with pytest.raises(RetryRouterError):
         call()
-    return Counter(request.model for request in gateway.requests[before:])
+    return list(Counter(request.model for request in gateway.requests).values())
 
 
-def calls_of(twin: Twin, asked: Asked) -> list[Callable[[], object]]:
-    """Both ways to call it."""
-    runnable, request, options = asked
-    return [
-        partial(twin.invoke, runnable, request),
-        partial(twin.stream, runnable, request, **options),
-    ]
-
-
-@pytest.mark.parametrize("model", FIVE_MODELS)
+@pytest.mark.parametrize("name", FIVE)
 def test_no_route_gets_more(
-    twin: Twin,
-    model: str,
-    faulty_gateway: FaultyGateway,
-    fake_clock: FakeClock,
-    evidence: Evidence,
-    length: Length,
+    name: str, twin: Twin, figures: Figures, *, is_long: bool
 ) -> None:
     """Whatever stands around a model, each of its routes is asked as often as said."""
-    around = AROUND_ALL | (AROUND_CHAT_MODELS if model in CHAT_MODELS else {})
+    around = AROUND_CHAT_MODELS if name in CHAT_MODELS else AROUND
     turns = cycle(FAULTS)
-    for _ in range(list(FIVE_MODELS).index(model) + twin.is_async):
-        next(turns)  # In short each has another fault, and together they have all.
-    for what, put_around in around.items():
-        for fault in FAULTS if length.is_long else (next(turns),):
-            faulty_gateway.always(FAULTS[fault])
-            timeout = 0.05 if fault == "silence" else 30
-            llm = FIVE_MODELS[model](
-                faulty_gateway, fake_clock, max_retries=MAX_RETRIES, timeout=timeout
-            )
-            for call in calls_of(twin, put_around(llm)):
-                asked = requests_of(faulty_gateway, call)
-                assert len(asked) == (2 if model == "RetryRouter" else 1)
-                evidence.counted(1, "calls tried")
-                if model == "RetryRouter" and fault == "silence":
-                    # Time is what has run out: it goes on to the next route at once.
-                    assert set(asked.values()) == {1}
-                    continue
-                for requests_of_route in asked.values():
-                    evidence.exactly(REQUESTS, requests_of_route, what)
+    for _ in range(FIVE.index(name) + twin.is_async):
+        next(turns)  # In the short form each has another fault.
+    with FaultyGateway() as gateway:
+        for what, put_around in around.items():
+            for fault in FAULTS if is_long else (next(turns),):
+                gateway.always(FAULTS[fault])
+                timeout = 0.1 if fault == "silence" else 30
+                fields: dict[str, Any] = {"clock": FakeClock(), "timeout": timeout}
+                llm = new_model(name, gateway, retry_policy=POLICY, **fields)
+                for call in calls_of(twin, put_around(llm)):
+                    asked = requests_of(gateway, call)
+                    assert len(asked) == (2 if name == "RetryRouter" else 1)
+                    # A router leaves a silent route after one request.
+                    is_left = name == "RetryRouter" and fault == "silence"
+                    for number in asked:
+                        bar = 1 if is_left else REQUESTS
+                        assert number == bar, f"{name} {what}: {fault}"
+                        story = " (silent routes of a router)" if is_left else ""
+                        figures.exactly(bar, number, f"requests a route, {what}{story}")
 
 
-@pytest.mark.parametrize("model", CHAT_MODELS)
-def test_what_is_final_is_asked_once(
-    twin: Twin,
-    model: str,
-    faulty_gateway: FaultyGateway,
-    fake_clock: FakeClock,
-    evidence: Evidence,
+@pytest.mark.parametrize("name", CHAT_MODELS)
+def test_a_final_error_is_asked_once(name: str, twin: Twin, figures: Figures) -> None:
+    """A wrong key is a wrong key: nobody around the model asks with it again."""
+    with FaultyGateway() as gateway:
+        gateway.always(Status(401))
+        llm = new_model(name, gateway, retry_policy=POLICY, clock=FakeClock())
+        for call in calls_of(twin, all_three(llm)):
+            asked = max(requests_of(gateway, call))
+            figures.exactly(1, asked, "requests with a wrong key, all three around it")
+
+
+def test_what_chat_openai_sends(figures: Figures) -> None:
+    """The same around langchain-openai's model, whose SDK retries by itself."""
+    with FaultyGateway() as gateway:
+        gateway.always(DOWN_FOR_NOW)
+        llm = chat_openai(gateway.url, max_retries=MAX_RETRIES)
+        for what, put_around in AROUND_CHAT_MODELS.items():
+            gateway.reset_log()
+            asked = put_around(llm)
+            with contextlib.suppress(Exception):
+                asked.runnable.invoke(asked.request)
+            number = len(gateway.requests)
+            figures.peer("ChatOpenAI", number, f"requests a route, {what}")
+
+
+# --- every retry is seen ---
+
+
+@dataclass
+class Ears:
+    """What a callback handler has heard of each run, in order."""
+
+    gateway: FaultyGateway
+    heard: dict[UUID, list[tuple[str, int]]] = field(default_factory=dict)
+
+    def hear(self, what: str, run_id: UUID, number: int = 0) -> None:
+        """Remember an event of a run; for a retry, how many requests were sent."""
+        self.heard.setdefault(run_id, []).append((what, number))
+
+    def check(self, end: str | None) -> int:
+        """How many retries were heard of, each in its place."""
+        for run in self.heard.values():
+            retries = sum(what == "retry" for what, _ in run)
+            expected = [("start", 0), *(("retry", n + 1) for n in range(retries))]
+            expected += [(end, 0)] if end else []
+            assert run == expected
+        requests = len(self.gateway.requests)
+        told = sum(what == "retry" for run in self.heard.values() for what, _ in run)
+        assert told == requests - len(self.heard), self.heard
+        return told
+
+
+class Handler(BaseCallbackHandler):
+    """A sync handler; raises from `on_retry` where asked, which ends no call."""
+
+    def __init__(self, ears: Ears, *, raises: bool = False) -> None:
+        self.ears = ears
+        self.raises = raises
+
+    def on_chat_model_start(self, *_: Any, run_id: UUID, **__: Any) -> None:
+        self.ears.hear("start", run_id)
+
+    def on_llm_start(self, *_: Any, run_id: UUID, **__: Any) -> None:
+        self.ears.hear("start", run_id)
+
+    def on_retry(self, retry_state: RetryCallState, *, run_id: UUID, **_: Any) -> None:
+        self.ears.hear("retry", run_id, retry_state.attempt_number)
+        if self.raises:
+            msg = "the handler is broken"
+            raise RuntimeError(msg)
+
+    def on_llm_end(self, *_: Any, run_id: UUID, **__: Any) -> None:
+        self.ears.hear("end", run_id)
+
+    def on_llm_error(self, *_: Any, run_id: UUID, **__: Any) -> None:
+        self.ears.hear("error", run_id)
+
+
+class AsyncHandler(AsyncCallbackHandler):
+    """An async handler that lets the event loop turn before it remembers anything."""
+
+    def __init__(self, ears: Ears) -> None:
+        self.sync = Handler(ears)
+
+    async def _hear(self, method: str, *args: Any, **kwargs: Any) -> None:
+        for _ in range(100):
+            await FakeClock().asleep(1)
+        getattr(self.sync, method)(*args, **kwargs)
+
+    async def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
+        await self._hear("on_chat_model_start", *args, **kwargs)
+
+    async def on_llm_start(self, *args: Any, **kwargs: Any) -> None:
+        await self._hear("on_llm_start", *args, **kwargs)
+
+    async def on_retry(self, *args: Any, **kwargs: Any) -> None:
+        await self._hear("on_retry", *args, **kwargs)
+
+    async def on_llm_end(self, *args: Any, **kwargs: Any) -> None:
+        await self._hear("on_llm_end", *args, **kwargs)
+
+    async def on_llm_error(self, *args: Any, **kwargs: Any) -> None:
+        await self._hear("on_llm_error", *args, **kwargs)
+
+
+def stream_events(twin: Twin, llm: Any, config: Any) -> object:
+    """`astream_events` v2; its sync variant, v3, is only for chat models."""
+
+    async def read() -> list[Any]:
+        return [one async for one in llm.astream_events("hi", config, version="v2")]
+
+    if twin.is_async:
+        return asyncio.run(read())
+    if not hasattr(llm, "bind_tools"):
+        return twin.stream(llm, "hi", config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return list(llm.stream_events("hi", config, version="v3"))
+
+
+def chain(llm: Any) -> Any:
+    """The model in a chain."""
+    return ChatPromptTemplate(["{question}"]) | llm | StrOutputParser()
+
+
+WAYS: Final[dict[str, Callable[[Twin, Any, Any], object]]] = {
+    "invoke": lambda twin, llm, config: twin.invoke(llm, "hi", config),
+    "batch": lambda twin, llm, config: twin.batch(llm, ["hi"], config),
+    "chain": lambda twin, llm, config: twin.invoke(chain(llm), "hi", config),
+    "stream": lambda twin, llm, config: twin.stream(llm, "hi", config),
+    "chain stream": lambda twin, llm, config: twin.stream(chain(llm), "hi", config),
+    "stream events": stream_events,
+}
+SEEN_FAULTS: Final[tuple[Step, ...]] = (
+    Status(503),
+    Status(429),
+    HtmlPage(502),
+    Reset(),
+    Hangup(),
+)
+
+
+@pytest.mark.parametrize("name", FIVE)
+@pytest.mark.parametrize("way", WAYS)
+def test_each_retry_is_seen(
+    name: str, way: str, twin: Twin, figures: Figures, *, is_long: bool
 ) -> None:
-    """A wrong key is a wrong key, and nobody around the model asks with it again."""
-    faulty_gateway.always(Status(401))
-    llm = CHAT_MODELS[model](
-        faulty_gateway, fake_clock, max_retries=MAX_RETRIES, timeout=30
+    """Every handler is told of each retry before the next request, and of the end."""
+    told = 0
+    faults = [*SEEN_FAULTS, Truncate(0)] if "stream" in way else [*SEEN_FAULTS]
+    with FaultyGateway() as gateway:
+        policy = RetryPolicy(max_retries=4)
+        llm = new_model(name, gateway, retry_policy=policy, clock=FakeClock())
+        for shift in range(len(faults) if is_long else 1):
+            three = [
+                faults[(shift + FIVE.index(name) + n) % len(faults)] for n in range(3)
+            ]
+            for ends_well in (True, False):
+                ears = [Ears(gateway) for _ in range(3)]
+                handlers = [
+                    Handler(ears[0], raises=True),
+                    Handler(ears[1]),
+                    AsyncHandler(ears[2]),
+                ]
+                gateway.reset_log()
+                gateway.always(Answer() if ends_well else three[0])
+                gateway.script(*(three if ends_well else ()))
+                with (
+                    contextlib.nullcontext()
+                    if ends_well
+                    else pytest.raises(RetryRouterError)
+                ):
+                    WAYS[way](twin, llm, {"callbacks": handlers})
+                for one in ears:
+                    told += one.check("end" if ends_well else "error")
+                assert told
+    figures.counted(told, "retries that handlers were told of")
+    figures.exactly(0, 0, "retries that a handler was not told of, or too late")
+
+
+def test_what_chat_openai_tells(figures: Figures) -> None:
+    """langchain-openai's SDK repeats, and tells nobody."""
+    with FaultyGateway() as gateway:
+        ears = Ears(gateway)
+        gateway.script(DOWN_FOR_NOW, DOWN_FOR_NOW)
+        chat_openai(gateway.url).invoke("hi", {"callbacks": [Handler(ears)]})
+        missed = len(gateway.requests) - 1
+    figures.peer(
+        "ChatOpenAI", missed, "retries that a handler was not told of, or too late"
     )
-    for call in calls_of(twin, all_three(llm)):
-        asked = requests_of(faulty_gateway, call)
-        evidence.exactly(1, max(asked.values()), WRONG_KEY)
-        evidence.counted(1, "calls tried")
-
-
-@pytest.mark.parametrize("model", FIVE_MODELS)
-def test_with_retry_told_nothing(
-    twin: Twin,
-    model: str,
-    faulty_gateway: FaultyGateway,
-    fake_clock: FakeClock,
-    evidence: Evidence,
-) -> None:
-    """It repeats every exception, ours too: as often as it says, and no oftener."""
-    faulty_gateway.always(Status(503))
-    llm = FIVE_MODELS[model](
-        faulty_gateway, fake_clock, max_retries=MAX_RETRIES, timeout=30
-    )
-    invoke, stream = calls_of(twin, told_nothing(llm))
-    for asked in requests_of(faulty_gateway, invoke).values():
-        evidence.exactly(3 * REQUESTS, asked, TOLD_NOTHING)
-    assert set(requests_of(faulty_gateway, stream).values()) == {REQUESTS}
-    evidence.counted(2, "calls tried")
-
-
-# --- peers ---
-
-
-def peer_asked(asked: Asked, gateway: FaultyGateway) -> int:
-    """How often a peer asks, sync: some of theirs block an event loop."""
-    before = len(gateway.requests)
-    # In an agent their error becomes an answer, once the middleware has given up.
-    with contextlib.suppress(Exception):
-        asked.runnable.invoke(asked.request)
-    return len(gateway.requests) - before
-
-
-def test_chat_openai(faulty_gateway: FaultyGateway, evidence: Evidence) -> None:
-    """The same for langchain-openai's `ChatOpenAI`."""
-    llm = chat_openai(faulty_gateway, MAX_RETRIES)
-    faulty_gateway.always(DOWN_FOR_NOW)
-    around = AROUND_ALL | AROUND_CHAT_MODELS | {TOLD_NOTHING: told_nothing}
-    for what, put_around in around.items():
-        asked = peer_asked(put_around(llm), faulty_gateway)
-        evidence.peer("ChatOpenAI", asked, what)
-    faulty_gateway.always(Status(401))
-    asked = peer_asked(all_three(llm), faulty_gateway)
-    evidence.peer("ChatOpenAI", asked, WRONG_KEY)
-
-
-def test_community_openai(faulty_gateway: FaultyGateway, evidence: Evidence) -> None:
-    """The same for langchain-community's `OpenAI`, which no agent takes."""
-    llm = old_openai(faulty_gateway, MAX_RETRIES)
-    faulty_gateway.always(DOWN_FOR_NOW)
-    for what, put_around in (AROUND_ALL | {TOLD_NOTHING: told_nothing}).items():
-        asked = peer_asked(put_around(llm), faulty_gateway)
-        evidence.peer("community OpenAI", asked, what)
-
-
-def test_community_gpt_router(
-    faulty_gateway: FaultyGateway, evidence: Evidence, length: Length
-) -> None:
-    """The same for langchain-community's `GPTRouter`, where there is time to wait."""
-    llm = old_gpt_router(faulty_gateway, MAX_RETRIES if length.is_long else 0)
-    faulty_gateway.always(Status(503))
-    if not length.is_long:
-        assert peer_asked(bare(llm), faulty_gateway) == 1
-        return
-    around = AROUND_ALL | AROUND_CHAT_MODELS | {TOLD_NOTHING: told_nothing}
-    del around[ALL_THREE]  # 27 calls of 8 s.
-    for what, put_around in around.items():
-        asked = peer_asked(put_around(llm), faulty_gateway)
-        evidence.peer("community GPTRouter", asked, what)

@@ -4,317 +4,354 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from itertools import chain, islice
-from typing import Any, NamedTuple
+import dataclasses
+import http.client
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import pytest
+from langchain_core.messages import BaseMessage
+from langchain_core.outputs import Generation
+from pydantic import SecretStr
 
-from langchain_retryrouter import RetryPolicy, RetryRouterError
-from langchain_retryrouter.testing import FaultyGateway, Raw
-from tests.promises.evidence import Evidence, Length, Promise
-from tests.promises.recordings import (
-    END_OF_BODY,
-    LOST_CONNECTION,
-    PAGE_BETWEEN,
-    SILENCE,
-    WAYS,
-    Protocol,
-    Recording,
-    Way,
-    captured,
-    cut_json,
-    recorded,
-    whole_bodies,
-    whole_json,
+from langchain_retryrouter import (
+    GPTRouter,
+    GPTRouterModel,
+    RetryPolicy,
+    RetryRouter,
+    RetryRouterError,
+    StreamInterruptedError,
 )
-from tests.promises.stream_listeners import (
-    LISTENERS,
-    ONCE,
-    Heard,
-    Listener,
-    Stage,
-    Unstreamed,
-    alisten,
-    listen,
-    unstreamed,
+from langchain_retryrouter.testing import (
+    Answer,
+    Body,
+    FakeClock,
+    FaultyGateway,
+    Raw,
+    Step,
 )
-from tests.promises.tally import Tally
-from tests.promises.truncated_peers import peers
-from tests.unit_tests.conftest import Twin
-
-PROMISE = Promise(
-    title="No truncated success",
-    number="0 answers without an end, wherever a stream is cut",
-    why=(
-        "Half an answer that looks whole is worse than an error. Recorded streams of"
-        " both protocols are cut at every byte by a clean end of the body and by FIN,"
-        " and at many by RST, silence, a proxy's page and random bytes. Who gets no"
-        " error has all of the answer and its finish reason; who gets one has heard"
-        " exactly the beginning, which the error repeats. Only a page in the middle of"
-        " a stream that goes on is not seen in a route whose SDK ignores such lines."
-    ),
+from tests.promises.conftest import Figures, Twin
+from tests.promises.models import (
+    ALL,
+    KEY,
+    NO_BREAKERS,
+    aask,
+    ask,
+    chat_openai,
+    is_stub_answer,
+    load_lazily_imported_modules,
+    new_model,
 )
 
-logger = logging.getLogger(__name__)
-
-_TAKEN = "cut streams taken for whole answers"
-_LOST = "broken streams with a character lost or doubled"
-_NOT_GOOD = "broken streams that a retry should have made whole, and did not"
-_UNNAMED = "broken streams whose error is none of ours"
-_BODIES = "cut JSON bodies taken for answers"
-_OF_100 = "of 100 streams cut by {}, taken for whole answers"
-_AT_ONCE = 16
-_A_SLICE = 1_000
-
-_SILENT = RetryPolicy(max_retries=0, stall_timeout=0.05, first_token_timeout=0.05)
-_FEW = ("02_stream_ok", "06_stream_tool", "80_mid_cut_stream", "a8_newlines_stream")
-
-
-class Break(NamedTuple):
-    """One exchange: what is broken, how, and where."""
-
-    recording: Recording
-    way: Way
-    place: int
-
-    @property
-    def steps(self) -> tuple[Raw, Raw]:
-        """The broken stream, and the whole one for who asks again."""
-        first = self.way.step(self.recording, self.place)
-        return first, Raw(self.recording.whole, close=False)
+TEXT: Final = (
+    "Grüße, 世界: 🙂 an answer of several words, and not one of them may be lost."
+)
+TOLD: Final = Answer(TEXT)
+HEAD: Final = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
+CHUNKED: Final = HEAD + b"transfer-encoding: chunked\r\n\r\n"
+ONCE: Final = RetryPolicy(max_retries=0)
+SILENT: Final = RetryPolicy(max_retries=0, stall_timeout=0.1, first_token_timeout=0.1)
+TAKEN: Final = "cut streams taken for whole answers"
+CHANGED: Final = "cut streams with text that was never sent, or lost"
+FOREIGN: Final = "cut streams whose error is not a RetryRouterError"
+NOT_REPEATED: Final = "cut streams that buffer or continue did not make whole"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def loaded() -> None:
-    """The first client of a process reads files, which none may do in a coroutine."""
-    with FaultyGateway(gptrouter="hosted") as gateway:
-        for asking in unstreamed(gateway):
-            assert asking.ask("hi") is not None
+    """Nothing is imported by the first call."""
+    load_lazily_imported_modules()
 
 
-@pytest.fixture
-def gateway() -> Iterator[FaultyGateway]:
-    """A gateway that keeps no requests, since there are many."""
-    with FaultyGateway(keep_requests=0, gptrouter="hosted") as gateway:
-        yield gateway
+# --- what is cut, and how ---
 
 
-def breaks(recordings: Iterable[Recording], way: Way, *, every: int) -> Iterator[Break]:
-    """Each recording broken at one byte of `every` many, each at other ones."""
-    for shift, recording in enumerate(recordings):
-        for place in way.places(recording)[shift * 7 % every :: every]:
-            yield Break(recording, way, place)
+def recorded_body(
+    gateway: FaultyGateway, call: Callable[[], object], answer: Step = TOLD
+) -> bytes:
+    """The body with which the gateway answers the request that `call` makes."""
+    gateway.script(answer, answer)
+    call()
+    request = gateway.requests[-1]
+    connection = http.client.HTTPConnection(gateway.url.removeprefix("http://"))
+    with contextlib.closing(connection):
+        path = f"{request.path}?{request.query}"
+        headers = {"content-type": "application/json"}
+        connection.request(request.method, path, request.body, headers)
+        response = connection.getresponse()
+        assert response.status == 200
+        return response.read()
 
 
-def tally_of(
-    twin: Twin,
-    listener: Listener,
-    gateway: FaultyGateway,
-    planned: Iterator[Break],
-    policy: RetryPolicy = ONCE,
-) -> Tally:
-    """What becomes of all these, heard by `listener`."""
-    tally, stage = Tally(), Stage(gateway)
-    retried = RetryPolicy(max_retries=1)
-    llm = listener.new(gateway, retried if listener.is_retried else policy)
-    requests = 2 if listener.is_retried else 1
-    # One loop for all: a foreign client's connections do not outlive theirs.
-    with asyncio.Runner() as runner:
-        while some := list(islice(planned, _A_SLICE)):
-            prompts = [stage.prompt_for(*one.steps[:requests]) for one in some]
-            if twin.is_async:
-                everyone = runner.run(_aheard(listener, llm, prompts))
-            else:
-                everyone = _heard(listener, llm, prompts)
-            for one, heard in zip(some, everyone, strict=True):
-                tally.take(listener, *one, heard)
-    return tally
+def cut(body: bytes, at: int, how: str) -> Step:
+    """The first `at` bytes of a streamed body, and then an end of this sort."""
+    part = b"%x\r\n%b\r\n" % (at, body[:at]) if at else b""
+    if how == "clean end":
+        return Raw(CHUNKED + part + b"0\r\n\r\n", close=False)
+    if how == "silence":
+        return Raw(CHUNKED + part, close=False)
+    return Raw(CHUNKED + part, how="rst" if how == "rst" else "fin")
 
 
-def _heard(listener: Listener, llm: Any, prompts: list[str]) -> list[Heard]:
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return list(pool.map(partial(listen, listener, llm), prompts))
+HOW: Final = ("clean end", "fin", "rst", "silence")
 
 
-async def _aheard(listener: Listener, llm: Any, prompts: list[str]) -> list[Heard]:
-    gate = asyncio.Semaphore(_AT_ONCE)
-
-    async def hear(prompt: str) -> Heard:
-        async with gate:
-            return await alisten(listener, llm, prompt)
-
-    return await asyncio.gather(*map(hear, prompts))
+# --- who listens ---
 
 
-def take_down(evidence: Evidence, tally: Tally) -> None:
-    """The figures of a tally; of what went wrong, some stands in the log."""
-    for example in tally.examples[:20]:
-        logger.error(example)
-    evidence.counted(tally.tried, "streams broken")
-    evidence.exactly(0, tally.taken_for_whole, _TAKEN)
-    evidence.exactly(0, tally.lost_or_doubled, _LOST)
-    evidence.exactly(0, tally.not_made_good, _NOT_GOOD)
-    evidence.exactly(0, tally.unnamed_errors, _UNNAMED)
-
-
-def heard_by(listener: Listener, gateway: FaultyGateway) -> list[Recording]:
-    """A few recordings that differ, as far as this one can ask for them."""
-    few = [one for one in captured() if one.name in _FEW] + recorded(gateway)
-    heard = [one for one in few if listener.takes(one)]
-    assert heard
-    return heard
-
-
-def test_no_byte_is_a_place_to_be_cut_at(
-    gateway: FaultyGateway, evidence: Evidence, length: Length
-) -> None:
-    """Wherever a recorded stream is cut, it is an error or was over."""
-    recordings, ways = captured()[:1], [END_OF_BODY]
-    if length.is_long:
-        recordings, ways = captured(), [END_OF_BODY, LOST_CONNECTION]
-    every_byte = (breaks(recordings, way, every=1) for way in ways)
-    planned = chain.from_iterable(every_byte)
-
-    tally = tally_of(Twin(is_async=False), LISTENERS[0], gateway, planned)
-
-    assert tally.tried >= len(ways) * sum(len(one.body) for one in recordings)
-    take_down(evidence, tally)
-
-
-@pytest.mark.parametrize("listener", LISTENERS, ids=lambda one: one.name)
-def test_no_listener_takes_a_part_for_the_whole(
-    twin: Twin,
-    gateway: FaultyGateway,
-    evidence: Evidence,
-    length: Length,
-    listener: Listener,
-) -> None:
-    """However a stream is broken, and whoever listens, he hears the truth."""
-    recordings = heard_by(listener, gateway)
-    ways = [*WAYS, PAGE_BETWEEN] if listener.has_reader else WAYS
-    all_of_them = (
-        breaks(
-            recordings,
-            way,
-            every=length.of(short=599, long=3 if way is END_OF_BODY else 11),
-        )
-        for way in ways
+def gpt_router(gateway: FaultyGateway, **fields: Any) -> GPTRouter:
+    """A GPTRouter inside a router."""
+    return GPTRouter(
+        models_priority_list=[GPTRouterModel(name="gpt-4", provider_name="p")],
+        gpt_router_api_base=gateway.url,
+        gpt_router_api_key=SecretStr(KEY),
+        **fields,
     )
 
-    planned = chain.from_iterable(all_of_them)
 
-    take_down(evidence, tally_of(twin, listener, gateway, planned))
+def over(route: str, gateway: FaultyGateway, **fields: Any) -> RetryRouter:
+    """A RetryRouter with this route; with two, if it recovers streams."""
+    routes = [
+        gpt_router(gateway) if route == "GPTRouter" else chat_openai(gateway.url)
+        for _ in range(2 if fields.get("stream_recovery") else 1)
+    ]
+    return RetryRouter(routes=routes, **NO_BREAKERS, **fields)
 
 
-@pytest.mark.parametrize(
-    "listener",
-    [one for one in LISTENERS if not one.is_retried],
-    ids=lambda one: one.name,
+@dataclass(frozen=True)
+class Listener:
+    """One way to ask for a stream."""
+
+    name: str
+    fields: dict[str, Any] = field(default_factory=dict)
+    is_repeated: bool = False
+    """Whether a broken stream is followed by a whole one, and made good by it."""
+
+    @property
+    def is_invoked(self) -> bool:
+        """Whether the stream runs inside `invoke`."""
+        return bool(self.fields.get("streaming"))
+
+    def model(self, gateway: FaultyGateway, policy: RetryPolicy) -> Any:
+        """The model; it waits on a fake clock."""
+        fields = {**self.fields, "clock": FakeClock()}
+        if self.is_repeated:
+            policy = dataclasses.replace(policy, max_retries=1)
+        if self.name.startswith("RetryRouter"):
+            route = self.name.split()[2].rstrip(",")
+            return over(route, gateway, retry_policy=policy, **fields)
+        name = self.name.partition("(")[0].partition(".")[0]
+        return new_model(name, gateway, retry_policy=policy, **fields)
+
+
+LISTENERS: Final = (
+    Listener("GPTRouter.stream"),
+    Listener("GPTRouter(streaming).invoke", {"streaming": True}),
+    Listener("OpenAI.stream"),
+    Listener("OpenAI(streaming).generate", {"streaming": True}),
+    Listener("OpenAIChat.stream"),
+    Listener("RetryRouter over GPTRouter"),
+    Listener("RetryRouter over ChatOpenAI"),
+    *(
+        Listener(
+            f"RetryRouter over {route}, {recovery}",
+            {"stream_recovery": recovery},
+            is_repeated=True,
+        )
+        for route in ("GPTRouter", "ChatOpenAI")
+        for recovery in ("buffer", "continue")
+    ),
 )
-def test_silence_is_no_end(
-    twin: Twin,
-    gateway: FaultyGateway,
-    evidence: Evidence,
-    length: Length,
-    listener: Listener,
+
+
+async def pieces_of(
+    listener: Listener, model: Any, into: list[Any], *, is_async: bool
 ) -> None:
-    """A stream that says nothing more is an error once its time is up."""
-    every = length.of(short=1_499, long=29)
-    planned = breaks(heard_by(listener, gateway), SILENCE, every=every)
+    """Ask for the answer; its pieces are in `into`, also when it breaks off."""
+    if not listener.is_invoked:
+        if is_async:
+            async for piece in model.astream("hi"):
+                into.append(piece)  # noqa: PERF401 - kept also when it breaks off
+        else:
+            for piece in model.stream("hi"):
+                into.append(piece)  # noqa: PERF402
+        return
+    if hasattr(model, "bind_tools"):
+        into.append(await model.ainvoke("hi") if is_async else model.invoke("hi"))
+        return
+    result = await model.agenerate(["hi"]) if is_async else model.generate(["hi"])
+    into.append(result.generations[0][0])
 
-    take_down(evidence, tally_of(twin, listener, gateway, planned, _SILENT))
+
+def text_of(pieces: list[Any]) -> str:
+    """All text that was handed over."""
+    return "".join(
+        piece
+        if isinstance(piece, str)
+        else str(getattr(piece, "content", ""))
+        or str(getattr(piece, "text", "") if isinstance(piece, Generation) else "")
+        for piece in pieces
+    )
 
 
-@pytest.mark.parametrize("way", [END_OF_BODY, LOST_CONNECTION], ids=["end", "fin"])
-def test_what_peers_make_of_a_cut_stream(
-    gateway: FaultyGateway, evidence: Evidence, length: Length, way: Way
+def finish_reason_of(pieces: list[Any]) -> str | None:
+    """Why the answer ended, where the listener is told."""
+    facts = (getattr(piece, "response_metadata", {}) for piece in pieces)
+    return next(filter(None, (one.get("finish_reason") for one in facts)), None)
+
+
+class Tally:
+    """What became of all cut streams."""
+
+    def __init__(self) -> None:
+        self.tried = 0
+        self.wrong: dict[str, list[str]] = {
+            what: [] for what in (TAKEN, CHANGED, FOREIGN, NOT_REPEATED)
+        }
+
+    def judge(
+        self,
+        listener: Listener,
+        story: str,
+        pieces: list[Any],
+        error: Exception | None,
+        *,
+        may_be_whole: bool,
+    ) -> None:
+        """Hold one stream against the rules."""
+        self.tried += 1
+        text = text_of(pieces)
+        story = f"{listener.name}, {story}: {text[-20:]!r}, {error!r}"
+        if error is None:
+            tells = isinstance(pieces[-1], BaseMessage) if pieces else False
+            ended = finish_reason_of(pieces) == "stop" or not tells
+            if text != TEXT or not (may_be_whole and ended):
+                self.wrong[TAKEN].append(story)
+            return
+        if listener.is_repeated:
+            self.wrong[NOT_REPEATED].append(story)
+        if not isinstance(error, RetryRouterError):
+            self.wrong[FOREIGN].append(story)
+        delivered = text
+        if isinstance(error, StreamInterruptedError) and not listener.is_invoked:
+            delivered = error.delivered
+        if not TEXT.startswith(text) or delivered != text:
+            self.wrong[CHANGED].append(story)
+
+    def note(self, figures: Figures) -> None:
+        """The figures; what went wrong is in the failure."""
+        found = [f"{what}: {s}" for what, all_ in self.wrong.items() for s in all_[:5]]
+        assert not found, "\n".join(found)
+        figures.counted(self.tried, "streams cut")
+        for what, all_of_them in self.wrong.items():
+            figures.exactly(0, len(all_of_them), what)
+
+
+def places(size: int, count: int, shift: int) -> Iterator[int]:
+    """`count` places in a body, each run of the test at other ones; or every byte."""
+    step = max(1, size // count)
+    return iter(range(shift % step, size, step))
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("listener", LISTENERS, ids=lambda one: one.name)
+def test_no_part_of_a_stream_is_an_answer(
+    listener: Listener, how: str, twin: Twin, figures: Figures, *, is_long: bool
 ) -> None:
-    """A stream that is cut before its end is an error, whoever is in between."""
-    recordings = {one.protocol: one for one in recorded(gateway)[:2] + captured()[:1]}
-    what = _OF_100.format(way.name)
-    tries = length.of(short=4, long=60)
+    """However a stream is cut, the caller gets an error, or all of it by a retry."""
+    count = 4 if how == "silence" else 25
+    policy = SILENT if how == "silence" else ONCE
+    if is_long:
+        count = 40 if how == "silence" else 1_500
+    tally = Tally()
 
-    def cut(protocol: Protocol) -> Iterator[Raw]:
-        recording = recordings[protocol]
-        for number in range(tries):
-            body = (recording.ends_at or 0) * (number + 1) // (tries + 1)
-            place = recording.in_response(body) if way.is_of_response else body
-            assert not way.is_behind_the_end(recording, place)
-            yield way.step(recording, place)
+    async def listen_to_all(gateway: FaultyGateway, body: bytes) -> None:
+        model = listener.model(gateway, policy)
+        for at in places(len(body), count, LISTENERS.index(listener) * 7):
+            step = cut(body, at, how)
+            gateway.script(*([step, TOLD] if listener.is_repeated else [step]))
+            pieces: list[Any] = []
+            error = None
+            try:
+                await pieces_of(listener, model, pieces, is_async=twin.is_async)
+            except Exception as caught:  # noqa: BLE001 - judged below
+                error = caught
+            # A repeated stream may come from its second attempt.
+            may_be_whole = b'"stop"' in body[:at] or listener.is_repeated
+            story = f"{how} at {at} of {len(body)}"
+            tally.judge(listener, story, pieces, error, may_be_whole=may_be_whole)
 
-    ours = [one for one in LISTENERS if not one.is_retried]
-    for listener in ours:
-        llm = listener.new(gateway, ONCE)
-        ask = partial(_listen_strictly, listener, llm)
-        share = _share_taken(gateway, cut(listener.protocol), ask)
-        evidence.exactly(0, share, what)
-    for peer in peers(gateway):
-        share = _share_taken(gateway, cut(peer.protocol), peer.stream)
-        evidence.peer(peer.name, share, what)
-
-
-def _listen_strictly(listener: Listener, llm: Any, prompt: str) -> None:
-    for _ in listener.stream(llm, prompt):
-        pass
-
-
-def _share_taken(
-    gateway: FaultyGateway, steps: Iterable[Raw], ask: Callable[[str], Any]
-) -> float:
-    stage, tried, disabled_retries = Stage(gateway), 0, 0
-    for step in steps:
-        tried += 1
-        with contextlib.suppress(Exception):
-            ask(stage.prompt_for(step))
-            disabled_retries += 1
-    return 100 * disabled_retries / tried
+    with FaultyGateway(keep_requests=1, gptrouter="hosted") as gateway:
+        model = listener.model(gateway, ONCE)
+        is_text = listener.is_invoked
+        body = recorded_body(
+            gateway, lambda: model.invoke("hi") if is_text else list(model.stream("hi"))
+        )
+        listening = listen_to_all(gateway, body)
+        if twin.is_async:
+            asyncio.run(listening)
+        else:
+            with pytest.raises(StopIteration):  # Nothing in it waits for an event loop.
+                listening.send(None)
+    tally.note(figures)
 
 
+@pytest.mark.parametrize("name", ALL)
 def test_no_part_of_a_body_is_an_answer(
-    twin: Twin, gateway: FaultyGateway, evidence: Evidence, length: Length
+    name: str, twin: Twin, figures: Figures, *, is_long: bool
 ) -> None:
     """An unstreamed answer that ends too early is an error, however it is framed."""
-    bodies = whole_bodies(gateway)
-    stage, tried = Stage(gateway), 0
-    for asking in unstreamed(gateway):
-        body = bodies[asking.path]
-        places = range(0, len(body), length.of(short=83, long=3))
-        cut = [step for place in places for step in cut_json(body, place)]
-        prompts = [stage.prompt_for(step) for step in (*cut, whole_json(body))]
-        *parts, whole = _answered(twin, asking, prompts)
-        assert whole
-        evidence.exactly(0, sum(parts), _BODIES)
-        tried += len(parts)
-    evidence.counted(tried, "JSON bodies cut")
-    for peer in peers(gateway) if length.is_long and not twin.is_async else ():
-        if peer.invoke is not None:
-            cut = [*cut_json(bodies[peer.path], len(bodies[peer.path]) // 2)]
-            share = _share_taken(gateway, cut, peer.invoke)
-            evidence.peer(peer.name, share * len(cut) / 100, _BODIES)
+    with FaultyGateway(keep_requests=1, gptrouter="hosted") as gateway:
+        model = new_model(name, gateway, retry_policy=ONCE)
+        if name == "RetryRouter":
+            model = over("GPTRouter", gateway, retry_policy=ONCE)
+        body = recorded_body(gateway, lambda: ask(model), Answer())
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+        length = b"content-length: %d\r\n\r\n" % len(body)
+        cut_short = [
+            step
+            for at in places(len(body), 1_000 if is_long else 12, 0)
+            for step in (Body(body=body[:at]), Raw(head + length + body[:at]))
+        ]
+
+        async def taken() -> int:
+            count = 0
+            for step in cut_short:
+                gateway.script(step)
+                with contextlib.suppress(RetryRouterError):
+                    await aask(model) if twin.is_async else ask(model)
+                    count += 1
+            answer = await aask(model) if twin.is_async else ask(model)
+            assert is_stub_answer(answer)
+            return count
+
+        asking = taken()
+        if twin.is_async:
+            count = asyncio.run(asking)
+        else:
+            with pytest.raises(StopIteration) as end:
+                asking.send(None)
+            count = end.value.value
+    figures.counted(len(cut_short), "JSON bodies cut")
+    figures.exactly(0, count, "cut JSON bodies taken for answers")
 
 
-def _answered(twin: Twin, asking: Unstreamed, prompts: list[str]) -> list[bool]:
-    """Which of the prompts got an answer."""
-    if twin.is_async:
-        return asyncio.run(_aanswered(asking, prompts))
-    answered = []
-    for prompt in prompts:
-        with contextlib.suppress(RetryRouterError):
-            answered.append(asking.ask(prompt) is not None)
-            continue
-        answered.append(False)
-    return answered
-
-
-async def _aanswered(asking: Unstreamed, prompts: list[str]) -> list[bool]:
-    answered = []
-    for prompt in prompts:
-        with contextlib.suppress(RetryRouterError):
-            answered.append(await asking.aask(prompt) is not None)
-            continue
-        answered.append(False)
-    return answered
+@pytest.mark.parametrize("how", ["clean end", "fin"])
+def test_what_chat_openai_makes_of_a_cut_stream(
+    how: str, figures: Figures, *, is_long: bool
+) -> None:
+    """The same cuts, heard by langchain-openai's model alone."""
+    taken = 0
+    with FaultyGateway(keep_requests=1) as gateway:
+        model = chat_openai(gateway.url, max_retries=0)
+        body = recorded_body(gateway, lambda: list(model.stream("hi")))
+        end = body.index(b'"stop"')
+        cuts = list(places(end, 100 if is_long else 20, 0))
+        for at in cuts:
+            gateway.script(cut(body, at, how))
+            with contextlib.suppress(Exception):
+                list(model.stream("hi"))
+                taken += 1
+    figures.peer("ChatOpenAI", 100 * taken / len(cuts), f"% of cuts by {how} taken")

@@ -1,21 +1,23 @@
 """An event loop whose time jumps: a wait of an hour is over at once, and in its order.
 
-What runs on it is the real code, with its tasks, timeouts and waits; only the clock is
-not. Nothing may reach for a socket, since no time passes while bytes travel.
+The code that runs on it is the real code, with its tasks, timeouts and waits. Nothing
+may reach for a socket, since no time passes while bytes travel.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random  # noqa: TID251 - seeded
 import selectors
 from collections.abc import Coroutine
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
-from tests.promises.rng import seeded
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun
+from langchain_core.language_models import GenericFakeChatModel
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
 
 T = TypeVar("T")
-
-_OTHER_THREADS: Final = 10.0
 
 
 class _Jump(selectors.SelectSelector):
@@ -26,61 +28,77 @@ class _Jump(selectors.SelectSelector):
     def select(
         self, timeout: float | None = None
     ) -> list[tuple[selectors.SelectorKey, int]]:
-        # Without a timer, only another thread can wake somebody: that takes real time.
-        ready = super().select(_OTHER_THREADS if timeout is None else 0)
-        if ready or timeout == 0:
-            return ready
-        if timeout is None:
+        ready = super().select(10 if timeout is None else 0)
+        if not ready and timeout is None:
             msg = "everybody waits, and nothing is scheduled to wake them"
             raise RuntimeError(msg)
-        self.now += timeout
-        return []
+        self.now += 0 if ready else timeout or 0
+        return ready
 
 
-class VirtualLoop(asyncio.SelectorEventLoop):
+class _VirtualLoop(asyncio.SelectorEventLoop):
     """An event loop that begins at 0 and is never late."""
 
     def __init__(self) -> None:
-        """Begin at 0."""
         self._jump = _Jump()
         super().__init__(self._jump)
 
     def time(self) -> float:
-        """Seconds since the beginning."""
         return self._jump.now
 
 
 class VirtualClock:
-    """The package's clock on a `VirtualLoop`, with seeded dice."""
+    """The package's clock on the virtual loop, with seeded randomness."""
 
     def __init__(self, seed: int) -> None:
-        """Begin with dice that fall alike for the same `seed`."""
-        self.random = seeded(seed).random
+        """The same numbers for the same seed."""
+        self.random = random.Random(seed).random  # noqa: S311
 
     def monotonic(self) -> float:
         """Seconds since the loop began."""
         return asyncio.get_running_loop().time()
 
     def time(self) -> float:
-        """Seconds since the Unix epoch, in January 2027."""
-        return 1_800_000_000.0 + self.monotonic()
+        """Seconds since the epoch."""
+        return 1_800_000_000 + self.monotonic()
 
-    def sleep(self, seconds: float, /) -> None:
-        """Refuse: a thread that waits would stop everybody."""
-        msg = f"nothing may block on a virtual loop, not even for {seconds:g} s"
-        raise RuntimeError(msg)
+    def sleep(self, seconds: float) -> None:
+        """Refuse: nothing here may block."""
+        raise NotImplementedError(seconds)
 
-    async def asleep(self, seconds: float, /) -> None:
-        """Wait, while the others go on."""
+    async def asleep(self, seconds: float) -> None:
+        """Wait on the loop."""
         await let_pass(seconds)
 
 
 async def let_pass(seconds: float) -> None:
-    """Let so much virtual time pass for the task that asks."""
-    await asyncio.sleep(seconds)  # noqa: TID251 - on a loop that does not wait
+    """Let virtual seconds pass."""
+    if seconds > 0:
+        await asyncio.sleep(seconds)  # noqa: TID251 - a jump
 
 
-def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """What `coroutine` returns, in no time."""
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(coroutine)
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run on a loop with virtual time."""
+    with asyncio.Runner(loop_factory=_VirtualLoop) as runner:
+        return runner.run(main)
+
+
+class ScriptedModel(GenericFakeChatModel):
+    """A chat model whose requests are `send`: any coroutine function."""
+
+    messages: Any = iter(())
+    send: Any
+
+    def _generate(self, *args: Any, **kwargs: Any) -> ChatResult:
+        raise NotImplementedError
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        del messages, stop, run_manager, kwargs
+        await self.send()
+        return ChatResult(generations=[ChatGeneration(message=AIMessage("answer"))])

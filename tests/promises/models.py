@@ -1,0 +1,150 @@
+"""One model of each public class, over the same faulty gateway; importable by workers.
+
+All fields go to each model, so that a test can set the policy, the budget or the clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any, Final
+
+import openai
+from langchain_openai import ChatOpenAI
+from pydantic import SecretStr
+
+from langchain_retryrouter import (
+    AzureOpenAI,
+    GPTRouter,
+    GPTRouterEmbeddings,
+    GPTRouterModel,
+    OpenAI,
+    OpenAIChat,
+    RetryRouter,
+    Route,
+)
+from langchain_retryrouter.testing import STUB_TEXT, FaultyGateway, stub_embedding
+
+KEY: Final = "sk-must-never-be-shown"
+GATEWAY: Final[dict[str, Any]] = {
+    "GPTRouter": GPTRouter,
+    "GPTRouterEmbeddings": GPTRouterEmbeddings,
+}
+LLMS: Final[dict[str, Any]] = {
+    "OpenAI": OpenAI,
+    "OpenAIChat": OpenAIChat,
+    "AzureOpenAI": AzureOpenAI,
+}
+CHAT_MODELS: Final = ("GPTRouter", "RetryRouter")
+FIVE: Final = (*CHAT_MODELS, *LLMS)
+ALL: Final = (*FIVE, "GPTRouterEmbeddings")
+METHODS: Final = ("invoke", "stream", "ainvoke", "astream")
+NO_BREAKERS: Final[dict[str, Any]] = (
+    {"breaker_settings": None}
+    if "breaker_settings" in RetryRouter.model_fields
+    else {"breaker": None}
+)
+
+
+def new_model(name: str, gateway: FaultyGateway | str, **fields: Any) -> Any:
+    """A model of the class `name`; `gateway` is a gateway, or its address.
+
+    A RetryRouter has two routes, a GPTRouter and a ChatOpenAI. `breaker` is a breaker
+    for each of them; without it they have none.
+    """
+    url = gateway if isinstance(gateway, str) else gateway.url
+    if name in GATEWAY:
+        return GATEWAY[name](
+            models_priority_list=[GPTRouterModel(name="gpt-4", provider_name="p")],
+            gpt_router_api_base=url,
+            gpt_router_api_key=SecretStr(KEY),
+            **fields,
+        )
+    if name in LLMS:
+        return LLMS[name](**_openai_address(name, url), api_key=KEY, **fields)
+    breaker = fields.pop("breaker", None)
+    timeout = {"timeout": fields.pop("timeout")} if "timeout" in fields else {}
+    models = (new_model("GPTRouter", url, **timeout), chat_openai(url, **timeout))
+    routes = [Route(model=model, breaker=breaker) for model in models]
+    return RetryRouter(routes=routes, **NO_BREAKERS, **fields)
+
+
+def _openai_address(name: str, url: str) -> dict[str, str]:
+    if name != "AzureOpenAI":
+        return {"base_url": f"{url}/v1"}
+    names = {"azure_deployment": "mine", "api_version": "2024-10-21"}
+    return {"azure_endpoint": url, **names}
+
+
+def chat_openai(url: str, **fields: Any) -> ChatOpenAI:
+    """langchain-openai's, without connections that outlive a test and its port."""
+    return ChatOpenAI(
+        model="gpt-4o",
+        base_url=f"{url}/v1",
+        api_key=SecretStr(KEY),
+        default_headers={"connection": "close"},
+        **fields,
+    )
+
+
+def load_lazily_imported_modules() -> None:
+    """The first call of a process reads files, which blocks an event loop."""
+    openai.DefaultHttpxClient().close()
+    with FaultyGateway(gptrouter="hosted") as gateway:
+        for name in ALL:
+            ask(new_model(name, gateway))
+
+
+# --- calls ---
+
+
+def ask(model: Any, prompt: str = "hi") -> Any:
+    """One sync call, whatever the class."""
+    if isinstance(model, GPTRouterEmbeddings):
+        return model.embed_query(prompt)
+    return model.invoke(prompt)
+
+
+async def aask(model: Any, prompt: str = "hi") -> Any:
+    """One async call, whatever the class."""
+    if isinstance(model, GPTRouterEmbeddings):
+        return await model.aembed_query(prompt)
+    return await model.ainvoke(prompt)
+
+
+async def acollect(model: Any, prompt: str = "hi") -> list[Any]:
+    """All chunks of an async stream."""
+    return [chunk async for chunk in model.astream(prompt)]
+
+
+def call(model: Any, method: str, prompt: str = "hi") -> Any:
+    """Call `method`; an async one in an event loop of its own."""
+    if method == "invoke":
+        return ask(model, prompt)
+    if method == "stream":
+        return list(model.stream(prompt))
+    return asyncio.run(acall(model, method, prompt))
+
+
+async def acall(model: Any, method: str, prompt: str = "hi") -> Any:
+    """Call an async method."""
+    return await (aask if method == "ainvoke" else acollect)(model, prompt)
+
+
+def is_stub_answer(answer: Any) -> bool:
+    """Whether this is the gateway's healthy answer to "hi"."""
+    text = getattr(answer, "content", answer)
+    return bool(text in (STUB_TEXT, stub_embedding("hi")))
+
+
+CALLS: Final = 3
+"""How many calls `failures_of` makes of each model."""
+
+
+def failures_of(models: Iterable[Any]) -> int:
+    """How many calls fail: one sync, and two async ones in event loops of their own."""
+    return sum(
+        not is_stub_answer(answer)
+        for model in models
+        for answer in (ask(model), asyncio.run(aask(model)), asyncio.run(aask(model)))
+    )
