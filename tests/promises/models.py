@@ -23,7 +23,7 @@ from langchain_retryrouter import (
     RetryRouter,
     Route,
 )
-from langchain_retryrouter.testing import STUB_TEXT, FaultyGateway, stub_embedding
+from langchain_retryrouter.testing import STUB_TEXT, FaultyGateway
 
 KEY: Final = "sk-must-never-be-shown"
 GATEWAY: Final[dict[str, Any]] = {
@@ -39,11 +39,6 @@ CHAT_MODELS: Final = ("GPTRouter", "RetryRouter")
 FIVE: Final = (*CHAT_MODELS, *LLMS)
 ALL: Final = (*FIVE, "GPTRouterEmbeddings")
 METHODS: Final = ("invoke", "stream", "ainvoke", "astream")
-NO_BREAKERS: Final[dict[str, Any]] = (
-    {"breaker_settings": None}
-    if "breaker_settings" in RetryRouter.model_fields
-    else {"breaker": None}
-)
 
 
 def new_model(name: str, gateway: FaultyGateway | str, **fields: Any) -> Any:
@@ -66,7 +61,7 @@ def new_model(name: str, gateway: FaultyGateway | str, **fields: Any) -> Any:
     timeout = {"timeout": fields.pop("timeout")} if "timeout" in fields else {}
     models = (new_model("GPTRouter", url, **timeout), chat_openai(url, **timeout))
     routes = [Route(model=model, breaker=breaker) for model in models]
-    return RetryRouter(routes=routes, **NO_BREAKERS, **fields)
+    return RetryRouter(routes=routes, breaker_settings=None, **fields)
 
 
 def _openai_address(name: str, url: str) -> dict[str, str]:
@@ -132,9 +127,10 @@ async def acall(model: Any, method: str, prompt: str = "hi") -> Any:
 
 
 def is_stub_answer(answer: Any) -> bool:
-    """Whether this is the gateway's healthy answer to "hi"."""
-    text = getattr(answer, "content", answer)
-    return bool(text in (STUB_TEXT, stub_embedding("hi")))
+    """Whether this is the gateway's healthy answer: its text, or a vector."""
+    if isinstance(answer, list):
+        return bool(answer) and all(isinstance(number, float) for number in answer)
+    return bool(getattr(answer, "content", answer) == STUB_TEXT)
 
 
 CALLS: Final = 3

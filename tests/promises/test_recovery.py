@@ -31,7 +31,7 @@ from langchain_retryrouter import (
 )
 from langchain_retryrouter.testing import FakeClock, FaultyGateway, Silence, Status
 from tests.promises.conftest import Figures
-from tests.promises.models import NO_BREAKERS, aask, ask, new_model
+from tests.promises.models import aask, ask, new_model
 from tests.promises.virtual_time import ScriptedModel, VirtualClock, let_pass, run
 
 CLIENTS: Final = 1_000
@@ -46,7 +46,7 @@ def router(
 ) -> RetryRouter:
     """A router over one model whose requests are `send`."""
     route = Route(model=ScriptedModel(send=send), breaker=breaker)
-    return RetryRouter(routes=[route], clock=clock, **NO_BREAKERS, **fields)
+    return RetryRouter(routes=[route], clock=clock, breaker_settings=None, **fields)
 
 
 # --- no herd ---

@@ -58,8 +58,8 @@ class ServerWriter:
         headers.append(("Date", formatdate(self.now, usegmt=True)))
         headers += rng.sample(RUBBISH, rng.randint(0, 2))
         rng.shuffle(headers)
-        case = rng.choice([str, str.lower, str.upper])
-        return seconds, [(case(name), f"{text} ".rstrip()) for name, text in headers]
+        case = rng.choice(("title", "lower", "upper"))
+        return seconds, [(getattr(name, case)(), text) for name, text in headers]
 
     def seconds(self) -> tuple[float, list[tuple[str, str]]]:
         """`Retry-After: 12`, `12.5`, `012`."""

@@ -35,7 +35,6 @@ from tests.promises.conftest import Figures, Twin
 from tests.promises.models import (
     ALL,
     KEY,
-    NO_BREAKERS,
     aask,
     ask,
     chat_openai,
@@ -116,7 +115,7 @@ def over(route: str, gateway: FaultyGateway, **fields: Any) -> RetryRouter:
         gpt_router(gateway) if route == "GPTRouter" else chat_openai(gateway.url)
         for _ in range(2 if fields.get("stream_recovery") else 1)
     ]
-    return RetryRouter(routes=routes, **NO_BREAKERS, **fields)
+    return RetryRouter(routes=routes, breaker_settings=None, **fields)
 
 
 @dataclass(frozen=True)
