@@ -131,7 +131,7 @@ class StreamCheck:
     """
 
     __slots__ = (
-                "_needs_reason",
+        "_needs_reason",
         "_refusal",
         "_saw_token",
         "held",

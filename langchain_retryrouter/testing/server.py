@@ -46,6 +46,7 @@ from langchain_retryrouter.testing.responses import (
 )
 
 _HOST = "127.0.0.1"
+_LAST_PORT = 65535
 _BACKLOG = 4096
 _STOP_SECONDS = 5.0
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -393,8 +394,11 @@ class FaultyGateway:
                 embeddings.
 
         Raises:
-            ValueError: `gptrouter` is neither.
+            ValueError: `gptrouter` is neither, or `port` is not a port.
         """
+        if not 0 <= port <= _LAST_PORT:
+            msg = f"port is {port!r}, it must be from 0 to {_LAST_PORT}"
+            raise ValueError(msg)
         if gptrouter not in _EDITIONS:
             msg = f"gptrouter is {gptrouter!r}, it must be 'public' or 'hosted'"
             raise ValueError(msg)

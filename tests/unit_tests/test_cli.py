@@ -14,13 +14,12 @@ import pytest
 from rich.console import Console
 
 from langchain_retryrouter import __version__, cli
-from langchain_retryrouter import cli as _demo
 from langchain_retryrouter.testing import FakeClock
 
 
 def _run_demo() -> str:
     screen = io.StringIO()
-    _demo.run_demo(Console(file=screen, width=120, color_system=None))
+    cli.run_demo(Console(file=screen, width=120, color_system=None))
     return screen.getvalue()
 
 
@@ -77,12 +76,6 @@ def test_explain_prints_the_worst_case(capsys: pytest.CaptureFixture[str]) -> No
     assert "at most 2 requests" in printed
 
 
-def test_explain_refuses_nonsense(capsys: pytest.CaptureFixture[str]) -> None:
-    """A number out of range ends with exit code 2 and its name."""
-    assert cli.main(["explain", "--max-retries", "-1"]) == 2
-    assert "max_retries" in capsys.readouterr().err
-
-
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     """`--version` prints the package's version."""
     with pytest.raises(SystemExit) as exit_:
@@ -91,10 +84,40 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.strip() == __version__
 
 
-def test_an_unknown_step_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    """A word that is no step ends with exit code 2 and what could be said instead."""
-    assert cli.main(["gateway", "--script", "429,explode"]) == 2
-    assert "'explode' is no step" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["gateway", "--script", "429,explode"], "'explode' is not a step"),
+        (["gateway", "--script", "cut:x"], "'x' in 'cut:x' is not a whole number"),
+        (["gateway", "--script", "700"], "700 is not a final HTTP status"),
+        (["gateway", "--port", "70000"], "from 0 to 65535"),
+        (["explain", "--max-retries", "-1"], "max_retries"),
+    ],
+)
+def test_bad_arguments_are_named(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], named: str
+) -> None:
+    """A value that cannot be used ends with exit code 2 and a message that names it."""
+    assert cli.main(arguments) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_named() -> None:
+    """Without rich or h11, `explain` works and the others say what to install."""
+    code = (
+        "import sys; sys.modules['h11'] = None\n"
+        "from langchain_retryrouter.cli import main\n"
+        "print(main(['explain']), main(['demo']))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert ran.stdout.splitlines()[-1] == "0 1"
+    assert 'pip install "langchain-retryrouter[cli]"' in ran.stderr
 
 
 def test_the_gateway_serves_its_script_until_it_is_told_to_stop() -> None:
