@@ -1,4 +1,4 @@
-"""The life of a gateway: start, stop, errors, and the company it keeps."""
+"""The server: start and stop, scripts, the log, and the connections."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -37,13 +38,26 @@ from langchain_retryrouter.testing import (
 
 from .wire_client import (
     CHAT,
+    COMPLETIONS,
+    GENERATE,
     chat,
+    completion,
     connect,
+    generate,
     post,
     posted,
+    read_to_end,
     read_until,
+    request,
     statuses,
 )
+
+
+def _address(gateway: FaultyGateway) -> tuple[str, int]:
+    return "127.0.0.1", urlsplit(gateway.url).port or 0
+
+
+# Start and stop.
 
 
 def _descriptors() -> set[str]:
@@ -76,7 +90,6 @@ def no_leaks(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
         Drip(120),
         Drip(),
         Reset(),
-        Hangup(),
         Cut(2, "rst"),
         Answer(("x" * 20_000_000,)),
     ],
@@ -101,82 +114,57 @@ def test_stopping_while_clients_connect() -> None:
     """Connections that are just being accepted are closed as well."""
     for _ in range(20):
         with ExitStack() as stack, FaultyGateway() as gateway:
-            address = ("127.0.0.1", urlsplit(gateway.url).port)
             for _ in range(10):
-                stack.enter_context(closing(socket.create_connection(address, 5)))
+                client = socket.create_connection(_address(gateway), 5)
+                stack.enter_context(closing(client))
 
 
 @pytest.mark.usefixtures("no_leaks")
 def test_starting_again_at_the_same_address() -> None:
     """A provider that is down refuses connections, and comes back where it was."""
     gateway = FaultyGateway()
+    with pytest.raises(RuntimeError, match="start it"):
+        _ = gateway.url
     for _ in range(2):
         gateway.start()
         url = gateway.url
+        with pytest.raises(RuntimeError, match=f"already running at {url}"):
+            gateway.start()
         assert statuses(gateway, 1) == [200]
         gateway.stop()
         gateway.stop()  # does nothing
         assert gateway.url == url
+        assert gateway.openai_url == f"{url}/v1"
         with pytest.raises(ConnectionRefusedError):
             post(gateway, CHAT, chat())
     assert [seen.number for seen in gateway.requests] == [1, 2]
 
 
-def test_the_addresses(faulty_gateway: FaultyGateway) -> None:
-    """OpenAI's base has the `/v1` that GPTRouter's has not."""
-    assert faulty_gateway.url.startswith("http://127.0.0.1:")
-    assert faulty_gateway.openai_url == f"{faulty_gateway.url}/v1"
-
-
-def test_starting_twice(faulty_gateway: FaultyGateway) -> None:
-    """A running gateway is not started over."""
-    with pytest.raises(RuntimeError, match=f"already running at {faulty_gateway.url}"):
-        faulty_gateway.start()
-
-
-def test_no_address_before_the_start() -> None:
-    """A gateway that was never started has no address to give."""
-    with pytest.raises(RuntimeError, match="start it"):
-        _ = FaultyGateway().url
-
-
 @pytest.mark.usefixtures("no_leaks")
 def test_a_port_that_is_taken(faulty_gateway: FaultyGateway) -> None:
     """A port that is taken is an error at the start."""
-    taken = FaultyGateway(port=urlsplit(faulty_gateway.url).port or 0)
+    taken = FaultyGateway(port=_address(faulty_gateway)[1])
     with pytest.raises(OSError, match="in use"):
         taken.start()
 
 
-def test_gateways_share_nothing() -> None:
-    """Two gateways have their own scripts and logs."""
-    with FaultyGateway() as one, FaultyGateway() as other:
-        one.always(Status(503))
-        assert statuses(one, 1) == [503]
-        assert statuses(other, 1) == [200]
-        assert [len(one.requests), len(other.requests)] == [1, 1]
-
-
 def test_an_error_in_the_user_s_function_is_raised_by_stop() -> None:
-    """It becomes a 500 for the client, and comes out of `stop`."""
+    """It becomes a 500 for the client, and comes out of `stop` once."""
 
     def answer(_asked: RecordedRequest) -> Answer:
         msg = "no idea"
         raise LookupError(msg)
 
     gateway = FaultyGateway(answer=answer)
-    with (
-        pytest.RaisesGroup(pytest.RaisesExc(LookupError, match="no idea")),
-        gateway,
-    ):
+    with pytest.RaisesGroup(pytest.RaisesExc(LookupError, match="no idea")), gateway:
         reply = post(gateway, CHAT, chat())
     assert (reply.status, reply.body) == (500, b"FaultyGateway: LookupError: no idea")
     gateway.start()
-    gateway.stop()  # it is raised once
+    gateway.stop()
 
 
 def test_a_function_that_blocks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the caller's code holds the gateway up, `stop` says so and does not hang."""
+    """When the user's function blocks the gateway, `stop` says so and does not hang."""
     monkeypatch.setattr("langchain_retryrouter.testing.server._STOP_SECONDS", 0.01)
     blocked = threading.Lock()
 
@@ -196,31 +184,15 @@ def test_a_function_that_blocks_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not thread.is_alive()
 
 
-def test_many_connections_at_once(faulty_gateway: FaultyGateway) -> None:
-    """Many connections are open at the same time, and each gets its answer."""
-    with ExitStack() as stack:
-        clients = [
-            stack.enter_context(posted(faulty_gateway, CHAT, chat()))
-            for _ in range(200)
-        ]
-        faulty_gateway.wait_for(lambda seen: seen.open_connections == 200)
-        assert all(b" upstream" in read_until(one, b"upstream") for one in clients)
-
-
 @pytest.mark.usefixtures("no_leaks")
 def test_it_never_blocks_an_event_loop() -> None:
     """In a coroutine nothing of it blocks: start, script, log, waiting, stop."""
 
-    async def scenario() -> None:
-        with blockbuster_ctx():
-            await calls()
-
     async def calls() -> None:
         async with FaultyGateway() as gateway:
             gateway.script(Drip(), Cut(1), Hangup())
-            port = urlsplit(gateway.url).port
             for _ in range(3):
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                reader, writer = await asyncio.open_connection(*_address(gateway))
                 body = json.dumps(chat(stream=True)).encode()
                 head = f"POST {CHAT} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n"
                 writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode())
@@ -233,30 +205,51 @@ def test_it_never_blocks_an_event_loop() -> None:
             assert [one.outcome for one in seen] == ["sent", "faulted", "faulted"]
             gateway.reset_log()
 
+    async def scenario() -> None:
+        with blockbuster_ctx():
+            await calls()
+
     asyncio.run(scenario())
+
+
+def test_it_imports_neither_pytest_nor_langchain() -> None:
+    """The kit serves tests of any kind, and starts fast."""
+    code = "import sys, langchain_retryrouter.testing; print(*sys.modules)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    heavy = {"pytest", "langchain_core", "openai", "tenacity", "pydantic", "aiohttp"}
+    assert not heavy & set(ran.stdout.split())
+
+
+# Forks.
 
 
 @contextmanager
 def _child(check: Callable[[], bool]) -> Iterator[None]:
     """A forked child in which `check` has held, and which lives until the end."""
-    final_error, tell = os.pipe()
+    result, output = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # for forking with threads
         child = os.fork()
     if child == 0:
         try:
-            signal.alarm(10)  # a child that hangs ends, and has said nothing
-            os.write(tell, b"good" if check() else b"bad")
+            signal.alarm(10)  # a child that hangs is ended without a result
+            os.write(output, b"good" if check() else b"bad")
             signal.alarm(0)
             signal.pause()
         finally:
             os._exit(1)
-    os.close(tell)
+    os.close(output)
     try:
-        assert os.read(final_error, 4) == b"good"
+        assert os.read(result, 4) == b"good"
         yield
     finally:
-        os.close(final_error)
+        os.close(result)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
 
@@ -303,23 +296,282 @@ def test_a_fork_while_the_log_is_locked(faulty_gateway: FaultyGateway) -> None:
         holder.join()
 
 
-def test_it_imports_neither_pytest_nor_langchain() -> None:
-    """The kit serves tests of any kind, and starts fast."""
-    code = "import sys, langchain_retryrouter.testing; print(*sys.modules)"
-    ran = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    heavy = {"pytest", "langchain_core", "openai", "tenacity", "pydantic", "aiohttp"}
-    assert not heavy & set(ran.stdout.split())
+# Scripts.
 
 
-def test_the_fixtures(
-    faulty_gateway: FaultyGateway, request: pytest.FixtureRequest
-) -> None:
-    """The fixture gives a running gateway, the same all through a test."""
+def test_a_script_is_used_up(faulty_gateway: FaultyGateway) -> None:
+    """Each request takes one step; then comes `always`, or a healthy answer."""
+    faulty_gateway.script(Status(503), Answer(), Status(429))
+    assert statuses(faulty_gateway, 4) == [503, 200, 429, 200]
+    faulty_gateway.always(Status(503))
+    faulty_gateway.script(Answer())
+    assert statuses(faulty_gateway, 3) == [200, 503, 503]
+
+
+def test_a_new_script_replaces_the_old(faulty_gateway: FaultyGateway) -> None:
+    """Steps that are not used yet do not follow a new script; none clears them."""
+    faulty_gateway.script(Status(500), Status(501))
+    faulty_gateway.script(Status(503))
+    assert statuses(faulty_gateway, 2) == [503, 200]
+    faulty_gateway.script(Status(500))
+    faulty_gateway.script()
     assert statuses(faulty_gateway, 1) == [200]
-    assert request.getfixturevalue("faulty_gateway") is faulty_gateway
+
+
+def test_a_model_has_its_own_script(faulty_gateway: FaultyGateway) -> None:
+    """A model's script and `always` come before the others, for it alone."""
+    faulty_gateway.script(Status(500), Status(501))
+    faulty_gateway.script(Status(503), model="a")
+    faulty_gateway.always(Status(504), model="b")
+    assert statuses(faulty_gateway, 2, model="a") == [503, 500]
+    assert statuses(faulty_gateway, 2, model="b") == [504, 504]
+    assert statuses(faulty_gateway, 2, model="c") == [501, 200]
+    with FaultyGateway() as other:
+        assert statuses(other, 1, model="b") == [200]
+
+
+def test_a_function_picks_the_step(faulty_gateway: FaultyGateway) -> None:
+    """A step may depend on the request, in a script and for ever."""
+
+    def pick(asked: RecordedRequest) -> Step:
+        return Status(400) if asked.payload["messages"][-1]["content"] else Answer()
+
+    faulty_gateway.script(pick)
+    faulty_gateway.always(pick, model="m")
+    empty = [{"role": "user", "content": ""}]
+    assert statuses(faulty_gateway, 1) == [400]
+    assert post(faulty_gateway, CHAT, chat(model="m", messages=empty)).status == 200
+    assert faulty_gateway.requests[0].step == Status(400)
+
+
+def test_paths_without_a_model(faulty_gateway: FaultyGateway) -> None:
+    """`respond` sets the answer of any path; scripts and keys hold for it as well."""
+    faulty_gateway.respond("/v1/embeddings", {"data": [1.5]})
+    faulty_gateway.respond("/api/v1/generate/generate-image", {}, status=201)
+    faulty_gateway.script(Status(503), Answer("ignored"))
+    replies = [post(faulty_gateway, "/v1/embeddings", {"model": "e"}) for _ in range(2)]
+    image = request(faulty_gateway, "GET", "/api/v1/generate/generate-image")
+    assert [reply.status for reply in replies] == [503, 200]
+    assert replies[0].json["error"]["type"] == "server_error"
+    assert replies[1].json == {"data": [1.5]}
+    assert (image.status, image.json) == (201, {})
+    assert faulty_gateway.requests[0].model == "e"
+    with FaultyGateway(api_key="k") as gateway:
+        gateway.respond("/v1/embeddings", {})
+        assert post(gateway, "/v1/embeddings", {}).status == 401
+
+
+# The log.
+
+
+def test_the_log_has_everything(faulty_gateway: FaultyGateway) -> None:
+    """A request is recorded with all that a test may want to know about it."""
+    before = time.monotonic()
+    payload = generate(stream=True)
+    post(faulty_gateway, f"{GENERATE}?a=b", payload, {"X-Trace": "t", "WS-Secret": "k"})
+    (seen,) = faulty_gateway.requests
+    assert before <= seen.at <= time.monotonic()
+    assert (seen.number, seen.connection) == (1, 1)
+    assert (seen.method, seen.path, seen.query) == ("POST", GENERATE, "a=b")
+    assert (seen.headers["x-trace"], seen.headers["ws-secret"]) == ("t", "k")
+    assert json.loads(seen.body) == seen.json == payload
+    assert (seen.model, seen.streaming) == ("gpt-4-0613", True)
+    assert (seen.step, seen.outcome) == (Answer(), "sent")
+    assert "POST /api/v1/generate gpt-4-0613" in str(seen)
+
+
+def test_repeated_headers_are_joined(faulty_gateway: FaultyGateway) -> None:
+    """Both values of a repeated header are in the log."""
+    with closing(connect(faulty_gateway)) as connection:
+        connection.putrequest("GET", "/")
+        connection.putheader("x-a", "1")
+        connection.putheader("X-A", "2")
+        connection.endheaders()
+        connection.getresponse().read()
+    assert faulty_gateway.requests[0].headers["x-a"] == "1, 2"
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[1]"])
+def test_a_body_that_is_not_an_object(
+    faulty_gateway: FaultyGateway, body: bytes
+) -> None:
+    """A body that cannot be read says so when asked, and has no model."""
+    request(faulty_gateway, "POST", CHAT, body)
+    (seen,) = faulty_gateway.requests
+    assert (seen.model, seen.streaming, dict(seen.payload)) == (None, False, {})
+    if body != b"[1]":
+        with pytest.raises(ValueError, match="the body of request 1 is not JSON"):
+            _ = seen.json
+
+
+@pytest.mark.parametrize("order", [None, "first", {}])
+def test_an_order_that_is_not_a_number(
+    faulty_gateway: FaultyGateway, order: object
+) -> None:
+    """A request that is refused for its `order` is still readable in the log."""
+    payload = generate()
+    payload["data"].insert(0, payload["data"][0] | {"order": order, "modelName": "x"})
+    assert post(faulty_gateway, GENERATE, payload).status == 500
+    assert faulty_gateway.requests[0].model == "gpt-4-0613"
+
+
+@pytest.mark.parametrize(("keep", "numbers"), [(None, [1, 2, 3]), (2, [2, 3]), (0, [])])
+def test_the_log_can_be_bounded(keep: int | None, numbers: list[int]) -> None:
+    """`keep_requests` bounds the log; `reset_log` empties it; numbers continue."""
+    with FaultyGateway(keep_requests=keep) as gateway:
+        statuses(gateway, 3)
+        assert [seen.number for seen in gateway.requests] == numbers
+        gateway.reset_log()
+        assert gateway.requests == []
+        statuses(gateway, 1)
+        assert [seen.number for seen in gateway.requests] == [4] * bool(numbers)
+
+
+def test_the_outcome_is_in_the_log_before_the_answer_ends(
+    faulty_gateway: FaultyGateway,
+) -> None:
+    """A test that has read the answer finds its outcome in the log."""
+    with closing(connect(faulty_gateway)) as connection:
+        for _ in range(300):
+            connection.request("POST", CHAT, json.dumps(chat()))
+            connection.getresponse().read()
+            assert faulty_gateway.requests[-1].outcome == "sent"
+
+
+def test_waiting(faulty_gateway: FaultyGateway) -> None:
+    """`wait_for` ends when its condition holds; else it says what was seen."""
+    faulty_gateway.script(Silence())
+    with posted(faulty_gateway, CHAT, chat(model="my-model")):
+        faulty_gateway.wait_for(lambda seen: len(seen.requests) == 1)
+        assert faulty_gateway.requests[0].outcome == "pending"
+    faulty_gateway.wait_for(lambda seen: seen.open_connections == 0)
+    with pytest.raises(TimeoutError) as raised:
+        faulty_gateway.wait_for(lambda seen: len(seen.requests) == 2, timeout=0.01)
+    assert "after 0.01 s; 0 of 1 connections open, 1 requests" in str(raised.value)
+    assert "my-model, Silence(seconds=120.0), client_left" in str(raised.value)
+
+
+def test_waiting_for_a_connection_without_a_request(
+    faulty_gateway: FaultyGateway,
+) -> None:
+    """A new connection wakes up a waiting test at once."""
+    waiting, clients = threading.Event(), list[socket.socket]()
+
+    def connect_now() -> None:
+        waiting.wait(5)
+        clients.append(socket.create_connection(_address(faulty_gateway), 5))
+
+    def is_open(gateway: FaultyGateway) -> bool:
+        waiting.set()
+        return gateway.open_connections == 1
+
+    thread = threading.Thread(target=connect_now)
+    thread.start()
+    before = time.monotonic()
+    faulty_gateway.wait_for(is_open, timeout=15)
+    assert time.monotonic() - before < 10
+    thread.join()
+    clients[0].close()
+    assert faulty_gateway.requests == []
+
+
+async def test_waiting_in_a_coroutine(faulty_gateway: FaultyGateway) -> None:
+    """`await_for` lets the event loop run, in which the request is made."""
+    _, writer = await asyncio.open_connection(*_address(faulty_gateway))
+    writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+    await faulty_gateway.await_for(lambda seen: len(seen.requests) == 1)
+    writer.close()
+    await writer.wait_closed()
+    await faulty_gateway.await_for(lambda seen: seen.open_connections == 0)
+    with pytest.raises(TimeoutError, match="1 requests:\n  #1"):
+        await faulty_gateway.await_for(lambda _: False, timeout=0.01)
+
+
+# Connections.
+
+
+def test_connections_are_counted(faulty_gateway: FaultyGateway) -> None:
+    """Connections are counted when they come and when they go; requests know theirs."""
+    with ExitStack() as stack:
+        kept = [stack.enter_context(closing(connect(faulty_gateway))) for _ in range(2)]
+        for connection in (*kept, *kept):
+            connection.request("POST", CHAT, json.dumps(chat()))
+            assert connection.getresponse().read()
+        assert faulty_gateway.connections == faulty_gateway.open_connections == 2
+        assert [seen.connection for seen in faulty_gateway.requests] == [1, 2, 1, 2]
+    faulty_gateway.wait_for(lambda seen: seen.open_connections == 0)
+    assert faulty_gateway.connections == 2
+
+
+def test_many_connections_at_once(faulty_gateway: FaultyGateway) -> None:
+    """Many connections are open at the same time, and each gets its answer."""
+    with ExitStack() as stack:
+        clients = [
+            stack.enter_context(posted(faulty_gateway, CHAT, chat()))
+            for _ in range(200)
+        ]
+        faulty_gateway.wait_for(lambda seen: seen.open_connections == 200)
+        assert all(b" upstream" in read_until(one, b"upstream") for one in clients)
+
+
+def test_pipelined_requests_are_answered_in_order(
+    faulty_gateway: FaultyGateway,
+) -> None:
+    """Requests that are sent before the answers have come are answered one by one."""
+    faulty_gateway.script(Stall(1, 0.01), Answer("second"), Answer("third"))
+    body = json.dumps(chat()).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n\r\n"
+    with posted(faulty_gateway, CHAT, chat(stream=True)) as client:
+        client.sendall((head.encode() + body) * 2)
+        response = read_until(client, b"third")
+    order = [response.index(text) for text in (b"upstream", b"second", b"third")]
+    assert order == sorted(order)
+    assert [seen.outcome for seen in faulty_gateway.requests] == ["sent"] * 3
+
+
+def test_a_client_that_leaves(faulty_gateway: FaultyGateway) -> None:
+    """An answer that was not read to its end is not called sent, nor continued."""
+    faulty_gateway.script(
+        Answer(("x" * 20_000_000,)), Stall(1, 0.05), SlowFirstToken(0.1)
+    )
+    with posted(faulty_gateway, CHAT, chat()) as client:
+        client.recv(1)
+    faulty_gateway.wait_for(lambda seen: seen.requests[0].outcome == "client_left")
+    with posted(faulty_gateway, CHAT, chat(stream=True)) as client:
+        read_until(client, b"Hello")
+    assert statuses(faulty_gateway, 1) == [200]
+    outcomes = [seen.outcome for seen in faulty_gateway.requests]
+    assert outcomes == ["client_left", "client_left", "sent"]
+
+
+def test_a_big_answer_arrives(faulty_gateway: FaultyGateway) -> None:
+    """An answer that the kernel takes in many parts arrives whole, streamed or not."""
+    text = "word " * 400_000
+    faulty_gateway.always(Answer((text, text)))
+    whole = post(faulty_gateway, COMPLETIONS, completion())
+    streamed = post(faulty_gateway, COMPLETIONS, completion(stream=True))
+    assert whole.json["choices"][0]["text"] == text * 2
+    assert streamed.events[1]["choices"][0]["text"] == text
+    assert streamed.events[-1] == "[DONE]"
+    assert [seen.outcome for seen in faulty_gateway.requests] == ["sent", "sent"]
+
+
+def test_bytes_that_are_not_http(faulty_gateway: FaultyGateway) -> None:
+    """Bytes that are not a request get a 400 and an end; the gateway goes on."""
+    with socket.create_connection(_address(faulty_gateway), 5) as client:
+        client.sendall(b"\x16\x03\x01 hello\r\n\r\n")
+        assert read_to_end(client).startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert statuses(faulty_gateway, 1) == [200]
+
+
+def test_a_client_that_asks_before_it_sends(faulty_gateway: FaultyGateway) -> None:
+    """A client that waits for `100 Continue` before its body gets it."""
+    with closing(connect(faulty_gateway)) as connection:
+        body = json.dumps(chat()).encode()
+        connection.putrequest("POST", CHAT)
+        connection.putheader("content-length", str(len(body)))
+        connection.putheader("expect", "100-continue")
+        connection.endheaders()
+        assert connection.sock.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.send(body)
+        assert connection.getresponse().status == 200
