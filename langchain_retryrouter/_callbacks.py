@@ -184,7 +184,6 @@ class RetryVisibleChatModel(BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[AIMessageChunk]:
         """The chunks of the answer; see `BaseChatModel.astream`."""
-        await _enter()
         config = ensure_config(config)
         callbacks = AsyncCallbackManager.configure(
             config.get("callbacks"),
@@ -205,18 +204,6 @@ class RetryVisibleChatModel(BaseChatModel):
                 yield _as_chunk(first)
                 async for chunk in chunks:
                     yield chunk
-
-    async def ainvoke(
-        self,
-        input: LanguageModelInput,  # noqa: A002 - LangChain's name
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> AIMessage:
-        """The answer; see `BaseChatModel.ainvoke`."""
-        await _enter()
-        return await super().ainvoke(input, config, stop=stop, **kwargs)
 
     def _generate_with_cache(
         self,
@@ -241,14 +228,6 @@ class RetryVisibleChatModel(BaseChatModel):
             return await super()._agenerate_with_cache(
                 messages, stop=stop, run_manager=run_manager, **kwargs
             )
-
-
-async def _enter() -> None:
-    """Of calls that are made together, let in this one in its turn."""
-    # What repeats calls is loaded with the first model, not with its class.
-    from langchain_retryrouter._retry.turnstile import enter
-
-    await enter()
 
 
 def _as_chunk(message: AIMessage) -> AIMessageChunk:

@@ -1,69 +1,47 @@
-"""Two streams for one: a second route is asked when the first one says nothing.
+"""Hedged streams: if the first route is silent, a second one is asked as well.
 
-Whoever says something first is the call's stream; the other one is closed. A failure
-before that is no end while the other one may still speak.
+The first stream that has content wins, and the other one is closed. A stream that fails
+earlier loses only if the other one does not fail too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import queue
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
-from langchain_retryrouter._retry.streaming import AEventSource, EventSource
-from langchain_retryrouter._retry.timeouts import start_thread
-from langchain_retryrouter.errors import APIConnectionError, RetryRouterError
+from langchain_retryrouter._retry.timeouts import (
+    AEventSource,
+    EventSource,
+    ThreadedStream,
+)
+from langchain_retryrouter.errors import RetryRouterError
 
 E = TypeVar("E")
 S_co = TypeVar("S_co", covariant=True)
 
+# Events up to the first content, and the error that came instead of it.
+Opening: TypeAlias = tuple[list[E], BaseException | None]
+Pending: TypeAlias = Future[Opening[E]] | asyncio.Task[Opening[E]]
+
 
 class Hedge(Protocol[S_co]):
-    """What a race has to know of the call that it is run for."""
+    """What the race asks of the call that it is run for."""
 
     after: float
-    """Seconds of silence, before which nobody else is asked."""
+    """Seconds of silence after which the second stream is opened."""
 
     def begin(self) -> S_co | None:
-        """The second stream, opened; None if nobody else may be asked."""
+        """Open the second stream; None if no other route may be asked."""
 
     def settle(self, *, has_won: bool, error: RetryRouterError | None) -> None:
-        """Who goes on; and how the other one failed, if it did."""
-
-
-@dataclass(slots=True)
-class _Runner(Generic[E]):
-    """One of both streams, read until it says something."""
-
-    source: EventSource[E]
-    says: Callable[[E], bool]
-    held: list[E] = field(default_factory=list)
-    error: BaseException | None = None
-    events: Iterator[E] = field(init=False)
-
-    def run(self, arrived: queue.SimpleQueue[_Runner[E] | None]) -> None:
-        self.events = iter(self.source)
-        try:
-            for event in self.events:
-                self.held.append(event)
-                if self.says(event):
-                    break
-        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
-            self.error = error
-        arrived.put(self)
-
-    def rest(self) -> Iterator[E]:
-        yield from self.held
-        if self.error is not None:
-            raise self.error
-        yield from self.events
+        """Whether the second stream has won, and how the loser failed, if it did."""
 
 
 class HedgedSource(Generic[E]):
-    """The events of the stream that speaks first."""
+    """The events of the stream that is first to have content."""
 
     def __init__(
         self,
@@ -71,71 +49,69 @@ class HedgedSource(Generic[E]):
         hedge: Hedge[EventSource[E]],
         says: Callable[[E], bool],
     ) -> None:
-        """Both must be sources that another thread can abort."""
-        self._first, self._hedge, self._says = first, hedge, says
-        self._second: EventSource[E] | None = None
-        self._arrived: queue.SimpleQueue[_Runner[E] | None] = queue.SimpleQueue()
+        """Nothing is read yet.
+
+        Args:
+            first: The stream of the first route.
+            hedge: Opens the second stream.
+            says: Whether an event is content.
+        """
+        self._hedge, self._says = hedge, says
+        self._streams = [ThreadedStream(lambda: first)]
+        self._is_aborted = False
 
     def __iter__(self) -> Iterator[E]:
-        """The events of whoever speaks first.
+        """The events of the winner.
 
         Raises:
-            RetryRouterError: The first stream's, if neither says anything.
+            RetryRouterError: The first stream's error if both fail.
         """
-        first = self._start(self._first)
-        arrived = self._wait(self._hedge.after)
-        if arrived is not None or (second := self._begin()) is None:
-            winner = arrived or self._wait() or first
-        else:
-            winner = self._race(first, second)
-        yield from winner.rest()
+        openings = [self._streams[0].submit(self._read)]
+        wait(openings, self._hedge.after)
+        if not openings[0].done() and (source := self._hedge.begin()) is not None:
+            self._streams.append(ThreadedStream(lambda: source))
+            openings.append(self._streams[1].submit(self._read))
+            if self._is_aborted:  # While there was one stream to abort.
+                self.abort()
+        while (winner := _winner(openings)) is None:
+            pending = [opening for opening in openings if not opening.done()]
+            wait(pending, return_when=FIRST_COMPLETED)
+        if len(openings) > 1 and not self._is_aborted:
+            failure = _failure(openings[1 - winner])
+            self._streams[1 - winner].close()
+            self._hedge.settle(has_won=winner == 1, error=failure)
+        events, error = openings[winner].result()
+        yield from events
+        if error is not None:
+            raise error
+        yield from self._streams[winner]
 
     def abort(self) -> None:
-        """Unblock whoever waits for an event."""
-        self._first.abort()
-        if self._second is not None:
-            self._second.abort()
-        self._arrived.put(None)
+        """Unblock, from another thread, a read under way; it then raises."""
+        self._is_aborted = True
+        for stream in self._streams:
+            stream.abort()
 
     def close(self) -> None:
-        """Let go of both."""
-        self._first.close()
-        if self._second is not None:
-            self._second.close()
+        """Close both streams."""
+        with contextlib.ExitStack() as both:
+            for stream in self._streams:
+                both.callback(stream.close)
 
-    def _start(self, source: EventSource[E]) -> _Runner[E]:
-        runner = _Runner(source, self._says)
-        start_thread(lambda: runner.run(self._arrived))
-        return runner
-
-    def _begin(self) -> _Runner[E] | None:
-        self._second = self._hedge.begin()
-        return None if self._second is None else self._start(self._second)
-
-    def _wait(self, seconds: float | None = None) -> _Runner[E] | None:
-        """Who has arrived; None if nobody has in so many seconds."""
+    def _read(self, events: Iterator[E]) -> Opening[E]:
+        opening: list[E] = []
         try:
-            arrived = self._arrived.get(timeout=seconds)
-        except queue.Empty:
-            return None
-        if arrived is None:
-            msg = "the stream was left, since its time was up"
-            raise APIConnectionError(msg)
-        return arrived
-
-    def _race(self, first: _Runner[E], second: _Runner[E]) -> _Runner[E]:
-        winner = self._wait() or first
-        if winner.error is not None:
-            other = self._wait() or first
-            winner = other if other.error is None else first
-        loser = first if winner is second else second
-        loser.source.close()
-        _settle(self._hedge, has_won=winner is second, error=loser.error)
-        return winner
+            for event in events:
+                opening.append(event)
+                if self._says(event):
+                    break
+        except BaseException as error:  # noqa: BLE001 - raised behind these events
+            return opening, error
+        return opening, None
 
 
 class AHedgedSource(Generic[E]):
-    """Async twin of `HedgedSource`."""
+    """Async variant of `HedgedSource`."""
 
     def __init__(
         self,
@@ -143,88 +119,76 @@ class AHedgedSource(Generic[E]):
         hedge: Hedge[AEventSource[E]],
         says: Callable[[E], bool],
     ) -> None:
-        """What both streams say is read by tasks of the running event loop."""
+        """Nothing is read yet; the arguments are those of `HedgedSource`."""
         self._first, self._hedge, self._says = first, hedge, says
-        self._runners: list[_ARunner[E]] = []
+        self._racers: list[_Racer[E]] = []
 
     async def __aiter__(self) -> AsyncIterator[E]:
-        """The events of whoever speaks first.
+        """The events of the winner.
 
         Raises:
-            RetryRouterError: The first stream's, if neither says anything.
+            RetryRouterError: The first stream's error if both fail.
         """
-        winner = first = self._start(self._first)
-        await asyncio.wait({first.task}, timeout=self._hedge.after)
-        if not first.task.done() and (second := self._begin()) is not None:
-            winner = await self._race(first, second)
-        for event in await winner.task:
+        openings = [self._start(self._first)]
+        await asyncio.wait(openings, timeout=self._hedge.after)
+        if not openings[0].done() and (source := self._hedge.begin()) is not None:
+            openings.append(self._start(source))
+        while (winner := _winner(openings)) is None:
+            pending = [opening for opening in openings if not opening.done()]
+            await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        if len(openings) > 1:
+            failure = _failure(openings[1 - winner])
+            await self._racers[1 - winner].leave()
+            self._hedge.settle(has_won=winner == 1, error=failure)
+        events, error = openings[winner].result()
+        for event in events:
             yield event
-        async for event in winner.events:
+        if error is not None:
+            raise error
+        async for event in self._racers[winner].events:
             yield event
 
     async def aclose(self) -> None:
-        """Let go of both."""
+        """Close both streams."""
         async with contextlib.AsyncExitStack() as both:
-            for runner in self._runners:
-                both.push_async_callback(runner.leave)
+            for racer in self._racers:
+                both.push_async_callback(racer.leave)
 
-    def _start(self, source: AEventSource[E]) -> _ARunner[E]:
-        runner = _ARunner(source, self._says)
-        self._runners.append(runner)
-        return runner
-
-    def _begin(self) -> _ARunner[E] | None:
-        source = self._hedge.begin()
-        return None if source is None else self._start(source)
-
-    async def _race(self, first: _ARunner[E], second: _ARunner[E]) -> _ARunner[E]:
-        tasks = {first.task: first, second.task: second}
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        arrived = [runner for task, runner in tasks.items() if task in done]
-        if all(runner.error() is not None for runner in arrived):
-            await asyncio.wait(tasks)
-            arrived = [first, second]
-        spoke = [runner for runner in arrived if runner.error() is None]
-        winner = spoke[0] if spoke else first
-        loser = first if winner is second else second
-        error = loser.error() if loser.task.done() else None
-        await loser.leave()
-        _settle(self._hedge, has_won=winner is second, error=error)
-        return winner
+    def _start(self, source: AEventSource[E]) -> asyncio.Task[Opening[E]]:
+        racer = _Racer(source, self._says)
+        self._racers.append(racer)
+        return racer.opening
 
 
-class _ARunner(Generic[E]):
-    """Async twin of `_Runner`."""
+class _Racer(Generic[E]):
+    """One of two async streams, read by a task up to its first content."""
 
     def __init__(self, source: AEventSource[E], says: Callable[[E], bool]) -> None:
         self._source = source
         self._says = says
         self._is_closed = False
         self.events = aiter(source)
-        self.task = asyncio.create_task(self._run())
-        # Looked at, or asyncio would tell the log of an error that nobody waited for.
-        self.task.add_done_callback(lambda _: self.error())
+        self.opening = asyncio.create_task(self._read())
 
-    async def _run(self) -> list[E]:
-        held: list[E] = []
+    async def _read(self) -> Opening[E]:
+        opening: list[E] = []
         try:
             async for event in self.events:
-                held.append(event)
+                opening.append(event)
                 if self._says(event):
                     break
+        except Exception as error:  # noqa: BLE001 - raised behind these events
+            return opening, error
         except BaseException:
-            # Here, since whoever leaves this task may be cancelled before it is over.
+            # Here, since the task that calls `leave` may be cancelled as well.
             await self._close()
             raise
-        return held
-
-    def error(self) -> BaseException | None:
-        return self.task.exception() if not self.task.cancelled() else None
+        return opening, None
 
     async def leave(self) -> None:
-        self.task.cancel()
-        # Not `await self.task`: who suppresses its cancel suppresses their own, too.
-        await asyncio.wait({self.task})
+        self.opening.cancel()
+        # Not `await self.opening`, which could not tell its cancellation from ours.
+        await asyncio.wait({self.opening})
         await self._close()
 
     async def _close(self) -> None:
@@ -233,8 +197,19 @@ class _ARunner(Generic[E]):
             await self._source.aclose()
 
 
-def _settle(
-    hedge: Hedge[object], *, has_won: bool, error: BaseException | None
-) -> None:
-    named = error if isinstance(error, RetryRouterError) else None
-    hedge.settle(has_won=has_won, error=named)
+def _winner(openings: Sequence[Pending[E]]) -> int | None:
+    """Which stream has content; the first one if all failed; None if that is open."""
+    done = [opening.done() for opening in openings]
+    for place, opening in enumerate(openings):
+        if done[place] and _error(opening) is None:
+            return place
+    return 0 if all(done) else None
+
+
+def _failure(opening: Pending[E]) -> RetryRouterError | None:
+    error = _error(opening) if opening.done() else None
+    return error if isinstance(error, RetryRouterError) else None
+
+
+def _error(opening: Pending[E]) -> BaseException | None:
+    return opening.exception() or opening.result()[1]

@@ -1,9 +1,12 @@
-"""A stream, repeated until its first token, then watched: `stream` and its twin.
+"""Retried streams: `stream` and `astream`.
 
-What can be undone is undone silently: until the first token has been handed over, a
-failed attempt is followed by the next. From then on nothing is repeated, and a stream
-that ends without its protocol's end raises, with what was delivered. A plan may hold a
-stream back until its end; then there is no such moment, and nothing is ever half said.
+A stream is repeated silently until its first token has been handed to the caller. From
+then on nothing is repeated: a stream that stops before the end that its protocol
+requires raises an error with the text that was delivered. If `RetryContext.is_buffered`
+is set, nothing is handed over before the end is known to be good.
+
+The loop is that of `engine.py`; sync streams with time limits are read by a
+`timeouts.ThreadedStream`.
 """
 
 from __future__ import annotations
@@ -15,10 +18,8 @@ from collections.abc import (
     Awaitable,
     Callable,
     Generator,
-    Iterator,
 )
-from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, NoReturn, Protocol, TypeAlias, TypeVar
+from typing import Generic, NamedTuple, NoReturn, TypeAlias, TypeVar
 
 from langchain_retryrouter._retry.engine import (
     ANotify,
@@ -27,13 +28,30 @@ from langchain_retryrouter._retry.engine import (
     RetryContext,
     RetryController,
     abegin,
-    aretrying,
+    arun,
     begin,
-    retrying,
+    run,
 )
-from langchain_retryrouter._retry.watchdog import Watch
+from langchain_retryrouter._retry.timeouts import (
+    END,
+    AEventSource,
+    DirectStream,
+    End,
+    EventSource,
+    ThreadedStream,
+    TimeLimitError,
+)
 from langchain_retryrouter.errors import RetryRouterError
 from langchain_retryrouter.failures import FailureKind
+
+__all__ = [
+    "AEventSource",
+    "ChunkInfo",
+    "EventSource",
+    "StreamMonitor",
+    "astream",
+    "stream",
+]
 
 
 class ChunkInfo(NamedTuple):
@@ -41,9 +59,9 @@ class ChunkInfo(NamedTuple):
 
     Attributes:
         text: Text that it adds to the answer.
-        is_token: Whether it carries content: once handed over, nothing can be undone.
-        is_end: Whether the protocol says with it that the answer is whole.
-        is_last: Whether nothing worth reading follows.
+        is_token: Whether it has content; once handed over, nothing can be repeated.
+        is_end: Whether the answer is complete with it, as the protocol defines it.
+        is_last: Whether nothing useful follows.
     """
 
     text: str = ""
@@ -52,308 +70,255 @@ class ChunkInfo(NamedTuple):
     is_last: bool = False
 
 
-class StreamGuard:
-    """Follows the stream of one attempt."""
+E = TypeVar("E")
 
-    __slots__ = ("_parts", "is_over", "is_whole", "saw_token")
+Classifier: TypeAlias = Callable[[E], ChunkInfo]
 
-    def __init__(self) -> None:
-        """Nothing has been seen yet."""
-        self._parts: list[str] = []
+# Seconds to wait for what follows a complete answer, such as token usage.
+_AFTER_THE_END = 5.0
+
+
+class StreamMonitor(Generic[E]):
+    """The state of one attempt's stream, shared by the sync and async engine.
+
+    Attributes:
+        buffer: Events that were read before the first one was handed over.
+        first_token_delivered: Whether events are being handed to the caller.
+        saw_token: Whether an event had content.
+        is_complete: Whether the protocol's end was seen.
+        is_over: Whether nothing more is to be read.
+        has_limits: Whether the policy limits the time between events.
+    """
+
+    def __init__(
+        self, controller: RetryController, classify_chunk: Classifier[E]
+    ) -> None:
+        self.buffer: list[E] = []
+        self.first_token_delivered = False
         self.saw_token = False
-        self.is_whole = False
+        self.is_complete = False
         self.is_over = False
-
-    def see(self, signal: ChunkInfo) -> None:
-        """Take note of one event."""
-        if signal.text:
-            self._parts.append(signal.text)
-        if signal.is_token:
-            self.saw_token = True
-            self.is_whole = False  # An end that a token follows was not the end.
-        if signal.is_end:
-            self.is_whole = True
-        if signal.is_last:
-            self.is_over = True
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether the first event worth handing over has come: a token, or the end."""
-        return self.saw_token or self.is_whole
+        self._controller = controller
+        self._policy = policy = controller.call_state.policy
+        self.has_limits = (
+            policy.stall_timeout is not None or policy.deadline is not None
+        )
+        self._classify_chunk = classify_chunk
+        self._text: list[str] = []
+        self._is_counted = False
 
     @property
     def delivered(self) -> str:
         """All text seen so far."""
-        return "".join(self._parts)
+        return "".join(self._text)
 
-
-E = TypeVar("E")
-E_co = TypeVar("E_co", covariant=True)
-
-Reader: TypeAlias = Callable[[E], ChunkInfo]
-
-# Behind the end there may be a usage event. A server that neither sends it nor closes
-# is not waited for longer than this many seconds.
-_AFTER_THE_END = 5.0
-
-
-class EventSource(Protocol[E_co]):
-    """One attempt's stream, opened."""
-
-    def __iter__(self) -> Iterator[E_co]:
-        """The events; an error they raise is a `RetryRouterError`."""
-
-    def close(self) -> None:
-        """Let go of the connection at once."""
-
-    def abort(self) -> None:
-        """Unblock, from another thread, a read under way; it then raises."""
-
-
-class AEventSource(Protocol[E_co]):
-    """Async twin of `EventSource`."""
-
-    def __aiter__(self) -> AsyncIterator[E_co]:
-        """The events; an error they raise is a `RetryRouterError`."""
-
-    async def aclose(self) -> None:
-        """Let go of the connection at once."""
-
-
-class _End:
-    """What a pull gives instead of an event when there are no more."""
-
-
-_END = _End()
-_SILENCE = _End()
-
-
-class StreamMonitor(Generic[E]):
-    """One attempt's stream as both twins follow it: what was seen, what it means."""
-
-    def __init__(self, controller: RetryController, reader: Reader[E]) -> None:
-        self.guard = StreamGuard()
-        self.held: list[E] = []
-        self.first_token_delivered = False
-        self._steering = controller
-        self._reader = reader
-        self._is_counted = False
-        policy = controller.call_state.policy
-        limits = (policy.stall_timeout, policy.deadline)
-        self._is_limited = limits != (None, None)
-
-    def open_for(self, event: E) -> bool:
-        """Keep an event back; True once there is something worth handing over."""
-        self.held.append(event)
+    def hold(self, event: E) -> bool:
+        """Keep an event back; True once the events may be handed over."""
+        self.buffer.append(event)
         self.see(event)
-        if self._steering.is_buffered:
-            return self.guard.is_whole
-        return self.guard.is_settled
+        if self._controller.is_buffered:
+            return self.is_complete
+        return self.saw_token or self.is_complete
 
     def see(self, event: E) -> None:
         """Take note of an event about to be handed over."""
-        self.guard.see(self._reader(event))
-        if self.guard.is_whole:
+        chunk = self._classify_chunk(event)
+        if chunk.text:
+            self._text.append(chunk.text)
+        if chunk.is_token:
+            self.saw_token = True
+            self.is_complete = False  # An end that a token follows was not the end.
+        if chunk.is_end:
+            self.is_complete = True
             if not self._is_counted:
                 self._is_counted = True
-                self._steering.call_state.succeeded()
-        elif self.guard.is_over:
+                self._controller.call_state.succeeded()
+        if chunk.is_last:
+            self.is_over = True
             self.ended()
 
     def limit(self) -> float | None:
-        """Seconds the next event may take; None for no limit of ours."""
-        if not (self._is_limited or self.guard.is_whole):
+        """Seconds that the next event may take; None for no limit."""
+        if not (self.has_limits or self.is_complete):
             return None
-        call_state = self._steering.call_state
         limits = (
-            call_state.policy.stall_timeout,
-            call_state.remaining(),
-            _AFTER_THE_END if self.guard.is_whole else None,
+            self._policy.stall_timeout,
+            self._controller.call_state.remaining(),
+            _AFTER_THE_END if self.is_complete else None,
         )
         return min((limit for limit in limits if limit is not None), default=None)
 
-    def ended(self) -> _End:
-        """The body is over, which is fine if the protocol said so first."""
-        if not self.guard.is_whole:
-            self._break_off(
-                self._interrupted("the stream ended before the answer was complete")
-            )
-        return _END
+    def ended(self) -> End:
+        """The body is over, which is an error if the answer is not complete."""
+        if not self.is_complete:
+            self._interrupt("the stream ended before the answer was complete")
+        return END
 
-    def broke(self, error: RetryRouterError) -> _End:  # noqa: RET503 - it raises
-        """The body broke, which is no matter once the answer is whole."""
-        if self.guard.is_whole:
-            return _END
-        if error.failure.kind in {FailureKind.CONNECTION, FailureKind.TIMEOUT}:
-            self._break_off(self._interrupted(error.message), cause=error)
-        self._break_off(error)
+    def failed(self, error: RetryRouterError) -> End:
+        """Reading failed, which does not matter if the answer is complete."""
+        if not self.is_complete:
+            if error.failure.kind in {FailureKind.CONNECTION, FailureKind.TIMEOUT}:
+                self._interrupt(error.message, cause=error)
+            self._raise(error)
+        return END
 
-    def fell_silent(self, limit: float) -> _End:  # noqa: RET503 - it raises
+    def stalled(self, limit: float) -> End:
         """The next event did not come in time."""
-        if self.guard.is_whole:
-            return _END
-        self._break_off(self._interrupted(self._why_cut(limit)))
+        if not self.is_complete:
+            self._interrupt(self._limit_exceeded(limit))
+        return END
 
     def timed_out(self, attempt: Attempt) -> RetryRouterError:
-        """The error for an attempt that was cut short before anything was handed over.
+        """The error for an attempt that ran out of time before any event was delivered.
 
-        It is one of time, and not of a broken stream: another route may be faster.
+        It is a timeout and not an interrupted stream, since another route may be
+        faster.
         """
-        if not (self._steering.is_buffered and self.guard.saw_token):
-            return self._steering.timed_out(attempt.timeout or 0.0)
-        what = self._why_cut(self.limit() or 0.0)
-        return self._steering.errors[FailureKind.TIMEOUT](what)
+        if self._controller.is_buffered and self.saw_token:
+            message = self._limit_exceeded(self.limit() or 0.0)
+            return self._controller.errors[FailureKind.TIMEOUT](message)
+        return self._controller.timed_out(attempt)
 
-    def _why_cut(self, limit: float) -> str:
-        policy = self._steering.call_state.policy
-        if limit == policy.stall_timeout:
+    def _limit_exceeded(self, limit: float) -> str:
+        if limit == self._policy.stall_timeout:
             return f"the stream was silent for {limit:.3g} s"
-        return f"the deadline of {policy.deadline:g} s is over"
+        return f"the deadline of {self._policy.deadline:g} s is over"
 
-    def _interrupted(self, what: str) -> RetryRouterError:
-        return self._steering.errors[FailureKind.INTERRUPTED](
-            f"{what}, after {len(self.guard.delivered)} characters"
-        )
+    def _interrupt(
+        self, message: str, cause: RetryRouterError | None = None
+    ) -> NoReturn:
+        error_class = self._controller.errors[FailureKind.INTERRUPTED]
+        error = error_class(f"{message}, after {len(self.delivered)} characters")
+        self._raise(error, cause)
 
-    def _break_off(
+    def _raise(
         self, error: RetryRouterError, cause: RetryRouterError | None = None
     ) -> NoReturn:
         if self.first_token_delivered:
-            error.delivered = self.guard.delivered
-            self._steering.stream_interrupted(error)
+            error.delivered = self.delivered
+            self._controller.stream_interrupted(error)
         raise error from cause
 
 
-@dataclass(slots=True)
-class _Opened(Generic[E]):
-    source: EventSource[E]
-    monitor: StreamMonitor[E]
-    watch: Watch
-    events: Iterator[E] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.events = iter(self.source)
-
-
-@dataclass(slots=True)
-class _AOpened(Generic[E]):
-    source: AEventSource[E]
-    monitor: StreamMonitor[E]
-    events: AsyncIterator[E] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.events = aiter(self.source)
-
-
 def stream(
-    plan: RetryContext,
+    context: RetryContext,
     connect: Callable[[Attempt], EventSource[E]],
-    new_reader: Callable[[], Reader[E]],
+    new_classifier: Callable[[], Classifier[E]],
     notify: Notify | None = None,
 ) -> Generator[E, None, None]:
-    """The events of one whole stream.
+    """The events of one complete stream.
 
     Args:
-        plan: The call's session, errors and clock.
-        connect: Opens one attempt's stream.
-        new_reader: Makes what tells, for one attempt's events, token and end.
-        notify: Told of each retry before its wait.
+        context: The call's state, errors and clock.
+        connect: Opens one attempt's stream. If there is a time limit, it runs in a
+            worker thread, and may return while the next attempt is under way.
+        new_classifier: Makes the function that classifies one attempt's events.
+        notify: Called before each wait.
 
     Raises:
         RetryRouterError: Before the first token, the last attempt's own error; after it
             a `StreamInterruptedError`, or the error that the stream itself reported,
             with `delivered`.
     """
-    controller = RetryController(plan, is_stream=True)
+    controller = RetryController(context, is_stream=True)
 
-    def attempt() -> _Opened[E]:
-        return _open(controller, begin(controller), connect, new_reader)
+    def attempt() -> tuple[_Stream[E], StreamMonitor[E]]:
+        return _open(controller, begin(controller), connect, new_classifier)
 
-    opened = retrying(plan, controller, attempt, notify)
-    opened.monitor.first_token_delivered = True
+    events, monitor = run(context, controller, attempt, notify)
+    monitor.first_token_delivered = True
     try:
-        yield from opened.monitor.held
-        while not isinstance(pulled := _pull(opened), _End):
-            yield pulled
+        yield from monitor.buffer
+        while not isinstance(event := _next(events, monitor), End):
+            yield event
     finally:
-        opened.watch.end()
-        # Says nothing about a call that is settled. First, since a close can break.
-        plan.call_state.cancelled()
-        opened.source.close()
+        # First, since closing may fail; it changes nothing in a call that has ended.
+        context.call_state.cancelled()
+        events.close()
 
 
 async def astream(
-    plan: RetryContext,
+    context: RetryContext,
     connect: Callable[[Attempt], Awaitable[AEventSource[E]]],
-    new_reader: Callable[[], Reader[E]],
+    new_classifier: Callable[[], Classifier[E]],
     notify: ANotify | None = None,
 ) -> AsyncGenerator[E, None]:
-    """Async twin of `stream`."""
-    controller = RetryController(plan, is_stream=True)
+    """Async variant of `stream`."""
+    controller = RetryController(context, is_stream=True)
 
-    async def attempt() -> _AOpened[E]:
-        return await _aopen(controller, await abegin(controller), connect, new_reader)
+    async def attempt() -> tuple[AEventSource[E], AsyncIterator[E], StreamMonitor[E]]:
+        return await _aopen(
+            controller, await abegin(controller), connect, new_classifier
+        )
 
-    opened = await aretrying(plan, controller, attempt, notify)
-    opened.monitor.first_token_delivered = True
+    source, events, monitor = await arun(context, controller, attempt, notify)
+    monitor.first_token_delivered = True
     try:
-        for event in opened.monitor.held:
+        for event in monitor.buffer:
             yield event
-        while not isinstance(pulled := await _apull(opened), _End):
-            yield pulled
+        while not isinstance(following := await _anext(events, monitor), End):
+            yield following
     finally:
-        plan.call_state.cancelled()
-        await opened.source.aclose()
+        context.call_state.cancelled()
+        await source.aclose()
+
+
+_Stream: TypeAlias = DirectStream[E] | ThreadedStream[E]
 
 
 def _open(
     controller: RetryController,
     attempt: Attempt,
     connect: Callable[[Attempt], EventSource[E]],
-    new_reader: Callable[[], Reader[E]],
-) -> _Opened[E]:
-    """Connect, and read up to the first event worth handing over."""
+    new_classifier: Callable[[], Classifier[E]],
+) -> tuple[_Stream[E], StreamMonitor[E]]:
+    """Connect, and read up to the first event that may be handed over."""
     clock = controller.clock
     began = clock.monotonic()
-    monitor = StreamMonitor(controller, new_reader())
-    source = connect(attempt)
-    opened = _Opened(source, monitor, Watch(source.abort))
+    monitor = StreamMonitor(controller, new_classifier())
+    has_limits = attempt.timeout is not None or monitor.has_limits
+    events: _Stream[E] = (ThreadedStream if has_limits else DirectStream)(
+        lambda: connect(attempt)
+    )
     try:
-        if attempt.timeout is not None:
-            opened.watch.expect_within(attempt.timeout - (clock.monotonic() - began))
-        for event in opened.events:
-            if monitor.open_for(event) and opened.watch.pause():
-                return opened
-            if monitor.guard.saw_token and opened.watch.pause():
-                opened.watch.expect_within(monitor.limit())
-        monitor.ended()
-    except BaseException as error:
-        opened.watch.end()
-        source.close()
-        if opened.watch.has_fired and isinstance(error, RetryRouterError):
-            raise monitor.timed_out(attempt) from error
+        events.open(attempt.timeout)
+        while True:
+            limit = monitor.limit() if monitor.saw_token else attempt.timeout
+            if limit is not None and not monitor.saw_token:
+                limit -= clock.monotonic() - began
+            event = events.next(limit)
+            if isinstance(event, End):
+                monitor.ended()
+            elif monitor.hold(event):
+                return events, monitor
+    except TimeLimitError as error:
+        events.close()
+        raise monitor.timed_out(attempt) from error
+    except BaseException:
+        events.close()
         raise
-    return opened
 
 
 async def _aopen(
     controller: RetryController,
     attempt: Attempt,
     connect: Callable[[Attempt], Awaitable[AEventSource[E]]],
-    new_reader: Callable[[], Reader[E]],
-) -> _AOpened[E]:
-    """Async twin of `_open`."""
+    new_classifier: Callable[[], Classifier[E]],
+) -> tuple[AEventSource[E], AsyncIterator[E], StreamMonitor[E]]:
+    """Async variant of `_open`."""
     source: AEventSource[E] | None = None
-    monitor = StreamMonitor(controller, new_reader())
+    monitor = StreamMonitor(controller, new_classifier())
+    loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(attempt.timeout) as limit:
             source = await connect(attempt)
-            opened = _AOpened(source, monitor)
-            async for event in opened.events:
-                if monitor.open_for(event):
-                    return opened
-                if monitor.guard.saw_token:
-                    _reschedule(limit, monitor.limit())
+            events = aiter(source)
+            async for event in events:
+                if monitor.hold(event):
+                    return source, events, monitor
+                if monitor.saw_token:
+                    seconds = monitor.limit()
+                    limit.reschedule(None if seconds is None else loop.time() + seconds)
             monitor.ended()
     except BaseException as error:
         if source is not None:
@@ -361,60 +326,44 @@ async def _aopen(
         if isinstance(error, TimeoutError) and limit.expired():
             raise monitor.timed_out(attempt) from error
         raise
-    return opened
+    raise AssertionError  # `ended` raises.
 
 
-def _reschedule(limit: asyncio.Timeout, seconds: float | None) -> None:
-    loop = asyncio.get_running_loop()
-    limit.reschedule(None if seconds is None else loop.time() + seconds)
-
-
-def _pull(opened: _Opened[E]) -> E | _End:
-    """The next event of a stream that is under way."""
-    monitor, watch = opened.monitor, opened.watch
-    if monitor.guard.is_over:
-        return _END
+def _next(events: _Stream[E], monitor: StreamMonitor[E]) -> E | End:
+    """The next event of a stream under way, or `END`."""
+    if monitor.is_over:
+        return END
     limit = monitor.limit()
-    watch.expect_within(limit)
     try:
-        event = next(opened.events, _END)
+        event = events.next(limit)
+    except TimeLimitError:
+        return monitor.stalled(limit or 0.0)
     except RetryRouterError as error:
-        if watch.has_fired:
-            return monitor.fell_silent(limit or 0.0)
-        return monitor.broke(error)
-    if limit is not None:
-        watch.pause()
-    if isinstance(event, _End):
+        return monitor.failed(error)
+    if isinstance(event, End):
         return monitor.ended()
     monitor.see(event)
     return event
 
 
-async def _apull(opened: _AOpened[E]) -> E | _End:
-    """Async twin of `_pull`."""
-    monitor = opened.monitor
-    if monitor.guard.is_over:
-        return _END
+async def _anext(events: AsyncIterator[E], monitor: StreamMonitor[E]) -> E | End:
+    """Async variant of `_next`."""
+    if monitor.is_over:
+        return END
     limit = monitor.limit()
     try:
-        event = await _anext_within(opened.events, limit)
-    except RetryRouterError as error:
-        return monitor.broke(error)
-    if event is _SILENCE:
-        return monitor.fell_silent(limit or 0.0)
-    if isinstance(event, _End):
-        return monitor.ended()
-    monitor.see(event)
-    return event
-
-
-async def _anext_within(events: AsyncIterator[E], limit: float | None) -> E | _End:
-    if limit is None:
-        return await anext(events, _END)
-    try:
-        async with asyncio.timeout(limit) as scope:
-            return await anext(events, _END)
+        if limit is None:
+            event = await anext(events, END)
+        else:
+            async with asyncio.timeout(limit) as scope:
+                event = await anext(events, END)
     except TimeoutError:
-        if scope.expired():
-            return _SILENCE
-        raise
+        if limit is None or not scope.expired():
+            raise
+        return monitor.stalled(limit)
+    except RetryRouterError as error:
+        return monitor.failed(error)
+    if isinstance(event, End):
+        return monitor.ended()
+    monitor.see(event)
+    return event

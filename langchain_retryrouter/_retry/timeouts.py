@@ -1,160 +1,320 @@
-"""Foreign coroutines that lose a cancel: it is found behind them, and raised after all.
+"""Time limits of sync code, and bounded concurrency.
 
-`asyncio.wait_for` of Python 3.11 loses one that comes together with its result, and
-langchain-openai reads each chunk of a stream by it. A call would go on although its
-task was cancelled, and be retried.
+A blocking read cannot be interrupted, and a socket's own timeout starts anew with every
+byte. So sync work that has a time limit runs in a worker thread, and the caller waits
+for its result no longer than the limit: `run_with_timeout` for one result,
+`ThreadedStream` for the events of a stream.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
+import logging
 import queue
 import threading
-from collections.abc import Awaitable, Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from types import TracebackType
-from typing import Generic, TypeVar, cast
+from typing import Generic, Protocol, TypeVar, cast
 
 from langchain_retryrouter.errors import APIConnectionError
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+R = TypeVar("R")
 
-# Events that are read ahead of whoever takes them.
-_AHEAD = 64
-
-
-class _Raised:
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
+_ABORTED = "the stream was aborted"
 
 
-class _Over:
-    """Nothing more comes."""
+class TimeLimitError(TimeoutError):
+    """Sync work did not finish within its time limit."""
 
 
-class _Aborted:
-    """Somebody has lost patience."""
+class EventSource(Protocol[T_co]):
+    """One attempt's open stream."""
+
+    def __iter__(self) -> Iterator[T_co]:
+        """The events; an error of the provider is a `RetryRouterError`."""
+
+    def close(self) -> None:
+        """Release the connection at once."""
+
+    def abort(self) -> None:
+        """Unblock, from another thread, a read under way; the read then raises."""
 
 
-def run_with_timeout(seconds: float | None, work: Callable[[], T]) -> T:
-    """The result of `work`, waited for no longer than `seconds`; None: as it takes.
+class AEventSource(Protocol[T_co]):
+    """Async variant of `EventSource`."""
+
+    def __aiter__(self) -> AsyncIterator[T_co]:
+        """The events; an error of the provider is a `RetryRouterError`."""
+
+    async def aclose(self) -> None:
+        """Release the connection at once."""
+
+
+class End:
+    """What `next` returns instead of an event at the end of a stream."""
+
+
+END = End()
+
+
+class Worker:
+    """A daemon thread that runs functions one after another.
+
+    They run in a copy of the context that the worker was made in, so that tracers and
+    logs see the caller's context variables. It is not a `ThreadPoolExecutor`, since the
+    interpreter waits at exit for an executor's threads, also if one hangs in a read.
+    """
+
+    def __init__(self) -> None:
+        """Start the thread."""
+        self.is_busy = False
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._context = copy_context()
+        threading.Thread(
+            target=_run_jobs, args=(self._jobs,), name="retryrouter-worker", daemon=True
+        ).start()
+        # Also for a worker that is collected without a `stop`.
+        self._finalizer = weakref.finalize(self, self._jobs.put, None)
+
+    def submit(self, work: Callable[[], R]) -> Future[R]:
+        """Run `work` when all work before it is done."""
+        future: Future[R] = Future()
+
+        def job() -> None:
+            with contextlib.suppress(InvalidStateError):  # The caller gave it up.
+                try:
+                    result = self._context.run(work)
+                except BaseException as error:  # noqa: BLE001 - raised by `result`
+                    self.is_busy = False
+                    future.set_exception(error)
+                else:
+                    self.is_busy = False
+                    future.set_result(result)
+
+        self.is_busy = True
+        self._jobs.put(job)
+        return future
+
+    def stop(self) -> None:
+        """End the thread when all work before this is done."""
+        self._finalizer()
+
+
+def _run_jobs(jobs: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+    while (job := jobs.get()) is not None:
+        job()
+        del job  # It holds the worker.
+
+
+def result_within(seconds: float | None, future: Future[R]) -> R:
+    """The result of `future`.
 
     Raises:
-        TimeoutError: It was not there in time; `work` goes on unattended.
+        TimeLimitError: It is not there within so many seconds.
+    """
+    try:
+        return future.result(seconds)
+    except TimeoutError:
+        if future.done():
+            raise  # The work's own error.
+        msg = f"no result within {seconds:.3g} s"
+        raise TimeLimitError(msg) from None
+
+
+def run_with_timeout(seconds: float | None, work: Callable[[], R]) -> R:
+    """The result of `work`, which has so many seconds to finish.
+
+    Args:
+        seconds: The limit; None for no limit, and then there is no thread either.
+        work: Goes on in its thread after a timeout; its result is then dropped.
+
+    Raises:
+        TimeLimitError: `work` did not finish in time.
     """
     if seconds is None:
         return work()
-    results: queue.SimpleQueue[T | _Raised] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            results.put(work())
-        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
-            results.put(_Raised(error))
-
-    start_thread(run)
+    worker = Worker()
     try:
-        result = results.get(timeout=seconds)
-    except queue.Empty:
-        msg = f"no answer within {seconds:.3g} s"
-        raise TimeoutError(msg) from None
-    if isinstance(result, _Raised):
-        raise result.error
-    return result
+        return result_within(seconds, worker.submit(work))
+    finally:
+        worker.stop()
+
+
+class DirectStream(Generic[T]):
+    """A stream without time limits, read by the caller's own thread."""
+
+    def __init__(self, connect: Callable[[], EventSource[T]]) -> None:
+        """Nothing is connected yet.
+
+        Args:
+            connect: Opens the stream.
+        """
+        self._connect = connect
+        self._source: EventSource[T] | None = None
+        self._events: Iterator[T] = iter(())
+
+    def open(self, _seconds: float | None) -> None:
+        """Connect."""
+        self._source = self._connect()
+        self._events = iter(self._source)
+
+    def next(self, seconds: float | None) -> T | End:
+        """The next event, or `END`.
+
+        Args:
+            seconds: When to abort the source. Only what follows a whole answer has such
+                a limit here, so an abort that comes too late does no harm.
+        """
+        if seconds is None or self._source is None:
+            return next(self._events, END)
+        timer = threading.Timer(seconds, self._source.abort)
+        timer.daemon = True
+        timer.start()
+        try:
+            return next(self._events, END)
+        finally:
+            timer.cancel()
+
+    def close(self) -> None:
+        """Close the source."""
+        if self._source is not None:
+            self._source.close()
 
 
 class ThreadedStream(Generic[T]):
-    """The events of a generator, read by a thread; a source that can be aborted."""
+    """A stream whose events are read by a worker thread, one by one on demand.
 
-    def __init__(self, events: Generator[T, None, None]) -> None:
-        """Begin to read.
+    It is an `EventSource` itself that any thread can close or abort, even if its own
+    source is a generator, which cannot be closed while it runs.
+    """
+
+    def __init__(self, connect: Callable[[], EventSource[T]]) -> None:
+        """Start the thread.
 
         Args:
-            events: Not begun yet; run, and closed, by the thread.
+            connect: Opens the stream, in the worker thread. It may return after its
+                time limit, while the next attempt is under way; the stream that it
+                opened is then closed.
         """
-        self._pumped: queue.SimpleQueue[T | _Raised | _Over | _Aborted] = (
-            queue.SimpleQueue()
-        )
-        self._room = threading.Semaphore(_AHEAD)
-        self._is_left = False
-        self._events = events
-        start_thread(self._pump)
+        self._connect = connect
+        self._worker = Worker()
+        self._source: EventSource[T] | None = None
+        self._events: Iterator[T] = iter(())
+        self._pending: Future[object] = Future()
+        self._is_closed = False
 
-    def __iter__(self) -> Iterator[T]:
-        """The events.
+    def open(self, seconds: float | None) -> None:
+        """Connect, if that has not been done.
 
         Raises:
-            APIConnectionError: It was aborted. Else whatever the generator raised.
+            TimeLimitError: It took longer than `seconds`.
         """
-        while not isinstance(event := self._pumped.get(), _Over):
-            if isinstance(event, _Raised):
-                raise event.error
-            if isinstance(event, _Aborted):
-                msg = "the stream was left, since its time was up"
-                raise APIConnectionError(msg)
-            yield event
-            self._room.release()
+        result_within(seconds, self.submit(lambda _: None))
 
-    def close(self) -> None:
-        """Leave the thread to itself: it ends with the event that it waits for."""
-        self._is_left = True
-        self._room.release()
-        self._pumped.put(_Over())  # For a thread that waits on this one's behalf.
+    def next(self, seconds: float | None) -> T | End:
+        """The next event, or `END`.
+
+        Raises:
+            APIConnectionError: Another thread aborted the stream.
+            TimeLimitError: It took longer than `seconds`.
+        """
+        return result_within(seconds, self.submit(_next_event))
+
+    def __iter__(self) -> Iterator[T]:
+        """The events, without a limit."""
+        while not isinstance(event := self.next(None), End):
+            yield event
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether the worker thread is connecting, reading or closing."""
+        return self._worker.is_busy
+
+    def submit(self, read: Callable[[Iterator[T]], R]) -> Future[R]:
+        """Let the worker thread `read` some of the events."""
+
+        def work() -> R:
+            if self._source is None:
+                self._source = self._connect()
+                self._events = iter(self._source)
+            if self._is_closed:  # Before there was a source to abort.
+                raise APIConnectionError(_ABORTED)
+            return read(self._events)
+
+        future = self._worker.submit(work)
+        self._pending = cast("Future[object]", future)
+        return future
 
     def abort(self) -> None:
-        """Unblock whoever waits for an event."""
-        self._pumped.put(_Aborted())
-
-    def _pump(self) -> None:
+        """Unblock whoever waits for an event, and the read under way."""
+        with contextlib.suppress(InvalidStateError):
+            self._pending.set_exception(APIConnectionError(_ABORTED))
         try:
-            with contextlib.closing(self._events) as events:
-                for event in events:
-                    self._room.acquire()
-                    if self._is_left:
-                        return
-                    self._pumped.put(event)
-        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
-            self._pumped.put(_Raised(error))
-        else:
-            self._pumped.put(_Over())
+            if self._source is not None:
+                self._source.abort()
+        except Exception:
+            logger.exception("A stream could not be aborted")
+
+    def close(self) -> None:
+        """Close the source, and end the thread.
+
+        Returns when the source is closed. A read that is under way is aborted, and then
+        the worker thread closes the source as soon as the read has returned.
+        """
+        if self._is_closed:
+            return
+        self._is_closed = True
+        was_reading = self.is_reading
+        if was_reading:
+            self.abort()
+        closed = self._worker.submit(self._close_source)
+        self._worker.stop()
+        if not was_reading:
+            closed.result()
+
+    def _close_source(self) -> None:
+        if self._source is not None:
+            self._source.close()
 
 
-def start_thread(work: Callable[[], None]) -> None:
-    """Run `work` in a daemon thread, in the context of the caller."""
-    # With the caller's context variables, by which tracers and logs know whose work
-    # it is.
-    context = contextvars.copy_context()
-    threading.Thread(
-        target=context.run, args=(work,), name="retryrouter-call", daemon=True
-    ).start()
+def _next_event(events: Iterator[T]) -> T | End:
+    return next(events, END)
 
 
-R = TypeVar("R")
+Request = TypeVar("Request")
 Result = TypeVar("Result")
 
 
 def gather_bounded(
-    send: Callable[[R], Result], requests: list[R], at_once: int
+    send: Callable[[Request], Result], requests: list[Request], at_once: int
 ) -> list[Result]:
-    """The answers to `requests` in their order; the first error that any of them has.
+    """The results of all requests, in order.
 
-    After an error nothing more is sent; what is under way is waited for.
+    After an error nothing more is sent, and the requests under way are waited for.
 
     Args:
-        send: Answers one request; called from threads where several are under way.
+        send: Sends one request; called in threads if several are under way.
         requests: All of them.
-        at_once: How many may be under way together.
+        at_once: Requests under way together at most.
+
+    Raises:
+        Exception: The first error of any request.
     """
     if min(len(requests), at_once) <= 1:
         return [send(request) for request in requests]
     errors: list[BaseException] = []
 
-    def run(request: R) -> Result | None:
+    def run(request: Request) -> Result | None:
         if errors:
-            return None  # Nobody waits for it any longer.
+            return None
         try:
             return send(request)
         except BaseException as error:
@@ -167,7 +327,7 @@ def gather_bounded(
                 threads.submit(copy_context().run, run, request) for request in requests
             ]
             wait(answers)
-        except BaseException as error:  # Such as Ctrl-C, which only this thread hears.
+        except BaseException as error:  # Such as Ctrl-C, which only this thread sees.
             errors.append(error)
             raise
     if errors:
@@ -176,18 +336,18 @@ def gather_bounded(
 
 
 async def agather_bounded(
-    send: Callable[[R], Awaitable[Result]], requests: list[R], at_once: int
+    send: Callable[[Request], Awaitable[Result]], requests: list[Request], at_once: int
 ) -> list[Result]:
-    """Async twin of `gather_bounded`; what is under way at an error is cancelled."""
+    """Async variant of `gather_bounded`; an error cancels the requests under way."""
     if len(requests) == 1:
         return [await send(requests[0])]
-    gate = asyncio.Semaphore(at_once)
+    semaphore = asyncio.Semaphore(at_once)
 
-    async def run(request: R) -> Result:
-        await gate.acquire()
+    async def run(request: Request) -> Result:
+        await semaphore.acquire()
         answer = await send(request)
-        # Not after an error: who waits would have its turn before it is cancelled.
-        gate.release()
+        # Not after an error: the next request would begin before it is cancelled.
+        semaphore.release()
         return answer
 
     failed: BaseException | None = None
@@ -201,12 +361,23 @@ async def agather_bounded(
     return [task.result() for task in tasks]
 
 
-class _ReraiseLostCancellation:
+class reraise_lost_cancellation:  # noqa: N801 - used like a function, in `with`
+    """Raise the `CancelledError` that the code inside swallowed.
+
+    `asyncio.wait_for` of Python 3.11 loses a cancellation that comes together with its
+    result, and langchain-openai reads each chunk of a stream by it. Without this, a
+    cancelled call would go on, and be retried.
+
+    Raises:
+        asyncio.CancelledError: The task was cancelled inside, and the code went on.
+    """
+
     __slots__ = ("_before", "_task")
 
     def __enter__(self) -> None:
+        """Remember how often the task was cancelled before."""
         self._task = asyncio.current_task()
-        self._before = _cancels_of(self._task)
+        self._before = self._cancellations()
 
     def __exit__(
         self,
@@ -214,19 +385,10 @@ class _ReraiseLostCancellation:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        """Compare."""
         has_gone_on = error is None or isinstance(error, Exception)
-        if has_gone_on and _cancels_of(self._task) > self._before:
+        if has_gone_on and self._cancellations() > self._before:
             raise asyncio.CancelledError from error
 
-
-def reraise_lost_cancellation() -> _ReraiseLostCancellation:
-    """A cancel that comes while its body awaits leaves, whatever the body makes of it.
-
-    Raises:
-        asyncio.CancelledError: The body went on as if there had been none.
-    """
-    return _ReraiseLostCancellation()
-
-
-def _cancels_of(task: asyncio.Task[object] | None) -> int:
-    return 0 if task is None else task.cancelling()
+    def _cancellations(self) -> int:
+        return 0 if self._task is None else self._task.cancelling()

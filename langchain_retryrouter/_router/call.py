@@ -13,7 +13,6 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from dataclasses import dataclass
-from functools import partial
 from operator import attrgetter
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
@@ -33,9 +32,7 @@ from langchain_retryrouter._retry.engine import Attempt
 from langchain_retryrouter._retry.hedging import AHedgedSource, HedgedSource
 from langchain_retryrouter._retry.streaming import AEventSource, ChunkInfo, EventSource
 from langchain_retryrouter._retry.timeouts import (
-    ThreadedStream,
     reraise_lost_cancellation,
-    run_with_timeout,
 )
 from langchain_retryrouter._router.route import Route
 from langchain_retryrouter.errors import BASE_ERRORS, RetryRouterError, UnknownError
@@ -385,24 +382,23 @@ class RouterCall(BaseRouterCall):
 
     def generate(self, attempt: Attempt) -> ChatResult:
         """One attempt's answer."""
+        del attempt
         begun, request = self._begin(), self._request
-        ask = partial(begun.route.generate, begun.messages, request.stop)
         with self._reported(begun):
-            result = run_with_timeout(attempt.timeout, partial(ask, request.options))
+            result = begun.route.generate(begun.messages, request.stop, request.options)
         return self._check(result, begun.route)
 
     def connect(self, attempt: Attempt) -> EventSource[StreamEvent]:
-        """One attempt's stream; in a thread where it may have to be cut short."""
-        events = self._events(self._begin())
+        """One attempt's stream."""
+        del attempt
+        events = _GeneratorSource(self._events(self._begin()))
         if self.hedge_after is not None:
             hedge = _Hedge(self.hedge_after, self._state, self._connect_second)
-            return HedgedSource(ThreadedStream(events), hedge, _wins_race)
-        if attempt.timeout is None and self._state.policy.stall_timeout is None:
-            return _GeneratorSource(events)
-        return ThreadedStream(events)
+            return HedgedSource(events, hedge, _wins_race)
+        return events
 
     def _connect_second(self, position: int) -> EventSource[StreamEvent]:
-        return ThreadedStream(self._events(self._begin(position)))
+        return _GeneratorSource(self._events(self._begin(position)))
 
     def _events(self, attempt: RouteAttempt) -> Generator[StreamEvent, None, None]:
         route, request = attempt.route, self._request

@@ -27,10 +27,9 @@ from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
     CallbackManagerForLLMRun,
 )
-from langchain_core.language_models.base import LangSmithParams, LanguageModelInput
+from langchain_core.language_models.base import LangSmithParams
 from langchain_core.messages import BaseMessage, convert_to_openai_messages
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
-from langchain_core.runnables import RunnableConfig
 from pydantic import Field
 
 from langchain_retryrouter._callbacks import anotifier, notifier
@@ -51,7 +50,6 @@ from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter._retry.engine import Attempt, RetryContext
 from langchain_retryrouter._retry.streaming import ChunkInfo
 from langchain_retryrouter._retry.timeouts import agather_bounded, gather_bounded
-from langchain_retryrouter._retry.turnstile import enter
 from langchain_retryrouter.llms._connection import (
     AzureConnection,
     OpenAIConnection,
@@ -493,18 +491,6 @@ def _with_attempt_log(method: Callable[P, R]) -> Callable[P, R]:
 
 class OpenAILLM(OpenAIConnection):
     """How prompts become an `LLMResult`, at both endpoints."""
-
-    async def ainvoke(
-        self,
-        input: LanguageModelInput,  # noqa: A002 - LangChain's name
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> str:
-        """The answer; see `BaseLLM.ainvoke`."""
-        await enter()
-        return await super().ainvoke(input, config, stop=stop, **kwargs)
 
     def _stream(
         self,

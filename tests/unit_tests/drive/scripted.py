@@ -126,6 +126,7 @@ class Source:
         self._events = events
         self._on_close = on_close
         self._aborted = threading.Event()
+        self._closed = threading.Event()
         self.closed = 0
         self.read = 0
 
@@ -133,6 +134,10 @@ class Source:
     def is_aborted(self) -> bool:
         """Whether a read was cut short from outside."""
         return self._aborted.is_set()
+
+    def was_closed(self) -> bool:
+        """Whether it is closed once, also if a worker thread still has to do it."""
+        return self._closed.wait(10) and self.closed == 1
 
     def __iter__(self) -> Iterator[ChunkInfo]:
         """Yield the events; a silent one blocks until it is aborted, like a socket."""
@@ -161,6 +166,7 @@ class Source:
     def close(self) -> None:
         """Count."""
         self.closed += 1
+        self._closed.set()
         happen(self._on_close)
 
     async def aclose(self) -> None:

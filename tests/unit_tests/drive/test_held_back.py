@@ -134,7 +134,7 @@ def test_the_deadline_is_named_after_the_first_token(drive: Drive) -> None:
     with pytest.raises(GPT_ROUTER_ERRORS[FailureKind.TIMEOUT]) as caught:
         drive.stream(plan, Script(source))
     assert str(caught.value) == "the deadline of 0.2 s is over"
-    assert source.closed == 1
+    assert source.was_closed()
 
 
 def test_before_the_first_token_it_is_the_first_tokens_limit(drive: Drive) -> None:

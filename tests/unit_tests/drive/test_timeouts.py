@@ -1,0 +1,208 @@
+"""Time limits of sync code: the caller waits no longer than the limit."""
+
+from __future__ import annotations
+
+import contextvars
+import gc
+import threading
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from langchain_retryrouter import APIConnectionError
+from langchain_retryrouter._retry.timeouts import (
+    ThreadedStream,
+    TimeLimitError,
+    run_with_timeout,
+)
+
+FAR = 30.0
+_user: contextvars.ContextVar[str] = contextvars.ContextVar("user", default="nobody")
+
+
+class GeneratorSource:
+    """A source over a generator, which cannot be aborted."""
+
+    def __init__(self, events: Generator[object, None, None]) -> None:
+        self._events = events
+        self.was_closed = threading.Event()
+
+    def __iter__(self) -> Iterator[object]:
+        """The generator's events."""
+        return self._events
+
+    def abort(self) -> None:
+        """A generator cannot be interrupted."""
+
+    def close(self) -> None:
+        self._events.close()
+        self.was_closed.set()
+
+
+def numbers(*, until: threading.Event | None = None) -> Generator[object, None, None]:
+    """Yield a number, and others when `until` is set."""
+    yield 1
+    if until is not None:
+        until.wait(FAR)
+    yield from range(2, 1000)
+
+
+def worker_threads() -> int:
+    """How many worker threads are running."""
+    names = [thread.name for thread in threading.enumerate()]
+    return names.count("retryrouter-worker")
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    """After each test all worker threads end."""
+    yield
+    gc.collect()
+    for thread in threading.enumerate():
+        if thread.name == "retryrouter-worker":
+            thread.join(3)
+    assert worker_threads() == 0
+
+
+def test_a_result_in_time_is_returned() -> None:
+    """A result or an error comes out as if there were no thread."""
+    assert run_with_timeout(None, lambda: 1) == 1
+    assert run_with_timeout(FAR, lambda: 2) == 2
+    with pytest.raises(KeyError, match="a"):
+        run_with_timeout(FAR, lambda: {"b": 1}["a"])
+
+
+def test_a_timeout_of_the_work_is_not_the_limits() -> None:
+    """A TimeoutError that the work raises itself is not taken for the limit."""
+    error = TimeoutError("its own")
+
+    def work() -> None:
+        raise error
+
+    with pytest.raises(TimeoutError) as caught:
+        run_with_timeout(FAR, work)
+    assert caught.value is error
+
+
+def test_the_caller_waits_no_longer_than_the_limit() -> None:
+    """After the limit the caller has an error, and the work ends unattended."""
+    may_end, has_ended = threading.Event(), threading.Event()
+
+    def work() -> None:
+        may_end.wait(FAR)
+        has_ended.set()
+
+    with pytest.raises(TimeLimitError, match=r"no result within 0\.01 s"):
+        run_with_timeout(0.01, work)
+    may_end.set()
+    assert has_ended.wait(FAR)
+
+
+def test_the_worker_sees_the_callers_context_variables() -> None:
+    """Tracers and logs find the caller's context in the worker thread."""
+    _user.set("mine")
+    assert run_with_timeout(FAR, _user.get) == "mine"
+    stream = ThreadedStream(lambda: GeneratorSource(_user.get() for _ in range(1)))
+    assert list(stream) == ["mine"]
+    stream.close()
+
+
+def test_no_limit_is_no_thread() -> None:
+    """Without a limit the caller's own thread does the work."""
+    assert run_with_timeout(None, threading.current_thread) is (
+        threading.current_thread()
+    )
+
+
+def test_a_worker_does_not_keep_the_process_alive() -> None:
+    """A worker thread is a daemon."""
+    assert run_with_timeout(FAR, threading.current_thread).daemon
+
+
+def test_events_come_in_order() -> None:
+    """All events come out, and closing waits until the source is closed."""
+    source = GeneratorSource(numbers())
+    stream = ThreadedStream(lambda: source)
+    assert list(stream) == list(range(1, 1000))
+    stream.close()
+    assert source.was_closed.is_set()
+
+
+def test_nothing_is_read_ahead() -> None:
+    """An event is read when the caller asks for it."""
+    read: list[int] = []
+
+    def counted() -> Generator[object, None, None]:
+        for number in range(5):
+            read.append(number)
+            yield number
+
+    stream = ThreadedStream(lambda: GeneratorSource(counted()))
+    events = iter(stream)
+    next(events)
+    next(events)
+    assert read == [0, 1]
+    stream.close()
+
+
+def test_an_error_comes_after_the_events_before_it() -> None:
+    """The events before an error are handed over first."""
+
+    def events() -> Generator[object, None, None]:
+        yield 1
+        msg = "broken"
+        raise ValueError(msg)
+
+    stream = ThreadedStream(lambda: GeneratorSource(events()))
+    assert stream.next(FAR) == 1
+    with pytest.raises(ValueError, match="broken"):
+        stream.next(FAR)
+    stream.close()
+
+
+def test_abort_unblocks_a_reader() -> None:
+    """Another thread can abort a stream whose source is a generator."""
+    until = threading.Event()
+    stream = ThreadedStream(lambda: GeneratorSource(numbers(until=until)))
+    assert stream.next(None) == 1
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(stream.next, None)
+        while not stream.is_reading:
+            pass
+        stream.abort()
+        with pytest.raises(APIConnectionError, match="the stream was aborted"):
+            waiting.result(FAR)
+    stream.close()
+    until.set()
+
+
+def test_a_source_that_cannot_be_aborted_is_closed_later() -> None:
+    """Closing does not wait for a read under way; the worker closes the source."""
+    until = threading.Event()
+    source = GeneratorSource(numbers(until=until))
+    stream = ThreadedStream(lambda: source)
+    stream.next(FAR)
+    with pytest.raises(TimeLimitError):
+        stream.next(0.01)
+    stream.close()
+    assert not source.was_closed.is_set()
+    until.set()
+    assert source.was_closed.wait(FAR)
+
+
+def test_a_connection_that_comes_too_late_is_closed() -> None:
+    """A stream that opens after its limit is closed, and its thread ends."""
+    may_connect = threading.Event()
+    source = GeneratorSource(numbers())
+
+    def connect() -> GeneratorSource:
+        may_connect.wait(FAR)
+        return source
+
+    stream = ThreadedStream(connect)
+    with pytest.raises(TimeLimitError):
+        stream.open(0.01)
+    stream.close()
+    may_connect.set()
+    assert source.was_closed.wait(FAR)
