@@ -11,10 +11,10 @@ from typing import Any, Self
 
 
 class FakeClock:
-    """Time, waiting and chance for code that takes them from outside.
+    """A clock for tests: time, waiting and random numbers under the test's control.
 
-    Waiting moves the time forward at once and is written down in `sleeps`, so back-off
-    is tested without sleeping. Safe to share between threads.
+    Waiting moves the time forward at once and is recorded in `sleeps`, so that back-off
+    is tested without sleeping. Threads may share it.
 
     Example:
         ```python
@@ -34,26 +34,30 @@ class FakeClock:
         """Start the clock.
 
         Args:
-            monotonic: What `monotonic` says at the start, in seconds.
-            unix_time: What `time` says at the start, in seconds since the Unix epoch.
-            random: What `random` gives: always this number, or one of these after
-                another.
+            monotonic: The result of `monotonic` at the start, in seconds.
+            unix_time: The result of `time` at the start, in seconds since the Unix
+                epoch.
+            random: The result of `random`: always this number, or these in order.
 
         Raises:
             ValueError: A time is not finite, or a number is outside `[0, 1)`.
         """
         self._monotonic = _finite("monotonic", monotonic)
         self._unix_time = _finite("unix_time", unix_time)
-        self._numbers = _numbers(random)
+        self._numbers: Iterator[float]
+        if isinstance(random, Iterable):
+            self._numbers = iter(random)
+        else:
+            self._numbers = repeat(_in_unit_interval(random))
         self._sleeps: list[float] = []
         self._lock = threading.Lock()
 
     def __copy__(self) -> Self:
-        """The same clock: a copy of a model goes by the same time."""
+        """The same clock: a copy of a model shares its time."""
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """The same clock: a copy of a model goes by the same time."""
+        """The same clock: a copy of a model shares its time."""
         return self
 
     @property
@@ -76,17 +80,17 @@ class FakeClock:
         """The next number in `[0, 1)`.
 
         Raises:
-            ValueError: The numbers handed in are used up, or this is none of `[0, 1)`.
+            ValueError: The given numbers are used up, or this one is not in `[0, 1)`.
         """
         with self._lock:
             number = next(self._numbers, None)
         if number is None:
-            msg = "FakeClock: the numbers given as random= are used up, hand in more"
+            msg = "FakeClock: the numbers given as random= are used up, give more"
             raise ValueError(msg)
         return _in_unit_interval(number)
 
     def sleep(self, seconds: float) -> None:
-        """Move the time forward by `seconds`, and write the wait down.
+        """Move the time forward by `seconds`, and record the wait.
 
         Raises:
             ValueError: `seconds` is negative or not finite.
@@ -103,7 +107,7 @@ class FakeClock:
         await _one_turn_of_the_loop()
 
     def advance(self, seconds: float) -> None:
-        """Move the time forward by `seconds` without anybody having waited.
+        """Move the time forward by `seconds` without a wait.
 
         Raises:
             ValueError: `seconds` is negative or not finite.
@@ -128,12 +132,6 @@ def _finite(name: str, value: float) -> float:
     return value
 
 
-def _numbers(random: float | Iterable[float]) -> Iterator[float]:
-    if isinstance(random, Iterable):
-        return iter(random)
-    return repeat(_in_unit_interval(random))
-
-
 def _in_unit_interval(number: float) -> float:
     if not 0 <= number < 1:
         msg = f"FakeClock: random number {number!r} is outside [0, 1)"
@@ -143,5 +141,5 @@ def _in_unit_interval(number: float) -> float:
 
 @types.coroutine
 def _one_turn_of_the_loop() -> Generator[None, None, None]:
-    # What asyncio.sleep(0) does: nothing that could be mistaken for a real wait.
+    # What asyncio.sleep(0) does, but never counted as a real wait.
     yield

@@ -182,8 +182,38 @@ def _count_words(content: object) -> int:
     return int(isinstance(content, int))
 
 
+_LEAST = {"seconds": 0, "after": 0, "at": 1, "size": 1}
+_FIRST_FINAL_STATUS, _LAST_STATUS = 200, 599
+
+
+class _CheckedStep(Step):
+    """A step that refuses fields which cannot be carried out."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        """Check them; keep headers as pairs, since an iterator is used up."""
+        for name, least in _LEAST.items():
+            value = getattr(self, name, least)
+            if not (math.isfinite(value) and value >= least):
+                msg = f"{self}: {name} must be finite and at least {least}"
+                raise ValueError(msg)
+        if getattr(self, "how", "fin") not in {"fin", "rst"}:
+            msg = f"{self}: how must be 'fin' or 'rst'"
+            raise ValueError(msg)
+        for name in ("code", "status"):
+            status = getattr(self, name, None)
+            if isinstance(status, int) and not (
+                _FIRST_FINAL_STATUS <= status <= _LAST_STATUS
+            ):
+                msg = f"{self}: {status} is not a final HTTP status, use 200 to 599"
+                raise ValueError(msg)
+        if hasattr(self, "headers"):
+            object.__setattr__(self, "headers", _pairs(self.headers))
+
+
 @dataclass(frozen=True, slots=True)
-class Status(Step):
+class Status(_CheckedStep):
     """An answer with this status; unless given, its body is the protocol's own."""
 
     code: int
@@ -192,11 +222,6 @@ class Status(Step):
     """Bytes or text as they are, all else as JSON."""
     error_code: str | None = None
     message: str | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse a status that is not final."""
-        _require_status(self, self.code)
-        object.__setattr__(self, "headers", _pairs(self.headers))
 
     def deliver(self, exchange: Exchange) -> Delivery:
         """Send the body with the protocol's headers; the given ones replace those."""
@@ -213,17 +238,12 @@ class Status(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class Body(Step):
+class Body(_CheckedStep):
     """Exactly these headers and this body; only `content-length` is added."""
 
     status: int = 200
     headers: HeaderFields | None = None
     body: bytes | str = b""
-
-    def __post_init__(self) -> None:
-        """Refuse a status that is not final."""
-        _require_status(self, self.status)
-        object.__setattr__(self, "headers", _pairs(self.headers))
 
     def deliver(self, exchange: Exchange) -> Delivery:
         """Send it."""
@@ -232,14 +252,10 @@ class Body(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class HtmlPage(Step):
+class HtmlPage(_CheckedStep):
     """An HTML error page, as a proxy in between sends it."""
 
     status: int = 502
-
-    def __post_init__(self) -> None:
-        """Refuse a status that is not final."""
-        _require_status(self, self.status)
 
     def deliver(self, exchange: Exchange) -> Delivery:
         """Send the page."""
@@ -250,7 +266,7 @@ class HtmlPage(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class Raw(Step):
+class Raw(_CheckedStep):
     """Exactly these bytes, status line and framing included."""
 
     data: bytes
@@ -259,10 +275,6 @@ class Raw(Step):
     how: Literal["fin", "rst"] = "fin"
     """How it is closed."""
 
-    def __post_init__(self) -> None:
-        """Refuse unknown endings."""
-        _require_ending(self, self.how)
-
     def deliver(self, _exchange: Exchange, /) -> Delivery:
         """Send the bytes."""
         ending = Ending(self.how) if self.close else Ending.KEEP
@@ -270,7 +282,7 @@ class Raw(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class Reset(Step):
+class Reset(_CheckedStep):
     """A TCP reset (RST) before a byte is sent."""
 
     def deliver(self, _exchange: Exchange, /) -> Delivery:
@@ -279,7 +291,7 @@ class Reset(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class Hangup(Step):
+class Hangup(_CheckedStep):
     """An orderly end of the connection (FIN) before a byte is sent."""
 
     def deliver(self, _exchange: Exchange, /) -> Delivery:
@@ -288,14 +300,10 @@ class Hangup(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class Silence(Step):
+class Silence(_CheckedStep):
     """The request is taken and not answered; after `seconds` comes a FIN."""
 
     seconds: float = 120.0
-
-    def __post_init__(self) -> None:
-        """Refuse negative and infinite times."""
-        _require_seconds(self, self.seconds)
 
     def deliver(self, _exchange: Exchange, /) -> Delivery:
         """Send nothing for a while."""
@@ -303,14 +311,10 @@ class Silence(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class SlowFirstToken(Step):
+class SlowFirstToken(_CheckedStep):
     """A whole answer, late: of a stream, the headers come at once."""
 
     seconds: float
-
-    def __post_init__(self) -> None:
-        """Refuse negative and infinite times."""
-        _require_seconds(self, self.seconds)
 
     def deliver(self, exchange: Exchange) -> Delivery:
         """Send all of it, after the wait."""
@@ -323,16 +327,11 @@ class SlowFirstToken(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class Stall(Step):
+class Stall(_CheckedStep):
     """A whole answer that pauses for `seconds` after `after` events."""
 
     after: int
     seconds: float
-
-    def __post_init__(self) -> None:
-        """Refuse negative and infinite times and negative counts."""
-        _require_count(self, self.after, at_least=0)
-        _require_seconds(self, self.seconds)
 
     def deliver(self, exchange: Exchange) -> Delivery:
         """Send both parts."""
@@ -341,16 +340,11 @@ class Stall(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class Cut(Step):
+class Cut(_CheckedStep):
     """The connection ends after `after` events, the body unfinished: FIN or RST."""
 
     after: int
     how: Literal["fin", "rst"] = "fin"
-
-    def __post_init__(self) -> None:
-        """Refuse negative counts and unknown endings."""
-        _require_count(self, self.after, at_least=0)
-        _require_ending(self, self.how)
 
     def deliver(self, exchange: Exchange) -> Delivery:
         """Send the first part."""
@@ -359,14 +353,10 @@ class Cut(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class Truncate(Step):
+class Truncate(_CheckedStep):
     """The body ends cleanly after `after` events, without any end mark."""
 
     after: int
-
-    def __post_init__(self) -> None:
-        """Refuse negative counts."""
-        _require_count(self, self.after, at_least=0)
 
     def deliver(self, exchange: Exchange) -> Delivery:
         """Send the first part as if it were all."""
@@ -378,14 +368,10 @@ class Truncate(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class MalformedEvent(Step):
+class MalformedEvent(_CheckedStep):
     """A whole stream whose event number `at`, counted from 1, is not JSON."""
 
     at: int
-
-    def __post_init__(self) -> None:
-        """Refuse positions before the first event."""
-        _require_count(self, self.at, at_least=1)
 
     def deliver(self, exchange: Exchange) -> Delivery:
         """Send all of it, with half of that event."""
@@ -401,7 +387,7 @@ class MalformedEvent(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class ErrorEvent(Step):
+class ErrorEvent(_CheckedStep):
     """An error inside the stream, after `after` events, in the asked protocol.
 
     Without streaming it is what the protocol makes of such an error: GPTRouter's opaque
@@ -413,12 +399,6 @@ class ErrorEvent(Step):
     after: int = 0
     status: int | None = None
     code: str | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse negative counts and a status that is not final."""
-        _require_count(self, self.after, at_least=0)
-        if self.status is not None:
-            _require_status(self, self.status)
 
     def deliver(self, exchange: Exchange) -> Delivery:
         """Send the first part, then the error."""
@@ -433,7 +413,7 @@ class ErrorEvent(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class ErrorInOk(Step):
+class ErrorInOk(_CheckedStep):
     """A 200 whose JSON body is an error; never a stream, whatever was asked."""
 
     message: str
@@ -446,16 +426,11 @@ class ErrorInOk(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class Drip(Step):
+class Drip(_CheckedStep):
     """A whole healthy answer in writes of `size` bytes, `seconds` apart."""
 
     seconds: float = 0.0
     size: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse negative and infinite times and empty writes."""
-        _require_seconds(self, self.seconds)
-        _require_count(self, self.size, at_least=1)
 
     def deliver(self, exchange: Exchange) -> Delivery:
         """Send all of it."""
@@ -466,7 +441,7 @@ class Drip(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class SplitCharacter(Step):
+class SplitCharacter(_CheckedStep):
     """A whole healthy answer, every character of several bytes torn apart.
 
     The pieces are chunks of the HTTP body too, so a client sees them apart even when
@@ -495,7 +470,7 @@ class SplitCharacter(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class MissingDone(Step):
+class MissingDone(_CheckedStep):
     """A whole stream without its last frame.
 
     That is OpenAI's `[DONE]`, or GPTRouter's `event: end`, which is not a mark of
@@ -604,30 +579,3 @@ def _require_events(
 def _refuse(step: Step, exchange: Exchange, why: str) -> NoReturn:
     msg = f"{step} does not fit request {exchange.request.number}: {why}"
     raise ValueError(msg)
-
-
-def _require_seconds(step: Step, seconds: float) -> None:
-    if not (math.isfinite(seconds) and seconds >= 0):
-        msg = f"{step}: seconds must be zero or more, and finite"
-        raise ValueError(msg)
-
-
-def _require_count(step: Step, count: int, *, at_least: int) -> None:
-    if count < at_least:
-        msg = f"{step}: {count} is too small, the least is {at_least}"
-        raise ValueError(msg)
-
-
-def _require_ending(step: Step, how: str) -> None:
-    if how not in {"fin", "rst"}:
-        msg = f"{step}: how must be 'fin' or 'rst'"
-        raise ValueError(msg)
-
-
-_FIRST_FINAL_STATUS, _LAST_STATUS = 200, 599
-
-
-def _require_status(step: Step, status: int) -> None:
-    if not _FIRST_FINAL_STATUS <= status <= _LAST_STATUS:
-        msg = f"{step}: {status} is not a final HTTP status, use one from 200 to 599"
-        raise ValueError(msg)

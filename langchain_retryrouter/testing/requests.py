@@ -296,8 +296,8 @@ class RequestLog:
         self._listeners: set[Callable[[], object]] = set()
         self._entries: deque[Entry] = deque(maxlen=keep)
         self._requests_begun = 0
-        self._connections = 0
-        self._open_connections = 0
+        self.connections = 0
+        self.open_connections = 0
 
     @property
     def requests(self) -> list[RecordedRequest]:
@@ -308,33 +308,23 @@ class RequestLog:
                 for entry in self._entries
             ]
 
-    @property
-    def connections(self) -> int:
-        """How many connections were ever accepted."""
-        return self._connections
-
-    @property
-    def open_connections(self) -> int:
-        """How many connections are open."""
-        return self._open_connections
-
     def clear(self) -> None:
-        """Forget the requests; numbers go on counting."""
+        """Forget the requests; numbers continue."""
         with self._changed:
             self._entries.clear()
 
     def connection_opened(self) -> int:
         """Count a connection; returns its number."""
         with self._changed:
-            self._connections += 1
-            self._open_connections += 1
+            self.connections += 1
+            self.open_connections += 1
             self._notify()
-            return self._connections
+            return self.connections
 
     def connection_closed(self) -> None:
         """Count a connection that is gone."""
         with self._changed:
-            self._open_connections -= 1
+            self.open_connections -= 1
             self._notify()
 
     def next_number(self) -> int:
@@ -343,7 +333,7 @@ class RequestLog:
         return self._requests_begun
 
     def begin(self, request: RecordedRequest) -> Entry:
-        """Write a request down."""
+        """Record a request."""
         entry = Entry(request)
         with self._changed:
             self._entries.append(entry)
@@ -351,17 +341,13 @@ class RequestLog:
         return entry
 
     def end(self, entry: Entry, outcome: Outcome) -> None:
-        """Write down how a request ended."""
+        """Record how a request ended."""
         with self._changed:
             entry.outcome = outcome
             self._notify()
 
     def wait_for(self, predicate: Callable[[], bool], timeout: float) -> None:
-        """Block until `predicate` holds.
-
-        Raises:
-            TimeoutError: It did not within `timeout` seconds; says what was seen.
-        """
+        """Block until `predicate` holds, or raise TimeoutError with what was seen."""
         with self._changed:
             if not self._changed.wait_for(predicate, timeout):
                 raise TimeoutError(self._report(timeout))
@@ -371,11 +357,7 @@ class RequestLog:
         predicate: Callable[[], bool],
         timeout: float,  # noqa: ASYNC109 - as in `wait_for`
     ) -> None:
-        """Wait until `predicate` holds, without blocking the event loop.
-
-        Raises:
-            TimeoutError: It did not within `timeout` seconds; says what was seen.
-        """
+        """Do what `wait_for` does, without blocking the event loop."""
         changed = asyncio.Event()
         listener = partial(asyncio.get_running_loop().call_soon_threadsafe, changed.set)
         with self._changed:
@@ -404,5 +386,5 @@ class RequestLog:
     def _report(self, timeout: float) -> str:
         requests = self.requests
         seen = "".join(f"\n  {request}" for request in requests)
-        counts = f"{self._open_connections} of {self._connections} connections open"
+        counts = f"{self.open_connections} of {self.connections} connections open"
         return f"not so after {timeout} s; {counts}, {len(requests)} requests:{seen}"

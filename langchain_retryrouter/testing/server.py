@@ -12,7 +12,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from types import TracebackType
 from typing import Any, Self, cast
 
 import h11
@@ -41,6 +40,7 @@ from langchain_retryrouter.testing.responses import (
     Completion,
     Delivery,
     Ending,
+    Outcome,
     Pause,
     compact_json,
 )
@@ -142,7 +142,7 @@ class Server:
         nowhere = os.open(os.devnull, os.O_RDWR)
         for number in (
             self._listener.fileno(),
-            *(one.fileno() for one in self.connections),
+            *(connection.socket.fileno() for connection in self.connections),
         ):
             if number >= 0:
                 os.dup2(nowhere, number)
@@ -164,8 +164,6 @@ class _Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._is_paused = False
 
-    # What asyncio calls.
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         # `pause_writing` is called for any byte that the kernel does not take at once:
@@ -173,8 +171,8 @@ class _Connection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=0)
         # asyncio does this by itself, but not for a listener from `create_server`:
         # without it each stream on a kept connection pauses for 40 ms (Nagle).
-        peer = cast("socket.socket", transport.get_extra_info("socket"))
-        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket = cast("socket.socket", transport.get_extra_info("socket"))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._number = self._server.log.connection_opened()
         self._server.connections.add(self)
 
@@ -196,21 +194,14 @@ class _Connection(asyncio.Protocol):
             self._timer.cancel()
         entry, self._entry = self._entry, None
         if entry is not None:
-            self._server.log.end(
-                entry, "faulted" if self._server.stopping else "client_left"
-            )
+            outcome: Outcome = "faulted" if self._server.stopping else "client_left"
+            self._server.log.end(entry, outcome)
         self._server.log.connection_closed()
         self._server.disconnected(self)
-
-    # What the server calls.
 
     def abort(self) -> None:
         """Close without waiting for anything."""
         self._transport.abort()
-
-    def fileno(self) -> int:
-        """The descriptor of the socket."""
-        return cast("socket.socket", self._transport.get_extra_info("socket")).fileno()
 
     # Reading.
 
@@ -218,42 +209,29 @@ class _Connection(asyncio.Protocol):
         if self._transport.is_closing():
             return
         try:
-            while self._take(self._parser.next_event()):
-                pass
+            while isinstance(
+                event := self._parser.next_event(), h11.Request | h11.Data
+            ):
+                if isinstance(event, h11.Data):
+                    self._body += event.data
+                    continue
+                self._head = event
+                if self._parser.they_are_waiting_for_100_continue:
+                    self._transport.write(_CONTINUE)
         except h11.RemoteProtocolError:
             self._transport.write(_BAD_REQUEST)
             self._hang_up()
+            return
+        if isinstance(event, h11.EndOfMessage):
+            self._begin(cast("h11.Request", self._head))
 
-    def _take(self, event: Any) -> bool:
-        """Take one event of the parser; whether the next one is wanted."""
-        kind = type(event)
-        if kind is h11.Request:
-            self._head = event
-            if self._parser.they_are_waiting_for_100_continue:
-                self._transport.write(_CONTINUE)
-        elif kind is h11.Data:
-            self._body += event.data
-        elif kind is h11.EndOfMessage:
-            self._begin(cast("h11.Request", self._head), bytes(self._body))
-            return False
-        else:
-            return False
-        return True
-
-    def _begin(self, head: h11.Request, body: bytes) -> None:
-        request = self._recorded(head, body)
-        self._entry = self._server.log.begin(request)
-        self._delivery = self._server.answer(self._entry)
-        self._next_action = 0
-        self._write()
-
-    def _recorded(self, head: h11.Request, body: bytes) -> RecordedRequest:
+    def _begin(self, head: h11.Request) -> None:
         path, _, query = head.target.decode("latin-1").partition("?")
         headers: dict[str, str] = {}
         for raw_name, raw_value in head.headers.raw_items():
             name, value = raw_name.decode().lower(), raw_value.decode("latin-1")
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
-        return RecordedRequest(
+        request = RecordedRequest(
             number=self._server.log.next_number(),
             at=time.monotonic(),
             connection=self._number,
@@ -261,9 +239,13 @@ class _Connection(asyncio.Protocol):
             path=path,
             query=query,
             headers=headers,
-            body=body,
+            body=bytes(self._body),
             gptrouter=self._server.edition,
         )
+        self._entry = self._server.log.begin(request)
+        self._delivery = self._server.answer(self._entry)
+        self._next_action = 0
+        self._write()
 
     # Answering.
 
@@ -290,13 +272,19 @@ class _Connection(asyncio.Protocol):
         self._record_outcome()
         self._entry = None
         if self._delivery.ending is Ending.RST:
-            peer = cast("socket.socket", self._transport.get_extra_info("socket"))
-            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            option = socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE
+            self.socket.setsockopt(*option)
             self._transport.abort()
         elif self._delivery.ending is Ending.FIN:
             self._hang_up()
         else:
-            self._await_next_request()
+            early, _ = self._parser.trailing_data
+            # A new parser: the old one would insist on framing the response itself.
+            self._parser = h11.Connection(h11.SERVER)
+            self._body.clear()
+            if early:
+                self._parser.receive_data(early)
+                self._server.loop.call_soon(self._read)
 
     def _record_outcome(self) -> None:
         entry = cast("Entry", self._entry)
@@ -307,15 +295,6 @@ class _Connection(asyncio.Protocol):
         if self._transport.can_write_eof():
             self._transport.write_eof()
         self._transport.close()
-
-    def _await_next_request(self) -> None:
-        early, _ = self._parser.trailing_data
-        # A new parser, because this one would insist on framing the response itself.
-        self._parser = h11.Connection(h11.SERVER)
-        self._body.clear()
-        if early:
-            self._parser.receive_data(early)
-            self._server.loop.call_soon(self._read)
 
 
 # A forked child must find the servers that it has copied.
@@ -448,12 +427,7 @@ class FaultyGateway:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stop."""
         self.stop()
 
@@ -462,12 +436,7 @@ class FaultyGateway:
         self.start()
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Stop, without blocking the event loop."""
         await asyncio.to_thread(self.stop)
 
