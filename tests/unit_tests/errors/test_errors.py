@@ -174,7 +174,8 @@ def test_a_copy_has_every_fact_and_no_key(
     family: ErrorFamily, copied: Callable[[Exception], Any]
 ) -> None:
     """Class, message, facts and notes survive pickle and copy; HTTP objects do not."""
-    for cls in (RetryRouterError, *family.values()):
+    classes: list[type[RetryRouterError]] = [RetryRouterError, *family.values()]
+    for cls in classes:
         error: Any = cls(
             "slow down",
             status_code=429,
