@@ -1,16 +1,12 @@
-"""JSON that anybody may have sent: read, or refused with a `ValueError`; and our own.
+"""JSON of servers that cannot be trusted: read, or refused with a `ValueError`.
 
-Python's reader gives way in two more manners. It takes lists within lists as far as the
-stack goes, and what is deeper than that is a `RecursionError`; what is nearly as deep
-is one later, for whoever prints, copies or writes the answer. And an integer of more
-than 4,300 digits is a `ValueError` of no class of its own. This file does not know what
-is in a document.
+Python's reader raises RecursionError for what is nested too deeply, and what is nearly
+as deep raises it later, when it is printed, copied or written. So depth is limited.
 """
 
 from __future__ import annotations
 
 import json
-from types import TracebackType
 from typing import Any, Final
 
 from pydantic_core import from_json
@@ -21,17 +17,13 @@ _COMPACT: Final = json.JSONEncoder(
 MAX_DEPTH: Final = 100
 """How deep an answer may be nested; those of providers have a dozen levels."""
 
-_TOO_DEEP: Final = f"it is nested more than {MAX_DEPTH} levels deep"
-_LEFT_OUT: Final = "…"
-
 
 def write(document: Any) -> bytes:
     """`document` without spaces, in UTF-8.
 
     Raises:
-        TypeError: If something in it is nothing that JSON has.
-        ValueError: For a number that JSON has not, such as `nan`, half of a character,
-            or a document that holds itself.
+        TypeError: If something in it is not JSON.
+        ValueError: For `nan`, half of a surrogate pair, or a document in itself.
         RecursionError: If it is too deep for Python.
     """
     return _COMPACT.encode(document).encode()
@@ -41,12 +33,16 @@ def read(text: bytes | str) -> Any:
     """The document in `text`.
 
     Raises:
-        ValueError: If it is no JSON, or too deep.
+        ValueError: If it is not JSON, or nested deeper than `MAX_DEPTH`.
     """
+    too_deep = f"it is nested more than {MAX_DEPTH} levels deep"
     try:
-        return _checked(text, json.loads(text))
+        document = json.loads(text)
     except RecursionError as error:
-        raise ValueError(_TOO_DEEP) from error
+        raise ValueError(too_deep) from error
+    if is_deep(document):
+        raise ValueError(too_deep)
+    return document
 
 
 def read_quickly(text: bytes) -> Any:
@@ -58,19 +54,11 @@ def read_quickly(text: bytes) -> Any:
     try:
         document = from_json(text)
     except ValueError:
-        # Slower, laxer with halves of surrogate pairs, and says what it does not like.
+        # Slower, accepts halves of surrogate pairs, and says what it does not like.
         return read(text)
-    return _checked(text, document)
-
-
-def _checked(text: bytes | str, document: Any) -> Any:
-    # Brackets are counted in no time: most answers have fewer than would do.
-    if isinstance(text, str):
-        opened = text.count("{") + text.count("[")
-    else:
-        opened = text.count(b"{") + text.count(b"[")
-    if opened > MAX_DEPTH and is_deep(document):
-        raise ValueError(_TOO_DEEP)
+    # Brackets are counted in no time: most answers have too few to be deep.
+    if text.count(b"{") + text.count(b"[") > MAX_DEPTH and is_deep(document):
+        return read(text)
     return document
 
 
@@ -90,26 +78,20 @@ def is_deep(document: Any) -> bool:
 
 
 def cut(document: Any) -> Any:
-    """A document that somebody else has read, without what is too deep in it."""
-    return _cut(document, MAX_DEPTH) if is_deep(document) else document
+    """A document that others have read, with "…" for what is nested too deeply."""
 
+    def shorten(inner: Any, depth: int) -> Any:
+        if not isinstance(inner, dict | list):
+            return inner
+        if not depth:
+            return "…"
+        if isinstance(inner, list):
+            return [shorten(one, depth - 1) for one in inner]
+        return {name: shorten(one, depth - 1) for name, one in inner.items()}
 
-def _cut(document: Any, depth: int) -> Any:
-    if not isinstance(document, dict | list):
-        return document
-    if not depth:
-        return _LEFT_OUT
-    if isinstance(document, list):
-        return [_cut(inner, depth - 1) for inner in document]
-    return {name: _cut(inner, depth - 1) for name, inner in document.items()}
+    return shorten(document, MAX_DEPTH) if is_deep(document) else document
 
 
 def is_unreadable(error: BaseException) -> bool:
-    """Whether `error` came out of Python's reader, whoever called it."""
-    if not isinstance(error, ValueError | RecursionError):
-        return False
-    last: TracebackType | None = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    home = None if last is None else last.tb_frame.f_globals.get("__name__")
-    return home == json.decoder.__name__
+    """Whether `error` says that a text is not JSON."""
+    return isinstance(error, json.JSONDecodeError | RecursionError)

@@ -65,32 +65,8 @@ def test_what_others_have_read_is_cut_to_the_same_depth() -> None:
     assert _json.cut(shallow := {"a": [1]}) is shallow
 
 
-@pytest.mark.parametrize(
-    "text", ["[" * 100_000, "9" * 5_000, "{"], ids=["abyss", "digits", "open"]
-)
-def test_an_error_of_pythons_reader_is_known(text: str) -> None:
-    """What `json.loads` raises says that a text is no JSON, whatever its class."""
-    with pytest.raises((ValueError, RecursionError)) as caught:
-        json.loads(text)
-    assert _json.is_unreadable(caught.value)
-
-
-def test_other_errors_are_not_the_readers() -> None:
-    """A `ValueError` or `RecursionError` of somebody else is no word on an answer."""
-
-    def sink() -> None:
-        sink()
-
-    with pytest.raises(RecursionError) as deep:
-        sink()
-    with pytest.raises(ValueError, match="x") as wrong:
-        int("x")
-    assert not _json.is_unreadable(deep.value)
-    assert not _json.is_unreadable(wrong.value)
-
-
 def test_what_we_write_is_compact_and_is_json() -> None:
-    """Our documents are UTF-8 without spaces, and have no number that JSON lacks."""
+    """Documents are written in UTF-8, without spaces, and without `nan`."""
     written = _json.write({"a": [1, "é"], "b": None})
     assert written == '{"a":[1,"é"],"b":null}'.encode()
     with pytest.raises(ValueError, match="not JSON compliant"):

@@ -1,75 +1,288 @@
-"""What an error's shape and class say, and what is no provider's failure at all."""
+"""What RetryRouter makes of what integrations, SDKs and HTTP libraries raise."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+import errno
+import json
+import socket
+import ssl
+import traceback
+import urllib.error
+import urllib.request
+from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
+import aiohttp
 import httpx
+import httpx2
+import openai
 import pytest
+import requests
+import urllib3
 from langchain_core import exceptions as langchain
-from langchain_core.language_models.chat_models import (
-    agenerate_from_stream,
-    generate_from_stream,
-)
-from langchain_core.outputs import ChatGenerationChunk
+from langchain_core.language_models import BaseChatModel
+from langchain_core.outputs import ChatResult
 from pydantic import BaseModel, SecretStr, ValidationError
 
-from langchain_retryrouter import GPTRouter, GPTRouterModel, RetryPolicy, errors
-from langchain_retryrouter._providers.errors import name_failure
-from langchain_retryrouter.testing import FaultyGateway, Status
+from langchain_retryrouter import (
+    FailureKind,
+    GPTRouter,
+    GPTRouterModel,
+    RetryPolicy,
+    RetryRouter,
+)
+from langchain_retryrouter._providers.errors import read_exception
+from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError
+from langchain_retryrouter.testing import (
+    Body,
+    Cut,
+    ErrorEvent,
+    ErrorInOk,
+    FaultyGateway,
+    Hangup,
+    HtmlPage,
+    MalformedEvent,
+    Raw,
+    Reset,
+    Silence,
+    Status,
+    Step,
+    Truncate,
+)
 
+from .anthropic_wire import after_the_beginning, event, problem
 from .attempts import WALL, WAYS, Way, error_of
+from .models import ANTHROPIC_KEY, OPENAI_KEY, chat_anthropic, chat_openai
+
+K = FailureKind
+JSON = {"content-type": "application/json"}
+EVENTS = {"content-type": "text/event-stream"}
+ONCE = RetryPolicy(max_retries=0)
+STREAMING = [way for way in WAYS if way.is_streaming]
+WHOLE = [way for way in WAYS if not way.is_streaming]
+every_way = pytest.mark.parametrize("way", WAYS, ids=str)
 
 
-def raised(error: Exception, cause: Exception | None = None) -> Exception:
-    """The error as an `except` sees it, with its traceback."""
-    try:
+def routed(way: Way, *models: BaseChatModel) -> Any:
+    """The error that leaves a router over these models, which send once."""
+    return error_of(way, RetryRouter(routes=list(models), retry_policy=ONCE))
+
+
+class AskingModel(BaseChatModel):
+    """An integration that asks its provider by whatever it was given."""
+
+    ask: Callable[[], Any]
+
+    @property
+    def _llm_type(self) -> str:
+        return "asking"
+
+    def _generate(self, *args: Any, **kwargs: Any) -> ChatResult:
+        del args, kwargs
+        raise AssertionError(self.ask())
+
+
+def raising(error: Exception, cause: Exception | None = None) -> BaseChatModel:
+    """A model that raises `error`."""
+
+    def ask() -> None:
         raise error from cause
-    except type(error) as caught:
-        return caught
+
+    return AskingModel(ask=ask)
 
 
-# LangChain's own tree.
+# --- ChatOpenAI and ChatAnthropic over HTTP -----------------------------------------
+
+FAULTS: list[tuple[Any, Step, FailureKind, dict[str, Any]]] = [
+    (chat_openai, Status(400), K.INVALID_REQUEST, {"may_have_run": False}),
+    (chat_openai, Status(401), K.AUTHENTICATION, {"code": "invalid_api_key"}),
+    (chat_openai, Status(404), K.NOT_FOUND, {"code": "model_not_found"}),
+    (chat_openai, Status(408), K.TIMEOUT, {"may_have_run": True}),
+    (chat_openai, Status(409), K.CONFLICT, {"status_code": 409}),
+    (chat_openai, Status(429), K.RATE_LIMIT, {"code": "rate_limit_exceeded"}),
+    (
+        chat_openai,
+        Status(429, {"x-should-retry": "false"}),
+        K.RATE_LIMIT,
+        {"should_retry": False, "retry_after": None},
+    ),
+    (chat_openai, Status(500), K.SERVER_ERROR, {"may_have_run": True}),
+    (chat_openai, Status(501), K.INVALID_REQUEST, {"status_code": 501}),
+    (chat_openai, HtmlPage(502), K.SERVER_ERROR, {"status_code": 502, "code": None}),
+    (chat_openai, HtmlPage(503), K.UNAVAILABLE, {"status_code": 503}),
+    (chat_openai, Status(400, body="no JSON"), K.INVALID_REQUEST, {"body": "no JSON"}),
+    (chat_openai, Reset(), K.CONNECTION, {"may_have_run": True}),
+    (chat_openai, Hangup(), K.CONNECTION, {"may_have_run": True}),
+    (chat_openai, Silence(), K.TIMEOUT, {"may_have_run": True}),
+    (chat_openai, MalformedEvent(at=3), K.MALFORMED, {"may_have_run": True}),
+    (chat_anthropic, HtmlPage(503), K.UNAVAILABLE, {"code": None}),
+    (
+        chat_anthropic,
+        Status(429, {**JSON, "request-id": "r-1"}, problem("rate_limit_error")),
+        K.RATE_LIMIT,
+        {"code": "rate_limit_error", "request_id": "r-1", "may_have_run": False},
+    ),
+    (chat_anthropic, Reset(), K.CONNECTION, {"may_have_run": True}),
+    (chat_anthropic, Silence(), K.TIMEOUT, {"may_have_run": True}),
+    (
+        chat_anthropic,
+        Raw(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+            b"transfer-encoding: chunked\r\n\r\n40\r\nevent: message"
+        ),
+        K.CONNECTION,
+        {"may_have_run": True},
+    ),
+]
+IN_A_200: list[tuple[Any, Step, FailureKind, dict[str, Any]]] = [
+    (chat_openai, ErrorInOk("On fire."), K.SERVER_ERROR, {"message": "On fire."}),
+    (chat_openai, ErrorInOk("x", code="insufficient_quota"), K.QUOTA, {}),
+    (
+        chat_openai,
+        ErrorInOk("x", code="context_length_exceeded"),
+        K.CONTEXT_OVERFLOW,
+        {"status_code": None},
+    ),
+    (chat_openai, Body(200, JSON, "{}"), K.MALFORMED, {}),
+    (chat_openai, Body(200, JSON, '{"choices": null}'), K.MALFORMED, {}),
+    (chat_openai, Body(200, JSON, "[]"), K.MALFORMED, {}),
+    (chat_openai, Body(200, JSON, "no JSON"), K.MALFORMED, {}),
+    (chat_openai, Body(200, JSON, "[" * 100_000), K.MALFORMED, {}),
+    (chat_openai, Body(200, JSON, "9" * 5_000), K.MALFORMED, {}),
+    (chat_openai, Cut(after=5), K.CONNECTION, {"may_have_run": True}),
+    (chat_openai, Cut(after=5, how="rst"), K.CONNECTION, {"may_have_run": True}),
+    (chat_openai, HtmlPage(200), K.MALFORMED, {}),
+    (chat_openai, Truncate(after=5), K.MALFORMED, {"may_have_run": True}),
+]
+IN_A_STREAM: list[tuple[Any, Step, FailureKind, dict[str, Any]]] = [
+    (
+        chat_openai,
+        ErrorEvent("It broke."),
+        K.SERVER_ERROR,
+        {"message": "It broke.", "status_code": None, "may_have_run": True},
+    ),
+    (
+        chat_openai,
+        ErrorEvent("Slow down.", status=429),
+        K.RATE_LIMIT,
+        {"code": "rate_limit_exceeded"},
+    ),
+    (chat_openai, ErrorEvent("x", code="insufficient_quota"), K.QUOTA, {}),
+    (chat_openai, ErrorEvent("Bad.", status=400), K.INVALID_REQUEST, {}),
+    (
+        chat_openai,
+        Body(200, EVENTS, 'data: {"error": {"code": 502, "message": "x"}}\n\n'),
+        K.SERVER_ERROR,
+        {"code": "502", "status_code": None},
+    ),
+    (chat_openai, Body(200, EVENTS, "data: 42\n\n"), K.MALFORMED, {}),
+    (chat_openai, Body(200, EVENTS, "data: \xff\n\n"), K.MALFORMED, {}),
+    (chat_openai, Body(200, EVENTS, f"data: {'[' * 100_000}\n\n"), K.MALFORMED, {}),
+    (
+        chat_anthropic,
+        after_the_beginning(event("error", problem("overloaded_error"))),
+        K.UNAVAILABLE,
+        {"message": "Said by Anthropic.", "status_code": None, "may_have_run": True},
+    ),
+    (
+        chat_anthropic,
+        after_the_beginning(event("error", problem("invalid_request_error"))),
+        K.INVALID_REQUEST,
+        {"code": "invalid_request_error"},
+    ),
+    (
+        chat_anthropic,
+        after_the_beginning(event("content_block_delta", '{"type":')),
+        K.MALFORMED,
+        {},
+    ),
+]
 
 
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 @pytest.mark.parametrize(
-    ("cls", "named"),
+    ("way", "fault"),
     [
-        (langchain.ContextOverflowError, errors.ContextLengthError),
-        (langchain.ModelAuthenticationError, errors.AuthenticationError),
-        (langchain.ModelPermissionDeniedError, errors.PermissionDeniedError),
-        (langchain.ModelNotFoundError, errors.NotFoundError),
-        (langchain.ModelInvalidRequestError, errors.InvalidRequestError),
-        (langchain.ModelRateLimitError, errors.RateLimitError),
-        (langchain.ModelTimeoutError, errors.APITimeoutError),
-        (langchain.ModelConnectionError, errors.APIConnectionError),
-        (langchain.ModelAPIError, errors.ServerError),
-        (langchain.ModelError, errors.ServerError),
+        pytest.param(way, fault, id=f"{fault[0].__name__}-{fault[2]}-{place}-{way}")
+        for faults, ways in (
+            (FAULTS, WAYS),
+            (IN_A_200, WHOLE),
+            (IN_A_STREAM, STREAMING),
+        )
+        for place, fault in enumerate(faults)
+        for way in ways
     ],
 )
-def test_langchains_tree_says_what_it_means(
-    cls: type[langchain.ModelError], named: type[errors.RetryRouterError]
-) -> None:
-    """An error of LangChain's without a status counts by its class."""
-    error = cls("Said by a model.")
-    told = name_failure(error, WALL)
-    assert type(told) is named
-    assert told.failure.is_retryable is error.is_retryable
+def test_a_fault_has_its_kind(way: Way, fault: Any) -> None:
+    """What goes wrong over HTTP is named, with the facts that it came with."""
+    make, step, kind, facts = fault
+    with FaultyGateway() as gateway:
+        gateway.script(step)
+        model = make(gateway, timeout=0.3 if isinstance(step, Silence) else 5)
+        error = routed(way, model)
+        assert len(gateway.requests) == 1
+    assert error.kind is kind
+    assert {name: getattr(error, name) for name in facts} == facts
 
 
-def test_who_gave_up_is_believed() -> None:
-    """An error that somebody marked as final is not repeated on its route."""
-    error = langchain.ModelRateLimitError("busy")
-    error.is_retryable = False
-    told = name_failure(error, WALL)
-    assert type(told) is errors.RateLimitError
-    assert not told.failure.is_retryable
+@every_way
+@pytest.mark.parametrize("make", [chat_openai, chat_anthropic])
+def test_a_refused_connection_was_never_sent(make: Any, way: Way) -> None:
+    """If no server listens, nothing has run, and the error says so."""
+    with FaultyGateway() as gateway:
+        model = make(gateway)
+    error = routed(way, model)
+    assert (error.kind, error.may_have_run) == (K.CONNECTION, False)
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
+@every_way
+@pytest.mark.parametrize(
+    ("make", "key"), [(chat_openai, OPENAI_KEY), (chat_anthropic, ANTHROPIC_KEY)]
+)
+def test_a_key_is_not_shown(make: Any, key: str, way: Way) -> None:
+    """A server that quotes the key does not bring it into a log or a trace."""
+    body = {"error": {"type": "authentication_error", "message": f"invalid: {key}."}}
+    with FaultyGateway() as gateway:
+        gateway.script(Status(401, JSON, body))
+        error = routed(way, make(gateway))
+    shown = f"{error.body} {''.join(traceback.format_exception(error))}"
+    assert "invalid: ***." in shown
+    assert key not in shown
+
+
+@every_way
+def test_a_key_that_no_header_can_carry_is_the_routes_fault(way: Way) -> None:
+    """A key with a line feed is not sent and not shown, and counts as a 401."""
+    with FaultyGateway() as gateway:
+        model = chat_openai(gateway)
+        for client in (model.root_client, model.root_async_client):
+            client.api_key = f"{OPENAI_KEY}\n"
+        error = routed(way, model)
+        assert gateway.requests == []
+    assert (error.kind, error.may_have_run) == (K.AUTHENTICATION, False)
+    assert OPENAI_KEY not in "".join(traceback.format_exception(error))
+
+
+@every_way
+@pytest.mark.parametrize("status", [200, 400])
+@pytest.mark.parametrize(
+    "odd", ['{"a":' * 700 + "0" + "}" * 700, '"9"' * 1, "9" * 5_000], ids=len
+)
+def test_an_odd_error_is_an_error(way: Way, status: int, odd: str) -> None:
+    """What a provider says of its failure may be odd; that it failed is still known."""
+    document = f'{{"error": {{"message": "odd", "type": {odd}}}}}'
+    is_event = way.is_streaming and status == 200
+    body = f"data: {document}\n\n" if is_event else document
+    with FaultyGateway() as gateway:
+        gateway.script(Body(status, EVENTS if is_event else JSON, body))
+        error = routed(way, chat_openai(gateway))
+    assert isinstance(error, RetryRouterError)
+    assert error.status_code in {None, status}
+
+
+@every_way
 def test_an_error_of_ours_is_handed_on_as_it_is(way: Way) -> None:
     """GPTRouter names its own failures, and nothing of them gets lost."""
     own = GPTRouterModel(name="gpt-4o", provider_name="openai")
@@ -79,47 +292,57 @@ def test_an_error_of_ours_is_handed_on_as_it_is(way: Way) -> None:
             models_priority_list=[own],
             gpt_router_api_key=SecretStr("any"),
             gpt_router_api_base=gateway.url,
-            retry_policy=RetryPolicy(max_retries=0),
+            retry_policy=ONCE,
         )
-        error = error_of(way, model)
-    assert isinstance(error, errors.RateLimitError)
-    assert name_failure(error, WALL) is error
+        error = routed(way, model)
+    assert (type(error).__name__, error.retry_after) == ("GPTRouterRateLimitError", 3)
 
 
-# SDKs that are not installed: what is read of them is their documented shape.
+# --- SDKs that are not installed, by the shape of their exceptions ------------------
 
 
 class GoogleError(Exception):
     """As `google.genai.errors.APIError`: `code`, `status`, `details`."""
 
-    def __init__(self, code: int, details: dict[str, Any]) -> None:
-        super().__init__(f"{code} {details['error']['status']}. {details}")
-        self.code = code
-        self.status = details["error"]["status"]
-        self.details = details
-        self.response = None
+    def __init__(self, code: int, status: str, message: str, *details: Any) -> None:
+        error = {"code": code, "message": message, "status": status}
+        self.details = {"error": {**error, "details": [*details]}}
+        super().__init__(f"{code} {status}. {self.details}")
+        self.code, self.status, self.response = code, status, None
 
 
-def google(code: int, status: str, message: str, *details: Any) -> GoogleError:
-    error = {"code": code, "message": message, "status": status, "details": [*details]}
-    return GoogleError(code, {"error": error})
-
-
-RETRY_INFO = {
-    "@type": "type.googleapis.com/google.rpc.RetryInfo",
-    "retryDelay": "34.07s",
-}
-PER_DAY = {
-    "@type": "type.googleapis.com/google.rpc.QuotaFailure",
-    "violations": [{"quotaId": "GenerateRequestsPerDayPerProject"}],
-}
+RETRY_INFO = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "34s"}
+PER_DAY = {"@type": "QuotaFailure", "violations": [{"quotaId": "RequestsPerDay"}]}
 QUOTA = "You exceeded your current quota, please check your plan and billing details."
+
+
+class Delay:
+    """As protobuf's `Duration`."""
+
+    seconds, nanos = 34, 500_000_000
+
+
+class RetryInfo:
+    """As `google.rpc.error_details_pb2.RetryInfo`."""
+
+    retry_delay = Delay()
+
+
+class GoogleCoreError(Exception):
+    """As `google.api_core.exceptions.GoogleAPICallError`, which gRPC's become."""
+
+    code, message, response, errors = 429, "Resource exhausted.", None, ()
+    details = (RetryInfo(),)
+
+    def __init__(self) -> None:
+        super().__init__(f"429 {self.message}")
+        self.details = [RetryInfo()]  # type: ignore[assignment]
 
 
 class AmazonError(Exception):
     """As `botocore.exceptions.ClientError`: a dict in `response`."""
 
-    def __init__(self, code: str, status: int | None, message: str) -> None:
+    def __init__(self, code: str, status: int | None, message: str = "No.") -> None:
         super().__init__(f"An error occurred ({code}): {message}")
         self.response = {
             "Error": {"Code": code, "Message": message},
@@ -134,7 +357,6 @@ class StatusCode(Enum):
     """As `grpc.StatusCode`."""
 
     UNAVAILABLE = 14
-    RESOURCE_EXHAUSTED = 8
     INVALID_ARGUMENT = 3
 
 
@@ -161,235 +383,161 @@ class ResponseError(Exception):
 
     def __init__(self, error: str, status_code: int = -1) -> None:
         super().__init__(f"{error} (status code: {status_code})")
-        self.error = error
-        self.status_code = status_code
+        self.error, self.status_code = error, status_code
 
 
-SHAPES = [
+def plain(error: Exception, **attributes: Any) -> Exception:
+    vars(error).update(attributes)
+    return error
+
+
+SHAPES: list[tuple[Exception, FailureKind, dict[str, Any]]] = [
     (
-        google(400, "INVALID_ARGUMENT", "Bad."),
-        errors.InvalidRequestError,
-        400,
-        "INVALID_ARGUMENT",
+        GoogleError(400, "INVALID_ARGUMENT", "Bad."),
+        K.INVALID_REQUEST,
+        {"status_code": 400, "code": "INVALID_ARGUMENT"},
     ),
+    (GoogleError(503, "UNAVAILABLE", "Busy."), K.UNAVAILABLE, {"status_code": 503}),
+    (GoogleError(429, "RESOURCE_EXHAUSTED", QUOTA), K.QUOTA, {}),
     (
-        google(
-            400,
-            "INVALID_ARGUMENT",
-            "The input token count (9) exceeds the maximum number of tokens allowed.",
-        ),
-        errors.ContextLengthError,
-        400,
-        "INVALID_ARGUMENT",
+        GoogleError(429, "RESOURCE_EXHAUSTED", QUOTA, RETRY_INFO),
+        K.RATE_LIMIT,
+        {"retry_after": 34.0},
     ),
+    (GoogleError(429, "RESOURCE_EXHAUSTED", QUOTA, PER_DAY, RETRY_INFO), K.QUOTA, {}),
+    (GoogleCoreError(), K.RATE_LIMIT, {"retry_after": 34.5, "status_code": 429}),
     (
-        google(429, "RESOURCE_EXHAUSTED", QUOTA),
-        errors.QuotaExceededError,
-        429,
-        "RESOURCE_EXHAUSTED",
+        AmazonError("ThrottlingException", 429),
+        K.RATE_LIMIT,
+        {"code": "ThrottlingException", "request_id": "req_aws", "message": "No."},
     ),
-    (
-        google(429, "RESOURCE_EXHAUSTED", QUOTA, RETRY_INFO),
-        errors.RateLimitError,
-        429,
-        "RESOURCE_EXHAUSTED",
-    ),
-    (
-        google(429, "RESOURCE_EXHAUSTED", QUOTA, PER_DAY, RETRY_INFO),
-        errors.QuotaExceededError,
-        429,
-        "RESOURCE_EXHAUSTED",
-    ),
-    (
-        google(503, "UNAVAILABLE", "Overloaded."),
-        errors.UnavailableError,
-        503,
-        "UNAVAILABLE",
-    ),
-    (
-        AmazonError("ThrottlingException", 429, "Slow."),
-        errors.RateLimitError,
-        429,
-        "ThrottlingException",
-    ),
-    (
-        AmazonError("throttlingException", None, "Slow."),
-        errors.RateLimitError,
-        None,
-        "throttlingException",
-    ),
-    (
-        AmazonError("ModelErrorException", 424, "It broke."),
-        errors.ServerError,
-        424,
-        "ModelErrorException",
-    ),
-    (
-        AmazonError("ServiceQuotaExceededException", 400, "No."),
-        errors.QuotaExceededError,
-        400,
-        "ServiceQuotaExceededException",
-    ),
-    (
-        AmazonError("AccessDeniedException", 403, "No."),
-        errors.PermissionDeniedError,
-        403,
-        "AccessDeniedException",
-    ),
+    (AmazonError("throttlingException", None), K.RATE_LIMIT, {"status_code": None}),
+    (AmazonError("ModelErrorException", 424), K.SERVER_ERROR, {"status_code": 424}),
+    (AmazonError("ServiceQuotaExceededException", 400), K.QUOTA, {}),
+    (AmazonError("AccessDeniedException", 403), K.PERMISSION, {}),
     (
         AmazonError(
             "ValidationException", 400, "Input is too long for requested model."
         ),
-        errors.ContextLengthError,
-        400,
-        "ValidationException",
+        K.CONTEXT_OVERFLOW,
+        {},
     ),
-    (AmazonError("SomethingNew", 500, "Oh."), errors.ServerError, 500, "SomethingNew"),
-    (RpcError(StatusCode.UNAVAILABLE), errors.UnavailableError, 503, "UNAVAILABLE"),
+    (AmazonError("SomethingNew", 500), K.SERVER_ERROR, {"status_code": 500}),
     (
-        RpcError(StatusCode.RESOURCE_EXHAUSTED),
-        errors.RateLimitError,
-        429,
-        "RESOURCE_EXHAUSTED",
+        RpcError(StatusCode.UNAVAILABLE),
+        K.UNAVAILABLE,
+        {"status_code": 503, "code": "UNAVAILABLE"},
+    ),
+    (RpcError(StatusCode.INVALID_ARGUMENT), K.INVALID_REQUEST, {"status_code": 400}),
+    (ResponseError("model not loaded", 500), K.SERVER_ERROR, {"status_code": 500}),
+    (ResponseError("out of memory"), K.SERVER_ERROR, {"status_code": None}),
+    # ChatNVIDIA's, of every HTTP error.
+    (
+        Exception("[503] Service Unavailable\nbusy"),
+        K.UNAVAILABLE,
+        {"status_code": 503},
+    ),
+    # ChatOpenRouter's: JSON in a string.
+    (
+        plain(
+            Exception("OpenRouterError"),
+            status_code=400,
+            body='{"error": {"message": "maximum context length", "code": 400}}',
+        ),
+        K.CONTEXT_OVERFLOW,
+        {"message": "Error code: 400 - maximum context length"},
+    ),
+    # LiteLLM's classes say more than their status.
+    (
+        type("ContextWindowExceededError", (Exception,), {"status_code": 400})("no"),
+        K.CONTEXT_OVERFLOW,
+        {},
     ),
     (
-        RpcError(StatusCode.INVALID_ARGUMENT),
-        errors.InvalidRequestError,
-        400,
-        "INVALID_ARGUMENT",
+        type("ContentPolicyViolationError", (Exception,), {"status_code": 400})("no"),
+        K.CONTENT_FILTER,
+        {},
     ),
-    (ResponseError("model not loaded", 500), errors.ServerError, 500, None),
-    (ResponseError("out of memory"), errors.ServerError, None, None),
+    (
+        plain(
+            Exception("busy"),
+            status_code=429,
+            litellm_response_headers={"retry-after": "7"},
+        ),
+        K.RATE_LIMIT,
+        {"retry_after": 7.0},
+    ),
+    (
+        plain(
+            Exception("Slow down."),
+            status=429,
+            headers={b"Retry-After": b"7", b"X-Request-Id": b"r-1", b"odd": None},
+        ),
+        K.RATE_LIMIT,
+        {"retry_after": 7.0, "request_id": "r-1"},
+    ),
+    (ValueError("No generations found in stream."), K.MALFORMED, {}),
+    (ValueError("rate_limit_exceeded: slow down"), K.RATE_LIMIT, {}),
+    (
+        ValueError("ResponseError(code='invalid_prompt', message='x')"),
+        K.CONTENT_FILTER,
+        {"code": "invalid_prompt"},
+    ),
+    # LangChain's own tree.
+    (langchain.ContextOverflowError("x"), K.CONTEXT_OVERFLOW, {}),
+    (langchain.ModelAuthenticationError("x"), K.AUTHENTICATION, {}),
+    (langchain.ModelPermissionDeniedError("x"), K.PERMISSION, {}),
+    (langchain.ModelNotFoundError("x"), K.NOT_FOUND, {}),
+    (langchain.ModelInvalidRequestError("x"), K.INVALID_REQUEST, {}),
+    (langchain.ModelRateLimitError("x"), K.RATE_LIMIT, {}),
+    (langchain.ModelTimeoutError("x"), K.TIMEOUT, {}),
+    (langchain.ModelConnectionError("x"), K.CONNECTION, {}),
+    (langchain.ModelAPIError("x"), K.SERVER_ERROR, {}),
+    (langchain.ModelError("x"), K.SERVER_ERROR, {"should_retry": False}),
+    (
+        plain(langchain.ModelRateLimitError("x"), is_retryable=False),
+        K.RATE_LIMIT,
+        {"should_retry": False},
+    ),
 ]
 
 
-@pytest.mark.parametrize(("error", "cls", "status", "code"), SHAPES, ids=repr)
-def test_an_sdk_that_is_not_here_is_told_by_its_shape(
-    error: Exception,
-    cls: type[errors.RetryRouterError],
-    status: int | None,
-    code: str | None,
+@pytest.mark.parametrize(("error", "kind", "facts"), SHAPES, ids=repr)
+def test_an_exception_is_known_by_its_shape(
+    error: Exception, kind: FailureKind, facts: dict[str, Any]
 ) -> None:
-    """Google's, Amazon's, gRPC's and Ollama's errors need none of their packages."""
-    told = name_failure(error, WALL)
-    assert type(told) is cls
-    assert told is not None
-    assert (told.status_code, told.code) == (status, code)
+    """What an SDK raises needs none of its package to be understood."""
+    told = routed(WAYS[0], raising(error))
+    assert told.kind is kind
+    assert told.__cause__ is error
+    assert {name: getattr(told, name) for name in facts} == facts
 
 
-def test_googles_delay_is_a_retry_after() -> None:
-    """Google says in its body when to come back, and the other SDKs in a header."""
-    told = name_failure(google(429, "RESOURCE_EXHAUSTED", QUOTA, RETRY_INFO), WALL)
-    assert told is not None
-    assert told.retry_after == 34.07
-
-
-def test_a_wrapper_means_what_it_was_raised_from() -> None:
-    """An integration's own exception around a provider's failure says no less."""
-
-    class IntegrationError(Exception):
-        """As `ChatGoogleGenerativeAIError`."""
-
-    error = raised(
-        IntegrationError("Error calling model"), google(503, "UNAVAILABLE", "x")
+def test_the_cause_says_more_than_the_class() -> None:
+    """langchain-google-genai raises LangChain's class from the error with the facts."""
+    cause = GoogleError(429, "RESOURCE_EXHAUSTED", QUOTA, PER_DAY, RETRY_INFO)
+    told = routed(WAYS[0], raising(langchain.ModelRateLimitError("x"), cause))
+    assert (told.kind, told.status_code, told.code) == (
+        K.QUOTA,
+        429,
+        "RESOURCE_EXHAUSTED",
     )
-    assert type(name_failure(error, WALL)) is errors.UnavailableError
 
 
-@pytest.mark.parametrize(
-    ("name", "cls"),
-    [
-        ("ContextWindowExceededError", errors.ContextLengthError),
-        ("ContentPolicyViolationError", errors.ContentFilterError),
-    ],
-)
-def test_litellms_classes_say_more_than_their_400(
-    name: str, cls: type[errors.RetryRouterError]
-) -> None:
-    """LiteLLM knows what a provider meant, and says so by the class."""
-    error = type(name, (Exception,), {"status_code": 400})("no")
-    assert type(name_failure(error, WALL)) is cls
+def test_headers_are_found_behind_an_error_raised_in_place_of_another() -> None:
+    """Ollama raises `from None`: the response is only in the context."""
 
+    def ask() -> None:
+        request = httpx.Request("POST", "http://127.0.0.1")
+        response = httpx.Response(503, headers={"retry-after": "7"}, request=request)
+        busy = ResponseError("busy", 503)
+        try:
+            response.raise_for_status()
+        except httpx.HTTPStatusError:
+            raise busy from None
 
-# What is nobody's failure but ours or the caller's.
-
-
-class Answer(BaseModel):
-    """A schema of the caller's."""
-
-    number: int
-
-
-def schema_error() -> ValidationError:
-    try:
-        Answer.model_validate_json('{"number": "many"}')
-    except ValidationError as error:
-        return error
-    raise AssertionError
-
-
-def missing_file() -> Exception:
-    return FileNotFoundError(2, "No such file")
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        TypeError("unexpected keyword argument"),
-        KeyError("choices"),
-        AttributeError("x"),
-        IndexError("list index out of range"),
-        NotImplementedError(),
-        AssertionError(),
-        RecursionError(),
-        MemoryError(),
-        missing_file(),
-        PermissionError(13, "no"),
-        schema_error(),
-        langchain.OutputParserException("no JSON in it"),
-        errors.UnsupportedOptionError("no such option"),
-    ],
-    ids=repr,
-)
-def test_a_bug_or_a_callers_mistake_has_no_name(error: Exception) -> None:
-    """What is no provider's failure propagates unchanged, and at once."""
-    assert name_failure(raised(error), WALL) is None
-
-
-def empty_stream() -> Any:
-    return generate_from_stream(iter(()))
-
-
-def empty_async_stream() -> Any:
-    async def nothing() -> Any:
-        for _ in ():
-            yield
-
-    return asyncio.run(agenerate_from_stream(nothing()))
-
-
-@pytest.mark.parametrize("collect", [empty_stream, empty_async_stream])
-def test_an_empty_stream_is_malformed(collect: Callable[[], Any]) -> None:
-    """LangChain's "No generations found in stream." is the provider's failure."""
-    with pytest.raises(ValueError, match="No generations found") as caught:
-        collect()
-    assert type(name_failure(caught.value, WALL)) is errors.MalformedResponseError
-
-
-def test_a_bug_inside_a_collected_stream_stays_one() -> None:
-    """Where LangChain collects a stream, what breaks in the stream is not its end."""
-
-    def broken() -> Iterator[ChatGenerationChunk]:
-        msg = "a bug"
-        raise ValueError(msg)
-        yield
-
-    with pytest.raises(ValueError, match="a bug") as caught:
-        generate_from_stream(broken())
-    assert name_failure(caught.value, WALL) is None
-
-
-# Secrets.
+    told = routed(WAYS[0], AskingModel(ask=ask))
+    assert (told.kind, told.retry_after) == (K.UNAVAILABLE, 7)
 
 
 @pytest.mark.parametrize(
@@ -402,10 +550,10 @@ def test_a_bug_inside_a_collected_stream_stays_one() -> None:
     ],
 )
 def test_a_key_is_known_by_its_beginning(key: str) -> None:
-    """Where no request tells the key, one that looks like a key is not shown."""
-    error = google(401, "UNAUTHENTICATED", f"The key {key} is wrong.")
-    told = name_failure(error, WALL)
-    shown = f"{told!r} {told and told.body} {error} {error.details}"
+    """If no request tells the key, a text that looks like one is not shown."""
+    error = GoogleError(401, "UNAUTHENTICATED", f"The key {key} is wrong.")
+    told = routed(WAYS[0], raising(error))
+    shown = f"{told.body} {error.details} {''.join(traceback.format_exception(told))}"
     assert "The key *** is wrong." in shown
     assert key not in shown
 
@@ -422,23 +570,260 @@ def test_a_key_is_known_by_its_beginning(key: str) -> None:
 )
 def test_the_requests_key_is_not_shown(url: str, headers: dict[str, str]) -> None:
     """The key that a request carried, in a header or its address, is taken out."""
-    request = httpx.Request("POST", url, headers=headers)
-    response = httpx.Response(
-        403, request=request, json={"error": {"message": "my-own-secret is wrong"}}
-    )
-    with pytest.raises(httpx.HTTPStatusError) as caught:
-        response.raise_for_status()
-    told = name_failure(caught.value, WALL)
-    assert told is not None
+
+    def ask() -> None:
+        request = httpx.Request("POST", url, headers=headers)
+        body = {"error": {"message": "my-own-secret is wrong"}}
+        httpx.Response(403, request=request, json=body).raise_for_status()
+
+    told = routed(WAYS[0], AskingModel(ask=ask))
     assert told.message == "Error code: 403 - *** is wrong"
-    assert "my-own-secret" not in f"{told.body} {caught.value}"
+    shown = f"{told.body} {''.join(traceback.format_exception(told))}"
+    assert "my-own-secret" not in shown
 
 
-def test_headers_may_be_bytes() -> None:
-    """What an integration hands on as it came from the socket is read nevertheless."""
-    error = Exception("Slow down.")
-    headers = {b"Retry-After": b"7", b"X-Request-Id": b"r-1", b"odd": None}
-    vars(error).update(status=429, headers=headers)
-    told = name_failure(raised(error), WALL)
-    assert isinstance(told, errors.RateLimitError)
-    assert (told.retry_after, told.request_id) == (7.0, "r-1")
+# --- Exceptions that say nothing about a provider -----------------------------------
+
+
+class Answer(BaseModel):
+    """A schema of the caller's."""
+
+    number: int
+
+
+def schema_error() -> ValidationError:
+    with pytest.raises(ValidationError) as caught:
+        Answer.model_validate_json('{"number": "many"}')
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TypeError("unexpected keyword argument"),
+        KeyError("choices"),
+        ValueError("a bug"),
+        AttributeError("x"),
+        IndexError("list index out of range"),
+        RuntimeError("a bug"),
+        NotImplementedError(),
+        AssertionError(),
+        RecursionError(),
+        MemoryError(),
+        FileNotFoundError(2, "No such file"),
+        PermissionError(13, "no"),
+        schema_error(),
+        langchain.OutputParserException("no JSON in it"),
+        UnsupportedOptionError("no such option"),
+    ],
+    ids=repr,
+)
+def test_a_bug_says_nothing_about_a_provider(error: Exception) -> None:
+    """The router is told that it is unknown, and not that the provider failed."""
+    assert read_exception(error, unix_time=WALL) is None
+
+
+# --- HTTP libraries without an SDK --------------------------------------------------
+
+PAYLOAD: Any = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+
+
+def with_httpx(library: Any) -> Any:
+    def send(url: str, timeout: float) -> Any:
+        with library.Client(timeout=timeout, trust_env=False) as client:
+            return client.post(url, json=PAYLOAD).raise_for_status().json()
+
+    return send
+
+
+def with_httpx_async(library: Any) -> Any:
+    def send(url: str, timeout: float) -> Any:
+        # Made out here: to read the certificates blocks.
+        client = library.AsyncClient(timeout=timeout, trust_env=False)
+
+        async def post() -> Any:
+            async with client:
+                return (await client.post(url, json=PAYLOAD)).raise_for_status().json()
+
+        return asyncio.run(post())
+
+    return send
+
+
+def with_aiohttp(url: str, timeout: float) -> Any:
+    async def send() -> Any:
+        limits = aiohttp.ClientTimeout(sock_read=timeout)
+        async with (
+            aiohttp.ClientSession(timeout=limits) as session,
+            session.post(url, json=PAYLOAD, raise_for_status=True) as response,
+        ):
+            return await response.json()
+
+    return asyncio.run(send())
+
+
+def with_requests(url: str, timeout: float) -> Any:
+    with requests.Session() as session:
+        session.trust_env = False
+        response = session.post(url, json=PAYLOAD, timeout=timeout)
+        response.raise_for_status()
+        return response.json()
+
+
+def with_urllib(url: str, timeout: float) -> Any:
+    data = json.dumps(PAYLOAD).encode()
+    request = urllib.request.Request(url, data, JSON)  # noqa: S310 - the loopback
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=timeout) as response:
+            return response.read()
+    except urllib.error.HTTPError as error:
+        error.close()  # It is the response, too.
+        raise
+
+
+def with_urllib3(retries: Any) -> Any:
+    def send(url: str, timeout: float) -> Any:
+        with urllib3.PoolManager(retries=retries, timeout=timeout) as pool:
+            return pool.request("POST", url, json=PAYLOAD).json()
+
+    return send
+
+
+CHECKS_STATUS = {
+    "httpx": with_httpx(httpx),
+    "httpx2": with_httpx(httpx2),
+    "httpx async": with_httpx_async(httpx),
+    "httpx2 async": with_httpx_async(httpx2),
+    "aiohttp": with_aiohttp,
+    "requests": with_requests,
+    "urllib": with_urllib,
+}
+CLIENTS = {
+    **CHECKS_STATUS,
+    "urllib3": with_urllib3(retries=False),
+    "urllib3 with retries": with_urllib3(retries=urllib3.Retry(0)),
+}
+
+
+def sent(send: Any, step: Step | None) -> Any:
+    """The router's error for a request by `send`; None: no server listens."""
+    with FaultyGateway() as gateway:
+        url = f"{gateway.openai_url}/chat/completions"
+        timeout = 0.3 if isinstance(step, Silence) else 5.0
+        model = AskingModel(ask=lambda: send(url, timeout))
+        if step is not None:
+            gateway.script(step)
+            return routed(WAYS[0], model)
+    return routed(WAYS[0], model)
+
+
+@pytest.mark.parametrize("send", CHECKS_STATUS.values(), ids=CHECKS_STATUS)
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(400, K.INVALID_REQUEST), (429, K.RATE_LIMIT), (503, K.UNAVAILABLE)],
+)
+def test_a_status_without_an_sdk(status: int, kind: FailureKind, send: Any) -> None:
+    """A library's own status error is named, with what its headers say."""
+    told = sent(send, Status(status, {"retry-after": "7"}))
+    assert (told.kind, told.status_code, told.retry_after) == (kind, status, 7.0)
+    assert told.request_id == "req_000001"
+    assert told.may_have_run is (status >= 500)
+
+
+@pytest.mark.parametrize("name", ["httpx", "requests"])
+def test_a_body_that_was_read_sharpens_a_status(name: str) -> None:
+    """What the body says counts if the library keeps it."""
+    told = sent(CLIENTS[name], Status(400, error_code="context_length_exceeded"))
+    assert (told.kind, told.code) == (K.CONTEXT_OVERFLOW, "context_length_exceeded")
+
+
+@pytest.mark.parametrize("send", CLIENTS.values(), ids=CLIENTS)
+@pytest.mark.parametrize(
+    ("step", "kind", "may_have_run"),
+    [
+        (None, K.CONNECTION, False),
+        (Reset(), K.CONNECTION, True),
+        (Hangup(), K.CONNECTION, True),
+        (Cut(after=5), K.CONNECTION, True),
+        (Silence(), K.TIMEOUT, True),
+    ],
+    ids=repr,
+)
+def test_a_lost_connection(
+    step: Step | None, kind: FailureKind, send: Any, *, may_have_run: bool
+) -> None:
+    """Each library says whether the request may have run, in its own classes."""
+    told = sent(send, step)
+    assert (told.kind, told.may_have_run) == (kind, may_have_run)
+
+
+@pytest.mark.parametrize("name", sorted(CLIENTS.keys() - {"urllib"}))
+def test_an_answer_that_is_not_json_is_malformed(name: str) -> None:
+    """Half a document with status 200 is the provider's failure."""
+    assert sent(CLIENTS[name], MalformedEvent(at=1)).kind is K.MALFORMED
+
+
+class InferenceTimeoutError(requests.HTTPError, TimeoutError):
+    """As Hugging Face's."""
+
+
+TRANSPORT = [
+    (TimeoutError(), K.TIMEOUT, True),
+    (ConnectionResetError(), K.CONNECTION, True),
+    (ConnectionRefusedError(), K.CONNECTION, False),
+    (socket.gaierror(-2, "no such host"), K.CONNECTION, False),
+    (ssl.SSLError("eof"), K.CONNECTION, True),
+    (ssl.SSLCertVerificationError("bad"), K.CONNECTION, False),
+    (OSError(errno.ENETUNREACH, "no way"), K.CONNECTION, False),
+    (asyncio.IncompleteReadError(b"", 4), K.CONNECTION, True),
+    (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no"), K.MALFORMED, True),
+    # Before anything was sent: a prompt with half a character, a key with an umlaut.
+    (UnicodeEncodeError("utf-8", "\ud83d", 0, 1, "no"), K.INVALID_REQUEST, False),
+    (UnicodeEncodeError("ascii", "kéy", 1, 2, "no"), K.AUTHENTICATION, False),
+    (RuntimeError("Event loop is closed"), K.CONNECTION, False),
+    (RuntimeError("the client has been closed."), K.CONNECTION, False),
+    (httpx.PoolTimeout("full"), K.TIMEOUT, False),
+    (httpx.ConnectTimeout("slow"), K.TIMEOUT, False),
+    (httpx2.UnsupportedProtocol("ftp"), K.INVALID_REQUEST, False),
+    (httpx2.DecodingError("gzip"), K.MALFORMED, True),
+    (requests.ConnectTimeout(), K.TIMEOUT, False),
+    (requests.exceptions.InvalidURL("x"), K.INVALID_REQUEST, False),
+    (InferenceTimeoutError("slow"), K.TIMEOUT, True),
+    (aiohttp.ConnectionTimeoutError(), K.TIMEOUT, False),
+    (aiohttp.ClientPayloadError("cut"), K.CONNECTION, True),
+    (aiohttp.http_exceptions.TransferEncodingError("cut"), K.CONNECTION, True),
+    (urllib3.exceptions.DecodeError("gzip"), K.MALFORMED, True),
+    (urllib3.exceptions.ProtocolError("x", TimeoutError()), K.TIMEOUT, True),
+    (openai.APITimeoutError(httpx2.Request("POST", "http://x")), K.TIMEOUT, True),
+]
+
+
+@pytest.mark.parametrize(("error", "kind", "may_have_run"), TRANSPORT, ids=repr)
+def test_a_transport_error_is_known_by_its_class(
+    error: Exception, kind: FailureKind, *, may_have_run: bool
+) -> None:
+    """The class of an exception below HTTP says whether the request may have run."""
+    told = routed(WAYS[0], raising(error))
+    assert (told.kind, told.may_have_run) == (kind, may_have_run)
+
+
+def test_a_refused_connection_is_not_a_timeout() -> None:
+    """httpx-aiohttp, which openai's aiohttp client uses, raises a ConnectTimeout."""
+
+    def refused(url: str, timeout: float) -> None:
+        try:
+            with_aiohttp(url, timeout)
+        except aiohttp.ClientConnectorError as error:
+            msg = "Cannot connect to host"
+            raise httpx.ConnectTimeout(msg) from error
+
+    told = sent(refused, None)
+    assert (told.kind, told.may_have_run) == (K.CONNECTION, False)
+
+
+def test_a_wrong_certificate_is_not_tried_again() -> None:
+    """A certificate that is wrong now is wrong in a second too."""
+    error = httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED]")
+    told = routed(WAYS[0], raising(error, ssl.SSLCertVerificationError("bad")))
+    assert (told.kind, told.should_retry) == (K.CONNECTION, False)
