@@ -52,7 +52,7 @@ lint: .venv/installed ## ruff, rules and format
 	$(VENV)/ruff format --check .
 
 .PHONY: lint_imports
-lint_imports: .venv/installed ## the import contracts: one way, and a pure core
+lint_imports: .venv/installed ## the import layers
 	$(VENV)/lint-imports --no-logo
 
 .PHONY: type
@@ -91,11 +91,11 @@ coverage: .venv/installed ## unit tests with branch coverage
 ##@ Now and then
 
 .PHONY: bench
-bench: .venvs/bench/installed ## calls, streams, crowds against the peers; rewrites docs/ (SCALE=0.1: in short)
+bench: .venvs/bench/installed ## speed beside the peers, 10 minutes; rewrites docs/performance.md (SCALE=0.1: in short)
 	.venvs/bench/bin/python -m benchmarks.speed --scale $(SCALE)
 
 .PHONY: failover_bench
-failover_bench: .venvs/bench/installed ## sixteen faults through three routers; rewrites docs/ (SCALE=0.1: in short)
+failover_bench: .venvs/bench/installed ## sixteen faults, three routers; rewrites docs/failover.md (SCALE=0.1: in short)
 	.venvs/bench/bin/python -m benchmarks.failover --scale $(SCALE)
 
 .PHONY: prove

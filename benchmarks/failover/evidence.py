@@ -76,14 +76,11 @@ class Evidence:
         calls: The calls, in their order.
         attempts: Both providers' logs of these, in the order of time.
         afterwards: A call that was made when the fault was over.
-        breaker: When the system's breaker for the primary was seen to change, and to
-            what; empty for a system that has none.
     """
 
     calls: tuple[Call, ...]
     attempts: tuple[Attempt, ...]
     afterwards: Call | None = None
-    breaker: tuple[tuple[float, str], ...] = ()
 
     @property
     def at_primary(self) -> list[Attempt]:

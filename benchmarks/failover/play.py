@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -22,7 +21,6 @@ from benchmarks.failover.scenarios import (
     RUN_LENGTH,
     Scenario,
 )
-from langchain_retryrouter import CircuitBreaker
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter.testing import (
     Answer,
@@ -33,7 +31,6 @@ from langchain_retryrouter.testing import (
 )
 
 _PRIMARY_PROMPT_TOKENS = 111
-_BETWEEN_LOOKS = 0.25  # scenario's seconds, at a breaker's state
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class Providers:
     clock: Clock
 
 
-async def _nothing_to_close() -> None:
+async def _nothing() -> None:
     pass
 
 
@@ -55,9 +52,7 @@ class Contestant:
     """A system, ready to be asked."""
 
     ask: Callable[[], Awaitable[Reply]]
-    breaker: CircuitBreaker | None = None
-    """Its breaker for the primary, to be watched."""
-    aclose: Callable[[], Awaitable[None]] = _nothing_to_close
+    aclose: Callable[[], Awaitable[None]] = _nothing
 
 
 System: TypeAlias = Callable[[Providers], Contestant]
@@ -107,17 +102,13 @@ def _told(request: RecordedRequest) -> str:
     return str(step.code) if isinstance(step, Status) else type(step).__name__
 
 
-async def _at_once() -> None:
-    pass
-
-
 async def play(
     scenario: Scenario,
     system: System,
     *,
     scale: float,
     clock: Clock = SYSTEM_CLOCK,
-    curtain: Callable[[], Awaitable[None]] = _at_once,
+    curtain: Callable[[], Awaitable[None]] = _nothing,
 ) -> Evidence:
     """What is seen when `system` goes through `scenario`.
 
@@ -138,14 +129,13 @@ async def play(
         await curtain()
         stage = _Stage(primary, backup, scale, clock)
         scenario.prepare(stage)
-        async with _watched(contestant.breaker, stage) as states:
-            calls = await _calls(scenario, contestant, stage)
+        calls = await _calls(scenario, contestant, stage)
         attempts = stage.attempts()
         afterwards = None
         if scenario.is_tried_again:
             afterwards = await _call(contestant, stage)
         await contestant.aclose()
-        return Evidence(tuple(calls), attempts, afterwards, tuple(states))
+        return Evidence(tuple(calls), attempts, afterwards)
 
 
 async def _calls(
@@ -185,29 +175,3 @@ def _tell(error: Exception) -> str:
     facts = " ".join(str(fact) for fact in (status, code) if fact)
     said = [type(error).__name__, f" [{facts}]" if facts else "", f": {error}"]
     return "".join(said).removesuffix(": ")
-
-
-@contextlib.asynccontextmanager
-async def _watched(
-    breaker: CircuitBreaker | None, stage: _Stage
-) -> AsyncIterator[list[tuple[float, str]]]:
-    """The breaker's states, and when each was first seen, while this is open."""
-    states: list[tuple[float, str]] = []
-
-    async def watch(breaker: CircuitBreaker) -> None:
-        while True:
-            state = breaker.state(stage.clock.monotonic()).value
-            if not states or states[-1][1] != state:
-                states.append((stage.now(), state))
-            await SYSTEM_CLOCK.asleep(stage.seconds(_BETWEEN_LOOKS))
-
-    if breaker is None:
-        yield states
-        return
-    task = asyncio.create_task(watch(breaker))
-    try:
-        yield states
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task

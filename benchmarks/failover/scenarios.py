@@ -7,7 +7,7 @@ are seconds; whoever plays a scenario may shorten them all by one factor.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from benchmarks.failover.evidence import PRIMARY, Evidence
@@ -89,7 +89,6 @@ class Scenario:
     pace: float = 0.0
     is_tried_again: bool = False
     needs_stream: bool = False
-    informational: dict[str, Callable[[Evidence], object]] = field(default_factory=dict)
 
 
 # --- what is looked at ---
@@ -310,10 +309,6 @@ SCENARIOS: Final = {
             (Check("back on the primary within 30 s of its recovery", _is_back),),
             calls=20,
             pace=4.0,
-            informational={
-                "primary_attempts_in_the_outage": attempts_in_the_outage,
-                "seconds_until_back": back_after,
-            },
         ),
         Scenario(
             "S16",

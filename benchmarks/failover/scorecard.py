@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 from benchmarks.failover.evidence import Evidence
 from benchmarks.failover.judge import Grade, judge
@@ -26,38 +26,13 @@ def lines(results: Results) -> Lines:
 
 def line(name: str, seen: Evidence) -> dict[str, Any]:
     """The verdict on one scenario, as JSON-able data."""
-    scenario = SCENARIOS[name]
-    final_error = judge(scenario, seen)
+    verdict = judge(SCENARIOS[name], seen)
     return {
-        "grade": final_error.grade.value,
-        "broken": list(final_error.broken),
+        "grade": verdict.grade.value,
+        "broken": list(verdict.broken),
         "seconds": round(max(call.seconds for call in seen.calls), 2),
         "primary_attempts": len(seen.at_primary),
         "backup_attempts": len(seen.at_backup),
-        **{
-            said: safe_getattr(seen)
-            for said, safe_getattr in scenario.informational.items()
-        },
-    }
-
-
-def history(seen: Evidence) -> dict[str, list[Any]]:
-    """What the picture of an outage is drawn from, as JSON-able data."""
-    return {
-        "calls": [
-            {
-                "began": round(call.began, 3),
-                "seconds": round(call.seconds, 3),
-                "ending": call.ending,
-                "model": call.reply.model if call.reply else None,
-            }
-            for call in seen.calls
-        ],
-        "attempts": [
-            {"at": round(one.at, 3), "provider": one.provider, "did": one.did}
-            for one in seen.attempts
-        ],
-        "breaker": [[round(at, 3), state] for at, state in seen.breaker],
     }
 
 
@@ -92,41 +67,6 @@ def objections(results: Lines) -> str:
         for name, one in of_system.items()
         if one["broken"]
     )
-
-
-_BEGIN: Final = "<!-- measured: rewritten by the bench -->\n"
-_END: Final = "<!-- end of what is measured -->\n"
-
-ProviderError: TypeAlias = Mapping[str, Any]
-"""What the bench writes down as `failover.json`."""
-
-
-def measured(report: ProviderError) -> str:
-    """What a page says of a run: the scorecard, and what it was measured with."""
-    versions = [f"{name} {version}" for name, version in report["versions"].items()]
-    scorecard = report["scorecard"]
-    return (
-        f"{table(scorecard)}\n"
-        "Each cell says the grade, how many attempts the primary saw, and how long the"
-        " longest call took.\nWhat stood in the way of a pass:\n\n"
-        f"{objections(scorecard)}\n"
-        f"Measured in {report['seconds']:.0f} s with {', '.join(versions)}, Python"
-        f" {report['python']} on {report['cores']} cores.\n"
-    )
-
-
-def rewritten(page: str, report: ProviderError) -> str:
-    """The page with what is measured in the place of what was.
-
-    Raises:
-        ValueError: The page has no such place.
-    """
-    before, begin, rest = page.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not (begin and end):
-        msg = f"the page needs the lines {_BEGIN.strip()!r} and {_END.strip()!r}"
-        raise ValueError(msg)
-    return f"{before}{_BEGIN}\n{measured(report)}\n{_END}{after}"
 
 
 def _short(why: str, length: int = 120) -> str:

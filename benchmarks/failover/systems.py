@@ -68,7 +68,7 @@ def retry_router(
             clock=providers.clock,
             **{"stream_recovery": "buffer", **fields},
         )
-        return Contestant(asked(router, way), primary.breaker, partial(aclose, models))
+        return Contestant(asked(router, way), partial(aclose, models))
 
     return build
 
@@ -77,7 +77,7 @@ def with_fallbacks(providers: Providers) -> Contestant:
     """LangChain's own: `ChatOpenAI`, whose SDK retries, `.with_fallbacks`."""
     models = _chat_models(providers, max_retries=_RETRIES)
     model = models[0].with_fallbacks([models[1]])
-    return Contestant(asked(model, "astream"), aclose=partial(aclose, models))
+    return Contestant(asked(model, "astream"), partial(aclose, models))
 
 
 def litellm_router(providers: Providers) -> Contestant:

@@ -1,9 +1,9 @@
-"""Measure, print the tables, and write them down.
+"""Measure, print the tables, and write them into `docs/performance.md`.
 
-    python -m benchmarks.speed [--scale 1.0] [--rounds 9] [--only calls ...]
+    python -m benchmarks.speed [--scale 1.0] [--rounds 7] [--only sync_calls ...]
 
-A run in full length rewrites the sections that it measured in `docs/performance.*`. The
-exit code is 1 where a bar was missed.
+Only a whole run in full length rewrites the page. The exit code is 1 where a bar was
+missed.
 """
 
 from __future__ import annotations
@@ -11,45 +11,20 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import time
 import warnings
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-from benchmarks.speed import calls, crowds, footprint, growth, streams
-from benchmarks.speed.chart import draw
-from benchmarks.speed.measure import Section
-from benchmarks.speed.report import ProviderError, measured, of_section, write
-from benchmarks.speed.stub import StubServer, running
+from benchmarks.speed.measure import bars_table, figures_table, rewrite
+from benchmarks.speed.sections import SECTIONS
+from benchmarks.speed.stub import running
 
-SECTIONS: Final[dict[str, Callable[[StubServer, int, float], Section]]] = {
-    "calls": calls.sync_calls,
-    "acalls": calls.async_calls,
-    "chunks": streams.sync_chunks,
-    "achunks": streams.async_chunks,
-    "first": streams.first_token,
-    "afirst": streams.async_first_token,
-    "crowd500": crowds.crowd(500),
-    "crowd2000": crowds.crowd(2_000),
-    "guards": footprint.guards,
-    "building": footprint.building,
-    "imports": footprint.imports,
-    "memory": footprint.memory,
-    "growth_calls": growth.calls,
-    "growth_chunks": growth.chunks,
-    "growth_in_flight": growth.in_flight,
-}
-_PACKAGES: Final = (
+PACKAGES: Final = (
     "langchain-retryrouter",
-    "langchain-core",
-    "langchain-openai",
-    "langchain-community",
-    "openai",
-    "gptrouter",
-    "litellm",
-    "aiohttp",
-    "urllib3",
+    *("langchain-core", "langchain-openai", "langchain-community", "litellm"),
+    *("openai", "aiohttp", "urllib3"),
 )
 
 
@@ -57,29 +32,30 @@ def main() -> None:
     """Run the sections, one after another, against one server."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scale", type=float, default=1.0, help="of all lengths")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", nargs="*", choices=SECTIONS, default=list(SECTIONS))
     arguments = parser.parse_args()
-    warnings.simplefilter("ignore")  # The peers' deprecations are not ours to show.
-    report = ProviderError(
-        python=platform.python_version(),
-        cores=os.cpu_count() or 1,
-        versions={name: metadata.version(name) for name in _PACKAGES},
-        sections=[],
-    )
+    warnings.simplefilter("ignore")  # The peers' deprecations.
+    began = time.perf_counter()
+    sections = []
     with running() as server:
         for name in arguments.only:
             section = SECTIONS[name](server, arguments.rounds, arguments.scale)
-            report["sections"].append(of_section(name, section))
-            print(measured(report["sections"][-1]), flush=True)
-            if arguments.scale == 1:  # A run that is broken off keeps what it has.
-                write(report, draw, Path("docs"), list(SECTIONS))
-    missed = [
-        f"{section['title']}: {bar['what']}"
-        for section in report["sections"]
-        for bar in section["bars"]
-        if not bar["holds"]
-    ]
+            sections.append(section)
+            print(figures_table(section), flush=True)
+    seconds = time.perf_counter() - began
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
+    made = (
+        f"Measured in {seconds:.0f} s with {versions}, Python"
+        f" {platform.python_version()} on {os.cpu_count()} cores.\n"
+    )
+    measured = "\n".join(
+        [bars_table(sections), made, *(figures_table(one) for one in sections)]
+    )
+    print(bars_table(sections), made, sep="\n")
+    if arguments.scale == 1 and set(arguments.only) == set(SECTIONS):
+        rewrite(Path("docs/performance.md"), measured)
+    missed = [b.name for one in sections for b in one.bars if not b.holds(one.rounds)]
     print(f"{len(missed)} bars missed", *missed, sep="\n  ")
     raise SystemExit(1 if missed else 0)
 

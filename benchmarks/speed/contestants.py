@@ -1,4 +1,8 @@
-"""Who is measured: we, the peers, and the floors below which nobody can be."""
+"""What is measured: our models, their peers, and the floors below them.
+
+A floor is langchain-core's fake chat model with the public call of the same HTTP
+library inside: urllib3's `urlopen`, aiohttp's `session.post`.
+"""
 
 from __future__ import annotations
 
@@ -13,231 +17,160 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Final
 
 import aiohttp
-import openai
 import urllib3
-from gpt_router.client import GPTRouterClient
-from gpt_router.models import GenerationParams, ModelGenerationRequest
-from langchain_core.language_models.fake import FakeListLLM
-from langchain_core.language_models.fake_chat_models import (
-    FakeChatModel,
-    FakeListChatModel,
-)
-from langchain_core.outputs import ChatResult
+from langchain_core.language_models.fake_chat_models import FakeChatModel
+from langchain_core.messages import AIMessageChunk
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_openai import ChatOpenAI
+from langchain_openai import OpenAI as PartnerOpenAI
 from pydantic import SecretStr
 
 from benchmarks.speed.stub import MODEL
-from langchain_retryrouter import (
-    CircuitBreaker,
-    GPTRouter,
-    GPTRouterModel,
-    OpenAI,
-    OpenAIChat,
-    RetryBudget,
-    RetryRouter,
-)
+from langchain_retryrouter import GPTRouter, GPTRouterModel, OpenAI, RetryRouter
 
 KEY: Final = SecretStr("any")
 ASKED: Final = "hi"
-CONNECTIONS: Final = 1000
-"""That our own async pool opens at the most."""
-_MODELS: Final = [GPTRouterModel(name=MODEL, provider_name="chat_openai")]
-
-BODY: Final = {
-    "stream": False,
-    "data": [
-        {
-            "modelName": MODEL,
-            "providerName": "chat_openai",
-            "order": 1,
-            "promptParams": {
-                "messages": [{"role": "user", "content": ASKED}],
-                "temperature": 0.7,
-                "n": 1,
-            },
-        }
-    ],
-    "metadata": {},
-    "maxRetries": 0,
-}
-_SAID: Final[Any] = [{"role": "user", "content": ASKED}]
-_GENERATION: Final = ModelGenerationRequest(
-    model_name=MODEL,
-    provider_name="chat_openai",
-    order=1,
-    prompt_params=GenerationParams(messages=_SAID),
-)
+MESSAGES: Final = [{"role": "user", "content": ASKED}]
 HEADERS: Final = {"content-type": "application/json", "ws-secret": "any"}
+PATH: Final = "/api/v1/generate"
+PROMPT: Final = {"messages": MESSAGES, "temperature": 0.7, "n": 1}
+ENTRY: Final = {"modelName": MODEL, "providerName": "chat_openai", "order": 1}
+BODY: Final = {"stream": False, "data": [{**ENTRY, "promptParams": PROMPT}]}
 
 
-def fake_chat() -> FakeChatModel:
-    """LangChain's own share of a chat call."""
-    return FakeChatModel()
+# --- ours ---
 
 
-def fake_chat_around(post: Callable[[], object]) -> FakeChatModel:
-    """The same, with a raw call inside: both floors in one, none of our code."""
-
-    class Around(FakeChatModel):
-        def _generate(self, *args: Any, **kwargs: Any) -> ChatResult:
-            post()
-            return super()._generate(*args, **kwargs)
-
-    return Around()
-
-
-def async_fake_chat_around(post: Callable[[], Awaitable[object]]) -> FakeChatModel:
-    """Async twin of `fake_chat_around`."""
-
-    class Around(FakeChatModel):
-        async def _agenerate(self, *args: Any, **kwargs: Any) -> ChatResult:
-            await post()
-            return await super()._agenerate(*args, **kwargs)
-
-    return Around()
-
-
-def slow_fake_chat(delay_ms: int) -> FakeChatModel:
-    """The same, that waits as if for a server."""
-
-    class SlowFake(FakeChatModel):
-        async def _agenerate(self, *args: Any, **kwargs: Any) -> ChatResult:
-            await asyncio.sleep(delay_ms / 1000)
-            return await super()._agenerate(*args, **kwargs)
-
-    return SlowFake()
-
-
-def fake_chat_stream(tokens: int) -> FakeListChatModel:
-    """LangChain's own share of a chat stream; a chunk is a letter."""
-    return FakeListChatModel(responses=["x" * tokens])
-
-
-def fake_llm() -> FakeListLLM:
-    """LangChain's own share of a call to an LLM."""
-    return FakeListLLM(responses=["Hello from the stub upstream"])
-
-
-def gpt_router(url: str, **fields: Any) -> GPTRouter:
-    """Ours, over the gateway."""
+def gpt_router(url: str) -> GPTRouter:
+    """GPTRouter over the stub."""
     return GPTRouter(
-        models_priority_list=_MODELS,
+        models_priority_list=[GPTRouterModel(name=MODEL, provider_name="chat_openai")],
         gpt_router_api_base=url,
         gpt_router_api_key=KEY,
-        **fields,
     )
 
 
-def guarded_gpt_router(url: str) -> GPTRouter:
-    """Ours, with everything that may say no."""
-    return gpt_router(url, budget=RetryBudget(), breaker=CircuitBreaker())
-
-
 def our_openai(url: str) -> OpenAI:
-    """Ours, over OpenAI's completions."""
+    """This package's OpenAI."""
     return OpenAI(model=MODEL, base_url=f"{url}/v1", api_key=KEY)
 
 
-def our_openai_chat(url: str) -> OpenAIChat:
-    """Ours, an LLM over OpenAI's chat completions."""
-    return OpenAIChat(model=MODEL, base_url=f"{url}/v1", api_key=KEY)
+def routed(url: str) -> RetryRouter:
+    """RetryRouter over one healthy ChatOpenAI."""
+    return RetryRouter(routes=[chat_openai(url, max_retries=0)])
 
 
-def retry_router(model: Any) -> RetryRouter:
-    """Ours, over one route."""
-    return RetryRouter(routes=[model])
+# --- peers ---
 
 
-def chat_openai(url: str, **fields: Any) -> Any:
+def chat_openai(url: str, **fields: Any) -> ChatOpenAI:
     """langchain-openai's chat model."""
-    from langchain_openai import ChatOpenAI  # noqa: PLC0415 - slow to import
-
     return ChatOpenAI(model=MODEL, base_url=f"{url}/v1", api_key=KEY, **fields)
 
 
-def partner_openai(url: str) -> Any:
+def partner_openai(url: str) -> PartnerOpenAI:
     """langchain-openai's LLM."""
-    from langchain_openai import OpenAI as Partner  # noqa: PLC0415 - as above
-
-    return Partner(model=MODEL, base_url=f"{url}/v1", api_key=KEY)
+    return PartnerOpenAI(model=MODEL, base_url=f"{url}/v1", api_key=KEY)
 
 
 def community_gpt_router(url: str) -> Any:
-    """langchain-community's chat model over the gateway."""
+    """langchain-community's chat model over the same gateway."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # It says that it is being sunset.
-        from langchain_community.chat_models import gpt_router as community  # noqa: PLC0415
-
-        return community.GPTRouter(
-            models_priority_list=[
-                community.GPTRouterModel(name=MODEL, provider_name="chat_openai")
-            ],
+        warnings.simplefilter("ignore")
+        package: Any = importlib.import_module(
+            "langchain_community.chat_models.gpt_router"
+        )
+        model = package.GPTRouterModel(name=MODEL, provider_name="chat_openai")
+        return package.GPTRouter(
+            models_priority_list=[model],
             gpt_router_api_base=url,
             gpt_router_api_key=KEY,
         )
 
 
-def litellm_chat(url: str) -> Any:
-    """LiteLLM as a LangChain chat model."""
-    quiet_litellm()
-    package: Any = importlib.import_module("langchain_litellm")  # Takes seconds.
-    return package.ChatLiteLLM(
-        model=f"openai/{MODEL}", api_base=f"{url}/v1", api_key="any"
-    )
-
-
-def litellm_router(url: str) -> Callable[[], object]:
-    """A call of LiteLLM's own router."""
-    router = _litellm_router(url)
-    return lambda: router.completion(model=MODEL, messages=_SAID)
-
-
-def async_litellm_router(url: str) -> Callable[[], Awaitable[object]]:
-    """Async twin of `litellm_router`."""
-    router = _litellm_router(url)
-    return lambda: router.acompletion(model=MODEL, messages=_SAID)
-
-
-def _litellm_router(url: str) -> Any:
-    quiet_litellm()
-    litellm: Any = importlib.import_module("litellm")  # Takes seconds.
+def litellm_router(url: str) -> Any:
+    """LiteLLM's Router over one deployment; it asks no price list on the network."""
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+    for name in ("LiteLLM", "LiteLLM Router"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    litellm: Any = importlib.import_module("litellm")
     params = {"model": f"openai/{MODEL}", "api_base": f"{url}/v1", "api_key": "any"}
     return litellm.Router(model_list=[{"model_name": MODEL, "litellm_params": params}])
 
 
-def quiet_litellm() -> None:
-    """LiteLLM talks to the terminal, and asks GitHub for prices, of its own accord."""
-    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # Read by its import.
-    logging.getLogger("LiteLLM").setLevel(logging.ERROR)
-    logging.getLogger("LiteLLM Router").setLevel(logging.ERROR)
+def invoker(model: Any) -> Callable[[], object]:
+    """A sync call of a LangChain model, or of LiteLLM's Router."""
+    if hasattr(model, "completion"):
+        return lambda: model.completion(model=MODEL, messages=MESSAGES)
+    return lambda: model.invoke(ASKED)
 
 
-def raw_post(url: str) -> Callable[[], bytes]:
-    """The same bytes through urllib3's pool, and nothing else."""
-    pool = urllib3.connectionpool.connection_from_url(url)
-    path = f"{urllib3.util.parse_url(url).path or ''}/api/v1/generate"
-    body = json.dumps(BODY, separators=(",", ":")).encode()
-
-    def post() -> bytes:
-        return pool.urlopen("POST", path, body, HEADERS).data
-
-    return post
+def ainvoker(model: Any) -> Callable[[], Awaitable[object]]:
+    """Async variant of `invoker`."""
+    if hasattr(model, "acompletion"):
+        return lambda: model.acompletion(model=MODEL, messages=MESSAGES)
+    return lambda: model.ainvoke(ASKED)
 
 
-def raw_lines(url: str) -> Callable[[], Iterator[bytes]]:
-    """The lines of the same stream through urllib3's pool, and nothing else."""
-    pool = urllib3.connectionpool.connection_from_url(url)
-    path = f"{urllib3.util.parse_url(url).path or ''}/api/v1/generate"
-    body = json.dumps({**BODY, "stream": True}, separators=(",", ":")).encode()
+# --- floors ---
 
-    def lines() -> Iterator[bytes]:
-        response = pool.urlopen("POST", path, body, HEADERS, preload_content=False)
-        rest = b""
+
+class Floor(FakeChatModel):
+    """langchain-core's fake chat model around the public calls of urllib3."""
+
+    url: str
+    _pool: Any = None
+
+    def _open(self, *, stream: bool) -> Any:
+        if self._pool is None:
+            self._pool = urllib3.PoolManager()
+        body = json.dumps({**BODY, "stream": stream}).encode()
+        url = f"{self.url}{PATH}"
+        return self._pool.urlopen(
+            "POST", url, body=body, headers=HEADERS, preload_content=not stream
+        )
+
+    def _generate(self, *args: Any, **kwargs: Any) -> ChatResult:
+        json.loads(self._open(stream=False).data)
+        return super()._generate(*args, **kwargs)
+
+    def _stream(self, *_: Any, **__: Any) -> Iterator[ChatGenerationChunk]:
+        response, rest = self._open(stream=True), b""
         for piece in response.stream(65_536):
-            *whole, rest = (rest + piece).split(b"\n")
-            yield from whole
+            *lines, rest = (rest + piece).split(b"\n")
+            yield from map(_chunk, filter(_is_data, lines))
         response.release_conn()
 
-    return lines
+
+class AsyncFloor(FakeChatModel):
+    """langchain-core's fake chat model around the public calls of aiohttp."""
+
+    url: str
+    session: Any
+
+    async def _agenerate(self, *args: Any, **kwargs: Any) -> ChatResult:
+        url = f"{self.url}{PATH}"
+        async with self.session.post(url, json=BODY, headers=HEADERS) as response:
+            json.loads(await response.read())
+        return super()._generate(*args, **kwargs)
+
+    async def _astream(self, *_: Any, **__: Any) -> AsyncIterator[ChatGenerationChunk]:
+        body, rest = {**BODY, "stream": True}, b""
+        url = f"{self.url}{PATH}"
+        async with self.session.post(url, json=body, headers=HEADERS) as response:
+            async for piece in response.content.iter_any():
+                *lines, rest = (rest + piece).split(b"\n")
+                for line in filter(_is_data, lines):
+                    yield _chunk(line)
+
+
+def _is_data(line: bytes) -> bool:
+    return line.startswith(b"data: {")
+
+
+def _chunk(line: bytes) -> ChatGenerationChunk:
+    json.loads(line[6:])
+    return ChatGenerationChunk(message=AIMessageChunk(content="word "))
 
 
 @contextlib.contextmanager
@@ -245,90 +178,11 @@ def aiohttp_session(runner: asyncio.Runner) -> Iterator[aiohttp.ClientSession]:
     """A session in the runner's event loop, with as many connections as ours."""
 
     async def opened() -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(limit=CONNECTIONS)
+        connector = aiohttp.TCPConnector(limit=1_000)
         return aiohttp.ClientSession(connector=connector)
 
-    call_state = runner.run(opened())
+    session = runner.run(opened())
     try:
-        yield call_state
+        yield session
     finally:
-        runner.run(call_state.close())
-
-
-async def raw_apost(call_state: aiohttp.ClientSession, url: str) -> bytes:
-    """Async twin of `raw_post`, through aiohttp."""
-    path = f"{url}/api/v1/generate"
-    async with call_state.post(path, json=BODY, headers=HEADERS) as response:
-        return await response.read()
-
-
-async def raw_alines(
-    call_state: aiohttp.ClientSession, url: str
-) -> AsyncIterator[bytes]:
-    """Async twin of `raw_lines`, through aiohttp."""
-    body = {**BODY, "stream": True}
-    path = f"{url}/api/v1/generate"
-    async with call_state.post(path, json=body, headers=HEADERS) as response:
-        rest = b""
-        async for piece in response.content.iter_any():
-            *whole, rest = (rest + piece).split(b"\n")
-            for line in whole:
-                yield line
-
-
-def invoker(model: Any) -> Callable[[], object]:
-    """A call of `model`."""
-    return lambda: model.invoke(ASKED)
-
-
-def ainvoker(model: Any) -> Callable[[], Awaitable[object]]:
-    """Async twin of `invoker`."""
-    return lambda: model.ainvoke(ASKED)
-
-
-def gptrouter_sdk(url: str) -> Callable[[], object]:
-    """A call of the gptrouter package's own client."""
-    client = GPTRouterClient(base_url=url, api_key="any")
-    return lambda: client.generate(ordered_generation_requests=[_GENERATION])
-
-
-def async_gptrouter_sdk(url: str) -> Callable[[], Awaitable[object]]:
-    """Async twin of `gptrouter_sdk`."""
-    client = GPTRouterClient(base_url=url, api_key="any")
-    return lambda: client.agenerate(ordered_generation_requests=[_GENERATION])
-
-
-def with_fallbacks(url: str) -> Any:
-    """ChatOpenAI with another one behind it."""
-    return chat_openai(url, max_retries=0).with_fallbacks(
-        [chat_openai(url, max_retries=0)]
-    )
-
-
-def openai_sdk(url: str) -> openai.OpenAI:
-    """The openai package's own client."""
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="any")
-
-
-def openai_completion(url: str) -> Callable[[], object]:
-    """A call of the openai SDK to completions."""
-    client = openai_sdk(url)
-    return lambda: client.completions.create(model=MODEL, prompt=ASKED)
-
-
-def openai_chat(url: str) -> Callable[[], object]:
-    """A call of the openai SDK to chat completions."""
-    client = openai_sdk(url)
-    return lambda: client.chat.completions.create(model=MODEL, messages=_SAID)
-
-
-def async_openai_completion(url: str) -> Callable[[], Awaitable[object]]:
-    """Async twin of `openai_completion`."""
-    client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any")
-    return lambda: client.completions.create(model=MODEL, prompt=ASKED)
-
-
-def async_openai_chat(url: str) -> Callable[[], Awaitable[object]]:
-    """Async twin of `openai_chat`."""
-    client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any")
-    return lambda: client.chat.completions.create(model=MODEL, messages=_SAID)
+        runner.run(session.close())

@@ -1,16 +1,19 @@
-"""Rounds in which every contestant runs once, and bars held to them."""
+"""Rounds in which every contestant runs once, and the bars that ratios are held to."""
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
+
+BEGIN: Final = "<!-- measured: rewritten by the bench -->\n"
+END: Final = "<!-- end of what is measured -->\n"
 
 Rounds: TypeAlias = dict[str, list[float]]
-"""What each contestant took, round by round; slow ones run in the first rounds only."""
+"""The figure of each contestant, round by round; slow ones skip later rounds."""
 
 Measurement: TypeAlias = Callable[[], float]
 
@@ -20,27 +23,27 @@ class Bar:
     """What a figure, or a ratio of two, must be.
 
     Attributes:
-        what: The bar in words.
-        figure: The names whose figures are added up.
-        over: The names it is divided by the sum of; none: the figure itself is held.
-        limit: Where the bar is.
+        name: What is held, in words.
+        figure: The contestant that is held.
+        limit: The bar.
+        over: What its figure is divided by, round by round; None for the figure itself.
+        minus: A contestant whose figure is subtracted first.
         side: Whether it may be at most so much, or must be at least so much.
-        minus: A name whose figure is subtracted first.
     """
 
-    what: str
+    name: str
     figure: str
     limit: float
-    over: Sequence[str] = ()
-    side: Literal["≤", "≥"] = "≤"
+    over: str | None = None
     minus: str | None = None
+    side: Literal["≤", "≥"] = "≤"
 
     def seen(self, rounds: Rounds) -> float:
-        """The median of what the rounds gave that all of its names ran in."""
-        names = (self.figure, *self.over, *([self.minus] if self.minus else []))
-        by_round = zip(*(rounds[name] for name in names), strict=False)
+        """The median over the rounds in which all of its contestants ran."""
+        names = [one for one in (self.figure, self.over, self.minus) if one]
+        values = zip(*(rounds[name] for name in names), strict=False)
         return statistics.median(
-            self._of_round(dict(zip(names, values, strict=True))) for values in by_round
+            self._of_round(dict(zip(names, one, strict=True))) for one in values
         )
 
     def holds(self, rounds: Rounds) -> bool:
@@ -50,73 +53,87 @@ class Bar:
 
     def _of_round(self, values: Mapping[str, float]) -> float:
         figure = values[self.figure] - (values[self.minus] if self.minus else 0.0)
-        return figure / sum(values[name] for name in self.over) if self.over else figure
+        return figure / values[self.over] if self.over else figure
 
 
 @dataclass(frozen=True)
 class Section:
-    """One thing measured, in one unit.
-
-    Attributes:
-        title: What was measured.
-        unit: Of the figures.
-        rounds: The figures.
-        bars: What is promised of them.
-        beside: What was seen beside them, each in the unit that its name says.
-    """
+    """One thing that was measured, in one unit."""
 
     title: str
     unit: str
     rounds: Rounds
     bars: Sequence[Bar] = ()
-    beside: Rounds = field(default_factory=dict)
-
-    @property
-    def seen(self) -> Rounds:
-        """All figures that a bar may be about."""
-        return self.rounds | self.beside
 
 
-@dataclass(frozen=True)
-class Slow:
-    """A contestant that runs in fewer rounds than the others.
+def interleaved(
+    contestants: Mapping[str, Measurement], rounds: int, *, few: Mapping[str, int] = {}
+) -> Rounds:
+    """The figures of all contestants; a first round warms up and is thrown away.
 
-    Attributes:
-        measure: Its measurement.
-        rounds: That it runs in, at the most: the first ones.
-        warm_up: What it does instead to warm up.
+    Args:
+        contestants: Their measurements.
+        rounds: In each of them every contestant runs once, so that whatever else the
+            machine is doing hits all of them.
+        few: For slow contestants, how many rounds they run in.
     """
-
-    measure: Measurement
-    rounds: int
-    warm_up: Measurement
-
-
-def interleaved(contestants: Mapping[str, Measurement | Slow], rounds: int) -> Rounds:
-    """Each contestant's figures; once around is for warming up and is thrown away."""
-    for one in contestants.values():
-        _figure(one.warm_up if isinstance(one, Slow) else one)
     seen: Rounds = {name: [] for name in contestants}
-    for number in range(rounds):
-        for name, one in contestants.items():
-            if not isinstance(one, Slow):
-                seen[name].append(_figure(one))
-            elif number < one.rounds:
-                seen[name].append(_figure(one.measure))
+    for number in range(rounds + 1):
+        for name, measure in contestants.items():
+            if number <= few.get(name, rounds):
+                gc.collect()
+                figure = measure()
+                seen[name] += [figure] if number else []
     return seen
 
 
-def _figure(measurement: Measurement) -> float:
-    gc.collect()
-    return measurement()
+def bars_table(sections: Sequence[Section]) -> str:
+    """All bars: what was seen, and whether it was held."""
+    rows = [
+        [
+            bar.name,
+            _number(bar.seen(section.rounds)),
+            f"{bar.side} {bar.limit:g}",
+            "held" if bar.holds(section.rounds) else "**missed**",
+        ]
+        for section in sections
+        for bar in section.bars
+    ]
+    return _table(["bar", "seen", "promised", ""], rows)
 
 
-@contextlib.contextmanager
-def collector(*, on: bool) -> Iterator[None]:
-    """Python's garbage collector, at work or not for as long as the block lasts."""
-    if not on:
-        gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
+def figures_table(section: Section) -> str:
+    """The figures of all contestants of a section."""
+    rows = [
+        [
+            name,
+            _number(statistics.median(values)),
+            f"{_number(min(values))} to {_number(max(values))}",
+        ]
+        for name, values in section.rounds.items()
+    ]
+    head = [section.title, f"median, {section.unit}", "lowest to highest"]
+    return _table(head, rows)
+
+
+def rewrite(page: Path, measured: str) -> None:
+    """Put what was measured between the two marks of a page.
+
+    Raises:
+        ValueError: The page does not have the marks.
+    """
+    before, begin, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        msg = f"{page} needs the lines {BEGIN.strip()!r} and {END.strip()!r}"
+        raise ValueError(msg)
+    page.write_text(f"{before}{BEGIN}\n{measured}\n{END}{after}")
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    marks = ["---"] + ["--:"] * (len(head) - 1)
+    return "".join(f"| {' | '.join(row)} |\n" for row in [head, marks, *rows])
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"  # noqa: PLR2004

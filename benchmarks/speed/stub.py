@@ -1,8 +1,7 @@
-"""A server that costs next to nothing, in a process of its own.
+"""A fast stub server in a process of its own, for GPTRouter's and OpenAI's protocols.
 
-It answers in the gateway's words at `/api/v1/generate` and in OpenAI's at `/v1/...`.
-What it does is said by its address, so that every client can ask for it: `/d50` in
-front of the path is a delay of 50 ms, `/n1000` a stream of 1,000 tokens.
+The address says what it does, so that every client can ask for it: `/d50` in front of
+the path is a delay of 50 ms, `/n1000` a stream of 1,000 tokens.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import functools
 import json
 import multiprocessing
 import re
-import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any, Final, cast
@@ -31,27 +29,14 @@ _FRAME: Final = 60_000
 class StubServer:
     """The server, seen from the process that measures."""
 
-    def __init__(self, url: str, pipe: Connection) -> None:
+    def __init__(self, url: str) -> None:
         """Over a server that runs."""
         self.url = url
-        self._pipe = pipe
 
     def at(self, *, delay_ms: int = 0, tokens: int = 0) -> str:
         """Its address with what it shall do."""
         delay = f"/d{delay_ms}" if delay_ms else ""
         return f"{self.url}{delay}{f'/n{tokens}' if tokens else ''}"
-
-    def busiest(self) -> int:
-        """The most connections that waited for an answer at once, since last asked."""
-        return int(self._ask("busiest"))
-
-    def cpu(self) -> float:
-        """The seconds of CPU that its process has had."""
-        return self._ask("cpu")
-
-    def _ask(self, what: str) -> float:
-        self._pipe.send(what)
-        return float(self._pipe.recv())
 
 
 @contextlib.contextmanager
@@ -63,7 +48,7 @@ def running() -> Iterator[StubServer]:
     process.start()
     theirs.close()
     try:
-        yield StubServer(ours.recv(), ours)
+        yield StubServer(ours.recv())
     finally:
         ours.close()
         process.join()
@@ -75,48 +60,19 @@ def _serve(pipe: Connection) -> None:
 
 async def _serve_until_told(pipe: Connection) -> None:
     loop = asyncio.get_running_loop()
-    seen = _Seen()
-    server = await loop.create_server(
-        functools.partial(_Protocol, seen), "127.0.0.1", 0, backlog=4096
-    )
+    server = await loop.create_server(_Protocol, "127.0.0.1", 0, backlog=4096)
     stop = asyncio.Event()
-    answers = {"busiest": seen.take, "cpu": time.process_time}
-
-    def told() -> None:
-        try:
-            pipe.send(answers[pipe.recv()]())
-        except EOFError:  # Who measures has closed the pipe, or is no more.
-            loop.remove_reader(pipe.fileno())
-            stop.set()
-
-    loop.add_reader(pipe.fileno(), told)
+    loop.add_reader(pipe.fileno(), stop.set)  # The other end was closed.
     pipe.send(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
     await stop.wait()
+    loop.remove_reader(pipe.fileno())
     server.close()
-
-
-class _Seen:
-    def __init__(self) -> None:
-        self.busy = 0
-        self.busiest = 0
-
-    def take(self) -> int:
-        disabled_retries, self.busiest = self.busiest, self.busy
-        return disabled_retries
-
-    def begins(self) -> None:
-        self.busy += 1
-        self.busiest = max(self.busiest, self.busy)
-
-    def ends(self) -> None:
-        self.busy -= 1
 
 
 class _Protocol(asyncio.Protocol):
     """HTTP/1.1 as far as well-behaved clients on loopback need it."""
 
-    def __init__(self, seen: _Seen) -> None:
-        self._seen = seen
+    def __init__(self) -> None:
         self._buffer = b""
         self._transport: asyncio.Transport | None = None
 
@@ -137,7 +93,6 @@ class _Protocol(asyncio.Protocol):
         if len(buffer) < whole:
             return
         self._buffer = b""
-        self._seen.begins()
         line = buffer[: buffer.find(b"\r\n")]
         switches = {key: int(number) for key, number in _SWITCHES.findall(line)}
         is_stream = _STREAMS.search(buffer, end) is not None
@@ -150,7 +105,6 @@ class _Protocol(asyncio.Protocol):
             self._write(answer)
 
     def _write(self, answer: bytes) -> None:
-        self._seen.ends()
         if self._transport is not None:
             self._transport.write(answer)
 
