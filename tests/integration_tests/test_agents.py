@@ -1,4 +1,4 @@
-"""LangChain's agents over a gateway that fails: they end, and no tool runs twice."""
+"""LangChain's agents over a gateway that fails; they end, and no tool runs twice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.output_parsers import StrOutputParser
-from langchain_core.tools import tool
+from langchain_core.tools import BaseTool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import StateGraph
 from langgraph.types import RetryPolicy
@@ -26,6 +26,7 @@ from langchain_retryrouter import (
     GPTRouterModel,
     RetryRouterError,
     UnavailableError,
+    should_retry,
 )
 from langchain_retryrouter.testing import (
     Answer,
@@ -71,16 +72,10 @@ class NewAgent(Protocol):
 
 @pytest.fixture
 def gateway(request: pytest.FixtureRequest) -> Iterator[FaultyGateway]:
-    """The newer gateway, or the one asked for, with a model by rules behind it."""
+    """The hosted gateway, or the one of the parameter, and a model by rules."""
     edition: Edition = getattr(request, "param", "hosted")
     with FaultyGateway(answer=RuleResponder(), gptrouter=edition) as gateway:
         yield gateway
-
-
-@pytest.fixture
-def cities() -> list[str]:
-    """Where the tool was asked about, each time it ran."""
-    return []
 
 
 @pytest.fixture
@@ -100,14 +95,8 @@ def new_llm(gateway: FaultyGateway, fake_clock: FakeClock) -> NewLLM:
 
 
 @pytest.fixture
-def new_agent(new_llm: NewLLM, cities: list[str]) -> NewAgent:
-    """Makes agents whose tool writes down each time it runs."""
-
-    @tool
-    def get_weather(city: str) -> str:
-        """Get the weather in a city."""
-        cities.append(city)
-        return f"It rains in {city}"
+def new_agent(new_llm: NewLLM, get_weather: BaseTool) -> NewAgent:
+    """Makes agents whose tool records its runs."""
 
     def new_agent(*, max_retries: int = 2, **arguments: Any) -> Any:
         llm = new_llm(max_retries=max_retries)
@@ -158,7 +147,7 @@ def test_an_agent_ends(
 def test_calls_of_one_turn_are_each_made_once(
     twin: Twin, new_agent: NewAgent, gateway: FaultyGateway, cities: list[str]
 ) -> None:
-    """A stream that is cut between two calls is asked again for both."""
+    """After a cut between two tool calls, both are asked for again."""
     gateway.script(Cut(after=2), Answer(), Reset(), Answer())
     asked = "get_weather('Oslo') and get_weather('Rome')"
 
@@ -177,7 +166,7 @@ def test_an_agents_tokens_come_once(
     cities: list[str],
     fault: Step,
 ) -> None:
-    """Whoever watches the tokens sees nothing of faults that came before the first."""
+    """A fault before the first token leaves no trace in the stream of tokens."""
     gateway.script(fault, Answer(), fault, Answer())
 
     chunks = twin.stream(new_agent(), QUESTION, stream_mode="messages")
@@ -233,7 +222,7 @@ def test_what_was_streamed_is_not_repeated(
     error: type[RetryRouterError],
     turn: int,
 ) -> None:
-    """Once tokens were shown a fault is an error, and no tool runs on half a call."""
+    """After the first token a fault is an error, and no tool runs on half a call."""
     gateway.script(*[Answer()] * (turn - 1), fault)
     chunks: list[Any] = []
 
@@ -248,7 +237,7 @@ def test_what_was_streamed_is_not_repeated(
 def test_an_agent_goes_on_where_it_failed(
     twin: Twin, new_agent: NewAgent, gateway: FaultyGateway, cities: list[str]
 ) -> None:
-    """With a checkpoint, the model is asked again, and the tool is not run again."""
+    """From a checkpoint, the model is asked again and the tool is not run again."""
     agent = new_agent(max_retries=0, checkpointer=InMemorySaver())
     thread = {"configurable": {"thread_id": "1"}}
     gateway.script(Answer(), Status(503))
@@ -272,7 +261,7 @@ def test_an_agent_answers_with_data(
     strategy: Any,
     has_tools: bool,
 ) -> None:
-    """By a tool or by the provider's own means, with tools beside it or without."""
+    """Structured output comes by a tool or by JSON schema, with other tools or none."""
     gateway.script(Status(503), Answer(), Reset(), Answer())
     tools: dict[str, Any] = {} if has_tools else {"tools": []}
     asked = "The weather in 'Oslo', its place and degrees, which are 7?"
@@ -292,7 +281,7 @@ def test_retries_are_not_multiplied(
     gateway: FaultyGateway,
     on_failure: Any,
 ) -> None:
-    """LangChain's own retries leave alone what we have given up on."""
+    """LangChain's own retries do not repeat a call that we gave up on."""
     gateway.always(Status(503))
     retries = ModelRetryMiddleware(
         max_retries=4, initial_delay=0, on_failure=on_failure
@@ -312,11 +301,13 @@ class Talk(TypedDict):
 
 
 @pytest.mark.parametrize(
-    ("max_retries", "status", "requests"),
+    ("max_retries", "status", "options", "requests"),
     [
-        pytest.param(2, 503, 3, id="ours"),
-        pytest.param(0, 503, 3, id="langgraph's"),
-        pytest.param(2, 401, 1, id="final"),
+        pytest.param(2, 503, {}, 3, id="ours"),
+        pytest.param(2, 503, {"retry_on": should_retry}, 3, id="ours, predicate"),
+        pytest.param(0, 503, {}, 1, id="none"),
+        pytest.param(0, 503, {"retry_on": should_retry}, 3, id="langgraph's"),
+        pytest.param(2, 401, {"retry_on": should_retry}, 1, id="final"),
     ],
 )
 def test_a_graph_does_not_multiply_retries(
@@ -325,13 +316,14 @@ def test_a_graph_does_not_multiply_retries(
     gateway: FaultyGateway,
     max_retries: int,
     status: int,
+    options: dict[str, Any],
     requests: int,
 ) -> None:
-    """LangGraph's `RetryPolicy`, told nothing, repeats only what we did not give up."""
+    """LangGraph repeats no error of ours; with `should_retry`, those not given up."""
     gateway.always(Status(status))
     llm = new_llm(max_retries=max_retries)
     node = itemgetter("question") | llm | {"answer": StrOutputParser()}
-    policy = RetryPolicy(initial_interval=0, jitter=False)
+    policy = RetryPolicy(initial_interval=0, jitter=False, **options)
     graph = StateGraph(Talk).add_node("model", node, retry_policy=policy)
 
     with pytest.raises(RetryRouterError):
@@ -347,7 +339,7 @@ def test_a_fallback_takes_over_in_the_middle(
     gateway: FaultyGateway,
     cities: list[str],
 ) -> None:
-    """When the model is given up on, another one answers from the tool's result."""
+    """When the first model fails for good, another answers from the tool's result."""
     other = new_llm(models_priority_list=[OTHER])
     gateway.script(Answer(), model=MODEL.name)
     gateway.always(Status(503), model=MODEL.name)
@@ -367,7 +359,7 @@ def test_a_fallback_takes_over_in_the_middle(
 def test_retries_can_be_left_to_langchain(
     twin: Twin, new_agent: NewAgent, gateway: FaultyGateway, cities: list[str]
 ) -> None:
-    """With our retries off the same errors are its to repeat."""
+    """With our retries off, LangChain's middleware repeats the same errors."""
     gateway.script(Status(503), Status(503), Answer(), Reset(), Answer())
     agent = new_agent(max_retries=0, middleware=[ModelRetryMiddleware(initial_delay=0)])
 
@@ -382,7 +374,7 @@ def test_retries_can_be_left_to_langchain(
 def test_an_agents_retries_are_seen(
     twin: Twin, new_agent: NewAgent, gateway: FaultyGateway, way: str
 ) -> None:
-    """A handler given to the agent is told of each retry in it, streamed or not."""
+    """A handler of the agent sees each retry in it, streamed or not."""
     seen: list[int] = []
 
     class Seen(BaseCallbackHandler):
@@ -400,7 +392,7 @@ def test_an_agents_retries_are_seen(
 def test_a_broken_stream_can_be_left_to_langchain(
     twin: Twin, new_agent: NewAgent, gateway: FaultyGateway, cities: list[str]
 ) -> None:
-    """Its middleware asks anew, as a message of its own, and the tool runs once."""
+    """Its middleware asks again, in a new message, and the tool runs once."""
     gateway.script(Cut(after=1), Answer(), Answer())
     agent = new_agent(middleware=[ModelRetryMiddleware(initial_delay=0)])
 

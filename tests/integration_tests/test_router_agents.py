@@ -1,4 +1,4 @@
-"""LangChain's agents over a router whose first route fails: no tool runs twice."""
+"""LangChain's agents over a router whose first route fails; no tool runs twice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import ModelRetryMiddleware
 from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
-from langchain_core.tools import tool
+from langchain_core.tools import BaseTool
 from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import SecretStr
 
@@ -48,12 +48,6 @@ def backup() -> Iterator[FaultyGateway]:
         yield gateway
 
 
-@pytest.fixture
-def cities() -> list[str]:
-    """Where the tool was asked about, each time it ran."""
-    return []
-
-
 class NewAgent(Protocol):
     """Makes agents of a router and one tool."""
 
@@ -66,15 +60,9 @@ def new_agent(
     primary: FaultyGateway,
     backup: FaultyGateway,
     fake_clock: FakeClock,
-    cities: list[str],
+    get_weather: BaseTool,
 ) -> NewAgent:
-    """Makes agents whose tool writes down each time it runs."""
-
-    @tool
-    def get_weather(city: str) -> str:
-        """Get the weather in a city."""
-        cities.append(city)
-        return f"It rains in {city}"
+    """Makes agents whose tool records its runs."""
 
     def new_agent(*, middleware: Any = (), **fields: Any) -> Any:
         routes = [
@@ -90,7 +78,7 @@ def new_agent(
             "routes": routes,
             "clock": fake_clock,
             "retry_policy": RetryPolicy(max_retries=1),
-            "breaker": None,
+            "breaker_settings": None,
         }
         return create_agent(
             RetryRouter(**{**settings, **fields}),
@@ -106,7 +94,7 @@ THREAD: Any = {"configurable": {"thread_id": "1"}}
 
 
 def routes_of(message: Any) -> list[str]:
-    """Which routes were asked for a message, by its ledger."""
+    """The routes in the attempt log of a message."""
     attempt_log = message.response_metadata["retryrouter"]
     return [line["route"] for line in attempt_log["attempts"]]
 
@@ -122,7 +110,7 @@ def test_an_agent_ends_without_the_first_route(
     fault: Step,
     way: str,
 ) -> None:
-    """Each turn fails over, its ledger says so, and the tool runs once."""
+    """Each turn fails over, its attempt log says so, and the tool runs once."""
     primary.always(fault)
 
     if way == "stream":
@@ -158,7 +146,7 @@ def test_an_agent_changes_its_route_between_two_turns(
 
 @pytest.mark.parametrize("fault", AFTER_THE_FIRST_TOKEN, ids=str)
 @pytest.mark.parametrize("turn", [1, 2], ids=["call", "answer"])
-def test_an_agent_streams_whole_messages_where_they_are_held_back(
+def test_a_buffered_agent_streams_whole_messages(
     twin: Twin,
     new_agent: NewAgent,
     primary: FaultyGateway,
@@ -166,7 +154,7 @@ def test_an_agent_streams_whole_messages_where_they_are_held_back(
     fault: Step,
     turn: int,
 ) -> None:
-    """With "buffer" a turn that breaks after a token is repeated, and seen once."""
+    """With "buffer" a turn that breaks after a token is repeated, and shown once."""
     primary.script(*[Answer()] * (turn - 1), fault, Answer(), Answer())
     agent = new_agent(stream_recovery="buffer")
 
@@ -195,7 +183,7 @@ def test_no_tool_runs_on_half_a_call(
     error: type[RetryRouterError],
     recovery: str,
 ) -> None:
-    """A call that breaks off while it is seen is an error, and is never continued."""
+    """A tool call that is cut while it is streamed is an error, never continued."""
     primary.always(fault)
 
     with pytest.raises(error):
@@ -218,7 +206,7 @@ def test_retries_are_not_multiplied(
     backup: FaultyGateway,
     on_failure: Any,
 ) -> None:
-    """LangChain's own retries leave alone what no route could answer."""
+    """LangChain's own retries do not repeat what no route could answer."""
     primary.always(Status(503))
     backup.always(Status(503))
     retries = ModelRetryMiddleware(
@@ -255,7 +243,7 @@ def test_an_agent_goes_on_where_every_route_failed(
 def test_an_agents_handlers_see_each_attempt_and_count_each_answer_once(
     twin: Twin, new_agent: NewAgent, primary: FaultyGateway, way: str
 ) -> None:
-    """A handler of the agent is told of both turns' retries, and of usage once each."""
+    """A handler of the agent sees both turns' retries, and usage once each."""
     seen: list[int] = []
 
     class Seen(BaseCallbackHandler):

@@ -1,4 +1,4 @@
-"""LangChain's own integration tests of chat models, in good health and in bad."""
+"""LangChain's standard integration tests of chat models, healthy and with faults."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .faults import BEFORE_THE_FIRST_TOKEN
 
 
 class _OverLoopback(GPTRouterSuite):
-    """The suite over a `FaultyGateway` with a model by rules behind it."""
+    """The suite over a `FaultyGateway` and a model that follows rules."""
 
     gateway: FaultyGateway
     clock: FakeClock
@@ -50,8 +50,8 @@ class _OverLoopback(GPTRouterSuite):
         }
 
 
-class _InGoodHealth(_OverLoopback):
-    """Nothing fails, so whatever is repeated is our own fault."""
+class _Healthy(_OverLoopback):
+    """Nothing fails, so no request may be repeated."""
 
     @pytest.fixture(autouse=True)
     def _healthy(self, _opened: None, downloads: list[bytes]) -> Iterator[None]:
@@ -62,37 +62,37 @@ class _InGoodHealth(_OverLoopback):
         assert all(b64encode(fetched) in sent for fetched in downloads)
 
 
-class TestPublic(_InGoodHealth):
+class TestPublic(_Healthy):
     """The published gateway."""
 
     edition = "public"
 
 
-class TestPublicStreaming(_InGoodHealth):
+class TestPublicStreaming(_Healthy):
     """The published gateway, where `invoke` streams inside as well."""
 
     edition = "public"
     fields: ClassVar[dict[str, Any]] = {"streaming": True}
 
 
-class TestHosted(_InGoodHealth):
-    """The newer gateway, which takes all there is."""
+class TestHosted(_Healthy):
+    """The hosted gateway, which takes all parameters."""
 
 
-class TestHostedStreaming(_InGoodHealth):
-    """The newer gateway, where `invoke` streams inside as well."""
+class TestHostedStreaming(_Healthy):
+    """The hosted gateway, where `invoke` streams inside as well."""
 
     fields: ClassVar[dict[str, Any]] = {"streaming": True}
 
 
-class TestHostedUnstreamed(_InGoodHealth):
-    """The newer gateway, where a stream is a whole answer in one piece."""
+class TestHostedUnstreamed(_Healthy):
+    """The hosted gateway, where a stream is a whole answer in one piece."""
 
     fields: ClassVar[dict[str, Any]] = {"disable_streaming": True}
 
 
 class TestThroughFaults(_OverLoopback):
-    """Whatever is asked fails once before it is answered, and nobody notices."""
+    """Every request fails once before it is answered, and the tests pass."""
 
     # Some tests ask which model answered, and so the next attempt asks the same one.
     fields: ClassVar[dict[str, Any]] = {"failover": False}

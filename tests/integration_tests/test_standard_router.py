@@ -30,7 +30,7 @@ from .capabilities import GPTRouterSuite
 
 
 class TakesStop(RetryRouter):
-    """A router that is told where to stop: as every class is that has the field."""
+    """A router with a `stop` field, as the suite expects of a chat model."""
 
     def __init__(
         self,
@@ -39,14 +39,14 @@ class TakesStop(RetryRouter):
         stop: list[str] | None = None,
         **fields: Any,
     ) -> None:
-        told = {} if stop is None else {"stop": stop}
+        options = {} if stop is None else {"stop": stop}
         super().__init__(
-            routes=[Route(model=model, options=told) for model in routes], **fields
+            routes=[Route(model=model, options=options) for model in routes], **fields
         )
 
 
 class _TwoProviders(GPTRouterSuite):
-    """The suite over a router of a `GPTRouter` and a `ChatOpenAI`, each at its own."""
+    """The suite over a router of a `GPTRouter` and a `ChatOpenAI`."""
 
     gateway: FaultyGateway
     provider: FaultyGateway
@@ -56,7 +56,7 @@ class _TwoProviders(GPTRouterSuite):
 
     @pytest.fixture(autouse=True)
     async def _connections(self) -> AsyncIterator[None]:
-        """`ChatOpenAI` closes nothing, and so its connections are the test's own."""
+        """`ChatOpenAI` has no `close`, so the test closes its connections."""
         self.connections = openai.DefaultHttpxClient(), openai.DefaultAsyncHttpxClient()
         yield
         self.connections[0].close()
@@ -78,12 +78,12 @@ class _TwoProviders(GPTRouterSuite):
 
     @property
     def standard_chat_model_params(self) -> dict[str, Any]:
-        """None: temperature, `max_tokens` and the like are settings of its routes."""
+        """Temperature, `max_tokens` and the like are settings of the routes."""
         return {}
 
     @property
     def structured_output_kwargs(self) -> dict[str, Any]:
-        """By a tool, the one way that each route has in its own form."""
+        """By a tool, which each route offers."""
         return {"method": "function_calling"}
 
     @property
@@ -114,7 +114,7 @@ class _TwoProviders(GPTRouterSuite):
 
     @property
     def by_openai(self) -> ChatOpenAI:
-        """Another one, over OpenAI's API."""
+        """A model over OpenAI's API."""
         return ChatOpenAI(
             model="gpt-4o",
             base_url=self.provider.openai_url,
@@ -125,8 +125,8 @@ class _TwoProviders(GPTRouterSuite):
         )
 
 
-class TestInGoodHealth(_TwoProviders):
-    """The first route answers all, and the second is never asked."""
+class TestHealthy(_TwoProviders):
+    """The first route answers everything, and the second is never asked."""
 
     @pytest.fixture(autouse=True)
     def _healthy(self, _opened: None, downloads: list[bytes]) -> Iterator[None]:
@@ -139,7 +139,7 @@ class TestInGoodHealth(_TwoProviders):
 
 
 class TestWithoutTheFirst(_TwoProviders):
-    """The first route is down from beginning to end, and nobody notices."""
+    """The first route is down all the time, and every test passes all the same."""
 
     @pytest.fixture(autouse=True)
     def _down(self, _opened: None, downloads: list[bytes]) -> Iterator[None]:
@@ -147,17 +147,20 @@ class TestWithoutTheFirst(_TwoProviders):
         yield
         served = self.provider.requests
         assert {request.step for request in served} <= {Answer()}
-        # Three for an answer, and then the breaker opens; a batch asks a few at once.
+        # Three requests for an answer until the breaker opens; a batch asks in parallel.
         asked = len(self.gateway.requests)
         assert 3 * bool(served) <= asked <= 3 * min(len(served), 3)
         sent = b"".join(request.body for request in served)
         assert all(b64encode(fetched) in sent for fetched in downloads)
 
 
-class TestHeldBack(_TwoProviders):
-    """Each answer breaks off after its first token, is repeated, and comes once."""
+class TestBuffered(_TwoProviders):
+    """Each answer is cut after its first token, is repeated, and comes once."""
 
-    fields: ClassVar[dict[str, Any]] = {"stream_recovery": "buffer", "breaker": None}
+    fields: ClassVar[dict[str, Any]] = {
+        "stream_recovery": "buffer",
+        "breaker_settings": None,
+    }
 
     @property
     def routes(self) -> list[BaseChatModel]:
