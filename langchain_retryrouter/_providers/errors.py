@@ -300,6 +300,8 @@ def _is_more_exact(implied: int, status: int, facts: Mapping[str, Any]) -> bool:
 
 def _parsed(data: Any) -> Any:
     """Bytes, text and objects of SDKs as plain data, if that is what they hold."""
+    if isinstance(data, dict):
+        return data
     if isinstance(data, bytes | bytearray | memoryview):
         data = bytes(data).decode("utf-8", "replace")
     if isinstance(data, str) and data.lstrip()[:1] in {"{", "["}:
@@ -503,6 +505,17 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         step = step.__cause__
 
 
+def _contexts(error: BaseException) -> list[BaseException]:
+    """What an integration's own exception was raised in place of.
+
+    The context of one of Python's exceptions may be anything that the caller handles.
+    """
+    is_own = type(error).__module__ != "builtins"
+    if error.__cause__ is None and (is_own or error.__suppress_context__):
+        return [] if error.__context__ is None else list(_causes(error.__context__))
+    return []
+
+
 def _read_causes(
     error: BaseException, causes: list[BaseException], unix_time: float
 ) -> ErrorReport | None:
@@ -515,10 +528,14 @@ def _read_causes(
     is_bare = answer is None or (
         not answer.body and (answer.status_code or 0) >= _SERVER_ERROR
     )
-    if is_bare and (transport := _transport_in(causes)):
+    contexts = _contexts(error)
+    if is_bare and (transport := _transport_in([*causes, *contexts])):
         # LiteLLM makes a 500 without a body of a lost connection.
         report = _from_transport(*transport, error)
     report = report or answer or _read_class(error) or _read_text(error)
+    if report is None:
+        found = (_read_answer(one, unix_time) for one in contexts)
+        report = next(filter(None, found), None)
     exact = [
         _BY_EXACT_NAME[cls.__name__]
         for cls in type(error).__mro__

@@ -540,6 +540,36 @@ def test_headers_are_found_behind_an_error_raised_in_place_of_another() -> None:
     assert (told.kind, told.retry_after) == (K.UNAVAILABLE, 7)
 
 
+class IntegrationError(Exception):
+    """A wrapper that keeps nothing, raised while another exception is handled."""
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind"),
+    [
+        (GoogleError(503, "UNAVAILABLE", "x"), K.UNAVAILABLE),
+        (httpx.ReadTimeout("x"), K.TIMEOUT),
+    ],
+    ids=repr,
+)
+def test_a_wrapper_is_what_it_was_raised_in_place_of(
+    cause: Exception, kind: FailureKind
+) -> None:
+    """An exception of an integration is read by its context; one of Python's is not."""
+
+    def ask(wrapper: Exception) -> None:
+        try:
+            raise cause
+        except type(cause):
+            raise wrapper  # noqa: B904 - as integrations do
+
+    model = AskingModel(ask=lambda: ask(IntegrationError("x")))
+    assert routed(WAYS[0], model).kind is kind
+    with pytest.raises(ValueError, match="a bug") as caught:
+        ask(ValueError("a bug"))
+    assert read_exception(caught.value, unix_time=WALL) is None
+
+
 @pytest.mark.parametrize(
     "key",
     [
