@@ -1,4 +1,4 @@
-"""What a `GPTRouter` can do, in the words of LangChain's own tests."""
+"""What a `GPTRouter` can do, as properties of LangChain's standard tests."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from langchain_retryrouter.testing.requests import Edition
 # Timing is switched off for all tests, and this suite's one timed test streams untimed.
 @pytest.mark.filterwarnings("ignore:Benchmark fixture was not used:UserWarning")
 class GPTRouterSuite(ChatModelIntegrationTests):
-    """Everything that LangChain's tests can ask of a chat model over a gateway.
+    """All of LangChain's standard tests of chat models, over a gateway.
 
-    One thing is not asked: `supported_usage_metadata_details` stays empty, since no
-    gateway was seen to count more than the tokens of the prompt and of the answer.
+    `supported_usage_metadata_details` stays empty, since the gateway counts no more
+    than the tokens of the prompt and of the answer.
     """
 
     @pytest.fixture(autouse=True)
@@ -77,7 +77,7 @@ class GPTRouterSuite(ChatModelIntegrationTests):
         """Both gateways hand `json_object` on."""
         return True
 
-    # What a message holds goes to the provider as it is, whatever it shows.
+    # The gateway passes message contents on unchanged, whatever they are.
 
     @property
     def supports_image_inputs(self) -> bool:
@@ -111,7 +111,7 @@ class GPTRouterSuite(ChatModelIntegrationTests):
 
     @property
     def supports_video_inputs(self) -> bool:
-        """Films; the suite has no test of them yet."""
+        """Videos; the suite has no test of them yet."""
         return True
 
     @property
@@ -124,7 +124,7 @@ class GPTRouterSuite(ChatModelIntegrationTests):
 
     @property
     def enable_vcr_tests(self) -> bool:
-        """It runs all the same."""
+        """It runs, without a recording."""
         return True
 
     @pytest.fixture

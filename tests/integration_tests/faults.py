@@ -1,4 +1,4 @@
-"""The faults that a call meets, as steps of a `FaultyGateway`'s script."""
+"""Faults as steps of a `FaultyGateway`'s script, and their errors."""
 
 from __future__ import annotations
 
@@ -38,4 +38,4 @@ AFTER_THE_FIRST_TOKEN: Final[dict[Step, type[Exception]]] = {
     ErrorEvent("Premature close", after=1): StreamInterruptedError,
     MalformedEvent(at=2): MalformedResponseError,
 }
-"""And the error that a caller sees who was handed that token."""
+"""And the error that a caller gets who has received that token."""

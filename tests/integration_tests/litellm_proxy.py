@@ -1,9 +1,9 @@
 """LiteLLM's proxy in a process and an environment of its own, from its Python package.
 
 Its models are of two kinds. Some have no provider: LiteLLM simulates an answer or a
-failure (`mock_completion` in its `main.py`). The others pass on to a provider that the
-test has in its hands. No database, no internet, and no patience of the proxy's own
-where a test counts requests.
+failure (`mock_completion` in its `main.py`). The others ask a provider that the test
+scripts. There is no database, no internet, and the proxy does not retry where a test
+counts requests.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import urllib3
 
 KEY: Final = "sk-master-key-of-the-tests"
 INSTRUCT, CHAT = "instruct", "chat"
-"""Pass on to the provider, at the endpoint of their name."""
+"""They ask the provider, at the endpoint of their name."""
 PATIENT, MOODY = "patient", "moody"
-"""As `CHAT`; one is tried again by the proxy itself, one set aside when it fails."""
+"""As `CHAT`; the proxy retries one itself, and puts the other in cooldown."""
 
 # Made by the Makefile, which writes `installed` last.
 _ENVIRONMENT = Path(__file__).parents[2] / ".venvs" / "litellm"
@@ -38,7 +38,7 @@ _SIMULATIONS: Final[dict[str, dict[str, Any]]] = {
     "failing": {"mock_response": "litellm.InternalServerError"},
     "overlong": {"mock_response": "litellm.ContextWindowExceededError"},
     "overloaded": {"mock_response": "Exception: mock_streaming_error"},
-    # Is silent for its timeout, in seconds, and then a 408.
+    # No answer for its timeout, in seconds, and then a 408.
     "slow": {"mock_timeout": True, "timeout": 0.1},
 }
 
@@ -101,7 +101,7 @@ def _config(provider_url: str) -> dict[str, Any]:
         _model(INSTRUCT, instruct),
         _model(CHAT, chat),
         _model(PATIENT, chat, num_retries=1),
-        # Two, since one that is alone is not set aside for a 429.
+        # Two, since a single deployment gets no cooldown for a 429.
         *({**_model(MOODY, chat, api_key=key), "model_info": {}} for key in "ab"),
     ]
     return {
@@ -112,7 +112,7 @@ def _config(provider_url: str) -> dict[str, Any]:
 
 
 def _model(name: str, params: dict[str, Any], **more: Any) -> dict[str, Any]:
-    # Whoever is set aside after a failure is missing in the next test: hence 0 seconds.
+    # A model in cooldown would be missing in the next test: hence 0 seconds.
     return {
         "model_name": name,
         "litellm_params": {**params, **more},
@@ -121,7 +121,7 @@ def _model(name: str, params: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def _environment(home: Path) -> dict[str, str]:
-    # Nothing of this machine, such as a database or a key, and nothing of the internet.
+    # Nothing of this machine, such as a database or a key, and no internet.
     return {
         "PATH": os.environ["PATH"],
         "HOME": str(home),

@@ -133,11 +133,11 @@ def test_an_agent_ends(
     """Both calls of the model fail once, and the tool runs once all the same."""
     gateway.script(fault, Answer(), fault, Answer())
 
-    _, called, told, answer = twin.invoke(new_agent(), QUESTION)["messages"]
+    _, called, result, answer = twin.invoke(new_agent(), QUESTION)["messages"]
 
     (call,) = called.tool_calls
     assert call["args"] == {"city": "Oslo"}
-    assert told.tool_call_id == call["id"]
+    assert result.tool_call_id == call["id"]
     assert answer.content == ANSWER
     assert cities == ["Oslo"]
     assert attempts_of(called) == attempts_of(answer) == 2

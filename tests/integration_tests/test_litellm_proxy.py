@@ -1,4 +1,4 @@
-"""Our LLMs against LiteLLM's proxy: a server that is not of our making."""
+"""The OpenAI LLMs against LiteLLM's proxy, a server that we did not write."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from tests.integration_tests.litellm_proxy import (
 from tests.unit_tests.conftest import Twin
 from tests.unit_tests.llms.conftest import Recorder
 
-# The first of them waits until the proxy has started.
+# The first test waits until the proxy has started.
 pytestmark = pytest.mark.timeout(120)
 
 _SIMULATED = "Hello from LiteLLM"
@@ -93,7 +93,7 @@ def cls(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture
 def passed_on(cls: Any) -> str:
-    """The model that passes on to `provider`, at the endpoint of the class."""
+    """The proxy's model that asks `provider`, at the endpoint of the class."""
     return CHAT if cls is OpenAIChat else INSTRUCT
 
 
@@ -109,10 +109,10 @@ def _outcomes(attempt_log: dict[str, Any]) -> list[str]:
 # Answers.
 
 
-def test_an_answer_has_its_text_usage_and_ledger(
+def test_an_answer_has_text_usage_and_attempts(
     cls: Any, twin: Twin, new_llm: NewLLM
 ) -> None:
-    """A healthy answer brings its text, what it cost, and one attempt."""
+    """A healthy answer has its text, its usage, and one attempt."""
     result = twin.generate(new_llm(cls, "well"), ["Hello?"])
     assert result.generations[0][0].text == _SIMULATED
     assert result.llm_output["token_usage"]["total_tokens"] == 30
@@ -120,7 +120,7 @@ def test_an_answer_has_its_text_usage_and_ledger(
 
 
 def test_a_stream_comes_in_pieces(cls: Any, twin: Twin, new_llm: NewLLM) -> None:
-    """A healthy stream is handed over chunk by chunk, and adds up to the answer."""
+    """A healthy stream comes chunk by chunk, and adds up to the answer."""
     chunks = twin.stream(new_llm(cls, "well"), "Hello?")
     assert "".join(chunks) == _SIMULATED
     assert len([chunk for chunk in chunks if chunk]) > 1
@@ -135,13 +135,13 @@ def test_several_prompts_are_answered_each(
     assert _asked(provider) == (3 if cls is OpenAIChat else 1)
 
 
-def test_too_few_answers_are_no_answer(twin: Twin, new_llm: NewLLM) -> None:
-    """LiteLLM's simulation answers one of two prompts: that is never half a result."""
+def test_too_few_answers_are_an_error(twin: Twin, new_llm: NewLLM) -> None:
+    """LiteLLM's simulation answers one of two prompts, which is not a result."""
     with pytest.raises(MalformedResponseError, match="1 choices where 2 were due"):
         twin.generate(new_llm(OpenAI, "well"), ["a", "b"])
 
 
-def test_a_stream_says_what_it_cost(
+def test_a_stream_has_its_usage(
     cls: Any, twin: Twin, passed_on: str, new_llm: NewLLM, provider: FaultyGateway
 ) -> None:
     """LiteLLM counts a stream in a chunk with an empty choice, after its end."""
@@ -152,10 +152,8 @@ def test_a_stream_says_what_it_cost(
     assert _asked(provider) == 1
 
 
-def test_a_stream_that_was_not_counted_is_not_free(
-    cls: Any, twin: Twin, new_llm: NewLLM
-) -> None:
-    """The zeros that LiteLLM sends where it has not counted are no token count."""
+def test_a_stream_without_usage_has_none(cls: Any, twin: Twin, new_llm: NewLLM) -> None:
+    """The zeros that LiteLLM sends where it has not counted are left out."""
     llm = new_llm(cls, "well", streaming=True)
     assert twin.generate(llm, ["Hello?"]).llm_output["token_usage"] == {}
 
@@ -189,7 +187,7 @@ def test_a_failure_is_what_litellm_simulates(
     recorder: Recorder,
     fake_clock: FakeClock,
 ) -> None:
-    """A failure has our class, the SDK's and its status; what may pass is retried."""
+    """A failure has our class, the SDK's and its status; transient ones are retried."""
     is_final = status == 400
     with pytest.raises(error) as caught:
         getattr(twin, ask)(new_llm(cls, model), "Hello?")
@@ -198,15 +196,15 @@ def test_a_failure_is_what_litellm_simulates(
     assert caught.value.request_id is not None
     assert caught.value.is_retryable is False
     assert caught.value.attempts == (1 if is_final else 1 + _MAX_RETRIES)
-    told = [] if is_final else [1, 2]
-    assert [retry.attempt_number for retry in recorder.retries] == told
-    assert len(fake_clock.sleeps) == len(told)
+    retried = [] if is_final else [1, 2]
+    assert [retry.attempt_number for retry in recorder.retries] == retried
+    assert len(fake_clock.sleeps) == len(retried)
 
 
 def test_a_timeout_of_ours_ends_the_wait(
     twin: Twin, new_llm: NewLLM, recorder: Recorder
 ) -> None:
-    """Where we are less patient than the proxy, our own timeout is what is seen."""
+    """Where our timeout is shorter than the proxy's, ours is reported."""
     llm = new_llm(OpenAIChat, "slow", timeout=0.02)
     with pytest.raises(APITimeoutError) as caught:
         twin.invoke(llm, "Hello?")
@@ -214,10 +212,10 @@ def test_a_timeout_of_ours_ends_the_wait(
     assert len(recorder.retries) == _MAX_RETRIES
 
 
-def test_a_wrong_key_is_asked_with_once(
+def test_a_wrong_key_is_not_retried(
     cls: Any, twin: Twin, new_llm: NewLLM, recorder: Recorder
 ) -> None:
-    """Without a database LiteLLM says 400 to a key that it does not know."""
+    """Without a database LiteLLM answers 400 to a key that it does not know."""
     llm = new_llm(cls, "well", api_key="sk-some-other-key")
     with pytest.raises(InvalidRequestError, match="No connected db") as caught:
         twin.invoke(llm, "Hello?")
@@ -228,7 +226,7 @@ def test_a_wrong_key_is_asked_with_once(
 def test_an_unknown_model_is_not_found(
     cls: Any, twin: Twin, new_llm: NewLLM, recorder: Recorder
 ) -> None:
-    """LiteLLM says 400 where OpenAI says 404; it means the same."""
+    """LiteLLM answers 400 where OpenAI answers 404; both are NotFoundError."""
     with pytest.raises(NotFoundError, match="no-such-model") as caught:
         twin.invoke(new_llm(cls, "no-such-model"), "Hello?")
     assert isinstance(caught.value, openai.NotFoundError)
@@ -236,10 +234,10 @@ def test_an_unknown_model_is_not_found(
     assert recorder.retries == []
 
 
-# Failures of the provider behind it.
+# Failures of the provider behind the proxy.
 
 
-def test_an_outage_behind_the_proxy_passes(
+def test_a_transient_failure_behind_the_proxy(
     cls: Any,
     twin: Twin,
     passed_on: str,
@@ -247,7 +245,7 @@ def test_an_outage_behind_the_proxy_passes(
     provider: FaultyGateway,
     recorder: Recorder,
 ) -> None:
-    """The third attempt is answered, and the ledger tells the two before it."""
+    """The third attempt is answered, and the attempt log has the two before it."""
     provider.script(Status(503), Reset())
     result = twin.generate(new_llm(cls, passed_on), ["Hello?"])
     assert result.generations[0][0].text == STUB_TEXT
@@ -257,7 +255,7 @@ def test_an_outage_behind_the_proxy_passes(
     assert _asked(provider) == 3
 
 
-def test_a_stream_is_begun_again(
+def test_a_stream_is_repeated_before_its_first_token(
     cls: Any,
     twin: Twin,
     passed_on: str,
@@ -271,7 +269,7 @@ def test_a_stream_is_begun_again(
     assert len(recorder.retries) == 2
 
 
-def test_what_was_said_is_not_said_again(
+def test_a_stream_is_not_repeated_after_its_first_token(
     cls: Any,
     twin: Twin,
     passed_on: str,
@@ -279,7 +277,7 @@ def test_what_was_said_is_not_said_again(
     provider: FaultyGateway,
     recorder: Recorder,
 ) -> None:
-    """An error in the middle of a stream comes out, with what was delivered."""
+    """An error in the middle of a stream is raised, with the delivered text."""
     provider.script(ErrorEvent("the provider broke off", after=2))
     chunks: list[str] = []
     with pytest.raises(ServerError, match="the provider broke off") as caught:
@@ -292,27 +290,27 @@ def test_what_was_said_is_not_said_again(
 def test_a_cut_that_the_proxy_hides_cannot_be_seen(
     twin: Twin, new_llm: NewLLM, provider: FaultyGateway
 ) -> None:
-    """A limit that the page of the LLMs tells: LiteLLM makes up the missing end."""
+    """A limit that the LLMs' page names: LiteLLM makes up the missing end."""
     provider.script(Truncate(after=2))
     chunks = twin.stream(new_llm(OpenAIChat, CHAT), "Hello?")
     assert "".join(chunks) == "Hello from"
 
 
-def test_the_providers_retry_after_is_kept(
+def test_the_providers_retry_after_is_obeyed(
     twin: Twin, new_llm: NewLLM, provider: FaultyGateway, fake_clock: FakeClock
 ) -> None:
-    """LiteLLM hands on its provider's `Retry-After` by another name; it counts."""
+    """LiteLLM passes on the provider's `Retry-After` by another name."""
     provider.script(Status(429, {"retry-after": "7"}))
     assert twin.invoke(new_llm(OpenAIChat, CHAT), "Hello?") == STUB_TEXT
     (waited,) = fake_clock.sleeps
     assert waited >= 7
 
 
-def test_the_proxys_own_retry_after_is_kept(
+def test_the_proxys_own_retry_after_is_obeyed(
     twin: Twin, new_llm: NewLLM, provider: FaultyGateway, fake_clock: FakeClock
 ) -> None:
-    """A model that LiteLLM has set aside is asked again no sooner than it says."""
-    # LiteLLM sets it aside behind its answer, not before: a few attempts may slip in.
+    """A model in LiteLLM's cooldown is not asked again before it ends."""
+    # The cooldown begins after the answer: a few attempts may come before it.
     provider.script(*[Status(429)] * 21)
     with pytest.raises(RateLimitError, match="Try again in") as caught:
         twin.invoke(new_llm(OpenAIChat, MOODY, max_retries=20), "Hello?")
@@ -320,10 +318,10 @@ def test_the_proxys_own_retry_after_is_kept(
     assert fake_clock.sleeps[-1] >= caught.value.retry_after > 1
 
 
-def test_a_retry_of_the_proxys_own_is_not_ours(
+def test_a_retry_of_the_proxy_is_one_attempt(
     twin: Twin, new_llm: NewLLM, provider: FaultyGateway, recorder: Recorder
 ) -> None:
-    """Where the proxy is patient itself, we see one attempt."""
+    """Where the proxy retries itself, we see one attempt."""
     provider.script(Status(503))
     result = twin.generate(new_llm(OpenAIChat, PATIENT), ["Hello?"])
     assert _outcomes(result.llm_output["retryrouter"]) == ["ok"]
@@ -367,7 +365,7 @@ _FINAL = [
 
 
 @pytest.mark.parametrize(("step", "error"), _FINAL)
-def test_what_is_final_behind_the_proxy_is_final(
+def test_a_final_failure_behind_the_proxy(
     cls: Any,
     twin: Twin,
     passed_on: str,
@@ -376,7 +374,7 @@ def test_what_is_final_behind_the_proxy_is_final(
     new_llm: NewLLM,
     provider: FaultyGateway,
 ) -> None:
-    """A provider's refusal keeps its meaning on its way through the proxy."""
+    """A final error of the provider keeps its kind through the proxy."""
     provider.script(step)
     with pytest.raises(error) as caught:
         twin.invoke(new_llm(cls, passed_on), "Hello?")
@@ -387,7 +385,7 @@ def test_what_is_final_behind_the_proxy_is_final(
 def test_a_refusal_is_not_an_empty_answer(
     twin: Twin, new_llm: NewLLM, provider: FaultyGateway
 ) -> None:
-    """LiteLLM moves a refusal to `provider_specific_fields`, where it is found."""
+    """LiteLLM moves a refusal to `provider_specific_fields`; it is read there."""
     provider.script(_refusal())
     with pytest.raises(ContentFilterError, match="I will not"):
         twin.invoke(new_llm(OpenAIChat, CHAT), "Hello?")

@@ -1,9 +1,9 @@
-"""A real gateway: LangChain's own tests, and an agent. `make live_tests` runs them.
+"""A real gateway: LangChain's standard tests, and an agent, by `make live_tests`.
 
 The key is taken from `GPT_ROUTER_API_KEY`, and the address from `GPT_ROUTER_API_BASE`.
 `GPT_ROUTER_MODEL` and `GPT_ROUTER_SECOND_MODEL` name two models that call tools and
-see pictures, as `NAME@PROVIDER`; with `GPT_ROUTER_EDITION=public` nothing is asked that
-the published gateway does not carry.
+see pictures, as `NAME@PROVIDER`; `GPT_ROUTER_EDITION=public` leaves out what the
+published gateway does not support.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def user_agent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestLive(GPTRouterSuite):
-    """All that the suite asks, of a real model."""
+    """The whole suite, with a real model."""
 
     edition = "public" if os.environ.get("GPT_ROUTER_EDITION") == "public" else "hosted"
     models = (

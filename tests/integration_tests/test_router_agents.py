@@ -135,11 +135,11 @@ def test_an_agent_changes_its_route_between_two_turns(
     """The second model answers from the result of a call that the first one made."""
     primary.script(Answer(), Status(503), Status(503))
 
-    _, called, told, answer = twin.invoke(new_agent(), QUESTION, THREAD)["messages"]
+    _, called, result, answer = twin.invoke(new_agent(), QUESTION, THREAD)["messages"]
 
     assert routes_of(called) == [MODEL.name]
     assert routes_of(answer) == [MODEL.name, MODEL.name, OTHER.name]
-    assert told.tool_call_id == called.tool_calls[0]["id"]
+    assert result.tool_call_id == called.tool_calls[0]["id"]
     assert answer.content == ANSWER
     assert cities == ["Oslo"]
 

@@ -23,7 +23,7 @@ _ANSWER = "Hello from the stub upstream"
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    """A gateway that throttles, resets, is down, cuts a stream, and then is well."""
+    """A gateway with four faults, which then is healthy."""
     command = [sys.executable, "-m", "langchain_retryrouter.cli", "gateway"]
     with subprocess.Popen(
         [*command, "--script", _SCRIPT],
@@ -58,14 +58,14 @@ def test_a_chain_survives_four_faults(url: str, fake_clock: FakeClock) -> None:
 async def test_an_async_chain_survives_four_faults(
     url: str, fake_clock: FakeClock
 ) -> None:
-    """Its async twin as well."""
+    """An async stream comes whole as well."""
     chunks = [c async for c in _chain(url, fake_clock).astream({"q": "hi"})]
     assert "".join(chunks) == _ANSWER
     assert len(fake_clock.sleeps) == 4
 
 
 def test_an_llm_survives_the_same_faults(url: str, fake_clock: FakeClock) -> None:
-    """The OpenAI family speaks to the same server, with the same patience."""
+    """The OpenAI LLM survives them too, at the same server."""
     llm = OpenAI(
         base_url=f"{url}/v1",
         api_key=SecretStr("any"),

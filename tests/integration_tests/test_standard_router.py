@@ -147,7 +147,7 @@ class TestWithoutTheFirst(_TwoProviders):
         yield
         served = self.provider.requests
         assert {request.step for request in served} <= {Answer()}
-        # Three requests for an answer until the breaker opens; a batch asks in parallel.
+        # Three requests an answer until the breaker opens; a batch asks in parallel.
         asked = len(self.gateway.requests)
         assert 3 * bool(served) <= asked <= 3 * min(len(served), 3)
         sent = b"".join(request.body for request in served)

@@ -73,8 +73,8 @@ class RuleResponder:
         results = takewhile(
             lambda one: one.get("role") in {"tool", "function"}, reversed(messages)
         )
-        told = [_text_of(one.get("content")) for one in results][::-1]
-        text = f"The tools said: {'; '.join(told)}" if told else _repeated(asked)
+        quoted = [_text_of(one.get("content")) for one in results][::-1]
+        text = f"The tools said: {'; '.join(quoted)}" if quoted else _repeated(asked)
         wanted = parameters.get("response_format") or {}
         if wanted.get("type") == "json_schema":
             text = json.dumps(prompt.fill(wanted["json_schema"]["schema"]))

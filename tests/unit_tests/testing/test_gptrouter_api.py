@@ -487,7 +487,7 @@ def test_two_calls_do_not_fit_into_one(calls: tuple[ToolCall, ...]) -> None:
 
 
 def test_citations(faulty_gateway: FaultyGateway) -> None:
-    """Citations stand beside the choices and in them, where a step gives some."""
+    """Citations stand next to the choices and in them, where a step gives some."""
     about = {"url": "https://example.com/1"}
     faulty_gateway.script(Answer(citations=("a", "b"), choice_citations=(about,)))
     cited, plain = (post(faulty_gateway, GENERATE, generate()).json for _ in range(2))
