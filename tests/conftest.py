@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Plugins and settings of all tests."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["langchain_retryrouter.testing.fixtures"]
 
-# A busy machine is no finding, and neither is the luck of one run: what may vary from
-# run to run belongs to a search that somebody watches.
+# The same examples in every run, on slow machines too.
 settings.register_profile(
     "tests",
     deadline=None,

@@ -11,12 +11,12 @@ import pytest
 
 from tests.unit_tests.conftest import (
     Twin,
+    clean_environment,
     no_blocking_calls,
-    no_surroundings,
     twin,
 )
 
-__all__ = ["Twin", "no_blocking_calls", "no_surroundings", "twin"]
+__all__ = ["Twin", "clean_environment", "no_blocking_calls", "twin"]
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What every unit test has: twins, no tracing, and an alarm for blocking calls."""
+"""Fixtures of all unit tests: sync and async calls, and a clean environment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from langchain_retryrouter.testing import FakeClock
 
 T = TypeVar("T")
 
-SURROUNDINGS = (
+ENVIRONMENT = (
     "GPT_ROUTER_API_BASE",
     "GPT_ROUTER_API_KEY",
     "OPENAI_API_BASE",
@@ -40,14 +40,14 @@ SURROUNDINGS = (
     "all_proxy",
     "no_proxy",
 )
-"""Variables by which a machine would have its say in a test."""
+"""Variables that would change what a model does; no test sees the machine's own."""
 
 
 @dataclass(frozen=True)
 class Twin:
-    """Runs one test body through the sync methods, and then through the async ones.
+    """Calls models by their sync methods or by their async ones.
 
-    Each async call gets an event loop of its own, as in a script full of `asyncio.run`.
+    Each async call has an event loop of its own, as with `asyncio.run` in a script.
     """
 
     is_async: bool
@@ -62,21 +62,21 @@ class Twin:
         return getattr(target, name)(*args, **kwargs)
 
     def invoke(self, runnable: Any, *args: Any, **kwargs: Any) -> Any:
-        """The answer."""
+        """`invoke` or `ainvoke`."""
         return self.call(runnable, "invoke", *args, **kwargs)
 
     def batch(self, runnable: Any, *args: Any, **kwargs: Any) -> Any:
-        """The answers."""
+        """`batch` or `abatch`."""
         return self.call(runnable, "batch", *args, **kwargs)
 
     def generate(self, runnable: Any, *args: Any, **kwargs: Any) -> Any:
-        """LangChain's `LLMResult`."""
+        """`generate` or `agenerate`."""
         return self.call(runnable, "generate", *args, **kwargs)
 
     def stream(
         self, runnable: Any, *args: Any, into: list[Any] | None = None, **kwargs: Any
     ) -> list[Any]:
-        """All chunks; those before an error are found in `into`."""
+        """All chunks; `into` has those before an error."""
         chunks: list[Any] = [] if into is None else into
         if self.is_async:
             self._run(_acollect(runnable.astream(*args, **kwargs), chunks))
@@ -87,7 +87,7 @@ class Twin:
     def complete(
         self, module: Any, *args: Any, into: list[Any] | None = None, **kwargs: Any
     ) -> Any:
-        """`completion_with_retry` of a module, or its twin; a stream as a list."""
+        """`completion_with_retry` or `acompletion_with_retry`; a stream as a list."""
         chunks: list[Any] = [] if into is None else into
         if not self.is_async:
             answer = module.completion_with_retry(*args, **kwargs)
@@ -118,30 +118,30 @@ async def _acollect(chunks: AsyncIterator[Any], seen: list[Any]) -> None:
 
 @pytest.fixture(params=["sync", "async"])
 def twin(request: pytest.FixtureRequest) -> Twin:
-    """The same test body for both twins."""
+    """Run the test twice: with sync calls, and with async calls."""
     return Twin(is_async=request.param == "async")
 
 
 @pytest.fixture(autouse=True)
 def no_blocking_calls() -> Iterator[BlockBuster]:
-    """A `time.sleep` or a socket read inside a coroutine fails the test."""
+    """Fail a test whose coroutine calls `time.sleep` or reads a socket."""
     with blockbuster_ctx() as blockbuster:
-        # Under `make coverage` each line may take coverage's own lock for an instant.
+        # `make coverage` takes a lock of its own for an instant.
         acquire = blockbuster.functions["threading.Lock.acquire"]
         acquire.can_block_in("coverage/collector.py", {"lock_data"})
         yield blockbuster
 
 
 @pytest.fixture(autouse=True)
-def no_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key, address, proxy or tracing of the machine reaches a test."""
-    for name in SURROUNDINGS:
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide keys, addresses, proxies and tracing of the machine from the test."""
+    for name in ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
 def no_real_waits(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
-    """For code that takes the system's clock, such as the demo: it does not wait."""
+    """Let code that uses the system's clock, such as the demo, wait for nothing."""
     clock = FakeClock()
     monkeypatch.setattr(SYSTEM_CLOCK, "sleep", clock.sleep)
     monkeypatch.setattr(SYSTEM_CLOCK, "asleep", clock.asleep)
