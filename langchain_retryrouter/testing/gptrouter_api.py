@@ -32,31 +32,10 @@ from langchain_retryrouter.testing.responses import (
 
 # The public server drops all others: tool_choice, parallel_tool_calls, seed, thinking,
 # raw_event, reasoning_effort, and whatever is newer.
-_PASSED_ON = {
-    "frequency_penalty",
-    "function_call",
-    "functions",
-    "logit_bias",
-    "max_tokens",
-    "messages",
-    "n",
-    "presence_penalty",
-    "prompt",
-    "response_format",
-    "stop",
-    "temperature",
-    "tools",
-    "top_p",
-    "user",
-}
-_NUMBERS = {
-    "frequency_penalty",
-    "max_tokens",
-    "n",
-    "presence_penalty",
-    "temperature",
-    "top_p",
-}
+_PENALTIES = {"frequency_penalty", "presence_penalty"}
+_NUMBERS = _PENALTIES | {"max_tokens", "n", "temperature", "top_p"}
+_OTHERS = {"function_call", "functions", "logit_bias", "messages", "prompt", "stop"}
+_PASSED_ON = _NUMBERS | _OTHERS | {"response_format", "tools", "user"}
 _BODY_LIMIT = 1024 * 1024
 _ROLES = {"system", "user", "assistant", "function", "tool"}
 _RESPONSE_FORMATS = {

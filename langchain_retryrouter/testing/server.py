@@ -480,12 +480,7 @@ class FaultyGateway:
     def always(self, step: ScriptedStep, *, model: str | None = None) -> None:
         """Answer every request with `step` when the script is used up.
 
-        Args:
-            step: A step, or a function that picks one when it sees the request.
-            model: Only for requests to this model. Its steps come before the others.
-
-        Raises:
-            TypeError: `step` is not a step.
+        `step` and `model` are what they are in `script`.
         """
         checked = _checked(step)
         with self._lock:
@@ -530,7 +525,7 @@ class FaultyGateway:
     ) -> None:
         """Block until `predicate` holds for this gateway.
 
-        It is asked again whenever a request or a connection comes, ends or goes.
+        It is called whenever a request or a connection comes, ends or goes.
 
         Args:
             predicate: Such as `lambda gateway: len(gateway.requests) == 2`.
@@ -546,17 +541,7 @@ class FaultyGateway:
         predicate: Callable[[FaultyGateway], bool],
         timeout: float = 5.0,  # noqa: ASYNC109 - as in `wait_for`
     ) -> None:
-        """Wait until `predicate` holds for this gateway; the event loop runs on.
-
-        It is asked again whenever a request or a connection comes, ends or goes.
-
-        Args:
-            predicate: Such as `lambda gateway: len(gateway.requests) == 2`.
-            timeout: Seconds.
-
-        Raises:
-            TimeoutError: It did not hold in time; says what was seen.
-        """
+        """Do what `wait_for` does, without blocking the event loop."""
         await self._log.await_for(lambda: predicate(self), timeout)
 
     # Called in the server's thread.

@@ -135,36 +135,25 @@ def test_the_sdk_reads_everything(client: openai.OpenAI) -> None:
     assert "".join(event.choices[0].text for event in text_events) == STUB_TEXT
 
 
-def test_n_and_lists_of_prompts_multiply(faulty_gateway: FaultyGateway) -> None:
-    """Every prompt of a list is answered `n` times, the prompt being counted once."""
-    asked = completion(prompt=["one", "two three"], n=3)
-    answer = post(faulty_gateway, COMPLETIONS, asked).json
-    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3, 4, 5]
-    assert answer["usage"] == {
-        "prompt_tokens": 13,
-        "completion_tokens": 30,
-        "total_tokens": 43,
-    }
-
-
 @pytest.mark.parametrize(
-    ("prompt", "choices", "tokens"),
-    [([1, 2, 3], 1, 13), ([[1, 2], [3]], 2, 13), ([], 1, 10), ("a b", 1, 12)],
+    ("asked", "choices", "tokens"),
+    [
+        ({"prompt": "a b", "n": 2}, 2, (12, 10)),
+        ({"prompt": ["one", "two three"], "n": 3}, 6, (13, 30)),
+        ({"prompt": [1, 2, 3]}, 1, (13, 5)),
+        ({"prompt": [[1, 2], [3]]}, 2, (13, 10)),
+        ({"prompt": []}, 1, (10, 5)),
+        ({"prompt": "a", "n": 2, "best_of": 4}, 2, (11, 20)),
+    ],
 )
-def test_prompts_of_tokens(
-    faulty_gateway: FaultyGateway, prompt: object, choices: int, tokens: int
+def test_choices_and_usage(
+    faulty_gateway: FaultyGateway, asked: Any, choices: int, tokens: tuple[int, int]
 ) -> None:
-    """A list of numbers is one prompt, a list of such lists is several."""
-    answer = post(faulty_gateway, COMPLETIONS, completion(prompt=prompt)).json
-    assert len(answer["choices"]) == choices
-    assert answer["usage"]["prompt_tokens"] == tokens
-
-
-def test_best_of_is_paid_for(faulty_gateway: FaultyGateway) -> None:
-    """`best_of` costs tokens for all candidates and shows `n` of them."""
-    answer = post(faulty_gateway, COMPLETIONS, completion(n=2, best_of=4)).json
-    assert len(answer["choices"]) == 2
-    assert answer["usage"]["completion_tokens"] == 20
+    """Every prompt is counted once and answered `n` times; `best_of` costs as many."""
+    answer = post(faulty_gateway, COMPLETIONS, completion(**asked)).json
+    assert [one["index"] for one in answer["choices"]] == list(range(choices))
+    usage = answer["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == tokens
 
 
 def test_choices_of_a_stream_take_turns(faulty_gateway: FaultyGateway) -> None:
@@ -176,27 +165,21 @@ def test_choices_of_a_stream_take_turns(faulty_gateway: FaultyGateway) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stop", "text"),
+    ("step", "stop", "text"),
     [
-        ("stub", "Hello from the "),
-        ([" the", "from"], "Hello "),
-        (["nowhere"], STUB_TEXT),
-        (None, STUB_TEXT),
+        (Answer(), "stub", "Hello from the "),
+        (Answer(), [" the", "from"], "Hello "),
+        (Answer(), ["nowhere"], STUB_TEXT),
+        (Answer("a STOP b"), "STOP", "a STOP b"),
     ],
 )
-def test_stop_cuts_the_stub(
-    faulty_gateway: FaultyGateway, stop: object, text: str
+def test_stop(
+    faulty_gateway: FaultyGateway, step: Answer, stop: object, text: str
 ) -> None:
-    """The earliest stop sequence ends the text and is not part of it."""
+    """The earliest stop sequence ends the stub's text, and no text of a script."""
+    faulty_gateway.script(step)
     answer = post(faulty_gateway, COMPLETIONS, completion(stop=stop)).json
     assert answer["choices"][0]["text"] == text
-
-
-def test_stop_does_not_cut_what_a_script_says(faulty_gateway: FaultyGateway) -> None:
-    """A text in a script is said word for word."""
-    faulty_gateway.script(Answer("a STOP b"))
-    answer = post(faulty_gateway, COMPLETIONS, completion(stop="STOP")).json
-    assert answer["choices"][0]["text"] == "a STOP b"
 
 
 def test_log_probabilities_of_a_chat(client: openai.OpenAI) -> None:
@@ -247,16 +230,9 @@ def test_calls(faulty_gateway: FaultyGateway) -> None:
     }
     *events, _ = post(faulty_gateway, CHAT, chat(stream=True)).events
     deltas = [event["choices"][0]["delta"] for event in events][1:-1]
-    assert [one["tool_calls"][0]["function"]["arguments"] for one in deltas[:3]] == [
-        "",
-        '{"city": ',
-        '"Paris"}',
-    ]
-    assert [one["function_call"]["arguments"] for one in deltas[3:]] == [
-        "",
-        '{"city": ',
-        '"Paris"}',
-    ]
+    calls = [one["tool_calls"][0]["function"] for one in deltas[:3]]
+    calls += [one["function_call"] for one in deltas[3:]]
+    assert [one["arguments"] for one in calls] == ["", '{"city": ', '"Paris"}'] * 2
     faulty_gateway.script(Answer(tool_calls=(call,)))
     (choice,) = post(faulty_gateway, CHAT, chat()).json["choices"]
     assert choice["finish_reason"] == "tool_calls"
@@ -276,14 +252,6 @@ def test_what_a_provider_leaves_out(
     assert b'"finish_reason":"' not in streamed.body
     assert b'"usage":{' not in streamed.body
     assert streamed.events[-1] == "[DONE]"
-
-
-def test_a_script_sets_usage_model_and_id(faulty_gateway: FaultyGateway) -> None:
-    """What a step gives comes before what is made up."""
-    faulty_gateway.script(Answer("x", usage=Usage(1, 2), model="other", id="my-id"))
-    answer = post(faulty_gateway, CHAT, chat()).json
-    assert (answer["id"], answer["model"]) == ("my-id", "other")
-    assert answer["usage"]["total_tokens"] == 3
 
 
 @pytest.mark.parametrize(
@@ -404,12 +372,8 @@ def test_azure_errors(faulty_gateway: FaultyGateway, status: int, code: str) -> 
     error = post(faulty_gateway, _AZURE_CHAT, chat()).json["error"]
     assert error["code"] == code
     assert error.keys() == {"code", "message"}
-
-
-def test_azure_needs_a_version(faulty_gateway: FaultyGateway) -> None:
-    """Without `api-version` Azure does not find the resource."""
-    reply = post(faulty_gateway, _AZURE_CHAT.partition("?")[0], chat())
-    assert (reply.status, reply.json["error"]["code"]) == (404, "404")
+    without_version = post(faulty_gateway, _AZURE_CHAT.partition("?")[0], chat())
+    assert without_version.json["error"]["code"] == "404"
 
 
 def test_a_function_answers() -> None:
@@ -425,8 +389,10 @@ def test_a_function_answers() -> None:
 
 def test_an_answer_without_a_text_says_the_stub_s() -> None:
     """What an answer does not give is made up, its text included."""
-    with FaultyGateway(answer=Answer(model="other", usage=Usage(1, 2))) as gateway:
+    with FaultyGateway(
+        answer=Answer(model="other", id="my-id", usage=Usage(1, 2))
+    ) as gateway:
         answered = post(gateway, CHAT, chat()).json
     assert answered["choices"][0]["message"]["content"] == STUB_TEXT
-    assert answered["model"] == "other"
+    assert (answered["id"], answered["model"]) == ("my-id", "other")
     assert answered["usage"]["total_tokens"] == 3
