@@ -1,0 +1,194 @@
+"""An OpenAI-compatible chat provider that misbehaves by a seeded script; a process of its own.
+
+Each prompt is `call N`. Which fault meets the first request of a call at a provider is drawn
+from the seed, the provider's name and N, so that every system meets the same faults. A fault
+of the moment is over with the next request of the call in half of the cases; what concerns
+the route (a 400, a wrong key) stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import collections
+import json
+import random
+from typing import Any, Final
+
+from aiohttp import ClientConnectionResetError, web
+
+from benchmarks.answers.scaled_loop import run
+
+ANSWER: Final = " ".join(f"word{number}" for number in range(1, 61)) + "."
+_TOKENS: Final = [f"{word} " for word in ANSWER.split(" ")]
+_TOKENS[-1] = _TOKENS[-1].strip()
+
+FAULTS: Final = {
+    # name: (weight, whether it stays for the call's next requests at this provider)
+    "rate_limit": (20, False),
+    "unavailable": (18, False),
+    "silence": (8, False),
+    "slow_first_token": (8, False),
+    "cut": (10, False),
+    "clean_cut": (6, False),
+    "reset": (10, False),
+    "refusal": (5, True),
+    "empty": (5, False),
+    "route_400": (10, True),
+}
+
+
+class Provider:
+    """The faults of one provider, and what its log saw."""
+
+    def __init__(self, name: str, fault_share: float, seed: int) -> None:
+        """`fault_share` of the calls meet a fault at first."""
+        self.name, self.fault_share, self.seed = name, fault_share, seed
+        self.requests: collections.Counter[str] = collections.Counter()
+
+    def fault(self, call: str, attempt: int) -> str | None:
+        """What happens to this request; None: it is answered."""
+        draw = random.Random(f"{self.seed}:{self.name}:{call}")
+        if draw.random() >= self.fault_share:
+            return None
+        names = list(FAULTS)
+        name = draw.choices(names, [FAULTS[one][0] for one in names])[0]
+        if attempt == 1 or FAULTS[name][1]:
+            return name
+        again = random.Random(f"{self.seed}:{self.name}:{call}:{attempt}")
+        return name if again.random() < 0.5 else None
+
+    def drawn(self, call: str, low: float, high: float) -> float:
+        """A number for this call between `low` and `high`."""
+        return random.Random(f"{self.seed}:{self.name}:{call}:n").uniform(low, high)
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        """One request of a chat completion."""
+        body = await request.json()
+        call = str(body["messages"][-1]["content"])
+        self.requests[call] += 1
+        fault = self.fault(call, self.requests[call])
+        if fault == "rate_limit":
+            seconds = str(round(self.drawn(call, 1, 60)))
+            return _error(429, "Rate limit reached", {"retry-after": seconds})
+        if fault == "unavailable":
+            return _error(503, "The engine is currently overloaded")
+        if fault == "route_400":
+            return _error(400, "Unsupported value: this model does not support it")
+        if fault == "silence":
+            await asyncio.sleep(60)  # as load balancers do with a silent server
+            fault = "reset"
+        if fault == "reset":
+            if request.transport is not None:
+                request.transport.abort()
+            return web.Response()
+        await asyncio.sleep(
+            self.drawn(call, 15, 45)
+            if fault == "slow_first_token"
+            else self.drawn(call, 0.3, 1.5)
+        )
+        say = self._stream if body.get("stream") else self._whole
+        try:
+            return await say(request, fault)
+        except ClientConnectionResetError:  # The client has gone.
+            return web.Response()
+
+    async def _whole(
+        self, request: web.Request, fault: str | None
+    ) -> web.StreamResponse:
+        await asyncio.sleep(0.015 * len(_TOKENS))
+        text, reason = ANSWER, "stop"
+        if fault == "refusal":
+            text, reason = "", "content_filter"
+        if fault == "empty":
+            text = ""
+        answer = {
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": self.name,
+            "choices": [
+                {
+                    "index": 0,
+                    "finish_reason": reason,
+                    "message": {"role": "assistant", "content": text},
+                }
+            ],
+            "usage": {"prompt_tokens": 9, "completion_tokens": 60, "total_tokens": 69},
+        }
+        data = json.dumps(answer).encode()
+        if fault not in {"cut", "clean_cut"}:
+            return web.Response(body=data, content_type="application/json")
+        response = web.StreamResponse(headers={"content-type": "application/json"})
+        response.content_length = len(data)
+        await response.prepare(request)
+        await response.write(data[: len(data) // 2])
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    async def _stream(
+        self, request: web.Request, fault: str | None
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        tokens = [] if fault in {"refusal", "empty"} else _TOKENS
+        await response.write(self._event({"role": "assistant", "content": ""}))
+        for number, token in enumerate(tokens, start=1):
+            await response.write(self._event({"content": token}))
+            await asyncio.sleep(0.015)
+            if number == 40 and fault in {"cut", "clean_cut"}:
+                if fault == "cut":
+                    assert request.transport is not None
+                    request.transport.abort()
+                return response
+        reason = "content_filter" if fault == "refusal" else "stop"
+        await response.write(self._event({}, reason) + b"data: [DONE]\n\n")
+        return response
+
+    def _event(self, delta: dict[str, Any], reason: str | None = None) -> bytes:
+        chunk = {
+            "id": "chatcmpl-1",
+            "object": "chat.completion.chunk",
+            "created": 1,
+            "model": self.name,
+            "choices": [{"index": 0, "delta": delta, "finish_reason": reason}],
+        }
+        return b"data: " + json.dumps(chunk).encode() + b"\n\n"
+
+    async def log(self, _: web.Request) -> web.Response:
+        """How many requests each call has sent; forgotten with this."""
+        seen = dict(self.requests)
+        self.requests.clear()
+        return web.json_response(seen)
+
+
+def _error(
+    status: int, message: str, headers: dict[str, str] | None = None
+) -> web.Response:
+    error = {"message": message, "type": "error", "param": None, "code": None}
+    return web.json_response({"error": error}, status=status, headers=headers)
+
+
+async def _serve(seed: int) -> None:
+    runners = []
+    for name, share in (("primary", 0.3), ("backup", 0.03)):
+        provider = Provider(name, share, seed)
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", provider.answer)
+        app.router.add_get("/log", provider.log)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        runners.append(runner)
+    ports = [runner.addresses[0][1] for runner in runners]
+    print(json.dumps(ports), flush=True)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--scale", type=float, default=20)
+    arguments = parser.parse_args()
+    run(_serve(arguments.seed), arguments.scale)
