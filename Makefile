@@ -10,6 +10,7 @@ OPENAI_TEST_FILES ?= tests/unit_tests/llms tests/unit_tests/router tests/unit_te
 PYTEST_EXTRA ?=
 JOBS ?= 2
 SCALE ?= 1
+CALLS ?= 2000
 ifeq ($(origin UV),undefined)
 UV := $(shell command -v uv 2>/dev/null)
 endif
@@ -93,6 +94,10 @@ coverage: .venv/installed ## unit tests with branch coverage
 .PHONY: bench
 bench: .venvs/bench/installed ## speed beside the peers, 10 minutes; rewrites docs/performance.md (SCALE=0.1: in short)
 	.venvs/bench/bin/python -m benchmarks.speed --scale $(SCALE)
+
+.PHONY: answer_bench
+answer_bench: .venvs/bench/installed ## share of calls answered under mixed faults, beside the peers (CALLS=2000)
+	.venvs/bench/bin/python -m benchmarks.answers --calls $(CALLS)
 
 .PHONY: failover_bench
 failover_bench: .venvs/bench/installed ## sixteen faults, three routers; rewrites docs/failover.md (SCALE=0.1: in short)

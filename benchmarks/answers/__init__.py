@@ -1,1 +1,1 @@
-"""What share of calls is answered while providers misbehave, how fast, and how truly."""
+"""What share of calls is answered while providers misbehave, and how fast."""

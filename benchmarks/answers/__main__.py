@@ -1,9 +1,9 @@
-"""`make answer_bench`: the same faulty calls through RetryRouter and its peers; prints a table.
+"""`make answer_bench`: the same faulty calls through RetryRouter and its peers.
 
-Two providers over real HTTP on this machine; a fault meets 30 % of the calls at the primary and
-3 % at the backup (`provider.FAULTS`). Half of the calls are `ainvoke`, half `astream`. The answer
-is one fixed text: anything else that is returned as an answer counts as wrong. A refusal that is
-raised as `ContentFilterError` counts as answered.
+Two providers over real HTTP on this machine; a fault meets 30 % of the calls at the
+primary and 3 % at the backup (`provider.FAULTS`). Half of the calls are `ainvoke`, half
+`astream`. The answer is one fixed text: anything else that is returned as an answer
+counts as wrong. A refusal that is raised as `ContentFilterError` counts as answered.
 """
 
 from __future__ import annotations

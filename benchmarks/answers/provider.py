@@ -1,9 +1,9 @@
-"""An OpenAI-compatible chat provider that misbehaves by a seeded script; a process of its own.
+"""An OpenAI-compatible chat provider that misbehaves by a seeded script.
 
-Each prompt is `call N`. Which fault meets the first request of a call at a provider is drawn
-from the seed, the provider's name and N, so that every system meets the same faults. A fault
-of the moment is over with the next request of the call in half of the cases; what concerns
-the route (a 400, a wrong key) stays.
+It runs in its own process. Each prompt is `call N`. Which fault meets the first request
+of a call at a provider is drawn from the seed, the provider's name and N, so that every
+system meets the same faults. A transient fault is over with the next request of the
+call in half of the cases; a refusal and a 400 about the route stay.
 """
 
 from __future__ import annotations
