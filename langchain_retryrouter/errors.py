@@ -23,9 +23,9 @@
     └── UnsupportedOptionError              an option that cannot be sent
 
 `*` is repeated on the same route while the policy allows. `is_retryable` says so, and
-is False on the instance that leaves after we gave up, so that nobody retries on top.
-For the same reason all are a `RuntimeError`, which LangGraph's default `RetryPolicy`
-does not repeat. `should_retry` is the predicate for graphs that shall retry.
+is False on the instance that leaves after we gave up, so that LangChain does not retry
+on top of us. For the same reason all are a `RuntimeError`, which LangGraph's default
+`RetryPolicy` does not repeat. `should_retry` is for graphs that shall retry.
 
 `_gptrouter/errors.py` and `_openai/errors.py` have a subclass of each that inherits the
 class of the SDK too, so that `except openai.RateLimitError:` goes on working. They are
@@ -78,21 +78,21 @@ __all__ = [
 
 
 class RetryRouterError(ModelError, RuntimeError):
-    """A call to a model failed; the class says what it means, the attributes the facts.
+    """A call to a model failed: the class says why, the attributes have the facts.
 
     Attributes:
-        message: What the provider, or we, said.
+        message: The provider's sentence, or ours.
         status_code: The HTTP status, when there was an answer.
-        retry_after: Seconds the server asked to be left alone, when it said so.
-        should_retry: The server's own verdict (`x-should-retry`), when it gave one.
+        retry_after: Seconds that the server asks to wait, if it does.
+        should_retry: What `x-should-retry` says, if the server sent it.
         request_id: The provider's id of the request, for a support case.
         code: The provider's machine-readable error code.
         body: The body of the answer, parsed where it was JSON.
         may_have_run: Whether the provider may have done, and charged, the work.
-        route: The model that was asked, where the call knows it.
-        attempts: Requests sent for the call until this error came out.
-        delivered: Text that a stream had handed to the caller before it failed.
-        others: What the other routes of the call said, where there were several.
+        route: The name of the model or route that was asked, if known.
+        attempts: Requests that were sent for the call.
+        delivered: Text that the caller had received when a stream failed.
+        others: The errors of the other routes of the call.
     """
 
     kind: ClassVar[FailureKind] = FailureKind.SERVER_ERROR
@@ -109,9 +109,9 @@ class RetryRouterError(ModelError, RuntimeError):
         body: Any = None,
         may_have_run: bool = True,
     ) -> None:
-        """With the message alone, or with any of the facts."""
-        # Not `super().__init__`: the SDKs' classes beside us in the line ask for
-        # arguments of their own, and all that they would set is set here.
+        """An error with its message and the facts that are known."""
+        # Not `super().__init__`: the SDK's class asks for arguments of its own, and
+        # everything that it would set is set here.
         Exception.__init__(self, message)
         self.message = message
         self.status_code = status_code
@@ -128,7 +128,7 @@ class RetryRouterError(ModelError, RuntimeError):
 
     @property
     def failure(self) -> Failure:
-        """The error as data, to decide by."""
+        """The error as data for retry decisions."""
         return Failure(
             kind=self.kind,
             status_code=self.status_code,
@@ -175,13 +175,13 @@ class ContentFilterError(InvalidRequestError):
 
 
 class RateLimitError(RetryRouterError, ModelRateLimitError):
-    """Too many requests (429); `retry_after` says when to come back, if it was told."""
+    """Too many requests (429); `retry_after` says how long to wait, if known."""
 
     kind = FailureKind.RATE_LIMIT
 
 
 class QuotaExceededError(RateLimitError):
-    """The quota is used up: a 429 that no waiting within a call will mend."""
+    """The quota or the money is used up: waiting within a call does not help."""
 
     kind = FailureKind.QUOTA
     is_retryable = False
@@ -206,32 +206,32 @@ class ConflictError(ServerError):
 
 
 class MalformedResponseError(ServerError):
-    """An answer came, and was not one: not JSON, an HTML page, nothing at all."""
+    """A 200 came that is not an answer: not JSON, an HTML page, or empty."""
 
     kind = FailureKind.MALFORMED
 
 
 class CircuitOpenError(RetryRouterError, ModelAPIError):
-    """The circuit breaker is open, nothing was sent; come back after `retry_after`."""
+    """The circuit breaker is open: nothing was sent; try again after `retry_after`."""
 
     kind = FailureKind.CIRCUIT_OPEN
     is_retryable = False
 
 
 class APITimeoutError(RetryRouterError, ModelTimeoutError):
-    """No answer within the time that was given."""
+    """No answer within the time limit."""
 
     kind = FailureKind.TIMEOUT
 
 
 class APIConnectionError(RetryRouterError, ModelConnectionError):
-    """No connection to the provider, or it was lost; see `may_have_run`."""
+    """No connection to the provider, or a lost one; see `may_have_run`."""
 
     kind = FailureKind.CONNECTION
 
 
 class StreamInterruptedError(APIConnectionError):
-    """A stream ended without its protocol's end; `delivered` is what the caller has."""
+    """A stream ended without its end; `delivered` is the text that arrived."""
 
     kind = FailureKind.INTERRUPTED
 

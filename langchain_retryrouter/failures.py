@@ -252,11 +252,11 @@ def classify(
     return _by_status(status_code)
 
 
-def _may_sharpen(status_code: int | None, told: FailureKind) -> bool:
+def _may_sharpen(status_code: int | None, kind: FailureKind) -> bool:
     # A 429 is a rate limit or a used-up quota; a 4xx is never a server error.
     if status_code == _TOO_MANY_REQUESTS:
-        return told in {FailureKind.QUOTA, FailureKind.RATE_LIMIT}
-    return status_code is None or not is_retryable(told)
+        return kind in {FailureKind.QUOTA, FailureKind.RATE_LIMIT}
+    return status_code is None or not is_retryable(kind)
 
 
 def _by_words(text: str, status_code: int | None) -> FailureKind | None:

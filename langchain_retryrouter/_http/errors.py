@@ -163,15 +163,15 @@ def read_transport_error(error: BaseException) -> TransportFailure | None:
     if is_about_http and _HEADER.search(str(error)):
         return _BAD_KEY
     for inner in _wrapped(error):
-        told = read_transport_error(inner)
+        inner_failure = read_transport_error(inner)
         # httpx-aiohttp says ConnectTimeout of a connection that was refused or reset.
         is_refused = found is _CONNECT_TIMEOUT and inner is error.__cause__
-        if told is not None and (
+        if inner_failure is not None and (
             found in {None, _LOST}
             or _sdk_name(error) is not None
-            or (is_refused and told.kind is FailureKind.CONNECTION)
+            or (is_refused and inner_failure.kind is FailureKind.CONNECTION)
         ):
-            return told
+            return inner_failure
     return found
 
 

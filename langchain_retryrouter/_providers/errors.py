@@ -135,6 +135,8 @@ def read_exception(error: BaseException, *, unix_time: float) -> ErrorReport | N
 
     report = _read_causes(error, causes, unix_time)
     mask_with(hide, error)
+    for one in causes:
+        _drop_headers(one)
     if report is None:
         return None
     return dataclasses.replace(
@@ -231,7 +233,7 @@ def _report(
         # Google says "quota" of a limit per minute too, and when it is over.
         is_named = any(classify(meant, name) is FailureKind.QUOTA for name in names)
         kind = kind if is_named else FailureKind.RATE_LIMIT
-    told = [wait for wait in (advice.retry_after, *waits) if wait is not None]
+    asked = [wait for wait in (advice.retry_after, *waits) if wait is not None]
     ids = {name.lower(): value for name, value in reversed(headers)}
     place = ids.get("location", "")
     if status is not None and status < _BAD_REQUEST and place:
@@ -243,7 +245,7 @@ def _report(
         message=sentence or fallback,
         status_code=status,
         code=_code_in(facts, names),
-        retry_after=max(told, default=None),
+        retry_after=max(asked, default=None),
         should_retry=advice.should_retry,
         request_id=next((ids[name] for name in _REQUEST_IDS if name in ids), None),
         body=body,
@@ -260,20 +262,20 @@ def _kind_of(
         names = [name for name in names if name != "string_above_max_length"]
     if is_event and (status is None or status >= _SERVER_ERROR):
         by_name = [classify(None, name) for name in names]
-        for told in (*by_name, classify(None, None, text)):
-            if told is not FailureKind.SERVER_ERROR:
-                return told
+        for kind in (*by_name, classify(None, None, text)):
+            if kind is not FailureKind.SERVER_ERROR:
+                return kind
     plain = classify(status)
     for name in names:
-        if (told := classify(status, name)) is not plain:
-            return told
+        if (kind := classify(status, name)) is not plain:
+            return kind
     if status == _TOO_MANY_REQUESTS and "rate_limit_exceeded" in names:
         return plain
-    told = classify(status, None, text)
-    if told is FailureKind.INVALID_REQUEST and param == "model":
+    kind = classify(status, None, text)
+    if kind is FailureKind.INVALID_REQUEST and param == "model":
         is_an_option = any("unsupported" in name for name in names)
-        return told if is_an_option else FailureKind.NOT_FOUND
-    return told
+        return kind if is_an_option else FailureKind.NOT_FOUND
+    return kind
 
 
 def _implied_status(names: list[str]) -> int | None:
@@ -396,8 +398,8 @@ def _code_in(facts: Mapping[str, Any], names: list[str]) -> str | None:
 
 def _sentence_in(facts: Mapping[str, Any], body: Any) -> str:
     for key in ("message", "Message", "detail", "msg", "title"):
-        if isinstance(told := facts.get(key), str) and told:
-            return told
+        if isinstance(sentence := facts.get(key), str) and sentence:
+            return sentence
     if isinstance(body, str):
         return _excerpt(body)
     return json.dumps(body, default=str) if isinstance(body, Mapping) and body else ""
@@ -420,13 +422,13 @@ def _waits_in(
             delay = [("retry-after", str(detail["retryDelay"]))]
             yield read_advice(delay, unix_time=unix_time).retry_after
     metadata = facts.get("metadata")
-    for told in (facts, metadata if isinstance(metadata, Mapping) else {}):
+    for fields in (facts, metadata if isinstance(metadata, Mapping) else {}):
         for name in ("retry_after", "retry_after_seconds", "retryAfter"):
-            if name in told:
-                delay = [("retry-after", str(told[name]))]
+            if name in fields:
+                delay = [("retry-after", str(fields[name]))]
                 yield read_advice(delay, unix_time=unix_time).retry_after
-        if isinstance(told.get("headers"), Mapping):
-            pairs = _pairs(told["headers"])
+        if isinstance(fields.get("headers"), Mapping):
+            pairs = _pairs(fields["headers"])
             yield read_advice(pairs, unix_time=unix_time).retry_after
     if (wait := read_wait(text)) is not None:
         yield wait
@@ -588,9 +590,9 @@ def _status_of(error: BaseException, response: Any, *, is_sdks: bool) -> int | N
     if is_sdks:
         return None  # Its `code` is the provider's: openai 2 leaves a number one.
     # langchain-openai hangs the response, a 200, on whatever goes wrong later.
-    told = safe_getattr(response, "status_code")
-    if _is_status(told, _REDIRECT):
-        return int(told)
+    status = safe_getattr(response, "status_code")
+    if _is_status(status, _REDIRECT):
+        return int(status)
     # aiohttp's TransferEncodingError has the code 400, and is a cut body.
     evidence = ("headers", "response", "details", "errors")
     if all(safe_getattr(error, name) is None for name in evidence):
@@ -735,10 +737,10 @@ def _read_text(error: BaseException) -> ErrorReport | None:
     if type(error) is ValueError and not isinstance(argument, str):
         body = _parsed(argument)
         return read_event({"error": body}) if isinstance(body, Mapping) else None
-    if isinstance(error, ValueError) and (told := _REPR.search(text)):
-        return read_event({"error": {**told.groupdict(), "message": text}})
-    if type(error) is ValueError and (told := _CODE_FIRST.match(text)):
-        names = [told["code"]]
+    if isinstance(error, ValueError) and (match := _REPR.search(text)):
+        return read_event({"error": {**match.groupdict(), "message": text}})
+    if type(error) is ValueError and (match := _CODE_FIRST.match(text)):
+        names = [match["code"]]
         known = classify(None, names[0]) is not FailureKind.SERVER_ERROR
         if known or _implied_status(names):
             return read_event({"error": {"code": names[0], "message": text}})
@@ -793,6 +795,15 @@ _LOOKS_SECRET: Final = re.compile(
     r"|\bAIza[A-Za-z0-9_-]{30,}"
     r"|(?<=\bBearer )[A-Za-z0-9._~+/-]{8,}=*"
 )
+
+
+def _drop_headers(error: BaseException) -> None:
+    """Take the request's headers out of aiohttp's errors, whose `repr` shows them."""
+    request = safe_getattr(error, "request_info")
+    if isinstance(request, tuple) and hasattr(request, "headers"):
+        bare = request._replace(headers={})  # type: ignore[attr-defined]
+        vars(error)["request_info"] = bare
+        error.args = tuple(bare if arg is request else arg for arg in error.args)
 
 
 def _secrets_of(error: BaseException) -> Iterator[str]:

@@ -73,7 +73,7 @@ class ServerAdvice:
 
     Attributes:
         retry_after: Seconds to stay away for at least; None if nothing usable is said.
-        should_retry: The verdict of `x-should-retry`; None if there is none.
+        should_retry: The value of `x-should-retry`; None if there is none.
     """
 
     retry_after: float | None = None
@@ -91,7 +91,7 @@ def read_advice(headers: Headers, *, unix_time: float) -> ServerAdvice:
     fields = _collect(headers)
     return ServerAdvice(
         retry_after=_read_retry_after(fields, unix_time),
-        should_retry=_read_verdict(fields.get("x-should-retry", ())),
+        should_retry=_read_should_retry(fields.get("x-should-retry", ())),
     )
 
 
@@ -119,11 +119,11 @@ def _collect(headers: Headers) -> dict[str, list[str]]:
     return fields
 
 
-def _read_verdict(values: Iterable[str]) -> bool | None:
-    told = {value.lower() for value in values}
-    if "false" in told:
+def _read_should_retry(values: Iterable[str]) -> bool | None:
+    spelled = {value.lower() for value in values}
+    if "false" in spelled:
         return False
-    return True if "true" in told else None
+    return True if "true" in spelled else None
 
 
 def _read_retry_after(
@@ -132,16 +132,16 @@ def _read_retry_after(
     # The server's own `Date` takes a skew between the two clocks out of the sum.
     dates = [_timestamp(value) for value in fields.get("date", ())]
     now = next((date for date in dates if date is not None), unix_time)
-    told = [
+    waits = [
         *(_milliseconds(value) for value in fields.get("retry-after-ms", ())),
         *(_seconds_or_date(value, now) for value in fields.get("retry-after", ())),
         *(_number(value) for value in fields.get("x-ratelimit-reset-after", ())),
     ]
-    return _longest(told) if any(v is not None for v in told) else _reset(fields, now)
+    return _longest(waits) if any(v is not None for v in waits) else _reset(fields, now)
 
 
 def _reset(fields: Mapping[str, list[str]], now: float) -> float | None:
-    told = [
+    waits = [
         _duration_or_moment(value, now)
         for reset, remaining in _RESETS
         if "0" in fields.get(remaining, ())
@@ -150,8 +150,8 @@ def _reset(fields: Mapping[str, list[str]], now: float) -> float | None:
     for line in fields.get("ratelimit", ()):
         for limit in line.split(","):
             ietf = dict(_IETF.findall(limit))
-            told.append(_number(ietf.get("t", "")) if ietf.get("r") == "0" else None)
-    return _longest(told)
+            waits.append(_number(ietf.get("t", "")) if ietf.get("r") == "0" else None)
+    return _longest(waits)
 
 
 def _longest(values: Iterable[float | None]) -> float | None:

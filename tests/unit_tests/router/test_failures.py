@@ -612,6 +612,19 @@ def test_the_requests_key_is_not_shown(url: str, headers: dict[str, str]) -> Non
     assert "my-own-secret" not in shown
 
 
+def test_aiohttps_errors_lose_the_headers_with_the_key() -> None:
+    """The `repr` of aiohttp's errors, which debuggers show, has no API key."""
+
+    async def post(url: str) -> None:
+        headers = {"authorization": "Bearer my-own-secret"}
+        async with aiohttp.ClientSession(headers=headers) as session:
+            await session.post(url, json=PAYLOAD, raise_for_status=True)
+
+    told = sent(lambda url, _: asyncio.run(post(url)), Status(403))
+    assert told.kind is K.PERMISSION
+    assert "my-own-secret" not in f"{told.__cause__!r} {vars(told.__cause__)}"
+
+
 # --- Exceptions that say nothing about a provider -----------------------------------
 
 
