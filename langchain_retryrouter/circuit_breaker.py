@@ -198,6 +198,20 @@ class CircuitBreaker:
             self._probing = True
             return Permit(generation=self._era, is_probe=True)
 
+    def probe(self, now: float) -> Permit | Refusal:
+        """Leave for one probe before `recovery_time` is over, one at a time.
+
+        For a caller who has no other way: if everything is refused, the outage may be
+        over, and one request finds out.
+        """
+        with self._lock:
+            if self._state(now) is BreakerState.CLOSED:
+                return Permit(generation=self._era, is_probe=False)
+            if self._probing:
+                return Refusal(retry_after=self._opens_in(now))
+            self._probing = True
+            return Permit(generation=self._era, is_probe=True)
+
     def succeeded(self, permit: Permit, now: float | None = None) -> None:
         """The provider answered, if only to say that the request was wrong.
 

@@ -65,6 +65,12 @@ class RetryPolicy:
             for; the call gives up at once.
         deadline: Seconds for the whole call with all attempts and waits; None for no
             limit. No wait is begun that cannot end in time.
+        attempt_timeout: Seconds one attempt without a stream may take; None for no
+            limit beyond the model's own timeout and the deadline. In a `RetryRouter`
+            with a deadline, a route with others behind it then gets its share of what
+            is left.
+        failover_after_wait: Seconds: a `RetryRouter` with another route left does not
+            wait longer than this; it asks that route at once.
         first_token_timeout: Seconds a stream may take from its request to its first
             token; None for no limit beyond the model's own timeout.
         stall_timeout: Seconds a stream may be silent between two events after that.
@@ -80,15 +86,28 @@ class RetryPolicy:
     jitter: bool = True
     max_retry_after: float = 60.0
     deadline: float | None = None
+    attempt_timeout: float | None = None
     first_token_timeout: float | None = None
     stall_timeout: float | None = None
+    failover_after_wait: float = 3.0
 
     def __post_init__(self) -> None:
         """Refuse what no call could follow."""
         _check_retries(self.max_retries)
-        for name in ("initial_delay", "max_delay", "backoff_factor", "max_retry_after"):
+        for name in (
+            "initial_delay",
+            "max_delay",
+            "backoff_factor",
+            "max_retry_after",
+            "failover_after_wait",
+        ):
             _check_seconds(name, getattr(self, name), above_zero=False)
-        for name in ("deadline", "first_token_timeout", "stall_timeout"):
+        for name in (
+            "deadline",
+            "attempt_timeout",
+            "first_token_timeout",
+            "stall_timeout",
+        ):
             value = getattr(self, name)
             if value is not None:
                 _check_seconds(name, value, above_zero=True)
@@ -136,8 +155,10 @@ class RetryPolicy:
         """What a call under this policy costs at the most, before anything runs.
 
         Args:
-            attempt_timeout: Seconds a single attempt may take; None if unbounded.
+            attempt_timeout: Seconds a single attempt may take; None for the policy's.
         """
+        if attempt_timeout is None:
+            attempt_timeout = self.attempt_timeout
         waited = sum(
             self._longest_wait(retry) for retry in range(1, self.max_retries + 1)
         )

@@ -1,7 +1,7 @@
 """Several routes to one answer: repeat on this one, go on to the next, or end it here?
 
-What follows a failure is one table, `FAILURE_ACTIONS`. A `RoutedCallState` walks a call along its
-routes by it; to `_drive` it is a session like `CallState`. Retries are a route's,
+What follows a failure is one table, `FAILURE_ACTIONS`. A `RoutedCallState` walks a call
+along its routes by it; to `_drive` it is a session like `CallState`. Retries are a route's,
 and are bought from the budget; going on to another route is no retry, since it puts no
 load on the one that is sick. The deadline is the whole call's.
 """
@@ -9,7 +9,7 @@ load on the one that is sick. The deadline is the whole call's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -19,7 +19,7 @@ from langchain_retryrouter.failures import FailureKind, is_retryable
 
 if TYPE_CHECKING:
     from langchain_retryrouter._retry.clock import TimeSource
-    from langchain_retryrouter.circuit_breaker import CircuitBreaker, Permit
+    from langchain_retryrouter.circuit_breaker import CircuitBreaker
     from langchain_retryrouter.failures import Failure
     from langchain_retryrouter.policy import RetryBudget, RetryPolicy
 
@@ -156,6 +156,7 @@ class CallState:
         self._breaker = breaker
         self._time = time
         self._permit: Permit | None = None
+        self._counted: set[int] = set()  # Breakers that this call was counted at.
         self._record = AttemptRecord(None, outcome="")  # until the first is sent
         self._spent = 0.0
         self._began = self._now = time.monotonic()
@@ -196,6 +197,13 @@ class CallState:
             return None
         return self._began + self.policy.deadline - self._time.monotonic()
 
+    def attempt_timeout(self, *, is_stream: bool) -> float | None:
+        """Seconds until the answer, or the first token, of the attempt just begun."""
+        policy = self.policy
+        own = policy.first_token_timeout if is_stream else policy.attempt_timeout
+        limits = [limit for limit in (own, self.remaining()) if limit is not None]
+        return max(0.001, min(limits)) if limits else None
+
     def routes_tried(self) -> str:
         """The routes asked and what became of each; empty if there was only one."""
         if len({record.route for record in self.records}) <= 1:
@@ -224,10 +232,13 @@ class CallState:
                 self._give_back()
                 return final_error
             self._permit = final_error
+        self._start_record(route)
+        return None
+
+    def _start_record(self, route: str | None) -> None:
         self._spent = 0.0  # The retry that was paid for is being sent.
         self._record = AttemptRecord(number=self.attempts + 1, route=route)
         self.records.append(self._record)
-        return None
 
     def succeeded(self) -> None:
         """The attempt under way brought the whole answer."""
@@ -238,17 +249,26 @@ class CallState:
             self._breaker.succeeded(self._permit, now)
             self._permit = None
 
-    def failed(self, failure: Failure, *, will_failover: bool = False) -> Decision:
+    def failed(
+        self,
+        failure: Failure,
+        *,
+        will_failover: bool = False,
+        action: FailureAction | None = None,
+    ) -> Decision:
         """The attempt under way failed; what to do now.
 
         Args:
             failure: What went wrong.
-            is_left_behind: Whether the next attempt would ask another route, and the
+            will_failover: Whether the next attempt would ask another model, and the
                 one that failed no more.
+            action: What the caller wants to follow, whatever the kind of the failure.
         """
         now = self._close_record(failure.kind.value, failure.status_code)
         self._record_outcome(failure, now)
-        self.decision = self._what_now(failure, will_failover=will_failover)
+        self.decision = self._what_now(
+            failure, will_failover=will_failover, action=action
+        )
         if isinstance(self.decision, Retry):
             self._record.wait = self.decision.delay
         return self.decision
@@ -280,7 +300,10 @@ class CallState:
         self.decision = Stop(f"the deadline of {self.policy.deadline:g} s is over")
         return self.decision
 
-    def _what_now(self, failure: Failure, *, will_failover: bool) -> Decision:
+    def _what_now(
+        self, failure: Failure, *, will_failover: bool, action: FailureAction | None
+    ) -> Decision:
+        del action  # There is one route: the kind decides.
         return self._afford(failure, self._decide(failure, will_failover=will_failover))
 
     def _decide(self, failure: Failure, *, will_failover: bool) -> Decision:
@@ -322,11 +345,18 @@ class CallState:
             return
         retry_after = failure.retry_after
         # By its kind: `x-should-retry: false` is no word on the provider's health.
-        if is_retryable(failure.kind):
+        if failure.kind is FailureKind.UNKNOWN:
+            self._breaker.cancelled(self._permit)  # It says nothing about the provider.
+        elif is_retryable(failure.kind):
             random = self._time.random()
-            self._breaker.failed(
-                self._permit, now, retry_after=retry_after, random=random
-            )
+            if id(self._breaker) in self._counted:
+                # The attempts of one call are no independent evidence.
+                self._breaker.cancelled(self._permit)
+            else:
+                self._counted.add(id(self._breaker))
+                self._breaker.failed(
+                    self._permit, now, retry_after=retry_after, random=random
+                )
             if retry_after is not None and retry_after > self.policy.max_retry_after:
                 # Nobody waits for so long, so nobody has to ask in the meantime.
                 self._breaker.open_for(now, retry_after, random=random)
@@ -451,9 +481,12 @@ class RoutedCallState(CallState):
         return sum(self._sent)
 
     def admit(self, route: str | None = None) -> Refusal | None:
-        """Begin the next attempt on the first route that lets it through."""
-        del route  # It is this session that knows.
-        refusals: list[Refusal] = []
+        """Begin the next attempt on the first route that lets it through.
+
+        If all refuse, the one that opens first gets a probe: the outage may be over.
+        """
+        del route  # It is this state that knows.
+        refusals: dict[int, Refusal] = {}
         while self.position < len(self._doors):
             route_state = self._doors[self.position]
             self._breaker = route_state.breaker
@@ -461,9 +494,38 @@ class RoutedCallState(CallState):
             if refusal is None:
                 self._sent[self.position] += 1
                 return None
-            refusals.append(refusal)
+            refusals[self.position] = refusal
             self._pass_by(route_state)
-        return min(refusals, key=lambda refusal: refusal.retry_after)
+        if self.attempts == 0:
+            for position in sorted(refusals, key=lambda p: refusals[p].retry_after):
+                if self._probe(position):
+                    return None
+        return min(refusals.values(), key=lambda refusal: refusal.retry_after)
+
+    def _probe(self, position: int) -> bool:
+        breaker = self._doors[position].breaker
+        permit = breaker.probe(self._time.monotonic()) if breaker is not None else None
+        if not isinstance(permit, Permit):
+            return False
+        self.position, self._breaker, self._permit = position, breaker, permit
+        self._start_record(self._doors[position].name)
+        self._sent[position] += 1
+        return True
+
+    def attempt_timeout(self, *, is_stream: bool) -> float | None:
+        """Seconds until the answer, or the first token, of the attempt just begun.
+
+        A route without a limit of its own gets its share of what is left of the
+        deadline, so that a silent one leaves time for the others.
+        """
+        limit = super().attempt_timeout(is_stream=is_stream)
+        policy = self.policy
+        own = policy.first_token_timeout if is_stream else policy.attempt_timeout
+        if limit is None or own is not None:
+            return limit
+        later = range(self.position + 1, len(self._doors))
+        others = sum(not self._is_closed(position) for position in later)
+        return limit / (1 + others)
 
     def go_on(self) -> bool:
         """Leave the route under way for the next one that is open; False if none is."""
@@ -558,25 +620,47 @@ class RoutedCallState(CallState):
             return True
         return self.attempts_here < self.policy.max_attempts and self._can_pay()
 
-    def _what_now(self, failure: Failure, *, will_failover: bool) -> Decision:
+    def _what_now(
+        self, failure: Failure, *, will_failover: bool, action: FailureAction | None
+    ) -> Decision:
         del will_failover
-        step = self._after[failure.kind]
+        step = action or self._after[failure.kind]
         if step is FailureAction.RAISE:
             return Stop()
         decision: Decision = Stop()
         if step is FailureAction.RETRY:
-            decision = super()._what_now(failure, will_failover=False)
-        if isinstance(decision, Retry):
-            return decision
+            if action is not None and not failure.is_retryable:
+                # The caller asked for it: wait as after any error of the server.
+                failure = replace(
+                    failure, kind=FailureKind.SERVER_ERROR, should_retry=None
+                )
+            decision = self._decide(failure, will_failover=False)
+            if (
+                isinstance(decision, Retry)
+                and decision.delay > self.policy.failover_after_wait
+                and self._next_open() is not None
+            ):
+                self._leave_alone(failure)
+            else:
+                decision = self._afford(failure, decision)
+                if isinstance(decision, Retry):
+                    return decision
         remaining = self.remaining()
         if remaining is not None and remaining <= 0:
             return Stop(f"the deadline of {self.policy.deadline:g} s is over")
         if self.go_on():
             return Retry(0.0)
-        reason = decision.reason
+        reason = decision.reason if isinstance(decision, Stop) else ""
         if len(self._doors) > 1:
             reason = f"{reason}, no route left" if reason else "no route left"
         return Stop(reason)
+
+    def _leave_alone(self, failure: Failure) -> None:
+        """Keep other calls from a route that asked for a long pause."""
+        breaker = self._doors[self.position].breaker
+        if breaker is not None and failure.retry_after:
+            now = self._time.monotonic()
+            breaker.open_for(now, failure.retry_after, random=self._time.random())
 
     def _pass_by(self, route_state: RouteState) -> None:
         self._note_closed(route_state)

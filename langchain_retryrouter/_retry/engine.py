@@ -14,7 +14,12 @@ from typing import NoReturn, Protocol, TypeAlias, TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, Retrying
 
-from langchain_retryrouter._retry.call_state import CallState, Retry, Stop
+from langchain_retryrouter._retry.call_state import (
+    CallState,
+    FailureAction,
+    Retry,
+    Stop,
+)
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.timeouts import TimeLimitError, run_with_timeout
 from langchain_retryrouter.errors import BASE_ERRORS, ErrorFamily, RetryRouterError
@@ -66,6 +71,8 @@ class RetryContext:
         rate_limiter: Asked before each attempt.
         should_failover: Whether an error that is final for its model may be followed
             by an attempt on another one.
+        action: What the caller wants to follow an error, whatever its kind; None for
+            what follows its kind.
         is_buffered: Whether a stream is handed over only when its end is known to be
             good, so that all of it can be repeated.
     """
@@ -77,6 +84,7 @@ class RetryContext:
     on_failure: Callable[[RetryRouterError], None] = lambda _: None
     rate_limiter: RateLimiter | None = None
     should_failover: Callable[[RetryRouterError], bool] = lambda _: False
+    action: Callable[[RetryRouterError], FailureAction | None] = lambda _: None
     is_buffered: bool = False
 
 
@@ -107,11 +115,7 @@ class RetryController:
             self._stop("the deadline is over", self._last_error)
         refusal = self.call_state.admit(self._context.route())
         if refusal is None:
-            first_token = (
-                self.call_state.policy.first_token_timeout if self._is_stream else None
-            )
-            limits = [limit for limit in (remaining, first_token) if limit is not None]
-            timeout = max(0.001, min(limits)) if limits else None
+            timeout = self.call_state.attempt_timeout(is_stream=self._is_stream)
             return Attempt(self.call_state.attempts, timeout)
         if self._last_error is not None:
             self._stop("the circuit breaker is open", self._last_error)
@@ -161,7 +165,9 @@ class RetryController:
         self._last_error = error
         error.route = self.call_state.route
         decision = self.call_state.failed(
-            error.failure, will_failover=self._context.should_failover(error)
+            error.failure,
+            will_failover=self._context.should_failover(error),
+            action=self._context.action(error),
         )
         if not isinstance(decision, Retry):
             return False

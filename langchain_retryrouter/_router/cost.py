@@ -75,6 +75,8 @@ class RoutingWorstCase:
             limits a single attempt.
         first_token: Seconds until a stream's first token or an error; None if nothing
             limits it.
+        silent_route: Seconds that the first route costs a call without a stream if it
+            accepts the request and never answers; None if nothing limits it.
         money: For all requests, if each is charged in full; None if it is not known.
         after: What follows each kind of failure, in effect.
     """
@@ -84,6 +86,7 @@ class RoutingWorstCase:
     waited: float
     seconds: float | None
     first_token: float | None
+    silent_route: float | None
     money: float | None
     after: Mapping[FailureKind, FailureAction]
 
@@ -94,6 +97,7 @@ class RoutingWorstCase:
         for what, seconds in (
             ("an answer or an error", self.seconds),
             ("a stream's first token", self.first_token),
+            ("a silent route is left, without a stream", self.silent_route),
         ):
             limit = "no limit" if seconds is None else f"within {seconds:.1f} s"
             lines.append(f"{what}: {limit}")
@@ -182,12 +186,18 @@ def worst_case(
     if policy.first_token_timeout is not None and not is_buffered:
         each = attempts * policy.first_token_timeout + between
         first_token = limited(len(costs) * each)
+    silent_route = policy.attempt_timeout
+    if silent_route is not None:
+        silent_route = limited(silent_route)
+    elif policy.deadline is not None:
+        silent_route = policy.deadline / max(1, len(costs))
     return RoutingWorstCase(
         routes=costs,
         requests=sum(cost.requests for cost in costs),
         waited=limited(sum(cost.waited for cost in costs)),
         seconds=policy.deadline,
         first_token=first_token,
+        silent_route=silent_route,
         money=sum(sums) if len(sums) == len(costs) else None,
         after=effects,
     )

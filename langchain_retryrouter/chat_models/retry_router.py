@@ -9,9 +9,9 @@ read: `_router.call`, which makes the attempts of a call.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, TypeVar
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
@@ -70,6 +70,11 @@ from langchain_retryrouter.policy import RetryBudget, RetryPolicy
 __all__ = ["RetryRouter", "Route"]
 
 _T = TypeVar("_T", RouterCall, AsyncRouterCall)
+
+FailoverRule: TypeAlias = (
+    dict[FailureKind | type[Exception], FailureAction]
+    | Callable[[Exception], FailureAction | str | None]
+)
 
 _BREAKER_DEFAULTS: Final = CircuitBreakerSettings(
     failure_threshold=3, recovery_jitter=0.1
@@ -164,8 +169,20 @@ class RetryRouter(RetryVisibleChatModel):
     Each such request draws on the budget, so that there is none while that is low.
     """
 
-    failover_on: dict[FailureKind, FailureAction] = Field(default_factory=dict)
-    """What follows a kind of failure instead: "retry", "failover" or "raise"."""
+    failover_on: FailoverRule | list[FailoverRule] = Field(default_factory=dict)
+    """What follows a failure instead: "retry", "failover" or "raise".
+
+    A mapping of kinds of failure and of exception classes to actions, a function of the
+    exception that returns an action or None, or a list of these, of which the first one
+    with an action counts. Classes and functions see what the route's model raised; they
+    count before kinds. A kind that no retry can mend is not retried, whatever the
+    mapping says; what a class or a function says is done.
+
+    Example:
+        ```python
+        failover_on={"content_filter": "failover", LookupError: "raise"}
+        ```
+    """
 
     max_price: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """The highest `output_price` that a route may have."""
@@ -239,6 +256,18 @@ class RetryRouter(RetryVisibleChatModel):
                 )
                 msg = f"route {route.name!r} has {price}, and max_price is {value:g}"
                 raise ValueError(msg)
+        return value
+
+    @field_validator("failover_on")
+    @classmethod
+    def _check_rules(cls, value: Any) -> Any:
+        for rule in value if isinstance(value, list) else [value]:
+            if isinstance(rule, type):
+                msg = (
+                    f"failover_on needs an action for {rule.__name__}:"
+                    f" {{{rule.__name__}: 'failover'}}"
+                )
+                raise ValueError(msg)  # noqa: TRY004 - pydantic reports ValueErrors
         return value
 
     @model_validator(mode="after")
@@ -369,13 +398,36 @@ class RetryRouter(RetryVisibleChatModel):
         yield router_call.last_chunk()
 
     @property
+    def _failover_rules(self) -> list[FailoverRule]:
+        rules = self.failover_on
+        return rules if isinstance(rules, list) else [rules] if rules else []
+
+    @property
     def _after(self) -> Mapping[FailureKind, FailureAction]:
-        """What follows each kind of failure, as the caller has overruled it."""
-        return (
-            {**FAILURE_ACTIONS, **self.failover_on}
-            if self.failover_on
-            else FAILURE_ACTIONS
-        )
+        """What follows each kind of failure, with the caller's own actions."""
+        own: dict[FailureKind, FailureAction] = {}
+        for rule in self._failover_rules:
+            for kind, action in rule.items() if isinstance(rule, dict) else ():
+                if isinstance(kind, FailureKind):
+                    own.setdefault(kind, action)
+        return {**FAILURE_ACTIONS, **own} if own else FAILURE_ACTIONS
+
+    def _action_for(self, error: RetryRouterError) -> FailureAction | None:
+        """What a class or function in `failover_on` says of a failure."""
+        cause = error.__cause__
+        raised = cause if isinstance(cause, Exception) else error
+        for rule in self._failover_rules:
+            if not isinstance(rule, dict):
+                action = rule(raised)
+                if action is not None:
+                    return FailureAction(action)
+                continue
+            for cls, action in rule.items():
+                if isinstance(cls, type) and isinstance(raised, cls):
+                    return action
+                if isinstance(cls, type) and isinstance(error, cls):
+                    return action
+        return None
 
     def _begin_call(
         self, kind: type[_T], request: ModelRequest
@@ -402,6 +454,7 @@ class RetryRouter(RetryVisibleChatModel):
             errors=BASE_ERRORS,
             clock=clock,
             on_failure=router_call.on_failure,
+            action=self._action_for,
             is_buffered=self.stream_recovery == "buffer",
         )
         router_call.hedge_after = self.hedge_after
