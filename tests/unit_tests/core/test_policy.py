@@ -54,8 +54,10 @@ def test_the_defaults() -> None:
         "jitter": True,
         "max_retry_after": 60.0,
         "deadline": None,
+        "attempt_timeout": None,
         "first_token_timeout": None,
         "stall_timeout": None,
+        "failover_after_wait": 3.0,
     }
 
 

@@ -270,24 +270,11 @@ def test_only_a_door_that_was_passed_by_is_told() -> None:
     assert call_state.routes_tried() == "a (unavailable), b (ok)"
 
 
-def test_with_every_door_closed_the_first_to_open_is_told() -> None:
-    """Nothing is sent, and the caller learns when it is worth coming back."""
-    clock = FakeClock()
-    first = open_breaker(clock)
-    clock.advance(10)
-    second = open_breaker(clock)
-    call_state = new_session(
-        RouteState("a", first), RouteState("b", second), clock=clock
-    )
-    assert call_state.admit() == Refusal(retry_after=20.0)
-    assert (call_state.attempts, call_state.served_by()) == (0, None)
-
-
-def test_a_route_whose_door_shuts_is_left_at_once() -> None:
+def test_a_route_whose_breaker_opens_is_left_at_once() -> None:
     """Once its breaker opens there is nothing to wait for on a route."""
-    breaker = CircuitBreaker(failure_threshold=2)
+    breaker = CircuitBreaker(failure_threshold=1)
     call_state = new_session(RouteState("a", breaker), "b")
-    assert run(call_state, UNAVAILABLE, UNAVAILABLE, UNAVAILABLE) == ["a", "a", "b"]
+    assert run(call_state, UNAVAILABLE, UNAVAILABLE) == ["a", "b"]
 
 
 def test_a_probe_that_fails_is_not_repeated() -> None:

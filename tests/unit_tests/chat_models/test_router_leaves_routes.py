@@ -1,0 +1,409 @@
+"""When a router leaves a route: silence, waits, open breakers, the caller's rules."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+from langchain_retryrouter import (
+    APIConnectionError,
+    APITimeoutError,
+    CircuitOpenError,
+    InvalidRequestError,
+    RateLimitError,
+    RetryPolicy,
+    RetryRouter,
+    ServerError,
+    UnavailableError,
+)
+from langchain_retryrouter.testing import (
+    Answer,
+    FakeClock,
+    FaultyGateway,
+    Silence,
+    Status,
+)
+from tests.unit_tests.conftest import Twin
+
+from .test_retry_router import (
+    SHORT,
+    TEXT,
+    NewModel,
+    NewRouter,
+    Raising,
+    answer_of,
+    asked,
+    backup,
+    model_of,
+    models,
+    new_router,
+    primary,
+    told,
+    twin,
+)
+
+__all__ = ["backup", "model_of", "models", "new_router", "primary", "twin"]
+
+both_ways = pytest.mark.parametrize("way", ["invoke", "stream"])
+
+
+# --- silence ---
+
+
+@both_ways
+def test_a_silent_route_gets_its_share_of_the_deadline(
+    twin: Twin,
+    new_router: NewRouter,
+    primary: FaultyGateway,
+    way: str,
+) -> None:
+    """Half of the time goes to the first of two routes, and the second one answers."""
+    primary.always(Silence(30))
+    policy = RetryPolicy(deadline=8 * SHORT)
+
+    answer = answer_of(twin, way, new_router(retry_policy=policy, clock=None), "hi")
+
+    assert told(answer) == [("first", "timeout"), ("second", "ok")]
+    (line, _) = answer.response_metadata["retryrouter"]["attempts"]
+    assert 3 * SHORT < line["seconds"] < 7 * SHORT
+
+
+def test_an_attempt_has_a_limit_of_its_own(
+    twin: Twin, new_router: NewRouter, primary: FaultyGateway
+) -> None:
+    """`attempt_timeout` bounds each attempt of a call without a stream."""
+    primary.always(Silence(30))
+    policy = RetryPolicy(attempt_timeout=SHORT)
+
+    answer = twin.invoke(new_router(retry_policy=policy, clock=None), "hi")
+
+    assert told(answer) == [("first", "timeout"), ("second", "ok")]
+
+
+def test_the_last_route_gets_what_is_left(
+    twin: Twin, new_router: NewRouter, primary: FaultyGateway, backup: FaultyGateway
+) -> None:
+    """With all routes silent the call ends with the deadline, each asked once."""
+    primary.always(Silence(30))
+    backup.always(Silence(30))
+    policy = RetryPolicy(deadline=4 * SHORT)
+
+    with pytest.raises(APITimeoutError, match="no answer within"):
+        twin.invoke(new_router(retry_policy=policy, clock=None), "hi")
+
+    assert asked(primary, backup) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        (RetryPolicy(), "no limit"),
+        (RetryPolicy(deadline=30), "within 15.0 s"),
+        (RetryPolicy(deadline=30, attempt_timeout=4), "within 4.0 s"),
+    ],
+    ids=["nothing", "deadline", "attempt_timeout"],
+)
+def test_explain_says_what_a_silent_route_costs(
+    new_router: NewRouter, policy: RetryPolicy, said: str
+) -> None:
+    """The table has a line for it."""
+    table = str(new_router(retry_policy=policy).explain())
+    assert f"a silent route is left, without a stream: {said}\n" in table
+
+
+# --- waits ---
+
+
+@both_ways
+def test_a_long_wait_goes_to_the_next_route(
+    twin: Twin,
+    new_router: NewRouter,
+    primary: FaultyGateway,
+    backup: FaultyGateway,
+    fake_clock: FakeClock,
+    way: str,
+) -> None:
+    """A Retry-After above `failover_after_wait` is respected, but not waited for."""
+    primary.script(Status(429, {"retry-after": "40"}))
+    router = new_router()
+
+    first, second = (answer_of(twin, way, router, "hi") for _ in range(2))
+
+    assert told(first) == [("first", "rate_limit"), ("second", "ok")]
+    assert told(second) == [("first", "circuit_open"), ("second", "ok")]
+    assert fake_clock.sleeps == [0.0] or sum(fake_clock.sleeps) == 0
+    assert asked(primary, backup) == (1, 2)
+    fake_clock.advance(45)
+    assert told(answer_of(twin, way, router, "hi")) == [("first", "ok")]
+
+
+@both_ways
+def test_a_short_wait_stays_on_the_route(
+    twin: Twin,
+    new_router: NewRouter,
+    primary: FaultyGateway,
+    fake_clock: FakeClock,
+    way: str,
+) -> None:
+    """Up to `failover_after_wait` seconds the first route is waited for."""
+    primary.script(Status(429, {"retry-after": "2"}))
+    policy = RetryPolicy(jitter=False)
+
+    answer = answer_of(twin, way, new_router(retry_policy=policy), "hi")
+
+    assert told(answer) == [("first", "rate_limit"), ("first", "ok")]
+    assert fake_clock.sleeps == [2.0]
+
+
+@both_ways
+def test_without_another_route_a_long_wait_is_made(
+    twin: Twin,
+    new_router: NewRouter,
+    model_of: NewModel,
+    primary: FaultyGateway,
+    fake_clock: FakeClock,
+    way: str,
+) -> None:
+    """The only route left is waited for as long as `max_retry_after` allows."""
+    primary.script(Status(429, {"retry-after": "40"}))
+    router = new_router(
+        routes=[model_of(primary, "first")], retry_policy=RetryPolicy(jitter=False)
+    )
+
+    answer = answer_of(twin, way, router, "hi")
+
+    assert told(answer) == [("first", "rate_limit"), ("first", "ok")]
+    assert fake_clock.sleeps == [40.0]
+
+
+# --- breakers ---
+
+
+@both_ways
+def test_the_attempts_of_one_call_are_one_failure(
+    twin: Twin,
+    new_router: NewRouter,
+    primary: FaultyGateway,
+    backup: FaultyGateway,
+    way: str,
+) -> None:
+    """A prompt that breaks every provider opens no breaker for other calls."""
+    for gateway in (primary, backup):
+        gateway.always(
+            lambda request: (
+                Status(500)
+                if request.parameters["messages"][0]["content"] == "boom"
+                else Answer(TEXT)
+            )
+        )
+    router = new_router()
+
+    with pytest.raises(ServerError):
+        getattr(twin, way)(router, "boom")
+
+    assert told(answer_of(twin, way, router, "hi")) == [("first", "ok")]
+
+
+@both_ways
+def test_with_every_breaker_open_one_route_is_probed(
+    twin: Twin,
+    new_router: NewRouter,
+    primary: FaultyGateway,
+    backup: FaultyGateway,
+    fake_clock: FakeClock,
+    way: str,
+) -> None:
+    """The call goes to the route that opens first: the outage may be over."""
+    primary.always(Status(503))
+    backup.always(Status(503))
+    router = new_router(
+        breaker_settings={"failure_threshold": 1, "recovery_jitter": 0.0}
+    )
+    for _ in range(2):
+        with pytest.raises(UnavailableError):
+            getattr(twin, way)(router, "hi")
+        fake_clock.advance(5)
+    assert asked(primary, backup) == (2, 1)
+
+    primary.always(Answer(TEXT))
+    backup.always(Answer(TEXT))
+
+    assert told(answer_of(twin, way, router, "hi")) == [
+        ("first", "circuit_open"),
+        ("second", "circuit_open"),
+        ("second", "ok"),
+    ]
+    assert told(answer_of(twin, way, router, "hi"))[-1] == ("second", "ok")
+
+
+def test_a_route_gets_one_probe_at_a_time(
+    new_router: NewRouter, model_of: NewModel, primary: FaultyGateway
+) -> None:
+    """While a probe is under way, another call learns when to come back."""
+    primary.always(Status(503))
+    router: RetryRouter = new_router(
+        routes=[model_of(primary, "first")],
+        breaker_settings={"failure_threshold": 1},
+        retry_policy=RetryPolicy(max_retries=0),
+    )
+    with pytest.raises(UnavailableError):
+        router.invoke("hi")
+    primary.always(Silence(3))
+
+    def probe() -> None:
+        with pytest.raises(APIConnectionError):
+            router.invoke("hi")
+
+    thread = threading.Thread(target=probe)
+    thread.start()
+    asyncio.run(primary.await_for(lambda it: len(it.requests) == 2))
+
+    with pytest.raises(CircuitOpenError) as caught:
+        router.invoke("hi")
+    assert caught.value.retry_after is not None
+    assert caught.value.retry_after > 20
+    thread.join()
+
+
+@both_ways
+def test_an_unknown_error_says_nothing_about_a_provider(
+    twin: Twin,
+    new_router: NewRouter,
+    model_of: NewModel,
+    backup: FaultyGateway,
+    way: str,
+) -> None:
+    """A bug of a route's own code opens no breaker."""
+    routes = [Raising(error=TypeError("a bug")), model_of(backup, "second")]
+    router = new_router(routes=routes, breaker_settings={"failure_threshold": 1})
+
+    for _ in range(2):
+        answer = answer_of(twin, way, router, "hi")
+        assert told(answer) == [("Raising", "unknown"), ("second", "ok")]
+
+
+@both_ways
+def test_a_callers_own_error_costs_nothing(
+    twin: Twin, new_router: NewRouter, primary: FaultyGateway, way: str
+) -> None:
+    """Half a character cannot be sent: no retry, no request, and no breaker opens."""
+    router = new_router(breaker_settings={"failure_threshold": 1})
+
+    with pytest.raises(Exception, match="surrogates not allowed"):
+        getattr(twin, way)(router, "cut \ud83d here")
+
+    assert len(primary.requests) == 0
+    assert told(answer_of(twin, way, router, "hi")) == [("first", "ok")]
+
+
+# --- the caller's rules ---
+
+
+def rate_limits_only(error: Exception) -> str | None:
+    """Wait for rate limits at the first route, whatever else is said."""
+    return "raise" if getattr(error, "status_code", None) == 429 else None
+
+
+@both_ways
+@pytest.mark.parametrize(
+    ("fault", "rules", "attempt_log"),
+    [
+        (Status(429), {"rate_limit": "failover"}, ["rate_limit", "ok"]),
+        (Status(400), {"invalid_request": "raise"}, InvalidRequestError),
+        (Status(429), {RateLimitError: "failover"}, ["rate_limit", "ok"]),
+        (
+            Status(429),
+            {LookupError: "raise", Exception: "failover"},
+            ["rate_limit", "ok"],
+        ),
+        (Status(429), rate_limits_only, RateLimitError),
+        (Status(503), rate_limits_only, ["unavailable"] * 3 + ["ok"]),
+        (Status(429), [rate_limits_only, {"rate_limit": "failover"}], RateLimitError),
+        (
+            Status(503),
+            [rate_limits_only, {"unavailable": "failover"}],
+            ["unavailable", "ok"],
+        ),
+        (Status(400), lambda _: "retry", ["invalid_request"] * 3 + ["ok"]),
+        (Status(400), lambda _: None, ["invalid_request", "ok"]),
+    ],
+    ids=[
+        "kind",
+        "kind-raises",
+        "class",
+        "classes",
+        "function",
+        "function-says-nothing",
+        "list",
+        "list-goes-on",
+        "retry-of-anything",
+        "none",
+    ],
+)
+def test_failover_on_takes_kinds_classes_and_functions(
+    twin: Twin,
+    new_router: NewRouter,
+    primary: FaultyGateway,
+    way: str,
+    fault: Status,
+    rules: Any,
+    attempt_log: Any,
+) -> None:
+    """The caller says what follows a failure: the first rule with an action counts."""
+    primary.always(fault)
+    router = new_router(failover_on=rules)
+
+    if isinstance(attempt_log, list):
+        answer = answer_of(twin, way, router, "hi")
+        assert [outcome for _, outcome in told(answer)] == attempt_log
+    else:
+        with pytest.raises(attempt_log):
+            getattr(twin, way)(router, "hi")
+
+
+@both_ways
+def test_a_rule_sees_what_the_model_raised(
+    twin: Twin,
+    new_router: NewRouter,
+    model_of: NewModel,
+    backup: FaultyGateway,
+    way: str,
+) -> None:
+    """An exception class of the model's own is matched, and its error raised."""
+    bug = KeyError("choices")
+    routes = [Raising(error=bug), model_of(backup, "second")]
+    router = new_router(routes=routes, failover_on={KeyError: "raise"})
+
+    with pytest.raises(Exception, match="KeyError: 'choices'") as caught:
+        getattr(twin, way)(router, "hi")
+
+    assert caught.value.__cause__ is bug
+    assert len(backup.requests) == 0
+
+
+@pytest.mark.parametrize(
+    ("rules", "says"),
+    [
+        (ValueError, "needs an action for ValueError"),
+        ({ValueError: "next"}, "failover_on"),
+        ({"bad_luck": "raise"}, "failover_on"),
+        ("failover", "failover_on"),
+    ],
+    ids=str,
+)
+def test_a_wrong_rule_is_refused(new_router: NewRouter, rules: Any, says: str) -> None:
+    """A rule that could not be followed is an error at once."""
+    with pytest.raises(ValueError, match=says):
+        new_router(failover_on=rules)
+
+
+def test_a_function_must_return_an_action(
+    twin: Twin, new_router: NewRouter, primary: FaultyGateway
+) -> None:
+    """A function that returns anything else is an error that says so."""
+    primary.always(Status(503))
+    with pytest.raises(ValueError, match="'next' is not a valid FailureAction"):
+        twin.invoke(new_router(failover_on=lambda _: "next"), "hi")
