@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from http import HTTPStatus
 from typing import Any, Final, Literal, NoReturn, TypeAlias
@@ -93,22 +93,15 @@ class Answer(Step):
 
     def deliver(self, exchange: Exchange) -> Delivery:
         """Send all of it."""
-        if self is HEALTHY:  # by far the most frequent step
-            return _send(exchange.healthy(), exchange)
-        given: dict[str, Any] = {}
-        for name in ("finish_reason", "usage"):
-            if (value := getattr(self, name)) is not UNSET:
-                given[name] = value
-        for name in ("model", "id", "citations", "choice_citations"):
-            if value := getattr(self, name):
-                given[name] = value
-        if self.unstreamed_calls != "dropped":
-            given["unstreamed_calls"] = self.unstreamed_calls
         if self.has_content:
             completion = self.complete(exchange.seen_by_model())
-        else:
-            completion = exchange.completion()
-        return _send(exchange.healthy(replace(completion, **given)), exchange)
+            return _send(exchange.healthy(completion), exchange)
+        if self is HEALTHY:  # by far the most frequent step
+            return _send(exchange.healthy(), exchange)
+        values = {field: getattr(self, field.name) for field in fields(self)}
+        given = {f.name: value for f, value in values.items() if value != f.default}
+        completion = replace(exchange.completion(), **given)
+        return _send(exchange.healthy(completion), exchange)
 
     @property
     def has_content(self) -> bool:
