@@ -1,5 +1,36 @@
-"""The GPTRouter gateway: its words (`wire`), and its sockets (`transport`).
+"""The GPTRouter gateway: `protocol` has its words, `client` sends them.
 
-The protocol is that of the public gateway as it was seen on the wire; the tests replay
-its captures byte by byte.
+The modules that need the `gptrouter` package, and httpx with it, are loaded when they
+are first used: it takes a third of the time of importing LangChain's chat models.
+`chat_models.gpt_router` and `connection` reach them as attributes of this package
+(PEP 562), so this is the one place where they are loaded late.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from langchain_retryrouter._gptrouter import (
+        client as client,
+    )
+    from langchain_retryrouter._gptrouter import (
+        errors as errors,
+    )
+    from langchain_retryrouter._gptrouter import (
+        messages as messages,
+    )
+    from langchain_retryrouter._gptrouter import (
+        protocol as protocol,
+    )
+
+_LOADED_LATE = frozenset({"client", "errors", "messages", "protocol"})
+
+
+def __getattr__(name: str) -> Any:
+    """Load a module of this package."""
+    if name not in _LOADED_LATE:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return importlib.import_module(f"{__name__}.{name}")

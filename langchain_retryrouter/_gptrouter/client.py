@@ -1,75 +1,66 @@
-"""Bytes to the gateway and back: a `GPTRouterClient` with pooled connections.
+"""`GatewayClient`: requests to a gateway over pooled connections, and typed errors.
 
-The SDK's client opens a connection and an SSL context for each call, loses errors on
-the way, and cannot see a stream's end; this one is a drop-in for it. One call is one
-request: nothing here retries. What goes wrong comes out as one of `errors.gpt_router`.
-The file does not know messages, policies, or runs.
+The SDK's client opens a connection and an SSL context for each call, loses errors, and
+cannot see the end of a stream; this one stands in its place. One call is one request:
+nothing here retries. It knows neither LangChain's messages nor retry policies.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+import contextlib
+import ssl
+from collections.abc import (
+    AsyncGenerator,
+    Generator,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from types import MappingProxyType
+from typing import Any, Final, TypeAlias
 
+import urllib3
 from gpt_router.client import GPTRouterClient
 from gpt_router.models import GPTRouterMetadata, ModelGenerationRequest
 from pydantic import SecretStr
 
 from langchain_retryrouter import _json
-from langchain_retryrouter._gptrouter.bodies import (
-    AsyncEvents,
-    SyncEvents,
-    aread_all,
-    read_all,
-)
 from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
-from langchain_retryrouter._gptrouter.pools import origin_of
 from langchain_retryrouter._gptrouter.protocol import (
+    GatewayEvent,
     GatewayResponse,
+    interrupted,
+    malformed,
+    not_a_stream,
+    read_event,
     read_json,
     read_response,
     read_status_error,
 )
-from langchain_retryrouter._gptrouter.sending import Request, asend, send
+from langchain_retryrouter._http import client as http
+from langchain_retryrouter._http.errors import transport_of
+from langchain_retryrouter._http.sse import EventTooLargeError, SSEParser
 from langchain_retryrouter._retry.clock import SystemTime
-from langchain_retryrouter._retry.retry_after import read_advice
-from langchain_retryrouter.errors import (
-    RetryRouterError,
-    UnsupportedOptionError,
-    redact,
-)
+from langchain_retryrouter._version import __version__
+from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError, mask
 from langchain_retryrouter.failures import FailureKind
-
-if TYPE_CHECKING:
-    from langchain_retryrouter._aiohttp import AnyAnswer
-    from langchain_retryrouter._gptrouter.answers import Answer, Limit
-
 
 Timeout: TypeAlias = float | tuple[float, float] | None
 
-_GENERATE = "/v1/generate"
-_OK = 200
-_NO_BODY = frozenset({202, 204})
-
-
-class Response(Protocol):
-    """An answer of either library, as far as it is looked at here."""
-
-    status: int
-
-    @property
-    def headers(self) -> Any:
-        """By name, of any case."""
+_GENERATE: Final = "/v1/generate"
+_OK: Final = 200
+_NO_BODY: Final = frozenset({202, 204})
+_NO_HEADERS: Final[Any] = MappingProxyType({})
 
 
 class GatewayClient(GPTRouterClient):
     """A client of one gateway, usable wherever the SDK's `GPTRouterClient` is.
 
-    Holds settings only; the connections belong to the process and the event loop. So it
-    can be shared by threads and loops, forked, copied, and pickled (the pickle carries
-    the key, or it would be of no use in a worker).
+    It holds settings only; the connections belong to the process and the event loop. So
+    it can be shared by threads and loops, forked, copied, and pickled (the pickle has
+    the key, which a worker needs). The SDK's methods for images and system-one, which
+    are not overridden, send by the SDK's own means.
 
     Args:
         base_url: The gateway's address, with or without `/api` at its end.
@@ -81,7 +72,7 @@ class GatewayClient(GPTRouterClient):
         proxy: URL of a proxy; None for what the environment names now.
 
     Raises:
-        ValueError: If address, proxy or key are such that nothing could be sent.
+        ValueError: If nothing could be sent with this address, proxy or key.
     """
 
     def __init__(
@@ -97,76 +88,72 @@ class GatewayClient(GPTRouterClient):
         """Settings only: nothing is opened."""
         self.base_url = base_url
         self._secret = api_key if isinstance(api_key, SecretStr) else SecretStr(api_key)
-        # The SDK says `int` by accident of its default.
+        # The SDK says `int`, the type of its default.
         self.request_timeout: Timeout = request_timeout  # type: ignore[assignment]
         self.stream_read_timeout: float | None = stream_read_timeout  # type: ignore[assignment]
         self.additional_metadata = additional_metadata
         root = base_url.rstrip("/").removesuffix("/api").rstrip("/")
         self._root = f"{root}/api"
-        self._origin = origin_of(root, proxy)
+        self._origin = http.find_origin(root, proxy)
         check_key(self._secret)
-        self._masked = redact(self.api_key)
 
     @property
     def api_key(self) -> str:
-        """The key, in the clear, for code written for the SDK's client."""
+        """The key in plain text, for code written for the SDK's client."""
         return self._secret.get_secret_value()
 
     def __repr__(self) -> str:
-        """The address; no key."""
+        """The address, without the key."""
         return f"{type(self).__name__}({self.base_url!r})"
 
-    # --- generate -------------------------------------------------------------------
-
-    def generate(  # type: ignore[override] # events that can be closed at once
+    def generate(  # type: ignore[override] # a stream that can be aborted
         self,
         *,
         ordered_generation_requests: Sequence[ModelGenerationRequest],
         is_stream: bool = False,
         model_router_metadata: GPTRouterMetadata | None = None,
+        timeout: float | None = None,
         **options: Any,
-    ) -> GatewayResponse | SyncEvents:
-        """One answer, or the events of one; one request, and no retry.
+    ) -> GatewayResponse | EventStream:
+        """One answer, or the events of one; one request, without retries.
 
         Args:
             ordered_generation_requests: A request per model, the preferred one first.
-            is_stream: Whether to answer with events, which are closed after use.
+            is_stream: Whether to answer with events. Nothing is sent before the first
+                one is asked for; close the stream after use.
             model_router_metadata: Gateway metadata for this request.
-            **options: `timeout`, seconds for the request, of a stream until its
-                headers; `whole_within`, seconds for all of a stream; `gateway_timeout`
-                and `gateway_max_retries`, what the gateway gives its provider.
+            timeout: Seconds to connect and without a byte, if less than the client's.
+            **options: `gateway_timeout` and `gateway_max_retries`, the seconds and the
+                retries that the gateway gives its provider.
 
         Raises:
-            RetryRouterError: One of `errors.gpt_router`.
+            RetryRouterError: One of `errors.GPT_ROUTER_ERRORS`.
             UnsupportedOptionError: For any other option.
         """
-        timeout = options.pop("timeout", None)
-        whole_within = options.pop("whole_within", None)
         payload = self._payload(
             ordered_generation_requests, is_stream, model_router_metadata, options
         )
         if is_stream:
-            return self.open_stream(_GENERATE, payload, timeout, whole_within)
-        return _read_generation(self.post(_GENERATE, payload, timeout))
+            return EventStream(self, _GENERATE, payload, timeout)
+        return read_response(self.post(_GENERATE, payload, timeout))
 
-    async def agenerate(  # type: ignore[override] # the SDK forgot its streams
+    async def agenerate(  # type: ignore[override] # the SDK does not mention streams
         self,
         *,
         ordered_generation_requests: Sequence[ModelGenerationRequest],
         is_stream: bool = False,
         model_router_metadata: GPTRouterMetadata | None = None,
         stop_stream_signal: asyncio.Event | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - as in `generate`
         **options: Any,
-    ) -> GatewayResponse | AsyncEvents:
-        """Async twin of `generate`; its time is limited by `asyncio.timeout`."""
-        options.pop("timeout", None)
-        options.pop("whole_within", None)
+    ) -> GatewayResponse | AsyncGenerator[GatewayEvent, None]:
+        """Async variant of `generate`; a stream ends once the signal is set."""
         payload = self._payload(
             ordered_generation_requests, is_stream, model_router_metadata, options
         )
         if is_stream:
-            return await self.aopen_stream(_GENERATE, payload, stop_stream_signal)
-        return _read_generation(await self.apost(_GENERATE, payload))
+            return self.aevents(_GENERATE, payload, timeout, stop_stream_signal)
+        return read_response(await self.apost(_GENERATE, payload, timeout))
 
     def _payload(
         self,
@@ -181,15 +168,13 @@ class GatewayClient(GPTRouterClient):
             "data": [r.model_dump(exclude_none=True, by_alias=True) for r in requests],
         }
         payload = self.add_metadata_info(payload, metadata)
-        timeout = options.pop("gateway_timeout", None)
-        if timeout is not None:
-            payload["timeout"] = max(1, round(timeout * 1000))
-        max_retries = options.pop("gateway_max_retries", None)
-        if max_retries is not None:
-            payload["maxRetries"] = max_retries
+        if (seconds := options.pop("gateway_timeout", None)) is not None:
+            payload["timeout"] = max(1, round(seconds * 1000))
+        if (retries := options.pop("gateway_max_retries", None)) is not None:
+            payload["maxRetries"] = retries
         if options:
             names = ", ".join(map(repr, sorted(options)))
-            msg = f"the gateway client cannot carry {names}"
+            msg = f"the gateway client has no option {names}"
             raise UnsupportedOptionError(msg)
         return payload
 
@@ -198,10 +183,10 @@ class GatewayClient(GPTRouterClient):
         payload: dict[str, Any],
         model_router_metadata: GPTRouterMetadata | None = None,
     ) -> dict[str, Any]:
-        """The payload with the client's metadata, and over it that of the call.
+        """The payload with the client's metadata, overridden by that of the call.
 
-        What the call does not say is left as the client has it: the SDK's own merging
-        would write the call's nulls over it.
+        What the call leaves unset is taken from the client: the SDK's own merging would
+        overwrite it with the call's nulls.
         """
         merged: dict[str, Any] = {}
         for metadata in (self.additional_metadata, model_router_metadata):
@@ -209,8 +194,8 @@ class GatewayClient(GPTRouterClient):
                 merged |= metadata.model_dump(exclude_none=True)
         if not merged:
             return {**payload, "metadata": {}}
-        told = GPTRouterMetadata(**merged)
-        return {**super().add_metadata_info(payload, told), "metadata": merged}
+        complete = super().add_metadata_info(payload, GPTRouterMetadata(**merged))
+        return {**complete, "metadata": merged}
 
     # --- one request ----------------------------------------------------------------
 
@@ -222,121 +207,225 @@ class GatewayClient(GPTRouterClient):
         Args:
             path: The endpoint, such as `/v1/generate`.
             payload: The request's body.
-            timeout: Seconds for all of it, within the client's own timeout.
+            timeout: Seconds to connect and without a byte, if less than the client's.
 
         Raises:
-            RetryRouterError: One of `errors.gpt_router`.
+            RetryRouterError: One of `errors.GPT_ROUTER_ERRORS`.
         """
-        with self._masked:
-            response, _ = self._send(path, payload, timeout)
+        with self.typed_errors():
+            response = http.post(**self.build_request(path, payload, timeout))
             try:
-                body = read_all(response)
+                body = http.read_body(response)
             finally:
                 response.close()
-            return _read_answer(response, body)
+            return _read_answer(response.status, response.headers, body)
 
     async def apost(
-        self, path: str, payload: Mapping[str, Any]
+        self,
+        path: str,
+        payload: Mapping[str, Any],
+        timeout: float | None = None,  # noqa: ASYNC109 - a socket's timeout
     ) -> dict[str, Any] | None:
-        """Async twin of `post`."""
-        with self._masked:
-            response = await self._asend(path, payload)
-            try:
-                body = await aread_all(response)
-            finally:
-                response.close()
-            return _read_answer(response, body)
+        """Async variant of `post`."""
+        with self.typed_errors():
+            async with http.apost(
+                **self.build_request(path, payload, timeout)
+            ) as response:
+                body = await http.aread_body(response)
+            return _read_answer(response.status, response.headers, body)
 
-    def open_stream(
+    async def aevents(
         self,
         path: str,
         payload: Mapping[str, Any],
-        timeout: float | None = None,
-        whole_within: float | None = None,
-    ) -> SyncEvents:
-        """The gateway's events, as they come.
-
-        Args:
-            path: The endpoint.
-            payload: The request's body.
-            timeout: Seconds until the answer's headers, within the client's own.
-            whole_within: Seconds until the last event; None for no limit.
-
-        Raises:
-            RetryRouterError: One of `errors.gpt_router`.
-        """
-        began = time.monotonic()
-        read_timeout = self.stream_read_timeout
-        with self._masked:
-            response, limit = self._send(path, payload, timeout, read_timeout)
-            if _is_event_stream(response):
-                # The headers have come; from here on who reads says how long it takes.
-                limit.due = None if whole_within is None else began + whole_within
-                return SyncEvents(response, limit, self._masked)
-            try:
-                body = read_all(response)
-            finally:
-                response.close()
-            raise _not_a_stream(response, body)
-
-    async def aopen_stream(
-        self,
-        path: str,
-        payload: Mapping[str, Any],
+        timeout: float | None = None,  # noqa: ASYNC109 - a socket's timeout
         stop_signal: asyncio.Event | None = None,
-    ) -> AsyncEvents:
-        """Async twin of `open_stream`; ends early once `stop_signal` is set."""
-        with self._masked:
-            response = await self._asend(path, payload, self.stream_read_timeout)
-            if _is_event_stream(response):
-                return AsyncEvents(response, self._masked, stop_signal)
-            try:
-                body = await aread_all(response)
-            finally:
-                response.close()
-            raise _not_a_stream(response, body)
+    ) -> AsyncGenerator[GatewayEvent, None]:
+        """The events of one stream, `end` included; async variant of `EventStream`."""
+        request = self.build_request(path, payload, timeout, is_stream=True)
+        with self.typed_errors():
+            async with http.apost(**request) as response:
+                if not _is_event_stream(response.status, response.headers):
+                    body = await http.aread_body(response)
+                    raise _stream_error(response.status, response.headers, body)
+                parser = _EventParser()
+                try:
+                    while not parser.is_over:
+                        for event in parser.feed(await http.aread_some(response)):
+                            yield event
+                            if stop_signal is not None and stop_signal.is_set():
+                                return
+                finally:
+                    if parser.is_over:
+                        await http.adrain(response)
 
-    # --- what the SDK's other methods, embeddings and images, are built on ----------
-
-    def _api_call(
-        self, *, path: str, method: str, payload: dict[str, Any], **_: Any
-    ) -> Any:
-        del method  # All endpoints are POST.
-        return self.post(path, payload)
-
-    async def _async_api_call(
-        self, *, path: str, method: str, payload: dict[str, Any], **_: Any
-    ) -> Any:
-        del method
-        return await self.apost(path, payload)
-
-    def _send(
+    def build_request(
         self,
         path: str,
         payload: Mapping[str, Any],
         timeout: float | None,
-        read_timeout: float | None = None,
-    ) -> tuple[Answer, Limit]:
-        connect, read = _split_timeout(self.request_timeout, read_timeout)
-        return send(
-            self._request(path, payload), _smaller(connect, timeout), read, timeout
-        )
+        *,
+        is_stream: bool = False,
+    ) -> dict[str, Any]:
+        """The arguments of `_http.client.post` for one request.
 
-    async def _asend(
+        A stream's `timeout` ends with its first token, and so is not one of reading.
+
+        Raises:
+            UnsupportedOptionError: If the payload cannot be written as JSON.
+        """
+        limits = self.request_timeout
+        connect, read = limits if isinstance(limits, tuple) else (limits, limits)
+        if not is_stream:
+            read = _smaller(read, timeout)
+        elif self.stream_read_timeout is not None:
+            read = self.stream_read_timeout
+        try:
+            body = _json.write(payload)
+        except (TypeError, ValueError, RecursionError) as error:
+            msg = f"the request cannot be written as JSON: {error}"
+            raise UnsupportedOptionError(msg) from error
+        return {
+            "origin": self._origin,
+            "url": self._root + path,
+            "headers": {
+                "accept-encoding": "identity",
+                "content-type": "application/json",
+                "user-agent": f"langchain-retryrouter/{__version__}",
+                "ws-secret": self.api_key,
+            },
+            "body": body,
+            "connect": _smaller(connect, timeout),
+            "read": read,
+        }
+
+    @contextlib.contextmanager
+    def typed_errors(self) -> Iterator[None]:
+        """Raise exceptions of the HTTP libraries as ours, without the key in them."""
+        try:
+            yield
+        except RetryRouterError as error:
+            mask([self.api_key], error)
+            raise
+        except http.ResponseTooLargeError as error:
+            raise malformed(str(error)) from error
+        except Exception as error:
+            typed = _transport_error(error)
+            if typed is None:
+                raise
+            typed.__cause__ = error
+            mask([self.api_key], typed)
+            raise typed from error
+
+    def close(self) -> None:
+        """Close the idle sync connections to the gateway; later calls open new ones."""
+        http.close_connections(self._origin)
+
+    async def aclose(self) -> None:
+        """Close the async connections of the running event loop, once they are idle."""
+        await http.aclose_connections()
+
+
+class EventStream:
+    """The events of one stream, `end` included; sent for with the first event.
+
+    An iterator of `GatewayEvent`s. Closing it before its end closes the connection.
+
+    Raises:
+        RetryRouterError: From `next`; one of `errors.GPT_ROUTER_ERRORS`, among them an
+            interrupted stream if the body ends before the `end` event.
+    """
+
+    def __init__(
         self,
+        client: GatewayClient,
         path: str,
         payload: Mapping[str, Any],
-        read_timeout: float | None = None,
-    ) -> AnyAnswer:
-        connect, read = _split_timeout(self.request_timeout, read_timeout)
-        return await asend(self._request(path, payload), connect, read)
+        timeout: float | None = None,
+    ) -> None:
+        """Nothing is sent yet; the arguments are those of `GatewayClient.post`."""
+        self._client = client
+        self._request = client.build_request(path, payload, timeout, is_stream=True)
+        self._response: urllib3.BaseHTTPResponse | None = None
+        self._events = self._read()
 
-    def _request(self, path: str, payload: Mapping[str, Any]) -> Request:
-        return Request(self._origin, self._root + path, self.api_key, _encode(payload))
+    def __iter__(self) -> Iterator[GatewayEvent]:
+        """The events."""
+        return self._events
+
+    def __next__(self) -> GatewayEvent:
+        """The next event."""
+        return next(self._events)
+
+    def abort(self) -> None:
+        """Interrupt, from another thread, a read under way; it then raises."""
+        if self._response is not None:
+            # It has been read to its end, or is closed.
+            with contextlib.suppress(OSError, ValueError, RuntimeError):
+                self._response.shutdown()
+
+    def close(self) -> None:
+        """Give the connection back if the stream is over, and else close it."""
+        self._events.close()
+
+    def _read(self) -> Generator[GatewayEvent, None, None]:
+        with self._client.typed_errors():
+            response = self._response = http.post(**self._request)
+            try:
+                if not _is_event_stream(response.status, response.headers):
+                    body = http.read_body(response)
+                    raise _stream_error(response.status, response.headers, body)
+                parser = _EventParser()
+                try:
+                    while not parser.is_over:
+                        yield from parser.feed(http.read_some(response))
+                finally:
+                    if parser.is_over:
+                        http.drain(response)
+            finally:
+                response.close()
+
+
+class _EventParser:
+    """The bytes of one stream to events."""
+
+    def __init__(self) -> None:
+        """At the start of a stream."""
+        self._parser = SSEParser()
+        self.is_over = False
+
+    def feed(self, chunk: bytes) -> Iterator[GatewayEvent]:
+        """The events that `chunk` completes; no bytes are the end of the body.
+
+        Raises:
+            RetryRouterError: The error that an event reports, or for a stream that is
+                not of the protocol, or ends before its `end`.
+        """
+        if not chunk:
+            self.is_over = True
+            raise interrupted()
+        try:
+            for frame in self._parser.feed(chunk):
+                # The one frame with a name, `end`, closes the stream: it comes after
+                # errors too, and its data is not JSON.
+                if frame.kind != b"message":
+                    continue
+                event = read_event(frame.data)
+                if event.event == "end":
+                    self.is_over = True
+                yield event
+                if self.is_over:
+                    return
+        except EventTooLargeError as error:
+            self.is_over = True
+            raise malformed(str(error)) from error
+        except RetryRouterError:
+            self.is_over = True
+            raise
 
 
 def check_key(key: SecretStr) -> None:
-    """Refuse a key that no HTTP header can carry.
+    """Refuse a key that an HTTP header cannot carry.
 
     Raises:
         ValueError: Without the key in it, which the HTTP libraries would show.
@@ -350,58 +439,64 @@ def check_key(key: SecretStr) -> None:
         raise ValueError(msg)
 
 
-def _encode(payload: Mapping[str, Any]) -> bytes:
-    try:
-        return _json.write(payload)
-    except (TypeError, ValueError, RecursionError) as error:
-        msg = f"the request cannot be written as JSON: {error}"
-        raise UnsupportedOptionError(msg) from error
+def _read_answer(
+    status: int, headers: Mapping[str, str], body: bytes
+) -> dict[str, Any] | None:
+    if status == _OK:
+        return read_json(body, status)
+    if status in _NO_BODY:
+        return None
+    raise read_status_error(status, headers, body, unix_time=SystemTime.time())
 
 
-def _split_timeout(
-    timeout: Timeout, read_timeout: float | None
-) -> tuple[float | None, float | None]:
-    connect, read = timeout if isinstance(timeout, tuple) else (timeout, timeout)
-    return connect, read if read_timeout is None else read_timeout
+def _is_event_stream(status: int, headers: Mapping[str, str]) -> bool:
+    kind = headers.get("content-type") or ""
+    return status == _OK and kind.lower().startswith("text/event-stream")
+
+
+def _stream_error(
+    status: int, headers: Mapping[str, str], body: bytes
+) -> RetryRouterError:
+    if status == _OK:
+        return not_a_stream(body)
+    return read_status_error(status, headers, body, unix_time=SystemTime.time())
 
 
 def _smaller(one: float | None, other: float | None) -> float | None:
-    if one is None or other is None:
-        return other if one is None else one
-    return min(one, other)
+    return min((limit for limit in (one, other) if limit is not None), default=None)
 
 
-def _read_generation(data: dict[str, Any] | None) -> GatewayResponse:
-    if data is None:
-        msg = "the gateway took the request and sent no answer"
-        raise GPT_ROUTER_ERRORS[FailureKind.MALFORMED](msg)
-    return read_response(data)
-
-
-def _read_answer(response: Response, body: bytes) -> dict[str, Any] | None:
-    if response.status == _OK:
-        return read_json(body, _OK)
-    if response.status in _NO_BODY:
+def _transport_error(error: Exception) -> RetryRouterError | None:
+    """An exception of an HTTP library as one of ours; None if it is another's."""
+    if (info := getattr(error, "request_info", None)) is not None:
+        # aiohttp's exceptions show the request's headers, and so the key.
+        bare = info._replace(headers=_NO_HEADERS)
+        vars(error)["request_info"] = bare
+        error.args = tuple(bare if arg is info else arg for arg in error.args)
+    reason: BaseException = error
+    while nested := [arg for arg in reason.args if isinstance(arg, BaseException)]:
+        reason = nested[-1]
+    transport = transport_of(reason) or transport_of(error)
+    if transport is None:
         return None
-    raise _status_error(response, body)
-
-
-def _is_event_stream(response: Response) -> bool:
-    kind = response.headers.get("content-type") or ""
-    return response.status == _OK and kind.lower().startswith("text/event-stream")
-
-
-def _not_a_stream(response: Response, body: bytes) -> RetryRouterError:
-    if response.status != _OK:
-        return _status_error(response, body)
-    told = body[:200].decode("utf-8", "replace")
-    return GPT_ROUTER_ERRORS[FailureKind.MALFORMED](
-        f"the gateway answered without a stream of events: {told!r}", status_code=_OK
+    if isinstance(reason.__cause__, OSError):
+        reason = reason.__cause__  # urllib3 puts its own object before the message.
+    text = str(reason).split(": <")[0] or type(reason).__name__
+    if transport.kind is FailureKind.TIMEOUT:
+        message = (
+            "no whole answer from the gateway in time"
+            if transport.may_have_run
+            else "no connection to the gateway in time"
+        )
+    elif transport.kind is FailureKind.CONNECTION and not transport.may_have_run:
+        message = f"no connection to the gateway: {text}"
+    else:
+        message = f"the connection to the gateway broke: {text}"
+    return GPT_ROUTER_ERRORS[transport.kind](
+        message,
+        may_have_run=transport.may_have_run,
+        # A certificate that is wrong now is wrong in a second too.
+        should_retry=False
+        if isinstance(reason, ssl.SSLCertVerificationError)
+        else None,
     )
-
-
-def _status_error(response: Response, body: bytes) -> RetryRouterError:
-    headers = response.headers
-    advice = read_advice(list(headers.items()), unix_time=SystemTime.time())
-    request_id = headers.get("x-request-id")
-    return read_status_error(response.status, body, advice, request_id)

@@ -1,9 +1,7 @@
-"""What every class over a gateway shares: where it is, who asks, and how patiently.
+"""What every class over a gateway shares: its address, key, retries and metadata.
 
-Fields, their checks, and the client made of them. How a call is driven stands in
-`_gateway_plan`; what is asked of the gateway, and what becomes of its answer, in
-`chat_models` and `embeddings`. The client's module, and with it the `gptrouter` package
-and httpx, is loaded with the first model: to import a class does not need it.
+`GatewayConnection` has the fields, their checks, and the client made of them. The
+classes in `chat_models` and `embeddings` add what is asked and what becomes of it.
 """
 
 from __future__ import annotations
@@ -11,8 +9,8 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Annotated, Any, Final, Self
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol, Self
 
 from langchain_core.load.serializable import Serializable
 from langchain_core.utils import get_from_dict_or_env
@@ -28,10 +26,17 @@ from pydantic import (
     model_validator,
 )
 
-from langchain_retryrouter._gptrouter.pools import check_address, origin_of
-from langchain_retryrouter._retry.clock import Clock
+from langchain_retryrouter import _gptrouter
+from langchain_retryrouter._http.client import find_origin
+from langchain_retryrouter._retry.call_state import CallState
+from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
+from langchain_retryrouter._retry.engine import RetryContext
 from langchain_retryrouter.circuit_breaker import CircuitBreaker
+from langchain_retryrouter.errors import RetryRouterError
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy
+
+if TYPE_CHECKING:
+    from gpt_router.models import GPTRouterMetadata
 
 GATEWAY_METADATA: Final = (
     "tag",
@@ -40,7 +45,7 @@ GATEWAY_METADATA: Final = (
     "app_id",
     "gateway_metadata",
 )
-"""Fields, and options of a call, that the gateway keeps to itself."""
+"""Fields, and options of a call, that the gateway does not pass on to a provider."""
 
 DEFAULT_API_BASE_URL = "https://gpt-router-preview.writesonic.com"
 
@@ -63,10 +68,10 @@ _MODELS = TypeAdapter(Annotated[list[GPTRouterModel], Field(min_length=1)])
 
 
 def read_models(models: Any) -> list[GPTRouterModel]:
-    """The models that a call names itself, as objects or as dicts.
+    """The models that a call lists, as objects or as dicts.
 
     Raises:
-        ValueError: If there is none, or one is neither.
+        ValueError: If the list is empty, or holds something else.
     """
     try:
         return _MODELS.validate_python(models)
@@ -82,7 +87,7 @@ def put_first(name: str, models: list[GPTRouterModel]) -> list[GPTRouterModel]:
     """`models`, the one called `name` before the others.
 
     Raises:
-        ValueError: If none is called so: nobody says which provider has it.
+        ValueError: If none is called so: its provider is not known.
     """
     first = [model for model in models if model.name == name]
     if not first:
@@ -107,12 +112,11 @@ _OTHER_NAMES: Final = {
 def place_arguments(
     cls: type[GatewayConnection], given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Arguments under the names of the fields; the provider's in `model_kwargs`.
+    """Arguments under the names of the fields; provider options in `model_kwargs`.
 
     Raises:
-        TypeError: For an argument that there is not, or that is given twice. It would
-            be lost without a word; a ValueError is shown with all values by pydantic,
-            the key among them.
+        TypeError: For an unknown argument, or one that is given twice. Not a
+            ValueError, which pydantic shows with all values, the key included.
     """
     provider_options = cls._provider_options()
     fields = {*cls.model_fields, *(f.alias for f in cls.model_fields.values())}
@@ -150,7 +154,7 @@ def _unexpected(cls: type[GatewayConnection], name: str) -> str:
 
 
 class GatewayConnection(Serializable):
-    """The fields of whatever asks a gateway."""
+    """The fields of a class that sends requests to a gateway."""
 
     model_config = ConfigDict(populate_by_name=True, arbitrary_types_allowed=True)
 
@@ -167,24 +171,28 @@ class GatewayConnection(Serializable):
     """The gateway's key; else `GPT_ROUTER_API_KEY`."""
 
     max_retries: int = 4
-    """Retries, not attempts; 0: one request. Wins over `retry_policy`'s if given."""
+    """Further attempts after the first; short for a `retry_policy` with this number.
+
+    0 sends one request. To give both is an error.
+    """
 
     failover: bool = True
     """Whether a retry asks the list's next model first; False keeps the order."""
 
     retry_policy: RetryPolicy | None = None
-    """How often and how patiently to retry; None for the default numbers."""
+    """How often and how patiently to retry; None for the defaults."""
 
     budget: RetryBudget | None = Field(default=None, exclude=True, repr=False)
-    """Where retries are bought; hand the same object to all models that share it."""
+    """Limits retries over several models: give the same object to all of them."""
 
     breaker: CircuitBreaker | None = Field(default=None, exclude=True, repr=False)
-    """What may refuse to send; hand the same object to all models of one gateway."""
+    """Refuses to send during an outage: give the same object to all models of one
+    gateway."""
 
     request_timeout: float | tuple[float, float] | None = Field(
         default=60.0, alias="timeout"
     )
-    """Seconds to connect and to wait for bytes, one or a pair; None: no limit."""
+    """Seconds to connect and to wait for bytes, one or a pair; None for no limit."""
 
     # It may hold a password, so it stays out of what is shown, written and traced.
     proxy: str | None = Field(
@@ -205,17 +213,17 @@ class GatewayConnection(Serializable):
     """Gateway metadata: the application that makes the call."""
 
     gateway_metadata: dict[str, Any] = Field(default_factory=dict)
-    """More gateway metadata; LangChain's own `metadata` is the tracers', not sent.
+    """More gateway metadata; a call's own replaces all of it.
 
-    A call's own takes the place of all of it.
+    LangChain's own `metadata` is for tracers, and is not sent.
     """
 
     clock: Clock | None = Field(default=None, exclude=True, repr=False)
-    """What tells the time and waits; `testing.FakeClock` in a test."""
+    """Tells the time and waits; `testing.FakeClock` in a test."""
 
     @classmethod
     def _provider_options(cls) -> frozenset[str]:
-        """Arguments that are no fields, and are the provider's."""
+        """Constructor arguments that are sent to the provider."""
         return frozenset()
 
     @model_validator(mode="before")
@@ -225,8 +233,13 @@ class GatewayConnection(Serializable):
         values["gpt_router_api_base"] = get_from_dict_or_env(
             values, "gpt_router_api_base", "GPT_ROUTER_API_BASE", DEFAULT_API_BASE_URL
         )
-        # Not by `get_from_dict_or_env`, which makes stars of a `SecretStr`. That there
-        # is none is told by the field: an error here would show a proxy's password.
+        policy = values.get("retry_policy")
+        if isinstance(policy, dict):
+            policy = RetryPolicy(**policy)
+        if isinstance(policy, RetryPolicy):
+            values.setdefault("max_retries", policy.max_retries)
+        # Not by `get_from_dict_or_env`, which makes stars of a `SecretStr`. The field
+        # says that there is none: an error here would show a proxy's password.
         key = values.get("gpt_router_api_key") or os.environ.get("GPT_ROUTER_API_KEY")
         values["gpt_router_api_key"] = SecretStr(key) if isinstance(key, str) else key
         return values
@@ -242,7 +255,7 @@ class GatewayConnection(Serializable):
     @field_validator("gpt_router_api_base")
     @classmethod
     def _check_address(cls, value: str) -> str:
-        check_address(value)
+        find_origin(value, None)
         return value
 
     @field_validator("gpt_router_api_key")
@@ -254,9 +267,7 @@ class GatewayConnection(Serializable):
                 " variable GPT_ROUTER_API_KEY"
             )
             raise ValueError(msg)
-        from langchain_retryrouter._gptrouter.client import check_key
-
-        check_key(value)
+        _gptrouter.client.check_key(value)
         return value
 
     @field_validator("proxy")
@@ -264,7 +275,7 @@ class GatewayConnection(Serializable):
     def _check_proxy(cls, value: str | None, info: ValidationInfo) -> str | None:
         base = info.data.get("gpt_router_api_base")
         if base is not None:
-            origin_of(base, value)
+            find_origin(base, value)
         return value
 
     # Before pydantic makes 1 of True.
@@ -272,6 +283,21 @@ class GatewayConnection(Serializable):
     @classmethod
     def _check_max_retries(cls, value: Any) -> int:
         return RetryPolicy(max_retries=value).max_retries
+
+    @field_validator("retry_policy")
+    @classmethod
+    def _check_policy(
+        cls, value: RetryPolicy | None, info: ValidationInfo
+    ) -> RetryPolicy | None:
+        given = info.data.get("max_retries")
+        # Copies are made with both fields, which then agree.
+        if value is not None and given is not None and given != value.max_retries:
+            msg = (
+                f"max_retries={given} and a retry_policy with max_retries="
+                f"{value.max_retries} are both given; give one of them"
+            )
+            raise ValueError(msg)
+        return value
 
     @field_validator("request_timeout")
     @classmethod
@@ -286,16 +312,13 @@ class GatewayConnection(Serializable):
         return value
 
     @model_validator(mode="after")
-    def _open_client(self) -> Self:
-        from langchain_retryrouter._gptrouter.client import GatewayClient
-
-        if self.retry_policy is not None and "max_retries" not in self.model_fields_set:
-            self.max_retries = self.retry_policy.max_retries
-        if self.client is None or type(self.client) is GatewayClient:
+    def _complete(self) -> Self:
+        new_client = _gptrouter.client.GatewayClient
+        if self.client is None or type(self.client) is new_client:
             # Made anew also where LangChain copies our fields with one of them changed
             # (`configurable_fields`): the old client would go on with the old key.
             key = self.gpt_router_api_key
-            self.client = GatewayClient(
+            self.client = new_client(
                 self.gpt_router_api_base,
                 key if key is not None else "",
                 self.request_timeout,
@@ -305,7 +328,43 @@ class GatewayConnection(Serializable):
             )
         return self
 
-    # --- what LangChain asks ---
+    # --- connections ----------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close the idle connections of sync calls to the gateway.
+
+        Models of one gateway share them. Calls under way finish, and a model that is
+        called again opens new ones. A client of your own is yours to close.
+        """
+        if isinstance(self.client, _gptrouter.client.GatewayClient):
+            self.client.close()
+
+    async def aclose(self) -> None:
+        """Close the connections of async calls in the running event loop, once idle.
+
+        They are closed with their event loop anyway, if `asyncio.run` or another runner
+        shuts it down.
+        """
+        if isinstance(self.client, _gptrouter.client.GatewayClient):
+            await self.client.aclose()
+
+    def __enter__(self) -> Self:
+        """The model; its sync connections are closed at the end of the `with`."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the sync connections."""
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        """The model; its async connections are closed at the end."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the async connections."""
+        await self.aclose()
+
+    # --- serialization --------------------------------------------------------------
 
     @property
     def lc_secrets(self) -> dict[str, str]:
@@ -325,3 +384,52 @@ class GatewayConnection(Serializable):
     def is_lc_serializable(cls) -> bool:
         """Whether `langchain_core.load` may write it."""
         return True
+
+
+# --- one call -----------------------------------------------------------------------
+
+
+class GatewayRequests(Protocol):
+    """The requests of one call, as its retries need them."""
+
+    def route(self) -> str:
+        """The model that the next attempt asks first."""
+
+    def on_failure(self, error: RetryRouterError) -> None:
+        """Prepare the next attempt after this error."""
+
+    def should_failover(self, error: RetryRouterError) -> bool:
+        """Whether the error rules out some of the models, but not all."""
+
+
+def retry_context(
+    connection: GatewayConnection, requests: GatewayRequests
+) -> RetryContext:
+    """How one call is retried: by the connection's fields, and what it asks."""
+    clock = connection.clock or SYSTEM_CLOCK
+    policy = connection.retry_policy or RetryPolicy()
+    if policy.max_retries != connection.max_retries:
+        policy = replace(policy, max_retries=connection.max_retries)
+    return RetryContext(
+        CallState(
+            policy, budget=connection.budget, breaker=connection.breaker, time=clock
+        ),
+        errors=_gptrouter.errors.GPT_ROUTER_ERRORS,
+        clock=clock,
+        route=requests.route,
+        on_failure=requests.on_failure,
+        should_failover=requests.should_failover,
+    )
+
+
+def take_metadata(
+    connection: GatewayConnection, options: dict[str, Any]
+) -> GPTRouterMetadata | None:
+    """The gateway metadata of a call; its own is taken out of its options."""
+    metadata = {
+        name: options.pop(name, None) or getattr(connection, name)
+        for name in GATEWAY_METADATA
+    }
+    if not any(metadata.values()):
+        return None
+    return _gptrouter.protocol.build_metadata(**metadata)

@@ -1,13 +1,11 @@
-"""The error tree as code written for the `gptrouter` package knows it.
+"""The gateway's errors: ours, and at the same time those of the `gptrouter` package.
 
-Each class is one of `langchain_retryrouter.errors` and the exception that
-`gpt_router.client` raises in the same place. An error reported inside a stream is a
-`GPTRouterStreamingError` as well, since that is what the SDK makes of all of them.
+Each class is one of `langchain_retryrouter.errors` and the exception that the SDK's
+client raises in the same place, so that `except` clauses written for either catch it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Final
 
 from gpt_router import exceptions
@@ -127,46 +125,21 @@ GPT_ROUTER_ERRORS: Final[errors.ErrorFamily] = {
 }
 
 
-def _gpt_router_error(
-    cls: type[errors.RetryRouterError], name: str, sdk: type[Exception]
-) -> type[errors.RetryRouterError]:
-    """`cls`, or a sister of it that an `except` clause for `sdk` catches too."""
-    if issubclass(cls, sdk):
-        return cls
-    namespace = {"__module__": __name__, "__doc__": cls.__doc__}
-    sister = type(name, (cls, sdk), namespace)
-    globals()[name] = sister  # A pickle finds a class by its name.
-    return sister
-
-
-GPT_ROUTER_STREAM_ERRORS: Final[errors.ErrorFamily] = {
-    kind: _gpt_router_error(
-        cls,
-        cls.__name__.replace("GPTRouter", "GPTRouterStream", 1),
-        exceptions.GPTRouterStreamingError,
-    )
-    for kind, cls in GPT_ROUTER_ERRORS.items()
-    if kind is not FailureKind.CIRCUIT_OPEN
+_BY_SDK_CLASS: Final = {
+    exceptions.GPTRouterStreamingError: FailureKind.SERVER_ERROR,
+    exceptions.GPTRouterBadRequestError: FailureKind.INVALID_REQUEST,
+    exceptions.GPTRouterNotAvailableError: FailureKind.UNAVAILABLE,
+    exceptions.GPTRouterUnauthorizedError: FailureKind.AUTHENTICATION,
+    exceptions.GPTRouterForbiddenError: FailureKind.PERMISSION,
+    exceptions.GPTRouterInternalServerError: FailureKind.SERVER_ERROR,
+    exceptions.GPTRouterTooManyRequestsError: FailureKind.RATE_LIMIT,
+    exceptions.GPTRouterApiTimeoutError: FailureKind.TIMEOUT,
 }
 
-GPT_ROUTER_STATUS_ERRORS: Final[
-    Mapping[tuple[int, FailureKind], type[errors.RetryRouterError]]
-] = {
-    (status, kind): _gpt_router_error(
-        GPT_ROUTER_ERRORS[kind],
-        GPT_ROUTER_ERRORS[kind].__name__.removesuffix("Error") + name,
-        sdk,
-    )
-    for status, name, sdk in (
-        (400, "BadRequestError", exceptions.GPTRouterBadRequestError),
-        (403, "ForbiddenError", exceptions.GPTRouterForbiddenError),
-    )
-    for kind in (
-        FailureKind.AUTHENTICATION,
-        FailureKind.NOT_FOUND,
-        FailureKind.CONTEXT_OVERFLOW,
-        FailureKind.CONTENT_FILTER,
-        FailureKind.QUOTA,
-    )
-}
-"""Where a status has a class of its own in the SDK, and the answer means another."""
+
+def read_sdk_error(error: Exception) -> errors.RetryRouterError | None:
+    """An exception of the SDK's own client as one of ours; None if it is not."""
+    for cls, kind in _BY_SDK_CLASS.items():
+        if isinstance(error, cls):
+            return GPT_ROUTER_ERRORS[kind](str(error))
+    return None

@@ -1,17 +1,19 @@
-"""LangChain's messages to the gateway's and back.
+"""LangChain's messages to the gateway's, and its answers and events to LangChain's.
 
-Pure: messages, and the answers and events that `wire` has read. This file does not know
-sockets, retries, or the model object.
+Pure: no sockets, no retries, no model object. `build_messages` writes a prompt;
+`read_result` reads a whole answer, `ChunkReader` the events of a stream; `assemble` and
+`take_apart` turn one into the other. `translate_content` gives LangChain's standard
+content blocks of our messages.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from gpt_router.models import (
-    Choice,
     ChunkedGenerationResponse,
     GenerationResponse,
 )
@@ -20,135 +22,61 @@ from langchain_core.messages import (
     AIMessageChunk,
     BaseMessage,
     HumanMessage,
+    InvalidToolCall,
     SystemMessage,
+    ToolCall,
     ToolMessage,
     convert_to_openai_data_block,
     is_data_content_block,
 )
 from langchain_core.messages import content as types
+from langchain_core.messages.ai import (
+    InputTokenDetails,
+    OutputTokenDetails,
+    UsageMetadata,
+)
 from langchain_core.messages.block_translators import register_translator
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.messages.utils import convert_to_openai_messages
+from langchain_core.output_parsers.openai_tools import (
+    make_invalid_tool_call,
+    parse_tool_call,
+)
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
+from langchain_retryrouter import _json
 from langchain_retryrouter._gptrouter.protocol import (
-    CallPiece,
-    CallReader,
+    EventReader,
     GatewayEvent,
     GatewayResponse,
     clean_usage,
-    parse_calls,
+    interrupted,
+    read_count,
     read_reasoning,
     read_response,
-    read_usage,
 )
 from langchain_retryrouter.errors import UnsupportedOptionError
 
 PROVIDER: Final = "gptrouter"
 """The `model_provider` of our messages."""
 
-_CITATION_FIELDS: Final = {
-    "url": str,
-    "title": str,
-    "cited_text": str,
-    "start_index": int,
-    "end_index": int,
-}
-
-
-def translate_content(message: AIMessage) -> list[types.ContentBlock]:
-    """The blocks of a whole message.
-
-    Raises:
-        NotImplementedError: If its content is a list, which our answers never have;
-            LangChain then reads it by itself.
-    """
-    blocks = _said(message)
-    blocks += [{**call, "type": "tool_call"} for call in message.tool_calls]
-    blocks += [
-        {**call, "type": "invalid_tool_call"} for call in message.invalid_tool_calls
-    ]
-    return cast("list[types.ContentBlock]", blocks)
-
-
-def translate_content_chunk(message: AIMessageChunk) -> list[types.ContentBlock]:
-    """The blocks of a chunk, or of the sum of a stream's chunks.
-
-    Raises:
-        NotImplementedError: As `translate_content`.
-    """
-    is_sum = message.content or message.tool_call_chunks or message.additional_kwargs
-    if is_sum and message.chunk_position == "last":
-        return translate_content(message)
-    blocks = [
-        {**block, "index": "lc_txt_0" if block["type"] == "text" else "lc_rs_0"}
-        for block in _said(message)
-    ]
-    blocks += [
-        {**call, "type": "tool_call_chunk", "index": f"lc_tc_{call['index']}"}
-        for call in message.tool_call_chunks
-    ]
-    return cast("list[types.ContentBlock]", blocks)
-
-
-def _said(message: AIMessage) -> list[dict[str, Any]]:
-    if not isinstance(message.content, str):
-        raise NotImplementedError
-    blocks: list[dict[str, Any]] = []
-    reasoning = message.additional_kwargs.get("reasoning_content")
-    if reasoning and isinstance(reasoning, str):
-        blocks.append({"type": "reasoning", "reasoning": reasoning})
-    text: dict[str, Any] = {"type": "text", "text": message.content}
-    citations = message.response_metadata.get("citations")
-    if citations and isinstance(citations, list):
-        text["annotations"] = [_annotation(citation) for citation in citations]
-    if message.content or "annotations" in text:
-        blocks.append(text)
-    return blocks
-
-
-def _annotation(citation: Any) -> dict[str, Any]:
-    if isinstance(citation, str):
-        return {"type": "citation", "url" if "://" in citation else "title": citation}
-    if not isinstance(citation, dict):
-        return {"type": "non_standard_annotation", "value": {"citation": citation}}
-    told = _flat(citation)
-    known = {
-        name: told[name]
-        for name, kind in _CITATION_FIELDS.items()
-        if isinstance(told.get(name), kind)
-    }
-    if not known:
-        return {"type": "non_standard_annotation", "value": citation}
-    extras = {key: value for key, value in told.items() if key not in known}
-    return {"type": "citation", **known, **({"extras": extras} if extras else {})}
-
-
-def _flat(citation: Mapping[str, Any]) -> dict[str, Any]:
-    """OpenAI nests a citation under its type's name."""
-    nested = citation.get(str(citation.get("type")))
-    told = nested if isinstance(nested, dict) else citation
-    return {key: value for key, value in told.items() if key != "type"}
-
-
-register_translator(PROVIDER, translate_content, translate_content_chunk)
-
+# --- prompts ------------------------------------------------------------------------
 
 # Blocks that LangChain's own conversion puts into OpenAI's form.
 _CONVERTED: Final = frozenset(
     {"image_url", "image", "file", "audio", "input_audio", "media", "json"}
 )
 _PLAIN_ROLES: Final = {HumanMessage: "user", SystemMessage: "system"}
-_CALLS: Final = frozenset({"tool_use", "tool_call", "function_call"})
-# LangChain's own marks on a text, which no provider knows.
+_CALL_BLOCKS: Final = frozenset({"tool_use", "tool_call", "function_call"})
+# LangChain's own keys of a text block, which no provider knows.
 _MARKS: Final = frozenset({"id", "index", "annotations", "extras"})
 
 
 def build_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     """LangChain's messages as the gateway takes them.
 
-    Every message has a `content` key, since the gateway answers 500 to one without; the
-    role `developer`, which it does not know, is `system`.
+    Every message has a `content` key, since the gateway answers 500 to one without. The
+    role `developer`, which it does not know, becomes `system`.
 
     Raises:
         UnsupportedOptionError: If a message has content that cannot be sent.
@@ -162,49 +90,60 @@ def _build(message: BaseMessage) -> Iterator[dict[str, Any]]:
         return
     content = message.content
     role = _PLAIN_ROLES.get(type(message))
-    if role and isinstance(content, str) and _is_bare(message):
-        # What most messages are; LangChain's own way takes ten times as long.
+    if (
+        role
+        and isinstance(content, str)
+        and message.name is None
+        and not message.additional_kwargs
+    ):
+        # As most messages are; LangChain's own conversion takes ten times as long.
         yield {"role": role, "content": content}
         return
     built = _frame(message)
     if isinstance(content, str):
         yield {**built, "content": content}
         return
-    results, said = _split(content, "tool_result")
-    # The results of a call are to follow it at once.
-    yield from _tool_results(results)
-    if said or not results:
-        parts = [part for block in said for part in _parts(block, built["role"])]
-        yield {**built, "content": _fewest(parts)}
-
-
-def _is_bare(message: BaseMessage) -> bool:
-    return message.name is None and not message.additional_kwargs
+    results: list[dict[Any, Any]] = []
+    blocks: list[str | dict[Any, Any]] = []
+    for block in content:
+        if isinstance(block, dict) and block.get("type") == "tool_result":
+            results.append(block)
+        else:
+            blocks.append(block)
+    # Anthropic's results of tools become messages of their own, which have to follow
+    # the call at once.
+    for result in results:
+        yield from _build(
+            ToolMessage(
+                result.get("content") or "",
+                tool_call_id=result.get("tool_use_id") or "",
+            )
+        )
+    if blocks or not results:
+        parts = [part for block in blocks for part in _parts(block, built["role"])]
+        yield {**built, "content": _as_content(parts)}
 
 
 def _build_ai(message: AIMessage) -> dict[str, Any]:
     built = _frame(message)
     content = message.content
     blocks = [content] if isinstance(content, str) else content
-    calls = [*built.pop("tool_calls", []), *_calls_besides(message, blocks)]
+    calls = [*built.pop("tool_calls", []), *_further_calls(message, blocks)]
     if calls:
         built["tool_calls"] = calls
     elif legacy := message.additional_kwargs.get("function_call"):
         built["function_call"] = legacy
-    said = _fewest([part for block in blocks for part in _said_parts(block)])
-    nothing = None if calls or "function_call" in built else ""
-    return {**built, "content": said or _words_besides(message) or nothing}
-
-
-def _words_besides(message: AIMessage) -> str:
-    """What a model said without a content; the gateway knows no key for it."""
+    text = _as_content([part for block in blocks for part in _answer_parts(block)])
+    # The gateway has no key for what a model refused or spoke.
     audio = message.additional_kwargs.get("audio")
     spoken = audio.get("transcript") if isinstance(audio, dict) else None
-    return message.additional_kwargs.get("refusal") or spoken or ""
+    text = text or message.additional_kwargs.get("refusal") or spoken or ""
+    has_calls = calls or "function_call" in built
+    return {**built, "content": text or (None if has_calls else "")}
 
 
 def _frame(message: BaseMessage) -> dict[str, Any]:
-    """All of a message but its content, in OpenAI's form."""
+    """A message without its content, in OpenAI's form."""
     empty = message.model_copy(update={"content": ""})
     try:
         frame: dict[str, Any] = convert_to_openai_messages(empty)
@@ -221,18 +160,15 @@ def _frame(message: BaseMessage) -> dict[str, Any]:
     return frame
 
 
-# --- calls --------------------------------------------------------------------------
-
-
-def _calls_besides(
+def _further_calls(
     message: AIMessage, blocks: Iterable[str | dict[Any, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """The calls that are not in `tool_calls`: unreadable ones, and those in blocks."""
+    """The calls that are not in `tool_calls`: invalid ones, and those in blocks."""
     known = {call["id"] for call in (*message.tool_calls, *message.invalid_tool_calls)}
     for invalid in message.invalid_tool_calls:
         yield _call(invalid["id"], invalid["name"], invalid["args"] or "")
     for block in blocks:
-        if not isinstance(block, dict) or block.get("type") not in _CALLS:
+        if not isinstance(block, dict) or block.get("type") not in _CALL_BLOCKS:
             continue
         id_ = block.get("call_id") or block.get("id")
         if id_ is not None and id_ not in known:
@@ -247,34 +183,8 @@ def _call(id_: str | None, name: str | None, arguments: str) -> dict[str, Any]:
     return {"type": "function", "id": id_, "function": function}
 
 
-def _tool_results(blocks: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Anthropic's blocks for what tools said, as messages of their own."""
-    for block in blocks:
-        content = block.get("content") or ""
-        yield from _build(
-            ToolMessage(content, tool_call_id=block.get("tool_use_id") or "")
-        )
-
-
-def _split(
-    blocks: Iterable[str | dict[Any, Any]], kind: str
-) -> tuple[list[dict[Any, Any]], list[str | dict[Any, Any]]]:
-    """The blocks of this kind, and the others."""
-    found: list[dict[Any, Any]] = []
-    others: list[str | dict[Any, Any]] = []
-    for block in blocks:
-        if isinstance(block, dict) and block.get("type") == kind:
-            found.append(block)
-        else:
-            others.append(block)
-    return found, others
-
-
-# --- content ------------------------------------------------------------------------
-
-
-def _said_parts(block: str | dict[Any, Any]) -> list[dict[str, Any]]:
-    """A block of what a model said; nothing if it is its provider's own."""
+def _answer_parts(block: str | dict[Any, Any]) -> list[dict[str, Any]]:
+    """A block of a model's answer; nothing if only its provider understands it."""
     kind = "text" if isinstance(block, str) else block.get("type")
     if kind in {"text", "refusal"}:
         text = block if isinstance(block, str) else block.get(kind)
@@ -288,19 +198,19 @@ def _said_parts(block: str | dict[Any, Any]) -> list[dict[str, Any]]:
 
 
 def _parts(block: str | dict[Any, Any], role: str) -> list[dict[str, Any]]:
-    """A block of what was said to a model, as OpenAI's parts of a content."""
+    """A block of a prompt as OpenAI's content parts."""
     if isinstance(block, str):
         return [{"type": "text", "text": block}]
     kind = block.get("type")
     if kind == "non_standard" and isinstance(block.get("value"), dict):
-        return [block["value"]]  # What the caller says is the provider's own.
+        return [block["value"]]  # The provider's own form, by the caller's word.
     if kind in {"text", "text-plain"} and isinstance(block.get("text"), str):
         own = {key: value for key, value in block.items() if key not in _MARKS}
         return [own if kind == "text" else {"type": "text", "text": block["text"]}]
     if kind is None and role == "tool":
         return [{"type": "text", "text": json.dumps(block, ensure_ascii=False)}]
     if kind not in _CONVERTED and not {"image", "guard_content"} & block.keys():
-        raise _unsendable(block, role, "no provider's form for it is known")
+        raise _unsendable(block, role, "its form is not known")
     try:
         return _converted(block)
     except (ValueError, KeyError, TypeError) as error:
@@ -328,16 +238,19 @@ def _converted(block: dict[Any, Any]) -> list[dict[str, Any]]:
 def _unsendable(
     block: Mapping[Any, Any], role: str, reason: str
 ) -> UnsupportedOptionError:
-    told = reason.split("Full content block", maxsplit=1)[0].strip()
+    reason = reason.split("Full content block", maxsplit=1)[0].strip()
     return UnsupportedOptionError(
         f"a message of role {role!r} cannot carry a content block of type"
-        f" {block.get('type')!r}: {told}. To send a block of your provider's own as it"
+        f" {block.get('type')!r}: {reason}. To send a block of your provider's own as it"
         " is, put it into {'type': 'non_standard', 'value': ...}."
     )
 
 
-def _fewest(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
-    """One text as a text: the public gateway counts the tokens of no list."""
+def _as_content(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    """The parts, or one text as a string.
+
+    The public gateway counts no tokens of a list, and completion models lose it.
+    """
     if not parts:
         return ""
     if len(parts) == 1 and parts[0].keys() == {"type", "text"}:
@@ -345,7 +258,9 @@ def _fewest(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
     return parts
 
 
-_PLAIN: Final = frozenset({"text", "finish_reason"})
+# --- answers ------------------------------------------------------------------------
+
+_TEXT_KEYS: Final = frozenset({"text", "finish_reason"})
 
 
 def read_result(
@@ -355,169 +270,153 @@ def read_result(
 
     Args:
         response: The gateway's answer.
-        providers: The provider's name for each model that was asked.
+        providers: The provider's name for each model that was asked, in order.
     """
     usage = response.meta.model_dump(exclude_none=True) if response.meta else {}
-    served = _served(response.model, providers) | _without_none(
-        {"provider_id": response.provider_id, "model_id": response.model_id}
-    )
-    attempt_log = _without_none({"retryrouter": getattr(response, "retryrouter", None)})
-    generations = [
-        ChatGeneration(
-            message=_read_choice(
-                choice,
-                {
-                    **served,
-                    **_cited(choice.citations, response.citations),
-                    **attempt_log,
-                },
-            ),
-            generation_info=_without_none({"finish_reason": choice.finish_reason}),
+    attempt_log = getattr(response, "retryrouter", None)
+    served = {
+        "model_provider": PROVIDER,
+        **_served_by(response.model, providers, attempt_log),
+        **_without_none(
+            {"provider_id": response.provider_id, "model_id": response.model_id}
+        ),
+    }
+    logged = _without_none({"retryrouter": attempt_log})
+    generations: list[ChatGeneration] = []
+    for choice in response.choices:
+        calls, invalid_calls = parse_calls(getattr(choice, "tool_calls", None) or ())
+        extra = {
+            "function_call": choice.function_call,
+            "reasoning_content": getattr(choice, "reasoning_content", None),
+        }
+        citations = _new(_new([], choice.citations), response.citations)
+        cited = {"citations": citations} if citations else {}
+        message = AIMessage(
+            content=choice.text,
+            additional_kwargs={name: value for name, value in extra.items() if value},
+            tool_calls=calls,
+            invalid_tool_calls=invalid_calls,
+            response_metadata={**served, **cited, **logged},
         )
-        for choice in response.choices
-    ]
-    if generations:
-        # The tokens of all choices, which are counted together, are counted once.
-        first: Any = generations[0].message
-        first.usage_metadata = read_usage(usage)
+        if not generations:
+            # The gateway counts the tokens of all choices together.
+            message.usage_metadata = read_usage(usage)
+        info = _without_none({"finish_reason": choice.finish_reason})
+        generations.append(ChatGeneration(message=message, generation_info=info))
     llm_output = {
         "token_usage": usage,
         "model": response.model,
         **served,
         **_without_none({"id": response.id}),
-        **attempt_log,
+        **logged,
     }
     return ChatResult(generations=generations, llm_output=llm_output)
-
-
-def _read_choice(choice: Choice, metadata: dict[str, Any]) -> AIMessage:
-    calls, invalid_calls = parse_calls(getattr(choice, "tool_calls", None) or ())
-    beside = {
-        "function_call": choice.function_call,
-        "reasoning_content": getattr(choice, "reasoning_content", None),
-    }
-    return AIMessage(
-        content=choice.text,
-        additional_kwargs={name: said for name, said in beside.items() if said},
-        tool_calls=calls,
-        invalid_tool_calls=invalid_calls,
-        response_metadata=metadata,
-    )
 
 
 class ChunkReader:
     """Reads the events of one stream as LangChain's chunks.
 
-    LangChain adds up chunks by joining their texts, so that a name told twice would be
-    doubled: here all that is told again is left out. The chunks of a stream add up to
-    the message that the same answer in one piece is read as.
+    LangChain adds up chunks by joining their texts, which would double a name that is
+    repeated, so what was said before is left out. The chunks of a stream add up to the
+    message that the same answer in one piece is read as.
     """
 
     def __init__(self, providers: Mapping[str, str]) -> None:
         """At the start of a stream.
 
         Args:
-            providers: The provider's name for each model that was asked.
+            providers: The provider's name for each model that was asked, in order.
         """
         self._providers = providers
         self._calls = CallReader()
         self._function = CallReader()
         self._citations: list[Any] = []
-        self._told: dict[str, Any] = {}
-        self._late: dict[str, Any] = {}
+        self._said: dict[str, Any] = {}
+        # What may come with any event, and is said with the last chunk.
+        self._model: Any = None
+        self._id: str | None = None
+        self._provider: str | None = None
 
     def __call__(self, event: ChunkedGenerationResponse) -> ChatGenerationChunk | None:
         """What `event` adds to the answer; None if nothing."""
-        self._note(event)
+        data = event.data
+        self._id = self._id or getattr(event, "id", None)
+        self._provider = self._provider or event.provider
+        self._citations = _new(self._citations, data.get("citations"))
+        self._citations = _new(self._citations, getattr(event, "citations", None))
+        self._model = self._model or data.get("model")
         if event.event == "update":
-            return self._read_update(event.data)
+            return self._read_update(data)
         if event.event == "meta":
-            return self._read_meta(event.data)
+            usage = clean_usage(data.get("usage"))
+            served = {}
+            if self._model or len(self._providers) == 1:
+                served = _served_by(self._model, self._providers)
+            chunk = _chunk(self._news({**served, "token_usage": usage or None}))
+            if "token_usage" in chunk.message.response_metadata:
+                chunk.message.usage_metadata = read_usage(usage)  # type: ignore[attr-defined]
+            return chunk
         if event.event == "generation_source":
             source = {
-                "provider_id": _text(event.data.get("providerId")),
-                "model_id": _text(event.data.get("modelId")),
+                "provider_id": data.get("providerId"),
+                "model_id": data.get("modelId"),
             }
-            return _chunk(self._news(source))
+            texts = {name: id_ for name, id_ in source.items() if isinstance(id_, str)}
+            return _chunk(self._news(texts))
         if event.event == "end":
-            return self._read_end(event)
+            attempt_log = getattr(event, "retryrouter", None)
+            last = {
+                "provider_name": self._provider,
+                **_served_by(self._model, self._providers, attempt_log),
+                "citations": self._citations or None,
+                "id": self._id,
+                "retryrouter": attempt_log,
+            }
+            chunk = _chunk(self._news(last))
+            chunk.message.chunk_position = "last"  # type: ignore[attr-defined]
+            return chunk
         return None
-
-    def _note(self, event: ChunkedGenerationResponse) -> None:
-        """Remember what may be told with every event, and is said with the last."""
-        for name in ("id", "provider"):
-            if name not in self._late and (told := getattr(event, name, None)):
-                self._late[name] = told
-        for cited in (event.data.get("citations"), getattr(event, "citations", None)):
-            if cited:
-                self._citations.extend(_new(self._citations, cited))
 
     def _read_update(self, data: Mapping[str, Any]) -> ChatGenerationChunk | None:
         text = data.get("text") or ""
-        if data.keys() <= _PLAIN and data.get("finish_reason") is None:
-            return _text_chunk(text) if text else None
-        beside = self._read_beside(data)
-        calls = self._calls.read(data.get("tool_calls"))
-        finish = self._news({"finish_reason": data.get("finish_reason")})
-        if not (text or beside or calls or finish):
-            return None
-        return _chunk({}, text, beside, calls, finish)
-
-    def _read_beside(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        beside: dict[str, Any] = {}
+        if data.keys() <= _TEXT_KEYS and not data.get("finish_reason"):
+            # As nearly all events of a stream are.
+            if not text:
+                return None
+            return ChatGenerationChunk(message=AIMessageChunk(content=text))
+        extra: dict[str, Any] = {}
         if reasoning := read_reasoning(data):
-            beside["reasoning_content"] = reasoning
+            extra["reasoning_content"] = reasoning
         if function := data.get("function_call"):
             for piece in self._function.read([{"index": 0, "function": function}]):
                 name = {} if piece.name is None else {"name": piece.name}
-                beside["function_call"] = {**name, "arguments": piece.arguments}
-        return beside
-
-    def _read_meta(self, data: Mapping[str, Any]) -> ChatGenerationChunk:
-        usage = clean_usage(data.get("usage"))
-        news = self._news({"token_usage": usage or None})
-        chunk = _chunk(self._news(_served(data.get("model"), self._providers)) | news)
-        if news:
-            chunk.message.usage_metadata = read_usage(usage)  # type: ignore[attr-defined]
-        return chunk
-
-    def _read_end(self, event: ChunkedGenerationResponse) -> ChatGenerationChunk:
-        last = {
-            **_served(self._told.get("model_name"), self._providers),
-            **_cited(self._citations),
-            "id": self._late.get("id"),
-            "retryrouter": getattr(event, "retryrouter", None),
-        }
-        last.setdefault("provider_name", self._late.get("provider"))
-        chunk = _chunk(self._news(last))
-        chunk.message.chunk_position = "last"  # type: ignore[attr-defined]
-        return chunk
+                extra["function_call"] = {**name, "arguments": piece.arguments}
+        calls = self._calls.read(data.get("tool_calls"))
+        finish = self._news({"finish_reason": data.get("finish_reason") or None})
+        if not (text or extra or calls or finish):
+            return None
+        return _chunk({}, text, extra, calls, finish)
 
     def _news(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """What of `metadata` has not been said yet."""
         news = {
             name: value
             for name, value in metadata.items()
-            if value is not None and name not in self._told
+            if value is not None and name not in self._said
         }
-        self._told |= news
+        self._said |= news
         return news
-
-
-def _text_chunk(text: str) -> ChatGenerationChunk:
-    """What nearly all chunks of a stream are; so it has nothing that it need not."""
-    return ChatGenerationChunk(message=AIMessageChunk(content=text))
 
 
 def _chunk(
     metadata: Mapping[str, Any],
     text: str = "",
-    beside: dict[str, Any] | None = None,
+    extra: dict[str, Any] | None = None,
     calls: Sequence[CallPiece] = (),
     info: dict[str, Any] | None = None,
 ) -> ChatGenerationChunk:
-    # An empty list is costlier to build than not to pass.
-    optional: dict[str, Any] = {"additional_kwargs": beside} if beside else {}
+    # To pass an empty list takes longer than to leave it out.
+    optional: dict[str, Any] = {"additional_kwargs": extra} if extra else {}
     if calls:
         optional["tool_call_chunks"] = [
             tool_call_chunk(
@@ -531,7 +430,12 @@ def _chunk(
 
 
 def assemble(events: Iterable[ChunkedGenerationResponse]) -> GatewayResponse:
-    """The answer that a whole stream of events adds up to, with one choice."""
+    """The answer that a whole stream of events adds up to, with one choice.
+
+    Raises:
+        GPTRouterStreamInterruptedError: If the events are not a complete answer.
+    """
+    classify_event, is_complete = EventReader(), False
     calls, function = CallReader(), CallReader()
     texts: list[str] = []
     thoughts: list[str] = []
@@ -539,23 +443,26 @@ def assemble(events: Iterable[ChunkedGenerationResponse]) -> GatewayResponse:
     found: dict[str, Any] = {}
     choice: dict[str, Any] = {"index": 0, "role": "assistant"}
     for event in events:
+        is_complete = is_complete or classify_event(event).is_end
         data = event.data
-        citations.extend(_new(citations, data.get("citations")))
-        citations.extend(_new(citations, getattr(event, "citations", None)))
+        citations = _new(citations, data.get("citations"))
+        citations = _new(citations, getattr(event, "citations", None))
         if event.event == "update":
             texts.append(data.get("text") or "")
             thoughts.append(read_reasoning(data) or "")
             calls.read(data.get("tool_calls"))
             if data.get("function_call"):
                 function.read([{"index": 0, "function": data["function_call"]}])
-            _set_once(choice, finish_reason=data.get("finish_reason"))
-            _set_once(found, id=getattr(event, "id", None))
+            _set_once(choice, finish_reason=data.get("finish_reason") or None)
+            _set_once(found, id=getattr(event, "id", None), model=data.get("model"))
         elif event.event == "meta":
             _set_once(found, model=data.get("model"), meta=data.get("usage"))
         elif event.event == "generation_source":
             _set_once(
                 found, providerId=data.get("providerId"), modelId=data.get("modelId")
             )
+    if not is_complete:
+        raise interrupted()
     choice |= {
         "text": "".join(texts),
         "reasoning_content": "".join(thoughts),
@@ -566,9 +473,11 @@ def assemble(events: Iterable[ChunkedGenerationResponse]) -> GatewayResponse:
 
 
 def take_apart(answer: GenerationResponse) -> Iterator[GatewayEvent]:
-    """A whole answer as the events that a stream would have told it with."""
+    """The events of a stream that would add up to a whole answer."""
     for choice in answer.choices[:1]:
         update = choice.model_dump(exclude={"index", "role"}, exclude_none=True)
+        # An answer in one piece is finished, whether or not it says why.
+        update["model"] = answer.model
         yield GatewayEvent(event="update", id=answer.id, data=update)
     meta: dict[str, Any] = {"model": answer.model}
     if answer.meta is not None:
@@ -579,44 +488,344 @@ def take_apart(answer: GenerationResponse) -> Iterator[GatewayEvent]:
     yield GatewayEvent(event="end", data={})
 
 
-def _set_once(found: dict[str, Any], **told: Any) -> None:
-    for name, value in told.items():
+def _set_once(found: dict[str, Any], **values: Any) -> None:
+    for name, value in values.items():
         if value is not None:
             found.setdefault(name, value)
 
 
-def _cited(*told: list[Any] | None) -> dict[str, list[Any]]:
-    """The sources of an answer, each once."""
-    citations: list[Any] = []
-    for some in told:
-        citations.extend(_new(citations, some))
-    return {"citations": citations} if citations else {}
+def _new(known: list[Any], further: Any) -> list[Any]:
+    """`known` with what of `further`, if it is a list, is not in it, each once."""
+    if not further or not isinstance(further, list):
+        return known
+    merged = [*known]
+    for one in further:
+        if one not in merged:
+            merged.append(one)
+    return merged
 
 
-def _new(known: list[Any], told: Any) -> list[Any]:
-    """What of `told`, if it is a list, is not among `known`, each once."""
-    news: list[Any] = []
-    for one in told if isinstance(told, list) else ():
-        if one not in known and one not in news:
-            news.append(one)
-    return news
+def _served_by(
+    model: Any,
+    providers: Mapping[str, str],
+    attempt_log: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The names of the model and the provider that answered.
 
-
-def _served(model: Any, providers: Mapping[str, str]) -> dict[str, Any]:
-    """Which model and provider answered; the model's name may be all that is told."""
-    if not (model and isinstance(model, str)) and len(providers) == 1:
-        [model] = providers  # Azure's models do not say their name in a stream.
-    served = {"model_provider": PROVIDER}
-    if model and isinstance(model, str):
-        served["model_name"] = model
-        if model in providers:
-            served["provider_name"] = providers[model]
-    return served
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+    Without a model in the answer (Azure's streams have none) it is the model that the
+    last attempt asked first. A provider's dated name, such as `gpt-4o-2024-08-06`,
+    belongs to the listed model that it begins with.
+    """
+    if not (model and isinstance(model, str)):
+        attempts = (attempt_log or {}).get("attempts") or [{}]
+        model = attempts[-1].get("route") or next(iter(providers), None)
+    listed = [name for name in providers if str(model).startswith(name)]
+    provider = providers[max(listed, key=len)] if listed else None
+    if provider is None and len(set(providers.values())) == 1:
+        provider = next(iter(providers.values()))
+    return _without_none({"model_name": model, "provider_name": provider})
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
+
+
+# --- tool calls ---------------------------------------------------------------------
+
+_EMPTY_CALL: Final = {
+    "id": None,
+    "type": "function",
+    "function": {"name": "", "arguments": ""},
+}
+
+
+def parse_calls(
+    calls: Iterable[Mapping[str, Any]],
+) -> tuple[list[ToolCall], list[InvalidToolCall]]:
+    """Whole calls as LangChain's, and those whose arguments are not a JSON object."""
+    parsed: list[ToolCall] = []
+    invalid: list[InvalidToolCall] = []
+    for call in calls:
+        function = call.get("function") or {}
+        name, arguments = function.get("name") or "", function.get("arguments") or ""
+        whole = {
+            "id": call.get("id") or None,
+            "type": "function",
+            "function": {"name": name, "arguments": arguments},
+        }
+        if whole == _EMPTY_CALL:
+            continue
+        try:
+            tool_call = cast("ToolCall", parse_tool_call(whole))
+        except (ValueError, RecursionError) as error:
+            invalid.append(make_invalid_tool_call(whole, str(error)))
+            continue
+        if isinstance(tool_call["args"], dict) and not _json.is_deep(tool_call["args"]):
+            parsed.append(tool_call)
+        else:
+            reason = (
+                f"Function {name} arguments:\n\n{arguments}\n\nare not a JSON object"
+                " that can be read."
+            )
+            invalid.append(make_invalid_tool_call(whole, reason))
+    return parsed, invalid
+
+
+@dataclass(slots=True)
+class CallPiece:
+    """What one event adds to one call; None or "" if it adds nothing."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+
+
+class CallReader:
+    """Joins the pieces of one stream's tool calls.
+
+    Gateways differ in how they say which call a piece belongs to, so it is found here,
+    and each call gets an index of its own. A piece belongs to the call with its index,
+    unless it has another id; without an index to the call with its id; without both to
+    the last call, unless it has a name. A piece with a name after the first arguments
+    is another call. Repeated ids and names are not added again, nor is a whole call.
+    """
+
+    __slots__ = ("_calls",)
+
+    def __init__(self) -> None:
+        """At the start of a stream."""
+        self._calls: list[tuple[int | None, CallPiece]] = []
+
+    def read(self, pieces: Iterable[Mapping[str, Any]] | None) -> list[CallPiece]:
+        """What the tool calls of one event add."""
+        return [new for piece in pieces or () if (new := self._read(piece)) is not None]
+
+    def whole(self) -> list[dict[str, Any]]:
+        """The calls so far, as an answer in one piece would have them."""
+        return [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name or "", "arguments": call.arguments},
+            }
+            for _, call in self._calls
+        ]
+
+    def _read(self, piece: Mapping[str, Any]) -> CallPiece | None:
+        index: int | None = piece.get("index")
+        function = piece.get("function") or {}
+        id_, name = piece.get("id") or None, function.get("name") or None
+        arguments: str = function.get("arguments") or ""
+        if not (id_ or name or arguments):
+            return None
+        call = self._find(index, id_, name)
+        if call is None or (id_ is None and _is_another(call, name, arguments)):
+            call = CallPiece(self._free_index(index), id_, name, arguments)
+            self._calls.append((index, call))
+            return CallPiece(call.index, id_, name, arguments)
+        if name == call.name:
+            if _is_json_object(arguments) and arguments == call.arguments:
+                return None
+            name = None
+        new = CallPiece(call.index, None if call.id else id_, name, arguments)
+        call.id = call.id or id_
+        call.name = (call.name or "") + (name or "")
+        call.arguments = (call.arguments or "") + arguments
+        return new
+
+    def _find(
+        self, index: int | None, id_: str | None, name: str | None
+    ) -> CallPiece | None:
+        """The call that a piece belongs to, the latest if in doubt; None if new."""
+        for known, call in reversed(self._calls):
+            if index is not None:
+                if index == known and (None in {id_, call.id} or id_ == call.id):
+                    return call
+            elif id_ is not None:
+                if id_ == call.id:
+                    return call
+            else:
+                return None if name and call.name else call
+        return None
+
+    def _free_index(self, index: int | None) -> int:
+        taken = {call.index for _, call in self._calls}
+        if index is not None and index not in taken:
+            return index
+        return max(taken, default=-1) + 1
+
+
+def _is_another(call: CallPiece, name: str | None, arguments: str) -> bool:
+    """Whether a piece of this name, without an id, begins a call after `call`."""
+    if not (name and call.name and call.arguments):
+        return False
+    return name != call.name or (
+        arguments != call.arguments
+        and _is_json_object(arguments)
+        and _is_json_object(call.arguments)
+    )
+
+
+def _is_json_object(text: str) -> bool:
+    try:
+        return isinstance(_json.read(text), dict)
+    except ValueError:
+        return False
+
+
+# --- usage --------------------------------------------------------------------------
+
+_COUNTS: Final = ("prompt_tokens", "completion_tokens", "total_tokens")
+_TOO_LARGE: Final = 2**63
+_INPUT_DETAILS: Final = {
+    "audio": "audio_tokens",
+    "cache_read": "cached_tokens",
+    "cache_creation": "cache_write_tokens",
+}
+_OUTPUT_DETAILS: Final = {"audio": "audio_tokens", "reasoning": "reasoning_tokens"}
+
+
+def read_usage(usage: Mapping[str, Any]) -> UsageMetadata | None:
+    """A clean count as LangChain's; None if it has neither prompt nor completion."""
+    prompt, completion, total = (read_count(usage.get(name)) for name in _COUNTS)
+    if prompt is None and completion is None:
+        return None
+    prompt, completion = prompt or 0, completion or 0
+    read = UsageMetadata(
+        input_tokens=prompt,
+        output_tokens=completion,
+        total_tokens=total or prompt + completion,
+    )
+    of_input = _details(usage.get("prompt_tokens_details"), _INPUT_DETAILS)
+    if of_input:
+        read["input_token_details"] = cast("InputTokenDetails", of_input)
+    of_output = _details(usage.get("completion_tokens_details"), _OUTPUT_DETAILS)
+    if of_output:
+        read["output_token_details"] = cast("OutputTokenDetails", of_output)
+    return read
+
+
+def add_usage(outputs: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
+    """The `llm_output` of several runs: token counts summed, the rest the last's."""
+    combined: dict[str, Any] = {}
+    total: dict[str, Any] = {}
+    for output in outputs:
+        if output is None:
+            continue  # The run was answered from a cache, or streamed.
+        combined |= {
+            key: value for key, value in output.items() if key != "retryrouter"
+        }
+        total = _sum(total, output.get("token_usage") or {})
+    return {**combined, "token_usage": total} if combined else {}
+
+
+def _details(details: Any, names: Mapping[str, str]) -> dict[str, int]:
+    if not isinstance(details, dict):
+        return {}
+    counts = {ours: read_count(details.get(theirs)) for ours, theirs in names.items()}
+    return {name: count for name, count in counts.items() if count is not None}
+
+
+def _sum(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers added up, at any depth; of what cannot be added, the last."""
+    total = dict(left)
+    for name, value in right.items():
+        before = total.get(name)
+        if isinstance(before, dict) and isinstance(value, dict):
+            total[name] = _sum(before, value)
+        elif _is_number(before) and _is_number(value):
+            total[name] = before + value
+        else:
+            total[name] = value
+    return total
+
+
+def _is_number(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) < _TOO_LARGE
+
+
+# --- content blocks -----------------------------------------------------------------
+
+_CITATION_FIELDS: Final = {
+    "url": str,
+    "title": str,
+    "cited_text": str,
+    "start_index": int,
+    "end_index": int,
+}
+
+
+def translate_content(message: AIMessage) -> list[types.ContentBlock]:
+    """The blocks of a whole message.
+
+    Raises:
+        NotImplementedError: If its content is a list, which our answers never have;
+            LangChain then reads it itself.
+    """
+    blocks = _text_blocks(message)
+    blocks += [{**call, "type": "tool_call"} for call in message.tool_calls]
+    blocks += [
+        {**call, "type": "invalid_tool_call"} for call in message.invalid_tool_calls
+    ]
+    return cast("list[types.ContentBlock]", blocks)
+
+
+def translate_content_chunk(message: AIMessageChunk) -> list[types.ContentBlock]:
+    """The blocks of a chunk, or of the sum of a stream's chunks.
+
+    Raises:
+        NotImplementedError: As `translate_content`.
+    """
+    is_sum = message.content or message.tool_call_chunks or message.additional_kwargs
+    if is_sum and message.chunk_position == "last":
+        return translate_content(message)
+    blocks = [
+        {**block, "index": "lc_txt_0" if block["type"] == "text" else "lc_rs_0"}
+        for block in _text_blocks(message)
+    ]
+    blocks += [
+        {**call, "type": "tool_call_chunk", "index": f"lc_tc_{call['index']}"}
+        for call in message.tool_call_chunks
+    ]
+    return cast("list[types.ContentBlock]", blocks)
+
+
+def _text_blocks(message: AIMessage) -> list[dict[str, Any]]:
+    if not isinstance(message.content, str):
+        raise NotImplementedError
+    blocks: list[dict[str, Any]] = []
+    reasoning = message.additional_kwargs.get("reasoning_content")
+    if reasoning and isinstance(reasoning, str):
+        blocks.append({"type": "reasoning", "reasoning": reasoning})
+    text: dict[str, Any] = {"type": "text", "text": message.content}
+    citations = message.response_metadata.get("citations")
+    if citations and isinstance(citations, list):
+        text["annotations"] = [_annotation(citation) for citation in citations]
+    if message.content or "annotations" in text:
+        blocks.append(text)
+    return blocks
+
+
+def _annotation(citation: Any) -> dict[str, Any]:
+    if isinstance(citation, str):
+        return {"type": "citation", "url" if "://" in citation else "title": citation}
+    if not isinstance(citation, dict):
+        return {"type": "non_standard_annotation", "value": {"citation": citation}}
+    # OpenAI nests a citation under its type's name.
+    nested = citation.get(str(citation.get("type")))
+    source = nested if isinstance(nested, dict) else citation
+    fields = {key: value for key, value in source.items() if key != "type"}
+    known = {
+        name: fields[name]
+        for name, kind in _CITATION_FIELDS.items()
+        if isinstance(fields.get(name), kind)
+    }
+    if not known:
+        return {"type": "non_standard_annotation", "value": citation}
+    extras = {key: value for key, value in fields.items() if key not in known}
+    return {"type": "citation", **known, **({"extras": extras} if extras else {})}
+
+
+register_translator(PROVIDER, translate_content, translate_content_chunk)

@@ -1,4 +1,4 @@
-"""Server-sent events out of bytes, however the network cuts them.
+r"""Server-sent events out of bytes, however the network cuts them.
 
 A pure parser (WHATWG HTML, section 9.2.6, "Interpreting an event stream"), with three
 deliberate differences. Lines end at `\n` or `\r\n` only: inside JSON the gateway

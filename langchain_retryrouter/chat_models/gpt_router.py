@@ -1,8 +1,8 @@
-"""`GPTRouter`: a chat model over a GPTRouter gateway, with one retry owner.
+"""`GPTRouter`: a chat model over a GPTRouter gateway, retried and failed over.
 
-The module, its classes and its functions are named as in langchain-community, so that
-moving over takes one word in the imports. What is promised here holds for `GPTRouter`'s
-methods and for `completion_with_retry` called directly.
+The module, its class and its functions are named as in langchain-community, so that
+moving over takes one word in the imports. A call goes from `_generate` or `_stream` by
+`completion_with_retry` to `_retry.engine`, which sends it by `_gptrouter.client`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,6 @@ from collections.abc import (
 )
 from typing import Any, Final, cast
 
-from gpt_router.models import (
-    ChunkedGenerationResponse,
-    GenerationResponse,
-    GPTRouterMetadata,
-)
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
     CallbackManagerForLLMRun,
@@ -44,16 +39,13 @@ from langchain_core.outputs import (
 from langchain_core.runnables import Runnable
 from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
+from langchain_retryrouter import _gptrouter
 from langchain_retryrouter._callbacks import (
     RetryVisibleChatModel,
     anotifier,
-    inspected_once,
     notifier,
     run_manager_of,
 )
-from langchain_retryrouter._gptrouter.bodies import AsyncEvents, SyncEvents
-from langchain_retryrouter._gptrouter.borders import from_sdk
-from langchain_retryrouter._gptrouter.client import GatewayClient
 from langchain_retryrouter._gptrouter.connection import (
     DEFAULT_API_BASE_URL,
     GATEWAY_METADATA,
@@ -61,40 +53,12 @@ from langchain_retryrouter._gptrouter.connection import (
     GPTRouterModel,
     put_first,
     read_models,
-)
-from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_STREAM_ERRORS
-from langchain_retryrouter._gptrouter.messages import (
-    PROVIDER,
-    ChunkReader,
-    assemble,
-    build_messages,
-    read_result,
-    take_apart,
-)
-from langchain_retryrouter._gptrouter.plan import (
-    policy_of,
     retry_context,
     take_metadata,
 )
-from langchain_retryrouter._gptrouter.protocol import (
-    EventReader,
-    GatewayEvent,
-    GatewayRequest,
-    GatewayResponse,
-    add_usage,
-    build_params,
-    check_options,
-    is_opaque,
-    unknown_name,
-)
 from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.engine import Attempt, acall, call
-from langchain_retryrouter._retry.streaming import (
-    AEventSource,
-    EventSource,
-    astream,
-    stream,
-)
+from langchain_retryrouter._retry.streaming import EventSource, astream, stream
 from langchain_retryrouter.chat_models._profiles import profile_of
 from langchain_retryrouter.chat_models._structured import (
     Method,
@@ -117,257 +81,7 @@ __all__ = [
     "get_ordered_generation_requests",
 ]
 
-
 logger = logging.getLogger(__name__)
-
-_NO_CHOICES_WITH_TOOLS = (
-    "n must be 1 in a call with tools: the gateway sends tool calls in streams only,"
-    " where it interleaves several answers without telling them apart"
-)
-
-
-class _GatewayCall:
-    """What both twins know of a call."""
-
-    def __init__(
-        self,
-        client: Any,
-        requests: Sequence[GatewayRequest],
-        options: dict[str, Any],
-        *,
-        metadata: GPTRouterMetadata | None,
-        failover: bool,
-    ) -> None:
-        """Nothing is sent yet.
-
-        Args:
-            client: What sends; ours, or one with the SDK's `generate`.
-            requests: A request per model, the preferred one first.
-            options: What our own client tells the gateway beside them.
-            metadata: What the gateway is told for its own records.
-            failover: Whether the next attempt puts a model that failed last.
-
-        Raises:
-            ValueError: For several answers with tool calls, which no stream can carry.
-        """
-        params = requests[0].prompt_params
-        asks_for_one = params.n in {None, 1}
-        if params.tools and not asks_for_one:
-            raise ValueError(_NO_CHOICES_WITH_TOOLS)
-        self._client = client
-        self._requests = list(requests)
-        self._options = options if isinstance(client, GatewayClient) else None
-        self._metadata = metadata
-        self._failover = failover
-        self._streams_inside = bool(params.tools)
-        self._never_streams = bool(params.functions)
-        self._may_stream_inside = asks_for_one and not self._never_streams
-
-    def route(self) -> str:
-        """The model that the next attempt asks first."""
-        return self._requests[0].model_name
-
-    def on_failure(self, error: RetryRouterError) -> None:
-        """Prepare the next attempt, knowing how the last one failed."""
-        if self._may_stream_inside and is_opaque(error):
-            self._streams_inside = True
-        if not self._failover:
-            return
-        if self.should_failover(error):
-            out = self._cannot_answer(error)
-            names = ", ".join(request.model_name for request in out)
-            logger.warning("%s cannot answer: %s", names, error)
-            asked_next = [one for one in self._requests if one not in out]
-        else:
-            failed, *others = self._requests
-            asked_next = [*others, failed]
-        self._requests = [
-            request.model_copy(update={"order": order})
-            for order, request in enumerate(asked_next, start=1)
-        ]
-
-    def should_failover(self, error: RetryRouterError) -> bool:
-        """Whether some models are out of the question, and others are not."""
-        return self._failover and (
-            0 < len(self._cannot_answer(error)) < len(self._requests)
-        )
-
-    def _cannot_answer(self, error: RetryRouterError) -> list[GatewayRequest]:
-        """Which models an error rules out, however often they were asked.
-
-        A name that the gateway does not know is told. Else only what a stream reports
-        is about the model or its provider, and so about the one asked first: a 401 to
-        the request itself, say, is about the gateway's key, whoever is asked.
-        """
-        name = unknown_name(error)
-        named = [r for r in self._requests if name in {r.model_name, r.provider_name}]
-        if named:
-            return named
-        told_by_a_stream = type(error) is GPT_ROUTER_STREAM_ERRORS.get(error.kind)
-        is_models_own = told_by_a_stream and is_routes_own(error.kind)
-        return self._requests[:1] if is_models_own else []
-
-    def _arguments(self, attempt: Attempt, *, is_stream: bool) -> dict[str, Any]:
-        arguments: dict[str, Any] = {
-            "ordered_generation_requests": self._requests,
-            "is_stream": is_stream,
-        }
-        if self._metadata is not None:
-            arguments["model_router_metadata"] = self._metadata
-        if self._options is not None:
-            arguments |= {"timeout": attempt.timeout, **self._options}
-            if self._streams_inside:
-                # Nobody watches this stream: what limits the answer limits all of it.
-                arguments["whole_within"] = attempt.timeout
-        return arguments
-
-    @staticmethod
-    def with_attempt_log(
-        response: GenerationResponse, attempt_log: dict[str, Any]
-    ) -> GenerationResponse:
-        """The answer, telling the attempts it took where its type has room for it."""
-        if isinstance(response, GatewayResponse):
-            response.retryrouter = attempt_log
-        return response
-
-
-class GatewayCall(_GatewayCall):
-    """One call over a sync client."""
-
-    def send(self, attempt: Attempt) -> GenerationResponse:
-        """One attempt's answer."""
-        if self._streams_inside:
-            with contextlib.closing(self.connect(attempt)) as events:
-                return assemble(events)
-        with _sdk_errors():
-            answer: GenerationResponse = self._client.generate(
-                **self._arguments(attempt, is_stream=False)
-            )
-        return answer
-
-    def connect(self, attempt: Attempt) -> EventSource[ChunkedGenerationResponse]:
-        """One attempt's stream."""
-        if self._never_streams:
-            return BufferedEvents(take_apart(self.send(attempt)))
-        with _sdk_errors():
-            events = self._client.generate(**self._arguments(attempt, is_stream=True))
-        return events if isinstance(events, SyncEvents) else SDKEvents(events)
-
-
-class AsyncGatewayCall(_GatewayCall):
-    """One call over an async client."""
-
-    async def send(self, attempt: Attempt) -> GenerationResponse:
-        """One attempt's answer."""
-        if self._streams_inside:
-            async with contextlib.aclosing(await self.connect(attempt)) as events:
-                return assemble([event async for event in events])
-        with _sdk_errors():
-            answer: GenerationResponse = await self._client.agenerate(
-                **self._arguments(attempt, is_stream=False)
-            )
-        return answer
-
-    async def connect(
-        self, attempt: Attempt
-    ) -> AEventSource[ChunkedGenerationResponse]:
-        """One attempt's stream."""
-        if self._never_streams:
-            return AsyncBufferedEvents(take_apart(await self.send(attempt)))
-        with _sdk_errors():
-            events = await self._client.agenerate(
-                **self._arguments(attempt, is_stream=True)
-            )
-        return events if isinstance(events, AsyncEvents) else AsyncSDKEvents(events)
-
-
-class BufferedEvents:
-    """The events of an answer that is here already."""
-
-    def __init__(self, events: Iterator[GatewayEvent]) -> None:
-        self._events = events
-
-    def __iter__(self) -> Iterator[GatewayEvent]:
-        yield from self._events
-
-    def abort(self) -> None:
-        """Nothing is read any longer."""
-
-    def close(self) -> None:
-        """Nothing is open any longer."""
-
-
-class AsyncBufferedEvents:
-    """Async twin of `BufferedEvents`."""
-
-    def __init__(self, events: Iterator[GatewayEvent]) -> None:
-        self._events = events
-
-    async def __aiter__(self) -> AsyncIterator[GatewayEvent]:
-        for event in self._events:
-            yield event
-
-    async def aclose(self) -> None:
-        """Nothing is open any longer."""
-
-
-class SDKEvents:
-    """The events of the SDK's own client, which swallows `end`.
-
-    A body that is over then has to do for an end; the reader still asks for a finish
-    reason. Nobody can abort a read in there, so limits hold between events only.
-    """
-
-    def __init__(self, events: Iterator[ChunkedGenerationResponse]) -> None:
-        self._events = events
-
-    def __iter__(self) -> Iterator[ChunkedGenerationResponse]:
-        with _sdk_errors():
-            yield from self._events
-        yield GatewayEvent(event="end", data={})
-
-    def abort(self) -> None:
-        """Nothing that could be done."""
-
-    def close(self) -> None:
-        if isinstance(self._events, Generator):
-            self._events.close()
-
-
-class AsyncSDKEvents:
-    """Async twin of `SDKEvents`."""
-
-    def __init__(self, events: AsyncIterator[ChunkedGenerationResponse]) -> None:
-        self._events = events
-
-    async def __aiter__(self) -> AsyncIterator[ChunkedGenerationResponse]:
-        with _sdk_errors():
-            async for event in self._events:
-                yield event
-        yield GatewayEvent(event="end", data={})
-
-    async def aclose(self) -> None:
-        if isinstance(self._events, AsyncGenerator):
-            await self._events.aclose()
-
-
-@contextlib.contextmanager
-def _sdk_errors() -> Iterator[None]:
-    try:
-        yield
-    except RetryRouterError:
-        raise
-    except Exception as error:
-        told = from_sdk(error)
-        if told is None:
-            raise
-        raise told from error
-
-
-NO_CHOICES_IN_A_STREAM = (
-    "n must be 1 in a stream: the gateway interleaves several answers without telling"
-    " them apart. Use `generate` or `invoke` without streaming, or n=1."
-)
 
 _SENT_IF_SET: Final = (
     "top_p",
@@ -379,10 +93,39 @@ _SENT_IF_SET: Final = (
     "web_search_options",
     "output_config",
 )
+_ONE_CHOICE_IN_A_STREAM: Final = (
+    "n must be 1 in a stream: the gateway interleaves several answers without telling"
+    " them apart. Use `generate` or `invoke` without streaming, or n=1."
+)
+_ONE_CHOICE_WITH_TOOLS: Final = (
+    "n must be 1 in a call with tools: the gateway sends tool calls in streams only,"
+    " where it interleaves several answers without telling them apart"
+)
 
 
-class GatewayFields(GatewayConnection, RetryVisibleChatModel):
-    """The fields of a `GPTRouter`."""
+class GPTRouter(GatewayConnection, RetryVisibleChatModel):
+    """A chat model over a GPTRouter gateway, with retries and failover.
+
+    The key and the address come from the arguments or from `GPT_ROUTER_API_KEY` and
+    `GPT_ROUTER_API_BASE`. The gateway is asked not to retry by itself, and connections
+    are pooled. A stream that ends without the gateway's `end` is a
+    `StreamInterruptedError`, never a short answer.
+
+    Example:
+        ```python
+        from langchain_retryrouter import GPTRouter, GPTRouterModel
+
+        llm = GPTRouter(
+            models_priority_list=[
+                GPTRouterModel(name="gpt-4o", provider_name="chat_openai"),
+            ]
+        )
+        llm.invoke("Hello").content
+        ```
+
+    The answer's `response_metadata` has `model_name`, `provider_name`, `token_usage`,
+    `finish_reason`, and under `retryrouter` the attempts that it took.
+    """
 
     temperature: float | None = Field(default=0.7, allow_inf_nan=False)
     """Sampling temperature; None leaves it to the provider."""
@@ -394,10 +137,10 @@ class GatewayFields(GatewayConnection, RetryVisibleChatModel):
     """How much a token's past frequency counts against it."""
 
     presence_penalty: float | None = Field(default=None, allow_inf_nan=False)
-    """How much a token's having appeared counts against it."""
+    """How much it counts against a token that it has appeared."""
 
     stop: list[str] | str | None = None
-    """Where an answer ends; a call's own `stop` takes its place."""
+    """Texts at which an answer ends; a call's own `stop` replaces them."""
 
     reasoning_effort: str | None = None
     """How long a reasoning model thinks, from "none" to "max"; newer gateways."""
@@ -406,13 +149,13 @@ class GatewayFields(GatewayConnection, RetryVisibleChatModel):
     """Extended thinking: {"type": "enabled", "budget_tokens": 1024}; newer gateways."""
 
     web_search_options: dict[str, Any] | None = None
-    """What a model that searches the web is told about it; newer gateways."""
+    """Options of a model that searches the web; newer gateways."""
 
     output_config: dict[str, Any] | None = None
-    """The provider's own settings of the answer's form; newer gateways."""
+    """The provider's own options for the form of an answer; newer gateways."""
 
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """More for the provider; sent as it is, also what no gateway is known to read."""
+    """More options for the provider, sent as they are, known to the gateway or not."""
 
     streaming: bool = False
     """Whether `invoke` streams inside."""
@@ -424,23 +167,22 @@ class GatewayFields(GatewayConnection, RetryVisibleChatModel):
     """Tokens of an answer at the most; None leaves it to the provider."""
 
     gateway_max_retries: int | None = Field(default=None, ge=0)
-    """Retries of the gateway itself. None: 0 while we retry, else its default (3)."""
+    """Retries of the gateway itself; None for 0, or its default (3) if we do not
+    retry."""
 
     gateway_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Seconds the gateway gives its provider; None for its default (60)."""
+    """Seconds the gateway waits for its provider's headers; None for its default (60)."""
 
     @classmethod
     def _provider_options(cls) -> frozenset[str]:
-        from langchain_retryrouter._gptrouter.protocol import PROVIDER_OPTIONS
+        return _gptrouter.protocol.PROVIDER_OPTIONS
 
-        return PROVIDER_OPTIONS
-
-    # A check of the whole model would show all its input, the key included.
+    # Not by a check of the whole model, whose error would show all input.
     @field_validator("n")
     @classmethod
     def _check_n(cls, value: int, info: ValidationInfo) -> int:
         if value > 1 and info.data.get("streaming"):
-            raise ValueError(NO_CHOICES_IN_A_STREAM)
+            raise ValueError(_ONE_CHOICE_IN_A_STREAM)
         return value
 
     # --- what LangChain asks ---
@@ -479,14 +221,14 @@ class GatewayFields(GatewayConnection, RetryVisibleChatModel):
     ) -> LangSmithParams:
         model = kwargs.get("model") or self._models_asked(kwargs)[0].name
         params = super()._get_ls_params(stop=stop, **{**kwargs, "model": model})
-        params["ls_provider"] = PROVIDER
+        params["ls_provider"] = "gptrouter"
         stops = stop or kwargs.get("stop") or self.stop
         if stops:
             params["ls_stop"] = [stops] if isinstance(stops, str) else stops
         return params
 
     def _models_asked(self, options: dict[str, Any]) -> list[GPTRouterModel]:
-        """The models of a call; what its options say of them is taken out of them."""
+        """The models of a call; the options that say so are taken out."""
         models = options.pop("models_priority_list", None)
         models = self.models_priority_list if models is None else read_models(models)
         first = options.pop("model", None)
@@ -495,46 +237,23 @@ class GatewayFields(GatewayConnection, RetryVisibleChatModel):
     def _combine_llm_outputs(
         self, llm_outputs: list[dict[str, Any] | None], /
     ) -> dict[str, Any]:
-        return add_usage(llm_outputs)
+        return _gptrouter.messages.add_usage(llm_outputs)
 
     def _convert_cached_generations(
         self, cache_val: list[Generation]
     ) -> list[ChatGeneration]:
-        """What a cache has, saying that this time nothing was sent for it."""
+        """A cached answer, with an empty attempt log, since nothing was sent."""
         generations = super()._convert_cached_generations(cache_val)
         for generation in generations:
             message = generation.message
-            # A dict of its own: whoever was given the answer before has the old one.
+            # A copy: the earlier caller still holds the old dict.
             message.response_metadata = {
                 **message.response_metadata,
                 "retryrouter": {"attempts": []},
             }
         return generations
 
-
-class GPTRouter(GatewayFields):
-    """A chat model over a GPTRouter gateway, retried until it answers or cannot.
-
-    The key and the address come from the arguments or from `GPT_ROUTER_API_KEY` and
-    `GPT_ROUTER_API_BASE`. Retries are ours alone: the gateway is asked not to repeat,
-    and the connections are pooled. A stream that ends without the gateway's `end` is a
-    `StreamInterruptedError`, never a short answer.
-
-    Example:
-        ```python
-        from langchain_retryrouter import GPTRouter, GPTRouterModel
-
-        llm = GPTRouter(
-            models_priority_list=[
-                GPTRouterModel(name="gpt-4o", provider_name="chat_openai"),
-            ]
-        )
-        llm.invoke("Hello").content
-        ```
-
-    The answer's `response_metadata` has `model_name`, `provider_name`, `token_usage`,
-    `finish_reason`, and under `retryrouter` the attempts that it took.
-    """
+    # --- tools and structured output ---
 
     def bind_tools(
         self,
@@ -545,18 +264,18 @@ class GPTRouter(GatewayFields):
         parallel_tool_calls: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """This model, offered `tools` in every call.
+        """This model with `tools` in every call.
 
         The gateway sends tool calls in streams only, so such a call streams inside and
-        still returns one message. The public gateway knows neither `tool_choice` nor
-        `parallel_tool_calls`, and does not say so.
+        still returns one message. The public gateway ignores `tool_choice` and
+        `parallel_tool_calls` silently.
 
         Args:
             tools: Functions, pydantic classes, TypedDicts, `BaseTool`s, or dicts in
-                OpenAI's form; if there are none, nothing is said of tools.
+                OpenAI's form; an empty list sends no tools.
             tool_choice: A tool's name; "auto"; "none"; "any", "required" or True for
                 at least one; or a dict in OpenAI's form.
-            strict: Whether the provider shall hold arguments to the schema exactly.
+            strict: Whether the provider has to follow the schema of arguments exactly.
             parallel_tool_calls: Whether there may be several calls in one answer.
             **kwargs: More options of a call.
 
@@ -585,16 +304,16 @@ class GPTRouter(GatewayFields):
                 schema or a tool in OpenAI's form, for which dicts are.
             method: "function_calling", which every gateway carries; "json_schema",
                 which the public gateway refuses; or "json_mode", where the prompt has
-                to ask for JSON and say what shall be in it.
+                to ask for JSON and describe it.
             include_raw: Whether to return a dict of `raw`, `parsed` and
                 `parsing_error` instead, and never to raise for what cannot be parsed.
-            strict: Whether the provider shall hold the answer to the schema exactly.
+            strict: Whether the provider has to follow the schema exactly.
             **kwargs: More options of a call.
 
         Returns:
-            What takes a prompt and gives such data. With "function_calling" it gives
-            None where there is no readable call: the model may answer in text, above
-            all where the gateway loses `tool_choice`.
+            A runnable from a prompt to such data. With "function_calling" it gives None
+            if there is no readable call: the model may answer in text, above all where
+            the gateway ignores `tool_choice`.
 
         Raises:
             ValueError: For a method that does not exist or does not fit the arguments.
@@ -604,7 +323,8 @@ class GPTRouter(GatewayFields):
         parser = structured_parser(schema, method)
         return with_raw(model, parser) if include_raw else model | parser
 
-    @inspected_once
+    # --- calls ---
+
     def _generate(
         self,
         messages: list[BaseMessage],
@@ -621,9 +341,10 @@ class GPTRouter(GatewayFields):
         response = completion_with_retry(
             self, models_priority_list=models, run_manager=run_manager, **params
         )
-        return read_result(cast("GenerationResponse", response), _providers(models))
+        return _gptrouter.messages.read_result(
+            cast("_gptrouter.protocol.Response", response), _providers(models)
+        )
 
-    @inspected_once
     async def _agenerate(
         self,
         messages: list[BaseMessage],
@@ -640,7 +361,9 @@ class GPTRouter(GatewayFields):
         response = await acompletion_with_retry(
             self, models_priority_list=models, run_manager=run_manager, **params
         )
-        return read_result(cast("GenerationResponse", response), _providers(models))
+        return _gptrouter.messages.read_result(
+            cast("_gptrouter.protocol.Response", response), _providers(models)
+        )
 
     def _stream(
         self,
@@ -654,8 +377,8 @@ class GPTRouter(GatewayFields):
         answer = completion_with_retry(
             self, models_priority_list=models, run_manager=retried, **params
         )
-        events = cast("Generator[ChunkedGenerationResponse, None, None]", answer)
-        read = ChunkReader(_providers(models))
+        events = cast("Generator[_gptrouter.protocol.Event, None, None]", answer)
+        read = _gptrouter.messages.ChunkReader(_providers(models))
         with contextlib.closing(events):
             for event in events:
                 chunk = read(event)
@@ -677,8 +400,8 @@ class GPTRouter(GatewayFields):
         answer = await acompletion_with_retry(
             self, models_priority_list=models, run_manager=retried, **params
         )
-        events = cast("AsyncGenerator[ChunkedGenerationResponse, None]", answer)
-        read = ChunkReader(_providers(models))
+        events = cast("AsyncGenerator[_gptrouter.protocol.Event, None]", answer)
+        read = _gptrouter.messages.ChunkReader(_providers(models))
         async with contextlib.aclosing(events):
             async for event in events:
                 chunk = read(event)
@@ -696,10 +419,12 @@ class GPTRouter(GatewayFields):
         *,
         stream: bool,
     ) -> tuple[list[GPTRouterModel], dict[str, Any]]:
-        """Which models are asked, and what; fields first, then the call's options."""
+        """The models of a call and its parameters: the fields, then its options."""
         options = dict(options)
         models = self._models_asked(options)
-        check_options(name for name in options if name not in GATEWAY_METADATA)
+        _gptrouter.protocol.check_options(
+            name for name in options if name not in GATEWAY_METADATA
+        )
         params = {**self._default_params, **options, "stream": stream}
         if stop is not None:
             if "stop" in self.model_kwargs or "stop" in options:
@@ -707,8 +432,9 @@ class GPTRouter(GatewayFields):
                 raise ValueError(msg)
             params["stop"] = stop
         if stream and (params.get("n") or 1) > 1:
-            raise ValueError(NO_CHOICES_IN_A_STREAM)
-        return models, {**params, "messages": build_messages(messages)}
+            raise ValueError(_ONE_CHOICE_IN_A_STREAM)
+        params["messages"] = _gptrouter.messages.build_messages(messages)
+        return models, params
 
 
 def _providers(models: list[GPTRouterModel]) -> dict[str, str]:
@@ -717,21 +443,21 @@ def _providers(models: list[GPTRouterModel]) -> dict[str, str]:
 
 def get_ordered_generation_requests(
     models_priority_list: list[GPTRouterModel], **kwargs: Any
-) -> list[GatewayRequest]:
+) -> list[_gptrouter.protocol.GatewayRequest]:
     """What the SDK's client sends for a list of models: a request for each, in order.
 
     Args:
         models_priority_list: The models, the preferred one first.
         **kwargs: What the provider is asked, such as `messages` and `temperature`;
-            `stream`, which is the gateway's to know, is left out.
+            `stream`, which is for the gateway, is left out.
 
     Raises:
         UnsupportedOptionError: For a value that no gateway takes, by its name.
     """
     kwargs.pop("stream", None)
-    params = build_params(kwargs)
+    params = _gptrouter.protocol.build_params(kwargs)
     return [
-        GatewayRequest(
+        _gptrouter.protocol.GatewayRequest(
             model_name=model.name,
             provider_name=model.provider_name,
             order=order,
@@ -746,21 +472,20 @@ def completion_with_retry(
     models_priority_list: list[GPTRouterModel],
     run_manager: CallbackManagerForLLMRun | None = None,
     **kwargs: Any,
-) -> GenerationResponse | Generator[ChunkedGenerationResponse, None, None]:
+) -> _gptrouter.protocol.Response | Generator[_gptrouter.protocol.Event, None, None]:
     """The gateway's answer, with retries that `run_manager` sees.
 
     Args:
         llm: The model whose client, policy, budget and breaker are used.
         models_priority_list: The models to ask, the preferred one first.
-        run_manager: Told of each retry (`on_retry`) before its wait.
-        **kwargs: What the provider is asked, such as `messages`, and what the gateway
-            is told for its records, such as `tag`; with `stream=True` the answer is a
-            generator of events.
+        run_manager: Its `on_retry` is called for each retry, before the wait.
+        **kwargs: What the provider is asked, such as `messages`, and gateway metadata,
+            such as `tag`; with `stream=True` the answer is a generator of events.
 
     Returns:
-        The answer; its `retryrouter` tells the attempts it took. With `stream=True`
-        the events up to and with `end`; nothing is sent before the first `next`, and
-        the call is repeated until its first token has been handed over.
+        The answer; its `retryrouter` has the attempts it took. With `stream=True` the
+        events up to and with `end`; nothing is sent before the first `next`, and the
+        call is repeated until its first token has been handed over.
 
     Raises:
         RetryRouterError: The last attempt's own error, with a note saying why there was
@@ -769,15 +494,16 @@ def completion_with_retry(
         ValueError: For `n` above 1 with tools, which no stream can carry.
     """
     is_stream = bool(kwargs.pop("stream", False))
-    settings = _take_settings(llm, kwargs)
-    requests = get_ordered_generation_requests(models_priority_list, **kwargs)
-    exchange = GatewayCall(llm.client, requests, **settings)
-    plan = retry_context(llm, exchange)
+    requests = _GatewayCall(llm, models_priority_list, kwargs)
+    context = retry_context(llm, requests)
+    notify = notifier(run_manager)
     if is_stream:
-        events = stream(plan, exchange.connect, EventReader, notifier(run_manager))
-        return _with_attempt_log(events, plan.call_state)
-    response = call(plan, exchange.send, notifier(run_manager))
-    return exchange.with_attempt_log(response, plan.call_state.attempt_log())
+        new_reader = _gptrouter.protocol.EventReader
+        events = stream(context, requests.connect, new_reader, notify)
+        return _with_attempt_log(events, context.call_state)
+    response = call(context, requests.send, notify)
+    _log_attempts(response, context.call_state)
+    return response
 
 
 async def acompletion_with_retry(
@@ -785,55 +511,264 @@ async def acompletion_with_retry(
     models_priority_list: list[GPTRouterModel],
     run_manager: AsyncCallbackManagerForLLMRun | None = None,
     **kwargs: Any,
-) -> GenerationResponse | AsyncGenerator[ChunkedGenerationResponse, None]:
-    """Async twin of `completion_with_retry`."""
+) -> _gptrouter.protocol.Response | AsyncGenerator[_gptrouter.protocol.Event, None]:
+    """Async variant of `completion_with_retry`."""
     is_stream = bool(kwargs.pop("stream", False))
-    settings = _take_settings(llm, kwargs)
-    requests = get_ordered_generation_requests(models_priority_list, **kwargs)
-    exchange = AsyncGatewayCall(llm.client, requests, **settings)
-    plan = retry_context(llm, exchange)
+    requests = _GatewayCall(llm, models_priority_list, kwargs)
+    context = retry_context(llm, requests)
+    notify = anotifier(run_manager)
     if is_stream:
-        events = astream(plan, exchange.connect, EventReader, anotifier(run_manager))
-        return _awith_attempt_log(events, plan.call_state)
-    response = await acall(plan, exchange.send, anotifier(run_manager))
-    return exchange.with_attempt_log(response, plan.call_state.attempt_log())
+        new_reader = _gptrouter.protocol.EventReader
+        events = astream(context, requests.aconnect, new_reader, notify)
+        return _awith_attempt_log(events, context.call_state)
+    response = await acall(context, requests.asend, notify)
+    _log_attempts(response, context.call_state)
+    return response
+
+
+def _log_attempts(response: Any, call_state: CallState) -> None:
+    """Write the call's attempts on its response, or `end` event, if there is a field.
+
+    The SDK's own types, which a client given as `client=` answers with, have none.
+    """
+    if hasattr(response, "retryrouter"):
+        response.retryrouter = call_state.attempt_log()
 
 
 def _with_attempt_log(
-    events: Generator[ChunkedGenerationResponse, None, None], call_state: CallState
-) -> Generator[ChunkedGenerationResponse, None, None]:
+    events: Generator[_gptrouter.protocol.Event, None, None], call_state: CallState
+) -> Generator[_gptrouter.protocol.Event, None, None]:
     with contextlib.closing(events):
         for event in events:
-            yield _signed_end(event, call_state)
+            if event.event == "end":
+                _log_attempts(event, call_state)
+            yield event
 
 
 async def _awith_attempt_log(
-    events: AsyncGenerator[ChunkedGenerationResponse, None], call_state: CallState
-) -> AsyncGenerator[ChunkedGenerationResponse, None]:
+    events: AsyncGenerator[_gptrouter.protocol.Event, None], call_state: CallState
+) -> AsyncGenerator[_gptrouter.protocol.Event, None]:
     async with contextlib.aclosing(events):
         async for event in events:
-            yield _signed_end(event, call_state)
+            if event.event == "end":
+                _log_attempts(event, call_state)
+            yield event
 
 
-def _signed_end(
-    event: ChunkedGenerationResponse, call_state: CallState
-) -> ChunkedGenerationResponse:
-    if event.event == "end" and isinstance(event, GatewayEvent):
-        event.retryrouter = call_state.attempt_log()
-    return event
+class _GatewayCall:
+    """One call: the requests of its next attempt, and how they are sent."""
+
+    def __init__(
+        self,
+        llm: GPTRouter,
+        models: list[GPTRouterModel],
+        options: dict[str, Any],
+    ) -> None:
+        """Nothing is sent yet.
+
+        Raises:
+            UnsupportedOptionError: For a value that no gateway takes.
+            ValueError: For several answers with tool calls, which no stream can carry.
+        """
+        self._metadata = take_metadata(llm, options)
+        self._requests = get_ordered_generation_requests(models, **options)
+        self._client = llm.client
+        self._is_own = isinstance(llm.client, _gptrouter.client.GatewayClient)
+        self._failover = llm.failover
+        self._gateway_timeout = llm.gateway_timeout
+        self._gateway_max_retries = llm.gateway_max_retries
+        if self._gateway_max_retries is None and llm.max_retries:
+            self._gateway_max_retries = 0  # Or one call would be retried twice over.
+        params = self._requests[0].prompt_params
+        asks_for_one = params.n in {None, 1}
+        if params.tools and not asks_for_one:
+            raise ValueError(_ONE_CHOICE_WITH_TOOLS)
+        # The public gateway drops tool calls unstreamed, and function calls streamed.
+        self._streams_inside = bool(params.tools)
+        self._never_streams = bool(params.functions)
+        self._may_stream_inside = asks_for_one and not self._never_streams
+
+    # --- what the engine asks ---
+
+    def route(self) -> str:
+        """The model that the next attempt asks first."""
+        return self._requests[0].model_name
+
+    def on_failure(self, error: RetryRouterError) -> None:
+        """Prepare the next attempt after this error."""
+        if self._may_stream_inside and _gptrouter.protocol.is_opaque(error):
+            self._streams_inside = True  # A stream is told the cause.
+        if not self._failover:
+            return
+        if self.should_failover(error):
+            out = self._cannot_answer(error)
+            names = ", ".join(request.model_name for request in out)
+            logger.warning("%s cannot answer: %s", names, error)
+            remaining = [one for one in self._requests if one not in out]
+        else:
+            failed, *others = self._requests
+            remaining = [*others, failed]
+        self._requests = [
+            request.model_copy(update={"order": order})
+            for order, request in enumerate(remaining, start=1)
+        ]
+
+    def should_failover(self, error: RetryRouterError) -> bool:
+        """Whether the error rules out some of the models, but not all."""
+        return self._failover and (
+            0 < len(self._cannot_answer(error)) < len(self._requests)
+        )
+
+    def _cannot_answer(
+        self, error: RetryRouterError
+    ) -> list[_gptrouter.protocol.GatewayRequest]:
+        """The models that an error rules out, however often they were asked.
+
+        The gateway names a model that it does not know. Otherwise only errors that a
+        stream reports are about the model or its provider, and so about the one asked
+        first: a 401 to the request itself, for example, is about the gateway's key.
+        """
+        name = _gptrouter.protocol.unknown_name(error)
+        named = [r for r in self._requests if name in {r.model_name, r.provider_name}]
+        if named:
+            return named
+        is_models_own = is_routes_own(error.kind)
+        if is_models_own and _gptrouter.protocol.is_from_stream(error):
+            return self._requests[:1]
+        return []
+
+    # --- sending ---
+
+    def send(self, attempt: Attempt) -> _gptrouter.protocol.Response:
+        """One attempt's answer."""
+        if self._streams_inside:
+            with contextlib.closing(self.connect(attempt)) as events:
+                return _gptrouter.messages.assemble(events)
+        arguments = self._arguments(attempt, is_stream=False)
+        if self._is_own:
+            return cast(
+                "_gptrouter.protocol.Response", self._client.generate(**arguments)
+            )
+        with _typed_sdk_errors():
+            return cast(
+                "_gptrouter.protocol.Response", self._client.generate(**arguments)
+            )
+
+    async def asend(self, attempt: Attempt) -> _gptrouter.protocol.Response:
+        """Async variant of `send`."""
+        if self._streams_inside:
+            async with contextlib.aclosing(await self.aconnect(attempt)) as events:
+                return _gptrouter.messages.assemble([event async for event in events])
+        arguments = self._arguments(attempt, is_stream=False)
+        with _typed_sdk_errors():
+            return cast(
+                "_gptrouter.protocol.Response",
+                await self._client.agenerate(**arguments),
+            )
+
+    def connect(self, attempt: Attempt) -> EventSource[_gptrouter.protocol.Event]:
+        """One attempt's stream."""
+        if self._never_streams:
+            return _Events(self._answer_as_events(attempt))
+        events = self._client.generate(**self._arguments(attempt, is_stream=True))
+        if self._is_own:
+            return cast("EventSource[_gptrouter.protocol.Event]", events)
+        return _Events(_sdk_events(events))
+
+    async def aconnect(
+        self, attempt: Attempt
+    ) -> AsyncGenerator[_gptrouter.protocol.Event, None]:
+        """Async variant of `connect`."""
+        if self._never_streams:
+            return self._aanswer_as_events(attempt)
+        events = await self._client.agenerate(
+            **self._arguments(attempt, is_stream=True)
+        )
+        if self._is_own:
+            return cast("AsyncGenerator[_gptrouter.protocol.Event, None]", events)
+        return _asdk_events(events)
+
+    def _answer_as_events(
+        self, attempt: Attempt
+    ) -> Generator[_gptrouter.protocol.Event, None, None]:
+        yield from _gptrouter.messages.take_apart(self.send(attempt))
+
+    async def _aanswer_as_events(
+        self, attempt: Attempt
+    ) -> AsyncGenerator[_gptrouter.protocol.Event, None]:
+        for event in _gptrouter.messages.take_apart(await self.asend(attempt)):
+            yield event
+
+    def _arguments(self, attempt: Attempt, *, is_stream: bool) -> dict[str, Any]:
+        arguments: dict[str, Any] = {
+            "ordered_generation_requests": self._requests,
+            "is_stream": is_stream,
+        }
+        if self._metadata is not None:
+            arguments["model_router_metadata"] = self._metadata
+        if self._is_own:
+            arguments["timeout"] = attempt.timeout
+            arguments["gateway_timeout"] = self._gateway_timeout
+            arguments["gateway_max_retries"] = self._gateway_max_retries
+        return arguments
 
 
-def _take_settings(llm: GPTRouter, options: dict[str, Any]) -> dict[str, Any]:
-    """How the gateway is asked; what `options` say of it is taken out of them."""
-    max_retries = llm.gateway_max_retries
-    if max_retries is None and policy_of(llm).max_retries:
-        max_retries = 0  # One retry owner.
-    told = {
-        "gateway_timeout": llm.gateway_timeout,
-        "gateway_max_retries": max_retries,
-    }
-    return {
-        "options": told,
-        "metadata": take_metadata(llm, options),
-        "failover": llm.failover,
-    }
+# --- a client of the SDK's own kind, given as `client=` -----------------------------
+
+
+class _Events:
+    """Events of a generator, as a source whose reads cannot be interrupted."""
+
+    def __init__(
+        self, events: Generator[_gptrouter.protocol.Event, None, None]
+    ) -> None:
+        self._events = events
+
+    def __iter__(self) -> Iterator[_gptrouter.protocol.Event]:
+        return self._events
+
+    def abort(self) -> None:
+        """Nothing that could be done."""
+
+    def close(self) -> None:
+        self._events.close()
+
+
+def _sdk_events(
+    events: Iterator[_gptrouter.protocol.Event],
+) -> Generator[_gptrouter.protocol.Event, None, None]:
+    """The SDK's events, with the `end` that its client drops.
+
+    So the end of the body has to do for it; the reader still needs a finish reason.
+    """
+    with _typed_sdk_errors():
+        yield from events
+    yield _gptrouter.protocol.GatewayEvent(event="end", data={})
+
+
+async def _asdk_events(
+    events: AsyncIterator[_gptrouter.protocol.Event],
+) -> AsyncGenerator[_gptrouter.protocol.Event, None]:
+    """Async variant of `_sdk_events`."""
+    try:
+        with _typed_sdk_errors():
+            async for event in events:
+                yield event
+        yield _gptrouter.protocol.GatewayEvent(event="end", data={})
+    finally:
+        if isinstance(events, AsyncGenerator):
+            await events.aclose()
+
+
+@contextlib.contextmanager
+def _typed_sdk_errors() -> Iterator[None]:
+    """Raise exceptions of the SDK as ours."""
+    try:
+        yield
+    except RetryRouterError:
+        raise
+    except Exception as error:
+        typed = _gptrouter.errors.read_sdk_error(error)
+        if typed is None:
+            raise
+        raise typed from error

@@ -1,12 +1,22 @@
-"""`GPTRouterEmbeddings`: vectors from a GPTRouter gateway, with one retry owner."""
+"""`GPTRouterEmbeddings`: vectors from a GPTRouter gateway, with retries.
+
+The public gateway has no endpoint for embeddings, so the protocol is what the client of
+the `gptrouter` package sends. Answers are checked, since a vector that is missing or in
+another's place would be stored, and not be noticed for long.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, TypeAlias
 
-from gpt_router.models import GPTRouterMetadata
+from gpt_router.models import (
+    ModelRouterEmbeddingsGenerationParams,
+    ModelRouterEmbeddingsGenerationRequest,
+)
 from langchain_core.embeddings import Embeddings
 from pydantic import Field, ValidationInfo, field_validator
 from tenacity import RetryCallState
@@ -14,152 +24,33 @@ from tenacity import RetryCallState
 from langchain_retryrouter._gptrouter.client import GatewayClient
 from langchain_retryrouter._gptrouter.connection import (
     GatewayConnection,
-    GPTRouterModel,
+    retry_context,
+    take_metadata,
 )
-from langchain_retryrouter._gptrouter.embeddings import (
-    PATH,
-    PATH_V2,
-    Vector,
-    chunks_of,
-    joined,
-    payload_of,
-    payload_v2_of,
-    read_vectors,
-    request_of,
-)
-from langchain_retryrouter._gptrouter.plan import retry_context, take_metadata
-from langchain_retryrouter._retry.engine import acall, call
+from langchain_retryrouter._gptrouter.protocol import malformed
+from langchain_retryrouter._retry.engine import Attempt, acall, call
 from langchain_retryrouter._retry.timeouts import agather_bounded
 from langchain_retryrouter.errors import RetryRouterError
 
-if TYPE_CHECKING:
-    from langchain_retryrouter._retry.engine import Attempt
-
-
 Endpoint: TypeAlias = Literal["v1", "v2"]
+Vector: TypeAlias = list[float]
 
 logger = logging.getLogger(__name__)
 
-
-class _EmbeddingCall:
-    """What both twins know of a chunk."""
-
-    def __init__(
-        self,
-        client: GatewayClient,
-        models: Sequence[GPTRouterModel],
-        texts: Sequence[str],
-        *,
-        endpoint: Endpoint,
-        metadata: GPTRouterMetadata | None,
-        failover: bool,
-    ) -> None:
-        """Nothing is sent yet.
-
-        Args:
-            client: What sends.
-            models: The models to ask, the preferred one first.
-            texts: What is to be embedded in one request.
-            endpoint: Which of the gateway's two endpoints is asked.
-            metadata: What the gateway is told for its own records.
-            failover: Whether the next attempt puts a model that failed last.
-        """
-        self._client = client
-        self._requests = [
-            request_of(model.name, model.provider_name, texts) for model in models
-        ]
-        self._count = len(texts)
-        self._is_v2 = endpoint == "v2"
-        self._metadata = metadata
-        self._failover = failover
-
-    def route(self) -> str:
-        """Whom the next attempt asks first; in v2 only the gateway knows its provider.
-
-        With its provider, since a list that fails over names one model several times.
-        """
-        first = self._requests[0]
-        if self._is_v2:
-            return first.model_name
-        return f"{first.model_provider}/{first.model_name}"
-
-    def on_failure(self, _error: RetryRouterError) -> None:
-        """Prepare the next attempt, knowing how the last one failed."""
-        if self._failover:
-            failed, *others = self._requests
-            self._requests = [*others, failed]
-
-    def should_failover(self, _error: RetryRouterError) -> bool:
-        """Never: what is final here was said by the gateway, not by one of the models.
-
-        A model's own trouble is told in streams only, and vectors are not streamed.
-        """
-        return False
-
-    def _asked(self) -> tuple[str, dict[str, Any]]:
-        """Where the next attempt goes, and with what."""
-        if self._is_v2:
-            path, payload = PATH_V2, payload_v2_of(self._requests[0])
-        else:
-            path, payload = PATH, payload_of(self._requests)
-        return path, self._client.add_metadata_info(payload, self._metadata)
-
-    def _read(self, data: Mapping[str, Any] | None) -> list[Vector]:
-        return read_vectors(data, self._count)
-
-    def _log(self, state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome is not None else None
-        status = getattr(error, "status_code", None)
-        # Not what was said: what a server says may hold anything.
-        told = type(error).__name__ + (f", {status}" if status is not None else "")
-        logger.warning(
-            "attempt %d to embed %d text(s) at %s failed (%s),"
-            " another follows in %.2f s",
-            state.attempt_number,
-            self._count,
-            getattr(error, "route", None),
-            told,
-            state.upcoming_sleep,
-        )
-
-
-class GatewayCall(_EmbeddingCall):
-    """One chunk over a sync client."""
-
-    def send(self, attempt: Attempt) -> list[Vector]:
-        """One attempt's vectors."""
-        path, payload = self._asked()
-        return self._read(self._client.post(path, payload, attempt.timeout))
-
-    def notify(self, state: RetryCallState) -> None:
-        """Tell the log of a retry, before its wait."""
-        self._log(state)
-
-
-class AsyncGatewayCall(_EmbeddingCall):
-    """One chunk over an async client."""
-
-    async def send(self, _attempt: Attempt) -> list[Vector]:
-        """One attempt's vectors."""
-        path, payload = self._asked()
-        return self._read(await self._client.apost(path, payload))
-
-    async def notify(self, state: RetryCallState) -> None:
-        """Tell the log of a retry, before its wait."""
-        self._log(state)
-
-
-# OpenAI's limit, and that of the gateway's embeddings providers with it.
-_MAX_TEXTS = 2048
+_OK: Final = 200
+# OpenAI's limit, and so that of the gateway's providers.
+_MAX_TEXTS: Final = 2048
+# The gateway takes 1 MiB a body; the rest is for what is around the texts.
+_MAX_TEXT_BYTES: Final = 1024 * 1024 - 64 * 1024
 
 
 class GPTRouterEmbeddings(GatewayConnection, Embeddings):
-    """Embeddings over a GPTRouter gateway, retried until they are whole or cannot be.
+    """Embeddings over a GPTRouter gateway, with retries and failover.
 
     The key and the address come from the arguments or from `GPT_ROUTER_API_KEY` and
     `GPT_ROUTER_API_BASE`; connections, policy, budget, breaker and errors are those of
-    `GPTRouter`. For each text there is one vector, in order, or an error: an answer
-    with a vector too few, of another length, or with a `NaN` in it is not believed.
+    `GPTRouter`. There is one vector for each text, in order, or an error: an answer
+    with a vector missing, of another length, or with a `NaN` is rejected.
 
     Example:
         ```python
@@ -176,24 +67,24 @@ class GPTRouterEmbeddings(GatewayConnection, Embeddings):
         vectors = embeddings.embed_documents(["a text", "another one"])
         ```
 
-    The policy holds for each request, which has up to `chunk_size` texts. A retry is
+    The policy applies to each request, which has up to `chunk_size` texts. A retry is
     logged as a warning by `langchain_retryrouter.embeddings`, since LangChain has no
     callbacks for embeddings.
     """
 
     endpoint: Endpoint = Field(default="v1", validate_default=True)
-    """`v1` sends the list of models; `v2` one model's name, its provider left to the
-    gateway, which lets several take turns."""
+    """`v1` sends the list of models; `v2` the name of one model, and the gateway chooses
+    among its providers."""
 
     allow_different_models: bool = Field(default=False, validate_default=True)
     """Whether the list may name different models, whose vectors cannot be compared."""
 
     chunk_size: int = Field(default=100, ge=1, le=_MAX_TEXTS, strict=True)
-    """Texts of a request at the most; fewer where they would not fit into 1 MiB, which
-    is the gateway's limit, and in which `v1` repeats them for each model."""
+    """Texts of a request at the most; fewer if they do not fit into the gateway's limit
+    of 1 MiB, in which `v1` repeats them for each model."""
 
     max_concurrency: int = Field(default=4, ge=1, strict=True)
-    """Requests of one `aembed_documents` that may be under way together."""
+    """Concurrent requests of one `aembed_documents` at the most."""
 
     @field_validator("client")
     @classmethod
@@ -232,27 +123,27 @@ class GPTRouterEmbeddings(GatewayConnection, Embeddings):
             raise ValueError(msg)
         return value
 
-    # --- what is asked ---
+    # --- LangChain's interface ---
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """A vector for each text, in the order of the texts.
 
         Args:
-            texts: None of them empty, since providers refuse those; may be no text at
-                all, and then nothing is sent.
+            texts: The texts, none of them empty, since providers refuse those. Nothing
+                is sent for an empty list.
 
         Raises:
-            RetryRouterError: The last attempt's own error; no vector is lost silently.
+            RetryRouterError: The last attempt's own error.
             TypeError: If `texts` is one string, or holds something else.
             ValueError: If a text is empty.
         """
         chunks = self._chunks(texts)
-        return joined([self._embed(chunk) for chunk in chunks])
+        return _join([self._embed(chunk) for chunk in chunks])
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Async twin of `embed_documents`, `max_concurrency` requests together."""
+        """Async variant of `embed_documents`: `max_concurrency` requests at once."""
         chunks = self._chunks(texts)
-        return joined(await agather_bounded(self._aembed, chunks, self.max_concurrency))
+        return _join(await agather_bounded(self._aembed, chunks, self.max_concurrency))
 
     def embed_query(self, text: str) -> list[float]:
         """The vector of one text; see `embed_documents`."""
@@ -260,45 +151,216 @@ class GPTRouterEmbeddings(GatewayConnection, Embeddings):
         return vector
 
     async def aembed_query(self, text: str) -> list[float]:
-        """Async twin of `embed_query`."""
+        """Async variant of `embed_query`."""
         [vector] = await self.aembed_documents([text])
         return vector
 
     def _embed(self, texts: list[str]) -> list[Vector]:
-        exchange = GatewayCall(**self._inquiry(texts))
-        return call(retry_context(self, exchange), exchange.send, exchange.notify)
+        chunk = _ChunkCall(self, texts)
+        return call(retry_context(self, chunk), chunk.send, chunk.log_retry)
 
     async def _aembed(self, texts: list[str]) -> list[Vector]:
-        exchange = AsyncGatewayCall(**self._inquiry(texts))
-        return await acall(
-            retry_context(self, exchange), exchange.send, exchange.notify
-        )
-
-    def _inquiry(self, texts: list[str]) -> dict[str, Any]:
-        return {
-            "client": self.client,
-            "models": self.models_priority_list,
-            "texts": texts,
-            "endpoint": self.endpoint,
-            "metadata": take_metadata(self, {}),
-            "failover": self.failover,
-        }
+        chunk = _ChunkCall(self, texts)
+        return await acall(retry_context(self, chunk), chunk.asend, chunk.alog_retry)
 
     def _chunks(self, texts: Sequence[str]) -> list[list[str]]:
-        # All are checked before the first is sent.
-        checked = list(_checked(texts))
-        return chunks_of(checked, self.chunk_size, len(self.models_priority_list))
+        """The texts, all of them checked, in chunks that each fit into one request.
 
-
-def _checked(texts: Sequence[str]) -> Iterator[str]:
-    if isinstance(texts, str | bytes):
-        msg = f"texts must be a list of strings, not one {type(texts).__name__}"
-        raise TypeError(msg)
-    for position, text in enumerate(texts):
-        if not isinstance(text, str):
-            msg = f"text {position} must be a string, not {type(text).__name__}"
+        A body that is too large for the gateway gets the same opaque 500 as an outage,
+        and would be retried. A text that is too large by itself is alone in its chunk.
+        """
+        if isinstance(texts, str | bytes):
+            msg = f"texts must be a list of strings, not one {type(texts).__name__}"
             raise TypeError(msg)
-        if not text:
-            msg = f"text {position} is empty: providers refuse it, so leave it out"
-            raise ValueError(msg)
-        yield text
+        chunks: list[list[str]] = []
+        left = 0
+        for position, text in enumerate(texts):
+            if not isinstance(text, str):
+                msg = f"text {position} must be a string, not {type(text).__name__}"
+                raise TypeError(msg)
+            if not text:
+                msg = f"text {position} is empty: providers refuse it, so leave it out"
+                raise ValueError(msg)
+            written = json.dumps(text, ensure_ascii=False)
+            size = len(written.encode("utf-8", "surrogatepass")) + 1
+            size *= len(self.models_priority_list)
+            if not chunks or len(chunks[-1]) == self.chunk_size or size > left:
+                chunks.append([])
+                left = _MAX_TEXT_BYTES
+            chunks[-1].append(text)
+            left -= size
+        return chunks
+
+
+class _ChunkCall:
+    """One chunk of texts: the requests of its next attempt, and how they are sent."""
+
+    def __init__(self, embeddings: GPTRouterEmbeddings, texts: Sequence[str]) -> None:
+        """Nothing is sent yet."""
+        self._client: GatewayClient = embeddings.client
+        self._requests = [
+            ModelRouterEmbeddingsGenerationRequest(
+                model_name=model.name,
+                model_provider=model.provider_name,
+                promptParams=ModelRouterEmbeddingsGenerationParams(input=list(texts)),
+            )
+            for model in embeddings.models_priority_list
+        ]
+        self._count = len(texts)
+        self._is_v2 = embeddings.endpoint == "v2"
+        self._metadata = take_metadata(embeddings, {})
+        self._failover = embeddings.failover
+
+    def route(self) -> str:
+        """The model that the next attempt asks first, and its provider if known.
+
+        With its provider, since a list may name one model several times.
+        """
+        first = self._requests[0]
+        if self._is_v2:
+            return first.model_name
+        return f"{first.model_provider}/{first.model_name}"
+
+    def on_failure(self, _error: RetryRouterError) -> None:
+        """Prepare the next attempt: another provider first."""
+        if self._failover:
+            failed, *others = self._requests
+            self._requests = [*others, failed]
+
+    def should_failover(self, _error: RetryRouterError) -> bool:
+        """Never: final errors are the gateway's own, since vectors are not streamed."""
+        return False
+
+    def send(self, attempt: Attempt) -> list[Vector]:
+        """One attempt's vectors."""
+        path, payload = self._build_request()
+        answer = self._client.post(path, payload, attempt.timeout)
+        return _read_vectors(answer, self._count)
+
+    async def asend(self, attempt: Attempt) -> list[Vector]:
+        """Async variant of `send`."""
+        path, payload = self._build_request()
+        answer = await self._client.apost(path, payload, attempt.timeout)
+        return _read_vectors(answer, self._count)
+
+    def log_retry(self, state: RetryCallState) -> None:
+        """Log a retry before its wait."""
+        error = state.outcome.exception() if state.outcome is not None else None
+        status = getattr(error, "status_code", None)
+        # Without the message: what a server says may hold anything.
+        what = type(error).__name__ + (f", {status}" if status is not None else "")
+        logger.warning(
+            "attempt %d to embed %d text(s) at %s failed (%s),"
+            " another follows in %.2f s",
+            state.attempt_number,
+            self._count,
+            getattr(error, "route", None),
+            what,
+            state.upcoming_sleep,
+        )
+
+    async def alog_retry(self, state: RetryCallState) -> None:
+        """Async variant of `log_retry`."""
+        self.log_retry(state)
+
+    def _build_request(self) -> tuple[str, dict[str, Any]]:
+        """Where the next attempt goes, and its body."""
+        payload: dict[str, Any]
+        if self._is_v2:
+            first = self._requests[0]
+            path = "/v1/generate/embeddings-v2"
+            payload = {
+                "input": first.prompt_params.input,
+                "modelName": first.model_name,
+            }
+        else:
+            path = "/v1/generate/embeddings"
+            payload = {
+                "data": [
+                    {**request.model_dump(), "order": order}  # type: ignore[no-untyped-call]
+                    for order, request in enumerate(self._requests, start=1)
+                ]
+            }
+        return path, self._client.add_metadata_info(payload, self._metadata)
+
+
+# --- answers ------------------------------------------------------------------------
+
+
+def _read_vectors(data: Mapping[str, Any] | None, count: int) -> list[Vector]:
+    """The vectors in a gateway's JSON, in the order of the texts.
+
+    Args:
+        data: The answer; None for one without a body.
+        count: How many texts were sent.
+
+    Raises:
+        GPTRouterMalformedResponseError: Unless there are `count` vectors of one length,
+            made of finite numbers.
+    """
+    if data is None:
+        msg = "the gateway took the texts and sent no vectors"
+        raise malformed(msg, _OK)
+    choices = data.get("choices")
+    if not isinstance(choices, list):
+        msg = f"the gateway's answer has no vectors: {repr(data)[:200]}"
+        raise malformed(msg, _OK)
+    if len(choices) != count:
+        msg = f"{len(choices)} vectors came back for {count} texts"
+        raise malformed(msg, _OK)
+    indices = [c.get("index") if isinstance(c, dict) else None for c in choices]
+    if any(index is not None for index in indices):
+        # Some gateways pass on the provider's index.
+        known = [index for index in indices if type(index) is int]
+        if sorted(known) != list(range(len(choices))):
+            msg = f"the indices of the vectors are not 0 to n-1: {indices[:20]}"
+            raise malformed(msg, _OK)
+        by_index = dict(zip(known, choices, strict=True))
+        choices = [by_index[index] for index in range(len(choices))]
+    vectors = []
+    for position, choice in enumerate(choices):
+        numbers = choice.get("embedding") if isinstance(choice, dict) else None
+        vector = _finite(numbers) if isinstance(numbers, list) else []
+        if not vector:
+            msg = f"vector {position} of the answer is not a list of finite numbers"
+            raise malformed(msg, _OK)
+        vectors.append(vector)
+    if lengths := _different_lengths(vectors):
+        msg = f"vectors of different lengths came back: of {lengths} numbers"
+        raise malformed(msg, _OK)
+    return vectors
+
+
+def _join(answers: Sequence[list[Vector]]) -> list[Vector]:
+    """The vectors of several answers, one answer after the other.
+
+    Raises:
+        GPTRouterMalformedResponseError: If they differ in length, since then different
+            models have answered; retrying the call does not help.
+    """
+    vectors = [vector for answer in answers for vector in answer]
+    if lengths := _different_lengths(vectors):
+        msg = (
+            f"different models have answered: with vectors of {lengths} numbers, which"
+            " cannot be compared"
+        )
+        error = malformed(msg, _OK)
+        error.is_retryable = False
+        raise error
+    return vectors
+
+
+def _different_lengths(vectors: Sequence[Vector]) -> str:
+    lengths = sorted({len(vector) for vector in vectors})
+    return " and ".join(map(str, lengths)) if len(lengths) > 1 else ""
+
+
+def _finite(numbers: list[Any]) -> Vector:
+    """`numbers` as floats, empty if one is not finite; there may be millions."""
+    if not set(map(type, numbers)) <= {float, int}:
+        return []
+    try:
+        vector = list(map(float, numbers))
+    except OverflowError:  # An integer beyond all floats.
+        return []
+    return vector if all(map(math.isfinite, vector)) else []

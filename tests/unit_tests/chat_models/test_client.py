@@ -8,13 +8,10 @@ import pytest
 from gpt_router.client import GPTRouterClient
 from gpt_router.models import (
     GPTRouterMetadata,
-    ImageEditRequest,
     ImageGenerationRequest,
-    ModelRouterEmbeddingsGenerationParams,
-    ModelRouterEmbeddingsGenerationRequest,
 )
 
-from langchain_retryrouter import RateLimitError, ServerError, UnavailableError
+from langchain_retryrouter import RateLimitError, ServerError
 from langchain_retryrouter.testing import (
     STUB_TEXT,
     Answer,
@@ -42,85 +39,27 @@ def test_the_client_is_the_sdk_s(new_llm: NewModel) -> None:
             ), name
 
 
-async def test_embeddings_go_over_our_transport(
+@pytest.mark.usefixtures("old_ways")
+async def test_the_sdk_s_other_methods_work(
     new_llm: NewModel, gateway: FaultyGateway
 ) -> None:
-    """Embeddings of both versions are made by the SDK's methods, on our connections."""
-    body = {"choices": [{"embedding": [0.5, 0.25]}]}
-    gateway.respond("/api/v1/generate/embeddings", body)
-    gateway.respond("/api/v1/generate/embeddings-v2", body)
-    client = new_llm().client
-    request = ModelRouterEmbeddingsGenerationRequest(
-        model_name="ada",
-        model_provider="openai",
-        promptParams=ModelRouterEmbeddingsGenerationParams(input=["hi"]),
-    )
-
-    first = await client.agenerate_embeddings(ordered_generation_requests=[request])
-    second = await client.agenerate_embeddings_v2(input=["hi"], model_name="ada")
-
-    for answer in (first, second):
-        assert [choice.embedding for choice in answer.choices] == [[0.5, 0.25]]
-    assert gateway.connections == 1
-    asked = gateway.requests[0].payload["data"][0]
-    assert (asked["modelName"], asked["promptParams"]) == ("ada", {"input": ["hi"]})
-    assert gateway.requests[1].payload["input"] == ["hi"]
-
-
-# The SDK's reader wants both, and no null.
-EDITED = {
-    "response": {
-        "data": [{"url": "https://example.com/edited.png", "b64_json": "AAAA"}]
-    }
-}
-
-
-async def test_images_go_over_our_transport(
-    new_llm: NewModel, gateway: FaultyGateway
-) -> None:
-    """Images are made and edited by the SDK's methods, on our connections."""
-    made = {"response": [{"url": "https://example.com/made.png"}]}
-    gateway.respond("/api/v1/generate/generate-image", made)
-    gateway.respond("/api/v1/generate/edit-image", EDITED)
+    """Embeddings and images can be asked for by the SDK's own methods of our client."""
+    vectors = {"choices": [{"embedding": [0.5, 0.25]}]}
+    images = {"response": [{"url": "https://example.com/made.png"}]}
+    gateway.respond("/api/v1/generate/embeddings-v2", vectors)
+    gateway.respond("/api/v1/generate/generate-image", images)
     client = new_llm().client
 
+    answer = await client.agenerate_embeddings_v2(input=["hi"], model_name="ada")
     [image] = await client.agenerate_images(
         image_generation_request=ImageGenerationRequest.model_validate(
             {"model": "sd", "imageVendor": "stability", "prompt": "a cat"}
         )
     )
-    [changed] = await client.aedit_image(
-        image_edit_request=ImageEditRequest(image="…", prompt="a dog")
-    )
 
+    assert [choice.embedding for choice in answer.choices] == [[0.5, 0.25]]
     assert image.url == "https://example.com/made.png"
-    assert changed.url == "https://example.com/edited.png"
-    assert gateway.connections == 1
-
-
-def test_images_can_be_edited_without_a_loop(
-    new_llm: NewModel, gateway: FaultyGateway
-) -> None:
-    """The SDK's sync method, which starts a loop of its own, works too."""
-    gateway.respond("/api/v1/generate/edit-image", EDITED)
-
-    [image] = new_llm().client.edit_image(
-        image_edit_request=ImageEditRequest(image="…", prompt="a dog")
-    )
-
-    assert image.url == "https://example.com/edited.png"
-
-
-async def test_a_failure_of_an_embedding_is_typed(
-    new_llm: NewModel, gateway: FaultyGateway
-) -> None:
-    """The SDK's other methods raise our errors, once: they are not retried."""
-    gateway.respond("/api/v1/generate/embeddings-v2", {}, status=503)
-
-    with pytest.raises(UnavailableError):
-        await new_llm().client.agenerate_embeddings_v2(input=["hi"], model_name="ada")
-
-    assert len(gateway.requests) == 1
+    assert [r.headers["ws-secret"] for r in gateway.requests] == [KEY, KEY]
 
 
 def test_metadata_of_a_client_survives_a_copy(

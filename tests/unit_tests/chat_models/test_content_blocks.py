@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage
 
-from langchain_retryrouter import StreamInterruptedError
+from langchain_retryrouter import GPTRouterModel, StreamInterruptedError
 from langchain_retryrouter.testing import Body, FaultyGateway, Status
 from tests.unit_tests.conftest import Twin
 
-from .conftest import NewModel
+from .conftest import GPT_4, NewModel
 from .frames import END, event_stream, sum_of
 
 CITED: list[Any] = [
@@ -281,12 +281,14 @@ def test_the_provider_of_a_chunk_is_told_where_nothing_else_tells_it(
     text = event(
         "update", {"text": "hi", "finish_reason": "stop"}, provider="anthropic"
     )
+    azure = GPTRouterModel(name="gpt-4o", provider_name="azure_chat_openai")
     gateway.script(
         event_stream(text, event("meta", {"model": "of its own"}), END),
         event_stream(text, event("meta", {"model": "gpt-4-0613"}), END),
     )
 
-    unknown, known = (sum_of(twin.stream(new_llm(), "hi")) for _ in range(2))
+    llm = new_llm(models_priority_list=[GPT_4, azure])
+    unknown, known = (sum_of(twin.stream(llm, "hi")) for _ in range(2))
 
     assert unknown.response_metadata["provider_name"] == "anthropic"
     assert known.response_metadata["provider_name"] == "chat_openai"

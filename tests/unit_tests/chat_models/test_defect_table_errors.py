@@ -169,14 +169,13 @@ def test_e7_e9_an_error_event_is_typed_and_reads_the_same(
     expected: type[RetryRouterError],
     requests: int,
 ) -> None:
-    """An error event has its own class, and is a `GPTRouterStreamingError` too."""
+    """An error event is an error of its kind, with the gateway's own message."""
     gateway.always(ErrorEvent(message, status=status))
 
     with pytest.raises(expected) as caught:
         twin.stream(new_llm(max_retries=1), "hi")
 
     assert str(caught.value) == (message if status is None else f"{status} {message}")
-    assert isinstance(caught.value, sdk.GPTRouterStreamingError)
     assert caught.value.status_code == status
     assert len(gateway.requests) == requests
 

@@ -169,7 +169,6 @@ def test_j1_j2_an_error_event_is_an_error_however_it_is_written(
         twin.stream(new_llm(), "hi", into=chunks)
 
     assert text_of(chunks) == caught.value.delivered == "Hello"
-    assert isinstance(caught.value, sdk.GPTRouterStreamingError)
 
 
 def test_j3_the_end_event_is_seen(twin: Twin, new_llm: NewModel) -> None:

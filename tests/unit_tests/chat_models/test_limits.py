@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,7 +45,10 @@ def new_hasty_llm(new_llm: NewModel) -> NewModel:
     """Makes models on the system's clock, which give up at once."""
 
     def new_hasty_llm(**fields: Any) -> GPTRouter:
-        return new_llm(**{"clock": None, "max_retries": 0, **fields})
+        retries = fields.pop("max_retries", 0)
+        policy = fields.pop("retry_policy", RetryPolicy())
+        policy = replace(policy, max_retries=retries)
+        return new_llm(**{"clock": None, "retry_policy": policy, **fields})
 
     return new_hasty_llm
 

@@ -298,18 +298,6 @@ def test_the_same_except_clauses_catch(
         twin.invoke(new_llm(max_retries=0), "hi")
 
 
-def test_the_same_except_clause_catches_in_a_stream(
-    twin: Twin, old_llm: Any, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
-    """An error event was a `GPTRouterStreamingError`, and is."""
-    gateway.always(ErrorEvent("oops", after=2))
-    with pytest.raises(Exception) as old:  # noqa: PT011
-        list(old_llm.stream("hi"))
-
-    with pytest.raises(old.type):
-        twin.stream(new_llm(max_retries=0), "hi")
-
-
 # --- names ---
 
 

@@ -40,20 +40,17 @@ NAN = float("nan")
         ({}, 5),
         ({"max_retries": 1}, 2),
         ({"retry_policy": RetryPolicy(max_retries=2)}, 3),
-        ({"retry_policy": RetryPolicy(max_retries=2), "max_retries": 1}, 2),
-        ({"retry_policy": RetryPolicy(max_retries=2), "max_retries": 4}, 5),
-        ({"retry_policy": RetryPolicy(max_retries=2), "max_retries": 0}, 1),
         ({"retry_policy": {"max_retries": 3}}, 4),
     ],
 )
-def test_max_retries_wins_over_the_policy_where_given(
+def test_max_retries_is_short_for_a_policy(
     twin: Twin,
     new_llm: NewModel,
     gateway: FaultyGateway,
     fields: dict[str, Any],
     requests: int,
 ) -> None:
-    """The policy says how often unless `max_retries` is given; the field tells."""
+    """`max_retries` or the policy says how often; the field has the number."""
     gateway.always(Status(503))
     llm = new_llm(**fields)
 
@@ -62,6 +59,12 @@ def test_max_retries_wins_over_the_policy_where_given(
 
     assert len(gateway.requests) == requests
     assert llm.max_retries == requests - 1
+
+
+def test_max_retries_and_a_policy_together_are_refused(new_llm: NewModel) -> None:
+    """Two numbers of retries are an error that names both."""
+    with pytest.raises(ValueError, match=r"max_retries=4 and .*=2 are both"):
+        new_llm(max_retries=4, retry_policy=RetryPolicy(max_retries=2))
 
 
 @pytest.mark.parametrize(

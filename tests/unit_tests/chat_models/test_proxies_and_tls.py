@@ -8,6 +8,7 @@ import gc
 import socket
 import ssl
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from langchain_retryrouter import (
     RetryRouterError,
     StreamInterruptedError,
 )
-from langchain_retryrouter._gptrouter import pools
+from langchain_retryrouter._http.client import ssl_context
 from langchain_retryrouter.testing import (
     STUB_TEXT,
     Answer,
@@ -133,10 +134,9 @@ def trusted(
 @contextlib.contextmanager
 def fresh_context() -> Iterator[None]:
     """The SSL context of the process is made anew, and forgotten afterwards."""
-    pools.ssl_context.cache_clear()
+    ssl_context.cache_clear()
     yield
-    pools.ssl_context.cache_clear()
-    pools.close_sync_pools()
+    ssl_context.cache_clear()
 
 
 def tls_for(authority: trustme.CA, name: str) -> ssl.SSLContext:
@@ -206,8 +206,7 @@ def test_limits_of_time_hold_over_https(
     with Relay(gateway.url, tls=tls_for(authority, "127.0.0.1")) as relay:
         llm = new_llm(
             gpt_router_api_base=relay.url,
-            max_retries=0,
-            retry_policy=policy,
+            retry_policy=replace(policy, max_retries=0),
             clock=None,
         )
         with pytest.raises((APITimeoutError, StreamInterruptedError)):

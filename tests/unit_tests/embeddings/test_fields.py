@@ -108,11 +108,12 @@ def test_v2_takes_one_model(new_embeddings: NewEmbeddings) -> None:
 
 
 def test_the_policy_may_count_the_retries(new_embeddings: NewEmbeddings) -> None:
-    """`max_retries` is the policy's unless it is given."""
+    """`max_retries` is the policy's number; another number beside it is refused."""
     policy = RetryPolicy(max_retries=7)
 
     assert new_embeddings(retry_policy=policy).max_retries == 7
-    assert new_embeddings(retry_policy=policy, max_retries=1).max_retries == 1
+    with pytest.raises(ValueError, match="both given"):
+        new_embeddings(retry_policy=policy, max_retries=1)
 
 
 # --- copies ---

@@ -14,17 +14,13 @@ from gpt_router.models import (
     ModelRouterEmbeddingsGenerationParams,
     ModelRouterEmbeddingsGenerationRequest,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
-from langchain_retryrouter import InvalidRequestError, MalformedResponseError
-from langchain_retryrouter._gptrouter.client import GatewayClient
-from langchain_retryrouter._gptrouter.embeddings import (
-    chunks_of,
-    payload_of,
-    read_vectors,
-    request_of,
+from langchain_retryrouter import (
+    InvalidRequestError,
+    MalformedResponseError,
+    ServerError,
 )
+from langchain_retryrouter._gptrouter.client import GatewayClient
 from langchain_retryrouter.testing import (
     Body,
     FaultyGateway,
@@ -177,28 +173,17 @@ def test_long_texts_are_cut_up_to_fit(
     assert len(gateway.requests) == 2 * len(models)
 
 
-def test_a_text_that_never_fits_is_sent_alone() -> None:
-    """A text beyond the limit fails by itself: its neighbours are not in its body."""
-    texts = ["before", 2_000_000 * "x", "after"]
+def test_a_text_that_never_fits_is_sent_alone(
+    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway
+) -> None:
+    """A text beyond the limit is alone in its request: it fails without the others."""
+    embeddings = new_embeddings(max_concurrency=1, max_retries=0)
 
-    assert chunks_of(texts, most=9, copies=1) == [[text] for text in texts]
+    with pytest.raises(ServerError):
+        twin.call(embeddings, "embed_documents", ["before", 2_000_000 * "x", "after"])
 
-
-@given(
-    st.lists(st.text(max_size=9).map(lambda text: text * 30_000), max_size=12),
-    st.integers(1, 5),
-    st.integers(1, 3),
-)
-def test_chunks_fit_and_are_all_of_it(texts: list[str], most: int, copies: int) -> None:
-    """Whatever the texts, no chunk of several is too large, and no text is lost."""
-    chunks = chunks_of(texts, most, copies)
-
-    assert [text for chunk in chunks for text in chunk] == texts
-    assert all(0 < len(chunk) <= most for chunk in chunks)
-    payloads = [payload_of([request_of("m", "p", c)] * copies) for c in chunks]
-    for chunk, payload in zip(chunks, payloads, strict=True):
-        body = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
-        assert len(chunk) == 1 or len(body.encode()) < 1024 * 1024
+    assert len(gateway.requests) == 2
+    assert gateway.requests[0].parameters["input"] == ["before"]
 
 
 def test_a_query_is_one_text(
@@ -263,7 +248,10 @@ FOUND_WRONG = {
     "one too many": (vectors_in([1.0], [2.0], [3.0]), "3 vectors came back for 2"),
     "no choices": ({"data": []}, "has no vectors"),
     "choices are none": ({"choices": {"0": [1.0]}}, "has no vectors"),
-    "a null": (vectors_in([1.0], None), "vector 1 of .* is no list of finite numbers"),
+    "a null": (
+        vectors_in([1.0], None),
+        "vector 1 of .* is not a list of finite",
+    ),
     "an empty one": (vectors_in([], []), "vector 0 "),
     "no embedding": ({"choices": [{}, {}]}, "vector 0 "),
     "no object": ({"choices": [[1.0], [2.0]]}, "vector 0 "),
@@ -281,15 +269,15 @@ FOUND_WRONG = {
     ),
     "an index twice": (
         {"choices": [{"index": 0, "embedding": [1.0]}] * 2},
-        r"cannot be told apart: their indices are \[0, 0\]",
+        r"indices of the vectors are not 0 to n-1: \[0, 0\]",
     ),
     "an index missing": (
         {"choices": [{"index": 0, "embedding": [1.0]}, {"embedding": [2.0]}]},
-        "cannot be told apart",
+        "not 0 to n-1",
     ),
     "an index too high": (
         {"choices": [{"index": i, "embedding": [1.0]} for i in (1, 2)]},
-        "cannot be told apart",
+        "not 0 to n-1",
     ),
 }
 
@@ -377,32 +365,6 @@ def test_chunks_of_different_lengths_are_not_joined(
 
     assert len(gateway.requests) == 2
     assert caught.value.is_retryable is False
-
-
-anything = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(
-            st.sampled_from(["choices", "embedding", "index"]), inner, max_size=3
-        )
-    ),
-    max_leaves=12,
-)
-
-
-@given(
-    st.dictionaries(st.sampled_from(["choices", "error"]), anything, max_size=2),
-    st.integers(1, 3),
-)
-def test_any_answer_is_vectors_or_an_error(data: dict[str, Any], count: int) -> None:
-    """Whatever JSON comes, it is read as whole vectors or refused as malformed."""
-    try:
-        vectors = read_vectors(data, count)
-    except MalformedResponseError:
-        return
-    assert len(vectors) == count
-    assert {type(number) for vector in vectors for number in vector} == {float}
 
 
 # --- side by side ---

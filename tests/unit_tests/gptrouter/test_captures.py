@@ -22,7 +22,6 @@ import pytest
 from pydantic import SecretStr
 
 from langchain_retryrouter import GPTRouter, GPTRouterModel, RetryRouterError
-from langchain_retryrouter._gptrouter.bodies import _EventQueue
 from langchain_retryrouter.testing import FaultyGateway, Raw
 from tests.unit_tests.conftest import Twin
 
@@ -307,44 +306,19 @@ def test_a_response_torn_into_bytes_gives_the_same(twin: Twin, name: str) -> Non
     assert outcome == expected(capture)
 
 
-def seen(pieces: list[bytes]) -> list[tuple[str, str]]:
-    """The events that a stream in these pieces gives, or the error that ends it."""
-    queue = _EventQueue()
-    found: list[tuple[str, str]] = []
-    try:
-        for piece in [*pieces, b""]:
-            queue.feed(piece)
-            while (event := queue.take()) is not None:
-                found.append((event.event, repr(event.data)))
-        queue.check_whole()
-    except RetryRouterError as error:
-        found.append((type(error).__name__, str(error)))
-    return found
-
-
-STREAMS = [name for name in NAMES if load(name).is_event_stream]
-
-
-@pytest.mark.parametrize("name", STREAMS)
-def test_a_stream_split_anywhere_gives_the_same_events(name: str) -> None:
-    """Wherever a body is cut in two, its events are those of the whole."""
-    body = load(name).body
-    whole = seen([body])
-    assert [kind for kind, _ in whole[:-1]] == [
-        event["event"] for event in load(name).events[: len(whole) - 1]
-    ]
-
-    for position in range(1, len(body)):
-        assert seen([body[:position], body[position:]]) == whole, position
-
-
-@pytest.mark.parametrize("name", STREAMS)
-def test_a_stream_that_stops_anywhere_is_whole_or_an_error(name: str) -> None:
-    """Of all the places where a body may end, only those behind `end` make it whole."""
-    body = load(name).body
+@pytest.mark.parametrize("name", ["02_stream_ok", "06_stream_tool"])
+def test_a_stream_that_stops_anywhere_is_whole_or_an_error(
+    twin: Twin, faulty_gateway: FaultyGateway, name: str
+) -> None:
+    """Of all the places where a body may end, only those after `end` complete it."""
+    capture = load(name)
     end = b'data: {"event":"end","data":"end"}\n\n'
-    whole_from = body.find(end) + len(end) if end in body else len(body) + 1
+    complete_from = capture.body.index(end) + len(end)
+    lengths = [*range(1, complete_from, 41), complete_from - 1, complete_from]
+    for length in lengths:
+        body = capture.body[:length]
+        faulty_gateway.script(Raw(capture.response([body]), close=False))
 
-    for length in range(len(body)):
-        kind, _ = seen([body[:length]])[-1]
-        assert (kind == "end") is (length >= whole_from), length
+        outcome = replay(capture, twin, faulty_gateway.url)
+
+        assert (outcome.error is None) is (length >= complete_from), length

@@ -1,4 +1,4 @@
-"""What the gateway's words for an error are read as."""
+"""How the gateway's own words for an error are read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from langchain_retryrouter._gptrouter.protocol import (
     read_status_error,
     unknown_name,
 )
-from langchain_retryrouter._retry.retry_after import ServerAdvice
 
 
 @pytest.mark.parametrize(
@@ -28,10 +27,10 @@ from langchain_retryrouter._retry.retry_after import ServerAdvice
     ],
 )
 def test_an_unknown_name_is_read_from_the_words(message: str, name: str | None) -> None:
-    """The model or provider that the gateway does not know is told, streamed or not."""
+    """The model or provider that the gateway does not know is found."""
     with pytest.raises(RetryRouterError) as caught:
         read_event(json.dumps({"event": "error", "message": message}).encode())
     assert unknown_name(caught.value) == name
 
     body = json.dumps({"message": message}).encode()
-    assert unknown_name(read_status_error(404, body, ServerAdvice(), None)) == name
+    assert unknown_name(read_status_error(404, {}, body, unix_time=0.0)) == name

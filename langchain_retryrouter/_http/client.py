@@ -1,0 +1,345 @@
+"""HTTP to a gateway: urllib3 for sync calls, aiohttp for async calls.
+
+`post` and `apost` send one request and give the library's own response, its body not
+yet read. Connections are shared by all models of one address: in sync code by the
+threads of a process, in async code by the tasks of an event loop. Redirects are never
+followed, since they would send the API key to another host. Exceptions are those of the
+libraries; `errors.transport_of` reads them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import io
+import os
+import ssl
+import threading
+import time
+import urllib.request
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import urllib3
+
+if TYPE_CHECKING:
+    import aiohttp
+
+_SCHEMES: Final = ("http", "https")
+MAX_BODY_BYTES: Final = 64 * 1024 * 1024
+_READ_BYTES: Final = 65_536
+# Sync connections that are kept; more are opened on demand, and closed after use.
+_KEPT_CONNECTIONS: Final = 100
+# Async connections in use; further calls wait for a free one.
+_ASYNC_CONNECTIONS: Final = 1000
+# How long the rest of a body may take that is only read to reuse its connection.
+_DRAIN_SECONDS: Final = 0.25
+# aiohttp warns about larger bodies that are given as bytes.
+_LARGE_BODY: Final = 1024 * 1024
+
+
+class ResponseTooLargeError(Exception):
+    """A response's body is larger than `MAX_BODY_BYTES`."""
+
+
+class Origin(NamedTuple):
+    """A server, and the proxy on the way to it; equal origins share connections.
+
+    Attributes:
+        scheme: `http` or `https`.
+        netloc: Host and port as they stand in the address.
+        proxy: URL of the proxy, if there is one.
+    """
+
+    scheme: str
+    netloc: str
+    proxy: str | None
+
+
+def find_origin(url: str, proxy: str | None) -> Origin:
+    """The origin of `url`, reached by `proxy` or else by the environment's proxy.
+
+    The environment is read as the standard library reads it: `http_proxy`,
+    `https_proxy`, `all_proxy`, and `no_proxy` for the exceptions.
+
+    Raises:
+        ValueError: If no request could be sent to `url`, or through the proxy.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError as error:
+        msg = f"{url!r} is not an address: {error}"
+        raise ValueError(msg) from error
+    is_plain = not (parts.query or parts.fragment) and url.split() == [url]
+    if parts.scheme not in _SCHEMES or not parts.hostname or not is_plain:
+        msg = (
+            "the gateway's address must be http:// or https:// with a host, and maybe a"
+            f" port and a path, not {url!r}"
+        )
+        raise ValueError(msg)
+    if not proxy:
+        proxies = urllib.request.getproxies()
+        proxy = proxies.get(parts.scheme) or proxies.get("all")
+        if proxy and urllib.request.proxy_bypass(f"{parts.hostname}:{port}"):
+            proxy = None
+    if proxy:
+        # The message names only the scheme: a proxy's URL may hold a password.
+        by = urlsplit(proxy)
+        if by.scheme not in _SCHEMES or not by.hostname:
+            msg = (
+                "the proxy must be http:// or https:// with a host, not"
+                f" {by.scheme or 'something without a scheme'!r}; a proxy that the"
+                " environment names is switched off by `no_proxy`"
+            )
+            raise ValueError(msg)
+    return Origin(parts.scheme, parts.netloc, proxy or None)
+
+
+@functools.cache
+def ssl_context() -> ssl.SSLContext:
+    """The one SSL context: the system's certificates, host names checked.
+
+    Building one takes 13 to 32 ms, so it is not built for each model or call.
+    """
+    return ssl.create_default_context()
+
+
+# --- sync ---------------------------------------------------------------------------
+
+_lock = threading.Lock()
+# By process as well, since two processes on one socket read each other's responses.
+_managers: dict[tuple[int, Origin], urllib3.PoolManager] = {}
+
+
+def post(
+    origin: Origin,
+    url: str,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    connect: float | None,
+    read: float | None,
+) -> urllib3.BaseHTTPResponse:
+    """Send one POST request.
+
+    Args:
+        origin: The origin of `url`.
+        url: Where to.
+        headers: All headers but `Host` and `Content-Length`.
+        body: The body.
+        connect: Seconds to connect; None for no limit.
+        read: Seconds without a byte; None for no limit.
+
+    Returns:
+        The response with its body unread; close it after use.
+    """
+    key = (os.getpid(), origin)
+    manager = _managers.get(key)
+    if manager is None:
+        with _lock:
+            manager = _managers.setdefault(key, _new_manager(origin))
+    return manager.urlopen(
+        "POST",
+        url,
+        headers=headers,
+        body=body,
+        timeout=urllib3.Timeout(connect=connect, read=read),
+        retries=False,
+        redirect=False,
+        preload_content=False,
+    )
+
+
+def _new_manager(origin: Origin) -> urllib3.PoolManager:
+    settings: dict[str, Any] = {"maxsize": _KEPT_CONNECTIONS, "retries": False}
+    if origin.scheme == "https":
+        settings["ssl_context"] = ssl_context()
+    if origin.proxy is None:
+        return urllib3.PoolManager(**settings)
+    parts = urlsplit(origin.proxy)
+    credentials = None
+    if parts.username is not None:
+        # aiohttp reads them from the URL; urllib3 does not.
+        user, password = unquote(parts.username), unquote(parts.password or "")
+        credentials = urllib3.make_headers(proxy_basic_auth=f"{user}:{password}")
+    return urllib3.ProxyManager(origin.proxy, proxy_headers=credentials, **settings)
+
+
+def read_some(response: urllib3.BaseHTTPResponse) -> bytes:
+    """The bytes that have arrived, at least one; none at the end of the body."""
+    return response.read1(_READ_BYTES)
+
+
+def read_body(response: urllib3.BaseHTTPResponse) -> bytes:
+    """The whole body.
+
+    Raises:
+        ResponseTooLargeError: If it is larger than `MAX_BODY_BYTES`.
+    """
+    body = bytearray()
+    while piece := response.read1(_READ_BYTES):
+        body += piece
+        _check_size(body)
+    return bytes(body)
+
+
+def drain(response: urllib3.BaseHTTPResponse) -> None:
+    """Read what is left of a body, so that its connection can be reused.
+
+    A server that does not end the body soon is not waited for.
+    """
+    socket = getattr(response.connection, "sock", None)
+    if socket is None:
+        return  # The body has been read.
+    with contextlib.suppress(urllib3.exceptions.HTTPError, OSError):
+        socket.settimeout(_DRAIN_SECONDS)
+        end = time.monotonic() + _DRAIN_SECONDS
+        while response.read1(_READ_BYTES) and time.monotonic() < end:
+            pass
+
+
+def close_connections(origin: Origin) -> None:
+    """Close this process's idle sync connections to `origin`.
+
+    Calls under way finish; later calls open new connections.
+    """
+    with _lock:
+        manager = _managers.pop((os.getpid(), origin), None)
+    if manager is not None:
+        manager.clear()
+
+
+# --- async --------------------------------------------------------------------------
+
+
+@dataclass(eq=False, slots=True)
+class _LoopSession:
+    """The aiohttp session of one event loop, and how many calls use it."""
+
+    session: aiohttp.ClientSession
+    calls: int = 0
+    is_retired: bool = False
+    lifetime: AsyncGenerator[None, None] | None = None
+
+
+_sessions: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopSession] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+@contextlib.asynccontextmanager
+async def apost(
+    origin: Origin,
+    url: str,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    connect: float | None,
+    read: float | None,
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """Async variant of `post`; the response is closed when the `async with` ends."""
+    import aiohttp  # noqa: PLC0415 - loaded with the first async call, for 0.1 s
+
+    current = await _session_of_loop()
+    current.calls += 1
+    try:
+        response = await current.session.post(
+            url,
+            headers=headers,
+            data=body if len(body) <= _LARGE_BODY else io.BytesIO(body),
+            timeout=aiohttp.ClientTimeout(sock_connect=connect, sock_read=read),
+            allow_redirects=False,
+            proxy=origin.proxy,
+            ssl=ssl_context() if origin.scheme == "https" else True,
+        )
+        try:
+            yield response
+        finally:
+            response.close()
+    finally:
+        current.calls -= 1
+        if current.is_retired and not current.calls:
+            await current.session.close()
+
+
+async def _session_of_loop() -> _LoopSession:
+    loop = asyncio.get_running_loop()
+    current = _sessions.get(loop)
+    if current is None:
+        import aiohttp  # noqa: PLC0415 - as in `apost`
+
+        current = _sessions[loop] = _LoopSession(
+            aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=_ASYNC_CONNECTIONS),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                # It would read `.netrc` as well, and send what it finds there.
+                trust_env=False,
+                timeout=aiohttp.ClientTimeout(total=None),
+            )
+        )
+        # A generator that has begun is closed by `loop.shutdown_asyncgens`, which
+        # `asyncio.run` calls, and the session with it.
+        current.lifetime = _close_with_loop(current)
+        await anext(current.lifetime)
+        for other in [one for one in _sessions.keys() if one.is_closed()]:  # noqa: SIM118 - a copy of weak references
+            await _sessions.pop(other).session.close()
+    return current
+
+
+async def _close_with_loop(current: _LoopSession) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        # A session refers to its loop: kept here, it would keep the loop alive.
+        loop = asyncio.get_running_loop()
+        if _sessions.get(loop) is current:
+            del _sessions[loop]
+        await current.session.close()
+
+
+async def aread_some(response: aiohttp.ClientResponse) -> bytes:
+    """Async variant of `read_some`."""
+    return await response.content.readany()
+
+
+async def aread_body(response: aiohttp.ClientResponse) -> bytes:
+    """Async variant of `read_body`."""
+    body = bytearray()
+    while piece := await response.content.readany():
+        body += piece
+        _check_size(body)
+    return bytes(body)
+
+
+async def adrain(response: aiohttp.ClientResponse) -> None:
+    """Async variant of `drain`."""
+    import aiohttp  # noqa: PLC0415 - as in `apost`
+
+    with contextlib.suppress(aiohttp.ClientError, OSError):
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            while await response.content.readany():
+                pass
+
+
+async def aclose_connections() -> None:
+    """Close the async connections of the running event loop.
+
+    Calls under way keep theirs until they end; later calls open new connections.
+    """
+    current = _sessions.pop(asyncio.get_running_loop(), None)
+    if current is None:
+        return
+    current.is_retired = True
+    if not current.calls:
+        await current.session.close()
+
+
+def _check_size(body: bytearray) -> None:
+    if len(body) > MAX_BODY_BYTES:
+        msg = f"the response is larger than {MAX_BODY_BYTES} bytes"
+        raise ResponseTooLargeError(msg)
