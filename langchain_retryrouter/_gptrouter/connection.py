@@ -234,10 +234,12 @@ class GatewayConnection(Serializable):
             values, "gpt_router_api_base", "GPT_ROUTER_API_BASE", DEFAULT_API_BASE_URL
         )
         policy = values.get("retry_policy")
-        if isinstance(policy, dict):
-            policy = RetryPolicy(**policy)
-        if isinstance(policy, RetryPolicy):
-            values.setdefault("max_retries", policy.max_retries)
+        if isinstance(policy, dict):  # As `langchain_core.load` has it.
+            retries = policy.get("max_retries", RetryPolicy().max_retries)
+        else:
+            retries = getattr(policy, "max_retries", None)
+        if isinstance(retries, int):
+            values.setdefault("max_retries", retries)
         # Not by `get_from_dict_or_env`, which makes stars of a `SecretStr`. The field
         # says that there is none: an error here would show a proxy's password.
         key = values.get("gpt_router_api_key") or os.environ.get("GPT_ROUTER_API_KEY")

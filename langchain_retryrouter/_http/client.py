@@ -260,6 +260,11 @@ async def apost(
         try:
             yield response
         finally:
+            connection = response.connection
+            if connection is not None and connection.transport is not None:
+                # The body has not been read to its end. Over TLS, `close` would wait
+                # for the server's consent.
+                connection.transport.abort()
             response.close()
     finally:
         current.calls -= 1
