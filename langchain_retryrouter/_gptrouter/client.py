@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 from collections.abc import (
     AsyncGenerator,
     Generator,
@@ -39,11 +38,15 @@ from langchain_retryrouter._gptrouter.protocol import (
     read_status_error,
 )
 from langchain_retryrouter._http import client as http
-from langchain_retryrouter._http.errors import transport_of
+from langchain_retryrouter._http.errors import read_transport_error
 from langchain_retryrouter._http.sse import EventTooLargeError, SSEParser
 from langchain_retryrouter._retry.clock import SystemTime
 from langchain_retryrouter._version import __version__
-from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError, mask
+from langchain_retryrouter.errors import (
+    RetryRouterError,
+    UnsupportedOptionError,
+    redact,
+)
 from langchain_retryrouter.failures import FailureKind
 
 Timeout: TypeAlias = float | tuple[float, float] | None
@@ -304,18 +307,12 @@ class GatewayClient(GPTRouterClient):
         """Raise exceptions of the HTTP libraries as ours, without the key in them."""
         try:
             yield
-        except RetryRouterError as error:
-            mask([self.api_key], error)
-            raise
-        except http.ResponseTooLargeError as error:
-            raise malformed(str(error)) from error
         except Exception as error:
-            typed = _transport_error(error)
-            if typed is None:
-                raise
-            typed.__cause__ = error
-            mask([self.api_key], typed)
-            raise typed from error
+            with redact(self.api_key):
+                typed = _type_error(error)
+                if typed is None or typed is error:
+                    raise
+                raise typed from error
 
     def close(self) -> None:
         """Close the idle sync connections to the gateway; later calls open new ones."""
@@ -466,37 +463,36 @@ def _smaller(one: float | None, other: float | None) -> float | None:
     return min((limit for limit in (one, other) if limit is not None), default=None)
 
 
-def _transport_error(error: Exception) -> RetryRouterError | None:
+def _type_error(error: Exception) -> RetryRouterError | None:
     """An exception of an HTTP library as one of ours; None if it is another's."""
+    if isinstance(error, RetryRouterError):
+        return error
+    if isinstance(error, http.ResponseTooLargeError):
+        return malformed(str(error))
     if (info := getattr(error, "request_info", None)) is not None:
         # aiohttp's exceptions show the request's headers, and so the key.
         bare = info._replace(headers=_NO_HEADERS)
         vars(error)["request_info"] = bare
         error.args = tuple(bare if arg is info else arg for arg in error.args)
+    failure = read_transport_error(error)
+    if failure is None:
+        return None
     reason: BaseException = error
     while nested := [arg for arg in reason.args if isinstance(arg, BaseException)]:
         reason = nested[-1]
-    transport = transport_of(reason) or transport_of(error)
-    if transport is None:
-        return None
     if isinstance(reason.__cause__, OSError):
         reason = reason.__cause__  # urllib3 puts its own object before the message.
     text = str(reason).split(": <")[0] or type(reason).__name__
-    if transport.kind is FailureKind.TIMEOUT:
+    if failure.kind is FailureKind.TIMEOUT:
         message = (
             "no whole answer from the gateway in time"
-            if transport.may_have_run
+            if failure.may_have_run
             else "no connection to the gateway in time"
         )
-    elif transport.kind is FailureKind.CONNECTION and not transport.may_have_run:
+    elif failure.kind is FailureKind.CONNECTION and not failure.may_have_run:
         message = f"no connection to the gateway: {text}"
     else:
         message = f"the connection to the gateway broke: {text}"
-    return GPT_ROUTER_ERRORS[transport.kind](
-        message,
-        may_have_run=transport.may_have_run,
-        # A certificate that is wrong now is wrong in a second too.
-        should_retry=False
-        if isinstance(reason, ssl.SSLCertVerificationError)
-        else None,
+    return GPT_ROUTER_ERRORS[failure.kind](
+        message, may_have_run=failure.may_have_run, should_retry=failure.should_retry
     )

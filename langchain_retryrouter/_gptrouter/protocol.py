@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from enum import Enum
 from typing import Any, Final, TypeAlias
 
@@ -35,10 +36,10 @@ from pydantic import (
 
 from langchain_retryrouter import _json
 from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
-from langchain_retryrouter._retry.retry_after import read_advice
+from langchain_retryrouter._providers import errors
 from langchain_retryrouter._retry.streaming import ChunkInfo
 from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError
-from langchain_retryrouter.failures import FailureKind, classify
+from langchain_retryrouter.failures import FailureKind
 
 Response: TypeAlias = GenerationResponse
 """A whole answer of any client, ours or the SDK's own."""
@@ -324,6 +325,9 @@ def read_response(data: Mapping[str, Any] | None) -> GatewayResponse:
     if data is None:
         msg = "the gateway took the request and sent no answer"
         raise malformed(msg)
+    report = None if "choices" in data else errors.read_event(data)
+    if report is not None:
+        raise report.to_error(GPT_ROUTER_ERRORS)
     try:
         response = GatewayResponse.model_validate(data)
     except ValidationError as error:
@@ -505,7 +509,7 @@ _KNOWN_MESSAGES: Final = (
 )
 _LEADING_STATUS: Final = re.compile(r"^([1-5]\d\d)\b")
 _UNKNOWN_NAME: Final = re.compile(
-    r"^(?:[1-5]\d\d:? )?"  # The message of an error leads with its status.
+    r"^(?:Error code: )?(?:[1-5]\d\d:? (?:- )?)?"  # The status comes first.
     r"(?:provider|model) with (?:name|id) (?P<name>.+) does not exist",
     re.IGNORECASE,
 )
@@ -517,12 +521,15 @@ def read_error_event(event: Mapping[str, Any]) -> RetryRouterError:
     message = event.get("message")
     if not isinstance(message, str):
         message = "the gateway reported an error without a message"
+    words = message.lower()
+    kind = next((kind for text, kind in _KNOWN_MESSAGES if text.match(words)), None)
+    # The gateway puts its provider's status before the message.
     status = _LEADING_STATUS.match(message)
     status_code = int(status[1]) if status else None
-    kind = next(
-        (kind for words, kind in _KNOWN_MESSAGES if words.match(message.lower())),
-        None,
-    ) or classify(status_code, None, message)
+    if kind is None and status_code is not None:
+        kind = errors.read_response(status_code, (), event, unix_time=0.0).kind
+    report = errors.read_event(dict(event), "error")
+    kind = kind or (report.kind if report else FailureKind.SERVER_ERROR)
     return GPT_ROUTER_ERRORS[kind](message, status_code=status_code, body=dict(event))
 
 
@@ -530,25 +537,11 @@ def read_status_error(
     status_code: int, headers: Mapping[str, str], body: bytes, *, unix_time: float
 ) -> RetryRouterError:
     """The error that a response other than 200 stands for."""
-    data = _json_or_none(body)
-    nested = data.get("error") if isinstance(data, dict) else None
-    code = nested.get("code") if isinstance(nested, dict) else None
-    code = code if isinstance(code, str) else None
-    message = _message_in(data) or _excerpt(body) or "no body"
-    kind = classify(status_code, code, message)
+    report = errors.read_response(status_code, headers, body, unix_time=unix_time)
     if status_code == _NOT_ACCEPTABLE:
         # The SDK reads a 406 so: no model of the list is available.
-        kind = FailureKind.UNAVAILABLE
-    advice = read_advice(list(headers.items()), unix_time=unix_time)
-    return GPT_ROUTER_ERRORS[kind](
-        f"{status_code}: {message}",
-        status_code=status_code,
-        retry_after=advice.retry_after,
-        should_retry=advice.should_retry,
-        request_id=headers.get("x-request-id"),
-        code=code,
-        body=data if data is not None else _excerpt(body),
-    )
+        report = replace(report, kind=FailureKind.UNAVAILABLE)
+    return report.to_error(GPT_ROUTER_ERRORS)
 
 
 def not_a_stream(body: bytes) -> RetryRouterError:
@@ -582,16 +575,6 @@ def is_from_stream(error: RetryRouterError) -> bool:
 def is_opaque(error: RetryRouterError) -> bool:
     """Whether the gateway hides a cause that it would tell in a stream."""
     return error.status_code == 500 and error.body == {"error": "Something went wrong"}  # noqa: PLR2004 - the status names itself
-
-
-def _message_in(data: Any) -> str:
-    if not isinstance(data, dict):
-        return ""
-    nested = data.get("error")
-    message = data.get("message") or (
-        nested.get("message") if isinstance(nested, dict) else nested
-    )
-    return message if isinstance(message, str) else ""
 
 
 def _json_or_none(body: bytes) -> Any:

@@ -15,6 +15,7 @@ import functools
 import io
 import os
 import ssl
+import sys
 import threading
 import time
 import urllib.request
@@ -38,6 +39,9 @@ _KEPT_CONNECTIONS: Final = 100
 _ASYNC_CONNECTIONS: Final = 1000
 # How long the rest of a body may take that is only read to reuse its connection.
 _DRAIN_SECONDS: Final = 0.25
+# Pythons whose TLS connections stay open if the server does not agree to close them
+# (python/cpython#118960); aiohttp closes them if asked, and warns on other Pythons.
+_LEAKS_TLS: Final = sys.version_info < (3, 12, 8) or sys.version_info[:3] == (3, 13, 0)
 # aiohttp warns about larger bodies that are given as bytes.
 _LARGE_BODY: Final = 1024 * 1024
 
@@ -280,7 +284,9 @@ async def _session_of_loop() -> _LoopSession:
 
         current = _sessions[loop] = _LoopSession(
             aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=_ASYNC_CONNECTIONS),
+                connector=aiohttp.TCPConnector(
+                    limit=_ASYNC_CONNECTIONS, enable_cleanup_closed=_LEAKS_TLS
+                ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 # It would read `.netrc` as well, and send what it finds there.
                 trust_env=False,
