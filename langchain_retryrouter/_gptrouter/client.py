@@ -454,8 +454,8 @@ def _is_event_stream(status: int, headers: Mapping[str, str]) -> bool:
 def _stream_error(
     status: int, headers: Mapping[str, str], body: bytes
 ) -> RetryRouterError:
-    if status == _OK:
-        return not_a_stream(body)
+    if status == _OK or status in _NO_BODY:
+        return not_a_stream(status, body)
     return read_status_error(status, headers, body, unix_time=SystemTime.time())
 
 

@@ -241,8 +241,8 @@ def _unsendable(
     reason = reason.split("Full content block", maxsplit=1)[0].strip()
     return UnsupportedOptionError(
         f"a message of role {role!r} cannot carry a content block of type"
-        f" {block.get('type')!r}: {reason}. To send a block of your provider's own as it"
-        " is, put it into {'type': 'non_standard', 'value': ...}."
+        f" {block.get('type')!r}: {reason}. To send a block of your provider's own"
+        " as it is, put it into {'type': 'non_standard', 'value': ...}."
     )
 
 

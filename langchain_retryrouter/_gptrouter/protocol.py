@@ -113,8 +113,8 @@ def check_options(names: Iterable[str]) -> None:
     unknown = sorted(set(names) - PROVIDER_OPTIONS)
     if unknown:
         msg = (
-            f"the gateway cannot carry {', '.join(map(repr, unknown))}, and would ignore"
-            " it silently. To send it nevertheless, put it into `model_kwargs`."
+            f"the gateway cannot carry {', '.join(map(repr, unknown))}: it would be"
+            " lost silently. To send it nevertheless, put it into `model_kwargs`."
         )
         raise UnsupportedOptionError(msg)
 
@@ -541,13 +541,20 @@ def read_status_error(
     if status_code == _NOT_ACCEPTABLE:
         # The SDK reads a 406 so: no model of the list is available.
         report = replace(report, kind=FailureKind.UNAVAILABLE)
+    if isinstance(report.body, dict):
+        # Beside its `message` the gateway has in `error` only the name of the status.
+        message = report.body.get("message")
+        if isinstance(message, str):
+            message = f"Error code: {status_code} - {message}"
+            report = replace(report, message=message)
     return report.to_error(GPT_ROUTER_ERRORS)
 
 
-def not_a_stream(body: bytes) -> RetryRouterError:
-    """The error for a 200 that is not a stream of events, though one was asked for."""
-    msg = f"the gateway answered without a stream of events: {_excerpt(body)!r}"
-    return malformed(msg, 200)
+def not_a_stream(status_code: int, body: bytes) -> RetryRouterError:
+    """The error for a 2xx that is not a stream of events, though one was asked for."""
+    what = repr(_excerpt(body)) if body else "no body"
+    msg = f"the gateway answered {status_code} without a stream of events: {what}"
+    return malformed(msg, status_code)
 
 
 def malformed(message: str, status_code: int | None = None) -> RetryRouterError:

@@ -93,7 +93,7 @@ def test_e2_a_429_in_a_stream_is_retried(
     assert text_of(twin.stream(new_llm(), "hi")) == STUB_TEXT
 
     gateway.always(Status(429))
-    with pytest.raises(RateLimitError, match="429: You've reached a limit"):
+    with pytest.raises(RateLimitError, match="429 - You've reached a limit"):
         twin.stream(new_llm(max_retries=1), "hi")
     assert len(gateway.requests) == 4
 
@@ -104,7 +104,7 @@ def test_e11_a_401_in_a_stream_is_told(
     """A stream that is answered 401 says so, at once."""
     gateway.always(Status(401))
 
-    with pytest.raises(AuthenticationError, match="401: Unauthorized") as caught:
+    with pytest.raises(AuthenticationError, match="401 - Unauthorized") as caught:
         twin.stream(new_llm(), "hi")
 
     assert isinstance(caught.value, sdk.GPTRouterUnauthorizedError)
@@ -201,7 +201,7 @@ def test_e13_a_5xx_to_a_stream_is_retried(
     assert text_of(twin.stream(new_llm(), "hi")) == STUB_TEXT
 
     gateway.always(Status(status))
-    with pytest.raises(ServerError, match=f"{status}: Something went wrong") as caught:
+    with pytest.raises(ServerError, match=f"{status} - Something went wrong") as caught:
         twin.stream(new_llm(max_retries=0), "hi")
     assert isinstance(caught.value, expected)
     assert caught.value.body == {"error": "Something went wrong"}
@@ -309,7 +309,7 @@ def test_f5_a_502_page_to_a_stream_is_typed_and_retried(
     assert text_of(twin.stream(new_llm(), "hi")) == STUB_TEXT
 
     gateway.always(HtmlPage(502))
-    with pytest.raises(ServerError, match="502: <html>") as caught:
+    with pytest.raises(ServerError, match="502 - <html>") as caught:
         twin.stream(new_llm(max_retries=1), "hi")
     assert caught.value.attempts == 2
 
