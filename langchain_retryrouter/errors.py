@@ -342,14 +342,10 @@ def mask_with(hide: Callable[[str], str], error: BaseException) -> None:
         for name, value in list(attributes.items()):
             if isinstance(value, str | dict | list):
                 attributes[name] = rewrite(hide, _json.cut(value))
-        linked = (step.__cause__, step.__context__, *_nested(step))
-        pending += [one for one in linked if one is not None]
-
-
-def _nested(error: BaseException) -> list[BaseException]:
-    """The exceptions that `error` holds: httpcore has h11's as its argument."""
-    held = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
-    return [one for one in (*error.args, *held) if isinstance(one, BaseException)]
+        # httpcore's have h11's exception as their argument, and print it.
+        group = step.exceptions if isinstance(step, BaseExceptionGroup) else ()
+        linked = (step.__cause__, step.__context__, *step.args, *group)
+        pending += [one for one in linked if isinstance(one, BaseException)]
 
 
 def rewrite(hide: Callable[[str], str], value: Any) -> Any:

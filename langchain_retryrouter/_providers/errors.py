@@ -222,9 +222,11 @@ def _report(
         status = None
     elif (implied := _implied_status(names)) and _is_more_exact(implied, status, facts):
         meant = implied
-    if raw := _raw_in(facts):
+    metadata = facts.get("metadata")
+    raw = metadata.get("raw") if isinstance(metadata, Mapping) else None
+    if isinstance(raw, str) and raw:  # OpenRouter hands on its provider's answer.
         sentence = f"{sentence}: {_excerpt(raw)}"
-    text = f"{sentence} {raw} {body if isinstance(body, str) else ''}"
+    text = " ".join(part for part in (sentence, raw, body) if isinstance(part, str))
     param = facts.get("param")
     kind = _kind_of(meant, names, text, param, is_event=status is None)
     advice = read_advice(headers, unix_time=unix_time)
@@ -234,6 +236,9 @@ def _report(
         is_named = any(classify(meant, name) is FailureKind.QUOTA for name in names)
         kind = kind if is_named else FailureKind.RATE_LIMIT
     asked = [wait for wait in (advice.retry_after, *waits) if wait is not None]
+    # OpenAI's code may be null: it has nothing to say beyond the type then.
+    words = [name for name in names if not name.isdecimal()] or names
+    code = words[0] if words and facts.get("code", "") is not None else None
     ids = {name.lower(): value for name, value in reversed(headers)}
     place = ids.get("location", "")
     if status is not None and status < _BAD_REQUEST and place:
@@ -244,7 +249,7 @@ def _report(
         kind=kind,
         message=sentence or fallback,
         status_code=status,
-        code=_code_in(facts, names),
+        code=code,
         retry_after=max(asked, default=None),
         should_retry=advice.should_retry,
         request_id=next((ids[name] for name in _REQUEST_IDS if name in ids), None),
@@ -389,13 +394,6 @@ def _names_in(facts: Mapping[str, Any]) -> Iterator[str]:
             yield str(name)
 
 
-def _code_in(facts: Mapping[str, Any], names: list[str]) -> str | None:
-    if "code" in facts and facts["code"] is None:
-        return None  # OpenAI's, which has nothing to say beyond the type.
-    words = (name for name in names if not name.isdecimal())
-    return next(words, next(iter(names), None))
-
-
 def _sentence_in(facts: Mapping[str, Any], body: Any) -> str:
     for key in ("message", "Message", "detail", "msg", "title"):
         if isinstance(sentence := facts.get(key), str) and sentence:
@@ -403,13 +401,6 @@ def _sentence_in(facts: Mapping[str, Any], body: Any) -> str:
     if isinstance(body, str):
         return _excerpt(body)
     return json.dumps(body, default=str) if isinstance(body, Mapping) and body else ""
-
-
-def _raw_in(facts: Mapping[str, Any]) -> str:
-    """What OpenRouter hands on of its provider's answer."""
-    metadata = facts.get("metadata")
-    raw = metadata.get("raw") if isinstance(metadata, Mapping) else None
-    return raw if isinstance(raw, str) else ""
 
 
 def _waits_in(
@@ -522,22 +513,25 @@ def _read_causes(
     error: BaseException, causes: list[BaseException], unix_time: float
 ) -> ErrorReport | None:
     """The most exact report: an answer's, a transport's, or that of a class."""
-    report = answer = None
-    for place, one in enumerate(causes):
-        if answer := _read_answer(one, unix_time):
-            causes = causes[place + 1 :]
-            break
-    is_bare = answer is None or (
-        not answer.body and (answer.status_code or 0) >= _SERVER_ERROR
+    contexts, answers = (
+        _contexts(error),
+        [_read_answer(one, unix_time) for one in causes],
     )
-    contexts = _contexts(error)
-    if is_bare and (transport := _transport_in([*causes, *contexts])):
+    report = next(filter(None, answers), None)
+    if report is None or (
         # LiteLLM makes a 500 without a body of a lost connection.
-        report = _from_transport(*transport, error)
-    report = report or answer or _read_class(error) or _read_text(error)
-    if report is None:
-        found = (_read_answer(one, unix_time) for one in contexts)
-        report = next(filter(None, found), None)
+        not report.body and (report.status_code or 0) >= _SERVER_ERROR
+    ):
+        below = causes[answers.index(report) + 1 :] if report else causes
+        for one in (*below, *contexts):
+            if failure := read_transport_error(one):
+                report = _from_transport(failure, one, error)
+                break
+    for one in causes if report is None else ():
+        kind = _kind_by_class(one)
+        report = report or (_from_class(kind, one) if kind else _read_text(one))
+    for one in contexts if report is None else ():
+        report = report or _read_answer(one, unix_time)
     exact = [
         _BY_EXACT_NAME[cls.__name__]
         for cls in type(error).__mro__
@@ -570,10 +564,11 @@ def _read_answer(error: BaseException, unix_time: float) -> ErrorReport | None:
     if status is not None:
         body = _body_of(error, response)
         return _report(status, headers, body, str(error), unix_time)
-    if name := _grpcs_name(error):
-        details = safe_getattr(error, "details")
-        said = details() if callable(details) else None
-        body = {"code": name, "message": said if isinstance(said, str) else str(error)}
+    code, details = safe_getattr(error, "code"), safe_getattr(error, "details")
+    if callable(code) and type(error).__module__.startswith("grpc"):
+        name = str(safe_getattr(code(), "name"))
+        message = (details() if callable(details) else None) or str(error)
+        body = {"code": name, "message": message}
         status = _implied_status([name]) or _SERVER_ERROR
         return _report(status, [], body, unix_time=unix_time)
     if is_sdks:  # Raised for an event of a stream.
@@ -673,21 +668,6 @@ def _read_amazons(
     return dataclasses.replace(report, message=str(message), body=dict(response))
 
 
-def _grpcs_name(error: BaseException) -> str | None:
-    code = safe_getattr(error, "code")
-    if not callable(code) or not type(error).__module__.startswith("grpc"):
-        return None
-    name = safe_getattr(code(), "name")
-    return name if isinstance(name, str) else None
-
-
-def _transport_in(
-    causes: list[BaseException],
-) -> tuple[TransportFailure, BaseException] | None:
-    found = ((read_transport_error(one), one) for one in causes)
-    return next(((failure, one) for failure, one in found if failure), None)
-
-
 def _from_transport(
     failure: TransportFailure, cause: BaseException, error: BaseException
 ) -> ErrorReport:
@@ -707,11 +687,6 @@ def _from_transport(
 def _kind_by_class(error: BaseException) -> FailureKind | None:
     found = (kind for cls, kind in _BY_LANGCHAINS_CLASS if isinstance(error, cls))
     return next(found, None)
-
-
-def _read_class(error: BaseException) -> ErrorReport | None:
-    kind = _kind_by_class(error)
-    return None if kind is None else _from_class(kind, error)
 
 
 def _from_class(kind: FailureKind, error: BaseException) -> ErrorReport:
