@@ -345,8 +345,12 @@ class _Boto:
     """What a client of Amazon's says about its retries."""
 
     def __init__(self, attempts: int) -> None:
+        self.attempts = attempts
         config = {"retries": {"total_max_attempts": attempts}}
         self.meta = type("Meta", (), {"config": type("Config", (), config)})
+
+    def __repr__(self) -> str:
+        return f"Boto({self.attempts})"  # The same in each process of pytest-xdist.
 
 
 @pytest.mark.parametrize(
