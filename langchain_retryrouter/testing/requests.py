@@ -202,29 +202,19 @@ def _order(entry: Mapping[str, Any]) -> float:
         return float("inf")
 
 
+@dataclass(frozen=True, slots=True)
 class Exchange(ABC):
-    """One request, and the responses to it in the protocol that it speaks.
+    """One request, and the responses to it in the protocol that it speaks."""
 
-    Args:
-        request: The request.
-        answer: The gateway's own answer to a request.
-        fixed: The answer of a path that `FaultyGateway.respond` has set.
-    """
-
-    def __init__(
-        self,
-        request: RecordedRequest,
-        answer: Callable[[RecordedRequest], Completion],
-        fixed: BodyResponse | None = None,
-    ) -> None:
-        """Keep them."""
-        self.request = request
-        self.fixed = fixed
-        self._answer = answer
+    request: RecordedRequest
+    answer: Callable[[RecordedRequest], Completion]
+    """The gateway's own answer to a request."""
+    fixed: BodyResponse | None = None
+    """The answer of a path that `FaultyGateway.respond` has set."""
 
     def completion(self) -> Completion:
         """The gateway's own answer, given what of the request reaches the model."""
-        return self._answer(self.seen_by_model())
+        return self.answer(self.seen_by_model())
 
     def healthy(self, completion: Completion | None = None) -> Response:
         """The healthy response: this completion, or else the gateway's own answer."""
