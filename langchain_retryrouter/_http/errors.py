@@ -34,8 +34,6 @@ class TransportFailure(NamedTuple):
     should_retry: bool | None = None
 
 
-Transport = TransportFailure  # Until its users have moved.
-
 _CANNOT_CONNECT: Final = TransportFailure(FailureKind.CONNECTION, may_have_run=False)
 _CONNECT_TIMEOUT: Final = TransportFailure(FailureKind.TIMEOUT, may_have_run=False)
 _READ_TIMEOUT: Final = TransportFailure(FailureKind.TIMEOUT, may_have_run=True)
@@ -142,6 +140,7 @@ _CLOSED: Final = re.compile(
 )
 # HTTP headers are ASCII or Latin-1; bodies are UTF-8.
 _HEADER_ENCODINGS: Final = frozenset({"ascii", "latin-1", "latin1", "iso-8859-1"})
+_DEEPEST: Final = 8  # A cause of a cause of ...
 _HEADER: Final = re.compile(
     r"(?:illegal|invalid) header|header injection", re.IGNORECASE
 )
@@ -152,8 +151,12 @@ def read_transport_error(error: BaseException) -> TransportFailure | None:
 
     Of an exception that wraps another one, the more exact of the two counts.
     """
-    if _is_bad_certificate(error):
-        return _BAD_CERTIFICATE
+    step: BaseException | None = error
+    for _ in range(_DEEPEST):
+        for one in (step, *step.args) if step else ():
+            if isinstance(one, ssl.SSLCertVerificationError):
+                return _BAD_CERTIFICATE
+        step = step and (step.__cause__ or step.__context__)
     if isinstance(error, UnicodeEncodeError):
         return _BAD_KEY if error.encoding in _HEADER_ENCODINGS else _BAD_REQUEST
     if isinstance(error, RuntimeError) and _CLOSED.search(str(error)):
@@ -173,11 +176,6 @@ def read_transport_error(error: BaseException) -> TransportFailure | None:
         ):
             return inner_failure
     return found
-
-
-def transport_of(error: BaseException) -> TransportFailure | None:
-    """The former name of `read_transport_error`."""
-    return read_transport_error(error)
 
 
 def _by_class(error: BaseException) -> TransportFailure | None:
@@ -212,19 +210,6 @@ def _wrapped(error: BaseException) -> Iterator[BaseException]:
     for inner in (*reasons, *error.args[1:], error.__cause__):
         if isinstance(inner, BaseException) and inner is not error:
             yield inner
-
-
-def _is_bad_certificate(error: BaseException) -> bool:
-    step: BaseException | None = error
-    for _ in range(8):
-        if step is None:
-            return False
-        if any(
-            isinstance(one, ssl.SSLCertVerificationError) for one in (step, *step.args)
-        ):
-            return True
-        step = step.__cause__ or step.__context__
-    return False
 
 
 def _classes(

@@ -56,7 +56,7 @@ PUBLIC = {
     "__version__",
     "should_retry",
 }
-"""Every name that users may rely on: to take one away is to break somebody."""
+"""Every name that users may rely on: to remove one is to break their code."""
 
 
 def modules_after(code: str) -> set[str]:
@@ -191,7 +191,7 @@ GATEWAY_EMBEDDINGS = GATEWAY_MODEL.replace(
 ).replace("GPTRouter(", "GPTRouterEmbeddings(")
 
 
-@pytest.mark.parametrize("made", ["by its class", "from a pickle", "as a copy"])
+@pytest.mark.parametrize("made", ["by its class", "from a pickle"])
 def test_a_models_first_call_finds_its_code_loaded(made: str) -> None:
     """However a model was made, its first call imports none of our modules."""
     model = GPTRouter(
@@ -201,12 +201,10 @@ def test_a_models_first_call_finds_its_code_loaded(made: str) -> None:
     code = {
         "by its class": GATEWAY_MODEL,
         "from a pickle": f"import pickle; pickle.loads({pickle.dumps(model)!r})",
-        "as a copy": "from langchain_retryrouter import GPTRouter\n"
-        "GPTRouter.model_construct().model_copy()",
     }[made]
     loaded = modules_after(code)
     assert "langchain_retryrouter.chat_models.gpt_router" in loaded
-    assert loaded >= {"tenacity", "gpt_router.client"}
+    assert loaded >= {"tenacity", "langchain_retryrouter._gptrouter.client"}
 
 
 @pytest.mark.parametrize("code", [GATEWAY_MODEL, GATEWAY_EMBEDDINGS])

@@ -95,108 +95,111 @@ def raising(error: Exception, cause: Exception | None = None) -> BaseChatModel:
 
 # --- ChatOpenAI and ChatAnthropic over HTTP -----------------------------------------
 
-FAULTS: list[tuple[Any, Step, FailureKind, dict[str, Any]]] = [
-    (chat_openai, Status(400), K.INVALID_REQUEST, {"may_have_run": False}),
-    (chat_openai, Status(401), K.AUTHENTICATION, {"code": "invalid_api_key"}),
-    (chat_openai, Status(404), K.NOT_FOUND, {"code": "model_not_found"}),
-    (chat_openai, Status(408), K.TIMEOUT, {"may_have_run": True}),
-    (chat_openai, Status(409), K.CONFLICT, {"status_code": 409}),
-    (chat_openai, Status(429), K.RATE_LIMIT, {"code": "rate_limit_exceeded"}),
-    (
-        chat_openai,
+
+def over_openai(step: Step, kind: FailureKind, **facts: Any) -> Any:
+    return chat_openai, step, kind, facts
+
+
+def over_anthropic(step: Step, kind: FailureKind, **facts: Any) -> Any:
+    return chat_anthropic, step, kind, facts
+
+
+FAULTS = [
+    over_openai(Status(400), K.INVALID_REQUEST, may_have_run=False),
+    over_openai(Status(401), K.AUTHENTICATION, code="invalid_api_key"),
+    over_openai(Status(404), K.NOT_FOUND, code="model_not_found"),
+    over_openai(Status(408), K.TIMEOUT, may_have_run=True),
+    over_openai(Status(409), K.CONFLICT, status_code=409),
+    over_openai(Status(429), K.RATE_LIMIT, code="rate_limit_exceeded"),
+    over_openai(
         Status(429, {"x-should-retry": "false"}),
         K.RATE_LIMIT,
-        {"should_retry": False, "retry_after": None},
+        should_retry=False,
+        retry_after=None,
     ),
-    (chat_openai, Status(500), K.SERVER_ERROR, {"may_have_run": True}),
-    (chat_openai, Status(501), K.INVALID_REQUEST, {"status_code": 501}),
-    (chat_openai, HtmlPage(502), K.SERVER_ERROR, {"status_code": 502, "code": None}),
-    (chat_openai, HtmlPage(503), K.UNAVAILABLE, {"status_code": 503}),
-    (chat_openai, Status(400, body="no JSON"), K.INVALID_REQUEST, {"body": "no JSON"}),
-    (chat_openai, Reset(), K.CONNECTION, {"may_have_run": True}),
-    (chat_openai, Hangup(), K.CONNECTION, {"may_have_run": True}),
-    (chat_openai, Silence(), K.TIMEOUT, {"may_have_run": True}),
-    (chat_openai, MalformedEvent(at=3), K.MALFORMED, {"may_have_run": True}),
-    (chat_anthropic, HtmlPage(503), K.UNAVAILABLE, {"code": None}),
-    (
-        chat_anthropic,
+    over_openai(Status(500), K.SERVER_ERROR, may_have_run=True),
+    over_openai(Status(501), K.INVALID_REQUEST, status_code=501),
+    over_openai(HtmlPage(502), K.SERVER_ERROR, status_code=502, code=None),
+    over_openai(HtmlPage(503), K.UNAVAILABLE, status_code=503),
+    over_openai(Status(400, body="no JSON"), K.INVALID_REQUEST, body="no JSON"),
+    over_openai(Reset(), K.CONNECTION, may_have_run=True),
+    over_openai(Hangup(), K.CONNECTION, may_have_run=True),
+    over_openai(Silence(), K.TIMEOUT, may_have_run=True),
+    over_openai(MalformedEvent(at=3), K.MALFORMED, may_have_run=True),
+    over_anthropic(HtmlPage(503), K.UNAVAILABLE, code=None),
+    over_anthropic(
         Status(429, {**JSON, "request-id": "r-1"}, problem("rate_limit_error")),
         K.RATE_LIMIT,
-        {"code": "rate_limit_error", "request_id": "r-1", "may_have_run": False},
+        code="rate_limit_error",
+        request_id="r-1",
+        may_have_run=False,
     ),
-    (chat_anthropic, Reset(), K.CONNECTION, {"may_have_run": True}),
-    (chat_anthropic, Silence(), K.TIMEOUT, {"may_have_run": True}),
-    (
-        chat_anthropic,
+    over_anthropic(Reset(), K.CONNECTION, may_have_run=True),
+    over_anthropic(Silence(), K.TIMEOUT, may_have_run=True),
+    over_anthropic(
         Raw(
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
             b"transfer-encoding: chunked\r\n\r\n40\r\nevent: message"
         ),
         K.CONNECTION,
-        {"may_have_run": True},
+        may_have_run=True,
     ),
 ]
-IN_A_200: list[tuple[Any, Step, FailureKind, dict[str, Any]]] = [
-    (chat_openai, ErrorInOk("On fire."), K.SERVER_ERROR, {"message": "On fire."}),
-    (chat_openai, ErrorInOk("x", code="insufficient_quota"), K.QUOTA, {}),
-    (
-        chat_openai,
+IN_A_200 = [
+    over_openai(ErrorInOk("On fire."), K.SERVER_ERROR, message="On fire."),
+    over_openai(ErrorInOk("x", code="insufficient_quota"), K.QUOTA),
+    over_openai(
         ErrorInOk("x", code="context_length_exceeded"),
         K.CONTEXT_OVERFLOW,
-        {"status_code": None},
+        status_code=None,
     ),
-    (chat_openai, Body(200, JSON, "{}"), K.MALFORMED, {}),
-    (chat_openai, Body(200, JSON, '{"choices": null}'), K.MALFORMED, {}),
-    (chat_openai, Body(200, JSON, "[]"), K.MALFORMED, {}),
-    (chat_openai, Body(200, JSON, "no JSON"), K.MALFORMED, {}),
-    (chat_openai, Body(200, JSON, "[" * 100_000), K.MALFORMED, {}),
-    (chat_openai, Body(200, JSON, "9" * 5_000), K.MALFORMED, {}),
-    (chat_openai, Cut(after=5), K.CONNECTION, {"may_have_run": True}),
-    (chat_openai, Cut(after=5, how="rst"), K.CONNECTION, {"may_have_run": True}),
-    (chat_openai, HtmlPage(200), K.MALFORMED, {}),
-    (chat_openai, Truncate(after=5), K.MALFORMED, {"may_have_run": True}),
+    over_openai(Body(200, JSON, "{}"), K.MALFORMED),
+    over_openai(Body(200, JSON, '{"choices": null}'), K.MALFORMED),
+    over_openai(Body(200, JSON, "[]"), K.MALFORMED),
+    over_openai(Body(200, JSON, "no JSON"), K.MALFORMED),
+    over_openai(Body(200, JSON, "[" * 100_000), K.MALFORMED),
+    over_openai(Body(200, JSON, "9" * 5_000), K.MALFORMED),
+    over_openai(Cut(after=5), K.CONNECTION, may_have_run=True),
+    over_openai(Cut(after=5, how="rst"), K.CONNECTION, may_have_run=True),
+    over_openai(HtmlPage(200), K.MALFORMED),
+    over_openai(Truncate(after=5), K.MALFORMED, may_have_run=True),
 ]
-IN_A_STREAM: list[tuple[Any, Step, FailureKind, dict[str, Any]]] = [
-    (
-        chat_openai,
+IN_A_STREAM = [
+    over_openai(
         ErrorEvent("It broke."),
         K.SERVER_ERROR,
-        {"message": "It broke.", "status_code": None, "may_have_run": True},
+        message="It broke.",
+        status_code=None,
+        may_have_run=True,
     ),
-    (
-        chat_openai,
-        ErrorEvent("Slow down.", status=429),
-        K.RATE_LIMIT,
-        {"code": "rate_limit_exceeded"},
+    over_openai(
+        ErrorEvent("Slow down.", status=429), K.RATE_LIMIT, code="rate_limit_exceeded"
     ),
-    (chat_openai, ErrorEvent("x", code="insufficient_quota"), K.QUOTA, {}),
-    (chat_openai, ErrorEvent("Bad.", status=400), K.INVALID_REQUEST, {}),
-    (
-        chat_openai,
+    over_openai(ErrorEvent("x", code="insufficient_quota"), K.QUOTA),
+    over_openai(ErrorEvent("Bad.", status=400), K.INVALID_REQUEST),
+    over_openai(
         Body(200, EVENTS, 'data: {"error": {"code": 502, "message": "x"}}\n\n'),
         K.SERVER_ERROR,
-        {"code": "502", "status_code": None},
+        code="502",
+        status_code=None,
     ),
-    (chat_openai, Body(200, EVENTS, "data: 42\n\n"), K.MALFORMED, {}),
-    (chat_openai, Body(200, EVENTS, "data: \xff\n\n"), K.MALFORMED, {}),
-    (chat_openai, Body(200, EVENTS, f"data: {'[' * 100_000}\n\n"), K.MALFORMED, {}),
-    (
-        chat_anthropic,
+    over_openai(Body(200, EVENTS, "data: 42\n\n"), K.MALFORMED),
+    over_openai(Body(200, EVENTS, "data: \xff\n\n"), K.MALFORMED),
+    over_openai(Body(200, EVENTS, f"data: {'[' * 100_000}\n\n"), K.MALFORMED),
+    over_anthropic(
         after_the_beginning(event("error", problem("overloaded_error"))),
         K.UNAVAILABLE,
-        {"message": "Said by Anthropic.", "status_code": None, "may_have_run": True},
+        message="Said by Anthropic.",
+        status_code=None,
+        may_have_run=True,
     ),
-    (
-        chat_anthropic,
+    over_anthropic(
         after_the_beginning(event("error", problem("invalid_request_error"))),
         K.INVALID_REQUEST,
-        {"code": "invalid_request_error"},
+        code="invalid_request_error",
     ),
-    (
-        chat_anthropic,
-        after_the_beginning(event("content_block_delta", '{"type":')),
-        K.MALFORMED,
-        {},
+    over_anthropic(
+        after_the_beginning(event("content_block_delta", '{"type":')), K.MALFORMED
     ),
 ]
 
@@ -391,113 +394,115 @@ def plain(error: Exception, **attributes: Any) -> Exception:
     return error
 
 
-SHAPES: list[tuple[Exception, FailureKind, dict[str, Any]]] = [
-    (
+def shape(error: Exception, kind: FailureKind, **facts: Any) -> Any:
+    return error, kind, facts
+
+
+SHAPES = [
+    shape(
         GoogleError(400, "INVALID_ARGUMENT", "Bad."),
         K.INVALID_REQUEST,
-        {"status_code": 400, "code": "INVALID_ARGUMENT"},
+        status_code=400,
+        code="INVALID_ARGUMENT",
     ),
-    (GoogleError(503, "UNAVAILABLE", "Busy."), K.UNAVAILABLE, {"status_code": 503}),
-    (GoogleError(429, "RESOURCE_EXHAUSTED", QUOTA), K.QUOTA, {}),
-    (
+    shape(GoogleError(503, "UNAVAILABLE", "Busy."), K.UNAVAILABLE, status_code=503),
+    shape(GoogleError(429, "RESOURCE_EXHAUSTED", QUOTA), K.QUOTA),
+    shape(
         GoogleError(429, "RESOURCE_EXHAUSTED", QUOTA, RETRY_INFO),
         K.RATE_LIMIT,
-        {"retry_after": 34.0},
+        retry_after=34.0,
     ),
-    (GoogleError(429, "RESOURCE_EXHAUSTED", QUOTA, PER_DAY, RETRY_INFO), K.QUOTA, {}),
-    (GoogleCoreError(), K.RATE_LIMIT, {"retry_after": 34.5, "status_code": 429}),
-    (
+    shape(GoogleError(429, "RESOURCE_EXHAUSTED", QUOTA, PER_DAY, RETRY_INFO), K.QUOTA),
+    shape(GoogleCoreError(), K.RATE_LIMIT, retry_after=34.5, status_code=429),
+    shape(
         AmazonError("ThrottlingException", 429),
         K.RATE_LIMIT,
-        {"code": "ThrottlingException", "request_id": "req_aws", "message": "No."},
+        code="ThrottlingException",
+        request_id="req_aws",
+        message="No.",
     ),
-    (AmazonError("throttlingException", None), K.RATE_LIMIT, {"status_code": None}),
-    (AmazonError("ModelErrorException", 424), K.SERVER_ERROR, {"status_code": 424}),
-    (AmazonError("ServiceQuotaExceededException", 400), K.QUOTA, {}),
-    (AmazonError("AccessDeniedException", 403), K.PERMISSION, {}),
-    (
+    shape(AmazonError("throttlingException", None), K.RATE_LIMIT, status_code=None),
+    shape(AmazonError("ModelErrorException", 424), K.SERVER_ERROR, status_code=424),
+    shape(AmazonError("ServiceQuotaExceededException", 400), K.QUOTA),
+    shape(AmazonError("AccessDeniedException", 403), K.PERMISSION),
+    shape(
         AmazonError(
             "ValidationException", 400, "Input is too long for requested model."
         ),
         K.CONTEXT_OVERFLOW,
-        {},
     ),
-    (AmazonError("SomethingNew", 500), K.SERVER_ERROR, {"status_code": 500}),
-    (
+    shape(AmazonError("SomethingNew", 500), K.SERVER_ERROR, status_code=500),
+    shape(
         RpcError(StatusCode.UNAVAILABLE),
         K.UNAVAILABLE,
-        {"status_code": 503, "code": "UNAVAILABLE"},
+        status_code=503,
+        code="UNAVAILABLE",
     ),
-    (RpcError(StatusCode.INVALID_ARGUMENT), K.INVALID_REQUEST, {"status_code": 400}),
-    (ResponseError("model not loaded", 500), K.SERVER_ERROR, {"status_code": 500}),
-    (ResponseError("out of memory"), K.SERVER_ERROR, {"status_code": None}),
+    shape(RpcError(StatusCode.INVALID_ARGUMENT), K.INVALID_REQUEST, status_code=400),
+    shape(ResponseError("model not loaded", 500), K.SERVER_ERROR, status_code=500),
+    shape(ResponseError("out of memory"), K.SERVER_ERROR, status_code=None),
     # ChatNVIDIA's, of every HTTP error.
-    (
-        Exception("[503] Service Unavailable\nbusy"),
-        K.UNAVAILABLE,
-        {"status_code": 503},
-    ),
+    shape(Exception("[503] Service Unavailable\nbusy"), K.UNAVAILABLE, status_code=503),
     # ChatOpenRouter's: JSON in a string.
-    (
+    shape(
         plain(
             Exception("OpenRouterError"),
             status_code=400,
             body='{"error": {"message": "maximum context length", "code": 400}}',
         ),
         K.CONTEXT_OVERFLOW,
-        {"message": "Error code: 400 - maximum context length"},
+        message="Error code: 400 - maximum context length",
     ),
     # LiteLLM's classes say more than their status.
-    (
+    shape(
         type("ContextWindowExceededError", (Exception,), {"status_code": 400})("no"),
         K.CONTEXT_OVERFLOW,
-        {},
     ),
-    (
+    shape(
         type("ContentPolicyViolationError", (Exception,), {"status_code": 400})("no"),
         K.CONTENT_FILTER,
-        {},
     ),
-    (
+    shape(
         plain(
             Exception("busy"),
             status_code=429,
             litellm_response_headers={"retry-after": "7"},
         ),
         K.RATE_LIMIT,
-        {"retry_after": 7.0},
+        retry_after=7.0,
     ),
-    (
+    shape(
         plain(
             Exception("Slow down."),
             status=429,
             headers={b"Retry-After": b"7", b"X-Request-Id": b"r-1", b"odd": None},
         ),
         K.RATE_LIMIT,
-        {"retry_after": 7.0, "request_id": "r-1"},
+        retry_after=7.0,
+        request_id="r-1",
     ),
-    (ValueError("No generations found in stream."), K.MALFORMED, {}),
-    (ValueError("rate_limit_exceeded: slow down"), K.RATE_LIMIT, {}),
-    (
+    shape(ValueError("No generations found in stream."), K.MALFORMED),
+    shape(ValueError("rate_limit_exceeded: slow down"), K.RATE_LIMIT),
+    shape(
         ValueError("ResponseError(code='invalid_prompt', message='x')"),
         K.CONTENT_FILTER,
-        {"code": "invalid_prompt"},
+        code="invalid_prompt",
     ),
     # LangChain's own tree.
-    (langchain.ContextOverflowError("x"), K.CONTEXT_OVERFLOW, {}),
-    (langchain.ModelAuthenticationError("x"), K.AUTHENTICATION, {}),
-    (langchain.ModelPermissionDeniedError("x"), K.PERMISSION, {}),
-    (langchain.ModelNotFoundError("x"), K.NOT_FOUND, {}),
-    (langchain.ModelInvalidRequestError("x"), K.INVALID_REQUEST, {}),
-    (langchain.ModelRateLimitError("x"), K.RATE_LIMIT, {}),
-    (langchain.ModelTimeoutError("x"), K.TIMEOUT, {}),
-    (langchain.ModelConnectionError("x"), K.CONNECTION, {}),
-    (langchain.ModelAPIError("x"), K.SERVER_ERROR, {}),
-    (langchain.ModelError("x"), K.SERVER_ERROR, {"should_retry": False}),
-    (
+    shape(langchain.ContextOverflowError("x"), K.CONTEXT_OVERFLOW),
+    shape(langchain.ModelAuthenticationError("x"), K.AUTHENTICATION),
+    shape(langchain.ModelPermissionDeniedError("x"), K.PERMISSION),
+    shape(langchain.ModelNotFoundError("x"), K.NOT_FOUND),
+    shape(langchain.ModelInvalidRequestError("x"), K.INVALID_REQUEST),
+    shape(langchain.ModelRateLimitError("x"), K.RATE_LIMIT),
+    shape(langchain.ModelTimeoutError("x"), K.TIMEOUT),
+    shape(langchain.ModelConnectionError("x"), K.CONNECTION),
+    shape(langchain.ModelAPIError("x"), K.SERVER_ERROR),
+    shape(langchain.ModelError("x"), K.SERVER_ERROR, should_retry=False),
+    shape(
         plain(langchain.ModelRateLimitError("x"), is_retryable=False),
         K.RATE_LIMIT,
-        {"should_retry": False},
+        should_retry=False,
     ),
 ]
 
