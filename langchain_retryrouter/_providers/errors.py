@@ -226,7 +226,8 @@ def _report(
     raw = metadata.get("raw") if isinstance(metadata, Mapping) else None
     if isinstance(raw, str) and raw:  # OpenRouter hands on its provider's answer.
         sentence = f"{sentence}: {_excerpt(raw)}"
-    text = " ".join(part for part in (sentence, raw, body) if isinstance(part, str))
+    parts = (sentence or fallback, raw, body)
+    text = " ".join(part for part in parts if isinstance(part, str))
     param = facts.get("param")
     kind = _kind_of(meant, names, text, param, is_event=status is None)
     advice = read_advice(headers, unix_time=unix_time)

@@ -334,12 +334,10 @@ class RetryInfo:
 class GoogleCoreError(Exception):
     """As `google.api_core.exceptions.GoogleAPICallError`, which gRPC's become."""
 
-    code, message, response, errors = 429, "Resource exhausted.", None, ()
-    details = (RetryInfo(),)
-
-    def __init__(self) -> None:
-        super().__init__(f"429 {self.message}")
-        self.details = [RetryInfo()]  # type: ignore[assignment]
+    def __init__(self, code: int, message: str, *details: Any) -> None:
+        super().__init__(f"{code} {message}")
+        self.code, self.message, self.details = code, message, list(details)
+        self.response, self.errors = None, ()
 
 
 class AmazonError(Exception):
@@ -413,7 +411,8 @@ SHAPES = [
         retry_after=34.0,
     ),
     shape(GoogleError(429, "RESOURCE_EXHAUSTED", QUOTA, PER_DAY, RETRY_INFO), K.QUOTA),
-    shape(GoogleCoreError(), K.RATE_LIMIT, retry_after=34.5, status_code=429),
+    shape(GoogleCoreError(429, "x", RetryInfo()), K.RATE_LIMIT, retry_after=34.5),
+    shape(GoogleCoreError(400, "API key not valid."), K.AUTHENTICATION),
     shape(
         AmazonError("ThrottlingException", 429),
         K.RATE_LIMIT,
