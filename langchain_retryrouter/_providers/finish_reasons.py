@@ -164,6 +164,18 @@ class StreamCheck:
         """
         self.saw_chunk = True
         message = chunk.message
+        if (
+            type(message.content) is str
+            and message.content
+            and not (
+                message.additional_kwargs
+                or message.response_metadata
+                or chunk.generation_info
+            )
+        ):
+            # Text alone, as nearly every chunk.
+            self._saw_token = True
+            return ChunkInfo(text=message.content, is_token=True)
         if refusal := _refusal_in(message):
             self._refusal += refusal
             return None

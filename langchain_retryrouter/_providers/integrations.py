@@ -55,13 +55,13 @@ def _keep(model: BaseChatModel, facts: Integration) -> RetriesDisabled:
     if not isinstance(retries, int) or isinstance(retries, bool):
         if facts.hidden_requests == 1:
             return RetriesDisabled(model)
-        told, requests = "by default", facts.hidden_requests
+        amount, requests = "by default", facts.hidden_requests
     else:
         if retries in facts.sends_once:
             return RetriesDisabled(model)
-        told, requests = f"max_retries={retries}", 1 + max(0, retries)
+        amount, requests = f"max_retries={retries}", 1 + max(0, retries)
     warning = (
-        f"repeats by itself ({told}), and its retries multiply with the router's:"
+        f"repeats by itself ({amount}), and its retries multiply with the router's:"
         f" {facts.advice} ({type(model).__name__})"
     )
     return RetriesDisabled(model, warning, requests=requests)

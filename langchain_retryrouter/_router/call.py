@@ -14,7 +14,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, Self, TypeVar
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
@@ -51,7 +51,7 @@ _LOGGED: Final = frozenset(
         FailureKind.UNKNOWN,
     }
 )
-"""Failures of a route that somebody has to mend: a silent failover would hide them."""
+"""Failures that need a human: a silent failover would hide them."""
 
 _NO_INFO: Final = ChunkInfo()
 
@@ -167,8 +167,24 @@ class BaseRouterCall:
         self._called_tools = False
         self._refused_prefill: set[str] = set()
         self._unheard: list[RouteAttempt] = []
+        self.is_over = False
         self.may_continue = False
         self.hedge_after: float | None = None
+
+    def __enter__(self) -> Self:
+        """One pass over the routes; a stream that is continued takes several."""
+        return self
+
+    def __exit__(
+        self, kind: object, error: BaseException | None, traceback: object
+    ) -> bool:
+        """Raise the error that the caller gets, unless another pass continues."""
+        self.is_over = error is None
+        if not isinstance(error, RetryRouterError):
+            return False
+        if self.can_continue(error):
+            return True
+        raise self.final_error(error)
 
     def on_failure(self, error: RetryRouterError) -> None:
         """Keep a failure that another attempt follows."""

@@ -88,6 +88,7 @@ class Route(BaseModel):
             LangChain's integrations, and learned from the first answer that names one.
             Set it to False for a server that never sends one: then the end of its
             stream counts as the end of the answer, also where the stream was cut.
+        route_cost: What an attempt costs at most; the router fills it in.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", frozen=True)
@@ -101,8 +102,8 @@ class Route(BaseModel):
     breaker: CircuitBreaker | None = Field(default=None, repr=False)
     options: dict[str, Any] = Field(default_factory=dict, repr=False)
     sends_finish_reason: bool | None = None
+    route_cost: RouteCost = Field(default=RouteCost(""), exclude=True, repr=False)
 
-    _cost: RouteCost = PrivateAttr(RouteCost(""))
     _provider: str = PrivateAttr("")
     # One object for all copies of a route, so that what is learned is shared.
     _reporting: set[Method] = PrivateAttr(default_factory=set)
@@ -123,18 +124,13 @@ class Route(BaseModel):
     @model_validator(mode="after")
     def _read_model(self) -> Self:
         if not self.name:
-            told = self.model._get_ls_params().get("ls_model_name")  # noqa: SLF001
-            object.__setattr__(self, "name", str(told or type(self.model).__name__))
+            name = self.model._get_ls_params().get("ls_model_name")  # noqa: SLF001
+            object.__setattr__(self, "name", str(name or type(self.model).__name__))
         self._provider = provider_of(self.model)
         self._reporting.update(
             method for method in _METHODS if reports_finish_reason(self.model, method)
         )
         return self
-
-    @property
-    def route_cost(self) -> RouteCost:
-        """What an attempt costs at most; known once the route is in a router."""
-        return self._cost
 
     @property
     def provider(self) -> str:
@@ -155,19 +151,24 @@ class Route(BaseModel):
         """This route as `name`, with a model that sends each request once if it can."""
         disabled = disable_retries(self.model)
         warned = (disabled.warning, _CALLBACKS_WARNING if self.model.callbacks else "")
-        options = {**disabled.options, **self.options}
-        update = {"model": disabled.model, "name": name, "options": options}
-        route = self.model_copy(update=update)
-        route._cost = RouteCost(  # noqa: SLF001 - a copy of this route
+        cost = RouteCost(
             name,
             disabled.requests,
             disabled.waited,
             self.input_price,
             self.output_price,
-            self._cost.disabled_retries or disabled.disabled,
+            self.route_cost.disabled_retries or disabled.disabled,
             tuple(text for text in warned if text),
         )
-        return route
+        options = {**disabled.options, **self.options}
+        return self.model_copy(
+            update={
+                "model": disabled.model,
+                "name": name,
+                "options": options,
+                "route_cost": cost,
+            }
+        )
 
     def with_tools(self, tools: Sequence[Any], **kwargs: Any) -> Route:
         """This route, offering `tools` in its provider's own form.

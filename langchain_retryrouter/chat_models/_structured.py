@@ -1,7 +1,7 @@
-"""Tools and structured output: what is bound to a model, and what reads its answer.
+"""Tools and structured output: the options of a call, and the parser of its answer.
 
-Pure. Names and forms are those of LangChain's own integrations, so that agents and
-chains written for another chat model find here what they expect.
+Names and forms are those of LangChain's own integrations, so that agents and chains
+written for another chat model work here too.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ def tool_options(
     strict: bool | None = None,
     parallel_tool_calls: bool | None = None,
 ) -> dict[str, Any]:
-    """The options of a call that offers `tools`; none at all where there are none.
+    """The options of a call that offers `tools`; none if there are no tools.
 
     Raises:
         ValueError: If `tool_choice` asks for a tool that is not given.
     """
     if not tools:
-        # As agents without tools do. Providers refuse an empty list, and what is said
-        # about a list that is not there.
+        # Agents without tools bind an empty list. Providers refuse it, and also options
+        # for tools without any tools.
         if tool_choice not in _ASKS_FOR_NONE:
             msg = f"tool_choice is {tool_choice!r}, and there are no tools"
             raise ValueError(msg)
@@ -76,7 +76,7 @@ def tool_options(
 
 
 def _name_of(tool: dict[str, Any]) -> str:
-    """A tool's name; a provider's own tool has none, and goes by its type."""
+    """A tool's name, or the type of a provider's own tool, which has no name."""
     function = tool.get("function")
     named = function if isinstance(function, dict) else tool
     return str(named.get("name") or tool.get("type"))
@@ -111,19 +111,19 @@ def _choose(
 def structured_options(
     schema: Schema | None, method: Method, *, strict: bool | None
 ) -> dict[str, Any]:
-    """The options of a call whose answer shall be of `schema`.
+    """The options of a call that asks for an answer of `schema`.
 
     Raises:
         ValueError: For a method that does not exist or does not fit the arguments.
     """
     _check_method(schema, method, strict=strict)
-    told: dict[str, Any] = {"method": method}
+    settings: dict[str, Any] = {"method": method}
     if method != "json_mode":
-        told["strict"] = strict
+        settings["strict"] = strict
     return {
         **_format_options(schema, method, strict=strict),
-        # LangChain's own mark: tracers are told it, and the model is not.
-        "ls_structured_output_format": {"kwargs": told, "schema": schema},
+        # For tracers: LangChain takes it out of what the model gets.
+        "ls_structured_output_format": {"kwargs": settings, "schema": schema},
     }
 
 
@@ -138,7 +138,7 @@ def _check_method(
         msg = f"method {method!r} needs a schema; only 'json_mode' goes without"
         raise ValueError(msg)
     if strict is not None and method == "json_mode":
-        msg = "'json_mode' cannot be strict: the provider is not told the schema"
+        msg = "'json_mode' cannot be strict: the provider does not get the schema"
         raise ValueError(msg)
 
 
@@ -161,7 +161,7 @@ def _format_options(
 
 
 def _json_schema_form(schema: Schema) -> dict[str, Any]:
-    """`schema` as OpenAI names it; a form that is complete already is kept."""
+    """`schema` in OpenAI's form; a form that is complete already is kept."""
     if isinstance(schema, dict):
         nested = schema.get("json_schema")
         if schema.get("type") == "json_schema" and isinstance(nested, dict):
@@ -173,7 +173,7 @@ def _json_schema_form(schema: Schema) -> dict[str, Any]:
 
 
 def structured_parser(schema: Schema | None, method: Method) -> Parser:
-    """What makes an object of a pydantic class, or else a dict, of such an answer."""
+    """The parser of such an answer: to an object of a pydantic class, or to a dict."""
     if method == "function_calling" and schema is not None:
         if is_pydantic_class(schema):
             return PydanticToolsParser(tools=[schema], first_tool_only=True)
@@ -193,7 +193,7 @@ def is_pydantic_class(schema: Schema | None) -> TypeGuard[type[BaseModel]]:
 
 
 def with_raw(model: Model, parser: Parser) -> Runnable[LanguageModelInput, Any]:
-    """`raw`, `parsed` and `parsing_error`: what was said, and what was made of it."""
+    """The message as `raw`, the object as `parsed`, and the `parsing_error`."""
     parsed = RunnablePassthrough.assign(
         parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
     )

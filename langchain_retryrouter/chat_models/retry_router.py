@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, TypeVar
 
 from langchain_core.callbacks import (
@@ -39,7 +38,6 @@ from pydantic import (
 from langchain_retryrouter._callbacks import (
     RetryVisibleChatModel,
     anotifier,
-    inspected_once,
     notifier,
     run_manager_of,
 )
@@ -207,8 +205,8 @@ class RetryRouter(RetryVisibleChatModel):
     def _explain_other_names(cls, values: Any) -> Any:
         for name, advice in _RENAMED.items():
             if isinstance(values, dict) and name in values:
-                told = advice.format(value=values[name])
-                msg = f"RetryRouter takes no {name}={values[name]!r}: {told}"
+                instead = advice.format(value=values[name])
+                msg = f"RetryRouter takes no {name}={values[name]!r}: {instead}"
                 raise ValueError(msg)
         return values
 
@@ -230,17 +228,15 @@ class RetryRouter(RetryVisibleChatModel):
     def _check_breaker_settings(cls, value: Any) -> Any:
         if value is None:
             return None
-        if not isinstance(value, Mapping):
-            msg = (
-                "breaker_settings must be numbers of CircuitBreaker, such as"
-                f" {{'failure_threshold': 5}}, or None for no breakers, not {value!r}"
-            )
-            raise ValueError(msg)  # noqa: TRY004 - pydantic reports ValueErrors
-        settings: dict[str, Any] = {**_BREAKER_DEFAULTS, **value}
         try:
+            settings = {**_BREAKER_DEFAULTS, **value}
             CircuitBreaker(**settings)
         except TypeError as error:
-            msg = f"breaker_settings are those of CircuitBreaker: {error}"
+            msg = (
+                "breaker_settings must be numbers of CircuitBreaker, such as"
+                f" {{'failure_threshold': 5}}, or None for no breakers, not {value!r}:"
+                f" {error}"
+            )
             raise ValueError(msg) from error
         return settings
 
@@ -249,12 +245,13 @@ class RetryRouter(RetryVisibleChatModel):
     def _check_prices(cls, value: float | None, info: ValidationInfo) -> float | None:
         for route in info.data.get("routes", []) if value is not None else ():
             if route.output_price is None or route.output_price > value:
-                price = (
+                price = route.output_price
+                has = (
                     "no output_price"
-                    if route.output_price is None
-                    else (f"an output_price of {route.output_price:g}")
+                    if price is None
+                    else f"an output_price of {price:g}"
                 )
-                msg = f"route {route.name!r} has {price}, and max_price is {value:g}"
+                msg = f"route {route.name!r} has {has}, and max_price is {value:g}"
                 raise ValueError(msg)
         return value
 
@@ -272,32 +269,22 @@ class RetryRouter(RetryVisibleChatModel):
 
     @model_validator(mode="after")
     def _remember(self) -> Self:
-        settings = self.breaker_settings
-        self._memory = _Memory(
-            [
-                RouteState(
-                    route.name,
-                    route.breaker
-                    or (None if settings is None else CircuitBreaker(**settings)),
-                )
-                for route in self.routes
-            ],
-            new_strategy(
-                self.strategy,
-                len(self.routes),
-                weights=(
-                    [route.weight for route in self.routes]
-                    if self.strategy == "weighted"
-                    else None
-                ),
-                seed=self.seed,
-            ),
+        settings, states = self.breaker_settings, []
+        for route in self.routes:
+            own = None if settings is None else CircuitBreaker(**settings)
+            states.append(RouteState(route.name, route.breaker or own))
+        weights = [route.weight for route in self.routes]
+        strategy = new_strategy(
+            self.strategy,
+            len(self.routes),
+            weights=weights if self.strategy == "weighted" else None,
+            seed=self.seed,
         )
+        self._memory = _Memory(states, strategy)
         return self
 
     # --- a call ---
 
-    @inspected_once
     def _generate(
         self,
         messages: list[BaseMessage],
@@ -305,16 +292,12 @@ class RetryRouter(RetryVisibleChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        context, router_call = self._begin_call(
-            RouterCall, ModelRequest(messages, stop, kwargs)
-        )
-        try:
+        request = ModelRequest(messages, stop, kwargs)
+        context, router_call = self._begin_call(RouterCall, request)
+        with router_call:
             result = call(context, router_call.generate, notifier(run_manager))
-        except RetryRouterError as error:
-            raise router_call.final_error(error)  # noqa: B904 - it has its own cause
         return router_call.with_attempt_log(result)
 
-    @inspected_once
     async def _agenerate(
         self,
         messages: list[BaseMessage],
@@ -322,13 +305,10 @@ class RetryRouter(RetryVisibleChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        context, router_call = self._begin_call(
-            AsyncRouterCall, ModelRequest(messages, stop, kwargs)
-        )
-        try:
+        request = ModelRequest(messages, stop, kwargs)
+        context, router_call = self._begin_call(AsyncRouterCall, request)
+        with router_call:
             result = await acall(context, router_call.generate, anotifier(run_manager))
-        except RetryRouterError as error:
-            raise router_call.final_error(error)  # noqa: B904
         return router_call.with_attempt_log(result)
 
     def _stream(
@@ -338,30 +318,19 @@ class RetryRouter(RetryVisibleChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        context, router_call = self._begin_call(
-            RouterCall, ModelRequest(messages, stop, kwargs)
-        )
-        retried = run_manager_of(self, run_manager, CallbackManagerForLLMRun)
-        events = stream(
-            context, router_call.connect, lambda: info_of, notifier(retried)
-        )
-        while True:
-            try:
-                with contextlib.closing(events):
-                    for event in events:
-                        if event.chunk is None:
-                            continue
-                        chunk = router_call.passed_on(event.chunk)
-                        if run_manager is not None:
-                            run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-                        yield chunk
-                break
-            except RetryRouterError as error:
-                if not router_call.can_continue(error):
-                    raise router_call.final_error(error)  # noqa: B904
-            events = stream(
-                context, router_call.connect, lambda: info_of, notifier(retried)
-            )
+        request = ModelRequest(messages, stop, kwargs)
+        context, router_call = self._begin_call(RouterCall, request)
+        notify = notifier(run_manager_of(self, run_manager, CallbackManagerForLLMRun))
+        while not router_call.is_over:
+            events = stream(context, router_call.connect, lambda: info_of, notify)
+            with router_call, contextlib.closing(events):
+                for event in events:
+                    if event.chunk is None:
+                        continue
+                    chunk = router_call.passed_on(event.chunk)
+                    if run_manager is not None:
+                        run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                    yield chunk
         yield router_call.last_chunk()
 
     async def _astream(
@@ -371,15 +340,14 @@ class RetryRouter(RetryVisibleChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        context, router_call = self._begin_call(
-            AsyncRouterCall, ModelRequest(messages, stop, kwargs)
+        request = ModelRequest(messages, stop, kwargs)
+        context, router_call = self._begin_call(AsyncRouterCall, request)
+        notify = anotifier(
+            run_manager_of(self, run_manager, AsyncCallbackManagerForLLMRun)
         )
-        retried = run_manager_of(self, run_manager, AsyncCallbackManagerForLLMRun)
-        events = astream(
-            context, router_call.connect, lambda: info_of, anotifier(retried)
-        )
-        while True:
-            try:
+        while not router_call.is_over:
+            events = astream(context, router_call.connect, lambda: info_of, notify)
+            with router_call:
                 async with contextlib.aclosing(events):
                     async for event in events:
                         if event.chunk is None:
@@ -388,13 +356,6 @@ class RetryRouter(RetryVisibleChatModel):
                         if run_manager is not None:
                             await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                         yield chunk
-                break
-            except RetryRouterError as error:
-                if not router_call.can_continue(error):
-                    raise router_call.final_error(error)  # noqa: B904
-            events = astream(
-                context, router_call.connect, lambda: info_of, anotifier(retried)
-            )
         yield router_call.last_chunk()
 
     @property
@@ -516,12 +477,7 @@ class RetryRouter(RetryVisibleChatModel):
         """This router, closed at the end of the block."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Close it."""
         self.close()
 
@@ -529,12 +485,7 @@ class RetryRouter(RetryVisibleChatModel):
         """This router, closed at the end of the block."""
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         """Close it."""
         await self.aclose()
 
@@ -559,11 +510,11 @@ class RetryRouter(RetryVisibleChatModel):
         Raises:
             TypeError: If a route's model has no tools.
         """
-        told = kwargs.pop("ls_structured_output_format", None)
+        output_format = kwargs.pop("ls_structured_output_format", None)
         if tool_choice is not None:
             kwargs["tool_choice"] = tool_choice
         routes = [route.with_tools(tools, **kwargs) for route in self.routes]
-        return self._with_routes(routes, told)
+        return self._with_routes(routes, output_format)
 
     def with_structured_output(
         self,
@@ -595,8 +546,8 @@ class RetryRouter(RetryVisibleChatModel):
         method = method or "function_calling"
         asked = {} if strict is None else {"strict": strict}
         routes = [route.with_format(schema, method, **asked) for route in self.routes]
-        told = {"kwargs": {"method": method, **asked}, "schema": schema}
-        router = self._with_routes(routes, told)
+        output_format = {"kwargs": {"method": method, **asked}, "schema": schema}
+        router = self._with_routes(routes, output_format)
         parser = structured_parser(schema, method)
         return with_raw(router, parser) if include_raw else router | parser
 
@@ -645,5 +596,6 @@ class RetryRouter(RetryVisibleChatModel):
     def _get_ls_params(
         self, stop: list[str] | None = None, **kwargs: Any
     ) -> LangSmithParams:
-        told = self.routes[0].model._get_ls_params(stop=stop, **kwargs)  # noqa: SLF001
-        return LangSmithParams(**{**_OWN_LS_PARAMS, **told})
+        model = self.routes[0].model
+        first = model._get_ls_params(stop=stop, **kwargs)  # noqa: SLF001
+        return LangSmithParams(**{**_OWN_LS_PARAMS, **first})

@@ -13,7 +13,7 @@ from langchain_retryrouter.policy import RetryPolicy
 from langchain_retryrouter.testing import FakeClock
 
 UNAVAILABLE = Failure(FailureKind.UNAVAILABLE, status_code=503)
-OUTAGE, CALLS, PACE = 60.0, 20, 4.0
+OUTAGE, CALLS, PACE = 60.0, 25, 4.0
 
 
 def live_through(breaker: CircuitBreaker, random: float) -> list[tuple[float, str]]:

@@ -78,7 +78,7 @@ def text_of(way: Way, model: Any) -> str:
     return "".join(part.text for part in ask(way, model))
 
 
-BACKUP = Scripted(chunks=[AIMessageChunk("the backup", chunk_position="last")])
+BACKUP = Scripted(chunks=[AIMessageChunk(content="the backup", chunk_position="last")])
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
@@ -118,7 +118,7 @@ def test_every_name_of_a_finish_reason_is_known(
     way: Way, facts: dict[str, Any], is_named: bool
 ) -> None:
     """An answer that names none, in any integration's words, is not trusted."""
-    message = AIMessageChunk("Hi", response_metadata=facts)
+    message = AIMessageChunk(content="Hi", response_metadata=facts)
     route = Route(model=Scripted(chunks=[message]), sends_finish_reason=True)
 
     router = router_of(route, BACKUP, stream_recovery="buffer")
@@ -126,7 +126,7 @@ def test_every_name_of_a_finish_reason_is_known(
     assert text_of(way, router) == ("Hi" if is_named else "the backup")
 
 
-REFUSALS = [
+REFUSALS: list[dict[str, Any]] = [
     {"finish_reason": "content_filter"},
     {"finish_reason": "SAFETY"},
     {"finish_reason": "PROHIBITED_CONTENT"},
@@ -148,7 +148,9 @@ def test_a_refused_answer_is_a_content_filter_error(
     way: Way, content: str, facts: dict[str, Any]
 ) -> None:
     """A refusal inside a 200 is raised, and not routed around."""
-    refused = Scripted(chunks=[AIMessageChunk(content, response_metadata=facts)])
+    refused = Scripted(
+        chunks=[AIMessageChunk(content=content, response_metadata=facts)]
+    )
     with pytest.raises(ContentFilterError):
         raise error_of(way, router_of(refused, BACKUP))
 
@@ -157,8 +159,8 @@ def test_a_refused_answer_is_a_content_filter_error(
 @pytest.mark.parametrize(
     "message",
     [
-        AIMessageChunk("", additional_kwargs={"refusal": "I will not."}),
-        AIMessageChunk([{"type": "refusal", "refusal": "I will not."}]),
+        AIMessageChunk(content="", additional_kwargs={"refusal": "I will not."}),
+        AIMessageChunk(content=[{"type": "refusal", "refusal": "I will not."}]),
     ],
     ids=["completions", "responses"],
 )
@@ -174,16 +176,18 @@ def test_a_model_that_refuses_is_quoted(way: Way, message: AIMessageChunk) -> No
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_failover_on_can_route_around_a_refusal(way: Way) -> None:
     """The caller may ask another route for what one refused to answer."""
-    refused = Scripted(chunks=[AIMessageChunk("", response_metadata=REFUSALS[0])])
+    refused = Scripted(
+        chunks=[AIMessageChunk(content="", response_metadata=REFUSALS[0])]
+    )
     router = router_of(refused, BACKUP, failover_on={"content_filter": "failover"})
     assert text_of(way, router) == "the backup"
 
 
 EMPTY = [
-    AIMessageChunk("", response_metadata={"finish_reason": "stop"}),
-    AIMessageChunk([], response_metadata={"finish_reason": "stop"}),
-    AIMessageChunk(""),
-    AIMessageChunk([{"type": "text", "text": "", "index": 0}]),
+    AIMessageChunk(content="", response_metadata={"finish_reason": "stop"}),
+    AIMessageChunk(content=[], response_metadata={"finish_reason": "stop"}),
+    AIMessageChunk(content=""),
+    AIMessageChunk(content=[{"type": "text", "text": "", "index": 0}]),
 ]
 
 
@@ -211,10 +215,10 @@ def test_nothing_at_all_is_a_failure(way: Way) -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        AIMessageChunk("", response_metadata={"finish_reason": "length"}),
-        AIMessageChunk([{"type": "image", "url": "https://a/b"}]),
+        AIMessageChunk(content="", response_metadata={"finish_reason": "length"}),
+        AIMessageChunk(content=[{"type": "image", "url": "https://a/b"}]),
         AIMessageChunk(
-            "",
+            content="",
             tool_call_chunks=[
                 {
                     "name": "f",
@@ -225,7 +229,7 @@ def test_nothing_at_all_is_a_failure(way: Way) -> None:
                 }
             ],
         ),
-        AIMessageChunk("", additional_kwargs={"function_call": {"name": "f"}}),
+        AIMessageChunk(content="", additional_kwargs={"function_call": {"name": "f"}}),
     ],
     ids=["length", "image", "tool", "legacy-tool"],
 )
@@ -242,25 +246,44 @@ def test_an_answer_without_text_may_be_whole(way: Way, message: AIMessageChunk) 
 @pytest.mark.parametrize(
     ("chunk", "is_token"),
     [
-        (AIMessageChunk(""), False),
-        (AIMessageChunk("word"), True),
-        (AIMessageChunk([]), False),
-        (AIMessageChunk([{"type": "text", "text": "", "index": 0}]), False),
+        (AIMessageChunk(content=""), False),
+        (AIMessageChunk(content="word"), True),
+        (AIMessageChunk(content=[]), False),
+        (AIMessageChunk(content=[{"type": "text", "text": "", "index": 0}]), False),
         (
             AIMessageChunk(
-                [{"type": "text", "text": "", "id": "msg_1", "phase": "final_answer"}]
+                content=[
+                    {"type": "text", "text": "", "id": "msg_1", "phase": "final_answer"}
+                ]
             ),
             False,
         ),
-        (AIMessageChunk([{"type": "text", "text": "a", "index": 0}]), True),
-        (AIMessageChunk([{"type": "thinking", "thinking": "hm"}]), True),
-        (AIMessageChunk([{"type": "thinking", "thinking": "", "index": 0}]), False),
-        (AIMessageChunk([{"type": "reasoning", "id": "rs", "summary": []}]), False),
-        (AIMessageChunk(["", "word"]), True),
-        (AIMessageChunk("", additional_kwargs={"refusal": None}), False),
-        (AIMessageChunk("", additional_kwargs={"function_call": {"name": "f"}}), True),
-        (AIMessageChunk("", response_metadata={"model_provider": "openai"}), False),
-        (AIMessageChunk("", response_metadata={"finish_reason": "stop"}), False),
+        (AIMessageChunk(content=[{"type": "text", "text": "a", "index": 0}]), True),
+        (AIMessageChunk(content=[{"type": "thinking", "thinking": "hm"}]), True),
+        (
+            AIMessageChunk(content=[{"type": "thinking", "thinking": "", "index": 0}]),
+            False,
+        ),
+        (
+            AIMessageChunk(content=[{"type": "reasoning", "id": "rs", "summary": []}]),
+            False,
+        ),
+        (AIMessageChunk(content=["", "word"]), True),
+        (AIMessageChunk(content="", additional_kwargs={"refusal": None}), False),
+        (
+            AIMessageChunk(
+                content="", additional_kwargs={"function_call": {"name": "f"}}
+            ),
+            True,
+        ),
+        (
+            AIMessageChunk(content="", response_metadata={"model_provider": "openai"}),
+            False,
+        ),
+        (
+            AIMessageChunk(content="", response_metadata={"finish_reason": "stop"}),
+            False,
+        ),
     ],
     ids=repr,
 )
@@ -356,8 +379,11 @@ def fake_of(package: str, chunks: list[Any], **fields: Any) -> Any:
     return cls(chunks=chunks, **fields)
 
 
-HALF = [AIMessageChunk("half ")]
-WHOLE = [*HALF, AIMessageChunk("done", response_metadata={"finish_reason": "stop"})]
+HALF = [AIMessageChunk(content="half ")]
+WHOLE = [
+    *HALF,
+    AIMessageChunk(content="done", response_metadata={"finish_reason": "stop"}),
+]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
@@ -399,9 +425,9 @@ def test_a_model_that_once_named_a_reason_must_go_on(way: Way) -> None:
 def test_a_reason_in_the_middle_is_no_end(way: Way) -> None:
     """A token after it takes it back: a break is then an error, a clean end is none."""
     early = [
-        AIMessageChunk("one ", response_metadata={"finish_reason": "stop"}),
-        AIMessageChunk("", response_metadata={"finish_reason": "stop"}),
-        AIMessageChunk("two"),
+        AIMessageChunk(content="one ", response_metadata={"finish_reason": "stop"}),
+        AIMessageChunk(content="", response_metadata={"finish_reason": "stop"}),
+        AIMessageChunk(content="two"),
     ]
     assert text_of(way, router_of(Scripted(chunks=early))) == "one two"
     with pytest.raises(StreamInterruptedError) as caught:
@@ -413,8 +439,8 @@ def test_a_reason_in_the_middle_is_no_end(way: Way) -> None:
 def test_a_break_after_the_last_reason_is_no_matter(way: Way) -> None:
     """The answer is whole by then; only its usage may be missing."""
     whole = [
-        AIMessageChunk("one "),
-        AIMessageChunk("", response_metadata={"finish_reason": "stop"}),
+        AIMessageChunk(content="one "),
+        AIMessageChunk(content="", response_metadata={"finish_reason": "stop"}),
     ]
     router = router_of(Scripted(chunks=whole, breaks=True))
     assert text_of(way, router) == "one "
