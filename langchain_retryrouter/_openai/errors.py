@@ -1,33 +1,39 @@
-"""What goes wrong below the SDK, given its meaning once, at the border, by table.
+"""Exceptions of the OpenAI models: one class for each kind of failure.
 
-Whatever `openai`, `httpx` or `httpx2` raises between a request and the end of its
-answer leaves here as one of `errors.openai`, with the facts that its response holds.
-The original is its `__cause__`, after the key was taken out of what it says: servers,
-and h11, quote headers. What is in no table, such as a `TypeError`, is not ours to name.
+Each inherits from our error for that kind and from the SDK's closest one, so that an
+`except openai.RateLimitError:` goes on working. `raise_typed` turns what `openai`, httpx
+or aiohttp raise into them. The original is the `__cause__`, and the API key is removed
+from what it says: servers and HTTP libraries quote headers.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import ssl
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NoReturn, TypeVar
 
 import openai
 
-from langchain_retryrouter import _json, errors
-from langchain_retryrouter._openai import protocol as wire
+from langchain_retryrouter import errors
+from langchain_retryrouter._http.errors import transport_of
+from langchain_retryrouter._providers.errors import name_failure, read_reported
 from langchain_retryrouter._retry.retry_after import read_advice
 from langchain_retryrouter.errors import SHORTEST_SECRET, RetryRouterError, mask
 from langchain_retryrouter.failures import FailureKind
 
 _Error = TypeVar("_Error", bound="_SDKFacts")
 
+_SECRET_HEADERS: Final = ("authorization", "api-key", "proxy-authorization")
+_REQUEST_IDS: Final = (
+    "x-request-id",
+    "apim-request-id",
+    "x-ms-request-id",
+    "x-litellm-call-id",
+)
+
 
 class _SDKFacts(errors.RetryRouterError):
-    """What the SDK's exceptions carry beside the facts that all of ours have."""
+    """The attributes of the SDK's exceptions, in addition to those of all our errors."""
 
     # `Any`: the SDK narrows these per class, to `Literal[429]` and the like.
     status_code: Any
@@ -76,12 +82,6 @@ class OpenAIInvalidRequestError(
     """The request was wrong and will be wrong next time (400)."""
 
 
-class OpenAIUnprocessableEntityError(
-    _SDKFacts, errors.InvalidRequestError, openai.UnprocessableEntityError
-):
-    """The request could be read and not be followed (422)."""
-
-
 class OpenAIContextLengthError(
     _SDKFacts, errors.ContextLengthError, openai.BadRequestError
 ):
@@ -128,12 +128,6 @@ class OpenAITimeoutError(_SDKFacts, errors.APITimeoutError, openai.APITimeoutErr
     """No answer in time."""
 
 
-class OpenAIStatusTimeoutError(
-    _SDKFacts, errors.APITimeoutError, openai.InternalServerError
-):
-    """The server itself ran out of time (408, 504)."""
-
-
 class OpenAIConnectionError(
     _SDKFacts, errors.APIConnectionError, openai.APIConnectionError
 ):
@@ -175,283 +169,112 @@ OPENAI_ERRORS: Final[errors.ErrorFamily] = {
 }
 
 
-def _openai_error(
-    cls: type[errors.RetryRouterError], sdk: type[openai.APIStatusError]
-) -> type[errors.RetryRouterError]:
-    """`cls`, or a sister of it that the SDK's class for a status catches too."""
-    if issubclass(cls, sdk):
-        return cls
-    name = cls.__name__.removesuffix("Error") + sdk.__name__
-    namespace = {"__module__": __name__, "__doc__": cls.__doc__}
-    sister = type(name, (cls, sdk), namespace)
-    globals()[name] = sister  # A pickle finds a class by its name.
-    return sister
+def new_error(kind: FailureKind, message: str) -> RetryRouterError:
+    """An error for an answer that came with status 200 and is none."""
+    return OPENAI_ERRORS[kind](message)
 
 
-# The kinds that the body of an answer can make of a status.
-_SHARPER: Final = (
-    FailureKind.AUTHENTICATION,
-    FailureKind.NOT_FOUND,
-    FailureKind.INVALID_REQUEST,
-    FailureKind.CONTEXT_OVERFLOW,
-    FailureKind.CONTENT_FILTER,
-    FailureKind.QUOTA,
-)
-
-OPENAI_STATUS_ERRORS: Final[
-    Mapping[tuple[int, FailureKind], type[errors.RetryRouterError]]
-] = {
-    **{
-        (status, kind): _openai_error(OPENAI_ERRORS[kind], sdk)
-        for status, sdk in (
-            (400, openai.BadRequestError),
-            (403, openai.PermissionDeniedError),
-            (422, openai.UnprocessableEntityError),
-        )
-        for kind in _SHARPER
-        if (status, kind) != (422, FailureKind.INVALID_REQUEST)
-    },
-    **dict.fromkeys(
-        [(501, FailureKind.INVALID_REQUEST), (505, FailureKind.INVALID_REQUEST)],
-        _openai_error(OpenAIInvalidRequestError, openai.InternalServerError),
-    ),
-    (408, FailureKind.TIMEOUT): OpenAIStatusTimeoutError,
-    (422, FailureKind.INVALID_REQUEST): OpenAIUnprocessableEntityError,
-    (504, FailureKind.TIMEOUT): OpenAIStatusTimeoutError,
-}
-"""Where a status has a class of its own in the SDK, and the answer means another.
-
-An `except` clause for either catches it.
-"""
-
-
-_HTTP_LIBRARIES: Final = ("httpx", "httpx2")
-_SECRET_HEADERS: Final = ("authorization", "api-key", "proxy-authorization")
-_REQUEST_IDS: Final = (
-    "x-request-id",
-    "apim-request-id",
-    "x-ms-request-id",
-    "x-litellm-call-id",
-)
-
-_BAD_REQUEST, _REQUEST_TIMEOUT, _SERVER_ERROR = 400, 408, 500
-
-
-class _Transport(NamedTuple):
-    """What an exception below HTTP means, and whether the request may have run."""
-
-    kind: FailureKind
-    may_have_run: bool
-
-
-def _not_sent(kind: FailureKind) -> _Transport:
-    return _Transport(kind, may_have_run=False)
-
-
-def _lost(kind: FailureKind) -> _Transport:
-    return _Transport(kind, may_have_run=True)
-
-
-# Read from top to bottom: what stands above is a special case of what stands below.
-_TRANSPORT: Final = (
-    (("ConnectTimeout", "PoolTimeout"), _not_sent(FailureKind.TIMEOUT)),
-    (("TimeoutException",), _lost(FailureKind.TIMEOUT)),
-    (("ConnectError", "ProxyError"), _not_sent(FailureKind.CONNECTION)),
-    # A wrong address, or a header that cannot be written, now or later.
-    (
-        ("UnsupportedProtocol", "LocalProtocolError", "InvalidURL"),
-        _not_sent(FailureKind.INVALID_REQUEST),
-    ),
-    (("DecodingError",), _lost(FailureKind.MALFORMED)),
-    (("RequestError", "StreamError"), _lost(FailureKind.CONNECTION)),
-)
-_BUILTIN: Final = (
-    ((json.JSONDecodeError, UnicodeError), _lost(FailureKind.MALFORMED)),
-    ((TimeoutError,), _lost(FailureKind.TIMEOUT)),
-    ((ConnectionError, ssl.SSLError), _lost(FailureKind.CONNECTION)),
-)
-
-
-@contextlib.contextmanager
-def typed_errors(unix_time: Callable[[], float], resource: Any) -> Iterator[None]:
-    """Within it, what goes wrong below the SDK is raised as one of `errors.openai`.
+def reported_error(report: Any) -> RetryRouterError:
+    """The error that a provider reported inside a 200, or as an event of a stream.
 
     Args:
+        report: The value of `error`: an object, or only a sentence.
+    """
+    told = read_reported(report)
+    return OPENAI_ERRORS[told.kind](told.message, code=told.code, body=told.body)
+
+
+def raise_typed(
+    error: Exception,
+    resource: Any,
+    unix_time: Callable[[], float],
+    response: Any = None,
+) -> NoReturn:
+    """Raise `error` as one of the classes above, or as it is if no provider caused it.
+
+    Args:
+        error: Anything that was raised while a request was sent or its answer read.
+        resource: The resource that sent it: its credentials must not be shown.
         unix_time: The seconds since the Unix epoch, to read an HTTP date with.
-        resource: What sends, and knows the key that must not be shown.
+        response: The HTTP response, where it is known.
+
+    Raises:
+        RetryRouterError: A provider's failure.
+        UnsupportedOptionError: The request holds text that cannot be encoded.
     """
-    try:
-        yield
-    except RetryRouterError as error:
-        _add_facts(error, unix_time())
-        mask(_secrets_of(error, resource), error)
-        raise
-    except Exception as error:
-        named = _named(error, unix_time)
-        if named is None:
-            raise
-        secrets = _secrets_of(error, resource)
-        mask(secrets, named)
-        mask(secrets, error)
-        raise named from error
+    if isinstance(error, UnicodeEncodeError):
+        msg = (
+            f"the request cannot be sent, since UTF-8 cannot encode a part of it: {error}."
+            " Remove it, such as half of a surrogate pair, from the prompt or option"
+        )
+        raise errors.UnsupportedOptionError(msg) from error
+    typed = error if isinstance(error, RetryRouterError) else _typed(error, unix_time())
+    if typed is None:
+        raise error
+    _add_response(typed, response, unix_time)
+    secrets = _secrets_of(typed, resource)
+    for told in {id(one): one for one in (typed, error)}.values():
+        mask(secrets, told)
+    if typed is error:
+        raise error
+    raise typed from error
 
 
-def from_problem(
-    problem: wire.Problem, attempts: int = 1, response: Any = None
-) -> RetryRouterError:
-    """The error for what is wrong with an answer that came with status 200.
-
-    Args:
-        problem: What is wrong.
-        attempts: How many requests it took.
-        response: The HTTP library's response, where it is at hand.
-    """
-    error = OPENAI_ERRORS[problem.kind](
-        problem.message, code=problem.code, body=problem.body
-    )
-    error.attempts = attempts
-    if response is not None:
-        facts = {"response": response, "request": response.request}
-        vars(error).update(facts)
-    return error
-
-
-def from_page(response: Any) -> RetryRouterError:
-    """The error for a document that came where a stream was asked for.
-
-    Args:
-        response: The HTTP library's response, its body already read.
-    """
-    try:
-        body = _json.read(response.content)
-    except ValueError:
-        body = None
-    error = body.get("error") if isinstance(body, Mapping) else None
-    problem = (
-        wire.reported(error)
-        if error
-        else wire.malformed(f"no stream, but {wire.excerpt(response.text)}")
-    )
-    return from_problem(problem, response=response)
+def _typed(error: Exception, unix_time: float) -> RetryRouterError | None:
+    for step in _chain(error):
+        if isinstance(step, RetryRouterError):
+            return step  # Raised while the answer was read, and wrapped by openai 2.
+        # The SDK's client over aiohttp calls a lost connection a `ConnectTimeout`.
+        if type(step).__module__.startswith("aiohttp") and (way := transport_of(step)):
+            message = f"{type(step).__name__}: {step}"
+            typed = OPENAI_ERRORS[way.kind](message, may_have_run=way.may_have_run)
+            break
+    else:
+        base = name_failure(error, unix_time)
+        if base is None:
+            return None
+        typed = OPENAI_ERRORS[base.kind](base.message)
+        vars(typed).update(vars(base))
+    for name in ("request", "response", "param", "type"):
+        with contextlib.suppress(RuntimeError):  # httpx raises it for no `request`.
+            if (value := getattr(error, name, None)) is not None:
+                setattr(typed, name, value)
+    return typed
 
 
-def _named(error: Exception, unix_time: Callable[[], float]) -> RetryRouterError | None:
-    if isinstance(error, openai.APIStatusError):
-        return _with_sdk_facts(_from_status(error, unix_time()), error)
-    if isinstance(error, openai.APIConnectionError):
-        return _with_sdk_facts(_from_connection(error), error)
-    if isinstance(error, openai.APIResponseValidationError):
-        return _with_sdk_facts(from_problem(wire.malformed(error.message)), error)
-    if isinstance(error, openai.APIError):
-        problem = wire.reported(error.message if error.body is None else error.body)
-        return _with_sdk_facts(from_problem(problem), error)
-    transport = _transport_of(error)
-    if transport is None and _json.is_unreadable(error):
-        transport = _lost(FailureKind.MALFORMED)
-    return None if transport is None else _from_transport(transport, error)
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    step: BaseException | None = error
+    while step is not None:
+        yield step
+        step = step.__cause__
 
 
-def _from_status(error: openai.APIStatusError, unix_time: float) -> RetryRouterError:
-    status, headers = error.status_code, error.response.headers
-    advice = read_advice(list(headers.multi_items()), unix_time=unix_time)
-    body = _json.cut(error.body)
-    facts = body if isinstance(body, Mapping) else {}
-    said = _sentence(body)
-    # Of a page, `said` is an excerpt; its meaning may stand further down.
-    text = body if isinstance(body, str) else said
-    if (place := headers.get("location")) and status < _BAD_REQUEST:
-        said = f"not followed to {wire.excerpt(place)}, the key stays here: {said}"
-    kind = wire.kind_of(status, facts, text)
-    cls = OPENAI_STATUS_ERRORS.get((status, kind), OPENAI_ERRORS[kind])
-    return cls(
-        f"Error code: {status} - {said}",
-        status_code=status,
-        retry_after=advice.retry_after,
-        should_retry=advice.should_retry,
-        request_id=_request_id_in(headers),
-        code=wire.code_in(facts),
-        body=body,
-        may_have_run=status >= _SERVER_ERROR or status == _REQUEST_TIMEOUT,
-    )
-
-
-def _request_id_in(headers: Mapping[str, str]) -> str | None:
-    return next((headers[name] for name in _REQUEST_IDS if name in headers), None)
-
-
-def _add_facts(error: RetryRouterError, unix_time: float) -> None:
-    """What the headers say of an error that came inside a 200."""
+def _add_response(
+    error: RetryRouterError, response: Any, unix_time: Callable[[], float]
+) -> None:
+    """Add what the response's headers say of an error that came inside a 200."""
+    if response is not None and getattr(error, "response", None) is None:
+        vars(error).update(response=response, request=response.request)
     headers = getattr(getattr(error, "response", None), "headers", None)
-    if headers is None:
+    if not hasattr(headers, "multi_items"):
         return
-    advice = read_advice(list(headers.multi_items()), unix_time=unix_time)
-    error.request_id = error.request_id or _request_id_in(headers)
+    advice = read_advice(list(headers.multi_items()), unix_time=unix_time())
+    if error.request_id is None:
+        found = (headers[name] for name in _REQUEST_IDS if name in headers)
+        error.request_id = next(found, None)
     if error.retry_after is None:
         error.retry_after = advice.retry_after
     if error.should_retry is None:
         error.should_retry = advice.should_retry
 
 
-def _sentence(body: Any) -> str:
-    if isinstance(body, Mapping):
-        said = body.get("message") or body.get("detail") or body
-        return said if isinstance(said, str) else json.dumps(said, default=str)
-    return wire.excerpt(body)
-
-
-def _from_connection(error: openai.APIConnectionError) -> RetryRouterError:
-    is_timeout = isinstance(error, openai.APITimeoutError)
-    unknown = _lost(FailureKind.TIMEOUT if is_timeout else FailureKind.CONNECTION)
-    cause = error.__cause__
-    if isinstance(cause, RetryRouterError):
-        return cause  # Found while the answer was read, and wrapped by openai 2.
-    if cause is None:
-        return _from_transport(unknown, error)
-    return _from_transport(_transport_of(cause) or unknown, cause, error.message)
-
-
-def _transport_of(error: BaseException) -> _Transport | None:
-    for names, transport in _TRANSPORT:
-        if isinstance(error, tuple(_http_classes(names))):
-            return transport
-    return next((t for classes, t in _BUILTIN if isinstance(error, classes)), None)
-
-
-def _http_classes(names: Iterable[str]) -> Iterator[type[BaseException]]:
-    """The classes of these names, of each HTTP library that somebody has imported."""
-    for module in (sys.modules.get(library) for library in _HTTP_LIBRARIES):
-        for name in names:
-            if found := getattr(module, name, None):
-                yield found
-
-
-def _from_transport(
-    transport: _Transport, error: BaseException, what: str = ""
-) -> RetryRouterError:
-    said = str(error)
-    detail = type(error).__name__ + (f": {said}" if said else "")
-    message = f"{what.rstrip('.')} ({detail})" if what else detail
-    return OPENAI_ERRORS[transport.kind](message, may_have_run=transport.may_have_run)
-
-
-def _with_sdk_facts(error: RetryRouterError, original: Exception) -> RetryRouterError:
-    for name in ("request", "response", "param", "type"):
-        value = getattr(original, name, None)
-        if value is not None:
-            setattr(error, name, value)
-    return error
-
-
-# The key.
-
-
 def _secrets_of(error: Exception, resource: Any) -> set[str]:
-    """What the request's headers, or the SDK's client, say that must not be shown."""
+    """The credentials in the request's headers, and in the resource's settings."""
     headers: Any = {}
-    with contextlib.suppress(RuntimeError):  # httpx raises one where there is none.
+    with contextlib.suppress(RuntimeError):
         headers = getattr(getattr(error, "request", None), "headers", {})
-    client = getattr(resource, "_client", None)
-    values = [headers.get(name) for name in _SECRET_HEADERS]
-    values += [getattr(client, "api_key", None)]
+    values = {headers.get(name) for name in _SECRET_HEADERS}
+    settings = getattr(resource, "settings", None)
+    values |= getattr(settings, "secrets", set())
     words = [value.split() for value in values if isinstance(value, str)]
     return {found[-1] for found in words if found and len(found[-1]) >= SHORTEST_SECRET}

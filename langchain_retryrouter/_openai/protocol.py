@@ -1,273 +1,115 @@
-"""What OpenAI's answers and chunks mean, whoever built them: plain data in and out.
+"""Requests, answers and chunks of `/v1/completions` and `/v1/chat/completions`.
 
-Everything about the *content* of `/v1/completions` and `/v1/chat/completions` lives
-here. An answer is the SDK's object, or the dict of somebody's own client; both are read
-alike. This file knows no network, no retry and no model object; what it finds wrong it
-returns as a `Problem`.
+An answer is a `SDKObject`, or an object or dict from the user's own client; all are read
+alike. Nothing in this module sends or retries. An answer that is none is raised as one
+of `_openai.errors`.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 import operator
-import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, NoReturn
 
-import openai
 from langchain_core.outputs import GenerationChunk
 
 from langchain_retryrouter import _json
+from langchain_retryrouter._openai.errors import new_error, reported_error
 from langchain_retryrouter._retry.streaming import ChunkInfo
-from langchain_retryrouter.failures import FailureKind, classify
-
-_PARTS: Final = ("connect", "read", "write", "pool")
-_SECRET_NAME: Final = re.compile("auth|key|token|secret|cookie|password", re.IGNORECASE)
-
-
-@dataclass(frozen=True, eq=False)
-class ClientSettings:
-    """How to make an SDK client.
-
-    Attributes:
-        sdk_class: `OpenAI` or `AzureOpenAI`; the async client is its sister.
-        options: The keyword arguments of that class.
-        proxy: The address of a proxy that all requests take.
-        http_client: An HTTP client of the user's own: never closed.
-    """
-
-    sdk_class: str
-    options: Mapping[str, Any] = field(repr=False)
-    proxy: str | None = field(default=None, repr=False)
-    http_client: Any = field(default=None, repr=False)
-
-    @property
-    def identity(self) -> Hashable:
-        """Equal for settings that make equal clients."""
-        return _frozen((self.sdk_class, self.options, self.proxy, self.http_client))
-
-    def __eq__(self, other: object) -> bool:
-        """Whether both make equal clients."""
-        if not isinstance(other, ClientSettings):
-            return NotImplemented
-        return self.identity == other.identity
-
-    def __hash__(self) -> int:
-        """Equal for equal settings."""
-        return hash(self.identity)
-
-
-def _frozen(value: Any) -> Hashable:
-    if isinstance(value, Mapping):
-        items = [(str(name), _frozen(item)) for name, item in value.items()]
-        return tuple(sorted(items, key=lambda item: item[0]))
-    if isinstance(value, list | tuple):
-        return tuple(_frozen(item) for item in value)
-    if hasattr(value, "as_dict"):  # The HTTP libraries' Timeout, which has no hash.
-        return _frozen(value.as_dict())
-    try:
-        hash(value)
-    except TypeError:
-        return id(value)
-    return value  # type: ignore[no-any-return]
-
-
-def check_timeout(value: Any) -> Any:
-    """`value`, if it is a time limit that can be kept.
-
-    Raises:
-        ValueError: If it is neither seconds, nor a pair of them, nor a `Timeout`.
-    """
-    if value is None or _is_seconds(value) or hasattr(value, "as_dict"):
-        return value
-    is_pair = isinstance(value, list | tuple) and len(value) == len(("connect", "read"))
-    if is_pair and all(_is_seconds(part) for part in value):
-        return tuple(value)
-    msg = (
-        "request_timeout must be seconds above 0, or a pair of them for connecting and"
-        f" for reading, or None for the SDK's own, not {value!r}"
-    )
-    raise ValueError(msg)
-
-
-def _is_seconds(value: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value > 0
-
-
-def sdk_timeout(value: Any) -> Any:
-    """A time limit as the SDK takes it; a pair is for connecting and for reading."""
-    if isinstance(value, list | tuple):
-        connect, read = value
-        return openai.Timeout(read, connect=connect)
-    return value
-
-
-def part_of(value: Any, name: str) -> float | None:
-    """The part `connect`, `read`, `write` or `pool` of a limit as the SDK takes it."""
-    part = value.as_dict().get(name) if hasattr(value, "as_dict") else value
-    return part if part is None else float(part)
-
-
-def limited(value: Any, limit: float) -> openai.Timeout:
-    """A time limit with no part longer than `limit` seconds.
-
-    Args:
-        value: What the request has without it, as the SDK takes it.
-        limit: Seconds.
-    """
-    own = {name: part_of(value, name) for name in _PARTS}
-    return openai.Timeout(
-        **{
-            name: limit if part is None else min(limit, part)
-            for name, part in own.items()
-        }
-    )
-
-
-def without_secrets(headers: Mapping[str, str]) -> dict[str, str]:
-    """The headers that, by their names, may be shown."""
-    return {
-        name: value for name, value in headers.items() if not _SECRET_NAME.search(name)
-    }
-
-
-def without_password(address: str) -> str:
-    """An address without the name and the password that it may have."""
-    return re.sub(r"(?<=//)[^/@]*@", "", address)
-
-
-_MOST: Final = 2**63 - 1  # What is more is no count, and too much for many a reader.
-
-
-def counted(usage: Any) -> dict[str, Any]:
-    """What an answer says about its tokens; empty where that is no object."""
-    return usage if isinstance(usage, dict) else {}
-
-
-def has_count(usage: Any) -> bool:
-    """Whether anything was counted; LiteLLM sends zeros where it has not."""
-    return isinstance(usage, Mapping) and any(
-        isinstance(count, int | float) and count for count in usage.values()
-    )
-
-
-def add_usage(total: dict[str, Any], usage: Mapping[str, Any]) -> dict[str, Any]:
-    """`total` and `usage` added up, details such as cached tokens included.
-
-    What is no number, or none that could be a count, is left out.
-    """
-    added = dict(total)
-    for name, count in usage.items():
-        before = added.get(name)
-        if isinstance(count, Mapping):
-            added[name] = add_usage(before if isinstance(before, dict) else {}, count)
-        elif _is_count(count):
-            added[name] = (0 if isinstance(before, dict | None) else before) + count
-    return added
-
-
-def _is_count(value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and 0 <= value <= _MOST
-
-
-def update_token_usage(
-    keys: set[str], response: dict[str, Any], token_usage: dict[str, Any]
-) -> None:
-    """Add what `response["usage"]` says about `keys` to `token_usage`, in place."""
-    usage = response.get("usage") or {}
-    for key in keys.intersection(usage):
-        token_usage[key] = token_usage.get(key, 0) + (usage[key] or 0)
-
+from langchain_retryrouter.errors import RetryRouterError
+from langchain_retryrouter.failures import FailureKind
 
 ATTEMPT_LOG: Final = "retryrouter"
-"""Under which name an answer, or the chunk that ends a stream, carries the ledger."""
+"""The field of an answer, or of a stream's last chunk, that holds the attempt log."""
 
-_BAD_REQUEST, _END_OF_STATUSES = 400, 600
-_DIGITS = 3  # Of a status; what is longer may be too long for `int`.
-_EXCERPT = 80
+_EXCERPT: Final = 80
+_LARGEST_COUNT: Final = 2**63 - 1
+# Fields that the SDK's objects always have, and answers often leave out.
+_OPTIONAL_FIELDS: Final = frozenset(
+    {
+        "content",
+        "finish_reason",
+        "function_call",
+        "logprobs",
+        "refusal",
+        "role",
+        "system_fingerprint",
+        "tool_calls",
+        "usage",
+    }
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What is wrong with an answer that came with status 200.
+class SDKObject(dict[str, Any]):
+    """A JSON object of an answer, whose fields are attributes too.
 
-    Attributes:
-        kind: What it means.
-        message: What the provider, or we, say about it.
-        code: The provider's machine-readable code.
-        body: The provider's own words, as it sent them.
+    It reads like the SDK's own objects (`answer.choices[0].text`), and costs a
+    twentieth of one.
     """
 
-    kind: FailureKind
-    message: str
-    code: str | None = None
-    body: Any = None
+    def __getattr__(self, name: str) -> Any:
+        """The field `name`; None for an optional field that did not come."""
+        if name in self:
+            return _with_attributes(self[name])
+        if name in _OPTIONAL_FIELDS:
+            return None
+        msg = f"the answer has no field {name!r}"
+        raise AttributeError(msg)
+
+    def model_dump(self, **_: Any) -> dict[str, Any]:
+        """The object as a plain dict, as the SDK's `model_dump`."""
+        return dict(self)
 
 
-@dataclass(slots=True)
-class Answer:
-    """What a request brought, whichever endpoint, streamed or not.
-
-    Attributes:
-        choices: One dict each with `text`, `finish_reason` and `logprobs`.
-        usage: The tokens it cost, as the provider counted them.
-        system_fingerprint: OpenAI's name for the machinery that answered.
-        ledger: The attempts it took.
-        problem: What makes it no text: a refusal, the call of a tool, a filter.
-    """
-
-    choices: list[dict[str, Any]] = field(default_factory=list)
-    usage: dict[str, Any] = field(default_factory=dict)
-    system_fingerprint: str | None = None
-    attempt_log: dict[str, Any] = field(default_factory=dict)
-    problem: Problem | None = None
-
-
-def _is_object(thing: Any) -> bool:
-    return isinstance(thing, dict) or hasattr(thing, "model_dump")
+def _with_attributes(value: Any) -> Any:
+    if isinstance(value, dict):
+        return SDKObject(value)
+    return [_with_attributes(one) for one in value] if isinstance(value, list) else value
 
 
 def get(thing: Any, name: str) -> Any:
-    """The field `name` of an SDK object or a dict; None where there is none."""
+    """The field `name` of an SDK object or a dict; None if it has none."""
     if isinstance(thing, dict):
         return thing.get(name)
     return getattr(thing, name, None)
 
 
-def plain(thing: Any) -> Any:
+def _plain(thing: Any) -> Any:
     """An SDK object as dicts and lists; anything else as it is."""
+    if isinstance(thing, dict):
+        return thing
     dump = getattr(thing, "model_dump", None)
-    # Providers fill fields with what the SDK's types do not foresee: no warnings.
+    # Providers fill fields with what the SDK's types do not expect: no warnings.
     return thing if dump is None else dump(warnings=False)
 
 
 def attach_attempt_log(thing: Any, attempt_log: dict[str, Any]) -> Any:
-    """`thing` with the call's ledger as its field `retryrouter`, if it can hold one."""
-    if isinstance(thing, dict):
+    """`thing` with the attempt log as its field `retryrouter`, if it can hold one."""
+    if isinstance(thing, SDKObject):
+        thing[ATTEMPT_LOG] = attempt_log
+    elif isinstance(thing, dict):
         return {**thing, ATTEMPT_LOG: attempt_log}
-    if hasattr(thing, "model_dump"):
+    elif hasattr(thing, "model_dump"):
         setattr(thing, ATTEMPT_LOG, attempt_log)
     return thing
 
 
-# The request.
+# Requests.
 
 
 def expected_choices(request: Mapping[str, Any]) -> int:
     """How many choices a request asks for: `n` for each of its prompts."""
     prompt = request.get("prompt")
-    several = isinstance(prompt, list | tuple) and not any(
+    has_several = isinstance(prompt, list | tuple) and not any(
         isinstance(token, int) for token in prompt
     )
-    return (request.get("n") or 1) * (len(prompt) if several and prompt else 1)
+    return (request.get("n") or 1) * (len(prompt) if has_several and prompt else 1)
 
 
-def refuse_several(request: Mapping[str, Any], *, streaming: bool) -> None:
-    """Refuse what no answer can be: fewer than one choice, or a stream of several.
+def check_choices(request: Mapping[str, Any], *, streaming: bool) -> None:
+    """Refuse a request for fewer than one choice, or for a stream of several.
 
     Raises:
         ValueError: Names the parameter and its value.
@@ -286,113 +128,84 @@ def refuse_several(request: Mapping[str, Any], *, streaming: bool) -> None:
         raise ValueError(msg)
 
 
-# A whole answer.
+# Whole answers.
 
 
-def problem_of(answer: Any, expected: int) -> Problem | None:
-    """What makes an answer with status 200 none; None if it is one.
+def read_response(answer: Any, request: Mapping[str, Any]) -> Any:
+    """The JSON object in the SDK's raw response.
+
+    Raises:
+        RetryRouterError: It holds no answer, but an error or something else.
+    """
+    response = getattr(answer, "http_response", None)
+    if response is None:  # Instrumentation may hand over the SDK's parsed object.
+        return checked_answer(answer, request)
+    try:
+        document = _json.read_quickly(response.content)
+    except ValueError:
+        document = response.content.decode("utf-8", "replace")
+    if isinstance(document, dict):
+        document = SDKObject(document)
+    return checked_answer(document, request, response)
+
+
+def checked_answer(
+    answer: Any, request: Mapping[str, Any], response: Any = None
+) -> Any:
+    """`answer`, if it is an answer to `request`.
 
     Args:
-        answer: What the SDK's `create` returned; it hands over a page's text as `str`.
-        expected: Choices that were asked for.
+        answer: A `SDKObject`, or what the user's own client returned.
+        request: The keyword arguments of `create`.
+        response: The HTTP response, to be attached to an error.
+
+    Raises:
+        RetryRouterError: It is an error report, or not the protocol.
     """
-    if _is_scalar(answer):
-        return no_object(answer)
-    if not _is_object(answer):
-        return None  # A raw response, or somebody's own object: theirs to judge.
+    if answer is None or isinstance(answer, str | int | float | list):
+        raise_malformed(f"an answer that is not a JSON object: {excerpt(answer)}", response)
+    if not isinstance(answer, dict) and not hasattr(answer, "model_dump"):
+        return answer  # A raw response, or the user's own class.
     if error := get(answer, "error"):
-        return reported(error)
-    choices = get(answer, "choices")
+        raise _with_response(reported_error(_plain(error)), response)
+    choices, expected = get(answer, "choices"), expected_choices(request)
     if not isinstance(choices, list) or len(choices) != expected:
         found = len(choices) if isinstance(choices, list) else "no"
-        return malformed(f"an answer with {found} choices where {expected} were due")
-    if not all(_is_choice(choice, "text", "message") for choice in choices):
-        return malformed(f"a choice without a text: {excerpt(choices)}")
-    return None
+        raise_malformed(f"an answer with {found} choices, {expected} expected", response)
+    for choice in choices:
+        if not _is_choice(choice, "text", "message"):
+            raise_malformed(f"a choice without a text: {excerpt(choices)}", response)
+        if (reported := _error_of(choice)) is not None:
+            raise _with_response(reported, response)
+    return answer
 
 
-def is_chunk(chunk: Any) -> bool:
-    """Whether an event of a stream can be read as a chunk."""
-    choices = None if _is_scalar(chunk) else get(chunk, "choices") or ()
-    return isinstance(choices, list | tuple) and all(
-        _is_choice(choice, "text", "delta", "index") for choice in choices
-    )
-
-
-def _is_choice(choice: Any, *names: str) -> bool:
-    """Whether a choice has one of these fields, and its text, if any, is a text."""
-    if _is_scalar(choice):
-        return False
-    if not isinstance(get(choice, "finish_reason"), str | None):
-        return False
-    if isinstance(get(choice, "text"), str):
-        return True
-    inner = _inner(choice)
-    texts = (get(choice, "text"), get(inner, "content"))
-    return (
-        any(_has(choice, name) for name in names)
-        and not (_is_scalar(inner) and inner is not None)
-        and all(isinstance(text, str | None) for text in texts)
-    )
-
-
-def _inner(choice: Any) -> Any:
-    """The message, or its delta, that a choice of the chat endpoint has."""
-    delta = get(choice, "delta")
-    return get(choice, "message") if delta is None else delta
-
-
-def _text_of(choice: Any) -> str:
-    return get(choice, "text") or get(_inner(choice), "content") or ""
-
-
-def _is_scalar(thing: Any) -> bool:
-    return thing is None or isinstance(thing, str | int | float | list)
-
-
-def _has(thing: Any, name: str) -> bool:
-    """Whether a field came, be it null; the SDK has None for those that did not."""
-    if isinstance(thing, dict):
-        return name in thing
-    came = getattr(thing, "model_fields_set", None)
-    if came is None:
-        return hasattr(thing, name)
-    return name in came or name in (thing.model_extra or {})
-
-
-def reported(error: Any) -> Problem:
-    """An error that came inside a 200 or as an event of a stream.
+def raise_for_page(response: Any) -> NoReturn:
+    """Raise what a document says that came where a stream was asked for.
 
     Args:
-        error: The value of `error`: a dict as OpenAI's, or only a sentence.
+        response: The HTTP response, its body already read.
     """
-    body = _json.cut(plain(error))
-    facts = body if isinstance(body, Mapping) else {"message": body}
-    text = str(facts.get("message") or "the provider reported an error")
-    code = code_in(facts)
-    return Problem(kind_of(_status_in(facts), facts, text), text, code, body)
+    try:
+        body = _json.read(response.content)
+    except ValueError:
+        body = None
+    if isinstance(body, Mapping) and (error := body.get("error")):
+        raise _with_response(reported_error(error), response)
+    text = response.content.decode("utf-8", "replace")
+    raise_malformed(f"no stream, but {excerpt(text)}", response)
 
 
-def code_in(facts: Mapping[str, Any]) -> str | None:
-    """The machine-readable code of an error's body; some servers send a number."""
-    code = facts.get("code")
-    return str(code) if code or code == 0 else None
+def raise_malformed(what: str, response: Any = None) -> NoReturn:
+    """Raise the error for an answer that does not follow the protocol."""
+    error = new_error(FailureKind.MALFORMED, f"the provider sent {what}")
+    raise _with_response(error, response)
 
 
-def kind_of(status: int | None, facts: Mapping[str, Any], message: str) -> FailureKind:
-    """The meaning of an error, by its status, its body, and its sentence."""
-    named = code_in(facts) or facts.get("type")
-    return classify(status, named if isinstance(named, str) else None, message)
-
-
-def no_object(answer: Any) -> Problem:
-    """The problem of an answer that is a page, a list, or a word."""
-    return malformed(f"an answer that is not a JSON object: {excerpt(answer)}")
-
-
-def malformed(what: str) -> Problem:
-    """The problem of an answer that is not the protocol."""
-    return Problem(FailureKind.MALFORMED, f"the provider sent {what}")
+def _with_response(error: RetryRouterError, response: Any) -> RetryRouterError:
+    if response is not None:
+        vars(error).update(response=response, request=response.request)
+    return error
 
 
 def excerpt(text: Any) -> str:
@@ -403,224 +216,364 @@ def excerpt(text: Any) -> str:
     return repr(words if len(words) <= _EXCERPT else f"{words[:_EXCERPT]}…")
 
 
-def _status_in(facts: Mapping[str, Any]) -> int | None:
-    # Gateways such as OpenRouter, vLLM and LiteLLM put the HTTP status into `code`.
-    code = str(facts.get("code"))
-    if (
-        len(code) == _DIGITS
-        and code.isdecimal()
-        and _BAD_REQUEST <= int(code) < _END_OF_STATUSES
-    ):
-        return int(code)
-    return _BAD_REQUEST if facts.get("type") == "invalid_request_error" else None
+def _error_of(choice: Any) -> RetryRouterError | None:
+    """The error that a choice reports, as OpenRouter does for its providers."""
+    if error := get(choice, "error"):
+        return reported_error(_plain(error))
+    if get(choice, "finish_reason") == "error":
+        return reported_error("the provider ended the answer with an error")
+    return None
 
 
-def read_answer(raw: Any) -> Answer:
-    """The answer of either endpoint, which has no `Problem` of `problem_of`."""
-    choices, voices = [], []
+def _is_choice(choice: Any, *names: str) -> bool:
+    """Whether a choice has one of these fields, and its text, if any, is a string."""
+    if choice is None or isinstance(choice, str | int | float | list):
+        return False
+    if not isinstance(get(choice, "finish_reason"), str | None):
+        return False
+    text = get(choice, "text")
+    if isinstance(text, str):
+        return True
+    message = _message_of(choice)
+    return (
+        text is None
+        and any(_has(choice, name) for name in names)
+        and not isinstance(message, str | int | float | list)
+        and isinstance(get(message, "content"), str | None)
+    )
+
+
+def _has(thing: Any, name: str) -> bool:
+    """Whether a field came, be it null; SDK objects have None for all others."""
+    if isinstance(thing, dict):
+        return name in thing
+    came = getattr(thing, "model_fields_set", None)
+    if came is None:
+        return hasattr(thing, name)
+    return name in came or name in (thing.model_extra or {})
+
+
+def _message_of(choice: Any) -> Any:
+    """The message, or its delta, of a choice of the chat endpoint."""
+    delta = get(choice, "delta")
+    return get(choice, "message") if delta is None else delta
+
+
+def _text_of(choice: Any) -> str:
+    return get(choice, "text") or get(_message_of(choice), "content") or ""
+
+
+@dataclass(slots=True)
+class Completion:
+    """What a request brought, from either endpoint, streamed or not.
+
+    Attributes:
+        choices: One dict each with `text`, `finish_reason` and `logprobs`.
+        usage: The tokens that the provider counted.
+        system_fingerprint: OpenAI's name for the backend that answered.
+        attempt_log: The attempts of the call.
+    """
+
+    choices: list[dict[str, Any]] = field(default_factory=list)
+    usage: dict[str, Any] = field(default_factory=dict)
+    system_fingerprint: str | None = None
+    attempt_log: dict[str, Any] = field(default_factory=dict)
+
+
+def read_answer(answer: Any) -> Completion:
+    """The text, usage and attempt log of a whole answer.
+
+    Raises:
+        RetryRouterError: It is a refusal, a tool call, or was filtered out.
+    """
     try:
-        found = plain(raw)["choices"]
-    except ValueError as error:  # The SDK's objects hold what they cannot write.
-        return Answer(problem=malformed(f"an answer that cannot be read: {error}"))
-    for choice in _in_order(found):
-        voices.append(_Voice(choice.get("message")))
-        voices[-1].follow(choice)
-        choices.append(
+        found = [_plain(choice) for choice in _plain(answer)["choices"]]
+    except ValueError as error:  # SDK objects hold what they cannot write.
+        raise_malformed(f"an answer that cannot be read: {error}")
+    indices = [choice.get("index") for choice in found]
+    if all(index in indices for index in range(len(found))):
+        found.sort(key=operator.itemgetter("index"))
+    attempt_log = get(answer, ATTEMPT_LOG) or {}
+    content = [NonText() for _ in found]
+    for choice, non_text in zip(found, content, strict=True):
+        non_text.add(choice, choice.get("message"))
+    refused = next((one.error for one in content if one.error is not None), None)
+    if refused is None and content and all(one.is_filtered_out for one in content):
+        refused = _filtered_out()
+    if refused is not None:
+        refused.attempts = len(attempt_log.get("attempts", ())) or 1
+        raise refused
+    usage = _plain(get(answer, "usage"))
+    return Completion(
+        choices=[
             {
                 "text": _text_of(choice),
                 "finish_reason": choice.get("finish_reason"),
                 "logprobs": choice.get("logprobs"),
             }
-        )
-    return Answer(
-        choices=choices,
-        usage=counted(plain(get(raw, "usage"))),
-        system_fingerprint=get(raw, "system_fingerprint"),
-        attempt_log=get(raw, ATTEMPT_LOG) or {},
-        problem=next((v.problem for v in voices if v.problem is not None), None)
-        or (_FILTERED if all(voice.is_cut_out for voice in voices) else None),
+            for choice in found
+        ],
+        usage=usage if isinstance(usage, dict) else {},
+        system_fingerprint=get(answer, "system_fingerprint"),
+        attempt_log=attempt_log,
     )
 
 
-def _in_order(choices: list[Any]) -> list[dict[str, Any]]:
-    """The choices by their index, where it numbers them all; else as they came."""
-    found = [plain(choice) for choice in choices]
-    if any(choice.get("index") not in range(len(found)) for choice in found):
-        return found
-    ordered = sorted(found, key=lambda choice: choice["index"])
-    is_numbered = all(choice["index"] == at for at, choice in enumerate(ordered))
-    return ordered if is_numbered else found
+# Streams.
 
 
-# A stream.
+class StreamEvent(NamedTuple):
+    """A chunk of a stream, and what it means for the stream."""
+
+    chunk: Any
+    info: ChunkInfo
 
 
 class StreamReader:
-    """Tells, for the chunks of one attempt, what is a token and what is the end.
+    """Reads the chunks of one attempt: errors, tokens, and the end.
 
-    A stream is whole when each choice that was asked for has a `finish_reason`;
-    `[DONE]` may be missing, and a chunk with usage may follow.
+    A stream is whole when each choice that was asked for has a `finish_reason`; `[DONE]`
+    may be missing, and a chunk with usage may follow. Some servers name a reason in
+    every chunk: a token after the end takes the end back, and then only the end of the
+    body counts.
+
+    Attributes:
+        is_whole: Whether the end has come.
     """
 
-    __slots__ = ("_expected", "_finished", "ending", "is_whole")
+    __slots__ = ("_expected", "_finished", "_is_empty", "_reasons_are_early", "is_whole")
 
     def __init__(self, expected: int) -> None:
-        """Nothing has been read yet; `expected` choices will come."""
+        """For a stream of `expected` choices."""
         self._expected = expected
-        self._finished: set[Any] = set()
+        self._finished: set[str] = set()
+        self._is_empty = True
+        self._reasons_are_early = False
         self.is_whole = False
-        self.ending: Any = None
 
-    def __call__(self, chunk: Any) -> ChunkInfo:
-        """What `chunk` means for its stream."""
+    def read(self, data: bytes, response: Any) -> StreamEvent:
+        """The chunk in an event of the stream.
+
+        Raises:
+            RetryRouterError: The event reports an error, or is not the protocol.
+        """
+        try:
+            chunk = _json.read_quickly(data)
+        except ValueError as error:
+            raise_malformed(f"an event that is not JSON: {error}", response)
+        if isinstance(chunk, dict):
+            chunk = SDKObject(chunk)
+        return self.classify(chunk, response)
+
+    def classify(self, chunk: Any, response: Any = None) -> StreamEvent:
+        """What `chunk` means for the stream.
+
+        Raises:
+            RetryRouterError: It reports an error, or is not the protocol.
+        """
+        self._is_empty = False
+        if chunk is None or isinstance(chunk, str | int | float | list):
+            raise_malformed(f"an unexpected event: {excerpt(chunk)}", response)
+        if error := get(chunk, "error"):
+            raise _with_response(reported_error(_plain(error)), response)
         choices = get(chunk, "choices") or ()
+        if not isinstance(choices, list | tuple):
+            raise_malformed(f"an unexpected event: {excerpt(chunk)}", response)
+        text, is_token = "", False
         for choice in choices:
+            if not _is_choice(choice, "text", "delta", "index"):
+                raise_malformed(f"an unexpected event: {excerpt(chunk)}", response)
+            if (reported := _error_of(choice)) is not None:
+                raise _with_response(reported, response)
+            said = _text_of(choice)
+            text += said
+            is_token = is_token or bool(said) or NonText.is_in(get(choice, "delta"))
             if get(choice, "finish_reason"):
                 self._finished.add(str(get(choice, "index")))
-        ends = not self.is_whole and len(self._finished) >= self._expected
-        if ends:
-            self.is_whole = True
-            self.ending = chunk
-        texts = [_text_of(choice) for choice in choices]
-        return ChunkInfo(
-            text="".join(texts),
-            is_token=any(texts) or any(_Voice.is_in(choice) for choice in choices),
-            is_end=ends,
+        if is_token and self.is_whole:
+            self.is_whole, self._reasons_are_early = False, True
+        is_end = (
+            not (self.is_whole or self._reasons_are_early)
+            and len(self._finished) >= self._expected
         )
+        self.is_whole = self.is_whole or is_end
+        return StreamEvent(chunk, ChunkInfo(text, is_token, is_end))
+
+    def end_of_body(self, response: Any = None) -> StreamEvent | None:
+        """The event for `[DONE]`, or a body that ended well: the end if none came yet.
+
+        Raises:
+            RetryRouterError: There was no event at all.
+        """
+        if self._is_empty:
+            raise_malformed("a stream without an event", response)
+        if not self._reasons_are_early or self.is_whole:
+            return None
+        self.is_whole = True
+        return StreamEvent(SDKObject(choices=[]), ChunkInfo(is_end=True))
 
 
 class ChunkReader:
-    """Translates the chunks of one stream with one choice.
+    """Translates the chunks of one stream with one choice into LangChain's."""
 
-    Attributes:
-        problem: What makes the stream no text, known when it is over.
-    """
-
-    __slots__ = ("_is_counted", "_is_over", "_voice")
+    __slots__ = ("_finish_reason", "_is_counted", "_is_over", "_non_text")
 
     def __init__(self) -> None:
-        """Nothing has been read yet."""
+        """At the start of the stream."""
+        self._finish_reason: str | None = None
         self._is_counted = False
         self._is_over = False
-        self._voice = _Voice()
-
-    @property
-    def problem(self) -> Problem | None:
-        """What came instead of text: a refusal, the call of a tool, or nothing."""
-        return self._voice.problem or (_FILTERED if self._voice.is_cut_out else None)
+        self._non_text = NonText()
 
     def read(self, chunk: Any) -> GenerationChunk:
-        """The chunk as LangChain has it; usage and ledger in `generation_info`."""
+        """The chunk for LangChain; usage and attempt log are in `generation_info`."""
         choice = next(iter(get(chunk, "choices") or ()), None)
         info: dict[str, Any] = {}
+        text = ""
         if choice is not None:
-            info["finish_reason"] = get(choice, "finish_reason")
-            info["logprobs"] = _logprobs_of(choice)
-            if not isinstance(get(choice, "text"), str):
-                self._voice.hear(get(choice, "delta"))
-            self._voice.follow(choice)
-        usage = plain(get(chunk, "usage"))
-        self._is_over = self._is_over or _is_final(choice)
-        # Once: LangChain adds up what chunks say, and some servers repeat the sum.
-        if self._is_over and not self._is_counted and has_count(usage):
-            self._is_counted = True
-            info["token_usage"] = usage
+            text = _text_of(choice)
+            reason = get(choice, "finish_reason")
+            self._is_over = self._is_over or bool(reason)
+            # LangChain joins the strings of chunks: a reason is handed on once.
+            info["finish_reason"] = None if self._finish_reason else reason
+            self._finish_reason = self._finish_reason or reason
+            logprobs = _plain(get(choice, "logprobs"))
+            info["logprobs"] = (
+                {name: one for name, one in logprobs.items() if isinstance(one, list | None)}
+                if isinstance(logprobs, dict)
+                else None
+            )
+            said = not isinstance(get(choice, "text"), str)
+            self._non_text.add(choice, get(choice, "delta") if said else None)
+        # LangChain adds usage up, and some servers repeat the sum in every chunk.
+        if (choice is None or self._is_over) and not self._is_counted:
+            usage = _plain(get(chunk, "usage"))
+            if isinstance(usage, Mapping) and any(
+                isinstance(count, int | float) and count for count in usage.values()
+            ):  # LiteLLM sends zeros where it has not counted.
+                self._is_counted = True
+                info["token_usage"] = usage
         if attempt_log := get(chunk, ATTEMPT_LOG):
             info[ATTEMPT_LOG] = attempt_log
-        return GenerationChunk(
-            text="" if choice is None else _text_of(choice),
-            generation_info=info or None,
-        )
+        return GenerationChunk(text=text, generation_info=info or None)
+
+    def finish(self) -> None:
+        """Raise an error if the stream was a refusal, a tool call, or filtered out."""
+        error = self._non_text.error
+        if error is None and self._non_text.is_filtered_out:
+            error = _filtered_out()
+        if error is not None:
+            raise error
 
 
-def _logprobs_of(choice: Any) -> dict[str, Any] | None:
-    """A chunk's part of the probabilities; None where it cannot be joined to others."""
-    told = plain(get(choice, "logprobs"))
-    if not isinstance(told, dict):
-        return None
-    return {name: some for name, some in told.items() if isinstance(some, list | None)}
-
-
-def _is_final(choice: Any) -> bool:
-    return choice is None or bool(get(choice, "finish_reason"))
-
-
-def join(chunks: Iterable[GenerationChunk]) -> Answer:
+def join(chunks: Iterable[GenerationChunk]) -> Completion:
     """The answer that the chunks of a whole stream add up to."""
     chunks = list(chunks)
     if not chunks:
-        return Answer(problem=malformed("a stream without a chunk"))
+        raise_malformed("a stream without a chunk")
     whole = functools.reduce(operator.add, chunks)
     info = whole.generation_info or {}
-    choice = {
-        "text": whole.text,
-        "finish_reason": info.get("finish_reason"),
-        "logprobs": info.get("logprobs"),
-    }
-    return Answer(
-        choices=[choice],
-        usage=counted(info.get("token_usage")),
+    choice = {name: info.get(name) for name in ("finish_reason", "logprobs")}
+    return Completion(
+        choices=[{"text": whole.text, **choice}],
+        usage=info.get("token_usage") or {},
         attempt_log=info.get(ATTEMPT_LOG) or {},
     )
 
 
-_FILTERED: Final = Problem(
-    FailureKind.CONTENT_FILTER, "a content filter let nothing of the answer through"
-)
+class NonText:
+    """Collects, from a chat message or its deltas, what an LLM cannot return."""
 
+    __slots__ = ("_called", "_has_text", "_is_filtered", "_refusal")
 
-class _Voice:
-    """Hears, in a chat message or its deltas, what is not text."""
-
-    __slots__ = ("_called", "_has_spoken", "_is_filtered", "_refusal")
-
-    def __init__(self, message: Any = None) -> None:
+    def __init__(self) -> None:
+        """Nothing has been found yet."""
         self._refusal = ""
         self._called = ""
-        self._has_spoken = False
+        self._has_text = False
         self._is_filtered = False
-        self.hear(message)
 
     @staticmethod
-    def is_in(choice: Any) -> bool:
-        delta = get(choice, "delta")
-        return any(
-            get(delta, name) for name in ("refusal", "tool_calls", "function_call")
+    def is_in(delta: Any) -> bool:
+        """Whether a delta has a refusal or a part of a tool call."""
+        return delta is not None and bool(
+            get(delta, "tool_calls")
+            or get(delta, "refusal")
+            or get(delta, "function_call")
         )
 
-    def hear(self, message: Any) -> None:
+    def add(self, choice: Any, message: Any) -> None:
+        """Take note of a choice, and of its message or delta."""
+        self._has_text = self._has_text or bool(_text_of(choice))
+        if get(choice, "finish_reason") == "content_filter":
+            self._is_filtered = True
         if message is None:
             return
-        # LiteLLM's proxy moves what is OpenAI's own, such as a refusal, out of the way.
+        # LiteLLM's proxy moves OpenAI's own fields, such as a refusal, to this one.
         moved = get(message, "provider_specific_fields")
         said = get(message, "refusal") or get(moved, "refusal") or ""
         self._refusal += said if isinstance(said, str) else excerpt(said)
-        told = get(message, "tool_calls")
-        calls = told if isinstance(told, list | tuple) else ()
-        functions = [get(call, "function") for call in calls]
-        for function in [*functions, get(message, "function_call")]:
+        calls = get(message, "tool_calls")
+        functions = [
+            get(call, "function")
+            for call in (calls if isinstance(calls, list | tuple) else ())
+        ]
+        for function in (*functions, get(message, "function_call")):
             self._called = self._called or get(function, "name") or ""
 
-    def follow(self, choice: Any) -> None:
-        self._has_spoken = self._has_spoken or bool(_text_of(choice))
-        if get(choice, "finish_reason") == "content_filter":
-            self._is_filtered = True
-
     @property
-    def is_cut_out(self) -> bool:
+    def is_filtered_out(self) -> bool:
         """Whether a filter ended the answer before its first word."""
-        return self._is_filtered and not self._has_spoken
+        return self._is_filtered and not self._has_text
 
     @property
-    def problem(self) -> Problem | None:
+    def error(self) -> RetryRouterError | None:
+        """The error for a refusal or a tool call; None if there was neither."""
         if self._refusal:
-            return Problem(
+            return new_error(
                 FailureKind.CONTENT_FILTER, f"the model refused: {self._refusal}"
             )
         if self._called:
-            return Problem(
+            return new_error(
                 FailureKind.INVALID_REQUEST,
                 f"the model calls the tool {self._called!r} instead of saying anything,"
                 " and an LLM returns nothing but text: use a chat model for tools",
             )
         return None
+
+
+def _filtered_out() -> RetryRouterError:
+    return new_error(
+        FailureKind.CONTENT_FILTER, "a content filter removed the whole answer"
+    )
+
+
+# Usage.
+
+
+def add_usage(total: dict[str, Any], usage: Mapping[str, Any]) -> dict[str, Any]:
+    """`total` and `usage` added up, details such as cached tokens included.
+
+    Values that are no counts are left out.
+    """
+    added = dict(total)
+    for name, count in usage.items():
+        before = added.get(name)
+        if isinstance(count, Mapping):
+            added[name] = add_usage(before if isinstance(before, dict) else {}, count)
+        elif (
+            isinstance(count, int | float)
+            and not isinstance(count, bool)
+            and 0 <= count <= _LARGEST_COUNT
+        ):
+            added[name] = (0 if isinstance(before, dict | None) else before) + count
+    return added
+
+
+def update_token_usage(
+    keys: set[str], response: dict[str, Any], token_usage: dict[str, Any]
+) -> None:
+    """Add what `response["usage"]` says about `keys` to `token_usage`, in place."""
+    usage = response.get("usage") or {}
+    for key in keys.intersection(usage):
+        token_usage[key] = token_usage.get(key, 0) + (usage[key] or 0)

@@ -1,16 +1,15 @@
 """OpenAI's and Azure's models as LangChain LLMs, drop-in for langchain-community's.
 
-`completion_with_retry` and its twin are where every request of these classes goes
-through, and can be called as they are. Here stands how the classes compose a request
-and what becomes of the answer; how it is sent stands in `_exchange`, what an answer
-means in `_openai.wire`, and the fields of the connection in `_connection`.
+All requests go through `completion_with_retry` or `acompletion_with_retry`, which can be
+called directly too. Read next: `_retry.engine` retries, `_openai.client` sends, and
+`_openai.protocol` reads the answer. The fields of the connection are in `_connection`
+and `_azure`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import re
 import warnings
 from collections.abc import (
@@ -21,7 +20,7 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
-from typing import Any, ClassVar, Final, ParamSpec, TypeVar, cast
+from typing import Any, ClassVar, Final
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
@@ -33,30 +32,15 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from pydantic import Field
 
 from langchain_retryrouter._callbacks import anotifier, notifier
-from langchain_retryrouter._openai import protocol as wire
-from langchain_retryrouter._openai.clients.sending import (
-    acreate,
-    aopen_stream,
-    create,
-    identified,
-    open_stream,
-)
-from langchain_retryrouter._openai.clients.streams import AsyncSDKStream, SDKStream
-from langchain_retryrouter._openai.errors import OPENAI_ERRORS, from_problem
-from langchain_retryrouter._openai.protocol import add_usage, update_token_usage
+from langchain_retryrouter._openai import client, protocol
+from langchain_retryrouter._openai.errors import OPENAI_ERRORS
+from langchain_retryrouter._openai.protocol import update_token_usage
 from langchain_retryrouter._retry import engine, streaming
 from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
-from langchain_retryrouter._retry.engine import Attempt, RetryContext
-from langchain_retryrouter._retry.streaming import ChunkInfo
 from langchain_retryrouter._retry.timeouts import agather_bounded, gather_bounded
-from langchain_retryrouter.llms._connection import (
-    AzureConnection,
-    OpenAIConnection,
-    aclosing,
-    add_stop,
-    closing,
-)
+from langchain_retryrouter.llms._azure import AzureConnection
+from langchain_retryrouter.llms._connection import OpenAIConnection
 from langchain_retryrouter.llms._context_sizes import context_size
 from langchain_retryrouter.policy import effective_policy
 
@@ -70,132 +54,130 @@ __all__ = [
     "update_token_usage",
 ]
 
+# Chat models by name, fine-tunes of them too: `/v1/completions` serves none of them.
+CHAT_MODEL: Final = re.compile(
+    r"(ft:)?(gpt-3\.5-turbo|gpt-[4-9]|chatgpt-|o\d)(?!.*-instruct)", re.ASCII
+)
+# These refuse `max_tokens`: the limit includes the tokens of their reasoning.
+_COUNTS_REASONING: Final = re.compile(r"(ft:|openai/)?(gpt-[5-9]|o\d)", re.ASCII)
 
-def answer(
-    llm: OpenAIConnection,
-    run_manager: CallbackManagerForLLMRun | None,
-    request: Mapping[str, Any],
-    *,
-    as_dicts: bool,
+
+def completion_with_retry(
+    llm: BaseOpenAI | OpenAIChat,
+    run_manager: CallbackManagerForLLMRun | None = None,
+    **kwargs: Any,
 ) -> Any:
-    """The answer to a request, repeated while the model's policy allows.
+    """The answer to one request, retried while the model's policy allows.
 
     Args:
-        llm: The model.
-        run_manager: Told of each retry.
-        request: The keyword arguments of the SDK's `create`.
-        as_dicts: Whether plain data will do.
+        llm: The model; its `client.create` sends the request.
+        run_manager: Its `on_retry` is called before each retry.
+        **kwargs: The keyword arguments of `create`.
+
+    Returns:
+        The answer's JSON object, whose fields are attributes too; the field `retryrouter`
+        holds the attempt log. With `stream=True`, a generator of chunks; the last one
+        has the attempt log. It sends the request when the first chunk is asked for, and
+        retries until that one is handed over. A client of your own returns what its
+        `create` returns.
+
+    Raises:
+        RetryRouterError: The last attempt's error, an SDK error by its class too.
     """
-    plan = _plan(llm, request)
-    unix_time = plan.clock.time
-    request = identified(llm.client, request)
+    if kwargs.get("stream"):
+        return _stream_with_retry(llm, run_manager, kwargs)
+    context = _context(llm, kwargs)
+    request = client.with_idempotency_key(llm.client, kwargs)
 
-    def send(attempt: Attempt) -> Any:
-        client = llm.client
-        return create(client, request, attempt, unix_time, as_dicts=as_dicts)
+    def send(attempt: engine.Attempt) -> Any:
+        return client.create(llm.client, request, attempt, context.clock.time)
 
-    found = engine.call(plan, send, notifier(run_manager))
-    return wire.attach_attempt_log(found, plan.call_state.attempt_log())
+    answer = engine.call(context, send, notifier(run_manager))
+    return protocol.attach_attempt_log(answer, context.call_state.attempt_log())
 
 
-async def aanswer(
-    llm: OpenAIConnection,
-    run_manager: AsyncCallbackManagerForLLMRun | None,
-    request: Mapping[str, Any],
-    *,
-    as_dicts: bool,
+async def acompletion_with_retry(
+    llm: BaseOpenAI | OpenAIChat,
+    run_manager: AsyncCallbackManagerForLLMRun | None = None,
+    **kwargs: Any,
 ) -> Any:
-    """Async twin of `answer`."""
-    plan = _plan(llm, request)
-    unix_time = plan.clock.time
-    request = identified(llm.async_client, request)
+    """Async variant of `completion_with_retry`; it awaits `llm.async_client.create`."""
+    if kwargs.get("stream"):
+        return _astream_with_retry(llm, run_manager, kwargs)
+    context = _context(llm, kwargs)
+    request = client.with_idempotency_key(llm.async_client, kwargs)
 
-    async def send(attempt: Attempt) -> Any:
-        client = llm.async_client
-        return await acreate(client, request, attempt, unix_time, as_dicts=as_dicts)
+    async def send(attempt: engine.Attempt) -> Any:
+        return await client.acreate(
+            llm.async_client, request, attempt, context.clock.time
+        )
 
-    found = await engine.acall(plan, send, anotifier(run_manager))
-    return wire.attach_attempt_log(found, plan.call_state.attempt_log())
+    answer = await engine.acall(context, send, anotifier(run_manager))
+    return protocol.attach_attempt_log(answer, context.call_state.attempt_log())
 
 
-def stream(
+def _stream_with_retry(
     llm: OpenAIConnection,
     run_manager: CallbackManagerForLLMRun | None,
-    request: Mapping[str, Any],
-    *,
-    as_dicts: bool,
+    kwargs: Mapping[str, Any],
 ) -> Generator[Any, None, None]:
-    """The chunks of a stream that is repeated until its first token; as `answer`."""
-    plan = _plan(llm, request)
-    unix_time = plan.clock.time
-    request = identified(llm.client, request)
-    source: SDKStream
+    context = _context(llm, kwargs)
+    request = client.with_idempotency_key(llm.client, kwargs)
 
-    def connect(attempt: Attempt) -> SDKStream:
-        nonlocal source
-        client = llm.client
-        source = open_stream(client, request, attempt, unix_time, as_dicts=as_dicts)
-        return source
+    def connect(attempt: engine.Attempt) -> client.SDKStream:
+        return client.open_stream(llm.client, request, attempt, context.clock.time)
 
-    def read(chunk: Any) -> ChunkInfo:
-        return source.reader(chunk)
-
-    chunks = streaming.stream(plan, connect, lambda: read, notifier(run_manager))
-    with contextlib.closing(chunks):
-        for chunk in chunks:
-            ends = chunk is source.reader.ending
-            yield (
-                wire.attach_attempt_log(chunk, plan.call_state.attempt_log())
-                if ends
-                else chunk
-            )
+    is_logged = False
+    events = streaming.stream(
+        context, connect, lambda: _chunk_info, notifier(run_manager)
+    )
+    with contextlib.closing(events):
+        for chunk, info in events:
+            if info.is_end and not is_logged:
+                is_logged = True
+                log = context.call_state.attempt_log()
+                yield protocol.attach_attempt_log(chunk, log)
+            else:
+                yield chunk
 
 
-async def astream(
+async def _astream_with_retry(
     llm: OpenAIConnection,
     run_manager: AsyncCallbackManagerForLLMRun | None,
-    request: Mapping[str, Any],
-    *,
-    as_dicts: bool,
+    kwargs: Mapping[str, Any],
 ) -> AsyncGenerator[Any, None]:
-    """Async twin of `stream`."""
-    plan = _plan(llm, request)
-    unix_time = plan.clock.time
-    request = identified(llm.async_client, request)
-    source: AsyncSDKStream
+    context = _context(llm, kwargs)
+    request = client.with_idempotency_key(llm.async_client, kwargs)
 
-    async def connect(attempt: Attempt) -> AsyncSDKStream:
-        nonlocal source
-        client = llm.async_client
-        source = await aopen_stream(
-            client, request, attempt, unix_time, as_dicts=as_dicts
+    async def connect(attempt: engine.Attempt) -> client.AsyncSDKStream:
+        return await client.aopen_stream(
+            llm.async_client, request, attempt, context.clock.time
         )
-        return source
 
-    def read(chunk: Any) -> ChunkInfo:
-        return source.reader(chunk)
-
-    chunks = streaming.astream(plan, connect, lambda: read, anotifier(run_manager))
-    async with contextlib.aclosing(chunks):
-        async for chunk in chunks:
-            ends = chunk is source.reader.ending
-            yield (
-                wire.attach_attempt_log(chunk, plan.call_state.attempt_log())
-                if ends
-                else chunk
-            )
-
-
-def _plan(llm: OpenAIConnection, request: Mapping[str, Any]) -> RetryContext:
-    clock = llm.clock or SYSTEM_CLOCK
-    call_state = CallState(
-        effective_policy(llm.retry_policy, llm.max_retries),
-        budget=llm.budget,
-        breaker=llm.breaker,
-        time=clock,
+    is_logged = False
+    events = streaming.astream(
+        context, connect, lambda: _chunk_info, anotifier(run_manager)
     )
+    async with contextlib.aclosing(events):
+        async for chunk, info in events:
+            if info.is_end and not is_logged:
+                is_logged = True
+                log = context.call_state.attempt_log()
+                yield protocol.attach_attempt_log(chunk, log)
+            else:
+                yield chunk
+
+
+def _chunk_info(event: protocol.StreamEvent) -> streaming.ChunkInfo:
+    return event.info
+
+
+def _context(llm: OpenAIConnection, request: Mapping[str, Any]) -> engine.RetryContext:
+    clock = llm.clock or SYSTEM_CLOCK
+    policy = effective_policy(llm.retry_policy, llm.max_retries)
+    call_state = CallState(policy, budget=llm.budget, breaker=llm.breaker, time=clock)
     route = request.get("model") or llm.model_name
-    return RetryContext(
+    return engine.RetryContext(
         call_state,
         errors=OPENAI_ERRORS,
         clock=clock,
@@ -204,29 +186,233 @@ def _plan(llm: OpenAIConnection, request: Mapping[str, Any]) -> RetryContext:
     )
 
 
-# Chat models by name, fine-tunes of them too: `/v1/completions` serves none of them.
-CHAT_MODEL = re.compile(
-    r"(ft:)?(gpt-3\.5-turbo|gpt-[4-9]|chatgpt-|o\d)(?!.*-instruct)", re.ASCII
-)
+class OpenAILLM(OpenAIConnection):
+    """How prompts become requests, and answers an `LLMResult`, at both endpoints."""
+
+    n: int = 1
+    """Answers for each prompt."""
+
+    _reads_list: ClassVar[bool] = True  # Whether one request takes several prompts.
+
+    # Requests.
+
+    @property
+    def _default_params(self) -> dict[str, Any]:
+        """The parameters of every request."""
+        raise NotImplementedError
+
+    @property
+    def _invocation_params(self) -> dict[str, Any]:
+        """The parameters of every request, including the model's name."""
+        return {"model": self.model_name, **self._default_params}
+
+    @property
+    def _identifying_params(self) -> Mapping[str, Any]:
+        return {"model_name": self.model_name, **self._default_params}
+
+    def _requests(
+        self, prompts: list[str], stop: list[str] | None, options: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        """The keyword arguments of `create` for each request that `prompts` take."""
+        raise NotImplementedError
+
+    def _check_numbers(self) -> None:
+        super()._check_numbers()
+        asked = {"n": self.n, "best_of": getattr(self, "best_of", None)}
+        protocol.check_choices(asked, streaming=self.streaming)
+
+    def _whole_requests(
+        self, prompts: list[str], stop: list[str] | None, options: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        requests = self._requests(prompts, stop, options)
+        for request in requests:
+            protocol.check_choices(request, streaming=False)
+            request.pop("stream_options", None)  # The API refuses it without a stream.
+        return requests
+
+    def _stream_request(
+        self, prompt: str, stop: list[str] | None, options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        (request,) = self._requests([prompt], stop, options)
+        protocol.check_choices(request, streaming=True)
+        if self.stream_usage:
+            request.setdefault("stream_options", {"include_usage": True})
+        return {**request, "stream": True}
+
+    # Calls. The functions of this module are called by name, so that replacing them
+    # has an effect.
+
+    def _generate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        if kwargs.pop("stream", self.streaming):
+            streams = [self._stream(p, stop, run_manager, **kwargs) for p in prompts]
+            answers = [protocol.join(chunks) for chunks in streams]
+            return self._result(answers, prompts, kwargs)
+
+        def send(request: dict[str, Any]) -> Any:
+            return completion_with_retry(self, run_manager, **request)  # type: ignore[arg-type]
+
+        requests = self._whole_requests(prompts, stop, kwargs)
+        at_once = 1 if self._reads_list else self.batch_size
+        found = gather_bounded(send, requests, at_once)
+        return self._result([*map(protocol.read_answer, found)], prompts, kwargs)
+
+    async def _agenerate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        if kwargs.pop("stream", self.streaming):
+            streams = [self._astream(p, stop, run_manager, **kwargs) for p in prompts]
+            answers = [protocol.join([c async for c in chunks]) for chunks in streams]
+            return self._result(answers, prompts, kwargs)
+
+        async def send(request: dict[str, Any]) -> Any:
+            return await acompletion_with_retry(self, run_manager, **request)  # type: ignore[arg-type]
+
+        requests = self._whole_requests(prompts, stop, kwargs)
+        at_once = 1 if self._reads_list else self.batch_size
+        found = await agather_bounded(send, requests, at_once)
+        return self._result([*map(protocol.read_answer, found)], prompts, kwargs)
+
+    def _stream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[GenerationChunk]:
+        request = self._stream_request(prompt, stop, kwargs)
+        reader = protocol.ChunkReader()
+        chunks = completion_with_retry(self, run_manager, **request)  # type: ignore[arg-type]
+        with contextlib.ExitStack() as stack:
+            if hasattr(chunks, "close"):
+                stack.callback(chunks.close)
+            for raw in chunks:
+                chunk = reader.read(raw)
+                if run_manager:
+                    run_manager.on_llm_new_token(chunk.text, **self._token_facts(chunk))
+                yield chunk
+        reader.finish()
+
+    async def _astream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[GenerationChunk]:
+        request = self._stream_request(prompt, stop, kwargs)
+        reader = protocol.ChunkReader()
+        chunks = await acompletion_with_retry(self, run_manager, **request)  # type: ignore[arg-type]
+        async with contextlib.AsyncExitStack() as stack:
+            if hasattr(chunks, "aclose"):
+                stack.push_async_callback(chunks.aclose)
+            async for raw in chunks:
+                chunk = reader.read(raw)
+                if run_manager:
+                    facts = self._token_facts(chunk)
+                    await run_manager.on_llm_new_token(chunk.text, **facts)
+                yield chunk
+        reader.finish()
+
+    # Answers.
+
+    def _token_facts(self, chunk: GenerationChunk) -> dict[str, Any]:
+        """The arguments of `on_llm_new_token` after the text."""
+        logprobs = (chunk.generation_info or {}).get("logprobs")
+        return {"chunk": chunk, "verbose": self.verbose, "logprobs": logprobs}
+
+    def _result(
+        self,
+        answers: list[protocol.Completion],
+        prompts: list[str],
+        options: Mapping[str, Any],
+    ) -> LLMResult:
+        usages = (answer.usage for answer in answers)
+        fingerprints = (answer.system_fingerprint for answer in answers)
+        result = self.create_llm_result(
+            [choice for answer in answers for choice in answer.choices],
+            prompts,
+            {**self._invocation_params, **options},
+            functools.reduce(protocol.add_usage, usages, {}),
+            system_fingerprint=next(filter(None, fingerprints), None),
+        )
+        attempts = [
+            line
+            for answer in answers
+            for line in answer.attempt_log.get("attempts", ())
+        ]
+        attempt_log = {protocol.ATTEMPT_LOG: {"attempts": attempts}}
+        result.llm_output = {**(result.llm_output or {}), **attempt_log}
+        return result
+
+    def create_llm_result(
+        self,
+        choices: Any,
+        prompts: list[str],
+        params: dict[str, Any],
+        token_usage: dict[str, Any],
+        *,
+        system_fingerprint: str | None = None,
+    ) -> LLMResult:
+        """The `LLMResult` of the choices of all prompts, in the order of the prompts."""
+        n = params.get("n") or 1
+        generations = [
+            [
+                Generation(
+                    text=choice["text"],
+                    generation_info={
+                        "finish_reason": choice.get("finish_reason"),
+                        "logprobs": choice.get("logprobs"),
+                    },
+                )
+                for choice in choices[at * n : (at + 1) * n]
+            ]
+            for at in range(len(prompts))
+        ]
+        llm_output = {"token_usage": token_usage, "model_name": self.model_name}
+        if system_fingerprint:
+            llm_output["system_fingerprint"] = system_fingerprint
+        return LLMResult(generations=generations, llm_output=llm_output)
 
 
-class CompletionsModel(OpenAIConnection):
-    """The fields and the requests of a model of `/v1/completions`."""
+def _add_stop(params: dict[str, Any], stop: list[str] | None) -> None:
+    """Add a call's `stop` to the parameters.
+
+    Raises:
+        ValueError: If the model has one of its own.
+    """
+    if stop is None:
+        return
+    if params.get("stop") is not None:
+        msg = "`stop` is given both to the call and to the model; give it once"
+        raise ValueError(msg)
+    params["stop"] = stop
+
+
+class BaseOpenAI(OpenAILLM):
+    """The models of `/v1/completions`: the base of `OpenAI` and `AzureOpenAI`."""
 
     temperature: float = 0.7
-    """What sampling temperature to use."""
+    """The sampling temperature."""
     max_tokens: int | None = 256
-    """Tokens of an answer at the most; -1 for as many as fit behind the prompt."""
+    """The most tokens of an answer; -1 for as many as fit behind the prompt."""
     top_p: float = 1
     """Total probability mass of tokens to consider at each step."""
     frequency_penalty: float = 0
     """Penalizes repeated tokens according to frequency."""
     presence_penalty: float = 0
     """Penalizes repeated tokens."""
-    n: int = 1
-    """Answers for each prompt."""
     best_of: int = 1
-    """Answers to generate, of which the best `n` are returned."""
+    """Answers to generate; the best `n` of them are returned."""
     logit_bias: dict[str, float] | None = None
     """Changes how likely each token is."""
     seed: int | None = None
@@ -237,9 +423,21 @@ class CompletionsModel(OpenAIConnection):
     # Not `lc_secrets` itself: LangChain asks each base class for it; the last wins.
     _secrets: ClassVar[dict[str, str]] = {"openai_api_key": "OPENAI_API_KEY"}
 
+    def __new__(cls, **data: Any) -> Any:
+        """A model of this class, or an `OpenAIChat` for the name of a chat model."""
+        name = str(data.get("model") or data.get("model_name") or "")
+        if not issubclass(cls, AzureConnection) and CHAT_MODEL.match(name):
+            warnings.warn(
+                f"{name!r} is a chat model, and /v1/completions does not serve it: you"
+                " get an OpenAIChat. To avoid this warning, construct OpenAIChat.",
+                stacklevel=2,
+            )
+            return OpenAIChat(**data)
+        return super().__new__(cls)
+
     @classmethod
     def is_lc_serializable(cls) -> bool:
-        """LangChain can save it; the key is left out."""
+        """LangChain can save the model; the key is left out."""
         return True
 
     @classmethod
@@ -255,9 +453,9 @@ class CompletionsModel(OpenAIConnection):
     @property
     def lc_attributes(self) -> dict[str, Any]:
         """What LangChain saves although it may come from the environment."""
-        named = ("openai_api_base", "openai_organization")
-        said = {name: getattr(self, name) for name in named if getattr(self, name)}
-        return {**super().lc_attributes, **said}
+        names = ("openai_api_base", "openai_organization")
+        given = {name: getattr(self, name) for name in names if getattr(self, name)}
+        return {**super().lc_attributes, **given}
 
     @property
     def _llm_type(self) -> str:
@@ -265,8 +463,6 @@ class CompletionsModel(OpenAIConnection):
 
     def _check_numbers(self) -> None:
         super()._check_numbers()
-        asked = {"n": self.n, "best_of": self.best_of}
-        wire.refuse_several(asked, streaming=self.streaming)
         if self.max_tokens is not None and self.max_tokens < -1:
             msg = f"max_tokens must be -1, 0 or more, or None, not {self.max_tokens}"
             raise ValueError(msg)
@@ -297,23 +493,27 @@ class CompletionsModel(OpenAIConnection):
     ) -> list[dict[str, Any]]:
         params = {**self._invocation_params, **options}
         batches = self.get_sub_prompts(params, prompts, stop)
-        return [{"prompt": batch, **params} for batch in batches]
+        # Some servers, such as Ollama, refuse a list.
+        return [
+            {"prompt": batch[0] if len(batch) == 1 else batch, **params}
+            for batch in batches
+        ]
 
     def get_sub_prompts(
         self, params: dict[str, Any], prompts: list[str], stop: list[str] | None = None
     ) -> list[list[str]]:
-        """The prompts of each request; `stop` and `max_tokens` in `params` are settled.
+        """The prompts of each request; sets `stop` and `max_tokens` in `params`.
 
         Args:
             params: The request's parameters; changed in place.
             prompts: All prompts of the call.
-            stop: Where an answer ends.
+            stop: Strings at which an answer ends.
 
         Raises:
-            ValueError: If `stop` is in `params` too, or `max_tokens=-1` stands beside
+            ValueError: If `stop` is in `params` too, or `max_tokens=-1` is given with
                 several prompts.
         """
-        add_stop(params, stop)
+        _add_stop(params, stop)
         if params.get("max_tokens") == -1:
             if len(prompts) != 1:
                 msg = (
@@ -324,8 +524,6 @@ class CompletionsModel(OpenAIConnection):
             params["max_tokens"] = self.max_tokens_for_prompt(prompts[0])
         size = self.batch_size
         return [prompts[at : at + size] for at in range(0, len(prompts), size)]
-
-    # Tokens.
 
     @staticmethod
     def modelname_to_contextsize(modelname: str) -> int:
@@ -346,344 +544,8 @@ class CompletionsModel(OpenAIConnection):
         return self.max_context_size - self.get_num_tokens(prompt)
 
 
-_PARAMETERS: Final = (
-    "temperature",
-    "max_tokens",
-    "top_p",
-    "frequency_penalty",
-    "presence_penalty",
-    "logit_bias",
-    "seed",
-    "logprobs",
-    "top_logprobs",
-    "extra_body",
-)
-
-
-class ChatModel(OpenAIConnection):
-    """The fields and the requests of a model of `/v1/chat/completions`, as an LLM."""
-
-    model_name: str = Field(default="gpt-3.5-turbo", alias="model")
-    """Name of the model."""
-    max_retries: int = 6
-    """Further attempts after the first. When given, it wins over the policy's."""
-    prefix_messages: list[Any] = Field(default_factory=list)
-    """Messages that stand before each prompt, as dicts or LangChain's."""
-    temperature: float | None = None
-    """What sampling temperature to use; None for the provider's own."""
-    max_tokens: int | None = None
-    """Tokens of an answer at the most; -1 or None for no limit but the provider's."""
-    top_p: float | None = None
-    """Total probability mass of tokens to consider at each step."""
-    frequency_penalty: float | None = None
-    """Penalizes repeated tokens according to frequency."""
-    presence_penalty: float | None = None
-    """Penalizes repeated tokens."""
-    n: int = 1
-    """Answers for each prompt."""
-    logit_bias: dict[str, float] | None = None
-    """Changes how likely each token is."""
-    seed: int | None = None
-    """Makes the sampling as repeatable as the provider can."""
-    logprobs: bool | None = None
-    """Whether to report the probability of each token."""
-    top_logprobs: int | None = None
-    """How many likely tokens to report at each step; needs `logprobs`."""
-
-    @property
-    def _llm_type(self) -> str:
-        return "openai-chat"
-
-    @property
-    def _resource_path(self) -> str:
-        return "chat.completions"
-
-    @property
-    def _at_once(self) -> int:
-        return self.batch_size
-
-    def _check_numbers(self) -> None:
-        super()._check_numbers()
-        wire.refuse_several({"n": self.n}, streaming=self.streaming)
-
-    @property
-    def _default_params(self) -> dict[str, Any]:
-        named = {name: getattr(self, name) for name in _PARAMETERS}
-        named["n"] = self.n if self.n > 1 else None
-        given = {name: value for name, value in named.items() if value is not None}
-        return {**given, **self.model_kwargs}
-
-    def _requests(
-        self, prompts: list[str], stop: list[str] | None, options: Mapping[str, Any]
-    ) -> list[dict[str, Any]]:
-        params = {**self._invocation_params, **options}
-        add_stop(params, stop)
-        if params.get("max_tokens") == -1:
-            del params[
-                "max_tokens"
-            ]  # This endpoint has no limit unless it is told one.
-        prefix = [_plain(message) for message in self.prefix_messages]
-        asked = [{"role": "user", "content": prompt} for prompt in prompts]
-        return [{"messages": [*prefix, message], **params} for message in asked]
-
-
-def _plain(message: Any) -> Any:
-    is_langchain = isinstance(message, BaseMessage)
-    return convert_to_openai_messages(message) if is_langchain else message
-
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def completion_with_retry(
-    llm: BaseOpenAI | OpenAIChat,
-    run_manager: CallbackManagerForLLMRun | None = None,
-    *,
-    as_dicts: bool = False,
-    **kwargs: Any,
-) -> Any:
-    """The SDK's answer to one request, repeated while the model's policy allows.
-
-    The answer, or the chunk that ends a stream, carries the call's ledger as its field
-    `retryrouter`.
-
-    Args:
-        llm: The model; `llm.client.create` sends the request.
-        run_manager: Told of each retry, through its `on_retry`.
-        as_dicts: Whether plain dicts will do in place of the SDK's objects, which cost
-            more than half of a call. What a client of your own returns stays as it is.
-        **kwargs: The keyword arguments of `create`. With `stream=True` you get a
-            generator of chunks, which sends the request when the first one is asked
-            for, and repeats it until that one is handed over.
-
-    Raises:
-        RetryRouterError: The last attempt's error, an SDK error by its class too.
-    """
-    if kwargs.get("stream"):
-        return stream(llm, run_manager, kwargs, as_dicts=as_dicts)
-    return answer(llm, run_manager, kwargs, as_dicts=as_dicts)
-
-
-async def acompletion_with_retry(
-    llm: BaseOpenAI | OpenAIChat,
-    run_manager: AsyncCallbackManagerForLLMRun | None = None,
-    *,
-    as_dicts: bool = False,
-    **kwargs: Any,
-) -> Any:
-    """Async twin of `completion_with_retry`: `llm.async_client.create` is awaited."""
-    if kwargs.get("stream"):
-        return astream(llm, run_manager, kwargs, as_dicts=as_dicts)
-    return await aanswer(llm, run_manager, kwargs, as_dicts=as_dicts)
-
-
-def _raise_for(problem: wire.Problem | None, attempts: int = 1) -> None:
-    if problem is not None:
-        raise from_problem(problem, attempts)
-
-
-def _with_attempt_log(method: Callable[P, R]) -> Callable[P, R]:
-    """`method`, whose signature is known: langchain-core asks for it in each call."""
-    vars(method)["__signature__"] = inspect.signature(method)
-    return method
-
-
-class OpenAILLM(OpenAIConnection):
-    """How prompts become an `LLMResult`, at both endpoints."""
-
-    def _stream(
-        self,
-        prompt: str,
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> Iterator[GenerationChunk]:
-        request = self._stream_request(prompt, stop, kwargs)
-        reader = wire.ChunkReader()
-        chunks = self._complete(run_manager, request)
-        with closing(chunks):
-            for raw in chunks:
-                chunk = reader.read(raw)
-                if run_manager:
-                    run_manager.on_llm_new_token(chunk.text, **self._told(chunk))
-                yield chunk
-        _raise_for(reader.problem)
-
-    async def _astream(
-        self,
-        prompt: str,
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> AsyncIterator[GenerationChunk]:
-        request = self._stream_request(prompt, stop, kwargs)
-        reader = wire.ChunkReader()
-        chunks = await self._acomplete(run_manager, request)
-        async with aclosing(chunks):
-            async for raw in chunks:
-                chunk = reader.read(raw)
-                if run_manager:
-                    await run_manager.on_llm_new_token(chunk.text, **self._told(chunk))
-                yield chunk
-        _raise_for(reader.problem)
-
-    @_with_attempt_log
-    def _generate(
-        self,
-        prompts: list[str],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> LLMResult:
-        if kwargs.pop("stream", self.streaming):
-            streams = [self._stream(p, stop, run_manager, **kwargs) for p in prompts]
-            answers = [wire.join(list(chunks)) for chunks in streams]
-        else:
-            requests = self._whole_requests(prompts, stop, kwargs)
-            send = functools.partial(self._complete, run_manager)
-            raws = gather_bounded(send, requests, self._at_once)
-            answers = [self._read(raw) for raw in raws]
-        return self._result(answers, prompts, kwargs)
-
-    @_with_attempt_log
-    async def _agenerate(
-        self,
-        prompts: list[str],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> LLMResult:
-        if kwargs.pop("stream", self.streaming):
-            streams = [self._astream(p, stop, run_manager, **kwargs) for p in prompts]
-            answers = [wire.join([c async for c in chunks]) for chunks in streams]
-        else:
-            requests = self._whole_requests(prompts, stop, kwargs)
-            send = functools.partial(self._acomplete, run_manager)
-            raws = await agather_bounded(send, requests, self._at_once)
-            answers = [self._read(raw) for raw in raws]
-        return self._result(answers, prompts, kwargs)
-
-    def _complete(
-        self, run_manager: CallbackManagerForLLMRun | None, request: Mapping[str, Any]
-    ) -> Any:
-        # By its name in the module, so that whoever replaces it there is heard.
-        llm = cast("BaseOpenAI | OpenAIChat", self)
-        return completion_with_retry(llm, run_manager, as_dicts=True, **request)
-
-    async def _acomplete(
-        self,
-        run_manager: AsyncCallbackManagerForLLMRun | None,
-        request: Mapping[str, Any],
-    ) -> Any:
-        llm = cast("BaseOpenAI | OpenAIChat", self)
-        return await acompletion_with_retry(llm, run_manager, as_dicts=True, **request)
-
-    # What is asked.
-
-    def _whole_requests(
-        self, prompts: list[str], stop: list[str] | None, options: Mapping[str, Any]
-    ) -> list[dict[str, Any]]:
-        """The keyword arguments of `create` for requests that are not streamed."""
-        requests = self._requests(prompts, stop, options)
-        for request in requests:
-            wire.refuse_several(request, streaming=False)
-            request.pop("stream_options", None)  # Refused where nothing is streamed.
-        return requests
-
-    def _stream_request(
-        self, prompt: str, stop: list[str] | None, options: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """The keyword arguments of `create` for a stream of the answer to `prompt`."""
-        (request,) = self._requests([prompt], stop, options)
-        wire.refuse_several(request, streaming=True)
-        if "prompt" in request:
-            request["prompt"] = prompt  # Not every server streams for a list.
-        if self.stream_usage:
-            request.setdefault("stream_options", {"include_usage": True})
-        return {**request, "stream": True}
-
-    # What becomes of the answers.
-
-    def _read(self, raw: Any) -> wire.Answer:
-        answer = wire.read_answer(raw)
-        _raise_for(answer.problem, len(answer.attempt_log.get("attempts", ())))
-        return answer
-
-    def _told(self, chunk: GenerationChunk) -> dict[str, Any]:
-        """What callbacks hear beside the text of a chunk."""
-        info = chunk.generation_info or {}
-        return {
-            "chunk": chunk,
-            "verbose": self.verbose,
-            "logprobs": info.get("logprobs"),
-        }
-
-    def _result(
-        self, answers: list[wire.Answer], prompts: list[str], options: Mapping[str, Any]
-    ) -> LLMResult:
-        result = self.create_llm_result(
-            [choice for answer in answers for choice in answer.choices],
-            prompts,
-            {**self._invocation_params, **options},
-            functools.reduce(add_usage, (a.usage for a in answers), {}),
-            system_fingerprint=next(
-                (a.system_fingerprint for a in answers if a.system_fingerprint), None
-            ),
-        )
-        attempts = [line for a in answers for line in a.attempt_log.get("attempts", ())]
-        attempt_log = {wire.ATTEMPT_LOG: {"attempts": attempts}}
-        result.llm_output = {**(result.llm_output or {}), **attempt_log}
-        return result
-
-    def create_llm_result(
-        self,
-        choices: Any,
-        prompts: list[str],
-        params: dict[str, Any],
-        token_usage: dict[str, Any],
-        *,
-        system_fingerprint: str | None = None,
-    ) -> LLMResult:
-        """The `LLMResult` of the choices of all prompts, in the prompts' order."""
-        n = params.get("n") or 1
-        generations = [
-            [
-                Generation(
-                    text=choice["text"],
-                    generation_info={
-                        "finish_reason": choice.get("finish_reason"),
-                        "logprobs": choice.get("logprobs"),
-                    },
-                )
-                for choice in choices[at * n : (at + 1) * n]
-            ]
-            for at in range(len(prompts))
-        ]
-        llm_output = {"token_usage": token_usage, "model_name": self.model_name}
-        if system_fingerprint:
-            llm_output["system_fingerprint"] = system_fingerprint
-        return LLMResult(generations=generations, llm_output=llm_output)
-
-
-class BaseOpenAI(CompletionsModel, OpenAILLM):
-    """The models of `/v1/completions`; `OpenAI` and `AzureOpenAI` are made of it."""
-
-    def __new__(cls, **data: Any) -> Any:
-        """A model of this class, or an `OpenAIChat` where a chat model is named."""
-        name = str(data.get("model") or data.get("model_name") or "")
-        if not issubclass(cls, AzureConnection) and CHAT_MODEL.match(name):
-            warnings.warn(
-                f"{name!r} is a chat model, and /v1/completions does not serve it: you"
-                " get an OpenAIChat. To do without this warning, construct OpenAIChat.",
-                stacklevel=2,
-            )
-            return OpenAIChat(**data)
-        return super().__new__(cls)
-
-
 class OpenAI(BaseOpenAI):
-    """A model of OpenAI's `/v1/completions`, or of a server that speaks like it.
+    """A model of OpenAI's `/v1/completions`, or of a compatible server.
 
     Example:
         ```python
@@ -726,7 +588,7 @@ class AzureOpenAI(AzureConnection, BaseOpenAI):
 
     @property
     def _invocation_params(self) -> dict[str, Any]:
-        # The SDK makes a path of it, where the address names no deployment.
+        # The SDK puts it into the path, where the address names no deployment.
         model = self.deployment_name or self.model_name
         return {**super()._invocation_params, "model": model}
 
@@ -743,11 +605,11 @@ class AzureOpenAI(AzureConnection, BaseOpenAI):
         return params
 
 
-class OpenAIChat(ChatModel, OpenAILLM):
+class OpenAIChat(OpenAILLM):
     """A model of `/v1/chat/completions` as an LLM: text in, text out.
 
-    Each prompt is a request of its own, and `batch_size` of them are under way at the
-    same time: in threads, or in tasks where the call is async.
+    Each prompt is a request of its own, and `batch_size` of them are sent at the same
+    time: in threads, or in tasks if the call is async.
 
     Example:
         ```python
@@ -759,3 +621,83 @@ class OpenAIChat(ChatModel, OpenAILLM):
         )
         ```
     """
+
+    model_name: str = Field(default="gpt-3.5-turbo", alias="model")
+    """Name of the model."""
+    max_retries: int = 6
+    """Further attempts after the first: short for
+    `retry_policy=RetryPolicy(max_retries=...)`. Give one of both."""
+    prefix_messages: list[Any] = Field(default_factory=list)
+    """Messages before each prompt, as dicts or LangChain's."""
+    temperature: float | None = None
+    """The sampling temperature; None for the provider's own."""
+    max_tokens: int | None = None
+    """The most tokens of an answer; -1 or None for no limit but the provider's. Sent as
+    `max_completion_tokens` to models that refuse `max_tokens`."""
+    top_p: float | None = None
+    """Total probability mass of tokens to consider at each step."""
+    frequency_penalty: float | None = None
+    """Penalizes repeated tokens according to frequency."""
+    presence_penalty: float | None = None
+    """Penalizes repeated tokens."""
+    logit_bias: dict[str, float] | None = None
+    """Changes how likely each token is."""
+    seed: int | None = None
+    """Makes the sampling as repeatable as the provider can."""
+    logprobs: bool | None = None
+    """Whether to report the probability of each token."""
+    top_logprobs: int | None = None
+    """How many likely tokens to report at each step; needs `logprobs`."""
+
+    _reads_list: ClassVar[bool] = False
+
+    @property
+    def _llm_type(self) -> str:
+        return "openai-chat"
+
+    @property
+    def _resource_path(self) -> str:
+        return "chat.completions"
+
+    @property
+    def _default_params(self) -> dict[str, Any]:
+        optional = {
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+            "top_p": self.top_p,
+            "frequency_penalty": self.frequency_penalty,
+            "presence_penalty": self.presence_penalty,
+            "logit_bias": self.logit_bias,
+            "seed": self.seed,
+            "logprobs": self.logprobs,
+            "top_logprobs": self.top_logprobs,
+            "extra_body": self.extra_body,
+            "n": self.n if self.n > 1 else None,
+        }
+        given = {name: value for name, value in optional.items() if value is not None}
+        return {**given, **self.model_kwargs}
+
+    def _requests(
+        self, prompts: list[str], stop: list[str] | None, options: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        params = {**self._invocation_params, **options}
+        _add_stop(params, stop)
+        if "max_tokens" in params:
+            max_tokens = params.pop("max_tokens")
+            if "max_completion_tokens" in params:
+                msg = "max_tokens and max_completion_tokens are both given: give one"
+                raise ValueError(msg)
+            wants_other = _COUNTS_REASONING.match(str(params.get("model")))
+            if max_tokens != -1:
+                name = "max_completion_tokens" if wants_other else "max_tokens"
+                params[name] = max_tokens
+        prefix = [
+            convert_to_openai_messages(message)
+            if isinstance(message, BaseMessage)
+            else message
+            for message in self.prefix_messages
+        ]
+        return [
+            {"messages": [*prefix, {"role": "user", "content": prompt}], **params}
+            for prompt in prompts
+        ]

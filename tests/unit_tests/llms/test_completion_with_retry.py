@@ -35,8 +35,7 @@ def test_the_signatures() -> None:
     """Both functions are called as langchain-community's are."""
     for function in (module.completion_with_retry, module.acompletion_with_retry):
         parameters = inspect.signature(function).parameters
-        assert list(parameters) == ["llm", "run_manager", "as_dicts", "kwargs"]
-        assert parameters["as_dicts"].kind is inspect.Parameter.KEYWORD_ONLY
+        assert list(parameters) == ["llm", "run_manager", "kwargs"]
         assert parameters["run_manager"].default is None
         assert parameters["kwargs"].kind is inspect.Parameter.VAR_KEYWORD
     assert inspect.iscoroutinefunction(module.acompletion_with_retry)

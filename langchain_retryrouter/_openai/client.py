@@ -1,0 +1,697 @@
+"""The openai SDK's clients, shared between models, and one request sent through them.
+
+Models hold a `SDKResource` and an `AsyncSDKResource`: settings only, so that models can
+be pickled, copied and forked. The SDK client behind a resource is made when it is first
+used. Models with equal settings share one sync client a process and one async client an
+event loop. The clients never retry: `_retry.engine` does.
+
+`create` and `open_stream` send one request through the SDK's public `create`, so that
+instrumentation that wraps it sees every call. They take the raw response and read its
+JSON: the SDK's response objects cost more than all other work on a chunk. What goes
+wrong is raised as one of `_openai.errors`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import inspect
+import os
+import socket
+import sys
+import urllib.request
+import uuid
+import weakref
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Hashable,
+    Iterator,
+    Mapping,
+)
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final, TypeAlias
+
+import openai
+
+from langchain_retryrouter._http.sse import SSEParser
+from langchain_retryrouter._openai import protocol
+from langchain_retryrouter._openai.errors import raise_typed
+from langchain_retryrouter._retry.engine import Attempt
+from langchain_retryrouter._retry.timeouts import run_with_timeout
+
+UnixTime: TypeAlias = Callable[[], float]
+
+_AZURE_VARIABLES: Final = ("AZURE_OPENAI_AD_TOKEN", "AZURE_OPENAI_API_KEY")
+_DOCUMENTS: Final = ("text/html", "application/json")
+_IDEMPOTENCY_KEY: Final = "Idempotency-Key"
+_TIMEOUTS: Final = ("connect", "read", "write", "pool")
+# Seconds that the end of a stream's body is waited for, to reuse its connection.
+_DRAIN_TIMEOUT: Final = 0.1
+
+
+# Settings.
+
+
+@dataclass(frozen=True, eq=False)
+class ClientSettings:
+    """How to make an SDK client.
+
+    Attributes:
+        sdk_class: `OpenAI` or `AzureOpenAI`.
+        options: The keyword arguments of that class.
+        proxy: The address of a proxy for all requests.
+        http_client: The user's own HTTP client; it is never closed.
+    """
+
+    sdk_class: str
+    options: Mapping[str, Any] = field(repr=False)
+    proxy: str | None = field(default=None, repr=False)
+    http_client: Any = field(default=None, repr=False)
+
+    @functools.cached_property
+    def _identity(self) -> Hashable:
+        return _frozen((self.sdk_class, self.options, self.proxy, self.http_client))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both make equal clients."""
+        if not isinstance(other, ClientSettings):
+            return NotImplemented
+        return self._identity == other._identity
+
+    def __hash__(self) -> int:
+        """Equal for equal settings."""
+        return hash(self._identity)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The settings, credentials included."""
+        parts = (self.sdk_class, self.options, self.proxy, self.http_client)
+        return type(self), parts
+
+    @property
+    def secrets(self) -> set[str]:
+        """The credentials in the settings, as far as they are no functions."""
+        named = (self.options.get(name) for name in ("api_key", "azure_ad_token"))
+        return {value for value in named if isinstance(value, str)}
+
+
+def _frozen(value: Any) -> Hashable:
+    if isinstance(value, Mapping):
+        items = [(str(name), _frozen(item)) for name, item in value.items()]
+        return tuple(sorted(items, key=lambda item: item[0]))
+    if isinstance(value, list | tuple):
+        return tuple(_frozen(item) for item in value)
+    if hasattr(value, "as_dict"):  # A `Timeout`, which has no hash.
+        return _frozen(value.as_dict())
+    try:
+        hash(value)
+    except TypeError:
+        return id(value)
+    return value  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class AsyncKey:
+    """A function that returns the key, in the form that async SDK clients want.
+
+    Attributes:
+        read: The function, sync or async.
+    """
+
+    read: Callable[[], Any]
+
+    async def __call__(self) -> str:
+        """The key."""
+        key = self.read()
+        return str(await key if inspect.isawaitable(key) else key)
+
+
+# Making clients.
+
+
+def _new_client(settings: ClientSettings, *, is_async: bool) -> tuple[Any, Any]:
+    """An SDK client that does not retry, and its HTTP client if we made it."""
+    own = None
+    if settings.http_client is None:
+        options: dict[str, Any] = {
+            "verify": _ssl_context(*map(os.environ.get, _CERTIFICATES)),
+            # A redirect would send the API key to another host.
+            "follow_redirects": False,
+            "event_hooks": {"response": [_aread_as_utf8 if is_async else _read_as_utf8]},
+        }
+        if settings.proxy is not None:
+            options["proxy"] = settings.proxy
+        own = _async_http_client(options) if is_async else _sync_http_client(options)
+    prefix = "Async" if is_async else ""
+    sdk_class = getattr(openai, prefix + settings.sdk_class)
+    http_client = own or settings.http_client
+    client = sdk_class(**settings.options, http_client=http_client, max_retries=0)
+    return client, own
+
+
+def _sync_http_client(options: Mapping[str, Any]) -> Any:
+    return openai.DefaultHttpxClient(**options)
+
+
+def _async_http_client(options: Mapping[str, Any]) -> Any:
+    """An HTTP client over aiohttp, whose pool stays fast with many calls waiting.
+
+    httpx's own client takes its place for a SOCKS proxy, which aiohttp does not speak,
+    and under openai 2 where `httpx-aiohttp` is not installed.
+    """
+    proxies = (options.get("proxy") or "", *urllib.request.getproxies().values())
+    if not any(proxy.startswith("socks") for proxy in proxies):
+        with contextlib.suppress(RuntimeError):  # `openai[aiohttp]` is not installed.
+            return openai.DefaultAioHttpClient(**options)
+    return openai.DefaultAsyncHttpxClient(**options)
+
+
+_CERTIFICATES: Final = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
+@functools.lru_cache(maxsize=4)
+def _ssl_context(*_certificates: str | None) -> Any:
+    """The SSL context of all clients; to make one takes about 20 ms."""
+    # `httpx`, or `httpx2` from openai 3 on.
+    name = openai.DefaultHttpxClient.__base__.__module__.partition(".")[0]
+    return sys.modules[name].create_ssl_context()
+
+
+def _read_as_utf8(response: Any) -> None:
+    # JSON is UTF-8 (RFC 8259); a server may name a charset that decodes no text.
+    response.encoding = "utf-8"
+
+
+async def _aread_as_utf8(response: Any) -> None:
+    response.encoding = "utf-8"
+
+
+# Sharing clients.
+
+
+class _Clients:
+    """The SDK clients of all resources with equal settings."""
+
+    def __init__(self, settings: ClientSettings) -> None:
+        self.settings = settings
+        # By identity: resources with equal settings are equal, and not the same.
+        self._users: weakref.WeakValueDictionary[int, Any] = (
+            weakref.WeakValueDictionary()
+        )
+
+    def add_user(self, resource: Resource) -> None:
+        if id(resource) not in self._users:
+            self._users[id(resource)] = resource
+
+    def remove_user(self, resource: Resource) -> bool:
+        """Whether no other resource uses the client."""
+        self._users.pop(id(resource), None)
+        return not self._users
+
+
+class _SyncClients(_Clients):
+    """One SDK client a process: a forked process makes its own."""
+
+    def __init__(self, settings: ClientSettings) -> None:
+        super().__init__(settings)
+        self._by_process: dict[int, Any] = {}
+
+    def get(self) -> Any:
+        client = self._by_process.get(os.getpid())
+        if client is not None:
+            return client
+        # No lock, which a fork could leave locked: the first of two threads wins.
+        made, http_client = _new_client(self.settings, is_async=False)
+        client = self._by_process.setdefault(os.getpid(), made)
+        if client is made and http_client is not None:
+            # Closed with the SDK client: a part of it may outlive the model.
+            weakref.finalize(client, http_client.close)
+        return client
+
+    def close(self) -> None:
+        client = self._by_process.pop(os.getpid(), None)
+        if client is not None and self.settings.http_client is None:
+            client.close()
+
+
+class _AsyncClients(_Clients):
+    """One SDK client an event loop."""
+
+    def __init__(self, settings: ClientSettings) -> None:
+        super().__init__(settings)
+        self._by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def get(self) -> Any:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # Only to look at.
+            return _new_client(self.settings, is_async=True)[0]
+        client = self._by_loop.get(loop)
+        if client is None:
+            # Open connections refer to their loop, so that weak keys are not enough.
+            for known in list(self._by_loop):
+                if known.is_closed():
+                    del self._by_loop[known]
+            client, http_client = _new_client(self.settings, is_async=True)
+            self._by_loop[loop] = client
+            if http_client is not None:
+                closer = _close_with_loop(weakref.ref(self), http_client)
+                with contextlib.suppress(StopIteration):
+                    closer.__anext__().send(None)  # Up to its `yield`; it awaits nothing.
+                _closers[client] = closer
+        return client
+
+    async def close(self) -> None:
+        client = self._by_loop.pop(asyncio.get_running_loop(), None)
+        if client in _closers:
+            await _closers.pop(client).aclose()
+
+    def forget_running_loop(self) -> None:
+        self._by_loop.pop(asyncio.get_running_loop(), None)
+
+
+_closers: weakref.WeakKeyDictionary[Any, AsyncGenerator[None]] = (
+    weakref.WeakKeyDictionary()
+)
+"""What closes the HTTP client of each async SDK client that is in use."""
+
+
+async def _close_with_loop(
+    clients: Callable[[], _AsyncClients | None], http_client: Any
+) -> AsyncGenerator[None]:
+    """Close `http_client` in its own loop, when the loop ends or nothing refers to it.
+
+    `asyncio.run` ends the unfinished async generators of its loop before it closes the
+    loop: that is the one hook for clean-up in a loop that is about to end.
+    """
+    try:
+        yield
+    finally:
+        if (owner := clients()) is not None:
+            owner.forget_running_loop()
+        await http_client.aclose()
+
+
+class Resource:
+    """A resource of an SDK client, such as `client.completions`; settings only."""
+
+    __slots__ = ("__weakref__", "_clients", "_path", "settings")
+    _clients_class: ClassVar[type[_SyncClients | _AsyncClients]]
+    _shared: ClassVar[weakref.WeakValueDictionary[ClientSettings, Any]]
+    _clients: Any
+
+    def __init__(self, settings: ClientSettings, path: str) -> None:
+        self.settings = settings
+        self._path = path
+        made = self._clients_class(settings)
+        self._clients = self._shared.setdefault(settings, made)
+
+    def __getattr__(self, name: str) -> Any:
+        """An attribute of the SDK's own resource, such as `create`."""
+        if name in Resource.__slots__ or name.startswith("__"):
+            raise AttributeError(name)  # Asked by pickle and copy, before `__init__`.
+        resource = self.sdk_client()
+        for step in self._path.split("."):
+            resource = getattr(resource, step)
+        return getattr(resource, name)
+
+    def sdk_client(self) -> Any:
+        """The shared SDK client."""
+        self._clients.add_user(self)
+        return self._clients.get()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The settings, key included; another process makes a client of its own."""
+        return type(self), (self.settings, self._path)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both send the same way."""
+        if not isinstance(other, Resource):
+            return NotImplemented
+        return self.__reduce__() == other.__reduce__()
+
+    def __hash__(self) -> int:
+        """Equal for equal resources."""
+        return hash((self.settings, self._path))
+
+    def __repr__(self) -> str:
+        """The SDK's names for the resource, without the key."""
+        return f"<{type(self).__name__} {self.settings.sdk_class}().{self._path}>"
+
+
+class SDKResource(Resource):
+    """A resource of a sync SDK client."""
+
+    __slots__ = ()
+    _clients_class: ClassVar = _SyncClients
+    _shared: ClassVar = weakref.WeakValueDictionary()
+
+    def close(self) -> None:
+        """Close the client's connections, unless other resources use it too."""
+        if self._clients.remove_user(self):
+            self._clients.close()
+
+
+class AsyncSDKResource(Resource):
+    """A resource of an async SDK client."""
+
+    __slots__ = ()
+    _clients_class: ClassVar = _AsyncClients
+    _shared: ClassVar = weakref.WeakValueDictionary()
+
+    async def aclose(self) -> None:
+        """Close the connections of the running event loop, as `SDKResource.close`."""
+        if self._clients.remove_user(self):
+            await self._clients.close()
+
+
+class MissingResource:
+    """Stands for a client without credentials; using it raises a `ValueError`."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def __getattr__(self, name: str) -> Any:
+        """Nothing.
+
+        Raises:
+            ValueError: Says what is missing.
+        """
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise ValueError(self._reason)
+
+
+# Requests.
+
+
+def sdk_timeout(value: Any) -> Any:
+    """A time limit in the SDK's form; a pair is for connecting and for reading."""
+    if isinstance(value, list | tuple):
+        connect, read = value
+        return openai.Timeout(read, connect=connect)
+    return value
+
+
+def with_idempotency_key(resource: Any, request: Mapping[str, Any]) -> dict[str, Any]:
+    """The request with a key that all its attempts share, unless it has one.
+
+    A gateway that stores such keys does the work of a repeated request once.
+    """
+    if not isinstance(resource, Resource):
+        return dict(request)
+    headers = request.get("extra_headers") or {}
+    default_headers = resource.settings.options.get("default_headers") or {}
+    for name in (*headers, *default_headers):
+        if name.lower() == _IDEMPOTENCY_KEY.lower():
+            return dict(request)
+    key = f"retryrouter-{uuid.uuid4()}"
+    return {**request, "extra_headers": {**headers, _IDEMPOTENCY_KEY: key}}
+
+
+def create(
+    resource: Any, request: Mapping[str, Any], attempt: Attempt, unix_time: UnixTime
+) -> Any:
+    """The answer to one request.
+
+    Args:
+        resource: An `SDKResource`, or the user's own object with the SDK's `create`.
+        request: The keyword arguments of `create`.
+        attempt: The attempt that the request is sent for.
+        unix_time: The seconds since the Unix epoch, to read an HTTP date with.
+
+    Returns:
+        A `SDKObject`; or what the user's own object returns.
+    """
+    try:
+        prepared = _prepared(resource, request, attempt)
+        if not isinstance(resource, Resource):
+            return protocol.checked_answer(resource.create(**prepared), request)
+        _keep_to_one_identity(resource, prepared)
+        answer = resource.with_raw_response.create(**prepared)
+        return protocol.read_response(answer, request)
+    except Exception as error:  # noqa: BLE001 - raised again, typed where it is known
+        raise_typed(error, resource, unix_time)
+
+
+async def acreate(
+    resource: Any, request: Mapping[str, Any], attempt: Attempt, unix_time: UnixTime
+) -> Any:
+    """Async variant of `create`."""
+    try:
+        prepared = _prepared(resource, request, attempt)
+        if not isinstance(resource, Resource):
+            return protocol.checked_answer(await resource.create(**prepared), request)
+        await _akeep_to_one_identity(resource, prepared)
+        answer = await resource.with_raw_response.create(**prepared)
+        return protocol.read_response(answer, request)
+    except Exception as error:  # noqa: BLE001 - raised again, typed where it is known
+        raise_typed(error, resource, unix_time)
+
+
+def open_stream(
+    resource: Any, request: Mapping[str, Any], attempt: Attempt, unix_time: UnixTime
+) -> SDKStream:
+    """The stream that one request opens, when its headers have come; as `create`."""
+    try:
+        prepared = _prepared(resource, request, attempt)
+        if isinstance(resource, Resource):
+            _keep_to_one_identity(resource, prepared)
+        stream = resource.create(**prepared)
+        if (page := _page_in(stream)) is not None:
+            page.read()
+            protocol.raise_for_page(page)
+    except Exception as error:  # noqa: BLE001 - raised again, typed where it is known
+        raise_typed(error, resource, unix_time)
+    return SDKStream(stream, request, resource, unix_time)
+
+
+async def aopen_stream(
+    resource: Any, request: Mapping[str, Any], attempt: Attempt, unix_time: UnixTime
+) -> AsyncSDKStream:
+    """Async variant of `open_stream`."""
+    try:
+        prepared = _prepared(resource, request, attempt)
+        if isinstance(resource, Resource):
+            await _akeep_to_one_identity(resource, prepared)
+        stream = await resource.create(**prepared)
+        if (page := _page_in(stream)) is not None:
+            await page.aread()
+            protocol.raise_for_page(page)
+    except Exception as error:  # noqa: BLE001 - raised again, typed where it is known
+        raise_typed(error, resource, unix_time)
+    return AsyncSDKStream(stream, request, resource, unix_time)
+
+
+def _prepared(
+    resource: Any, request: Mapping[str, Any], attempt: Attempt
+) -> dict[str, Any]:
+    """The keyword arguments of `create` for this attempt."""
+    prepared = dict(request)
+    is_ours = isinstance(resource, Resource)
+    if "timeout" in request:
+        prepared["timeout"] = sdk_timeout(request["timeout"])
+    # A user's own client keeps its own limits: the engine enforces the attempt's.
+    if attempt.timeout is not None and (is_ours or "timeout" in request):
+        own = prepared["timeout"] if "timeout" in request else resource.sdk_client().timeout
+        parts = own.as_dict() if hasattr(own, "as_dict") else dict.fromkeys(_TIMEOUTS, own)
+        limits = dict.fromkeys(_TIMEOUTS, attempt.timeout)
+        if request.get("stream"):
+            # The attempt's limit is for the first token, a read timeout for each event.
+            del limits["read"]
+        for name, limit in limits.items():
+            parts[name] = limit if parts.get(name) is None else min(limit, parts[name])
+        prepared["timeout"] = openai.Timeout(**parts)
+    if attempt.number > 1 and is_ours:
+        # The SDK would count its own retries, which are off.
+        headers = {"x-stainless-retry-count": str(attempt.number - 1)}
+        prepared["extra_headers"] = {**headers, **(request.get("extra_headers") or {})}
+    return prepared
+
+
+def _page_in(stream: Any) -> Any:
+    """The response, if it is a document where a stream was asked for."""
+    response = getattr(stream, "response", None)
+    content_type = getattr(response, "headers", {}).get("content-type", "")
+    return response if content_type.startswith(_DOCUMENTS) else None
+
+
+# Azure's SDK client takes a token from the environment beside the key, or the token
+# provider, that it is given, and then sends that one. A header of the request wins.
+
+
+def _keep_to_one_identity(resource: Resource, prepared: dict[str, Any]) -> None:
+    if _has_two_identities(resource):
+        provider = resource.settings.options.get("azure_ad_token_provider")
+        _set_identity(resource, prepared, None if provider is None else provider())
+
+
+async def _akeep_to_one_identity(resource: Resource, prepared: dict[str, Any]) -> None:
+    if _has_two_identities(resource):
+        provider = resource.settings.options.get("azure_ad_token_provider")
+        token = None if provider is None else provider()
+        if inspect.isawaitable(token):
+            token = await token
+        _set_identity(resource, prepared, token)
+
+
+def _has_two_identities(resource: Resource) -> bool:
+    settings = resource.settings
+    return (
+        settings.sdk_class == "AzureOpenAI"
+        and "azure_ad_token" not in settings.options
+        and any(name in os.environ for name in _AZURE_VARIABLES)
+    )
+
+
+def _set_identity(resource: Resource, prepared: dict[str, Any], token: Any) -> None:
+    headers: dict[str, Any] = {"Authorization": f"Bearer {token}"}
+    if token is None:
+        key = resource.settings.options["api_key"]
+        headers = {"Authorization": openai.Omit(), "api-key": key}
+    prepared["extra_headers"] = {**headers, **(prepared.get("extra_headers") or {})}
+
+
+# Streams.
+
+
+class SDKStream:
+    """The events of one attempt's stream; errors are those of `_openai.errors`."""
+
+    def __init__(
+        self,
+        stream: Any,
+        request: Mapping[str, Any],
+        resource: Any,
+        unix_time: UnixTime,
+    ) -> None:
+        self._reader = protocol.StreamReader(protocol.expected_choices(request))
+        self._stream = stream
+        self._resource = resource
+        self._unix_time = unix_time
+        # The SDK's own stream is read as bytes. One that instrumentation wrapped, or the
+        # user's own, hands over its chunks.
+        is_raw = type(stream) is openai.Stream
+        self._response: Any = stream.response if is_raw else None
+        self._parts: Any = stream.response.iter_bytes() if is_raw else None
+
+    def __iter__(self) -> Iterator[protocol.StreamEvent]:
+        """The chunks, and what they mean."""
+        try:
+            if self._parts is None:
+                for chunk in self._stream:
+                    yield self._reader.classify(chunk)
+            else:
+                yield from self._read_events()
+            if (end := self._reader.end_of_body(self._response)) is not None:
+                yield end
+        except Exception as error:  # noqa: BLE001 - raised again, with its type
+            raise_typed(error, self._resource, self._unix_time, self._response)
+
+    def _read_events(self) -> Iterator[protocol.StreamEvent]:
+        parser = SSEParser()
+        for part in self._parts:
+            for event in parser.feed(part):
+                if event.data.startswith(b"[DONE]"):
+                    return
+                yield self._reader.read(event.data, self._response)
+
+    def close(self) -> None:
+        """Release the connection: for another request, if the answer is whole."""
+        if self._response is None or self._response.is_closed:
+            self.abort()
+            return
+        try:
+            if self._reader.is_whole:
+                with contextlib.suppress(Exception):
+                    run_with_timeout(_DRAIN_TIMEOUT, lambda: list(self._parts))
+        finally:
+            self.abort()
+            self._response.close()
+
+    def abort(self) -> None:
+        """Unblock, from another thread, a read under way; it then raises."""
+        if self._response is None:
+            close = getattr(self._stream, "close", None)
+            if close is not None:
+                close()
+        elif not self._response.is_closed:
+            network = self._response.extensions.get("network_stream")
+            connection = network and network.get_extra_info("socket")
+            if connection is not None:
+                with contextlib.suppress(OSError):  # It may be closed by now.
+                    # Not the method of an `SSLSocket`, which drops the TLS state that
+                    # the other thread reads with.
+                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+
+class AsyncSDKStream:
+    """Async variant of `SDKStream`."""
+
+    def __init__(
+        self,
+        stream: Any,
+        request: Mapping[str, Any],
+        resource: Any,
+        unix_time: UnixTime,
+    ) -> None:
+        self._reader = protocol.StreamReader(protocol.expected_choices(request))
+        self._stream = stream
+        self._resource = resource
+        self._unix_time = unix_time
+        is_raw = type(stream) is openai.AsyncStream
+        self._response: Any = stream.response if is_raw else None
+        self._parts: Any = stream.response.aiter_bytes() if is_raw else None
+
+    def __aiter__(self) -> AsyncIterator[protocol.StreamEvent]:
+        """The chunks, and what they mean."""
+        return self._read_chunks() if self._parts is None else self._read_events()
+
+    async def _read_chunks(self) -> AsyncIterator[protocol.StreamEvent]:
+        try:
+            async for chunk in self._stream:
+                yield self._reader.classify(chunk)
+            if (end := self._reader.end_of_body()) is not None:
+                yield end
+        except Exception as error:  # noqa: BLE001 - raised again, with its type
+            raise_typed(error, self._resource, self._unix_time)
+
+    async def _read_events(self) -> AsyncIterator[protocol.StreamEvent]:
+        parser = SSEParser()
+        is_over = False
+        try:
+            async for part in self._parts:
+                for event in parser.feed(part):
+                    if event.data.startswith(b"[DONE]"):
+                        is_over = True
+                        break
+                    yield self._reader.read(event.data, self._response)
+                if is_over:
+                    break
+            if (end := self._reader.end_of_body(self._response)) is not None:
+                yield end
+        except Exception as error:  # noqa: BLE001 - raised again, with its type
+            raise_typed(error, self._resource, self._unix_time, self._response)
+
+    async def aclose(self) -> None:
+        """Release the connection: for another request, if the answer is whole."""
+        if self._response is None:
+            close = getattr(self._stream, "close", None) or getattr(
+                self._stream, "aclose", None
+            )
+            closing = None if close is None else close()
+            if inspect.isawaitable(closing):
+                await closing
+            return
+        try:
+            if self._reader.is_whole and not self._response.is_closed:
+                with contextlib.suppress(Exception):
+                    async with asyncio.timeout(_DRAIN_TIMEOUT):
+                        async for _ in self._parts:
+                            pass
+        finally:
+            await self._response.aclose()
