@@ -135,11 +135,14 @@ def _new_client(settings: ClientSettings, *, is_async: bool) -> tuple[Any, Any]:
     """An SDK client that does not retry, and its HTTP client if we made it."""
     own = None
     if settings.http_client is None:
+        hook: Any = _aread_as_utf8 if is_async else _read_as_utf8
         options: dict[str, Any] = {
             "verify": _ssl_context(*map(os.environ.get, _CERTIFICATES)),
             # A redirect would send the API key to another host.
             "follow_redirects": False,
-            "event_hooks": {"response": [_aread_as_utf8 if is_async else _read_as_utf8]},
+            "event_hooks": {
+                "response": [_aread_as_utf8 if is_async else _read_as_utf8]
+            },
         }
         if settings.proxy is not None:
             options["proxy"] = settings.proxy
@@ -261,7 +264,9 @@ class _AsyncClients(_Clients):
             if http_client is not None:
                 closer = _close_with_loop(weakref.ref(self), http_client)
                 with contextlib.suppress(StopIteration):
-                    closer.__anext__().send(None)  # Up to its `yield`; it awaits nothing.
+                    closer.__anext__().send(
+                        None
+                    )  # Up to its `yield`; it awaits nothing.
                 _closers[client] = closer
         return client
 
@@ -497,8 +502,14 @@ def _prepared(
         prepared["timeout"] = sdk_timeout(request["timeout"])
     # A user's own client keeps its own limits: the engine enforces the attempt's.
     if attempt.timeout is not None and (is_ours or "timeout" in request):
-        own = prepared["timeout"] if "timeout" in request else resource.sdk_client().timeout
-        parts = own.as_dict() if hasattr(own, "as_dict") else dict.fromkeys(_TIMEOUTS, own)
+        own = (
+            prepared["timeout"]
+            if "timeout" in request
+            else resource.sdk_client().timeout
+        )
+        parts = (
+            own.as_dict() if hasattr(own, "as_dict") else dict.fromkeys(_TIMEOUTS, own)
+        )
         limits = dict.fromkeys(_TIMEOUTS, attempt.timeout)
         if request.get("stream"):
             # The attempt's limit is for the first token, a read timeout for each event.
@@ -573,8 +584,8 @@ class SDKStream:
         self._stream = stream
         self._resource = resource
         self._unix_time = unix_time
-        # The SDK's own stream is read as bytes. One that instrumentation wrapped, or the
-        # user's own, hands over its chunks.
+        # The SDK's own stream is read as bytes. One that instrumentation wrapped, or
+        # the user's own, hands over its chunks.
         is_raw = type(stream) is openai.Stream
         self._response: Any = stream.response if is_raw else None
         self._parts: Any = stream.response.iter_bytes() if is_raw else None
@@ -598,7 +609,7 @@ class SDKStream:
             for event in parser.feed(part):
                 if event.data.startswith(b"[DONE]"):
                     return
-                yield self._reader.read(event.data, self._response)
+                yield self._reader.read(event.data, event.kind, self._response)
 
     def close(self) -> None:
         """Release the connection: for another request, if the answer is whole."""
@@ -669,7 +680,7 @@ class AsyncSDKStream:
                     if event.data.startswith(b"[DONE]"):
                         is_over = True
                         break
-                    yield self._reader.read(event.data, self._response)
+                    yield self._reader.read(event.data, event.kind, self._response)
                 if is_over:
                     break
             if (end := self._reader.end_of_body(self._response)) is not None:

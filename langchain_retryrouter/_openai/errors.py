@@ -1,39 +1,32 @@
 """Exceptions of the OpenAI models: one class for each kind of failure.
 
 Each inherits from our error for that kind and from the SDK's closest one, so that an
-`except openai.RateLimitError:` goes on working. `raise_typed` turns what `openai`, httpx
-or aiohttp raise into them. The original is the `__cause__`, and the API key is removed
-from what it says: servers and HTTP libraries quote headers.
+`except openai.RateLimitError:` goes on working. `raise_typed` turns what `openai`,
+httpx or aiohttp raise into them. The original is the `__cause__`, and the API key is
+removed from what it says: servers and HTTP libraries quote headers.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn, TypeVar
 
 import openai
 
 from langchain_retryrouter import errors
-from langchain_retryrouter._http.errors import transport_of
-from langchain_retryrouter._providers.errors import name_failure, read_reported
-from langchain_retryrouter._retry.retry_after import read_advice
+from langchain_retryrouter._providers.errors import (
+    read_exception,
+    read_response,
+    safe_getattr,
+)
 from langchain_retryrouter.errors import SHORTEST_SECRET, RetryRouterError, mask
 from langchain_retryrouter.failures import FailureKind
 
 _Error = TypeVar("_Error", bound="_SDKFacts")
 
-_SECRET_HEADERS: Final = ("authorization", "api-key", "proxy-authorization")
-_REQUEST_IDS: Final = (
-    "x-request-id",
-    "apim-request-id",
-    "x-ms-request-id",
-    "x-litellm-call-id",
-)
-
 
 class _SDKFacts(errors.RetryRouterError):
-    """The attributes of the SDK's exceptions, in addition to those of all our errors."""
+    """The attributes of the SDK's exceptions, in addition to those of our errors."""
 
     # `Any`: the SDK narrows these per class, to `Literal[429]` and the like.
     status_code: Any
@@ -82,6 +75,12 @@ class OpenAIInvalidRequestError(
     """The request was wrong and will be wrong next time (400)."""
 
 
+class OpenAIUnprocessableEntityError(
+    _SDKFacts, errors.InvalidRequestError, openai.UnprocessableEntityError
+):
+    """The request could be read and not be followed (422)."""
+
+
 class OpenAIContextLengthError(
     _SDKFacts, errors.ContextLengthError, openai.BadRequestError
 ):
@@ -128,6 +127,12 @@ class OpenAITimeoutError(_SDKFacts, errors.APITimeoutError, openai.APITimeoutErr
     """No answer in time."""
 
 
+class OpenAIStatusTimeoutError(
+    _SDKFacts, errors.APITimeoutError, openai.InternalServerError
+):
+    """The server itself ran out of time (408, 504)."""
+
+
 class OpenAIConnectionError(
     _SDKFacts, errors.APIConnectionError, openai.APIConnectionError
 ):
@@ -168,20 +173,16 @@ OPENAI_ERRORS: Final[errors.ErrorFamily] = {
     )
 }
 
+_BY_STATUS: Final[Mapping[tuple[int | None, FailureKind], type[RetryRouterError]]] = {
+    (408, FailureKind.TIMEOUT): OpenAIStatusTimeoutError,
+    (422, FailureKind.INVALID_REQUEST): OpenAIUnprocessableEntityError,
+    (504, FailureKind.TIMEOUT): OpenAIStatusTimeoutError,
+}
+
 
 def new_error(kind: FailureKind, message: str) -> RetryRouterError:
-    """An error for an answer that came with status 200 and is none."""
+    """An error for an answer that came with status 200 and is not an answer."""
     return OPENAI_ERRORS[kind](message)
-
-
-def reported_error(report: Any) -> RetryRouterError:
-    """The error that a provider reported inside a 200, or as an event of a stream.
-
-    Args:
-        report: The value of `error`: an object, or only a sentence.
-    """
-    told = read_reported(report)
-    return OPENAI_ERRORS[told.kind](told.message, code=told.code, body=told.body)
 
 
 def raise_typed(
@@ -202,79 +203,40 @@ def raise_typed(
         RetryRouterError: A provider's failure.
         UnsupportedOptionError: The request holds text that cannot be encoded.
     """
-    if isinstance(error, UnicodeEncodeError):
+    if isinstance(error, UnicodeEncodeError) and error.encoding.startswith("utf"):
         msg = (
-            f"the request cannot be sent, since UTF-8 cannot encode a part of it: {error}."
-            " Remove it, such as half of a surrogate pair, from the prompt or option"
+            f"the request cannot be sent, since UTF-8 cannot encode it ({error})."
+            " Remove such characters, halves of surrogate pairs, from the prompt"
         )
         raise errors.UnsupportedOptionError(msg) from error
-    typed = error if isinstance(error, RetryRouterError) else _typed(error, unix_time())
+    # openai 2 wraps an error that was raised while the answer was read.
+    cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else None
+    typed = next((e for e in (error, cause) if isinstance(e, RetryRouterError)), None)
     if typed is None:
-        raise error
-    _add_response(typed, response, unix_time)
-    secrets = _secrets_of(typed, resource)
-    for told in {id(one): one for one in (typed, error)}.values():
-        mask(secrets, told)
+        report = read_exception(error, unix_time=unix_time())
+        if report is None:
+            raise error
+        cls = _BY_STATUS.get((report.status_code, report.kind))
+        typed = report.to_error(OPENAI_ERRORS if cls is None else {report.kind: cls})
+        for name in ("request", "response", "param", "type"):
+            if (value := safe_getattr(error, name)) is not None:
+                setattr(typed, name, value)
+    elif response is not None and getattr(typed, "response", None) is None:
+        _add_headers(typed, response, unix_time())
+    secrets = getattr(getattr(resource, "settings", None), "secrets", set())
+    for one in {id(one): one for one in (typed, error)}.values():
+        mask({secret for secret in secrets if len(secret) >= SHORTEST_SECRET}, one)
     if typed is error:
         raise error
     raise typed from error
 
 
-def _typed(error: Exception, unix_time: float) -> RetryRouterError | None:
-    for step in _chain(error):
-        if isinstance(step, RetryRouterError):
-            return step  # Raised while the answer was read, and wrapped by openai 2.
-        # The SDK's client over aiohttp calls a lost connection a `ConnectTimeout`.
-        if type(step).__module__.startswith("aiohttp") and (way := transport_of(step)):
-            message = f"{type(step).__name__}: {step}"
-            typed = OPENAI_ERRORS[way.kind](message, may_have_run=way.may_have_run)
-            break
-    else:
-        base = name_failure(error, unix_time)
-        if base is None:
-            return None
-        typed = OPENAI_ERRORS[base.kind](base.message)
-        vars(typed).update(vars(base))
-    for name in ("request", "response", "param", "type"):
-        with contextlib.suppress(RuntimeError):  # httpx raises it for no `request`.
-            if (value := getattr(error, name, None)) is not None:
-                setattr(typed, name, value)
-    return typed
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    step: BaseException | None = error
-    while step is not None:
-        yield step
-        step = step.__cause__
-
-
-def _add_response(
-    error: RetryRouterError, response: Any, unix_time: Callable[[], float]
-) -> None:
-    """Add what the response's headers say of an error that came inside a 200."""
-    if response is not None and getattr(error, "response", None) is None:
-        vars(error).update(response=response, request=response.request)
-    headers = getattr(getattr(error, "response", None), "headers", None)
-    if not hasattr(headers, "multi_items"):
-        return
-    advice = read_advice(list(headers.multi_items()), unix_time=unix_time())
-    if error.request_id is None:
-        found = (headers[name] for name in _REQUEST_IDS if name in headers)
-        error.request_id = next(found, None)
-    if error.retry_after is None:
-        error.retry_after = advice.retry_after
-    if error.should_retry is None:
-        error.should_retry = advice.should_retry
-
-
-def _secrets_of(error: Exception, resource: Any) -> set[str]:
-    """The credentials in the request's headers, and in the resource's settings."""
-    headers: Any = {}
-    with contextlib.suppress(RuntimeError):
-        headers = getattr(getattr(error, "request", None), "headers", {})
-    values = {headers.get(name) for name in _SECRET_HEADERS}
-    settings = getattr(resource, "settings", None)
-    values |= getattr(settings, "secrets", set())
-    words = [value.split() for value in values if isinstance(value, str)]
-    return {found[-1] for found in words if found and len(found[-1]) >= SHORTEST_SECRET}
+def _add_headers(error: RetryRouterError, response: Any, unix_time: float) -> None:
+    """Add what the headers say of an error that came inside a 200."""
+    vars(error).update(response=response, request=response.request)
+    told = read_response(
+        response.status_code, response.headers, b"", unix_time=unix_time
+    )
+    for name in ("request_id", "retry_after", "should_retry"):
+        if getattr(error, name) is None:
+            setattr(error, name, getattr(told, name))

@@ -1,8 +1,8 @@
 """Requests, answers and chunks of `/v1/completions` and `/v1/chat/completions`.
 
-An answer is a `SDKObject`, or an object or dict from the user's own client; all are read
-alike. Nothing in this module sends or retries. An answer that is none is raised as one
-of `_openai.errors`.
+An answer is a `SDKObject`, or an object or dict from the user's own client; all are
+read alike. Nothing in this module sends or retries. A response that is not an answer is
+raised as one of `_openai.errors`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any, Final, NamedTuple, NoReturn
 from langchain_core.outputs import GenerationChunk
 
 from langchain_retryrouter import _json
-from langchain_retryrouter._openai.errors import new_error, reported_error
+from langchain_retryrouter._openai.errors import OPENAI_ERRORS, new_error
+from langchain_retryrouter._providers.errors import read_event
 from langchain_retryrouter._retry.streaming import ChunkInfo
 from langchain_retryrouter.errors import RetryRouterError
 from langchain_retryrouter.failures import FailureKind
@@ -66,7 +67,9 @@ class SDKObject(dict[str, Any]):
 def _with_attributes(value: Any) -> Any:
     if isinstance(value, dict):
         return SDKObject(value)
-    return [_with_attributes(one) for one in value] if isinstance(value, list) else value
+    return (
+        [_with_attributes(one) for one in value] if isinstance(value, list) else value
+    )
 
 
 def get(thing: Any, name: str) -> Any:
@@ -163,20 +166,21 @@ def checked_answer(
         RetryRouterError: It is an error report, or not the protocol.
     """
     if answer is None or isinstance(answer, str | int | float | list):
-        raise_malformed(f"an answer that is not a JSON object: {excerpt(answer)}", response)
+        raise_malformed(
+            f"an answer that is not a JSON object: {excerpt(answer)}", response
+        )
     if not isinstance(answer, dict) and not hasattr(answer, "model_dump"):
         return answer  # A raw response, or the user's own class.
-    if error := get(answer, "error"):
-        raise _with_response(reported_error(_plain(error)), response)
+    _raise_reported(answer, response)
     choices, expected = get(answer, "choices"), expected_choices(request)
     if not isinstance(choices, list) or len(choices) != expected:
         found = len(choices) if isinstance(choices, list) else "no"
-        raise_malformed(f"an answer with {found} choices, {expected} expected", response)
+        raise_malformed(
+            f"an answer with {found} choices, {expected} expected", response
+        )
     for choice in choices:
         if not _is_choice(choice, "text", "message"):
             raise_malformed(f"a choice without a text: {excerpt(choices)}", response)
-        if (reported := _error_of(choice)) is not None:
-            raise _with_response(reported, response)
     return answer
 
 
@@ -190,8 +194,7 @@ def raise_for_page(response: Any) -> NoReturn:
         body = _json.read(response.content)
     except ValueError:
         body = None
-    if isinstance(body, Mapping) and (error := body.get("error")):
-        raise _with_response(reported_error(error), response)
+    _raise_reported(body, response)
     text = response.content.decode("utf-8", "replace")
     raise_malformed(f"no stream, but {excerpt(text)}", response)
 
@@ -216,13 +219,17 @@ def excerpt(text: Any) -> str:
     return repr(words if len(words) <= _EXCERPT else f"{words[:_EXCERPT]}…")
 
 
-def _error_of(choice: Any) -> RetryRouterError | None:
-    """The error that a choice reports, as OpenRouter does for its providers."""
-    if error := get(choice, "error"):
-        return reported_error(_plain(error))
-    if get(choice, "finish_reason") == "error":
-        return reported_error("the provider ended the answer with an error")
-    return None
+def _raise_reported(thing: Any, response: Any, event: str = "message") -> None:
+    """Raise the error that an answer or event reports, if it reports one."""
+    report = read_event(thing, event)
+    if report is not None:
+        raise _with_response(report.to_error(OPENAI_ERRORS), response)
+    choices = get(thing, "choices")
+    for choice in choices if isinstance(choices, list) else ():
+        # OpenRouter's, if its provider failed on the way.
+        if get(choice, "finish_reason") == "error":
+            message = "the provider ended the answer with finish_reason 'error'"
+            raise _with_response(new_error(FailureKind.SERVER_ERROR, message), response)
 
 
 def _is_choice(choice: Any, *names: str) -> bool:
@@ -332,16 +339,22 @@ class StreamEvent(NamedTuple):
 class StreamReader:
     """Reads the chunks of one attempt: errors, tokens, and the end.
 
-    A stream is whole when each choice that was asked for has a `finish_reason`; `[DONE]`
-    may be missing, and a chunk with usage may follow. Some servers name a reason in
-    every chunk: a token after the end takes the end back, and then only the end of the
-    body counts.
+    A stream is whole when each choice that was asked for has a `finish_reason`;
+    `[DONE]` may be missing, and a chunk with usage may follow. Some servers name a
+    reason in every chunk: a token after the end takes the end back, and then only
+    `[DONE]`, or the end of the body, counts.
 
     Attributes:
         is_whole: Whether the end has come.
     """
 
-    __slots__ = ("_expected", "_finished", "_is_empty", "_reasons_are_early", "is_whole")
+    __slots__ = (
+        "_expected",
+        "_finished",
+        "_is_empty",
+        "_reasons_are_early",
+        "is_whole",
+    )
 
     def __init__(self, expected: int) -> None:
         """For a stream of `expected` choices."""
@@ -351,8 +364,13 @@ class StreamReader:
         self._reasons_are_early = False
         self.is_whole = False
 
-    def read(self, data: bytes, response: Any) -> StreamEvent:
+    def read(self, data: bytes, event: bytes, response: Any) -> StreamEvent:
         """The chunk in an event of the stream.
+
+        Args:
+            data: The data of the event.
+            event: The name of the event, `message` for most.
+            response: The HTTP response, to be attached to an error.
 
         Raises:
             RetryRouterError: The event reports an error, or is not the protocol.
@@ -360,9 +378,12 @@ class StreamReader:
         try:
             chunk = _json.read_quickly(data)
         except ValueError as error:
+            _raise_reported(data, response, event.decode("utf-8", "replace"))
             raise_malformed(f"an event that is not JSON: {error}", response)
         if isinstance(chunk, dict):
             chunk = SDKObject(chunk)
+        if event != b"message":
+            _raise_reported(chunk, response, event.decode("utf-8", "replace"))
         return self.classify(chunk, response)
 
     def classify(self, chunk: Any, response: Any = None) -> StreamEvent:
@@ -374,21 +395,22 @@ class StreamReader:
         self._is_empty = False
         if chunk is None or isinstance(chunk, str | int | float | list):
             raise_malformed(f"an unexpected event: {excerpt(chunk)}", response)
-        if error := get(chunk, "error"):
-            raise _with_response(reported_error(_plain(error)), response)
         choices = get(chunk, "choices") or ()
+        if not choices or get(chunk, "error"):
+            _raise_reported(chunk, response)
         if not isinstance(choices, list | tuple):
             raise_malformed(f"an unexpected event: {excerpt(chunk)}", response)
         text, is_token = "", False
         for choice in choices:
             if not _is_choice(choice, "text", "delta", "index"):
                 raise_malformed(f"an unexpected event: {excerpt(chunk)}", response)
-            if (reported := _error_of(choice)) is not None:
-                raise _with_response(reported, response)
+            reason = get(choice, "finish_reason")
+            if reason == "error" or get(choice, "error"):
+                _raise_reported(chunk, response)
             said = _text_of(choice)
             text += said
             is_token = is_token or bool(said) or NonText.is_in(get(choice, "delta"))
-            if get(choice, "finish_reason"):
+            if reason:
                 self._finished.add(str(get(choice, "index")))
         if is_token and self.is_whole:
             self.is_whole, self._reasons_are_early = False, True
@@ -439,7 +461,11 @@ class ChunkReader:
             self._finish_reason = self._finish_reason or reason
             logprobs = _plain(get(choice, "logprobs"))
             info["logprobs"] = (
-                {name: one for name, one in logprobs.items() if isinstance(one, list | None)}
+                {
+                    name: one
+                    for name, one in logprobs.items()
+                    if isinstance(one, list | None)
+                }
                 if isinstance(logprobs, dict)
                 else None
             )

@@ -88,8 +88,8 @@ class OpenAIConnection(BaseLLM):
     )
     """The address of a proxy for all requests."""
     request_timeout: Any = Field(default=None, alias="timeout")
-    """Seconds to connect and to wait for bytes, one number or a pair. None is the SDK's
-    own limit, 5 and 600. The `Timeout` of the SDK's HTTP library is accepted as well."""
+    """Seconds to connect and to wait for bytes, one number or a pair, or a `Timeout` of
+    the SDK's HTTP library. None is the SDK's own limit, 5 and 600."""
     default_headers: Mapping[str, str] | None = Field(
         default=None, repr=False, exclude=True
     )
@@ -167,9 +167,9 @@ class OpenAIConnection(BaseLLM):
     def _check_timeout(cls, value: Any) -> Any:
         if value is None or _is_seconds(value) or hasattr(value, "as_dict"):
             return value
-        if isinstance(value, list | tuple) and len(value) == len(("connect", "read")):
-            if all(map(_is_seconds, value)):
-                return tuple(value)
+        is_pair = isinstance(value, list | tuple) and len(value) == 2  # noqa: PLR2004
+        if is_pair and all(map(_is_seconds, value)):
+            return tuple(value)
         msg = (
             "request_timeout must be seconds above 0, or a pair of them for connecting"
             f" and for reading, or None for the SDK's own, not {value!r}"
@@ -288,7 +288,7 @@ class OpenAIConnection(BaseLLM):
         return AsyncSDKResource(settings, self._resource_path)
 
     def _client_options(self, *, is_async: bool) -> dict[str, Any]:
-        """The keyword arguments of the SDK's client; the SDK's defaults are left out."""
+        """The keyword arguments of the SDK's client, without those left to the SDK."""
         options = {
             **self._credentials(is_async=is_async),
             "base_url": self.openai_api_base,

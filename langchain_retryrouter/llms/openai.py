@@ -1,7 +1,7 @@
 """OpenAI's and Azure's models as LangChain LLMs, drop-in for langchain-community's.
 
-All requests go through `completion_with_retry` or `acompletion_with_retry`, which can be
-called directly too. Read next: `_retry.engine` retries, `_openai.client` sends, and
+All requests go through `completion_with_retry` or `acompletion_with_retry`, which can
+be called directly too. Read next: `_retry.engine` retries, `_openai.client` sends, and
 `_openai.protocol` reads the answer. The fields of the connection are in `_connection`
 and `_azure`.
 """
@@ -15,7 +15,6 @@ import warnings
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
-    Callable,
     Generator,
     Iterator,
     Mapping,
@@ -75,11 +74,11 @@ def completion_with_retry(
         **kwargs: The keyword arguments of `create`.
 
     Returns:
-        The answer's JSON object, whose fields are attributes too; the field `retryrouter`
-        holds the attempt log. With `stream=True`, a generator of chunks; the last one
-        has the attempt log. It sends the request when the first chunk is asked for, and
-        retries until that one is handed over. A client of your own returns what its
-        `create` returns.
+        The answer's JSON object, whose fields are attributes too; its field
+        `retryrouter` holds the attempt log. With `stream=True`, a generator of such
+        chunks; the last one has the attempt log. It sends the request when the first
+        chunk is asked for, and retries until that one is handed over. With a client of
+        your own, what its `create` returns.
 
     Raises:
         RetryRouterError: The last attempt's error, an SDK error by its class too.
@@ -363,7 +362,7 @@ class OpenAILLM(OpenAIConnection):
         *,
         system_fingerprint: str | None = None,
     ) -> LLMResult:
-        """The `LLMResult` of the choices of all prompts, in the order of the prompts."""
+        """The `LLMResult` of the choices of all prompts, in the prompts' order."""
         n = params.get("n") or 1
         generations = [
             [
