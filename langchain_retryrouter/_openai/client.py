@@ -140,9 +140,7 @@ def _new_client(settings: ClientSettings, *, is_async: bool) -> tuple[Any, Any]:
             "verify": _ssl_context(*map(os.environ.get, _CERTIFICATES)),
             # A redirect would send the API key to another host.
             "follow_redirects": False,
-            "event_hooks": {
-                "response": [_aread_as_utf8 if is_async else _read_as_utf8]
-            },
+            "event_hooks": {"response": [hook]},
         }
         if settings.proxy is not None:
             options["proxy"] = settings.proxy

@@ -56,8 +56,7 @@ def _echo(request: Any) -> str:
     payload = request.payload
     if "messages" in payload:
         return f"said: {payload['messages'][-1]['content']}"
-    (prompt,) = payload["prompt"]
-    return f"said: {prompt}"
+    return f"said: {payload['prompt']}"
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -135,7 +134,7 @@ def test_many_prompts_go_out_in_batches(
     assert [request.payload["prompt"] for request in gateway.requests] == [
         prompts[:2],
         prompts[2:4],
-        prompts[4:],
+        prompts[4],
     ]
 
 
@@ -396,7 +395,7 @@ def test_what_is_not_set_is_not_sent(
     twin.invoke(new_llm(max_tokens=None), "hi")
     assert gateway.requests[0].payload == {
         "model": "gpt-3.5-turbo-instruct",
-        "prompt": ["hi"],
+        "prompt": "hi",
         "temperature": 0.7,
         "top_p": 1,
         "frequency_penalty": 0,
@@ -430,7 +429,7 @@ def test_every_parameter_is_sent(
         **given,
         "top_k": 9,
         "model": "gpt-3.5-turbo-instruct",
-        "prompt": ["hi"],
+        "prompt": "hi",
     }
     chat = {**parameters, "logprobs": True, "top_logprobs": 2}
     twin.invoke(new_llm(OpenAIChat, **chat, extra_body={"top_k": 9}), "hi")

@@ -486,7 +486,7 @@ def test_settings_show_no_key(new_llm: NewLLM) -> None:
     """What a model holds as its clients can be printed."""
     llm = new_llm(AzureOpenAI)
     assert repr(llm.client) == "<SDKResource AzureOpenAI().completions>"
-    assert KEY not in repr(llm.client._settings)  # noqa: SLF001
+    assert KEY not in repr(llm.client.settings)
 
 
 def test_errors_of_the_sdk_itself_pass(twin: Any, new_llm: NewLLM) -> None:

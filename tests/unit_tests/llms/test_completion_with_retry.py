@@ -51,10 +51,10 @@ def test_the_sdks_answer_comes_back(
     cls: Any,
     request_: dict[str, Any],
 ) -> None:
-    """The SDK's own object is returned, with the ledger of its attempts."""
+    """The answer's JSON is returned, its fields as attributes, with the attempt log."""
     gateway.script(Status(503), Reset())
     answer = twin.complete(module, new_llm(cls), **request_, temperature=0.5)
-    assert type(answer).__module__.startswith("openai.types.")
+    assert answer["choices"][0]["finish_reason"] == answer.choices[0].finish_reason
     choice = answer.choices[0]
     text = choice.text if cls is OpenAI else choice.message.content
     assert text == STUB_TEXT
@@ -74,10 +74,10 @@ def test_a_stream_comes_back(
     cls: Any,
     request_: dict[str, Any],
 ) -> None:
-    """With `stream=True` the SDK's chunks come; the ending one has the ledger."""
+    """With `stream=True` chunks come; the one that ends has the attempt log."""
     gateway.script(Truncate(0), Status(503))
     chunks = twin.complete(module, new_llm(cls), **request_, stream=True)
-    assert {type(chunk).__module__.split(".")[0] for chunk in chunks} == {"openai"}
+    assert all(chunk.choices[0].logprobs is None for chunk in chunks)
     with_attempt_log = [chunk for chunk in chunks if hasattr(chunk, "retryrouter")]
     assert with_attempt_log == chunks[-1:]
     outcomes = [line["outcome"] for line in chunks[-1].retryrouter["attempts"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -15,7 +16,6 @@ from langchain_retryrouter import (
     RetryPolicy,
     RetryRouterError,
 )
-from langchain_retryrouter._openai import protocol as wire
 from langchain_retryrouter._openai.protocol import add_usage
 from langchain_retryrouter.testing import Body, FaultyGateway
 from tests.unit_tests.conftest import Twin
@@ -43,7 +43,7 @@ def chunk(delta: str, reason: str = "null", beside: str = '"id": "x"') -> str:
 @pytest.fixture
 def llm(new_llm: NewLLM) -> Any:
     """A model that asks once."""
-    return new_llm(OpenAIChat, retry_policy=ONCE, max_retries=0)
+    return new_llm(OpenAIChat, retry_policy=ONCE)
 
 
 @pytest.mark.parametrize(
@@ -146,28 +146,35 @@ def test_counts_of_two_forms_are_added_up() -> None:
     assert add_usage(one, other) == {"a": 2, "c": {"d": 3}}
 
 
-def test_odd_probabilities_do_not_keep_chunks_apart() -> None:
+def test_unexpected_probabilities_do_not_keep_chunks_apart(
+    twin: Twin, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
     """Probabilities that cannot be joined are left out of a stream; its text is not."""
-    reader = wire.ChunkReader()
     told = [{"tokens": ["a"], "odd": 1}, ["a"], 7, {"tokens": ["b"], "odd": "x"}]
-    chunks = [
-        reader.read({"choices": [{"index": 0, "text": "a", "logprobs": one}]})
-        for one in told
+    chunks: list[dict[str, Any]] = [
+        {"index": 0, "text": "a", "logprobs": one} for one in told
     ]
-    choice = wire.join(chunks).choices[0]
-    assert (choice["text"], choice["logprobs"]) == ("aaaa", {"tokens": ["a", "b"]})
+    chunks[-1]["finish_reason"] = "stop"
+    events = [f"data: {json.dumps({'choices': [one]})}\n\n" for one in chunks]
+    gateway.script(Body(200, EVENTS, "".join(events)))
+    (only,) = twin.generate(new_llm(streaming=True), ["hi"]).generations[0]
+    assert only.text == "aaaa"
+    assert only.generation_info["logprobs"] == {"tokens": ["a", "b"]}
 
 
-def test_an_object_that_cannot_be_written_is_a_problem() -> None:
-    """The SDK's objects hold halves of characters; what cannot write them, says so."""
+def test_half_a_character_in_an_object_of_the_user(twin: Twin) -> None:
+    """The SDK's objects may hold what cannot be written: a typed error, or the text."""
     facts: dict[str, Any] = {"choices": [{"message": {"content": "a"}}], "\ud800": 1}
-    raw = openai.types.chat.ChatCompletion.construct(**facts)
-    answer = wire.read_answer(raw)
+    answer = openai.types.chat.ChatCompletion.construct(**facts)
+
+    async def create(**_: Any) -> Any:
+        return answer
+
+    own = SimpleNamespace(create=lambda **_: answer), SimpleNamespace(create=create)
+    llm = OpenAIChat(client=own[0], async_client=own[1])
     try:
-        wire.plain(raw)
-    except ValueError:  # By some versions of pydantic.
-        assert answer.problem is not None
-        assert "cannot be read" in answer.problem.message
+        text = twin.invoke(llm, "hi")
+    except MalformedResponseError as error:  # By some versions of pydantic.
+        assert "cannot be read" in error.message
     else:
-        assert answer.problem is None
-        assert [choice["text"] for choice in answer.choices] == ["a"]
+        assert text == "a"

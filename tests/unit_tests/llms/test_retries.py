@@ -197,7 +197,6 @@ def test_an_error_in_a_200_is_retried(
         ({"max_retries": 0}, 1),
         ({"max_retries": 1}, 2),
         ({"retry_policy": RetryPolicy(max_retries=4)}, 5),
-        ({"retry_policy": RetryPolicy(max_retries=4), "max_retries": 1}, 2),
         ({"retry_policy": RetryPolicy(max_retries=0)}, 1),
     ],
 )
@@ -209,12 +208,18 @@ def test_max_retries_counts_retries(
     fields: dict[str, Any],
     requests: int,
 ) -> None:
-    """`max_retries` counts retries; if given, it wins over the policy's."""
+    """`max_retries` counts retries, as a field of the model or of its policy."""
     gateway.always(Status(503))
     llm = new_llm(completions_model, **fields)
     with pytest.raises(errors.UnavailableError):
         twin.invoke(llm, "hi")
     assert len(gateway.requests) == requests == llm.max_retries + 1
+
+
+def test_two_numbers_of_retries_are_refused(any_model: Any, new_llm: NewLLM) -> None:
+    """`max_retries` next to a policy that says another number is an error."""
+    with pytest.raises(ValueError, match="max_retries=1 and retry_policy are both"):
+        new_llm(any_model, max_retries=1, retry_policy=RetryPolicy(max_retries=4))
 
 
 def test_a_chat_model_retries_six_times(

@@ -71,7 +71,7 @@ def test_a_stream_that_breaks_is_an_error(
 @pytest.mark.parametrize(
     ("fault", "error"),
     [
-        (ErrorEvent("Overloaded.", after=2, status=503), named.OpenAIServerError),
+        (ErrorEvent("Overloaded.", after=2, status=503), named.OpenAIUnavailableError),
         (ErrorEvent("Slow down.", after=2, status=429), named.OpenAIRateLimitError),
         (MalformedEvent(3), named.OpenAIMalformedResponseError),
     ],
@@ -176,7 +176,9 @@ def test_an_odd_event_is_an_error(
     """JSON that is no chunk is malformed, before the first token and behind it."""
     whole = events("a", finish=False) + frame(event)
     gateway.script(Raw((HEAD + frame(event)).encode()), Raw(whole.encode()))
-    with pytest.raises(errors.MalformedResponseError, match="odd event") as caught:
+    with pytest.raises(
+        errors.MalformedResponseError, match="unexpected event"
+    ) as caught:
         twin.stream(new_llm(), "hi")
     assert caught.value.delivered == "a"
     assert len(gateway.requests) == 2

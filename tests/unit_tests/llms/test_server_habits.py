@@ -1,0 +1,281 @@
+"""What real servers do: errors in unusual places, early ends, parameters they refuse."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import openai
+import pytest
+
+from langchain_retryrouter import (
+    CircuitBreaker,
+    OpenAI,
+    OpenAIChat,
+    RetryBudget,
+    RetryPolicy,
+    errors,
+)
+from langchain_retryrouter.llms import openai as module
+from langchain_retryrouter.testing import STUB_TEXT, Body, FaultyGateway
+
+from .conftest import NewLLM
+
+JSON = {"content-type": "application/json"}
+EVENTS = {"content-type": "text/event-stream"}
+
+
+def choice(text: str, reason: str | None = None, **more: Any) -> dict[str, Any]:
+    """A choice that both endpoints' readers understand, whole or streamed."""
+    said = {"text": text, "message": {"content": text}, "delta": {"content": text}}
+    return {"index": 0, **said, "finish_reason": reason, **more}
+
+
+def whole(*choices: dict[str, Any]) -> Body:
+    """An answer with these choices."""
+    return Body(200, JSON, json.dumps({"choices": choices}))
+
+
+def streamed(*choices: dict[str, Any], done: bool = True, **more: Any) -> Body:
+    """A stream with one of these choices in each chunk."""
+    events = [f"data: {json.dumps({'choices': [one]})}\n\n" for one in choices]
+    return Body(
+        200, EVENTS, "".join(events) + ("data: [DONE]\n\n" if done else ""), **more
+    )
+
+
+@pytest.mark.parametrize("method", ["invoke", "stream"])
+def test_half_a_surrogate_is_the_callers_error(
+    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway, method: str
+) -> None:
+    """Text that UTF-8 cannot encode is refused at once; nothing is counted."""
+    budget = RetryBudget(capacity=20)
+    breaker = CircuitBreaker(failure_threshold=1)
+    llm = new_llm(any_model, budget=budget, breaker=breaker)
+    with pytest.raises(errors.UnsupportedOptionError, match="cannot be sent.*ud83d"):
+        getattr(twin, method)(llm, "cut \ud83d here")
+    assert gateway.requests == []
+    assert budget.tokens == 20
+    assert twin.invoke(llm, "hi") == STUB_TEXT
+
+
+FAILED = [
+    choice("half an", "error"),
+    choice("half an", error={"code": 502, "message": "Upstream failed."}),
+]
+
+
+@pytest.mark.parametrize("failed", FAILED, ids=["reason", "choice"])
+def test_an_answer_that_a_provider_broke_off_is_an_error(
+    twin: Any,
+    any_model: Any,
+    new_llm: NewLLM,
+    gateway: FaultyGateway,
+    failed: dict[str, Any],
+) -> None:
+    """A gateway's `finish_reason: "error"`, or an error in a choice, is retried."""
+    gateway.script(whole(failed))
+    assert twin.invoke(new_llm(any_model), "hi") == STUB_TEXT
+    assert len(gateway.requests) == 2
+
+
+@pytest.mark.parametrize("failed", FAILED, ids=["reason", "choice"])
+def test_a_stream_that_a_provider_broke_off_is_an_error(
+    twin: Any,
+    any_model: Any,
+    new_llm: NewLLM,
+    gateway: FaultyGateway,
+    failed: dict[str, Any],
+) -> None:
+    """The same in a stream, after its first token too."""
+    gateway.script(streamed({**failed, "text": "", "delta": {}}))
+    assert "".join(twin.stream(new_llm(any_model), "hi")) == STUB_TEXT
+    gateway.script(streamed(choice("one "), failed))
+    with pytest.raises(errors.ServerError) as caught:
+        twin.stream(new_llm(any_model), "hi")
+    assert caught.value.delivered == "one "
+
+
+def test_an_error_event_is_an_error(
+    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """An event that is called `error` is one, whatever its data look like."""
+    data = json.dumps({"type": "overloaded_error", "message": "Busy."})
+    gateway.script(Body(200, EVENTS, f"event: error\ndata: {data}\n\n"))
+    llm = new_llm(any_model, max_retries=0)
+    with pytest.raises(errors.UnavailableError, match=r"Busy\."):
+        twin.stream(llm, "hi")
+
+
+def test_one_prompt_is_sent_as_a_string(
+    twin: Any, completions_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """There are servers that refuse a list; several prompts are one."""
+    llm = new_llm(completions_model)
+    twin.invoke(llm, "hi")
+    twin.stream(llm, "hi")
+    twin.generate(llm, ["hi", "ho"])
+    sent = [request.payload["prompt"] for request in gateway.requests]
+    assert sent == ["hi", "hi", ["hi", "ho"]]
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("gpt-5-mini", "max_completion_tokens"),
+        ("o3", "max_completion_tokens"),
+        ("ft:gpt-5-nano:org::id", "max_completion_tokens"),
+        ("gpt-4o", "max_tokens"),
+        ("gpt-3.5-turbo", "max_tokens"),
+        ("llama3", "max_tokens"),
+    ],
+)
+def test_a_limit_of_tokens_has_the_name_that_the_model_wants(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, model: str, name: str
+) -> None:
+    """Reasoning models refuse `max_tokens`; other servers know nothing else."""
+    twin.invoke(new_llm(OpenAIChat, model=model, max_tokens=9), "hi")
+    payload = gateway.requests[0].payload
+    limits = {key: value for key, value in payload.items() if "tokens" in key}
+    assert limits == {name: 9}
+
+
+def test_a_reasoning_model_by_the_class_of_completions(
+    new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """`OpenAI(model="gpt-5-mini", max_tokens=...)` works."""
+    with pytest.warns(UserWarning, match="is a chat model"):
+        llm = new_llm(OpenAI, model="gpt-5-mini", max_tokens=9)
+    assert llm.invoke("hi") == STUB_TEXT
+    assert gateway.requests[0].payload["max_completion_tokens"] == 9
+
+
+def test_two_limits_of_tokens_are_refused(new_llm: NewLLM) -> None:
+    """A limit under both names is an error, and neither is dropped."""
+    llm = new_llm(OpenAIChat, max_tokens=9)
+    with pytest.raises(ValueError, match="max_tokens and max_completion_tokens"):
+        llm.invoke("hi", max_completion_tokens=10)
+
+
+@pytest.mark.parametrize(
+    ("param", "error"),
+    [
+        ("messages[0].content", errors.ContextLengthError),
+        ("prompt", errors.ContextLengthError),
+        ("user", errors.InvalidRequestError),
+        ("metadata.note", errors.InvalidRequestError),
+    ],
+)
+def test_a_string_that_is_too_long(
+    twin: Any,
+    new_llm: NewLLM,
+    gateway: FaultyGateway,
+    param: str,
+    error: type[errors.RetryRouterError],
+) -> None:
+    """`string_above_max_length` is about the context only if it names a content."""
+    report = {
+        "message": f"Invalid '{param}': string too long.",
+        "type": "invalid_request_error",
+        "param": param,
+        "code": "string_above_max_length",
+    }
+    gateway.script(Body(400, JSON, json.dumps({"error": report})))
+    with pytest.raises(errors.InvalidRequestError) as caught:
+        twin.invoke(new_llm(), "hi")
+    assert isinstance(caught.value, errors.ContextLengthError) == (
+        error is errors.ContextLengthError
+    )
+
+
+# Ends that come too early.
+
+
+def test_a_reason_in_every_chunk_is_not_an_end(
+    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """A token after the end takes the end back: `[DONE]` then ends the stream."""
+    texts = ["one ", "two ", "three"]
+    gateway.script(streamed(*(choice(text, "stop") for text in texts)))
+    llm = new_llm(any_model, streaming=True)
+    result = twin.generate(llm, ["hi"])
+    (only,) = result.generations[0]
+    assert only.text == "one two three"
+    assert only.generation_info["finish_reason"] == "stop"
+    assert [a["outcome"] for a in result.llm_output["retryrouter"]["attempts"]] == [
+        "ok"
+    ]
+
+
+def test_a_cut_after_an_early_end_is_a_cut(
+    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """Once an end was taken back, a broken connection is an error."""
+    body = streamed(choice("one ", "stop"), choice("two ", "stop"), done=False)
+    gateway.script(Body(200, {**EVENTS, "content-length": "9999"}, body.body))
+    with pytest.raises(errors.StreamInterruptedError) as caught:
+        twin.stream(new_llm(any_model), "hi")
+    assert caught.value.delivered == "one two "
+
+
+# Instrumentation.
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("cls", [OpenAI, OpenAIChat])
+def test_instrumentation_sees_every_call(
+    twin: Any,
+    cls: Any,
+    new_llm: NewLLM,
+    gateway: FaultyGateway,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    streaming: bool,
+) -> None:
+    """A wrapper around the SDK's `create` sees each attempt of a call."""
+    path = openai.resources.chat.completions if cls is OpenAIChat else None
+    home: Any = path or openai.resources.completions
+    owner = home.AsyncCompletions if twin.is_async else home.Completions
+    create = owner.create
+    seen: list[dict[str, Any]] = []
+
+    def wrapper(self: Any, **kwargs: Any) -> Any:
+        seen.append(kwargs)
+        return create(self, **kwargs)
+
+    monkeypatch.setattr(owner, "create", wrapper)
+    gateway.script(Body(503, JSON, "{}"))
+    llm = new_llm(cls, streaming=streaming)
+    assert twin.invoke(llm, "hi") == STUB_TEXT
+    assert len(seen) == 2
+    assert {kwargs.get("stream", False) for kwargs in seen} == {streaming}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_wrapped_answers_are_read(
+    twin: Any,
+    new_llm: NewLLM,
+    gateway: FaultyGateway,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    stream: bool,
+) -> None:
+    """Instrumentation may hand over the SDK's objects, or wrap its streams."""
+    home: Any = openai.resources.completions
+    create, acreate = home.Completions.create, home.AsyncCompletions.create
+
+    def wrapper(self: Any, **kwargs: Any) -> Any:
+        answer = create(self, **kwargs)
+        return (chunk for chunk in answer) if stream else answer.parse()
+
+    async def awrapper(self: Any, **kwargs: Any) -> Any:
+        answer = await acreate(self, **kwargs)
+        return (chunk async for chunk in answer) if stream else answer.parse()
+
+    monkeypatch.setattr(home.Completions, "create", wrapper)
+    monkeypatch.setattr(home.AsyncCompletions, "create", awrapper)
+    llm = new_llm(retry_policy=RetryPolicy(max_retries=0))
+    request = {"model": "m", "prompt": "hi", "stream": stream}
+    found = twin.complete(module, llm, **request)
+    said = found if stream else [found]
+    assert "".join(one.choices[0].text for one in said) == STUB_TEXT
