@@ -79,7 +79,6 @@ NO_ENDLESS_WAIT = (
 ATTEMPT_LOG = "tells the attempts of the call"
 BOTH_TWINS = "the peer forgets it in its async twin"
 OWN_NAME = "a user agent says whose it is"
-SAME_NUMBER = "a number that is given as 1 is sent as 1, and not as 1.0"
 ONE_KEY = "lets a gateway know an attempt that repeats another"
 ONE_STRING = "there are servers, such as Ollama, that refuse a list of one prompt"
 RAW = "the SDK's mark of a request for the raw response, which ChatOpenAI sends too"
@@ -95,11 +94,9 @@ WANTED: dict[tuple[str, str], dict[str, str]] = {
     ("community", "OpenAI"): {
         **COMMON,
         "body logit_bias": NO_NULLS,
-        "how the body is written": SAME_NUMBER,
     },
     ("community", "AzureOpenAI"): {
         **COMMON,
-        "how the body is written": SAME_NUMBER,
         "body logit_bias": NO_NULLS,
         "header user-agent": OWN_NAME,
     },

@@ -240,7 +240,7 @@ EITHER_WAY = [
     ),
     Row(
         ErrorInOk("The engine is overloaded."),
-        named.OpenAIServerError,
+        named.OpenAIUnavailableError,
         openai.InternalServerError,
         langchain.ModelAPIError,
         is_repeated=True,
@@ -403,7 +403,9 @@ def test_an_address_that_is_none_is_final(
     twin: Any, new_llm: NewLLM, clock: FakeClock, address: str
 ) -> None:
     """An address that cannot be right is said to be wrong at once."""
-    with pytest.raises(named.OpenAIInvalidRequestError, match="protocol"):
+    with pytest.raises(
+        named.OpenAIInvalidRequestError, match=r"(?i)unsupported ?protocol"
+    ):
         twin.invoke(new_llm(base_url=address), "hi")
     assert clock.sleeps == []
 

@@ -173,8 +173,7 @@ def test_half_a_character_in_an_object_of_the_user(twin: Twin) -> None:
     own = SimpleNamespace(create=lambda **_: answer), SimpleNamespace(create=create)
     llm = OpenAIChat(client=own[0], async_client=own[1])
     try:
-        text = twin.invoke(llm, "hi")
-    except MalformedResponseError as error:  # By some versions of pydantic.
-        assert "cannot be read" in error.message
-    else:
-        assert text == "a"
+        assert twin.invoke(llm, "hi") == "a"
+    except RetryRouterError as error:  # By some versions of pydantic.
+        with pytest.raises(MalformedResponseError, match="cannot be read"):
+            raise error from None

@@ -1,8 +1,9 @@
-"""What real servers do: errors in unusual places, early ends, parameters they refuse."""
+"""What real servers do: errors in unusual places, early ends, refused parameters."""
 
 from __future__ import annotations
 
 import json
+import socket
 from typing import Any
 
 import openai
@@ -18,6 +19,7 @@ from langchain_retryrouter import (
 )
 from langchain_retryrouter.llms import openai as module
 from langchain_retryrouter.testing import STUB_TEXT, Body, FaultyGateway
+from tests.unit_tests.chat_models.relays import Relay
 
 from .conftest import NewLLM
 
@@ -52,7 +54,7 @@ def test_half_a_surrogate_is_the_callers_error(
     budget = RetryBudget(capacity=20)
     breaker = CircuitBreaker(failure_threshold=1)
     llm = new_llm(any_model, budget=budget, breaker=breaker)
-    with pytest.raises(errors.UnsupportedOptionError, match="cannot be sent.*ud83d"):
+    with pytest.raises(errors.UnsupportedOptionError, match=r"cannot be sent.*ud83d"):
         getattr(twin, method)(llm, "cut \ud83d here")
     assert gateway.requests == []
     assert budget.tokens == 20
@@ -207,14 +209,30 @@ def test_a_reason_in_every_chunk_is_not_an_end(
     ]
 
 
+class EarlyEnds(Relay):
+    """Streams chunks that all have a finish reason, and breaks off."""
+
+    def __init__(self) -> None:
+        super().__init__("http://127.0.0.1:0")
+
+    def serve(self, client: socket.socket) -> None:
+        """Send less than was announced, and close."""
+        client.recv(65536)
+        body = streamed(choice("one ", "stop"), choice("two ", "stop"), done=False).body
+        head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+        client.sendall(f"{head}content-length: 9999\r\n\r\n{body}".encode())
+        client.shutdown(socket.SHUT_RDWR)
+
+
 def test_a_cut_after_an_early_end_is_a_cut(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    twin: Any, any_model: Any, new_llm: NewLLM
 ) -> None:
     """Once an end was taken back, a broken connection is an error."""
-    body = streamed(choice("one ", "stop"), choice("two ", "stop"), done=False)
-    gateway.script(Body(200, {**EVENTS, "content-length": "9999"}, body.body))
-    with pytest.raises(errors.StreamInterruptedError) as caught:
-        twin.stream(new_llm(any_model), "hi")
+    with EarlyEnds() as server:
+        name = "azure_endpoint" if any_model.__name__ == "AzureOpenAI" else "base_url"
+        llm = new_llm(any_model, **{name: server.url})
+        with pytest.raises(errors.StreamInterruptedError) as caught:
+            twin.stream(llm, "hi")
     assert caught.value.delivered == "one two "
 
 
@@ -255,7 +273,6 @@ def test_instrumentation_sees_every_call(
 def test_wrapped_answers_are_read(
     twin: Any,
     new_llm: NewLLM,
-    gateway: FaultyGateway,
     monkeypatch: pytest.MonkeyPatch,
     *,
     stream: bool,
