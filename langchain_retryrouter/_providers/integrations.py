@@ -83,7 +83,8 @@ def _rebuild(model: BaseChatModel, facts: Integration) -> RetriesDisabled:
         return _keep(model, facts)
     if getattr(once, "max_retries", None) != 0 or type(once) is not type(model):
         return _keep(model, facts)
-    return RetriesDisabled(once, disabled=f"max_retries={retries}")
+    amount = "the SDK's retries" if retries is None else f"max_retries={retries}"
+    return RetriesDisabled(once, disabled=amount)
 
 
 def _with_options(model: Any, facts: Integration) -> RetriesDisabled:

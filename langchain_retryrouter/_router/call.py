@@ -82,9 +82,15 @@ class PrefixFilter:
     A model seldom writes the same text twice, so every character must be the same.
     """
 
-    def __init__(self, delivered: str) -> None:
-        """After `delivered` has been handed over."""
+    def __init__(self, delivered: str, *, is_optional: bool = False) -> None:
+        """After `delivered` has been handed over.
+
+        Args:
+            delivered: The text that the caller has.
+            is_optional: Whether the answer may begin behind it as well.
+        """
         self._missing = delivered
+        self._is_optional = is_optional
 
     def strip(self, chunk: ChatGenerationChunk) -> bool:
         """Take the known text out of `chunk`; whether anything new is left.
@@ -97,6 +103,9 @@ class PrefixFilter:
             return not self._missing
         common = min(len(text), len(self._missing))
         if text[:common] != self._missing[:common]:
+            if self._is_optional:
+                self._missing = ""
+                return True
             raise self._another_answer()
         self._missing = self._missing[common:]
         chunk.message.content = text[common:]
@@ -109,7 +118,7 @@ class PrefixFilter:
         Raises:
             StreamInterruptedError: It is shorter than what was delivered.
         """
-        if self._missing:
+        if self._missing and not self._is_optional:
             raise self._another_answer()
 
     def _another_answer(self) -> RetryRouterError:
@@ -167,6 +176,7 @@ class BaseRouterCall:
         self._called_tools = False
         self._refused_prefill: set[str] = set()
         self._unheard: list[RouteAttempt] = []
+        self._metadata: dict[str, str] = {}
         self.is_over = False
         self.may_continue = False
         self.hedge_after: float | None = None
@@ -224,6 +234,7 @@ class BaseRouterCall:
             return False
         self._interrupted = self._interrupted or error
         self._delivered += error.delivered
+        self._metadata.clear()
         return self._state.resume()
 
     def attempt_log(self) -> dict[str, Any]:
@@ -248,6 +259,9 @@ class BaseRouterCall:
         message = chunk.message
         if message.response_metadata or getattr(message, "usage_metadata", None):
             self._take_facts(message)
+        if self.may_continue:
+            self._hold_metadata(message.response_metadata)
+            self._hold_metadata(chunk.generation_info or {})
         if isinstance(message, AIMessageChunk):
             if message.chunk_position is not None:
                 message.chunk_position = None
@@ -257,11 +271,24 @@ class BaseRouterCall:
 
     def last_chunk(self) -> ChatGenerationChunk:
         """The router's own last chunk, with the attempt log."""
-        metadata = {"retryrouter": self.attempt_log()}
+        metadata = {**self._metadata, "retryrouter": self.attempt_log()}
         message = AIMessageChunk(
             content="", response_metadata=metadata, chunk_position="last"
         )
         return ChatGenerationChunk(message=message)
+
+    def _hold_metadata(self, metadata: dict[str, Any]) -> None:
+        """Keep texts such as the model's name for the last chunk.
+
+        LangChain joins the texts of all chunks, and those of an attempt that was
+        interrupted would be in front of those of the attempt that continued it.
+        """
+        for name in [name for name, value in metadata.items() if type(value) is str]:
+            # Content is parsed by these two; of several attempts the first one's stay.
+            if name not in {"model_provider", "output_version"}:
+                self._metadata[name] = metadata.pop(name)
+            elif self._interrupted is not None:
+                del metadata[name]
 
     def _take_facts(self, message: BaseMessage) -> None:
         """Note a route's usage and take its own attempt log out of the message."""
@@ -283,13 +310,17 @@ class BaseRouterCall:
         attempt = RouteAttempt(route, position, messages, self._clock.monotonic())
         self._unheard.append(attempt)
         if self._delivered:
-            prefills = (
+            # Providers refuse a prefill that ends in white space.
+            prefill = self._delivered.rstrip()
+            space = self._delivered[len(prefill) :]
+            prefills = bool(prefill) and (
                 route.supports_prefill and route.name not in self._refused_prefill
             )
             facts |= {"continued_at": len(self._delivered), "prefill": prefills}
             if prefills:
                 attempt.is_prefilled = True
-                attempt.messages = [*messages, AIMessage(content=self._delivered)]
+                attempt.messages = [*messages, AIMessage(content=prefill)]
+                attempt.prefix = PrefixFilter(space, is_optional=True)
             else:
                 attempt.prefix = PrefixFilter(self._delivered)
         return attempt
