@@ -105,7 +105,7 @@ failover_bench: .venvs/bench/installed ## sixteen faults, three routers; rewrite
 
 .PHONY: prove
 prove: .venv/installed ## the promises in full; prints the figures of docs/promises.md
-	$(VENV)/$(PYTEST) tests/promises --long $(PYTEST_EXTRA)
+	$(VENV)/$(PYTEST) -n $(JOBS) tests/promises --long $(PYTEST_EXTRA)
 
 .PHONY: audit
 audit: .venvs/audit/installed ## known holes in what is tested with, and in the floors

@@ -13,11 +13,8 @@ from typing import Any, Final
 import pytest
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import Generation
-from pydantic import SecretStr
 
 from langchain_retryrouter import (
-    GPTRouter,
-    GPTRouterModel,
     RetryPolicy,
     RetryRouter,
     RetryRouterError,
@@ -34,7 +31,6 @@ from langchain_retryrouter.testing import (
 from tests.promises.conftest import Figures, Twin
 from tests.promises.models import (
     ALL,
-    KEY,
     aask,
     ask,
     chat_openai,
@@ -99,20 +95,12 @@ HOW: Final = ("clean end", "fin", "rst", "silence")
 # --- who listens ---
 
 
-def gpt_router(gateway: FaultyGateway, **fields: Any) -> GPTRouter:
-    """A GPTRouter inside a router."""
-    return GPTRouter(
-        models_priority_list=[GPTRouterModel(name="gpt-4", provider_name="p")],
-        gpt_router_api_base=gateway.url,
-        gpt_router_api_key=SecretStr(KEY),
-        **fields,
-    )
-
-
 def over(route: str, gateway: FaultyGateway, **fields: Any) -> RetryRouter:
     """A RetryRouter with this route; with two, if it recovers streams."""
     routes = [
-        gpt_router(gateway) if route == "GPTRouter" else chat_openai(gateway.url)
+        new_model("GPTRouter", gateway)
+        if route == "GPTRouter"
+        else chat_openai(gateway.url)
         for _ in range(2 if fields.get("stream_recovery") else 1)
     ]
     return RetryRouter(routes=routes, breaker_settings=None, **fields)
