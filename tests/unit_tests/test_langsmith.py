@@ -200,7 +200,7 @@ def test_each_retry_is_an_event_of_its_run(
         "attempt": 1,
         "slept": fake_clock.sleeps[0],
         "outcome": "failed",
-        "exception": "503: Something went wrong",
+        "exception": "Error code: 503 - Something went wrong",
         "exception_type": "GPTRouterUnavailableError",
     }
     assert (second["attempt"], second["exception_type"]) == (
