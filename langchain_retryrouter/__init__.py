@@ -15,9 +15,15 @@ if TYPE_CHECKING:
     from langchain_retryrouter._gptrouter.connection import GPTRouterModel
     from langchain_retryrouter._retry.call_state import FailureAction
     from langchain_retryrouter._retry.clock import Clock
+    from langchain_retryrouter._router.cost import RoutingWorstCase
     from langchain_retryrouter._router.route import Route
     from langchain_retryrouter.chat_models.gpt_router import GPTRouter
     from langchain_retryrouter.chat_models.retry_router import RetryRouter
+    from langchain_retryrouter.circuit_breaker import (
+        BreakerState,
+        CircuitBreaker,
+        CircuitBreakerSettings,
+    )
     from langchain_retryrouter.embeddings.gpt_router import GPTRouterEmbeddings
     from langchain_retryrouter.errors import (
         APIConnectionError,
@@ -48,7 +54,7 @@ if TYPE_CHECKING:
         OpenAI,
         OpenAIChat,
     )
-    from langchain_retryrouter.retry import CircuitBreaker, RetryBudget, RetryPolicy
+    from langchain_retryrouter.policy import RetryBudget, RetryPolicy, WorstCase
 
 __all__ = [
     "APIConnectionError",
@@ -56,7 +62,9 @@ __all__ = [
     "AuthenticationError",
     "AzureOpenAI",
     "BaseOpenAI",
+    "BreakerState",
     "CircuitBreaker",
+    "CircuitBreakerSettings",
     "CircuitOpenError",
     "Clock",
     "ConflictError",
@@ -80,31 +88,32 @@ __all__ = [
     "RetryRouter",
     "RetryRouterError",
     "Route",
+    "RoutingWorstCase",
     "ServerError",
     "StreamInterruptedError",
     "UnavailableError",
     "UnknownError",
     "UnsupportedOptionError",
+    "WorstCase",
     "__version__",
     "should_retry",
 ]
 
 _MODULES = {
-    "Clock": "_retry.clock",
-    "FailureAction": "_retry.call_state",
-    "FailureKind": "failures",
-    "GPTRouter": "chat_models.gpt_router",
-    "GPTRouterEmbeddings": "embeddings.gpt_router",
-    "GPTRouterModel": "chat_models.gpt_router",
-    "RetryRouter": "chat_models.retry_router",
-    "Route": "chat_models.retry_router",
-    "AzureOpenAI": "llms.openai",
-    "BaseOpenAI": "llms.openai",
-    "OpenAI": "llms.openai",
-    "OpenAIChat": "llms.openai",
-    "CircuitBreaker": "retry",
-    "RetryBudget": "retry",
-    "RetryPolicy": "retry",
+    name: module
+    for module, names in {
+        "_retry.call_state": "FailureAction",
+        "_retry.clock": "Clock",
+        "_router.cost": "RoutingWorstCase",
+        "chat_models.gpt_router": "GPTRouter GPTRouterModel",
+        "chat_models.retry_router": "RetryRouter Route",
+        "circuit_breaker": "BreakerState CircuitBreaker CircuitBreakerSettings",
+        "embeddings.gpt_router": "GPTRouterEmbeddings",
+        "failures": "FailureKind",
+        "llms.openai": "AzureOpenAI BaseOpenAI OpenAI OpenAIChat",
+        "policy": "RetryBudget RetryPolicy WorstCase",
+    }.items()
+    for name in names.split()
 }
 
 

@@ -90,8 +90,3 @@ def cut(document: Any) -> Any:
         return {name: shorten(one, depth - 1) for name, one in inner.items()}
 
     return shorten(document, MAX_DEPTH) if is_deep(document) else document
-
-
-def is_unreadable(error: BaseException) -> bool:
-    """Whether `error` says that a text is not JSON."""
-    return isinstance(error, json.JSONDecodeError | RecursionError)

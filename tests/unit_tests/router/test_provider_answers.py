@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
-from langchain_retryrouter import RetryPolicy, RetryRouter
+from langchain_retryrouter import OpenAI, RetryPolicy, RetryRouter
 from langchain_retryrouter._providers.errors import read_event
 from langchain_retryrouter.errors import RetryRouterError
 from langchain_retryrouter.testing import Body, FaultyGateway, Status
@@ -32,6 +33,15 @@ def with_dates(value: Any) -> Any:
     return json.loads(text.replace("<now + 30 s, milliseconds>", str(int(ahead * 1e3))))
 
 
+def check(error: Any, entry: dict[str, Any]) -> None:
+    assert (error.kind, error.status_code) == (entry["kind"], entry["status"])
+    if "asked" in entry:
+        # Dates lie in the future by a little less than when they were written.
+        assert error.retry_after == pytest.approx(entry["asked"], abs=2)
+    else:
+        assert error.retry_after in {None, 34.07}
+
+
 @pytest.mark.parametrize("way", [WAYS[0], WAYS[3]], ids=str)
 @pytest.mark.parametrize("entry", DATA["answers"], ids=lambda entry: entry["name"])
 def test_an_answer_has_its_kind_and_its_wait(entry: dict[str, Any], way: Way) -> None:
@@ -43,13 +53,27 @@ def test_an_answer_has_its_kind_and_its_wait(entry: dict[str, Any], way: Way) ->
         gateway.script(step)
         error = error_of(way, RetryRouter(routes=[make(gateway)], retry_policy=ONCE))
         assert len(gateway.requests) == 1
-    assert isinstance(error, RetryRouterError)
-    assert (error.kind, error.status_code) == (entry["kind"], entry["status"])
-    if "asked" in entry:
-        # Dates lie in the future by a little less than when they were written.
-        assert error.retry_after == pytest.approx(entry["asked"], abs=2)
-    else:
-        assert error.retry_after in {None, 34.07}
+    check(error, entry)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [entry for entry in DATA["answers"] if entry["protocol"] == "openai"],
+    ids=lambda entry: entry["name"],
+)
+def test_the_llm_classes_find_the_same(entry: dict[str, Any]) -> None:
+    """`OpenAI` has the same reader: the kind and the wait are those of RetryRouter."""
+    with FaultyGateway() as gateway:
+        headers = {"content-type": "application/json", **entry.get("headers", {})}
+        step = Status(entry["status"], with_dates(headers), with_dates(entry["body"]))
+        gateway.script(step)
+        model = OpenAI(
+            api_key=SecretStr("any"), base_url=gateway.openai_url, max_retries=0
+        )
+        with pytest.raises(RetryRouterError) as caught:
+            model.invoke("hi")
+        model.close()
+    check(caught.value, entry)
 
 
 @pytest.mark.parametrize("entry", DATA["events"], ids=lambda entry: entry["name"])
