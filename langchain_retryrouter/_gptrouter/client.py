@@ -17,7 +17,7 @@ from collections.abc import (
     Sequence,
 )
 from types import MappingProxyType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NoReturn, TypeAlias
 
 import urllib3
 from gpt_router.client import GPTRouterClient
@@ -45,7 +45,6 @@ from langchain_retryrouter._version import __version__
 from langchain_retryrouter.errors import (
     RetryRouterError,
     UnsupportedOptionError,
-    redact,
 )
 from langchain_retryrouter.failures import FailureKind
 
@@ -215,13 +214,22 @@ class GatewayClient(GPTRouterClient):
         Raises:
             RetryRouterError: One of `errors.GPT_ROUTER_ERRORS`.
         """
-        with self.typed_errors():
-            response = http.post(**self.build_request(path, payload, timeout))
+        request = self.build_request(path, payload, timeout)
+        try:
+            response = http.post(**request)
             try:
                 body = http.read_body(response)
             finally:
                 response.close()
-            return _read_answer(response.status, response.headers, body)
+            if response.status != _OK:
+                _check_status(response.status, response.headers, body)
+                return None
+            return read_json(body, _OK)
+        except Exception as error:
+            typed = self.type_error(error)
+            if typed is None:
+                raise
+            raise typed from error
 
     async def apost(
         self,
@@ -230,12 +238,19 @@ class GatewayClient(GPTRouterClient):
         timeout: float | None = None,  # noqa: ASYNC109 - a socket's timeout
     ) -> dict[str, Any] | None:
         """Async variant of `post`."""
-        with self.typed_errors():
-            async with http.apost(
-                **self.build_request(path, payload, timeout)
-            ) as response:
+        request = self.build_request(path, payload, timeout)
+        try:
+            async with http.apost(**request) as response:
                 body = await http.aread_body(response)
-            return _read_answer(response.status, response.headers, body)
+            if response.status != _OK:
+                _check_status(response.status, response.headers, body)
+                return None
+            return read_json(body, _OK)
+        except Exception as error:
+            typed = self.type_error(error)
+            if typed is None:
+                raise
+            raise typed from error
 
     async def aevents(
         self,
@@ -246,11 +261,11 @@ class GatewayClient(GPTRouterClient):
     ) -> AsyncGenerator[GatewayEvent, None]:
         """The events of one stream, `end` included; async variant of `EventStream`."""
         request = self.build_request(path, payload, timeout, is_stream=True)
-        with self.typed_errors():
+        try:
             async with http.apost(**request) as response:
                 if not _is_event_stream(response.status, response.headers):
                     body = await http.aread_body(response)
-                    raise _stream_error(response.status, response.headers, body)
+                    _raise_no_stream(response.status, response.headers, body)
                 parser = _EventParser()
                 try:
                     while not parser.is_over:
@@ -261,6 +276,11 @@ class GatewayClient(GPTRouterClient):
                 finally:
                     if parser.is_over:
                         await http.adrain(response)
+        except Exception as error:
+            typed = self.type_error(error)
+            if typed is None:
+                raise
+            raise typed from error
 
     def build_request(
         self,
@@ -279,10 +299,18 @@ class GatewayClient(GPTRouterClient):
         """
         limits = self.request_timeout
         connect, read = limits if isinstance(limits, tuple) else (limits, limits)
-        if not is_stream:
-            read = _smaller(read, timeout)
-        elif self.stream_read_timeout is not None:
+        if timeout is not None:
+            connect = timeout if connect is None else min(connect, timeout)
+            if not is_stream:
+                read = timeout if read is None else min(read, timeout)
+        if is_stream and self.stream_read_timeout is not None:
             read = self.stream_read_timeout
+        headers = {
+            "accept-encoding": "identity",
+            "content-type": "application/json",
+            "user-agent": f"langchain-retryrouter/{__version__}",
+            "ws-secret": self.api_key,
+        }
         try:
             body = _json.write(payload)
         except (TypeError, ValueError, RecursionError) as error:
@@ -291,28 +319,20 @@ class GatewayClient(GPTRouterClient):
         return {
             "origin": self._origin,
             "url": self._root + path,
-            "headers": {
-                "accept-encoding": "identity",
-                "content-type": "application/json",
-                "user-agent": f"langchain-retryrouter/{__version__}",
-                "ws-secret": self.api_key,
-            },
+            "headers": headers,
             "body": body,
-            "connect": _smaller(connect, timeout),
+            "connect": connect,
             "read": read,
         }
 
-    @contextlib.contextmanager
-    def typed_errors(self) -> Iterator[None]:
-        """Raise exceptions of the HTTP libraries as ours, without the key in them."""
-        try:
-            yield
-        except Exception as error:
-            with redact(self.api_key):
-                typed = _type_error(error)
-                if typed is None or typed is error:
-                    raise
-                raise typed from error
+    def type_error(self, error: Exception) -> RetryRouterError | None:
+        """An exception of an HTTP library as one of ours; None: raise it as it is.
+
+        The key is taken out of the texts of both.
+        """
+        if len(self.api_key) >= SHORTEST_SECRET:
+            mask([self.api_key], error)
+        return _type_error(error)
 
     def close(self) -> None:
         """Close the idle sync connections to the gateway; later calls open new ones."""
@@ -366,12 +386,12 @@ class EventStream:
         self._events.close()
 
     def _read(self) -> Generator[GatewayEvent, None, None]:
-        with self._client.typed_errors():
+        try:
             response = self._response = http.post(**self._request)
             try:
                 if not _is_event_stream(response.status, response.headers):
                     body = http.read_body(response)
-                    raise _stream_error(response.status, response.headers, body)
+                    _raise_no_stream(response.status, response.headers, body)
                 parser = _EventParser()
                 try:
                     while not parser.is_over:
@@ -381,6 +401,11 @@ class EventStream:
                         http.drain(response)
             finally:
                 response.close()
+        except Exception as error:
+            typed = self._client.type_error(error)
+            if typed is None:
+                raise
+            raise typed from error
 
 
 class _EventParser:
@@ -436,14 +461,10 @@ def check_key(key: SecretStr) -> None:
         raise ValueError(msg)
 
 
-def _read_answer(
-    status: int, headers: Mapping[str, str], body: bytes
-) -> dict[str, Any] | None:
-    if status == _OK:
-        return read_json(body, status)
-    if status in _NO_BODY:
-        return None
-    raise read_status_error(status, headers, body, unix_time=SystemTime.time())
+def _check_status(status: int, headers: Mapping[str, str], body: bytes) -> None:
+    """Raise the error that a status other than 200 stands for, if it is one."""
+    if status not in _NO_BODY:
+        raise read_status_error(status, headers, body, unix_time=SystemTime.time())
 
 
 def _is_event_stream(status: int, headers: Mapping[str, str]) -> bool:
@@ -451,22 +472,16 @@ def _is_event_stream(status: int, headers: Mapping[str, str]) -> bool:
     return status == _OK and kind.lower().startswith("text/event-stream")
 
 
-def _stream_error(
-    status: int, headers: Mapping[str, str], body: bytes
-) -> RetryRouterError:
-    if status == _OK or status in _NO_BODY:
-        return not_a_stream(status, body)
-    return read_status_error(status, headers, body, unix_time=SystemTime.time())
-
-
-def _smaller(one: float | None, other: float | None) -> float | None:
-    return min((limit for limit in (one, other) if limit is not None), default=None)
+def _raise_no_stream(status: int, headers: Mapping[str, str], body: bytes) -> NoReturn:
+    if status != _OK:
+        _check_status(status, headers, body)
+    raise not_a_stream(status, body)
 
 
 def _type_error(error: Exception) -> RetryRouterError | None:
-    """An exception of an HTTP library as one of ours; None if it is another's."""
+    """An exception of an HTTP library as one of ours; None if it is not from there."""
     if isinstance(error, RetryRouterError):
-        return error
+        return None
     if isinstance(error, http.ResponseTooLargeError):
         return malformed(str(error))
     if (info := getattr(error, "request_info", None)) is not None:

@@ -7,6 +7,7 @@ classes in `chat_models` and `embeddings` add what is asked and what becomes of 
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -409,9 +410,7 @@ def retry_context(
 ) -> RetryContext:
     """How one call is retried: by the connection's fields, and what it asks."""
     clock = connection.clock or SYSTEM_CLOCK
-    policy = connection.retry_policy or RetryPolicy()
-    if policy.max_retries != connection.max_retries:
-        policy = replace(policy, max_retries=connection.max_retries)
+    policy = _policy_of(connection.retry_policy, connection.max_retries)
     return RetryContext(
         CallState(
             policy, budget=connection.budget, breaker=connection.breaker, time=clock
@@ -424,14 +423,18 @@ def retry_context(
     )
 
 
-def take_metadata(
-    connection: GatewayConnection, options: dict[str, Any]
+@functools.lru_cache(maxsize=256)
+def _policy_of(policy: RetryPolicy | None, max_retries: int) -> RetryPolicy:
+    return replace(policy or RetryPolicy(), max_retries=max_retries)
+
+
+def metadata_of(
+    connection: GatewayConnection, options: Mapping[str, Any]
 ) -> GPTRouterMetadata | None:
-    """The gateway metadata of a call; its own is taken out of its options."""
-    metadata = {
-        name: options.pop(name, None) or getattr(connection, name)
-        for name in GATEWAY_METADATA
-    }
+    """The gateway metadata of a call: its own options, else the connection's fields."""
+    metadata = {}
+    for name in GATEWAY_METADATA:
+        metadata[name] = options.get(name) or getattr(connection, name)
     if not any(metadata.values()):
         return None
     return _gptrouter.protocol.build_metadata(**metadata)

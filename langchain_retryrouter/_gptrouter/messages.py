@@ -52,6 +52,7 @@ from langchain_retryrouter._gptrouter.protocol import (
     clean_usage,
     interrupted,
     read_count,
+    read_counts,
     read_reasoning,
     read_response,
 )
@@ -676,7 +677,6 @@ def _is_json_object(text: str) -> bool:
 
 # --- usage --------------------------------------------------------------------------
 
-_COUNTS: Final = ("prompt_tokens", "completion_tokens", "total_tokens")
 _TOO_LARGE: Final = 2**63
 _INPUT_DETAILS: Final = {
     "audio": "audio_tokens",
@@ -688,7 +688,7 @@ _OUTPUT_DETAILS: Final = {"audio": "audio_tokens", "reasoning": "reasoning_token
 
 def read_usage(usage: Mapping[str, Any]) -> UsageMetadata | None:
     """A clean count as LangChain's; None if it has neither prompt nor completion."""
-    prompt, completion, total = (read_count(usage.get(name)) for name in _COUNTS)
+    prompt, completion, total = read_counts(usage)
     if prompt is None and completion is None:
         return None
     prompt, completion = prompt or 0, completion or 0

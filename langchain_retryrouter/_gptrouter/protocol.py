@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from enum import Enum
 from typing import Any, Final, TypeAlias
@@ -102,21 +102,6 @@ class GatewayRequest(ModelGenerationRequest):
     """The SDK's request with `GatewayParams`."""
 
     prompt_params: GatewayParams = Field(default_factory=GatewayParams)
-
-
-def check_options(names: Iterable[str]) -> None:
-    """Refuse options that no gateway reads.
-
-    Raises:
-        UnsupportedOptionError: Naming them, and how to send them nevertheless.
-    """
-    unknown = sorted(set(names) - PROVIDER_OPTIONS)
-    if unknown:
-        msg = (
-            f"the gateway cannot carry {', '.join(map(repr, unknown))}: it would be"
-            " lost silently. To send it nevertheless, put it into `model_kwargs`."
-        )
-        raise UnsupportedOptionError(msg)
 
 
 def build_params(options: Mapping[str, Any]) -> GatewayParams:
@@ -350,6 +335,11 @@ def clean_usage(meta: Any) -> dict[str, Any]:
     return {
         name: value for name, value in {**usage, **counts}.items() if value is not None
     }
+
+
+def read_counts(usage: Mapping[str, Any]) -> tuple[int | None, ...]:
+    """The tokens of the prompt and the completion, and all tokens."""
+    return tuple([read_count(usage.get(name)) for name in _COUNTS])
 
 
 def read_count(value: Any) -> int | None:

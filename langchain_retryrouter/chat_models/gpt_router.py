@@ -51,10 +51,10 @@ from langchain_retryrouter._gptrouter.connection import (
     GATEWAY_METADATA,
     GatewayConnection,
     GPTRouterModel,
+    metadata_of,
     put_first,
     read_models,
     retry_context,
-    take_metadata,
 )
 from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.engine import Attempt, acall, call
@@ -69,7 +69,7 @@ from langchain_retryrouter.chat_models._structured import (
     tool_options,
     with_raw,
 )
-from langchain_retryrouter.errors import RetryRouterError
+from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError
 from langchain_retryrouter.failures import is_routes_own
 
 __all__ = [
@@ -171,7 +171,7 @@ class GPTRouter(GatewayConnection, RetryVisibleChatModel):
     retry."""
 
     gateway_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Seconds the gateway waits for its provider's headers; None for its default (60)."""
+    """Seconds the gateway waits for its provider's headers; None for its 60."""
 
     @classmethod
     def _provider_options(cls) -> frozenset[str]:
@@ -338,11 +338,12 @@ class GPTRouter(GatewayConnection, RetryVisibleChatModel):
                 self._stream(messages, stop=stop, run_manager=run_manager, **kwargs)
             )
         models, params = self._prepare(messages, stop, kwargs, stream=False)
+        providers = _providers(models)
         response = completion_with_retry(
             self, models_priority_list=models, run_manager=run_manager, **params
         )
         return _gptrouter.messages.read_result(
-            cast("_gptrouter.protocol.Response", response), _providers(models)
+            cast("_gptrouter.protocol.Response", response), providers
         )
 
     async def _agenerate(
@@ -358,11 +359,12 @@ class GPTRouter(GatewayConnection, RetryVisibleChatModel):
                 self._astream(messages, stop=stop, run_manager=run_manager, **kwargs)
             )
         models, params = self._prepare(messages, stop, kwargs, stream=False)
+        providers = _providers(models)
         response = await acompletion_with_retry(
             self, models_priority_list=models, run_manager=run_manager, **params
         )
         return _gptrouter.messages.read_result(
-            cast("_gptrouter.protocol.Response", response), _providers(models)
+            cast("_gptrouter.protocol.Response", response), providers
         )
 
     def _stream(
@@ -422,9 +424,13 @@ class GPTRouter(GatewayConnection, RetryVisibleChatModel):
         """The models of a call and its parameters: the fields, then its options."""
         options = dict(options)
         models = self._models_asked(options)
-        _gptrouter.protocol.check_options(
-            name for name in options if name not in GATEWAY_METADATA
-        )
+        known = _gptrouter.protocol.PROVIDER_OPTIONS
+        if unknown := sorted(options.keys() - known - set(GATEWAY_METADATA)):
+            msg = (
+                f"the gateway cannot carry {', '.join(map(repr, unknown))}: it would be"
+                " lost silently. To send it nevertheless, put it into `model_kwargs`."
+            )
+            raise UnsupportedOptionError(msg)
         params = {**self._default_params, **options, "stream": stream}
         if stop is not None:
             if "stop" in self.model_kwargs or "stop" in options:
@@ -456,15 +462,16 @@ def get_ordered_generation_requests(
     """
     kwargs.pop("stream", None)
     params = _gptrouter.protocol.build_params(kwargs)
-    return [
-        _gptrouter.protocol.GatewayRequest(
+    requests = []
+    for order, model in enumerate(models_priority_list, start=1):
+        request = _gptrouter.protocol.GatewayRequest(
             model_name=model.name,
             provider_name=model.provider_name,
             order=order,
             prompt_params=params,
         )
-        for order, model in enumerate(models_priority_list, start=1)
-    ]
+        requests.append(request)
+    return requests
 
 
 def completion_with_retry(
@@ -502,7 +509,8 @@ def completion_with_retry(
         events = stream(context, requests.connect, new_reader, notify)
         return _with_attempt_log(events, context.call_state)
     response = call(context, requests.send, notify)
-    _log_attempts(response, context.call_state)
+    if hasattr(response, "retryrouter"):
+        response.retryrouter = context.call_state.attempt_log()
     return response
 
 
@@ -522,17 +530,9 @@ async def acompletion_with_retry(
         events = astream(context, requests.aconnect, new_reader, notify)
         return _awith_attempt_log(events, context.call_state)
     response = await acall(context, requests.asend, notify)
-    _log_attempts(response, context.call_state)
+    if hasattr(response, "retryrouter"):  # The SDK's own type has no such field.
+        response.retryrouter = context.call_state.attempt_log()
     return response
-
-
-def _log_attempts(response: Any, call_state: CallState) -> None:
-    """Write the call's attempts on its response, or `end` event, if there is a field.
-
-    The SDK's own types, which a client given as `client=` answers with, have none.
-    """
-    if hasattr(response, "retryrouter"):
-        response.retryrouter = call_state.attempt_log()
 
 
 def _with_attempt_log(
@@ -541,7 +541,7 @@ def _with_attempt_log(
     with contextlib.closing(events):
         for event in events:
             if event.event == "end":
-                _log_attempts(event, call_state)
+                cast("Any", event).retryrouter = call_state.attempt_log()
             yield event
 
 
@@ -551,7 +551,7 @@ async def _awith_attempt_log(
     async with contextlib.aclosing(events):
         async for event in events:
             if event.event == "end":
-                _log_attempts(event, call_state)
+                cast("Any", event).retryrouter = call_state.attempt_log()
             yield event
 
 
@@ -570,8 +570,9 @@ class _GatewayCall:
             UnsupportedOptionError: For a value that no gateway takes.
             ValueError: For several answers with tool calls, which no stream can carry.
         """
-        self._metadata = take_metadata(llm, options)
+        own = {name: options.pop(name, None) for name in GATEWAY_METADATA}
         self._requests = get_ordered_generation_requests(models, **options)
+        self._metadata = metadata_of(llm, own)
         self._client = llm.client
         self._is_own = isinstance(llm.client, _gptrouter.client.GatewayClient)
         self._failover = llm.failover

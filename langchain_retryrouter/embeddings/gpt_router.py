@@ -24,8 +24,8 @@ from tenacity import RetryCallState
 from langchain_retryrouter._gptrouter.client import GatewayClient
 from langchain_retryrouter._gptrouter.connection import (
     GatewayConnection,
+    metadata_of,
     retry_context,
-    take_metadata,
 )
 from langchain_retryrouter._gptrouter.protocol import malformed
 from langchain_retryrouter._retry.engine import Attempt, acall, call
@@ -73,8 +73,8 @@ class GPTRouterEmbeddings(GatewayConnection, Embeddings):
     """
 
     endpoint: Endpoint = Field(default="v1", validate_default=True)
-    """`v1` sends the list of models; `v2` the name of one model, and the gateway chooses
-    among its providers."""
+    """`v1` sends the list of models; `v2` the name of one model, whose provider the
+    gateway chooses."""
 
     allow_different_models: bool = Field(default=False, validate_default=True)
     """Whether the list may name different models, whose vectors cannot be compared."""
@@ -208,7 +208,7 @@ class _ChunkCall:
         ]
         self._count = len(texts)
         self._is_v2 = embeddings.endpoint == "v2"
-        self._metadata = take_metadata(embeddings, {})
+        self._metadata = metadata_of(embeddings, {})
         self._failover = embeddings.failover
 
     def route(self) -> str:
