@@ -17,7 +17,7 @@ from collections.abc import (
     Sequence,
 )
 from types import MappingProxyType
-from typing import Any, Final, NoReturn, TypeAlias
+from typing import Any, Final, NoReturn, TypeAlias, cast
 
 import urllib3
 from gpt_router.client import GPTRouterClient
@@ -43,8 +43,10 @@ from langchain_retryrouter._http.sse import EventTooLargeError, SSEParser
 from langchain_retryrouter._retry.clock import SystemTime
 from langchain_retryrouter._version import __version__
 from langchain_retryrouter.errors import (
+    SHORTEST_SECRET,
     RetryRouterError,
     UnsupportedOptionError,
+    mask,
 )
 from langchain_retryrouter.failures import FailureKind
 
@@ -90,9 +92,9 @@ class GatewayClient(GPTRouterClient):
         """Settings only: nothing is opened."""
         self.base_url = base_url
         self._secret = api_key if isinstance(api_key, SecretStr) else SecretStr(api_key)
-        # The SDK says `int`, the type of its default.
-        self.request_timeout: Timeout = request_timeout  # type: ignore[assignment]
-        self.stream_read_timeout: float | None = stream_read_timeout  # type: ignore[assignment]
+        # The SDK says `int`, the type of its default, for both.
+        self.request_timeout = cast("Any", request_timeout)
+        self.stream_read_timeout = cast("Any", stream_read_timeout)
         self.additional_metadata = additional_metadata
         root = base_url.rstrip("/").removesuffix("/api").rstrip("/")
         self._root = f"{root}/api"
@@ -133,7 +135,10 @@ class GatewayClient(GPTRouterClient):
             UnsupportedOptionError: For any other option.
         """
         payload = self._payload(
-            ordered_generation_requests, is_stream, model_router_metadata, options
+            ordered_generation_requests,
+            model_router_metadata,
+            options,
+            is_stream=is_stream,
         )
         if is_stream:
             return EventStream(self, _GENERATE, payload, timeout)
@@ -146,23 +151,27 @@ class GatewayClient(GPTRouterClient):
         is_stream: bool = False,
         model_router_metadata: GPTRouterMetadata | None = None,
         stop_stream_signal: asyncio.Event | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 - as in `generate`
         **options: Any,
     ) -> GatewayResponse | AsyncGenerator[GatewayEvent, None]:
         """Async variant of `generate`; a stream ends once the signal is set."""
+        limit = options.pop("timeout", None)
         payload = self._payload(
-            ordered_generation_requests, is_stream, model_router_metadata, options
+            ordered_generation_requests,
+            model_router_metadata,
+            options,
+            is_stream=is_stream,
         )
         if is_stream:
-            return self.aevents(_GENERATE, payload, timeout, stop_stream_signal)
-        return read_response(await self.apost(_GENERATE, payload, timeout))
+            return self.aevents(_GENERATE, payload, limit, stop_stream_signal)
+        return read_response(await self.apost(_GENERATE, payload, limit))
 
     def _payload(
         self,
         requests: Sequence[ModelGenerationRequest],
-        is_stream: bool,  # noqa: FBT001 - the SDK's own name and position
         metadata: GPTRouterMetadata | None,
         options: dict[str, Any],
+        *,
+        is_stream: bool,
     ) -> dict[str, Any]:
         payload: dict[str, Any] = {
             "stream": is_stream,
@@ -235,10 +244,10 @@ class GatewayClient(GPTRouterClient):
         self,
         path: str,
         payload: Mapping[str, Any],
-        timeout: float | None = None,  # noqa: ASYNC109 - a socket's timeout
+        limit: float | None = None,
     ) -> dict[str, Any] | None:
-        """Async variant of `post`."""
-        request = self.build_request(path, payload, timeout)
+        """Async variant of `post`; `limit` is its `timeout`."""
+        request = self.build_request(path, payload, limit)
         try:
             async with http.apost(**request) as response:
                 body = await http.aread_body(response)
@@ -256,11 +265,11 @@ class GatewayClient(GPTRouterClient):
         self,
         path: str,
         payload: Mapping[str, Any],
-        timeout: float | None = None,  # noqa: ASYNC109 - a socket's timeout
+        limit: float | None = None,
         stop_signal: asyncio.Event | None = None,
     ) -> AsyncGenerator[GatewayEvent, None]:
         """The events of one stream, `end` included; async variant of `EventStream`."""
-        request = self.build_request(path, payload, timeout, is_stream=True)
+        request = self.build_request(path, payload, limit, is_stream=True)
         try:
             async with http.apost(**request) as response:
                 if not _is_event_stream(response.status, response.headers):
@@ -297,7 +306,7 @@ class GatewayClient(GPTRouterClient):
         Raises:
             UnsupportedOptionError: If the payload cannot be written as JSON.
         """
-        limits = self.request_timeout
+        limits = cast("Timeout", self.request_timeout)
         connect, read = limits if isinstance(limits, tuple) else (limits, limits)
         if timeout is not None:
             connect = timeout if connect is None else min(connect, timeout)

@@ -353,10 +353,10 @@ class ChunkReader:
             served = {}
             if self._model or len(self._providers) == 1:
                 served = _served_by(self._model, self._providers)
-            chunk = _chunk(self._news({**served, "token_usage": usage or None}))
-            if "token_usage" in chunk.message.response_metadata:
-                chunk.message.usage_metadata = read_usage(usage)  # type: ignore[attr-defined]
-            return chunk
+            news = self._news({**served, "token_usage": usage or None})
+            if "token_usage" in news:
+                return _chunk(news, usage_metadata=read_usage(usage))
+            return _chunk(news)
         if event.event == "generation_source":
             source = {
                 "provider_id": data.get("providerId"),
@@ -373,9 +373,7 @@ class ChunkReader:
                 "id": self._id,
                 "retryrouter": attempt_log,
             }
-            chunk = _chunk(self._news(last))
-            chunk.message.chunk_position = "last"  # type: ignore[attr-defined]
-            return chunk
+            return _chunk(self._news(last), chunk_position="last")
         return None
 
     def _read_update(self, data: Mapping[str, Any]) -> ChatGenerationChunk | None:
@@ -415,9 +413,11 @@ def _chunk(
     extra: dict[str, Any] | None = None,
     calls: Sequence[CallPiece] = (),
     info: dict[str, Any] | None = None,
+    **optional: Any,
 ) -> ChatGenerationChunk:
     # To pass an empty list takes longer than to leave it out.
-    optional: dict[str, Any] = {"additional_kwargs": extra} if extra else {}
+    if extra:
+        optional["additional_kwargs"] = extra
     if calls:
         optional["tool_call_chunks"] = [
             tool_call_chunk(

@@ -504,6 +504,8 @@ _UNKNOWN_NAME: Final = re.compile(
     re.IGNORECASE,
 )
 _NOT_ACCEPTABLE: Final = 406
+_OPAQUE_STATUS: Final = 500
+_OPAQUE_BODY: Final = {"error": "Something went wrong"}
 
 
 def read_error_event(event: Mapping[str, Any]) -> RetryRouterError:
@@ -571,7 +573,7 @@ def is_from_stream(error: RetryRouterError) -> bool:
 
 def is_opaque(error: RetryRouterError) -> bool:
     """Whether the gateway hides a cause that it would tell in a stream."""
-    return error.status_code == 500 and error.body == {"error": "Something went wrong"}  # noqa: PLR2004 - the status names itself
+    return error.status_code == _OPAQUE_STATUS and error.body == _OPAQUE_BODY
 
 
 def _json_or_none(body: bytes) -> Any:

@@ -236,6 +236,14 @@ _sessions: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopSession] = 
 )
 
 
+@functools.cache
+def _aiohttp() -> Any:
+    """The package, loaded with the first async call: it takes 0.1 s."""
+    import aiohttp  # noqa: PLC0415
+
+    return aiohttp
+
+
 @contextlib.asynccontextmanager
 async def apost(
     origin: Origin,
@@ -247,8 +255,6 @@ async def apost(
     read: float | None,
 ) -> AsyncIterator[aiohttp.ClientResponse]:
     """Async variant of `post`; the response is closed when the `async with` ends."""
-    import aiohttp  # noqa: PLC0415 - loaded with the first async call, for 0.1 s
-
     current = await _session_of_loop()
     current.calls += 1
     try:
@@ -256,7 +262,7 @@ async def apost(
             url,
             headers=headers,
             data=body if len(body) <= _LARGE_BODY else io.BytesIO(body),
-            timeout=aiohttp.ClientTimeout(sock_connect=connect, sock_read=read),
+            timeout=_aiohttp().ClientTimeout(sock_connect=connect, sock_read=read),
             allow_redirects=False,
             proxy=origin.proxy,
             ssl=ssl_context() if origin.scheme == "https" else True,
@@ -280,8 +286,7 @@ async def _session_of_loop() -> _LoopSession:
     loop = asyncio.get_running_loop()
     current = _sessions.get(loop)
     if current is None:
-        import aiohttp  # noqa: PLC0415 - as in `apost`
-
+        aiohttp = _aiohttp()
         current = _sessions[loop] = _LoopSession(
             aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
@@ -297,7 +302,7 @@ async def _session_of_loop() -> _LoopSession:
         # `asyncio.run` calls, and the session with it.
         current.lifetime = _close_with_loop(current)
         await anext(current.lifetime)
-        for other in [one for one in _sessions.keys() if one.is_closed()]:  # noqa: SIM118 - a copy of weak references
+        for other in [one for one in list(_sessions) if one.is_closed()]:
             await _sessions.pop(other).session.close()
     return current
 
@@ -329,9 +334,7 @@ async def aread_body(response: aiohttp.ClientResponse) -> bytes:
 
 async def adrain(response: aiohttp.ClientResponse) -> None:
     """Async variant of `drain`."""
-    import aiohttp  # noqa: PLC0415 - as in `apost`
-
-    with contextlib.suppress(aiohttp.ClientError, OSError):
+    with contextlib.suppress(_aiohttp().ClientError, OSError):
         async with asyncio.timeout(_DRAIN_SECONDS):
             while await response.content.readany():
                 pass

@@ -330,7 +330,8 @@ class GPTRouter(GatewayConnection, RetryVisibleChatModel):
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None,
-        stream: bool | None = None,  # noqa: FBT001 - langchain-community's signature
+        *,
+        stream: bool | None = None,
         **kwargs: Any,
     ) -> ChatResult:
         if self.streaming if stream is None else stream:
@@ -351,7 +352,8 @@ class GPTRouter(GatewayConnection, RetryVisibleChatModel):
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        stream: bool | None = None,  # noqa: FBT001 - langchain-community's signature
+        *,
+        stream: bool | None = None,
         **kwargs: Any,
     ) -> ChatResult:
         if self.streaming if stream is None else stream:

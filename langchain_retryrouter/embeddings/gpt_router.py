@@ -111,7 +111,7 @@ class GPTRouterEmbeddings(GatewayConnection, Embeddings):
 
     @field_validator("allow_different_models")
     @classmethod
-    def _check_models(cls, value: bool, info: ValidationInfo) -> bool:  # noqa: FBT001 - pydantic's call
+    def _check_models(cls, value: Any, info: ValidationInfo) -> Any:
         names = {m.name: None for m in info.data.get("models_priority_list", [])}
         if len(names) > 1 and not value:
             told = ", ".join(map(repr, names))
@@ -198,7 +198,8 @@ class _ChunkCall:
     def __init__(self, embeddings: GPTRouterEmbeddings, texts: Sequence[str]) -> None:
         """Nothing is sent yet."""
         self._client: GatewayClient = embeddings.client
-        self._requests = [
+        # The SDK's types have no annotations that would say anything.
+        self._requests: list[Any] = [
             ModelRouterEmbeddingsGenerationRequest(
                 model_name=model.name,
                 model_provider=model.provider_name,
@@ -218,7 +219,7 @@ class _ChunkCall:
         """
         first = self._requests[0]
         if self._is_v2:
-            return first.model_name
+            return str(first.model_name)
         return f"{first.model_provider}/{first.model_name}"
 
     def on_failure(self, _error: RetryRouterError) -> None:
@@ -277,7 +278,7 @@ class _ChunkCall:
             path = "/v1/generate/embeddings"
             payload = {
                 "data": [
-                    {**request.model_dump(), "order": order}  # type: ignore[no-untyped-call]
+                    {**request.model_dump(), "order": order}
                     for order, request in enumerate(self._requests, start=1)
                 ]
             }
