@@ -330,8 +330,7 @@ class GPTRouter(GatewayConnection, RetryVisibleChatModel):
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None,
-        *,
-        stream: bool | None = None,
+        stream: bool | None = None,  # noqa: FBT001 - langchain-community's signature
         **kwargs: Any,
     ) -> ChatResult:
         if self.streaming if stream is None else stream:
@@ -352,8 +351,7 @@ class GPTRouter(GatewayConnection, RetryVisibleChatModel):
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        *,
-        stream: bool | None = None,
+        stream: bool | None = None,  # noqa: FBT001 - langchain-community's signature
         **kwargs: Any,
     ) -> ChatResult:
         if self.streaming if stream is None else stream:
