@@ -137,7 +137,7 @@ def test_several_prompts_are_answered_each(
 
 def test_too_few_answers_are_an_error(twin: Twin, new_llm: NewLLM) -> None:
     """LiteLLM's simulation answers one of two prompts, which is not a result."""
-    with pytest.raises(MalformedResponseError, match="1 choices where 2 were due"):
+    with pytest.raises(MalformedResponseError, match="1 choices, 2 expected"):
         twin.generate(new_llm(OpenAI, "well"), ["a", "b"])
 
 
