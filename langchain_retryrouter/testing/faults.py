@@ -24,12 +24,12 @@ from langchain_retryrouter.testing.responses import (
     WITHOUT_BODY,
     BodyResponse,
     CallPlace,
-    Completion,
     Delivery,
     Ending,
     FunctionCall,
     Headers,
     Pause,
+    ResolvedAnswer,
     Response,
     StreamResponse,
     Text,
@@ -94,21 +94,21 @@ class Answer(Step):
     def deliver(self, exchange: Exchange) -> Delivery:
         """Send all of it."""
         if self.has_content:
-            completion = self.complete(exchange.seen_by_model())
-            return _send(exchange.healthy(completion), exchange)
+            answer = self.resolve(exchange.seen_by_model())
+            return _send(exchange.healthy(answer), exchange)
         if self is HEALTHY:  # by far the most frequent step
             return _send(exchange.healthy(), exchange)
         values = {field: getattr(self, field.name) for field in fields(self)}
         given = {f.name: value for f, value in values.items() if value != f.default}
-        completion = replace(exchange.completion(), **given)
-        return _send(exchange.healthy(completion), exchange)
+        answer = replace(exchange.own_answer(), **given)
+        return _send(exchange.healthy(answer), exchange)
 
     @property
     def has_content(self) -> bool:
         """Whether this answer says something itself."""
         return self.text is not None or bool(self.tool_calls or self.function_call)
 
-    def complete(self, request: RecordedRequest) -> Completion:
+    def resolve(self, request: RecordedRequest) -> ResolvedAnswer:
         """This answer to `request`, with all that is not given made up."""
         finish_reason = self.finish_reason
         if finish_reason is UNSET:
@@ -116,7 +116,7 @@ class Answer(Step):
             if self.function_call:
                 finish_reason = "function_call"
         text = self.text(request) if callable(self.text) else self.text or ""
-        return Completion(
+        return ResolvedAnswer(
             text,
             self.tool_calls,
             self.function_call,
@@ -399,7 +399,7 @@ class ErrorEvent(_CheckedStep):
         if not exchange.request.streaming or exchange.fixed:
             return _send(exchange.unstreamed_error(*error), exchange)
         # A request that fails before the first event is not shown to the model.
-        stream = exchange.healthy(None if self.after else Completion())
+        stream = exchange.healthy(None if self.after else ResolvedAnswer())
         before, _ = _split(stream, self.after, self, exchange)
         event = exchange.error_event(*error, self.after)
         return _end((*before, chunk(event) + LAST_CHUNK), exchange)
@@ -445,8 +445,8 @@ class SplitCharacter(_CheckedStep):
 
     def deliver(self, exchange: Exchange) -> Delivery:
         """Send all of it."""
-        completion = Answer(self.text).complete(exchange.seen_by_model())
-        response = exchange.healthy(completion)
+        answer = Answer(self.text).resolve(exchange.seen_by_model())
+        response = exchange.healthy(answer)
         close = _closes(exchange, response)
         if isinstance(response, BodyResponse):
             head = chunked_head(response.status, response.headers, close=close)

@@ -21,8 +21,8 @@ from langchain_retryrouter.testing.requests import Exchange, RecordedRequest, St
 from langchain_retryrouter.testing.responses import (
     JSON_HEADERS,
     BodyResponse,
-    Completion,
     Delta,
+    ResolvedAnswer,
     Response,
     StreamResponse,
     compact_json,
@@ -195,50 +195,48 @@ class GPTRouterExchange(Exchange):
         choices = [{"embedding": stub_embedding(text)} for text in texts]
         return BodyResponse(200, _HEADERS, compact_json({"choices": choices}))
 
-    def respond(self, completion: Completion) -> Response:
-        """The healthy response that says `completion`, in its provider's form."""
+    def respond(self, answer: ResolvedAnswer) -> Response:
+        """The healthy response that says `answer`, in its provider's form."""
         if self.request.streaming:
-            return self._stream(completion)
-        provider, model, provider_id, model_id = self._source(completion.model)
-        usage = sorted(completion.usage.as_dict().items()) if completion.usage else ()
+            return self._stream(answer)
+        provider, model, provider_id, model_id = self._source(answer.model)
+        usage = sorted(answer.usage.as_dict().items()) if answer.usage else ()
         result: dict[str, Any] = {
-            "id": self._id(completion),
+            "id": self._id(answer),
             "choices": [
-                _choice(index, completion, has_role=self._is_chat(provider))
-                for index in range(completion.choices)
+                _choice(index, answer, has_role=self._is_chat(provider))
+                for index in range(answer.choices)
             ],
             "model": model,
             "providerId": provider_id,
             "modelId": model_id,
             "meta": {"usage": dict(usage)} if usage else {},
         }
-        if completion.citations:
-            result["citations"] = list(completion.citations)
+        if answer.citations:
+            result["citations"] = list(answer.citations)
         return BodyResponse(200, _HEADERS, compact_json(result))
 
-    def _stream(self, completion: Completion) -> StreamResponse:
-        provider, model, provider_id, model_id = self._source(completion.model)
-        deltas = list(completion.deltas())
+    def _stream(self, answer: ResolvedAnswer) -> StreamResponse:
+        provider, model, provider_id, model_id = self._source(answer.model)
+        deltas = list(answer.deltas())
         meta: dict[str, Any] = {"text": "".join(delta.text for delta in deltas)}
         opening: list[dict[str, Any]] = []
         finish: list[dict[str, Any]] = []
         if self._is_chat(provider):
             events = [_chat_update(delta) for delta in deltas]
-            opening = [{"text": "", "finish_reason": None}] * completion.choices
-            if completion.finish_reason:
-                last = {"text": "", "finish_reason": completion.finish_reason}
-                finish = [last] * completion.choices
+            opening = [{"text": "", "finish_reason": None}] * answer.choices
+            if answer.finish_reason:
+                last = {"text": "", "finish_reason": answer.finish_reason}
+                finish = [last] * answer.choices
             if provider != _AZURE:
                 meta["model"] = model
         else:
             # No finish reason comes out of a stream of a completion model.
             texts = [delta.text for delta in deltas if delta.text]
             events = [{"text": text, "model": model} for text in texts]
-        if completion.usage and provider != "openai":
-            meta["usage"] = completion.usage.as_dict()
-        updates = [
-            self._updates(completion, kind) for kind in (opening, events, finish)
-        ]
+        if answer.usage and provider != "openai":
+            meta["usage"] = answer.usage.as_dict()
+        updates = [self._updates(answer, kind) for kind in (opening, events, finish)]
         source = {"modelId": model_id, "providerId": provider_id}
         if provider == _AZURE:
             # Azure's results of the prompt's filter: a chunk without choices.
@@ -259,9 +257,9 @@ class GPTRouterExchange(Exchange):
         )
 
     def _updates(
-        self, completion: Completion, updates: list[dict[str, Any]]
+        self, answer: ResolvedAnswer, updates: list[dict[str, Any]]
     ) -> tuple[bytes, ...]:
-        id_ = self._id(completion)
+        id_ = self._id(answer)
         return tuple(
             sse({"id": id_, "event": "update", "data": data}) for data in updates
         )
@@ -271,8 +269,8 @@ class GPTRouterExchange(Exchange):
             return provider not in {*_COMPLETION_PROVIDERS, _COHERE}
         return provider != "openai"
 
-    def _id(self, completion: Completion) -> str:
-        return completion.id or f"chatcmpl-stub{self.request.number:06d}"
+    def _id(self, answer: ResolvedAnswer) -> str:
+        return answer.id or f"chatcmpl-stub{self.request.number:06d}"
 
     def _source(self, answering: str | None) -> tuple[str, str, str, str]:
         """Provider and model that answer: their names, then their ids."""
@@ -334,25 +332,25 @@ class GPTRouterExchange(Exchange):
         return compact_json({"error": message} | ({"code": code} if code else {}))
 
 
-def _choice(index: int, completion: Completion, *, has_role: bool) -> dict[str, Any]:
+def _choice(index: int, answer: ResolvedAnswer, *, has_role: bool) -> dict[str, Any]:
     choice: dict[str, Any] = {
         "index": index,
-        "text": completion.whole_text,
+        "text": answer.whole_text,
         # The server makes a text of what its provider leaves out.
-        "finish_reason": completion.finish_reason or "",
+        "finish_reason": answer.finish_reason or "",
     }
     if has_role:
         choice["role"] = "assistant"
     # Without streaming the server drops tool calls, unless the test places them.
-    call = completion.function_call
-    if completion.unstreamed_calls == "function_call" and completion.tool_calls:
-        call = completion.tool_calls[0]
+    call = answer.function_call
+    if answer.unstreamed_calls == "function_call" and answer.tool_calls:
+        call = answer.tool_calls[0]
     if call is not None:
         choice["function_call"] = call.as_dict()
-    if completion.unstreamed_calls == "tool_calls":
-        choice["tool_calls"] = [one.as_tool_dict() for one in completion.tool_calls]
-    if completion.choice_citations:
-        choice["citations"] = list(completion.choice_citations)
+    if answer.unstreamed_calls == "tool_calls":
+        choice["tool_calls"] = [one.as_tool_dict() for one in answer.tool_calls]
+    if answer.choice_citations:
+        choice["citations"] = list(answer.choice_citations)
     return choice
 
 

@@ -10,9 +10,9 @@ from langchain_retryrouter.testing.requests import Exchange, Step
 from langchain_retryrouter.testing.responses import (
     JSON_HEADERS,
     BodyResponse,
-    Completion,
     Delta,
     Headers,
+    ResolvedAnswer,
     Response,
     StreamResponse,
     compact_json,
@@ -97,29 +97,28 @@ class OpenAIExchange(Exchange):
         name = "apim-request-id" if self.request.deployment else "x-request-id"
         return ((name, f"req_{self.request.number:06d}"),)
 
-    def respond(self, completion: Completion) -> Response:
-        """The healthy response that says `completion`, at the endpoint asked."""
+    def respond(self, answer: ResolvedAnswer) -> Response:
+        """The healthy response that says `answer`, at the endpoint asked."""
         if self.request.streaming:
-            return self._stream(completion)
+            return self._stream(answer)
         logprobs = self.request.parameters.get("logprobs")
         make_choice = _chat_choice if self._is_chat else _text_choice
         kind = "chat.completion" if self._is_chat else "text_completion"
-        result = self._frame(completion, kind)
+        result = self._frame(answer, kind)
         result["choices"] = [
-            make_choice(index, completion, logprobs)
-            for index in range(completion.choices)
+            make_choice(index, answer, logprobs) for index in range(answer.choices)
         ]
-        if completion.usage:
-            result["usage"] = completion.usage.as_dict()
+        if answer.usage:
+            result["usage"] = answer.usage.as_dict()
         if self.request.deployment:
             result |= _PROMPT_FILTER_RESULTS
         headers = JSON_HEADERS + self._request_id
         return BodyResponse(200, headers, compact_json(result))
 
-    def _stream(self, completion: Completion) -> StreamResponse:
+    def _stream(self, answer: ResolvedAnswer) -> StreamResponse:
         parameters, is_chat = self.request.parameters, self._is_chat
         kind = "chat.completion.chunk" if is_chat else "text_completion"
-        frame = self._frame(completion, kind)
+        frame = self._frame(answer, kind)
         options = parameters.get("stream_options") or {}
         with_usage = bool(options.get("include_usage"))
         no_usage_yet = {"usage": None} if with_usage else {}
@@ -128,7 +127,7 @@ class OpenAIExchange(Exchange):
             whole = {"index": index, "logprobs": None, "finish_reason": None, **choice}
             return sse(frame | {"choices": [whole]} | no_usage_yet)
 
-        indexes = range(completion.choices)
+        indexes = range(answer.choices)
         opening: list[bytes] = []
         if self.request.deployment:
             opening.append(sse(_AZURE_OPENING | _PROMPT_FILTER_RESULTS))
@@ -139,14 +138,14 @@ class OpenAIExchange(Exchange):
         logprobs = parameters.get("logprobs")
         events = [
             event(delta.choice, **make_delta(delta, logprobs))
-            for delta in completion.deltas()
+            for delta in answer.deltas()
         ]
         closing: list[bytes] = []
-        if (reason := completion.finish_reason) is not None:
+        if (reason := answer.finish_reason) is not None:
             empty: dict[str, Any] = {"delta": {}} if is_chat else {"text": ""}
             closing = [event(i, finish_reason=reason, **empty) for i in indexes]
-        if with_usage and completion.usage:
-            usage = completion.usage.as_dict()
+        if with_usage and answer.usage:
+            usage = answer.usage.as_dict()
             closing.append(sse(frame | {"choices": [], "usage": usage}))
         return StreamResponse(
             headers=(
@@ -159,13 +158,13 @@ class OpenAIExchange(Exchange):
             last_frame=b"data: [DONE]\n\n",
         )
 
-    def _frame(self, completion: Completion, kind: str) -> dict[str, Any]:
+    def _frame(self, answer: ResolvedAnswer, kind: str) -> dict[str, Any]:
         prefix, number = "chatcmpl" if self._is_chat else "cmpl", self.request.number
         return {
-            "id": completion.id or f"{prefix}-stub{number:06d}",
+            "id": answer.id or f"{prefix}-stub{number:06d}",
             "object": kind,
             "created": _FIRST_CREATED + number,
-            "model": completion.model or self.request.model,
+            "model": answer.model or self.request.model,
             "system_fingerprint": "fp_stub",
         }
 
@@ -212,7 +211,9 @@ def _error(status: int, code: str | None, message: str | None) -> dict[str, Any]
     }
 
 
-def _chat_choice(index: int, answer: Completion, logprobs: object) -> dict[str, Any]:
+def _chat_choice(
+    index: int, answer: ResolvedAnswer, logprobs: object
+) -> dict[str, Any]:
     has_calls = bool(answer.tool_calls or answer.function_call)
     text = answer.whole_text
     content = None if has_calls and not text else text
@@ -229,7 +230,9 @@ def _chat_choice(index: int, answer: Completion, logprobs: object) -> dict[str, 
     }
 
 
-def _text_choice(index: int, answer: Completion, logprobs: object) -> dict[str, Any]:
+def _text_choice(
+    index: int, answer: ResolvedAnswer, logprobs: object
+) -> dict[str, Any]:
     deltas = [delta for delta in answer.deltas() if delta.choice == index]
     return {
         "text": answer.whole_text,

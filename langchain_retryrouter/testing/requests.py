@@ -19,9 +19,9 @@ from typing import Any, Literal, TypeAlias
 
 from langchain_retryrouter.testing.responses import (
     BodyResponse,
-    Completion,
     Delivery,
     Outcome,
+    ResolvedAnswer,
     Response,
 )
 
@@ -207,19 +207,19 @@ class Exchange(ABC):
     """One request, and the responses to it in the protocol that it speaks."""
 
     request: RecordedRequest
-    answer: Callable[[RecordedRequest], Completion]
+    make_answer: Callable[[RecordedRequest], ResolvedAnswer]
     """The gateway's own answer to a request."""
     fixed: BodyResponse | None = None
     """The answer of a path that `FaultyGateway.respond` has set."""
 
-    def completion(self) -> Completion:
+    def own_answer(self) -> ResolvedAnswer:
         """The gateway's own answer, given what of the request reaches the model."""
-        return self.answer(self.seen_by_model())
+        return self.make_answer(self.seen_by_model())
 
-    def healthy(self, completion: Completion | None = None) -> Response:
-        """The healthy response: this completion, or else the gateway's own answer."""
+    def healthy(self, answer: ResolvedAnswer | None = None) -> Response:
+        """The healthy response: this answer, or else the gateway's own one."""
         other = self.fixed or self.embeddings()
-        return other or self.respond(completion or self.completion())
+        return other or self.respond(answer or self.own_answer())
 
     def seen_by_model(self) -> RecordedRequest:
         """What of the request reaches the model that answers: all of it."""
@@ -242,8 +242,8 @@ class Exchange(ABC):
         """The step for a request that the server itself refuses; None if it is fine."""
 
     @abstractmethod
-    def respond(self, completion: Completion) -> Response:
-        """The healthy response that says `completion`."""
+    def respond(self, answer: ResolvedAnswer) -> Response:
+        """The healthy response that says `answer`."""
 
     @abstractmethod
     def error(

@@ -1,6 +1,6 @@
 """What a provider says, and the bytes in which HTTP carries it: pure functions.
 
-The first half is content (`Completion`), which knows no protocol. The second half is
+The first half is content (`ResolvedAnswer`), without a protocol. The second half is
 framing: JSON, server-sent events, heads and chunks. `gptrouter_api.py` and
 `openai_api.py` make the second out of the first.
 """
@@ -106,8 +106,8 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
-    """A healthy answer: the same content in each of its choices."""
+class ResolvedAnswer:
+    """A healthy answer with nothing left open: the content of each of its choices."""
 
     text: Text = ""
     tool_calls: tuple[ToolCall, ...] = ()

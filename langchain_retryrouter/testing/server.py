@@ -37,11 +37,11 @@ from langchain_retryrouter.testing.requests import (
 from langchain_retryrouter.testing.responses import (
     JSON_HEADERS,
     BodyResponse,
-    Completion,
     Delivery,
     Ending,
     Outcome,
     Pause,
+    ResolvedAnswer,
     compact_json,
 )
 
@@ -559,16 +559,16 @@ class FaultyGateway:
 
     def _exchange(self, request: RecordedRequest) -> Exchange:
         fixed = self._fixed.get(request.path)
-        return _EXCHANGES[request.protocol](request, self._complete, fixed)
+        return _EXCHANGES[request.protocol](request, self._own_answer, fixed)
 
-    def _complete(self, request: RecordedRequest) -> Completion:
+    def _own_answer(self, request: RecordedRequest) -> ResolvedAnswer:
         """The gateway's own answer."""
         answer = self._answer
         if not isinstance(answer, Answer):
             answer = answer(request)
         if not answer.has_content:
             answer = replace(answer, text=stub_text(request))
-        return answer.complete(request)
+        return answer.resolve(request)
 
     def _refusal(self, exchange: Exchange) -> Step | None:
         if exchange.request.endpoint is None and not exchange.fixed:
