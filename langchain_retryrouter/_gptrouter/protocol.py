@@ -494,6 +494,8 @@ _KNOWN_MESSAGES: Final = (
         re.compile(r"^(provider|model) with (name|id) .* does not exist"),
         FailureKind.NOT_FOUND,
     ),
+    # Another model of the list may stream; this one never will.
+    (re.compile(r"^stream not supported for provider"), FailureKind.NOT_FOUND),
     (re.compile(r"^no models available"), FailureKind.UNAVAILABLE),
     (re.compile(r'^\[\s*\{.*"path"', re.DOTALL), FailureKind.INVALID_REQUEST),
 )

@@ -356,3 +356,50 @@ async def test_a_cancelled_close_hangs_up_all_the_same(
         await task
 
     await gateway.await_for(lambda gateway: gateway.open_connections == 0, timeout=2)
+
+
+# --- closed by hand ---
+
+
+def test_close_lets_go_of_idle_connections(
+    new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """After `close` or a `with` no connection is open; the model is usable."""
+    with new_llm() as llm:
+        llm.invoke("hi")
+    gateway.wait_for(lambda gateway: gateway.open_connections == 0, timeout=2)
+
+    assert llm.invoke("hi").content == STUB_TEXT
+
+    llm.close()
+    gateway.wait_for(lambda gateway: gateway.open_connections == 0, timeout=2)
+
+
+async def test_aclose_lets_go_of_idle_connections(
+    new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """So it is for `aclose` and `async with`, within the running event loop."""
+    async with new_llm() as llm:
+        await llm.ainvoke("hi")
+    await gateway.await_for(lambda gateway: gateway.open_connections == 0, timeout=2)
+
+    assert (await llm.ainvoke("hi")).content == STUB_TEXT
+
+    await llm.aclose()
+    await gateway.await_for(lambda gateway: gateway.open_connections == 0, timeout=2)
+
+
+async def test_a_close_leaves_calls_under_way_alone(
+    new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """A stream of another model goes on, and its connection is closed after it."""
+    gateway.always(Stall(after=1, seconds=0.2))
+    stream: Any = new_llm().astream("hi")
+    first = await anext(stream)
+
+    async with new_llm():
+        pass
+    text = first.content + "".join([chunk.content async for chunk in stream])
+
+    assert text == STUB_TEXT
+    await gateway.await_for(lambda gateway: gateway.open_connections == 0, timeout=2)

@@ -13,6 +13,8 @@ from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from tenacity import RetryCallState
 
 from langchain_retryrouter import (
+    APIConnectionError,
+    GPTRouterModel,
     MalformedResponseError,
     RateLimitError,
     ServerError,
@@ -21,6 +23,7 @@ from langchain_retryrouter import (
 )
 from langchain_retryrouter.chat_models import gpt_router
 from langchain_retryrouter.testing import (
+    STUB_TEXT,
     Answer,
     Body,
     Cut,
@@ -271,3 +274,86 @@ def test_k6_no_content_is_a_clear_error(
 
     with pytest.raises(MalformedResponseError, match=r"no answer|no body"):
         twin.invoke(llm, "hi")
+
+
+# --- what the real gateway showed ---
+
+
+def test_half_an_answer_behind_azure_is_an_error(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """Azure's first update has no `finish_reason` key, and finishes nothing."""
+    gateway.always(
+        event_stream(
+            'data: {"event":"update","data":{"text":""}}',
+            update("Pay 100"),
+            END,
+        )
+    )
+
+    with pytest.raises(StreamInterruptedError) as caught:
+        twin.stream(new_llm(), "hi")
+
+    assert caught.value.delivered == "Pay 100"
+
+
+def test_a_completion_model_names_itself_and_its_provider(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """An update with `model` is a completion model's: finished, and named."""
+    gateway.always(
+        event_stream(
+            'data: {"event":"update","data":{"text":"Hi","model":"claude-2.1"}}',
+            'data: {"event":"meta","data":{"text":"Hi"}}',
+            END,
+        )
+    )
+    models = [GPT_4, GPTRouterModel(name="claude-2", provider_name="anthropic")]
+    llm = new_llm(models_priority_list=models)
+
+    chunks = twin.stream(llm, "hi")
+    metadata = {}
+    for chunk in chunks:
+        metadata |= chunk.response_metadata
+
+    assert text_of(chunks) == "Hi"
+    assert metadata["model_name"] == "claude-2.1"
+    assert metadata["provider_name"] == "anthropic"
+
+
+def test_an_empty_finish_reason_is_none(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """The gateway writes a provider's null as an empty text; it is not handed on."""
+    body = {"choices": [{"index": 0, "text": "Hi", "finish_reason": ""}]}
+    gateway.respond("/api/v1/generate", body)
+
+    message = twin.invoke(new_llm(), "hi")
+
+    assert message.content == "Hi"
+    assert "finish_reason" not in message.response_metadata
+
+
+def test_a_provider_that_cannot_stream_is_left(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """A provider without streams is asked once, and the list's next model answers."""
+    cohere = GPTRouterModel(name="command", provider_name="cohere")
+    chunks = twin.stream(new_llm(models_priority_list=[cohere, GPT_4]), "hi")
+
+    assert text_of(chunks) == STUB_TEXT
+    asked = [len(request.payload["data"]) for request in gateway.requests]
+    assert asked == [2, 1]
+
+
+def test_no_connection_is_told_without_the_objects_of_a_library(
+    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
+) -> None:
+    """The message says what the system said, and names no class."""
+    gateway.stop()
+
+    with pytest.raises(APIConnectionError, match="no connection to the gateway") as e:
+        twin.invoke(new_llm(max_retries=0), "hi")
+
+    assert "HTTPConnection" not in str(e.value)
+    assert "refused" in str(e.value) or "Connect" in str(e.value)
