@@ -538,7 +538,13 @@ class RoutedCallState(CallState):
         if position is None:
             return False
         self.position = position
+        self._breaker = self._doors[position].breaker
         return True
+
+    def skip_refused(self) -> None:
+        """Pass by routes whose breakers are open, if there is one that is not."""
+        while self._is_closed(self.position) and self._next_open() is not None:
+            self._pass_by(self._doors[self.position])
 
     def _next_open(self) -> int | None:
         """The next route that lets through, and may be asked once more."""

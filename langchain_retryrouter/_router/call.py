@@ -18,6 +18,7 @@ from typing import Any, Final, Generic, NamedTuple, Self, TypeVar
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.rate_limiters import BaseRateLimiter
 
 from langchain_retryrouter._providers.errors import name_failure
 from langchain_retryrouter._providers.finish_reasons import (
@@ -54,6 +55,7 @@ _LOGGED: Final = frozenset(
 """Failures that need a human: a silent failover would hide them."""
 
 _NO_INFO: Final = ChunkInfo()
+_LIMITER_INTERVAL: Final = 0.1  # Seconds between two questions to a rate limiter.
 
 
 class StreamEvent(NamedTuple):
@@ -399,20 +401,90 @@ def _held(check: StreamCheck) -> list[StreamEvent]:
     return [StreamEvent(chunk, _NO_INFO) for chunk in check.release()]
 
 
+class RouteRateLimiter:
+    """Waits for the rate limiter of the route that is asked next.
+
+    The engine asks it before an attempt and its time limit begin. If a route would have
+    to be waited for longer than `failover_after_wait`, the next route is asked.
+    """
+
+    def __init__(
+        self, routes: list[Route], call_state: RoutedCallState, clock: Clock
+    ) -> None:
+        """For one call."""
+        self._routes = routes
+        self._state = call_state
+        self._clock = clock
+        self._waits_since: float | None = None
+
+    def acquire(self, *, blocking: bool = True) -> bool:
+        """Whether the next attempt may be sent: now, or when the wait is over."""
+        while (limiter := self._limiter()) is not None:
+            if len(self._routes) == 1 and blocking:
+                return limiter.acquire(blocking=True)
+            if limiter.acquire(blocking=False):
+                break
+            if not self._fails_over() and not blocking:
+                return False
+            if blocking:
+                self._clock.sleep(_LIMITER_INTERVAL)
+        self._waits_since = None
+        return True
+
+    async def aacquire(self, *, blocking: bool = True) -> bool:
+        """Async variant of `acquire`."""
+        while (limiter := self._limiter()) is not None:
+            if len(self._routes) == 1 and blocking:
+                return await limiter.aacquire(blocking=True)
+            if await limiter.aacquire(blocking=False):
+                break
+            if not self._fails_over() and not blocking:
+                return False
+            if blocking:
+                await self._clock.asleep(_LIMITER_INTERVAL)
+        self._waits_since = None
+        return True
+
+    def _limiter(self) -> BaseRateLimiter | None:
+        self._state.skip_refused()
+        return self._routes[self._state.position].model.rate_limiter
+
+    def _fails_over(self) -> bool:
+        """Whether the wait has been too long, and another route is asked instead."""
+        now = self._clock.monotonic()
+        if self._waits_since is None:
+            self._waits_since = now
+        if now - self._waits_since < self._state.policy.failover_after_wait:
+            return False
+        self._waits_since = None
+        return self._state.go_on()
+
+
 class _Hedge(Generic[S]):
     """How a race of two attempts of one call begins and ends."""
 
     def __init__(
-        self, after: float, state: RoutedCallState, open_second: Callable[[int], S]
+        self,
+        after: float,
+        routes: list[Route],
+        state: RoutedCallState,
+        open_second: Callable[[int], S],
     ) -> None:
         self.after = after
+        self._routes = routes
         self._state = state
         self._open_second = open_second
 
     def begin(self) -> S | None:
-        """The second stream, opened; None if no other route may be asked."""
+        """The second stream, opened; None if no other route may be asked now."""
         position = self._state.hedge()
-        return None if position is None else self._open_second(position)
+        if position is None:
+            return None
+        limiter = self._routes[position].model.rate_limiter
+        if limiter is not None and not limiter.acquire(blocking=False):
+            self._state.settle_hedge(has_won=False)
+            return None
+        return self._open_second(position)
 
     def settle(self, *, has_won: bool, error: RetryRouterError | None) -> None:
         """Which attempt continues, and how the other one failed, if it did."""
@@ -440,7 +512,9 @@ class RouterCall(BaseRouterCall):
         del attempt
         events = _GeneratorSource(self._events(self._begin()))
         if self.hedge_after is not None:
-            hedge = _Hedge(self.hedge_after, self._state, self._connect_second)
+            hedge = _Hedge(
+                self.hedge_after, self._routes, self._state, self._connect_second
+            )
             return HedgedSource(events, hedge, _wins_race)
         return events
 
@@ -476,7 +550,9 @@ class AsyncRouterCall(BaseRouterCall):
         del attempt
         events = _AsyncGeneratorSource(self._events(self._begin()))
         if self.hedge_after is not None:
-            hedge = _Hedge(self.hedge_after, self._state, self._connect_second)
+            hedge = _Hedge(
+                self.hedge_after, self._routes, self._state, self._connect_second
+            )
             return AHedgedSource(events, hedge, _wins_race)
         return events
 

@@ -3,8 +3,8 @@
 A route's model is called below its public methods, by LangChain's extension points
 `_generate`, `_agenerate`, `_stream` and `_astream`: the run that tracers and callbacks
 see, and that tokens are counted for, is the router's. What LangChain does around these
-methods for each attempt is done here: the model's own cache, its rate limiter, and
-`streaming=True`. Next to read: `call`, which makes the attempts.
+methods for each attempt is done here: the model's own cache, and `streaming=True`. Next
+to read: `call`, which makes the attempts, and waits for the model's rate limiter.
 """
 
 from __future__ import annotations
@@ -227,15 +227,13 @@ class Route(BaseModel):
         stop: list[str] | None,
         options: dict[str, Any],
     ) -> ChatResult:
-        """The model's answer, through its own cache and rate limiter."""
+        """The model's answer, through its own cache."""
         options = self._options(stop, options)
         entry = self._cache_entry(messages, options)
         if entry is not None:
             hit = entry.cache.lookup(entry.prompt, entry.model)
             if hit is not None:
                 return ChatResult(generations=_copied(hit))
-        if self.model.rate_limiter is not None:
-            self.model.rate_limiter.acquire(blocking=True)
         if self._answers_by_stream(options, is_async=False):
             result = generate_from_stream(self._chunks(messages, options))
         else:
@@ -258,8 +256,6 @@ class Route(BaseModel):
             hit = await entry.cache.alookup(entry.prompt, entry.model)
             if hit is not None:
                 return ChatResult(generations=_copied(hit))
-        if self.model.rate_limiter is not None:
-            await self.model.rate_limiter.aacquire(blocking=True)
         if self._answers_by_stream(options, is_async=True):
             result = await agenerate_from_stream(self._achunks(messages, options))
         else:
@@ -280,8 +276,6 @@ class Route(BaseModel):
         if not self._can_stream(options, is_async=False):
             return _as_chunks(lambda: self.generate(messages, stop, options))
         options = self._options(stop, options)
-        if self.model.rate_limiter is not None:
-            self.model.rate_limiter.acquire(blocking=True)
         return self._chunks(messages, options)
 
     async def astream(
@@ -295,8 +289,6 @@ class Route(BaseModel):
             result = await self.agenerate(messages, stop, options)
             return _as_async_chunks(result)
         options = self._options(stop, options)
-        if self.model.rate_limiter is not None:
-            await self.model.rate_limiter.aacquire(blocking=True)
         return self._achunks(messages, options)
 
     def _chunks(

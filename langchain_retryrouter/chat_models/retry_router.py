@@ -53,6 +53,7 @@ from langchain_retryrouter._retry.streaming import astream, stream
 from langchain_retryrouter._router.call import (
     AsyncRouterCall,
     ModelRequest,
+    RouteRateLimiter,
     RouterCall,
     info_of,
 )
@@ -416,6 +417,11 @@ class RetryRouter(RetryVisibleChatModel):
             clock=clock,
             on_failure=router_call.on_failure,
             action=self._action_for,
+            rate_limiter=(
+                RouteRateLimiter(routes, call_state, clock)
+                if any(route.model.rate_limiter for route in routes)
+                else None
+            ),
             is_buffered=self.stream_recovery == "buffer",
         )
         router_call.hedge_after = self.hedge_after

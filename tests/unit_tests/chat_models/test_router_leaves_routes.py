@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 import pytest
+from langchain_core.rate_limiters import BaseRateLimiter
 
 from langchain_retryrouter import (
     APIConnectionError,
@@ -24,6 +25,7 @@ from langchain_retryrouter.testing import (
     FakeClock,
     FaultyGateway,
     Silence,
+    SlowFirstToken,
     Status,
 )
 from tests.unit_tests.conftest import Twin
@@ -407,3 +409,98 @@ def test_a_function_must_return_an_action(
     primary.always(Status(503))
     with pytest.raises(ValueError, match="'next' is not a valid FailureAction"):
         twin.invoke(new_router(failover_on=lambda _: "next"), "hi")
+
+
+# --- rate limiters of routes ---
+
+
+class Gate(BaseRateLimiter):
+    """Admits one request at a given time, and refuses before."""
+
+    def __init__(self, clock: FakeClock, opens: float) -> None:
+        self._clock, self._opens = clock, clock.monotonic() + opens
+        self.passed = 0
+
+    def acquire(self, *, blocking: bool = True) -> bool:
+        if blocking:
+            self._clock.sleep(max(0.0, self._opens - self._clock.monotonic()))
+        is_open = self._clock.monotonic() >= self._opens
+        self.passed += is_open
+        return is_open
+
+    async def aacquire(self, *, blocking: bool = True) -> bool:
+        return self.acquire(blocking=blocking)
+
+
+@both_ways
+@pytest.mark.parametrize("deadline", [None, 60.0])
+@pytest.mark.parametrize(
+    ("opens", "served", "waited"),
+    [(0.0, "first", 0.0), (2.0, "first", 2.0), (30.0, "second", 3.0)],
+    ids=["now", "soon", "late"],
+)
+def test_a_routes_rate_limiter_is_waited_for_a_while(
+    twin: Twin,
+    new_router: NewRouter,
+    model_of: NewModel,
+    primary: FaultyGateway,
+    backup: FaultyGateway,
+    fake_clock: FakeClock,
+    way: str,
+    deadline: float | None,
+    opens: float,
+    served: str,
+    waited: float,
+) -> None:
+    """The wait is no failure and in no limit; a long one asks the next route."""
+    first = model_of(primary, "first")
+    first.rate_limiter = gate = Gate(fake_clock, opens)
+    policy = RetryPolicy(deadline=deadline, attempt_timeout=5, first_token_timeout=5)
+    router = new_router(routes=[first, model_of(backup, "second")], retry_policy=policy)
+    began = fake_clock.monotonic()
+
+    answer = answer_of(twin, way, router, "hi")
+
+    assert told(answer) == [(served, "ok")]
+    assert gate.passed == (served == "first")
+    assert fake_clock.monotonic() - began == pytest.approx(waited, abs=0.15)
+
+
+@both_ways
+def test_a_rate_limiter_is_bounded_by_the_deadline(
+    twin: Twin,
+    new_router: NewRouter,
+    model_of: NewModel,
+    primary: FaultyGateway,
+    fake_clock: FakeClock,
+    way: str,
+) -> None:
+    """Nothing is sent for a caller whose time is up."""
+    first = model_of(primary, "first")
+    first.rate_limiter = Gate(fake_clock, 30)
+    router = new_router(routes=[first], retry_policy=RetryPolicy(deadline=5))
+
+    with pytest.raises(APITimeoutError, match="nothing was sent"):
+        getattr(twin, way)(router, "hi")
+
+    assert len(primary.requests) == 0
+
+
+def test_a_second_stream_passes_its_routes_rate_limiter(
+    twin: Twin,
+    new_router: NewRouter,
+    model_of: NewModel,
+    primary: FaultyGateway,
+    backup: FaultyGateway,
+    fake_clock: FakeClock,
+) -> None:
+    """A route whose limiter has nothing left is not asked by `hedge_after`."""
+    primary.always(SlowFirstToken(3 * SHORT))
+    second = model_of(backup, "second")
+    second.rate_limiter = Gate(fake_clock, 30)
+    router = new_router(routes=[model_of(primary, "first"), second], hedge_after=SHORT)
+
+    chunks = twin.stream(router, "hi")
+
+    assert "".join(chunk.text for chunk in chunks) == TEXT
+    assert asked(primary, backup) == (1, 0)
