@@ -536,7 +536,7 @@ def read_status_error(
         # The SDK reads a 406 so: no model of the list is available.
         report = replace(report, kind=FailureKind.UNAVAILABLE)
     if isinstance(report.body, dict):
-        # Beside its `message` the gateway has in `error` only the name of the status.
+        # The gateway's `error` has only the name of the status.
         message = report.body.get("message")
         if isinstance(message, str):
             message = f"Error code: {status_code} - {message}"

@@ -1,15 +1,14 @@
-r"""Server-sent events out of bytes, however the network cuts them.
+r"""Server-sent events out of bytes, however the network splits them.
 
-A pure parser (WHATWG HTML, section 9.2.6, "Interpreting an event stream"), with three
-deliberate differences. Lines end at `\n` or `\r\n` only: inside JSON the gateway
-leaves U+2028, U+2029 and U+0085 as they are, so nothing that Unicode calls a line end
-may split a line. Nothing is decoded here: `data` stays bytes, so that invalid UTF-8
-is the JSON reader's error and not a silent U+FFFD in somebody's answer. And a line that
-no server writes, such as a proxy's page that runs into an event, is data too: ignored,
-as the standard has it, it would take the words of that event along.
+A pure parser (WHATWG HTML, section 9.2.6, "Interpreting an event stream") with three
+deliberate differences. Lines end at `\n` or `\r\n` only: the gateway does not escape
+U+2028, U+2029 and U+0085 inside JSON, so what Unicode calls a line end must not split a
+line. Nothing is decoded: `data` stays bytes, so that invalid UTF-8 is an error of the
+JSON reader, and not a silent U+FFFD in an answer. And a line that no server writes, such
+as a proxy's page that runs into an event, is data too: if it were ignored, as the
+standard says, words of the event would be lost with it.
 
-An event that its blank line did not complete is not an event. This file does not know
-what is in one.
+An event without its blank line is incomplete, and not an event.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ from typing import Final, NamedTuple
 
 MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
 _BOM: Final = b"\xef\xbb\xbf"
-_NAME: Final = re.compile(rb"[\w-]*")  # Of a field; that of a comment is empty.
+_NAME: Final = re.compile(rb"[\w-]*")  # The name of a field; empty for a comment.
 
 
 class ServerSentEvent(NamedTuple):
-    """One event: its kind (`message` if none was named) and its data, lines joined."""
+    """One event: its kind (`message` by default) and its data, lines joined."""
 
     kind: bytes
     data: bytes
 
 
 class EventTooLargeError(ValueError):
-    """A single event outgrew what any answer needs."""
+    """A single event is larger than any answer needs."""
 
 
 class SSEParser:
@@ -54,10 +53,9 @@ class SSEParser:
         self._is_first = True
 
     def feed(self, chunk: bytes) -> Iterator[ServerSentEvent]:
-        """The events that `chunk` completes, each read when it is asked for.
+        """The events that `chunk` completes, parsed lazily: there may be hundreds.
 
-        All are to be asked for before the next chunk is fed. The first one does not
-        wait for the others: a chunk may hold hundreds.
+        Take all of them before the next chunk is fed.
 
         Raises:
             EventTooLargeError: If an event grows beyond `max_event_bytes`.
@@ -103,8 +101,8 @@ class SSEParser:
         return ServerSentEvent(kind or b"message", data)
 
     def _grow(self, size: int) -> None:
-        # Counted as they come in, whatever they mean: each byte once, so that the limit
-        # is the same for a stream in one piece and for one in many.
+        # Each byte is counted once as it arrives, so that the limit does not depend on
+        # how the stream is split.
         self._size += size
         if self._size > self._max:
             msg = f"one event of the stream is larger than {self._max} bytes"
@@ -112,7 +110,7 @@ class SSEParser:
 
 
 def _is_damaged(field: bytes, value: bytes) -> bool:
-    """Whether a line that would be ignored is none that a server has written."""
+    """Whether a line that would be ignored was not written by a server."""
     if not _NAME.fullmatch(field):
         return True
     try:

@@ -598,7 +598,7 @@ class _GatewayCall:
     def on_failure(self, error: RetryRouterError) -> None:
         """Prepare the next attempt after this error."""
         if self._may_stream_inside and _gptrouter.protocol.is_opaque(error):
-            self._streams_inside = True  # A stream is told the cause.
+            self._streams_inside = True  # The gateway tells a stream the cause.
         if not self._failover:
             return
         if self.should_failover(error):

@@ -114,9 +114,9 @@ class GPTRouterEmbeddings(GatewayConnection, Embeddings):
     def _check_models(cls, value: Any, info: ValidationInfo) -> Any:
         names = {m.name: None for m in info.data.get("models_priority_list", [])}
         if len(names) > 1 and not value:
-            told = ", ".join(map(repr, names))
+            listed = ", ".join(map(repr, names))
             msg = (
-                f"models_priority_list names different models ({told}): any of them may"
+                f"models_priority_list names different models ({listed}): any of them may"
                 " answer, and their vectors cannot be compared. List one model at"
                 " several providers, or set allow_different_models=True."
             )

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 from gpt_router import exceptions as sdk
-from gpt_router.models import GPTRouterMetadata
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.load import dumps
 from langchain_core.messages import HumanMessage
@@ -132,48 +131,6 @@ def test_b1_b2_stop_is_sent_and_cuts(
         ["stub"],
         ["from"],
     ]
-
-
-@pytest.mark.parametrize("option", ["seed", "top_k"])
-def test_b4_what_cannot_be_carried_is_an_error(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, option: str
-) -> None:
-    """An option that no gateway reads is an error naming it, and nothing is sent."""
-    with pytest.raises(UnsupportedOptionError, match=f"'{option}'.*model_kwargs"):
-        twin.invoke(new_llm(), "hi", **{option: 7})
-    with pytest.raises(UnsupportedOptionError, match=f"'{option}'"):
-        twin.stream(new_llm().bind(**{option: 7}), "hi")
-
-    assert gateway.requests == []
-
-
-def test_b4_what_can_be_carried_is_sent(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
-    """`logit_bias`, which the SDK would drop, is sent; so are `model_kwargs`."""
-    twin.invoke(new_llm(), "hi", logit_bias={"50256": -100})
-    twin.invoke(new_llm(model_kwargs={"seed": 7}), "hi")
-
-    with_bias, with_seed = (request.parameters for request in gateway.requests)
-    assert with_bias["logit_bias"] == {"50256": -100}
-    assert with_seed["seed"] == 7
-
-
-def test_b6_i3_i4_gateway_settings_can_be_set(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
-    """The gateway's own timeout, retries and metadata have a place, and are sent."""
-    llm = new_llm(gateway_timeout=2.5, gateway_max_retries=2)
-    llm.client.additional_metadata = GPTRouterMetadata(tag="night", history_id="h1")
-
-    twin.invoke(llm, "hi")
-    twin.stream(llm, "hi")
-
-    for request in gateway.requests:
-        assert request.payload["timeout"] == 2500
-        assert request.payload["maxRetries"] == 2
-        assert request.payload["tag"] == "night"
-        assert request.payload["historyId"] == "h1"
 
 
 @pytest.mark.parametrize("option", ["timeout", "maxRetries", "max_retries"])

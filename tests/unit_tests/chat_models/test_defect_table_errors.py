@@ -207,17 +207,6 @@ def test_e13_a_5xx_to_a_stream_is_retried(
     assert caught.value.body == {"error": "Something went wrong"}
 
 
-def test_e14_a_503_is_retried(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, clock: FakeClock
-) -> None:
-    """A 503 is followed by another attempt after half a second, not after four."""
-    gateway.script(Status(503))
-
-    assert twin.invoke(new_llm(retry_policy=EXACT), "hi").content == STUB_TEXT
-
-    assert clock.sleeps == [0.5]
-
-
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize(
     ("status", "expected", "requests"),
@@ -298,19 +287,6 @@ def test_f4_f9_f11_what_is_no_answer_is_typed_and_retried(
     with pytest.raises(expected) as caught:
         twin.invoke(new_llm(max_retries=1), "hi")
     assert caught.value.status_code == status
-    assert caught.value.attempts == 2
-
-
-def test_f5_a_502_page_to_a_stream_is_typed_and_retried(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
-    """A stream that a proxy answers with its error page is asked again."""
-    gateway.script(HtmlPage(502))
-    assert text_of(twin.stream(new_llm(), "hi")) == STUB_TEXT
-
-    gateway.always(HtmlPage(502))
-    with pytest.raises(ServerError, match="502 - <html>") as caught:
-        twin.stream(new_llm(max_retries=1), "hi")
     assert caught.value.attempts == 2
 
 

@@ -16,12 +16,9 @@ from langchain_retryrouter import (
     APIConnectionError,
     GPTRouterModel,
     MalformedResponseError,
-    RateLimitError,
     ServerError,
     StreamInterruptedError,
-    UnavailableError,
 )
-from langchain_retryrouter.chat_models import gpt_router
 from langchain_retryrouter.testing import (
     STUB_TEXT,
     Answer,
@@ -114,23 +111,6 @@ class Retries(BaseCallbackHandler):
         )
 
 
-def test_h1_h2_on_retry_is_the_same_in_both_twins(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, clock: FakeClock
-) -> None:
-    """`on_retry` tells the failed attempt, its exception and the wait, before it."""
-    gateway.script(Status(503), Status(429))
-    retries = Retries(gateway)
-
-    twin.invoke(new_llm(), "hi", config={"callbacks": [retries]})
-
-    first, second = retries.seen
-    assert (first[0], second[0]) == (1, 2)
-    assert isinstance(first[1], UnavailableError)
-    assert isinstance(second[1], RateLimitError)
-    assert [first[2], second[2]] == clock.sleeps
-    assert (first[3], second[3]) == (1, 2)
-
-
 async def test_h3_a_slow_async_on_retry_is_awaited(
     new_llm: NewModel, gateway: FaultyGateway
 ) -> None:
@@ -172,23 +152,6 @@ def test_j1_j2_an_error_event_is_an_error_however_it_is_written(
         twin.stream(new_llm(), "hi", into=chunks)
 
     assert text_of(chunks) == caught.value.delivered == "Hello"
-
-
-def test_j3_the_end_event_is_seen(twin: Twin, new_llm: NewModel) -> None:
-    """Who reads the events themselves gets the `end` event, and knows it was whole."""
-    events = twin.complete(
-        gpt_router,
-        new_llm(),
-        [GPT_4],
-        messages=[{"role": "user", "content": "hi"}],
-        stream=True,
-    )
-
-    assert [event.event for event in events[-3:]] == [
-        "meta",
-        "generation_source",
-        "end",
-    ]
 
 
 def test_j5_an_event_of_several_data_lines_is_joined(

@@ -404,12 +404,6 @@ def test_a_function_that_was_replaced_is_called(
     assert twin.invoke(new_llm(), "hi").content == "replaced"
 
 
-def test_the_module_makes_up_no_name() -> None:
-    """What the module has not is an `AttributeError` that names it."""
-    with pytest.raises(AttributeError, match="no attribute 'completion'"):
-        ours.completion  # type: ignore[attr-defined] # noqa: B018 - that is the test
-
-
 def parameters_of(function: Any) -> list[tuple[str, Any, Any]]:
     parameters = inspect.signature(function).parameters.values()
     return [(one.name, one.kind, one.default) for one in parameters]

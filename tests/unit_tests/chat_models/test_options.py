@@ -11,7 +11,6 @@ from langchain_core.messages import HumanMessage
 from langchain_retryrouter import (
     CircuitBreaker,
     CircuitOpenError,
-    GPTRouterModel,
     RetryBudget,
     RetryPolicy,
     UnavailableError,
@@ -19,7 +18,6 @@ from langchain_retryrouter import (
 )
 from langchain_retryrouter.testing import (
     STUB_TEXT,
-    Answer,
     ErrorEvent,
     FaultyGateway,
     Status,
@@ -183,46 +181,7 @@ def test_the_gateway_s_timeout_is_in_milliseconds(
     assert gateway.requests[0].payload.get("timeout") == sent
 
 
-def test_another_list_of_models_can_be_given_to_a_call(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
-    """`models_priority_list` is an option of a call too."""
-    other = GPTRouterModel(name="gpt-4", provider_name="azure_chat_openai")
-
-    answer = twin.invoke(new_llm(), "hi", models_priority_list=[other])
-
-    assert gateway.requests[0].model == "gpt-4"
-    assert answer.response_metadata["provider_name"] == "azure_chat_openai"
-
-
 # --- what comes back ---
-
-
-def test_usage_may_be_absent(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
-    """No usage in the answer is no usage in the message, and no error."""
-    gateway.always(Answer(usage=None))
-
-    assert twin.invoke(new_llm(), "hi").usage_metadata is None
-    chunks = twin.stream(new_llm(), "hi")
-    assert [chunk.usage_metadata for chunk in chunks] == [None] * len(chunks)
-    result = twin.generate(new_llm(), [[HumanMessage("hi")]])
-    assert result.llm_output["token_usage"] == {}
-
-
-def test_usage_of_several_prompts_is_summed(twin: Twin, new_llm: NewModel) -> None:
-    """`generate` of two prompts counts the tokens of both."""
-    prompts = [[HumanMessage("hi")], [HumanMessage("hi there")]]
-
-    result = twin.generate(new_llm(), prompts)
-
-    assert result.llm_output["token_usage"] == {
-        "prompt_tokens": 11 + 12,
-        "completion_tokens": 10,
-        "total_tokens": 33,
-    }
-    assert result.llm_output["model_name"] == "gpt-4-0613"
 
 
 @pytest.mark.parametrize("way", ["invoke", "stream", "n=2", "streams inside"])

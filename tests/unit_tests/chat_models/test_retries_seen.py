@@ -215,16 +215,6 @@ def test_a_retry_is_told_when_the_call_fails_in_the_end(
         ]
 
 
-def test_no_retry_no_event(
-    twin: Twin, new_llm: NewModel, diary: Diary, watcher: BaseCallbackHandler
-) -> None:
-    """A call that succeeds at once tells of no retry."""
-    twin.invoke(new_llm(), "hi", {"callbacks": [watcher]})
-    twin.stream(new_llm(), "hi", {"callbacks": [watcher]})
-
-    assert [what for what, _ in diary.entries] == ["start", "end"] * 2
-
-
 # --- where handlers come from ---
 
 
@@ -358,20 +348,6 @@ def test_completion_with_retry_tells_its_run_manager(
     assert answer
     assert [what for what, _ in diary.entries] == ["start", "retry", "retry"]
     assert {run_id for _, run_id in diary.entries} == {manager.run_id}
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_completion_with_retry_needs_no_run_manager(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, *, stream: bool
-) -> None:
-    """Without a run manager nobody is told, and the call is repeated all the same."""
-    gateway.script(Status(503))
-
-    assert twin.complete(
-        gpt_router, new_llm(), [GPT_4], messages=MESSAGES, stream=stream
-    )
-
-    assert len(gateway.requests) == 2
 
 
 # --- handlers that misbehave ---

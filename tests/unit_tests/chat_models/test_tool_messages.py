@@ -9,7 +9,6 @@ import json
 from typing import Any
 
 import pytest
-from langchain_core.messages import AIMessage
 
 from langchain_retryrouter import MalformedResponseError
 from langchain_retryrouter.testing import (
@@ -106,23 +105,6 @@ def test_c3_a_streamed_call_arrives(
     assert message.content == "Let me see."
     assert message.tool_calls == PARSED
     assert message.invalid_tool_calls == []
-
-
-def test_c2_a_call_that_streams_inside_has_its_tool_calls(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
-    """An `invoke` that reads a stream inside gives one message with the calls."""
-    answer = Answer(tool_calls=(WEATHER, TIME), finish_reason="tool_calls")
-    gateway.script(answer, answer)
-
-    inside = twin.invoke(new_llm(), "hi", tools=TOOLS)
-    streaming = twin.invoke(new_llm(streaming=True), "hi", tools=TOOLS)
-
-    assert [request.streaming for request in gateway.requests] == [True, True]
-    for message in (inside, streaming):
-        assert type(message) is AIMessage
-        assert message.tool_calls == PARSED
-        assert message.response_metadata["finish_reason"] == "tool_calls"
 
 
 @pytest.mark.parametrize(
@@ -272,23 +254,6 @@ def test_c4_a_function_call_is_where_langchain_openai_has_it(
     assert message.response_metadata["finish_reason"] == "function_call"
 
 
-@pytest.mark.parametrize("call", ["auto", "get_weather", {"name": "get_weather"}])
-def test_c8_a_function_call_may_be_asked_for_by_a_text(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, call: Any
-) -> None:
-    """`function_call` works as a text too, to which the gateway would answer 500."""
-    function = TOOLS[0]["function"]
-
-    answer = twin.invoke(new_llm(), "hi", functions=[function], function_call=call)
-
-    sent = gateway.requests[0].parameters
-    assert answer.content
-    assert sent["functions"] == [function]
-    assert sent.get("function_call") == (
-        None if call == "auto" else {"name": "get_weather"}
-    )
-
-
 def test_an_empty_call_is_no_call(
     twin: Twin, new_llm: NewModel, gateway: FaultyGateway
 ) -> None:
@@ -401,20 +366,3 @@ def test_calls_that_cannot_be_read_are_an_error(
 
 
 # --- answers with nulls ---
-
-
-@pytest.mark.parametrize(
-    "choice",
-    [{"text": None, "finish_reason": "stop"}, {"text": "", "finish_reason": None}],
-)
-def test_k1_k2_nulls_in_an_answer_are_tolerated(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, choice: dict[str, Any]
-) -> None:
-    """A null for the text or the finish reason does not cost the paid answer."""
-    gateway.always(whole(choice))
-
-    message = twin.invoke(new_llm(), "hi")
-
-    assert message.content == ""
-    assert message.response_metadata.get("finish_reason") == choice["finish_reason"]
-    assert len(gateway.requests) == 1

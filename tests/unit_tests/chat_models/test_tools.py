@@ -11,7 +11,7 @@ from langchain_core.tools import tool
 from pydantic import BaseModel
 from typing_extensions import TypedDict
 
-from langchain_retryrouter import GPTRouter, NotFoundError, UnsupportedOptionError
+from langchain_retryrouter import NotFoundError
 from langchain_retryrouter.testing import (
     Cut,
     ErrorEvent,
@@ -318,31 +318,3 @@ def test_a_stream_with_functions_is_retried(
     assert "function_call" in summed.additional_kwargs
     attempts = summed.response_metadata["retryrouter"]["attempts"]
     assert [line["outcome"] for line in attempts] == ["connection", "unavailable", "ok"]
-
-
-@pytest.mark.parametrize(
-    ("choice", "expected"),
-    [
-        ("auto", {"functions": [FUNCTION]}),
-        ("none", {}),
-        (
-            "get_weather",
-            {"functions": [FUNCTION], "function_call": {"name": "get_weather"}},
-        ),
-    ],
-)
-def test_c8_the_choice_of_a_function_is_an_object(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, choice: str, expected: Any
-) -> None:
-    """The gateway answers 500 to a text: it is said in another way."""
-    twin.invoke(new_llm().bind(functions=[FUNCTION], function_call=choice), "hi")
-
-    told = sent(gateway)
-    assert {k: told[k] for k in ("functions", "function_call") if k in told} == expected
-
-
-def test_a_value_that_no_gateway_takes_is_named(new_llm: NewModel) -> None:
-    """A wrong value of an option is an error that names both."""
-    llm: GPTRouter = new_llm()
-    with pytest.raises(UnsupportedOptionError, match=r"reasoning_effort.*'extreme'"):
-        llm.invoke("hi", reasoning_effort="extreme")

@@ -123,34 +123,6 @@ def test_an_odd_count_is_no_count(
         assert json.loads(dumps(message))["type"] == "constructor"
 
 
-@pytest.mark.parametrize(
-    "odd",
-    [
-        {"id": 5, "model": ["m"], "providerId": {"a": 1}, "modelId": 1.5},
-        {"id": None, "model": None, "providerId": None, "modelId": None},
-        {"citations": "none", "retryrouter": {"attempts": "mine"}},
-        {"citations": [{"a": float("nan")}, None, 5, ["x"]]},
-    ],
-)
-def test_m1_m2_odd_answers_have_json_metadata(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, odd: dict[str, Any]
-) -> None:
-    """Whatever a gateway says beside the text, metadata and `llm_output` are JSON."""
-    choice = {"index": None, "text": "hi", "role": 5, "citations": {"a": 1}}
-    body = {"id": "a", "model": "m", "choices": [choice], **odd}
-    gateway.always(Body(200, {"content-type": "application/json"}, json.dumps(body)))
-
-    message = twin.invoke(new_llm(), "hi")
-    result = twin.generate(new_llm(), [[HumanMessage("hi")]] * 2)
-
-    assert message.content == "hi"
-    assert json.dumps(message.response_metadata)
-    assert json.loads(dumps(message))["type"] == "constructor"
-    assert json.dumps(result.llm_output)
-    [line] = message.response_metadata["retryrouter"]["attempts"]
-    assert line["outcome"] == "ok"
-
-
 # --- added up ---
 
 
