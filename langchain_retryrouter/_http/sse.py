@@ -4,8 +4,8 @@ A pure parser (WHATWG HTML, section 9.2.6, "Interpreting an event stream") with 
 deliberate differences. Lines end at `\n` or `\r\n` only: the gateway does not escape
 U+2028, U+2029 and U+0085 inside JSON, so what Unicode calls a line end must not split a
 line. Nothing is decoded: `data` stays bytes, so that invalid UTF-8 is an error of the
-JSON reader, and not a silent U+FFFD in an answer. And a line that no server writes, such
-as a proxy's page that runs into an event, is data too: if it were ignored, as the
+JSON reader, and not a silent U+FFFD in an answer. And a line that no server writes,
+such as a proxy's page that runs into an event, is data too: if it were ignored, as the
 standard says, words of the event would be lost with it.
 
 An event without its blank line is incomplete, and not an event.

@@ -116,8 +116,8 @@ class GPTRouterEmbeddings(GatewayConnection, Embeddings):
         if len(names) > 1 and not value:
             listed = ", ".join(map(repr, names))
             msg = (
-                f"models_priority_list names different models ({listed}): any of them may"
-                " answer, and their vectors cannot be compared. List one model at"
+                f"models_priority_list names different models ({listed}): any of them"
+                " may answer, and their vectors cannot be compared. List one model at"
                 " several providers, or set allow_different_models=True."
             )
             raise ValueError(msg)

@@ -275,7 +275,7 @@ def test_a_completion_model_names_itself_and_its_provider(
     llm = new_llm(models_priority_list=models)
 
     chunks = twin.stream(llm, "hi")
-    metadata = {}
+    metadata: dict[str, Any] = {}
     for chunk in chunks:
         metadata |= chunk.response_metadata
 
