@@ -21,7 +21,6 @@ import os
 import socket
 import sys
 import urllib.request
-import uuid
 import weakref
 from collections.abc import (
     AsyncGenerator,
@@ -41,6 +40,7 @@ from langchain_retryrouter._openai import protocol
 from langchain_retryrouter._openai.errors import raise_typed
 from langchain_retryrouter._retry.engine import Attempt
 from langchain_retryrouter._retry.timeouts import run_with_timeout
+from langchain_retryrouter.errors import SHORTEST_SECRET
 
 UnixTime: TypeAlias = Callable[[], float]
 
@@ -72,18 +72,19 @@ class ClientSettings:
     http_client: Any = field(default=None, repr=False)
 
     @functools.cached_property
-    def _identity(self) -> Hashable:
+    def identity(self) -> Hashable:
+        """Equal for settings that make equal clients."""
         return _frozen((self.sdk_class, self.options, self.proxy, self.http_client))
 
     def __eq__(self, other: object) -> bool:
         """Whether both make equal clients."""
         if not isinstance(other, ClientSettings):
             return NotImplemented
-        return self._identity == other._identity
+        return self.identity == other.identity
 
     def __hash__(self) -> int:
         """Equal for equal settings."""
-        return hash(self._identity)
+        return hash(self.identity)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The settings, credentials included."""
@@ -92,9 +93,13 @@ class ClientSettings:
 
     @property
     def secrets(self) -> set[str]:
-        """The credentials in the settings, as far as they are no functions."""
+        """The credentials in the settings, without those that functions return."""
         named = (self.options.get(name) for name in ("api_key", "azure_ad_token"))
-        return {value for value in named if isinstance(value, str)}
+        return {
+            value
+            for value in named
+            if isinstance(value, str) and len(value) >= SHORTEST_SECRET
+        }
 
 
 def _frozen(value: Any) -> Hashable:
@@ -412,7 +417,7 @@ def with_idempotency_key(resource: Any, request: Mapping[str, Any]) -> dict[str,
     for name in (*headers, *default_headers):
         if name.lower() == _IDEMPOTENCY_KEY.lower():
             return dict(request)
-    key = f"retryrouter-{uuid.uuid4()}"
+    key = f"retryrouter-{os.urandom(16).hex()}"
     return {**request, "extra_headers": {**headers, _IDEMPOTENCY_KEY: key}}
 
 
@@ -588,7 +593,7 @@ class SDKStream:
         self._response: Any = stream.response if is_raw else None
         self._parts: Any = stream.response.iter_bytes() if is_raw else None
 
-    def __iter__(self) -> Iterator[protocol.StreamEvent]:
+    def __iter__(self) -> Iterator[protocol.ClassifiedChunk]:
         """The chunks, and what they mean."""
         try:
             if self._parts is None:
@@ -601,7 +606,7 @@ class SDKStream:
         except Exception as error:  # noqa: BLE001 - raised again, with its type
             raise_typed(error, self._resource, self._unix_time, self._response)
 
-    def _read_events(self) -> Iterator[protocol.StreamEvent]:
+    def _read_events(self) -> Iterator[protocol.ClassifiedChunk]:
         parser = SSEParser()
         for part in self._parts:
             for event in parser.feed(part):
@@ -656,11 +661,11 @@ class AsyncSDKStream:
         self._response: Any = stream.response if is_raw else None
         self._parts: Any = stream.response.aiter_bytes() if is_raw else None
 
-    def __aiter__(self) -> AsyncIterator[protocol.StreamEvent]:
+    def __aiter__(self) -> AsyncIterator[protocol.ClassifiedChunk]:
         """The chunks, and what they mean."""
         return self._read_chunks() if self._parts is None else self._read_events()
 
-    async def _read_chunks(self) -> AsyncIterator[protocol.StreamEvent]:
+    async def _read_chunks(self) -> AsyncIterator[protocol.ClassifiedChunk]:
         try:
             async for chunk in self._stream:
                 yield self._reader.classify(chunk)
@@ -669,7 +674,7 @@ class AsyncSDKStream:
         except Exception as error:  # noqa: BLE001 - raised again, with its type
             raise_typed(error, self._resource, self._unix_time)
 
-    async def _read_events(self) -> AsyncIterator[protocol.StreamEvent]:
+    async def _read_events(self) -> AsyncIterator[protocol.ClassifiedChunk]:
         parser = SSEParser()
         is_over = False
         try:

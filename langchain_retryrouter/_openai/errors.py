@@ -19,7 +19,7 @@ from langchain_retryrouter._providers.errors import (
     read_response,
     safe_getattr,
 )
-from langchain_retryrouter.errors import SHORTEST_SECRET, RetryRouterError, mask
+from langchain_retryrouter.errors import RetryRouterError, mask
 from langchain_retryrouter.failures import FailureKind
 
 _Error = TypeVar("_Error", bound="_SDKFacts")
@@ -223,9 +223,10 @@ def raise_typed(
                 setattr(typed, name, value)
     elif response is not None and getattr(typed, "response", None) is None:
         _add_headers(typed, response, unix_time())
-    secrets = getattr(getattr(resource, "settings", None), "secrets", set())
-    for one in {id(one): one for one in (typed, error)}.values():
-        mask({secret for secret in secrets if len(secret) >= SHORTEST_SECRET}, one)
+    secrets: set[str] = getattr(getattr(resource, "settings", None), "secrets", set())
+    mask(secrets, error)
+    if typed is not error:
+        mask(secrets, typed)
     if typed is error:
         raise error
     raise typed from error

@@ -165,6 +165,13 @@ def checked_answer(
     Raises:
         RetryRouterError: It is an error report, or not the protocol.
     """
+    if isinstance(answer, SDKObject) and "error" not in answer:
+        choices = answer.get("choices")
+        is_list = isinstance(choices, list) and len(choices) == expected_choices(
+            request
+        )
+        if is_list and _has_only_text(choices):
+            return answer
     if answer is None or isinstance(answer, str | int | float | list):
         raise_malformed(
             f"an answer that is not a JSON object: {excerpt(answer)}", response
@@ -182,6 +189,20 @@ def checked_answer(
         if not _is_choice(choice, "text", "message"):
             raise_malformed(f"a choice without a text: {excerpt(choices)}", response)
     return answer
+
+
+def _has_only_text(choices: list[Any]) -> bool:
+    """Whether choices are what nearly all are: a text, and a reason for its end."""
+    for choice in choices:
+        if (
+            type(choice) is not dict
+            or type(choice.get("text")) is not str
+            or choice.get("finish_reason") not in ("stop", "length")
+            or "error" in choice
+            or "message" in choice
+        ):
+            return False
+    return True
 
 
 def raise_for_page(response: Any) -> NoReturn:
@@ -271,7 +292,7 @@ def _text_of(choice: Any) -> str:
 
 
 @dataclass(slots=True)
-class Completion:
+class CompletionResult:
     """What a request brought, from either endpoint, streamed or not.
 
     Attributes:
@@ -287,7 +308,7 @@ class Completion:
     attempt_log: dict[str, Any] = field(default_factory=dict)
 
 
-def read_answer(answer: Any) -> Completion:
+def read_answer(answer: Any) -> CompletionResult:
     """The text, usage and attempt log of a whole answer.
 
     Raises:
@@ -297,21 +318,15 @@ def read_answer(answer: Any) -> Completion:
         found = [_plain(choice) for choice in _plain(answer)["choices"]]
     except ValueError as error:  # SDK objects hold what they cannot write.
         raise_malformed(f"an answer that cannot be read: {error}")
-    indices = [choice.get("index") for choice in found]
-    if all(index in indices for index in range(len(found))):
-        found.sort(key=operator.itemgetter("index"))
+    if len(found) > 1:
+        indices = [choice.get("index") for choice in found]
+        if all(index in indices for index in range(len(found))):
+            found.sort(key=operator.itemgetter("index"))
     attempt_log = get(answer, ATTEMPT_LOG) or {}
-    content = [NonText() for _ in found]
-    for choice, non_text in zip(found, content, strict=True):
-        non_text.add(choice, choice.get("message"))
-    refused = next((one.error for one in content if one.error is not None), None)
-    if refused is None and content and all(one.is_filtered_out for one in content):
-        refused = _filtered_out()
-    if refused is not None:
-        refused.attempts = len(attempt_log.get("attempts", ())) or 1
-        raise refused
+    if not (isinstance(answer, SDKObject) and _has_only_text(found)):
+        _refuse_non_text(found, len(attempt_log.get("attempts", ())))
     usage = _plain(get(answer, "usage"))
-    return Completion(
+    return CompletionResult(
         choices=[
             {
                 "text": _text_of(choice),
@@ -329,7 +344,7 @@ def read_answer(answer: Any) -> Completion:
 # Streams.
 
 
-class StreamEvent(NamedTuple):
+class ClassifiedChunk(NamedTuple):
     """A chunk of a stream, and what it means for the stream."""
 
     chunk: Any
@@ -364,7 +379,7 @@ class StreamReader:
         self._reasons_are_early = False
         self.is_whole = False
 
-    def read(self, data: bytes, event: bytes, response: Any) -> StreamEvent:
+    def read(self, data: bytes, event: bytes, response: Any) -> ClassifiedChunk:
         """The chunk in an event of the stream.
 
         Args:
@@ -386,7 +401,7 @@ class StreamReader:
             _raise_reported(chunk, response, event.decode("utf-8", "replace"))
         return self.classify(chunk, response)
 
-    def classify(self, chunk: Any, response: Any = None) -> StreamEvent:
+    def classify(self, chunk: Any, response: Any = None) -> ClassifiedChunk:
         """What `chunk` means for the stream.
 
         Raises:
@@ -419,9 +434,9 @@ class StreamReader:
             and len(self._finished) >= self._expected
         )
         self.is_whole = self.is_whole or is_end
-        return StreamEvent(chunk, ChunkInfo(text, is_token, is_end))
+        return ClassifiedChunk(chunk, ChunkInfo(text, is_token, is_end))
 
-    def end_of_body(self, response: Any = None) -> StreamEvent | None:
+    def end_of_body(self, response: Any = None) -> ClassifiedChunk | None:
         """The event for `[DONE]`, or a body that ended well: the end if none came yet.
 
         Raises:
@@ -432,10 +447,10 @@ class StreamReader:
         if not self._reasons_are_early or self.is_whole:
             return None
         self.is_whole = True
-        return StreamEvent(SDKObject(choices=[]), ChunkInfo(is_end=True))
+        return ClassifiedChunk(SDKObject(choices=[]), ChunkInfo(is_end=True))
 
 
-class ChunkReader:
+class ChunkTranslator:
     """Translates the chunks of one stream with one choice into LangChain's."""
 
     __slots__ = ("_finish_reason", "_is_counted", "_is_over", "_non_text")
@@ -492,7 +507,7 @@ class ChunkReader:
             raise error
 
 
-def join(chunks: Iterable[GenerationChunk]) -> Completion:
+def join(chunks: Iterable[GenerationChunk]) -> CompletionResult:
     """The answer that the chunks of a whole stream add up to."""
     chunks = list(chunks)
     if not chunks:
@@ -500,7 +515,7 @@ def join(chunks: Iterable[GenerationChunk]) -> Completion:
     whole = functools.reduce(operator.add, chunks)
     info = whole.generation_info or {}
     choice = {name: info.get(name) for name in ("finish_reason", "logprobs")}
-    return Completion(
+    return CompletionResult(
         choices=[{"text": whole.text, **choice}],
         usage=info.get("token_usage") or {},
         attempt_log=info.get(ATTEMPT_LOG) or {},
@@ -566,6 +581,19 @@ class NonText:
                 " and an LLM returns nothing but text: use a chat model for tools",
             )
         return None
+
+
+def _refuse_non_text(choices: list[Any], attempts: int) -> None:
+    """Raise an error for a refusal, a tool call, or an answer that was filtered out."""
+    content = [NonText() for _ in choices]
+    for choice, non_text in zip(choices, content, strict=True):
+        non_text.add(choice, choice.get("message"))
+    error = next((one.error for one in content if one.error is not None), None)
+    if error is None and content and all(one.is_filtered_out for one in content):
+        error = _filtered_out()
+    if error is not None:
+        error.attempts = attempts or 1
+        raise error
 
 
 def _filtered_out() -> RetryRouterError:

@@ -167,7 +167,7 @@ async def _astream_with_retry(
                 yield chunk
 
 
-def _chunk_info(event: protocol.StreamEvent) -> streaming.ChunkInfo:
+def _chunk_info(event: protocol.ClassifiedChunk) -> streaming.ChunkInfo:
     return event.info
 
 
@@ -289,7 +289,7 @@ class OpenAILLM(OpenAIConnection):
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
         request = self._stream_request(prompt, stop, kwargs)
-        reader = protocol.ChunkReader()
+        reader = protocol.ChunkTranslator()
         chunks = completion_with_retry(self, run_manager, **request)  # type: ignore[arg-type]
         with contextlib.ExitStack() as stack:
             if hasattr(chunks, "close"):
@@ -309,7 +309,7 @@ class OpenAILLM(OpenAIConnection):
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
         request = self._stream_request(prompt, stop, kwargs)
-        reader = protocol.ChunkReader()
+        reader = protocol.ChunkTranslator()
         chunks = await acompletion_with_retry(self, run_manager, **request)  # type: ignore[arg-type]
         async with contextlib.AsyncExitStack() as stack:
             if hasattr(chunks, "aclose"):
@@ -331,7 +331,7 @@ class OpenAILLM(OpenAIConnection):
 
     def _result(
         self,
-        answers: list[protocol.Completion],
+        answers: list[protocol.CompletionResult],
         prompts: list[str],
         options: Mapping[str, Any],
     ) -> LLMResult:
@@ -340,7 +340,7 @@ class OpenAILLM(OpenAIConnection):
         result = self.create_llm_result(
             [choice for answer in answers for choice in answer.choices],
             prompts,
-            {**self._invocation_params, **options},
+            {"n": self.n, **options},
             functools.reduce(protocol.add_usage, usages, {}),
             system_fingerprint=next(filter(None, fingerprints), None),
         )
