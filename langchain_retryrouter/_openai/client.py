@@ -37,7 +37,7 @@ import openai
 
 from langchain_retryrouter._http.sse import SSEParser
 from langchain_retryrouter._openai import protocol
-from langchain_retryrouter._openai.errors import raise_typed
+from langchain_retryrouter._openai.errors import TypedErrors
 from langchain_retryrouter._retry.engine import Attempt
 from langchain_retryrouter._retry.timeouts import run_with_timeout
 from langchain_retryrouter.errors import SHORTEST_SECRET
@@ -435,37 +435,33 @@ def create(
     Returns:
         A `SDKObject`; or what the user's own object returns.
     """
-    try:
+    with TypedErrors(resource, unix_time):
         prepared = _prepared(resource, request, attempt)
         if not isinstance(resource, Resource):
             return protocol.checked_answer(resource.create(**prepared), request)
         _keep_to_one_identity(resource, prepared)
         answer = resource.with_raw_response.create(**prepared)
         return protocol.read_response(answer, request)
-    except Exception as error:  # noqa: BLE001 - raised again, typed where it is known
-        raise_typed(error, resource, unix_time)
 
 
 async def acreate(
     resource: Any, request: Mapping[str, Any], attempt: Attempt, unix_time: UnixTime
 ) -> Any:
     """Async variant of `create`."""
-    try:
+    with TypedErrors(resource, unix_time):
         prepared = _prepared(resource, request, attempt)
         if not isinstance(resource, Resource):
             return protocol.checked_answer(await resource.create(**prepared), request)
         await _akeep_to_one_identity(resource, prepared)
         answer = await resource.with_raw_response.create(**prepared)
         return protocol.read_response(answer, request)
-    except Exception as error:  # noqa: BLE001 - raised again, typed where it is known
-        raise_typed(error, resource, unix_time)
 
 
 def open_stream(
     resource: Any, request: Mapping[str, Any], attempt: Attempt, unix_time: UnixTime
 ) -> SDKStream:
     """The stream that one request opens, when its headers have come; as `create`."""
-    try:
+    with TypedErrors(resource, unix_time):
         prepared = _prepared(resource, request, attempt)
         if isinstance(resource, Resource):
             _keep_to_one_identity(resource, prepared)
@@ -473,8 +469,6 @@ def open_stream(
         if (page := _page_in(stream)) is not None:
             page.read()
             protocol.raise_for_page(page)
-    except Exception as error:  # noqa: BLE001 - raised again, typed where it is known
-        raise_typed(error, resource, unix_time)
     return SDKStream(stream, request, resource, unix_time)
 
 
@@ -482,7 +476,7 @@ async def aopen_stream(
     resource: Any, request: Mapping[str, Any], attempt: Attempt, unix_time: UnixTime
 ) -> AsyncSDKStream:
     """Async variant of `open_stream`."""
-    try:
+    with TypedErrors(resource, unix_time):
         prepared = _prepared(resource, request, attempt)
         if isinstance(resource, Resource):
             await _akeep_to_one_identity(resource, prepared)
@@ -490,8 +484,6 @@ async def aopen_stream(
         if (page := _page_in(stream)) is not None:
             await page.aread()
             protocol.raise_for_page(page)
-    except Exception as error:  # noqa: BLE001 - raised again, typed where it is known
-        raise_typed(error, resource, unix_time)
     return AsyncSDKStream(stream, request, resource, unix_time)
 
 
@@ -534,8 +526,8 @@ def _page_in(stream: Any) -> Any:
     return response if content_type.startswith(_DOCUMENTS) else None
 
 
-# Azure's SDK client takes a token from the environment beside the key, or the token
-# provider, that it is given, and then sends that one. A header of the request wins.
+# Azure's SDK client takes a token from the environment in addition to the key, or the
+# token provider, that it is given, and sends that token. A header of the request wins.
 
 
 def _keep_to_one_identity(resource: Resource, prepared: dict[str, Any]) -> None:
@@ -595,7 +587,7 @@ class SDKStream:
 
     def __iter__(self) -> Iterator[protocol.ClassifiedChunk]:
         """The chunks, and what they mean."""
-        try:
+        with TypedErrors(self._resource, self._unix_time, self._response):
             if self._parts is None:
                 for chunk in self._stream:
                     yield self._reader.classify(chunk)
@@ -603,8 +595,6 @@ class SDKStream:
                 yield from self._read_events()
             if (end := self._reader.end_of_body(self._response)) is not None:
                 yield end
-        except Exception as error:  # noqa: BLE001 - raised again, with its type
-            raise_typed(error, self._resource, self._unix_time, self._response)
 
     def _read_events(self) -> Iterator[protocol.ClassifiedChunk]:
         parser = SSEParser()
@@ -666,18 +656,16 @@ class AsyncSDKStream:
         return self._read_chunks() if self._parts is None else self._read_events()
 
     async def _read_chunks(self) -> AsyncIterator[protocol.ClassifiedChunk]:
-        try:
+        with TypedErrors(self._resource, self._unix_time):
             async for chunk in self._stream:
                 yield self._reader.classify(chunk)
             if (end := self._reader.end_of_body()) is not None:
                 yield end
-        except Exception as error:  # noqa: BLE001 - raised again, with its type
-            raise_typed(error, self._resource, self._unix_time)
 
     async def _read_events(self) -> AsyncIterator[protocol.ClassifiedChunk]:
         parser = SSEParser()
         is_over = False
-        try:
+        with TypedErrors(self._resource, self._unix_time, self._response):
             async for part in self._parts:
                 for event in parser.feed(part):
                     if event.data.startswith(b"[DONE]"):
@@ -688,8 +676,6 @@ class AsyncSDKStream:
                     break
             if (end := self._reader.end_of_body(self._response)) is not None:
                 yield end
-        except Exception as error:  # noqa: BLE001 - raised again, with its type
-            raise_typed(error, self._resource, self._unix_time, self._response)
 
     async def aclose(self) -> None:
         """Release the connection: for another request, if the answer is whole."""

@@ -1,7 +1,7 @@
 """Exceptions of the OpenAI models: one class for each kind of failure.
 
 Each inherits from our error for that kind and from the SDK's closest one, so that an
-`except openai.RateLimitError:` goes on working. `raise_typed` turns what `openai`,
+`except openai.RateLimitError:` goes on working. `TypedErrors` turns what `openai`,
 httpx or aiohttp raise into them. The original is the `__cause__`, and the API key is
 removed from what it says: servers and HTTP libraries quote headers.
 """
@@ -9,7 +9,7 @@ removed from what it says: servers and HTTP libraries quote headers.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, TypeVar
 
 import openai
 
@@ -185,17 +185,13 @@ def new_error(kind: FailureKind, message: str) -> RetryRouterError:
     return OPENAI_ERRORS[kind](message)
 
 
-def raise_typed(
-    error: Exception,
-    resource: Any,
-    unix_time: Callable[[], float],
-    response: Any = None,
-) -> NoReturn:
-    """Raise `error` as one of the classes above, or as it is if no provider caused it.
+class TypedErrors:
+    """A context that raises exceptions as the classes above.
+
+    What no provider caused leaves it as it is.
 
     Args:
-        error: Anything that was raised while a request was sent or its answer read.
-        resource: The resource that sent it: its credentials must not be shown.
+        resource: The resource that sends: its credentials must not be shown.
         unix_time: The seconds since the Unix epoch, to read an HTTP date with.
         response: The HTTP response, where it is known.
 
@@ -203,41 +199,67 @@ def raise_typed(
         RetryRouterError: A provider's failure.
         UnsupportedOptionError: The request holds text that cannot be encoded.
     """
-    if isinstance(error, UnicodeEncodeError) and error.encoding.startswith("utf"):
-        msg = (
-            f"the request cannot be sent, since UTF-8 cannot encode it ({error})."
-            " Remove such characters, halves of surrogate pairs, from the prompt"
+
+    __slots__ = ("_resource", "_response", "_unix_time")
+
+    def __init__(
+        self, resource: Any, unix_time: Callable[[], float], response: Any = None
+    ) -> None:
+        """Nothing has been raised yet."""
+        self._resource = resource
+        self._unix_time = unix_time
+        self._response = response
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """Raise the typed error for `error`, from `error`."""
+        if not isinstance(error, Exception):
+            return
+        if isinstance(error, UnicodeEncodeError) and error.encoding.startswith("utf"):
+            msg = (
+                f"the request cannot be sent, since UTF-8 cannot encode it ({error})."
+                " Remove such characters, halves of surrogate pairs, from the prompt"
+            )
+            raise errors.UnsupportedOptionError(msg) from error
+        typed = self._typed(error)
+        secrets: set[str] = getattr(
+            getattr(self._resource, "settings", None), "secrets", set()
         )
-        raise errors.UnsupportedOptionError(msg) from error
-    # openai 2 wraps an error that was raised while the answer was read.
-    cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else None
-    typed = next((e for e in (error, cause) if isinstance(e, RetryRouterError)), None)
-    if typed is None:
-        report = read_exception(error, unix_time=unix_time())
+        mask(secrets, error)
+        if typed is not None and typed is not error:
+            mask(secrets, typed)
+            raise typed from error
+
+    def _typed(self, error: Exception) -> RetryRouterError | None:
+        # openai 2 wraps an error that was raised while the answer was read.
+        is_wrapped = isinstance(error, openai.APIConnectionError)
+        for ours in (error, error.__cause__ if is_wrapped else None):
+            if isinstance(ours, RetryRouterError):
+                if (
+                    self._response is not None
+                    and safe_getattr(ours, "response") is None
+                ):
+                    _add_headers(ours, self._response, self._unix_time())
+                return ours
+        report = read_exception(error, unix_time=self._unix_time())
         if report is None:
-            raise error
+            return None
         cls = _BY_STATUS.get((report.status_code, report.kind))
         typed = report.to_error(OPENAI_ERRORS if cls is None else {report.kind: cls})
         for name in ("request", "response", "param", "type"):
             if (value := safe_getattr(error, name)) is not None:
                 setattr(typed, name, value)
-    elif response is not None and getattr(typed, "response", None) is None:
-        _add_headers(typed, response, unix_time())
-    secrets: set[str] = getattr(getattr(resource, "settings", None), "secrets", set())
-    mask(secrets, error)
-    if typed is not error:
-        mask(secrets, typed)
-    if typed is error:
-        raise error
-    raise typed from error
+        return typed
 
 
 def _add_headers(error: RetryRouterError, response: Any, unix_time: float) -> None:
     """Add what the headers say of an error that came inside a 200."""
     vars(error).update(response=response, request=response.request)
-    told = read_response(
+    report = read_response(
         response.status_code, response.headers, b"", unix_time=unix_time
     )
     for name in ("request_id", "retry_after", "should_retry"):
         if getattr(error, name) is None:
-            setattr(error, name, getattr(told, name))
+            setattr(error, name, getattr(report, name))

@@ -166,11 +166,9 @@ def checked_answer(
         RetryRouterError: It is an error report, or not the protocol.
     """
     if isinstance(answer, SDKObject) and "error" not in answer:
-        choices = answer.get("choices")
-        is_list = isinstance(choices, list) and len(choices) == expected_choices(
-            request
-        )
-        if is_list and _has_only_text(choices):
+        found = answer.get("choices")
+        is_list = isinstance(found, list) and len(found) == expected_choices(request)
+        if is_list and _has_only_text(found):
             return answer
     if answer is None or isinstance(answer, str | int | float | list):
         raise_malformed(
@@ -191,7 +189,7 @@ def checked_answer(
     return answer
 
 
-def _has_only_text(choices: list[Any]) -> bool:
+def _has_only_text(choices: Any) -> bool:
     """Whether choices are what nearly all are: a text, and a reason for its end."""
     for choice in choices:
         if (

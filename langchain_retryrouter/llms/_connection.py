@@ -167,8 +167,7 @@ class OpenAIConnection(BaseLLM):
     def _check_timeout(cls, value: Any) -> Any:
         if value is None or _is_seconds(value) or hasattr(value, "as_dict"):
             return value
-        is_pair = isinstance(value, list | tuple) and len(value) == 2  # noqa: PLR2004
-        if is_pair and all(map(_is_seconds, value)):
+        if isinstance(value, list | tuple) and [*map(_is_seconds, value)] == [True] * 2:
             return tuple(value)
         msg = (
             "request_timeout must be seconds above 0, or a pair of them for connecting"

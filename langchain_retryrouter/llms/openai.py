@@ -62,7 +62,7 @@ _COUNTS_REASONING: Final = re.compile(r"(ft:|openai/)?(gpt-[5-9]|o\d)", re.ASCII
 
 
 def completion_with_retry(
-    llm: BaseOpenAI | OpenAIChat,
+    llm: OpenAILLM,
     run_manager: CallbackManagerForLLMRun | None = None,
     **kwargs: Any,
 ) -> Any:
@@ -96,7 +96,7 @@ def completion_with_retry(
 
 
 async def acompletion_with_retry(
-    llm: BaseOpenAI | OpenAIChat,
+    llm: OpenAILLM,
     run_manager: AsyncCallbackManagerForLLMRun | None = None,
     **kwargs: Any,
 ) -> Any:
@@ -254,7 +254,7 @@ class OpenAILLM(OpenAIConnection):
             return self._result(answers, prompts, kwargs)
 
         def send(request: dict[str, Any]) -> Any:
-            return completion_with_retry(self, run_manager, **request)  # type: ignore[arg-type]
+            return completion_with_retry(self, run_manager, **request)
 
         requests = self._whole_requests(prompts, stop, kwargs)
         at_once = 1 if self._reads_list else self.batch_size
@@ -274,7 +274,7 @@ class OpenAILLM(OpenAIConnection):
             return self._result(answers, prompts, kwargs)
 
         async def send(request: dict[str, Any]) -> Any:
-            return await acompletion_with_retry(self, run_manager, **request)  # type: ignore[arg-type]
+            return await acompletion_with_retry(self, run_manager, **request)
 
         requests = self._whole_requests(prompts, stop, kwargs)
         at_once = 1 if self._reads_list else self.batch_size
@@ -290,7 +290,7 @@ class OpenAILLM(OpenAIConnection):
     ) -> Iterator[GenerationChunk]:
         request = self._stream_request(prompt, stop, kwargs)
         reader = protocol.ChunkTranslator()
-        chunks = completion_with_retry(self, run_manager, **request)  # type: ignore[arg-type]
+        chunks = completion_with_retry(self, run_manager, **request)
         with contextlib.ExitStack() as stack:
             if hasattr(chunks, "close"):
                 stack.callback(chunks.close)
@@ -310,7 +310,7 @@ class OpenAILLM(OpenAIConnection):
     ) -> AsyncIterator[GenerationChunk]:
         request = self._stream_request(prompt, stop, kwargs)
         reader = protocol.ChunkTranslator()
-        chunks = await acompletion_with_retry(self, run_manager, **request)  # type: ignore[arg-type]
+        chunks = await acompletion_with_retry(self, run_manager, **request)
         async with contextlib.AsyncExitStack() as stack:
             if hasattr(chunks, "aclose"):
                 stack.push_async_callback(chunks.aclose)
