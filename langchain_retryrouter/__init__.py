@@ -13,7 +13,6 @@ from langchain_retryrouter._version import __version__
 
 if TYPE_CHECKING:
     from langchain_retryrouter._gptrouter.connection import GPTRouterModel
-    from langchain_retryrouter._retry.call_state import FailureAction
     from langchain_retryrouter._retry.clock import Clock
     from langchain_retryrouter._router.cost import RoutingWorstCase
     from langchain_retryrouter._router.route import Route
@@ -47,14 +46,19 @@ if TYPE_CHECKING:
         UnsupportedOptionError,
         should_retry,
     )
-    from langchain_retryrouter.failures import FailureKind
+    from langchain_retryrouter.failures import FailureAction, FailureKind
     from langchain_retryrouter.llms.openai import (
         AzureOpenAI,
         BaseOpenAI,
         OpenAI,
         OpenAIChat,
     )
-    from langchain_retryrouter.policy import RetryBudget, RetryPolicy, WorstCase
+    from langchain_retryrouter.policy import (
+        RetryBudget,
+        RetryEvent,
+        RetryPolicy,
+        WorstCase,
+    )
 
 __all__ = [
     "APIConnectionError",
@@ -84,6 +88,7 @@ __all__ = [
     "QuotaExceededError",
     "RateLimitError",
     "RetryBudget",
+    "RetryEvent",
     "RetryPolicy",
     "RetryRouter",
     "RetryRouterError",
@@ -102,16 +107,15 @@ __all__ = [
 _MODULES = {
     name: module
     for module, names in {
-        "_retry.call_state": "FailureAction",
         "_retry.clock": "Clock",
         "_router.cost": "RoutingWorstCase",
         "chat_models.gpt_router": "GPTRouter GPTRouterModel",
         "chat_models.retry_router": "RetryRouter Route",
         "circuit_breaker": "BreakerState CircuitBreaker CircuitBreakerSettings",
         "embeddings.gpt_router": "GPTRouterEmbeddings",
-        "failures": "FailureKind",
+        "failures": "FailureAction FailureKind",
         "llms.openai": "AzureOpenAI BaseOpenAI OpenAI OpenAIChat",
-        "policy": "RetryBudget RetryPolicy WorstCase",
+        "policy": "RetryBudget RetryEvent RetryPolicy WorstCase",
     }.items()
     for name in names.split()
 }

@@ -1,22 +1,21 @@
-"""Finds the run manager of a call, and tells its handlers of each retry.
+"""Tells LangChain's callback handlers of retries.
 
-langchain-core hands the run manager to `_generate`, but calls a chat model's `_stream`
-and `_astream` without one, from `stream`/`astream` and from the streaming branch of
-`_generate_with_cache`. Nobody would see a retry in there. `RetryVisibleChatModel`
-closes the gap: it announces the run in a context variable for as long as it takes the
-stream to start, and `run_manager_of` finds it.
+langchain-core gives the run manager of a call to `_generate`, but calls `_stream` and
+`_astream` of a chat model without one, so handlers would not see retries of streams.
+`RetryVisibleChatModel` puts the run manager into a context variable before, and
+`run_manager_of` takes it out in `_stream`.
 
-For `stream` the run does not exist yet when we are asked. So its id is chosen here, the
-callbacks are configured here, and both are handed down; langchain-core configures them
-again and keeps the handlers, or copies that share the same runs.
+In `stream` the run does not exist yet at that time. So its id is chosen and its
+callbacks are configured here; langchain-core configures them again and keeps the same
+handlers.
 """
 
 from __future__ import annotations
 
 import contextlib
-import inspect
+import copy
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
@@ -28,8 +27,7 @@ from langchain_core.callbacks import (
 )
 from langchain_core.language_models.base import LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.outputs import ChatResult
+from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.runnables import RunnableConfig, ensure_config
 from langchain_core.utils.uuid import uuid7
 
@@ -44,7 +42,6 @@ AnyRunManager = CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun
 _RunManager = TypeVar(
     "_RunManager", CallbackManagerForLLMRun, AsyncCallbackManagerForLLMRun
 )
-_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 class _Run(NamedTuple):
@@ -55,43 +52,32 @@ class _Run(NamedTuple):
 _run: ContextVar[_Run | None] = ContextVar("langchain_retryrouter_run", default=None)
 
 
-@contextlib.contextmanager
-def _announced(
-    model: BaseChatModel, run_manager: AnyRunManager | None
-) -> Iterator[None]:
-    if run_manager is None:
-        yield
-        return
-    token = _run.set(_Run(model, run_manager))
-    try:
-        yield
-    finally:
-        _run.reset(token)
-
-
 def run_manager_of(
     model: BaseChatModel, given: _RunManager | None, kind: type[_RunManager]
 ) -> _RunManager | None:
-    """The run manager of the call `model` is in: the one given, or the one announced.
+    """The run manager of the call that `_stream` or `_astream` of `model` serves.
 
     Args:
-        model: The model asking; a run announced for another one is not its own.
-        given: What langchain-core, or a user, handed over.
-        kind: The twin's class of run manager; one of the other kind is of no use.
+        model: The model; the run of another one is not its own.
+        given: The run manager that the caller passed, which is preferred.
+        kind: The class of run manager that fits, sync or async.
     """
     run = _run.get()
-    if given is not None or run is None or run.model is not model:
+    if run is None or run.model is not model:
         return given
-    return run.run_manager if isinstance(run.run_manager, kind) else None
+    _run.set(None)  # The next call may be one without a run.
+    if given is None and isinstance(run.run_manager, kind):
+        return run.run_manager
+    return given
 
 
 def notifier(run_manager: CallbackManagerForLLMRun | None) -> Notify | None:
-    """What tells every handler of a retry, whatever the others do; None for none."""
+    """A function that calls `on_retry` of the handlers; None if there are none."""
     if run_manager is None:
         return None
 
     def notify(state: RetryCallState) -> None:
-        for single in _one_by_one(run_manager):
+        for single in _for_each_handler(run_manager):
             try:
                 single.on_retry(state)
             except Exception:
@@ -101,12 +87,12 @@ def notifier(run_manager: CallbackManagerForLLMRun | None) -> Notify | None:
 
 
 def anotifier(run_manager: AsyncCallbackManagerForLLMRun | None) -> ANotify | None:
-    """Async twin of `notifier`: awaited, so that the event comes before the wait."""
+    """Async variant of `notifier`; awaited, so that handlers run before the wait."""
     if run_manager is None:
         return None
 
     async def notify(state: RetryCallState) -> None:
-        for single in _one_by_one(run_manager):
+        for single in _for_each_handler(run_manager):
             try:
                 await single.on_retry(state)
             except Exception:
@@ -115,36 +101,18 @@ def anotifier(run_manager: AsyncCallbackManagerForLLMRun | None) -> ANotify | No
     return notify
 
 
-def _one_by_one(run_manager: _RunManager) -> Iterator[_RunManager]:
-    """A run manager per handler: one that raises would keep the event from the rest."""
-    handlers = getattr(run_manager, "handlers", None)
-    if not isinstance(handlers, list):
-        # A stand-in that a caller wrote; it knows `on_retry` and no more.
-        yield run_manager
-        return
-    for handler in handlers:
-        yield type(run_manager)(
-            run_id=run_manager.run_id,
-            handlers=[handler],
-            inheritable_handlers=[],
-            parent_run_id=run_manager.parent_run_id,
-            tags=run_manager.tags,
-            metadata=run_manager.metadata,
-        )
-
-
-def inspected_once(method: _Method) -> _Method:
-    """A method that langchain-core inspects before each call, inspected now.
-
-    `inspect.signature` makes a signature anew whenever it is asked for one, unless the
-    function has it already.
-    """
-    vars(method)["__signature__"] = inspect.signature(method)
-    return method
+def _for_each_handler(run_manager: _RunManager) -> Iterator[_RunManager]:
+    """One run manager for each handler, since a failing one would stop the others."""
+    for handler in getattr(run_manager, "handlers", [None]):
+        single = run_manager
+        if handler is not None:
+            single = copy.copy(run_manager)
+            single.handlers = [handler]
+        yield single
 
 
 class RetryVisibleChatModel(BaseChatModel):
-    """A chat model whose `_stream` and `_astream` can find the run they belong to."""
+    """A chat model whose `_stream` and `_astream` find the run that they serve."""
 
     def stream(
         self,
@@ -169,8 +137,11 @@ class RetryVisibleChatModel(BaseChatModel):
             super().stream(input, config, stop=stop, **kwargs),
         )
         with contextlib.closing(chunks):
-            with _announced(self, run_manager):
+            token = _run.set(_Run(self, run_manager))
+            try:
                 first = next(chunks, None)
+            finally:
+                _run.reset(token)
             if first is not None:
                 yield _as_chunk(first)
                 yield from chunks
@@ -198,43 +169,39 @@ class RetryVisibleChatModel(BaseChatModel):
             super().astream(input, config, stop=stop, **kwargs),
         )
         async with contextlib.aclosing(chunks):
-            with _announced(self, run_manager):
+            token = _run.set(_Run(self, run_manager))
+            try:
                 first = await anext(chunks, None)
+            finally:
+                _run.reset(token)
             if first is not None:
                 yield _as_chunk(first)
                 async for chunk in chunks:
                     yield chunk
 
-    def _generate_with_cache(
+    def _should_stream(
         self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
+        *,
+        async_api: bool,
+        run_manager: CallbackManagerForLLMRun
+        | AsyncCallbackManagerForLLMRun
+        | None = None,
         **kwargs: Any,
-    ) -> ChatResult:
-        with _announced(self, run_manager):
-            return super()._generate_with_cache(
-                messages, stop=stop, run_manager=run_manager, **kwargs
-            )
-
-    async def _agenerate_with_cache(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        with _announced(self, run_manager):
-            return await super()._agenerate_with_cache(
-                messages, stop=stop, run_manager=run_manager, **kwargs
-            )
+    ) -> bool:
+        # Asked with the run manager just before `invoke` calls `_stream` without it.
+        streams = super()._should_stream(
+            async_api=async_api, run_manager=run_manager, **kwargs
+        )
+        if streams and run_manager is not None:
+            _run.set(_Run(self, run_manager))
+        return streams
 
 
 def _as_chunk(message: AIMessage) -> AIMessageChunk:
-    """`message` as what a stream is made of.
+    """A chunk of a stream.
 
-    Where nothing is streamed, by `disable_streaming` or `streaming=False`, a whole
-    message comes from langchain-core, whose own parsers then lose its tool calls.
+    With `disable_streaming` or `streaming=False`, langchain-core yields a message
+    instead, whose tool calls its own parsers then lose.
     """
     if isinstance(message, AIMessageChunk):
         return message
@@ -246,7 +213,7 @@ def _open_run(
     callbacks: CallbackManager | AsyncCallbackManager,
     kind: type[_RunManager],
 ) -> _RunManager:
-    """Settle in `config` which run this will be; its run manager, before it starts."""
+    """The run manager of a run that has not started, whose id is put into `config`."""
     run_id = config.get("run_id") or uuid7()
     config["callbacks"] = callbacks
     config["run_id"] = run_id

@@ -1,86 +1,59 @@
-"""A fuse: after enough failures nobody knocks for a while, then one tries.
+"""Circuit breaker: opens after repeated failures, then admits one probe.
 
-Closed, it lets everything through. After `failure_threshold` retryable failures in a
-row, or when too large a share of the latest calls failed, it opens and refuses; so it
-does at once where a server asks for a long pause. After `recovery_time` it is
-half-open: exactly one call, the probe, goes through. If the probe succeeds the breaker
-closes, if it fails the breaker opens anew, and if it is abandoned the place is given
-back.
-
-Every admitted call holds a `Permit` and settles it once. A permit remembers the era it
-was given in (an era ends with each opening and closing): a slow call that was admitted
-before an outage says nothing about the time after it. The lock is held for a few
-instructions, never across a call. Time and chance are handed in.
+Closed, it admits every call. After `failure_threshold` retryable failures in a row, or
+if too large a share of the latest calls failed, it opens and refuses calls; so it does
+at once if a server asks for a long pause. After `recovery_time` it is half open: one
+call, the probe, is admitted. If the probe succeeds the breaker closes, if it fails the
+breaker opens again, and if it is cancelled another call may be the probe.
 """
 
 from __future__ import annotations
 
+import random  # noqa: TID251 - the default of `clock`
 import sys
 import threading
+import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 _BUCKETS: Final = 10
+_LONGEST_PAUSE: Final = 86_400.0
 
 
-@dataclass(slots=True)
-class _Bucket:
-    since: float
-    calls: int = 0
-    failures: int = 0
+class BreakerState(StrEnum):
+    """What a circuit breaker does with the next call."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
 
 
-class OutcomeWindow:
-    """The calls settled within the last `seconds`, and how many of them failed."""
+class BreakerClock(Protocol):
+    """Tells a circuit breaker the time; `testing.FakeClock` does."""
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._buckets: deque[_Bucket] = deque()
-        self.calls = 0
-        self.failures = 0
+    def monotonic(self) -> float:
+        """Seconds on a clock that never goes back."""
 
-    def add(self, now: float, *, has_failed: bool) -> None:
-        """Count a call that was settled at the monotonic time `now`."""
-        self._forget(now)
-        bucket = self._newest(now)
-        for counts in (bucket, self):
-            counts.calls += 1
-            counts.failures += has_failed
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._buckets.clear()
-        self.calls = self.failures = 0
-
-    def _newest(self, now: float) -> _Bucket:
-        # A thread that read the clock a little earlier counts where the latest did.
-        width = self._seconds / _BUCKETS
-        if not self._buckets or now >= self._buckets[-1].since + width:
-            self._buckets.append(_Bucket(now))
-        return self._buckets[-1]
-
-    def _forget(self, now: float) -> None:
-        while self._buckets and self._buckets[0].since <= now - self._seconds:
-            old = self._buckets.popleft()
-            self.calls -= old.calls
-            self.failures -= old.failures
+    def random(self) -> float:
+        """A number in `[0, 1)`, for jitter."""
 
 
-_LONGEST_HOLD: Final = 86_400.0
-_LEFT_OUT: Final = {
-    "failure_rate": None,
-    "window": 60.0,
-    "minimum_calls": 10,
-    "recovery_jitter": 0.0,
-}
+class _SystemClock:
+    monotonic = staticmethod(time.monotonic)
+    # Not seeded by the program: workers with equal seeds would probe together.
+    random = staticmethod(random.SystemRandom().random)
+
+
+_SYSTEM_CLOCK: Final = _SystemClock()
 
 
 class CircuitBreakerSettings(TypedDict, total=False):
-    """The arguments of `CircuitBreaker`, for a class that makes several of them."""
+    """The numbers of a `CircuitBreaker`, for a class that makes several of them."""
 
     failure_threshold: int
     recovery_time: float
@@ -90,17 +63,25 @@ class CircuitBreakerSettings(TypedDict, total=False):
     recovery_jitter: float
 
 
-class BreakerState(StrEnum):
-    """What a breaker does with the next call."""
-
-    CLOSED = "closed"
-    OPEN = "open"
-    HALF_OPEN = "half_open"
+_DEFAULTS: Final = {
+    "failure_threshold": 5,
+    "recovery_time": 30.0,
+    "failure_rate": None,
+    "window": 60.0,
+    "minimum_calls": 10,
+    "recovery_jitter": 0.0,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """Leave to send one request; settled with exactly one of the breaker's verdicts."""
+    """Permission to send one request.
+
+    Attributes:
+        generation: Counts the openings and closings of the breaker. A slow call that
+            began before the last one of them says nothing about the time after it.
+        is_probe: Whether the breaker was half open.
+    """
 
     generation: int
     is_probe: bool
@@ -108,40 +89,57 @@ class Permit:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The breaker lets nothing through.
+    """The breaker refuses a call.
 
     Attributes:
-        retry_after: Seconds until it may; 0 while another call's probe is under way.
+        retry_after: Seconds until it may admit one; 0 while another call is the probe.
     """
 
     retry_after: float
 
 
 class CircuitBreaker:
-    """A circuit breaker; hand one object to every model of the same provider.
+    """A circuit breaker; give one object to all models of the same provider.
 
-    Counts retryable failures only: a 400 says nothing about the provider's health.
-    Thread-safe, and deliberately one object: a copy or deep copy of a model shares its
-    breaker. A pickle carries the numbers, and starts closed.
+    Only retryable failures count: a 400 says nothing about the provider's health.
+    Thread-safe. A copy or deep copy of a model shares its breaker. A pickle has the
+    numbers alone: in another process the breaker starts closed, on the system's clock
+    and without a listener.
 
-    A server that asks for a longer pause than the policy's `max_retry_after` opens it
-    at once and for as long as it asked, a day at the most; one that asks for less
+    A server that asks for a longer pause than the policy's `max_retry_after` opens the
+    breaker at once and for as long as it asked, a day at most; one that asks for less
     keeps it open for at least so long, once it opens.
+
+    Example:
+        ```python
+        from langchain_retryrouter import CircuitBreaker
+
+
+        def report(before, now):
+            print(f"the provider's circuit breaker is {now}, it was {before}")
+
+
+        breaker = CircuitBreaker(recovery_time=10, on_state_change=report)
+        breaker.state  # BreakerState.CLOSED
+        ```
 
     Args:
         failure_threshold: Retryable failures in a row that open it.
-        recovery_time: Seconds it stays open before one probe is let through.
-        failure_rate: The share of the calls within `window` that opens it when they
-            fail, above 0 and up to 1; None counts failures in a row only.
-        window: Seconds that a call counts towards `failure_rate`; it is forgotten up
-            to a tenth of them early, since calls are counted in ten steps.
+        recovery_time: Seconds it stays open before one probe is admitted.
+        failure_rate: The share of the calls within `window` that opens it if they fail,
+            above 0 and up to 1; None counts failures in a row only.
+        window: Seconds that a call counts for `failure_rate`, in ten steps.
         minimum_calls: Calls within `window` before `failure_rate` means anything.
         recovery_jitter: The share of `recovery_time`, from 0 to 1, of which a random
             part is added each time it opens, so that many processes do not probe
             together.
+        clock: Tells the time, such as `testing.FakeClock`; None for the system's.
+        on_state_change: Called with the state before and the new state, in the thread
+            of the call that caused it. It is half open when the probe is admitted. An
+            exception leaves the call.
 
     Raises:
-        ValueError: If a number is out of its range; the message names it.
+        ValueError: A number is out of its range; the message names it.
     """
 
     def __init__(
@@ -153,7 +151,10 @@ class CircuitBreaker:
         window: float = 60.0,
         minimum_calls: int = 10,
         recovery_jitter: float = 0.0,
+        clock: BreakerClock | None = None,
+        on_state_change: Callable[[BreakerState, BreakerState], object] | None = None,
     ) -> None:
+        """Check the numbers; the breaker starts closed."""
         _check_count("failure_threshold", failure_threshold)
         _check_seconds("recovery_time", recovery_time)
         if failure_rate is not None:
@@ -161,176 +162,197 @@ class CircuitBreaker:
         _check_seconds("window", window)
         _check_count("minimum_calls", minimum_calls)
         _check_share("recovery_jitter", recovery_jitter, above_zero=False)
+        if on_state_change is not None and not callable(on_state_change):
+            msg = f"on_state_change must be a function, not {on_state_change!r}"
+            raise ValueError(msg)
         self.failure_threshold = failure_threshold
         self.recovery_time = recovery_time
         self.failure_rate = failure_rate
         self.window = window
         self.minimum_calls = minimum_calls
         self.recovery_jitter = recovery_jitter
+        self._clock = clock or _SYSTEM_CLOCK
+        self._on_state_change = on_state_change
         self._lock = threading.Lock()
+        self._generation = 0
         self._failures = 0
-        self._latest = OutcomeWindow(window)
-        self._admitted_at = 0.0
-        self._era = 0
+        self._latest: deque[_Bucket] = deque()
         self._open_until: float | None = None
-        self._probing = False
+        self._is_probing = False
+        self._reported = BreakerState.CLOSED
 
-    def clone(self) -> Self:
-        """Another breaker with the same numbers and a state of its own, closed."""
-        return type(self)(**self._settings())
-
-    def state(self, now: float) -> BreakerState:
-        """What it would do with a call at the monotonic time `now`."""
+    @property
+    def state(self) -> BreakerState:
+        """What it does with a call now."""
         with self._lock:
-            return self._state(now)
+            return self._state()
 
-    def admit(self, now: float) -> Permit | Refusal:
-        """Leave to send a request at the monotonic time `now`, or when to come back."""
+    @property
+    def is_open(self) -> bool:
+        """Whether it refuses all calls now."""
+        return self.state is BreakerState.OPEN
+
+    @property
+    def retry_after(self) -> float:
+        """Seconds until a probe is admitted; 0 if it is not open."""
         with self._lock:
-            state = self._state(now)
-            self._admitted_at = now
+            return self._opens_in()
+
+    # Used by the package. Each permit is settled once, by `succeeded`, `failed` or
+    # `cancelled`.
+
+    def admit(self) -> Permit | Refusal:
+        """Permission to send a request, or a refusal."""
+        with self._lock:
+            state = self._state()
             if state is BreakerState.CLOSED:
-                return Permit(generation=self._era, is_probe=False)
+                return Permit(self._generation, is_probe=False)
             if state is BreakerState.OPEN:
-                return Refusal(retry_after=self._opens_in(now))
-            if self._probing:
-                return Refusal(retry_after=0.0)
-            self._probing = True
-            return Permit(generation=self._era, is_probe=True)
+                return Refusal(self._opens_in())
+            if self._is_probing:
+                return Refusal(0.0)
+            self._is_probing = True
+            permit = Permit(self._generation, is_probe=True)
+        self._report(BreakerState.HALF_OPEN)
+        return permit
 
-    def probe(self, now: float) -> Permit | Refusal:
-        """Leave for one probe before `recovery_time` is over, one at a time.
+    def probe(self) -> Permit | Refusal:
+        """Permission for a probe before the pause is over, one at a time.
 
-        For a caller who has no other way: if everything is refused, the outage may be
-        over, and one request finds out.
+        For a call that has no other route: the outage may be over already.
         """
         with self._lock:
-            if self._state(now) is BreakerState.CLOSED:
-                return Permit(generation=self._era, is_probe=False)
-            if self._probing:
-                return Refusal(retry_after=self._opens_in(now))
-            self._probing = True
-            return Permit(generation=self._era, is_probe=True)
+            if self._state() is BreakerState.CLOSED:
+                return Permit(self._generation, is_probe=False)
+            if self._is_probing:
+                return Refusal(self._opens_in())
+            self._is_probing = True
+            permit = Permit(self._generation, is_probe=True)
+        self._report(BreakerState.HALF_OPEN)
+        return permit
 
-    def succeeded(self, permit: Permit, now: float | None = None) -> None:
-        """The provider answered, if only to say that the request was wrong.
-
-        Args:
-            permit: What the call was admitted with.
-            now: The monotonic time; None for that of the last admission.
-        """
+    def succeeded(self, permit: Permit) -> None:
+        """The provider answered, even if only to refuse the request."""
         with self._lock:
-            if permit.generation != self._era:
+            if permit.generation != self._generation:
                 return
             self._failures = 0
-            if permit.is_probe:
-                self._turn(open_until=None)
-            elif self.failure_rate is not None:
-                settled_at = self._admitted_at if now is None else now
-                self._latest.add(settled_at, has_failed=False)
+            if not permit.is_probe:
+                self._count(has_failed=False)
+                return
+            self._change(open_until=None)
+        self._report(BreakerState.CLOSED)
 
-    def failed(
-        self,
-        permit: Permit,
-        now: float,
-        *,
-        retry_after: float | None = None,
-        random: float = 0.0,
-    ) -> None:
-        """The provider failed in a way that says something about its health.
+    def failed(self, permit: Permit, *, retry_after: float | None = None) -> None:
+        """The provider failed.
 
         Args:
-            permit: What the call was admitted with.
-            now: The monotonic time.
-            retry_after: Seconds that the server asked to be left alone: if it opens,
-                then for no less.
-            chance: A random number in `[0, 1)`, for `recovery_jitter`.
+            permit: The permit of the call.
+            retry_after: Seconds of pause that the server asked for.
         """
         with self._lock:
-            if permit.generation != self._era:
+            if permit.generation != self._generation:
                 return
             self._failures += 1
-            if self.failure_rate is not None:
-                self._latest.add(now, has_failed=True)
-            if permit.is_probe or self._has_failed_enough():
-                pause = max(self.recovery_time, _bounded(retry_after))
-                self._turn(open_until=self._ending(now, pause, random))
+            self._count(has_failed=True)
+            if not (permit.is_probe or self._has_failed_enough()):
+                return
+            self._open(max(self.recovery_time, _bounded(retry_after)))
+        self._report(BreakerState.OPEN)
 
-    def open_for(self, now: float, seconds: float, *, random: float = 0.0) -> None:
-        """Let nobody through for so long, since the server said so, then one probe.
+    def open_for(self, seconds: float) -> None:
+        """Refuse calls for so long, since the server asked for it.
 
-        It opens whatever the threshold says. One that is open already stays so for as
-        long as the longer of both demands.
+        A breaker that is open already stays open for the longer of both times.
 
         Args:
-            now: The monotonic time.
-            seconds: How long; more than a day is taken for a day, since a number that
-                was misread must not shut a provider out for ever.
-            chance: A random number in `[0, 1)`, for `recovery_jitter`.
+            seconds: A day at most, since a misread number must not exclude a provider
+                for ever.
         """
         with self._lock:
-            pause = _bounded(seconds)
-            if pause <= self._opens_in(now):
+            if _bounded(seconds) <= self._opens_in():
                 return
-            self._turn(open_until=self._ending(now, pause, random))
+            self._open(_bounded(seconds))
+        self._report(BreakerState.OPEN)
 
     def cancelled(self, permit: Permit) -> None:
-        """Nobody waited for the outcome; a probe's place is free again."""
+        """The outcome of the call is not known; another call may be the probe."""
         with self._lock:
-            if permit.generation == self._era and permit.is_probe:
-                self._probing = False
+            if permit.generation == self._generation and permit.is_probe:
+                self._is_probing = False
+
+    def _state(self) -> BreakerState:
+        if self._open_until is None:
+            return BreakerState.CLOSED
+        return BreakerState.OPEN if self._opens_in() > 0 else BreakerState.HALF_OPEN
+
+    def _opens_in(self) -> float:
+        if self._open_until is None:
+            return 0.0
+        return max(0.0, self._open_until - self._clock.monotonic())
+
+    def _open(self, pause: float) -> None:
+        jitter = self._clock.random() * self.recovery_jitter * self.recovery_time
+        self._change(open_until=self._clock.monotonic() + pause + jitter)
+
+    def _change(self, *, open_until: float | None) -> None:
+        self._generation += 1
+        self._failures = 0
+        self._latest.clear()
+        self._is_probing = False
+        self._open_until = open_until
+
+    def _report(self, state: BreakerState) -> None:
+        """Tell the listener, without the lock: it may ask for the state."""
+        before, self._reported = self._reported, state
+        if self._on_state_change is not None and before is not state:
+            self._on_state_change(before, state)
+
+    def _count(self, *, has_failed: bool) -> None:
+        """Count a call for `failure_rate`."""
+        if self.failure_rate is None:
+            return
+        now = self._clock.monotonic()
+        while self._latest and self._latest[0].since <= now - self.window:
+            self._latest.popleft()
+        if not self._latest or now >= self._latest[-1].since + self.window / _BUCKETS:
+            self._latest.append(_Bucket(now))
+        self._latest[-1].calls += 1
+        self._latest[-1].failures += has_failed
 
     def _has_failed_enough(self) -> bool:
         if self._failures >= self.failure_threshold:
             return True
-        latest = self._latest
+        calls = sum(bucket.calls for bucket in self._latest)
+        failures = sum(bucket.failures for bucket in self._latest)
         return (
             self.failure_rate is not None
-            and latest.calls >= self.minimum_calls
-            and latest.failures / latest.calls >= self.failure_rate
+            and calls >= self.minimum_calls
+            and failures / calls >= self.failure_rate
         )
 
-    def _ending(self, now: float, pause: float, random: float) -> float:
-        return now + pause + random * self.recovery_jitter * self.recovery_time
-
-    def _turn(self, *, open_until: float | None) -> None:
-        self._era += 1
-        self._failures = 0
-        self._latest.clear()
-        self._probing = False
-        self._open_until = open_until
-
-    def _state(self, now: float) -> BreakerState:
-        if self._open_until is None:
-            return BreakerState.CLOSED
-        return BreakerState.OPEN if self._opens_in(now) > 0 else BreakerState.HALF_OPEN
-
-    def _opens_in(self, now: float) -> float:
-        open_until = now if self._open_until is None else self._open_until
-        return max(0.0, open_until - now)
-
     def _settings(self) -> dict[str, Any]:
-        names = ("failure_threshold", "recovery_time", *_LEFT_OUT)
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in _DEFAULTS}
 
     def __copy__(self) -> Self:
-        """The same object: sharing is what a breaker is for."""
+        """The same object, which is to be shared."""
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """The same object: sharing is what a breaker is for."""
+        """The same object, which is to be shared."""
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """The numbers; another process has its own clock, so it starts closed."""
+        """The numbers alone, since another process has its own clock."""
         return _restore_breaker, (type(self), self._settings())
 
     def __repr__(self) -> str:
-        """The numbers it was made with, the rarer ones where they were given."""
+        """The two main numbers, and others that are not the default."""
         numbers = ", ".join(
             f"{name}={value if isinstance(value, int) else format(value, 'g')}"
             for name, value in self._settings().items()
-            if name not in _LEFT_OUT or value != _LEFT_OUT[name]
+            if name in {"failure_threshold", "recovery_time"}
+            or value != _DEFAULTS[name]
         )
         return f"{type(self).__name__}({numbers})"
 
@@ -341,9 +363,18 @@ def _restore_breaker(
     return cls(**settings)
 
 
+@dataclass(slots=True)
+class _Bucket:
+    """Calls that ended within a tenth of the window."""
+
+    since: float
+    calls: int = 0
+    failures: int = 0
+
+
 def _bounded(seconds: float | None) -> float:
-    """What a server asked for, as far as it can be meant; 0 where it cannot."""
-    return min(seconds, _LONGEST_HOLD) if seconds is not None and seconds > 0 else 0.0
+    """The pause that a server asked for, as far as it can be meant."""
+    return min(seconds, _LONGEST_PAUSE) if seconds is not None and seconds > 0 else 0.0
 
 
 def _is_number(value: Any) -> bool:
@@ -351,8 +382,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _check_count(name: str, value: Any) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         msg = f"{name} must be a whole number, 1 or more, not {value!r}"
         raise ValueError(msg)
 
@@ -365,6 +395,6 @@ def _check_seconds(name: str, value: Any) -> None:
 
 def _check_share(name: str, value: Any, *, above_zero: bool) -> None:
     if not _is_number(value) or not 0 <= value <= 1 or (above_zero and not value):
-        least = "above 0 and up to 1" if above_zero else "from 0 to 1"
-        msg = f"{name} must be a share {least}, not {value!r}"
+        allowed = "above 0 and up to 1" if above_zero else "from 0 to 1"
+        msg = f"{name} must be a share {allowed}, not {value!r}"
         raise ValueError(msg)

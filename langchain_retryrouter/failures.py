@@ -1,38 +1,93 @@
-"""What went wrong, as plain data, and the table that says what a status means.
+"""Kinds of failures, and what follows each of them.
 
-Everything about the *meaning* of a failure lives here. This file does not know which
-SDK reported it, who will be told, or whether anybody will try again; it only knows
-which failures another attempt on the same route could mend.
+`classify` maps an HTTP status, an error code and a message to a `FailureKind`;
+`FAILURE_ACTIONS` maps the kind to what a `RetryRouter` does next. The readers of real
+responses and exceptions are in `_providers/errors.py`.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 
 class FailureKind(StrEnum):
-    """The meaning of a failure, whichever provider reported it."""
+    """What a failure means, whichever provider reported it; see `error.kind`."""
 
     RATE_LIMIT = "rate_limit"
+    """Too many requests; passes, mostly within seconds."""
     QUOTA = "quota"
+    """The quota or the money is used up; waiting does not help."""
     UNAVAILABLE = "unavailable"
+    """Overloaded or down for now."""
     SERVER_ERROR = "server_error"
+    """The provider failed."""
     CONFLICT = "conflict"
+    """Another request was in the way."""
     TIMEOUT = "timeout"
+    """No response in time."""
     CONNECTION = "connection"
+    """No connection, or a lost one."""
     INTERRUPTED = "interrupted"
+    """An answer that stopped before its end."""
     MALFORMED = "malformed"
+    """A response that is not an answer, such as an HTML page."""
     INVALID_REQUEST = "invalid_request"
+    """The provider refused the request as wrong."""
     AUTHENTICATION = "authentication"
+    """A missing or wrong key."""
     PERMISSION = "permission"
+    """The key may not do this."""
     NOT_FOUND = "not_found"
+    """No such model or endpoint."""
     CONTEXT_OVERFLOW = "context_overflow"
+    """More tokens than the model's context holds."""
     CONTENT_FILTER = "content_filter"
+    """A content filter refused the prompt or the answer."""
     CIRCUIT_OPEN = "circuit_open"
+    """The circuit breaker refused the call; nothing was sent."""
     UNKNOWN = "unknown"
+    """An exception that no provider's error is known by."""
+
+
+class FailureAction(StrEnum):
+    """What a `RetryRouter` does after a failure."""
+
+    RETRY = "retry"
+    """Ask the same route again after a wait; the next one when its retries are used."""
+    FAILOVER = "failover"
+    """Ask the next route at once."""
+    RAISE = "raise"
+    """Raise the error."""
+
+
+FAILURE_ACTIONS: Final[Mapping[FailureKind, FailureAction]] = {
+    FailureKind.RATE_LIMIT: FailureAction.RETRY,
+    FailureKind.UNAVAILABLE: FailureAction.RETRY,
+    FailureKind.SERVER_ERROR: FailureAction.RETRY,
+    FailureKind.CONFLICT: FailureAction.RETRY,
+    FailureKind.CONNECTION: FailureAction.RETRY,
+    FailureKind.INTERRUPTED: FailureAction.RETRY,
+    FailureKind.MALFORMED: FailureAction.RETRY,
+    # Another attempt on the same route would take as long again.
+    FailureKind.TIMEOUT: FailureAction.FAILOVER,
+    # Another route has another key, quota, model and context.
+    FailureKind.QUOTA: FailureAction.FAILOVER,
+    FailureKind.AUTHENTICATION: FailureAction.FAILOVER,
+    FailureKind.PERMISSION: FailureAction.FAILOVER,
+    FailureKind.NOT_FOUND: FailureAction.FAILOVER,
+    FailureKind.CONTEXT_OVERFLOW: FailureAction.FAILOVER,
+    FailureKind.CIRCUIT_OPEN: FailureAction.FAILOVER,
+    FailureKind.UNKNOWN: FailureAction.FAILOVER,
+    # Most real 4xx concern one route: its key, region, model, limits or parameters.
+    FailureKind.INVALID_REQUEST: FailureAction.FAILOVER,
+    # A refusal is an answer, and not to be routed around.
+    FailureKind.CONTENT_FILTER: FailureAction.RAISE,
+}
+"""The action for each kind, while there are retries, time and routes left."""
 
 
 _RETRYABLE: Final = frozenset(
@@ -48,7 +103,7 @@ _RETRYABLE: Final = frozenset(
     }
 )
 
-# What is wrong between one route and this request, and may be right on another.
+# Final on one route, but not necessarily on others.
 _ROUTES_OWN: Final = frozenset(
     {
         FailureKind.AUTHENTICATION,
@@ -195,9 +250,9 @@ class Failure:
 
     Attributes:
         kind: What the failure means.
-        status_code: The HTTP status, when there was an answer.
-        retry_after: Seconds the server asked to be left alone, when it said so.
-        should_retry: The server's own verdict (`x-should-retry`), when it gave one.
+        status_code: The HTTP status, if there was a response.
+        retry_after: Seconds that the server asked to wait, if it did.
+        should_retry: The server's `x-should-retry`, if it sent one.
         may_have_run: Whether the provider may have done (and charged) the work.
     """
 
@@ -217,7 +272,7 @@ class Failure:
 
 
 def is_retryable(kind: FailureKind) -> bool:
-    """Whether another attempt on the same route could mend a failure of this kind."""
+    """Whether another attempt on the same route may succeed after such a failure."""
     return kind in _RETRYABLE
 
 

@@ -1,32 +1,49 @@
-"""A purse for retries, shared by the calls of a process, so that an outage is not fed.
-
-Retries are bought with tokens that successes earn back. When everything fails the
-purse is empty after a few dozen retries, and from then on each call sends one request:
-a sick provider sees the load of a healthy day, not a multiple of it.
-
-The numbers are those of the AWS SDKs' standard retry mode ("Retry behavior", AWS SDKs
-and Tools Reference Guide). This file does not know what a retry is sent to.
-"""
+"""How often and how patiently calls are retried: `RetryPolicy` and `RetryBudget`."""
 
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import sys
 import threading
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Self
+
+from langchain_retryrouter.failures import FailureKind
+
+
+@dataclass(frozen=True, slots=True)
+class RetryEvent:
+    """A failed attempt that another one follows, as hooks of a policy see it.
+
+    Attributes:
+        attempt: The number of the failed attempt, counted from 1.
+        route: The model that failed, if the call knows it.
+        kind: What the failure means.
+        error: The error of the attempt.
+        delay: Seconds until the next attempt.
+        next_route: The model that is asked next.
+    """
+
+    attempt: int
+    route: str | None
+    kind: FailureKind
+    error: Exception
+    delay: float
+    next_route: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class WorstCase:
-    """What a policy may cost at the most; `str()` says it in one sentence.
+    """What a call costs at most; `str()` says it in one sentence.
 
     Attributes:
-        requests: Requests sent at the most.
-        waited: Seconds waited between them at the most.
-        seconds: Seconds until the caller has an answer or an error at the most; None
-            if nothing bounds a single attempt.
+        requests: Requests sent.
+        waited: Seconds waited between them.
+        seconds: Seconds until the caller has an answer or an error; None if a single
+            attempt has no limit.
     """
 
     requests: int
@@ -46,37 +63,40 @@ class WorstCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How often a failed attempt is repeated, and how long is waited in between.
+    """How often a failed attempt is repeated, and how long the waits are.
 
-    The first five names are those of LangChain's `ModelRetryMiddleware`.
+    The first five names are those of LangChain's `ModelRetryMiddleware`. A policy is
+    immutable and can be shared; without hooks it can be pickled and written as JSON.
 
     Attributes:
-        max_retries: Further attempts after the first; 0 sends one request.
-        initial_delay: Seconds: the longest wait before the first retry. Where
-            1,000 clients failed at the same instant, the default keeps the busiest
-            100 ms of their first retries below 12 % of them.
-        max_delay: Seconds: the longest wait that back-off ever grows to.
-        backoff_factor: What the wait is multiplied by from retry to retry; 0 keeps it
-            at `initial_delay`.
+        max_retries: Attempts after the first; 0 sends one request.
+        initial_delay: Seconds: the longest wait before the first retry. With the
+            default, 1,000 clients that failed at the same instant send at most 12 % of
+            their first retries within any 100 ms.
+        max_delay: Seconds: the longest wait that back-off grows to.
+        backoff_factor: Multiplies the wait from retry to retry; 0 keeps it at
+            `initial_delay`.
         jitter: Whether to wait a random part of the back-off ("full jitter", AWS
             Architecture Blog, "Exponential Backoff And Jitter", 2015), so that clients
-            which failed together do not come back together.
-        max_retry_after: Seconds: a server that asks for more than this is not waited
-            for; the call gives up at once.
+            that failed together do not come back together.
+        max_retry_after: Seconds: if a server asks for a longer wait, the call gives up
+            at once.
         deadline: Seconds for the whole call with all attempts and waits; None for no
-            limit. No wait is begun that cannot end in time.
-        attempt_timeout: Seconds one attempt without a stream may take; None for no
-            limit beyond the model's own timeout and the deadline. In a `RetryRouter`
-            with a deadline, a route with others behind it then gets its share of what
-            is left.
-        failover_after_wait: Seconds: a `RetryRouter` with another route left does not
-            wait longer than this; it asks that route at once.
-        first_token_timeout: Seconds a stream may take from its request to its first
-            token; None for no limit beyond the model's own timeout.
-        stall_timeout: Seconds a stream may be silent between two events after that.
+            limit. No wait begins that cannot end in time.
+        attempt_timeout: Seconds for one attempt without a stream; None for no limit
+            beyond the model's own timeout and the deadline. In a `RetryRouter` with a
+            deadline, a route with others behind it then gets its share of the rest.
+        failover_after_wait: Seconds: a `RetryRouter` that has another route left does
+            not wait longer than this; it asks that route at once.
+        first_token_timeout: Seconds from a stream's request to its first token; None
+            for no limit beyond the model's own timeout.
+        stall_timeout: Seconds between two events of a stream after that.
+        on_retry: Called before the wait for another attempt on the same model. An
+            exception that it raises ends the call.
+        on_failover: Called instead of `on_retry` if another model or route is next.
 
     Raises:
-        ValueError: If a number is out of its range; the message names it.
+        ValueError: A value is out of its range; the message names it.
     """
 
     max_retries: int = 2
@@ -90,9 +110,11 @@ class RetryPolicy:
     first_token_timeout: float | None = None
     stall_timeout: float | None = None
     failover_after_wait: float = 3.0
+    on_retry: Callable[[RetryEvent], object] | None = None
+    on_failover: Callable[[RetryEvent], object] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what no call could follow."""
+        """Check the values."""
         _check_retries(self.max_retries)
         for name in (
             "initial_delay",
@@ -114,10 +136,17 @@ class RetryPolicy:
         if not isinstance(self.jitter, bool):
             msg = f"jitter must be True or False, not {self.jitter!r}"
             raise ValueError(msg)  # noqa: TRY004 - pydantic reports ValueErrors
+        for name in ("on_retry", "on_failover"):
+            hook = getattr(self, name)
+            if hook is None:
+                continue
+            if not callable(hook) or inspect.iscoroutinefunction(hook):
+                msg = f"{name} must be a function that is not async, not {hook!r}"
+                raise ValueError(msg)
 
     @property
     def max_attempts(self) -> int:
-        """Requests sent at the most, `max_retries + 1`; converted nowhere else."""
+        """Requests sent at most: `max_retries + 1`."""
         return self.max_retries + 1
 
     def backoff(self, retry: int) -> float:
@@ -133,15 +162,15 @@ class RetryPolicy:
     def delay(self, retry: int, random: float, retry_after: float | None) -> float:
         """Seconds to wait before the `retry`-th retry.
 
-        Without word from the server: full jitter, `chance x backoff(retry)`. With it:
-        what it asked for, and with jitter the same random part of the back-off on top,
-        since everybody it turned away was told the same number. A back-off that is too
-        short for that is stretched to what the server asked for, up to 1 s.
+        Without Retry-After: full jitter, `random x backoff(retry)`. With it: never less
+        than the server asked for, and with jitter a random part of the back-off on top,
+        since the server asked all its clients for the same time. A back-off shorter
+        than that time is lengthened to it, up to 1 s.
 
         Args:
             retry: The retry that comes next, counted from 1.
-            chance: A random number in `[0, 1)`.
-            retry_after: Seconds the server asked for; None or 0 if it did not.
+            random: A random number in `[0, 1)`.
+            retry_after: Seconds that the server asked for; None or 0 if it did not.
         """
         longest = self.backoff(retry)
         if not self.jitter:
@@ -152,7 +181,7 @@ class RetryPolicy:
         return retry_after + random * spread
 
     def explain(self, attempt_timeout: float | None = None) -> WorstCase:
-        """What a call under this policy costs at the most, before anything runs.
+        """What a call costs at most, before anything is sent.
 
         Args:
             attempt_timeout: Seconds a single attempt may take; None for the policy's.
@@ -173,19 +202,38 @@ class RetryPolicy:
         return WorstCase(requests=self.max_attempts, waited=waited, seconds=seconds)
 
     def _longest_wait(self, retry: int) -> float:
-        # Waits grow with chance and with Retry-After, and end where these do.
+        # Waits grow with the random number and with Retry-After.
         return self.delay(retry, 1.0, self.max_retry_after)
 
 
 @functools.lru_cache(maxsize=128)
-def effective_policy(given: RetryPolicy | None, max_retries: int) -> RetryPolicy:
-    """The policy of a call, from what a model was given.
+def resolve_policy(
+    retry_policy: RetryPolicy | None,
+    max_retries: int | None,
+    default_max_retries: int = 2,
+) -> RetryPolicy:
+    """The policy of a model that has the arguments `retry_policy` and `max_retries`.
 
     Args:
-        given: The model's `retry_policy`; None for the default numbers.
-        max_retries: The model's own number of retries, which wins.
+        retry_policy: The policy given to the model, if any.
+        max_retries: Short for `RetryPolicy(max_retries=...)`; None if it was not given.
+        default_max_retries: The number of retries if neither was given.
+
+    Raises:
+        ValueError: Both were given, and contradict each other. Equal numbers do not:
+            LangChain makes copies of a model from all its fields.
     """
-    return replace(given or RetryPolicy(), max_retries=max_retries)
+    if retry_policy is None:
+        retries = default_max_retries if max_retries is None else max_retries
+        return RetryPolicy(max_retries=retries)
+    if max_retries is not None and max_retries != retry_policy.max_retries:
+        msg = (
+            f"max_retries={max_retries} and a retry_policy with max_retries="
+            f"{retry_policy.max_retries} are both given: give one of them;"
+            " max_retries=n is short for retry_policy=RetryPolicy(max_retries=n)"
+        )
+        raise ValueError(msg)
+    return retry_policy
 
 
 def _check_retries(value: Any) -> None:
@@ -207,16 +255,21 @@ def _check_seconds(name: str, value: Any, *, above_zero: bool) -> None:
 
 
 class RetryBudget:
-    """A token bucket that retries draw from; hand one object to all that share it.
+    """Token bucket, shared by all calls of a process, that limits retries in outages.
 
-    Thread-safe, and deliberately one object: a copy or deep copy of a model shares its
-    budget. A pickle carries the numbers and the tokens left, but not the sharing.
+    Retries take tokens, and successes give some back. When everything fails, the bucket
+    is empty after a few dozen retries, and each call sends one request: the provider
+    gets the load of a healthy day and not a multiple of it. The numbers are those of
+    the AWS SDKs' standard retry mode ("Retry behavior", AWS SDKs and Tools Reference
+    Guide).
+
+    Give one object to all models that share it; copies of a model share it too.
+    Thread-safe. A pickle has the numbers and the tokens left.
 
     Args:
         capacity: Tokens in a full bucket, which is how it starts.
         retry_cost: Tokens a retry costs.
-        throttled_cost: Tokens a retry costs after a 429, where the server is alive and
-            pacing its clients.
+        throttled_cost: Tokens a retry costs after a 429, where the server is alive.
         success_gain: Tokens each success gives back.
 
     Raises:
@@ -231,6 +284,7 @@ class RetryBudget:
         throttled_cost: float = 5,
         success_gain: float = 1,
     ) -> None:
+        """Check the numbers; the bucket starts full."""
         self._settings = {
             "capacity": capacity,
             "retry_cost": retry_cost,
@@ -248,7 +302,7 @@ class RetryBudget:
         return self._tokens
 
     def spend(self, *, throttled: bool = False) -> float | None:
-        """The tokens taken for one retry; None and nothing taken if there are too few.
+        """Take the tokens for one retry; None, and nothing taken, if there are too few.
 
         Args:
             throttled: Whether the retry follows a rate limit.
@@ -261,28 +315,28 @@ class RetryBudget:
         return cost
 
     def refund(self, tokens: float) -> None:
-        """Put back what was taken for a retry that was never sent."""
+        """Put back the tokens of a retry that was not sent."""
         with self._lock:
             self._tokens = min(self._settings["capacity"], self._tokens + tokens)
 
     def succeeded(self) -> None:
-        """Earn what a success gives back."""
+        """Add the tokens for a success."""
         self.refund(self._settings["success_gain"])
 
     def __copy__(self) -> Self:
-        """The same object: sharing is what a budget is for."""
+        """The same object, which is to be shared."""
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """The same object: sharing is what a budget is for."""
+        """The same object, which is to be shared."""
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """The numbers and the tokens left; a lock cannot travel."""
+        """The numbers and the tokens left, without the lock."""
         return _restore_budget, (type(self), self._settings, self._tokens)
 
     def __repr__(self) -> str:
-        """Tokens left of how many."""
+        """The tokens left and the capacity."""
         capacity = self._settings["capacity"]
         return f"{type(self).__name__}({self._tokens:g} of {capacity:g} tokens)"
 

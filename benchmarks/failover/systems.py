@@ -50,7 +50,11 @@ def retry_router(
             Route(
                 model=model,
                 name=name,
-                breaker=_breaker(scale),
+                breaker=CircuitBreaker(
+                    failure_threshold=3,
+                    recovery_time=30 * scale,
+                    clock=providers.clock,
+                ),
                 supports_prefill=supports_prefill,
             )
             for model, name in zip(models, (PRIMARY, BACKUP), strict=True)
@@ -125,10 +129,6 @@ SYSTEMS: Final[dict[str, System]] = {
     "LiteLLM Router": litellm_router,
 }
 """Those of the scorecard, by their names."""
-
-
-def _breaker(scale: float) -> CircuitBreaker:
-    return CircuitBreaker(failure_threshold=3, recovery_time=30 * scale)
 
 
 def _chat_models(

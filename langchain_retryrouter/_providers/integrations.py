@@ -138,8 +138,13 @@ def _own_model(model: Any, facts: Integration) -> RetriesDisabled:
     if model.gateway_max_retries:
         disabled.append(f"gateway_max_retries={model.gateway_max_retries}")
     policy = replace(model.retry_policy or RetryPolicy(), max_retries=retries)
+    update = {
+        "max_retries": retries,
+        "retry_policy": model.retry_policy and policy,
+        "gateway_max_retries": 0,
+    }
     return RetriesDisabled(
-        model.model_copy(update={"max_retries": retries, "gateway_max_retries": 0}),
+        model.model_copy(update=update),
         disabled=", ".join(disabled),
         requests=retries + 1,
         waited=policy.explain().waited,

@@ -1,27 +1,25 @@
-"""Several routes to one answer: repeat on this one, go on to the next, or end it here?
+"""The state of one call: its attempts, and the decision after each failure.
 
-What follows a failure is one table, `FAILURE_ACTIONS`. A `RoutedCallState` walks a call
-along its routes by it; to `_drive` it is a session like `CallState`. Retries are a route's,
-and are bought from the budget; going on to another route is no retry, since it puts no
-load on the one that is sick. The deadline is the whole call's.
+`decide` is the pure decision about one route. `CallState` adds what the call shares or
+remembers: budget, circuit breakers, deadline, and the routes that a `RetryRouter` has.
+The engine asks it; nothing here waits or sends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
-from langchain_retryrouter._retry.clock import SystemTime
-from langchain_retryrouter.circuit_breaker import BreakerState, Permit, Refusal
-from langchain_retryrouter.failures import FailureKind, is_retryable
-
-if TYPE_CHECKING:
-    from langchain_retryrouter._retry.clock import TimeSource
-    from langchain_retryrouter.circuit_breaker import CircuitBreaker
-    from langchain_retryrouter.failures import Failure
-    from langchain_retryrouter.policy import RetryBudget, RetryPolicy
+from langchain_retryrouter._retry.clock import SystemTime, TimeSource
+from langchain_retryrouter.circuit_breaker import CircuitBreaker, Permit, Refusal
+from langchain_retryrouter.failures import (
+    Failure,
+    FailureAction,
+    FailureKind,
+    is_retryable,
+)
+from langchain_retryrouter.policy import RetryBudget, RetryPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +31,11 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Let the error out.
+    """Raise the error.
 
     Attributes:
-        reason: Why, in words for the error's note; empty where the failure is final by
-            its own nature and the error says it all.
+        reason: The reason, for the error's note; empty if the kind of failure is the
+            reason.
     """
 
     reason: str = ""
@@ -52,11 +50,10 @@ class FailedAttempt:
 
     Attributes:
         failure: What went wrong.
-        attempt: Which attempt it was, counted from 1.
+        attempt: Which attempt on its route it was, counted from 1.
         remaining: Seconds left until the deadline; None if there is none.
-        chance: A random number in `[0, 1)` for jitter.
-        is_left_behind: Whether the next attempt would ask another route, and this one
-            no more.
+        random: A random number in `[0, 1)` for jitter.
+        will_failover: Whether the next attempt would ask another model.
     """
 
     failure: Failure
@@ -66,24 +63,24 @@ class FailedAttempt:
     will_failover: bool = False
 
 
-def decide(policy: RetryPolicy, situation: FailedAttempt) -> Decision:
-    """What to do after a failed attempt."""
-    failure = situation.failure
-    if not failure.is_retryable and not situation.will_failover:
-        told = failure.should_retry is False
-        return Stop("the server said not to retry" if told else "")
-    if situation.attempt >= policy.max_attempts:
+def decide(policy: RetryPolicy, failed: FailedAttempt) -> Decision:
+    """Whether to try again after a failed attempt, and after how many seconds."""
+    failure = failed.failure
+    if not failure.is_retryable and not failed.will_failover:
+        refused = failure.should_retry is False
+        return Stop("the server said not to retry" if refused else "")
+    if failed.attempt >= policy.max_attempts:
         return Stop("no retries left" if policy.max_retries else "retries are off")
     if not failure.is_retryable:
-        return Retry(0.0)  # Another route has no share in it, and owes no wait.
+        return Retry(0.0)  # The other model is not overloaded, so there is no wait.
     retry_after = failure.retry_after
     if retry_after is not None and retry_after > policy.max_retry_after:
         return Stop(
             f"Retry-After of {retry_after:g} s is above max_retry_after"
             f" of {policy.max_retry_after:g} s"
         )
-    delay = policy.delay(situation.attempt, situation.random, retry_after)
-    if situation.remaining is not None and delay >= situation.remaining:
+    delay = policy.delay(failed.attempt, failed.random, retry_after)
+    if failed.remaining is not None and delay >= failed.remaining:
         return Stop(
             f"a wait of {delay:.1f} s would outlast the deadline of"
             f" {policy.deadline:g} s"
@@ -91,21 +88,18 @@ def decide(policy: RetryPolicy, situation: FailedAttempt) -> Decision:
     return Retry(delay)
 
 
-_SYSTEM_TIME = SystemTime()
-
-
 @dataclass(slots=True)
 class AttemptRecord:
-    """One line of a call's ledger.
+    """One line of a call's attempt log.
 
     Attributes:
-        number: The attempt, counted from 1; None for a route that was passed by, since
-            its breaker was open.
-        route: The model that was asked, where the call knows it.
-        outcome: `ok`, `cancelled`, or the kind of the failure.
+        number: The attempt, counted from 1; None for a route that was skipped, since
+            its circuit breaker was open.
+        route: The model that was asked, if the call knows it.
+        outcome: `pending`, `ok`, `cancelled`, or the kind of the failure.
         seconds: How long the attempt took.
-        status_code: The HTTP status of a failed answer.
-        wait: Seconds waited after it, 0 if nothing followed.
+        status_code: The HTTP status of a failed response.
+        wait: Seconds waited after it, 0 if no attempt followed.
     """
 
     number: int | None
@@ -116,7 +110,7 @@ class AttemptRecord:
     wait: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """The line as JSON-able data; what does not apply is left out."""
+        """The line as JSON-able data, without what does not apply."""
         line: dict[str, Any] = {
             "outcome": self.outcome,
             "seconds": round(self.seconds, 6),
@@ -131,64 +125,121 @@ class AttemptRecord:
         return line
 
 
+@dataclass(frozen=True, slots=True)
+class RouteState:
+    """One route of a call.
+
+    Attributes:
+        name: Its name in the attempt log; None for a call without named routes.
+        breaker: Its circuit breaker; None to always send.
+    """
+
+    name: str | None
+    breaker: CircuitBreaker | None = None
+
+
+@dataclass(slots=True)
+class SentAttempt:
+    """An attempt that was sent, with the permit that it holds.
+
+    Attributes:
+        position: The place of its route.
+        began: The monotonic time at which it began.
+        record: Its line in the attempt log.
+        breaker: The breaker that gave the permit.
+        permit: None if there is no breaker, or once the permit is settled.
+    """
+
+    position: int
+    began: float
+    record: AttemptRecord
+    breaker: CircuitBreaker | None
+    permit: Permit | None
+
+    def take_permit(self) -> tuple[CircuitBreaker, Permit] | None:
+        """The permit, to settle it; None if there is none left."""
+        permit, self.permit = self.permit, None
+        if self.breaker is None or permit is None:
+            return None
+        return self.breaker, permit
+
+
+_SYSTEM_TIME = SystemTime()
+
+
 class CallState:
-    """The state of one call under a policy.
+    """The state of one call.
 
     Args:
-        policy: The numbers.
-        budget: Where retries are bought; None for no limit.
-        breaker: What may refuse to send at all; None to always send.
-        time: Clock and dice.
+        policy: The numbers; `max_retries` counts for each route.
+        routes: The routes in the order in which they are asked; None for a call that
+            has one endpoint.
+        budget: Pays for retries; None for no limit.
+        breaker: The circuit breaker of a call without `routes`.
+        time: Tells the time and gives random numbers.
+        actions: The action for each kind of failure, if there are `routes`.
+
+    Attributes:
+        records: The attempt log.
+        decision: What followed the last failure.
+        position: The place of the route of the current or next attempt.
     """
 
     def __init__(
         self,
         policy: RetryPolicy,
+        routes: Sequence[RouteState] | None = None,
         *,
         budget: RetryBudget | None = None,
         breaker: CircuitBreaker | None = None,
         time: TimeSource = _SYSTEM_TIME,
+        actions: Mapping[FailureKind, FailureAction] | None = None,
     ) -> None:
         self.policy = policy
         self.records: list[AttemptRecord] = []
         self.decision: Decision | None = None
+        self.position = 0
+        self._has_routes = routes is not None
+        self._routes = [RouteState(None, breaker)] if routes is None else routes
+        self._actions = actions or {}
         self._budget = budget
-        self._breaker = breaker
         self._time = time
-        self._permit: Permit | None = None
-        self._counted: set[int] = set()  # Breakers that this call was counted at.
-        self._record = AttemptRecord(None, outcome="")  # until the first is sent
+        self._began = time.monotonic()
+        self._sent = [0] * len(self._routes)
+        self._skipped: set[int] = set()
+        self._current: SentAttempt | None = None
+        self._hedge: SentAttempt | None = None
         self._spent = 0.0
-        self._began = self._now = time.monotonic()
+        self._counted: set[int] = set()  # Breakers at which this call counted.
 
     @property
     def attempts(self) -> int:
-        """Attempts sent so far."""
-        return len(self.records)
+        """Attempts sent so far, on all routes."""
+        return sum(self._sent)
 
     @property
     def attempt(self) -> int:
-        """The number of the attempt under way, counted from 1; 0 before the first."""
-        return self._record.number or 0
-
-    @property
-    def attempts_here(self) -> int:
-        """Attempts sent so far that count against the policy's retries."""
-        return self.attempts
-
-    @property
-    def retries_enabled(self) -> bool:
-        """Whether whoever retries on top of this call would multiply its load."""
-        return self.policy.max_retries > 0
+        """The number of the current attempt, counted from 1; 0 before the first."""
+        return self._current.record.number or 0 if self._current else 0
 
     @property
     def route(self) -> str | None:
-        """The model that the last attempt asked, where the call knows it."""
-        return self._record.route
+        """The model that the current attempt asks, if the call knows it."""
+        return self._current.record.route if self._current else None
+
+    @property
+    def next_route(self) -> str | None:
+        """The route of the next attempt; None for a call without routes."""
+        return self._routes[self.position].name
+
+    @property
+    def retries_enabled(self) -> bool:
+        """Whether a caller's own retries would multiply with this call's attempts."""
+        return self.policy.max_retries > 0 or len(self._routes) > 1
 
     @property
     def waited(self) -> float:
-        """Seconds of waiting that were scheduled so far."""
+        """Seconds of waiting scheduled so far."""
         return sum(record.wait for record in self.records)
 
     def remaining(self) -> float | None:
@@ -198,14 +249,21 @@ class CallState:
         return self._began + self.policy.deadline - self._time.monotonic()
 
     def attempt_timeout(self, *, is_stream: bool) -> float | None:
-        """Seconds until the answer, or the first token, of the attempt just begun."""
-        policy = self.policy
+        """Seconds until the answer, or the first token, of the current attempt is due.
+
+        A route without a limit of its own gets its share of what is left of the
+        deadline, so that a silent one leaves time for the others.
+        """
+        policy, remaining = self.policy, self.remaining()
         own = policy.first_token_timeout if is_stream else policy.attempt_timeout
-        limits = [limit for limit in (own, self.remaining()) if limit is not None]
+        if remaining is not None and own is None:
+            later = range(self.position + 1, len(self._routes))
+            remaining /= 1 + sum(not self._is_open(position) for position in later)
+        limits = [limit for limit in (own, remaining) if limit is not None]
         return max(0.001, min(limits)) if limits else None
 
     def routes_tried(self) -> str:
-        """The routes asked and what became of each; empty if there was only one."""
+        """The routes asked and their outcomes; empty if there was only one."""
         if len({record.route for record in self.records}) <= 1:
             return ""
         return ", ".join(
@@ -214,40 +272,54 @@ class CallState:
 
     def attempt_log(self) -> dict[str, Any]:
         """The call so far, as JSON-able data."""
-        return {"attempts": [record.as_dict() for record in self.records]}
+        log: dict[str, Any] = {
+            "attempts": [record.as_dict() for record in self.records]
+        }
+        return {"route": self.route, **log} if self._has_routes else log
 
-    def will_be_refused(self, delay: float = 0.0) -> bool:
-        """Whether the breaker would let nothing through `delay` seconds from now."""
-        if self._breaker is None:
-            return False
-        then = self._time.monotonic() + delay
-        return self._breaker.state(then) is BreakerState.OPEN
+    def will_be_refused(self) -> bool:
+        """Whether the circuit breaker would refuse an attempt now."""
+        return self._is_open(self.position)
 
     def admit(self, route: str | None = None) -> Refusal | None:
-        """Begin the next attempt; a refusal if the breaker lets nothing through."""
-        self._now = self._time.monotonic()
-        if self._breaker is not None:
-            final_error = self._breaker.admit(self._now)
-            if isinstance(final_error, Refusal):
-                self._give_back()
-                return final_error
-            self._permit = final_error
-        self._start_record(route)
-        return None
+        """Begin the next attempt, on the first route whose breaker permits it.
 
-    def _start_record(self, route: str | None) -> None:
-        self._spent = 0.0  # The retry that was paid for is being sent.
-        self._record = AttemptRecord(number=self.attempts + 1, route=route)
-        self.records.append(self._record)
+        If all routes refuse the first attempt, the one that opens first gets a probe:
+        the outage may be over.
+
+        Args:
+            route: The model that is asked, for a call without routes.
+
+        Returns:
+            None, or the earliest refusal if all breakers refuse.
+        """
+        refusals: dict[int, Refusal] = {}
+        for position in range(self.position, len(self._routes)):
+            attempt = self._begin(position, route)
+            if isinstance(attempt, SentAttempt):
+                self._go_on_with(attempt)
+                return None
+            refusals[position] = attempt
+            if self._has_routes:
+                self._record_skipped(position)
+        if self._has_routes and self.attempts == 0:
+            for position in sorted(refusals, key=lambda p: refusals[p].retry_after):
+                attempt = self._begin(position, route, as_probe=True)
+                if isinstance(attempt, SentAttempt):
+                    self._go_on_with(attempt)
+                    return None
+        self._refund()
+        return min(refusals.values(), key=lambda refusal: refusal.retry_after)
 
     def succeeded(self) -> None:
-        """The attempt under way brought the whole answer."""
-        now = self._close_record("ok")
+        """The current attempt brought a complete answer."""
         if self._budget is not None:
             self._budget.succeeded()
-        if self._breaker is not None and self._permit is not None:
-            self._breaker.succeeded(self._permit, now)
-            self._permit = None
+        if self._current is not None:
+            self._close_record(self._current, "ok")
+            if held := self._current.take_permit():
+                breaker, permit = held
+                breaker.succeeded(permit)
 
     def failed(
         self,
@@ -256,430 +328,255 @@ class CallState:
         will_failover: bool = False,
         action: FailureAction | None = None,
     ) -> Decision:
-        """The attempt under way failed; what to do now.
+        """The current attempt failed; the decision is also kept in `decision`.
 
         Args:
             failure: What went wrong.
-            will_failover: Whether the next attempt would ask another model, and the
-                one that failed no more.
-            action: What the caller wants to follow, whatever the kind of the failure.
+            will_failover: Whether the next attempt of a call without routes would ask
+                another model.
+            action: What a call with routes does instead of the action for the kind.
         """
-        now = self._close_record(failure.kind.value, failure.status_code)
-        self._record_outcome(failure, now)
-        self.decision = self._what_now(
-            failure, will_failover=will_failover, action=action
-        )
-        if isinstance(self.decision, Retry):
-            self._record.wait = self.decision.delay
+        self.settle_hedge(has_won=False)
+        if self._current is not None:
+            self._settle(self._current, failure)
+        self.decision = self._decide(failure, action, will_failover=will_failover)
+        if isinstance(self.decision, Retry) and self._current is not None:
+            self._current.record.wait = self.decision.delay
         return self.decision
 
     def stream_interrupted(self, failure: Failure) -> None:
-        """The attempt under way failed after its first token; it cannot be repeated."""
-        now = self._close_record(failure.kind.value, failure.status_code)
-        self._record_outcome(failure, now)
+        """The current attempt failed after its first token; it is not repeated."""
+        if self._current is not None:
+            self._settle(self._current, failure)
         self.decision = Stop("part of the answer was already delivered")
 
     def cancelled(self) -> None:
-        """Nobody waits for the call any longer; give back what it still holds."""
-        if self._record.outcome == "pending":
-            self._close_record("abandoned")
-        if self._breaker is not None and self._permit is not None:
-            self._breaker.cancelled(self._permit)
-            self._permit = None
-        self._give_back()
+        """The call is over: release permits and budget tokens that it still holds."""
+        self.settle_hedge(has_won=False)
+        if self._current is not None:
+            self._cancel(self._current)
+        self._refund()
 
     def deadline_exceeded(self) -> Stop | None:
-        """Whether the coming wait no longer fits, since whoever watched was slow."""
+        """Stop if the coming wait no longer fits, since a listener took its time."""
         remaining = self.remaining()
         if remaining is None or not isinstance(self.decision, Retry):
             return None
         if self.decision.delay < remaining:
             return None
-        self._record.wait = 0.0
-        self._give_back()
+        if self._current is not None:
+            self._current.record.wait = 0.0
+        self._refund()
         self.decision = Stop(f"the deadline of {self.policy.deadline:g} s is over")
         return self.decision
 
-    def _what_now(
-        self, failure: Failure, *, will_failover: bool, action: FailureAction | None
-    ) -> Decision:
-        del action  # There is one route: the kind decides.
-        return self._afford(failure, self._decide(failure, will_failover=will_failover))
+    def failover(self) -> bool:
+        """Move on to the next route that may be asked; False if there is none."""
+        following = self._next_open()
+        end = len(self._routes) if following is None else following
+        for position in range(self.position + 1, end):
+            if self._is_open(position) and position not in self._skipped:
+                self._skipped.add(position)
+                self._record_skipped(position)
+        if following is None:
+            return False
+        self.position = following
+        return True
 
-    def _decide(self, failure: Failure, *, will_failover: bool) -> Decision:
+    def skip_refused(self) -> None:
+        """Move on past routes whose breakers are open, if another one is not."""
+        while self._is_open(self.position) and self._next_open() is not None:
+            self._record_skipped(self.position)
+            self.position += 1
+
+    def resume(self) -> bool:
+        """Whether an interrupted stream may be continued: on the next route, or here.
+
+        Continuing on the same route is a retry, and is paid for like one.
+        """
+        remaining = self.remaining()
+        if remaining is not None and remaining <= 0:
+            return False
+        if self.failover():
+            return True
+        has_attempts = self._sent[self.position] < self.policy.max_attempts
+        return has_attempts and self._pay(throttled=False)
+
+    def hedge(self) -> int | None:
+        """Begin an attempt on the next open route while the current one goes on.
+
+        It is paid for from the budget like a retry, since it is additional load.
+
+        Returns:
+            The place of the route; None if there is none, or the budget is empty.
+        """
+        position = self._next_open()
+        if position is None or not self._pay(throttled=False):
+            return None
+        attempt = self._begin(position, None)
+        if not isinstance(attempt, SentAttempt):
+            self._refund()
+            return None
+        self._spent = 0.0
+        self._hedge = attempt
+        return position
+
+    def settle_hedge(self, *, has_won: bool, failure: Failure | None = None) -> None:
+        """Go on with one of two attempts.
+
+        Args:
+            has_won: Whether the attempt that `hedge` began has won.
+            failure: How the loser failed; None if it was cancelled.
+        """
+        hedge, self._hedge = self._hedge, None
+        if hedge is None:
+            return
+        loser = hedge
+        if has_won:
+            loser, self._current = self._current or hedge, hedge
+            self.position = hedge.position
+        if failure is None:
+            self._cancel(loser)
+        else:
+            self._settle(loser, failure)
+
+    def _decide(
+        self, failure: Failure, action: FailureAction | None, *, will_failover: bool
+    ) -> Decision:
+        if not self._has_routes:
+            return self._decide_here(failure, will_failover=will_failover)
+        chosen = action or self._actions[failure.kind]
+        if chosen is FailureAction.RAISE:
+            return Stop()
+        stop = Stop()
+        if chosen is FailureAction.RETRY:
+            if action is not None and not failure.is_retryable:
+                # The caller asked for it: wait as after any error of the server.
+                failure = replace(
+                    failure, kind=FailureKind.SERVER_ERROR, should_retry=None
+                )
+            decision = self._decide_here(failure, will_failover=False)
+            if isinstance(decision, Retry):
+                return decision
+            stop = decision
+        remaining = self.remaining()
+        if remaining is not None and remaining <= 0:
+            return Stop(f"the deadline of {self.policy.deadline:g} s is over")
+        if self.failover():
+            return Retry(0.0)
+        if len(self._routes) == 1:
+            return stop
+        return Stop(f"{stop.reason}, no route left" if stop.reason else "no route left")
+
+    def _decide_here(self, failure: Failure, *, will_failover: bool) -> Decision:
+        """The decision about another attempt on the same route."""
         decision = decide(
             self.policy,
             FailedAttempt(
                 failure=failure,
-                attempt=self.attempts_here,
+                attempt=self._sent[self.position],
                 remaining=self.remaining(),
                 random=self._time.random(),
                 will_failover=will_failover,
             ),
         )
-        if isinstance(decision, Retry) and self.will_be_refused(decision.delay):
+        if isinstance(decision, Stop):
+            return decision
+        if self._is_open(self.position, decision.delay):
             return Stop("the circuit breaker is open")
-        return decision
-
-    def _afford(self, failure: Failure, decision: Decision) -> Decision:
-        throttled = failure.kind is FailureKind.RATE_LIMIT
-        if isinstance(decision, Retry) and not self._can_pay(throttled=throttled):
+        is_long = decision.delay > self.policy.failover_after_wait
+        if is_long and self._next_open() is not None:
+            breaker = self._routes[self.position].breaker
+            if breaker is not None and failure.retry_after:
+                breaker.open_for(failure.retry_after)  # For other calls, too.
+            return Stop("the wait is longer than failover_after_wait")
+        if not self._pay(throttled=failure.kind is FailureKind.RATE_LIMIT):
             return Stop("retry budget empty")
         return decision
 
-    def _can_pay(self, *, throttled: bool = False) -> bool:
-        """Buy a retry; whether that was possible, or there is no budget to respect."""
+    def _go_on_with(self, attempt: SentAttempt) -> None:
+        self.position, self._current = attempt.position, attempt
+        self._spent = 0.0  # The retry that was paid for is sent.
+
+    def _begin(
+        self, position: int, route: str | None, *, as_probe: bool = False
+    ) -> SentAttempt | Refusal:
+        state = self._routes[position]
+        permit: Permit | Refusal | None = None
+        if state.breaker is not None:
+            permit = state.breaker.probe() if as_probe else state.breaker.admit()
+        if isinstance(permit, Refusal):
+            return permit
+        record = AttemptRecord(self.attempts + 1, state.name or route)
+        self.records.append(record)
+        self._sent[position] += 1
+        return SentAttempt(
+            position, self._time.monotonic(), record, state.breaker, permit
+        )
+
+    def _next_open(self) -> int | None:
+        for position in range(self.position + 1, len(self._routes)):
+            has_attempts = self._sent[position] < self.policy.max_attempts
+            if has_attempts and not self._is_open(position):
+                return position
+        return None
+
+    def _is_open(self, position: int, delay: float = 0.0) -> bool:
+        """Whether the breaker of a route will refuse attempts after `delay` seconds."""
+        breaker = self._routes[position].breaker
+        return breaker is not None and breaker.retry_after > delay
+
+    def _record_skipped(self, position: int) -> None:
+        outcome = FailureKind.CIRCUIT_OPEN.value
+        self.records.append(AttemptRecord(None, self._routes[position].name, outcome))
+
+    def _settle(self, attempt: SentAttempt, failure: Failure) -> None:
+        self._close_record(attempt, failure.kind.value, failure.status_code)
+        held = attempt.take_permit()
+        if held is None:
+            return
+        breaker, permit = held
+        retry_after = failure.retry_after
+        if failure.kind is FailureKind.UNKNOWN:
+            breaker.cancelled(permit)  # It says nothing about the provider.
+            return
+        # By its kind: `x-should-retry: false` says nothing about the provider's health.
+        if not is_retryable(failure.kind):
+            breaker.succeeded(permit)  # A provider that refuses a request is alive.
+            return
+        if id(breaker) in self._counted:
+            # Attempts of the same call are not independent evidence.
+            breaker.cancelled(permit)
+        else:
+            self._counted.add(id(breaker))
+            breaker.failed(permit, retry_after=retry_after)
+        if retry_after is not None and retry_after > self.policy.max_retry_after:
+            # No call waits for so long, so no call has to ask in the meantime.
+            breaker.open_for(retry_after)
+
+    def _cancel(self, attempt: SentAttempt) -> None:
+        if attempt.record.outcome == "pending":
+            self._close_record(attempt, "cancelled")
+        if held := attempt.take_permit():
+            breaker, permit = held
+            breaker.cancelled(permit)
+
+    def _close_record(
+        self, attempt: SentAttempt, outcome: str, status_code: int | None = None
+    ) -> None:
+        attempt.record.outcome = outcome
+        attempt.record.status_code = status_code
+        attempt.record.seconds = self._time.monotonic() - attempt.began
+
+    def _pay(self, *, throttled: bool) -> bool:
+        """Take the price of an attempt from the budget; False if it is too low."""
         if self._budget is None:
             return True
         spent = self._budget.spend(throttled=throttled)
         self._spent = spent or 0.0
         return spent is not None
 
-    def _give_back(self) -> None:
+    def _refund(self) -> None:
         if self._budget is not None and self._spent:
             self._budget.refund(self._spent)
         self._spent = 0.0
-
-    def _record_outcome(self, failure: Failure, now: float) -> None:
-        if self._breaker is None or self._permit is None:
-            return
-        retry_after = failure.retry_after
-        # By its kind: `x-should-retry: false` is no word on the provider's health.
-        if failure.kind is FailureKind.UNKNOWN:
-            self._breaker.cancelled(self._permit)  # It says nothing about the provider.
-        elif is_retryable(failure.kind):
-            random = self._time.random()
-            if id(self._breaker) in self._counted:
-                # The attempts of one call are no independent evidence.
-                self._breaker.cancelled(self._permit)
-            else:
-                self._counted.add(id(self._breaker))
-                self._breaker.failed(
-                    self._permit, now, retry_after=retry_after, random=random
-                )
-            if retry_after is not None and retry_after > self.policy.max_retry_after:
-                # Nobody waits for so long, so nobody has to ask in the meantime.
-                self._breaker.open_for(now, retry_after, random=random)
-        else:
-            # A provider that finds fault with the request is alive.
-            self._breaker.succeeded(self._permit, now)
-        self._permit = None
-
-    def _close_record(self, outcome: str, status_code: int | None = None) -> float:
-        now = self._time.monotonic()
-        self._record.outcome = outcome
-        self._record.status_code = status_code
-        self._record.seconds = now - self._now
-        return now
-
-
-class FailureAction(StrEnum):
-    """What follows a failure."""
-
-    RETRY = "retry"
-    """The same route again after its wait; the next, once its retries are gone."""
-    FAILOVER = "failover"
-    """The next route at once."""
-    RAISE = "raise"
-    """Nothing: what is wrong with the request is wrong on every route."""
-
-
-FAILURE_ACTIONS: Final[Mapping[FailureKind, FailureAction]] = {
-    # It passes, mostly within seconds.
-    FailureKind.RATE_LIMIT: FailureAction.RETRY,
-    FailureKind.UNAVAILABLE: FailureAction.RETRY,
-    FailureKind.SERVER_ERROR: FailureAction.RETRY,
-    FailureKind.CONFLICT: FailureAction.RETRY,
-    FailureKind.CONNECTION: FailureAction.RETRY,
-    FailureKind.INTERRUPTED: FailureAction.RETRY,
-    FailureKind.MALFORMED: FailureAction.RETRY,
-    # Time is what has run out; another try here would take as long again.
-    FailureKind.TIMEOUT: FailureAction.FAILOVER,
-    # Here it will not pass; elsewhere are another key, purse, model and context.
-    FailureKind.QUOTA: FailureAction.FAILOVER,
-    FailureKind.AUTHENTICATION: FailureAction.FAILOVER,
-    FailureKind.PERMISSION: FailureAction.FAILOVER,
-    FailureKind.NOT_FOUND: FailureAction.FAILOVER,
-    FailureKind.CONTEXT_OVERFLOW: FailureAction.FAILOVER,
-    FailureKind.CIRCUIT_OPEN: FailureAction.FAILOVER,
-    FailureKind.UNKNOWN: FailureAction.FAILOVER,
-    # Most real 4xx concern one route: its key, region, model, limits or parameters.
-    FailureKind.INVALID_REQUEST: FailureAction.FAILOVER,
-    # A refusal is an answer, and not to be routed around.
-    FailureKind.CONTENT_FILTER: FailureAction.RAISE,
-}
-"""What follows each kind of failure, while there are retries, time and routes left."""
-
-_ROUTING_TIME = SystemTime()
-
-
-@dataclass(frozen=True, slots=True)
-class RouteState:
-    """One route as a session sees it.
-
-    Attributes:
-        name: What the ledger calls it.
-        breaker: What may refuse to let through; None to always pass.
-    """
-
-    name: str
-    breaker: CircuitBreaker | None = None
-
-
-@dataclass(slots=True)
-class _UnderWay:
-    """An attempt that has been sent, and what the session holds for it."""
-
-    record: AttemptRecord
-    permit: Permit | None
-    breaker: CircuitBreaker | None
-    began: float
-    position: int
-
-
-class RoutedCallState(CallState):
-    """The state of one call that has several routes.
-
-    Args:
-        policy: The numbers; `max_retries` is a route's.
-        doors: The routes, in the order in which they are asked.
-        budget: Where retries are bought; None for no limit.
-        time: Clock and dice.
-        after: What follows each kind of failure.
-    """
-
-    def __init__(
-        self,
-        policy: RetryPolicy,
-        route_states: Sequence[RouteState],
-        *,
-        budget: RetryBudget | None = None,
-        time: TimeSource = _ROUTING_TIME,
-        after: Mapping[FailureKind, FailureAction] = FAILURE_ACTIONS,
-    ) -> None:
-        super().__init__(policy, budget=budget, time=time)
-        self._doors = route_states
-        self._after = after
-        self._sent = [0] * len(route_states)
-        self._told: set[int] = set()
-        self._rival: _UnderWay | None = None
-        self.position = 0
-
-    @property
-    def retries_enabled(self) -> bool:
-        """Whether whoever retries on top of this call would multiply its load."""
-        return super().retries_enabled or len(self._doors) > 1
-
-    @property
-    def attempts_here(self) -> int:
-        """Attempts sent so far on the route under way."""
-        return self._sent[self.position]
-
-    @property
-    def attempts(self) -> int:
-        """Attempts sent so far, on all routes."""
-        return sum(self._sent)
-
-    def admit(self, route: str | None = None) -> Refusal | None:
-        """Begin the next attempt on the first route that lets it through.
-
-        If all refuse, the one that opens first gets a probe: the outage may be over.
-        """
-        del route  # It is this state that knows.
-        refusals: dict[int, Refusal] = {}
-        while self.position < len(self._doors):
-            route_state = self._doors[self.position]
-            self._breaker = route_state.breaker
-            refusal = super().admit(route_state.name)
-            if refusal is None:
-                self._sent[self.position] += 1
-                return None
-            refusals[self.position] = refusal
-            self._pass_by(route_state)
-        if self.attempts == 0:
-            for position in sorted(refusals, key=lambda p: refusals[p].retry_after):
-                if self._probe(position):
-                    return None
-        return min(refusals.values(), key=lambda refusal: refusal.retry_after)
-
-    def _probe(self, position: int) -> bool:
-        breaker = self._doors[position].breaker
-        permit = breaker.probe(self._time.monotonic()) if breaker is not None else None
-        if not isinstance(permit, Permit):
-            return False
-        self.position, self._breaker, self._permit = position, breaker, permit
-        self._start_record(self._doors[position].name)
-        self._sent[position] += 1
-        return True
-
-    def attempt_timeout(self, *, is_stream: bool) -> float | None:
-        """Seconds until the answer, or the first token, of the attempt just begun.
-
-        A route without a limit of its own gets its share of what is left of the
-        deadline, so that a silent one leaves time for the others.
-        """
-        limit = super().attempt_timeout(is_stream=is_stream)
-        policy = self.policy
-        own = policy.first_token_timeout if is_stream else policy.attempt_timeout
-        if limit is None or own is not None:
-            return limit
-        later = range(self.position + 1, len(self._doors))
-        others = sum(not self._is_closed(position) for position in later)
-        return limit / (1 + others)
-
-    def go_on(self) -> bool:
-        """Leave the route under way for the next one that is open; False if none is."""
-        position = self._next_open()
-        until = len(self._doors) if position is None else position
-        for passed in range(self.position + 1, until):
-            if self._is_closed(passed) and passed not in self._told:
-                self._told.add(passed)
-                self._note_closed(self._doors[passed])
-        if position is None:
-            return False
-        self.position = position
-        self._breaker = self._doors[position].breaker
-        return True
-
-    def skip_refused(self) -> None:
-        """Pass by routes whose breakers are open, if there is one that is not."""
-        while self._is_closed(self.position) and self._next_open() is not None:
-            self._pass_by(self._doors[self.position])
-
-    def _next_open(self) -> int | None:
-        """The next route that lets through, and may be asked once more."""
-        for position in range(self.position + 1, len(self._doors)):
-            has_attempts = self._sent[position] < self.policy.max_attempts
-            if has_attempts and not self._is_closed(position):
-                return position
-        return None
-
-    def _is_closed(self, position: int) -> bool:
-        breaker = self._doors[position].breaker
-        now = self._time.monotonic()
-        return breaker is not None and breaker.state(now) is BreakerState.OPEN
-
-    def hedge(self) -> int | None:
-        """Begin an attempt on the next open route beside the one that is under way.
-
-        It is bought from the budget like a retry, since it is load on top.
-
-        Returns:
-            The route's position; None if there is none, or the budget is too low.
-        """
-        mine, position = self._under_way(), self._next_open()
-        if position is None:
-            return None
-        if self._budget is not None and self._budget.spend(throttled=False) is None:
-            return None
-        self.position = position
-        if self.admit() is None:
-            self._rival = self._under_way()
-        self._go_back_to(mine)
-        return None if self._rival is None else self._rival.position
-
-    def settle_hedge(self, *, has_won: bool, failure: Failure | None = None) -> None:
-        """One of two attempts is the call's from here on.
-
-        Args:
-            has_won: Whether it is the one that was begun by `hedge`.
-            failure: How the other one failed; None if it was left alone.
-        """
-        if self._rival is None:
-            return
-        mine, rival = self._under_way(), self._rival
-        self._rival = None
-        self._go_back_to(mine if has_won else rival)
-        if failure is None:
-            super().cancelled()
-        else:
-            now = self._close_record(failure.kind.value, failure.status_code)
-            self._record_outcome(failure, now)
-        self._go_back_to(rival if has_won else mine)
-
-    def cancelled(self) -> None:
-        """Nobody waits for the call any longer; give back what it still holds."""
-        self.settle_hedge(has_won=False)
-        super().cancelled()
-
-    def _under_way(self) -> _UnderWay:
-        return _UnderWay(
-            self._record, self._permit, self._breaker, self._now, self.position
-        )
-
-    def _go_back_to(self, attempt: _UnderWay) -> None:
-        self._record = attempt.record
-        self._permit = attempt.permit
-        self._breaker = attempt.breaker
-        self._now = attempt.began
-        self.position = attempt.position
-
-    def resume(self) -> bool:
-        """Whether a call that broke off may be taken up: on the next route, or here.
-
-        Here it is a retry, and is bought like one.
-        """
-        remaining = self.remaining()
-        if remaining is not None and remaining <= 0:
-            return False
-        if self.go_on():
-            return True
-        return self.attempts_here < self.policy.max_attempts and self._can_pay()
-
-    def _what_now(
-        self, failure: Failure, *, will_failover: bool, action: FailureAction | None
-    ) -> Decision:
-        del will_failover
-        step = action or self._after[failure.kind]
-        if step is FailureAction.RAISE:
-            return Stop()
-        decision: Decision = Stop()
-        if step is FailureAction.RETRY:
-            if action is not None and not failure.is_retryable:
-                # The caller asked for it: wait as after any error of the server.
-                failure = replace(
-                    failure, kind=FailureKind.SERVER_ERROR, should_retry=None
-                )
-            decision = self._decide(failure, will_failover=False)
-            if (
-                isinstance(decision, Retry)
-                and decision.delay > self.policy.failover_after_wait
-                and self._next_open() is not None
-            ):
-                self._leave_alone(failure)
-            else:
-                decision = self._afford(failure, decision)
-                if isinstance(decision, Retry):
-                    return decision
-        remaining = self.remaining()
-        if remaining is not None and remaining <= 0:
-            return Stop(f"the deadline of {self.policy.deadline:g} s is over")
-        if self.go_on():
-            return Retry(0.0)
-        reason = decision.reason if isinstance(decision, Stop) else ""
-        if len(self._doors) > 1:
-            reason = f"{reason}, no route left" if reason else "no route left"
-        return Stop(reason)
-
-    def _leave_alone(self, failure: Failure) -> None:
-        """Keep other calls from a route that asked for a long pause."""
-        breaker = self._doors[self.position].breaker
-        if breaker is not None and failure.retry_after:
-            now = self._time.monotonic()
-            breaker.open_for(now, failure.retry_after, random=self._time.random())
-
-    def _pass_by(self, route_state: RouteState) -> None:
-        self._note_closed(route_state)
-        self.position += 1
-
-    def _note_closed(self, route_state: RouteState) -> None:
-        line = AttemptRecord(None, route_state.name, FailureKind.CIRCUIT_OPEN.value)
-        self.records.append(line)
-
-    def served_by(self) -> str | None:
-        """The route of the attempt that the call is on."""
-        return self.route
-
-    def attempt_log(self) -> dict[str, Any]:
-        """The call so far, as JSON-able data."""
-        return {"route": self.served_by(), **super().attempt_log()}

@@ -14,16 +14,12 @@ from typing import NoReturn, Protocol, TypeAlias, TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, Retrying
 
-from langchain_retryrouter._retry.call_state import (
-    CallState,
-    FailureAction,
-    Retry,
-    Stop,
-)
+from langchain_retryrouter._retry.call_state import CallState, Retry, Stop
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.timeouts import TimeLimitError, run_with_timeout
 from langchain_retryrouter.errors import BASE_ERRORS, ErrorFamily, RetryRouterError
-from langchain_retryrouter.failures import FailureKind
+from langchain_retryrouter.failures import FailureAction, FailureKind
+from langchain_retryrouter.policy import RetryEvent
 
 Notify: TypeAlias = Callable[[RetryCallState], None]
 ANotify: TypeAlias = Callable[[RetryCallState], Awaitable[None]]
@@ -71,8 +67,8 @@ class RetryContext:
         rate_limiter: Asked before each attempt.
         should_failover: Whether an error that is final for its model may be followed
             by an attempt on another one.
-        action: What the caller wants to follow an error, whatever its kind; None for
-            what follows its kind.
+        action: Returns what to do after an error instead of the action for its kind;
+            None for that one.
         is_buffered: Whether a stream is handed over only when its end is known to be
             good, so that all of it can be repeated.
     """
@@ -185,6 +181,20 @@ class RetryController:
         """Seconds to wait before the next attempt."""
         decision = self.call_state.decision
         return decision.delay if isinstance(decision, Retry) else 0.0
+
+    def call_hook(self) -> None:
+        """Call the policy's hook for the failure that another attempt follows."""
+        policy, error = self.call_state.policy, self._last_error
+        if error is None or (policy.on_retry is None and policy.on_failover is None):
+            return
+        next_route = self.call_state.next_route or self._context.route()
+        is_same = next_route == error.route
+        hook = policy.on_retry if is_same else policy.on_failover
+        if hook is not None:
+            decision = self.call_state.decision
+            delay = decision.delay if isinstance(decision, Retry) else 0.0
+            attempt = self.call_state.attempt
+            hook(RetryEvent(attempt, error.route, error.kind, error, delay, next_route))
 
     def check_deadline(self) -> None:
         """Raise the last error if a slow listener used up the time for the wait."""
@@ -327,6 +337,7 @@ def run(
     """The result of the first attempt that succeeds."""
 
     def before_sleep(state: RetryCallState) -> None:
+        controller.call_hook()
         if notify is not None:
             notify(copy.copy(state))  # tenacity reuses its own.
 
@@ -358,6 +369,7 @@ async def arun(
     """Async variant of `run`."""
 
     async def before_sleep(state: RetryCallState) -> None:
+        controller.call_hook()
         if notify is not None:
             await notify(copy.copy(state))
 

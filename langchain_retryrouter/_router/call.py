@@ -27,7 +27,7 @@ from langchain_retryrouter._providers.finish_reasons import (
     names_finish_reason,
 )
 from langchain_retryrouter._providers.history import fit_history
-from langchain_retryrouter._retry.call_state import RoutedCallState
+from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.clock import Clock
 from langchain_retryrouter._retry.engine import Attempt
 from langchain_retryrouter._retry.hedging import AHedgedSource, HedgedSource
@@ -151,7 +151,7 @@ class BaseRouterCall:
     def __init__(
         self,
         routes: list[Route],
-        call_state: RoutedCallState,
+        call_state: CallState,
         request: ModelRequest,
         clock: Clock,
         measured: Callable[[int, float], None],
@@ -409,7 +409,7 @@ class RouteRateLimiter:
     """
 
     def __init__(
-        self, routes: list[Route], call_state: RoutedCallState, clock: Clock
+        self, routes: list[Route], call_state: CallState, clock: Clock
     ) -> None:
         """For one call."""
         self._routes = routes
@@ -467,7 +467,7 @@ class _Hedge(Generic[S]):
         self,
         after: float,
         routes: list[Route],
-        state: RoutedCallState,
+        state: CallState,
         open_second: Callable[[int], S],
     ) -> None:
         self.after = after

@@ -10,8 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from langchain_retryrouter._retry.call_state import FailureAction
-from langchain_retryrouter.failures import FailureKind, is_retryable
+from langchain_retryrouter.failures import FailureAction, FailureKind, is_retryable
 from langchain_retryrouter.policy import RetryPolicy
 
 _EFFECTS: Final = {

@@ -41,12 +41,7 @@ from langchain_retryrouter._callbacks import (
     notifier,
     run_manager_of,
 )
-from langchain_retryrouter._retry.call_state import (
-    FAILURE_ACTIONS,
-    FailureAction,
-    RoutedCallState,
-    RouteState,
-)
+from langchain_retryrouter._retry.call_state import CallState, RouteState
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.engine import RetryContext, acall, call
 from langchain_retryrouter._retry.streaming import astream, stream
@@ -63,7 +58,11 @@ from langchain_retryrouter._router.strategies import Strategy, new_strategy
 from langchain_retryrouter.chat_models._structured import structured_parser, with_raw
 from langchain_retryrouter.circuit_breaker import CircuitBreaker, CircuitBreakerSettings
 from langchain_retryrouter.errors import BASE_ERRORS, RetryRouterError
-from langchain_retryrouter.failures import FailureKind
+from langchain_retryrouter.failures import (
+    FAILURE_ACTIONS,
+    FailureAction,
+    FailureKind,
+)
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy
 
 __all__ = ["RetryRouter", "Route"]
@@ -272,7 +271,11 @@ class RetryRouter(RetryVisibleChatModel):
     def _remember(self) -> Self:
         settings, states = self.breaker_settings, []
         for route in self.routes:
-            own = None if settings is None else CircuitBreaker(**settings)
+            own = (
+                None
+                if settings is None
+                else CircuitBreaker(**settings, clock=self.clock)
+            )
             states.append(RouteState(route.name, route.breaker or own))
         weights = [route.weight for route in self.routes]
         strategy = new_strategy(
@@ -398,12 +401,12 @@ class RetryRouter(RetryVisibleChatModel):
         clock = self.clock or SYSTEM_CLOCK
         memory = self._memory
         order = memory.strategy.order(clock.monotonic())
-        call_state = RoutedCallState(
+        call_state = CallState(
             self.retry_policy,
             [memory.route_states[index] for index in order],
             budget=self.budget,
             time=clock,
-            after=self._after,
+            actions=self._after,
         )
 
         def measured(position: int, seconds: float) -> None:

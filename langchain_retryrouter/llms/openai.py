@@ -41,7 +41,7 @@ from langchain_retryrouter._retry.timeouts import agather_bounded, gather_bounde
 from langchain_retryrouter.llms._azure import AzureConnection
 from langchain_retryrouter.llms._connection import OpenAIConnection
 from langchain_retryrouter.llms._context_sizes import context_size
-from langchain_retryrouter.policy import effective_policy
+from langchain_retryrouter.policy import resolve_policy
 
 __all__ = [
     "AzureOpenAI",
@@ -173,7 +173,7 @@ def _chunk_info(event: protocol.ClassifiedChunk) -> streaming.ChunkInfo:
 
 def _context(llm: OpenAIConnection, request: Mapping[str, Any]) -> engine.RetryContext:
     clock = llm.clock or SYSTEM_CLOCK
-    policy = effective_policy(llm.retry_policy, llm.max_retries)
+    policy = resolve_policy(llm.retry_policy, llm.max_retries)
     call_state = CallState(policy, budget=llm.budget, breaker=llm.breaker, time=clock)
     route = request.get("model") or llm.model_name
     return engine.RetryContext(

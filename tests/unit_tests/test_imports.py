@@ -46,6 +46,7 @@ PUBLIC = {
     "QuotaExceededError",
     "RateLimitError",
     "RetryBudget",
+    "RetryEvent",
     "RetryPolicy",
     "RetryRouter",
     "RetryRouterError",

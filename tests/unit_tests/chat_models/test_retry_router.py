@@ -656,7 +656,7 @@ def test_tool_calls_are_never_continued(
 @pytest.mark.parametrize(
     ("first", "second", "attempt_log"),
     [
-        (SlowFirstToken(5), None, [("first", "abandoned"), ("second", "ok")]),
+        (SlowFirstToken(5), None, [("first", "cancelled"), ("second", "ok")]),
         (
             SlowFirstToken(3 * SHORT),
             Status(503),
@@ -665,7 +665,7 @@ def test_tool_calls_are_never_continued(
         (
             SlowFirstToken(3 * SHORT),
             SlowFirstToken(5),
-            [("first", "ok"), ("second", "abandoned")],
+            [("first", "ok"), ("second", "cancelled")],
         ),
         (None, None, [("first", "ok")]),
     ],

@@ -275,7 +275,7 @@ def test_a_breaker_is_shared_with_chat_models(
     twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway, clock: FakeClock
 ) -> None:
     """A gateway that a chat model found broken is not asked for vectors either."""
-    breaker = CircuitBreaker(failure_threshold=1, recovery_time=30.0)
+    breaker = CircuitBreaker(failure_threshold=1, recovery_time=30.0, clock=clock)
     embeddings = new_embeddings(breaker=breaker, max_retries=0)
     chat = chat_of(embeddings)
     gateway.script(Status(500))

@@ -10,10 +10,9 @@ from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
 from langchain_retryrouter import GPTRouter, GPTRouterModel, RetryPolicy
-from langchain_retryrouter._retry.call_state import FailureAction
 from langchain_retryrouter._router.route import Route
 from langchain_retryrouter.chat_models.retry_router import RetryRouter
-from langchain_retryrouter.failures import FailureKind
+from langchain_retryrouter.failures import FailureAction, FailureKind
 from langchain_retryrouter.testing import FakeClock, FaultyGateway, Status
 
 from .attempts import WAYS, Way, error_of

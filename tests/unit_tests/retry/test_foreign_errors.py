@@ -17,7 +17,7 @@ from langchain_retryrouter.errors import UnavailableError
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy
 from langchain_retryrouter.testing import FakeClock
 
-from .both_twins import Drive, aopen, plan_for
+from .engines import Drive, aopen, plan_for
 from .scripted import END, ROLE, SILENCE, Script, Source, Witness, one_turn, token
 
 HEL = token("Hel")
@@ -42,10 +42,10 @@ class Shared:
         """The breaker opened long ago."""
         self._clock = clock
         self.budget = RetryBudget()
-        self.breaker = CircuitBreaker(failure_threshold=1, recovery_time=1)
-        permit = self.breaker.admit(clock.monotonic())
+        self.breaker = CircuitBreaker(failure_threshold=1, recovery_time=1, clock=clock)
+        permit = self.breaker.admit()
         assert isinstance(permit, Permit)
-        self.breaker.failed(permit, clock.monotonic())
+        self.breaker.failed(permit)
         clock.advance(1)
 
     def plan(self) -> RetryContext:
@@ -54,7 +54,7 @@ class Shared:
 
     def check_given_back(self, *, tokens: float = 500) -> None:
         """The probe's place is free, and no token is missing."""
-        answer = self.breaker.admit(self._clock.monotonic())
+        answer = self.breaker.admit()
         assert isinstance(answer, Permit)
         assert answer.is_probe
         assert self.budget.tokens == tokens
@@ -80,7 +80,7 @@ def test_from_a_request(
     assert witness.states == []
     assert clock.sleeps == []
     assert not hasattr(error, "__notes__")
-    assert [record.outcome for record in plan.call_state.records] == ["abandoned"]
+    assert [record.outcome for record in plan.call_state.records] == ["cancelled"]
     shared.check_given_back()
 
 
@@ -111,7 +111,7 @@ def test_from_within_a_stream(
         drive.stream(plan, script)
     assert script.numbers == [1]
     assert source.closed == 1
-    assert [record.outcome for record in plan.call_state.records] == ["abandoned"]
+    assert [record.outcome for record in plan.call_state.records] == ["cancelled"]
     shared.check_given_back()
 
 
@@ -264,7 +264,7 @@ async def test_cancelled_in_a_stream(
     assert seen == (list(before) if len(before) > 1 else [])
     assert script.numbers == [1]
     assert source.closed == 1
-    assert [record.outcome for record in plan.call_state.records] == ["abandoned"]
+    assert [record.outcome for record in plan.call_state.records] == ["cancelled"]
     shared.check_given_back()
 
 

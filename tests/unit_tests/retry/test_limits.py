@@ -29,7 +29,7 @@ from langchain_retryrouter.failures import FailureKind
 from langchain_retryrouter.policy import RetryPolicy
 from langchain_retryrouter.testing import FakeClock
 
-from .both_twins import Drive, aopen, open_, plan_for
+from .engines import Drive, aopen, open_, plan_for
 from .scripted import (
     END,
     ROLE,

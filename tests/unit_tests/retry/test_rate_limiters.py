@@ -18,7 +18,7 @@ from langchain_retryrouter.errors import (
 from langchain_retryrouter.policy import RetryPolicy
 from langchain_retryrouter.testing import FakeClock
 
-from .both_twins import Drive, plan_for
+from .engines import Drive, plan_for
 from .scripted import Script, one_turn
 
 Answer: TypeAlias = object
@@ -148,10 +148,10 @@ def test_no_turn_for_a_retry_leaves_the_real_error(
 
 def test_an_open_breaker_takes_no_turn(drive: Drive, clock: FakeClock) -> None:
     """Where nothing would be sent, nobody is made to wait for a turn."""
-    breaker, limiter = CircuitBreaker(failure_threshold=1), Turnstile(YES)
-    permit = breaker.admit(clock.monotonic())
+    breaker, limiter = CircuitBreaker(failure_threshold=1, clock=clock), Turnstile(YES)
+    permit = breaker.admit()
     assert isinstance(permit, Permit)
-    breaker.failed(permit, clock.monotonic())
+    breaker.failed(permit)
     plan = plan_for(clock, breaker=breaker, rate_limiter=limiter)
     with pytest.raises(CircuitOpenError):
         drive.call(plan, Script("never sent"))

@@ -12,7 +12,7 @@ from langchain_retryrouter.errors import RetryRouterError, UnavailableError
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy
 from langchain_retryrouter.testing import FakeClock
 
-from .both_twins import Drive, plan_for
+from .engines import Drive, plan_for
 from .scripted import END, Script, Source, Witness, token
 
 HEL = token("Hel")

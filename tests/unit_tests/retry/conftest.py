@@ -7,7 +7,7 @@ import pytest
 from langchain_retryrouter.testing import FakeClock
 from tests.unit_tests.conftest import Twin
 
-from .both_twins import Drive
+from .engines import Drive
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import pickle
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from langchain_retryrouter._router.strategies import STRATEGIES, Strategy, new_strategy
-from tests.unit_tests.core.interleaving import interleavings
 
 names = st.sampled_from(sorted(STRATEGIES))
 every = pytest.mark.parametrize("name", sorted(STRATEGIES))
@@ -104,18 +102,6 @@ def test_round_robin_begins_one_further_each_time() -> None:
     ]
 
 
-def test_no_turn_is_lost_in_the_middle_of_another() -> None:
-    """Whoever cuts in between two steps of an order gets another turn."""
-
-    def prepare() -> Callable[[], list[int]]:
-        strategy = new_strategy("round_robin", 3)
-        return lambda: strategy.order(0)
-
-    for orders in interleavings(prepare):
-        assert sorted(order[0] for order in orders) == [0, 1]
-
-
-@pytest.mark.usefixtures("restless_threads")
 def test_round_robin_is_fair_under_threads() -> None:
     """However many call at once, no turn is skipped or given twice."""
     strategy = new_strategy("round_robin", 4)

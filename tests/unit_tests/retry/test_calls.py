@@ -13,7 +13,7 @@ from langchain_retryrouter.failures import FailureKind
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy
 from langchain_retryrouter.testing import FakeClock
 
-from .both_twins import Drive, plan_for
+from .engines import Drive, plan_for
 from .scripted import Script, Witness
 
 

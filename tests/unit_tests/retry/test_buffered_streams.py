@@ -23,7 +23,7 @@ from langchain_retryrouter.failures import FailureKind
 from langchain_retryrouter.policy import RetryPolicy
 from langchain_retryrouter.testing import FakeClock
 
-from .both_twins import Drive, plan_for
+from .engines import Drive, plan_for
 from .scripted import END, ROLE, SILENCE, WHOLE, Outcome, Script, Source, Witness, token
 
 HEL, LO, BON = token("Hel"), token("lo"), token("Bon")
@@ -71,7 +71,7 @@ def test_it_is_repeated_after_its_first_token_too(
     plan = plan_for(clock, is_buffered=True)
     assert drive.stream(plan, script) == [BON, END]
     assert [record.outcome for record in plan.call_state.records] == [outcome, "ok"]
-    assert broken.closed == 1
+    assert broken.was_closed()
 
 
 def test_nothing_is_handed_over_before_the_end(drive: Drive, clock: FakeClock) -> None:
@@ -119,7 +119,7 @@ def test_a_stall_is_cut_and_repeated(
     silent, witness = Source(HEL, LO, SILENCE), Witness(FakeClock())
     plan = held_back(policy={"stall_timeout": SHORT, **first_token})
     assert drive.stream(plan, Script(silent, Source(BON, END)), witness) == [BON, END]
-    assert silent.closed == 1
+    assert silent.was_closed()
     (state,) = witness.states
     assert state.outcome is not None
     error = state.outcome.exception()

@@ -1,0 +1,314 @@
+"""The circuit breaker: when it opens, whom it admits, and what it reports."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from langchain_retryrouter import CircuitBreaker
+from langchain_retryrouter.circuit_breaker import BreakerState, Permit, Refusal
+from langchain_retryrouter.testing import FakeClock
+
+CLOSED, OPEN, HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def restless_threads() -> Iterator[None]:
+    """Threads are switched as often as possible, so that a missing lock is found."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+def permit_of(breaker: CircuitBreaker) -> Permit:
+    """The permit of a call that is admitted."""
+    permit = breaker.admit()
+    assert isinstance(permit, Permit)
+    return permit
+
+
+def fail(breaker: CircuitBreaker, times: int = 1, **parts: Any) -> None:
+    """So many calls fail."""
+    for _ in range(times):
+        breaker.failed(permit_of(breaker), **parts)
+
+
+@pytest.mark.parametrize("threshold", [1, 3, 5])
+def test_it_opens_at_the_threshold(clock: FakeClock, threshold: int) -> None:
+    """So many failures in a row open it, and not one fewer."""
+    breaker = CircuitBreaker(failure_threshold=threshold, clock=clock)
+    assert (breaker.state, breaker.is_open, breaker.retry_after) == (CLOSED, False, 0)
+    fail(breaker, threshold - 1)
+    assert breaker.state is CLOSED
+    fail(breaker)
+    assert (breaker.state, breaker.is_open, breaker.retry_after) == (OPEN, True, 30)
+    clock.advance(10)
+    assert breaker.admit() == Refusal(20)
+
+
+def test_a_success_ends_the_row_and_a_cancelled_call_does_not(clock: FakeClock) -> None:
+    """Failures must follow each other; an unknown outcome says nothing."""
+    breaker = CircuitBreaker(failure_threshold=3, clock=clock)
+    fail(breaker, 2)
+    breaker.succeeded(permit_of(breaker))
+    fail(breaker, 2)
+    assert breaker.state is CLOSED
+    breaker.cancelled(permit_of(breaker))
+    fail(breaker)
+    assert breaker.state is OPEN
+
+
+def test_one_probe_decides(clock: FakeClock) -> None:
+    """Half open, one call is admitted at a time; its outcome closes or opens it."""
+    breaker = CircuitBreaker(failure_threshold=2, recovery_time=30, clock=clock)
+    fail(breaker, 2)
+    clock.advance(30)
+    assert (breaker.state, breaker.is_open) == (HALF_OPEN, False)
+    probe = permit_of(breaker)
+    assert breaker.admit() == Refusal(0)
+    breaker.failed(probe)
+    assert breaker.retry_after == 30
+    clock.advance(30)
+    breaker.cancelled(permit_of(breaker))
+    breaker.succeeded(permit_of(breaker))
+    assert breaker.state is CLOSED
+    fail(breaker)
+    assert breaker.state is CLOSED  # The row begins again.
+
+
+@pytest.mark.parametrize("outcome", ["succeeded", "failed", "cancelled"])
+def test_a_call_from_before_the_opening_does_not_count(
+    clock: FakeClock, outcome: str
+) -> None:
+    """A slow call that began before an outage says nothing about the time after it."""
+    breaker = CircuitBreaker(failure_threshold=1, clock=clock)
+    slow = permit_of(breaker)
+    fail(breaker)
+    getattr(breaker, outcome)(slow)
+    assert breaker.retry_after == 30
+    clock.advance(30)
+    probe = permit_of(breaker)
+    getattr(breaker, outcome)(slow)
+    assert breaker.admit() == Refusal(0)
+    breaker.succeeded(probe)
+    getattr(breaker, outcome)(probe)
+    assert breaker.state is CLOSED
+
+
+@pytest.mark.parametrize(
+    ("failures", "successes", "state"), [(5, 5, OPEN), (4, 6, CLOSED), (4, 5, CLOSED)]
+)
+def test_it_opens_at_a_share_of_failures(
+    clock: FakeClock, failures: int, successes: int, state: BreakerState
+) -> None:
+    """With `failure_rate`, enough failures among enough calls open it."""
+    breaker = CircuitBreaker(failure_threshold=99, failure_rate=0.5, clock=clock)
+    for _ in range(successes):
+        breaker.succeeded(permit_of(breaker))
+    fail(breaker, failures)
+    assert breaker.state is state
+
+
+@given(calls=st.lists(st.tuples(st.floats(0, 30), st.booleans()), max_size=60))
+def test_only_the_latest_calls_count(calls: list[tuple[float, bool]]) -> None:
+    """Calls older than `window` are forgotten, up to a tenth of it early."""
+    clock = FakeClock()
+    breaker = CircuitBreaker(
+        failure_threshold=10**6,
+        failure_rate=0.5,
+        minimum_calls=4,
+        window=60,
+        recovery_time=0.001,
+        clock=clock,
+    )
+    times: list[tuple[float, bool]] = []
+    for pause, has_failed in calls:
+        clock.advance(pause)
+        now = clock.monotonic()
+        permit = permit_of(breaker)
+        (breaker.failed if has_failed else breaker.succeeded)(permit)
+        times.append((now, has_failed))
+        rates = []
+        for window in (54.0, 60.0):
+            latest = [failed for since, failed in times if since > now - window]
+            rates.append(len(latest) >= 4 and sum(latest) / len(latest) >= 0.5)
+        if breaker.is_open:
+            assert has_failed
+            return
+        if all(rates) and has_failed and now < 54:
+            raise AssertionError(times)
+
+
+def test_a_closed_breaker_begins_a_new_window(clock: FakeClock) -> None:
+    """Failures from before an outage do not open it again after the recovery."""
+    breaker = CircuitBreaker(
+        failure_threshold=99,
+        failure_rate=0.5,
+        minimum_calls=2,
+        recovery_time=1,
+        clock=clock,
+    )
+    fail(breaker, 2)
+    clock.advance(1)
+    breaker.succeeded(permit_of(breaker))
+    fail(breaker)
+    assert breaker.state is CLOSED
+
+
+@pytest.mark.parametrize(
+    ("asked", "pause"),
+    [(None, 30), (0.5, 30), (90.0, 90), (1e9, 86_400), (math.inf, 86_400), (-1.0, 30)],
+)
+def test_the_server_can_lengthen_the_pause(
+    clock: FakeClock, asked: float | None, pause: float
+) -> None:
+    """It stays open for no less than the server asked for, a day at most."""
+    breaker = CircuitBreaker(failure_threshold=1, clock=clock)
+    fail(breaker, retry_after=asked)
+    assert breaker.retry_after == pause
+
+
+@pytest.mark.parametrize(("seconds", "pause"), [(10.0, 30), (40.0, 40), (1e9, 86_400)])
+def test_of_two_pauses_the_longer_counts(
+    clock: FakeClock, seconds: float, pause: float
+) -> None:
+    """`open_for` opens at once; an open breaker stays open for the longer time."""
+    breaker = CircuitBreaker(failure_threshold=1, clock=clock)
+    fail(breaker)
+    breaker.open_for(seconds)
+    assert breaker.retry_after == pause
+    other = CircuitBreaker(clock=clock)
+    other.open_for(seconds)
+    assert other.retry_after == min(seconds, 86_400)
+
+
+@given(random=st.floats(0, 1, exclude_max=True), jitter=st.floats(0, 1))
+def test_processes_do_not_probe_together(random: float, jitter: float) -> None:
+    """`recovery_jitter` adds a random part of `recovery_time` to each opening."""
+    clock = FakeClock(random=random)
+    breaker = CircuitBreaker(failure_threshold=1, recovery_jitter=jitter, clock=clock)
+    fail(breaker)
+    assert breaker.retry_after == pytest.approx(30 + 30 * jitter * random)
+
+
+def test_a_listener_hears_each_change_once(clock: FakeClock) -> None:
+    """`on_state_change` gets the state before and the new one, outside the lock."""
+    changes: list[tuple[BreakerState, BreakerState, BreakerState]] = []
+
+    def listen(before: BreakerState, now: BreakerState) -> None:
+        changes.append((before, now, breaker.state))
+
+    breaker = CircuitBreaker(failure_threshold=1, clock=clock, on_state_change=listen)
+    fail(breaker)
+    breaker.open_for(60)
+    clock.advance(60)
+    breaker.cancelled(permit_of(breaker))
+    breaker.succeeded(permit_of(breaker))
+    assert changes == [
+        (CLOSED, OPEN, OPEN),
+        (OPEN, HALF_OPEN, HALF_OPEN),
+        (HALF_OPEN, CLOSED, CLOSED),
+    ]
+
+
+def test_an_exception_of_a_listener_leaves_the_call() -> None:
+    """The package does not swallow it; the breaker has changed all the same."""
+
+    def listen(*_: object) -> None:
+        msg = "a bug"
+        raise KeyError(msg)
+
+    breaker = CircuitBreaker(failure_threshold=1, on_state_change=listen)
+    with pytest.raises(KeyError, match="a bug"):
+        fail(breaker)
+    assert breaker.is_open
+
+
+@pytest.mark.usefixtures("restless_threads")
+def test_one_of_many_threads_is_the_probe(clock: FakeClock) -> None:
+    """Of calls that come together after the pause exactly one is admitted."""
+    breaker = CircuitBreaker(failure_threshold=1, clock=clock)
+    fail(breaker)
+    clock.advance(30)
+    barrier, permits = threading.Barrier(50), list[Permit | Refusal]()
+
+    def call() -> None:
+        barrier.wait()
+        permits.append(breaker.admit())
+
+    threads = [threading.Thread(target=call) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(isinstance(permit, Permit) for permit in permits) == 1
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
+def test_a_copy_is_the_same_breaker(duplicate: Any) -> None:
+    """A copied model goes on to share its breaker."""
+    breaker = CircuitBreaker()
+    assert duplicate(breaker) is breaker
+
+
+def test_a_pickle_has_the_numbers_and_starts_closed(clock: FakeClock) -> None:
+    """Clock and listener belong to the process, and so does the state."""
+    breaker = CircuitBreaker(
+        failure_threshold=1,
+        recovery_time=7,
+        failure_rate=0.5,
+        clock=clock,
+        on_state_change=print,
+    )
+    fail(breaker)
+    restored = pickle.loads(pickle.dumps(breaker))
+    assert restored.state is CLOSED
+    assert (
+        repr(restored)
+        == repr(breaker)
+        == ("CircuitBreaker(failure_threshold=1, recovery_time=7, failure_rate=0.5)")
+    )
+    assert repr(CircuitBreaker()) == (
+        "CircuitBreaker(failure_threshold=5, recovery_time=30)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("failure_threshold", [0, -1, 1.5, True, "5", None], "a whole number, 1 or"),
+        ("minimum_calls", [0, 2.0, False], "a whole number, 1 or more"),
+        ("recovery_time", [0, -1, math.inf, math.nan, True, "1"], "a finite number"),
+        ("window", [0, math.inf, None], "a finite number above 0"),
+        ("failure_rate", [0, 1.1, -0.1, math.nan, "1"], "a share above 0 and up to 1"),
+        ("recovery_jitter", [-0.1, 1.1, None, True], "a share from 0 to 1"),
+        ("on_state_change", [1, "print"], "a function"),
+    ],
+)
+def test_bad_values_are_refused(name: str, values: list[Any], message: str) -> None:
+    """The error names the argument, its value and what is allowed."""
+    for value in values:
+        with pytest.raises(ValueError, match=f"{name} must be {message}") as caught:
+            CircuitBreaker(**{name: value})
+        assert repr(value) in str(caught.value)
+
+
+def test_the_edges_are_allowed() -> None:
+    """The smallest and the largest values of each number."""
+    CircuitBreaker(failure_threshold=1, recovery_time=1e-9, failure_rate=1, window=1e-9)
+    CircuitBreaker(minimum_calls=1, recovery_jitter=1, failure_rate=1e-9)

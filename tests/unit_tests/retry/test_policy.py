@@ -1,0 +1,273 @@
+"""The policy: its numbers, its waits, its worst case and its hooks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pickle
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from langchain_retryrouter import RetryPolicy
+from langchain_retryrouter.policy import resolve_policy
+
+seconds = st.floats(0, 1e9)
+numbers_in_unit_interval = st.floats(0, 1, exclude_max=True)
+retries = st.integers(1, 10_000)
+policies = st.builds(
+    RetryPolicy,
+    max_retries=st.integers(0, 8),
+    initial_delay=seconds,
+    max_delay=seconds,
+    backoff_factor=st.floats(0, 1e3),
+    jitter=st.booleans(),
+    max_retry_after=seconds,
+)
+
+
+def test_the_defaults() -> None:
+    """A changed default changes the waits of every user, so it is listed here too.
+
+    The first five names are those of LangChain's retry middleware.
+    """
+    assert dataclasses.asdict(RetryPolicy()) == {
+        "max_retries": 2,
+        "initial_delay": 1.5,
+        "max_delay": 8.0,
+        "backoff_factor": 2.0,
+        "jitter": True,
+        "max_retry_after": 60.0,
+        "deadline": None,
+        "attempt_timeout": None,
+        "first_token_timeout": None,
+        "stall_timeout": None,
+        "failover_after_wait": 3.0,
+        "on_retry": None,
+        "on_failover": None,
+    }
+
+
+def test_a_policy_is_plain_data() -> None:
+    """A policy without hooks goes through JSON and pickle, and comes back equal."""
+    policy = RetryPolicy(max_retries=7, deadline=30.0, jitter=False)
+    as_json = json.dumps(dataclasses.asdict(policy), allow_nan=False)
+    for copy in (
+        RetryPolicy(**json.loads(as_json)),
+        pickle.loads(pickle.dumps(policy)),
+    ):
+        assert (copy, hash(copy)) == (policy, hash(policy))
+    assert policy.max_attempts == 8
+
+
+def test_a_policy_is_frozen_and_keyword_only() -> None:
+    """A policy is shared, so it cannot be changed, nor its numbers be mixed up."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RetryPolicy().max_retries = 3  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        RetryPolicy(2)  # type: ignore[call-arg]
+
+
+NOT_SECONDS = [-1, -1e-9, math.nan, math.inf, -math.inf, 10**400, True, "1", [1], 1j]
+
+
+async def async_hook(_: object) -> None:
+    """A hook that the sync engine could not call."""
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "message"),
+    [
+        (
+            ["max_retries"],
+            [-1, 2.0, True, False, None, "2", math.nan],
+            "must be a whole number, 0 or more, not {!r}"
+            " (0 sends one request and never repeats it)",
+        ),
+        (
+            [
+                "initial_delay",
+                "max_delay",
+                "backoff_factor",
+                "max_retry_after",
+                "failover_after_wait",
+            ],
+            [*NOT_SECONDS, None],
+            "must be a finite number, 0 or more, not {!r}",
+        ),
+        (
+            ["deadline", "attempt_timeout", "first_token_timeout", "stall_timeout"],
+            [*NOT_SECONDS, 0, 0.0],
+            "must be a finite number, more than 0, not {!r}; leave it None for no limit",
+        ),
+        (["jitter"], [None, 0, 1, "yes"], "must be True or False, not {!r}"),
+        (
+            ["on_retry", "on_failover"],
+            [1, "print", async_hook],
+            "must be a function that is not async, not {!r}",
+        ),
+    ],
+)
+def test_bad_values_are_refused(
+    names: list[str], values: list[Any], message: str
+) -> None:
+    """The error names the argument, its value and what is allowed."""
+    for name in names:
+        for value in values:
+            with pytest.raises(ValueError, match=name) as caught:
+                RetryPolicy(**{name: value})
+            assert str(caught.value) == f"{name} {message.format(value)}"
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"max_retries": 0},
+        {"initial_delay": 0, "max_delay": 0, "backoff_factor": 0, "max_retry_after": 0},
+        {"initial_delay": 5, "max_delay": 1},
+        {"deadline": 1e-9, "first_token_timeout": 1, "stall_timeout": 0.5},
+        {"max_delay": sys.float_info.max, "deadline": sys.float_info.max},
+    ],
+)
+def test_the_edges_are_allowed(numbers: dict[str, Any]) -> None:
+    """Zeros, whole numbers and a first delay above the longest are allowed."""
+    assert dataclasses.asdict(RetryPolicy(**numbers)).items() >= numbers.items()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "longest"),
+    [
+        ({}, [1.5, 3, 6, 8, 8]),
+        ({"backoff_factor": 0}, [1.5, 1.5, 1.5]),
+        ({"backoff_factor": 0.5}, [1.5, 0.75, 0.375]),
+        ({"backoff_factor": 10, "max_delay": 3}, [1.5, 3, 3]),
+        ({"backoff_factor": 0, "max_delay": 0.1}, [0.1, 0.1]),
+        ({"initial_delay": 0}, [0, 0, 0]),
+        ({"initial_delay": 20}, [8, 8]),
+    ],
+)
+def test_back_off_grows_by_the_factor(
+    numbers: dict[str, Any], longest: list[float]
+) -> None:
+    """Back-off starts at `initial_delay`, is multiplied, and ends at `max_delay`."""
+    policy = RetryPolicy(**numbers)
+    assert [policy.backoff(retry) for retry in range(1, len(longest) + 1)] == longest
+
+
+@pytest.mark.parametrize(("initial_delay", "longest"), [(0.5, 8.0), (0, 0.0)])
+@pytest.mark.parametrize("factor", [2, 2.0, 1e308])
+def test_a_number_too_large_for_a_float_is_not_an_error(
+    factor: float, initial_delay: float, longest: float
+) -> None:
+    """The ten-thousandth retry waits like the fifth."""
+    policy = RetryPolicy(initial_delay=initial_delay, backoff_factor=factor)
+    assert policy.backoff(10_000) == longest
+
+
+@given(policies, retries)
+def test_back_off_stays_in_its_range(policy: RetryPolicy, retry: int) -> None:
+    """Back-off is between 0 and `max_delay`, and does not shrink with a factor >= 1."""
+    assert 0 <= policy.backoff(retry) <= policy.max_delay
+    if policy.backoff_factor >= 1:
+        assert policy.backoff(retry) <= policy.backoff(retry + 1)
+
+
+@pytest.mark.parametrize(
+    ("retry", "random", "retry_after", "jitter", "wait"),
+    [
+        (3, 0.0, None, True, 0.0),
+        (3, 0.25, None, True, 1.5),
+        (3, 0.25, 0.0, True, 1.5),
+        (3, 0.9, None, False, 6.0),
+        (3, 0.9, 1.5, False, 6.0),
+        (3, 0.9, 10.0, False, 10.0),
+        # The jitter is added, since the server asked all its clients for the same time.
+        (1, 0.0, 10.0, True, 10.0),
+        (1, 0.5, 10.0, True, 10.75),
+        (5, 1.0, 0.1, True, 8.1),
+        (5, 1.0, 20.0, True, 28.0),
+    ],
+)
+def test_the_wait_is_back_off_above_retry_after(
+    retry: int, random: float, retry_after: float | None, jitter: bool, wait: float
+) -> None:
+    """Full jitter without Retry-After; with it, a random part of back-off on top."""
+    assert RetryPolicy(jitter=jitter).delay(retry, random, retry_after) == wait
+
+
+@given(policies, retries, numbers_in_unit_interval, st.none() | seconds)
+def test_a_wait_is_between_retry_after_and_its_jitter(
+    policy: RetryPolicy, retry: int, random: float, retry_after: float | None
+) -> None:
+    """Never shorter than Retry-After, and at most a back-off (or 1 s) longer."""
+    wait, floor = policy.delay(retry, random, retry_after), retry_after or 0.0
+    assert math.isfinite(wait)
+    spread = max(policy.backoff(retry), min(floor, 1.0))
+    assert floor <= wait <= (floor + spread) * (1 + 1e-9)
+    if policy.jitter and floor >= 1:
+        waits = [policy.delay(retry, number, retry_after) for number in (0.0, 1.0)]
+        assert waits[1] - waits[0] >= 1 - 1e-6 * floor
+
+
+@given(policies, st.data())
+def test_no_call_waits_longer_than_explained(
+    policy: RetryPolicy, data: st.DataObject
+) -> None:
+    """`explain` bounds the waits of any call, with any Retry-After."""
+    asked = st.none() | st.floats(0, policy.max_retry_after)
+    waits = [
+        policy.delay(retry, data.draw(numbers_in_unit_interval), data.draw(asked))
+        for retry in range(1, policy.max_attempts)
+    ]
+    assert sum(waits) <= policy.explain().waited * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "attempt_timeout", "sentence"),
+    [
+        ({"max_retries": 0}, None, "at most 1 request, 0.0 s of waiting, no bound on"),
+        (
+            {"max_retries": 0},
+            60,
+            "at most 1 request, 0.0 s of waiting, over after 60.0",
+        ),
+        (
+            {"max_retry_after": 0, "jitter": False},
+            10,
+            "at most 3 requests, 4.5 s of waiting, over after 34.5 s",
+        ),
+        (
+            {},
+            None,
+            "at most 3 requests, 124.5 s of waiting, no bound on the time of an",
+        ),
+        ({"deadline": 5}, None, "at most 3 requests, 5.0 s of waiting, over after 5.0"),
+        (
+            {"attempt_timeout": 10, "deadline": 200},
+            None,
+            "at most 3 requests, 124.5 s of waiting, over after 154.5 s",
+        ),
+    ],
+)
+def test_the_worst_case_in_words(
+    numbers: dict[str, Any], attempt_timeout: float | None, sentence: str
+) -> None:
+    """`explain` says what a call costs at most, before anything is sent."""
+    assert str(RetryPolicy(**numbers).explain(attempt_timeout)).startswith(sentence)
+
+
+def test_max_retries_is_short_for_a_policy() -> None:
+    """A model takes one of `max_retries` and `retry_policy`; they may not disagree."""
+    policy = RetryPolicy(max_retries=9, deadline=3.0)
+    assert resolve_policy(None, None, 6) == RetryPolicy(max_retries=6)
+    assert resolve_policy(None, 0, 6) == RetryPolicy(max_retries=0)
+    assert resolve_policy(policy, None, 6) is policy
+    assert resolve_policy(policy, 9, 6) is policy
+    with pytest.raises(ValueError, match="max_retries=1 and a retry_policy with"):
+        resolve_policy(policy, 1, 6)
+    with pytest.raises(ValueError, match="max_retries must be a whole number"):
+        resolve_policy(None, -1, 6)
