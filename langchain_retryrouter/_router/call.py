@@ -457,7 +457,7 @@ class RouteRateLimiter:
         if now - self._waits_since < self._state.policy.failover_after_wait:
             return False
         self._waits_since = None
-        return self._state.go_on()
+        return self._state.failover()
 
 
 class _Hedge(Generic[S]):
