@@ -115,6 +115,7 @@ def ssl_context() -> ssl.SSLContext:
 
 # --- sync ---------------------------------------------------------------------------
 
+_NO_RETRIES: Final = urllib3.Retry(total=False, redirect=False)
 _lock = threading.Lock()
 # By process as well, since two processes on one socket read each other's responses.
 _managers: dict[tuple[int, Origin], urllib3.PoolManager] = {}
@@ -153,7 +154,7 @@ def post(
         headers=headers,
         body=body,
         timeout=urllib3.Timeout(connect=connect, read=read),
-        retries=False,
+        retries=_NO_RETRIES,
         redirect=False,
         preload_content=False,
     )
