@@ -124,9 +124,6 @@ def read_exception(error: BaseException, *, unix_time: float) -> ErrorReport | N
     Returns:
         The error; None if the exception says nothing about a provider.
     """
-    if isinstance(error, RetryRouterError):
-        names = {field.name for field in dataclasses.fields(ErrorReport)}
-        return ErrorReport(**{name: getattr(error, name) for name in names})
     causes = list(_causes(error))
     secrets = {secret for one in causes for secret in _secrets_of(one)}
 
@@ -754,17 +751,10 @@ def safe_getattr(thing: Any, name: str) -> Any:
 
 # --- Secrets ------------------------------------------------------------------------
 
-_SECRET_HEADERS: Final = frozenset(
-    {
-        "authorization",
-        "api-key",
-        "x-api-key",
-        "x-goog-api-key",
-        "ocp-apim-subscription-key",
-        "proxy-authorization",
-    }
+_SECRET_HEADER: Final = re.compile(
+    r"(?:proxy-)?authorization|.*(?:api|subscription)-key"
 )
-_SECRET_PARAMETERS: Final = frozenset({"key", "api_key", "api-key", "access_token"})
+_SECRET_PARAMETERS: Final = ("key", "api_key", "api-key", "access_token")
 # For errors that carry no request: keys that say by their beginning what they are.
 _LOOKS_SECRET: Final = re.compile(
     r"\b(?:sk-|gsk_|xai-|pplx-|hf_|r8_)(?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{16,}"
@@ -793,7 +783,7 @@ def _secrets_of(error: BaseException) -> Iterator[str]:
         found = [
             str(value).split()[-1]
             for name, value in _pairs(safe_getattr(request, "headers"))
-            if name.lower() in _SECRET_HEADERS and value.split()
+            if _SECRET_HEADER.fullmatch(name.lower()) and value.split()
         ]
         query = str(safe_getattr(request, "url") or "").partition("?")[2]
         found += [
