@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from langchain_core.language_models import BaseChatModel
+from langchain_core.language_models.base import LangSmithParams
 from langchain_core.messages import AIMessage, BaseMessage
 
 _Block: TypeAlias = str | dict[Any, Any]
@@ -109,9 +110,14 @@ _OWN_KWARGS: Final = (
 )
 
 
+def tracing_params(model: BaseChatModel, /, **kwargs: Any) -> LangSmithParams:
+    """What the model's integration tells tracers: provider, model name and options."""
+    return model._get_ls_params(**kwargs)  # noqa: SLF001 - an extension point
+
+
 def provider_of(model: BaseChatModel) -> str:
     """The provider of a model, by the name that its integration gives it."""
-    named = model._get_ls_params().get("ls_provider")  # noqa: SLF001
+    named = tracing_params(model).get("ls_provider")
     return _family(named or type(model).__module__.partition(".")[0])
 
 

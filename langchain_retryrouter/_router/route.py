@@ -43,7 +43,7 @@ from langchain_core.runnables import (
 from langchain_core.runnables.retry import RunnableRetry
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
-from langchain_retryrouter._providers.history import provider_of
+from langchain_retryrouter._providers.history import provider_of, tracing_params
 from langchain_retryrouter._providers.integrations import (
     Method,
     disable_retries,
@@ -124,7 +124,7 @@ class Route(BaseModel):
     @model_validator(mode="after")
     def _read_model(self) -> Self:
         if not self.name:
-            name = self.model._get_ls_params().get("ls_model_name")  # noqa: SLF001
+            name = tracing_params(self.model).get("ls_model_name")
             object.__setattr__(self, "name", str(name or type(self.model).__name__))
         self._provider = provider_of(self.model)
         self._reporting.update(
@@ -136,6 +136,14 @@ class Route(BaseModel):
     def provider(self) -> str:
         """The model's provider, by the name that its integration gives it."""
         return self._provider
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The type and the settings of the model, for the keys of caches."""
+        return {
+            "type": self.model._llm_type,  # noqa: SLF001
+            **self.model._identifying_params,  # noqa: SLF001
+        }
 
     def needs_reason(self, method: Method) -> bool:
         """Whether an answer without a finish reason was cut."""
@@ -315,11 +323,10 @@ class Route(BaseModel):
     def _can_stream(self, options: dict[str, Any], *, is_async: bool) -> bool:
         """Whether the model has streams and nothing switches them off."""
         model, options = self.model, {**self.options, **options}
-        cls = type(model)
-        # Of the methods themselves: LangChain's base class has both, and raises.
-        base = BaseChatModel
-        has_stream = cls._stream is not base._stream or (  # noqa: SLF001
-            is_async and cls._astream is not base._astream  # noqa: SLF001
+        ways = ("_stream", "_astream") if is_async else ("_stream",)
+        # LangChain's base class has both, which raise.
+        has_stream = any(
+            getattr(type(model), way) is not getattr(BaseChatModel, way) for way in ways
         )
         if not has_stream or model.disable_streaming is True:
             return False
@@ -355,12 +362,8 @@ class Route(BaseModel):
         cache = own if isinstance(own, BaseCache) else get_llm_cache()
         if cache is None or own is False:
             return None
-        model = {
-            "type": self.model._llm_type,  # noqa: SLF001
-            **self.model._identifying_params,  # noqa: SLF001
-        }
         prompt = dumps([m.model_copy(update={"id": None}) for m in messages])
-        return _CacheEntry(cache, prompt, dumps([model, options]))
+        return _CacheEntry(cache, prompt, dumps([self.identity, options]))
 
 
 def prepare_routes(routes: list[Route]) -> list[Route]:

@@ -41,6 +41,7 @@ from langchain_retryrouter._callbacks import (
     notifier,
     run_manager_of,
 )
+from langchain_retryrouter._providers.history import tracing_params
 from langchain_retryrouter._retry.call_state import CallState, RouteState
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.engine import RetryContext, acall, call
@@ -213,10 +214,12 @@ class RetryRouter(RetryVisibleChatModel):
     @field_validator("routes", mode="before")
     @classmethod
     def _take_plain_models(cls, value: Any) -> Any:
-        if not isinstance(value, Sequence) or isinstance(value, str):
-            msg = f"routes must be a list of chat models or Routes, not {value!r}"
-            raise ValueError(msg)  # noqa: TRY004 - pydantic reports ValueErrors
-        return [one if isinstance(one, Route) else Route(model=one) for one in value]
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            return [
+                one if isinstance(one, Route) else Route(model=one) for one in value
+            ]
+        msg = f"routes must be a list of chat models or Routes, not {value!r}"
+        raise ValueError(msg)
 
     @field_validator("routes")
     @classmethod
@@ -258,13 +261,11 @@ class RetryRouter(RetryVisibleChatModel):
     @field_validator("failover_on")
     @classmethod
     def _check_rules(cls, value: Any) -> Any:
-        for rule in value if isinstance(value, list) else [value]:
-            if isinstance(rule, type):
-                msg = (
-                    f"failover_on needs an action for {rule.__name__}:"
-                    f" {{{rule.__name__}: 'failover'}}"
-                )
-                raise ValueError(msg)  # noqa: TRY004 - pydantic reports ValueErrors
+        rules = value if isinstance(value, list) else [value]
+        if classes := [rule.__name__ for rule in rules if isinstance(rule, type)]:
+            name = classes[0]
+            msg = f"failover_on needs an action for {name}: {{{name}: 'failover'}}"
+            raise ValueError(msg)
         return value
 
     @model_validator(mode="after")
@@ -591,12 +592,7 @@ class RetryRouter(RetryVisibleChatModel):
     def _identifying_params(self) -> Mapping[str, Any]:
         return {
             "routes": [
-                {
-                    "name": route.name,
-                    "type": route.model._llm_type,  # noqa: SLF001
-                    **route.model._identifying_params,  # noqa: SLF001
-                    **route.options,
-                }
+                {"name": route.name, **route.identity, **route.options}
                 for route in self.routes
             ],
             "strategy": self.strategy,
@@ -605,6 +601,5 @@ class RetryRouter(RetryVisibleChatModel):
     def _get_ls_params(
         self, stop: list[str] | None = None, **kwargs: Any
     ) -> LangSmithParams:
-        model = self.routes[0].model
-        first = model._get_ls_params(stop=stop, **kwargs)  # noqa: SLF001
+        first = tracing_params(self.routes[0].model, stop=stop, **kwargs)
         return LangSmithParams(**{**_OWN_LS_PARAMS, **first})
