@@ -1,7 +1,6 @@
-"""The retry core's public names: how often, at whose expense, and when not at all.
+"""Public names of the retry core, kept for imports of version 0.1.
 
-`RetryPolicy` is frozen and can be used everywhere. `RetryBudget` and `CircuitBreaker`
-remember; hand one object to all the models that are to share what it remembers.
+They live in `policy` and `circuit_breaker`.
 """
 
 from __future__ import annotations

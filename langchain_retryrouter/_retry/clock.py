@@ -1,4 +1,4 @@
-"""The clock that lets time pass; the package's only calls of `sleep`."""
+"""Time and random numbers; the only calls of `sleep` in the package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 
 class TimeSource(Protocol):
-    """What the core must be told about the world."""
+    """Tells the time and gives random numbers."""
 
     def monotonic(self) -> float:
         """Seconds on a clock that never goes back."""
@@ -30,35 +30,35 @@ class Clock(TimeSource, Protocol):
         """Wait, blocking the thread."""
 
     def asleep(self, seconds: float, /) -> Awaitable[None]:
-        """Wait, letting the event loop go on."""
+        """Wait without blocking the event loop."""
 
 
 class SystemTime:
-    """The machine's own clock and dice."""
+    """The system's clock and random numbers."""
 
-    # Bound once: the healthy path reads the clock twice a call.
+    # Bound once, since each call reads the clock at least twice.
     monotonic = staticmethod(time.monotonic)
     time = staticmethod(time.time)
     # Not `random.random`: workers of a program that calls `random.seed(42)` would all
-    # throw the same numbers, and come back together.
+    # get the same numbers, and come back together.
     random = staticmethod(random.SystemRandom().random)
 
 
 def new_rng(seed: int | None = None) -> Callable[[], float]:
-    """Dice of one's own: numbers in `[0, 1)`, the same ones for the same seed.
+    """A function that returns numbers in `[0, 1)`.
 
     Args:
-        seed: Where to begin; None for a beginning that nobody can foretell.
+        seed: The same seed gives the same numbers; None gives unpredictable ones.
     """
     if seed is None:
-        # The system's, since a generator of one's own goes on alike in forked workers.
+        # The system's, since another generator would repeat itself in forked workers.
         return random.SystemRandom().random
-    return random.Random(seed).random  # noqa: S311 - nothing secret is drawn
+    return random.Random(seed).random  # noqa: S311 - not used for secrets
 
 
 class _SystemClock(SystemTime):
-    # Methods, not the functions themselves: what looks for blocking calls in
-    # coroutines replaces `time.sleep`, and would not see a reference taken before.
+    # Methods, since tools that look for blocking calls in coroutines replace
+    # `time.sleep`, and would not see a reference to the function.
     def sleep(self, seconds: float, /) -> None:
         time.sleep(seconds)
 

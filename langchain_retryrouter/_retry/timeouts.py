@@ -254,7 +254,7 @@ class ThreadedStream(Generic[T]):
         return future
 
     def abort(self) -> None:
-        """Unblock whoever waits for an event, and the read under way."""
+        """Unblock the thread that waits for an event, and the read under way."""
         with contextlib.suppress(InvalidStateError):
             self._pending.set_exception(APIConnectionError(_ABORTED))
         try:

@@ -38,7 +38,7 @@ EVENTS = [
 
 
 class Events:
-    """A stream of `EVENTS`, in both twins."""
+    """A stream of `EVENTS`, sync and async."""
 
     def __iter__(self) -> Iterator[ChunkInfo]:
         """Yield them."""

@@ -1,4 +1,4 @@
-"""The drive once each way, and a clock that only the test moves."""
+"""The sync and async engine, and a clock that only the test moves."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .engines import Drive
 
 @pytest.fixture
 def drive(twin: Twin) -> Drive:
-    """The drive, once each way."""
+    """The sync engine, then the async one."""
     return Drive(is_async=twin.is_async)
 
 
 @pytest.fixture
 def clock() -> FakeClock:
-    """A clock at zero; no wait is shortened by chance."""
+    """A clock at zero."""
     return FakeClock()

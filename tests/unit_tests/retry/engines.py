@@ -1,4 +1,4 @@
-"""The drive through either twin: one test body, two programs."""
+"""The engine, sync and async, behind one interface for tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .scripted import Script, Witness
 
 @dataclass(frozen=True)
 class Drive:
-    """Runs a plan through `call`/`stream`, or through `acall`/`astream`."""
+    """Runs a call through `call`/`stream`, or through `acall`/`astream`."""
 
     is_async: bool
 

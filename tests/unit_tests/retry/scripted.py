@@ -1,8 +1,6 @@
-"""What a test hands to `_drive` to send: attempts that go as written, in both twins.
+"""Scripted attempts, sync and async, for tests of the engine without HTTP.
 
-`_drive` knows no HTTP, so these parts are in memory: the one place where they are
-right. The events of a stream are the `ChunkInfo`s that a reader would make of them, so the
-reader is the identity.
+The events of a stream are `ChunkInfo`s, so the classifier is the identity.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ Outcome: TypeAlias = object
 
 
 def happen(outcome: Outcome) -> Any:
-    """Let it happen."""
+    """Return or raise an outcome."""
     if callable(outcome) and not isinstance(outcome, type):
         outcome = outcome()
     if isinstance(outcome, BaseException):
@@ -38,7 +36,7 @@ async def one_turn() -> None:
 
 
 class Script:
-    """One outcome an attempt, in order; asking for more is a defect of the drive."""
+    """One outcome an attempt, in order; asking for more is a defect of the engine."""
 
     def __init__(self, *outcomes: Outcome) -> None:
         """Nothing sent yet."""
@@ -61,13 +59,13 @@ class Script:
         return happen(self._outcomes[len(self.attempts) - 1])
 
     async def asend(self, attempt: Attempt) -> Any:
-        """Async twin of `send`; it lets others run before it answers."""
+        """Async variant of `send`; other tasks run before it answers."""
         await one_turn()
         return self.send(attempt)
 
 
 class Witness:
-    """Writes down each retry, and how many waits were over when it was told of it."""
+    """Records each retry, and how many waits were over then."""
 
     def __init__(
         self, clock: FakeClock, then: Callable[[], object] = lambda: None
@@ -85,7 +83,7 @@ class Witness:
         self._then()
 
     async def anotify(self, state: RetryCallState) -> None:
-        """Take note, after others had their turn: who does not await it loses it."""
+        """Take note, after other tasks have run, so that a missing await is found."""
         for _ in range(3):
             await one_turn()
         self.notify(state)
@@ -97,7 +95,7 @@ def token(text: str) -> ChunkInfo:
 
 
 ROLE = ChunkInfo()
-"""An event worth nothing, as most protocols begin with one."""
+"""An event without content, as most protocols begin with one."""
 
 END = ChunkInfo(is_end=True, is_last=True)
 """The protocol's end, after which nothing comes."""
@@ -107,7 +105,7 @@ WHOLE = ChunkInfo(is_end=True)
 
 
 class _Silence:
-    """In a source's events: nothing comes any more."""
+    """In a source's events: nothing more comes."""
 
 
 SILENCE = _Silence()
@@ -151,7 +149,7 @@ class Source:
             yield happen(event)
 
     async def __aiter__(self) -> AsyncIterator[ChunkInfo]:
-        """Async twin of `__iter__`; a silent one waits until it is cancelled."""
+        """Async variant of `__iter__`; a silent one waits until it is cancelled."""
         for event in self._events:
             await one_turn()
             if event is SILENCE:
@@ -170,6 +168,6 @@ class Source:
         happen(self._on_close)
 
     async def aclose(self) -> None:
-        """Async twin of `close`."""
+        """Async variant of `close`."""
         await one_turn()
         self.close()

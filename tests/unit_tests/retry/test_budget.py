@@ -1,4 +1,4 @@
-"""The purse for retries: never below nothing, never above full, one for all."""
+"""The bucket for retries: never below nothing, never above full, one for all."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_the_numbers_are_those_of_the_aws_sdks() -> None:
 
 
 def test_an_outage_is_not_fed_for_long() -> None:
-    """When nothing succeeds, a full purse buys 35 retries, and then none."""
+    """When nothing succeeds, a full bucket buys 35 retries, and then none."""
     budget = RetryBudget()
     bought = [budget.spend() for _ in range(100)]
     assert bought == [14] * 35 + [None] * 65
@@ -88,7 +88,7 @@ def test_tokens_are_finite_and_not_negative(name: str, value: Any) -> None:
 
 
 def test_the_largest_number_is_one() -> None:
-    """A purse that is never empty is a purse too."""
+    """A bucket that is never empty is a bucket too."""
     budget = RetryBudget(capacity=sys.float_info.max)
     assert budget.spend() == 14
     assert budget.tokens == sys.float_info.max
@@ -103,7 +103,7 @@ def test_a_copy_is_the_same_purse(duplicate: Any) -> None:
 
 
 def test_a_pickle_carries_numbers_and_tokens() -> None:
-    """Another process gets a purse of its own, as full as this one was."""
+    """Another process gets a bucket of its own, as full as this one was."""
     budget = RetryBudget(capacity=20, retry_cost=3)
     budget.spend()
     other = pickle.loads(pickle.dumps(budget))
@@ -112,7 +112,7 @@ def test_a_pickle_carries_numbers_and_tokens() -> None:
 
 
 def test_it_shows_what_is_left() -> None:
-    """A purse in a log says how full it is."""
+    """A bucket in a log says how full it is."""
     budget = RetryBudget()
     budget.spend()
     assert repr(budget) == "RetryBudget(486 of 500 tokens)"
@@ -147,7 +147,7 @@ class BudgetBook(RuleBasedStateMachine):
 
     @initialize(capacity=tokens, retry=tokens, throttled=tokens, gain=tokens)
     def open(self, capacity: int, retry: int, throttled: int, gain: int) -> None:
-        """Begin with a full purse."""
+        """Begin with a full bucket."""
         self.capacity, self.gain = capacity, gain
         self.price = {False: retry, True: throttled}
         self.left = capacity

@@ -48,7 +48,7 @@ class Slow(Source):
             SYSTEM_CLOCK.sleep(SHORT)
 
     async def __aiter__(self) -> AsyncIterator[ChunkInfo]:
-        """Async twin of `__iter__`."""
+        """Async variant of `__iter__`."""
         async for event in super().__aiter__():
             yield event
             await SYSTEM_CLOCK.asleep(SHORT)

@@ -95,7 +95,7 @@ def test_a_retry_is_learned_from(drive: Drive, clock: FakeClock) -> None:
 
 
 def test_the_route_is_asked_before_each_attempt(drive: Drive, clock: FakeClock) -> None:
-    """The ledger, and each error, tell which model was asked."""
+    """The attempt log, and each error, tell which model was asked."""
     routes = iter(["gpt-4", "claude"])
     failure = UnavailableError("503")
     plan = plan_for(clock, route=lambda: next(routes))

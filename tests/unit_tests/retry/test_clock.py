@@ -1,4 +1,4 @@
-"""The machine's own clock and dice, as the core is told of them."""
+"""The machine's own clock and random numbers, as the core is told of them."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ def test_monotonic_is_the_machines_monotonic_clock() -> None:
     assert before <= told <= time.monotonic()
 
 
-def test_wall_is_the_epoch() -> None:
+def test_time_is_unix_time() -> None:
     """HTTP dates are read against the seconds since 1970."""
     before = time.time()  # noqa: TID251 - what `time` is compared with
     told = SystemTime().time()
     assert before <= told <= time.time()  # noqa: TID251 - as above
 
 
-def test_chance_is_a_part_of_one() -> None:
-    """The dice give different numbers in `[0, 1)`, or there would be no jitter."""
+def test_random_numbers_differ() -> None:
+    """The system gives different numbers in `[0, 1)`, as jitter needs them."""
     numbers = [SystemTime().random() for _ in range(1_000)]
     assert all(0 <= number < 1 for number in numbers)
     assert len(set(numbers)) > 990
 
 
-def test_no_seed_makes_two_processes_throw_alike() -> None:
-    """Programs that seed Python's own dice, all with 42, do not come back together."""
+def test_a_programs_seed_does_not_matter() -> None:
+    """Programs that call `random.seed(42)` get different jitter all the same."""
     for rng in (SystemTime.random, new_rng()):
         runs = []
         for _ in range(2):
@@ -39,7 +39,7 @@ def test_no_seed_makes_two_processes_throw_alike() -> None:
         assert runs[0] != runs[1]
 
 
-def test_dice_of_ones_own_repeat_with_their_seed() -> None:
+def test_a_seed_makes_numbers_repeatable() -> None:
     """A seed makes a run repeatable; without one, no two are alike."""
     runs = [
         [throw() for throw in [new_rng(seed)] * 5] for seed in (7, 7, 8, None, None)

@@ -55,7 +55,7 @@ class Meeting:
         return request * 10
 
     async def asend(self, request: int) -> int:
-        """Async twin of `send`."""
+        """Async variant of `send`."""
         if self._enter():
             self._all_came.set()
         for _ in range(100):

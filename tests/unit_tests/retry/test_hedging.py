@@ -60,7 +60,7 @@ class Speaker:
         yield from self._said()
 
     async def __aiter__(self) -> AsyncIterator[ChunkInfo]:
-        """Async twin of `__iter__`."""
+        """Async variant of `__iter__`."""
         self.was_asked.set()
         while not self._may_speak.is_set():
             await one_turn()
@@ -80,7 +80,7 @@ class Speaker:
         self.speak()
 
     async def aclose(self) -> None:
-        """Async twin of `close`."""
+        """Async variant of `close`."""
         await one_turn()
         self.close()
 

@@ -85,8 +85,10 @@ async def async_hook(_: object) -> None:
         (
             ["max_retries"],
             [-1, 2.0, True, False, None, "2", math.nan],
-            "must be a whole number, 0 or more, not {!r}"
-            " (0 sends one request and never repeats it)",
+            (
+                "must be a whole number, 0 or more, not {!r}"
+                " (0 sends one request and never repeats it)"
+            ),
         ),
         (
             [
@@ -102,7 +104,10 @@ async def async_hook(_: object) -> None:
         (
             ["deadline", "attempt_timeout", "first_token_timeout", "stall_timeout"],
             [*NOT_SECONDS, 0, 0.0],
-            "must be a finite number, more than 0, not {!r}; leave it None for no limit",
+            (
+                "must be a finite number, more than 0, not {!r};"
+                " leave it None for no limit"
+            ),
         ),
         (["jitter"], [None, 0, 1, "yes"], "must be True or False, not {!r}"),
         (

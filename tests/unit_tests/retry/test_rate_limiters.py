@@ -45,7 +45,7 @@ class Turnstile:
         return self._answers[min(len(self.asked), len(self._answers)) - 1]
 
     async def aacquire(self, *, blocking: bool = True) -> Any:
-        """Async twin of `acquire`."""
+        """Async variant of `acquire`."""
         await one_turn()
         return self.acquire(blocking=blocking)
 

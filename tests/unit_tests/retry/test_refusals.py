@@ -26,7 +26,7 @@ either = pytest.mark.parametrize("start", [Drive.call, Drive.stream])
 Start = Callable[..., Any]
 
 
-def fail_elsewhere(breaker: CircuitBreaker, clock: FakeClock) -> None:
+def fail_elsewhere(breaker: CircuitBreaker) -> None:
     """Another call that shares the breaker fails."""
     permit = breaker.admit()
     assert isinstance(permit, Permit)
@@ -37,9 +37,9 @@ def fail_elsewhere(breaker: CircuitBreaker, clock: FakeClock) -> None:
 def test_an_open_breaker_sends_nothing(
     drive: Drive, clock: FakeClock, start: Start
 ) -> None:
-    """Nobody knocks: the error says so, when to come back, and that nothing has run."""
+    """The error says when the breaker admits a probe, and that nothing was sent."""
     breaker = CircuitBreaker(failure_threshold=1, clock=clock)
-    fail_elsewhere(breaker, clock)
+    fail_elsewhere(breaker)
     clock.advance(10)
     script, witness = Script("never sent"), Witness(clock)
     with pytest.raises(CircuitOpenError) as caught:
@@ -62,7 +62,7 @@ def test_the_refusal_is_of_the_callers_family(
 ) -> None:
     """The class raised is the one that the caller's `except` clauses know."""
     breaker = CircuitBreaker(failure_threshold=1, clock=clock)
-    fail_elsewhere(breaker, clock)
+    fail_elsewhere(breaker)
     with pytest.raises(GPT_ROUTER_ERRORS[FailureKind.CIRCUIT_OPEN]):
         start(
             drive,
@@ -98,7 +98,7 @@ def test_the_breaker_opens_while_we_wait(
     breaker, budget = CircuitBreaker(failure_threshold=2, clock=clock), RetryBudget()
     failure = UnavailableError("503")
     script = Script(failure, "never sent")
-    witness = Witness(clock, lambda: fail_elsewhere(breaker, clock))
+    witness = Witness(clock, lambda: fail_elsewhere(breaker))
     with pytest.raises(UnavailableError) as caught:
         start(drive, plan_for(clock, breaker=breaker, budget=budget), script, witness)
     assert caught.value is failure
@@ -117,7 +117,7 @@ def test_another_ones_probe_is_in_the_way(
 ) -> None:
     """While somebody else's probe is under way, nothing else is sent."""
     breaker = CircuitBreaker(failure_threshold=1, clock=clock)
-    fail_elsewhere(breaker, clock)
+    fail_elsewhere(breaker)
     clock.advance(30)
     breaker.admit()
     with pytest.raises(CircuitOpenError) as caught:
@@ -135,7 +135,7 @@ def test_a_door_about_to_open_is_not_open_for_no_time(
 ) -> None:
     """The last moments are rounded up: "another 0.0 s" would be no reason at all."""
     breaker = CircuitBreaker(failure_threshold=1, clock=clock)
-    fail_elsewhere(breaker, clock)
+    fail_elsewhere(breaker)
     clock.advance(29.99)
     with pytest.raises(CircuitOpenError, match=r"open for another 0\.1 s$"):
         start(drive, plan_for(clock, breaker=breaker), Script("never sent"))
@@ -145,7 +145,7 @@ def test_a_door_about_to_open_is_not_open_for_no_time(
 def test_a_call_can_be_the_probe(drive: Drive, clock: FakeClock, start: Start) -> None:
     """After the recovery time a call goes through, and its success closes it."""
     breaker = CircuitBreaker(failure_threshold=1, clock=clock)
-    fail_elsewhere(breaker, clock)
+    fail_elsewhere(breaker)
     clock.advance(30)
     answer = "hello" if start is Drive.call else Source(token("hello"), END)
     start(drive, plan_for(clock, breaker=breaker), Script(answer))

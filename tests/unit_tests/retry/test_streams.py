@@ -31,7 +31,7 @@ def cut() -> errors.APIConnectionError:
 
 
 def outcomes(plan: Any) -> list[str]:
-    """What became of each attempt, as the ledger tells it."""
+    """What became of each attempt, as the attempt log tells it."""
     return [record.outcome for record in plan.call_state.records]
 
 
