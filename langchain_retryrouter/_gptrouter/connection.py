@@ -34,7 +34,7 @@ from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.engine import RetryContext
 from langchain_retryrouter.circuit_breaker import CircuitBreaker
 from langchain_retryrouter.errors import RetryRouterError
-from langchain_retryrouter.policy import RetryBudget, RetryPolicy
+from langchain_retryrouter.policy import RetryBudget, RetryPolicy, resolve_policy
 
 if TYPE_CHECKING:
     from gpt_router.models import GPTRouterMetadata
@@ -292,14 +292,8 @@ class GatewayConnection(Serializable):
     def _check_policy(
         cls, value: RetryPolicy | None, info: ValidationInfo
     ) -> RetryPolicy | None:
-        given = info.data.get("max_retries")
-        # Copies are made with both fields, which then agree.
-        if value is not None and given is not None and given != value.max_retries:
-            msg = (
-                f"max_retries={given} and a retry_policy with max_retries="
-                f"{value.max_retries} are both given; give one of them"
-            )
-            raise ValueError(msg)
+        if value is not None:
+            resolve_policy(value, info.data.get("max_retries"))
         return value
 
     @field_validator("request_timeout")
