@@ -9,6 +9,7 @@ breaker opens again, and if it is cancelled another call may be the probe.
 
 from __future__ import annotations
 
+import functools
 import random  # noqa: TID251 - the default of `clock`
 import sys
 import threading
@@ -43,13 +44,13 @@ class BreakerClock(Protocol):
         """A number in `[0, 1)`, for jitter."""
 
 
-class _SystemClock:
+class _SystemBreakerClock:
     monotonic = staticmethod(time.monotonic)
     # Not seeded by the program: workers with equal seeds would probe together.
     random = staticmethod(random.SystemRandom().random)
 
 
-_SYSTEM_CLOCK: Final = _SystemClock()
+_SYSTEM_CLOCK: Final = _SystemBreakerClock()
 
 
 class CircuitBreakerSettings(TypedDict, total=False):
@@ -344,7 +345,7 @@ class CircuitBreaker:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The numbers alone, since another process has its own clock."""
-        return _restore_breaker, (type(self), self._settings())
+        return functools.partial(type(self), **self._settings()), ()
 
     def __repr__(self) -> str:
         """The two main numbers, and others that are not the default."""
@@ -355,12 +356,6 @@ class CircuitBreaker:
             or value != _DEFAULTS[name]
         )
         return f"{type(self).__name__}({numbers})"
-
-
-def _restore_breaker(
-    cls: type[CircuitBreaker], settings: dict[str, Any]
-) -> CircuitBreaker:
-    return cls(**settings)
 
 
 @dataclass(slots=True)

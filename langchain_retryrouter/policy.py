@@ -331,22 +331,19 @@ class RetryBudget:
         """The same object, which is to be shared."""
         return self
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __getstate__(self) -> dict[str, Any]:
         """The numbers and the tokens left, without the lock."""
-        return _restore_budget, (type(self), self._settings, self._tokens)
+        return {"_settings": self._settings, "_tokens": self._tokens}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore them."""
+        vars(self).update(state)
+        self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         """The tokens left and the capacity."""
         capacity = self._settings["capacity"]
         return f"{type(self).__name__}({self._tokens:g} of {capacity:g} tokens)"
-
-
-def _restore_budget(
-    cls: type[RetryBudget], settings: dict[str, float], tokens: float
-) -> RetryBudget:
-    budget = cls(**settings)
-    budget._tokens = tokens
-    return budget
 
 
 def _check_tokens(name: str, value: Any) -> None:
