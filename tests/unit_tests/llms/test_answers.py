@@ -82,7 +82,7 @@ def test_generate_has_reason_and_usage(
 def test_the_fingerprint_is_kept_in_both_twins(
     twin: Any, any_model: Any, new_llm: NewLLM
 ) -> None:
-    """`system_fingerprint` is in the result whichever twin asked."""
+    """`system_fingerprint` is in the result, sync and async."""
     result = twin.generate(new_llm(any_model), ["hi"])
     assert result.llm_output["system_fingerprint"] == "fp_stub"
 
@@ -183,7 +183,7 @@ def test_callbacks_hear_every_token(
     assert [facts["chunk"].text for facts in recorder.token_facts] == recorder.tokens
 
 
-def test_the_last_chunk_has_usage_and_ledger(
+def test_the_last_chunk_has_usage_and_attempt_log(
     twin: Any, any_model: Any, new_llm: NewLLM, recorder: Recorder
 ) -> None:
     """A stream's result has its usage, and its ledger once, in `generation_info`."""

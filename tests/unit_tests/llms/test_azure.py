@@ -101,7 +101,7 @@ def test_a_provider_is_asked_before_each_request(
 def test_an_async_provider_is_for_async_calls(
     new_azure: Any, gateway: FaultyGateway
 ) -> None:
-    """Each twin has its own provider; alone, an async one leaves sync calls without."""
+    """An async provider is for async calls; alone, it leaves sync calls without one."""
 
     async def token() -> str:
         return "from afar"

@@ -53,7 +53,7 @@ def test_a_hundred_calls_use_one_connection(
 def test_a_hundred_async_calls_use_one_connection(
     any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
-    """Async twin of the test above, within one event loop."""
+    """Async variant of the test above, within one event loop."""
     gateway.script(Status(503), HtmlPage(502), Status(429))
     llm = new_llm(any_model, max_retries=3)
 
@@ -196,7 +196,7 @@ def test_the_last_model_closes_the_client(
 def test_the_last_model_closes_the_async_client(
     new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
-    """Async twin of the test above, while the loop goes on."""
+    """Async variant of the test above, while the loop goes on."""
 
     async def call() -> None:
         llm = new_llm()
@@ -320,15 +320,6 @@ def test_a_model_survives_a_fork(new_llm: NewLLM, gateway: FaultyGateway) -> Non
     assert gateway.requests[0].connection == gateway.requests[-1].connection
 
 
-def test_a_pickled_client_is_another_process_s_own(new_llm: NewLLM) -> None:
-    """A resource is its settings: equal ones are the same client in one process."""
-    llm = new_llm()
-    again = pickle.loads(pickle.dumps(llm.client))
-    assert again == llm.client
-    assert hash(again) == hash(llm.client)
-    assert llm.client != object()
-
-
 # A user's own parts.
 
 
@@ -364,7 +355,7 @@ def test_an_http_client_of_the_user_is_used_and_left_open(
 def test_an_async_http_client_of_the_user_is_used_and_left_open(
     new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
-    """Async twin of the test above."""
+    """Async variant of the test above."""
 
     async def call() -> None:
         headers = {"x-mine": "yes"}
@@ -459,7 +450,7 @@ def test_a_proxy_beside_an_http_client_is_refused(new_llm: NewLLM) -> None:
 def test_a_key_may_be_a_function(
     twin: Any, cls: Any, new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
-    """A function that returns the key is asked before each request, in both twins."""
+    """A function that returns the key is asked before each request, sync and async."""
     keys = iter(["first", "second", "third"])
     llm = new_llm(cls, api_key=lambda: next(keys))
     twin.invoke(llm, "hi")

@@ -28,7 +28,7 @@ def test_with_closes_the_connections(
 def test_async_with_closes_the_connections(
     any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
-    """Async twin of the test above, while the loop goes on."""
+    """Async variant of the test above, while the loop goes on."""
 
     async def call() -> None:
         async with new_llm(any_model) as llm:
@@ -55,7 +55,7 @@ def test_the_last_one_closes(new_llm: NewLLM, gateway: FaultyGateway) -> None:
 def test_the_last_one_closes_in_its_loop(
     new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
-    """Async twin of the test above."""
+    """Async variant of the test above."""
 
     async def call() -> None:
         first, second = new_llm(), new_llm(n=2)
@@ -86,7 +86,7 @@ def test_a_closed_model_can_be_used_again(
 def test_a_closed_model_can_be_used_again_in_its_loop(
     new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
-    """Async twin of the test above."""
+    """Async variant of the test above."""
 
     async def call() -> None:
         llm = new_llm()
@@ -143,7 +143,7 @@ def test_what_is_the_users_stays_open(new_llm: NewLLM, gateway: FaultyGateway) -
 def test_what_is_the_users_stays_open_in_its_loop(
     new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
-    """Async twin of the test above."""
+    """Async variant of the test above."""
 
     async def call() -> None:
         async with openai.DefaultAsyncHttpxClient() as http_client:

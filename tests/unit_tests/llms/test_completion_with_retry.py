@@ -121,7 +121,7 @@ def test_a_failure_comes_out_typed(
 def test_all_methods_go_through_the_functions(
     twin: Any, any_model: Any, new_llm: NewLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who replaces the functions of the module is heard by every method."""
+    """Every method calls the module's functions by name: they can be replaced."""
     calls: list[dict[str, Any]] = []
 
     def replaced(_llm: Any, run_manager: Any = None, **kwargs: Any) -> Any:
@@ -179,7 +179,7 @@ class OwnClient:
 
 
 class OwnAsyncClient(OwnClient):
-    """Async twin of `OwnClient`."""
+    """Async variant of `OwnClient`."""
 
     async def create(self, **request: Any) -> Any:
         """An answer as plain dicts."""
@@ -233,7 +233,7 @@ def own_model(*failures: Exception, **fields: Any) -> OpenAI:
 
 
 def client_of(llm: Any, twin: Any) -> OwnClient:
-    """The client that the twin uses."""
+    """The client that the sync or async call uses."""
     client = llm.async_client if twin.is_async else llm.client
     assert isinstance(client, OwnClient)
     return client
@@ -292,7 +292,7 @@ def test_failures_of_a_client_of_the_user_are_named(
 
 
 def test_a_client_of_the_user_needs_no_key() -> None:
-    """Who brings clients is not asked for a key; a missing twin says so when used."""
+    """A model with its own clients needs no key; a missing one says so when used."""
     assert own_model().openai_api_key is None
     half = OpenAI(client=OwnClient())
     assert half.invoke("hi") == "own"

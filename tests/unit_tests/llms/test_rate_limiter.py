@@ -39,7 +39,7 @@ class Turnstile(BaseRateLimiter):
         return self._ask("sync", blocking=blocking)
 
     async def aacquire(self, *, blocking: bool = True) -> bool:
-        """Async twin of `acquire`."""
+        """Async variant of `acquire`."""
         return self._ask("async", blocking=blocking)
 
 
@@ -66,7 +66,7 @@ def test_each_attempt_takes_a_turn(
     turnstile: Turnstile,
     method: str,
 ) -> None:
-    """The limiter is asked once before each request, retries too, by the right twin."""
+    """The limiter is asked once before each request, retries included."""
     gateway.script(Status(503), Reset())
     getattr(twin, method)(new_llm(any_model, rate_limiter=turnstile), "hi")
     name = "async" if twin.is_async else "sync"

@@ -252,7 +252,7 @@ def test_giving_up_says_why(twin: Any, new_llm: NewLLM, gateway: FaultyGateway) 
 
 
 @pytest.mark.parametrize("method", ["invoke", "stream"])
-def test_an_empty_purse_is_asked_once(
+def test_an_empty_budget_is_asked_once(
     twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway, method: str
 ) -> None:
     """`insufficient_quota` is sent once: waiting earns no money."""
@@ -262,7 +262,7 @@ def test_an_empty_purse_is_asked_once(
     assert len(gateway.requests) == 1
 
 
-def test_the_sdk_does_not_retry_besides(
+def test_the_sdk_does_not_retry_as_well(
     twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
     """The SDK's own retries are off, so one policy says how many requests are sent."""

@@ -38,12 +38,10 @@ def whole(*choices: dict[str, Any]) -> Body:
     return Body(200, JSON, json.dumps({"choices": choices}))
 
 
-def streamed(*choices: dict[str, Any], done: bool = True, **more: Any) -> Body:
+def streamed(*choices: dict[str, Any]) -> Body:
     """A stream with one of these choices in each chunk."""
     events = [f"data: {json.dumps({'choices': [one]})}\n\n" for one in choices]
-    return Body(
-        200, EVENTS, "".join(events) + ("data: [DONE]\n\n" if done else ""), **more
-    )
+    return Body(200, EVENTS, "".join([*events, "data: [DONE]\n\n"]))
 
 
 @pytest.mark.parametrize("method", ["invoke", "stream"])
@@ -218,7 +216,8 @@ class EarlyEnds(Relay):
     def serve(self, client: socket.socket) -> None:
         """Send less than was announced, and close."""
         client.recv(65536)
-        body = streamed(choice("one ", "stop"), choice("two ", "stop"), done=False).body
+        chunks = [{"choices": [choice(text, "stop")]} for text in ("one ", "two ")]
+        body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks)
         head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
         client.sendall(f"{head}content-length: 9999\r\n\r\n{body}".encode())
         client.shutdown(socket.SHUT_RDWR)

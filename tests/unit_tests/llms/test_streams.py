@@ -170,7 +170,7 @@ def test_a_null_and_an_empty_delta_are_no_token(
 @pytest.mark.parametrize(
     "event", ["7", "null", '"x"', "[]", '{"choices":[7]}', '{"choices":[{"text":7}]}']
 )
-def test_an_odd_event_is_an_error(
+def test_an_unexpected_event_is_an_error(
     twin: Any, new_llm: NewLLM, gateway: FaultyGateway, event: str
 ) -> None:
     """JSON that is no chunk is malformed, before the first token and behind it."""
@@ -201,7 +201,7 @@ def test_streams_one_after_the_other_use_one_connection(
 def test_async_streams_one_after_the_other_use_one_connection(
     any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
-    """Async twin of the test above, within one event loop."""
+    """Async variant of the test above, within one event loop."""
     llm = new_llm(any_model)
 
     async def stream() -> None:
@@ -259,7 +259,7 @@ def test_a_stream_closed_early_frees_its_connection(
 def test_an_async_stream_closed_early_frees_its_connection(
     any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
-    """Async twin of the test above; the loop goes on meanwhile."""
+    """Async variant of the test above; the loop goes on meanwhile."""
     gateway.script(Stall(2, 60))
     llm = new_llm(any_model)
 

@@ -95,7 +95,7 @@ def test_an_event_that_cannot_be_read_is_malformed(
     ],
     ids=["digits", "deep"],
 )
-def test_an_odd_error_is_an_error_of_ours(
+def test_an_unexpected_error_is_a_typed_error(
     twin: Twin, llm: Any, gateway: FaultyGateway, status: int, error: str
 ) -> None:
     """Whatever a server puts into its error, what leaves can be caught by its class."""
