@@ -29,7 +29,7 @@ from langchain_retryrouter._openai.client import (
 )
 from langchain_retryrouter._retry.clock import Clock
 from langchain_retryrouter.circuit_breaker import CircuitBreaker
-from langchain_retryrouter.policy import RetryBudget, RetryPolicy
+from langchain_retryrouter.policy import RetryBudget, RetryPolicy, resolve_policy
 
 logger = logging.getLogger(__name__)
 
@@ -204,14 +204,9 @@ class OpenAIConnection(BaseLLM):
         """Check the fields together, and make the clients."""
         self._choose_account()
         self._check_numbers()
-        policy = self.retry_policy
-        if policy is not None and policy.max_retries != self.max_retries:
-            if "max_retries" in self.model_fields_set:
-                msg = (
-                    f"max_retries={self.max_retries} and retry_policy are both given:"
-                    " put the number into the policy, RetryPolicy(max_retries=...)"
-                )
-                raise ValueError(msg)
+        if self.retry_policy is not None:
+            given = self.max_retries if "max_retries" in self.model_fields_set else None
+            policy = resolve_policy(self.retry_policy, given)
             self.max_retries = policy.max_retries
         # A `Resource` of ours comes from a copied model, maybe with other fields.
         own = {

@@ -167,13 +167,17 @@ async def _astream_with_retry(
                 yield chunk
 
 
+# To make a policy checks its numbers, which takes longer than to find it again.
+_resolve_policy = functools.lru_cache(maxsize=128)(resolve_policy)
+
+
 def _chunk_info(event: protocol.ClassifiedChunk) -> streaming.ChunkInfo:
     return event.info
 
 
 def _context(llm: OpenAIConnection, request: Mapping[str, Any]) -> engine.RetryContext:
     clock = llm.clock or SYSTEM_CLOCK
-    policy = resolve_policy(llm.retry_policy, llm.max_retries)
+    policy = _resolve_policy(llm.retry_policy, llm.max_retries)
     call_state = CallState(policy, budget=llm.budget, breaker=llm.breaker, time=clock)
     route = request.get("model") or llm.model_name
     return engine.RetryContext(
