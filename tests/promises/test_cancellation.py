@@ -298,8 +298,9 @@ def test_a_signal_ends_a_sync_call_where_it_waits(
     rng = random.Random(f"{name} {method} {place}")  # noqa: S311
     slowest, rounds = 0.0, 10 if is_long else 1
     with FaultyGateway() as gateway, raising_handler():
-        # Not a RetryRouter's other route: one wait is looked at.
-        model = new_model(name, gateway, retry_policy=RetryPolicy(max_retries=1))
+        # A router does not leave its first route for the sake of a wait.
+        policy = RetryPolicy(max_retries=1, failover_after_wait=60)
+        model = new_model(name, gateway, retry_policy=policy)
         for _ in range(rounds):
             gateway.reset_log()
             gateway.script(PLACES[place], PLACES[place])

@@ -28,7 +28,7 @@ from langchain_retryrouter.testing import (
 )
 from tests.promises.conftest import Figures, Twin
 from tests.promises.models import (
-    ALL,
+    GATEWAY,
     LLMS,
     METHODS,
     aask,
@@ -194,9 +194,12 @@ def check_answer(answer: Any) -> None:
         assert all(usage.get(n, 0) >= 0 for n in ("input_tokens", "output_tokens"))
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*GATEWAY, *LLMS])
 def test_no_redirect_is_followed(name: str, twin: Twin, figures: Figures) -> None:
-    """Neither key nor prompt goes where a server points, and no cookie comes back."""
+    """Neither key nor prompt goes where a server points; a gateway's cookie stays away.
+
+    The openai SDK's own client for sync calls returns cookies to the host they are of.
+    """
     with FaultyGateway(gptrouter="hosted") as gateway, FaultyGateway() as other:
         policy = RetryPolicy(max_retries=2)
         model = new_model(name, gateway, retry_policy=policy)
@@ -211,7 +214,8 @@ def test_no_redirect_is_followed(name: str, twin: Twin, figures: Figures) -> Non
             assert is_stub_answer(ask(model))
         cookies = sum("cookie" in request.headers for request in gateway.requests)
         figures.exactly(0, len(other.requests), "requests that followed a redirect")
-        figures.exactly(0, cookies, "cookies sent back")
+        if name in GATEWAY:
+            figures.exactly(0, cookies, "cookies sent back to a gateway")
 
 
 # --- answers without an end, of a gateway that was taken over ---

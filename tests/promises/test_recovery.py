@@ -232,7 +232,7 @@ def test_a_recovering_server_sees_one_request(
     """While the probe has no answer, all the other calls end without a request."""
     for _ in range(20 if is_long else 2):
         clock = FakeClock()
-        breaker = CircuitBreaker(failure_threshold=1, recovery_time=30)
+        breaker = CircuitBreaker(failure_threshold=1, recovery_time=30, clock=clock)
         fields: dict[str, Any] = {"max_retries": 0, "breaker": breaker, "clock": clock}
         with FaultyGateway() as gateway:
             model = new_model("GPTRouter", gateway, **fields)
@@ -306,7 +306,7 @@ class Server:
 
 
 async def live_through(
-    server: Server, watched: float, **guards: Any
+    server: Server, watched: float, **fields: Any
 ) -> tuple[float, float]:
     """Seconds from the outage's end until goodput is back, and the busiest second.
 
@@ -315,7 +315,7 @@ async def live_through(
     """
     loop = asyncio.get_running_loop()
     answered: list[float] = []
-    asked = router(server.ask, VirtualClock(1), **guards)
+    asked = router(server.ask, **fields)
 
     async def call(at: float) -> None:
         await let_pass(at - loop.time())
@@ -363,9 +363,10 @@ def test_the_service_is_back_soon(
     A shared budget is enough where the server's queue has a limit; where it has none,
     a breaker with a short `recovery_time` is needed as well.
     """
-    made: dict[str, Any] = {"budget": RetryBudget()}
+    clock = VirtualClock(1)
+    made: dict[str, Any] = {"budget": RetryBudget(), "clock": clock}
     if "breaker" in guards:
-        made["breaker"] = CircuitBreaker(recovery_time=2)
+        made["breaker"] = CircuitBreaker(recovery_time=2, clock=clock)
     watched = 60 if is_long else 7
     back, peak = run(live_through(Server(how, queue_limit), watched, **made))
     what = f"the server {how}, with {' and '.join(sorted(guards))}"

@@ -9,6 +9,7 @@ from typing import Final
 
 import pytest
 
+from langchain_retryrouter import RetryPolicy
 from langchain_retryrouter.testing import FakeClock, FaultyGateway, Status
 from tests.promises.conftest import Figures, Twin
 from tests.promises.models import ALL, aask, ask, new_model
@@ -120,7 +121,8 @@ def test_no_wait_is_early(
     cases, early = 2_500 if is_long else 40, list[object]()
     rng, clock = random.Random(name), FakeClock(random=0.0)  # noqa: S311
     with FaultyGateway(gptrouter="hosted", keep_requests=0) as gateway:
-        model = new_model(name, gateway, clock=clock)
+        policy = RetryPolicy(failover_after_wait=MOST)  # A router waits, too.
+        model = new_model(name, gateway, clock=clock, retry_policy=policy)
         for _ in range(cases):
             seconds, headers = ServerWriter(rng).demand()
             if seconds > MOST:

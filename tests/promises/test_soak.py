@@ -90,7 +90,8 @@ def test_calls_on_a_virtual_clock(figures: Figures, *, is_long: bool) -> None:
 
     async def soak(number: int) -> None:
         clock = VirtualClock(number)
-        guards: dict[str, Any] = {"budget": RetryBudget(), "breaker": CircuitBreaker()}
+        breaker = CircuitBreaker(clock=clock)
+        guards: dict[str, Any] = {"budget": RetryBudget(), "breaker": breaker}
         asked = router(send, clock, retry_policy=policy, **guards)
         left = iter(range(number))
 
@@ -135,7 +136,8 @@ def test_calls_over_http(
 
     with FaultyGateway(keep_requests=0) as gateway:
         gateway.always(step)
-        guards: dict[str, Any] = {"budget": RetryBudget(), "breaker": CircuitBreaker()}
+        breaker = CircuitBreaker(clock=clock)
+        guards: dict[str, Any] = {"budget": RetryBudget(), "breaker": breaker}
         model = new_model(name, gateway, clock=clock, **guards)
 
         def answers(number: int) -> int:
