@@ -8,8 +8,9 @@ import random  # noqa: TID251 - seeded
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import pytest
@@ -60,6 +61,15 @@ class Place(NamedTuple):
     manner: str
     url: str
     prompt: str = "hi"
+    drop_connections: Callable[[], object] = bool
+
+
+def drop_all(listener: socket.socket) -> None:
+    """Reset the connections that nobody has read from."""
+    listener.settimeout(0)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            listener.accept()[0].close()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,7 +90,9 @@ def places() -> Iterator[list[Place]]:
         deaf = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
-        found.append(Place("never reads", url, "x" * 5_000_000))
+        found.append(
+            Place("never reads", url, "x" * 5_000_000, partial(drop_all, deaf))
+        )
         full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         address = full.getsockname()
         for _ in range(2):
@@ -171,7 +183,11 @@ async def await_together(
 
     waiting = asyncio.create_task(bare_wait())
     ends = await asyncio.gather(*(timed(one) for one in models))
-    return late(models, ends, max(await waiting, deadline))
+    due = max(await waiting, deadline)
+    # aiohttp closes a connection when all bytes are written, or the server is gone.
+    place.drop_connections()
+    await asyncio.to_thread(threading.Event().wait, 0.1)
+    return late(models, ends, due)
 
 
 def late(
