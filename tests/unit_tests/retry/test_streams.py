@@ -249,7 +249,7 @@ def test_a_stream_that_breaks_is_interrupted(
 
 @pytest.mark.parametrize(
     "kind",
-    set(GPT_ROUTER_ERRORS) - {FailureKind.CONNECTION, FailureKind.TIMEOUT},
+    sorted(set(GPT_ROUTER_ERRORS) - {FailureKind.CONNECTION, FailureKind.TIMEOUT}),
 )
 def test_an_error_that_the_stream_reports_keeps_its_class(
     drive: Drive, clock: FakeClock, kind: FailureKind
