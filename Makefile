@@ -138,7 +138,7 @@ export SSL_CERT_FILE ?= $(PIP_CERT)
 endif
 endif
 
-SOURCES := pyproject.toml langchain_retryrouter/_version.py .venvs/interpreter
+SOURCES := pyproject.toml langchain_retryrouter/__init__.py .venvs/interpreter
 
 # $(call make_venv,FOLDER,WHAT TO INSTALL). pip before 25.1 knows no --group.
 ifneq ($(UV),)

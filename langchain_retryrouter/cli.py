@@ -31,8 +31,8 @@ from langchain_retryrouter import (
     RetryPolicy,
     RetryRouterError,
     StreamInterruptedError,
+    __version__,
 )
-from langchain_retryrouter._version import __version__
 
 try:  # the extra "cli"; `explain` does without
     from rich.console import Console

@@ -176,7 +176,7 @@ def back_after(seen: Evidence) -> float | None:
 
 def _is_back(seen: Evidence) -> bool:
     seconds = back_after(seen)
-    return seconds is not None and seconds <= 30.0  # noqa: PLR2004
+    return seconds is not None and seconds <= 30.0
 
 
 # --- what the providers do ---
@@ -220,7 +220,7 @@ SCENARIOS: Final = {
             _once(_throttle),
             (
                 _at_least(2),
-                _advisory("waits 1.8 s or more", lambda seen: seen.first_gap >= 1.8),  # noqa: PLR2004
+                _advisory("waits 1.8 s or more", lambda seen: seen.first_gap >= 1.8),
                 _at_most_within(2, 1.5),
             ),
         ),

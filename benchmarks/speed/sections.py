@@ -199,7 +199,7 @@ def _crowd(server: StubServer, rounds: int, in_flight: int, full: int) -> Sectio
             FLOOR: who.AsyncFloor(url=url, session=session),
             GPT_ROUTER: who.gpt_router(f"{url}/pool{next(POOLS)}"),
         }
-        if full == 500:  # noqa: PLR2004
+        if full == 500:
             contestants |= {
                 OPENAI: who.our_openai(f"{url}/pool{next(POOLS)}"),
                 CHAT: who.chat_openai(f"{url}/pool{next(POOLS)}"),
@@ -222,7 +222,7 @@ def _crowd(server: StubServer, rounds: int, in_flight: int, full: int) -> Sectio
     seen["GPTRouter: calls that failed"] = failed
     what = f"{in_flight:,} at once"
     bars = [Bar(f"GPTRouter, {what}, failures", "GPTRouter: calls that failed", 0)]
-    if full == 500:  # noqa: PLR2004
+    if full == 500:
         partner = f"OpenAI, {what} / langchain-openai's"
         bars += [
             Bar(f"GPTRouter, {what} / ChatOpenAI", GPT_ROUTER, 4, CHAT, side="≥"),

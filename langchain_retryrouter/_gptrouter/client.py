@@ -24,7 +24,8 @@ from gpt_router.client import GPTRouterClient
 from gpt_router.models import GPTRouterMetadata, ModelGenerationRequest
 from pydantic import SecretStr
 
-from langchain_retryrouter import _json
+from langchain_retryrouter import __version__, _json
+from langchain_retryrouter._gptrouter import http
 from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
 from langchain_retryrouter._gptrouter.protocol import (
     GatewayEvent,
@@ -37,11 +38,12 @@ from langchain_retryrouter._gptrouter.protocol import (
     read_response,
     read_status_error,
 )
-from langchain_retryrouter._http import client as http
-from langchain_retryrouter._http.errors import read_transport_error
-from langchain_retryrouter._http.sse import EventTooLargeError, SSEParser
+from langchain_retryrouter._http import (
+    EventTooLargeError,
+    SSEParser,
+    read_transport_error,
+)
 from langchain_retryrouter._retry.clock import SystemTime
-from langchain_retryrouter._version import __version__
 from langchain_retryrouter.errors import (
     SHORTEST_SECRET,
     RetryRouterError,
@@ -299,7 +301,7 @@ class GatewayClient(GPTRouterClient):
         *,
         is_stream: bool = False,
     ) -> dict[str, Any]:
-        """The arguments of `_http.client.post` for one request.
+        """The arguments of `http.post` for one request.
 
         A stream's `timeout` ends with its first token, and so is not one of reading.
 

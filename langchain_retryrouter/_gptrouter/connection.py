@@ -9,10 +9,11 @@ from __future__ import annotations
 import difflib
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, Protocol, Self
 
+from langchain_core.language_models import ModelProfile
 from langchain_core.load.serializable import Serializable
 from langchain_core.utils import get_from_dict_or_env
 from pydantic import (
@@ -28,7 +29,7 @@ from pydantic import (
 )
 
 from langchain_retryrouter import _gptrouter
-from langchain_retryrouter._http.client import find_origin
+from langchain_retryrouter._gptrouter.http import find_origin
 from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.engine import RetryContext
@@ -49,6 +50,48 @@ GATEWAY_METADATA: Final = (
 """Fields, and options of a call, that the gateway does not pass on to a provider."""
 
 DEFAULT_API_BASE_URL = "https://gpt-router-preview.writesonic.com"
+
+
+class _Profile(NamedTuple):
+    """What a model can do, as models.dev has it, like LangChain's own integrations.
+
+    What depends on the gateway, such as whether it hands on a JSON schema, is open.
+    """
+
+    max_input_tokens: int
+    max_output_tokens: int
+    image_inputs: bool = True
+    reasoning_output: bool = False
+
+
+_GPT_4O: Final = _Profile(128_000, 16_384)
+_GPT_4_1: Final = _Profile(1_047_576, 32_768)
+_GPT_5: Final = _Profile(272_000, 128_000, reasoning_output=True)
+_GPT_6: Final = _Profile(1_050_000, 128_000, reasoning_output=True)
+_CLAUDE_4: Final = _Profile(200_000, 64_000, reasoning_output=True)
+_CLAUDE_OPUS_4: Final = _Profile(200_000, 32_000, reasoning_output=True)
+
+_PROFILES: Final = {
+    "gpt-4": _Profile(8_192, 8_192, image_inputs=False),
+    "gpt-4-turbo": _Profile(128_000, 4_096),
+    "gpt-4o": _GPT_4O,
+    "gpt-4o-mini": _GPT_4O,
+    "gpt-4.1": _GPT_4_1,
+    "gpt-4.1-mini": _GPT_4_1,
+    "gpt-4.1-nano": _GPT_4_1,
+    "gpt-5": _GPT_5,
+    "gpt-5-mini": _GPT_5,
+    "gpt-5-nano": _GPT_5,
+    "gpt-6-luna": _GPT_6,
+    "gpt-6-sol": _GPT_6,
+    "o3": _Profile(200_000, 100_000, reasoning_output=True),
+    "o4-mini": _Profile(200_000, 100_000, reasoning_output=True),
+    "claude-haiku-4-5": _CLAUDE_4,
+    "claude-haiku-4-5-20251001": _CLAUDE_4,
+    "claude-sonnet-4-0": _CLAUDE_4,
+    "claude-opus-4-1": _CLAUDE_OPUS_4,
+    "claude-opus-4-1-20250805": _CLAUDE_OPUS_4,
+}
 
 
 class GPTRouterModel(BaseModel):
@@ -82,6 +125,25 @@ def read_models(models: Any) -> list[GPTRouterModel]:
             f" provider_name=...), at least one, not {models!r}"
         )
         raise ValueError(msg) from error
+
+
+def profile_of(names: Sequence[str]) -> ModelProfile | None:
+    """What every model of a list can do, since any of them may answer.
+
+    None if one of them is unknown.
+    """
+    known = [_PROFILES[name] for name in names if name in _PROFILES]
+    if not known or len(known) < len(names):
+        return None
+    return ModelProfile(
+        max_input_tokens=min(model.max_input_tokens for model in known),
+        max_output_tokens=min(model.max_output_tokens for model in known),
+        text_inputs=True,
+        image_inputs=all(model.image_inputs for model in known),
+        text_outputs=True,
+        reasoning_output=all(model.reasoning_output for model in known),
+        tool_calling=True,
+    )
 
 
 def put_first(name: str, models: list[GPTRouterModel]) -> list[GPTRouterModel]:

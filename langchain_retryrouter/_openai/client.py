@@ -35,7 +35,7 @@ from typing import Any, ClassVar, Final, TypeAlias
 
 import openai
 
-from langchain_retryrouter._http.sse import SSEParser
+from langchain_retryrouter._http import SSEParser
 from langchain_retryrouter._openai import protocol
 from langchain_retryrouter._openai.errors import TypedErrors
 from langchain_retryrouter._retry.engine import Attempt

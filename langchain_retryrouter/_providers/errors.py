@@ -4,7 +4,7 @@
 200, and `read_exception` what an SDK or an integration raised. Each gives an
 `ErrorReport`, and `ErrorReport.to_error` makes the exception of it. What a status, a
 code and a sentence mean is in `failures.classify`, what an exception below HTTP means
-in `_http.errors`, and every form of "wait" in `_retry.retry_after`.
+in `_http`, and every form of "wait" in `_retry.retry_after`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from langchain_core import exceptions as langchain
 from pydantic import ValidationError
 
 from langchain_retryrouter import _json
-from langchain_retryrouter._http.errors import TransportFailure, read_transport_error
+from langchain_retryrouter._http import TransportFailure, read_transport_error
 from langchain_retryrouter._retry.retry_after import read_advice, read_wait
 from langchain_retryrouter.errors import (
     BASE_ERRORS,

@@ -52,6 +52,7 @@ from langchain_retryrouter._gptrouter.connection import (
     GatewayConnection,
     GPTRouterModel,
     metadata_of,
+    profile_of,
     put_first,
     read_models,
     retry_context,
@@ -59,7 +60,6 @@ from langchain_retryrouter._gptrouter.connection import (
 from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.engine import Attempt, acall, call
 from langchain_retryrouter._retry.streaming import EventSource, astream, stream
-from langchain_retryrouter.chat_models._profiles import profile_of
 from langchain_retryrouter.chat_models._structured import (
     Method,
     Schema,

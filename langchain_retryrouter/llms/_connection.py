@@ -38,6 +38,100 @@ Secret = str | SecretStr
 ApiKey = Secret | Callable[[], str] | Callable[[], Awaitable[str]]
 
 _SECRET_NAME: Final = re.compile("auth|key|token|secret|cookie|password", re.IGNORECASE)
+_AZURE_USER_AGENT: Final = {"User-Agent": "langchain-retryrouter-python-azure-openai"}
+_SNAPSHOT: Final = re.compile(r"-\d{4}-\d{2}-\d{2}$")
+
+# How many tokens, prompt and answer together, fit into a model's context. Sources:
+# OpenAI's model pages ("context window"), and for gpt-5.6 and later the model profiles
+# of langchain-openai 1.7, read in November 2026.
+_CONTEXT_SIZES: Final = {
+    # Models of /v1/completions.
+    "gpt-3.5-turbo-instruct": 4_096,
+    "davinci-002": 16_384,
+    "babbage-002": 16_384,
+    # Models of /v1/chat/completions.
+    "gpt-3.5-turbo": 16_385,
+    "gpt-3.5-turbo-0125": 16_385,
+    "gpt-3.5-turbo-1106": 16_385,
+    "gpt-3.5-turbo-16k": 16_385,
+    "gpt-3.5-turbo-16k-0613": 16_385,
+    "gpt-3.5-turbo-0301": 4_096,
+    "gpt-3.5-turbo-0613": 4_096,
+    "gpt-4": 8_192,
+    "gpt-4-0314": 8_192,
+    "gpt-4-0613": 8_192,
+    "gpt-4-32k": 32_768,
+    "gpt-4-32k-0314": 32_768,
+    "gpt-4-32k-0613": 32_768,
+    "gpt-4-1106-preview": 128_000,
+    "gpt-4-0125-preview": 128_000,
+    "gpt-4-turbo": 128_000,
+    "gpt-4-turbo-preview": 128_000,
+    "gpt-4o": 128_000,
+    "gpt-4o-mini": 128_000,
+    "gpt-4-vision-preview": 128_000,
+    "gpt-4o-audio-preview": 128_000,
+    "gpt-4o-mini-audio-preview": 128_000,
+    "gpt-4o-search-preview": 128_000,
+    "gpt-4o-mini-search-preview": 128_000,
+    "chatgpt-4o-latest": 128_000,
+    "gpt-4.1": 1_047_576,
+    "gpt-4.1-mini": 1_047_576,
+    "gpt-4.1-nano": 1_047_576,
+    "o1": 200_000,
+    "o1-mini": 128_000,
+    "o1-preview": 128_000,
+    "o1-pro": 200_000,
+    "o3": 200_000,
+    "o3-mini": 200_000,
+    "o3-pro": 200_000,
+    "o4-mini": 200_000,
+    "codex-mini-latest": 200_000,
+    "gpt-5": 400_000,
+    "gpt-5-mini": 400_000,
+    "gpt-5-nano": 400_000,
+    "gpt-5-chat-latest": 128_000,
+    "gpt-5-codex": 400_000,
+    "gpt-5-pro": 400_000,
+    "gpt-5.1": 400_000,
+    "gpt-5.1-chat-latest": 128_000,
+    "gpt-5.1-codex": 400_000,
+    "gpt-5.1-codex-max": 400_000,
+    "gpt-5.1-codex-mini": 400_000,
+    "gpt-5.2": 400_000,
+    "gpt-5.2-chat-latest": 128_000,
+    "gpt-5.2-pro": 400_000,
+    "gpt-5.3-codex": 400_000,
+    "gpt-5.4": 1_050_000,
+    "gpt-5.4-mini": 400_000,
+    "gpt-5.4-nano": 400_000,
+    "gpt-5.4-pro": 1_050_000,
+    "gpt-5.5": 1_050_000,
+    "gpt-5.5-pro": 1_050_000,
+    "gpt-5.6": 1_050_000,
+    "gpt-5.6-sol": 1_050_000,
+    "gpt-5.6-terra": 1_050_000,
+    "gpt-5.6-luna": 1_050_000,
+    "gpt-6-astra": 1_050_000,
+    "gpt-6-sol": 1_050_000,
+    "gpt-6-luna": 1_050_000,
+    "gpt-6.1-sol": 1_050_000,
+    "gpt-6.1-terra": 1_050_000,
+    # Models that are gone from OpenAI, and are still what other servers call theirs.
+    "text-davinci-003": 4_097,
+    "text-davinci-002": 4_097,
+    "text-curie-001": 2_049,
+    "text-babbage-001": 2_049,
+    "text-ada-001": 2_049,
+    "davinci": 2_049,
+    "curie": 2_049,
+    "babbage": 2_049,
+    "ada": 2_049,
+    "code-davinci-002": 8_001,
+    "code-davinci-001": 8_001,
+    "code-cushman-002": 2_048,
+    "code-cushman-001": 2_048,
+}
 
 
 def first_env(*names: str) -> Callable[[], str | None]:
@@ -382,6 +476,164 @@ class OpenAIConnection(BaseLLM):
             allowed_special="all" if allowed == "all" else set(allowed),
             disallowed_special=disallowed,
         )
+
+
+class AzureConnection(OpenAIConnection):
+    """The fields that Azure's form of the API needs."""
+
+    azure_endpoint: str | None = Field(
+        default_factory=first_env("AZURE_OPENAI_ENDPOINT")
+    )
+    """The resource, such as `https://example-resource.azure.openai.com/`. From
+    `AZURE_OPENAI_ENDPOINT` if it is not given."""
+    deployment_name: str | None = Field(default=None, alias="azure_deployment")
+    """The deployment that answers; `model_name` if it is not given."""
+    openai_api_version: str | None = Field(
+        default_factory=first_env("OPENAI_API_VERSION"), alias="api_version"
+    )
+    """The version of the API. From `OPENAI_API_VERSION` if it is not given."""
+    openai_api_key: Secret | None = Field(
+        default_factory=secret_env("AZURE_OPENAI_API_KEY", "OPENAI_API_KEY"),
+        alias="api_key",
+    )
+    """From `AZURE_OPENAI_API_KEY`, then `OPENAI_API_KEY`, if it is not given."""
+    openai_api_base: str | None = Field(
+        default_factory=first_env("OPENAI_API_BASE"), alias="base_url"
+    )
+    """The address up to `/openai` or the deployment; better give `azure_endpoint`."""
+    azure_ad_token: Secret | None = Field(
+        default_factory=secret_env("AZURE_OPENAI_AD_TOKEN")
+    )
+    """A Microsoft Entra token. From `AZURE_OPENAI_AD_TOKEN` if it is not given."""
+    azure_ad_token_provider: Callable[[], str] | None = None
+    """Returns an Entra token; called before each request, async ones too if there is no
+    `azure_ad_async_token_provider`."""
+    azure_ad_async_token_provider: Callable[[], Awaitable[str]] | None = None
+    """Returns an Entra token; awaited before each async request."""
+    openai_api_type: str | None = Field(
+        default_factory=lambda: first_env("OPENAI_API_TYPE")() or "azure"
+    )
+    """Kept for old code; it has no effect."""
+    validate_base_url: bool = True
+    """Whether an `openai_api_base` that is not an Azure address is made one."""
+
+    def _check_account(self) -> None:
+        if not (self.azure_endpoint or self.openai_api_base):
+            msg = (
+                "no address: pass azure_endpoint=..., or set the variable"
+                " AZURE_OPENAI_ENDPOINT"
+            )
+            raise ValueError(msg)
+        if not self.openai_api_version:
+            msg = (
+                "no API version: pass api_version=..., or set the variable"
+                " OPENAI_API_VERSION"
+            )
+            raise ValueError(msg)
+        if not any(self._credentials(is_async=kind) for kind in (False, True)):
+            msg = (
+                "no credentials: pass api_key=..., azure_ad_token=... or"
+                " azure_ad_token_provider=..., or set the variable AZURE_OPENAI_API_KEY"
+                " or AZURE_OPENAI_AD_TOKEN"
+            )
+            raise ValueError(msg)
+
+    def _choose_account(self) -> None:
+        """Choose one address and one identity: the SDK refuses two.
+
+        A given field goes before an environment variable.
+        """
+        self._choose("openai_api_base", "azure_endpoint")
+        self._choose("azure_ad_token_provider", "azure_ad_token")
+        if self._is_given("openai_api_key") and not self._is_given("azure_ad_token"):
+            self.azure_ad_token = None
+        base = self.openai_api_base
+        if not (base and self.validate_base_url):
+            return
+        address = base
+        if "/openai" not in address:
+            address = address.rstrip("/") + "/openai"
+        if self.deployment_name and self.deployment_name not in address:
+            address = f"{address.rstrip('/')}/deployments/{self.deployment_name}"
+        if address != base:
+            warnings.warn(
+                f"openai_api_base {base!r} is taken as {address!r}; give"
+                " azure_endpoint=... and azure_deployment=... instead",
+                stacklevel=5,
+            )
+        self.openai_api_base = address
+
+    def _choose(self, name: str, other: str) -> None:
+        if getattr(self, name) is None or getattr(self, other) is None:
+            return
+        if self._is_given(name) and self._is_given(other):
+            msg = f"{name} and {other} are both given: choose one"
+            raise ValueError(msg)
+        setattr(self, other if self._is_given(name) else name, None)
+
+    def _is_given(self, name: str) -> bool:
+        return name in self.model_fields_set and getattr(self, name) is not None
+
+    @property
+    def _sdk_class(self) -> str:
+        return "AzureOpenAI"
+
+    def _make_client(self) -> Any:
+        if not self._credentials(is_async=False):
+            return MissingResource(
+                "no credentials for sync calls: pass azure_ad_token_provider=..."
+                " in addition to azure_ad_async_token_provider"
+            )
+        return super()._make_client()
+
+    def _client_options(self, *, is_async: bool) -> dict[str, Any]:
+        options = {
+            **super()._client_options(is_async=is_async),
+            "api_version": self.openai_api_version,
+            "default_headers": {**_AZURE_USER_AGENT, **(self.default_headers or {})},
+        }
+        if self.azure_endpoint:
+            options["azure_endpoint"] = self.azure_endpoint
+            if self.deployment_name:
+                options["azure_deployment"] = self.deployment_name
+        return options
+
+    def _credentials(self, *, is_async: bool) -> dict[str, Any]:
+        provider: Any = self.azure_ad_token_provider
+        if is_async and self.azure_ad_async_token_provider is not None:
+            provider = self.azure_ad_async_token_provider
+        if provider is not None:
+            return {"azure_ad_token_provider": provider}
+        if self.azure_ad_token is not None:
+            return {"azure_ad_token": secret_value(self.azure_ad_token)}
+        if self.openai_api_key is not None:
+            return super()._credentials(is_async=is_async)
+        return {}
+
+
+def context_size(model: str) -> int:
+    """The context of `model` in tokens; a snapshot or fine-tune has its base's.
+
+    Raises:
+        ValueError: If the model is not known.
+    """
+    base = _base_of(model)
+    size = _CONTEXT_SIZES.get(base) or _CONTEXT_SIZES.get(_SNAPSHOT.sub("", base))
+    if size is None:
+        msg = (
+            f"Unknown model: {model!r}, so how much fits into its context is not known:"
+            " set max_tokens to a number. Known models are: "
+            + ", ".join(_CONTEXT_SIZES)
+        )
+        raise ValueError(msg)
+    return size
+
+
+def _base_of(model: str) -> str:
+    """`ada` for `ada:ft-your-org:name`, `davinci-002` for `ft:davinci-002:org::id`."""
+    if model.startswith("ft:"):
+        return model.split(":")[1]
+    return model.partition(":")[0] if "ft-" in model else model
 
 
 def _is_seconds(value: Any) -> bool:

@@ -38,9 +38,11 @@ from langchain_retryrouter._retry import engine, streaming
 from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter._retry.timeouts import agather_bounded, gather_bounded
-from langchain_retryrouter.llms._azure import AzureConnection
-from langchain_retryrouter.llms._connection import OpenAIConnection
-from langchain_retryrouter.llms._context_sizes import context_size
+from langchain_retryrouter.llms._connection import (
+    AzureConnection,
+    OpenAIConnection,
+    context_size,
+)
 from langchain_retryrouter.policy import resolve_policy
 
 __all__ = [

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langchain_retryrouter._http.sse import (
+from langchain_retryrouter._http import (
     EventTooLargeError,
     ServerSentEvent,
     SSEParser,

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 from langchain_core.language_models import ModelProfile
-from langchain_openai.data._profiles import _PROFILES
+from langchain_openai.data._profiles import _PROFILES as OFFICIAL
 from pydantic import SecretStr
 
 from langchain_retryrouter import GPTRouter, GPTRouterModel
-from langchain_retryrouter.chat_models._profiles import _KNOWN, profile_of
+from langchain_retryrouter._gptrouter.connection import _PROFILES, profile_of
 
-OPENAIS = sorted(set(_KNOWN) & set(_PROFILES))
+OPENAIS = sorted(set(_PROFILES) & set(OFFICIAL))
 
 
 @pytest.mark.parametrize("name", OPENAIS)
@@ -20,7 +20,7 @@ def test_the_table_says_what_langchains_own_says(name: str) -> None:
     """For OpenAI's models every entry equals the one that langchain-openai ships."""
     profile = profile_of([name])
     assert profile is not None
-    assert {key: _PROFILES[name][key] for key in profile} == profile
+    assert {key: OFFICIAL[name][key] for key in profile} == profile
 
 
 def test_most_of_the_table_can_be_compared() -> None:

@@ -24,7 +24,7 @@ from langchain_retryrouter import (
     RetryRouterError,
     StreamInterruptedError,
 )
-from langchain_retryrouter._http.client import ssl_context
+from langchain_retryrouter._gptrouter.http import ssl_context
 from langchain_retryrouter.testing import (
     STUB_TEXT,
     Answer,

@@ -4,7 +4,7 @@
 yet read. Connections are shared by all models of one address: in sync code by the
 threads of a process, in async code by the tasks of an event loop. Redirects are never
 followed, since they would send the API key to another host. Exceptions are those of the
-libraries; `errors.read_transport_error` reads them.
+libraries; `_http.read_transport_error` reads them.
 """
 
 from __future__ import annotations
