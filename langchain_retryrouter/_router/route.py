@@ -49,7 +49,7 @@ from langchain_retryrouter._providers.integrations import (
     disable_retries,
     reports_finish_reason,
 )
-from langchain_retryrouter._router.cost import RouteCost
+from langchain_retryrouter._router.plan import RouteCost
 from langchain_retryrouter.circuit_breaker import CircuitBreaker
 
 _CALLBACKS_WARNING: Final = (

@@ -53,9 +53,13 @@ from langchain_retryrouter._router.call import (
     RouterCall,
     info_of,
 )
-from langchain_retryrouter._router.cost import RoutingWorstCase, worst_case
+from langchain_retryrouter._router.plan import (
+    RoutingWorstCase,
+    Strategy,
+    new_strategy,
+    worst_case,
+)
 from langchain_retryrouter._router.route import Route, prepare_routes
-from langchain_retryrouter._router.strategies import Strategy, new_strategy
 from langchain_retryrouter.chat_models._structured import structured_parser, with_raw
 from langchain_retryrouter.circuit_breaker import CircuitBreaker, CircuitBreakerSettings
 from langchain_retryrouter.errors import BASE_ERRORS, RetryRouterError

@@ -7,6 +7,14 @@ both as pytest fixtures.
 """
 
 from langchain_retryrouter.testing.clock import FakeClock
+from langchain_retryrouter.testing.exchange import (
+    STUB_TEXT,
+    FunctionCall,
+    RecordedRequest,
+    Step,
+    ToolCall,
+    Usage,
+)
 from langchain_retryrouter.testing.faults import (
     Answer,
     Body,
@@ -26,13 +34,6 @@ from langchain_retryrouter.testing.faults import (
     Stall,
     Status,
     Truncate,
-)
-from langchain_retryrouter.testing.requests import RecordedRequest, Step
-from langchain_retryrouter.testing.responses import (
-    STUB_TEXT,
-    FunctionCall,
-    ToolCall,
-    Usage,
 )
 from langchain_retryrouter.testing.server import FaultyGateway
 

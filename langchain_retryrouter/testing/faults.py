@@ -16,8 +16,7 @@ from enum import Enum
 from http import HTTPStatus
 from typing import Any, Final, Literal, NoReturn, TypeAlias
 
-from langchain_retryrouter.testing.requests import Exchange, RecordedRequest, Step
-from langchain_retryrouter.testing.responses import (
+from langchain_retryrouter.testing.exchange import (
     JSON_HEADERS,
     LAST_CHUNK,
     STUB_TEXT,
@@ -26,11 +25,14 @@ from langchain_retryrouter.testing.responses import (
     CallPlace,
     Delivery,
     Ending,
+    Exchange,
     FunctionCall,
     Headers,
     Pause,
+    RecordedRequest,
     ResolvedAnswer,
     Response,
+    Step,
     StreamResponse,
     Text,
     ToolCall,

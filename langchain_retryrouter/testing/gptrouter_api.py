@@ -16,19 +16,21 @@ from http import HTTPStatus
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
-from langchain_retryrouter.testing.faults import ErrorEvent, Status
-from langchain_retryrouter.testing.requests import Exchange, RecordedRequest, Step
-from langchain_retryrouter.testing.responses import (
+from langchain_retryrouter.testing.exchange import (
     JSON_HEADERS,
     BodyResponse,
     Delta,
+    Exchange,
+    RecordedRequest,
     ResolvedAnswer,
     Response,
+    Step,
     StreamResponse,
     compact_json,
     reason,
     sse,
 )
+from langchain_retryrouter.testing.faults import ErrorEvent, Status
 
 # The public server drops all others: tool_choice, parallel_tool_calls, seed, thinking,
 # raw_event, reasoning_effort, and whatever is newer.

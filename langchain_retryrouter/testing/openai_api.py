@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from langchain_retryrouter.testing.faults import Status
-from langchain_retryrouter.testing.requests import Exchange, Step
-from langchain_retryrouter.testing.responses import (
+from langchain_retryrouter.testing.exchange import (
     JSON_HEADERS,
     BodyResponse,
     Delta,
+    Exchange,
     Headers,
     ResolvedAnswer,
     Response,
+    Step,
     StreamResponse,
     compact_json,
     split_words,
     sse,
 )
+from langchain_retryrouter.testing.faults import Status
 
 _LEAST_SERVER_ERROR = 500
 _SERVER_ERROR = "The server had an error while processing your request."

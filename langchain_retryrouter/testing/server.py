@@ -16,6 +16,23 @@ from typing import Any, Self, cast
 
 import h11
 
+from langchain_retryrouter.testing.exchange import (
+    JSON_HEADERS,
+    BodyResponse,
+    Delivery,
+    Edition,
+    Ending,
+    Entry,
+    Exchange,
+    Outcome,
+    Pause,
+    ProtocolName,
+    RecordedRequest,
+    RequestLog,
+    ResolvedAnswer,
+    Step,
+    compact_json,
+)
 from langchain_retryrouter.testing.faults import (
     HEALTHY,
     Answer,
@@ -25,25 +42,6 @@ from langchain_retryrouter.testing.faults import (
 )
 from langchain_retryrouter.testing.gptrouter_api import GPTRouterExchange
 from langchain_retryrouter.testing.openai_api import OpenAIExchange
-from langchain_retryrouter.testing.requests import (
-    Edition,
-    Entry,
-    Exchange,
-    ProtocolName,
-    RecordedRequest,
-    RequestLog,
-    Step,
-)
-from langchain_retryrouter.testing.responses import (
-    JSON_HEADERS,
-    BodyResponse,
-    Delivery,
-    Ending,
-    Outcome,
-    Pause,
-    ResolvedAnswer,
-    compact_json,
-)
 
 _HOST = "127.0.0.1"
 _LAST_PORT = 65535

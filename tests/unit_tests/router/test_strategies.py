@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langchain_retryrouter._router.strategies import STRATEGIES, Strategy, new_strategy
+from langchain_retryrouter._router.plan import STRATEGIES, Strategy, new_strategy
 
 names = st.sampled_from(sorted(STRATEGIES))
 every = pytest.mark.parametrize("name", sorted(STRATEGIES))
