@@ -1,4 +1,4 @@
-"""Streams to hand to the gateway, and what there is to say of their chunks."""
+"""Streams for the gateway to answer with, and readers of their chunks."""
 
 from __future__ import annotations
 

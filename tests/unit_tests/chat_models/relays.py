@@ -19,11 +19,7 @@ class Relay:
     """Listens on the loopback, and hands every connection on to one address."""
 
     def __init__(
-        self,
-        target: str,
-        *,
-        host: str = "127.0.0.1",
-        tls: ssl.SSLContext | None = None,
+        self, target: str, *, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
     ) -> None:
         parts = urlsplit(target)
         self._target = (parts.hostname or "", parts.port or 0)

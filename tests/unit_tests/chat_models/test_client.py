@@ -6,24 +6,19 @@ import inspect
 
 import pytest
 from gpt_router.client import GPTRouterClient
-from gpt_router.models import (
-    GPTRouterMetadata,
-    ImageGenerationRequest,
-)
+from gpt_router.models import GPTRouterMetadata, ImageGenerationRequest
 
 from langchain_retryrouter import RateLimitError, ServerError
 from langchain_retryrouter.testing import (
     STUB_TEXT,
     Answer,
     ErrorEvent,
-    FakeClock,
     FaultyGateway,
     Status,
     Truncate,
 )
-from tests.unit_tests.conftest import Twin
 
-from .conftest import KEY, NewModel
+from .conftest import KEY, Env, NewModel
 
 
 def test_the_client_is_the_sdk_s(new_llm: NewModel) -> None:
@@ -75,39 +70,35 @@ def test_metadata_of_a_client_survives_a_copy(
 
 
 @pytest.mark.usefixtures("old_ways")
-def test_the_sdk_s_own_client_can_be_put_in_place(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, clock: FakeClock
-) -> None:
+def test_the_sdk_s_own_client_can_be_put_in_place(env: Env) -> None:
     """A client that a user hands in is asked as ever, and retried as ours is."""
-    llm = new_llm(client=GPTRouterClient(gateway.url, KEY), max_retries=1)
+    llm = env.llm(client=GPTRouterClient(env.gateway.url, KEY), max_retries=1)
     assert type(llm.client) is GPTRouterClient
 
-    gateway.script(Status(503), Answer(), ErrorEvent("oops"), Answer())
-    assert twin.invoke(llm, "hi").content == STUB_TEXT
-    chunks = twin.stream(llm, "hi")
+    env.gateway.script(Status(503), Answer(), ErrorEvent("oops"), Answer())
+    assert env.invoke(llm, "hi").content == STUB_TEXT
+    chunks = env.stream(llm, "hi")
 
     assert "".join(chunk.content for chunk in chunks) == STUB_TEXT
-    assert len(clock.sleeps) == 2
-    assert "maxRetries" not in gateway.requests[0].json
+    assert len(env.clock.sleeps) == 2
+    assert "maxRetries" not in env.gateway.requests[0].json
 
 
 @pytest.mark.usefixtures("old_ways")
-def test_failures_of_the_sdk_s_own_client_are_typed(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_failures_of_the_sdk_s_own_client_are_typed(env: Env) -> None:
     """What a user's client raises comes out as one of our errors, and the SDK's."""
-    llm = new_llm(client=GPTRouterClient(gateway.url, KEY), max_retries=0)
+    llm = env.llm(client=GPTRouterClient(env.gateway.url, KEY), max_retries=0)
 
-    gateway.always(Status(429))
+    env.gateway.always(Status(429))
     with pytest.raises(RateLimitError) as caught:
-        twin.invoke(llm, "hi")
+        env.invoke(llm, "hi")
     assert type(caught.value.__cause__).__name__ == "GPTRouterTooManyRequestsError"
 
-    gateway.always(ErrorEvent("oops", after=1))
+    env.gateway.always(ErrorEvent("oops", after=1))
     with pytest.raises(ServerError, match="oops") as broken:
-        twin.stream(llm, "hi")
+        env.stream(llm, "hi")
     assert broken.value.delivered == "Hello"
 
-    gateway.always(Truncate(after=1))
+    env.gateway.always(Truncate(after=1))
     with pytest.raises(Exception, match="ended before the answer was complete"):
-        twin.stream(llm, "hi")
+        env.stream(llm, "hi")

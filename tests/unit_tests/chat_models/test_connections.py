@@ -29,9 +29,8 @@ from langchain_retryrouter.testing import (
     Status,
     Step,
 )
-from tests.unit_tests.conftest import Twin
 
-from .conftest import GPT_4, NewModel
+from .conftest import GPT_4, Env, NewModel
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 
@@ -72,14 +71,12 @@ async def test_a_hundred_calls_of_one_loop_use_one_connection(
     assert gateway.connections == 1
 
 
-def test_a_prompt_that_is_too_large_is_the_gateways_to_refuse(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_a_prompt_that_is_too_large_is_the_gateways_to_refuse(env: Env) -> None:
     """A body above the gateway's 1 MiB is sent whole, without a warning from below."""
     with pytest.raises(ServerError):
-        twin.invoke(new_llm(max_retries=0), "x" * 3_000_000)
+        env.invoke(env.llm(max_retries=0), "x" * 3_000_000)
 
-    assert len(gateway.requests[0].body) > 3_000_000
+    assert len(env.gateway.requests[0].body) > 3_000_000
 
 
 FAILURES: list[Step] = [
@@ -309,9 +306,7 @@ async def test_a_cancelled_call_hangs_up(
     assert len(gateway.requests) == 1
 
 
-def test_a_closing_frame_that_does_not_come_is_not_waited_for(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_a_closing_frame_that_does_not_come_is_not_waited_for(env: Env) -> None:
     """Behind `end` nothing is worth a wait: the stream is over, and hangs up."""
     events = (
         b'data: {"event":"update","data":{"text":"Hi","finish_reason":"stop"}}\n\n'
@@ -320,14 +315,14 @@ def test_a_closing_frame_that_does_not_come_is_not_waited_for(
     head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
     chunk = b"%x\r\n%b\r\n" % (len(events), events)
     unfinished = head + b"transfer-encoding: chunked\r\n\r\n" + chunk
-    gateway.script(Raw(unfinished, close=False))
-    llm = new_llm(max_retries=0)
+    env.gateway.script(Raw(unfinished, close=False))
+    llm = env.llm(max_retries=0)
 
-    chunks = twin.stream(llm, "hi")
+    chunks = env.stream(llm, "hi")
 
     assert "".join(chunk.content for chunk in chunks) == "Hi"
-    assert twin.invoke(llm, "hi").content == STUB_TEXT
-    assert gateway.connections == 2
+    assert env.invoke(llm, "hi").content == STUB_TEXT
+    assert env.gateway.connections == 2
 
 
 async def test_a_cancelled_close_hangs_up_all_the_same(

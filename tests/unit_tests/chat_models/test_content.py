@@ -28,7 +28,7 @@ from langchain_retryrouter._gptrouter.messages import build_messages
 from langchain_retryrouter.testing import FaultyGateway
 from tests.unit_tests.conftest import Twin
 
-from .conftest import NewModel
+from .conftest import Env
 
 PNG = "iVBORw0KGgo="
 PDF = "JVBERi0xLjQ="
@@ -183,12 +183,7 @@ THE_SAME: dict[str, BaseMessage] = {
         tool_calls=[CALL],
     ),
     "calls of OpenAI's Responses": ai(
-        {
-            "type": "function_call",
-            "call_id": "call_0",
-            "name": "f",
-            "arguments": "{}",
-        },
+        {"type": "function_call", "call_id": "call_0", "name": "f", "arguments": "{}"},
         tool_calls=[CALL],
     ),
 }
@@ -216,15 +211,13 @@ def peer(gateway: FaultyGateway) -> ChatOpenAI:
 
 
 @pytest.mark.parametrize("name", THE_SAME)
-def test_a_message_goes_out_as_chat_openai_sends_it(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, name: str
-) -> None:
+def test_a_message_goes_out_as_chat_openai_sends_it(env: Env, name: str) -> None:
     """Messages and content blocks of all forms arrive as `ChatOpenAI` sends them."""
     message = THE_SAME[name]
     before = message.model_dump()
 
-    ours = sent_by(new_llm(), twin, gateway, message)
-    theirs = sent_by(peer(gateway), twin, gateway, message)
+    ours = sent_by(env.llm(), env, env.gateway, message)
+    theirs = sent_by(peer(env.gateway), env, env.gateway, message)
 
     assert ours == theirs
     assert message.model_dump() == before
@@ -388,42 +381,36 @@ OTHERWISE: dict[str, tuple[BaseMessage, list[dict[str, Any]], str]] = {
 
 
 @pytest.mark.parametrize("name", OTHERWISE)
-def test_a_message_goes_out_otherwise_for_a_reason(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, name: str
-) -> None:
+def test_a_message_goes_out_otherwise_for_a_reason(env: Env, name: str) -> None:
     """What is sent otherwise than by `ChatOpenAI` is what the table says."""
     message, expected, _reason = OTHERWISE[name]
     before = message.model_dump()
 
-    assert sent_by(new_llm(), twin, gateway, message) == expected
+    assert sent_by(env.llm(), env, env.gateway, message) == expected
     assert message.model_dump() == before
 
 
 @pytest.mark.parametrize("name", OTHERWISE)
-def test_the_table_of_differences_is_true(
-    twin: Twin, gateway: FaultyGateway, name: str
-) -> None:
+def test_the_table_of_differences_is_true(env: Env, name: str) -> None:
     """`ChatOpenAI` does send otherwise, or refuses, where the table says so."""
     message, ours, _reason = OTHERWISE[name]
     theirs: Any
     try:
-        theirs = sent_by(peer(gateway), twin, gateway, message)
+        theirs = sent_by(peer(env.gateway), env, env.gateway, message)
     except ValueError:
         theirs = None
 
     assert theirs != ours
 
 
-def test_c7_calls_and_their_results_are_sent(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_c7_calls_and_their_results_are_sent(env: Env) -> None:
     """A round with a tool arrives whole: the call, and the result that follows it."""
     history = [HumanMessage("hi"), AIMessage("", tool_calls=[CALL]), tool("42")]
 
-    twin.invoke(new_llm(), history)
-    twin.stream(new_llm(), history)
+    env.invoke(env.llm(), history)
+    env.stream(env.llm(), history)
 
-    for request in gateway.requests:
+    for request in env.gateway.requests:
         assert request.parameters["messages"] == [
             {"role": "user", "content": "hi"},
             {"role": "assistant", "content": None, "tool_calls": [SENT_CALL]},
@@ -433,10 +420,7 @@ def test_c7_calls_and_their_results_are_sent(
 
 def test_every_message_has_a_content() -> None:
     """The gateway answers 500 to a message without a `content` key."""
-    messages = [
-        *THE_SAME.values(),
-        *(message for message, _, _ in OTHERWISE.values()),
-    ]
+    messages = [*THE_SAME.values(), *(message for message, _, _ in OTHERWISE.values())]
 
     assert all("content" in built for built in build_messages(messages))
     assert json.loads(json.dumps(build_messages(messages)))
@@ -461,17 +445,13 @@ def test_every_message_has_a_content() -> None:
     ],
 )
 def test_content_that_cannot_be_sent_is_an_error(
-    twin: Twin,
-    new_llm: NewModel,
-    gateway: FaultyGateway,
-    message: BaseMessage,
-    told: str,
+    env: Env, message: BaseMessage, told: str
 ) -> None:
     """A block or message that the wire cannot carry is named, and nothing is sent."""
     with pytest.raises(UnsupportedOptionError, match=told):
-        twin.invoke(new_llm(), [message])
+        env.invoke(env.llm(), [message])
 
-    assert gateway.requests == []
+    assert env.gateway.requests == []
 
 
 def test_an_image_without_its_type_is_an_error() -> None:
@@ -480,13 +460,11 @@ def test_an_image_without_its_type_is_an_error() -> None:
         build_messages([user({"type": "image", "base64": PNG})])
 
 
-def test_a_file_without_a_name_is_sent_with_a_warning(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_a_file_without_a_name_is_sent_with_a_warning(env: Env) -> None:
     """LangChain's own warning tells that a name for the file was made up."""
     file = user({"type": "file", "base64": PDF, "mime_type": "application/pdf"})
 
     with pytest.warns(UserWarning, match="filename"):
-        [sent] = sent_by(new_llm(), twin, gateway, file)
+        [sent] = sent_by(env.llm(), env, env.gateway, file)
 
     assert sent["content"][0]["file"]["filename"] == "LC_AUTOGENERATED"

@@ -10,9 +10,8 @@ from langchain_core.messages import AIMessage, HumanMessage
 
 from langchain_retryrouter import GPTRouterModel, StreamInterruptedError
 from langchain_retryrouter.testing import Body, FaultyGateway, Status
-from tests.unit_tests.conftest import Twin
 
-from .conftest import GPT_4, NewModel
+from .conftest import GPT_4, Env, NewModel
 from .frames import END, event_stream, sum_of
 
 CITED: list[Any] = [
@@ -42,10 +41,7 @@ ANNOTATIONS = [
         "end_index": 4,
         "extras": {"of_the_provider": 1},
     },
-    {
-        "type": "non_standard_annotation",
-        "value": {"index": 1, "of_the_provider": True},
-    },
+    {"type": "non_standard_annotation", "value": {"index": 1, "of_the_provider": True}},
     {"type": "non_standard_annotation", "value": {"citation": 5}},
 ]
 CALL = {"name": "f", "arguments": '{"a": 1}'}
@@ -102,15 +98,15 @@ def by_url(citations: list[Any]) -> list[str]:
 @pytest.mark.parametrize("output_version", ["v0", "v1"])
 @pytest.mark.parametrize("way", ["stream", "streaming", "inside"])
 def test_a_streamed_answer_has_all_its_blocks(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, way: str, output_version: str
+    env: Env, way: str, output_version: str
 ) -> None:
     """Reasoning, cited text and calls of a stream are blocks, in both versions."""
-    gateway.script(*[Status(500)] * (way == "inside"), STREAM)
+    env.gateway.script(*[Status(500)] * (way == "inside"), STREAM)
     fields = {"streaming": True} if way == "streaming" else {}
-    llm = new_llm(output_version=output_version, **fields)
+    llm = env.llm(output_version=output_version, **fields)
 
     message = (
-        sum_of(twin.stream(llm, "hi")) if way == "stream" else twin.invoke(llm, "hi")
+        sum_of(env.stream(llm, "hi")) if way == "stream" else env.invoke(llm, "hi")
     )
 
     assert without_index(message.content_blocks) == BLOCKS
@@ -125,12 +121,12 @@ def test_a_streamed_answer_has_all_its_blocks(
 
 @pytest.mark.parametrize("output_version", ["v0", "v1"])
 def test_an_answer_in_one_piece_has_all_its_blocks(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, output_version: str
+    env: Env, output_version: str
 ) -> None:
     """The same answer in one piece has the same blocks, whoever tells the sources."""
-    gateway.always(WHOLE)
+    env.gateway.always(WHOLE)
 
-    message = twin.invoke(new_llm(output_version=output_version), "hi")
+    message = env.invoke(env.llm(output_version=output_version), "hi")
 
     reasoning, text, call = without_index(message.content_blocks)
     assert [reasoning, call] == [BLOCKS[0], BLOCKS[2]]
@@ -140,13 +136,11 @@ def test_an_answer_in_one_piece_has_all_its_blocks(
     assert by_url(message.response_metadata["citations"]) == by_url(CITED)
 
 
-def test_each_chunk_has_its_blocks(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_each_chunk_has_its_blocks(env: Env) -> None:
     """A chunk's blocks tell by their index what they are to be added to."""
-    gateway.always(STREAM)
+    env.gateway.always(STREAM)
 
-    chunks = twin.stream(new_llm(), "hi")
+    chunks = env.stream(env.llm(), "hi")
 
     seen = [block for chunk in chunks for block in chunk.content_blocks]
     assert [(block["type"], block["index"]) for block in seen] == [
@@ -162,16 +156,14 @@ def test_each_chunk_has_its_blocks(
     assert seen[-1]["annotations"] == ANNOTATIONS
 
 
-def test_a_v1_answer_can_be_sent_back(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_a_v1_answer_can_be_sent_back(env: Env) -> None:
     """An answer in v1 form goes out again as text and calls, without reasoning."""
-    gateway.script(STREAM)
-    answer = sum_of(twin.stream(new_llm(output_version="v1"), "hi"))
+    env.gateway.script(STREAM)
+    answer = sum_of(env.stream(env.llm(output_version="v1"), "hi"))
 
-    twin.invoke(new_llm(), [HumanMessage("hi"), answer])
+    env.invoke(env.llm(), [HumanMessage("hi"), answer])
 
-    assert gateway.requests[-1].parameters["messages"][1:] == [
+    assert env.gateway.requests[-1].parameters["messages"][1:] == [
         {
             "role": "assistant",
             "content": "So it is.",
@@ -180,32 +172,30 @@ def test_a_v1_answer_can_be_sent_back(
     ]
 
 
-def test_reasoning_is_handed_over_and_commits_the_stream(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_reasoning_is_handed_over_and_commits_the_stream(env: Env) -> None:
     """What the caller has seen of the reasoning is not said again by a retry."""
-    gateway.always(event_stream(update(reasoning_content="Hm, ")))
+    env.gateway.always(event_stream(update(reasoning_content="Hm, ")))
     chunks: list[Any] = []
 
     with pytest.raises(StreamInterruptedError) as caught:
-        twin.stream(new_llm(), "hi", into=chunks)
+        env.stream(env.llm(), "hi", into=chunks)
 
     assert [chunk.additional_kwargs for chunk in chunks] == [
         {"reasoning_content": "Hm, "}
     ]
     assert caught.value.delivered == ""
-    assert len(gateway.requests) == 1
+    assert len(env.gateway.requests) == 1
 
 
-def test_calls_without_an_id_and_unreadable_calls_are_blocks(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_calls_without_an_id_and_unreadable_calls_are_blocks(env: Env) -> None:
     """A call is a block also without an id, and also if its arguments are no JSON."""
     calls = [{"function": CALL}, {"id": "b", "function": {**CALL, "arguments": "no"}}]
     body = {"choices": [{"index": 0, "text": "", "tool_calls": calls}]}
-    gateway.always(Body(200, {"content-type": "application/json"}, json.dumps(body)))
+    env.gateway.always(
+        Body(200, {"content-type": "application/json"}, json.dumps(body))
+    )
 
-    message = twin.invoke(new_llm(), "hi")
+    message = env.invoke(env.llm(), "hi")
 
     call, invalid = message.content_blocks
     assert call == {"type": "tool_call", "id": None, "name": "f", "args": {"a": 1}}
@@ -235,16 +225,12 @@ def test_calls_without_an_id_and_unreadable_calls_are_blocks(
     ],
 )
 def test_a_sum_without_text_has_whole_blocks(
-    twin: Twin,
-    new_llm: NewModel,
-    gateway: FaultyGateway,
-    said: dict[str, Any],
-    blocks: list[Any],
+    env: Env, said: dict[str, Any], blocks: list[Any]
 ) -> None:
     """The sum of a stream is read as a message, also if it has no text."""
-    gateway.always(event_stream(update(**said), update(finish_reason="stop"), END))
+    env.gateway.always(event_stream(update(**said), update(finish_reason="stop"), END))
 
-    assert sum_of(twin.stream(new_llm(), "hi")).content_blocks == blocks
+    assert sum_of(env.stream(env.llm(), "hi")).content_blocks == blocks
 
 
 def test_events_of_a_stream_tell_the_blocks_apart(
@@ -274,21 +260,19 @@ def test_a_content_that_is_not_ours_is_left_to_langchain() -> None:
     ]
 
 
-def test_the_provider_of_a_chunk_is_told_where_nothing_else_tells_it(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_the_provider_of_a_chunk_is_told_where_nothing_else_tells_it(env: Env) -> None:
     """A `provider` beside the data is the provider, if the model's name says none."""
     text = event(
         "update", {"text": "hi", "finish_reason": "stop"}, provider="anthropic"
     )
     azure = GPTRouterModel(name="gpt-4o", provider_name="azure_chat_openai")
-    gateway.script(
+    env.gateway.script(
         event_stream(text, event("meta", {"model": "of its own"}), END),
         event_stream(text, event("meta", {"model": "gpt-4-0613"}), END),
     )
 
-    llm = new_llm(models_priority_list=[GPT_4, azure])
-    unknown, known = (sum_of(twin.stream(llm, "hi")) for _ in range(2))
+    llm = env.llm(models_priority_list=[GPT_4, azure])
+    unknown, known = (sum_of(env.stream(llm, "hi")) for _ in range(2))
 
     assert unknown.response_metadata["provider_name"] == "anthropic"
     assert known.response_metadata["provider_name"] == "chat_openai"

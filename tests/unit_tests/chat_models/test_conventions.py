@@ -29,7 +29,6 @@ from langchain_retryrouter import (
 from langchain_retryrouter.testing import (
     Answer,
     Cut,
-    FakeClock,
     FaultyGateway,
     RecordedRequest,
     Reset,
@@ -39,7 +38,7 @@ from langchain_retryrouter.testing import (
 from tests.support.rule_responder import RuleResponder
 from tests.unit_tests.conftest import Twin
 
-from .conftest import GPT_4, KEY, NewModel
+from .conftest import GPT_4, KEY, Env, NewModel
 
 OTHER = GPTRouterModel(name="gpt-4o", provider_name="chat_openai")
 
@@ -65,55 +64,47 @@ def attempts_of(message: AIMessage) -> list[str]:
 # Caches.
 
 
-def test_an_answer_out_of_a_cache_costs_nothing(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_an_answer_out_of_a_cache_costs_nothing(env: Env) -> None:
     """What was asked before is not sent again, and its ledger says so."""
-    gateway.script(Status(503), Reset())
-    llm = new_llm(cache=InMemoryCache())
+    env.gateway.script(Status(503), Reset())
+    llm = env.llm(cache=InMemoryCache())
 
-    first = twin.invoke(llm, "hi")
-    again = twin.invoke(llm, "hi")
+    first = env.invoke(llm, "hi")
+    again = env.invoke(llm, "hi")
 
     assert again.content == first.content
     assert attempts_of(first) == ["unavailable", "connection", "ok"]
     assert attempts_of(again) == []
     assert again.response_metadata["model_name"] == "gpt-4-0613"
-    assert len(gateway.requests) == 3
+    assert len(env.gateway.requests) == 3
 
 
-def test_a_failed_call_is_not_cached(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_a_failed_call_is_not_cached(env: Env) -> None:
     """An error is nobody's answer: the next call asks the gateway."""
-    gateway.script(Status(503))
-    llm = new_llm(cache=InMemoryCache(), max_retries=0)
+    env.gateway.script(Status(503))
+    llm = env.llm(cache=InMemoryCache(), max_retries=0)
 
     with pytest.raises(UnavailableError):
-        twin.invoke(llm, "hi")
+        env.invoke(llm, "hi")
 
-    assert twin.invoke(llm, "hi").content == "You said: hi"
+    assert env.invoke(llm, "hi").content == "You said: hi"
 
 
 @pytest.mark.parametrize(
     "fields",
-    [
-        {"temperature": 0.1},
-        {"models_priority_list": [OTHER]},
-        {"tag": "summaries"},
-    ],
+    [{"temperature": 0.1}, {"models_priority_list": [OTHER]}, {"tag": "summaries"}],
     ids=lambda fields: next(iter(fields)),
 )
 def test_models_that_differ_do_not_share_what_is_cached(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, fields: dict[str, Any]
+    env: Env, fields: dict[str, Any]
 ) -> None:
     """Other models, other settings, other records: another answer."""
     cache = InMemoryCache()
 
-    twin.invoke(new_llm(cache=cache), "hi")
-    twin.invoke(new_llm(cache=cache, **fields), "hi")
+    env.invoke(env.llm(cache=cache), "hi")
+    env.invoke(env.llm(cache=cache, **fields), "hi")
 
-    assert len(gateway.requests) == 2
+    assert len(env.gateway.requests) == 2
 
 
 @pytest.mark.parametrize(
@@ -127,15 +118,15 @@ def test_models_that_differ_do_not_share_what_is_cached(
     ids=lambda options: next(iter(options)),
 )
 def test_calls_that_differ_do_not_share_what_is_cached(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, options: dict[str, Any]
+    env: Env, options: dict[str, Any]
 ) -> None:
     """What is said with a call belongs to the question."""
-    llm = new_llm(cache=InMemoryCache(), models_priority_list=[GPT_4, OTHER])
+    llm = env.llm(cache=InMemoryCache(), models_priority_list=[GPT_4, OTHER])
 
-    twin.invoke(llm, "hi")
-    twin.invoke(llm, "hi", **options)
+    env.invoke(llm, "hi")
+    env.invoke(llm, "hi", **options)
 
-    assert len(gateway.requests) == 2
+    assert len(env.gateway.requests) == 2
 
 
 # What limits and gathers calls.
@@ -157,17 +148,15 @@ class _Turnstile(BaseRateLimiter):
 
 
 @pytest.mark.parametrize("way", ["invoke", "stream"])
-def test_a_rate_limiter_is_asked_once_a_call(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, way: str
-) -> None:
+def test_a_rate_limiter_is_asked_once_a_call(env: Env, way: str) -> None:
     """LangChain's limiter counts calls; our retries wait by the policy and budget."""
-    gateway.script(Status(503), Reset())
+    env.gateway.script(Status(503), Reset())
     limiter = _Turnstile()
 
-    getattr(twin, way)(new_llm(rate_limiter=limiter), "hi")
+    getattr(env, way)(env.llm(rate_limiter=limiter), "hi")
 
     assert limiter.passed == 1
-    assert len(gateway.requests) == 3
+    assert len(env.gateway.requests) == 3
 
 
 def _first_fails(gateway: FaultyGateway, fault: Step) -> None:
@@ -182,97 +171,87 @@ def _first_fails(gateway: FaultyGateway, fault: Step) -> None:
     gateway.always(fail_first)
 
 
-def test_a_batch_keeps_its_order(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_a_batch_keeps_its_order(env: Env) -> None:
     """Each question fails once, is answered in its place, and waits for its turn."""
-    _first_fails(gateway, Status(429, {"retry-after": "1"}))
+    _first_fails(env.gateway, Status(429, {"retry-after": "1"}))
     questions = [f"question {number}" for number in range(8)]
 
-    answers = twin.batch(new_llm(), questions, {"max_concurrency": 3})
+    answers = env.batch(env.llm(), questions, {"max_concurrency": 3})
 
     assert [answer.content for answer in answers] == [
         f"You said: {request}" for request in questions
     ]
     assert all(attempts_of(answer) == ["rate_limit", "ok"] for answer in answers)
-    assert len(gateway.requests) == 16
-    assert gateway.connections <= 3
+    assert len(env.gateway.requests) == 16
+    assert env.gateway.connections <= 3
 
 
-def test_a_batch_may_bring_errors_along(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_a_batch_may_bring_errors_along(env: Env) -> None:
     """With `return_exceptions` a question without an answer stands alone."""
 
     def fail_one(request: RecordedRequest) -> Step:
         asked = request.parameters["messages"][0]["content"]
         return Status(503) if asked == "b" else Answer()
 
-    gateway.always(fail_one)
+    env.gateway.always(fail_one)
 
-    first, second, third = twin.batch(
-        new_llm(max_retries=1), ["a", "b", "c"], return_exceptions=True
+    first, second, third = env.batch(
+        env.llm(max_retries=1), ["a", "b", "c"], return_exceptions=True
     )
 
     assert (first.content, third.content) == ("You said: a", "You said: c")
     assert isinstance(second, UnavailableError)
     assert second.attempts == 2
-    assert len(gateway.requests) == 4
+    assert len(env.gateway.requests) == 4
 
 
 # Chains.
 
 
-def test_a_chain_streams_through_faults(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_a_chain_streams_through_faults(env: Env) -> None:
     """Text that passes through a prompt, the model and a parser comes once."""
-    gateway.script(Reset(), Cut(after=0))
-    chain = ChatPromptTemplate.from_template("{q}") | new_llm() | StrOutputParser()
+    env.gateway.script(Reset(), Cut(after=0))
+    chain = ChatPromptTemplate.from_template("{q}") | env.llm() | StrOutputParser()
 
-    parts = twin.stream(chain, {"q": "one two three"})
+    parts = env.stream(chain, {"q": "one two three"})
 
     assert "".join(parts) == "You said: one two three"
     assert len(parts) > 3
-    assert len(gateway.requests) == 3
+    assert len(env.gateway.requests) == 3
 
 
 @pytest.mark.parametrize("way", ["invoke", "stream"])
-def test_a_fallback_answers_when_we_gave_up(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, way: str
-) -> None:
+def test_a_fallback_answers_when_we_gave_up(env: Env, way: str) -> None:
     """`with_fallbacks` sees LangChain's error classes, and asks the next model once."""
-    gateway.always(Status(429), model="gpt-4-0613")
-    llm = new_llm(max_retries=1).with_fallbacks(
-        [new_llm(models_priority_list=[OTHER])], exceptions_to_handle=(RateLimitError,)
+    env.gateway.always(Status(429), model="gpt-4-0613")
+    llm = env.llm(max_retries=1).with_fallbacks(
+        [env.llm(models_priority_list=[OTHER])], exceptions_to_handle=(RateLimitError,)
     )
 
-    answer = getattr(twin, way)(llm, "hi")
+    answer = getattr(env, way)(llm, "hi")
     if way == "stream":
         answer = sum(answer[1:], answer[0])
 
     assert answer.content == "You said: hi"
     assert answer.response_metadata["model_name"] == "gpt-4o"
-    assert [request.model for request in gateway.requests] == [
+    assert [request.model for request in env.gateway.requests] == [
         "gpt-4-0613",
         "gpt-4-0613",
         "gpt-4o",
     ]
 
 
-def test_no_fallback_takes_over_in_the_middle(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_no_fallback_takes_over_in_the_middle(env: Env) -> None:
     """Once a token was handed over, another model would say it again."""
-    gateway.script(Cut(after=1))
-    llm = new_llm().with_fallbacks([new_llm(models_priority_list=[OTHER])])
+    env.gateway.script(Cut(after=1))
+    llm = env.llm().with_fallbacks([env.llm(models_priority_list=[OTHER])])
     chunks: list[Any] = []
 
     with pytest.raises(StreamInterruptedError):
-        twin.stream(llm, "hi", into=chunks)
+        env.stream(llm, "hi", into=chunks)
 
     assert "".join(chunk.content for chunk in chunks) == "You"
-    assert len(gateway.requests) == 1
+    assert len(env.gateway.requests) == 1
 
 
 # Streams.
@@ -283,17 +262,13 @@ def test_no_fallback_takes_over_in_the_middle(
 )
 @pytest.mark.parametrize("has_tools", [True, False])
 def test_what_is_not_streamed_is_one_chunk(
-    twin: Twin,
-    new_llm: NewModel,
-    gateway: FaultyGateway,
-    fields: dict[str, Any],
-    has_tools: bool,
+    env: Env, fields: dict[str, Any], has_tools: bool
 ) -> None:
     """A stream consists of chunks also where it is an answer in one piece."""
-    gateway.script(Reset(), Status(503))
-    llm = new_llm(**fields)
+    env.gateway.script(Reset(), Status(503))
+    llm = env.llm(**fields)
 
-    (chunk,) = twin.stream(
+    (chunk,) = env.stream(
         llm.bind_tools([Weather]) if has_tools else llm, "Weather('Oslo')"
     )
 
@@ -302,15 +277,15 @@ def test_what_is_not_streamed_is_one_chunk(
     assert [call["args"] for call in chunk.tool_calls] == [{"city": "Oslo"}] * has_tools
     assert chunk.usage_metadata is not None
     assert attempts_of(chunk) == ["connection", "unavailable", "ok"]
-    assert [request.streaming for request in gateway.requests] == [has_tools] * 3
+    assert [request.streaming for request in env.gateway.requests] == [has_tools] * 3
 
 
-def test_tool_calls_reach_a_parser_unstreamed(twin: Twin, new_llm: NewModel) -> None:
+def test_tool_calls_reach_a_parser_unstreamed(env: Env) -> None:
     """The end of a chain finds the calls of a model that does not stream."""
-    llm = new_llm(disable_streaming=True)
+    llm = env.llm(disable_streaming=True)
     chain = llm.bind_tools([Weather]) | PydanticToolsParser(tools=[Weather])
 
-    assert twin.stream(chain, "Weather('Oslo')") == [[Weather(city="Oslo")]]
+    assert env.stream(chain, "Weather('Oslo')") == [[Weather(city="Oslo")]]
 
 
 def _events_v3(twin: Twin, llm: Any, into: list[Any]) -> None:
@@ -333,34 +308,30 @@ def _text_of(events: list[Any]) -> str:
 
 
 @pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning")
-def test_events_of_blocks_come_once(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_events_of_blocks_come_once(env: Env) -> None:
     """`stream_events` v3 shows nothing of what failed before the first token."""
-    gateway.script(Reset(), Cut(after=0), Status(503))
+    env.gateway.script(Reset(), Cut(after=0), Status(503))
     events: list[Any] = []
 
-    _events_v3(twin, new_llm(), events)
+    _events_v3(env, env.llm(), events)
 
     assert _text_of(events) == "You said: one two three"
     kinds = Counter(event["event"] for event in events)
     assert kinds["message-start"] == kinds["message-finish"] == 1
-    assert len(gateway.requests) == 4
+    assert len(env.gateway.requests) == 4
 
 
 @pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning")
-def test_events_of_blocks_do_not_end_well(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_events_of_blocks_do_not_end_well(env: Env) -> None:
     """A stream that breaks is an error for whoever follows its events."""
-    gateway.script(Cut(after=2))
+    env.gateway.script(Cut(after=2))
     events: list[Any] = []
 
     with pytest.raises(StreamInterruptedError) as caught:
-        _events_v3(twin, new_llm(), events)
+        _events_v3(env, env.llm(), events)
 
     assert _text_of(events) == caught.value.delivered == "You said:"
-    assert len(gateway.requests) == 1
+    assert len(env.gateway.requests) == 1
 
 
 async def test_events_of_a_chain_come_once(
@@ -386,11 +357,9 @@ async def test_events_of_a_chain_come_once(
 
 
 @pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning")
-def test_a_model_with_tools_is_written_and_loaded(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, clock: FakeClock
-) -> None:
+def test_a_model_with_tools_is_written_and_loaded(env: Env) -> None:
     """What `langchain_core.load` writes asks the same when it is loaded again."""
-    written = dumps(new_llm(max_retries=1).bind_tools([Weather], tool_choice="any"))
+    written = dumps(env.llm(max_retries=1).bind_tools([Weather], tool_choice="any"))
     assert KEY not in written
     loaded: Any = loads(
         written,
@@ -399,10 +368,10 @@ def test_a_model_with_tools_is_written_and_loaded(
         secrets_map={"GPT_ROUTER_API_KEY": KEY},
     )
     assert dumps(loaded) == written
-    loaded.bound.clock = clock
-    gateway.script(Status(503))
+    loaded.bound.clock = env.clock
+    env.gateway.script(Status(503))
 
-    answer = twin.invoke(loaded, "Oslo")
+    answer = env.invoke(loaded, "Oslo")
 
     assert answer.tool_calls[0]["name"] == "Weather"
     assert attempts_of(answer) == ["unavailable", "ok"]

@@ -35,24 +35,21 @@ from langchain_retryrouter.testing import (
     Status,
     Step,
 )
-from tests.unit_tests.conftest import Twin
 
-from .conftest import KEY, NewModel
+from .conftest import KEY, Env, NewModel
 
 # --- copies ---
 
 
-def test_a_model_pickles_and_answers_after(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_a_model_pickles_and_answers_after(env: Env) -> None:
     """A pickle has all a worker needs, the key included, and none of the sockets."""
-    llm = new_llm(clock=None, budget=RetryBudget(), breaker=CircuitBreaker())
-    twin.invoke(llm, "hi")
+    llm = env.llm(clock=None, budget=RetryBudget(), breaker=CircuitBreaker())
+    env.invoke(llm, "hi")
 
     again = pickle.loads(pickle.dumps(llm))
 
-    assert twin.invoke(again, "hi").content == STUB_TEXT
-    assert gateway.requests[-1].headers["ws-secret"] == KEY
+    assert env.invoke(again, "hi").content == STUB_TEXT
+    assert env.gateway.requests[-1].headers["ws-secret"] == KEY
     assert isinstance(again.budget, RetryBudget)
     assert isinstance(again.breaker, CircuitBreaker)
 
@@ -62,39 +59,35 @@ def test_a_model_pickles_and_answers_after(
     [copy.copy, copy.deepcopy, GPTRouter.model_copy],
     ids=lambda f: f.__name__,
 )
-def test_a_copy_shares_budget_and_breaker(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, duplicate: Any
-) -> None:
+def test_a_copy_shares_budget_and_breaker(env: Env, duplicate: Any) -> None:
     """A copy of a model draws from the same budget, and heeds the same breaker."""
     budget, breaker = RetryBudget(capacity=28), CircuitBreaker()
-    llm = new_llm(clock=None, budget=budget, breaker=breaker)
+    llm = env.llm(clock=None, budget=budget, breaker=breaker)
 
     again = duplicate(llm)
 
     assert again is not llm
     assert again.budget is budget
     assert again.breaker is breaker
-    assert twin.invoke(again, "hi").content == STUB_TEXT
-    assert gateway.requests[-1].headers["ws-secret"] == KEY
+    assert env.invoke(again, "hi").content == STUB_TEXT
+    assert env.gateway.requests[-1].headers["ws-secret"] == KEY
 
 
-def test_configured_copies_use_their_own_settings(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_configured_copies_use_their_own_settings(env: Env) -> None:
     """`configurable_fields` reaches the client: another key or address is used."""
-    llm = new_llm().configurable_fields(
+    llm = env.llm().configurable_fields(
         gpt_router_api_key=ConfigurableField(id="key"),
         gpt_router_api_base=ConfigurableField(id="base"),
         temperature=ConfigurableField(id="temperature"),
     )
 
-    twin.invoke(llm, "hi", {"configurable": {"key": "sk-of-a-tenant"}})
-    twin.invoke(llm, "hi", {"configurable": {"temperature": 0.1}})
+    env.invoke(llm, "hi", {"configurable": {"key": "sk-of-a-tenant"}})
+    env.invoke(llm, "hi", {"configurable": {"temperature": 0.1}})
     with FaultyGateway() as other:
-        twin.invoke(llm, "hi", {"configurable": {"base": other.url}})
+        env.invoke(llm, "hi", {"configurable": {"base": other.url}})
         assert len(other.requests) == 1
 
-    first, second = gateway.requests
+    first, second = env.gateway.requests
     assert first.headers["ws-secret"] == "sk-of-a-tenant"
     assert second.headers["ws-secret"] == KEY
     assert second.parameters["temperature"] == 0.1
@@ -103,12 +96,10 @@ def test_configured_copies_use_their_own_settings(
 # --- processes ---
 
 
-def test_a_forked_child_calls_on_connections_of_its_own(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_a_forked_child_calls_on_connections_of_its_own(env: Env) -> None:
     """A child that was forked can call, and leaves the parent's connection alone."""
-    llm = new_llm(clock=None)
-    assert twin.invoke(llm, "parent").content == STUB_TEXT
+    llm = env.llm(clock=None)
+    assert env.invoke(llm, "parent").content == STUB_TEXT
 
     with warnings.catch_warnings():
         # Python warns of forks in programs with threads; the gateway's is one.
@@ -117,17 +108,17 @@ def test_a_forked_child_calls_on_connections_of_its_own(
     if child == 0:
         status = 1
         try:
-            if twin.invoke(llm, "child").content == STUB_TEXT:
+            if env.invoke(llm, "child").content == STUB_TEXT:
                 status = 0
         finally:
             os._exit(status)
     _, status = os.waitpid(child, 0)
 
     assert os.waitstatus_to_exitcode(status) == 0
-    assert twin.invoke(llm, "parent").content == STUB_TEXT
-    first, of_child, last = gateway.requests
+    assert env.invoke(llm, "parent").content == STUB_TEXT
+    first, of_child, last = env.gateway.requests
     assert of_child.connection != first.connection
-    if not twin.is_async:
+    if not env.is_async:
         assert last.connection == first.connection
 
 
@@ -143,13 +134,11 @@ def test_a_spawned_process_can_call(new_llm: NewModel, gateway: FaultyGateway) -
     assert gateway.requests[0].headers["ws-secret"] == KEY
 
 
-def test_an_error_pickles_on_its_way_out_of_a_process(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_an_error_pickles_on_its_way_out_of_a_process(env: Env) -> None:
     """An error that crosses a process keeps its class, its facts and its notes."""
-    gateway.always(ErrorEvent("500 oops"))
+    env.gateway.always(ErrorEvent("500 oops"))
     with pytest.raises(ServerError) as caught:
-        twin.stream(new_llm(max_retries=1), "hi")
+        env.stream(env.llm(max_retries=1), "hi")
 
     again = pickle.loads(pickle.dumps(caught.value))
 
@@ -174,25 +163,21 @@ SECRET_STEPS: list[Step] = [
 
 @pytest.mark.parametrize("step", SECRET_STEPS, ids=str)
 def test_nothing_shows_the_key(
-    twin: Twin,
-    new_llm: NewModel,
-    gateway: FaultyGateway,
-    caplog: pytest.LogCaptureFixture,
-    step: Step,
+    env: Env, caplog: pytest.LogCaptureFixture, step: Step
 ) -> None:
     """Errors, notes, tracebacks and every log down to DEBUG are without the key."""
-    gateway.always(step)
-    llm = new_llm(max_retries=1)
+    env.gateway.always(step)
+    llm = env.llm(max_retries=1)
 
     with caplog.at_level(logging.DEBUG):
-        for call in (twin.invoke, twin.stream):
+        for call in (env.invoke, env.stream):
             with pytest.raises(RetryRouterError) as caught:
                 call(llm, "hi")
             error = caught.value
             shown = "".join(traceback.format_exception(error))
             assert KEY not in shown + repr(error) + str(error) + repr(vars(error))
 
-    assert gateway.requests[0].headers["ws-secret"] == KEY
+    assert env.gateway.requests[0].headers["ws-secret"] == KEY
     assert KEY not in caplog.text
     assert KEY not in repr(llm) + str(llm) + dumps(llm) + repr(llm.model_dump())
 
@@ -208,14 +193,12 @@ def test_nothing_shows_the_key(
     ],
     ids=["facts", "excerpt", "event", "page", "garbage"],
 )
-def test_a_key_that_is_quoted_is_not_shown(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, step: Step
-) -> None:
+def test_a_key_that_is_quoted_is_not_shown(env: Env, step: Step) -> None:
     """Neither an error nor what led to it has the key, even if the gateway says it."""
-    gateway.always(step)
-    llm = new_llm(max_retries=0)
+    env.gateway.always(step)
+    llm = env.llm(max_retries=0)
 
-    for call in (twin.invoke, twin.stream):
+    for call in (env.invoke, env.stream):
         with pytest.raises(RetryRouterError) as caught:
             call(llm, "hi")
         error = caught.value

@@ -1,4 +1,4 @@
-"""Making a `GPTRouter`: what is refused, what is read, what is written and loaded."""
+"""Fields of a `GPTRouter`: what is refused, read, written and loaded."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from pydantic import SecretStr, ValidationError
 
 from langchain_retryrouter import GPTRouter, GPTRouterModel, RetryBudget, RetryPolicy
 from langchain_retryrouter.testing import STUB_TEXT, FaultyGateway
-from tests.unit_tests.conftest import Twin
 
-from .conftest import GPT_4, KEY, NewModel
+from .conftest import GPT_4, KEY, Env, NewModel
 
 NAN, INF = float("nan"), float("inf")
 
@@ -69,7 +68,7 @@ NAN, INF = float("nan"), float("inf")
 def test_a_bad_value_is_refused_at_construction(
     new_llm: NewModel, field: str, value: Any, told: str
 ) -> None:
-    """A value that no call could use is refused by name, with what would do instead."""
+    """A value that no call could use is refused by name, with what to give instead."""
     with pytest.raises(ValidationError) as caught:
         new_llm(**{field: value})
 
@@ -87,14 +86,87 @@ def test_a_model_without_a_name_is_refused(field: str) -> None:
         GPTRouterModel(**{**names, field: ""})
 
 
-def test_a_missing_key_is_told_with_its_variable() -> None:
-    """Without a key there is no model, and the error says where one may come from."""
-    with pytest.raises(ValidationError, match="GPT_ROUTER_API_KEY"):
-        GPTRouter(models_priority_list=[GPT_4])
+def test_a_missing_key_is_told_with_its_variable(gateway: FaultyGateway) -> None:
+    """Without a key the error names its variable, and shows nothing that was given."""
+    with pytest.raises(ValidationError, match="GPT_ROUTER_API_KEY") as caught:
+        GPTRouter(
+            models_priority_list=[GPT_4],
+            gpt_router_api_base=gateway.url,
+            proxy="http://ann:secret@127.0.0.1:1",
+        )
+
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("requst_timeout", "no argument 'requst_timeout'; did you mean 'request_ti"),
+        ("maxretries", "did you mean 'max_retries'"),
+        ("temprature", "did you mean 'temperature'"),
+        ("seed", "put it into `model_kwargs`"),
+        ("callback_manager", "no argument 'callback_manager'"),
+    ],
+)
+def test_an_unknown_argument_is_refused(
+    new_llm: NewModel, name: str, told: str
+) -> None:
+    """A misspelt argument is refused with a suggestion, and without the key."""
+    with pytest.raises(TypeError, match=told) as caught:
+        new_llm(**{name: 5})
+
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"user": "ann", "model_kwargs": {"user": "bob"}},
+        {"api_key": "sk-2"},
+        {"base_url": "http://127.0.0.1:1"},
+        {"stop": ["a"], "stop_sequences": ["b"]},
+    ],
+    ids=["user", "key", "address", "stop"],
+)
+def test_two_values_for_one_argument_are_refused(
+    new_llm: NewModel, arguments: dict[str, Any]
+) -> None:
+    """Of two values for one thing one would be lost, so that is an error."""
+    with pytest.raises(TypeError, match="is given twice"):
+        new_llm(**arguments)
+
+
+def test_max_retries_and_a_policy_together_are_refused(new_llm: NewModel) -> None:
+    """Two numbers of retries are an error that names both."""
+    with pytest.raises(ValueError, match=r"max_retries=4 and .*=2 are both"):
+        new_llm(max_retries=4, retry_policy=RetryPolicy(max_retries=2))
+
+
+@pytest.mark.parametrize("client", [5, "http://127.0.0.1"], ids=repr)
+def test_a_client_must_be_a_gptrouter_client(new_llm: NewModel, client: Any) -> None:
+    """A client that cannot send is refused when it is given."""
+    with pytest.raises(ValidationError, match="like the SDK's GPTRouterClient, not"):
+        new_llm(client=client)
+
+
+def test_the_names_of_other_integrations_are_taken(env: Env) -> None:
+    """Key, address, time limit and stops have LangChain's usual names as well."""
+    arguments: dict[str, Any] = {
+        "api_key": "sk-1",
+        "base_url": env.gateway.url,
+        "timeout": 5,
+        "stop_sequences": ["stub"],
+    }
+    llm = GPTRouter(models_priority_list=[GPT_4], **arguments)
+
+    assert llm.gpt_router_api_key == SecretStr("sk-1")
+    assert llm.request_timeout == 5
+    assert env.invoke(llm, "hi").content == "Hello from the "
+    assert env.gateway.requests[0].parameters["stop"] == ["stub"]
 
 
 def test_streaming_with_two_choices_is_refused(new_llm: NewModel) -> None:
-    """What could not be streamed is refused with the model, not with the call."""
+    """`streaming=True` with `n=2` is refused at construction."""
     with pytest.raises(ValidationError, match="n must be 1 in a stream"):
         new_llm(streaming=True, n=2)
 
@@ -126,7 +198,7 @@ def test_a_refusal_does_not_show_the_key(
 def test_an_unusable_proxy_of_the_environment_is_told(
     new_llm: NewModel, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """A proxy that we cannot speak to is refused, with the way out and no password."""
+    """A proxy of an unsupported kind is refused, without showing its password."""
     monkeypatch.setenv(name, "socks5://user:password@127.0.0.1:1")
 
     with pytest.raises(ValidationError, match=r"'socks5'.*no_proxy") as caught:
@@ -137,19 +209,17 @@ def test_an_unusable_proxy_of_the_environment_is_told(
     new_llm()
 
 
-def test_a_key_may_be_a_secret(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
-    """A key that is a `SecretStr` already is sent as it is, and not as stars."""
-    twin.invoke(new_llm(gpt_router_api_key=SecretStr("sk-a-secret")), "hi")
+def test_a_key_may_be_a_secret(env: Env) -> None:
+    """A key that is a `SecretStr` is sent unmasked."""
+    env.invoke(env.llm(gpt_router_api_key=SecretStr("sk-a-secret")), "hi")
 
-    assert gateway.requests[0].headers["ws-secret"] == "sk-a-secret"
+    assert env.gateway.requests[0].headers["ws-secret"] == "sk-a-secret"
 
 
 def test_what_is_given_wins_over_the_environment(
     new_llm: NewModel, gateway: FaultyGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The environment's key and address are for where none is given."""
+    """The environment's key and address are used only if none is given."""
     monkeypatch.setenv("GPT_ROUTER_API_KEY", "sk-of-the-environment")
     monkeypatch.setenv("GPT_ROUTER_API_BASE", "http://127.0.0.1:1")
 
@@ -167,7 +237,7 @@ def test_what_is_given_wins_over_the_environment(
 def test_a_model_can_be_written_and_loaded(
     new_llm: NewModel, gateway: FaultyGateway
 ) -> None:
-    """`langchain_core.load` writes a model without its secrets, and makes it again."""
+    """`langchain_core.load` writes a model without its secrets, and loads it again."""
     policy = RetryPolicy(max_retries=1, deadline=9.0)
     llm = new_llm(
         retry_policy=policy,

@@ -25,18 +25,15 @@ from langchain_retryrouter import (
 from langchain_retryrouter.testing import (
     STUB_TEXT,
     Drip,
-    FakeClock,
-    FaultyGateway,
     Silence,
     SlowFirstToken,
     Stall,
     Status,
     Step,
 )
-from tests.unit_tests.conftest import Twin
 from tests.unit_tests.listeners import A_LONG_PROMPT, deaf
 
-from .conftest import NewModel
+from .conftest import Env, NewModel
 
 SHORT = 0.15
 LONG = 30.0
@@ -72,14 +69,14 @@ SLOW: dict[str, Step] = {
 @pytest.mark.parametrize("way", ["invoke", "stream", "streaming invoke"])
 @pytest.mark.parametrize("fault", SLOW)
 def test_a_deadline_ends_a_call_whatever_is_slow(
-    twin: Twin, new_hasty_llm: NewModel, gateway: FaultyGateway, fault: str, way: str
+    env: Env, new_hasty_llm: NewModel, fault: str, way: str
 ) -> None:
     """A call is over at its deadline, be the server silent, stalled or dripping."""
-    gateway.always(SLOW[fault])
+    env.gateway.always(SLOW[fault])
     llm = new_hasty_llm(
         retry_policy=RetryPolicy(deadline=SHORT), streaming="streaming" in way
     )
-    call = twin.stream if way == "stream" else twin.invoke
+    call = env.stream if way == "stream" else env.invoke
 
     def run() -> None:
         with pytest.raises((APITimeoutError, StreamInterruptedError)):
@@ -90,16 +87,16 @@ def test_a_deadline_ends_a_call_whatever_is_slow(
 
 @pytest.mark.parametrize("fault", ["stall", "drip"])
 def test_a_deadline_holds_for_all_attempts(
-    twin: Twin, new_hasty_llm: NewModel, gateway: FaultyGateway, fault: str
+    env: Env, new_hasty_llm: NewModel, fault: str
 ) -> None:
     """The deadline is one number over attempts and waits, streams inside included."""
-    gateway.script(Status(500))
-    gateway.always(SLOW[fault])
+    env.gateway.script(Status(500))
+    env.gateway.always(SLOW[fault])
     policy = RetryPolicy(deadline=SHORT, initial_delay=0.01)
 
     def run() -> None:
         with pytest.raises(APITimeoutError) as caught:
-            twin.invoke(new_hasty_llm(max_retries=9, retry_policy=policy), "hi")
+            env.invoke(new_hasty_llm(max_retries=9, retry_policy=policy), "hi")
         assert caught.value.attempts >= 2
 
     assert seconds_of(run) < SHORT + 1
@@ -107,16 +104,16 @@ def test_a_deadline_holds_for_all_attempts(
 
 @pytest.mark.parametrize("fault", ["silence", "slow first token", "drip"])
 def test_a_slow_first_token_is_repeated(
-    twin: Twin, new_hasty_llm: NewModel, gateway: FaultyGateway, fault: str
+    env: Env, new_hasty_llm: NewModel, fault: str
 ) -> None:
     """A stream whose first token does not come in time is asked for again."""
-    gateway.script(SLOW[fault])
+    env.gateway.script(SLOW[fault])
     llm = new_hasty_llm(
         max_retries=1,
         retry_policy=RetryPolicy(first_token_timeout=SHORT, initial_delay=0.01),
     )
 
-    chunks = twin.stream(llm, "hi")
+    chunks = env.stream(llm, "hi")
 
     assert "".join(chunk.content for chunk in chunks) == STUB_TEXT
     [metadata] = [
@@ -127,77 +124,67 @@ def test_a_slow_first_token_is_repeated(
 
 
 def test_the_first_token_s_limit_ends_with_it(
-    twin: Twin, new_hasty_llm: NewModel, gateway: FaultyGateway
+    env: Env, new_hasty_llm: NewModel
 ) -> None:
     """After the first token a stream may take longer than the first token might."""
-    gateway.always(Stall(after=1, seconds=2 * SHORT))
+    env.gateway.always(Stall(after=1, seconds=2 * SHORT))
     policy = RetryPolicy(first_token_timeout=SHORT)
 
-    chunks = twin.stream(new_hasty_llm(retry_policy=policy), "hi")
+    chunks = env.stream(new_hasty_llm(retry_policy=policy), "hi")
 
     assert "".join(chunk.content for chunk in chunks) == STUB_TEXT
 
 
-def test_a_stall_is_an_error(
-    twin: Twin, new_hasty_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_a_stall_is_an_error(env: Env, new_hasty_llm: NewModel) -> None:
     """A stream that stands still for longer than `stall_timeout` is interrupted."""
-    gateway.always(Stall(after=2, seconds=LONG))
+    env.gateway.always(Stall(after=2, seconds=LONG))
     llm = new_hasty_llm(max_retries=3, retry_policy=RetryPolicy(stall_timeout=SHORT))
 
     with pytest.raises(StreamInterruptedError, match="silent") as caught:
-        twin.stream(llm, "hi")
+        env.stream(llm, "hi")
 
     assert caught.value.delivered == "Hello from"
-    assert len(gateway.requests) == 1
+    assert len(env.gateway.requests) == 1
 
 
 @pytest.mark.parametrize("timeout", [SHORT, (LONG, SHORT)], ids=["one", "pair"])
 @pytest.mark.parametrize("fault", ["silence", "stall"])
 def test_the_request_timeout_is_for_silence(
-    twin: Twin,
-    new_hasty_llm: NewModel,
-    gateway: FaultyGateway,
-    timeout: Any,
-    fault: str,
+    env: Env, new_hasty_llm: NewModel, timeout: Any, fault: str
 ) -> None:
     """`request_timeout`, or the second of a pair, is how long silence may last."""
-    gateway.always(SLOW[fault])
+    env.gateway.always(SLOW[fault])
 
     for name in ("request_timeout", "timeout"):
         with pytest.raises((APITimeoutError, StreamInterruptedError)):
-            twin.stream(new_hasty_llm(**{name: timeout}), "hi")
+            env.stream(new_hasty_llm(**{name: timeout}), "hi")
 
 
-def test_a_drip_is_no_silence(
-    twin: Twin, new_hasty_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_a_drip_is_no_silence(env: Env, new_hasty_llm: NewModel) -> None:
     """A server that goes on sending, however slowly, is within `request_timeout`."""
-    gateway.always(Drip(seconds=0.03, size=150))
+    env.gateway.always(Drip(seconds=0.03, size=150))
     llm = new_hasty_llm(request_timeout=SHORT)
 
-    assert twin.invoke(llm, "hi").content == STUB_TEXT
-    assert len(twin.stream(llm, "hi")) > 1
+    assert env.invoke(llm, "hi").content == STUB_TEXT
+    assert len(env.stream(llm, "hi")) > 1
 
 
-def test_no_timeout_is_no_limit(
-    twin: Twin, new_hasty_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_no_timeout_is_no_limit(env: Env, new_hasty_llm: NewModel) -> None:
     """`request_timeout=None` waits for as long as it takes."""
-    gateway.always(SlowFirstToken(SHORT))
+    env.gateway.always(SlowFirstToken(SHORT))
 
-    assert twin.invoke(new_hasty_llm(request_timeout=None), "hi").content == STUB_TEXT
+    assert env.invoke(new_hasty_llm(request_timeout=None), "hi").content == STUB_TEXT
 
 
 def test_a_deadline_does_not_lift_the_request_timeout(
-    twin: Twin, new_hasty_llm: NewModel, gateway: FaultyGateway
+    env: Env, new_hasty_llm: NewModel
 ) -> None:
     """Under a long deadline a server may still not be silent for longer than agreed."""
-    gateway.always(Stall(after=0, seconds=LONG))
+    env.gateway.always(Stall(after=0, seconds=LONG))
     policy = RetryPolicy(deadline=LONG, first_token_timeout=LONG)
     llm = new_hasty_llm(request_timeout=SHORT, retry_policy=policy)
 
-    for call in (twin.invoke, twin.stream):
+    for call in (env.invoke, env.stream):
 
         def run(call: Any = call) -> None:
             with pytest.raises(RetryRouterError):
@@ -206,23 +193,21 @@ def test_a_deadline_does_not_lift_the_request_timeout(
         assert seconds_of(run) < SHORT + 1
 
 
-def test_no_wait_is_begun_that_outlasts_the_deadline(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, clock: FakeClock
-) -> None:
+def test_no_wait_is_begun_that_outlasts_the_deadline(env: Env) -> None:
     """A server that asks for more patience than is left is not waited for."""
-    gateway.always(Status(503, {"retry-after": "10"}))
+    env.gateway.always(Status(503, {"retry-after": "10"}))
     policy = RetryPolicy(max_retries=9, deadline=25.0, jitter=False)
 
     with pytest.raises(ServerError) as caught:
-        twin.invoke(new_llm(retry_policy=policy), "hi")
+        env.invoke(env.llm(retry_policy=policy), "hi")
 
-    assert clock.sleeps == [10.0, 10.0]
+    assert env.clock.sleeps == [10.0, 10.0]
     assert "would outlast the deadline of 25 s" in caught.value.__notes__[0]
 
 
 @pytest.mark.parametrize("way", ["invoke", "stream"])
 def test_a_request_that_is_not_taken_is_a_timeout(
-    twin: Twin, new_hasty_llm: NewModel, way: str
+    env: Env, new_hasty_llm: NewModel, way: str
 ) -> None:
     """A server that reads nothing of a long request is slow, and not broken."""
     with deaf() as address:
@@ -232,7 +217,7 @@ def test_a_request_that_is_not_taken_is_a_timeout(
 
         def run() -> None:
             with pytest.raises(APITimeoutError):
-                getattr(twin, way)(llm, A_LONG_PROMPT)
+                getattr(env, way)(llm, A_LONG_PROMPT)
 
         assert seconds_of(run) < SHORT + 1
 

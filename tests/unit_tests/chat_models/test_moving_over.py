@@ -37,12 +37,11 @@ from langchain_retryrouter.testing import (
     FaultyGateway,
     Status,
 )
-from tests.unit_tests.conftest import Twin
 
-from .conftest import KEY, NewModel
+from .conftest import KEY, Env, NewModel
 
 ADDED_TO_REQUESTS = {
-    "maxRetries": 0,  # One retry owner: else the gateway repeats each of our attempts.
+    "maxRetries": 0  # One retry owner: else the gateway repeats each of our attempts.
 }
 ADDED_TO_METADATA = {
     "model_provider": "LangChain's standard name for who serves the model",
@@ -117,31 +116,25 @@ SAME_MESSAGES: list[BaseMessage] = [
 
 @pytest.mark.parametrize("options", [{}, {"n": 2}, {"top_p": 0.5, "max_tokens": 9}])
 def test_the_same_request_leaves(
-    twin: Twin,
-    old_llm: Any,
-    new_llm: NewModel,
-    gateway: FaultyGateway,
-    options: dict[str, Any],
+    env: Env, old_llm: Any, options: dict[str, Any]
 ) -> None:
     """Messages, models and options arrive at the gateway as they always did."""
     old_llm.invoke(SAME_MESSAGES, **options)
-    twin.invoke(new_llm(), SAME_MESSAGES, **options)
+    env.invoke(env.llm(), SAME_MESSAGES, **options)
 
-    old, new = bodies(gateway)
+    old, new = bodies(env.gateway)
     assert new == old
-    first, second = (request.headers for request in gateway.requests)
+    first, second = (request.headers for request in env.gateway.requests)
     for name in ("content-type", "ws-secret", "host"):
         assert first[name] == second[name]
 
 
-def test_the_same_stream_request_leaves(
-    twin: Twin, old_llm: Any, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_the_same_stream_request_leaves(env: Env, old_llm: Any) -> None:
     """A stream is asked for as it always was."""
     list(old_llm.stream(SAME_MESSAGES))
-    twin.stream(new_llm(), SAME_MESSAGES)
+    env.stream(env.llm(), SAME_MESSAGES)
 
-    old, new = bodies(gateway)
+    old, new = bodies(env.gateway)
     assert new == old
 
 
@@ -192,11 +185,9 @@ def test_messages_that_are_sent_otherwise(
 # --- what comes back ---
 
 
-def test_the_same_answer_comes_back(
-    twin: Twin, old_llm: Any, new_llm: NewModel
-) -> None:
+def test_the_same_answer_comes_back(env: Env, old_llm: Any) -> None:
     """An answer has all that it had, and usage as a dict that JSON can take."""
-    old, new = old_llm.invoke("hi"), twin.invoke(new_llm(), "hi")
+    old, new = old_llm.invoke("hi"), env.invoke(env.llm(), "hi")
 
     assert type(new) is type(old)
     assert (new.content, new.additional_kwargs) == (old.content, old.additional_kwargs)
@@ -208,9 +199,7 @@ def test_the_same_answer_comes_back(
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_the_same_generations_come_back(
-    twin: Twin, old_llm: Any, new_llm: NewModel, n: int
-) -> None:
+def test_the_same_generations_come_back(env: Env, old_llm: Any, n: int) -> None:
     """`generate` gives the same generations, and does not change its input."""
     messages: list[list[BaseMessage]] = [
         [HumanMessage("5 + x = 18?")],
@@ -219,7 +208,7 @@ def test_the_same_generations_come_back(
     copies = [list(prompt) for prompt in messages]
 
     old = old_llm.generate(messages, n=n)
-    new = twin.generate(new_llm(), messages, n=n)
+    new = env.generate(env.llm(), messages, n=n)
 
     assert isinstance(new, LLMResult)
     for was, told in zip(old.generations, new.generations, strict=True):
@@ -231,12 +220,10 @@ def test_the_same_generations_come_back(
     assert messages == copies
 
 
-def test_the_same_stream_comes_back(
-    twin: Twin, old_llm: Any, new_llm: NewModel
-) -> None:
+def test_the_same_stream_comes_back(env: Env, old_llm: Any) -> None:
     """A stream has the same tokens in the same pieces, and the same finish reason."""
     old = list(old_llm.stream("hi"))
-    new = twin.stream(new_llm(), "hi")
+    new = env.stream(env.llm(), "hi")
 
     assert [c.content for c in new if c.content] == [
         c.content for c in old if c.content
@@ -247,18 +234,14 @@ def test_the_same_stream_comes_back(
 
 
 def test_the_same_answer_comes_out_of_completion_with_retry(
-    twin: Twin,
-    theirs: ModuleType,
-    old_llm: Any,
-    new_llm: NewModel,
-    gateway: FaultyGateway,
+    env: Env, theirs: ModuleType, old_llm: Any
 ) -> None:
     """The function gives the SDK's `GenerationResponse`, with the call's ledger."""
-    gateway.always(Answer(id="chatcmpl-1"))
+    env.gateway.always(Answer(id="chatcmpl-1"))
     messages = [{"role": "user", "content": "hi"}]
 
     old = theirs.completion_with_retry(old_llm, [model_of(theirs)], messages=messages)
-    new = twin.complete(ours, new_llm(), [model_of(ours)], messages=messages)
+    new = env.complete(ours, env.llm(), [model_of(ours)], messages=messages)
 
     assert isinstance(new, GenerationResponse)
     told = new.model_dump()
@@ -268,7 +251,7 @@ def test_the_same_answer_comes_out_of_completion_with_retry(
 
 
 def test_the_same_events_come_out_of_completion_with_retry(
-    twin: Twin, theirs: ModuleType, old_llm: Any, new_llm: NewModel
+    env: Env, theirs: ModuleType, old_llm: Any
 ) -> None:
     """The function gives the SDK's events, and `end`, which the SDK swallows."""
     asked: dict[str, Any] = {
@@ -277,7 +260,7 @@ def test_the_same_events_come_out_of_completion_with_retry(
     }
 
     old = list(theirs.completion_with_retry(old_llm, [model_of(theirs)], **asked))
-    *new, end = twin.complete(ours, new_llm(), [model_of(ours)], **asked)
+    *new, end = env.complete(ours, env.llm(), [model_of(ours)], **asked)
 
     assert [(e.event, e.data) for e in new] == [(e.event, e.data) for e in old]
     assert all(isinstance(event, ChunkedGenerationResponse) for event in new)
@@ -286,16 +269,14 @@ def test_the_same_events_come_out_of_completion_with_retry(
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 406, 429, 500, 503])
-def test_the_same_except_clauses_catch(
-    twin: Twin, old_llm: Any, new_llm: NewModel, gateway: FaultyGateway, status: int
-) -> None:
+def test_the_same_except_clauses_catch(env: Env, old_llm: Any, status: int) -> None:
     """What was raised for a status is a base of what is raised now."""
-    gateway.always(Status(status))
+    env.gateway.always(Status(status))
     with pytest.raises(Exception) as old:  # noqa: PT011 - whatever it is, is the point
         old_llm.invoke("hi")
 
     with pytest.raises(old.type):
-        twin.invoke(new_llm(max_retries=0), "hi")
+        env.invoke(env.llm(max_retries=0), "hi")
 
 
 # --- names ---
@@ -360,7 +341,7 @@ def test_the_same_environment_is_read(
 
 NOT_TAKEN_OVER = {
     # Raised only where the `gptrouter` package is missing; here it is a dependency.
-    "GPTRouterException",
+    "GPTRouterException"
 }
 
 
@@ -390,7 +371,7 @@ def test_the_functions_annotations_can_be_read(name: str) -> None:
 
 
 def test_a_function_that_was_replaced_is_called(
-    twin: Twin, new_llm: NewModel, monkeypatch: pytest.MonkeyPatch
+    env: Env, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who replaces the module's function, in a test say, replaces it for its models."""
     answer = GenerationResponse.model_validate(ANSWER)
@@ -401,7 +382,7 @@ def test_a_function_that_was_replaced_is_called(
     monkeypatch.setattr(ours, "completion_with_retry", lambda *_, **__: answer)
     monkeypatch.setattr(ours, "acompletion_with_retry", asked_async)
 
-    assert twin.invoke(new_llm(), "hi").content == "replaced"
+    assert env.invoke(env.llm(), "hi").content == "replaced"
 
 
 def parameters_of(function: Any) -> list[tuple[str, Any, Any]]:
@@ -458,18 +439,18 @@ def test_the_key_is_masked(
     assert capsys.readouterr().out == "********** ********** "
 
 
-def test_an_incorrect_model_is_an_error(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_an_incorrect_model_is_an_error(env: Env) -> None:
     """A model that does not exist is an error, which names it."""
-    gateway.always(ErrorEvent("Model with name model_does_not_exist does not exist"))
+    env.gateway.always(
+        ErrorEvent("Model with name model_does_not_exist does not exist")
+    )
 
     with pytest.raises(NotFoundError, match="model_does_not_exist"):
-        twin.invoke(new_llm(), [HumanMessage("Hello World")])
+        env.invoke(env.llm(), [HumanMessage("Hello World")])
 
 
 @pytest.mark.parametrize("where", ["constructor", "call"])
-def test_tokens_reach_the_callback(twin: Twin, new_llm: NewModel, where: str) -> None:
+def test_tokens_reach_the_callback(env: Env, where: str) -> None:
     """With `streaming=True`, `invoke` tells each token as it comes, and once."""
 
     class Tokens(BaseCallbackHandler):
@@ -481,11 +462,11 @@ def test_tokens_reach_the_callback(twin: Twin, new_llm: NewModel, where: str) ->
 
     handler = Tokens()
     if where == "constructor":
-        llm = new_llm(streaming=True, callbacks=[handler])
-        answer = twin.invoke(llm, [HumanMessage("Write me a poem.")])
+        llm = env.llm(streaming=True, callbacks=[handler])
+        answer = env.invoke(llm, [HumanMessage("Write me a poem.")])
     else:
         config = {"callbacks": [handler]}
-        answer = twin.invoke(new_llm(streaming=True), "hi", config=config)
+        answer = env.invoke(env.llm(streaming=True), "hi", config=config)
 
     assert answer.content == STUB_TEXT
     assert [token for token in handler.tokens if token] == [

@@ -1,12 +1,22 @@
-"""What the fields and options of a call come to: on the wire, and in the answer."""
+"""Options of a call: how they reach the provider and the gateway, or are refused."""
 
 from __future__ import annotations
 
-import json
+from enum import Enum
 from typing import Any
 
 import pytest
-from langchain_core.messages import HumanMessage
+from gpt_router.client import GPTRouterClient
+from gpt_router.models import (
+    ExtendedThinking,
+    GPTRouterMetadata,
+    SearchContextSize,
+    ThinkingType,
+    UserLocation,
+    UserLocationApproximate,
+    WebSearchOptions,
+)
+from langchain_core.runnables import ConfigurableField
 
 from langchain_retryrouter import (
     CircuitBreaker,
@@ -16,53 +26,36 @@ from langchain_retryrouter import (
     UnavailableError,
     UnsupportedOptionError,
 )
-from langchain_retryrouter.testing import (
-    STUB_TEXT,
-    ErrorEvent,
-    FaultyGateway,
-    Status,
-)
-from tests.unit_tests.conftest import Twin
+from langchain_retryrouter.testing import STUB_TEXT, Status
 
-from .conftest import NewModel
-
-NAN = float("nan")
-
+from .conftest import GPT_4, KEY, OTHER, WAYS, Env
+from .frames import text_of
 
 # --- retries ---
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     ("fields", "requests"),
     [
         ({}, 5),
+        ({"max_retries": 0}, 1),
         ({"max_retries": 1}, 2),
         ({"retry_policy": RetryPolicy(max_retries=2)}, 3),
         ({"retry_policy": {"max_retries": 3}}, 4),
     ],
 )
-def test_max_retries_is_short_for_a_policy(
-    twin: Twin,
-    new_llm: NewModel,
-    gateway: FaultyGateway,
-    fields: dict[str, Any],
-    requests: int,
+def test_max_retries_counts_retries(
+    env: Env, fields: dict[str, Any], requests: int, way: str
 ) -> None:
-    """`max_retries` or the policy says how often; the field has the number."""
-    gateway.always(Status(503))
-    llm = new_llm(**fields)
+    """`max_retries`, or that of the policy, is how many requests follow the first."""
+    env.gateway.always(Status(503))
 
     with pytest.raises(UnavailableError):
-        twin.invoke(llm, "hi")
+        env.ask(way, **fields)
 
-    assert len(gateway.requests) == requests
-    assert llm.max_retries == requests - 1
-
-
-def test_max_retries_and_a_policy_together_are_refused(new_llm: NewModel) -> None:
-    """Two numbers of retries are an error that names both."""
-    with pytest.raises(ValueError, match=r"max_retries=4 and .*=2 are both"):
-        new_llm(max_retries=4, retry_policy=RetryPolicy(max_retries=2))
+    assert len(env.gateway.requests) == requests
+    assert env.llm(**fields).max_retries == requests - 1
 
 
 @pytest.mark.parametrize(
@@ -76,167 +69,368 @@ def test_max_retries_and_a_policy_together_are_refused(new_llm: NewModel) -> Non
         ({"gateway_max_retries": 0, "max_retries": 0}, 0),
     ],
 )
-def test_the_gateway_retries_only_where_we_do_not(
-    twin: Twin,
-    new_llm: NewModel,
-    gateway: FaultyGateway,
-    fields: dict[str, Any],
-    sent: int | None,
+def test_the_gateway_retries_only_if_the_model_does_not(
+    env: Env, fields: dict[str, Any], sent: int | None
 ) -> None:
     """The gateway is asked for no retries unless ours are off, or as set."""
-    twin.invoke(new_llm(**fields), "hi")
-    twin.stream(new_llm(**fields), "hi")
+    for way in WAYS:
+        env.ask(way, **fields)
 
-    for request in gateway.requests:
+    for request in env.gateway.requests:
         assert request.payload.get("maxRetries") == sent
 
 
-def test_a_shared_budget_and_breaker_are_drawn_from(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
-    """Two models with one budget and one breaker share what these remember."""
-    gateway.always(Status(503))
+def test_a_shared_budget_and_breaker_are_drawn_from(env: Env) -> None:
+    """Two models with one budget and one breaker share their state."""
+    env.gateway.always(Status(503))
     budget = RetryBudget(capacity=28)
     with pytest.raises(UnavailableError) as caught:
-        twin.invoke(new_llm(budget=budget), "hi")
+        env.ask("invoke", budget=budget)
     assert caught.value.__notes__[-1].endswith("retry budget empty")
-    assert len(gateway.requests) == 3
+    assert len(env.gateway.requests) == 3
 
     breaker = CircuitBreaker(failure_threshold=2)
     for _ in range(2):  # A call counts once, however many of its attempts fail.
         with pytest.raises(UnavailableError):
-            twin.invoke(new_llm(breaker=breaker, max_retries=0), "hi")
+            env.ask("invoke", breaker=breaker, max_retries=0)
     with pytest.raises(CircuitOpenError, match="nothing was sent"):
-        twin.stream(new_llm(breaker=breaker), "hi")
-    assert len(gateway.requests) == 5
+        env.ask("stream", breaker=breaker)
+    assert len(env.gateway.requests) == 5
 
 
-# --- what is sent ---
+@pytest.mark.parametrize("option", ["timeout", "maxRetries", "max_retries"])
+def test_settings_of_the_model_are_refused_in_a_call(env: Env, option: str) -> None:
+    """A setting of the model that is given to a call is an error, not dropped."""
+    with pytest.raises(UnsupportedOptionError, match=f"'{option}'"):
+        env.invoke(env.llm(), "hi", **{option: 1})
 
 
-def test_options_go_to_the_provider(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+# --- options of the provider ---
+
+
+def sent(env: Env) -> dict[str, Any]:
+    """The provider's options of the last request, without the messages."""
+    parameters = env.gateway.requests[-1].parameters
+    return {name: value for name, value in parameters.items() if name != "messages"}
+
+
+def test_the_calls_options_win(env: Env) -> None:
     """Fields, then `model_kwargs`, then the call's own options: the last one wins."""
-    llm = new_llm(temperature=0.1, model_kwargs={"top_p": 0.2, "max_tokens": 5})
+    kwargs = {"top_p": 0.2, "max_tokens": 5, "seed": 5}
+    llm = env.llm(temperature=0.1, user="ann", raw_event=True, model_kwargs=kwargs)
+    assert llm.model_kwargs == {**kwargs, "user": "ann", "raw_event": True}
 
-    twin.invoke(llm, "hi", top_p=0.3, user="ann")
+    env.invoke(llm, "hi", top_p=0.3, user="bob")
 
-    sent = dict(gateway.requests[0].parameters)
-    del sent["messages"]
-    assert sent == {
+    assert sent(env) == {
         "temperature": 0.1,
         "top_p": 0.3,
         "max_tokens": 5,
         "n": 1,
-        "user": "ann",
+        "seed": 5,
+        "user": "bob",
+        "raw_event": True,
     }
 
 
-@pytest.mark.parametrize("way", ["invoke", "stream"])
-def test_an_unknown_option_is_refused_unless_it_is_meant(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, way: str
-) -> None:
-    """What no gateway reads is an error; through `model_kwargs` it is sent."""
-    call = getattr(twin, way)
-    with pytest.raises(UnsupportedOptionError, match="'of_mine'"):
-        call(new_llm(), "hi", of_mine=1)
-    assert gateway.requests == []
-
-    call(new_llm(model_kwargs={"of_mine": {"deep": [1, None]}}), "hi")
-
-    assert gateway.requests[0].parameters["of_mine"] == {"deep": [1, None]}
+SAMPLING: dict[str, Any] = {
+    "top_p": 0.5,
+    "frequency_penalty": 0.1,
+    "presence_penalty": -0.1,
+    "stop": ["END"],
+    "reasoning_effort": "low",
+    "thinking": {"type": "enabled", "budget_tokens": 2048},
+    "web_search_options": {"search_context_size": "low"},
+    "output_config": {"effort": "high"},
+}
 
 
-@pytest.mark.parametrize("value", [NAN, object(), {1, 2}])
-def test_what_is_no_json_is_refused(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, value: Any
-) -> None:
-    """An option that JSON cannot say is an error before anything is sent."""
-    with pytest.raises(UnsupportedOptionError, match="cannot be written as JSON"):
-        twin.invoke(new_llm(model_kwargs={"of_mine": value}), "hi")
+def test_every_field_of_the_provider_is_sent(env: Env) -> None:
+    """A field that is set is sent under its own name, unless the call has another."""
+    options = {"stop": ["stub"], "top_p": 1, "reasoning_effort": "high"}
+    for fields, own in ((SAMPLING, {}), (SAMPLING, options), ({}, {})):
+        env.invoke(env.llm(**fields), "hi", **own)
+        told = sent(env)
+        assert {name: told[name] for name in SAMPLING if name in told} == {
+            **fields,
+            **own,
+        }
 
-    assert gateway.requests == []
+
+def test_stop_is_sent_and_cuts(env: Env) -> None:
+    """`stop` reaches the provider, and the answer ends before it."""
+    assert env.invoke(env.llm(), "hi", stop=["stub"]).content == "Hello from the "
+    assert text_of(env.stream(env.llm(), "hi", stop=["stub"])) == "Hello from the "
+    assert env.invoke(env.llm().bind(stop=["from"]), "hi").content == "Hello "
+
+    stops = [request.parameters["stop"] for request in env.gateway.requests]
+    assert stops == [["stub"], ["stub"], ["from"]]
 
 
-def test_stop_is_given_once(twin: Twin, new_llm: NewModel) -> None:
-    """`stop` in the model and in the call is a contradiction, and told as one."""
-    llm = new_llm(model_kwargs={"stop": ["a"]})
+def test_stop_is_given_once(env: Env) -> None:
+    """`stop` in `model_kwargs` and in the call is refused as a contradiction."""
+    llm = env.llm(model_kwargs={"stop": ["a"]})
 
     with pytest.raises(ValueError, match="give it once"):
-        twin.invoke(llm, "hi", stop=["b"])
+        env.invoke(llm, "hi", stop=["b"])
+
+
+def test_max_tokens_none_is_no_limit(env: Env) -> None:
+    """`max_tokens=None` is not sent: the gateway would make 0 of a null."""
+    env.invoke(env.llm(max_tokens=None), "hi")
+    env.stream(env.llm(), "hi", max_tokens=None)
+
+    for request in env.gateway.requests:
+        assert "max_tokens" not in request.parameters
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+def test_an_unknown_option_is_refused_except_in_model_kwargs(
+    env: Env, way: str
+) -> None:
+    """An option that no gateway reads is an error, and is sent from `model_kwargs`."""
+    call = getattr(env, way)
+    with pytest.raises(UnsupportedOptionError, match="'of_mine'"):
+        call(env.llm(), "hi", of_mine=1)
+    assert env.gateway.requests == []
+
+    call(env.llm(model_kwargs={"of_mine": {"deep": [1, None]}}), "hi")
+
+    assert sent(env)["of_mine"] == {"deep": [1, None]}
+
+
+@pytest.mark.parametrize("value", [float("nan"), object(), {1, 2}])
+def test_an_option_that_is_not_json_is_refused(env: Env, value: Any) -> None:
+    """An option that JSON cannot express is an error before anything is sent."""
+    with pytest.raises(UnsupportedOptionError, match="cannot be written as JSON"):
+        env.ask("invoke", model_kwargs={"of_mine": value})
+
+    assert env.gateway.requests == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("reasoning_effort", "huge", "'high'"),
+        ("thinking", {"type": "maybe"}, "'enabled' or 'disabled'"),
+        ("thinking", "yes", "valid dictionary"),
+        ("web_search_options", {"search_context_size": "vast"}, "'medium'"),
+        ("web_search_options", {"user_location": 5}, "valid dictionary"),
+        ("tool_choice", 5, "valid string, or Input should be a valid dictionary"),
+        ("response_format", "json", "valid dictionary"),
+        ("parallel_tool_calls", "perhaps", "valid boolean"),
+        ("temperature", "hot", "valid number"),
+        ("temperature", "x" * 100_000, "valid number"),
+        ("max_tokens", 1.5, "valid integer"),
+        ("stop", [5], "valid string"),
+        ("output_config", [1], "valid dictionary"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(
+    env: Env, option: str, value: Any, told: str
+) -> None:
+    """A value that the gateway does not take is refused with those that it takes."""
+    with pytest.raises(UnsupportedOptionError) as caught:
+        env.invoke(env.llm(), "hi", **{option: value})
+
+    if len(repr(value)) < 100:
+        assert str(caught.value).startswith(f"`{option}` cannot be {value!r}: ")
+    assert told in str(caught.value)
+    assert len(str(caught.value)) < 500
+    assert isinstance(caught.value, ValueError)
+
+
+class Effort(Enum):
+    """An enum whose members are not strings."""
+
+    HIGH = "high"
+
+
+BERLIN = {"type": "approximate", "approximate": {"city": "Berlin"}}
+SEARCH = {"search_context_size": "low", "user_location": BERLIN, "of_mine": [1]}
+SDK_SEARCH = WebSearchOptions(
+    search_context_size=SearchContextSize.LOW,
+    user_location=UserLocation(
+        type="approximate", approximate=UserLocationApproximate(city="Berlin")
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "on_the_wire"),
+    [
+        ("reasoning_effort", Effort.HIGH, "high"),
+        (
+            "thinking",
+            {"type": ThinkingType.ENABLED, "budget_tokens": 2048, "of_mine": 1},
+            {"type": "enabled", "budget_tokens": 2048, "of_mine": 1},
+        ),
+        (
+            "thinking",
+            ExtendedThinking(type=ThinkingType.ENABLED),
+            {"type": "enabled", "budget_tokens": 1024},
+        ),
+        ("web_search_options", SEARCH, SEARCH),
+        (
+            "web_search_options",
+            SDK_SEARCH,
+            {"search_context_size": "low", "user_location": BERLIN},
+        ),
+        ("logit_bias", {50256: -100}, {"50256": -100}),
+        ("of_mine", {"deep": (Effort.HIGH, None)}, {"deep": ["high", None]}),
+        ("tool_choice", "required", "required"),
+        ("tool_choice", {"type": "function"}, {"type": "function"}),
+        ("use_response_api", True, True),
+        ("raw_event", False, False),
+        ("output_config", {"effort": Effort.HIGH}, {"effort": "high"}),
+    ],
+)
+def test_a_value_is_sent_as_json(
+    env: Env, option: str, value: Any, on_the_wire: Any
+) -> None:
+    """Enums and the SDK's types are sent as JSON, and nothing inside them is lost."""
+    env.ask("invoke", model_kwargs={option: value})
+
+    assert sent(env)[option] == on_the_wire
+
+
+FUNCTIONS = [{"name": "get_weather", "parameters": {"type": "object"}}]
+
+
+@pytest.mark.parametrize(
+    ("call", "on_the_wire"),
+    [
+        ("auto", {"functions": FUNCTIONS}),
+        ("none", {}),
+        (None, {"functions": FUNCTIONS}),
+        *[
+            (call, {"functions": FUNCTIONS, "function_call": {"name": "get_weather"}})
+            for call in ("get_weather", {"name": "get_weather"})
+        ],
+    ],
+)
+def test_a_function_call_is_sent_as_the_gateway_takes_it(
+    env: Env, call: Any, on_the_wire: Any
+) -> None:
+    """`function_call` is not sent as text, to which the gateway would answer 500."""
+    options = {"functions": FUNCTIONS, "function_call": call}
+
+    env.invoke(env.llm(), "hi", **options)
+
+    told = sent(env)
+    assert {name: told[name] for name in options if name in told} == on_the_wire
+    assert options == {"functions": FUNCTIONS, "function_call": call}
+
+
+# --- options of the gateway ---
 
 
 @pytest.mark.parametrize(("seconds", "sent"), [(2.5, 2500), (0.0001, 1), (None, None)])
-def test_the_gateway_s_timeout_is_in_milliseconds(
-    twin: Twin,
-    new_llm: NewModel,
-    gateway: FaultyGateway,
-    seconds: float | None,
-    sent: int | None,
+def test_the_gateways_timeout_is_in_milliseconds(
+    env: Env, seconds: float | None, sent: int | None
 ) -> None:
     """`gateway_timeout` is seconds here and milliseconds on the wire, never 0."""
-    twin.invoke(new_llm(gateway_timeout=seconds), "hi")
+    env.ask("invoke", gateway_timeout=seconds)
 
-    assert gateway.requests[0].payload.get("timeout") == sent
-
-
-# --- what comes back ---
+    assert env.gateway.requests[0].payload.get("timeout") == sent
 
 
-@pytest.mark.parametrize("way", ["invoke", "stream", "n=2", "streams inside"])
-def test_all_metadata_is_json(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, way: str
-) -> None:
-    """`response_metadata` can be written as JSON, the ledger of attempts included."""
-    gateway.script(Status(500))
-    if way == "stream":
-        first, *others = twin.stream(new_llm(), "hi")
-        messages = [first.__add__(others)]
-    elif way == "n=2":
-        result = twin.generate(new_llm(n=2), [[HumanMessage("hi")]])
-        messages = [generation.message for generation in result.generations[0]]
-    else:
-        messages = [twin.invoke(new_llm(), "hi")]
+@pytest.mark.parametrize("way", WAYS)
+def test_metadata_reaches_the_gateway(env: Env, way: str) -> None:
+    """Tag, user, conversation and application are sent as the SDK sends them."""
+    env.ask(
+        way,
+        tag="nightly",
+        user_id="u1",
+        history_id="h1",
+        app_id="a1",
+        gateway_metadata={"team": "blue"},
+        metadata={"secret": 1},  # LangChain's own, which is not sent.
+    )
 
-    for message in messages:
-        metadata = message.response_metadata
-        assert json.loads(json.dumps(metadata)) == metadata
-        failed, answered = metadata["retryrouter"]["attempts"]
-        assert (failed["outcome"], failed["status_code"]) == ("server_error", 500)
-        assert failed["wait"] > 0
-        assert answered["outcome"] == "ok"
-        assert metadata["model_name"] == "gpt-4-0613"
-        assert metadata["provider_name"] == "chat_openai"
-        assert metadata["finish_reason"] == "stop"
-
-
-def test_an_answer_that_streamed_inside_is_like_any_other(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
-    """After an opaque 500 the attempt streams inside; the caller sees no difference."""
-    gateway.script(Status(500))
-    inside = twin.invoke(new_llm(), "hi")
-    whole = twin.invoke(new_llm(), "hi")
-
-    assert [request.streaming for request in gateway.requests] == [False, True, False]
-    assert inside.content == whole.content
-    own = {"retryrouter", "id", "token_usage"}  # A stream's usage is an estimate.
-    assert set(inside.response_metadata) == set(whole.response_metadata)
-    for name in set(whole.response_metadata) - own:
-        assert inside.response_metadata[name] == whole.response_metadata[name], name
+    [request] = env.gateway.requests
+    told = {
+        "tag": "nightly",
+        "createdByUserId": "u1",
+        "historyId": "h1",
+        "appId": "a1",
+        "metadata": {
+            "tag": "nightly",
+            "created_by_user_id": "u1",
+            "history_id": "h1",
+            "appId": "a1",
+            "team": "blue",
+        },
+    }
+    assert {name: request.payload[name] for name in told} == told
+    assert not {"tag", "user_id", "history_id"} & set(request.parameters)
 
 
-def test_a_broken_stream_inside_is_repeated(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
-    """A stream inside has delivered nothing to the caller, so it can be repeated."""
-    gateway.script(Status(500), ErrorEvent("Premature close", after=2))
+def test_a_calls_metadata_is_merged_with_the_models_and_the_clients(env: Env) -> None:
+    """What a call does not set stays as the model or the client has it."""
+    llm = env.llm(tag="nightly", user_id="u1")
+    llm.client.additional_metadata = GPTRouterMetadata(appId="a1", tag="client")
 
-    answer = twin.invoke(new_llm(), "hi")
+    bound = llm.bind(user_id="u2")
+    env.invoke(bound, "hi", {"metadata": {"other": 2}}, history_id="h2")
 
-    assert answer.content == STUB_TEXT
-    outcomes = [
-        line["outcome"] for line in answer.response_metadata["retryrouter"]["attempts"]
+    assert env.gateway.requests[0].payload["metadata"] == {
+        "tag": "nightly",
+        "created_by_user_id": "u2",
+        "history_id": "h2",
+        "appId": "a1",
+    }
+
+
+@pytest.mark.usefixtures("old_ways")
+def test_metadata_reaches_a_users_own_client(env: Env) -> None:
+    """The SDK's client is given the metadata in its own form."""
+    client = GPTRouterClient(env.gateway.url, KEY)
+
+    assert env.ask("invoke", client=client, tag="nightly").content == STUB_TEXT
+    assert env.gateway.requests[0].payload["tag"] == "nightly"
+
+
+# --- the models of a call ---
+
+
+def test_a_call_can_have_its_own_models(env: Env) -> None:
+    """By `bind`, option, name or config: the list of the call wins."""
+    llm = env.llm(models_priority_list=[GPT_4, OTHER])
+    configurable = llm.configurable_fields(
+        models_priority_list=ConfigurableField(id="models")
+    )
+    as_dicts = [{"name": "gpt-4o", "provider_name": "chat_openai"}]
+
+    answers = [
+        env.invoke(llm.bind(models_priority_list=[OTHER]), "hi"),
+        env.invoke(llm, "hi", models_priority_list=as_dicts),
+        env.invoke(llm, "hi", model="gpt-4o"),
+        env.invoke(configurable, "hi", {"configurable": {"models": as_dicts}}),
     ]
-    assert outcomes == ["server_error", "interrupted", "ok"]
+
+    asked = [
+        [one["modelName"] for one in request.payload["data"]]
+        for request in env.gateway.requests
+    ]
+    assert asked == [["gpt-4o"], ["gpt-4o"], ["gpt-4o", "gpt-4-0613"], ["gpt-4o"]]
+    assert {a.response_metadata["model_name"] for a in answers} == {"gpt-4o"}
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ({"model": "gpt-5"}, "model='gpt-5' is not in models_priority_list"),
+        ({"models_priority_list": []}, "at least one"),
+        ({"models_priority_list": ["gpt-4o"]}, "must be a list of GPTRouterModel"),
+    ],
+    ids=["model", "empty", "names"],
+)
+def test_models_that_cannot_be_asked_are_refused(
+    env: Env, option: dict[str, Any], told: str
+) -> None:
+    """A model without a provider, or an empty list, is refused with what to do."""
+    with pytest.raises(ValueError, match=told):
+        env.invoke(env.llm(), "hi", **option)
+
+    assert env.gateway.requests == []

@@ -35,9 +35,8 @@ from langchain_retryrouter.testing import (
     Status,
     Step,
 )
-from tests.unit_tests.conftest import Twin
 
-from .conftest import NewModel
+from .conftest import Env
 from .relays import Proxy, Relay
 
 # --- proxies ---
@@ -49,63 +48,55 @@ def proxy() -> Iterator[Proxy]:
         yield proxy
 
 
-def test_a_proxy_is_used(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, proxy: Proxy
-) -> None:
+def test_a_proxy_is_used(env: Env, proxy: Proxy) -> None:
     """`proxy=` is where requests go, streams too."""
-    llm = new_llm(proxy=proxy.url)
+    llm = env.llm(proxy=proxy.url)
 
-    assert twin.invoke(llm, "hi").content == STUB_TEXT
-    assert twin.stream(llm, "hi")
+    assert env.invoke(llm, "hi").content == STUB_TEXT
+    assert env.stream(llm, "hi")
 
-    line = f"POST {gateway.url}/api/v1/generate HTTP/1.1"
+    line = f"POST {env.gateway.url}/api/v1/generate HTTP/1.1"
     assert proxy.asked == [line, line]
-    assert [request.path for request in gateway.requests] == ["/api/v1/generate"] * 2
+    assert [request.path for request in env.gateway.requests] == [
+        "/api/v1/generate"
+    ] * 2
 
 
 @pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "all_proxy"])
 def test_the_environment_s_proxy_is_used(
-    twin: Twin,
-    new_llm: NewModel,
-    proxy: Proxy,
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
+    env: Env, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """The proxy that the environment names is used, and `no_proxy` makes exceptions."""
     monkeypatch.setenv(name, proxy.url)
-    assert twin.invoke(new_llm(), "hi").content == STUB_TEXT
+    assert env.invoke(env.llm(), "hi").content == STUB_TEXT
     assert len(proxy.asked) == 1
 
     monkeypatch.setenv("no_proxy", "example.com,127.0.0.1")
-    assert twin.invoke(new_llm(), "hi").content == STUB_TEXT
+    assert env.invoke(env.llm(), "hi").content == STUB_TEXT
     assert len(proxy.asked) == 1
 
-    assert twin.invoke(new_llm(proxy=proxy.url), "hi").content == STUB_TEXT
+    assert env.invoke(env.llm(proxy=proxy.url), "hi").content == STUB_TEXT
     assert len(proxy.asked) == 2
 
 
-def test_a_proxy_s_credentials_are_for_the_proxy(
-    twin: Twin, new_llm: NewModel, proxy: Proxy
-) -> None:
+def test_a_proxy_s_credentials_are_for_the_proxy(env: Env, proxy: Proxy) -> None:
     """User and password in the proxy's URL are sent to it, and shown nowhere."""
     url = proxy.url.replace("http://", "http://ann:p%40ss-word@")
-    llm = new_llm(proxy=url)
+    llm = env.llm(proxy=url)
 
-    assert twin.invoke(llm, "hi").content == STUB_TEXT
+    assert env.invoke(llm, "hi").content == STUB_TEXT
 
     assert proxy.fields[0]["proxy-authorization"] == "Basic YW5uOnBAc3Mtd29yZA=="
     assert "p%40ss-word" not in repr(llm) + dumps(llm)
 
 
-def test_a_proxy_that_does_not_answer_is_no_connection(
-    twin: Twin, new_llm: NewModel
-) -> None:
+def test_a_proxy_that_does_not_answer_is_no_connection(env: Env) -> None:
     """Where the proxy is not there, nothing has run."""
     with Proxy() as gone:
         url = gone.url
 
     with pytest.raises(APIConnectionError) as caught:
-        twin.invoke(new_llm(proxy=url, max_retries=1), "hi")
+        env.invoke(env.llm(proxy=url, max_retries=1), "hi")
 
     assert caught.value.may_have_run is False
     assert caught.value.attempts == 2
@@ -146,40 +137,36 @@ def tls_for(authority: trustme.CA, name: str) -> ssl.SSLContext:
 
 
 @pytest.mark.usefixtures("trusted")
-def test_https_is_spoken(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, authority: trustme.CA
-) -> None:
+def test_https_is_spoken(env: Env, authority: trustme.CA) -> None:
     """A gateway behind TLS answers, streams, and keeps its connection."""
-    with Relay(gateway.url, tls=tls_for(authority, "127.0.0.1")) as relay:
-        llm = new_llm(gpt_router_api_base=relay.url)
-        assert twin.invoke(llm, "hi").content == STUB_TEXT
-        assert len(twin.stream(llm, "hi")) > 1
-        if not twin.is_async:
+    with Relay(env.gateway.url, tls=tls_for(authority, "127.0.0.1")) as relay:
+        llm = env.llm(gpt_router_api_base=relay.url)
+        assert env.invoke(llm, "hi").content == STUB_TEXT
+        assert len(env.stream(llm, "hi")) > 1
+        if not env.is_async:
             assert relay.connections == 1
 
 
 @pytest.mark.usefixtures("trusted")
-def test_closing_a_stream_over_https_hangs_up(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, authority: trustme.CA
-) -> None:
+def test_closing_a_stream_over_https_hangs_up(env: Env, authority: trustme.CA) -> None:
     """An early close is at once over TLS too, and leaves nothing behind."""
-    gateway.always(Stall(after=1, seconds=60))
+    env.gateway.always(Stall(after=1, seconds=60))
 
     async def leave(llm: GPTRouter) -> None:
         stream: Any = llm.astream("hi")
         await anext(stream)
         await stream.aclose()
 
-    with Relay(gateway.url, tls=tls_for(authority, "127.0.0.1")) as relay:
-        llm = new_llm(gpt_router_api_base=relay.url)
-        if twin.is_async:
+    with Relay(env.gateway.url, tls=tls_for(authority, "127.0.0.1")) as relay:
+        llm = env.llm(gpt_router_api_base=relay.url)
+        if env.is_async:
             asyncio.run(leave(llm))
             gc.collect()  # A transport left open would warn here.
         else:
             stream: Any = llm.stream("hi")
             next(stream)
             stream.close()
-        gateway.wait_for(lambda gateway: gateway.open_connections == 0, timeout=2)
+        env.gateway.wait_for(lambda gateway: gateway.open_connections == 0, timeout=2)
 
 
 @pytest.mark.usefixtures("trusted")
@@ -193,38 +180,29 @@ def test_closing_a_stream_over_https_hangs_up(
     ids=["stall", "first token", "drip"],
 )
 def test_limits_of_time_hold_over_https(
-    twin: Twin,
-    new_llm: NewModel,
-    gateway: FaultyGateway,
-    authority: trustme.CA,
-    step: Step,
-    policy: RetryPolicy,
+    env: Env, authority: trustme.CA, step: Step, policy: RetryPolicy
 ) -> None:
     """What cuts a read short does so for a read of a TLS connection too."""
-    gateway.always(step)
+    env.gateway.always(step)
 
-    with Relay(gateway.url, tls=tls_for(authority, "127.0.0.1")) as relay:
-        llm = new_llm(
+    with Relay(env.gateway.url, tls=tls_for(authority, "127.0.0.1")) as relay:
+        llm = env.llm(
             gpt_router_api_base=relay.url,
             retry_policy=replace(policy, max_retries=0),
             clock=None,
         )
         with pytest.raises((APITimeoutError, StreamInterruptedError)):
-            twin.stream(llm, "hi")
+            env.stream(llm, "hi")
 
 
 @pytest.mark.usefixtures("trusted")
 def test_https_through_a_proxy_is_a_tunnel(
-    twin: Twin,
-    new_llm: NewModel,
-    gateway: FaultyGateway,
-    authority: trustme.CA,
-    proxy: Proxy,
+    env: Env, authority: trustme.CA, proxy: Proxy
 ) -> None:
     """A proxy of https sees the address, and neither key nor prompt."""
-    with Relay(gateway.url, tls=tls_for(authority, "127.0.0.1")) as relay:
-        llm = new_llm(gpt_router_api_base=relay.url, proxy=proxy.url)
-        assert twin.invoke(llm, "hi").content == STUB_TEXT
+    with Relay(env.gateway.url, tls=tls_for(authority, "127.0.0.1")) as relay:
+        llm = env.llm(gpt_router_api_base=relay.url, proxy=proxy.url)
+        assert env.invoke(llm, "hi").content == STUB_TEXT
 
     address = relay.url.removeprefix("https://")
     [asked] = proxy.asked
@@ -233,35 +211,35 @@ def test_https_through_a_proxy_is_a_tunnel(
 
 
 def test_an_unknown_authority_is_refused_and_not_retried(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, authority: trustme.CA
+    env: Env, authority: trustme.CA
 ) -> None:
     """A certificate that nobody vouches for ends the call: no request, no retry."""
     with (
         fresh_context(),
-        Relay(gateway.url, tls=tls_for(authority, "127.0.0.1")) as relay,
+        Relay(env.gateway.url, tls=tls_for(authority, "127.0.0.1")) as relay,
     ):
-        llm = new_llm(gpt_router_api_base=relay.url)
+        llm = env.llm(gpt_router_api_base=relay.url)
         with pytest.raises(APIConnectionError, match=r"(?i)certificate") as caught:
-            twin.invoke(llm, "hi")
+            env.invoke(llm, "hi")
 
     assert relay.connections == 1
-    assert gateway.requests == []
+    assert env.gateway.requests == []
     assert caught.value.may_have_run is False
     assert caught.value.attempts == 1
 
 
 @pytest.mark.usefixtures("trusted")
 def test_a_certificate_for_another_name_is_refused(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, authority: trustme.CA
+    env: Env, authority: trustme.CA
 ) -> None:
     """A good certificate of somebody else is no good here."""
-    with Relay(gateway.url, tls=tls_for(authority, "example.com")) as relay:
-        llm = new_llm(gpt_router_api_base=relay.url)
+    with Relay(env.gateway.url, tls=tls_for(authority, "example.com")) as relay:
+        llm = env.llm(gpt_router_api_base=relay.url)
         with pytest.raises(APIConnectionError, match=r"(?i)certificate"):
-            twin.invoke(llm, "hi")
+            env.invoke(llm, "hi")
 
     assert relay.connections == 1
-    assert gateway.requests == []
+    assert env.gateway.requests == []
 
 
 def loopbacks() -> list[str]:
@@ -274,27 +252,23 @@ def loopbacks() -> list[str]:
 
 
 @pytest.mark.parametrize("host", loopbacks())
-def test_an_address_may_be_of_either_kind(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, host: str
-) -> None:
+def test_an_address_may_be_of_either_kind(env: Env, host: str) -> None:
     """`http://[::1]:PORT` is a gateway like `http://127.0.0.1:PORT`."""
-    with Relay(gateway.url, host=host) as relay:
-        llm = new_llm(gpt_router_api_base=relay.url)
-        assert twin.invoke(llm, "hi").content == STUB_TEXT
-        assert twin.stream(llm, "hi")
+    with Relay(env.gateway.url, host=host) as relay:
+        llm = env.llm(gpt_router_api_base=relay.url)
+        assert env.invoke(llm, "hi").content == STUB_TEXT
+        assert env.stream(llm, "hi")
 
-    assert gateway.requests[0].headers["host"] == relay.url.removeprefix("http://")
+    assert env.gateway.requests[0].headers["host"] == relay.url.removeprefix("http://")
 
 
-def test_a_redirect_is_not_followed(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_a_redirect_is_not_followed(env: Env) -> None:
     """A redirect would take the key to another host: it is an error instead."""
     with FaultyGateway() as other:
-        gateway.always(Status(307, {"location": f"{other.url}/api/v1/generate"}))
-        for call in (twin.invoke, twin.stream):
+        env.gateway.always(Status(307, {"location": f"{other.url}/api/v1/generate"}))
+        for call in (env.invoke, env.stream):
             with pytest.raises(RetryRouterError) as caught:
-                call(new_llm(), "hi")
+                call(env.llm(), "hi")
             assert (caught.value.status_code, caught.value.attempts) == (307, 1)
         assert other.requests == []
-        gateway.always(Answer())
+        env.gateway.always(Answer())

@@ -41,7 +41,7 @@ from langchain_retryrouter.testing import (
 )
 from tests.unit_tests.conftest import Twin
 
-from .conftest import GPT_4, NewModel
+from .conftest import GPT_4, Env, NewModel
 from .diaries import AsyncWatcher, Diary, Watcher
 
 PROMPTS = ["one", "two", "three"]
@@ -104,29 +104,21 @@ def chain(llm: Runnable[Any, Any]) -> Runnable[Any, Any]:
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_retry_is_told_whatever_way_a_call_takes(
-    twin: Twin,
-    new_llm: NewModel,
-    gateway: FaultyGateway,
-    clock: FakeClock,
-    diary: Diary,
-    watcher: BaseCallbackHandler,
-    way: str,
-    *,
-    streaming: bool,
+    env: Env, diary: Diary, watcher: BaseCallbackHandler, way: str, streaming: bool
 ) -> None:
     """`on_retry` comes for each request but the first, in order, before its wait."""
-    gateway.script(Status(503), Reset(), Status(429))
+    env.gateway.script(Status(503), Reset(), Status(429))
 
-    WAYS[way](twin, new_llm(streaming=streaming), {"callbacks": [watcher]})
+    WAYS[way](env, env.llm(streaming=streaming), {"callbacks": [watcher]})
 
-    assert len(gateway.requests) == 4
+    assert len(env.gateway.requests) == 4
     assert [what for what, _ in diary.entries] == ["start", *["retry"] * 3, "end"]
     assert len({run_id for _, run_id in diary.entries}) == 1
     assert [state.attempt_number for state in diary.states] == [1, 2, 3]
     assert diary.requests == [1, 2, 3]
     assert diary.sleeps == [0, 1, 2]
     waits = [state.next_action.sleep for state in diary.states if state.next_action]
-    assert waits == clock.sleeps
+    assert waits == env.clock.sleeps
 
 
 async def test_a_retry_is_told_in_astream_events(
@@ -166,47 +158,36 @@ def failing_first(times: dict[str, int]) -> Callable[[RecordedRequest], Step]:
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("way", ["batch", "chain", "generate"])
 def test_each_run_of_a_batch_has_its_own_retries(
-    twin: Twin,
-    new_llm: NewModel,
-    gateway: FaultyGateway,
-    diary: Diary,
-    watcher: BaseCallbackHandler,
-    way: str,
-    *,
-    streaming: bool,
+    env: Env, diary: Diary, watcher: BaseCallbackHandler, way: str, streaming: bool
 ) -> None:
     """In a batch each retry belongs to the run that was repeated, and to no other."""
     failures = {"one": 0, "two": 1, "three": 3}
-    gateway.always(failing_first(failures))
-    llm = new_llm(streaming=streaming)
+    env.gateway.always(failing_first(failures))
+    llm = env.llm(streaming=streaming)
 
     if way == "generate":
         prompts = [[HumanMessage(prompt)] for prompt in PROMPTS]
-        twin.generate(llm, prompts, callbacks=[watcher])
+        env.generate(llm, prompts, callbacks=[watcher])
     else:
         runnable = chain(llm) if way == "chain" else llm
-        twin.batch(runnable, PROMPTS, {"callbacks": [watcher]})
+        env.batch(runnable, PROMPTS, {"callbacks": [watcher]})
 
-    assert len(gateway.requests) == 3 + 4
+    assert len(env.gateway.requests) == 3 + 4
     retries = Counter(diary.of("retry"))
     assert sorted(retries[run_id] for run_id in diary.of("start")) == [0, 1, 3]
     assert sorted(map(str, diary.of("end"))) == sorted(map(str, diary.of("start")))
 
 
 def test_a_retry_is_told_when_the_call_fails_in_the_end(
-    twin: Twin,
-    new_llm: NewModel,
-    gateway: FaultyGateway,
-    diary: Diary,
-    watcher: BaseCallbackHandler,
+    env: Env, diary: Diary, watcher: BaseCallbackHandler
 ) -> None:
     """Retries that did not help are told, the last failure is no retry."""
-    gateway.always(Status(503))
+    env.gateway.always(Status(503))
 
-    for call in (twin.invoke, twin.stream):
+    for call in (env.invoke, env.stream):
         diary.entries.clear()
         with pytest.raises(UnavailableError):
-            call(new_llm(max_retries=2), "hi", {"callbacks": [watcher]})
+            call(env.llm(max_retries=2), "hi", {"callbacks": [watcher]})
         assert [what for what, _ in diary.entries] == [
             "start",
             "retry",
@@ -221,35 +202,27 @@ def test_a_retry_is_told_when_the_call_fails_in_the_end(
 @pytest.mark.parametrize("way", ["invoke", "stream", "chain stream"])
 @pytest.mark.parametrize("place", ["constructor", "config", "both", "with_config"])
 def test_a_handler_is_told_once_wherever_it_was_given(
-    twin: Twin,
-    new_llm: NewModel,
-    gateway: FaultyGateway,
-    diary: Diary,
-    watcher: BaseCallbackHandler,
-    place: str,
-    way: str,
+    env: Env, diary: Diary, watcher: BaseCallbackHandler, place: str, way: str
 ) -> None:
     """A handler of the model, of the call or of both is told of each event once."""
-    gateway.script(Status(503))
+    env.gateway.script(Status(503))
     given = [watcher]
     in_model = place in {"constructor", "both"}
-    llm: Runnable[Any, Any] = new_llm(callbacks=given if in_model else None)
+    llm: Runnable[Any, Any] = env.llm(callbacks=given if in_model else None)
     if place == "with_config":
         llm = llm.with_config(callbacks=given)
 
     in_config = place in {"config", "both"}
     config: RunnableConfig = {"callbacks": given} if in_config else {}
-    WAYS[way](twin, llm, config)
+    WAYS[way](env, llm, config)
 
     assert [what for what, _ in diary.entries] == ["start", "retry", "end"]
 
 
 @pytest.mark.parametrize("way", ["invoke", "stream"])
-def test_run_id_tags_and_parents_stay_as_they_are(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, way: str
-) -> None:
+def test_run_id_tags_and_parents_stay_as_they_are(env: Env, way: str) -> None:
     """The run keeps the id, the tags and the metadata that the call asked for."""
-    gateway.script(Status(503))
+    env.gateway.script(Status(503))
     run_id = UUID(int=7)
     told: list[tuple[str, Any, Any, Any]] = []
 
@@ -266,7 +239,7 @@ def test_run_id_tags_and_parents_stay_as_they_are(
         "tags": ["mine"],
         "metadata": {"who": "me"},
     }
-    WAYS[way](twin, new_llm(), config)
+    WAYS[way](env, env.llm(), config)
 
     (_, started, tags, metadata), (_, retried, parent, _) = told
     assert started == retried == run_id
@@ -277,32 +250,30 @@ def test_run_id_tags_and_parents_stay_as_they_are(
 
 @pytest.mark.parametrize("way", ["invoke", "stream"])
 def test_the_config_of_the_caller_is_not_changed(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, diary: Diary, way: str
+    env: Env, diary: Diary, way: str
 ) -> None:
     """One config can be used for many calls: each is a run of its own."""
-    gateway.always(failing_first({"hi": 2}))
+    env.gateway.always(failing_first({"hi": 2}))
     handlers: list[BaseCallbackHandler] = [Watcher(diary)]
     config: RunnableConfig = {"callbacks": handlers, "tags": []}
 
-    WAYS[way](twin, new_llm(), config)
-    WAYS[way](twin, new_llm(), config)
+    WAYS[way](env, env.llm(), config)
+    WAYS[way](env, env.llm(), config)
 
     assert config == {"callbacks": handlers, "tags": []}
     assert len(handlers) == 1
     assert len(set(diary.of("start"))) == 2
 
 
-def test_a_model_within_a_model_tells_of_its_own_retries(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, clock: FakeClock
-) -> None:
+def test_a_model_within_a_model_tells_of_its_own_retries(env: Env) -> None:
     """A chain of two models: each run's handler hears of that run's retries only."""
-    inner, outer = Diary(gateway, clock), Diary(gateway, clock)
-    first = new_llm(callbacks=[Watcher(inner)])
-    second = new_llm(callbacks=[Watcher(outer)])
-    gateway.script(Status(503), Answer("first"), Status(503), Status(503))
+    inner, outer = Diary(env.gateway, env.clock), Diary(env.gateway, env.clock)
+    first = env.llm(callbacks=[Watcher(inner)])
+    second = env.llm(callbacks=[Watcher(outer)])
+    env.gateway.script(Status(503), Answer("first"), Status(503), Status(503))
     text = RunnableLambda(lambda message: message.content)
 
-    twin.stream(first | text | second, "hi")
+    env.stream(first | text | second, "hi")
 
     assert [what for what, _ in inner.entries] == ["start", "retry", "end"]
     assert [what for what, _ in outer.entries] == ["start", "retry", "retry", "end"]
@@ -329,20 +300,14 @@ def run_managers(twin: Twin, handlers: list[BaseCallbackHandler]) -> Any:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_completion_with_retry_tells_its_run_manager(
-    twin: Twin,
-    new_llm: NewModel,
-    gateway: FaultyGateway,
-    diary: Diary,
-    watcher: BaseCallbackHandler,
-    *,
-    stream: bool,
+    env: Env, diary: Diary, watcher: BaseCallbackHandler, stream: bool
 ) -> None:
     """Called directly, the function tells the run manager that it was handed."""
-    gateway.script(Status(503), Status(429))
-    manager = run_managers(twin, [watcher])
+    env.gateway.script(Status(503), Status(429))
+    manager = run_managers(env, [watcher])
 
-    answer = twin.complete(
-        gpt_router, new_llm(), [GPT_4], manager, messages=MESSAGES, stream=stream
+    answer = env.complete(
+        gpt_router, env.llm(), [GPT_4], manager, messages=MESSAGES, stream=stream
     )
 
     assert answer
@@ -369,20 +334,17 @@ class Raising(BaseCallbackHandler):
 @pytest.mark.parametrize("raise_error", [False, True])
 @pytest.mark.parametrize("way", ["invoke", "stream", "batch"])
 def test_a_handler_that_raises_breaks_nothing(
-    twin: Twin,
-    new_llm: NewModel,
-    gateway: FaultyGateway,
+    env: Env,
     diary: Diary,
     caplog: pytest.LogCaptureFixture,
     way: str,
-    *,
     raise_error: bool,
 ) -> None:
     """A handler that raises is logged; the call goes on, and the others are told."""
-    gateway.script(Status(503), Status(503))
+    env.gateway.script(Status(503), Status(503))
     broken, healthy = Raising(raise_error=raise_error), Watcher(diary)
 
-    WAYS[way](twin, new_llm(), {"callbacks": [broken, healthy]})
+    WAYS[way](env, env.llm(), {"callbacks": [broken, healthy]})
 
     assert broken.times == 2
     assert [what for what, _ in diary.entries] == ["start", "retry", "retry", "end"]
@@ -390,28 +352,24 @@ def test_a_handler_that_raises_breaks_nothing(
     assert "the handler is broken" in caplog.text
 
 
-def test_a_handler_that_wants_no_retries_is_left_alone(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, diary: Diary
-) -> None:
+def test_a_handler_that_wants_no_retries_is_left_alone(env: Env, diary: Diary) -> None:
     """`ignore_retry` is honoured, as LangChain does."""
 
     class Ignoring(Watcher):
         ignore_retry = True
 
-    gateway.script(Status(503))
+    env.gateway.script(Status(503))
 
-    twin.invoke(new_llm(), "hi", {"callbacks": [Ignoring(diary)]})
+    env.invoke(env.llm(), "hi", {"callbacks": [Ignoring(diary)]})
 
     assert [what for what, _ in diary.entries] == ["start", "end"]
 
 
-def test_what_was_told_stays_true(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, diary: Diary
-) -> None:
+def test_what_was_told_stays_true(env: Env, diary: Diary) -> None:
     """A state that a handler keeps goes on saying what it said."""
-    gateway.script(Status(503), Status(429), ErrorEvent("500 oops"))
+    env.gateway.script(Status(503), Status(429), ErrorEvent("500 oops"))
 
-    twin.stream(new_llm(), "hi", {"callbacks": [Watcher(diary)]})
+    env.stream(env.llm(), "hi", {"callbacks": [Watcher(diary)]})
 
     outcomes = [state.outcome for state in diary.states]
     first, second, third = (one.exception() for one in outcomes if one is not None)
@@ -463,13 +421,11 @@ async def test_interleaved_streams_in_one_task_tell_their_own_runs(
     assert [len(diary.of("retry")) for diary in diaries] == [1, 2]
 
 
-def test_to_be_watched_changes_nothing(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, watcher: BaseCallbackHandler
-) -> None:
+def test_to_be_watched_changes_nothing(env: Env, watcher: BaseCallbackHandler) -> None:
     """The chunks are the same, in the same pieces, whether anybody listens or not."""
-    gateway.script(Status(503), Answer(), Status(503))
-    watched = twin.stream(new_llm(), "hi", {"callbacks": [watcher]})
-    alone = twin.stream(new_llm(), "hi")
+    env.gateway.script(Status(503), Answer(), Status(503))
+    watched = env.stream(env.llm(), "hi", {"callbacks": [watcher]})
+    alone = env.stream(env.llm(), "hi")
 
     assert [chunk.content for chunk in watched] == [chunk.content for chunk in alone]
     assert "".join(chunk.content for chunk in watched) == STUB_TEXT

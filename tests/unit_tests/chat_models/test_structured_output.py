@@ -12,17 +12,10 @@ from pydantic import v1 as pydantic_v1
 from typing_extensions import TypedDict
 
 from langchain_retryrouter import InvalidRequestError
-from langchain_retryrouter.testing import (
-    Answer,
-    FaultyGateway,
-    Reset,
-    Status,
-    ToolCall,
-)
+from langchain_retryrouter.testing import Answer, FaultyGateway, Reset, Status, ToolCall
 from tests.support.rule_responder import RuleResponder
-from tests.unit_tests.conftest import Twin
 
-from .conftest import NewModel
+from .conftest import Env, NewModel
 
 
 class Joke(BaseModel):
@@ -56,10 +49,7 @@ JSON_SCHEMA = {
     },
     "required": ["setup", "rating"],
 }
-TOOL = {
-    "type": "function",
-    "function": {"name": "Joke", "parameters": JSON_SCHEMA},
-}
+TOOL = {"type": "function", "function": {"name": "Joke", "parameters": JSON_SCHEMA}}
 SCHEMAS = [
     pytest.param(Joke, id="pydantic"),
     pytest.param(JokeDict, id="typed-dict"),
@@ -83,12 +73,12 @@ def as_dict(answer: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("schema", SCHEMAS)
 @pytest.mark.parametrize("method", ["function_calling", "json_schema"])
 def test_c6_an_answer_is_of_its_schema(
-    twin: Twin, new_llm: NewModel, method: Any, schema: Any, way: str
+    env: Env, method: Any, schema: Any, way: str
 ) -> None:
     """Objects of a pydantic class, and dicts for all else, streamed or not."""
-    llm = new_llm().with_structured_output(schema, method=method)
+    llm = env.llm().with_structured_output(schema, method=method)
 
-    answer = getattr(twin, way)(llm, ASKED)
+    answer = getattr(env, way)(llm, ASKED)
     answer = answer[-1] if way == "stream" else answer
 
     assert isinstance(answer, Joke if schema is Joke else dict)
@@ -97,54 +87,48 @@ def test_c6_an_answer_is_of_its_schema(
 
 @pytest.mark.parametrize("way", ["invoke", "stream"])
 @pytest.mark.parametrize("method", ["function_calling", "json_schema"])
-def test_a_class_of_pydantic_v1_is_a_class_too(
-    twin: Twin, new_llm: NewModel, method: Any, way: str
-) -> None:
+def test_a_class_of_pydantic_v1_is_a_class_too(env: Env, method: Any, way: str) -> None:
     """Whoever has not moved to pydantic 2 gets objects as well, and no dicts."""
     schema: Any = OldJoke
-    llm = new_llm().with_structured_output(schema, method=method)
+    llm = env.llm().with_structured_output(schema, method=method)
 
-    answer = getattr(twin, way)(llm, ASKED)
+    answer = getattr(env, way)(llm, ASKED)
 
     answer = answer[-1] if way == "stream" else answer
     assert isinstance(answer, OldJoke)
     assert answer.dict() == {"setup": "Why?", "rating": 7}
 
 
-def test_a_dict_grows_while_it_streams(twin: Twin, new_llm: NewModel) -> None:
+def test_a_dict_grows_while_it_streams(env: Env) -> None:
     """The parts of a JSON answer can be shown as they come."""
-    llm = new_llm().with_structured_output(JSON_SCHEMA, method="json_schema")
+    llm = env.llm().with_structured_output(JSON_SCHEMA, method="json_schema")
 
-    parts = twin.stream(llm, ASKED)
+    parts = env.stream(llm, ASKED)
 
     assert len(parts) > 1
     assert all(set(part) <= {"setup", "rating"} for part in parts)
 
 
 @pytest.mark.parametrize("schema", [*SCHEMAS, pytest.param(None, id="none")])
-def test_json_mode_leaves_the_schema_to_the_prompt(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, schema: Any
-) -> None:
+def test_json_mode_leaves_the_schema_to_the_prompt(env: Env, schema: Any) -> None:
     """The provider is asked for JSON alone; the parser still knows the schema."""
-    gateway.always(Answer('{"setup": "Why?", "rating": 7}'))
+    env.gateway.always(Answer('{"setup": "Why?", "rating": 7}'))
 
-    answer = twin.invoke(
-        new_llm().with_structured_output(schema, method="json_mode"), ASKED
+    answer = env.invoke(
+        env.llm().with_structured_output(schema, method="json_mode"), ASKED
     )
 
     assert isinstance(answer, Joke if schema is Joke else dict)
     assert as_dict(answer) == {"setup": "Why?", "rating": 7}
-    (request,) = gateway.requests
+    (request,) = env.gateway.requests
     assert request.parameters["response_format"] == {"type": "json_object"}
 
 
-def test_the_tool_is_forced_and_called_once(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_the_tool_is_forced_and_called_once(env: Env) -> None:
     """By function calling the schema is the one tool, and the model has no choice."""
-    twin.invoke(new_llm().with_structured_output(Joke, strict=True), ASKED)
+    env.invoke(env.llm().with_structured_output(Joke, strict=True), ASKED)
 
-    sent = gateway.requests[0].parameters
+    sent = env.gateway.requests[0].parameters
     assert sent["tool_choice"] == {"type": "function", "function": {"name": "Joke"}}
     assert sent["parallel_tool_calls"] is False
     assert sent["tools"][0]["function"]["strict"] is True
@@ -167,17 +151,13 @@ def test_the_tool_is_forced_and_called_once(
     ],
 )
 def test_the_schema_goes_out_in_openais_form(
-    twin: Twin,
-    new_llm: NewModel,
-    gateway: FaultyGateway,
-    schema: Any,
-    strict: bool | None,
+    env: Env, schema: Any, strict: bool | None
 ) -> None:
     """By `json_schema` the provider is told a name and the schema."""
-    llm = new_llm().with_structured_output(schema, method="json_schema", strict=strict)
-    twin.invoke(llm, ASKED)
+    llm = env.llm().with_structured_output(schema, method="json_schema", strict=strict)
+    env.invoke(llm, ASKED)
 
-    told = gateway.requests[0].parameters["response_format"]
+    told = env.gateway.requests[0].parameters["response_format"]
     assert told["type"] == "json_schema"
     form = told["json_schema"]
     assert form["name"] == ("JokeDict" if schema is JokeDict else "Joke")
@@ -186,13 +166,11 @@ def test_the_schema_goes_out_in_openais_form(
 
 
 @pytest.mark.parametrize("schema", [Joke, TOOL], ids=["pydantic", "tool"])
-def test_raw_and_parsed_come_together(
-    twin: Twin, new_llm: NewModel, schema: Any
-) -> None:
+def test_raw_and_parsed_come_together(env: Env, schema: Any) -> None:
     """With `include_raw` the message comes along, with its usage and its ledger."""
-    llm = new_llm().with_structured_output(schema, include_raw=True)
+    llm = env.llm().with_structured_output(schema, include_raw=True)
 
-    answer = twin.invoke(llm, ASKED)
+    answer = env.invoke(llm, ASKED)
 
     assert set(answer) == {"raw", "parsed", "parsing_error"}
     assert isinstance(answer["raw"], AIMessage)
@@ -201,16 +179,14 @@ def test_raw_and_parsed_come_together(
     assert answer["parsing_error"] is None
 
 
-def test_what_cannot_be_parsed_is_an_error_or_told(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_what_cannot_be_parsed_is_an_error_or_told(env: Env) -> None:
     """An answer that is not of the schema raises, or is handed over when raw."""
     call = ToolCall("Joke", '{"setup": "Why?", "rating": "many"}')
-    gateway.always(Answer(tool_calls=(call,)))
+    env.gateway.always(Answer(tool_calls=(call,)))
 
     with pytest.raises(ValidationError, match="rating"):
-        twin.invoke(new_llm().with_structured_output(Joke), ASKED)
-    told = twin.invoke(new_llm().with_structured_output(Joke, include_raw=True), ASKED)
+        env.invoke(env.llm().with_structured_output(Joke), ASKED)
+    told = env.invoke(env.llm().with_structured_output(Joke, include_raw=True), ASKED)
 
     assert told["parsed"] is None
     assert "rating" in str(told["parsing_error"])
@@ -218,27 +194,23 @@ def test_what_cannot_be_parsed_is_an_error_or_told(
 
 
 @pytest.mark.parametrize("method", ["function_calling", "json_schema"])
-def test_faults_are_survived_on_the_way(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, method: Any
-) -> None:
+def test_faults_are_survived_on_the_way(env: Env, method: Any) -> None:
     """A chain that ends in a parser retries as the bare model does."""
-    gateway.script(Status(503), Reset())
+    env.gateway.script(Status(503), Reset())
 
-    answer = twin.invoke(new_llm().with_structured_output(Joke, method=method), ASKED)
+    answer = env.invoke(env.llm().with_structured_output(Joke, method=method), ASKED)
 
     assert answer == Joke(setup="Why?", rating=7)
-    assert len(gateway.requests) == 3
+    assert len(env.gateway.requests) == 3
 
 
-def test_the_public_gateway_says_no_to_a_json_schema(
-    twin: Twin, new_llm: NewModel
-) -> None:
+def test_the_public_gateway_says_no_to_a_json_schema(env: Env) -> None:
     """A fact about the public gateway is told in its own words, not as an outage."""
     with FaultyGateway(answer=RuleResponder()) as public:
-        llm = new_llm(gpt_router_api_base=public.url)
+        llm = env.llm(gpt_router_api_base=public.url)
         structured = llm.with_structured_output(Joke, method="json_schema")
         with pytest.raises(InvalidRequestError, match="response_format"):
-            twin.invoke(structured, ASKED)
+            env.invoke(structured, ASKED)
         assert [request.streaming for request in public.requests] == [False, True]
 
 

@@ -11,17 +11,9 @@ from typing import Any
 import pytest
 
 from langchain_retryrouter import MalformedResponseError
-from langchain_retryrouter.testing import (
-    Answer,
-    Body,
-    FaultyGateway,
-    FunctionCall,
-    Status,
-    ToolCall,
-)
-from tests.unit_tests.conftest import Twin
+from langchain_retryrouter.testing import Answer, Body, FunctionCall, Status, ToolCall
 
-from .conftest import NewModel
+from .conftest import Env
 from .frames import END, event_stream, sum_of
 
 WEATHER = ToolCall("get_weather", ('{"ci', 'ty": "', 'Paris"', "}"), id="call_0")
@@ -33,12 +25,7 @@ PARSED = [
         "name": "get_weather",
         "args": {"city": "Paris"},
     },
-    {
-        "type": "tool_call",
-        "id": "call_1",
-        "name": "get_time",
-        "args": {"zone": "CET"},
-    },
+    {"type": "tool_call", "id": "call_1", "name": "get_time", "args": {"zone": "CET"}},
 ]
 TOOLS = [
     {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}
@@ -86,13 +73,11 @@ def whole(choice: dict[str, Any]) -> Body:
 # --- streamed ---
 
 
-def test_c3_a_streamed_call_arrives(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_c3_a_streamed_call_arrives(env: Env) -> None:
     """The chunks of a stream carry the pieces of its calls, and add up to the calls."""
-    gateway.always(Answer("Let me see.", tool_calls=(WEATHER, TIME)))
+    env.gateway.always(Answer("Let me see.", tool_calls=(WEATHER, TIME)))
 
-    chunks = twin.stream(new_llm(), "hi", tools=TOOLS)
+    chunks = env.stream(env.llm(), "hi", tools=TOOLS)
     message = sum_of(chunks)
 
     pieces = [call for chunk in chunks for call in chunk.tool_call_chunks]
@@ -181,34 +166,30 @@ def test_c3_a_streamed_call_arrives(
         ),
     ],
 )
-def test_pieces_find_their_call(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, pieces: list[dict[str, Any]]
-) -> None:
+def test_pieces_find_their_call(env: Env, pieces: list[dict[str, Any]]) -> None:
     """However a gateway says which call a piece belongs to, the calls are whole."""
-    gateway.script(stream_of(*pieces), Status(500), stream_of(*pieces))
+    env.gateway.script(stream_of(*pieces), Status(500), stream_of(*pieces))
 
-    streamed = sum_of(twin.stream(new_llm(), "hi"))
-    inside = twin.invoke(new_llm(), "hi")
+    streamed = sum_of(env.stream(env.llm(), "hi"))
+    inside = env.invoke(env.llm(), "hi")
 
     assert streamed.tool_calls == PARSED
     assert inside.tool_calls == PARSED
 
 
-def test_calls_without_ids_are_told_apart_by_their_names(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_calls_without_ids_are_told_apart_by_their_names(env: Env) -> None:
     """Without index and id each piece with a name is a call, and none is doubled."""
     pieces = [
         piece(None, None, "get_weather", '{"city": "Paris"}'),
         piece(None, None, "get_weather", '{"city": "Rome"}'),
         piece(None, None, "get_time"),
     ]
-    gateway.script(
+    env.gateway.script(
         stream_of(*pieces), stream_of(*({**one, "index": 0} for one in pieces))
     )
 
     for _ in range(2):
-        calls = sum_of(twin.stream(new_llm(), "hi")).tool_calls
+        calls = sum_of(env.stream(env.llm(), "hi")).tool_calls
         assert [(call["name"], call["args"], call["id"]) for call in calls] == [
             ("get_weather", {"city": "Paris"}, None),
             ("get_weather", {"city": "Rome"}, None),
@@ -216,9 +197,7 @@ def test_calls_without_ids_are_told_apart_by_their_names(
         ]
 
 
-def test_a_streamed_function_call_adds_up(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_a_streamed_function_call_adds_up(env: Env) -> None:
     """A gateway that streams `function_call` is understood, a name said twice too."""
     pieces = [
         {"name": "get_weather", "arguments": '{"city": '},
@@ -226,10 +205,10 @@ def test_a_streamed_function_call_adds_up(
     ]
     updates = [said(function_call=one) for one in pieces]
     body = event_stream(*updates, said("function_call"), END)
-    gateway.script(body, Status(500), body)
+    env.gateway.script(body, Status(500), body)
 
-    streamed = sum_of(twin.stream(new_llm(), "hi"))
-    inside = twin.invoke(new_llm(), "hi")
+    streamed = sum_of(env.stream(env.llm(), "hi"))
+    inside = env.invoke(env.llm(), "hi")
 
     assert streamed.additional_kwargs == {"function_call": FUNCTION}
     assert inside.additional_kwargs == {"function_call": FUNCTION}
@@ -239,14 +218,12 @@ def test_a_streamed_function_call_adds_up(
 # --- in one piece ---
 
 
-def test_c4_a_function_call_is_where_langchain_openai_has_it(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_c4_a_function_call_is_where_langchain_openai_has_it(env: Env) -> None:
     """`function_call` of an answer is in `additional_kwargs`, its arguments a text."""
     call = FunctionCall(FUNCTION["name"], FUNCTION["arguments"])
-    gateway.always(Answer(function_call=call, finish_reason="function_call"))
+    env.gateway.always(Answer(function_call=call, finish_reason="function_call"))
 
-    message = twin.invoke(new_llm(), "hi", functions=[TOOLS[0]["function"]])
+    message = env.invoke(env.llm(), "hi", functions=[TOOLS[0]["function"]])
 
     assert message.content == ""
     assert message.additional_kwargs == {"function_call": FUNCTION}
@@ -254,19 +231,17 @@ def test_c4_a_function_call_is_where_langchain_openai_has_it(
     assert message.response_metadata["finish_reason"] == "function_call"
 
 
-def test_an_empty_call_is_no_call(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_an_empty_call_is_no_call(env: Env) -> None:
     """An element that says nothing is left out, streamed or not."""
     empty: list[Any] = [
         {},
         {"index": 0},
         {"id": "", "function": {"name": "", "arguments": ""}},
     ]
-    gateway.script(whole({"text": "hi", "tool_calls": empty}), stream_of(*empty))
+    env.gateway.script(whole({"text": "hi", "tool_calls": empty}), stream_of(*empty))
 
-    assert twin.invoke(new_llm(), "hi").tool_calls == []
-    assert sum_of(twin.stream(new_llm(), "hi")).tool_calls == []
+    assert env.invoke(env.llm(), "hi").tool_calls == []
+    assert sum_of(env.stream(env.llm(), "hi")).tool_calls == []
 
 
 WHOLE = [
@@ -290,29 +265,27 @@ WHOLE = [
     ],
 )
 def test_c2_tool_calls_of_an_answer_in_one_piece_are_read(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, choice: dict[str, Any]
+    env: Env, choice: dict[str, Any]
 ) -> None:
     """A gateway that does not drop the calls of an unstreamed answer is understood."""
-    gateway.always(whole(choice))
+    env.gateway.always(whole(choice))
 
-    message = twin.invoke(new_llm(), "hi")
+    message = env.invoke(env.llm(), "hi")
 
     assert message.content == ""
     assert message.tool_calls == PARSED
     assert message.additional_kwargs == {}
 
 
-def test_the_text_of_a_message_is_read(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_the_text_of_a_message_is_read(env: Env) -> None:
     """A choice as OpenAI has it, with its text in `message`, is understood."""
     message = {"content": "in a message", "function_call": FUNCTION}
-    gateway.script(
+    env.gateway.script(
         whole({"message": message}), whole({"text": "own", "message": message})
     )
 
-    alone = twin.invoke(new_llm(), "hi")
-    beside = twin.invoke(new_llm(), "hi")
+    alone = env.invoke(env.llm(), "hi")
+    beside = env.invoke(env.llm(), "hi")
 
     assert (alone.content, beside.content) == ("in a message", "own")
     assert alone.additional_kwargs == {"function_call": FUNCTION}
@@ -322,18 +295,18 @@ def test_the_text_of_a_message_is_read(
     "arguments", ['{"city": "Par', "Paris", "[1]", '"Paris"', "[" * 100_000]
 )
 def test_arguments_that_are_no_json_object_are_an_invalid_call(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, arguments: str
+    env: Env, arguments: str
 ) -> None:
     """A call that cannot be parsed is in `invalid_tool_calls`, with the reason."""
     call = piece(0, "call_0", "get_weather", arguments)
-    gateway.script(
+    env.gateway.script(
         whole({"text": "", "tool_calls": [call, WHOLE[1]]}),
         Status(500),
         stream_of(call, WHOLE[1]),
     )
 
     for _ in range(2):
-        message = twin.invoke(new_llm(), "hi")
+        message = env.invoke(env.llm(), "hi")
 
         assert message.tool_calls == PARSED[1:]
         [invalid] = message.invalid_tool_calls
@@ -356,13 +329,13 @@ def test_arguments_that_are_no_json_object_are_an_invalid_call(
     ],
 )
 def test_calls_that_cannot_be_read_are_an_error(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, choice: dict[str, Any]
+    env: Env, choice: dict[str, Any]
 ) -> None:
     """A call that is none is an error and not an answer without it."""
-    gateway.always(whole(choice))
+    env.gateway.always(whole(choice))
 
     with pytest.raises(MalformedResponseError, match="not of its protocol"):
-        twin.invoke(new_llm(max_retries=0), "hi")
+        env.invoke(env.llm(max_retries=0), "hi")
 
 
 # --- answers with nulls ---

@@ -12,17 +12,10 @@ from pydantic import BaseModel
 from typing_extensions import TypedDict
 
 from langchain_retryrouter import NotFoundError
-from langchain_retryrouter.testing import (
-    Cut,
-    ErrorEvent,
-    FaultyGateway,
-    Reset,
-    Status,
-)
+from langchain_retryrouter.testing import Cut, ErrorEvent, FaultyGateway, Reset, Status
 from tests.support.rule_responder import RuleResponder
-from tests.unit_tests.conftest import Twin
 
-from .conftest import GPT_4, NewModel
+from .conftest import GPT_4, Env, NewModel
 from .frames import sum_of
 
 
@@ -92,18 +85,18 @@ def sent(gateway: FaultyGateway) -> dict[str, Any]:
     ],
 )
 def test_c1_every_form_of_a_tool_is_offered_and_called(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, given: Any, name: str
+    env: Env, given: Any, name: str
 ) -> None:
     """A function, class or dict goes out as OpenAI has it, and its call comes back."""
-    llm = new_llm().bind_tools([given], tool_choice="any")
+    llm = env.llm().bind_tools([given], tool_choice="any")
 
-    answer = twin.invoke(llm, "What is the weather in 'Paris'?")
+    answer = env.invoke(llm, "What is the weather in 'Paris'?")
 
     assert type(answer) is AIMessage
     (call,) = answer.tool_calls
     assert (call["name"], call["args"]["city"]) == (name, "Paris")
     assert call["id"]
-    (offered,) = sent(gateway)["tools"]
+    (offered,) = sent(env.gateway)["tools"]
     assert offered["function"]["name"] == name
     assert "city" in offered["function"]["parameters"]["properties"]
     assert answer.response_metadata["finish_reason"] == "tool_calls"
@@ -125,14 +118,12 @@ def test_c1_every_form_of_a_tool_is_offered_and_called(
     ],
     ids=repr,
 )
-def test_the_choice_of_a_tool_is_sent(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, choice: Any, expected: Any
-) -> None:
+def test_the_choice_of_a_tool_is_sent(env: Env, choice: Any, expected: Any) -> None:
     """`tool_choice` takes what LangChain's other models take, and OpenAI is told."""
-    twin.invoke(new_llm().bind_tools([DICT, SEARCH], tool_choice=choice), "hi")
+    env.invoke(env.llm().bind_tools([DICT, SEARCH], tool_choice=choice), "hi")
 
-    assert sent(gateway).get("tool_choice") == expected
-    assert sent(gateway)["tools"] == [DICT, SEARCH]
+    assert sent(env.gateway).get("tool_choice") == expected
+    assert sent(env.gateway)["tools"] == [DICT, SEARCH]
 
 
 @pytest.mark.parametrize(
@@ -156,38 +147,32 @@ def test_what_cannot_be_bound_is_refused(new_llm: NewModel) -> None:
 
 
 @pytest.mark.parametrize("choice", [None, False, "auto", "none"])
-def test_without_tools_nothing_is_said_of_them(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, choice: Any
-) -> None:
+def test_without_tools_nothing_is_said_of_them(env: Env, choice: Any) -> None:
     """An agent without tools binds an empty list, and providers refuse one."""
-    llm = new_llm().bind_tools(
+    llm = env.llm().bind_tools(
         [], tool_choice=choice, parallel_tool_calls=False, top_p=1
     )
 
-    twin.invoke(llm, "hi")
+    env.invoke(llm, "hi")
 
-    assert not {"tools", "tool_choice", "parallel_tool_calls"} & set(sent(gateway))
-    assert sent(gateway)["top_p"] == 1
+    assert not {"tools", "tool_choice", "parallel_tool_calls"} & set(sent(env.gateway))
+    assert sent(env.gateway)["top_p"] == 1
 
 
-def test_strictness_and_parallel_calls_are_sent_if_said(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_strictness_and_parallel_calls_are_sent_if_said(env: Env) -> None:
     """What is not said is left to the provider; what is said is told."""
-    llm = new_llm().bind_tools(
+    llm = env.llm().bind_tools(
         [get_weather], strict=True, parallel_tool_calls=False, top_p=1
     )
 
-    twin.invoke(llm, "hi")
+    env.invoke(llm, "hi")
 
-    assert sent(gateway)["parallel_tool_calls"] is False
-    assert sent(gateway)["top_p"] == 1
-    assert sent(gateway)["tools"][0]["function"]["strict"] is True
+    assert sent(env.gateway)["parallel_tool_calls"] is False
+    assert sent(env.gateway)["top_p"] == 1
+    assert sent(env.gateway)["tools"][0]["function"]["strict"] is True
 
 
-def test_a_call_with_tools_streams_inside(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_a_call_with_tools_streams_inside(env: Env) -> None:
     """The gateway sends tool calls in streams only, and the caller sees no stream."""
     seen: list[str] = []
 
@@ -195,10 +180,10 @@ def test_a_call_with_tools_streams_inside(
         def on_llm_new_token(self, token: Any, **_: Any) -> None:
             seen.append(token)
 
-    llm = new_llm().bind_tools([get_weather])
-    answer = twin.invoke(llm, "get_weather('Rome')", {"callbacks": [Seen()]})
+    llm = env.llm().bind_tools([get_weather])
+    answer = env.invoke(llm, "get_weather('Rome')", {"callbacks": [Seen()]})
 
-    (request,) = gateway.requests
+    (request,) = env.gateway.requests
     assert request.streaming
     assert seen == []
     assert answer.tool_calls[0]["args"]["city"] == "Rome"
@@ -208,66 +193,58 @@ def test_a_call_with_tools_streams_inside(
 @pytest.mark.parametrize(
     "fault", [Status(429, {"retry-after": "1"}), Status(500), Reset(), Cut(after=1)]
 )
-def test_a_fault_does_not_double_a_tool_call(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, fault: Any
-) -> None:
+def test_a_fault_does_not_double_a_tool_call(env: Env, fault: Any) -> None:
     """What an attempt brought before it failed is forgotten with it."""
-    gateway.script(fault)
-    llm = new_llm().bind_tools([get_weather], tool_choice="any")
+    env.gateway.script(fault)
+    llm = env.llm().bind_tools([get_weather], tool_choice="any")
 
-    answer = twin.invoke(llm, "the weather in 'Oslo' for 3 days")
+    answer = env.invoke(llm, "the weather in 'Oslo' for 3 days")
 
     assert [call["args"] for call in answer.tool_calls] == [{"city": "Oslo", "days": 3}]
     attempts = answer.response_metadata["retryrouter"]["attempts"]
-    assert len(attempts) == len(gateway.requests) == 2
+    assert len(attempts) == len(env.gateway.requests) == 2
 
 
-def test_streamed_tool_calls_add_up(twin: Twin, new_llm: NewModel) -> None:
+def test_streamed_tool_calls_add_up(env: Env) -> None:
     """The chunks of a stream add up to the message of a call without one."""
-    llm = new_llm().bind_tools([get_weather], tool_choice="get_weather")
+    llm = env.llm().bind_tools([get_weather], tool_choice="get_weather")
 
-    summed = sum_of(twin.stream(llm, "the weather in 'Oslo'"))
-    whole = twin.invoke(llm, "the weather in 'Oslo'")
+    summed = sum_of(env.stream(llm, "the weather in 'Oslo'"))
+    whole = env.invoke(llm, "the weather in 'Oslo'")
 
     (streamed,), (called,) = summed.tool_calls, whole.tool_calls
     assert {**streamed, "id": None} == {**called, "id": None}
     assert summed.usage_metadata == whole.usage_metadata
 
 
-def test_several_answers_with_tools_are_refused(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_several_answers_with_tools_are_refused(env: Env) -> None:
     """N answers would be interleaved in the stream that tool calls need."""
     with pytest.raises(ValueError, match="n must be 1 in a call with tools"):
-        twin.invoke(new_llm(n=2).bind_tools([DICT]), "hi")
+        env.invoke(env.llm(n=2).bind_tools([DICT]), "hi")
 
-    assert gateway.requests == []
+    assert env.gateway.requests == []
 
 
-def test_a_model_can_be_kept_from_streaming_with_tools(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_a_model_can_be_kept_from_streaming_with_tools(env: Env) -> None:
     """With `disable_streaming="tool_calling"` a stream is one chunk, calls and all."""
-    llm = new_llm(disable_streaming="tool_calling").bind_tools(
+    llm = env.llm(disable_streaming="tool_calling").bind_tools(
         [get_weather], tool_choice="any"
     )
 
-    (chunk,) = twin.stream(llm, "the weather in 'Oslo'")
+    (chunk,) = env.stream(llm, "the weather in 'Oslo'")
 
     assert chunk.tool_calls[0]["args"] == {"city": "Oslo"}
-    assert len(gateway.requests) == 1
+    assert len(env.gateway.requests) == 1
 
 
-def test_an_unknown_model_in_a_call_with_tools_is_named_at_once(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_an_unknown_model_in_a_call_with_tools_is_named_at_once(env: Env) -> None:
     """Since it streams inside, the first attempt is told the cause."""
-    gateway.always(ErrorEvent("Model with name gpt-4-0613 does not exist"))
+    env.gateway.always(ErrorEvent("Model with name gpt-4-0613 does not exist"))
 
     with pytest.raises(NotFoundError, match="gpt-4-0613"):
-        twin.invoke(new_llm(models_priority_list=[GPT_4]).bind_tools([DICT]), "hi")
+        env.invoke(env.llm(models_priority_list=[GPT_4]).bind_tools([DICT]), "hi")
 
-    assert len(gateway.requests) == 1
+    assert len(env.gateway.requests) == 1
 
 
 # --- functions, as they were before tools ---
@@ -276,13 +253,11 @@ FUNCTION = DICT["function"]
 
 
 @pytest.mark.parametrize("way", ["invoke", "stream"])
-def test_c4_a_function_call_survives_streaming(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, way: str
-) -> None:
+def test_c4_a_function_call_survives_streaming(env: Env, way: str) -> None:
     """A stream would lose the call, so the answer comes in one piece."""
-    llm = new_llm().bind(functions=[FUNCTION], function_call={"name": "get_weather"})
+    llm = env.llm().bind(functions=[FUNCTION], function_call={"name": "get_weather"})
 
-    answer = getattr(twin, way)(llm, "the weather in 'Oslo'")
+    answer = getattr(env, way)(llm, "the weather in 'Oslo'")
     message = sum_of(answer) if way == "stream" else answer
 
     call = message.additional_kwargs["function_call"]
@@ -290,30 +265,26 @@ def test_c4_a_function_call_survives_streaming(
     assert message.response_metadata["finish_reason"] == "function_call"
     assert message.response_metadata["model_name"] == "gpt-4-0613"
     assert message.usage_metadata
-    assert [request.streaming for request in gateway.requests] == [False]
+    assert [request.streaming for request in env.gateway.requests] == [False]
 
 
-def test_a_call_with_functions_never_streams_inside(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_a_call_with_functions_never_streams_inside(env: Env) -> None:
     """Not even behind an opaque 500: the answer matters more than the cause."""
-    gateway.script(Status(500))
-    llm = new_llm().bind(functions=[FUNCTION], function_call={"name": "get_weather"})
+    env.gateway.script(Status(500))
+    llm = env.llm().bind(functions=[FUNCTION], function_call={"name": "get_weather"})
 
-    answer = twin.invoke(llm, "the weather in 'Oslo'")
+    answer = env.invoke(llm, "the weather in 'Oslo'")
 
     assert answer.additional_kwargs["function_call"]["name"] == "get_weather"
-    assert [request.streaming for request in gateway.requests] == [False, False]
+    assert [request.streaming for request in env.gateway.requests] == [False, False]
 
 
-def test_a_stream_with_functions_is_retried(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_a_stream_with_functions_is_retried(env: Env) -> None:
     """A failed attempt behind such a stream is repeated like any other."""
-    gateway.script(Reset(), Status(503))
-    llm = new_llm().bind(functions=[FUNCTION])
+    env.gateway.script(Reset(), Status(503))
+    llm = env.llm().bind(functions=[FUNCTION])
 
-    summed = sum_of(twin.stream(llm, "get_weather('Oslo')"))
+    summed = sum_of(env.stream(llm, "get_weather('Oslo')"))
 
     assert "function_call" in summed.additional_kwargs
     attempts = summed.response_metadata["retryrouter"]["attempts"]

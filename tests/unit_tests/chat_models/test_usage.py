@@ -14,10 +14,9 @@ from langchain_core.load import dumps
 from langchain_core.messages import HumanMessage
 
 from langchain_retryrouter import GPTRouterModel
-from langchain_retryrouter.testing import Answer, Body, FaultyGateway, Status, Usage
-from tests.unit_tests.conftest import Twin
+from langchain_retryrouter.testing import Answer, Body, Status, Usage
 
-from .conftest import GPT_4, NewModel
+from .conftest import GPT_4, Env
 from .frames import END, event_stream, sum_of, update
 
 DETAILED = {
@@ -56,14 +55,12 @@ def stream(usage: Any, **meta: Any) -> Body:
 
 
 @pytest.mark.parametrize("meta", [DETAILED, {"usage": DETAILED}])
-def test_details_are_read_and_kept(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, meta: Any
-) -> None:
+def test_details_are_read_and_kept(env: Env, meta: Any) -> None:
     """Cached and reasoning tokens are where LangChain has them; the rest is kept."""
-    gateway.script(whole(meta), stream(DETAILED))
+    env.gateway.script(whole(meta), stream(DETAILED))
 
-    invoked = twin.invoke(new_llm(), "hi")
-    streamed = sum_of(twin.stream(new_llm(), "hi"))
+    invoked = env.invoke(env.llm(), "hi")
+    streamed = sum_of(env.stream(env.llm(), "hi"))
 
     for message in (invoked, streamed):
         assert message.usage_metadata == READ
@@ -104,17 +101,13 @@ def test_details_are_read_and_kept(
     ],
 )
 def test_an_odd_count_is_no_count(
-    twin: Twin,
-    new_llm: NewModel,
-    gateway: FaultyGateway,
-    told: Any,
-    read: dict[str, int] | None,
+    env: Env, told: Any, read: dict[str, int] | None
 ) -> None:
     """Odd counts are left out, streamed or not, and all that is told is still JSON."""
-    gateway.script(whole(told), whole({"usage": told}), stream(told))
+    env.gateway.script(whole(told), whole({"usage": told}), stream(told))
 
-    flat, nested = (twin.invoke(new_llm(), "hi") for _ in range(2))
-    streamed = sum_of(twin.stream(new_llm(), "hi"))
+    flat, nested = (env.invoke(env.llm(), "hi") for _ in range(2))
+    streamed = sum_of(env.stream(env.llm(), "hi"))
 
     for message in (flat, nested, streamed):
         assert message.content == "hi"
@@ -126,28 +119,24 @@ def test_an_odd_count_is_no_count(
 # --- added up ---
 
 
-def test_a5_several_choices_cost_once(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_a5_several_choices_cost_once(env: Env) -> None:
     """The tokens of all choices, which are counted together, are on the first alone."""
-    gateway.always(whole({"usage": DETAILED}, choices=3))
+    env.gateway.always(whole({"usage": DETAILED}, choices=3))
 
-    result = twin.generate(new_llm(n=3), [[HumanMessage("hi")]])
+    result = env.generate(env.llm(n=3), [[HumanMessage("hi")]])
 
     messages = [generation.message for generation in result.generations[0]]
     assert [message.usage_metadata for message in messages] == [READ, None, None]
     assert result.llm_output["token_usage"] == DETAILED
 
 
-def test_several_prompts_cost_their_sum(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_several_prompts_cost_their_sum(env: Env) -> None:
     """`generate` adds up counts at any depth, and answers without any cost nothing."""
-    gateway.script(
+    env.gateway.script(
         whole(DETAILED), whole(None), whole({**DETAILED, "tier": "b"}), whole({})
     )
 
-    result = twin.generate(new_llm(), [[HumanMessage("hi")]] * 4)
+    result = env.generate(env.llm(), [[HumanMessage("hi")]] * 4)
 
     assert result.llm_output["token_usage"] == {
         "prompt_tokens": 22,
@@ -161,41 +150,37 @@ def test_several_prompts_cost_their_sum(
 
 
 @pytest.mark.parametrize("way", ["invoke", "streaming", "stream", "batch", "inside"])
-def test_a_callback_counts_what_the_gateway_said(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway, way: str
-) -> None:
+def test_a_callback_counts_what_the_gateway_said(env: Env, way: str) -> None:
     """`UsageMetadataCallbackHandler` has the gateway's numbers, whatever the way."""
     usage = Answer(usage=Usage(prompt_tokens=20, completion_tokens=7))
-    gateway.always(usage)
+    env.gateway.always(usage)
     counter = UsageMetadataCallbackHandler()
     config = {"callbacks": [counter]}
 
     if way == "inside":
-        gateway.script(Status(500), usage, Status(500), usage)
+        env.gateway.script(Status(500), usage, Status(500), usage)
     fields = {"streaming": True} if way == "streaming" else {}
     if way == "stream":
         for _ in range(2):
-            twin.stream(new_llm(), "hi", config=config)
+            env.stream(env.llm(), "hi", config=config)
     elif way == "batch":
-        twin.batch(new_llm(), ["hi", "hi"], config=config)
+        env.batch(env.llm(), ["hi", "hi"], config=config)
     else:
         for _ in range(2):
-            twin.invoke(new_llm(**fields), "hi", config=config)
+            env.invoke(env.llm(**fields), "hi", config=config)
 
     counted = {"input_tokens": 40, "output_tokens": 14, "total_tokens": 54}
     assert counter.usage_metadata == {"gpt-4-0613": counted}
 
 
-def test_usage_told_twice_counts_once(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_usage_told_twice_counts_once(env: Env) -> None:
     """A second `meta` neither doubles the tokens nor the model's name."""
     told = 'data: {"event":"meta","data":{"model":"m","usage":{"prompt_tokens":3}}}'
     body = event_stream(update("hi", "stop"), told, update("", "stop"), told, END)
-    gateway.script(body, Status(500), body)
+    env.gateway.script(body, Status(500), body)
 
-    streamed = sum_of(twin.stream(new_llm(), "hi"))
-    inside = twin.invoke(new_llm(), "hi")
+    streamed = sum_of(env.stream(env.llm(), "hi"))
+    inside = env.invoke(env.llm(), "hi")
 
     for message in (streamed, inside):
         assert message.usage_metadata == {
@@ -207,15 +192,13 @@ def test_usage_told_twice_counts_once(
         assert message.response_metadata["finish_reason"] == "stop"
 
 
-def test_a_model_that_says_no_name_is_the_one_asked(
-    twin: Twin, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+def test_a_model_that_says_no_name_is_the_one_asked(env: Env) -> None:
     """Azure's models do not name themselves in a stream: it is the one asked first."""
-    gateway.always(stream(DETAILED, model=None))
+    env.gateway.always(stream(DETAILED, model=None))
     other = GPTRouterModel(name="gpt-4", provider_name="azure_chat_openai")
 
-    one = sum_of(twin.stream(new_llm(models_priority_list=[other]), "hi"))
-    two = sum_of(twin.stream(new_llm(models_priority_list=[other, GPT_4]), "hi"))
+    one = sum_of(env.stream(env.llm(models_priority_list=[other]), "hi"))
+    two = sum_of(env.stream(env.llm(models_priority_list=[other, GPT_4]), "hi"))
 
     assert one.response_metadata["model_name"] == "gpt-4"
     assert one.response_metadata["provider_name"] == "azure_chat_openai"

@@ -23,17 +23,10 @@ from langchain_retryrouter import (
     RetryPolicy,
     RetryRouterError,
 )
-from langchain_retryrouter.testing import (
-    FaultyGateway,
-    HtmlPage,
-    Reset,
-    Status,
-    Step,
-)
+from langchain_retryrouter.testing import FaultyGateway, HtmlPage, Reset, Status, Step
 from langchain_retryrouter.testing.gptrouter_api import stub_embedding
-from tests.unit_tests.conftest import Twin
 
-from .conftest import ADA, AT_AZURE, KEY, SMALL, NewEmbeddings
+from .conftest import ADA, AT_AZURE, KEY, SMALL, Env, NewEmbeddings
 
 # --- construction ---
 
@@ -129,22 +122,20 @@ def test_the_policy_may_count_the_retries(new_embeddings: NewEmbeddings) -> None
     ],
     ids=["copy", "deepcopy", "model_copy", "pickle"],
 )
-def test_a_copy_answers(
-    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway, duplicate: Any
-) -> None:
+def test_a_copy_answers(env: Env, duplicate: Any) -> None:
     """A copy has all that a worker needs, the key included, and none of the sockets."""
-    embeddings = new_embeddings(
+    embeddings = env.embeddings(
         clock=None, budget=RetryBudget(), breaker=CircuitBreaker(), chunk_size=7
     )
-    twin.call(embeddings, "embed_query", "a")
+    env.embed(embeddings, "a")
 
     again = duplicate(embeddings)
 
     assert again.chunk_size == 7
     assert again.budget is not None
     assert again.breaker is not None
-    assert twin.call(again, "embed_query", "a") == stub_embedding("a")
-    assert gateway.requests[-1].headers["ws-secret"] == KEY
+    assert env.embed(again, "a") == stub_embedding("a")
+    assert env.gateway.requests[-1].headers["ws-secret"] == KEY
 
 
 def test_embeddings_can_be_written_and_loaded(
@@ -186,26 +177,19 @@ SECRET_STEPS: list[Step] = [Status(401), Status(500), Reset(), HtmlPage(502)]
 
 @pytest.mark.parametrize("step", SECRET_STEPS, ids=str)
 def test_nothing_shows_the_key(
-    twin: Twin,
-    new_embeddings: NewEmbeddings,
-    gateway: FaultyGateway,
-    caplog: pytest.LogCaptureFixture,
-    step: Step,
+    env: Env, caplog: pytest.LogCaptureFixture, step: Step
 ) -> None:
     """Errors, notes, tracebacks and every log down to DEBUG are without the key."""
-    gateway.always(step)
-    embeddings = new_embeddings(max_retries=1)
+    env.gateway.always(step)
+    embeddings = env.embeddings(max_retries=1)
 
-    with (
-        caplog.at_level(logging.DEBUG),
-        pytest.raises(RetryRouterError) as caught,
-    ):
-        twin.call(embeddings, "embed_query", "a")
+    with caplog.at_level(logging.DEBUG), pytest.raises(RetryRouterError) as caught:
+        env.embed(embeddings, "a")
 
     error = caught.value
     shown = "".join(traceback.format_exception(error))
     assert KEY not in shown + repr(error) + str(error) + repr(vars(error))
-    assert gateway.requests[0].headers["ws-secret"] == KEY
+    assert env.gateway.requests[0].headers["ws-secret"] == KEY
     assert KEY not in caplog.text
     shown = repr(embeddings) + str(embeddings) + dumps(embeddings)
     assert KEY not in shown + repr(embeddings.model_dump())

@@ -37,7 +37,6 @@ from langchain_retryrouter.testing import (
     Drip,
     ErrorEvent,
     ErrorInOk,
-    FakeClock,
     FaultyGateway,
     Hangup,
     HtmlPage,
@@ -52,9 +51,8 @@ from langchain_retryrouter.testing import (
     Truncate,
 )
 from langchain_retryrouter.testing.gptrouter_api import stub_embedding
-from tests.unit_tests.conftest import Twin
 
-from .conftest import AT_AZURE, KEY, SMALL, NewEmbeddings, texts_of
+from .conftest import AT_AZURE, KEY, SMALL, Env, NewEmbeddings, texts_of
 
 EXACT = RetryPolicy(initial_delay=0.5, jitter=False)
 SHORT = 0.15
@@ -86,37 +84,30 @@ RETRIED: dict[str, tuple[Step, type[RetryRouterError]]] = {
 
 @pytest.mark.parametrize("endpoint", ["v1", "v2"])
 @pytest.mark.parametrize("fault", RETRIED)
-def test_what_may_pass_is_repeated(
-    twin: Twin,
-    new_embeddings: NewEmbeddings,
-    gateway: FaultyGateway,
-    clock: FakeClock,
-    fault: str,
-    endpoint: str,
-) -> None:
+def test_what_may_pass_is_repeated(env: Env, fault: str, endpoint: str) -> None:
     """A fault that may pass is repeated after a wait, and told if it does not pass."""
     step, expected = RETRIED[fault]
-    embeddings = new_embeddings(
+    embeddings = env.embeddings(
         max_retries=2, retry_policy=EXACT, endpoint=endpoint, chunk_size=2
     )
     texts = ["a", "b", "c"]
-    gateway.script(step, step)
-    assert twin.call(embeddings, "embed_documents", texts[:2]) == [
+    env.gateway.script(step, step)
+    assert env.embed(embeddings, texts[:2]) == [
         stub_embedding("a"),
         stub_embedding("b"),
     ]
-    assert texts_of(gateway) == [["a", "b"]] * 3
-    assert clock.sleeps == [0.5, 1.0]
+    assert texts_of(env.gateway) == [["a", "b"]] * 3
+    assert env.clock.sleeps == [0.5, 1.0]
 
-    gateway.always(step)
+    env.gateway.always(step)
     with pytest.raises(expected) as caught:
-        twin.call(embeddings, "embed_query", "a")
+        env.embed(embeddings, "a")
     assert caught.value.attempts == 3
     assert caught.value.is_retryable is False
     assert caught.value.__notes__ == [
         "gave up after 3 attempts, 1.5 s waited: no retries left"
     ]
-    assert len(gateway.requests) == 6
+    assert len(env.gateway.requests) == 6
 
 
 FINAL: dict[str, tuple[Step, type[RetryRouterError], type[Exception]]] = {
@@ -140,40 +131,30 @@ FINAL: dict[str, tuple[Step, type[RetryRouterError], type[Exception]]] = {
 
 
 @pytest.mark.parametrize("fault", FINAL)
-def test_what_will_not_pass_is_told_at_once(
-    twin: Twin,
-    new_embeddings: NewEmbeddings,
-    gateway: FaultyGateway,
-    clock: FakeClock,
-    fault: str,
-) -> None:
+def test_what_will_not_pass_is_told_at_once(env: Env, fault: str) -> None:
     """What will be wrong next time too is told at once, as `GPTRouter` tells it."""
     step, expected, sdks = FINAL[fault]
-    gateway.always(step)
-    embeddings = new_embeddings(models_priority_list=[SMALL, AT_AZURE])
+    env.gateway.always(step)
+    embeddings = env.embeddings(models_priority_list=[SMALL, AT_AZURE])
 
     with pytest.raises(expected) as caught:
-        twin.call(embeddings, "embed_documents", ["a"])
+        env.embed(embeddings, ["a"])
 
     assert isinstance(caught.value, sdks)
-    assert len(gateway.requests) == 1
-    assert clock.sleeps == []
+    assert len(env.gateway.requests) == 1
+    assert env.clock.sleeps == []
 
 
-def test_retry_after_is_waited_for(
-    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway, clock: FakeClock
-) -> None:
+def test_retry_after_is_waited_for(env: Env) -> None:
     """`Retry-After` is a floor, as for every other model."""
-    gateway.script(Status(429, {"retry-after": "7"}))
+    env.gateway.script(Status(429, {"retry-after": "7"}))
 
-    twin.call(new_embeddings(retry_policy=EXACT), "embed_query", "a")
+    env.embed(env.embeddings(retry_policy=EXACT), "a")
 
-    assert clock.sleeps == [7.0]
+    assert env.clock.sleeps == [7.0]
 
 
-def test_only_the_chunk_that_failed_is_repeated(
-    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway
-) -> None:
+def test_only_the_chunk_that_failed_is_repeated(env: Env) -> None:
     """Chunks that have their vectors are not paid for twice."""
     failed: list[int] = []
 
@@ -183,14 +164,12 @@ def test_only_the_chunk_that_failed_is_repeated(
             return Status(500)
         return SlowFirstToken(0)
 
-    gateway.always(step)
+    env.gateway.always(step)
 
-    vectors = twin.call(
-        new_embeddings(chunk_size=1), "embed_documents", ["a", "b", "c"]
-    )
+    vectors = env.embed(env.embeddings(chunk_size=1), ["a", "b", "c"])
 
     assert vectors == [stub_embedding(text) for text in "abc"]
-    assert sorted(texts_of(gateway)) == [["a"], ["b"], ["b"], ["c"]]
+    assert sorted(texts_of(env.gateway)) == [["a"], ["b"], ["b"], ["c"]]
 
 
 # --- whom to ask ---
@@ -205,31 +184,27 @@ def asked(gateway: FaultyGateway) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("failover", [True, False])
-def test_who_failed_is_asked_last(
-    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway, *, failover: bool
-) -> None:
+def test_who_failed_is_asked_last(env: Env, failover: bool) -> None:
     """A retry asks the list's next provider first, unless `failover` is off."""
-    gateway.script(Status(503), Status(503))
-    embeddings = new_embeddings(
+    env.gateway.script(Status(503), Status(503))
+    embeddings = env.embeddings(
         models_priority_list=[SMALL, AT_AZURE], failover=failover
     )
 
-    assert twin.call(embeddings, "embed_query", "a") == stub_embedding("a")
+    assert env.embed(embeddings, "a") == stub_embedding("a")
 
     first, second = SMALL.provider_name, AT_AZURE.provider_name
     there, back = [first, second], [second, first] if failover else [first, second]
-    assert asked(gateway) == [there, back, there]
+    assert asked(env.gateway) == [there, back, there]
 
 
-def test_an_error_tells_who_was_asked(
-    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway
-) -> None:
+def test_an_error_tells_who_was_asked(env: Env) -> None:
     """The error that leaves names the providers that were asked in turn."""
-    gateway.always(Status(503))
-    embeddings = new_embeddings(models_priority_list=[SMALL, AT_AZURE], max_retries=1)
+    env.gateway.always(Status(503))
+    embeddings = env.embeddings(models_priority_list=[SMALL, AT_AZURE], max_retries=1)
 
     with pytest.raises(UnavailableError) as caught:
-        twin.call(embeddings, "embed_query", "a")
+        env.embed(embeddings, "a")
 
     assert caught.value.route == "azure_openai_embeddings/text-embedding-3-small"
     assert caught.value.__notes__[0] == (
@@ -255,40 +230,36 @@ def chat_of(embeddings: GPTRouterEmbeddings) -> GPTRouter:
     )
 
 
-def test_a_budget_is_shared_with_chat_models(
-    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway
-) -> None:
+def test_a_budget_is_shared_with_chat_models(env: Env) -> None:
     """What embeddings spent on retries, a chat model of the same budget has not."""
-    embeddings = new_embeddings(budget=RetryBudget(capacity=28), max_retries=9)
-    gateway.always(Status(500))
+    embeddings = env.embeddings(budget=RetryBudget(capacity=28), max_retries=9)
+    env.gateway.always(Status(500))
 
     with pytest.raises(ServerError) as caught:
-        twin.call(embeddings, "embed_query", "a")
+        env.embed(embeddings, "a")
     assert caught.value.attempts == 3  # two retries of 14 tokens each
     with pytest.raises(ServerError) as caught:
-        twin.invoke(chat_of(embeddings), "hi")
+        env.invoke(chat_of(embeddings), "hi")
     assert caught.value.attempts == 1
     assert caught.value.__notes__[-1].endswith("retry budget empty")
 
 
-def test_a_breaker_is_shared_with_chat_models(
-    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway, clock: FakeClock
-) -> None:
+def test_a_breaker_is_shared_with_chat_models(env: Env) -> None:
     """A gateway that a chat model found broken is not asked for vectors either."""
-    breaker = CircuitBreaker(failure_threshold=1, recovery_time=30.0, clock=clock)
-    embeddings = new_embeddings(breaker=breaker, max_retries=0)
+    breaker = CircuitBreaker(failure_threshold=1, recovery_time=30.0, clock=env.clock)
+    embeddings = env.embeddings(breaker=breaker, max_retries=0)
     chat = chat_of(embeddings)
-    gateway.script(Status(500))
+    env.gateway.script(Status(500))
 
     with pytest.raises(ServerError):
-        twin.invoke(chat, "hi")
+        env.invoke(chat, "hi")
     with pytest.raises(CircuitOpenError):
-        twin.call(embeddings, "embed_query", "a")
-    assert len(gateway.requests) == 1
+        env.embed(embeddings, "a")
+    assert len(env.gateway.requests) == 1
 
-    clock.advance(31.0)
-    assert twin.call(embeddings, "embed_query", "a") == stub_embedding("a")
-    assert twin.invoke(chat, "hi").content == STUB_TEXT
+    env.clock.advance(31.0)
+    assert env.embed(embeddings, "a") == stub_embedding("a")
+    assert env.invoke(chat, "hi").content == STUB_TEXT
 
 
 def test_connections_are_shared(
@@ -311,15 +282,9 @@ def test_connections_are_shared(
     "step", [Silence(), SlowFirstToken(30), Stall(0, 30), Drip(0.02)], ids=str
 )
 @pytest.mark.parametrize("limit", ["deadline", "timeout"])
-def test_a_slow_gateway_is_not_waited_for(
-    twin: Twin,
-    new_embeddings: NewEmbeddings,
-    gateway: FaultyGateway,
-    step: Step,
-    limit: str,
-) -> None:
+def test_a_slow_gateway_is_not_waited_for(env: Env, step: Step, limit: str) -> None:
     """A deadline ends whatever is slow, and the timeout whatever is silent."""
-    gateway.always(step)
+    env.gateway.always(step)
     fields = (
         {"retry_policy": RetryPolicy(max_retries=0, deadline=SHORT)}
         if limit == "deadline" or isinstance(step, Drip)
@@ -328,7 +293,7 @@ def test_a_slow_gateway_is_not_waited_for(
     began = time.monotonic()
 
     with pytest.raises(APITimeoutError):
-        twin.call(new_embeddings(clock=None, **fields), "embed_query", "a")
+        env.embed(env.embeddings(clock=None, **fields), "a")
 
     assert SHORT - 0.01 <= time.monotonic() - began < SHORT + 1
 
@@ -337,16 +302,13 @@ def test_a_slow_gateway_is_not_waited_for(
 
 
 def test_each_retry_is_one_line_of_the_log(
-    twin: Twin,
-    new_embeddings: NewEmbeddings,
-    gateway: FaultyGateway,
-    caplog: pytest.LogCaptureFixture,
+    env: Env, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A retry is a warning that says who failed, how, and how long the wait is."""
-    gateway.script(Status(429, {"retry-after": "3"}, message=f"no, {KEY}"), Reset())
+    env.gateway.script(Status(429, {"retry-after": "3"}, message=f"no, {KEY}"), Reset())
 
     with caplog.at_level(logging.INFO, "langchain_retryrouter"):
-        twin.call(new_embeddings(retry_policy=EXACT), "embed_documents", ["a", "b"])
+        env.embed(env.embeddings(retry_policy=EXACT), ["a", "b"])
 
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         (
@@ -369,10 +331,10 @@ def test_each_retry_is_one_line_of_the_log(
 
 
 def test_what_succeeds_is_not_logged(
-    twin: Twin, new_embeddings: NewEmbeddings, caplog: pytest.LogCaptureFixture
+    env: Env, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A call without a retry has nothing to say."""
     with caplog.at_level(logging.INFO, "langchain_retryrouter"):
-        twin.call(new_embeddings(), "embed_documents", ["a", "b"])
+        env.embed(env.embeddings(), ["a", "b"])
 
     assert caplog.records == []

@@ -30,9 +30,8 @@ from langchain_retryrouter.testing import (
     Step,
 )
 from langchain_retryrouter.testing.gptrouter_api import stub_embedding
-from tests.unit_tests.conftest import Twin
 
-from .conftest import AT_AZURE, KEY, SMALL, NewEmbeddings, texts_of, vectors_in
+from .conftest import AT_AZURE, KEY, SMALL, Env, NewEmbeddings, texts_of, vectors_in
 
 # --- what goes out ---
 
@@ -57,39 +56,29 @@ def sent_by_the_sdk(gateway: FaultyGateway, texts: list[str], endpoint: str) -> 
 
 @pytest.mark.parametrize("endpoint", ["v1", "v2"])
 def test_what_is_sent_is_what_the_sdk_sends(
-    twin: Twin,
-    new_embeddings: NewEmbeddings,
-    gateway: FaultyGateway,
-    no_blocking_calls: BlockBuster,
-    endpoint: str,
+    env: Env, no_blocking_calls: BlockBuster, endpoint: str
 ) -> None:
     """Path, body and key are those of the `gptrouter` package's own client."""
     texts = ["foo", "Łódź\u2028🦊"]
     models = [SMALL, AT_AZURE] if endpoint == "v1" else [SMALL]
 
-    twin.call(
-        new_embeddings(models_priority_list=models, endpoint=endpoint),
-        "embed_documents",
-        texts,
-    )
+    env.embed(env.embeddings(models_priority_list=models, endpoint=endpoint), texts)
     no_blocking_calls.deactivate()  # The SDK's client reads certificates in the loop.
-    theirs = json.loads(sent_by_the_sdk(gateway, texts, endpoint))
+    theirs = json.loads(sent_by_the_sdk(env.gateway, texts, endpoint))
     no_blocking_calls.activate()
 
-    ours, sdks = gateway.requests
+    ours, sdks = env.gateway.requests
     assert ours.json == theirs
     assert ours.path == sdks.path
     assert ours.headers["ws-secret"] == sdks.headers["ws-secret"] == KEY
 
 
 @pytest.mark.parametrize("endpoint", ["v1", "v2"])
-def test_gateway_metadata_is_sent(
-    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway, endpoint: str
-) -> None:
+def test_gateway_metadata_is_sent(env: Env, endpoint: str) -> None:
     """Gateway metadata of the fields, and of a client, goes with every request."""
     theirs = GPTRouterMetadata(tag="client", history_id="h1")
-    client = GatewayClient(gateway.url, KEY, additional_metadata=theirs)
-    embeddings = new_embeddings(
+    client = GatewayClient(env.gateway.url, KEY, additional_metadata=theirs)
+    embeddings = env.embeddings(
         client=client,
         endpoint=endpoint,
         tag="fields",
@@ -98,9 +87,9 @@ def test_gateway_metadata_is_sent(
         gateway_metadata={"shelf": 7},
     )
 
-    twin.call(embeddings, "embed_query", "foo")
+    env.embed(embeddings, "foo")
 
-    payload = gateway.requests[0].payload
+    payload = env.gateway.requests[0].payload
     assert payload["metadata"] == {
         "tag": "fields",
         "history_id": "h1",
@@ -113,84 +102,72 @@ def test_gateway_metadata_is_sent(
 
 
 @pytest.mark.parametrize("endpoint", ["v1", "v2"])
-def test_chunks_are_joined_in_order(
-    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway, endpoint: str
-) -> None:
+def test_chunks_are_joined_in_order(env: Env, endpoint: str) -> None:
     """However the texts are cut up, each has its own vector, in its own place."""
     texts = [f"text {number}" for number in range(11)]
-    embeddings = new_embeddings(chunk_size=3, endpoint=endpoint)
+    embeddings = env.embeddings(chunk_size=3, endpoint=endpoint)
 
-    vectors = twin.call(embeddings, "embed_documents", texts)
+    vectors = env.embed(embeddings, texts)
 
     assert vectors == [stub_embedding(text) for text in texts]
-    assert sorted(map(len, texts_of(gateway))) == [2, 3, 3, 3]
-    assert sorted(text for chunk in texts_of(gateway) for text in chunk) == sorted(
+    assert sorted(map(len, texts_of(env.gateway))) == [2, 3, 3, 3]
+    assert sorted(text for chunk in texts_of(env.gateway) for text in chunk) == sorted(
         texts
     )
 
 
 @pytest.mark.parametrize("count", [3, 4])
-def test_a_chunk_is_full_before_the_next(
-    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway, count: int
-) -> None:
+def test_a_chunk_is_full_before_the_next(env: Env, count: int) -> None:
     """`chunk_size` texts are one request, and one more text is one more request."""
     texts = ["same"] * count
 
-    vectors = twin.call(new_embeddings(chunk_size=3), "embed_documents", texts)
+    vectors = env.embed(env.embeddings(chunk_size=3), texts)
 
     assert vectors == [stub_embedding("same")] * count
-    assert len(gateway.requests) == count - 2
+    assert len(env.gateway.requests) == count - 2
 
 
 @pytest.mark.parametrize("endpoint", ["v1", "v2"])
-def test_long_texts_are_cut_up_to_fit(
-    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway, endpoint: str
-) -> None:
+def test_long_texts_are_cut_up_to_fit(env: Env, endpoint: str) -> None:
     """Texts that are too long for one body are sent in several, each within 1 MiB."""
     models = [SMALL, AT_AZURE] if endpoint == "v1" else [SMALL]
     texts = [f"{number}" + 50_000 * "\x00ä" for number in range(4)]
-    embeddings = new_embeddings(models_priority_list=models, endpoint=endpoint)
+    embeddings = env.embeddings(models_priority_list=models, endpoint=endpoint)
 
-    vectors = twin.call(embeddings, "embed_documents", texts)
+    vectors = env.embed(embeddings, texts)
 
     assert vectors == [stub_embedding(text) for text in texts]
-    assert all(len(request.body) <= 1024 * 1024 for request in gateway.requests)
+    assert all(len(request.body) <= 1024 * 1024 for request in env.gateway.requests)
     # A text takes 400,000 bytes, twice that where it is repeated.
-    assert len(gateway.requests) == 2 * len(models)
+    assert len(env.gateway.requests) == 2 * len(models)
 
 
-def test_a_text_that_never_fits_is_sent_alone(
-    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway
-) -> None:
+def test_a_text_that_never_fits_is_sent_alone(env: Env) -> None:
     """A text beyond the limit is alone in its request: it fails without the others."""
-    embeddings = new_embeddings(max_concurrency=1, max_retries=0)
+    embeddings = env.embeddings(max_concurrency=1, max_retries=0)
 
     with pytest.raises(ServerError):
-        twin.call(embeddings, "embed_documents", ["before", 2_000_000 * "x", "after"])
+        env.embed(embeddings, ["before", 2_000_000 * "x", "after"])
 
-    assert len(gateway.requests) == 2
-    assert gateway.requests[0].parameters["input"] == ["before"]
+    assert len(env.gateway.requests) == 2
+    assert env.gateway.requests[0].parameters["input"] == ["before"]
 
 
-def test_a_query_is_one_text(
-    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway
-) -> None:
+def test_a_query_is_one_text(env: Env) -> None:
     """A query has the vector that the same text has as a document."""
-    embeddings = new_embeddings()
+    embeddings = env.embeddings()
 
-    vector = twin.call(embeddings, "embed_query", "foo")
+    vector = env.embed(embeddings, "foo")
 
     assert vector == stub_embedding("foo")
-    assert [vector] == twin.call(embeddings, "embed_documents", ["foo"])
-    assert texts_of(gateway) == [["foo"], ["foo"]]
+    assert [vector] == env.embed(embeddings, ["foo"])
+    assert texts_of(env.gateway) == [["foo"], ["foo"]]
 
 
-def test_no_texts_are_no_request(
-    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway
-) -> None:
+def test_no_texts_are_no_request(env: Env) -> None:
     """Without texts there are no vectors, and the gateway is left alone."""
-    assert twin.call(new_embeddings(), "embed_documents", []) == []
-    assert gateway.requests == []
+    assert env.embed(env.embeddings(), []) == []
+    assert env.gateway.requests == []
 
 
 @pytest.mark.parametrize(
@@ -204,17 +181,12 @@ def test_no_texts_are_no_request(
     ],
 )
 def test_what_is_no_text_is_refused(
-    twin: Twin,
-    new_embeddings: NewEmbeddings,
-    gateway: FaultyGateway,
-    texts: Any,
-    error: type[Exception],
-    told: str,
+    env: Env, texts: Any, error: type[Exception], told: str
 ) -> None:
     """What no provider embeds is refused by its place, before anything is sent."""
     with pytest.raises(error, match=told):
-        twin.call(new_embeddings(chunk_size=1), "embed_documents", texts)
-    assert gateway.requests == []
+        env.call(env.embeddings(chunk_size=1), "embed_documents", texts)
+    assert env.gateway.requests == []
 
 
 # --- what comes back ---
@@ -225,10 +197,7 @@ FOUND_WRONG = {
     "one too many": (vectors_in([1.0], [2.0], [3.0]), "3 vectors came back for 2"),
     "no choices": ({"data": []}, "has no vectors"),
     "choices are none": ({"choices": {"0": [1.0]}}, "has no vectors"),
-    "a null": (
-        vectors_in([1.0], None),
-        "vector 1 of .* is not a list of finite",
-    ),
+    "a null": (vectors_in([1.0], None), "vector 1 of .* is not a list of finite"),
     "an empty one": (vectors_in([], []), "vector 0 "),
     "no embedding": ({"choices": [{}, {}]}, "vector 0 "),
     "no object": ({"choices": [[1.0], [2.0]]}, "vector 0 "),
@@ -260,17 +229,17 @@ FOUND_WRONG = {
 
 
 @pytest.mark.parametrize("wrong", FOUND_WRONG)
-def test_vectors_that_cannot_be_right_are_not_believed(
-    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway, wrong: str
-) -> None:
+def test_vectors_that_cannot_be_right_are_not_believed(env: Env, wrong: str) -> None:
     """An answer without a sound vector for each text is an error that says why."""
     body, told = FOUND_WRONG[wrong]
-    gateway.always(Body(200, {"content-type": "application/json"}, json.dumps(body)))
+    env.gateway.always(
+        Body(200, {"content-type": "application/json"}, json.dumps(body))
+    )
 
     with pytest.raises(MalformedResponseError, match=told) as caught:
-        twin.call(new_embeddings(max_retries=1), "embed_documents", ["a", "b"])
+        env.embed(env.embeddings(max_retries=1), ["a", "b"])
 
-    assert caught.value.attempts == len(gateway.requests) == 2
+    assert caught.value.attempts == len(env.gateway.requests) == 2
     assert caught.value.is_retryable is False
 
 
@@ -286,46 +255,38 @@ def test_vectors_that_cannot_be_right_are_not_believed(
     ],
     ids=str,
 )
-def test_an_answer_without_vectors_is_no_answer(
-    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway, step: Step
-) -> None:
+def test_an_answer_without_vectors_is_no_answer(env: Env, step: Step) -> None:
     """A 2xx that is not of the protocol is asked again, and then told as malformed."""
-    gateway.script(step)
-    embeddings = new_embeddings(max_retries=1)
-    assert twin.call(embeddings, "embed_query", "foo") == stub_embedding("foo")
+    env.gateway.script(step)
+    embeddings = env.embeddings(max_retries=1)
+    assert env.embed(embeddings, "foo") == stub_embedding("foo")
 
-    gateway.always(step)
+    env.gateway.always(step)
     with pytest.raises(MalformedResponseError):
-        twin.call(embeddings, "embed_query", "foo")
+        env.embed(embeddings, "foo")
 
 
-def test_indices_put_vectors_in_their_places(
-    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway
-) -> None:
+def test_indices_put_vectors_in_their_places(env: Env) -> None:
     """A gateway that hands on the provider's indices is understood."""
     shuffled = [{"index": i, "embedding": [float(i)]} for i in (2, 0, 1)]
-    gateway.respond("/api/v1/generate/embeddings", {"choices": shuffled})
+    env.gateway.respond("/api/v1/generate/embeddings", {"choices": shuffled})
 
-    vectors = twin.call(new_embeddings(), "embed_documents", ["a", "b", "c"])
+    vectors = env.embed(env.embeddings(), ["a", "b", "c"])
 
     assert vectors == [[0.0], [1.0], [2.0]]
 
 
-def test_whole_numbers_are_floats(
-    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway
-) -> None:
+def test_whole_numbers_are_floats(env: Env) -> None:
     """JSON writes 1.0 as 1: it is read as the float that it is."""
-    gateway.respond("/api/v1/generate/embeddings", vectors_in([1, 0, -1]))
+    env.gateway.respond("/api/v1/generate/embeddings", vectors_in([1, 0, -1]))
 
-    vector = twin.call(new_embeddings(), "embed_query", "foo")
+    vector = env.embed(env.embeddings(), "foo")
 
     assert vector == [1.0, 0.0, -1.0]
     assert {type(number) for number in vector} == {float}
 
 
-def test_chunks_of_different_lengths_are_not_joined(
-    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway
-) -> None:
+def test_chunks_of_different_lengths_are_not_joined(env: Env) -> None:
     """Vectors that two models made are refused, and not asked for again."""
 
     def step(request: RecordedRequest) -> Body:
@@ -333,14 +294,14 @@ def test_chunks_of_different_lengths_are_not_joined(
         body = vectors_in([1.0] if short else [1.0, 2.0])
         return Body(200, body=json.dumps(body))
 
-    gateway.always(step)
+    env.gateway.always(step)
 
     with pytest.raises(
         MalformedResponseError, match=r"different models .* of 1 and 2 numbers"
     ) as caught:
-        twin.call(new_embeddings(chunk_size=1), "embed_documents", ["short", "long"])
+        env.embed(env.embeddings(chunk_size=1), ["short", "long"])
 
-    assert len(gateway.requests) == 2
+    assert len(env.gateway.requests) == 2
     assert caught.value.is_retryable is False
 
 
@@ -367,23 +328,21 @@ def test_async_chunks_are_asked_together(
     assert max(together) == 3
 
 
-def test_one_failed_chunk_ends_the_others(
-    twin: Twin, new_embeddings: NewEmbeddings, gateway: FaultyGateway
-) -> None:
+def test_one_failed_chunk_ends_the_others(env: Env) -> None:
     """When one chunk fails for good, its own error comes out, and nothing runs on."""
-    gateway.always(
+    env.gateway.always(
         lambda request: (
             Status(400)
             if request.parameters["input"] == ["wrong"]
-            else SlowFirstToken(60 if twin.is_async else 0)
+            else SlowFirstToken(60 if env.is_async else 0)
         )
     )
-    embeddings = new_embeddings(chunk_size=1)
+    embeddings = env.embeddings(chunk_size=1)
 
     with pytest.raises(InvalidRequestError, match="400"):
-        twin.call(embeddings, "embed_documents", ["right", "wrong", "right"])
+        env.embed(embeddings, ["right", "wrong", "right"])
 
-    if twin.is_async:
-        gateway.wait_for(lambda g: g.open_connections == 0)
+    if env.is_async:
+        env.gateway.wait_for(lambda g: g.open_connections == 0)
     else:
-        assert texts_of(gateway) == [["right"], ["wrong"]]
+        assert texts_of(env.gateway) == [["right"], ["wrong"]]

@@ -160,8 +160,7 @@ FUNCTIONS = st.fixed_dictionaries(
     {}, optional={"name": ANYTHING, "arguments": ANYTHING}
 )
 CALLS = st.fixed_dictionaries(
-    {},
-    optional={"index": ANYTHING, "id": ANYTHING, "function": ANYTHING | FUNCTIONS},
+    {}, optional={"index": ANYTHING, "id": ANYTHING, "function": ANYTHING | FUNCTIONS}
 )
 SAID = {
     "text": ANYTHING,

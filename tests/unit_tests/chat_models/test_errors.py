@@ -1,0 +1,358 @@
+"""Errors of a call: which class they have, which are retried, and what they say."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import pytest
+from gpt_router import exceptions as sdk
+
+from langchain_retryrouter import (
+    APIConnectionError,
+    APITimeoutError,
+    AuthenticationError,
+    InvalidRequestError,
+    MalformedResponseError,
+    NotFoundError,
+    PermissionDeniedError,
+    RateLimitError,
+    RetryPolicy,
+    ServerError,
+    StreamInterruptedError,
+    UnavailableError,
+)
+from langchain_retryrouter.testing import (
+    STUB_TEXT,
+    Answer,
+    Body,
+    Cut,
+    ErrorEvent,
+    FaultyGateway,
+    Hangup,
+    HtmlPage,
+    Reset,
+    Silence,
+    Status,
+    Step,
+    Truncate,
+)
+
+from .conftest import WAYS, Env
+from .frames import END, FAREWELL, event_stream, text_of, update
+
+STREAMS = WAYS[1:]
+EVENT_STREAM = {"content-type": "text/event-stream"}
+
+# The answer, the classes of its error, its status, and its message or a part of it.
+Row = tuple[Step, tuple[type[Exception], ...], int | None, str]
+
+WRONG = "Something went wrong"
+FAILED = (ServerError, sdk.GPTRouterInternalServerError)
+RETRIED: dict[str, Row] = {
+    "406": (Status(406), (UnavailableError,), 406, ""),
+    "408": (Status(408), (APITimeoutError,), 408, ""),
+    "429": (
+        Status(429),
+        (RateLimitError, sdk.GPTRouterTooManyRequestsError),
+        429,
+        "429 - You've reached a limit",
+    ),
+    "500": (Status(500), FAILED, 500, f"500 - {WRONG}"),
+    "502": (Status(502), FAILED, 502, f"502 - {WRONG}"),
+    "503": (
+        Status(503),
+        (ServerError, sdk.GPTRouterNotAvailableError),
+        503,
+        f"503 - {WRONG}",
+    ),
+    "504": (Status(504), (APITimeoutError,), 504, ""),
+    "502 page": (HtmlPage(502), (ServerError,), 502, ""),
+    "200 page": (HtmlPage(200), (MalformedResponseError,), 200, ""),
+    "hangup": (Hangup(), (APIConnectionError,), None, ""),
+    "reset": (Reset(), (APIConnectionError,), None, ""),
+}
+RETRIED_ANSWERS: dict[str, Row] = {
+    name: (Body(200, None, bytes(body, "latin-1")), (MalformedResponseError,), 200, "")
+    for name, body in {
+        "empty": "",
+        "list": "[1]",
+        "text": '"text"',
+        "no keys": "{}",
+        "half": "{",
+        "no UTF-8": "\xff",
+        "deep": "[" * 200_000,
+    }.items()
+}
+RETRIED_STREAMS: dict[str, Row] = {
+    "no events": (Truncate(after=0), (StreamInterruptedError,), None, ""),
+    "no bytes": (event_stream(), (StreamInterruptedError,), None, ""),
+    "event 429": (ErrorEvent("slow", status=429), (RateLimitError,), 429, "429 slow"),
+    "event 500": (ErrorEvent("oops", status=500), (ServerError,), 500, "500 oops"),
+    **{
+        told: (ErrorEvent(told), (error,), None, told)
+        for told, error in {
+            "Request timed out.": APITimeoutError,
+            "Connection error.": APIConnectionError,
+            "No models available": UnavailableError,
+        }.items()
+    },
+}
+FINAL: dict[str, Row] = {
+    "400": (Status(400), (InvalidRequestError,), 400, ""),
+    "401": (
+        Status(401),
+        (AuthenticationError, sdk.GPTRouterUnauthorizedError),
+        401,
+        "401 - Unauthorized",
+    ),
+    "403": (Status(403), (PermissionDeniedError,), 403, ""),
+    "404": (Status(404), (NotFoundError,), 404, ""),
+    "422": (Status(422), (InvalidRequestError,), 422, ""),
+}
+NOWHERE = "Provider with name nope does not exist"
+FINAL_STREAMS: dict[str, Row] = {
+    "event 401": (ErrorEvent("no", status=401), (AuthenticationError,), 401, "401 no"),
+    "event 400": (
+        ErrorEvent("bad", status=400),
+        (InvalidRequestError,),
+        400,
+        "400 bad",
+    ),
+    "provider": (ErrorEvent(NOWHERE), (NotFoundError,), None, NOWHERE),
+}
+
+
+def check(error: Any, row: Row) -> None:
+    step, classes, status, told = row
+    assert all(isinstance(error, one) for one in classes)
+    assert (error.status_code, error.delivered) == (status, "")
+    assert told in str(error)
+    if isinstance(step, ErrorEvent):
+        assert told == str(error)
+    elif told.endswith(WRONG):
+        assert error.body == {"error": WRONG}
+    if isinstance(step, (Hangup, Reset)):
+        assert error.may_have_run is True
+
+
+@pytest.mark.parametrize(
+    ("way", "row"),
+    [
+        pytest.param(way, rows[name], id=f"{way}-{name}")
+        for rows, ways in (
+            (RETRIED, WAYS),
+            (RETRIED_STREAMS, STREAMS),
+            (RETRIED_ANSWERS, WAYS[:1]),
+        )
+        for way, name in product(ways, rows)
+    ],
+)
+def test_a_transient_error_is_retried_and_then_raised(
+    env: Env, way: str, row: Row
+) -> None:
+    """An error that may pass is retried, and raised with its class and message."""
+    env.gateway.script(row[0])
+    assert env.ask(way).content == STUB_TEXT
+
+    env.gateway.always(row[0])
+    with pytest.raises(row[1]) as caught:
+        env.ask(way, max_retries=1)
+
+    check(caught.value, row)
+    assert caught.value.attempts == 2  # type: ignore[attr-defined]
+    assert len(env.gateway.requests) == 4
+
+
+@pytest.mark.parametrize(
+    ("way", "row"),
+    [
+        pytest.param(way, rows[name], id=f"{way}-{name}")
+        for rows, ways in ((FINAL, WAYS), (FINAL_STREAMS, STREAMS))
+        for way, name in product(ways, rows)
+    ],
+)
+def test_a_permanent_error_is_raised_at_once(env: Env, way: str, row: Row) -> None:
+    """An error that would come again is raised after one request."""
+    env.gateway.always(row[0])
+
+    with pytest.raises(row[1]) as caught:
+        env.ask(way)
+
+    check(caught.value, row)
+    assert len(env.gateway.requests) == 1
+
+
+def test_a_retry_after_above_the_limit_is_not_waited_for(env: Env) -> None:
+    """A 429 that asks for a wait of a day is raised at once, with its number."""
+    env.gateway.always(Status(429, {"retry-after": "86400"}))
+
+    with pytest.raises(RateLimitError) as caught:
+        env.ask("invoke")
+
+    assert caught.value.retry_after == 86400
+    assert len(env.gateway.requests) == 1
+    assert env.clock.sleeps == []
+    [note] = caught.value.__notes__
+    assert note.startswith(
+        "gave up after 1 attempt, 0.0 s waited: Retry-After of 86400"
+    )
+    assert note.endswith(" s is above max_retry_after of 60 s")
+    assert caught.value.is_retryable is False
+
+
+def test_a_retry_after_is_waited_for(env: Env) -> None:
+    """`Retry-After: 1` is a wait of at least one second."""
+    env.gateway.script(Status(429, {"retry-after": "1"}))
+
+    env.ask("invoke", retry_policy=RetryPolicy(initial_delay=0.5, jitter=False))
+
+    assert env.clock.sleeps == [1.0]
+
+
+def test_waits_grow_and_are_jittered(env: Env) -> None:
+    """Waits are random parts of 1.5, 3, 6 and 8 s."""
+    env.gateway.always(Status(503))
+
+    with pytest.raises(UnavailableError):
+        env.ask("invoke")
+
+    assert env.clock.sleeps == [0.75, 1.5, 3.0, 4.0]
+
+
+def asked(gateway: FaultyGateway) -> list[bool]:
+    """Of each request, whether it asked for a stream."""
+    return [request.streaming for request in gateway.requests]
+
+
+def test_an_unknown_model_behind_an_opaque_500_is_named(env: Env) -> None:
+    """After an opaque 500 one stream tells the cause, and nothing else is sent."""
+    env.gateway.always(ErrorEvent("Model with name nope does not exist"))
+
+    with pytest.raises(NotFoundError, match="Model with name nope does not exist"):
+        env.ask("invoke")
+
+    assert asked(env.gateway) == [False, True]
+
+
+def test_the_gateways_own_retries_do_not_multiply_ours(env: Env) -> None:
+    """`max_retries=3` is four requests, and the gateway is asked to repeat none."""
+    env.gateway.always(Status(500))
+
+    with pytest.raises(ServerError):
+        env.ask("invoke", max_retries=3)
+
+    sent = [request.payload["maxRetries"] for request in env.gateway.requests]
+    assert sent == [0] * 4
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_refused_connection_is_retried(env: Env, way: str) -> None:
+    """If nothing listens, the call is retried, and the provider cannot have run it."""
+    env.gateway.stop()
+
+    with pytest.raises(APIConnectionError, match="no connection to the gateway") as e:
+        env.ask(way)
+
+    assert (e.value.attempts, len(env.clock.sleeps)) == (5, 4)
+    assert e.value.may_have_run is False
+    assert e.value.__cause__ is not None
+    assert "HTTPConnection" not in str(e.value)
+    assert "refused" in str(e.value) or "Connect" in str(e.value)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_read_timeout_is_retried(env: Env, way: str) -> None:
+    """A server that is silent for longer than `request_timeout` is asked again."""
+    env.gateway.always(Silence())
+
+    with pytest.raises(APITimeoutError) as caught:
+        env.ask(way, request_timeout=0.1, max_retries=1)
+
+    assert isinstance(caught.value, sdk.GPTRouterApiTimeoutError)
+    assert caught.value.attempts == 2
+    env.gateway.script(Silence())
+    env.gateway.always(Answer())
+    answer = env.ask(way, request_timeout=0.1, max_retries=1)
+    assert answer.content == STUB_TEXT
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("status", [202, 204])
+def test_an_answer_without_a_body_is_an_error(env: Env, status: int, way: str) -> None:
+    """A 202 or 204 in place of an answer is an error that says so."""
+    env.gateway.always(Body(status))
+
+    with pytest.raises(MalformedResponseError, match=r"no answer|no body"):
+        env.ask(way, max_retries=0)
+
+
+# --- streams that break ---
+
+AZURES_FIRST = 'data: {"event":"update","data":{"text":""}}'
+ODD_ERRORS = [
+    '{"event":"error"}',
+    '{"event":"error","message":null}',
+    '{"event":"ERROR","message":"oops"}',
+]
+
+
+def frame(said: str) -> bytes:
+    return f"{update(said)}\n\n".encode()
+
+
+BROKEN: dict[str, tuple[Step, type[Exception]]] = {
+    "fin": (Cut(after=2, how="fin"), StreamInterruptedError),
+    "rst": (Cut(after=2, how="rst"), StreamInterruptedError),
+    "clean end": (Truncate(after=2), StreamInterruptedError),
+    "upstream fin": (ErrorEvent("Premature close", after=2), StreamInterruptedError),
+    "upstream rst": (ErrorEvent("read ECONNRESET", after=2), StreamInterruptedError),
+    "no reason": (Answer("Hello from", finish_reason=None), StreamInterruptedError),
+    # Azure's first update has no `finish_reason` key, and finishes nothing.
+    "azure": (
+        event_stream(AZURES_FIRST, update("Hello from"), END),
+        StreamInterruptedError,
+    ),
+    **{
+        event: (
+            event_stream(update("Hello from"), f"data: {event}", FAREWELL),
+            ServerError,
+        )
+        for event in ODD_ERRORS
+    },
+    **{
+        str(junk): (
+            Body(200, EVENT_STREAM, frame("Hello from") + junk + frame(" there")),
+            MalformedResponseError,
+        )
+        for junk in (b"<html>\r\n<hr>", b"\x81\x07", b":\x81")
+    },
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_stream_that_breaks_is_an_error_and_is_not_sent_again(
+    env: Env, broken: str
+) -> None:
+    """After its first token a broken stream raises with the text that was delivered."""
+    step, expected = BROKEN[broken]
+    env.gateway.always(step)
+    chunks: list[Any] = []
+
+    with pytest.raises(expected) as caught:
+        env.stream(env.llm(), "hi", into=chunks)
+
+    assert text_of(chunks) == caught.value.delivered == "Hello from"  # type: ignore[attr-defined]
+    assert isinstance(caught.value, sdk.GPTRouterStreamingError) is (
+        expected is StreamInterruptedError
+    )
+    assert len(env.gateway.requests) == 1
+
+
+@pytest.mark.parametrize("step", [Cut(after=2), Truncate(after=2)])
+def test_a_broken_stream_inside_invoke_is_an_error(env: Env, step: Step) -> None:
+    """With `streaming=True`, `invoke` does not return the half of a broken stream."""
+    env.gateway.always(step)
+
+    with pytest.raises(StreamInterruptedError):
+        env.ask("streaming invoke")
