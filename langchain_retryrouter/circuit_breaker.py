@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from types import SimpleNamespace
 from typing import Any, Final, Protocol, Self
 
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
@@ -44,13 +45,11 @@ class BreakerClock(Protocol):
         """A number in `[0, 1)`, for jitter."""
 
 
-class _SystemBreakerClock:
-    monotonic = staticmethod(time.monotonic)
+_SYSTEM_CLOCK: Final[Any] = SimpleNamespace(
+    monotonic=time.monotonic,
     # Not seeded by the program: workers with equal seeds would probe together.
-    random = staticmethod(random.SystemRandom().random)
-
-
-_SYSTEM_CLOCK: Final = _SystemBreakerClock()
+    random=random.SystemRandom().random,
+)
 
 
 class CircuitBreakerSettings(TypedDict, total=False):
@@ -72,6 +71,32 @@ _DEFAULTS: Final = {
     "minimum_calls": 10,
     "recovery_jitter": 0.0,
 }
+_CHECKS: Final[tuple[tuple[str, Any, Callable[[Any], bool], str], ...]] = (
+    (
+        "failure_threshold minimum_calls",
+        int,
+        lambda number: number >= 1,
+        "a whole number, 1 or more",
+    ),
+    (
+        "recovery_time window",
+        int | float,
+        lambda number: 0 < number <= sys.float_info.max,
+        "a finite number above 0",
+    ),
+    (
+        "failure_rate",
+        int | float | None,
+        lambda share: share is None or 0 < share <= 1,
+        "a share above 0 and up to 1",
+    ),
+    (
+        "recovery_jitter",
+        int | float,
+        lambda share: 0 <= share <= 1,
+        "a share from 0 to 1",
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +181,6 @@ class CircuitBreaker:
         on_state_change: Callable[[BreakerState, BreakerState], object] | None = None,
     ) -> None:
         """Check the numbers; the breaker starts closed."""
-        _check_count("failure_threshold", failure_threshold)
-        _check_seconds("recovery_time", recovery_time)
-        if failure_rate is not None:
-            _check_share("failure_rate", failure_rate, above_zero=True)
-        _check_seconds("window", window)
-        _check_count("minimum_calls", minimum_calls)
-        _check_share("recovery_jitter", recovery_jitter, above_zero=False)
         if on_state_change is not None and not callable(on_state_change):
             msg = f"on_state_change must be a function, not {on_state_change!r}"
             raise ValueError(msg)
@@ -172,6 +190,16 @@ class CircuitBreaker:
         self.window = window
         self.minimum_calls = minimum_calls
         self.recovery_jitter = recovery_jitter
+        for names, types, is_allowed, allowed in _CHECKS:
+            for name in names.split():
+                value = getattr(self, name)
+                if (
+                    isinstance(value, bool)
+                    or not isinstance(value, types)
+                    or not is_allowed(value)
+                ):
+                    msg = f"{name} must be {allowed}, not {value!r}"
+                    raise ValueError(msg)
         self._clock = clock or _SYSTEM_CLOCK
         self._on_state_change = on_state_change
         self._lock = threading.Lock()
@@ -204,28 +232,21 @@ class CircuitBreaker:
 
     def admit(self) -> Permit | Refusal:
         """Permission to send a request, or a refusal."""
-        with self._lock:
-            state = self._state()
-            if state is BreakerState.CLOSED:
-                return Permit(self._generation, is_probe=False)
-            if state is BreakerState.OPEN:
-                return Refusal(self._opens_in())
-            if self._is_probing:
-                return Refusal(0.0)
-            self._is_probing = True
-            permit = Permit(self._generation, is_probe=True)
-        self._report(BreakerState.HALF_OPEN)
-        return permit
+        return self._admit(is_early=False)
 
     def probe(self) -> Permit | Refusal:
         """Permission for a probe before the pause is over, one at a time.
 
         For a call that has no other route: the outage may be over already.
         """
+        return self._admit(is_early=True)
+
+    def _admit(self, *, is_early: bool) -> Permit | Refusal:
         with self._lock:
-            if self._state() is BreakerState.CLOSED:
+            state = self._state()
+            if state is BreakerState.CLOSED:
                 return Permit(self._generation, is_probe=False)
-            if self._is_probing:
+            if self._is_probing or (state is BreakerState.OPEN and not is_early):
                 return Refusal(self._opens_in())
             self._is_probing = True
             permit = Permit(self._generation, is_probe=True)
@@ -370,26 +391,3 @@ class _Bucket:
 def _bounded(seconds: float | None) -> float:
     """The pause that a server asked for, as far as it can be meant."""
     return min(seconds, _LONGEST_PAUSE) if seconds is not None and seconds > 0 else 0.0
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        msg = f"{name} must be a whole number, 1 or more, not {value!r}"
-        raise ValueError(msg)
-
-
-def _check_seconds(name: str, value: Any) -> None:
-    if not _is_number(value) or not 0 < value <= sys.float_info.max:
-        msg = f"{name} must be a finite number above 0, not {value!r}"
-        raise ValueError(msg)
-
-
-def _check_share(name: str, value: Any, *, above_zero: bool) -> None:
-    if not _is_number(value) or not 0 <= value <= 1 or (above_zero and not value):
-        allowed = "above 0 and up to 1" if above_zero else "from 0 to 1"
-        msg = f"{name} must be a share {allowed}, not {value!r}"
-        raise ValueError(msg)

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -20,7 +20,7 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.outputs import LLMResult
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables import RunnableConfig
 from pydantic import SecretStr
 from tenacity import RetryCallState
 
@@ -48,7 +48,7 @@ else:
     _MISSING = None
 
 if TYPE_CHECKING:
-    from langchain_retryrouter.testing import FaultyGateway, Step
+    from langchain_retryrouter.testing import Step
 
 _STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
@@ -272,15 +272,69 @@ def run_demo(console: Console) -> None:
             f"A gateway that misbehaves on purpose listens at [b]{gateway.url}[/]."
             " No key, no other network.\n"
             f"The policy: {_POLICY.explain()}.\n"
-            "The chain: prompt | GPTRouter | parser, with two models to ask.\n",
+            "The chain: prompt | GPTRouter | parser, with two models to ask.",
             highlight=False,
         )
         reporter = _Reporter(console)
-        for title, scene in _SCENES:
-            console.print(f"[b]{escape(title)}[/]", highlight=False)
+        config: RunnableConfig = {"callbacks": [reporter]}
+        no_key = SecretStr("no-key-needed")
+
+        def begin(title: str, *steps: Step) -> None:
+            console.print(f"\n[b]{escape(title)}[/]", highlight=False)
             reporter.title = title
-            scene(gateway, {"callbacks": [reporter]})
-            console.print()
+            gateway.script(*steps)
+
+        prompt = ChatPromptTemplate.from_template("What is the capital of {country}?")
+        llm = GPTRouter(
+            models_priority_list=_MODELS,
+            gpt_router_api_base=gateway.url,
+            gpt_router_api_key=no_key,
+            retry_policy=_POLICY,
+        )
+        chain = prompt | llm | StrOutputParser()
+        begin(
+            "chain.invoke",
+            testing.Status(429, {"retry-after": "1"}),
+            testing.Reset(),
+            testing.Status(503),
+            testing.Answer("It is Paris."),
+        )
+        chain.invoke({"country": "France"}, config)
+        begin(
+            "chain.stream",
+            testing.Cut(0),
+            testing.ErrorEvent("429 slow down"),
+            testing.Answer("It is Rome."),
+        )
+        for _ in chain.stream({"country": "Italy"}, config):
+            pass
+        begin("chain.stream, cut after its third token", testing.Cut(3))
+        # Half an answer is an error; `on_llm_error` reports it.
+        with contextlib.suppress(StreamInterruptedError):
+            for _ in chain.stream({"country": "Spain"}, config):
+                pass
+        begin(
+            "chain.abatch",
+            testing.Status(503),
+            testing.Reset(),
+            testing.Status(500),
+        )
+        countries = [{"country": name} for name in ("Peru", "Ghana", "Japan")]
+        asyncio.run(chain.abatch(countries, config))
+        begin(
+            "OpenAI.invoke",
+            testing.Status(429, {"retry-after-ms": "400"}),
+            testing.Reset(),
+            testing.Answer("It is Oslo."),
+        )
+        openai = OpenAI(
+            model="gpt-3.5-turbo-instruct",
+            base_url=gateway.openai_url,
+            api_key=no_key,
+            retry_policy=_POLICY,
+        )
+        openai.invoke("What is the capital of Norway?", config)
+        console.print()
         rows, requests = reporter.rows, len(gateway.requests)
     table = Table(title=f"{len(rows)} calls, {requests} requests", title_justify="left")
     for heading in ("call", "attempts", "waited", "served by", "tokens"):
@@ -289,75 +343,6 @@ def run_demo(console: Console) -> None:
         waited = f"{row.waited:.2f} s"
         table.add_row(row.call, str(row.attempts), waited, row.served_by, row.tokens)
     console.print(table)
-
-
-def _chain(gateway: FaultyGateway) -> Runnable[dict[str, str], str]:
-    llm = GPTRouter(
-        models_priority_list=_MODELS,
-        gpt_router_api_base=gateway.url,
-        gpt_router_api_key=SecretStr("no-key-needed"),
-        retry_policy=_POLICY,
-    )
-    prompt = ChatPromptTemplate.from_template("What is the capital of {country}?")
-    return prompt | llm | StrOutputParser()
-
-
-def _invoke(gateway: FaultyGateway, config: RunnableConfig) -> None:
-    gateway.script(
-        testing.Status(429, {"retry-after": "1"}),
-        testing.Reset(),
-        testing.Status(503),
-        testing.Answer("It is Paris."),
-    )
-    _chain(gateway).invoke({"country": "France"}, config)
-
-
-def _stream(gateway: FaultyGateway, config: RunnableConfig) -> None:
-    gateway.script(
-        testing.Cut(0),
-        testing.ErrorEvent("429 slow down"),
-        testing.Answer("It is Rome."),
-    )
-    for _ in _chain(gateway).stream({"country": "Italy"}, config):
-        pass
-
-
-def _lost_stream(gateway: FaultyGateway, config: RunnableConfig) -> None:
-    gateway.script(testing.Cut(3))
-    # Half an answer is an error; `on_llm_error` reports it.
-    with contextlib.suppress(StreamInterruptedError):
-        for _ in _chain(gateway).stream({"country": "Spain"}, config):
-            pass
-
-
-def _batch(gateway: FaultyGateway, config: RunnableConfig) -> None:
-    gateway.script(testing.Status(503), testing.Reset(), testing.Status(500))
-    countries = [{"country": name} for name in ("Peru", "Ghana", "Japan")]
-    asyncio.run(_chain(gateway).abatch(countries, config))
-
-
-def _openai(gateway: FaultyGateway, config: RunnableConfig) -> None:
-    gateway.script(
-        testing.Status(429, {"retry-after-ms": "400"}),
-        testing.Reset(),
-        testing.Answer("It is Oslo."),
-    )
-    llm = OpenAI(
-        model="gpt-3.5-turbo-instruct",
-        base_url=gateway.openai_url,
-        api_key=SecretStr("no-key-needed"),
-        retry_policy=_POLICY,
-    )
-    llm.invoke("What is the capital of Norway?", config)
-
-
-_SCENES: list[tuple[str, Callable[[FaultyGateway, RunnableConfig], None]]] = [
-    ("chain.invoke", _invoke),
-    ("chain.stream", _stream),
-    ("chain.stream, cut after its third token", _lost_stream),
-    ("chain.abatch", _batch),
-    ("OpenAI.invoke", _openai),
-]
 
 
 if __name__ == "__main__":

@@ -304,25 +304,12 @@ found in every other word."""
 _CUT: Final = "…"
 
 
-class redact:  # noqa: N801 - a context manager, as contextlib's
-    """Context manager: errors of ours that leave it do not show these secrets."""
-
-    def __init__(self, *secrets: str) -> None:
-        """Secrets shorter than `SHORTEST_SECRET` are not hidden."""
-        self._secrets = {one for one in secrets if len(one) >= SHORTEST_SECRET}
-
-    def __enter__(self) -> None:
-        """Nothing has been raised yet."""
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        """Hide the secrets in the error."""
-        if isinstance(error, RetryRouterError):
-            mask(self._secrets, error)
-
-
 def mask(secrets: Iterable[str], error: BaseException | None) -> None:
-    """Take `secrets` out of an error, its causes and contexts, wherever they print."""
-    secrets = set(secrets)
+    """Take `secrets` out of an error, its causes and contexts, wherever they print.
+
+    Those shorter than `SHORTEST_SECRET` are not hidden.
+    """
+    secrets = {one for one in secrets if len(one) >= SHORTEST_SECRET}
     if secrets and error is not None:
         mask_with(lambda text: redact_text(secrets, text), error)
 

@@ -90,17 +90,11 @@ FAILURE_ACTIONS: Final[Mapping[FailureKind, FailureAction]] = {
 """The action for each kind, while there are retries, time and routes left."""
 
 
+# What passes by itself. At a timeout a router fails over, and a single model retries.
 _RETRYABLE: Final = frozenset(
-    {
-        FailureKind.RATE_LIMIT,
-        FailureKind.UNAVAILABLE,
-        FailureKind.SERVER_ERROR,
-        FailureKind.CONFLICT,
-        FailureKind.TIMEOUT,
-        FailureKind.CONNECTION,
-        FailureKind.INTERRUPTED,
-        FailureKind.MALFORMED,
-    }
+    kind
+    for kind, action in FAILURE_ACTIONS.items()
+    if action is FailureAction.RETRY or kind is FailureKind.TIMEOUT
 )
 
 # Final on one route, but not necessarily on others.
@@ -265,10 +259,8 @@ class Failure:
     @property
     def is_retryable(self) -> bool:
         """Whether the same request on the same route may succeed later."""
-        if not is_retryable(self.kind):
-            # `x-should-retry: true` cannot make a wrong request right.
-            return False
-        return self.should_retry is not False
+        # `x-should-retry: true` cannot make a wrong request right.
+        return is_retryable(self.kind) and self.should_retry is not False
 
 
 def is_retryable(kind: FailureKind) -> bool:
@@ -302,9 +294,14 @@ def classify(
         by_message = _by_words(message.replace("_", " "), status_code)
         if by_message is not None and _may_sharpen(status_code, by_message):
             return by_message
-    if status_code is None:
-        return FailureKind.SERVER_ERROR
-    return _by_status(status_code)
+    if status_code is None or _SERVER_ERROR <= status_code < _END_OF_STATUSES:
+        return _BY_STATUS.get(status_code or _SERVER_ERROR, FailureKind.SERVER_ERROR)
+    # A redirect is never followed, since it would take the key to another host: it says
+    # that the address is wrong, and will be next time. The others are 1xx, an
+    # unexpected 2xx, or no HTTP status at all.
+    is_refused = _REDIRECT <= status_code < _SERVER_ERROR
+    other = FailureKind.INVALID_REQUEST if is_refused else FailureKind.MALFORMED
+    return _BY_STATUS.get(status_code, other)
 
 
 def _may_sharpen(status_code: int | None, kind: FailureKind) -> bool:
@@ -322,17 +319,3 @@ def _by_words(text: str, status_code: int | None) -> FailureKind | None:
         if pattern.search(text) and _may_sharpen(status_code, kind):
             return kind
     return None
-
-
-def _by_status(status_code: int) -> FailureKind:
-    known = _BY_STATUS.get(status_code)
-    if known is not None:
-        return known
-    if _REDIRECT <= status_code < _SERVER_ERROR:
-        # A redirect is never followed, since it would take the key to another host:
-        # it says that the address is wrong, and will be next time.
-        return FailureKind.INVALID_REQUEST
-    if _SERVER_ERROR <= status_code < _END_OF_STATUSES:
-        return FailureKind.SERVER_ERROR
-    # 1xx, an unexpected 2xx, or no HTTP status at all.
-    return FailureKind.MALFORMED

@@ -115,7 +115,13 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        _check_retries(self.max_retries)
+        retries: Any = self.max_retries
+        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+            msg = (
+                f"max_retries must be a whole number, 0 or more, not {retries!r}"
+                " (0 sends one request and never repeats it)"
+            )
+            raise ValueError(msg)
         for name in (
             "initial_delay",
             "max_delay",
@@ -123,7 +129,9 @@ class RetryPolicy:
             "max_retry_after",
             "failover_after_wait",
         ):
-            _check_seconds(name, getattr(self, name), above_zero=False)
+            if not _is_number(value := getattr(self, name)):
+                msg = f"{name} must be a finite number, 0 or more, not {value!r}"
+                raise ValueError(msg)
         for name in (
             "deadline",
             "attempt_timeout",
@@ -131,16 +139,19 @@ class RetryPolicy:
             "stall_timeout",
         ):
             value = getattr(self, name)
-            if value is not None:
-                _check_seconds(name, value, above_zero=True)
+            if value is not None and not (_is_number(value) and value):
+                msg = (
+                    f"{name} must be a finite number, more than 0, not {value!r}; leave"
+                    " it None for no limit"
+                )
+                raise ValueError(msg)
         if not isinstance(self.jitter, bool):
             msg = f"jitter must be True or False, not {self.jitter!r}"
             raise ValueError(msg)  # noqa: TRY004 - pydantic reports ValueErrors
         for name in ("on_retry", "on_failover"):
             hook = getattr(self, name)
-            if hook is None:
-                continue
-            if not callable(hook) or inspect.iscoroutinefunction(hook):
+            is_function = callable(hook) and not inspect.iscoroutinefunction(hook)
+            if hook is not None and not is_function:
                 msg = f"{name} must be a function that is not async, not {hook!r}"
                 raise ValueError(msg)
 
@@ -188,8 +199,10 @@ class RetryPolicy:
         """
         if attempt_timeout is None:
             attempt_timeout = self.attempt_timeout
+        # Waits grow with the random number and with Retry-After.
         waited = sum(
-            self._longest_wait(retry) for retry in range(1, self.max_retries + 1)
+            self.delay(retry, 1.0, self.max_retry_after)
+            for retry in range(1, self.max_attempts)
         )
         seconds = (
             None
@@ -200,10 +213,6 @@ class RetryPolicy:
             waited = min(waited, self.deadline)
             seconds = min(math.inf if seconds is None else seconds, self.deadline)
         return WorstCase(requests=self.max_attempts, waited=waited, seconds=seconds)
-
-    def _longest_wait(self, retry: int) -> float:
-        # Waits grow with the random number and with Retry-After.
-        return self.delay(retry, 1.0, self.max_retry_after)
 
 
 @functools.lru_cache(maxsize=128)
@@ -236,22 +245,10 @@ def resolve_policy(
     return retry_policy
 
 
-def _check_retries(value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        msg = (
-            f"max_retries must be a whole number, 0 or more, not {value!r}"
-            " (0 sends one request and never repeats it)"
-        )
-        raise ValueError(msg)
-
-
-def _check_seconds(name: str, value: Any, *, above_zero: bool) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 <= value <= sys.float_info.max or (above_zero and not value):
-        least = "more than 0" if above_zero else "0 or more"
-        hint = "; leave it None for no limit" if above_zero else ""
-        msg = f"{name} must be a finite number, {least}, not {value!r}{hint}"
-        raise ValueError(msg)
+def _is_number(value: Any) -> bool:
+    """Whether `value` is a finite number, 0 or more."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 <= value <= sys.float_info.max
 
 
 class RetryBudget:
@@ -292,7 +289,10 @@ class RetryBudget:
             "success_gain": success_gain,
         }
         for name, value in self._settings.items():
-            _check_tokens(name, value)
+            if not _is_number(value):
+                what = "a finite number of tokens, 0 or more"
+                msg = f"{name} must be {what}, not {value!r}"
+                raise ValueError(msg)
         self._tokens = float(capacity)
         self._lock = threading.Lock()
 
@@ -344,10 +344,3 @@ class RetryBudget:
         """The tokens left and the capacity."""
         capacity = self._settings["capacity"]
         return f"{type(self).__name__}({self._tokens:g} of {capacity:g} tokens)"
-
-
-def _check_tokens(name: str, value: Any) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 <= value <= sys.float_info.max:
-        msg = f"{name} must be a finite number of tokens, 0 or more, not {value!r}"
-        raise ValueError(msg)

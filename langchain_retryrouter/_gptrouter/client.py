@@ -45,7 +45,6 @@ from langchain_retryrouter._http import (
 )
 from langchain_retryrouter._retry.clock import SystemTime
 from langchain_retryrouter.errors import (
-    SHORTEST_SECRET,
     RetryRouterError,
     UnsupportedOptionError,
     mask,
@@ -341,8 +340,7 @@ class GatewayClient(GPTRouterClient):
 
         The key is taken out of the texts of both.
         """
-        if len(self.api_key) >= SHORTEST_SECRET:
-            mask([self.api_key], error)
+        mask([self.api_key], error)
         return _type_error(error)
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ another's place would be stored, and not be noticed for long.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -147,13 +148,11 @@ class GPTRouterEmbeddings(GatewayConnection, Embeddings):
 
     def embed_query(self, text: str) -> list[float]:
         """The vector of one text; see `embed_documents`."""
-        [vector] = self.embed_documents([text])
-        return vector
+        return self.embed_documents([text])[0]
 
     async def aembed_query(self, text: str) -> list[float]:
         """Async variant of `embed_query`."""
-        [vector] = await self.aembed_documents([text])
-        return vector
+        return (await self.aembed_documents([text]))[0]
 
     def _embed(self, texts: list[str]) -> list[Vector]:
         chunk = _ChunkCall(self, texts)
@@ -266,16 +265,12 @@ class _ChunkCall:
 
     def _build_request(self) -> tuple[str, dict[str, Any]]:
         """Where the next attempt goes, and its body."""
-        payload: dict[str, Any]
+        first, path = self._requests[0], "/v1/generate/embeddings"
         if self._is_v2:
-            first = self._requests[0]
-            path = "/v1/generate/embeddings-v2"
-            payload = {
-                "input": first.prompt_params.input,
-                "modelName": first.model_name,
-            }
+            path = f"{path}-v2"
+            texts = first.prompt_params.input
+            payload = {"input": texts, "modelName": first.model_name}
         else:
-            path = "/v1/generate/embeddings"
             payload = {
                 "data": [
                     {**request.model_dump(), "order": order}
@@ -321,8 +316,14 @@ def _read_vectors(data: Mapping[str, Any] | None, count: int) -> list[Vector]:
     vectors = []
     for position, choice in enumerate(choices):
         numbers = choice.get("embedding") if isinstance(choice, dict) else None
-        vector = _finite(numbers) if isinstance(numbers, list) else []
-        if not vector:
+        is_vector = isinstance(numbers, list) and set(map(type, numbers)) <= {
+            float,
+            int,
+        }
+        vector: Vector = []
+        with contextlib.suppress(OverflowError):  # An integer beyond all floats.
+            vector = list(map(float, numbers)) if is_vector else []
+        if not vector or not all(map(math.isfinite, vector)):
             msg = f"vector {position} of the answer is not a list of finite numbers"
             raise malformed(msg, _OK)
         vectors.append(vector)
@@ -354,14 +355,3 @@ def _join(answers: Sequence[list[Vector]]) -> list[Vector]:
 def _different_lengths(vectors: Sequence[Vector]) -> str:
     lengths = sorted({len(vector) for vector in vectors})
     return " and ".join(map(str, lengths)) if len(lengths) > 1 else ""
-
-
-def _finite(numbers: list[Any]) -> Vector:
-    """`numbers` as floats, empty if one is not finite; there may be millions."""
-    if not set(map(type, numbers)) <= {float, int}:
-        return []
-    try:
-        vector = list(map(float, numbers))
-    except OverflowError:  # An integer beyond all floats.
-        return []
-    return vector if all(map(math.isfinite, vector)) else []
