@@ -11,11 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langchain_retryrouter._http import (
-    EventTooLargeError,
-    ServerSentEvent,
-    SSEParser,
-)
+from langchain_retryrouter._http import EventTooLargeError, ServerSentEvent, SSEParser
 
 CAPTURES = Path(__file__).parent / "data" / "gptrouter_captures"
 

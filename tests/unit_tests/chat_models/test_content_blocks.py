@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage
 
-from langchain_retryrouter import GPTRouterModel, StreamInterruptedError
+from langchain_retryrouter import StreamInterruptedError
 from langchain_retryrouter.testing import Body, FaultyGateway, Status
 
-from .conftest import GPT_4, Env, NewModel
+from .conftest import Env, NewModel
 from .frames import END, event_stream, sum_of
 
 CITED: list[Any] = [
@@ -123,7 +123,7 @@ def test_a_streamed_answer_has_all_its_blocks(
 def test_an_answer_in_one_piece_has_all_its_blocks(
     env: Env, output_version: str
 ) -> None:
-    """The same answer in one piece has the same blocks, whoever tells the sources."""
+    """The same answer in one piece has the same blocks, wherever its citations are."""
     env.gateway.always(WHOLE)
 
     message = env.invoke(env.llm(output_version=output_version), "hi")
@@ -137,7 +137,7 @@ def test_an_answer_in_one_piece_has_all_its_blocks(
 
 
 def test_each_chunk_has_its_blocks(env: Env) -> None:
-    """A chunk's blocks tell by their index what they are to be added to."""
+    """The index of a chunk's block says which block it is added to."""
     env.gateway.always(STREAM)
 
     chunks = env.stream(env.llm(), "hi")
@@ -172,8 +172,8 @@ def test_a_v1_answer_can_be_sent_back(env: Env) -> None:
     ]
 
 
-def test_reasoning_is_handed_over_and_commits_the_stream(env: Env) -> None:
-    """What the caller has seen of the reasoning is not said again by a retry."""
+def test_a_stream_that_delivered_reasoning_is_not_retried(env: Env) -> None:
+    """A stream whose reasoning the caller has seen is not retried."""
     env.gateway.always(event_stream(update(reasoning_content="Hm, ")))
     chunks: list[Any] = []
 
@@ -188,7 +188,7 @@ def test_reasoning_is_handed_over_and_commits_the_stream(env: Env) -> None:
 
 
 def test_calls_without_an_id_and_unreadable_calls_are_blocks(env: Env) -> None:
-    """A call is a block also without an id, and also if its arguments are no JSON."""
+    """A call without an id, or with arguments that are not JSON, is a block too."""
     calls = [{"function": CALL}, {"id": "b", "function": {**CALL, "arguments": "no"}}]
     body = {"choices": [{"index": 0, "text": "", "tool_calls": calls}]}
     env.gateway.always(
@@ -227,7 +227,7 @@ def test_calls_without_an_id_and_unreadable_calls_are_blocks(env: Env) -> None:
 def test_a_sum_without_text_has_whole_blocks(
     env: Env, said: dict[str, Any], blocks: list[Any]
 ) -> None:
-    """The sum of a stream is read as a message, also if it has no text."""
+    """The sum of a stream without text has the blocks of a whole message."""
     env.gateway.always(event_stream(update(**said), update(finish_reason="stop"), END))
 
     assert sum_of(env.stream(env.llm(), "hi")).content_blocks == blocks
@@ -236,7 +236,7 @@ def test_a_sum_without_text_has_whole_blocks(
 def test_events_of_a_stream_tell_the_blocks_apart(
     new_llm: NewModel, gateway: FaultyGateway
 ) -> None:
-    """LangChain's block events have text, call and sources where they belong."""
+    """LangChain's block events have reasoning, text with citations, and calls."""
     gateway.always(STREAM)
 
     events = list(new_llm().stream_events("hi", version="v3"))
@@ -248,7 +248,7 @@ def test_events_of_a_stream_tell_the_blocks_apart(
 
 
 def test_a_content_that_is_not_ours_is_left_to_langchain() -> None:
-    """A list as content, which we never make, is read by LangChain's best effort."""
+    """LangChain itself reads a list as content, which the gateway never sends."""
     message = AIMessage(
         ["so", {"type": "text", "text": "it is"}],
         response_metadata={"model_provider": "gptrouter"},
@@ -258,21 +258,3 @@ def test_a_content_that_is_not_ours_is_left_to_langchain() -> None:
         {"type": "text", "text": "so"},
         {"type": "text", "text": "it is"},
     ]
-
-
-def test_the_provider_of_a_chunk_is_told_where_nothing_else_tells_it(env: Env) -> None:
-    """A `provider` beside the data is the provider, if the model's name says none."""
-    text = event(
-        "update", {"text": "hi", "finish_reason": "stop"}, provider="anthropic"
-    )
-    azure = GPTRouterModel(name="gpt-4o", provider_name="azure_chat_openai")
-    env.gateway.script(
-        event_stream(text, event("meta", {"model": "of its own"}), END),
-        event_stream(text, event("meta", {"model": "gpt-4-0613"}), END),
-    )
-
-    llm = env.llm(models_priority_list=[GPT_4, azure])
-    unknown, known = (sum_of(env.stream(llm, "hi")) for _ in range(2))
-
-    assert unknown.response_metadata["provider_name"] == "anthropic"
-    assert known.response_metadata["provider_name"] == "chat_openai"

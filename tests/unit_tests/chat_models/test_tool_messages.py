@@ -1,7 +1,4 @@
-"""Calls of tools and functions that come back: read wherever a gateway puts them.
-
-The rows are those of the table in `test_defect_table`.
-"""
+"""Calls of tools and functions in answers, wherever a gateway puts them."""
 
 from __future__ import annotations
 
@@ -19,12 +16,8 @@ from .frames import END, event_stream, sum_of
 WEATHER = ToolCall("get_weather", ('{"ci', 'ty": "', 'Paris"', "}"), id="call_0")
 TIME = ToolCall("get_time", '{"zone": "CET"}', id="call_1")
 PARSED = [
-    {
-        "type": "tool_call",
-        "id": "call_0",
-        "name": "get_weather",
-        "args": {"city": "Paris"},
-    },
+    {"type": "tool_call", "id": "call_0", "name": "get_weather"}
+    | {"args": {"city": "Paris"}},
     {"type": "tool_call", "id": "call_1", "name": "get_time", "args": {"zone": "CET"}},
 ]
 TOOLS = [
@@ -40,15 +33,10 @@ def piece(
     name: str | None = None,
     arguments: str | None = None,
 ) -> dict[str, Any]:
-    """One element of `tool_calls`; what is None is not there at all."""
+    """One element of `tool_calls`, without the keys that are None."""
     function = {"name": name, "arguments": arguments}
-    call = {
-        "index": index,
-        "id": id,
-        "function": {
-            key: value for key, value in function.items() if value is not None
-        },
-    }
+    function = {key: value for key, value in function.items() if value is not None}
+    call = {"index": index, "id": id, "function": function}
     return {key: value for key, value in call.items() if value is not None}
 
 
@@ -58,7 +46,7 @@ def said(finish_reason: str | None = None, **data: Any) -> str:
     return "data: " + json.dumps({"event": "update", "data": data})
 
 
-def stream_of(*pieces: dict[str, Any]) -> Body:
+def stream_of(*pieces: Any) -> Body:
     """A stream in which each of these pieces is an event of its own."""
     updates = [said(tool_calls=[one]) for one in pieces]
     return event_stream(*updates, said("tool_calls"), END)
@@ -73,7 +61,7 @@ def whole(choice: dict[str, Any]) -> Body:
 # --- streamed ---
 
 
-def test_c3_a_streamed_call_arrives(env: Env) -> None:
+def test_a_streamed_call_arrives(env: Env) -> None:
     """The chunks of a stream carry the pieces of its calls, and add up to the calls."""
     env.gateway.always(Answer("Let me see.", tool_calls=(WEATHER, TIME)))
 
@@ -92,89 +80,65 @@ def test_c3_a_streamed_call_arrives(env: Env) -> None:
     assert message.invalid_tool_calls == []
 
 
-@pytest.mark.parametrize(
-    "pieces",
-    [
-        pytest.param(
-            [
-                piece(0, "call_0", "get_weather", ""),
-                piece(1, "call_1", "get_time", ""),
-                piece(0, arguments='{"city": '),
-                piece(1, arguments='{"zone": "CET"}'),
-                piece(0, arguments='"Paris"}'),
-            ],
-            id="taking turns",
-        ),
-        pytest.param(
-            [
-                piece(None, "call_0", "get_weather", '{"city": '),
-                piece(arguments='"Paris"}'),
-                piece(None, "call_1", "get_time"),
-                piece(arguments='{"zone": "CET"}'),
-            ],
-            id="without an index",
-        ),
-        pytest.param(
-            [
-                piece(None, "call_0", "get_weather", '{"city": '),
-                piece(None, "call_1", "get_time", '{"zone": '),
-                piece(None, "call_0", None, '"Paris"}'),
-                piece(None, "call_1", None, '"CET"}'),
-            ],
-            id="an id with each piece and no index",
-        ),
-        pytest.param(
-            [
-                piece(0, "call_0", "get_weather", '{"city": '),
-                piece(0, "call_0", "get_weather", '"Paris"}'),
-                piece(1, "call_1", "get_time", '{"zone": "CET"}'),
-            ],
-            id="id and name with each piece",
-        ),
-        pytest.param(
-            [
-                piece(0, "call_0", "get_weather", '{"city": '),
-                piece(0, "", "", '"Paris"}'),
-                piece(1, "call_1", "get_time", '{"zone": "CET"}'),
-            ],
-            id="id and name empty",
-        ),
-        pytest.param(
-            [
-                piece(0, "call_0", "get_weather", '{"city": "Paris"}'),
-                piece(0, "call_1", "get_time", '{"zone": "CET"}'),
-            ],
-            id="all calls have index 0",
-        ),
-        pytest.param(
-            [
-                piece(0, "call_0", "get_weather", '{"city": '),
-                piece(0, arguments='"Paris"}'),
-                piece(1, "call_1", "get_time", '{"zone": "CET"}'),
-                piece(0, "call_0", "get_weather", '{"city": "Paris"}'),
-                piece(1, "call_1", "get_time", '{"zone": "CET"}'),
-            ],
-            id="the whole calls again",
-        ),
-        pytest.param(
-            [
-                piece(3, "call_0", "get_", ""),
-                piece(3, name="weather", arguments='{"city": "Paris"}'),
-                piece(5, "call_1", "get_time", '{"zone": "CET"}'),
-            ],
-            id="odd indices and a name in two",
-        ),
+CITY, PARIS, WHOLE_CITY = '{"city": ', '"Paris"}', '{"city": "Paris"}'
+ZONE = '{"zone": "CET"}'
+IN_PIECES = {
+    "taking turns": [
+        piece(0, "call_0", "get_weather", ""),
+        piece(1, "call_1", "get_time", ""),
+        piece(0, arguments=CITY),
+        piece(1, arguments=ZONE),
+        piece(0, arguments=PARIS),
     ],
-)
-def test_pieces_find_their_call(env: Env, pieces: list[dict[str, Any]]) -> None:
-    """However a gateway says which call a piece belongs to, the calls are whole."""
-    env.gateway.script(stream_of(*pieces), Status(500), stream_of(*pieces))
+    "without an index": [
+        piece(None, "call_0", "get_weather", CITY),
+        piece(arguments=PARIS),
+        piece(None, "call_1", "get_time"),
+        piece(arguments=ZONE),
+    ],
+    "an id with each piece and no index": [
+        piece(None, "call_0", "get_weather", CITY),
+        piece(None, "call_1", "get_time", '{"zone": '),
+        piece(None, "call_0", None, PARIS),
+        piece(None, "call_1", None, '"CET"}'),
+    ],
+    "id and name with each piece": [
+        piece(0, "call_0", "get_weather", CITY),
+        piece(0, "call_0", "get_weather", PARIS),
+        piece(1, "call_1", "get_time", ZONE),
+    ],
+    "id and name empty": [
+        piece(0, "call_0", "get_weather", CITY),
+        piece(0, "", "", PARIS),
+        piece(1, "call_1", "get_time", ZONE),
+    ],
+    "all calls have index 0": [
+        piece(0, "call_0", "get_weather", WHOLE_CITY),
+        piece(0, "call_1", "get_time", ZONE),
+    ],
+    "the whole calls again": [
+        piece(0, "call_0", "get_weather", CITY),
+        piece(0, arguments=PARIS),
+        piece(1, "call_1", "get_time", ZONE),
+        piece(0, "call_0", "get_weather", WHOLE_CITY),
+        piece(1, "call_1", "get_time", ZONE),
+    ],
+    "odd indices and a name in two": [
+        piece(3, "call_0", "get_", ""),
+        piece(3, name="weather", arguments=WHOLE_CITY),
+        piece(5, "call_1", "get_time", ZONE),
+    ],
+}
 
-    streamed = sum_of(env.stream(env.llm(), "hi"))
-    inside = env.invoke(env.llm(), "hi")
 
-    assert streamed.tool_calls == PARSED
-    assert inside.tool_calls == PARSED
+@pytest.mark.parametrize("name", IN_PIECES)
+def test_pieces_are_added_to_their_call(env: Env, name: str) -> None:
+    """However a gateway tells which call a piece belongs to, the calls are whole."""
+    body = stream_of(*IN_PIECES[name])
+    env.gateway.script(body, Status(500), body)
+
+    assert env.ask("stream").tool_calls == PARSED
+    assert env.ask("invoke").tool_calls == PARSED
 
 
 def test_calls_without_ids_are_told_apart_by_their_names(env: Env) -> None:
@@ -189,7 +153,7 @@ def test_calls_without_ids_are_told_apart_by_their_names(env: Env) -> None:
     )
 
     for _ in range(2):
-        calls = sum_of(env.stream(env.llm(), "hi")).tool_calls
+        calls = env.ask("stream").tool_calls
         assert [(call["name"], call["args"], call["id"]) for call in calls] == [
             ("get_weather", {"city": "Paris"}, None),
             ("get_weather", {"city": "Rome"}, None),
@@ -197,42 +161,32 @@ def test_calls_without_ids_are_told_apart_by_their_names(env: Env) -> None:
         ]
 
 
-def test_a_streamed_function_call_adds_up(env: Env) -> None:
-    """A gateway that streams `function_call` is understood, a name said twice too."""
-    pieces = [
-        {"name": "get_weather", "arguments": '{"city": '},
-        {"name": "get_weather", "arguments": '"Paris"}'},
+def test_a_function_call_is_in_additional_kwargs(env: Env) -> None:
+    """`function_call` is read from answers and streams, even if its name is repeated."""
+    call = FunctionCall(FUNCTION["name"], FUNCTION["arguments"])
+    updates = [
+        said(function_call={"name": "get_weather", "arguments": part})
+        for part in (CITY, PARIS)
     ]
-    updates = [said(function_call=one) for one in pieces]
     body = event_stream(*updates, said("function_call"), END)
-    env.gateway.script(body, Status(500), body)
+    answer = Answer(function_call=call, finish_reason="function_call")
+    env.gateway.script(body, Status(500), body, answer)
 
-    streamed = sum_of(env.stream(env.llm(), "hi"))
-    inside = env.invoke(env.llm(), "hi")
+    streamed, inside = env.ask("stream"), env.ask("invoke")
+    plain = env.invoke(env.llm(), "hi", functions=[TOOLS[0]["function"]])
 
-    assert streamed.additional_kwargs == {"function_call": FUNCTION}
-    assert inside.additional_kwargs == {"function_call": FUNCTION}
-    assert inside.response_metadata["finish_reason"] == "function_call"
+    for message in (streamed, inside, plain):
+        assert message.content == ""
+        assert message.additional_kwargs == {"function_call": FUNCTION}
+        assert message.tool_calls == []
+        assert message.response_metadata["finish_reason"] == "function_call"
 
 
 # --- in one piece ---
 
 
-def test_c4_a_function_call_is_where_langchain_openai_has_it(env: Env) -> None:
-    """`function_call` of an answer is in `additional_kwargs`, its arguments a text."""
-    call = FunctionCall(FUNCTION["name"], FUNCTION["arguments"])
-    env.gateway.always(Answer(function_call=call, finish_reason="function_call"))
-
-    message = env.invoke(env.llm(), "hi", functions=[TOOLS[0]["function"]])
-
-    assert message.content == ""
-    assert message.additional_kwargs == {"function_call": FUNCTION}
-    assert message.tool_calls == []
-    assert message.response_metadata["finish_reason"] == "function_call"
-
-
-def test_an_empty_call_is_no_call(env: Env) -> None:
-    """An element that says nothing is left out, streamed or not."""
+def test_an_empty_call_is_left_out(env: Env) -> None:
+    """An element of `tool_calls` without content is left out, streamed or not."""
     empty: list[Any] = [
         {},
         {"index": 0},
@@ -240,13 +194,13 @@ def test_an_empty_call_is_no_call(env: Env) -> None:
     ]
     env.gateway.script(whole({"text": "hi", "tool_calls": empty}), stream_of(*empty))
 
-    assert env.invoke(env.llm(), "hi").tool_calls == []
-    assert sum_of(env.stream(env.llm(), "hi")).tool_calls == []
+    assert env.ask("invoke").tool_calls == []
+    assert env.ask("stream").tool_calls == []
 
 
 WHOLE = [
-    piece(None, "call_0", "get_weather", '{"city": "Paris"}'),
-    piece(1, "call_1", "get_time", '{"zone": "CET"}'),
+    piece(None, "call_0", "get_weather", WHOLE_CITY),
+    piece(1, "call_1", "get_time", ZONE),
 ]
 
 
@@ -254,23 +208,19 @@ WHOLE = [
     "choice",
     [
         {"text": "", "tool_calls": WHOLE},
-        {
-            "text": None,
-            "finish_reason": None,
-            "tool_calls": WHOLE,
-            "function_call": None,
-        },
+        {"text": None, "finish_reason": None, "tool_calls": WHOLE}
+        | {"function_call": None},
         {"message": {"role": "assistant", "content": None, "tool_calls": WHOLE}},
         {"text": None, "tool_calls": None, "message": {"tool_calls": WHOLE}},
     ],
 )
-def test_c2_tool_calls_of_an_answer_in_one_piece_are_read(
+def test_calls_of_an_answer_in_one_piece_are_read(
     env: Env, choice: dict[str, Any]
 ) -> None:
-    """A gateway that does not drop the calls of an unstreamed answer is understood."""
+    """Tool calls of an answer that is not streamed are read, also from `message`."""
     env.gateway.always(whole(choice))
 
-    message = env.invoke(env.llm(), "hi")
+    message = env.ask("invoke")
 
     assert message.content == ""
     assert message.tool_calls == PARSED
@@ -278,14 +228,13 @@ def test_c2_tool_calls_of_an_answer_in_one_piece_are_read(
 
 
 def test_the_text_of_a_message_is_read(env: Env) -> None:
-    """A choice as OpenAI has it, with its text in `message`, is understood."""
+    """A choice as OpenAI has it, with its text in `message`, is read."""
     message = {"content": "in a message", "function_call": FUNCTION}
     env.gateway.script(
         whole({"message": message}), whole({"text": "own", "message": message})
     )
 
-    alone = env.invoke(env.llm(), "hi")
-    beside = env.invoke(env.llm(), "hi")
+    alone, beside = env.ask("invoke"), env.ask("invoke")
 
     assert (alone.content, beside.content) == ("in a message", "own")
     assert alone.additional_kwargs == {"function_call": FUNCTION}
@@ -306,7 +255,7 @@ def test_arguments_that_are_no_json_object_are_an_invalid_call(
     )
 
     for _ in range(2):
-        message = env.invoke(env.llm(), "hi")
+        message = env.ask("invoke")
 
         assert message.tool_calls == PARSED[1:]
         [invalid] = message.invalid_tool_calls
@@ -315,27 +264,65 @@ def test_arguments_that_are_no_json_object_are_an_invalid_call(
         assert invalid["error"]
 
 
+# --- what cannot be read ---
+
+
 @pytest.mark.parametrize(
     "choice",
     [
+        {"text": 5},
+        {"text": {"nested": "text"}},
+        {"text": "x", "finish_reason": 5},
         {"text": "", "tool_calls": "get_weather"},
         {"text": "", "tool_calls": {"index": 0}},
         {"text": "", "tool_calls": ["get_weather"]},
+        {"text": "", "tool_calls": [{"index": "first"}]},
         {"text": "", "tool_calls": [{"id": 5}]},
         {"text": "", "tool_calls": [{"function": "get_weather"}]},
         {"text": "", "tool_calls": [{"function": {"arguments": {"city": "Paris"}}}]},
         {"text": "", "function_call": "get_weather"},
         {"text": "", "function_call": {"name": 5}},
+        {"text": "", "function_call": {"arguments": {}}},
     ],
 )
-def test_calls_that_cannot_be_read_are_an_error(
+def test_content_that_cannot_be_read_is_an_error(
     env: Env, choice: dict[str, Any]
 ) -> None:
-    """A call that is none is an error and not an answer without it."""
-    env.gateway.always(whole(choice))
+    """Text or calls of a wrong type are an error, not an answer without them."""
+    update = "data: " + json.dumps({"event": "update", "data": choice})
+    env.gateway.script(event_stream(update, said("stop"), END), whole(choice))
 
+    with pytest.raises(MalformedResponseError, match="not of the protocol"):
+        env.ask("stream", max_retries=0)
     with pytest.raises(MalformedResponseError, match="not of its protocol"):
-        env.invoke(env.llm(max_retries=0), "hi")
+        env.ask("invoke", max_retries=0)
 
 
-# --- answers with nulls ---
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"null",
+        b"5",
+        b"[]",
+        b"{}",
+        b'{"event":null}',
+        b'{"event":5,"data":{}}',
+        b'{"event":"update"',
+        b'{"event":"update","data":"text"}',
+        b'{"event":"update","data":null}',
+        b'{"event":"update","data":["text"]}',
+        b"\xff",
+        b'{"event":"update","data":{"text":"\xff"}}',
+        b"[" * 200_000,
+    ],
+    ids=lambda data: repr(data[:40]),
+)
+def test_an_event_that_cannot_be_read_is_an_error(env: Env, data: bytes) -> None:
+    """An event that is not a JSON object of the protocol is an error."""
+    rest = f"\n\n{said('stop')}\n\n{END}\n\n".encode()
+    headers = {"content-type": "text/event-stream"}
+    env.gateway.script(Body(200, headers, b"data: " + data + rest))
+
+    with pytest.raises(MalformedResponseError, match="not of the protocol"):
+        env.ask("stream", max_retries=0)
