@@ -250,7 +250,11 @@ class CircuitBreaker:
                 return Refusal(self._opens_in())
             self._is_probing = True
             permit = Permit(self._generation, is_probe=True)
-        self._report(BreakerState.HALF_OPEN)
+        try:
+            self._report(BreakerState.HALF_OPEN)
+        except BaseException:
+            self.cancelled(permit)  # The listener's error ends the call.
+            raise
         return permit
 
     def succeeded(self, permit: Permit) -> None:

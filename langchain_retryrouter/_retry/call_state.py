@@ -278,8 +278,8 @@ class CallState:
         return {"route": self.route, **log} if self._has_routes else log
 
     def will_be_refused(self) -> bool:
-        """Whether the circuit breaker would refuse an attempt now."""
-        return self._is_open(self.position)
+        """Whether the circuit breakers would refuse an attempt now."""
+        return self._is_open(self.position) and self._next_open() is None
 
     def admit(self, route: str | None = None) -> Refusal | None:
         """Begin the next attempt, on the first route whose breaker permits it.

@@ -205,8 +205,8 @@ class RetryController:
     def finalize_error(self, error: BaseException) -> None:
         """Write into an error that leaves the call what became of the call."""
         state = self.call_state
+        state.cancelled()  # A hook may have ended the call before a retry.
         if not isinstance(error, RetryRouterError):
-            state.cancelled()
             return
         error.attempts = state.attempts
         if routes_tried := state.routes_tried():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Generic, Protocol, TypeAlias, TypeVar
@@ -58,6 +59,9 @@ class HedgedSource(Generic[E]):
         """
         self._hedge, self._says = hedge, says
         self._streams = [ThreadedStream(lambda: first)]
+        # The second attempt begins before an abort or not at all: its permit would not
+        # be given back by a call that has gone on.
+        self._lock = threading.Lock()
         self._is_aborted = False
 
     def __iter__(self) -> Iterator[E]:
@@ -68,11 +72,11 @@ class HedgedSource(Generic[E]):
         """
         openings = [self._streams[0].submit(self._read)]
         wait(openings, self._hedge.after)
-        if not openings[0].done() and (source := self._hedge.begin()) is not None:
-            self._streams.append(ThreadedStream(lambda: source))
-            openings.append(self._streams[1].submit(self._read))
-            if self._is_aborted:  # While there was one stream to abort.
-                self.abort()
+        with self._lock:
+            is_silent = not openings[0].done() and not self._is_aborted
+            if is_silent and (source := self._hedge.begin()) is not None:
+                self._streams.append(ThreadedStream(lambda: source))
+                openings.append(self._streams[1].submit(self._read))
         while (winner := _winner(openings)) is None:
             pending = [opening for opening in openings if not opening.done()]
             wait(pending, return_when=FIRST_COMPLETED)
@@ -88,9 +92,10 @@ class HedgedSource(Generic[E]):
 
     def abort(self) -> None:
         """Unblock, from another thread, a read under way; it then raises."""
-        self._is_aborted = True
-        for stream in self._streams:
-            stream.abort()
+        with self._lock:
+            self._is_aborted = True
+            for stream in self._streams:
+                stream.abort()
 
     def close(self) -> None:
         """Close both streams."""
@@ -187,9 +192,11 @@ class _Racer(Generic[E]):
 
     async def leave(self) -> None:
         self.opening.cancel()
-        # Not `await self.opening`, which could not tell its cancellation from ours.
-        await asyncio.wait({self.opening})
-        await self._close()
+        try:
+            # Not `await self.opening`, which could not tell its cancellation from ours.
+            await asyncio.wait({self.opening})
+        finally:
+            await self._close()
 
     async def _close(self) -> None:
         if not self._is_closed:

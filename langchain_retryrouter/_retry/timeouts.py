@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from types import TracebackType
-from typing import Generic, Protocol, TypeVar, cast
+from typing import Generic, Protocol, TypeVar, cast, runtime_checkable
 
 from langchain_retryrouter.errors import APIConnectionError
 
@@ -43,6 +43,11 @@ class EventSource(Protocol[T_co]):
 
     def close(self) -> None:
         """Release the connection at once."""
+
+
+@runtime_checkable
+class Abortable(Protocol):
+    """What a source over a socket has, and one over a generator has not."""
 
     def abort(self) -> None:
         """Unblock, from another thread, a read under way; the read then raises."""
@@ -123,8 +128,8 @@ def result_within(seconds: float | None, future: Future[R]) -> R:
     try:
         return future.result(seconds)
     except TimeoutError:
-        if future.done():
-            raise  # The work's own error.
+        if future.done():  # In the last moment; or the error is the work's own.
+            return future.result()
         msg = f"no result within {seconds:.3g} s"
         raise TimeLimitError(msg) from None
 
@@ -170,10 +175,11 @@ class DirectStream(Generic[T]):
         """The next event, or `END`.
 
         Args:
-            seconds: When to abort the source. Only what follows a whole answer has such
-                a limit here, so an abort that comes too late does no harm.
+            seconds: When to abort the source, if it can be aborted. Only what follows a
+                whole answer has such a limit here, so an abort that comes too late does
+                no harm.
         """
-        if seconds is None or self._source is None:
+        if seconds is None or not isinstance(self._source, Abortable):
             return next(self._events, END)
         timer = threading.Timer(seconds, self._source.abort)
         timer.daemon = True
@@ -258,7 +264,7 @@ class ThreadedStream(Generic[T]):
         with contextlib.suppress(InvalidStateError):
             self._pending.set_exception(APIConnectionError(_ABORTED))
         try:
-            if self._source is not None:
+            if isinstance(self._source, Abortable):
                 self._source.abort()
         except Exception:
             logger.exception("A stream could not be aborted")

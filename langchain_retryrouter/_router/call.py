@@ -583,9 +583,6 @@ class _GeneratorSource:
     def __iter__(self) -> Iterator[StreamEvent]:
         return self._events
 
-    def abort(self) -> None:
-        """There is nothing to abort: the route's own time limits apply."""
-
     def close(self) -> None:
         self._events.close()
 

@@ -12,11 +12,13 @@ from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_retryrouter import (
     APIConnectionError,
     APITimeoutError,
+    CircuitBreaker,
     CircuitOpenError,
     InvalidRequestError,
     RateLimitError,
     RetryPolicy,
     RetryRouter,
+    Route,
     ServerError,
     UnavailableError,
 )
@@ -464,6 +466,45 @@ def test_a_routes_rate_limiter_is_waited_for_a_while(
     assert told(answer) == [(served, "ok")]
     assert gate.passed == (served == "first")
     assert fake_clock.monotonic() - began == pytest.approx(waited, abs=0.15)
+
+
+@both_ways
+def test_a_rate_limiter_counts_behind_an_open_breaker(
+    twin: Twin,
+    new_router: NewRouter,
+    model_of: NewModel,
+    primary: FaultyGateway,
+    backup: FaultyGateway,
+    fake_clock: FakeClock,
+    way: str,
+) -> None:
+    """While the first route's breaker is open, the second one's limiter is asked."""
+    breaker = CircuitBreaker(clock=fake_clock)
+    breaker.open_for(60)
+    second = model_of(backup, "second")
+    second.rate_limiter = gate = Gate(fake_clock, 2)
+    first = Route(model=model_of(primary, "first"), breaker=breaker)
+    began = fake_clock.monotonic()
+
+    answer = answer_of(twin, way, new_router(routes=[first, second]), "hi")
+
+    assert told(answer) == [("first", "circuit_open"), ("second", "ok")]
+    assert gate.passed == 1
+    assert fake_clock.monotonic() - began == pytest.approx(2, abs=0.15)
+
+
+def test_without_limits_a_call_starts_no_thread(
+    new_router: NewRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what follows a stream's finish reason is read by the caller's thread."""
+    router: RetryRouter = new_router()
+
+    def refuse(thread: threading.Thread) -> None:
+        raise AssertionError(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert router.invoke("hi").text == TEXT
+    assert "".join(chunk.text for chunk in router.stream("hi")) == TEXT
 
 
 @both_ways

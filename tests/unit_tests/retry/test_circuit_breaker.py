@@ -239,6 +239,27 @@ def test_an_exception_of_a_listener_leaves_the_call() -> None:
     assert breaker.is_open
 
 
+def test_a_listener_that_fails_at_a_probe_does_not_block_the_breaker(
+    clock: FakeClock,
+) -> None:
+    """If the listener's error ends the call of a probe, the next call is the probe."""
+
+    def listen(_: BreakerState, now: BreakerState) -> None:
+        if now is HALF_OPEN and not failed:
+            failed.append(now)
+            msg = "a bug"
+            raise KeyError(msg)
+
+    failed: list[BreakerState] = []
+    breaker = CircuitBreaker(failure_threshold=1, clock=clock, on_state_change=listen)
+    fail(breaker)
+    clock.advance(30)
+    with pytest.raises(KeyError, match="a bug"):
+        breaker.admit()
+    breaker.succeeded(permit_of(breaker))
+    assert breaker.state is CLOSED
+
+
 @pytest.mark.usefixtures("restless_threads")
 def test_one_of_many_threads_is_the_probe(clock: FakeClock) -> None:
     """Of calls that come together after the pause exactly one is admitted."""

@@ -345,6 +345,30 @@ def test_closing_lets_go_of_both() -> None:
     assert (first.closed, second.closed) == (1, 1)
 
 
+def test_nothing_begins_after_an_abort() -> None:
+    """A race that was aborted asks for no second stream: the call has gone on."""
+    first, bet = Speaker(HEL, silent=True), Bet(Speaker(BON))
+    source = HedgedSource(first, bet, says)
+    source.abort()
+    threading.Timer(4 * SOON, first.speak).start()
+    assert list(source) == [HEL]
+    assert bet.begun == 0
+    source.close()
+
+
+async def test_closing_goes_on_when_its_task_is_cancelled() -> None:
+    """A stream is closed although the task that closes it is cancelled meanwhile."""
+    first = Speaker(HEL, LO)
+    source = AHedgedSource(first, Bet(None, after=FAR), says)
+    assert await anext(aiter(source)) == HEL
+    task = asyncio.create_task(source.aclose())
+    await one_turn()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert first.was_closed.is_set()
+
+
 async def test_a_task_that_is_cancelled_lets_go_of_both() -> None:
     """Who is cancelled while both are silent leaves no stream, and no task, behind."""
     first, second = Speaker(HEL, silent=True), Speaker(BON, silent=True)

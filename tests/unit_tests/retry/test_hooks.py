@@ -73,16 +73,18 @@ def test_a_last_failure_is_not_reported(drive: Drive, clock: FakeClock) -> None:
     assert heard == []
 
 
-def test_an_exception_of_a_hook_ends_the_call(drive: Drive, clock: FakeClock) -> None:
+@pytest.mark.parametrize("error", [None, "the attempt's"], ids=["bug", "attempt"])
+def test_an_exception_of_a_hook_ends_the_call(
+    drive: Drive, clock: FakeClock, error: str | None
+) -> None:
     """It passes through; nothing more is sent, and the retry is refunded."""
 
-    def hook(_: RetryEvent) -> None:
-        msg = "a bug in the hook"
-        raise KeyError(msg)
+    def hook(event: RetryEvent) -> None:
+        raise (KeyError("a bug in the hook") if error is None else event.error)
 
     budget = RetryBudget()
     context, _ = context_of(clock, on_retry=hook, budget=budget)
     script = Script(UnavailableError("503"), "not sent")
-    with pytest.raises(KeyError, match="a bug in the hook"):
+    with pytest.raises(KeyError if error is None else UnavailableError):
         drive.call(context, script)
     assert (script.numbers, budget.tokens, clock.sleeps) == ([1], 500, [])

@@ -6,7 +6,7 @@ import contextvars
 import gc
 import threading
 from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
@@ -14,6 +14,7 @@ from langchain_retryrouter import APIConnectionError
 from langchain_retryrouter._retry.timeouts import (
     ThreadedStream,
     TimeLimitError,
+    result_within,
     run_with_timeout,
 )
 
@@ -206,3 +207,16 @@ def test_a_connection_that_comes_too_late_is_closed() -> None:
     stream.close()
     may_connect.set()
     assert source.was_closed.wait(FAR)
+
+
+def test_a_result_in_the_last_moment_is_returned() -> None:
+    """A result that arrives just after the wait for it has ended counts."""
+
+    class LastMoment(Future[str]):
+        def result(self, timeout: float | None = None) -> str:
+            if self.done():
+                return super().result(timeout)
+            self.set_result("late")
+            raise TimeoutError
+
+    assert result_within(0.0, LastMoment()) == "late"
