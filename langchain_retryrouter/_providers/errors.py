@@ -132,8 +132,12 @@ def read_exception(error: BaseException, *, unix_time: float) -> ErrorReport | N
 
     report = _read_causes(error, causes, unix_time)
     mask_with(hide, error)
-    for one in causes:
-        _drop_headers(one)
+    for one in causes:  # The `repr` of aiohttp's shows the headers of the request.
+        request = safe_getattr(one, "request_info")
+        if isinstance(request, tuple) and hasattr(request, "headers"):
+            bare = request._replace(headers={})  # type: ignore[attr-defined]
+            vars(one)["request_info"] = bare
+            one.args = tuple(bare if arg is request else arg for arg in one.args)
     if report is None:
         return None
     return dataclasses.replace(
@@ -217,8 +221,13 @@ def _report(
         # An error inside a stream or a 200. A 200 with a page is not even that.
         meant = _implied_status(names) if facts or status is None else status
         status = None
-    elif (implied := _implied_status(names)) and _is_more_exact(implied, status, facts):
-        meant = implied
+    elif implied := _implied_status(names):
+        # The names of Amazon's say more than its statuses: throttling may be a 400, a
+        # failing model is a 424.
+        amazons = (str(facts.get(key)) for key in ("code", "__type"))
+        is_sharper = status == _BAD_REQUEST and implied in {401, 402, 403, 404}
+        if is_sharper or any(name.endswith("Exception") for name in amazons):
+            meant = implied
     metadata = facts.get("metadata")
     raw = metadata.get("raw") if isinstance(metadata, Mapping) else None
     if isinstance(raw, str) and raw:  # OpenRouter hands on its provider's answer.
@@ -228,7 +237,7 @@ def _report(
     param = facts.get("param")
     kind = _kind_of(meant, names, text, param, is_event=status is None)
     advice = read_advice(headers, unix_time=unix_time)
-    waits = list(_waits_in(facts, text, unix_time))
+    waits = _waits_in(facts, text, unix_time)
     if kind is FailureKind.QUOTA and waits and "PerDay" not in str(body):
         # Google says "quota" of a limit per minute too, and when it is over.
         is_named = any(classify(meant, name) is FailureKind.QUOTA for name in names)
@@ -291,16 +300,6 @@ def _implied_status(names: list[str]) -> int | None:
         if found := _STATUS_BY_NAME.get(plain):
             return found
     return _BAD_REQUEST if any(name.startswith("invalid_") for name in names) else None
-
-
-def _is_more_exact(implied: int, status: int, facts: Mapping[str, Any]) -> bool:
-    """Whether the name of an error says more than its status.
-
-    Amazon's do: throttling may be a 400, a failing model is a 424.
-    """
-    if any(str(facts.get(key)).endswith("Exception") for key in ("code", "__type")):
-        return True
-    return status == _BAD_REQUEST and implied in {401, 402, 403, 404}
 
 
 def _parsed(data: Any) -> Any:
@@ -403,24 +402,22 @@ def _sentence_in(facts: Mapping[str, Any], body: Any) -> str:
 
 def _waits_in(
     facts: Mapping[str, Any], text: str, unix_time: float
-) -> Iterator[float | None]:
-    details = facts.get("details")
-    for detail in details if isinstance(details, list) else ():
+) -> list[float | None]:
+    """The seconds to wait that the body names; None for a form that is not known."""
+    details, metadata = facts.get("details"), facts.get("metadata")
+    found = [
         # Google's RetryInfo: google/rpc/error_details.proto.
-        if isinstance(detail, Mapping) and "retryDelay" in detail:
-            delay = [("retry-after", str(detail["retryDelay"]))]
-            yield read_advice(delay, unix_time=unix_time).retry_after
-    metadata = facts.get("metadata")
+        [("retry-after", str(detail["retryDelay"]))]
+        for detail in (details if isinstance(details, list) else ())
+        if isinstance(detail, Mapping) and "retryDelay" in detail
+    ]
     for fields in (facts, metadata if isinstance(metadata, Mapping) else {}):
-        for name in ("retry_after", "retry_after_seconds", "retryAfter"):
-            if name in fields:
-                delay = [("retry-after", str(fields[name]))]
-                yield read_advice(delay, unix_time=unix_time).retry_after
+        names = ("retry_after", "retry_after_seconds", "retryAfter")
+        found += [[("retry-after", str(fields[n]))] for n in names if n in fields]
         if isinstance(fields.get("headers"), Mapping):
-            pairs = _pairs(fields["headers"])
-            yield read_advice(pairs, unix_time=unix_time).retry_after
-    if (wait := read_wait(text)) is not None:
-        yield wait
+            found.append(_pairs(fields["headers"]))
+    waits = [read_advice(pairs, unix_time=unix_time).retry_after for pairs in found]
+    return waits if (wait := read_wait(text)) is None else [*waits, wait]
 
 
 def _excerpt(text: str) -> str:
@@ -432,16 +429,16 @@ def _pairs(headers: Any) -> list[tuple[str, str]]:
     """The headers of any HTTP library as pairs of texts."""
     items = safe_getattr(headers, "multi_items") or safe_getattr(headers, "items")
     pairs: Iterable[Any] = items() if callable(items) else headers or ()
-    texts = [(_text(name), _text(value)) for name, value in pairs]
-    return [(name, value) for name, value in texts if name and value is not None]
-
-
-def _text(value: Any) -> str | None:
-    if isinstance(value, bytes):
-        return value.decode("latin-1")
-    if isinstance(value, int | float):
-        return str(value)
-    return value if isinstance(value, str) else None
+    return [
+        (
+            name.decode("latin-1") if isinstance(name, bytes) else name,
+            value.decode("latin-1") if isinstance(value, bytes) else str(value),
+        )
+        for name, value in pairs
+        if isinstance(name, str | bytes)
+        and name
+        and isinstance(value, str | bytes | int | float)
+    ]
 
 
 # --- What is in an exception --------------------------------------------------------
@@ -486,35 +483,26 @@ _NO_ANSWER: Final = re.compile(
 _MESSAGES: Final = ("AIMessage", "ChatMessage", "ChatGeneration", "ChatResult")
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """`error`, and what it was raised `from`."""
+def _causes(step: BaseException | None) -> Iterator[BaseException]:
+    """An exception, and what it was raised `from`."""
     seen: set[int] = set()
-    step: BaseException | None = error
     while step is not None and id(step) not in seen:
         seen.add(id(step))
         yield step
         step = step.__cause__
 
 
-def _contexts(error: BaseException) -> list[BaseException]:
-    """What an integration's own exception was raised in place of.
-
-    The context of one of Python's exceptions may be anything that the caller handles.
-    """
-    is_own = type(error).__module__ != "builtins"
-    if error.__cause__ is None and (is_own or error.__suppress_context__):
-        return [] if error.__context__ is None else list(_causes(error.__context__))
-    return []
-
-
 def _read_causes(
     error: BaseException, causes: list[BaseException], unix_time: float
 ) -> ErrorReport | None:
     """The most exact report: an answer's, a transport's, or that of a class."""
-    contexts, answers = (
-        _contexts(error),
-        [_read_answer(one, unix_time) for one in causes],
-    )
+    answers = [_read_answer(one, unix_time) for one in causes]
+    # What an integration's own exception was raised in place of. The context of one of
+    # Python's exceptions may be anything that the caller handles.
+    is_own = type(error).__module__ != "builtins" or error.__suppress_context__
+    contexts = list(_causes(error.__context__ if is_own else None))
+    if error.__cause__ is not None:
+        contexts = []
     report = next(filter(None, answers), None)
     if report is None or (
         # LiteLLM makes a 500 without a body of a lost connection.
@@ -549,8 +537,19 @@ def _read_causes(
 def _read_answer(error: BaseException, unix_time: float) -> ErrorReport | None:
     """The provider's answer that `error` carries; None if it carries none."""
     response = safe_getattr(error, "response")
-    if isinstance(response, Mapping):
-        return _read_amazons(response, str(error), unix_time)
+    if isinstance(response, Mapping):  # Amazon's
+        facts, answer = response.get("Error"), response.get("ResponseMetadata")
+        if not isinstance(facts, Mapping):
+            return None
+        answer = answer if isinstance(answer, Mapping) else {}
+        message = facts.get("Message") or str(error)
+        report = _report(
+            answer.get("HTTPStatusCode"),
+            _pairs(answer.get("HTTPHeaders")),
+            {"code": str(facts.get("Code") or "") or None, "message": message},
+            unix_time=unix_time,
+        )
+        return dataclasses.replace(report, message=str(message), body=dict(response))
     names = {cls.__name__ for cls in type(error).__mro__}
     if names & {"APIConnectionError", "APIResponseValidationError"}:
         return None
@@ -649,23 +648,6 @@ def _plain(detail: Any) -> Any:
     return plain
 
 
-def _read_amazons(
-    response: Mapping[str, Any], fallback: str, unix_time: float
-) -> ErrorReport | None:
-    facts, answer = response.get("Error"), response.get("ResponseMetadata")
-    if not isinstance(facts, Mapping):
-        return None
-    answer = answer if isinstance(answer, Mapping) else {}
-    name, message = str(facts.get("Code") or ""), facts.get("Message") or fallback
-    report = _report(
-        answer.get("HTTPStatusCode"),
-        _pairs(answer.get("HTTPHeaders")),
-        {"code": name or None, "message": message},
-        unix_time=unix_time,
-    )
-    return dataclasses.replace(report, message=str(message), body=dict(response))
-
-
 def _from_transport(
     failure: TransportFailure, cause: BaseException, error: BaseException
 ) -> ErrorReport:
@@ -717,20 +699,16 @@ def _read_text(error: BaseException) -> ErrorReport | None:
         known = classify(None, names[0]) is not FailureKind.SERVER_ERROR
         if known or _implied_status(names):
             return read_event({"error": {"code": names[0], "message": text}})
-    return _malformed(error) if _is_unreadable(error, text) else None
-
-
-def _is_unreadable(error: BaseException, text: str) -> bool:
-    """Whether the exception itself shows that the answer could not be read."""
     if isinstance(error, ValidationError):
-        return error.title.startswith(_MESSAGES) or error.title == "Unmarshaller"
-    if isinstance(error, AttributeError):
+        is_unreadable = error.title.startswith((*_MESSAGES, "Unmarshaller"))
+    elif isinstance(error, AttributeError):
         # An event of a stream, or a choice, that is JSON and not an object.
         is_scalar = isinstance(error.obj, str | int | float | list | None)
-        return is_scalar and error.name in {"get", "items", "model_dump"}
-    if type(error).__name__ == "PydanticSerializationError":
-        return True
-    return bool(_NO_ANSWER.search(text))
+        is_unreadable = is_scalar and error.name in {"get", "items", "model_dump"}
+    else:
+        is_serializers = type(error).__name__ == "PydanticSerializationError"
+        is_unreadable = is_serializers or bool(_NO_ANSWER.search(text))
+    return _malformed(error) if is_unreadable else None
 
 
 def _malformed(error: BaseException) -> ErrorReport:
@@ -761,15 +739,6 @@ _LOOKS_SECRET: Final = re.compile(
     r"|\bAIza[A-Za-z0-9_-]{30,}"
     r"|(?<=\bBearer )[A-Za-z0-9._~+/-]{8,}=*"
 )
-
-
-def _drop_headers(error: BaseException) -> None:
-    """Take the request's headers out of aiohttp's errors, whose `repr` shows them."""
-    request = safe_getattr(error, "request_info")
-    if isinstance(request, tuple) and hasattr(request, "headers"):
-        bare = request._replace(headers={})  # type: ignore[attr-defined]
-        vars(error)["request_info"] = bare
-        error.args = tuple(bare if arg is request else arg for arg in error.args)
 
 
 def _secrets_of(error: BaseException) -> Iterator[str]:

@@ -15,7 +15,13 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 from langchain_retryrouter._retry.streaming import ChunkInfo
-from langchain_retryrouter.errors import BASE_ERRORS, RetryRouterError
+from langchain_retryrouter.errors import (
+    BASE_ERRORS,
+    ContentFilterError,
+    MalformedResponseError,
+    RetryRouterError,
+    StreamInterruptedError,
+)
 from langchain_retryrouter.failures import FailureKind
 
 _REASON_FIELDS: Final = (
@@ -110,7 +116,7 @@ def check_result(result: ChatResult, *, needs_reason: bool) -> None:
     """
     if not result.generations:
         msg = "the answer has no generations"
-        raise _error(FailureKind.MALFORMED, msg)
+        raise MalformedResponseError(msg)
     if needs_reason and not names_finish_reason(result):
         raise _no_reason()
     shared = _reason_in(result.llm_output or {})
@@ -210,7 +216,7 @@ class StreamCheck:
         """
         if not self.saw_chunk:
             msg = "the stream ended without any chunk"
-            raise _error(FailureKind.MALFORMED, msg)
+            raise MalformedResponseError(msg)
         _check_reason(self.reason, self._refusal)
         if self.reason is None and self._needs_reason:
             raise _no_reason()
@@ -276,10 +282,11 @@ def _refusal_in(message: BaseMessage) -> str:
 def _check_reason(reason: str | None, refusal: str) -> None:
     kind = _FAILED.get(reason.lower()) if reason else None
     if refusal or kind is FailureKind.CONTENT_FILTER:
-        said = refusal or f"finish reason {reason!r}"
-        raise _error(FailureKind.CONTENT_FILTER, f"the answer was refused: {said}")
+        msg = f"the answer was refused: {refusal or f'finish reason {reason!r}'}"
+        raise ContentFilterError(msg)
     if kind is not None:
-        raise _error(kind, f"the provider ended the answer with reason {reason!r}")
+        msg = f"the provider ended the answer with reason {reason!r}"
+        raise BASE_ERRORS[kind](msg)
 
 
 def _no_reason() -> RetryRouterError:
@@ -287,13 +294,9 @@ def _no_reason() -> RetryRouterError:
         "the answer came without a finish reason, so it may have been cut; if this"
         " server never sends one, give its route sends_finish_reason=False"
     )
-    return _error(FailureKind.INTERRUPTED, msg)
+    return StreamInterruptedError(msg)
 
 
 def _empty() -> RetryRouterError:
     msg = "the answer is empty: no text and no tool call"
-    return _error(FailureKind.MALFORMED, msg, code="empty")
-
-
-def _error(kind: FailureKind, message: str, **facts: Any) -> RetryRouterError:
-    return BASE_ERRORS[kind](message, **facts)
+    return MalformedResponseError(msg, code="empty")

@@ -196,21 +196,27 @@ class _Fitting:
 
     def _fit_answer(self, message: AIMessage, *, is_foreign: bool) -> AIMessage | None:
         fit = self._fit_foreign if is_foreign else self._fit_authorless
-        blocks = _blocks_of(message)
-        calls = _ids_of(message)
+        given, kwargs = message.content, message.additional_kwargs
+        blocks = ([given] if given else []) if isinstance(given, str) else given
+        tool_calls = [*message.tool_calls, *message.invalid_tool_calls]
+        calls = {str(call.get("id")) for call in tool_calls}
         kept = [b for block in blocks if (b := fit(block, calls)) is not None]
-        kwargs = (
-            self._kwargs(message.additional_kwargs, calls)
-            if is_foreign
-            else (message.additional_kwargs)
-        )
+        if is_foreign:
+            kwargs = self._kwargs(kwargs, calls)
         if kept == blocks and kwargs == message.additional_kwargs:
             return message
         if not kept and not calls:
             return None
+        # Text alone as a string: the one form of an answer that every provider takes.
+        texts = [
+            block if isinstance(block, str) else block.get("text")
+            for block in kept
+            if isinstance(block, str) or block.get("type") == "text"
+        ]
+        is_text = len(texts) == len(kept) and all(isinstance(t, str) for t in texts)
         return message.model_copy(
             update={
-                "content": _joined(kept),
+                "content": "".join(map(str, texts)) if is_text else kept,
                 "additional_kwargs": kwargs,
                 # `output_version` would promise standard blocks in `content`.
                 "response_metadata": {
@@ -234,7 +240,10 @@ class _Fitting:
         """A block of an answer without an author: kept unless its form has an owner."""
         if not isinstance(block, dict):
             return block
-        kind, owner = _kind_of(block), _owner_of(block)
+        kind = _kind_of(block)
+        owner = _OWNERS.get(kind)
+        if kind == "reasoning" and not _OPENAIS_REASONING.isdisjoint(block):
+            owner = "openai"
         if owner in {None, self._reader}:
             unmarked: dict[Any, Any] = self._unmarked(block)
             return unmarked
@@ -262,24 +271,10 @@ class _Fitting:
         return None
 
 
-def _blocks_of(message: AIMessage) -> list[_Block]:
-    content = message.content
-    if isinstance(content, str):
-        return [content] if content else []
-    return content
-
-
 def _kind_of(block: Mapping[Any, Any]) -> str:
     """The type of a block, also of one that LangChain has no standard for."""
     inner = block.get("value") if block.get("type") == "non_standard" else None
     return str((inner if isinstance(inner, Mapping) else block).get("type"))
-
-
-def _owner_of(block: Mapping[Any, Any]) -> str | None:
-    kind = _kind_of(block)
-    if kind == "reasoning" and not _OPENAIS_REASONING.isdisjoint(block):
-        return "openai"
-    return _OWNERS.get(kind)
 
 
 def _is_among(calls: set[str], block: Mapping[Any, Any]) -> bool:
@@ -288,18 +283,3 @@ def _is_among(calls: set[str], block: Mapping[Any, Any]) -> bool:
     It is not in a message that was built by hand with the call in its content alone.
     """
     return not calls.isdisjoint(str(block.get(name)) for name in ("id", "call_id"))
-
-
-def _ids_of(message: AIMessage) -> set[str]:
-    calls = [*message.tool_calls, *message.invalid_tool_calls]
-    return {str(call.get("id")) for call in calls}
-
-
-def _joined(blocks: list[_Block]) -> Any:
-    """Text alone as a string: the one form of an answer that every provider takes."""
-    texts = [b if isinstance(b, str) else b.get("text") for b in blocks]
-    if all(isinstance(text, str) for text in texts) and all(
-        isinstance(b, str) or b.get("type") == "text" for b in blocks
-    ):
-        return "".join(str(text) for text in texts)
-    return blocks

@@ -9,7 +9,7 @@ that no SDK is imported that the user does not use.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, Literal, TypeAlias
@@ -127,7 +127,19 @@ def _own_model(model: Any, facts: Integration) -> RetriesDisabled:
     The gateway repeats three times by default where the model itself does not.
     """
     if hasattr(model, "routes"):
-        return _nested(model)
+        worst = model.explain()
+        retries = model.retry_policy.max_retries
+        warning = (
+            f"is a RetryRouter that repeats by itself (max_retries={retries}), up to"
+            f" {worst.requests} requests for one attempt: give it"
+            " RetryPolicy(max_retries=0), or put its routes into this router"
+        )
+        return RetriesDisabled(
+            model,
+            warning if retries else None,
+            requests=worst.requests,
+            waited=worst.waited,
+        )
     if not hasattr(model, "models_priority_list"):
         return _keep(model, facts)
     models = len(model.models_priority_list) if model.failover else 1
@@ -148,22 +160,6 @@ def _own_model(model: Any, facts: Integration) -> RetriesDisabled:
         disabled=", ".join(disabled),
         requests=retries + 1,
         waited=policy.explain().waited,
-    )
-
-
-def _nested(model: Any) -> RetriesDisabled:
-    worst = model.explain()
-    retries = model.retry_policy.max_retries
-    warning = (
-        f"is a RetryRouter that repeats by itself (max_retries={retries}), up to"
-        f" {worst.requests} requests for one attempt: give it"
-        " RetryPolicy(max_retries=0), or put its routes into this router"
-    )
-    return RetriesDisabled(
-        model,
-        warning if retries else None,
-        requests=worst.requests,
-        waited=worst.waited,
     )
 
 
@@ -261,7 +257,10 @@ _NOT_INTEGRATIONS: Final = frozenset(
 
 def integration_of(model: BaseChatModel) -> Integration:
     """What is known about a model, by its own class or the nearest known base class."""
-    packages = list(_packages_of(model))
+    classes = type(model).__mro__
+    # A mixin of our own in a user's class says nothing about its provider.
+    own = classes[: classes.index(BaseChatModel)]
+    packages = [cls.__module__.partition(".")[0] for cls in own]
     for package in packages:
         if package in INTEGRATIONS:
             return INTEGRATIONS[package]
@@ -269,14 +268,6 @@ def integration_of(model: BaseChatModel) -> Integration:
         if package.startswith("langchain_") and package not in _NOT_INTEGRATIONS:
             return _ANY_INTEGRATION
     return _UNKNOWN
-
-
-def _packages_of(model: BaseChatModel) -> Iterator[str]:
-    for cls in type(model).__mro__:
-        if cls is BaseChatModel:
-            return
-        # A mixin of our own in a user's class says nothing about its provider.
-        yield cls.__module__.partition(".")[0]
 
 
 def disable_retries(model: BaseChatModel) -> RetriesDisabled:
@@ -299,14 +290,10 @@ def reports_finish_reason(model: BaseChatModel, method: Method) -> bool:
         facts is INTEGRATIONS["langchain_anthropic"]
         and method == "stream"
         and getattr(model, "stream_usage", None) is False
-        and _version_of("langchain-anthropic") < (1, 7, 10)
     ):
-        return False
+        try:
+            numbers = re.findall(r"\d+", version("langchain-anthropic"))
+        except PackageNotFoundError:
+            return False
+        return tuple(map(int, numbers[:3])) >= (1, 7, 10)
     return method in facts.reports_in
-
-
-def _version_of(package: str) -> tuple[int, ...]:
-    try:
-        return tuple(map(int, re.findall(r"\d+", version(package))[:3]))
-    except PackageNotFoundError:
-        return ()

@@ -316,13 +316,10 @@ def _read_vectors(data: Mapping[str, Any] | None, count: int) -> list[Vector]:
     vectors = []
     for position, choice in enumerate(choices):
         numbers = choice.get("embedding") if isinstance(choice, dict) else None
-        is_vector = isinstance(numbers, list) and set(map(type, numbers)) <= {
-            float,
-            int,
-        }
         vector: Vector = []
-        with contextlib.suppress(OverflowError):  # An integer beyond all floats.
-            vector = list(map(float, numbers)) if is_vector else []
+        if isinstance(numbers, list) and set(map(type, numbers)) <= {float, int}:
+            with contextlib.suppress(OverflowError):  # An integer beyond all floats.
+                vector = list(map(float, numbers))
         if not vector or not all(map(math.isfinite, vector)):
             msg = f"vector {position} of the answer is not a list of finite numbers"
             raise malformed(msg, _OK)

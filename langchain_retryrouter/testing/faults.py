@@ -19,7 +19,6 @@ from typing import Any, Final, Literal, NoReturn, TypeAlias
 from langchain_retryrouter.testing.exchange import (
     JSON_HEADERS,
     LAST_CHUNK,
-    STUB_TEXT,
     WITHOUT_BODY,
     BodyResponse,
     CallPlace,
@@ -135,14 +134,6 @@ class Answer(Step):
 
 HEALTHY: Final = Answer()
 """What answers where no script says anything."""
-
-
-def stub_text(request: RecordedRequest) -> str:
-    """`STUB_TEXT` as a model says it: up to the first text in `stop`."""
-    given = request.parameters.get("stop") or []
-    stops = [given] if isinstance(given, str) else [str(one) for one in given]
-    found = [at for stop in stops if (at := STUB_TEXT.find(stop)) >= 0]
-    return STUB_TEXT[: min(found)] if found else STUB_TEXT
 
 
 # The stub upstream of the recordings counted 10 tokens on top of the prompt's words.

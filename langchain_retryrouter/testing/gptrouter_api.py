@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
@@ -19,7 +19,6 @@ from uuid import NAMESPACE_URL, uuid5
 from langchain_retryrouter.testing.exchange import (
     JSON_HEADERS,
     BodyResponse,
-    Delta,
     Exchange,
     RecordedRequest,
     ResolvedAnswer,
@@ -131,12 +130,19 @@ class GPTRouterExchange(Exchange):
             is_valid = _has_texts(payload) and _is_text(payload.get("modelName"))
             return None if is_valid else Status(500)
         entries = payload.get("data")
-        if request.endpoint == "embeddings":
-            is_valid = bool(entries) and _is_list(entries, _is_embedding_entry)
-            return None if is_valid else Status(500)
-        if not _is_list(entries, _is_entry):
+        if not isinstance(entries, list):
             return Status(500)
-        return self._provider_refusal()
+        if request.endpoint == "embeddings":
+            is_valid = bool(entries) and all(
+                isinstance(entry, dict)
+                and isinstance(entry.get("order"), int)
+                and _is_text(entry.get("modelName"))
+                and _is_text(entry.get("providerName"))
+                and _has_texts(entry.get("promptParams"))
+                for entry in entries
+            )
+            return None if is_valid else Status(500)
+        return self._provider_refusal() if all(map(_is_entry, entries)) else Status(500)
 
     def _provider_refusal(self) -> Step | None:
         """What is found out only after a stream has begun, hence sent inside of it."""
@@ -174,7 +180,7 @@ class GPTRouterExchange(Exchange):
             return request
         kept = {name: given[name] for name in _PASSED_ON & given.keys()}
         if self._source(None)[0] in _COMPLETION_PROVIDERS:
-            prompt = given.get("prompt") or _flatten(request.messages)
+            prompt = given.get("prompt") or _flattened(request.messages)
             limit = {"max_tokens": given["max_tokens"]} if "max_tokens" in given else {}
             kept = {"prompt": prompt, **limit}
         passed_on = {name: _coerced(name, value) for name, value in kept.items()}
@@ -203,12 +209,26 @@ class GPTRouterExchange(Exchange):
             return self._stream(answer)
         provider, model, provider_id, model_id = self._source(answer.model)
         usage = sorted(answer.usage.as_dict().items()) if answer.usage else ()
+        choice: dict[str, Any] = {
+            "text": answer.whole_text,
+            # The server makes a text of what its provider leaves out.
+            "finish_reason": answer.finish_reason or "",
+        }
+        if self._is_chat(provider):
+            choice["role"] = "assistant"
+        # Without streaming the server drops tool calls, unless the test places them.
+        call = answer.function_call
+        if answer.unstreamed_calls == "function_call" and answer.tool_calls:
+            call = answer.tool_calls[0]
+        if call is not None:
+            choice["function_call"] = call.as_dict()
+        if answer.unstreamed_calls == "tool_calls":
+            choice["tool_calls"] = [one.as_tool_dict() for one in answer.tool_calls]
+        if answer.choice_citations:
+            choice["citations"] = list(answer.choice_citations)
         result: dict[str, Any] = {
             "id": self._id(answer),
-            "choices": [
-                _choice(index, answer, has_role=self._is_chat(provider))
-                for index in range(answer.choices)
-            ],
+            "choices": [{"index": i, **choice} for i in range(answer.choices)],
             "model": model,
             "providerId": provider_id,
             "modelId": model_id,
@@ -225,7 +245,12 @@ class GPTRouterExchange(Exchange):
         opening: list[dict[str, Any]] = []
         finish: list[dict[str, Any]] = []
         if self._is_chat(provider):
-            events = [_chat_update(delta) for delta in deltas]
+            # No index of the choice, and a function call's deltas come through empty.
+            events = [
+                {"text": delta.text, "finish_reason": None}
+                | ({"tool_calls": [delta.tool_call]} if delta.tool_call else {})
+                for delta in deltas
+            ]
             opening = [{"text": "", "finish_reason": None}] * answer.choices
             if answer.finish_reason:
                 last = {"text": "", "finish_reason": answer.finish_reason}
@@ -334,34 +359,6 @@ class GPTRouterExchange(Exchange):
         return compact_json({"error": message} | ({"code": code} if code else {}))
 
 
-def _choice(index: int, answer: ResolvedAnswer, *, has_role: bool) -> dict[str, Any]:
-    choice: dict[str, Any] = {
-        "index": index,
-        "text": answer.whole_text,
-        # The server makes a text of what its provider leaves out.
-        "finish_reason": answer.finish_reason or "",
-    }
-    if has_role:
-        choice["role"] = "assistant"
-    # Without streaming the server drops tool calls, unless the test places them.
-    call = answer.function_call
-    if answer.unstreamed_calls == "function_call" and answer.tool_calls:
-        call = answer.tool_calls[0]
-    if call is not None:
-        choice["function_call"] = call.as_dict()
-    if answer.unstreamed_calls == "tool_calls":
-        choice["tool_calls"] = [one.as_tool_dict() for one in answer.tool_calls]
-    if answer.choice_citations:
-        choice["citations"] = list(answer.choice_citations)
-    return choice
-
-
-def _chat_update(delta: Delta) -> dict[str, Any]:
-    # No index of the choice, and a function call's deltas come through empty.
-    calls = {} if delta.tool_call is None else {"tool_calls": [delta.tool_call]}
-    return {"text": delta.text, "finish_reason": None, **calls}
-
-
 def _id_of(name: str) -> str:
     return _RECORDED_IDS.get(name) or str(uuid5(NAMESPACE_URL, f"gptrouter:{name}"))
 
@@ -381,7 +378,7 @@ def _coerced(name: str, value: Any) -> Any:
     return value
 
 
-def _flatten(messages: list[dict[str, Any]]) -> str:
+def _flattened(messages: list[dict[str, Any]]) -> str:
     """The text that a completion model is given of messages.
 
     Blocks and tool results are lost, as JavaScript writes them into a string.
@@ -402,38 +399,21 @@ def _is_entry(entry: Any) -> bool:
         return False
     order, parameters = entry.get("order"), entry.get("promptParams")
     is_number = isinstance(order, int | float) or str(order).isdigit()
-    return (
-        is_number
-        and isinstance(parameters, dict)
-        and isinstance(parameters.get("function_call", {}), dict)
-        and _is_list(parameters.get("messages", []), _is_message)
-    )
-
-
-def _is_message(message: Any) -> bool:
-    if not isinstance(message, dict):
+    if not is_number or not isinstance(parameters, dict):
         return False
-    # The key `content` must be there, null is allowed.
-    return message.get("role") in _ROLES and "content" in message
-
-
-def _is_embedding_entry(entry: Any) -> bool:
+    messages = parameters.get("messages", [])
     return (
-        isinstance(entry, dict)
-        and isinstance(entry.get("order"), int)
-        and _is_text(entry.get("modelName"))
-        and _is_text(entry.get("providerName"))
-        and _has_texts(entry.get("promptParams"))
+        isinstance(parameters.get("function_call", {}), dict)
+        and isinstance(messages, list)
+        # The key `content` must be there, null is allowed.
+        and all(isinstance(m, dict) and "content" in m for m in messages)
+        and all(message.get("role") in _ROLES for message in messages)
     )
 
 
 def _has_texts(parameters: Any) -> bool:
     texts = parameters.get("input") if isinstance(parameters, Mapping) else None
-    return bool(texts) and _is_list(texts, _is_text)
-
-
-def _is_list(value: Any, is_item: Callable[[Any], bool]) -> bool:
-    return isinstance(value, list) and all(map(is_item, value))
+    return isinstance(texts, list) and bool(texts) and all(map(_is_text, texts))
 
 
 def _is_text(value: Any) -> bool:

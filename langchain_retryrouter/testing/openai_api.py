@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from langchain_retryrouter.testing.exchange import (
@@ -16,7 +15,6 @@ from langchain_retryrouter.testing.exchange import (
     Step,
     StreamResponse,
     compact_json,
-    split_words,
     sse,
 )
 from langchain_retryrouter.testing.faults import Status
@@ -102,13 +100,25 @@ class OpenAIExchange(Exchange):
         """The healthy response that says `answer`, at the endpoint asked."""
         if self.request.streaming:
             return self._stream(answer)
-        logprobs = self.request.parameters.get("logprobs")
-        make_choice = _chat_choice if self._is_chat else _text_choice
         kind = "chat.completion" if self._is_chat else "text_completion"
         result = self._frame(answer, kind)
-        result["choices"] = [
-            make_choice(index, answer, logprobs) for index in range(answer.choices)
-        ]
+        content: dict[str, Any] = {"text": answer.whole_text}
+        if self._is_chat:
+            has_calls = bool(answer.tool_calls or answer.function_call)
+            text = None if has_calls and not answer.whole_text else answer.whole_text
+            message: dict[str, Any] = {"role": "assistant", "content": text}
+            message["refusal"] = None
+            if answer.tool_calls:
+                calls = [call.as_tool_dict() for call in answer.tool_calls]
+                message["tool_calls"] = calls
+            if answer.function_call:
+                message["function_call"] = answer.function_call.as_dict()
+            content = {"message": message}
+        # All choices say the same.
+        said = self._logprobs([one for one in answer.deltas() if not one.choice])
+        ending = {"logprobs": said, "finish_reason": answer.finish_reason}
+        choices = [{"index": i, **content, **ending} for i in range(answer.choices)]
+        result["choices"] = choices
         if answer.usage:
             result["usage"] = answer.usage.as_dict()
         if self.request.deployment:
@@ -133,14 +143,19 @@ class OpenAIExchange(Exchange):
         if self.request.deployment:
             opening.append(sse(_AZURE_OPENING | _PROMPT_FILTER_RESULTS))
         if is_chat:
-            delta = {"role": "assistant", "content": "", "refusal": None}
-            opening += [event(index, delta=delta) for index in indexes]
-        make_delta = _chat_delta if is_chat else _text_delta
-        logprobs = parameters.get("logprobs")
-        events = [
-            event(delta.choice, **make_delta(delta, logprobs))
-            for delta in answer.deltas()
-        ]
+            start = {"role": "assistant", "content": "", "refusal": None}
+            opening += [event(index, delta=start) for index in indexes]
+        events = []
+        for delta in answer.deltas():
+            content: dict[str, Any] = {"text": delta.text}
+            if is_chat and delta.tool_call is not None:
+                content = {"delta": {"tool_calls": [delta.tool_call]}}
+            elif is_chat and delta.function_call is not None:
+                content = {"delta": {"function_call": delta.function_call}}
+            elif is_chat:
+                content = {"delta": {"content": delta.text}}
+            said = self._logprobs([delta])
+            events.append(event(delta.choice, logprobs=said, **content))
         closing: list[bytes] = []
         if (reason := answer.finish_reason) is not None:
             empty: dict[str, Any] = {"delta": {}} if is_chat else {"text": ""}
@@ -167,6 +182,31 @@ class OpenAIExchange(Exchange):
             "created": _FIRST_CREATED + number,
             "model": answer.model or self.request.model,
             "system_fingerprint": "fp_stub",
+        }
+
+    def _logprobs(self, deltas: list[Delta]) -> dict[str, Any] | None:
+        """What `logprobs` asks for, of these tokens."""
+        asked = self.request.parameters.get("logprobs")
+        tokens = [delta.text for delta in deltas]
+        if self._is_chat:
+            content = [
+                {
+                    "token": token,
+                    "logprob": _LOGPROB,
+                    "bytes": list(token.encode()),
+                    "top_logprobs": [],
+                }
+                for token in filter(None, tokens)
+            ]
+            return {"content": content, "refusal": None} if asked else None
+        # Here 0 asks for the tokens without alternatives; only null asks for nothing.
+        if asked is None:
+            return None
+        return {
+            "tokens": tokens,
+            "token_logprobs": [_LOGPROB] * len(tokens),
+            "top_logprobs": [{token: _LOGPROB} for token in tokens] if asked else None,
+            "text_offset": [delta.offset for delta in deltas],
         }
 
     # Errors.
@@ -209,77 +249,4 @@ def _error(status: int, code: str | None, message: str | None) -> dict[str, Any]
         "type": code if code == "insufficient_quota" else type_,
         "param": None,
         "code": code or usual_code,
-    }
-
-
-def _chat_choice(
-    index: int, answer: ResolvedAnswer, logprobs: object
-) -> dict[str, Any]:
-    has_calls = bool(answer.tool_calls or answer.function_call)
-    text = answer.whole_text
-    content = None if has_calls and not text else text
-    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
-    if answer.tool_calls:
-        message["tool_calls"] = [call.as_tool_dict() for call in answer.tool_calls]
-    if answer.function_call:
-        message["function_call"] = answer.function_call.as_dict()
-    return {
-        "index": index,
-        "message": message,
-        "logprobs": _chat_logprobs(split_words(answer.text), logprobs),
-        "finish_reason": answer.finish_reason,
-    }
-
-
-def _text_choice(
-    index: int, answer: ResolvedAnswer, logprobs: object
-) -> dict[str, Any]:
-    deltas = [delta for delta in answer.deltas() if delta.choice == index]
-    return {
-        "text": answer.whole_text,
-        "index": index,
-        "logprobs": _text_logprobs(deltas, logprobs),
-        "finish_reason": answer.finish_reason,
-    }
-
-
-def _chat_delta(delta: Delta, logprobs: object) -> dict[str, Any]:
-    content: dict[str, Any] = {"content": delta.text}
-    if delta.tool_call is not None:
-        content = {"tool_calls": [delta.tool_call]}
-    elif delta.function_call is not None:
-        content = {"function_call": delta.function_call}
-    tokens = (delta.text,) if delta.text else ()
-    return {"delta": content, "logprobs": _chat_logprobs(tokens, logprobs)}
-
-
-def _text_delta(delta: Delta, logprobs: object) -> dict[str, Any]:
-    return {"text": delta.text, "logprobs": _text_logprobs([delta], logprobs)}
-
-
-def _chat_logprobs(tokens: Iterable[str], asked: object) -> dict[str, Any] | None:
-    if not asked:
-        return None
-    content = [
-        {
-            "token": token,
-            "logprob": _LOGPROB,
-            "bytes": list(token.encode()),
-            "top_logprobs": [],
-        }
-        for token in tokens
-    ]
-    return {"content": content, "refusal": None}
-
-
-def _text_logprobs(deltas: list[Delta], asked: object) -> dict[str, Any] | None:
-    # Here 0 asks for the tokens without alternatives; only null asks for nothing.
-    if asked is None:
-        return None
-    tokens = [delta.text for delta in deltas]
-    return {
-        "tokens": tokens,
-        "token_logprobs": [_LOGPROB] * len(tokens),
-        "top_logprobs": [{token: _LOGPROB} for token in tokens] if asked else None,
-        "text_offset": [delta.offset for delta in deltas],
     }

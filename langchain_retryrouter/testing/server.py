@@ -18,6 +18,7 @@ import h11
 
 from langchain_retryrouter.testing.exchange import (
     JSON_HEADERS,
+    STUB_TEXT,
     BodyResponse,
     Delivery,
     Edition,
@@ -38,7 +39,6 @@ from langchain_retryrouter.testing.faults import (
     Answer,
     ScriptedStep,
     Status,
-    stub_text,
 )
 from langchain_retryrouter.testing.gptrouter_api import GPTRouterExchange
 from langchain_retryrouter.testing.openai_api import OpenAIExchange
@@ -564,8 +564,11 @@ class FaultyGateway:
         answer = self._answer
         if not isinstance(answer, Answer):
             answer = answer(request)
-        if not answer.has_content:
-            answer = replace(answer, text=stub_text(request))
+        if not answer.has_content:  # Ours ends at the first text in `stop`.
+            given = request.parameters.get("stop") or []
+            stops = [given] if isinstance(given, str) else map(str, given)
+            found = [at for stop in stops if (at := STUB_TEXT.find(stop)) >= 0]
+            answer = replace(answer, text=STUB_TEXT[: min(found, default=None)])
         return answer.resolve(request)
 
     def _refusal(self, exchange: Exchange) -> Step | None:
