@@ -7,13 +7,13 @@ import pytest
 from langchain_retryrouter.testing import FakeClock
 from tests.unit_tests.conftest import Twin
 
-from .engines import Drive
+from .scripted import Engine
 
 
 @pytest.fixture
-def drive(twin: Twin) -> Drive:
-    """The sync engine, then the async one."""
-    return Drive(is_async=twin.is_async)
+def engine(twin: Twin) -> Engine:
+    """Run the test twice: with the sync engine, and with the async one."""
+    return Engine(is_async=twin.is_async)
 
 
 @pytest.fixture

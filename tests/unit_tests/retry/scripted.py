@@ -1,4 +1,4 @@
-"""Scripted attempts, sync and async, for tests of the engine without HTTP.
+"""The sync and async engine behind one interface, and scripted attempts without HTTP.
 
 The events of a stream are `ChunkInfo`s, so the classifier is the identity.
 """
@@ -6,15 +6,25 @@ The events of a stream are `ChunkInfo`s, so the classifier is the identity.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from tenacity import RetryCallState
 
-from langchain_retryrouter._retry.engine import Attempt
-from langchain_retryrouter._retry.streaming import ChunkInfo
-from langchain_retryrouter.errors import APIConnectionError
+from langchain_retryrouter import (
+    APIConnectionError,
+    CircuitBreaker,
+    RetryPolicy,
+    UnavailableError,
+)
+from langchain_retryrouter._retry.call_state import CallState
+from langchain_retryrouter._retry.clock import Clock
+from langchain_retryrouter._retry.engine import Attempt, RetryContext, acall, call
+from langchain_retryrouter._retry.streaming import ChunkInfo, astream, stream
+from langchain_retryrouter.circuit_breaker import Permit
 from langchain_retryrouter.testing import FakeClock
 
 Outcome: TypeAlias = object
@@ -36,16 +46,15 @@ async def one_turn() -> None:
 
 
 class Script:
-    """One outcome an attempt, in order; asking for more is a defect of the engine."""
+    """One outcome for each attempt; asking for more is a defect of the engine."""
 
     def __init__(self, *outcomes: Outcome) -> None:
-        """Nothing sent yet."""
         self._outcomes = outcomes
         self.attempts: list[Attempt] = []
 
     @property
     def numbers(self) -> list[int]:
-        """Which attempts were sent."""
+        """The numbers of the attempts that were sent."""
         return [attempt.number for attempt in self.attempts]
 
     @property
@@ -64,29 +73,36 @@ class Script:
         return self.send(attempt)
 
 
-class Witness:
+class Recorder:
     """Records each retry, and how many waits were over then."""
 
     def __init__(
         self, clock: FakeClock, then: Callable[[], object] = lambda: None
     ) -> None:
-        """Do `then` after each."""
+        """Call `then` after each."""
         self._clock = clock
         self._then = then
         self.states: list[RetryCallState] = []
         self.waits_before: list[int] = []
 
+    @property
+    def errors(self) -> list[BaseException | None]:
+        """The error of each failed attempt."""
+        return [state.outcome.exception() for state in self.states if state.outcome]
+
     def notify(self, state: RetryCallState) -> None:
-        """Take note."""
         self.states.append(state)
         self.waits_before.append(len(self._clock.sleeps))
         self._then()
 
     async def anotify(self, state: RetryCallState) -> None:
-        """Take note, after other tasks have run, so that a missing await is found."""
+        """Record it after other tasks have run, so that a missing await is found."""
         for _ in range(3):
             await one_turn()
         self.notify(state)
+
+
+# --- streams ---
 
 
 def token(text: str) -> ChunkInfo:
@@ -103,12 +119,8 @@ END = ChunkInfo(is_end=True, is_last=True)
 WHOLE = ChunkInfo(is_end=True)
 """An end after which something may still come, such as usage."""
 
-
-class _Silence:
-    """In a source's events: nothing more comes."""
-
-
-SILENCE = _Silence()
+SILENCE = object()
+"""In a source's events: nothing more comes."""
 
 
 class Source:
@@ -130,7 +142,7 @@ class Source:
 
     @property
     def is_aborted(self) -> bool:
-        """Whether a read was cut short from outside."""
+        """Whether a read was cut short by another thread."""
         return self._aborted.is_set()
 
     def was_closed(self) -> bool:
@@ -141,7 +153,7 @@ class Source:
         """Yield the events; a silent one blocks until it is aborted, like a socket."""
         for event in self._events:
             if event is SILENCE:
-                assert self._aborted.wait(10), "nobody aborted a silent stream"
+                assert self._aborted.wait(10), "a silent stream was not aborted"
             if self.is_aborted:
                 msg = "the connection was shut down"
                 raise APIConnectionError(msg)
@@ -158,16 +170,109 @@ class Source:
             yield happen(event)
 
     def abort(self) -> None:
-        """Unblock a read under way."""
         self._aborted.set()
 
     def close(self) -> None:
-        """Count."""
         self.closed += 1
         self._closed.set()
         happen(self._on_close)
 
     async def aclose(self) -> None:
-        """Async variant of `close`."""
         await one_turn()
         self.close()
+
+
+# --- the engine ---
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Runs a call through `call`/`stream`, or through `acall`/`astream`."""
+
+    is_async: bool
+
+    def call(
+        self, context: RetryContext, script: Script, recorder: Recorder | None = None
+    ) -> Any:
+        """The result of the call."""
+        if self.is_async:
+            anotify = recorder.anotify if recorder else None
+            return asyncio.run(acall(context, script.asend, anotify))
+        return call(context, script.send, recorder.notify if recorder else None)
+
+    def stream(
+        self,
+        context: RetryContext,
+        script: Script,
+        recorder: Recorder | None = None,
+        *,
+        into: list[ChunkInfo] | None = None,
+        stop_after: int | None = None,
+    ) -> list[ChunkInfo]:
+        """The events of the stream, closed after `stop_after`; `into` keeps them."""
+        seen: list[ChunkInfo] = [] if into is None else into
+
+        async def read() -> None:
+            async with contextlib.aclosing(aopen(context, script, recorder)) as events:
+                async for event in events:
+                    seen.append(event)
+                    if len(seen) == stop_after:
+                        return
+
+        if self.is_async:
+            asyncio.run(read())
+            return seen
+        with contextlib.closing(open_(context, script, recorder)) as events:
+            for event in events:
+                seen.append(event)
+                if len(seen) == stop_after:
+                    break
+        return seen
+
+
+def open_(
+    context: RetryContext, script: Script, recorder: Recorder | None = None
+) -> Generator[ChunkInfo, None, None]:
+    """A sync stream, not begun."""
+    notify = recorder.notify if recorder else None
+    return stream(context, script.send, lambda: lambda chunk: chunk, notify)
+
+
+def aopen(
+    context: RetryContext, script: Script, recorder: Recorder | None = None
+) -> AsyncGenerator[ChunkInfo, None]:
+    """An async stream, not begun."""
+    anotify = recorder.anotify if recorder else None
+    return astream(context, script.asend, lambda: lambda chunk: chunk, anotify)
+
+
+def context_for(
+    clock: Clock,
+    policy: RetryPolicy | None = None,
+    *,
+    jitter: bool = False,
+    **parts: Any,
+) -> RetryContext:
+    """The context of a call whose waits are 0.5, 1, 2, 4 and 8 seconds by default."""
+    shared = {name: parts.pop(name, None) for name in ("budget", "breaker")}
+    policy = policy or RetryPolicy()
+    initial_delay = min(policy.initial_delay, 0.5)
+    policy = replace(policy, jitter=jitter, initial_delay=initial_delay)
+    return RetryContext(CallState(policy, time=clock, **shared), clock=clock, **parts)
+
+
+def outcomes(context: RetryContext) -> list[str]:
+    """The outcome of each attempt in the attempt log."""
+    return [record.outcome for record in context.call_state.records]
+
+
+def failures(count: int) -> list[UnavailableError]:
+    """So many new errors, since an error is annotated when it leaves a call."""
+    return [UnavailableError(str(number + 1)) for number in range(count)]
+
+
+def fail_elsewhere(breaker: CircuitBreaker) -> None:
+    """Another call that shares the breaker fails."""
+    permit = breaker.admit()
+    assert isinstance(permit, Permit)
+    breaker.failed(permit)

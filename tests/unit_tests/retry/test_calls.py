@@ -1,301 +1,322 @@
-"""`call` and `acall`: what is sent again, what is not, and who is told."""
+"""`call` and `acall`: which failures are retried, and what the caller is told."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from langchain_retryrouter import errors
+from langchain_retryrouter import (
+    AuthenticationError,
+    FailureKind,
+    InvalidRequestError,
+    NotFoundError,
+    RateLimitError,
+    RetryBudget,
+    RetryEvent,
+    RetryPolicy,
+    RetryRouterError,
+    UnavailableError,
+)
+from langchain_retryrouter._retry.call_state import CallState, RouteState
 from langchain_retryrouter._retry.engine import RetryContext
-from langchain_retryrouter.errors import BASE_ERRORS, RetryRouterError, UnavailableError
-from langchain_retryrouter.failures import FailureKind
-from langchain_retryrouter.policy import RetryBudget, RetryPolicy
+from langchain_retryrouter.errors import BASE_ERRORS
+from langchain_retryrouter.failures import FAILURE_ACTIONS
 from langchain_retryrouter.testing import FakeClock
 
-from .engines import Drive, plan_for
-from .scripted import Script, Witness
+from .scripted import (
+    END,
+    Engine,
+    Recorder,
+    Script,
+    Source,
+    context_for,
+    failures,
+    outcomes,
+    token,
+)
 
 
-def test_an_answer_is_sent_for_once(drive: Drive, clock: FakeClock) -> None:
-    """On the healthy path there is one request, no wait, and nobody to tell."""
-    witness, script, plan = Witness(clock), Script("hello"), plan_for(clock)
-    assert drive.call(plan, script, witness) == "hello"
-    assert script.numbers == [1]
-    assert witness.states == []
-    assert clock.sleeps == []
-    assert [record.outcome for record in plan.call_state.records] == ["ok"]
+def test_a_call_that_succeeds_sends_one_request(
+    engine: Engine, clock: FakeClock
+) -> None:
+    """Without a failure there is one request, no wait and no retry event."""
+    recorder, script, context = Recorder(clock), Script("hello"), context_for(clock)
+    assert engine.call(context, script, recorder) == "hello"
+    assert (script.numbers, recorder.states, clock.sleeps) == ([1], [], [])
+    assert outcomes(context) == ["ok"]
 
 
 @pytest.mark.parametrize("answer", [None, 0, False, "", [], ValueError])
-def test_any_answer_is_an_answer(
-    drive: Drive, clock: FakeClock, answer: object
+def test_any_value_is_an_answer(
+    engine: Engine, clock: FakeClock, answer: object
 ) -> None:
-    """What comes back is handed out as it is, be it nothing: no value means failure."""
+    """Only exceptions are failures, no returned value is."""
     script = Script(UnavailableError("503"), answer)
-    assert drive.call(plan_for(clock), script) is answer
+    assert engine.call(context_for(clock), script) is answer
 
 
-def test_attempts_are_counted_from_one(drive: Drive, clock: FakeClock) -> None:
-    """Each attempt knows its number, and `max_retries` of them follow the first."""
-    failures = [UnavailableError(str(number)) for number in range(5)]
-    script = Script(*failures)
+def test_the_last_error_is_raised(engine: Engine, clock: FakeClock) -> None:
+    """After `max_retries` retries the last error comes out, and says not to retry."""
+    errors = failures(5)
+    script = Script(*errors)
     with pytest.raises(UnavailableError) as caught:
-        drive.call(plan_for(clock, RetryPolicy(max_retries=3)), script)
-    assert caught.value is failures[3]
+        engine.call(context_for(clock, RetryPolicy(max_retries=3)), script)
+    assert caught.value is errors[3]
     assert script.numbers == [1, 2, 3, 4]
-    assert caught.value.attempts == 4
+    assert (caught.value.attempts, caught.value.__cause__) == (4, None)
+    assert caught.value.__notes__ == [
+        "gave up after 4 attempts, 3.5 s waited: no retries left"
+    ]
+    assert caught.value.is_retryable is False
+    assert not any(hasattr(error, "__notes__") for error in errors[:3])
+    assert errors[0].is_retryable is True
+    assert UnavailableError.is_retryable is True
 
 
-def test_it_waits_what_the_policy_says(drive: Drive, clock: FakeClock) -> None:
-    """Between attempts lies the policy's wait, and a Retry-After is its floor."""
-    script = Script(
-        UnavailableError("503"),
-        errors.RateLimitError("429", retry_after=4.0),
-        UnavailableError("503"),
-        "hello",
-    )
-    assert drive.call(plan_for(clock, RetryPolicy(max_retries=3)), script) == "hello"
+def test_it_waits_as_the_policy_says(engine: Engine, clock: FakeClock) -> None:
+    """Back-off doubles, and a Retry-After is its floor."""
+    busy = RateLimitError("429", retry_after=4.0)
+    script = Script(UnavailableError("503"), busy, UnavailableError("503"), "hello")
+    context = context_for(clock, RetryPolicy(max_retries=3))
+    assert engine.call(context, script) == "hello"
     assert clock.sleeps == [0.5, 4.0, 2.0]
 
 
-def test_jitter_comes_from_the_clock(drive: Drive) -> None:
-    """Chance is handed in, so that back-off can be tested."""
+def test_jitter_comes_from_the_clock(engine: Engine) -> None:
+    """Randomness is handed in, so that back-off can be tested."""
     clock = FakeClock(random=[0.5, 0.25])
-    script = Script(UnavailableError("1"), UnavailableError("2"), "hello")
-    drive.call(plan_for(clock, jitter=True), script)
+    engine.call(context_for(clock, jitter=True), Script(*failures(2), "hello"))
     assert clock.sleeps == [0.25, 0.25]
 
 
 @pytest.mark.parametrize("kind", FailureKind)
-def test_only_what_may_pass_is_repeated(
-    drive: Drive, clock: FakeClock, kind: FailureKind
+def test_only_transient_failures_are_retried(
+    engine: Engine, clock: FakeClock, kind: FailureKind
 ) -> None:
-    """A failure that another attempt cannot mend is let out at once, as it is."""
-    error = BASE_ERRORS[kind]("no")
-    script = Script(error, "hello")
+    """A failure that another attempt cannot mend is raised at once, for free."""
+    error, budget = BASE_ERRORS[kind]("no"), RetryBudget()
+    script, context = Script(error, "hello"), context_for(clock, budget=budget)
     if error.failure.is_retryable:
-        assert drive.call(plan_for(clock), script) == "hello"
+        assert engine.call(context, script) == "hello"
         return
     with pytest.raises(type(error)) as caught:
-        drive.call(plan_for(clock), script)
+        engine.call(context, script)
     assert caught.value is error
-    assert script.numbers == [1]
+    assert (script.numbers, budget.tokens) == ([1], 500)
     assert not hasattr(error, "__notes__")
 
 
-def test_a_retry_is_learned_from(drive: Drive, clock: FakeClock) -> None:
-    """Who sends hears of each failure that another attempt follows, and no other."""
-    heard: list[RetryRouterError] = []
-    failures = [UnavailableError("1"), UnavailableError("2"), UnavailableError("3")]
-    plan = plan_for(clock, on_failure=heard.append)
+@pytest.mark.parametrize(
+    ("count", "retry_after", "policy", "capacity", "reason"),
+    [
+        (1, None, {"max_retries": 0}, 500, "1 attempt, 0.0 s waited: retries are"),
+        (
+            1,
+            86400.0,
+            {},
+            500,
+            (
+                "1 attempt, 0.0 s waited:"
+                " Retry-After of 86400 s is above max_retry_after of 60 s"
+            ),
+        ),
+        (2, None, {}, 20, "2 attempts, 0.5 s waited: retry budget empty"),
+    ],
+)
+def test_the_error_says_why_it_is_not_retried(
+    engine: Engine,
+    clock: FakeClock,
+    count: int,
+    retry_after: float | None,
+    policy: dict[str, Any],
+    capacity: int,
+    reason: str,
+) -> None:
+    """A note names the reason; only with retries off may others retry the call."""
+    errors = [RateLimitError("429", retry_after=retry_after) for _ in range(count)]
+    budget, script = RetryBudget(capacity=capacity, throttled_cost=14), Script(*errors)
+    context = context_for(clock, RetryPolicy(**policy), budget=budget)
+    with pytest.raises(RetryRouterError) as caught:
+        engine.call(context, script)
+    assert caught.value is errors[-1]
+    assert len(script.attempts) == caught.value.attempts == count
+    (note,) = caught.value.__notes__
+    assert note.startswith(f"gave up after {reason}")
+    assert caught.value.is_retryable is (policy == {"max_retries": 0})
+    assert budget.tokens == capacity - 14 * (count - 1)
+
+
+def test_a_success_pays_into_the_budget(engine: Engine, clock: FakeClock) -> None:
+    """Each retry costs the budget, and an answer gives a token back."""
+    budget = RetryBudget()
+    engine.call(context_for(clock, budget=budget), Script(*failures(1), "hello"))
+    assert budget.tokens == 500 - 14 + 1
+
+
+def test_a_context_has_defaults(engine: Engine) -> None:
+    """By default a call runs on the system clock and raises the base errors."""
+    context = RetryContext(context_for(FakeClock()).call_state)
+    assert engine.call(context, Script("hello")) == "hello"
+    assert context.errors is BASE_ERRORS
+    assert context.route() is None
+    context.on_failure(UnavailableError("ignored"))
+
+
+# --- routes and failover ---
+
+
+def test_on_failure_gets_each_failure_that_is_retried(
+    engine: Engine, clock: FakeClock
+) -> None:
+    """The last failure is raised, and not reported."""
+    reported: list[RetryRouterError] = []
+    errors = failures(3)
     with pytest.raises(UnavailableError):
-        drive.call(plan, Script(*failures))
-    assert heard == failures[:2]
+        engine.call(context_for(clock, on_failure=reported.append), Script(*errors))
+    assert reported == errors[:2]
 
 
-def test_the_route_is_asked_before_each_attempt(drive: Drive, clock: FakeClock) -> None:
-    """The attempt log, and each error, tell which model was asked."""
+def test_the_error_names_the_routes_that_were_tried(
+    engine: Engine, clock: FakeClock
+) -> None:
+    """The route is read before each attempt, for the attempt log and the errors."""
     routes = iter(["gpt-4", "claude"])
-    failure = UnavailableError("503")
-    plan = plan_for(clock, route=lambda: next(routes))
-    drive.call(plan, Script(failure, "hello"))
-    assert [record.route for record in plan.call_state.records] == ["gpt-4", "claude"]
-    assert failure.route == "gpt-4"
-
-
-def test_a_final_failure_may_be_left_behind(drive: Drive, clock: FakeClock) -> None:
-    """Who knows another model goes on where the one asked would end the call."""
-    failures = [errors.NotFoundError("1"), errors.AuthenticationError("2")]
-    heard: list[RetryRouterError] = []
-
-    def should_failover(error: RetryRouterError) -> bool:
-        heard.append(error)
-        return isinstance(error, errors.NotFoundError)
-
-    plan = plan_for(clock, should_failover=should_failover)
-    script = Script(*failures, "never sent")
-    with pytest.raises(errors.AuthenticationError):
-        drive.call(plan, script)
-    assert heard == failures
-    assert script.numbers == [1, 2]
-    assert sum(clock.sleeps) == 0
-
-
-def test_who_was_asked_in_turn_is_told(drive: Drive, clock: FakeClock) -> None:
-    """An error that leaves after several models names them all, and how each failed."""
-    routes = iter(["gpt-4", "claude"])
-    script = Script(UnavailableError("503"), errors.RateLimitError("429"))
-    policy = RetryPolicy(max_retries=1)
-    plan = plan_for(clock, policy, route=lambda: next(routes))
-    with pytest.raises(errors.RateLimitError) as caught:
-        drive.call(plan, script)
+    first, last = UnavailableError("503"), RateLimitError("429")
+    context = context_for(clock, RetryPolicy(max_retries=1), route=lambda: next(routes))
+    with pytest.raises(RateLimitError) as caught:
+        engine.call(context, Script(first, last))
     assert caught.value.__notes__ == [
         "asked in turn: gpt-4 (unavailable), claude (rate_limit)",
         "gave up after 2 attempts, 0.5 s waited: no retries left",
     ]
-    assert caught.value.route == "claude"
+    assert (first.route, last.route) == ("gpt-4", "claude")
+    records = context.call_state.records
+    assert [record.route for record in records] == ["gpt-4", "claude"]
 
 
-def test_a_success_pays_in(drive: Drive, clock: FakeClock) -> None:
-    """Each retry costs the budget, and an answer gives a token back."""
-    budget = RetryBudget()
-    drive.call(plan_for(clock, budget=budget), Script(UnavailableError("503"), "hello"))
-    assert budget.tokens == 500 - 14 + 1
-
-
-def test_a_plan_needs_no_more_than_a_session(drive: Drive) -> None:
-    """By default a call runs on the machine's clock, and raises our own errors."""
-    plan = RetryContext(plan_for(FakeClock()).call_state)
-    assert drive.call(plan, Script("hello")) == "hello"
-    assert plan.errors is BASE_ERRORS
-    assert plan.route() is None
-    plan.on_failure(UnavailableError("nobody minds"))
-
-
-# --- telling ------------------------------------------------------------------------
-
-
-def test_each_retry_is_told_in_order_before_its_wait(
-    drive: Drive, clock: FakeClock
+def test_should_failover_continues_after_a_final_failure(
+    engine: Engine, clock: FakeClock
 ) -> None:
-    """`on_retry` comes once a retry, in order, and is over before the wait begins."""
-    witness = Witness(clock)
-    script = Script(*(UnavailableError(str(number)) for number in (1, 2, 3)), "hello")
-    drive.call(plan_for(clock, RetryPolicy(max_retries=3)), script, witness)
-    assert [state.attempt_number for state in witness.states] == [1, 2, 3]
-    assert witness.waits_before == [0, 1, 2]
-    assert len(clock.sleeps) == 3
+    """The sender goes on with another model at once, where it knows one."""
+    errors, asked = [NotFoundError("1"), AuthenticationError("2")], []
+
+    def should_failover(error: RetryRouterError) -> bool:
+        asked.append(error)
+        return isinstance(error, NotFoundError)
+
+    script = Script(*errors, "not sent")
+    with pytest.raises(AuthenticationError):
+        engine.call(context_for(clock, should_failover=should_failover), script)
+    assert asked == errors
+    assert script.numbers == [1, 2]
+    assert sum(clock.sleeps) == 0
 
 
-def test_the_state_is_that_of_the_failed_attempt(
-    drive: Drive, clock: FakeClock
+# --- retry events ---
+
+
+def test_each_retry_is_reported_before_its_wait(
+    engine: Engine, clock: FakeClock
 ) -> None:
-    """It is tenacity's real state, and it is still true after the call is over."""
-    witness = Witness(clock)
-    failures = [UnavailableError("1"), errors.RateLimitError("2", retry_after=3.0)]
-    drive.call(plan_for(clock), Script(*failures, "hello"), witness)
-    waits = []
-    for number, (state, failure) in enumerate(
-        zip(witness.states, failures, strict=True), start=1
-    ):
-        assert state.attempt_number == number
+    """`on_retry` gets tenacity's state of the failed attempt, also true afterwards."""
+    recorder, sent, began = Recorder(clock), list[float](), time.monotonic()
+    busy = RateLimitError("2", retry_after=3.0)
+
+    def fail() -> RetryRouterError:
+        sent.append(time.monotonic())
+        return busy if len(sent) == 2 else UnavailableError("503")
+
+    context = context_for(clock, RetryPolicy(max_retries=3))
+    engine.call(context, Script(fail, fail, fail, "hello"), recorder)
+    assert [state.attempt_number for state in recorder.states] == [1, 2, 3]
+    assert recorder.waits_before == [0, 1, 2]
+    assert recorder.errors[1] is busy
+    assert [state.upcoming_sleep for state in recorder.states] == [0.5, 3.0, 2.0]
+    assert [state.idle_for for state in recorder.states] == [0.5, 3.5, 5.5]
+    for number, state in enumerate(recorder.states):
         assert state.outcome is not None
         assert state.outcome.failed
-        assert state.outcome.exception() is failure
-        assert state.outcome.attempt_number == number
+        assert state.outcome.attempt_number == number + 1
         assert state.next_action is not None
-        assert state.next_action.sleep == state.upcoming_sleep
-        waits.append(state.next_action.sleep)
-    assert waits == clock.sleeps == [0.5, 3.0]
-    assert [state.idle_for for state in witness.states] == [0.5, 3.5]
-
-
-def test_the_state_counts_from_the_beginning_of_the_call(
-    drive: Drive, clock: FakeClock
-) -> None:
-    """Its seconds are the whole call's, though the loop begins with a failure only."""
-    sent: list[float] = []
-
-    def fail() -> UnavailableError:
-        sent.append(time.monotonic())
-        return UnavailableError("503")
-
-    witness = Witness(clock)
-    began = time.monotonic()
-    drive.call(plan_for(clock), Script(fail, fail, "hello"), witness)
-    for state, moment in zip(witness.states, sent, strict=True):
-        assert began <= state.start_time <= sent[0]
+        assert state.next_action.sleep == state.upcoming_sleep == clock.sleeps[number]
+        assert began <= state.start_time <= sent[0]  # Of the call, not of the retry.
         assert state.outcome_timestamp is not None
-        assert state.outcome_timestamp >= moment
+        assert state.outcome_timestamp >= sent[number]
 
 
-def test_what_is_not_repeated_is_not_told(drive: Drive, clock: FakeClock) -> None:
-    """A last failure is an error, and no retry: requests minus one are told."""
-    witness = Witness(clock)
-    script = Script(UnavailableError("1"), errors.InvalidRequestError("400"))
-    with pytest.raises(errors.InvalidRequestError):
-        drive.call(plan_for(clock), script, witness)
-    assert len(witness.states) == len(script.attempts) - 1 == 1
+def test_a_last_failure_is_not_a_retry(engine: Engine, clock: FakeClock) -> None:
+    """There is one event less than requests."""
+    recorder = Recorder(clock)
+    script = Script(UnavailableError("1"), InvalidRequestError("400"))
+    with pytest.raises(InvalidRequestError):
+        engine.call(context_for(clock), script, recorder)
+    assert len(recorder.states) == len(script.attempts) - 1 == 1
 
 
-# --- giving up ----------------------------------------------------------------------
+# --- hooks of the policy ---
+
+Heard = list[tuple[str, RetryEvent]]
 
 
-def test_the_last_real_error_comes_out(drive: Drive, clock: FakeClock) -> None:
-    """No wrapper: the very error of the last attempt, with a note that says why."""
-    failures = [UnavailableError(str(number)) for number in (1, 2, 3)]
-    with pytest.raises(UnavailableError) as caught:
-        drive.call(plan_for(clock), Script(*failures))
-    assert caught.value is failures[-1]
-    assert caught.value.__cause__ is None
-    assert caught.value.__notes__ == [
-        "gave up after 3 attempts, 1.5 s waited: no retries left"
+def hooked(
+    clock: FakeClock, *routes: str, budget: Any = None, **numbers: Any
+) -> tuple[RetryContext, Heard]:
+    """A call whose policy has both hooks, and the events that they get."""
+    heard: Heard = []
+    policy = RetryPolicy(
+        jitter=False,
+        on_retry=lambda event: heard.append(("retry", event)),
+        on_failover=lambda event: heard.append(("failover", event)),
+        max_retries=1,
+    )
+    policy = replace(policy, **numbers)
+    if not routes:
+        state = CallState(policy, time=clock, budget=budget)
+        return RetryContext(state, clock=clock, route=lambda: "gpt-4"), heard
+    states = [RouteState(route) for route in routes]
+    state = CallState(policy, states, time=clock, actions=FAILURE_ACTIONS)
+    return RetryContext(state, clock=clock), heard
+
+
+def test_hooks_get_retries_and_failovers(engine: Engine, clock: FakeClock) -> None:
+    """`on_retry` gets the failed attempt and the wait; `on_failover` the next route."""
+    context, heard = hooked(clock)
+    (error,), kind = failures(1), FailureKind.UNAVAILABLE
+    assert engine.call(context, Script(error, "hello")) == "hello"
+    assert heard == [("retry", RetryEvent(1, "gpt-4", kind, error, 1.5, "gpt-4"))]
+
+    context, heard = hooked(clock, "a", "b")
+    errors, source = failures(2), Source(token("Hi"), END)
+    assert engine.stream(context, Script(*errors, source)) == [token("Hi"), END]
+    assert heard == [
+        ("retry", RetryEvent(1, "a", kind, errors[0], 1.5, "a")),
+        ("failover", RetryEvent(2, "a", kind, errors[1], 0.0, "b")),
     ]
-    assert all(not hasattr(earlier, "__notes__") for earlier in failures[:-1])
 
 
-def test_nobody_retries_on_top_of_us(drive: Drive, clock: FakeClock) -> None:
-    """After giving up, this instance, and only it, says not to repeat the call."""
-    failures = [UnavailableError(str(number)) for number in (1, 2, 3)]
-    with pytest.raises(UnavailableError) as caught:
-        drive.call(plan_for(clock), Script(*failures))
-    assert caught.value.is_retryable is False
-    assert failures[0].is_retryable is True
-    assert UnavailableError.is_retryable is True
-    assert UnavailableError("new").is_retryable is True
+def test_hooks_do_not_get_the_last_failure(engine: Engine, clock: FakeClock) -> None:
+    """Only failures that another attempt follows reach the hooks."""
+    context, heard = hooked(clock, max_retries=0)
+    with pytest.raises(UnavailableError):
+        engine.call(context, Script(UnavailableError("503")))
+    assert heard == []
 
 
-def test_with_retries_off_others_may_retry(drive: Drive, clock: FakeClock) -> None:
-    """With `max_retries=0` we are not the one who retries, and hide nothing."""
-    script = Script(UnavailableError("503"))
-    with pytest.raises(UnavailableError) as caught:
-        drive.call(plan_for(clock, RetryPolicy(max_retries=0)), script)
-    assert caught.value.is_retryable is True
-    assert caught.value.attempts == 1
-    assert caught.value.__notes__ == [
-        "gave up after 1 attempt, 0.0 s waited: retries are off"
-    ]
-
-
-def test_a_server_that_asks_for_too_long_ends_the_call(
-    drive: Drive, clock: FakeClock
+@pytest.mark.parametrize("error", [None, "the attempt's"], ids=["bug", "attempt"])
+def test_an_exception_of_a_hook_ends_the_call(
+    engine: Engine, clock: FakeClock, error: str | None
 ) -> None:
-    """Above `max_retry_after` the call ends at once, and the number is told."""
-    script = Script(errors.RateLimitError("429", retry_after=86400.0))
-    with pytest.raises(errors.RateLimitError) as caught:
-        drive.call(plan_for(clock), script)
-    assert clock.sleeps == []
-    assert caught.value.__notes__ == [
-        (
-            "gave up after 1 attempt, 0.0 s waited:"
-            " Retry-After of 86400 s is above max_retry_after of 60 s"
-        )
-    ]
-    assert caught.value.is_retryable is False
+    """It passes through; nothing more is sent, and the retry is refunded."""
 
+    def hook(event: RetryEvent) -> None:
+        raise (KeyError("a bug in the hook") if error is None else event.error)
 
-def test_an_empty_budget_ends_the_call(drive: Drive, clock: FakeClock) -> None:
-    """When retries can no longer be paid for, the error comes out, and says so."""
-    budget = RetryBudget(capacity=20)
-    script = Script(UnavailableError("1"), UnavailableError("2"))
-    with pytest.raises(UnavailableError) as caught:
-        drive.call(plan_for(clock, budget=budget), script)
-    assert script.numbers == [1, 2]
-    assert caught.value.__notes__ == [
-        "gave up after 2 attempts, 0.5 s waited: retry budget empty"
-    ]
-    assert budget.tokens == 6
-
-
-def test_an_error_of_one_call_is_no_news_to_the_next(
-    drive: Drive, clock: FakeClock
-) -> None:
-    """A policy is shared and a session is not: each call counts its own attempts."""
-    policy = RetryPolicy(max_retries=1)
-    for _ in range(3):
-        script = Script(UnavailableError("1"), UnavailableError("2"))
-        with pytest.raises(UnavailableError) as caught:
-            drive.call(plan_for(clock, policy), script)
-        assert caught.value.attempts == 2
-        assert len(caught.value.__notes__) == 1
+    budget = RetryBudget()
+    context, _ = hooked(clock, on_retry=hook, budget=budget)
+    script = Script(UnavailableError("503"), "not sent")
+    with pytest.raises(KeyError if error is None else UnavailableError):
+        engine.call(context, script)
+    assert (script.numbers, budget.tokens, clock.sleeps) == ([1], 500, [])

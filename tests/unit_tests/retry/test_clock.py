@@ -1,35 +1,29 @@
-"""The machine's own clock and random numbers, as the core is told of them."""
+"""The system's clock and random numbers."""
 
 from __future__ import annotations
 
-import random  # noqa: TID251 - what a program seeds, and we do not throw
+import random  # noqa: TID251 - a program may seed it, the package does not use it
 import time
 
 from langchain_retryrouter._retry.clock import SystemTime, new_rng
 
 
-def test_monotonic_is_the_machines_monotonic_clock() -> None:
-    """Waits and deadlines are reckoned on a clock that nobody can set back."""
-    before = time.monotonic()
-    told = SystemTime().monotonic()
-    assert before <= told <= time.monotonic()
-
-
-def test_time_is_unix_time() -> None:
-    """HTTP dates are read against the seconds since 1970."""
-    before = time.time()  # noqa: TID251 - what `time` is compared with
-    told = SystemTime().time()
-    assert before <= told <= time.time()  # noqa: TID251 - as above
+def test_the_system_clock_has_the_systems_time() -> None:
+    """Waits are measured on the monotonic clock, HTTP dates against Unix time."""
+    clock = SystemTime()
+    before, unix_before = time.monotonic(), time.time()  # noqa: TID251 - to compare
+    assert before <= clock.monotonic() <= time.monotonic()
+    assert unix_before <= clock.time() <= time.time()  # noqa: TID251 - to compare
 
 
 def test_random_numbers_differ() -> None:
-    """The system gives different numbers in `[0, 1)`, as jitter needs them."""
+    """Jitter needs different numbers in `[0, 1)`."""
     numbers = [SystemTime().random() for _ in range(1_000)]
     assert all(0 <= number < 1 for number in numbers)
     assert len(set(numbers)) > 990
 
 
-def test_a_programs_seed_does_not_matter() -> None:
+def test_a_seed_of_the_program_does_not_matter() -> None:
     """Programs that call `random.seed(42)` get different jitter all the same."""
     for rng in (SystemTime.random, new_rng()):
         runs = []
@@ -40,10 +34,10 @@ def test_a_programs_seed_does_not_matter() -> None:
 
 
 def test_a_seed_makes_numbers_repeatable() -> None:
-    """A seed makes a run repeatable; without one, no two are alike."""
-    runs = [
-        [throw() for throw in [new_rng(seed)] * 5] for seed in (7, 7, 8, None, None)
-    ]
-    assert runs[0] == runs[1]
-    assert len({tuple(run) for run in runs}) == 4
-    assert all(0 <= number < 1 for run in runs for number in run)
+    """Two generators are alike if, and only if, they have the same seed."""
+    seven, same, eight, none, other = (
+        tuple(rng() for _ in range(5)) for rng in map(new_rng, (7, 7, 8, None, None))
+    )
+    assert seven == same
+    assert len({seven, eight, none, other}) == 4
+    assert all(0 <= number < 1 for number in (*seven, *eight, *none))

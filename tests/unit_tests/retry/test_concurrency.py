@@ -1,4 +1,4 @@
-"""Several calls side by side: how many, in which order, and what an error does."""
+"""Several requests side by side: the limit, the order, and errors."""
 
 from __future__ import annotations
 
@@ -16,101 +16,83 @@ from tests.unit_tests.conftest import Twin
 
 from .scripted import one_turn
 
-FAR = 5.0
-_whose: contextvars.ContextVar[str] = contextvars.ContextVar("whose", default="nobody")
+LONG = 5.0
+_user: contextvars.ContextVar[str] = contextvars.ContextVar("user", default="nobody")
 
 
 class Meeting:
-    """Where calls that are under way together meet; sync and async."""
+    """Requests under way together wait for each other here; sync and async."""
 
     def __init__(self, together: int) -> None:
-        """Nobody leaves before so many have come."""
+        """No request returns before so many have begun."""
         self._together = together
         self._lock = threading.Lock()
-        self._all_came, self._too_many = threading.Event(), threading.Event()
-        self.present = self.most = self.came = 0
+        self._complete, self._too_many = threading.Event(), threading.Event()
+        self.running = self.most = self.begun = 0
 
     def _enter(self) -> bool:
-        """One more; whether it is the last that was waited for."""
         with self._lock:
-            self.came += 1
-            self.present += 1
-            self.most = max(self.most, self.present)
+            self.begun += 1
+            self.running += 1
+            self.most = max(self.most, self.running)
             if self.most > self._together:
                 self._too_many.set()
-            return self.came == self._together
+            return self.begun == self._together
 
-    def _leave(self) -> None:
-        """One less."""
+    def _leave(self, request: int) -> int:
         with self._lock:
-            self.present -= 1
+            self.running -= 1
+        return request * 10
 
     def send(self, request: int) -> int:
-        """The request times ten, once all are there."""
+        """The request times ten, once all are under way."""
         if self._enter():
-            self._too_many.wait(0.02)  # For one that should not come.
-            self._all_came.set()
-        assert self._all_came.wait(FAR), "nobody else came"
-        self._leave()
-        return request * 10
+            self._too_many.wait(0.02)  # For one that should not begin.
+            self._complete.set()
+        assert self._complete.wait(LONG), "fewer requests than expected"
+        return self._leave(request)
 
     async def asend(self, request: int) -> int:
         """Async variant of `send`."""
         if self._enter():
-            self._all_came.set()
+            self._complete.set()
         for _ in range(100):
             await one_turn()
-            if self._all_came.is_set():
-                break
-        assert self._all_came.is_set(), "nobody else came"
-        self._leave()
-        return request * 10
+        assert self._complete.is_set(), "fewer requests than expected"
+        return self._leave(request)
 
 
-def answers(
-    twin: Twin,
-    send: Callable[[int], Any],
-    asend: Callable[[int], Any],
-    requests: list[int],
-    at_once: int,
+def gather(
+    twin: Twin, send: Callable[[int], Any], asend: Any, requests: list[int], limit: int
 ) -> list[Any]:
-    """What comes back, either way."""
+    """The results, sync or async."""
     if twin.is_async:
-        return asyncio.run(agather_bounded(asend, requests, at_once))
-    return gather_bounded(send, requests, at_once)
+        return asyncio.run(agather_bounded(asend, requests, limit))
+    return gather_bounded(send, requests, limit)
 
 
 @pytest.mark.parametrize(
-    ("requests", "at_once", "together"),
-    [(1, 1, 1), (1, 5, 1), (5, 1, 1), (2, 2, 2), (6, 3, 3), (3, 6, 3)],
+    ("requests", "limit", "together"),
+    [(0, 3, 0), (1, 1, 1), (1, 5, 1), (5, 1, 1), (2, 2, 2), (6, 3, 3), (3, 6, 3)],
 )
-def test_as_many_as_may_be_are_under_way(
-    twin: Twin, requests: int, at_once: int, together: int
+def test_the_limit_of_concurrent_requests(
+    twin: Twin, requests: int, limit: int, together: int
 ) -> None:
-    """`at_once` calls run together and never more, and each request is sent once."""
+    """`limit` requests run together and never more, and each is sent once."""
     meeting = Meeting(together)
     asked = list(range(requests))
-    told = answers(twin, meeting.send, meeting.asend, asked, at_once)
-    assert told == [request * 10 for request in asked]
-    assert meeting.most == together
-    assert meeting.came == requests
+    answers = gather(twin, meeting.send, meeting.asend, asked, limit)
+    assert answers == [request * 10 for request in asked]
+    assert (meeting.most, meeting.begun) == (together, requests)
 
 
-def test_no_request_has_no_answer(twin: Twin) -> None:
-    """Nothing to ask is no error, and nothing is sent."""
-    meeting = Meeting(0)
-    assert answers(twin, meeting.send, meeting.asend, [], 3) == []
-    assert meeting.came == 0
-
-
-def test_answers_stand_in_the_order_of_the_requests(twin: Twin) -> None:
-    """Whoever answers first does not come first."""
-    done: list[int] = []
-    last_is_done = threading.Event()
+def test_results_are_in_the_order_of_the_requests(twin: Twin) -> None:
+    """The order in which the requests end does not matter."""
+    done, last_is_done = list[int](), threading.Event()
 
     def send(request: int) -> int:
         if request != 2:
-            assert last_is_done.wait(FAR)
+            assert last_is_done.wait(LONG)
         done.append(request)
         if request == 2:
             last_is_done.set()
@@ -121,26 +103,26 @@ def test_answers_stand_in_the_order_of_the_requests(twin: Twin) -> None:
             await one_turn()
         return send(request)
 
-    assert answers(twin, send, asend, [0, 1, 2], 3) == [0, 1, 2]
+    assert gather(twin, send, asend, [0, 1, 2], 3) == [0, 1, 2]
     assert done[0] == 2
 
 
-@pytest.mark.parametrize(("requests", "at_once"), [([7], 4), ([7, 8], 1)])
-def test_no_thread_is_spent_on_one_at_a_time(requests: list[int], at_once: int) -> None:
-    """What runs one after the other runs where it was called."""
-    threads = gather_bounded(lambda _: threading.current_thread(), requests, at_once)
+@pytest.mark.parametrize(("requests", "limit"), [([7], 4), ([7, 8], 1)])
+def test_one_at_a_time_needs_no_thread(requests: list[int], limit: int) -> None:
+    """Requests that run one after the other run in the caller's thread."""
+    threads = gather_bounded(lambda _: threading.current_thread(), requests, limit)
     assert set(threads) == {threading.current_thread()}
 
 
-def test_threads_know_whose_work_they_do() -> None:
+def test_threads_see_the_callers_context() -> None:
     """Context variables of the caller, such as a tracer's, are seen in each thread."""
-    _whose.set("mine")
-    assert gather_bounded(lambda _: _whose.get(), [1, 2, 3], 2) == ["mine"] * 3
+    _user.set("mine")
+    assert gather_bounded(lambda _: _user.get(), [1, 2, 3], 2) == ["mine"] * 3
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
-def test_after_an_error_nothing_more_is_sent(twin: Twin, at_once: int) -> None:
-    """The very error comes out, and what had not begun does not begin."""
+@pytest.mark.parametrize("limit", [1, 2])
+def test_after_an_error_nothing_more_is_sent(twin: Twin, limit: int) -> None:
+    """The error comes out unchanged, and the remaining requests do not begin."""
     error, sent = ValueError("no"), list[int]()
 
     def send(request: int) -> int:
@@ -157,14 +139,13 @@ def test_after_an_error_nothing_more_is_sent(twin: Twin, at_once: int) -> None:
 
     requests = list(range(1, 60))
     with pytest.raises(ValueError, match=r"^no$") as caught:
-        answers(twin, send, asend, requests, at_once)
+        gather(twin, send, asend, requests, limit)
     assert caught.value is error
-    assert caught.value.__context__ is None
-    assert caught.value.__cause__ is None
+    assert (caught.value.__context__, caught.value.__cause__) == (None, None)
     assert len(sent) < len(requests)
 
 
-def test_what_is_under_way_at_an_error_is_waited_for() -> None:
+def test_threads_under_way_at_an_error_are_waited_for() -> None:
     """A thread cannot be stopped, so none is left behind; the first error comes out."""
     has_failed, late = threading.Event(), list[str]()
 
@@ -173,8 +154,8 @@ def test_what_is_under_way_at_an_error_is_waited_for() -> None:
             has_failed.set()
             msg = "first"
             raise ValueError(msg)
-        assert has_failed.wait(FAR)
-        time.sleep(0.05)  # noqa: TID251 - for whoever would not wait
+        assert has_failed.wait(LONG)
+        time.sleep(0.05)  # noqa: TID251 - longer than a caller that does not wait
         late.append("done")
         msg = "second"
         raise ValueError(msg)
@@ -184,8 +165,8 @@ def test_what_is_under_way_at_an_error_is_waited_for() -> None:
     assert late == ["done"]
 
 
-async def test_what_is_under_way_at_an_error_is_cancelled() -> None:
-    """A task can be stopped: nobody waits for an answer that will not be looked at."""
+async def test_tasks_under_way_at_an_error_are_cancelled() -> None:
+    """No task goes on for an answer that is not used."""
     left: list[int] = []
 
     async def send(request: int) -> None:
@@ -202,21 +183,21 @@ async def test_what_is_under_way_at_an_error_is_cancelled() -> None:
     assert sorted(left) == [1, 3]
 
 
-def test_who_is_interrupted_sends_nothing_more(
+def test_after_an_interrupt_nothing_more_is_sent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Ctrl-C is heard by the thread that waits; the requests not yet sent stay so."""
+    """Ctrl-C ends the waiting thread, and the remaining requests do not begin."""
     sent: list[int] = []
     has_begun, may_answer = threading.Event(), threading.Event()
 
     def send(request: int) -> int:
         sent.append(request)
         has_begun.set()
-        assert may_answer.wait(FAR)
+        assert may_answer.wait(LONG)
         return request
 
     def interrupted(_: object) -> None:
-        assert has_begun.wait(FAR)
+        assert has_begun.wait(LONG)
         # Later than the interrupt, as an answer would be.
         threading.Timer(0.05, may_answer.set).start()
         raise KeyboardInterrupt

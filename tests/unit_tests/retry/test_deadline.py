@@ -1,59 +1,72 @@
-"""The deadline: one number over attempts and waits, on a clock that the test moves."""
+"""The deadline covers all attempts and waits of a call; the test moves the clock."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from langchain_retryrouter import RetryBudget, RetryPolicy, UnavailableError
 from langchain_retryrouter._retry.engine import Attempt, acall
-from langchain_retryrouter.errors import RetryRouterError, UnavailableError
-from langchain_retryrouter.policy import RetryBudget, RetryPolicy
 from langchain_retryrouter.testing import FakeClock
 
-from .engines import Drive, plan_for
-from .scripted import END, Script, Source, Witness, token
+from .scripted import (
+    END,
+    Engine,
+    Recorder,
+    Script,
+    Source,
+    context_for,
+    failures,
+    token,
+)
 
-HEL = token("Hel")
+calls_and_streams = pytest.mark.parametrize("start", [Engine.call, Engine.stream])
+Start = Callable[..., Any]
 
 
-class Failing:
+def answer_for(start: Start) -> object:
+    """A whole answer: a value, or a stream."""
+    return "hello" if start is Engine.call else Source(token("Hel"), END)
+
+
+def failing_after(clock: FakeClock, seconds: float) -> Callable[[], UnavailableError]:
     """An outcome that takes its time and then fails."""
 
-    def __init__(self, clock: FakeClock, seconds: float) -> None:
-        """Take `seconds` of the clock."""
-        self._clock = clock
-        self._seconds = seconds
-
-    def __call__(self) -> RetryRouterError:
-        """Fail."""
-        self._clock.advance(self._seconds)
+    def fail() -> UnavailableError:
+        clock.advance(seconds)
         return UnavailableError("503")
 
+    return fail
 
-def test_each_attempt_is_given_what_is_left(drive: Drive, clock: FakeClock) -> None:
-    """One number over all attempts and waits: each attempt is told what is left."""
-    slow = Failing(clock, 3)
+
+def test_each_attempt_gets_the_time_that_is_left(
+    engine: Engine, clock: FakeClock
+) -> None:
+    """The deadline is the limit of the first attempt, and shrinks with each."""
+    slow = failing_after(clock, 3)
     script = Script(slow, slow, "hello")
-    policy = RetryPolicy(deadline=10, max_retries=5)
-    assert drive.call(plan_for(clock, policy), script) == "hello"
+    context = context_for(clock, RetryPolicy(deadline=10, max_retries=5))
+    assert engine.call(context, script) == "hello"
     assert script.timeouts == [10, 6.5, 2.5]
 
 
-def test_no_wait_is_begun_that_cannot_end(drive: Drive, clock: FakeClock) -> None:
+def test_no_wait_begins_that_would_outlast_the_deadline(
+    engine: Engine, clock: FakeClock
+) -> None:
     """When the next wait would reach the deadline, the error comes out at once."""
-    slow = Failing(clock, 3)
-    script, witness = Script(slow, slow, slow), Witness(clock)
+    slow = failing_after(clock, 3)
+    script, recorder, budget = Script(slow, slow, slow), Recorder(clock), RetryBudget()
     policy = RetryPolicy(deadline=9, max_retries=5)
-    plan = plan_for(clock, policy, budget=(budget := RetryBudget()))
     with pytest.raises(UnavailableError) as caught:
-        drive.call(plan, script, witness)
+        engine.call(context_for(clock, policy, budget=budget), script, recorder)
     # 3 + 0.5 + 3 + 1 leave 1.5 s, in which the third attempt takes its 3.
     assert script.timeouts == [9, 5.5, 1.5]
     assert clock.sleeps == [0.5, 1.0]
     assert clock.monotonic() == 10.5
-    assert len(witness.states) == 2
+    assert len(recorder.states) == 2
     assert caught.value.__notes__ == [
         (
             "gave up after 3 attempts, 1.5 s waited:"
@@ -64,83 +77,76 @@ def test_no_wait_is_begun_that_cannot_end(drive: Drive, clock: FakeClock) -> Non
     assert budget.tokens == 500 - 28
 
 
-def test_a_slow_handler_can_eat_the_deadline(drive: Drive, clock: FakeClock) -> None:
-    """If being told of a retry takes too long, the wait is not begun, nor paid for."""
-    failure, budget = UnavailableError("503"), RetryBudget()
-    script = Script(failure, "never sent")
-    witness = Witness(clock, lambda: clock.advance(9.5))
-    plan = plan_for(clock, RetryPolicy(deadline=10), budget=budget)
+def test_a_slow_handler_can_use_up_the_deadline(
+    engine: Engine, clock: FakeClock
+) -> None:
+    """If `on_retry` takes too long, the wait does not begin and is refunded."""
+    (error,), budget = failures(1), RetryBudget()
+    script = Script(error, "not sent")
+    recorder = Recorder(clock, lambda: clock.advance(9.5))
+    context = context_for(clock, RetryPolicy(deadline=10), budget=budget)
     with pytest.raises(UnavailableError) as caught:
-        drive.call(plan, script, witness)
-    assert caught.value is failure
+        engine.call(context, script, recorder)
+    assert caught.value is error
     assert caught.value.__notes__ == [
         "gave up after 1 attempt, 0.0 s waited: the deadline of 10 s is over"
     ]
-    assert script.numbers == [1]
-    assert clock.sleeps == []
-    assert budget.tokens == 500
+    assert (script.numbers, clock.sleeps, budget.tokens) == ([1], [], 500)
 
 
 class LateClock(FakeClock):
-    """A clock on which every wait takes longer than it should, as on a busy machine."""
+    """A clock whose waits take longer than they should, as on a busy machine."""
 
     def __init__(self, late: float) -> None:
-        """By so many seconds."""
         super().__init__()
         self._late = late
 
     def sleep(self, seconds: float) -> None:
-        """Wait, and some more."""
         super().sleep(seconds)
         self.advance(self._late)
 
     async def asleep(self, seconds: float) -> None:
-        """Wait, and some more."""
-        await super().asleep(seconds)
-        self.advance(self._late)
+        self.sleep(seconds)
 
 
-@pytest.mark.parametrize("start", [Drive.call, Drive.stream])
+@calls_and_streams
 @pytest.mark.parametrize("late", [4.5, 10])
-def test_a_wait_that_took_too_long_is_not_followed(
-    drive: Drive, late: float, start: Any
+def test_after_the_deadline_nothing_is_sent(
+    engine: Engine, late: float, start: Start
 ) -> None:
-    """After the deadline no request is sent, though the wait was to end in time."""
-    failure, budget = UnavailableError("503"), RetryBudget()
-    script = Script(failure, "never sent")
-    plan = plan_for(LateClock(late), RetryPolicy(deadline=5), budget=budget)
+    """A wait that took too long is not followed by an attempt, and is refunded."""
+    (error,), budget = failures(1), RetryBudget()
+    script = Script(error, "not sent")
+    context = context_for(LateClock(late), RetryPolicy(deadline=5), budget=budget)
     with pytest.raises(UnavailableError) as caught:
-        start(drive, plan, script)
-    assert caught.value is failure
+        start(engine, context, script)
+    assert caught.value is error
     assert caught.value.__notes__ == [
         "gave up after 1 attempt, 0.5 s waited: the deadline is over"
     ]
-    assert script.numbers == [1]
-    assert budget.tokens == 500
+    assert (script.numbers, budget.tokens) == ([1], 500)
 
 
-@pytest.mark.parametrize("start", [Drive.call, Drive.stream])
-def test_a_late_wait_is_followed_while_there_is_time(drive: Drive, start: Any) -> None:
-    """As long as anything is left of the deadline, the next attempt is given that."""
-    answer = "hello" if start is Drive.call else Source(HEL, END)
-    script = Script(UnavailableError("503"), answer)
-    start(drive, plan_for(LateClock(4), RetryPolicy(deadline=5)), script)
+@calls_and_streams
+def test_a_late_attempt_gets_what_is_left(engine: Engine, start: Start) -> None:
+    """As long as anything is left of the deadline, the next attempt is sent."""
+    script = Script(*failures(1), answer_for(start))
+    start(engine, context_for(LateClock(4), RetryPolicy(deadline=5)), script)
     assert script.timeouts == [5, 0.5]
 
 
-def test_the_first_attempt_is_sent_whatever_the_clock(drive: Drive) -> None:
-    """A deadline that is over before anything ran leaves the first attempt a moment."""
-    clock, script = FakeClock(), Script("hello")
-    plan = plan_for(clock, RetryPolicy(deadline=1))
+def test_the_first_attempt_is_always_sent(engine: Engine, clock: FakeClock) -> None:
+    """If the deadline is over before anything ran, the attempt gets a moment."""
+    script, context = Script("hello"), context_for(clock, RetryPolicy(deadline=1))
     clock.advance(5)
 
     async def answer_at_once(attempt: Attempt) -> Any:
         return script.send(attempt)
 
-    if drive.is_async:
-        assert asyncio.run(acall(plan, answer_at_once)) == "hello"
+    if engine.is_async:
+        assert asyncio.run(acall(context, answer_at_once)) == "hello"
     else:
-        assert drive.call(plan, script) == "hello"
+        assert engine.call(context, script) == "hello"
     assert script.timeouts == [0.001]
 
 
@@ -155,18 +161,11 @@ def test_the_first_attempt_is_sent_whatever_the_clock(drive: Drive) -> None:
         ({"stall_timeout": 3}, None, None),
     ],
 )
-def test_what_an_attempt_is_given(
-    drive: Drive,
-    clock: FakeClock,
-    limits: dict[str, Any],
-    call: float | None,
-    stream: float | None,
+def test_the_limit_of_an_attempt(
+    engine: Engine, clock: FakeClock, limits: Any, call: Any, stream: Any
 ) -> None:
-    """A call has until the deadline, a stream's first token perhaps less."""
-    policy = RetryPolicy(**limits)
-    script = Script("hello")
-    drive.call(plan_for(clock, policy), script)
-    assert script.timeouts == [call]
-    script = Script(Source(HEL, END))
-    drive.stream(plan_for(clock, policy), script)
-    assert script.timeouts == [stream]
+    """A call has until the deadline, the first token of a stream perhaps less."""
+    for start, limit in ((Engine.call, call), (Engine.stream, stream)):
+        script = Script(answer_for(start))
+        start(engine, context_for(clock, RetryPolicy(**limits)), script)
+        assert script.timeouts == [limit]

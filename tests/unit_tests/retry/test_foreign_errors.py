@@ -1,27 +1,41 @@
-"""What is no failure of a model passes at once, and takes nothing with it."""
+"""Cancellation, exits and bugs pass unchanged, and permit and tokens are returned."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
 
 import pytest
 import tenacity
 
+from langchain_retryrouter import CircuitBreaker, RetryBudget, RetryPolicy
 from langchain_retryrouter._retry.engine import RetryContext, acall
 from langchain_retryrouter._retry.streaming import ChunkInfo
-from langchain_retryrouter.circuit_breaker import CircuitBreaker, Permit
-from langchain_retryrouter.errors import UnavailableError
-from langchain_retryrouter.policy import RetryBudget, RetryPolicy
+from langchain_retryrouter._retry.timeouts import reraise_lost_cancellation
+from langchain_retryrouter.circuit_breaker import Permit
 from langchain_retryrouter.testing import FakeClock
 
-from .engines import Drive, aopen, plan_for
-from .scripted import END, ROLE, SILENCE, Script, Source, Witness, one_turn, token
+from .scripted import (
+    END,
+    ROLE,
+    SILENCE,
+    Engine,
+    Recorder,
+    Script,
+    Source,
+    aopen,
+    context_for,
+    fail_elsewhere,
+    failures,
+    one_turn,
+    outcomes,
+    token,
+)
 
-HEL = token("Hel")
-PASSING = [
+HEL, LO = token("Hel"), token("lo")
+FOREIGN = [
     asyncio.CancelledError,
     KeyboardInterrupt,
     SystemExit,
@@ -32,170 +46,155 @@ PASSING = [
     ConnectionError,
     tenacity.TryAgain,
 ]
-passing = pytest.mark.parametrize("passing", PASSING)
+foreign = pytest.mark.parametrize("foreign", FOREIGN)
 
 
 class Shared:
     """A budget, and a breaker whose one probe this call is."""
 
     def __init__(self, clock: FakeClock) -> None:
-        """The breaker opened long ago."""
-        self._clock = clock
         self.budget = RetryBudget()
         self.breaker = CircuitBreaker(failure_threshold=1, recovery_time=1, clock=clock)
+        fail_elsewhere(self.breaker)
+        clock.advance(1)
+        self._clock = clock
+
+    def context(self) -> RetryContext:
+        """The context of a call that shares them."""
+        return context_for(self._clock, budget=self.budget, breaker=self.breaker)
+
+    def check_given_back(self) -> None:
+        """The breaker admits another probe, and no token is missing."""
         permit = self.breaker.admit()
         assert isinstance(permit, Permit)
-        self.breaker.failed(permit)
-        clock.advance(1)
-
-    def plan(self) -> RetryContext:
-        """The plan of a call that shares them."""
-        return plan_for(self._clock, budget=self.budget, breaker=self.breaker)
-
-    def check_given_back(self, *, tokens: float = 500) -> None:
-        """The probe's place is free, and no token is missing."""
-        answer = self.breaker.admit()
-        assert isinstance(answer, Permit)
-        assert answer.is_probe
-        assert self.budget.tokens == tokens
+        assert permit.is_probe
+        assert self.budget.tokens == 500
 
 
 @pytest.fixture
 def shared(clock: FakeClock) -> Shared:
-    """What the call has to give back."""
+    """The budget and the breaker that the call must give back to."""
     return Shared(clock)
 
 
-@passing
+@foreign
 def test_from_a_request(
-    drive: Drive, clock: FakeClock, shared: Shared, passing: type[BaseException]
+    engine: Engine, clock: FakeClock, shared: Shared, foreign: type[BaseException]
 ) -> None:
-    """Cancellation, exits and bugs leave unwrapped, at once, giving all back."""
-    error, plan = passing("unwrapped"), shared.plan()
-    script, witness = Script(error, "never sent"), Witness(clock)
-    with pytest.raises(passing) as caught:
-        drive.call(plan, script, witness)
-    assert caught.value is error or passing is asyncio.CancelledError
-    assert script.numbers == [1]
-    assert witness.states == []
-    assert clock.sleeps == []
+    """A foreign exception of a request is raised at once, without a note."""
+    error, context = foreign("unwrapped"), shared.context()
+    script, recorder = Script(error, "not sent"), Recorder(clock)
+    with pytest.raises(foreign) as caught:
+        engine.call(context, script, recorder)
+    assert caught.value is error or foreign is asyncio.CancelledError
     assert not hasattr(error, "__notes__")
-    assert [record.outcome for record in plan.call_state.records] == ["cancelled"]
+    assert (script.numbers, recorder.states, clock.sleeps) == ([1], [], [])
+    assert outcomes(context) == ["cancelled"]
     shared.check_given_back()
 
 
-@passing
-def test_from_the_connecting_of_a_stream(
-    drive: Drive, shared: Shared, passing: type[BaseException]
-) -> None:
-    """The same while a stream is being opened."""
-    script = Script(passing("unwrapped"), "never sent")
-    with pytest.raises(passing):
-        drive.stream(shared.plan(), script)
-    assert script.numbers == [1]
-    shared.check_given_back()
-
-
-@passing
-@pytest.mark.parametrize("before", [(), (ROLE,), (ROLE, token("Hel"))])
-def test_from_within_a_stream(
-    drive: Drive,
+@foreign
+@pytest.mark.parametrize("before", [None, (), (ROLE,), (ROLE, HEL)])
+def test_from_a_stream(
+    engine: Engine,
     shared: Shared,
-    passing: type[BaseException],
-    before: tuple[object, ...],
+    foreign: type[BaseException],
+    before: tuple[object, ...] | None,
 ) -> None:
-    """The same while it is read, before and after the first token; and it is closed."""
-    source = Source(*before, passing("unwrapped"), END)
-    script, plan = Script(source, "never sent"), shared.plan()
-    with pytest.raises(passing):
-        drive.stream(plan, script)
+    """A stream that is being opened or read is closed, with and without a token."""
+    error = foreign("unwrapped")
+    source = Source(*(before or ()), error, END)
+    script = Script(error if before is None else source, "not sent")
+    context = shared.context()
+    with pytest.raises(foreign):
+        engine.stream(context, script)
     assert script.numbers == [1]
-    assert source.closed == 1
-    assert [record.outcome for record in plan.call_state.records] == ["cancelled"]
+    assert source.closed == (before is not None)
+    assert outcomes(context) == ["cancelled"]
     shared.check_given_back()
 
 
-@pytest.mark.parametrize("start", [Drive.call, Drive.stream])
-def test_a_foreign_timeout_is_not_ours(
-    drive: Drive, clock: FakeClock, start: Callable[..., object]
+@pytest.mark.parametrize("start", [Engine.call, Engine.stream])
+def test_a_foreign_timeout_is_not_one_of_ours(
+    engine: Engine, clock: FakeClock, start: Callable[..., object]
 ) -> None:
-    """A `TimeoutError` out of a bug is not taken for one of our own limits."""
+    """A `TimeoutError` of a bug is not taken for one of the policy's limits."""
     limits = RetryPolicy(deadline=60, first_token_timeout=60, stall_timeout=60)
     sources: list[object] = [TimeoutError("a bug")]
-    if start is Drive.stream:
+    if start is Engine.stream:
         sources += [Source(TimeoutError("a bug")), Source(HEL, TimeoutError("a bug"))]
     for source in sources:
-        script = Script(source, "never sent")
+        script = Script(source, "not sent")
         with pytest.raises(TimeoutError, match=r"^a bug$"):
-            start(drive, plan_for(clock, limits), script)
+            start(engine, context_for(clock, limits), script)
         assert script.numbers == [1]
 
 
-@passing
-def test_from_the_telling(
-    drive: Drive, clock: FakeClock, passing: type[BaseException]
+@foreign
+def test_from_a_retry_event(
+    engine: Engine, clock: FakeClock, foreign: type[BaseException]
 ) -> None:
-    """Who is told of a retry may be cancelled: it is neither sent nor paid for."""
+    """If `on_retry` is left by an exception, the retry is neither sent nor paid for."""
 
     def leave() -> None:
-        raise passing
+        raise foreign
 
     budget = RetryBudget()
-    script, witness = Script(UnavailableError("1"), "never sent"), Witness(clock, leave)
-    with pytest.raises(passing):
-        drive.call(plan_for(clock, budget=budget), script, witness)
-    assert script.numbers == [1]
-    assert clock.sleeps == []
-    assert budget.tokens == 500
+    script, recorder = Script(*failures(1), "not sent"), Recorder(clock, leave)
+    with pytest.raises(foreign):
+        engine.call(context_for(clock, budget=budget), script, recorder)
+    assert (script.numbers, clock.sleeps, budget.tokens) == ([1], [], 500)
 
 
 class LeavingClock(FakeClock):
-    """A clock whose waits somebody walks out of."""
+    """A clock whose waits are left by an exception."""
 
     def __init__(self, leaving: type[BaseException]) -> None:
-        """By raising `leaving`."""
         super().__init__()
         self._leaving = leaving
 
     def sleep(self, seconds: float) -> None:
-        """Leave."""
         raise self._leaving(seconds)
 
     async def asleep(self, seconds: float) -> None:
-        """Leave."""
         raise self._leaving(seconds)
 
 
-@pytest.mark.parametrize("leaving", PASSING[:4])
-def test_from_a_wait(drive: Drive, leaving: type[BaseException]) -> None:
-    """Who leaves during the wait for a retry gets back what it cost."""
-    budget, clock = RetryBudget(), LeavingClock(leaving)
-    script = Script(UnavailableError("1"), "never sent")
+@pytest.mark.parametrize("leaving", FOREIGN[:4])
+def test_from_a_wait(engine: Engine, leaving: type[BaseException]) -> None:
+    """A call that is left during its back-off gets back what the retry cost."""
+    budget, script = RetryBudget(), Script(*failures(1), "not sent")
     with pytest.raises(leaving):
-        drive.call(plan_for(clock, budget=budget), script)
-    assert script.numbers == [1]
-    assert budget.tokens == 500
+        engine.call(context_for(LeavingClock(leaving), budget=budget), script)
+    assert (script.numbers, budget.tokens) == ([1], 500)
 
 
-@pytest.mark.parametrize("start", [Drive.call, Drive.stream])
+@pytest.mark.parametrize("start", [Engine.call, Engine.stream])
 def test_a_bug_after_a_failure(
-    drive: Drive, clock: FakeClock, start: Callable[..., object]
+    engine: Engine, clock: FakeClock, start: Callable[..., object]
 ) -> None:
-    """A bug in the second attempt leaves as it is; what was sent stays paid for."""
+    """A bug in the second attempt passes unchanged; a retry that was sent is paid."""
     budget = RetryBudget()
-    script = Script(UnavailableError("1"), ZeroDivisionError("a bug"), "never sent")
+    script = Script(*failures(1), ZeroDivisionError("a bug"), "not sent")
     with pytest.raises(ZeroDivisionError, match=r"^a bug$") as caught:
-        start(drive, plan_for(clock, budget=budget), script)
+        start(engine, context_for(clock, budget=budget), script)
     assert not hasattr(caught.value, "__notes__")
-    assert script.numbers == [1, 2]
-    assert budget.tokens == 486
+    assert (script.numbers, budget.tokens) == ([1, 2], 486)
 
 
-# --- cancellation as asyncio does it ------------------------------------------------
+def test_a_close_that_fails_is_raised(engine: Engine, shared: Shared) -> None:
+    """If closing a stream fails, the permit is given back all the same."""
+    source = Source(HEL, LO, on_close=OSError("already gone"))
+    with pytest.raises(OSError, match="already gone"):
+        engine.stream(shared.context(), Script(source), stop_after=1)
+    shared.check_given_back()
+
+
+# --- cancellation as asyncio does it ---
 
 
 async def cancel_at_rest(coroutine: Coroutine[Any, Any, object]) -> None:
-    """Run it in a task, let it come to rest, and cancel it there."""
+    """Run it in a task until it waits, and cancel it there."""
     task = asyncio.create_task(coroutine)
     for _ in range(20):
         await one_turn()
@@ -205,87 +204,126 @@ async def cancel_at_rest(coroutine: Coroutine[Any, Any, object]) -> None:
         await task
 
 
-async def never(*_: object) -> NoReturn:
+async def forever(*_: object) -> NoReturn:
     """Wait for what does not come."""
     await asyncio.get_running_loop().create_future()
     raise AssertionError
 
 
-async def read_all(
-    events: AsyncGenerator[ChunkInfo, None], seen: list[ChunkInfo]
-) -> None:
-    """Read a stream to its end."""
-    async with contextlib.aclosing(events):
-        async for event in events:
-            seen.append(event)  # noqa: PERF401 - what came before an error must be kept
-
-
 async def test_cancelled_in_a_request(shared: Shared) -> None:
-    """A task cancelled while its request is under way is over at once."""
-    await cancel_at_rest(acall(shared.plan(), never))
+    """A task that is cancelled during its request gives back its permit."""
+    await cancel_at_rest(acall(shared.context(), forever))
     shared.check_given_back()
-
-
-async def test_cancelled_in_a_telling(clock: FakeClock) -> None:
-    """A task cancelled while a handler is slow sends no retry, and pays for none."""
-    budget = RetryBudget()
-    script = Script(UnavailableError("1"), "never sent")
-    await cancel_at_rest(acall(plan_for(clock, budget=budget), script.asend, never))
-    assert script.numbers == [1]
-    assert budget.tokens == 500
 
 
 class EndlessClock(FakeClock):
     """A clock whose waits do not end."""
 
     async def asleep(self, seconds: float) -> None:
-        """Wait for ever."""
         del seconds
-        await never()
+        await forever()
 
 
-async def test_cancelled_in_a_wait() -> None:
-    """A task cancelled while it waits for its retry gets back what that cost."""
-    budget = RetryBudget()
-    script = Script(UnavailableError("1"), "never sent")
-    await cancel_at_rest(acall(plan_for(EndlessClock(), budget=budget), script.asend))
-    assert script.numbers == [1]
-    assert budget.tokens == 500
+@pytest.mark.parametrize("notify", [forever, None], ids=["event", "wait"])
+async def test_cancelled_before_a_retry(notify: Any) -> None:
+    """A task cancelled during a retry event or a wait sends no retry, and pays none."""
+    budget, script = RetryBudget(), Script(*failures(1), "not sent")
+    context = context_for(EndlessClock(), budget=budget)
+    await cancel_at_rest(acall(context, script.asend, notify))
+    assert (script.numbers, budget.tokens) == ([1], 500)
 
 
-@pytest.mark.parametrize("before", [(), (ROLE,), (ROLE, token("Hel"), token("lo"))])
+@pytest.mark.parametrize("before", [(), (ROLE,), (ROLE, HEL, LO)])
 async def test_cancelled_in_a_stream(
     shared: Shared, before: tuple[ChunkInfo, ...]
 ) -> None:
-    """A task cancelled while it reads closes the stream, be there a token or not."""
+    """A task that is cancelled while it reads closes the stream."""
     source, seen = Source(*before, SILENCE), list[ChunkInfo]()
-    script, plan = Script(source, "never sent"), shared.plan()
-    await cancel_at_rest(read_all(aopen(plan, script), seen))
+    script, context = Script(source, "not sent"), shared.context()
+
+    async def read() -> None:
+        async with contextlib.aclosing(aopen(context, script)) as events:
+            async for event in events:
+                seen.append(event)
+
+    await cancel_at_rest(read())
     assert seen == (list(before) if len(before) > 1 else [])
-    assert script.numbers == [1]
-    assert source.closed == 1
-    assert [record.outcome for record in plan.call_state.records] == ["cancelled"]
+    assert (script.numbers, source.closed) == ([1], 1)
+    assert outcomes(context) == ["cancelled"]
     shared.check_given_back()
 
 
 async def test_cancelled_while_it_closes(shared: Shared) -> None:
-    """Even if closing a stream is cancelled, the probe's place is given back."""
-    source = Source(token("Hel"), token("lo"))
-    source.aclose = never  # type: ignore[method-assign]
-    events = aopen(shared.plan(), Script(source))
-    assert await anext(events) == token("Hel")
-    await cancel_at_rest(close(events))
+    """If the closing of a stream is cancelled, the permit is given back."""
+    source = Source(HEL, LO)
+    source.aclose = forever  # type: ignore[method-assign]
+    events = aopen(shared.context(), Script(source))
+    assert await anext(events) == HEL
+
+    async def close() -> None:
+        await events.aclose()
+
+    await cancel_at_rest(close())
     shared.check_given_back()
 
 
-async def close(events: AsyncGenerator[ChunkInfo, None]) -> None:
-    """Close it, as a task."""
-    await events.aclose()
+# --- third-party coroutines that swallow a cancellation ---
 
 
-def test_a_close_that_breaks_keeps_nothing(drive: Drive, shared: Shared) -> None:
-    """If closing a stream fails, that is seen, and the probe's place given back."""
-    source = Source(token("Hel"), token("lo"), on_close=OSError("already gone"))
-    with pytest.raises(OSError, match="already gone"):
-        drive.stream(shared.plan(), Script(source), stop_after=1)
-    shared.check_given_back()
+async def swallowing(result: str | Exception) -> str:
+    """Wait to be cancelled, and go on as if that had not happened."""
+    with reraise_lost_cancellation():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.get_running_loop().create_future()
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+
+@pytest.mark.parametrize("result", ["an answer", ValueError("an error")])
+async def test_a_lost_cancellation_is_raised_again(result: str | Exception) -> None:
+    """A cancelled task ends as cancelled, whatever the coroutine made of it."""
+    task = asyncio.create_task(swallowing(result))
+    await one_turn()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError) as caught:
+        await task
+    if isinstance(result, Exception):
+        assert caught.value.__cause__ is result
+
+
+async def test_a_lost_timeout_is_raised_again() -> None:
+    """`asyncio.timeout` around the coroutine works, since it cancels the task."""
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0):
+            await swallowing("an answer")
+
+
+async def test_an_earlier_cancellation_is_not_raised_again() -> None:
+    """A task that cleans up after its cancellation may still await."""
+
+    async def clean_up() -> str:
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            with reraise_lost_cancellation():
+                await one_turn()
+        return "cleaned up"
+
+    task = asyncio.create_task(clean_up())
+    await one_turn()
+    task.cancel()
+    assert await task == "cleaned up"
+
+
+async def test_without_a_cancellation_nothing_changes() -> None:
+    """Results, errors and timeouts of the body's own pass."""
+    with reraise_lost_cancellation():
+        await one_turn()
+    with reraise_lost_cancellation(), pytest.raises(TimeoutError):
+        async with asyncio.timeout(0):
+            await asyncio.get_running_loop().create_future()
+    error = KeyError("its own")
+    with pytest.raises(KeyError) as caught, reraise_lost_cancellation():
+        raise error
+    assert caught.value is error

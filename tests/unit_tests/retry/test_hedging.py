@@ -1,10 +1,11 @@
-"""Two streams for one: who is asked when, who wins, and what becomes of the other."""
+"""Hedged streams: when the second is opened, which wins, and that both are closed."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import contextvars
+import gc
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,34 +14,30 @@ from typing import Any
 
 import pytest
 
+from langchain_retryrouter import APIConnectionError, RetryRouterError, UnavailableError
 from langchain_retryrouter._retry.hedging import AHedgedSource, HedgedSource
 from langchain_retryrouter._retry.streaming import ChunkInfo
-from langchain_retryrouter.errors import (
-    APIConnectionError,
-    RetryRouterError,
-    UnavailableError,
-)
 from tests.unit_tests.conftest import Twin
 
 from .scripted import END, ROLE, Outcome, happen, one_turn, token
 
 HEL, LO, BON, JOUR = token("Hel"), token("lo"), token("Bon"), token("jour")
 
-FAR = 5.0
+LONG = 5.0
 SOON = 0.01
-_whose: contextvars.ContextVar[str] = contextvars.ContextVar("whose", default="nobody")
+ERRORS = [UnavailableError("503"), KeyError("a bug")]
+_user: contextvars.ContextVar[str] = contextvars.ContextVar("user", default="nobody")
 
 
-class Speaker:
-    """A stream that keeps silent until it may speak, or is let go of."""
+class FakeStream:
+    """A stream that is silent until it may speak, or is closed."""
 
     def __init__(self, *events: Outcome, silent: bool = False) -> None:
         """An exception among the events is raised in its place."""
         self._events = events
         self._may_speak = threading.Event()
-        self.was_asked = threading.Event()
+        self.was_opened, self.was_closed = threading.Event(), threading.Event()
         self.closed = self.aborted = self.read = 0
-        self.was_closed = threading.Event()
         if not silent:
             self.speak()
 
@@ -48,318 +45,264 @@ class Speaker:
         """End the silence."""
         self._may_speak.set()
 
-    def _said(self) -> Iterator[ChunkInfo]:
+    def _read(self) -> Iterator[ChunkInfo]:
         for event in () if self.closed else self._events:
             self.read += 1
             yield happen(event)
 
     def __iter__(self) -> Iterator[ChunkInfo]:
         """Yield the events, once it may speak."""
-        self.was_asked.set()
-        assert self._may_speak.wait(FAR), "nobody ended the silence"
-        yield from self._said()
+        self.was_opened.set()
+        assert self._may_speak.wait(LONG), "the silence was not ended"
+        yield from self._read()
 
     async def __aiter__(self) -> AsyncIterator[ChunkInfo]:
         """Async variant of `__iter__`."""
-        self.was_asked.set()
+        self.was_opened.set()
         while not self._may_speak.is_set():
             await one_turn()
-        for event in self._said():
+        for event in self._read():
             yield event
             await one_turn()
 
     def abort(self) -> None:
-        """Count, and unblock."""
         self.aborted += 1
         self.speak()
 
     def close(self) -> None:
-        """Count, and say nothing more."""
         self.closed += 1
         self.was_closed.set()
         self.speak()
 
     async def aclose(self) -> None:
-        """Async variant of `close`."""
         await one_turn()
         self.close()
 
 
 @dataclass
-class Bet:
-    """A hedge that writes down what it is told.
+class FakeHedge:
+    """A hedge that records how the race was settled.
 
     Attributes:
-        rival: The second stream; None if nobody else may be asked.
-        then: Done when the second stream is asked for.
+        second: The second stream; None if there is no other route.
+        then: Called when the second stream is asked for.
         after: Seconds of silence before that.
     """
 
-    rival: Speaker | None
+    second: Any
     then: Callable[[], object] = lambda: None
     after: float = SOON
     begun: int = 0
     settled: list[tuple[bool, RetryRouterError | None]] = field(default_factory=list)
 
     def begin(self) -> Any:
-        """Open the second stream."""
         self.begun += 1
         self.then()
-        return self.rival
+        return self.second
 
     def settle(self, *, has_won: bool, error: RetryRouterError | None) -> None:
-        """Hear who won."""
         self.settled.append((has_won, error))
 
 
-def says(event: ChunkInfo) -> bool:
-    """Whether an event is worth handing over."""
+def has_content(event: ChunkInfo) -> bool:
     return event.is_token
 
 
 def read(
-    twin: Twin, first: Speaker, bet: Bet, into: list[ChunkInfo] | None = None
+    twin: Twin,
+    first: FakeStream,
+    hedge: FakeHedge,
+    into: list[ChunkInfo] | None = None,
+    look: Callable[[ChunkInfo], None] = lambda _: None,
 ) -> list[ChunkInfo]:
-    """All that is heard; what came before an error is found in `into`."""
-    heard: list[ChunkInfo] = [] if into is None else into
+    """All events; `into` keeps those before an error, `look` is called after each."""
+    seen: list[ChunkInfo] = [] if into is None else into
 
-    def listen() -> None:
-        source = HedgedSource(first, bet, says)
-        with contextlib.closing(source):
-            for event in source:
-                heard.append(event)  # noqa: PERF402 - kept also before an error
-
-    async def alisten() -> None:
-        source = AHedgedSource(first, bet, says)
-        try:
+    async def aread() -> None:
+        source = AHedgedSource(first, hedge, has_content)
+        async with contextlib.aclosing(source):
             async for event in source:
-                heard.append(event)  # noqa: PERF401
-        finally:
-            await source.aclose()
+                seen.append(event)
+                look(event)
 
-    asyncio.run(alisten()) if twin.is_async else listen()
-    return heard
+    if twin.is_async:
+        asyncio.run(aread())
+        return seen
+    source = HedgedSource(first, hedge, has_content)
+    with contextlib.closing(source):
+        for event in source:
+            seen.append(event)
+            look(event)
+    return seen
 
 
-# --- one stream ---------------------------------------------------------------------
+# --- one stream ---
 
 
 @pytest.mark.parametrize(
     "events", [(HEL, LO, END), (ROLE, ROLE, HEL, END), (ROLE, END), (END,), ()]
 )
-def test_who_speaks_in_time_is_not_hedged(
+def test_a_stream_in_time_is_not_hedged(
     twin: Twin, events: tuple[ChunkInfo, ...]
 ) -> None:
-    """A stream that speaks, or ends, before its time is handed over event by event."""
-    first, bet = Speaker(*events), Bet(Speaker(BON), after=FAR)
-    assert read(twin, first, bet) == list(events)
-    assert bet.begun == 0
-    assert bet.settled == []
-    assert first.closed == 1
+    """A stream that has content, or ends, in time is handed over unchanged."""
+    first, hedge = FakeStream(*events), FakeHedge(FakeStream(BON), after=LONG)
+    assert read(twin, first, hedge) == list(events)
+    assert (hedge.begun, hedge.settled, first.closed) == (0, [], 1)
 
 
-def test_a_failure_in_time_is_not_hedged(twin: Twin) -> None:
-    """Who fails at once was not silent: the error is the call's, to be retried."""
-    error = UnavailableError("503")
-    bet = Bet(Speaker(BON), after=FAR)
-    with pytest.raises(UnavailableError) as caught:
-        read(twin, Speaker(error), bet)
-    assert caught.value is error
-    assert bet.begun == 0
-
-
-@pytest.mark.parametrize("error", [UnavailableError("503"), KeyError("a bug")])
-def test_an_error_comes_where_it_was_met(twin: Twin, error: Exception) -> None:
-    """What was said before the error is heard before it, and the rest is not hedged."""
-    heard: list[ChunkInfo] = []
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("before", [[], [ROLE, HEL, LO]])
+def test_an_error_in_time_is_not_hedged(
+    twin: Twin, error: Exception, before: list[ChunkInfo]
+) -> None:
+    """The events before the error are handed over first."""
+    seen, hedge = list[ChunkInfo](), FakeHedge(FakeStream(BON), after=LONG)
     with pytest.raises(type(error)) as caught:
-        read(twin, Speaker(ROLE, HEL, LO, error), Bet(None, after=FAR), heard)
+        read(twin, FakeStream(*before, error), hedge, seen)
     assert caught.value is error
-    assert heard == [ROLE, HEL, LO]
+    assert (seen, hedge.begun) == (before, 0)
 
 
-def test_where_nobody_else_may_be_asked_the_first_is_waited_for(twin: Twin) -> None:
+def test_without_another_route_the_first_is_waited_for(twin: Twin) -> None:
     """A hedge that finds no second route changes nothing."""
-    first = Speaker(HEL, END, silent=True)
-    bet = Bet(None, then=first.speak)
-    assert read(twin, first, bet) == [HEL, END]
-    assert bet.begun == 1
-    assert bet.settled == []
-    assert first.closed == 1
+    first = FakeStream(HEL, END, silent=True)
+    hedge = FakeHedge(None, then=first.speak)
+    assert read(twin, first, hedge) == [HEL, END]
+    assert (hedge.begun, hedge.settled, first.closed) == (1, [], 1)
 
 
-def test_what_follows_the_first_word_is_read_where_it_is_wanted() -> None:
-    """Nothing is read ahead of the caller, who may want no more."""
-    first = Speaker(ROLE, HEL, LO, END)
-    events = iter(HedgedSource(first, Bet(None, after=FAR), says))
-    assert [next(events), next(events)] == [ROLE, HEL]
-    assert first.read == 2
-    assert next(events) == LO
-    assert first.read == 3
+def test_nothing_is_read_ahead(twin: Twin) -> None:
+    """After the first content an event is read when the caller asks for it."""
+    first, counts = FakeStream(ROLE, HEL, LO, END), list[int]()
+    hedge = FakeHedge(None, after=LONG)
+    read(twin, first, hedge, look=lambda _: counts.append(first.read))
+    assert counts == [2, 2, 3, 4]
 
 
-async def test_what_follows_is_read_where_it_is_wanted_in_async() -> None:
-    """Nothing is read ahead of the caller, who may want no more, in async."""
-    first = Speaker(ROLE, HEL, LO, END)
-    events = aiter(AHedgedSource(first, Bet(None, after=FAR), says))
-    assert [await anext(events), await anext(events)] == [ROLE, HEL]
-    assert first.read == 2
-    assert await anext(events) == LO
-    assert first.read == 3
-
-
-def test_a_stream_is_read_in_its_callers_context() -> None:
+def test_a_stream_is_read_in_the_callers_context() -> None:
     """Context variables of the caller, such as a tracer's, are seen in the thread."""
-    _whose.set("mine")
-    first = Speaker(lambda: token(_whose.get()))
-    assert list(HedgedSource(first, Bet(None, after=FAR), says)) == [token("mine")]
+    _user.set("mine")
+    first = FakeStream(lambda: token(_user.get()))
+    hedge = FakeHedge(None, after=LONG)
+    assert list(HedgedSource(first, hedge, has_content)) == [token("mine")]
 
 
-# --- the race -----------------------------------------------------------------------
+# --- the race ---
 
 
-def test_the_second_speaks_while_the_first_is_silent(twin: Twin) -> None:
-    """The call goes on with the second stream, and the first is let go of."""
-    first, second = Speaker(HEL, silent=True), Speaker(ROLE, BON, JOUR, END)
-    bet = Bet(second)
-    assert read(twin, first, bet) == [ROLE, BON, JOUR, END]
-    assert bet.begun == 1
-    assert bet.settled == [(True, None)]
-    assert first.was_closed.wait(FAR)
+def test_the_second_stream_can_win(twin: Twin) -> None:
+    """The first stream is closed before the second one's first event is seen."""
+    first, second = FakeStream(HEL, silent=True), FakeStream(ROLE, BON, JOUR, END)
+    hedge = FakeHedge(second)
+
+    def look(_: ChunkInfo) -> None:
+        assert first.was_closed.wait(LONG)
+        assert second.closed == 0
+
+    assert read(twin, first, hedge, look=look) == [ROLE, BON, JOUR, END]
+    assert (hedge.begun, hedge.settled) == (1, [(True, None)])
     assert second.closed == 1
 
 
-def test_the_first_speaks_after_all(twin: Twin) -> None:
-    """Whoever says something first wins, be it late; the second is let go of."""
-    first, second = Speaker(ROLE, HEL, LO, END, silent=True), Speaker(BON, silent=True)
-    bet = Bet(second, then=first.speak)
-    assert read(twin, first, bet) == [ROLE, HEL, LO, END]
-    assert bet.settled == [(False, None)]
-    assert second.was_closed.wait(FAR)
+def test_the_first_stream_can_win(twin: Twin) -> None:
+    """The stream that has content first wins, also after the hedge was opened."""
+    first = FakeStream(ROLE, HEL, LO, END, silent=True)
+    second = FakeStream(BON, silent=True)
+    hedge = FakeHedge(second, then=first.speak)
+    assert read(twin, first, hedge) == [ROLE, HEL, LO, END]
+    assert hedge.settled == [(False, None)]
+    assert second.was_closed.wait(LONG)
     assert first.closed == 1
 
 
-def test_the_loser_is_let_go_of_before_the_winner_is_heard() -> None:
-    """A stream that lost costs nothing while the winner is read."""
-    first, second = Speaker(HEL, silent=True), Speaker(BON, JOUR, END)
-    events = iter(HedgedSource(first, Bet(second), says))
-    assert next(events) == BON
-    assert first.was_closed.wait(FAR)
-    assert second.closed == 0
+def test_an_end_without_content_wins(twin: Twin) -> None:
+    """A second stream that ends without content has ended well."""
+    hedge = FakeHedge(FakeStream(END))
+    assert read(twin, FakeStream(HEL, silent=True), hedge) == [END]
+    assert hedge.settled == [(True, None)]
 
 
-async def test_the_loser_is_let_go_of_before_the_winner_is_heard_in_async() -> None:
-    """A stream that lost costs nothing while the winner is read, in async."""
-    first, second = Speaker(HEL, silent=True), Speaker(BON, JOUR, END)
-    events = aiter(AHedgedSource(first, Bet(second), says))
-    assert await anext(events) == BON
-    assert first.was_closed.wait(FAR)
-    assert second.closed == 0
-
-
-@pytest.mark.parametrize("error", [UnavailableError("503"), KeyError("a bug")])
-def test_the_first_fails_and_the_second_speaks(twin: Twin, error: Exception) -> None:
-    """A failure is no end while the other may speak; it is told, if it is a model's."""
-    first, second = Speaker(error, silent=True), Speaker(BON, END, silent=True)
-    bet = Bet(second, then=first.speak)
-    threading.Timer(5 * SOON, second.speak).start()
-    assert read(twin, first, bet) == [BON, END]
-    told = error if isinstance(error, RetryRouterError) else None
-    assert bet.settled == [(True, told)]
-
-
-@pytest.mark.parametrize("error", [UnavailableError("503"), KeyError("a bug")])
-def test_the_second_fails_and_the_first_speaks(twin: Twin, error: Exception) -> None:
-    """A second route that fails takes nothing from the first one."""
-    first, second = Speaker(HEL, END, silent=True), Speaker(error)
-    bet = Bet(second)
-    threading.Timer(5 * SOON, first.speak).start()
-    assert read(twin, first, bet) == [HEL, END]
-    told = error if isinstance(error, RetryRouterError) else None
-    assert bet.settled == [(False, told)]
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("first_fails", [True, False])
+def test_a_failure_loses_while_the_other_may_succeed(
+    twin: Twin, error: Exception, *, first_fails: bool
+) -> None:
+    """The stream that fails loses; its error is reported if it is the provider's."""
+    bad = FakeStream(error, silent=first_fails)
+    good = FakeStream(HEL, END, silent=True)
+    first, second = (bad, good) if first_fails else (good, bad)
+    hedge = FakeHedge(second, then=bad.speak)
+    threading.Timer(5 * SOON, good.speak).start()
+    assert read(twin, first, hedge) == [HEL, END]
+    reported = error if isinstance(error, RetryRouterError) else None
+    assert hedge.settled == [(first_fails, reported)]
 
 
 @pytest.mark.parametrize("is_first_late", [True, False])
-def test_when_both_fail_the_first_ones_error_is_the_calls(
-    twin: Twin, is_first_late: bool
+def test_when_both_fail_the_first_error_is_raised(
+    twin: Twin, *, is_first_late: bool
 ) -> None:
-    """The call's own route failed, whoever was quicker; the hedge hears of its own."""
-    mine, theirs = UnavailableError("mine"), UnavailableError("theirs")
-    first = Speaker(mine, silent=True)
-    second = Speaker(theirs, silent=not is_first_late)
-    bet = Bet(second)
-    if not is_first_late:
-        bet.then = first.speak
-    late = first if is_first_late else second
+    """The call's own route failed, whichever was quicker; the hedge gets the other."""
+    mine, other = UnavailableError("mine"), UnavailableError("other")
+    first = FakeStream(mine, silent=True)
+    second = FakeStream(other, silent=not is_first_late)
+    early, late = (second, first) if is_first_late else (first, second)
+    hedge = FakeHedge(second, then=early.speak)
     threading.Timer(5 * SOON, late.speak).start()
     with pytest.raises(UnavailableError) as caught:
-        read(twin, first, bet)
+        read(twin, first, hedge)
     assert caught.value is mine
-    assert bet.settled == [(False, theirs)]
+    assert hedge.settled == [(False, other)]
 
 
-def test_a_silent_end_is_no_failure(twin: Twin) -> None:
-    """A second stream that ends without a word has ended well, and wins."""
-    first = Speaker(HEL, silent=True)
-    bet = Bet(Speaker(END))
-    assert read(twin, first, bet) == [END]
-    assert bet.settled == [(True, None)]
+# --- leaving ---
 
 
-# --- leaving ------------------------------------------------------------------------
-
-
-def test_a_wait_can_be_aborted_from_another_thread() -> None:
-    """Whoever waits for either stream is freed at once, and both are aborted."""
-    first, second = Speaker(HEL, silent=True), Speaker(BON, silent=True)
-    source = HedgedSource(first, Bet(second), says)
-    with ThreadPoolExecutor(1) as threads:
-        waiting = threads.submit(list, source)
-        assert second.was_asked.wait(FAR)
-        source.abort()
-        with pytest.raises(APIConnectionError, match="the stream was aborted"):
-            waiting.result(FAR)
-    assert (first.aborted, second.aborted) == (1, 1)
-
-
-def test_a_wait_for_one_can_be_aborted_too() -> None:
-    """Before a second stream is asked there is one to abort."""
-    first = Speaker(HEL, silent=True)
-    source = HedgedSource(first, Bet(None, after=FAR), says)
-    with ThreadPoolExecutor(1) as threads:
-        waiting = threads.submit(list, source)
-        assert first.was_asked.wait(FAR)
+@pytest.mark.parametrize("has_second", [True, False])
+def test_a_wait_can_be_aborted_from_another_thread(*, has_second: bool) -> None:
+    """The reader gets an error at once, and the streams are aborted."""
+    first, second = FakeStream(HEL, silent=True), FakeStream(BON, silent=True)
+    hedge = FakeHedge(
+        second if has_second else None, after=SOON if has_second else LONG
+    )
+    source = HedgedSource(first, hedge, has_content)
+    if not has_second:
         first.abort = lambda: None  # type: ignore[method-assign]
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(list, source)
+        assert (second if has_second else first).was_opened.wait(LONG)
         source.abort()
         with pytest.raises(APIConnectionError, match="the stream was aborted"):
-            waiting.result(FAR)
+            waiting.result(LONG)
         first.speak()
+    assert (first.aborted, second.aborted) == (has_second, has_second)
 
 
-def test_closing_lets_go_of_both() -> None:
-    """A caller who leaves in the middle leaves no stream behind."""
-    first, second = Speaker(HEL, silent=True), Speaker(BON, JOUR)
-    source = HedgedSource(first, Bet(second), says)
+def test_closing_closes_both() -> None:
+    """A caller that stops reading leaves no stream open."""
+    first, second = FakeStream(HEL, silent=True), FakeStream(BON, JOUR)
+    source = HedgedSource(first, FakeHedge(second), has_content)
     assert next(iter(source)) == BON
     source.close()
     assert (first.closed, second.closed) == (1, 1)
 
 
 def test_nothing_begins_after_an_abort() -> None:
-    """A race that was aborted asks for no second stream: the call has gone on."""
-    first, bet = Speaker(HEL, silent=True), Bet(Speaker(BON))
-    source = HedgedSource(first, bet, says)
+    """A race that was aborted opens no second stream."""
+    first, hedge = FakeStream(HEL, silent=True), FakeHedge(FakeStream(BON))
+    source = HedgedSource(first, hedge, has_content)
     source.abort()
     threading.Timer(4 * SOON, first.speak).start()
     assert list(source) == [HEL]
-    assert bet.begun == 0
+    assert hedge.begun == 0
     source.close()
 
 
 async def test_closing_goes_on_when_its_task_is_cancelled() -> None:
     """A stream is closed although the task that closes it is cancelled meanwhile."""
-    first = Speaker(HEL, LO)
-    source = AHedgedSource(first, Bet(None, after=FAR), says)
+    first = FakeStream(HEL, LO)
+    source = AHedgedSource(first, FakeHedge(None, after=LONG), has_content)
     assert await anext(aiter(source)) == HEL
     task = asyncio.create_task(source.aclose())
     await one_turn()
@@ -369,41 +312,82 @@ async def test_closing_goes_on_when_its_task_is_cancelled() -> None:
     assert first.was_closed.is_set()
 
 
-async def test_a_task_that_is_cancelled_lets_go_of_both() -> None:
-    """Who is cancelled while both are silent leaves no stream, and no task, behind."""
-    first, second = Speaker(HEL, silent=True), Speaker(BON, silent=True)
-    source = AHedgedSource(first, Bet(second), says)
+async def test_a_cancelled_task_closes_both() -> None:
+    """A task that is cancelled while both are silent leaves no stream and no task."""
+    first, second = FakeStream(HEL, silent=True), FakeStream(BON, silent=True)
+    source = AHedgedSource(first, FakeHedge(second), has_content)
 
-    async def listen() -> None:
-        async for _ in source:
-            raise AssertionError
+    async def read_one() -> None:
+        await anext(aiter(source))
 
-    task = asyncio.create_task(listen())
-    while not second.was_asked.is_set():
+    task = asyncio.create_task(read_one())
+    while not second.was_opened.is_set():
         await one_turn()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     await source.aclose()
-    assert first.was_closed.wait(FAR)
-    assert second.was_closed.wait(FAR)
+    assert first.was_closed.wait(LONG)
+    assert second.was_closed.wait(LONG)
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_a_loser_that_fails_while_it_is_left_is_not_heard() -> None:
-    """What a stream says about being let go of is nobody's business any more."""
+class SlowToLeave(FakeStream):
+    """A silent stream whose reader, when cancelled, waits until `may_go`, or fails."""
 
-    class Sore(Speaker):
-        async def __aiter__(self) -> AsyncIterator[ChunkInfo]:
-            try:
-                await asyncio.get_running_loop().create_future()
-            finally:
-                msg = "sore"
-                raise ValueError(msg)
-            yield HEL
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__(silent=True)
+        self._error = error
+        self.may_go, self.is_leaving = asyncio.Event(), False
 
-    first, bet = Sore(), Bet(Speaker(BON, END))
-    source = AHedgedSource(first, bet, says)
-    assert [event async for event in source] == [BON, END]
-    assert bet.settled == [(True, None)]
-    assert first.was_closed.wait(FAR)
+    async def __aiter__(self) -> AsyncIterator[ChunkInfo]:
+        """Yield nothing."""
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            self.is_leaving = True
+            await self.may_go.wait()
+            if self._error is not None:
+                raise self._error from None
+            raise
+        yield HEL
+
+
+@pytest.mark.parametrize("goes", [True, False])
+async def test_a_cancellation_while_the_loser_leaves_is_kept(*, goes: bool) -> None:
+    """The task ends as cancelled, and does not wait for a loser that will not go."""
+    loser, winner = SlowToLeave(), FakeStream(BON)
+    source = AHedgedSource(loser, FakeHedge(winner, after=0), has_content)
+
+    async def read_one() -> None:
+        async with contextlib.aclosing(source):
+            await anext(aiter(source))
+
+    task = asyncio.create_task(read_one())
+    while not loser.is_leaving:
+        await one_turn()
+    task.cancel()
+    if goes:
+        loser.may_go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    for _ in range(20):
+        await one_turn()
+    assert (loser.closed, winner.closed) == (1, 1)
+
+
+async def test_an_error_of_a_loser_that_leaves_is_ignored(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is neither raised nor reported nor logged."""
+    loser, hedge = SlowToLeave(ValueError("late")), FakeHedge(FakeStream(BON, END))
+    loser.may_go.set()
+    async with contextlib.aclosing(AHedgedSource(loser, hedge, has_content)) as source:
+        assert [event async for event in source] == [BON, END]
+    assert hedge.settled == [(True, None)]
+    assert loser.was_closed.wait(LONG)
+    del loser, hedge, source
+    for _ in range(20):
+        await one_turn()
+    gc.collect()
+    assert caplog.records == []

@@ -1,6 +1,6 @@
-"""First token, stall, deadline: no read blocks for longer than it was told to.
+"""Time limits of streams, which also hold a read that blocks, and buffered streams.
 
-The time is real here, and short: nobody can hand a clock to a socket.
+The time is real here, and short, since a socket has no clock to hand in.
 """
 
 from __future__ import annotations
@@ -9,126 +9,150 @@ import asyncio
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
-from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
-from langchain_retryrouter._retry import streaming as streams
-from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
-from langchain_retryrouter._retry.engine import acall
-from langchain_retryrouter._retry.streaming import ChunkInfo
-from langchain_retryrouter.errors import (
+from langchain_retryrouter import (
     APIConnectionError,
     APITimeoutError,
+    FailureKind,
+    RetryPolicy,
     RetryRouterError,
     StreamInterruptedError,
+    UnavailableError,
 )
-from langchain_retryrouter.failures import FailureKind
-from langchain_retryrouter.policy import RetryPolicy
+from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
+from langchain_retryrouter._retry import streaming
+from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
+from langchain_retryrouter._retry.engine import RetryContext, acall
+from langchain_retryrouter._retry.streaming import ChunkInfo
 from langchain_retryrouter.testing import FakeClock
 
-from .engines import Drive, aopen, open_, plan_for
 from .scripted import (
     END,
     ROLE,
     SILENCE,
     WHOLE,
+    Engine,
+    Outcome,
+    Recorder,
     Script,
     Source,
-    Witness,
+    aopen,
+    context_for,
     happen,
+    open_,
+    outcomes,
     token,
 )
 
 HEL, LO = token("Hel"), token("lo")
+TIMEOUT = GPT_ROUTER_ERRORS[FailureKind.TIMEOUT]
 
 SHORT = 0.1
-DEADLINE = 0.25  # Room for a busy machine to start a loop and bring the first token.
-LONG_AGO = 5.0  # What would have been waited for without the limit, and more.
+DEADLINE = 0.25  # Enough for a busy machine to start a loop and read the first token.
+LONG = 5.0  # More than any test takes that is ended by its limit.
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def quick() -> Iterator[None]:
-    """The test is over long before any limit but the short one."""
+    """Each test is over long before any limit but the short one."""
     began = time.monotonic()
     yield
-    assert time.monotonic() - began < LONG_AGO
+    assert time.monotonic() - began < LONG
 
 
-quickly = pytest.mark.usefixtures("quick")
+def limited(*, buffered: bool = False, **policy: Any) -> RetryContext:
+    """A context on the system clock, without back-off, with one retry."""
+    numbers = {"initial_delay": 0.0, "max_retries": 1, **policy}
+    return context_for(
+        SYSTEM_CLOCK,
+        RetryPolicy(**numbers),
+        errors=GPT_ROUTER_ERRORS,
+        is_buffered=buffered,
+    )
 
 
-def real_plan(**parts: Any) -> Any:
-    """A plan on the machine's clock, whose waits are none."""
-    numbers = {"initial_delay": 0.0, "max_retries": 1, **parts.pop("policy", {})}
-    return plan_for(SYSTEM_CLOCK, RetryPolicy(**numbers), **parts)
+class SlowSource(Source):
+    """A source that takes a moment over each event but the first."""
+
+    def __iter__(self) -> Iterator[ChunkInfo]:
+        """Yield the events."""
+        for event in super().__iter__():
+            yield event
+            SYSTEM_CLOCK.sleep(SHORT)
+
+    async def __aiter__(self) -> AsyncIterator[ChunkInfo]:
+        """Async variant of `__iter__`."""
+        async for event in super().__aiter__():
+            yield event
+            await SYSTEM_CLOCK.asleep(SHORT)
 
 
-@quickly
-async def test_an_async_call_ends_with_its_deadline() -> None:
+# --- before the first token ---
+
+
+async def test_an_async_call_ends_at_its_deadline() -> None:
     """A request that does not come back is cut at the deadline, as a timeout."""
 
     async def send(_: object) -> None:
         await asyncio.get_running_loop().create_future()
 
-    plan = real_plan(policy={"deadline": DEADLINE}, errors=GPT_ROUTER_ERRORS)
-    with pytest.raises(GPT_ROUTER_ERRORS[FailureKind.TIMEOUT]) as caught:
-        await acall(plan, send)
+    with pytest.raises(TIMEOUT) as caught:
+        await acall(limited(deadline=DEADLINE), send)
     assert re.fullmatch(r"no answer within 0\.2\d+ s", str(caught.value))
     assert caught.value.attempts == 1
     assert "deadline of 0.25 s" in caught.value.__notes__[0]
     assert caught.value.is_retryable is False
 
 
-@quickly
-@pytest.mark.parametrize("events", [[SILENCE], [ROLE, SILENCE], [ROLE, ROLE, SILENCE]])
-def test_a_silent_start_is_cut_and_repeated(drive: Drive, events: list[Any]) -> None:
+@pytest.mark.parametrize("events", [[SILENCE], [ROLE, SILENCE]])
+def test_a_silent_start_is_retried(engine: Engine, events: list[Any]) -> None:
     """A stream without a token in time is closed, and the next attempt may answer."""
-    silent, witness = Source(*events), Witness(FakeClock())
-    plan = real_plan(policy={"first_token_timeout": SHORT})
-    assert drive.stream(plan, Script(silent, Source(HEL, END)), witness) == [HEL, END]
+    silent, recorder = Source(*events), Recorder(FakeClock())
+    context = limited(first_token_timeout=SHORT)
+    script = Script(silent, Source(HEL, END))
+    assert engine.stream(context, script, recorder) == [HEL, END]
     assert silent.was_closed()
-    assert silent.is_aborted is not drive.is_async
-    (state,) = witness.states
-    assert state.outcome is not None
-    error = state.outcome.exception()
+    assert silent.is_aborted is not engine.is_async
+    (error,) = recorder.errors
     assert isinstance(error, APITimeoutError)
     assert str(error) == "no first token within 0.1 s"
-    assert [record.outcome for record in plan.call_state.records] == ["timeout", "ok"]
+    assert outcomes(context) == ["timeout", "ok"]
 
 
-@quickly
-def test_a_silent_start_that_stays_silent(drive: Drive) -> None:
+@pytest.mark.parametrize("buffered", [False, True])
+def test_a_start_that_stays_silent_is_a_timeout(
+    engine: Engine, *, buffered: bool
+) -> None:
     """When no attempt brings a token, the timeout comes out, of the caller's family."""
-    plan = real_plan(policy={"first_token_timeout": SHORT}, errors=GPT_ROUTER_ERRORS)
+    context = limited(first_token_timeout=SHORT, stall_timeout=60, buffered=buffered)
     script = Script(Source(SILENCE), Source(ROLE, SILENCE))
-    with pytest.raises(GPT_ROUTER_ERRORS[FailureKind.TIMEOUT]) as caught:
-        drive.stream(plan, script)
-    assert caught.value.attempts == 2
-    assert caught.value.delivered == ""
+    with pytest.raises(TIMEOUT) as caught:
+        engine.stream(context, script)
+    assert str(caught.value) == "no first token within 0.1 s"
+    assert (caught.value.attempts, caught.value.delivered) == (2, "")
 
 
-@quickly
-def test_connecting_is_part_of_the_first_tokens_time(clock: FakeClock) -> None:
-    """What connecting took is not given a second time to the reading."""
+def test_connecting_uses_up_the_first_tokens_time(clock: FakeClock) -> None:
+    """What connecting took is not given to the reading a second time."""
     source = Source(SILENCE)
 
     def connect() -> Source:
         clock.advance(60)
         return source
 
-    plan = plan_for(clock, RetryPolicy(first_token_timeout=60, max_retries=0))
+    context = context_for(clock, RetryPolicy(first_token_timeout=60, max_retries=0))
     with pytest.raises(APITimeoutError, match="no first token within 60 s"):
-        list(open_(plan, Script(connect)))
+        list(open_(context, Script(connect)))
     assert source.is_aborted
     assert source.was_closed()
 
 
-@quickly
-def test_what_connecting_left_of_it_is_the_first_tokens(clock: FakeClock) -> None:
-    """On a clock that has run for long, too: the time is taken from its beginning."""
+def test_the_first_token_has_the_time_that_connecting_left(clock: FakeClock) -> None:
+    """The limit counts from the attempt's beginning, also on a clock far from zero."""
 
     def connect() -> Source:
         clock.advance(10)
@@ -139,159 +163,136 @@ def test_what_connecting_left_of_it_is_the_first_tokens(clock: FakeClock) -> Non
         return HEL
 
     clock.advance(1_000)
-    plan = plan_for(clock, RetryPolicy(first_token_timeout=60, max_retries=0))
-    assert list(open_(plan, Script(connect))) == [HEL, END]
+    context = context_for(clock, RetryPolicy(first_token_timeout=60, max_retries=0))
+    assert list(open_(context, Script(connect))) == [HEL, END]
 
 
-@quickly
 async def test_an_async_connection_that_hangs_is_cut() -> None:
-    """The first token's time runs from the request on, not from the first byte."""
+    """The first token's time begins with the request, not with the first byte."""
 
     async def connect(_: object) -> Source:
         await asyncio.get_running_loop().create_future()
         raise AssertionError
 
-    plan = real_plan(policy={"first_token_timeout": SHORT, "max_retries": 0})
+    context = limited(first_token_timeout=SHORT, max_retries=0)
     with pytest.raises(APITimeoutError, match=r"no first token within 0\.1 s"):
-        await anext(streams.astream(plan, connect, lambda: lambda signal: signal))
+        await anext(streaming.astream(context, connect, lambda: lambda chunk: chunk))
 
 
-@quickly
-def test_a_stall_is_an_interruption(drive: Drive) -> None:
-    """A stream that falls silent after its first token is closed, not repeated."""
-    source, seen = Source(HEL, LO, SILENCE), list[ChunkInfo]()
-    plan, script = (
-        real_plan(policy={"stall_timeout": SHORT}),
-        Script(source, "never sent"),
-    )
-    with pytest.raises(StreamInterruptedError) as caught:
-        drive.stream(plan, script, into=seen)
-    assert str(caught.value) == "the stream was silent for 0.1 s, after 5 characters"
-    assert caught.value.delivered == "Hello"
-    assert seen == [HEL, LO]
-    assert script.numbers == [1]
-    assert source.was_closed()
-
-
-@quickly
-@pytest.mark.parametrize("limits", [{}, {"stall_timeout": LONG_AGO}])
-def test_the_deadline_cuts_a_stream_too(drive: Drive, limits: dict[str, float]) -> None:
-    """After the first token the deadline goes on to run, and is named when it ends."""
-    source = Source(HEL, SILENCE)
-    plan = real_plan(policy={"deadline": DEADLINE, **limits})
-    with pytest.raises(StreamInterruptedError) as caught:
-        drive.stream(plan, Script(source))
-    assert str(caught.value) == "the deadline of 0.25 s is over, after 3 characters"
-    assert caught.value.delivered == "Hel"
-    assert source.was_closed()
-
-
-@quickly
-def test_a_slow_reader_is_no_stall() -> None:
-    """How long the caller takes over an event is not the server's silence, in sync."""
-    events = open_(
-        real_plan(policy={"stall_timeout": SHORT, "first_token_timeout": SHORT}),
-        Script(Source(HEL, LO, END)),
-    )
-    for expected in (HEL, LO, END):
-        assert next(events) == expected
-        SYSTEM_CLOCK.sleep(2 * SHORT)
-    assert list(events) == []
-
-
-@quickly
-async def test_a_slow_reader_is_no_stall_in_async() -> None:
-    """How long the caller takes over an event is not the server's silence, in async."""
-    events = aopen(
-        real_plan(policy={"stall_timeout": SHORT, "first_token_timeout": SHORT}),
-        Script(Source(HEL, LO, END)),
-    )
-    for expected in (HEL, LO, END):
-        assert await anext(events) == expected
-        await SYSTEM_CLOCK.asleep(2 * SHORT)
-    assert [event async for event in events] == []
-
-
-@quickly
-def test_silence_after_the_end_is_not_waited_out(
-    drive: Drive, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A server that neither sends usage nor closes does not hold up a whole answer."""
-    monkeypatch.setattr(streams, "_AFTER_THE_END", SHORT)
-    source, plan = Source(HEL, WHOLE, SILENCE), real_plan()
-    assert drive.stream(plan, Script(source)) == [HEL, WHOLE]
-    assert source.was_closed()
-    assert [record.outcome for record in plan.call_state.records] == ["ok"]
-
-
-@quickly
-def test_before_the_end_there_is_more_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limit for what follows the end is none for what comes before it."""
-    monkeypatch.setattr(streams, "_AFTER_THE_END", SHORT / 4)
-
-    def slow_token() -> ChunkInfo:
-        SYSTEM_CLOCK.sleep(SHORT)
-        return LO
-
-    plan = real_plan(policy={"stall_timeout": LONG_AGO})
-    assert list(open_(plan, Script(Source(HEL, slow_token, END)))) == [HEL, LO, END]
-
-
-@quickly
-@pytest.mark.parametrize("limit", ["stall_timeout", "deadline"])
-def test_other_limits_hold_after_the_end_too(drive: Drive, limit: str) -> None:
-    """Usage is not waited for beyond the deadline, nor longer than for a token."""
-    source, plan = Source(HEL, WHOLE, SILENCE), real_plan(policy={limit: DEADLINE})
-    began = time.monotonic()
-    assert drive.stream(plan, Script(source)) == [HEL, WHOLE]
-    assert time.monotonic() - began < LONG_AGO / 2
-    assert source.was_closed()
-
-
-class LastMoment(Source):
-    """A source that goes on in the very moment in which its read is cut short."""
+class LateSource(Source):
+    """A source that goes on in the moment in which its read is cut."""
 
     def __iter__(self) -> Iterator[ChunkInfo]:
-        """Yield the events, once it is too late."""
-        assert self._aborted.wait(LONG_AGO)
+        """Yield the events."""
+        assert self._aborted.wait(LONG)
         for event in self._events:
             yield happen(event)
 
 
-@quickly
-def test_a_token_in_the_last_moment_is_not_handed_over() -> None:
-    """Nothing of a stream that is cut is delivered: it can still be repeated."""
-    late = LastMoment(HEL, APIConnectionError("the connection was shut down"))
-    plan = real_plan(policy={"first_token_timeout": SHORT})
-    assert list(open_(plan, Script(late, Source(LO, END)))) == [LO, END]
+def test_a_token_in_the_last_moment_is_dropped() -> None:
+    """Nothing of a stream that was cut is delivered, so that it can be retried."""
+    late = LateSource(HEL, APIConnectionError("the connection was shut down"))
+    context = limited(first_token_timeout=SHORT)
+    assert list(open_(context, Script(late, Source(LO, END)))) == [LO, END]
     assert late.was_closed()
-    assert [record.outcome for record in plan.call_state.records] == ["timeout", "ok"]
+    assert outcomes(context) == ["timeout", "ok"]
+
+
+# --- after it ---
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"stall_timeout": SHORT}, "the stream was silent for 0.1 s"),
+        ({"deadline": DEADLINE}, "the deadline of 0.25 s is over"),
+        (
+            {"deadline": DEADLINE, "stall_timeout": LONG},
+            "the deadline of 0.25 s is over",
+        ),
+    ],
+)
+def test_a_stream_that_falls_silent_is_interrupted(
+    engine: Engine, limits: dict[str, Any], message: str
+) -> None:
+    """After the first token a stream is closed, and not retried."""
+    source, seen = Source(HEL, LO, SILENCE), list[ChunkInfo]()
+    script = Script(source, "not sent")
+    with pytest.raises(StreamInterruptedError) as caught:
+        engine.stream(limited(**limits), script, into=seen)
+    assert str(caught.value) == f"{message}, after 5 characters"
+    assert caught.value.delivered == "Hello"
+    assert (seen, script.numbers) == ([HEL, LO], [1])
+    assert source.was_closed()
+
+
+def test_a_slow_caller_is_not_a_stall(engine: Engine) -> None:
+    """The time that the caller takes over an event is not the server's silence."""
+    context = limited(stall_timeout=SHORT, first_token_timeout=SHORT)
+    script, expected = Script(Source(HEL, LO, END)), [HEL, LO, END]
+
+    async def read() -> None:
+        events = aopen(context, script)
+        for event in expected:
+            assert await anext(events) == event
+            await SYSTEM_CLOCK.asleep(2 * SHORT)
+        assert [event async for event in events] == []
+
+    if engine.is_async:
+        asyncio.run(read())
+        return
+    events = open_(context, script)
+    for event in expected:
+        assert next(events) == event
+        SYSTEM_CLOCK.sleep(2 * SHORT)
+    assert list(events) == []
+
+
+@pytest.mark.parametrize("limit", [None, "stall_timeout", "deadline"])
+def test_silence_after_the_end_is_not_waited_for(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, limit: str | None
+) -> None:
+    """A server that neither sends usage nor closes does not hold up a whole answer."""
+    monkeypatch.setattr(streaming, "_AFTER_THE_END", LONG if limit else SHORT)
+    source = Source(HEL, WHOLE, SILENCE)
+    limits: dict[str, Any] = {limit: DEADLINE} if limit else {}
+    context = limited(**limits)
+    began = time.monotonic()
+    assert engine.stream(context, Script(source)) == [HEL, WHOLE]
+    assert time.monotonic() - began < LONG / 2
+    assert source.was_closed()
+    assert outcomes(context) == ["ok"]
+
+
+def test_the_limit_after_the_end_does_not_hold_before_it(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token may take longer than what follows the end of the answer."""
+    monkeypatch.setattr(streaming, "_AFTER_THE_END", SHORT / 4)
+    script = Script(SlowSource(HEL, LO, END))
+    assert engine.stream(limited(stall_timeout=LONG), script) == [HEL, LO, END]
 
 
 class SocketSource:
     """A stream over a real socket: a read blocks until there are bytes or an end."""
 
     def __init__(self, reader: socket.socket) -> None:
-        """Over a connected socket."""
         self._reader = reader
 
     def __iter__(self) -> Iterator[ChunkInfo]:
-        """Yield an event a byte."""
+        """Yield the events."""
         while data := self._reader.recv(1):
             yield ChunkInfo(data.decode(), is_token=True)
         msg = "the connection was shut down"
         raise APIConnectionError(msg)
 
     def abort(self) -> None:
-        """Wake up whoever reads."""
         self._reader.shutdown(socket.SHUT_RD)
 
     def close(self) -> None:
-        """Let go of the socket."""
         self._reader.close()
 
 
-@quickly
 @pytest.mark.parametrize(
     ("sent", "limits", "error"),
     [
@@ -302,12 +303,98 @@ class SocketSource:
     ],
 )
 def test_a_blocking_read_is_cut(
-    sent: bytes, limits: dict[str, float], error: str
+    sent: bytes, limits: dict[str, Any], error: str
 ) -> None:
     """A thread that hangs in `recv` of a real socket is woken when its time is over."""
     server, client = socket.socketpair()
     with server, client:
         server.sendall(sent)
-        plan = real_plan(policy={**limits, "max_retries": 0})
+        context = limited(max_retries=0, **limits)
         with pytest.raises(RetryRouterError, match=f"^{error}"):
-            list(open_(plan, Script(SocketSource(client))))
+            list(open_(context, Script(SocketSource(client))))
+
+
+# --- buffered streams ---
+
+
+@pytest.mark.parametrize(
+    ("events", "outcome"),
+    [
+        ((ROLE, HEL, UnavailableError("503")), "unavailable"),
+        ((HEL, LO), "interrupted"),
+        ((HEL, ChunkInfo(is_last=True)), "interrupted"),
+    ],
+)
+def test_a_buffered_stream_is_retried_after_its_first_token(
+    engine: Engine, clock: FakeClock, events: tuple[Outcome, ...], outcome: str
+) -> None:
+    """Nothing of the broken attempt was delivered, so the next one replaces it."""
+    source, context = Source(*events), context_for(clock, is_buffered=True)
+    assert engine.stream(context, Script(source, Source(LO, END))) == [LO, END]
+    assert outcomes(context) == [outcome, "ok"]
+    assert source.was_closed()
+
+
+def test_a_buffered_stream_is_delivered_at_its_end(
+    engine: Engine, clock: FakeClock
+) -> None:
+    """When the first event is seen, the last one of the answer has been read."""
+    source = Source(ROLE, HEL, LO, WHOLE, ChunkInfo())
+    context = context_for(clock, is_buffered=True)
+    assert engine.stream(context, Script(source), stop_after=1) == [ROLE]
+    assert source.read == 4
+    assert outcomes(context) == ["ok"]
+
+
+def test_a_buffered_stream_that_fails_delivers_nothing(
+    engine: Engine, clock: FakeClock
+) -> None:
+    """The error does not name text as delivered that the caller has not seen."""
+    seen: list[ChunkInfo] = []
+    context = context_for(clock, RetryPolicy(max_retries=0), is_buffered=True)
+    with pytest.raises(StreamInterruptedError) as caught:
+        engine.stream(context, Script(Source(HEL, LO)), into=seen)
+    assert seen == []
+    assert str(caught.value) == (
+        "the stream ended before the answer was complete, after 5 characters"
+    )
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"first_token_timeout": 2 * SHORT},
+        {"stall_timeout": 4 * SHORT, "first_token_timeout": 60},
+    ],
+)
+def test_the_limits_of_a_buffered_stream_are_not_for_the_whole_answer(
+    engine: Engine, limits: dict[str, Any]
+) -> None:
+    """The first token's limit ends with it, and a stall is one silence."""
+    events = [HEL, *[LO] * 4, END]
+    context = limited(buffered=True, **limits)
+    assert engine.stream(context, Script(SlowSource(*events), "not sent")) == events
+
+
+@pytest.mark.parametrize("first_token", [{}, {"first_token_timeout": 60}])
+def test_a_stall_of_a_buffered_stream_is_retried(
+    engine: Engine, first_token: dict[str, Any]
+) -> None:
+    """A stream that falls silent in its middle is a timeout, and tried again."""
+    silent, recorder = Source(HEL, LO, SILENCE), Recorder(FakeClock())
+    context = limited(buffered=True, stall_timeout=SHORT, **first_token)
+    script = Script(silent, Source(LO, END))
+    assert engine.stream(context, script, recorder) == [LO, END]
+    assert silent.was_closed()
+    (error,) = recorder.errors
+    assert isinstance(error, APITimeoutError)
+    assert str(error) == "the stream was silent for 0.1 s"
+
+
+def test_the_deadline_of_a_buffered_stream_is_named(engine: Engine) -> None:
+    """The error names the limit that ended the answer."""
+    source = Source(HEL, SILENCE)
+    with pytest.raises(TIMEOUT) as caught:
+        engine.stream(limited(buffered=True, deadline=DEADLINE), Script(source))
+    assert str(caught.value) == "the deadline of 0.25 s is over"
+    assert source.was_closed()

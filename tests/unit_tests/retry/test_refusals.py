@@ -1,4 +1,4 @@
-"""The circuit breaker in the way: at the beginning of a call, and in its middle."""
+"""Calls that share a circuit breaker, or that wait for a rate limiter."""
 
 from __future__ import annotations
 
@@ -7,172 +7,271 @@ from typing import Any
 
 import pytest
 
-from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
-from langchain_retryrouter.circuit_breaker import BreakerState, CircuitBreaker, Permit
-from langchain_retryrouter.errors import (
+from langchain_retryrouter import (
+    APITimeoutError,
+    BreakerState,
+    CircuitBreaker,
     CircuitOpenError,
+    FailureKind,
     InvalidRequestError,
     RateLimitError,
+    RetryBudget,
+    RetryPolicy,
     UnavailableError,
 )
-from langchain_retryrouter.failures import FailureKind
-from langchain_retryrouter.policy import RetryBudget, RetryPolicy
+from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
 from langchain_retryrouter.testing import FakeClock
 
-from .engines import Drive, plan_for
-from .scripted import END, Script, Source, Witness, token
+from .scripted import (
+    END,
+    Engine,
+    Recorder,
+    Script,
+    Source,
+    context_for,
+    fail_elsewhere,
+    failures,
+    one_turn,
+    outcomes,
+    token,
+)
 
-either = pytest.mark.parametrize("start", [Drive.call, Drive.stream])
+calls_and_streams = pytest.mark.parametrize("start", [Engine.call, Engine.stream])
 Start = Callable[..., Any]
 
 
-def fail_elsewhere(breaker: CircuitBreaker) -> None:
-    """Another call that shares the breaker fails."""
-    permit = breaker.admit()
-    assert isinstance(permit, Permit)
-    breaker.failed(permit)
+def answer_for(start: Start) -> object:
+    """A whole answer: a value, or a stream."""
+    return "hello" if start is Engine.call else Source(token("hello"), END)
 
 
-@either
+def opened(clock: FakeClock, seconds_ago: float) -> CircuitBreaker:
+    """A breaker that a failure of another call has opened for 30 s."""
+    breaker = CircuitBreaker(failure_threshold=1, clock=clock)
+    fail_elsewhere(breaker)
+    clock.advance(seconds_ago)
+    return breaker
+
+
+@calls_and_streams
+@pytest.mark.parametrize(
+    ("seconds_ago", "retry_after", "message"),
+    [
+        (10, 20, "is open for another 20.0 s"),
+        (29.99, 0.01, "is open for another 0.1 s"),  # Rounded up, never 0.0 s.
+        (30, 0, "is half open, and another call is trying right now"),
+    ],
+)
 def test_an_open_breaker_sends_nothing(
-    drive: Drive, clock: FakeClock, start: Start
+    engine: Engine,
+    clock: FakeClock,
+    start: Start,
+    seconds_ago: float,
+    retry_after: float,
+    message: str,
 ) -> None:
     """The error says when the breaker admits a probe, and that nothing was sent."""
-    breaker = CircuitBreaker(failure_threshold=1, clock=clock)
-    fail_elsewhere(breaker)
-    clock.advance(10)
-    script, witness = Script("never sent"), Witness(clock)
-    with pytest.raises(CircuitOpenError) as caught:
-        start(drive, plan_for(clock, breaker=breaker), script, witness)
-    assert str(caught.value) == (
-        "nothing was sent: the circuit breaker is open for another 20.0 s"
-    )
-    assert caught.value.retry_after == 20
-    assert caught.value.attempts == 0
-    assert caught.value.may_have_run is False
+    breaker = opened(clock, seconds_ago)
+    breaker.admit()  # The probe of another call, if it is half open.
+    context = context_for(clock, breaker=breaker, errors=GPT_ROUTER_ERRORS)
+    script, recorder = Script("not sent"), Recorder(clock)
+    with pytest.raises(GPT_ROUTER_ERRORS[FailureKind.CIRCUIT_OPEN]) as caught:
+        start(engine, context, script, recorder)
+    assert str(caught.value) == f"nothing was sent: the circuit breaker {message}"
+    assert caught.value.retry_after == pytest.approx(retry_after)
+    assert (caught.value.attempts, caught.value.may_have_run) == (0, False)
     assert caught.value.is_retryable is False
-    assert script.numbers == []
-    assert witness.states == []
-    assert clock.sleeps == []
+    assert (script.numbers, recorder.states, clock.sleeps) == ([], [], [])
 
 
-@either
-def test_the_refusal_is_of_the_callers_family(
-    drive: Drive, clock: FakeClock, start: Start
+@calls_and_streams
+@pytest.mark.parametrize(("opened_by", "waited"), [("the call", 0.0), ("others", 0.5)])
+def test_a_breaker_that_opens_ends_the_retries(
+    engine: Engine, clock: FakeClock, start: Start, opened_by: str, waited: float
 ) -> None:
-    """The class raised is the one that the caller's `except` clauses know."""
-    breaker = CircuitBreaker(failure_threshold=1, clock=clock)
-    fail_elsewhere(breaker)
-    with pytest.raises(GPT_ROUTER_ERRORS[FailureKind.CIRCUIT_OPEN]):
-        start(
-            drive,
-            plan_for(clock, breaker=breaker, errors=GPT_ROUTER_ERRORS),
-            Script("never"),
-        )
-
-
-@either
-def test_the_breaker_opens_under_our_own_failures(
-    drive: Drive, clock: FakeClock, start: Start
-) -> None:
-    """When our own failure opens it, we give up at once, and pay for no retry."""
-    breaker, budget = CircuitBreaker(failure_threshold=1, clock=clock), RetryBudget()
-    failures = [UnavailableError(str(number)) for number in (1, 2)]
-    script = Script(*failures)
-    policy = RetryPolicy(max_retries=5)
+    """The call's own error comes out, at once or after its wait; no retry is paid."""
+    threshold = 1 if opened_by == "the call" else 2
+    breaker = CircuitBreaker(failure_threshold=threshold, clock=clock)
+    errors, budget = failures(2), RetryBudget()
+    script = Script(*errors)
+    recorder = Recorder(clock, lambda: fail_elsewhere(breaker))
+    context = context_for(clock, breaker=breaker, budget=budget)
     with pytest.raises(UnavailableError) as caught:
-        start(drive, plan_for(clock, policy, breaker=breaker, budget=budget), script)
-    assert caught.value is failures[0]
+        start(engine, context, script, recorder)
+    assert caught.value is errors[0]
     assert caught.value.__notes__ == [
-        "gave up after 1 attempt, 0.0 s waited: the circuit breaker is open"
+        f"gave up after 1 attempt, {waited} s waited: the circuit breaker is open"
     ]
-    assert script.numbers == [1]
-    assert budget.tokens == 500
+    assert (caught.value.attempts, caught.value.is_retryable) == (1, False)
+    assert (script.numbers, budget.tokens) == ([1], 500)
 
 
-@either
-def test_the_breaker_opens_while_we_wait(
-    drive: Drive, clock: FakeClock, start: Start
+@calls_and_streams
+def test_a_call_can_be_the_probe(
+    engine: Engine, clock: FakeClock, start: Start
 ) -> None:
-    """When others open it during our wait, our last error comes out, unpaid."""
-    breaker, budget = CircuitBreaker(failure_threshold=2, clock=clock), RetryBudget()
-    failure = UnavailableError("503")
-    script = Script(failure, "never sent")
-    witness = Witness(clock, lambda: fail_elsewhere(breaker))
-    with pytest.raises(UnavailableError) as caught:
-        start(drive, plan_for(clock, breaker=breaker, budget=budget), script, witness)
-    assert caught.value is failure
-    assert caught.value.attempts == 1
-    assert caught.value.__notes__ == [
-        "gave up after 1 attempt, 0.5 s waited: the circuit breaker is open"
-    ]
-    assert caught.value.is_retryable is False
-    assert script.numbers == [1]
-    assert budget.tokens == 500
-
-
-@either
-def test_another_ones_probe_is_in_the_way(
-    drive: Drive, clock: FakeClock, start: Start
-) -> None:
-    """While somebody else's probe is under way, nothing else is sent."""
-    breaker = CircuitBreaker(failure_threshold=1, clock=clock)
-    fail_elsewhere(breaker)
-    clock.advance(30)
-    breaker.admit()
-    with pytest.raises(CircuitOpenError) as caught:
-        start(drive, plan_for(clock, breaker=breaker), Script("never sent"))
-    assert str(caught.value) == (
-        "nothing was sent: the circuit breaker is half open,"
-        " and another call is trying right now"
-    )
-    assert caught.value.retry_after == 0
-
-
-@either
-def test_a_door_about_to_open_is_not_open_for_no_time(
-    drive: Drive, clock: FakeClock, start: Start
-) -> None:
-    """The last moments are rounded up: "another 0.0 s" would be no reason at all."""
-    breaker = CircuitBreaker(failure_threshold=1, clock=clock)
-    fail_elsewhere(breaker)
-    clock.advance(29.99)
-    with pytest.raises(CircuitOpenError, match=r"open for another 0\.1 s$"):
-        start(drive, plan_for(clock, breaker=breaker), Script("never sent"))
-
-
-@either
-def test_a_call_can_be_the_probe(drive: Drive, clock: FakeClock, start: Start) -> None:
     """After the recovery time a call goes through, and its success closes it."""
-    breaker = CircuitBreaker(failure_threshold=1, clock=clock)
-    fail_elsewhere(breaker)
-    clock.advance(30)
-    answer = "hello" if start is Drive.call else Source(token("hello"), END)
-    start(drive, plan_for(clock, breaker=breaker), Script(answer))
+    breaker = opened(clock, 30)
+    start(engine, context_for(clock, breaker=breaker), Script(answer_for(start)))
     assert breaker.state is BreakerState.CLOSED
 
 
-@either
-def test_a_call_waits_out_the_breaker_if_told_to(
-    drive: Drive, clock: FakeClock, start: Start
+@calls_and_streams
+def test_a_call_waits_until_the_probe_if_retry_after_is_longer(
+    engine: Engine, clock: FakeClock, start: Start
 ) -> None:
     """A Retry-After beyond the recovery time ends in a probe, and not in giving up."""
     breaker = CircuitBreaker(failure_threshold=1, recovery_time=5, clock=clock)
-    answer = "hello" if start is Drive.call else Source(token("hello"), END)
-    script = Script(RateLimitError("429", retry_after=6.0), answer)
-    start(drive, plan_for(clock, breaker=breaker), script)
+    script = Script(RateLimitError("429", retry_after=6.0), answer_for(start))
+    start(engine, context_for(clock, breaker=breaker), script)
     assert clock.sleeps == [6.0]
     assert breaker.state is BreakerState.CLOSED
 
 
-@either
-def test_a_wrong_request_says_nothing_about_the_provider(
-    drive: Drive, clock: FakeClock, start: Start
+@calls_and_streams
+def test_an_invalid_request_does_not_open_the_breaker(
+    engine: Engine, clock: FakeClock, start: Start
 ) -> None:
-    """A provider that finds fault with the request is alive."""
+    """A provider that refuses a request is alive."""
     breaker = CircuitBreaker(failure_threshold=1, clock=clock)
+    context = context_for(clock, breaker=breaker)
     with pytest.raises(InvalidRequestError):
-        start(
-            drive, plan_for(clock, breaker=breaker), Script(InvalidRequestError("400"))
-        )
+        start(engine, context, Script(InvalidRequestError("400")))
     assert breaker.state is BreakerState.CLOSED
+
+
+# --- rate limiters ---
+
+GRANTED, REFUSED = True, False
+
+
+class Limiter:
+    """A rate limiter that answers as written, the last answer for ever."""
+
+    def __init__(
+        self, *answers: object, when_asked: Callable[[], object] = lambda: None
+    ) -> None:
+        self._answers = answers
+        self._when_asked = when_asked
+        self.asked: list[bool] = []
+
+    def acquire(self, *, blocking: bool = True) -> Any:
+        self.asked.append(blocking)
+        self._when_asked()
+        return self._answers[min(len(self.asked), len(self._answers)) - 1]
+
+    async def aacquire(self, *, blocking: bool = True) -> Any:
+        await one_turn()
+        return self.acquire(blocking=blocking)
+
+
+def test_each_attempt_asks_the_limiter(engine: Engine, clock: FakeClock) -> None:
+    """Without a deadline the limiter may block, once before each attempt."""
+    limiter, script = Limiter(GRANTED), Script(*failures(1), "hello")
+    assert engine.call(context_for(clock, rate_limiter=limiter), script) == "hello"
+    assert limiter.asked == [True, True]
+    assert clock.sleeps == [0.5]
+
+
+@pytest.mark.parametrize("answer", [None, 0, 1, "now"])
+@pytest.mark.parametrize("limits", [{}, {"deadline": 5}])
+def test_only_false_is_a_refusal(
+    engine: Engine, clock: FakeClock, answer: object, limits: dict[str, Any]
+) -> None:
+    """A limiter of another make may return None and mean yes."""
+    limiter = Limiter(answer)
+    context = context_for(clock, RetryPolicy(**limits), rate_limiter=limiter)
+    assert engine.call(context, Script("hello")) == "hello"
+    assert (len(limiter.asked), clock.sleeps) == (1, [])
+
+
+def test_with_a_deadline_the_limiter_is_polled(
+    engine: Engine, clock: FakeClock
+) -> None:
+    """Ten times a second, without blocking; the attempt gets the time that is left."""
+    limiter, script = Limiter(REFUSED, REFUSED, REFUSED, GRANTED), Script("hello")
+    context = context_for(clock, RetryPolicy(deadline=5), rate_limiter=limiter)
+    assert engine.call(context, script) == "hello"
+    assert limiter.asked == [False] * 4
+    assert clock.sleeps == [0.1] * 3
+    assert script.timeouts == [pytest.approx(4.7)]
+
+
+@pytest.mark.parametrize(
+    ("limits", "error_class", "message", "reason", "sleeps"),
+    [
+        ({}, RateLimitError, "gave no turn", "the rate limiter gave no turn", []),
+        (
+            {"deadline": 0.25},
+            APITimeoutError,
+            "gave no turn within 0.25 s",
+            "the deadline is over",
+            [0.1, 0.1, pytest.approx(0.05)],
+        ),
+    ],
+)
+def test_a_limiter_that_refuses_sends_nothing(
+    engine: Engine,
+    clock: FakeClock,
+    limits: dict[str, Any],
+    error_class: type[Exception],
+    message: str,
+    reason: str,
+    sleeps: list[Any],
+) -> None:
+    """A rate limit, or a timeout if the deadline is over; and nothing was sent."""
+    script, policy = Script("not sent"), RetryPolicy(**limits)
+    parts: dict[str, Any] = {"rate_limiter": Limiter(REFUSED)}
+    with pytest.raises(error_class) as caught:
+        engine.call(
+            context_for(clock, policy, errors=GPT_ROUTER_ERRORS, **parts), script
+        )
+    error: Any = caught.value
+    assert str(error) == f"nothing was sent: the rate limiter {message}"
+    assert error.__notes__ == [f"gave up after 0 attempts, 0.0 s waited: {reason}"]
+    assert clock.sleeps == sleeps
+    assert script.numbers == []
+    assert (error.attempts, error.may_have_run, error.is_retryable) == (0, False, False)
+    assert type(error) in GPT_ROUTER_ERRORS.values()
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [({}, "the rate limiter gave no turn"), ({"deadline": 5}, "the deadline is over")],
+)
+def test_a_retry_that_is_refused_leaves_the_real_error(
+    engine: Engine, clock: FakeClock, limits: dict[str, Any], reason: str
+) -> None:
+    """When the limiter refuses a retry, the error that caused the retry comes out."""
+    (error,) = failures(1)
+    script, policy = Script(error, "not sent"), RetryPolicy(**limits)
+    context = context_for(clock, policy, rate_limiter=Limiter(GRANTED, REFUSED))
+    with pytest.raises(UnavailableError) as caught:
+        engine.call(context, script)
+    assert caught.value is error
+    assert caught.value.__notes__ == [
+        f"gave up after 1 attempt, 0.5 s waited: {reason}"
+    ]
+    assert script.numbers == [1]
+    assert outcomes(context) == ["unavailable"]
+
+
+def test_an_open_breaker_is_asked_before_the_limiter(
+    engine: Engine, clock: FakeClock
+) -> None:
+    """No call waits for the limiter if the breaker refuses it anyway."""
+    limiter = Limiter(GRANTED)
+    context = context_for(clock, breaker=opened(clock, 0), rate_limiter=limiter)
+    with pytest.raises(CircuitOpenError):
+        engine.call(context, Script("not sent"))
+    assert limiter.asked == []
+
+
+def test_the_limiters_wait_is_not_part_of_the_attempt(
+    engine: Engine, clock: FakeClock
+) -> None:
+    """The attempt log does not show it as a slow answer."""
+    limiter = Limiter(GRANTED, when_asked=lambda: clock.advance(60))
+    context = context_for(clock, rate_limiter=limiter)
+    engine.call(context, Script("hello"))
+    assert [record.seconds for record in context.call_state.records] == [0]

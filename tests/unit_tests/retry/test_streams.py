@@ -1,4 +1,4 @@
-"""`stream` and `astream`: repeated until the first token, never after, and truthful."""
+"""`stream` and `astream`: retried before the first token, never after it."""
 
 from __future__ import annotations
 
@@ -8,34 +8,50 @@ from typing import Any
 
 import pytest
 
-from langchain_retryrouter import errors
+from langchain_retryrouter import (
+    APIConnectionError,
+    BreakerState,
+    CircuitBreaker,
+    FailureKind,
+    RateLimitError,
+    RetryBudget,
+    RetryPolicy,
+    StreamInterruptedError,
+)
 from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
 from langchain_retryrouter._retry.streaming import ChunkInfo, astream, stream
-from langchain_retryrouter.circuit_breaker import BreakerState, CircuitBreaker
-from langchain_retryrouter.errors import BASE_ERRORS, StreamInterruptedError
-from langchain_retryrouter.failures import FailureKind
-from langchain_retryrouter.policy import RetryBudget, RetryPolicy
+from langchain_retryrouter.errors import BASE_ERRORS
 from langchain_retryrouter.testing import FakeClock
 
-from .engines import Drive, aopen, open_, plan_for
-from .scripted import END, ROLE, WHOLE, Script, Source, Witness, token
+from .scripted import (
+    END,
+    ROLE,
+    WHOLE,
+    Engine,
+    Recorder,
+    Script,
+    Source,
+    aopen,
+    context_for,
+    open_,
+    outcomes,
+    token,
+)
 
-HEL, LO = token("Hel"), token("lo")
-USAGE = ChunkInfo()
-CALL = ChunkInfo(is_token=True)
+HEL, LO, USAGE = token("Hel"), token("lo"), ChunkInfo()
+TOOL_CALL = ChunkInfo(is_token=True)
+CUT = ChunkInfo(is_last=True)
+RETRYABLE = [kind for kind in FailureKind if BASE_ERRORS[kind]("").failure.is_retryable]
+FINAL = [kind for kind in FailureKind if kind not in RETRYABLE]
+ENDED_EARLY = "the stream ended before the answer was complete"
 
 
-def cut() -> errors.APIConnectionError:
-    """A connection that breaks; a new one each time, since errors learn."""
-    return errors.APIConnectionError("the connection broke")
+def broken() -> APIConnectionError:
+    """A connection that breaks; a new one each time, since errors are annotated."""
+    return APIConnectionError("the connection broke")
 
 
-def outcomes(plan: Any) -> list[str]:
-    """What became of each attempt, as the attempt log tells it."""
-    return [record.outcome for record in plan.call_state.records]
-
-
-# --- whole streams ------------------------------------------------------------------
+# --- whole streams ---
 
 
 @pytest.mark.parametrize(
@@ -43,283 +59,264 @@ def outcomes(plan: Any) -> list[str]:
     [
         [HEL, LO, END],
         [ROLE, ROLE, HEL, ROLE, LO, END],
-        [CALL, END],
+        [TOOL_CALL, END],
         [END],
         [ROLE, END],
-        [HEL, WHOLE],
-        [HEL, WHOLE, USAGE],
-        [HEL, WHOLE, USAGE, ChunkInfo(is_last=True)],
-        [ChunkInfo("Hello", is_token=True, is_end=True, is_last=True)],
         [WHOLE],
+        [HEL, WHOLE],
+        [HEL, WHOLE, USAGE, USAGE],
+        [HEL, WHOLE, USAGE, CUT],
+        [ChunkInfo("Hello", is_token=True, is_end=True, is_last=True)],
     ],
 )
-def test_a_whole_stream_comes_as_it_is(
-    drive: Drive, clock: FakeClock, events: list[ChunkInfo]
+def test_a_whole_stream_is_unchanged(
+    engine: Engine, clock: FakeClock, events: list[ChunkInfo]
 ) -> None:
-    """Every event is handed over, in order, once; the end is an end, text or none."""
-    source, plan, witness = Source(*events), plan_for(clock), Witness(clock)
-    assert drive.stream(plan, Script(source), witness) == events
-    assert source.closed == 1
-    assert witness.states == []
-    assert outcomes(plan) == ["ok"]
+    """Every event is handed over once, in order, and what follows the end too."""
+    source, context, recorder = Source(*events), context_for(clock), Recorder(clock)
+    assert engine.stream(context, Script(source), recorder) == events
+    assert (source.closed, recorder.states, outcomes(context)) == (1, [], ["ok"])
 
 
-def test_after_the_last_event_nothing_is_read(drive: Drive, clock: FakeClock) -> None:
-    """Who said that nothing follows is believed: the stream is not read further."""
+def test_nothing_is_read_after_the_last_event(engine: Engine, clock: FakeClock) -> None:
+    """A protocol's last event ends the stream without another read."""
     source = Source(HEL, END, AssertionError("read too far"))
-    assert drive.stream(plan_for(clock), Script(source)) == [HEL, END]
+    assert engine.stream(context_for(clock), Script(source)) == [HEL, END]
     assert source.read == 2
-
-
-def test_after_the_end_usage_may_follow(drive: Drive, clock: FakeClock) -> None:
-    """An answer that is whole is read on for what else its server tells."""
-    source = Source(HEL, WHOLE, USAGE, USAGE)
-    assert drive.stream(plan_for(clock), Script(source)) == [HEL, WHOLE, USAGE, USAGE]
 
 
 @pytest.mark.parametrize("kind", FailureKind)
 @pytest.mark.parametrize("between", [(), (USAGE,)])
-def test_an_error_after_the_end_is_no_matter(
-    drive: Drive, clock: FakeClock, kind: FailureKind, between: tuple[ChunkInfo, ...]
+def test_an_error_after_the_end_is_ignored(
+    engine: Engine, clock: FakeClock, kind: FailureKind, between: tuple[ChunkInfo, ...]
 ) -> None:
-    """Whatever breaks once the answer is whole: the caller has the whole answer."""
-    source, plan = (
-        Source(HEL, WHOLE, *between, BASE_ERRORS[kind]("late")),
-        plan_for(clock),
-    )
-    assert drive.stream(plan, Script(source)) == [HEL, WHOLE, *between]
-    assert source.closed == 1
-    assert outcomes(plan) == ["ok"]
+    """The caller has the whole answer already."""
+    source = Source(HEL, WHOLE, *between, BASE_ERRORS[kind]("late"))
+    context = context_for(clock)
+    assert engine.stream(context, Script(source)) == [HEL, WHOLE, *between]
+    assert (source.closed, outcomes(context)) == (1, ["ok"])
 
 
-def test_a_whole_stream_pays_in_once(drive: Drive, clock: FakeClock) -> None:
+def test_a_whole_stream_pays_in_once(engine: Engine, clock: FakeClock) -> None:
     """A success counts once, at the end, however many events follow it."""
     budget = RetryBudget()
     budget.spend()
     source = Source(HEL, WHOLE, USAGE, WHOLE, END)
-    drive.stream(plan_for(clock, budget=budget), Script(source))
+    engine.stream(context_for(clock, budget=budget), Script(source))
     assert budget.tokens == 500 - 14 + 1
 
 
-# --- before the first token ---------------------------------------------------------
-
-RETRYABLE = [kind for kind in FailureKind if BASE_ERRORS[kind]("").failure.is_retryable]
+# --- before the first token ---
 
 
 @pytest.mark.parametrize("kind", RETRYABLE)
 @pytest.mark.parametrize("before", [(), (ROLE,), (ROLE, ROLE)])
-def test_a_failure_before_the_first_token_is_repeated(
-    drive: Drive, clock: FakeClock, kind: FailureKind, before: tuple[ChunkInfo, ...]
+def test_a_failure_before_the_first_token_is_retried(
+    engine: Engine, clock: FakeClock, kind: FailureKind, before: tuple[ChunkInfo, ...]
 ) -> None:
-    """Nothing was handed over, so nothing is lost: only the good attempt is seen."""
+    """The caller sees only the events of the attempt that succeeds."""
     bad, good = Source(*before, BASE_ERRORS[kind]("no")), Source(ROLE, HEL, END)
-    plan, witness = plan_for(clock), Witness(clock)
-    assert drive.stream(plan, Script(bad, good), witness) == [ROLE, HEL, END]
+    context, recorder = context_for(clock), Recorder(clock)
+    assert engine.stream(context, Script(bad, good), recorder) == [ROLE, HEL, END]
     assert (bad.closed, good.closed) == (1, 1)
-    assert outcomes(plan) == [kind.value, "ok"]
-    assert [
-        type(state.outcome.exception()) for state in witness.states if state.outcome
-    ] == [BASE_ERRORS[kind]]
+    assert outcomes(context) == [kind.value, "ok"]
+    assert [type(error) for error in recorder.errors] == [BASE_ERRORS[kind]]
     assert clock.sleeps == [0.5]
 
 
-def test_a_refused_connection_is_repeated(drive: Drive, clock: FakeClock) -> None:
+def test_a_refused_connection_is_retried(engine: Engine, clock: FakeClock) -> None:
     """Opening the stream is part of the attempt."""
-    script = Script(errors.RateLimitError("429", retry_after=2.0), Source(HEL, END))
-    assert drive.stream(plan_for(clock), script) == [HEL, END]
+    script = Script(RateLimitError("429", retry_after=2.0), Source(HEL, END))
+    assert engine.stream(context_for(clock), script) == [HEL, END]
     assert clock.sleeps == [2.0]
 
 
-@pytest.mark.parametrize("kind", [k for k in FailureKind if k not in RETRYABLE])
-def test_a_final_failure_is_let_out(
-    drive: Drive, clock: FakeClock, kind: FailureKind
+@pytest.mark.parametrize("kind", FINAL)
+def test_a_final_failure_is_raised(
+    engine: Engine, clock: FakeClock, kind: FailureKind
 ) -> None:
-    """What another attempt cannot mend comes out as it is, from the first `next`."""
+    """A failure that another attempt cannot mend comes out as it is."""
     error = BASE_ERRORS[kind]("no")
     source = Source(ROLE, error)
-    script = Script(source, "never sent")
+    script = Script(source, "not sent")
     with pytest.raises(type(error)) as caught:
-        drive.stream(plan_for(clock), script)
+        engine.stream(context_for(clock), script)
     assert caught.value is error
-    assert script.numbers == [1]
-    assert source.closed == 1
-    assert error.delivered == ""
+    assert (script.numbers, source.closed, error.delivered) == ([1], 1, "")
 
 
-@pytest.mark.parametrize("events", [[], [ROLE], [ROLE, ChunkInfo(is_last=True)]])
-def test_an_end_without_an_end_is_repeated(
-    drive: Drive, clock: FakeClock, events: list[ChunkInfo]
+@pytest.mark.parametrize("events", [[], [ROLE], [ROLE, CUT], [CUT]])
+def test_an_empty_stream_is_retried(
+    engine: Engine, clock: FakeClock, events: list[ChunkInfo]
 ) -> None:
-    """A body that is over before the protocol's end was cut, and is repeated."""
+    """A body that is over before the protocol's end was cut off."""
     sources = [Source(*events), Source(*events), Source(HEL, END)]
-    assert drive.stream(plan_for(clock), Script(*sources)) == [HEL, END]
+    assert engine.stream(context_for(clock), Script(*sources)) == [HEL, END]
     assert [source.closed for source in sources] == [1, 1, 1]
 
 
-def test_a_stream_that_stays_empty_is_an_error(drive: Drive, clock: FakeClock) -> None:
-    """An empty body is no empty answer; after the last attempt it is said so."""
-    sources, plan = [Source(), Source(), Source()], plan_for(clock)
+def test_a_stream_that_stays_empty_is_an_error(
+    engine: Engine, clock: FakeClock
+) -> None:
+    """After the last attempt, an empty body is not an empty answer."""
+    sources, context = [Source(), Source(), Source()], context_for(clock)
     with pytest.raises(StreamInterruptedError) as caught:
-        drive.stream(plan, Script(*sources))
-    assert str(caught.value) == (
-        "the stream ended before the answer was complete, after 0 characters"
-    )
+        engine.stream(context, Script(*sources))
+    assert str(caught.value) == f"{ENDED_EARLY}, after 0 characters"
     assert caught.value.__notes__ == [
         "gave up after 3 attempts, 1.5 s waited: no retries left"
     ]
-    assert caught.value.attempts == 3
-    assert caught.value.delivered == ""
+    assert (caught.value.attempts, caught.value.delivered) == (3, "")
     assert caught.value.is_retryable is False
-    assert outcomes(plan) == ["interrupted"] * 3
+    assert outcomes(context) == ["interrupted"] * 3
 
 
-def test_a_token_that_was_not_handed_over_was_not_delivered(
-    drive: Drive, clock: FakeClock
+def test_a_first_token_that_was_not_handed_over_is_retried(
+    engine: Engine, clock: FakeClock
 ) -> None:
-    """A first event that is the last, and no end, is repeated: nobody saw it."""
-    cut = ChunkInfo("Hel", is_token=True, is_last=True)
-    first = Source(cut)
+    """A first event that is the last, and not an end, has not reached the caller."""
+    first = Source(ChunkInfo("Hel", is_token=True, is_last=True))
+    recorder, context = Recorder(clock), context_for(clock)
     script = Script(first, Source(HEL, LO, END))
-    witness, plan = Witness(clock), plan_for(clock)
-    assert drive.stream(plan, script, witness) == [HEL, LO, END]
-    (state,) = witness.states
-    assert state.outcome is not None
-    error = state.outcome.exception()
+    assert engine.stream(context, script, recorder) == [HEL, LO, END]
+    (error,) = recorder.errors
     assert isinstance(error, StreamInterruptedError)
     assert error.delivered == ""
     assert not hasattr(error, "__notes__")
     assert first.closed == 1
-    assert outcomes(plan) == ["interrupted", "ok"]
+    assert outcomes(context) == ["interrupted", "ok"]
 
 
-def test_each_attempt_has_a_reader_of_its_own(drive: Drive, clock: FakeClock) -> None:
-    """What a reader remembers of a failed attempt does not colour the next one."""
-    readers: list[list[ChunkInfo]] = []
+def test_each_attempt_has_its_own_classifier(engine: Engine, clock: FakeClock) -> None:
+    """State that a classifier keeps of a failed attempt does not reach the next."""
+    seen: list[list[ChunkInfo]] = []
 
-    def new_reader() -> Any:
-        readers.append([])
-        seen = readers[-1]
+    def new_classifier() -> Any:
+        mine: list[ChunkInfo] = []
+        seen.append(mine)
 
-        def read(signal: ChunkInfo) -> ChunkInfo:
-            seen.append(signal)
-            return signal
+        def classify(chunk: ChunkInfo) -> ChunkInfo:
+            mine.append(chunk)
+            return chunk
 
-        return read
+        return classify
 
-    script, plan = Script(Source(ROLE, cut()), Source(HEL, END)), plan_for(clock)
-    if drive.is_async:
+    script = Script(Source(ROLE, broken()), Source(HEL, END))
+    context = context_for(clock)
 
-        async def run() -> list[ChunkInfo]:
-            return [event async for event in astream(plan, script.asend, new_reader)]
+    async def read() -> None:
+        async for _ in astream(context, script.asend, new_classifier):
+            pass
 
-        asyncio.run(run())
+    if engine.is_async:
+        asyncio.run(read())
     else:
-        list(stream(plan, script.send, new_reader))
-    assert readers == [[ROLE], [HEL, END]]
+        list(stream(context, script.send, new_classifier))
+    assert seen == [[ROLE], [HEL, END]]
 
 
-# --- after the first token ----------------------------------------------------------
+def test_with_retries_off_a_stream_is_sent_once(
+    engine: Engine, clock: FakeClock
+) -> None:
+    """With `max_retries=0` others may retry it."""
+    error = broken()
+    script = Script(Source(error))
+    with pytest.raises(APIConnectionError) as caught:
+        engine.stream(context_for(clock, RetryPolicy(max_retries=0)), script)
+    assert caught.value is error
+    assert script.numbers == [1]
+    assert caught.value.is_retryable is True
+
+
+# --- after the first token ---
 
 
 @pytest.mark.parametrize("kind", [FailureKind.CONNECTION, FailureKind.TIMEOUT])
 def test_a_stream_that_breaks_is_interrupted(
-    drive: Drive, clock: FakeClock, kind: FailureKind
+    engine: Engine, clock: FakeClock, kind: FailureKind
 ) -> None:
-    """After the first token nothing is repeated: the error says what was delivered."""
-    broken = BASE_ERRORS[kind]("it broke")
-    source, plan, seen = (
-        Source(ROLE, HEL, ROLE, LO, broken),
-        plan_for(clock),
-        list[ChunkInfo](),
-    )
-    script, witness = Script(source, "never sent"), Witness(clock)
+    """After the first token nothing is retried: the error has what was delivered."""
+    error, seen = BASE_ERRORS[kind]("it broke"), list[ChunkInfo]()
+    source, context = Source(ROLE, HEL, ROLE, LO, error), context_for(clock)
+    script, recorder = Script(source, "not sent"), Recorder(clock)
     with pytest.raises(StreamInterruptedError) as caught:
-        drive.stream(plan, script, witness, into=seen)
+        engine.stream(context, script, recorder, into=seen)
     assert seen == [ROLE, HEL, ROLE, LO]
     assert str(caught.value) == "it broke, after 5 characters"
     assert caught.value.delivered == "Hello"
-    assert caught.value.__cause__ is broken
+    assert caught.value.__cause__ is error
     assert caught.value.__notes__ == ["not repeated: 5 characters were delivered"]
     assert caught.value.attempts == 1
-    assert script.numbers == [1]
-    assert witness.states == []
-    assert source.closed == 1
-    assert outcomes(plan) == ["interrupted"]
+    assert (script.numbers, recorder.states, source.closed) == ([1], [], 1)
+    assert outcomes(context) == ["interrupted"]
 
 
 @pytest.mark.parametrize(
     "kind",
     sorted(set(GPT_ROUTER_ERRORS) - {FailureKind.CONNECTION, FailureKind.TIMEOUT}),
 )
-def test_an_error_that_the_stream_reports_keeps_its_class(
-    drive: Drive, clock: FakeClock, kind: FailureKind
+def test_an_error_in_the_stream_keeps_its_class(
+    engine: Engine, clock: FakeClock, kind: FailureKind
 ) -> None:
-    """What the provider said in the stream is the error, with what was delivered."""
+    """The provider's own error comes out, with the text that was delivered."""
     error = GPT_ROUTER_ERRORS[kind]("the provider said so")
     source, seen = Source(HEL, error), list[ChunkInfo]()
-    script = Script(source, "never sent")
+    script = Script(source, "not sent")
     with pytest.raises(type(error)) as caught:
-        drive.stream(plan_for(clock), script, into=seen)
+        engine.stream(context_for(clock), script, into=seen)
     assert caught.value is error
-    assert seen == [HEL]
-    assert error.delivered == "Hel"
-    assert script.numbers == [1]
-    assert source.closed == 1
+    assert (seen, error.delivered) == ([HEL], "Hel")
+    assert (script.numbers, source.closed) == ([1], 1)
 
 
-@pytest.mark.parametrize("rest", [[], [ROLE], [ChunkInfo(is_last=True)]])
-def test_a_stream_that_ends_without_its_end(
-    drive: Drive, clock: FakeClock, rest: list[ChunkInfo]
+@pytest.mark.parametrize("rest", [[], [ROLE], [CUT]])
+def test_a_stream_without_its_end_is_an_error(
+    engine: Engine, clock: FakeClock, rest: list[ChunkInfo]
 ) -> None:
-    """A clean end of the body is never a short answer."""
+    """A body that ends cleanly in the middle is not a short answer."""
     source, seen = Source(HEL, LO, *rest), list[ChunkInfo]()
     with pytest.raises(StreamInterruptedError) as caught:
-        drive.stream(plan_for(clock), Script(source), into=seen)
-    assert str(caught.value) == (
-        "the stream ended before the answer was complete, after 5 characters"
-    )
+        engine.stream(context_for(clock), Script(source), into=seen)
+    assert str(caught.value) == f"{ENDED_EARLY}, after 5 characters"
     assert caught.value.delivered == "Hello"
-    assert [signal for signal in seen if signal.is_token] == [HEL, LO]
+    assert [chunk for chunk in seen if chunk.is_token] == [HEL, LO]
     assert source.closed == 1
 
 
-def test_a_tool_call_is_delivered_though_it_has_no_text(
-    drive: Drive, clock: FakeClock
+def test_a_tool_call_without_text_is_not_retried(
+    engine: Engine, clock: FakeClock
 ) -> None:
-    """What cannot be undone is not repeated, be it without a character of text."""
-    script = Script(Source(CALL, cut()), "never sent")
+    """A delivered tool call cannot be taken back, though it has no text."""
+    script = Script(Source(TOOL_CALL, broken()), "not sent")
     with pytest.raises(StreamInterruptedError) as caught:
-        drive.stream(plan_for(clock), script)
+        engine.stream(context_for(clock), script)
     assert caught.value.delivered == ""
     assert caught.value.__notes__ == ["not repeated: 0 characters were delivered"]
     assert script.numbers == [1]
 
 
-def test_the_attempts_before_are_told(drive: Drive, clock: FakeClock) -> None:
-    """An interruption of the second attempt tells that there were two."""
-    plan = plan_for(clock, errors=GPT_ROUTER_ERRORS, route=lambda: "gpt-4")
-    with pytest.raises(GPT_ROUTER_ERRORS[FailureKind.INTERRUPTED]) as caught:
-        drive.stream(plan, Script(Source(cut()), Source(HEL)))
-    assert caught.value.attempts == 2
-    assert caught.value.route == "gpt-4"
-    assert outcomes(plan) == ["connection", "interrupted"]
-
-
-def test_an_interruption_counts_against_the_provider(
-    drive: Drive, clock: FakeClock
+def test_an_interruption_counts_its_attempts_and_its_failure(
+    engine: Engine, clock: FakeClock
 ) -> None:
-    """A stream that breaks off is a failure to breaker and budget."""
+    """The error has attempts and route; the breaker opens, and the budget gains 0."""
     breaker, budget = CircuitBreaker(failure_threshold=1, clock=clock), RetryBudget()
-    budget.spend()
-    with pytest.raises(StreamInterruptedError):
-        drive.stream(
-            plan_for(clock, breaker=breaker, budget=budget), Script(Source(HEL, cut()))
-        )
+    guards: dict[str, Any] = {"breaker": breaker, "budget": budget}
+    context = context_for(
+        clock, errors=GPT_ROUTER_ERRORS, route=lambda: "gpt-4", **guards
+    )
+    with pytest.raises(GPT_ROUTER_ERRORS[FailureKind.INTERRUPTED]) as caught:
+        engine.stream(context, Script(Source(HEL)))
+    assert (caught.value.attempts, caught.value.route) == (1, "gpt-4")
     assert breaker.state is BreakerState.OPEN
+    context = context_for(clock, budget=budget)
+    with pytest.raises(StreamInterruptedError) as again:
+        engine.stream(context, Script(Source(broken()), Source(HEL)))
+    assert again.value.attempts == 2
+    assert outcomes(context) == ["connection", "interrupted"]
     assert budget.tokens == 486
 
 
-# --- closed early -------------------------------------------------------------------
+# --- closed early ---
 
 
 @pytest.mark.parametrize(
@@ -332,58 +329,45 @@ def test_an_interruption_counts_against_the_provider(
         ([HEL, WHOLE, USAGE], 2, "ok"),
     ],
 )
-def test_closing_early_closes_the_source_at_once(
-    drive: Drive,
+def test_closing_a_stream_closes_its_connection(
+    engine: Engine,
     clock: FakeClock,
     events: list[ChunkInfo],
     stop_after: int,
     outcome: str,
 ) -> None:
-    """Who stops reading lets go of the connection, and abandons what is not whole."""
-    source, plan = Source(*events), plan_for(clock)
-    assert (
-        drive.stream(plan, Script(source), stop_after=stop_after) == events[:stop_after]
-    )
+    """A caller that stops reading cancels the call, unless it has the whole answer."""
+    source, context = Source(*events), context_for(clock)
+    seen = engine.stream(context, Script(source), stop_after=stop_after)
+    assert seen == events[:stop_after]
     assert source.closed == 1
-    assert source.read <= len(events)
-    assert outcomes(plan) == [outcome]
+    assert outcomes(context) == [outcome]
 
 
-def test_a_stream_that_nobody_begins_sends_nothing(
-    drive: Drive, clock: FakeClock
+def test_a_stream_that_is_not_begun_sends_nothing(
+    engine: Engine, clock: FakeClock
 ) -> None:
-    """Nothing is sent before the first `next`."""
-    script, plan = Script("never sent"), plan_for(clock)
+    """The request is sent by the first `next`."""
+    script, context = Script("not sent"), context_for(clock)
 
-    async def never_begun() -> None:
-        await aopen(plan, script).aclose()
+    async def close() -> None:
+        await aopen(context, script).aclose()
 
-    if drive.is_async:
-        asyncio.run(never_begun())
+    if engine.is_async:
+        asyncio.run(close())
     else:
-        open_(plan, script).close()
+        open_(context, script).close()
     assert script.numbers == []
-    assert plan.call_state.attempt_log() == {"attempts": []}
+    assert context.call_state.attempt_log() == {"attempts": []}
 
 
-def test_a_stream_that_is_forgotten_is_closed(clock: FakeClock) -> None:
+def test_a_stream_that_is_dropped_is_closed(clock: FakeClock) -> None:
     """A generator that is dropped half read closes its source when it is collected."""
-    source, plan = Source(HEL, LO, END), plan_for(clock)
-    events = open_(plan, Script(source))
+    source, context = Source(HEL, LO, END), context_for(clock)
+    events = open_(context, Script(source))
     assert next(events) == HEL
     assert source.closed == 0
     del events
     gc.collect()
     assert source.closed == 1
-    assert outcomes(plan) == ["cancelled"]
-
-
-def test_retries_off_is_one_request(drive: Drive, clock: FakeClock) -> None:
-    """With `max_retries=0` a stream, too, is sent for once, and hides nothing."""
-    error = cut()
-    script = Script(Source(error))
-    with pytest.raises(errors.APIConnectionError) as caught:
-        drive.stream(plan_for(clock, RetryPolicy(max_retries=0)), script)
-    assert caught.value is error
-    assert script.numbers == [1]
-    assert caught.value.is_retryable is True
+    assert outcomes(context) == ["cancelled"]
