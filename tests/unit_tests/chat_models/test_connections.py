@@ -29,10 +29,45 @@ from langchain_retryrouter.testing import (
     Status,
     Step,
 )
+from tests.unit_tests.conftest import Twin
 
 from .conftest import GPT_4, Env, NewModel
+from .frames import END, text_of, update
 
-MESSAGES = [{"role": "user", "content": "hi"}]
+HANG_UP = Stall(after=1, seconds=60)
+EVENTS = f"{update('Hi', 'stop')}\n\n{END}\n\n".encode()
+# A stream whose last chunk, which is empty, does not come.
+UNFINISHED = Raw(
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+    b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(EVENTS), EVENTS),
+    close=False,
+)
+
+
+class OneLoop:
+    """Calls by sync methods, or by async methods that share one event loop."""
+
+    def __init__(self, twin: Twin) -> None:
+        self.is_async = twin.is_async
+
+    async def call(self, target: Any, name: str, *args: Any) -> Any:
+        if self.is_async:
+            return await getattr(target, f"a{name}")(*args)
+        return await asyncio.to_thread(getattr(target, name), *args)
+
+    async def invoke(self, llm: Any, prompt: str = "hi") -> Any:
+        return await self.call(llm, "invoke", prompt)
+
+    async def stream(self, llm: Any, prompt: str = "hi") -> list[Any]:
+        if self.is_async:
+            return [chunk async for chunk in llm.astream(prompt)]
+        return await asyncio.to_thread(lambda: list(llm.stream(prompt)))
+
+
+@pytest.fixture
+def loop(twin: Twin) -> OneLoop:
+    """Run the test twice: with sync calls, and with async calls in one event loop."""
+    return OneLoop(twin)
 
 
 def left(gateway: FaultyGateway) -> bool:
@@ -40,39 +75,29 @@ def left(gateway: FaultyGateway) -> bool:
     return bool(gateway.requests) and gateway.requests[-1].outcome == "client_left"
 
 
+def all_closed(gateway: FaultyGateway) -> bool:
+    return gateway.open_connections == 0
+
+
 # --- kept ---
 
 
-def test_a_hundred_calls_use_one_connection(
-    new_llm: NewModel, gateway: FaultyGateway
+async def test_a_hundred_calls_use_one_connection(
+    loop: OneLoop, new_llm: NewModel, gateway: FaultyGateway
 ) -> None:
     """A hundred calls one after another, streams among them, use one connection."""
     llm = new_llm()
 
     for number in range(50):
-        assert llm.invoke(str(number)).content == STUB_TEXT
-        list(llm.stream(str(number)))
+        assert (await loop.invoke(llm, str(number))).content == STUB_TEXT
+        await loop.stream(llm, str(number))
 
     assert len(gateway.requests) == 100
     assert gateway.connections == 1
 
 
-async def test_a_hundred_calls_of_one_loop_use_one_connection(
-    new_llm: NewModel, gateway: FaultyGateway
-) -> None:
-    """So do a hundred calls within one event loop."""
-    llm = new_llm()
-
-    for number in range(50):
-        assert (await llm.ainvoke(str(number))).content == STUB_TEXT
-        [chunk async for chunk in llm.astream(str(number))]
-
-    assert len(gateway.requests) == 100
-    assert gateway.connections == 1
-
-
-def test_a_prompt_that_is_too_large_is_the_gateways_to_refuse(env: Env) -> None:
-    """A body above the gateway's 1 MiB is sent whole, without a warning from below."""
+def test_a_prompt_that_is_too_large_is_sent_whole(env: Env) -> None:
+    """A body above the gateway's 1 MiB is sent whole: the gateway refuses it."""
     with pytest.raises(ServerError):
         env.invoke(env.llm(max_retries=0), "x" * 3_000_000)
 
@@ -89,8 +114,8 @@ FAILURES: list[Step] = [
 ]
 
 
-def test_a_failed_answer_gives_its_connection_back(
-    new_llm: NewModel, gateway: FaultyGateway
+async def test_a_failed_answer_gives_its_connection_back(
+    loop: OneLoop, new_llm: NewModel, gateway: FaultyGateway
 ) -> None:
     """After an error, in a stream or not, the connection serves the next call."""
     llm = new_llm(max_retries=0)
@@ -98,23 +123,8 @@ def test_a_failed_answer_gives_its_connection_back(
     for step in FAILURES:
         gateway.script(step)
         with pytest.raises(RetryRouterError):
-            list(llm.stream("hi"))
-        assert llm.invoke("hi").content == STUB_TEXT
-
-    assert gateway.connections == 1
-
-
-async def test_a_failed_answer_gives_its_connection_back_async(
-    new_llm: NewModel, gateway: FaultyGateway
-) -> None:
-    """Likewise within an event loop."""
-    llm = new_llm(max_retries=0)
-
-    for step in FAILURES:
-        gateway.script(step)
-        with pytest.raises(RetryRouterError):
-            [chunk async for chunk in llm.astream("hi")]
-        assert (await llm.ainvoke("hi")).content == STUB_TEXT
+            await loop.stream(llm)
+        assert (await loop.invoke(llm)).content == STUB_TEXT
 
     assert gateway.connections == 1
 
@@ -144,35 +154,23 @@ def test_threads_share_a_pool(new_llm: NewModel, gateway: FaultyGateway) -> None
     assert gateway.connections <= max(used, 4)
 
 
-def test_a_gateway_that_restarted_is_found_again(
-    new_llm: NewModel, gateway: FaultyGateway
+async def test_a_gateway_that_restarted_is_found_again(
+    loop: OneLoop, new_llm: NewModel, gateway: FaultyGateway
 ) -> None:
     """A kept connection that the gateway has closed meanwhile does not cost a retry."""
     llm = new_llm(max_retries=0)
-    llm.invoke("hi")
-    gateway.stop()
-    gateway.start()
-
-    assert llm.invoke("hi").content == STUB_TEXT
-
-
-async def test_a_gateway_that_restarted_is_found_again_async(
-    new_llm: NewModel, gateway: FaultyGateway
-) -> None:
-    """Nor does it within an event loop."""
-    llm = new_llm(max_retries=0)
-    await llm.ainvoke("hi")
+    await loop.invoke(llm)
     await asyncio.to_thread(gateway.stop)
     gateway.start()
 
-    assert (await llm.ainvoke("hi")).content == STUB_TEXT
+    assert (await loop.invoke(llm)).content == STUB_TEXT
 
 
-# --- loops ---
+# --- event loops ---
 
 
 def test_twenty_loops_in_a_row(new_llm: NewModel, gateway: FaultyGateway) -> None:
-    """Twenty `asyncio.run` in a row fail nowhere, and leak neither socket nor loop."""
+    """Twenty `asyncio.run` in a row work, and leak neither socket nor loop."""
     llm = new_llm()
     loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
 
@@ -186,12 +184,12 @@ def test_twenty_loops_in_a_row(new_llm: NewModel, gateway: FaultyGateway) -> Non
         gc.collect()
 
     assert answers == [STUB_TEXT] * 20
-    gateway.wait_for(lambda gateway: gateway.open_connections == 0)
+    gateway.wait_for(all_closed)
     assert [loop() for loop in loops] == [None] * 20
 
 
 def test_a_loop_closed_by_hand_does_not_break_the_next(new_llm: NewModel) -> None:
-    """After a loop that was closed without its shutdown, the next one just works."""
+    """After a loop that was closed without its shutdown, the next one works."""
     llm = new_llm()
     loop = asyncio.new_event_loop()
     loop.run_until_complete(llm.ainvoke("hi"))
@@ -211,7 +209,7 @@ def test_a_loop_closed_by_hand_does_not_break_the_next(new_llm: NewModel) -> Non
 def test_loops_in_threads_at_the_same_time(
     new_llm: NewModel, gateway: FaultyGateway
 ) -> None:
-    """Each loop has its own connections; four at once do not meet."""
+    """Each event loop has its own connections, also when four run at once."""
     llm = new_llm()
 
     async def ask() -> list[str]:
@@ -222,48 +220,38 @@ def test_loops_in_threads_at_the_same_time(
         answers = list(threads.map(lambda _: asyncio.run(ask()), range(4)))
 
     assert answers == [[STUB_TEXT] * 5] * 4
-    gateway.wait_for(lambda gateway: gateway.open_connections == 0)
+    gateway.wait_for(all_closed)
 
 
 # --- closed at once ---
 
 
 @pytest.mark.parametrize("how", ["stream", "completion_with_retry"])
-def test_closing_a_stream_closes_its_connection(
-    new_llm: NewModel, gateway: FaultyGateway, how: str
+async def test_closing_a_stream_closes_its_connection(
+    loop: OneLoop, new_llm: NewModel, gateway: FaultyGateway, how: str
 ) -> None:
-    """Who closes a stream early hangs up at once, without reading to its end."""
-    gateway.always(Stall(after=1, seconds=60))
-    stream: Any = (
-        new_llm().stream("hi")
-        if how == "stream"
-        else gpt_router.completion_with_retry(
-            new_llm(), [GPT_4], messages=MESSAGES, stream=True
+    """`close` or `aclose` of a stream hangs up at once, without reading to its end."""
+    gateway.always(HANG_UP)
+    llm = new_llm()
+    asked: Any = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
+    stream: Any
+
+    if loop.is_async:
+        stream = (
+            llm.astream("hi")
+            if how == "stream"
+            else await gpt_router.acompletion_with_retry(llm, [GPT_4], **asked)
         )
-    )
-    next(stream)
-
-    stream.close()
-
-    gateway.wait_for(left, timeout=2)
-
-
-@pytest.mark.parametrize("how", ["stream", "completion_with_retry"])
-async def test_closing_a_stream_closes_its_connection_async(
-    new_llm: NewModel, gateway: FaultyGateway, how: str
-) -> None:
-    """So it is for `aclose`."""
-    gateway.always(Stall(after=1, seconds=60))
-    stream: Any = (
-        new_llm().astream("hi")
-        if how == "stream"
-        else await gpt_router.acompletion_with_retry(
-            new_llm(), [GPT_4], messages=MESSAGES, stream=True
+        await anext(stream)
+        await stream.aclose()
+    else:
+        stream = (
+            llm.stream("hi")
+            if how == "stream"
+            else gpt_router.completion_with_retry(llm, [GPT_4], **asked)
         )
-    )
-    await anext(stream)
-
-    await stream.aclose()
+        await asyncio.to_thread(next, stream)
+        await asyncio.to_thread(stream.close)
 
     await gateway.await_for(left, timeout=2)
 
@@ -272,7 +260,7 @@ def test_leaving_a_loop_over_a_stream_closes_its_connection(
     new_llm: NewModel, gateway: FaultyGateway
 ) -> None:
     """A `break` drops the stream, and with it the connection."""
-    gateway.always(Stall(after=1, seconds=60))
+    gateway.always(HANG_UP)
 
     for chunk in new_llm().stream("hi"):
         assert chunk.content == "Hello"
@@ -282,7 +270,7 @@ def test_leaving_a_loop_over_a_stream_closes_its_connection(
 
 
 @pytest.mark.parametrize("way", ["ainvoke", "astream", "streaming ainvoke"])
-@pytest.mark.parametrize("step", [Silence(), Stall(after=1, seconds=60)])
+@pytest.mark.parametrize("step", [Silence(), HANG_UP])
 async def test_a_cancelled_call_hangs_up(
     new_llm: NewModel, gateway: FaultyGateway, way: str, step: Step
 ) -> None:
@@ -307,36 +295,20 @@ async def test_a_cancelled_call_hangs_up(
 
 
 def test_a_closing_frame_that_does_not_come_is_not_waited_for(env: Env) -> None:
-    """Behind `end` nothing is worth a wait: the stream is over, and hangs up."""
-    events = (
-        b'data: {"event":"update","data":{"text":"Hi","finish_reason":"stop"}}\n\n'
-        b'data: {"event":"end","data":"end"}\n\n'
-    )
-    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
-    chunk = b"%x\r\n%b\r\n" % (len(events), events)
-    unfinished = head + b"transfer-encoding: chunked\r\n\r\n" + chunk
-    env.gateway.script(Raw(unfinished, close=False))
+    """After the event `end` a stream is over, and its connection is closed."""
+    env.gateway.script(UNFINISHED)
     llm = env.llm(max_retries=0)
 
-    chunks = env.stream(llm, "hi")
-
-    assert "".join(chunk.content for chunk in chunks) == "Hi"
+    assert text_of(env.stream(llm, "hi")) == "Hi"
     assert env.invoke(llm, "hi").content == STUB_TEXT
     assert env.gateway.connections == 2
 
 
-async def test_a_cancelled_close_hangs_up_all_the_same(
+async def test_a_stream_that_is_cancelled_at_its_end_hangs_up(
     new_llm: NewModel, gateway: FaultyGateway
 ) -> None:
     """Cancelled while it waits for the closing frame, a stream still hangs up."""
-    events = (
-        b'data: {"event":"update","data":{"text":"Hi","finish_reason":"stop"}}\n\n'
-        b'data: {"event":"end","data":"end"}\n\n'
-    )
-    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
-    chunk = b"%x\r\n%b\r\n" % (len(events), events)
-    unfinished = head + b"transfer-encoding: chunked\r\n\r\n" + chunk
-    gateway.script(Raw(unfinished, close=False))
+    gateway.script(UNFINISHED)
     seen = asyncio.Event()
 
     async def read() -> None:
@@ -350,38 +322,29 @@ async def test_a_cancelled_close_hangs_up_all_the_same(
     with contextlib.suppress(asyncio.CancelledError):
         await task
 
-    await gateway.await_for(lambda gateway: gateway.open_connections == 0, timeout=2)
+    await gateway.await_for(all_closed, timeout=2)
 
 
 # --- closed by hand ---
 
 
-def test_close_lets_go_of_idle_connections(
-    new_llm: NewModel, gateway: FaultyGateway
+async def test_close_closes_idle_connections(
+    loop: OneLoop, new_llm: NewModel, gateway: FaultyGateway
 ) -> None:
-    """After `close` or a `with` no connection is open; the model is usable."""
-    with new_llm() as llm:
-        llm.invoke("hi")
-    gateway.wait_for(lambda gateway: gateway.open_connections == 0, timeout=2)
+    """After `close`, `aclose` or a `with` no connection is open; the model works on."""
+    llm = new_llm()
+    if loop.is_async:
+        async with llm:
+            await llm.ainvoke("hi")
+    else:
+        with llm:
+            await loop.invoke(llm)
+    await gateway.await_for(all_closed, timeout=2)
 
-    assert llm.invoke("hi").content == STUB_TEXT
+    assert (await loop.invoke(llm)).content == STUB_TEXT
 
-    llm.close()
-    gateway.wait_for(lambda gateway: gateway.open_connections == 0, timeout=2)
-
-
-async def test_aclose_lets_go_of_idle_connections(
-    new_llm: NewModel, gateway: FaultyGateway
-) -> None:
-    """So it is for `aclose` and `async with`, within the running event loop."""
-    async with new_llm() as llm:
-        await llm.ainvoke("hi")
-    await gateway.await_for(lambda gateway: gateway.open_connections == 0, timeout=2)
-
-    assert (await llm.ainvoke("hi")).content == STUB_TEXT
-
-    await llm.aclose()
-    await gateway.await_for(lambda gateway: gateway.open_connections == 0, timeout=2)
+    await loop.call(llm, "close")
+    await gateway.await_for(all_closed, timeout=2)
 
 
 async def test_a_close_leaves_calls_under_way_alone(
@@ -397,4 +360,4 @@ async def test_a_close_leaves_calls_under_way_alone(
     text = first.content + "".join([chunk.content async for chunk in stream])
 
     assert text == STUB_TEXT
-    await gateway.await_for(lambda gateway: gateway.open_connections == 0, timeout=2)
+    await gateway.await_for(all_closed, timeout=2)

@@ -162,7 +162,7 @@ def test_calls_without_ids_are_told_apart_by_their_names(env: Env) -> None:
 
 
 def test_a_function_call_is_in_additional_kwargs(env: Env) -> None:
-    """`function_call` is read from answers and streams, even if its name is repeated."""
+    """`function_call` is read from answers and streams, also with a repeated name."""
     call = FunctionCall(FUNCTION["name"], FUNCTION["arguments"])
     updates = [
         said(function_call={"name": "get_weather", "arguments": part})
