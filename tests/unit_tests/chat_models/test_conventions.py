@@ -1,4 +1,4 @@
-"""LangChain's conventions over a gateway that fails: what is put around a model."""
+"""LangChain's conventions over a failing gateway: caches, batches, chains, events."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from pydantic import BaseModel
 
 from langchain_retryrouter import (
     GPTRouter,
-    GPTRouterModel,
     RateLimitError,
     StreamInterruptedError,
     UnavailableError,
@@ -38,9 +37,7 @@ from langchain_retryrouter.testing import (
 from tests.support.rule_responder import RuleResponder
 from tests.unit_tests.conftest import Twin
 
-from .conftest import GPT_4, KEY, Env, NewModel
-
-OTHER = GPTRouterModel(name="gpt-4o", provider_name="chat_openai")
+from .conftest import GPT_4, KEY, OTHER, Env, NewModel
 
 
 class Weather(BaseModel):
@@ -51,7 +48,7 @@ class Weather(BaseModel):
 
 @pytest.fixture
 def gateway() -> Iterator[FaultyGateway]:
-    """A gateway of the newer kind, with a model by rules behind it."""
+    """A hosted gateway whose model answers by rules."""
     with FaultyGateway(answer=RuleResponder(), gptrouter="hosted") as gateway:
         yield gateway
 
@@ -65,7 +62,7 @@ def attempts_of(message: AIMessage) -> list[str]:
 
 
 def test_an_answer_out_of_a_cache_costs_nothing(env: Env) -> None:
-    """What was asked before is not sent again, and its ledger says so."""
+    """A cached answer is not requested again, and has no attempts."""
     env.gateway.script(Status(503), Reset())
     llm = env.llm(cache=InMemoryCache())
 
@@ -80,7 +77,7 @@ def test_an_answer_out_of_a_cache_costs_nothing(env: Env) -> None:
 
 
 def test_a_failed_call_is_not_cached(env: Env) -> None:
-    """An error is nobody's answer: the next call asks the gateway."""
+    """An error is not cached: the next call asks the gateway."""
     env.gateway.script(Status(503))
     llm = env.llm(cache=InMemoryCache(), max_retries=0)
 
@@ -91,49 +88,34 @@ def test_a_failed_call_is_not_cached(env: Env) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields",
-    [{"temperature": 0.1}, {"models_priority_list": [OTHER]}, {"tag": "summaries"}],
-    ids=lambda fields: next(iter(fields)),
-)
-def test_models_that_differ_do_not_share_what_is_cached(
-    env: Env, fields: dict[str, Any]
-) -> None:
-    """Other models, other settings, other records: another answer."""
-    cache = InMemoryCache()
-
-    env.invoke(env.llm(cache=cache), "hi")
-    env.invoke(env.llm(cache=cache, **fields), "hi")
-
-    assert len(env.gateway.requests) == 2
-
-
-@pytest.mark.parametrize(
-    "options",
+    ("fields", "options"),
     [
-        {"temperature": 0.1},
-        {"model": OTHER.name},
-        {"stop": ["you"]},
-        {"tools": [convert_to_openai_tool(Weather)]},
+        ({"temperature": 0.1}, {}),
+        ({"models_priority_list": [OTHER]}, {}),
+        ({"tag": "summaries"}, {}),
+        ({}, {"temperature": 0.1}),
+        ({}, {"model": OTHER.name}),
+        ({}, {"stop": ["you"]}),
+        ({}, {"tools": [convert_to_openai_tool(Weather)]}),
     ],
-    ids=lambda options: next(iter(options)),
 )
-def test_calls_that_differ_do_not_share_what_is_cached(
-    env: Env, options: dict[str, Any]
+def test_calls_that_differ_do_not_share_a_cached_answer(
+    env: Env, fields: dict[str, Any], options: dict[str, Any]
 ) -> None:
-    """What is said with a call belongs to the question."""
-    llm = env.llm(cache=InMemoryCache(), models_priority_list=[GPT_4, OTHER])
+    """Fields of the model and options of the call are part of the cache's key."""
+    settings = {"cache": InMemoryCache(), "models_priority_list": [GPT_4, OTHER]}
 
-    env.invoke(llm, "hi")
-    env.invoke(llm, "hi", **options)
+    env.invoke(env.llm(**settings), "hi")
+    env.invoke(env.llm(**{**settings, **fields}), "hi", **options)
 
     assert len(env.gateway.requests) == 2
 
 
-# What limits and gathers calls.
+# Rate limiters and batches.
 
 
 class _Turnstile(BaseRateLimiter):
-    """Lets everybody through, and counts."""
+    """Lets every call through, and counts them."""
 
     def __init__(self) -> None:
         self.passed = 0
@@ -149,7 +131,7 @@ class _Turnstile(BaseRateLimiter):
 
 @pytest.mark.parametrize("way", ["invoke", "stream"])
 def test_a_rate_limiter_is_asked_once_a_call(env: Env, way: str) -> None:
-    """LangChain's limiter counts calls; our retries wait by the policy and budget."""
+    """LangChain's rate limiter counts calls, not their retries."""
     env.gateway.script(Status(503), Reset())
     limiter = _Turnstile()
 
@@ -159,35 +141,31 @@ def test_a_rate_limiter_is_asked_once_a_call(env: Env, way: str) -> None:
     assert len(env.gateway.requests) == 3
 
 
-def _first_fails(gateway: FaultyGateway, fault: Step) -> None:
-    """Let every question fail once."""
+def test_a_batch_keeps_its_order(env: Env) -> None:
+    """Each question of a batch fails once, and is answered in its place."""
     asked: Counter[str] = Counter()
 
     def fail_first(request: RecordedRequest) -> Step:
         question = request.parameters["messages"][0]["content"]
         asked[question] += 1
-        return fault if asked[question] == 1 else Answer()
+        first = asked[question] == 1
+        return Status(429, {"retry-after": "1"}) if first else Answer()
 
-    gateway.always(fail_first)
-
-
-def test_a_batch_keeps_its_order(env: Env) -> None:
-    """Each question fails once, is answered in its place, and waits for its turn."""
-    _first_fails(env.gateway, Status(429, {"retry-after": "1"}))
+    env.gateway.always(fail_first)
     questions = [f"question {number}" for number in range(8)]
 
     answers = env.batch(env.llm(), questions, {"max_concurrency": 3})
 
     assert [answer.content for answer in answers] == [
-        f"You said: {request}" for request in questions
+        f"You said: {question}" for question in questions
     ]
     assert all(attempts_of(answer) == ["rate_limit", "ok"] for answer in answers)
     assert len(env.gateway.requests) == 16
     assert env.gateway.connections <= 3
 
 
-def test_a_batch_may_bring_errors_along(env: Env) -> None:
-    """With `return_exceptions` a question without an answer stands alone."""
+def test_a_batch_may_return_errors(env: Env) -> None:
+    """With `return_exceptions` the other questions of a batch are answered."""
 
     def fail_one(request: RecordedRequest) -> Step:
         asked = request.parameters["messages"][0]["content"]
@@ -209,7 +187,7 @@ def test_a_batch_may_bring_errors_along(env: Env) -> None:
 
 
 def test_a_chain_streams_through_faults(env: Env) -> None:
-    """Text that passes through a prompt, the model and a parser comes once."""
+    """A chain with a parser streams its text once, although attempts fail."""
     env.gateway.script(Reset(), Cut(after=0))
     chain = ChatPromptTemplate.from_template("{q}") | env.llm() | StrOutputParser()
 
@@ -222,7 +200,7 @@ def test_a_chain_streams_through_faults(env: Env) -> None:
 
 @pytest.mark.parametrize("way", ["invoke", "stream"])
 def test_a_fallback_answers_when_we_gave_up(env: Env, way: str) -> None:
-    """`with_fallbacks` sees LangChain's error classes, and asks the next model once."""
+    """`with_fallbacks` asks its next model after our retries."""
     env.gateway.always(Status(429), model="gpt-4-0613")
     llm = env.llm(max_retries=1).with_fallbacks(
         [env.llm(models_priority_list=[OTHER])], exceptions_to_handle=(RateLimitError,)
@@ -242,7 +220,7 @@ def test_a_fallback_answers_when_we_gave_up(env: Env, way: str) -> None:
 
 
 def test_no_fallback_takes_over_in_the_middle(env: Env) -> None:
-    """Once a token was handed over, another model would say it again."""
+    """After the first token no fallback takes over: it would repeat the text."""
     env.gateway.script(Cut(after=1))
     llm = env.llm().with_fallbacks([env.llm(models_priority_list=[OTHER])])
     chunks: list[Any] = []
@@ -264,7 +242,7 @@ def test_no_fallback_takes_over_in_the_middle(env: Env) -> None:
 def test_what_is_not_streamed_is_one_chunk(
     env: Env, fields: dict[str, Any], has_tools: bool
 ) -> None:
-    """A stream consists of chunks also where it is an answer in one piece."""
+    """Without streaming a stream is one chunk, with tool calls, usage and attempts."""
     env.gateway.script(Reset(), Status(503))
     llm = env.llm(**fields)
 
@@ -281,7 +259,7 @@ def test_what_is_not_streamed_is_one_chunk(
 
 
 def test_tool_calls_reach_a_parser_unstreamed(env: Env) -> None:
-    """The end of a chain finds the calls of a model that does not stream."""
+    """A parser of tool calls reads the chunk of a model that does not stream."""
     llm = env.llm(disable_streaming=True)
     chain = llm.bind_tools([Weather]) | PydanticToolsParser(tools=[Weather])
 
@@ -309,7 +287,7 @@ def _text_of(events: list[Any]) -> str:
 
 @pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning")
 def test_events_of_blocks_come_once(env: Env) -> None:
-    """`stream_events` v3 shows nothing of what failed before the first token."""
+    """`stream_events` v3 has no events of attempts that failed."""
     env.gateway.script(Reset(), Cut(after=0), Status(503))
     events: list[Any] = []
 
@@ -323,7 +301,7 @@ def test_events_of_blocks_come_once(env: Env) -> None:
 
 @pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning")
 def test_events_of_blocks_do_not_end_well(env: Env) -> None:
-    """A stream that breaks is an error for whoever follows its events."""
+    """`stream_events` v3 raises the error of a broken stream."""
     env.gateway.script(Cut(after=2))
     events: list[Any] = []
 
@@ -337,7 +315,7 @@ def test_events_of_blocks_do_not_end_well(env: Env) -> None:
 async def test_events_of_a_chain_come_once(
     new_llm: NewModel, gateway: FaultyGateway
 ) -> None:
-    """`astream_events` v2 tells one start, the text once, and one end."""
+    """`astream_events` v2 has one start, the text once, and one end."""
     gateway.script(Reset(), Status(503))
     chain = new_llm() | StrOutputParser()
 
@@ -353,12 +331,12 @@ async def test_events_of_a_chain_come_once(
     assert "".join(said) == "You said: hi"
 
 
-# Load.
+# Serialization.
 
 
 @pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning")
 def test_a_model_with_tools_is_written_and_loaded(env: Env) -> None:
-    """What `langchain_core.load` writes asks the same when it is loaded again."""
+    """A model with bound tools is written without its key, and loaded again."""
     written = dumps(env.llm(max_retries=1).bind_tools([Weather], tool_choice="any"))
     assert KEY not in written
     loaded: Any = loads(

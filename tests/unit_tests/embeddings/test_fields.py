@@ -1,4 +1,4 @@
-"""Making `GPTRouterEmbeddings`: what is refused, read, written, copied, and hidden."""
+"""Fields of `GPTRouterEmbeddings`: what is refused, read, written, and hidden."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ from .conftest import ADA, AT_AZURE, KEY, SMALL, Env, NewEmbeddings
 def test_a_bad_value_is_refused_at_construction(
     new_embeddings: NewEmbeddings, field: str, value: Any, told: str
 ) -> None:
-    """A value that no call could use is refused by name, with what would do instead."""
+    """A value that no call could use is refused by name, with what to give instead."""
     with pytest.raises(ValidationError) as caught:
         new_embeddings(**{field: value})
 
@@ -67,7 +67,7 @@ def test_a_bad_value_is_refused_at_construction(
 def test_an_unknown_argument_is_refused(
     new_embeddings: NewEmbeddings, name: str
 ) -> None:
-    """An argument that would be lost without a word is refused by its name."""
+    """An unknown argument is refused by its name."""
     with pytest.raises(
         TypeError, match=f"GPTRouterEmbeddings has no argument '{name}'"
     ):
@@ -75,7 +75,7 @@ def test_an_unknown_argument_is_refused(
 
 
 def test_a_missing_key_is_told_with_its_variable() -> None:
-    """Without a key nothing is made, and the error says where one may come from."""
+    """Without a key the error names the variable that may have one."""
     with pytest.raises(ValidationError, match="GPT_ROUTER_API_KEY"):
         GPTRouterEmbeddings(models_priority_list=[SMALL])
 
@@ -83,7 +83,7 @@ def test_a_missing_key_is_told_with_its_variable() -> None:
 def test_different_models_are_refused_unless_wanted(
     new_embeddings: NewEmbeddings,
 ) -> None:
-    """Vectors of two models cannot be compared: to mix them takes a word of consent."""
+    """Vectors of two models cannot be compared: mixing them must be allowed."""
     with pytest.raises(
         ValidationError,
         match=r"\('text-embedding-3-small', 'text-embedding-ada-002'\).*several",
@@ -92,10 +92,7 @@ def test_different_models_are_refused_unless_wanted(
 
     new_embeddings(models_priority_list=[SMALL, ADA], allow_different_models=True)
     new_embeddings(models_priority_list=[SMALL, AT_AZURE])
-
-
-def test_v2_takes_one_model(new_embeddings: NewEmbeddings) -> None:
-    """A second model would never be asked at `v2`, which takes one name."""
+    # `v2` takes one name: a second model would never be asked.
     with pytest.raises(ValidationError, match="2 are listed: the others would never"):
         new_embeddings(models_priority_list=[SMALL, AT_AZURE], endpoint="v2")
 
@@ -123,7 +120,7 @@ def test_the_policy_may_count_the_retries(new_embeddings: NewEmbeddings) -> None
     ids=["copy", "deepcopy", "model_copy", "pickle"],
 )
 def test_a_copy_answers(env: Env, duplicate: Any) -> None:
-    """A copy has all that a worker needs, the key included, and none of the sockets."""
+    """A copy has the key and the fields, and works in another process."""
     embeddings = env.embeddings(
         clock=None, budget=RetryBudget(), breaker=CircuitBreaker(), chunk_size=7
     )
@@ -141,7 +138,7 @@ def test_a_copy_answers(env: Env, duplicate: Any) -> None:
 def test_embeddings_can_be_written_and_loaded(
     new_embeddings: NewEmbeddings, gateway: FaultyGateway
 ) -> None:
-    """`langchain_core.load` writes them without their secrets, and makes them again."""
+    """`langchain_core.load` writes them without their secrets, and loads them again."""
     policy = RetryPolicy(max_retries=1, deadline=9.0)
     embeddings = new_embeddings(
         models_priority_list=[SMALL, ADA],

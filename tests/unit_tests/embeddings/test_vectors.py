@@ -1,4 +1,4 @@
-"""What goes out and what comes back: a vector for each text, or an error."""
+"""Requests for vectors and their answers: a vector for each text, or an error."""
 
 from __future__ import annotations
 
@@ -102,34 +102,29 @@ def test_gateway_metadata_is_sent(env: Env, endpoint: str) -> None:
 
 
 @pytest.mark.parametrize("endpoint", ["v1", "v2"])
-def test_chunks_are_joined_in_order(env: Env, endpoint: str) -> None:
-    """However the texts are cut up, each has its own vector, in its own place."""
-    texts = [f"text {number}" for number in range(11)]
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(0, []), (1, [1]), (3, [3]), (4, [1, 3]), (11, [2, 3, 3, 3])]
+)
+def test_chunks_are_joined_in_order(
+    env: Env, count: int, sizes: list[int], endpoint: str
+) -> None:
+    """Texts are sent `chunk_size` at a time, and each gets its own vector."""
+    texts = [f"text {number}" for number in range(count)]
     embeddings = env.embeddings(chunk_size=3, endpoint=endpoint)
 
-    vectors = env.embed(embeddings, texts)
+    assert env.embed(embeddings, texts) == [stub_embedding(text) for text in texts]
 
-    assert vectors == [stub_embedding(text) for text in texts]
-    assert sorted(map(len, texts_of(env.gateway))) == [2, 3, 3, 3]
-    assert sorted(text for chunk in texts_of(env.gateway) for text in chunk) == sorted(
-        texts
-    )
-
-
-@pytest.mark.parametrize("count", [3, 4])
-def test_a_chunk_is_full_before_the_next(env: Env, count: int) -> None:
-    """`chunk_size` texts are one request, and one more text is one more request."""
-    texts = ["same"] * count
-
-    vectors = env.embed(env.embeddings(chunk_size=3), texts)
-
-    assert vectors == [stub_embedding("same")] * count
-    assert len(env.gateway.requests) == count - 2
+    chunks = texts_of(env.gateway)
+    assert sorted(map(len, chunks)) == sizes
+    assert sorted(text for chunk in chunks for text in chunk) == sorted(texts)
+    if count == 1:
+        assert env.embed(embeddings, texts[0]) == stub_embedding(texts[0])
+        assert texts_of(env.gateway) == [texts, texts]
 
 
 @pytest.mark.parametrize("endpoint", ["v1", "v2"])
 def test_long_texts_are_cut_up_to_fit(env: Env, endpoint: str) -> None:
-    """Texts that are too long for one body are sent in several, each within 1 MiB."""
+    """Texts that are too long for one body are sent in several of at most 1 MiB."""
     models = [SMALL, AT_AZURE] if endpoint == "v1" else [SMALL]
     texts = [f"{number}" + 50_000 * "\x00ä" for number in range(4)]
     embeddings = env.embeddings(models_priority_list=models, endpoint=endpoint)
@@ -143,7 +138,7 @@ def test_long_texts_are_cut_up_to_fit(env: Env, endpoint: str) -> None:
 
 
 def test_a_text_that_never_fits_is_sent_alone(env: Env) -> None:
-    """A text beyond the limit is alone in its request: it fails without the others."""
+    """A text above the limit is sent alone, so that the others do not fail with it."""
     embeddings = env.embeddings(max_concurrency=1, max_retries=0)
 
     with pytest.raises(ServerError):
@@ -151,23 +146,6 @@ def test_a_text_that_never_fits_is_sent_alone(env: Env) -> None:
 
     assert len(env.gateway.requests) == 2
     assert env.gateway.requests[0].parameters["input"] == ["before"]
-
-
-def test_a_query_is_one_text(env: Env) -> None:
-    """A query has the vector that the same text has as a document."""
-    embeddings = env.embeddings()
-
-    vector = env.embed(embeddings, "foo")
-
-    assert vector == stub_embedding("foo")
-    assert [vector] == env.embed(embeddings, ["foo"])
-    assert texts_of(env.gateway) == [["foo"], ["foo"]]
-
-
-def test_no_texts_are_no_request(env: Env) -> None:
-    """Without texts there are no vectors, and the gateway is left alone."""
-    assert env.embed(env.embeddings(), []) == []
-    assert env.gateway.requests == []
 
 
 @pytest.mark.parametrize(
@@ -180,10 +158,10 @@ def test_no_texts_are_no_request(env: Env) -> None:
         ([["a"]], TypeError, "text 0 must be a string, not list"),
     ],
 )
-def test_what_is_no_text_is_refused(
+def test_a_wrong_text_is_refused(
     env: Env, texts: Any, error: type[Exception], told: str
 ) -> None:
-    """What no provider embeds is refused by its place, before anything is sent."""
+    """A text that no provider takes is refused by its index before anything is sent."""
     with pytest.raises(error, match=told):
         env.call(env.embeddings(chunk_size=1), "embed_documents", texts)
     assert env.gateway.requests == []
@@ -229,8 +207,8 @@ FOUND_WRONG = {
 
 
 @pytest.mark.parametrize("wrong", FOUND_WRONG)
-def test_vectors_that_cannot_be_right_are_not_believed(env: Env, wrong: str) -> None:
-    """An answer without a sound vector for each text is an error that says why."""
+def test_wrong_vectors_are_an_error(env: Env, wrong: str) -> None:
+    """An answer without a valid vector for each text is an error that says why."""
     body, told = FOUND_WRONG[wrong]
     env.gateway.always(
         Body(200, {"content-type": "application/json"}, json.dumps(body))
@@ -255,8 +233,10 @@ def test_vectors_that_cannot_be_right_are_not_believed(env: Env, wrong: str) -> 
     ],
     ids=str,
 )
-def test_an_answer_without_vectors_is_no_answer(env: Env, step: Step) -> None:
-    """A 2xx that is not of the protocol is asked again, and then told as malformed."""
+def test_an_answer_without_vectors_is_retried_and_then_raised(
+    env: Env, step: Step
+) -> None:
+    """A 2xx that is not of the protocol is retried, and then raised as malformed."""
     env.gateway.script(step)
     embeddings = env.embeddings(max_retries=1)
     assert env.embed(embeddings, "foo") == stub_embedding("foo")
@@ -267,27 +247,18 @@ def test_an_answer_without_vectors_is_no_answer(env: Env, step: Step) -> None:
 
 
 def test_indices_put_vectors_in_their_places(env: Env) -> None:
-    """A gateway that hands on the provider's indices is understood."""
-    shuffled = [{"index": i, "embedding": [float(i)]} for i in (2, 0, 1)]
+    """Vectors are ordered by the provider's indices, and whole numbers are floats."""
+    shuffled = [{"index": i, "embedding": [i]} for i in (2, 0, 1)]
     env.gateway.respond("/api/v1/generate/embeddings", {"choices": shuffled})
 
     vectors = env.embed(env.embeddings(), ["a", "b", "c"])
 
     assert vectors == [[0.0], [1.0], [2.0]]
-
-
-def test_whole_numbers_are_floats(env: Env) -> None:
-    """JSON writes 1.0 as 1: it is read as the float that it is."""
-    env.gateway.respond("/api/v1/generate/embeddings", vectors_in([1, 0, -1]))
-
-    vector = env.embed(env.embeddings(), "foo")
-
-    assert vector == [1.0, 0.0, -1.0]
-    assert {type(number) for number in vector} == {float}
+    assert {type(number) for [number] in vectors} == {float}
 
 
 def test_chunks_of_different_lengths_are_not_joined(env: Env) -> None:
-    """Vectors that two models made are refused, and not asked for again."""
+    """Vectors of two models are refused, and not requested again."""
 
     def step(request: RecordedRequest) -> Body:
         short = request.parameters["input"] == ["short"]
@@ -311,7 +282,7 @@ def test_chunks_of_different_lengths_are_not_joined(env: Env) -> None:
 def test_async_chunks_are_asked_together(
     new_embeddings: NewEmbeddings, gateway: FaultyGateway
 ) -> None:
-    """`max_concurrency` requests are under way together, and no more."""
+    """At most `max_concurrency` requests are under way together."""
     together: list[int] = []
 
     def step(_: RecordedRequest) -> SlowFirstToken:
@@ -329,7 +300,7 @@ def test_async_chunks_are_asked_together(
 
 
 def test_one_failed_chunk_ends_the_others(env: Env) -> None:
-    """When one chunk fails for good, its own error comes out, and nothing runs on."""
+    """If one chunk fails for good, its error is raised and the others are cancelled."""
     env.gateway.always(
         lambda request: (
             Status(400)
