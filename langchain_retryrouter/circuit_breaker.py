@@ -25,6 +25,7 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 
 _BUCKETS: Final = 10
 _LONGEST_PAUSE: Final = 86_400.0
+_PROBE_INTERVAL: Final = 0.1  # Seconds between two looks at another call's probe.
 
 
 class BreakerState(StrEnum):
@@ -207,7 +208,10 @@ class CircuitBreaker:
         self._failures = 0
         self._latest: deque[_Bucket] = deque()
         self._open_until: float | None = None
+        self._held_until = 0.0  # The end of the pause that the server asked for.
+        self._is_held = False  # Open since the server asked for it, not by failures.
         self._is_probing = False
+        self._was_probed = False  # Within the pause that the server asked for.
         self._reported = BreakerState.CLOSED
 
     @property
@@ -248,7 +252,7 @@ class CircuitBreaker:
                 return Permit(self._generation, is_probe=False)
             if self._is_probing or (state is BreakerState.OPEN and not is_early):
                 return Refusal(self._opens_in())
-            self._is_probing = True
+            self._is_probing = self._was_probed = True
             permit = Permit(self._generation, is_probe=True)
         try:
             self._report(BreakerState.HALF_OPEN)
@@ -256,6 +260,28 @@ class CircuitBreaker:
             self.cancelled(permit)  # The listener's error ends the call.
             raise
         return permit
+
+    def probe_wait(self, *, is_early: bool, is_first: bool = False) -> float | None:
+        """Seconds until `probe` may be asked; None if the call cannot wait for it.
+
+        A pause that the server asked for is waited for, and so is another call's probe
+        after it. A pause because of failures is not.
+
+        Args:
+            is_early: Whether a probe may come before the end of a pause that the
+                server did not ask for.
+            is_first: Whether the call has asked no route yet, since all refuse. Then
+                one early probe may come in each pause, whoever asked for it.
+        """
+        with self._lock:
+            if self._open_until is None:
+                return 0.0
+            held = max(0.0, self._held_until - self._clock.monotonic())
+            if self._is_probing:
+                return _PROBE_INTERVAL if self._is_held else None
+            if is_early and is_first and not self._was_probed:
+                return 0.0
+            return held if held or self._is_held or is_early else None
 
     def succeeded(self, permit: Permit) -> None:
         """The provider answered, even if only to refuse the request."""
@@ -266,6 +292,7 @@ class CircuitBreaker:
             if not permit.is_probe:
                 self._count(has_failed=False)
                 return
+            self._was_probed = False
             self._change(open_until=None)
         self._report(BreakerState.CLOSED)
 
@@ -283,7 +310,10 @@ class CircuitBreaker:
             self._count(has_failed=True)
             if not (permit.is_probe or self._has_failed_enough()):
                 return
-            self._open(max(self.recovery_time, _bounded(retry_after)))
+            is_held = self._is_held and permit.is_probe and bool(retry_after)
+            held = _bounded(retry_after)
+            self._was_probed = permit.is_probe
+            self._open(max(self.recovery_time, held), held, is_held=is_held)
         self._report(BreakerState.OPEN)
 
     def open_for(self, seconds: float) -> None:
@@ -296,9 +326,13 @@ class CircuitBreaker:
                 for ever.
         """
         with self._lock:
-            if _bounded(seconds) <= self._opens_in():
+            held = _bounded(seconds)
+            if held <= self._opens_in():
+                until = self._clock.monotonic() + held
+                self._held_until = max(self._held_until, until)
                 return
-            self._open(_bounded(seconds))
+            is_held = self._is_held or self._state() is BreakerState.CLOSED
+            self._open(held, held, is_held=is_held)
         self._report(BreakerState.OPEN)
 
     def cancelled(self, permit: Permit) -> None:
@@ -317,15 +351,18 @@ class CircuitBreaker:
             return 0.0
         return max(0.0, self._open_until - self._clock.monotonic())
 
-    def _open(self, pause: float) -> None:
+    def _open(self, pause: float, held: float, *, is_held: bool) -> None:
         jitter = self._clock.random() * self.recovery_jitter * self.recovery_time
-        self._change(open_until=self._clock.monotonic() + pause + jitter)
+        now = self._clock.monotonic()
+        self._change(open_until=now + pause + jitter)
+        self._held_until, self._is_held = now + held, is_held
 
     def _change(self, *, open_until: float | None) -> None:
         self._generation += 1
         self._failures = 0
         self._latest.clear()
-        self._is_probing = False
+        self._is_probing = self._is_held = False
+        self._held_until = 0.0
         self._open_until = open_until
 
     def _report(self, state: BreakerState) -> None:

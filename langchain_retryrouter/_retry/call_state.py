@@ -7,6 +7,7 @@ The engine asks it; nothing here waits or sends.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -207,6 +208,12 @@ class CallState:
         self._began = time.monotonic()
         self._sent = [0] * len(self._routes)
         self._skipped: set[int] = set()
+        self._left: set[int] = set()  # Routes that this call does not ask again.
+        self._timed_out: set[int] = set()
+        self._not_before: dict[int, float] = {}  # Where a server asked for a wait.
+        self._last_resorts: set[int] = set()
+        self._is_last_resort = False  # Whether the next attempt is one.
+        self._held = 0.0  # Seconds waited in `hold_wait`.
         self._current: SentAttempt | None = None
         self._hedge: SentAttempt | None = None
         self._spent = 0.0
@@ -279,13 +286,33 @@ class CallState:
 
     def will_be_refused(self) -> bool:
         """Whether the circuit breakers would refuse an attempt now."""
-        return self._is_open(self.position) and self._next_open() is None
+        is_refused = self._is_open(self.position) and self._next_open() is None
+        return is_refused and not self._is_last_resort
+
+    def hold_wait(self) -> float:
+        """Seconds to wait before `admit`, since servers asked for a pause everywhere.
+
+        0 if a route may be asked now, or if waiting would take longer than the deadline
+        or `max_retry_after` allows.
+        """
+        if not self._has_routes or (self.attempts and not self._is_last_resort):
+            return 0.0
+        end = self.position + 1 if self._is_last_resort else len(self._routes)
+        waits = [self._wait_for(position) for position in range(self.position, end)]
+        wait = min((wait for wait in waits if wait is not None), default=0.0)
+        remaining = self.remaining()
+        if self._held + wait > self.policy.max_retry_after:
+            return 0.0
+        if remaining is not None and wait >= remaining:
+            return 0.0
+        self._held += wait
+        return wait
 
     def admit(self, route: str | None = None) -> Refusal | None:
         """Begin the next attempt, on the first route whose breaker permits it.
 
-        If all routes refuse the first attempt, the one that opens first gets a probe:
-        the outage may be over.
+        If all refuse, the one that opens first of those that this call has not asked
+        gets a probe: the outage may be over.
 
         Args:
             route: The model that is asked, for a call without routes.
@@ -294,20 +321,29 @@ class CallState:
             None, or the earliest refusal if all breakers refuse.
         """
         refusals: dict[int, Refusal] = {}
+        is_last_resort, self._is_last_resort = self._is_last_resort, False
         for position in range(self.position, len(self._routes)):
-            attempt = self._begin(position, route)
+            if position > self.position and (
+                is_last_resort or self._is_used_up(position)
+            ):
+                continue
+            attempt = self._begin(position, route, as_probe=is_last_resort)
             if isinstance(attempt, SentAttempt):
                 self._go_on_with(attempt)
                 return None
             refusals[position] = attempt
-            if self._has_routes:
+            if self._has_routes and position not in self._skipped:
+                self._skipped.add(position)
                 self._record_skipped(position)
-        if self._has_routes and self.attempts == 0:
-            for position in sorted(refusals, key=lambda p: refusals[p].retry_after):
-                attempt = self._begin(position, route, as_probe=True)
-                if isinstance(attempt, SentAttempt):
-                    self._go_on_with(attempt)
-                    return None
+        for position in sorted(refusals, key=lambda p: refusals[p].retry_after):
+            if not self._has_routes or self._sent[position]:
+                continue
+            if self._wait_for(position) != 0:
+                continue
+            attempt = self._begin(position, route, as_probe=True)
+            if isinstance(attempt, SentAttempt):
+                self._go_on_with(attempt)
+                return None
         self._refund()
         return min(refusals.values(), key=lambda refusal: refusal.retry_after)
 
@@ -386,21 +422,29 @@ class CallState:
     def skip_refused(self) -> None:
         """Move on past routes whose breakers are open, if another one is not."""
         while self._is_open(self.position) and self._next_open() is not None:
+            self._skipped.add(self.position)
             self._record_skipped(self.position)
             self.position += 1
 
-    def resume(self) -> bool:
+    def resume(self, failure: Failure) -> bool:
         """Whether an interrupted stream may be continued: on the next route, or here.
 
         Continuing on the same route is a retry, and is paid for like one.
+
+        Args:
+            failure: How the stream was interrupted.
         """
         remaining = self.remaining()
         if remaining is not None and remaining <= 0:
             return False
         if self.failover():
             return True
-        has_attempts = self._sent[self.position] < self.policy.max_attempts
-        return has_attempts and self._pay(throttled=False)
+        is_possible = not (
+            self._is_used_up(self.position) or self._is_open(self.position)
+        )
+        if is_possible and self._pay(throttled=False):
+            return True
+        return self._resort(failure) is not None
 
     def hedge(self) -> int | None:
         """Begin an attempt on the next open route while the current one goes on.
@@ -449,6 +493,13 @@ class CallState:
         if chosen is FailureAction.RAISE:
             return Stop()
         stop = Stop()
+        position = self.position
+        if failure.retry_after:
+            self._not_before[position] = self._time.monotonic() + failure.retry_after
+        if failure.kind is FailureKind.TIMEOUT:
+            self._timed_out.add(position)
+        elif chosen is FailureAction.FAILOVER:
+            self._left.add(position)
         if chosen is FailureAction.RETRY:
             if action is not None and not failure.is_retryable:
                 # The caller asked for it: wait as after any error of the server.
@@ -459,11 +510,16 @@ class CallState:
             if isinstance(decision, Retry):
                 return decision
             stop = decision
+        if not failure.is_retryable:
+            self._left.add(position)
         remaining = self.remaining()
         if remaining is not None and remaining <= 0:
             return Stop(f"the deadline of {self.policy.deadline:g} s is over")
         if self.failover():
             return Retry(0.0)
+        delay = self._resort(failure)
+        if delay is not None:
+            return Retry(delay)
         if len(self._routes) == 1:
             return stop
         return Stop(f"{stop.reason}, no route left" if stop.reason else "no route left")
@@ -484,15 +540,76 @@ class CallState:
             return decision
         if self._is_open(self.position, decision.delay):
             return Stop("the circuit breaker is open")
-        is_long = decision.delay > self.policy.failover_after_wait
-        if is_long and self._next_open() is not None:
+        if decision.delay > self.policy.failover_after_wait and self._has_routes:
             breaker = self._routes[self.position].breaker
-            if breaker is not None and failure.retry_after:
+            is_left = self._next_open() is not None
+            other = None if is_left else self._resort(failure, decision.delay)
+            if is_left and breaker is not None and failure.retry_after:
                 breaker.open_for(failure.retry_after)  # For other calls, too.
-            return Stop("the wait is longer than failover_after_wait")
+            if is_left:
+                return Stop("the wait is longer than failover_after_wait")
+            if other is not None:
+                return Retry(other)
         if not self._pay(throttled=failure.kind is FailureKind.RATE_LIMIT):
             return Stop("retry budget empty")
         return decision
+
+    def _resort(self, failure: Failure, shorter_than: float = math.inf) -> float | None:
+        """Go back to a route that was passed over, before the call gives up.
+
+        That is a route whose breaker is open, or that was left since the wait was long
+        or its answer did not come; each once. Where the server asked for a pause, it
+        is waited for.
+
+        Args:
+            failure: The last failure.
+            shorter_than: The wait that the call has to make otherwise.
+
+        Returns:
+            Seconds to wait before the attempt; None if there is no such route.
+        """
+        waits: list[tuple[float, int]] = []
+        remaining = self.remaining()
+        for position in range(len(self._routes)):
+            if position in self._last_resorts or self._is_used_up(position):
+                continue
+            if position == self.position and not self._is_open(position):
+                continue
+            if position in self._timed_out and failure.is_retryable:
+                continue  # No route answers now: a second round would be as slow.
+            wait = self._wait_for(position)
+            if wait is None or wait > self.policy.max_retry_after:
+                continue
+            if wait:
+                wait = self.policy.delay(1, self._time.random(), wait)
+            if wait < (math.inf if remaining is None else remaining):
+                waits.append((wait, position))
+        wait, position = min(waits, default=(math.inf, 0))
+        if wait >= shorter_than:
+            return None
+        if self._sent[position] and not self._pay(throttled=wait > 0):
+            return None
+        self._last_resorts.add(position)
+        self.position, self._is_last_resort = position, True
+        return wait
+
+    def _wait_for(self, position: int) -> float | None:
+        """Seconds until a route can be asked, by a probe if need be; None if never."""
+        asked = self._not_before.get(position, 0.0) - self._time.monotonic()
+        breaker, wait = self._routes[position].breaker, 0.0
+        if breaker is not None:
+            held = breaker.probe_wait(
+                is_early=not self._sent[position], is_first=not self.attempts
+            )
+            if held is None:
+                return None
+            wait = held
+        return max(0.0, asked, wait)
+
+    def _is_used_up(self, position: int) -> bool:
+        """Whether this call does not ask a route again."""
+        has_attempts = self._sent[position] < self.policy.max_attempts
+        return position in self._left or not has_attempts
 
     def _go_on_with(self, attempt: SentAttempt) -> None:
         self.position, self._current = attempt.position, attempt
@@ -516,8 +633,7 @@ class CallState:
 
     def _next_open(self) -> int | None:
         for position in range(self.position + 1, len(self._routes)):
-            has_attempts = self._sent[position] < self.policy.max_attempts
-            if has_attempts and not self._is_open(position):
+            if not (self._is_used_up(position) or self._is_open(position)):
                 return position
         return None
 

@@ -252,6 +252,8 @@ def _error_of(state: RetryCallState) -> RetryRouterError | None:
 
 def begin(controller: RetryController) -> Attempt:
     """Wait for the rate limiter, and begin the next attempt."""
+    while wait := controller.call_state.hold_wait():
+        controller.clock.sleep(wait)
     limiter = controller.rate_limiter
     if limiter is not None and not controller.call_state.will_be_refused():
         if controller.has_deadline:
@@ -264,6 +266,8 @@ def begin(controller: RetryController) -> Attempt:
 
 async def abegin(controller: RetryController) -> Attempt:
     """Async variant of `begin`."""
+    while wait := controller.call_state.hold_wait():
+        await controller.clock.asleep(wait)
     limiter = controller.rate_limiter
     if limiter is not None and not controller.call_state.will_be_refused():
         if controller.has_deadline:

@@ -230,7 +230,7 @@ def test_with_every_breaker_open_one_route_is_probed(
         with pytest.raises(UnavailableError):
             getattr(twin, way)(router, "hi")
         fake_clock.advance(5)
-    assert asked(primary, backup) == (2, 1)
+    assert asked(primary, backup) == (2, 2)
 
     primary.always(Answer(TEXT))
     backup.always(Answer(TEXT))
@@ -238,9 +238,145 @@ def test_with_every_breaker_open_one_route_is_probed(
     assert told(answer_of(twin, way, router, "hi")) == [
         ("first", "circuit_open"),
         ("second", "circuit_open"),
-        ("second", "ok"),
+        ("first", "ok"),
     ]
-    assert told(answer_of(twin, way, router, "hi"))[-1] == ("second", "ok")
+    assert told(answer_of(twin, way, router, "hi")) == [("first", "ok")]
+
+
+@both_ways
+@pytest.mark.parametrize("fault", [Status(400), Status(503)], ids=["400", "503"])
+def test_a_skipped_route_is_asked_before_the_call_gives_up(
+    twin: Twin,
+    new_router: NewRouter,
+    primary: FaultyGateway,
+    backup: FaultyGateway,
+    way: str,
+    fault: Status,
+) -> None:
+    """With no other route left, an open breaker gets its probe early, once."""
+    primary.script(Status(503))
+    router = new_router(
+        breaker_settings={"failure_threshold": 1}, retry_policy=RetryPolicy()
+    )
+    told(answer_of(twin, way, router, "hi"))
+    backup.always(fault)
+
+    answer = answer_of(twin, way, router, "hi")
+
+    assert told(answer)[:2] == [
+        ("first", "circuit_open"),
+        ("second", "invalid_request" if fault == Status(400) else "unavailable"),
+    ]
+    assert told(answer)[-1] == ("first", "ok")
+    assert told(answer_of(twin, way, router, "hi")) == [("first", "ok")]
+
+    primary.always(Status(500))
+    with pytest.raises(ServerError):
+        getattr(twin, way)(new_router(breaker_settings={"failure_threshold": 1}), "hi")
+    assert len(primary.requests) == 4
+
+
+@both_ways
+def test_a_held_route_is_waited_for_before_the_call_gives_up(
+    twin: Twin,
+    new_router: NewRouter,
+    primary: FaultyGateway,
+    backup: FaultyGateway,
+    fake_clock: FakeClock,
+    way: str,
+) -> None:
+    """A pause that the server asked for is kept, and better than an error."""
+    primary.script(Status(429, {"retry-after": "40"}))
+    backup.always(Status(400))
+    router = new_router()
+
+    answer = answer_of(twin, way, router, "hi")
+
+    assert told(answer) == [
+        ("first", "rate_limit"),
+        ("second", "invalid_request"),
+        ("first", "ok"),
+    ]
+    assert 40 <= sum(fake_clock.sleeps) < 43
+    assert asked(primary, backup) == (2, 1)
+
+
+@both_ways
+@pytest.mark.parametrize("limits", [{"deadline": 30}, {"max_retry_after": 30}], ids=str)
+def test_a_pause_that_is_too_long_is_not_waited_for(
+    twin: Twin,
+    new_router: NewRouter,
+    primary: FaultyGateway,
+    backup: FaultyGateway,
+    fake_clock: FakeClock,
+    way: str,
+    limits: dict[str, Any],
+) -> None:
+    """The call fails at once if the pause outlasts the deadline or the policy."""
+    primary.always(Status(429, {"retry-after": "40"}))
+    backup.always(Status(400))
+    router = new_router(retry_policy=RetryPolicy(**limits))
+
+    with pytest.raises(RateLimitError) as caught:
+        getattr(twin, way)(router, "hi")
+
+    assert sum(fake_clock.sleeps) == 0
+    assert caught.value.attempts == 2
+    assert asked(primary, backup) == (1, 1)
+
+
+@both_ways
+def test_the_shorter_of_two_pauses_is_waited_for(
+    twin: Twin,
+    new_router: NewRouter,
+    primary: FaultyGateway,
+    backup: FaultyGateway,
+    fake_clock: FakeClock,
+    way: str,
+) -> None:
+    """If all routes are limited, the one that is free first is asked first."""
+    primary.script(Status(429, {"retry-after": "10"}))
+    backup.always(Status(429, {"retry-after": "50"}))
+
+    answer = answer_of(twin, way, new_router(), "hi")
+
+    assert told(answer) == [
+        ("first", "rate_limit"),
+        ("second", "rate_limit"),
+        ("first", "ok"),
+    ]
+    assert 10 <= sum(fake_clock.sleeps) < 13
+
+
+@both_ways
+def test_a_pause_of_every_route_is_waited_for(
+    twin: Twin,
+    new_router: NewRouter,
+    model_of: NewModel,
+    primary: FaultyGateway,
+    fake_clock: FakeClock,
+    way: str,
+) -> None:
+    """Of calls that find all routes paused one asks early, and others wait."""
+    breaker = CircuitBreaker(clock=fake_clock)
+    route = Route(model=model_of(primary, "first"), breaker=breaker)
+    router = new_router(routes=[route])
+    breaker.open_for(20)
+    primary.script(Status(429, {"retry-after": "15"}))
+
+    early = answer_of(twin, way, router, "hi")
+
+    assert told(early) == [
+        ("first", "circuit_open"),
+        ("first", "rate_limit"),
+        ("first", "ok"),
+    ]
+    assert 15 <= sum(fake_clock.sleeps) < 18
+    breaker.open_for(20)
+    breaker.cancelled(breaker.probe())  # type: ignore[arg-type]
+    began = fake_clock.monotonic()
+    assert told(answer_of(twin, way, router, "hi"))[-1] == ("first", "ok")
+    assert fake_clock.monotonic() - began >= 20
 
 
 def test_a_route_gets_one_probe_at_a_time(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -333,7 +334,7 @@ def test_the_actions_can_be_changed(clock: FakeClock) -> None:
 def test_no_route_gets_more_attempts_than_allowed(
     routes: int, max_retries: int, kinds: list[FailureKind]
 ) -> None:
-    """Each route is asked in turn, at most `max_retries + 1` times."""
+    """Each is asked in turn, and the call returns to each at most once."""
     names = "abcd"[:routes]
     state = routed(FakeClock(), *names, policy={"max_retries": max_retries})
     for kind in kinds:
@@ -341,7 +342,8 @@ def test_no_route_gets_more_attempts_than_allowed(
         if isinstance(state.failed(Failure(kind)), Stop):
             break
     asked = [str(route) for route, _ in outcomes(state)]
-    assert asked == sorted(asked)
+    returns = sum(after < before for before, after in itertools.pairwise(asked))
+    assert returns <= routes
     assert all(asked.count(name) <= max_retries + 1 for name in names)
 
 
@@ -545,12 +547,12 @@ def test_an_interrupted_stream_continues_where_it_may(clock: FakeClock) -> None:
     for can_resume, tokens in ((True, 14), (True, 0), (False, 0)):
         state.admit()
         state.stream_interrupted(UNAVAILABLE)
-        assert state.resume() is can_resume
+        assert state.resume(UNAVAILABLE) is can_resume
         assert (state.next_route, budget.tokens) == ("b", tokens)
     late = routed(clock, "a", "b", policy={"deadline": 1})
     late.admit()
     clock.advance(1)
-    assert not late.resume()
+    assert not late.resume(UNAVAILABLE)
 
 
 # --- an outage ---
