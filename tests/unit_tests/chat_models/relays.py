@@ -114,7 +114,8 @@ class Proxy(Relay):
             self.join(client, (host.strip("[]"), int(port)))
             return
         parts = urlsplit(target)
-        forwarded = f"{method} {parts.path} {version}\r\nconnection: close\r\n{fields}"
+        path = f"{parts.path}?{parts.query}" if parts.query else parts.path
+        forwarded = f"{method} {path} {version}\r\nconnection: close\r\n{fields}"
         address = (parts.hostname or "", parts.port or 80)
         self.join(client, address, forwarded.encode("latin-1") + body)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import gc
+import json
 from typing import Any, Protocol
 
 import openai
@@ -11,11 +15,45 @@ from langchain_core.outputs import LLMResult
 from tenacity import RetryCallState
 
 from langchain_retryrouter import AzureOpenAI, BaseOpenAI, OpenAI, OpenAIChat
-from langchain_retryrouter.testing import FakeClock, FaultyGateway
+from langchain_retryrouter.testing import Body, FakeClock, FaultyGateway
 
 KEY = "sk-the-key-of-the-tests"
+JSON = {"content-type": "application/json"}
+EVENTS = {"content-type": "text/event-stream"}
 COMPLETIONS_MODELS = (BaseOpenAI, OpenAI, AzureOpenAI)
 ALL_MODELS = (*COMPLETIONS_MODELS, OpenAIChat)
+
+
+def choice(text: str, reason: str | None = None, **more: Any) -> dict[str, Any]:
+    """A choice that both endpoints' readers understand, whole or streamed."""
+    said = {"text": text, "message": {"content": text}, "delta": {"content": text}}
+    return {"index": 0, **said, "finish_reason": reason, **more}
+
+
+def whole(*choices: Any, **more: Any) -> Body:
+    """A whole answer with these choices."""
+    return Body(200, JSON, json.dumps({"choices": choices, **more}))
+
+
+def streamed(*choices: Any) -> Body:
+    """A whole stream with one of these choices in each chunk."""
+    return events(*({"choices": [one]} for one in choices))
+
+
+def events(*chunks: Any) -> Body:
+    """A stream of these events, up to `[DONE]`."""
+    data = [*map(json.dumps, chunks), "[DONE]"]
+    return Body(200, EVENTS, "".join(f"data: {one}\n\n" for one in data))
+
+
+def base_url(cls: Any, url: str) -> dict[str, str]:
+    """The field of a model of this class that sends its requests to `url`."""
+    return {"azure_endpoint" if issubclass(cls, AzureOpenAI) else "base_url": url}
+
+
+def outcomes(attempt_log: Any) -> list[str]:
+    """How each attempt ended."""
+    return [line["outcome"] for line in attempt_log["attempts"]]
 
 
 class NewLLM(Protocol):
@@ -46,6 +84,19 @@ def clock(fake_clock: FakeClock) -> FakeClock:
     return fake_clock
 
 
+def collect_garbage() -> None:
+    """Collect unused objects, and then those that only they referred to."""
+    for _ in range(3):
+        gc.collect()
+
+
+async def in_loop(twin: Any, target: Any, name: str, *args: Any) -> Any:
+    """`target.name(...)` in a thread, or `await target.aname(...)` in this loop."""
+    if twin.is_async:
+        return await getattr(target, f"a{name}")(*args)
+    return await asyncio.to_thread(getattr(target, name), *args)
+
+
 @pytest.fixture
 def new_llm(gateway: FaultyGateway, clock: FakeClock) -> NewLLM:
     """Makes models of the test's gateway, on the test's clock."""
@@ -71,10 +122,28 @@ def any_model(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
+@pytest.fixture
+def new_any(new_llm: NewLLM, any_model: Any) -> NewLLM:
+    """Makes models as `new_llm`, of each of the four classes."""
+    return functools.partial(new_llm, any_model)
+
+
 @pytest.fixture(params=COMPLETIONS_MODELS, ids=lambda cls: cls.__name__)
-def completions_model(request: pytest.FixtureRequest) -> Any:
-    """Each class of `/v1/completions`."""
-    return request.param
+def new_completions(request: pytest.FixtureRequest, new_llm: NewLLM) -> NewLLM:
+    """Makes models as `new_llm`, of each class of `/v1/completions`."""
+    return functools.partial(new_llm, request.param)
+
+
+@pytest.fixture(params=[False, True], ids=["whole", "streaming"])
+def streaming(request: pytest.FixtureRequest) -> bool:
+    """Whether the answer of a test is streamed."""
+    return bool(request.param)
+
+
+@pytest.fixture(params=["invoke", "stream"])
+def method(request: pytest.FixtureRequest) -> str:
+    """The method of the model that a test calls."""
+    return str(request.param)
 
 
 class Recorder(BaseCallbackHandler):

@@ -8,128 +8,73 @@ import pytest
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import PromptTemplate
 
-from langchain_retryrouter import OpenAI, OpenAIChat
+from langchain_retryrouter import AzureOpenAI, OpenAI, OpenAIChat
 from langchain_retryrouter.testing import (
     STUB_TEXT,
     Answer,
-    Body,
     FaultyGateway,
     MissingDone,
     SplitCharacter,
     Usage,
 )
 
-from .conftest import NewLLM, Recorder
+from .conftest import NewLLM, Recorder, choice, events, whole
+
+CHAT_PROMPT = {"messages": [{"role": "user", "content": "hi"}]}
 
 
-def test_invoke_gives_the_text(twin: Any, any_model: Any, new_llm: NewLLM) -> None:
-    """`invoke` gives the answer's text, on every class and both ways."""
-    assert twin.invoke(new_llm(any_model), "hi") == STUB_TEXT
+def test_the_text_comes_back(twin: Any, new_any: NewLLM) -> None:
+    """`invoke` returns the answer's text, `stream` its tokens."""
+    assert twin.invoke(new_any(), "hi") == STUB_TEXT
+    tokens = ["Hello", " from", " the", " stub", " upstream"]
+    assert [chunk for chunk in twin.stream(new_any(), "hi") if chunk] == tokens
 
 
-def test_stream_gives_the_text_in_pieces(
-    twin: Any, any_model: Any, new_llm: NewLLM
-) -> None:
-    """`stream` gives the text as it comes, token by token."""
-    chunks = twin.stream(new_llm(any_model), "hi")
-    assert "".join(chunks) == STUB_TEXT
-    assert [chunk for chunk in chunks if chunk] == [
-        "Hello",
-        " from",
-        " the",
-        " stub",
-        " upstream",
-    ]
-
-
-def test_batch_gives_the_texts_in_order(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
-    """`batch` answers each prompt, in the order of the prompts."""
-    gateway.always(Answer(text=_echo))
-    prompts = [f"prompt {number}" for number in range(3)]
-    llm = new_llm(any_model, batch_size=1)
-    assert twin.batch(llm, prompts) == [f"said: {prompt}" for prompt in prompts]
-
-
-def _echo(request: Any) -> str:
-    payload = request.payload
-    if "messages" in payload:
-        return f"said: {payload['messages'][-1]['content']}"
-    return f"said: {payload['prompt']}"
-
-
-@pytest.mark.parametrize("streaming", [False, True])
 def test_generate_has_reason_and_usage(
-    twin: Any, any_model: Any, new_llm: NewLLM, *, streaming: bool
+    twin: Any, new_any: NewLLM, streaming: bool
 ) -> None:
-    """An `LLMResult` says why the answer ended, what it cost, and who gave it."""
-    llm = new_llm(any_model, streaming=streaming, stream_usage=streaming)
+    """An `LLMResult` has finish reason, usage, model, fingerprint and attempt log."""
+    llm = new_any(streaming=streaming, stream_usage=streaming)
     result = twin.generate(llm, ["hi"])
     ((generation,),) = result.generations
     assert generation.text == STUB_TEXT
     assert generation.generation_info == {"finish_reason": "stop", "logprobs": None}
-    assert result.llm_output["token_usage"] == {
-        "prompt_tokens": 11,
-        "completion_tokens": 5,
-        "total_tokens": 16,
-    }
+    usage = {"prompt_tokens": 11, "completion_tokens": 5, "total_tokens": 16}
+    assert result.llm_output["token_usage"] == usage
     assert result.llm_output["model_name"] == llm.model_name
     (line,) = result.llm_output["retryrouter"]["attempts"]
     assert (line["attempt"], line["outcome"]) == (1, "ok")
+    assert streaming or result.llm_output["system_fingerprint"] == "fp_stub"
 
 
-def test_the_fingerprint_is_kept_in_both_twins(
-    twin: Any, any_model: Any, new_llm: NewLLM
-) -> None:
-    """`system_fingerprint` is in the result, sync and async."""
-    result = twin.generate(new_llm(any_model), ["hi"])
-    assert result.llm_output["system_fingerprint"] == "fp_stub"
-
-
+@pytest.mark.parametrize("of_the_call", [False, True])
 def test_n_answers_for_each_prompt(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway, of_the_call: bool
 ) -> None:
-    """With `n`, each prompt has its `n` generations, and usage is added up."""
-    result = twin.generate(new_llm(any_model, n=2), ["hi", "ho"])
+    """Each prompt has `n` answers; the call's `n` goes before the model's."""
+    llm, options = (new_any(), {"n": 2}) if of_the_call else (new_any(n=2), {})
+    result = twin.generate(llm, ["hi", "ho"], **options)
     assert [len(generations) for generations in result.generations] == [2, 2]
     assert result.llm_output["token_usage"]["completion_tokens"] == 20
     assert {request.payload["n"] for request in gateway.requests} == {2}
 
 
-def test_n_may_be_given_to_the_call(twin: Any, any_model: Any, new_llm: NewLLM) -> None:
-    """An option of the call goes before the model's own field."""
-    result = twin.generate(new_llm(any_model), ["hi"], n=3)
-    assert [len(generations) for generations in result.generations] == [3]
-
-
 def test_choices_are_sorted_by_their_index(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """Choices that come in another order still belong to their own prompt."""
-    choices = [
-        {
-            "index": index,
-            "text": f"{index}",
-            "message": {"role": "assistant", "content": f"{index}"},
-            "finish_reason": "stop",
-        }
-        for index in (2, 0, 1)
-    ]
-    body = {"id": "x", "object": "o", "created": 1, "model": "m", "choices": choices}
-    gateway.respond("/v1/completions", body)
-    gateway.respond("/v1/chat/completions", body)
-    gateway.respond("/openai/deployments/my-deployment/completions", body)
-    result = twin.generate(new_llm(any_model, n=3), ["hi"])
+    choices = [{**choice(f"{index}", "stop"), "index": index} for index in (2, 0, 1)]
+    gateway.script(whole(*choices))
+    result = twin.generate(new_any(n=3), ["hi"])
     assert [g.text for g in result.generations[0]] == ["0", "1", "2"]
 
 
 def test_many_prompts_go_out_in_batches(
-    twin: Any, completions_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    twin: Any, new_completions: NewLLM, gateway: FaultyGateway
 ) -> None:
     """`batch_size` prompts go out in one request, and all answers come back."""
     prompts = [f"prompt {number}" for number in range(5)]
-    result = twin.generate(new_llm(completions_model, batch_size=2), prompts)
+    result = twin.generate(new_completions(batch_size=2), prompts)
     assert len(result.generations) == 5
     assert [request.payload["prompt"] for request in gateway.requests] == [
         prompts[:2],
@@ -138,45 +83,39 @@ def test_many_prompts_go_out_in_batches(
     ]
 
 
-@pytest.mark.parametrize("streaming", [False, True])
 def test_stop_is_sent(
-    twin: Any,
-    any_model: Any,
-    new_llm: NewLLM,
-    gateway: FaultyGateway,
-    *,
-    streaming: bool,
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway, streaming: bool
 ) -> None:
     """`stop` reaches the provider, streaming or not."""
-    llm = new_llm(any_model, streaming=streaming)
+    llm = new_any(streaming=streaming)
     assert twin.invoke(llm, "hi", stop=["stub"]) == "Hello from the "
     assert gateway.requests[-1].payload["stop"] == ["stub"]
 
 
 def test_two_stops_are_one_too_many(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """A `stop` for the model beside one for the call is refused; nothing is sent."""
-    llm = new_llm(any_model, model_kwargs={"stop": ["a"]})
+    llm = new_any(model_kwargs={"stop": ["a"]})
     with pytest.raises(ValueError, match="`stop` is given both"):
         twin.invoke(llm, "hi", stop=["b"])
     assert gateway.requests == []
 
 
 def test_streaming_answers_every_prompt(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """`generate` with `streaming=True` answers all its prompts, one stream each."""
-    result = twin.generate(new_llm(any_model, streaming=True), ["hi", "ho"])
+    result = twin.generate(new_any(streaming=True), ["hi", "ho"])
     assert [g[0].text for g in result.generations] == [STUB_TEXT, STUB_TEXT]
     assert [request.streaming for request in gateway.requests] == [True, True]
 
 
 def test_callbacks_hear_every_token(
-    twin: Any, any_model: Any, new_llm: NewLLM, recorder: Recorder
+    twin: Any, new_any: NewLLM, recorder: Recorder
 ) -> None:
     """With `streaming=True`, `invoke` tells callbacks of each token and its chunk."""
-    llm = new_llm(any_model, streaming=True, callbacks=[recorder])
+    llm = new_any(streaming=True, callbacks=[recorder])
     assert twin.invoke(llm, "hi") == STUB_TEXT
     assert "".join(recorder.tokens) == STUB_TEXT
     assert all("logprobs" in facts for facts in recorder.token_facts)
@@ -184,10 +123,10 @@ def test_callbacks_hear_every_token(
 
 
 def test_the_last_chunk_has_usage_and_attempt_log(
-    twin: Any, any_model: Any, new_llm: NewLLM, recorder: Recorder
+    twin: Any, new_any: NewLLM, recorder: Recorder
 ) -> None:
     """A stream's result has its usage, and its ledger once, in `generation_info`."""
-    llm = new_llm(any_model, stream_usage=True, callbacks=[recorder])
+    llm = new_any(stream_usage=True, callbacks=[recorder])
     twin.stream(llm, "hi")
     ((generation,),) = recorder.results[0].generations
     info = generation.generation_info
@@ -197,71 +136,53 @@ def test_the_last_chunk_has_usage_and_attempt_log(
     assert [line["outcome"] for line in info["retryrouter"]["attempts"]] == ["ok"]
 
 
-def test_usage_is_asked_for_only_in_streams(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+def test_stream_options_are_sent_with_streams_only(
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
-    """`stream_options` is sent with streams alone: OpenAI refuses it elsewhere."""
-    llm = new_llm(any_model, stream_usage=True)
-    twin.invoke(llm, "hi")
-    twin.stream(llm, "hi")
-    twin.stream(new_llm(any_model), "hi")
-    asked = [request.payload.get("stream_options") for request in gateway.requests]
-    assert asked == [None, {"include_usage": True}, None]
-
-
-def test_stream_options_of_the_user_are_kept(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
-    """`stream_options` that the user gives are sent as they are, in streams."""
+    """`stream_options`, the user's own too, is sent with streams only."""
     options = {"include_usage": True, "include_obfuscation": False}
-    llm = new_llm(any_model, model_kwargs={"stream_options": options})
-    twin.stream(llm, "hi")
-    twin.invoke(llm, "hi")
+    own = new_any(model_kwargs={"stream_options": options})
+    for llm in (new_any(stream_usage=True), own, new_any()):
+        twin.invoke(llm, "hi")
+        twin.stream(llm, "hi")
     asked = [request.payload.get("stream_options") for request in gateway.requests]
-    assert asked == [options, None]
+    assert asked == [None, {"include_usage": True}, None, options, None, None]
 
 
 def test_usage_on_the_finish_chunk_counts_once(
     twin: Any, new_llm: NewLLM, gateway: FaultyGateway, recorder: Recorder
 ) -> None:
-    """Usage that grows from chunk to chunk, as some servers tell it, is no sum."""
-
-    def event(tokens: int, *choices: str) -> str:
-        usage = f'"usage":{{"completion_tokens":{tokens},"total_tokens":{tokens + 3}}}'
-        return f'{{"choices":[{",".join(choices)}],{usage}}}'
-
-    events = [
-        event(1, '{"index":0,"text":"a","finish_reason":null}'),
-        event(2, '{"index":0,"text":"b","finish_reason":"stop"}'),
-        event(2),
-        "[DONE]",
-    ]
-    body = "".join(f"data: {event}\n\n" for event in events)
-    gateway.script(Body(200, {"content-type": "text/event-stream"}, body))
+    """Usage that grows from chunk to chunk is not added up."""
+    chunks = [([choice("a")], 1), ([choice("b", "stop")], 2), ([], 2)]
+    gateway.script(
+        events(
+            *(
+                {"choices": choices, "usage": {"total_tokens": tokens + 3}}
+                for choices, tokens in chunks
+            )
+        )
+    )
     assert "".join(twin.stream(new_llm(callbacks=[recorder]), "hi")) == "ab"
     info = recorder.results[0].generations[0][0].generation_info
     assert info is not None
     assert info["token_usage"]["total_tokens"] == 5
 
 
-@pytest.mark.parametrize("streaming", [False, True])
 def test_logprobs_of_completions(
-    twin: Any,
-    completions_model: Any,
-    new_llm: NewLLM,
-    *,
-    streaming: bool,
+    twin: Any, new_completions: NewLLM, recorder: Recorder, streaming: bool
 ) -> None:
-    """`logprobs` is sent, and what comes is in `generation_info`, streamed or not."""
-    llm = new_llm(completions_model, logprobs=1, streaming=streaming)
+    """`logprobs` are in `generation_info`, and callbacks get those of each token."""
+    llm = new_completions(logprobs=1, streaming=streaming, callbacks=[recorder])
     ((generation,),) = twin.generate(llm, ["hi"]).generations
     logprobs = generation.generation_info["logprobs"]
     assert "".join(logprobs["tokens"]) == STUB_TEXT
     assert len(logprobs["token_logprobs"]) == len(logprobs["tokens"]) == 5
+    if streaming:
+        told = [facts["logprobs"] for facts in recorder.token_facts]
+        assert next(filter(None, told))["tokens"] == ["Hello"]
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_logprobs_of_chat(twin: Any, new_llm: NewLLM, *, streaming: bool) -> None:
+def test_logprobs_of_chat(twin: Any, new_llm: NewLLM, streaming: bool) -> None:
     """A chat model's `logprobs` are in `generation_info`, streamed or not."""
     llm = new_llm(OpenAIChat, logprobs=True, streaming=streaming)
     ((generation,),) = twin.generate(llm, ["hi"]).generations
@@ -269,66 +190,39 @@ def test_logprobs_of_chat(twin: Any, new_llm: NewLLM, *, streaming: bool) -> Non
     assert "".join(entry["token"] for entry in content) == STUB_TEXT
 
 
-def test_callbacks_hear_logprobs(
-    twin: Any, new_llm: NewLLM, recorder: Recorder
-) -> None:
-    """The callbacks are told of each token's log probability."""
-    twin.stream(new_llm(logprobs=1, callbacks=[recorder]), "hi")
-    first = recorder.token_facts[0]["logprobs"]
-    assert first["tokens"] == ["Hello"]
-
-
-@pytest.mark.parametrize("streaming", [False, True])
 def test_characters_torn_apart_are_whole_again(
-    twin: Any,
-    any_model: Any,
-    new_llm: NewLLM,
-    gateway: FaultyGateway,
-    *,
-    streaming: bool,
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway, streaming: bool
 ) -> None:
     """A character that comes in two pieces is one character."""
     text = "Grüße 日本語 🦊 \u2028 \u0085 end"
     gateway.script(SplitCharacter(text))
-    assert twin.invoke(new_llm(any_model, streaming=streaming), "hi") == text
+    assert twin.invoke(new_any(streaming=streaming), "hi") == text
 
 
-def test_a_missing_done_is_no_fault(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+def test_a_stream_needs_no_done(
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """A stream that is whole needs no `[DONE]`."""
     gateway.script(MissingDone())
-    assert "".join(twin.stream(new_llm(any_model), "hi")) == STUB_TEXT
+    assert "".join(twin.stream(new_any(), "hi")) == STUB_TEXT
     assert len(gateway.requests) == 1
 
 
-@pytest.mark.parametrize("streaming", [False, True])
 def test_an_empty_answer_is_an_answer(
-    twin: Any,
-    any_model: Any,
-    new_llm: NewLLM,
-    gateway: FaultyGateway,
-    *,
-    streaming: bool,
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway, streaming: bool
 ) -> None:
-    """A model that says nothing, and says that it is done, has answered."""
+    """An empty text with a finish reason is an answer."""
     gateway.script(Answer(text="", usage=Usage(1, 0)))
-    assert twin.invoke(new_llm(any_model, streaming=streaming), "hi") == ""
+    assert twin.invoke(new_any(streaming=streaming), "hi") == ""
     assert len(gateway.requests) == 1
 
 
-@pytest.mark.parametrize("streaming", [False, True])
 def test_missing_usage_is_no_fault(
-    twin: Any,
-    any_model: Any,
-    new_llm: NewLLM,
-    gateway: FaultyGateway,
-    *,
-    streaming: bool,
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway, streaming: bool
 ) -> None:
     """An answer without usage has empty usage, and nothing else is wrong with it."""
     gateway.script(Answer(usage=None))
-    llm = new_llm(any_model, streaming=streaming, stream_usage=True)
+    llm = new_any(streaming=streaming, stream_usage=True)
     result = twin.generate(llm, ["hi"])
     assert result.generations[0][0].text == STUB_TEXT
     assert result.llm_output["token_usage"] == {}
@@ -338,53 +232,46 @@ def test_a_null_text_is_an_empty_one(
     twin: Any, new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
     """A null where the text should be, as some servers send it, is an empty text."""
-    choice = {"index": 0, "text": None, "finish_reason": "stop", "logprobs": None}
-    gateway.respond("/v1/completions", {"id": "x", "choices": [choice]})
+    gateway.script(whole({"index": 0, "text": None, "finish_reason": "stop"}))
     assert twin.invoke(new_llm(), "hi") == ""
 
 
 def test_a_chain_of_prompt_model_and_parser(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """The models work in an LCEL chain, invoked, streamed and batched."""
     prompt = PromptTemplate.from_template("Say {word}")
-    chain = prompt | new_llm(any_model) | StrOutputParser()
+    chain = prompt | new_any() | StrOutputParser()
     assert twin.invoke(chain, {"word": "a"}) == STUB_TEXT
     assert "".join(twin.stream(chain, {"word": "b"})) == STUB_TEXT
     assert twin.batch(chain, [{"word": "c"}, {"word": "d"}]) == [STUB_TEXT] * 2
     assert len(gateway.requests) >= 3
 
 
-@pytest.mark.parametrize("field", ["n", "best_of"])
+@pytest.mark.parametrize(
+    ("cls", "field"),
+    [(OpenAI, "n"), (AzureOpenAI, "n"), (OpenAI, "best_of"), (OpenAIChat, "n")],
+)
 def test_a_stream_of_several_answers_is_refused(
-    twin: Any, completions_model: Any, new_llm: NewLLM, field: str
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, cls: Any, field: str
 ) -> None:
     """`n` or `best_of` above 1 cannot be streamed: refused by model and by call."""
-    with pytest.raises(ValueError, match=f"{field}=2 cannot be streamed"):
-        new_llm(completions_model, streaming=True, **{field: 2})
-    with pytest.raises(ValueError, match=f"{field}=2 cannot be streamed"):
-        twin.stream(new_llm(completions_model), "hi", **{field: 2})
-    with pytest.raises(ValueError, match=f"{field}=2 cannot be streamed"):
-        twin.stream(new_llm(completions_model, **{field: 2}), "hi")
-
-
-def test_a_chat_stream_of_several_answers_is_refused(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
-    """`n` above 1 cannot be streamed by a chat model either."""
-    with pytest.raises(ValueError, match="n=2 cannot be streamed"):
-        new_llm(OpenAIChat, streaming=True, n=2)
-    with pytest.raises(ValueError, match="n=2 cannot be streamed"):
-        twin.stream(new_llm(OpenAIChat), "hi", n=2)
+    for call in (
+        lambda: new_llm(cls, streaming=True, **{field: 2}),
+        lambda: twin.stream(new_llm(cls), "hi", **{field: 2}),
+        lambda: twin.stream(new_llm(cls, **{field: 2}), "hi"),
+    ):
+        with pytest.raises(ValueError, match=f"{field}=2 cannot be streamed"):
+            call()
     assert gateway.requests == []
 
 
 def test_best_of_is_sent_when_it_says_something(
-    twin: Any, completions_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    twin: Any, new_completions: NewLLM, gateway: FaultyGateway
 ) -> None:
     """`best_of` is sent above 1 only: Azure's models do not know it."""
-    twin.invoke(new_llm(completions_model), "hi")
-    twin.invoke(new_llm(completions_model, best_of=3), "hi")
+    twin.invoke(new_completions(), "hi")
+    twin.invoke(new_completions(best_of=3), "hi")
     assert [r.payload.get("best_of") for r in gateway.requests] == [None, 3]
 
 
@@ -403,10 +290,7 @@ def test_what_is_not_set_is_not_sent(
         "n": 1,
     }
     twin.invoke(new_llm(OpenAIChat), "hi")
-    assert gateway.requests[1].payload == {
-        "model": "gpt-3.5-turbo",
-        "messages": [{"role": "user", "content": "hi"}],
-    }
+    assert gateway.requests[1].payload == {"model": "gpt-3.5-turbo", **CHAT_PROMPT}
 
 
 def test_every_parameter_is_sent(
@@ -423,19 +307,13 @@ def test_every_parameter_is_sent(
         "seed": 5,
         "logit_bias": {"50256": -100.0},
     }
-    given = {**parameters, "best_of": 3, "logprobs": 1}
-    twin.invoke(new_llm(OpenAI, **given, extra_body={"top_k": 9}), "hi")
-    assert gateway.requests[0].payload == {
-        **given,
-        "top_k": 9,
-        "model": "gpt-3.5-turbo-instruct",
-        "prompt": "hi",
-    }
-    chat = {**parameters, "logprobs": True, "top_logprobs": 2}
-    twin.invoke(new_llm(OpenAIChat, **chat, extra_body={"top_k": 9}), "hi")
-    assert gateway.requests[1].payload == {
-        **chat,
-        "top_k": 9,
-        "model": "gpt-3.5-turbo",
-        "messages": [{"role": "user", "content": "hi"}],
-    }
+    of_completions = {**parameters, "best_of": 3, "logprobs": 1}
+    of_chat = {**parameters, "logprobs": True, "top_logprobs": 2}
+    for cls, given, prompt in (
+        (OpenAI, of_completions, {"prompt": "hi"}),
+        (OpenAIChat, of_chat, CHAT_PROMPT),
+    ):
+        llm = new_llm(cls, model="some-model", **given, extra_body={"top_k": 9})
+        twin.invoke(llm, "hi")
+        expected = {**given, **prompt, "top_k": 9, "model": "some-model"}
+        assert gateway.requests[-1].payload == expected

@@ -139,11 +139,7 @@ def test_an_async_provider_is_for_async_calls(
             {"AZURE_OPENAI_AD_TOKEN": "t", "OPENAI_API_KEY": KEY},
             ("authorization", "Bearer t"),
         ),
-        (
-            {"azure_ad_token": "t", "api_key": KEY},
-            {},
-            ("authorization", "Bearer t"),
-        ),
+        ({"azure_ad_token": "t", "api_key": KEY}, {}, ("authorization", "Bearer t")),
     ],
     ids=["key", "token", "provider", "variables", "both"],
 )
@@ -201,11 +197,7 @@ def test_what_is_missing_is_said_at_once(
     ],
 )
 def test_an_openai_address_is_made_one_of_azure(
-    twin: Any,
-    new_azure: Any,
-    gateway: FaultyGateway,
-    base: str,
-    deployment: str | None,
+    twin: Any, new_azure: Any, gateway: FaultyGateway, base: str, deployment: str | None
 ) -> None:
     """`base_url` of old code is completed, with a warning that says how it is taken."""
     base_url = base.format(url=gateway.url)

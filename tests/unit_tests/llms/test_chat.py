@@ -160,7 +160,6 @@ def test_one_failure_ends_the_others(
     assert clock.sleeps == []
 
 
-@pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize(
     "answer",
     [
@@ -170,12 +169,7 @@ def test_one_failure_ends_the_others(
     ids=["tool", "function"],
 )
 def test_a_tool_call_is_an_error(
-    twin: Any,
-    new_llm: NewLLM,
-    gateway: FaultyGateway,
-    answer: Answer,
-    *,
-    streaming: bool,
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, answer: Answer, streaming: bool
 ) -> None:
     """A model that calls a tool has not answered an LLM's prompt with an empty text."""
     gateway.script(Status(503), answer)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import gc
 import multiprocessing
 import pickle
 import subprocess
@@ -12,9 +11,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import openai
@@ -28,49 +25,28 @@ from langchain_retryrouter.testing import (
     Reset,
     Status,
 )
+from tests.unit_tests.chat_models.relays import Proxy
 
-from .conftest import KEY, NewLLM
-
-
-def collect_garbage() -> None:
-    """Collect what is left over, and then what only that kept alive."""
-    for _ in range(3):
-        gc.collect()
+from .conftest import KEY, NewLLM, collect_garbage, in_loop
 
 
-def test_a_hundred_calls_use_one_connection(
-    any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+async def test_a_hundred_calls_use_one_connection(
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """Calls one after the other use one connection, whatever their answer was."""
     gateway.script(Status(503), HtmlPage(502), Status(429))
-    llm = new_llm(any_model, max_retries=3)
+    llm = new_any(max_retries=3)
     for _ in range(100):
-        assert llm.invoke("hi") == STUB_TEXT
-    assert len(gateway.requests) == 103
-    assert gateway.connections == 1
-
-
-def test_a_hundred_async_calls_use_one_connection(
-    any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
-    """Async variant of the test above, within one event loop."""
-    gateway.script(Status(503), HtmlPage(502), Status(429))
-    llm = new_llm(any_model, max_retries=3)
-
-    async def call() -> None:
-        for _ in range(100):
-            assert await llm.ainvoke("hi") == STUB_TEXT
-
-    asyncio.run(call())
+        assert await in_loop(twin, llm, "invoke", "hi") == STUB_TEXT
     assert len(gateway.requests) == 103
     assert gateway.connections == 1
 
 
 def test_twenty_event_loops_one_after_the_other(
-    any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """Each `asyncio.run` has a client of its own, closed with its loop."""
-    llm = new_llm(any_model)
+    llm = new_any()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(20):
@@ -80,53 +56,37 @@ def test_twenty_event_loops_one_after_the_other(
     assert gateway.connections == 20
 
 
-def test_no_event_loop_is_kept_alive(new_llm: NewLLM) -> None:
-    """A model holds on to no event loop that is over."""
+@pytest.mark.parametrize("with_clean_up", [True, False])
+def test_no_event_loop_is_kept_alive(new_llm: NewLLM, with_clean_up: bool) -> None:
+    """A model keeps no closed loop, even if it was closed without its clean-up."""
     llm = new_llm()
     loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
-
-    async def call() -> None:
-        loops.append(weakref.ref(asyncio.get_running_loop()))
-        await llm.ainvoke("hi")
-
-    for _ in range(5):
-        asyncio.run(call())
-    collect_garbage()
-    assert [loop() for loop in loops] == [None] * 5
-
-
-def test_a_loop_that_is_closed_roughly_is_forgotten(new_llm: NewLLM) -> None:
-    """A loop that was closed without its clean-up hinders no later one."""
-    llm = new_llm()
-    loop = asyncio.new_event_loop()
-    assert loop.run_until_complete(llm.ainvoke("hi")) == STUB_TEXT
-    loop.close()
-    known = weakref.ref(loop)
-    del loop
     with warnings.catch_warnings():
-        # Python says so of the socket that the loop left open; nobody else could.
-        warnings.simplefilter("ignore", ResourceWarning)
+        if not with_clean_up:  # The loop leaves a socket open.
+            warnings.simplefilter("ignore", ResourceWarning)
+        for _ in range(3):
+            loop = asyncio.new_event_loop()
+            loops.append(weakref.ref(loop))
+            assert loop.run_until_complete(llm.ainvoke("hi")) == STUB_TEXT
+            if with_clean_up:
+                loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+            del loop
         assert asyncio.run(llm.ainvoke("hi")) == STUB_TEXT
         collect_garbage()
-    assert known() is None
+    assert [loop() for loop in loops] == [None] * 3
 
 
-def test_two_event_loops_at_the_same_time(
-    new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
-    """Event loops in several threads use one model, and none another's connection."""
+def test_several_event_loops_at_the_same_time(new_llm: NewLLM) -> None:
+    """Event loops in several threads use one model, each its own connections."""
     llm = new_llm()
 
     def run(_: int) -> list[str]:
-        async def calls() -> list[str]:
-            return list(await asyncio.gather(*(llm.ainvoke("hi") for _ in range(5))))
-
-        return asyncio.run(calls())
+        return asyncio.run(llm.abatch(["hi"] * 5, config={"max_concurrency": 5}))
 
     with ThreadPoolExecutor(4) as threads:
         answers = [text for texts in threads.map(run, range(4)) for text in texts]
     assert answers == [STUB_TEXT] * 20
-    assert len(gateway.requests) == 20
 
 
 def test_threads_share_the_sync_client(new_llm: NewLLM) -> None:
@@ -179,52 +139,33 @@ def test_models_with_other_settings_do_not(
     assert first.async_client != second.async_client
 
 
-def test_the_last_model_closes_the_client(
-    new_llm: NewLLM, gateway: FaultyGateway
+async def test_the_last_model_closes_the_client(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
     """When the last model that shares a client is gone, its connections are closed."""
     first, second = new_llm(), new_llm()
-    first.invoke("hi")
+    await in_loop(twin, first, "invoke", "hi")
     del first
     collect_garbage()
     assert gateway.open_connections == 1
+    assert await in_loop(twin, second, "invoke", "hi") == STUB_TEXT
     del second
     collect_garbage()
-    gateway.wait_for(lambda g: g.open_connections == 0)
+    await gateway.await_for(lambda g: g.open_connections == 0)
 
 
-def test_the_last_model_closes_the_async_client(
+async def test_a_part_of_a_client_outlives_its_model(
     new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
-    """Async variant of the test above, while the loop goes on."""
-
-    async def call() -> None:
-        llm = new_llm()
-        await llm.ainvoke("hi")
-        assert gateway.open_connections == 1
-        del llm
-        collect_garbage()
-        await gateway.await_for(lambda g: g.open_connections == 0)
-
-    asyncio.run(call())
-
-
-def test_a_part_of_a_client_outlives_its_model(
-    new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
-    """Who holds on to a part of a client can use it when the model is gone."""
+    """A part of a client can be used when the model is gone."""
     create = new_llm().client.with_raw_response.create
+    acreate = new_llm().async_client.with_raw_response.create
     collect_garbage()
-    assert create(model="m", prompt="hi").parse().choices[0].text == STUB_TEXT
+    answer = await asyncio.to_thread(create, model="m", prompt="hi")
+    assert answer.parse().choices[0].text == STUB_TEXT
     assert gateway.open_connections == 1
-
-    async def call() -> None:
-        create = new_llm().async_client.with_raw_response.create
-        collect_garbage()
-        answer = await create(model="m", prompt="hi")
-        assert answer.parse().choices[0].text == STUB_TEXT
-
-    asyncio.run(call())
+    answer = await acreate(model="m", prompt="hi")
+    assert answer.parse().choices[0].text == STUB_TEXT
 
 
 def test_a_model_costs_nothing_until_it_is_used(gateway: FaultyGateway) -> None:
@@ -238,20 +179,9 @@ def test_a_model_costs_nothing_until_it_is_used(gateway: FaultyGateway) -> None:
         f"    repr(cls(api_key='{KEY}', base_url='{gateway.openai_url}'))\n"
         "assert 'tiktoken' not in sys.modules\n"
     )
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-W",
-            "error",
-            "-W",
-            "ignore::DeprecationWarning",
-            "-c",
-            script,
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    strict = ["-W", "error", "-W", "ignore::DeprecationWarning"]
+    command = [sys.executable, *strict, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -260,11 +190,11 @@ def test_a_model_costs_nothing_until_it_is_used(gateway: FaultyGateway) -> None:
 
 @pytest.mark.parametrize("used", [False, True])
 def test_a_model_can_be_pickled(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway, *, used: bool
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway, used: bool
 ) -> None:
     """A pickled model works where it arrives, used before or not."""
     policy = RetryPolicy(max_retries=1, initial_delay=0)
-    llm = new_llm(any_model, clock=None, timeout=(1, 5), retry_policy=policy)
+    llm = new_any(clock=None, timeout=(1, 5), retry_policy=policy)
     if used:
         twin.invoke(llm, "hi")
     again = pickle.loads(pickle.dumps(llm))
@@ -277,10 +207,10 @@ def test_a_model_can_be_pickled(
 @pytest.mark.parametrize("used", [False, True])
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy], ids=["copy", "deepcopy"])
 def test_a_model_can_be_copied(
-    twin: Any, any_model: Any, new_llm: NewLLM, copied: Any, *, used: bool
+    twin: Any, new_any: NewLLM, copied: Any, used: bool
 ) -> None:
     """A copy works, on the connections of the original."""
-    llm = new_llm(any_model)
+    llm = new_any()
     if used:
         twin.invoke(llm, "hi")
     again = copied(llm)
@@ -336,111 +266,34 @@ def test_the_sdks_resource_is_there(new_llm: NewLLM, gateway: FaultyGateway) -> 
         _ = llm.client.no_such_thing
 
 
-def test_an_http_client_of_the_user_is_used_and_left_open(
-    new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
-    """A user's own HTTP client sends the requests, and is not ours to close."""
-    http_client = openai.DefaultHttpxClient(headers={"x-mine": "yes"})
-    with http_client:
-        llm = new_llm(http_client=http_client)
-        assert llm.invoke("hi") == STUB_TEXT
-        assert gateway.requests[0].headers["x-mine"] == "yes"
-        assert new_llm().invoke("hi") == STUB_TEXT
-        assert "x-mine" not in gateway.requests[1].headers
-        del llm
-        collect_garbage()
-        assert not http_client.is_closed
-
-
-def test_an_async_http_client_of_the_user_is_used_and_left_open(
-    new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
-    """Async variant of the test above."""
-
-    async def call() -> None:
-        headers = {"x-mine": "yes"}
-        async with openai.DefaultAsyncHttpxClient(headers=headers) as http_client:
-            llm = new_llm(http_async_client=http_client)
-            assert await llm.ainvoke("hi") == STUB_TEXT
-            assert gateway.requests[0].headers["x-mine"] == "yes"
-            del llm
-            collect_garbage()
-            assert not http_client.is_closed
-
-    asyncio.run(call())
-
-
-def test_http_clients_of_the_wrong_kind_are_refused(new_llm: NewLLM) -> None:
-    """An async client for sync calls, or the other way round, is refused at once."""
+def test_http_clients_that_cannot_be_used_are_refused(new_llm: NewLLM) -> None:
+    """An HTTP client of the wrong kind, or beside a proxy, is refused at once."""
+    proxy = "http://127.0.0.1:1"
     with pytest.raises(ValueError, match="http_client is for sync calls"):
         new_llm(http_client=openai.DefaultAsyncHttpxClient())
-    with (
-        openai.DefaultHttpxClient() as http_client,
-        pytest.raises(ValueError, match="http_async_client must be an AsyncClient"),
-    ):
-        new_llm(http_async_client=http_client)
-
-
-class _Proxy(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        """Answer in place of the server that was asked."""
-        self.rfile.read(int(self.headers["content-length"]))
-        self.server.asked.append(self.path)  # type: ignore[attr-defined]
-        body = (
-            b'{"choices":[{"index":0,"text":"by proxy","finish_reason":"stop",'
-            b'"message":{"content":"by proxy"}}]}'
-        )
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
-
-
-@pytest.fixture
-def proxy() -> Iterator[Any]:
-    """A proxy on the loopback, which answers everything itself."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Proxy) as server:
-        server.asked = []  # type: ignore[attr-defined]
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+    with openai.DefaultHttpxClient() as http_client:
+        with pytest.raises(ValueError, match="http_async_client must be"):
+            new_llm(http_async_client=http_client)
+        with pytest.raises(ValueError, match="openai_proxy would not be used"):
+            new_llm(http_client=http_client, openai_proxy=proxy)
 
 
 @pytest.mark.parametrize("by", ["field", "variable"])
 def test_the_proxy_is_used(
     twin: Any,
-    any_model: Any,
-    new_llm: NewLLM,
+    new_any: NewLLM,
     gateway: FaultyGateway,
-    proxy: Any,
     monkeypatch: pytest.MonkeyPatch,
     by: str,
 ) -> None:
     """`openai_proxy`, or `OPENAI_PROXY`, is where all requests go."""
-    address = f"http://127.0.0.1:{proxy.server_address[1]}"
-    fields = {"openai_proxy": address} if by == "field" else {}
-    if by == "variable":
-        monkeypatch.setenv("OPENAI_PROXY", address)
-    assert twin.invoke(new_llm(any_model, **fields), "hi") == "by proxy"
-    assert proxy.asked[0].startswith(gateway.url)
-    assert gateway.requests == []
-
-
-def test_a_proxy_beside_an_http_client_is_refused(new_llm: NewLLM) -> None:
-    """A proxy that would not be used is refused."""
-    with (
-        openai.DefaultHttpxClient() as http_client,
-        pytest.raises(ValueError, match="openai_proxy would not be used"),
-    ):
-        new_llm(http_client=http_client, openai_proxy="http://127.0.0.1:1")
+    with Proxy() as proxy:
+        fields = {"openai_proxy": proxy.url} if by == "field" else {}
+        if by == "variable":
+            monkeypatch.setenv("OPENAI_PROXY", proxy.url)
+        with new_any(**fields) as llm:
+            assert twin.invoke(llm, "hi") == STUB_TEXT
+        assert proxy.asked[0].startswith(f"POST {gateway.url}")
 
 
 # The key may be a function.
@@ -450,13 +303,13 @@ def test_a_proxy_beside_an_http_client_is_refused(new_llm: NewLLM) -> None:
 def test_a_key_may_be_a_function(
     twin: Any, cls: Any, new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
-    """A function that returns the key is asked before each request, sync and async."""
+    """A function that returns the key is called before each request."""
     keys = iter(["first", "second", "third"])
     llm = new_llm(cls, api_key=lambda: next(keys))
     twin.invoke(llm, "hi")
     gateway.script(Reset())
     twin.invoke(llm, "hi")
-    sent = [request.headers["authorization"] for request in gateway.requests]
+    sent = [r.headers["authorization"] for r in gateway.requests]
     assert sent == ["Bearer first", "Bearer second", "Bearer third"]
 
 

@@ -1,8 +1,8 @@
-"""`close`, `aclose` and `with`: connections end when their last user says so."""
+"""`close`, `aclose` and `with`: a connection is closed by its last user."""
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import copy
 from typing import Any
 
@@ -11,99 +11,60 @@ import openai
 from langchain_retryrouter import OpenAI
 from langchain_retryrouter.testing import STUB_TEXT, FaultyGateway
 
-from .conftest import NewLLM
+from .conftest import NewLLM, collect_garbage, in_loop
 
 
-def test_with_closes_the_connections(
-    any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+async def all_closed(gateway: FaultyGateway) -> None:
+    """Wait, in the running loop, until the gateway has no connection."""
+    await gateway.await_for(lambda g: g.open_connections == 0)
+
+
+async def test_with_closes_the_connections(
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
-    """Behind the `with` no connection is open, while the model still exists."""
-    with new_llm(any_model) as llm:
-        assert llm.invoke("hi") == STUB_TEXT
-        assert gateway.open_connections == 1
-    gateway.wait_for(lambda g: g.open_connections == 0)
+    """After the `with` no connection is open, while the model still exists."""
+    llm = new_any()
+    with contextlib.ExitStack() as stack:
+        if not twin.is_async:
+            stack.enter_context(llm)
+        async with llm if twin.is_async else contextlib.nullcontext():
+            assert await in_loop(twin, llm, "invoke", "hi") == STUB_TEXT
+            assert gateway.open_connections == 1
+    await all_closed(gateway)
     assert llm.client is not None
 
 
-def test_async_with_closes_the_connections(
-    any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+async def test_the_last_one_closes(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
-    """Async variant of the test above, while the loop goes on."""
-
-    async def call() -> None:
-        async with new_llm(any_model) as llm:
-            assert await llm.ainvoke("hi") == STUB_TEXT
-            assert gateway.open_connections == 1
-        await gateway.await_for(lambda g: g.open_connections == 0)
-        assert llm.async_client is not None
-
-    asyncio.run(call())
-
-
-def test_the_last_one_closes(new_llm: NewLLM, gateway: FaultyGateway) -> None:
     """A client that another model uses stays open until that one is closed, too."""
     first, second = new_llm(), new_llm(n=2)
-    first.invoke("hi")
-    second.invoke("hi")
-    first.close()
-    assert second.invoke("hi") == STUB_TEXT
+    await in_loop(twin, first, "invoke", "hi")
+    await in_loop(twin, second, "invoke", "hi")
+    await in_loop(twin, first, "close")
+    assert await in_loop(twin, second, "invoke", "hi") == STUB_TEXT
     assert gateway.connections == 1
-    second.close()
-    gateway.wait_for(lambda g: g.open_connections == 0)
+    await in_loop(twin, second, "close")
+    await all_closed(gateway)
 
 
-def test_the_last_one_closes_in_its_loop(
-    new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
-    """Async variant of the test above."""
-
-    async def call() -> None:
-        first, second = new_llm(), new_llm(n=2)
-        await first.ainvoke("hi")
-        await second.ainvoke("hi")
-        await first.aclose()
-        assert await second.ainvoke("hi") == STUB_TEXT
-        assert gateway.connections == 1
-        await second.aclose()
-        await gateway.await_for(lambda g: g.open_connections == 0)
-
-    asyncio.run(call())
-
-
-def test_a_closed_model_can_be_used_again(
-    new_llm: NewLLM, gateway: FaultyGateway
+async def test_a_closed_model_can_be_used_again(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
     """A call after `close` opens a new connection, and can be closed again."""
     llm = new_llm()
     for number in range(1, 4):
-        assert llm.invoke("hi") == STUB_TEXT
+        assert await in_loop(twin, llm, "invoke", "hi") == STUB_TEXT
         assert gateway.connections == number
-        llm.close()
-        llm.close()
-        gateway.wait_for(lambda g: g.open_connections == 0)
+        await in_loop(twin, llm, "close")
+        await in_loop(twin, llm, "close")
+        await all_closed(gateway)
 
 
-def test_a_closed_model_can_be_used_again_in_its_loop(
+def test_a_stream_under_way_does_not_delay_close(
     new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
-    """Async variant of the test above."""
-
-    async def call() -> None:
-        llm = new_llm()
-        for number in range(1, 4):
-            assert await llm.ainvoke("hi") == STUB_TEXT
-            assert gateway.connections == number
-            await llm.aclose()
-            await llm.aclose()
-            await gateway.await_for(lambda g: g.open_connections == 0)
-
-    asyncio.run(call())
-
-
-def test_a_stream_under_way_is_not_needed_to_close(
-    new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
-    """A stream that nobody read to its end holds nothing up."""
+    """A stream that was not read to its end does not keep a connection open."""
     with new_llm() as llm:
         chunks = llm.stream("hi")
         next(chunks)
@@ -111,11 +72,11 @@ def test_a_stream_under_way_is_not_needed_to_close(
     gateway.wait_for(lambda g: g.open_connections == 0)
 
 
-def test_nothing_is_closed_that_was_never_used(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+def test_close_of_an_unused_model_makes_no_client(
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
-    """To close a model that made no call makes no client, and is no error."""
-    twin.call(new_llm(any_model), "close")
+    """To close a model that made no call is no error, and connects to nothing."""
+    twin.call(new_any(), "close")
     assert gateway.connections == 0
 
 
@@ -127,29 +88,30 @@ def test_a_copy_may_be_closed_by_itself(new_llm: NewLLM) -> None:
     assert llm.invoke("hi") == STUB_TEXT
 
 
-def test_what_is_the_users_stays_open(new_llm: NewLLM, gateway: FaultyGateway) -> None:
-    """An HTTP client or a whole client that was handed in is not ours to close."""
-    with openai.DefaultHttpxClient() as http_client:
-        with new_llm(http_client=http_client) as llm:
-            llm.invoke("hi")
-        assert not http_client.is_closed
-        assert gateway.open_connections == 1
+async def test_a_client_of_the_user_stays_open(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
+) -> None:
+    """The user's own HTTP client is used, and closed by nobody else."""
+    kinds = (openai.DefaultHttpxClient, openai.DefaultAsyncHttpxClient)
+    http_client: Any = kinds[twin.is_async](headers={"x-mine": "yes"})
+    name = "http_async_client" if twin.is_async else "http_client"
+    llm = new_llm(**{name: http_client})
+    assert await in_loop(twin, llm, "invoke", "hi") == STUB_TEXT
+    assert await in_loop(twin, new_llm(), "invoke", "hi") == STUB_TEXT
+    sent = [request.headers.get("x-mine") for request in gateway.requests]
+    assert sent == ["yes", None]
+    await in_loop(twin, llm, "close")
+    del llm
+    collect_garbage()
+    assert not http_client.is_closed
+    closing = http_client.aclose() if twin.is_async else http_client.close()
+    if closing is not None:
+        await closing
+
+
+def test_an_sdk_client_of_the_user_stays_open(gateway: FaultyGateway) -> None:
+    """An SDK client that was handed in is not closed with the model."""
     with openai.OpenAI(api_key="any", base_url=gateway.openai_url) as client:
         with OpenAI(client=client.completions, api_key="any") as llm:
             assert llm.invoke("hi") == STUB_TEXT
         assert not client.is_closed()
-
-
-def test_what_is_the_users_stays_open_in_its_loop(
-    new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
-    """Async variant of the test above."""
-
-    async def call() -> None:
-        async with openai.DefaultAsyncHttpxClient() as http_client:
-            async with new_llm(http_async_client=http_client) as llm:
-                await llm.ainvoke("hi")
-            assert not http_client.is_closed
-            assert gateway.open_connections == 1
-
-    asyncio.run(call())

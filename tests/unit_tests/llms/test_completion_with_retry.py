@@ -110,7 +110,7 @@ def test_the_deadline_of_a_stream_begins_with_it(
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_failure_comes_out_typed(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, *, stream: bool
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, stream: bool
 ) -> None:
     """What is raised is the typed error, as from the model's own methods."""
     gateway.always(Status(401))
@@ -119,7 +119,7 @@ def test_a_failure_comes_out_typed(
 
 
 def test_all_methods_go_through_the_functions(
-    twin: Any, any_model: Any, new_llm: NewLLM, monkeypatch: pytest.MonkeyPatch
+    twin: Any, new_any: NewLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every method calls the module's functions by name: they can be replaced."""
     calls: list[dict[str, Any]] = []
@@ -139,11 +139,11 @@ def test_all_methods_go_through_the_functions(
 
     monkeypatch.setattr(module, "completion_with_retry", replaced)
     monkeypatch.setattr(module, "acompletion_with_retry", areplaced)
-    llm = new_llm(any_model)
+    llm = new_any()
     assert twin.invoke(llm, "hi") == "mine"
     assert twin.stream(llm, "hi") == ["mine"]
     assert twin.batch(llm, ["hi"]) == ["mine"]
-    assert twin.invoke(new_llm(any_model, streaming=True), "hi") == "mine"
+    assert twin.invoke(new_any(streaming=True), "hi") == "mine"
     assert len(calls) == 4
     assert all(call["run_manager"] is not None for call in calls)
 
@@ -239,9 +239,8 @@ def client_of(llm: Any, twin: Any) -> OwnClient:
     return client
 
 
-@pytest.mark.parametrize("streaming", [False, True])
 def test_a_client_of_the_user_works(
-    twin: Any, recorder: Recorder, *, streaming: bool
+    twin: Any, recorder: Recorder, streaming: bool
 ) -> None:
     """Any object with `create` is a client: dicts are read, failures retried."""
     lost = ConnectionResetError("gone")

@@ -91,20 +91,13 @@ COMMON = {
     "callback info.retryrouter": ATTEMPT_LOG,
 }
 WANTED: dict[tuple[str, str], dict[str, str]] = {
-    ("community", "OpenAI"): {
-        **COMMON,
-        "body logit_bias": NO_NULLS,
-    },
+    ("community", "OpenAI"): {**COMMON, "body logit_bias": NO_NULLS},
     ("community", "AzureOpenAI"): {
         **COMMON,
         "body logit_bias": NO_NULLS,
         "header user-agent": OWN_NAME,
     },
-    ("openai", "OpenAI"): {
-        **COMMON,
-        "body seed": NO_NULLS,
-        "body logprobs": NO_NULLS,
-    },
+    ("openai", "OpenAI"): {**COMMON, "body seed": NO_NULLS, "body logprobs": NO_NULLS},
     ("openai", "AzureOpenAI"): {
         **COMMON,
         "body seed": NO_NULLS,
@@ -303,12 +296,7 @@ def test_the_chat_class_asks_as_chat_openai_does(gateway: FaultyGateway) -> None
     assert sorted(WANTED_OF_CHAT.keys() - found.keys()) == []
 
 
-SAID = (
-    "_llm_type",
-    "_identifying_params",
-    "_invocation_params",
-    "lc_secrets",
-)
+SAID = ("_llm_type", "_identifying_params", "_invocation_params", "lc_secrets")
 WANTED_OF_SAID = {
     ("community", "OpenAI"): {"_identifying_params", "_invocation_params", "saved"},
     ("community", "AzureOpenAI"): {

@@ -7,14 +7,14 @@ import pickle
 import re
 import socket
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import openai
 import pytest
 from langchain_core import exceptions as langchain
 
-from langchain_retryrouter import AzureOpenAI, OpenAIChat, errors
+from langchain_retryrouter import OpenAIChat, errors
 from langchain_retryrouter._openai import errors as named
 from langchain_retryrouter.testing import (
     Body,
@@ -33,7 +33,7 @@ from langchain_retryrouter.testing import (
     Truncate,
 )
 
-from .conftest import KEY, NewLLM
+from .conftest import JSON, KEY, NewLLM, base_url, choice, events, streamed, whole
 
 ATTEMPTS = 3  # One, and the two retries that the models make when they are not told.
 
@@ -46,282 +46,94 @@ class Row:
     error: type[errors.RetryRouterError]
     sdk: type[Exception]
     meaning: type[langchain.ModelError]
+    facts: dict[str, Any]
     is_repeated: bool
-    facts: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """What pytest calls the row."""
         return re.sub(r", \w+=(None|\(\))", "", repr(self.step))
 
 
-def status(
-    code: int,
-    error: type[errors.RetryRouterError],
-    sdk: type[Exception],
-    meaning: type[langchain.ModelError],
-    *,
-    is_repeated: bool = False,
-    error_code: str | None = None,
-    message: str | None = None,
-) -> Row:
-    """The row of an HTTP status."""
-    step = Status(code, error_code=error_code, message=message)
-    return Row(step, error, sdk, meaning, is_repeated, {"status_code": code})
+def row(step: Any, ours: str, sdk: str, meaning: str, **facts: Any) -> Row:
+    """The row of a fault, or of a status, by the names of its error's classes."""
+    repeated = facts.pop("repeated", False)
+    step = Status(step) if isinstance(step, int) else step
+    if isinstance(step, Status):
+        facts["status_code"] = step.code
+    error, sdk_error = getattr(named, f"OpenAI{ours}Error"), getattr(openai, sdk)
+    return Row(step, error, sdk_error, getattr(langchain, meaning), facts, repeated)
 
+
+INVALID = ("InvalidRequest", "BadRequestError", "ModelInvalidRequestError")
+TOO_LONG = ("ContextLength", "BadRequestError", "ContextOverflowError")
+FILTERED = ("ContentFilter", "BadRequestError", "ModelInvalidRequestError")
+KEY_REFUSED = ("Authentication", "AuthenticationError", "ModelAuthenticationError")
+FORBIDDEN = ("PermissionDenied", "PermissionDeniedError", "ModelPermissionDeniedError")
+CONFLICT = ("Conflict", "ConflictError", "ModelAPIError")
+UNPROCESSABLE = (
+    "UnprocessableEntity",
+    "UnprocessableEntityError",
+    "ModelInvalidRequestError",
+)
+LIMITED = ("RateLimit", "RateLimitError", "ModelRateLimitError")
+NO_QUOTA = ("QuotaExceeded", "RateLimitError", "ModelRateLimitError")
+SERVER = ("Server", "InternalServerError", "ModelAPIError")
+BUSY = ("Unavailable", "InternalServerError", "ModelAPIError")
+LATE = ("StatusTimeout", "InternalServerError", "ModelTimeoutError")
+LOST = ("Connection", "APIConnectionError", "ModelConnectionError")
+MALFORMED = ("MalformedResponse", "APIResponseValidationError", "ModelAPIError")
+NO_MONEY = "insufficient_quota"
+MAXIMUM = "This model's maximum context length is 4096 tokens."
 
 STATUS_ROWS = [
-    status(
-        400,
-        named.OpenAIInvalidRequestError,
-        openai.BadRequestError,
-        langchain.ModelInvalidRequestError,
+    row(400, *INVALID),
+    row(Status(400, error_code="context_length_exceeded"), *TOO_LONG),
+    row(Status(400, message=MAXIMUM), *TOO_LONG),
+    row(Status(400, error_code="content_filter"), *FILTERED),
+    row(401, *KEY_REFUSED),
+    row(402, *NO_QUOTA),
+    row(403, *FORBIDDEN),
+    row(404, "NotFound", "NotFoundError", "ModelNotFoundError"),
+    row(408, "StatusTimeout", "APIStatusError", "ModelTimeoutError", repeated=True),
+    row(409, *CONFLICT, repeated=True),
+    row(413, "InvalidRequest", "APIStatusError", "ModelInvalidRequestError"),
+    row(422, *UNPROCESSABLE),
+    row(429, *LIMITED, repeated=True),
+    row(Status(429, error_code=NO_MONEY), *NO_QUOTA),
+    row(500, *SERVER, repeated=True),
+    row(501, *INVALID),
+    row(503, *BUSY, repeated=True),
+    row(
+        504, "StatusTimeout", "InternalServerError", "ModelTimeoutError", repeated=True
     ),
-    status(
-        400,
-        named.OpenAIContextLengthError,
-        openai.BadRequestError,
-        langchain.ContextOverflowError,
-        error_code="context_length_exceeded",
-    ),
-    status(
-        400,
-        named.OpenAIContextLengthError,
-        openai.BadRequestError,
-        langchain.ContextOverflowError,
-        message="This model's maximum context length is 4096 tokens.",
-    ),
-    status(
-        400,
-        named.OpenAIContentFilterError,
-        openai.BadRequestError,
-        langchain.ModelInvalidRequestError,
-        error_code="content_filter",
-    ),
-    status(
-        401,
-        named.OpenAIAuthenticationError,
-        openai.AuthenticationError,
-        langchain.ModelAuthenticationError,
-    ),
-    status(
-        402,
-        named.OpenAIQuotaExceededError,
-        openai.RateLimitError,
-        langchain.ModelRateLimitError,
-    ),
-    status(
-        403,
-        named.OpenAIPermissionDeniedError,
-        openai.PermissionDeniedError,
-        langchain.ModelPermissionDeniedError,
-    ),
-    status(
-        404,
-        named.OpenAINotFoundError,
-        openai.NotFoundError,
-        langchain.ModelNotFoundError,
-    ),
-    status(
-        408,
-        named.OpenAIStatusTimeoutError,
-        openai.APIStatusError,
-        langchain.ModelTimeoutError,
-        is_repeated=True,
-    ),
-    status(
-        409,
-        named.OpenAIConflictError,
-        openai.ConflictError,
-        langchain.ModelAPIError,
-        is_repeated=True,
-    ),
-    status(
-        413,
-        named.OpenAIInvalidRequestError,
-        openai.APIStatusError,
-        langchain.ModelInvalidRequestError,
-    ),
-    status(
-        422,
-        named.OpenAIUnprocessableEntityError,
-        openai.UnprocessableEntityError,
-        langchain.ModelInvalidRequestError,
-    ),
-    status(
-        429,
-        named.OpenAIRateLimitError,
-        openai.RateLimitError,
-        langchain.ModelRateLimitError,
-        is_repeated=True,
-    ),
-    status(
-        429,
-        named.OpenAIQuotaExceededError,
-        openai.RateLimitError,
-        langchain.ModelRateLimitError,
-        error_code="insufficient_quota",
-    ),
-    status(
-        500,
-        named.OpenAIServerError,
-        openai.InternalServerError,
-        langchain.ModelAPIError,
-        is_repeated=True,
-    ),
-    status(
-        501,
-        named.OpenAIInvalidRequestError,
-        openai.BadRequestError,
-        langchain.ModelInvalidRequestError,
-    ),
-    status(
-        503,
-        named.OpenAIUnavailableError,
-        openai.InternalServerError,
-        langchain.ModelAPIError,
-        is_repeated=True,
-    ),
-    status(
-        504,
-        named.OpenAIStatusTimeoutError,
-        openai.InternalServerError,
-        langchain.ModelTimeoutError,
-        is_repeated=True,
-    ),
-    status(
-        529,
-        named.OpenAIUnavailableError,
-        openai.InternalServerError,
-        langchain.ModelAPIError,
-        is_repeated=True,
-    ),
-    Row(
-        HtmlPage(502),
-        named.OpenAIServerError,
-        openai.InternalServerError,
-        langchain.ModelAPIError,
-        is_repeated=True,
-        facts={"status_code": 502},
-    ),
+    row(529, *BUSY, repeated=True),
+    row(HtmlPage(502), *SERVER, repeated=True, status_code=502),
 ]
-
-LOST = Row(
-    Reset(),
-    named.OpenAIConnectionError,
-    openai.APIConnectionError,
-    langchain.ModelConnectionError,
-    is_repeated=True,
-    facts={"status_code": None, "may_have_run": True},
-)
-MALFORMED = Row(
-    HtmlPage(200),
-    named.OpenAIMalformedResponseError,
-    openai.APIResponseValidationError,
-    langchain.ModelAPIError,
-    is_repeated=True,
-)
 EITHER_WAY = [
-    LOST,
-    Row(Hangup(), LOST.error, LOST.sdk, LOST.meaning, is_repeated=True),
-    MALFORMED,
-    Row(
-        Body(200, {"content-type": "application/json"}, b""),
-        MALFORMED.error,
-        MALFORMED.sdk,
-        MALFORMED.meaning,
-        is_repeated=True,
-    ),
-    Row(
-        Body(200, {"content-type": "text/plain"}, b""),
-        MALFORMED.error,
-        MALFORMED.sdk,
-        MALFORMED.meaning,
-        is_repeated=True,
-    ),
-    Row(
-        ErrorInOk("The engine is overloaded."),
-        named.OpenAIUnavailableError,
-        openai.InternalServerError,
-        langchain.ModelAPIError,
-        is_repeated=True,
-        facts={"message": "The engine is overloaded."},
-    ),
-    Row(
-        ErrorInOk("No money.", code="insufficient_quota"),
-        named.OpenAIQuotaExceededError,
-        openai.RateLimitError,
-        langchain.ModelRateLimitError,
-        is_repeated=False,
-        facts={"code": "insufficient_quota"},
-    ),
+    row(Reset(), *LOST, repeated=True, status_code=None, may_have_run=True),
+    row(Hangup(), *LOST, repeated=True),
+    row(HtmlPage(200), *MALFORMED, repeated=True),
+    row(Body(200, JSON, b""), *MALFORMED, repeated=True),
+    row(Body(200, {"content-type": "text/plain"}, b""), *MALFORMED, repeated=True),
+    row(ErrorInOk("Overloaded."), *BUSY, repeated=True, message="Overloaded."),
+    row(ErrorInOk("No money.", code=NO_MONEY), *NO_QUOTA, code=NO_MONEY),
+    row(Truncate(0), *MALFORMED, repeated=True),
+    row(Cut(0), *LOST, repeated=True),
 ]
-ANSWERS_ONLY = [
-    Row(
-        Truncate(0),
-        MALFORMED.error,
-        MALFORMED.sdk,
-        MALFORMED.meaning,
-        is_repeated=True,
-    ),
-    Row(Cut(0), LOST.error, LOST.sdk, LOST.meaning, is_repeated=True),
-    Row(Cut(0, "rst"), LOST.error, LOST.sdk, LOST.meaning, is_repeated=True),
-]
+ANSWERS_ONLY = [row(Cut(0, "rst"), *LOST, repeated=True)]
 STREAMS_ONLY = [
-    Row(
-        Truncate(0),
-        named.OpenAIMalformedResponseError,
-        openai.APIResponseValidationError,
-        langchain.ModelAPIError,
-        is_repeated=True,
-    ),
-    Row(Cut(0), LOST.error, LOST.sdk, LOST.meaning, is_repeated=True),
-    Row(
-        MalformedEvent(1),
-        MALFORMED.error,
-        MALFORMED.sdk,
-        MALFORMED.meaning,
-        is_repeated=True,
-    ),
-    Row(
-        ErrorEvent("Rate limit reached.", status=429),
-        named.OpenAIRateLimitError,
-        openai.RateLimitError,
-        langchain.ModelRateLimitError,
-        is_repeated=True,
-    ),
-    Row(
-        ErrorEvent("Out of money.", code="insufficient_quota", status=429),
-        named.OpenAIQuotaExceededError,
-        openai.RateLimitError,
-        langchain.ModelRateLimitError,
-        is_repeated=False,
-    ),
-    Row(
-        ErrorEvent("Too long.", code="context_length_exceeded", status=400),
-        named.OpenAIContextLengthError,
-        openai.BadRequestError,
-        langchain.ContextOverflowError,
-        is_repeated=False,
-    ),
-    Row(
-        ErrorEvent("You asked for the impossible.", status=400),
-        named.OpenAIInvalidRequestError,
-        openai.BadRequestError,
-        langchain.ModelInvalidRequestError,
-        is_repeated=False,
-    ),
-    Row(
-        ErrorEvent("The server had an error.", status=500),
-        named.OpenAIServerError,
-        openai.InternalServerError,
-        langchain.ModelAPIError,
-        is_repeated=True,
-    ),
+    row(MalformedEvent(1), *MALFORMED, repeated=True),
+    row(ErrorEvent("Rate limit reached.", status=429), *LIMITED, repeated=True),
+    row(ErrorEvent("Out of money.", code=NO_MONEY, status=429), *NO_QUOTA),
+    row(ErrorEvent("Too long.", code="context_length_exceeded", status=400), *TOO_LONG),
+    row(ErrorEvent("You asked for the impossible.", status=400), *INVALID),
+    row(ErrorEvent("The server had an error.", status=500), *SERVER, repeated=True),
 ]
+A_FEW = [STATUS_ROWS[0], STATUS_ROWS[12], EITHER_WAY[0], EITHER_WAY[2]]
 
 
-def expect(row: Row, gateway: FaultyGateway, call: Any) -> errors.RetryRouterError:
-    """The error that `call` raises, after it was compared with the row."""
+def expect(row: Row, gateway: FaultyGateway, call: Any) -> None:
+    """Compare the error that `call` raises with the row."""
     gateway.always(row.step)
     with pytest.raises(row.error) as caught:
         call()
@@ -333,51 +145,41 @@ def expect(row: Row, gateway: FaultyGateway, call: Any) -> errors.RetryRouterErr
     sent = ATTEMPTS if row.is_repeated else 1
     assert (len(gateway.requests), error.attempts) == (sent, sent)
     assert error.is_retryable is False
-    return error
 
 
 @pytest.mark.parametrize("row", [*STATUS_ROWS, *EITHER_WAY, *ANSWERS_ONLY], ids=str)
-def test_an_answer_that_is_none(
+def test_each_fault_of_an_answer_has_its_error(
     twin: Any, row: Row, new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
-    """Each fault has its error; only what another attempt could mend is repeated."""
+    """Each fault has its error; only transient ones are retried."""
     expect(row, gateway, lambda: twin.invoke(new_llm(), "hi"))
 
 
 @pytest.mark.parametrize("row", [*STATUS_ROWS, *EITHER_WAY, *STREAMS_ONLY], ids=str)
-def test_a_stream_that_is_none(
+def test_each_fault_of_a_stream_has_its_error(
     twin: Any, row: Row, new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
     """A stream has the same error for the same fault, before its first token."""
     expect(row, gateway, lambda: twin.stream(new_llm(), "hi"))
 
 
-@pytest.mark.parametrize(
-    "row", [STATUS_ROWS[0], STATUS_ROWS[12], LOST, MALFORMED], ids=str
-)
-@pytest.mark.parametrize("method", ["invoke", "stream"])
+@pytest.mark.parametrize("row", A_FEW, ids=str)
 def test_every_class_has_the_same_errors(
-    twin: Any,
-    any_model: Any,
-    row: Row,
-    method: str,
-    new_llm: NewLLM,
-    gateway: FaultyGateway,
+    twin: Any, row: Row, method: str, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """The four classes name their errors alike."""
-    llm = new_llm(any_model, max_retries=ATTEMPTS - 1)
+    llm = new_any(max_retries=ATTEMPTS - 1)
     expect(row, gateway, lambda: getattr(twin, method)(llm, "hi"))
 
 
 def test_a_refused_connection(
     twin: Any, any_model: Any, new_llm: NewLLM, clock: FakeClock
 ) -> None:
-    """Where nobody listens, the request has surely not run, and it is tried again."""
-    with socket.socket() as disabled_retries:
-        disabled_retries.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{disabled_retries.getsockname()[1]}"
-        name = "azure_endpoint" if any_model.__name__ == "AzureOpenAI" else "base_url"
-        llm = new_llm(any_model, max_retries=1, **{name: address})
+    """A request whose connection was refused has not run, and is retried."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = base_url(any_model, f"http://127.0.0.1:{unused.getsockname()[1]}")
+        llm = new_llm(any_model, max_retries=1, **address)
         with pytest.raises(named.OpenAIConnectionError) as caught:
             twin.invoke(llm, "hi")
     assert caught.value.may_have_run is False
@@ -386,11 +188,11 @@ def test_a_refused_connection(
 
 
 def test_silence_is_a_timeout(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """A server that says nothing is given up after `timeout`, as the SDK does."""
     gateway.always(Silence())
-    llm = new_llm(any_model, timeout=(5, 0.05), max_retries=1)
+    llm = new_any(timeout=(5, 0.05), max_retries=1)
     with pytest.raises(named.OpenAITimeoutError, match="Request timed out") as caught:
         twin.invoke(llm, "hi")
     assert isinstance(caught.value, openai.APITimeoutError)
@@ -410,32 +212,24 @@ def test_an_address_that_is_none_is_final(
     assert clock.sleeps == []
 
 
-@pytest.mark.parametrize("request_id", ["x-request-id", "x-litellm-call-id"])
+@pytest.mark.parametrize(
+    "request_id", ["x-request-id", "x-litellm-call-id", "apim-request-id"]
+)
 def test_the_facts_of_an_error(
-    request_id: str,
-    twin: Any,
-    any_model: Any,
-    new_llm: NewLLM,
-    gateway: FaultyGateway,
+    request_id: str, twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
-    """An error carries what the provider said, in the same attributes always."""
+    """An error has what the provider said, in the same attributes always."""
     headers = {"retry-after": "7", "x-should-retry": "false", request_id: "req_1"}
-    body = {
-        "error": {"message": "Slow down.", "code": "slow", "type": "t", "param": "p"}
-    }
-    gateway.script(Status(429, headers, body))
+    facts = {"message": "Slow down.", "code": "slow", "type": "t", "param": "p"}
+    gateway.script(Status(429, headers, {"error": facts}))
     with pytest.raises(errors.RateLimitError) as caught:
-        twin.invoke(new_llm(any_model), "hi")
+        twin.invoke(new_any(), "hi")
     error: Any = caught.value
     assert str(error) == "Error code: 429 - Slow down."
     assert (error.status_code, error.retry_after, error.should_retry) == (429, 7, False)
-    assert (error.request_id, error.code, error.type, error.param) == (
-        "req_1",
-        "slow",
-        "t",
-        "p",
-    )
-    assert error.body == body["error"]
+    assert (error.request_id, error.code) == ("req_1", "slow")
+    assert (error.type, error.param) == ("t", "p")
+    assert error.body == facts
     assert error.response.status_code == 429
     assert str(error.request.url).startswith(gateway.url)
     assert isinstance(error.__cause__, openai.RateLimitError)
@@ -444,21 +238,11 @@ def test_the_facts_of_an_error(
     ]
 
 
-def test_the_request_id_of_azure(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
-    """Azure's name for the id of a request is known as well."""
-    gateway.script(Status(400))
-    with pytest.raises(errors.InvalidRequestError) as caught:
-        twin.invoke(new_llm(AzureOpenAI), "hi")
-    assert caught.value.request_id == "req_000001"
-
-
 @pytest.mark.parametrize(
     ("code", "ran"), [(400, False), (429, False), (408, True), (500, True), (503, True)]
 )
 def test_a_refusal_has_not_run(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, code: int, *, ran: bool
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, code: int, ran: bool
 ) -> None:
     """What a provider turned away, it has not done; what it failed at, it may have."""
     gateway.script(Status(code))
@@ -501,17 +285,14 @@ def test_an_error_body_of_any_shape_is_read(
         twin.stream(new_llm(), "hi")
 
 
-@pytest.mark.parametrize("method", ["invoke", "stream"])
 @pytest.mark.parametrize("error", ["out of order", {"no": "message"}, ["odd"], 7])
 def test_an_error_of_any_shape_is_one(
     twin: Any, new_llm: NewLLM, gateway: FaultyGateway, error: Any, method: str
 ) -> None:
     """Whatever stands under `error` in a 200 is an error, never an answer."""
-    body = json.dumps({"error": error})
+    body = {"error": error}
     is_event = method == "stream"
-    content_type = "text/event-stream" if is_event else "application/json"
-    text = f"data: {body}\n\n" if is_event else body
-    gateway.always(Body(200, {"content-type": content_type}, text))
+    gateway.always(events(body) if is_event else Body(200, JSON, json.dumps(body)))
     with pytest.raises(named.OpenAIServerError):
         getattr(twin, method)(new_llm(max_retries=0), "hi")
 
@@ -536,58 +317,41 @@ def test_an_error_of_any_shape_is_one(
     ids=str,
 )
 def test_an_answer_without_choices_is_malformed(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway, body: Any
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway, body: Any
 ) -> None:
     """JSON that has no choices is no answer, and never a `TypeError`."""
-    for path in (
-        "/v1/completions",
-        "/v1/chat/completions",
-        "/openai/deployments/my-deployment/completions",
-    ):
-        gateway.respond(path, body)
+    gateway.script(Body(200, JSON, json.dumps(body)))
     with pytest.raises(named.OpenAIMalformedResponseError):
-        twin.invoke(new_llm(any_model, max_retries=0), "hi")
+        twin.invoke(new_any(max_retries=0), "hi")
 
 
-def test_too_few_choices_are_malformed(
+def test_an_answer_to_another_request_is_malformed(
     twin: Any, new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
-    """An answer for fewer prompts than were asked would be given to the wrong ones."""
-    choice = {"index": 0, "text": "a", "finish_reason": "stop", "logprobs": None}
-    gateway.respond("/v1/completions", {"choices": [choice]})
+    """Too few choices, or no stream where one was asked for, are malformed."""
+    gateway.always(whole(choice("a", "stop")))
+    llm = new_llm(max_retries=0)
     with pytest.raises(errors.MalformedResponseError, match="1 choices, 2 expected"):
-        twin.generate(new_llm(max_retries=0), ["hi", "ho"])
-
-
-def test_a_whole_answer_to_a_stream_is_malformed(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
-    """A server that does not stream when it is asked to is quoted."""
-    choice = {"index": 0, "text": "a", "finish_reason": "stop", "logprobs": None}
-    gateway.respond("/v1/completions", {"choices": [choice]})
+        twin.generate(llm, ["hi", "ho"])
     with pytest.raises(errors.MalformedResponseError, match="no stream, but"):
-        twin.stream(new_llm(max_retries=0), "hi")
+        twin.stream(llm, "hi")
 
 
 @pytest.mark.parametrize(
     "refusal",
     [
-        pytest.param({"refusal": "I will not."}, id="openai"),
-        pytest.param(
-            {"provider_specific_fields": {"refusal": "I will not."}}, id="litellm"
-        ),
-        pytest.param(
-            {"refusal": "I will not.", "provider_specific_fields": None}, id="null"
-        ),
+        {"refusal": "I will not."},
+        {"provider_specific_fields": {"refusal": "I will not."}},
+        {"refusal": "I will not.", "provider_specific_fields": None},
     ],
+    ids=["openai", "litellm", "null"],
 )
 def test_a_refusal_is_an_error(
-    refusal: dict[str, Any], twin: Any, new_llm: NewLLM, gateway: FaultyGateway
+    refusal: Any, twin: Any, new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
     """A chat model that refuses has not answered with an empty text."""
     message = {"role": "assistant", "content": None, **refusal}
-    choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    gateway.respond("/v1/chat/completions", {"choices": [choice]})
+    gateway.script(whole({"message": message, "finish_reason": "stop"}))
     with pytest.raises(named.OpenAIContentFilterError, match=r"refused: I will not\."):
         twin.invoke(new_llm(OpenAIChat), "hi")
     assert len(gateway.requests) == 1
@@ -597,17 +361,8 @@ def test_a_streamed_refusal_is_an_error(
     twin: Any, new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
     """A refusal that comes in pieces is told whole."""
-    pieces = ["I ", "will ", "not."]
-    events = [
-        *(
-            f'{{"choices":[{{"index":0,"delta":{{"refusal":"{piece}"}}}}]}}'
-            for piece in pieces
-        ),
-        '{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}',
-        "[DONE]",
-    ]
-    body = "".join(f"data: {event}\n\n" for event in events)
-    gateway.script(Body(200, {"content-type": "text/event-stream"}, body))
+    pieces = [{"delta": {"refusal": piece}} for piece in ("I ", "will ", "not.")]
+    gateway.script(streamed(*pieces, {"delta": {}, "finish_reason": "stop"}))
     with pytest.raises(named.OpenAIContentFilterError, match=r"refused: I will not\."):
         twin.stream(new_llm(OpenAIChat), "hi")
     assert len(gateway.requests) == 1
@@ -626,32 +381,7 @@ def everything_said(error: BaseException) -> str:
     return "\n".join(told)
 
 
-@pytest.mark.parametrize("method", ["invoke", "stream"])
-@pytest.mark.parametrize(
-    "body",
-    [{"error": {"message": f"key {KEY}", "more": [KEY]}}, f"<html>{KEY}</html>"],
-    ids=["error", "page"],
-)
-def test_a_key_quoted_in_a_200_is_not_shown(
-    twin: Any,
-    any_model: Any,
-    new_llm: NewLLM,
-    gateway: FaultyGateway,
-    method: str,
-    body: Any,
-) -> None:
-    """The same holds for an error, or a page, that comes with status 200."""
-    is_page = isinstance(body, str)
-    content_type = "text/html" if is_page else "application/json"
-    text = body if is_page else json.dumps(body)
-    gateway.always(Body(200, {"content-type": content_type}, text))
-    with pytest.raises(errors.RetryRouterError) as caught:
-        getattr(twin, method)(new_llm(any_model), "hi")
-    assert "***" in everything_said(caught.value)
-    assert KEY not in everything_said(caught.value)
-
-
-@pytest.mark.parametrize("method", ["invoke", "stream"])
+@pytest.mark.parametrize("status", [200, 401])
 @pytest.mark.parametrize(
     "body",
     [
@@ -663,16 +393,19 @@ def test_a_key_quoted_in_a_200_is_not_shown(
 )
 def test_a_key_that_the_server_quotes_is_not_shown(
     twin: Any,
-    any_model: Any,
-    new_llm: NewLLM,
+    new_any: NewLLM,
     gateway: FaultyGateway,
     method: str,
     body: Any,
+    status: int,
 ) -> None:
-    """Neither an error nor what led to it shows the key, even if the server does."""
-    gateway.always(Status(401, body=body))
-    with pytest.raises(errors.AuthenticationError) as caught:
-        getattr(twin, method)(new_llm(any_model), "hi")
+    """Neither an error nor its causes show the key, even if the server quotes it."""
+    is_page = isinstance(body, str)
+    headers = {"content-type": "text/html"} if is_page else JSON
+    gateway.always(Body(status, headers, body if is_page else json.dumps(body)))
+    with pytest.raises(errors.RetryRouterError) as caught:
+        getattr(twin, method)(new_any(), "hi")
+    assert status == 200 or isinstance(caught.value, errors.AuthenticationError)
     assert "***" in everything_said(caught.value)
     assert KEY not in everything_said(caught.value)
 
@@ -680,26 +413,21 @@ def test_a_key_that_the_server_quotes_is_not_shown(
 def test_a_pickled_error_has_no_key(
     twin: Any, new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
-    """An error can be pickled, and its request, which carries the key, stays behind."""
+    """An error can be pickled; its request, which has the key, is left out."""
     gateway.script(Status(400))
     with pytest.raises(errors.InvalidRequestError) as caught:
         twin.invoke(new_llm(), "hi")
     data = pickle.dumps(caught.value)
     assert KEY.encode() not in data
     again = pickle.loads(data)
-    assert (str(again), again.status_code, again.attempts) == (
-        str(caught.value),
-        400,
-        1,
-    )
+    assert (str(again), again.status_code) == (str(caught.value), 400)
+    assert again.attempts == 1
 
 
-@pytest.mark.parametrize("method", ["invoke", "stream"])
 def test_an_answer_that_is_nested_too_deep_is_malformed(
-    twin: Any, any_model: Any, method: str, new_llm: NewLLM, gateway: FaultyGateway
+    twin: Any, new_any: NewLLM, method: str, gateway: FaultyGateway
 ) -> None:
     """JSON that no reader can follow is the provider's failure, named as such."""
-    deep = b"[" * 100_000 + b"]" * 100_000
-    gateway.always(Body(200, {"content-type": "application/json"}, deep))
+    gateway.always(Body(200, JSON, b"[" * 100_000 + b"]" * 100_000))
     with pytest.raises(named.OpenAIMalformedResponseError):
-        getattr(twin, method)(new_llm(any_model, max_retries=0), "hi")
+        getattr(twin, method)(new_any(max_retries=0), "hi")

@@ -93,11 +93,10 @@ def test_the_first_variable_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_organization_and_headers_are_sent(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """Organization, default headers and default query reach the server."""
-    llm = new_llm(
-        any_model,
+    llm = new_any(
         organization="org-1",
         default_headers={"x-mine": "yes"},
         default_query={"q": "1"},
@@ -160,16 +159,16 @@ def test_numbers_that_cannot_be_are_refused(
 
 
 def test_wrong_options_of_a_call_are_refused(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """The same holds for a call's options: nothing is sent."""
     with pytest.raises(ValueError, match="n must be 1 or more, not -1"):
-        twin.invoke(new_llm(any_model), "hi", n=-1)
+        twin.invoke(new_any(), "hi", n=-1)
     assert gateway.requests == []
 
 
 def test_the_sdks_timeout_is_taken(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """Seconds, a pair, and the HTTP library's own `Timeout` reach the SDK's client."""
     name = "x-stainless-read-timeout"
@@ -179,15 +178,15 @@ def test_the_sdks_timeout_is_taken(
         (openai.Timeout(4, read=1.5), "1.5"),
         (None, "600"),
     ):
-        twin.invoke(new_llm(any_model, timeout=timeout), "hi")
+        twin.invoke(new_any(timeout=timeout), "hi")
         assert float(gateway.requests[-1].headers[name]) == float(read)
 
 
 def test_the_timeout_of_a_call_goes_first(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """A call's own `timeout` goes before the model's, as a pair too."""
-    twin.invoke(new_llm(any_model, timeout=9), "hi", timeout=(1, 2.5))
+    twin.invoke(new_any(timeout=9), "hi", timeout=(1, 2.5))
     assert gateway.requests[0].headers["x-stainless-read-timeout"] == "2.5"
 
 
@@ -195,11 +194,11 @@ def test_the_timeout_of_a_call_goes_first(
 
 
 def test_unknown_fields_become_model_kwargs(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """A parameter without a field is sent, with a warning in case it was a slip."""
     with pytest.warns(UserWarning, match="user is not default parameter") as caught:
-        llm = new_llm(any_model, user="me")
+        llm = new_any(user="me")
     assert caught[0].filename.endswith("conftest.py")
     assert llm.model_kwargs == {"user": "me"}
     twin.invoke(llm, "hi")
@@ -207,21 +206,21 @@ def test_unknown_fields_become_model_kwargs(
 
 
 def test_a_stop_may_be_a_field_and_a_single_text(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """`stop` for every call is a parameter like any other, a list or one text."""
     with pytest.warns(UserWarning, match="stop is not default parameter"):
-        llm = new_llm(any_model, stop="stub")
+        llm = new_any(stop="stub")
     assert twin.invoke(llm, "hi") == "Hello from the "
     assert gateway.requests[0].payload["stop"] == "stub"
 
 
 def test_model_kwargs_are_sent_without_a_warning(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """Who says `model_kwargs` means it."""
     kwargs = {"user": "me"}
-    llm = new_llm(any_model, model_kwargs=kwargs)
+    llm = new_any(model_kwargs=kwargs)
     twin.invoke(llm, "hi")
     assert gateway.requests[0].payload["user"] == "me"
     assert kwargs == {"user": "me"}
@@ -306,11 +305,11 @@ def test_an_azure_deployment_stays_one(new_llm: NewLLM) -> None:
     assert type(new_llm(AzureOpenAI, model="gpt-4")) is AzureOpenAI
 
 
-def test_nothing_here_is_deprecated(any_model: Any, new_llm: NewLLM) -> None:
+def test_nothing_here_is_deprecated(new_any: NewLLM) -> None:
     """Our classes give no deprecation warning, made or used."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        new_llm(any_model).invoke("hi")
+        new_any().invoke("hi")
 
 
 # What is shown, and saved.
@@ -326,21 +325,19 @@ def test_nothing_here_is_deprecated(any_model: Any, new_llm: NewLLM) -> None:
     ],
     ids=["str", "SecretStr", "headers", "proxy"],
 )
-def test_no_key_is_shown(
-    any_model: Any, new_llm: NewLLM, secrets: dict[str, Any]
-) -> None:
+def test_no_key_is_shown(new_any: NewLLM, secrets: dict[str, Any]) -> None:
     """Neither `repr`, nor `str`, nor what LangChain saves or traces, shows a key."""
-    llm = new_llm(any_model, **secrets)
+    llm = new_any(**secrets)
     for shown in (repr(llm), str(llm), dumps(llm), str(llm.asdict())):
         assert KEY not in shown
     assert KEY not in repr(llm.client) + repr(llm.async_client)
 
 
-def test_a_validation_error_shows_no_key(any_model: Any, new_llm: NewLLM) -> None:
+def test_a_validation_error_shows_no_key(new_any: NewLLM) -> None:
     """A wrong field beside the key does not bring the key into the message."""
     for wrong in ({"n": 0}, {"batch_size": 0}, {"streaming": "who knows"}):
         with pytest.raises(ValidationError) as caught:
-            new_llm(any_model, **wrong)
+            new_any(**wrong)
         assert KEY not in str(caught.value)
 
 
@@ -367,18 +364,16 @@ def test_what_langchain_saves(any_model: Any, new_llm: NewLLM) -> None:
     assert not ours & kwargs.keys()
 
 
-def test_a_model_can_be_saved_to_a_file(
-    any_model: Any, new_llm: NewLLM, tmp_path: Path
-) -> None:
+def test_a_model_can_be_saved_to_a_file(new_any: NewLLM, tmp_path: Path) -> None:
     """What `save` writes makes an equal model, given address and key again."""
     file = tmp_path / "model.json"
     fields = {"temperature": 0.1, "max_tokens": 10, "logit_bias": {"1": 2.0}}
-    llm = new_llm(any_model, **fields)
+    llm = new_any(**fields)
     llm.save(file)
     saved = json.loads(file.read_text())
     assert KEY not in file.read_text()
     assert saved.pop("_type") == llm.asdict()["_type"]
-    assert new_llm(any_model, **saved) == llm
+    assert new_any(**saved) == llm
 
 
 def test_what_is_no_secret_is_saved(new_llm: NewLLM) -> None:
@@ -416,10 +411,10 @@ def test_what_langsmith_is_told(any_model: Any, new_llm: NewLLM) -> None:
 
 
 def test_configurable_fields_reach_the_client(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """A field that LangChain configures for a call holds for its client as well."""
-    llm = new_llm(any_model, organization="first").configurable_fields(
+    llm = new_any(organization="first").configurable_fields(
         openai_organization=ConfigurableField(id="organization"),
         max_retries=ConfigurableField(id="max_retries"),
     )
@@ -463,12 +458,12 @@ def encoding(monkeypatch: pytest.MonkeyPatch) -> tiktoken.Encoding:
 
 
 @pytest.mark.usefixtures("encoding")
-def test_tokens_are_counted(any_model: Any, new_llm: NewLLM) -> None:
+def test_tokens_are_counted(new_any: NewLLM) -> None:
     """The tokens of a model, or of the one that stands in for it, are counted."""
-    llm = new_llm(any_model, model="davinci", tiktoken_model_name="gpt-4")
+    llm = new_any(model="davinci", tiktoken_model_name="gpt-4")
     assert llm.get_token_ids("hi hi") == [256, 32, 256]
     assert llm.get_num_tokens("hi hi") == 3
-    unknown = new_llm(any_model, model="unheard-of")
+    unknown = new_any(model="unheard-of")
     assert unknown.get_num_tokens("hi hi") == 3
 
 

@@ -37,10 +37,10 @@ def _filtered_stream(*texts: str) -> Body:
 
 
 def test_an_answer_that_a_filter_took_away_is_an_error(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """Nothing but a finish reason is no empty answer, and is not asked for again."""
-    llm = new_llm(any_model)
+    llm = new_any()
     gateway.script(_filtered(""), _filtered_stream(), _filtered_stream(""))
     with pytest.raises(errors.ContentFilterError, match="removed the whole answer"):
         twin.invoke(llm, "hi")
@@ -51,14 +51,14 @@ def test_an_answer_that_a_filter_took_away_is_an_error(
 
 
 def test_what_a_filter_left_is_kept(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """What came before a filter, or of the other answers, is told with its reason."""
     gateway.script(_filtered("so far"), _filtered_stream("so ", "far"))
-    llm = new_llm(any_model)
+    llm = new_any()
     (only,) = twin.generate(llm, ["hi"]).generations[0]
     assert only.text == "".join(twin.stream(llm, "hi")) == "so far"
     assert only.generation_info["finish_reason"] == "content_filter"
     gateway.script(_filtered("", "so far"))
-    both = twin.generate(new_llm(any_model, n=2), ["hi"]).generations[0]
+    both = twin.generate(new_any(n=2), ["hi"]).generations[0]
     assert [generation.text for generation in both] == ["", "so far"]

@@ -62,11 +62,7 @@ def test_an_answer_that_drips_ends_at_the_deadline(
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_the_functions_have_the_same_limit(
-    twin: Any,
-    new_hasty_llm: NewLLM,
-    gateway: FaultyGateway,
-    *,
-    stream: bool,
+    twin: Any, new_hasty_llm: NewLLM, gateway: FaultyGateway, stream: bool
 ) -> None:
     """`completion_with_retry` ends at the deadline, whatever it returns."""
     gateway.always(Drip(seconds=0.02))
@@ -114,7 +110,6 @@ class DrippingErrors(Relay):
             client.sendall(b" ")
 
 
-@pytest.mark.parametrize("method", ["invoke", "stream"])
 def test_an_error_page_that_drips_ends_at_the_deadline(
     twin: Any, any_model: Any, new_hasty_llm: NewLLM, method: str
 ) -> None:

@@ -57,18 +57,16 @@ def turnstile(gateway: FaultyGateway) -> Turnstile:
     return Turnstile(gateway)
 
 
-@pytest.mark.parametrize("method", ["invoke", "stream"])
 def test_each_attempt_takes_a_turn(
     twin: Any,
-    any_model: Any,
-    new_llm: NewLLM,
+    new_any: NewLLM,
     gateway: FaultyGateway,
     turnstile: Turnstile,
     method: str,
 ) -> None:
     """The limiter is asked once before each request, retries included."""
     gateway.script(Status(503), Reset())
-    getattr(twin, method)(new_llm(any_model, rate_limiter=turnstile), "hi")
+    getattr(twin, method)(new_any(rate_limiter=turnstile), "hi")
     name = "async" if twin.is_async else "sync"
     assert turnstile.asked == [(name, True, 0), (name, True, 1), (name, True, 2)]
     assert len(gateway.requests) == 3
@@ -98,13 +96,8 @@ def test_langchains_own_limiter_works(
     assert not limiter.acquire(blocking=False)
 
 
-@pytest.mark.parametrize("method", ["invoke", "stream"])
 def test_the_deadline_holds_at_the_limiter_too(
-    twin: Any,
-    new_llm: NewLLM,
-    gateway: FaultyGateway,
-    clock: FakeClock,
-    method: str,
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, clock: FakeClock, method: str
 ) -> None:
     """Who gets no turn within the deadline gets an error, and nothing is sent."""
     llm = new_llm(

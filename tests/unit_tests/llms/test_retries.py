@@ -60,21 +60,18 @@ def recorded_waits(recorder: Recorder) -> list[float]:
 
 
 @pytest.mark.parametrize("method", ["invoke", "stream", "batch", "generate"])
-@pytest.mark.parametrize("streaming", [False, True])
 def test_every_retry_is_seen(
     twin: Any,
-    any_model: Any,
-    new_llm: NewLLM,
+    new_any: NewLLM,
     gateway: FaultyGateway,
     recorder: Recorder,
     clock: FakeClock,
     method: str,
-    *,
     streaming: bool,
 ) -> None:
     """`on_retry` hears of every retry, before its wait, whichever method was called."""
     gateway.script(*FAULTS)
-    llm = new_llm(any_model, max_retries=3, streaming=streaming)
+    llm = new_any(max_retries=3, streaming=streaming)
     ask = ["hi"] if method in {"batch", "generate"} else "hi"
     callbacks = (
         {"callbacks": [recorder]}
@@ -86,21 +83,17 @@ def test_every_retry_is_seen(
     assert recorded_waits(recorder) == clock.sleeps
 
 
-@pytest.mark.parametrize("method", ["invoke", "stream"])
-@pytest.mark.parametrize("streaming", [False, True])
 def test_every_retry_is_seen_in_a_chain(
     twin: Any,
-    any_model: Any,
-    new_llm: NewLLM,
+    new_any: NewLLM,
     gateway: FaultyGateway,
     recorder: Recorder,
     method: str,
-    *,
     streaming: bool,
 ) -> None:
     """`on_retry` hears of the retries inside an LCEL chain."""
     gateway.script(*FAULTS)
-    llm = new_llm(any_model, max_retries=3, streaming=streaming)
+    llm = new_any(max_retries=3, streaming=streaming)
     chain = PromptTemplate.from_template("{word}") | llm | StrOutputParser()
     getattr(twin, method)(chain, {"word": "hi"}, config={"callbacks": [recorder]})
     check_retries(recorder, gateway)
@@ -160,16 +153,11 @@ def test_a_raising_handler_breaks_nothing(
 
 @pytest.mark.parametrize("fault", [Truncate(0), ErrorEvent("No.", status=500)], ids=str)
 def test_a_stream_is_retried_until_its_first_token(
-    twin: Any,
-    any_model: Any,
-    new_llm: NewLLM,
-    gateway: FaultyGateway,
-    recorder: Recorder,
-    fault: Any,
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway, recorder: Recorder, fault: Any
 ) -> None:
     """A stream that fails before its first token starts anew, and nobody notices."""
     gateway.script(fault, Status(503))
-    llm = new_llm(any_model, callbacks=[recorder])
+    llm = new_any(callbacks=[recorder])
     assert "".join(twin.stream(llm, "hi")) == STUB_TEXT
     assert len(recorder.retries) == 2
     info = recorder.results[0].generations[0][0].generation_info
@@ -202,24 +190,23 @@ def test_an_error_in_a_200_is_retried(
 )
 def test_max_retries_counts_retries(
     twin: Any,
-    completions_model: Any,
-    new_llm: NewLLM,
+    new_completions: NewLLM,
     gateway: FaultyGateway,
     fields: dict[str, Any],
     requests: int,
 ) -> None:
     """`max_retries` counts retries, as a field of the model or of its policy."""
     gateway.always(Status(503))
-    llm = new_llm(completions_model, **fields)
+    llm = new_completions(**fields)
     with pytest.raises(errors.UnavailableError):
         twin.invoke(llm, "hi")
     assert len(gateway.requests) == requests == llm.max_retries + 1
 
 
-def test_two_numbers_of_retries_are_refused(any_model: Any, new_llm: NewLLM) -> None:
+def test_two_numbers_of_retries_are_refused(new_any: NewLLM) -> None:
     """`max_retries` next to a policy that says another number is an error."""
     with pytest.raises(ValueError, match="max_retries=1 and a retry_policy"):
-        new_llm(any_model, max_retries=1, retry_policy=RetryPolicy(max_retries=4))
+        new_any(max_retries=1, retry_policy=RetryPolicy(max_retries=4))
 
 
 def test_a_chat_model_retries_six_times(
@@ -251,46 +238,43 @@ def test_giving_up_says_why(twin: Any, new_llm: NewLLM, gateway: FaultyGateway) 
     ]
 
 
-@pytest.mark.parametrize("method", ["invoke", "stream"])
 def test_an_empty_budget_is_asked_once(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway, method: str
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway, method: str
 ) -> None:
     """`insufficient_quota` is sent once: waiting earns no money."""
     gateway.always(Status(429, error_code="insufficient_quota"))
     with pytest.raises(errors.QuotaExceededError):
-        getattr(twin, method)(new_llm(any_model), "hi")
+        getattr(twin, method)(new_any(), "hi")
     assert len(gateway.requests) == 1
 
 
 def test_the_sdk_does_not_retry_as_well(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """The SDK's own retries are off, so one policy says how many requests are sent."""
     gateway.always(Status(503))
-    llm = new_llm(any_model, max_retries=0)
+    llm = new_any(max_retries=0)
     with pytest.raises(errors.UnavailableError):
         twin.invoke(llm, "hi")
     assert len(gateway.requests) == 1
 
 
-@pytest.mark.parametrize("method", ["invoke", "stream"])
 def test_the_server_is_told_the_attempt(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway, method: str
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway, method: str
 ) -> None:
     """`x-stainless-retry-count` tells the server which attempt it sees."""
     gateway.script(Status(503), Reset())
-    getattr(twin, method)(new_llm(any_model), "hi")
+    getattr(twin, method)(new_any(), "hi")
     name = "x-stainless-retry-count"
     assert [r.headers[name] for r in gateway.requests] == ["0", "1", "2"]
 
 
-@pytest.mark.parametrize("method", ["invoke", "stream"])
 def test_all_attempts_have_one_key(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway, method: str
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway, method: str
 ) -> None:
     """Attempts of one call share an `Idempotency-Key`; another call has another."""
     gateway.script(Status(503), Reset())
-    llm = new_llm(any_model)
+    llm = new_any()
     getattr(twin, method)(llm, "hi")
     getattr(twin, method)(llm, "hi")
     keys = [r.headers["idempotency-key"] for r in gateway.requests]
@@ -299,15 +283,9 @@ def test_all_attempts_have_one_key(
     assert all(key.startswith("retryrouter-") for key in keys)
 
 
-@pytest.mark.parametrize("method", ["invoke", "stream"])
 @pytest.mark.parametrize("of_the_call", [True, False])
 def test_a_key_of_the_users_own_is_kept(
-    twin: Any,
-    new_llm: NewLLM,
-    gateway: FaultyGateway,
-    method: str,
-    *,
-    of_the_call: bool,
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, method: str, of_the_call: bool
 ) -> None:
     """An `Idempotency-Key` among the headers of model or call is the one sent."""
     gateway.script(Status(503))
@@ -322,14 +300,8 @@ def test_a_key_of_the_users_own_is_kept(
 # How long.
 
 
-@pytest.mark.parametrize("method", ["invoke", "stream"])
 def test_retry_after_is_a_floor(
-    twin: Any,
-    any_model: Any,
-    new_llm: NewLLM,
-    gateway: FaultyGateway,
-    clock: FakeClock,
-    method: str,
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway, clock: FakeClock, method: str
 ) -> None:
     """No attempt comes earlier than the server asked for, in any of its forms."""
     gateway.script(
@@ -337,7 +309,7 @@ def test_retry_after_is_a_floor(
         Status(503, {"retry-after-ms": "2500"}),
         Status(429, {"retry-after": "Fri, 15 Jan 2027 08:00:30 GMT"}),
     )
-    llm = new_llm(any_model, max_retries=3)
+    llm = new_any(max_retries=3)
     began = clock.time()
     getattr(twin, method)(llm, "hi")
     first, second, third = clock.sleeps
@@ -393,11 +365,11 @@ def test_the_callers_own_time_limit_holds_below_the_deadline(
 
 
 def test_a_late_first_token_is_retried(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """A stream whose first token does not come in time is started anew."""
     gateway.script(SlowFirstToken(60), Silence(60))
-    llm = new_llm(any_model, retry_policy=RetryPolicy(first_token_timeout=0.3))
+    llm = new_any(retry_policy=RetryPolicy(first_token_timeout=0.3))
     assert "".join(twin.stream(llm, "hi")) == STUB_TEXT
     assert len(gateway.requests) == 3
 
@@ -419,16 +391,16 @@ def test_retries_are_bought(
 
 
 def test_an_open_breaker_sends_nothing(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway, clock: FakeClock
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway, clock: FakeClock
 ) -> None:
     """A breaker that models share opens for all of them, and closes after a probe."""
     breaker = CircuitBreaker(failure_threshold=1, recovery_time=30, clock=clock)
-    llm = new_llm(any_model, breaker=breaker, max_retries=1)
+    llm = new_any(breaker=breaker, max_retries=1)
     gateway.script(Status(503))
     with pytest.raises(errors.UnavailableError):
         twin.invoke(llm, "hi")
     with pytest.raises(errors.CircuitOpenError, match="nothing was sent") as caught:
-        twin.stream(new_llm(any_model, breaker=breaker), "hi")
+        twin.stream(new_any(breaker=breaker), "hi")
     assert isinstance(caught.value, errors.RetryRouterError)
     assert len(gateway.requests) == 1
     clock.advance(30)

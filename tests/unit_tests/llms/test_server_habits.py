@@ -44,14 +44,13 @@ def streamed(*choices: dict[str, Any]) -> Body:
     return Body(200, EVENTS, "".join([*events, "data: [DONE]\n\n"]))
 
 
-@pytest.mark.parametrize("method", ["invoke", "stream"])
 def test_half_a_surrogate_is_the_callers_error(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway, method: str
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway, method: str
 ) -> None:
     """Text that UTF-8 cannot encode is refused at once; nothing is counted."""
     budget = RetryBudget(capacity=20)
     breaker = CircuitBreaker(failure_threshold=1)
-    llm = new_llm(any_model, budget=budget, breaker=breaker)
+    llm = new_any(budget=budget, breaker=breaker)
     with pytest.raises(errors.UnsupportedOptionError, match=r"cannot be sent.*ud83d"):
         getattr(twin, method)(llm, "cut \ud83d here")
     assert gateway.requests == []
@@ -67,51 +66,43 @@ FAILED = [
 
 @pytest.mark.parametrize("failed", FAILED, ids=["reason", "choice"])
 def test_an_answer_that_a_provider_broke_off_is_an_error(
-    twin: Any,
-    any_model: Any,
-    new_llm: NewLLM,
-    gateway: FaultyGateway,
-    failed: dict[str, Any],
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway, failed: dict[str, Any]
 ) -> None:
     """A gateway's `finish_reason: "error"`, or an error in a choice, is retried."""
     gateway.script(whole(failed))
-    assert twin.invoke(new_llm(any_model), "hi") == STUB_TEXT
+    assert twin.invoke(new_any(), "hi") == STUB_TEXT
     assert len(gateway.requests) == 2
 
 
 @pytest.mark.parametrize("failed", FAILED, ids=["reason", "choice"])
 def test_a_stream_that_a_provider_broke_off_is_an_error(
-    twin: Any,
-    any_model: Any,
-    new_llm: NewLLM,
-    gateway: FaultyGateway,
-    failed: dict[str, Any],
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway, failed: dict[str, Any]
 ) -> None:
     """The same in a stream, after its first token too."""
     gateway.script(streamed({**failed, "text": "", "delta": {}}))
-    assert "".join(twin.stream(new_llm(any_model), "hi")) == STUB_TEXT
+    assert "".join(twin.stream(new_any(), "hi")) == STUB_TEXT
     gateway.script(streamed(choice("one "), failed))
     with pytest.raises(errors.ServerError) as caught:
-        twin.stream(new_llm(any_model), "hi")
+        twin.stream(new_any(), "hi")
     assert caught.value.delivered == "one "
 
 
 def test_an_error_event_is_an_error(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """An event that is called `error` is one, whatever its data look like."""
     data = json.dumps({"type": "overloaded_error", "message": "Busy."})
     gateway.script(Body(200, EVENTS, f"event: error\ndata: {data}\n\n"))
-    llm = new_llm(any_model, max_retries=0)
+    llm = new_any(max_retries=0)
     with pytest.raises(errors.UnavailableError, match=r"Busy\."):
         twin.stream(llm, "hi")
 
 
 def test_one_prompt_is_sent_as_a_string(
-    twin: Any, completions_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    twin: Any, new_completions: NewLLM, gateway: FaultyGateway
 ) -> None:
     """There are servers that refuse a list; several prompts are one."""
-    llm = new_llm(completions_model)
+    llm = new_completions()
     twin.invoke(llm, "hi")
     twin.stream(llm, "hi")
     twin.generate(llm, ["hi", "ho"])
@@ -192,12 +183,12 @@ def test_a_string_that_is_too_long(
 
 
 def test_a_reason_in_every_chunk_is_not_an_end(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """A token after the end takes the end back: `[DONE]` then ends the stream."""
     texts = ["one ", "two ", "three"]
     gateway.script(streamed(*(choice(text, "stop") for text in texts)))
-    llm = new_llm(any_model, streaming=True)
+    llm = new_any(streaming=True)
     result = twin.generate(llm, ["hi"])
     (only,) = result.generations[0]
     assert only.text == "one two three"
@@ -238,7 +229,6 @@ def test_a_cut_after_an_early_end_is_a_cut(
 # Instrumentation.
 
 
-@pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("cls", [OpenAI, OpenAIChat])
 def test_instrumentation_sees_every_call(
     twin: Any,
@@ -246,7 +236,6 @@ def test_instrumentation_sees_every_call(
     new_llm: NewLLM,
     gateway: FaultyGateway,
     monkeypatch: pytest.MonkeyPatch,
-    *,
     streaming: bool,
 ) -> None:
     """A wrapper around the SDK's `create` sees each attempt of a call."""
@@ -270,11 +259,7 @@ def test_instrumentation_sees_every_call(
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_wrapped_answers_are_read(
-    twin: Any,
-    new_llm: NewLLM,
-    monkeypatch: pytest.MonkeyPatch,
-    *,
-    stream: bool,
+    twin: Any, new_llm: NewLLM, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
     """Instrumentation may hand over the SDK's objects, or wrap its streams."""
     home: Any = openai.resources.completions

@@ -55,14 +55,14 @@ def events(*texts: str, finish: bool = True) -> str:
     "fault", [Truncate(2), Cut(2), Cut(2, "rst"), Stall(2, 60)], ids=str
 )
 def test_a_stream_that_breaks_is_an_error(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway, fault: Any
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway, fault: Any
 ) -> None:
     """A stream without its end is an error with what was delivered; no repetition."""
     gateway.script(fault)
     policy = RetryPolicy(stall_timeout=0.2)
     chunks: list[str] = []
     with pytest.raises(named.OpenAIStreamInterruptedError) as caught:
-        twin.stream(new_llm(any_model, retry_policy=policy), "hi", into=chunks)
+        twin.stream(new_any(retry_policy=policy), "hi", into=chunks)
     assert "".join(chunks) == caught.value.delivered == "Hello from"
     assert caught.value.__notes__ == ["not repeated: 10 characters were delivered"]
     assert len(gateway.requests) == 1
@@ -79,8 +79,7 @@ def test_a_stream_that_breaks_is_an_error(
 )
 def test_an_error_inside_a_stream_comes_out(
     twin: Any,
-    any_model: Any,
-    new_llm: NewLLM,
+    new_any: NewLLM,
     gateway: FaultyGateway,
     fault: Any,
     error: type[errors.RetryRouterError],
@@ -88,18 +87,18 @@ def test_an_error_inside_a_stream_comes_out(
     """An error behind the first token is raised as what it is, with what came."""
     gateway.script(fault)
     with pytest.raises(error) as caught:
-        twin.stream(new_llm(any_model), "hi")
+        twin.stream(new_any(), "hi")
     assert caught.value.delivered == "Hello from"
     assert len(gateway.requests) == 1
 
 
 def test_streaming_inside_invoke_is_as_strict(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """`invoke` with `streaming=True` takes no truncated stream for a short answer."""
     gateway.script(Truncate(2))
     with pytest.raises(errors.StreamInterruptedError):
-        twin.invoke(new_llm(any_model, streaming=True), "hi")
+        twin.invoke(new_any(streaming=True), "hi")
 
 
 @pytest.mark.parametrize("junk", [b"<html>\r\n<hr>", b"\x81\x07", b":\x81"], ids=str)
@@ -188,10 +187,10 @@ def test_an_unexpected_event_is_an_error(
 
 
 def test_streams_one_after_the_other_use_one_connection(
-    any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """A stream that was read to its end leaves its connection to the next call."""
-    llm = new_llm(any_model)
+    llm = new_any()
     for _ in range(10):
         assert "".join(llm.stream("hi")) == STUB_TEXT
     assert llm.invoke("hi") == STUB_TEXT
@@ -199,10 +198,10 @@ def test_streams_one_after_the_other_use_one_connection(
 
 
 def test_async_streams_one_after_the_other_use_one_connection(
-    any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """Async variant of the test above, within one event loop."""
-    llm = new_llm(any_model)
+    llm = new_any()
 
     async def stream() -> None:
         for _ in range(10):
@@ -246,22 +245,22 @@ def test_the_end_of_a_body_is_not_waited_for_long(
 
 
 def test_a_stream_closed_early_frees_its_connection(
-    any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """Who leaves a stream early leaves no connection behind, and gets no error."""
     gateway.script(Stall(2, 60))
-    with contextlib.closing(new_llm(any_model).stream("hi")) as chunks:
+    with contextlib.closing(new_any().stream("hi")) as chunks:
         assert "Hello" in {next(chunks), next(chunks)}
     gateway.wait_for(lambda g: g.open_connections == 0)
     assert gateway.requests[0].outcome == "client_left"
 
 
 def test_an_async_stream_closed_early_frees_its_connection(
-    any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """Async variant of the test above; the loop goes on meanwhile."""
     gateway.script(Stall(2, 60))
-    llm = new_llm(any_model)
+    llm = new_any()
 
     async def leave() -> None:
         async with contextlib.aclosing(llm.astream("hi")) as chunks:
@@ -284,11 +283,11 @@ def test_a_generator_closed_early_frees_its_connection_at_once(
 
 
 def test_a_cancelled_stream_frees_its_connection(
-    any_model: Any, new_llm: NewLLM, gateway: FaultyGateway, clock: FakeClock
+    new_any: NewLLM, gateway: FaultyGateway, clock: FakeClock
 ) -> None:
     """A cancelled task closes its connection, and is not retried."""
     gateway.script(Stall(0, 60))
-    llm = new_llm(any_model)
+    llm = new_any()
 
     async def cancel() -> None:
         task = asyncio.create_task(_first(llm))
@@ -309,11 +308,11 @@ async def _first(llm: Any) -> str:
 
 
 def test_the_time_for_the_first_token_is_not_the_time_between_two(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """`first_token_timeout` ends with the first token; a later pause may be longer."""
     gateway.script(Stall(2, 0.4))
-    llm = new_llm(any_model, retry_policy=RetryPolicy(first_token_timeout=0.2))
+    llm = new_any(retry_policy=RetryPolicy(first_token_timeout=0.2))
     assert "".join(twin.stream(llm, "hi")) == STUB_TEXT
 
 
@@ -330,12 +329,12 @@ def test_the_callers_time_between_two_bytes_holds(
 
 
 def test_the_deadline_ends_a_stream(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """The deadline holds behind the first token too."""
     gateway.script(Stall(2, 60))
     policy = RetryPolicy(deadline=0.6)
-    llm = new_llm(any_model, retry_policy=policy, clock=SYSTEM_CLOCK)
+    llm = new_any(retry_policy=policy, clock=SYSTEM_CLOCK)
     with pytest.raises(errors.StreamInterruptedError) as caught:
         twin.stream(llm, "hi")
     assert caught.value.delivered == "Hello from"

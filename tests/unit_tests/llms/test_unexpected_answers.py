@@ -127,11 +127,7 @@ def test_a_refusal_is_one_in_any_form(
     ],
 )
 def test_what_is_no_count_is_left_out(
-    twin: Twin,
-    llm: Any,
-    gateway: FaultyGateway,
-    usage: str,
-    expected: dict[str, Any],
+    twin: Twin, llm: Any, gateway: FaultyGateway, usage: str, expected: dict[str, Any]
 ) -> None:
     """An answer that was paid for is not lost over an odd number beside it."""
     gateway.script(Body(200, JSON, answer(beside=f'"usage": {usage}')))
