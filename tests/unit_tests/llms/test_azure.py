@@ -15,6 +15,7 @@ from langchain_retryrouter.testing import STUB_TEXT, FaultyGateway
 from .conftest import KEY, NewLLM
 
 PATH = "/openai/deployments/my-deployment/completions"
+BEARER = ("authorization", "Bearer t")
 
 
 @pytest.fixture
@@ -70,22 +71,6 @@ def test_the_environment_says_it_all(
     assert llm.openai_api_type == "azure"
 
 
-def test_openais_key_will_do(
-    twin: Any, new_azure: Any, gateway: FaultyGateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`OPENAI_API_KEY` is taken where there is no key of Azure's own."""
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    assert twin.invoke(new_azure(), "hi") == STUB_TEXT
-    assert gateway.requests[0].headers["api-key"] == KEY
-
-
-def test_a_token_identifies(twin: Any, new_azure: Any, gateway: FaultyGateway) -> None:
-    """An Entra token goes as a bearer."""
-    twin.invoke(new_azure(azure_ad_token="token-1"), "hi")
-    assert gateway.requests[0].headers["authorization"] == "Bearer token-1"
-    assert "api-key" not in gateway.requests[0].headers
-
-
 def test_a_provider_is_asked_before_each_request(
     twin: Any, new_azure: Any, gateway: FaultyGateway
 ) -> None:
@@ -98,24 +83,24 @@ def test_a_provider_is_asked_before_each_request(
     assert sent == ["Bearer first", "Bearer second"]
 
 
-def test_an_async_provider_is_for_async_calls(
+async def test_an_async_provider_is_for_async_calls(
     new_azure: Any, gateway: FaultyGateway
 ) -> None:
     """An async provider is for async calls; alone, it leaves sync calls without one."""
 
     async def token() -> str:
-        return "from afar"
+        return "async"
 
-    llm = new_azure(
-        azure_ad_async_token_provider=token, azure_ad_token_provider=lambda: "from near"
+    both = new_azure(
+        azure_ad_async_token_provider=token, azure_ad_token_provider=lambda: "sync"
     )
-    asyncio.run(llm.ainvoke("hi"))
-    llm.invoke("hi")
+    await both.ainvoke("hi")
+    await asyncio.to_thread(both.invoke, "hi")
     sent = [request.headers["authorization"] for request in gateway.requests]
-    assert sent == ["Bearer from afar", "Bearer from near"]
+    assert sent == ["Bearer async", "Bearer sync"]
 
     alone = new_azure(azure_ad_async_token_provider=token)
-    assert asyncio.run(alone.ainvoke("hi")) == STUB_TEXT
+    assert await alone.ainvoke("hi") == STUB_TEXT
     with pytest.raises(ValueError, match="no credentials for sync calls"):
         alone.invoke("hi")
 
@@ -124,26 +109,19 @@ def test_an_async_provider_is_for_async_calls(
     ("fields", "variables", "header"),
     [
         ({"api_key": KEY}, {"AZURE_OPENAI_AD_TOKEN": "t"}, ("api-key", KEY)),
+        ({}, {"OPENAI_API_KEY": KEY}, ("api-key", KEY)),
+        ({"azure_ad_token": "t"}, {"OPENAI_API_KEY": KEY}, BEARER),
         (
-            {"azure_ad_token": "t"},
-            {"OPENAI_API_KEY": KEY},
-            ("authorization", "Bearer t"),
+            {"azure_ad_token_provider": lambda: "t"},
+            {"AZURE_OPENAI_AD_TOKEN": "other", "AZURE_OPENAI_API_KEY": KEY},
+            BEARER,
         ),
-        (
-            {"azure_ad_token_provider": lambda: "p"},
-            {"AZURE_OPENAI_AD_TOKEN": "t", "AZURE_OPENAI_API_KEY": KEY},
-            ("authorization", "Bearer p"),
-        ),
-        (
-            {},
-            {"AZURE_OPENAI_AD_TOKEN": "t", "OPENAI_API_KEY": KEY},
-            ("authorization", "Bearer t"),
-        ),
-        ({"azure_ad_token": "t", "api_key": KEY}, {}, ("authorization", "Bearer t")),
+        ({}, {"AZURE_OPENAI_AD_TOKEN": "t", "OPENAI_API_KEY": KEY}, BEARER),
+        ({"azure_ad_token": "t", "api_key": KEY}, {}, BEARER),
     ],
-    ids=["key", "token", "provider", "variables", "both"],
+    ids=["key", "openai-key", "token", "provider", "variables", "both"],
 )
-def test_what_is_given_goes_before_what_a_variable_says(
+def test_one_identity_is_sent(
     twin: Any,
     new_azure: Any,
     gateway: FaultyGateway,
@@ -199,38 +177,22 @@ def test_what_is_missing_is_said_at_once(
 def test_an_openai_address_is_made_one_of_azure(
     twin: Any, new_azure: Any, gateway: FaultyGateway, base: str, deployment: str | None
 ) -> None:
-    """`base_url` of old code is completed, with a warning that says how it is taken."""
-    base_url = base.format(url=gateway.url)
-    whole = f"{gateway.url}/openai/deployments/my-deployment"
+    """`base_url` of old code is completed with a warning, unless it is switched off."""
+    url = base.format(url=gateway.url)
+    fields = {"azure_endpoint": None, "azure_deployment": deployment, "api_key": KEY}
+    complete = f"{gateway.url}/openai/deployments/my-deployment"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        llm = new_azure(
-            azure_endpoint=None,
-            azure_deployment=deployment,
-            base_url=base_url,
-            api_key=KEY,
-        )
-    assert llm.openai_api_base == whole
-    assert [str(warning.message)[:15] for warning in caught] == (
-        [] if base_url == whole else ["openai_api_base"]
-    )
-    assert all(warning.filename == __file__ for warning in caught)
+        llm = new_azure(**fields, base_url=url)
+    assert llm.openai_api_base == complete
+    assert len(caught) == (url != complete)
+    for warning in caught:
+        assert str(warning.message).startswith("openai_api_base")
+        assert warning.filename == __file__
     assert twin.invoke(llm, "hi") == STUB_TEXT
     assert gateway.requests[0].path == PATH
-
-
-def test_an_address_may_be_left_as_it_is(
-    new_azure: Any, gateway: FaultyGateway
-) -> None:
-    """`validate_base_url=False` leaves an address alone."""
-    llm = new_azure(
-        azure_endpoint=None,
-        azure_deployment=None,
-        base_url=gateway.openai_url,
-        validate_base_url=False,
-        api_key=KEY,
-    )
-    assert llm.openai_api_base == gateway.openai_url
+    same = new_azure(**fields, base_url=url, validate_base_url=False)
+    assert same.openai_api_base == url
 
 
 def test_an_endpoint_goes_before_a_base_in_the_environment(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import threading
 from contextvars import ContextVar
@@ -24,7 +23,7 @@ from langchain_retryrouter.testing import (
     ToolCall,
 )
 
-from .conftest import NewLLM
+from .conftest import NewLLM, choice, whole
 
 
 def test_messages_stand_before_the_prompt(
@@ -65,16 +64,17 @@ def _said(request: Any) -> str:
     return f"said: {request.payload['messages'][-1]['content']}"
 
 
+@pytest.mark.parametrize("n", [1, 2])
 def test_several_prompts_are_answered_in_order(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, n: int
 ) -> None:
     """Each prompt is a request of its own; answers and usage belong together."""
     gateway.always(Answer(text=_said))
     prompts = [f"prompt {number}" for number in range(6)]
-    result = twin.generate(new_llm(OpenAIChat, batch_size=3), prompts)
-    texts = [generations[0].text for generations in result.generations]
-    assert texts == [f"said: {prompt}" for prompt in prompts]
-    assert result.llm_output["token_usage"]["total_tokens"] == 6 * (12 + 3)
+    result = twin.generate(new_llm(OpenAIChat, batch_size=3, n=n), prompts)
+    texts = [[g.text for g in generations] for generations in result.generations]
+    assert texts == [[f"said: {prompt}"] * n for prompt in prompts]
+    assert result.llm_output["token_usage"]["total_tokens"] == 6 * (12 + 3 * n)
     assert len(result.llm_output["retryrouter"]["attempts"]) == 6
 
 
@@ -141,22 +141,21 @@ def test_threads_know_the_callers_context(
     assert keys == {"Bearer sk-of-the-tenant"}
 
 
-def test_one_failure_ends_the_others(
+async def test_one_failure_ends_the_others(
     new_llm: NewLLM, gateway: FaultyGateway, clock: FakeClock
 ) -> None:
-    """When one of several async requests fails for good, its own error comes out."""
+    """When one of several async requests fails for good, its own error is raised."""
 
     def step(request: Any) -> Any:
         wrong = request.payload["messages"][-1]["content"] == "wrong"
         return Status(400) if wrong else SlowFirstToken(60)
 
     gateway.always(step)
-    llm = new_llm(OpenAIChat)
     with pytest.raises(named.OpenAIInvalidRequestError) as caught:
-        asyncio.run(llm.abatch(["right", "wrong", "right"]))
+        await new_llm(OpenAIChat).abatch(["right", "wrong", "right"])
     assert isinstance(caught.value.__cause__, Exception)
     assert caught.value.__context__ is caught.value.__cause__
-    gateway.wait_for(lambda g: g.open_connections == 0)
+    await gateway.await_for(lambda g: g.open_connections == 1)
     assert clock.sleeps == []
 
 
@@ -169,9 +168,9 @@ def test_one_failure_ends_the_others(
     ids=["tool", "function"],
 )
 def test_a_tool_call_is_an_error(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, answer: Answer, streaming: bool
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, answer: Any, streaming: bool
 ) -> None:
-    """A model that calls a tool has not answered an LLM's prompt with an empty text."""
+    """A tool call is an error for an LLM, not an empty text."""
     gateway.script(Status(503), answer)
     llm = new_llm(OpenAIChat, streaming=streaming)
     with pytest.raises(errors.InvalidRequestError, match=r"'get_weather'.*chat model"):
@@ -183,47 +182,19 @@ def test_usage_has_its_details(
     twin: Any, new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
     """Details of usage, such as cached tokens, are added up over the prompts."""
-    message = {"role": "assistant", "content": "yes"}
-    body = {
-        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-        "usage": {
-            "prompt_tokens": 3,
-            "completion_tokens": 1,
-            "total_tokens": 4,
-            "prompt_tokens_details": {"cached_tokens": 2, "audio_tokens": None},
-        },
-    }
-    gateway.respond("/v1/chat/completions", body)
+    details = {"cached_tokens": 2, "audio_tokens": None}
+    usage = {"total_tokens": 4, "prompt_tokens_details": details}
+    gateway.always(whole(choice("yes", "stop"), usage=usage))
     usage = twin.generate(new_llm(OpenAIChat), ["a", "b"]).llm_output["token_usage"]
     assert usage["total_tokens"] == 8
     assert usage["prompt_tokens_details"]["cached_tokens"] == 4
 
 
-def test_several_answers_to_several_prompts(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
-    """With `n`, the answers of one prompt are not given to another."""
-    gateway.always(Answer(text=_said))
-    result = twin.generate(new_llm(OpenAIChat, n=2), ["a", "b"])
-    texts = [[g.text for g in generations] for generations in result.generations]
-    assert texts == [["said: a"] * 2, ["said: b"] * 2]
-
-
 def test_the_finish_reason_is_told(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, streaming: bool
 ) -> None:
-    """Why an answer ended is in its `generation_info`, streamed or not."""
+    """The finish reason is in the `generation_info`, streamed or not."""
     gateway.always(Answer(text="a b", finish_reason="length"))
-    for streaming in (False, True):
-        llm = new_llm(OpenAIChat, streaming=streaming)
-        ((generation,),) = twin.generate(llm, ["hi"]).generations
-        assert generation.generation_info["finish_reason"] == "length"
-
-
-def test_langsmith_is_told_the_provider(new_llm: NewLLM) -> None:
-    """A trace says which provider and model were asked."""
-    params = new_llm(OpenAIChat)._get_ls_params()  # noqa: SLF001 - LangChain's hook
-    assert (params["ls_provider"], params["ls_model_name"]) == (
-        "openai",
-        "gpt-3.5-turbo",
-    )
+    llm = new_llm(OpenAIChat, streaming=streaming)
+    ((generation,),) = twin.generate(llm, ["hi"]).generations
+    assert generation.generation_info["finish_reason"] == "length"

@@ -25,14 +25,29 @@ from langchain_retryrouter.testing import (
     Truncate,
 )
 
-from .conftest import KEY, NewLLM, Recorder
+from .conftest import KEY, NewLLM, Recorder, choice, in_loop, outcomes
 
 COMPLETION: dict[str, Any] = {"model": "m", "prompt": "hi"}
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 
-def test_the_signatures() -> None:
-    """Both functions are called as langchain-community's are."""
+@pytest.fixture(params=[OpenAI, OpenAIChat])
+def cls(request: pytest.FixtureRequest) -> Any:
+    """A class for each endpoint."""
+    return request.param
+
+
+def test_the_module_is_langchain_communitys() -> None:
+    """Names and signatures of the module are those of langchain-community."""
+    assert sorted(module.__all__) == [
+        "AzureOpenAI",
+        "BaseOpenAI",
+        "OpenAI",
+        "OpenAIChat",
+        "acompletion_with_retry",
+        "completion_with_retry",
+        "update_token_usage",
+    ]
     for function in (module.completion_with_retry, module.acompletion_with_retry):
         parameters = inspect.signature(function).parameters
         assert list(parameters) == ["llm", "run_manager", "kwargs"]
@@ -41,71 +56,50 @@ def test_the_signatures() -> None:
     assert inspect.iscoroutinefunction(module.acompletion_with_retry)
 
 
-@pytest.mark.parametrize(
-    ("cls", "request_"), [(OpenAI, COMPLETION), (OpenAIChat, CHAT)]
-)
-def test_the_sdks_answer_comes_back(
-    twin: Any,
-    new_llm: NewLLM,
-    gateway: FaultyGateway,
-    cls: Any,
-    request_: dict[str, Any],
+def test_the_answer_comes_back(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, cls: Any
 ) -> None:
     """The answer's JSON is returned, its fields as attributes, with the attempt log."""
+    request = CHAT if cls is OpenAIChat else COMPLETION
     gateway.script(Status(503), Reset())
-    answer = twin.complete(module, new_llm(cls), **request_, temperature=0.5)
-    assert answer["choices"][0]["finish_reason"] == answer.choices[0].finish_reason
-    choice = answer.choices[0]
+    answer = twin.complete(module, new_llm(cls), **request, temperature=0.5)
+    (choice,) = answer.choices
+    assert answer["choices"][0]["finish_reason"] == choice.finish_reason
     text = choice.text if cls is OpenAI else choice.message.content
     assert text == STUB_TEXT
-    outcomes = [line["outcome"] for line in answer.retryrouter["attempts"]]
-    assert outcomes == ["unavailable", "connection", "ok"]
+    assert outcomes(answer.retryrouter) == ["unavailable", "connection", "ok"]
     assert [line["route"] for line in answer.retryrouter["attempts"]] == ["m"] * 3
-    assert gateway.requests[-1].payload == {**request_, "temperature": 0.5}
+    assert gateway.requests[-1].payload == {**request, "temperature": 0.5}
 
 
-@pytest.mark.parametrize(
-    ("cls", "request_"), [(OpenAI, COMPLETION), (OpenAIChat, CHAT)]
-)
 def test_a_stream_comes_back(
-    twin: Any,
-    new_llm: NewLLM,
-    gateway: FaultyGateway,
-    cls: Any,
-    request_: dict[str, Any],
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, cls: Any
 ) -> None:
     """With `stream=True` chunks come; the one that ends has the attempt log."""
+    request = CHAT if cls is OpenAIChat else COMPLETION
     gateway.script(Truncate(0), Status(503))
-    chunks = twin.complete(module, new_llm(cls), **request_, stream=True)
+    chunks = twin.complete(module, new_llm(cls), **request, stream=True)
     assert all(chunk.choices[0].logprobs is None for chunk in chunks)
     with_attempt_log = [chunk for chunk in chunks if hasattr(chunk, "retryrouter")]
     assert with_attempt_log == chunks[-1:]
-    outcomes = [line["outcome"] for line in chunks[-1].retryrouter["attempts"]]
-    assert outcomes == ["malformed", "unavailable", "ok"]
+    attempts = outcomes(chunks[-1].retryrouter)
+    assert attempts == ["malformed", "unavailable", "ok"]
 
 
-def test_nothing_is_sent_before_the_first_chunk_is_asked_for(
-    new_llm: NewLLM, gateway: FaultyGateway
+async def test_a_stream_begins_when_it_is_read(
+    new_llm: NewLLM, gateway: FaultyGateway, clock: FakeClock
 ) -> None:
-    """A generator that nobody reads costs nothing, and its time does not run."""
-    chunks = module.completion_with_retry(new_llm(), **COMPLETION, stream=True)
-    achunks = asyncio.run(
-        module.acompletion_with_retry(new_llm(), **COMPLETION, stream=True)
-    )
+    """Before its first chunk is asked for, nothing is sent and no deadline runs."""
+    llm = new_llm(retry_policy=RetryPolicy(deadline=5))
+    chunks = module.completion_with_retry(llm, **COMPLETION, stream=True)
+    achunks = await module.acompletion_with_retry(llm, **COMPLETION, stream=True)
     assert inspect.isgenerator(chunks)
     assert inspect.isasyncgen(achunks)
     chunks.close()
     assert gateway.requests == []
-
-
-def test_the_deadline_of_a_stream_begins_with_it(
-    new_llm: NewLLM, clock: FakeClock
-) -> None:
-    """Time that passes before the first chunk is asked for is not the call's."""
-    llm = new_llm(retry_policy=RetryPolicy(deadline=5))
-    chunks = module.completion_with_retry(llm, **COMPLETION, stream=True)
     clock.advance(60)
-    assert "".join(chunk.choices[0].text for chunk in chunks) == STUB_TEXT
+    text = "".join([chunk.choices[0].text async for chunk in achunks])
+    assert text == STUB_TEXT
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -122,20 +116,16 @@ def test_all_methods_go_through_the_functions(
     twin: Any, new_any: NewLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every method calls the module's functions by name: they can be replaced."""
-    calls: list[dict[str, Any]] = []
+    run_managers: list[Any] = []
+    answer = {"choices": [choice("mine", "stop")]}
 
     def replaced(_llm: Any, run_manager: Any = None, **kwargs: Any) -> Any:
-        calls.append({"run_manager": run_manager, **kwargs})
-        choice = {"text": "mine", "message": {"content": "mine"}, "index": 0}
-        chunk = {"text": "mine", "delta": {"content": "mine"}, "index": 0}
-        ended = {"finish_reason": "stop"}
-        if kwargs.get("stream"):
-            return [{"choices": [{**chunk, **ended}]}]
-        return {"choices": [{**choice, **ended}]}
+        run_managers.append(run_manager)
+        return [answer] if kwargs.get("stream") else answer
 
-    async def areplaced(llm: Any, run_manager: Any = None, **kwargs: Any) -> Any:
-        answer = replaced(llm, run_manager, **kwargs)
-        return _aiter(answer) if kwargs.get("stream") else answer
+    async def areplaced(_llm: Any, run_manager: Any = None, **kwargs: Any) -> Any:
+        run_managers.append(run_manager)
+        return _aiter([answer]) if kwargs.get("stream") else answer
 
     monkeypatch.setattr(module, "completion_with_retry", replaced)
     monkeypatch.setattr(module, "acompletion_with_retry", areplaced)
@@ -144,8 +134,8 @@ def test_all_methods_go_through_the_functions(
     assert twin.stream(llm, "hi") == ["mine"]
     assert twin.batch(llm, ["hi"]) == ["mine"]
     assert twin.invoke(new_any(streaming=True), "hi") == "mine"
-    assert len(calls) == 4
-    assert all(call["run_manager"] is not None for call in calls)
+    assert len(run_managers) == 4
+    assert None not in run_managers
 
 
 async def _aiter(things: list[Any]) -> AsyncIterator[Any]:
@@ -157,10 +147,9 @@ async def _aiter(things: list[Any]) -> AsyncIterator[Any]:
 
 
 class OwnClient:
-    """Has `create` as the SDK's resource has, and fails as often as it is told."""
+    """Has `create` as the SDK's resource has, and raises these failures first."""
 
     def __init__(self, *failures: Exception) -> None:
-        """These failures come first."""
         self.failures = list(failures)
         self.requests: list[dict[str, Any]] = []
 
@@ -168,9 +157,8 @@ class OwnClient:
         self.requests.append(request)
         if self.failures:
             raise self.failures.pop(0)
-        choice = {"index": 0, "text": "own", "finish_reason": "stop", "logprobs": None}
         usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-        return {"choices": [choice], "usage": usage}
+        return {"choices": [choice("own", "stop")], "usage": usage}
 
     def create(self, **request: Any) -> Any:
         """An answer as plain dicts."""
@@ -187,19 +175,10 @@ class OwnAsyncClient(OwnClient):
         return _aiter([answer]) if request.get("stream") else answer
 
 
-class SlowClient(OwnClient):
-    """Streams that say nothing until they are closed, from another thread too."""
-
-    def create(self, **_: Any) -> Any:
-        """Such a stream."""
-        return SlowStream()
-
-
 class SlowStream:
-    """Its first chunk never comes."""
+    """Its first chunk never comes, until it is closed from another thread."""
 
     def __init__(self) -> None:
-        """Open."""
         self.closed = threading.Event()
 
     def __iter__(self) -> Iterator[Any]:
@@ -217,9 +196,9 @@ class SlowStream:
 def test_a_stream_of_the_user_is_ended_by_its_close() -> None:
     """Where there is no socket to shut down, a stream that is overdue is closed."""
     policy = RetryPolicy(first_token_timeout=0.05, max_retries=0)
-    llm = OpenAI(client=SlowClient(), retry_policy=policy)
+    client = SimpleNamespace(create=lambda **_: SlowStream())
     with pytest.raises(errors.APITimeoutError, match="no first token"):
-        list(llm.stream("hi"))
+        list(OpenAI(client=client, retry_policy=policy).stream("hi"))
 
 
 def own_model(*failures: Exception, **fields: Any) -> OpenAI:
@@ -243,22 +222,19 @@ def test_a_client_of_the_user_works(
     twin: Any, recorder: Recorder, streaming: bool
 ) -> None:
     """Any object with `create` is a client: dicts are read, failures retried."""
-    lost = ConnectionResetError("gone")
-    late = TimeoutError("late")
+    lost, late = ConnectionResetError("gone"), TimeoutError("late")
     llm = own_model(lost, late, streaming=streaming, callbacks=[recorder])
     result: LLMResult = twin.generate(llm, ["hi"])
     assert result.generations[0][0].text == "own"
     assert result.llm_output is not None
     assert result.llm_output["token_usage"]["total_tokens"] == 2
-    attempts = result.llm_output["retryrouter"]["attempts"]
-    outcomes = [line["outcome"] for line in attempts]
-    assert outcomes == ["connection", "timeout", "ok"]
+    attempts = outcomes(result.llm_output["retryrouter"])
+    assert attempts == ["connection", "timeout", "ok"]
     assert len(recorder.retries) == 2
     requests = client_of(llm, twin).requests
     # Nothing was added that its `create` may not know.
     assert [sorted(request) for request in requests] == [sorted(requests[0])] * 3
-    assert "timeout" not in requests[0]
-    assert "extra_headers" not in requests[0]
+    assert not {"timeout", "extra_headers"} & requests[0].keys()
 
 
 REQUEST: Any = None  # The SDK's errors want one, and do without.
@@ -311,24 +287,20 @@ def test_a_limit_reaches_a_client_of_the_user(twin: Any) -> None:
     ]
 
 
-def test_the_sdks_own_resource_is_a_client(
+async def test_the_sdks_own_resource_is_a_client(
     twin: Any, gateway: FaultyGateway, clock: FakeClock
 ) -> None:
     """A resource of the user's own SDK client is used as it is."""
     settings: Any = {"api_key": KEY, "base_url": gateway.openai_url, "max_retries": 0}
-
-    async def acall() -> str:
-        async with openai.AsyncOpenAI(**settings) as client:
-            llm = OpenAI(async_client=client.completions, clock=clock, api_key=KEY)
-            return await llm.ainvoke("hi")
-
     gateway.script(Status(503))
-    if twin.is_async:
-        assert asyncio.run(acall()) == STUB_TEXT
-    else:
-        with openai.OpenAI(**settings) as client:
-            llm = OpenAI(client=client.completions, clock=clock, api_key=KEY)
-            assert llm.invoke("hi") == STUB_TEXT
+    with openai.OpenAI(**settings) as client:
+        async with openai.AsyncOpenAI(**settings) as async_client:
+            own = {
+                "client": client.completions,
+                "async_client": async_client.completions,
+            }
+            llm = OpenAI(**own, clock=clock, api_key=KEY)
+            assert await in_loop(twin, llm, "invoke", "hi") == STUB_TEXT
     assert len(gateway.requests) == 2
 
 
@@ -351,15 +323,13 @@ def test_a_failure_of_another_kind_is_not_ours(twin: Any) -> None:
 def test_a_stream_that_stops_short_of_a_client_of_the_user(twin: Any) -> None:
     """A truncated stream is an error whoever's client it came from."""
 
-    class Short(OwnClient):
-        def create(self, **_: Any) -> Iterator[Any]:
-            return iter([{"choices": [{"index": 0, "text": "ow"}]}])
+    async def create(**_: Any) -> Any:
+        return _aiter([{"choices": [choice("ow")]}])
 
-    class AShort(OwnClient):
-        async def create(self, **_: Any) -> AsyncIterator[Any]:
-            return _aiter([{"choices": [{"index": 0, "text": "ow"}]}])
-
-    llm = OpenAI(client=Short(), async_client=AShort())
+    llm = OpenAI(
+        client=SimpleNamespace(create=lambda **_: iter([{"choices": [choice("ow")]}])),
+        async_client=SimpleNamespace(create=create),
+    )
     with pytest.raises(errors.StreamInterruptedError) as caught:
         twin.stream(llm, "hi")
     assert caught.value.delivered == "ow"
@@ -373,16 +343,3 @@ def test_token_usage_is_updated_in_place() -> None:
     assert usage == {"total_tokens": 3, "prompt_tokens": 0}
     module.update_token_usage({"total_tokens"}, {"usage": None}, usage)
     assert usage["total_tokens"] == 3
-
-
-def test_what_the_module_offers() -> None:
-    """The names of langchain-community's module are here."""
-    assert sorted(module.__all__) == [
-        "AzureOpenAI",
-        "BaseOpenAI",
-        "OpenAI",
-        "OpenAIChat",
-        "acompletion_with_retry",
-        "completion_with_retry",
-        "update_token_usage",
-    ]

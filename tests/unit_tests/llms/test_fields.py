@@ -28,37 +28,29 @@ from langchain_retryrouter.testing import STUB_TEXT, FakeClock, FaultyGateway
 
 from .conftest import KEY, NewLLM
 
-BOTH_NAMES = [
-    ("model", "model_name", "some-model"),
-    ("api_key", "openai_api_key", SecretStr("some-key")),
-    ("organization", "openai_organization", "some-organization"),
-    ("timeout", "request_timeout", 3.5),
-]
 
-
-@pytest.mark.parametrize(("alias", "name", "value"), BOTH_NAMES)
+@pytest.mark.parametrize(
+    ("alias", "name", "value"),
+    [
+        ("model", "model_name", "some-model"),
+        ("api_key", "openai_api_key", SecretStr("some-key")),
+        ("organization", "openai_organization", "some-organization"),
+        ("timeout", "request_timeout", 3.5),
+        ("base_url", "openai_api_base", "http://127.0.0.1:1/openai/deployments/a"),
+    ],
+)
 def test_fields_have_two_names(
     any_model: Any, alias: str, name: str, value: Any
 ) -> None:
     """langchain-community's names and the SDK's are both taken, and mean the same."""
     settings: dict[str, Any] = {"api_key": KEY}
     if any_model is AzureOpenAI:
-        settings |= {"azure_endpoint": "http://127.0.0.1:1", "api_version": "v"}
+        settings["api_version"] = "v"
+        if alias != "base_url":
+            settings["azure_endpoint"] = "http://127.0.0.1:1"
     settings.pop(alias, None)
     for given in (alias, name):
         assert getattr(any_model(**settings, **{given: value}), name) == value
-
-
-@pytest.mark.parametrize("name", ["base_url", "openai_api_base"])
-def test_the_address_has_two_names(
-    twin: Any, gateway: FaultyGateway, name: str
-) -> None:
-    """`base_url` and `openai_api_base` are the same field."""
-    fields: dict[str, Any] = {"api_key": KEY, name: gateway.openai_url}
-    for cls in (BaseOpenAI, OpenAI, OpenAIChat):
-        llm = cls(**fields)
-        assert llm.openai_api_base == gateway.openai_url
-        assert twin.invoke(llm, "hi") == STUB_TEXT
 
 
 @pytest.mark.parametrize(
@@ -75,21 +67,18 @@ def test_the_address_has_two_names(
 def test_variables_are_read(
     monkeypatch: pytest.MonkeyPatch, cls: Any, variable: str, field: str
 ) -> None:
-    """What is not given is read from the environment; what is empty says nothing."""
+    """What is not given is read from the environment; an empty variable is ignored."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     assert cls().openai_api_key.get_secret_value() == KEY
     monkeypatch.setenv(variable, "http://127.0.0.1:1")
     assert getattr(cls(), field) == "http://127.0.0.1:1"
     assert getattr(cls(**{field: "http://given"}), field) == "http://given"
+    if variable == "OPENAI_BASE_URL":  # The SDK's own name comes second.
+        monkeypatch.setenv("OPENAI_API_BASE", "http://first")
+        assert cls().openai_api_base == "http://first"
+        monkeypatch.delenv("OPENAI_API_BASE")
     monkeypatch.setenv(variable, "")
     assert getattr(cls(), field) is None
-
-
-def test_the_first_variable_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`OPENAI_API_BASE` goes before the SDK's `OPENAI_BASE_URL`."""
-    monkeypatch.setenv("OPENAI_BASE_URL", "http://second")
-    monkeypatch.setenv("OPENAI_API_BASE", "http://first")
-    assert OpenAI(api_key=KEY).openai_api_base == "http://first"
 
 
 def test_organization_and_headers_are_sent(
@@ -167,27 +156,17 @@ def test_wrong_options_of_a_call_are_refused(
     assert gateway.requests == []
 
 
-def test_the_sdks_timeout_is_taken(
+def test_the_timeout_reaches_the_sdk(
     twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
-    """Seconds, a pair, and the HTTP library's own `Timeout` reach the SDK's client."""
-    name = "x-stainless-read-timeout"
-    for timeout, read in (
-        (3, "3"),
-        ((1, 2.5), "2.5"),
-        (openai.Timeout(4, read=1.5), "1.5"),
-        (None, "600"),
-    ):
+    """Seconds, a pair, or the HTTP library's `Timeout`; the call's goes first."""
+    library = openai.Timeout(4, read=1.5)
+    for timeout, read in ((3, 3), ((1, 2.5), 2.5), (library, 1.5), (None, 600)):
         twin.invoke(new_any(timeout=timeout), "hi")
-        assert float(gateway.requests[-1].headers[name]) == float(read)
-
-
-def test_the_timeout_of_a_call_goes_first(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway
-) -> None:
-    """A call's own `timeout` goes before the model's, as a pair too."""
+        sent = gateway.requests[-1].headers["x-stainless-read-timeout"]
+        assert float(sent) == read
     twin.invoke(new_any(timeout=9), "hi", timeout=(1, 2.5))
-    assert gateway.requests[0].headers["x-stainless-read-timeout"] == "2.5"
+    assert gateway.requests[-1].headers["x-stainless-read-timeout"] == "2.5"
 
 
 # Fields that are none.
@@ -197,54 +176,36 @@ def test_unknown_fields_become_model_kwargs(
     twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """A parameter without a field is sent, with a warning in case it was a slip."""
-    with pytest.warns(UserWarning, match="user is not default parameter") as caught:
-        llm = new_any(user="me")
-    assert caught[0].filename.endswith("conftest.py")
-    assert llm.model_kwargs == {"user": "me"}
-    twin.invoke(llm, "hi")
-    assert gateway.requests[0].payload["user"] == "me"
-
-
-def test_a_stop_may_be_a_field_and_a_single_text(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway
-) -> None:
-    """`stop` for every call is a parameter like any other, a list or one text."""
-    with pytest.warns(UserWarning, match="stop is not default parameter"):
+    with pytest.warns(UserWarning, match="stop is not default parameter") as caught:
         llm = new_any(stop="stub")
+    assert caught[0].filename.endswith("conftest.py")
+    assert llm.model_kwargs == {"stop": "stub"}
     assert twin.invoke(llm, "hi") == "Hello from the "
     assert gateway.requests[0].payload["stop"] == "stub"
-
-
-def test_model_kwargs_are_sent_without_a_warning(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway
-) -> None:
-    """Who says `model_kwargs` means it."""
     kwargs = {"user": "me"}
-    llm = new_any(model_kwargs=kwargs)
-    twin.invoke(llm, "hi")
-    assert gateway.requests[0].payload["user"] == "me"
+    twin.invoke(new_any(model_kwargs=kwargs), "hi")  # Without a warning.
+    assert gateway.requests[1].payload["user"] == "me"
     assert kwargs == {"user": "me"}
 
 
-def test_a_parameter_given_twice_is_refused(new_llm: NewLLM) -> None:
-    """A parameter in two places with maybe two values is refused."""
-    with pytest.raises(ValidationError, match="'temperature' is given twice"):
-        new_llm(temperature=0.1, model_kwargs={"temperature": 0.2})
-
-
-@pytest.mark.parametrize("name", ["model", "model_name"])
-def test_the_model_may_stand_among_model_kwargs(new_llm: NewLLM, name: str) -> None:
-    """The model's name is found in `model_kwargs` too, by either of its names."""
-    with pytest.warns(UserWarning, match="moved out of model_kwargs"):
-        llm = new_llm(model_kwargs={name: "some-model"})
-    assert (llm.model_name, llm.model_kwargs) == ("some-model", {})
-
-
-def test_a_field_among_model_kwargs_is_moved(new_llm: NewLLM) -> None:
-    """A field that was put into `model_kwargs` becomes the field, with a warning."""
-    with pytest.warns(UserWarning, match="'temperature' is a field of OpenAI"):
-        llm = new_llm(model_kwargs={"temperature": 0.2, "user": "me"})
-    assert (llm.temperature, llm.model_kwargs) == (0.2, {"user": "me"})
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("temperature", "temperature", 0.2),
+        ("model", "model_name", "some-model"),
+        ("model_name", "model_name", "some-model"),
+    ],
+)
+def test_a_field_among_model_kwargs_is_moved(
+    new_llm: NewLLM, name: str, field: str, value: Any
+) -> None:
+    """A field in `model_kwargs` becomes the field; given twice, it is refused."""
+    with pytest.warns(UserWarning, match=f"'{name}' is a field of OpenAI: moved"):
+        llm = new_llm(model_kwargs={name: value, "user": "me"})
+    assert getattr(llm, field) == value
+    assert llm.model_kwargs == {"user": "me"}
+    with pytest.raises(ValidationError, match=f"'{name}' is given twice"):
+        new_llm(**{name: value}, model_kwargs={name: value})
 
 
 # Chat models.
@@ -295,13 +256,9 @@ def test_a_chat_model_is_made_an_openai_chat(
         "gpt-oss-20b",
     ],
 )
-def test_a_completions_model_stays_one(new_llm: NewLLM, model: str) -> None:
-    """What `/v1/completions` may serve is left alone."""
+def test_other_models_keep_their_class(new_llm: NewLLM, model: str) -> None:
+    """Models that `/v1/completions` may serve, and all deployments, keep their class."""
     assert type(new_llm(OpenAI, model=model)) is OpenAI
-
-
-def test_an_azure_deployment_stays_one(new_llm: NewLLM) -> None:
-    """On Azure the deployment says what answers: no key goes to another host."""
     assert type(new_llm(AzureOpenAI, model="gpt-4")) is AzureOpenAI
 
 
@@ -346,22 +303,19 @@ def test_what_langchain_saves(any_model: Any, new_llm: NewLLM) -> None:
     if any_model is OpenAIChat:
         assert not OpenAIChat.is_lc_serializable()
         return
-    llm = new_llm(
-        any_model,
-        temperature=0.1,
-        organization="org",
-        retry_policy=RetryPolicy(),
-        budget=RetryBudget(),
-        breaker=CircuitBreaker(),
-    )
+    own = {
+        "retry_policy": RetryPolicy(),
+        "budget": RetryBudget(),
+        "breaker": CircuitBreaker(),
+    }
+    llm = new_llm(any_model, temperature=0.1, organization="org", **own)
     saved = json.loads(dumps(llm))
     assert saved["id"] == ["langchain", "llms", "openai", any_model.__name__]
     kwargs = saved["kwargs"]
     assert kwargs["temperature"] == 0.1
     assert kwargs["openai_organization"] == "org"
     assert kwargs["openai_api_key"]["type"] == "secret"
-    ours = {"retry_policy", "budget", "breaker", "clock", "client", "async_client"}
-    assert not ours & kwargs.keys()
+    assert not {*own, "clock", "client", "async_client"} & kwargs.keys()
 
 
 def test_a_model_can_be_saved_to_a_file(new_any: NewLLM, tmp_path: Path) -> None:
@@ -469,16 +423,16 @@ def test_tokens_are_counted(new_any: NewLLM) -> None:
 
 @pytest.mark.usefixtures("encoding")
 def test_special_tokens_are_refused_or_allowed(new_llm: NewLLM) -> None:
-    """`allowed_special` and `disallowed_special` judge special tokens in a text."""
-    model = {"tiktoken_model_name": "gpt-4"}
+    """`allowed_special` and `disallowed_special` decide on special tokens in a text."""
+
+    def count(**fields: Any) -> list[int]:
+        llm = new_llm(tiktoken_model_name="gpt-4", **fields)
+        return [*llm.get_token_ids("<|end|>")]
+
     with pytest.raises(ValueError, match="disallowed special token"):
-        new_llm(**model).get_token_ids("<|end|>")
-    for allowed in ("all", {"<|end|>"}):
-        assert new_llm(**model, allowed_special=allowed).get_token_ids("<|end|>") == [
-            257
-        ]
-    plain = new_llm(**model, disallowed_special=()).get_token_ids("<|end|>")
-    assert len(plain) == len("<|end|>")
+        count()
+    assert count(allowed_special="all") == count(allowed_special={"<|end|>"}) == [257]
+    assert len(count(disallowed_special=())) == len("<|end|>")
 
 
 def test_without_tiktoken_the_message_says_what_to_do(
@@ -524,12 +478,8 @@ def test_max_tokens_may_fill_the_context(
     ],
 )
 def test_context_sizes(new_llm: NewLLM, model: str, size: int) -> None:
-    """Known models, their snapshots and fine-tunes have their context."""
+    """Known models, their snapshots and fine-tunes have their context size."""
     assert BaseOpenAI.modelname_to_contextsize(model) == size
     assert new_llm(BaseOpenAI).max_context_size == 4_096
-
-
-def test_an_unknown_context_size_is_said() -> None:
-    """For an unknown model the message says what to do instead."""
     with pytest.raises(ValueError, match=r"Unknown model: 'nobody'.*set max_tokens"):
         BaseOpenAI.modelname_to_contextsize("nobody")

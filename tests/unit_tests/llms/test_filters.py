@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -10,30 +9,18 @@ import pytest
 from langchain_retryrouter import errors
 from langchain_retryrouter.testing import Body, FaultyGateway
 
-from .conftest import NewLLM
+from .conftest import NewLLM, choice, streamed, whole
 
 
 def _filtered(*texts: str) -> Body:
-    """A whole answer, at both endpoints, whose choices a content filter has ended."""
-    choices = [
-        {
-            "index": at,
-            "text": text,
-            "message": {"role": "assistant", "content": text or None},
-            "finish_reason": "content_filter",
-        }
-        for at, text in enumerate(texts)
-    ]
-    return Body(body=json.dumps({"choices": choices}))
+    """A whole answer whose choices a content filter has ended."""
+    choices = [choice(text, "content_filter") for text in texts]
+    return whole(*({**one, "index": at} for at, one in enumerate(choices)))
 
 
 def _filtered_stream(*texts: str) -> Body:
-    """A stream, at both endpoints, that a content filter ends after these texts."""
-    pieces = [{"index": 0, "text": text, "delta": {"content": text}} for text in texts]
-    end = {"index": 0, "text": "", "delta": {}, "finish_reason": "content_filter"}
-    events = [json.dumps({"choices": [piece]}) for piece in [*pieces, end]]
-    body = "".join(f"data: {event}\n\n" for event in events)
-    return Body(headers={"content-type": "text/event-stream"}, body=body)
+    """A stream that a content filter ends after these texts."""
+    return streamed(*map(choice, texts), choice("", "content_filter"))
 
 
 def test_an_answer_that_a_filter_took_away_is_an_error(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from typing import Any
 
@@ -29,7 +30,7 @@ from langchain_retryrouter.testing import (
     Truncate,
 )
 
-from .conftest import NewLLM, Recorder
+from .conftest import EVENTS, NewLLM, Recorder, choice, streamed
 
 HEAD = (
     "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
@@ -43,12 +44,12 @@ def frame(data: str) -> str:
     return f"{len(event.encode()):x}\r\n{event}\r\n"
 
 
-def events(*texts: str, finish: bool = True) -> str:
+def open_stream(*texts: str, finish: bool = True) -> str:
     """The head of a stream, and its events, without its end."""
-    choices = [f'{{"index":0,"text":"{text}","finish_reason":null}}' for text in texts]
+    choices = [choice(text) for text in texts]
     if finish:
-        choices.append('{"index":0,"text":"","finish_reason":"stop"}')
-    return HEAD + "".join(frame(f'{{"choices":[{choice}]}}') for choice in choices)
+        choices.append(choice("", "stop"))
+    return HEAD + "".join(frame(json.dumps({"choices": [one]})) for one in choices)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +67,18 @@ def test_a_stream_that_breaks_is_an_error(
     assert "".join(chunks) == caught.value.delivered == "Hello from"
     assert caught.value.__notes__ == ["not repeated: 10 characters were delivered"]
     assert len(gateway.requests) == 1
+
+
+def test_streaming_inside_invoke_is_as_strict(
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway, recorder: Recorder
+) -> None:
+    """`invoke` with `streaming=True` raises for a truncated stream; callbacks know."""
+    gateway.script(Truncate(2))
+    llm = new_any(streaming=True, callbacks=[recorder])
+    with pytest.raises(errors.StreamInterruptedError) as caught:
+        twin.invoke(llm, "hi")
+    assert recorder.errors == [caught.value]
+    assert "".join(recorder.tokens) == "Hello from"
 
 
 @pytest.mark.parametrize(
@@ -92,24 +105,14 @@ def test_an_error_inside_a_stream_comes_out(
     assert len(gateway.requests) == 1
 
 
-def test_streaming_inside_invoke_is_as_strict(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway
-) -> None:
-    """`invoke` with `streaming=True` takes no truncated stream for a short answer."""
-    gateway.script(Truncate(2))
-    with pytest.raises(errors.StreamInterruptedError):
-        twin.invoke(new_any(streaming=True), "hi")
-
-
 @pytest.mark.parametrize("junk", [b"<html>\r\n<hr>", b"\x81\x07", b":\x81"], ids=str)
-def test_what_runs_into_an_event_takes_no_word_along(
+def test_noise_before_an_event_is_an_error(
     twin: Any, new_llm: NewLLM, gateway: FaultyGateway, junk: bytes
 ) -> None:
     """A proxy's page, or noise, before an event is an error, not an event less."""
     choices = [b'{"text":"a"}', b'{"text":"b"}', b'{"text":"","finish_reason":"stop"}']
-    first, *others = [b'data: {"choices":[%b]}\n\n' % choice for choice in choices]
-    body = b"".join([first, junk, *others])
-    gateway.script(Body(200, {"content-type": "text/event-stream"}, body))
+    first, *others = [b'data: {"choices":[%b]}\n\n' % one for one in choices]
+    gateway.script(Body(200, EVENTS, b"".join([first, junk, *others])))
     chunks: list[str] = []
     with pytest.raises(errors.MalformedResponseError) as caught:
         twin.stream(new_llm(), "hi", into=chunks)
@@ -120,11 +123,8 @@ def test_an_end_of_one_choice_is_not_the_end(
     twin: Any, new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
     """A stream of several choices is whole when each of them has its reason."""
-    first_ends = '{"choices":[{"index":0,"text":"a","finish_reason":"stop"}]}'
-    second_ends = '{"choices":[{"index":1,"text":"b","finish_reason":"stop"}]}'
-    whole = HEAD + frame(first_ends) + frame(second_ends) + "0\r\n\r\n"
-    half = HEAD + frame(first_ends) + frame("[DONE]") + "0\r\n\r\n"
-    gateway.script(Raw(whole.encode()), Raw(half.encode()))
+    first, second = choice("a", "stop"), {**choice("b", "stop"), "index": 1}
+    gateway.script(streamed(first, second), streamed(first))
     request = {"model": "m", "prompt": ["x", "y"], "stream": True}
     assert len(twin.complete(module, new_llm(), **request)) == 2
     with pytest.raises(errors.StreamInterruptedError):
@@ -146,7 +146,7 @@ def test_whatever_follows_the_end_is_no_fault(
     twin: Any, new_llm: NewLLM, gateway: FaultyGateway, ending: str
 ) -> None:
     """When every choice has its reason, the stream is whole, however it is closed."""
-    gateway.script(Raw((events("a", "b") + ending).encode()))
+    gateway.script(Raw((open_stream("a", "b") + ending).encode()))
     assert "".join(twin.stream(new_llm(), "hi")) == "ab"
     assert len(gateway.requests) == 1
 
@@ -155,14 +155,14 @@ def test_a_null_and_an_empty_delta_are_no_token(
     twin: Any, new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
     """Chat deltas without content, or with a null one, are empty texts."""
-    deltas = [
-        '{"delta":{"role":"assistant","content":null}}',
-        '{"delta":{}}',
-        '{"delta":{"content":"yes"}}',
-        '{"delta":{"content":null},"finish_reason":"stop"}',
-    ]
-    body = "".join(frame(f'{{"choices":[{delta}]}}') for delta in deltas)
-    gateway.script(Raw((HEAD + body + "0\r\n\r\n").encode()))
+    gateway.script(
+        streamed(
+            {"delta": {"role": "assistant", "content": None}},
+            {"delta": {}},
+            {"delta": {"content": "yes"}},
+            {"delta": {"content": None}, "finish_reason": "stop"},
+        )
+    )
     assert twin.stream(new_llm(OpenAIChat), "hi") == ["", "", "yes", ""]
 
 
@@ -173,7 +173,7 @@ def test_an_unexpected_event_is_an_error(
     twin: Any, new_llm: NewLLM, gateway: FaultyGateway, event: str
 ) -> None:
     """JSON that is no chunk is malformed, before the first token and behind it."""
-    whole = events("a", finish=False) + frame(event)
+    whole = open_stream("a", finish=False) + frame(event)
     gateway.script(Raw((HEAD + frame(event)).encode()), Raw(whole.encode()))
     with pytest.raises(
         errors.MalformedResponseError, match="unexpected event"
@@ -197,38 +197,30 @@ def test_streams_one_after_the_other_use_one_connection(
     assert gateway.connections == 1
 
 
-def test_async_streams_one_after_the_other_use_one_connection(
+async def test_async_streams_one_after_the_other_use_one_connection(
     new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """Async variant of the test above, within one event loop."""
     llm = new_any()
-
-    async def stream() -> None:
-        for _ in range(10):
-            assert "".join([chunk async for chunk in llm.astream("hi")]) == STUB_TEXT
-        assert await llm.ainvoke("hi") == STUB_TEXT
-
-    asyncio.run(stream())
+    for _ in range(10):
+        assert "".join([chunk async for chunk in llm.astream("hi")]) == STUB_TEXT
+    assert await llm.ainvoke("hi") == STUB_TEXT
     assert gateway.connections == 1
 
 
 @pytest.mark.parametrize("extra", [": bye\n\n", "data: [DONE]\n\n"])
-def test_a_body_is_read_to_its_end(
+async def test_a_body_is_read_to_its_end(
     new_llm: NewLLM, gateway: FaultyGateway, extra: str
 ) -> None:
-    """What a server sends behind `[DONE]` does not cost the connection."""
+    """What a server sends after `[DONE]` does not cost the connection."""
     ending = f"{frame('[DONE]')}{len(extra):x}\r\n{extra}\r\n0\r\n\r\n"
-    step = Raw((events("a") + ending).encode(), close=False)
+    step = Raw((open_stream("a") + ending).encode(), close=False)
     gateway.script(step, step, step, step)
     llm = new_llm()
-
-    async def stream() -> None:
-        for _ in range(2):
-            assert "".join([chunk async for chunk in llm.astream("hi")]) == "a"
-
     for _ in range(2):
-        assert "".join(llm.stream("hi")) == "a"
-    asyncio.run(stream())
+        assert await asyncio.to_thread(lambda: [*llm.stream("hi")]) == ["a", ""]
+    for _ in range(2):
+        assert [chunk async for chunk in llm.astream("hi")] == ["a", ""]
     assert [request.connection for request in gateway.requests] == [1, 1, 2, 2]
 
 
@@ -236,7 +228,7 @@ def test_the_end_of_a_body_is_not_waited_for_long(
     twin: Any, new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
     """A server that says `[DONE]` and never ends its body holds nobody up."""
-    whole = events("a") + frame("[DONE]")
+    whole = open_stream("a") + frame("[DONE]")
     gateway.script(Raw(whole.encode(), close=False))
     began = time.monotonic()
     assert "".join(twin.stream(new_llm(), "hi")) == "a"
@@ -245,66 +237,43 @@ def test_the_end_of_a_body_is_not_waited_for_long(
 
 
 def test_a_stream_closed_early_frees_its_connection(
-    new_any: NewLLM, gateway: FaultyGateway
+    any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
-    """Who leaves a stream early leaves no connection behind, and gets no error."""
-    gateway.script(Stall(2, 60))
-    with contextlib.closing(new_any().stream("hi")) as chunks:
-        assert "Hello" in {next(chunks), next(chunks)}
-    gateway.wait_for(lambda g: g.open_connections == 0)
-    assert gateway.requests[0].outcome == "client_left"
+    """A caller who leaves a stream early gets no error and leaves no connection."""
+    prompt = {"messages": []} if any_model is OpenAIChat else {"prompt": "hi"}
+    request = {"model": "m", "stream": True, **prompt}
+    llm = new_llm(any_model)
+    for chunks in (llm.stream("hi"), completion_with_retry(llm, **request)):
+        gateway.script(Stall(2, 60))
+        assert next(chunks) is not None
+        chunks.close()
+        gateway.wait_for(lambda g: g.open_connections == 0)
+        assert gateway.requests[-1].outcome == "client_left"
 
 
-def test_an_async_stream_closed_early_frees_its_connection(
+async def test_an_async_stream_closed_early_frees_its_connection(
     new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
     """Async variant of the test above; the loop goes on meanwhile."""
     gateway.script(Stall(2, 60))
-    llm = new_any()
-
-    async def leave() -> None:
-        async with contextlib.aclosing(llm.astream("hi")) as chunks:
-            assert "Hello" in {await anext(chunks), await anext(chunks)}
-        await gateway.await_for(lambda g: g.open_connections == 0)
-
-    asyncio.run(leave())
+    async with contextlib.aclosing(new_any().astream("hi")) as chunks:
+        assert "Hello" in {await anext(chunks), await anext(chunks)}
+    await gateway.await_for(lambda g: g.open_connections == 0)
     assert gateway.requests[0].outcome == "client_left"
 
 
-def test_a_generator_closed_early_frees_its_connection_at_once(
-    new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
-    """Closing what `completion_with_retry` returned closes the connection."""
-    gateway.script(Stall(1, 60))
-    chunks = completion_with_retry(new_llm(), model="m", prompt="p", stream=True)
-    next(chunks)
-    chunks.close()
-    gateway.wait_for(lambda g: g.open_connections == 0)
-
-
-def test_a_cancelled_stream_frees_its_connection(
+async def test_a_cancelled_stream_frees_its_connection(
     new_any: NewLLM, gateway: FaultyGateway, clock: FakeClock
 ) -> None:
     """A cancelled task closes its connection, and is not retried."""
     gateway.script(Stall(0, 60))
-    llm = new_any()
-
-    async def cancel() -> None:
-        task = asyncio.create_task(_first(llm))
-        await gateway.await_for(lambda g: len(g.requests) == 1)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        await gateway.await_for(lambda g: g.open_connections == 0)
-
-    asyncio.run(cancel())
+    task = asyncio.ensure_future(anext(aiter(new_any().astream("hi"))))
+    await gateway.await_for(lambda g: len(g.requests) == 1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await gateway.await_for(lambda g: g.open_connections == 0)
     assert clock.sleeps == []
-
-
-async def _first(llm: Any) -> str:
-    async for chunk in llm.astream("hi"):
-        return str(chunk)
-    return ""
 
 
 def test_the_time_for_the_first_token_is_not_the_time_between_two(
@@ -316,40 +285,24 @@ def test_the_time_for_the_first_token_is_not_the_time_between_two(
     assert "".join(twin.stream(llm, "hi")) == STUB_TEXT
 
 
-def test_the_callers_time_between_two_bytes_holds(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
+@pytest.mark.parametrize(
+    ("timeout", "policy"),
+    [((5, 0.2), RetryPolicy(first_token_timeout=5)), (None, RetryPolicy(deadline=0.6))],
+    ids=["timeout", "deadline"],
+)
+def test_other_limits_hold_behind_the_first_token(
+    twin: Any,
+    new_any: NewLLM,
+    gateway: FaultyGateway,
+    timeout: Any,
+    policy: RetryPolicy,
 ) -> None:
-    """The caller's own `timeout` goes on to hold behind the first token."""
+    """The model's `timeout` and the deadline hold after the first token too."""
     gateway.script(Stall(2, 60))
-    policy = RetryPolicy(first_token_timeout=5)
-    llm = new_llm(timeout=(5, 0.2), retry_policy=policy)
+    llm = new_any(timeout=timeout, retry_policy=policy, clock=SYSTEM_CLOCK)
     with pytest.raises(errors.StreamInterruptedError) as caught:
         twin.stream(llm, "hi")
     assert caught.value.delivered == "Hello from"
-
-
-def test_the_deadline_ends_a_stream(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway
-) -> None:
-    """The deadline holds behind the first token too."""
-    gateway.script(Stall(2, 60))
-    policy = RetryPolicy(deadline=0.6)
-    llm = new_any(retry_policy=policy, clock=SYSTEM_CLOCK)
-    with pytest.raises(errors.StreamInterruptedError) as caught:
-        twin.stream(llm, "hi")
-    assert caught.value.delivered == "Hello from"
-
-
-def test_a_run_that_breaks_is_reported_with_its_part(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, recorder: Recorder
-) -> None:
-    """The callbacks of a broken stream are told its error."""
-    gateway.script(Truncate(2))
-    with pytest.raises(errors.StreamInterruptedError):
-        twin.stream(new_llm(callbacks=[recorder]), "hi")
-    (error,) = recorder.errors
-    assert isinstance(error, errors.StreamInterruptedError)
-    assert "".join(recorder.tokens) == "Hello from"
 
 
 def test_a_long_stream_arrives_whole(
