@@ -256,13 +256,13 @@ def test_a_stream_of_several_answers_is_refused(
     twin: Any, new_llm: NewLLM, gateway: FaultyGateway, cls: Any, field: str
 ) -> None:
     """`n` or `best_of` above 1 cannot be streamed: refused by model and by call."""
-    for call in (
-        lambda: new_llm(cls, streaming=True, **{field: 2}),
-        lambda: twin.stream(new_llm(cls), "hi", **{field: 2}),
-        lambda: twin.stream(new_llm(cls, **{field: 2}), "hi"),
-    ):
-        with pytest.raises(ValueError, match=f"{field}=2 cannot be streamed"):
-            call()
+    several = {field: 2}
+    with pytest.raises(ValueError, match=f"{field}=2 cannot be streamed"):
+        new_llm(cls, streaming=True, **several)
+    with pytest.raises(ValueError, match=f"{field}=2 cannot be streamed"):
+        twin.stream(new_llm(cls), "hi", **several)
+    with pytest.raises(ValueError, match=f"{field}=2 cannot be streamed"):
+        twin.stream(new_llm(cls, **several), "hi")
     assert gateway.requests == []
 
 

@@ -94,12 +94,12 @@ async def test_a_stream_begins_when_it_is_read(
     chunks = module.completion_with_retry(llm, **COMPLETION, stream=True)
     achunks = await module.acompletion_with_retry(llm, **COMPLETION, stream=True)
     assert inspect.isgenerator(chunks)
-    assert inspect.isasyncgen(achunks)
     chunks.close()
     assert gateway.requests == []
     clock.advance(60)
     text = "".join([chunk.choices[0].text async for chunk in achunks])
     assert text == STUB_TEXT
+    assert inspect.isasyncgen(achunks)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -295,10 +295,8 @@ async def test_the_sdks_own_resource_is_a_client(
     gateway.script(Status(503))
     with openai.OpenAI(**settings) as client:
         async with openai.AsyncOpenAI(**settings) as async_client:
-            own = {
-                "client": client.completions,
-                "async_client": async_client.completions,
-            }
+            own: dict[str, Any] = {"client": client.completions}
+            own["async_client"] = async_client.completions
             llm = OpenAI(**own, clock=clock, api_key=KEY)
             assert await in_loop(twin, llm, "invoke", "hi") == STUB_TEXT
     assert len(gateway.requests) == 2

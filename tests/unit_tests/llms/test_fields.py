@@ -257,7 +257,7 @@ def test_a_chat_model_is_made_an_openai_chat(
     ],
 )
 def test_other_models_keep_their_class(new_llm: NewLLM, model: str) -> None:
-    """Models that `/v1/completions` may serve, and all deployments, keep their class."""
+    """Models that `/v1/completions` may serve, and deployments, keep their class."""
     assert type(new_llm(OpenAI, model=model)) is OpenAI
     assert type(new_llm(AzureOpenAI, model="gpt-4")) is AzureOpenAI
 

@@ -5,13 +5,12 @@ The limits are a tenth of a second or so: nothing here can be shown on a fake cl
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,13 @@ import pytest
 import trustme
 
 from langchain_retryrouter import OpenAI, RetryPolicy, errors
-from langchain_retryrouter.llms import openai as module
 from langchain_retryrouter.testing import STUB_TEXT, Drip, FaultyGateway
 from tests.unit_tests.chat_models.relays import Proxy, Relay
 from tests.unit_tests.listeners import A_LONG_PROMPT, sipping
 
-from .conftest import NewLLM
+from .conftest import NewLLM, base_url
 
 SHORT = 0.15
-COMPLETION: dict[str, Any] = {"model": "m", "prompt": "hi"}
 
 
 @pytest.fixture
@@ -50,24 +47,17 @@ def ends_in_time(call: Callable[[], object]) -> None:
 
 
 def test_an_answer_that_drips_ends_at_the_deadline(
-    twin: Any, any_model: Any, new_hasty_llm: NewLLM, gateway: FaultyGateway
+    twin: Any,
+    any_model: Any,
+    new_hasty_llm: NewLLM,
+    gateway: FaultyGateway,
+    method: str,
 ) -> None:
     """An answer that comes byte by byte is limited as a whole, not read by read."""
     gateway.always(Drip(seconds=0.02))
-    llm = new_hasty_llm(any_model)
-    ends_in_time(lambda: twin.invoke(llm, "hi"))
-    if twin.is_async:
+    ends_in_time(lambda: getattr(twin, method)(new_hasty_llm(any_model), "hi"))
+    if twin.is_async or method == "stream":
         gateway.wait_for(lambda g: g.open_connections == 0)
-
-
-@pytest.mark.parametrize("stream", [True, False])
-def test_the_functions_have_the_same_limit(
-    twin: Any, new_hasty_llm: NewLLM, gateway: FaultyGateway, stream: bool
-) -> None:
-    """`completion_with_retry` ends at the deadline, whatever it returns."""
-    gateway.always(Drip(seconds=0.02))
-    options = {**COMPLETION, "stream": stream}
-    ends_in_time(lambda: twin.complete(module, new_hasty_llm(), **options))
 
 
 def test_a_slow_answer_within_the_deadline_is_whole(
@@ -92,32 +82,24 @@ def test_a_stream_is_not_limited_by_its_first_token(
     assert "".join(twin.stream(llm, "hi")) == STUB_TEXT
 
 
-class DrippingErrors(Relay):
-    """Answers everything with a 503 whose page never ends."""
-
-    def __init__(self) -> None:
-        super().__init__("http://127.0.0.1:0")
-        self._over = threading.Event()
-
-    def serve(self, client: socket.socket) -> None:
-        """Drip, until nobody listens."""
-        client.recv(65536)
-        client.sendall(
-            b"HTTP/1.1 503 Busy\r\ncontent-type: text/html\r\n"
-            b"content-length: 100000\r\n\r\n"
-        )
-        while not self._over.wait(0.02):
-            client.sendall(b" ")
-
-
 def test_an_error_page_that_drips_ends_at_the_deadline(
-    twin: Any, any_model: Any, new_hasty_llm: NewLLM, method: str
+    twin: Any, any_model: Any, new_hasty_llm: NewLLM, method: str, monkeypatch: Any
 ) -> None:
     """A refusal is read within the same limit as an answer."""
-    with DrippingErrors() as server:
-        name = "azure_endpoint" if any_model.__name__ == "AzureOpenAI" else "base_url"
-        llm = new_hasty_llm(any_model, **{name: server.url})
+    is_over = threading.Event()
+
+    def drip(_: Relay, client: socket.socket) -> None:
+        client.recv(65536)
+        head = b"HTTP/1.1 503 Busy\r\ncontent-type: text/html\r\n"
+        client.sendall(head + b"content-length: 100000\r\n\r\n")
+        while not is_over.wait(0.02):
+            client.sendall(b" ")
+
+    monkeypatch.setattr(Relay, "serve", drip)
+    with Relay("http://127.0.0.1:0") as server:
+        llm = new_hasty_llm(any_model, **base_url(any_model, server.url))
         ends_in_time(lambda: getattr(twin, method)(llm, "hi"))
+        is_over.set()
 
 
 @pytest.fixture
@@ -132,21 +114,6 @@ def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
     return context
 
 
-@contextlib.contextmanager
-def reached(
-    gateway: FaultyGateway, tls: ssl.SSLContext, way: str
-) -> Iterator[dict[str, Any]]:
-    """The fields of a model that reaches the gateway in this way."""
-    with contextlib.ExitStack() as stack:
-        fields: dict[str, Any] = {}
-        if "tls" in way:
-            relay = stack.enter_context(Relay(gateway.url, tls=tls))
-            fields["base_url"] = f"{relay.url}/v1"
-        if "proxy" in way:
-            fields["openai_proxy"] = stack.enter_context(Proxy()).url
-        yield fields
-
-
 @pytest.mark.parametrize("way", ["tls", "proxy", "tls behind a proxy"])
 def test_the_limit_holds_on_every_way_to_a_server(
     twin: Any,
@@ -156,7 +123,12 @@ def test_the_limit_holds_on_every_way_to_a_server(
     way: str,
 ) -> None:
     """TLS and proxies make connections of their own, under the same limit."""
-    with reached(gateway, tls, way) as fields:
+    with Relay(gateway.url, tls=tls) as relay, Proxy() as proxy:
+        fields: dict[str, Any] = {}
+        if "tls" in way:
+            fields["base_url"] = f"{relay.url}/v1"
+        if "proxy" in way:
+            fields["openai_proxy"] = proxy.url
         patient = new_hasty_llm(retry_policy=RetryPolicy(deadline=5), **fields)
         assert twin.invoke(patient, "hi") == STUB_TEXT
         gateway.always(Drip(seconds=0.02))

@@ -240,8 +240,9 @@ def test_a_stream_closed_early_frees_its_connection(
     any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
 ) -> None:
     """A caller who leaves a stream early gets no error and leaves no connection."""
-    prompt = {"messages": []} if any_model is OpenAIChat else {"prompt": "hi"}
-    request = {"model": "m", "stream": True, **prompt}
+    request: dict[str, Any] = {"model": "m", "stream": True, "prompt": "hi"}
+    if any_model is OpenAIChat:
+        request["messages"] = [request.pop("prompt")]
     llm = new_llm(any_model)
     for chunks in (llm.stream("hi"), completion_with_retry(llm, **request)):
         gateway.script(Stall(2, 60))

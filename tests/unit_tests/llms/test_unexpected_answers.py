@@ -16,14 +16,11 @@ from langchain_retryrouter import (
     RetryPolicy,
     RetryRouterError,
 )
-from langchain_retryrouter._openai.protocol import add_usage
 from langchain_retryrouter.testing import Body, FaultyGateway
 from tests.unit_tests.conftest import Twin
 
-from .conftest import NewLLM
+from .conftest import EVENTS, JSON, NewLLM, choice, streamed
 
-JSON = {"content-type": "application/json"}
-EVENTS = {"content-type": "text/event-stream"}
 ABYSS = "[" * 100_000
 DEEP = "[" * 300 + "]" * 300
 DIGITS = "9" * 5_000
@@ -47,43 +44,32 @@ def llm(new_llm: NewLLM) -> Any:
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("headers", "body"),
     [
-        ABYSS,
-        answer(beside=f'"usage": {DEEP}'),
-        answer(beside=f'"created": {DIGITS}'),
-        answer('"content": "Hello"').replace('"stop"', "13"),
-        answer('"content": "Hello"').replace('"stop"', '{"why": "stop"}'),
+        (JSON, ABYSS),
+        (JSON, answer(beside=f'"usage": {DEEP}')),
+        (JSON, answer(beside=f'"created": {DIGITS}')),
+        (JSON, answer().replace('"stop"', "13")),
+        (JSON, answer().replace('"stop"', '{"why": "stop"}')),
+        (EVENTS, f"data: {ABYSS}\n\n"),
+        (EVENTS, f"data: {DIGITS}\n\n"),
+        (EVENTS, chunk('"content": "Hello"', beside=f'"id": {DEEP}')),
+        (EVENTS, chunk('"content": "Hello"', reason="13")),
     ],
-    ids=["abyss", "deep", "digits", "reason 13", "reason in an object"],
+    ids=[
+        *("abyss", "deep", "digits", "reason 13", "reason in an object"),
+        *("event abyss", "event digits", "event deep", "event reason"),
+    ],
 )
 def test_what_cannot_be_read_is_malformed(
-    twin: Twin, llm: Any, gateway: FaultyGateway, body: str
+    twin: Twin, llm: Any, gateway: FaultyGateway, headers: dict[str, str], body: str
 ) -> None:
-    """An answer that Python's reader gives way under is an error of ours."""
-    gateway.script(Body(200, JSON, body))
+    """An answer or event that Python's reader cannot read is a typed error."""
+    gateway.script(Body(200, headers, body))
+    call = twin.stream if headers is EVENTS else twin.invoke
     with pytest.raises(MalformedResponseError) as caught:
-        twin.invoke(llm, "hi")
+        call(llm, "hi")
     assert caught.value.attempts == 1
-
-
-@pytest.mark.parametrize(
-    "event",
-    [
-        f"data: {ABYSS}\n\n",
-        f"data: {DIGITS}\n\n",
-        chunk('"content": "Hello"', beside=f'"id": {DEEP}'),
-        chunk('"content": "Hello"', reason="13"),
-    ],
-    ids=["abyss", "digits", "deep", "reason 13"],
-)
-def test_an_event_that_cannot_be_read_is_malformed(
-    twin: Twin, llm: Any, gateway: FaultyGateway, event: str
-) -> None:
-    """The same in a stream."""
-    gateway.script(Body(200, EVENTS, event))
-    with pytest.raises(MalformedResponseError):
-        twin.stream(llm, "hi")
 
 
 @pytest.mark.parametrize("status", [200, 400, 503])
@@ -136,10 +122,17 @@ def test_what_is_no_count_is_left_out(
     assert result.llm_output["token_usage"] == expected
 
 
-def test_counts_of_two_forms_are_added_up() -> None:
+def test_counts_of_two_forms_are_added_up(
+    twin: Twin, llm: Any, gateway: FaultyGateway
+) -> None:
     """A name that has details in one answer and a number in another is not an error."""
-    one, other = {"a": {"b": 1}, "c": 1}, {"a": 2, "c": {"d": 3}}
-    assert add_usage(one, other) == {"a": 2, "c": {"d": 3}}
+    gateway.script(
+        Body(200, JSON, answer(beside='"usage": {"a": {"b": 1}, "c": 1}')),
+        Body(200, JSON, answer(beside='"usage": {"a": 2, "c": {"d": 3}}')),
+    )
+    llm.batch_size = 1
+    result = twin.generate(llm, ["hi", "ho"])
+    assert result.llm_output["token_usage"] == {"a": 2, "c": {"d": 3}}
 
 
 def test_unexpected_probabilities_do_not_keep_chunks_apart(
@@ -147,12 +140,8 @@ def test_unexpected_probabilities_do_not_keep_chunks_apart(
 ) -> None:
     """Probabilities that cannot be joined are left out of a stream; its text is not."""
     told = [{"tokens": ["a"], "odd": 1}, ["a"], 7, {"tokens": ["b"], "odd": "x"}]
-    chunks: list[dict[str, Any]] = [
-        {"index": 0, "text": "a", "logprobs": one} for one in told
-    ]
-    chunks[-1]["finish_reason"] = "stop"
-    events = [f"data: {json.dumps({'choices': [one]})}\n\n" for one in chunks]
-    gateway.script(Body(200, EVENTS, "".join(events)))
+    chunks = [choice("a", logprobs=one) for one in told]
+    gateway.script(streamed(*chunks, choice("", "stop")))
     (only,) = twin.generate(new_llm(streaming=True), ["hi"]).generations[0]
     assert only.text == "aaaa"
     assert only.generation_info["logprobs"] == {"tokens": ["a", "b"]}
