@@ -1,4 +1,4 @@
-"""Handlers that write down what they are told, and when."""
+"""Handlers that record the events of runs."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ from typing import Any
 from uuid import UUID
 
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
-from langchain_core.messages import BaseMessage
-from langchain_core.outputs import LLMResult
 from tenacity import RetryCallState
 
 from langchain_retryrouter.testing import FakeClock, FaultyGateway
 
 
 class Diary:
-    """What was told, in order, and what had happened in the world by then."""
+    """Events of runs in order, and how many requests and waits came before each."""
 
     def __init__(self, gateway: FaultyGateway, clock: FakeClock) -> None:
         self.gateway = gateway
@@ -24,8 +22,8 @@ class Diary:
         self.requests: list[int] = []
         self.sleeps: list[int] = []
 
-    def write(self, what: str, run_id: UUID) -> None:
-        self.entries.append((what, run_id))
+    def write(self, event: str, run_id: UUID) -> None:
+        self.entries.append((event, run_id))
 
     def write_retry(self, state: RetryCallState, run_id: UUID) -> None:
         self.write("retry", run_id)
@@ -33,8 +31,12 @@ class Diary:
         self.requests.append(len(self.gateway.requests))
         self.sleeps.append(len(self.clock.sleeps))
 
-    def of(self, what: str) -> list[UUID]:
-        return [run_id for told, run_id in self.entries if told == what]
+    def of(self, event: str) -> list[UUID]:
+        return [run_id for name, run_id in self.entries if name == event]
+
+    @property
+    def events(self) -> list[str]:
+        return [name for name, _ in self.entries]
 
 
 class Watcher(BaseCallbackHandler):
@@ -43,23 +45,16 @@ class Watcher(BaseCallbackHandler):
     def __init__(self, diary: Diary) -> None:
         self.diary = diary
 
-    def on_chat_model_start(
-        self,
-        serialized: dict[str, Any],  # noqa: ARG002
-        messages: list[list[BaseMessage]],  # noqa: ARG002
-        *,
-        run_id: UUID,
-        **_: Any,
-    ) -> None:
+    def on_chat_model_start(self, *_: Any, run_id: UUID, **__: Any) -> None:
         self.diary.write("start", run_id)
 
     def on_retry(self, retry_state: RetryCallState, *, run_id: UUID, **_: Any) -> None:
         self.diary.write_retry(retry_state, run_id)
 
-    def on_llm_end(self, response: LLMResult, *, run_id: UUID, **_: Any) -> None:  # noqa: ARG002
+    def on_llm_end(self, *_: Any, run_id: UUID, **__: Any) -> None:
         self.diary.write("end", run_id)
 
-    def on_llm_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:  # noqa: ARG002
+    def on_llm_error(self, *_: Any, run_id: UUID, **__: Any) -> None:
         self.diary.write("error", run_id)
 
 
@@ -69,14 +64,7 @@ class AsyncWatcher(AsyncCallbackHandler):
     def __init__(self, diary: Diary) -> None:
         self.diary = diary
 
-    async def on_chat_model_start(
-        self,
-        serialized: dict[str, Any],  # noqa: ARG002
-        messages: list[list[BaseMessage]],  # noqa: ARG002
-        *,
-        run_id: UUID,
-        **_: Any,
-    ) -> None:
+    async def on_chat_model_start(self, *_: Any, run_id: UUID, **__: Any) -> None:
         self.diary.write("start", run_id)
 
     async def on_retry(
@@ -86,14 +74,8 @@ class AsyncWatcher(AsyncCallbackHandler):
             await FakeClock().asleep(1)
         self.diary.write_retry(retry_state, run_id)
 
-    async def on_llm_end(self, response: LLMResult, *, run_id: UUID, **_: Any) -> None:  # noqa: ARG002
+    async def on_llm_end(self, *_: Any, run_id: UUID, **__: Any) -> None:
         self.diary.write("end", run_id)
 
-    async def on_llm_error(
-        self,
-        error: BaseException,  # noqa: ARG002
-        *,
-        run_id: UUID,
-        **_: Any,
-    ) -> None:
+    async def on_llm_error(self, *_: Any, run_id: UUID, **__: Any) -> None:
         self.diary.write("error", run_id)

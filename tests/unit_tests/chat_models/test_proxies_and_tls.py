@@ -1,4 +1,4 @@
-"""What may stand between a model and its gateway: proxies, TLS, another network."""
+"""Proxies, TLS and IPv6 between a model and its gateway."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import gc
 import socket
 import ssl
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,6 @@ from langchain_core.load import dumps
 from langchain_retryrouter import (
     APIConnectionError,
     APITimeoutError,
-    GPTRouter,
-    RetryPolicy,
     RetryRouterError,
     StreamInterruptedError,
 )
@@ -49,7 +46,7 @@ def proxy() -> Iterator[Proxy]:
 
 
 def test_a_proxy_is_used(env: Env, proxy: Proxy) -> None:
-    """`proxy=` is where requests go, streams too."""
+    """Requests and streams go to the proxy of `proxy=`."""
     llm = env.llm(proxy=proxy.url)
 
     assert env.invoke(llm, "hi").content == STUB_TEXT
@@ -91,7 +88,7 @@ def test_a_proxy_s_credentials_are_for_the_proxy(env: Env, proxy: Proxy) -> None
 
 
 def test_a_proxy_that_does_not_answer_is_no_connection(env: Env) -> None:
-    """Where the proxy is not there, nothing has run."""
+    """Without a connection to the proxy, the provider cannot have run the call."""
     with Proxy() as gone:
         url = gone.url
 
@@ -114,7 +111,7 @@ def authority() -> trustme.CA:
 def trusted(
     authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
-    """The machine trusts the test's authority, as it does its own."""
+    """The machine trusts the test's certificate authority."""
     bundle = tmp_path / "authority.pem"
     authority.cert_pem.write_to_path(bundle)
     monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
@@ -124,7 +121,7 @@ def trusted(
 
 @contextlib.contextmanager
 def fresh_context() -> Iterator[None]:
-    """The SSL context of the process is made anew, and forgotten afterwards."""
+    """Make the SSL context of the process again, here and afterwards."""
     ssl_context.cache_clear()
     yield
     ssl_context.cache_clear()
@@ -136,84 +133,83 @@ def tls_for(authority: trustme.CA, name: str) -> ssl.SSLContext:
     return context
 
 
-@pytest.mark.usefixtures("trusted")
-def test_https_is_spoken(env: Env, authority: trustme.CA) -> None:
-    """A gateway behind TLS answers, streams, and keeps its connection."""
+@pytest.fixture
+def https(
+    env: Env,
+    authority: trustme.CA,
+    trusted: None,  # noqa: ARG001
+) -> Iterator[Relay]:
+    """The address of the gateway behind TLS."""
     with Relay(env.gateway.url, tls=tls_for(authority, "127.0.0.1")) as relay:
-        llm = env.llm(gpt_router_api_base=relay.url)
-        assert env.invoke(llm, "hi").content == STUB_TEXT
-        assert len(env.stream(llm, "hi")) > 1
-        if not env.is_async:
-            assert relay.connections == 1
+        yield relay
 
 
-@pytest.mark.usefixtures("trusted")
-def test_closing_a_stream_over_https_hangs_up(env: Env, authority: trustme.CA) -> None:
-    """An early close is at once over TLS too, and leaves nothing behind."""
+def test_https_is_spoken(env: Env, https: Relay) -> None:
+    """A gateway behind TLS answers, streams, and keeps its connection."""
+    llm = env.llm(gpt_router_api_base=https.url)
+    assert env.invoke(llm, "hi").content == STUB_TEXT
+    assert len(env.stream(llm, "hi")) > 1
+    if not env.is_async:
+        assert https.connections == 1
+
+
+def test_closing_a_stream_over_https_hangs_up(env: Env, https: Relay) -> None:
+    """An early close is immediate over TLS too, and leaves nothing open."""
     env.gateway.always(Stall(after=1, seconds=60))
+    llm = env.llm(gpt_router_api_base=https.url)
 
-    async def leave(llm: GPTRouter) -> None:
+    async def leave() -> None:
         stream: Any = llm.astream("hi")
         await anext(stream)
         await stream.aclose()
 
-    with Relay(env.gateway.url, tls=tls_for(authority, "127.0.0.1")) as relay:
-        llm = env.llm(gpt_router_api_base=relay.url)
-        if env.is_async:
-            asyncio.run(leave(llm))
-            gc.collect()  # A transport left open would warn here.
-        else:
-            stream: Any = llm.stream("hi")
-            next(stream)
-            stream.close()
-        env.gateway.wait_for(lambda gateway: gateway.open_connections == 0, timeout=2)
+    if env.is_async:
+        asyncio.run(leave())
+        gc.collect()  # A transport left open would warn here.
+    else:
+        stream: Any = llm.stream("hi")
+        next(stream)
+        stream.close()
+    env.gateway.wait_for(lambda gateway: gateway.open_connections == 0, timeout=2)
 
 
-@pytest.mark.usefixtures("trusted")
 @pytest.mark.parametrize(
-    ("step", "policy"),
+    ("step", "limit"),
     [
-        (Stall(after=1, seconds=60), RetryPolicy(stall_timeout=0.4)),
-        (SlowFirstToken(60), RetryPolicy(first_token_timeout=0.4)),
-        (Drip(seconds=0.02), RetryPolicy(deadline=0.4)),
+        (Stall(after=1, seconds=60), {"stall_timeout": 0.4}),
+        (SlowFirstToken(60), {"first_token_timeout": 0.4}),
+        (Drip(seconds=0.02), {"deadline": 0.4}),
     ],
     ids=["stall", "first token", "drip"],
 )
 def test_limits_of_time_hold_over_https(
-    env: Env, authority: trustme.CA, step: Step, policy: RetryPolicy
+    env: Env, https: Relay, step: Step, limit: dict[str, float]
 ) -> None:
-    """What cuts a read short does so for a read of a TLS connection too."""
+    """A limit of time ends a read of a TLS connection too."""
     env.gateway.always(step)
+    policy = {"max_retries": 0, **limit}
+    llm = env.llm(gpt_router_api_base=https.url, retry_policy=policy, clock=None)
 
-    with Relay(env.gateway.url, tls=tls_for(authority, "127.0.0.1")) as relay:
-        llm = env.llm(
-            gpt_router_api_base=relay.url,
-            retry_policy=replace(policy, max_retries=0),
-            clock=None,
-        )
-        with pytest.raises((APITimeoutError, StreamInterruptedError)):
-            env.stream(llm, "hi")
+    with pytest.raises((APITimeoutError, StreamInterruptedError)):
+        env.stream(llm, "hi")
 
 
-@pytest.mark.usefixtures("trusted")
 def test_https_through_a_proxy_is_a_tunnel(
-    env: Env, authority: trustme.CA, proxy: Proxy
+    env: Env, https: Relay, proxy: Proxy
 ) -> None:
-    """A proxy of https sees the address, and neither key nor prompt."""
-    with Relay(env.gateway.url, tls=tls_for(authority, "127.0.0.1")) as relay:
-        llm = env.llm(gpt_router_api_base=relay.url, proxy=proxy.url)
-        assert env.invoke(llm, "hi").content == STUB_TEXT
+    """A proxy of https gets the address, and neither key nor prompt."""
+    llm = env.llm(gpt_router_api_base=https.url, proxy=proxy.url)
+    assert env.invoke(llm, "hi").content == STUB_TEXT
 
-    address = relay.url.removeprefix("https://")
     [asked] = proxy.asked
-    assert asked.startswith(f"CONNECT {address} HTTP/1.")
+    assert asked.startswith(f"CONNECT {https.url.removeprefix('https://')} HTTP/1.")
     assert "ws-secret" not in proxy.fields[0]
 
 
 def test_an_unknown_authority_is_refused_and_not_retried(
     env: Env, authority: trustme.CA
 ) -> None:
-    """A certificate that nobody vouches for ends the call: no request, no retry."""
+    """A certificate of an unknown authority ends the call without request or retry."""
     with (
         fresh_context(),
         Relay(env.gateway.url, tls=tls_for(authority, "127.0.0.1")) as relay,
@@ -232,7 +228,7 @@ def test_an_unknown_authority_is_refused_and_not_retried(
 def test_a_certificate_for_another_name_is_refused(
     env: Env, authority: trustme.CA
 ) -> None:
-    """A good certificate of somebody else is no good here."""
+    """A certificate for another host is refused."""
     with Relay(env.gateway.url, tls=tls_for(authority, "example.com")) as relay:
         llm = env.llm(gpt_router_api_base=relay.url)
         with pytest.raises(APIConnectionError, match=r"(?i)certificate"):
@@ -252,8 +248,8 @@ def loopbacks() -> list[str]:
 
 
 @pytest.mark.parametrize("host", loopbacks())
-def test_an_address_may_be_of_either_kind(env: Env, host: str) -> None:
-    """`http://[::1]:PORT` is a gateway like `http://127.0.0.1:PORT`."""
+def test_an_address_may_be_ipv4_or_ipv6(env: Env, host: str) -> None:
+    """`http://[::1]:PORT` works like `http://127.0.0.1:PORT`."""
     with Relay(env.gateway.url, host=host) as relay:
         llm = env.llm(gpt_router_api_base=relay.url)
         assert env.invoke(llm, "hi").content == STUB_TEXT
@@ -263,7 +259,7 @@ def test_an_address_may_be_of_either_kind(env: Env, host: str) -> None:
 
 
 def test_a_redirect_is_not_followed(env: Env) -> None:
-    """A redirect would take the key to another host: it is an error instead."""
+    """A redirect is an error: following it would send the key to another host."""
     with FaultyGateway() as other:
         env.gateway.always(Status(307, {"location": f"{other.url}/api/v1/generate"}))
         for call in (env.invoke, env.stream):

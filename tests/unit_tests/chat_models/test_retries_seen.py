@@ -1,8 +1,7 @@
-"""Every retry is seen: `on_retry` is called for each request but the first of a call.
+"""`on_retry` is called for each request of a call but the first, however it is called.
 
-Requests are counted by the server. Whatever way a call takes through LangChain, each
-handler is told of each retry once, with the id of the run it belongs to, after the
-failed attempt and before its wait.
+The server counts the requests. Each handler gets each retry once, with the id of its
+run, after the failed attempt and before the wait.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 
-from langchain_retryrouter import RateLimitError, ServerError, UnavailableError
+from langchain_retryrouter import APIConnectionError, RateLimitError, UnavailableError
 from langchain_retryrouter.chat_models import gpt_router
 from langchain_retryrouter.testing import (
     STUB_TEXT,
@@ -54,13 +53,14 @@ def diary(gateway: FaultyGateway, clock: FakeClock) -> Diary:
 
 @pytest.fixture(params=[Watcher, AsyncWatcher], ids=["sync-handler", "async-handler"])
 def watcher(request: pytest.FixtureRequest, diary: Diary) -> BaseCallbackHandler:
-    """A handler of either kind: both are told in both twins."""
+    """A handler of either kind, in sync and in async calls."""
     handler: BaseCallbackHandler = request.param(diary)
     return handler
 
 
 # --- the ways through LangChain ---
 
+ERRORS = [UnavailableError, APIConnectionError, RateLimitError]
 Way = Callable[[Twin, Runnable[Any, Any], RunnableConfig], Any]
 
 
@@ -68,7 +68,7 @@ def _stream_events(twin: Twin, llm: Runnable[Any, Any], config: RunnableConfig) 
     async def read() -> None:
         events: Any = await llm.astream_events("hi", config, version="v3")
         await events
-        # `on_llm_end` is told by a task that the message does not wait for.
+        # `on_llm_end` is called by a task that the message does not wait for.
         await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
 
     with warnings.catch_warnings():
@@ -103,7 +103,7 @@ def chain(llm: Runnable[Any, Any]) -> Runnable[Any, Any]:
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("way", WAYS)
-def test_a_retry_is_told_whatever_way_a_call_takes(
+def test_every_way_of_calling_reports_its_retries(
     env: Env, diary: Diary, watcher: BaseCallbackHandler, way: str, streaming: bool
 ) -> None:
     """`on_retry` comes for each request but the first, in order, before its wait."""
@@ -112,22 +112,27 @@ def test_a_retry_is_told_whatever_way_a_call_takes(
     WAYS[way](env, env.llm(streaming=streaming), {"callbacks": [watcher]})
 
     assert len(env.gateway.requests) == 4
-    assert [what for what, _ in diary.entries] == ["start", *["retry"] * 3, "end"]
+    assert diary.events == ["start", *["retry"] * 3, "end"]
     assert len({run_id for _, run_id in diary.entries}) == 1
     assert [state.attempt_number for state in diary.states] == [1, 2, 3]
+    # A state that a handler keeps does not change with the next attempt.
+    outcomes = [state.outcome for state in diary.states]
+    kept = [type(one.exception()) for one in outcomes if one is not None]
+    for error, expected in zip(kept, ERRORS, strict=True):
+        assert issubclass(error, expected)
     assert diary.requests == [1, 2, 3]
     assert diary.sleeps == [0, 1, 2]
     waits = [state.next_action.sleep for state in diary.states if state.next_action]
     assert waits == env.clock.sleeps
 
 
-async def test_a_retry_is_told_in_astream_events(
+async def test_astream_events_reports_its_retries(
     new_llm: NewModel,
     gateway: FaultyGateway,
     diary: Diary,
     watcher: BaseCallbackHandler,
 ) -> None:
-    """`astream_events` v2 streams inside, and its retries are told all the same."""
+    """`astream_events` v2 streams inside, and reports its retries as well."""
     gateway.script(Status(503), ErrorEvent("Connection error."))
 
     events = [
@@ -138,13 +143,13 @@ async def test_a_retry_is_told_in_astream_events(
     ]
 
     assert len(gateway.requests) == 3
-    assert [what for what, _ in diary.entries] == ["start", "retry", "retry", "end"]
+    assert diary.events == ["start", "retry", "retry", "end"]
     [ended] = [event for event in events if event["event"] == "on_chat_model_end"]
     assert {str(run_id) for _, run_id in diary.entries} == {ended["run_id"]}
 
 
 def failing_first(times: dict[str, int]) -> Callable[[RecordedRequest], Step]:
-    """A step for every request: each prompt fails so often before it is answered."""
+    """Each prompt fails this many times before it is answered."""
     left = Counter(times)
 
     def step(request: RecordedRequest) -> Step:
@@ -178,22 +183,17 @@ def test_each_run_of_a_batch_has_its_own_retries(
     assert sorted(map(str, diary.of("end"))) == sorted(map(str, diary.of("start")))
 
 
-def test_a_retry_is_told_when_the_call_fails_in_the_end(
+def test_a_call_that_fails_in_the_end_reports_its_retries(
     env: Env, diary: Diary, watcher: BaseCallbackHandler
 ) -> None:
-    """Retries that did not help are told, the last failure is no retry."""
+    """Retries that did not help are reported; the last failure is an error."""
     env.gateway.always(Status(503))
 
     for call in (env.invoke, env.stream):
         diary.entries.clear()
         with pytest.raises(UnavailableError):
             call(env.llm(max_retries=2), "hi", {"callbacks": [watcher]})
-        assert [what for what, _ in diary.entries] == [
-            "start",
-            "retry",
-            "retry",
-            "error",
-        ]
+        assert diary.events == ["start", "retry", "retry", "error"]
 
 
 # --- where handlers come from ---
@@ -201,10 +201,10 @@ def test_a_retry_is_told_when_the_call_fails_in_the_end(
 
 @pytest.mark.parametrize("way", ["invoke", "stream", "chain stream"])
 @pytest.mark.parametrize("place", ["constructor", "config", "both", "with_config"])
-def test_a_handler_is_told_once_wherever_it_was_given(
+def test_a_handler_gets_each_event_once(
     env: Env, diary: Diary, watcher: BaseCallbackHandler, place: str, way: str
 ) -> None:
-    """A handler of the model, of the call or of both is told of each event once."""
+    """A handler of the model, of the call or of both gets each event once."""
     env.gateway.script(Status(503))
     given = [watcher]
     in_model = place in {"constructor", "both"}
@@ -216,57 +216,50 @@ def test_a_handler_is_told_once_wherever_it_was_given(
     config: RunnableConfig = {"callbacks": given} if in_config else {}
     WAYS[way](env, llm, config)
 
-    assert [what for what, _ in diary.entries] == ["start", "retry", "end"]
+    assert diary.events == ["start", "retry", "end"]
 
 
 @pytest.mark.parametrize("way", ["invoke", "stream"])
-def test_run_id_tags_and_parents_stay_as_they_are(env: Env, way: str) -> None:
-    """The run keeps the id, the tags and the metadata that the call asked for."""
-    env.gateway.script(Status(503))
+def test_the_config_of_the_caller_is_kept_and_not_changed(
+    env: Env, diary: Diary, way: str
+) -> None:
+    """The run has the id, tags and metadata of a config, which can be used again."""
+    env.gateway.always(failing_first({"hi": 2}))
+    told: list[dict[str, Any]] = []
+
+    class Notes(Watcher):
+        def on_chat_model_start(self, *args: Any, run_id: UUID, **rest: Any) -> None:
+            super().on_chat_model_start(*args, run_id=run_id, **rest)
+            told.append({"run_id": run_id, **rest})
+
+        def on_retry(self, *_: Any, **facts: Any) -> None:
+            told.append(facts)
+
+    handlers: list[BaseCallbackHandler] = [Notes(diary)]
+    config: RunnableConfig = {"callbacks": handlers, "tags": ["mine"]}
+    config["metadata"] = {"who": "me"}
     run_id = UUID(int=7)
-    told: list[tuple[str, Any, Any, Any]] = []
 
-    class Notes(BaseCallbackHandler):
-        def on_chat_model_start(self, *_: Any, **kwargs: Any) -> None:
-            told.append(("start", kwargs["run_id"], kwargs["tags"], kwargs["metadata"]))
+    WAYS[way](env, env.llm(), {**config, "run_id": run_id})
+    started, first, second = told
+    assert started["run_id"] == first["run_id"] == second["run_id"] == run_id
+    assert started["tags"] == ["mine"]
+    assert started["metadata"]["who"] == "me"
+    assert first["parent_run_id"] is None
 
-        def on_retry(self, *_: Any, **kwargs: Any) -> None:
-            told.append(("retry", kwargs["run_id"], kwargs["parent_run_id"], None))
-
-    config: RunnableConfig = {
-        "callbacks": [Notes()],
-        "run_id": run_id,
+    WAYS[way](env, env.llm(), config)
+    WAYS[way](env, env.llm(), config)
+    assert config == {
+        "callbacks": handlers,
         "tags": ["mine"],
         "metadata": {"who": "me"},
     }
-    WAYS[way](env, env.llm(), config)
-
-    (_, started, tags, metadata), (_, retried, parent, _) = told
-    assert started == retried == run_id
-    assert tags == ["mine"]
-    assert metadata["who"] == "me"
-    assert parent is None
-
-
-@pytest.mark.parametrize("way", ["invoke", "stream"])
-def test_the_config_of_the_caller_is_not_changed(
-    env: Env, diary: Diary, way: str
-) -> None:
-    """One config can be used for many calls: each is a run of its own."""
-    env.gateway.always(failing_first({"hi": 2}))
-    handlers: list[BaseCallbackHandler] = [Watcher(diary)]
-    config: RunnableConfig = {"callbacks": handlers, "tags": []}
-
-    WAYS[way](env, env.llm(), config)
-    WAYS[way](env, env.llm(), config)
-
-    assert config == {"callbacks": handlers, "tags": []}
     assert len(handlers) == 1
-    assert len(set(diary.of("start"))) == 2
+    assert len(set(diary.of("start"))) == 3
 
 
-def test_a_model_within_a_model_tells_of_its_own_retries(env: Env) -> None:
-    """A chain of two models: each run's handler hears of that run's retries only."""
+def test_two_models_of_a_chain_report_their_own_retries(env: Env) -> None:
+    """In a chain of two models each handler gets the retries of its own model."""
     inner, outer = Diary(env.gateway, env.clock), Diary(env.gateway, env.clock)
     first = env.llm(callbacks=[Watcher(inner)])
     second = env.llm(callbacks=[Watcher(outer)])
@@ -275,8 +268,8 @@ def test_a_model_within_a_model_tells_of_its_own_retries(env: Env) -> None:
 
     env.stream(first | text | second, "hi")
 
-    assert [what for what, _ in inner.entries] == ["start", "retry", "end"]
-    assert [what for what, _ in outer.entries] == ["start", "retry", "retry", "end"]
+    assert inner.events == ["start", "retry", "end"]
+    assert outer.events == ["start", "retry", "retry", "end"]
 
 
 # --- completion_with_retry ---
@@ -285,7 +278,7 @@ MESSAGES = [{"role": "user", "content": "hi"}]
 
 
 def run_managers(twin: Twin, handlers: list[BaseCallbackHandler]) -> Any:
-    """The run manager of a run just started, of the twin's kind."""
+    """The run manager of a run just started, sync or async."""
     serialized: dict[str, Any] = {}
     prompt: list[list[BaseMessage]] = [[HumanMessage("hi")]]
     if not twin.is_async:
@@ -299,10 +292,10 @@ def run_managers(twin: Twin, handlers: list[BaseCallbackHandler]) -> Any:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_completion_with_retry_tells_its_run_manager(
+def test_completion_with_retry_reports_to_its_run_manager(
     env: Env, diary: Diary, watcher: BaseCallbackHandler, stream: bool
 ) -> None:
-    """Called directly, the function tells the run manager that it was handed."""
+    """Called directly, the function reports retries to the run manager it was given."""
     env.gateway.script(Status(503), Status(429))
     manager = run_managers(env, [watcher])
 
@@ -311,7 +304,7 @@ def test_completion_with_retry_tells_its_run_manager(
     )
 
     assert answer
-    assert [what for what, _ in diary.entries] == ["start", "retry", "retry"]
+    assert diary.events == ["start", "retry", "retry"]
     assert {run_id for _, run_id in diary.entries} == {manager.run_id}
 
 
@@ -340,20 +333,20 @@ def test_a_handler_that_raises_breaks_nothing(
     way: str,
     raise_error: bool,
 ) -> None:
-    """A handler that raises is logged; the call goes on, and the others are told."""
+    """A handler that raises is logged; the call goes on, and other handlers are called."""
     env.gateway.script(Status(503), Status(503))
     broken, healthy = Raising(raise_error=raise_error), Watcher(diary)
 
     WAYS[way](env, env.llm(), {"callbacks": [broken, healthy]})
 
     assert broken.times == 2
-    assert [what for what, _ in diary.entries] == ["start", "retry", "retry", "end"]
+    assert diary.events == ["start", "retry", "retry", "end"]
     assert len(caplog.records) >= 2
     assert "the handler is broken" in caplog.text
 
 
-def test_a_handler_that_wants_no_retries_is_left_alone(env: Env, diary: Diary) -> None:
-    """`ignore_retry` is honoured, as LangChain does."""
+def test_ignore_retry_is_honoured(env: Env, diary: Diary) -> None:
+    """A handler with `ignore_retry` does not get retries."""
 
     class Ignoring(Watcher):
         ignore_retry = True
@@ -362,28 +355,13 @@ def test_a_handler_that_wants_no_retries_is_left_alone(env: Env, diary: Diary) -
 
     env.invoke(env.llm(), "hi", {"callbacks": [Ignoring(diary)]})
 
-    assert [what for what, _ in diary.entries] == ["start", "end"]
+    assert diary.events == ["start", "end"]
 
 
-def test_what_was_told_stays_true(env: Env, diary: Diary) -> None:
-    """A state that a handler keeps goes on saying what it said."""
-    env.gateway.script(Status(503), Status(429), ErrorEvent("500 oops"))
-
-    env.stream(env.llm(), "hi", {"callbacks": [Watcher(diary)]})
-
-    outcomes = [state.outcome for state in diary.states]
-    first, second, third = (one.exception() for one in outcomes if one is not None)
-    assert isinstance(first, UnavailableError)
-    assert isinstance(second, RateLimitError)
-    assert isinstance(third, ServerError)
-    assert str(third) == "500 oops"
-    assert [state.attempt_number for state in diary.states] == [1, 2, 3]
-
-
-async def test_concurrent_streams_tell_their_own_runs(
+async def test_concurrent_streams_report_to_their_own_runs(
     new_llm: NewModel, gateway: FaultyGateway, clock: FakeClock
 ) -> None:
-    """Twenty streams at once on one model: nobody hears of another's retries."""
+    """Twenty streams at once on one model do not get each other's retries."""
     prompts = {f"prompt {number}": number % 4 for number in range(20)}
     gateway.always(failing_first(prompts))
     llm = new_llm()
@@ -402,10 +380,10 @@ async def test_concurrent_streams_tell_their_own_runs(
     assert {prompt: task.result() for prompt, task in tasks.items()} == prompts
 
 
-async def test_interleaved_streams_in_one_task_tell_their_own_runs(
+async def test_interleaved_streams_of_a_task_report_to_their_own_runs(
     new_llm: NewModel, gateway: FaultyGateway, clock: FakeClock
 ) -> None:
-    """Two streams read by turns in one task do not mix up whose run is whose."""
+    """Two streams read by turns in one task do not get each other's retries."""
     gateway.always(failing_first({"one": 1, "two": 2}))
     llm, diaries = new_llm(), [Diary(gateway, clock), Diary(gateway, clock)]
     streams = [
@@ -421,8 +399,10 @@ async def test_interleaved_streams_in_one_task_tell_their_own_runs(
     assert [len(diary.of("retry")) for diary in diaries] == [1, 2]
 
 
-def test_to_be_watched_changes_nothing(env: Env, watcher: BaseCallbackHandler) -> None:
-    """The chunks are the same, in the same pieces, whether anybody listens or not."""
+def test_a_handler_does_not_change_the_chunks(
+    env: Env, watcher: BaseCallbackHandler
+) -> None:
+    """The chunks are the same with a handler and without."""
     env.gateway.script(Status(503), Answer(), Status(503))
     watched = env.stream(env.llm(), "hi", {"callbacks": [watcher]})
     alone = env.stream(env.llm(), "hi")

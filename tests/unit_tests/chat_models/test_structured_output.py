@@ -114,7 +114,7 @@ def test_json_mode_leaves_the_schema_to_the_prompt(env: Env, schema: Any) -> Non
 
 
 def test_the_tool_is_forced_and_called_once(env: Env) -> None:
-    """With `function_calling` the schema is the only tool, which the model must call."""
+    """With `function_calling` the schema is the only tool, and it must be called."""
     env.invoke(env.llm().with_structured_output(Joke, strict=True), ASKED)
 
     sent = env.gateway.requests[0].parameters
