@@ -10,6 +10,7 @@ import json
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from email.parser import BytesParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -40,11 +41,11 @@ from langchain_retryrouter.testing import (
 )
 from tests.unit_tests.conftest import Twin
 
-KEY = "sk-the-key-that-nobody-may-see"
+KEY = "sk-must-not-be-shown"
 
 
 class Collector(ThreadingHTTPServer):
-    """Takes in what the client posts, as LangSmith's server does."""
+    """Collects the runs that the client posts, as LangSmith's server does."""
 
     daemon_threads = False  # Closed only when all have ended.
 
@@ -121,211 +122,171 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-@pytest.fixture
-def collector(request: pytest.FixtureRequest) -> Iterator[Collector]:
-    """A collector, uncompressed unless a test asks otherwise."""
-    compressed = getattr(request, "param", False)
-    with Collector(compressed=compressed) as collector:
-        thread = threading.Thread(target=collector.serve_forever, args=(0.01,))
-        thread.start()
-        yield collector
-        collector.shutdown()
-        thread.join(10)
+@dataclass
+class Trace:
+    """A model over a faulty gateway, and a tracer that posts to a collector."""
+
+    gateway: FaultyGateway
+    clock: FakeClock
+    collector: Collector
+    tracer: LangChainTracer
+
+    @property
+    def config(self) -> Any:
+        """The config of a traced call."""
+        return {"callbacks": [self.tracer]}
+
+    def model(self, gateway: FaultyGateway, name: str, **fields: Any) -> GPTRouter:
+        """A GPTRouter for one model."""
+        return GPTRouter(
+            models_priority_list=[GPTRouterModel(name=name, provider_name="p")],
+            gpt_router_api_base=gateway.url,
+            gpt_router_api_key=SecretStr(KEY),
+            **fields,
+        )
+
+    @property
+    def llm(self) -> GPTRouter:
+        """The model of most tests, whose waits take no time."""
+        return self.model(self.gateway, "gpt-4", clock=self.clock)
+
+    def router(self, backup: FaultyGateway, max_retries: int) -> RetryRouter:
+        """A router over two such models."""
+        return RetryRouter(
+            routes=[self.llm, self.model(backup, "gpt-4o")],
+            retry_policy=RetryPolicy(max_retries=max_retries),
+            clock=self.clock,
+        )
+
+    def runs(self, run_type: str) -> list[dict[str, Any]]:
+        """The runs that were posted; the key is in none of them."""
+        self.tracer.wait_for_futures()
+        assert self.tracer.client is not None
+        self.tracer.client.flush()
+        assert KEY.encode() not in b"".join(self.collector.posted)
+        return self.collector.runs_of(run_type)
 
 
 @pytest.fixture
-def tracer(collector: Collector) -> Iterator[LangChainTracer]:
+def trace(
+    request: pytest.FixtureRequest, faulty_gateway: FaultyGateway, fake_clock: FakeClock
+) -> Iterator[Trace]:
+    """A collector, uncompressed unless a test asks otherwise, and its client."""
     # The client asks git and docker about their surroundings once, where it first needs
     # to know: not in a coroutine, where a blocking call is an error.
     get_runtime_environment()
     get_langchain_env_var_metadata()
-    client = Client(api_url=collector.url, api_key="ls-key")
-    yield LangChainTracer(client=client, project_name="tests")
-    client.close()
-    for thread in threading.enumerate():
-        # `close` tells the client's threads to end, and does not wait for it.
-        if "tracing_control" in thread.name:
-            thread.join(10)
-
-
-@pytest.fixture
-def llm(faulty_gateway: FaultyGateway, fake_clock: FakeClock) -> GPTRouter:
-    return GPTRouter(
-        models_priority_list=[GPTRouterModel(name="gpt-4", provider_name="p")],
-        gpt_router_api_base=faulty_gateway.url,
-        gpt_router_api_key=SecretStr(KEY),
-        clock=fake_clock,
-    )
-
-
-def another_at(gateway: FaultyGateway) -> GPTRouter:
-    return GPTRouter(
-        models_priority_list=[GPTRouterModel(name="gpt-4o", provider_name="p")],
-        gpt_router_api_base=gateway.url,
-        gpt_router_api_key=SecretStr(KEY),
-    )
-
-
-def flush(tracer: LangChainTracer) -> None:
-    tracer.wait_for_futures()
-    assert tracer.client is not None
-    tracer.client.flush()
+    with Collector(compressed=getattr(request, "param", False)) as collector:
+        thread = threading.Thread(target=collector.serve_forever, args=(0.01,))
+        thread.start()
+        client = Client(api_url=collector.url, api_key="ls-key")
+        tracer = LangChainTracer(client=client, project_name="tests")
+        yield Trace(faulty_gateway, fake_clock, collector, tracer)
+        client.close()
+        for worker in threading.enumerate():
+            # `close` tells the client's threads to end, and does not wait for it.
+            if "tracing_control" in worker.name:
+                worker.join(10)
+        collector.shutdown()
+        thread.join(10)
 
 
 def retries_of(run: dict[str, Any]) -> list[dict[str, Any]]:
     return [event["kwargs"] for event in run["events"] if event["name"] == "retry"]
 
 
+calls_and_streams = pytest.mark.parametrize("way", ["invoke", "stream"])
+
+
 @pytest.mark.parametrize("way", ["invoke", "stream", "streaming invoke"])
-def test_each_retry_is_an_event_of_its_run(
-    twin: Twin,
-    llm: GPTRouter,
-    faulty_gateway: FaultyGateway,
-    fake_clock: FakeClock,
-    collector: Collector,
-    tracer: LangChainTracer,
-    way: str,
-) -> None:
+def test_each_retry_is_an_event_of_its_run(twin: Twin, trace: Trace, way: str) -> None:
     """An event has the attempt, the seconds slept up to its end, and the exception."""
-    faulty_gateway.script(Status(503), Status(429), Reset())
-    model = llm.model_copy(update={"streaming": True}) if "streaming" in way else llm
-    run = twin.stream if way == "stream" else twin.invoke
+    trace.gateway.script(Status(503), Status(429), Reset())
+    model = trace.llm.model_copy(update={"streaming": "streaming" in way})
+    (twin.stream if way == "stream" else twin.invoke)(model, "hi", trace.config)
 
-    run(model, "hi", {"callbacks": [tracer]})
-    flush(tracer)
-
-    [traced] = collector.runs_of("llm")
-    first, second, third = retries_of(traced)
+    [run] = trace.runs("llm")
+    first, second, third = retries_of(run)
     assert first == {
         "attempt": 1,
-        "slept": fake_clock.sleeps[0],
+        "slept": trace.clock.sleeps[0],
         "outcome": "failed",
         "exception": "Error code: 503 - Something went wrong",
         "exception_type": "GPTRouterUnavailableError",
     }
-    assert (second["attempt"], second["exception_type"]) == (
-        2,
-        "GPTRouterRateLimitError",
-    )
-    assert (third["attempt"], third["exception_type"]) == (
-        3,
-        "GPTRouterConnectionError",
-    )
-    assert third["slept"] == sum(fake_clock.sleeps)
-    names = [event["name"] for event in traced["events"]]
+    assert (second["attempt"], third["attempt"]) == (2, 3)
+    assert second["exception_type"] == "GPTRouterRateLimitError"
+    assert third["exception_type"] == "GPTRouterConnectionError"
+    assert third["slept"] == sum(trace.clock.sleeps)
+    names = [event["name"] for event in run["events"]]
     assert names[:4] == ["start", "retry", "retry", "retry"]
     assert names[-1] == "end"
-    [[generation]] = traced["outputs"]["generations"]
+    [[generation]] = run["outputs"]["generations"]
     assert generation["text"] == STUB_TEXT
 
 
 @pytest.mark.parametrize(
-    "collector", [False, True], ids=["multipart", "zstd"], indirect=True
+    "trace", [False, True], ids=["multipart", "zstd"], indirect=True
 )
-def test_retries_in_a_chain_belong_to_the_model_s_run(
-    twin: Twin,
-    llm: GPTRouter,
-    faulty_gateway: FaultyGateway,
-    collector: Collector,
-    tracer: LangChainTracer,
-) -> None:
+def test_retries_in_a_chain_belong_to_the_models_run(twin: Twin, trace: Trace) -> None:
     """In a batch of chains each model's run has its own retries; a chain's has none."""
-    faulty_gateway.script(Status(503), Status(503), Status(503))
-    chain = ChatPromptTemplate(["{question}"]) | llm | StrOutputParser()
+    trace.gateway.script(Status(503), Status(503), Status(503))
+    chain = ChatPromptTemplate(["{question}"]) | trace.llm | StrOutputParser()
+    twin.batch(chain, ["one", "two"], trace.config)
 
-    twin.batch(chain, ["one", "two"], {"callbacks": [tracer]})
-    flush(tracer)
-
-    models, chains = collector.runs_of("llm"), collector.runs_of("chain")
+    models, chains = trace.runs("llm"), trace.runs("chain")
     assert len(models) == len(chains) == 2
     assert sum(len(retries_of(run)) for run in models) == 3
     assert [retries_of(run) for run in chains] == [[], []]
     assert {run["parent_run_id"] for run in models} == {run["id"] for run in chains}
 
 
-@pytest.mark.parametrize("way", ["invoke", "stream"])
+@calls_and_streams
 def test_a_failed_run_has_its_retries_and_its_error(
-    twin: Twin,
-    llm: GPTRouter,
-    faulty_gateway: FaultyGateway,
-    collector: Collector,
-    tracer: LangChainTracer,
-    way: str,
+    twin: Twin, trace: Trace, way: str
 ) -> None:
-    """A run that failed in the end tells its retries, and the error that came out."""
-    faulty_gateway.always(Status(503))
-
+    """A run that fails has its retries, and the error that was raised."""
+    trace.gateway.always(Status(503))
     with pytest.raises(UnavailableError):
-        getattr(twin, way)(llm, "hi", {"callbacks": [tracer]})
-    flush(tracer)
+        getattr(twin, way)(trace.llm, "hi", trace.config)
 
-    [run] = collector.runs_of("llm")
+    [run] = trace.runs("llm")
     assert len(retries_of(run)) == 4
     assert "GPTRouterUnavailableError" in run["error"]
     assert "gave up after 5 attempts" in run["error"]
 
 
-def test_no_key_is_posted(
-    twin: Twin,
-    llm: GPTRouter,
-    faulty_gateway: FaultyGateway,
-    collector: Collector,
-    tracer: LangChainTracer,
-) -> None:
+def test_no_key_is_posted(twin: Twin, trace: Trace) -> None:
     """The key is nowhere in a trace: not of an answer, a retry, or an error."""
-    config = {"callbacks": [tracer]}
-    faulty_gateway.script(Status(503))
-    twin.invoke(llm, "hi", config)
-    faulty_gateway.script(Status(401), Cut(after=1))
+    llm = trace.llm
+    trace.gateway.script(Status(503))
+    twin.invoke(llm, "hi", trace.config)
+    trace.gateway.script(Status(401), Cut(after=1))
     for call in (twin.invoke, twin.stream):
         with pytest.raises(Exception, match=r"401|broke"):
-            call(llm, "hi", config)
+            call(llm, "hi", trace.config)
+    proxy = "http://user:the-password-of-the-proxy@127.0.0.1:1"
     with FaultyGateway() as gone:
-        address = gone.url
-    nowhere = GPTRouter(
-        models_priority_list=llm.models_priority_list,
-        gpt_router_api_base=address,
-        gpt_router_api_key=SecretStr(KEY),
-        proxy="http://user:the-password-of-the-proxy@127.0.0.1:1",
-        max_retries=0,
-    )
+        unreachable = trace.model(gone, "gpt-4", proxy=proxy, max_retries=0)
     with pytest.raises(Exception, match="no connection"):
-        twin.invoke(nowhere, "hi", config)
-    flush(tracer)
-
-    posted = b"".join(collector.posted)
-    assert len(collector.runs_of("llm")) == 4
-    assert KEY.encode() not in posted
-    assert b"the-password-of-the-proxy" not in posted
+        twin.invoke(unreachable, "hi", trace.config)
+    assert len(trace.runs("llm")) == 4
+    assert b"the-password-of-the-proxy" not in b"".join(trace.collector.posted)
 
 
-@pytest.mark.parametrize("way", ["invoke", "stream"])
-def test_a_router_is_one_run_whoever_served(
-    twin: Twin,
-    llm: GPTRouter,
-    faulty_gateway: FaultyGateway,
-    fake_clock: FakeClock,
-    collector: Collector,
-    tracer: LangChainTracer,
-    way: str,
-) -> None:
-    """Its routes have no runs of their own: their attempts are events of the one."""
-    faulty_gateway.always(Status(503))
+@calls_and_streams
+def test_a_router_is_one_run(twin: Twin, trace: Trace, way: str) -> None:
+    """Its routes have no runs: their attempts are events of the router's run."""
+    trace.gateway.always(Status(503))
     with FaultyGateway() as backup:
-        router = RetryRouter(
-            routes=[llm, another_at(backup)],
-            retry_policy=RetryPolicy(max_retries=1),
-            clock=fake_clock,
-        )
-        getattr(twin, way)(router | StrOutputParser(), "hi", {"callbacks": [tracer]})
-    flush(tracer)
+        chain = trace.router(backup, max_retries=1) | StrOutputParser()
+        getattr(twin, way)(chain, "hi", trace.config)
 
-    [run] = collector.runs_of("llm")
+    [run] = trace.runs("llm")
     assert run["name"] == "RetryRouter"
-    first, second = retries_of(run)
-    assert first["exception_type"] == second["exception_type"]
-    assert first["exception_type"] == "GPTRouterUnavailableError"
-    assert (first["attempt"], second["attempt"]) == (1, 2)
+    kind = "GPTRouterUnavailableError"
+    retries = [(retry["attempt"], retry["exception_type"]) for retry in retries_of(run)]
+    assert retries == [(1, kind), (2, kind)]
     [[generation]] = run["outputs"]["generations"]
     assert generation["text"] == STUB_TEXT
     metadata = generation["message"]["kwargs"]["response_metadata"]
@@ -336,34 +297,21 @@ def test_a_router_is_one_run_whoever_served(
         ("gpt-4", "unavailable"),
         ("gpt-4o", "ok"),
     ]
-    assert KEY.encode() not in b"".join(collector.posted)
 
 
-@pytest.mark.parametrize("way", ["invoke", "stream"])
+@calls_and_streams
 def test_a_router_that_failed_is_one_failed_run(
-    twin: Twin,
-    llm: GPTRouter,
-    faulty_gateway: FaultyGateway,
-    fake_clock: FakeClock,
-    collector: Collector,
-    tracer: LangChainTracer,
-    way: str,
+    twin: Twin, trace: Trace, way: str
 ) -> None:
-    """Its error is the first route's, and what the others said is beside it."""
-    faulty_gateway.always(Status(503))
+    """Its error is the first route's, with those of the other routes beside it."""
+    trace.gateway.always(Status(503))
     with FaultyGateway() as backup:
         backup.always(Status(429))
-        router = RetryRouter(
-            routes=[llm, another_at(backup)],
-            retry_policy=RetryPolicy(max_retries=0),
-            clock=fake_clock,
-        )
+        router = trace.router(backup, max_retries=0)
         with pytest.raises(UnavailableError):
-            getattr(twin, way)(router, "hi", {"callbacks": [tracer]})
-    flush(tracer)
+            getattr(twin, way)(router, "hi", trace.config)
 
-    [run] = collector.runs_of("llm")
+    [run] = trace.runs("llm")
     assert [retry["attempt"] for retry in retries_of(run)] == [1]
     assert "GPTRouterUnavailableError" in run["error"]
     assert "gpt-4o: GPTRouterRateLimitError" in run["error"]
-    assert KEY.encode() not in b"".join(collector.posted)
