@@ -9,7 +9,7 @@ import re
 import socket
 import ssl
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from langchain_retryrouter.failures import FailureKind
@@ -93,9 +93,16 @@ class SSEParser:
             self._data += b"\n"
         elif field == b"event":
             self._kind = value
-        elif _is_damaged(field, value):
-            self._data += line
-            self._data += b"\n"
+        else:
+            # It would be ignored; data, if no server has written it.
+            is_damaged = not _NAME.fullmatch(field)
+            try:
+                value.decode()
+            except UnicodeDecodeError:
+                is_damaged = True
+            if is_damaged:
+                self._data += line
+                self._data += b"\n"
         return None
 
     def _dispatch(self) -> ServerSentEvent | None:
@@ -115,17 +122,6 @@ class SSEParser:
         if self._size > self._max:
             msg = f"one event of the stream is larger than {self._max} bytes"
             raise EventTooLargeError(msg)
-
-
-def _is_damaged(field: bytes, value: bytes) -> bool:
-    """Whether a line that would be ignored was not written by a server."""
-    if not _NAME.fullmatch(field):
-        return True
-    try:
-        value.decode()
-    except UnicodeDecodeError:
-        return True
-    return False
 
 
 # --- errors --------------------------------------------------------------------------
@@ -292,8 +288,11 @@ def read_transport_error(error: BaseException) -> TransportFailure | None:
 
 def _by_class(error: BaseException) -> TransportFailure | None:
     for modules, table in _BY_LIBRARY:
-        for names, failure in table.items():
-            if isinstance(error, tuple(_classes(modules, names.split()))):
+        # Each library that has been imported.
+        imported = [sys.modules[name] for name in modules if name in sys.modules]
+        for names, failure in table.items() if imported else ():
+            found = [getattr(one, n, None) for one in imported for n in names.split()]
+            if isinstance(error, tuple(filter(None, found))):
                 # Hugging Face's InferenceTimeoutError is an HTTPError too.
                 if failure is _LOST and isinstance(error, TimeoutError):
                     return _READ_TIMEOUT
@@ -322,13 +321,3 @@ def _wrapped(error: BaseException) -> Iterator[BaseException]:
     for inner in (*reasons, *error.args[1:], error.__cause__):
         if isinstance(inner, BaseException) and inner is not error:
             yield inner
-
-
-def _classes(
-    modules: Iterable[str], names: Iterable[str]
-) -> Iterator[type[BaseException]]:
-    """The classes of these names, of each library that has been imported."""
-    for module in filter(None, map(sys.modules.get, modules)):
-        for name in names:
-            if found := getattr(module, name, None):
-                yield found

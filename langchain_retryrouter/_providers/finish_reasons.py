@@ -37,24 +37,15 @@ _FINAL_STATES: Final = frozenset({"completed", "incomplete"})
 _NO_REASON: Final = "FINISH_REASON_UNSPECIFIED"  # Google's value for "not yet".
 _SHORT: Final = frozenset({"length", "max_tokens", "max_output_tokens", "model_length"})
 _FAILED: Final = {
-    "error": FailureKind.INTERRUPTED,
-    "cancelled": FailureKind.INTERRUPTED,
-    "malformed_function_call": FailureKind.MALFORMED,
-    **dict.fromkeys(
-        (
-            "content_filter",
-            "content_filtered",
-            "refusal",
-            "safety",
-            "recitation",
-            "blocklist",
-            "prohibited_content",
-            "spii",
-            "image_safety",
-            "guardrail_intervened",
-        ),
-        FailureKind.CONTENT_FILTER,
-    ),
+    reason: kind
+    for kind, reasons in (
+        (FailureKind.INTERRUPTED, "error cancelled"),
+        (FailureKind.MALFORMED, "malformed_function_call"),
+        (FailureKind.CONTENT_FILTER, "content_filter content_filtered refusal safety"),
+        (FailureKind.CONTENT_FILTER, "recitation blocklist prohibited_content spii"),
+        (FailureKind.CONTENT_FILTER, "image_safety guardrail_intervened"),
+    )
+    for reason in reasons.split()
 }
 """Finish reasons, in lower case, of an answer that cannot be trusted."""
 

@@ -34,44 +34,21 @@ _SAME: Final = {
     "mistralai": "mistral",
 }
 _OWNERS: Final = {
-    **dict.fromkeys(
-        (
-            "thinking",
-            "redacted_thinking",
-            "server_tool_use",
-            "mcp_tool_use",
-            "mcp_tool_result",
-            "web_search_tool_result",
-            "web_fetch_tool_result",
-            "code_execution_tool_result",
-            "bash_code_execution_tool_result",
-            "text_editor_code_execution_tool_result",
-            "tool_search_tool_result",
-            "advisor_tool_result",
-            "container_upload",
-        ),
-        "anthropic",
-    ),
-    **dict.fromkeys(
-        (
-            "web_search_call",
-            "file_search_call",
-            "computer_call",
-            "code_interpreter_call",
-            "image_generation_call",
-            "mcp_call",
-            "mcp_list_tools",
-            "mcp_approval_request",
-            "tool_search_call",
-            "tool_search_output",
-            "apply_patch_call",
-            "apply_patch_call_output",
-            "function_call",
-            "custom_tool_call",
-        ),
-        "openai",
-    ),
-    "reasoning_content": "bedrock",
+    kind: owner
+    for owner, kinds in (
+        ("anthropic", "thinking redacted_thinking server_tool_use mcp_tool_use"),
+        ("anthropic", "mcp_tool_result web_search_tool_result web_fetch_tool_result"),
+        ("anthropic", "code_execution_tool_result bash_code_execution_tool_result"),
+        ("anthropic", "text_editor_code_execution_tool_result tool_search_tool_result"),
+        ("anthropic", "advisor_tool_result container_upload"),
+        ("openai", "web_search_call file_search_call computer_call"),
+        ("openai", "code_interpreter_call image_generation_call mcp_call"),
+        ("openai", "mcp_list_tools mcp_approval_request tool_search_call"),
+        ("openai", "tool_search_output apply_patch_call apply_patch_call_output"),
+        ("openai", "function_call custom_tool_call"),
+        ("bedrock", "reasoning_content"),
+    )
+    for kind in kinds.split()
 }
 # Each names its call in a field of its own; the call itself is in `tool_calls` too.
 _CALLS: Final = frozenset(
@@ -82,17 +59,8 @@ _TEXTS: Final = {"text": "text", "output_text": "text", "refusal": "refusal"}
 _NOTES: Final = ("annotations", "citations")
 # Blocks that every integration sends, as far as its provider takes them.
 _COMMON: Final = frozenset(
-    {
-        "image",
-        "image_url",
-        "audio",
-        "input_audio",
-        "video",
-        "file",
-        "document",
-        "text-plain",
-        "tool_result",
-    }
+    {"image", "image_url", "audio", "input_audio", "video", "file", "document"}
+    | {"text-plain", "tool_result"}
 )
 _MARKS: Final = {
     # The provider that reads the mark, and those that pass it on to that provider.

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -195,13 +195,8 @@ def new_strategy(
     if count < 1:
         msg = f"a strategy needs one route or more, not {count}"
         raise ValueError(msg)
-    if weights is not None:
-        _check_weights(name, count, weights)
-        weights = tuple(weights)
-    return STRATEGIES[name](count, weights, seed)
-
-
-def _check_weights(name: str, count: int, weights: Sequence[float]) -> None:
+    if weights is None:
+        return STRATEGIES[name](count, None, seed)
     if name != "weighted":
         msg = f"weights mean nothing to strategy {name!r}: use 'weighted', or none"
         raise ValueError(msg)
@@ -216,6 +211,7 @@ def _check_weights(name: str, count: int, weights: Sequence[float]) -> None:
     if not any(weights):
         msg = f"one weight at least must be above 0, not {list(weights)!r}"
         raise ValueError(msg)
+    return STRATEGIES[name](count, tuple(weights), seed)
 
 
 # --- cost -----------------------------------------------------------------------------
@@ -293,7 +289,19 @@ class RoutingWorstCase:
     def __str__(self) -> str:
         """A table of the routes, the time limits, and what follows which failure."""
         total = Cost("in all", self.requests, self.waited, self.money)
-        lines = [*_table([*self.routes, total]), ""]
+        has_money = any(cost.money is not None for cost in self.routes)
+        rows = [["route", "requests", "waited", *(["money"] if has_money else []), ""]]
+        for cost in (*self.routes, total):
+            money = "?" if cost.money is None else f"{cost.money:.4f}"
+            numbers = [str(cost.requests), f"{cost.waited:.1f} s"]
+            numbers += [money] if has_money else []
+            rows.append([cost.name, *numbers, cost.remark])
+        first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = []
+        for name, *numbers, remark in rows:
+            cells = [n.rjust(w) for n, w in zip(numbers, others[:-1], strict=True)]
+            lines.append("  ".join([name.ljust(first), *cells, remark]).rstrip())
+        lines.append("")
         for what, seconds in (
             ("an answer or an error", self.seconds),
             ("a stream's first token", self.first_token),
@@ -401,19 +409,3 @@ def worst_case(
         money=sum(sums) if len(sums) == len(costs) else None,
         after=effects,
     )
-
-
-def _table(costs: Sequence[Cost]) -> Iterator[str]:
-    has_money = any(cost.money is not None for cost in costs)
-    rows = [["route", "requests", "waited", *(["money"] if has_money else []), ""]]
-    for cost in costs:
-        money = "?" if cost.money is None else f"{cost.money:.4f}"
-        numbers = [str(cost.requests), f"{cost.waited:.1f} s"]
-        rows.append([cost.name, *numbers, *([money] if has_money else []), cost.remark])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for name, *numbers, remark in rows:
-        cells = [name.ljust(widths[0])]
-        cells += [
-            cell.rjust(width) for cell, width in zip(numbers, widths[1:-1], strict=True)
-        ]
-        yield "  ".join([*cells, remark]).rstrip()

@@ -13,9 +13,8 @@ import re
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from enum import Enum
 from functools import cached_property, lru_cache, partial
 from http import HTTPStatus
 from itertools import chain
@@ -164,12 +163,12 @@ class ResolvedAnswer:
 Headers: TypeAlias = tuple[tuple[str, str], ...]
 
 JSON_HEADERS: Headers = (("content-type", "application/json; charset=utf-8"),)
+CHUNKED = ("transfer-encoding", "chunked")
 LAST_CHUNK = b"0\r\n\r\n"
 WITHOUT_BODY = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 _IDLE_SECONDS = 72  # GPTRouter's own, as recorded
-_FIRST_BYTE_OF_SEVERAL = 0b1100_0000
 
 _compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -188,7 +187,7 @@ class BodyResponse:
         headers = self.headers
         if "content-length" not in names and self.status not in WITHOUT_BODY:
             headers = (*headers, ("content-length", str(len(self.body))))
-        return _head(self.status, headers, close=close)
+        return head(self.status, headers, close=close)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,31 +206,31 @@ class StreamResponse:
     last_frame: bytes = b""
     """OpenAI's `[DONE]`, or GPTRouter's `event: end`."""
 
+    def head(self, *, close: bool) -> bytes:
+        """Status line, headers and preamble."""
+        headers = (*self.headers, CHUNKED)
+        return head(HTTPStatus.OK, headers, close=close) + chunk(self.preamble)
+
+    def rest(self, after: int) -> tuple[bytes, ...]:
+        """The chunks that follow `after` events; with 0, the opening too."""
+        opening = () if after else self.opening
+        frames = (*opening, *self.events[after:], *self.closing)
+        return (*map(chunk, frames), chunk(self.last_frame) + LAST_CHUNK)
+
 
 Response: TypeAlias = BodyResponse | StreamResponse
 
 
-class Ending(Enum):
-    """What happens to the connection after the response."""
-
-    KEEP = "keep"
-    FIN = "fin"
-    RST = "rst"
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """A wait between two writes; zero seconds let the event loop turn once."""
-
-    seconds: float
+Ending: TypeAlias = Literal["keep", "fin", "rst"]
+"""What happens to the connection after the response."""
 
 
 class Delivery(NamedTuple):
     """What the server does with one request."""
 
-    actions: tuple[bytes | Pause, ...] = ()
-    """Each `bytes` is one write."""
-    ending: Ending = Ending.KEEP
+    actions: tuple[bytes | float, ...] = ()
+    """Each `bytes` is one write, each number a wait; 0 lets the loop turn once."""
+    ending: Ending = "keep"
     outcome: Outcome = "sent"
 
 
@@ -250,12 +249,8 @@ def sse(value: Any) -> bytes:
     return b"data: %b\n\n" % compact_json(value)
 
 
-def chunked_head(status: int, headers: Headers, *, close: bool) -> bytes:
-    """The head of a response whose body is sent in chunks."""
-    return _head(status, (*headers, ("transfer-encoding", "chunked")), close=close)
-
-
-def _head(status: int, headers: Iterable[tuple[str, str]], *, close: bool) -> bytes:
+def head(status: int, headers: Headers, *, close: bool) -> bytes:
+    """Status line and headers."""
     lines = [f"HTTP/1.1 {status} {reason(status)}"]
     lines += [
         f"{name}: {value}" for name, value in headers if name.lower() != "connection"
@@ -270,16 +265,6 @@ def _head(status: int, headers: Iterable[tuple[str, str]], *, close: bool) -> by
 def chunk(data: bytes) -> bytes:
     """One chunk of a body; nothing for no data, since an empty chunk ends the body."""
     return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
-
-
-def split_inside_characters(data: bytes) -> Iterator[bytes]:
-    """`data`, cut after the first byte of every character of several bytes."""
-    start = 0
-    for position, byte in enumerate(data):
-        if byte >= _FIRST_BYTE_OF_SEVERAL:
-            yield data[start : position + 1]
-            start = position + 1
-    yield data[start:]
 
 
 # Requests.
@@ -396,7 +381,14 @@ class RecordedRequest:
         """The first entry of GPTRouter's `data`, by its `order`."""
         data = self.payload.get("data")
         entries = data if isinstance(data, list) else []
-        return min((e for e in entries if isinstance(e, dict)), key=_order, default={})
+
+        def order(entry: Mapping[str, Any]) -> float:
+            try:
+                return float(entry.get("order", "inf"))
+            except (TypeError, ValueError):
+                return float("inf")
+
+        return min((e for e in entries if isinstance(e, dict)), key=order, default={})
 
     @cached_property
     def parameters(self) -> Mapping[str, Any]:
@@ -452,13 +444,6 @@ class RecordedRequest:
         target = f"{self.method} {self.path}"
         ending = f"{self.step}, {self.outcome}"
         return f"#{self.number} by {self.connection}: {target} {self.model}, {ending}"
-
-
-def _order(entry: Mapping[str, Any]) -> float:
-    try:
-        return float(entry.get("order", "inf"))
-    except (TypeError, ValueError):
-        return float("inf")
 
 
 @dataclass(frozen=True, slots=True)

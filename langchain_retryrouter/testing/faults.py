@@ -10,13 +10,15 @@ an error: the client gets a 500, and `FaultyGateway.stop` raises it.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from enum import Enum
 from http import HTTPStatus
+from types import EllipsisType
 from typing import Any, Final, Literal, NoReturn, TypeAlias
 
 from langchain_retryrouter.testing.exchange import (
+    CHUNKED,
     JSON_HEADERS,
     LAST_CHUNK,
     WITHOUT_BODY,
@@ -27,7 +29,6 @@ from langchain_retryrouter.testing.exchange import (
     Exchange,
     FunctionCall,
     Headers,
-    Pause,
     RecordedRequest,
     ResolvedAnswer,
     Response,
@@ -37,10 +38,9 @@ from langchain_retryrouter.testing.exchange import (
     ToolCall,
     Usage,
     chunk,
-    chunked_head,
     compact_json,
+    head,
     reason,
-    split_inside_characters,
     split_words,
 )
 
@@ -51,28 +51,17 @@ ScriptedStep: TypeAlias = Step | Callable[[RecordedRequest], Step]
 """A step, or a function that picks one when the request is known."""
 
 
-class Unset(Enum):
-    """The type of `UNSET`."""
-
-    UNSET = "unset"
-
-    def __repr__(self) -> str:
-        """Short, since it is a default in signatures."""
-        return self.name
-
-
-UNSET: Final = Unset.UNSET
-"""The usual value is made up; None would leave it out of the response."""
-
-
 @dataclass(frozen=True, slots=True)
 class Answer(Step):
-    """A healthy answer. With nothing given, it is the gateway's own one."""
+    """A healthy answer. With nothing given, it is the gateway's own one.
+
+    The usual value is made up for `...`; None would leave it out of the response.
+    """
 
     text: Text | Callable[[RecordedRequest], str] | None = None
     """Sent word for word (`stop` does not cut it), in as many choices as `n` asks."""
-    finish_reason: str | Unset | None = UNSET
-    usage: Usage | Unset | None = UNSET
+    finish_reason: str | EllipsisType | None = ...
+    usage: Usage | EllipsisType | None = ...
     """Counted if it is not given: one token a word."""
     tool_calls: tuple[ToolCall, ...] = ()
     function_call: FunctionCall | None = None
@@ -112,7 +101,7 @@ class Answer(Step):
     def resolve(self, request: RecordedRequest) -> ResolvedAnswer:
         """This answer to `request`, with all that is not given made up."""
         finish_reason = self.finish_reason
-        if finish_reason is UNSET:
+        if finish_reason is ...:
             finish_reason = "tool_calls" if self.tool_calls else "stop"
             if self.function_call:
                 finish_reason = "function_call"
@@ -123,7 +112,7 @@ class Answer(Step):
             self.function_call,
             finish_reason,
             choices=request.count("n") * len(request.prompts),
-            usage=_count_usage(request, text) if self.usage is UNSET else self.usage,
+            usage=_count_usage(request, text) if self.usage is ... else self.usage,
             model=self.model,
             id=self.id,
             unstreamed_calls=self.unstreamed_calls,
@@ -168,6 +157,8 @@ def _count_words(content: object) -> int:
     return int(isinstance(content, int))
 
 
+# Behind the first byte of a character of several bytes.
+_FIRST_BYTE = re.compile(rb"(?<=[\xc0-\xff])")
 _LEAST = {"seconds": 0, "after": 0, "at": 1, "size": 1}
 _FIRST_FINAL_STATUS, _LAST_STATUS = 200, 599
 
@@ -263,7 +254,7 @@ class Raw(_CheckedStep):
 
     def deliver(self, _exchange: Exchange, /) -> Delivery:
         """Send the bytes."""
-        ending = Ending(self.how) if self.close else Ending.KEEP
+        ending = self.how if self.close else "keep"
         return Delivery((self.data,), ending, "faulted")
 
 
@@ -273,7 +264,7 @@ class Reset(_CheckedStep):
 
     def deliver(self, _exchange: Exchange, /) -> Delivery:
         """Send nothing."""
-        return Delivery(ending=Ending.RST, outcome="faulted")
+        return Delivery(ending="rst", outcome="faulted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +273,7 @@ class Hangup(_CheckedStep):
 
     def deliver(self, _exchange: Exchange, /) -> Delivery:
         """Send nothing."""
-        return Delivery(ending=Ending.FIN, outcome="faulted")
+        return Delivery(ending="fin", outcome="faulted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +284,7 @@ class Silence(_CheckedStep):
 
     def deliver(self, _exchange: Exchange, /) -> Delivery:
         """Send nothing for a while."""
-        return Delivery((Pause(self.seconds),), Ending.FIN, "faulted")
+        return Delivery((self.seconds,), "fin", "faulted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +295,7 @@ class SlowFirstToken(_CheckedStep):
 
     def deliver(self, exchange: Exchange) -> Delivery:
         """Send all of it, after the wait."""
-        response, pause = exchange.healthy(), Pause(self.seconds)
+        response, pause = exchange.healthy(), self.seconds
         if isinstance(response, BodyResponse):
             sent = _send(response, exchange)
             return sent._replace(actions=(pause, *sent.actions))
@@ -322,7 +313,7 @@ class Stall(_CheckedStep):
     def deliver(self, exchange: Exchange) -> Delivery:
         """Send both parts."""
         before, after = _split(exchange.healthy(), self.after, self, exchange)
-        return _end((*before, Pause(self.seconds), *after), exchange)
+        return _end((*before, self.seconds, *after), exchange)
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,7 +326,7 @@ class Cut(_CheckedStep):
     def deliver(self, exchange: Exchange) -> Delivery:
         """Send the first part."""
         before, _ = _split(exchange.healthy(), self.after, self, exchange)
-        return Delivery(before, Ending(self.how), "faulted")
+        return Delivery(before, self.how, "faulted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -442,16 +433,16 @@ class SplitCharacter(_CheckedStep):
         response = exchange.healthy(answer)
         close = _closes(exchange, response)
         if isinstance(response, BodyResponse):
-            head = chunked_head(response.status, response.headers, close=close)
-            pieces = list(split_inside_characters(response.body))
+            begin = head(response.status, (*response.headers, CHUNKED), close=close)
+            frames: tuple[bytes, ...] = (response.body,)
         else:
-            head = _stream_head(response, close=close)
+            begin = response.head(close=close)
             frames = (*response.opening, *response.events, *response.closing)
             frames = (*frames, response.last_frame)
-            pieces = [one for frame in frames for one in split_inside_characters(frame)]
+        pieces = [one for frame in frames for one in _FIRST_BYTE.split(frame)]
         if all(piece.isascii() for piece in pieces):
             _refuse(self, exchange, "the answer has no character of several bytes")
-        writes = [head, *(chunk(piece) for piece in pieces if piece), LAST_CHUNK]
+        writes = [begin, *(chunk(piece) for piece in pieces if piece), LAST_CHUNK]
         return _end(_space_out(writes, 0), exchange)
 
 
@@ -478,11 +469,11 @@ class MissingDone(_CheckedStep):
 def _send(response: Response, exchange: Exchange) -> Delivery:
     """All of the response."""
     close = _closes(exchange, response)
-    ending = Ending.FIN if close else Ending.KEEP
+    ending: Ending = "fin" if close else "keep"
+    begin = response.head(close=close)
     if isinstance(response, BodyResponse):
-        return Delivery((response.head(close=close) + response.body,), ending)
-    rest = _stream_rest(response, 0)
-    return Delivery((_stream_head(response, close=close), *rest), ending)
+        return Delivery((begin + response.body,), ending)
+    return Delivery((begin, *response.rest(0)), ending)
 
 
 def _send_half(response: BodyResponse, exchange: Exchange) -> Delivery:
@@ -495,27 +486,15 @@ def _split(
     response: Response, after: int, step: Step, exchange: Exchange
 ) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
     """The writes up to event number `after`, and those that would follow."""
-    close = _closes(exchange, response)
+    begin = response.head(close=_closes(exchange, response))
     if isinstance(response, BodyResponse):
-        data = response.head(close=close) + response.body
+        data = begin + response.body
         half = len(data) - len(response.body) // 2
         return (data[:half],), (data[half:],)
     _require_events(response, after, step, exchange)
     # The opening has no content: it is not sent when the fault comes before any.
     sent = (*response.opening, *response.events[:after]) if after else ()
-    head = _stream_head(response, close=close)
-    return (head, *(chunk(frame) for frame in sent)), _stream_rest(response, after)
-
-
-def _stream_head(response: StreamResponse, *, close: bool) -> bytes:
-    head = chunked_head(HTTPStatus.OK, response.headers, close=close)
-    return head + chunk(response.preamble)
-
-
-def _stream_rest(response: StreamResponse, after: int) -> tuple[bytes, ...]:
-    opening = () if after else response.opening
-    frames = (*opening, *response.events[after:], *response.closing)
-    return (*map(chunk, frames), chunk(response.last_frame) + LAST_CHUNK)
+    return (begin, *map(chunk, sent)), response.rest(after)
 
 
 def _closes(exchange: Exchange, response: Response) -> bool:
@@ -525,15 +504,15 @@ def _closes(exchange: Exchange, response: Response) -> bool:
     return header in given or exchange.request.closes_connection
 
 
-def _end(actions: tuple[bytes | Pause, ...], exchange: Exchange) -> Delivery:
+def _end(actions: tuple[bytes | float, ...], exchange: Exchange) -> Delivery:
     closes = exchange.request.closes_connection
-    return Delivery(actions, Ending.FIN if closes else Ending.KEEP)
+    return Delivery(actions, "fin" if closes else "keep")
 
 
-def _space_out(writes: list[bytes], seconds: float) -> tuple[bytes | Pause, ...]:
-    spaced: list[bytes | Pause] = []
+def _space_out(writes: list[bytes], seconds: float) -> tuple[bytes | float, ...]:
+    spaced: list[bytes | float] = []
     for write in writes:
-        spaced += [write, Pause(seconds)]
+        spaced += [write, seconds]
     return tuple(spaced[:-1])
 
 

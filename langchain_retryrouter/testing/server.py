@@ -22,11 +22,9 @@ from langchain_retryrouter.testing.exchange import (
     BodyResponse,
     Delivery,
     Edition,
-    Ending,
     Entry,
     Exchange,
     Outcome,
-    Pause,
     ProtocolName,
     RecordedRequest,
     RequestLog,
@@ -254,8 +252,8 @@ class _Connection(asyncio.Protocol):
         while self._next_action < len(actions):
             action = actions[self._next_action]
             self._next_action += 1
-            if isinstance(action, Pause):
-                self._timer = self._server.loop.call_later(action.seconds, self._write)
+            if not isinstance(action, bytes):
+                self._timer = self._server.loop.call_later(action, self._write)
                 return
             if self._next_action == len(actions):
                 # Before the client can have it: a test that reads the answer and then
@@ -269,11 +267,11 @@ class _Connection(asyncio.Protocol):
     def _end(self) -> None:
         self._record_outcome()
         self._entry = None
-        if self._delivery.ending is Ending.RST:
+        if self._delivery.ending == "rst":
             option = socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE
             self.socket.setsockopt(*option)
             self._transport.abort()
-        elif self._delivery.ending is Ending.FIN:
+        elif self._delivery.ending == "fin":
             self._hang_up()
         else:
             early, _ = self._parser.trailing_data
