@@ -34,7 +34,10 @@ _EFFECTS: Final = {
 
 
 class Strategy:
-    """What all strategies have: a lock, random numbers, one object for all copies."""
+    """The order of the list: the first route, unless it fails.
+
+    The others inherit its lock, its random numbers, and one object for all copies.
+    """
 
     def __init__(
         self, count: int, weights: Sequence[float] | None, seed: int | None
@@ -46,8 +49,9 @@ class Strategy:
         self._lock = threading.Lock()
 
     def order(self, now: float) -> list[int]:
-        """All routes, in the order in which they are to be asked."""
-        raise NotImplementedError
+        """All routes, in the order in which they are to be asked at the time `now`."""
+        del now
+        return list(range(self._count))
 
     def measured(self, route: int, seconds: float, now: float) -> None:
         """Most strategies do not use measured times."""
@@ -63,14 +67,6 @@ class Strategy:
     def __reduce__(self) -> tuple[Any, ...]:
         """The arguments it was made with: another process starts afresh."""
         return type(self), (self._count, self._weights, self._seed)
-
-
-class _Priority(Strategy):
-    """The order of the list: the first route, unless it fails."""
-
-    def order(self, now: float) -> list[int]:
-        del now
-        return list(range(self._count))
 
 
 class _RoundRobin(Strategy):
@@ -160,7 +156,7 @@ class _LeastLatency(Strategy):
 
 
 STRATEGIES: Final[Mapping[str, type[Strategy]]] = {
-    "priority": _Priority,
+    "priority": Strategy,
     "weighted": _Weighted,
     "least_latency": _LeastLatency,
     "round_robin": _RoundRobin,

@@ -558,10 +558,14 @@ class AzureConnection(OpenAIConnection):
 def context_size(model: str) -> int:
     """The context of `model` in tokens; a snapshot or fine-tune has its base's.
 
+    Fine-tunes are `ft:davinci-002:org::id`, and were `ada:ft-your-org:name`.
+
     Raises:
         ValueError: If the model is not known.
     """
-    base = _base_of(model)
+    base = model.partition(":")[0] if "ft-" in model else model
+    if model.startswith("ft:"):
+        base = model.split(":")[1]
     size = _CONTEXT_SIZES.get(base) or _CONTEXT_SIZES.get(_SNAPSHOT.sub("", base))
     if size is None:
         msg = (
@@ -571,13 +575,6 @@ def context_size(model: str) -> int:
         )
         raise ValueError(msg)
     return size
-
-
-def _base_of(model: str) -> str:
-    """`ada` for `ada:ft-your-org:name`, `davinci-002` for `ft:davinci-002:org::id`."""
-    if model.startswith("ft:"):
-        return model.split(":")[1]
-    return model.partition(":")[0] if "ft-" in model else model
 
 
 def _is_seconds(value: Any) -> bool:

@@ -469,6 +469,25 @@ class Exchange(ABC):
         """What of the request reaches the model that answers: all of it."""
         return self.request
 
+    def send(self, response: Response) -> Delivery:
+        """All of the response."""
+        close = self.closes_after(response)
+        begin = response.head(close=close)
+        ending: Ending = "fin" if close else "keep"
+        if isinstance(response, BodyResponse):
+            return Delivery((begin + response.body,), ending)
+        return Delivery((begin, *response.rest(0)), ending)
+
+    def end(self, actions: tuple[bytes | float, ...]) -> Delivery:
+        """These writes and waits, and what the client asked to follow them."""
+        return Delivery(actions, "fin" if self.request.closes_connection else "keep")
+
+    def closes_after(self, response: Response) -> bool:
+        """Whether the connection ends after the response."""
+        header = ("connection", "close")
+        given = [(name.lower(), value.lower()) for name, value in response.headers]
+        return header in given or self.request.closes_connection
+
     def embeddings(self) -> BodyResponse | None:
         """The healthy response of an embeddings endpoint; None at all others."""
         return None

@@ -25,7 +25,6 @@ from langchain_retryrouter.testing.exchange import (
     BodyResponse,
     CallPlace,
     Delivery,
-    Ending,
     Exchange,
     FunctionCall,
     Headers,
@@ -85,13 +84,13 @@ class Answer(Step):
         """Send all of it."""
         if self.has_content:
             answer = self.resolve(exchange.seen_by_model())
-            return _send(exchange.healthy(answer), exchange)
+            return exchange.send(exchange.healthy(answer))
         if self is HEALTHY:  # by far the most frequent step
-            return _send(exchange.healthy(), exchange)
+            return exchange.send(exchange.healthy())
         values = {field: getattr(self, field.name) for field in fields(self)}
         given = {f.name: value for f, value in values.items() if value != f.default}
         answer = replace(exchange.own_answer(), **given)
-        return _send(exchange.healthy(answer), exchange)
+        return exchange.send(exchange.healthy(answer))
 
     @property
     def has_content(self) -> bool:
@@ -211,7 +210,7 @@ class Status(_CheckedStep):
         given = _pairs(self.headers)
         names = {name.lower() for name, _ in given}
         kept = tuple(one for one in response.headers if one[0].lower() not in names)
-        return _send(replace(response, headers=kept + given), exchange)
+        return exchange.send(replace(response, headers=kept + given))
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +224,7 @@ class Body(_CheckedStep):
     def deliver(self, exchange: Exchange) -> Delivery:
         """Send it."""
         headers, body = _pairs(self.headers), _to_bytes(self.body)
-        return _send(BodyResponse(self.status, headers, body), exchange)
+        return exchange.send(BodyResponse(self.status, headers, body))
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +238,7 @@ class HtmlPage(_CheckedStep):
         title = f"{self.status} {reason(self.status)}"
         page = f"<html><head><title>{title}</title></head><body>{title}</body></html>"
         headers = (("content-type", "text/html"),)
-        return _send(BodyResponse(self.status, headers, page.encode()), exchange)
+        return exchange.send(BodyResponse(self.status, headers, page.encode()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,10 +296,10 @@ class SlowFirstToken(_CheckedStep):
         """Send all of it, after the wait."""
         response, pause = exchange.healthy(), self.seconds
         if isinstance(response, BodyResponse):
-            sent = _send(response, exchange)
+            sent = exchange.send(response)
             return sent._replace(actions=(pause, *sent.actions))
         before, after = _split(response, 0, self, exchange)
-        return _end((*before, pause, *after), exchange)
+        return exchange.end((*before, pause, *after))
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +312,7 @@ class Stall(_CheckedStep):
     def deliver(self, exchange: Exchange) -> Delivery:
         """Send both parts."""
         before, after = _split(exchange.healthy(), self.after, self, exchange)
-        return _end((*before, self.seconds, *after), exchange)
+        return exchange.end((*before, self.seconds, *after))
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,7 +340,7 @@ class Truncate(_CheckedStep):
         if isinstance(response, BodyResponse):
             return _send_half(response, exchange)
         before, _ = _split(response, self.after, self, exchange)
-        return _end((*before, LAST_CHUNK), exchange)._replace(outcome="faulted")
+        return exchange.end((*before, LAST_CHUNK))._replace(outcome="faulted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,7 +358,7 @@ class MalformedEvent(_CheckedStep):
         events = list(response.events)
         event = events[self.at - 1]
         events[self.at - 1] = event[: len(event) // 2] + b"\n\n"
-        sent = _send(replace(response, events=tuple(events)), exchange)
+        sent = exchange.send(replace(response, events=tuple(events)))
         return sent._replace(outcome="faulted")
 
 
@@ -381,12 +380,12 @@ class ErrorEvent(_CheckedStep):
         """Send the first part, then the error."""
         error = self.message, self.status, self.code
         if not exchange.request.streaming or exchange.fixed:
-            return _send(exchange.unstreamed_error(*error), exchange)
+            return exchange.send(exchange.unstreamed_error(*error))
         # A request that fails before the first event is not shown to the model.
         stream = exchange.healthy(None if self.after else ResolvedAnswer())
         before, _ = _split(stream, self.after, self, exchange)
         event = exchange.error_event(*error, self.after)
-        return _end((*before, chunk(event) + LAST_CHUNK), exchange)
+        return exchange.end((*before, chunk(event) + LAST_CHUNK))
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,7 +398,7 @@ class ErrorInOk(_CheckedStep):
     def deliver(self, exchange: Exchange) -> Delivery:
         """Send the error."""
         body = exchange.error_in_ok(self.message, self.code)
-        return _send(BodyResponse(HTTPStatus.OK, JSON_HEADERS, body), exchange)
+        return exchange.send(BodyResponse(HTTPStatus.OK, JSON_HEADERS, body))
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,10 +410,10 @@ class Drip(_CheckedStep):
 
     def deliver(self, exchange: Exchange) -> Delivery:
         """Send all of it."""
-        sent = _send(exchange.healthy(), exchange)
+        sent = exchange.send(exchange.healthy())
         data = b"".join(part for part in sent.actions if isinstance(part, bytes))
         drops = [data[at : at + self.size] for at in range(0, len(data), self.size)]
-        return _end(_space_out(drops, self.seconds), exchange)
+        return exchange.end(_space_out(drops, self.seconds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -431,7 +430,7 @@ class SplitCharacter(_CheckedStep):
         """Send all of it."""
         answer = Answer(self.text).resolve(exchange.seen_by_model())
         response = exchange.healthy(answer)
-        close = _closes(exchange, response)
+        close = exchange.closes_after(response)
         if isinstance(response, BodyResponse):
             begin = head(response.status, (*response.headers, CHUNKED), close=close)
             frames: tuple[bytes, ...] = (response.body,)
@@ -443,7 +442,7 @@ class SplitCharacter(_CheckedStep):
         if all(piece.isascii() for piece in pieces):
             _refuse(self, exchange, "the answer has no character of several bytes")
         writes = [begin, *(chunk(piece) for piece in pieces if piece), LAST_CHUNK]
-        return _end(_space_out(writes, 0), exchange)
+        return exchange.end(_space_out(writes, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -459,34 +458,24 @@ class MissingDone(_CheckedStep):
         response = exchange.healthy()
         if isinstance(response, BodyResponse):
             _refuse(self, exchange, "only a stream has a last frame")
-        sent = _send(replace(response, last_frame=b""), exchange)
+        sent = exchange.send(replace(response, last_frame=b""))
         return sent._replace(outcome="faulted")
 
 
 # How a response becomes writes.
 
 
-def _send(response: Response, exchange: Exchange) -> Delivery:
-    """All of the response."""
-    close = _closes(exchange, response)
-    ending: Ending = "fin" if close else "keep"
-    begin = response.head(close=close)
-    if isinstance(response, BodyResponse):
-        return Delivery((begin + response.body,), ending)
-    return Delivery((begin, *response.rest(0)), ending)
-
-
 def _send_half(response: BodyResponse, exchange: Exchange) -> Delivery:
     """Half of the body as if it were all."""
     half = replace(response, body=response.body[: len(response.body) // 2])
-    return _send(half, exchange)._replace(outcome="faulted")
+    return exchange.send(half)._replace(outcome="faulted")
 
 
 def _split(
     response: Response, after: int, step: Step, exchange: Exchange
 ) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
     """The writes up to event number `after`, and those that would follow."""
-    begin = response.head(close=_closes(exchange, response))
+    begin = response.head(close=exchange.closes_after(response))
     if isinstance(response, BodyResponse):
         data = begin + response.body
         half = len(data) - len(response.body) // 2
@@ -495,18 +484,6 @@ def _split(
     # The opening has no content: it is not sent when the fault comes before any.
     sent = (*response.opening, *response.events[:after]) if after else ()
     return (begin, *map(chunk, sent)), response.rest(after)
-
-
-def _closes(exchange: Exchange, response: Response) -> bool:
-    """Whether the connection ends after the response."""
-    header = ("connection", "close")
-    given = [(name.lower(), value.lower()) for name, value in response.headers]
-    return header in given or exchange.request.closes_connection
-
-
-def _end(actions: tuple[bytes | float, ...], exchange: Exchange) -> Delivery:
-    closes = exchange.request.closes_connection
-    return Delivery(actions, "fin" if closes else "keep")
 
 
 def _space_out(writes: list[bytes], seconds: float) -> tuple[bytes | float, ...]:
