@@ -7,7 +7,7 @@ import contextlib
 import importlib
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import cycle
 from operator import itemgetter
@@ -216,80 +216,74 @@ def test_what_chat_openai_sends(figures: Figures) -> None:
 
 
 @dataclass
-class Ears:
-    """What a callback handler has heard of each run, in order."""
+class Events:
+    """The events of each run that a callback handler has got, in order."""
 
     gateway: FaultyGateway
-    heard: dict[UUID, list[tuple[str, int]]] = field(default_factory=dict)
+    events: dict[UUID, list[tuple[str, int]]] = field(default_factory=dict)
 
-    def hear(self, what: str, run_id: UUID, number: int = 0) -> None:
-        """Remember an event of a run; for a retry, how many requests were sent."""
-        self.heard.setdefault(run_id, []).append((what, number))
+    def add(self, what: str, run_id: UUID, number: int = 0) -> None:
+        """Add an event of a run; for a retry, with the number of its attempt."""
+        self.events.setdefault(run_id, []).append((what, number))
 
     def check(self, end: str | None) -> int:
-        """How many retries were heard of, each in its place."""
-        for run in self.heard.values():
+        """The number of retries, after a check that each is in its place."""
+        for run in self.events.values():
             retries = sum(what == "retry" for what, _ in run)
             expected = [("start", 0), *(("retry", n + 1) for n in range(retries))]
             expected += [(end, 0)] if end else []
             assert run == expected
         requests = len(self.gateway.requests)
-        told = sum(what == "retry" for run in self.heard.values() for what, _ in run)
-        assert told == requests - len(self.heard), self.heard
+        told = sum(what == "retry" for run in self.events.values() for what, _ in run)
+        assert told == requests - len(self.events), self.events
         return told
 
 
 class Handler(BaseCallbackHandler):
     """A sync handler; raises from `on_retry` where asked, which ends no call."""
 
-    def __init__(self, ears: Ears, *, raises: bool = False) -> None:
-        self.ears = ears
+    def __init__(self, events: Events, *, raises: bool = False) -> None:
+        self.record = events.add
         self.raises = raises
 
-    def on_chat_model_start(self, *_: Any, run_id: UUID, **__: Any) -> None:
-        self.ears.hear("start", run_id)
+    def on_chat_model_start(self, *_: Any, run_id: UUID, **__: Any) -> Any:
+        self.record("start", run_id)
 
-    def on_llm_start(self, *_: Any, run_id: UUID, **__: Any) -> None:
-        self.ears.hear("start", run_id)
+    def on_llm_start(self, *_: Any, run_id: UUID, **__: Any) -> Any:
+        self.record("start", run_id)
 
-    def on_retry(self, retry_state: RetryCallState, *, run_id: UUID, **_: Any) -> None:
-        self.ears.hear("retry", run_id, retry_state.attempt_number)
+    def on_retry(self, retry_state: RetryCallState, *, run_id: UUID, **_: Any) -> Any:
+        self.record("retry", run_id, retry_state.attempt_number)
         if self.raises:
             msg = "the handler is broken"
             raise RuntimeError(msg)
 
-    def on_llm_end(self, *_: Any, run_id: UUID, **__: Any) -> None:
-        self.ears.hear("end", run_id)
+    def on_llm_end(self, *_: Any, run_id: UUID, **__: Any) -> Any:
+        self.record("end", run_id)
 
-    def on_llm_error(self, *_: Any, run_id: UUID, **__: Any) -> None:
-        self.ears.hear("error", run_id)
+    def on_llm_error(self, *_: Any, run_id: UUID, **__: Any) -> Any:
+        self.record("error", run_id)
 
 
-class AsyncHandler(AsyncCallbackHandler):
-    """An async handler that lets the event loop turn before it remembers anything."""
+def delayed(method: Callable[..., object]) -> Callable[..., Awaitable[None]]:
+    """The method of a handler, after the event loop has turned for a while."""
 
-    def __init__(self, ears: Ears) -> None:
-        self.sync = Handler(ears)
-
-    async def _hear(self, method: str, *args: Any, **kwargs: Any) -> None:
+    async def add(self: Handler, *args: Any, **kwargs: Any) -> None:
         for _ in range(100):
             await FakeClock().asleep(1)
-        getattr(self.sync, method)(*args, **kwargs)
+        method(self, *args, **kwargs)
 
-    async def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
-        await self._hear("on_chat_model_start", *args, **kwargs)
+    return add
 
-    async def on_llm_start(self, *args: Any, **kwargs: Any) -> None:
-        await self._hear("on_llm_start", *args, **kwargs)
 
-    async def on_retry(self, *args: Any, **kwargs: Any) -> None:
-        await self._hear("on_retry", *args, **kwargs)
+class AsyncHandler(Handler, AsyncCallbackHandler):
+    """An async handler: one that is not awaited records too late."""
 
-    async def on_llm_end(self, *args: Any, **kwargs: Any) -> None:
-        await self._hear("on_llm_end", *args, **kwargs)
-
-    async def on_llm_error(self, *args: Any, **kwargs: Any) -> None:
-        await self._hear("on_llm_error", *args, **kwargs)
+    on_chat_model_start = delayed(Handler.on_chat_model_start)  # type: ignore[assignment]
+    on_llm_start = delayed(Handler.on_llm_start)  # type: ignore[assignment]
+    on_retry = delayed(Handler.on_retry)  # type: ignore[assignment]
+    on_llm_end = delayed(Handler.on_llm_end)  # type: ignore[assignment]
+    on_llm_error = delayed(Handler.on_llm_error)  # type: ignore[assignment]
 
 
 def stream_events(twin: Twin, llm: Any, config: Any) -> object:
@@ -345,11 +339,11 @@ def test_each_retry_is_seen(
                 faults[(shift + FIVE.index(name) + n) % len(faults)] for n in range(3)
             ]
             for ends_well in (True, False):
-                ears = [Ears(gateway) for _ in range(3)]
+                records = [Events(gateway) for _ in range(3)]
                 handlers = [
-                    Handler(ears[0], raises=True),
-                    Handler(ears[1]),
-                    AsyncHandler(ears[2]),
+                    Handler(records[0], raises=True),
+                    Handler(records[1]),
+                    AsyncHandler(records[2]),
                 ]
                 gateway.reset_log()
                 gateway.always(Answer() if ends_well else three[0])
@@ -360,7 +354,7 @@ def test_each_retry_is_seen(
                     else pytest.raises(RetryRouterError)
                 ):
                     WAYS[way](twin, llm, {"callbacks": handlers})
-                for one in ears:
+                for one in records:
                     told += one.check("end" if ends_well else "error")
                 assert told
     figures.counted(told, "retries that handlers were told of")
@@ -370,9 +364,9 @@ def test_each_retry_is_seen(
 def test_what_chat_openai_tells(figures: Figures) -> None:
     """langchain-openai's SDK repeats, and tells nobody."""
     with FaultyGateway() as gateway:
-        ears = Ears(gateway)
+        events = Events(gateway)
         gateway.script(DOWN_FOR_NOW, DOWN_FOR_NOW)
-        chat_openai(gateway.url).invoke("hi", {"callbacks": [Handler(ears)]})
+        chat_openai(gateway.url).invoke("hi", {"callbacks": [Handler(events)]})
         missed = len(gateway.requests) - 1
     figures.peer(
         "ChatOpenAI", missed, "retries that a handler was not told of, or too late"

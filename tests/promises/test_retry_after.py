@@ -1,4 +1,4 @@
-"""What a server asks for is waited for, in whatever form it asks."""
+"""A wait is never shorter than the server asks for, in whatever form it asks."""
 
 from __future__ import annotations
 
@@ -18,13 +18,6 @@ MOST: Final = 60.0
 """The longest wait: the policy's `max_retry_after`."""
 
 EARLY: Final = "waits shorter than the server asked for"
-LONG_DAYS: Final = {
-    name[:3]: name
-    for name in (
-        *("Monday", "Tuesday", "Wednesday", "Thursday"),
-        *("Friday", "Saturday", "Sunday"),
-    )
-}
 RUBBISH: Final = (
     ("Retry-After", "soon"),
     ("Retry-After", "-1"),
@@ -35,81 +28,62 @@ RUBBISH: Final = (
 )
 
 
-class ServerWriter:
-    """Decides on a pause, and writes it down in one of the forms that servers use.
+LONG_DAYS: Final = {
+    name[:3]: name
+    for name in (
+        *("Monday", "Tuesday", "Wednesday", "Thursday"),
+        *("Friday", "Saturday", "Sunday"),
+    )
+}
 
-    Nothing here reads a header: what is asked for is known before it is written. The
-    server's own clock is wrong by up to a day, which its `Date` header shows.
+
+def demand(rng: random.Random) -> tuple[float, list[tuple[str, str]]]:
+    """Seconds to wait, and headers that ask for them in one of the forms of servers.
+
+    The server's own clock is wrong by up to a day, which its `Date` header shows.
     """
+    now = 1_800_000_000 + rng.choice([0, 0, -86_400, -61, 1, 3_600, 86_400])
+    pause, later = rng.randint(0, 75), rng.randint(0, 150) / 10
+    moment, wait = now + pause, number(rng, rng.choice([1, 10, 60, 75]))
+    milliseconds, unit = number(rng, 60_000), rng.choice(["", "-Requests", "-Tokens"])
+    fixed = formatdate(moment, usegmt=True)
+    day, date, month, year, clock, _ = fixed.replace(",", "").split()
+    forms: dict[str, list[tuple[float, str]]] = {
+        "Retry-After": [
+            (float(wait), wait),
+            (pause, fixed),  # The three forms of RFC 9110, section 5.6.7.
+            (pause, f"{LONG_DAYS[day]}, {date}-{month}-{year[2:]} {clock} GMT"),
+            (pause, f"{day} {month} {int(date):2d} {clock} {year}"),
+        ],
+        "Retry-After-Ms": [(float(milliseconds) / 1000, milliseconds)],
+        f"X-RateLimit-Reset{unit}": [
+            (60 + later, f"1m{later}s"),
+            (later, f"{later}"),
+            (0.25, "250ms"),
+            (pause, str(moment)),
+            (pause, f"{moment}000"),
+        ],
+    }
+    name = rng.choice(list(forms))
+    seconds, text = rng.choice(forms[name])
+    headers = [(name, text), ("Date", formatdate(now, usegmt=True))]
+    if name.startswith("X-"):
+        headers.append((f"X-RateLimit-Remaining{unit}", "0"))
+    elif rng.random() < 0.2:  # The longer of two counts.
+        other = number(rng, 60)
+        seconds = max(seconds, float(other))
+        headers.append(("Retry-After", other))
+    headers += rng.sample(RUBBISH, rng.randint(0, 2))
+    rng.shuffle(headers)
+    case = rng.choice(("title", "lower", "upper"))
+    return seconds, [(getattr(name, case)(), text) for name, text in headers]
 
-    def __init__(self, rng: random.Random) -> None:
-        self.rng = rng
-        self.now = 1_800_000_000 + rng.choice([0, 0, -86_400, -61, 1, 3_600, 86_400])
 
-    def demand(self) -> tuple[float, list[tuple[str, str]]]:
-        """Seconds to wait, and the headers of the answer."""
-        rng = self.rng
-        forms = ("seconds", "milliseconds", "date", "reset")
-        seconds, headers = getattr(self, rng.choice(forms))()
-        if rng.random() < 0.2:  # The longer of two counts.
-            other, repeated = self.seconds()
-            if not headers[0][0].startswith("X-"):
-                seconds = max(seconds, other)
-                headers = [*headers, *repeated]
-        headers.append(("Date", formatdate(self.now, usegmt=True)))
-        headers += rng.sample(RUBBISH, rng.randint(0, 2))
-        rng.shuffle(headers)
-        case = rng.choice(("title", "lower", "upper"))
-        return seconds, [(getattr(name, case)(), text) for name, text in headers]
-
-    def seconds(self) -> tuple[float, list[tuple[str, str]]]:
-        """`Retry-After: 12`, `12.5`, `012`."""
-        text = self.number(self.rng.choice([1, 10, 60, 75]))
-        return float(text), [("Retry-After", text)]
-
-    def milliseconds(self) -> tuple[float, list[tuple[str, str]]]:
-        """`Retry-After-Ms: 1200`."""
-        text = self.number(60_000)
-        return float(text) / 1000, [("Retry-After-Ms", text)]
-
-    def date(self) -> tuple[float, list[tuple[str, str]]]:
-        """One of the three forms of RFC 9110, section 5.6.7."""
-        moment = self.now + self.rng.randint(0, 75)
-        fixed = formatdate(moment, usegmt=True)
-        day, number, month, year, clock, _ = fixed.replace(",", "").split()
-        text = self.rng.choice(
-            [
-                fixed,
-                f"{LONG_DAYS[day]}, {number}-{month}-{year[2:]} {clock} GMT",
-                f"{day} {month} {int(number):2d} {clock} {year}",
-            ]
-        )
-        return float(moment - self.now), [("Retry-After", text)]
-
-    def reset(self) -> tuple[float, list[tuple[str, str]]]:
-        """The end of a used-up limit, as a duration or a Unix time."""
-        unit = self.rng.choice(["", "-Requests", "-Tokens"])
-        minutes, seconds = self.rng.randint(0, 1), self.rng.randint(0, 150) / 10
-        moment = self.now + self.rng.randint(0, 75)
-        pause, text = self.rng.choice(
-            [
-                (60 * minutes + seconds, f"{minutes}m{seconds}s"),
-                (seconds, f"{seconds}"),
-                (0.25, "250ms"),
-                (float(moment - self.now), str(moment)),
-                (float(moment - self.now), f"{moment}000"),
-            ]
-        )
-        return pause, [
-            (f"X-RateLimit-Remaining{unit}", "0"),
-            (f"X-RateLimit-Reset{unit}", text),
-        ]
-
-    def number(self, most: int) -> str:
-        """A number as servers write it."""
-        whole = self.rng.randint(0, most)
-        broken = f"{whole}.{self.rng.randint(0, 999):03d}"
-        return self.rng.choice([str(whole), broken, f"{whole}.", f"0{whole}"])
+def number(rng: random.Random, most: int) -> str:
+    """A number as servers write it."""
+    whole = rng.randint(0, most)
+    fraction = f"{whole}.{rng.randint(0, 999):03d}"
+    return rng.choice([str(whole), fraction, f"{whole}.", f"0{whole}"])
 
 
 @pytest.mark.timeout(1800)
@@ -117,14 +91,14 @@ class ServerWriter:
 def test_no_wait_is_early(
     name: str, twin: Twin, figures: Figures, *, is_long: bool
 ) -> None:
-    """From the bytes on the wire to the wait: each class holds what it was told."""
+    """Each class waits as long as the headers of a response over HTTP ask for."""
     cases, early = 2_500 if is_long else 40, list[object]()
     rng, clock = random.Random(name), FakeClock(random=0.0)  # noqa: S311
     with FaultyGateway(gptrouter="hosted", keep_requests=0) as gateway:
         policy = RetryPolicy(failover_after_wait=MOST)  # A router waits, too.
         model = new_model(name, gateway, clock=clock, retry_policy=policy)
         for _ in range(cases):
-            seconds, headers = ServerWriter(rng).demand()
+            seconds, headers = demand(rng)
             if seconds > MOST:
                 continue
             gateway.script(Status(429, headers))
