@@ -1,6 +1,6 @@
-"""What stands between client and gateway: a relay, with TLS or without, and a proxy.
+"""A relay, with TLS or without, and a proxy between client and gateway.
 
-Plain sockets and threads, one thread a direction; good for a handful of connections.
+They use sockets and a thread for each direction, enough for a few connections.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 
 class Relay:
-    """Listens on the loopback, and hands every connection on to one address."""
+    """Listens on the loopback, and forwards every connection to one address."""
 
     def __init__(
         self, target: str, *, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
@@ -29,11 +29,11 @@ class Relay:
         scheme = "https" if tls else "http"
         name = f"[{host}]" if ":" in host else host
         self.url = f"{scheme}://{name}:{self._listener.getsockname()[1]}"
-        """Where clients find it."""
+        """The address for clients."""
         self._open: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self.connections = 0
-        """How many were accepted."""
+        """The number of connections that were accepted."""
 
     def __enter__(self) -> Self:
         """Listen."""
@@ -46,7 +46,7 @@ class Relay:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Break off everything."""
+        """Close all connections."""
         for one in (self._listener, *self._open):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
@@ -83,7 +83,7 @@ class Relay:
     def join(
         self, client: socket.socket, target: tuple[str, int], first: bytes = b""
     ) -> None:
-        """Connect, send what is there already, and pass on what comes, both ways."""
+        """Connect, send the bytes read so far, and forward bytes in both directions."""
         server = socket.create_connection(target, 10)
         self._open.append(server)
         server.sendall(first)
@@ -97,7 +97,7 @@ class Proxy(Relay):
     def __init__(self) -> None:
         super().__init__("http://127.0.0.1:0")
         self.asked: list[str] = []
-        """The request lines that it was sent."""
+        """The request lines that it received."""
         self.fields: list[dict[str, str]] = []
         """The header fields that it could read, names in lower case."""
 

@@ -1,4 +1,4 @@
-"""`llm.client`: one of the SDK's own kind, and one that a user puts in its place."""
+"""`llm.client`: a client of the SDK's class, or one that the user gives."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from langchain_retryrouter.testing import (
 from .conftest import KEY, Env, NewModel
 
 
-def test_the_client_is_the_sdk_s(new_llm: NewModel) -> None:
-    """`llm.client` is a `GPTRouterClient`, with what its users reach for."""
+def test_the_client_is_the_sdks(new_llm: NewModel) -> None:
+    """`llm.client` is a `GPTRouterClient`, with its attributes and methods."""
     client = new_llm(request_timeout=7).client
 
     assert isinstance(client, GPTRouterClient)
@@ -35,10 +35,10 @@ def test_the_client_is_the_sdk_s(new_llm: NewModel) -> None:
 
 
 @pytest.mark.usefixtures("old_ways")
-async def test_the_sdk_s_other_methods_work(
+async def test_the_sdks_other_methods_work(
     new_llm: NewModel, gateway: FaultyGateway
 ) -> None:
-    """Embeddings and images can be asked for by the SDK's own methods of our client."""
+    """The SDK's methods for embeddings and images work on our client."""
     vectors = {"choices": [{"embedding": [0.5, 0.25]}]}
     images = {"response": [{"url": "https://example.com/made.png"}]}
     gateway.respond("/api/v1/generate/embeddings-v2", vectors)
@@ -60,7 +60,7 @@ async def test_the_sdk_s_other_methods_work(
 def test_metadata_of_a_client_survives_a_copy(
     new_llm: NewModel, gateway: FaultyGateway
 ) -> None:
-    """Gateway metadata that a user put into a client is not lost with a new one."""
+    """Gateway metadata of a client is kept when another model is given the client."""
     llm = new_llm()
     llm.client.additional_metadata = GPTRouterMetadata(tag="night")
 
@@ -70,8 +70,8 @@ def test_metadata_of_a_client_survives_a_copy(
 
 
 @pytest.mark.usefixtures("old_ways")
-def test_the_sdk_s_own_client_can_be_put_in_place(env: Env) -> None:
-    """A client that a user hands in is asked as ever, and retried as ours is."""
+def test_the_sdks_own_client_can_be_given(env: Env) -> None:
+    """A client of the user is called in its own way, and retried as ours is."""
     llm = env.llm(client=GPTRouterClient(env.gateway.url, KEY), max_retries=1)
     assert type(llm.client) is GPTRouterClient
 
@@ -85,8 +85,8 @@ def test_the_sdk_s_own_client_can_be_put_in_place(env: Env) -> None:
 
 
 @pytest.mark.usefixtures("old_ways")
-def test_failures_of_the_sdk_s_own_client_are_typed(env: Env) -> None:
-    """What a user's client raises comes out as one of our errors, and the SDK's."""
+def test_errors_of_the_sdks_own_client_have_our_classes(env: Env) -> None:
+    """Errors of a user's client are raised as ours, with the SDK's as their cause."""
     llm = env.llm(client=GPTRouterClient(env.gateway.url, KEY), max_retries=0)
 
     env.gateway.always(Status(429))

@@ -39,6 +39,7 @@ SENT_CALL = {
     "id": "call_0",
     "function": {"name": "f", "arguments": '{"städte": [1, null]}'},
 }
+TOOL_USE = {"type": "tool_use", "id": "call_0", "name": "f", "input": CALL["args"]}
 INVALID = {
     "type": "invalid_tool_call",
     "id": "call_1",
@@ -70,11 +71,26 @@ def tool(content: Any, **fields: Any) -> ToolMessage:
 
 # --- as ChatOpenAI sends it ---
 
+FUNCTION_CALL = {"function_call": {"name": "f", "arguments": "{}"}}
+NAMED_PDF = {"base64": PDF, "mime_type": "application/pdf", "filename": "a.pdf"}
+PDF_URL = f"data:application/pdf;base64,{PDF}"
+
+
+def v0(kind: str, data: str, mime_type: str, **rest: Any) -> HumanMessage:
+    """Base64 data in LangChain's first form of blocks."""
+    source = {"source_type": "base64", "data": data, "mime_type": mime_type}
+    return user({"type": kind, **source, **rest})
+
+
+def anthropic(**source: Any) -> HumanMessage:
+    return user({"type": "image", "source": source})
+
+
 THE_SAME: dict[str, BaseMessage] = {
     "text of a user": HumanMessage("hi"),
-    "text of nobody": HumanMessage(""),
+    "no text": HumanMessage(""),
     "a name": HumanMessage("hi", name="ann"),
-    "a name as langchain-openai reads it": AIMessage(
+    "a name in langchain-openai's form": AIMessage(
         "hi", additional_kwargs={"name": "bot"}
     ),
     "system": SystemMessage("be brief"),
@@ -90,13 +106,9 @@ THE_SAME: dict[str, BaseMessage] = {
     "calls as OpenAI has them": AIMessage(
         "", additional_kwargs={"tool_calls": [SENT_CALL]}
     ),
-    "call of a function": AIMessage(
-        "", additional_kwargs={"function_call": {"name": "f", "arguments": "{}"}}
-    ),
+    "call of a function": AIMessage("", additional_kwargs=FUNCTION_CALL),
     "function's call beside a tool's": AIMessage(
-        "",
-        additional_kwargs={"function_call": {"name": "f", "arguments": "{}"}},
-        tool_calls=[CALL],
+        "", additional_kwargs=FUNCTION_CALL, tool_calls=[CALL]
     ),
     "tool's result": tool("42"),
     "tool's result with a name": tool("42", name="f", status="error", artifact=[1]),
@@ -111,60 +123,18 @@ THE_SAME: dict[str, BaseMessage] = {
         {"type": "image", "base64": PNG, "mime_type": "image/png"}
     ),
     "image v0": user({"type": "image", "source_type": "url", "url": URL}),
-    "image v0 in base64": user(
-        {
-            "type": "image",
-            "source_type": "base64",
-            "data": PNG,
-            "mime_type": "image/png",
-        }
-    ),
-    "image of Anthropic": user(
-        {
-            "type": "image",
-            "source": {"type": "base64", "media_type": "image/png", "data": PNG},
-        }
-    ),
-    "image of Anthropic by URL": user(
-        {"type": "image", "source": {"type": "url", "url": URL}}
-    ),
-    "file v1": user(
-        {
-            "type": "file",
-            "base64": PDF,
-            "mime_type": "application/pdf",
-            "filename": "a.pdf",
-        }
-    ),
-    "file v0": user(
-        {
-            "type": "file",
-            "source_type": "base64",
-            "data": PDF,
-            "mime_type": "application/pdf",
-            "filename": "a.pdf",
-        }
-    ),
+    "image v0 in base64": v0("image", PNG, "image/png"),
+    "image of Anthropic": anthropic(type="base64", media_type="image/png", data=PNG),
+    "image of Anthropic by URL": anthropic(type="url", url=URL),
+    "file v1": user({"type": "file", **NAMED_PDF}),
+    "file v0": v0("file", PDF, "application/pdf", filename="a.pdf"),
     "file by id": user({"type": "file", "file_id": "file-1"}),
     "file of OpenAI": user(
-        {
-            "type": "file",
-            "file": {
-                "filename": "a.pdf",
-                "file_data": f"data:application/pdf;base64,{PDF}",
-            },
-        }
+        {"type": "file", "file": {"filename": "a.pdf", "file_data": PDF_URL}}
     ),
     "file of OpenAI by id": user({"type": "file", "file": {"file_id": "file-1"}}),
     "audio v1": user({"type": "audio", "base64": WAV, "mime_type": "audio/wav"}),
-    "audio v0": user(
-        {
-            "type": "audio",
-            "source_type": "base64",
-            "data": WAV,
-            "mime_type": "audio/wav",
-        }
-    ),
+    "audio v0": v0("audio", WAV, "audio/wav"),
     "audio of OpenAI": user(
         {"type": "input_audio", "input_audio": {"data": WAV, "format": "wav"}}
     ),
@@ -175,12 +145,7 @@ THE_SAME: dict[str, BaseMessage] = {
     "answer in parts": ai(
         text("one"), {"type": "reasoning", "reasoning": "hm"}, text("two")
     ),
-    "calls of Anthropic": ai(
-        text("one"),
-        text("two"),
-        {"type": "tool_use", "id": "call_0", "name": "f", "input": CALL["args"]},
-        tool_calls=[CALL],
-    ),
+    "calls of Anthropic": ai(text("one"), text("two"), TOOL_USE, tool_calls=[CALL]),
     "calls of OpenAI's Responses": ai(
         {"type": "function_call", "call_id": "call_0", "name": "f", "arguments": "{}"},
         tool_calls=[CALL],
@@ -226,112 +191,100 @@ def test_a_message_goes_out_as_chat_openai_sends_it(env: Env, name: str) -> None
 
 # --- other than ChatOpenAI sends it ---
 
+
+def result(content: Any) -> dict[str, Any]:
+    return {"role": "tool", "tool_call_id": "call_0", "content": content}
+
+
+def tool_result(content: Any) -> dict[str, Any]:
+    """A result in Anthropic's form."""
+    return {"type": "tool_result", "tool_use_id": "call_0", "content": content}
+
+
+def from_user(content: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": content}]
+
+
+def answer(content: Any, **rest: Any) -> list[dict[str, Any]]:
+    return [{"role": "assistant", "content": content, **rest}]
+
+
+SYSTEM = [{"role": "system", "content": "be brief"}]
+VIDEO = {"type": "input_video", "id": "v"}
+ONE_PART = "The public gateway counts no tokens if a content is a list."
+NO_CALL = "The tool's result would have no call before it."
+TOOLS_TEXT = "OpenAI takes text from a tool."
+OPENAIS_RESULT = "OpenAI has a message for each result, directly after the call."
+
+# A message, how it is sent, and why it is not sent as `ChatOpenAI` sends it.
 OTHERWISE: dict[str, tuple[BaseMessage, list[dict[str, Any]], str]] = {
-    "one part of text": (
-        user(text("hi")),
-        [{"role": "user", "content": "hi"}],
-        "The public gateway counts no tokens where a content is a list.",
-    ),
-    "tool's result in one part": (
-        tool([text("42")]),
-        [{"role": "tool", "tool_call_id": "call_0", "content": "42"}],
-        "As one part of a user's text.",
-    ),
-    "no parts": (
-        user(),
-        [{"role": "user", "content": ""}],
-        "As one part of a user's text.",
-    ),
+    "one part of text": (user(text("hi")), from_user("hi"), ONE_PART),
+    "tool's result in one part": (tool([text("42")]), [result("42")], ONE_PART),
+    "no parts": (user(), from_user(""), ONE_PART),
     "text without a type": (
         user("hi", "there"),
-        [{"role": "user", "content": [text("hi"), text("there")]}],
+        from_user([text("hi"), text("there")]),
         "OpenAI takes no bare text in a list.",
     ),
     "developer": (
         SystemMessage("be brief", additional_kwargs={"__openai_role__": "developer"}),
-        [{"role": "system", "content": "be brief"}],
+        SYSTEM,
         "The gateway answers 500 to the role `developer`.",
     ),
     "developer by name": (
         ChatMessage(content="be brief", role="developer"),
-        [{"role": "system", "content": "be brief"}],
-        "As above.",
+        SYSTEM,
+        "The gateway answers 500 to the role `developer`.",
     ),
     "image's URL alone": (
         user({"type": "image_url", "image_url": URL}),
-        [{"role": "user", "content": [image(URL)]}],
+        from_user([image(URL)]),
         "OpenAI takes an object, not a text.",
     ),
     "marks of LangChain": (
         user({**text("hi"), "id": "lc_1", "index": 0, "extras": {}}),
-        [{"role": "user", "content": "hi"}],
+        from_user("hi"),
         "No provider knows LangChain's own keys.",
     ),
     "plain text as a file": (
         user({"type": "text-plain", "text": "notes", "mime_type": "text/plain"}),
-        [{"role": "user", "content": "notes"}],
+        from_user("notes"),
         "ChatOpenAI refuses it, though a text can carry it.",
     ),
     "tool's result without a type": (
         tool([{"degrees": 20}]),
-        [{"role": "tool", "tool_call_id": "call_0", "content": '{"degrees": 20}'}],
-        "OpenAI takes text from a tool.",
+        [result('{"degrees": 20}')],
+        TOOLS_TEXT,
     ),
     "block of JSON": (
         tool([{"type": "json", "json": {"degrees": 20}}]),
-        [{"role": "tool", "tool_call_id": "call_0", "content": '{"degrees": 20}'}],
-        "As above.",
+        [result('{"degrees": 20}')],
+        TOOLS_TEXT,
     ),
     "results as Anthropic has them": (
-        user(
-            text("and?"),
-            {"type": "tool_result", "tool_use_id": "call_0", "content": "42"},
-        ),
-        [
-            {"role": "tool", "tool_call_id": "call_0", "content": "42"},
-            {"role": "user", "content": "and?"},
-        ],
-        "OpenAI has a message for each, straight behind the call.",
+        user(text("and?"), tool_result("42")),
+        [result("42"), *from_user("and?")],
+        OPENAIS_RESULT,
     ),
     "results alone": (
-        user(
-            {
-                "type": "tool_result",
-                "tool_use_id": "call_0",
-                "content": [text("42"), image(URL)],
-            }
-        ),
-        [
-            {
-                "role": "tool",
-                "tool_call_id": "call_0",
-                "content": [text("42"), image(URL)],
-            }
-        ],
-        "As above.",
+        user(tool_result([text("42"), image(URL)])),
+        [result([text("42"), image(URL)])],
+        OPENAIS_RESULT,
     ),
     "a block to be sent as it is": (
-        user(
-            text("look"),
-            {"type": "non_standard", "value": {"type": "input_video", "id": "v"}},
-        ),
-        [
-            {
-                "role": "user",
-                "content": [text("look"), {"type": "input_video", "id": "v"}],
-            }
-        ],
-        "It is LangChain's own word for such a block.",
+        user(text("look"), {"type": "non_standard", "value": VIDEO}),
+        from_user([text("look"), VIDEO]),
+        "It is LangChain's own type for such a block.",
     ),
     "call in a block only": (
-        ai({"type": "tool_use", "id": "call_0", "name": "f", "input": CALL["args"]}),
-        [{"role": "assistant", "content": None, "tool_calls": [SENT_CALL]}],
-        "The tool's result would have no call before it.",
+        ai(TOOL_USE),
+        answer(None, tool_calls=[SENT_CALL]),
+        NO_CALL,
     ),
     "v1 call in a block only": (
         ai(CALL),
-        [{"role": "assistant", "content": None, "tool_calls": [SENT_CALL]}],
-        "As above.",
+        answer(None, tool_calls=[SENT_CALL]),
+        NO_CALL,
     ),
     "v1 answer with citations": (
         ai(
@@ -342,8 +295,8 @@ OTHERWISE: dict[str, tuple[BaseMessage, list[dict[str, Any]], str]] = {
             response_metadata={"output_version": "v1"},
             tool_calls=[CALL],
         ),
-        [{"role": "assistant", "content": "so", "tool_calls": [SENT_CALL]}],
-        "One part of text, as above.",
+        answer("so", tool_calls=[SENT_CALL]),
+        ONE_PART,
     ),
     "blocks of other providers": (
         ai(
@@ -355,27 +308,27 @@ OTHERWISE: dict[str, tuple[BaseMessage, list[dict[str, Any]], str]] = {
             {"type": "image", "id": "drawn", "mime_type": "image/png"},
             text("so"),
         ),
-        [{"role": "assistant", "content": "so"}],
-        "ChatOpenAI hands on what OpenAI then refuses.",
+        answer("so"),
+        "ChatOpenAI passes on blocks that OpenAI then refuses.",
     ),
     "refusal": (
         AIMessage("", additional_kwargs={"refusal": "I will not."}),
-        [{"role": "assistant", "content": "I will not."}],
-        "What the model said would be lost.",
+        answer("I will not."),
+        "The model's words would be lost.",
     ),
     "refusal in a block": (
         ai({"type": "refusal", "refusal": "I will not."}),
-        [{"role": "assistant", "content": "I will not."}],
-        "The gateway's providers know text.",
+        answer("I will not."),
+        "The gateway's providers take text.",
     ),
     "spoken answer": (
         AIMessage("", additional_kwargs={"audio": {"id": "a", "transcript": "hello"}}),
-        [{"role": "assistant", "content": "hello"}],
+        answer("hello"),
         "The gateway has no key for the id of a sound, and the words would be lost.",
     ),
     "nothing but reasoning": (
         ai({"type": "thinking", "thinking": "hm"}),
-        [{"role": "assistant", "content": ""}],
+        answer(""),
         "A content that is a list without parts says nothing.",
     ),
 }

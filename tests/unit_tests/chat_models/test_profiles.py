@@ -1,4 +1,4 @@
-"""What is known of a model without asking it."""
+"""Profiles of models: what is known of a model without asking it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def test_the_table_says_what_langchains_own_says(name: str) -> None:
 
 
 def test_most_of_the_table_can_be_compared() -> None:
-    """The comparison above is not an empty one."""
+    """The comparison above has enough models."""
     assert len(OPENAIS) >= 12
 
 
 def test_a_list_can_do_what_all_its_models_can() -> None:
-    """Any model of the list may answer, so the least of them counts."""
+    """Any model of the list may answer, so the profile has the least of each value."""
     profile = profile_of(["gpt-5", "gpt-4"])
     assert profile is not None
     assert profile["max_input_tokens"] == profile["max_output_tokens"] == 8_192
@@ -37,13 +37,13 @@ def test_a_list_can_do_what_all_its_models_can() -> None:
 
 
 @pytest.mark.parametrize("names", [["gpt-4o", "of-mine"], ["of-mine"], []], ids=str)
-def test_of_a_list_with_an_unknown_model_nothing_is_said(names: list[str]) -> None:
-    """A guess would be worse than none."""
+def test_a_list_with_an_unknown_model_has_no_profile(names: list[str]) -> None:
+    """There is no profile if a model of the list is unknown."""
     assert profile_of(names) is None
 
 
 def test_a_model_has_the_profile_of_its_list() -> None:
-    """LangChain finds it where it looks; one that is given is kept."""
+    """`profile` is that of the list, or the one that is given."""
     fields: dict[str, Any] = {
         "models_priority_list": [GPTRouterModel(name="gpt-4o", provider_name="p")],
         "gpt_router_api_key": SecretStr("sk"),

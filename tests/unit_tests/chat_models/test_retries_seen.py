@@ -333,7 +333,7 @@ def test_a_handler_that_raises_breaks_nothing(
     way: str,
     raise_error: bool,
 ) -> None:
-    """A handler that raises is logged; the call goes on, and other handlers are called."""
+    """A handler that raises is logged, and the call and other handlers go on."""
     env.gateway.script(Status(503), Status(503))
     broken, healthy = Raising(raise_error=raise_error), Watcher(diary)
 

@@ -1,4 +1,4 @@
-"""LangChain's own unit tests of chat models, none of them switched off."""
+"""LangChain's own unit tests of chat models, all of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TestGPTRouter(ChatModelUnitTests):
 
     @pytest.fixture(autouse=True)
     def loadable(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Let `load` make our class; the list it goes by has LangChain's own only."""
+        """Let `load` make our class, which is not in LangChain's own list."""
 
         def load_ours(*args: Any, **kwargs: Any) -> Any:
             assert kwargs.pop("allowed_objects") == "all"
@@ -43,7 +43,7 @@ class TestGPTRouter(ChatModelUnitTests):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        """Nothing is sent: the address is one where nobody listens."""
+        """The address is one where nothing listens: no test sends a request."""
         return {
             "models_priority_list": [GPT_4],
             "gpt_router_api_base": "http://127.0.0.1:1",
@@ -54,7 +54,7 @@ class TestGPTRouter(ChatModelUnitTests):
     def init_from_env_params(
         self,
     ) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
-        """Variables, arguments beside them, and what both together must come to."""
+        """Variables, other arguments, and the fields that both together must give."""
         variables = {
             "GPT_ROUTER_API_KEY": "sk-of-the-environment",
             "GPT_ROUTER_API_BASE": "http://127.0.0.1:2",
@@ -67,7 +67,7 @@ class TestGPTRouter(ChatModelUnitTests):
 
 
 def test_a_trace_names_the_model_that_is_asked_first() -> None:
-    """LangSmith is told the first model of the list, or of the call's own list."""
+    """LangSmith gets the first model of the list, or of the call's own list."""
     llm = GPTRouter(models_priority_list=[GPT_4], gpt_router_api_key=SecretStr("sk"))
     other = GPTRouterModel(name="gpt-4o", provider_name="chat_openai")
 

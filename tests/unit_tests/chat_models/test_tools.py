@@ -1,4 +1,4 @@
-"""Tools that are offered: what is bound, what is sent, and the message that returns."""
+"""`bind_tools`: the tools that are sent, and the calls that come back."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ SEARCH = {"type": "web_search"}
 
 @pytest.fixture
 def gateway() -> Any:
-    """A gateway of the newer kind, with a model by rules behind it."""
+    """A hosted gateway whose model answers by rules."""
     with FaultyGateway(answer=RuleResponder(), gptrouter="hosted") as gateway:
         yield gateway
 
 
 def sent(gateway: FaultyGateway) -> dict[str, Any]:
-    """What the provider was asked by the only request, messages aside."""
+    """The provider's options of the only request, without the messages."""
     (request,) = gateway.requests
     return {k: v for k, v in request.parameters.items() if k != "messages"}
 
@@ -84,10 +84,10 @@ def sent(gateway: FaultyGateway) -> dict[str, Any]:
         pytest.param(DICT, "get_weather", id="dict"),
     ],
 )
-def test_c1_every_form_of_a_tool_is_offered_and_called(
+def test_every_form_of_a_tool_is_offered_and_called(
     env: Env, given: Any, name: str
 ) -> None:
-    """A function, class or dict goes out as OpenAI has it, and its call comes back."""
+    """A function, class or dict is sent in OpenAI's form, and its call comes back."""
     llm = env.llm().bind_tools([given], tool_choice="any")
 
     answer = env.invoke(llm, "What is the weather in 'Paris'?")
@@ -119,7 +119,7 @@ def test_c1_every_form_of_a_tool_is_offered_and_called(
     ids=repr,
 )
 def test_the_choice_of_a_tool_is_sent(env: Env, choice: Any, expected: Any) -> None:
-    """`tool_choice` takes what LangChain's other models take, and OpenAI is told."""
+    """`tool_choice` takes the values of LangChain's other models, and is sent."""
     env.invoke(env.llm().bind_tools([DICT, SEARCH], tool_choice=choice), "hi")
 
     assert sent(env.gateway).get("tool_choice") == expected
@@ -132,13 +132,15 @@ def test_the_choice_of_a_tool_is_sent(env: Env, choice: Any, expected: Any) -> N
     ids=["name", "dict"],
 )
 def test_a_choice_that_no_tool_has_is_refused(new_llm: NewModel, choice: Any) -> None:
-    """A misspelt tool is an error when it is bound, and lists the names there are."""
+    """A misspelt tool is refused by `bind_tools`, with the names of the tools."""
     with pytest.raises(ValueError, match="'get_wether', and the tools are 'get_weath"):
         new_llm().bind_tools([DICT], tool_choice=choice)
 
 
-def test_what_cannot_be_bound_is_refused(new_llm: NewModel) -> None:
-    """A call that no tool can be, and a choice of no known type, are errors."""
+def test_a_choice_without_tools_or_of_a_wrong_type_is_refused(
+    new_llm: NewModel,
+) -> None:
+    """A choice without tools, or of an unknown type, is an error."""
     for choice in ("any", "get_weather", True, {"type": "function"}):
         with pytest.raises(ValueError, match="and there are no tools"):
             new_llm().bind_tools([], tool_choice=choice)
@@ -147,8 +149,8 @@ def test_what_cannot_be_bound_is_refused(new_llm: NewModel) -> None:
 
 
 @pytest.mark.parametrize("choice", [None, False, "auto", "none"])
-def test_without_tools_nothing_is_said_of_them(env: Env, choice: Any) -> None:
-    """An agent without tools binds an empty list, and providers refuse one."""
+def test_an_empty_list_of_tools_is_not_sent(env: Env, choice: Any) -> None:
+    """An agent without tools binds an empty list, which providers would refuse."""
     llm = env.llm().bind_tools(
         [], tool_choice=choice, parallel_tool_calls=False, top_p=1
     )
@@ -159,42 +161,37 @@ def test_without_tools_nothing_is_said_of_them(env: Env, choice: Any) -> None:
     assert sent(env.gateway)["top_p"] == 1
 
 
-def test_strictness_and_parallel_calls_are_sent_if_said(env: Env) -> None:
-    """What is not said is left to the provider; what is said is told."""
-    llm = env.llm().bind_tools(
-        [get_weather], strict=True, parallel_tool_calls=False, top_p=1
-    )
-
-    env.invoke(llm, "hi")
-
-    assert sent(env.gateway)["parallel_tool_calls"] is False
-    assert sent(env.gateway)["top_p"] == 1
-    assert sent(env.gateway)["tools"][0]["function"]["strict"] is True
-
-
 def test_a_call_with_tools_streams_inside(env: Env) -> None:
-    """The gateway sends tool calls in streams only, and the caller sees no stream."""
+    """A call with tools streams inside, in which the gateway has tool calls."""
     seen: list[str] = []
 
     class Seen(BaseCallbackHandler):
         def on_llm_new_token(self, token: Any, **_: Any) -> None:
             seen.append(token)
 
-    llm = env.llm().bind_tools([get_weather])
+    llm = env.llm().bind_tools(
+        [get_weather], strict=True, parallel_tool_calls=False, top_p=1
+    )
     answer = env.invoke(llm, "get_weather('Rome')", {"callbacks": [Seen()]})
 
-    (request,) = env.gateway.requests
-    assert request.streaming
+    assert env.gateway.requests[0].streaming
+    assert sent(env.gateway)["parallel_tool_calls"] is False
+    assert sent(env.gateway)["top_p"] == 1
+    assert sent(env.gateway)["tools"][0]["function"]["strict"] is True
     assert seen == []
-    assert answer.tool_calls[0]["args"]["city"] == "Rome"
     assert answer.usage_metadata["total_tokens"] > 0
+    streamed = sum_of(env.stream(llm, "get_weather('Rome')"))
+    assert streamed.usage_metadata == answer.usage_metadata
+    [one], [other] = answer.tool_calls, streamed.tool_calls
+    assert one["args"]["city"] == "Rome"
+    assert {**one, "id": None} == {**other, "id": None}
 
 
 @pytest.mark.parametrize(
     "fault", [Status(429, {"retry-after": "1"}), Status(500), Reset(), Cut(after=1)]
 )
 def test_a_fault_does_not_double_a_tool_call(env: Env, fault: Any) -> None:
-    """What an attempt brought before it failed is forgotten with it."""
+    """The pieces of a failed attempt are dropped with it."""
     env.gateway.script(fault)
     llm = env.llm().bind_tools([get_weather], tool_choice="any")
 
@@ -205,20 +202,8 @@ def test_a_fault_does_not_double_a_tool_call(env: Env, fault: Any) -> None:
     assert len(attempts) == len(env.gateway.requests) == 2
 
 
-def test_streamed_tool_calls_add_up(env: Env) -> None:
-    """The chunks of a stream add up to the message of a call without one."""
-    llm = env.llm().bind_tools([get_weather], tool_choice="get_weather")
-
-    summed = sum_of(env.stream(llm, "the weather in 'Oslo'"))
-    whole = env.invoke(llm, "the weather in 'Oslo'")
-
-    (streamed,), (called,) = summed.tool_calls, whole.tool_calls
-    assert {**streamed, "id": None} == {**called, "id": None}
-    assert summed.usage_metadata == whole.usage_metadata
-
-
 def test_several_answers_with_tools_are_refused(env: Env) -> None:
-    """N answers would be interleaved in the stream that tool calls need."""
+    """`n=2` is refused with tools: their stream would mix the answers."""
     with pytest.raises(ValueError, match="n must be 1 in a call with tools"):
         env.invoke(env.llm(n=2).bind_tools([DICT]), "hi")
 
@@ -226,7 +211,7 @@ def test_several_answers_with_tools_are_refused(env: Env) -> None:
 
 
 def test_a_model_can_be_kept_from_streaming_with_tools(env: Env) -> None:
-    """With `disable_streaming="tool_calling"` a stream is one chunk, calls and all."""
+    """With `disable_streaming="tool_calling"` a stream is one chunk with its calls."""
     llm = env.llm(disable_streaming="tool_calling").bind_tools(
         [get_weather], tool_choice="any"
     )
@@ -238,7 +223,7 @@ def test_a_model_can_be_kept_from_streaming_with_tools(env: Env) -> None:
 
 
 def test_an_unknown_model_in_a_call_with_tools_is_named_at_once(env: Env) -> None:
-    """Since it streams inside, the first attempt is told the cause."""
+    """A call with tools streams inside, so its first attempt has the cause."""
     env.gateway.always(ErrorEvent("Model with name gpt-4-0613 does not exist"))
 
     with pytest.raises(NotFoundError, match="gpt-4-0613"):
@@ -253,8 +238,9 @@ FUNCTION = DICT["function"]
 
 
 @pytest.mark.parametrize("way", ["invoke", "stream"])
-def test_c4_a_function_call_survives_streaming(env: Env, way: str) -> None:
-    """A stream would lose the call, so the answer comes in one piece."""
+def test_a_function_call_survives_streaming(env: Env, way: str) -> None:
+    """A call with functions never streams, not even inside after an opaque 500."""
+    env.gateway.script(Status(500))
     llm = env.llm().bind(functions=[FUNCTION], function_call={"name": "get_weather"})
 
     answer = getattr(env, way)(llm, "the weather in 'Oslo'")
@@ -265,22 +251,11 @@ def test_c4_a_function_call_survives_streaming(env: Env, way: str) -> None:
     assert message.response_metadata["finish_reason"] == "function_call"
     assert message.response_metadata["model_name"] == "gpt-4-0613"
     assert message.usage_metadata
-    assert [request.streaming for request in env.gateway.requests] == [False]
-
-
-def test_a_call_with_functions_never_streams_inside(env: Env) -> None:
-    """Not even behind an opaque 500: the answer matters more than the cause."""
-    env.gateway.script(Status(500))
-    llm = env.llm().bind(functions=[FUNCTION], function_call={"name": "get_weather"})
-
-    answer = env.invoke(llm, "the weather in 'Oslo'")
-
-    assert answer.additional_kwargs["function_call"]["name"] == "get_weather"
     assert [request.streaming for request in env.gateway.requests] == [False, False]
 
 
 def test_a_stream_with_functions_is_retried(env: Env) -> None:
-    """A failed attempt behind such a stream is repeated like any other."""
+    """A failed attempt of a stream with functions is retried."""
     env.gateway.script(Reset(), Status(503))
     llm = env.llm().bind(functions=[FUNCTION])
 

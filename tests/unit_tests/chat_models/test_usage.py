@@ -1,7 +1,4 @@
-"""What a call cost: read where it is told, added up once, and never worth an error.
-
-The rows are those of the table in `test_defect_table`.
-"""
+"""Usage of tokens: read from answers and streams, and added up once."""
 
 from __future__ import annotations
 
@@ -38,14 +35,14 @@ COUNTED = {"input_tokens": 11, "output_tokens": 5, "total_tokens": 16}
 
 
 def whole(meta: Any, choices: int = 1) -> Body:
-    """An answer in one piece whose `meta` is this."""
+    """An answer in one piece with this `meta`."""
     texts = [{"index": i, "text": "hi"} for i in range(choices)]
     body = {"id": "a", "model": "gpt-4-0613", "choices": texts, "meta": meta}
     return Body(200, {"content-type": "application/json"}, json.dumps(body))
 
 
 def stream(usage: Any, **meta: Any) -> Body:
-    """A stream that tells this usage."""
+    """A stream with this usage."""
     data = {"model": "gpt-4-0613", "usage": usage, **meta}
     told = "data: " + json.dumps({"event": "meta", "data": data})
     return event_stream(update("hi", "stop"), told, END)
@@ -56,7 +53,7 @@ def stream(usage: Any, **meta: Any) -> Body:
 
 @pytest.mark.parametrize("meta", [DETAILED, {"usage": DETAILED}])
 def test_details_are_read_and_kept(env: Env, meta: Any) -> None:
-    """Cached and reasoning tokens are where LangChain has them; the rest is kept."""
+    """Cached and reasoning tokens have LangChain's keys; the provider's keys are kept."""
     env.gateway.script(whole(meta), stream(DETAILED))
 
     invoked = env.invoke(env.llm(), "hi")
@@ -103,7 +100,7 @@ def test_details_are_read_and_kept(env: Env, meta: Any) -> None:
 def test_an_odd_count_is_no_count(
     env: Env, told: Any, read: dict[str, int] | None
 ) -> None:
-    """Odd counts are left out, streamed or not, and all that is told is still JSON."""
+    """Odd counts are left out, streamed or not, and the metadata is still JSON."""
     env.gateway.script(whole(told), whole({"usage": told}), stream(told))
 
     flat, nested = (env.invoke(env.llm(), "hi") for _ in range(2))
@@ -119,8 +116,8 @@ def test_an_odd_count_is_no_count(
 # --- added up ---
 
 
-def test_a5_several_choices_cost_once(env: Env) -> None:
-    """The tokens of all choices, which are counted together, are on the first alone."""
+def test_several_choices_cost_once(env: Env) -> None:
+    """The tokens of all choices, counted together, are on the first message only."""
     env.gateway.always(whole({"usage": DETAILED}, choices=3))
 
     result = env.generate(env.llm(n=3), [[HumanMessage("hi")]])
@@ -131,7 +128,7 @@ def test_a5_several_choices_cost_once(env: Env) -> None:
 
 
 def test_several_prompts_cost_their_sum(env: Env) -> None:
-    """`generate` adds up counts at any depth, and answers without any cost nothing."""
+    """`generate` adds up counts at any depth, and skips answers without usage."""
     env.gateway.script(
         whole(DETAILED), whole(None), whole({**DETAILED, "tier": "b"}), whole({})
     )
@@ -150,8 +147,8 @@ def test_several_prompts_cost_their_sum(env: Env) -> None:
 
 
 @pytest.mark.parametrize("way", ["invoke", "streaming", "stream", "batch", "inside"])
-def test_a_callback_counts_what_the_gateway_said(env: Env, way: str) -> None:
-    """`UsageMetadataCallbackHandler` has the gateway's numbers, whatever the way."""
+def test_a_callback_counts_the_gateways_usage(env: Env, way: str) -> None:
+    """`UsageMetadataCallbackHandler` has the gateway's numbers for every way to call."""
     usage = Answer(usage=Usage(prompt_tokens=20, completion_tokens=7))
     env.gateway.always(usage)
     counter = UsageMetadataCallbackHandler()
@@ -159,22 +156,20 @@ def test_a_callback_counts_what_the_gateway_said(env: Env, way: str) -> None:
 
     if way == "inside":
         env.gateway.script(Status(500), usage, Status(500), usage)
-    fields = {"streaming": True} if way == "streaming" else {}
-    if way == "stream":
-        for _ in range(2):
-            env.stream(env.llm(), "hi", config=config)
-    elif way == "batch":
-        env.batch(env.llm(), ["hi", "hi"], config=config)
+    llm = env.llm(**({"streaming": True} if way == "streaming" else {}))
+    if way == "batch":
+        env.batch(llm, ["hi", "hi"], config=config)
     else:
+        call = env.stream if way == "stream" else env.invoke
         for _ in range(2):
-            env.invoke(env.llm(**fields), "hi", config=config)
+            call(llm, "hi", config=config)
 
     counted = {"input_tokens": 40, "output_tokens": 14, "total_tokens": 54}
     assert counter.usage_metadata == {"gpt-4-0613": counted}
 
 
 def test_usage_told_twice_counts_once(env: Env) -> None:
-    """A second `meta` neither doubles the tokens nor the model's name."""
+    """A second `meta` doubles neither the tokens nor the model's name."""
     told = 'data: {"event":"meta","data":{"model":"m","usage":{"prompt_tokens":3}}}'
     body = event_stream(update("hi", "stop"), told, update("", "stop"), told, END)
     env.gateway.script(body, Status(500), body)
@@ -192,15 +187,12 @@ def test_usage_told_twice_counts_once(env: Env) -> None:
         assert message.response_metadata["finish_reason"] == "stop"
 
 
-def test_a_model_that_says_no_name_is_the_one_asked(env: Env) -> None:
-    """Azure's models do not name themselves in a stream: it is the one asked first."""
+def test_a_model_without_a_name_is_the_one_asked_first(env: Env) -> None:
+    """Azure's models have no name in a stream: that of the first model is used."""
     env.gateway.always(stream(DETAILED, model=None))
     other = GPTRouterModel(name="gpt-4", provider_name="azure_chat_openai")
 
-    one = sum_of(env.stream(env.llm(models_priority_list=[other]), "hi"))
-    two = sum_of(env.stream(env.llm(models_priority_list=[other, GPT_4]), "hi"))
-
-    assert one.response_metadata["model_name"] == "gpt-4"
-    assert one.response_metadata["provider_name"] == "azure_chat_openai"
-    assert two.response_metadata["model_name"] == "gpt-4"
-    assert two.response_metadata["provider_name"] == "azure_chat_openai"
+    for models in ([other], [other, GPT_4]):
+        metadata = env.ask("stream", models_priority_list=models).response_metadata
+        assert metadata["model_name"] == "gpt-4"
+        assert metadata["provider_name"] == "azure_chat_openai"

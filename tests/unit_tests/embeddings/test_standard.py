@@ -26,7 +26,7 @@ class TestUnit(EmbeddingsUnitTests):
 
     @property
     def embedding_model_params(self) -> dict[str, Any]:
-        """Nothing is sent: the address is one where nobody listens."""
+        """The address is one where nothing listens: no test sends a request."""
         return {
             "models_priority_list": [SMALL],
             "gpt_router_api_base": "http://127.0.0.1:1",
@@ -37,7 +37,7 @@ class TestUnit(EmbeddingsUnitTests):
     def init_from_env_params(
         self,
     ) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
-        """Variables, arguments beside them, and what both together must come to."""
+        """Variables, other arguments, and the fields that both together must give."""
         variables = {
             "GPT_ROUTER_API_KEY": "sk-of-the-environment",
             "GPT_ROUTER_API_BASE": "http://127.0.0.1:2",
@@ -68,7 +68,7 @@ class _OverAGateway(EmbeddingsIntegrationTests):
 
     @property
     def embedding_model_params(self) -> dict[str, Any]:
-        """Of the gateway of the test."""
+        """Fields for the gateway of the test."""
         return {
             "models_priority_list": [SMALL],
             "gpt_router_api_base": self.url,

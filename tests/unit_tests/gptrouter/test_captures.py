@@ -132,7 +132,7 @@ def load(name: str) -> Capture:
 
 @dataclass
 class Outcome:
-    """What a caller has of a replay."""
+    """What the caller of a replay gets."""
 
     text: str = ""
     usage: dict[str, Any] | None = None
@@ -145,7 +145,7 @@ class Outcome:
 
 
 def replay(capture: Capture, twin: Twin, url: str) -> Outcome:
-    """What a caller has who is answered like this; nothing is retried."""
+    """What the caller gets for this response, without retries."""
     llm = GPTRouter(
         models_priority_list=[GPTRouterModel(name="gpt-4", provider_name="p")],
         gpt_router_api_base=url,
@@ -177,7 +177,7 @@ def replay(capture: Capture, twin: Twin, url: str) -> Outcome:
 
 
 def expected(capture: Capture) -> Outcome:
-    """What the capture itself says that the caller should have."""
+    """What the caller should get, read from the capture itself."""
     if capture.is_event_stream:
         return expected_of_stream(capture)
     data = json.loads(capture.body)
@@ -204,7 +204,7 @@ def expected_of_stream(capture: Capture) -> Outcome:
         return Outcome(text, error=kind, told=told, delivered=text)
     [meta] = [e["data"] for e in capture.events if e["event"] == "meta"]
     updates = [e["data"] for e in capture.events if e["event"] == "update"]
-    # Two choices are told apart by nobody; we never ask a stream for two.
+    # Two choices of a stream cannot be told apart; we never ask for two.
     reasons = [one["finish_reason"] for one in updates if one.get("finish_reason")]
     usage = usage_of(meta["usage"]) if "usage" in meta else None
     models = [one.get("model") for one in (meta, *updates) if one.get("model")]
@@ -224,7 +224,7 @@ def usage_of(told: dict[str, int]) -> dict[str, int]:
 def test_a_capture_gives_what_it_says(
     twin: Twin, faulty_gateway: FaultyGateway, name: str
 ) -> None:
-    """A recorded answer gives the same whole as in chunks of one byte: what it says."""
+    """A recorded answer gives its content, in one chunk or in chunks of one byte."""
     capture = load(name)
     faulty_gateway.script(
         Raw(capture.whole, close=False), Raw(capture.byte_by_byte, close=False)
@@ -315,7 +315,7 @@ def test_a_response_torn_into_bytes_gives_the_same(twin: Twin, name: str) -> Non
 def test_a_stream_that_stops_anywhere_is_whole_or_an_error(
     twin: Twin, faulty_gateway: FaultyGateway, name: str
 ) -> None:
-    """Of all the places where a body may end, only those after `end` complete it."""
+    """A body that ends before its event `end` is an error, wherever it ends."""
     capture = load(name)
     end = b'data: {"event":"end","data":"end"}\n\n'
     complete_from = capture.body.index(end) + len(end)
