@@ -269,6 +269,8 @@ class RoutingWorstCase:
             limits it.
         silent_route: Seconds that the first route costs a call without a stream if it
             accepts the request and never answers; None if nothing limits it.
+        silent_stream: Seconds of silence after a stream's first token until it is left;
+            None if nothing limits it.
         money: For all requests, if each is charged in full; None if it is not known.
         after: What follows each kind of failure, in effect.
     """
@@ -279,6 +281,7 @@ class RoutingWorstCase:
     seconds: float | None
     first_token: float | None
     silent_route: float | None
+    silent_stream: float | None
     money: float | None
     after: Mapping[FailureKind, FailureAction]
 
@@ -302,6 +305,7 @@ class RoutingWorstCase:
             ("an answer or an error", self.seconds),
             ("a stream's first token", self.first_token),
             ("a silent route is left, without a stream", self.silent_route),
+            ("a stream that falls silent is left", self.silent_stream),
         ):
             limit = "no limit" if seconds is None else f"within {seconds:.1f} s"
             lines.append(f"{what}: {limit}")
@@ -402,6 +406,11 @@ def worst_case(
         seconds=policy.deadline,
         first_token=first_token,
         silent_route=silent_route,
+        silent_stream=(
+            policy.deadline
+            if policy.stall_timeout is None
+            else limited(policy.stall_timeout)
+        ),
         money=sum(sums) if len(sums) == len(costs) else None,
         after=effects,
     )

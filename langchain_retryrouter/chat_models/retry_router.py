@@ -82,6 +82,9 @@ FailoverRule: TypeAlias = (
 _BREAKER_DEFAULTS: Final = CircuitBreakerSettings(
     failure_threshold=3, recovery_jitter=0.1
 )
+_DEFAULT_POLICY: Final = RetryPolicy(
+    attempt_timeout=300, first_token_timeout=60, stall_timeout=60
+)
 # For tracers, where the first route does not say it itself.
 _OWN_LS_PARAMS: Final = LangSmithParams(ls_provider="retryrouter", ls_model_type="chat")
 _RENAMED: Final = {
@@ -115,7 +118,9 @@ class RetryRouter(RetryVisibleChatModel):
 
         router = RetryRouter(
             routes=[primary, backup],  # any chat models
-            retry_policy=RetryPolicy(first_token_timeout=10, stall_timeout=10),
+            retry_policy=RetryPolicy(
+                attempt_timeout=60, first_token_timeout=10, stall_timeout=10
+            ),
         )
         router.invoke("Hello").response_metadata["retryrouter"]
         ```
@@ -132,8 +137,14 @@ class RetryRouter(RetryVisibleChatModel):
     routes: list[Route] = Field(min_length=1)
     """The models to ask; a plain chat model is a route with the model's name."""
 
-    retry_policy: RetryPolicy = Field(default_factory=RetryPolicy)
-    """Retries, waits and time limits; `max_retries` holds for each route."""
+    retry_policy: RetryPolicy = _DEFAULT_POLICY
+    """Retries, waits and time limits; `max_retries` holds for each route.
+
+    By default an attempt has 300 s without a stream (`attempt_timeout`), and with one
+    60 s until its first token and 60 s for each silence after it
+    (`first_token_timeout`, `stall_timeout`). A policy that is given has its own limits
+    only: `RetryPolicy()` has none.
+    """
 
     budget: RetryBudget | None = Field(default=None, exclude=True, repr=False)
     """Limits retries during an outage; give the same object to all that share it."""
@@ -155,14 +166,15 @@ class RetryRouter(RetryVisibleChatModel):
     seed: int | None = None
     """Seed of the random strategies, to repeat a run."""
 
-    stream_recovery: Literal["error", "buffer", "continue"] = "error"
+    stream_recovery: Literal["error", "buffer", "continue"] = "continue"
     """What follows a stream that breaks after its first token.
 
-    "error": a `StreamInterruptedError` with the text that was delivered. "buffer": the
-    stream is handed over only at its end, so that all of it can be repeated.
     "continue": another attempt continues the text, by an assistant prefill on routes
-    that support it; other routes are asked for the whole answer again, which is
-    continued only if it begins with what was delivered. Tool calls are never continued.
+    with `supports_prefill`; other routes are asked for the whole answer again, which is
+    continued only if it begins with what was delivered. If neither works, and after
+    the beginning of a tool call, a `StreamInterruptedError` has the text that was
+    delivered. "error": that error at once. "buffer": the stream is handed over only at
+    its end, so that all of it can be repeated.
     """
 
     hedge_after: float | None = Field(default=None, gt=0, allow_inf_nan=False)

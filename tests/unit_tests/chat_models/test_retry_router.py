@@ -549,13 +549,11 @@ def continuing(
     primary: FaultyGateway,
     backup: FaultyGateway,
 ) -> NewRouter:
-    """Makes routers that continue; the fields are those of the second route."""
+    """Makes routers, which continue by default; the fields are the second route's."""
 
     def continuing(**fields: Any) -> RetryRouter:
         second = Route(model=model_of(backup, "second"), **fields)
-        return new_router(
-            routes=[model_of(primary, "first"), second], stream_recovery="continue"
-        )
+        return new_router(routes=[model_of(primary, "first"), second])
 
     return continuing
 

@@ -24,6 +24,7 @@ from langchain_retryrouter import (
 )
 from langchain_retryrouter.testing import (
     Answer,
+    Cut,
     FakeClock,
     FaultyGateway,
     Silence,
@@ -116,6 +117,37 @@ def test_explain_says_what_a_silent_route_costs(
     """The table has a line for it."""
     table = str(new_router(retry_policy=policy).explain())
     assert f"a silent route is left, without a stream: {said}\n" in table
+
+
+def test_a_router_alone_has_time_limits(new_router: NewRouter) -> None:
+    """The defaults are the router's: a policy that is given has its own limits only."""
+    policy = new_router().retry_policy
+    assert (policy.attempt_timeout, policy.deadline) == (300, None)
+    assert (policy.first_token_timeout, policy.stall_timeout) == (60, 60)
+
+    table = str(new_router().explain())
+    assert "a silent route is left, without a stream: within 300.0 s\n" in table
+    assert "a stream that falls silent is left: within 60.0 s\n" in table
+    assert new_router().explain().first_token is not None
+
+    given = new_router(retry_policy=RetryPolicy(max_retries=1)).explain()
+    assert (given.silent_route, given.silent_stream, given.first_token) == (None,) * 3
+
+
+@both_ways
+def test_a_stream_that_is_cut_is_answered_by_default(
+    twin: Twin,
+    new_router: NewRouter,
+    primary: FaultyGateway,
+    way: str,
+) -> None:
+    """A router with nothing but its routes gives the whole answer."""
+    primary.always(Cut(after=2))
+
+    answer = answer_of(twin, way, new_router(), "hi")
+
+    assert answer.text == TEXT
+    assert told(answer)[-1] == ("second", "ok")
 
 
 # --- waits ---
