@@ -196,7 +196,8 @@ class _Racer(Generic[E]):
             # Not `await self.opening`, which could not tell its cancellation from ours.
             await asyncio.wait({self.opening})
         finally:
-            await self._close()
+            if self.opening.done():  # Else its own task closes the source.
+                await self._close()
 
     async def _close(self) -> None:
         if not self._is_closed:

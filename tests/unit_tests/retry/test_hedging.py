@@ -339,9 +339,11 @@ class SlowToLeave(FakeStream):
         super().__init__(silent=True)
         self._error = error
         self.may_go, self.is_leaving = asyncio.Event(), False
+        self.is_running = False
 
     async def __aiter__(self) -> AsyncIterator[ChunkInfo]:
         """Yield nothing."""
+        self.is_running = True
         try:
             await asyncio.get_running_loop().create_future()
         except asyncio.CancelledError:
@@ -350,7 +352,14 @@ class SlowToLeave(FakeStream):
             if self._error is not None:
                 raise self._error from None
             raise
+        finally:
+            self.is_running = False
         yield HEL
+
+    async def aclose(self) -> None:
+        """As an async generator, it cannot be closed while it is running."""
+        assert not self.is_running
+        await super().aclose()
 
 
 @pytest.mark.parametrize("goes", [True, False])
