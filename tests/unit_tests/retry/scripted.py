@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, 
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+import pytest
 from tenacity import RetryCallState
 
 from langchain_retryrouter import (
@@ -228,6 +229,17 @@ class Engine:
                 if len(seen) == stop_after:
                     break
         return seen
+
+
+Start: TypeAlias = Callable[..., Any]
+"""`Engine.call` or `Engine.stream`."""
+
+calls_and_streams = pytest.mark.parametrize("start", [Engine.call, Engine.stream])
+
+
+def answer_for(start: Start) -> object:
+    """A whole answer: a value, or a stream."""
+    return "hello" if start is Engine.call else Source(token("hello"), END)
 
 
 def open_(

@@ -13,23 +13,15 @@ from langchain_retryrouter._retry.engine import Attempt, acall
 from langchain_retryrouter.testing import FakeClock
 
 from .scripted import (
-    END,
     Engine,
     Recorder,
     Script,
-    Source,
+    Start,
+    answer_for,
+    calls_and_streams,
     context_for,
     failures,
-    token,
 )
-
-calls_and_streams = pytest.mark.parametrize("start", [Engine.call, Engine.stream])
-Start = Callable[..., Any]
-
-
-def answer_for(start: Start) -> object:
-    """A whole answer: a value, or a stream."""
-    return "hello" if start is Engine.call else Source(token("Hel"), END)
 
 
 def failing_after(clock: FakeClock, seconds: float) -> Callable[[], UnavailableError]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, NoReturn
 
 import pytest
@@ -25,7 +25,9 @@ from .scripted import (
     Recorder,
     Script,
     Source,
+    Start,
     aopen,
+    calls_and_streams,
     context_for,
     fail_elsewhere,
     failures,
@@ -114,9 +116,9 @@ def test_from_a_stream(
     shared.check_given_back()
 
 
-@pytest.mark.parametrize("start", [Engine.call, Engine.stream])
+@calls_and_streams
 def test_a_foreign_timeout_is_not_one_of_ours(
-    engine: Engine, clock: FakeClock, start: Callable[..., object]
+    engine: Engine, clock: FakeClock, start: Start
 ) -> None:
     """A `TimeoutError` of a bug is not taken for one of the policy's limits."""
     limits = RetryPolicy(deadline=60, first_token_timeout=60, stall_timeout=60)
@@ -169,10 +171,8 @@ def test_from_a_wait(engine: Engine, leaving: type[BaseException]) -> None:
     assert (script.numbers, budget.tokens) == ([1], 500)
 
 
-@pytest.mark.parametrize("start", [Engine.call, Engine.stream])
-def test_a_bug_after_a_failure(
-    engine: Engine, clock: FakeClock, start: Callable[..., object]
-) -> None:
+@calls_and_streams
+def test_a_bug_after_a_failure(engine: Engine, clock: FakeClock, start: Start) -> None:
     """A bug in the second attempt passes unchanged; a retry that was sent is paid."""
     budget = RetryBudget()
     script = Script(*failures(1), ZeroDivisionError("a bug"), "not sent")

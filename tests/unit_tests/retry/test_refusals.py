@@ -23,26 +23,18 @@ from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
 from langchain_retryrouter.testing import FakeClock
 
 from .scripted import (
-    END,
     Engine,
     Recorder,
     Script,
-    Source,
+    Start,
+    answer_for,
+    calls_and_streams,
     context_for,
     fail_elsewhere,
     failures,
     one_turn,
     outcomes,
-    token,
 )
-
-calls_and_streams = pytest.mark.parametrize("start", [Engine.call, Engine.stream])
-Start = Callable[..., Any]
-
-
-def answer_for(start: Start) -> object:
-    """A whole answer: a value, or a stream."""
-    return "hello" if start is Engine.call else Source(token("hello"), END)
 
 
 def opened(clock: FakeClock, seconds_ago: float) -> CircuitBreaker:
