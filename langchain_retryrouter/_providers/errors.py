@@ -21,7 +21,7 @@ from langchain_core import exceptions as langchain
 from pydantic import ValidationError
 
 from langchain_retryrouter import _json
-from langchain_retryrouter._http import TransportFailure, read_transport_error
+from langchain_retryrouter._http import read_transport_error
 from langchain_retryrouter._retry.retry_after import read_advice, read_wait
 from langchain_retryrouter.errors import (
     BASE_ERRORS,
@@ -511,7 +511,18 @@ def _read_causes(
         below = causes[answers.index(report) + 1 :] if report else causes
         for one in (*below, *contexts):
             if failure := read_transport_error(one):
-                report = _from_transport(failure, one, error)
+                inner = one.__cause__ or one
+                said = f"{type(inner).__name__}: {inner}".removesuffix(": ")
+                if inner is not error:
+                    said = f"{str(error).rstrip('.')} ({said})"
+                report = ErrorReport(
+                    kind=failure.kind,
+                    message=said,
+                    should_retry=failure.should_retry,
+                    may_have_run=failure.may_have_run,
+                )
+                if failure.kind is FailureKind.MALFORMED:
+                    report = _malformed(one)
                 break
     for one in causes if report is None else ():
         kind = _kind_by_class(one)
@@ -646,22 +657,6 @@ def _plain(detail: Any) -> Any:
     violations = safe_getattr(detail, "violations") or ()
     plain["violations"] = [str(violation) for violation in violations]
     return plain
-
-
-def _from_transport(
-    failure: TransportFailure, cause: BaseException, error: BaseException
-) -> ErrorReport:
-    if failure.kind is FailureKind.MALFORMED:
-        return _malformed(cause)
-    inner = cause.__cause__ or cause
-    detail = f"{type(inner).__name__}: {inner}".removesuffix(": ")
-    message = detail if inner is error else f"{str(error).rstrip('.')} ({detail})"
-    return ErrorReport(
-        kind=failure.kind,
-        message=message,
-        should_retry=failure.should_retry,
-        may_have_run=failure.may_have_run,
-    )
 
 
 def _kind_by_class(error: BaseException) -> FailureKind | None:

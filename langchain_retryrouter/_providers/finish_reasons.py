@@ -114,7 +114,18 @@ def check_result(result: ChatResult, *, needs_reason: bool) -> None:
     for generation in result.generations:
         reason = finish_reason_in(generation) or shared
         _check_reason(reason, _refusal_in(generation.message))
-        if not _is_short(reason) and not _has_answer(generation.message):
+        # Text, a tool call or other content; thoughts are not enough.
+        message = generation.message
+        kwargs, content = message.additional_kwargs, message.content
+        has_answer = any(
+            kwargs.get(n) for n in ("function_call", "tool_calls", "audio")
+        )
+        if isinstance(message, AIMessage):
+            has_answer |= bool(message.tool_calls or message.invalid_tool_calls)
+        for block in [content] if isinstance(content, str) else content:
+            is_thought = isinstance(block, dict) and block.get("type") in _THOUGHTS
+            has_answer |= not is_thought and _holds(block)
+        if not has_answer and not _is_short(reason):
             raise _empty()
 
 
@@ -231,25 +242,6 @@ def _holds(block: str | dict[Any, Any]) -> bool:
     if isinstance(block, str):
         return bool(block)
     return any(value for name, value in block.items() if name not in _FRAME)
-
-
-def _has_answer(message: BaseMessage) -> bool:
-    """Whether there is text, a tool call or other content; thoughts are not enough."""
-    if isinstance(message, AIMessage) and (
-        message.tool_calls or message.invalid_tool_calls
-    ):
-        return True
-    kwargs = message.additional_kwargs
-    if kwargs.get("function_call") or kwargs.get("tool_calls") or kwargs.get("audio"):
-        return True
-    content = message.content
-    if isinstance(content, str):
-        return bool(content)
-    return any(
-        _holds(block)
-        for block in content
-        if isinstance(block, str) or block.get("type") not in _THOUGHTS
-    )
 
 
 def _is_short(reason: str | None) -> bool:

@@ -180,7 +180,15 @@ class GPTRouterExchange(Exchange):
             return request
         kept = {name: given[name] for name in _PASSED_ON & given.keys()}
         if self._source(None)[0] in _COMPLETION_PROVIDERS:
-            prompt = given.get("prompt") or _flattened(request.messages)
+            # Blocks and results of tools are lost, as JavaScript writes them to a text.
+            flat = ""
+            for message in request.messages:
+                if (role := message.get("role")) in _SPEAKERS:
+                    content = message.get("content")
+                    if isinstance(content, list):
+                        content = ",".join("[object Object]" for _ in content)
+                    flat += f"{_SPEAKERS[role]}{'null' if content is None else content}"
+            prompt = given.get("prompt") or f"{flat}\n\nAssistant:"
             limit = {"max_tokens": given["max_tokens"]} if "max_tokens" in given else {}
             kept = {"prompt": prompt, **limit}
         passed_on = {name: _coerced(name, value) for name, value in kept.items()}
@@ -376,21 +384,6 @@ def _coerced(name: str, value: Any) -> Any:
     if name == "stop" and isinstance(value, list) and len(value) == 1:
         return value[0]
     return value
-
-
-def _flattened(messages: list[dict[str, Any]]) -> str:
-    """The text that a completion model is given of messages.
-
-    Blocks and tool results are lost, as JavaScript writes them into a string.
-    """
-    text = ""
-    for message in messages:
-        if (role := message.get("role")) in _SPEAKERS:
-            content = message.get("content")
-            if isinstance(content, list):
-                content = ",".join("[object Object]" for _ in content)
-            text += f"{_SPEAKERS[role]}{'null' if content is None else content}"
-    return f"{text}\n\nAssistant:"
 
 
 def _is_entry(entry: Any) -> bool:
