@@ -19,11 +19,17 @@ class Relay:
     """Listens on the loopback, and forwards every connection to one address."""
 
     def __init__(
-        self, target: str, *, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+        self,
+        target: str,
+        *,
+        host: str = "127.0.0.1",
+        tls: ssl.SSLContext | None = None,
+        write_size: int = 65536,
     ) -> None:
         parts = urlsplit(target)
         self._target = (parts.hostname or "", parts.port or 0)
         self._tls = tls
+        self._write_size = write_size
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.create_server((host, 0), family=family)
         scheme = "https" if tls else "http"
@@ -87,7 +93,8 @@ class Relay:
         server = socket.create_connection(target, 10)
         self._open.append(server)
         server.sendall(first)
-        self._run(_pump, server, client)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._run(_pump, server, client, self._write_size)
         _pump(client, server)
 
 
@@ -131,9 +138,10 @@ def _read_head(client: socket.socket) -> tuple[str, bytes]:
     return head.decode("latin-1") + "\r\n\r\n", body
 
 
-def _pump(source: socket.socket, target: socket.socket) -> None:
+def _pump(source: socket.socket, target: socket.socket, size: int = 65536) -> None:
     with contextlib.suppress(OSError):
         while data := source.recv(65536):
-            target.sendall(data)
+            for at in range(0, len(data), size):
+                target.sendall(data[at : at + size])
     with contextlib.suppress(OSError):
         target.shutdown(socket.SHUT_WR)

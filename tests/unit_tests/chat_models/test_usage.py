@@ -53,7 +53,7 @@ def stream(usage: Any, **meta: Any) -> Body:
 
 @pytest.mark.parametrize("meta", [DETAILED, {"usage": DETAILED}])
 def test_details_are_read_and_kept(env: Env, meta: Any) -> None:
-    """Cached and reasoning tokens have LangChain's keys; the provider's keys are kept."""
+    """Cached and reasoning tokens have LangChain's keys; the others are kept."""
     env.gateway.script(whole(meta), stream(DETAILED))
 
     invoked = env.invoke(env.llm(), "hi")
@@ -148,7 +148,7 @@ def test_several_prompts_cost_their_sum(env: Env) -> None:
 
 @pytest.mark.parametrize("way", ["invoke", "streaming", "stream", "batch", "inside"])
 def test_a_callback_counts_the_gateways_usage(env: Env, way: str) -> None:
-    """`UsageMetadataCallbackHandler` has the gateway's numbers for every way to call."""
+    """`UsageMetadataCallbackHandler` counts the usage that the gateway sends."""
     usage = Answer(usage=Usage(prompt_tokens=20, completion_tokens=7))
     env.gateway.always(usage)
     counter = UsageMetadataCallbackHandler()

@@ -8,12 +8,8 @@ JSON of an answer, and a table for the errors.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import socket
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,6 +20,7 @@ from pydantic import SecretStr
 
 from langchain_retryrouter import GPTRouter, GPTRouterModel, RetryRouterError
 from langchain_retryrouter.testing import FaultyGateway, Raw
+from tests.unit_tests.chat_models.relays import Relay
 from tests.unit_tests.conftest import Twin
 
 CAPTURES = Path(__file__).parents[1] / "data" / "gptrouter_captures"
@@ -259,56 +256,16 @@ SOME = [
 ]
 
 
-@contextmanager
-def byte_server(response: bytes) -> Iterator[str]:
-    """The address of a server that sends each byte of `response` by itself, once."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve() -> None:
-            peer, _ = listener.accept()
-            with peer:
-                peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                read_request(peer)
-                with contextlib.suppress(OSError):  # The client may leave early.
-                    for position in range(len(response)):
-                        peer.sendall(response[position : position + 1])
-                    peer.recv(1)
-
-        server = threading.Thread(target=serve)
-        server.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.join(10)
-
-
-def read_request(peer: socket.socket) -> None:
-    received = b""
-    while b"\r\n\r\n" not in received:
-        received += peer.recv(65536)
-    head, _, body = received.partition(b"\r\n\r\n")
-    [length] = [
-        int(line.split(b":")[1])
-        for line in head.split(b"\r\n")
-        if line.lower().startswith(b"content-length:")
-    ]
-    while len(body) < length:
-        body += peer.recv(65536)
-
-
 @pytest.mark.parametrize("name", SOME)
-def test_a_response_torn_into_bytes_gives_the_same(twin: Twin, name: str) -> None:
+def test_a_response_torn_into_bytes_gives_the_same(
+    twin: Twin, faulty_gateway: FaultyGateway, name: str
+) -> None:
     """Status line, headers, framing and body may each come one byte at a time."""
     capture = load(name)
-    # A server that closes spares the test a wait for the pool to let go.
-    kept = b"Connection: keep-alive\r\n"
-    response = capture.whole
-    assert kept in response
+    faulty_gateway.script(Raw(capture.whole, close=False))
 
-    with byte_server(response.replace(kept, b"Connection: close\r\n")) as url:
-        outcome = replay(capture, twin, url)
-
-    assert outcome == expected(capture)
+    with Relay(faulty_gateway.url, write_size=1) as relay:
+        assert replay(capture, twin, relay.url) == expected(capture)
 
 
 @pytest.mark.parametrize("name", ["02_stream_ok", "06_stream_tool"])
