@@ -10,6 +10,7 @@ breaker opens again, and if it is cancelled another call may be the probe.
 from __future__ import annotations
 
 import functools
+import math
 import random  # noqa: TID251 - the default of `clock`
 import sys
 import threading
@@ -25,6 +26,7 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 
 _BUCKETS: Final = 10
 _LONGEST_PAUSE: Final = 86_400.0
+_MAX_SUSPECTS: Final = 1_000
 _PROBE_INTERVAL: Final = 0.1  # Seconds between two looks at another call's probe.
 
 
@@ -128,7 +130,9 @@ class Refusal:
 class CircuitBreaker:
     """A circuit breaker; give one object to all models of the same provider.
 
-    Only retryable failures count: a 400 says nothing about the provider's health.
+    Only retryable failures count: a 400 says nothing about the provider's health. A
+    `RetryRouter` counts the failures of one request that the request may have caused
+    (500, 502, a malformed or interrupted answer) as one within `window`.
     Thread-safe. A copy or deep copy of a model shares its breaker. A pickle has the
     numbers alone: in another process the breaker starts closed, on the system's clock
     and without a listener.
@@ -211,6 +215,7 @@ class CircuitBreaker:
         self._held_until = 0.0  # The end of the pause that the server asked for.
         self._is_held = False  # Open since the server asked for it, not by failures.
         self._is_probing = False
+        self._suspects: dict[int, float] = {}  # The last failure of each request.
         self._was_probed = False  # Within the pause that the server asked for.
         self._reported = BreakerState.CLOSED
 
@@ -296,16 +301,32 @@ class CircuitBreaker:
             self._change(open_until=None)
         self._report(BreakerState.CLOSED)
 
-    def failed(self, permit: Permit, *, retry_after: float | None = None) -> None:
+    def failed(
+        self,
+        permit: Permit,
+        *,
+        retry_after: float | None = None,
+        request: int | None = None,
+    ) -> None:
         """The provider failed.
 
         Args:
             permit: The permit of the call.
             retry_after: Seconds of pause that the server asked for.
+            request: A hash of the request, if it may be the cause of the failure. Its
+                failures within `window` count as one, however often it is sent.
         """
         with self._lock:
             if permit.generation != self._generation:
                 return
+            if request is not None and not permit.is_probe:
+                now = self._clock.monotonic()
+                is_known = now - self._suspects.pop(request, -math.inf) < self.window
+                self._suspects[request] = now
+                if len(self._suspects) > _MAX_SUSPECTS:
+                    del self._suspects[next(iter(self._suspects))]
+                if is_known:
+                    return
             self._failures += 1
             self._count(has_failed=True)
             if not (permit.is_probe or self._has_failed_enough()):

@@ -8,7 +8,7 @@ The engine asks it; nothing here waits or sends.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -166,6 +166,10 @@ class SentAttempt:
 
 
 _SYSTEM_TIME = SystemTime()
+# One prompt may make any server fail so, and the server answers others all the while.
+_MAYBE_THE_REQUESTS = frozenset(
+    {FailureKind.SERVER_ERROR, FailureKind.MALFORMED, FailureKind.INTERRUPTED}
+)
 
 
 class CallState:
@@ -179,6 +183,8 @@ class CallState:
         breaker: The circuit breaker of a call without `routes`.
         time: Tells the time and gives random numbers.
         actions: The action for each kind of failure, if there are `routes`.
+        request_hash: Returns the same number for the same request; None if it is not
+            known.
 
     Attributes:
         records: The attempt log.
@@ -195,6 +201,7 @@ class CallState:
         breaker: CircuitBreaker | None = None,
         time: TimeSource = _SYSTEM_TIME,
         actions: Mapping[FailureKind, FailureAction] | None = None,
+        request_hash: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.policy = policy
         self.records: list[AttemptRecord] = []
@@ -203,6 +210,7 @@ class CallState:
         self._has_routes = routes is not None
         self._routes = [RouteState(None, breaker)] if routes is None else routes
         self._actions = actions or {}
+        self._request_hash = request_hash
         self._budget = budget
         self._time = time
         self._began = time.monotonic()
@@ -665,7 +673,9 @@ class CallState:
             breaker.cancelled(permit)
         else:
             self._counted.add(id(breaker))
-            breaker.failed(permit, retry_after=retry_after)
+            is_suspect = failure.kind in _MAYBE_THE_REQUESTS
+            request = self._request_hash() if is_suspect else None
+            breaker.failed(permit, retry_after=retry_after, request=request)
         if retry_after is not None and retry_after > self.policy.max_retry_after:
             # No call waits for so long, so no call has to ask in the meantime.
             breaker.open_for(retry_after)

@@ -77,6 +77,10 @@ class ModelRequest:
     stop: list[str] | None
     options: dict[str, Any]
 
+    def hash(self) -> int:
+        """The same number for the same conversation, within this process."""
+        return hash(repr([(one.type, one.content) for one in self.messages]))
+
 
 class PrefixFilter:
     """Takes out of a second answer what the caller already has of the first.

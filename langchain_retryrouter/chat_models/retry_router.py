@@ -424,6 +424,7 @@ class RetryRouter(RetryVisibleChatModel):
             budget=self.budget,
             time=clock,
             actions=self._after,
+            request_hash=request.hash,
         )
 
         def measured(position: int, seconds: float) -> None:

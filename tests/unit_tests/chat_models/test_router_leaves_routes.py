@@ -18,12 +18,14 @@ from langchain_retryrouter import (
     RateLimitError,
     RetryPolicy,
     RetryRouter,
+    RetryRouterError,
     Route,
     ServerError,
     UnavailableError,
 )
 from langchain_retryrouter.testing import (
     Answer,
+    Body,
     Cut,
     FakeClock,
     FaultyGateway,
@@ -241,6 +243,57 @@ def test_the_attempts_of_one_call_are_one_failure(
         getattr(twin, way)(router, "boom")
 
     assert told(answer_of(twin, way, router, "hi")) == [("first", "ok")]
+
+
+@both_ways
+@pytest.mark.parametrize(
+    "fault",
+    [Status(500), Body(200, {}, "<html>"), Answer("", finish_reason=None)],
+    ids=["500", "malformed", "cut"],
+)
+def test_one_prompt_opens_no_breaker(
+    twin: Twin,
+    new_router: NewRouter,
+    model_of: NewModel,
+    primary: FaultyGateway,
+    way: str,
+    fault: Any,
+) -> None:
+    """A prompt that breaks all providers is harmless, however often it is sent."""
+    primary.always(
+        lambda request: (
+            fault
+            if request.parameters["messages"][0]["content"] == "boom"
+            else Answer(TEXT)
+        )
+    )
+    router = new_router(routes=[model_of(primary, name) for name in ("a", "b", "c")])
+
+    for _ in range(10):
+        with pytest.raises(RetryRouterError):
+            getattr(twin, way)(router, "boom")
+
+    assert told(answer_of(twin, way, router, "hello")) == [("a", "ok")]
+    assert len(primary.requests) == 10 * 9 + 1
+
+
+@both_ways
+@pytest.mark.parametrize("fault", [Status(500), Status(503)], ids=["500", "503"])
+def test_an_outage_opens_the_breaker(
+    twin: Twin, new_router: NewRouter, primary: FaultyGateway, way: str, fault: Status
+) -> None:
+    """Different prompts that fail are an outage, and so is a 503 for any prompt."""
+    primary.always(fault)
+    router = new_router()
+    prompts = ["hi"] * 3 if fault == Status(503) else ["one", "two", "three"]
+
+    for prompt in prompts:
+        assert told(answer_of(twin, way, router, prompt))[-1] == ("second", "ok")
+
+    assert told(answer_of(twin, way, router, "hi")) == [
+        ("first", "circuit_open"),
+        ("second", "ok"),
+    ]
 
 
 @both_ways
