@@ -1,13 +1,14 @@
-"""What the package offers, and what importing it costs."""
+"""The public names of the package, and which modules an import loads."""
 
 from __future__ import annotations
 
 import ast
-import json
 import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -19,47 +20,17 @@ from langchain_retryrouter import GPTRouter, GPTRouterModel, errors
 PACKAGE = Path(langchain_retryrouter.__file__).parent
 
 PUBLIC = {
-    "APIConnectionError",
-    "APITimeoutError",
-    "AuthenticationError",
-    "AzureOpenAI",
-    "BaseOpenAI",
-    "BreakerState",
-    "CircuitBreaker",
-    "CircuitBreakerSettings",
-    "CircuitOpenError",
-    "Clock",
-    "ConflictError",
-    "ContentFilterError",
-    "ContextLengthError",
-    "FailureAction",
-    "FailureKind",
-    "GPTRouter",
-    "GPTRouterEmbeddings",
-    "GPTRouterModel",
-    "InvalidRequestError",
-    "MalformedResponseError",
-    "NotFoundError",
-    "OpenAI",
-    "OpenAIChat",
-    "PermissionDeniedError",
-    "QuotaExceededError",
-    "RateLimitError",
-    "RetryBudget",
-    "RetryEvent",
-    "RetryPolicy",
-    "RetryRouter",
-    "RetryRouterError",
-    "Route",
-    "RoutingWorstCase",
-    "ServerError",
-    "StreamInterruptedError",
-    "UnavailableError",
-    "UnknownError",
-    "UnsupportedOptionError",
-    "WorstCase",
-    "__version__",
-    "should_retry",
+    *("APIConnectionError", "APITimeoutError", "AuthenticationError", "AzureOpenAI"),
+    *("BaseOpenAI", "BreakerState", "CircuitBreaker", "CircuitBreakerSettings"),
+    *("CircuitOpenError", "Clock", "ConflictError", "ContentFilterError"),
+    *("ContextLengthError", "FailureAction", "FailureKind", "GPTRouter"),
+    *("GPTRouterEmbeddings", "GPTRouterModel", "InvalidRequestError"),
+    *("MalformedResponseError", "NotFoundError", "OpenAI", "OpenAIChat"),
+    *("PermissionDeniedError", "QuotaExceededError", "RateLimitError", "RetryBudget"),
+    *("RetryEvent", "RetryPolicy", "RetryRouter", "RetryRouterError", "Route"),
+    *("RoutingWorstCase", "ServerError", "StreamInterruptedError"),
+    *("UnavailableError", "UnknownError", "UnsupportedOptionError", "WorstCase"),
+    *("__version__", "should_retry"),
 }
 """Every name that users may rely on: to remove one is to break their code."""
 
@@ -67,8 +38,7 @@ PUBLIC = {
 def modules_after(code: str) -> set[str]:
     """The modules that a fresh Python has loaded after `code`, on top of its own."""
     script = (
-        f"import sys, json; own = set(sys.modules)\n{code}\n"
-        "print(json.dumps(sorted(set(sys.modules) - own)))"
+        f"import sys; own = set(sys.modules)\n{code}\nprint(*set(sys.modules) - own)"
     )
     ran = subprocess.run(
         [sys.executable, "-c", script],
@@ -79,7 +49,7 @@ def modules_after(code: str) -> set[str]:
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
-    return set(json.loads(ran.stdout))
+    return set(ran.stdout.split())
 
 
 def packages_after(code: str) -> set[str]:
@@ -87,7 +57,7 @@ def packages_after(code: str) -> set[str]:
     return {module.partition(".")[0] for module in modules_after(code)}
 
 
-# --- names --------------------------------------------------------------------------
+# --- names ---
 
 
 def test_the_public_names() -> None:
@@ -95,6 +65,7 @@ def test_the_public_names() -> None:
     assert set(langchain_retryrouter.__all__) == PUBLIC
     assert len(langchain_retryrouter.__all__) == len(PUBLIC)
     assert dir(langchain_retryrouter) == sorted(PUBLIC)
+    assert set(errors.__all__) <= PUBLIC
 
 
 @pytest.mark.parametrize("name", sorted(PUBLIC - {"__version__"}))
@@ -121,7 +92,7 @@ def test_the_version_is_one() -> None:
 
 
 @pytest.mark.parametrize("name", ["Nonsense", "completion_with_retry", "retry_router"])
-def test_no_name_is_made_up(name: str) -> None:
+def test_other_names_are_refused(name: str) -> None:
     """Any other name is an `AttributeError` that names it."""
     with pytest.raises(AttributeError, match=f"no attribute '{name}'"):
         getattr(langchain_retryrouter, name)
@@ -142,48 +113,40 @@ def test_type_checkers_see_the_same_names() -> None:
     assert (PACKAGE / "py.typed").exists()
 
 
-def test_every_error_is_offered() -> None:
-    """Every error that a call can raise is imported from the package."""
-    assert set(errors.__all__) <= PUBLIC
+# --- cycles ---
 
 
-# --- costs --------------------------------------------------------------------------
+def imports_of(tree: ast.AST) -> Iterator[str]:
+    """All names that are imported, at any level but under `if TYPE_CHECKING`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        yield from imports_of(node)
+
+
+def test_there_are_no_import_cycles() -> None:
+    """import-linter's layers do not see cycles inside a layer or inside functions."""
+    paths = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        paths[".".join(parts).removesuffix(".__init__")] = path
+    graph: dict[str, set[str]] = {}
+    for name, path in paths.items():
+        targets = set(imports_of(ast.parse(path.read_text())))
+        modules = {one if one in paths else one.rpartition(".")[0] for one in targets}
+        graph[name] = modules & paths.keys() - {name, "langchain_retryrouter"}
+    TopologicalSorter(graph).prepare()  # A CycleError names the cycle.
+
+
+# --- costs ---
 
 SDKS = {"openai", "gpt_router", "langchain_openai", "tiktoken"}
 HTTP = {"aiohttp", "urllib3", "httpx", "httpx2", "httpcore", "h11", "requests"}
-
-
-def test_the_package_itself_costs_nothing() -> None:
-    """Importing it loads no SDK, no LangChain, no HTTP library, no other module."""
-    modules = modules_after("import langchain_retryrouter")
-    ours = {m for m in modules if m.startswith("langchain_retryrouter")}
-    assert ours == {"langchain_retryrouter"}
-    packages = {module.partition(".")[0] for module in modules}
-    assert not packages & {*SDKS, *HTTP, "langchain_core", "pydantic", "tenacity"}
-
-
-@pytest.mark.parametrize("name", ["RetryPolicy", "RetryBudget", "CircuitBreaker"])
-def test_a_policy_needs_no_langchain(name: str) -> None:
-    """Policies and breakers are imported without LangChain."""
-    loaded = packages_after(f"from langchain_retryrouter import {name}")
-    assert not loaded & {
-        *SDKS,
-        *HTTP,
-        "langchain_core",
-        "pydantic",
-        "tenacity",
-        "asyncio",
-    }
-
-
-def test_an_error_needs_no_sdk() -> None:
-    """Importing an error does not import the SDK that it came from."""
-    loaded = packages_after("from langchain_retryrouter import RateLimitError")
-    assert not loaded & {*SDKS, "aiohttp", "urllib3"}
-    assert "langchain_core" in loaded
-
-
-LANGCHAINS_OWN = "import langchain_core.language_models.chat_models"
+LANGCHAIN = {"langchain_core", "pydantic", "tenacity"}
 GATEWAY_MODEL = """
 from langchain_retryrouter import GPTRouter, GPTRouterModel
 model = GPTRouterModel(name="gpt-4", provider_name="openai")
@@ -192,6 +155,50 @@ GPTRouter(models_priority_list=[model], gpt_router_api_key="k")
 GATEWAY_EMBEDDINGS = GATEWAY_MODEL.replace(
     "GPTRouter,", "GPTRouterEmbeddings,"
 ).replace("GPTRouter(", "GPTRouterEmbeddings(")
+FROM = "from langchain_retryrouter import"
+
+
+@pytest.mark.parametrize(
+    ("code", "needed", "not_needed"),
+    [
+        (f"{FROM} RetryPolicy", set(), {*SDKS, *HTTP, *LANGCHAIN, "asyncio"}),
+        (f"{FROM} RetryBudget", set(), {*SDKS, *HTTP, *LANGCHAIN, "asyncio"}),
+        (f"{FROM} CircuitBreaker", set(), {*SDKS, *HTTP, *LANGCHAIN, "asyncio"}),
+        (f"{FROM} RateLimitError", {"langchain_core"}, {*SDKS, "aiohttp", "urllib3"}),
+        (f"{FROM} OpenAI", set(), SDKS - {"openai"}),
+        (GATEWAY_MODEL, {"gpt_router"}, {*SDKS, "aiohttp"} - {"gpt_router"}),
+        (GATEWAY_EMBEDDINGS, {"gpt_router"}, {*SDKS, "aiohttp"} - {"gpt_router"}),
+        (
+            "import langchain_retryrouter.testing",
+            set(),
+            {*SDKS, "pytest", "_pytest", "langchain_core"},
+        ),
+        ("import langchain_retryrouter.testing.fixtures", {"pytest"}, set()),
+    ],
+)
+def test_imports_load_only_what_they_need(
+    code: str, needed: set[str], not_needed: set[str]
+) -> None:
+    """A policy needs no LangChain, an error no SDK, and a model no other's SDK."""
+    loaded = packages_after(code)
+    assert loaded >= needed
+    assert not loaded & not_needed
+
+
+def test_the_package_itself_loads_nothing() -> None:
+    """Importing it loads no SDK, no LangChain, no HTTP library, no other module."""
+    modules = modules_after("import langchain_retryrouter")
+    ours = {m for m in modules if m.startswith("langchain_retryrouter")}
+    assert ours == {"langchain_retryrouter"}
+    packages = {module.partition(".")[0] for module in modules}
+    assert not packages & {*SDKS, *HTTP, *LANGCHAIN}
+
+
+@pytest.mark.parametrize("code", [GATEWAY_MODEL, GATEWAY_EMBEDDINGS])
+def test_a_gateways_model_adds_no_http_library(code: str) -> None:
+    """langchain-core itself loads urllib3, by way of requests; nothing is added."""
+    without = packages_after("import langchain_core.language_models.chat_models")
+    assert not (packages_after(code) - without) & {"urllib3", "requests"}
 
 
 @pytest.mark.parametrize("made", ["by its class", "from a pickle"])
@@ -208,26 +215,3 @@ def test_a_models_first_call_finds_its_code_loaded(made: str) -> None:
     loaded = modules_after(code)
     assert "langchain_retryrouter.chat_models.gpt_router" in loaded
     assert loaded >= {"tenacity", "langchain_retryrouter._gptrouter.client"}
-
-
-@pytest.mark.parametrize("code", [GATEWAY_MODEL, GATEWAY_EMBEDDINGS])
-def test_the_gateways_model_needs_no_openai(code: str) -> None:
-    """A gateway's model never imports openai, and HTTP libraries at its first call."""
-    loaded = packages_after(code)
-    assert "gpt_router" in loaded
-    assert not loaded & {"openai", "langchain_openai", "tiktoken", "aiohttp"}
-    # langchain-core itself loads urllib3, by way of requests; we add nothing to it.
-    assert not (loaded - packages_after(LANGCHAINS_OWN)) & {"urllib3", "requests"}
-
-
-def test_the_openai_models_need_no_gateway() -> None:
-    """An OpenAI model does not import the gateway's SDK."""
-    loaded = packages_after("from langchain_retryrouter import OpenAI")
-    assert not loaded & {"gpt_router", "langchain_openai", "tiktoken"}
-
-
-def test_the_gateway_for_tests_needs_no_pytest() -> None:
-    """`FaultyGateway` serves demos as well as tests: only its fixtures need pytest."""
-    loaded = packages_after("import langchain_retryrouter.testing")
-    assert not loaded & {*SDKS, "pytest", "_pytest", "langchain_core"}
-    assert "pytest" in packages_after("import langchain_retryrouter.testing.fixtures")
