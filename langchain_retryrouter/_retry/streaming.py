@@ -141,12 +141,12 @@ class StreamMonitor(Generic[E]):
         """Seconds that the next event may take; None for no limit."""
         if not (self.has_limits or self.is_complete):
             return None
-        limits = (
-            self._policy.stall_timeout,
-            self._controller.call_state.remaining(),
-            _AFTER_THE_END if self.is_complete else None,
-        )
-        return min((limit for limit in limits if limit is not None), default=None)
+        limits = [_AFTER_THE_END] if self.is_complete else []
+        if self._policy.stall_timeout is not None:
+            limits.append(self._policy.stall_timeout)
+        if self._policy.deadline is not None:
+            limits.append(self._controller.call_state.remaining() or 0.0)
+        return min(limits) if limits else None
 
     def ended(self) -> End:
         """The body is over, which is an error if the answer is not complete."""

@@ -266,8 +266,9 @@ class BaseRouterCall:
         if message.response_metadata or getattr(message, "usage_metadata", None):
             self._take_facts(message)
         if self.may_continue:
-            self._hold_metadata(message.response_metadata)
-            self._hold_metadata(chunk.generation_info or {})
+            for metadata in (message.response_metadata, chunk.generation_info):
+                if metadata:
+                    self._hold_metadata(metadata)
         if isinstance(message, AIMessageChunk):
             if message.chunk_position is not None:
                 message.chunk_position = None

@@ -718,7 +718,7 @@ def test_without_limits_a_call_starts_no_thread(
     new_router: NewRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also what follows a stream's finish reason is read by the caller's thread."""
-    router: RetryRouter = new_router()
+    router: RetryRouter = new_router(retry_policy=RetryPolicy())
 
     def refuse(thread: threading.Thread) -> None:
         raise AssertionError(thread)
