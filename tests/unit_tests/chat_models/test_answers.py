@@ -15,7 +15,7 @@ from langchain_core.outputs import LLMResult
 from langchain_retryrouter import GPTRouterModel
 from langchain_retryrouter.testing import STUB_TEXT, Answer, ErrorEvent, Status
 
-from .conftest import GPT_4, KEY, WAYS, Env, NewModel
+from .conftest import GPT_4, WAYS, Env
 from .frames import END, FAREWELL, event_stream, sum_of, text_of, update
 
 # In a stream the gateway sends an estimate of its own.
@@ -96,15 +96,6 @@ def test_the_address_may_end_with_api_or_a_slash(env: Env, ending: str) -> None:
     env.invoke(env.llm(gpt_router_api_base=env.gateway.url + ending), "hi")
 
     assert env.gateway.requests[0].path == "/api/v1/generate"
-
-
-def test_the_key_is_not_shown(new_llm: NewModel) -> None:
-    """Neither `repr` nor `dumps` shows the key of the model or of its client."""
-    llm = new_llm()
-
-    for shown in (repr(llm), str(llm), dumps(llm), repr(llm.client), repr(vars(llm))):
-        assert KEY not in shown
-    assert KEY not in repr(vars(llm.client))
 
 
 # --- after a retry ---

@@ -181,3 +181,4 @@ def test_nothing_shows_the_key(
     assert env.gateway.requests[0].headers["ws-secret"] == KEY
     assert KEY not in caplog.text
     assert KEY not in repr(llm) + str(llm) + dumps(llm) + repr(llm.model_dump())
+    assert KEY not in repr(llm.client) + repr(vars(llm)) + repr(vars(llm.client))
