@@ -1,8 +1,8 @@
 """An event loop on which time passes faster: at a scale of 20, 20 s take 1 s.
 
-Every wait and time limit of asyncio code goes through the loop's clock: `asyncio.sleep`,
-`asyncio.timeout`, anyio's, and so those of the openai SDK, httpx and aiohttp. The
-sockets are real. Computing is not faster: a millisecond of it counts as 20.
+Every wait and time limit of asyncio code goes through the loop's clock:
+`asyncio.sleep`, `asyncio.timeout`, anyio's, and so those of the openai SDK, httpx and
+aiohttp. The sockets are real. Computing is not faster: a millisecond of it counts as 20.
 """
 
 from __future__ import annotations
