@@ -2,7 +2,7 @@
 
 Every wait and time limit of asyncio code goes through the loop's clock:
 `asyncio.sleep`, `asyncio.timeout`, anyio's, and so those of the openai SDK, httpx and
-aiohttp. The sockets are real. Computing is not faster: a millisecond of it counts as 20.
+aiohttp. The sockets are real. Computing is not faster: 1 ms of it counts as 20.
 """
 
 from __future__ import annotations
