@@ -40,7 +40,6 @@ from langchain_retryrouter._openai import protocol
 from langchain_retryrouter._openai.errors import TypedErrors
 from langchain_retryrouter._retry.engine import Attempt
 from langchain_retryrouter._retry.timeouts import run_with_timeout
-from langchain_retryrouter.errors import SHORTEST_SECRET
 
 UnixTime: TypeAlias = Callable[[], float]
 
@@ -95,11 +94,7 @@ class ClientSettings:
     def secrets(self) -> set[str]:
         """The credentials in the settings, without those that functions return."""
         named = (self.options.get(name) for name in ("api_key", "azure_ad_token"))
-        return {
-            value
-            for value in named
-            if isinstance(value, str) and len(value) >= SHORTEST_SECRET
-        }
+        return {value for value in named if isinstance(value, str)}
 
 
 def _frozen(value: Any) -> Hashable:
@@ -149,7 +144,8 @@ def _new_client(settings: ClientSettings, *, is_async: bool) -> tuple[Any, Any]:
         }
         if settings.proxy is not None:
             options["proxy"] = settings.proxy
-        own = _async_http_client(options) if is_async else _sync_http_client(options)
+        make = _async_http_client if is_async else openai.DefaultHttpxClient
+        own = make(**options)
     prefix = "Async" if is_async else ""
     sdk_class = getattr(openai, prefix + settings.sdk_class)
     http_client = own or settings.http_client
@@ -157,11 +153,7 @@ def _new_client(settings: ClientSettings, *, is_async: bool) -> tuple[Any, Any]:
     return client, own
 
 
-def _sync_http_client(options: Mapping[str, Any]) -> Any:
-    return openai.DefaultHttpxClient(**options)
-
-
-def _async_http_client(options: Mapping[str, Any]) -> Any:
+def _async_http_client(**options: Any) -> Any:
     """An HTTP client over aiohttp, whose pool stays fast with many calls waiting.
 
     httpx's own client takes its place for a SOCKS proxy, which aiohttp does not speak,
@@ -435,12 +427,12 @@ def create(
     Returns:
         A `SDKObject`; or what the user's own object returns.
     """
-    with TypedErrors(resource, unix_time):
-        prepared = _prepared(resource, request, attempt)
+    with TypedErrors(resource, unix_time) as typed_errors:
+        prepared = _prepared(resource, request, attempt, _token(resource))
         if not isinstance(resource, Resource):
             return protocol.checked_answer(resource.create(**prepared), request)
-        _keep_to_one_identity(resource, prepared)
         answer = resource.with_raw_response.create(**prepared)
+        typed_errors.response = getattr(answer, "http_response", None)
         return protocol.read_response(answer, request)
 
 
@@ -448,12 +440,14 @@ async def acreate(
     resource: Any, request: Mapping[str, Any], attempt: Attempt, unix_time: UnixTime
 ) -> Any:
     """Async variant of `create`."""
-    with TypedErrors(resource, unix_time):
-        prepared = _prepared(resource, request, attempt)
+    with TypedErrors(resource, unix_time) as typed_errors:
+        token = _token(resource)
+        token = await token if inspect.isawaitable(token) else token
+        prepared = _prepared(resource, request, attempt, token)
         if not isinstance(resource, Resource):
             return protocol.checked_answer(await resource.create(**prepared), request)
-        await _akeep_to_one_identity(resource, prepared)
         answer = await resource.with_raw_response.create(**prepared)
+        typed_errors.response = getattr(answer, "http_response", None)
         return protocol.read_response(answer, request)
 
 
@@ -461,12 +455,11 @@ def open_stream(
     resource: Any, request: Mapping[str, Any], attempt: Attempt, unix_time: UnixTime
 ) -> SDKStream:
     """The stream that one request opens, when its headers have come; as `create`."""
-    with TypedErrors(resource, unix_time):
-        prepared = _prepared(resource, request, attempt)
-        if isinstance(resource, Resource):
-            _keep_to_one_identity(resource, prepared)
+    with TypedErrors(resource, unix_time) as typed_errors:
+        prepared = _prepared(resource, request, attempt, _token(resource))
         stream = resource.create(**prepared)
         if (page := _page_in(stream)) is not None:
+            typed_errors.response = page
             page.read()
             protocol.raise_for_page(page)
     return SDKStream(stream, request, resource, unix_time)
@@ -476,19 +469,20 @@ async def aopen_stream(
     resource: Any, request: Mapping[str, Any], attempt: Attempt, unix_time: UnixTime
 ) -> AsyncSDKStream:
     """Async variant of `open_stream`."""
-    with TypedErrors(resource, unix_time):
-        prepared = _prepared(resource, request, attempt)
-        if isinstance(resource, Resource):
-            await _akeep_to_one_identity(resource, prepared)
+    with TypedErrors(resource, unix_time) as typed_errors:
+        token = _token(resource)
+        token = await token if inspect.isawaitable(token) else token
+        prepared = _prepared(resource, request, attempt, token)
         stream = await resource.create(**prepared)
         if (page := _page_in(stream)) is not None:
+            typed_errors.response = page
             await page.aread()
             protocol.raise_for_page(page)
     return AsyncSDKStream(stream, request, resource, unix_time)
 
 
 def _prepared(
-    resource: Any, request: Mapping[str, Any], attempt: Attempt
+    resource: Any, request: Mapping[str, Any], attempt: Attempt, token: Any
 ) -> dict[str, Any]:
     """The keyword arguments of `create` for this attempt."""
     prepared = dict(request)
@@ -512,9 +506,16 @@ def _prepared(
         for name, limit in limits.items():
             parts[name] = limit if parts.get(name) is None else min(limit, parts[name])
         prepared["timeout"] = openai.Timeout(**parts)
+    headers: dict[str, Any] = {}
     if attempt.number > 1 and is_ours:
         # The SDK would count its own retries, which are off.
-        headers = {"x-stainless-retry-count": str(attempt.number - 1)}
+        headers["x-stainless-retry-count"] = str(attempt.number - 1)
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+    elif _is_ambiguous(resource):
+        key = resource.settings.options["api_key"]
+        headers |= {"Authorization": openai.Omit(), "api-key": key}
+    if headers:
         prepared["extra_headers"] = {**headers, **(request.get("extra_headers") or {})}
     return prepared
 
@@ -526,47 +527,32 @@ def _page_in(stream: Any) -> Any:
     return response if content_type.startswith(_DOCUMENTS) else None
 
 
-# Azure's SDK client takes a token from the environment in addition to the key, or the
-# token provider, that it is given, and sends that token. A header of the request wins.
+def _token(resource: Any) -> Any:
+    """The Azure token to send, or an awaitable for it; None if no provider has one."""
+    options = resource.settings.options if isinstance(resource, Resource) else {}
+    provider = options.get("azure_ad_token_provider")
+    return provider() if provider is not None and _is_ambiguous(resource) else None
 
 
-def _keep_to_one_identity(resource: Resource, prepared: dict[str, Any]) -> None:
-    if _has_two_identities(resource):
-        provider = resource.settings.options.get("azure_ad_token_provider")
-        _set_identity(resource, prepared, None if provider is None else provider())
+def _is_ambiguous(resource: Any) -> bool:
+    """Whether Azure's SDK client would send another identity than it was given.
 
-
-async def _akeep_to_one_identity(resource: Resource, prepared: dict[str, Any]) -> None:
-    if _has_two_identities(resource):
-        provider = resource.settings.options.get("azure_ad_token_provider")
-        token = None if provider is None else provider()
-        if inspect.isawaitable(token):
-            token = await token
-        _set_identity(resource, prepared, token)
-
-
-def _has_two_identities(resource: Resource) -> bool:
-    settings = resource.settings
+    It takes a token from the environment in addition to the key or token provider, and
+    sends that token. A header of the request wins.
+    """
     return (
-        settings.sdk_class == "AzureOpenAI"
-        and "azure_ad_token" not in settings.options
+        isinstance(resource, Resource)
+        and resource.settings.sdk_class == "AzureOpenAI"
+        and "azure_ad_token" not in resource.settings.options
         and any(name in os.environ for name in _AZURE_VARIABLES)
     )
-
-
-def _set_identity(resource: Resource, prepared: dict[str, Any], token: Any) -> None:
-    headers: dict[str, Any] = {"Authorization": f"Bearer {token}"}
-    if token is None:
-        key = resource.settings.options["api_key"]
-        headers = {"Authorization": openai.Omit(), "api-key": key}
-    prepared["extra_headers"] = {**headers, **(prepared.get("extra_headers") or {})}
 
 
 # Streams.
 
 
-class SDKStream:
-    """The events of one attempt's stream; errors are those of `_openai.errors`."""
+class _Stream:
+    """What both kinds of streams know: the SDK's stream, and what has been read."""
 
     def __init__(
         self,
@@ -577,23 +563,29 @@ class SDKStream:
     ) -> None:
         self._reader = protocol.StreamReader(protocol.expected_choices(request))
         self._stream = stream
-        self._resource = resource
-        self._unix_time = unix_time
         # The SDK's own stream is read as bytes. One that instrumentation wrapped, or
         # the user's own, hands over its chunks.
-        is_raw = type(stream) is openai.Stream
-        self._response: Any = stream.response if is_raw else None
-        self._parts: Any = stream.response.iter_bytes() if is_raw else None
+        self._parts: Any = None
+        if type(stream) is openai.Stream:
+            self._parts = stream.response.iter_bytes()
+        elif type(stream) is openai.AsyncStream:
+            self._parts = stream.response.aiter_bytes()
+        self._response: Any = None if self._parts is None else stream.response
+        self._errors = TypedErrors(resource, unix_time, self._response)
+
+
+class SDKStream(_Stream):
+    """The events of one attempt's stream; errors are those of `_openai.errors`."""
 
     def __iter__(self) -> Iterator[protocol.ClassifiedChunk]:
         """The chunks, and what they mean."""
-        with TypedErrors(self._resource, self._unix_time, self._response):
+        with self._errors:
             if self._parts is None:
                 for chunk in self._stream:
                     yield self._reader.classify(chunk)
             else:
                 yield from self._read_events()
-            if (end := self._reader.end_of_body(self._response)) is not None:
+            if (end := self._reader.end_of_body()) is not None:
                 yield end
 
     def _read_events(self) -> Iterator[protocol.ClassifiedChunk]:
@@ -602,7 +594,7 @@ class SDKStream:
             for event in parser.feed(part):
                 if event.data.startswith(b"[DONE]"):
                     return
-                yield self._reader.read(event.data, event.kind, self._response)
+                yield self._reader.read(event.data, event.kind)
 
     def close(self) -> None:
         """Release the connection: for another request, if the answer is whole."""
@@ -633,48 +625,25 @@ class SDKStream:
                     socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
-class AsyncSDKStream:
+class AsyncSDKStream(_Stream):
     """Async variant of `SDKStream`."""
 
-    def __init__(
-        self,
-        stream: Any,
-        request: Mapping[str, Any],
-        resource: Any,
-        unix_time: UnixTime,
-    ) -> None:
-        self._reader = protocol.StreamReader(protocol.expected_choices(request))
-        self._stream = stream
-        self._resource = resource
-        self._unix_time = unix_time
-        is_raw = type(stream) is openai.AsyncStream
-        self._response: Any = stream.response if is_raw else None
-        self._parts: Any = stream.response.aiter_bytes() if is_raw else None
-
-    def __aiter__(self) -> AsyncIterator[protocol.ClassifiedChunk]:
+    async def __aiter__(self) -> AsyncIterator[protocol.ClassifiedChunk]:
         """The chunks, and what they mean."""
-        return self._read_chunks() if self._parts is None else self._read_events()
-
-    async def _read_chunks(self) -> AsyncIterator[protocol.ClassifiedChunk]:
-        with TypedErrors(self._resource, self._unix_time):
-            async for chunk in self._stream:
-                yield self._reader.classify(chunk)
-            if (end := self._reader.end_of_body()) is not None:
-                yield end
-
-    async def _read_events(self) -> AsyncIterator[protocol.ClassifiedChunk]:
-        parser = SSEParser()
-        is_over = False
-        with TypedErrors(self._resource, self._unix_time, self._response):
-            async for part in self._parts:
-                for event in parser.feed(part):
-                    if event.data.startswith(b"[DONE]"):
-                        is_over = True
+        with self._errors:
+            if self._parts is None:
+                async for chunk in self._stream:
+                    yield self._reader.classify(chunk)
+            else:
+                parser, is_over = SSEParser(), False
+                async for part in self._parts:
+                    for event in parser.feed(part):
+                        if is_over := event.data.startswith(b"[DONE]"):
+                            break
+                        yield self._reader.read(event.data, event.kind)
+                    if is_over:
                         break
-                    yield self._reader.read(event.data, event.kind, self._response)
-                if is_over:
-                    break
-            if (end := self._reader.end_of_body(self._response)) is not None:
+            if (end := self._reader.end_of_body()) is not None:
                 yield end
 
     async def aclose(self) -> None:

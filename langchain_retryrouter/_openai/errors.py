@@ -9,7 +9,7 @@ removed from what it says: servers and HTTP libraries quote headers.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import openai
 
@@ -200,18 +200,17 @@ class TypedErrors:
         UnsupportedOptionError: The request holds text that cannot be encoded.
     """
 
-    __slots__ = ("_resource", "_response", "_unix_time")
-
     def __init__(
         self, resource: Any, unix_time: Callable[[], float], response: Any = None
     ) -> None:
         """Nothing has been raised yet."""
         self._resource = resource
         self._unix_time = unix_time
-        self._response = response
+        self.response = response
 
-    def __enter__(self) -> None:
-        """Begin."""
+    def __enter__(self) -> Self:
+        """The context: its `response` can be set when it is known."""
+        return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         """Raise the typed error for `error`, from `error`."""
@@ -237,11 +236,8 @@ class TypedErrors:
         is_wrapped = isinstance(error, openai.APIConnectionError)
         for ours in (error, error.__cause__ if is_wrapped else None):
             if isinstance(ours, RetryRouterError):
-                if (
-                    self._response is not None
-                    and safe_getattr(ours, "response") is None
-                ):
-                    _add_headers(ours, self._response, self._unix_time())
+                if self.response is not None and safe_getattr(ours, "response") is None:
+                    _add_headers(ours, self.response, self._unix_time())
                 return ours
         report = read_exception(error, unix_time=self._unix_time())
         if report is None:

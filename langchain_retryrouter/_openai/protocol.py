@@ -28,19 +28,10 @@ ATTEMPT_LOG: Final = "retryrouter"
 _EXCERPT: Final = 80
 _LARGEST_COUNT: Final = 2**63 - 1
 # Fields that the SDK's objects always have, and answers often leave out.
-_OPTIONAL_FIELDS: Final = frozenset(
-    {
-        "content",
-        "finish_reason",
-        "function_call",
-        "logprobs",
-        "refusal",
-        "role",
-        "system_fingerprint",
-        "tool_calls",
-        "usage",
-    }
-)
+_OPTIONAL_FIELDS: Final = {
+    *("content", "finish_reason", "function_call", "logprobs", "refusal", "role"),
+    *("system_fingerprint", "tool_calls", "usage"),
+}
 
 
 class SDKObject(dict[str, Any]):
@@ -149,18 +140,15 @@ def read_response(answer: Any, request: Mapping[str, Any]) -> Any:
         document = response.content.decode("utf-8", "replace")
     if isinstance(document, dict):
         document = SDKObject(document)
-    return checked_answer(document, request, response)
+    return checked_answer(document, request)
 
 
-def checked_answer(
-    answer: Any, request: Mapping[str, Any], response: Any = None
-) -> Any:
+def checked_answer(answer: Any, request: Mapping[str, Any]) -> Any:
     """`answer`, if it is an answer to `request`.
 
     Args:
         answer: A `SDKObject`, or what the user's own client returned.
         request: The keyword arguments of `create`.
-        response: The HTTP response, to be attached to an error.
 
     Raises:
         RetryRouterError: It is an error report, or not the protocol.
@@ -171,21 +159,17 @@ def checked_answer(
         if is_list and _has_only_text(found):
             return answer
     if answer is None or isinstance(answer, str | int | float | list):
-        raise_malformed(
-            f"an answer that is not a JSON object: {excerpt(answer)}", response
-        )
+        raise_malformed(f"an answer that is not a JSON object: {excerpt(answer)}")
     if not isinstance(answer, dict) and not hasattr(answer, "model_dump"):
         return answer  # A raw response, or the user's own class.
-    _raise_reported(answer, response)
+    _raise_reported(answer)
     choices, expected = get(answer, "choices"), expected_choices(request)
     if not isinstance(choices, list) or len(choices) != expected:
         found = len(choices) if isinstance(choices, list) else "no"
-        raise_malformed(
-            f"an answer with {found} choices, {expected} expected", response
-        )
+        raise_malformed(f"an answer with {found} choices, {expected} expected")
     for choice in choices:
         if not _is_choice(choice, "text", "message"):
-            raise_malformed(f"a choice without a text: {excerpt(choices)}", response)
+            raise_malformed(f"a choice without a text: {excerpt(choices)}")
     return answer
 
 
@@ -213,21 +197,14 @@ def raise_for_page(response: Any) -> NoReturn:
         body = _json.read(response.content)
     except ValueError:
         body = None
-    _raise_reported(body, response)
+    _raise_reported(body)
     text = response.content.decode("utf-8", "replace")
-    raise_malformed(f"no stream, but {excerpt(text)}", response)
+    raise_malformed(f"no stream, but {excerpt(text)}")
 
 
-def raise_malformed(what: str, response: Any = None) -> NoReturn:
+def raise_malformed(what: str) -> NoReturn:
     """Raise the error for an answer that does not follow the protocol."""
-    error = new_error(FailureKind.MALFORMED, f"the provider sent {what}")
-    raise _with_response(error, response)
-
-
-def _with_response(error: RetryRouterError, response: Any) -> RetryRouterError:
-    if response is not None:
-        vars(error).update(response=response, request=response.request)
-    return error
+    raise new_error(FailureKind.MALFORMED, f"the provider sent {what}")
 
 
 def excerpt(text: Any) -> str:
@@ -238,17 +215,17 @@ def excerpt(text: Any) -> str:
     return repr(words if len(words) <= _EXCERPT else f"{words[:_EXCERPT]}…")
 
 
-def _raise_reported(thing: Any, response: Any, event: str = "message") -> None:
+def _raise_reported(thing: Any, event: str = "message") -> None:
     """Raise the error that an answer or event reports, if it reports one."""
     report = read_event(thing, event)
     if report is not None:
-        raise _with_response(report.to_error(OPENAI_ERRORS), response)
+        raise report.to_error(OPENAI_ERRORS)
     choices = get(thing, "choices")
     for choice in choices if isinstance(choices, list) else ():
         # OpenRouter's, if its provider failed on the way.
         if get(choice, "finish_reason") == "error":
             message = "the provider ended the answer with finish_reason 'error'"
-            raise _with_response(new_error(FailureKind.SERVER_ERROR, message), response)
+            raise new_error(FailureKind.SERVER_ERROR, message)
 
 
 def _is_choice(choice: Any, *names: str) -> bool:
@@ -322,7 +299,10 @@ def read_answer(answer: Any) -> CompletionResult:
             found.sort(key=operator.itemgetter("index"))
     attempt_log = get(answer, ATTEMPT_LOG) or {}
     if not (isinstance(answer, SDKObject) and _has_only_text(found)):
-        _refuse_non_text(found, len(attempt_log.get("attempts", ())))
+        content = [NonText() for _ in found]
+        for choice, non_text in zip(found, content, strict=True):
+            non_text.add(choice, choice.get("message"))
+        raise_non_text(content, attempts=len(attempt_log.get("attempts", ())) or 1)
     usage = _plain(get(answer, "usage"))
     return CompletionResult(
         choices=[
@@ -377,13 +357,12 @@ class StreamReader:
         self._reasons_are_early = False
         self.is_whole = False
 
-    def read(self, data: bytes, event: bytes, response: Any) -> ClassifiedChunk:
+    def read(self, data: bytes, event: bytes) -> ClassifiedChunk:
         """The chunk in an event of the stream.
 
         Args:
             data: The data of the event.
             event: The name of the event, `message` for most.
-            response: The HTTP response, to be attached to an error.
 
         Raises:
             RetryRouterError: The event reports an error, or is not the protocol.
@@ -391,15 +370,15 @@ class StreamReader:
         try:
             chunk = _json.read_quickly(data)
         except ValueError as error:
-            _raise_reported(data, response, event.decode("utf-8", "replace"))
-            raise_malformed(f"an event that is not JSON: {error}", response)
+            _raise_reported(data, event.decode("utf-8", "replace"))
+            raise_malformed(f"an event that is not JSON: {error}")
         if isinstance(chunk, dict):
             chunk = SDKObject(chunk)
         if event != b"message":
-            _raise_reported(chunk, response, event.decode("utf-8", "replace"))
-        return self.classify(chunk, response)
+            _raise_reported(chunk, event.decode("utf-8", "replace"))
+        return self.classify(chunk)
 
-    def classify(self, chunk: Any, response: Any = None) -> ClassifiedChunk:
+    def classify(self, chunk: Any) -> ClassifiedChunk:
         """What `chunk` means for the stream.
 
         Raises:
@@ -407,19 +386,19 @@ class StreamReader:
         """
         self._is_empty = False
         if chunk is None or isinstance(chunk, str | int | float | list):
-            raise_malformed(f"an unexpected event: {excerpt(chunk)}", response)
+            raise_malformed(f"an unexpected event: {excerpt(chunk)}")
         choices = get(chunk, "choices") or ()
         if not choices or get(chunk, "error"):
-            _raise_reported(chunk, response)
+            _raise_reported(chunk)
         if not isinstance(choices, list | tuple):
-            raise_malformed(f"an unexpected event: {excerpt(chunk)}", response)
+            raise_malformed(f"an unexpected event: {excerpt(chunk)}")
         text, is_token = "", False
         for choice in choices:
             if not _is_choice(choice, "text", "delta", "index"):
-                raise_malformed(f"an unexpected event: {excerpt(chunk)}", response)
+                raise_malformed(f"an unexpected event: {excerpt(chunk)}")
             reason = get(choice, "finish_reason")
             if reason == "error" or get(choice, "error"):
-                _raise_reported(chunk, response)
+                _raise_reported(chunk)
             said = _text_of(choice)
             text += said
             is_token = is_token or bool(said) or NonText.is_in(get(choice, "delta"))
@@ -434,14 +413,14 @@ class StreamReader:
         self.is_whole = self.is_whole or is_end
         return ClassifiedChunk(chunk, ChunkInfo(text, is_token, is_end))
 
-    def end_of_body(self, response: Any = None) -> ClassifiedChunk | None:
+    def end_of_body(self) -> ClassifiedChunk | None:
         """The event for `[DONE]`, or a body that ended well: the end if none came yet.
 
         Raises:
             RetryRouterError: There was no event at all.
         """
         if self._is_empty:
-            raise_malformed("a stream without an event", response)
+            raise_malformed("a stream without an event")
         if not self._reasons_are_early or self.is_whole:
             return None
         self.is_whole = True
@@ -473,15 +452,13 @@ class ChunkTranslator:
             info["finish_reason"] = None if self._finish_reason else reason
             self._finish_reason = self._finish_reason or reason
             logprobs = _plain(get(choice, "logprobs"))
-            info["logprobs"] = (
-                {
-                    name: one
-                    for name, one in logprobs.items()
-                    if isinstance(one, list | None)
+            if isinstance(logprobs, dict):
+                joinable = {
+                    n: v for n, v in logprobs.items() if isinstance(v, list | None)
                 }
-                if isinstance(logprobs, dict)
-                else None
-            )
+                info["logprobs"] = joinable
+            else:
+                info["logprobs"] = None
             said = not isinstance(get(choice, "text"), str)
             self._non_text.add(choice, get(choice, "delta") if said else None)
         # LangChain adds usage up, and some servers repeat the sum in every chunk.
@@ -498,11 +475,7 @@ class ChunkTranslator:
 
     def finish(self) -> None:
         """Raise an error if the stream was a refusal, a tool call, or filtered out."""
-        error = self._non_text.error
-        if error is None and self._non_text.is_filtered_out:
-            error = _filtered_out()
-        if error is not None:
-            raise error
+        raise_non_text([self._non_text])
 
 
 def join(chunks: Iterable[GenerationChunk]) -> CompletionResult:
@@ -581,23 +554,15 @@ class NonText:
         return None
 
 
-def _refuse_non_text(choices: list[Any], attempts: int) -> None:
+def raise_non_text(content: list[NonText], attempts: int | None = None) -> None:
     """Raise an error for a refusal, a tool call, or an answer that was filtered out."""
-    content = [NonText() for _ in choices]
-    for choice, non_text in zip(choices, content, strict=True):
-        non_text.add(choice, choice.get("message"))
     error = next((one.error for one in content if one.error is not None), None)
     if error is None and content and all(one.is_filtered_out for one in content):
-        error = _filtered_out()
+        message = "a content filter removed the whole answer"
+        error = new_error(FailureKind.CONTENT_FILTER, message)
     if error is not None:
-        error.attempts = attempts or 1
+        error.attempts = error.attempts if attempts is None else attempts
         raise error
-
-
-def _filtered_out() -> RetryRouterError:
-    return new_error(
-        FailureKind.CONTENT_FILTER, "a content filter removed the whole answer"
-    )
 
 
 # Usage.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import re
 import warnings
 from collections.abc import (
@@ -59,6 +60,7 @@ __all__ = [
 CHAT_MODEL: Final = re.compile(
     r"(ft:)?(gpt-3\.5-turbo|gpt-[4-9]|chatgpt-|o\d)(?!.*-instruct)", re.ASCII
 )
+_PENALTIES: Final = ("frequency_penalty", "presence_penalty")
 # These refuse `max_tokens`: the limit includes the tokens of their reasoning.
 _COUNTS_REASONING: Final = re.compile(r"(ft:|openai/)?(gpt-[5-9]|o\d)", re.ASCII)
 
@@ -206,6 +208,11 @@ class OpenAILLM(OpenAIConnection):
         """The parameters of every request."""
         raise NotImplementedError
 
+    def _given(self, *names: str) -> dict[str, Any]:
+        """These fields, without those that are None."""
+        found = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in found.items() if value is not None}
+
     @property
     def _invocation_params(self) -> dict[str, Any]:
         """The parameters of every request, including the model's name."""
@@ -350,13 +357,10 @@ class OpenAILLM(OpenAIConnection):
             functools.reduce(protocol.add_usage, usages, {}),
             system_fingerprint=next(filter(None, fingerprints), None),
         )
-        attempts = [
-            line
-            for answer in answers
-            for line in answer.attempt_log.get("attempts", ())
-        ]
-        attempt_log = {protocol.ATTEMPT_LOG: {"attempts": attempts}}
-        result.llm_output = {**(result.llm_output or {}), **attempt_log}
+        logs = (answer.attempt_log.get("attempts", ()) for answer in answers)
+        attempts = {"attempts": [*itertools.chain.from_iterable(logs)]}
+        output = result.llm_output or {}
+        result.llm_output = {**output, protocol.ATTEMPT_LOG: attempts}
         return result
 
     def create_llm_result(
@@ -474,24 +478,11 @@ class BaseOpenAI(OpenAILLM):
 
     @property
     def _default_params(self) -> dict[str, Any]:
-        optional = {
-            "max_tokens": self.max_tokens,
-            "logit_bias": self.logit_bias,
-            "seed": self.seed,
-            "logprobs": self.logprobs,
-            "extra_body": self.extra_body,
-            # Azure's gpt-35-turbo does not know it.
-            "best_of": self.best_of if self.best_of > 1 else None,
-        }
-        return {
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "frequency_penalty": self.frequency_penalty,
-            "presence_penalty": self.presence_penalty,
-            "n": self.n,
-            **{name: value for name, value in optional.items() if value is not None},
-            **self.model_kwargs,
-        }
+        always = ("temperature", "top_p", *_PENALTIES, "n")
+        optional = ("max_tokens", "logit_bias", "seed", "logprobs", "extra_body")
+        # Azure's gpt-35-turbo does not know it.
+        best_of = {"best_of": self.best_of} if self.best_of > 1 else {}
+        return {**self._given(*always, *optional), **best_of, **self.model_kwargs}
 
     def _requests(
         self, prompts: list[str], stop: list[str] | None, options: Mapping[str, Any]
@@ -666,21 +657,10 @@ class OpenAIChat(OpenAILLM):
 
     @property
     def _default_params(self) -> dict[str, Any]:
-        optional = {
-            "temperature": self.temperature,
-            "max_tokens": self.max_tokens,
-            "top_p": self.top_p,
-            "frequency_penalty": self.frequency_penalty,
-            "presence_penalty": self.presence_penalty,
-            "logit_bias": self.logit_bias,
-            "seed": self.seed,
-            "logprobs": self.logprobs,
-            "top_logprobs": self.top_logprobs,
-            "extra_body": self.extra_body,
-            "n": self.n if self.n > 1 else None,
-        }
-        given = {name: value for name, value in optional.items() if value is not None}
-        return {**given, **self.model_kwargs}
+        sampling = ("temperature", "max_tokens", "top_p", *_PENALTIES, "logit_bias")
+        others = ("seed", "logprobs", "top_logprobs", "extra_body")
+        n = {"n": self.n} if self.n > 1 else {}
+        return {**self._given(*sampling, *others), **n, **self.model_kwargs}
 
     def _requests(
         self, prompts: list[str], stop: list[str] | None, options: Mapping[str, Any]

@@ -33,7 +33,17 @@ from langchain_retryrouter.testing import (
     Truncate,
 )
 
-from .conftest import JSON, KEY, NewLLM, base_url, choice, events, streamed, whole
+from .conftest import (
+    EVENTS,
+    JSON,
+    KEY,
+    NewLLM,
+    base_url,
+    choice,
+    events,
+    streamed,
+    whole,
+)
 
 ATTEMPTS = 3  # One, and the two retries that the models make when they are not told.
 
@@ -431,3 +441,18 @@ def test_an_answer_that_is_nested_too_deep_is_malformed(
     gateway.always(Body(200, JSON, b"[" * 100_000 + b"]" * 100_000))
     with pytest.raises(named.OpenAIMalformedResponseError):
         getattr(twin, method)(new_any(max_retries=0), "hi")
+
+
+def test_an_error_in_a_200_has_the_facts_of_its_headers(
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway, method: str
+) -> None:
+    """Request id and HTTP response are known of an error in a 200, streamed or not."""
+    text = json.dumps({"error": {"message": "No.", "code": "invalid_api_key"}})
+    headers, body = JSON, text
+    if method == "stream":
+        headers, body = EVENTS, f"data: {text}\n\n"
+    gateway.script(Body(200, {**headers, "x-request-id": "req_1"}, body))
+    with pytest.raises(errors.AuthenticationError) as caught:
+        getattr(twin, method)(new_any(), "hi")
+    assert caught.value.request_id == "req_1"
+    assert caught.value.response.status_code == 200
