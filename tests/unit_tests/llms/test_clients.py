@@ -17,7 +17,7 @@ from typing import Any
 import openai
 import pytest
 
-from langchain_retryrouter import AzureOpenAI, OpenAI, OpenAIChat, RetryPolicy, errors
+from langchain_retryrouter import AzureOpenAI, OpenAI, OpenAIChat, RetryPolicy
 from langchain_retryrouter.testing import (
     STUB_TEXT,
     FaultyGateway,
@@ -337,14 +337,3 @@ def test_errors_of_the_sdk_itself_pass(twin: Any, new_llm: NewLLM) -> None:
     """A wrong argument is the caller's `TypeError`, not a failure to be retried."""
     with pytest.raises(TypeError, match="no_such_option"):
         twin.invoke(new_llm(OpenAI), "hi", no_such_option=1)
-
-
-def test_a_lost_connection_is_replaced(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
-    """After a connection broke, the next call has another one."""
-    llm = new_llm(max_retries=0)
-    gateway.script(Reset())
-    with pytest.raises(errors.APIConnectionError):
-        twin.invoke(llm, "hi")
-    assert twin.invoke(llm, "hi") == STUB_TEXT

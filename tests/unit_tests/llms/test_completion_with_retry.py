@@ -102,16 +102,6 @@ async def test_a_stream_begins_when_it_is_read(
     assert inspect.isasyncgen(achunks)
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_failure_comes_out_typed(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, stream: bool
-) -> None:
-    """What is raised is the typed error, as from the model's own methods."""
-    gateway.always(Status(401))
-    with pytest.raises(errors.AuthenticationError):
-        twin.complete(module, new_llm(), **COMPLETION, stream=stream)
-
-
 def test_all_methods_go_through_the_functions(
     twin: Any, new_any: NewLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -452,7 +452,7 @@ def test_an_error_in_a_200_has_the_facts_of_its_headers(
     if method == "stream":
         headers, body = EVENTS, f"data: {text}\n\n"
     gateway.script(Body(200, {**headers, "x-request-id": "req_1"}, body))
-    with pytest.raises(errors.AuthenticationError) as caught:
+    with pytest.raises(named.OpenAIAuthenticationError) as caught:
         getattr(twin, method)(new_any(), "hi")
     assert caught.value.request_id == "req_1"
     assert caught.value.response.status_code == 200

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -260,13 +259,6 @@ def test_other_models_keep_their_class(new_llm: NewLLM, model: str) -> None:
     """Models that `/v1/completions` may serve, and deployments, keep their class."""
     assert type(new_llm(OpenAI, model=model)) is OpenAI
     assert type(new_llm(AzureOpenAI, model="gpt-4")) is AzureOpenAI
-
-
-def test_nothing_here_is_deprecated(new_any: NewLLM) -> None:
-    """Our classes give no deprecation warning, made or used."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        new_any().invoke("hi")
 
 
 # What is shown, and saved.

@@ -72,16 +72,6 @@ def test_a_slow_answer_within_the_deadline_is_whole(
         assert gateway.connections == 1
 
 
-def test_a_stream_is_not_limited_by_its_first_token(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
-    """The time for the first token is over with it: a slow stream goes on."""
-    policy = RetryPolicy(first_token_timeout=0.5)
-    gateway.script(Drip(size=40, seconds=0.02))
-    llm = new_llm(clock=None, retry_policy=policy)
-    assert "".join(twin.stream(llm, "hi")) == STUB_TEXT
-
-
 def test_an_error_page_that_drips_ends_at_the_deadline(
     twin: Any, any_model: Any, new_hasty_llm: NewLLM, method: str, monkeypatch: Any
 ) -> None:

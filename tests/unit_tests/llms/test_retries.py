@@ -20,9 +20,7 @@ from langchain_retryrouter import (
 )
 from langchain_retryrouter.testing import (
     STUB_TEXT,
-    Body,
     ErrorEvent,
-    ErrorInOk,
     FakeClock,
     FaultyGateway,
     HtmlPage,
@@ -152,15 +150,6 @@ def test_a_stream_is_retried_until_its_first_token(
     assert outcomes(info["retryrouter"])[1:] == ["unavailable", "ok"]
 
 
-def test_an_error_in_a_200_is_retried(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
-    """A passing error in a 200 is repeated like one with a status."""
-    gateway.script(ErrorInOk("Overloaded."), Body(200, {}, b"<html>"))
-    assert twin.invoke(new_llm(), "hi") == STUB_TEXT
-    assert len(gateway.requests) == 3
-
-
 # How many.
 
 
@@ -210,16 +199,6 @@ def test_giving_up_says_why(twin: Any, new_llm: NewLLM, gateway: FaultyGateway) 
     assert caught.value.__notes__ == [
         "gave up after 3 attempts, 2.2 s waited: no retries left"
     ]
-
-
-def test_an_empty_budget_is_asked_once(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway, method: str
-) -> None:
-    """`insufficient_quota` is sent once: waiting earns no money."""
-    gateway.always(Status(429, error_code="insufficient_quota"))
-    with pytest.raises(errors.QuotaExceededError):
-        getattr(twin, method)(new_any(), "hi")
-    assert len(gateway.requests) == 1
 
 
 def test_each_attempt_has_its_number_and_its_calls_key(
