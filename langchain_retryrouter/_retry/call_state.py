@@ -429,6 +429,8 @@ class CallState:
 
     def skip_refused(self) -> None:
         """Move on past routes whose breakers are open, if another one is not."""
+        if self._is_last_resort:
+            return  # It is probed: the others have failed, or asked for a pause.
         while self._is_open(self.position) and self._next_open() is not None:
             self._skipped.add(self.position)
             self._record_skipped(self.position)

@@ -23,6 +23,7 @@ from langchain_retryrouter import (
     ServerError,
     UnavailableError,
 )
+from langchain_retryrouter.circuit_breaker import Permit
 from langchain_retryrouter.testing import (
     Answer,
     Body,
@@ -712,6 +713,35 @@ def test_a_rate_limiter_counts_behind_an_open_breaker(
     assert told(answer) == [("first", "circuit_open"), ("second", "ok")]
     assert gate.passed == 1
     assert fake_clock.monotonic() - began == pytest.approx(2, abs=0.15)
+
+
+@both_ways
+def test_a_rate_limiter_keeps_the_last_resort(
+    twin: Twin,
+    new_router: NewRouter,
+    model_of: NewModel,
+    primary: FaultyGateway,
+    backup: FaultyGateway,
+    fake_clock: FakeClock,
+    way: str,
+) -> None:
+    """A skipped route is probed, and not the one that has just asked for a pause."""
+    backup.always(Status(429, headers={"retry-after": "20"}))
+    breaker = CircuitBreaker(clock=fake_clock, failure_threshold=1)
+    permit = breaker.admit()
+    assert isinstance(permit, Permit)
+    breaker.failed(permit)
+    first = model_of(primary, "first")
+    first.rate_limiter = Gate(fake_clock, 0)
+    routes = [Route(model=first, breaker=breaker), model_of(backup, "second")]
+
+    answer = answer_of(twin, way, new_router(routes=routes), "hi")
+
+    assert told(answer) == [
+        ("first", "circuit_open"),
+        ("second", "rate_limit"),
+        ("first", "ok"),
+    ]
 
 
 def test_without_limits_a_call_starts_no_thread(
