@@ -470,8 +470,9 @@ def test_a_stream_that_breaks_tells_what_was_delivered(
     primary.script(fault)
     chunks: list[Any] = []
 
+    router = new_router(stream_recovery="error")
     with pytest.raises((StreamInterruptedError, MalformedResponseError)) as caught:
-        twin.stream(new_router(), "hi", into=chunks)
+        twin.stream(router, "hi", into=chunks)
 
     assert caught.value.delivered == text_of(chunks) != ""
     assert len(primary.requests) == 1
