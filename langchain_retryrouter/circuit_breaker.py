@@ -266,7 +266,9 @@ class CircuitBreaker:
             raise
         return permit
 
-    def probe_wait(self, *, is_early: bool, is_first: bool = False) -> float | None:
+    def probe_wait(
+        self, *, is_early: bool, is_first: bool = False, awaits_probe: bool = False
+    ) -> float | None:
         """Seconds until `probe` may be asked; None if the call cannot wait for it.
 
         A pause that the server asked for is waited for, and so is another call's probe
@@ -277,13 +279,14 @@ class CircuitBreaker:
                 server did not ask for.
             is_first: Whether the call has asked no route yet, since all refuse. Then
                 one early probe may come in each pause, whoever asked for it.
+            awaits_probe: Whether to wait for another call's probe in any pause.
         """
         with self._lock:
             if self._open_until is None:
                 return 0.0
             held = max(0.0, self._held_until - self._clock.monotonic())
             if self._is_probing:
-                return _PROBE_INTERVAL if self._is_held else None
+                return _PROBE_INTERVAL if self._is_held or awaits_probe else None
             if is_early and is_first and not self._was_probed:
                 return 0.0
             return held if held or self._is_held or is_early else None

@@ -220,6 +220,8 @@ class CallState:
         self._timed_out: set[int] = set()
         self._not_before: dict[int, float] = {}  # Where a server asked for a wait.
         self._last_resorts: set[int] = set()
+        self._is_interrupted = False  # Whether part of an answer was delivered.
+        self._awaits_probe = False  # Whether the last resort waits for another probe.
         self._is_last_resort = False  # Whether the next attempt is one.
         self._held = 0.0  # Seconds waited in `hold_wait`.
         self._current: SentAttempt | None = None
@@ -303,10 +305,14 @@ class CallState:
         0 if a route may be asked now, or if waiting would take longer than the deadline
         or `max_retry_after` allows.
         """
-        if not self._has_routes or (self.attempts and not self._is_last_resort):
+        if not self._has_routes:
             return 0.0
-        end = self.position + 1 if self._is_last_resort else len(self._routes)
-        waits = [self._wait_for(position) for position in range(self.position, end)]
+        waits = [
+            self._wait_for(position, awaits_probe=self._awaits_probe)
+            for position in range(self.position, len(self._routes))
+            if position == self.position
+            or not (self._is_last_resort or self._is_used_up(position))
+        ]
         wait = min((wait for wait in waits if wait is not None), default=0.0)
         remaining = self.remaining()
         if self._held + wait > self.policy.max_retry_after:
@@ -319,8 +325,7 @@ class CallState:
     def admit(self, route: str | None = None) -> Refusal | None:
         """Begin the next attempt, on the first route whose breaker permits it.
 
-        If all refuse, the one that opens first of those that this call has not asked
-        gets a probe: the outage may be over.
+        If all refuse, the one that opens first gets a probe: the outage may be over.
 
         Args:
             route: The model that is asked, for a call without routes.
@@ -344,9 +349,7 @@ class CallState:
                 self._skipped.add(position)
                 self._record_skipped(position)
         for position in sorted(refusals, key=lambda p: refusals[p].retry_after):
-            if not self._has_routes or self._sent[position]:
-                continue
-            if self._wait_for(position) != 0:
+            if not self._has_routes or self._wait_for(position) != 0:
                 continue
             attempt = self._begin(position, route, as_probe=True)
             if isinstance(attempt, SentAttempt):
@@ -392,6 +395,7 @@ class CallState:
         """The current attempt failed after its first token; it is not repeated."""
         if self._current is not None:
             self._settle(self._current, failure)
+        self._is_interrupted = True
         self.decision = Stop("part of the answer was already delivered")
 
     def cancelled(self) -> None:
@@ -578,6 +582,9 @@ class CallState:
         Returns:
             Seconds to wait before the attempt; None if there is no such route.
         """
+        # An outage of all routes is not waited for. But if one route failed for good,
+        # or the caller has the beginning of the answer, another one's may be over.
+        is_early = self._is_interrupted or not failure.is_retryable
         waits: list[tuple[float, int]] = []
         remaining = self.remaining()
         for position in range(len(self._routes)):
@@ -587,7 +594,11 @@ class CallState:
                 continue
             if position in self._timed_out and failure.is_retryable:
                 continue  # No route answers now: a second round would be as slow.
-            wait = self._wait_for(position)
+            wait = self._wait_for(
+                position,
+                is_early=is_early or not self._sent[position],
+                awaits_probe=is_early,
+            )
             if wait is None or wait > self.policy.max_retry_after:
                 continue
             if wait:
@@ -601,15 +612,20 @@ class CallState:
             return None
         self._last_resorts.add(position)
         self.position, self._is_last_resort = position, True
+        self._awaits_probe = is_early
         return wait
 
-    def _wait_for(self, position: int) -> float | None:
+    def _wait_for(
+        self, position: int, *, is_early: bool = True, awaits_probe: bool = False
+    ) -> float | None:
         """Seconds until a route can be asked, by a probe if need be; None if never."""
         asked = self._not_before.get(position, 0.0) - self._time.monotonic()
         breaker, wait = self._routes[position].breaker, 0.0
         if breaker is not None:
             held = breaker.probe_wait(
-                is_early=not self._sent[position], is_first=not self.attempts
+                is_early=is_early,
+                is_first=not self.attempts,
+                awaits_probe=awaits_probe,
             )
             if held is None:
                 return None

@@ -359,7 +359,28 @@ def test_a_skipped_route_is_asked_before_the_call_gives_up(
     primary.always(Status(500))
     with pytest.raises(ServerError):
         getattr(twin, way)(new_router(breaker_settings={"failure_threshold": 1}), "hi")
-    assert len(primary.requests) == 4
+    assert len(primary.requests) == (5 if fault == Status(400) else 4)
+
+
+@both_ways
+@pytest.mark.parametrize("fault", [Status(503), Cut(after=2)], ids=["503", "cut"])
+def test_a_route_whose_breaker_this_call_opened_is_asked_again(
+    twin: Twin,
+    new_router: NewRouter,
+    primary: FaultyGateway,
+    backup: FaultyGateway,
+    way: str,
+    fault: Any,
+) -> None:
+    """If the other route fails for good, the first one's trouble may be over."""
+    primary.script(fault)
+    backup.always(Status(400))
+    router = new_router(breaker_settings={"failure_threshold": 1})
+
+    answer = answer_of(twin, way, router, "hi")
+
+    assert answer.text == TEXT
+    assert [route for route, _ in told(answer)] == ["first", "second", "first"]
 
 
 @both_ways

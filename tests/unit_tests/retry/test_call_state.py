@@ -451,3 +451,18 @@ def test_a_failing_provider_is_left_alone_and_found_again(
     back = min(now for now in primary if now >= 90)
     assert back <= 90 + 30 + 6
     assert all(route == "primary" for now, route in asked if now >= back)
+
+
+def test_a_breaker_that_other_calls_open_is_probed(clock: FakeClock) -> None:
+    """A call that waited for its only route asks it, unless another call does."""
+    breaker = CircuitBreaker(failure_threshold=2, clock=clock)
+    first, second = (routed(clock, "a", breakers={"a": breaker}) for _ in range(2))
+    for state in (first, second):
+        state.admit()
+        state.failed(UNAVAILABLE)
+    assert breaker.is_open
+    assert first.admit() is None
+    refusal = routed(clock, "a", breakers={"a": breaker}).admit()
+    assert refusal is not None
+    first.succeeded()
+    assert not breaker.is_open
