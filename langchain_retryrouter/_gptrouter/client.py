@@ -9,13 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import (
-    AsyncGenerator,
-    Generator,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, NoReturn, TypeAlias, cast
 
@@ -30,9 +24,9 @@ from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
 from langchain_retryrouter._gptrouter.protocol import (
     GatewayEvent,
     GatewayResponse,
+    excerpt,
     interrupted,
     malformed,
-    not_a_stream,
     read_event,
     read_json,
     read_response,
@@ -227,25 +221,18 @@ class GatewayClient(GPTRouterClient):
         request = self.build_request(path, payload, timeout)
         try:
             response = http.post(**request)
-            try:
+            with contextlib.closing(response):
                 body = http.read_body(response)
-            finally:
-                response.close()
             if response.status != _OK:
                 _check_status(response.status, response.headers, body)
                 return None
             return read_json(body, _OK)
         except Exception as error:
-            typed = self.type_error(error)
-            if typed is None:
-                raise
-            raise typed from error
+            self.raise_typed(error)
+            raise
 
     async def apost(
-        self,
-        path: str,
-        payload: Mapping[str, Any],
-        limit: float | None = None,
+        self, path: str, payload: Mapping[str, Any], limit: float | None = None
     ) -> dict[str, Any] | None:
         """Async variant of `post`; `limit` is its `timeout`."""
         request = self.build_request(path, payload, limit)
@@ -257,10 +244,8 @@ class GatewayClient(GPTRouterClient):
                 return None
             return read_json(body, _OK)
         except Exception as error:
-            typed = self.type_error(error)
-            if typed is None:
-                raise
-            raise typed from error
+            self.raise_typed(error)
+            raise
 
     async def aevents(
         self,
@@ -287,10 +272,8 @@ class GatewayClient(GPTRouterClient):
                     if parser.is_over:
                         await http.adrain(response)
         except Exception as error:
-            typed = self.type_error(error)
-            if typed is None:
-                raise
-            raise typed from error
+            self.raise_typed(error)
+            raise
 
     def build_request(
         self,
@@ -335,13 +318,15 @@ class GatewayClient(GPTRouterClient):
             "read": read,
         }
 
-    def type_error(self, error: Exception) -> RetryRouterError | None:
-        """An exception of an HTTP library as one of ours; None: raise it as it is.
+    def raise_typed(self, error: Exception) -> None:
+        """Raise an exception of the HTTP libraries as ours; do nothing with others.
 
         The key is taken out of the texts of both.
         """
         mask([self.api_key], error)
-        return _type_error(error)
+        typed = _type_error(error)
+        if typed is not None:
+            raise typed from error
 
     def close(self) -> None:
         """Close the idle sync connections to the gateway; later calls open new ones."""
@@ -397,7 +382,7 @@ class EventStream:
     def _read(self) -> Generator[GatewayEvent, None, None]:
         try:
             response = self._response = http.post(**self._request)
-            try:
+            with contextlib.closing(response):
                 if not _is_event_stream(response.status, response.headers):
                     body = http.read_body(response)
                     _raise_no_stream(response.status, response.headers, body)
@@ -408,13 +393,9 @@ class EventStream:
                 finally:
                     if parser.is_over:
                         http.drain(response)
-            finally:
-                response.close()
         except Exception as error:
-            typed = self._client.type_error(error)
-            if typed is None:
-                raise
-            raise typed from error
+            self._client.raise_typed(error)
+            raise
 
 
 class _EventParser:
@@ -482,9 +463,12 @@ def _is_event_stream(status: int, headers: Mapping[str, str]) -> bool:
 
 
 def _raise_no_stream(status: int, headers: Mapping[str, str], body: bytes) -> NoReturn:
+    """Raise the error for an answer that is not a stream of events."""
     if status != _OK:
         _check_status(status, headers, body)
-    raise not_a_stream(status, body)
+    what = repr(excerpt(body)) if body else "no body"
+    msg = f"the gateway answered {status} without a stream of events: {what}"
+    raise malformed(msg, status)
 
 
 def _type_error(error: Exception) -> RetryRouterError | None:

@@ -187,33 +187,23 @@ def place_arguments(
     options = dict(given.get("model_kwargs") or {})
     for name, value in given.items():
         field = _OTHER_NAMES.get(name, name)
-        if field in fields:
-            _put(values, field, value)
-        elif field in provider_options:
-            _put(options, field, value)
-        else:
-            raise TypeError(_unexpected(cls, name))
+        if field not in fields and field not in provider_options:
+            known = [*cls.model_fields, "timeout", *_OTHER_NAMES, *provider_options]
+            near = difflib.get_close_matches(name, known, n=1)
+            msg = f"{cls.__name__} has no argument {name!r}"
+            msg += f"; did you mean {near[0]!r}?" if near else "."
+            if provider_options:
+                msg += (
+                    " To send it to the provider as it is, put it into `model_kwargs`."
+                )
+            raise TypeError(msg)
+        into = values if field in fields else options
+        if field in into:
+            msg = f"{field!r} is given twice, once under another name or in"
+            msg += " `model_kwargs`"
+            raise TypeError(msg)
+        into[field] = value
     return {**values, "model_kwargs": options} if options else values
-
-
-def _put(values: dict[str, Any], name: str, value: Any) -> None:
-    if name in values:
-        msg = f"{name!r} is given twice, once under another name or in `model_kwargs`"
-        raise TypeError(msg)
-    values[name] = value
-
-
-def _unexpected(cls: type[GatewayConnection], name: str) -> str:
-    options = cls._provider_options()
-    known = [*cls.model_fields, "timeout", *_OTHER_NAMES, *options]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    way = (
-        " To send it to the provider as it is, put it into `model_kwargs`."
-        if options
-        else ""
-    )
-    return f"{cls.__name__} has no argument {name!r}{hint or '.'}{way}"
 
 
 class GatewayConnection(Serializable):
@@ -488,9 +478,10 @@ def metadata_of(
     connection: GatewayConnection, options: Mapping[str, Any]
 ) -> GPTRouterMetadata | None:
     """The gateway metadata of a call: its own options, else the connection's fields."""
-    metadata = {}
-    for name in GATEWAY_METADATA:
-        metadata[name] = options.get(name) or getattr(connection, name)
-    if not any(metadata.values()):
+    values = {
+        name: options.get(name) or getattr(connection, name)
+        for name in GATEWAY_METADATA
+    }
+    if not any(values.values()):
         return None
-    return _gptrouter.protocol.build_metadata(**metadata)
+    return _gptrouter.protocol.build_metadata(values)

@@ -179,7 +179,7 @@ def _further_calls(
             yield _call(id_, block.get("name"), arguments)
 
 
-def _call(id_: str | None, name: str | None, arguments: str) -> dict[str, Any]:
+def _call(id_: str | None, name: str | None, arguments: str | None) -> dict[str, Any]:
     function = {"name": name, "arguments": arguments}
     return {"type": "function", "id": id_, "function": function}
 
@@ -212,27 +212,23 @@ def _parts(block: str | dict[Any, Any], role: str) -> list[dict[str, Any]]:
         return [{"type": "text", "text": json.dumps(block, ensure_ascii=False)}]
     if kind not in _CONVERTED and not {"image", "guard_content"} & block.keys():
         raise _unsendable(block, role, "its form is not known")
+    if isinstance(file := block.get("file"), dict) and file.get("file_id"):
+        return [block]
+    source, readable = block.get("source"), block
     try:
-        return _converted(block)
+        if kind == "image_url" and isinstance(block.get("image_url"), str):
+            readable = {**block, "image_url": {"url": block["image_url"]}}
+        elif isinstance(source, dict) and source.get("type") == "url":
+            # Anthropic's, whose other form LangChain knows.
+            readable = {"type": "image_url", "image_url": {"url": source["url"]}}
+        if is_data_content_block(readable):
+            return [convert_to_openai_data_block(readable)]
+        message: dict[str, Any] = convert_to_openai_messages(
+            HumanMessage([readable]), text_format="block"
+        )
+        parts: list[dict[str, Any]] = message["content"]
     except (ValueError, KeyError, TypeError) as error:
         raise _unsendable(block, role, str(error)) from error
-
-
-def _converted(block: dict[Any, Any]) -> list[dict[str, Any]]:
-    source = block.get("source")
-    if block.get("type") == "image_url" and isinstance(block.get("image_url"), str):
-        block = {**block, "image_url": {"url": block["image_url"]}}
-    elif isinstance(source, dict) and source.get("type") == "url":
-        # Anthropic's, whose other form LangChain knows.
-        block = {"type": "image_url", "image_url": {"url": source["url"]}}
-    elif isinstance(file := block.get("file"), dict) and file.get("file_id"):
-        return [block]
-    if is_data_content_block(block):
-        return [convert_to_openai_data_block(block)]
-    message: dict[str, Any] = convert_to_openai_messages(
-        HumanMessage([block]), text_format="block"
-    )
-    parts: list[dict[str, Any]] = message["content"]
     return parts
 
 
@@ -358,11 +354,9 @@ class ChunkReader:
                 return _chunk(news, usage_metadata=read_usage(usage))
             return _chunk(news)
         if event.event == "generation_source":
-            source = {
-                "provider_id": data.get("providerId"),
-                "model_id": data.get("modelId"),
-            }
-            texts = {name: id_ for name, id_ in source.items() if isinstance(id_, str)}
+            names = {"provider_id": "providerId", "model_id": "modelId"}
+            ids = {ours: data.get(theirs) for ours, theirs in names.items()}
+            texts = {name: id_ for name, id_ in ids.items() if isinstance(id_, str)}
             return _chunk(self._news(texts))
         if event.event == "end":
             attempt_log = getattr(event, "retryrouter", None)
@@ -533,12 +527,6 @@ def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
 
 # --- tool calls ---------------------------------------------------------------------
 
-_EMPTY_CALL: Final = {
-    "id": None,
-    "type": "function",
-    "function": {"name": "", "arguments": ""},
-}
-
 
 def parse_calls(
     calls: Iterable[Mapping[str, Any]],
@@ -549,12 +537,8 @@ def parse_calls(
     for call in calls:
         function = call.get("function") or {}
         name, arguments = function.get("name") or "", function.get("arguments") or ""
-        whole = {
-            "id": call.get("id") or None,
-            "type": "function",
-            "function": {"name": name, "arguments": arguments},
-        }
-        if whole == _EMPTY_CALL:
+        whole = _call(call.get("id") or None, name, arguments)
+        if not (whole["id"] or name or arguments):
             continue
         try:
             tool_call = cast("ToolCall", parse_tool_call(whole))
@@ -605,12 +589,7 @@ class CallReader:
     def whole(self) -> list[dict[str, Any]]:
         """The calls so far, as an answer in one piece would have them."""
         return [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name or "", "arguments": call.arguments},
-            }
-            for _, call in self._calls
+            _call(call.id, call.name or "", call.arguments) for _, call in self._calls
         ]
 
     def _read(self, piece: Mapping[str, Any]) -> CallPiece | None:
@@ -622,7 +601,12 @@ class CallReader:
             return None
         call = self._find(index, id_, name)
         if call is None or (id_ is None and _is_another(call, name, arguments)):
-            call = CallPiece(self._free_index(index), id_, name, arguments)
+            taken = {known.index for _, known in self._calls}
+            if index is None or index in taken:
+                own = max(taken, default=-1) + 1
+            else:
+                own = index
+            call = CallPiece(own, id_, name, arguments)
             self._calls.append((index, call))
             return CallPiece(call.index, id_, name, arguments)
         if name == call.name:
@@ -649,12 +633,6 @@ class CallReader:
             else:
                 return None if name and call.name else call
         return None
-
-    def _free_index(self, index: int | None) -> int:
-        taken = {call.index for _, call in self._calls}
-        if index is not None and index not in taken:
-            return index
-        return max(taken, default=-1) + 1
 
 
 def _is_another(call: CallPiece, name: str | None, arguments: str) -> bool:

@@ -30,6 +30,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -134,19 +135,15 @@ def build_params(options: Mapping[str, Any]) -> GatewayParams:
         raise UnsupportedOptionError(msg) from error
 
 
-def build_metadata(
-    *,
-    tag: str | None,
-    user_id: str | None,
-    history_id: str | None,
-    app_id: str | None,
-    gateway_metadata: dict[str, Any],
-) -> GPTRouterMetadata:
-    """What the gateway keeps for its own records of a call."""
+def build_metadata(values: Mapping[str, Any]) -> GPTRouterMetadata:
+    """The gateway metadata of a call, by the names of our fields."""
     metadata = GPTRouterMetadata(
-        tag=tag, history_id=history_id, created_by_user_id=user_id, appId=app_id
+        tag=values["tag"],
+        history_id=values["history_id"],
+        created_by_user_id=values["user_id"],
+        appId=values["app_id"],
     )
-    return metadata.model_copy(update=gateway_metadata)
+    return metadata.model_copy(update=values["gateway_metadata"])
 
 
 def _to_json(value: Any) -> Any:
@@ -235,19 +232,14 @@ class GatewayChoice(Choice):
             del choice["finish_reason"]
         return {**choice, "reasoning_content": reasoning}
 
-    @field_validator("tool_calls", mode="before")
+    @field_validator("tool_calls", "function_call", mode="before")
     @classmethod
-    def _check_tool_calls(cls, value: Any) -> Any:
-        if not are_tool_calls(value):
-            msg = "not a list of tool calls"
-            raise ValueError(msg)
-        return value
-
-    @field_validator("function_call", mode="before")
-    @classmethod
-    def _check_function_call(cls, value: Any) -> Any:
-        if not is_function_call(value):
-            msg = "not a function call"
+    def _check_calls(cls, value: Any, info: ValidationInfo) -> Any:
+        is_valid = (
+            are_tool_calls if info.field_name == "tool_calls" else is_function_call
+        )
+        if not is_valid(value):
+            msg = f"not {info.field_name}"
             raise ValueError(msg)
         return value
 
@@ -292,11 +284,11 @@ def read_json(body: bytes, status_code: int) -> dict[str, Any]:
     try:
         data = _json.read_quickly(body)
     except ValueError as error:
-        what = f"is not JSON: {_excerpt(body)!r}" if body.strip() else "has no body"
+        what = f"is not JSON: {excerpt(body)!r}" if body.strip() else "has no body"
         msg = f"the gateway's answer {what}"
         raise malformed(msg, status_code) from error
     if not isinstance(data, dict):
-        msg = f"the gateway's answer is not a JSON object: {_excerpt(body)!r}"
+        msg = f"the gateway's answer is not a JSON object: {excerpt(body)!r}"
         raise malformed(msg, status_code)
     return data
 
@@ -409,17 +401,26 @@ def read_event(data: bytes) -> GatewayEvent:
         RetryRouterError: The error that an `error` event reports, or a
             `GPTRouterMalformedResponseError` if the event is not of the protocol.
     """
-    event = _json_or_none(data)
+    try:
+        event = _json.read_quickly(data)
+    except ValueError:
+        event = None
     kind = event.get("event") if isinstance(event, dict) else None
     if not isinstance(kind, str):
-        msg = f"an event of the stream is not of the protocol: {_excerpt(data)!r}"
+        msg = f"an event of the stream is not of the protocol: {excerpt(data)!r}"
         raise malformed(msg)
     kind = kind.lower()
     if kind == "error":
         raise read_error_event(event)
     content = event.get("data")
-    if kind == "update" and not _is_update(content):
-        msg = f"an update of the stream is not of the protocol: {_excerpt(data)!r}"
+    if kind == "update" and not (
+        isinstance(content, dict)
+        and isinstance(content.get("text"), str | None)
+        and isinstance(content.get("finish_reason"), str | None)
+        and are_tool_calls(content.get("tool_calls"))
+        and is_function_call(content.get("function_call"))
+    ):
+        msg = f"an update of the stream is not of the protocol: {excerpt(data)!r}"
         raise malformed(msg)
     metadata: dict[str, Any] = {
         name: value
@@ -429,17 +430,6 @@ def read_event(data: bytes) -> GatewayEvent:
     # The data of `end` is the string "end", which the SDK's type cannot hold.
     held = content if isinstance(content, dict) else {}
     return GatewayEvent(event=kind, data=held, **metadata)
-
-
-def _is_update(data: Any) -> bool:
-    """Whether the keys of an update that are read have their types."""
-    return (
-        isinstance(data, dict)
-        and isinstance(data.get("text"), str | None)
-        and isinstance(data.get("finish_reason"), str | None)
-        and are_tool_calls(data.get("tool_calls"))
-        and is_function_call(data.get("function_call"))
-    )
 
 
 class EventReader:
@@ -544,13 +534,6 @@ def read_status_error(
     return report.to_error(GPT_ROUTER_ERRORS)
 
 
-def not_a_stream(status_code: int, body: bytes) -> RetryRouterError:
-    """The error for a 2xx that is not a stream of events, though one was asked for."""
-    what = repr(_excerpt(body)) if body else "no body"
-    msg = f"the gateway answered {status_code} without a stream of events: {what}"
-    return malformed(msg, status_code)
-
-
 def malformed(message: str, status_code: int | None = None) -> RetryRouterError:
     """The error for a response that is not of the protocol."""
     return GPT_ROUTER_ERRORS[FailureKind.MALFORMED](message, status_code=status_code)
@@ -578,14 +561,7 @@ def is_opaque(error: RetryRouterError) -> bool:
     return error.status_code == _OPAQUE_STATUS and error.body == _OPAQUE_BODY
 
 
-def _json_or_none(body: bytes) -> Any:
-    try:
-        return _json.read_quickly(body)
-    except ValueError:
-        return None
-
-
-def _excerpt(body: bytes, length: int = 200) -> str:
+def excerpt(body: bytes, length: int = 200) -> str:
     """How `body` begins, as text."""
     text = body[: 4 * length].decode("utf-8", "replace").strip()
     return text if len(text) <= length else f"{text[:length]}…"

@@ -17,7 +17,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
@@ -71,6 +71,13 @@ from langchain_retryrouter.chat_models._structured import (
 )
 from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError
 from langchain_retryrouter.failures import is_routes_own
+
+if TYPE_CHECKING:
+    from langchain_retryrouter._gptrouter.protocol import (
+        Event,
+        GatewayRequest,
+        Response,
+    )
 
 __all__ = [
     "DEFAULT_API_BASE_URL",
@@ -337,14 +344,9 @@ class GPTRouter(GatewayConnection, RetryVisibleChatModel):
             return generate_from_stream(
                 self._stream(messages, stop=stop, run_manager=run_manager, **kwargs)
             )
-        models, params = self._prepare(messages, stop, kwargs, stream=False)
-        providers = _providers(models)
-        response = completion_with_retry(
-            self, models_priority_list=models, run_manager=run_manager, **params
-        )
-        return _gptrouter.messages.read_result(
-            cast("_gptrouter.protocol.Response", response), providers
-        )
+        providers, params = self._prepare(messages, stop, kwargs, stream=False)
+        response = completion_with_retry(self, run_manager=run_manager, **params)
+        return _gptrouter.messages.read_result(cast("Response", response), providers)
 
     async def _agenerate(
         self,
@@ -358,14 +360,9 @@ class GPTRouter(GatewayConnection, RetryVisibleChatModel):
             return await agenerate_from_stream(
                 self._astream(messages, stop=stop, run_manager=run_manager, **kwargs)
             )
-        models, params = self._prepare(messages, stop, kwargs, stream=False)
-        providers = _providers(models)
-        response = await acompletion_with_retry(
-            self, models_priority_list=models, run_manager=run_manager, **params
-        )
-        return _gptrouter.messages.read_result(
-            cast("_gptrouter.protocol.Response", response), providers
-        )
+        providers, params = self._prepare(messages, stop, kwargs, stream=False)
+        response = await acompletion_with_retry(self, run_manager=run_manager, **params)
+        return _gptrouter.messages.read_result(cast("Response", response), providers)
 
     def _stream(
         self,
@@ -374,17 +371,14 @@ class GPTRouter(GatewayConnection, RetryVisibleChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        models, params = self._prepare(messages, stop, kwargs, stream=True)
+        providers, params = self._prepare(messages, stop, kwargs, stream=True)
         retried = run_manager_of(self, run_manager, CallbackManagerForLLMRun)
-        answer = completion_with_retry(
-            self, models_priority_list=models, run_manager=retried, **params
-        )
-        events = cast("Generator[_gptrouter.protocol.Event, None, None]", answer)
-        read = _gptrouter.messages.ChunkReader(_providers(models))
+        answer = completion_with_retry(self, run_manager=retried, **params)
+        events = cast("Generator[Event, None, None]", answer)
+        read = _gptrouter.messages.ChunkReader(providers)
         with contextlib.closing(events):
             for event in events:
-                chunk = read(event)
-                if chunk is None:
+                if (chunk := read(event)) is None:
                     continue
                 if run_manager is not None:
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
@@ -397,17 +391,14 @@ class GPTRouter(GatewayConnection, RetryVisibleChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        models, params = self._prepare(messages, stop, kwargs, stream=True)
+        providers, params = self._prepare(messages, stop, kwargs, stream=True)
         retried = run_manager_of(self, run_manager, AsyncCallbackManagerForLLMRun)
-        answer = await acompletion_with_retry(
-            self, models_priority_list=models, run_manager=retried, **params
-        )
-        events = cast("AsyncGenerator[_gptrouter.protocol.Event, None]", answer)
-        read = _gptrouter.messages.ChunkReader(_providers(models))
+        answer = await acompletion_with_retry(self, run_manager=retried, **params)
+        events = cast("AsyncGenerator[Event, None]", answer)
+        read = _gptrouter.messages.ChunkReader(providers)
         async with contextlib.aclosing(events):
             async for event in events:
-                chunk = read(event)
-                if chunk is None:
+                if (chunk := read(event)) is None:
                     continue
                 if run_manager is not None:
                     await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
@@ -420,8 +411,8 @@ class GPTRouter(GatewayConnection, RetryVisibleChatModel):
         options: Mapping[str, Any],
         *,
         stream: bool,
-    ) -> tuple[list[GPTRouterModel], dict[str, Any]]:
-        """The models of a call and its parameters: the fields, then its options."""
+    ) -> tuple[dict[str, str], dict[str, Any]]:
+        """The providers of a call's models by the models' names, and its parameters."""
         options = dict(options)
         models = self._models_asked(options)
         known = _gptrouter.protocol.PROVIDER_OPTIONS
@@ -431,7 +422,12 @@ class GPTRouter(GatewayConnection, RetryVisibleChatModel):
                 " lost silently. To send it nevertheless, put it into `model_kwargs`."
             )
             raise UnsupportedOptionError(msg)
-        params = {**self._default_params, **options, "stream": stream}
+        params = {
+            **self._default_params,
+            **options,
+            "stream": stream,
+            "models_priority_list": models,
+        }
         if stop is not None:
             if "stop" in self.model_kwargs or "stop" in options:
                 msg = "`stop` is given both to the call and to the model; give it once"
@@ -440,16 +436,12 @@ class GPTRouter(GatewayConnection, RetryVisibleChatModel):
         if stream and (params.get("n") or 1) > 1:
             raise ValueError(_ONE_CHOICE_IN_A_STREAM)
         params["messages"] = _gptrouter.messages.build_messages(messages)
-        return models, params
-
-
-def _providers(models: list[GPTRouterModel]) -> dict[str, str]:
-    return {model.name: model.provider_name for model in models}
+        return {model.name: model.provider_name for model in models}, params
 
 
 def get_ordered_generation_requests(
     models_priority_list: list[GPTRouterModel], **kwargs: Any
-) -> list[_gptrouter.protocol.GatewayRequest]:
+) -> list[GatewayRequest]:
     """What the SDK's client sends for a list of models: a request for each, in order.
 
     Args:
@@ -462,16 +454,15 @@ def get_ordered_generation_requests(
     """
     kwargs.pop("stream", None)
     params = _gptrouter.protocol.build_params(kwargs)
-    requests = []
-    for order, model in enumerate(models_priority_list, start=1):
-        request = _gptrouter.protocol.GatewayRequest(
+    return [
+        _gptrouter.protocol.GatewayRequest(
             model_name=model.name,
             provider_name=model.provider_name,
             order=order,
             prompt_params=params,
         )
-        requests.append(request)
-    return requests
+        for order, model in enumerate(models_priority_list, start=1)
+    ]
 
 
 def completion_with_retry(
@@ -479,7 +470,7 @@ def completion_with_retry(
     models_priority_list: list[GPTRouterModel],
     run_manager: CallbackManagerForLLMRun | None = None,
     **kwargs: Any,
-) -> _gptrouter.protocol.Response | Generator[_gptrouter.protocol.Event, None, None]:
+) -> Response | Generator[Event, None, None]:
     """The gateway's answer, with retries that `run_manager` sees.
 
     Args:
@@ -519,7 +510,7 @@ async def acompletion_with_retry(
     models_priority_list: list[GPTRouterModel],
     run_manager: AsyncCallbackManagerForLLMRun | None = None,
     **kwargs: Any,
-) -> _gptrouter.protocol.Response | AsyncGenerator[_gptrouter.protocol.Event, None]:
+) -> Response | AsyncGenerator[Event, None]:
     """Async variant of `completion_with_retry`."""
     is_stream = bool(kwargs.pop("stream", False))
     requests = _GatewayCall(llm, models_priority_list, kwargs)
@@ -536,8 +527,8 @@ async def acompletion_with_retry(
 
 
 def _with_attempt_log(
-    events: Generator[_gptrouter.protocol.Event, None, None], call_state: CallState
-) -> Generator[_gptrouter.protocol.Event, None, None]:
+    events: Generator[Event, None, None], call_state: CallState
+) -> Generator[Event, None, None]:
     with contextlib.closing(events):
         for event in events:
             if event.event == "end":
@@ -546,8 +537,8 @@ def _with_attempt_log(
 
 
 async def _awith_attempt_log(
-    events: AsyncGenerator[_gptrouter.protocol.Event, None], call_state: CallState
-) -> AsyncGenerator[_gptrouter.protocol.Event, None]:
+    events: AsyncGenerator[Event, None], call_state: CallState
+) -> AsyncGenerator[Event, None]:
     async with contextlib.aclosing(events):
         async for event in events:
             if event.event == "end":
@@ -620,9 +611,7 @@ class _GatewayCall:
             0 < len(self._cannot_answer(error)) < len(self._requests)
         )
 
-    def _cannot_answer(
-        self, error: RetryRouterError
-    ) -> list[_gptrouter.protocol.GatewayRequest]:
+    def _cannot_answer(self, error: RetryRouterError) -> list[GatewayRequest]:
         """The models that an error rules out, however often they were asked.
 
         The gateway names a model that it does not know. Otherwise only errors that a
@@ -631,54 +620,42 @@ class _GatewayCall:
         """
         name = _gptrouter.protocol.unknown_name(error)
         named = [r for r in self._requests if name in {r.model_name, r.provider_name}]
-        if named:
-            return named
-        is_models_own = is_routes_own(error.kind)
-        if is_models_own and _gptrouter.protocol.is_from_stream(error):
-            return self._requests[:1]
-        return []
+        is_from_stream = _gptrouter.protocol.is_from_stream(error)
+        is_first = is_from_stream and is_routes_own(error.kind)
+        return named or self._requests[: 1 if is_first else 0]
 
     # --- sending ---
 
-    def send(self, attempt: Attempt) -> _gptrouter.protocol.Response:
+    def send(self, attempt: Attempt) -> Response:
         """One attempt's answer."""
         if self._streams_inside:
             with contextlib.closing(self.connect(attempt)) as events:
                 return _gptrouter.messages.assemble(events)
         arguments = self._arguments(attempt, is_stream=False)
         if self._is_own:
-            return cast(
-                "_gptrouter.protocol.Response", self._client.generate(**arguments)
-            )
+            return cast("Response", self._client.generate(**arguments))
         with _typed_sdk_errors():
-            return cast(
-                "_gptrouter.protocol.Response", self._client.generate(**arguments)
-            )
+            return cast("Response", self._client.generate(**arguments))
 
-    async def asend(self, attempt: Attempt) -> _gptrouter.protocol.Response:
+    async def asend(self, attempt: Attempt) -> Response:
         """Async variant of `send`."""
         if self._streams_inside:
             async with contextlib.aclosing(await self.aconnect(attempt)) as events:
                 return _gptrouter.messages.assemble([event async for event in events])
         arguments = self._arguments(attempt, is_stream=False)
         with _typed_sdk_errors():
-            return cast(
-                "_gptrouter.protocol.Response",
-                await self._client.agenerate(**arguments),
-            )
+            return cast("Response", await self._client.agenerate(**arguments))
 
-    def connect(self, attempt: Attempt) -> EventSource[_gptrouter.protocol.Event]:
+    def connect(self, attempt: Attempt) -> EventSource[Event]:
         """One attempt's stream."""
         if self._never_streams:
             return _Events(self._answer_as_events(attempt))
         events = self._client.generate(**self._arguments(attempt, is_stream=True))
         if self._is_own:
-            return cast("EventSource[_gptrouter.protocol.Event]", events)
+            return cast("EventSource[Event]", events)
         return _Events(_sdk_events(events))
 
-    async def aconnect(
-        self, attempt: Attempt
-    ) -> AsyncGenerator[_gptrouter.protocol.Event, None]:
+    async def aconnect(self, attempt: Attempt) -> AsyncGenerator[Event, None]:
         """Async variant of `connect`."""
         if self._never_streams:
             return self._aanswer_as_events(attempt)
@@ -686,17 +663,13 @@ class _GatewayCall:
             **self._arguments(attempt, is_stream=True)
         )
         if self._is_own:
-            return cast("AsyncGenerator[_gptrouter.protocol.Event, None]", events)
+            return cast("AsyncGenerator[Event, None]", events)
         return _asdk_events(events)
 
-    def _answer_as_events(
-        self, attempt: Attempt
-    ) -> Generator[_gptrouter.protocol.Event, None, None]:
+    def _answer_as_events(self, attempt: Attempt) -> Generator[Event, None, None]:
         yield from _gptrouter.messages.take_apart(self.send(attempt))
 
-    async def _aanswer_as_events(
-        self, attempt: Attempt
-    ) -> AsyncGenerator[_gptrouter.protocol.Event, None]:
+    async def _aanswer_as_events(self, attempt: Attempt) -> AsyncGenerator[Event, None]:
         for event in _gptrouter.messages.take_apart(await self.asend(attempt)):
             yield event
 
@@ -720,12 +693,10 @@ class _GatewayCall:
 class _Events:
     """Events of a generator, as a source whose reads cannot be interrupted."""
 
-    def __init__(
-        self, events: Generator[_gptrouter.protocol.Event, None, None]
-    ) -> None:
+    def __init__(self, events: Generator[Event, None, None]) -> None:
         self._events = events
 
-    def __iter__(self) -> Iterator[_gptrouter.protocol.Event]:
+    def __iter__(self) -> Iterator[Event]:
         return self._events
 
     def abort(self) -> None:
@@ -736,8 +707,8 @@ class _Events:
 
 
 def _sdk_events(
-    events: Iterator[_gptrouter.protocol.Event],
-) -> Generator[_gptrouter.protocol.Event, None, None]:
+    events: Iterator[Event],
+) -> Generator[Event, None, None]:
     """The SDK's events, with the `end` that its client drops.
 
     So the end of the body has to do for it; the reader still needs a finish reason.
@@ -748,8 +719,8 @@ def _sdk_events(
 
 
 async def _asdk_events(
-    events: AsyncIterator[_gptrouter.protocol.Event],
-) -> AsyncGenerator[_gptrouter.protocol.Event, None]:
+    events: AsyncIterator[Event],
+) -> AsyncGenerator[Event, None]:
     """Async variant of `_sdk_events`."""
     try:
         with _typed_sdk_errors():
