@@ -88,7 +88,8 @@ class RetryRouterError(ModelError, RuntimeError):
         request_id: The provider's id of the request, for a support case.
         code: The provider's machine-readable error code.
         body: The body of the answer, parsed where it was JSON.
-        may_have_run: Whether the provider may have done, and charged, the work.
+        may_have_run: Whether a provider may have done, and charged, the work in any
+            attempt of the call.
         route: The name of the model or route that was asked, if known.
         attempts: Requests that were sent for the call.
         delivered: Text that the caller had received when a stream failed.

@@ -49,6 +49,8 @@ Timeout: TypeAlias = float | tuple[float, float] | None
 
 _GENERATE: Final = "/v1/generate"
 _OK: Final = 200
+# The gateway answers a larger body with an opaque 500, or cuts the connection.
+_MAX_REQUEST_BYTES: Final = 1024 * 1024
 _NO_BODY: Final = frozenset({202, 204})
 _NO_HEADERS: Final[Any] = MappingProxyType({})
 
@@ -289,6 +291,7 @@ class GatewayClient(GPTRouterClient):
 
         Raises:
             UnsupportedOptionError: If the payload cannot be written as JSON.
+            GPTRouterInvalidRequestError: If it is larger than the gateway accepts.
         """
         limits = cast("Timeout", self.request_timeout)
         connect, read = limits if isinstance(limits, tuple) else (limits, limits)
@@ -309,6 +312,15 @@ class GatewayClient(GPTRouterClient):
         except (TypeError, ValueError, RecursionError) as error:
             msg = f"the request cannot be written as JSON: {error}"
             raise UnsupportedOptionError(msg) from error
+        if len(body) > _MAX_REQUEST_BYTES:
+            msg = (
+                f"nothing was sent: the request has {len(body):,} bytes, the gateway"
+                f" accepts {_MAX_REQUEST_BYTES:,}; shorten it, or give large pictures"
+                " by their URL"
+            )
+            raise GPT_ROUTER_ERRORS[FailureKind.INVALID_REQUEST](
+                msg, may_have_run=False
+            )
         return {
             "origin": self._origin,
             "url": self._root + path,

@@ -424,13 +424,16 @@ def _chunk(
     return ChatGenerationChunk(message=message, generation_info=info or None)
 
 
-def assemble(events: Iterable[ChunkedGenerationResponse]) -> GatewayResponse:
+def assemble(
+    events: Iterable[ChunkedGenerationResponse],
+    classify_event: EventReader | None = None,
+) -> GatewayResponse:
     """The answer that a whole stream of events adds up to, with one choice.
 
     Raises:
         GPTRouterStreamInterruptedError: If the events are not a complete answer.
     """
-    classify_event, is_complete = EventReader(), False
+    classify_event, is_complete = classify_event or EventReader(), False
     calls, function = CallReader(), CallReader()
     texts: list[str] = []
     thoughts: list[str] = []

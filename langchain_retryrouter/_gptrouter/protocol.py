@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from enum import Enum
 from typing import Any, Final, TypeAlias
@@ -379,6 +379,9 @@ def is_function_call(call: Any) -> bool:
 
 # --- events -------------------------------------------------------------------------
 
+# Those whose models the public gateway asks for completions, not chats.
+_COMPLETION_PROVIDERS: Final = frozenset({"anthropic", "openai"})
+
 
 class GatewayEvent(ChunkedGenerationResponse):
     """The SDK's event; the `end` event also has the call's attempt log.
@@ -437,23 +440,29 @@ class EventReader:
 
     The `end` event alone does not make an answer complete: a provider whose stream was
     cut cleanly leaves a normal `end` too, but no finish reason. The updates of
-    completion models have no `finish_reason` key at all; they carry `model` instead.
+    completion models have no `finish_reason` key at all; they carry `model` instead,
+    and an empty answer of theirs has no update.
+
+    Args:
+        providers: The providers of the models that may answer.
     """
 
     __slots__ = ("_is_finished",)
 
-    def __init__(self) -> None:
-        """At the start of a stream."""
-        self._is_finished = False
+    def __init__(self, providers: Collection[str] = ()) -> None:
+        # Whether it is finished; None if an end without any update would be complete.
+        may_be_empty = bool(providers) and _COMPLETION_PROVIDERS.issuperset(providers)
+        self._is_finished = None if may_be_empty else False
 
     def __call__(self, event: ChunkedGenerationResponse) -> ChunkInfo:
         """What `event` means."""
         if event.event == "update":
             data = event.data
-            if data.get("finish_reason") or (
-                "finish_reason" not in data and "model" in data
-            ):
-                self._is_finished = True
+            self._is_finished = bool(
+                self._is_finished
+                or data.get("finish_reason")
+                or ("finish_reason" not in data and "model" in data)
+            )
             text = data.get("text")
             if text:
                 return ChunkInfo(text, is_token=True)
@@ -466,12 +475,15 @@ class EventReader:
                 )
             )
         if event.event == "end":
-            return ChunkInfo(is_end=self._is_finished, is_last=True)
+            return ChunkInfo(is_end=self._is_finished is not False, is_last=True)
         return ChunkInfo()
 
 
 # --- errors -------------------------------------------------------------------------
 
+# It checks its models every 5 minutes, and says so too of a model that is listed with
+# another provider's name, so another attempt soon would get the same.
+_NO_MODELS: Final = re.compile(r"^no models available")
 # The public gateway's own words in `error` events, compared in lower case.
 _KNOWN_MESSAGES: Final = (
     (re.compile(r"^request timed out"), FailureKind.TIMEOUT),
@@ -486,7 +498,7 @@ _KNOWN_MESSAGES: Final = (
     ),
     # Another model of the list may stream; this one never will.
     (re.compile(r"^stream not supported for provider"), FailureKind.NOT_FOUND),
-    (re.compile(r"^no models available"), FailureKind.UNAVAILABLE),
+    (_NO_MODELS, FailureKind.UNAVAILABLE),
     (re.compile(r'^\[\s*\{.*"path"', re.DOTALL), FailureKind.INVALID_REQUEST),
 )
 _LEADING_STATUS: Final = re.compile(r"^([1-5]\d\d)\b")
@@ -514,7 +526,13 @@ def read_error_event(event: Mapping[str, Any]) -> RetryRouterError:
         kind = errors.read_response(status_code, (), event, unix_time=0.0).kind
     report = errors.read_event(dict(event), "error")
     kind = kind or (report.kind if report else FailureKind.SERVER_ERROR)
-    return GPT_ROUTER_ERRORS[kind](message, status_code=status_code, body=dict(event))
+    is_final = _NO_MODELS.match(words)
+    return GPT_ROUTER_ERRORS[kind](
+        message,
+        status_code=status_code,
+        body=dict(event),
+        should_retry=False if is_final else None,
+    )
 
 
 def read_status_error(

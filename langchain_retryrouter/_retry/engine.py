@@ -97,6 +97,7 @@ class RetryController:
         self._context = context
         self._is_stream = is_stream
         self._last_error: RetryRouterError | None = None
+        self._may_have_run = False  # What any failed attempt says.
         self._is_over = False
 
     def begin(self) -> Attempt:
@@ -159,6 +160,7 @@ class RetryController:
         if error is None or self._is_over:
             return False
         self._last_error = error
+        self._may_have_run = self._may_have_run or error.may_have_run
         error.route = self.call_state.route
         decision = self.call_state.failed(
             error.failure,
@@ -209,6 +211,7 @@ class RetryController:
         if not isinstance(error, RetryRouterError):
             return
         error.attempts = state.attempts
+        error.may_have_run = error.may_have_run or self._may_have_run
         if routes_tried := state.routes_tried():
             error.add_note(f"asked in turn: {routes_tried}")
         reason = state.decision.reason if isinstance(state.decision, Stop) else ""

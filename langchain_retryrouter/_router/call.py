@@ -225,6 +225,7 @@ class BaseRouterCall:
         lead = [one for one in failures if one.route == failures[0].route][-1]
         if lead is not error:
             lead.attempts, lead.is_retryable = error.attempts, error.is_retryable
+            lead.may_have_run = lead.may_have_run or error.may_have_run
             for note in getattr(error, "__notes__", ()):
                 lead.add_note(note)
         return _with_others(lead, failures)

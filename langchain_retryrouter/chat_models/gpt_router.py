@@ -75,6 +75,7 @@ from langchain_retryrouter.failures import is_routes_own
 if TYPE_CHECKING:
     from langchain_retryrouter._gptrouter.protocol import (
         Event,
+        EventReader,
         GatewayRequest,
         Response,
     )
@@ -496,8 +497,7 @@ def completion_with_retry(
     context = retry_context(llm, requests)
     notify = notifier(run_manager)
     if is_stream:
-        new_reader = _gptrouter.protocol.EventReader
-        events = stream(context, requests.connect, new_reader, notify)
+        events = stream(context, requests.connect, requests.new_reader, notify)
         return _with_attempt_log(events, context.call_state)
     response = call(context, requests.send, notify)
     if hasattr(response, "retryrouter"):
@@ -517,8 +517,7 @@ async def acompletion_with_retry(
     context = retry_context(llm, requests)
     notify = anotifier(run_manager)
     if is_stream:
-        new_reader = _gptrouter.protocol.EventReader
-        events = astream(context, requests.aconnect, new_reader, notify)
+        events = astream(context, requests.aconnect, requests.new_reader, notify)
         return _awith_attempt_log(events, context.call_state)
     response = await acall(context, requests.asend, notify)
     if hasattr(response, "retryrouter"):  # The SDK's own type has no such field.
@@ -624,13 +623,18 @@ class _GatewayCall:
         is_first = is_from_stream and is_routes_own(error.kind)
         return named or self._requests[: 1 if is_first else 0]
 
+    def new_reader(self) -> EventReader:
+        """What reads the events of the next attempt's stream."""
+        providers = [request.provider_name for request in self._requests]
+        return _gptrouter.protocol.EventReader(providers)
+
     # --- sending ---
 
     def send(self, attempt: Attempt) -> Response:
         """One attempt's answer."""
         if self._streams_inside:
             with contextlib.closing(self.connect(attempt)) as events:
-                return _gptrouter.messages.assemble(events)
+                return _gptrouter.messages.assemble(events, self.new_reader())
         arguments = self._arguments(attempt, is_stream=False)
         if self._is_own:
             return cast("Response", self._client.generate(**arguments))
@@ -641,7 +645,8 @@ class _GatewayCall:
         """Async variant of `send`."""
         if self._streams_inside:
             async with contextlib.aclosing(await self.aconnect(attempt)) as events:
-                return _gptrouter.messages.assemble([event async for event in events])
+                read = [event async for event in events]
+                return _gptrouter.messages.assemble(read, self.new_reader())
         arguments = self._arguments(attempt, is_stream=False)
         with _typed_sdk_errors():
             return cast("Response", await self._client.agenerate(**arguments))

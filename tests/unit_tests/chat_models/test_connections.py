@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from langchain_retryrouter import RetryRouterError, ServerError
+from langchain_retryrouter import InvalidRequestError, RetryRouterError
 from langchain_retryrouter.chat_models import gpt_router
 from langchain_retryrouter.testing import (
     STUB_TEXT,
@@ -31,7 +31,7 @@ from langchain_retryrouter.testing import (
 )
 from tests.unit_tests.conftest import Twin
 
-from .conftest import GPT_4, Env, NewModel
+from .conftest import GPT_4, WAYS, Env, NewModel
 from .frames import END, text_of, update
 
 HANG_UP = Stall(after=1, seconds=60)
@@ -96,12 +96,17 @@ async def test_a_hundred_calls_use_one_connection(
     assert gateway.connections == 1
 
 
-def test_a_prompt_that_is_too_large_is_sent_whole(env: Env) -> None:
-    """A body above the gateway's 1 MiB is sent whole: the gateway refuses it."""
-    with pytest.raises(ServerError):
-        env.invoke(env.llm(max_retries=0), "x" * 3_000_000)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_request_that_is_too_large_is_not_sent(env: Env, way: str) -> None:
+    """A body above the gateway's 1 MiB is refused before sending, and not repeated."""
+    llm = env.llm(streaming=way == "streaming invoke")
+    ask = env.stream if way == "stream" else env.invoke
 
-    assert len(env.gateway.requests[0].body) > 3_000_000
+    with pytest.raises(InvalidRequestError, match=r"1,048,576; shorten") as caught:
+        ask(llm, "x" * 1024 * 1024)
+    assert (caught.value.may_have_run, env.gateway.requests) == (False, [])
+
+    env.invoke(llm, "x" * (1024 * 1024 - 1000))
 
 
 FAILURES: list[Step] = [

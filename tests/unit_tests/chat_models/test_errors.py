@@ -12,6 +12,7 @@ from langchain_retryrouter import (
     APIConnectionError,
     APITimeoutError,
     AuthenticationError,
+    GPTRouterModel,
     InvalidRequestError,
     MalformedResponseError,
     NotFoundError,
@@ -94,7 +95,6 @@ RETRIED_STREAMS: dict[str, Row] = {
         for told, error in {
             "Request timed out.": APITimeoutError,
             "Connection error.": APIConnectionError,
-            "No models available": UnavailableError,
         }.items()
     },
 }
@@ -110,6 +110,8 @@ FINAL: dict[str, Row] = {
     "404": (Status(404), (NotFoundError,), 404, ""),
     "422": (Status(422), (InvalidRequestError,), 422, ""),
 }
+NO_STREAM = "Stream not supported for provider cohere"
+NO_MODELS = "No models available"
 NOWHERE = "Provider with name nope does not exist"
 FINAL_STREAMS: dict[str, Row] = {
     "event 401": (ErrorEvent("no", status=401), (AuthenticationError,), 401, "401 no"),
@@ -120,6 +122,8 @@ FINAL_STREAMS: dict[str, Row] = {
         "400 bad",
     ),
     "provider": (ErrorEvent(NOWHERE), (NotFoundError,), None, NOWHERE),
+    "cohere": (ErrorEvent(NO_STREAM), (NotFoundError,), None, NO_STREAM),
+    "no models": (ErrorEvent(NO_MODELS), (UnavailableError,), None, NO_MODELS),
 }
 
 
@@ -356,3 +360,32 @@ def test_a_broken_stream_inside_invoke_is_an_error(env: Env, step: Step) -> None
 
     with pytest.raises(StreamInterruptedError):
         env.ask("streaming invoke")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_error_says_whether_any_attempt_may_have_run(env: Env, way: str) -> None:
+    """A refused last attempt does not hide that the one before it may have run."""
+    env.gateway.script(Hangup(), Status(401))
+    with pytest.raises(AuthenticationError) as caught:
+        env.ask(way)
+    assert (caught.value.attempts, caught.value.may_have_run) == (2, True)
+
+    env.gateway.script(Status(429), Status(401))
+    with pytest.raises(AuthenticationError) as caught:
+        env.ask(way)
+    assert (caught.value.attempts, caught.value.may_have_run) == (2, False)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("provider", ["anthropic", "openai"])
+def test_an_empty_answer_of_a_completion_model_is_an_answer(
+    env: Env, way: str, provider: str
+) -> None:
+    """A stream of theirs has no update then, and is not an interrupted one."""
+    env.gateway.always(Answer(text=""))
+    model = GPTRouterModel(name="claude-2", provider_name=provider)
+
+    answer = env.ask(way, models_priority_list=[model])
+
+    assert (answer.content, answer.response_metadata["model_name"]) == ("", "claude-2")
+    assert len(env.gateway.requests) == 1
