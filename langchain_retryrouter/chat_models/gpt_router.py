@@ -455,15 +455,16 @@ def get_ordered_generation_requests(
     """
     kwargs.pop("stream", None)
     params = _gptrouter.protocol.build_params(kwargs)
-    return [
-        _gptrouter.protocol.GatewayRequest(
+    requests = []
+    for order, model in enumerate(models_priority_list, start=1):
+        request = _gptrouter.protocol.GatewayRequest(
             model_name=model.name,
             provider_name=model.provider_name,
             order=order,
             prompt_params=params,
         )
-        for order, model in enumerate(models_priority_list, start=1)
-    ]
+        requests.append(request)
+    return requests
 
 
 def completion_with_retry(
