@@ -442,7 +442,7 @@ class GPTRouter(GatewayConnection, RetryVisibleChatModel):
 
 def get_ordered_generation_requests(
     models_priority_list: list[GPTRouterModel], **kwargs: Any
-) -> list[GatewayRequest]:
+) -> list[_gptrouter.protocol.GatewayRequest]:
     """What the SDK's client sends for a list of models: a request for each, in order.
 
     Args:
@@ -472,7 +472,7 @@ def completion_with_retry(
     models_priority_list: list[GPTRouterModel],
     run_manager: CallbackManagerForLLMRun | None = None,
     **kwargs: Any,
-) -> Response | Generator[Event, None, None]:
+) -> _gptrouter.protocol.Response | Generator[_gptrouter.protocol.Event, None, None]:
     """The gateway's answer, with retries that `run_manager` sees.
 
     Args:
@@ -511,7 +511,7 @@ async def acompletion_with_retry(
     models_priority_list: list[GPTRouterModel],
     run_manager: AsyncCallbackManagerForLLMRun | None = None,
     **kwargs: Any,
-) -> Response | AsyncGenerator[Event, None]:
+) -> _gptrouter.protocol.Response | AsyncGenerator[_gptrouter.protocol.Event, None]:
     """Async variant of `completion_with_retry`."""
     is_stream = bool(kwargs.pop("stream", False))
     requests = _GatewayCall(llm, models_priority_list, kwargs)
