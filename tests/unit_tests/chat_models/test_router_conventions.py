@@ -275,7 +275,9 @@ def test_no_fallback_takes_over_in_the_middle(
 ) -> None:
     """Once a token was handed over, another model would say it again."""
     backup.script(Cut(after=1))
-    router = new_router().with_fallbacks([FakeListChatModel(responses=["other"])])
+    router = new_router(stream_recovery="error").with_fallbacks(
+        [FakeListChatModel(responses=["other"])]
+    )
     chunks: list[Any] = []
 
     with pytest.raises(StreamInterruptedError):
