@@ -278,7 +278,7 @@ class CircuitBreaker:
             is_early: Whether a probe may come before the end of a pause that the
                 server did not ask for.
             is_first: Whether the call has asked no route yet, since all refuse. Then
-                one early probe may come in each pause, whoever asked for it.
+                one early probe may come in each pause.
             awaits_probe: Whether to wait for another call's probe in any pause.
         """
         with self._lock:
