@@ -568,6 +568,16 @@ class CallPiece:
     name: str | None = None
     arguments: str | None = None
 
+    def is_followed_by(self, name: str | None, arguments: str) -> bool:
+        """Whether a piece of this name, without an id, begins the next call."""
+        if not (name and self.name and self.arguments):
+            return False
+        return name != self.name or (
+            arguments != self.arguments
+            and _is_json_object(arguments)
+            and _is_json_object(self.arguments)
+        )
+
 
 class CallReader:
     """Joins the pieces of one stream's tool calls.
@@ -603,7 +613,7 @@ class CallReader:
         if not (id_ or name or arguments):
             return None
         call = self._find(index, id_, name)
-        if call is None or (id_ is None and _is_another(call, name, arguments)):
+        if call is None or (id_ is None and call.is_followed_by(name, arguments)):
             taken = {known.index for _, known in self._calls}
             if index is None or index in taken:
                 own = max(taken, default=-1) + 1
@@ -636,17 +646,6 @@ class CallReader:
             else:
                 return None if name and call.name else call
         return None
-
-
-def _is_another(call: CallPiece, name: str | None, arguments: str) -> bool:
-    """Whether a piece of this name, without an id, begins a call after `call`."""
-    if not (name and call.name and call.arguments):
-        return False
-    return name != call.name or (
-        arguments != call.arguments
-        and _is_json_object(arguments)
-        and _is_json_object(call.arguments)
-    )
 
 
 def _is_json_object(text: str) -> bool:

@@ -135,12 +135,19 @@ def _new_client(settings: ClientSettings, *, is_async: bool) -> tuple[Any, Any]:
     """An SDK client that does not retry, and its HTTP client if we made it."""
     own = None
     if settings.http_client is None:
-        hook: Any = _aread_as_utf8 if is_async else _read_as_utf8
+        # JSON is UTF-8 (RFC 8259); a server may name a charset that decodes no text.
+
+        def read_as_utf8(response: Any) -> None:
+            response.encoding = "utf-8"
+
+        async def aread_as_utf8(response: Any) -> None:
+            read_as_utf8(response)
+
         options: dict[str, Any] = {
             "verify": _ssl_context(*map(os.environ.get, _CERTIFICATES)),
             # A redirect would send the API key to another host.
             "follow_redirects": False,
-            "event_hooks": {"response": [hook]},
+            "event_hooks": {"response": [aread_as_utf8 if is_async else read_as_utf8]},
         }
         if settings.proxy is not None:
             options["proxy"] = settings.proxy
@@ -175,15 +182,6 @@ def _ssl_context(*_certificates: str | None) -> Any:
     # `httpx`, or `httpx2` from openai 3 on.
     name = openai.DefaultHttpxClient.__base__.__module__.partition(".")[0]
     return sys.modules[name].create_ssl_context()
-
-
-def _read_as_utf8(response: Any) -> None:
-    # JSON is UTF-8 (RFC 8259); a server may name a charset that decodes no text.
-    response.encoding = "utf-8"
-
-
-async def _aread_as_utf8(response: Any) -> None:
-    response.encoding = "utf-8"
 
 
 # Sharing clients.

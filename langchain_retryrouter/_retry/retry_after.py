@@ -88,10 +88,18 @@ def read_advice(headers: Headers, *, unix_time: float) -> ServerAdvice:
         unix_time: The time now in seconds since the Unix epoch, for an HTTP date in an
             answer that has no `Date` of its own.
     """
-    fields = _collect(headers)
+    pairs = headers.items() if isinstance(headers, Mapping) else headers
+    fields: dict[str, list[str]] = {}
+    for name, value in pairs:
+        if len(value) <= _LONGEST_LINE:
+            field = name.lower().removeprefix(_HANDED_ON)
+            fields.setdefault(field, []).append(value.strip())
+    spelled = {value.lower() for value in fields.get("x-should-retry", ())}
     return ServerAdvice(
         retry_after=_read_retry_after(fields, unix_time),
-        should_retry=_read_should_retry(fields.get("x-should-retry", ())),
+        should_retry=(
+            False if "false" in spelled else True if "true" in spelled else None
+        ),
     )
 
 
@@ -109,38 +117,21 @@ def read_wait(sentence: str) -> float | None:
     )
 
 
-def _collect(headers: Headers) -> dict[str, list[str]]:
-    pairs = headers.items() if isinstance(headers, Mapping) else headers
-    fields: dict[str, list[str]] = {}
-    for name, value in pairs:
-        if len(value) <= _LONGEST_LINE:
-            field = name.lower().removeprefix(_HANDED_ON)
-            fields.setdefault(field, []).append(value.strip())
-    return fields
-
-
-def _read_should_retry(values: Iterable[str]) -> bool | None:
-    spelled = {value.lower() for value in values}
-    if "false" in spelled:
-        return False
-    return True if "true" in spelled else None
-
-
 def _read_retry_after(
     fields: Mapping[str, list[str]], unix_time: float
 ) -> float | None:
     # The server's own `Date` takes a skew between the two clocks out of the sum.
     dates = [_timestamp(value) for value in fields.get("date", ())]
     now = next((date for date in dates if date is not None), unix_time)
+    milliseconds = (_number(value) for value in fields.get("retry-after-ms", ()))
     waits = [
-        *(_milliseconds(value) for value in fields.get("retry-after-ms", ())),
+        *(None if value is None else value / 1000 for value in milliseconds),
         *(_seconds_or_date(value, now) for value in fields.get("retry-after", ())),
         *(_number(value) for value in fields.get("x-ratelimit-reset-after", ())),
     ]
-    return _longest(waits) if any(v is not None for v in waits) else _reset(fields, now)
-
-
-def _reset(fields: Mapping[str, list[str]], now: float) -> float | None:
+    if any(wait is not None for wait in waits):
+        return _longest(waits)
+    # Without those, the end of the limit that is used up.
     waits = [
         _duration_or_moment(value, now)
         for reset, remaining in _RESETS
@@ -162,11 +153,6 @@ def _number(text: str) -> float | None:
     """A number as servers write it: no minus, no exponent, no `inf` or `nan`."""
     is_number = len(text) <= _LONGEST_VALUE and _NUMBER.fullmatch(text)
     return float(text) if is_number else None
-
-
-def _milliseconds(text: str) -> float | None:
-    value = _number(text)
-    return None if value is None else value / 1000
 
 
 def _seconds_or_date(text: str, now: float) -> float | None:

@@ -232,7 +232,7 @@ class ThreadedStream(Generic[T]):
             APIConnectionError: Another thread aborted the stream.
             TimeLimitError: It took longer than `seconds`.
         """
-        return result_within(seconds, self.submit(_next_event))
+        return result_within(seconds, self.submit(lambda events: next(events, END)))
 
     def __iter__(self) -> Iterator[T]:
         """The events, without a limit."""
@@ -289,10 +289,6 @@ class ThreadedStream(Generic[T]):
     def _close_source(self) -> None:
         if self._source is not None:
             self._source.close()
-
-
-def _next_event(events: Iterator[T]) -> T | End:
-    return next(events, END)
 
 
 Request = TypeVar("Request")
