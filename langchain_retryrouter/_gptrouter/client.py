@@ -49,7 +49,7 @@ Timeout: TypeAlias = float | tuple[float, float] | None
 
 _GENERATE: Final = "/v1/generate"
 _OK: Final = 200
-# The gateway answers a larger body with an opaque 500, or cuts the connection.
+# The public gateway answers a larger body with an opaque 500, or cuts the connection.
 _MAX_REQUEST_BYTES: Final = 1024 * 1024
 _NO_BODY: Final = frozenset({202, 204})
 _NO_HEADERS: Final[Any] = MappingProxyType({})
@@ -230,7 +230,7 @@ class GatewayClient(GPTRouterClient):
                 return None
             return read_json(body, _OK)
         except Exception as error:
-            self.raise_typed(error)
+            self.raise_typed(error, request)
             raise
 
     async def apost(
@@ -246,7 +246,7 @@ class GatewayClient(GPTRouterClient):
                 return None
             return read_json(body, _OK)
         except Exception as error:
-            self.raise_typed(error)
+            self.raise_typed(error, request)
             raise
 
     async def aevents(
@@ -274,7 +274,7 @@ class GatewayClient(GPTRouterClient):
                     if parser.is_over:
                         await http.adrain(response)
         except Exception as error:
-            self.raise_typed(error)
+            self.raise_typed(error, request)
             raise
 
     def build_request(
@@ -291,7 +291,6 @@ class GatewayClient(GPTRouterClient):
 
         Raises:
             UnsupportedOptionError: If the payload cannot be written as JSON.
-            GPTRouterInvalidRequestError: If it is larger than the gateway accepts.
         """
         limits = cast("Timeout", self.request_timeout)
         connect, read = limits if isinstance(limits, tuple) else (limits, limits)
@@ -312,15 +311,6 @@ class GatewayClient(GPTRouterClient):
         except (TypeError, ValueError, RecursionError) as error:
             msg = f"the request cannot be written as JSON: {error}"
             raise UnsupportedOptionError(msg) from error
-        if len(body) > _MAX_REQUEST_BYTES:
-            msg = (
-                f"nothing was sent: the request has {len(body):,} bytes, the gateway"
-                f" accepts {_MAX_REQUEST_BYTES:,}; shorten it, or give large pictures"
-                " by their URL"
-            )
-            raise GPT_ROUTER_ERRORS[FailureKind.INVALID_REQUEST](
-                msg, may_have_run=False
-            )
         return {
             "origin": self._origin,
             "url": self._root + path,
@@ -330,13 +320,27 @@ class GatewayClient(GPTRouterClient):
             "read": read,
         }
 
-    def raise_typed(self, error: Exception) -> None:
+    def raise_typed(self, error: Exception, request: Mapping[str, Any]) -> None:
         """Raise an exception of the HTTP libraries as ours; do nothing with others.
 
-        The key is taken out of the texts of both.
+        The key is taken out of the texts of both. A failure of the gateway at a body
+        that the public one never accepts is not retried.
         """
         mask([self.api_key], error)
         typed = _type_error(error)
+        failed = error if typed is None else typed
+        size = len(request["body"])
+        if (
+            isinstance(failed, RetryRouterError)
+            and failed.kind in {FailureKind.SERVER_ERROR, FailureKind.CONNECTION}
+            and size > _MAX_REQUEST_BYTES
+        ):
+            failed.should_retry = False
+            failed.add_note(
+                f"not retried: the request has {size:,} bytes, and the public gateway"
+                f" fails above {_MAX_REQUEST_BYTES:,}; shorten it, or give large"
+                " pictures by their URL"
+            )
         if typed is not None:
             raise typed from error
 
@@ -406,7 +410,7 @@ class EventStream:
                     if parser.is_over:
                         http.drain(response)
         except Exception as error:
-            self._client.raise_typed(error)
+            self._client.raise_typed(error, self._request)
             raise
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import io
 import os
 import ssl
 import sys
@@ -41,6 +42,8 @@ _DRAIN_SECONDS: Final = 0.25
 # Pythons whose TLS connections stay open if the server does not agree to close them
 # (python/cpython#118960); aiohttp closes them if asked, and warns on other Pythons.
 _LEAKS_TLS: Final = sys.version_info < (3, 12, 8) or sys.version_info[:3] == (3, 13, 0)
+# aiohttp warns about larger bodies that are given as bytes.
+_LARGE_BODY: Final = 1024 * 1024
 
 
 class ResponseTooLargeError(Exception):
@@ -259,7 +262,7 @@ async def apost(
         response = await current.session.post(
             url,
             headers=headers,
-            data=body,
+            data=body if len(body) <= _LARGE_BODY else io.BytesIO(body),
             timeout=_aiohttp().ClientTimeout(sock_connect=connect, sock_read=read),
             allow_redirects=False,
             proxy=origin.proxy,

@@ -211,7 +211,7 @@ def test_a_request_that_is_not_read_is_a_timeout(
         )
 
         with within(), pytest.raises(APITimeoutError):
-            getattr(env, way)(llm, A_LONG_PROMPT[:1_000_000])
+            getattr(env, way)(llm, A_LONG_PROMPT)
 
     with warnings.catch_warnings():
         # asyncio's own, for a connection that cannot send what is left in its buffer.
