@@ -180,7 +180,9 @@ class RetryRouter(RetryVisibleChatModel):
     hedge_after: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Seconds without a token after which a second route is asked for the stream too.
 
-    The first one to send a token is used, and the other one's connection is closed.
+    The first one to send a token is used. The other one's connection is closed: at once
+    in async code, in sync code when its next event arrives or its model's own timeout
+    is over.
     Each such request draws on the budget, so that there is none while that is low.
     """
 
