@@ -138,6 +138,9 @@ _BY_CODE: Final = {
     "data_inspection_failed": FailureKind.CONTENT_FILTER,
     "rate_limit_exceeded": FailureKind.RATE_LIMIT,
     "server_error": FailureKind.SERVER_ERROR,
+    # Groq's 400s, of a model that wrote no valid JSON.
+    "tool_use_failed": FailureKind.MALFORMED,
+    "json_validate_failed": FailureKind.MALFORMED,
 }
 
 _CONTEXT: Final = r"(?:context|model) ?(?:length|window|size|limit)"
@@ -154,8 +157,11 @@ _BY_WORDS: Final = tuple(
                 rf"(?:exceed|overflow|longer than|maximum).{{0,60}}{_CONTEXT}",
                 r"context the overflows",
                 r"(?:prompt|inputs?|messages?) (?:is|are) too (?:long|large)",
-                r"too (?:long|large) for (?:the )?(?:requested )?model",
-                r"maximum (?:prompt|input) length",
+                r"too (?:long|large) for .{0,80}\bmodel\b",
+                r"\brequest too large for\b",
+                r"max(?:imum)? (?:prompt|input) length",
+                r"(?:prompt|input|messages?) exceeds? (?:the )?max(?:imum)? length",
+                r"tokens? count.{0,30}only supports",
                 r"(?:input|prompt|total).{0,40}tokens?\b.{0,40}exceed",
                 r"exceed.{0,40}(?:number of tokens|model token limit)",
                 r"too many (?:input )?tokens:",
@@ -173,8 +179,9 @@ _BY_WORDS: Final = tuple(
                 r"usage (?:guideline|polic)",
                 r"safety system",
                 r"(?:input|prompt|request|message|content).{0,60}\bflagged",
-                r"inappropriate content",
+                r"(?:inappropriate|unsafe|sensitive|harmful|nsfw)(?: or \w+)? content",
                 r"requires moderation",
+                r"\bguardrails?\b",
             ),
         ),
         (
@@ -183,12 +190,12 @@ _BY_WORDS: Final = tuple(
                 r"exceeded your current quota",
                 r"insufficient (?:quota|balance|credit|fund)",
                 r"(?:credit|balance).{0,30}(?:too low|exhausted|depleted)",
-                r"used all available credits|out of credits",
-                r"(?:spending|usage) limit",
+                r"used all available credits|(?:out of|any|enough) credits",
+                r"(?:spend(?:ing)?|usage|credit) limit",
                 r"\bbilling\b",
                 r"payment required",
                 r"quota reached",
-                r"(?:per|/) ?(?:day|month)",
+                r"(?:per|/)[ -]?(?:day|month)",
                 r"\b(?:daily|monthly) .{0,30}(?:limit|quota)",
             ),
         ),
@@ -196,6 +203,7 @@ _BY_WORDS: Final = tuple(
             FailureKind.AUTHENTICATION,
             (
                 r"api[ -]?key.{0,30}(?:not valid|invalid|expired|incorrect|missing)",
+                r"api[ -]?key not found|security token.{0,30}(?:invalid|expired)",
                 r"(?:invalid|incorrect|expired|missing|no) (?:api[ -]?key|auth)",
                 r"(?:invalid|incorrect|expired|missing|no) credentials",
                 r"authentication (?:failed|fails)",
@@ -212,9 +220,9 @@ _BY_WORDS: Final = tuple(
             FailureKind.NOT_FOUND,
             (
                 r"\bmodel.{0,100}?\b(?:not exist|not found|no longer|decommissioned)",
-                r"\bmodel.{0,100}?\b(?:been|is) (?:deprecated|retired|removed)",
+                r"\bmodel.{0,100}?\b(?:been|is|was) (?:deprecated|retired|removed)",
                 r"\bmodel (?:`[^`]+` |'[^']+' )?(?:is )?not (?:supported|available)",
-                r"(?:invalid|unknown|unsupported|no such) model(?: name| id|$)",
+                r"(?:invalid|unknown|unsupported|no such) model(?: name| id|:|$)",
                 r"not a valid model|model identifier is invalid",
             ),
         ),
@@ -223,13 +231,16 @@ _BY_WORDS: Final = tuple(
 # An error without a status, as inside a stream, may be one that passes.
 _PASSING: Final = (
     (FailureKind.RATE_LIMIT, re.compile(r"rate limit|too many requests|throttl")),
-    (FailureKind.UNAVAILABLE, re.compile(r"overloaded|over capacity|is busy")),
+    (
+        FailureKind.UNAVAILABLE,
+        re.compile(r"overloaded|capacity|is busy|slow down|loading"),
+    ),
 )
 _SHORT_WINDOW: Final = re.compile(r"per ?(?:second|minute|hour)\b")
 _LONGEST_TEXT: Final = 10_000
 
 # A code or a sentence may sharpen what these statuses say; it never overrules others.
-_SHARPENED_BY_TEXT: Final = frozenset({None, 400, 403, 412, 413, 422, 429})
+_SHARPENED_BY_TEXT: Final = frozenset({None, 400, 403, 412, 413, 422, 429, 500})
 _UNAUTHORIZED: Final = 401
 _TOO_MANY_REQUESTS: Final = 429
 
@@ -305,10 +316,14 @@ def classify(
 
 
 def _may_sharpen(status_code: int | None, kind: FailureKind) -> bool:
-    # A 429 is a rate limit or a used-up quota; a 4xx is never a server error.
+    # A 429 is a rate limit or a used-up quota; a 4xx is never a server error. Ollama
+    # answers a prompt that is too long with a 500.
     if status_code == _TOO_MANY_REQUESTS:
         return kind in {FailureKind.QUOTA, FailureKind.RATE_LIMIT}
-    return status_code is None or not is_retryable(kind)
+    if status_code == _SERVER_ERROR:
+        return kind is FailureKind.CONTEXT_OVERFLOW
+    is_final = not is_retryable(kind) or kind is FailureKind.MALFORMED
+    return status_code is None or is_final
 
 
 def _by_words(text: str, status_code: int | None) -> FailureKind | None:

@@ -188,6 +188,9 @@ _STATUS_BY_NAME: Final = {
     for name in names.split()
 }
 _SUFFIX: Final = re.compile(r"(?:error|exception)+$")
+_LEAST_SUFFIX: Final = 7
+# No wait helps a request that is larger than the limit of a minute.
+_NEVER_FITS: Final = re.compile(r"\brequest too large for\b", re.IGNORECASE)
 # The kinds that only a field of the request explains.
 _CONTENT_PARAM: Final = re.compile(
     r"(?:^|\.)(?:content|prompt|input|text|instructions|system)(?:$|[.\[])"
@@ -215,18 +218,20 @@ def _report(
     body = _json.cut(_parsed(body))
     facts = _facts_in(body)
     names = list(_names_in(facts))
+    ids = {name.lower(): value for name, value in reversed(headers)}
+    if amazons := ids.get("x-amzn-errortype", "").partition(":")[0]:
+        names.insert(0, amazons)
     sentence = _sentence_in(facts, body)
     meant = status
     if status is None or status < _REDIRECT:
         # An error inside a stream or a 200. A 200 with a page is not even that.
         meant = _implied_status(names) if facts or status is None else status
         status = None
-    elif implied := _implied_status(names):
+    elif implied := _implied_status(names, has_status=True):
         # The names of Amazon's say more than its statuses: throttling may be a 400, a
         # failing model is a 424.
-        amazons = (str(facts.get(key)) for key in ("code", "__type"))
         is_sharper = status == _BAD_REQUEST and implied in {401, 402, 403, 404}
-        if is_sharper or any(name.endswith("Exception") for name in amazons):
+        if is_sharper or any(name.endswith("Exception") for name in names):
             meant = implied
     metadata = facts.get("metadata")
     raw = metadata.get("raw") if isinstance(metadata, Mapping) else None
@@ -246,7 +251,6 @@ def _report(
     # OpenAI's code may be null: it has nothing to say beyond the type then.
     words = [name for name in names if not name.isdecimal()] or names
     code = words[0] if words and facts.get("code", "") is not None else None
-    ids = {name.lower(): value for name, value in reversed(headers)}
     place = ids.get("location", "")
     if status is not None and status < _BAD_REQUEST and place:
         sentence = f"not redirected to {_excerpt(place)} with the API key. {sentence}"
@@ -270,6 +274,8 @@ def _report(
 def _kind_of(
     status: int | None, names: list[str], text: str, param: Any, *, is_event: bool
 ) -> FailureKind:
+    if _NEVER_FITS.search(text):
+        return FailureKind.CONTEXT_OVERFLOW
     if isinstance(param, str) and not _CONTENT_PARAM.search(param):
         names = [name for name in names if name != "string_above_max_length"]
     if is_event and (status is None or status >= _SERVER_ERROR):
@@ -290,7 +296,7 @@ def _kind_of(
     return kind
 
 
-def _implied_status(names: list[str]) -> int | None:
+def _implied_status(names: list[str], *, has_status: bool = False) -> int | None:
     for name in names:
         # OpenRouter, vLLM and LiteLLM put the HTTP status into `code`.
         if re.fullmatch(r"[45]\d\d", name):
@@ -299,6 +305,10 @@ def _implied_status(names: list[str]) -> int | None:
         plain = _SUFFIX.sub("", plain)
         if found := _STATUS_BY_NAME.get(plain):
             return found
+        if not has_status:  # DeploymentNotFound, gateway_timeout
+            for known, found in _STATUS_BY_NAME.items():
+                if len(known) >= _LEAST_SUFFIX and plain.endswith(known):
+                    return found
     return _BAD_REQUEST if any(name.startswith("invalid_") for name in names) else None
 
 

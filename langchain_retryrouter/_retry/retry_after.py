@@ -43,7 +43,8 @@ _AMOUNT: Final = (
 )
 _NAMELESS: Final = re.sub(r"\?P<\w+>", "?:", _AMOUNT)
 _WAIT: Final = re.compile(
-    rf"\b(?:try again|retry|wait)(?: \w+)?? ((?:{_NAMELESS}(?:,? and |,? )?)+)"
+    r"\b(?:try again|retry|wait|available|resets?)(?: \w+)??"
+    rf" ((?:{_NAMELESS}(?:,? and |,? )?)+)"
 )
 _ONE_AMOUNT: Final = re.compile(_AMOUNT)
 _HANDED_ON: Final = "llm_provider-"

@@ -75,6 +75,19 @@ def test_the_llm_classes_find_the_same(entry: dict[str, Any]) -> None:
     check(caught.value, entry)
 
 
+@pytest.mark.parametrize("entry", DATA["wordings"])
+def test_a_wording_has_its_kind(entry: dict[str, Any]) -> None:
+    """What providers write of contexts, filters, quotas, models and keys is known."""
+    with FaultyGateway() as gateway:
+        headers = {"content-type": "application/json", **entry.get("headers", {})}
+        gateway.script(Status(entry["status"], headers, entry["body"]))
+        error = error_of(
+            WAYS[0], RetryRouter(routes=[chat_openai(gateway)], retry_policy=ONCE)
+        )
+    assert (error.kind, error.status_code) == (entry["kind"], entry["status"])
+    assert error.retry_after == entry.get("asked")
+
+
 @pytest.mark.parametrize("entry", DATA["events"], ids=lambda entry: entry["name"])
 def test_an_event_is_an_error_or_not(entry: dict[str, Any]) -> None:
     """Every dialect of an error inside a stream is known, and no chunk is one."""
