@@ -84,6 +84,7 @@ def test_a_wording_has_its_kind(entry: dict[str, Any]) -> None:
         error = error_of(
             WAYS[0], RetryRouter(routes=[chat_openai(gateway)], retry_policy=ONCE)
         )
+    assert isinstance(error, RetryRouterError)
     assert (error.kind, error.status_code) == (entry["kind"], entry["status"])
     assert error.retry_after == entry.get("asked")
 
