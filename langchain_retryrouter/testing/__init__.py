@@ -6,8 +6,7 @@ tests of back-off run without sleeping. `langchain_retryrouter.testing.fixtures`
 both as pytest fixtures.
 """
 
-from langchain_retryrouter.testing.clock import FakeClock
-from langchain_retryrouter.testing.exchange import (
+from langchain_retryrouter.testing._exchange import (
     STUB_TEXT,
     FunctionCall,
     RecordedRequest,
@@ -15,7 +14,7 @@ from langchain_retryrouter.testing.exchange import (
     ToolCall,
     Usage,
 )
-from langchain_retryrouter.testing.faults import (
+from langchain_retryrouter.testing._faults import (
     Answer,
     Body,
     Cut,
@@ -35,6 +34,7 @@ from langchain_retryrouter.testing.faults import (
     Status,
     Truncate,
 )
+from langchain_retryrouter.testing.clock import FakeClock
 from langchain_retryrouter.testing.server import FaultyGateway
 
 __all__ = [

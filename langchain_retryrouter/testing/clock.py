@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import types
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from itertools import repeat
 from typing import Any, Self
 
@@ -14,7 +14,7 @@ class FakeClock:
     """A clock for tests: time, waiting and random numbers under the test's control.
 
     Waiting moves the time forward at once and is recorded in `sleeps`, so that back-off
-    is tested without sleeping. Threads may share it.
+    is tested without sleeping. Threads may share it, and so do the copies of a model.
 
     Example:
         ```python
@@ -44,20 +44,18 @@ class FakeClock:
         """
         self._monotonic = _finite("monotonic", monotonic)
         self._unix_time = _finite("unix_time", unix_time)
-        self._numbers: Iterator[float]
-        if isinstance(random, Iterable):
-            self._numbers = iter(random)
-        else:
-            self._numbers = repeat(_in_unit_interval(random))
+        if not isinstance(random, Iterable):
+            random = repeat(_in_unit_interval(random))
+        self._numbers = iter(random)
         self._sleeps: list[float] = []
         self._lock = threading.Lock()
 
     def __copy__(self) -> Self:
-        """The same clock: a copy of a model shares its time."""
+        """The same clock."""
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """The same clock: a copy of a model shares its time."""
+        """The same clock."""
         return self
 
     @property
@@ -68,13 +66,11 @@ class FakeClock:
 
     def monotonic(self) -> float:
         """Seconds on a clock that never goes back."""
-        with self._lock:
-            return self._monotonic
+        return self._monotonic
 
     def time(self) -> float:
         """Seconds since the Unix epoch."""
-        with self._lock:
-            return self._unix_time
+        return self._unix_time
 
     def random(self) -> float:
         """The next number in `[0, 1)`.
@@ -89,40 +85,29 @@ class FakeClock:
             raise ValueError(msg)
         return _in_unit_interval(number)
 
-    def sleep(self, seconds: float) -> None:
-        """Move the time forward by `seconds`, and record the wait.
-
-        Raises:
-            ValueError: `seconds` is negative or not finite.
-        """
-        self._pass(seconds, waited=True)
-
-    async def asleep(self, seconds: float) -> None:
-        """Do what `sleep` does, and let the other tasks run once.
-
-        Raises:
-            ValueError: `seconds` is negative or not finite.
-        """
-        self._pass(seconds, waited=True)
-        await _one_turn_of_the_loop()
-
     def advance(self, seconds: float) -> None:
         """Move the time forward by `seconds` without a wait.
 
         Raises:
             ValueError: `seconds` is negative or not finite.
         """
-        self._pass(seconds, waited=False)
-
-    def _pass(self, seconds: float, *, waited: bool) -> None:
         if _finite("seconds", seconds) < 0:
             msg = f"FakeClock: seconds={seconds!r} is negative, time does not go back"
             raise ValueError(msg)
         with self._lock:
             self._monotonic += seconds
             self._unix_time += seconds
-            if waited:
-                self._sleeps.append(seconds)
+
+    def sleep(self, seconds: float) -> None:
+        """Move the time forward as `advance` does, and record the wait."""
+        self.advance(seconds)
+        with self._lock:
+            self._sleeps.append(seconds)
+
+    async def asleep(self, seconds: float) -> None:
+        """Do what `sleep` does, and let the other tasks run once."""
+        self.sleep(seconds)
+        await _one_turn_of_the_loop()
 
 
 def _finite(name: str, value: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 import socket
 import struct
@@ -11,35 +12,33 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any, Self, cast
 
 import h11
 
-from langchain_retryrouter.testing.exchange import (
+from langchain_retryrouter.testing._exchange import (
     JSON_HEADERS,
     STUB_TEXT,
-    BodyResponse,
     Delivery,
     Edition,
-    Entry,
     Exchange,
     Outcome,
-    ProtocolName,
     RecordedRequest,
-    RequestLog,
     ResolvedAnswer,
+    Response,
     Step,
     compact_json,
 )
-from langchain_retryrouter.testing.faults import (
+from langchain_retryrouter.testing._faults import (
     HEALTHY,
     Answer,
     ScriptedStep,
     Status,
 )
-from langchain_retryrouter.testing.gptrouter_api import GPTRouterExchange
-from langchain_retryrouter.testing.openai_api import OpenAIExchange
+from langchain_retryrouter.testing._gptrouter_api import GPTRouterExchange
+from langchain_retryrouter.testing._openai_api import OpenAIExchange
 
 _HOST = "127.0.0.1"
 _LAST_PORT = 65535
@@ -52,20 +51,96 @@ _BAD_REQUEST = (
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # linger for zero seconds: close() sends RST
 
 
-class Server:
-    """A listening socket and the thread that serves it."""
+class _Log:
+    """The requests and the connections of one gateway."""
+
+    def __init__(self, keep: int | None) -> None:
+        self.changed = threading.Condition()
+        self._listeners: set[Callable[[], object]] = set()
+        self._requests: deque[RecordedRequest] = deque(maxlen=keep)
+        self.requests_begun = 0
+        self.connections = 0
+        self.open_connections = 0
+
+    @property
+    def requests(self) -> list[RecordedRequest]:
+        with self.changed:
+            return [copy.copy(request) for request in self._requests]
+
+    def clear(self) -> None:
+        with self.changed:
+            self._requests.clear()
+
+    def count_connection(self, change: int) -> int:
+        """One more is open, or one less; returns how many there ever were."""
+        with self.changed:
+            self.connections += max(change, 0)
+            self.open_connections += change
+            self._notify()
+            return self.connections
+
+    def begin(self, request: RecordedRequest) -> None:
+        with self.changed:
+            self._requests.append(request)
+            self._notify()
+
+    def end(self, request: RecordedRequest, outcome: Outcome) -> None:
+        with self.changed:
+            request.outcome = outcome
+            self._notify()
+
+    def wait_for(self, predicate: Callable[[], bool], timeout: float) -> None:
+        with self.changed:
+            if not self.changed.wait_for(predicate, timeout):
+                raise TimeoutError(self._report(timeout))
+
+    async def await_for(
+        self,
+        predicate: Callable[[], bool],
+        timeout: float,  # noqa: ASYNC109 - as in `wait_for`
+    ) -> None:
+        changed = asyncio.Event()
+        listener = partial(asyncio.get_running_loop().call_soon_threadsafe, changed.set)
+        with self.changed:
+            self._listeners.add(listener)
+        try:
+            async with asyncio.timeout(timeout):
+                while not predicate():
+                    await changed.wait()
+                    changed.clear()
+        except TimeoutError:
+            raise TimeoutError(self._report(timeout)) from None
+        finally:
+            with self.changed:
+                self._listeners.discard(listener)
+
+    def forget_locks(self) -> None:
+        """Take new locks, after a fork that may have copied taken ones."""
+        self.changed = threading.Condition()
+        self._listeners = set()
+
+    def _notify(self) -> None:
+        self.changed.notify_all()
+        for listener in self._listeners:
+            listener()
+
+    def _report(self, timeout: float) -> str:
+        requests = self.requests
+        seen = "".join(f"\n  {request}" for request in requests)
+        counts = f"{self.open_connections} of {self.connections} connections open"
+        return f"not so after {timeout} s; {counts}, {len(requests)} requests:{seen}"
+
+
+class _Server:
+    """A listening socket and the thread that serves it, from start to stop."""
 
     def __init__(
         self,
-        answer: Callable[[Entry], Delivery],
-        log: RequestLog,
+        answer: Callable[[RecordedRequest], Delivery],
+        log: _Log,
         port: int,
         edition: Edition,
     ) -> None:
-        """Listen on `port` of the loopback, 0 for any that is free, and begin to serve.
-
-        Clients may connect as soon as this returns.
-        """
         self.answer = answer
         self.log = log
         self.edition: Edition = edition
@@ -84,11 +159,7 @@ class Server:
         _running.add(self)
 
     def stop(self) -> None:
-        """Close every socket and end the thread.
-
-        Raises:
-            RuntimeError: The thread does not end: a function in a script blocks it.
-        """
+        """Close every socket and end the thread."""
         if self not in _running:
             return  # stopped before, or a copy in a forked child
         _running.discard(self)
@@ -117,12 +188,11 @@ class Server:
             await asyncio.wait(accepting)
         server.close()
         for connection in self.connections:
-            connection.abort()
+            connection.transport.abort()
         if self.connections:
             await self._all_gone
 
     def disconnected(self, connection: _Connection) -> None:
-        """Forget a connection that is gone."""
         self.connections.discard(connection)
         if self.stopping and not self.connections and not self._all_gone.done():
             self._all_gone.set_result(None)
@@ -149,32 +219,32 @@ class Server:
 class _Connection(asyncio.Protocol):
     """One TCP connection: it reads requests and writes what their steps deliver."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: _Server) -> None:
         self._server = server
         self._parser = h11.Connection(h11.SERVER)
         self._head: h11.Request | None = None
         self._body = bytearray()
-        self._entry: Entry | None = None
+        self._request: RecordedRequest | None = None
         self._delivery = Delivery()
         self._next_action = 0
         self._timer: asyncio.TimerHandle | None = None
         self._is_paused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
+        self.transport = cast("asyncio.Transport", transport)
         # `pause_writing` is called for any byte that the kernel does not take at once:
         # an answer counts as sent when all of it has left this process.
-        self._transport.set_write_buffer_limits(high=0)
+        self.transport.set_write_buffer_limits(high=0)
         # asyncio does this by itself, but not for a listener from `create_server`:
         # without it each stream on a kept connection pauses for 40 ms (Nagle).
         self.socket = cast("socket.socket", transport.get_extra_info("socket"))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._number = self._server.log.connection_opened()
+        self._number = self._server.log.count_connection(1)
         self._server.connections.add(self)
 
     def data_received(self, data: bytes) -> None:
         self._parser.receive_data(data)
-        if self._entry is None:
+        if self._request is None:
             self._read()
 
     def pause_writing(self) -> None:
@@ -182,27 +252,23 @@ class _Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._is_paused = False
-        if self._entry is not None and self._timer is None:
+        if self._request is not None and self._timer is None:
             self._write()
 
     def connection_lost(self, _exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        entry, self._entry = self._entry, None
-        if entry is not None:
+        request, self._request = self._request, None
+        if request is not None:
             outcome: Outcome = "faulted" if self._server.stopping else "client_left"
-            self._server.log.end(entry, outcome)
-        self._server.log.connection_closed()
+            self._server.log.end(request, outcome)
+        self._server.log.count_connection(-1)
         self._server.disconnected(self)
-
-    def abort(self) -> None:
-        """Close without waiting for anything."""
-        self._transport.abort()
 
     # Reading.
 
     def _read(self) -> None:
-        if self._transport.is_closing():
+        if self.transport.is_closing():
             return
         try:
             while isinstance(
@@ -213,9 +279,9 @@ class _Connection(asyncio.Protocol):
                     continue
                 self._head = event
                 if self._parser.they_are_waiting_for_100_continue:
-                    self._transport.write(_CONTINUE)
+                    self.transport.write(_CONTINUE)
         except h11.RemoteProtocolError:
-            self._transport.write(_BAD_REQUEST)
+            self.transport.write(_BAD_REQUEST)
             self._hang_up()
             return
         if isinstance(event, h11.EndOfMessage):
@@ -227,8 +293,9 @@ class _Connection(asyncio.Protocol):
         for raw_name, raw_value in head.headers.raw_items():
             name, value = raw_name.decode().lower(), raw_value.decode("latin-1")
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
-        request = RecordedRequest(
-            number=self._server.log.next_number(),
+        self._server.log.requests_begun += 1
+        self._request = RecordedRequest(
+            number=self._server.log.requests_begun,
             at=time.monotonic(),
             connection=self._number,
             method=head.method.decode("latin-1"),
@@ -238,8 +305,8 @@ class _Connection(asyncio.Protocol):
             body=bytes(self._body),
             gptrouter=self._server.edition,
         )
-        self._entry = self._server.log.begin(request)
-        self._delivery = self._server.answer(self._entry)
+        self._server.log.begin(self._request)
+        self._delivery = self._server.answer(self._request)
         self._next_action = 0
         self._write()
 
@@ -259,18 +326,18 @@ class _Connection(asyncio.Protocol):
                 # Before the client can have it: a test that reads the answer and then
                 # the log must find it there. If the client leaves, it is corrected.
                 self._record_outcome()
-            self._transport.write(action)
+            self.transport.write(action)
             if self._is_paused:
                 return
         self._end()
 
     def _end(self) -> None:
         self._record_outcome()
-        self._entry = None
+        self._request = None
         if self._delivery.ending == "rst":
             option = socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE
             self.socket.setsockopt(*option)
-            self._transport.abort()
+            self.transport.abort()
         elif self._delivery.ending == "fin":
             self._hang_up()
         else:
@@ -283,18 +350,18 @@ class _Connection(asyncio.Protocol):
                 self._server.loop.call_soon(self._read)
 
     def _record_outcome(self) -> None:
-        entry = cast("Entry", self._entry)
-        if entry.outcome == "pending":
-            self._server.log.end(entry, self._delivery.outcome)
+        request = cast("RecordedRequest", self._request)
+        if request.outcome == "pending":
+            self._server.log.end(request, self._delivery.outcome)
 
     def _hang_up(self) -> None:
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-        self._transport.close()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.transport.close()
 
 
 # A forked child must find the servers that it has copied.
-_running: weakref.WeakSet[Server] = weakref.WeakSet()
+_running: weakref.WeakSet[_Server] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
@@ -307,19 +374,10 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-@dataclass(slots=True)
-class _Script:
-    """The steps of one model, or of all requests."""
-
-    once: deque[ScriptedStep] = field(default_factory=deque)
-    always: ScriptedStep | None = None
-
-
-_EXCHANGES: dict[ProtocolName, type[Exchange]] = {
+_EXCHANGES: dict[str, type[Exchange]] = {
     "gptrouter": GPTRouterExchange,
     "openai": OpenAIExchange,
 }
-_EDITIONS: frozenset[Edition] = frozenset({"public", "hosted"})
 
 
 class FaultyGateway:
@@ -374,19 +432,19 @@ class FaultyGateway:
         if not 0 <= port <= _LAST_PORT:
             msg = f"port is {port!r}, it must be from 0 to {_LAST_PORT}"
             raise ValueError(msg)
-        if gptrouter not in _EDITIONS:
+        if gptrouter not in {"public", "hosted"}:
             msg = f"gptrouter is {gptrouter!r}, it must be 'public' or 'hosted'"
             raise ValueError(msg)
         self._gptrouter: Edition = gptrouter
         self._answer = answer
         self._api_key = api_key
         self._port = port
-        self._scripts: dict[str | None, _Script] = {}
-        self._lock = threading.Lock()
-        self._fixed: dict[str, BodyResponse] = {}
-        self._log = RequestLog(keep_requests)
+        self._once: dict[str | None, deque[ScriptedStep]] = {}
+        self._always: dict[str | None, ScriptedStep] = {}
+        self._fixed: dict[str, Response] = {}
+        self._log = _Log(keep_requests)
         self._errors: list[Exception] = []
-        self._server: Server | None = None
+        self._server: _Server | None = None
 
     # Opening and closing.
 
@@ -400,7 +458,7 @@ class FaultyGateway:
         if self._server is not None:
             msg = f"the gateway is already running at {self.url}"
             raise RuntimeError(msg)
-        self._server = Server(self._deliver, self._log, self._port, self._gptrouter)
+        self._server = _Server(self._deliver, self._log, self._port, self._gptrouter)
         self._port = self._server.port
 
     def stop(self) -> None:
@@ -469,18 +527,14 @@ class FaultyGateway:
         Raises:
             TypeError: One of `steps` is not a step.
         """
-        checked = deque(_checked(step) for step in steps)
-        with self._lock:
-            self._scripts.setdefault(model, _Script()).once = checked
+        self._once[model] = deque(_checked(step) for step in steps)
 
     def always(self, step: ScriptedStep, *, model: str | None = None) -> None:
         """Answer every request with `step` when the script is used up.
 
         `step` and `model` are what they are in `script`.
         """
-        checked = _checked(step)
-        with self._lock:
-            self._scripts.setdefault(model, _Script()).always = checked
+        self._always[model] = _checked(step)
 
     def respond(self, path: str, json_body: Any, *, status: int = 200) -> None:
         """Set the healthy answer of a path that has no model behind it.
@@ -492,8 +546,7 @@ class FaultyGateway:
             json_body: Anything that JSON can say.
             status: The status that comes with it.
         """
-        response = BodyResponse(status, JSON_HEADERS, compact_json(json_body))
-        self._fixed[path] = response
+        self._fixed[path] = Response(status, JSON_HEADERS, compact_json(json_body))
 
     # The log.
 
@@ -542,23 +595,20 @@ class FaultyGateway:
 
     # Called in the server's thread.
 
-    def _deliver(self, entry: Entry) -> Delivery:
-        exchange = self._exchange(entry.request)
+    def _deliver(self, request: RecordedRequest) -> Delivery:
+        fixed = self._fixed.get(request.path)
+        kind = _EXCHANGES[request.protocol]
+        exchange = kind(request, self._own_answer, fixed)
         try:
-            entry.step = self._refusal(exchange) or self._step_for(entry.request)
-            return entry.step.deliver(exchange)
+            request.step = self._refusal(exchange) or self._step_for(request)
+            return request.step.deliver(exchange)
         except Exception as error:  # noqa: BLE001 - the user's code: `stop` raises it
             self._errors.append(error)
             body = f"FaultyGateway: {type(error).__name__}: {error}"
-            entry.step = Status(500, {"content-type": "text/plain"}, body)
-            return entry.step.deliver(exchange)
-
-    def _exchange(self, request: RecordedRequest) -> Exchange:
-        fixed = self._fixed.get(request.path)
-        return _EXCHANGES[request.protocol](request, self._own_answer, fixed)
+            request.step = Status(500, {"content-type": "text/plain"}, body)
+            return request.step.deliver(exchange)
 
     def _own_answer(self, request: RecordedRequest) -> ResolvedAnswer:
-        """The gateway's own answer."""
         answer = self._answer
         if not isinstance(answer, Answer):
             answer = answer(request)
@@ -577,16 +627,14 @@ class FaultyGateway:
         return None if exchange.fixed else exchange.refusal()
 
     def _step_for(self, request: RecordedRequest) -> Step:
-        scripted: ScriptedStep | None = None
-        with self._lock:
-            for name in (request.model, None):
-                script = self._scripts.get(name)
-                if script and (script.once or script.always):
-                    scripted = script.once.popleft() if script.once else script.always
-                    break
-        scripted = scripted or HEALTHY
-        # The user's function runs outside the lock: it may script the next step.
-        return scripted if isinstance(scripted, Step) else scripted(request)
+        step: ScriptedStep | None = None
+        for model in (request.model, None):
+            # `script` puts a new deque in place: only this thread takes from one.
+            once = self._once.get(model)
+            if step := once.popleft() if once else self._always.get(model):
+                break
+        step = step or HEALTHY
+        return step if isinstance(step, Step) else step(request)
 
 
 def _checked(step: ScriptedStep) -> ScriptedStep:

@@ -11,7 +11,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 
 from langchain_retryrouter import GPTRouter, GPTRouterModel
-from langchain_retryrouter.testing.exchange import Edition
+from langchain_retryrouter.testing._exchange import Edition
 
 
 # langchain-core's own advice to OpenAI's users; the suite's documents have no names.

@@ -37,7 +37,7 @@ from langchain_retryrouter.testing import (
     Status,
     Step,
 )
-from langchain_retryrouter.testing.exchange import Edition
+from langchain_retryrouter.testing._exchange import Edition
 from tests.support.rule_responder import RuleResponder
 from tests.unit_tests.conftest import Twin
 

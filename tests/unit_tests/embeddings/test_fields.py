@@ -24,7 +24,7 @@ from langchain_retryrouter import (
     RetryRouterError,
 )
 from langchain_retryrouter.testing import FaultyGateway, HtmlPage, Reset, Status, Step
-from langchain_retryrouter.testing.gptrouter_api import stub_embedding
+from langchain_retryrouter.testing._gptrouter_api import stub_embedding
 
 from .conftest import ADA, AT_AZURE, KEY, SMALL, Env, NewEmbeddings
 

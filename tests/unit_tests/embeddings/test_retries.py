@@ -50,7 +50,7 @@ from langchain_retryrouter.testing import (
     Step,
     Truncate,
 )
-from langchain_retryrouter.testing.gptrouter_api import stub_embedding
+from langchain_retryrouter.testing._gptrouter_api import stub_embedding
 
 from .conftest import AT_AZURE, KEY, SMALL, Env, NewEmbeddings, texts_of
 

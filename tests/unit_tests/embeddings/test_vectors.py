@@ -29,7 +29,7 @@ from langchain_retryrouter.testing import (
     Status,
     Step,
 )
-from langchain_retryrouter.testing.gptrouter_api import stub_embedding
+from langchain_retryrouter.testing._gptrouter_api import stub_embedding
 
 from .conftest import AT_AZURE, KEY, SMALL, Env, NewEmbeddings, texts_of, vectors_in
 

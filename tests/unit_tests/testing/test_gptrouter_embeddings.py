@@ -14,7 +14,7 @@ from langchain_retryrouter.testing import (
     RecordedRequest,
     Status,
 )
-from langchain_retryrouter.testing.gptrouter_api import stub_embedding
+from langchain_retryrouter.testing._gptrouter_api import stub_embedding
 
 from .wire_client import GENERATE, post
 

@@ -16,20 +16,19 @@ from http import HTTPStatus
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
-from langchain_retryrouter.testing.exchange import (
+from langchain_retryrouter.testing._exchange import (
+    HOSTED_ONLY,
     JSON_HEADERS,
-    BodyResponse,
     Exchange,
     RecordedRequest,
     ResolvedAnswer,
     Response,
     Step,
-    StreamResponse,
     compact_json,
     reason,
     sse,
 )
-from langchain_retryrouter.testing.faults import ErrorEvent, Status
+from langchain_retryrouter.testing._faults import ErrorEvent, Status
 
 # The public server drops all others: tool_choice, parallel_tool_calls, seed, thinking,
 # raw_event, reasoning_effort, and whatever is newer.
@@ -66,8 +65,7 @@ _STREAM_HEADERS = (
     ("Cache-Control", "no-cache,no-transform"),
     ("x-no-compression", "1"),
 )
-_END = sse({"event": "end", "data": "end"})
-# Sent after errors too, so it does not mean success; `_END` does.
+# Sent after errors too, so it does not mean success; the JSON event `end` does.
 _LAST_FRAME = b"event: end\ndata: Stream closed\n\n"
 
 _BODIES: dict[int, Mapping[str, Any]] = {
@@ -109,11 +107,10 @@ class GPTRouterExchange(Exchange):
     """A request to GPTRouter, and the responses to it."""
 
     def unknown_path(self) -> Step:
-        """GPTRouter's 404, which names the path."""
         return Status(404)
 
     def is_authorized(self, api_key: str) -> bool:
-        """Whether `ws-secret` is the key; a bearer token would be a user's login."""
+        # A bearer token would be a user's login.
         return self.request.headers.get("ws-secret") == api_key
 
     # What the server refuses.
@@ -203,16 +200,14 @@ class GPTRouterExchange(Exchange):
 
     # Healthy responses.
 
-    def embeddings(self) -> BodyResponse | None:
-        """A vector for each text."""
-        if self.request.endpoint not in {"embeddings", "embeddings-v2"}:
-            return None
+    def healthy(self, answer: ResolvedAnswer | None = None) -> Response:
+        if self.fixed or self.request.endpoint not in HOSTED_ONLY:
+            return super().healthy(answer)
         texts = self.request.parameters["input"]
         choices = [{"embedding": stub_embedding(text)} for text in texts]
-        return BodyResponse(200, _HEADERS, compact_json({"choices": choices}))
+        return Response(200, _HEADERS, compact_json({"choices": choices}))
 
     def respond(self, answer: ResolvedAnswer) -> Response:
-        """The healthy response that says `answer`, in its provider's form."""
         if self.request.streaming:
             return self._stream(answer)
         provider, model, provider_id, model_id = self._source(answer.model)
@@ -244,25 +239,30 @@ class GPTRouterExchange(Exchange):
         }
         if answer.citations:
             result["citations"] = list(answer.citations)
-        return BodyResponse(200, _HEADERS, compact_json(result))
+        return Response(200, _HEADERS, compact_json(result))
 
-    def _stream(self, answer: ResolvedAnswer) -> StreamResponse:
+    def _stream(self, answer: ResolvedAnswer) -> Response:
         provider, model, provider_id, model_id = self._source(answer.model)
         deltas = list(answer.deltas())
         meta: dict[str, Any] = {"text": "".join(delta.text for delta in deltas)}
-        opening: list[dict[str, Any]] = []
-        finish: list[dict[str, Any]] = []
+
+        def updates(*said: dict[str, Any]) -> tuple[bytes, ...]:
+            frame = {"id": self._id(answer), "event": "update"}
+            return tuple(sse({**frame, "data": data}) for data in said)
+
+        opening = closing = updates()
         if self._is_chat(provider):
+            empty = {"text": "", "finish_reason": None}
+            opening = updates(*[empty] * answer.choices)
             # No index of the choice, and a function call's deltas come through empty.
             events = [
-                {"text": delta.text, "finish_reason": None}
+                {**empty, "text": delta.text}
                 | ({"tool_calls": [delta.tool_call]} if delta.tool_call else {})
                 for delta in deltas
             ]
-            opening = [{"text": "", "finish_reason": None}] * answer.choices
             if answer.finish_reason:
-                last = {"text": "", "finish_reason": answer.finish_reason}
-                finish = [last] * answer.choices
+                last = {**empty, "finish_reason": answer.finish_reason}
+                closing = updates(*[last] * answer.choices)
             if provider != _AZURE:
                 meta["model"] = model
         else:
@@ -271,32 +271,25 @@ class GPTRouterExchange(Exchange):
             events = [{"text": text, "model": model} for text in texts]
         if answer.usage and provider != "openai":
             meta["usage"] = answer.usage.as_dict()
-        updates = [self._updates(answer, kind) for kind in (opening, events, finish)]
-        source = {"modelId": model_id, "providerId": provider_id}
         if provider == _AZURE:
             # Azure's results of the prompt's filter: a chunk without choices.
             first = sse({"id": "", "event": "update", "data": {"text": ""}})
-            updates[0] = (first, *updates[0])
-        return StreamResponse(
-            headers=_STREAM_HEADERS,
-            preamble=b"retry: 3000\n\n",
-            opening=updates[0],
-            events=updates[1],
-            closing=(
-                *updates[2],
-                sse({"event": "meta", "data": meta}),
-                sse({"event": "generation_source", "data": source}),
-                _END,
-            ),
-            last_frame=_LAST_FRAME,
+            opening = (first, *opening)
+        source = {"modelId": model_id, "providerId": provider_id}
+        closing += (
+            sse({"event": "meta", "data": meta}),
+            sse({"event": "generation_source", "data": source}),
+            sse({"event": "end", "data": "end"}),
         )
-
-    def _updates(
-        self, answer: ResolvedAnswer, updates: list[dict[str, Any]]
-    ) -> tuple[bytes, ...]:
-        id_ = self._id(answer)
-        return tuple(
-            sse({"id": id_, "event": "update", "data": data}) for data in updates
+        return Response(
+            200,
+            _STREAM_HEADERS,
+            b"retry: 3000\n\n",
+            is_stream=True,
+            opening=opening,
+            events=updates(*events),
+            closing=closing,
+            last_frame=_LAST_FRAME,
         )
 
     def _is_chat(self, provider: str) -> bool:
@@ -324,7 +317,7 @@ class GPTRouterExchange(Exchange):
 
     def error(
         self, status: int, code: str | None = None, message: str | None = None
-    ) -> BodyResponse:
+    ) -> Response:
         """The response for this status; server errors share one opaque body."""
         request, body = self.request, dict[str, Any]()
         if message is not None or code is not None:
@@ -339,11 +332,11 @@ class GPTRouterExchange(Exchange):
             body["error"] = "Something went wrong"
         else:
             body |= _BODIES.get(status, {"message": reason(status)})
-        return BodyResponse(status, _HEADERS, compact_json(body))
+        return Response(status, _HEADERS, compact_json(body))
 
     def unstreamed_error(
         self, _message: str, _status: int | None, _code: str | None
-    ) -> BodyResponse:
+    ) -> Response:
         """The opaque 500 that all errors become when nothing is streamed."""
         return self.error(HTTPStatus.INTERNAL_SERVER_ERROR)
 

@@ -15,14 +15,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from http import HTTPStatus
 from types import EllipsisType
-from typing import Any, Final, Literal, NoReturn, TypeAlias
+from typing import Any, Final, Literal, NoReturn, TypeAlias, cast
 
-from langchain_retryrouter.testing.exchange import (
-    CHUNKED,
+from langchain_retryrouter.testing._exchange import (
     JSON_HEADERS,
     LAST_CHUNK,
     WITHOUT_BODY,
-    BodyResponse,
     CallPlace,
     Delivery,
     Exchange,
@@ -32,13 +30,11 @@ from langchain_retryrouter.testing.exchange import (
     ResolvedAnswer,
     Response,
     Step,
-    StreamResponse,
     Text,
     ToolCall,
     Usage,
     chunk,
     compact_json,
-    head,
     reason,
     split_words,
 )
@@ -74,14 +70,12 @@ class Answer(Step):
     """In each choice of GPTRouter's response: texts or objects."""
 
     def __post_init__(self) -> None:
-        """Refuse more calls than the place for them holds."""
         calls = len(self.tool_calls) + (self.function_call is not None)
         if self.unstreamed_calls == "function_call" and calls > 1:
             msg = f"{calls} calls do not fit into one function_call: {self}"
             raise ValueError(msg)
 
     def deliver(self, exchange: Exchange) -> Delivery:
-        """Send all of it."""
         if self.has_content:
             answer = self.resolve(exchange.seen_by_model())
             return exchange.send(exchange.healthy(answer))
@@ -162,13 +156,12 @@ _LEAST = {"seconds": 0, "after": 0, "at": 1, "size": 1}
 _FIRST_FINAL_STATUS, _LAST_STATUS = 200, 599
 
 
-class _CheckedStep(Step):
+class _Fault(Step):
     """A step that refuses fields which cannot be carried out."""
 
     __slots__ = ()
 
     def __post_init__(self) -> None:
-        """Check them; keep headers as pairs, since an iterator is used up."""
         for name, least in _LEAST.items():
             value = getattr(self, name, least)
             if not (math.isfinite(value) and value >= least):
@@ -184,27 +177,50 @@ class _CheckedStep(Step):
             ):
                 msg = f"{self}: {status} is not a final HTTP status, use 200 to 599"
                 raise ValueError(msg)
-        if hasattr(self, "headers"):
+        if hasattr(self, "headers"):  # as pairs, since an iterator is used up
             object.__setattr__(self, "headers", _pairs(self.headers))
+
+    def _split(
+        self, exchange: Exchange, response: Response, after: int
+    ) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+        """The writes up to event number `after`, and those that would follow."""
+        if not response.is_stream:
+            data = cast("bytes", exchange.send(response).actions[0])
+            half = len(data) - len(response.body) // 2
+            return (data[:half],), (data[half:],)
+        self._require_events(exchange, response, after)
+        begin = response.begin(close=exchange.request.closes_connection)
+        # The opening has no content: it is not sent when the fault comes before any.
+        sent = (*response.opening, *response.events[:after]) if after else ()
+        return (begin, *map(chunk, sent)), response.rest(after)
+
+    def _require_events(self, exchange: Exchange, response: Response, n: int) -> None:
+        if n > len(response.events):
+            why = f"the answer has {len(response.events)} events to count"
+            self._refuse(exchange, why)
+
+    def _refuse(self, exchange: Exchange, why: str) -> NoReturn:
+        msg = f"{self} does not fit request {exchange.request.number}: {why}"
+        raise ValueError(msg)
 
 
 @dataclass(frozen=True, slots=True)
-class Status(_CheckedStep):
+class Status(_Fault):
     """An answer with this status; unless given, its body is the protocol's own."""
 
     code: int
     headers: HeaderFields | None = None
+    """They replace the protocol's own of the same name."""
     body: Any = None
     """Bytes or text as they are, all else as JSON."""
     error_code: str | None = None
     message: str | None = None
 
     def deliver(self, exchange: Exchange) -> Delivery:
-        """Send the body with the protocol's headers; the given ones replace those."""
         if self.body is not None:
-            response = BodyResponse(self.code, JSON_HEADERS, _to_bytes(self.body))
+            response = Response(self.code, JSON_HEADERS, _to_bytes(self.body))
         elif self.code in WITHOUT_BODY:
-            response = BodyResponse(self.code, (), b"")
+            response = Response(self.code, ())
         else:
             response = exchange.error(self.code, self.error_code, self.message)
         given = _pairs(self.headers)
@@ -214,7 +230,7 @@ class Status(_CheckedStep):
 
 
 @dataclass(frozen=True, slots=True)
-class Body(_CheckedStep):
+class Body(_Fault):
     """Exactly these headers and this body; only `content-length` is added."""
 
     status: int = 200
@@ -222,27 +238,25 @@ class Body(_CheckedStep):
     body: bytes | str = b""
 
     def deliver(self, exchange: Exchange) -> Delivery:
-        """Send it."""
         headers, body = _pairs(self.headers), _to_bytes(self.body)
-        return exchange.send(BodyResponse(self.status, headers, body))
+        return exchange.send(Response(self.status, headers, body))
 
 
 @dataclass(frozen=True, slots=True)
-class HtmlPage(_CheckedStep):
+class HtmlPage(_Fault):
     """An HTML error page, as a proxy in between sends it."""
 
     status: int = 502
 
     def deliver(self, exchange: Exchange) -> Delivery:
-        """Send the page."""
         title = f"{self.status} {reason(self.status)}"
         page = f"<html><head><title>{title}</title></head><body>{title}</body></html>"
         headers = (("content-type", "text/html"),)
-        return exchange.send(BodyResponse(self.status, headers, page.encode()))
+        return exchange.send(Response(self.status, headers, page.encode()))
 
 
 @dataclass(frozen=True, slots=True)
-class Raw(_CheckedStep):
+class Raw(_Fault):
     """Exactly these bytes, status line and framing included."""
 
     data: bytes
@@ -252,118 +266,106 @@ class Raw(_CheckedStep):
     """How it is closed."""
 
     def deliver(self, _exchange: Exchange, /) -> Delivery:
-        """Send the bytes."""
-        ending = self.how if self.close else "keep"
-        return Delivery((self.data,), ending, "faulted")
+        return Delivery((self.data,), self.how if self.close else "keep", "faulted")
 
 
 @dataclass(frozen=True, slots=True)
-class Reset(_CheckedStep):
+class Reset(_Fault):
     """A TCP reset (RST) before a byte is sent."""
 
     def deliver(self, _exchange: Exchange, /) -> Delivery:
-        """Send nothing."""
-        return Delivery(ending="rst", outcome="faulted")
+        return Delivery((), "rst", "faulted")
 
 
 @dataclass(frozen=True, slots=True)
-class Hangup(_CheckedStep):
+class Hangup(_Fault):
     """An orderly end of the connection (FIN) before a byte is sent."""
 
     def deliver(self, _exchange: Exchange, /) -> Delivery:
-        """Send nothing."""
-        return Delivery(ending="fin", outcome="faulted")
+        return Delivery((), "fin", "faulted")
 
 
 @dataclass(frozen=True, slots=True)
-class Silence(_CheckedStep):
+class Silence(_Fault):
     """The request is taken and not answered; after `seconds` comes a FIN."""
 
     seconds: float = 120.0
 
     def deliver(self, _exchange: Exchange, /) -> Delivery:
-        """Send nothing for a while."""
         return Delivery((self.seconds,), "fin", "faulted")
 
 
 @dataclass(frozen=True, slots=True)
-class SlowFirstToken(_CheckedStep):
+class SlowFirstToken(_Fault):
     """A whole answer, late: of a stream, the headers come at once."""
 
     seconds: float
 
     def deliver(self, exchange: Exchange) -> Delivery:
-        """Send all of it, after the wait."""
         response, pause = exchange.healthy(), self.seconds
-        if isinstance(response, BodyResponse):
-            sent = exchange.send(response)
-            return sent._replace(actions=(pause, *sent.actions))
-        before, after = _split(response, 0, self, exchange)
-        return exchange.end((*before, pause, *after))
+        sent = exchange.send(response)
+        begin, rest = sent.actions[:1], sent.actions[1:]
+        late = (*begin, pause, *rest) if response.is_stream else (pause, *begin)
+        return sent._replace(actions=late)
 
 
 @dataclass(frozen=True, slots=True)
-class Stall(_CheckedStep):
+class Stall(_Fault):
     """A whole answer that pauses for `seconds` after `after` events."""
 
     after: int
     seconds: float
 
     def deliver(self, exchange: Exchange) -> Delivery:
-        """Send both parts."""
-        before, after = _split(exchange.healthy(), self.after, self, exchange)
-        return exchange.end((*before, self.seconds, *after))
+        before, after = self._split(exchange, exchange.healthy(), self.after)
+        return exchange.end(*before, self.seconds, *after)
 
 
 @dataclass(frozen=True, slots=True)
-class Cut(_CheckedStep):
+class Cut(_Fault):
     """The connection ends after `after` events, the body unfinished: FIN or RST."""
 
     after: int
     how: Literal["fin", "rst"] = "fin"
 
     def deliver(self, exchange: Exchange) -> Delivery:
-        """Send the first part."""
-        before, _ = _split(exchange.healthy(), self.after, self, exchange)
+        before, _ = self._split(exchange, exchange.healthy(), self.after)
         return Delivery(before, self.how, "faulted")
 
 
 @dataclass(frozen=True, slots=True)
-class Truncate(_CheckedStep):
+class Truncate(_Fault):
     """The body ends cleanly after `after` events, without any end mark."""
 
     after: int
 
     def deliver(self, exchange: Exchange) -> Delivery:
-        """Send the first part as if it were all."""
         response = exchange.healthy()
-        if isinstance(response, BodyResponse):
+        if not response.is_stream:
             return _send_half(response, exchange)
-        before, _ = _split(response, self.after, self, exchange)
-        return exchange.end((*before, LAST_CHUNK))._replace(outcome="faulted")
+        before, _ = self._split(exchange, response, self.after)
+        return exchange.end(*before, LAST_CHUNK, outcome="faulted")
 
 
 @dataclass(frozen=True, slots=True)
-class MalformedEvent(_CheckedStep):
+class MalformedEvent(_Fault):
     """A whole stream whose event number `at`, counted from 1, is not JSON."""
 
     at: int
 
     def deliver(self, exchange: Exchange) -> Delivery:
-        """Send all of it, with half of that event."""
         response = exchange.healthy()
-        if isinstance(response, BodyResponse):
+        if not response.is_stream:
             return _send_half(response, exchange)
-        _require_events(response, self.at, self, exchange)
+        self._require_events(exchange, response, self.at)
         events = list(response.events)
         event = events[self.at - 1]
         events[self.at - 1] = event[: len(event) // 2] + b"\n\n"
-        sent = exchange.send(replace(response, events=tuple(events)))
-        return sent._replace(outcome="faulted")
+        return exchange.send(replace(response, events=tuple(events)), "faulted")
 
 
 @dataclass(frozen=True, slots=True)
-class ErrorEvent(_CheckedStep):
+class ErrorEvent(_Fault):
     """An error inside the stream, after `after` events, in the asked protocol.
 
     Without streaming it is what the protocol makes of such an error: GPTRouter's opaque
@@ -377,47 +379,44 @@ class ErrorEvent(_CheckedStep):
     code: str | None = None
 
     def deliver(self, exchange: Exchange) -> Delivery:
-        """Send the first part, then the error."""
         error = self.message, self.status, self.code
         if not exchange.request.streaming or exchange.fixed:
             return exchange.send(exchange.unstreamed_error(*error))
         # A request that fails before the first event is not shown to the model.
         stream = exchange.healthy(None if self.after else ResolvedAnswer())
-        before, _ = _split(stream, self.after, self, exchange)
+        before, _ = self._split(exchange, stream, self.after)
         event = exchange.error_event(*error, self.after)
-        return exchange.end((*before, chunk(event) + LAST_CHUNK))
+        return exchange.end(*before, chunk(event) + LAST_CHUNK)
 
 
 @dataclass(frozen=True, slots=True)
-class ErrorInOk(_CheckedStep):
+class ErrorInOk(_Fault):
     """A 200 whose JSON body is an error; never a stream, whatever was asked."""
 
     message: str
     code: str | None = None
 
     def deliver(self, exchange: Exchange) -> Delivery:
-        """Send the error."""
         body = exchange.error_in_ok(self.message, self.code)
-        return exchange.send(BodyResponse(HTTPStatus.OK, JSON_HEADERS, body))
+        return exchange.send(Response(HTTPStatus.OK, JSON_HEADERS, body))
 
 
 @dataclass(frozen=True, slots=True)
-class Drip(_CheckedStep):
+class Drip(_Fault):
     """A whole healthy answer in writes of `size` bytes, `seconds` apart."""
 
     seconds: float = 0.0
     size: int = 1
 
     def deliver(self, exchange: Exchange) -> Delivery:
-        """Send all of it."""
         sent = exchange.send(exchange.healthy())
         data = b"".join(part for part in sent.actions if isinstance(part, bytes))
         drops = [data[at : at + self.size] for at in range(0, len(data), self.size)]
-        return exchange.end(_space_out(drops, self.seconds))
+        return exchange.end(*_space_out(drops, self.seconds))
 
 
 @dataclass(frozen=True, slots=True)
-class SplitCharacter(_CheckedStep):
+class SplitCharacter(_Fault):
     """A whole healthy answer, every character of several bytes torn apart.
 
     The pieces are chunks of the HTTP body too, so a client sees them apart even when
@@ -427,26 +426,21 @@ class SplitCharacter(_CheckedStep):
     text: Text = "Grüße aus Łódź, 日本語 and 🦊"
 
     def deliver(self, exchange: Exchange) -> Delivery:
-        """Send all of it."""
         answer = Answer(self.text).resolve(exchange.seen_by_model())
-        response = exchange.healthy(answer)
-        close = exchange.closes_after(response)
-        if isinstance(response, BodyResponse):
-            begin = head(response.status, (*response.headers, CHUNKED), close=close)
-            frames: tuple[bytes, ...] = (response.body,)
-        else:
-            begin = response.head(close=close)
-            frames = (*response.opening, *response.events, *response.closing)
-            frames = (*frames, response.last_frame)
+        whole = exchange.healthy(answer)
+        if not whole.is_stream:
+            whole = replace(whole, is_stream=True, body=b"", events=(whole.body,))
+        frames = (*whole.opening, *whole.events, *whole.closing, whole.last_frame)
         pieces = [one for frame in frames for one in _FIRST_BYTE.split(frame)]
         if all(piece.isascii() for piece in pieces):
-            _refuse(self, exchange, "the answer has no character of several bytes")
+            self._refuse(exchange, "the answer has no character of several bytes")
+        begin = whole.begin(close=exchange.request.closes_connection)
         writes = [begin, *(chunk(piece) for piece in pieces if piece), LAST_CHUNK]
-        return exchange.end(_space_out(writes, 0))
+        return exchange.end(*_space_out(writes, 0))
 
 
 @dataclass(frozen=True, slots=True)
-class MissingDone(_CheckedStep):
+class MissingDone(_Fault):
     """A whole stream without its last frame.
 
     That is OpenAI's `[DONE]`, or GPTRouter's `event: end`, which is not a mark of
@@ -454,43 +448,20 @@ class MissingDone(_CheckedStep):
     """
 
     def deliver(self, exchange: Exchange) -> Delivery:
-        """Send all but that frame."""
         response = exchange.healthy()
-        if isinstance(response, BodyResponse):
-            _refuse(self, exchange, "only a stream has a last frame")
-        sent = exchange.send(replace(response, last_frame=b""))
-        return sent._replace(outcome="faulted")
+        if not response.is_stream:
+            self._refuse(exchange, "only a stream has a last frame")
+        return exchange.send(replace(response, last_frame=b""), "faulted")
 
 
-# How a response becomes writes.
-
-
-def _send_half(response: BodyResponse, exchange: Exchange) -> Delivery:
+def _send_half(response: Response, exchange: Exchange) -> Delivery:
     """Half of the body as if it were all."""
-    half = replace(response, body=response.body[: len(response.body) // 2])
-    return exchange.send(half)._replace(outcome="faulted")
+    half = response.body[: len(response.body) // 2]
+    return exchange.send(replace(response, body=half), "faulted")
 
 
-def _split(
-    response: Response, after: int, step: Step, exchange: Exchange
-) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
-    """The writes up to event number `after`, and those that would follow."""
-    begin = response.head(close=exchange.closes_after(response))
-    if isinstance(response, BodyResponse):
-        data = begin + response.body
-        half = len(data) - len(response.body) // 2
-        return (data[:half],), (data[half:],)
-    _require_events(response, after, step, exchange)
-    # The opening has no content: it is not sent when the fault comes before any.
-    sent = (*response.opening, *response.events[:after]) if after else ()
-    return (begin, *map(chunk, sent)), response.rest(after)
-
-
-def _space_out(writes: list[bytes], seconds: float) -> tuple[bytes | float, ...]:
-    spaced: list[bytes | float] = []
-    for write in writes:
-        spaced += [write, seconds]
-    return tuple(spaced[:-1])
+def _space_out(writes: list[bytes], seconds: float) -> list[bytes | float]:
+    return [part for write in writes for part in (write, seconds)][:-1]
 
 
 def _to_bytes(body: Any) -> bytes:
@@ -501,23 +472,5 @@ def _to_bytes(body: Any) -> bytes:
 
 def _pairs(headers: HeaderFields | None) -> Headers:
     """The header fields as pairs, in their order."""
-    if headers is None:
-        return ()
-    pairs = headers.items() if isinstance(headers, Mapping) else headers
+    pairs = headers.items() if isinstance(headers, Mapping) else headers or ()
     return tuple((name, value) for name, value in pairs)
-
-
-# What does not fit is refused.
-
-
-def _require_events(
-    response: StreamResponse, count: int, step: Step, exchange: Exchange
-) -> None:
-    if count > len(response.events):
-        why = f"the answer has {len(response.events)} events to count"
-        _refuse(step, exchange, why)
-
-
-def _refuse(step: Step, exchange: Exchange, why: str) -> NoReturn:
-    msg = f"{step} does not fit request {exchange.request.number}: {why}"
-    raise ValueError(msg)

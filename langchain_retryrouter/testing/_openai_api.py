@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from langchain_retryrouter.testing.exchange import (
+from langchain_retryrouter.testing._exchange import (
     JSON_HEADERS,
-    BodyResponse,
     Delta,
     Exchange,
     Headers,
     ResolvedAnswer,
     Response,
     Step,
-    StreamResponse,
     compact_json,
     sse,
 )
-from langchain_retryrouter.testing.faults import Status
+from langchain_retryrouter.testing._faults import Status
 
 _LEAST_SERVER_ERROR = 500
 _SERVER_ERROR = "The server had an error while processing your request."
@@ -42,6 +40,7 @@ _AZURE_MESSAGES = {
     429: "Requests have exceeded the call rate limit of your current pricing tier.",
 }
 
+_STREAM_TYPE = ("content-type", "text/event-stream; charset=utf-8")
 _LOGPROB = -0.25  # the same for every token, so that equal requests get equal bytes
 _FIRST_CREATED = 1_700_000_000  # fixed, so that equal requests get equal bytes
 _PROMPT_FILTER_RESULTS = {
@@ -55,19 +54,16 @@ class OpenAIExchange(Exchange):
     """A request to OpenAI's or Azure's API, and the responses to it."""
 
     def unknown_path(self) -> Step:
-        """OpenAI's 404, which names the path."""
         message = f"Invalid URL ({self.request.method} {self.request.path})"
         return Status(404, message=message, error_code="unknown_url")
 
     def is_authorized(self, api_key: str) -> bool:
-        """Whether the request carries the key; Azure has a header of its own for it."""
         headers = self.request.headers
         if headers.get("authorization") == f"Bearer {api_key}":
             return True
         return bool(self.request.deployment) and headers.get("api-key") == api_key
 
     def refusal(self) -> Step | None:
-        """A 400 that says what the request lacks."""
         request = self.request
         if request.deployment and "api-version=" not in request.query:
             # Azure answers 404, not 400, to a call that does not say its version.
@@ -97,7 +93,6 @@ class OpenAIExchange(Exchange):
         return ((name, f"req_{self.request.number:06d}"),)
 
     def respond(self, answer: ResolvedAnswer) -> Response:
-        """The healthy response that says `answer`, at the endpoint asked."""
         if self.request.streaming:
             return self._stream(answer)
         kind = "chat.completion" if self._is_chat else "text_completion"
@@ -124,9 +119,9 @@ class OpenAIExchange(Exchange):
         if self.request.deployment:
             result |= _PROMPT_FILTER_RESULTS
         headers = JSON_HEADERS + self._request_id
-        return BodyResponse(200, headers, compact_json(result))
+        return Response(200, headers, compact_json(result))
 
-    def _stream(self, answer: ResolvedAnswer) -> StreamResponse:
+    def _stream(self, answer: ResolvedAnswer) -> Response:
         parameters, is_chat = self.request.parameters, self._is_chat
         kind = "chat.completion.chunk" if is_chat else "text_completion"
         frame = self._frame(answer, kind)
@@ -163,11 +158,10 @@ class OpenAIExchange(Exchange):
         if with_usage and answer.usage:
             usage = answer.usage.as_dict()
             closing.append(sse(frame | {"choices": [], "usage": usage}))
-        return StreamResponse(
-            headers=(
-                ("content-type", "text/event-stream; charset=utf-8"),
-                *self._request_id,
-            ),
+        return Response(
+            200,
+            (_STREAM_TYPE, *self._request_id),
+            is_stream=True,
             opening=tuple(opening),
             events=tuple(events),
             closing=tuple(closing),
@@ -213,19 +207,18 @@ class OpenAIExchange(Exchange):
 
     def error(
         self, status: int, code: str | None = None, message: str | None = None
-    ) -> BodyResponse:
+    ) -> Response:
         """OpenAI's error body for this status, or Azure's, which has no type."""
         body = _error(status, code, message)
         if self.request.deployment:
             message = message or _AZURE_MESSAGES.get(status, _SERVER_ERROR)
             body = {"code": code or str(status), "message": message}
         headers = JSON_HEADERS + self._request_id
-        return BodyResponse(status, headers, compact_json({"error": body}))
+        return Response(status, headers, compact_json({"error": body}))
 
     def unstreamed_error(
         self, message: str, status: int | None, code: str | None
-    ) -> BodyResponse:
-        """The error with its status, or 500."""
+    ) -> Response:
         return self.error(status or _LEAST_SERVER_ERROR, code, message)
 
     def error_event(
@@ -235,7 +228,6 @@ class OpenAIExchange(Exchange):
         return sse({"error": _error(status or _LEAST_SERVER_ERROR, code, message)})
 
     def error_in_ok(self, message: str, code: str | None) -> bytes:
-        """The body of an error that comes with status 200."""
         return compact_json({"error": _error(_LEAST_SERVER_ERROR, code, message)})
 
 

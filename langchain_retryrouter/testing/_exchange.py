@@ -1,21 +1,18 @@
 """A request, as it was recorded, and the response to it, down to the bytes.
 
-A `Step` (see `faults.py`) decides what happens to a request. It builds the response
-from an `Exchange`, which knows the protocol: `gptrouter_api.py` and `openai_api.py` put
-what a provider says (`ResolvedAnswer`) into a `Response`, whose bytes HTTP carries.
+A `Step` (see `_faults.py`) decides what happens to a request. It gets the response from
+an `Exchange`, which knows the protocol: `_gptrouter_api.py` and `_openai_api.py` put
+what a provider says (`ResolvedAnswer`) into a `Response`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
-import threading
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from http import HTTPStatus
 from itertools import chain
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -59,11 +56,8 @@ class Usage:
 
     def as_dict(self) -> dict[str, int]:
         """The usage as it stands in JSON."""
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.total_tokens,
-        }
+        names = ("prompt_tokens", "completion_tokens", "total_tokens")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +68,16 @@ class FunctionCall:
     arguments: Text = "{}"
     """JSON. A tuple is streamed one piece an event, a string in one event."""
 
-    @property
-    def argument_pieces(self) -> tuple[str, ...]:
-        """The arguments as a stream carries them."""
-        given = self.arguments
-        return (given,) if isinstance(given, str) else given
-
     def as_dict(self) -> dict[str, str]:
         """Name and arguments as they stand in JSON."""
-        return {"name": self.name, "arguments": "".join(self.argument_pieces)}
+        return {"name": self.name, "arguments": "".join(self.arguments)}
+
+    def deltas(self) -> Iterator[dict[str, str]]:
+        """The call as a stream carries it: the name, then the arguments."""
+        yield {"name": self.name, "arguments": ""}
+        given = self.arguments
+        for piece in (given,) if isinstance(given, str) else given:
+            yield {"arguments": piece}
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,93 +140,27 @@ class ResolvedAnswer:
             yield Delta(choice, piece, offset)
             offset += len(piece)
         for index, call in enumerate(self.tool_calls):
-            opening = {"name": call.name, "arguments": ""}
-            first = {"id": call.id, "type": "function", "function": opening}
-            yield Delta(choice, tool_call={"index": index, **first})
-            for piece in call.argument_pieces:
-                rest = {"index": index, "function": {"arguments": piece}}
-                yield Delta(choice, tool_call=rest)
-        if self.function_call is not None:
-            opening = {"name": self.function_call.name, "arguments": ""}
-            yield Delta(choice, function_call=opening)
-            for piece in self.function_call.argument_pieces:
-                yield Delta(choice, function_call={"arguments": piece})
+            named = {"id": call.id, "type": "function"}
+            for said in call.deltas():
+                tool_call = {"index": index, **named, "function": said}
+                yield Delta(choice, tool_call=tool_call)
+                named = {}
+        for said in self.function_call.deltas() if self.function_call else ():
+            yield Delta(choice, function_call=said)
 
 
-# Framing.
+# Responses.
 
 Headers: TypeAlias = tuple[tuple[str, str], ...]
 
 JSON_HEADERS: Headers = (("content-type", "application/json; charset=utf-8"),)
-CHUNKED = ("transfer-encoding", "chunked")
 LAST_CHUNK = b"0\r\n\r\n"
 WITHOUT_BODY = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
-_IDLE_SECONDS = 72  # GPTRouter's own, as recorded
+_KEEP_ALIVE = "keep-alive\r\nkeep-alive: timeout=72"  # GPTRouter's own, as recorded
 
 _compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-
-
-@dataclass(frozen=True, slots=True)
-class BodyResponse:
-    """A response whose body is sent at once."""
-
-    status: int
-    headers: Headers
-    body: bytes
-
-    def head(self, *, close: bool) -> bytes:
-        """Status line and headers, `content-length` included where there is a body."""
-        names = {name.lower() for name, _ in self.headers}
-        headers = self.headers
-        if "content-length" not in names and self.status not in WITHOUT_BODY:
-            headers = (*headers, ("content-length", str(len(self.body))))
-        return head(self.status, headers, close=close)
-
-
-@dataclass(frozen=True, slots=True)
-class StreamResponse:
-    """A response in server-sent events, each sent as one chunk."""
-
-    headers: Headers
-    events: tuple[bytes, ...]
-    """The events with content: what `after=N` counts."""
-    preamble: bytes = b""
-    """Sent with the headers, before the model is asked."""
-    opening: tuple[bytes, ...] = ()
-    """Events without content before the first one with content."""
-    closing: tuple[bytes, ...] = ()
-    """Finish reasons, usage, end marks."""
-    last_frame: bytes = b""
-    """OpenAI's `[DONE]`, or GPTRouter's `event: end`."""
-
-    def head(self, *, close: bool) -> bytes:
-        """Status line, headers and preamble."""
-        headers = (*self.headers, CHUNKED)
-        return head(HTTPStatus.OK, headers, close=close) + chunk(self.preamble)
-
-    def rest(self, after: int) -> tuple[bytes, ...]:
-        """The chunks that follow `after` events; with 0, the opening too."""
-        opening = () if after else self.opening
-        frames = (*opening, *self.events[after:], *self.closing)
-        return (*map(chunk, frames), chunk(self.last_frame) + LAST_CHUNK)
-
-
-Response: TypeAlias = BodyResponse | StreamResponse
-
-
-Ending: TypeAlias = Literal["keep", "fin", "rst"]
-"""What happens to the connection after the response."""
-
-
-class Delivery(NamedTuple):
-    """What the server does with one request."""
-
-    actions: tuple[bytes | float, ...] = ()
-    """Each `bytes` is one write, each number a wait; 0 lets the loop turn once."""
-    ending: Ending = "keep"
-    outcome: Outcome = "sent"
 
 
 def reason(status: int) -> str:
@@ -249,46 +178,78 @@ def sse(value: Any) -> bytes:
     return b"data: %b\n\n" % compact_json(value)
 
 
-def head(status: int, headers: Headers, *, close: bool) -> bytes:
-    """Status line and headers."""
-    lines = [f"HTTP/1.1 {status} {reason(status)}"]
-    lines += [
-        f"{name}: {value}" for name, value in headers if name.lower() != "connection"
-    ]
-    if close:
-        lines.append("connection: close")
-    else:
-        lines.append(f"connection: keep-alive\r\nkeep-alive: timeout={_IDLE_SECONDS}")
-    return "\r\n".join([*lines, "\r\n"]).encode("latin-1")
-
-
 def chunk(data: bytes) -> bytes:
     """One chunk of a body; nothing for no data, since an empty chunk ends the body."""
     return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
 
 
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A body that is sent at once, or a stream of events, each sent as one chunk."""
+
+    status: int
+    headers: Headers
+    body: bytes = b""
+    """Of a stream, what is sent with the headers, before the model is asked."""
+    is_stream: bool = False
+    events: tuple[bytes, ...] = ()
+    """The events with content: what `after=N` counts."""
+    opening: tuple[bytes, ...] = ()
+    """Events without content before the first one with content."""
+    closing: tuple[bytes, ...] = ()
+    """Finish reasons, usage, end marks."""
+    last_frame: bytes = b""
+    """OpenAI's `[DONE]`, or GPTRouter's `event: end`."""
+
+    def begin(self, *, close: bool) -> bytes:
+        """Status line and headers, and of a stream what is sent with them."""
+        fields = {name.lower() for name, _ in self.headers}
+        lines = [f"HTTP/1.1 {self.status} {reason(self.status)}"]
+        lines += [f"{n}: {v}" for n, v in self.headers if n.lower() != "connection"]
+        if self.is_stream:
+            lines.append("transfer-encoding: chunked")
+        elif "content-length" not in fields and self.status not in WITHOUT_BODY:
+            lines.append(f"content-length: {len(self.body)}")
+        lines.append(f"connection: {'close' if close else _KEEP_ALIVE}\r\n\r\n")
+        begin = "\r\n".join(lines).encode("latin-1")
+        return begin + chunk(self.body) if self.is_stream else begin
+
+    def rest(self, after: int = 0) -> tuple[bytes, ...]:
+        """The chunks of a stream that follow `after` events; for 0 its opening too."""
+        opening = () if after else self.opening
+        frames = (*opening, *self.events[after:], *self.closing)
+        return (*map(chunk, frames), chunk(self.last_frame) + LAST_CHUNK)
+
+
+class Delivery(NamedTuple):
+    """What the server does with one request."""
+
+    actions: tuple[bytes | float, ...] = ()
+    """Each `bytes` is one write, each number a wait; 0 lets the loop turn once."""
+    ending: Literal["keep", "fin", "rst"] = "keep"
+    """What happens to the connection after the response."""
+    outcome: Outcome = "sent"
+
+
 # Requests.
 
-Endpoint: TypeAlias = Literal[
-    "generate", "embeddings", "embeddings-v2", "completions", "chat"
-]
 ProtocolName: TypeAlias = Literal["gptrouter", "openai"]
 Edition: TypeAlias = Literal["public", "hosted"]
 """Which GPTRouter: the public snapshot of its source, or the newer hosted service."""
 
-_ENDPOINTS: dict[str, Endpoint] = {
+_ENDPOINTS = {
     "/api/v1/generate": "generate",
     "/api/v1/generate/embeddings": "embeddings",
     "/api/v1/generate/embeddings-v2": "embeddings-v2",
     "/v1/completions": "completions",
     "/v1/chat/completions": "chat",
 }
-_HOSTED_ONLY: frozenset[Endpoint] = frozenset({"embeddings", "embeddings-v2"})
+HOSTED_ONLY = {"embeddings", "embeddings-v2"}
 _AZURE = re.compile(r"/openai/deployments/(?P<name>[^/]+)(?P<rest>/.+)")
 
 
 @lru_cache(maxsize=1024)
-def _parse_path(path: str) -> tuple[ProtocolName, Endpoint | None, str | None]:
+def _parse_path(path: str) -> tuple[ProtocolName, str | None, str | None]:
     """Protocol, endpoint and Azure deployment of a path."""
     if azure := _AZURE.fullmatch(path):
         return "openai", _ENDPOINTS.get(f"/v1{azure['rest']}"), azure["name"]
@@ -297,7 +258,7 @@ def _parse_path(path: str) -> tuple[ProtocolName, Endpoint | None, str | None]:
 
 
 class Step:
-    """What the gateway does with one request. The steps are in `faults.py`."""
+    """What the gateway does with one request, such as `Status(429)` or `Reset()`."""
 
     __slots__ = ()
 
@@ -307,7 +268,7 @@ class Step:
         raise TypeError(msg)
 
 
-@dataclass(frozen=True)
+@dataclass
 class RecordedRequest:
     """One request, as it came in."""
 
@@ -364,10 +325,13 @@ class RecordedRequest:
         return _parse_path(self.path)[0]
 
     @property
-    def endpoint(self) -> Endpoint | None:
-        """The endpoint that was asked, None for one that is not served."""
+    def endpoint(self) -> str | None:
+        """`generate`, `embeddings`, `embeddings-v2`, `completions` or `chat`.
+
+        None for a path or a method that is not served.
+        """
         endpoint = _parse_path(self.path)[1] if self.method == "POST" else None
-        if endpoint in _HOSTED_ONLY and self.gptrouter != "hosted":
+        if endpoint in HOSTED_ONLY and self.gptrouter != "hosted":
             return None
         return endpoint
 
@@ -453,7 +417,7 @@ class Exchange(ABC):
     request: RecordedRequest
     make_answer: Callable[[RecordedRequest], ResolvedAnswer]
     """The gateway's own answer to a request."""
-    fixed: BodyResponse | None = None
+    fixed: Response | None = None
     """The answer of a path that `FaultyGateway.respond` has set."""
 
     def own_answer(self) -> ResolvedAnswer:
@@ -462,35 +426,26 @@ class Exchange(ABC):
 
     def healthy(self, answer: ResolvedAnswer | None = None) -> Response:
         """The healthy response: this answer, or else the gateway's own one."""
-        other = self.fixed or self.embeddings()
-        return other or self.respond(answer or self.own_answer())
+        return self.fixed or self.respond(answer or self.own_answer())
 
     def seen_by_model(self) -> RecordedRequest:
         """What of the request reaches the model that answers: all of it."""
         return self.request
 
-    def send(self, response: Response) -> Delivery:
+    def send(self, response: Response, outcome: Outcome = "sent") -> Delivery:
         """All of the response."""
-        close = self.closes_after(response)
-        begin = response.head(close=close)
-        ending: Ending = "fin" if close else "keep"
-        if isinstance(response, BodyResponse):
-            return Delivery((begin + response.body,), ending)
-        return Delivery((begin, *response.rest(0)), ending)
+        given = {(name.lower(), value.lower()) for name, value in response.headers}
+        close = self.request.closes_connection or ("connection", "close") in given
+        begin = response.begin(close=close)
+        writes = (begin, *response.rest()) if response.is_stream else None
+        ending: Literal["fin", "keep"] = "fin" if close else "keep"
+        return Delivery(writes or (begin + response.body,), ending, outcome)
 
-    def end(self, actions: tuple[bytes | float, ...]) -> Delivery:
+    def end(self, *actions: bytes | float, outcome: Outcome = "sent") -> Delivery:
         """These writes and waits, and what the client asked to follow them."""
-        return Delivery(actions, "fin" if self.request.closes_connection else "keep")
-
-    def closes_after(self, response: Response) -> bool:
-        """Whether the connection ends after the response."""
-        header = ("connection", "close")
-        given = [(name.lower(), value.lower()) for name, value in response.headers]
-        return header in given or self.request.closes_connection
-
-    def embeddings(self) -> BodyResponse | None:
-        """The healthy response of an embeddings endpoint; None at all others."""
-        return None
+        ending: Literal["fin", "keep"]
+        ending = "fin" if self.request.closes_connection else "keep"
+        return Delivery(actions, ending, outcome)
 
     @abstractmethod
     def unknown_path(self) -> Step:
@@ -511,13 +466,13 @@ class Exchange(ABC):
     @abstractmethod
     def error(
         self, status: int, code: str | None = None, message: str | None = None
-    ) -> BodyResponse:
+    ) -> Response:
         """The protocol's own response for this status."""
 
     @abstractmethod
     def unstreamed_error(
         self, message: str, status: int | None, code: str | None
-    ) -> BodyResponse:
+    ) -> Response:
         """The response to a request without streaming for an error inside a stream."""
 
     @abstractmethod
@@ -529,115 +484,3 @@ class Exchange(ABC):
     @abstractmethod
     def error_in_ok(self, message: str, code: str | None) -> bytes:
         """The body of an error that comes with status 200."""
-
-
-@dataclass(slots=True)
-class Entry:
-    """One request and what has become of it so far."""
-
-    request: RecordedRequest
-    step: Step | None = None
-    outcome: Outcome = "pending"
-
-
-class RequestLog:
-    """The requests and the connections of one gateway."""
-
-    def __init__(self, keep: int | None) -> None:
-        """Start an empty log of the `keep` latest requests, None for all."""
-        self._changed = threading.Condition()
-        self._listeners: set[Callable[[], object]] = set()
-        self._entries: deque[Entry] = deque(maxlen=keep)
-        self._requests_begun = 0
-        self.connections = 0
-        self.open_connections = 0
-
-    @property
-    def requests(self) -> list[RecordedRequest]:
-        """The requests as they stand now, oldest first."""
-        with self._changed:
-            return [
-                replace(entry.request, step=entry.step, outcome=entry.outcome)
-                for entry in self._entries
-            ]
-
-    def clear(self) -> None:
-        """Forget the requests; numbers continue."""
-        with self._changed:
-            self._entries.clear()
-
-    def connection_opened(self) -> int:
-        """Count a connection; returns its number."""
-        with self._changed:
-            self.connections += 1
-            self.open_connections += 1
-            self._notify()
-            return self.connections
-
-    def connection_closed(self) -> None:
-        """Count a connection that is gone."""
-        with self._changed:
-            self.open_connections -= 1
-            self._notify()
-
-    def next_number(self) -> int:
-        """The number of the request that comes now. Only the server's thread asks."""
-        self._requests_begun += 1
-        return self._requests_begun
-
-    def begin(self, request: RecordedRequest) -> Entry:
-        """Record a request."""
-        entry = Entry(request)
-        with self._changed:
-            self._entries.append(entry)
-            self._notify()
-        return entry
-
-    def end(self, entry: Entry, outcome: Outcome) -> None:
-        """Record how a request ended."""
-        with self._changed:
-            entry.outcome = outcome
-            self._notify()
-
-    def wait_for(self, predicate: Callable[[], bool], timeout: float) -> None:
-        """Block until `predicate` holds, or raise TimeoutError with what was seen."""
-        with self._changed:
-            if not self._changed.wait_for(predicate, timeout):
-                raise TimeoutError(self._report(timeout))
-
-    async def await_for(
-        self,
-        predicate: Callable[[], bool],
-        timeout: float,  # noqa: ASYNC109 - as in `wait_for`
-    ) -> None:
-        """Do what `wait_for` does, without blocking the event loop."""
-        changed = asyncio.Event()
-        listener = partial(asyncio.get_running_loop().call_soon_threadsafe, changed.set)
-        with self._changed:
-            self._listeners.add(listener)
-        try:
-            async with asyncio.timeout(timeout):
-                while not predicate():
-                    await changed.wait()
-                    changed.clear()
-        except TimeoutError:
-            raise TimeoutError(self._report(timeout)) from None
-        finally:
-            with self._changed:
-                self._listeners.discard(listener)
-
-    def forget_locks(self) -> None:
-        """Take new locks, after a fork that may have copied taken ones."""
-        self._changed = threading.Condition()
-        self._listeners = set()
-
-    def _notify(self) -> None:
-        self._changed.notify_all()
-        for listener in self._listeners:
-            listener()
-
-    def _report(self, timeout: float) -> str:
-        requests = self.requests
-        seen = "".join(f"\n  {request}" for request in requests)
-        counts = f"{self.open_connections} of {self.connections} connections open"
-        return f"not so after {timeout} s; {counts}, {len(requests)} requests:{seen}"
