@@ -187,6 +187,11 @@ class BaseRouterCall:
         self.may_continue = False
         self.hedge_after: float | None = None
 
+    @property
+    def route(self) -> Route:
+        """The route that is asked now, and in the end the one that answered."""
+        return self._routes[self._state.position]
+
     def __enter__(self) -> Self:
         """One pass over the routes; a stream that is continued takes several."""
         return self

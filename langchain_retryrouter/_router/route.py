@@ -9,7 +9,10 @@ to read: `call`, which makes the attempts, and waits for the model's rate limite
 
 from __future__ import annotations
 
+import functools
 import inspect
+import logging
+import time
 import warnings
 from collections.abc import (
     AsyncGenerator,
@@ -18,7 +21,7 @@ from collections.abc import (
     Iterator,
     Sequence,
 )
-from typing import Any, Final, NamedTuple, Self, cast
+from typing import Any, Final, NamedTuple, Self, TypeVar, cast
 
 from langchain_core.caches import BaseCache
 from langchain_core.globals import get_llm_cache
@@ -27,8 +30,10 @@ from langchain_core.language_models.chat_models import (
     agenerate_from_stream,
     generate_from_stream,
 )
+from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.load import dumps
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.outputs import (
     ChatGeneration,
     ChatGenerationChunk,
@@ -40,15 +45,21 @@ from langchain_core.runnables import (
     RunnableSequence,
     RunnableWithFallbacks,
 )
+from langchain_core.runnables.configurable import DynamicRunnable
 from langchain_core.runnables.retry import RunnableRetry
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
-from langchain_retryrouter._providers.history import provider_of, tracing_params
+from langchain_retryrouter._providers.history import (
+    fit_history,
+    provider_of,
+    tracing_params,
+)
 from langchain_retryrouter._providers.integrations import (
     Method,
     disable_retries,
     reports_finish_reason,
 )
+from langchain_retryrouter._retry.timeouts import run_with_timeout
 from langchain_retryrouter._router.plan import RouteCost
 from langchain_retryrouter.circuit_breaker import CircuitBreaker
 
@@ -57,6 +68,17 @@ _CALLBACKS_WARNING: Final = (
     " router's: give them to the router"
 )
 _METHODS: Final[tuple[Method, ...]] = ("generate", "stream")
+_PUBLIC_METHODS: Final = (
+    *("invoke", "ainvoke", "stream", "astream", "batch", "abatch"),
+    *("generate", "agenerate", "generate_prompt", "agenerate_prompt"),
+)
+_COUNTERS: Final = ("get_token_ids", "get_num_tokens", "get_num_tokens_from_messages")
+_COUNTING_LIMIT: Final = 5.0  # Seconds: some counters ask their provider.
+_COUNTING_PAUSE: Final = 60.0  # Seconds in which a counter that failed is not asked.
+
+logger = logging.getLogger(__name__)
+
+_R = TypeVar("_R")
 
 
 class _CacheEntry(NamedTuple):
@@ -158,7 +180,11 @@ class Route(BaseModel):
     def prepared(self, name: str) -> Route:
         """This route as `name`, with a model that sends each request once if it can."""
         disabled = disable_retries(self.model)
-        warned = (disabled.warning, _CALLBACKS_WARNING if self.model.callbacks else "")
+        warned = (
+            disabled.warning,
+            _CALLBACKS_WARNING if self.model.callbacks else "",
+            _bypassed(self.model),
+        )
         cost = RouteCost(
             name,
             disabled.requests,
@@ -387,6 +413,108 @@ def prepare_routes(routes: list[Route]) -> list[Route]:
     return prepared
 
 
+def common_profile(profiles: list[ModelProfile | None]) -> ModelProfile | None:
+    """What every route can do: the smallest numbers, the features that all have.
+
+    Only what all profiles speak of is claimed; None if a route has no profile.
+    """
+    if not all(profiles):
+        return None
+    known = [dict(profile) for profile in profiles if profile]
+    common: dict[str, Any] = {}
+    for name, first in known[0].items():
+        values = [profile.get(name) for profile in known]
+        if any(value is False for value in values):
+            common[name] = False
+        elif None in values:
+            continue
+        elif isinstance(first, int | float):
+            common[name] = min(values)  # type: ignore[type-var]
+        elif isinstance(first, list):
+            common[name] = [item for item in first if all(item in v for v in values)]  # type: ignore[operator]
+        elif all(value == first for value in values):
+            common[name] = first
+    return cast("ModelProfile", common)
+
+
+class TokenCounter:
+    """Counts tokens as the first route that can does, or else approximately."""
+
+    def __init__(self) -> None:
+        """No counter has failed so far."""
+        self._failed: dict[str, float] = {}
+
+    def ids(self, routes: list[Route], text: str) -> list[int]:
+        """The ids of the tokens of `text`."""
+        found = self._ask(routes, 1, lambda route: route.model.get_token_ids(text))
+        return list(range(_approximately(text))) if found is None else found
+
+    def of_text(self, routes: list[Route], text: str) -> int:
+        """The number of tokens of `text`."""
+        found = self._ask(routes, 2, lambda route: route.model.get_num_tokens(text))
+        return _approximately(text) if found is None else found
+
+    def of_messages(
+        self,
+        routes: list[Route],
+        messages: list[BaseMessage],
+        tools: Sequence[Any] | None,
+    ) -> int:
+        """The number of tokens of `messages`."""
+        given = {"tools": tools} if tools else {}
+
+        def count(route: Route) -> int:
+            fitted, _ = fit_history(messages, route.provider)
+            return route.model.get_num_tokens_from_messages(fitted, **given)
+
+        found = self._ask(routes, 3, count)
+        if found is None:
+            offered = cast("list[Any]", tools) if tools else None
+            return count_tokens_approximately(messages, tools=offered)
+        return found
+
+    def _ask(
+        self, routes: list[Route], counters: int, count: Callable[[Route], _R]
+    ) -> _R | None:
+        """The first count that succeeds, of routes with one of so many `_COUNTERS`.
+
+        LangChain's own counter is left out: it is GPT-2's, and fetches it.
+        """
+        for route in routes:
+            model = route.model
+            has_counter = model.custom_get_token_ids is not None or any(
+                getattr(type(model), name) is not getattr(BaseChatModel, name)
+                for name in _COUNTERS[:counters]
+            )
+            if not has_counter or time.monotonic() < self._failed.get(route.name, 0.0):
+                continue
+            try:
+                return run_with_timeout(
+                    _COUNTING_LIMIT, functools.partial(count, route)
+                )
+            except Exception as error:  # noqa: BLE001 - any counter may be asked
+                self._failed[route.name] = time.monotonic() + _COUNTING_PAUSE
+                logger.info("route %r cannot count tokens: %s", route.name, error)
+        return None
+
+
+def _approximately(text: str) -> int:
+    return -(-len(text) // 4)
+
+
+def _bypassed(model: BaseChatModel) -> str:
+    """A warning of public methods that a user's own class overrides."""
+    for name in _PUBLIC_METHODS:
+        owner = next(cls for cls in type(model).__mro__ if name in vars(cls))
+        # LangChain's own packages only adjust the call's options there.
+        if not owner.__module__.startswith("langchain"):
+            return (
+                f"overrides {name} in {owner.__name__}, which is not called: override"
+                " _generate, _agenerate, _stream and _astream instead"
+            )
+    return ""
+
+
 def unbound(model: Any) -> tuple[Any, dict[str, Any]]:
     """A model without the options that were bound to it, and these options."""
     options: dict[str, Any] = {}
@@ -421,6 +549,12 @@ def _why_not_a_route(model: Any) -> str:
             "a route's model must be a fixed chat model, not the configurable one of"
             " init_chat_model() without a model: name the model there, or put each"
             " model that may be chosen into `routes`"
+        )
+    if isinstance(model, DynamicRunnable):
+        return (
+            "a route's model must be a fixed chat model, without `configurable_fields`"
+            " or `configurable_alternatives`: put each model that may be chosen into"
+            " `routes`, or make the router itself configurable"
         )
     if isinstance(model, RunnableRetry):
         return (

@@ -18,6 +18,7 @@ from langchain_core.callbacks import (
 )
 from langchain_core.language_models.base import LangSmithParams, LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import (
     ChatGeneration,
@@ -26,6 +27,7 @@ from langchain_core.outputs import (
     Generation,
 )
 from langchain_core.runnables import Runnable, RunnableBinding
+from langchain_core.tracers.base import AsyncBaseTracer, BaseTracer
 from pydantic import (
     ConfigDict,
     Field,
@@ -59,7 +61,12 @@ from langchain_retryrouter._router.plan import (
     new_strategy,
     worst_case,
 )
-from langchain_retryrouter._router.route import Route, prepare_routes
+from langchain_retryrouter._router.route import (
+    Route,
+    TokenCounter,
+    common_profile,
+    prepare_routes,
+)
 from langchain_retryrouter.chat_models._structured import structured_parser, with_raw
 from langchain_retryrouter.circuit_breaker import CircuitBreaker, CircuitBreakerSettings
 from langchain_retryrouter.errors import BASE_ERRORS, RetryRouterError
@@ -103,6 +110,7 @@ class _Memory:
     def __init__(self, route_states: list[RouteState], strategy: Strategy) -> None:
         self.route_states = route_states
         self.strategy = strategy
+        self.counter = TokenCounter()
 
 
 class RetryRouter(RetryVisibleChatModel):
@@ -319,6 +327,7 @@ class RetryRouter(RetryVisibleChatModel):
         context, router_call = self._begin_call(RouterCall, request)
         with router_call:
             result = call(context, router_call.generate, notifier(run_manager))
+        self._trace_served(run_manager, router_call)
         return router_call.with_attempt_log(result)
 
     async def _agenerate(
@@ -332,6 +341,7 @@ class RetryRouter(RetryVisibleChatModel):
         context, router_call = self._begin_call(AsyncRouterCall, request)
         with router_call:
             result = await acall(context, router_call.generate, anotifier(run_manager))
+        self._trace_served(run_manager, router_call)
         return router_call.with_attempt_log(result)
 
     def _stream(
@@ -343,7 +353,8 @@ class RetryRouter(RetryVisibleChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         request = ModelRequest(messages, stop, kwargs)
         context, router_call = self._begin_call(RouterCall, request)
-        notify = notifier(run_manager_of(self, run_manager, CallbackManagerForLLMRun))
+        run = run_manager_of(self, run_manager, CallbackManagerForLLMRun)
+        notify = notifier(run)
         while not router_call.is_over:
             events = stream(context, router_call.connect, lambda: info_of, notify)
             with router_call, contextlib.closing(events):
@@ -354,6 +365,7 @@ class RetryRouter(RetryVisibleChatModel):
                     if run_manager is not None:
                         run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                     yield chunk
+        self._trace_served(run, router_call)
         yield router_call.last_chunk()
 
     async def _astream(
@@ -365,9 +377,8 @@ class RetryRouter(RetryVisibleChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         request = ModelRequest(messages, stop, kwargs)
         context, router_call = self._begin_call(AsyncRouterCall, request)
-        notify = anotifier(
-            run_manager_of(self, run_manager, AsyncCallbackManagerForLLMRun)
-        )
+        run = run_manager_of(self, run_manager, AsyncCallbackManagerForLLMRun)
+        notify = anotifier(run)
         while not router_call.is_over:
             events = astream(context, router_call.connect, lambda: info_of, notify)
             with router_call:
@@ -379,7 +390,29 @@ class RetryRouter(RetryVisibleChatModel):
                         if run_manager is not None:
                             await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                         yield chunk
+        self._trace_served(run, router_call)
         yield router_call.last_chunk()
+
+    def _trace_served(
+        self,
+        run_manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None,
+        router_call: RouterCall | AsyncRouterCall,
+    ) -> None:
+        """Name the model that answered in the run of tracers.
+
+        At the start of the run the first route was named.
+        """
+        served = router_call.route
+        if run_manager is None or served is self.routes[0]:
+            return
+        params = {**_OWN_LS_PARAMS, **tracing_params(served.model, **served.options)}
+        for handler in run_manager.handlers:
+            if isinstance(handler, BaseTracer | AsyncBaseTracer):
+                run = handler.run_map.get(str(run_manager.run_id))
+                if run is not None:
+                    # A new dict: the old one may be that of other runs, too.
+                    metadata = {**(run.extra.get("metadata") or {}), **params}
+                    run.extra["metadata"] = metadata
 
     @property
     def _failover_rules(self) -> list[FailoverRule]:
@@ -519,6 +552,41 @@ class RetryRouter(RetryVisibleChatModel):
         await self.aclose()
 
     # --- what LangChain asks ---
+
+    def _resolve_model_profile(self) -> ModelProfile | None:
+        return common_profile([route.model.profile for route in self.routes])
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """The ids of the tokens of `text`, as the first route that can counts them.
+
+        If no route can, as many numbers as there are tokens approximately.
+        """
+        if self.custom_get_token_ids is not None:
+            return self.custom_get_token_ids(text)
+        return self._memory.counter.ids(self.routes, text)
+
+    def get_num_tokens(self, text: str) -> int:
+        """The number of tokens of `text`, see `get_num_tokens_from_messages`."""
+        if self.custom_get_token_ids is not None:
+            return len(self.custom_get_token_ids(text))
+        return self._memory.counter.of_text(self.routes, text)
+
+    def get_num_tokens_from_messages(
+        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
+    ) -> int:
+        """The number of tokens of `messages`, as the first route that can counts them.
+
+        A route without a counter of its own is passed over, and one whose counter
+        fails is for a minute. If no route can count, langchain-core's approximate
+        number is returned.
+
+        Args:
+            messages: The messages.
+            tools: Tools that are offered, for counters that count them.
+        """
+        if self.custom_get_token_ids is not None:
+            return super().get_num_tokens_from_messages(messages, tools)
+        return self._memory.counter.of_messages(self.routes, messages, tools)
 
     def bind_tools(
         self,

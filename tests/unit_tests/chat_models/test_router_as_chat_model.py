@@ -1,0 +1,242 @@
+"""What LangChain asks of a router as of any chat model: profile, tokens, traces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+from langchain.agents import create_agent
+from langchain.agents.middleware import (
+    ClearToolUsesEdit,
+    ContextEditingMiddleware,
+    SummarizationMiddleware,
+)
+from langchain_core.language_models.fake_chat_models import (
+    FakeListChatModel,
+    GenericFakeChatModel,
+)
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, trim_messages
+from langchain_core.messages.utils import count_tokens_approximately
+from langchain_core.runnables import ConfigurableField
+from langchain_core.tracers import BaseTracer
+from langchain_core.tracers.schemas import Run
+from langchain_openai import ChatOpenAI
+from pydantic import SecretStr
+
+from langchain_retryrouter import RetryPolicy, RetryRouter, Route
+from langchain_retryrouter.testing import Answer, FaultyGateway, Status
+from tests.unit_tests.conftest import Twin
+
+HI = HumanMessage("hi there")
+
+
+def fake(profile: Any = None) -> FakeListChatModel:
+    return FakeListChatModel(responses=["a"], profile=profile)
+
+
+class Counting(FakeListChatModel):
+    """A model that counts by itself, or fails at it."""
+
+    responses: list[str] = ["a"]  # noqa: RUF012 - a field
+    error: Exception | None = None
+    asked: list[Any] = []  # noqa: RUF012 - a field
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """A token for each word."""
+        self.asked.append(text)
+        if self.error is not None:
+            raise self.error
+        return list(range(100, 100 + len(text.split())))
+
+    def get_num_tokens_from_messages(
+        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
+    ) -> int:
+        """A token for each word, and ten for each tool."""
+        words = sum(len(self.get_token_ids(message.text)) for message in messages)
+        return words + 10 * len(tools or ())
+
+
+# --- profile ---
+
+
+@pytest.mark.parametrize(
+    ("profiles", "common"),
+    [
+        (
+            [
+                {"max_input_tokens": 9, "tool_calling": True, "image_inputs": True},
+                {"max_input_tokens": 5, "tool_calling": True, "image_inputs": False},
+            ],
+            {"max_input_tokens": 5, "tool_calling": True, "image_inputs": False},
+        ),
+        (
+            [{"max_input_tokens": 9, "structured_output": True}, {"name": "b"}],
+            {},
+        ),
+        (
+            [
+                {"reasoning_effort_levels": ["low", "high"], "name": "a"},
+                {"reasoning_effort_levels": ["high"], "name": "b"},
+            ],
+            {"reasoning_effort_levels": ["high"]},
+        ),
+        ([{"max_input_tokens": 9}, None], None),
+    ],
+    ids=["least", "only-what-all-say", "lists", "unknown"],
+)
+def test_a_router_can_do_what_all_its_routes_can(
+    profiles: list[dict[str, Any] | None], common: dict[str, Any] | None
+) -> None:
+    """Any route may answer, so only what all of them claim is claimed."""
+    router = RetryRouter(routes=[fake(profile) for profile in profiles])
+    assert router.profile == common
+    own = RetryRouter(routes=[fake()], profile={"max_input_tokens": 7})
+    assert own.profile == {"max_input_tokens": 7}
+
+
+# --- tokens ---
+
+
+def test_the_first_route_that_counts_is_asked() -> None:
+    """A model without a counter of its own would load GPT-2's; it is passed over."""
+    router = RetryRouter(routes=[fake(), Counting(asked=[])])
+    assert router.get_token_ids("a b c") == [100, 101, 102]
+    assert router.get_num_tokens("a b") == 2
+    assert router.get_num_tokens_from_messages([HI, HI], [{"name": "t"}]) == 14
+    own = RetryRouter(routes=[Counting()], custom_get_token_ids=lambda _: [1])
+    assert own.get_num_tokens("a b c") == 1
+
+
+@pytest.mark.parametrize(
+    "error", [ImportError("transformers"), NotImplementedError(), OSError("network")]
+)
+def test_a_counter_that_fails_is_left(error: Exception) -> None:
+    """The next route counts, and for a while the failed counter is not asked again."""
+    failing, counting = Counting(error=error, asked=[]), Counting(asked=[])
+    router = RetryRouter(routes=[failing, counting])
+    assert [router.get_num_tokens_from_messages([HI]) for _ in range(3)] == [2, 2, 2]
+    assert len(router.routes[0].model.asked) == 1  # type: ignore[attr-defined]
+
+
+def test_without_a_counter_the_number_is_approximate() -> None:
+    """Counting never fails: langchain-core's approximation is the last resort."""
+    router = RetryRouter(routes=[fake(), Counting(error=OSError())])
+    expected = count_tokens_approximately([HI])
+    assert router.get_num_tokens_from_messages([HI]) == expected
+    assert router.get_num_tokens("12345678") == len(router.get_token_ids("12345678"))
+    assert router.get_num_tokens("12345678") == 2
+
+
+def test_messages_are_trimmed_by_a_router() -> None:
+    """`trim_messages` takes a router as its counter."""
+    router = RetryRouter(routes=[Counting(asked=[])])
+    kept = trim_messages([HI] * 9, max_tokens=5, token_counter=router)
+    assert len(kept) == 2
+
+
+def test_an_agent_summarizes_and_edits_by_a_router() -> None:
+    """Fractions of the context and the model's own count work in LangChain's agents."""
+    model = Counting(responses=["said"], profile={"max_input_tokens": 20})
+    router = RetryRouter(routes=[model, fake({"max_input_tokens": 100})])
+    counter: Any = router.get_num_tokens_from_messages
+    agent = create_agent(
+        router,
+        middleware=[
+            SummarizationMiddleware(
+                router,
+                trigger=("fraction", 0.5),
+                keep=("messages", 1),
+                token_counter=counter,
+            ),
+            ContextEditingMiddleware(
+                edits=[ClearToolUsesEdit(trigger=1)],
+                token_count_method="model",
+            ),
+        ],
+    )
+    long = HumanMessage("word " * 12)
+    said = agent.invoke({"messages": [long, AIMessage("x"), HI]})
+    assert "summary" in said["messages"][0].text
+    assert [message.text for message in said["messages"][1:]] == ["hi there", "said"]
+
+
+# --- traces ---
+
+
+class Runs(BaseTracer):
+    """Keeps the runs that have ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended: list[Run] = []
+
+    def _persist_run(self, run: Run) -> None:
+        self.ended.append(run)
+
+
+@pytest.fixture
+def gateways() -> Iterator[tuple[FaultyGateway, FaultyGateway]]:
+    with FaultyGateway() as sick, FaultyGateway(answer=Answer("a")) as well:
+        sick.always(Status(401))
+        yield sick, well
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+def test_the_run_names_the_model_that_answered(
+    twin: Twin, gateways: tuple[FaultyGateway, FaultyGateway], way: str
+) -> None:
+    """Costs and traces are those of the model that served, not of the first route."""
+    routes = [
+        Route(
+            model=ChatOpenAI(
+                model=name,
+                base_url=gateway.openai_url,
+                api_key=SecretStr("sk"),
+                temperature=temperature,
+            ),
+        )
+        for name, gateway, temperature in zip(
+            ("first", "second"), gateways, (0.1, 0.2), strict=True
+        )
+    ]
+    tracer = Runs()
+    router = RetryRouter(routes=routes, retry_policy=RetryPolicy())
+    shared = {"of": "the caller"}
+
+    getattr(twin, way)(router, "hi", {"callbacks": [tracer], "metadata": shared})
+
+    metadata = tracer.ended[0].metadata
+    assert metadata["ls_model_name"] == "second"
+    assert metadata["ls_provider"] == "openai"
+    assert metadata["ls_temperature"] == 0.2
+    assert metadata["of"] == "the caller"
+    assert shared == {"of": "the caller"}
+
+
+# --- what cannot be a route ---
+
+
+class Caching(FakeListChatModel):
+    """A user's own class with a method around the call."""
+
+    def invoke(self, *args: Any, **kwargs: Any) -> AIMessage:
+        """Not called by a router."""
+        return super().invoke(*args, **kwargs)
+
+
+def test_an_overridden_public_method_is_named() -> None:
+    """The router calls the model below `invoke`, and says so."""
+    with pytest.warns(UserWarning, match="overrides invoke in Caching, which is not"):
+        RetryRouter(routes=[Caching(responses=["a"])])
+    nested = RetryRouter(routes=[fake()], retry_policy=RetryPolicy(max_retries=0))
+    RetryRouter(routes=[nested])  # Overrides `stream`, and loses nothing.
+
+
+def test_a_configurable_model_is_no_route() -> None:
+    """What to do instead is said."""
+    model: Any = GenericFakeChatModel(messages=iter(())).configurable_fields(
+        disable_streaming=ConfigurableField("x")
+    )
+    with pytest.raises(TypeError, match="each model that may be chosen into `routes`"):
+        RetryRouter(routes=[model])
