@@ -9,10 +9,10 @@ that no SDK is imported that the user does not use.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from langchain_core.language_models.chat_models import BaseChatModel
 
@@ -190,6 +190,12 @@ class Integration:
         built_fields: Fields that the class fills in itself, and that are not handed on
             to a model that is made again.
         reports_in: The methods whose whole answers always name a finish reason.
+        choices: What its `bind_tools` takes for "none", where that is another word.
+        api_choices: Its provider's words for `tool_choice`, where `bind_tools` has none
+            of its own. They are options of each call, and a tool is called for by
+            offering no other one.
+        ignores_choice: Whether `bind_tools` drops `tool_choice`.
+        limits_calls: Whether `parallel_tool_calls` is known to it.
     """
 
     disable: _Way = _keep
@@ -199,6 +205,10 @@ class Integration:
     call_options: Mapping[str, Any] = field(default_factory=dict)
     built_fields: frozenset[str] = frozenset()
     reports_in: tuple[Method, ...] = _BOTH
+    choices: Mapping[str, Any] = field(default_factory=dict)
+    api_choices: Mapping[str, str] = field(default_factory=dict)
+    ignores_choice: bool = False
+    limits_calls: bool = True
 
 
 _OPENAI_CLIENTS: Final = (
@@ -216,11 +226,11 @@ INTEGRATIONS: Final[Mapping[str, Integration]] = {
     # Two clients, of which the SDK's `with_options` reaches only one.
     "langchain_xai": Integration(_rebuild, built_fields=_CLIENT_FIELDS),
     "langchain_together": Integration(_rebuild, built_fields=_CLIENT_FIELDS),
-    "langchain_anthropic": Integration(_rebuild),
+    "langchain_anthropic": Integration(_rebuild, choices={"none": {"type": "none"}}),
     "langchain_groq": Integration(_rebuild, built_fields=_CLIENT_FIELDS),
     # tenacity around the SDK; the number counts attempts.
     "langchain_mistralai": Integration(sends_once=(0, 1)),
-    "langchain_google_genai": Integration(sends_once=(0, 1)),
+    "langchain_google_genai": Integration(sends_once=(0, 1), limits_calls=False),
     "langchain_aws": Integration(
         _boto,
         hidden_requests=6,
@@ -228,10 +238,19 @@ INTEGRATIONS: Final[Mapping[str, Integration]] = {
             "build it with max_retries=0, or with"
             ' config=botocore.config.Config(retries={"total_max_attempts": 1})'
         ),
+        choices={"none": {"type": "none"}},  # `ChatBedrockConverse` refuses it.
+        limits_calls=False,
     ),
     "langchain_cohere": Integration(
-        _by_call_option, call_options={"request_options": {"max_retries": 0}}
+        _by_call_option,
+        call_options={"request_options": {"max_retries": 0}},
+        api_choices={"any": "REQUIRED", "none": "NONE"},
+        limits_calls=False,
     ),
+    "langchain_huggingface": Integration(
+        api_choices={"any": "required", "none": "none"}, limits_calls=False
+    ),
+    "langchain_ollama": Integration(ignores_choice=True, limits_calls=False),
     "langchain_litellm": Integration(_by_call_option, call_options={"max_retries": 0}),
     # `max_retries=0` leaves the SDK's default in force: up to 3,600 s of retries.
     "langchain_openrouter": Integration(
@@ -297,3 +316,96 @@ def reports_finish_reason(model: BaseChatModel, method: Method) -> bool:
             return False
         return tuple(map(int, numbers[:3])) >= (1, 7, 10)
     return method in facts.reports_in
+
+
+class ToolsRequest(NamedTuple):
+    """What a model's `bind_tools` is given, and what goes beside it.
+
+    Attributes:
+        tools: The tools to offer.
+        kwargs: The other arguments of `bind_tools`.
+        options: Options of each call.
+        ignored: An argument that the integration drops, such as `tool_choice='any'`.
+    """
+
+    tools: Sequence[Any]
+    kwargs: dict[str, Any]
+    options: dict[str, Any]
+    ignored: str = ""
+
+
+_CHOICES: Final = {"required": "any", "any": "any", "auto": "auto", "none": "none"}
+
+
+def read_tool_choice(choice: Any) -> Any:
+    """A `tool_choice` of any provider's form as "any", "auto", "none" or a tool's name.
+
+    None if nothing is chosen; what is of no known form is returned as it is.
+    """
+    if isinstance(choice, bool):
+        return "any" if choice else None
+    if isinstance(choice, str):
+        is_word = choice in (choice.lower(), choice.upper())
+        return _CHOICES.get(choice.lower(), choice) if is_word else choice
+    if not isinstance(choice, Mapping):
+        return choice
+    kind = choice.get("type")
+    if kind in _CHOICES:
+        return _CHOICES[kind]
+    if kind in {None, "function", "tool"}:
+        inner = choice.get("function") or choice.get("tool") or choice
+        if isinstance(inner, Mapping) and isinstance(inner.get("name"), str):
+            return inner["name"]
+        config = choice.get("function_calling_config")  # Google's.
+        if isinstance(config, Mapping):
+            names = config.get("allowed_function_names") or []
+            mode = str(config.get("mode", "auto")).lower()
+            return names[0] if len(names) == 1 else _CHOICES.get(mode, choice)
+        if len(choice) == 1 and (word := next(iter(choice))) in _CHOICES:
+            return _CHOICES[word]  # Bedrock's.
+    return choice
+
+
+def name_of_tool(tool: Any) -> str | None:
+    """The name of a function in any form; the type of a provider's own tool."""
+    if isinstance(tool, dict):
+        inner = tool.get("function")
+        named = inner if isinstance(inner, dict) else tool
+        return named.get("name") or named.get("title") or tool.get("type")
+    name = getattr(tool, "name", None) or getattr(tool, "__name__", None)
+    return name if isinstance(name, str) else None
+
+
+def tools_request(
+    model: BaseChatModel, tools: Sequence[Any], kwargs: Mapping[str, Any]
+) -> ToolsRequest:
+    """What to bind to this model so that `tool_choice` and the like mean the same.
+
+    Raises:
+        ValueError: If its integration has no way to say it.
+    """
+    facts, kwargs = integration_of(model), dict(kwargs)
+    options: dict[str, Any] = {}
+    ignored = ""
+    given = kwargs.pop("tool_choice", None)
+    choice = read_tool_choice(given)
+    if choice is not None and facts.ignores_choice:
+        ignored = "" if choice == "auto" else f"tool_choice={given!r}"
+    elif choice is not None and facts.api_choices:
+        if choice not in _CHOICES:
+            tools = [tool for tool in tools if name_of_tool(tool) == choice]
+            if not tools:
+                msg = f"tool_choice={given!r} names none of the tools"
+                raise ValueError(msg)
+            choice = "any"
+        if choice in facts.api_choices:  # "auto" is the default.
+            options["tool_choice"] = facts.api_choices[choice]
+    elif choice is not None:
+        is_word = isinstance(choice, str)
+        kwargs["tool_choice"] = facts.choices.get(choice, choice) if is_word else choice
+    if not facts.limits_calls:
+        several = kwargs.pop("parallel_tool_calls", None)
+        if several is False:
+            msg = f"{type(model).__name__} has no parallel_tool_calls=False"
+            raise ValueError(msg)
+    return ToolsRequest(tools, kwargs, options, ignored)

@@ -47,6 +47,7 @@ from langchain_core.runnables import (
 )
 from langchain_core.runnables.configurable import DynamicRunnable
 from langchain_core.runnables.retry import RunnableRetry
+from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from langchain_retryrouter._providers.history import (
@@ -56,8 +57,11 @@ from langchain_retryrouter._providers.history import (
 )
 from langchain_retryrouter._providers.integrations import (
     Method,
+    ToolsRequest,
     disable_retries,
+    name_of_tool,
     reports_finish_reason,
+    tools_request,
 )
 from langchain_retryrouter._retry.timeouts import run_with_timeout
 from langchain_retryrouter._router.plan import RouteCost
@@ -111,6 +115,8 @@ class Route(BaseModel):
             Set it to False for a server that never sends one: then the end of its
             stream counts as the end of the answer, also where the stream was cut.
         route_cost: What an attempt costs at most; the router fills it in.
+        unfit: Why this route cannot be asked, in a router with tools bound to it.
+        ignored: An argument of `bind_tools` that its integration drops.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", frozen=True)
@@ -125,8 +131,11 @@ class Route(BaseModel):
     options: dict[str, Any] = Field(default_factory=dict, repr=False)
     sends_finish_reason: bool | None = None
     route_cost: RouteCost = Field(default=RouteCost(""), exclude=True, repr=False)
+    unfit: str = Field(default="", exclude=True, repr=False)
+    ignored: str = Field(default="", exclude=True, repr=False)
 
     _provider: str = PrivateAttr("")
+    _own_tools: list[Any] = PrivateAttr(default_factory=list)
     # One object for all copies of a route, so that what is learned is shared.
     _reporting: set[Method] = PrivateAttr(default_factory=set)
 
@@ -149,6 +158,7 @@ class Route(BaseModel):
             name = tracing_params(self.model).get("ls_model_name")
             object.__setattr__(self, "name", str(name or type(self.model).__name__))
         self._provider = provider_of(self.model)
+        self._own_tools = list(self.options.get("tools") or [])
         self._reporting.update(
             method for method in _METHODS if reports_finish_reason(self.model, method)
         )
@@ -205,20 +215,55 @@ class Route(BaseModel):
         )
 
     def with_tools(self, tools: Sequence[Any], **kwargs: Any) -> Route:
-        """This route, offering `tools` in its provider's own form.
+        """This route, offering `tools` in its provider's form, beside its own tools.
 
         Raises:
             TypeError: If its model cannot, or binds them in a way that cannot be used.
+            ValueError: If it cannot honour one of the tools or arguments.
         """
         try:
-            bound = self.model.bind_tools(tools, **kwargs)
+            request = tools_request(self.model, tools, kwargs)
+            bound = self._bind_tools(request)
         except NotImplementedError as error:
             msg = (
                 f"route {self.name!r} cannot be offered tools: {type(self.model)} has"
                 " no bind_tools"
             )
             raise TypeError(msg) from error
-        return self._bound_to(bound, "be offered tools")
+        except Exception as error:
+            msg = f"route {self.name!r} cannot be offered these tools: {error}"
+            raise (TypeError if isinstance(error, TypeError) else ValueError)(
+                msg
+            ) from error
+        route = self._bound_to(bound, "be offered tools")
+        options = {**route.options, **request.options}
+        offered = options.get("tools") or []
+        names = {name_of_tool(tool) for tool in offered}
+        own = [tool for tool in self._own_tools if name_of_tool(tool) not in names]
+        options["tools"] = [*own, *offered]
+        if not options["tools"]:
+            del options["tools"]  # Providers refuse an empty list.
+        return route.model_copy(update={"options": options, "ignored": request.ignored})
+
+    def _bind_tools(self, request: ToolsRequest) -> Any:
+        tools, kwargs = request.tools, dict(request.kwargs)
+        strict = kwargs.pop("strict", None)
+        bind_tools = self.model.bind_tools
+        if strict is not None and "strict" in inspect.signature(bind_tools).parameters:
+            kwargs["strict"] = strict
+        bound = bind_tools(tools, **kwargs)
+        if strict and not _is_strict(bound):
+            # Every integration takes OpenAI's form; most of them keep what is in it.
+            strict_tools = [convert_to_openai_tool(tool, strict=True) for tool in tools]
+            bound = bind_tools(strict_tools, **kwargs)
+            if not _is_strict(bound):
+                msg = f"{type(self.model).__name__} drops strict=True"
+                raise ValueError(msg)
+        for tool in tools:
+            if _is_mistaken(tool, unbound(bound)[1].get("tools") or []):
+                msg = f"{tool!r} is a tool of another provider"
+                raise ValueError(msg)
+        return bound
 
     def with_format(self, schema: Any, method: str, **kwargs: Any) -> Route:
         """This route, asking for objects of `schema` by its provider's `method`.
@@ -513,6 +558,24 @@ def _bypassed(model: BaseChatModel) -> str:
                 " _generate, _agenerate, _stream and _astream instead"
             )
     return ""
+
+
+def _is_strict(bound: Any) -> bool:
+    return "'strict': True" in repr(unbound(bound)[1].get("tools"))
+
+
+def _is_mistaken(tool: Any, bound_tools: Sequence[Any]) -> bool:
+    """Whether a provider's own tool was bound as a function, which nobody would run."""
+    if not isinstance(tool, dict) or tool.get("type") in {None, "function"}:
+        return False
+    if not {"function", "parameters", "input_schema", "properties"}.isdisjoint(tool):
+        return False
+    return any(
+        isinstance(one, dict)
+        and one.get("type") == "function"
+        and name_of_tool(one) == tool.get("name")
+        for one in bound_tools
+    )
 
 
 def unbound(model: Any) -> tuple[Any, dict[str, Any]]:

@@ -9,6 +9,7 @@ read: `_router.call`, which makes the attempts of a call.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, TypeVar
 
@@ -44,6 +45,10 @@ from langchain_retryrouter._callbacks import (
     run_manager_of,
 )
 from langchain_retryrouter._providers.history import tracing_params
+from langchain_retryrouter._providers.integrations import (
+    name_of_tool,
+    read_tool_choice,
+)
 from langchain_retryrouter._retry.call_state import CallState, RouteState
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.engine import RetryContext, acall, call
@@ -111,6 +116,13 @@ class _Memory:
         self.route_states = route_states
         self.strategy = strategy
         self.counter = TokenCounter()
+        self._warned: set[str] = set()
+
+    def warn_once(self, text: str) -> None:
+        """Warn, unless it was said before: agents bind their tools in each step."""
+        if text not in self._warned:
+            self._warned.add(text)
+            warnings.warn(text, UserWarning, stacklevel=3)
 
 
 class RetryRouter(RetryVisibleChatModel):
@@ -452,7 +464,11 @@ class RetryRouter(RetryVisibleChatModel):
         """The context of a call for the engine, and the call itself."""
         clock = self.clock or SYSTEM_CLOCK
         memory = self._memory
-        order = memory.strategy.order(clock.monotonic())
+        order = [
+            index
+            for index in memory.strategy.order(clock.monotonic())
+            if not self.routes[index].unfit
+        ]
         call_state = CallState(
             self.retry_policy,
             [memory.route_states[index] for index in order],
@@ -508,7 +524,7 @@ class RetryRouter(RetryVisibleChatModel):
         """
         return worst_case(
             self.retry_policy,
-            [route.route_cost for route in self.routes],
+            [route.route_cost for route in self.routes if not route.unfit],
             self._after,
             is_buffered=self.stream_recovery == "buffer",
             is_continued=self.stream_recovery == "continue",
@@ -597,20 +613,52 @@ class RetryRouter(RetryVisibleChatModel):
     ) -> Runnable[LanguageModelInput, AIMessage]:
         """A router of the same routes, each offering `tools` in its provider's form.
 
-        It shares breakers, budget and strategy with this one.
+        It shares breakers, budget and strategy with this one. A route that cannot take
+        a tool or an argument is left out, with a warning, if another one can. Tools
+        that are bound to a route's model are offered by that route as well.
 
         Args:
-            tools: As the routes' own `bind_tools` take them.
-            tool_choice: Handed on to the routes' `bind_tools` unless it is None.
-            **kwargs: Handed on to the routes' `bind_tools`.
+            tools: Functions, pydantic classes, TypedDicts, `BaseTool`s, or dicts.
+            tool_choice: "any", "required" or True for at least one call, "none",
+                "auto", a tool's name, or a dict in OpenAI's or Anthropic's form. Each
+                route gets it in its integration's form.
+            **kwargs: Handed on to the routes' `bind_tools`; `strict` and
+                `parallel_tool_calls` are translated, too.
 
         Raises:
-            TypeError: If a route's model has no tools.
+            TypeError: If no route's model has tools.
+            ValueError: If no route can take the tools or an argument, or `tool_choice`
+                names a tool that is not given.
         """
         output_format = kwargs.pop("ls_structured_output_format", None)
-        if tool_choice is not None:
-            kwargs["tool_choice"] = tool_choice
-        routes = [route.with_tools(tools, **kwargs) for route in self.routes]
+        choice = read_tool_choice(tool_choice)
+        names = [name_of_tool(tool) for tool in tools]
+        if isinstance(choice, str) and choice not in {"any", "auto", "none", *names}:
+            own = [one for r in self.routes for one in r.options.get("tools") or ()]
+            if None not in names and choice not in map(name_of_tool, own):
+                msg = (
+                    f"tool_choice names {choice!r}, and the tools are"
+                    f" {', '.join(map(repr, names))}; or say 'auto', 'any' or 'none'"
+                )
+                raise ValueError(msg)
+        if choice is not None:
+            kwargs["tool_choice"] = choice
+        routes, errors = [], []
+        for route in self.routes:
+            try:
+                routes.append(route.with_tools(tools, **kwargs))
+            except (TypeError, ValueError) as error:
+                errors.append(error)
+                routes.append(route.model_copy(update={"unfit": str(error)}))
+        if len(errors) == len(routes):
+            raise type(errors[0])("; ".join(map(str, errors))) from errors[0]
+        for route in routes:
+            if route.unfit:
+                self._memory.warn_once(f"{route.unfit}: it is not asked")
+            elif route.ignored:
+                model = type(route.model).__name__
+                text = f"route {route.name!r} ignores {route.ignored}: so does {model}"
+                self._memory.warn_once(text)
         return self._with_routes(routes, output_format)
 
     def with_structured_output(
