@@ -12,7 +12,6 @@ import contextlib
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -53,6 +52,18 @@ if TYPE_CHECKING:
 _STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
+_EXPLAINED = {
+    "max_retries": int,
+    "initial_delay": float,
+    "max_delay": float,
+    "backoff_factor": float,
+    "max_retry_after": float,
+    "deadline": float,
+    "attempt_timeout": float,
+}
+_DEFAULTS = RetryPolicy()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
@@ -86,33 +97,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    demo = commands.add_parser(
-        "demo", help="real calls through real faults, no key needed"
-    )
+    demo = commands.add_parser("demo", help="calls through real faults, without a key")
     demo.set_defaults(run=lambda _: run_demo(Console()), needs_extra=True)
 
     gateway = commands.add_parser("gateway", help="run a gateway that fails on cue")
     gateway.add_argument("--port", type=int, default=0, help="0 for any free port")
-    gateway.add_argument(
-        "--script",
-        default="",
-        metavar="STEPS",
-        help="answers to the first requests, such as 429,reset,503,cut:3,stall:2,ok",
-    )
+    steps = "answers to the first requests, such as 429,reset,503,cut:3,stall:2,ok"
+    gateway.add_argument("--script", default="", metavar="STEPS", help=steps)
     gateway.set_defaults(run=_run_gateway, needs_extra=True)
 
     explain = commands.add_parser("explain", help="the worst case of a retry policy")
-    explain.add_argument("--max-retries", type=int, default=2)
-    seconds: dict[str, float | None] = {
-        "--initial-delay": 1.5,
-        "--max-delay": 8.0,
-        "--max-retry-after": 60.0,
-        "--deadline": None,
-        "--attempt-timeout": None,
-    }
-    for option, default in seconds.items():
-        explain.add_argument(option, type=float, default=default, metavar="SECONDS")
-    explain.add_argument("--backoff-factor", type=float, default=2.0)
+    for name, kind in _EXPLAINED.items():
+        explain.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=kind,
+            default=getattr(_DEFAULTS, name),
+            metavar="SECONDS" if kind is float and name != "backoff_factor" else "N",
+        )
     explain.set_defaults(run=_explain, needs_extra=False)
     return parser
 
@@ -163,23 +164,18 @@ def _read_step(word: str) -> Step:
 
 
 def _explain(arguments: argparse.Namespace) -> None:
-    policy = RetryPolicy(
-        max_retries=arguments.max_retries,
-        initial_delay=arguments.initial_delay,
-        max_delay=arguments.max_delay,
-        backoff_factor=arguments.backoff_factor,
-        max_retry_after=arguments.max_retry_after,
-        deadline=arguments.deadline,
-    )
+    given: dict[str, Any] = {name: getattr(arguments, name) for name in _EXPLAINED}
+    policy = RetryPolicy(**given)
     for retry in range(1, policy.max_attempts):
         print(f"before retry {retry}: up to {policy.backoff(retry):.2f} s")
-    print(policy.explain(arguments.attempt_timeout))
+    print(policy.explain())
 
 
 # The demo.
 
 _OK = "[green]ok[/]"
 _WIDE = 110  # columns, for lines with the provider's error messages
+_NO_KEY = SecretStr("no-key-needed")
 _POLICY = RetryPolicy(
     max_retries=4, initial_delay=0.3, max_delay=1.0, max_retry_after=5.0
 )
@@ -189,29 +185,16 @@ _MODELS = [
 ]
 
 
-@dataclass
-class _Row:
-    """One row of the table at the end."""
-
-    call: str
-    attempts: int = 0
-    waited: float = 0.0
-    served_by: str = "-"
-    tokens: str = "-"
-
-
 class _Reporter(BaseCallbackHandler):
-    """Prints what LangChain's callbacks report, and collects the rows of the table."""
+    """Prints what LangChain's callbacks report, and collects a table of the calls."""
 
     def __init__(self, console: Console) -> None:
-        self.rows: list[_Row] = []
         self.title = ""
+        self.rows: dict[UUID, list[str]] = {}
         self._console = console
-        self._runs: dict[UUID, _Row] = {}
 
     def on_chat_model_start(self, *_: Any, run_id: UUID, **__: Any) -> None:
-        self._runs[run_id] = _Row(f"{len(self.rows) + 1}. {self.title}")
-        self.rows.append(self._runs[run_id])
+        self.rows[run_id] = [f"{len(self.rows) + 1}. {self.title}"]
 
     on_llm_start = on_chat_model_start
 
@@ -223,41 +206,34 @@ class _Reporter(BaseCallbackHandler):
         fault = error.kind.replace("_", " ")
         if error.retry_after is not None:
             fault = f"{fault} (Retry-After {error.retry_after:g})"
-        self._line(
-            self._runs[run_id],
-            retry_state.attempt_number,
-            error.route,
-            f"[red]{fault:<28}[/] [yellow]waits {action.sleep:.2f} s[/]",
-            error.message,
-        )
+        outcome = f"[red]{fault:<28}[/] [yellow]waits {action.sleep:.2f} s[/]"
+        attempt = retry_state.attempt_number
+        self._print(run_id, attempt, error.route, outcome, error.message)
 
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **_: Any) -> None:
-        row, generation = self._runs[run_id], response.generations[0][0]
+        generation = response.generations[0][0]
         message = getattr(generation, "message", None)
         metadata = dict(response.llm_output or {})
         usage = metadata.get("token_usage") or {}
         if message is not None:
             metadata |= message.response_metadata
             usage = message.usage_metadata or usage
-        attempts = metadata["retryrouter"]["attempts"]
-        row.attempts = len(attempts)
-        row.waited = sum(attempt["wait"] for attempt in attempts)
-        row.served_by = str(metadata["model_name"])
-        row.tokens = str(usage.get("total_tokens", "-"))
-        self._line(row, row.attempts, row.served_by, _OK, generation.text)
+        attempts, model = metadata["retryrouter"]["attempts"], metadata["model_name"]
+        waited = f"{sum(attempt['wait'] for attempt in attempts):.2f} s"
+        count, tokens = len(attempts), str(usage["total_tokens"])
+        self.rows[run_id] += [str(count), waited, model, tokens]
+        self._print(run_id, count, model, _OK, generation.text)
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
-        row = self._runs[run_id]
         if isinstance(error, RetryRouterError):
-            row.attempts = error.attempts
-            row.served_by = "[red]interrupted[/]"
-            name = f"[red]{type(error).__name__}[/]"
-            self._line(row, error.attempts, error.route, name, error.message)
+            count, name = error.attempts, f"[red]{type(error).__name__}[/]"
+            self.rows[run_id] += [str(count), "0.00 s", "[red]interrupted[/]", "-"]
+            self._print(run_id, count, error.route, name, error.message)
 
-    def _line(
-        self, row: _Row, attempt: int, route: str | None, outcome: str, text: str
+    def _print(
+        self, run_id: UUID, attempt: int, route: str | None, outcome: str, text: str
     ) -> None:
-        call = row.call.partition(".")[0]
+        call = self.rows[run_id][0].partition(".")[0]
         line = f"  call {call}  attempt {attempt}  [cyan]{(route or '-')[:13]:<13}[/]"
         line = f"{line}  {outcome}"
         if outcome == _OK or self._console.width >= _WIDE:
@@ -277,35 +253,26 @@ def run_demo(console: Console) -> None:
         )
         reporter = _Reporter(console)
         config: RunnableConfig = {"callbacks": [reporter]}
-        no_key = SecretStr("no-key-needed")
 
         def begin(title: str, *steps: Step) -> None:
             console.print(f"\n[b]{escape(title)}[/]", highlight=False)
             reporter.title = title
             gateway.script(*steps)
 
-        prompt = ChatPromptTemplate.from_template("What is the capital of {country}?")
         llm = GPTRouter(
             models_priority_list=_MODELS,
             gpt_router_api_base=gateway.url,
-            gpt_router_api_key=no_key,
+            gpt_router_api_key=_NO_KEY,
             retry_policy=_POLICY,
         )
+        prompt = ChatPromptTemplate.from_template("What is the capital of {country}?")
         chain = prompt | llm | StrOutputParser()
-        begin(
-            "chain.invoke",
-            testing.Status(429, {"retry-after": "1"}),
-            testing.Reset(),
-            testing.Status(503),
-            testing.Answer("It is Paris."),
-        )
+        limited = testing.Status(429, {"retry-after": "1"})
+        down, reset = testing.Status(503), testing.Reset()
+        begin("chain.invoke", limited, reset, down, testing.Answer("It is Paris."))
         chain.invoke({"country": "France"}, config)
-        begin(
-            "chain.stream",
-            testing.Cut(0),
-            testing.ErrorEvent("429 slow down"),
-            testing.Answer("It is Rome."),
-        )
+        slow_down = testing.ErrorEvent("429 slow down")
+        begin("chain.stream", testing.Cut(0), slow_down, testing.Answer("It is Rome."))
         for _ in chain.stream({"country": "Italy"}, config):
             pass
         begin("chain.stream, cut after its third token", testing.Cut(3))
@@ -313,35 +280,26 @@ def run_demo(console: Console) -> None:
         with contextlib.suppress(StreamInterruptedError):
             for _ in chain.stream({"country": "Spain"}, config):
                 pass
-        begin(
-            "chain.abatch",
-            testing.Status(503),
-            testing.Reset(),
-            testing.Status(500),
-        )
+        begin("chain.abatch", down, reset, testing.Status(500))
         countries = [{"country": name} for name in ("Peru", "Ghana", "Japan")]
         asyncio.run(chain.abatch(countries, config))
-        begin(
-            "OpenAI.invoke",
-            testing.Status(429, {"retry-after-ms": "400"}),
-            testing.Reset(),
-            testing.Answer("It is Oslo."),
-        )
+        limited = testing.Status(429, {"retry-after-ms": "400"})
+        begin("OpenAI.invoke", limited, reset, testing.Answer("It is Oslo."))
         openai = OpenAI(
             model="gpt-3.5-turbo-instruct",
             base_url=gateway.openai_url,
-            api_key=no_key,
+            api_key=_NO_KEY,
             retry_policy=_POLICY,
         )
         openai.invoke("What is the capital of Norway?", config)
-        console.print()
-        rows, requests = reporter.rows, len(gateway.requests)
+        rows, requests = reporter.rows.values(), len(gateway.requests)
     table = Table(title=f"{len(rows)} calls, {requests} requests", title_justify="left")
-    for heading in ("call", "attempts", "waited", "served by", "tokens"):
-        table.add_column(heading, justify="left" if heading == "call" else "right")
+    table.add_column("call")
+    for heading in ("attempts", "waited", "served by", "tokens"):
+        table.add_column(heading, justify="right")
     for row in rows:
-        waited = f"{row.waited:.2f} s"
-        table.add_row(row.call, str(row.attempts), waited, row.served_by, row.tokens)
+        table.add_row(*row)
+    console.print()
     console.print(table)
 
 
