@@ -40,12 +40,13 @@ from .wire_client import (
     CHAT,
     COMPLETIONS,
     GENERATE,
+    ask,
+    asked,
     chat,
-    completion,
     connect,
     generate,
     post,
-    posted,
+    raw_request,
     read_to_end,
     read_until,
     request,
@@ -101,7 +102,7 @@ def test_stopping_in_the_middle_leaves_nothing(step: Step) -> None:
     gateway.always(step)
     with ExitStack() as stack:
         for _ in range(3):
-            stack.enter_context(posted(gateway, CHAT, chat(stream=True)))
+            stack.enter_context(asked(gateway, CHAT, stream=True))
         gateway.wait_for(lambda seen: len(seen.requests) == 3)
         gateway.stop()
         assert gateway.open_connections == 0
@@ -121,7 +122,10 @@ def test_stopping_while_clients_connect() -> None:
 
 @pytest.mark.usefixtures("no_leaks")
 def test_starting_again_at_the_same_address() -> None:
-    """A provider that is down refuses connections, and comes back where it was."""
+    """A provider that is down refuses connections, and comes back where it was.
+
+    Until then nobody else can have its port.
+    """
     gateway = FaultyGateway()
     with pytest.raises(RuntimeError, match="start it"):
         _ = gateway.url
@@ -130,22 +134,16 @@ def test_starting_again_at_the_same_address() -> None:
         url = gateway.url
         with pytest.raises(RuntimeError, match=f"already running at {url}"):
             gateway.start()
+        with pytest.raises(OSError, match="in use"):
+            FaultyGateway(port=_address(gateway)[1]).start()
         assert statuses(gateway, 1) == [200]
         gateway.stop()
         gateway.stop()  # does nothing
         assert gateway.url == url
         assert gateway.openai_url == f"{url}/v1"
         with pytest.raises(ConnectionRefusedError):
-            post(gateway, CHAT, chat())
+            ask(gateway, CHAT)
     assert [seen.number for seen in gateway.requests] == [1, 2]
-
-
-@pytest.mark.usefixtures("no_leaks")
-def test_a_port_that_is_taken(faulty_gateway: FaultyGateway) -> None:
-    """A port that is taken is an error at the start."""
-    taken = FaultyGateway(port=_address(faulty_gateway)[1])
-    with pytest.raises(OSError, match="in use"):
-        taken.start()
 
 
 def test_an_error_in_the_user_s_function_is_raised_by_stop() -> None:
@@ -157,7 +155,7 @@ def test_an_error_in_the_user_s_function_is_raised_by_stop() -> None:
 
     gateway = FaultyGateway(answer=answer)
     with pytest.RaisesGroup(pytest.RaisesExc(LookupError, match="no idea")), gateway:
-        reply = post(gateway, CHAT, chat())
+        reply = ask(gateway, CHAT)
     assert (reply.status, reply.body) == (500, b"FaultyGateway: LookupError: no idea")
     gateway.start()
     gateway.stop()
@@ -176,7 +174,7 @@ def test_a_function_that_blocks_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     gateway.start()
     gateway.script(pick)
     (thread,) = (one for one in threading.enumerate() if one.name == "FaultyGateway")
-    with blocked, posted(gateway, CHAT, chat()):
+    with blocked, asked(gateway, CHAT):
         gateway.wait_for(lambda seen: len(seen.requests) == 1)
         with pytest.raises(RuntimeError, match="a function in its script blocks"):
             gateway.stop()
@@ -193,10 +191,10 @@ def test_it_never_blocks_an_event_loop() -> None:
             gateway.script(Drip(), Cut(1), Hangup())
             for _ in range(3):
                 reader, writer = await asyncio.open_connection(*_address(gateway))
-                body = json.dumps(chat(stream=True)).encode()
-                head = f"POST {CHAT} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n"
-                writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode())
-                writer.write(body)
+                asking = raw_request(CHAT, stream=True)
+                writer.write(
+                    asking.replace(b"host: a", b"host: a\r\nconnection: close")
+                )
                 await reader.read()
                 writer.close()
                 await writer.wait_closed()
@@ -254,16 +252,16 @@ def _child(check: Callable[[], bool]) -> Iterator[None]:
         os.waitpid(child, 0)
 
 
-def test_a_forked_child_holds_no_connection(faulty_gateway: FaultyGateway) -> None:
+def test_a_forked_child_holds_no_connection(gateway: FaultyGateway) -> None:
     """A child can call the parent's gateway, and keeps none of its sockets open."""
-    faulty_gateway.script(Answer(), Answer(), Reset())
+    gateway.script(Answer(), Answer(), Reset())
 
     def call_and_stop() -> bool:
-        seen = statuses(faulty_gateway, 1)
-        faulty_gateway.stop()
+        seen = statuses(gateway, 1)
+        gateway.stop()
         return seen == [200]
 
-    with closing(connect(faulty_gateway)) as connection:
+    with closing(connect(gateway)) as connection:
         connection.request("POST", CHAT, json.dumps(chat()))
         connection.getresponse().read()
         with _child(call_and_stop):
@@ -271,13 +269,13 @@ def test_a_forked_child_holds_no_connection(faulty_gateway: FaultyGateway) -> No
             connection.request("POST", CHAT, json.dumps(chat()))
             with pytest.raises(ConnectionResetError):
                 connection.getresponse()
-            assert statuses(faulty_gateway, 1) == [200]
-            faulty_gateway.stop()
+            assert statuses(gateway, 1) == [200]
+            gateway.stop()
             with pytest.raises(ConnectionRefusedError):
-                statuses(faulty_gateway, 1)
+                statuses(gateway, 1)
 
 
-def test_a_fork_while_the_log_is_locked(faulty_gateway: FaultyGateway) -> None:
+def test_a_fork_while_the_log_is_locked(gateway: FaultyGateway) -> None:
     """A child does not hang on a lock that another thread of the parent has held."""
     locked, leave = threading.Event(), threading.Event()
 
@@ -285,11 +283,11 @@ def test_a_fork_while_the_log_is_locked(faulty_gateway: FaultyGateway) -> None:
         locked.set()
         return leave.wait(10)
 
-    holder = threading.Thread(target=faulty_gateway.wait_for, args=[hold])
+    holder = threading.Thread(target=gateway.wait_for, args=[hold])
     holder.start()
     assert locked.wait(5)
     try:
-        with _child(lambda: faulty_gateway.requests == []):
+        with _child(lambda: gateway.requests == []):
             pass
     finally:
         leave.set()
@@ -299,87 +297,80 @@ def test_a_fork_while_the_log_is_locked(faulty_gateway: FaultyGateway) -> None:
 # Scripts.
 
 
-def test_scripts(faulty_gateway: FaultyGateway) -> None:
+def test_scripts(gateway: FaultyGateway) -> None:
     """Each request takes one step; then comes `always`, or a healthy answer.
 
     A new script replaces the steps that are not used yet.
     """
-    faulty_gateway.script(Status(503), Answer(), Status(429))
-    assert statuses(faulty_gateway, 4) == [503, 200, 429, 200]
-    faulty_gateway.script(Status(500), Status(501))
-    faulty_gateway.script(Status(503))
-    assert statuses(faulty_gateway, 2) == [503, 200]
-    faulty_gateway.script(Status(500))
-    faulty_gateway.script()
-    faulty_gateway.always(Status(504))
-    assert statuses(faulty_gateway, 2) == [504, 504]
-    faulty_gateway.script(Answer())
-    assert statuses(faulty_gateway, 2) == [200, 504]
+    gateway.script(Status(503), Answer(), Status(429))
+    assert statuses(gateway, 4) == [503, 200, 429, 200]
+    gateway.script(Status(500), Status(501))
+    gateway.script(Status(503))
+    assert statuses(gateway, 2) == [503, 200]
+    gateway.script(Status(500))
+    gateway.script()
+    gateway.always(Status(504))
+    assert statuses(gateway, 2) == [504, 504]
+    gateway.script(Answer())
+    assert statuses(gateway, 2) == [200, 504]
 
 
-def test_a_model_has_its_own_script(faulty_gateway: FaultyGateway) -> None:
+def test_a_model_has_its_own_script(gateway: FaultyGateway) -> None:
     """A model's script and `always` come before the others, for it alone."""
-    faulty_gateway.script(Status(500), Status(501))
-    faulty_gateway.script(Status(503), model="a")
-    faulty_gateway.always(Status(504), model="b")
-    assert statuses(faulty_gateway, 2, model="a") == [503, 500]
-    assert statuses(faulty_gateway, 2, model="b") == [504, 504]
-    assert statuses(faulty_gateway, 2, model="c") == [501, 200]
+    gateway.script(Status(500), Status(501))
+    gateway.script(Status(503), model="a")
+    gateway.always(Status(504), model="b")
+    assert statuses(gateway, 2, model="a") == [503, 500]
+    assert statuses(gateway, 2, model="b") == [504, 504]
+    assert statuses(gateway, 2, model="c") == [501, 200]
     with FaultyGateway() as other:
         assert statuses(other, 1, model="b") == [200]
 
 
-def test_a_function_picks_the_step(faulty_gateway: FaultyGateway) -> None:
+def test_a_function_picks_the_step(gateway: FaultyGateway) -> None:
     """A step may depend on the request, in a script and for ever."""
 
     def pick(asked: RecordedRequest) -> Step:
         return Status(400) if asked.payload["messages"][-1]["content"] else Answer()
 
-    faulty_gateway.script(pick)
-    faulty_gateway.always(pick, model="m")
+    gateway.script(pick)
+    gateway.always(pick, model="m")
     empty = [{"role": "user", "content": ""}]
-    assert statuses(faulty_gateway, 1) == [400]
-    assert post(faulty_gateway, CHAT, chat(model="m", messages=empty)).status == 200
-    assert faulty_gateway.requests[0].step == Status(400)
+    assert statuses(gateway, 1) == [400]
+    assert ask(gateway, CHAT, model="m", messages=empty).status == 200
+    assert gateway.requests[0].step == Status(400)
 
 
-def test_paths_without_a_model(faulty_gateway: FaultyGateway) -> None:
+def test_paths_without_a_model(gateway: FaultyGateway) -> None:
     """`respond` sets the answer of any path; scripts and keys hold for it as well."""
-    faulty_gateway.respond("/v1/embeddings", {"data": [1.5]})
-    faulty_gateway.respond("/api/v1/generate/generate-image", {}, status=201)
-    faulty_gateway.script(Status(503), Answer("ignored"))
-    replies = [post(faulty_gateway, "/v1/embeddings", {"model": "e"}) for _ in range(2)]
-    image = request(faulty_gateway, "GET", "/api/v1/generate/generate-image")
+    gateway.respond("/v1/embeddings", {"data": [1.5]})
+    gateway.respond("/api/v1/generate/generate-image", {}, status=201)
+    gateway.script(Status(503), Answer("ignored"))
+    replies = [post(gateway, "/v1/embeddings", {"model": "e"}) for _ in range(2)]
+    image = request(gateway, "GET", "/api/v1/generate/generate-image")
     assert [reply.status for reply in replies] == [503, 200]
     assert replies[0].json["error"]["type"] == "server_error"
     assert replies[1].json == {"data": [1.5]}
     assert (image.status, image.json) == (201, {})
-    assert faulty_gateway.requests[0].model == "e"
-    with FaultyGateway(api_key="k") as gateway:
-        gateway.respond("/v1/embeddings", {})
-        assert post(gateway, "/v1/embeddings", {}).status == 401
+    assert gateway.requests[0].model == "e"
+    with FaultyGateway(api_key="k") as closed:
+        closed.respond("/v1/embeddings", {})
+        assert post(closed, "/v1/embeddings", {}).status == 401
 
 
 # The log.
 
 
-def test_the_log_has_everything(faulty_gateway: FaultyGateway) -> None:
+def test_the_log_has_everything(gateway: FaultyGateway) -> None:
     """A request is recorded with all that a test may want to know about it."""
     before = time.monotonic()
     payload = generate(stream=True)
-    with closing(connect(faulty_gateway)) as connection:
-        connection.putrequest("POST", f"{GENERATE}?a=b")
-        body = json.dumps(payload).encode()
-        for name, value in (
-            ("X-Trace", "t"),
-            ("x-trace", "u"),
-            ("content-type", "application/json"),
-            ("content-length", str(len(body))),
-        ):
-            connection.putheader(name, value)
-        connection.endheaders(body)
-        connection.getresponse().read()
-    (seen,) = faulty_gateway.requests
+    asking = raw_request(GENERATE, stream=True)
+    asking = asking.replace(b" HTTP/", b"?a=b HTTP/", 1)
+    with socket.create_connection(_address(gateway), 5) as client:
+        client.sendall(asking.replace(b"host", b"X-Trace: t\r\nx-trace: u\r\nhost", 1))
+        read_until(client, b"\r\n0\r\n\r\n")
+    (seen,) = gateway.requests
     assert before <= seen.at <= time.monotonic()
     assert (seen.number, seen.connection) == (1, 1)
     assert (seen.method, seen.path, seen.query) == ("POST", GENERATE, "a=b")
@@ -391,26 +382,23 @@ def test_the_log_has_everything(faulty_gateway: FaultyGateway) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[1]"])
-def test_a_body_that_is_not_an_object(
-    faulty_gateway: FaultyGateway, body: bytes
-) -> None:
+def test_a_body_that_is_not_an_object(gateway: FaultyGateway, body: bytes) -> None:
     """A body that cannot be read says so when asked, and has no model."""
-    request(faulty_gateway, "POST", CHAT, body)
-    (seen,) = faulty_gateway.requests
+    request(gateway, "POST", CHAT, body)
+    (seen,) = gateway.requests
     assert (seen.model, seen.streaming, dict(seen.payload)) == (None, False, {})
     if body != b"[1]":
         with pytest.raises(ValueError, match="the body of request 1 is not JSON"):
             _ = seen.json
 
 
-def test_an_order_that_is_not_a_number(faulty_gateway: FaultyGateway) -> None:
+@pytest.mark.parametrize("order", [None, "first", [1]])
+def test_an_order_that_is_not_a_number(gateway: FaultyGateway, order: object) -> None:
     """A request that is refused for its `order` is still readable in the log."""
     payload = generate()
-    for order in (None, "first", [1]):
-        other = payload["data"][0] | {"order": order, "modelName": "x"}
-        refused = {**payload, "data": [other, *payload["data"]]}
-        assert post(faulty_gateway, GENERATE, refused).status == 500
-        assert faulty_gateway.requests[-1].model == "gpt-4-0613"
+    payload["data"].insert(0, payload["data"][0] | {"order": order, "modelName": "x"})
+    assert post(gateway, GENERATE, payload).status == 500
+    assert gateway.requests[0].model == "gpt-4-0613"
 
 
 @pytest.mark.parametrize(("keep", "numbers"), [(None, [1, 2, 3]), (2, [2, 3]), (0, [])])
@@ -426,126 +414,116 @@ def test_the_log_can_be_bounded(keep: int | None, numbers: list[int]) -> None:
 
 
 def test_the_outcome_is_in_the_log_before_the_answer_ends(
-    faulty_gateway: FaultyGateway,
+    gateway: FaultyGateway,
 ) -> None:
     """A test that has read the answer finds its outcome in the log."""
-    with closing(connect(faulty_gateway)) as connection:
+    with closing(connect(gateway)) as connection:
         for _ in range(300):
             connection.request("POST", CHAT, json.dumps(chat()))
             connection.getresponse().read()
-            assert faulty_gateway.requests[-1].outcome == "sent"
+            assert gateway.requests[-1].outcome == "sent"
 
 
-def test_waiting(faulty_gateway: FaultyGateway) -> None:
+def test_waiting(gateway: FaultyGateway) -> None:
     """`wait_for` ends when its condition holds; else it says what was seen."""
-    faulty_gateway.script(Silence())
-    with posted(faulty_gateway, CHAT, chat(model="my-model")):
-        faulty_gateway.wait_for(lambda seen: len(seen.requests) == 1)
-        assert faulty_gateway.requests[0].outcome == "pending"
-    faulty_gateway.wait_for(lambda seen: seen.open_connections == 0)
+    gateway.script(Silence())
+    with asked(gateway, CHAT, model="my-model"):
+        gateway.wait_for(lambda seen: len(seen.requests) == 1)
+        assert gateway.requests[0].outcome == "pending"
+    gateway.wait_for(lambda seen: seen.open_connections == 0)
     with pytest.raises(TimeoutError) as raised:
-        faulty_gateway.wait_for(lambda seen: len(seen.requests) == 2, timeout=0.01)
+        gateway.wait_for(lambda seen: len(seen.requests) == 2, timeout=0.01)
     assert "after 0.01 s; 0 of 1 connections open, 1 requests" in str(raised.value)
     assert "my-model, Silence(seconds=120.0), client_left" in str(raised.value)
 
 
-async def test_waiting_in_a_coroutine(faulty_gateway: FaultyGateway) -> None:
+async def test_waiting_in_a_coroutine(gateway: FaultyGateway) -> None:
     """`await_for` lets the event loop run, in which the request is made."""
-    _, writer = await asyncio.open_connection(*_address(faulty_gateway))
+    _, writer = await asyncio.open_connection(*_address(gateway))
     writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
-    await faulty_gateway.await_for(lambda seen: len(seen.requests) == 1)
+    await gateway.await_for(lambda seen: len(seen.requests) == 1)
     writer.close()
     await writer.wait_closed()
-    await faulty_gateway.await_for(lambda seen: seen.open_connections == 0)
+    await gateway.await_for(lambda seen: seen.open_connections == 0)
     with pytest.raises(TimeoutError, match="1 requests:\n  #1"):
-        await faulty_gateway.await_for(lambda _: False, timeout=0.01)
+        await gateway.await_for(lambda _: False, timeout=0.01)
 
 
 # Connections.
 
 
-def test_connections_are_counted(faulty_gateway: FaultyGateway) -> None:
+def test_connections_are_counted(gateway: FaultyGateway) -> None:
     """Connections are counted when they come and when they go; requests know theirs."""
     with ExitStack() as stack:
-        kept = [stack.enter_context(closing(connect(faulty_gateway))) for _ in range(2)]
+        kept = [stack.enter_context(closing(connect(gateway))) for _ in range(2)]
         for connection in (*kept, *kept):
             connection.request("POST", CHAT, json.dumps(chat()))
             assert connection.getresponse().read()
-        assert faulty_gateway.connections == faulty_gateway.open_connections == 2
-        assert [seen.connection for seen in faulty_gateway.requests] == [1, 2, 1, 2]
-    faulty_gateway.wait_for(lambda seen: seen.open_connections == 0)
-    assert faulty_gateway.connections == 2
+        assert gateway.connections == gateway.open_connections == 2
+        assert [seen.connection for seen in gateway.requests] == [1, 2, 1, 2]
+    gateway.wait_for(lambda seen: seen.open_connections == 0)
+    assert gateway.connections == 2
 
 
-def test_many_connections_at_once(faulty_gateway: FaultyGateway) -> None:
+def test_many_connections_at_once(gateway: FaultyGateway) -> None:
     """Many connections are open at the same time, and each gets its answer."""
     with ExitStack() as stack:
-        clients = [
-            stack.enter_context(posted(faulty_gateway, CHAT, chat()))
-            for _ in range(200)
-        ]
-        faulty_gateway.wait_for(lambda seen: seen.open_connections == 200)
+        clients = [stack.enter_context(asked(gateway, CHAT)) for _ in range(200)]
+        gateway.wait_for(lambda seen: seen.open_connections == 200)
         assert all(b" upstream" in read_until(one, b"upstream") for one in clients)
 
 
 def test_pipelined_requests_are_answered_in_order(
-    faulty_gateway: FaultyGateway,
+    gateway: FaultyGateway,
 ) -> None:
     """Requests that are sent before the answers have come are answered one by one."""
-    faulty_gateway.script(Stall(1, 0.01), Answer("second"), Answer("third"))
-    body = json.dumps(chat()).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n\r\n"
-    with posted(faulty_gateway, CHAT, chat(stream=True)) as client:
-        client.sendall((head.encode() + body) * 2)
+    gateway.script(Stall(1, 0.01), Answer("second"), Answer("third"))
+    with asked(gateway, CHAT, stream=True) as client:
+        client.sendall(raw_request(CHAT) * 2)
         response = read_until(client, b"third")
     order = [response.index(text) for text in (b"upstream", b"second", b"third")]
     assert order == sorted(order)
-    assert [seen.outcome for seen in faulty_gateway.requests] == ["sent"] * 3
+    assert [seen.outcome for seen in gateway.requests] == ["sent"] * 3
 
 
-def test_a_client_that_leaves(faulty_gateway: FaultyGateway) -> None:
+def test_a_client_that_leaves(gateway: FaultyGateway) -> None:
     """An answer that was not read to its end is not called sent, nor continued."""
-    faulty_gateway.script(
-        Answer(("x" * 20_000_000,)), Stall(1, 0.05), SlowFirstToken(0.1)
-    )
-    with posted(faulty_gateway, CHAT, chat()) as client:
+    gateway.script(Answer(("x" * 20_000_000,)), Stall(1, 0.05), SlowFirstToken(0.1))
+    with asked(gateway, CHAT) as client:
         client.recv(1)
-    faulty_gateway.wait_for(lambda seen: seen.requests[0].outcome == "client_left")
-    with posted(faulty_gateway, CHAT, chat(stream=True)) as client:
+    gateway.wait_for(lambda seen: seen.requests[0].outcome == "client_left")
+    with asked(gateway, CHAT, stream=True) as client:
         read_until(client, b"Hello")
-    assert statuses(faulty_gateway, 1) == [200]
-    outcomes = [seen.outcome for seen in faulty_gateway.requests]
+    assert statuses(gateway, 1) == [200]
+    outcomes = [seen.outcome for seen in gateway.requests]
     assert outcomes == ["client_left", "client_left", "sent"]
 
 
-def test_a_big_answer_arrives(faulty_gateway: FaultyGateway) -> None:
+def test_a_big_answer_arrives(gateway: FaultyGateway) -> None:
     """An answer that the kernel takes in many parts arrives whole, streamed or not."""
     text = "word " * 400_000
-    faulty_gateway.always(Answer((text, text)))
-    whole = post(faulty_gateway, COMPLETIONS, completion())
-    streamed = post(faulty_gateway, COMPLETIONS, completion(stream=True))
+    gateway.always(Answer((text, text)))
+    whole = ask(gateway, COMPLETIONS)
+    streamed = ask(gateway, COMPLETIONS, stream=True)
     assert whole.json["choices"][0]["text"] == text * 2
     assert streamed.events[1]["choices"][0]["text"] == text
     assert streamed.events[-1] == "[DONE]"
-    assert [seen.outcome for seen in faulty_gateway.requests] == ["sent", "sent"]
+    assert [seen.outcome for seen in gateway.requests] == ["sent", "sent"]
 
 
-def test_bytes_that_are_not_http(faulty_gateway: FaultyGateway) -> None:
+def test_bytes_that_are_not_http(gateway: FaultyGateway) -> None:
     """Bytes that are not a request get a 400 and an end; the gateway goes on."""
-    with socket.create_connection(_address(faulty_gateway), 5) as client:
+    with socket.create_connection(_address(gateway), 5) as client:
         client.sendall(b"\x16\x03\x01 hello\r\n\r\n")
         assert read_to_end(client).startswith(b"HTTP/1.1 400 Bad Request\r\n")
-    assert statuses(faulty_gateway, 1) == [200]
+    assert statuses(gateway, 1) == [200]
 
 
-def test_a_client_that_asks_before_it_sends(faulty_gateway: FaultyGateway) -> None:
+def test_a_client_that_asks_before_it_sends(gateway: FaultyGateway) -> None:
     """A client that waits for `100 Continue` before its body gets it."""
-    with closing(connect(faulty_gateway)) as connection:
-        body = json.dumps(chat()).encode()
-        connection.putrequest("POST", CHAT)
-        connection.putheader("content-length", str(len(body)))
-        connection.putheader("expect", "100-continue")
-        connection.endheaders()
-        assert connection.sock.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
-        connection.send(body)
-        assert connection.getresponse().status == 200
+    head, end, body = raw_request(CHAT).partition(b"\r\n\r\n")
+    with socket.create_connection(_address(gateway), 5) as client:
+        client.sendall(head + b"\r\nexpect: 100-continue" + end)
+        assert client.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.sendall(body)
+        assert read_until(client, b"upstream").startswith(b"HTTP/1.1 200 OK\r\n")

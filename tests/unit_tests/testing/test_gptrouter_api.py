@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -14,14 +15,16 @@ from langchain_retryrouter.testing import (
     ErrorInOk,
     FaultyGateway,
     FunctionCall,
+    HtmlPage,
     RecordedRequest,
     Status,
     Step,
     ToolCall,
     Usage,
 )
+from langchain_retryrouter.testing._gptrouter_api import stub_embedding
 
-from .wire_client import CHAT, GENERATE, Capture, Reply, chat, generate, post, request
+from .wire_client import CHAT, GENERATE, Capture, Reply, ask, generate, post
 
 Edition = Literal["public", "hosted"]
 
@@ -98,36 +101,17 @@ _FAILURES: dict[str, Step] = {
     "a2_all_unavailable_stream": ErrorEvent("No models available"),
 }
 
-_REFUSALS = [
-    "12_completion_model_nonstream",
-    "30_noauth_nonstream",
-    "30_noauth_stream",
-    "31_wrongkey_nonstream",
-    "31_wrongkey_stream",
-    "32_bearer_garbage_nonstream",
-    "37_missing_data_nonstream",
-    "37_missing_data_stream",
-    "38_empty_data_nonstream",
-    "38_empty_data_stream",
-    "39_missing_order_stream",
-    "40_bad_role_stream",
-    "41_missing_promptParams_stream",
-    "42_no_messages_nonstream",
-    "42_no_messages_stream",
-    "43_function_call_string_stream",
-    "45_malformed_json",
-    "46_wrong_content_type",
-    "48_get",
-    "49_404",
-    "a6_unauth_ratelimit_01",
-    "b10_edit_image_404",
-    "b15_developer_role",
-    "b1t_assistant_content_missing",
-    "b4_response_format_json_schema",
-    "b4s_response_format_json_schema_stream",
-    "b7_embeddings_404",
-    "b8_embeddings_v2_404",
-]
+_REFUSALS = """
+    12_completion_model_nonstream 30_noauth_nonstream 30_noauth_stream
+    31_wrongkey_nonstream 31_wrongkey_stream 32_bearer_garbage_nonstream
+    37_missing_data_nonstream 37_missing_data_stream 38_empty_data_nonstream
+    38_empty_data_stream 39_missing_order_stream 40_bad_role_stream
+    41_missing_promptParams_stream 42_no_messages_nonstream 42_no_messages_stream
+    43_function_call_string_stream 45_malformed_json 46_wrong_content_type 48_get 49_404
+    a6_unauth_ratelimit_01 b10_edit_image_404 b15_developer_role
+    b1t_assistant_content_missing b4_response_format_json_schema
+    b4s_response_format_json_schema_stream b7_embeddings_404 b8_embeddings_v2_404
+"""
 
 # They say how the connection or the body is sent, not what is answered.
 _FRAMING = {"date", "connection", "keep-alive", "content-length", "transfer-encoding"}
@@ -136,9 +120,7 @@ _FRAMING = {"date", "connection", "keep-alive", "content-length", "transfer-enco
 def _replay(gateway: FaultyGateway, name: str) -> None:
     """Send the recorded request, and compare the response with the recorded one."""
     capture = Capture.load(name)
-    reply = request(
-        gateway, capture.method, capture.path, capture.request_body, capture.headers
-    )
+    reply = capture.send(gateway)
     assert reply.body == capture.reply.body
     assert reply.status == capture.reply.status
     assert _headers(reply) == _headers(capture.reply)
@@ -153,10 +135,10 @@ def _headers(reply: Reply) -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("name", _ANSWERS)
-def test_recorded_answers(faulty_gateway: FaultyGateway, name: str) -> None:
+def test_recorded_answers(gateway: FaultyGateway, name: str) -> None:
     """A healthy answer has the bytes of the real server's."""
-    faulty_gateway.script(replace(_ANSWERS[name], id=Capture.load(name).id))
-    _replay(faulty_gateway, name)
+    gateway.script(replace(_ANSWERS[name], id=Capture.load(name).id))
+    _replay(gateway, name)
 
 
 @pytest.mark.parametrize("name", _FAILURES)
@@ -167,7 +149,7 @@ def test_recorded_failures(name: str) -> None:
         _replay(gateway, name)
 
 
-@pytest.mark.parametrize("name", _REFUSALS)
+@pytest.mark.parametrize("name", _REFUSALS.split())
 def test_recorded_refusals(name: str) -> None:
     """What the real server refuses by itself is refused without a script."""
     with FaultyGateway(api_key="ws-secret-local") as gateway:
@@ -188,28 +170,19 @@ class _Recorder:
         return Answer()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "44_unknown_params_nonstream",
-        "44_unknown_params_stream",
-        "51_stop",
-        "52_stop_string",
-        "b13_many_messages_only_system",
-        "b14_function_msg",
-        "b1_tool_roundtrip",
-        "b2_multimodal",
-        "b3_response_format_json_object",
-        "b5_types_coerced",
-    ],
-)
+_SHOWN = """
+    44_unknown_params_nonstream 44_unknown_params_stream 51_stop 52_stop_string
+    b13_many_messages_only_system b14_function_msg b1_tool_roundtrip b2_multimodal
+    b3_response_format_json_object b5_types_coerced
+"""
+
+
+@pytest.mark.parametrize("name", _SHOWN.split())
 def test_the_model_sees_what_the_recorded_one_saw(name: str) -> None:
     """The public server's model sees the parameters that the recorded model saw."""
     capture, model = Capture.load(name), _Recorder()
     with FaultyGateway(answer=model) as gateway:
-        request(
-            gateway, capture.method, capture.path, capture.request_body, capture.headers
-        )
+        capture.send(gateway)
     (shown,) = model.shown
     seen = {**shown.parameters, "model": shown.model, "stream": shown.streaming}
     assert seen == json.loads(_echo(name))
@@ -245,14 +218,15 @@ def test_the_public_server_drops_parameters(stream: bool) -> None:
     assert recorded.json == payload
 
 
-@pytest.mark.parametrize("payload", [generate(**_DROPPED), chat(**_DROPPED)])
-def test_the_hosted_server_and_openai_drop_nothing(payload: dict[str, Any]) -> None:
+@pytest.mark.parametrize("path", [GENERATE, CHAT])
+def test_the_hosted_server_and_openai_drop_nothing(path: str) -> None:
     """Through the hosted server, and without a server between, all is seen."""
     model = _Recorder()
     with FaultyGateway(answer=model, gptrouter="hosted") as gateway:
-        post(gateway, GENERATE if "data" in payload else CHAT, payload)
+        ask(gateway, path, **_DROPPED)
         assert gateway.requests[0].gptrouter == "hosted"
-    assert model.shown[0].json == payload
+        assert model.shown[0].json == gateway.requests[0].json
+    assert _DROPPED.items() <= model.shown[0].parameters.items()
 
 
 @pytest.mark.parametrize("provider", ["anthropic", "openai"])
@@ -279,13 +253,10 @@ def test_completion_models_get_a_text(provider: str) -> None:
     assert len(answer["choices"]) == 1
 
 
-def test_cohere_does_not_stream(faulty_gateway: FaultyGateway) -> None:
+def test_cohere_does_not_stream(gateway: FaultyGateway) -> None:
     """The public server answers for cohere, except in a stream."""
-    payload, streamed = generate(), generate(stream=True)
-    for one in (payload, streamed):
-        one["data"][0]["providerName"] = "cohere"
-    (choice,) = post(faulty_gateway, GENERATE, payload).json["choices"]
-    error, *_ = post(faulty_gateway, GENERATE, streamed).events
+    (choice,) = _answer(gateway, providerName="cohere")["choices"]
+    error, *_ = _events(gateway, providerName="cohere")
     assert "role" not in choice
     assert error["message"] == "Stream not supported for provider cohere"
 
@@ -295,19 +266,19 @@ def test_cohere_does_not_stream(faulty_gateway: FaultyGateway) -> None:
 @pytest.mark.parametrize(
     ("given", "editions"),
     [
-        (_JSON_SCHEMA, {"hosted"}),
-        ({"type": "grammar"}, set[str]()),
-        ("json", {"public", "hosted"}),
-        (None, {"public", "hosted"}),
+        (_JSON_SCHEMA, ["hosted"]),
+        ({"type": "grammar"}, []),
+        ("json", ["public", "hosted"]),
+        (None, ["public", "hosted"]),
     ],
 )
 def test_response_formats(
-    given: object, editions: set[str], edition: Edition, stream: bool
+    given: object, editions: list[str], edition: Edition, stream: bool
 ) -> None:
     """Unknown formats are refused before the model sees them; a text is ignored."""
     model = _Recorder()
     with FaultyGateway(answer=model, gptrouter=edition) as gateway:
-        reply = post(gateway, GENERATE, generate(stream=stream, response_format=given))
+        reply = ask(gateway, GENERATE, stream=stream, response_format=given)
     if edition in editions:
         assert b"upstream" in reply.body
     elif stream:
@@ -317,12 +288,10 @@ def test_response_formats(
     assert len(model.shown) == (edition in editions)
 
 
-def test_a_chat_model_needs_messages(faulty_gateway: FaultyGateway) -> None:
+def test_a_chat_model_needs_messages(gateway: FaultyGateway) -> None:
     """`prompt` alone is for completion models."""
-    payload = generate(stream=True, prompt="hi")
-    del payload["data"][0]["promptParams"]["messages"]
-    refused = post(faulty_gateway, GENERATE, payload)
-    assert "/messages" in refused.events[0]["message"]
+    refused, *_ = _events(gateway, promptParams={"prompt": "hi"})
+    assert "/messages" in refused["message"]
 
 
 def test_a_bearer_token_is_not_the_key() -> None:
@@ -333,71 +302,76 @@ def test_a_bearer_token_is_not_the_key() -> None:
     assert (secret.status, bearer.status) == (200, 401)
 
 
-def test_a_body_over_one_mebibyte_is_too_much(faulty_gateway: FaultyGateway) -> None:
+def test_a_body_over_one_mebibyte_is_too_much(gateway: FaultyGateway) -> None:
     """A body over the real server's limit gets a 500 and a closed connection."""
     big = [{"role": "user", "content": "x" * 1024 * 1024}]
-    reply = post(faulty_gateway, GENERATE, generate(messages=big))
+    reply = ask(gateway, GENERATE, messages=big)
     assert (reply.status, reply.json) == (500, {"error": "Something went wrong"})
     assert reply.header("connection") == ["close"]
 
 
-# Ids, models and providers.
+# Models and providers.
 
 
-def test_ids(faulty_gateway: FaultyGateway) -> None:
+def _request(stream: bool, entry: dict[str, Any]) -> dict[str, Any]:
+    payload = generate(stream=stream)
+    payload["data"][0] |= entry
+    return payload
+
+
+def _answer(gateway: FaultyGateway, **entry: Any) -> Any:
+    """The answer of the model that `entry` describes."""
+    return post(gateway, GENERATE, _request(stream=False, entry=entry)).json
+
+
+def _events(gateway: FaultyGateway, **entry: Any) -> list[Any]:
+    """The streamed answer of the model that `entry` describes."""
+    return post(gateway, GENERATE, _request(stream=True, entry=entry)).events
+
+
+def test_ids(gateway: FaultyGateway) -> None:
     """Each answer, model and provider has an id; models and providers keep theirs."""
-    payloads = [generate(), generate(), generate()]
-    for payload, name in zip(payloads, ["claude", "gemini", "claude"], strict=True):
-        payload["data"][0]["modelName"] = name
-    first, other, again = (post(faulty_gateway, GENERATE, one).json for one in payloads)
+    names = ["claude", "gemini", "claude"]
+    first, other, again = (_answer(gateway, modelName=name) for name in names)
     assert [one["id"][-1] for one in (first, other, again)] == ["1", "2", "3"]
     assert first["modelId"] == again["modelId"] != other["modelId"]
+    by_id = {"modelName": None, "providerName": None}
+    named = _answer(gateway, **by_id, modelId="m-1", providerId="p-1")
+    assert (named["modelId"], named["providerId"]) == ("m-1", "p-1")
+    assert gateway.requests[-1].model == "m-1"
 
 
-def test_a_model_can_be_named_by_its_id(faulty_gateway: FaultyGateway) -> None:
-    """A request may name provider and model by their ids."""
-    payload = generate()
-    entry = payload["data"][0]
-    del entry["modelName"], entry["providerName"]
-    entry |= {"modelId": "m-1", "providerId": "p-1"}
-    answer = post(faulty_gateway, GENERATE, payload).json
-    assert (answer["modelId"], answer["providerId"]) == ("m-1", "p-1")
-    assert faulty_gateway.requests[0].model == "m-1"
-
-
-def test_the_lowest_order_comes_first(faulty_gateway: FaultyGateway) -> None:
+def test_the_lowest_order_comes_first(gateway: FaultyGateway) -> None:
     """`order` decides which model is asked, not the position in the list."""
     payload = generate()
     second = payload["data"][0] | {"modelName": "second", "order": 2}
     payload["data"] = [second, payload["data"][0]]
-    assert post(faulty_gateway, GENERATE, payload).json["model"] == "gpt-4-0613"
-    assert faulty_gateway.requests[0].model == "gpt-4-0613"
+    assert post(gateway, GENERATE, payload).json["model"] == "gpt-4-0613"
+    assert gateway.requests[0].model == "gpt-4-0613"
 
 
-def test_streams_of_completion_models(faulty_gateway: FaultyGateway) -> None:
+def test_streams_of_completion_models(gateway: FaultyGateway) -> None:
     """A completion model's updates name it, have no finish reason, and may be none."""
-    payload = generate(stream=True)
-    payload["data"][0] |= {"providerName": "anthropic", "modelName": "claude-2"}
-    faulty_gateway.script(Answer(), Answer(""))
-    first, *_, meta, _, _, _ = post(faulty_gateway, GENERATE, payload).events
+    claude = {"providerName": "anthropic", "modelName": "claude-2"}
+    gateway.script(Answer(), Answer(""))
+    first, *_, meta, _, _, _ = _events(gateway, **claude)
     assert first["data"] == {"text": "Hello", "model": "claude-2"}
     assert meta["data"].keys() == {"text", "usage"}
-    assert post(faulty_gateway, GENERATE, payload).events[0]["event"] == "meta"
+    assert _events(gateway, **claude)[0]["event"] == "meta"
 
 
-def test_streams_of_azure(faulty_gateway: FaultyGateway) -> None:
+def test_streams_of_azure(gateway: FaultyGateway) -> None:
     """An Azure stream begins with an update without finish reason, and names no model.
 
     The gateway makes it of Azure's first chunk, whose `choices` are empty.
     """
-    payload = generate(stream=True)
-    payload["data"][0]["providerName"] = "azure_chat_openai"
-    faulty_gateway.script(Answer(), ErrorEvent("no"))
-    first, second, *_, meta, _, _, _ = post(faulty_gateway, GENERATE, payload).events
+    gateway.script(Answer(), ErrorEvent("no"))
+    azure = "azure_chat_openai"
+    first, second, *_, meta, _, _, _ = _events(gateway, providerName=azure)
     assert first == {"id": "", "event": "update", "data": {"text": ""}}
     assert second["data"] == {"text": "", "finish_reason": None}
     assert (meta["event"], "model" in meta["data"]) == ("meta", False)
-    assert post(faulty_gateway, GENERATE, payload).events[0]["event"] == "error"
+    assert _events(gateway, providerName=azure)[0]["event"] == "error"
 
 
 # Contents.
@@ -409,48 +383,46 @@ def test_usage_of_streams(content: object, edition: Edition) -> None:
     """The public server leaves usage out of streams where a content is not a text."""
     messages = [{"role": "user", "content": content}]
     with FaultyGateway(gptrouter=edition) as gateway:
-        whole = post(gateway, GENERATE, generate(messages=messages)).json
-        streamed = post(gateway, GENERATE, generate(stream=True, messages=messages))
+        whole = ask(gateway, GENERATE, messages=messages).json
+        streamed = ask(gateway, GENERATE, stream=True, messages=messages)
     usage = streamed.events[-4]["data"].get("usage", {})
     assert whole["meta"]["usage"]["completion_tokens"] == 5
     tokens = 12 if content is None else 14
     assert usage.get("total_tokens") == (None if edition == "public" else tokens)
 
 
-def test_what_a_provider_leaves_out(faulty_gateway: FaultyGateway) -> None:
+def test_what_a_provider_leaves_out(gateway: FaultyGateway) -> None:
     """Usage goes with it; without streaming a missing finish reason becomes a text."""
-    faulty_gateway.always(Answer(usage=None, finish_reason=None))
-    whole = post(faulty_gateway, GENERATE, generate()).json
-    streamed = post(faulty_gateway, GENERATE, generate(stream=True))
+    gateway.always(Answer(usage=None, finish_reason=None))
+    whole, streamed = _answer(gateway), ask(gateway, GENERATE, stream=True)
     assert (whole["meta"], whole["choices"][0]["finish_reason"]) == ({}, "")
     assert "usage" not in streamed.events[-4]["data"]
     assert b'"finish_reason":"' not in streamed.body
 
 
-def test_line_separators_are_not_escaped(faulty_gateway: FaultyGateway) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_line_separators_are_not_escaped(gateway: FaultyGateway, stream: bool) -> None:
     """U+2028, U+2029 and U+0085 go out as they are, as on the real server."""
-    text = "a\u2028b\u2029c\u0085d"
-    faulty_gateway.always(Answer(text))
-    for stream in (False, True):
-        reply = post(faulty_gateway, GENERATE, generate(stream=stream))
-        assert text.encode() in reply.body
+    gateway.script(Answer(text := "a\u2028b\u2029c\u0085d"))
+    assert text.encode() in ask(gateway, GENERATE, stream=stream).body
 
 
 _CALL = ToolCall("magic", '{"input": 3}', id="call_1")
 _FUNCTION = {"name": "magic", "arguments": '{"input": 3}'}
 _TOOL = {"id": "call_1", "type": "function", "function": _FUNCTION}
+_WITH_TOOL = Answer(tool_calls=(_CALL,))
 
 
 @pytest.mark.parametrize(
     ("step", "said"),
     [
-        (Answer(tool_calls=(_CALL,)), {}),
+        (_WITH_TOOL, {}),
         (
             Answer(tool_calls=(_CALL, _CALL), unstreamed_calls="tool_calls"),
             {"tool_calls": [_TOOL, _TOOL]},
         ),
         (
-            Answer(tool_calls=(_CALL,), unstreamed_calls="function_call"),
+            replace(_WITH_TOOL, unstreamed_calls="function_call"),
             {"function_call": _FUNCTION},
         ),
         (
@@ -460,20 +432,20 @@ _TOOL = {"id": "call_1", "type": "function", "function": _FUNCTION}
     ],
 )
 def test_the_place_of_unstreamed_calls(
-    faulty_gateway: FaultyGateway, step: Answer, said: dict[str, Any]
+    gateway: FaultyGateway, step: Answer, said: dict[str, Any]
 ) -> None:
     """Without a stream tool calls are dropped, unless the step says where they go."""
-    faulty_gateway.script(step)
-    (choice,) = post(faulty_gateway, GENERATE, generate()).json["choices"]
+    gateway.script(step)
+    (choice,) = _answer(gateway)["choices"]
     found = {key: choice[key] for key in choice if key.endswith(("calls", "_call"))}
     assert found == said
 
 
 def test_a_place_for_the_calls_of_the_gateway_s_answer() -> None:
     """A step without calls places those of the gateway's own answer."""
-    with FaultyGateway(answer=Answer(tool_calls=(_CALL,))) as gateway:
+    with FaultyGateway(answer=_WITH_TOOL) as gateway:
         gateway.always(Answer(unstreamed_calls="tool_calls"))
-        (choice,) = post(gateway, GENERATE, generate()).json["choices"]
+        (choice,) = _answer(gateway)["choices"]
     assert choice["tool_calls"] == [_TOOL]
     assert choice["finish_reason"] == "tool_calls"
 
@@ -486,18 +458,20 @@ def test_two_calls_do_not_fit_into_one(calls: tuple[ToolCall, ...]) -> None:
         Answer(tool_calls=calls, function_call=other, unstreamed_calls="function_call")
 
 
-def test_citations(faulty_gateway: FaultyGateway) -> None:
+def test_citations(gateway: FaultyGateway) -> None:
     """Citations stand next to the choices and in them, where a step gives some."""
     about = {"url": "https://example.com/1"}
-    faulty_gateway.script(Answer(citations=("a", "b"), choice_citations=(about,)))
-    cited, plain = (post(faulty_gateway, GENERATE, generate()).json for _ in range(2))
+    gateway.script(Answer(citations=("a", "b"), choice_citations=(about,)))
+    cited, plain = _answer(gateway), _answer(gateway)
     assert cited["citations"] == ["a", "b"]
     assert cited["choices"][0]["citations"] == [about]
-    assert "citations" not in plain
-    assert "citations" not in plain["choices"][0]
+    assert "citations" not in plain.keys() | plain["choices"][0].keys()
 
 
 # Errors.
+
+_OPAQUE = {"error": "Something went wrong"}
+_NO_ROUTE = {"error": "Not Found", "statusCode": 404}
 
 
 @pytest.mark.parametrize(
@@ -508,19 +482,15 @@ def test_citations(faulty_gateway: FaultyGateway) -> None:
         (
             Status(404),
             404,
-            {
-                "message": f"Route POST:{GENERATE} not found",
-                "error": "Not Found",
-                "statusCode": 404,
-            },
+            {"message": f"Route POST:{GENERATE} not found", **_NO_ROUTE},
         ),
         (
             Status(429),
             429,
             {"message": "You've reached a limit on preview generations"},
         ),
-        (Status(500), 500, {"error": "Something went wrong"}),
-        (Status(520), 520, {"error": "Something went wrong"}),
+        (Status(500), 500, _OPAQUE),
+        (Status(520), 520, _OPAQUE),
         (Status(499), 499, {"message": "Status 499"}),
         (
             Status(400, error_code="b", message="no"),
@@ -529,31 +499,131 @@ def test_citations(faulty_gateway: FaultyGateway) -> None:
         ),
         (ErrorInOk("no", "bad"), 200, {"error": "no", "code": "bad"}),
         (ErrorInOk("no"), 200, {"error": "no"}),
-        (ErrorEvent("no", status=429), 500, {"error": "Something went wrong"}),
+        (ErrorEvent("no", status=429), 500, _OPAQUE),
     ],
 )
 def test_error_bodies(
-    faulty_gateway: FaultyGateway, step: Step, status: int, body: object
+    gateway: FaultyGateway, step: Step, status: int, body: object
 ) -> None:
     """Without a body of its own, an error has the one of the real server."""
-    faulty_gateway.script(step)
-    reply = post(faulty_gateway, GENERATE, generate())
+    gateway.script(step)
+    reply = ask(gateway, GENERATE)
     assert (reply.status, reply.json) == (status, body)
 
 
-def test_an_error_event_can_have_a_code(faulty_gateway: FaultyGateway) -> None:
+def test_an_error_event_can_have_a_code(gateway: FaultyGateway) -> None:
     """Before the first event, status and code are part of an error event."""
-    faulty_gateway.script(ErrorEvent("no", status=429, code="insufficient_quota"))
-    event, *ends = post(faulty_gateway, GENERATE, generate(stream=True)).events
-    assert event == {
-        "event": "error",
-        "message": "429 no",
-        "code": "insufficient_quota",
-    }
+    gateway.script(ErrorEvent("no", status=429, code="insufficient_quota"))
+    event, *ends = _events(gateway)
+    quota = {"message": "429 no", "code": "insufficient_quota"}
+    assert event == {"event": "error", **quota}
     assert ends == ["Stream closed", "Stream closed"]
 
 
-def test_an_unknown_edition_is_refused() -> None:
-    """A name that is neither of the two is refused at once."""
-    with pytest.raises(ValueError, match="gptrouter is 'private'"):
-        FaultyGateway(gptrouter="private")  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("field", "value"), [("gptrouter", "private"), ("port", -1), ("port", 65_536)]
+)
+def test_impossible_settings_are_refused(field: str, value: Any) -> None:
+    """An edition or a port that does not exist is named at once."""
+    with pytest.raises(ValueError, match=f"{field} is {value!r}"):
+        FaultyGateway(**{field: value})
+
+
+# The hosted gateway's embeddings.
+
+_V1, _V2 = f"{GENERATE}/embeddings", f"{GENERATE}/embeddings-v2"
+_vectors = pytest.mark.parametrize("path", [_V1, _V2])
+
+
+@pytest.fixture
+def hosted() -> Iterator[FaultyGateway]:
+    with FaultyGateway(gptrouter="hosted") as gateway:
+        yield gateway
+
+
+def _entry(*texts: Any, **fields: Any) -> dict[str, Any]:
+    """A model's entry in a request to `_V1`."""
+    entry = {"modelName": "small", "providerName": "openai_embeddings", "order": 1}
+    return {**entry, "promptParams": {"input": list(texts)}, **fields}
+
+
+def _asking(path: str, *texts: Any) -> dict[str, Any]:
+    """The request for vectors that `path` takes."""
+    if path == _V1:
+        return {"data": [_entry(*texts)]}
+    return {"input": list(texts), "modelName": "small"}
+
+
+@_vectors
+def test_each_text_has_its_vector(hosted: FaultyGateway, path: str) -> None:
+    """The answer has a vector for each text, in order, and always the same."""
+    reply = post(hosted, path, _asking(path, "a", "Łódź", "a"))
+    first, second, third = (choice["embedding"] for choice in reply.json["choices"])
+    assert first == third == stub_embedding("a")
+    assert second == stub_embedding("Łódź") != first
+    assert hosted.requests[0].model == "small"
+    assert hosted.requests[0].parameters["input"] == ["a", "Łódź", "a"]
+    assert len(set(first)) == 8
+    assert all(-1 <= number <= 1 for number in first)
+
+
+@_vectors
+def test_which_vectors_the_gateway_has(hosted: FaultyGateway, path: str) -> None:
+    """Scripts and `respond` hold for vectors; the public server has no such path."""
+    hosted.script(HtmlPage(502))
+    hosted.script(Status(429), model="small")
+    replies = [post(hosted, path, _asking(path, "a")) for _ in range(3)]
+    assert [reply.status for reply in replies] == [429, 502, 200]
+    hosted.respond(path, {"choices": []})
+    assert post(hosted, path, _asking(path, "a")).json == {"choices": []}
+    with FaultyGateway() as public:
+        refused = post(public, path, _asking(path, "a"))
+    assert refused.status == 404
+    assert refused.json["message"] == f"Route POST:{path} not found"
+
+
+@pytest.mark.parametrize(
+    ("path", "payload"),
+    [
+        (_V1, {}),
+        (_V1, {"data": []}),
+        (_V1, {"data": ["a"]}),
+        (_V1, {"data": [_entry("a"), _entry("a", order=None)]}),
+        (_V1, {"data": [_entry("a", modelName=None)]}),
+        (_V1, {"data": [_entry("a", providerName="")]}),
+        (_V1, {"data": [_entry("a", promptParams=None)]}),
+        (_V1, {"data": [_entry()]}),
+        (_V1, {"data": [_entry("a", "")]}),
+        (_V1, _asking(_V2, "a")),
+        (_V2, {"input": ["a"]}),
+        (_V2, {"input": [], "modelName": "small"}),
+        (_V2, {"input": [""], "modelName": "small"}),
+        (_V2, {"input": ["a"], "modelName": 1}),
+        (_V2, _asking(_V1, "a")),
+    ],
+)
+def test_malformed_embedding_requests(
+    hosted: FaultyGateway, path: str, payload: object
+) -> None:
+    """A request of the wrong shape is an opaque 500, and takes no step of a script."""
+    hosted.script(Status(418))
+    reply = post(hosted, path, payload)
+    assert (reply.status, reply.json) == (500, _OPAQUE)
+    assert post(hosted, path, _asking(path, "a")).status == 418
+
+
+def test_embeddings_take_json_and_the_key_only() -> None:
+    """Another content type is a 500, a wrong key a 401; `answer` is not asked."""
+
+    def answer(request: RecordedRequest) -> Answer:
+        raise AssertionError(request)
+
+    with FaultyGateway(api_key="k", gptrouter="hosted", answer=answer) as gateway:
+        form = {"content-type": "text/plain", "ws-secret": "k"}
+        asking = _asking(_V1, "a")
+        for headers, status in (
+            (form, 500),
+            ({"ws-secret": "z"}, 401),
+            ({"ws-secret": "k"}, 200),
+        ):
+            assert post(gateway, _V1, asking, headers).status == status

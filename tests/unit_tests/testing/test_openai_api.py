@@ -21,61 +21,52 @@ from langchain_retryrouter.testing import (
     Usage,
 )
 
-from .wire_client import CHAT, COMPLETIONS, chat, completion, post, request
+from .wire_client import CHAT, COMPLETIONS, ask, chat, completion, post, request
 
 _WORDS = ["Hello", " from", " the", " stub", " upstream"]
-_AZURE_CHAT = (
-    "/openai/deployments/my-deployment/chat/completions?api-version=2024-10-21"
-)
-_AZURE_TEXT = "/openai/deployments/my-deployment/completions?api-version=2024-10-21"
+_AZURE = "/openai/deployments/my-deployment"
+_VERSION = "?api-version=2024-10-21"
+_AZURE_CHAT = f"{_AZURE}/chat/completions{_VERSION}"
+_AZURE_TEXT = f"{_AZURE}/completions{_VERSION}"
 
 
 @pytest.fixture
-def client(faulty_gateway: FaultyGateway) -> Iterator[openai.OpenAI]:
+def client(gateway: FaultyGateway) -> Iterator[openai.OpenAI]:
     """OpenAI's own client, which does not repeat anything."""
-    url = faulty_gateway.openai_url
+    url = gateway.openai_url
     with openai.OpenAI(base_url=url, api_key="k", max_retries=0) as client:
         yield client
 
 
 _USAGE = {"prompt_tokens": 11, "completion_tokens": 5, "total_tokens": 16}
-_both = pytest.mark.parametrize(
-    ("path", "payload"), [(CHAT, chat), (COMPLETIONS, completion)]
-)
+_both = pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
 
 
 @pytest.mark.parametrize(
-    ("path", "payload", "named", "said"),
+    ("path", "id_", "named", "said"),
     [
         (
             CHAT,
-            chat(),
-            {
-                "id": "chatcmpl-stub000001",
-                "object": "chat.completion",
-                "model": "gpt-4o",
-            },
+            "chatcmpl",
+            {"object": "chat.completion", "model": "gpt-4o"},
             {"message": {"role": "assistant", "content": STUB_TEXT, "refusal": None}},
         ),
         (
             COMPLETIONS,
-            completion(),
-            {
-                "id": "cmpl-stub000001",
-                "object": "text_completion",
-                "model": "instruct",
-            },
+            "cmpl",
+            {"object": "text_completion", "model": "instruct"},
             {"text": STUB_TEXT},
         ),
     ],
 )
 def test_an_answer(
-    faulty_gateway: FaultyGateway, path: str, payload: Any, named: Any, said: Any
+    gateway: FaultyGateway, path: str, id_: str, named: Any, said: Any
 ) -> None:
     """A whole answer has OpenAI's fields, and always the same bytes."""
-    reply = post(faulty_gateway, path, payload)
+    reply = ask(gateway, path)
     assert reply.json == {
         **named,
+        "id": f"{id_}-stub000001",
         "created": 1_700_000_001,
         "system_fingerprint": "fp_stub",
         "choices": [{"index": 0, "logprobs": None, "finish_reason": "stop", **said}],
@@ -84,9 +75,9 @@ def test_an_answer(
     assert reply.header("x-request-id") == ["req_000001"]
 
 
-def test_a_chat_stream(faulty_gateway: FaultyGateway) -> None:
+def test_a_chat_stream(gateway: FaultyGateway) -> None:
     """A chat stream opens with the role, ends with a finish reason and `[DONE]`."""
-    reply = post(faulty_gateway, CHAT, chat(stream=True))
+    reply = ask(gateway, CHAT, stream=True)
     *events, done = reply.events
     deltas = [event["choices"][0]["delta"] for event in events]
     reasons = [event["choices"][0]["finish_reason"] for event in events]
@@ -98,9 +89,9 @@ def test_a_chat_stream(faulty_gateway: FaultyGateway) -> None:
     assert done == "[DONE]"
 
 
-def test_a_completion_stream(faulty_gateway: FaultyGateway) -> None:
+def test_a_completion_stream(gateway: FaultyGateway) -> None:
     """A completion's stream ends with an empty text that has the finish reason."""
-    *events, done = post(faulty_gateway, COMPLETIONS, completion(stream=True)).events
+    *events, done = ask(gateway, COMPLETIONS, stream=True).events
     choices = [event["choices"][0] for event in events]
     assert [choice["text"] for choice in choices] == [*_WORDS, ""]
     assert [choice["finish_reason"] for choice in choices] == [None] * 5 + ["stop"]
@@ -109,11 +100,11 @@ def test_a_completion_stream(faulty_gateway: FaultyGateway) -> None:
 
 @_both
 def test_usage_comes_last_in_a_stream_that_asks_for_it(
-    faulty_gateway: FaultyGateway, path: str, payload: Any
+    gateway: FaultyGateway, path: str
 ) -> None:
     """`include_usage` adds one event without choices; before it, usage is null."""
-    asked = payload(stream=True, stream_options={"include_usage": True})
-    *events, last, _ = post(faulty_gateway, path, asked).events
+    asked = {"stream": True, "stream_options": {"include_usage": True}}
+    *events, last, _ = ask(gateway, path, **asked).events
     assert all(event["usage"] is None for event in events)
     assert last["choices"] == []
     assert last["usage"]["total_tokens"] == 16
@@ -122,16 +113,14 @@ def test_usage_comes_last_in_a_stream_that_asks_for_it(
 def test_the_sdk_reads_everything(client: openai.OpenAI) -> None:
     """OpenAI's own client understands all four kinds of answers."""
     messages: list[Any] = [{"role": "user", "content": "hi"}]
-    whole_chat = client.chat.completions.create(model="m", messages=messages)
-    chat_events = client.chat.completions.create(
-        model="m", messages=messages, stream=True
-    )
-    whole_text = client.completions.create(model="m", prompt="hi")
-    text_events = client.completions.create(model="m", prompt="hi", stream=True)
+    chats, texts = client.chat.completions, client.completions
+    whole_chat = chats.create(model="m", messages=messages)
     assert whole_chat.choices[0].message.content == STUB_TEXT
-    assert whole_text.choices[0].text == STUB_TEXT
+    assert texts.create(model="m", prompt="hi").choices[0].text == STUB_TEXT
+    chat_events = chats.create(model="m", messages=messages, stream=True)
     said = [event.choices[0].delta.content or "" for event in chat_events]
     assert "".join(said) == STUB_TEXT
+    text_events = texts.create(model="m", prompt="hi", stream=True)
     assert "".join(event.choices[0].text for event in text_events) == STUB_TEXT
 
 
@@ -147,19 +136,19 @@ def test_the_sdk_reads_everything(client: openai.OpenAI) -> None:
     ],
 )
 def test_choices_and_usage(
-    faulty_gateway: FaultyGateway, asked: Any, choices: int, tokens: tuple[int, int]
+    gateway: FaultyGateway, asked: Any, choices: int, tokens: tuple[int, int]
 ) -> None:
     """Every prompt is counted once and answered `n` times; `best_of` costs as many."""
-    answer = post(faulty_gateway, COMPLETIONS, completion(**asked)).json
+    answer = ask(gateway, COMPLETIONS, **asked).json
     assert [one["index"] for one in answer["choices"]] == list(range(choices))
     usage = answer["usage"]
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == tokens
 
 
-def test_choices_of_a_stream_take_turns(faulty_gateway: FaultyGateway) -> None:
+def test_choices_of_a_stream_take_turns(gateway: FaultyGateway) -> None:
     """With `n=2` the events of both choices are interleaved and say whose they are."""
-    faulty_gateway.script(Answer("a b"))
-    *events, _ = post(faulty_gateway, COMPLETIONS, completion(stream=True, n=2)).events
+    gateway.script(Answer("a b"))
+    *events, _ = ask(gateway, COMPLETIONS, stream=True, n=2).events
     seen = [(one["choices"][0]["index"], one["choices"][0]["text"]) for one in events]
     assert seen == [(0, "a"), (1, "a"), (0, " b"), (1, " b"), (0, ""), (1, "")]
 
@@ -173,12 +162,10 @@ def test_choices_of_a_stream_take_turns(faulty_gateway: FaultyGateway) -> None:
         (Answer("a STOP b"), "STOP", "a STOP b"),
     ],
 )
-def test_stop(
-    faulty_gateway: FaultyGateway, step: Answer, stop: object, text: str
-) -> None:
+def test_stop(gateway: FaultyGateway, step: Answer, stop: object, text: str) -> None:
     """The earliest stop sequence ends the stub's text, and no text of a script."""
-    faulty_gateway.script(step)
-    answer = post(faulty_gateway, COMPLETIONS, completion(stop=stop)).json
+    gateway.script(step)
+    answer = ask(gateway, COMPLETIONS, stop=stop).json
     assert answer["choices"][0]["text"] == text
 
 
@@ -199,27 +186,25 @@ def test_log_probabilities_of_a_chat(client: openai.OpenAI) -> None:
 
 @pytest.mark.parametrize(("asked", "top"), [(2, {"Hello": -0.25}), (0, None)])
 def test_log_probabilities_of_a_completion(
-    faulty_gateway: FaultyGateway, asked: int, top: object
+    gateway: FaultyGateway, asked: int, top: object
 ) -> None:
     """Tokens, log probabilities and offsets go together, streamed or not."""
-    whole = post(faulty_gateway, COMPLETIONS, completion(logprobs=asked)).json
+    whole = ask(gateway, COMPLETIONS, logprobs=asked).json
     logprobs = whole["choices"][0]["logprobs"]
     assert logprobs["tokens"] == _WORDS
     assert logprobs["text_offset"] == [0, 5, 10, 14, 19]
     assert (logprobs["top_logprobs"] or [None])[0] == top
-    *events, _, _ = post(
-        faulty_gateway, COMPLETIONS, completion(logprobs=asked, stream=True)
-    ).events
+    *events, _, _ = ask(gateway, COMPLETIONS, logprobs=asked, stream=True).events
     streamed = [event["choices"][0]["logprobs"] for event in events]
     assert [one["text_offset"] for one in streamed] == [[0], [5], [10], [14], [19]]
 
 
-def test_calls(faulty_gateway: FaultyGateway) -> None:
+def test_calls(gateway: FaultyGateway) -> None:
     """Calls come whole without streaming, and in pieces with it."""
     call = ToolCall("get_weather", ('{"city": ', '"Paris"}'), id="call_7")
     function = {"name": "get_weather", "arguments": '{"city": "Paris"}'}
-    faulty_gateway.always(Answer(tool_calls=(call,), function_call=call))
-    (choice,) = post(faulty_gateway, CHAT, chat()).json["choices"]
+    gateway.always(Answer(tool_calls=(call,), function_call=call))
+    (choice,) = ask(gateway, CHAT).json["choices"]
     assert choice["finish_reason"] == "function_call"
     assert choice["message"] == {
         "role": "assistant",
@@ -228,27 +213,25 @@ def test_calls(faulty_gateway: FaultyGateway) -> None:
         "tool_calls": [{"id": "call_7", "type": "function", "function": function}],
         "function_call": function,
     }
-    *events, _ = post(faulty_gateway, CHAT, chat(stream=True)).events
+    *events, _ = ask(gateway, CHAT, stream=True).events
     deltas = [event["choices"][0]["delta"] for event in events][1:-1]
     calls = [one["tool_calls"][0]["function"] for one in deltas[:3]]
     calls += [one["function_call"] for one in deltas[3:]]
     assert [one["arguments"] for one in calls] == ["", '{"city": ', '"Paris"}'] * 2
-    faulty_gateway.script(Answer(tool_calls=(call,)))
-    (choice,) = post(faulty_gateway, CHAT, chat()).json["choices"]
+    gateway.script(Answer(tool_calls=(call,)))
+    (choice,) = ask(gateway, CHAT).json["choices"]
     assert choice["finish_reason"] == "tool_calls"
 
 
 @_both
-def test_what_a_provider_leaves_out(
-    faulty_gateway: FaultyGateway, path: str, payload: Any
-) -> None:
+def test_what_a_provider_leaves_out(gateway: FaultyGateway, path: str) -> None:
     """Finish reason and usage can be missing, streamed or not."""
-    faulty_gateway.always(Answer(finish_reason=None, usage=None))
-    whole = post(faulty_gateway, path, payload()).json
+    gateway.always(Answer(finish_reason=None, usage=None))
+    whole = ask(gateway, path).json
     assert whole["choices"][0]["finish_reason"] is None
     assert "usage" not in whole
-    asked = payload(stream=True, stream_options={"include_usage": True})
-    streamed = post(faulty_gateway, path, asked)
+    asked = {"stream": True, "stream_options": {"include_usage": True}}
+    streamed = ask(gateway, path, **asked)
     assert b'"finish_reason":"' not in streamed.body
     assert b'"usage":{' not in streamed.body
     assert streamed.events[-1] == "[DONE]"
@@ -263,42 +246,29 @@ def test_what_a_provider_leaves_out(
         (Status(429), openai.RateLimitError, "rate_limit_exceeded"),
         (Status(500), openai.InternalServerError, None),
         (Status(504), openai.InternalServerError, None),
-        (
-            Status(400, error_code="context_length_exceeded"),
-            openai.BadRequestError,
-            "context_length_exceeded",
-        ),
+        (Status(400, error_code="too_long"), openai.BadRequestError, "too_long"),
         (ErrorEvent("no", code="c"), openai.InternalServerError, "c"),
         (ErrorEvent("no", status=429, code="c"), openai.RateLimitError, "c"),
     ],
 )
 def test_the_sdk_knows_the_errors(
-    faulty_gateway: FaultyGateway,
+    gateway: FaultyGateway,
     client: openai.OpenAI,
     step: Step,
     error: type[openai.APIStatusError],
     code: str | None,
 ) -> None:
     """An error makes OpenAI's client raise the right class with its code."""
-    faulty_gateway.script(step)
+    gateway.script(step)
     with pytest.raises(error) as raised:
         client.completions.create(model="m", prompt="hi")
     assert raised.value.code == code
     assert raised.value.request_id == "req_000001"
 
 
-def test_quota_has_a_type_of_its_own(faulty_gateway: FaultyGateway) -> None:
-    """`insufficient_quota` is a 429 that says so in code and type, as OpenAI's does."""
-    faulty_gateway.script(Status(429, error_code="insufficient_quota", message="pay"))
-    error = post(faulty_gateway, CHAT, chat()).json["error"]
-    assert (error["message"], error["type"]) == ("pay", "insufficient_quota")
-
-
-def test_an_error_in_a_stream(
-    faulty_gateway: FaultyGateway, client: openai.OpenAI
-) -> None:
+def test_an_error_in_a_stream(gateway: FaultyGateway, client: openai.OpenAI) -> None:
     """An error inside a stream reaches OpenAI's client after what came before it."""
-    faulty_gateway.script(ErrorEvent("overloaded", after=2, code="busy"))
+    gateway.script(ErrorEvent("overloaded", after=2, code="busy"))
     heard: list[str] = []
     events = client.completions.create(model="m", prompt="hi", stream=True)
     with pytest.raises(openai.APIError, match="overloaded"):
@@ -306,12 +276,14 @@ def test_an_error_in_a_stream(
     assert heard == _WORDS[:2]
 
 
-def test_an_error_in_a_200(faulty_gateway: FaultyGateway) -> None:
-    """`ErrorInOk` is an error in the body of a success, streaming or not."""
-    faulty_gateway.always(ErrorInOk("no", "bad"))
-    for stream in (False, True):
-        reply = post(faulty_gateway, CHAT, chat(stream=stream))
-        assert (reply.status, reply.json["error"]["code"]) == (200, "bad")
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_error_in_a_body(gateway: FaultyGateway, stream: bool) -> None:
+    """`ErrorInOk` is a 200; `insufficient_quota` has a type of its own at OpenAI."""
+    quota = "insufficient_quota"
+    gateway.script(ErrorInOk("no", "bad"), Status(429, None, None, quota, "pay"))
+    ok, limited = (ask(gateway, CHAT, stream=stream) for _ in range(2))
+    assert (ok.status, ok.json["error"]["code"]) == (200, "bad")
+    assert limited.json["error"].items() >= {"message": "pay", "type": quota}.items()
 
 
 @pytest.mark.parametrize(
@@ -324,13 +296,13 @@ def test_an_error_in_a_200(faulty_gateway: FaultyGateway) -> None:
     ],
 )
 def test_refusals(
-    faulty_gateway: FaultyGateway, path: str, payload: Any, status: int, message: str
+    gateway: FaultyGateway, path: str, payload: Any, status: int, message: str
 ) -> None:
     """What OpenAI refuses by itself is refused without a script."""
-    faulty_gateway.script(Status(418))
-    reply = post(faulty_gateway, path, payload)
+    gateway.script(Status(418))
+    reply = post(gateway, path, payload)
     assert (reply.status, reply.json["error"]["message"]) == (status, message)
-    assert request(faulty_gateway, "GET", CHAT).status == 404
+    assert request(gateway, "GET", CHAT).status == 404
 
 
 def test_the_key_is_a_bearer_token() -> None:
@@ -366,33 +338,28 @@ def test_azure(path: str, payload: Any) -> None:
 @pytest.mark.parametrize(
     ("status", "code"), [(404, "404"), (429, "429"), (500, "500"), (503, "503")]
 )
-def test_azure_errors(faulty_gateway: FaultyGateway, status: int, code: str) -> None:
+def test_azure_errors(gateway: FaultyGateway, status: int, code: str) -> None:
     """Azure's errors have a code and a message, and no type."""
-    faulty_gateway.script(Status(status))
-    error = post(faulty_gateway, _AZURE_CHAT, chat()).json["error"]
+    gateway.script(Status(status))
+    error = post(gateway, _AZURE_CHAT, chat()).json["error"]
     assert error["code"] == code
     assert error.keys() == {"code", "message"}
-    without_version = post(faulty_gateway, _AZURE_CHAT.partition("?")[0], chat())
+    without_version = post(gateway, _AZURE_CHAT.partition("?")[0], chat())
     assert without_version.json["error"]["code"] == "404"
 
 
-def test_a_function_answers() -> None:
-    """`answer` may be a function of the request."""
+def test_what_the_gateway_answers() -> None:
+    """`answer` may be a function of the request; what it leaves open is made up."""
 
     def answer(asked: RecordedRequest) -> Answer:
         return Answer(asked.parameters["messages"][0]["content"])
 
     with FaultyGateway(answer=answer) as gateway:
-        answered = post(gateway, CHAT, chat()).json
+        answered = ask(gateway, CHAT).json
     assert answered["choices"][0]["message"]["content"] == "hi"
-
-
-def test_an_answer_without_a_text_says_the_stub_s() -> None:
-    """What an answer does not give is made up, its text included."""
-    with FaultyGateway(
-        answer=Answer(model="other", id="my-id", usage=Usage(1, 2))
-    ) as gateway:
-        answered = post(gateway, CHAT, chat()).json
+    made_up = Answer(model="other", id="my-id", usage=Usage(1, 2))
+    with FaultyGateway(answer=made_up) as gateway:
+        answered = ask(gateway, CHAT).json
     assert answered["choices"][0]["message"]["content"] == STUB_TEXT
     assert (answered["id"], answered["model"]) == ("my-id", "other")
     assert answered["usage"]["total_tokens"] == 3

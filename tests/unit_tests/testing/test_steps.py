@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from langchain_retryrouter.testing import (
-    Answer,
     Body,
     Cut,
     Drip,
@@ -37,21 +36,16 @@ from .wire_client import (
     COMPLETIONS,
     GENERATE,
     Reply,
-    chat,
+    ask,
+    asked,
     chunks_of,
-    completion,
     connect,
-    generate,
-    post,
-    posted,
+    raw_request,
     read_to_end,
     read_until,
 )
 
-_every_endpoint = pytest.mark.parametrize(
-    ("path", "payload"),
-    [(GENERATE, generate), (CHAT, chat), (COMPLETIONS, completion)],
-)
+_every_endpoint = pytest.mark.parametrize("path", [GENERATE, CHAT, COMPLETIONS])
 _streaming = pytest.mark.parametrize("stream", [False, True])
 
 
@@ -60,10 +54,10 @@ def _outcome(gateway: FaultyGateway) -> tuple[Step | None, str]:
     return last.step, last.outcome
 
 
-def _healthy(path: str, payload: Any) -> Reply:
+def _healthy(path: str, *, stream: bool = True) -> Reply:
     """The healthy answer to the first request of a gateway."""
     with FaultyGateway() as gateway:
-        return post(gateway, path, payload)
+        return ask(gateway, path, stream=stream)
 
 
 def _texts(response: bytes) -> list[str]:
@@ -96,77 +90,74 @@ def _text(event: dict[str, Any]) -> str:
     ],
 )
 def test_a_status_with_a_body(
-    faulty_gateway: FaultyGateway, body: object, sent: bytes
+    gateway: FaultyGateway, body: object, sent: bytes
 ) -> None:
     """Bytes and text go out as they are, all else as JSON."""
-    faulty_gateway.script(Status(503, body=body))
-    reply = post(faulty_gateway, GENERATE, generate())
+    gateway.script(Status(503, body=body))
+    reply = ask(gateway, GENERATE)
     assert (reply.status, reply.body) == (503, sent)
-    assert _outcome(faulty_gateway) == (Status(503, body=body), "sent")
+    assert _outcome(gateway) == (Status(503, body=body), "sent")
 
 
-def test_headers_of_a_status(faulty_gateway: FaultyGateway) -> None:
+def test_headers_of_a_status(gateway: FaultyGateway) -> None:
     """Headers come as given, repeated ones too, in place of the protocol's."""
     headers = [("Retry-After", "1"), ("retry-after", "inf"), ("Content-Type", "a/b")]
-    faulty_gateway.script(Status(429, headers), Status(429, {"retry-after": "2"}))
-    several = post(faulty_gateway, GENERATE, generate())
-    one = post(faulty_gateway, GENERATE, generate())
+    gateway.script(Status(429, headers), Status(429, {"retry-after": "2"}))
+    several, one = ask(gateway, GENERATE), ask(gateway, GENERATE)
     assert several.header("retry-after") == ["1", "inf"]
     assert several.header("content-type") == ["a/b"]
     assert one.header("retry-after") == ["2"]
     assert one.header("content-type") == ["application/json; charset=utf-8"]
 
 
-def test_no_content_has_no_body(faulty_gateway: FaultyGateway) -> None:
-    """A 204 has neither body nor length, and the connection is kept."""
-    faulty_gateway.script(Status(204))
-    with closing(connect(faulty_gateway)) as connection:
+def test_how_a_status_ends(gateway: FaultyGateway) -> None:
+    """A 204 has no body and keeps the connection; `connection: close` closes it."""
+    gateway.script(Status(204))
+    with closing(connect(gateway)) as connection:
         for status in (204, 200):
-            connection.request("POST", CHAT, json.dumps(chat()))
+            connection.request(
+                "POST", CHAT, raw_request(CHAT).partition(b"\r\n\r\n")[2]
+            )
             response = connection.getresponse()
             assert (response.status, bool(response.read())) == (status, status == 200)
-    assert faulty_gateway.connections == 1
-
-
-def test_a_status_can_close_the_connection(faulty_gateway: FaultyGateway) -> None:
-    """`connection: close` is not only said, it is done."""
-    faulty_gateway.script(Status(503, {"connection": "close"}))
-    with posted(faulty_gateway, GENERATE, generate()) as client:
+    assert gateway.connections == 1
+    gateway.script(Status(503, {"connection": "close"}))
+    with asked(gateway, GENERATE) as client:
         assert b"connection: close\r\n" in read_to_end(client)
 
 
-def test_a_body_is_sent_as_it_is(faulty_gateway: FaultyGateway) -> None:
+def test_a_body_is_sent_as_it_is(gateway: FaultyGateway) -> None:
     """`Body` adds nothing to its headers but the length of its body."""
-    faulty_gateway.script(Body(200, {"x-a": "b"}, "<p>"), Body())
-    reply = post(faulty_gateway, CHAT, chat(stream=True))
+    gateway.script(Body(200, {"x-a": "b"}, "<p>"), Body())
+    reply = ask(gateway, CHAT, stream=True)
     assert (reply.status, reply.body) == (200, b"<p>")
     names = {name.lower() for name, _ in reply.headers}
     assert names == {"x-a", "content-length", "connection", "keep-alive"}
-    assert post(faulty_gateway, CHAT, chat()).body == b""
+    assert ask(gateway, CHAT).body == b""
 
 
 @pytest.mark.parametrize("status", [200, 502, 520])
-def test_an_html_page(faulty_gateway: FaultyGateway, status: int) -> None:
+def test_an_html_page(gateway: FaultyGateway, status: int) -> None:
     """A proxy's page is HTML, whatever was asked."""
-    faulty_gateway.script(HtmlPage(status))
-    reply = post(faulty_gateway, GENERATE, generate(stream=True))
+    gateway.script(HtmlPage(status))
+    reply = ask(gateway, GENERATE, stream=True)
     assert (reply.status, reply.header("content-type")) == (status, ["text/html"])
     assert reply.body.startswith(b"<html>")
 
 
 @pytest.mark.parametrize("step", [{"close": True}, {"close": False}, {"how": "rst"}])
-def test_raw_bytes(faulty_gateway: FaultyGateway, step: dict[str, Any]) -> None:
+def test_raw_bytes(gateway: FaultyGateway, step: dict[str, Any]) -> None:
     """`Raw` sends its bytes and nothing else; all arrive, whatever comes after."""
     data = b"HTTP/1.1 200 Fine\r\ncontent-length: 9\r\n\r\nhalf"
-    faulty_gateway.script(Raw(data, **step), Reset())
-    with posted(faulty_gateway, GENERATE, generate()) as client:
+    gateway.script(Raw(data, **step), Reset())
+    with asked(gateway, GENERATE) as client:
         assert read_until(client, b"half") == data
         if "how" in step:
             with pytest.raises(ConnectionResetError):
                 client.recv(1)
         elif step["close"]:
             assert client.recv(1) == b""
-    assert faulty_gateway.requests[0].outcome == "faulted"
+    assert gateway.requests[0].outcome == "faulted"
 
 
 # Connections that break.
@@ -174,87 +165,74 @@ def test_raw_bytes(faulty_gateway: FaultyGateway, step: dict[str, Any]) -> None:
 
 @_every_endpoint
 @_streaming
-def test_reset(
-    faulty_gateway: FaultyGateway, path: str, payload: Any, stream: bool
-) -> None:
+def test_reset(gateway: FaultyGateway, path: str, stream: bool) -> None:
     """`Reset` is a TCP reset before a byte; the next connection is served."""
-    faulty_gateway.script(Reset())
+    gateway.script(Reset())
     with (
-        posted(faulty_gateway, path, payload(stream=stream)) as client,
+        asked(gateway, path, stream=stream) as client,
         pytest.raises(ConnectionResetError),
     ):
         client.recv(1)
-    assert _outcome(faulty_gateway) == (Reset(), "faulted")
-    assert post(faulty_gateway, path, payload()).status == 200
+    assert _outcome(gateway) == (Reset(), "faulted")
+    assert ask(gateway, path).status == 200
 
 
 @pytest.mark.parametrize("step", [Hangup(), Silence(0.01)])
-def test_nothing_comes_before_the_end(
-    faulty_gateway: FaultyGateway, step: Step
-) -> None:
+def test_nothing_comes_before_the_end(gateway: FaultyGateway, step: Step) -> None:
     """`Hangup` ends the connection at once, `Silence` after its time: orderly."""
-    faulty_gateway.script(step)
-    with posted(faulty_gateway, GENERATE, generate()) as client:
+    gateway.script(step)
+    with asked(gateway, GENERATE) as client:
         assert read_to_end(client) == b""
-    assert _outcome(faulty_gateway) == (step, "faulted")
+    assert _outcome(gateway) == (step, "faulted")
 
 
 @pytest.mark.parametrize(
     "step", [Silence(), Stall(1, 120), SlowFirstToken(120), Drip(120)]
 )
-def test_a_wait_ends_when_the_client_leaves(
-    faulty_gateway: FaultyGateway, step: Step
-) -> None:
+def test_a_wait_ends_when_the_client_leaves(gateway: FaultyGateway, step: Step) -> None:
     """A step stops waiting when its client has left."""
-    faulty_gateway.script(step)
-    with posted(faulty_gateway, GENERATE, generate(stream=True)):
-        faulty_gateway.wait_for(lambda seen: len(seen.requests) == 1)
-        assert _outcome(faulty_gateway)[1] == "pending"
-    faulty_gateway.wait_for(lambda seen: seen.requests[0].outcome == "client_left")
-    faulty_gateway.wait_for(lambda seen: seen.open_connections == 0)
+    gateway.script(step)
+    with asked(gateway, GENERATE, stream=True):
+        gateway.wait_for(lambda seen: len(seen.requests) == 1)
+        assert _outcome(gateway)[1] == "pending"
+    gateway.wait_for(lambda seen: seen.requests[0].outcome == "client_left")
+    gateway.wait_for(lambda seen: seen.open_connections == 0)
 
 
 @_every_endpoint
 @pytest.mark.parametrize("after", [0, 1, 5])
-def test_cut_in_a_stream(
-    faulty_gateway: FaultyGateway, path: str, payload: Any, after: int
-) -> None:
+def test_cut_in_a_stream(gateway: FaultyGateway, path: str, after: int) -> None:
     """`Cut` sends `after` events with content and leaves the body open."""
-    faulty_gateway.script(Cut(after))
-    with posted(faulty_gateway, path, payload(stream=True)) as client:
+    gateway.script(Cut(after))
+    with asked(gateway, path, stream=True) as client:
         response = read_to_end(client)
     assert len(_texts(response)) == after
     assert not response.endswith(b"0\r\n\r\n")
-    assert _outcome(faulty_gateway) == (Cut(after), "faulted")
+    assert _outcome(gateway) == (Cut(after), "faulted")
 
 
 @_every_endpoint
-def test_cut_with_a_reset(
-    faulty_gateway: FaultyGateway, path: str, payload: Any
-) -> None:
+def test_cut_with_a_reset(gateway: FaultyGateway, path: str) -> None:
     """With `how="rst"` the reset comes after the events, not in place of them."""
-    faulty_gateway.script(Cut(2, how="rst"))
-    received = bytearray()
-    with posted(faulty_gateway, path, payload(stream=True)) as client:
-        received += read_until(client, b"from")
+    gateway.script(Cut(2, how="rst"))
+    with asked(gateway, path, stream=True) as client:
+        received = read_until(client, b"from")
         with pytest.raises(ConnectionResetError):
             received += read_to_end(client)
-    assert _texts(bytes(received)) == ["Hello", " from"]
+    assert _texts(received) == ["Hello", " from"]
 
 
 @_every_endpoint
-def test_half_a_whole_answer(
-    faulty_gateway: FaultyGateway, path: str, payload: Any
-) -> None:
+def test_half_a_whole_answer(gateway: FaultyGateway, path: str) -> None:
     """Without streaming half of the body comes: as if it were all, or cut."""
-    faulty_gateway.script(Truncate(1), MalformedEvent(1), Cut(1))
+    gateway.script(Truncate(1), MalformedEvent(1), Cut(1))
     for _ in range(2):
-        reply = post(faulty_gateway, path, payload())
+        reply = ask(gateway, path)
         assert reply.status == 200
         with pytest.raises(json.JSONDecodeError):
             json.loads(reply.body)
     with pytest.raises(http.client.IncompleteRead) as raised:
-        post(faulty_gateway, path, payload())
+        ask(gateway, path)
     assert abs(len(raised.value.partial) - (raised.value.expected or 0)) <= 1
 
 
@@ -263,29 +241,24 @@ def test_half_a_whole_answer(
 
 @_every_endpoint
 @pytest.mark.parametrize("after", [0, 2, 5])
-def test_truncate_in_a_stream(
-    faulty_gateway: FaultyGateway, path: str, payload: Any, after: int
-) -> None:
+def test_truncate_in_a_stream(gateway: FaultyGateway, path: str, after: int) -> None:
     """`Truncate` ends the body as HTTP wants it, without any mark of the end."""
-    faulty_gateway.script(Truncate(after))
-    reply = post(faulty_gateway, path, payload(stream=True))
-    assert _healthy(path, payload(stream=True)).body.startswith(reply.body)
+    gateway.script(Truncate(after))
+    reply = ask(gateway, path, stream=True)
+    assert _healthy(path).body.startswith(reply.body)
     assert len([event for event in reply.events if _text(event)]) == after
     for mark in (b'"finish_reason":"stop"', b'"end"', b"[DONE]", b"event: end"):
         assert mark not in reply.body
-    assert _outcome(faulty_gateway) == (Truncate(after), "faulted")
+    assert _outcome(gateway) == (Truncate(after), "faulted")
 
 
 @_every_endpoint
 @pytest.mark.parametrize("at", [1, 5])
-def test_a_malformed_event(
-    faulty_gateway: FaultyGateway, path: str, payload: Any, at: int
-) -> None:
+def test_a_malformed_event(gateway: FaultyGateway, path: str, at: int) -> None:
     """Event number `at` is not JSON, and every other byte is as it should be."""
-    faulty_gateway.script(MalformedEvent(at))
-    garbled = post(faulty_gateway, path, payload(stream=True)).body.split(b"\n\n")
-    healthy = _healthy(path, payload(stream=True)).body.split(b"\n\n")
-    pairs = zip(garbled, healthy, strict=True)
+    gateway.script(MalformedEvent(at))
+    garbled = ask(gateway, path, stream=True).body.split(b"\n\n")
+    pairs = zip(garbled, _healthy(path).body.split(b"\n\n"), strict=True)
     ((bad, good),) = [(one, other) for one, other in pairs if one != other]
     assert {1: b"Hello", 5: b" upstream"}[at] in good
     with pytest.raises(json.JSONDecodeError):
@@ -293,13 +266,13 @@ def test_a_malformed_event(
 
 
 @_every_endpoint
-def test_missing_done(faulty_gateway: FaultyGateway, path: str, payload: Any) -> None:
+def test_missing_done(gateway: FaultyGateway, path: str) -> None:
     """Only the last frame is missing."""
-    faulty_gateway.script(MissingDone())
-    reply = post(faulty_gateway, path, payload(stream=True))
+    gateway.script(MissingDone())
+    reply = ask(gateway, path, stream=True)
     done = b"data: [DONE]\n\n"
     missing = b"event: end\ndata: Stream closed\n\n" if path == GENERATE else done
-    assert reply.body + missing == _healthy(path, payload(stream=True)).body
+    assert reply.body + missing == _healthy(path).body
 
 
 # Whole answers that are slow or cut into pieces.
@@ -311,28 +284,25 @@ def test_missing_done(faulty_gateway: FaultyGateway, path: str, payload: Any) ->
     "step", [SlowFirstToken(0.01), Stall(3, 0.01), Stall(0, 0), Drip(), Drip(0.001, 99)]
 )
 def test_slow_but_whole(
-    faulty_gateway: FaultyGateway, path: str, payload: Any, stream: bool, step: Step
+    gateway: FaultyGateway, path: str, stream: bool, step: Step
 ) -> None:
     """However it is delayed or cut up, every byte of a healthy answer comes."""
-    faulty_gateway.script(step)
-    reply = post(faulty_gateway, path, payload(stream=stream))
-    assert reply == _healthy(path, payload(stream=stream))
-    assert _outcome(faulty_gateway) == (step, "sent")
+    gateway.script(step)
+    assert ask(gateway, path, stream=stream) == _healthy(path, stream=stream)
+    assert _outcome(gateway) == (step, "sent")
 
 
 @_every_endpoint
-def test_what_comes_before_a_wait(
-    faulty_gateway: FaultyGateway, path: str, payload: Any
-) -> None:
+def test_what_comes_before_a_wait(gateway: FaultyGateway, path: str) -> None:
     """Headers come before a slow first token, and `after` events before a stall."""
-    faulty_gateway.script(SlowFirstToken(120), Stall(2, 120))
-    with posted(faulty_gateway, path, payload(stream=True)) as client:
+    gateway.script(SlowFirstToken(120), Stall(2, 120))
+    with asked(gateway, path, stream=True) as client:
         start = read_until(client, b"\r\n\r\n")
         _assert_nothing_comes(client)
     head, _, body = start.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK\r\n")
     assert body == (b"d\r\nretry: 3000\n\n\r\n" if path == GENERATE else b"")
-    with posted(faulty_gateway, path, payload(stream=True)) as client:
+    with asked(gateway, path, stream=True) as client:
         response = read_until(client, rb" from[^\n]*\n\n\r\n")
         _assert_nothing_comes(client)
     assert _texts(response) == ["Hello", " from"]
@@ -344,25 +314,22 @@ def _assert_nothing_comes(client: socket.socket) -> None:
         client.recv(1)
 
 
-def test_a_drip_is_written_in_drops(faulty_gateway: FaultyGateway) -> None:
+def test_a_drip_is_written_in_drops(gateway: FaultyGateway) -> None:
     """Drops that are far enough apart are seen one by one."""
-    faulty_gateway.script(Drip(0.02, size=200))
-    with posted(faulty_gateway, CHAT, chat()) as client:
+    gateway.script(Drip(0.02, size=200))
+    with asked(gateway, CHAT) as client:
         drops = [client.recv(65536) for _ in range(2)]
     assert all(len(drop) % 200 == 0 for drop in drops)
 
 
 @_every_endpoint
 @_streaming
-def test_split_characters(
-    faulty_gateway: FaultyGateway, path: str, payload: Any, stream: bool
-) -> None:
+def test_split_characters(gateway: FaultyGateway, path: str, stream: bool) -> None:
     """Every character of several bytes is split between two chunks."""
     text = "ü日🦊"
-    faulty_gateway.script(SplitCharacter(text))
-    with posted(faulty_gateway, path, payload(stream=stream)) as client:
-        response = read_until(client, b"\r\n0\r\n\r\n")
-    chunks = chunks_of(response)
+    gateway.script(SplitCharacter(text))
+    with asked(gateway, path, stream=stream) as client:
+        chunks = chunks_of(read_until(client, b"\r\n0\r\n\r\n"))
     whole = b"".join(chunks)
     assert text.encode() in whole
     torn = [chunk for chunk in chunks if chunk[-1:] >= b"\xc0"]
@@ -390,14 +357,14 @@ class _NotAnswering(Step):
     ],
 )
 def test_a_step_that_does_not_fit(
-    faulty_gateway: FaultyGateway, step: Step, stream: bool, why: str
+    gateway: FaultyGateway, step: Step, stream: bool, why: str
 ) -> None:
     """Such a step is a 500 and an error of `stop`, never an ordinary answer."""
-    faulty_gateway.script(step)
-    reply = post(faulty_gateway, GENERATE, generate(stream=stream))
+    gateway.script(step)
+    reply = ask(gateway, GENERATE, stream=stream)
     assert (reply.status, why in reply.body.decode()) == (500, True)
     with pytest.RaisesGroup(pytest.RaisesExc((ValueError, TypeError), match=why)):
-        faulty_gateway.stop()
+        gateway.stop()
 
 
 @pytest.mark.parametrize(
@@ -412,13 +379,11 @@ def test_a_step_that_does_not_fit(
         (Silence, {"seconds": -0.1}, "-0.1"),
         (SlowFirstToken, {"seconds": float("nan")}, "nan"),
         (Stall, {"after": 0, "seconds": float("inf")}, "inf"),
-        (Stall, {"after": -1, "seconds": 0}, "-1"),
         (Cut, {"after": -1}, "-1"),
         (Cut, {"after": 1, "how": "bang"}, "bang"),
         (Raw, {"data": b"", "how": "bang"}, "bang"),
         (Truncate, {"after": -2}, "-2"),
         (MalformedEvent, {"at": 0}, "0"),
-        (Drip, {"seconds": -1}, "-1"),
         (Drip, {"size": 0}, "0"),
     ],
 )
@@ -431,9 +396,8 @@ def test_a_step_with_impossible_numbers(
 
 
 @pytest.mark.parametrize("step", [Reset, "reset", 503, None])
-def test_a_script_takes_steps_only(faulty_gateway: FaultyGateway, step: object) -> None:
+def test_a_script_takes_steps_only(gateway: FaultyGateway, step: object) -> None:
     """A class in place of its instance, or anything else, is refused at once."""
-    for put in (faulty_gateway.script, faulty_gateway.always):
+    for put in (gateway.script, gateway.always):
         with pytest.raises(TypeError, match=r"step|instances"):
             put(step)  # type: ignore[arg-type]
-    faulty_gateway.script(Answer())

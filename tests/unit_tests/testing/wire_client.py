@@ -71,6 +71,14 @@ def completion(*, stream: bool = False, **parameters: Any) -> dict[str, Any]:
     return {"model": "instruct", "prompt": "hi", "stream": stream} | parameters
 
 
+_PAYLOADS = {GENERATE: generate, CHAT: chat, COMPLETIONS: completion}
+
+
+def ask(gateway: FaultyGateway, path: str, **parameters: Any) -> Reply:
+    """Post a request with these parameters, and read the response to its end."""
+    return post(gateway, path, _PAYLOADS[path](**parameters))
+
+
 def connect(gateway: FaultyGateway) -> HTTPConnection:
     """A keep-alive connection that gives up when nothing comes."""
     port = urlsplit(gateway.url).port
@@ -104,19 +112,24 @@ def post(
 
 def statuses(gateway: FaultyGateway, count: int, model: str = "m") -> list[int]:
     """The statuses of the next `count` calls of `model`."""
-    return [post(gateway, CHAT, chat(model=model)).status for _ in range(count)]
+    return [ask(gateway, CHAT, model=model).status for _ in range(count)]
+
+
+def raw_request(path: str, **parameters: Any) -> bytes:
+    """The bytes of a request."""
+    body = json.dumps(_PAYLOADS[path](**parameters)).encode()
+    head = f"POST {path} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 
 
 @contextmanager
-def posted(gateway: FaultyGateway, path: str, payload: Any) -> Iterator[socket.socket]:
+def asked(
+    gateway: FaultyGateway, path: str, **parameters: Any
+) -> Iterator[socket.socket]:
     """A socket on which the request is sent and nothing is read yet."""
-    body = json.dumps(payload).encode()
-    head = (
-        f"POST {path} HTTP/1.1\r\nhost: gateway\r\ncontent-type: application/json\r\n"
-    )
-    port = urlsplit(gateway.url).port
-    with socket.create_connection(("127.0.0.1", port), _PATIENCE) as client:
-        client.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+    address = "127.0.0.1", urlsplit(gateway.url).port
+    with socket.create_connection(address, _PATIENCE) as client:
+        client.sendall(raw_request(path, **parameters))
         yield client
 
 
@@ -174,6 +187,10 @@ class Capture:
         reply = Reply(status, list(_fields(answered_head).items()), body)
         sent = b"" if request_body == b"None" else request_body
         return cls(method, path, _fields(asked_head), sent, reply)
+
+    def send(self, gateway: FaultyGateway) -> Reply:
+        """Send the recorded request to `gateway`."""
+        return request(gateway, self.method, self.path, self.request_body, self.headers)
 
     @property
     def id(self) -> str | None:
