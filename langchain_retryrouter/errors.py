@@ -15,6 +15,8 @@
         │   ├── ConflictError           *   409
         │   └── MalformedResponseError  *   a 200 that is not an answer
         ├── CircuitOpenError                nothing was sent               ModelAPIError
+        ├── RejectedAnswerError         *   not accepted         OutputParserException
+        ├── LengthLimitError                cut by a token limit, if that is a failure
         ├── APITimeoutError             *   408, 504, silence          ModelTimeoutError
         ├── APIConnectionError          *   no connection, or lost  ModelConnectionError
         │   └── StreamInterruptedError  *   a stream that ended without its end
@@ -48,7 +50,9 @@ from langchain_core.exceptions import (
     ModelPermissionDeniedError,
     ModelRateLimitError,
     ModelTimeoutError,
+    OutputParserException,
 )
+from langchain_core.messages import BaseMessage
 
 from langchain_retryrouter import _json
 from langchain_retryrouter.failures import Failure, FailureKind
@@ -62,11 +66,13 @@ __all__ = [
     "ContentFilterError",
     "ContextLengthError",
     "InvalidRequestError",
+    "LengthLimitError",
     "MalformedResponseError",
     "NotFoundError",
     "PermissionDeniedError",
     "QuotaExceededError",
     "RateLimitError",
+    "RejectedAnswerError",
     "RetryRouterError",
     "ServerError",
     "StreamInterruptedError",
@@ -94,9 +100,11 @@ class RetryRouterError(ModelError, RuntimeError):
         attempts: Requests that were sent for the call.
         delivered: Text that the caller had received when a stream failed.
         others: The errors of the other routes of the call.
+        raw_message: The answer that was rejected or cut, if there is one.
     """
 
     kind: ClassVar[FailureKind] = FailureKind.SERVER_ERROR
+    raw_message: BaseMessage | None = None
 
     def __init__(
         self,
@@ -212,6 +220,21 @@ class MalformedResponseError(ServerError):
     kind = FailureKind.MALFORMED
 
 
+class RejectedAnswerError(RetryRouterError, OutputParserException):
+    """An answer came that does not fit its schema, or that `accept` did not take."""
+
+    kind = FailureKind.REJECTED
+    is_retryable = True
+    llm_output = observation = None
+    send_to_llm = False
+
+
+class LengthLimitError(RetryRouterError):
+    """A token limit cut the answer, and `failover_on` says that this is a failure."""
+
+    kind = FailureKind.LENGTH
+
+
 class CircuitOpenError(RetryRouterError, ModelAPIError):
     """The circuit breaker is open: nothing was sent; try again after `retry_after`."""
 
@@ -289,6 +312,8 @@ BASE_ERRORS: Final[ErrorFamily] = {
         UnavailableError,
         ConflictError,
         MalformedResponseError,
+        RejectedAnswerError,
+        LengthLimitError,
         CircuitOpenError,
         APITimeoutError,
         APIConnectionError,

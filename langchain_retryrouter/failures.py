@@ -35,6 +35,10 @@ class FailureKind(StrEnum):
     """An answer that stopped before its end."""
     MALFORMED = "malformed"
     """A response that is not an answer, such as an HTML page."""
+    REJECTED = "rejected"
+    """An answer that does not fit its schema, or that `accept` did not take."""
+    LENGTH = "length"
+    """An answer that a token limit cut; a failure only if `failover_on` names it."""
     INVALID_REQUEST = "invalid_request"
     """The provider refused the request as wrong."""
     AUTHENTICATION = "authentication"
@@ -72,6 +76,9 @@ FAILURE_ACTIONS: Final[Mapping[FailureKind, FailureAction]] = {
     FailureKind.CONNECTION: FailureAction.RETRY,
     FailureKind.INTERRUPTED: FailureAction.RETRY,
     FailureKind.MALFORMED: FailureAction.RETRY,
+    FailureKind.REJECTED: FailureAction.RETRY,
+    # The same limit would cut it again. By default it is no failure.
+    FailureKind.LENGTH: FailureAction.FAILOVER,
     # Another attempt on the same route would take as long again.
     FailureKind.TIMEOUT: FailureAction.FAILOVER,
     # Another route has another key, quota, model and context.

@@ -70,10 +70,6 @@ class GPTRouterUnavailableError(
     """The gateway, or every model of the list, is unavailable (503, 406)."""
 
 
-class GPTRouterConflictError(errors.ConflictError):
-    """Another request was in the way (409)."""
-
-
 class GPTRouterMalformedResponseError(
     errors.MalformedResponseError, exceptions.GPTRouterInternalServerError
 ):
@@ -115,7 +111,7 @@ GPT_ROUTER_ERRORS: Final[errors.ErrorFamily] = {
         GPTRouterQuotaExceededError,
         GPTRouterServerError,
         GPTRouterUnavailableError,
-        GPTRouterConflictError,
+        errors.ConflictError,  # The SDK has no class for it.
         GPTRouterMalformedResponseError,
         GPTRouterTimeoutError,
         GPTRouterCircuitOpenError,

@@ -8,6 +8,8 @@ judges the chunks of one stream. Which models name a reason at all is recorded i
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -25,29 +27,52 @@ from langchain_retryrouter.errors import (
 from langchain_retryrouter.failures import FailureKind
 
 _REASON_FIELDS: Final = (
+    "normalized_finish_reason",  # LangChain's own from langchain-core 1.8.4 on
     "finish_reason",  # OpenAI, and the APIs like it: Groq, Mistral, Google, GPTRouter
     "stop_reason",  # Anthropic, and Bedrock's InvokeModel
     "stopReason",  # Bedrock's Converse
     "done_reason",  # Ollama
+    "finish_state",  # LangChain's own, too
 )
 # Most chunks of a stream have none of these.
 _TELLING_FIELDS: Final = frozenset({*_REASON_FIELDS, "object", "prompt_feedback"})
 # The final states of OpenAI's Responses API that come with an answer.
 _FINAL_STATES: Final = frozenset({"completed", "incomplete"})
-_NO_REASON: Final = "FINISH_REASON_UNSPECIFIED"  # Google's value for "not yet".
-_SHORT: Final = frozenset({"length", "max_tokens", "max_output_tokens", "model_length"})
-_FAILED: Final = {
-    reason: kind
-    for kind, reasons in (
-        (FailureKind.INTERRUPTED, "error cancelled"),
-        (FailureKind.MALFORMED, "malformed_function_call"),
-        (FailureKind.CONTENT_FILTER, "content_filter content_filtered refusal safety"),
-        (FailureKind.CONTENT_FILTER, "recitation blocklist prohibited_content spii"),
-        (FailureKind.CONTENT_FILTER, "image_safety guardrail_intervened"),
-    )
-    for reason in reasons.split()
-}
-"""Finish reasons, in lower case, of an answer that cannot be trusted."""
+# "Not yet", as Google, Alibaba and IBM say it.
+_NO_REASON: Final = frozenset({"finish_reason_unspecified", "null", "not_finished"})
+# By the words of a reason in lower case, so that it holds for providers that are not
+# known: the first match counts, and a reason without a match is a good end. Sources:
+# the enumerations of OpenAI, Anthropic, Google, Amazon, Cohere, Mistral, DeepSeek, IBM,
+# Zhipu and vLLM.
+_KINDS: Final = (
+    (
+        FailureKind.CONTENT_FILTER,
+        re.compile(
+            r"filter|safety|refus|prohibited|block|spii|recitation|guardrail|moderat"
+            r"|toxic|sensitive|policy|model_armor|violation"
+        ),
+    ),
+    (
+        FailureKind.LENGTH,
+        re.compile(
+            r"length|max_(?:\w+_)?tokens|token_limit|context_window|max_len|error_limit"
+        ),
+    ),
+    (
+        FailureKind.MALFORMED,
+        re.compile(
+            r"malformed|unexpected_tool|too_many_tool|invalid_(?:tool|function)"
+            r"|missing_thought"
+        ),
+    ),
+    (
+        FailureKind.INTERRUPTED,
+        re.compile(
+            r"error|cancel|abort|fail|time_?(?:out|limit)|insufficient|unavailable"
+            r"|overload|interrupt|^incomplete$|^(?:image_)?other$|^language$"
+        ),
+    ),
+)
 
 # Fields that describe a content block and are not content: the first event of a block
 # has an index and a type, and nothing to read yet.
@@ -70,18 +95,29 @@ def finish_reason_in(answer: BaseMessage | ChatGeneration) -> str | None:
 def _reason_in(facts: Mapping[str, Any]) -> str | None:
     if not facts or _TELLING_FIELDS.isdisjoint(facts):
         return None
-    for name in _REASON_FIELDS:
-        reason = facts.get(name)
-        if isinstance(reason, str) and reason and reason != _NO_REASON:
-            return reason
+    reasons = [
+        reason
+        for name in _REASON_FIELDS
+        if isinstance(reason := facts.get(name), str)
+        and reason
+        and reason.lower() not in _NO_REASON
+    ]
     if facts.get("object") == "response" and facts.get("status") in _FINAL_STATES:
         details = facts.get("incomplete_details")
         why = details.get("reason") if isinstance(details, Mapping) else None
-        return str(why or facts["status"])
+        reasons.append(str(why or facts["status"]))
     feedback = facts.get("prompt_feedback")  # Google's, for a prompt that was blocked.
     if isinstance(feedback, Mapping) and feedback.get("block_reason"):
-        return "safety"
-    return None
+        reasons.append("safety")
+    # A bad reason counts, even if another field calls it an end.
+    return next((one for one in reasons if kind_of(one)), next(iter(reasons), None))
+
+
+@functools.lru_cache(64)
+def kind_of(reason: str | None) -> FailureKind | None:
+    """What a finish reason says against an answer; None for a good end."""
+    words = re.sub(r"[^a-z]+", "_", (reason or "").lower())
+    return next((kind for kind, pattern in _KINDS if pattern.search(words)), None)
 
 
 def names_finish_reason(result: ChatResult) -> bool:
@@ -95,12 +131,15 @@ def names_finish_reason(result: ChatResult) -> bool:
     return bool(reasons) and None not in reasons
 
 
-def check_result(result: ChatResult, *, needs_reason: bool) -> None:
+def check_result(result: ChatResult, *, needs_reason: bool) -> list[str | None]:
     """Refuse an answer that is empty, filtered, failed or, as far as it says, cut.
 
     Args:
         result: What a model answered, without a stream.
         needs_reason: Whether this model names a finish reason in every whole answer.
+
+    Returns:
+        The finish reason of each of its generations.
 
     Raises:
         RetryRouterError: With the kind of what is wrong.
@@ -111,8 +150,8 @@ def check_result(result: ChatResult, *, needs_reason: bool) -> None:
     if needs_reason and not names_finish_reason(result):
         raise _no_reason()
     shared = _reason_in(result.llm_output or {})
-    for generation in result.generations:
-        reason = finish_reason_in(generation) or shared
+    reasons = [finish_reason_in(one) or shared for one in result.generations]
+    for generation, reason in zip(result.generations, reasons, strict=True):
         _check_reason(reason, _refusal_in(generation.message))
         # Text, a tool call or other content; thoughts are not enough.
         message = generation.message
@@ -125,8 +164,9 @@ def check_result(result: ChatResult, *, needs_reason: bool) -> None:
         for block in [content] if isinstance(content, str) else content:
             is_thought = isinstance(block, dict) and block.get("type") in _THOUGHTS
             has_answer |= not is_thought and _holds(block)
-        if not has_answer and not _is_short(reason):
+        if not has_answer and kind_of(reason) is not FailureKind.LENGTH:
             raise _empty()
+    return reasons
 
 
 class StreamCheck:
@@ -191,7 +231,8 @@ class StreamCheck:
         is_token = has_content(message)
         reason = finish_reason_in(chunk)
         if reason is not None:
-            self.reason = reason
+            if kind_of(self.reason) is None:
+                self.reason = reason
             _check_reason(reason, self._refusal)
         if is_token:
             self._saw_token = True
@@ -222,7 +263,7 @@ class StreamCheck:
         _check_reason(self.reason, self._refusal)
         if self.reason is None and self._needs_reason:
             raise _no_reason()
-        if not self._saw_token and not _is_short(self.reason):
+        if not self._saw_token and kind_of(self.reason) is not FailureKind.LENGTH:
             raise _empty()
         return ChunkInfo(is_end=True, is_last=True)
 
@@ -244,11 +285,6 @@ def _holds(block: str | dict[Any, Any]) -> bool:
     return any(value for name, value in block.items() if name not in _FRAME)
 
 
-def _is_short(reason: str | None) -> bool:
-    """Whether the provider ended the answer because of the caller's own limit."""
-    return reason is not None and reason.lower() in _SHORT
-
-
 def _refusal_in(message: BaseMessage) -> str:
     """The model's own refusal (OpenAI, for JSON schemas), or a piece of it."""
     if refusal := message.additional_kwargs.get("refusal"):
@@ -263,11 +299,11 @@ def _refusal_in(message: BaseMessage) -> str:
 
 
 def _check_reason(reason: str | None, refusal: str) -> None:
-    kind = _FAILED.get(reason.lower()) if reason else None
+    kind = kind_of(reason)
     if refusal or kind is FailureKind.CONTENT_FILTER:
         msg = f"the answer was refused: {refusal or f'finish reason {reason!r}'}"
         raise ContentFilterError(msg)
-    if kind is not None:
+    if kind is not None and kind is not FailureKind.LENGTH:
         msg = f"the provider ended the answer with reason {reason!r}"
         raise BASE_ERRORS[kind](msg)
 

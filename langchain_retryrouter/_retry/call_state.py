@@ -81,6 +81,8 @@ def decide(policy: RetryPolicy, failed: FailedAttempt) -> Decision:
             f" of {policy.max_retry_after:g} s"
         )
     delay = policy.delay(failed.attempt, failed.random, retry_after)
+    if failure.kind is FailureKind.REJECTED:
+        delay = 0.0  # The server is well: it answered.
     if failed.remaining is not None and delay >= failed.remaining:
         return Stop(
             f"a wait of {delay:.1f} s would outlast the deadline of"
@@ -683,7 +685,8 @@ class CallState:
             breaker.cancelled(permit)  # It says nothing about the provider.
             return
         # By its kind: `x-should-retry: false` says nothing about the provider's health.
-        if not is_retryable(failure.kind):
+        is_alive = not is_retryable(failure.kind)
+        if is_alive or failure.kind is FailureKind.REJECTED:
             breaker.succeeded(permit)  # A provider that refuses a request is alive.
             return
         if id(breaker) in self._counted:

@@ -10,20 +10,28 @@ share: failures, continuation of broken streams, hedging and the attempt log.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, Final, Generic, NamedTuple, Self, TypeVar
 
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    message_chunk_to_message,
+)
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.outputs.chat_generation import merge_chat_generation_chunks
 from langchain_core.rate_limiters import BaseRateLimiter
 
 from langchain_retryrouter._providers.errors import name_failure
 from langchain_retryrouter._providers.finish_reasons import (
     StreamCheck,
     check_result,
+    kind_of,
     names_finish_reason,
 )
 from langchain_retryrouter._providers.history import fit_history
@@ -32,11 +40,15 @@ from langchain_retryrouter._retry.clock import Clock
 from langchain_retryrouter._retry.engine import Attempt
 from langchain_retryrouter._retry.hedging import AHedgedSource, HedgedSource
 from langchain_retryrouter._retry.streaming import AEventSource, ChunkInfo, EventSource
-from langchain_retryrouter._retry.timeouts import (
-    reraise_lost_cancellation,
+from langchain_retryrouter._retry.timeouts import reraise_lost_cancellation
+from langchain_retryrouter._router.route import Accept, Route
+from langchain_retryrouter.errors import (
+    BASE_ERRORS,
+    LengthLimitError,
+    RejectedAnswerError,
+    RetryRouterError,
+    UnknownError,
 )
-from langchain_retryrouter._router.route import Route
-from langchain_retryrouter.errors import BASE_ERRORS, RetryRouterError, UnknownError
 from langchain_retryrouter.failures import FailureKind
 
 logger = logging.getLogger(__name__)
@@ -80,6 +92,23 @@ class ModelRequest:
     def hash(self) -> int:
         """The same number for the same conversation, within this process."""
         return hash(repr([(one.type, one.content) for one in self.messages]))
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRules:
+    """What the caller asks of an answer, besides being whole.
+
+    Attributes:
+        accept: The router's own `accept`.
+        hears_length: Whether an answer that a token limit cut is a failure.
+    """
+
+    accept: Accept | None = None
+    hears_length: bool = False
+
+
+class _CallersError(Exception):
+    """Carries an error of the caller's own function past the retry engine."""
 
 
 class PrefixFilter:
@@ -144,9 +173,11 @@ class RouteAttempt:
     position: int
     messages: list[BaseMessage]
     began: float
+    facts: dict[str, Any]
     is_prefilled: bool = False
     prefix: PrefixFilter | None = None
     was_heard: bool = False
+    chunks: list[ChatGenerationChunk] = field(default_factory=list)
 
 
 class BaseRouterCall:
@@ -159,6 +190,7 @@ class BaseRouterCall:
         request: ModelRequest,
         clock: Clock,
         measured: Callable[[int, float], None],
+        rules: AnswerRules,
     ) -> None:
         """Before the first attempt.
 
@@ -169,8 +201,13 @@ class BaseRouterCall:
             clock: The source of time.
             measured: Called with a route's position and the seconds until its answer,
                 its first chunk or its failure.
+            rules: What the caller asks of an answer.
         """
         self._measured = measured
+        self._rules = rules
+        self.needs_whole = rules.hears_length or any(
+            one is not None for one in (rules.accept, *(r.accept for r in routes))
+        )
         self._routes = routes
         self._state = call_state
         self._request = request
@@ -201,6 +238,8 @@ class BaseRouterCall:
     ) -> bool:
         """Raise the error that the caller gets, unless another pass continues."""
         self.is_over = error is None
+        if isinstance(error, _CallersError) and error.__cause__ is not None:
+            raise error.__cause__
         if not isinstance(error, RetryRouterError):
             return False
         if self.can_continue(error):
@@ -320,7 +359,8 @@ class BaseRouterCall:
         messages, left_out = fit_history(self._request.messages, route.provider)
         if left_out:
             facts["left_out"] = list(left_out)
-        attempt = RouteAttempt(route, position, messages, self._clock.monotonic())
+        began = self._clock.monotonic()
+        attempt = RouteAttempt(route, position, messages, began, facts)
         self._unheard.append(attempt)
         if self._delivered:
             # Providers refuse a prefill that ends in white space.
@@ -374,11 +414,40 @@ class BaseRouterCall:
         finally:
             self._heard(attempt)
 
-    def _check(self, result: ChatResult, route: Route) -> ChatResult:
-        check_result(result, needs_reason=route.needs_reason("generate"))
+    def _check(
+        self, result: ChatResult, route: Route
+    ) -> list[tuple[BaseMessage, str | None]]:
+        """The answers of a result, as the caller gets them, with finish reasons."""
+        reasons = check_result(result, needs_reason=route.needs_reason("generate"))
         if names_finish_reason(result):
             route.learn_reason("generate")
-        return result
+        shared = result.llm_output if len(result.generations) == 1 else None
+        messages = [
+            _with_info(generation.message, shared, generation.generation_info)
+            for generation in result.generations
+        ]
+        return list(zip(messages, reasons, strict=True))
+
+    def _check_rules(self, message: BaseMessage, reason: str | None) -> None:
+        if self._rules.hears_length and kind_of(reason) is FailureKind.LENGTH:
+            msg = f"a token limit cut the answer: finish reason {reason!r}"
+            raise _with_message(LengthLimitError(msg), message)
+
+    def _functions(self, attempt: RouteAttempt) -> list[Accept]:
+        """The functions that judge an answer of this attempt."""
+        own = (attempt.route.accept, self._rules.accept)
+        return [one for one in own if one is not None]
+
+    def _take(self, verdict: Any, message: BaseMessage, attempt: RouteAttempt) -> None:
+        """Raise an error unless `accept` has taken the answer."""
+        if verdict is True:
+            return
+        if verdict is not False and not isinstance(verdict, str):
+            msg = f"accept must return True, False or a reason (str), not {verdict!r}"
+            raise TypeError(msg)
+        attempt.facts["reason"] = verdict or "accept returned False"
+        msg = f"the answer was not accepted: {attempt.facts['reason']}"
+        raise _with_message(RejectedAnswerError(msg), message)
 
     def _read(
         self, chunk: ChatGenerationChunk, attempt: RouteAttempt, check: StreamCheck
@@ -386,6 +455,8 @@ class BaseRouterCall:
         """The events of one chunk: none where it is kept back or already known."""
         if not attempt.was_heard:
             self._heard(attempt)
+        if self.needs_whole:
+            attempt.chunks.append(chunk)
         info = check.read(chunk)
         if info is None:
             return ()
@@ -393,6 +464,8 @@ class BaseRouterCall:
             if not attempt.prefix.strip(chunk):
                 return ()
             info = info._replace(text=chunk.text)
+        if self.needs_whole:
+            info = info._replace(is_end=False)  # Its judges have the last word.
         event = StreamEvent(chunk, info)
         return (*_held(check), event) if check.held else (event,)
 
@@ -516,7 +589,27 @@ class RouterCall(BaseRouterCall):
         begun, request = self._begin(), self._request
         with self._reported(begun):
             result = begun.route.generate(begun.messages, request.stop, request.options)
-        return self._check(result, begun.route)
+        for message, reason in self._check(result, begun.route):
+            self._judge(message, reason, begun)
+        return result
+
+    def _judge(
+        self, message: BaseMessage, reason: str | None, attempt: RouteAttempt
+    ) -> None:
+        """Refuse an answer that does not satisfy the caller's rules."""
+        self._check_rules(message, reason)
+        for accept in self._functions(attempt):
+            with _callers_own():
+                verdict = accept(message)
+                if inspect.isawaitable(verdict):
+                    if inspect.iscoroutine(verdict):
+                        verdict.close()
+                    msg = (
+                        "accept is async, and this is a sync call: use `ainvoke` or"
+                        f" `astream`, or give a plain function instead of {accept!r}"
+                    )
+                    raise TypeError(msg)
+            self._take(verdict, message, attempt)
 
     def connect(self, attempt: Attempt) -> EventSource[StreamEvent]:
         """One attempt's stream."""
@@ -540,7 +633,10 @@ class RouterCall(BaseRouterCall):
             with contextlib.closing(chunks):
                 for chunk in chunks:
                     yield from self._read(chunk, attempt, check)
-            yield from self._end(attempt, check)
+        events = self._end(attempt, check)
+        if self.needs_whole:
+            self._judge(_joined(attempt.chunks), check.reason, attempt)
+        yield from events
 
 
 class AsyncRouterCall(BaseRouterCall):
@@ -554,7 +650,21 @@ class AsyncRouterCall(BaseRouterCall):
             result = await begun.route.agenerate(
                 begun.messages, request.stop, request.options
             )
-        return self._check(result, begun.route)
+        for message, reason in self._check(result, begun.route):
+            await self._judge(message, reason, begun)
+        return result
+
+    async def _judge(
+        self, message: BaseMessage, reason: str | None, attempt: RouteAttempt
+    ) -> None:
+        """Async variant of `RouterCall._judge`, which awaits async functions."""
+        self._check_rules(message, reason)
+        for accept in self._functions(attempt):
+            with _callers_own():
+                verdict = accept(message)
+                if inspect.isawaitable(verdict):
+                    verdict = await verdict
+            self._take(verdict, message, attempt)
 
     async def connect(self, attempt: Attempt) -> AEventSource[StreamEvent]:
         """One attempt's stream."""
@@ -581,8 +691,11 @@ class AsyncRouterCall(BaseRouterCall):
                 async for chunk in chunks:
                     for event in self._read(chunk, attempt, check):
                         yield event
-            for event in self._end(attempt, check):
-                yield event
+        events = self._end(attempt, check)
+        if self.needs_whole:
+            await self._judge(_joined(attempt.chunks), check.reason, attempt)
+        for event in events:
+            yield event
 
 
 class _GeneratorSource:
@@ -613,6 +726,37 @@ class _AsyncGeneratorSource:
 
     async def aclose(self) -> None:
         await self._events.aclose()
+
+
+@contextlib.contextmanager
+def _callers_own() -> Iterator[None]:
+    """Let an error of ours that the caller's function raises pass: it is no route's."""
+    try:
+        yield
+    except RetryRouterError as error:
+        raise _CallersError from error
+
+
+def _joined(chunks: list[ChatGenerationChunk]) -> BaseMessage:
+    """The message that the chunks of a whole stream are."""
+    whole = merge_chat_generation_chunks(chunks)
+    if whole is None:  # `StreamCheck.end` has refused a stream without a chunk.
+        raise AssertionError
+    return _with_info(message_chunk_to_message(whole.message), whole.generation_info)
+
+
+def _with_info(message: BaseMessage, *infos: dict[str, Any] | None) -> BaseMessage:
+    """The message with what its generation says, as LangChain hands it over."""
+    metadata = message.response_metadata
+    for info in reversed(infos):
+        metadata = {**(info or {}), **metadata}
+    message.response_metadata = metadata
+    return message
+
+
+def _with_message(error: RetryRouterError, message: BaseMessage) -> RetryRouterError:
+    error.raw_message = message
+    return error
 
 
 def _with_others(

@@ -311,7 +311,9 @@ class RoutingWorstCase:
             lines.append(f"{what}: {limit}")
         lines.append("")
         for action, effect in _EFFECTS.items():
-            kinds = [kind.value for kind in FailureKind if self.after[kind] is action]
+            kinds = [
+                kind.value for kind in FailureKind if self.after.get(kind) is action
+            ]
             if kinds:
                 lines.append(f"{effect}: {', '.join(kinds)}")
         return "\n".join(lines)

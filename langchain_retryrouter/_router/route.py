@@ -16,12 +16,13 @@ import time
 import warnings
 from collections.abc import (
     AsyncGenerator,
+    Awaitable,
     Callable,
     Generator,
     Iterator,
     Sequence,
 )
-from typing import Any, Final, NamedTuple, Self, TypeVar, cast
+from typing import Any, Final, NamedTuple, Self, TypeAlias, TypeVar, cast
 
 from langchain_core.caches import BaseCache
 from langchain_core.globals import get_llm_cache
@@ -84,6 +85,9 @@ logger = logging.getLogger(__name__)
 
 _R = TypeVar("_R")
 
+Accept: TypeAlias = Callable[..., bool | str | Awaitable[bool | str]]
+"""A function of an answer that says whether it is taken: True, False or a reason."""
+
 
 class _CacheEntry(NamedTuple):
     """Where a model's own cache keeps the answer to a request."""
@@ -114,6 +118,7 @@ class Route(BaseModel):
             LangChain's integrations, and learned from the first answer that names one.
             Set it to False for a server that never sends one: then the end of its
             stream counts as the end of the answer, also where the stream was cut.
+        accept: Judges this route's answers, before the router's `accept`, which see.
         route_cost: What an attempt costs at most; the router fills it in.
         unfit: Why this route cannot be asked, in a router with tools bound to it.
         ignored: An argument of `bind_tools` that its integration drops.
@@ -130,6 +135,7 @@ class Route(BaseModel):
     breaker: CircuitBreaker | None = Field(default=None, repr=False)
     options: dict[str, Any] = Field(default_factory=dict, repr=False)
     sends_finish_reason: bool | None = None
+    accept: Accept | None = Field(default=None, exclude=True, repr=False)
     route_cost: RouteCost = Field(default=RouteCost(""), exclude=True, repr=False)
     unfit: str = Field(default="", exclude=True, repr=False)
     ignored: str = Field(default="", exclude=True, repr=False)

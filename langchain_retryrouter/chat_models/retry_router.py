@@ -54,6 +54,7 @@ from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.engine import RetryContext, acall, call
 from langchain_retryrouter._retry.streaming import astream, stream
 from langchain_retryrouter._router.call import (
+    AnswerRules,
     AsyncRouterCall,
     ModelRequest,
     RouteRateLimiter,
@@ -67,6 +68,7 @@ from langchain_retryrouter._router.plan import (
     worst_case,
 )
 from langchain_retryrouter._router.route import (
+    Accept,
     Route,
     TokenCounter,
     common_profile,
@@ -74,7 +76,11 @@ from langchain_retryrouter._router.route import (
 )
 from langchain_retryrouter.chat_models._structured import structured_parser, with_raw
 from langchain_retryrouter.circuit_breaker import CircuitBreaker, CircuitBreakerSettings
-from langchain_retryrouter.errors import BASE_ERRORS, RetryRouterError
+from langchain_retryrouter.errors import (
+    BASE_ERRORS,
+    LengthLimitError,
+    RetryRouterError,
+)
 from langchain_retryrouter.failures import (
     FAILURE_ACTIONS,
     FailureAction,
@@ -215,9 +221,28 @@ class RetryRouter(RetryVisibleChatModel):
     count before kinds. A kind that no retry can mend is not retried, whatever the
     mapping says; what a class or a function says is done.
 
+    "length", or `LengthLimitError`, makes a failure of an answer that a token limit cut
+    (`max_tokens`, or the end of the context). Such an answer is returned otherwise.
+    Streams are then held until their end.
+
     Example:
         ```python
         failover_on={"content_filter": "failover", LookupError: "raise"}
+        ```
+    """
+
+    accept: Accept | None = Field(default=None, exclude=True, repr=False)
+    """Judges each whole answer: a function of the message that returns True, False, or
+    the reason (str) why the answer is not taken.
+
+    An answer that is not taken is a failure of kind "rejected": it is retried and
+    failed over, and its reason is in the attempt log and in the error. Streams are held
+    until their end, so that nothing of such an answer is handed over. An async function
+    is for async calls. An exception that it raises ends the call.
+
+    Example:
+        ```python
+        accept=lambda message: "as an AI" not in message.text or "a disclaimer"
         ```
     """
 
@@ -432,6 +457,12 @@ class RetryRouter(RetryVisibleChatModel):
         return rules if isinstance(rules, list) else [rules] if rules else []
 
     @property
+    def _hears_length(self) -> bool:
+        """Whether an answer that a token limit cut is a failure."""
+        rules = [rule for rule in self._failover_rules if isinstance(rule, dict)]
+        return any(FailureKind.LENGTH in r or LengthLimitError in r for r in rules)
+
+    @property
     def _after(self) -> Mapping[FailureKind, FailureAction]:
         """What follows each kind of failure, with the caller's own actions."""
         own: dict[FailureKind, FailureAction] = {}
@@ -482,7 +513,8 @@ class RetryRouter(RetryVisibleChatModel):
             memory.strategy.measured(order[position], seconds, clock.monotonic())
 
         routes = [self.routes[index] for index in order]
-        router_call = kind(routes, call_state, request, clock, measured)
+        rules = AnswerRules(self.accept, self._hears_length)
+        router_call = kind(routes, call_state, request, clock, measured, rules)
         context = RetryContext(
             call_state,
             errors=BASE_ERRORS,
@@ -494,7 +526,7 @@ class RetryRouter(RetryVisibleChatModel):
                 if any(route.model.rate_limiter for route in routes)
                 else None
             ),
-            is_buffered=self.stream_recovery == "buffer",
+            is_buffered=(self.stream_recovery == "buffer" or router_call.needs_whole),
         )
         router_call.hedge_after = self.hedge_after
         router_call.may_continue = self.stream_recovery == "continue"
@@ -522,10 +554,15 @@ class RetryRouter(RetryVisibleChatModel):
         Raises:
             ValueError: If only one of the counts is given, or one is below 0.
         """
+        after = {
+            kind: action
+            for kind, action in self._after.items()
+            if kind is not FailureKind.LENGTH or self._hears_length
+        }
         return worst_case(
             self.retry_policy,
             [route.route_cost for route in self.routes if not route.unfit],
-            self._after,
+            after,
             is_buffered=self.stream_recovery == "buffer",
             is_continued=self.stream_recovery == "continue",
             input_tokens=input_tokens,

@@ -223,7 +223,9 @@ def test_the_drawing_in_the_docstring_is_true() -> None:
         cls, parent = getattr(errors, name), path[depth - 1]
         assert cls.__bases__[0].__name__ == parent
         if name not in {"RetryRouterError", "UnsupportedOptionError"}:
-            drawn = re.findall(r"\b(?:Model|ContextOverflow)\w*Error\b", match["note"])
+            drawn = re.findall(
+                r"\b(?:Model|Context|OutputP)\w+(?:Error|Exception)\b", match["note"]
+            )
             assert drawn == [base.__name__ for base in cls.__bases__[1:]]
             assert match["note"].lstrip().startswith("*") is cls.is_retryable
     exported = [name for name in errors.__all__ if name != "should_retry"]
