@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from langchain_retryrouter._retry.timeouts import (
     AEventSource,
+    End,
     EventSource,
     ThreadedStream,
+    run_in_worker,
 )
 from langchain_retryrouter.errors import RetryRouterError
 
@@ -25,7 +27,6 @@ S_co = TypeVar("S_co", covariant=True)
 
 # Events up to the first content, and the error that came instead of it.
 Opening: TypeAlias = tuple[list[E], BaseException | None]
-Pending: TypeAlias = Future[Opening[E]] | asyncio.Task[Opening[E]]
 
 
 class Hedge(Protocol[S_co]):
@@ -57,8 +58,9 @@ class HedgedSource(Generic[E]):
             hedge: Opens the second stream.
             says: Whether an event is content.
         """
-        self._hedge, self._says = hedge, says
-        self._streams = [ThreadedStream(lambda: first)]
+        self._first, self._hedge, self._says = first, hedge, says
+        self._streams: list[ThreadedStream[E]] = []
+        self._finished: queue.SimpleQueue[tuple[int, Opening[E]]] = queue.SimpleQueue()
         # The second attempt begins before an abort or not at all: its permit would not
         # be given back by a call that has gone on.
         self._lock = threading.Lock()
@@ -70,25 +72,27 @@ class HedgedSource(Generic[E]):
         Raises:
             RetryRouterError: The first stream's error if both fail.
         """
-        openings = [self._streams[0].submit(self._read)]
-        wait(openings, self._hedge.after)
-        with self._lock:
-            is_silent = not openings[0].done() and not self._is_aborted
-            if is_silent and (source := self._hedge.begin()) is not None:
-                self._streams.append(ThreadedStream(lambda: source))
-                openings.append(self._streams[1].submit(self._read))
-        while (winner := _winner(openings)) is None:
-            pending = [opening for opening in openings if not opening.done()]
-            wait(pending, return_when=FIRST_COMPLETED)
-        if len(openings) > 1 and not self._is_aborted:
-            failure = _failure(openings[1 - winner])
+        self._start(self._first)
+        openings: dict[int, Opening[E]] = {}
+        try:
+            openings.update([self._finished.get(timeout=self._hedge.after)])
+        except queue.Empty:
+            with self._lock:
+                source = None if self._is_aborted else self._hedge.begin()
+                if source is not None:
+                    self._start(source)
+        while (winner := _winner(openings, len(self._streams))) is None:
+            openings.update([self._finished.get()])
+        if len(self._streams) > 1 and not self._is_aborted:
+            failure = _failure(openings.get(1 - winner))
             self._streams[1 - winner].close()
             self._hedge.settle(has_won=winner == 1, error=failure)
-        events, error = openings[winner].result()
+        events, error = openings[winner]
         yield from events
         if error is not None:
             raise error
-        yield from self._streams[winner]
+        while not isinstance(event := self._streams[winner].next(None), End):
+            yield event
 
     def abort(self) -> None:
         """Unblock, from another thread, a read under way; it then raises."""
@@ -102,11 +106,20 @@ class HedgedSource(Generic[E]):
         with contextlib.ExitStack() as both:
             for stream in self._streams:
                 both.callback(stream.close)
+            if not self._streams:
+                self._first.close()
 
-    def _read(self, events: Iterator[E]) -> Opening[E]:
+    def _start(self, source: EventSource[E]) -> None:
+        """Read a stream, in its own threads, up to its first content."""
+        place = len(self._streams)
+        stream = ThreadedStream(lambda: source, source)
+        self._streams.append(stream)
+        run_in_worker(lambda: self._finished.put((place, self._read(stream))))
+
+    def _read(self, stream: ThreadedStream[E]) -> Opening[E]:
         opening: list[E] = []
         try:
-            for event in events:
+            while not isinstance(event := stream.next(None), End):
                 opening.append(event)
                 if self._says(event):
                     break
@@ -134,18 +147,19 @@ class AHedgedSource(Generic[E]):
         Raises:
             RetryRouterError: The first stream's error if both fail.
         """
-        openings = [self._start(self._first)]
-        await asyncio.wait(openings, timeout=self._hedge.after)
-        if not openings[0].done() and (source := self._hedge.begin()) is not None:
-            openings.append(self._start(source))
-        while (winner := _winner(openings)) is None:
-            pending = [opening for opening in openings if not opening.done()]
+        self._start(self._first)
+        await asyncio.wait([self._racers[0].opening], timeout=self._hedge.after)
+        if not self._openings() and (source := self._hedge.begin()) is not None:
+            self._start(source)
+        while (winner := _winner(self._openings(), len(self._racers))) is None:
+            pending = [one.opening for one in self._racers if not one.opening.done()]
             await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-        if len(openings) > 1:
-            failure = _failure(openings[1 - winner])
+        openings = self._openings()
+        if len(self._racers) > 1:
             await self._racers[1 - winner].leave()
+            failure = _failure(openings.get(1 - winner))
             self._hedge.settle(has_won=winner == 1, error=failure)
-        events, error = openings[winner].result()
+        events, error = openings[winner]
         for event in events:
             yield event
         if error is not None:
@@ -159,10 +173,13 @@ class AHedgedSource(Generic[E]):
             for racer in self._racers:
                 both.push_async_callback(racer.leave)
 
-    def _start(self, source: AEventSource[E]) -> asyncio.Task[Opening[E]]:
-        racer = _Racer(source, self._says)
-        self._racers.append(racer)
-        return racer.opening
+    def _start(self, source: AEventSource[E]) -> None:
+        self._racers.append(_Racer(source, self._says))
+
+    def _openings(self) -> dict[int, Opening[E]]:
+        """What has been read of the streams that are not read any longer."""
+        tasks = enumerate(racer.opening for racer in self._racers)
+        return {place: task.result() for place, task in tasks if task.done()}
 
 
 class _Racer(Generic[E]):
@@ -205,19 +222,14 @@ class _Racer(Generic[E]):
             await self._source.aclose()
 
 
-def _winner(openings: Sequence[Pending[E]]) -> int | None:
+def _winner(openings: dict[int, Opening[E]], streams: int) -> int | None:
     """Which stream has content; the first one if all failed; None if that is open."""
-    done = [opening.done() for opening in openings]
-    for place, opening in enumerate(openings):
-        if done[place] and _error(opening) is None:
+    for place, (_, error) in openings.items():
+        if error is None:
             return place
-    return 0 if all(done) else None
+    return 0 if len(openings) == streams else None
 
 
-def _failure(opening: Pending[E]) -> RetryRouterError | None:
-    error = _error(opening) if opening.done() else None
+def _failure(opening: Opening[E] | None) -> RetryRouterError | None:
+    error = opening[1] if opening is not None else None
     return error if isinstance(error, RetryRouterError) else None
-
-
-def _error(opening: Pending[E]) -> BaseException | None:
-    return opening.exception() or opening.result()[1]

@@ -87,7 +87,7 @@ class StreamMonitor(Generic[E]):
         saw_token: Whether an event had content.
         is_complete: Whether the protocol's end was seen.
         is_over: Whether nothing more is to be read.
-        has_limits: Whether the policy limits the time between events.
+        has_limits: Whether the time between events is limited.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class StreamMonitor(Generic[E]):
             self.saw_token = True
             self.is_complete = False  # An end that a token follows was not the end.
         if chunk.is_end:
-            self.is_complete = True
+            self.is_complete = self.has_limits = True
             if not self._is_counted:
                 self._is_counted = True
                 self._controller.call_state.succeeded()
@@ -139,8 +139,6 @@ class StreamMonitor(Generic[E]):
 
     def limit(self) -> float | None:
         """Seconds that the next event may take; None for no limit."""
-        if not (self.has_limits or self.is_complete):
-            return None
         limits = [_AFTER_THE_END] if self.is_complete else []
         if self._policy.stall_timeout is not None:
             limits.append(self._policy.stall_timeout)
@@ -148,25 +146,22 @@ class StreamMonitor(Generic[E]):
             limits.append(self._controller.call_state.remaining() or 0.0)
         return min(limits) if limits else None
 
-    def ended(self) -> End:
+    def ended(self) -> None:
         """The body is over, which is an error if the answer is not complete."""
         if not self.is_complete:
             self._interrupt("the stream ended before the answer was complete")
-        return END
 
-    def failed(self, error: RetryRouterError) -> End:
+    def failed(self, error: RetryRouterError) -> None:
         """Reading failed, which does not matter if the answer is complete."""
         if not self.is_complete:
             if error.failure.kind in {FailureKind.CONNECTION, FailureKind.TIMEOUT}:
                 self._interrupt(error.message, cause=error)
             self._raise(error)
-        return END
 
-    def stalled(self, limit: float) -> End:
+    def stalled(self, limit: float | None) -> None:
         """The next event did not come in time."""
         if not self.is_complete:
-            self._interrupt(self._limit_exceeded(limit))
-        return END
+            self._interrupt(self._limit_exceeded(limit or 0.0))
 
     def timed_out(self, attempt: Attempt) -> RetryRouterError:
         """The error for an attempt that ran out of time before any event was delivered.
@@ -229,7 +224,20 @@ def stream(
     monitor.first_token_delivered = True
     try:
         yield from monitor.buffer
-        while not isinstance(event := _next(events, monitor), End):
+        while not monitor.is_over:
+            limit = monitor.limit() if monitor.has_limits else None
+            try:
+                event = events.next(limit)
+            except TimeLimitError:
+                monitor.stalled(limit)
+                break
+            except RetryRouterError as error:
+                monitor.failed(error)
+                break
+            if isinstance(event, End):
+                monitor.ended()
+                break
+            monitor.see(event)
             yield event
     finally:
         # First, since closing may fail; it changes nothing in a call that has ended.
@@ -256,7 +264,27 @@ async def astream(
     try:
         for event in monitor.buffer:
             yield event
-        while not isinstance(following := await _anext(events, monitor), End):
+        while not monitor.is_over:
+            limit = monitor.limit() if monitor.has_limits else None
+            scope = asyncio.timeout(limit)
+            try:
+                if limit is None:
+                    following = await anext(events, END)
+                else:
+                    async with scope:
+                        following = await anext(events, END)
+            except TimeoutError:
+                if limit is None or not scope.expired():
+                    raise
+                monitor.stalled(limit)
+                break
+            except RetryRouterError as error:
+                monitor.failed(error)
+                break
+            if isinstance(following, End):
+                monitor.ended()
+                break
+            monitor.see(following)
             yield following
     finally:
         context.call_state.cancelled()
@@ -281,7 +309,6 @@ def _open(
         lambda: connect(attempt)
     )
     try:
-        events.open(attempt.timeout)
         while True:
             limit = monitor.limit() if monitor.saw_token else attempt.timeout
             if limit is not None and not monitor.saw_token:
@@ -327,43 +354,3 @@ async def _aopen(
             raise monitor.timed_out(attempt) from error
         raise
     raise AssertionError  # `ended` raises.
-
-
-def _next(events: _Stream[E], monitor: StreamMonitor[E]) -> E | End:
-    """The next event of a stream under way, or `END`."""
-    if monitor.is_over:
-        return END
-    limit = monitor.limit()
-    try:
-        event = events.next(limit)
-    except TimeLimitError:
-        return monitor.stalled(limit or 0.0)
-    except RetryRouterError as error:
-        return monitor.failed(error)
-    if isinstance(event, End):
-        return monitor.ended()
-    monitor.see(event)
-    return event
-
-
-async def _anext(events: AsyncIterator[E], monitor: StreamMonitor[E]) -> E | End:
-    """Async variant of `_next`."""
-    if monitor.is_over:
-        return END
-    limit = monitor.limit()
-    try:
-        if limit is None:
-            event = await anext(events, END)
-        else:
-            async with asyncio.timeout(limit) as scope:
-                event = await anext(events, END)
-    except TimeoutError:
-        if limit is None or not scope.expired():
-            raise
-        return monitor.stalled(limit)
-    except RetryRouterError as error:
-        return monitor.failed(error)
-    if isinstance(event, End):
-        return monitor.ended()
-    monitor.see(event)
-    return event

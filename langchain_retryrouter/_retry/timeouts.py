@@ -9,16 +9,16 @@ for its result no longer than the limit: `run_with_timeout` for one result,
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import functools
 import logging
+import os
 import queue
 import threading
-import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
 from types import TracebackType
-from typing import Generic, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
 from langchain_retryrouter.errors import APIConnectionError
 
@@ -28,7 +28,15 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 R = TypeVar("R")
 
+# What a worker thread hands over: a value, or the error to raise.
+Result: TypeAlias = tuple[R | None, BaseException | None]
+
 _ABORTED = "the stream was aborted"
+_MOST_IDLE = 64
+# The jobs of each idle worker. A forked process has none of its parent's threads.
+_idle: list[queue.SimpleQueue[Callable[[], object]]] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_idle.clear)
 
 
 class TimeLimitError(TimeoutError):
@@ -70,68 +78,46 @@ class End:
 END = End()
 
 
-class Worker:
-    """A daemon thread that runs functions one after another.
+def run_in_worker(work: Callable[[], object]) -> None:
+    """Run `work`, which must not raise, in a daemon thread that is kept for the next.
 
-    They run in a copy of the context that the worker was made in, so that tracers and
-    logs see the caller's context variables. It is not a `ThreadPoolExecutor`, since the
-    interpreter waits at exit for an executor's threads, also if one hangs in a read.
-    """
-
-    def __init__(self) -> None:
-        """Start the thread."""
-        self.is_busy = False
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._context = copy_context()
-        threading.Thread(
-            target=_run_jobs, args=(self._jobs,), name="retryrouter-worker", daemon=True
-        ).start()
-        # Also for a worker that is collected without a `stop`.
-        self._finalizer = weakref.finalize(self, self._jobs.put, None)
-
-    def submit(self, work: Callable[[], R]) -> Future[R]:
-        """Run `work` when all work before it is done."""
-        future: Future[R] = Future()
-
-        def job() -> None:
-            with contextlib.suppress(InvalidStateError):  # The caller gave it up.
-                try:
-                    result = self._context.run(work)
-                except BaseException as error:  # noqa: BLE001 - raised by `result`
-                    self.is_busy = False
-                    future.set_exception(error)
-                else:
-                    self.is_busy = False
-                    future.set_result(result)
-
-        self.is_busy = True
-        self._jobs.put(job)
-        return future
-
-    def stop(self) -> None:
-        """End the thread when all work before this is done."""
-        self._finalizer()
-
-
-def _run_jobs(jobs: queue.SimpleQueue[Callable[[], None] | None]) -> None:
-    while (job := jobs.get()) is not None:
-        job()
-        del job  # It holds the worker.
-
-
-def result_within(seconds: float | None, future: Future[R]) -> R:
-    """The result of `future`.
-
-    Raises:
-        TimeLimitError: It is not there within so many seconds.
+    It sees the caller's context variables, such as a tracer's. The threads are not
+    those of a `ThreadPoolExecutor`, since the interpreter waits at exit for an
+    executor's threads, also if one hangs in a read.
     """
     try:
-        return future.result(seconds)
-    except TimeoutError:
-        if future.done():  # In the last moment; or the error is the work's own.
-            return future.result()
+        jobs = _idle.pop()
+    except IndexError:
+        jobs = queue.SimpleQueue()
+        threading.Thread(
+            target=_run_jobs, args=(jobs,), name="retryrouter-worker", daemon=True
+        ).start()
+    jobs.put(functools.partial(copy_context().run, work))
+
+
+def _run_jobs(jobs: queue.SimpleQueue[Callable[[], object]]) -> None:
+    while True:
+        jobs.get()()
+        if len(_idle) >= _MOST_IDLE:
+            return
+        _idle.append(jobs)
+
+
+def _receive(results: queue.SimpleQueue[Result[Any]], seconds: float | None) -> Any:
+    """What a worker thread returns or raises within so many seconds."""
+    if seconds is not None:
+        seconds = min(max(0.0, seconds), threading.TIMEOUT_MAX)
+    try:
+        result, error = results.get(timeout=seconds)
+    except queue.Empty:
         msg = f"no result within {seconds:.3g} s"
         raise TimeLimitError(msg) from None
+    if error is not None:
+        try:
+            raise error
+        finally:
+            del error  # Its traceback holds this frame.
+    return result
 
 
 def run_with_timeout(seconds: float | None, work: Callable[[], R]) -> R:
@@ -146,11 +132,17 @@ def run_with_timeout(seconds: float | None, work: Callable[[], R]) -> R:
     """
     if seconds is None:
         return work()
-    worker = Worker()
-    try:
-        return result_within(seconds, worker.submit(work))
-    finally:
-        worker.stop()
+    results: queue.SimpleQueue[Result[R]] = queue.SimpleQueue()
+
+    def job() -> None:
+        try:
+            results.put((work(), None))
+        except BaseException as error:  # noqa: BLE001 - raised by the caller
+            results.put((None, error))
+
+    run_in_worker(job)
+    result: R = _receive(results, seconds)
+    return result
 
 
 class DirectStream(Generic[T]):
@@ -166,11 +158,6 @@ class DirectStream(Generic[T]):
         self._source: EventSource[T] | None = None
         self._events: Iterator[T] = iter(())
 
-    def open(self, _seconds: float | None) -> None:
-        """Connect."""
-        self._source = self._connect()
-        self._events = iter(self._source)
-
     def next(self, seconds: float | None) -> T | End:
         """The next event, or `END`.
 
@@ -179,6 +166,9 @@ class DirectStream(Generic[T]):
                 whole answer has such a limit here, so an abort that comes too late does
                 no harm.
         """
+        if self._source is None:
+            self._source = self._connect()
+            self._events = iter(self._source)
         if seconds is None or not isinstance(self._source, Abortable):
             return next(self._events, END)
         timer = threading.Timer(seconds, self._source.abort)
@@ -198,71 +188,49 @@ class DirectStream(Generic[T]):
 class ThreadedStream(Generic[T]):
     """A stream whose events are read by a worker thread, one by one on demand.
 
-    It is an `EventSource` itself that any thread can close or abort, even if its own
-    source is a generator, which cannot be closed while it runs.
+    Any thread can close or abort it, even if its source is a generator, which cannot be
+    closed while it runs.
     """
 
-    def __init__(self, connect: Callable[[], EventSource[T]]) -> None:
-        """Start the thread.
+    def __init__(
+        self,
+        connect: Callable[[], EventSource[T]],
+        source: EventSource[T] | None = None,
+    ) -> None:
+        """Start the worker.
 
         Args:
             connect: Opens the stream, in the worker thread. It may return after its
                 time limit, while the next attempt is under way; the stream that it
                 opened is then closed.
+            source: The stream, if it is open already.
         """
         self._connect = connect
-        self._worker = Worker()
-        self._source: EventSource[T] | None = None
-        self._events: Iterator[T] = iter(())
-        self._pending: Future[object] = Future()
+        self._source = source
+        self._demands: queue.SimpleQueue[End | None] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[Result[T | End]] = queue.SimpleQueue()
+        self._closed: queue.SimpleQueue[Result[End]] = queue.SimpleQueue()
+        self.is_reading = False
         self._is_closed = False
-
-    def open(self, seconds: float | None) -> None:
-        """Connect, if that has not been done.
-
-        Raises:
-            TimeLimitError: It took longer than `seconds`.
-        """
-        result_within(seconds, self.submit(lambda _: None))
+        run_in_worker(self._serve)
 
     def next(self, seconds: float | None) -> T | End:
-        """The next event, or `END`.
+        """The next event, or `END`; the first one after connecting.
 
         Raises:
             APIConnectionError: Another thread aborted the stream.
             TimeLimitError: It took longer than `seconds`.
         """
-        return result_within(seconds, self.submit(lambda events: next(events, END)))
-
-    def __iter__(self) -> Iterator[T]:
-        """The events, without a limit."""
-        while not isinstance(event := self.next(None), End):
-            yield event
-
-    @property
-    def is_reading(self) -> bool:
-        """Whether the worker thread is connecting, reading or closing."""
-        return self._worker.is_busy
-
-    def submit(self, read: Callable[[Iterator[T]], R]) -> Future[R]:
-        """Let the worker thread `read` some of the events."""
-
-        def work() -> R:
-            if self._source is None:
-                self._source = self._connect()
-                self._events = iter(self._source)
-            if self._is_closed:  # Before there was a source to abort.
-                raise APIConnectionError(_ABORTED)
-            return read(self._events)
-
-        future = self._worker.submit(work)
-        self._pending = cast("Future[object]", future)
-        return future
+        if self._is_closed:
+            return END
+        self.is_reading = True
+        self._demands.put(None)
+        event: T | End = _receive(self._results, seconds)
+        return event
 
     def abort(self) -> None:
         """Unblock the thread that waits for an event, and the read under way."""
-        with contextlib.suppress(InvalidStateError):
-            self._pending.set_exception(APIConnectionError(_ABORTED))
+        self._results.put((None, APIConnectionError(_ABORTED)))
         try:
             if isinstance(self._source, Abortable):
                 self._source.abort()
@@ -270,7 +238,7 @@ class ThreadedStream(Generic[T]):
             logger.exception("A stream could not be aborted")
 
     def close(self) -> None:
-        """Close the source, and end the thread.
+        """Close the source, and release the worker.
 
         Returns when the source is closed. A read that is under way is aborted, and then
         the worker thread closes the source as soon as the read has returned.
@@ -278,26 +246,43 @@ class ThreadedStream(Generic[T]):
         if self._is_closed:
             return
         self._is_closed = True
-        was_reading = self.is_reading
-        if was_reading:
+        if was_reading := self.is_reading:
             self.abort()
-        closed = self._worker.submit(self._close_source)
-        self._worker.stop()
+        self._demands.put(END)
         if not was_reading:
-            closed.result()
+            _receive(self._closed, None)
 
-    def _close_source(self) -> None:
-        if self._source is not None:
-            self._source.close()
+    def _serve(self) -> None:
+        """Answer each demand, and close the source."""
+        events: Iterator[T] | None = None
+        while self._demands.get() is None:
+            result: Result[T | End]
+            try:
+                if events is None:
+                    self._source = self._source or self._connect()
+                    events = iter(self._source)
+                # It may have been closed before there was a source to abort.
+                result = (END if self._is_closed else next(events, END), None)
+            except BaseException as error:  # noqa: BLE001 - raised by the caller
+                result = (None, error)
+            self.is_reading = False
+            self._results.put(result)
+        self._results.put((END, None))  # For a demand that came too late.
+        try:
+            if self._source is not None:
+                self._source.close()
+            self._closed.put((END, None))
+        except BaseException as error:  # noqa: BLE001
+            self._closed.put((None, error))
 
 
 Request = TypeVar("Request")
-Result = TypeVar("Result")
+Answer = TypeVar("Answer")
 
 
 def gather_bounded(
-    send: Callable[[Request], Result], requests: list[Request], at_once: int
-) -> list[Result]:
+    send: Callable[[Request], Answer], requests: list[Request], at_once: int
+) -> list[Answer]:
     """The results of all requests, in order.
 
     After an error nothing more is sent, and the requests under way are waited for.
@@ -314,7 +299,7 @@ def gather_bounded(
         return [send(request) for request in requests]
     errors: list[BaseException] = []
 
-    def run(request: Request) -> Result | None:
+    def run(request: Request) -> Answer | None:
         if errors:
             return None
         try:
@@ -334,18 +319,18 @@ def gather_bounded(
             raise
     if errors:
         raise errors[0]
-    return [cast("Result", answer.result()) for answer in answers]
+    return [cast("Answer", answer.result()) for answer in answers]
 
 
 async def agather_bounded(
-    send: Callable[[Request], Awaitable[Result]], requests: list[Request], at_once: int
-) -> list[Result]:
+    send: Callable[[Request], Awaitable[Answer]], requests: list[Request], at_once: int
+) -> list[Answer]:
     """Async variant of `gather_bounded`; an error cancels the requests under way."""
     if len(requests) == 1:
         return [await send(requests[0])]
     semaphore = asyncio.Semaphore(at_once)
 
-    async def run(request: Request) -> Result:
+    async def run(request: Request) -> Answer:
         await semaphore.acquire()
         answer = await send(request)
         # Not after an error: the next request would begin before it is cancelled.

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextvars
-import gc
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from langchain_retryrouter import APIConnectionError
 from langchain_retryrouter._retry.timeouts import (
+    End,
     ThreadedStream,
     TimeLimitError,
-    result_within,
     run_with_timeout,
 )
 
@@ -55,15 +57,13 @@ def worker_threads() -> int:
     return names.count("retryrouter-worker")
 
 
-@pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    """After each test all worker threads end."""
-    yield
-    gc.collect()
-    for thread in threading.enumerate():
-        if thread.name == "retryrouter-worker":
-            thread.join(3)
-    assert worker_threads() == 0
+def all_events(stream: ThreadedStream[object]) -> list[object]:
+    """The events of a stream, which is then closed."""
+    seen = []
+    while not isinstance(event := stream.next(LONG), End):
+        seen.append(event)
+    stream.close()
+    return seen
 
 
 def test_a_result_in_time_is_returned() -> None:
@@ -106,16 +106,14 @@ def test_the_worker_sees_the_callers_context_variables() -> None:
     _user.set("mine")
     assert run_with_timeout(LONG, _user.get) == "mine"
     stream = ThreadedStream(lambda: GeneratorSource(_user.get() for _ in range(1)))
-    assert list(stream) == ["mine"]
-    stream.close()
+    assert all_events(stream) == ["mine"]
 
 
 def test_events_come_in_order() -> None:
     """All events come out, and closing waits until the source is closed."""
     source = GeneratorSource(numbers())
     stream = ThreadedStream(lambda: source)
-    assert list(stream) == list(range(1, 1000))
-    stream.close()
+    assert all_events(stream) == list(range(1, 1000))
     assert source.was_closed.is_set()
 
 
@@ -190,20 +188,48 @@ def test_a_connection_that_comes_too_late_is_closed() -> None:
 
     stream = ThreadedStream(connect)
     with pytest.raises(TimeLimitError):
-        stream.open(0.01)
+        stream.next(0.01)
     stream.close()
     may_connect.set()
     assert source.was_closed.wait(LONG)
 
 
-def test_a_result_in_the_last_moment_is_returned() -> None:
-    """A result that arrives just after the wait for it has ended counts."""
+def test_threads_are_used_again() -> None:
+    """Many calls and streams one after another need a thread or two."""
+    before = worker_threads()
+    for number in range(50):
+        assert run_with_timeout(LONG, lambda: number) == number  # noqa: B023 - at once
+        assert len(all_events(ThreadedStream(lambda: GeneratorSource(numbers())))) > 1
+    assert worker_threads() <= max(before, 1) + 3
 
-    class LastMoment(Future[str]):
-        def result(self, timeout: float | None = None) -> str:
-            if self.done():
-                return super().result(timeout)
-            self.set_result("late")
-            raise TimeoutError
 
-    assert result_within(0.0, LastMoment()) == "late"
+def test_a_stream_that_was_closed_has_ended() -> None:
+    """A demand that comes after the end is answered, also in another thread."""
+    stream = ThreadedStream(lambda: GeneratorSource(numbers()))
+    stream.close()
+    assert isinstance(stream.next(LONG), End)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        """
+        assert run_with_timeout(30, os.getpid) == os.getpid()
+        if child := os.fork():
+            sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        assert run_with_timeout(30, os.getpid) == os.getpid()
+        """,
+        """
+        try:
+            run_with_timeout(0.01, threading.Event().wait)
+        except TimeLimitError:
+            sys.exit(0)
+        """,
+    ],
+    ids=["fork", "exit"],
+)
+def test_a_process_forks_and_ends(script: str) -> None:
+    """A forked process starts threads of its own; a hung read blocks no exit."""
+    imports = "from langchain_retryrouter._retry.timeouts import *\n"
+    code = "import os, sys, threading\n" + imports + textwrap.dedent(script)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=LONG)
