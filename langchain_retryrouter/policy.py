@@ -8,8 +8,8 @@ import math
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, replace
+from typing import Any, Final, Self
 
 from langchain_retryrouter.failures import FailureKind
 
@@ -61,6 +61,10 @@ class WorstCase:
         return f"at most {requests}, {self.waited:.1f} s of waiting, {total}"
 
 
+LIMITS: Final = ("attempt_timeout", "first_token_timeout", "stall_timeout")
+"""The limits of a `RetryPolicy` for which a class may have defaults."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
     """How often a failed attempt is repeated, and how long the waits are.
@@ -83,13 +87,13 @@ class RetryPolicy:
             at once.
         deadline: Seconds for the whole call with all attempts and waits; None for no
             limit. No wait begins that cannot end in time.
-        attempt_timeout: Seconds for one attempt without a stream; None for no limit
-            beyond the model's own timeout and the deadline. In a `RetryRouter` with a
-            deadline, a route with others behind it then gets its share of the rest.
+        attempt_timeout: Seconds for one attempt without a stream. For this and the next
+            two, None is the default of the class: none, but 300, 60 and 60 s in a
+            `RetryRouter`, or if that is less, for a route with others behind it, its
+            share of what is left of the deadline. `math.inf` is no limit.
         failover_after_wait: Seconds: a `RetryRouter` that has another route left does
             not wait longer than this; it asks that route at once.
-        first_token_timeout: Seconds from a stream's request to its first token; None
-            for no limit beyond the model's own timeout.
+        first_token_timeout: Seconds from a stream's request to its first token.
         stall_timeout: Seconds between two events of a stream after that.
         on_retry: Called before the wait for another attempt on the same model. An
             exception that it raises ends the call.
@@ -132,17 +136,14 @@ class RetryPolicy:
             if not _is_number(value := getattr(self, name)):
                 msg = f"{name} must be a finite number, 0 or more, not {value!r}"
                 raise ValueError(msg)
-        for name in (
-            "deadline",
-            "attempt_timeout",
-            "first_token_timeout",
-            "stall_timeout",
-        ):
+        for name in ("deadline", *LIMITS):
             value = getattr(self, name)
-            if value is not None and not (_is_number(value) and value):
+            is_limit = value is None or (_is_number(value) and value)
+            if not (is_limit or (value == math.inf and name in LIMITS)):
+                none = "math.inf" if name in LIMITS else "leave it None"
                 msg = (
-                    f"{name} must be a finite number, more than 0, not {value!r}; leave"
-                    " it None for no limit"
+                    f"{name} must be a finite number, more than 0, not {value!r};"
+                    f" {none} for no limit"
                 )
                 raise ValueError(msg)
         if not isinstance(self.jitter, bool):
@@ -216,6 +217,19 @@ class RetryPolicy:
 
 
 @functools.lru_cache(maxsize=128)
+def with_limits(
+    policy: RetryPolicy, defaults: tuple[float | None, float | None, float | None]
+) -> RetryPolicy:
+    """A policy with a class's own defaults for the `LIMITS` that it leaves open."""
+    given = {name: getattr(policy, name) for name in LIMITS}
+    limits: dict[str, Any] = {}
+    for name, default in zip(LIMITS, defaults, strict=True):
+        limit = default if given[name] is None else given[name]
+        limits[name] = None if limit == math.inf else limit
+    return policy if limits == given else replace(policy, **limits)
+
+
+@functools.lru_cache(maxsize=128)
 def resolve_policy(
     retry_policy: RetryPolicy | None,
     max_retries: int | None,
@@ -242,7 +256,7 @@ def resolve_policy(
             " max_retries=n is short for retry_policy=RetryPolicy(max_retries=n)"
         )
         raise ValueError(msg)
-    return retry_policy
+    return with_limits(retry_policy, (None, None, None))
 
 
 def _is_number(value: Any) -> bool:

@@ -29,6 +29,7 @@ from langchain_retryrouter.errors import (
     SHORTEST_SECRET,
     ErrorFamily,
     RetryRouterError,
+    UnknownError,
     mask_with,
     redact_text,
     rewrite,
@@ -145,12 +146,17 @@ def read_exception(error: BaseException, *, unix_time: float) -> ErrorReport | N
     )
 
 
-def name_failure(error: Exception, unix_time: float) -> RetryRouterError | None:
-    """The exception of ours for `error`; None if it says nothing about a provider."""
+def name_failure(error: BaseException, unix_time: float) -> RetryRouterError:
+    """The exception of ours for what a model raised; an `UnknownError` for a bug."""
     if isinstance(error, RetryRouterError):
         return error
-    report = read_exception(error, unix_time=unix_time)
-    return report.to_error(BASE_ERRORS) if report else None
+    report, text = None, ""
+    with contextlib.suppress(Exception):  # Its own attributes, or its text, may raise.
+        text = f": {error}"
+        report = read_exception(error, unix_time=unix_time)
+    if report is None:
+        return UnknownError(f"{type(error).__name__}{text}")
+    return report.to_error(BASE_ERRORS)
 
 
 # --- What is in an answer -----------------------------------------------------------

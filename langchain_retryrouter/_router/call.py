@@ -9,13 +9,14 @@ share: failures, continuation of broken streams, hedging and the attempt log.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any, Final, Generic, NamedTuple, Self, TypeVar
+from typing import Any, Final, Generic, NamedTuple, Self, TypeGuard, TypeVar
 
 from langchain_core.messages import (
     AIMessage,
@@ -47,7 +48,6 @@ from langchain_retryrouter.errors import (
     LengthLimitError,
     RejectedAnswerError,
     RetryRouterError,
-    UnknownError,
 )
 from langchain_retryrouter.failures import FailureKind
 
@@ -378,7 +378,7 @@ class BaseRouterCall:
                 attempt.prefix = PrefixFilter(self._delivered)
         return attempt
 
-    def _heard(self, attempt: RouteAttempt) -> None:
+    def heard(self, attempt: RouteAttempt) -> None:
         """Measure the seconds until the first sign of life, or of failure."""
         if not attempt.was_heard:
             attempt.was_heard = True
@@ -388,31 +388,23 @@ class BaseRouterCall:
     def _measure_failed(self) -> None:
         """Measure attempts that failed: one that timed out may still be running."""
         for attempt in self._unheard:
-            self._heard(attempt)
+            self.heard(attempt)
         self._unheard.clear()
 
-    @contextlib.contextmanager
-    def _reported(self, attempt: RouteAttempt) -> Iterator[None]:
-        """Raise what a model raises as an error with a kind; measure its time."""
-        try:
-            yield
-        except Exception as error:
-            named = name_failure(error, self._clock.time()) or UnknownError(
-                f"{type(error).__name__}: {error}"
-            )
-            if attempt.is_prefilled and named.kind is FailureKind.INVALID_REQUEST:
-                # The prefill was our idea and not the caller's: go on without it.
-                self._refused_prefill.add(attempt.route.name)
-                msg = f"{attempt.route.name} takes no prefill: {named.message}"
-                raise BASE_ERRORS[FailureKind.INTERRUPTED](msg) from error
-            if named is error:
-                # A model of our own has noted how it ended, of itself, not of the call.
-                notes = getattr(error, "__notes__", [])
-                notes[:] = [f"{attempt.route.name}: {note}" for note in notes]
-                raise
-            raise named from error
-        finally:
-            self._heard(attempt)
+    def named(self, error: BaseException, attempt: RouteAttempt) -> RetryRouterError:
+        """What a route's model raised, as an error with a kind."""
+        named = name_failure(error, self._clock.time())
+        route = attempt.route.name
+        if attempt.is_prefilled and named.kind is FailureKind.INVALID_REQUEST:
+            # The prefill was our idea and not the caller's: go on without it.
+            self._refused_prefill.add(route)
+            msg = f"{route} takes no prefill: {named.message}"
+            return BASE_ERRORS[FailureKind.INTERRUPTED](msg)
+        if named is error:
+            # A model of our own has noted how it ended, of itself, not of the call.
+            notes = getattr(error, "__notes__", [])
+            notes[:] = [f"{route}: {note}" for note in notes]
+        return named
 
     def _check(
         self, result: ChatResult, route: Route
@@ -454,7 +446,7 @@ class BaseRouterCall:
     ) -> tuple[StreamEvent, ...]:
         """The events of one chunk: none where it is kept back or already known."""
         if not attempt.was_heard:
-            self._heard(attempt)
+            self.heard(attempt)
         if self.needs_whole:
             attempt.chunks.append(chunk)
         info = check.read(chunk)
@@ -587,7 +579,7 @@ class RouterCall(BaseRouterCall):
         """One attempt's answer."""
         del attempt
         begun, request = self._begin(), self._request
-        with self._reported(begun):
+        with _Reported(self, begun):
             result = begun.route.generate(begun.messages, request.stop, request.options)
         for message, reason in self._check(result, begun.route):
             self._judge(message, reason, begun)
@@ -628,7 +620,7 @@ class RouterCall(BaseRouterCall):
     def _events(self, attempt: RouteAttempt) -> Generator[StreamEvent, None, None]:
         route, request = attempt.route, self._request
         check = StreamCheck(needs_reason=route.needs_reason("stream"))
-        with self._reported(attempt):
+        with _Reported(self, attempt):
             chunks = route.stream(attempt.messages, request.stop, request.options)
             with contextlib.closing(chunks):
                 for chunk in chunks:
@@ -646,7 +638,7 @@ class AsyncRouterCall(BaseRouterCall):
         """One attempt's answer; the engine limits its time."""
         del attempt
         begun, request = self._begin(), self._request
-        with self._reported(begun), reraise_lost_cancellation():
+        with _Reported(self, begun), reraise_lost_cancellation():
             result = await begun.route.agenerate(
                 begun.messages, request.stop, request.options
             )
@@ -683,7 +675,7 @@ class AsyncRouterCall(BaseRouterCall):
     async def _events(self, attempt: RouteAttempt) -> AsyncGenerator[StreamEvent, None]:
         route, request = attempt.route, self._request
         check = StreamCheck(needs_reason=route.needs_reason("stream"))
-        with self._reported(attempt):
+        with _Reported(self, attempt):
             chunks = await route.astream(
                 attempt.messages, request.stop, request.options
             )
@@ -696,6 +688,40 @@ class AsyncRouterCall(BaseRouterCall):
             await self._judge(_joined(attempt.chunks), check.reason, attempt)
         for event in events:
             yield event
+
+
+class _Reported:
+    """Raise what a model raises as an error with a kind; measure its time.
+
+    A class, since `contextlib.contextmanager` takes what is raised from a StopIteration
+    for that StopIteration.
+    """
+
+    def __init__(self, call: BaseRouterCall, attempt: RouteAttempt) -> None:
+        self._call, self._attempt = call, attempt
+
+    def __enter__(self) -> None:
+        """Nothing to do before."""
+
+    def __exit__(
+        self, kind: object, error: BaseException | None, traceback: object
+    ) -> None:
+        self._call.heard(self._attempt)
+        if isinstance(error, Exception) or _is_foreign_cancellation(error):
+            named = self._call.named(error, self._attempt)
+            if named is not error:
+                raise named from error
+
+
+def _is_foreign_cancellation(error: BaseException | None) -> TypeGuard[BaseException]:
+    """Whether something inside the model was cancelled, and not this call."""
+    if not isinstance(error, asyncio.CancelledError):
+        return False
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # In a thread.
+        return True
+    return task is not None and not task.cancelling()
 
 
 class _GeneratorSource:

@@ -9,6 +9,7 @@ read: `_router.call`, which makes the attempts of a call.
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, TypeVar
@@ -86,7 +87,7 @@ from langchain_retryrouter.failures import (
     FailureAction,
     FailureKind,
 )
-from langchain_retryrouter.policy import RetryBudget, RetryPolicy
+from langchain_retryrouter.policy import RetryBudget, RetryPolicy, with_limits
 
 __all__ = ["RetryRouter", "Route"]
 
@@ -100,9 +101,7 @@ FailoverRule: TypeAlias = (
 _BREAKER_DEFAULTS: Final = CircuitBreakerSettings(
     failure_threshold=3, recovery_jitter=0.1
 )
-_DEFAULT_POLICY: Final = RetryPolicy(
-    attempt_timeout=300, first_token_timeout=60, stall_timeout=60
-)
+_DEFAULT_LIMITS: Final = (300.0, 60.0, 60.0)  # Of an attempt, first token, and stall.
 # For tracers, where the first route does not say it itself.
 _OWN_LS_PARAMS: Final = LangSmithParams(ls_provider="retryrouter", ls_model_type="chat")
 _RENAMED: Final = {
@@ -163,13 +162,13 @@ class RetryRouter(RetryVisibleChatModel):
     routes: list[Route] = Field(min_length=1)
     """The models to ask; a plain chat model is a route with the model's name."""
 
-    retry_policy: RetryPolicy = _DEFAULT_POLICY
+    retry_policy: RetryPolicy = Field(default_factory=RetryPolicy)
     """Retries, waits and time limits; `max_retries` holds for each route.
 
-    By default an attempt has 300 s without a stream (`attempt_timeout`), and with one
-    60 s until its first token and 60 s for each silence after it
-    (`first_token_timeout`, `stall_timeout`). A policy that is given has its own limits
-    only: `RetryPolicy()` has none.
+    Where the policy does not set them, an attempt has 300 s without a stream
+    (`attempt_timeout`), and with one 60 s until its first token and 60 s for each
+    silence after it (`first_token_timeout`, `stall_timeout`); with a `deadline`, less
+    if that is the route's share of it. `math.inf` is no limit.
     """
 
     budget: RetryBudget | None = Field(default=None, exclude=True, repr=False)
@@ -489,6 +488,20 @@ class RetryRouter(RetryVisibleChatModel):
                     return action
         return None
 
+    def _limited_policy(self) -> RetryPolicy:
+        """The policy, with the router's time limits where it sets none."""
+        attempt, first_token, stall = _DEFAULT_LIMITS
+        # A route's share of the deadline, where that is less, is left to the call.
+        share = (self.retry_policy.deadline or math.inf) / len(self.routes)
+        return with_limits(
+            self.retry_policy,
+            (
+                attempt if attempt < share else None,
+                first_token if first_token < share else None,
+                stall,
+            ),
+        )
+
     def _begin_call(
         self, kind: type[_T], request: ModelRequest
     ) -> tuple[RetryContext, _T]:
@@ -501,7 +514,7 @@ class RetryRouter(RetryVisibleChatModel):
             if not self.routes[index].unfit
         ]
         call_state = CallState(
-            self.retry_policy,
+            self._limited_policy(),
             [memory.route_states[index] for index in order],
             budget=self.budget,
             time=clock,
@@ -560,7 +573,7 @@ class RetryRouter(RetryVisibleChatModel):
             if kind is not FailureKind.LENGTH or self._hears_length
         }
         return worst_case(
-            self.retry_policy,
+            self._limited_policy(),
             [route.route_cost for route in self.routes if not route.unfit],
             after,
             is_buffered=self.stream_recovery == "buffer",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from typing import Any
 
@@ -55,6 +56,9 @@ from .test_retry_router import (
 
 __all__ = ["backup", "model_of", "models", "new_router", "primary", "twin"]
 
+NO_LIMITS = RetryPolicy(
+    attempt_timeout=math.inf, first_token_timeout=math.inf, stall_timeout=math.inf
+)
 both_ways = pytest.mark.parametrize("way", ["invoke", "stream"])
 
 
@@ -108,11 +112,12 @@ def test_the_last_route_gets_what_is_left(
 @pytest.mark.parametrize(
     ("policy", "said"),
     [
-        (RetryPolicy(), "no limit"),
+        (RetryPolicy(), "within 300.0 s"),
+        (RetryPolicy(attempt_timeout=math.inf), "no limit"),
         (RetryPolicy(deadline=30), "within 15.0 s"),
         (RetryPolicy(deadline=30, attempt_timeout=4), "within 4.0 s"),
     ],
-    ids=["nothing", "deadline", "attempt_timeout"],
+    ids=["nothing", "none", "deadline", "attempt_timeout"],
 )
 def test_explain_says_what_a_silent_route_costs(
     new_router: NewRouter, policy: RetryPolicy, said: str
@@ -123,17 +128,14 @@ def test_explain_says_what_a_silent_route_costs(
 
 
 def test_a_router_alone_has_time_limits(new_router: NewRouter) -> None:
-    """The defaults are the router's: a policy that is given has its own limits only."""
-    policy = new_router().retry_policy
-    assert (policy.attempt_timeout, policy.deadline) == (300, None)
-    assert (policy.first_token_timeout, policy.stall_timeout) == (60, 60)
+    """They hold where a policy sets none, and `math.inf` switches them off."""
+    for router in (new_router(), new_router(retry_policy=RetryPolicy(max_retries=1))):
+        table = str(router.explain())
+        assert "a silent route is left, without a stream: within 300.0 s\n" in table
+        assert "a stream that falls silent is left: within 60.0 s\n" in table
+        assert router.explain().first_token is not None
 
-    table = str(new_router().explain())
-    assert "a silent route is left, without a stream: within 300.0 s\n" in table
-    assert "a stream that falls silent is left: within 60.0 s\n" in table
-    assert new_router().explain().first_token is not None
-
-    given = new_router(retry_policy=RetryPolicy(max_retries=1)).explain()
+    given = new_router(retry_policy=NO_LIMITS).explain()
     assert (given.silent_route, given.silent_stream, given.first_token) == (None,) * 3
 
 
@@ -769,7 +771,7 @@ def test_without_limits_a_call_starts_no_thread(
     new_router: NewRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also what follows a stream's finish reason is read by the caller's thread."""
-    router: RetryRouter = new_router(retry_policy=RetryPolicy())
+    router: RetryRouter = new_router(retry_policy=NO_LIMITS)
 
     def refuse(thread: threading.Thread) -> None:
         raise AssertionError(thread)

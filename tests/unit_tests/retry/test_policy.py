@@ -91,12 +91,17 @@ async def async_hook(_: object) -> None:
             "must be a finite number, 0 or more, not {!r}",
         ),
         (
-            ["deadline", "attempt_timeout", "first_token_timeout", "stall_timeout"],
+            ["deadline"],
             [*NOT_SECONDS, 0, 0.0],
             (
                 "must be a finite number, more than 0, not {!r};"
                 " leave it None for no limit"
             ),
+        ),
+        (
+            ["attempt_timeout", "first_token_timeout", "stall_timeout"],
+            [*(bad for bad in NOT_SECONDS if bad != math.inf), 0, 0.0],
+            "must be a finite number, more than 0, not {!r}; math.inf for no limit",
         ),
         (["jitter"], [None, 0, 1, "yes"], "must be True or False, not {!r}"),
         (
@@ -123,6 +128,7 @@ def test_bad_values_are_refused(
         {"max_retries": 0},
         {"initial_delay": 0, "max_delay": 0, "backoff_factor": 0, "max_retry_after": 0},
         {"initial_delay": 5, "max_delay": 1},
+        {"attempt_timeout": math.inf, "stall_timeout": math.inf},
         {"deadline": 1e-9, "first_token_timeout": 1, "stall_timeout": 0.5},
         {"max_delay": sys.float_info.max, "deadline": sys.float_info.max},
     ],
