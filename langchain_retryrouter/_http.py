@@ -10,9 +10,38 @@ import socket
 import ssl
 import sys
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 from langchain_retryrouter.failures import FailureKind
+
+# --- closing -------------------------------------------------------------------------
+
+
+class ClosedByWith:
+    """A model whose connections are closed at the end of `with` and `async with`."""
+
+    def close(self) -> None:
+        """Close the connections of sync calls."""
+
+    async def aclose(self) -> None:
+        """Close the connections of async calls in the running event loop."""
+
+    def __enter__(self) -> Self:
+        """The model."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the connections of sync calls."""
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        """The model."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the connections of async calls."""
+        await self.aclose()
+
 
 # --- events ---------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
 from langchain_retryrouter._gptrouter.protocol import (
     GatewayEvent,
     GatewayResponse,
+    ObservedModels,
     excerpt,
     interrupted,
     malformed,
@@ -58,10 +59,11 @@ _NO_HEADERS: Final[Any] = MappingProxyType({})
 class GatewayClient(GPTRouterClient):
     """A client of one gateway, usable wherever the SDK's `GPTRouterClient` is.
 
-    It holds settings only; the connections belong to the process and the event loop. So
-    it can be shared by threads and loops, forked, copied, and pickled (the pickle has
-    the key, which a worker needs). The SDK's methods for images and system-one, which
-    are not overridden, send by the SDK's own means.
+    It holds settings, and what answers have shown of the gateway's models, `observed`;
+    the connections belong to the process and the event loop. So it can be shared by
+    threads and loops, forked, copied, and pickled (the pickle has the key, which a
+    worker needs). The SDK's methods for images and system-one, which are not
+    overridden, send by the SDK's own means.
 
     Args:
         base_url: The gateway's address, with or without `/api` at its end.
@@ -93,6 +95,7 @@ class GatewayClient(GPTRouterClient):
         self.request_timeout = cast("Any", request_timeout)
         self.stream_read_timeout = cast("Any", stream_read_timeout)
         self.additional_metadata = additional_metadata
+        self.observed = ObservedModels()
         root = base_url.rstrip("/").removesuffix("/api").rstrip("/")
         self._root = f"{root}/api"
         self._origin = http.find_origin(root, proxy)

@@ -7,11 +7,10 @@ classes in `chat_models` and `embeddings` add what is asked and what becomes of 
 from __future__ import annotations
 
 import difflib
-import functools
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, Protocol, Self
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, Self
 
 from langchain_core.language_models import ModelProfile
 from langchain_core.load.serializable import Serializable
@@ -30,11 +29,11 @@ from pydantic import (
 
 from langchain_retryrouter import _gptrouter
 from langchain_retryrouter._gptrouter.http import find_origin
+from langchain_retryrouter._http import ClosedByWith
 from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.engine import RetryContext
 from langchain_retryrouter.circuit_breaker import CircuitBreaker
-from langchain_retryrouter.errors import RetryRouterError
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy, resolve_policy
 
 if TYPE_CHECKING:
@@ -100,12 +99,18 @@ class GPTRouterModel(BaseModel):
     Attributes:
         name: The model's name at its provider, such as `gpt-4o`.
         provider_name: The provider's name at the gateway, such as `chat_openai`.
+        is_chat: Whether the gateway gives the model messages and tools; False if one
+            plain prompt. None for what is known of the provider: `anthropic` and
+            `openai` have completion models.
     """
 
     model_config = ConfigDict(frozen=True)
 
     name: str = Field(min_length=1)
     provider_name: str = Field(min_length=1)
+    is_chat: bool | None = Field(
+        default=None, repr=False, exclude_if=lambda value: value is None
+    )
 
 
 _MODELS = TypeAdapter(Annotated[list[GPTRouterModel], Field(min_length=1)])
@@ -206,7 +211,7 @@ def place_arguments(
     return {**values, "model_kwargs": options} if options else values
 
 
-class GatewayConnection(Serializable):
+class GatewayConnection(ClosedByWith, Serializable):
     """The fields of a class that sends requests to a gateway."""
 
     model_config = ConfigDict(populate_by_name=True, arbitrary_types_allowed=True)
@@ -397,22 +402,6 @@ class GatewayConnection(Serializable):
         if isinstance(self.client, _gptrouter.client.GatewayClient):
             await self.client.aclose()
 
-    def __enter__(self) -> Self:
-        """The model; its sync connections are closed at the end of the `with`."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the sync connections."""
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        """The model; its async connections are closed at the end."""
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        """Close the async connections."""
-        await self.aclose()
-
     # --- serialization --------------------------------------------------------------
 
     @property
@@ -438,40 +427,25 @@ class GatewayConnection(Serializable):
 # --- one call -----------------------------------------------------------------------
 
 
-class GatewayRequests(Protocol):
-    """The requests of one call, as its retries need them."""
+def retry_context(connection: GatewayConnection, **hooks: Any) -> RetryContext:
+    """How one call is retried: by the connection's fields, and what it asks (`hooks`).
 
-    def route(self) -> str:
-        """The model that the next attempt asks first."""
-
-    def on_failure(self, error: RetryRouterError) -> None:
-        """Prepare the next attempt after this error."""
-
-    def should_failover(self, error: RetryRouterError) -> bool:
-        """Whether the error rules out some of the models, but not all."""
-
-
-def retry_context(
-    connection: GatewayConnection, requests: GatewayRequests
-) -> RetryContext:
-    """How one call is retried: by the connection's fields, and what it asks."""
+    Raises:
+        ValueError: If `max_retries` and `retry_policy` contradict each other, as they
+            may in a copy whose fields were changed.
+    """
     clock = connection.clock or SYSTEM_CLOCK
-    policy = _policy_of(connection.retry_policy, connection.max_retries)
+    retries, is_given = connection.max_retries, connection.model_fields_set
+    given = retries if "max_retries" in is_given else None
+    policy = resolve_policy(connection.retry_policy, given, retries)
     return RetryContext(
         CallState(
             policy, budget=connection.budget, breaker=connection.breaker, time=clock
         ),
         errors=_gptrouter.errors.GPT_ROUTER_ERRORS,
         clock=clock,
-        route=requests.route,
-        on_failure=requests.on_failure,
-        should_failover=requests.should_failover,
+        **hooks,
     )
-
-
-@functools.lru_cache(maxsize=256)
-def _policy_of(policy: RetryPolicy | None, max_retries: int) -> RetryPolicy:
-    return replace(policy or RetryPolicy(), max_retries=max_retries)
 
 
 def metadata_of(

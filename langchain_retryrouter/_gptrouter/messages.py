@@ -134,7 +134,8 @@ def _build_ai(message: AIMessage) -> dict[str, Any]:
         built["tool_calls"] = calls
     elif legacy := message.additional_kwargs.get("function_call"):
         built["function_call"] = legacy
-    text = _as_content([part for block in blocks for part in _answer_parts(block)])
+    parts = [part for block in blocks for part in _answer_parts(block)]
+    text = _as_content(parts, between="")
     # The gateway has no key for what a model refused or spoke.
     audio = message.additional_kwargs.get("audio")
     spoken = audio.get("transcript") if isinstance(audio, dict) else None
@@ -243,15 +244,15 @@ def _unsendable(
     )
 
 
-def _as_content(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
-    """The parts, or one text as a string.
+def _as_content(
+    parts: list[dict[str, Any]], between: str = "\n"
+) -> str | list[dict[str, Any]]:
+    """The parts; as a string if they are plain texts.
 
     The public gateway counts no tokens of a list, and completion models lose it.
     """
-    if not parts:
-        return ""
-    if len(parts) == 1 and parts[0].keys() == {"type", "text"}:
-        return str(parts[0]["text"])
+    if all(part.keys() == {"type", "text"} for part in parts):
+        return between.join(str(part["text"]) for part in parts)
     return parts
 
 

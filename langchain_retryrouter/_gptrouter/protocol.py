@@ -7,10 +7,11 @@ public gateway as seen on the wire, and for newer gateways the payloads of the p
 
 from __future__ import annotations
 
+import math
 import re
 import reprlib
-from collections.abc import Collection, Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Final, TypeAlias
 
@@ -47,6 +48,9 @@ Response: TypeAlias = GenerationResponse
 
 Event: TypeAlias = ChunkedGenerationResponse
 """An event of a stream of any client."""
+
+ModelKey: TypeAlias = tuple[str, str]
+"""A model's name, and its provider's."""
 
 # --- requests -----------------------------------------------------------------------
 
@@ -104,6 +108,11 @@ class GatewayRequest(ModelGenerationRequest):
 
     prompt_params: GatewayParams = Field(default_factory=GatewayParams)
 
+    @property
+    def key(self) -> ModelKey:
+        """The names of the model and of its provider."""
+        return self.model_name, self.provider_name
+
 
 def build_params(options: Mapping[str, Any]) -> GatewayParams:
     """What the provider is asked, checked and in the gateway's form.
@@ -157,6 +166,84 @@ def _to_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_to_json(one) for one in value]
     return value
+
+
+# --- completion models ----------------------------------------------------------------
+
+# The providers that gateways ask for completions; those for chats are `chat_anthropic`,
+# `chat_openai`, and so on.
+_COMPLETION_PROVIDERS: Final = frozenset({"anthropic", "openai"})
+# Tell the model how to choose its words. An answer without them is an answer still.
+_MAY_BE_LOST: Final = frozenset(
+    {"messages", "prompt", "max_tokens", "user", "temperature", "n"}
+)
+_USUAL_TEMPERATURE: Final = 0.7
+_HEALTH_CHECK_SECONDS: Final = 300.0
+
+
+@dataclass(slots=True)
+class ObservedModels:
+    """What answers have shown of a gateway's models, by name and provider.
+
+    Attributes:
+        are_chat: Whether the gateway gives it messages, and not one plain prompt.
+        skipped_at: When another one answered, since the gateway holds it for sick.
+        warned: The warnings that were given.
+    """
+
+    are_chat: dict[ModelKey, bool] = field(default_factory=dict)
+    skipped_at: dict[ModelKey, float] = field(default_factory=dict)
+    warned: set[str] = field(default_factory=set)
+
+    def is_skipped(self, key: ModelKey, now: float) -> bool:
+        """Whether the gateway passes over the model, as far as is known."""
+        return now - self.skipped_at.get(key, -math.inf) < _HEALTH_CHECK_SECONDS
+
+    def answered(self, keys: Sequence[ModelKey], key: ModelKey, now: float) -> None:
+        """The model `key` of the list `keys` has answered."""
+        self.skipped_at |= dict.fromkeys(keys[: keys.index(key)], now)
+        self.skipped_at.pop(key, None)
+
+    def is_chat(self, key: ModelKey) -> bool:
+        """Whether the gateway gives the model messages."""
+        return self.are_chat.get(key, key[1] not in _COMPLETION_PROVIDERS)
+
+    def losses(self, key: ModelKey, params: GatewayParams) -> list[str]:
+        """What the model must know to answer `params`, and would not be told."""
+        if self.is_chat(key):
+            return []
+        lost = essential_options(params)
+        if key[1] in _COMPLETION_PROVIDERS:
+            return lost
+        return [name for name in lost if "tool" in name]  # Nothing else is known of it.
+
+
+def essential_options(params: GatewayParams) -> list[str]:
+    """What of a request is lost in one plain prompt, and has to be in an answer."""
+    found = [name for name in ("tools", "functions", "stop") if getattr(params, name)]
+    if params.tool_choice not in (None, "none"):
+        found.append("tool_choice")
+    if (params.response_format or {}).get("type", "text") != "text":
+        found.append("response_format")
+    if (params.n or 1) > 1:
+        found.append("n")
+    for message in params.messages or ():
+        if isinstance(message, dict):
+            if message.get("role") in {"tool", "function"}:
+                found.append("tool results")
+            if message.get("tool_calls") or message.get("function_call"):
+                found.append("tool calls")
+            if isinstance(message.get("content"), list):
+                found.append("content blocks")
+    return list(dict.fromkeys(found))
+
+
+def other_options(params: GatewayParams) -> list[str]:
+    """What else of a request is lost in one plain prompt, unless it is the default."""
+    names = params.model_dump(exclude_none=True).keys() - _MAY_BE_LOST
+    if params.temperature not in {None, _USUAL_TEMPERATURE}:
+        names.add("temperature")
+    return sorted(names - set(essential_options(params)))
 
 
 # --- responses ----------------------------------------------------------------------
@@ -379,9 +466,6 @@ def is_function_call(call: Any) -> bool:
 
 # --- events -------------------------------------------------------------------------
 
-# Those whose models the public gateway asks for completions, not chats.
-_COMPLETION_PROVIDERS: Final = frozenset({"anthropic", "openai"})
-
 
 class GatewayEvent(ChunkedGenerationResponse):
     """The SDK's event; the `end` event also has the call's attempt log.
@@ -444,26 +528,44 @@ class EventReader:
     and an empty answer of theirs has no update.
 
     Args:
-        providers: The providers of the models that may answer.
+        may_be_empty: Whether only completion models may answer.
+        tools: What of a request with tools a completion model would not be told: its
+            answer is an error then, and not used.
+
+    Attributes:
+        model: The model that answers, once an event says so.
+        is_chat: Whether it is a chat model, once an event says so.
     """
 
-    __slots__ = ("_is_finished",)
+    __slots__ = ("_is_finished", "_tools", "is_chat", "model")
 
-    def __init__(self, providers: Collection[str] = ()) -> None:
+    def __init__(self, *, may_be_empty: bool = False, tools: str = "") -> None:
         # Whether it is finished; None if an end without any update would be complete.
-        may_be_empty = bool(providers) and _COMPLETION_PROVIDERS.issuperset(providers)
         self._is_finished = None if may_be_empty else False
+        self._tools = tools
+        self.model: str | None = None
+        self.is_chat: bool | None = None
 
     def __call__(self, event: ChunkedGenerationResponse) -> ChunkInfo:
-        """What `event` means."""
+        """What `event` means.
+
+        Raises:
+            GPTRouterInvalidRequestError: If a completion model answers a request with
+                tools.
+        """
+        data = event.data
         if event.event == "update":
-            data = event.data
-            self._is_finished = bool(
-                self._is_finished
-                or data.get("finish_reason")
-                or ("finish_reason" not in data and "model" in data)
-            )
             text = data.get("text")
+            if "finish_reason" in data:
+                self.is_chat = True
+                self._is_finished = bool(self._is_finished or data["finish_reason"])
+            elif "model" in data:
+                self.model, self.is_chat = data["model"], False
+                if self._tools and text and not data.get("tool_calls"):
+                    raise self._not_told()
+                self._is_finished = True
+            else:
+                self._is_finished = bool(self._is_finished)
             if text:
                 return ChunkInfo(text, is_token=True)
             # Calls and reasoning are tokens too: the caller is handed them.
@@ -476,7 +578,16 @@ class EventReader:
             )
         if event.event == "end":
             return ChunkInfo(is_end=self._is_finished is not False, is_last=True)
+        if event.event == "meta":
+            self.model = self.model or data.get("model")
         return ChunkInfo()
+
+    def _not_told(self) -> RetryRouterError:
+        msg = (
+            f"{self.model} answers as a completion model: the gateway gave it one plain"
+            f" prompt, without the {self._tools} of the request"
+        )
+        return GPT_ROUTER_ERRORS[FailureKind.INVALID_REQUEST](msg)
 
 
 # --- errors -------------------------------------------------------------------------
@@ -507,6 +618,7 @@ _UNKNOWN_NAME: Final = re.compile(
     r"(?:provider|model) with (?:name|id) (?P<name>.+) does not exist",
     re.IGNORECASE,
 )
+_MODEL_NAME: Final = re.compile(r"[\w./:-]*\d[\w./:-]*\w")
 _NOT_ACCEPTABLE: Final = 406
 _OPAQUE_STATUS: Final = 500
 _OPAQUE_BODY: Final = {"error": "Something went wrong"}
@@ -567,6 +679,11 @@ def unknown_name(error: RetryRouterError) -> str | None:
     """The model or provider that the gateway says it does not know; None if neither."""
     found = _UNKNOWN_NAME.match(error.message)
     return found["name"] if found else None
+
+
+def model_names_in(text: str) -> frozenset[str]:
+    """The words of `text` that may be names of models: those with a digit."""
+    return frozenset(_MODEL_NAME.findall(text))
 
 
 def is_from_stream(error: RetryRouterError) -> bool:

@@ -97,12 +97,13 @@ class AttemptRecord:
 
     Attributes:
         number: The attempt, counted from 1; None for a route that was skipped, since
-            its circuit breaker was open.
+            its circuit breaker was open, or it cannot take the request.
         route: The model that was asked, if the call knows it.
-        outcome: `pending`, `ok`, `cancelled`, or the kind of the failure.
+        outcome: `pending`, `ok`, `cancelled`, `skipped`, or the kind of the failure.
         seconds: How long the attempt took.
         status_code: The HTTP status of a failed response.
         wait: Seconds waited after it, 0 if no attempt followed.
+        reason: Why a route cannot take the request.
     """
 
     number: int | None
@@ -111,6 +112,7 @@ class AttemptRecord:
     seconds: float = 0.0
     status_code: int | None = None
     wait: float = 0.0
+    reason: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The line as JSON-able data, without what does not apply."""
@@ -125,6 +127,8 @@ class AttemptRecord:
             line["route"] = self.route
         if self.status_code is not None:
             line["status_code"] = self.status_code
+        if self.reason is not None:
+            line["reason"] = self.reason
         return line
 
 
@@ -399,6 +403,11 @@ class CallState:
             self._settle(self._current, failure)
         self._is_interrupted = True
         self.decision = Stop("part of the answer was already delivered")
+
+    def name_route(self, name: str | None) -> None:
+        """Correct the model that the current attempt asks, once it is known."""
+        if self._current is not None and name is not None:
+            self._current.record.route = name
 
     def cancelled(self) -> None:
         """The call is over: release permits and budget tokens that it still holds."""

@@ -63,6 +63,8 @@ class RetryContext:
         errors: The classes of the errors that the engine raises itself.
         clock: Waits, and tells the time.
         route: Returns the model that the next attempt asks, for the attempt log.
+        asked: Returns the model that a failed attempt has asked, if the error tells
+            better than `route` did; else None.
         on_failure: Called with each failure that another attempt follows.
         rate_limiter: Asked before each attempt.
         should_failover: Whether an error that is final for its model may be followed
@@ -77,6 +79,7 @@ class RetryContext:
     errors: ErrorFamily = field(default_factory=lambda: BASE_ERRORS)
     clock: Clock = SYSTEM_CLOCK
     route: Callable[[], str | None] = lambda: None
+    asked: Callable[[RetryRouterError], str | None] = lambda _: None
     on_failure: Callable[[RetryRouterError], None] = lambda _: None
     rate_limiter: RateLimiter | None = None
     should_failover: Callable[[RetryRouterError], bool] = lambda _: False
@@ -161,6 +164,7 @@ class RetryController:
             return False
         self._last_error = error
         self._may_have_run = self._may_have_run or error.may_have_run
+        self.call_state.name_route(self._context.asked(error))
         error.route = self.call_state.route
         decision = self.call_state.failed(
             error.failure,
@@ -227,6 +231,7 @@ class RetryController:
     def stream_interrupted(self, error: RetryRouterError) -> None:
         """A stream failed after its first token: nothing can be repeated."""
         self.call_state.stream_interrupted(error.failure)
+        self.call_state.name_route(self._context.asked(error))
         error.route = self.call_state.route
         error.attempts = self.call_state.attempts
         error.add_note(

@@ -17,7 +17,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
@@ -57,7 +57,7 @@ from langchain_retryrouter._gptrouter.connection import (
     read_models,
     retry_context,
 )
-from langchain_retryrouter._retry.call_state import CallState
+from langchain_retryrouter._retry.call_state import AttemptRecord
 from langchain_retryrouter._retry.engine import Attempt, acall, call
 from langchain_retryrouter._retry.streaming import EventSource, astream, stream
 from langchain_retryrouter.chat_models._structured import (
@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from langchain_retryrouter._gptrouter.protocol import (
         Event,
         EventReader,
+        GatewayParams,
         GatewayRequest,
         Response,
     )
@@ -90,6 +91,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+Answered = TypeVar("Answered")
 
 _SENT_IF_SET: Final = (
     "top_p",
@@ -495,15 +498,11 @@ def completion_with_retry(
     """
     is_stream = bool(kwargs.pop("stream", False))
     requests = _GatewayCall(llm, models_priority_list, kwargs)
-    context = retry_context(llm, requests)
     notify = notifier(run_manager)
     if is_stream:
-        events = stream(context, requests.connect, requests.new_reader, notify)
-        return _with_attempt_log(events, context.call_state)
-    response = call(context, requests.send, notify)
-    if hasattr(response, "retryrouter"):
-        response.retryrouter = context.call_state.attempt_log()
-    return response
+        events = stream(requests.context, requests.connect, requests.new_reader, notify)
+        return _finish_stream(events, requests)
+    return requests.finish(call(requests.context, requests.send, notify))
 
 
 async def acompletion_with_retry(
@@ -515,35 +514,29 @@ async def acompletion_with_retry(
     """Async variant of `completion_with_retry`."""
     is_stream = bool(kwargs.pop("stream", False))
     requests = _GatewayCall(llm, models_priority_list, kwargs)
-    context = retry_context(llm, requests)
     notify = anotifier(run_manager)
     if is_stream:
-        events = astream(context, requests.aconnect, requests.new_reader, notify)
-        return _awith_attempt_log(events, context.call_state)
-    response = await acall(context, requests.asend, notify)
-    if hasattr(response, "retryrouter"):  # The SDK's own type has no such field.
-        response.retryrouter = context.call_state.attempt_log()
-    return response
+        context, connect = requests.context, requests.aconnect
+        return _afinish_stream(
+            astream(context, connect, requests.new_reader, notify), requests
+        )
+    return requests.finish(await acall(requests.context, requests.asend, notify))
 
 
-def _with_attempt_log(
-    events: Generator[Event, None, None], call_state: CallState
+def _finish_stream(
+    events: Generator[Event, None, None], requests: _GatewayCall
 ) -> Generator[Event, None, None]:
     with contextlib.closing(events):
         for event in events:
-            if event.event == "end":
-                cast("Any", event).retryrouter = call_state.attempt_log()
-            yield event
+            yield requests.finish(event) if event.event == "end" else event
 
 
-async def _awith_attempt_log(
-    events: AsyncGenerator[Event, None], call_state: CallState
+async def _afinish_stream(
+    events: AsyncGenerator[Event, None], requests: _GatewayCall
 ) -> AsyncGenerator[Event, None]:
     async with contextlib.aclosing(events):
         async for event in events:
-            if event.event == "end":
-                cast("Any", event).retryrouter = call_state.attempt_log()
-            yield event
+            yield requests.finish(event) if event.event == "end" else event
 
 
 class _GatewayCall:
@@ -562,14 +555,25 @@ class _GatewayCall:
             ValueError: For several answers with tool calls, which no stream can carry.
         """
         own = {name: options.pop(name, None) for name in GATEWAY_METADATA}
-        self._requests = get_ordered_generation_requests(models, **options)
-        self._metadata = metadata_of(llm, own)
+        self._llm = llm
         self._client = llm.client
         self._is_own = isinstance(llm.client, _gptrouter.client.GatewayClient)
-        self._failover = llm.failover
-        self._gateway_timeout = llm.gateway_timeout
+        observed = llm.client.observed if self._is_own else None
+        self._observed = observed or _gptrouter.protocol.ObservedModels()
+        self.context = retry_context(
+            llm,
+            route=self.route,
+            asked=self.asked,
+            on_failure=self.on_failure,
+            should_failover=self.should_failover,
+        )
+        self._requests = get_ordered_generation_requests(models, **options)
+        self._metadata = metadata_of(llm, own)
         self._gateway_max_retries = llm.gateway_max_retries
-        if self._gateway_max_retries is None and llm.max_retries:
+        if (
+            self._gateway_max_retries is None
+            and self.context.call_state.policy.max_retries
+        ):
             self._gateway_max_retries = 0  # Or one call would be retried twice over.
         params = self._requests[0].prompt_params
         asks_for_one = params.n in {None, 1}
@@ -579,35 +583,115 @@ class _GatewayCall:
         self._streams_inside = bool(params.tools)
         self._never_streams = bool(params.functions)
         self._may_stream_inside = asks_for_one and not self._never_streams
+        self._leave_out_completion_models(models, params)
+        self.new_reader()
+
+    def _leave_out_completion_models(
+        self, models: Sequence[GPTRouterModel], params: GatewayParams
+    ) -> None:
+        """Leave out the models to which the gateway would not give what is asked.
+
+        Raises:
+            UnsupportedOptionError: If there is no other.
+        """
+        for model in models:
+            if model.is_chat is not None:
+                key = (model.name, model.provider_name)
+                self._observed.are_chat[key] = model.is_chat
+        reasons: dict[str, str] = {}
+        remaining: list[GatewayRequest] = []
+        for request in self._requests:
+            key, name = request.key, f"{request.model_name} ({request.provider_name})"
+            if lost := self._observed.losses(key, params):
+                reason = f"a completion model, which is not given {', '.join(lost)}"
+                reasons[name] = reason
+                record = AttemptRecord(None, key[0], "skipped", reason=reason)
+                self.context.call_state.records.append(record)
+                self._warn(f"{name} is skipped: it is {reason}")
+                continue
+            remaining.append(request)
+            if not self._observed.is_chat(key):
+                lost = _gptrouter.protocol.other_options(params)
+                if lost:
+                    self._warn(
+                        f"{name} is a completion model, which is not given"
+                        f" {', '.join(lost)}"
+                    )
+        if not remaining:
+            reason = "; ".join(f"{name} is {why}" for name, why in reasons.items())
+            msg = (
+                f"no model of the list can be asked: {reason}. List a chat model, such"
+                " as one of `chat_openai` or `chat_anthropic`; or say"
+                " `GPTRouterModel(..., is_chat=True)` if your gateway gives it messages"
+            )
+            raise UnsupportedOptionError(msg)
+        if reasons:
+            self._put_in_order(remaining)
+
+    def _warn(self, message: str) -> None:
+        """Log a warning about the list of models, once."""
+        if message not in self._observed.warned:
+            self._observed.warned.add(message)
+            logger.warning(message)
+
+    def _put_in_order(self, requests: Sequence[GatewayRequest]) -> None:
+        self._requests = [
+            request.model_copy(update={"order": order})
+            for order, request in enumerate(requests, start=1)
+        ]
 
     # --- what the engine asks ---
 
     def route(self) -> str:
-        """The model that the next attempt asks first."""
-        return self._requests[0].model_name
+        """The model that the next attempt asks."""
+        return self._asked().model_name
+
+    def asked(self, error: RetryRouterError) -> str:
+        """The model that a failed attempt has asked."""
+        return self._asked(error).model_name
+
+    def _asked(self, error: RetryRouterError | None = None) -> GatewayRequest:
+        """The model that the gateway asks: it may skip the first of the list.
+
+        It is the one that the stream or the error names, else the first that the
+        gateway does not skip, as far as its answers have shown.
+        """
+        if error is not None:
+            text = _gptrouter.protocol.model_names_in(error.message)
+            said = [r for r in self._requests if r.model_name in text]
+            if named := self._named(self._reader.model) or (said and said[0]):
+                return named
+        now = self.context.clock.monotonic()
+        for request in self._requests:
+            if not self._observed.is_skipped(request.key, now):
+                return request
+        return self._requests[0]
+
+    def _named(self, model: str | None) -> GatewayRequest | None:
+        """The listed model that a provider calls so, maybe with a date behind it."""
+        names = [r for r in self._requests if model and model.startswith(r.model_name)]
+        return max(names, key=lambda r: len(r.model_name)) if names else None
 
     def on_failure(self, error: RetryRouterError) -> None:
         """Prepare the next attempt after this error."""
         if self._may_stream_inside and _gptrouter.protocol.is_opaque(error):
             self._streams_inside = True  # The gateway tells a stream the cause.
-        if not self._failover:
+        self._learn_form()
+        if not self._llm.failover:
             return
+        out: list[GatewayRequest] = []
         if self.should_failover(error):
             out = self._cannot_answer(error)
             names = ", ".join(request.model_name for request in out)
             logger.warning("%s cannot answer: %s", names, error)
-            remaining = [one for one in self._requests if one not in out]
-        else:
-            failed, *others = self._requests
-            remaining = [*others, failed]
-        self._requests = [
-            request.model_copy(update={"order": order})
-            for order, request in enumerate(remaining, start=1)
-        ]
+        place = self._requests.index(self._asked(error))
+        # Those before it were skipped, or else have failed in its place.
+        ordered = [*self._requests[place + 1 :], *reversed(self._requests[: place + 1])]
+        self._put_in_order([one for one in ordered if one not in out])
 
     def should_failover(self, error: RetryRouterError) -> bool:
         """Whether the error rules out some of the models, but not all."""
-        return self._failover and (
+        return self._llm.failover and (
             0 < len(self._cannot_answer(error)) < len(self._requests)
         )
 
@@ -615,19 +699,56 @@ class _GatewayCall:
         """The models that an error rules out, however often they were asked.
 
         The gateway names a model that it does not know. Otherwise only errors that a
-        stream reports are about the model or its provider, and so about the one asked
-        first: a 401 to the request itself, for example, is about the gateway's key.
+        stream reports are about the model or its provider: a 401 to the request
+        itself, for example, is about the gateway's key.
         """
         name = _gptrouter.protocol.unknown_name(error)
         named = [r for r in self._requests if name in {r.model_name, r.provider_name}]
         is_from_stream = _gptrouter.protocol.is_from_stream(error)
-        is_first = is_from_stream and is_routes_own(error.kind)
-        return named or self._requests[: 1 if is_first else 0]
+        if is_from_stream and is_routes_own(error.kind):
+            return named or [self._asked(error)]
+        is_not_told = self._tools and self._reader.is_chat is False
+        return named or ([self._asked(error)] if is_not_told else [])
 
     def new_reader(self) -> EventReader:
         """What reads the events of the next attempt's stream."""
-        providers = [request.provider_name for request in self._requests]
-        return _gptrouter.protocol.EventReader(providers)
+        keys = [request.key for request in self._requests]
+        params = self._requests[0].prompt_params
+        lost = _gptrouter.protocol.essential_options(params)
+        self._tools = ", ".join(name for name in lost if "tool" in name)
+        self._reader = _gptrouter.protocol.EventReader(
+            may_be_empty=not any(map(self._observed.is_chat, keys)), tools=self._tools
+        )
+        return self._reader
+
+    def _learn_form(self) -> None:
+        """Remember whether the model that answered is a chat model."""
+        request = self._named(self._reader.model)
+        if request is not None and self._reader.is_chat is not None:
+            self._observed.are_chat[request.key] = self._reader.is_chat
+
+    def finish(self, answer: Answered) -> Answered:
+        """The whole answer, or the end of a stream, with the attempt log."""
+        reader, choices = self._reader, getattr(answer, "choices", ())
+        if choices and not self._streams_inside:
+            reader.model = cast("Any", answer).model
+            # A completion model's answer has no role.
+            reader.is_chat = choices[0].role is not None or None
+        self._learn_form()
+        served, first = self._named(reader.model), self._requests[0]
+        # The names of models at Azure are the user's own, and not what answers say.
+        if served is not None and (
+            served.model_name == reader.model or "azure" not in first.provider_name
+        ):
+            self.context.call_state.name_route(served.model_name)
+            self._observed.answered(
+                [request.key for request in self._requests],
+                served.key,
+                self.context.clock.monotonic(),
+            )
+        if hasattr(answer, "retryrouter"):  # The SDK's own type has no such field.
+            cast("Any", answer).retryrouter = self.context.call_state.attempt_log()
+        return answer
 
     # --- sending ---
 
@@ -688,7 +809,7 @@ class _GatewayCall:
             arguments["model_router_metadata"] = self._metadata
         if self._is_own:
             arguments["timeout"] = attempt.timeout
-            arguments["gateway_timeout"] = self._gateway_timeout
+            arguments["gateway_timeout"] = self._llm.gateway_timeout
             arguments["gateway_max_retries"] = self._gateway_max_retries
         return arguments
 

@@ -45,6 +45,7 @@ from langchain_retryrouter._callbacks import (
     notifier,
     run_manager_of,
 )
+from langchain_retryrouter._http import ClosedByWith
 from langchain_retryrouter._providers.history import tracing_params
 from langchain_retryrouter._providers.integrations import (
     name_of_tool,
@@ -130,7 +131,7 @@ class _Memory:
             warnings.warn(text, UserWarning, stacklevel=3)
 
 
-class RetryRouter(RetryVisibleChatModel):
+class RetryRouter(ClosedByWith, RetryVisibleChatModel):
     """Several chat models as one, which answers as long as one of them can.
 
     After a failure the same route is asked again, then the next one, depending on the
@@ -600,22 +601,6 @@ class RetryRouter(RetryVisibleChatModel):
                 await aclose()
             elif callable(close):
                 close()
-
-    def __enter__(self) -> Self:
-        """This router, closed at the end of the block."""
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Close it."""
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        """This router, closed at the end of the block."""
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        """Close it."""
-        await self.aclose()
 
     # --- what LangChain asks ---
 

@@ -29,7 +29,7 @@ from langchain_retryrouter._gptrouter.connection import (
     retry_context,
 )
 from langchain_retryrouter._gptrouter.protocol import malformed
-from langchain_retryrouter._retry.engine import Attempt, acall, call
+from langchain_retryrouter._retry.engine import Attempt, RetryContext, acall, call
 from langchain_retryrouter._retry.timeouts import agather_bounded
 from langchain_retryrouter.errors import RetryRouterError
 
@@ -156,11 +156,11 @@ class GPTRouterEmbeddings(GatewayConnection, Embeddings):
 
     def _embed(self, texts: list[str]) -> list[Vector]:
         chunk = _ChunkCall(self, texts)
-        return call(retry_context(self, chunk), chunk.send, chunk.log_retry)
+        return call(chunk.context(), chunk.send, chunk.log_retry)
 
     async def _aembed(self, texts: list[str]) -> list[Vector]:
         chunk = _ChunkCall(self, texts)
-        return await acall(retry_context(self, chunk), chunk.asend, chunk.alog_retry)
+        return await acall(chunk.context(), chunk.asend, chunk.alog_retry)
 
     def _chunks(self, texts: Sequence[str]) -> list[list[str]]:
         """The texts, all of them checked, in chunks that each fit into one request.
@@ -196,6 +196,7 @@ class _ChunkCall:
 
     def __init__(self, embeddings: GPTRouterEmbeddings, texts: Sequence[str]) -> None:
         """Nothing is sent yet."""
+        self._embeddings = embeddings
         self._client: GatewayClient = embeddings.client
         # The SDK's types have no annotations that would say anything.
         self._requests: list[Any] = [
@@ -209,7 +210,12 @@ class _ChunkCall:
         self._count = len(texts)
         self._is_v2 = embeddings.endpoint == "v2"
         self._metadata = metadata_of(embeddings, {})
-        self._failover = embeddings.failover
+
+    def context(self) -> RetryContext:
+        """How the call is retried."""
+        return retry_context(
+            self._embeddings, route=self.route, on_failure=self.on_failure
+        )
 
     def route(self) -> str:
         """The model that the next attempt asks first, and its provider if known.
@@ -223,13 +229,9 @@ class _ChunkCall:
 
     def on_failure(self, _error: RetryRouterError) -> None:
         """Prepare the next attempt: another provider first."""
-        if self._failover:
+        if self._embeddings.failover:
             failed, *others = self._requests
             self._requests = [*others, failed]
-
-    def should_failover(self, _error: RetryRouterError) -> bool:
-        """Never: final errors are the gateway's own, since vectors are not streamed."""
-        return False
 
     def send(self, attempt: Attempt) -> list[Vector]:
         """One attempt's vectors."""

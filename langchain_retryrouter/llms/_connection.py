@@ -18,6 +18,7 @@ from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_core.utils import get_pydantic_field_names
 from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
 
+from langchain_retryrouter._http import ClosedByWith
 from langchain_retryrouter._openai.client import (
     AsyncKey,
     AsyncSDKResource,
@@ -94,7 +95,7 @@ def secret_value(value: Any) -> Any:
     return value.get_secret_value() if isinstance(value, SecretStr) else value
 
 
-class OpenAIConnection(BaseLLM):
+class OpenAIConnection(ClosedByWith, BaseLLM):
     """Account, address, time limits and retries of a model."""
 
     client: Any = Field(default=None, exclude=True)
@@ -349,22 +350,6 @@ class OpenAIConnection(BaseLLM):
         """Close the connections of the running event loop, as `close`."""
         if isinstance(self.async_client, AsyncSDKResource):
             await self.async_client.aclose()
-
-    def __enter__(self) -> Self:
-        """The model; its sync connections are closed after the `with`."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the sync connections."""
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        """The model; its async connections are closed after the `async with`."""
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        """Close the connections of the running event loop."""
-        await self.aclose()
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """A copy that shares clients, rate limiter and clock with the original."""

@@ -112,8 +112,6 @@ THE_SAME: dict[str, BaseMessage] = {
     ),
     "tool's result": tool("42"),
     "tool's result with a name": tool("42", name="f", status="error", artifact=[1]),
-    "tool's result in parts": tool([text("4"), text("2")]),
-    "parts of text": user(text("one"), text("two")),
     "image by URL": user(text("what?"), image(URL)),
     "image with detail": user(
         {"type": "image_url", "image_url": {"url": URL, "detail": "low"}}
@@ -142,10 +140,6 @@ THE_SAME: dict[str, BaseMessage] = {
         {**text("long"), "cache_control": {"type": "ephemeral"}}
     ),
     "thinking alone": ai({"type": "thinking", "thinking": "hm"}, tool_calls=[CALL]),
-    "answer in parts": ai(
-        text("one"), {"type": "reasoning", "reasoning": "hm"}, text("two")
-    ),
-    "calls of Anthropic": ai(text("one"), text("two"), TOOL_USE, tool_calls=[CALL]),
     "calls of OpenAI's Responses": ai(
         {"type": "function_call", "call_id": "call_0", "name": "f", "arguments": "{}"},
         tool_calls=[CALL],
@@ -211,7 +205,10 @@ def answer(content: Any, **rest: Any) -> list[dict[str, Any]]:
 
 SYSTEM = [{"role": "system", "content": "be brief"}]
 VIDEO = {"type": "input_video", "id": "v"}
-ONE_PART = "The public gateway counts no tokens if a content is a list."
+ONE_PART = (
+    "The public gateway counts no tokens if a content is a list, and gives completion"
+    " models nothing of it."
+)
 NO_CALL = "The tool's result would have no call before it."
 TOOLS_TEXT = "OpenAI takes text from a tool."
 OPENAIS_RESULT = "OpenAI has a message for each result, directly after the call."
@@ -220,10 +217,26 @@ OPENAIS_RESULT = "OpenAI has a message for each result, directly after the call.
 OTHERWISE: dict[str, tuple[BaseMessage, list[dict[str, Any]], str]] = {
     "one part of text": (user(text("hi")), from_user("hi"), ONE_PART),
     "tool's result in one part": (tool([text("42")]), [result("42")], ONE_PART),
+    "tool's result in parts": (
+        tool([text("4"), text("2")]),
+        [result("4\n2")],
+        ONE_PART,
+    ),
+    "parts of text": (user(text("one"), text("two")), from_user("one\ntwo"), ONE_PART),
+    "answer in parts": (
+        ai(text("one"), {"type": "reasoning", "reasoning": "hm"}, text("two")),
+        answer("onetwo"),
+        ONE_PART,
+    ),
+    "calls of Anthropic": (
+        ai(text("one"), text("two"), TOOL_USE, tool_calls=[CALL]),
+        answer("onetwo", tool_calls=[SENT_CALL]),
+        ONE_PART,
+    ),
     "no parts": (user(), from_user(""), ONE_PART),
     "text without a type": (
         user("hi", "there"),
-        from_user([text("hi"), text("there")]),
+        from_user("hi\nthere"),
         "OpenAI takes no bare text in a list.",
     ),
     "developer": (

@@ -15,10 +15,20 @@ from langchain_retryrouter import (
     NotFoundError,
     RetryRouterError,
     ServerError,
+    StreamInterruptedError,
 )
-from langchain_retryrouter.testing import STUB_TEXT, Body, ErrorEvent, Status, Step
+from langchain_retryrouter.testing import (
+    STUB_TEXT,
+    Answer,
+    Body,
+    ErrorEvent,
+    Status,
+    Step,
+    Truncate,
+)
 
-from .conftest import GPT_4, Env
+from .conftest import GPT_4, WAYS, Env
+from .frames import sum_of
 
 NOPE = GPTRouterModel(name="nope", provider_name="chat_openai")
 NADA = GPTRouterModel(name="nada", provider_name="chat_openai")
@@ -218,3 +228,99 @@ def test_models_take_turns_until_the_retries_are_used_up(env: Env) -> None:
         " gpt-4-0613 (server_error)"
     )
     assert caught.value.__notes__[1].endswith("no retries left")
+
+
+# --- a model that the gateway skips, since its health table says that it is sick ---
+
+SICK = GPTRouterModel(name="gpt-4-32k-0613", provider_name="chat_openai")
+SERVED = GPTRouterModel(name="gpt-3.5-turbo-1106", provider_name="chat_openai")
+LIST = [SICK, SERVED, OTHER]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_answer_says_which_model_was_asked(env: Env, way: str) -> None:
+    """Log and metadata name the model that answered; the next failure is its own.
+
+    A dated name is that of the listed model. Another call asks a third model next.
+    """
+    env.gateway.script(Answer(model=f"{SERVED.name}-2024"), Status(503))
+    llm = env.llm(models_priority_list=LIST, streaming=way == "streaming invoke")
+
+    first, second = (
+        sum_of(env.stream(llm, "hi")) if way == "stream" else env.invoke(llm, "hi")
+        for _ in range(2)
+    )
+
+    assert attempts_of(first) == [(SERVED.name, "ok")]
+    assert first.response_metadata["model_name"] == f"{SERVED.name}-2024"
+    assert attempts_of(second) == [(SERVED.name, "unavailable"), (OTHER.name, "ok")]
+    assert asked(env)[2] == [OTHER.name, SERVED.name, SICK.name]
+
+
+@pytest.mark.parametrize(
+    ("learned", "cause"),
+    [
+        (True, "401 Incorrect API key provided"),
+        (False, f"404 The model `{SERVED.name}` does not exist, or you have no access"),
+        (False, f"429 You exceeded your current quota for {SERVED.name}"),
+    ],
+    ids=["by an answer before", "by the error", "by the error's quota"],
+)
+def test_a_failure_belongs_to_the_model_that_was_asked(
+    env: Env, caplog: pytest.LogCaptureFixture, learned: bool, cause: str
+) -> None:
+    """Only that model is left out and warned about; another one is asked at once."""
+    env.gateway.script(
+        *([Answer(model=SERVED.name)] if learned else []), ErrorEvent(cause)
+    )
+    llm = env.llm(models_priority_list=LIST, max_retries=1)
+    if learned:
+        env.invoke(llm, "hi")
+
+    answer = sum_of(env.stream(llm, "hi"))
+
+    assert attempts_of(answer)[0][0] == SERVED.name
+    assert attempts_of(answer)[1] == (OTHER.name, "ok")
+    assert asked(env)[-1] == [OTHER.name, SICK.name]
+    assert f"{SERVED.name} cannot answer: {cause}" in caplog.messages
+    assert not any(line.startswith(SICK.name) for line in caplog.messages)
+
+
+def test_a_broken_stream_names_the_model_that_was_asked(env: Env) -> None:
+    """The route of the error is the model that the gateway has asked."""
+    env.gateway.script(Answer(model=SERVED.name), Truncate(after=2))
+    llm = env.llm(models_priority_list=LIST)
+    env.invoke(llm, "hi")
+
+    with pytest.raises(StreamInterruptedError) as caught:
+        env.stream(llm, "hi")
+
+    assert caught.value.route == SERVED.name
+
+
+def test_a_model_that_answers_again_is_no_longer_skipped(env: Env) -> None:
+    """What an answer has shown holds until another one, but at most for 5 minutes.
+
+    The gateway checks its models as often.
+    """
+    llm = env.llm(models_priority_list=[SICK, OTHER], max_retries=1)
+    for wait, first in ((0, OTHER.name), (301, SICK.name)):
+        env.gateway.script(Answer(model=OTHER.name), Status(503))
+        env.invoke(llm, "hi")
+        env.clock.sleep(wait)
+        assert attempts_of(env.invoke(llm, "hi"))[0] == (first, "unavailable")
+
+    env.gateway.script(Answer(model=OTHER.name), Answer(model=SICK.name), Status(503))
+    env.invoke(llm, "hi")
+    env.invoke(llm, "hi")
+    assert attempts_of(env.invoke(llm, "hi"))[0] == (SICK.name, "unavailable")
+
+
+def test_the_name_of_a_deployment_says_nothing_of_the_others(env: Env) -> None:
+    """Azure answers with the name of the model behind, which may be listed as well."""
+    mine = GPTRouterModel(name="prod", provider_name="azure_chat_openai")
+    env.gateway.script(Answer(model="gpt-4-0613-2024"), Status(503))
+    llm = env.llm(models_priority_list=[mine, GPT_4])
+
+    assert attempts_of(env.invoke(llm, "hi")) == [("prod", "ok")]
+    assert attempts_of(env.invoke(llm, "hi"))[0] == ("prod", "unavailable")

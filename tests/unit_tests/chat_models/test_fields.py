@@ -80,7 +80,7 @@ def test_a_bad_value_is_refused_at_construction(
 @pytest.mark.parametrize("field", ["name", "provider_name"])
 def test_a_model_without_a_name_is_refused(field: str) -> None:
     """A model of the list has a name, and so has its provider."""
-    names = {"name": "gpt-4", "provider_name": "chat_openai"}
+    names: Any = {"name": "gpt-4", "provider_name": "chat_openai"}
 
     with pytest.raises(ValidationError, match=field):
         GPTRouterModel(**{**names, field: ""})
@@ -140,6 +140,13 @@ def test_max_retries_and_a_policy_together_are_refused(new_llm: NewModel) -> Non
     """Two numbers of retries are an error that names both."""
     with pytest.raises(ValueError, match=r"max_retries=4 and .*=2 are both"):
         new_llm(max_retries=4, retry_policy=RetryPolicy(max_retries=2))
+
+    # In a copy, whose fields are not checked, it is the call that refuses them.
+    copied = new_llm(max_retries=1).model_copy(update={"retry_policy": RetryPolicy()})
+    with pytest.raises(ValueError, match=r"max_retries=1 and .*=2 are both"):
+        copied.invoke("hi")
+    copied = new_llm().model_copy(update={"retry_policy": RetryPolicy(deadline=9)})
+    assert copied.invoke("hi").content == STUB_TEXT
 
 
 @pytest.mark.parametrize("client", [5, "http://127.0.0.1"], ids=repr)
