@@ -11,6 +11,7 @@ PYTEST_EXTRA ?=
 JOBS ?= 2
 SCALE ?= 1
 CALLS ?= 2000
+SPEED ?= 1
 ifeq ($(origin UV),undefined)
 UV := $(shell command -v uv 2>/dev/null)
 endif
@@ -100,8 +101,8 @@ answer_bench: .venvs/bench/installed ## share of calls answered under mixed faul
 	.venvs/bench/bin/python -m benchmarks.answers --calls $(CALLS)
 
 .PHONY: failover_bench
-failover_bench: .venvs/bench/installed ## sixteen faults, three routers; rewrites docs/failover.md (SCALE=0.1: in short)
-	.venvs/bench/bin/python -m benchmarks.failover --scale $(SCALE)
+failover_bench: .venvs/bench/installed ## sixteen faults, three routers; rewrites docs/failover.md (SPEED=10: in short)
+	.venvs/bench/bin/python -m benchmarks.failover --speed $(SPEED)
 
 .PHONY: prove
 prove: .venv/installed ## the promises in full; prints the figures of docs/promises.md

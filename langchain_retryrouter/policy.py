@@ -92,7 +92,8 @@ class RetryPolicy:
             `RetryRouter`, or if that is less, for a route with others behind it, its
             share of what is left of the deadline. `math.inf` is no limit.
         failover_after_wait: Seconds: a `RetryRouter` that has another route left does
-            not wait longer than this; it asks that route at once.
+            not wait longer than this; it asks that route at once. What counts is the
+            wait that the server asks for, without the jitter on top.
         first_token_timeout: Seconds from a stream's request to its first token.
         stall_timeout: Seconds between two events of a stream after that.
         on_retry: Called before the wait for another attempt on the same model. An

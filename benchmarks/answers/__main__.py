@@ -26,7 +26,7 @@ from langchain_core.runnables import Runnable
 from langchain_openai import ChatOpenAI
 
 from benchmarks.answers.provider import ANSWER
-from benchmarks.answers.scaled_loop import ScaledClock, run
+from benchmarks.scaled_loop import ScaledClock, run
 from langchain_retryrouter import ContentFilterError, RetryPolicy, RetryRouter
 
 Ask: TypeAlias = Callable[[str, bool], Awaitable[str]]

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from aiohttp import ClientConnectionResetError, web
 
-from benchmarks.answers.scaled_loop import run
+from benchmarks.scaled_loop import run
 
 ANSWER: Final = " ".join(f"word{number}" for number in range(1, 61)) + "."
 _TOKENS: Final = [f"{word} " for word in ANSWER.split(" ")]

@@ -1,177 +1,105 @@
-"""Plays a scenario to a system: two providers, the calls, and what both ends saw."""
+"""Plays scenarios to a system: calls it, and reads the provider's log."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import TypeAlias
+import json
+import logging
+import urllib.request
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from benchmarks.failover.evidence import (
-    BACKUP,
-    PRIMARY,
-    TEXT,
-    Attempt,
-    Call,
-    Evidence,
-    Reply,
-)
-from benchmarks.failover.scenarios import (
-    BACKUP_PROMPT_TOKENS,
-    RUN_LENGTH,
-    Scenario,
-)
-from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
-from langchain_retryrouter.testing import (
-    Answer,
-    FaultyGateway,
-    RecordedRequest,
-    Status,
-    Usage,
-)
+from benchmarks.failover.provider import running_provider
+from benchmarks.failover.scenarios import SCENARIOS, Attempt, Call, Scenario, Seen
+from benchmarks.failover.systems import Ask, System
+from benchmarks.scaled_loop import run
 
-_PRIMARY_PROMPT_TOKENS = 111
+_PROBE_LIMIT = 10.0
 
 
-@dataclass(frozen=True)
-class Providers:
-    """What a system is told: where its models are, and how fast the time runs."""
+def play_all(
+    system: System,
+    scale: float,
+    scenarios: Sequence[str] = tuple(SCENARIOS),
+    **how: Any,
+) -> dict[str, Seen]:
+    """What is seen of one system, in this process, which has its own provider.
 
-    primary_url: str
-    backup_url: str
-    scale: float
-    clock: Clock
-
-
-async def _nothing() -> None:
-    pass
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """A system, ready to be asked."""
-
-    ask: Callable[[], Awaitable[Reply]]
-    aclose: Callable[[], Awaitable[None]] = _nothing
-
-
-System: TypeAlias = Callable[[Providers], Contestant]
-
-
-class Model:
-    """Says `TEXT`; goes on with it where a last message of the assistant's ends."""
-
-    def __init__(self, prompt_tokens: int) -> None:
-        """A model whose prompts are told to have so many tokens."""
-        self._prompt_tokens = prompt_tokens
-
-    def __call__(self, request: RecordedRequest) -> Answer:
-        """The answer, and a usage by which its provider is known."""
-        last = request.payload["messages"][-1]
-        begun = last["content"] if last["role"] == "assistant" else ""
-        text = TEXT.removeprefix(begun)
-        usage = Usage(self._prompt_tokens, len(text.split()))
-        return Answer(text, usage=usage)
-
-
-class _Stage:
-    def __init__(
-        self, primary: FaultyGateway, backup: FaultyGateway, scale: float, clock: Clock
-    ) -> None:
-        self.primary, self.backup = primary, backup
-        self.scale, self.clock = scale, clock
-        self.began = clock.monotonic()
-
-    def seconds(self, seconds: float) -> float:
-        return seconds * self.scale
-
-    def now(self) -> float:
-        return (self.clock.monotonic() - self.began) / self.scale
-
-    def attempts(self) -> tuple[Attempt, ...]:
-        attempts = [
-            Attempt((request.at - self.began) / self.scale, name, _told(request))
-            for name, gateway in ((PRIMARY, self.primary), (BACKUP, self.backup))
-            for request in gateway.requests
-        ]
-        return tuple(sorted(attempts, key=lambda one: one.at))
-
-
-def _told(request: RecordedRequest) -> str:
-    step = request.step
-    return str(step.code) if isinstance(step, Status) else type(step).__name__
+    Args:
+        system: Who is called.
+        scale: By which the time of the loop and of the provider runs faster.
+        scenarios: Their names; all by default, one after another on the same loop.
+        **how: Of `play`.
+    """
+    warnings.simplefilter("ignore")  # The peers' deprecations.
+    logging.disable(logging.CRITICAL)
+    # S03 is played once more before, so that imports take no scenario's time.
+    played = [SCENARIOS[name] for name in ("S03", *scenarios)]
+    with running_provider(scale) as url:
+        seen = run(play(played, system, url, scale, **how), scale)
+    return {name: seen[name] for name in scenarios}
 
 
 async def play(
-    scenario: Scenario,
+    scenarios: Iterable[Scenario],
     system: System,
-    *,
+    url: str,
     scale: float,
-    clock: Clock = SYSTEM_CLOCK,
-    curtain: Callable[[], Awaitable[None]] = _nothing,
-) -> Evidence:
-    """What is seen when `system` goes through `scenario`.
+    *,
+    is_stream: bool = True,
+    retry_after: str = "2",
+) -> dict[str, Seen]:
+    """What is seen of `system` in each scenario.
 
     Args:
-        scenario: The fault.
-        system: Builds the contestant over the two providers.
-        scale: What all times are multiplied by.
-        clock: What the calls are paced by; a contestant may go by it as well.
-        curtain: Awaited when all is built, before the time of the scenario begins.
+        scenarios: What is played.
+        system: Who is called.
+        url: Of the provider.
+        scale: As in `play_all`.
+        is_stream: Whether answers are streamed.
+        retry_after: What S01 sends; a system that does not scale its time needs less.
     """
-    async with (
-        FaultyGateway(answer=Model(_PRIMARY_PROMPT_TOKENS)) as primary,
-        FaultyGateway(answer=Model(BACKUP_PROMPT_TOKENS)) as backup,
-    ):
-        contestant = system(
-            Providers(primary.openai_url, backup.openai_url, scale, clock)
-        )
-        await curtain()
-        stage = _Stage(primary, backup, scale, clock)
-        scenario.prepare(stage)
-        calls = await _calls(scenario, contestant, stage)
-        attempts = stage.attempts()
-        afterwards = None
-        if scenario.is_tried_again:
-            afterwards = await _call(contestant, stage)
-        await contestant.aclose()
-        return Evidence(tuple(calls), attempts, afterwards)
+    healthy = system(url, scale, ["fb-ok"])
+    seen = {}
+    for one in scenarios:
+        await asyncio.to_thread(_fetch, f"{url}/reset", {"retry_after": retry_after})
+        ask = system(url, scale, [f"fb-{one.name.lower()}", one.fallback])
+        calls = await _calls(one, ask, is_stream=is_stream)
+        log = await asyncio.to_thread(_fetch, f"{url}/log")
+        probe = await _call(healthy, 0.0, _PROBE_LIMIT, is_stream=False)
+        attempts = tuple(Attempt(**entry) for entry in log)
+        seen[one.name] = Seen(tuple(calls), attempts, probe)
+    return seen
 
 
-async def _calls(
-    scenario: Scenario, contestant: Contestant, stage: _Stage
-) -> list[Call]:
-    tasks: list[asyncio.Task[Call]] = []
+def _fetch(url: str, body: dict[str, str] | None = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(url, data) as response:  # noqa: S310 - our own server
+        return json.load(response)
+
+
+async def _calls(scenario: Scenario, ask: Ask, *, is_stream: bool) -> list[Call]:
+    loop = asyncio.get_running_loop()
+    start, calls = loop.time(), []
     for number in range(scenario.calls):
-        await _until(number * scenario.pace, stage)
-        tasks.append(asyncio.create_task(_call(contestant, stage)))
-        if stage.clock is not SYSTEM_CLOCK:
-            # Whose time jumps with every wait: the next call would jump for this one.
-            await tasks[-1]
-    return await asyncio.gather(*tasks)
+        await asyncio.sleep(start + number * scenario.pace - loop.time())
+        call = await _call(ask, start, scenario.limit, is_stream=is_stream)
+        calls.append(call)
+    return calls
 
 
-async def _until(moment: float, stage: _Stage) -> None:
-    early = moment - stage.now()
-    if early > 0:
-        await stage.clock.asleep(stage.seconds(early))
-
-
-async def _call(contestant: Contestant, stage: _Stage) -> Call:
-    began = stage.now()
-    reply, error = None, None
-    limit = asyncio.timeout(stage.seconds(RUN_LENGTH))
+async def _call(ask: Ask, start: float, limit: float, *, is_stream: bool) -> Call:
+    loop = asyncio.get_running_loop()
+    began, error, reply = loop.time(), None, None
+    timer = asyncio.timeout(limit)
     try:
-        async with limit:
-            reply = await contestant.ask()
+        async with timer:
+            reply = await ask(is_stream)
     except Exception as caught:  # noqa: BLE001 - whatever a system raises is its answer
-        if not limit.expired():
-            error = _tell(caught)
-    return Call(began, stage.now() - began, reply, error)
-
-
-def _tell(error: Exception) -> str:
-    status, code = (getattr(error, name, None) for name in ("status_code", "code"))
-    facts = " ".join(str(fact) for fact in (status, code) if fact)
-    said = [type(error).__name__, f" [{facts}]" if facts else "", f": {error}"]
-    return "".join(said).removesuffix(": ")
+        if not timer.expired():
+            error = f"{type(caught).__name__}: {caught}"
+    seconds = loop.time() - began
+    if reply is None:
+        return Call(began - start, seconds, error=error)
+    return Call(began - start, seconds, reply.text, reply.model, reply.has_usage)

@@ -565,16 +565,21 @@ class CallState:
             return decision
         if self._is_open(self.position, decision.delay):
             return Stop("the circuit breaker is open")
-        if decision.delay > self.policy.failover_after_wait and self._has_routes:
-            breaker = self._routes[self.position].breaker
-            is_left = self._next_open() is not None
-            other = None if is_left else self._resort(failure, decision.delay)
-            if is_left and breaker is not None and failure.retry_after:
-                breaker.open_for(failure.retry_after)  # For other calls, too.
-            if is_left:
+        limit, asked = self.policy.failover_after_wait, failure.retry_after
+        if decision.delay > limit and self._has_routes:
+            if self._next_open() is None:
+                other = self._resort(failure, decision.delay)
+                if other is not None:
+                    return Retry(other)
+            elif asked and asked <= limit:
+                # The server asked for less: only the jitter on top is too long.
+                jitter = max(limit - asked, min(asked, 1.0))
+                decision = Retry(asked + self._time.random() * jitter)
+            else:
+                breaker = self._routes[self.position].breaker
+                if breaker is not None and asked:
+                    breaker.open_for(asked)  # For other calls, too.
                 return Stop("the wait is longer than failover_after_wait")
-            if other is not None:
-                return Retry(other)
         if not self._pay(throttled=failure.kind is FailureKind.RATE_LIMIT):
             return Stop("retry budget empty")
         return decision

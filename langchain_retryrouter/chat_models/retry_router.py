@@ -100,7 +100,7 @@ FailoverRule: TypeAlias = (
 )
 
 _BREAKER_DEFAULTS: Final = CircuitBreakerSettings(
-    failure_threshold=3, recovery_jitter=0.1
+    failure_threshold=3, recovery_time=10, recovery_jitter=0.1
 )
 _DEFAULT_LIMITS: Final = (300.0, 60.0, 60.0)  # Of an attempt, first token, and stall.
 # For tracers, where the first route does not say it itself.
@@ -180,8 +180,9 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
     )
     """Numbers of each route's own circuit breaker, as `CircuitBreaker` takes them.
 
-    What is left out has the router's defaults, `failure_threshold=3` and
-    `recovery_jitter=0.1`, or else those of `CircuitBreaker`. None: no breakers.
+    What is left out has the router's defaults, `failure_threshold=3`,
+    `recovery_time=10` and `recovery_jitter=0.1`, or else those of `CircuitBreaker`.
+    None: no breakers.
     """
 
     strategy: Literal["priority", "weighted", "least_latency", "round_robin"] = (

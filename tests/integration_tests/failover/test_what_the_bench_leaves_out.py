@@ -10,9 +10,12 @@ from typing import Any, get_args
 
 import pytest
 from langchain_core.callbacks import AsyncCallbackHandler
+from langchain_openai import ChatOpenAI
+from openai import DefaultAsyncHttpxClient, DefaultHttpxClient
+from pydantic import SecretStr
 
-from benchmarks.failover.evidence import TEXT
-from benchmarks.failover.systems import Way, aclose, asked, chat_model
+from benchmarks.failover.provider import TEXT
+from benchmarks.failover.systems import Way, asked
 from langchain_retryrouter import (
     QuotaExceededError,
     RetryBudget,
@@ -48,7 +51,7 @@ async_only = pytest.mark.parametrize("way", _ASYNC)
 
 
 @dataclass
-class House:
+class Providers:
     """A primary, a backup, and the models over both."""
 
     primary: FaultyGateway
@@ -57,9 +60,23 @@ class House:
     def __post_init__(self) -> None:
         """Make the models."""
         self.models = [
-            chat_model(name, gateway.openai_url, max_retries=0, timeout=10)
+            ChatOpenAI(
+                model=name,
+                base_url=gateway.openai_url,
+                api_key=SecretStr("any"),
+                timeout=10,
+                # Those that `ChatOpenAI` shares would outlive the test and its port.
+                http_client=DefaultHttpxClient(verify=False),
+                http_async_client=DefaultAsyncHttpxClient(verify=False),
+            )
             for name, gateway in (("first", self.primary), ("second", self.backup))
         ]
+
+    async def aclose(self) -> None:
+        """Close the connections of the models."""
+        for model in self.models:
+            await model.root_async_client.close()
+            model.root_client.close()
 
     def router(self, **fields: Any) -> RetryRouter:
         """A router over both; a held back stream unless `fields` say otherwise."""
@@ -82,18 +99,19 @@ class House:
 
 
 async def _ask(router: RetryRouter, way: Way) -> str:
-    return (await asked(router, way)()).text
+    ask = asked(router, is_sync=not way.startswith("a"))
+    return (await ask(way.endswith("stream"))).text
 
 
 @pytest.fixture
-async def house() -> AsyncIterator[House]:
+async def providers() -> AsyncIterator[Providers]:
     async with (
         FaultyGateway(answer=Answer(TEXT)) as primary,
         FaultyGateway(answer=Answer(TEXT)) as backup,
     ):
-        house = House(primary, backup)
-        yield house
-        await aclose(house.models)
+        providers = Providers(primary, backup)
+        yield providers
+        await providers.aclose()
 
 
 # --- a clean end of the body without a finish reason ---
@@ -101,26 +119,26 @@ async def house() -> AsyncIterator[House]:
 
 @every_way
 async def test_an_answer_without_a_finish_reason_is_no_answer(
-    way: Way, house: House, fake_clock: FakeClock
+    way: Way, providers: Providers, fake_clock: FakeClock
 ) -> None:
     """What ends cleanly, but says no reason for its end, is asked for elsewhere."""
-    house.primary.always(Answer(TEXT[:200], finish_reason=None))
-    assert await _ask(house.router(clock=fake_clock), way) == TEXT
-    assert house.asked == (3, 1)
+    providers.primary.always(Answer(TEXT[:200], finish_reason=None))
+    assert await _ask(providers.router(clock=fake_clock), way) == TEXT
+    assert providers.asked == (3, 1)
 
 
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_a_clean_end_in_the_middle_is_an_error_with_what_was_delivered(
-    house: House, *, is_async: bool
+    providers: Providers, *, is_async: bool
 ) -> None:
     """A stream that was handed over and ends too early is never called whole."""
-    house.primary.script(Truncate(after=40))
-    router = house.router(stream_recovery="error")
+    providers.primary.script(Truncate(after=40))
+    router = providers.router(stream_recovery="error")
     texts: list[str] = []
     with pytest.raises(StreamInterruptedError) as caught:
         await _read(router, texts, is_async=is_async)
     assert caught.value.delivered == "".join(texts) == " ".join(TEXT.split()[:40])
-    assert house.asked == (1, 0)
+    assert providers.asked == (1, 0)
 
 
 async def _read(router: RetryRouter, texts: list[str], *, is_async: bool) -> None:
@@ -144,33 +162,37 @@ async def _read(router: RetryRouter, texts: list[str], *, is_async: bool) -> Non
     ids=["clean-end", "error-event", "reset"],
 )
 async def test_a_stream_that_breaks_in_any_way_is_continued(
-    way: Way, house: House, step: Step
+    way: Way, providers: Providers, step: Step
 ) -> None:
     """Whatever ends it too early, the rest is asked for elsewhere and joins on."""
-    house.primary.always(step)
-    assert await _ask(house.router(stream_recovery="continue"), way) == TEXT
-    assert house.asked == (1, 1)
+    providers.primary.always(step)
+    assert await _ask(providers.router(stream_recovery="continue"), way) == TEXT
+    assert providers.asked == (1, 1)
 
 
 # --- insufficient_quota ---
 
 
 @every_way
-async def test_a_used_up_quota_is_not_asked_again(way: Way, house: House) -> None:
+async def test_a_used_up_quota_is_not_asked_again(
+    way: Way, providers: Providers
+) -> None:
     """Waiting brings no money: one attempt, and the backup answers."""
-    house.primary.always(Status(429, error_code="insufficient_quota"))
-    assert await _ask(house.router(), way) == TEXT
-    assert house.asked == (1, 1)
+    providers.primary.always(Status(429, error_code="insufficient_quota"))
+    assert await _ask(providers.router(), way) == TEXT
+    assert providers.asked == (1, 1)
 
 
 @every_way
-async def test_used_up_quotas_everywhere_end_the_call(way: Way, house: House) -> None:
+async def test_used_up_quotas_everywhere_end_the_call(
+    way: Way, providers: Providers
+) -> None:
     """Where no route has money left the caller is told so, after one attempt each."""
-    for gateway in (house.primary, house.backup):
+    for gateway in (providers.primary, providers.backup):
         gateway.always(Status(429, error_code="insufficient_quota"))
     with pytest.raises(QuotaExceededError):
-        await _ask(house.router(), way)
-    assert house.asked == (1, 1)
+        await _ask(providers.router(), way)
+    assert providers.asked == (1, 1)
 
 
 # --- an error event inside a 200 ---
@@ -179,22 +201,22 @@ async def test_used_up_quotas_everywhere_end_the_call(way: Way, house: House) ->
 @streams_only
 @pytest.mark.parametrize("after", [0, 20])
 async def test_an_error_inside_a_stream_is_a_failure(
-    way: Way, house: House, fake_clock: FakeClock, after: int
+    way: Way, providers: Providers, fake_clock: FakeClock, after: int
 ) -> None:
     """A 200 that turns into an error, at once or later, ends in the whole answer."""
-    house.primary.always(ErrorEvent("upstream is gone", after=after))
-    assert await _ask(house.router(clock=fake_clock), way) == TEXT
-    assert house.asked == (3, 1)
+    providers.primary.always(ErrorEvent("upstream is gone", after=after))
+    assert await _ask(providers.router(clock=fake_clock), way) == TEXT
+    assert providers.asked == (3, 1)
 
 
 @every_way
 async def test_an_error_in_place_of_an_answer_is_a_failure(
-    way: Way, house: House, fake_clock: FakeClock
+    way: Way, providers: Providers, fake_clock: FakeClock
 ) -> None:
     """A 200 whose body is an error is none, streamed or not."""
-    house.primary.always(ErrorInOk("upstream is gone"))
-    assert await _ask(house.router(clock=fake_clock), way) == TEXT
-    assert house.asked == (3, 1)
+    providers.primary.always(ErrorInOk("upstream is gone"))
+    assert await _ask(providers.router(clock=fake_clock), way) == TEXT
+    assert providers.asked == (3, 1)
 
 
 # --- a malformed Retry-After ---
@@ -207,13 +229,13 @@ async def test_an_error_in_place_of_an_answer_is_a_failure(
     ids=lambda value: value[:20] or "empty",
 )
 async def test_a_malformed_retry_after_does_no_harm(
-    way: Way, house: House, fake_clock: FakeClock, value: str
+    way: Way, providers: Providers, fake_clock: FakeClock, value: str
 ) -> None:
     """A header that cannot be meant makes a call neither fail nor wait for long."""
-    house.primary.script(Status(429, {"retry-after": value}))
-    router = house.router(clock=fake_clock)
+    providers.primary.script(Status(429, {"retry-after": value}))
+    router = providers.router(clock=fake_clock)
     assert await _ask(router, way) == TEXT
-    assert sum(house.asked) == 2
+    assert sum(providers.asked) == 2
     assert sum(fake_clock.sleeps) <= router.retry_policy.initial_delay
 
 
@@ -223,17 +245,19 @@ _WORDS = "Grüße aus Łódź, 日本語 and 🦊"
 
 
 @every_way
-async def test_a_character_torn_apart_is_put_together(way: Way, house: House) -> None:
+async def test_a_character_torn_apart_is_put_together(
+    way: Way, providers: Providers
+) -> None:
     """Bytes of one character that come apart are one character of the answer."""
-    house.primary.always(SplitCharacter(_WORDS))
-    assert await _ask(house.router(), way) == _WORDS
-    assert house.asked == (1, 0)
+    providers.primary.always(SplitCharacter(_WORDS))
+    assert await _ask(providers.router(), way) == _WORDS
+    assert providers.asked == (1, 0)
 
 
 @streams_only
 @pytest.mark.parametrize("last", [b"", b"0\r\n\r\n"], ids=["cut-off", "cleanly-ended"])
 async def test_half_a_character_is_never_handed_over(
-    way: Way, house: House, fake_clock: FakeClock, last: bytes
+    way: Way, providers: Providers, fake_clock: FakeClock, last: bytes
 ) -> None:
     """A stream that dies inside a character leaves no trace in the whole answer."""
     said = '{"choices":[{"index":0,"delta":{"content":"Gr\u00fc'.encode()
@@ -242,9 +266,9 @@ async def test_half_a_character_is_never_handed_over(
     head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
     head += b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n"
     body = b"%x\r\n%b\r\n" % (len(data), data)
-    house.primary.always(Raw(head + body + last))
-    assert await _ask(house.router(clock=fake_clock), way) == TEXT
-    assert house.asked == (3, 1)
+    providers.primary.always(Raw(head + body + last))
+    assert await _ask(providers.router(clock=fake_clock), way) == TEXT
+    assert providers.asked == (3, 1)
 
 
 # --- a stream that drips ---
@@ -252,20 +276,22 @@ async def test_half_a_character_is_never_handed_over(
 
 @every_way
 async def test_an_answer_that_comes_byte_by_byte_is_whole(
-    way: Way, house: House
+    way: Way, providers: Providers
 ) -> None:
     """How an answer is cut into writes does not matter."""
-    house.primary.always(Drip())
-    assert await _ask(house.router(), way) == TEXT
-    assert house.asked == (1, 0)
+    providers.primary.always(Drip())
+    assert await _ask(providers.router(), way) == TEXT
+    assert providers.asked == (1, 0)
 
 
 @streams_only
-async def test_a_stream_that_drips_too_slowly_is_left(way: Way, house: House) -> None:
+async def test_a_stream_that_drips_too_slowly_is_left(
+    way: Way, providers: Providers
+) -> None:
     """Bytes that never become a token do not keep a caller waiting."""
-    house.primary.always(Drip(seconds=0.05))
-    assert await _ask(house.router(), way) == TEXT
-    assert house.asked == (1, 1)
+    providers.primary.always(Drip(seconds=0.05))
+    assert await _ask(providers.router(), way) == TEXT
+    assert providers.asked == (1, 1)
 
 
 # --- the retry of a call that nobody waits for any longer ---
@@ -283,49 +309,51 @@ class _Retries(AsyncCallbackHandler):
 
 @async_only
 async def test_a_call_cancelled_during_its_wait_sends_nothing_more(
-    way: Way, house: House
+    way: Way, providers: Providers
 ) -> None:
     """The retry is never sent, its price is given back, and no task is left."""
-    house.primary.script(Status(429, {"retry-after": "30"}))
+    providers.primary.script(Status(429, {"retry-after": "30"}))
     retries, budget = _Retries(), RetryBudget()
-    router = house.router(budget=budget, callbacks=[retries])
+    router = providers.router(budget=budget, callbacks=[retries])
     task = asyncio.create_task(_ask(router, way))
     await retries.announced.wait()
     await _cancel(task)
-    assert house.asked == (1, 0)
+    assert providers.asked == (1, 0)
     assert budget.tokens == RetryBudget().tokens
 
 
 @async_only
 async def test_a_retry_cancelled_on_its_way_is_the_last_request(
-    way: Way, house: House
+    way: Way, providers: Providers
 ) -> None:
     """Its connection is closed at once, and nobody else is asked for the answer."""
-    house.primary.script(Status(503), Silence(0.9))
-    task = asyncio.create_task(_ask(house.router(), way))
-    await house.primary.await_for(lambda it: len(it.requests) == 2)
+    providers.primary.script(Status(503), Silence(0.9))
+    task = asyncio.create_task(_ask(providers.router(), way))
+    await providers.primary.await_for(lambda it: len(it.requests) == 2)
     await _cancel(task)
-    await house.primary.await_for(lambda it: it.requests[1].outcome == "client_left")
-    await house.primary.await_for(lambda it: it.open_connections == 0)
-    assert house.asked == (2, 0)
+    await providers.primary.await_for(
+        lambda it: it.requests[1].outcome == "client_left"
+    )
+    await providers.primary.await_for(lambda it: it.open_connections == 0)
+    assert providers.asked == (2, 0)
 
 
 @async_only
 async def test_a_cancelled_probe_gives_its_place_back(
-    way: Way, house: House, fake_clock: FakeClock
+    way: Way, providers: Providers, fake_clock: FakeClock
 ) -> None:
     """After a probe that nobody waited for, the next call may try the primary again."""
-    house.primary.script(Status(503), Silence(0.9))
+    providers.primary.script(Status(503), Silence(0.9))
     settings = {"failure_threshold": 1, "recovery_time": 30, "recovery_jitter": 0.0}
-    router = house.router(breaker_settings=settings, clock=fake_clock)
+    router = providers.router(breaker_settings=settings, clock=fake_clock)
     assert await _ask(router, way) == TEXT
-    assert house.asked == (1, 1)
+    assert providers.asked == (1, 1)
     fake_clock.advance(30)
     task = asyncio.create_task(_ask(router, way))
-    await house.primary.await_for(lambda it: len(it.requests) == 2)
+    await providers.primary.await_for(lambda it: len(it.requests) == 2)
     await _cancel(task)
     assert await _ask(router, way) == TEXT
-    assert house.asked == (3, 1)
+    assert providers.asked == (3, 1)
 
 
 async def _cancel(task: asyncio.Task[str]) -> None:
@@ -335,15 +363,17 @@ async def _cancel(task: asyncio.Task[str]) -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_a_stream_that_is_closed_leaves_no_thread(house: House) -> None:
+async def test_a_stream_that_is_closed_leaves_no_thread(providers: Providers) -> None:
     """A caller that stops reading a sync stream ends its request and its thread."""
-    house.primary.always(Drip(seconds=0.001, size=20))
-    chunks = house.router(stream_recovery="error").stream("hi")
+    providers.primary.always(Drip(seconds=0.001, size=20))
+    chunks = providers.router(stream_recovery="error").stream("hi")
     await asyncio.to_thread(next, chunks)
     await asyncio.to_thread(chunks.close)  # type: ignore[attr-defined] # a generator
-    await house.primary.await_for(lambda it: it.requests[0].outcome == "client_left")
+    await providers.primary.await_for(
+        lambda it: it.requests[0].outcome == "client_left"
+    )
     for thread in threading.enumerate():
         if thread.name == "retryrouter-call":
             await asyncio.to_thread(thread.join, _SOON)
             assert not thread.is_alive()
-    assert house.asked == (1, 0)
+    assert providers.asked == (1, 0)

@@ -4,81 +4,96 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.failover.evidence import BACKUP, PRIMARY, TEXT, Attempt, Call, Evidence
-from benchmarks.failover.evidence import Reply as _Reply
-from benchmarks.failover.judge import Grade, judge
-from benchmarks.failover.scenarios import BACKUP_PROMPT_TOKENS, SCENARIOS
+from benchmarks.failover.provider import TEXT
+from benchmarks.failover.scenarios import SCENARIOS, Attempt, Call, Grade, Seen, judge
 
-
-def attempts(*times: float) -> tuple[Attempt, ...]:
-    return tuple(Attempt(at, PRIMARY, "503") for at in times)
-
-
-def answered(seconds: float = 1.0, text: str = TEXT, model: str = BACKUP) -> Call:
-    return Call(0.0, seconds, _Reply(text, model, BACKUP_PROMPT_TOKENS))
-
-
-def failed(error: str = "ServerError [503]: gone") -> Call:
-    return Call(0.0, 1.0, error=error)
-
-
+PROBE = Call(0.0, 1.0, TEXT)
+SICK = Call(0.0, 1.0, error="gone")
+FAILED = Call(0.0, 1.0, error="ServerError: gone")
+REFUSED = Call(0.0, 1.0, error="APIError: rejected by our safety system")
 HALF = " ".join(TEXT.split()[:40])
-NO_USAGE = Call(0, 1, _Reply(TEXT, PRIMARY))
-REFUSED = "X [400 content_policy_violation]"
+
+
+def answered(
+    seconds: float = 1.0, text: str = TEXT, *, model: str = "fb-ok", usage: bool = True
+) -> Call:
+    return Call(0.0, seconds, text, model, usage)
+
+
+def attempts(*times: float, sizes: tuple[int, ...] = ()) -> list[Attempt]:
+    sizes = sizes or tuple(range(len(times), 0, -1))
+    pairs = zip(times, sizes, strict=True)
+    return [Attempt(at, "fb-s00", "503", size) for at, size in pairs]
+
+
+OK = answered()
+OTHER_SPACES = answered(text=TEXT.replace(" ", "\n"))
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_a_hang_or_half_an_answer_fails(name: str) -> None:
+@pytest.mark.parametrize(
+    "call", [Call(0.0, 130.0), answered(text=HALF), answered(text=f"{TEXT} {TEXT}")]
+)
+def test_a_hang_or_half_an_answer_fails(name: str, call: Call) -> None:
     """No check can make up for a hang, or for a part of the text called success."""
-    for call in (
-        Call(0.0, 120.0),
-        answered(text=HALF),
-        answered(text=f"{TEXT} {TEXT}"),
-    ):
-        seen = Evidence((call,), attempts(0, 1.8), answered())
-        assert judge(SCENARIOS[name], seen).grade is Grade.FAIL
+    seen = Seen((call,), tuple(attempts(0, 1.8)), PROBE)
+    assert judge(SCENARIOS[name], seen)[0] is Grade.FAIL
 
 
 @pytest.mark.parametrize(
-    ("name", "call", "times", "afterwards", "grade"),
+    ("name", "call", "at_primary", "grade"),
     [
-        ("S01", answered(), (0, 1.8), None, Grade.PASS),
-        ("S01", answered(), (0, 1.7), None, Grade.PARTIAL),
-        ("S01", answered(), (0, 1, 1.4, 4), None, Grade.FAIL),
-        ("S02", answered(), (0, 1, 2, 2.9), None, Grade.PASS),
-        ("S02", answered(), (0, 1, 2, 2.5, 2.9), None, Grade.FAIL),
-        ("S03", answered(text=TEXT.replace(" ", "\n")), (0, 1), None, Grade.PASS),
-        ("S04", answered(), range(6), None, Grade.PASS),
-        ("S04", failed(), range(7), None, Grade.FAIL),
-        ("S06", answered(100.0), (0,), None, Grade.PASS),
-        ("S06", answered(), (0, 1), None, Grade.PARTIAL),
-        ("S06", answered(100.1), (0,), None, Grade.FAIL),
-        ("S07", answered(15.1), (0,), None, Grade.PARTIAL),
-        ("S08", failed(), (0,), None, Grade.SAFE),
-        ("S09", answered(45.0), (0,), answered(), Grade.PASS),
-        ("S09", answered(), (0,), failed(), Grade.FAIL),
-        ("S10", failed(), (0,), answered(), Grade.SAFE),
-        ("S11", NO_USAGE, (0,), None, Grade.PARTIAL),
-        ("S11", answered(8.1), (0,), None, Grade.FAIL),
-        ("S12", answered(), (0,), None, Grade.PASS),
-        ("S12", answered(), (0, 1), None, Grade.FAIL),
-        ("S13", failed(REFUSED), (0,), None, Grade.PASS),
-        ("S13", answered(), (0,), None, Grade.PARTIAL),
-        ("S13", failed(), (0,), None, Grade.SAFE),
-        ("S14", failed("X [400]: prefill"), (0,), None, Grade.FAIL),
-        ("S16", answered(), (0,), None, Grade.PASS),
-        ("S16", answered(model=PRIMARY), (0,), None, Grade.FAIL),
+        ("S01", OK, attempts(0, 1.8), "pass"),
+        ("S01", OK, attempts(0, 1.7), "partial"),
+        ("S01", OK, attempts(0, 1, 1.4, 4), "fail"),
+        ("S02", OK, attempts(0, 1, 2, 2.9), "pass"),
+        ("S02", OK, attempts(0, 1, 2, 2.5, 2.9), "fail"),
+        ("S03", OTHER_SPACES, attempts(0, 1), "pass"),
+        ("S04", OK, attempts(*range(6)), "pass"),
+        ("S04", FAILED, attempts(*range(7)), "fail"),
+        ("S06", answered(100.0), attempts(0), "pass"),
+        ("S06", OK, attempts(0, 1), "partial"),
+        ("S06", answered(100.1), attempts(0), "fail"),
+        ("S07", answered(15.1), attempts(0), "partial"),
+        ("S08", FAILED, attempts(0), "safe"),
+        ("S09", answered(45.0), attempts(0), "pass"),
+        ("S09", answered(45.1), attempts(0), "fail"),
+        ("S10", FAILED, attempts(0), "safe"),
+        ("S11", answered(usage=False), attempts(0), "partial"),
+        ("S11", answered(8.1), attempts(0), "fail"),
+        ("S12", OK, attempts(0), "pass"),
+        ("S12", OK, attempts(0, 1, sizes=(9, 8)), "pass"),
+        ("S12", OK, attempts(0, 1, sizes=(9, 9)), "fail"),
+        ("S12", OK, attempts(0, 1, 2, sizes=(9, 8, 7)), "fail"),
+        ("S13", REFUSED, attempts(0), "pass"),
+        ("S13", OK, attempts(0), "partial"),
+        ("S13", FAILED, attempts(0), "safe"),
+        ("S14", FAILED, [Attempt(1, "fb-ok-noprefill", "400 prefill")], "fail"),
+        ("S14", FAILED, attempts(0), "safe"),
+        ("S15", FAILED, [Attempt(90, "fb-s15", "200")], "fail"),
+        ("S15", OK, [Attempt(90, "fb-s15", "200")], "pass"),
+        ("S15", OK, [Attempt(91, "fb-s15", "200")], "fail"),
+        ("S16", OK, attempts(0), "pass"),
+        ("S16", answered(usage=False), attempts(0), "partial"),
+        ("S16", answered(model="openai/fb-s16"), attempts(0), "fail"),
     ],
 )
 def test_a_call_gets_what_it_deserves(
-    name: str,
-    call: Call,
-    times: tuple[float, ...],
-    afterwards: Call | None,
-    grade: Grade,
+    name: str, call: Call, at_primary: list[Attempt], grade: str
 ) -> None:
     """Required checks decide between fail and the rest, advisory ones cost the pass."""
-    seen = Evidence((call,), attempts(*times), afterwards)
-    verdict = judge(SCENARIOS[name], seen)
-    assert verdict.grade is grade
-    assert bool(verdict.broken) is (grade is not Grade.PASS)
+    verdict, reasons = judge(SCENARIOS[name], Seen((call,), tuple(at_primary), PROBE))
+    assert verdict == grade, reasons
+    assert bool(reasons) is (grade != Grade.PASS)
+
+
+@pytest.mark.parametrize("name", ["S09", "S10"])
+def test_a_system_that_stays_broken_fails(name: str) -> None:
+    """A healthy model must answer after the fault."""
+    seen = Seen((OK,), tuple(attempts(0)), SICK)
+    assert judge(SCENARIOS[name], seen)[0] is Grade.FAIL
+
+
+def test_every_answer_has_sixty_words() -> None:
+    """The scenarios count on it."""
+    assert len(TEXT.split()) == 60
