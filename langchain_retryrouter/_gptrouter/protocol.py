@@ -525,7 +525,8 @@ class EventReader:
     The `end` event alone does not make an answer complete: a provider whose stream was
     cut cleanly leaves a normal `end` too, but no finish reason. The updates of
     completion models have no `finish_reason` key at all; they carry `model` instead,
-    and an empty answer of theirs has no update.
+    and an empty answer of theirs has no update. A token after a finish reason takes it
+    back.
 
     Args:
         may_be_empty: Whether only completion models may answer.
@@ -555,27 +556,24 @@ class EventReader:
         """
         data = event.data
         if event.event == "update":
-            text = data.get("text")
+            text = data.get("text") or ""
+            # Calls and reasoning are tokens too: the caller is handed them.
+            is_token = bool(
+                text
+                or data.get("tool_calls")
+                or data.get("function_call")
+                or read_reasoning(data)
+            )
             if "finish_reason" in data:
                 self.is_chat = True
-                self._is_finished = bool(self._is_finished or data["finish_reason"])
-            elif "model" in data:
+                is_finished = bool(data["finish_reason"])
+            elif is_finished := bool(data.get("model")):
                 self.model, self.is_chat = data["model"], False
                 if self._tools and text and not data.get("tool_calls"):
                     raise self._not_told()
-                self._is_finished = True
-            else:
-                self._is_finished = bool(self._is_finished)
-            if text:
-                return ChunkInfo(text, is_token=True)
-            # Calls and reasoning are tokens too: the caller is handed them.
-            return ChunkInfo(
-                is_token=bool(
-                    data.get("tool_calls")
-                    or data.get("function_call")
-                    or read_reasoning(data)
-                )
-            )
+            if is_finished or is_token or self._is_finished is None:
+                self._is_finished = is_finished
+            return ChunkInfo(text, is_token)
         if event.event == "end":
             return ChunkInfo(is_end=self._is_finished is not False, is_last=True)
         if event.event == "meta":
@@ -595,6 +593,11 @@ class EventReader:
 # It checks its models every 5 minutes, and says so too of a model that is listed with
 # another provider's name, so another attempt soon would get the same.
 _NO_MODELS: Final = re.compile(r"^no models available")
+# Said before a provider is asked.
+_OWN_WORDS: Final = re.compile(
+    r"^(no models available|stream not supported for"
+    r"|(provider|model) with (name|id) .* does not exist)"
+)
 # The public gateway's own words in `error` events, compared in lower case.
 _KNOWN_MESSAGES: Final = (
     (re.compile(r"^request timed out"), FailureKind.TIMEOUT),
@@ -638,12 +641,12 @@ def read_error_event(event: Mapping[str, Any]) -> RetryRouterError:
         kind = errors.read_response(status_code, (), event, unix_time=0.0).kind
     report = errors.read_event(dict(event), "error")
     kind = kind or (report.kind if report else FailureKind.SERVER_ERROR)
-    is_final = _NO_MODELS.match(words)
     return GPT_ROUTER_ERRORS[kind](
         message,
         status_code=status_code,
         body=dict(event),
-        should_retry=False if is_final else None,
+        may_have_run=not _OWN_WORDS.match(words),
+        should_retry=False if _NO_MODELS.match(words) else None,
     )
 
 

@@ -30,6 +30,7 @@ from langchain_core.language_models.chat_models import (
     generate_from_stream,
 )
 from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.outputs import (
     ChatGeneration,
     ChatGenerationChunk,
@@ -37,6 +38,7 @@ from langchain_core.outputs import (
     Generation,
 )
 from langchain_core.runnables import Runnable
+from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
 from langchain_retryrouter import _gptrouter
@@ -237,6 +239,26 @@ class GPTRouter(GatewayConnection, RetryVisibleChatModel):
         if stops:
             params["ls_stop"] = [stops] if isinstance(stops, str) else stops
         return params
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """As many numbers as `text` has tokens, approximately: one for 4 characters."""
+        if self.custom_get_token_ids is not None:
+            return self.custom_get_token_ids(text)
+        return list(range(-(-len(text) // 4)))
+
+    def get_num_tokens_from_messages(
+        self, messages: list[BaseMessage], tools: Sequence[Tool] | None = None
+    ) -> int:
+        """The number of tokens of `messages` and `tools`, approximately.
+
+        It is langchain-core's approximate number, since any model of the list may
+        answer: about 4 characters a token, and a fixed number for a picture. With
+        `custom_get_token_ids`, the texts are counted by that.
+        """
+        if self.custom_get_token_ids is not None:
+            return super().get_num_tokens_from_messages(messages, tools)
+        offered: list[Any] = [convert_to_openai_tool(tool) for tool in tools or ()]
+        return count_tokens_approximately(messages, tools=offered or None)
 
     def _models_asked(self, options: dict[str, Any]) -> list[GPTRouterModel]:
         """The models of a call; the options that say so are taken out."""

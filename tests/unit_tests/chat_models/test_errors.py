@@ -19,6 +19,7 @@ from langchain_retryrouter import (
     PermissionDeniedError,
     RateLimitError,
     RetryPolicy,
+    RetryRouterError,
     ServerError,
     StreamInterruptedError,
     UnavailableError,
@@ -305,6 +306,7 @@ def frame(said: str) -> bytes:
     return f"{update(said)}\n\n".encode()
 
 
+ONE_UPDATE = 'data: {"event":"update","data":{%s}}'
 BROKEN: dict[str, tuple[Step, type[Exception]]] = {
     "fin": (Cut(after=2, how="fin"), StreamInterruptedError),
     "rst": (Cut(after=2, how="rst"), StreamInterruptedError),
@@ -317,6 +319,19 @@ BROKEN: dict[str, tuple[Step, type[Exception]]] = {
         event_stream(AZURES_FIRST, update("Hello from"), END),
         StreamInterruptedError,
     ),
+    **{
+        name: (event_stream(*frames, END), StreamInterruptedError)
+        for name, frames in {
+            "no model": [ONE_UPDATE % '"text":"Hello from","model":null'],
+            "an empty model": [ONE_UPDATE % '"text":"Hello from","model":""'],
+            "no key after a null": [update("Hello"), ONE_UPDATE % '"text":" from"'],
+            "a token after a reason": [update("Hello", "stop"), update(" from")],
+            "one after a reason without its key": [
+                update("Hello", "stop"),
+                ONE_UPDATE % '"text":" from"',
+            ],
+        }.items()
+    },
     **{
         event: (
             event_stream(update("Hello from"), f"data: {event}", FAREWELL),
@@ -374,6 +389,22 @@ def test_an_error_says_whether_any_attempt_may_have_run(env: Env, way: str) -> N
     with pytest.raises(AuthenticationError) as caught:
         env.ask(way)
     assert (caught.value.attempts, caught.value.may_have_run) == (2, False)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Model with name gpt-4-0613 does not exist",
+        "Stream not supported for provider chat_openai",
+        "No models available",
+    ],
+)
+def test_what_the_gateway_refuses_by_itself_has_not_run(env: Env, message: str) -> None:
+    """These errors of a stream are sent before a provider is asked, and are final."""
+    env.gateway.always(ErrorEvent(message))
+    with pytest.raises(RetryRouterError, match=message) as caught:
+        env.ask("stream")
+    assert (caught.value.attempts, caught.value.may_have_run) == (1, False)
 
 
 @pytest.mark.parametrize("way", WAYS)

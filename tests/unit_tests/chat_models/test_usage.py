@@ -6,9 +6,16 @@ import json
 from typing import Any
 
 import pytest
+from langchain.agents import create_agent
+from langchain.agents.middleware import ClearToolUsesEdit, ContextEditingMiddleware
 from langchain_core.callbacks import UsageMetadataCallbackHandler
 from langchain_core.load import dumps
-from langchain_core.messages import HumanMessage
+from langchain_core.messages import (
+    AIMessage,
+    HumanMessage,
+    ToolMessage,
+    trim_messages,
+)
 
 from langchain_retryrouter import GPTRouterModel
 from langchain_retryrouter.testing import Answer, Body, Status, Usage
@@ -196,3 +203,48 @@ def test_a_model_without_a_name_is_the_one_asked_first(env: Env) -> None:
         metadata = env.ask("stream", models_priority_list=models).response_metadata
         assert metadata["model_name"] == "gpt-4"
         assert metadata["provider_name"] == "azure_chat_openai"
+
+
+# --- counted before a call ---
+
+
+def test_tokens_are_counted_offline(env: Env) -> None:
+    """Texts, messages and tools have an approximate number, or a counter's own."""
+
+    def look_up(word: str) -> str:
+        """Look a word up."""
+        return word
+
+    llm = env.llm()
+    history: list[Any] = [HumanMessage("x" * 400, id=str(i)) for i in range(5)]
+    plain = llm.get_num_tokens_from_messages(history)
+    assert llm.get_num_tokens("x" * 41) == 11
+    assert 500 < plain < 540
+    assert llm.get_num_tokens_from_messages(history, [look_up]) > plain
+    kept = trim_messages(history, max_tokens=250, token_counter=llm, strategy="last")
+    assert [message.id for message in kept] == ["3", "4"]
+
+    own = env.llm(custom_get_token_ids=lambda text: [0] * len(text))
+    assert own.get_num_tokens("x" * 41) == 41
+    assert own.get_num_tokens_from_messages(history) > 2000
+    assert not env.gateway.requests
+
+
+def test_an_agents_context_is_edited_by_the_models_own_count(env: Env) -> None:
+    """`ContextEditingMiddleware` counts with the model, tools included."""
+    call = {"name": "look_up", "args": {}, "id": "c", "type": "tool_call"}
+    history = [
+        HumanMessage("hi"),
+        AIMessage("", tool_calls=[call]),
+        ToolMessage("long " * 400, tool_call_id="c"),
+        HumanMessage("and?"),
+    ]
+    middleware = ContextEditingMiddleware(
+        edits=[ClearToolUsesEdit(trigger=200, keep=0)], token_count_method="model"
+    )
+    agent: Any = create_agent(env.llm(), tools=[], middleware=[middleware])
+
+    env.invoke(agent, {"messages": history})
+
+    sent = env.gateway.requests[-1].payload["data"][0]["promptParams"]["messages"]
+    assert sent[2]["content"] == "[cleared]"
