@@ -179,6 +179,7 @@ class StreamCheck:
     """
 
     __slots__ = (
+        "_may_be_empty",
         "_needs_reason",
         "_refusal",
         "_saw_token",
@@ -187,12 +188,14 @@ class StreamCheck:
         "saw_chunk",
     )
 
-    def __init__(self, *, needs_reason: bool) -> None:
+    def __init__(self, *, needs_reason: bool, may_be_empty: bool = False) -> None:
         """Before the first chunk.
 
         Args:
             needs_reason: Whether this model ends each whole stream with a reason.
+            may_be_empty: Whether an answer without content may be whole.
         """
+        self._may_be_empty = may_be_empty
         self.reason: str | None = None
         self.saw_chunk = False
         self._saw_token = False
@@ -263,7 +266,8 @@ class StreamCheck:
         _check_reason(self.reason, self._refusal)
         if self.reason is None and self._needs_reason:
             raise _no_reason()
-        if not self._saw_token and kind_of(self.reason) is not FailureKind.LENGTH:
+        is_short = kind_of(self.reason) is FailureKind.LENGTH
+        if not (self._saw_token or self._may_be_empty or is_short):
             raise _empty()
         return ChunkInfo(is_end=True, is_last=True)
 

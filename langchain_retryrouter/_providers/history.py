@@ -2,37 +2,45 @@
 
 Answers carry content that only their author can read: signed thoughts, blocks of tools
 that ran on its servers, ids of items that it stores. Another provider rejects them with
-a 400, so `fit_history` leaves them out for its route and reports that. Text, tool calls
-and tool results are common to all providers and always stay.
+a 400, so `fit_history` leaves them out for its route and reports that. It also rewrites
+what this reader rejects by its form: ids of tool calls, names, images in the results of
+tools, calls in OpenAI's legacy form. Text, tool calls and tool results are common to
+all providers and always stay.
 
 The author of an answer is in its `response_metadata["model_provider"]`, which
-LangChain's integrations set from version 1 on. In an answer without an author only
-blocks in one provider's own form count as foreign.
+LangChain's integrations set from version 1 on, and in the attempt log if a route of
+this router wrote it; the log also tells the account. In an answer without an author
+only thoughts and blocks in one provider's own form count as foreign.
 
 Sources: the content blocks of docs.claude.com/en/api/messages; the output items in
 openai's `types.responses`; what langchain-openai 1.7.3 and langchain-anthropic 1.7.7
-pass on unread (`_construct_responses_api_input`, `_format_messages`).
+pass on unread (`_construct_responses_api_input`, `_format_messages`); the 400s of
+OpenAI ("string too long. Expected a string with maximum length 40", "Image URLs are
+only allowed for messages with role 'user'"), Mistral ("Tool call id has to be defined
+... must be a-z, A-Z, 0-9, with a length of 9"), Anthropic and Bedrock
+("^[a-zA-Z0-9_-]+$").
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
-from langchain_core.language_models import BaseChatModel
-from langchain_core.language_models.base import LangSmithParams
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    FunctionMessage,
+    HumanMessage,
+    ToolMessage,
+)
+
+from langchain_retryrouter._providers.integrations import Reader, family
 
 _Block: TypeAlias = str | dict[Any, Any]
 
-# Other names of a provider, in `ls_provider` and in `model_provider`.
-_SAME: Final = {
-    "amazon_bedrock": "bedrock",
-    "bedrock_converse": "bedrock",
-    "azure": "openai",
-    "azure_openai": "openai",
-    "mistralai": "mistral",
-}
 _OWNERS: Final = {
     kind: owner
     for owner, kinds in (
@@ -76,61 +84,207 @@ _OWN_KWARGS: Final = (
     "__openai_function_call_ids__",
     "__gemini_function_call_thought_signatures__",
 )
-
-
-def tracing_params(model: BaseChatModel, /, **kwargs: Any) -> LangSmithParams:
-    """What the model's integration tells tracers: provider, model name and options."""
-    return model._get_ls_params(**kwargs)  # noqa: SLF001 - an extension point
-
-
-def provider_of(model: BaseChatModel) -> str:
-    """The provider of a model, by the name that its integration gives it."""
-    named = tracing_params(model).get("ls_provider")
-    return _family(named or type(model).__module__.partition(".")[0])
+# Thoughts in a form that does not tell whose they are.
+_THOUGHTS: Final = frozenset({"reasoning", "reasoning_content"})
+# Ids and encrypted thoughts belong to an organisation or a region there. Signatures of
+# Anthropic's hold on every platform (docs.claude.com, "Extended thinking").
+_ACCOUNT_BOUND: Final = frozenset({"openai"})
+# The ids of tool calls that a provider takes.
+_IDS: Final = {
+    "openai": re.compile(r"(?s).{1,40}"),
+    "anthropic": re.compile(r"[a-zA-Z0-9_-]{1,64}"),
+    "bedrock": re.compile(r"[a-zA-Z0-9_-]{1,64}"),
+    "mistral": re.compile(r"[a-zA-Z0-9]{9}"),
+}
+_ANY_ID: Final = re.compile(r"[a-zA-Z0-9_-]{1,40}")
+_IN_NO_NAME: Final = re.compile(r"[\s<|\\/>]+")  # OpenAI's pattern of names.
+_NAME_LENGTH: Final = 64
+# Providers that take only text as the result of a tool.
+_TEXT_RESULTS: Final = frozenset(
+    {"openai", "groq", "deepseek", "cerebras", "perplexity", "huggingface", "nvidia"}
+)
+_MEDIA: Final = frozenset(
+    {"image", "image_url", "input_image", "audio", "input_audio", "video", "file"}
+    | {"document"}
+)
+# Integrations that read tool calls from `additional_kwargs` alone.
+_READS_KWARGS: Final = frozenset({"nvidia"})
 
 
 def fit_history(
-    messages: Sequence[BaseMessage], provider: str
+    messages: Sequence[BaseMessage],
+    reader: Reader | str,
+    authors: Mapping[str, Reader] | None = None,
+    *,
+    is_strict: bool = False,
 ) -> tuple[list[BaseMessage], tuple[str, ...]]:
-    """The conversation as a provider can read it, and what was left out.
+    """The conversation as a model can read it, and what was left out.
 
     Args:
         messages: The conversation; neither it nor a message in it is changed.
-        provider: The provider that is asked, as named by `provider_of`.
+        reader: The model that is asked; the name of a provider if no more is known.
+        authors: The models of routes, by the names in the attempt logs of answers.
+        is_strict: Whether all that any reader may reject goes, also the reader's own.
 
     Returns:
         The messages, the same objects where nothing is left out, without those of which
         nothing is left; and the kinds of what is left out, such as `thinking` or
         `cache_control`, each once.
     """
-    fitting = _Fitting(_family(provider))
-    fitted = [fitting.fit(message) for message in messages]
-    kept = [message for message in fitted if message is not None]
-    return kept, tuple(fitting.left_out)
+    if isinstance(reader, str):
+        reader = Reader(family(reader))
+    fitting = _Fitting(reader, authors or {}, is_strict=is_strict)
+    for message in messages:
+        fitting.add(message)
+    return fitting.done(), tuple(fitting.left_out)
 
 
-def _family(provider: str) -> str:
-    return _SAME.get(provider, provider)
+def foreign_response_id(
+    response_id: Any,
+    messages: Sequence[BaseMessage],
+    reader: Reader,
+    authors: Mapping[str, Reader],
+) -> bool:
+    """Whether a `previous_response_id` is one that this reader cannot know."""
+    if reader.provider not in _ACCOUNT_BOUND:
+        return True
+    fitting = _Fitting(reader, authors, is_strict=False)
+    return any(
+        isinstance(message, AIMessage)
+        and message.response_metadata.get("id") == response_id
+        and fitting.author_of(message) is False
+        for message in messages
+    )
 
 
 class _Fitting:
     """Fits one conversation, and records what it leaves out."""
 
-    def __init__(self, reader: str) -> None:
-        self._reader = reader
+    def __init__(
+        self, reader: Reader, authors: Mapping[str, Reader], *, is_strict: bool
+    ) -> None:
+        self._model = reader
+        self._reader = reader.provider
+        self._authors = authors
+        self._is_strict = is_strict
         self.left_out: dict[str, None] = {}  # A set that keeps its order.
+        self._fitted: list[BaseMessage] = []
+        self._media: list[Any] = []
+        self._ids = _ToolIds(reader.provider, is_strict=is_strict)
+        takes = reader.media_results
+        self._moves_media = is_strict or (
+            reader.provider in _TEXT_RESULTS if takes is None else not takes
+        )
 
-    def fit(self, message: BaseMessage) -> BaseMessage | None:
-        if isinstance(message.content, str) and not message.additional_kwargs:
-            return message  # Every provider reads plain text.
-        author = message.response_metadata.get("model_provider")
-        if not isinstance(message, AIMessage):
-            return self._without_marks(message)
-        if not isinstance(author, str):
-            return self._fit_answer(message, is_foreign=False)
-        if _family(author) == self._reader:
+    def add(self, message: BaseMessage) -> None:
+        if not isinstance(message, ToolMessage | FunctionMessage):
+            self._add_media()
+        if (
+            type(message.content) is str
+            and message.name is None
+            and not message.additional_kwargs
+            and not message.response_metadata
+            and not isinstance(message, ToolMessage | FunctionMessage)
+            and not (isinstance(message, AIMessage) and message.tool_calls)
+        ):
+            self._fitted.append(message)  # Every provider reads plain text.
+            return
+        fitted: BaseMessage | None = self._with_name(message)
+        if isinstance(fitted, AIMessage):
+            is_own = self.author_of(fitted)
+            fitted = self._fit_answer(self._modern(fitted), is_own=is_own)
+            if isinstance(fitted, AIMessage):
+                fitted = self._ids.in_answer(fitted, is_own=is_own)
+        elif fitted is not None:
+            fitted = self._without_marks(fitted)
+            if isinstance(fitted, FunctionMessage):
+                fitted = self._ids.as_tool_message(fitted)
+            if isinstance(fitted, ToolMessage):
+                fitted = self._ids.in_result(self._without_media(fitted))
+        if fitted is not None:
+            self._fitted.append(fitted)
+
+    def done(self) -> list[BaseMessage]:
+        self._add_media()
+        return self._fitted
+
+    def author_of(self, message: AIMessage) -> bool | None:
+        """Whether the reader wrote it; None if the author is not known."""
+        log = message.response_metadata.get("retryrouter")
+        route = log.get("route") if isinstance(log, Mapping) else None
+        by = self._authors.get(route) if isinstance(route, str) else None
+        named = message.response_metadata.get("model_provider")
+        if isinstance(named, str):
+            author = family(named)
+        elif by is not None:
+            author = by.provider
+        else:
+            return None
+        if author != self._reader:
+            return False
+        return not (
+            author in _ACCOUNT_BOUND
+            and by is not None
+            and by.provider == author
+            and by.account != self._model.account
+        )
+
+    def _with_name(self, message: BaseMessage) -> BaseMessage:
+        """The message with a name that OpenAI's pattern allows."""
+        name = message.name
+        if name is None or isinstance(message, ToolMessage | FunctionMessage):
             return message
-        return self._fit_answer(message, is_foreign=True)
+        fit = _IN_NO_NAME.sub("_", name.strip())[:_NAME_LENGTH]
+        if self._is_strict:
+            fit = re.sub(r"[^a-zA-Z0-9_-]+", "_", fit)
+        if fit == name:
+            return message
+        self.left_out["name"] = None
+        return message.model_copy(update={"name": fit or None})
+
+    def _modern(self, message: AIMessage) -> AIMessage:
+        """An answer whose call is in OpenAI's legacy form, in today's."""
+        legacy = message.additional_kwargs.get("function_call")
+        if (
+            not isinstance(legacy, Mapping)
+            or message.tool_calls
+            or message.invalid_tool_calls
+            or (self._reader == "openai" and not self._is_strict)
+        ):
+            return message
+        try:
+            args = json.loads(legacy.get("arguments") or "{}")
+        except ValueError:
+            args = None
+        name = str(legacy.get("name"))
+        call = {"name": name, "args": args, "id": f"call_{name}", "type": "tool_call"}
+        if not isinstance(args, dict):
+            return message
+        self.left_out["function_call"] = None
+        kwargs = dict(message.additional_kwargs)
+        del kwargs["function_call"]
+        return message.model_copy(
+            update={"tool_calls": [call], "additional_kwargs": kwargs}
+        )
+
+    def _without_media(self, message: ToolMessage) -> ToolMessage:
+        """A tool's result whose images and documents follow in a user's message."""
+        if isinstance(message.content, str) or not self._moves_media:
+            return message
+        media = [b for b in message.content if _kind_in(b) in _MEDIA]
+        if not media:
+            return message
+        self.left_out.update(dict.fromkeys(f"tool_result.{_kind_in(b)}" for b in media))
+        name = message.name or message.tool_call_id
+        self._media += [{"type": "text", "text": f"From the result of {name}:"}, *media]
+        rest = [b for b in message.content if _kind_in(b) not in _MEDIA]
+        content = rest or "The result is in the next message of the user."
+        return message.model_copy(update={"content": content})
+
+    def _add_media(self) -> None:
+        if self._media:
+            self._fitted.append(HumanMessage(content=self._media))
+            self._media = []
 
     def _without_marks(self, message: BaseMessage) -> BaseMessage:
         """The caller's message without marks that only another provider knows."""
@@ -162,16 +316,25 @@ class _Fitting:
             kept["content"] = [self._unmarked(item) for item in inner]
         return kept
 
-    def _fit_answer(self, message: AIMessage, *, is_foreign: bool) -> AIMessage | None:
+    def _fit_answer(
+        self, message: AIMessage, *, is_own: bool | None
+    ) -> AIMessage | None:
+        if is_own and not self._is_strict:
+            return message
+        is_foreign = is_own is False or self._is_strict
         fit = self._fit_foreign if is_foreign else self._fit_authorless
         given, kwargs = message.content, message.additional_kwargs
         blocks = ([given] if given else []) if isinstance(given, str) else given
         tool_calls = [*message.tool_calls, *message.invalid_tool_calls]
         calls = {str(call.get("id")) for call in tool_calls}
         kept = [b for block in blocks if (b := fit(block, calls)) is not None]
-        if is_foreign:
+        if kwargs:
             kwargs = self._kwargs(kwargs, calls)
-        if kept == blocks and kwargs == message.additional_kwargs:
+        metadata = message.response_metadata
+        # Ids of stored items, and `output_version`, which promises standard blocks.
+        foreign = {"output_version", *(["id"] if is_foreign else [])}
+        has_ids = is_foreign and "id" in metadata
+        if kept == blocks and kwargs == message.additional_kwargs and not has_ids:
             return message
         if not kept and not calls:
             return None
@@ -186,11 +349,10 @@ class _Fitting:
             update={
                 "content": "".join(map(str, texts)) if is_text else kept,
                 "additional_kwargs": kwargs,
-                # `output_version` would promise standard blocks in `content`.
                 "response_metadata": {
                     name: value
-                    for name, value in message.response_metadata.items()
-                    if name != "output_version"
+                    for name, value in metadata.items()
+                    if name not in foreign
                 },
             }
         )
@@ -212,6 +374,9 @@ class _Fitting:
         owner = _OWNERS.get(kind)
         if kind == "reasoning" and not _OPENAIS_REASONING.isdisjoint(block):
             owner = "openai"
+        if owner is None and kind in _THOUGHTS:
+            self.left_out[kind] = None
+            return None
         if owner in {None, self._reader}:
             unmarked: dict[Any, Any] = self._unmarked(block)
             return unmarked
@@ -237,6 +402,99 @@ class _Fitting:
             return unmarked
         self.left_out[kind] = None
         return None
+
+
+class _ToolIds:
+    """Ids of tool calls that the reader takes, the same for a call and its result."""
+
+    def __init__(self, reader: str, *, is_strict: bool) -> None:
+        self._reader = reader
+        self._is_strict = is_strict
+        self._used: set[str] = set()
+        self._open: dict[str, list[str]] = {}  # New ids that have no result so far.
+        self._last: dict[str, str] = {}
+
+    def in_answer(self, message: AIMessage, *, is_own: bool | None) -> AIMessage:
+        """An answer with such ids, wherever they are in it."""
+        new: dict[str, str] = {}
+        calls = [*message.tool_calls, *message.invalid_tool_calls]
+        ids = [self._new(call.get("id"), is_own=is_own) for call in calls]
+        self._open = {}
+        for call, fit in zip(calls, ids, strict=True):
+            given = str(call.get("id") or "")
+            self._open.setdefault(given, []).append(fit)
+            self._last[given] = new[given] = fit
+        is_same = all(c.get("id") == fit for c, fit in zip(calls, ids, strict=True))
+        lacks = self._reader in _READS_KWARGS and bool(message.tool_calls)
+        if is_same and not (lacks and "tool_calls" not in message.additional_kwargs):
+            return message
+        renamed = [{**c, "id": fit} for c, fit in zip(calls, ids, strict=True)]
+        count = len(message.tool_calls)
+        kwargs = {
+            name: value
+            for name, value in message.additional_kwargs.items()
+            if name not in {"tool_calls", "__openai_function_call_ids__"}
+        }
+        if self._reader in _READS_KWARGS:
+            kwargs["tool_calls"] = [_openai_call(call) for call in renamed[:count]]
+        content: Any = message.content
+        if not isinstance(content, str):
+            content = [_with_id(block, new) for block in content]
+        return message.model_copy(
+            update={
+                "content": content,
+                "tool_calls": renamed[:count],
+                "invalid_tool_calls": renamed[count:],
+                "additional_kwargs": kwargs,
+            }
+        )
+
+    def in_result(self, message: ToolMessage) -> ToolMessage:
+        """The result of a call, with the call's new id."""
+        given = message.tool_call_id
+        waiting = self._open.get(given)
+        fit = waiting.pop(0) if waiting else self._last.get(given, given)
+        if fit == given:
+            return message
+        return message.model_copy(update={"tool_call_id": fit})
+
+    def as_tool_message(self, message: FunctionMessage) -> BaseMessage:
+        """A result in OpenAI's legacy form, in today's if its call is."""
+        given = f"call_{message.name}"
+        if given not in self._open:
+            return message
+        return ToolMessage(message.content, tool_call_id=given, name=message.name)
+
+    def _new(self, given: str | None, *, is_own: bool | None) -> str:
+        pattern = _IDS.get(self._reader, _ANY_ID)
+        is_judged = self._is_strict or self._reader in _IDS or is_own is False
+        fits = bool(given) and (not is_judged or pattern.fullmatch(str(given)))
+        fit, count = str(given or ""), 0
+        while not fits or fit in self._used:
+            count += 1
+            text = f"{given}/{count}".encode("utf-8", "surrogatepass")
+            digest = hashlib.sha256(text).hexdigest()
+            fit = digest[:9] if self._reader == "mistral" else f"call_{digest[:24]}"
+            fits = True
+        self._used.add(fit)
+        return fit
+
+
+def _openai_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = {"name": call["name"], "arguments": json.dumps(call["args"])}
+    return {"id": call["id"], "type": "function", "function": function}
+
+
+def _with_id(block: Any, new: Mapping[str, str]) -> Any:
+    """A block of a call with its call's new id."""
+    if _kind_in(block) not in _CALLS:
+        return block
+    ids = {k: new[block[k]] for k in ("id", "call_id") if block.get(k) in new}
+    return {**block, **ids} if ids else block
+
+
+def _kind_in(block: Any) -> str:
+    return _kind_of(block) if isinstance(block, Mapping) else "text"
 
 
 def _kind_of(block: Mapping[Any, Any]) -> str:

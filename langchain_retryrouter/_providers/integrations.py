@@ -9,12 +9,14 @@ that no SDK is imported that the user does not use.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
+from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.chat_models import BaseChatModel
+from pydantic import SecretStr
 
 from langchain_retryrouter.policy import RetryPolicy
 
@@ -196,6 +198,8 @@ class Integration:
             offering no other one.
         ignores_choice: Whether `bind_tools` drops `tool_choice`.
         limits_calls: Whether `parallel_tool_calls` is known to it.
+        prefill: A pattern of the models that continue a last message of the assistant.
+        prefill_kwargs: What such a message needs in its `additional_kwargs`.
     """
 
     disable: _Way = _keep
@@ -209,6 +213,8 @@ class Integration:
     api_choices: Mapping[str, str] = field(default_factory=dict)
     ignores_choice: bool = False
     limits_calls: bool = True
+    prefill: str = ""
+    prefill_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 _OPENAI_CLIENTS: Final = (
@@ -219,6 +225,12 @@ _CLIENT_FIELDS: Final = frozenset(
     {"client", "async_client", "root_client", "root_async_client"}
 )
 
+# Claude 4.6 and later answer a prefill with a 400 ("What's new in Claude 4.6").
+_CLAUDE: Final = (
+    r"claude-(?:instant|v?[1-3](?!\d)|(?:opus|sonnet|haiku)-[34]"
+    r"(?:[-.@](?:[0-5](?!\d)|20\d{6})|(?![-.@\d])))"
+)
+
 INTEGRATIONS: Final[Mapping[str, Integration]] = {
     # Our own models raise by themselves where an end is missing.
     "langchain_retryrouter": Integration(_own_model, reports_in=()),
@@ -226,10 +238,16 @@ INTEGRATIONS: Final[Mapping[str, Integration]] = {
     # Two clients, of which the SDK's `with_options` reaches only one.
     "langchain_xai": Integration(_rebuild, built_fields=_CLIENT_FIELDS),
     "langchain_together": Integration(_rebuild, built_fields=_CLIENT_FIELDS),
-    "langchain_anthropic": Integration(_rebuild, choices={"none": {"type": "none"}}),
-    "langchain_groq": Integration(_rebuild, built_fields=_CLIENT_FIELDS),
+    "langchain_anthropic": Integration(
+        _rebuild, choices={"none": {"type": "none"}}, prefill=_CLAUDE
+    ),
+    "langchain_groq": Integration(
+        _rebuild, built_fields=_CLIENT_FIELDS, prefill=r"(?i)llama"
+    ),
     # tenacity around the SDK; the number counts attempts.
-    "langchain_mistralai": Integration(sends_once=(0, 1)),
+    "langchain_mistralai": Integration(
+        sends_once=(0, 1), prefill=".", prefill_kwargs={"prefix": True}
+    ),
     "langchain_google_genai": Integration(sends_once=(0, 1), limits_calls=False),
     "langchain_aws": Integration(
         _boto,
@@ -240,6 +258,7 @@ INTEGRATIONS: Final[Mapping[str, Integration]] = {
         ),
         choices={"none": {"type": "none"}},  # `ChatBedrockConverse` refuses it.
         limits_calls=False,
+        prefill=_CLAUDE + r"|amazon\.nova-(?:micro|lite|pro|premier)",
     ),
     "langchain_cohere": Integration(
         _by_call_option,
@@ -250,7 +269,9 @@ INTEGRATIONS: Final[Mapping[str, Integration]] = {
     "langchain_huggingface": Integration(
         api_choices={"any": "required", "none": "none"}, limits_calls=False
     ),
-    "langchain_ollama": Integration(ignores_choice=True, limits_calls=False),
+    "langchain_ollama": Integration(
+        ignores_choice=True, limits_calls=False, prefill="."
+    ),
     "langchain_litellm": Integration(_by_call_option, call_options={"max_retries": 0}),
     # `max_retries=0` leaves the SDK's default in force: up to 3,600 s of retries.
     "langchain_openrouter": Integration(
@@ -297,6 +318,14 @@ def disable_retries(model: BaseChatModel) -> RetriesDisabled:
     """
     facts = integration_of(model)
     return facts.disable(model, facts)
+
+
+def prefill_of(model: BaseChatModel) -> Mapping[str, Any] | None:
+    """The `additional_kwargs` of a message to be continued; None if it would not be."""
+    facts = integration_of(model)
+    name = str(tracing_params(model).get("ls_model_name") or "")
+    takes = facts.prefill and re.search(facts.prefill, name)
+    return facts.prefill_kwargs if takes else None
 
 
 def reports_finish_reason(model: BaseChatModel, method: Method) -> bool:
@@ -409,3 +438,68 @@ def tools_request(
             msg = f"{type(model).__name__} has no parallel_tool_calls=False"
             raise ValueError(msg)
     return ToolsRequest(tools, kwargs, options, ignored)
+
+
+# --- readers and authors of messages ---
+
+# Other names of a provider, in `ls_provider` and in `model_provider`.
+_SAME: Final = {
+    "amazon_bedrock": "bedrock",
+    "bedrock_converse": "bedrock",
+    "azure": "openai",
+    "azure_openai": "openai",
+    "mistralai": "mistral",
+}
+_ACCOUNT_FIELDS: Final = re.compile(
+    r"api_key|ad_token|api_base|base_url|endpoint|organi[sz]ation|project|region"
+    r"|location|account|api_url|server_url|host$"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A model as the reader, or the author, of messages.
+
+    Attributes:
+        provider: By the name that its integration gives it.
+        account: The key, address and region that it is asked with.
+        media_results: Whether results of tools may hold images and documents; None if
+            that is known of the provider only.
+    """
+
+    provider: str
+    account: Hashable = None
+    media_results: bool | None = None
+
+
+def tracing_params(model: BaseChatModel, /, **kwargs: Any) -> LangSmithParams:
+    """What the model's integration tells tracers: provider, model name and options."""
+    return model._get_ls_params(**kwargs)  # noqa: SLF001 - an extension point
+
+
+def provider_of(model: BaseChatModel) -> str:
+    """The provider of a model, by the name that its integration gives it."""
+    named = tracing_params(model).get("ls_provider")
+    return family(named or type(model).__module__.partition(".")[0])
+
+
+def family(provider: str) -> str:
+    name = provider.lower()
+    return _SAME.get(name, name)
+
+
+def reader_of(model: BaseChatModel) -> Reader:
+    """What decides about the messages that `model` can read."""
+    found: list[tuple[str, Hashable]] = []
+    for name in type(model).model_fields:
+        value = getattr(model, name, None) if _ACCOUNT_FIELDS.search(name) else None
+        if isinstance(value, SecretStr):
+            value = value.get_secret_value()
+        if value is not None:
+            found.append((name, value if isinstance(value, str) else id(value)))
+    provider = provider_of(model)
+    media: bool | None = (model.profile or {}).get("image_tool_message")
+    if provider == "openai":
+        # The profile speaks of the Responses API; both APIs take them from the user.
+        media = getattr(model, "use_responses_api", None) is True
+    return Reader(provider, tuple(found), media)

@@ -13,13 +13,13 @@ import asyncio
 import contextlib
 import inspect
 import logging
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, Final, Generic, NamedTuple, Self, TypeGuard, TypeVar
 
 from langchain_core.messages import (
-    AIMessage,
     AIMessageChunk,
     BaseMessage,
     message_chunk_to_message,
@@ -35,7 +35,10 @@ from langchain_retryrouter._providers.finish_reasons import (
     kind_of,
     names_finish_reason,
 )
-from langchain_retryrouter._providers.history import fit_history
+from langchain_retryrouter._providers.history import (
+    fit_history,
+    foreign_response_id,
+)
 from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.clock import Clock
 from langchain_retryrouter._retry.engine import Attempt
@@ -66,6 +69,11 @@ _LOGGED: Final = frozenset(
 )
 """Failures that need a human: a silent failover would hide them."""
 
+_REJECTED: Final = frozenset(
+    {FailureKind.INVALID_REQUEST, FailureKind.UNKNOWN, FailureKind.NOT_FOUND}
+)
+"""Failures that content of other authors may cause."""
+_MISSES_ITEM: Final = re.compile(r"(?i)\b(?:response|item|container|file)s?\b")
 _NO_INFO: Final = ChunkInfo()
 _LIMITER_INTERVAL: Final = 0.1  # Seconds between two questions to a rate limiter.
 
@@ -125,6 +133,7 @@ class PrefixFilter:
             is_optional: Whether the answer may begin behind it as well.
         """
         self._missing = delivered
+        self._taken = ""
         self._is_optional = is_optional
 
     def strip(self, chunk: ChatGenerationChunk) -> bool:
@@ -137,15 +146,17 @@ class PrefixFilter:
         if not self._missing or not text:
             return not self._missing
         common = min(len(text), len(self._missing))
-        if text[:common] != self._missing[:common]:
-            if self._is_optional:
-                self._missing = ""
-                return True
+        if text[:common] == self._missing[:common]:
+            self._missing = self._missing[common:]
+            self._taken += text[:common]
+            rest = text[common:]
+        elif self._is_optional:  # It began behind the text that it seemed to repeat.
+            self._missing, rest = "", self._taken + text
+        else:
             raise self._another_answer()
-        self._missing = self._missing[common:]
-        chunk.message.content = text[common:]
-        chunk.text = text[common:]
-        return bool(text[common:])
+        chunk.message.content = rest
+        chunk.text = rest
+        return bool(rest)
 
     def end(self) -> None:
         """The second answer is over.
@@ -153,7 +164,7 @@ class PrefixFilter:
         Raises:
             StreamInterruptedError: It is shorter than what was delivered.
         """
-        if self._missing and not self._is_optional:
+        if self._missing and (self._taken.strip() or not self._is_optional):
             raise self._another_answer()
 
     def _another_answer(self) -> RetryRouterError:
@@ -171,9 +182,11 @@ class RouteAttempt:
 
     route: Route
     position: int
-    messages: list[BaseMessage]
     began: float
     facts: dict[str, Any]
+    messages: list[BaseMessage] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    is_strict: bool = False
     is_prefilled: bool = False
     prefix: PrefixFilter | None = None
     was_heard: bool = False
@@ -217,7 +230,9 @@ class BaseRouterCall:
         self._interrupted: RetryRouterError | None = None
         self._delivered = ""
         self._called_tools = False
+        self._authors = {route.name: route.reader for route in routes}
         self._refused_prefill: set[str] = set()
+        self._strict: set[str] = set()
         self._unheard: list[RouteAttempt] = []
         self._metadata: dict[str, str] = {}
         self.is_over = False
@@ -356,27 +371,77 @@ class BaseRouterCall:
         position = self._state.position if position is None else position
         route = self._routes[position]
         facts = self._facts.setdefault(self._state.attempts, {})
-        messages, left_out = fit_history(self._request.messages, route.provider)
+        attempt = RouteAttempt(route, position, self._clock.monotonic(), facts)
+        attempt.is_strict = route.name in self._strict
+        self._fit(attempt)
+        self._unheard.append(attempt)
+        return attempt
+
+    def _fit(self, attempt: RouteAttempt) -> None:
+        """Give an attempt the messages and options that its route can read."""
+        route, request = attempt.route, self._request
+        attempt.messages, left_out = fit_history(
+            request.messages, route.reader, self._authors, is_strict=attempt.is_strict
+        )
+        attempt.options = request.options
+        response_id = request.options.get("previous_response_id")
+        if response_id is not None and (
+            attempt.is_strict
+            or foreign_response_id(
+                response_id, request.messages, route.reader, self._authors
+            )
+        ):
+            attempt.options = {**request.options}
+            del attempt.options["previous_response_id"]
+            left_out = (*left_out, "previous_response_id")
+        facts = attempt.facts
+        facts.pop("left_out", None)
         if left_out:
             facts["left_out"] = list(left_out)
-        began = self._clock.monotonic()
-        attempt = RouteAttempt(route, position, messages, began, facts)
-        self._unheard.append(attempt)
         if self._delivered:
             # Providers refuse a prefill that ends in white space.
-            prefill = self._delivered.rstrip()
-            space = self._delivered[len(prefill) :]
-            prefills = bool(prefill) and (
-                route.supports_prefill and route.name not in self._refused_prefill
+            text = self._delivered.rstrip()
+            refused = not text or route.name in self._refused_prefill
+            prefill = None if refused else route.prefill(text)
+            attempt.is_prefilled = prefill is not None
+            facts |= {
+                "continued_at": len(self._delivered),
+                "prefill": attempt.is_prefilled,
+            }
+            if prefill is not None:
+                attempt.messages = [*attempt.messages, prefill]
+            attempt.prefix = PrefixFilter(
+                self._delivered, is_optional=attempt.is_prefilled
             )
-            facts |= {"continued_at": len(self._delivered), "prefill": prefills}
-            if prefills:
-                attempt.is_prefilled = True
-                attempt.messages = [*messages, AIMessage(content=prefill)]
-                attempt.prefix = PrefixFilter(space, is_optional=True)
-            else:
-                attempt.prefix = PrefixFilter(self._delivered)
-        return attempt
+
+    def _amend(self, attempt: RouteAttempt, error: Exception) -> bool:
+        """Whether a request that was rejected is to be sent again in a plainer form.
+
+        A prefill was our idea, and so was what is left of other models' answers: the
+        caller's request is not to fail because of them. The first time the prefill is
+        left out, the second time all that may be particular to one author.
+        """
+        named = name_failure(error, self._clock.time())
+        if named.kind not in _REJECTED:
+            return False
+        is_missing = named.kind is FailureKind.NOT_FOUND
+        if is_missing and not _MISSES_ITEM.search(named.message):
+            return False
+        name = attempt.route.name
+        if attempt.is_prefilled:
+            self._refused_prefill.add(name)
+        elif attempt.is_strict:
+            return False
+        else:
+            attempt.is_strict = True
+        before = (attempt.messages, attempt.options)
+        self._fit(attempt)
+        if (attempt.messages, attempt.options) == before:
+            return False
+        if attempt.is_strict:
+            self._strict.add(name)
+        attempt.facts["rejected"] = named.message
+        return True
 
     def heard(self, attempt: RouteAttempt) -> None:
         """Measure the seconds until the first sign of life, or of failure."""
@@ -394,16 +459,10 @@ class BaseRouterCall:
     def named(self, error: BaseException, attempt: RouteAttempt) -> RetryRouterError:
         """What a route's model raised, as an error with a kind."""
         named = name_failure(error, self._clock.time())
-        route = attempt.route.name
-        if attempt.is_prefilled and named.kind is FailureKind.INVALID_REQUEST:
-            # The prefill was our idea and not the caller's: go on without it.
-            self._refused_prefill.add(route)
-            msg = f"{route} takes no prefill: {named.message}"
-            return BASE_ERRORS[FailureKind.INTERRUPTED](msg)
         if named is error:
             # A model of our own has noted how it ended, of itself, not of the call.
             notes = getattr(error, "__notes__", [])
-            notes[:] = [f"{route}: {note}" for note in notes]
+            notes[:] = [f"{attempt.route.name}: {note}" for note in notes]
         return named
 
     def _check(
@@ -471,6 +530,14 @@ class BaseRouterCall:
         if check.reason is not None:
             attempt.route.learn_reason("stream")
         return (*_held(check), StreamEvent(None, info))
+
+
+def _new_check(attempt: RouteAttempt) -> StreamCheck:
+    # What is continued may have been whole but for its end.
+    return StreamCheck(
+        needs_reason=attempt.route.needs_reason("stream"),
+        may_be_empty=attempt.is_prefilled,
+    )
 
 
 def _held(check: StreamCheck) -> list[StreamEvent]:
@@ -578,9 +645,15 @@ class RouterCall(BaseRouterCall):
     def generate(self, attempt: Attempt) -> ChatResult:
         """One attempt's answer."""
         del attempt
-        begun, request = self._begin(), self._request
+        begun, stop = self._begin(), self._request.stop
         with _Reported(self, begun):
-            result = begun.route.generate(begun.messages, request.stop, request.options)
+            while True:
+                try:
+                    result = begun.route.generate(begun.messages, stop, begun.options)
+                    break
+                except Exception as error:
+                    if not self._amend(begun, error):
+                        raise
         for message, reason in self._check(result, begun.route):
             self._judge(message, reason, begun)
         return result
@@ -618,13 +691,19 @@ class RouterCall(BaseRouterCall):
         return _GeneratorSource(self._events(self._begin(position)))
 
     def _events(self, attempt: RouteAttempt) -> Generator[StreamEvent, None, None]:
-        route, request = attempt.route, self._request
-        check = StreamCheck(needs_reason=route.needs_reason("stream"))
+        route, stop = attempt.route, self._request.stop
         with _Reported(self, attempt):
-            chunks = route.stream(attempt.messages, request.stop, request.options)
-            with contextlib.closing(chunks):
-                for chunk in chunks:
-                    yield from self._read(chunk, attempt, check)
+            while True:
+                check = _new_check(attempt)
+                try:
+                    chunks = route.stream(attempt.messages, stop, attempt.options)
+                    with contextlib.closing(chunks):
+                        for chunk in chunks:
+                            yield from self._read(chunk, attempt, check)
+                    break
+                except Exception as error:
+                    if check.saw_chunk or not self._amend(attempt, error):
+                        raise
         events = self._end(attempt, check)
         if self.needs_whole:
             self._judge(_joined(attempt.chunks), check.reason, attempt)
@@ -637,11 +716,17 @@ class AsyncRouterCall(BaseRouterCall):
     async def generate(self, attempt: Attempt) -> ChatResult:
         """One attempt's answer; the engine limits its time."""
         del attempt
-        begun, request = self._begin(), self._request
+        begun, stop = self._begin(), self._request.stop
         with _Reported(self, begun), reraise_lost_cancellation():
-            result = await begun.route.agenerate(
-                begun.messages, request.stop, request.options
-            )
+            while True:
+                try:
+                    result = await begun.route.agenerate(
+                        begun.messages, stop, begun.options
+                    )
+                    break
+                except Exception as error:
+                    if not self._amend(begun, error):
+                        raise
         for message, reason in self._check(result, begun.route):
             await self._judge(message, reason, begun)
         return result
@@ -673,16 +758,22 @@ class AsyncRouterCall(BaseRouterCall):
         return _AsyncGeneratorSource(self._events(self._begin(position)))
 
     async def _events(self, attempt: RouteAttempt) -> AsyncGenerator[StreamEvent, None]:
-        route, request = attempt.route, self._request
-        check = StreamCheck(needs_reason=route.needs_reason("stream"))
+        route, stop = attempt.route, self._request.stop
         with _Reported(self, attempt):
-            chunks = await route.astream(
-                attempt.messages, request.stop, request.options
-            )
-            async with contextlib.aclosing(chunks):
-                async for chunk in chunks:
-                    for event in self._read(chunk, attempt, check):
-                        yield event
+            while True:
+                check = _new_check(attempt)
+                try:
+                    chunks = await route.astream(
+                        attempt.messages, stop, attempt.options
+                    )
+                    async with contextlib.aclosing(chunks):
+                        async for chunk in chunks:
+                            for event in self._read(chunk, attempt, check):
+                                yield event
+                    break
+                except Exception as error:
+                    if check.saw_chunk or not self._amend(attempt, error):
+                        raise
         events = self._end(attempt, check)
         if self.needs_whole:
             await self._judge(_joined(attempt.chunks), check.reason, attempt)

@@ -51,18 +51,18 @@ from langchain_core.runnables.retry import RunnableRetry
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
-from langchain_retryrouter._providers.history import (
-    fit_history,
-    provider_of,
-    tracing_params,
-)
+from langchain_retryrouter._providers.history import fit_history
 from langchain_retryrouter._providers.integrations import (
     Method,
+    Reader,
     ToolsRequest,
     disable_retries,
     name_of_tool,
+    prefill_of,
+    reader_of,
     reports_finish_reason,
     tools_request,
+    tracing_params,
 )
 from langchain_retryrouter._retry.timeouts import run_with_timeout
 from langchain_retryrouter._router.plan import RouteCost
@@ -105,8 +105,9 @@ class Route(BaseModel):
         name: What attempt logs and errors call it; by default the model's own name.
         weight: Its share of the calls under the strategy "weighted".
         supports_prefill: Whether the model continues a last message of the assistant,
-            so that a broken stream can be continued there. If this is set and the
-            model does not, the caller gets the beginning of the answer twice.
+            so that a broken stream can be continued there. By default this is known for
+            LangChain's integrations. If this is set and the model does not, the caller
+            gets the beginning of the answer twice.
         input_price: Money for a million tokens of a prompt, for `explain`.
         output_price: Money for a million tokens of an answer, for `explain` and
             `max_price`.
@@ -129,7 +130,7 @@ class Route(BaseModel):
     model: BaseChatModel = Field(repr=False)
     name: str = ""
     weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    supports_prefill: bool = False
+    supports_prefill: bool | None = None
     input_price: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     output_price: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     breaker: CircuitBreaker | None = Field(default=None, repr=False)
@@ -140,7 +141,7 @@ class Route(BaseModel):
     unfit: str = Field(default="", exclude=True, repr=False)
     ignored: str = Field(default="", exclude=True, repr=False)
 
-    _provider: str = PrivateAttr("")
+    _reader: Reader = PrivateAttr(Reader(""))
     _own_tools: list[Any] = PrivateAttr(default_factory=list)
     # One object for all copies of a route, so that what is learned is shared.
     _reporting: set[Method] = PrivateAttr(default_factory=set)
@@ -163,7 +164,7 @@ class Route(BaseModel):
         if not self.name:
             name = tracing_params(self.model).get("ls_model_name")
             object.__setattr__(self, "name", str(name or type(self.model).__name__))
-        self._provider = provider_of(self.model)
+        self._reader = reader_of(self.model)
         self._own_tools = list(self.options.get("tools") or [])
         self._reporting.update(
             method for method in _METHODS if reports_finish_reason(self.model, method)
@@ -171,9 +172,18 @@ class Route(BaseModel):
         return self
 
     @property
-    def provider(self) -> str:
-        """The model's provider, by the name that its integration gives it."""
-        return self._provider
+    def reader(self) -> Reader:
+        """What decides about the messages that the model can read."""
+        return self._reader
+
+    def prefill(self, text: str) -> AIMessage | None:
+        """`text` as the beginning of an answer that the model continues, if it does."""
+        kwargs = prefill_of(self.model)
+        if self.supports_prefill or (
+            self.supports_prefill is None and kwargs is not None
+        ):
+            return AIMessage(content=text, additional_kwargs=dict(kwargs or {}))
+        return None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -515,7 +525,7 @@ class TokenCounter:
         given = {"tools": tools} if tools else {}
 
         def count(route: Route) -> int:
-            fitted, _ = fit_history(messages, route.provider)
+            fitted, _ = fit_history(messages, route.reader)
             return route.model.get_num_tokens_from_messages(fitted, **given)
 
         found = self._ask(routes, 3, count)

@@ -46,10 +46,10 @@ from langchain_retryrouter._callbacks import (
     run_manager_of,
 )
 from langchain_retryrouter._http import ClosedByWith
-from langchain_retryrouter._providers.history import tracing_params
 from langchain_retryrouter._providers.integrations import (
     name_of_tool,
     read_tool_choice,
+    tracing_params,
 )
 from langchain_retryrouter._retry.call_state import CallState, RouteState
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import (
     AIMessage,
     BaseMessage,
+    FunctionMessage,
     HumanMessage,
     SystemMessage,
     ToolMessage,
@@ -20,9 +22,22 @@ from langchain_core.messages import (
 from langchain_openai import AzureChatOpenAI, ChatOpenAI
 from pydantic import SecretStr
 
-from langchain_retryrouter import GPTRouter, GPTRouterModel
-from langchain_retryrouter._providers.history import fit_history, provider_of
-from langchain_retryrouter.testing import Answer, FaultyGateway
+from langchain_retryrouter import (
+    GPTRouter,
+    GPTRouterModel,
+    InvalidRequestError,
+    RetryRouter,
+)
+from langchain_retryrouter._providers.history import (
+    fit_history,
+    foreign_response_id,
+)
+from langchain_retryrouter._providers.integrations import (
+    Reader,
+    provider_of,
+    reader_of,
+)
+from langchain_retryrouter.testing import Answer, FaultyGateway, Status
 
 from .anthropic_wire import END, after_the_beginning
 from .anthropic_wire import TEXT as TEXT_EVENT
@@ -280,6 +295,249 @@ def test_each_kind_is_said_once_for_the_conversation() -> None:
     assert left_out == ("thinking", "cache_control")
 
 
+# Accounts.
+
+ONE, OTHER = (Reader("openai", account) for account in ("one", "other"))
+AUTHORS = {"a": ONE, "b": OTHER, "claude": Reader("anthropic", "one")}
+
+
+def served(content: Any, route: str, **fields: Any) -> AIMessage:
+    """An answer of this router's route."""
+    return answer(content, retryrouter={"route": route}, **fields)
+
+
+@pytest.mark.parametrize(
+    ("route", "author", "content", "left_out"),
+    [
+        ("a", "openai", [REASONING, TEXT], ()),
+        ("a", None, [REASONING, TEXT], ()),
+        ("b", "openai", "Hello.", ("reasoning",)),
+        ("b", None, "Hello.", ("reasoning",)),
+        ("another router's", "openai", [REASONING, TEXT], ()),
+    ],
+)
+def test_items_of_another_account_are_left_out(
+    route: str, author: str | None, content: Any, left_out: tuple[str, ...]
+) -> None:
+    """Ids and encrypted thoughts belong to an organisation or an Azure region."""
+    said = served([REASONING, TEXT], route, author=author, id="resp_1")
+    [fitted], told = fit_history([said], ONE, AUTHORS)
+    assert (fitted.content, told) == (content, left_out)
+    assert ("id" in fitted.response_metadata) == (not left_out)
+
+
+def test_signatures_of_another_account_stay() -> None:
+    """Anthropic's hold on every platform."""
+    said = served([THINKING, TEXT], "claude", author="anthropic")
+    [fitted], _ = fit_history([said], Reader("anthropic", "other"), AUTHORS)
+    assert fitted is said
+
+
+def test_an_account_is_key_address_and_region() -> None:
+    """Two models of one key are one author; another key, or region, is another."""
+    key = SecretStr("sk")
+    models = [
+        ChatOpenAI(model=name, api_key=key, base_url=url, organization=organization)
+        for name, url, organization in (
+            ("gpt-4o", None, None),
+            ("gpt-5", None, None),
+            ("gpt-4o", None, "org-2"),
+            ("gpt-4o", "http://127.0.0.1/v1", None),
+        )
+    ]
+    first, same, *others = [reader_of(model) for model in models]
+    assert first == same
+    assert all(other != first for other in others)
+
+
+# Ids of tool calls.
+
+
+def call_of(given: str | None, name: str = "search") -> Any:
+    return {"name": name, "args": {}, "id": given, "type": "tool_call"}
+
+
+@pytest.mark.parametrize(
+    ("reader", "pattern"),
+    [
+        ("openai", r".{1,40}"),
+        ("anthropic", r"[a-zA-Z0-9_-]+"),
+        ("amazon_bedrock", r"[a-zA-Z0-9_-]{1,64}"),
+        ("mistralai", r"[a-zA-Z0-9]{9}"),
+        ("groq", r"[a-zA-Z0-9_-]{1,40}"),
+    ],
+)
+def test_ids_are_such_as_the_reader_takes(reader: str, pattern: str) -> None:
+    """Length, characters and uniqueness are made right, for call and result alike."""
+    given = ["functions.search:0", "x" * 46, "ok", "ok", None]
+    history: list[BaseMessage] = []
+    for one in given:
+        said = AIMessage(
+            [{"type": "tool_use", "id": one, "name": "search", "input": {}}],
+            tool_calls=[call_of(one)],
+            response_metadata={"model_provider": "moonshot"},
+        )
+        history += [said, ToolMessage("found", tool_call_id=one or "")]
+
+    fitted, left_out = fit_history(history, reader)
+
+    ids = [m.tool_calls[0]["id"] for m in fitted if isinstance(m, AIMessage)]
+    assert ids == [m.tool_call_id for m in fitted if isinstance(m, ToolMessage)]
+    assert all(re.fullmatch(pattern, str(one)) for one in ids)
+    assert len(set(ids)) == len(ids)
+    assert left_out == ()
+    assert fit_history(history, reader) == (fitted, ())
+
+
+def test_results_of_calls_with_one_id_keep_their_order() -> None:
+    """A provider that gives each call of an answer the same id is understood."""
+    said = answer("", "ollama")
+    said.tool_calls = [call_of("call_0", "a"), call_of("call_0", "b")]
+    results = [ToolMessage(one, tool_call_id="call_0") for one in ("of a", "of b")]
+    fitted, _ = fit_history([said, *results], "openai")
+    ids = [call["id"] for call in fitted[0].tool_calls]  # type: ignore[attr-defined]
+    assert [m.tool_call_id for m in fitted[1:]] == ids  # type: ignore[attr-defined]
+    assert len(set(ids)) == 2
+
+
+def test_a_provider_keeps_its_own_ids() -> None:
+    """What an unknown provider wrote, it reads."""
+    said = answer("", "moonshot")
+    said.tool_calls = [call_of("functions.search:0")]
+    assert fit_history([said], "moonshot") == ([said], ())
+
+
+# Forms.
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,eA=="}}
+
+
+def test_images_of_a_tool_follow_in_a_users_message() -> None:
+    """OpenAI takes only text as the result of a tool, and images from the user."""
+    said = answer("", "anthropic")
+    said.tool_calls = [call_of("call_1"), call_of("call_2")]
+    results = [
+        ToolMessage([TEXT, IMAGE], tool_call_id="call_1", name="look"),
+        ToolMessage([IMAGE], tool_call_id="call_2"),
+    ]
+    after = HumanMessage("And?")
+
+    fitted, left_out = fit_history([said, *results, after], "openai")
+
+    assert [message.type for message in fitted] == (
+        ["ai", "tool", "tool", "human", "human"]
+    )
+    assert fitted[1].content == [TEXT]
+    assert isinstance(fitted[2].content, str)
+    assert [block["type"] for block in fitted[3].content] == (  # type: ignore[index]
+        ["text", "image_url", "text", "image_url"]
+    )
+    assert left_out == ("tool_result.image_url",)
+    kept, _ = fit_history([said, *results, after], "anthropic")
+    assert kept[1:3] == results
+
+
+@pytest.mark.parametrize(
+    ("name", "fit"),
+    [("Jane Doe", "Jane_Doe"), (" a<b>\\ ", "a_b_"), ("Zoë", "Zoë"), (" ", None)],
+)
+def test_names_with_blanks_are_rewritten(name: str, fit: str | None) -> None:
+    """OpenAI's pattern of names forbids blanks and a few signs."""
+    [fitted], left_out = fit_history([HumanMessage("hi", name=name)], "openai")
+    assert fitted.name == fit
+    assert left_out == (() if fit == name else ("name",))
+
+
+def test_calls_in_the_legacy_form_are_rewritten() -> None:
+    """`function_call` is OpenAI's alone; others get a tool call and its result."""
+    legacy = {"name": "search", "arguments": '{"q": "a"}'}
+    history = [
+        AIMessage("", additional_kwargs={"function_call": legacy}),
+        FunctionMessage(content="found", name="search"),
+    ]
+    fitted, left_out = fit_history(history, "anthropic")
+    assert fitted[0].tool_calls[0]["args"] == {"q": "a"}  # type: ignore[attr-defined]
+    assert fitted[1].tool_call_id == "call_search"  # type: ignore[attr-defined]
+    assert left_out == ("function_call",)
+    assert fit_history(history, "openai") == (history, ())
+    beside = answer("", calls=True, kwargs={"function_call": legacy})
+    [fitted_too], _ = fit_history([beside], "groq")
+    assert fitted_too.additional_kwargs == {}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        answer("Hello.", kwargs={"reasoning_content": "hm"}),
+        answer([{"type": "reasoning", "reasoning": "hm"}, TEXT]),
+    ],
+    ids=["kwargs", "block"],
+)
+@pytest.mark.parametrize("reader", ["openai", "groq", "sambanova"])
+def test_thoughts_of_nobody_are_left_out(said: AIMessage, reader: str) -> None:
+    """Thoughts whose author is not known help no reader, and some reject them."""
+    [fitted], left_out = fit_history([said], reader)
+    assert (fitted.content, fitted.additional_kwargs) == ("Hello.", {})
+    assert len(left_out) == 1
+
+
+def test_nvidia_reads_calls_from_kwargs() -> None:
+    """Its integration reads `additional_kwargs` alone."""
+    [fitted], _ = fit_history([answer("", "openai", calls=True)], "NVIDIA")
+    (call,) = fitted.additional_kwargs["tool_calls"]
+    assert call["id"] == "call_1"
+    assert json.loads(call["function"]["arguments"]) == {"q": "a"}
+
+
+# Rejections.
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Status(400, error_code="invalid_encrypted_content"),
+        Status(404, message="Item with id 'rs_1' not found."),
+    ],
+    ids=["encrypted", "item"],
+)
+def test_a_rejected_item_is_left_out_once(way: Way, fault: Status) -> None:
+    """The route is asked again without what only an author can read, in one attempt."""
+    with FaultyGateway(answer=Answer("Well.")) as gateway:
+        gateway.script(fault)
+        router = RetryRouter(routes=[chat_openai(gateway)])
+        said = answer([{"type": "new_item", "id": "rs_1"}, TEXT], "openai", id="resp_1")
+        chunks = ask(
+            way, router, [HumanMessage("hi"), said, HumanMessage("And?")], stop=None
+        )
+        sent = [request.payload["messages"] for request in gateway.requests]
+    assert [len(one[1]["content"]) for one in sent] == [2, len("Hello.")]
+    log = chunks[-1].message.response_metadata["retryrouter"]
+    (attempt,) = log["attempts"]
+    assert attempt["left_out"] == ["new_item"]
+    assert "rejected" in attempt
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_a_rejected_request_without_items_is_not_repeated(way: Way) -> None:
+    """Where nothing can be left out, a 400 is the answer."""
+    with FaultyGateway() as gateway:
+        gateway.always(Status(400))
+        router = RetryRouter(routes=[chat_openai(gateway)])
+        with pytest.raises(InvalidRequestError):
+            ask(way, router)
+        assert len(gateway.requests) == 1
+
+
+def test_the_id_of_another_accounts_response_is_not_sent() -> None:
+    """`previous_response_id` is known to one account, and to no other provider."""
+    history = [served("Hello.", "b", author="openai", id="resp_1"), HumanMessage("hi")]
+    ids = ("resp_1", "resp_2")
+    known = [foreign_response_id(one, history, ONE, AUTHORS) for one in ids]
+    assert known == [True, False]
+    assert foreign_response_id("resp_2", history, Reader("anthropic"), AUTHORS)
+
+
 # What real integrations make of it.
 
 HISTORY = [
@@ -424,9 +682,14 @@ def test_text_and_calls_survive_and_a_second_time_changes_nothing(
     ]
     if not refusals:  # These become text, where they are another provider's.
         assert text_of(fitted) == text_of(before)
-    calls = [m.tool_calls for m in before if isinstance(m, AIMessage) and m.tool_calls]
-    kept = [m.tool_calls for m in fitted if isinstance(m, AIMessage) and m.tool_calls]
-    assert kept == calls
+    calls, kept = (
+        [call for m in some if isinstance(m, AIMessage) for call in m.tool_calls]
+        for some in (before, fitted)
+    )
+    assert [(c["name"], c["args"]) for c in kept] == [
+        (c["name"], c["args"]) for c in calls
+    ]
+    assert len({call["id"] for call in kept}) == len(kept)
     results = [m for m in before if isinstance(m, ToolMessage)]
     assert len([m for m in fitted if isinstance(m, ToolMessage)]) == len(results)
     again, left_out = fit_history(fitted, reader)
