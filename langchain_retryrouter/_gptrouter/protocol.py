@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Final, TypeAlias
@@ -39,9 +39,10 @@ from pydantic import (
 from langchain_retryrouter import _json
 from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
 from langchain_retryrouter._providers import errors
+from langchain_retryrouter._retry.call_state import AttemptRecord
 from langchain_retryrouter._retry.streaming import ChunkInfo
 from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError
-from langchain_retryrouter.failures import FailureKind
+from langchain_retryrouter.failures import FailureKind, is_routes_own
 
 Response: TypeAlias = GenerationResponse
 """A whole answer of any client, ours or the SDK's own."""
@@ -186,7 +187,8 @@ class ObservedModels:
     """What answers have shown of a gateway's models, by name and provider.
 
     Attributes:
-        are_chat: Whether the gateway gives it messages, and not one plain prompt.
+        are_chat: Whether the gateway gives it messages, and not one plain prompt, where
+            its provider says otherwise.
         skipped_at: When another one answered, since the gateway holds it for sick.
         warned: The warnings that were given.
     """
@@ -195,30 +197,177 @@ class ObservedModels:
     skipped_at: dict[ModelKey, float] = field(default_factory=dict)
     warned: set[str] = field(default_factory=set)
 
-    def is_skipped(self, key: ModelKey, now: float) -> bool:
-        """Whether the gateway passes over the model, as far as is known."""
-        return now - self.skipped_at.get(key, -math.inf) < _HEALTH_CHECK_SECONDS
 
-    def answered(self, keys: Sequence[ModelKey], key: ModelKey, now: float) -> None:
-        """The model `key` of the list `keys` has answered."""
-        self.skipped_at |= dict.fromkeys(keys[: keys.index(key)], now)
-        self.skipped_at.pop(key, None)
+class ModelList:
+    """The models that a call may ask: their order, and what is known of them.
 
-    def is_chat(self, key: ModelKey) -> bool:
-        """Whether the gateway gives the model messages."""
-        return self.are_chat.get(key, key[1] not in _COMPLETION_PROVIDERS)
+    Args:
+        requests: A request for each model, the preferred one first.
+        observed: What earlier answers have shown.
+        now: The monotonic time.
 
-    def losses(self, key: ModelKey, params: GatewayParams) -> list[str]:
-        """What the model must know to answer `params`, and would not be told."""
-        if self.is_chat(key):
-            return []
-        lost = essential_options(params)
-        if key[1] in _COMPLETION_PROVIDERS:
-            return lost
-        return [name for name in lost if "tool" in name]  # Nothing else is known of it.
+    Attributes:
+        requests: What the gateway is sent next.
+        skipped: The models that were left out: the gateway would not give them all of
+            the request.
+        warnings: What to log of the list.
+    """
+
+    def __init__(
+        self,
+        requests: list[GatewayRequest],
+        observed: ObservedModels,
+        now: Callable[[], float],
+    ) -> None:
+        """Leave out completion models that would not be given what is asked.
+
+        Raises:
+            UnsupportedOptionError: If there is no other model.
+        """
+        self.requests = requests
+        self.skipped: list[AttemptRecord] = []
+        self.warnings: list[str] = []
+        self._observed, self._now, self._route = observed, now, ""
+        essential = _essential_options(requests[0].prompt_params)
+        tools = [name for name in essential if "tool" in name]
+        self._tools = ", ".join(tools)
+        self._reader = EventReader()
+        if all(map(self._is_chat, requests)):
+            return
+        others = _other_options(requests[0].prompt_params)
+        for request in [one for one in requests if not self._is_chat(one)]:
+            # Of a provider that is not known, only the form of its answers is.
+            is_known = request.provider_name in _COMPLETION_PROVIDERS
+            lost = essential if is_known else tools
+            name = f"{request.model_name} ({request.provider_name})"
+            what = f"a completion model, which is not given {', '.join(lost or others)}"
+            if lost:
+                record = AttemptRecord(None, request.model_name, "skipped", reason=what)
+                self.skipped.append(record)
+                self.warnings.append(f"{name} is skipped: it is {what}")
+                self.requests = [one for one in self.requests if one is not request]
+            elif others:
+                self.warnings.append(f"{name} is {what}")
+        if not self.requests:
+            reason = "; ".join(self.warnings).replace("is skipped: it is", "is")
+            msg = (
+                f"no model of the list can be asked: {reason}. List a chat model, such"
+                " as one of `chat_openai` or `chat_anthropic`; or say"
+                " `GPTRouterModel(..., is_chat=True)` if your gateway gives it messages"
+            )
+            raise UnsupportedOptionError(msg)
+        self._put_in_order(self.requests)
+
+    def new_reader(self) -> EventReader:
+        """What reads the events of the next attempt's stream."""
+        may_be_empty = not any(map(self._is_chat, self.requests))
+        self._reader = EventReader(may_be_empty=may_be_empty, tools=self._tools)
+        return self._reader
+
+    def route(self) -> str:
+        """The model that the next attempt asks: the gateway may skip the first."""
+        self._route = self._asked(None).model_name
+        return self._route
+
+    def asked(self, error: RetryRouterError) -> str:
+        """The model that a failed attempt has asked."""
+        return self._asked(error).model_name
+
+    def cannot_answer(self, error: RetryRouterError) -> list[GatewayRequest]:
+        """The models that an error rules out, however often they were asked.
+
+        The gateway names a model that it does not know. Otherwise only errors that a
+        stream reports are about the model or its provider: a 401 to the request
+        itself, for example, is about the gateway's key.
+        """
+        found = _UNKNOWN_NAME.match(error.message)
+        if found and (
+            named := [
+                one
+                for one in self.requests
+                if found["name"] in {one.model_name, one.provider_name}
+            ]
+        ):
+            return named
+        is_from_stream = (
+            isinstance(error.body, dict) and error.body.get("event") == "error"
+        )
+        is_models_own = (is_from_stream and is_routes_own(error.kind)) or (
+            self._tools and self._reader.is_chat is False
+        )
+        return [self._asked(error)] if is_models_own else []
+
+    def failed(self, error: RetryRouterError, out: Sequence[GatewayRequest]) -> None:
+        """Ask the model that failed last, and those of `out` no more.
+
+        Those before it were skipped by the gateway, or else one of them has failed.
+        """
+        place = self.requests.index(self._asked(error)) + 1
+        ordered = [*self.requests[place:], *reversed(self.requests[:place])]
+        self._put_in_order([one for one in ordered if one not in out])
+
+    def learn(self) -> None:
+        """Remember whether the model that a stream names is a chat model."""
+        reader, request = self._reader, self._named(self._reader.model)
+        if request is not None and reader.is_chat not in {None, self._is_chat(request)}:
+            self._observed.are_chat[request.key] = bool(reader.is_chat)
+
+    def answered(self, whole: GenerationResponse | None) -> str | None:
+        """The listed name of the model that answered, if `route` said another.
+
+        Args:
+            whole: An answer that was not streamed.
+        """
+        if whole is not None:
+            self._reader.model = whole.model
+            # A completion model's answer has no role.
+            self._reader.is_chat = whole.choices[0].role is not None or None
+        self.learn()
+        model, first = self._reader.model, self.requests[0]
+        served = self._named(model)
+        # The names of models at Azure are the user's own, and not what answers say.
+        is_exact = served is not None and served.model_name == model
+        if served is None or not (is_exact or "azure" not in first.provider_name):
+            return None
+        skipped_at = self._observed.skipped_at
+        for request in self.requests[: self.requests.index(served)]:
+            skipped_at[request.key] = self._now()
+        skipped_at.pop(served.key, None)
+        return None if served.model_name == self._route else served.model_name
+
+    def _asked(self, error: RetryRouterError | None) -> GatewayRequest:
+        """The model that the stream or the error names, else the first not skipped."""
+        if error is not None:
+            words = set(_MODEL_NAME.findall(error.message))
+            said = [one for one in self.requests if one.model_name in words]
+            if named := self._named(self._reader.model) or next(iter(said), None):
+                return named
+        if skipped_at := self._observed.skipped_at:
+            recent = self._now() - _HEALTH_CHECK_SECONDS
+            for request in self.requests:
+                if skipped_at.get(request.key, -math.inf) <= recent:
+                    return request
+        return self.requests[0]
+
+    def _named(self, model: str | None) -> GatewayRequest | None:
+        """The listed model that a provider calls so, maybe with a date behind it."""
+        names = [r for r in self.requests if model and model.startswith(r.model_name)]
+        return max(names, key=lambda r: len(r.model_name), default=None)
+
+    def _is_chat(self, request: GatewayRequest) -> bool:
+        is_known = request.provider_name in _COMPLETION_PROVIDERS
+        if are_chat := self._observed.are_chat:
+            return are_chat.get(request.key, not is_known)
+        return not is_known
+
+    def _put_in_order(self, requests: Sequence[GatewayRequest]) -> None:
+        self.requests = [
+            request.model_copy(update={"order": order})
+            for order, request in enumerate(requests, start=1)
+        ]
 
 
-def essential_options(params: GatewayParams) -> list[str]:
+def _essential_options(params: GatewayParams) -> list[str]:
     """What of a request is lost in one plain prompt, and has to be in an answer."""
     found = [name for name in ("tools", "functions", "stop") if getattr(params, name)]
     if params.tool_choice not in (None, "none"):
@@ -238,12 +387,12 @@ def essential_options(params: GatewayParams) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def other_options(params: GatewayParams) -> list[str]:
+def _other_options(params: GatewayParams) -> list[str]:
     """What else of a request is lost in one plain prompt, unless it is the default."""
     names = params.model_dump(exclude_none=True).keys() - _MAY_BE_LOST
     if params.temperature not in {None, _USUAL_TEMPERATURE}:
         names.add("temperature")
-    return sorted(names - set(essential_options(params)))
+    return sorted(names - set(_essential_options(params)))
 
 
 # --- responses ----------------------------------------------------------------------
@@ -676,22 +825,6 @@ def interrupted() -> RetryRouterError:
     """The error for a stream that is over before its answer is complete."""
     msg = "the stream ended before the answer was complete"
     return GPT_ROUTER_ERRORS[FailureKind.INTERRUPTED](msg)
-
-
-def unknown_name(error: RetryRouterError) -> str | None:
-    """The model or provider that the gateway says it does not know; None if neither."""
-    found = _UNKNOWN_NAME.match(error.message)
-    return found["name"] if found else None
-
-
-def model_names_in(text: str) -> frozenset[str]:
-    """The words of `text` that may be names of models: those with a digit."""
-    return frozenset(_MODEL_NAME.findall(text))
-
-
-def is_from_stream(error: RetryRouterError) -> bool:
-    """Whether an `error` event reported it, and so the model's provider."""
-    return isinstance(error.body, dict) and error.body.get("event") == "error"
 
 
 def is_opaque(error: RetryRouterError) -> bool:

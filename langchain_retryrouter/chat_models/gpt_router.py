@@ -17,7 +17,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
@@ -59,7 +59,7 @@ from langchain_retryrouter._gptrouter.connection import (
     read_models,
     retry_context,
 )
-from langchain_retryrouter._retry.call_state import AttemptRecord
+from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter._retry.engine import Attempt, acall, call
 from langchain_retryrouter._retry.streaming import EventSource, astream, stream
 from langchain_retryrouter.chat_models._structured import (
@@ -72,14 +72,10 @@ from langchain_retryrouter.chat_models._structured import (
     with_raw,
 )
 from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError
-from langchain_retryrouter.failures import is_routes_own
 
 if TYPE_CHECKING:
     from langchain_retryrouter._gptrouter.protocol import (
         Event,
-        EventReader,
-        GatewayParams,
-        GatewayRequest,
         Response,
     )
 
@@ -93,8 +89,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-Answered = TypeVar("Answered")
 
 _SENT_IF_SET: Final = (
     "top_p",
@@ -524,7 +518,10 @@ def completion_with_retry(
     if is_stream:
         events = stream(requests.context, requests.connect, requests.new_reader, notify)
         return _finish_stream(events, requests)
-    return requests.finish(call(requests.context, requests.send, notify))
+    response = call(requests.context, requests.send, notify)
+    if hasattr(response, "retryrouter"):  # The SDK's own type has no such field.
+        response.retryrouter = requests.context.call_state.attempt_log()
+    return response
 
 
 async def acompletion_with_retry(
@@ -542,7 +539,10 @@ async def acompletion_with_retry(
         return _afinish_stream(
             astream(context, connect, requests.new_reader, notify), requests
         )
-    return requests.finish(await acall(requests.context, requests.asend, notify))
+    response = await acall(requests.context, requests.asend, notify)
+    if hasattr(response, "retryrouter"):
+        response.retryrouter = requests.context.call_state.attempt_log()
+    return response
 
 
 def _finish_stream(
@@ -550,7 +550,7 @@ def _finish_stream(
 ) -> Generator[Event, None, None]:
     with contextlib.closing(events):
         for event in events:
-            yield requests.finish(event) if event.event == "end" else event
+            yield requests.end(event) if event.event == "end" else event
 
 
 async def _afinish_stream(
@@ -558,7 +558,7 @@ async def _afinish_stream(
 ) -> AsyncGenerator[Event, None]:
     async with contextlib.aclosing(events):
         async for event in events:
-            yield requests.finish(event) if event.event == "end" else event
+            yield requests.end(event) if event.event == "end" else event
 
 
 class _GatewayCall:
@@ -580,202 +580,89 @@ class _GatewayCall:
         self._llm = llm
         self._client = llm.client
         self._is_own = isinstance(llm.client, _gptrouter.client.GatewayClient)
-        observed = llm.client.observed if self._is_own else None
-        self._observed = observed or _gptrouter.protocol.ObservedModels()
-        self.context = retry_context(
-            llm,
-            route=self.route,
-            asked=self.asked,
-            on_failure=self.on_failure,
-            should_failover=self.should_failover,
+        observed = (
+            llm.client.observed
+            if self._is_own
+            else _gptrouter.protocol.ObservedModels()
         )
-        self._requests = get_ordered_generation_requests(models, **options)
-        self._metadata = metadata_of(llm, own)
-        self._gateway_max_retries = llm.gateway_max_retries
-        if (
-            self._gateway_max_retries is None
-            and self.context.call_state.policy.max_retries
-        ):
-            self._gateway_max_retries = 0  # Or one call would be retried twice over.
-        params = self._requests[0].prompt_params
+        for model in models:
+            if model.is_chat is not None:
+                key = (model.name, model.provider_name)
+                observed.are_chat[key] = model.is_chat
+        requests = get_ordered_generation_requests(models, **options)
+        params = requests[0].prompt_params
         asks_for_one = params.n in {None, 1}
         if params.tools and not asks_for_one:
             raise ValueError(_ONE_CHOICE_WITH_TOOLS)
+        clock = llm.clock or SYSTEM_CLOCK
+        self._models = _gptrouter.protocol.ModelList(
+            requests, observed, clock.monotonic
+        )
+        for message in self._models.warnings:
+            if message not in observed.warned:
+                observed.warned.add(message)
+                logger.warning(message)
+        self.new_reader = self._models.new_reader
+        self._metadata = metadata_of(llm, own)
+        self.context = retry_context(
+            llm,
+            route=self._models.route,
+            asked=self._models.asked,
+            on_failure=self.on_failure,
+            should_failover=self.should_failover,
+        )
+        call_state = self.context.call_state
+        call_state.records += self._models.skipped
+        self._gateway_max_retries = llm.gateway_max_retries
+        if self._gateway_max_retries is None and call_state.policy.max_retries:
+            self._gateway_max_retries = 0  # Or one call would be retried twice over.
         # The public gateway drops tool calls unstreamed, and function calls streamed.
         self._streams_inside = bool(params.tools)
         self._never_streams = bool(params.functions)
         self._may_stream_inside = asks_for_one and not self._never_streams
-        self._leave_out_completion_models(models, params)
-        self.new_reader()
-
-    def _leave_out_completion_models(
-        self, models: Sequence[GPTRouterModel], params: GatewayParams
-    ) -> None:
-        """Leave out the models to which the gateway would not give what is asked.
-
-        Raises:
-            UnsupportedOptionError: If there is no other.
-        """
-        for model in models:
-            if model.is_chat is not None:
-                key = (model.name, model.provider_name)
-                self._observed.are_chat[key] = model.is_chat
-        reasons: dict[str, str] = {}
-        remaining: list[GatewayRequest] = []
-        for request in self._requests:
-            key, name = request.key, f"{request.model_name} ({request.provider_name})"
-            if lost := self._observed.losses(key, params):
-                reason = f"a completion model, which is not given {', '.join(lost)}"
-                reasons[name] = reason
-                record = AttemptRecord(None, key[0], "skipped", reason=reason)
-                self.context.call_state.records.append(record)
-                self._warn(f"{name} is skipped: it is {reason}")
-                continue
-            remaining.append(request)
-            if not self._observed.is_chat(key):
-                lost = _gptrouter.protocol.other_options(params)
-                if lost:
-                    self._warn(
-                        f"{name} is a completion model, which is not given"
-                        f" {', '.join(lost)}"
-                    )
-        if not remaining:
-            reason = "; ".join(f"{name} is {why}" for name, why in reasons.items())
-            msg = (
-                f"no model of the list can be asked: {reason}. List a chat model, such"
-                " as one of `chat_openai` or `chat_anthropic`; or say"
-                " `GPTRouterModel(..., is_chat=True)` if your gateway gives it messages"
-            )
-            raise UnsupportedOptionError(msg)
-        if reasons:
-            self._put_in_order(remaining)
-
-    def _warn(self, message: str) -> None:
-        """Log a warning about the list of models, once."""
-        if message not in self._observed.warned:
-            self._observed.warned.add(message)
-            logger.warning(message)
-
-    def _put_in_order(self, requests: Sequence[GatewayRequest]) -> None:
-        self._requests = [
-            request.model_copy(update={"order": order})
-            for order, request in enumerate(requests, start=1)
-        ]
-
-    # --- what the engine asks ---
-
-    def route(self) -> str:
-        """The model that the next attempt asks."""
-        return self._asked().model_name
-
-    def asked(self, error: RetryRouterError) -> str:
-        """The model that a failed attempt has asked."""
-        return self._asked(error).model_name
-
-    def _asked(self, error: RetryRouterError | None = None) -> GatewayRequest:
-        """The model that the gateway asks: it may skip the first of the list.
-
-        It is the one that the stream or the error names, else the first that the
-        gateway does not skip, as far as its answers have shown.
-        """
-        if error is not None:
-            text = _gptrouter.protocol.model_names_in(error.message)
-            said = [r for r in self._requests if r.model_name in text]
-            if named := self._named(self._reader.model) or (said and said[0]):
-                return named
-        now = self.context.clock.monotonic()
-        for request in self._requests:
-            if not self._observed.is_skipped(request.key, now):
-                return request
-        return self._requests[0]
-
-    def _named(self, model: str | None) -> GatewayRequest | None:
-        """The listed model that a provider calls so, maybe with a date behind it."""
-        names = [r for r in self._requests if model and model.startswith(r.model_name)]
-        return max(names, key=lambda r: len(r.model_name)) if names else None
 
     def on_failure(self, error: RetryRouterError) -> None:
         """Prepare the next attempt after this error."""
         if self._may_stream_inside and _gptrouter.protocol.is_opaque(error):
             self._streams_inside = True  # The gateway tells a stream the cause.
-        self._learn_form()
+        self._models.learn()
         if not self._llm.failover:
             return
-        out: list[GatewayRequest] = []
-        if self.should_failover(error):
-            out = self._cannot_answer(error)
+        out = self._models.cannot_answer(error) if self.should_failover(error) else []
+        if out:
             names = ", ".join(request.model_name for request in out)
             logger.warning("%s cannot answer: %s", names, error)
-        place = self._requests.index(self._asked(error))
-        # Those before it were skipped, or else have failed in its place.
-        ordered = [*self._requests[place + 1 :], *reversed(self._requests[: place + 1])]
-        self._put_in_order([one for one in ordered if one not in out])
+        self._models.failed(error, out)
 
     def should_failover(self, error: RetryRouterError) -> bool:
         """Whether the error rules out some of the models, but not all."""
-        return self._llm.failover and (
-            0 < len(self._cannot_answer(error)) < len(self._requests)
-        )
+        out = len(self._models.cannot_answer(error)) if self._llm.failover else 0
+        return 0 < out < len(self._models.requests)
 
-    def _cannot_answer(self, error: RetryRouterError) -> list[GatewayRequest]:
-        """The models that an error rules out, however often they were asked.
-
-        The gateway names a model that it does not know. Otherwise only errors that a
-        stream reports are about the model or its provider: a 401 to the request
-        itself, for example, is about the gateway's key.
-        """
-        name = _gptrouter.protocol.unknown_name(error)
-        named = [r for r in self._requests if name in {r.model_name, r.provider_name}]
-        is_from_stream = _gptrouter.protocol.is_from_stream(error)
-        if is_from_stream and is_routes_own(error.kind):
-            return named or [self._asked(error)]
-        is_not_told = self._tools and self._reader.is_chat is False
-        return named or ([self._asked(error)] if is_not_told else [])
-
-    def new_reader(self) -> EventReader:
-        """What reads the events of the next attempt's stream."""
-        keys = [request.key for request in self._requests]
-        params = self._requests[0].prompt_params
-        lost = _gptrouter.protocol.essential_options(params)
-        self._tools = ", ".join(name for name in lost if "tool" in name)
-        self._reader = _gptrouter.protocol.EventReader(
-            may_be_empty=not any(map(self._observed.is_chat, keys)), tools=self._tools
-        )
-        return self._reader
-
-    def _learn_form(self) -> None:
-        """Remember whether the model that answered is a chat model."""
-        request = self._named(self._reader.model)
-        if request is not None and self._reader.is_chat is not None:
-            self._observed.are_chat[request.key] = self._reader.is_chat
-
-    def finish(self, answer: Answered) -> Answered:
-        """The whole answer, or the end of a stream, with the attempt log."""
-        reader, choices = self._reader, getattr(answer, "choices", ())
-        if choices and not self._streams_inside:
-            reader.model = cast("Any", answer).model
-            # A completion model's answer has no role.
-            reader.is_chat = choices[0].role is not None or None
-        self._learn_form()
-        served, first = self._named(reader.model), self._requests[0]
-        # The names of models at Azure are the user's own, and not what answers say.
-        if served is not None and (
-            served.model_name == reader.model or "azure" not in first.provider_name
-        ):
-            self.context.call_state.name_route(served.model_name)
-            self._observed.answered(
-                [request.key for request in self._requests],
-                served.key,
-                self.context.clock.monotonic(),
-            )
-        if hasattr(answer, "retryrouter"):  # The SDK's own type has no such field.
-            cast("Any", answer).retryrouter = self.context.call_state.attempt_log()
-        return answer
+    def end(self, event: Event) -> Event:
+        """The end of a stream, with the attempt log."""
+        if served := self._models.answered(None):
+            self.context.call_state.name_route(served)
+        cast("Any", event).retryrouter = self.context.call_state.attempt_log()
+        return event
 
     # --- sending ---
 
     def send(self, attempt: Attempt) -> Response:
-        """One attempt's answer."""
+        """One attempt's answer; the model that has sent it is in the attempt log."""
+        response = self._send(attempt)
+        if served := self._models.answered(None if self._streams_inside else response):
+            self.context.call_state.name_route(served)
+        return response
+
+    async def asend(self, attempt: Attempt) -> Response:
+        """Async variant of `send`."""
+        response = await self._asend(attempt)
+        if served := self._models.answered(None if self._streams_inside else response):
+            self.context.call_state.name_route(served)
+        return response
+
+    def _send(self, attempt: Attempt) -> Response:
         if self._streams_inside:
             with contextlib.closing(self.connect(attempt)) as events:
                 return _gptrouter.messages.assemble(events, self.new_reader())
@@ -785,8 +672,7 @@ class _GatewayCall:
         with _typed_sdk_errors():
             return cast("Response", self._client.generate(**arguments))
 
-    async def asend(self, attempt: Attempt) -> Response:
-        """Async variant of `send`."""
+    async def _asend(self, attempt: Attempt) -> Response:
         if self._streams_inside:
             async with contextlib.aclosing(await self.aconnect(attempt)) as events:
                 read = [event async for event in events]
@@ -824,7 +710,7 @@ class _GatewayCall:
 
     def _arguments(self, attempt: Attempt, *, is_stream: bool) -> dict[str, Any]:
         arguments: dict[str, Any] = {
-            "ordered_generation_requests": self._requests,
+            "ordered_generation_requests": self._models.requests,
             "is_stream": is_stream,
         }
         if self._metadata is not None:
