@@ -72,60 +72,19 @@ class GPTRouterSuite(ChatModelIntegrationTests):
         method = "json_schema" if self.edition == "hosted" else "function_calling"
         return {"method": method}
 
-    @property
-    def supports_json_mode(self) -> bool:
-        """Both gateways hand `json_object` on."""
-        return True
-
+    supports_json_mode = True
     # The gateway passes message contents on unchanged, whatever they are.
-
-    @property
-    def supports_image_inputs(self) -> bool:
-        """Images in themselves."""
-        return True
-
-    @property
-    def supports_image_urls(self) -> bool:
-        """Images by their address."""
-        return True
-
-    @property
-    def supports_image_tool_message(self) -> bool:
-        """Images that a tool has made."""
-        return True
-
-    @property
-    def supports_pdf_inputs(self) -> bool:
-        """Documents."""
-        return True
-
-    @property
-    def supports_pdf_tool_message(self) -> bool:
-        """Documents that a tool has made."""
-        return True
-
-    @property
-    def supports_audio_inputs(self) -> bool:
-        """Sounds."""
-        return True
-
-    @property
-    def supports_video_inputs(self) -> bool:
-        """Videos; the suite has no test of them yet."""
-        return True
-
-    @property
-    def supports_anthropic_inputs(self) -> bool:
-        """Messages and tools in Anthropic's form."""
-        return True
-
+    supports_image_inputs = True
+    supports_image_urls = True
+    supports_image_tool_message = True
+    supports_pdf_inputs = True
+    supports_pdf_tool_message = True
+    supports_audio_inputs = True
+    supports_video_inputs = True  # the suite has no test of them yet
+    supports_anthropic_inputs = True
     # The test of a stream's time would replay a recording. VCR makes them by taking the
     # HTTP library's place, which is not what is tested here.
-
-    @property
-    def enable_vcr_tests(self) -> bool:
-        """It runs, without a recording."""
-        return True
+    enable_vcr_tests = True
 
     @pytest.fixture
     def vcr(self) -> SimpleNamespace:

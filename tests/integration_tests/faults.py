@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from langchain_retryrouter import MalformedResponseError, StreamInterruptedError
+from langchain_retryrouter import (
+    MalformedResponseError,
+    RetryRouterError,
+    StreamInterruptedError,
+)
 from langchain_retryrouter.testing import (
     Cut,
     ErrorEvent,
@@ -31,7 +35,7 @@ BEFORE_THE_FIRST_TOKEN: Final[list[Step]] = [
     MalformedEvent(at=1),
 ]
 
-AFTER_THE_FIRST_TOKEN: Final[dict[Step, type[Exception]]] = {
+AFTER_THE_FIRST_TOKEN: Final[dict[Step, type[RetryRouterError]]] = {
     Cut(after=1): StreamInterruptedError,
     Cut(after=1, how="rst"): StreamInterruptedError,
     Truncate(after=1): StreamInterruptedError,

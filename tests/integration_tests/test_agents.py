@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 from langchain.agents import create_agent
@@ -56,18 +57,47 @@ class Forecast(BaseModel):
     degrees: int
 
 
-class NewLLM(Protocol):
-    """Makes models of the test's gateway."""
+@dataclass(frozen=True)
+class Lab:
+    """Agents with one tool, and the gateway that fails them."""
 
-    def __call__(self, **fields: Any) -> GPTRouter:
-        """A model, with these fields besides."""
+    twin: Twin
+    gateway: FaultyGateway
+    clock: FakeClock
+    get_weather: BaseTool
+    cities: list[str]
+    """The city of each time that the tool has run."""
 
+    def llm(self, **fields: Any) -> GPTRouter:
+        """A model that waits on the test's clock."""
+        settings: dict[str, Any] = {
+            "models_priority_list": [MODEL],
+            "gpt_router_api_base": self.gateway.url,
+            "gpt_router_api_key": "any",
+            "clock": self.clock,
+        }
+        return GPTRouter(**{**settings, **fields})
 
-class NewAgent(Protocol):
-    """Makes agents of a model and one tool."""
-
-    def __call__(self, *, max_retries: int = 2, **arguments: Any) -> Any:
+    def agent(self, *, max_retries: int = 2, **arguments: Any) -> Any:
         """An agent, with these arguments besides."""
+        llm = self.llm(max_retries=max_retries)
+        return create_agent(**{"model": llm, "tools": [self.get_weather], **arguments})
+
+    def ask(self, agent: Any = None, question: Any = QUESTION, *config: Any) -> Any:
+        """The messages of the conversation."""
+        agent = agent or self.agent()
+        return self.twin.invoke(agent, question, *config)["messages"]
+
+    def stream(self, agent: Any = None, *config: Any, into: Any = None) -> list[Any]:
+        """The chunks that the answer to `QUESTION` comes in."""
+        chunks = [] if into is None else into
+        agent, mode = agent or self.agent(), "messages"
+        return self.twin.stream(agent, QUESTION, *config, stream_mode=mode, into=chunks)
+
+    def assert_asked(self, requests: int, runs: int = 1) -> None:
+        """So many requests came, and the tool ran so often, for Oslo."""
+        assert len(self.gateway.requests) == requests
+        assert self.cities == ["Oslo"] * runs
 
 
 @pytest.fixture
@@ -79,30 +109,14 @@ def gateway(request: pytest.FixtureRequest) -> Iterator[FaultyGateway]:
 
 
 @pytest.fixture
-def new_llm(gateway: FaultyGateway, fake_clock: FakeClock) -> NewLLM:
-    """Makes models that wait on the test's clock."""
-
-    def new_llm(**fields: Any) -> GPTRouter:
-        settings: dict[str, Any] = {
-            "models_priority_list": [MODEL],
-            "gpt_router_api_base": gateway.url,
-            "gpt_router_api_key": "any",
-            "clock": fake_clock,
-        }
-        return GPTRouter(**{**settings, **fields})
-
-    return new_llm
-
-
-@pytest.fixture
-def new_agent(new_llm: NewLLM, get_weather: BaseTool) -> NewAgent:
-    """Makes agents whose tool records its runs."""
-
-    def new_agent(*, max_retries: int = 2, **arguments: Any) -> Any:
-        llm = new_llm(max_retries=max_retries)
-        return create_agent(**{"model": llm, "tools": [get_weather], **arguments})
-
-    return new_agent
+def lab(
+    twin: Twin,
+    gateway: FaultyGateway,
+    fake_clock: FakeClock,
+    get_weather: BaseTool,
+    cities: list[str],
+) -> Lab:
+    return Lab(twin, gateway, fake_clock, get_weather, cities)
 
 
 def attempts_of(message: AIMessage) -> int:
@@ -119,73 +133,51 @@ def streamed(chunks: list[Any]) -> list[AIMessageChunk]:
     return list(messages.values())
 
 
+def assert_answered(called: Any, answer: Any) -> None:
+    """The model called the tool for Oslo, and then answered from its result."""
+    assert [call["args"] for call in called.tool_calls] == [{"city": "Oslo"}]
+    assert answer.text == ANSWER
+
+
 @pytest.mark.parametrize("gateway", ["public", "hosted"], indirect=True)
 @pytest.mark.parametrize(
     "fault", [*BEFORE_THE_FIRST_TOKEN, *AFTER_THE_FIRST_TOKEN], ids=str
 )
-def test_an_agent_ends(
-    twin: Twin,
-    new_agent: NewAgent,
-    gateway: FaultyGateway,
-    cities: list[str],
-    fault: Step,
-) -> None:
+def test_an_agent_ends(lab: Lab, fault: Step) -> None:
     """Both calls of the model fail once, and the tool runs once all the same."""
-    gateway.script(fault, Answer(), fault, Answer())
-
-    _, called, result, answer = twin.invoke(new_agent(), QUESTION)["messages"]
-
-    (call,) = called.tool_calls
-    assert call["args"] == {"city": "Oslo"}
-    assert result.tool_call_id == call["id"]
-    assert answer.content == ANSWER
-    assert cities == ["Oslo"]
+    lab.gateway.script(fault, Answer(), fault, Answer())
+    _, called, result, answer = lab.ask()
+    assert_answered(called, answer)
+    assert result.tool_call_id == called.tool_calls[0]["id"]
     assert attempts_of(called) == attempts_of(answer) == 2
-    assert len(gateway.requests) == 4
+    lab.assert_asked(4)
 
 
-def test_calls_of_one_turn_are_each_made_once(
-    twin: Twin, new_agent: NewAgent, gateway: FaultyGateway, cities: list[str]
-) -> None:
+def test_calls_of_one_turn_are_each_made_once(lab: Lab) -> None:
     """After a cut between two tool calls, both are asked for again."""
-    gateway.script(Cut(after=2), Answer(), Reset(), Answer())
+    lab.gateway.script(Cut(after=2), Answer(), Reset(), Answer())
     asked = "get_weather('Oslo') and get_weather('Rome')"
-
-    messages = twin.invoke(new_agent(), {"messages": [("user", asked)]})["messages"]
-
-    assert len(messages[1].tool_calls) == len(cities) == 2
+    messages = lab.ask(None, {"messages": [("user", asked)]})
+    assert len(messages[1].tool_calls) == len(lab.cities) == 2
     assert messages[-1].content.startswith("The tools said: ")
-    assert len(gateway.requests) == 4
+    assert len(lab.gateway.requests) == 4
 
 
 @pytest.mark.parametrize("fault", BEFORE_THE_FIRST_TOKEN, ids=str)
-def test_an_agents_tokens_come_once(
-    twin: Twin,
-    new_agent: NewAgent,
-    gateway: FaultyGateway,
-    cities: list[str],
-    fault: Step,
-) -> None:
+def test_an_agents_tokens_come_once(lab: Lab, fault: Step) -> None:
     """A fault before the first token leaves no trace in the stream of tokens."""
-    gateway.script(fault, Answer(), fault, Answer())
-
-    chunks = twin.stream(new_agent(), QUESTION, stream_mode="messages")
-
-    called, answer = streamed(chunks)
-    assert [call["args"] for call in called.tool_calls] == [{"city": "Oslo"}]
-    assert answer.text == ANSWER
+    lab.gateway.script(fault, Answer(), fault, Answer())
+    chunks = lab.stream()
+    assert_answered(*streamed(chunks))
     assert len(chunks) > len(ANSWER.split())
-    assert cities == ["Oslo"]
-    assert len(gateway.requests) == 4
+    lab.assert_asked(4)
 
 
 @pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning")
-def test_an_agents_messages_come_once(
-    twin: Twin, new_agent: NewAgent, gateway: FaultyGateway, cities: list[str]
-) -> None:
+def test_an_agents_messages_come_once(lab: Lab) -> None:
     """`stream_events` v3 of an agent shows nothing of faults before the first token."""
-    gateway.script(Status(503), Answer(), Reset(), Answer())
-    agent = new_agent()
+    lab.gateway.script(Status(503), Answer(), Reset(), Answer())
+    agent = lab.agent()
 
     async def follow() -> list[str]:
         run = await agent.astream_events(QUESTION, version="v3")
@@ -194,103 +186,61 @@ def test_an_agents_messages_come_once(
             async for message in run.messages
         ]
 
-    if twin.is_async:
+    if lab.twin.is_async:
         said = asyncio.run(follow())
     else:
         run = agent.stream_events(QUESTION, version="v3")
         said = ["".join(message.text) for message in run.messages]
-
     assert said == ["", ANSWER]
-    assert cities == ["Oslo"]
-    assert len(gateway.requests) == 4
+    lab.assert_asked(4)
 
 
 @pytest.mark.parametrize("turn", [1, 2], ids=["call", "answer"])
-@pytest.mark.parametrize(
-    ("fault", "error"),
-    [
-        pytest.param(fault, e, id=str(fault))
-        for fault, e in AFTER_THE_FIRST_TOKEN.items()
-    ],
-)
-def test_what_was_streamed_is_not_repeated(
-    twin: Twin,
-    new_agent: NewAgent,
-    gateway: FaultyGateway,
-    cities: list[str],
-    fault: Step,
-    error: type[RetryRouterError],
-    turn: int,
-) -> None:
+@pytest.mark.parametrize("fault", AFTER_THE_FIRST_TOKEN, ids=str)
+def test_what_was_streamed_is_not_repeated(lab: Lab, fault: Step, turn: int) -> None:
     """After the first token a fault is an error, and no tool runs on half a call."""
-    gateway.script(*[Answer()] * (turn - 1), fault)
+    lab.gateway.script(*[Answer()] * (turn - 1), fault)
     chunks: list[Any] = []
-
-    with pytest.raises(error) as caught:
-        twin.stream(new_agent(), QUESTION, stream_mode="messages", into=chunks)
-
+    with pytest.raises(AFTER_THE_FIRST_TOKEN[fault]) as caught:
+        lab.stream(into=chunks)
     assert streamed(chunks)[-1].text == caught.value.delivered
-    assert cities == ["Oslo"] * (turn - 1)
-    assert len(gateway.requests) == turn
+    lab.assert_asked(turn, runs=turn - 1)
 
 
-def test_an_agent_goes_on_where_it_failed(
-    twin: Twin, new_agent: NewAgent, gateway: FaultyGateway, cities: list[str]
-) -> None:
+def test_an_agent_goes_on_where_it_failed(lab: Lab) -> None:
     """From a checkpoint, the model is asked again and the tool is not run again."""
-    agent = new_agent(max_retries=0, checkpointer=InMemorySaver())
+    agent = lab.agent(max_retries=0, checkpointer=InMemorySaver())
     thread = {"configurable": {"thread_id": "1"}}
-    gateway.script(Answer(), Status(503))
-
+    lab.gateway.script(Answer(), Status(503))
     with pytest.raises(UnavailableError):
-        twin.invoke(agent, QUESTION, thread)
-    messages = twin.invoke(agent, None, thread)["messages"]
-
-    assert messages[-1].content == ANSWER
-    assert cities == ["Oslo"]
-    assert len(gateway.requests) == 3
+        lab.ask(agent, QUESTION, thread)
+    assert lab.ask(agent, None, thread)[-1].content == ANSWER
+    lab.assert_asked(3)
 
 
 @pytest.mark.parametrize("has_tools", [True, False])
 @pytest.mark.parametrize("strategy", [ToolStrategy, ProviderStrategy])
-def test_an_agent_answers_with_data(
-    twin: Twin,
-    new_agent: NewAgent,
-    gateway: FaultyGateway,
-    cities: list[str],
-    strategy: Any,
-    has_tools: bool,
-) -> None:
+def test_an_agent_answers_with_data(lab: Lab, strategy: Any, has_tools: bool) -> None:
     """Structured output comes by a tool or by JSON schema, with other tools or none."""
-    gateway.script(Status(503), Answer(), Reset(), Answer())
+    lab.gateway.script(Status(503), Answer(), Reset(), Answer())
     tools: dict[str, Any] = {} if has_tools else {"tools": []}
     asked = "The weather in 'Oslo', its place and degrees, which are 7?"
-
-    agent = new_agent(response_format=strategy(Forecast), **tools)
-    state = twin.invoke(agent, {"messages": [("user", asked)]})
-
+    agent = lab.agent(response_format=strategy(Forecast), **tools)
+    state = lab.twin.invoke(agent, {"messages": [("user", asked)]})
     assert state["structured_response"] == Forecast(place="Oslo", degrees=7)
-    assert cities == ["Oslo"] * has_tools
-    assert len(gateway.requests) == (4 if has_tools else 2)
+    lab.assert_asked(4 if has_tools else 2, runs=int(has_tools))
 
 
 @pytest.mark.parametrize("on_failure", ["error", "continue"])
-def test_retries_are_not_multiplied(
-    twin: Twin,
-    new_agent: NewAgent,
-    gateway: FaultyGateway,
-    on_failure: Any,
-) -> None:
+def test_retries_are_not_multiplied(lab: Lab, on_failure: Any) -> None:
     """LangChain's own retries do not repeat a call that we gave up on."""
-    gateway.always(Status(503))
+    lab.gateway.always(Status(503))
     retries = ModelRetryMiddleware(
         max_retries=4, initial_delay=0, on_failure=on_failure
     )
-
     with pytest.raises(UnavailableError, match="gave up after 3 attempts"):
-        twin.invoke(new_agent(middleware=[retries]), QUESTION)
-
-    assert len(gateway.requests) == 3
+        lab.ask(lab.agent(middleware=[retries]))
+    lab.assert_asked(3, runs=0)
 
 
 class Talk(TypedDict):
@@ -311,69 +261,44 @@ class Talk(TypedDict):
     ],
 )
 def test_a_graph_does_not_multiply_retries(
-    twin: Twin,
-    new_llm: NewLLM,
-    gateway: FaultyGateway,
-    max_retries: int,
-    status: int,
-    options: dict[str, Any],
-    requests: int,
+    lab: Lab, max_retries: int, status: int, options: Any, requests: int
 ) -> None:
     """LangGraph repeats no error of ours; with `should_retry`, those not given up."""
-    gateway.always(Status(status))
-    llm = new_llm(max_retries=max_retries)
+    lab.gateway.always(Status(status))
+    llm = lab.llm(max_retries=max_retries)
     node = itemgetter("question") | llm | {"answer": StrOutputParser()}
     policy = RetryPolicy(initial_interval=0, jitter=False, **options)
     graph = StateGraph(Talk).add_node("model", node, retry_policy=policy)
-
+    agent = graph.set_entry_point("model").compile()
     with pytest.raises(RetryRouterError):
-        twin.invoke(graph.set_entry_point("model").compile(), {"question": "Hello?"})
+        lab.twin.invoke(agent, {"question": "Hello?"})
+    lab.assert_asked(requests, runs=0)
 
-    assert len(gateway.requests) == requests
 
-
-def test_a_fallback_takes_over_in_the_middle(
-    twin: Twin,
-    new_llm: NewLLM,
-    new_agent: NewAgent,
-    gateway: FaultyGateway,
-    cities: list[str],
-) -> None:
+def test_a_fallback_takes_over_in_the_middle(lab: Lab) -> None:
     """When the first model fails for good, another answers from the tool's result."""
-    other = new_llm(models_priority_list=[OTHER])
-    gateway.script(Answer(), model=MODEL.name)
-    gateway.always(Status(503), model=MODEL.name)
-    agent = new_agent(middleware=[ModelFallbackMiddleware(other)])
-
-    messages = twin.invoke(agent, QUESTION)["messages"]
-
-    assert messages[-1].content == ANSWER
-    assert messages[-1].response_metadata["model_name"] == OTHER.name
-    assert cities == ["Oslo"]
-    assert [request.model for request in gateway.requests] == [
-        *[MODEL.name] * 4,
-        OTHER.name,
-    ]
+    other = lab.llm(models_priority_list=[OTHER])
+    lab.gateway.script(Answer(), model=MODEL.name)
+    lab.gateway.always(Status(503), model=MODEL.name)
+    *_, answer = lab.ask(lab.agent(middleware=[ModelFallbackMiddleware(other)]))
+    assert answer.content == ANSWER
+    assert answer.response_metadata["model_name"] == OTHER.name
+    asked = [request.model for request in lab.gateway.requests]
+    assert asked == [*[MODEL.name] * 4, OTHER.name]
+    assert lab.cities == ["Oslo"]
 
 
-def test_retries_can_be_left_to_langchain(
-    twin: Twin, new_agent: NewAgent, gateway: FaultyGateway, cities: list[str]
-) -> None:
+def test_retries_can_be_left_to_langchain(lab: Lab) -> None:
     """With our retries off, LangChain's middleware repeats the same errors."""
-    gateway.script(Status(503), Status(503), Answer(), Reset(), Answer())
-    agent = new_agent(max_retries=0, middleware=[ModelRetryMiddleware(initial_delay=0)])
-
-    messages = twin.invoke(agent, QUESTION)["messages"]
-
-    assert messages[-1].content == ANSWER
-    assert cities == ["Oslo"]
-    assert len(gateway.requests) == 5
+    lab.gateway.script(Status(503), Status(503), Answer(), Reset(), Answer())
+    retries = ModelRetryMiddleware(initial_delay=0)
+    *_, answer = lab.ask(lab.agent(max_retries=0, middleware=[retries]))
+    assert answer.content == ANSWER
+    lab.assert_asked(5)
 
 
-@pytest.mark.parametrize("way", ["invoke", "stream"])
-def test_an_agents_retries_are_seen(
-    twin: Twin, new_agent: NewAgent, gateway: FaultyGateway, way: str
-) -> None:
+@pytest.mark.parametrize("way", ["ask", "stream"])
+def test_an_agents_retries_are_seen(lab: Lab, way: str) -> None:
     """A handler of the agent sees each retry in it, streamed or not."""
     seen: list[int] = []
 
@@ -381,25 +306,16 @@ def test_an_agents_retries_are_seen(
         def on_retry(self, retry_state: Any, **_: Any) -> None:
             seen.append(retry_state.attempt_number)
 
-    gateway.script(Status(503), Reset(), Answer(), Status(429), Answer())
-    mode = {"stream_mode": "messages"} if way == "stream" else {}
-
-    getattr(twin, way)(new_agent(), QUESTION, {"callbacks": [Seen()]}, **mode)
-
+    lab.gateway.script(Status(503), Reset(), Answer(), Status(429), Answer())
+    agent = lab.agent().with_config(callbacks=[Seen()])
+    getattr(lab, way)(agent)
     assert seen == [1, 2, 1]
 
 
-def test_a_broken_stream_can_be_left_to_langchain(
-    twin: Twin, new_agent: NewAgent, gateway: FaultyGateway, cities: list[str]
-) -> None:
+def test_a_broken_stream_can_be_left_to_langchain(lab: Lab) -> None:
     """Its middleware asks again, in a new message, and the tool runs once."""
-    gateway.script(Cut(after=1), Answer(), Answer())
-    agent = new_agent(middleware=[ModelRetryMiddleware(initial_delay=0)])
-
-    chunks = twin.stream(agent, QUESTION, stream_mode="messages")
-
-    _, called, answer = streamed(chunks)
-    assert [call["args"] for call in called.tool_calls] == [{"city": "Oslo"}]
-    assert answer.text == ANSWER
-    assert cities == ["Oslo"]
-    assert len(gateway.requests) == 3
+    lab.gateway.script(Cut(after=1), Answer(), Answer())
+    retries = ModelRetryMiddleware(initial_delay=0)
+    _, called, answer = streamed(lab.stream(lab.agent(middleware=[retries])))
+    assert_answered(called, answer)
+    lab.assert_asked(3)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import openai
 import pytest
@@ -54,52 +55,55 @@ _SIMULATED = "Hello from LiteLLM"
 _MAX_RETRIES = 2
 
 
-class NewLLM(Protocol):
-    """Makes a model of the proxy."""
+@dataclass(frozen=True)
+class Lab:
+    """Models of the proxy, the provider behind it, and what a test wants to see."""
 
-    def __call__(self, cls: Any, model: str, **fields: Any) -> Any:
-        """The model, with these fields besides."""
+    twin: Twin
+    proxy: Proxy
+    provider: FaultyGateway
+    clock: FakeClock
+    recorder: Recorder
 
-
-@pytest.fixture
-def recorder() -> Recorder:
-    return Recorder()
-
-
-@pytest.fixture
-def new_llm(litellm_proxy: Proxy, fake_clock: FakeClock, recorder: Recorder) -> NewLLM:
-    def new_llm(cls: Any, model: str, **fields: Any) -> Any:
+    def llm(self, cls: Any, model: str | None = None, **fields: Any) -> Any:
+        """A model of the proxy; unless it is named, one that asks the provider."""
+        model = model or (CHAT if cls is OpenAIChat else INSTRUCT)
         settings: dict[str, Any] = {
             "api_key": KEY,
             "max_retries": _MAX_RETRIES,
-            "clock": fake_clock,
-            "callbacks": [recorder],
+            "clock": self.clock,
+            "callbacks": [self.recorder],
         }
         if cls is AzureOpenAI:
-            settings["azure_endpoint"] = litellm_proxy.url
+            settings["azure_endpoint"] = self.proxy.url
             settings["azure_deployment"] = model
             settings["api_version"] = "2024-10-21"
         else:
-            settings["base_url"] = litellm_proxy.openai_url
+            settings["base_url"] = self.proxy.openai_url
         return cls(model=model, **{**settings, **fields})
 
-    return new_llm
+    @property
+    def asked(self) -> int:
+        """How often the provider was asked for a completion."""
+        # The proxy asks for the list of models besides, when it likes.
+        return len([request for request in self.provider.requests if request.endpoint])
+
+    @property
+    def retries(self) -> list[int]:
+        """The numbers of the attempts that another one followed."""
+        return [retry.attempt_number for retry in self.recorder.retries]
+
+
+@pytest.fixture
+def lab(
+    twin: Twin, litellm_proxy: Proxy, provider: FaultyGateway, fake_clock: FakeClock
+) -> Lab:
+    return Lab(twin, litellm_proxy, provider, fake_clock, Recorder())
 
 
 @pytest.fixture(params=[OpenAI, AzureOpenAI, OpenAIChat], ids=lambda cls: cls.__name__)
 def cls(request: pytest.FixtureRequest) -> Any:
     return request.param
-
-
-@pytest.fixture
-def passed_on(cls: Any) -> str:
-    """The proxy's model that asks `provider`, at the endpoint of the class."""
-    return CHAT if cls is OpenAIChat else INSTRUCT
-
-
-def _asked(provider: FaultyGateway) -> int:
-    # The proxy asks for the list of models besides, when it likes.
-    return len([request for request in provider.requests if request.endpoint])
 
 
 def _outcomes(attempt_log: dict[str, Any]) -> list[str]:
@@ -109,53 +113,47 @@ def _outcomes(attempt_log: dict[str, Any]) -> list[str]:
 # Answers.
 
 
-def test_an_answer_has_text_usage_and_attempts(
-    cls: Any, twin: Twin, new_llm: NewLLM
-) -> None:
+def test_an_answer_has_text_usage_and_attempts(lab: Lab, cls: Any) -> None:
     """A healthy answer has its text, its usage, and one attempt."""
-    result = twin.generate(new_llm(cls, "well"), ["Hello?"])
+    result = lab.twin.generate(lab.llm(cls, "well"), ["Hello?"])
     assert result.generations[0][0].text == _SIMULATED
     assert result.llm_output["token_usage"]["total_tokens"] == 30
     assert _outcomes(result.llm_output["retryrouter"]) == ["ok"]
 
 
-def test_a_stream_comes_in_pieces(cls: Any, twin: Twin, new_llm: NewLLM) -> None:
+def test_a_stream_comes_in_pieces(lab: Lab, cls: Any) -> None:
     """A healthy stream comes chunk by chunk, and adds up to the answer."""
-    chunks = twin.stream(new_llm(cls, "well"), "Hello?")
+    chunks = lab.twin.stream(lab.llm(cls, "well"), "Hello?")
     assert "".join(chunks) == _SIMULATED
     assert len([chunk for chunk in chunks if chunk]) > 1
 
 
-def test_several_prompts_are_answered_each(
-    cls: Any, twin: Twin, passed_on: str, new_llm: NewLLM, provider: FaultyGateway
-) -> None:
+def test_several_prompts_are_answered_each(lab: Lab, cls: Any) -> None:
     """Each prompt has its answer, in one request where the endpoint takes several."""
-    answers = twin.batch(new_llm(cls, passed_on), ["a", "b", "c"])
+    answers = lab.twin.batch(lab.llm(cls), ["a", "b", "c"])
     assert answers == [STUB_TEXT] * 3
-    assert _asked(provider) == (3 if cls is OpenAIChat else 1)
+    assert lab.asked == (3 if cls is OpenAIChat else 1)
 
 
-def test_too_few_answers_are_an_error(twin: Twin, new_llm: NewLLM) -> None:
+def test_too_few_answers_are_an_error(lab: Lab) -> None:
     """LiteLLM's simulation answers one of two prompts, which is not a result."""
     with pytest.raises(MalformedResponseError, match="1 choices, 2 expected"):
-        twin.generate(new_llm(OpenAI, "well"), ["a", "b"])
+        lab.twin.generate(lab.llm(OpenAI, "well"), ["a", "b"])
 
 
-def test_a_stream_has_its_usage(
-    cls: Any, twin: Twin, passed_on: str, new_llm: NewLLM, provider: FaultyGateway
-) -> None:
+def test_a_stream_has_its_usage(lab: Lab, cls: Any) -> None:
     """LiteLLM counts a stream in a chunk with an empty choice, after its end."""
-    llm = new_llm(cls, passed_on, streaming=True, stream_usage=True)
-    usage = twin.generate(llm, ["Hello?"]).llm_output["token_usage"]
+    llm = lab.llm(cls, streaming=True, stream_usage=True)
+    usage = lab.twin.generate(llm, ["Hello?"]).llm_output["token_usage"]
     assert usage["completion_tokens"] == 5
     assert usage["total_tokens"] == usage["prompt_tokens"] + 5
-    assert _asked(provider) == 1
+    assert lab.asked == 1
 
 
-def test_a_stream_without_usage_has_none(cls: Any, twin: Twin, new_llm: NewLLM) -> None:
+def test_a_stream_without_usage_has_none(lab: Lab, cls: Any) -> None:
     """The zeros that LiteLLM sends where it has not counted are left out."""
-    llm = new_llm(cls, "well", streaming=True)
-    assert twin.generate(llm, ["Hello?"]).llm_output["token_usage"] == {}
+    llm = lab.llm(cls, "well", streaming=True)
+    assert lab.twin.generate(llm, ["Hello?"]).llm_output["token_usage"] == {}
 
 
 # Failures that LiteLLM simulates.
@@ -176,157 +174,119 @@ _SIMULATED_FAILURES = [
 @pytest.mark.parametrize("ask", ["invoke", "stream"])
 @pytest.mark.parametrize(("model", "error", "sdk_error", "status"), _SIMULATED_FAILURES)
 def test_a_failure_is_what_litellm_simulates(
+    lab: Lab,
     cls: Any,
-    twin: Twin,
     ask: str,
     model: str,
     error: type[RetryRouterError],
     sdk_error: type[Exception],
     status: int,
-    new_llm: NewLLM,
-    recorder: Recorder,
-    fake_clock: FakeClock,
 ) -> None:
     """A failure has our class, the SDK's and its status; transient ones are retried."""
     is_final = status == 400
     with pytest.raises(error) as caught:
-        getattr(twin, ask)(new_llm(cls, model), "Hello?")
+        getattr(lab.twin, ask)(lab.llm(cls, model), "Hello?")
     assert isinstance(caught.value, sdk_error)
     assert caught.value.status_code == status
     assert caught.value.request_id is not None
     assert caught.value.is_retryable is False
     assert caught.value.attempts == (1 if is_final else 1 + _MAX_RETRIES)
     retried = [] if is_final else [1, 2]
-    assert [retry.attempt_number for retry in recorder.retries] == retried
-    assert len(fake_clock.sleeps) == len(retried)
+    assert lab.retries == retried
+    assert len(lab.clock.sleeps) == len(retried)
 
 
-def test_a_timeout_of_ours_ends_the_wait(
-    twin: Twin, new_llm: NewLLM, recorder: Recorder
-) -> None:
+def test_a_timeout_of_ours_ends_the_wait(lab: Lab) -> None:
     """Where our timeout is shorter than the proxy's, ours is reported."""
-    llm = new_llm(OpenAIChat, "slow", timeout=0.02)
+    llm = lab.llm(OpenAIChat, "slow", timeout=0.02)
     with pytest.raises(APITimeoutError) as caught:
-        twin.invoke(llm, "Hello?")
+        lab.twin.invoke(llm, "Hello?")
     assert caught.value.status_code is None
-    assert len(recorder.retries) == _MAX_RETRIES
+    assert lab.retries == [1, 2]
 
 
-def test_a_wrong_key_is_not_retried(
-    cls: Any, twin: Twin, new_llm: NewLLM, recorder: Recorder
-) -> None:
+def test_a_wrong_key_is_not_retried(lab: Lab, cls: Any) -> None:
     """Without a database LiteLLM answers 400 to a key that it does not know."""
-    llm = new_llm(cls, "well", api_key="sk-some-other-key")
+    llm = lab.llm(cls, "well", api_key="sk-some-other-key")
     with pytest.raises(InvalidRequestError, match="No connected db") as caught:
-        twin.invoke(llm, "Hello?")
+        lab.twin.invoke(llm, "Hello?")
     assert caught.value.attempts == 1
-    assert recorder.retries == []
+    assert lab.retries == []
 
 
-def test_an_unknown_model_is_not_found(
-    cls: Any, twin: Twin, new_llm: NewLLM, recorder: Recorder
-) -> None:
+def test_an_unknown_model_is_not_found(lab: Lab, cls: Any) -> None:
     """LiteLLM answers 400 where OpenAI answers 404; both are NotFoundError."""
     with pytest.raises(NotFoundError, match="no-such-model") as caught:
-        twin.invoke(new_llm(cls, "no-such-model"), "Hello?")
+        lab.twin.invoke(lab.llm(cls, "no-such-model"), "Hello?")
     assert isinstance(caught.value, openai.NotFoundError)
     assert caught.value.status_code == 400
-    assert recorder.retries == []
+    assert lab.retries == []
 
 
 # Failures of the provider behind the proxy.
 
 
-def test_a_transient_failure_behind_the_proxy(
-    cls: Any,
-    twin: Twin,
-    passed_on: str,
-    new_llm: NewLLM,
-    provider: FaultyGateway,
-    recorder: Recorder,
-) -> None:
+def test_a_transient_failure_behind_the_proxy(lab: Lab, cls: Any) -> None:
     """The third attempt is answered, and the attempt log has the two before it."""
-    provider.script(Status(503), Reset())
-    result = twin.generate(new_llm(cls, passed_on), ["Hello?"])
+    lab.provider.script(Status(503), Reset())
+    result = lab.twin.generate(lab.llm(cls), ["Hello?"])
     assert result.generations[0][0].text == STUB_TEXT
     outcomes = _outcomes(result.llm_output["retryrouter"])
     assert outcomes == ["unavailable", "server_error", "ok"]
-    assert len(recorder.retries) == 2
-    assert _asked(provider) == 3
+    assert lab.retries == [1, 2]
+    assert lab.asked == 3
 
 
-def test_a_stream_is_repeated_before_its_first_token(
-    cls: Any,
-    twin: Twin,
-    passed_on: str,
-    new_llm: NewLLM,
-    provider: FaultyGateway,
-    recorder: Recorder,
-) -> None:
+def test_a_stream_is_repeated_before_its_first_token(lab: Lab, cls: Any) -> None:
     """A stream that fails before its first token is repeated."""
-    provider.script(Status(503), ErrorEvent("no", after=0))
-    assert "".join(twin.stream(new_llm(cls, passed_on), "Hello?")) == STUB_TEXT
-    assert len(recorder.retries) == 2
+    lab.provider.script(Status(503), ErrorEvent("no", after=0))
+    assert "".join(lab.twin.stream(lab.llm(cls), "Hello?")) == STUB_TEXT
+    assert lab.retries == [1, 2]
 
 
-def test_a_stream_is_not_repeated_after_its_first_token(
-    cls: Any,
-    twin: Twin,
-    passed_on: str,
-    new_llm: NewLLM,
-    provider: FaultyGateway,
-    recorder: Recorder,
-) -> None:
+def test_a_stream_is_not_repeated_after_its_first_token(lab: Lab, cls: Any) -> None:
     """An error in the middle of a stream is raised, with the delivered text."""
-    provider.script(ErrorEvent("the provider broke off", after=2))
+    lab.provider.script(ErrorEvent("the provider broke off", after=2))
     chunks: list[str] = []
     with pytest.raises(ServerError, match="the provider broke off") as caught:
-        twin.stream(new_llm(cls, passed_on), "Hello?", into=chunks)
+        lab.twin.stream(lab.llm(cls), "Hello?", into=chunks)
     assert "".join(chunks) == caught.value.delivered
     assert STUB_TEXT.startswith(caught.value.delivered)
-    assert recorder.retries == []
+    assert lab.retries == []
 
 
-def test_a_cut_that_the_proxy_hides_cannot_be_seen(
-    twin: Twin, new_llm: NewLLM, provider: FaultyGateway
-) -> None:
+def test_a_cut_that_the_proxy_hides_cannot_be_seen(lab: Lab) -> None:
     """A limit that the LLMs' page names: LiteLLM makes up the missing end."""
-    provider.script(Truncate(after=2))
-    chunks = twin.stream(new_llm(OpenAIChat, CHAT), "Hello?")
+    lab.provider.script(Truncate(after=2))
+    chunks = lab.twin.stream(lab.llm(OpenAIChat), "Hello?")
     assert "".join(chunks) == "Hello from"
 
 
-def test_the_providers_retry_after_is_obeyed(
-    twin: Twin, new_llm: NewLLM, provider: FaultyGateway, fake_clock: FakeClock
-) -> None:
+def test_the_providers_retry_after_is_obeyed(lab: Lab) -> None:
     """LiteLLM passes on the provider's `Retry-After` by another name."""
-    provider.script(Status(429, {"retry-after": "7"}))
-    assert twin.invoke(new_llm(OpenAIChat, CHAT), "Hello?") == STUB_TEXT
-    (waited,) = fake_clock.sleeps
+    lab.provider.script(Status(429, {"retry-after": "7"}))
+    assert lab.twin.invoke(lab.llm(OpenAIChat), "Hello?") == STUB_TEXT
+    (waited,) = lab.clock.sleeps
     assert waited >= 7
 
 
-def test_the_proxys_own_retry_after_is_obeyed(
-    twin: Twin, new_llm: NewLLM, provider: FaultyGateway, fake_clock: FakeClock
-) -> None:
+def test_the_proxys_own_retry_after_is_obeyed(lab: Lab) -> None:
     """A model in LiteLLM's cooldown is not asked again before it ends."""
     # The cooldown begins after the answer: a few attempts may come before it.
-    provider.script(*[Status(429)] * 21)
+    lab.provider.script(*[Status(429)] * 21)
     with pytest.raises(RateLimitError, match="Try again in") as caught:
-        twin.invoke(new_llm(OpenAIChat, MOODY, max_retries=20), "Hello?")
+        lab.twin.invoke(lab.llm(OpenAIChat, MOODY, max_retries=20), "Hello?")
     assert caught.value.retry_after is not None
-    assert fake_clock.sleeps[-1] >= caught.value.retry_after > 1
+    assert lab.clock.sleeps[-1] >= caught.value.retry_after > 1
 
 
-def test_a_retry_of_the_proxy_is_one_attempt(
-    twin: Twin, new_llm: NewLLM, provider: FaultyGateway, recorder: Recorder
-) -> None:
+def test_a_retry_of_the_proxy_is_one_attempt(lab: Lab) -> None:
     """Where the proxy retries itself, we see one attempt."""
-    provider.script(Status(503))
-    result = twin.generate(new_llm(OpenAIChat, PATIENT), ["Hello?"])
+    lab.provider.script(Status(503))
+    result = lab.twin.generate(lab.llm(OpenAIChat, PATIENT), ["Hello?"])
     assert _outcomes(result.llm_output["retryrouter"]) == ["ok"]
-    assert _asked(provider) == 2
-    assert recorder.retries == []
+    assert lab.asked == 2
+    assert lab.retries == []
 
 
 _FINAL = [
@@ -366,29 +326,21 @@ _FINAL = [
 
 @pytest.mark.parametrize(("step", "error"), _FINAL)
 def test_a_final_failure_behind_the_proxy(
-    cls: Any,
-    twin: Twin,
-    passed_on: str,
-    step: Step,
-    error: type[RetryRouterError],
-    new_llm: NewLLM,
-    provider: FaultyGateway,
+    lab: Lab, cls: Any, step: Step, error: type[RetryRouterError]
 ) -> None:
     """A final error of the provider keeps its kind through the proxy."""
-    provider.script(step)
+    lab.provider.script(step)
     with pytest.raises(error) as caught:
-        twin.invoke(new_llm(cls, passed_on), "Hello?")
+        lab.twin.invoke(lab.llm(cls), "Hello?")
     assert caught.value.attempts == 1
-    assert _asked(provider) == 1
+    assert lab.asked == 1
 
 
-def test_a_refusal_is_not_an_empty_answer(
-    twin: Twin, new_llm: NewLLM, provider: FaultyGateway
-) -> None:
+def test_a_refusal_is_not_an_empty_answer(lab: Lab) -> None:
     """LiteLLM moves a refusal to `provider_specific_fields`; it is read there."""
-    provider.script(_refusal())
+    lab.provider.script(_refusal())
     with pytest.raises(ContentFilterError, match="I will not"):
-        twin.invoke(new_llm(OpenAIChat, CHAT), "Hello?")
+        lab.twin.invoke(lab.llm(OpenAIChat), "Hello?")
 
 
 def _refusal() -> Step:

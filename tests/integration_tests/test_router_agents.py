@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from langchain.agents import create_agent
@@ -11,15 +12,8 @@ from langchain.agents.middleware import ModelRetryMiddleware
 from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
 from langchain_core.tools import BaseTool
 from langgraph.checkpoint.memory import InMemorySaver
-from pydantic import SecretStr
 
-from langchain_retryrouter import (
-    GPTRouter,
-    RetryPolicy,
-    RetryRouter,
-    RetryRouterError,
-    UnavailableError,
-)
+from langchain_retryrouter import RetryPolicy, RetryRouter, UnavailableError
 from langchain_retryrouter.testing import (
     Answer,
     FakeClock,
@@ -31,66 +25,66 @@ from tests.support.rule_responder import RuleResponder
 from tests.unit_tests.conftest import Twin
 
 from .faults import AFTER_THE_FIRST_TOKEN, BEFORE_THE_FIRST_TOKEN
-from .test_agents import ANSWER, MODEL, OTHER, QUESTION, streamed
+from .test_agents import (
+    ANSWER,
+    MODEL,
+    OTHER,
+    QUESTION,
+    Lab,
+    assert_answered,
+    streamed,
+)
+
+THREAD: Any = {"configurable": {"thread_id": "1"}}
 
 
-@pytest.fixture
-def primary() -> Iterator[FaultyGateway]:
-    """The provider of the first route."""
-    with FaultyGateway(answer=RuleResponder(), gptrouter="hosted") as gateway:
-        yield gateway
+@dataclass(frozen=True)
+class RouterLab(Lab):
+    """Agents over a router of two models, each at a gateway of its own."""
 
+    backup: FaultyGateway
+    """The provider of the second route; `gateway` is the one of the first."""
 
-@pytest.fixture
-def backup() -> Iterator[FaultyGateway]:
-    """The provider of the second route."""
-    with FaultyGateway(answer=RuleResponder(), gptrouter="hosted") as gateway:
-        yield gateway
-
-
-class NewAgent(Protocol):
-    """Makes agents of a router and one tool."""
-
-    def __call__(self, *, middleware: Any = (), **fields: Any) -> Any:
+    def agent(self, *, middleware: Any = (), **fields: Any) -> Any:
         """An agent, of a router with these fields besides."""
-
-
-@pytest.fixture
-def new_agent(
-    primary: FaultyGateway,
-    backup: FaultyGateway,
-    fake_clock: FakeClock,
-    get_weather: BaseTool,
-) -> NewAgent:
-    """Makes agents whose tool records its runs."""
-
-    def new_agent(*, middleware: Any = (), **fields: Any) -> Any:
+        url = self.backup.url
         routes = [
-            GPTRouter(
-                models_priority_list=[model],
-                gpt_router_api_base=gateway.url,
-                gpt_router_api_key=SecretStr("any"),
+            self.llm(max_retries=0, clock=None),
+            self.llm(
                 max_retries=0,
-            )
-            for gateway, model in ((primary, MODEL), (backup, OTHER))
+                clock=None,
+                models_priority_list=[OTHER],
+                gpt_router_api_base=url,
+            ),
         ]
         settings: dict[str, Any] = {
             "routes": routes,
-            "clock": fake_clock,
+            "clock": self.clock,
             "retry_policy": RetryPolicy(max_retries=1),
             "breaker_settings": None,
         }
         return create_agent(
             RetryRouter(**{**settings, **fields}),
-            [get_weather],
+            [self.get_weather],
             middleware=middleware,
             checkpointer=InMemorySaver(),
         )
 
-    return new_agent
+    def assert_requests(self, first: int, second: int, runs: int = 1) -> None:
+        """So many requests came to each gateway, and the tool ran so often."""
+        assert len(self.backup.requests) == second
+        self.assert_asked(first, runs)
 
 
-THREAD: Any = {"configurable": {"thread_id": "1"}}
+@pytest.fixture
+def lab(
+    twin: Twin, fake_clock: FakeClock, get_weather: BaseTool, cities: list[str]
+) -> Iterator[RouterLab]:
+    with (
+        FaultyGateway(answer=RuleResponder(), gptrouter="hosted") as primary,
+        FaultyGateway(answer=RuleResponder(), gptrouter="hosted") as backup,
+    ):
+        yield RouterLab(twin, primary, fake_clock, get_weather, cities, backup)
 
 
 def routes_of(message: Any) -> list[str]:
@@ -102,146 +96,85 @@ def routes_of(message: Any) -> list[str]:
 @pytest.mark.parametrize("fault", BEFORE_THE_FIRST_TOKEN, ids=str)
 @pytest.mark.parametrize("way", ["invoke", "stream"])
 def test_an_agent_ends_without_the_first_route(
-    twin: Twin,
-    new_agent: NewAgent,
-    primary: FaultyGateway,
-    backup: FaultyGateway,
-    cities: list[str],
-    fault: Step,
-    way: str,
+    lab: RouterLab, fault: Step, way: str
 ) -> None:
     """Each turn fails over, its attempt log says so, and the tool runs once."""
-    primary.always(fault)
-
+    lab.gateway.always(fault)
     if way == "stream":
-        chunks = twin.stream(new_agent(), QUESTION, THREAD, stream_mode="messages")
+        chunks = lab.stream(None, THREAD)
         called, answer = streamed(chunks)
         assert len(chunks) > len(ANSWER.split())
     else:
-        _, called, _, answer = twin.invoke(new_agent(), QUESTION, THREAD)["messages"]
-
-    assert [call["args"] for call in called.tool_calls] == [{"city": "Oslo"}]
-    assert answer.text == ANSWER
-    assert cities == ["Oslo"]
+        _, called, _, answer = lab.ask(None, QUESTION, THREAD)
+    assert_answered(called, answer)
     expected = [MODEL.name, MODEL.name, OTHER.name]
     assert routes_of(called) == routes_of(answer) == expected
     assert answer.response_metadata["model_name"] == OTHER.name
-    assert (len(primary.requests), len(backup.requests)) == (4, 2)
+    lab.assert_requests(4, 2)
 
 
-def test_an_agent_changes_its_route_between_two_turns(
-    twin: Twin, new_agent: NewAgent, primary: FaultyGateway, cities: list[str]
-) -> None:
+def test_an_agent_changes_its_route_between_two_turns(lab: RouterLab) -> None:
     """The second model answers from the result of a call that the first one made."""
-    primary.script(Answer(), Status(503), Status(503))
-
-    _, called, result, answer = twin.invoke(new_agent(), QUESTION, THREAD)["messages"]
-
+    lab.gateway.script(Answer(), Status(503), Status(503))
+    _, called, result, answer = lab.ask(None, QUESTION, THREAD)
     assert routes_of(called) == [MODEL.name]
     assert routes_of(answer) == [MODEL.name, MODEL.name, OTHER.name]
     assert result.tool_call_id == called.tool_calls[0]["id"]
-    assert answer.content == ANSWER
-    assert cities == ["Oslo"]
+    assert_answered(called, answer)
+    assert lab.cities == ["Oslo"]
 
 
 @pytest.mark.parametrize("fault", AFTER_THE_FIRST_TOKEN, ids=str)
 @pytest.mark.parametrize("turn", [1, 2], ids=["call", "answer"])
 def test_a_buffered_agent_streams_whole_messages(
-    twin: Twin,
-    new_agent: NewAgent,
-    primary: FaultyGateway,
-    cities: list[str],
-    fault: Step,
-    turn: int,
+    lab: RouterLab, fault: Step, turn: int
 ) -> None:
     """With "buffer" a turn that breaks after a token is repeated, and shown once."""
-    primary.script(*[Answer()] * (turn - 1), fault, Answer(), Answer())
-    agent = new_agent(stream_recovery="buffer")
-
-    called, answer = streamed(
-        twin.stream(agent, QUESTION, THREAD, stream_mode="messages")
-    )
-
-    assert [call["args"] for call in called.tool_calls] == [{"city": "Oslo"}]
-    assert answer.text == ANSWER
-    assert cities == ["Oslo"]
-    assert len(primary.requests) == 3
+    lab.gateway.script(*[Answer()] * (turn - 1), fault, Answer(), Answer())
+    agent = lab.agent(stream_recovery="buffer")
+    assert_answered(*streamed(lab.stream(agent, THREAD)))
+    lab.assert_asked(3)
 
 
 @pytest.mark.parametrize("recovery", ["error", "continue"])
-@pytest.mark.parametrize(
-    ("fault", "error"),
-    [pytest.param(f, e, id=str(f)) for f, e in AFTER_THE_FIRST_TOKEN.items()],
-)
+@pytest.mark.parametrize("fault", AFTER_THE_FIRST_TOKEN, ids=str)
 def test_no_tool_runs_on_half_a_call(
-    twin: Twin,
-    new_agent: NewAgent,
-    primary: FaultyGateway,
-    backup: FaultyGateway,
-    cities: list[str],
-    fault: Step,
-    error: type[RetryRouterError],
-    recovery: str,
+    lab: RouterLab, fault: Step, recovery: str
 ) -> None:
     """A tool call that is cut while it is streamed is an error, never continued."""
-    primary.always(fault)
-
-    with pytest.raises(error):
-        twin.stream(
-            new_agent(stream_recovery=recovery),
-            QUESTION,
-            THREAD,
-            stream_mode="messages",
-        )
-
-    assert cities == []
-    assert (len(primary.requests), len(backup.requests)) == (1, 0)
+    lab.gateway.always(fault)
+    with pytest.raises(AFTER_THE_FIRST_TOKEN[fault]):
+        lab.stream(lab.agent(stream_recovery=recovery), THREAD)
+    lab.assert_requests(1, 0, runs=0)
 
 
 @pytest.mark.parametrize("on_failure", ["error", "continue"])
-def test_retries_are_not_multiplied(
-    twin: Twin,
-    new_agent: NewAgent,
-    primary: FaultyGateway,
-    backup: FaultyGateway,
-    on_failure: Any,
-) -> None:
+def test_retries_are_not_multiplied(lab: RouterLab, on_failure: Any) -> None:
     """LangChain's own retries do not repeat what no route could answer."""
-    primary.always(Status(503))
-    backup.always(Status(503))
+    for gateway in (lab.gateway, lab.backup):
+        gateway.always(Status(503))
     retries = ModelRetryMiddleware(
         max_retries=4, initial_delay=0, on_failure=on_failure
     )
-
     with pytest.raises(UnavailableError):
-        twin.invoke(new_agent(middleware=[retries]), QUESTION, THREAD)
+        lab.ask(lab.agent(middleware=[retries]), QUESTION, THREAD)
+    lab.assert_requests(2, 2, runs=0)
 
-    assert (len(primary.requests), len(backup.requests)) == (2, 2)
 
-
-def test_an_agent_goes_on_where_every_route_failed(
-    twin: Twin,
-    new_agent: NewAgent,
-    primary: FaultyGateway,
-    backup: FaultyGateway,
-    cities: list[str],
-) -> None:
+def test_an_agent_goes_on_where_every_route_failed(lab: RouterLab) -> None:
     """With a checkpoint, the routes are asked again, and the tool is not run again."""
-    agent = new_agent()
-    primary.script(Answer(), Status(503), Status(503))
-    backup.script(Status(503), Status(503))
-
+    agent = lab.agent()
+    lab.gateway.script(Answer(), Status(503), Status(503))
+    lab.backup.script(Status(503), Status(503))
     with pytest.raises(UnavailableError):
-        twin.invoke(agent, QUESTION, THREAD)
-    messages = twin.invoke(agent, None, THREAD)["messages"]
-
-    assert messages[-1].content == ANSWER
-    assert cities == ["Oslo"]
+        lab.ask(agent, QUESTION, THREAD)
+    assert lab.ask(agent, None, THREAD)[-1].content == ANSWER
+    assert lab.cities == ["Oslo"]
 
 
 @pytest.mark.parametrize("way", ["invoke", "stream"])
 def test_an_agents_handlers_see_each_attempt_and_count_each_answer_once(
-    twin: Twin, new_agent: NewAgent, primary: FaultyGateway, way: str
+    lab: RouterLab, way: str
 ) -> None:
     """A handler of the agent sees both turns' retries, and usage once each."""
     seen: list[int] = []
@@ -250,16 +183,14 @@ def test_an_agents_handlers_see_each_attempt_and_count_each_answer_once(
         def on_retry(self, retry_state: Any, **_: Any) -> None:
             seen.append(retry_state.attempt_number)
 
-    primary.always(Status(503))
+    lab.gateway.always(Status(503))
     usage = UsageMetadataCallbackHandler()
     config = {**THREAD, "callbacks": [Seen(), usage]}
-    agent = new_agent()
-
+    agent = lab.agent()
     mode = {"stream_mode": "messages"} if way == "stream" else {}
-    getattr(twin, way)(agent, QUESTION, config, **mode)
-
+    getattr(lab.twin, way)(agent, QUESTION, config, **mode)
     messages = agent.get_state(THREAD).values["messages"]
     assert seen == [1, 2, 1, 2]
-    assert {
-        name: one["total_tokens"] for name, one in usage.usage_metadata.items()
-    } == {OTHER.name: sum(messages[i].usage_metadata["total_tokens"] for i in (1, 3))}
+    counted = sum(messages[i].usage_metadata["total_tokens"] for i in (1, 3))
+    (name,) = usage.usage_metadata
+    assert (name, usage.usage_metadata[name]["total_tokens"]) == (OTHER.name, counted)

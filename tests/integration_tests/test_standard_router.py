@@ -86,10 +86,8 @@ class _TwoProviders(GPTRouterSuite):
         """By a tool, which each route offers."""
         return {"method": "function_calling"}
 
-    @property
-    def supports_json_mode(self) -> bool:
-        """A router's structured output is always by a tool."""
-        return False
+    supports_json_mode = False
+    """A router's structured output is always by a tool."""
 
     @property
     def chat_model_params(self) -> dict[str, Any]:

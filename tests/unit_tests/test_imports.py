@@ -171,7 +171,7 @@ FROM = "from langchain_retryrouter import"
         (
             "import langchain_retryrouter.testing",
             set(),
-            {*SDKS, "pytest", "_pytest", "langchain_core"},
+            {*SDKS, *LANGCHAIN, "pytest", "_pytest", "aiohttp"},
         ),
         ("import langchain_retryrouter.testing.fixtures", {"pytest"}, set()),
     ],

@@ -1,22 +1,17 @@
 """In a LangSmith trace each retry is an event of the run that it belongs to.
 
-The real `langsmith` client posts to a collector on the loopback, in its own format:
-parts of a multipart form, compressed or not, from which the runs are put together.
+The real `langsmith` client posts batches of runs to a server on the loopback.
 """
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from email.parser import BytesParser
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-import zstandard
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.tracers.langchain import LangChainTracer
@@ -42,93 +37,23 @@ from langchain_retryrouter.testing import (
 from tests.unit_tests.conftest import Twin
 
 KEY = "sk-must-not-be-shown"
-
-
-class Collector(ThreadingHTTPServer):
-    """Collects the runs that the client posts, as LangSmith's server does."""
-
-    daemon_threads = False  # Closed only when all have ended.
-
-    def __init__(self, *, compressed: bool) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.info = {
-            "version": "0.12.0",
-            "batch_ingest_config": {
-                "use_multipart_endpoint": True,
-                "size_limit": 100,
-                "size_limit_bytes": 20_000_000,
-                "scale_up_qsize_trigger": 1000,
-                "scale_up_nthreads_limit": 4,
-                "scale_down_nempty_trigger": 4,
-            },
-            "instance_flags": {"zstd_compression_enabled": compressed},
-        }
-        self.posted: list[bytes] = []
-        self.runs: dict[str, dict[str, Any]] = defaultdict(dict)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def take(self, content_type: str, body: bytes) -> None:
-        """Put the parts together: `post.ID`, `patch.ID.events` and so on."""
-        self.posted.append(body)
-        head = f"content-type: {content_type}\r\n\r\n".encode()
-        form = BytesParser().parsebytes(head + body)
-        for part in form.walk():
-            name = part.get_param("name", header="content-disposition")
-            if not isinstance(name, str):
-                continue
-            _, run_id, *field = name.split(".")
-            payload = part.get_payload(decode=True)
-            assert isinstance(payload, bytes)
-            value = json.loads(payload)
-            self.runs[run_id].update({field[0]: value} if field else value)
-
-    def runs_of(self, run_type: str) -> list[dict[str, Any]]:
-        return [run for run in self.runs.values() if run["run_type"] == run_type]
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Collector
-
-    def do_GET(self) -> None:
-        self._reply(self.server.info)
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"] or 0))
-        if not body:
-            body = b"".join(self._chunks())
-        if self.headers["content-encoding"] == "zstd":
-            body = zstandard.ZstdDecompressor().decompressobj().decompress(body)
-        self.server.take(self.headers["content-type"], body)
-        self._reply({})
-
-    def _chunks(self) -> Iterator[bytes]:
-        while size := int(self.rfile.readline(), 16):
-            yield self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
-
-    def _reply(self, value: Any) -> None:
-        body = json.dumps(value).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+LIMITS = {
+    "use_multipart_endpoint": False,
+    "size_limit": 100,
+    "scale_up_qsize_trigger": 1000,
+    "scale_up_nthreads_limit": 4,
+    "scale_down_nempty_trigger": 4,
+}
+"""How the client shall post runs: in JSON, without a form around it."""
 
 
 @dataclass
 class Trace:
-    """A model over a faulty gateway, and a tracer that posts to a collector."""
+    """A model over a faulty gateway, and a tracer that posts to a server."""
 
     gateway: FaultyGateway
     clock: FakeClock
-    collector: Collector
+    server: FaultyGateway
     tracer: LangChainTracer
 
     @property
@@ -163,32 +88,37 @@ class Trace:
         self.tracer.wait_for_futures()
         assert self.tracer.client is not None
         self.tracer.client.flush()
-        assert KEY.encode() not in b"".join(self.collector.posted)
-        return self.collector.runs_of(run_type)
+        assert KEY.encode() not in self.posted
+        runs: dict[str, dict[str, Any]] = defaultdict(dict)
+        for request in self.server.requests:
+            for run in [one for batch in request.payload.values() for one in batch]:
+                runs[run["id"]].update(run)
+        return [run for run in runs.values() if run["run_type"] == run_type]
+
+    @property
+    def posted(self) -> bytes:
+        """All that was posted."""
+        return b"".join(request.body for request in self.server.requests)
 
 
 @pytest.fixture
-def trace(
-    request: pytest.FixtureRequest, faulty_gateway: FaultyGateway, fake_clock: FakeClock
-) -> Iterator[Trace]:
-    """A collector, uncompressed unless a test asks otherwise, and its client."""
+def trace(faulty_gateway: FaultyGateway, fake_clock: FakeClock) -> Iterator[Trace]:
+    """A gateway, and LangSmith's client with a server that takes its batches."""
     # The client asks git and docker about their surroundings once, where it first needs
     # to know: not in a coroutine, where a blocking call is an error.
     get_runtime_environment()
     get_langchain_env_var_metadata()
-    with Collector(compressed=getattr(request, "param", False)) as collector:
-        thread = threading.Thread(target=collector.serve_forever, args=(0.01,))
-        thread.start()
-        client = Client(api_url=collector.url, api_key="ls-key")
+    with FaultyGateway() as server:
+        server.respond("/info", {"batch_ingest_config": LIMITS})
+        server.respond("/runs/batch", {})
+        client = Client(api_url=server.url, api_key="ls-key")
         tracer = LangChainTracer(client=client, project_name="tests")
-        yield Trace(faulty_gateway, fake_clock, collector, tracer)
+        yield Trace(faulty_gateway, fake_clock, server, tracer)
         client.close()
         for worker in threading.enumerate():
             # `close` tells the client's threads to end, and does not wait for it.
             if "tracing_control" in worker.name:
                 worker.join(10)
-        collector.shutdown()
-        thread.join(10)
 
 
 def retries_of(run: dict[str, Any]) -> list[dict[str, Any]]:
@@ -225,9 +155,6 @@ def test_each_retry_is_an_event_of_its_run(twin: Twin, trace: Trace, way: str) -
     assert generation["text"] == STUB_TEXT
 
 
-@pytest.mark.parametrize(
-    "trace", [False, True], ids=["multipart", "zstd"], indirect=True
-)
 def test_retries_in_a_chain_belong_to_the_models_run(twin: Twin, trace: Trace) -> None:
     """In a batch of chains each model's run has its own retries; a chain's has none."""
     trace.gateway.script(Status(503), Status(503), Status(503))
@@ -271,7 +198,7 @@ def test_no_key_is_posted(twin: Twin, trace: Trace) -> None:
     with pytest.raises(Exception, match="no connection"):
         twin.invoke(unreachable, "hi", trace.config)
     assert len(trace.runs("llm")) == 4
-    assert b"the-password-of-the-proxy" not in b"".join(trace.collector.posted)
+    assert b"the-password-of-the-proxy" not in trace.posted
 
 
 @calls_and_streams

@@ -8,8 +8,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -208,20 +206,6 @@ def test_it_never_blocks_an_event_loop() -> None:
             await calls()
 
     asyncio.run(scenario())
-
-
-def test_it_imports_neither_pytest_nor_langchain() -> None:
-    """The kit serves tests of any kind, and starts fast."""
-    code = "import sys, langchain_retryrouter.testing; print(*sys.modules)"
-    ran = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    heavy = {"pytest", "langchain_core", "openai", "tenacity", "pydantic", "aiohttp"}
-    assert not heavy & set(ran.stdout.split())
 
 
 # Forks.
