@@ -223,9 +223,8 @@ class CallState:
         self._sent = [0] * len(self._routes)
         self._skipped: set[int] = set()
         self._left: set[int] = set()  # Routes that this call does not ask again.
-        self._timed_out: set[int] = set()
         self._not_before: dict[int, float] = {}  # Where a server asked for a wait.
-        self._last_resorts: set[int] = set()
+        self._probed: set[int] = set()  # Whose open breaker this call has passed.
         self._is_interrupted = False  # Whether part of an answer was delivered.
         self._awaits_probe = False  # Whether the last resort waits for another probe.
         self._is_last_resort = False  # Whether the next attempt is one.
@@ -451,13 +450,10 @@ class CallState:
             self._record_skipped(self.position)
             self.position += 1
 
-    def resume(self, failure: Failure) -> bool:
+    def resume(self) -> bool:
         """Whether an interrupted stream may be continued: on the next route, or here.
 
         Continuing on the same route is a retry, and is paid for like one.
-
-        Args:
-            failure: How the stream was interrupted.
         """
         remaining = self.remaining()
         if remaining is not None and remaining <= 0:
@@ -469,7 +465,7 @@ class CallState:
         )
         if is_possible and self._pay(throttled=False):
             return True
-        return self._resort(failure) is not None
+        return self._resort() is not None
 
     def hedge(self) -> int | None:
         """Begin an attempt on the next open route while the current one goes on.
@@ -519,12 +515,10 @@ class CallState:
             return Stop()
         stop = Stop()
         position = self.position
-        if failure.retry_after:
-            self._not_before[position] = self._time.monotonic() + failure.retry_after
-        if failure.kind is FailureKind.TIMEOUT:
-            self._timed_out.add(position)
-        elif chosen is FailureAction.FAILOVER:
-            self._left.add(position)
+        pause = failure.retry_after or 0.0
+        if chosen is FailureAction.FAILOVER and failure.kind is not FailureKind.TIMEOUT:
+            pause = max(pause, self.policy.backoff(self._sent[position]))
+        self._not_before[position] = self._time.monotonic() + pause
         if chosen is FailureAction.RETRY:
             if action is not None and not failure.is_retryable:
                 # The caller asked for it: wait as after any error of the server.
@@ -542,7 +536,7 @@ class CallState:
             return Stop(f"the deadline of {self.policy.deadline:g} s is over")
         if self.failover():
             return Retry(0.0)
-        delay = self._resort(failure)
+        delay = self._resort()
         if delay is not None:
             return Retry(delay)
         if len(self._routes) == 1:
@@ -568,7 +562,7 @@ class CallState:
         limit, asked = self.policy.failover_after_wait, failure.retry_after
         if decision.delay > limit and self._has_routes:
             if self._next_open() is None:
-                other = self._resort(failure, decision.delay)
+                other = self._resort(shorter_than=decision.delay)
                 if other is not None:
                     return Retry(other)
             elif asked and asked <= limit:
@@ -584,32 +578,30 @@ class CallState:
             return Stop("retry budget empty")
         return decision
 
-    def _resort(self, failure: Failure, shorter_than: float = math.inf) -> float | None:
-        """Go back to a route that was passed over, before the call gives up.
+    def _resort(self, *, shorter_than: float = math.inf) -> float | None:
+        """Go back to a route that has attempts left, before the call gives up.
 
-        That is a route whose breaker is open, or that was left since the wait was long
-        or its answer did not come; each once. Where the server asked for a pause, it
-        is waited for.
+        It was left since its answer did not come or broke off, the wait was long, or
+        its breaker is open; a breaker that stays open is passed once. Where the server
+        asked for a pause, it is waited for.
 
         Args:
-            failure: The last failure.
-            shorter_than: The wait that the call has to make otherwise.
+            shorter_than: The wait that the call has to make otherwise, on the current
+                route.
 
         Returns:
             Seconds to wait before the attempt; None if there is no such route.
         """
         # An outage of all routes is not waited for. But if one route failed for good,
         # or the caller has the beginning of the answer, another one's may be over.
-        is_early = self._is_interrupted or not failure.is_retryable
+        is_early = self._is_interrupted or bool(self._left)
         waits: list[tuple[float, int]] = []
-        remaining = self.remaining()
         for position in range(len(self._routes)):
-            if position in self._last_resorts or self._is_used_up(position):
+            is_current = position == self.position and shorter_than < math.inf
+            soon = self.policy.failover_after_wait
+            was_probed = position in self._probed and self._is_open(position, soon)
+            if is_current or was_probed or self._is_used_up(position):
                 continue
-            if position == self.position and not self._is_open(position):
-                continue
-            if position in self._timed_out and failure.is_retryable:
-                continue  # No route answers now: a second round would be as slow.
             wait = self._wait_for(
                 position,
                 is_early=is_early or not self._sent[position],
@@ -619,14 +611,15 @@ class CallState:
                 continue
             if wait:
                 wait = self.policy.delay(1, self._time.random(), wait)
-            if wait < (math.inf if remaining is None else remaining):
-                waits.append((wait, position))
+            waits.append((wait, position))
         wait, position = min(waits, default=(math.inf, 0))
-        if wait >= shorter_than:
+        remaining = self.remaining()
+        if wait >= shorter_than or (remaining is not None and wait >= remaining):
             return None
         if self._sent[position] and not self._pay(throttled=wait > 0):
             return None
-        self._last_resorts.add(position)
+        if self._is_open(position):
+            self._probed.add(position)
         self.position, self._is_last_resort = position, True
         self._awaits_probe = is_early
         return wait

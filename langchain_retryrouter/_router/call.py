@@ -301,7 +301,7 @@ class BaseRouterCall:
         self._interrupted = self._interrupted or error
         self._delivered += error.delivered
         self._metadata.clear()
-        return self._state.resume(error.failure)
+        return self._state.resume()
 
     def attempt_log(self) -> dict[str, Any]:
         """The call so far, as JSON-able data."""

@@ -121,7 +121,7 @@ def test_a_failure_before_the_first_token_is_retried(
     assert (bad.closed, good.closed) == (1, 1)
     assert outcomes(context) == [kind.value, "ok"]
     assert [type(error) for error in recorder.errors] == [BASE_ERRORS[kind]]
-    assert clock.sleeps == [0.5]
+    assert clock.sleeps == [0.0 if kind is FailureKind.REJECTED else 0.5]
 
 
 def test_a_refused_connection_is_retried(engine: Engine, clock: FakeClock) -> None:

@@ -1,0 +1,130 @@
+"""A call is not failed while a route has attempts left; seen from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Final
+
+import pytest
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+
+from langchain_retryrouter import (
+    APIConnectionError,
+    APITimeoutError,
+    AuthenticationError,
+    RateLimitError,
+    RetryPolicy,
+    RetryRouter,
+    RetryRouterError,
+    Route,
+    UnavailableError,
+)
+from langchain_retryrouter.testing import FakeClock
+from tests.unit_tests.conftest import Twin
+
+FAILURES: Final[dict[str, Any]] = {
+    "503": lambda: UnavailableError("503"),
+    "429": lambda: RateLimitError("429"),
+    "429, 20 s": lambda: RateLimitError("429", retry_after=20.0),
+    "silent": lambda: APITimeoutError("silent"),
+    "cut": lambda: APIConnectionError("cut"),
+    "401": lambda: AuthenticationError("401"),
+    "bug": lambda: KeyError("bug"),
+}
+FINAL: Final = {"401", "bug"}
+WHOLE: Final = "Hello world"
+
+
+class ScriptedModel(BaseChatModel):
+    """A model that fails as its script says, and answers from then on."""
+
+    script: tuple[str, ...]
+    asked: int = 0
+
+    @property
+    def _llm_type(self) -> str:
+        return "scripted"
+
+    def _fail(self) -> Exception | None:
+        script, self.asked = self.script[self.asked :], self.asked + 1
+        return FAILURES[script[0]]() if script else None
+
+    def _generate(self, *_: Any, **__: Any) -> ChatResult:
+        if (error := self._fail()) is not None:
+            raise error
+        return ChatResult(generations=[ChatGeneration(message=AIMessage(WHOLE))])
+
+    def _stream(self, *_: Any, **__: Any) -> Iterator[ChatGenerationChunk]:
+        error = self._fail()
+        if error is not None and str(error) != "cut":
+            raise error
+        yield ChatGenerationChunk(message=AIMessageChunk(content=WHOLE[:5]))
+        if error is not None:
+            raise error
+        yield ChatGenerationChunk(message=AIMessageChunk(content=WHOLE[5:]))
+
+    async def _agenerate(self, *_: Any, **__: Any) -> ChatResult:
+        return self._generate()
+
+    async def _astream(self, *_: Any, **__: Any) -> AsyncIterator[ChatGenerationChunk]:
+        for chunk in self._stream():
+            yield chunk
+
+
+def ask(router: RetryRouter, *, is_async: bool, is_stream: bool) -> str:
+    """The text of the answer."""
+
+    async def read() -> str:
+        return "".join([chunk.text async for chunk in router.astream("hi")])
+
+    if is_stream:
+        if is_async:
+            return asyncio.run(read())
+        return "".join(chunk.text for chunk in router.stream("hi"))
+    if is_async:
+        return asyncio.run(router.ainvoke("hi")).text
+    return router.invoke("hi").text
+
+
+def scripts() -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Two routes that fail up to three times each, in any way."""
+    each = [s for n in range(4) for s in itertools.product(FAILURES, repeat=n)]
+    pairs = [*itertools.product(each, each)][::641]
+    family = [("cut",), ("429, 20 s",), ("429, 20 s", "cut"), ("silent",), ("503",)]
+    return [*itertools.product(family, [("401",), ("bug",), ("silent",)]), *pairs]
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_call_fails_only_when_no_route_has_attempts_left(
+    twin: Twin, *, is_stream: bool
+) -> None:
+    """Whatever failed last, a route that failed only for now is asked again.
+
+    No route gets more attempts than the policy allows, and none that failed for good.
+    """
+    for both in scripts():
+        models = [ScriptedModel(script=script) for script in both]
+        router = RetryRouter(
+            routes=[Route(model=model) for model in models],
+            retry_policy=RetryPolicy(max_retries=2),
+            breaker_settings=None,
+            clock=FakeClock(),
+        )
+        used_up = [
+            len(model.script) >= 3 or not FINAL.isdisjoint(model.script)
+            for model in models
+        ]
+        try:
+            answer = ask(router, is_async=twin.is_async, is_stream=is_stream)
+        except RetryRouterError:
+            assert all(used_up), both
+        else:
+            assert answer == WHOLE, both
+        for model in models:
+            sent = model.script[: model.asked]
+            assert model.asked <= 3, both
+            assert FINAL.isdisjoint(sent[:-1]), both
