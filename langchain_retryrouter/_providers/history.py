@@ -1,33 +1,28 @@
 """Makes a conversation readable for a provider that did not write its answers.
 
 Answers carry content that only their author can read: signed thoughts, blocks of tools
-that ran on its servers, ids of items that it stores. Another provider rejects them with
-a 400, so `fit_history` leaves them out for its route and reports that. It also rewrites
-what this reader rejects by its form: ids of tool calls, names, images in the results of
-tools, calls in OpenAI's legacy form. Text, tool calls and tool results are common to
-all providers and always stay.
+that ran on its servers, ids of items that it stores. Another provider rejects them, so
+`fit_history` leaves them out for its route and reports that. It also rewrites what the
+reader rejects by its form. Text, tool calls and tool results always stay.
 
-The author of an answer is in its `response_metadata["model_provider"]`, which
-LangChain's integrations set from version 1 on, and in the attempt log if a route of
-this router wrote it; the log also tells the account. In an answer without an author
-only thoughts and blocks in one provider's own form count as foreign.
+The author of an answer is in its `response_metadata["model_provider"]`, and in the
+attempt log if a route of this router wrote it, which also tells the account. In an
+answer without an author only thoughts and one provider's own blocks count as foreign.
 
 Sources: the content blocks of docs.claude.com/en/api/messages; the output items in
 openai's `types.responses`; what langchain-openai 1.7.3 and langchain-anthropic 1.7.7
 pass on unread (`_construct_responses_api_input`, `_format_messages`); the 400s of
-OpenAI ("string too long. Expected a string with maximum length 40", "Image URLs are
-only allowed for messages with role 'user'"), Mistral ("Tool call id has to be defined
-... must be a-z, A-Z, 0-9, with a length of 9"), Anthropic and Bedrock
-("^[a-zA-Z0-9_-]+$").
+OpenAI, Mistral, Anthropic and Amazon Bedrock.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 from langchain_core.messages import (
     AIMessage,
@@ -37,7 +32,7 @@ from langchain_core.messages import (
     ToolMessage,
 )
 
-from langchain_retryrouter._providers.integrations import Reader, family
+from langchain_retryrouter._providers.integrations import ANY_ID, Reader, family
 
 _Block: TypeAlias = str | dict[Any, Any]
 
@@ -64,12 +59,12 @@ _CALLS: Final = frozenset(
 )
 _OPENAIS_REASONING: Final = frozenset({"summary", "encrypted_content"})
 _TEXTS: Final = {"text": "text", "output_text": "text", "refusal": "refusal"}
-_NOTES: Final = ("annotations", "citations")
-# Blocks that every integration sends, as far as its provider takes them.
-_COMMON: Final = frozenset(
-    {"image", "image_url", "audio", "input_audio", "video", "file", "document"}
-    | {"text-plain", "tool_result"}
+_MEDIA: Final = frozenset(
+    {"image", "image_url", "input_image", "audio", "input_audio", "video"}
+    | {"file", "document"}
 )
+# Blocks that every integration sends, as far as its provider takes them.
+_COMMON: Final = _MEDIA | {"text-plain", "tool_result"}
 _MARKS: Final = {
     # The provider that reads the mark, and those that pass it on to that provider.
     "cache_control": frozenset({"anthropic", "bedrock", "openrouter", "litellm"}),
@@ -77,38 +72,12 @@ _MARKS: Final = {
 }
 # Where integrations keep thoughts outside the content, and ids that only they know.
 _OWN_KWARGS: Final = (
-    "reasoning",
-    "reasoning_content",
-    "tool_outputs",
-    "audio",
-    "__openai_function_call_ids__",
-    "__gemini_function_call_thought_signatures__",
+    *("reasoning", "reasoning_content", "tool_outputs", "audio"),
+    *("__openai_function_call_ids__", "__gemini_function_call_thought_signatures__"),
 )
 # Thoughts in a form that does not tell whose they are.
 _THOUGHTS: Final = frozenset({"reasoning", "reasoning_content"})
-# Ids and encrypted thoughts belong to an organisation or a region there. Signatures of
-# Anthropic's hold on every platform (docs.claude.com, "Extended thinking").
-_ACCOUNT_BOUND: Final = frozenset({"openai"})
-# The ids of tool calls that a provider takes.
-_IDS: Final = {
-    "openai": re.compile(r"(?s).{1,40}"),
-    "anthropic": re.compile(r"[a-zA-Z0-9_-]{1,64}"),
-    "bedrock": re.compile(r"[a-zA-Z0-9_-]{1,64}"),
-    "mistral": re.compile(r"[a-zA-Z0-9]{9}"),
-}
-_ANY_ID: Final = re.compile(r"[a-zA-Z0-9_-]{1,40}")
 _IN_NO_NAME: Final = re.compile(r"[\s<|\\/>]+")  # OpenAI's pattern of names.
-_NAME_LENGTH: Final = 64
-# Providers that take only text as the result of a tool.
-_TEXT_RESULTS: Final = frozenset(
-    {"openai", "groq", "deepseek", "cerebras", "perplexity", "huggingface", "nvidia"}
-)
-_MEDIA: Final = frozenset(
-    {"image", "image_url", "input_image", "audio", "input_audio", "video", "file"}
-    | {"document"}
-)
-# Integrations that read tool calls from `additional_kwargs` alone.
-_READS_KWARGS: Final = frozenset({"nvidia"})
 
 
 def fit_history(
@@ -136,7 +105,8 @@ def fit_history(
     fitting = _Fitting(reader, authors or {}, is_strict=is_strict)
     for message in messages:
         fitting.add(message)
-    return fitting.done(), tuple(fitting.left_out)
+    fitting.add_media()
+    return fitting.fitted, tuple(fitting.left_out)
 
 
 def foreign_response_id(
@@ -146,7 +116,7 @@ def foreign_response_id(
     authors: Mapping[str, Reader],
 ) -> bool:
     """Whether a `previous_response_id` is one that this reader cannot know."""
-    if reader.provider not in _ACCOUNT_BOUND:
+    if not reader.is_account_bound:
         return True
     fitting = _Fitting(reader, authors, is_strict=False)
     return any(
@@ -168,17 +138,13 @@ class _Fitting:
         self._authors = authors
         self._is_strict = is_strict
         self.left_out: dict[str, None] = {}  # A set that keeps its order.
-        self._fitted: list[BaseMessage] = []
+        self.fitted: list[BaseMessage] = []
         self._media: list[Any] = []
-        self._ids = _ToolIds(reader.provider, is_strict=is_strict)
-        takes = reader.media_results
-        self._moves_media = is_strict or (
-            reader.provider in _TEXT_RESULTS if takes is None else not takes
-        )
+        self._ids = _ToolIds(reader, is_strict=is_strict)
 
     def add(self, message: BaseMessage) -> None:
         if not isinstance(message, ToolMessage | FunctionMessage):
-            self._add_media()
+            self.add_media()
         if (
             type(message.content) is str
             and message.name is None
@@ -187,7 +153,7 @@ class _Fitting:
             and not isinstance(message, ToolMessage | FunctionMessage)
             and not (isinstance(message, AIMessage) and message.tool_calls)
         ):
-            self._fitted.append(message)  # Every provider reads plain text.
+            self.fitted.append(message)  # Every provider reads plain text.
             return
         fitted: BaseMessage | None = self._with_name(message)
         if isinstance(fitted, AIMessage):
@@ -202,11 +168,7 @@ class _Fitting:
             if isinstance(fitted, ToolMessage):
                 fitted = self._ids.in_result(self._without_media(fitted))
         if fitted is not None:
-            self._fitted.append(fitted)
-
-    def done(self) -> list[BaseMessage]:
-        self._add_media()
-        return self._fitted
+            self.fitted.append(fitted)
 
     def author_of(self, message: AIMessage) -> bool | None:
         """Whether the reader wrote it; None if the author is not known."""
@@ -214,27 +176,19 @@ class _Fitting:
         route = log.get("route") if isinstance(log, Mapping) else None
         by = self._authors.get(route) if isinstance(route, str) else None
         named = message.response_metadata.get("model_provider")
-        if isinstance(named, str):
-            author = family(named)
-        elif by is not None:
-            author = by.provider
-        else:
-            return None
-        if author != self._reader:
+        if not isinstance(named, str):
+            return None if by is None else by.same_account(self._model)
+        if family(named) != self._reader:
             return False
-        return not (
-            author in _ACCOUNT_BOUND
-            and by is not None
-            and by.provider == author
-            and by.account != self._model.account
-        )
+        is_known = by is not None and by.provider == self._reader
+        return by.same_account(self._model) if by and is_known else True
 
     def _with_name(self, message: BaseMessage) -> BaseMessage:
         """The message with a name that OpenAI's pattern allows."""
         name = message.name
         if name is None or isinstance(message, ToolMessage | FunctionMessage):
             return message
-        fit = _IN_NO_NAME.sub("_", name.strip())[:_NAME_LENGTH]
+        fit = _IN_NO_NAME.sub("_", name.strip())[:64]
         if self._is_strict:
             fit = re.sub(r"[^a-zA-Z0-9_-]+", "_", fit)
         if fit == name:
@@ -252,38 +206,36 @@ class _Fitting:
             or (self._reader == "openai" and not self._is_strict)
         ):
             return message
-        try:
+        args = None
+        with contextlib.suppress(ValueError):
             args = json.loads(legacy.get("arguments") or "{}")
-        except ValueError:
-            args = None
-        name = str(legacy.get("name"))
-        call = {"name": name, "args": args, "id": f"call_{name}", "type": "tool_call"}
         if not isinstance(args, dict):
             return message
+        name = str(legacy.get("name"))
+        call = {"name": name, "args": args, "id": f"call_{name}", "type": "tool_call"}
         self.left_out["function_call"] = None
-        kwargs = dict(message.additional_kwargs)
+        kwargs = {**message.additional_kwargs}
         del kwargs["function_call"]
-        return message.model_copy(
-            update={"tool_calls": [call], "additional_kwargs": kwargs}
-        )
+        update = {"tool_calls": [call], "additional_kwargs": kwargs}
+        return message.model_copy(update=update)
 
     def _without_media(self, message: ToolMessage) -> ToolMessage:
         """A tool's result whose images and documents follow in a user's message."""
-        if isinstance(message.content, str) or not self._moves_media:
+        if isinstance(message.content, str):
             return message
-        media = [b for b in message.content if _kind_in(b) in _MEDIA]
-        if not media:
+        media = [b for b in message.content if _kind_of(b) in _MEDIA]
+        if not media or (self._model.takes_media_results and not self._is_strict):
             return message
-        self.left_out.update(dict.fromkeys(f"tool_result.{_kind_in(b)}" for b in media))
+        self.left_out.update(dict.fromkeys(f"tool_result.{_kind_of(b)}" for b in media))
         name = message.name or message.tool_call_id
         self._media += [{"type": "text", "text": f"From the result of {name}:"}, *media]
-        rest = [b for b in message.content if _kind_in(b) not in _MEDIA]
-        content = rest or "The result is in the next message of the user."
+        rest = [b for b in message.content if b not in media]
+        content = _joined(rest) if rest else "The next message of the user has it."
         return message.model_copy(update={"content": content})
 
-    def _add_media(self) -> None:
+    def add_media(self) -> None:
         if self._media:
-            self._fitted.append(HumanMessage(content=self._media))
+            self.fitted.append(HumanMessage(content=self._media))
             self._media = []
 
     def _without_marks(self, message: BaseMessage) -> BaseMessage:
@@ -294,9 +246,8 @@ class _Fitting:
         kwargs = self._unmarked(message.additional_kwargs)
         if content == message.content and kwargs == message.additional_kwargs:
             return message
-        return message.model_copy(
-            update={"content": content, "additional_kwargs": kwargs}
-        )
+        update = {"content": content, "additional_kwargs": kwargs}
+        return message.model_copy(update=update)
 
     def _unmarked(self, block: Any) -> Any:
         if not isinstance(block, dict):
@@ -338,24 +289,9 @@ class _Fitting:
             return message
         if not kept and not calls:
             return None
-        # Text alone as a string: the one form of an answer that every provider takes.
-        texts = [
-            block if isinstance(block, str) else block.get("text")
-            for block in kept
-            if isinstance(block, str) or block.get("type") == "text"
-        ]
-        is_text = len(texts) == len(kept) and all(isinstance(t, str) for t in texts)
-        return message.model_copy(
-            update={
-                "content": "".join(map(str, texts)) if is_text else kept,
-                "additional_kwargs": kwargs,
-                "response_metadata": {
-                    name: value
-                    for name, value in metadata.items()
-                    if name not in foreign
-                },
-            }
-        )
+        metadata = {k: v for k, v in metadata.items() if k not in foreign}
+        update = {"content": _joined(kept), "additional_kwargs": kwargs}
+        return message.model_copy(update={**update, "response_metadata": metadata})
 
     def _kwargs(self, kwargs: Mapping[str, Any], calls: set[str]) -> dict[str, Any]:
         # The legacy form of a call is dropped where the call is in `tool_calls` too.
@@ -378,8 +314,7 @@ class _Fitting:
             self.left_out[kind] = None
             return None
         if owner in {None, self._reader}:
-            unmarked: dict[Any, Any] = self._unmarked(block)
-            return unmarked
+            return cast("_Block", self._unmarked(block))
         if kind in _CALLS:
             return None if _is_among(calls, block) else block
         self.left_out[kind] = None
@@ -391,15 +326,14 @@ class _Fitting:
             return block or None
         kind = _kind_of(block)
         if field := _TEXTS.get(kind):
-            notes = (name for name in _NOTES if block.get(name))
+            notes = (name for name in ("annotations", "citations") if block.get(name))
             self.left_out.update(dict.fromkeys(notes))
             text = block.get(field)
             return {"type": "text", "text": text} if text else None
         if kind in _CALLS:
             return None if _is_among(calls, block) else block
         if kind in _COMMON:
-            unmarked: dict[Any, Any] = self._unmarked(block)
-            return unmarked
+            return cast("_Block", self._unmarked(block))
         self.left_out[kind] = None
         return None
 
@@ -407,7 +341,7 @@ class _Fitting:
 class _ToolIds:
     """Ids of tool calls that the reader takes, the same for a call and its result."""
 
-    def __init__(self, reader: str, *, is_strict: bool) -> None:
+    def __init__(self, reader: Reader, *, is_strict: bool) -> None:
         self._reader = reader
         self._is_strict = is_strict
         self._used: set[str] = set()
@@ -425,7 +359,7 @@ class _ToolIds:
             self._open.setdefault(given, []).append(fit)
             self._last[given] = new[given] = fit
         is_same = all(c.get("id") == fit for c, fit in zip(calls, ids, strict=True))
-        lacks = self._reader in _READS_KWARGS and bool(message.tool_calls)
+        lacks = self._reader.reads_kwargs and bool(message.tool_calls)
         if is_same and not (lacks and "tool_calls" not in message.additional_kwargs):
             return message
         renamed = [{**c, "id": fit} for c, fit in zip(calls, ids, strict=True)]
@@ -435,7 +369,7 @@ class _ToolIds:
             for name, value in message.additional_kwargs.items()
             if name not in {"tool_calls", "__openai_function_call_ids__"}
         }
-        if self._reader in _READS_KWARGS:
+        if self._reader.reads_kwargs:
             kwargs["tool_calls"] = [_openai_call(call) for call in renamed[:count]]
         content: Any = message.content
         if not isinstance(content, str):
@@ -466,16 +400,17 @@ class _ToolIds:
         return ToolMessage(message.content, tool_call_id=given, name=message.name)
 
     def _new(self, given: str | None, *, is_own: bool | None) -> str:
-        pattern = _IDS.get(self._reader, _ANY_ID)
-        is_judged = self._is_strict or self._reader in _IDS or is_own is False
-        fits = bool(given) and (not is_judged or pattern.fullmatch(str(given)))
-        fit, count = str(given or ""), 0
-        while not fits or fit in self._used:
+        pattern = self._reader.ids
+        if pattern is None and (self._is_strict or is_own is False):
+            pattern = ANY_ID
+        fit, count = given or "", 0
+        while not fit or fit in self._used or (pattern and not pattern.fullmatch(fit)):
             count += 1
             text = f"{given}/{count}".encode("utf-8", "surrogatepass")
             digest = hashlib.sha256(text).hexdigest()
-            fit = digest[:9] if self._reader == "mistral" else f"call_{digest[:24]}"
-            fits = True
+            fit = f"call_{digest[:24]}"
+            if pattern and not pattern.fullmatch(fit):
+                fit = digest[:9]  # Mistral's.
         self._used.add(fit)
         return fit
 
@@ -487,18 +422,23 @@ def _openai_call(call: Mapping[str, Any]) -> dict[str, Any]:
 
 def _with_id(block: Any, new: Mapping[str, str]) -> Any:
     """A block of a call with its call's new id."""
-    if _kind_in(block) not in _CALLS:
+    if _kind_of(block) not in _CALLS:
         return block
     ids = {k: new[block[k]] for k in ("id", "call_id") if block.get(k) in new}
     return {**block, **ids} if ids else block
 
 
-def _kind_in(block: Any) -> str:
-    return _kind_of(block) if isinstance(block, Mapping) else "text"
+def _joined(blocks: list[Any]) -> Any:
+    """Text alone as a string: the one form that every provider takes."""
+    texts = [b if isinstance(b, str) else b.get("text") for b in blocks]
+    is_text = all(_kind_of(b) == "text" for b in blocks)
+    return "".join(texts) if is_text and None not in texts else blocks
 
 
-def _kind_of(block: Mapping[Any, Any]) -> str:
+def _kind_of(block: Any) -> str:
     """The type of a block, also of one that LangChain has no standard for."""
+    if not isinstance(block, Mapping):
+        return "text"
     inner = block.get("value") if block.get("type") == "non_standard" else None
     return str((inner if isinstance(inner, Mapping) else block).get("type"))
 

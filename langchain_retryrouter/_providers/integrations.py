@@ -456,6 +456,25 @@ _ACCOUNT_FIELDS: Final = re.compile(
 )
 
 
+# Ids and encrypted thoughts belong to an organisation or a region there. Signatures of
+# Anthropic's hold on every platform (docs.claude.com, "Extended thinking").
+_ACCOUNT_BOUND: Final = frozenset({"openai"})
+# The ids of tool calls that a provider takes.
+_IDS: Final = {
+    "openai": re.compile(r"(?s).{1,40}"),
+    "anthropic": re.compile(r"[a-zA-Z0-9_-]{1,64}"),
+    "bedrock": re.compile(r"[a-zA-Z0-9_-]{1,64}"),
+    "mistral": re.compile(r"[a-zA-Z0-9]{9}"),
+}
+ANY_ID: Final = re.compile(r"[a-zA-Z0-9_-]{1,40}")
+"""Ids of tool calls that nearly every provider takes."""
+# Providers, or integrations, that take only text as the result of a tool.
+_TEXT_RESULTS: Final = frozenset(
+    {"openai", "groq", "deepseek", "cerebras", "perplexity", "huggingface", "nvidia"}
+    | {"mistral", "openrouter", "fireworks", "together", "cohere", "sambanova"}
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Reader:
     """A model as the reader, or the author, of messages.
@@ -470,6 +489,34 @@ class Reader:
     provider: str
     account: Hashable = None
     media_results: bool | None = None
+
+    @property
+    def ids(self) -> re.Pattern[str] | None:
+        """The ids of tool calls that it takes; None if that is not known."""
+        return _IDS.get(self.provider)
+
+    @property
+    def takes_media_results(self) -> bool:
+        """Whether results of tools may hold images and documents."""
+        if self.media_results is None:
+            return self.provider not in _TEXT_RESULTS
+        return self.media_results
+
+    @property
+    def reads_kwargs(self) -> bool:
+        """Whether its integration reads tool calls from `additional_kwargs` alone."""
+        return self.provider == "nvidia"
+
+    @property
+    def is_account_bound(self) -> bool:
+        """Whether ids and thoughts are known to one account only."""
+        return self.provider in _ACCOUNT_BOUND
+
+    def same_account(self, other: Reader) -> bool:
+        """Whether the other one can read this one's ids and thoughts."""
+        if self.provider != other.provider:
+            return False
+        return not self.is_account_bound or self.account == other.account
 
 
 def tracing_params(model: BaseChatModel, /, **kwargs: Any) -> LangSmithParams:

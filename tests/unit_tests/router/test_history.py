@@ -427,7 +427,7 @@ def test_images_of_a_tool_follow_in_a_users_message() -> None:
     assert [message.type for message in fitted] == (
         ["ai", "tool", "tool", "human", "human"]
     )
-    assert fitted[1].content == [TEXT]
+    assert fitted[1].content == "Hello."
     assert isinstance(fitted[2].content, str)
     assert [block["type"] for block in fitted[3].content] == (  # type: ignore[index]
         ["text", "image_url", "text", "image_url"]
