@@ -41,6 +41,7 @@ from tests.promises.models import (
     load_lazily_imported_modules,
     new_model,
 )
+from tests.unit_tests.listeners import full
 
 AT_ONCE: Final = 5
 """Calls under way together: few, since each of them takes the processor too."""
@@ -93,13 +94,7 @@ def places() -> Iterator[list[Place]]:
         found.append(
             Place("never reads", url, "x" * 5_000_000, partial(drop_all, deaf))
         )
-        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-        address = full.getsockname()
-        for _ in range(2):
-            waiting = stack.enter_context(socket.socket())
-            waiting.settimeout(0)
-            waiting.connect_ex(address)
-        found.append(Place("never accepts", f"http://127.0.0.1:{address[1]}"))
+        found.append(Place("never accepts", stack.enter_context(full())))
         yield found
 
 

@@ -11,7 +11,7 @@ import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
-from langchain_retryrouter.testing import FakeClock
+from langchain_retryrouter.testing import FakeClock, FaultyGateway
 
 T = TypeVar("T")
 
@@ -120,6 +120,18 @@ async def _acollect(chunks: AsyncIterator[Any], seen: list[Any]) -> None:
 def twin(request: pytest.FixtureRequest) -> Twin:
     """Run the test twice: with sync calls, and with async calls."""
     return Twin(is_async=request.param == "async")
+
+
+@pytest.fixture
+def gateway(faulty_gateway: FaultyGateway) -> FaultyGateway:
+    """The gateway behind the models of a test."""
+    return faulty_gateway
+
+
+@pytest.fixture
+def clock(fake_clock: FakeClock) -> FakeClock:
+    """The clock of the models of a test, which records waits and does not wait."""
+    return fake_clock
 
 
 @pytest.fixture(autouse=True)

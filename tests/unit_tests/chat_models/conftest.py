@@ -52,18 +52,6 @@ def env(twin: Twin, gateway: FaultyGateway, clock: FakeClock, new_llm: NewModel)
 
 
 @pytest.fixture
-def gateway(faulty_gateway: FaultyGateway) -> FaultyGateway:
-    """The gateway behind the models of a test."""
-    return faulty_gateway
-
-
-@pytest.fixture
-def clock(fake_clock: FakeClock) -> FakeClock:
-    """The clock of the models of a test, which records waits and does not wait."""
-    return fake_clock
-
-
-@pytest.fixture
 def new_llm(gateway: FaultyGateway, clock: FakeClock) -> NewModel:
     """Makes models of the test's gateway, on the test's clock."""
     settings: dict[str, Any] = {

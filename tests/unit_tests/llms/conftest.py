@@ -72,18 +72,6 @@ def whole_http_library() -> None:
     openai.DefaultHttpxClient().close()
 
 
-@pytest.fixture
-def gateway(faulty_gateway: FaultyGateway) -> FaultyGateway:
-    """The gateway behind the models of a test."""
-    return faulty_gateway
-
-
-@pytest.fixture
-def clock(fake_clock: FakeClock) -> FakeClock:
-    """The clock of the models of a test: waits are written down, and over at once."""
-    return fake_clock
-
-
 def collect_garbage() -> None:
     """Collect unused objects, and then those that only they referred to."""
     for _ in range(3):

@@ -1,10 +1,9 @@
-"""The sync and async engine, and a clock that only the test moves."""
+"""The sync and the async engine."""
 
 from __future__ import annotations
 
 import pytest
 
-from langchain_retryrouter.testing import FakeClock
 from tests.unit_tests.conftest import Twin
 
 from .scripted import Engine
@@ -14,9 +13,3 @@ from .scripted import Engine
 def engine(twin: Twin) -> Engine:
     """Run the test twice: with the sync engine, and with the async one."""
     return Engine(is_async=twin.is_async)
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    """A clock at zero."""
-    return FakeClock()

@@ -122,7 +122,7 @@ def test_stopping_while_clients_connect() -> None:
 def test_starting_again_at_the_same_address() -> None:
     """A provider that is down refuses connections, and comes back where it was.
 
-    Until then nobody else can have its port.
+    While it runs, its port is taken.
     """
     gateway = FaultyGateway()
     with pytest.raises(RuntimeError, match="start it"):
