@@ -10,7 +10,7 @@ import asyncio
 import copy
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import NoReturn, Protocol, TypeAlias, TypeVar
+from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, Retrying
 
@@ -71,6 +71,7 @@ class RetryContext:
             by an attempt on another one.
         action: Returns what to do after an error instead of the action for its kind;
             None for that one.
+        on_last: Called with the last event of a stream, once its answer is complete.
         is_buffered: Whether a stream is handed over only when its end is known to be
             good, so that all of it can be repeated.
     """
@@ -84,6 +85,7 @@ class RetryContext:
     rate_limiter: RateLimiter | None = None
     should_failover: Callable[[RetryRouterError], bool] = lambda _: False
     action: Callable[[RetryRouterError], FailureAction | None] = lambda _: None
+    on_last: Callable[[Any], object] = lambda _: None
     is_buffered: bool = False
 
 
@@ -96,6 +98,7 @@ class RetryController:
         self.clock = context.clock
         self.rate_limiter = context.rate_limiter
         self.is_buffered = context.is_buffered
+        self.on_last = context.on_last
         self.has_deadline = self.call_state.policy.deadline is not None
         self._context = context
         self._is_stream = is_stream

@@ -136,6 +136,7 @@ class StreamMonitor(Generic[E]):
         if chunk.is_last:
             self.is_over = True
             self.ended()
+            self._controller.on_last(event)
 
     def limit(self) -> float | None:
         """Seconds that the next event may take; None for no limit."""

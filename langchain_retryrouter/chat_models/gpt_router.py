@@ -516,8 +516,7 @@ def completion_with_retry(
     requests = _GatewayCall(llm, models_priority_list, kwargs)
     notify = notifier(run_manager)
     if is_stream:
-        events = stream(requests.context, requests.connect, requests.new_reader, notify)
-        return _finish_stream(events, requests)
+        return stream(requests.context, requests.connect, requests.new_reader, notify)
     response = call(requests.context, requests.send, notify)
     if hasattr(response, "retryrouter"):  # The SDK's own type has no such field.
         response.retryrouter = requests.context.call_state.attempt_log()
@@ -536,29 +535,11 @@ async def acompletion_with_retry(
     notify = anotifier(run_manager)
     if is_stream:
         context, connect = requests.context, requests.aconnect
-        return _afinish_stream(
-            astream(context, connect, requests.new_reader, notify), requests
-        )
+        return astream(context, connect, requests.new_reader, notify)
     response = await acall(requests.context, requests.asend, notify)
     if hasattr(response, "retryrouter"):
         response.retryrouter = requests.context.call_state.attempt_log()
     return response
-
-
-def _finish_stream(
-    events: Generator[Event, None, None], requests: _GatewayCall
-) -> Generator[Event, None, None]:
-    with contextlib.closing(events):
-        for event in events:
-            yield requests.end(event) if event.event == "end" else event
-
-
-async def _afinish_stream(
-    events: AsyncGenerator[Event, None], requests: _GatewayCall
-) -> AsyncGenerator[Event, None]:
-    async with contextlib.aclosing(events):
-        async for event in events:
-            yield requests.end(event) if event.event == "end" else event
 
 
 class _GatewayCall:
@@ -610,6 +591,7 @@ class _GatewayCall:
             asked=self._models.asked,
             on_failure=self.on_failure,
             should_failover=self.should_failover,
+            on_last=self.on_last,
         )
         call_state = self.context.call_state
         call_state.records += self._models.skipped
@@ -639,12 +621,11 @@ class _GatewayCall:
         out = len(self._models.cannot_answer(error)) if self._llm.failover else 0
         return 0 < out < len(self._models.requests)
 
-    def end(self, event: Event) -> Event:
-        """The end of a stream, with the attempt log."""
+    def on_last(self, event: Event) -> None:
+        """Give the end of a stream the attempt log."""
         if served := self._models.answered(None):
             self.context.call_state.name_route(served)
         cast("Any", event).retryrouter = self.context.call_state.attempt_log()
-        return event
 
     # --- sending ---
 
