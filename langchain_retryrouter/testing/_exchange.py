@@ -469,11 +469,11 @@ class Exchange(ABC):
     ) -> Response:
         """The protocol's own response for this status."""
 
-    @abstractmethod
     def unstreamed_error(
         self, message: str, status: int | None, code: str | None
     ) -> Response:
         """The response to a request without streaming for an error inside a stream."""
+        return self.error(status or 500, code, message)
 
     @abstractmethod
     def error_event(

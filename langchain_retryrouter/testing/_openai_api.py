@@ -19,19 +19,13 @@ from langchain_retryrouter.testing._faults import Status
 
 _LEAST_SERVER_ERROR = 500
 _SERVER_ERROR = "The server had an error while processing your request."
+_INVALID = "invalid_request_error"
+_OVERLOADED = "The engine is currently overloaded, please try again later."
 _ERRORS: dict[int, tuple[str, str | None, str]] = {
-    401: (
-        "invalid_request_error",
-        "invalid_api_key",
-        "Incorrect API key provided.",
-    ),
-    404: ("invalid_request_error", "model_not_found", "The model does not exist."),
+    401: (_INVALID, "invalid_api_key", "Incorrect API key provided."),
+    404: (_INVALID, "model_not_found", "The model does not exist."),
     429: ("requests", "rate_limit_exceeded", "Rate limit reached for requests."),
-    503: (
-        "server_error",
-        None,
-        "The engine is currently overloaded, please try again later.",
-    ),
+    503: ("server_error", None, _OVERLOADED),
 }
 """By status: type, code and message."""
 _AZURE_MESSAGES = {
@@ -216,11 +210,6 @@ class OpenAIExchange(Exchange):
         headers = JSON_HEADERS + self._request_id
         return Response(status, headers, compact_json({"error": body}))
 
-    def unstreamed_error(
-        self, message: str, status: int | None, code: str | None
-    ) -> Response:
-        return self.error(status or _LEAST_SERVER_ERROR, code, message)
-
     def error_event(
         self, message: str, status: int | None, code: str | None, _after: int
     ) -> bytes:
@@ -232,7 +221,7 @@ class OpenAIExchange(Exchange):
 
 
 def _error(status: int, code: str | None, message: str | None) -> dict[str, Any]:
-    other = ("invalid_request_error", None, "The request was turned down.")
+    other = (_INVALID, None, "The request was turned down.")
     if status >= _LEAST_SERVER_ERROR:
         other = ("server_error", None, _SERVER_ERROR)
     type_, usual_code, usual_message = _ERRORS.get(status, other)

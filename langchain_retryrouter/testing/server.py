@@ -139,11 +139,9 @@ class _Server:
         answer: Callable[[RecordedRequest], Delivery],
         log: _Log,
         port: int,
-        edition: Edition,
     ) -> None:
         self.answer = answer
         self.log = log
-        self.edition: Edition = edition
         self.connections: set[_Connection] = set()
         self.stopping = False
         self._listener = socket.create_server((_HOST, port), backlog=_BACKLOG)
@@ -303,7 +301,6 @@ class _Connection(asyncio.Protocol):
             query=query,
             headers=headers,
             body=bytes(self._body),
-            gptrouter=self._server.edition,
         )
         self._server.log.begin(self._request)
         self._delivery = self._server.answer(self._request)
@@ -372,12 +369,6 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-_EXCHANGES: dict[str, type[Exchange]] = {
-    "gptrouter": GPTRouterExchange,
-    "openai": OpenAIExchange,
-}
 
 
 class FaultyGateway:
@@ -458,7 +449,7 @@ class FaultyGateway:
         if self._server is not None:
             msg = f"the gateway is already running at {self.url}"
             raise RuntimeError(msg)
-        self._server = _Server(self._deliver, self._log, self._port, self._gptrouter)
+        self._server = _Server(self._deliver, self._log, self._port)
         self._port = self._server.port
 
     def stop(self) -> None:
@@ -596,9 +587,10 @@ class FaultyGateway:
     # Called in the server's thread.
 
     def _deliver(self, request: RecordedRequest) -> Delivery:
+        request.gptrouter = self._gptrouter
+        kind = GPTRouterExchange if request.protocol == "gptrouter" else OpenAIExchange
         fixed = self._fixed.get(request.path)
-        kind = _EXCHANGES[request.protocol]
-        exchange = kind(request, self._own_answer, fixed)
+        exchange: Exchange = kind(request, self._own_answer, fixed)
         try:
             request.step = self._refusal(exchange) or self._step_for(request)
             return request.step.deliver(exchange)
