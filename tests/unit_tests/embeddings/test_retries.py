@@ -15,14 +15,12 @@ from langchain_retryrouter import (
     AuthenticationError,
     CircuitBreaker,
     CircuitOpenError,
-    ConflictError,
     GPTRouter,
     GPTRouterEmbeddings,
     GPTRouterModel,
     InvalidRequestError,
     MalformedResponseError,
     NotFoundError,
-    PermissionDeniedError,
     QuotaExceededError,
     RateLimitError,
     RetryBudget,
@@ -40,7 +38,6 @@ from langchain_retryrouter.testing import (
     FaultyGateway,
     Hangup,
     HtmlPage,
-    MalformedEvent,
     RecordedRequest,
     Reset,
     Silence,
@@ -62,23 +59,13 @@ SHORT = 0.15
 RETRIED: dict[str, tuple[Step, type[RetryRouterError]]] = {
     "429": (Status(429), RateLimitError),
     "500": (Status(500), ServerError),
-    "502": (Status(502), ServerError),
     "503": (Status(503), UnavailableError),
-    "504": (Status(504), APITimeoutError),
-    "529": (Status(529), UnavailableError),
-    "408": (Status(408), APITimeoutError),
-    "409": (Status(409), ConflictError),
     "a provider's error": (ErrorEvent("slow down", status=429), ServerError),
     "an error in a 200": (ErrorInOk("oops"), MalformedResponseError),
-    "a page of a proxy": (HtmlPage(502), ServerError),
     "a page in a 200": (HtmlPage(200), MalformedResponseError),
-    "half a JSON": (MalformedEvent(1), MalformedResponseError),
     "half a body": (Truncate(1), MalformedResponseError),
     "a cut": (Cut(1), APIConnectionError),
-    "a cut by reset": (Cut(1, "rst"), APIConnectionError),
-    "a reset": (Reset(), APIConnectionError),
     "a hangup": (Hangup(), APIConnectionError),
-    "a silence that ends": (Silence(0.01), APIConnectionError),
 }
 
 
@@ -115,10 +102,8 @@ def test_a_transient_error_is_retried_and_then_raised(
 FINAL: dict[str, tuple[Step, type[RetryRouterError], type[Exception]]] = {
     "400": (Status(400), InvalidRequestError, sdk.GPTRouterBadRequestError),
     "401": (Status(401), AuthenticationError, sdk.GPTRouterUnauthorizedError),
-    "403": (Status(403), PermissionDeniedError, sdk.GPTRouterForbiddenError),
     # What the public gateway, which has no embeddings, says to all of them.
     "404": (Status(404), NotFoundError, NotFoundError),
-    "422": (Status(422), InvalidRequestError, sdk.GPTRouterBadRequestError),
     "quota": (
         Status(429, message="You exceeded your current quota"),
         QuotaExceededError,
