@@ -20,6 +20,7 @@ VENV := .venv/bin
 TESTED := constraints/tested.txt
 MINIMUM := constraints/minimum.txt
 LITELLM := constraints/litellm.txt
+INTEGRATIONS := constraints/integrations.txt
 PYTEST := python -m pytest
 PROJECT := .[cli,testing,tiktoken]
 
@@ -68,6 +69,14 @@ test: .venv/installed ## unit tests (TEST_FILE=..., PYTEST_EXTRA=..., JOBS=0: on
 .PHONY: integration_tests
 integration_tests: .venv/installed .venvs/litellm/installed ## tests against real servers, on loopback, no key
 	$(VENV)/$(PYTEST) $(INTEGRATION_TEST_FILE) $(PYTEST_EXTRA)
+
+.PHONY: integrations
+integrations: .venvs/integrations/installed ## LangChain's integrations x faults; rewrites docs/integrations.md (10 minutes)
+	.venvs/integrations/bin/$(PYTEST) -n $(JOBS) tests/integrations $(PYTEST_EXTRA)
+
+.PHONY: integrations_short
+integrations_short: .venv/installed ## the same with the packages that .venv has
+	$(VENV)/$(PYTEST) -n $(JOBS) tests/integrations $(PYTEST_EXTRA)
 
 .PHONY: promises
 promises: .venv/installed ## the promises of docs/promises.md, in short
@@ -171,6 +180,9 @@ endif
 # LiteLLM's proxy, a server for the integration tests; the package itself is not in there.
 .venvs/litellm/installed: pyproject.toml .venvs/interpreter $(LITELLM)
 	$(call make_venv,.venvs/litellm,--constraint $(LITELLM) --group litellm_proxy)
+
+.venvs/integrations/installed: $(SOURCES) $(INTEGRATIONS)
+	$(call make_venv,.venvs/integrations,--constraint $(INTEGRATIONS) --group integrations --editable '$(PROJECT)')
 
 .venvs/bench/installed: $(SOURCES)
 	$(call make_venv,.venvs/bench,--group bench --editable '$(PROJECT)')

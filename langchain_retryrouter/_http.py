@@ -197,7 +197,6 @@ _BY_LIBRARY: Final = (
             "ConnectionNotAvailable": _CANNOT_CONNECT,
         },
     ),
-    (("httpx_sse", "openai", "anthropic"), {"SSEError": _UNREADABLE}),
     (
         ("aiohttp",),
         {
@@ -316,6 +315,8 @@ def read_transport_error(error: BaseException) -> TransportFailure | None:
 
 
 def _by_class(error: BaseException) -> TransportFailure | None:
+    if any(cls.__name__ == "SSEError" for cls in type(error).__mro__):
+        return _UNREADABLE  # httpx_sse's, which SDKs have copies of.
     for modules, table in _BY_LIBRARY:
         # Each library that has been imported.
         imported = [sys.modules[name] for name in modules if name in sys.modules]

@@ -9,6 +9,7 @@ in `_http`, and every form of "wait" in `_retry.retry_after`.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import json
@@ -39,6 +40,7 @@ from langchain_retryrouter.failures import FailureKind, classify, is_retryable
 _OK, _REDIRECT, _BAD_REQUEST, _END_OF_STATUSES = 200, 300, 400, 600
 _REQUEST_TIMEOUT, _TOO_MANY_REQUESTS, _SERVER_ERROR = 408, 429, 500
 _EXCERPT: Final = 200
+_LONGEST_REPR: Final = 10_000
 _DEEPEST: Final = 5  # An error inside an error inside ...
 
 
@@ -231,7 +233,8 @@ def _report(
     meant = status
     if status is None or status < _REDIRECT:
         # An error inside a stream or a 200. A 200 with a page is not even that.
-        meant = _implied_status(names) if facts or status is None else status
+        is_error = status is None or _is_error(body)
+        meant = _implied_status(names) if is_error else status
         status = None
     elif implied := _implied_status(names, has_status=True):
         # The names of Amazon's say more than its statuses: throttling may be a 400, a
@@ -327,6 +330,9 @@ def _parsed(data: Any) -> Any:
     if isinstance(data, str) and data.lstrip()[:1] in {"{", "["}:
         with contextlib.suppress(ValueError):
             return _json.read(data)
+        if len(data) <= _LONGEST_REPR:  # A dict's `repr`, as some integrations raise.
+            with contextlib.suppress(ValueError, SyntaxError, MemoryError):
+                return ast.literal_eval(data)
     dump = safe_getattr(data, "model_dump")
     if callable(dump) and not isinstance(data, type):
         with contextlib.suppress(Exception):
@@ -493,10 +499,16 @@ _NO_ANSWER: Final = re.compile(
     r"no generations? found|no generation chunks|no data received|no 'output' key"
     r"|received (?:an )?empty|empty (?:stream|response)|null value for .choices"
     r"|missing .choices. key|unexpected response type|while decoding a json"
-    r"|digits\) for integer string",
+    r"|digits\) for integer string|\[###\] unknown error"
+    r"|'nonetype' object|of type 'nonetype'"
+    r"|'(?:str|list|int|float|bool)' object (?:is not|does not|has no)"
+    r"|must be a mapping, not|(?:list|string) indices must be",
     re.IGNORECASE,
 )
-_MESSAGES: Final = ("AIMessage", "ChatMessage", "ChatGeneration", "ChatResult")
+_OF_ANSWERS: Final = re.compile(  # The titles of pydantic's models.
+    r"Response|Completion|Chunk|Candidate|Event|Unmarshaller"
+    r"|^(?:AIMessage|ChatMessage|ChatGeneration|ChatResult)"
+)
 
 
 def _causes(step: BaseException | None) -> Iterator[BaseException]:
@@ -599,6 +611,10 @@ def _read_answer(error: BaseException, unix_time: float) -> ErrorReport | None:
         body = safe_getattr(error, "body")
         body = str(error) if body is None else body
         return _report(None, headers, body, str(error), unix_time)
+    if begin := _LEADING_STATUS.match(text := str(error)):  # ChatNVIDIA's
+        status = int(begin[1])
+        headers = _headers_of(error, None, status)
+        return _report(status, headers, text[begin.end() :].strip(), "", unix_time)
     return None
 
 
@@ -696,9 +712,8 @@ def _from_class(kind: FailureKind, error: BaseException) -> ErrorReport:
 def _read_text(error: BaseException) -> ErrorReport | None:
     """What an exception without any facts says by its text or its arguments."""
     text = str(error)
-    if status := _LEADING_STATUS.match(text):  # ChatNVIDIA's
-        headers = _headers_of(error, None, int(status[1]))
-        return _report(int(status[1]), headers, text[status.end() :].strip())
+    if text.startswith("{") and isinstance(body := _parsed(text), Mapping):
+        return read_event({"error": body})  # Hugging Face's
     argument = error.args[0] if error.args else None
     if type(error) is ValueError and not isinstance(argument, str):
         body = _parsed(argument)
@@ -711,11 +726,11 @@ def _read_text(error: BaseException) -> ErrorReport | None:
         if known or _implied_status(names):
             return read_event({"error": {"code": names[0], "message": text}})
     if isinstance(error, ValidationError):
-        is_unreadable = error.title.startswith((*_MESSAGES, "Unmarshaller"))
+        is_unreadable = bool(_OF_ANSWERS.search(error.title))
     elif isinstance(error, AttributeError):
-        # An event of a stream, or a choice, that is JSON and not an object.
-        is_scalar = isinstance(error.obj, str | int | float | list | None)
-        is_unreadable = is_scalar and error.name in {"get", "items", "model_dump"}
+        # What is JSON and not the expected object: an event, a choice, a whole answer.
+        is_json = isinstance(error.obj, str | int | float | list | dict | None)
+        is_unreadable = is_json and error.name is not None
     else:
         is_serializers = type(error).__name__ == "PydanticSerializationError"
         is_unreadable = is_serializers or bool(_NO_ANSWER.search(text))

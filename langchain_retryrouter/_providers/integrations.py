@@ -166,13 +166,52 @@ def _own_model(model: Any, facts: Integration) -> RetriesDisabled:
 
 
 def _boto(model: Any, facts: Integration) -> RetriesDisabled:
-    """Amazon's: the client tells how often it sends."""
+    """Amazon's: the client tells how often it sends, and cannot be copied.
+
+    Where credentials or an endpoint were given, the model has made the client of them,
+    and does so again; otherwise the client may be the user's own.
+    """
     config = getattr(getattr(model, "client", None), "meta", None)
     retries = getattr(getattr(config, "config", None), "retries", None)
     total = retries.get("total_max_attempts") if isinstance(retries, Mapping) else None
     if total == 1:
         return RetriesDisabled(model)
+    if facts.client_sources & model.model_fields_set:
+        return _rebuild(model, facts)
     return _keep(model, facts)
+
+
+def _copy_field(model: BaseChatModel, facts: Integration) -> RetriesDisabled:
+    """A copy with `max_retries=0`, for a model that reads the field at each call."""
+    retries = getattr(model, "max_retries", 0)
+    if retries in facts.sends_once:
+        return RetriesDisabled(model)
+    copy = model.model_copy(update={"max_retries": 0})
+    return RetriesDisabled(copy, disabled=f"max_retries={retries}")
+
+
+def _copy_clients(model: BaseChatModel, facts: Integration) -> RetriesDisabled:
+    """A copy whose clients, of a generated SDK, send once over the same connections.
+
+    Such a client (OpenAI's, Anthropic's, Perplexity's, ...) offers `with_options`.
+    """
+    once, retries = {}, 0
+    for name in type(model).model_fields:
+        client = getattr(model, name, None)
+        own, copied = (
+            getattr(client, n, None) for n in ("max_retries", "with_options")
+        )
+        if isinstance(own, int) and callable(copied):
+            once[name] = copied(max_retries=0)
+            retries = max(retries, own)
+    if not once:
+        return _keep(model, facts)
+    if not retries:
+        return RetriesDisabled(model)
+    if "max_retries" in type(model).model_fields:
+        once["max_retries"] = 0
+    copy = model.model_copy(update=once)
+    return RetriesDisabled(copy, disabled=f"max_retries={retries}")
 
 
 _Way: TypeAlias = Callable[[Any, "Integration"], RetriesDisabled]
@@ -191,6 +230,7 @@ class Integration:
         call_options: Options of each call that switch retries off.
         built_fields: Fields that the class fills in itself, and that are not handed on
             to a model that is made again.
+        client_sources: Fields that, if they are given, the class makes its client of.
         reports_in: The methods whose whole answers always name a finish reason.
         choices: What its `bind_tools` takes for "none", where that is another word.
         api_choices: Its provider's words for `tool_choice`, where `bind_tools` has none
@@ -202,12 +242,13 @@ class Integration:
         prefill_kwargs: What such a message needs in its `additional_kwargs`.
     """
 
-    disable: _Way = _keep
+    disable: _Way = _copy_clients
     sends_once: tuple[int | None, ...] = (0,)
     hidden_requests: int = 1
     advice: str = _FIELD_ADVICE
     call_options: Mapping[str, Any] = field(default_factory=dict)
     built_fields: frozenset[str] = frozenset()
+    client_sources: frozenset[str] = frozenset()
     reports_in: tuple[Method, ...] = _BOTH
     choices: Mapping[str, Any] = field(default_factory=dict)
     api_choices: Mapping[str, str] = field(default_factory=dict)
@@ -244,11 +285,15 @@ INTEGRATIONS: Final[Mapping[str, Integration]] = {
     "langchain_groq": Integration(
         _rebuild, built_fields=_CLIENT_FIELDS, prefill=r"(?i)llama"
     ),
-    # tenacity around the SDK; the number counts attempts.
+    # The number counts attempts here.
     "langchain_mistralai": Integration(
-        sends_once=(0, 1), prefill=".", prefill_kwargs={"prefix": True}
+        _copy_field, sends_once=(0, 1), prefill=".", prefill_kwargs={"prefix": True}
     ),
-    "langchain_google_genai": Integration(sends_once=(0, 1), limits_calls=False),
+    "langchain_google_genai": Integration(
+        _copy_field, sends_once=(0, 1), limits_calls=False
+    ),
+    "langchain_google_vertexai": Integration(_copy_field, sends_once=(0, 1)),
+    "langchain_fireworks": Integration(_copy_field, sends_once=(0, None)),
     "langchain_aws": Integration(
         _boto,
         hidden_requests=6,
@@ -259,6 +304,11 @@ INTEGRATIONS: Final[Mapping[str, Integration]] = {
         choices={"none": {"type": "none"}},  # `ChatBedrockConverse` refuses it.
         limits_calls=False,
         prefill=_CLAUDE + r"|amazon\.nova-(?:micro|lite|pro|premier)",
+        built_fields=frozenset({"client", "bedrock_client"}),
+        client_sources=frozenset(
+            {"aws_access_key_id", "credentials_profile_name", "endpoint_url"}
+            | {"bedrock_api_key"}
+        ),
     ),
     "langchain_cohere": Integration(
         _by_call_option,
@@ -275,8 +325,7 @@ INTEGRATIONS: Final[Mapping[str, Integration]] = {
     "langchain_litellm": Integration(_by_call_option, call_options={"max_retries": 0}),
     # `max_retries=0` leaves the SDK's default in force: up to 3,600 s of retries.
     "langchain_openrouter": Integration(
-        sends_once=(),
-        advice="set model.client.sdk_configuration.retry_config = None",
+        _by_call_option, call_options={"retries": None}
     ),
     "langchain_ibm": Integration(hidden_requests=8),
     # `_generate` drops the reason that `_stream` passes on.

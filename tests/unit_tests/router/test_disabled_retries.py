@@ -366,8 +366,7 @@ class _Boto:
         ("langchain_aws", {}, "total_max_attempts"),
         ("langchain_aws", {"client": _Boto(5)}, "total_max_attempts"),
         ("langchain_aws", {"client": _Boto(1)}, None),
-        ("langchain_openrouter", {"max_retries": 0}, "retry_config = None"),
-        ("langchain_mistralai", {"max_retries": 5}, "build it with max_retries=0"),
+        ("langchain_mistralai", {"max_retries": 5}, None),
         ("langchain_mistralai", {"max_retries": 1}, None),
         ("langchain_google_genai", {"max_retries": 1}, None),
         ("langchain_of_tomorrow", {"max_retries": 1}, "build it with max_retries=0"),
@@ -390,6 +389,7 @@ def test_the_advice_is_that_of_the_package(
     [
         ("langchain_cohere", "request_options", {"max_retries": 0}),
         ("langchain_litellm", "max_retries", 0),
+        ("langchain_openrouter", "retries", None),
     ],
 )
 def test_retries_are_switched_off_by_an_option_of_the_call(

@@ -1,0 +1,80 @@
+"""Google's Gemini API over REST.
+
+Source: ai.google.dev/api/generate-content; errors: google/rpc/status.proto.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from tests.support.providers.server import (
+    TEXT,
+    TOOL,
+    USAGE,
+    Protocol,
+    Reply,
+    sse,
+    whole_arguments,
+    whole_text,
+)
+
+_STATUSES: Final = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    429: "RESOURCE_EXHAUSTED",
+    500: "INTERNAL",
+    503: "UNAVAILABLE",
+}
+
+
+def _answer(part: dict[str, Any], reason: str | None) -> dict[str, Any]:
+    candidate: dict[str, Any] = {
+        "content": {"parts": [part], "role": "model"},
+        "index": 0,
+    }
+    usage = {"promptTokenCount": USAGE[0], "totalTokenCount": USAGE[0]}
+    if reason:
+        candidate["finishReason"] = reason
+        usage |= {"candidatesTokenCount": USAGE[1], "totalTokenCount": sum(USAGE)}
+    return {
+        "candidates": [candidate],
+        "usageMetadata": usage,
+        "modelVersion": "sick",
+        "responseId": "r1",
+    }
+
+
+def _part(reply: Reply, text: str) -> dict[str, Any]:
+    if reply == "tool":
+        return {"functionCall": {"name": TOOL, "args": whole_arguments()}}
+    return {"text": text}
+
+
+def _whole(reply: Reply) -> dict[str, Any]:
+    return _answer(_part(reply, whole_text()), "STOP")
+
+
+def _events(reply: Reply) -> tuple[list[bytes], list[bytes]]:
+    # A call comes whole, so that a cut one ends behind it.
+    return (
+        sse(_answer(_part(reply, TEXT[0]), None)),
+        sse(_answer({"text": "" if reply == "tool" else TEXT[1]}, "STOP")),
+    )
+
+
+def error(status: int, message: str) -> dict[str, Any]:
+    name = _STATUSES.get(status, "UNKNOWN")
+    return {"error": {"code": status, "message": message, "status": name}}
+
+
+def _event(message: str) -> bytes:
+    # Not as an event: the server writes the object, as the SDK reads it.
+    return json.dumps(error(500, message)).encode() + b"\n\n"
+
+
+GEMINI: Final = Protocol(
+    _whole, _events, error, _event, lambda path, _: "streamGenerateContent" in path
+)
