@@ -122,6 +122,10 @@ class SSEParser:
             self._data += b"\n"
         elif field == b"event":
             self._kind = value
+        elif field == b"error":  # Not the standard's: llama.cpp's `error: {...}`.
+            self._kind = field
+            self._data += value
+            self._data += b"\n"
         else:
             # It would be ignored; data, if no server has written it.
             is_damaged = not _NAME.fullmatch(field)

@@ -30,6 +30,8 @@ from langchain_retryrouter import GPTRouter, GPTRouterModel, OpenAI, RetryRouter
 
 KEY: Final = SecretStr("any")
 ASKED: Final = "hi"
+INSTRUCT: Final = "gpt-3.5-turbo-instruct"
+"""Not a chat model, for which our OpenAI would make an OpenAIChat."""
 MESSAGES: Final = [{"role": "user", "content": ASKED}]
 HEADERS: Final = {"content-type": "application/json", "ws-secret": "any"}
 PATH: Final = "/api/v1/generate"
@@ -52,7 +54,7 @@ def gpt_router(url: str) -> GPTRouter:
 
 def our_openai(url: str) -> OpenAI:
     """This package's OpenAI."""
-    return OpenAI(model=MODEL, base_url=f"{url}/v1", api_key=KEY)
+    return OpenAI(model=INSTRUCT, base_url=f"{url}/v1", api_key=KEY)
 
 
 def routed(url: str) -> RetryRouter:
@@ -70,7 +72,7 @@ def chat_openai(url: str, **fields: Any) -> ChatOpenAI:
 
 def partner_openai(url: str) -> PartnerOpenAI:
     """langchain-openai's LLM."""
-    return PartnerOpenAI(model=MODEL, base_url=f"{url}/v1", api_key=KEY)
+    return PartnerOpenAI(model=INSTRUCT, base_url=f"{url}/v1", api_key=KEY)
 
 
 def community_gpt_router(url: str) -> Any:

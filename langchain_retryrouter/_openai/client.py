@@ -312,10 +312,14 @@ class Resource:
         """An attribute of the SDK's own resource, such as `create`."""
         if name in Resource.__slots__ or name.startswith("__"):
             raise AttributeError(name)  # Asked by pickle and copy, before `__init__`.
+        return getattr(self.sdk_resource(), name)
+
+    def sdk_resource(self) -> Any:
+        """The resource of the shared SDK client."""
         resource = self.sdk_client()
         for step in self._path.split("."):
             resource = getattr(resource, step)
-        return getattr(resource, name)
+        return resource
 
     def sdk_client(self) -> Any:
         """The shared SDK client."""
@@ -429,7 +433,7 @@ def create(
         prepared = _prepared(resource, request, attempt, _token(resource))
         if not isinstance(resource, Resource):
             return protocol.checked_answer(resource.create(**prepared), request)
-        answer = resource.with_raw_response.create(**prepared)
+        answer = _raw(resource).create(**prepared)
         typed_errors.response = getattr(answer, "http_response", None)
         return protocol.read_response(answer, request)
 
@@ -444,7 +448,7 @@ async def acreate(
         prepared = _prepared(resource, request, attempt, token)
         if not isinstance(resource, Resource):
             return protocol.checked_answer(await resource.create(**prepared), request)
-        answer = await resource.with_raw_response.create(**prepared)
+        answer = await _raw(resource).create(**prepared)
         typed_errors.response = getattr(answer, "http_response", None)
         return protocol.read_response(answer, request)
 
@@ -477,6 +481,16 @@ async def aopen_stream(
             await page.aread()
             protocol.raise_for_page(page)
     return AsyncSDKStream(stream, request, resource, unix_time)
+
+
+def _raw(resource: Resource) -> Any:
+    """The SDK's resource, with raw responses.
+
+    Made anew: the SDK's own keeps the `create` of its first use, which instrumentation
+    may have wrapped since.
+    """
+    own = resource.sdk_resource()
+    return type(own.with_raw_response)(own)
 
 
 def _prepared(

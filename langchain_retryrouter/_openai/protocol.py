@@ -18,6 +18,7 @@ from langchain_core.outputs import GenerationChunk
 from langchain_retryrouter import _json
 from langchain_retryrouter._openai.errors import OPENAI_ERRORS, new_error
 from langchain_retryrouter._providers.errors import read_event
+from langchain_retryrouter._providers.finish_reasons import kind_of
 from langchain_retryrouter._retry.streaming import ChunkInfo
 from langchain_retryrouter.errors import RetryRouterError
 from langchain_retryrouter.failures import FailureKind
@@ -159,6 +160,7 @@ def checked_answer(answer: Any, request: Mapping[str, Any]) -> Any:
         if is_list and _has_only_text(found):
             return answer
     if answer is None or isinstance(answer, str | int | float | list):
+        _raise_reported(answer)
         raise_malformed(f"an answer that is not a JSON object: {excerpt(answer)}")
     if not isinstance(answer, dict) and not hasattr(answer, "model_dump"):
         return answer  # A raw response, or the user's own class.
@@ -222,10 +224,16 @@ def _raise_reported(thing: Any, event: str = "message") -> None:
         raise report.to_error(OPENAI_ERRORS)
     choices = get(thing, "choices")
     for choice in choices if isinstance(choices, list) else ():
-        # OpenRouter's, if its provider failed on the way.
-        if get(choice, "finish_reason") == "error":
-            message = "the provider ended the answer with finish_reason 'error'"
+        reason = get(choice, "finish_reason")
+        if _has_failed(reason):
+            message = f"the provider ended the answer with finish_reason {reason!r}"
             raise new_error(FailureKind.SERVER_ERROR, message)
+
+
+def _has_failed(reason: Any) -> bool:
+    """Whether a finish reason, such as OpenRouter's `error`, is no end of an answer."""
+    kind = kind_of(reason) if isinstance(reason, str) else None
+    return kind in {FailureKind.INTERRUPTED, FailureKind.MALFORMED}
 
 
 def _is_choice(choice: Any, *names: str) -> bool:
@@ -334,8 +342,8 @@ class StreamReader:
 
     A stream is whole when each choice that was asked for has a `finish_reason`;
     `[DONE]` may be missing, and a chunk with usage may follow. Some servers name a
-    reason in every chunk: a token after the end takes the end back, and then only
-    `[DONE]`, or the end of the body, counts.
+    reason in every chunk: if one comes no later than the first token, or a token after
+    it, only `[DONE]`, or the end of the body, is the end.
 
     Attributes:
         is_whole: Whether the end has come.
@@ -346,6 +354,7 @@ class StreamReader:
         "_finished",
         "_is_empty",
         "_reasons_are_early",
+        "_saw_token",
         "is_whole",
     )
 
@@ -355,6 +364,7 @@ class StreamReader:
         self._finished: set[str] = set()
         self._is_empty = True
         self._reasons_are_early = False
+        self._saw_token = False
         self.is_whole = False
 
     def read(self, data: bytes, event: bytes) -> ClassifiedChunk:
@@ -386,32 +396,37 @@ class StreamReader:
         """
         self._is_empty = False
         if chunk is None or isinstance(chunk, str | int | float | list):
+            _raise_reported(chunk)
             raise_malformed(f"an unexpected event: {excerpt(chunk)}")
         choices = get(chunk, "choices") or ()
         if not choices or get(chunk, "error"):
             _raise_reported(chunk)
         if not isinstance(choices, list | tuple):
             raise_malformed(f"an unexpected event: {excerpt(chunk)}")
-        text, is_token = "", False
+        text, is_token, was_finished = "", False, self._is_finished
         for choice in choices:
             if not _is_choice(choice, "text", "delta", "index"):
                 raise_malformed(f"an unexpected event: {excerpt(chunk)}")
             reason = get(choice, "finish_reason")
-            if reason == "error" or get(choice, "error"):
+            if get(choice, "error") or (reason and _has_failed(reason)):
                 _raise_reported(chunk)
             said = _text_of(choice)
             text += said
             is_token = is_token or bool(said) or NonText.is_in(get(choice, "delta"))
             if reason:
                 self._finished.add(str(get(choice, "index")))
-        if is_token and self.is_whole:
+        if is_token and was_finished:
             self.is_whole, self._reasons_are_early = False, True
-        is_end = (
-            not (self.is_whole or self._reasons_are_early)
-            and len(self._finished) >= self._expected
-        )
+        is_ended = self._is_finished and self._saw_token and not self._reasons_are_early
+        is_end = is_ended and not self.is_whole
         self.is_whole = self.is_whole or is_end
+        self._saw_token = self._saw_token or is_token
         return ClassifiedChunk(chunk, ChunkInfo(text, is_token, is_end))
+
+    @property
+    def _is_finished(self) -> bool:
+        """Whether each choice has named a finish reason."""
+        return len(self._finished) >= self._expected
 
     def end_of_body(self) -> ClassifiedChunk | None:
         """The event for `[DONE]`, or a body that ended well: the end if none came yet.
@@ -421,7 +436,7 @@ class StreamReader:
         """
         if self._is_empty:
             raise_malformed("a stream without an event")
-        if not self._reasons_are_early or self.is_whole:
+        if self.is_whole or not self._is_finished:
             return None
         self.is_whole = True
         return ClassifiedChunk(SDKObject(choices=[]), ChunkInfo(is_end=True))
@@ -517,7 +532,8 @@ class NonText:
     def add(self, choice: Any, message: Any) -> None:
         """Take note of a choice, and of its message or delta."""
         self._has_text = self._has_text or bool(_text_of(choice))
-        if get(choice, "finish_reason") == "content_filter":
+        reason = get(choice, "finish_reason")
+        if reason and kind_of(reason) is FailureKind.CONTENT_FILTER:
             self._is_filtered = True
         if message is None:
             return

@@ -203,6 +203,7 @@ _NEVER_FITS: Final = re.compile(r"\brequest too large for\b", re.IGNORECASE)
 _CONTENT_PARAM: Final = re.compile(
     r"(?:^|\.)(?:content|prompt|input|text|instructions|system)(?:$|[.\[])"
 )
+_GOOGLES_TIMES: Final = re.compile(r"[a-z]Per(Day|Hour|Minute|Second)(?=[A-Z\W])")
 _REQUEST_IDS: Final = (
     "x-request-id",
     "request-id",
@@ -252,10 +253,14 @@ def _report(
     kind = _kind_of(meant, names, text, param, is_event=status is None)
     advice = read_advice(headers, unix_time=unix_time)
     waits = _waits_in(facts, text, unix_time)
-    if kind is FailureKind.QUOTA and waits and "PerDay" not in str(body):
-        # Google says "quota" of a limit per minute too, and when it is over.
+    if kind in {FailureKind.QUOTA, FailureKind.RATE_LIMIT}:
+        # Google says "quota" of each limit: the ids of the limits name their times.
+        times = set(_GOOGLES_TIMES.findall(json.dumps(body, default=str)))
         is_named = any(classify(meant, name) is FailureKind.QUOTA for name in names)
-        kind = kind if is_named else FailureKind.RATE_LIMIT
+        if "Day" in times:
+            kind = FailureKind.QUOTA
+        elif (times or waits) and not is_named:
+            kind = FailureKind.RATE_LIMIT
     asked = [wait for wait in (advice.retry_after, *waits) if wait is not None]
     # OpenAI's code may be null: it has nothing to say beyond the type then.
     words = [name for name in names if not name.isdecimal()] or names
@@ -386,6 +391,8 @@ def _facts_in(body: Any, depth: int = 0) -> Mapping[str, Any]:
         if isinstance(one, Mapping) and one.get("error"):
             return _facts_in(one, depth + 1)
     for key in ("error", "errors", "response", "detail", "message"):
+        if key == "errors" and "message" in body and "code" in body:
+            continue  # Google's, which say less than the object around them.
         inner = _parsed(body.get(key))
         if isinstance(inner, list) and inner and isinstance(inner[0], Mapping | str):
             inner = inner[0]

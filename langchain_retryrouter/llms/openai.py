@@ -29,7 +29,7 @@ from langchain_core.callbacks import (
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.messages import BaseMessage, convert_to_openai_messages
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from langchain_retryrouter._callbacks import anotifier, notifier
 from langchain_retryrouter._openai import client, protocol
@@ -39,6 +39,8 @@ from langchain_retryrouter._retry import engine, streaming
 from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter._retry.timeouts import agather_bounded, gather_bounded
+from langchain_retryrouter.errors import InvalidRequestError
+from langchain_retryrouter.failures import FailureKind
 from langchain_retryrouter.llms._connection import (
     AzureConnection,
     OpenAIConnection,
@@ -58,11 +60,16 @@ __all__ = [
 
 # Chat models by name, fine-tunes of them too: `/v1/completions` serves none of them.
 CHAT_MODEL: Final = re.compile(
-    r"(ft:)?(gpt-3\.5-turbo|gpt-[4-9]|chatgpt-|o\d)(?!.*-instruct)", re.ASCII
+    r"(ft:)?(gpt-3\.5-turbo|gpt-([4-9]|\d\d)|chatgpt-|o\d)(?!.*-instruct)", re.ASCII
 )
 _PENALTIES: Final = ("frequency_penalty", "presence_penalty")
 # These refuse `max_tokens`: the limit includes the tokens of their reasoning.
-_COUNTS_REASONING: Final = re.compile(r"(ft:|openai/)?(gpt-[5-9]|o\d)", re.ASCII)
+_COUNTS_REASONING: Final = re.compile(r"(ft:|openai/)?(gpt-([5-9]|\d\d)|o\d)", re.ASCII)
+# How servers refuse a list of prompts: Ollama, DeepSeek, LM Studio, Together, ...
+_WANTS_STRING: Final = re.compile(
+    r"\b(?:array|list|sequence)\b|(?:be|valid|expected|type) (?:a )?str(?:ing)?\b",
+    re.IGNORECASE,
+)
 
 
 def completion_with_retry(
@@ -199,7 +206,8 @@ class OpenAILLM(OpenAIConnection):
     n: int = 1
     """Answers for each prompt."""
 
-    _reads_list: ClassVar[bool] = True  # Whether one request takes several prompts.
+    # Whether one request takes several prompts; until the server refuses a list.
+    _reads_list: bool = PrivateAttr(default=True)
 
     # Requests.
 
@@ -222,6 +230,12 @@ class OpenAILLM(OpenAIConnection):
     def _identifying_params(self) -> Mapping[str, Any]:
         return {"model_name": self.model_name, **self._default_params}
 
+    def _params(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters of a call; an option of None takes the model's own out."""
+        params = {**self._invocation_params, **options}
+        unset = {name for name, value in options.items() if value is None}
+        return {name: value for name, value in params.items() if name not in unset}
+
     def _requests(
         self, prompts: list[str], stop: list[str] | None, options: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
@@ -241,6 +255,17 @@ class OpenAILLM(OpenAIConnection):
             protocol.check_choices(request, streaming=False)
             request.pop("stream_options", None)  # The API refuses it without a stream.
         return requests
+
+    def _learns_to_split(
+        self, requests: list[dict[str, Any]], error: InvalidRequestError
+    ) -> bool:
+        """Whether the server refuses lists: the prompts are then sent one by one."""
+        has_list = any(isinstance(one.get("prompt"), list) for one in requests)
+        is_refused = error.kind is FailureKind.INVALID_REQUEST and has_list
+        if not (is_refused and _WANTS_STRING.search(error.message)):
+            return False
+        self._reads_list = False
+        return True
 
     def _stream_request(
         self, prompt: str, stop: list[str] | None, options: Mapping[str, Any]
@@ -271,7 +296,12 @@ class OpenAILLM(OpenAIConnection):
 
         requests = self._whole_requests(prompts, stop, kwargs)
         at_once = 1 if self._reads_list else self.batch_size
-        found = gather_bounded(send, requests, at_once)
+        try:
+            found = gather_bounded(send, requests, at_once)
+        except InvalidRequestError as error:
+            if not self._learns_to_split(requests, error):
+                raise
+            return self._generate(prompts, stop, run_manager, **kwargs)
         return self._result([*map(protocol.read_answer, found)], prompts, kwargs)
 
     async def _agenerate(
@@ -291,7 +321,12 @@ class OpenAILLM(OpenAIConnection):
 
         requests = self._whole_requests(prompts, stop, kwargs)
         at_once = 1 if self._reads_list else self.batch_size
-        found = await agather_bounded(send, requests, at_once)
+        try:
+            found = await agather_bounded(send, requests, at_once)
+        except InvalidRequestError as error:
+            if not self._learns_to_split(requests, error):
+                raise
+            return await self._agenerate(prompts, stop, run_manager, **kwargs)
         return self._result([*map(protocol.read_answer, found)], prompts, kwargs)
 
     def _stream(
@@ -487,7 +522,7 @@ class BaseOpenAI(OpenAILLM):
     def _requests(
         self, prompts: list[str], stop: list[str] | None, options: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
-        params = {**self._invocation_params, **options}
+        params = self._params(options)
         batches = self.get_sub_prompts(params, prompts, stop)
         # Some servers, such as Ollama, refuse a list.
         return [
@@ -518,7 +553,7 @@ class BaseOpenAI(OpenAILLM):
                 )
                 raise ValueError(msg)
             params["max_tokens"] = self.max_tokens_for_prompt(prompts[0])
-        size = self.batch_size
+        size = self.batch_size if self._reads_list else 1
         return [prompts[at : at + size] for at in range(0, len(prompts), size)]
 
     @staticmethod
@@ -645,7 +680,7 @@ class OpenAIChat(OpenAILLM):
     top_logprobs: int | None = None
     """How many likely tokens to report at each step; needs `logprobs`."""
 
-    _reads_list: ClassVar[bool] = False
+    _reads_list: bool = PrivateAttr(default=False)
 
     @property
     def _llm_type(self) -> str:
@@ -665,7 +700,7 @@ class OpenAIChat(OpenAILLM):
     def _requests(
         self, prompts: list[str], stop: list[str] | None, options: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
-        params = {**self._invocation_params, **options}
+        params = self._params(options)
         _add_stop(params, stop)
         if "max_tokens" in params:
             max_tokens = params.pop("max_tokens")

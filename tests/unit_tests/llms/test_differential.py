@@ -8,16 +8,19 @@ none.
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import importlib
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import openai as sdk
 import pytest
+from langchain_core.language_models.llms import BaseLLM
 from langchain_core.load import dumpd
 from langchain_core.outputs import LLMResult
 
@@ -391,6 +394,41 @@ def test_the_defaults_are_the_peers(
             assert not their or their == my or name == "openai_api_type"
         else:
             assert my == their, name
+
+
+def default_of(cls: Any, name: str) -> Any:
+    """The default of a field that no environment variable sets; `MISSING`."""
+    field = cls.model_fields.get(name)
+    if field is None:
+        return MISSING
+    factory = field.default_factory
+    if factory is None:
+        return field.default
+    return factory() if factory in (dict, list) else None
+
+
+def test_the_table_of_defaults_is_true() -> None:
+    """The docs name each default that is set, or that differs, and the peer's."""
+    page = Path(__file__).parents[3] / "docs/llms/openai.md"
+    table = page.read_text(encoding="utf-8").split("### Defaults")[1].split("\n\n")[2]
+    told = {}
+    for line in table.splitlines()[2:]:
+        name, *cells = (cell.strip(" `") for cell in line.strip("|").split("|"))
+        told[name] = [MISSING if c == "—" else ast.literal_eval(c) for c in cells]
+    peer = peer_module("community")
+    classes = (ours.OpenAI, ours.OpenAIChat, peer.OpenAI, peer.OpenAIChat)
+    expected = {}
+    names = ours.OpenAI.model_fields.keys() | ours.OpenAIChat.model_fields.keys()
+    for name in names - BaseLLM.model_fields.keys():
+        values = [default_of(cls, name) for cls in classes]
+        known = [value for value in values if value != MISSING]
+        if any(known) or any(value != known[0] for value in known):
+            expected[name] = values
+        if name in ours.OpenAI.model_fields:
+            for module in (ours, peer):
+                azures = default_of(module.AzureOpenAI, name)
+                assert azures == default_of(module.OpenAI, name)
+    assert told == expected
 
 
 def test_the_peers_chat_class_does_not_even_start(

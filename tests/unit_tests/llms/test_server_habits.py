@@ -13,8 +13,10 @@ from langchain_retryrouter import (
     OpenAI,
     OpenAIChat,
     RetryBudget,
+    RetryPolicy,
     errors,
 )
+from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter.llms import openai as module
 from langchain_retryrouter.testing import STUB_TEXT, Body, FaultyGateway, Raw
 
@@ -37,11 +39,12 @@ def test_half_a_surrogate_is_the_callers_error(
 
 FAILED = [
     choice("half an", "error"),
+    choice("half an", "CANCELLED"),
     choice("half an", error={"code": 502, "message": "Upstream failed."}),
 ]
 
 
-@pytest.mark.parametrize("failed", FAILED, ids=["reason", "choice"])
+@pytest.mark.parametrize("failed", FAILED, ids=["reason", "capitals", "choice"])
 def test_an_answer_that_a_provider_broke_off_is_an_error(
     twin: Any, new_any: NewLLM, gateway: FaultyGateway, failed: dict[str, Any]
 ) -> None:
@@ -81,11 +84,55 @@ def test_one_prompt_is_sent_as_a_string(
 
 
 @pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (400, {"error": {"message": "json: cannot unmarshal array into Go struct"}}),
+        (400, {"error": "'prompt' field must be a string"}),
+        (422, {"error": {"message": "invalid type: sequence, expected a string"}}),
+        (422, {"detail": [{"loc": ["prompt"], "msg": "should be a valid string"}]}),
+    ],
+    ids=["ollama", "lmstudio", "deepseek", "pydantic"],
+)
+def test_prompts_go_one_by_one_where_a_list_is_refused(
+    twin: Any, new_completions: NewLLM, gateway: FaultyGateway, status: int, body: Any
+) -> None:
+    """A server that takes only strings gets strings, in later calls at once."""
+    gateway.script(Body(status, JSON, json.dumps(body)))
+    llm = new_completions(batch_size=2)
+    for _ in range(2):
+        result = twin.generate(llm, ["a", "b", "c"])
+        assert [g[0].text for g in result.generations] == [STUB_TEXT] * 3
+    first, *others = (request.payload["prompt"] for request in gateway.requests)
+    assert (first, sorted(others)) == (["a", "b"], [*"aabbcc"])
+
+
+def test_another_refusal_of_a_list_is_raised(
+    twin: Any, new_completions: NewLLM, gateway: FaultyGateway
+) -> None:
+    """A list that is refused for something else is not sent again."""
+    gateway.always(Body(400, JSON, json.dumps({"error": {"message": "Too hot."}})))
+    with pytest.raises(errors.InvalidRequestError, match="Too hot"):
+        twin.generate(new_completions(), ["a", "b"])
+    assert len(gateway.requests) == 1
+
+
+def test_none_takes_a_parameter_out(
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway, method: str
+) -> None:
+    """An option of None is no null in the request, and not the model's own value."""
+    llm = new_any(max_tokens=9, temperature=0.5)
+    getattr(twin, method)(llm, "hi", max_tokens=None, temperature=None, seed=None)
+    (request,) = gateway.requests
+    assert not {"max_tokens", "temperature", "seed"} & request.payload.keys()
+
+
+@pytest.mark.parametrize(
     ("model", "name"),
     [
         ("gpt-5-mini", "max_completion_tokens"),
         ("o3", "max_completion_tokens"),
         ("ft:gpt-5-nano:org::id", "max_completion_tokens"),
+        ("gpt-10.1-mini", "max_completion_tokens"),
         ("gpt-4o", "max_tokens"),
         ("gpt-3.5-turbo", "max_tokens"),
         ("llama3", "max_tokens"),
@@ -168,6 +215,21 @@ def test_a_cut_after_an_early_end_is_a_cut(
     assert caught.value.delivered == "one two "
 
 
+def test_silence_after_an_early_end_is_no_end(
+    twin: Any, new_any: NewLLM, gateway: FaultyGateway
+) -> None:
+    """A reason that comes with the first token may be early: more may follow it."""
+    event = f"data: {json.dumps({'choices': [choice('one ', 'stop')]})}\n\n"
+    head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+    step = Raw(f"{head}content-length: 9999\r\n\r\n{event}".encode(), close=False)
+    gateway.script(step, streamed(choice("one", "stop")))
+    llm = new_any(retry_policy=RetryPolicy(stall_timeout=0.1), clock=SYSTEM_CLOCK)
+    with pytest.raises(errors.StreamInterruptedError) as caught:
+        twin.stream(llm, "hi")
+    assert caught.value.delivered == "one "
+    assert "".join(twin.stream(llm, "hi")) == "one"
+
+
 # Instrumentation.
 
 
@@ -191,9 +253,10 @@ def test_instrumentation_sees_every_call(
         seen.append(kwargs)
         return create(self, **kwargs)
 
+    llm = new_llm(cls, streaming=streaming)
+    twin.invoke(llm, "hi")  # Before there is a wrapper.
     monkeypatch.setattr(owner, "create", wrapper)
     gateway.script(Body(503, JSON, "{}"))
-    llm = new_llm(cls, streaming=streaming)
     assert twin.invoke(llm, "hi") == STUB_TEXT
     assert len(seen) == 2
     assert {kwargs.get("stream", False) for kwargs in seen} == {streaming}

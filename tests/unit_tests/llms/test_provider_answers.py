@@ -1,0 +1,108 @@
+"""What real providers send, entry by entry, and what the LLM classes make of it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from langchain_retryrouter import AzureOpenAI, OpenAI, OpenAIChat
+from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
+from langchain_retryrouter.errors import RetryRouterError
+from langchain_retryrouter.testing import STUB_TEXT, Body, FakeClock, FaultyGateway
+from tests.support.provider_answers import DATA, check, status_of
+
+from .conftest import EVENTS, JSON, NewLLM, choice, events
+
+CLASSES = (OpenAI, AzureOpenAI, OpenAIChat)
+ANSWERS = [entry for entry in DATA["answers"] if entry["protocol"] == "openai"]
+REPORTS = [entry for entry in DATA["events"] if entry["kind"]]
+GOOGLES = [entry for entry in ANSWERS if "RESOURCE_EXHAUSTED" in str(entry["body"])]
+
+
+def name_of(entry: dict[str, Any]) -> str:
+    """What pytest calls the test of an entry."""
+    return str(entry["name"])
+
+
+@pytest.mark.parametrize("entry", ANSWERS, ids=name_of)
+def test_an_answer_has_its_kind_and_its_wait(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, entry: dict[str, Any]
+) -> None:
+    """Status, codes, sentences and headers mean the same to each class and method."""
+    gateway.always(status_of(entry))
+    for cls in CLASSES:
+        llm = new_llm(cls, max_retries=0, clock=SYSTEM_CLOCK)
+        for call in (twin.invoke, twin.stream):
+            with pytest.raises(RetryRouterError) as caught:
+                call(llm, "hi")
+            check(caught.value, entry)
+    assert len(gateway.requests) == 6
+
+
+@pytest.mark.parametrize("entry", REPORTS, ids=name_of)
+def test_a_report_in_a_stream_is_an_error(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, entry: dict[str, Any]
+) -> None:
+    """Every dialect of an error inside a stream is known, first or after a token."""
+    data = entry["data"]
+    written = data if isinstance(data, str) else json.dumps(data)
+    forms = [f"event: {entry['event']}\ndata: {written}\n\n"]
+    if "field" in entry["name"]:
+        forms.append(f"error: {written}\n\n")
+    token = f"data: {json.dumps({'choices': [choice('one ')]})}\n\n"
+    for cls in CLASSES:
+        for form in forms:
+            gateway.script(Body(200, EVENTS, form), Body(200, EVENTS, token + form))
+            for delivered in ("", "one "):
+                with pytest.raises(RetryRouterError) as caught:
+                    twin.stream(new_llm(cls, max_retries=0), "hi")
+                assert caught.value.kind == entry["kind"]
+                assert caught.value.delivered == delivered
+
+
+@pytest.mark.parametrize("entry", GOOGLES, ids=name_of)
+def test_googles_list_is_read_wherever_it_comes(
+    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, entry: dict[str, Any]
+) -> None:
+    """`[{"error": ...}]` is the same error in a 200, and as an event of a stream."""
+    body = json.dumps(entry["body"])
+    llm = new_llm(OpenAIChat, max_retries=0)
+    steps = (
+        (twin.invoke, Body(200, JSON, body)),
+        (twin.stream, Body(200, JSON, body)),
+        (twin.stream, events(entry["body"])),
+    )
+    for call, step in steps:
+        gateway.script(step)
+        with pytest.raises(RetryRouterError) as caught:
+            call(llm, "hi")
+        assert caught.value.kind == entry["kind"]
+        if "asked" in entry:
+            assert caught.value.retry_after == pytest.approx(entry["asked"], abs=1)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_limit_of_a_minute_is_waited_for_and_one_of_a_day_is_not(
+    twin: Any,
+    new_llm: NewLLM,
+    gateway: FaultyGateway,
+    clock: FakeClock,
+    streaming: bool,
+) -> None:
+    """Gemini calls both a quota; the first is over after the time that it names."""
+    minute, day = (
+        status_of(next(entry for entry in GOOGLES if entry["name"] == name))
+        for name in ("Gemini, list body", "Gemini: a day's requests")
+    )
+    llm = new_llm(OpenAIChat, streaming=streaming)
+    gateway.script(minute)
+    assert twin.invoke(llm, "hi") == STUB_TEXT
+    assert len(clock.sleeps) == 1
+    assert clock.sleeps[0] >= 34
+    gateway.script(day)
+    with pytest.raises(RetryRouterError) as caught:
+        twin.invoke(llm, "hi")
+    assert caught.value.kind == "quota"
+    assert len(gateway.requests) == 3
