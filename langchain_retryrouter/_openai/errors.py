@@ -9,7 +9,7 @@ removed from what it says: servers and HTTP libraries quote headers.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self
 
 import openai
 
@@ -21,8 +21,6 @@ from langchain_retryrouter._providers.errors import (
 )
 from langchain_retryrouter.errors import RetryRouterError, mask
 from langchain_retryrouter.failures import FailureKind
-
-_Error = TypeVar("_Error", bound="_SDKFacts")
 
 
 class _SDKFacts(errors.RetryRouterError):
@@ -37,146 +35,63 @@ class _SDKFacts(errors.RetryRouterError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The error without the HTTP objects."""
-        kept = {
-            name: value
-            for name, value in self.__dict__.items()
-            if name not in {"request", "response"}
-        }
-        return _restore_error, (type(self), self.message, kept)
+        omitted = {"request", "response"}
+        kept = {n: value for n, value in vars(self).items() if n not in omitted}
+        return _restore_error, (type(self).__name__, self.message, kept)
 
 
-def _restore_error(
-    cls: type[_Error], message: str, attributes: dict[str, Any]
-) -> _Error:
-    error = cls(message)
-    error.__dict__.update(attributes)
+def _restore_error(name: str, message: str, attributes: dict[str, Any]) -> Exception:
+    error = _BY_NAME[name](message)
+    vars(error).update(attributes)
     return error
 
 
-class OpenAIAuthenticationError(
-    _SDKFacts, errors.AuthenticationError, openai.AuthenticationError
-):
-    """The key was missing or wrong (401)."""
-
-
-class OpenAIPermissionDeniedError(
-    _SDKFacts, errors.PermissionDeniedError, openai.PermissionDeniedError
-):
-    """The key is not allowed to do this (403)."""
-
-
-class OpenAINotFoundError(_SDKFacts, errors.NotFoundError, openai.NotFoundError):
-    """There is no such model or endpoint (404)."""
-
-
-class OpenAIInvalidRequestError(
-    _SDKFacts, errors.InvalidRequestError, openai.BadRequestError
-):
-    """The request was wrong and will be wrong next time (400)."""
-
-
-class OpenAIUnprocessableEntityError(
-    _SDKFacts, errors.InvalidRequestError, openai.UnprocessableEntityError
-):
-    """The request could be read and not be followed (422)."""
-
-
-class OpenAIContextLengthError(
-    _SDKFacts, errors.ContextLengthError, openai.BadRequestError
-):
-    """Prompt and answer do not fit into the model's context."""
-
-
-class OpenAIContentFilterError(
-    _SDKFacts, errors.ContentFilterError, openai.BadRequestError
-):
-    """A content filter refused the prompt or the answer."""
-
-
-class OpenAIRateLimitError(_SDKFacts, errors.RateLimitError, openai.RateLimitError):
-    """Too many requests (429)."""
-
-
-class OpenAIQuotaExceededError(
-    _SDKFacts, errors.QuotaExceededError, openai.RateLimitError
-):
-    """The quota is used up (`insufficient_quota`)."""
-
-
-class OpenAIServerError(_SDKFacts, errors.ServerError, openai.InternalServerError):
-    """The provider failed (5xx)."""
-
-
-class OpenAIUnavailableError(
-    _SDKFacts, errors.UnavailableError, openai.InternalServerError
-):
-    """The provider is overloaded or down for now (503, 529)."""
-
-
-class OpenAIConflictError(_SDKFacts, errors.ConflictError, openai.ConflictError):
-    """Another request was in the way (409)."""
-
-
-class OpenAIMalformedResponseError(
-    _SDKFacts, errors.MalformedResponseError, openai.APIResponseValidationError
-):
-    """An answer came that is not the API's protocol."""
-
-
-class OpenAITimeoutError(_SDKFacts, errors.APITimeoutError, openai.APITimeoutError):
-    """No answer in time."""
-
-
-class OpenAIStatusTimeoutError(
-    _SDKFacts, errors.APITimeoutError, openai.InternalServerError
-):
-    """The server itself ran out of time (408, 504)."""
-
-
-class OpenAIConnectionError(
-    _SDKFacts, errors.APIConnectionError, openai.APIConnectionError
-):
-    """No connection to the provider, or it was lost."""
-
-
-class OpenAIStreamInterruptedError(
-    _SDKFacts, errors.StreamInterruptedError, openai.APIConnectionError
-):
-    """The stream ended before every choice had its finish reason."""
-
-
-class OpenAICircuitOpenError(
-    _SDKFacts, errors.CircuitOpenError, openai.APIConnectionError
-):
-    """The circuit breaker is open: nothing was sent."""
+def _both(
+    ours: type[RetryRouterError], sdks: type[Exception], name: str = ""
+) -> type[RetryRouterError]:
+    """A class that is ours and the SDK's, such as `OpenAIRateLimitError`."""
+    name = f"OpenAI{name or ours.__name__.removeprefix('API')}"
+    facts = {"__doc__": ours.__doc__, "__module__": __name__}
+    made: type[RetryRouterError] = type(name, (_SDKFacts, ours, sdks), facts)
+    return made
 
 
 OPENAI_ERRORS: Final[errors.ErrorFamily] = {
-    cls.kind: cls
-    for cls in (
-        OpenAIAuthenticationError,
-        OpenAIPermissionDeniedError,
-        OpenAINotFoundError,
-        OpenAIInvalidRequestError,
-        OpenAIContextLengthError,
-        OpenAIContentFilterError,
-        OpenAIRateLimitError,
-        OpenAIQuotaExceededError,
-        OpenAIServerError,
-        OpenAIUnavailableError,
-        OpenAIConflictError,
-        OpenAIMalformedResponseError,
-        OpenAITimeoutError,
-        OpenAIConnectionError,
-        OpenAIStreamInterruptedError,
-        OpenAICircuitOpenError,
+    ours.kind: _both(ours, sdks)
+    for ours, sdks in (
+        (errors.AuthenticationError, openai.AuthenticationError),
+        (errors.PermissionDeniedError, openai.PermissionDeniedError),
+        (errors.NotFoundError, openai.NotFoundError),
+        (errors.InvalidRequestError, openai.BadRequestError),
+        (errors.ContextLengthError, openai.BadRequestError),
+        (errors.ContentFilterError, openai.BadRequestError),
+        (errors.RateLimitError, openai.RateLimitError),
+        (errors.QuotaExceededError, openai.RateLimitError),
+        (errors.ServerError, openai.InternalServerError),
+        (errors.UnavailableError, openai.InternalServerError),
+        (errors.ConflictError, openai.ConflictError),
+        (errors.MalformedResponseError, openai.APIResponseValidationError),
+        (errors.APITimeoutError, openai.APITimeoutError),
+        (errors.APIConnectionError, openai.APIConnectionError),
+        (errors.StreamInterruptedError, openai.APIConnectionError),
+        (errors.CircuitOpenError, openai.APIConnectionError),
     )
 }
-
+_LATE: Final = _both(
+    errors.APITimeoutError, openai.InternalServerError, "StatusTimeoutError"
+)
+# Where the SDK's class for the status is another one than that for the kind.
 _BY_STATUS: Final[Mapping[tuple[int | None, FailureKind], type[RetryRouterError]]] = {
-    (408, FailureKind.TIMEOUT): OpenAIStatusTimeoutError,
-    (422, FailureKind.INVALID_REQUEST): OpenAIUnprocessableEntityError,
-    (504, FailureKind.TIMEOUT): OpenAIStatusTimeoutError,
+    (408, FailureKind.TIMEOUT): _LATE,
+    (422, FailureKind.INVALID_REQUEST): _both(
+        errors.InvalidRequestError,
+        openai.UnprocessableEntityError,
+        "UnprocessableEntityError",
+    ),
+    (504, FailureKind.TIMEOUT): _LATE,
+}
+_BY_NAME: Final = {
+    cls.__name__: cls for cls in (*OPENAI_ERRORS.values(), *_BY_STATUS.values())
 }
 
 

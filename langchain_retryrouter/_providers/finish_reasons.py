@@ -120,11 +120,6 @@ def kind_of(reason: str | None) -> FailureKind | None:
     return next((kind for kind, pattern in _KINDS if pattern.search(words)), None)
 
 
-def kind_of(reason: str | None) -> FailureKind | None:
-    """What a finish reason says against an answer; None for a good end."""
-    return _FAILED.get(reason.lower()) if reason else None
-
-
 def names_finish_reason(result: ChatResult) -> bool:
     """Whether each answer of a result names its finish reason.
 

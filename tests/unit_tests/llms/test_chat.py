@@ -11,7 +11,6 @@ import pytest
 from langchain_core.messages import HumanMessage, SystemMessage
 
 from langchain_retryrouter import OpenAIChat, errors
-from langchain_retryrouter._openai import errors as named
 from langchain_retryrouter.testing import (
     STUB_TEXT,
     Answer,
@@ -151,7 +150,7 @@ async def test_one_failure_ends_the_others(
         return Status(400) if wrong else SlowFirstToken(60)
 
     gateway.always(step)
-    with pytest.raises(named.OpenAIInvalidRequestError) as caught:
+    with pytest.raises(errors.InvalidRequestError) as caught:
         await new_llm(OpenAIChat).abatch(["right", "wrong", "right"])
     assert isinstance(caught.value.__cause__, Exception)
     assert caught.value.__context__ is caught.value.__cause__

@@ -39,12 +39,15 @@ def test_half_a_surrogate_is_the_callers_error(
 
 FAILED = [
     choice("half an", "error"),
-    choice("half an", "CANCELLED"),
+    choice("half an", "network_error"),
+    choice("half an", "ABORT"),
     choice("half an", error={"code": 502, "message": "Upstream failed."}),
 ]
 
 
-@pytest.mark.parametrize("failed", FAILED, ids=["reason", "capitals", "choice"])
+@pytest.mark.parametrize(
+    "failed", FAILED, ids=["reason", "network", "capitals", "choice"]
+)
 def test_an_answer_that_a_provider_broke_off_is_an_error(
     twin: Any, new_any: NewLLM, gateway: FaultyGateway, failed: dict[str, Any]
 ) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from langchain_retryrouter import OpenAI, OpenAIChat, RetryPolicy, errors
-from langchain_retryrouter._openai import errors as named
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter.llms import openai as module
 from langchain_retryrouter.llms.openai import completion_with_retry
@@ -62,7 +61,7 @@ def test_a_stream_that_breaks_is_an_error(
     gateway.script(fault)
     policy = RetryPolicy(stall_timeout=0.2)
     chunks: list[str] = []
-    with pytest.raises(named.OpenAIStreamInterruptedError) as caught:
+    with pytest.raises(errors.StreamInterruptedError) as caught:
         twin.stream(new_any(retry_policy=policy), "hi", into=chunks)
     assert "".join(chunks) == caught.value.delivered == "Hello from"
     assert caught.value.__notes__ == ["not repeated: 10 characters were delivered"]
@@ -84,9 +83,9 @@ def test_streaming_inside_invoke_is_as_strict(
 @pytest.mark.parametrize(
     ("fault", "error"),
     [
-        (ErrorEvent("Overloaded.", after=2, status=503), named.OpenAIUnavailableError),
-        (ErrorEvent("Slow down.", after=2, status=429), named.OpenAIRateLimitError),
-        (MalformedEvent(3), named.OpenAIMalformedResponseError),
+        (ErrorEvent("Overloaded.", after=2, status=503), errors.UnavailableError),
+        (ErrorEvent("Slow down.", after=2, status=429), errors.RateLimitError),
+        (MalformedEvent(3), errors.MalformedResponseError),
     ],
     ids=str,
 )
