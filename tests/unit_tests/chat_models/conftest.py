@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import openai
 import pytest
 from blockbuster import BlockBuster
+from langchain_openai import ChatOpenAI
+from pydantic import SecretStr
 
-from langchain_retryrouter import GPTRouter, GPTRouterModel
-from langchain_retryrouter.testing import FakeClock, FaultyGateway
+from langchain_retryrouter import GPTRouter, GPTRouterModel, RetryRouter
+from langchain_retryrouter.testing import Answer, FakeClock, FaultyGateway
 from tests.unit_tests.conftest import Twin
 
 from .frames import sum_of
 
 KEY = "sk-the-key-of-the-tests"
+TEXT = "one two three four five"
+SHORT = 0.2
+"""Seconds of a limit that a test waits for."""
 WAYS = ["invoke", "stream", "streaming invoke"]
 """How `Env.ask` can call a model."""
 OTHER = GPTRouterModel(name="gpt-4o", provider_name="chat_openai")
@@ -72,3 +79,91 @@ def old_ways(no_blocking_calls: BlockBuster) -> Iterator[None]:
         warnings.filterwarnings("ignore", "The 'warn' method", DeprecationWarning)
         yield
     no_blocking_calls.activate()
+
+
+# --- routers ---
+
+
+class OneLoopTwin(Twin):
+    """A twin whose async calls share one event loop: `ChatOpenAI` outlives none."""
+
+    runner: asyncio.Runner
+
+    def _run(self, coroutine: Any) -> Any:
+        return self.runner.run(coroutine)
+
+
+@dataclass
+class Pair:
+    """Two providers, the first of which is asked first, and routers over them."""
+
+    twin: Twin
+    way: str
+    """How `ask` calls a router: `invoke` or `stream`."""
+    primary: FaultyGateway
+    backup: FaultyGateway
+    clock: FakeClock
+    models: list[ChatOpenAI] = field(default_factory=list)
+
+    def model(self, gateway: FaultyGateway, name: str) -> ChatOpenAI:
+        """A model of a provider; it repeats nothing by itself."""
+        model = ChatOpenAI(
+            model=name,
+            base_url=gateway.openai_url,
+            api_key=SecretStr("sk-the-key-of-the-tests"),
+            max_retries=0,
+            stream_usage=True,
+            http_client=openai.DefaultHttpxClient(),
+            http_async_client=openai.DefaultAsyncHttpxClient(),
+        )
+        self.models.append(model)
+        return model
+
+    def router(self, **fields: Any) -> RetryRouter:
+        """A router of both providers, with these fields besides."""
+        if "routes" not in fields:
+            fields["routes"] = [
+                self.model(self.primary, "first"),
+                self.model(self.backup, "second"),
+            ]
+        return RetryRouter(**{"clock": self.clock, **fields})
+
+    def ask(self, router: Any, *args: Any) -> Any:
+        """The router's answer; of a stream, the sum of its chunks."""
+        answer = getattr(self.twin, self.way)(router, *args)
+        return sum_of(answer) if self.way == "stream" else answer
+
+    def asked(self) -> tuple[int, int]:
+        """The number of requests at each provider."""
+        return len(self.primary.requests), len(self.backup.requests)
+
+
+both_ways = pytest.mark.parametrize("way", ["invoke", "stream"])
+"""Runs a test of a `pair` by `invoke` and by `stream`."""
+
+
+@pytest.fixture
+def way() -> str:
+    """How `Pair.ask` calls a router, where a test does not say it."""
+    return "invoke"
+
+
+@pytest.fixture(params=["sync", "async"])
+def pair(
+    request: pytest.FixtureRequest, way: str, fake_clock: FakeClock
+) -> Iterator[Pair]:
+    """Run the test twice: with sync calls, and with async calls."""
+    twin = OneLoopTwin(is_async=request.param == "async")
+    text = Answer(TEXT)
+    with (
+        FaultyGateway(answer=text) as primary,
+        FaultyGateway(answer=text) as backup,
+        asyncio.Runner() as runner,
+    ):
+        object.__setattr__(twin, "runner", runner)
+        pair = Pair(twin, way, primary, backup, fake_clock)
+        yield pair
+        for model in pair.models:
+            clients: Any = (model.http_client, model.http_async_client)
+            clients[0].close()
+            runner.run(clients[1].aclose())

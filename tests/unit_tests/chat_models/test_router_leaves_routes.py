@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from langchain_core.rate_limiters import BaseRateLimiter
@@ -15,8 +16,10 @@ from langchain_retryrouter import (
     APITimeoutError,
     CircuitBreaker,
     CircuitOpenError,
+    ContentFilterError,
     InvalidRequestError,
     RateLimitError,
+    RetryBudget,
     RetryPolicy,
     RetryRouter,
     RetryRouterError,
@@ -28,85 +31,247 @@ from langchain_retryrouter.circuit_breaker import Permit
 from langchain_retryrouter.testing import (
     Answer,
     Body,
-    Cut,
     FakeClock,
-    FaultyGateway,
+    Reset,
     Silence,
     SlowFirstToken,
     Status,
-)
-from tests.unit_tests.conftest import Twin
-
-from .test_retry_router import (
-    SHORT,
-    TEXT,
-    NewModel,
-    NewRouter,
-    Raising,
-    answer_of,
-    asked,
-    backup,
-    model_of,
-    models,
-    new_router,
-    primary,
-    told,
-    twin,
+    Step,
 )
 
-__all__ = ["backup", "model_of", "models", "new_router", "primary", "twin"]
+from .conftest import SHORT, TEXT, Pair, both_ways
+from .test_retry_router import Raising, told
 
 NO_LIMITS = RetryPolicy(
     attempt_timeout=math.inf, first_token_timeout=math.inf, stall_timeout=math.inf
 )
-both_ways = pytest.mark.parametrize("way", ["invoke", "stream"])
+
+
+# --- what follows a failure ---
+
+
+def limited(seconds: float | str) -> Status:
+    """A rate limit that names a pause."""
+    return Status(429, {"retry-after": str(seconds)})
+
+
+def rate_limits_only(error: Exception) -> str | None:
+    """Wait for rate limits at the first route, whatever else is said."""
+    return "raise" if getattr(error, "status_code", None) == 429 else None
+
+
+class Run(NamedTuple):
+    """A call: what the providers do, and what the attempt log says of it."""
+
+    log: str
+    """The first letters of routes, and outcomes."""
+    first: Step | list[Step]
+    """What the first provider does always, or to its first requests."""
+    second: Step | None = None
+    fields: dict[str, Any] = {}  # noqa: RUF012 - not changed
+    waited: float = 0.0
+    """Seconds; a random share of the back-off comes on top."""
+
+
+QUOTA = Status(429, error_code="insufficient_quota")
+LONG = Status(400, error_code="context_length_exceeded")
+FILTERED = Status(400, error_code="content_policy_violation")
+ONCE = {"breaker_settings": {"failure_threshold": 1}}
+RUNS = {
+    "429": Run("f rate_limit, f rate_limit, f rate_limit, s ok", Status(429)),
+    "500": Run("f server_error, f server_error, f server_error, s ok", Status(500)),
+    "503": Run("f unavailable, f unavailable, f unavailable, s ok", Status(503)),
+    "reset": Run("f connection, f connection, f connection, s ok", Reset()),
+    "quota": Run("f quota, s ok", QUOTA),
+    "401": Run("f authentication, s ok", Status(401)),
+    "404": Run("f not_found, s ok", Status(404)),
+    "context": Run("f context_overflow, s ok", LONG),
+    "a retry is bought": Run(
+        "f unavailable, s ok", Status(503), None, {"budget": RetryBudget(capacity=1)}
+    ),
+    # Waits: up to `failover_after_wait` at the same route, whatever the jitter.
+    "a long wait": Run("f rate_limit, s ok", limited(3600)),
+    "2 s": Run("f rate_limit, f ok", [limited(2)], waited=2.0),
+    "3 s": Run("f rate_limit, f ok", [limited(3)], waited=3.0),
+    "0.5 s": Run("f rate_limit, f ok", [limited(0.5)], waited=0.5),
+    "a held route": Run(
+        "f rate_limit, s invalid_request, f ok", [limited(40)], Status(400), waited=40
+    ),
+    "the shorter pause": Run(
+        "f rate_limit, s rate_limit, f ok", [limited(10)], limited(50), waited=10
+    ),
+    # The other route fails for good: the first one's trouble may be over.
+    "a breaker that the call opened": Run(
+        "f unavailable, s invalid_request, f ok", [Status(503)], Status(400), ONCE
+    ),
+    # The caller's rules: the first one with an action counts.
+    "a kind": Run(
+        "f rate_limit, s ok",
+        Status(429),
+        None,
+        {"failover_on": {"rate_limit": "failover"}},
+    ),
+    "a filter": Run(
+        "f content_filter, s ok",
+        FILTERED,
+        None,
+        {"failover_on": {"content_filter": "failover"}},
+    ),
+    "a class": Run(
+        "f rate_limit, s ok",
+        Status(429),
+        None,
+        {"failover_on": {LookupError: "raise", RateLimitError: "failover"}},
+    ),
+    "a base class": Run(
+        "f rate_limit, s ok",
+        Status(429),
+        None,
+        {"failover_on": {Exception: "failover"}},
+    ),
+    "a function that says nothing": Run(
+        "f unavailable, f unavailable, f unavailable, s ok",
+        Status(503),
+        None,
+        {"failover_on": rate_limits_only},
+    ),
+    "a list": Run(
+        "f unavailable, s ok",
+        Status(503),
+        None,
+        {"failover_on": [rate_limits_only, {"unavailable": "failover"}]},
+    ),
+    "a retry of anything": Run(
+        "f invalid_request, f invalid_request, f invalid_request, s ok",
+        Status(400),
+        None,
+        {"failover_on": lambda _: "retry"},
+    ),
+}
+
+
+@both_ways
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_what_follows_a_failure(pair: Pair, run: Run) -> None:
+    """The same route, after a wait, or the next one; nothing else is asked."""
+    if isinstance(run.first, list):
+        pair.primary.script(*run.first)
+    else:
+        pair.primary.always(run.first)
+    if run.second is not None:
+        pair.backup.always(run.second)
+
+    answer = pair.ask(pair.router(**run.fields), "hi")
+
+    lines = told(answer)
+    assert ", ".join(f"{name[0]} {outcome}" for name, outcome in lines) == run.log
+    routes = [name for name, _ in lines]
+    assert pair.asked() == (routes.count("first"), routes.count("second"))
+    assert answer.text == TEXT
+    assert answer.response_metadata["model_name"] == routes[-1]
+    assert answer.response_metadata["retryrouter"]["route"] == routes[-1]
+    assert json.loads(json.dumps(answer.response_metadata))
+    if run.waited:
+        assert run.waited <= sum(pair.clock.sleeps) < run.waited + 3
+    elif "budget" in run.fields or len(lines) == 2:
+        assert sum(pair.clock.sleeps) == 0
+
+
+@both_ways
+@pytest.mark.parametrize(
+    ("first", "fields", "error", "asked"),
+    [
+        (FILTERED, {}, ContentFilterError, (1, 0)),
+        (
+            Status(400),
+            {"failover_on": {"invalid_request": "raise"}},
+            InvalidRequestError,
+            (1, 0),
+        ),
+        (Status(429), {"failover_on": rate_limits_only}, RateLimitError, (1, 0)),
+        (
+            Status(429),
+            {"failover_on": [rate_limits_only, {"rate_limit": "failover"}]},
+            RateLimitError,
+            (1, 0),
+        ),
+        (limited(40), {"retry_policy": RetryPolicy(deadline=30)}, RateLimitError, None),
+        (
+            limited(40),
+            {"retry_policy": RetryPolicy(max_retry_after=30)},
+            RateLimitError,
+            None,
+        ),
+    ],
+    ids=["filter", "kind", "function", "list", "deadline", "max_retry_after"],
+)
+def test_what_ends_a_call(
+    pair: Pair,
+    first: Step,
+    fields: dict[str, Any],
+    error: type[RetryRouterError],
+    asked: tuple[int, int] | None,
+) -> None:
+    """A refusal, the caller's rule, or a pause that is longer than may be waited."""
+    pair.primary.always(first)
+    pair.backup.always(Status(400))
+
+    with pytest.raises(error) as caught:
+        pair.ask(pair.router(**fields), "hi")
+
+    assert pair.asked() == (asked or (1, 1))
+    assert caught.value.attempts == sum(pair.asked())
+    assert sum(pair.clock.sleeps) == 0
+
+
+@both_ways
+def test_the_only_route_is_waited_for(pair: Pair) -> None:
+    """It has as long as `max_retry_after` allows."""
+    pair.primary.script(limited(40))
+    routes = [pair.model(pair.primary, "first")]
+
+    answer = pair.ask(pair.router(routes=routes), "hi")
+
+    assert told(answer) == [("first", "rate_limit"), ("first", "ok")]
+    assert 40 <= sum(pair.clock.sleeps) < 43
 
 
 # --- silence ---
 
 
 @both_ways
-def test_a_silent_route_gets_its_share_of_the_deadline(
-    twin: Twin,
-    new_router: NewRouter,
-    primary: FaultyGateway,
-    way: str,
-) -> None:
+def test_a_silent_route_gets_its_share_of_the_deadline(pair: Pair) -> None:
     """Half of the time goes to the first of two routes, and the second one answers."""
-    primary.always(Silence(30))
+    pair.primary.always(Silence(30))
     policy = RetryPolicy(deadline=8 * SHORT)
 
-    answer = answer_of(twin, way, new_router(retry_policy=policy, clock=None), "hi")
+    answer = pair.ask(pair.router(retry_policy=policy, clock=None), "hi")
 
     assert told(answer) == [("first", "timeout"), ("second", "ok")]
     (line, _) = answer.response_metadata["retryrouter"]["attempts"]
     assert 3 * SHORT < line["seconds"] < 7 * SHORT
 
 
-def test_an_attempt_has_a_limit_of_its_own(
-    twin: Twin, new_router: NewRouter, primary: FaultyGateway
-) -> None:
+def test_an_attempt_has_a_limit_of_its_own(pair: Pair) -> None:
     """`attempt_timeout` bounds each attempt of a call without a stream."""
-    primary.always(Silence(30))
+    pair.primary.always(Silence(30))
     policy = RetryPolicy(attempt_timeout=SHORT)
 
-    answer = twin.invoke(new_router(retry_policy=policy, clock=None), "hi")
+    answer = pair.twin.invoke(pair.router(retry_policy=policy, clock=None), "hi")
 
     assert told(answer) == [("first", "timeout"), ("second", "ok")]
 
 
-def test_the_last_route_gets_what_is_left(
-    twin: Twin, new_router: NewRouter, primary: FaultyGateway, backup: FaultyGateway
-) -> None:
+def test_the_last_route_gets_what_is_left(pair: Pair) -> None:
     """With all routes silent the call ends with the deadline, each asked once."""
-    primary.always(Silence(30))
-    backup.always(Silence(30))
+    pair.primary.always(Silence(30))
+    pair.backup.always(Silence(30))
     policy = RetryPolicy(deadline=4 * SHORT)
 
     with pytest.raises(APITimeoutError, match="no answer within"):
-        twin.invoke(new_router(retry_policy=policy, clock=None), "hi")
+        pair.twin.invoke(pair.router(retry_policy=policy, clock=None), "hi")
 
-    assert asked(primary, backup) == (1, 1)
+    assert pair.asked() == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -120,125 +285,51 @@ def test_the_last_route_gets_what_is_left(
     ids=["nothing", "none", "deadline", "attempt_timeout"],
 )
 def test_explain_says_what_a_silent_route_costs(
-    new_router: NewRouter, policy: RetryPolicy, said: str
+    pair: Pair, policy: RetryPolicy, said: str
 ) -> None:
     """The table has a line for it."""
-    table = str(new_router(retry_policy=policy).explain())
+    table = str(pair.router(retry_policy=policy).explain())
     assert f"a silent route is left, without a stream: {said}\n" in table
 
 
-def test_a_router_alone_has_time_limits(new_router: NewRouter) -> None:
+def test_a_router_alone_has_time_limits(pair: Pair) -> None:
     """They hold where a policy sets none, and `math.inf` switches them off."""
-    for router in (new_router(), new_router(retry_policy=RetryPolicy(max_retries=1))):
+    for router in (pair.router(), pair.router(retry_policy=RetryPolicy(max_retries=1))):
         table = str(router.explain())
         assert "a silent route is left, without a stream: within 300.0 s\n" in table
         assert "a stream that falls silent is left: within 60.0 s\n" in table
         assert router.explain().first_token is not None
 
-    given = new_router(retry_policy=NO_LIMITS).explain()
+    given = pair.router(retry_policy=NO_LIMITS).explain()
     assert (given.silent_route, given.silent_stream, given.first_token) == (None,) * 3
-
-
-@both_ways
-def test_a_stream_that_is_cut_is_answered_by_default(
-    twin: Twin,
-    new_router: NewRouter,
-    primary: FaultyGateway,
-    way: str,
-) -> None:
-    """A router with nothing but its routes gives the whole answer."""
-    primary.always(Cut(after=2))
-
-    answer = answer_of(twin, way, new_router(), "hi")
-
-    assert answer.text == TEXT
-    assert told(answer)[-1] == ("second", "ok")
 
 
 # --- waits ---
 
 
 @both_ways
-def test_a_long_wait_goes_to_the_next_route(
-    twin: Twin,
-    new_router: NewRouter,
-    primary: FaultyGateway,
-    backup: FaultyGateway,
-    fake_clock: FakeClock,
-    way: str,
-) -> None:
+def test_a_long_wait_goes_to_the_next_route(pair: Pair) -> None:
     """A Retry-After above `failover_after_wait` is respected, but not waited for."""
-    primary.script(Status(429, {"retry-after": "40"}))
-    router = new_router()
+    pair.primary.script(Status(429, {"retry-after": "40"}))
+    router = pair.router()
 
-    first, second = (answer_of(twin, way, router, "hi") for _ in range(2))
+    first, second = (pair.ask(router, "hi") for _ in range(2))
 
     assert told(first) == [("first", "rate_limit"), ("second", "ok")]
     assert told(second) == [("first", "circuit_open"), ("second", "ok")]
-    assert fake_clock.sleeps == [0.0] or sum(fake_clock.sleeps) == 0
-    assert asked(primary, backup) == (1, 2)
-    fake_clock.advance(45)
-    assert told(answer_of(twin, way, router, "hi")) == [("first", "ok")]
-
-
-@both_ways
-@pytest.mark.parametrize(
-    ("seconds", "random", "wait"),
-    [("2", 0.0, 2.0), ("2", 0.9, 2.9), ("3", 0.9, 3.9), ("0.5", 0.9, 1.85)],
-)
-def test_a_short_wait_stays_on_the_route(
-    twin: Twin,
-    new_router: NewRouter,
-    primary: FaultyGateway,
-    way: str,
-    seconds: str,
-    random: float,
-    wait: float,
-) -> None:
-    """A Retry-After up to `failover_after_wait` is waited for, whatever the jitter."""
-    primary.script(Status(429, {"retry-after": seconds}))
-    clock = FakeClock(random=random)
-
-    answer = answer_of(twin, way, new_router(clock=clock), "hi")
-
-    assert told(answer) == [("first", "rate_limit"), ("first", "ok")]
-    assert clock.sleeps == [pytest.approx(wait)]
-
-
-@both_ways
-def test_without_another_route_a_long_wait_is_made(
-    twin: Twin,
-    new_router: NewRouter,
-    model_of: NewModel,
-    primary: FaultyGateway,
-    fake_clock: FakeClock,
-    way: str,
-) -> None:
-    """The only route left is waited for as long as `max_retry_after` allows."""
-    primary.script(Status(429, {"retry-after": "40"}))
-    router = new_router(
-        routes=[model_of(primary, "first")], retry_policy=RetryPolicy(jitter=False)
-    )
-
-    answer = answer_of(twin, way, router, "hi")
-
-    assert told(answer) == [("first", "rate_limit"), ("first", "ok")]
-    assert fake_clock.sleeps == [40.0]
+    assert pair.clock.sleeps == [0.0] or sum(pair.clock.sleeps) == 0
+    assert pair.asked() == (1, 2)
+    pair.clock.advance(45)
+    assert told(pair.ask(router, "hi")) == [("first", "ok")]
 
 
 # --- breakers ---
 
 
 @both_ways
-def test_the_attempts_of_one_call_are_one_failure(
-    twin: Twin,
-    new_router: NewRouter,
-    primary: FaultyGateway,
-    backup: FaultyGateway,
-    way: str,
-) -> None:
+def test_the_attempts_of_one_call_are_one_failure(pair: Pair) -> None:
     """A prompt that breaks every provider opens no breaker for other calls."""
-    for gateway in (primary, backup):
+    for gateway in (pair.primary, pair.backup):
         gateway.always(
             lambda request: (
                 Status(500)
@@ -246,12 +337,12 @@ def test_the_attempts_of_one_call_are_one_failure(
                 else Answer(TEXT)
             )
         )
-    router = new_router()
+    router = pair.router()
 
     with pytest.raises(ServerError):
-        getattr(twin, way)(router, "boom")
+        pair.ask(router, "boom")
 
-    assert told(answer_of(twin, way, router, "hi")) == [("first", "ok")]
+    assert told(pair.ask(router, "hi")) == [("first", "ok")]
 
 
 @both_ways
@@ -260,253 +351,132 @@ def test_the_attempts_of_one_call_are_one_failure(
     [Status(500), Body(200, {}, "<html>"), Answer("", finish_reason=None)],
     ids=["500", "malformed", "cut"],
 )
-def test_one_prompt_opens_no_breaker(
-    twin: Twin,
-    new_router: NewRouter,
-    model_of: NewModel,
-    primary: FaultyGateway,
-    way: str,
-    fault: Any,
-) -> None:
+def test_one_prompt_opens_no_breaker(pair: Pair, fault: Any) -> None:
     """A prompt that breaks all providers is harmless, however often it is sent."""
-    primary.always(
+    pair.primary.always(
         lambda request: (
             fault
             if request.parameters["messages"][0]["content"] == "boom"
             else Answer(TEXT)
         )
     )
-    router = new_router(routes=[model_of(primary, name) for name in ("a", "b", "c")])
+    router = pair.router(
+        routes=[pair.model(pair.primary, name) for name in ("a", "b", "c")]
+    )
 
     for _ in range(10):
         with pytest.raises(RetryRouterError):
-            getattr(twin, way)(router, "boom")
+            pair.ask(router, "boom")
 
-    assert told(answer_of(twin, way, router, "hello")) == [("a", "ok")]
-    assert len(primary.requests) == 10 * 9 + 1
+    assert told(pair.ask(router, "hello")) == [("a", "ok")]
+    assert len(pair.primary.requests) == 10 * 9 + 1
 
 
 @both_ways
 @pytest.mark.parametrize("fault", [Status(500), Status(503)], ids=["500", "503"])
-def test_an_outage_opens_the_breaker(
-    twin: Twin, new_router: NewRouter, primary: FaultyGateway, way: str, fault: Status
-) -> None:
+def test_an_outage_opens_the_breaker(pair: Pair, fault: Status) -> None:
     """Different prompts that fail are an outage, and so is a 503 for any prompt."""
-    primary.always(fault)
-    router = new_router()
+    pair.primary.always(fault)
+    router = pair.router()
     prompts = ["hi"] * 3 if fault == Status(503) else ["one", "two", "three"]
 
     for prompt in prompts:
-        assert told(answer_of(twin, way, router, prompt))[-1] == ("second", "ok")
+        assert told(pair.ask(router, prompt))[-1] == ("second", "ok")
 
-    assert told(answer_of(twin, way, router, "hi")) == [
+    assert told(pair.ask(router, "hi")) == [
         ("first", "circuit_open"),
         ("second", "ok"),
     ]
 
 
 @both_ways
-def test_with_every_breaker_open_one_route_is_probed(
-    twin: Twin,
-    new_router: NewRouter,
-    primary: FaultyGateway,
-    backup: FaultyGateway,
-    fake_clock: FakeClock,
-    way: str,
-) -> None:
+def test_with_every_breaker_open_one_route_is_probed(pair: Pair) -> None:
     """The call goes to the route that opens first: the outage may be over."""
-    primary.always(Status(503))
-    backup.always(Status(503))
-    router = new_router(
+    pair.primary.always(Status(503))
+    pair.backup.always(Status(503))
+    router = pair.router(
         breaker_settings={"failure_threshold": 1, "recovery_jitter": 0.0}
     )
     for _ in range(2):
         with pytest.raises(UnavailableError):
-            getattr(twin, way)(router, "hi")
-        fake_clock.advance(5)
-    assert asked(primary, backup) == (2, 2)
+            pair.ask(router, "hi")
+        pair.clock.advance(5)
+    assert pair.asked() == (2, 2)
 
-    primary.always(Answer(TEXT))
-    backup.always(Answer(TEXT))
+    pair.primary.always(Answer(TEXT))
+    pair.backup.always(Answer(TEXT))
 
-    assert told(answer_of(twin, way, router, "hi")) == [
+    assert told(pair.ask(router, "hi")) == [
         ("first", "circuit_open"),
         ("second", "circuit_open"),
         ("first", "ok"),
     ]
-    assert told(answer_of(twin, way, router, "hi")) == [("first", "ok")]
+    assert told(pair.ask(router, "hi")) == [("first", "ok")]
 
 
 @both_ways
 @pytest.mark.parametrize("fault", [Status(400), Status(503)], ids=["400", "503"])
 def test_a_skipped_route_is_asked_before_the_call_gives_up(
-    twin: Twin,
-    new_router: NewRouter,
-    primary: FaultyGateway,
-    backup: FaultyGateway,
-    way: str,
-    fault: Status,
+    pair: Pair, fault: Status
 ) -> None:
     """With no other route left, an open breaker gets its probe early, once."""
-    primary.script(Status(503))
-    router = new_router(
+    pair.primary.script(Status(503))
+    router = pair.router(
         breaker_settings={"failure_threshold": 1}, retry_policy=RetryPolicy()
     )
-    told(answer_of(twin, way, router, "hi"))
-    backup.always(fault)
+    told(pair.ask(router, "hi"))
+    pair.backup.always(fault)
 
-    answer = answer_of(twin, way, router, "hi")
+    answer = pair.ask(router, "hi")
 
     assert told(answer)[:2] == [
         ("first", "circuit_open"),
         ("second", "invalid_request" if fault == Status(400) else "unavailable"),
     ]
     assert told(answer)[-1] == ("first", "ok")
-    assert told(answer_of(twin, way, router, "hi")) == [("first", "ok")]
+    assert told(pair.ask(router, "hi")) == [("first", "ok")]
 
-    primary.always(Status(500))
+    pair.primary.always(Status(500))
     with pytest.raises(ServerError):
-        getattr(twin, way)(new_router(breaker_settings={"failure_threshold": 1}), "hi")
-    assert len(primary.requests) == (5 if fault == Status(400) else 4)
+        pair.ask(pair.router(breaker_settings={"failure_threshold": 1}), "hi")
+    assert len(pair.primary.requests) == (5 if fault == Status(400) else 4)
 
 
 @both_ways
-@pytest.mark.parametrize("fault", [Status(503), Cut(after=2)], ids=["503", "cut"])
-def test_a_route_whose_breaker_this_call_opened_is_asked_again(
-    twin: Twin,
-    new_router: NewRouter,
-    primary: FaultyGateway,
-    backup: FaultyGateway,
-    way: str,
-    fault: Any,
-) -> None:
-    """If the other route fails for good, the first one's trouble may be over."""
-    primary.script(fault)
-    backup.always(Status(400))
-    router = new_router(breaker_settings={"failure_threshold": 1})
-
-    answer = answer_of(twin, way, router, "hi")
-
-    assert answer.text == TEXT
-    assert [route for route, _ in told(answer)] == ["first", "second", "first"]
-
-
-@both_ways
-def test_a_held_route_is_waited_for_before_the_call_gives_up(
-    twin: Twin,
-    new_router: NewRouter,
-    primary: FaultyGateway,
-    backup: FaultyGateway,
-    fake_clock: FakeClock,
-    way: str,
-) -> None:
-    """A pause that the server asked for is kept, and better than an error."""
-    primary.script(Status(429, {"retry-after": "40"}))
-    backup.always(Status(400))
-    router = new_router()
-
-    answer = answer_of(twin, way, router, "hi")
-
-    assert told(answer) == [
-        ("first", "rate_limit"),
-        ("second", "invalid_request"),
-        ("first", "ok"),
-    ]
-    assert 40 <= sum(fake_clock.sleeps) < 43
-    assert asked(primary, backup) == (2, 1)
-
-
-@both_ways
-@pytest.mark.parametrize("limits", [{"deadline": 30}, {"max_retry_after": 30}], ids=str)
-def test_a_pause_that_is_too_long_is_not_waited_for(
-    twin: Twin,
-    new_router: NewRouter,
-    primary: FaultyGateway,
-    backup: FaultyGateway,
-    fake_clock: FakeClock,
-    way: str,
-    limits: dict[str, Any],
-) -> None:
-    """The call fails at once if the pause outlasts the deadline or the policy."""
-    primary.always(Status(429, {"retry-after": "40"}))
-    backup.always(Status(400))
-    router = new_router(retry_policy=RetryPolicy(**limits))
-
-    with pytest.raises(RateLimitError) as caught:
-        getattr(twin, way)(router, "hi")
-
-    assert sum(fake_clock.sleeps) == 0
-    assert caught.value.attempts == 2
-    assert asked(primary, backup) == (1, 1)
-
-
-@both_ways
-def test_the_shorter_of_two_pauses_is_waited_for(
-    twin: Twin,
-    new_router: NewRouter,
-    primary: FaultyGateway,
-    backup: FaultyGateway,
-    fake_clock: FakeClock,
-    way: str,
-) -> None:
-    """If all routes are limited, the one that is free first is asked first."""
-    primary.script(Status(429, {"retry-after": "10"}))
-    backup.always(Status(429, {"retry-after": "50"}))
-
-    answer = answer_of(twin, way, new_router(), "hi")
-
-    assert told(answer) == [
-        ("first", "rate_limit"),
-        ("second", "rate_limit"),
-        ("first", "ok"),
-    ]
-    assert 10 <= sum(fake_clock.sleeps) < 13
-
-
-@both_ways
-def test_a_pause_of_every_route_is_waited_for(
-    twin: Twin,
-    new_router: NewRouter,
-    model_of: NewModel,
-    primary: FaultyGateway,
-    fake_clock: FakeClock,
-    way: str,
-) -> None:
+def test_a_pause_of_every_route_is_waited_for(pair: Pair) -> None:
     """Of calls that find all routes paused one asks early, and others wait."""
-    breaker = CircuitBreaker(clock=fake_clock)
-    route = Route(model=model_of(primary, "first"), breaker=breaker)
-    router = new_router(routes=[route])
+    breaker = CircuitBreaker(clock=pair.clock)
+    route = Route(model=pair.model(pair.primary, "first"), breaker=breaker)
+    router = pair.router(routes=[route])
     breaker.open_for(20)
-    primary.script(Status(429, {"retry-after": "15"}))
+    pair.primary.script(Status(429, {"retry-after": "15"}))
 
-    early = answer_of(twin, way, router, "hi")
+    early = pair.ask(router, "hi")
 
     assert told(early) == [
         ("first", "circuit_open"),
         ("first", "rate_limit"),
         ("first", "ok"),
     ]
-    assert 15 <= sum(fake_clock.sleeps) < 18
+    assert 15 <= sum(pair.clock.sleeps) < 18
     breaker.open_for(20)
     breaker.cancelled(breaker.probe())  # type: ignore[arg-type]
-    began = fake_clock.monotonic()
-    assert told(answer_of(twin, way, router, "hi"))[-1] == ("first", "ok")
-    assert fake_clock.monotonic() - began >= 20
+    began = pair.clock.monotonic()
+    assert told(pair.ask(router, "hi"))[-1] == ("first", "ok")
+    assert pair.clock.monotonic() - began >= 20
 
 
-def test_a_route_gets_one_probe_at_a_time(
-    new_router: NewRouter, model_of: NewModel, primary: FaultyGateway
-) -> None:
+def test_a_route_gets_one_probe_at_a_time(pair: Pair) -> None:
     """While a probe is under way, another call learns when to come back."""
-    primary.always(Status(503))
-    router: RetryRouter = new_router(
-        routes=[model_of(primary, "first")],
+    pair.primary.always(Status(503))
+    router: RetryRouter = pair.router(
+        routes=[pair.model(pair.primary, "first")],
         breaker_settings={"failure_threshold": 1},
         retry_policy=RetryPolicy(max_retries=0),
     )
     with pytest.raises(UnavailableError):
         router.invoke("hi")
-    primary.always(Silence(3))
+    pair.primary.always(Silence(3))
 
     def probe() -> None:
         with pytest.raises(APIConnectionError):
@@ -514,7 +484,7 @@ def test_a_route_gets_one_probe_at_a_time(
 
     thread = threading.Thread(target=probe)
     thread.start()
-    asyncio.run(primary.await_for(lambda it: len(it.requests) == 2))
+    asyncio.run(pair.primary.await_for(lambda it: len(it.requests) == 2))
 
     with pytest.raises(CircuitOpenError) as caught:
         router.invoke("hi")
@@ -524,119 +494,32 @@ def test_a_route_gets_one_probe_at_a_time(
 
 
 @both_ways
-def test_an_unknown_error_says_nothing_about_a_provider(
-    twin: Twin,
-    new_router: NewRouter,
-    model_of: NewModel,
-    backup: FaultyGateway,
-    way: str,
-) -> None:
-    """A bug of a route's own code opens no breaker."""
-    routes = [Raising(error=TypeError("a bug")), model_of(backup, "second")]
-    router = new_router(routes=routes, breaker_settings={"failure_threshold": 1})
-
-    for _ in range(2):
-        answer = answer_of(twin, way, router, "hi")
-        assert told(answer) == [("Raising", "unknown"), ("second", "ok")]
-
-
-@both_ways
-def test_a_callers_own_error_costs_nothing(
-    twin: Twin, new_router: NewRouter, primary: FaultyGateway, way: str
-) -> None:
+def test_a_callers_own_error_costs_nothing(pair: Pair) -> None:
     """Half a character cannot be sent: no retry, no request, and no breaker opens."""
-    router = new_router(breaker_settings={"failure_threshold": 1})
+    router = pair.router(breaker_settings={"failure_threshold": 1})
 
     with pytest.raises(Exception, match="surrogates not allowed"):
-        getattr(twin, way)(router, "cut \ud83d here")
+        pair.ask(router, "cut \ud83d here")
 
-    assert len(primary.requests) == 0
-    assert told(answer_of(twin, way, router, "hi")) == [("first", "ok")]
+    assert len(pair.primary.requests) == 0
+    assert told(pair.ask(router, "hi")) == [("first", "ok")]
 
 
 # --- the caller's rules ---
 
 
-def rate_limits_only(error: Exception) -> str | None:
-    """Wait for rate limits at the first route, whatever else is said."""
-    return "raise" if getattr(error, "status_code", None) == 429 else None
-
-
 @both_ways
-@pytest.mark.parametrize(
-    ("fault", "rules", "attempt_log"),
-    [
-        (Status(429), {"rate_limit": "failover"}, ["rate_limit", "ok"]),
-        (Status(400), {"invalid_request": "raise"}, InvalidRequestError),
-        (Status(429), {RateLimitError: "failover"}, ["rate_limit", "ok"]),
-        (
-            Status(429),
-            {LookupError: "raise", Exception: "failover"},
-            ["rate_limit", "ok"],
-        ),
-        (Status(429), rate_limits_only, RateLimitError),
-        (Status(503), rate_limits_only, ["unavailable"] * 3 + ["ok"]),
-        (Status(429), [rate_limits_only, {"rate_limit": "failover"}], RateLimitError),
-        (
-            Status(503),
-            [rate_limits_only, {"unavailable": "failover"}],
-            ["unavailable", "ok"],
-        ),
-        (Status(400), lambda _: "retry", ["invalid_request"] * 3 + ["ok"]),
-        (Status(400), lambda _: None, ["invalid_request", "ok"]),
-    ],
-    ids=[
-        "kind",
-        "kind-raises",
-        "class",
-        "classes",
-        "function",
-        "function-says-nothing",
-        "list",
-        "list-goes-on",
-        "retry-of-anything",
-        "none",
-    ],
-)
-def test_failover_on_takes_kinds_classes_and_functions(
-    twin: Twin,
-    new_router: NewRouter,
-    primary: FaultyGateway,
-    way: str,
-    fault: Status,
-    rules: Any,
-    attempt_log: Any,
-) -> None:
-    """The caller says what follows a failure: the first rule with an action counts."""
-    primary.always(fault)
-    router = new_router(failover_on=rules)
-
-    if isinstance(attempt_log, list):
-        answer = answer_of(twin, way, router, "hi")
-        assert [outcome for _, outcome in told(answer)] == attempt_log
-    else:
-        with pytest.raises(attempt_log):
-            getattr(twin, way)(router, "hi")
-
-
-@both_ways
-def test_a_rule_sees_what_the_model_raised(
-    twin: Twin,
-    new_router: NewRouter,
-    model_of: NewModel,
-    backup: FaultyGateway,
-    way: str,
-) -> None:
+def test_a_rule_sees_what_the_model_raised(pair: Pair) -> None:
     """An exception class of the model's own is matched, and its error raised."""
     bug = KeyError("choices")
-    routes = [Raising(error=bug), model_of(backup, "second")]
-    router = new_router(routes=routes, failover_on={KeyError: "raise"})
+    routes = [Raising(error=bug), pair.model(pair.backup, "second")]
+    router = pair.router(routes=routes, failover_on={KeyError: "raise"})
 
     with pytest.raises(Exception, match="KeyError: 'choices'") as caught:
-        getattr(twin, way)(router, "hi")
+        pair.ask(router, "hi")
 
     assert caught.value.__cause__ is bug
-    assert len(backup.requests) == 0
+    assert len(pair.backup.requests) == 0
 
 
 @pytest.mark.parametrize(
@@ -649,19 +532,17 @@ def test_a_rule_sees_what_the_model_raised(
     ],
     ids=str,
 )
-def test_a_wrong_rule_is_refused(new_router: NewRouter, rules: Any, says: str) -> None:
+def test_a_wrong_rule_is_refused(pair: Pair, rules: Any, says: str) -> None:
     """A rule that could not be followed is an error at once."""
     with pytest.raises(ValueError, match=says):
-        new_router(failover_on=rules)
+        pair.router(failover_on=rules)
 
 
-def test_a_function_must_return_an_action(
-    twin: Twin, new_router: NewRouter, primary: FaultyGateway
-) -> None:
+def test_a_function_must_return_an_action(pair: Pair) -> None:
     """A function that returns anything else is an error that says so."""
-    primary.always(Status(503))
+    pair.primary.always(Status(503))
     with pytest.raises(ValueError, match="'next' is not a valid FailureAction"):
-        twin.invoke(new_router(failover_on=lambda _: "next"), "hi")
+        pair.twin.invoke(pair.router(failover_on=lambda _: "next"), "hi")
 
 
 # --- rate limiters of routes ---
@@ -693,78 +574,54 @@ class Gate(BaseRateLimiter):
     ids=["now", "soon", "late"],
 )
 def test_a_routes_rate_limiter_is_waited_for_a_while(
-    twin: Twin,
-    new_router: NewRouter,
-    model_of: NewModel,
-    primary: FaultyGateway,
-    backup: FaultyGateway,
-    fake_clock: FakeClock,
-    way: str,
-    deadline: float | None,
-    opens: float,
-    served: str,
-    waited: float,
+    pair: Pair, deadline: float | None, opens: float, served: str, waited: float
 ) -> None:
     """The wait is no failure and in no limit; a long one asks the next route."""
-    first = model_of(primary, "first")
-    first.rate_limiter = gate = Gate(fake_clock, opens)
+    first = pair.model(pair.primary, "first")
+    first.rate_limiter = gate = Gate(pair.clock, opens)
     policy = RetryPolicy(deadline=deadline, attempt_timeout=5, first_token_timeout=5)
-    router = new_router(routes=[first, model_of(backup, "second")], retry_policy=policy)
-    began = fake_clock.monotonic()
+    router = pair.router(
+        routes=[first, pair.model(pair.backup, "second")], retry_policy=policy
+    )
+    began = pair.clock.monotonic()
 
-    answer = answer_of(twin, way, router, "hi")
+    answer = pair.ask(router, "hi")
 
     assert told(answer) == [(served, "ok")]
     assert gate.passed == (served == "first")
-    assert fake_clock.monotonic() - began == pytest.approx(waited, abs=0.15)
+    assert pair.clock.monotonic() - began == pytest.approx(waited, abs=0.15)
 
 
 @both_ways
-def test_a_rate_limiter_counts_behind_an_open_breaker(
-    twin: Twin,
-    new_router: NewRouter,
-    model_of: NewModel,
-    primary: FaultyGateway,
-    backup: FaultyGateway,
-    fake_clock: FakeClock,
-    way: str,
-) -> None:
+def test_a_rate_limiter_counts_behind_an_open_breaker(pair: Pair) -> None:
     """While the first route's breaker is open, the second one's limiter is asked."""
-    breaker = CircuitBreaker(clock=fake_clock)
+    breaker = CircuitBreaker(clock=pair.clock)
     breaker.open_for(60)
-    second = model_of(backup, "second")
-    second.rate_limiter = gate = Gate(fake_clock, 2)
-    first = Route(model=model_of(primary, "first"), breaker=breaker)
-    began = fake_clock.monotonic()
+    second = pair.model(pair.backup, "second")
+    second.rate_limiter = gate = Gate(pair.clock, 2)
+    first = Route(model=pair.model(pair.primary, "first"), breaker=breaker)
+    began = pair.clock.monotonic()
 
-    answer = answer_of(twin, way, new_router(routes=[first, second]), "hi")
+    answer = pair.ask(pair.router(routes=[first, second]), "hi")
 
     assert told(answer) == [("first", "circuit_open"), ("second", "ok")]
     assert gate.passed == 1
-    assert fake_clock.monotonic() - began == pytest.approx(2, abs=0.15)
+    assert pair.clock.monotonic() - began == pytest.approx(2, abs=0.15)
 
 
 @both_ways
-def test_a_rate_limiter_keeps_the_last_resort(
-    twin: Twin,
-    new_router: NewRouter,
-    model_of: NewModel,
-    primary: FaultyGateway,
-    backup: FaultyGateway,
-    fake_clock: FakeClock,
-    way: str,
-) -> None:
+def test_a_rate_limiter_keeps_the_last_resort(pair: Pair) -> None:
     """A skipped route is probed, and not the one that has just asked for a pause."""
-    backup.always(Status(429, headers={"retry-after": "20"}))
-    breaker = CircuitBreaker(clock=fake_clock, failure_threshold=1)
+    pair.backup.always(Status(429, headers={"retry-after": "20"}))
+    breaker = CircuitBreaker(clock=pair.clock, failure_threshold=1)
     permit = breaker.admit()
     assert isinstance(permit, Permit)
     breaker.failed(permit)
-    first = model_of(primary, "first")
-    first.rate_limiter = Gate(fake_clock, 0)
-    routes = [Route(model=first, breaker=breaker), model_of(backup, "second")]
+    first = pair.model(pair.primary, "first")
+    first.rate_limiter = Gate(pair.clock, 0)
+    routes = [Route(model=first, breaker=breaker), pair.model(pair.backup, "second")]
 
-    answer = answer_of(twin, way, new_router(routes=routes), "hi")
+    answer = pair.ask(pair.router(routes=routes), "hi")
 
     assert told(answer) == [
         ("first", "circuit_open"),
@@ -774,10 +631,10 @@ def test_a_rate_limiter_keeps_the_last_resort(
 
 
 def test_without_limits_a_call_starts_no_thread(
-    new_router: NewRouter, monkeypatch: pytest.MonkeyPatch
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also what follows a stream's finish reason is read by the caller's thread."""
-    router: RetryRouter = new_router(retry_policy=NO_LIMITS)
+    router: RetryRouter = pair.router(retry_policy=NO_LIMITS)
 
     def refuse(thread: threading.Thread) -> None:
         raise AssertionError(thread)
@@ -788,40 +645,28 @@ def test_without_limits_a_call_starts_no_thread(
 
 
 @both_ways
-def test_a_rate_limiter_is_bounded_by_the_deadline(
-    twin: Twin,
-    new_router: NewRouter,
-    model_of: NewModel,
-    primary: FaultyGateway,
-    fake_clock: FakeClock,
-    way: str,
-) -> None:
+def test_a_rate_limiter_is_bounded_by_the_deadline(pair: Pair) -> None:
     """Nothing is sent for a caller whose time is up."""
-    first = model_of(primary, "first")
-    first.rate_limiter = Gate(fake_clock, 30)
-    router = new_router(routes=[first], retry_policy=RetryPolicy(deadline=5))
+    first = pair.model(pair.primary, "first")
+    first.rate_limiter = Gate(pair.clock, 30)
+    router = pair.router(routes=[first], retry_policy=RetryPolicy(deadline=5))
 
     with pytest.raises(APITimeoutError, match="nothing was sent"):
-        getattr(twin, way)(router, "hi")
+        pair.ask(router, "hi")
 
-    assert len(primary.requests) == 0
+    assert len(pair.primary.requests) == 0
 
 
-def test_a_second_stream_passes_its_routes_rate_limiter(
-    twin: Twin,
-    new_router: NewRouter,
-    model_of: NewModel,
-    primary: FaultyGateway,
-    backup: FaultyGateway,
-    fake_clock: FakeClock,
-) -> None:
+def test_a_second_stream_passes_its_routes_rate_limiter(pair: Pair) -> None:
     """A route whose limiter has nothing left is not asked by `hedge_after`."""
-    primary.always(SlowFirstToken(3 * SHORT))
-    second = model_of(backup, "second")
-    second.rate_limiter = Gate(fake_clock, 30)
-    router = new_router(routes=[model_of(primary, "first"), second], hedge_after=SHORT)
+    pair.primary.always(SlowFirstToken(3 * SHORT))
+    second = pair.model(pair.backup, "second")
+    second.rate_limiter = Gate(pair.clock, 30)
+    router = pair.router(
+        routes=[pair.model(pair.primary, "first"), second], hedge_after=SHORT
+    )
 
-    chunks = twin.stream(router, "hi")
+    chunks = pair.twin.stream(router, "hi")
 
     assert "".join(chunk.text for chunk in chunks) == TEXT
-    assert asked(primary, backup) == (1, 0)
+    assert pair.asked() == (1, 0)
