@@ -52,7 +52,6 @@ from langchain_retryrouter._gptrouter.protocol import (
     clean_usage,
     interrupted,
     read_count,
-    read_counts,
     read_reasoning,
     read_response,
 )
@@ -669,14 +668,13 @@ _OUTPUT_DETAILS: Final = {"audio": "audio_tokens", "reasoning": "reasoning_token
 
 def read_usage(usage: Mapping[str, Any]) -> UsageMetadata | None:
     """A clean count as LangChain's; None if it has neither prompt nor completion."""
-    prompt, completion, total = read_counts(usage)
-    if prompt is None and completion is None:
+    if usage.get("prompt_tokens") is usage.get("completion_tokens") is None:
         return None
-    prompt, completion = prompt or 0, completion or 0
+    prompt = usage.get("prompt_tokens") or 0
+    completion = usage.get("completion_tokens") or 0
+    total = usage.get("total_tokens") or prompt + completion
     read = UsageMetadata(
-        input_tokens=prompt,
-        output_tokens=completion,
-        total_tokens=total or prompt + completion,
+        input_tokens=prompt, output_tokens=completion, total_tokens=total
     )
     of_input = _details(usage.get("prompt_tokens_details"), _INPUT_DETAILS)
     if of_input:

@@ -565,11 +565,6 @@ def clean_usage(meta: Any) -> dict[str, Any]:
     }
 
 
-def read_counts(usage: Mapping[str, Any]) -> tuple[int | None, ...]:
-    """The tokens of the prompt and the completion, and all tokens."""
-    return tuple([read_count(usage.get(name)) for name in _COUNTS])
-
-
 def read_count(value: Any) -> int | None:
     """`value` as a number of tokens; None if it is not a number."""
     if type(value) is int:  # As nearly all are; not True, which is an int too.
@@ -741,28 +736,26 @@ class EventReader:
 
 # It checks its models every 5 minutes, and says so too of a model that is listed with
 # another provider's name, so another attempt soon would get the same.
-_NO_MODELS: Final = re.compile(r"^no models available")
-# Said before a provider is asked.
-_OWN_WORDS: Final = re.compile(
-    r"^(no models available|stream not supported for"
-    r"|(provider|model) with (name|id) .* does not exist)"
-)
+_NO_MODELS: Final = "no models available"
 # The public gateway's own words in `error` events, compared in lower case.
 _KNOWN_MESSAGES: Final = (
-    (re.compile(r"^request timed out"), FailureKind.TIMEOUT),
-    (re.compile(r"^connection error"), FailureKind.CONNECTION),
+    (re.compile(r"request timed out"), FailureKind.TIMEOUT),
+    (re.compile(r"connection error"), FailureKind.CONNECTION),
     (
-        re.compile(r"^(premature close|read econnreset|terminated)"),
+        re.compile(r"(premature close|read econnreset|terminated)"),
         FailureKind.INTERRUPTED,
     ),
+    (re.compile(r'\[\s*\{.*"path"', re.DOTALL), FailureKind.INVALID_REQUEST),
+)
+# What it says before it asks a provider.
+_OWN_MESSAGES: Final = (
     (
-        re.compile(r"^(provider|model) with (name|id) .* does not exist"),
+        re.compile(r"(provider|model) with (name|id) .* does not exist"),
         FailureKind.NOT_FOUND,
     ),
     # Another model of the list may stream; this one never will.
-    (re.compile(r"^stream not supported for provider"), FailureKind.NOT_FOUND),
-    (_NO_MODELS, FailureKind.UNAVAILABLE),
-    (re.compile(r'^\[\s*\{.*"path"', re.DOTALL), FailureKind.INVALID_REQUEST),
+    (re.compile(r"stream not supported for provider"), FailureKind.NOT_FOUND),
+    (re.compile(_NO_MODELS), FailureKind.UNAVAILABLE),
 )
 _LEADING_STATUS: Final = re.compile(r"^([1-5]\d\d)\b")
 _UNKNOWN_NAME: Final = re.compile(
@@ -782,7 +775,8 @@ def read_error_event(event: Mapping[str, Any]) -> RetryRouterError:
     if not isinstance(message, str):
         message = "the gateway reported an error without a message"
     words = message.lower()
-    kind = next((kind for text, kind in _KNOWN_MESSAGES if text.match(words)), None)
+    own = next((kind for text, kind in _OWN_MESSAGES if text.match(words)), None)
+    kind = own or next((k for text, k in _KNOWN_MESSAGES if text.match(words)), None)
     # The gateway puts its provider's status before the message.
     status = _LEADING_STATUS.match(message)
     status_code = int(status[1]) if status else None
@@ -794,8 +788,8 @@ def read_error_event(event: Mapping[str, Any]) -> RetryRouterError:
         message,
         status_code=status_code,
         body=dict(event),
-        may_have_run=not _OWN_WORDS.match(words),
-        should_retry=False if _NO_MODELS.match(words) else None,
+        may_have_run=own is None,
+        should_retry=False if words.startswith(_NO_MODELS) else None,
     )
 
 

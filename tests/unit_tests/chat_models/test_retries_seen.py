@@ -23,14 +23,12 @@ from langchain_core.callbacks import (
 from langchain_core.messages import BaseMessage, HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langchain_core.runnables import Runnable, RunnableConfig
 
 from langchain_retryrouter import APIConnectionError, RateLimitError, UnavailableError
 from langchain_retryrouter.chat_models import gpt_router
 from langchain_retryrouter.testing import (
-    STUB_TEXT,
     Answer,
-    ErrorEvent,
     FakeClock,
     FaultyGateway,
     RecordedRequest,
@@ -126,28 +124,6 @@ def test_every_way_of_calling_reports_its_retries(
     assert waits == env.clock.sleeps
 
 
-async def test_astream_events_reports_its_retries(
-    new_llm: NewModel,
-    gateway: FaultyGateway,
-    diary: Diary,
-    watcher: BaseCallbackHandler,
-) -> None:
-    """`astream_events` v2 streams inside, and reports its retries as well."""
-    gateway.script(Status(503), ErrorEvent("Connection error."))
-
-    events = [
-        event
-        async for event in chain(new_llm()).astream_events(
-            "hi", {"callbacks": [watcher]}, version="v2"
-        )
-    ]
-
-    assert len(gateway.requests) == 3
-    assert diary.events == ["start", "retry", "retry", "end"]
-    [ended] = [event for event in events if event["event"] == "on_chat_model_end"]
-    assert {str(run_id) for _, run_id in diary.entries} == {ended["run_id"]}
-
-
 def failing_first(times: dict[str, int]) -> Callable[[RecordedRequest], Step]:
     """Each prompt fails this many times before it is answered."""
     left = Counter(times)
@@ -181,19 +157,6 @@ def test_each_run_of_a_batch_has_its_own_retries(
     retries = Counter(diary.of("retry"))
     assert sorted(retries[run_id] for run_id in diary.of("start")) == [0, 1, 3]
     assert sorted(map(str, diary.of("end"))) == sorted(map(str, diary.of("start")))
-
-
-def test_a_call_that_fails_in_the_end_reports_its_retries(
-    env: Env, diary: Diary, watcher: BaseCallbackHandler
-) -> None:
-    """Retries that did not help are reported; the last failure is an error."""
-    env.gateway.always(Status(503))
-
-    for call in (env.invoke, env.stream):
-        diary.entries.clear()
-        with pytest.raises(UnavailableError):
-            call(env.llm(max_retries=2), "hi", {"callbacks": [watcher]})
-        assert diary.events == ["start", "retry", "retry", "error"]
 
 
 # --- where handlers come from ---
@@ -258,20 +221,6 @@ def test_the_config_of_the_caller_is_kept_and_not_changed(
     assert len(set(diary.of("start"))) == 3
 
 
-def test_two_models_of_a_chain_report_their_own_retries(env: Env) -> None:
-    """In a chain of two models each handler gets the retries of its own model."""
-    inner, outer = Diary(env.gateway, env.clock), Diary(env.gateway, env.clock)
-    first = env.llm(callbacks=[Watcher(inner)])
-    second = env.llm(callbacks=[Watcher(outer)])
-    env.gateway.script(Status(503), Answer("first"), Status(503), Status(503))
-    text = RunnableLambda(lambda message: message.content)
-
-    env.stream(first | text | second, "hi")
-
-    assert inner.events == ["start", "retry", "end"]
-    assert outer.events == ["start", "retry", "retry", "end"]
-
-
 # --- completion_with_retry ---
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -308,54 +257,7 @@ def test_completion_with_retry_reports_to_its_run_manager(
     assert {run_id for _, run_id in diary.entries} == {manager.run_id}
 
 
-# --- handlers that misbehave ---
-
-
-class Raising(BaseCallbackHandler):
-    """A handler that fails in `on_retry`."""
-
-    def __init__(self, *, raise_error: bool) -> None:
-        self.raise_error = raise_error
-        self.times = 0
-
-    def on_retry(self, *_: Any, **__: Any) -> None:
-        self.times += 1
-        msg = "the handler is broken"
-        raise RuntimeError(msg)
-
-
-@pytest.mark.parametrize("raise_error", [False, True])
-@pytest.mark.parametrize("way", ["invoke", "stream", "batch"])
-def test_a_handler_that_raises_breaks_nothing(
-    env: Env,
-    diary: Diary,
-    caplog: pytest.LogCaptureFixture,
-    way: str,
-    raise_error: bool,
-) -> None:
-    """A handler that raises is logged, and the call and other handlers go on."""
-    env.gateway.script(Status(503), Status(503))
-    broken, healthy = Raising(raise_error=raise_error), Watcher(diary)
-
-    WAYS[way](env, env.llm(), {"callbacks": [broken, healthy]})
-
-    assert broken.times == 2
-    assert diary.events == ["start", "retry", "retry", "end"]
-    assert len(caplog.records) >= 2
-    assert "the handler is broken" in caplog.text
-
-
-def test_ignore_retry_is_honoured(env: Env, diary: Diary) -> None:
-    """A handler with `ignore_retry` does not get retries."""
-
-    class Ignoring(Watcher):
-        ignore_retry = True
-
-    env.gateway.script(Status(503))
-
-    env.invoke(env.llm(), "hi", {"callbacks": [Ignoring(diary)]})
-
-    assert diary.events == ["start", "end"]
+# --- many at once ---
 
 
 async def test_concurrent_streams_report_to_their_own_runs(
@@ -378,34 +280,3 @@ async def test_concurrent_streams_report_to_their_own_runs(
         tasks = {prompt: group.create_task(told(prompt)) for prompt in prompts}
 
     assert {prompt: task.result() for prompt, task in tasks.items()} == prompts
-
-
-async def test_interleaved_streams_of_a_task_report_to_their_own_runs(
-    new_llm: NewModel, gateway: FaultyGateway, clock: FakeClock
-) -> None:
-    """Two streams read by turns in one task do not get each other's retries."""
-    gateway.always(failing_first({"one": 1, "two": 2}))
-    llm, diaries = new_llm(), [Diary(gateway, clock), Diary(gateway, clock)]
-    streams = [
-        llm.astream(prompt, {"callbacks": [Watcher(diary)]})
-        for prompt, diary in zip(["one", "two"], diaries, strict=True)
-    ]
-
-    for stream in streams:
-        await anext(stream)
-    texts = ["".join([str(chunk.content) async for chunk in s]) for s in streams]
-
-    assert texts == [" one", " two"]
-    assert [len(diary.of("retry")) for diary in diaries] == [1, 2]
-
-
-def test_a_handler_does_not_change_the_chunks(
-    env: Env, watcher: BaseCallbackHandler
-) -> None:
-    """The chunks are the same with a handler and without."""
-    env.gateway.script(Status(503), Answer(), Status(503))
-    watched = env.stream(env.llm(), "hi", {"callbacks": [watcher]})
-    alone = env.stream(env.llm(), "hi")
-
-    assert [chunk.content for chunk in watched] == [chunk.content for chunk in alone]
-    assert "".join(chunk.content for chunk in watched) == STUB_TEXT
