@@ -257,6 +257,8 @@ class Talk(TypedDict):
         pytest.param(2, 503, {"retry_on": should_retry}, 3, id="ours, predicate"),
         pytest.param(0, 503, {}, 1, id="none"),
         pytest.param(0, 503, {"retry_on": should_retry}, 3, id="langgraph's"),
+        pytest.param(0, 401, {}, 1, id="none, final"),
+        pytest.param(0, 401, {"retry_on": should_retry}, 1, id="langgraph's, final"),
         pytest.param(2, 401, {"retry_on": should_retry}, 1, id="final"),
     ],
 )

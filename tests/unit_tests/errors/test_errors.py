@@ -103,6 +103,36 @@ def test_facts_that_are_not_known_are_none() -> None:
     }
 
 
+# --- should_retry -------------------------------------------------------------------
+
+
+def given_up() -> errors.RetryRouterError:
+    error = errors.ServerError("after 3 attempts")
+    error.is_retryable = False
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "may_pass"),
+    [
+        (errors.RateLimitError("slow down"), True),
+        (errors.RateLimitError("slow down", should_retry=False), False),
+        (errors.QuotaExceededError("no money"), False),
+        (given_up(), False),
+        (langchain.ModelTimeoutError("LangChain's"), True),
+        (langchain.ModelAuthenticationError("LangChain's"), False),
+        (ConnectionResetError(), True),
+        (TimeoutError(), True),
+        (ValueError("a bug"), False),
+        (KeyboardInterrupt(), False),
+    ],
+    ids=repr,
+)
+def test_should_retry(error: BaseException, *, may_pass: bool) -> None:
+    """Transient errors may pass; final ones, and those we gave up on, do not."""
+    assert errors.should_retry(error) is may_pass
+
+
 # --- Copies -------------------------------------------------------------------------
 
 
