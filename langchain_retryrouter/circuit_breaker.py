@@ -233,6 +233,8 @@ class CircuitBreaker:
     @property
     def retry_after(self) -> float:
         """Seconds until a probe is admitted; 0 if it is not open."""
+        if self._open_until is None:  # Without the lock, since nearly all calls ask.
+            return 0.0
         with self._lock:
             return self._opens_in()
 
@@ -281,9 +283,9 @@ class CircuitBreaker:
                 one early probe may come in each pause.
             awaits_probe: Whether to wait for another call's probe in any pause.
         """
+        if self._open_until is None:
+            return 0.0
         with self._lock:
-            if self._open_until is None:
-                return 0.0
             held = max(0.0, self._held_until - self._clock.monotonic())
             if self._is_probing:
                 return _PROBE_INTERVAL if self._is_held or awaits_probe else None
