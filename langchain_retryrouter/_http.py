@@ -99,62 +99,59 @@ class SSEParser:
         """
         *lines, rest = chunk.split(b"\n")
         for tail in lines:
-            self._grow(len(tail))
+            # Each byte is counted once as it arrives, so that the limit does not depend
+            # on how the stream is split.
+            self._size += len(tail)
+            if self._size > self._max:
+                raise self._too_large()
             line = bytes(self._pending + tail) if self._pending else tail
             self._pending.clear()
-            event = self._take(line.removesuffix(b"\r"))
-            if event is not None:
-                yield event
+            line = line.removesuffix(b"\r")
+            if self._is_first:
+                self._is_first = False
+                line = line.removeprefix(_BOM)
+            field, _, value = line.partition(b":")
+            if field == b"data":
+                self._data += value.removeprefix(b" ")
+                self._data += b"\n"
+            elif line:
+                self._take(line, field, value.removeprefix(b" "))
+            else:
+                kind, data = self._kind or b"message", bytes(self._data[:-1])
+                has_event = bool(self._data)
+                self._kind, self._size = b"", 0
+                self._data.clear()
+                if has_event:
+                    yield ServerSentEvent(kind, data)
         if rest:
             self._pending += rest
-            self._grow(len(rest))
+            self._size += len(rest)
+            if self._size > self._max:
+                raise self._too_large()
 
-    def _take(self, line: bytes) -> ServerSentEvent | None:
-        if self._is_first:
-            self._is_first = False
-            line = line.removeprefix(_BOM)
-        if not line:
-            return self._dispatch()
-        field, _, value = line.partition(b":")
-        value = value.removeprefix(b" ")
-        if field == b"data":
-            self._data += value
-            self._data += b"\n"
-        elif field == b"event":
+    def _take(self, line: bytes, field: bytes, value: bytes) -> None:
+        """Take note of a line that is not data, as far as a server has written it."""
+        if field == b"event":
             self._kind = value
-        elif field == b"error":  # Not the standard's: llama.cpp's `error: {...}`.
+            return
+        if field == b"error":  # Not the standard's: llama.cpp's `error: {...}`.
             self._kind = field
             self._data += value
             self._data += b"\n"
-        else:
-            # It would be ignored; data, if no server has written it.
-            is_damaged = not _NAME.fullmatch(field)
-            try:
-                value.decode()
-            except UnicodeDecodeError:
-                is_damaged = True
-            if is_damaged:
-                self._data += line
-                self._data += b"\n"
-        return None
+            return
+        # It would be ignored; data, if no server has written it.
+        is_damaged = not _NAME.fullmatch(field)
+        try:
+            value.decode()
+        except UnicodeDecodeError:
+            is_damaged = True
+        if is_damaged:
+            self._data += line
+            self._data += b"\n"
 
-    def _dispatch(self) -> ServerSentEvent | None:
-        kind = self._kind
-        self._kind, self._size = b"", 0
-        if not self._data:
-            return None
-        self._data.pop()
-        data = bytes(self._data)
-        self._data.clear()
-        return ServerSentEvent(kind or b"message", data)
-
-    def _grow(self, size: int) -> None:
-        # Each byte is counted once as it arrives, so that the limit does not depend on
-        # how the stream is split.
-        self._size += size
-        if self._size > self._max:
-            msg = f"one event of the stream is larger than {self._max} bytes"
-            raise EventTooLargeError(msg)
+    def _too_large(self) -> EventTooLargeError:
+        msg = f"one event of the stream is larger than {self._max} bytes"
+        return EventTooLargeError(msg)
 
 
 # --- errors --------------------------------------------------------------------------

@@ -408,7 +408,7 @@ class EventStream:
                 parser = _EventParser()
                 try:
                     while not parser.is_over:
-                        yield from parser.feed(http.read_some(response))
+                        yield from parser.feed(response.read1(http.READ_BYTES))
                 finally:
                     if parser.is_over:
                         http.drain(response)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _SCHEMES: Final = ("http", "https")
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
-_READ_BYTES: Final = 65_536
+READ_BYTES: Final = 65_536
 # Sync connections that are kept; more are opened on demand, and closed after use.
 _KEPT_CONNECTIONS: Final = 100
 # Async connections in use; further calls wait for a free one.
@@ -175,11 +175,6 @@ def _new_manager(origin: Origin) -> urllib3.PoolManager:
     return urllib3.ProxyManager(origin.proxy, proxy_headers=credentials, **settings)
 
 
-def read_some(response: urllib3.BaseHTTPResponse) -> bytes:
-    """The bytes that have arrived, at least one; none at the end of the body."""
-    return response.read1(_READ_BYTES)
-
-
 def read_body(response: urllib3.BaseHTTPResponse) -> bytes:
     """The whole body.
 
@@ -187,7 +182,7 @@ def read_body(response: urllib3.BaseHTTPResponse) -> bytes:
         ResponseTooLargeError: If it is larger than `MAX_BODY_BYTES`.
     """
     body = bytearray()
-    while piece := response.read1(_READ_BYTES):
+    while piece := response.read1(READ_BYTES):
         body += piece
         _check_size(body)
     return bytes(body)
@@ -204,7 +199,7 @@ def drain(response: urllib3.BaseHTTPResponse) -> None:
     with contextlib.suppress(urllib3.exceptions.HTTPError, OSError):
         socket.settimeout(_DRAIN_SECONDS)
         end = time.monotonic() + _DRAIN_SECONDS
-        while response.read1(_READ_BYTES) and time.monotonic() < end:
+        while response.read1(READ_BYTES) and time.monotonic() < end:
             pass
 
 
@@ -320,7 +315,7 @@ async def _close_with_loop(current: _LoopSession) -> AsyncGenerator[None, None]:
 
 
 async def aread_some(response: aiohttp.ClientResponse) -> bytes:
-    """Async variant of `read_some`."""
+    """The bytes that have arrived, at least one; none at the end of the body."""
     return await response.content.readany()
 
 

@@ -339,10 +339,16 @@ class ChunkReader:
         data = event.data
         self._id = self._id or getattr(event, "id", None)
         self._provider = self._provider or event.provider
-        self._citations = _new(self._citations, data.get("citations"))
-        self._citations = _new(self._citations, getattr(event, "citations", None))
+        for citations in (data.get("citations"), getattr(event, "citations", None)):
+            if citations:
+                self._citations = _new(self._citations, citations)
         self._model = self._model or data.get("model")
         if event.event == "update":
+            if data.keys() <= _TEXT_KEYS and not data.get("finish_reason"):
+                # As nearly all events of a stream are.
+                if not (text := data.get("text")):
+                    return None
+                return ChatGenerationChunk(message=AIMessageChunk(content=text))
             return self._read_update(data)
         if event.event == "meta":
             usage = clean_usage(data.get("usage"))
@@ -372,11 +378,6 @@ class ChunkReader:
 
     def _read_update(self, data: Mapping[str, Any]) -> ChatGenerationChunk | None:
         text = data.get("text") or ""
-        if data.keys() <= _TEXT_KEYS and not data.get("finish_reason"):
-            # As nearly all events of a stream are.
-            if not text:
-                return None
-            return ChatGenerationChunk(message=AIMessageChunk(content=text))
         extra: dict[str, Any] = {}
         if reasoning := read_reasoning(data):
             extra["reasoning_content"] = reasoning

@@ -648,16 +648,15 @@ def read_event(data: bytes) -> GatewayEvent:
         isinstance(content, dict)
         and isinstance(content.get("text"), str | None)
         and isinstance(content.get("finish_reason"), str | None)
-        and are_tool_calls(content.get("tool_calls"))
-        and is_function_call(content.get("function_call"))
+        and ((calls := content.get("tool_calls")) is None or are_tool_calls(calls))
+        and ((call := content.get("function_call")) is None or is_function_call(call))
     ):
         msg = f"an update of the stream is not of the protocol: {excerpt(data)!r}"
         raise malformed(msg)
-    metadata: dict[str, Any] = {
-        name: value
-        for name, type_ in _EVENT_METADATA.items()
-        if isinstance(value := event.get(name), type_)
-    }
+    metadata: dict[str, Any] = {}
+    for name, type_ in _EVENT_METADATA.items():
+        if isinstance(value := event.get(name), type_):
+            metadata[name] = value
     # The data of `end` is the string "end", which the SDK's type cannot hold.
     held = content if isinstance(content, dict) else {}
     return GatewayEvent(event=kind, data=held, **metadata)

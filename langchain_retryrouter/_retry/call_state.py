@@ -45,32 +45,29 @@ class Stop:
 Decision: TypeAlias = Retry | Stop
 
 
-@dataclass(frozen=True, slots=True)
-class FailedAttempt:
-    """What is known when an attempt has failed.
+def decide(
+    policy: RetryPolicy,
+    failure: Failure,
+    *,
+    attempt: int,
+    remaining: float | None,
+    random: float,
+    will_failover: bool = False,
+) -> Decision:
+    """Whether to try again after a failed attempt, and after how many seconds.
 
-    Attributes:
+    Args:
+        policy: The numbers.
         failure: What went wrong.
         attempt: Which attempt on its route it was, counted from 1.
         remaining: Seconds left until the deadline; None if there is none.
         random: A random number in `[0, 1)` for jitter.
         will_failover: Whether the next attempt would ask another model.
     """
-
-    failure: Failure
-    attempt: int
-    remaining: float | None
-    random: float
-    will_failover: bool = False
-
-
-def decide(policy: RetryPolicy, failed: FailedAttempt) -> Decision:
-    """Whether to try again after a failed attempt, and after how many seconds."""
-    failure = failed.failure
-    if not failure.is_retryable and not failed.will_failover:
+    if not failure.is_retryable and not will_failover:
         refused = failure.should_retry is False
         return Stop("the server said not to retry" if refused else "")
-    if failed.attempt >= policy.max_attempts:
+    if attempt >= policy.max_attempts:
         return Stop("no retries left" if policy.max_retries else "retries are off")
     if not failure.is_retryable:
         return Retry(0.0)  # The other model is not overloaded, so there is no wait.
@@ -80,10 +77,10 @@ def decide(policy: RetryPolicy, failed: FailedAttempt) -> Decision:
             f"Retry-After of {retry_after:g} s is above max_retry_after"
             f" of {policy.max_retry_after:g} s"
         )
-    delay = policy.delay(failed.attempt, failed.random, retry_after)
+    delay = policy.delay(attempt, random, retry_after)
     if failure.kind is FailureKind.REJECTED:
         delay = 0.0  # The server is well: it answered.
-    if failed.remaining is not None and delay >= failed.remaining:
+    if remaining is not None and delay >= remaining:
         return Stop(
             f"a wait of {delay:.1f} s would outlast the deadline of"
             f" {policy.deadline:g} s"
@@ -451,21 +448,11 @@ class CallState:
             self.position += 1
 
     def resume(self) -> bool:
-        """Whether an interrupted stream may be continued: on the next route, or here.
-
-        Continuing on the same route is a retry, and is paid for like one.
-        """
+        """Whether an interrupted stream may be continued, and on which route."""
         remaining = self.remaining()
         if remaining is not None and remaining <= 0:
             return False
-        if self.failover():
-            return True
-        is_possible = not (
-            self._is_used_up(self.position) or self._is_open(self.position)
-        )
-        if is_possible and self._pay(throttled=False):
-            return True
-        return self._resort() is not None
+        return self.failover() or self._resort() is not None
 
     def hedge(self) -> int | None:
         """Begin an attempt on the next open route while the current one goes on.
@@ -547,13 +534,11 @@ class CallState:
         """The decision about another attempt on the same route."""
         decision = decide(
             self.policy,
-            FailedAttempt(
-                failure=failure,
-                attempt=self._sent[self.position],
-                remaining=self.remaining(),
-                random=self._time.random(),
-                will_failover=will_failover,
-            ),
+            failure,
+            attempt=self._sent[self.position],
+            remaining=self.remaining(),
+            random=self._time.random(),
+            will_failover=will_failover,
         )
         if isinstance(decision, Stop):
             return decision
@@ -595,7 +580,7 @@ class CallState:
         # An outage of all routes is not waited for. But if one route failed for good,
         # or the caller has the beginning of the answer, another one's may be over.
         is_early = self._is_interrupted or bool(self._left)
-        waits: list[tuple[float, int]] = []
+        waits: list[tuple[float, bool, int]] = []
         for position in range(len(self._routes)):
             is_current = position == self.position and shorter_than < math.inf
             soon = self.policy.failover_after_wait
@@ -611,8 +596,8 @@ class CallState:
                 continue
             if wait:
                 wait = self.policy.delay(1, self._time.random(), wait)
-            waits.append((wait, position))
-        wait, position = min(waits, default=(math.inf, 0))
+            waits.append((wait, position == self.position, position))
+        wait, _, position = min(waits, default=(math.inf, False, 0))
         remaining = self.remaining()
         if wait >= shorter_than or (remaining is not None and wait >= remaining):
             return None

@@ -87,7 +87,8 @@ class StreamMonitor(Generic[E]):
         saw_token: Whether an event had content.
         is_complete: Whether the protocol's end was seen.
         is_over: Whether nothing more is to be read.
-        has_limits: Whether the time between events is limited.
+        has_limits: Whether the policy limits the time between events.
+        is_timed: Whether something else than `stall_timeout` limits it.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class StreamMonitor(Generic[E]):
         self.has_limits = (
             policy.stall_timeout is not None or policy.deadline is not None
         )
+        self.is_timed = policy.deadline is not None
         self._classify_chunk = classify_chunk
         self._text: list[str] = []
         self._is_counted = False
@@ -129,7 +131,7 @@ class StreamMonitor(Generic[E]):
             self.saw_token = True
             self.is_complete = False  # An end that a token follows was not the end.
         if chunk.is_end:
-            self.is_complete = self.has_limits = True
+            self.is_complete = self.is_timed = True
             if not self._is_counted:
                 self._is_counted = True
                 self._controller.call_state.succeeded()
@@ -222,11 +224,12 @@ def stream(
         return _open(controller, begin(controller), connect, new_classifier)
 
     events, monitor = run(context, controller, attempt, notify)
+    stall = context.call_state.policy.stall_timeout
     monitor.first_token_delivered = True
     try:
         yield from monitor.buffer
         while not monitor.is_over:
-            limit = monitor.limit() if monitor.has_limits else None
+            limit = monitor.limit() if monitor.is_timed else stall
             try:
                 event = events.next(limit)
             except TimeLimitError:
@@ -261,12 +264,13 @@ async def astream(
         )
 
     source, events, monitor = await arun(context, controller, attempt, notify)
+    stall = context.call_state.policy.stall_timeout
     monitor.first_token_delivered = True
     try:
         for event in monitor.buffer:
             yield event
         while not monitor.is_over:
-            limit = monitor.limit() if monitor.has_limits else None
+            limit = monitor.limit() if monitor.is_timed else stall
             scope = asyncio.timeout(limit)
             try:
                 if limit is None:

@@ -14,7 +14,6 @@ from langchain_retryrouter import CircuitBreaker, RetryBudget, RetryPolicy
 from langchain_retryrouter._retry.call_state import (
     CallState,
     Decision,
-    FailedAttempt,
     Retry,
     RouteState,
     Stop,
@@ -65,12 +64,12 @@ def outcomes(state: CallState) -> list[tuple[str | None, str]]:
 # --- the decision about one route ---
 
 
-def failed(kind: FailureKind = FailureKind.UNAVAILABLE, **known: Any) -> FailedAttempt:
-    """A failed first attempt."""
+def after(policy: RetryPolicy, **known: Any) -> Decision:
+    """The decision after a failed first attempt."""
+    kind = known.pop("kind", FailureKind.UNAVAILABLE)
     failure = Failure(kind, **known.pop("failure", {}))
-    return FailedAttempt(
-        failure, **{"attempt": 1, "remaining": None, "random": 0.5, **known}
-    )
+    first = {"attempt": 1, "remaining": None, "random": 0.5}
+    return decide(policy, failure, **{**first, **known})
 
 
 @pytest.mark.parametrize(
@@ -109,7 +108,7 @@ def test_what_ends_the_retries(
 ) -> None:
     """Retry-After, `x-should-retry`, the number of retries and the deadline."""
     expected = Stop(decision) if isinstance(decision, str) else decision
-    assert decide(RetryPolicy(**policy), failed(**known)) == expected
+    assert after(RetryPolicy(**policy), **known) == expected
 
 
 @given(
@@ -122,14 +121,12 @@ def test_a_wait_respects_retry_after_and_deadline(
     retry_after: float | None, remaining: float | None, attempt: int, random: float
 ) -> None:
     """A wait is never shorter than Retry-After, and always ends in time."""
-    decision = decide(
+    decision = after(
         RetryPolicy(max_retries=4, deadline=100),
-        failed(
-            failure={"retry_after": retry_after},
-            remaining=remaining,
-            attempt=attempt,
-            random=random,
-        ),
+        failure={"retry_after": retry_after},
+        remaining=remaining,
+        attempt=attempt,
+        random=random,
     )
     if isinstance(decision, Retry):
         assert (retry_after or 0.0) <= decision.delay <= 68
@@ -412,14 +409,17 @@ def test_a_failure_of_the_call_cancels_its_hedge(clock: FakeClock) -> None:
 
 
 def test_an_interrupted_stream_continues_where_it_may(clock: FakeClock) -> None:
-    """On the next route for free, on the same one as a paid retry, or not at all."""
+    """On the next route for free, on one asked before as a paid retry, or not."""
     budget = RetryBudget(capacity=14)
     state = routed(clock, "a", "b", policy={"max_retries": 1}, budget=budget)
-    for can_resume, tokens in ((True, 14), (True, 0), (False, 0)):
+    for can_resume, route, tokens in ((True, "b", 14), (True, "a", 0), (True, "b", 0)):
         state.admit()
         state.stream_interrupted(UNAVAILABLE)
         assert state.resume() is can_resume
-        assert (state.next_route, budget.tokens) == ("b", tokens)
+        assert (state.next_route, budget.tokens) == (route, tokens)
+    state.admit()
+    state.stream_interrupted(UNAVAILABLE)
+    assert not state.resume()
     late = routed(clock, "a", "b", policy={"deadline": 1})
     late.admit()
     clock.advance(1)
