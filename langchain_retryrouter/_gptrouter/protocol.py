@@ -338,8 +338,10 @@ class ModelList:
     def _asked(self, error: RetryRouterError | None) -> GatewayRequest:
         """The model that the stream or the error names, else the first not skipped."""
         if error is not None:
-            words = set(_MODEL_NAME.findall(error.message))
-            said = [one for one in self.requests if one.model_name in words]
+            # A name without a digit, such as `command`, may be any word.
+            words = {w.strip(".:/-") for w in _WORD.findall(error.message)}
+            names = {word for word in words if any(map(str.isdigit, word))}
+            said = [one for one in self.requests if one.model_name in names]
             if named := self._named(self._reader.model) or next(iter(said), None):
                 return named
         if skipped_at := self._observed.skipped_at:
@@ -762,7 +764,7 @@ _UNKNOWN_NAME: Final = re.compile(
     r"(?:provider|model) with (?:name|id) (?P<name>.+) does not exist",
     re.IGNORECASE,
 )
-_MODEL_NAME: Final = re.compile(r"[\w./:-]*\d[\w./:-]*\w")
+_WORD: Final = re.compile(r"[\w./:-]+")
 _NOT_ACCEPTABLE: Final = 406
 _OPAQUE_STATUS: Final = 500
 _OPAQUE_BODY: Final = {"error": "Something went wrong"}

@@ -286,6 +286,29 @@ def test_a_failure_belongs_to_the_model_that_was_asked(
     assert not any(line.startswith(SICK.name) for line in caplog.messages)
 
 
+@pytest.mark.parametrize(
+    ("cause", "blamed"),
+    [
+        ("404 The model 'gpt-5' does not exist.", "gpt-5"),
+        ("503 gpt-5: overloaded, see gpt-5-mini", "gpt-5"),
+        ("503 no such command", "first"),
+        ("503 " + "word" * 100_000, "first"),
+    ],
+    ids=["quoted", "before a colon", "a word", "a long word"],
+)
+def test_an_error_may_name_its_model(env: Env, cause: str, blamed: str) -> None:
+    """A name is a whole word with a digit; other words say nothing of the list."""
+    models = [
+        GPTRouterModel(name=name, provider_name="chat_openai")
+        for name in ("first", "gpt-5", "command")
+    ]
+    env.gateway.script(ErrorEvent(cause))
+
+    answer = sum_of(env.stream(env.llm(models_priority_list=models), "hi"))
+
+    assert attempts_of(answer)[0][0] == blamed
+
+
 def test_a_broken_stream_names_the_model_that_was_asked(env: Env) -> None:
     """The route of the error is the model that the gateway has asked."""
     env.gateway.script(Answer(model=SERVED.name), Truncate(after=2))
