@@ -79,7 +79,9 @@ def systems(urls: list[str], scale: float) -> dict[str, Callable[[], Ask]]:
         )
 
     def limited() -> Ask:
-        limits = RetryPolicy(first_token_timeout=10, stall_timeout=10)
+        limits = RetryPolicy(
+            attempt_timeout=10, first_token_timeout=10, stall_timeout=10
+        )
         return router(retry_policy=limits)
 
     def with_fallbacks() -> Ask:

@@ -6,7 +6,7 @@ All fields go to each model, so that a test can set the policy, the budget or th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 import openai
@@ -24,6 +24,7 @@ from langchain_retryrouter import (
     Route,
 )
 from langchain_retryrouter.testing import STUB_TEXT, FaultyGateway
+from tests.unit_tests.conftest import Twin
 
 KEY: Final = "sk-must-never-be-shown"
 GATEWAY: Final[dict[str, Any]] = {
@@ -56,19 +57,16 @@ def new_model(name: str, gateway: FaultyGateway | str, **fields: Any) -> Any:
             **fields,
         )
     if name in LLMS:
-        return LLMS[name](**_openai_address(name, url), api_key=KEY, **fields)
+        address = {"base_url": f"{url}/v1"}
+        if name == "AzureOpenAI":
+            address = {"azure_endpoint": url, "azure_deployment": "mine"}
+            address["api_version"] = "2024-10-21"
+        return LLMS[name](**address, api_key=KEY, **fields)
     breaker = fields.pop("breaker", None)
     timeout = {"timeout": fields.pop("timeout")} if "timeout" in fields else {}
     models = (new_model("GPTRouter", url, **timeout), chat_openai(url, **timeout))
     routes = [Route(model=model, breaker=breaker) for model in models]
     return RetryRouter(routes=routes, breaker_settings=None, **fields)
-
-
-def _openai_address(name: str, url: str) -> dict[str, str]:
-    if name != "AzureOpenAI":
-        return {"base_url": f"{url}/v1"}
-    names = {"azure_deployment": "mine", "api_version": "2024-10-21"}
-    return {"azure_endpoint": url, **names}
 
 
 def chat_openai(url: str, **fields: Any) -> ChatOpenAI:
@@ -90,9 +88,6 @@ def load_lazily_imported_modules() -> None:
             ask(new_model(name, gateway))
 
 
-# --- calls ---
-
-
 def ask(model: Any, prompt: str = "hi") -> Any:
     """One sync call, whatever the class."""
     if isinstance(model, GPTRouterEmbeddings):
@@ -107,9 +102,11 @@ async def aask(model: Any, prompt: str = "hi") -> Any:
     return await model.ainvoke(prompt)
 
 
-async def acollect(model: Any, prompt: str = "hi") -> list[Any]:
-    """All chunks of an async stream."""
-    return [chunk async for chunk in model.astream(prompt)]
+async def acall(model: Any, method: str, prompt: str = "hi") -> Any:
+    """Call an async method."""
+    if method == "astream":
+        return [chunk async for chunk in model.astream(prompt)]
+    return await aask(model, prompt)
 
 
 def call(model: Any, method: str, prompt: str = "hi") -> Any:
@@ -121,9 +118,21 @@ def call(model: Any, method: str, prompt: str = "hi") -> Any:
     return asyncio.run(acall(model, method, prompt))
 
 
-async def acall(model: Any, method: str, prompt: str = "hi") -> Any:
-    """Call an async method."""
-    return await (aask if method == "ainvoke" else acollect)(model, prompt)
+def run_twin(twin: Twin, work: Callable[[], Awaitable[Any]]) -> None:
+    """Run a coroutine function; in the sync variant it waits for nothing."""
+
+    async def main() -> None:
+        await work()
+
+    if twin.is_async:
+        asyncio.run(main())
+        return
+    try:
+        main().send(None)
+    except StopIteration:
+        return
+    msg = "a sync call waited for an event loop"
+    raise AssertionError(msg)
 
 
 def is_stub_answer(answer: Any) -> bool:

@@ -28,8 +28,8 @@ from tests.promises.models import (
     ask,
     failures_of,
     is_stub_answer,
-    load_lazily_imported_modules,
     new_model,
+    run_twin,
 )
 
 FAILED: Final = "calls that failed where a model was taken to"
@@ -39,12 +39,6 @@ pytestmark = pytest.mark.filterwarnings(
     # Python warns of forks in programs with threads; the gateway's is one.
     "ignore:.*multi-threaded, use of fork.*:DeprecationWarning"
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def loaded() -> None:
-    """Nothing is imported by the first call."""
-    load_lazily_imported_modules()
 
 
 @pytest.fixture
@@ -102,35 +96,26 @@ POOLS: Final[dict[str, Callable[[], Executor]]] = {
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("pool", POOLS)
-def test_worker_processes_answer(
+@pytest.mark.parametrize("pool", [*POOLS, "inherited by a fork"])
+def test_other_processes_answer(
     pool: str, gateway: FaultyGateway, figures: Figures
 ) -> None:
-    """A worker is handed each class, used and not; the parent goes on as before."""
+    """A process gets each class, used and not; the parent goes on as before."""
     used, new = models(gateway), models(gateway)
     failed = failures_of(used)
-    with POOLS[pool]() as workers:
-        failed += workers.submit(failures_of, [*used, *new]).result(110)
+    if pool in POOLS:
+        with POOLS[pool]() as workers:
+            failed += workers.submit(failures_of, [*used, *new]).result(110)
+    else:
+        context = multiprocessing.get_context("fork")
+        told = context.SimpleQueue()
+        child = context.Process(target=lambda: told.put(failures_of([*used, *new])))
+        child.start()
+        failed += told.get()
+        child.join(10)
     failed += failures_of([*used, *new])
     figures.exactly(0, failed, FAILED)
     figures.counted(CALLS * 5 * len(used), MADE)
-
-
-def test_a_model_that_a_fork_inherits_answers(
-    gateway: FaultyGateway, figures: Figures
-) -> None:
-    """A forked child answers with the models that are in its memory."""
-    used = models(gateway)
-    failed = failures_of(used)
-    context = multiprocessing.get_context("fork")
-    told = context.SimpleQueue()
-    child = context.Process(target=lambda: told.put(failures_of(used)))
-    child.start()
-    failed += told.get()
-    child.join(10)
-    failed += failures_of(used)
-    figures.exactly(0, failed, FAILED)
-    figures.counted(CALLS * 3 * len(used), MADE)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -145,12 +130,11 @@ def test_threads_and_loops_answer(
         together.wait()
         return asyncio.run(aask(model))
 
-    in_a_row = [asyncio.run(aask(model)) for _ in range(20)]
+    answers = [asyncio.run(aask(model)) for _ in range(20)]
     with ThreadPoolExecutor(20) as pool:
-        at_once = list(pool.map(in_a_loop, range(20)))
+        answers += pool.map(in_a_loop, range(20))
     with ThreadPoolExecutor(50) as pool:
-        shared = list(pool.map(ask, [model] * 50))
-    answers = [*in_a_row, *at_once, *shared]
+        answers += pool.map(ask, [model] * 50)
     figures.exactly(0, sum(not is_stub_answer(one) for one in answers), FAILED)
     figures.counted(len(answers), MADE)
 
@@ -166,11 +150,7 @@ def test_a_hundred_calls_have_one_connection(
         for _ in range(100):
             await aask(model) if twin.is_async else ask(model)
 
-    if twin.is_async:
-        asyncio.run(call_all())
-    else:
-        with pytest.raises(StopIteration):  # Nothing in it waits for an event loop.
-            call_all().send(None)
+    run_twin(twin, call_all)
     what = "connections for 100 calls one after another"
     figures.exactly(1, gateway.connections, what)
 

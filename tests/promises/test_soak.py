@@ -31,48 +31,28 @@ from langchain_retryrouter.testing import (
     Truncate,
 )
 from tests.promises.conftest import Figures, Twin
-from tests.promises.models import FIVE, call, load_lazily_imported_modules, new_model
-from tests.promises.test_recovery import router
-from tests.promises.virtual_time import VirtualClock, let_pass, run
+from tests.promises.models import FIVE, call, new_model
+from tests.promises.virtual_time import VirtualClock, let_pass, router, run
 
 FAULTS: Final = 0.02
 STEPS: Final[tuple[Step, ...]] = (
-    Status(429, {"retry-after": "3"}),
-    Status(500),
-    Status(503),
-    HtmlPage(),
-    Reset(),
-    Hangup(),
-    Cut(after=1),
-    Truncate(after=1),
-    Status(400),
+    *(Status(429, {"retry-after": "3"}), Status(500), Status(503), Status(400)),
+    *(HtmlPage(), Reset(), Hangup(), Cut(after=1), Truncate(after=1)),
 )
 
 
-class Memory:
-    """What is held once all is warm, and how much that has changed in the end."""
-
-    def __init__(self) -> None:
-        """Take the first figures."""
-        self.objects, self.rss = objects(), resident_bytes()
-
-    def note(self, figures: Figures, where: str) -> None:
-        """Take the figures again, and note the drift."""
-        drift = abs(100 * (objects() / self.objects - 1))
-        figures.at_most(2, drift, f"% that the number of objects drifts, {where}")
-        drift = abs(100 * (resident_bytes() / self.rss - 1))
-        figures.at_most(2, drift, f"% that the resident memory drifts, {where}")
-
-
-def objects() -> int:
-    """Blocks of memory that Python holds, without those that wait to be collected."""
+def held() -> tuple[int, int]:
+    """Blocks of memory that Python holds for objects in use, and resident pages."""
     gc.collect()
-    return sys.getallocatedblocks()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return sys.getallocatedblocks(), pages
 
 
-def resident_bytes() -> int:
-    """The resident memory of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[1])
+def note_drift(figures: Figures, before: tuple[int, int], where: str) -> None:
+    what = ("number of objects drifts", "resident memory drifts")
+    for now, then, subject in zip(held(), before, what, strict=True):
+        drift = abs(100 * (now / then - 1))
+        figures.at_most(2, drift, f"% that the {subject}, {where}")
 
 
 @pytest.mark.timeout(3600)
@@ -110,9 +90,9 @@ def test_calls_on_a_virtual_clock(figures: Figures, *, is_long: bool) -> None:
         await asyncio.gather(*(keep_calling() for _ in range(8)))
 
     run(soak(calls // 10))
-    memory = Memory()
+    before = held()
     run(soak(calls - calls // 10))
-    memory.note(figures, "on a virtual clock")
+    note_drift(figures, before, "on a virtual clock")
     assert attempts <= policy.max_retries + 1
     assert answered > 0.9 * calls
     figures.at_most(1e-6, latest, "seconds past a deadline")
@@ -125,37 +105,28 @@ def test_calls_over_http(
     name: str, twin: Twin, figures: Figures, *, is_long: bool
 ) -> None:
     """The real models over HTTP keep neither calls nor sockets."""
-    load_lazily_imported_modules()
     calls = 4_000 if is_long else 60
     rng = random.Random(name)  # noqa: S311
-    clock, attempts = FakeClock(random=iter(rng.random, None)), list[int]()
+    clock, attempts, answered = FakeClock(random=iter(rng.random, None)), [0], 0
     methods = ("ainvoke", "astream") if twin.is_async else ("invoke", "stream")
-
-    def step(_: object) -> Step:
-        return rng.choice(STEPS) if rng.random() < FAULTS else Answer()
-
     with FaultyGateway(keep_requests=0) as gateway:
-        gateway.always(step)
+        gateway.always(
+            lambda _: rng.choice(STEPS) if rng.random() < FAULTS else Answer()
+        )
         breaker = CircuitBreaker(clock=clock)
         guards: dict[str, Any] = {"budget": RetryBudget(), "breaker": breaker}
         model = new_model(name, gateway, clock=clock, **guards)
-
-        def answers(number: int) -> int:
-            count = 0
-            for _ in range(number):
-                try:
-                    count += bool(call(model, rng.choice(methods)))
-                except RetryRouterError as error:
-                    attempts.append(error.attempts)
-                    clock.advance(60)
-            return count
-
-        answered = answers(calls // 4)
-        memory = Memory()
-        answered += answers(calls - calls // 4)
+        for number in range(calls):
+            if number == calls // 4:
+                before = held()
+            try:
+                answered += bool(call(model, rng.choice(methods)))
+            except RetryRouterError as error:
+                attempts.append(error.attempts)
+                clock.advance(60)
         if is_long:
-            memory.note(figures, "over HTTP")
+            note_drift(figures, before, "over HTTP")
         figures.at_most(8, gateway.open_connections, "connections open in the end")
-    assert max(attempts, default=0) <= 6
+    assert max(attempts) <= 6
     assert calls * 0.9 < answered <= calls
     figures.counted(calls, "calls over HTTP")

@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import random  # noqa: TID251 - seeded
 import selectors
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun
 from langchain_core.language_models import GenericFakeChatModel
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
+
+from langchain_retryrouter import CircuitBreaker, RetryRouter, Route
+from langchain_retryrouter.testing import FakeClock
 
 T = TypeVar("T")
 
@@ -37,8 +39,6 @@ class _Jump(selectors.SelectSelector):
 
 
 class _VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop that begins at 0 and is never late."""
-
     def __init__(self) -> None:
         self._jump = _Jump()
         super().__init__(self._jump)
@@ -47,27 +47,19 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
         return self._jump.now
 
 
-class VirtualClock:
+class VirtualClock(FakeClock):
     """The package's clock on the virtual loop, with seeded randomness."""
 
     def __init__(self, seed: int) -> None:
-        """The same numbers for the same seed."""
-        self.random = random.Random(seed).random  # noqa: S311
+        super().__init__(random=iter(random.Random(seed).random, None))  # noqa: S311
 
     def monotonic(self) -> float:
-        """Seconds since the loop began."""
         return asyncio.get_running_loop().time()
 
     def time(self) -> float:
-        """Seconds since the epoch."""
         return 1_800_000_000 + self.monotonic()
 
-    def sleep(self, seconds: float) -> None:
-        """Refuse: nothing here may block."""
-        raise NotImplementedError(seconds)
-
     async def asleep(self, seconds: float) -> None:
-        """Wait on the loop."""
         await let_pass(seconds)
 
 
@@ -89,16 +81,17 @@ class ScriptedModel(GenericFakeChatModel):
     messages: Any = iter(())
     send: Any
 
-    def _generate(self, *args: Any, **kwargs: Any) -> ChatResult:
-        raise NotImplementedError
-
-    async def _agenerate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        del messages, stop, run_manager, kwargs
+    async def _agenerate(self, *_args: Any, **_kwargs: Any) -> ChatResult:
         await self.send()
         return ChatResult(generations=[ChatGeneration(message=AIMessage("answer"))])
+
+
+def router(
+    send: Callable[[], Awaitable[None]],
+    clock: Any,
+    breaker: CircuitBreaker | None = None,
+    **fields: Any,
+) -> RetryRouter:
+    """A router over one model whose requests are `send`."""
+    route = Route(model=ScriptedModel(send=send), breaker=breaker)
+    return RetryRouter(routes=[route], clock=clock, breaker_settings=None, **fields)
