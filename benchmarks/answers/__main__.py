@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import importlib
 import json
+import logging
 import os
 import statistics
 import subprocess
@@ -188,6 +189,7 @@ def main() -> None:
     parser.add_argument("--only", default="")
     arguments = parser.parse_args()
     scale = arguments.scale
+    logging.disable(logging.CRITICAL)  # Of the failures that the bench counts.
     with subprocess.Popen(  # noqa: S603 - this module's own server
         [
             *(sys.executable, "-m", "benchmarks.answers.provider"),

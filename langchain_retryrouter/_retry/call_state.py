@@ -578,7 +578,8 @@ class CallState:
             Seconds to wait before the attempt; None if there is no such route.
         """
         # An outage of all routes is not waited for. But if one route failed for good,
-        # or the caller has the beginning of the answer, another one's may be over.
+        # or the caller has the beginning of the answer, another one's may be over. And
+        # a route that was not asked yet is probed, if need be after another call.
         is_early = self._is_interrupted or bool(self._left)
         waits: list[tuple[float, bool, int]] = []
         for position in range(len(self._routes)):
@@ -587,10 +588,9 @@ class CallState:
             was_probed = position in self._probed and self._is_open(position, soon)
             if is_current or was_probed or self._is_used_up(position):
                 continue
+            is_probed = is_early or not self._sent[position]
             wait = self._wait_for(
-                position,
-                is_early=is_early or not self._sent[position],
-                awaits_probe=is_early,
+                position, is_early=is_probed, awaits_probe=is_probed
             )
             if wait is None or wait > self.policy.max_retry_after:
                 continue
@@ -606,7 +606,7 @@ class CallState:
         if self._is_open(position):
             self._probed.add(position)
         self.position, self._is_last_resort = position, True
-        self._awaits_probe = is_early
+        self._awaits_probe = is_early or not self._sent[position]
         return wait
 
     def _wait_for(

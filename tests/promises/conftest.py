@@ -70,8 +70,8 @@ class _Table:
         noted = dict(report.user_properties) if report.when == "teardown" else {}
         for what, relation, value, bar in noted.get("figures", ()):  # type: ignore[attr-defined]
             before = self.rows.get((promise, what), ("", 0, 0))[1]
-            value = before + value if relation == "+" else max(before, value)
-            self.rows[promise, what] = (relation, value, bar)
+            total = before + value if relation == "+" else max(before, value)
+            self.rows[promise, what] = (relation, total, bar)
 
 
 _TABLE = pytest.StashKey[_Table]()

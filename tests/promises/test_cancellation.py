@@ -271,10 +271,13 @@ def test_a_signal_ends_a_sync_call_where_it_waits(
     slowest = 0.0
     with FaultyGateway() as gateway:
         # A router waits for its first route, and needs no threads without limits.
-        no_limits = dict.fromkeys(
-            ("attempt_timeout", "first_token_timeout", "stall_timeout"), math.inf
+        policy = RetryPolicy(
+            max_retries=1,
+            failover_after_wait=60,
+            attempt_timeout=math.inf,
+            first_token_timeout=math.inf,
+            stall_timeout=math.inf,
         )
-        policy = RetryPolicy(max_retries=1, failover_after_wait=60, **no_limits)
         model = new_model(name, gateway, retry_policy=policy)
         for number in range(rounds):
             gateway.reset_log()

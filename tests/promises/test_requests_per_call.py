@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import importlib
 import warnings
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
-from itertools import cycle
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable
+from functools import partial
+from itertools import cycle, islice
 from operator import itemgetter
-from typing import Any, Final, NamedTuple, TypedDict
+from typing import Any, Final, TypedDict
 from uuid import UUID
 
 import pytest
@@ -20,10 +20,8 @@ from langchain.agents.middleware import ModelRetryMiddleware
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import Runnable
 from langgraph.graph import MessagesState, StateGraph
 from langgraph.types import RetryPolicy as LangGraphRetryPolicy
-from tenacity import RetryCallState
 
 from langchain_retryrouter import RetryPolicy, RetryRouterError
 from langchain_retryrouter.testing import (
@@ -39,16 +37,9 @@ from langchain_retryrouter.testing import (
     Truncate,
 )
 from tests.promises.conftest import Figures, Twin
-from tests.promises.models import (
-    CHAT_MODELS,
-    FIVE,
-    chat_openai,
-    load_lazily_imported_modules,
-    new_model,
-)
+from tests.promises.models import CHAT_MODELS, FIVE, chat_openai, new_model
 
 MAX_RETRIES: Final = 2
-REQUESTS: Final = MAX_RETRIES + 1
 POLICY: Final = RetryPolicy(max_retries=MAX_RETRIES)
 FAULTS: Final[dict[str, Step]] = {
     "503": Status(503),
@@ -59,23 +50,11 @@ FAULTS: Final[dict[str, Step]] = {
 DOWN_FOR_NOW: Final = Status(503, {"retry-after-ms": "1"})
 """A fault after which the openai SDK's own retries come at once."""
 
+MISSED: Final = "retries that a handler was not told of, or too late"
+MESSAGES: Final = {"messages": [("user", "hi")]}
+GRAPH_POLICY: Final = LangGraphRetryPolicy(initial_interval=0, jitter=False)
 
-@pytest.fixture(scope="module", autouse=True)
-def loaded() -> None:
-    """Nothing is imported by the first call, nor by LangGraph's first failure."""
-    load_lazily_imported_modules()
-    importlib.import_module("requests")
-
-
-# --- what people put around models ---
-
-
-class Asked(NamedTuple):
-    """Something to call, and with what."""
-
-    runnable: Runnable[Any, Any]
-    request: Any
-    stream_options: dict[str, Any]
+importlib.import_module("requests")  # LangGraph's first failure does.
 
 
 class Talk(TypedDict):
@@ -85,78 +64,55 @@ class Talk(TypedDict):
     answer: str
 
 
-MESSAGES: Final = {"messages": [("user", "hi")]}
-GRAPH_POLICY: Final = LangGraphRetryPolicy(initial_interval=0, jitter=False)
-
-
-def is_worth_a_retry(error: BaseException) -> bool:
-    """The predicate for `with_retry`; the middleware asks this by itself."""
-    return getattr(error, "is_retryable", True)
-
-
-def bare(llm: Any) -> Asked:
-    """Nothing around it."""
-    return Asked(llm, "hi", {})
-
-
-def in_a_node(llm: Any) -> Asked:
-    """In a node of a graph with a retry policy."""
+def in_a_node(llm: Any) -> Any:
     node = itemgetter("question") | llm | {"answer": StrOutputParser()}
     graph = StateGraph(Talk).add_node("model", node, retry_policy=GRAPH_POLICY)
-    graph.set_entry_point("model")
-    return Asked(graph.compile(), {"question": "hi"}, {"stream_mode": "messages"})
+    return graph.set_entry_point("model").compile()
 
 
-def in_an_agent(llm: Any, on_failure: Any = "continue") -> Asked:
-    """In an agent with retry middleware."""
+def in_an_agent(llm: Any, on_failure: Any = "continue") -> Any:
     retries = ModelRetryMiddleware(initial_delay=0, on_failure=on_failure)
-    agent: Any = create_agent(llm, tools=[], middleware=[retries])
-    return Asked(agent, MESSAGES, {"stream_mode": "messages"})
+    return create_agent(llm, tools=[], middleware=[retries])
 
 
-def with_retry(llm: Any) -> Asked:
-    """In `with_retry` that asks the error."""
-    repeated = llm.with_retry(
-        retry_if_exception_type=is_worth_a_retry, wait_exponential_jitter=False
+def with_retry(llm: Any) -> Any:
+    return llm.with_retry(
+        retry_if_exception_type=lambda error: getattr(error, "is_retryable", True),
+        wait_exponential_jitter=False,
     )
-    return Asked(repeated, "hi", {})
 
 
-def all_three(llm: Any) -> Asked:
-    """In middleware in an agent in a graph's node in `with_retry`."""
-    agent = in_an_agent(llm, on_failure="error").runnable
-    graph = StateGraph(MessagesState).add_node(
-        "agent", agent, retry_policy=GRAPH_POLICY
-    )
-    graph.set_entry_point("agent")
-    repeated = with_retry(graph.compile()).runnable
-    return Asked(repeated, MESSAGES, {"stream_mode": "messages"})
+def all_three(llm: Any) -> Any:
+    agent = in_an_agent(llm, on_failure="error")
+    graph = StateGraph(MessagesState)
+    graph.add_node("agent", agent, retry_policy=GRAPH_POLICY).set_entry_point("agent")
+    return with_retry(graph.compile())
 
 
-AROUND: Final[dict[str, Callable[[Any], Asked]]] = {
-    "called bare": bare,
-    "in a LangGraph node with RetryPolicy()": in_a_node,
-    "in with_retry() that asks is_retryable": with_retry,
+AROUND: Final[dict[str, tuple[Callable[[Any], Any], Any]]] = {
+    "called bare": (lambda llm: llm, "hi"),
+    "in a LangGraph node with RetryPolicy()": (in_a_node, {"question": "hi"}),
+    "in with_retry() that asks is_retryable": (with_retry, "hi"),
 }
-AROUND_CHAT_MODELS: Final[dict[str, Callable[[Any], Asked]]] = {
+AROUND_CHAT_MODELS: Final[dict[str, tuple[Callable[[Any], Any], Any]]] = {
     **AROUND,
-    "in an agent with ModelRetryMiddleware()": in_an_agent,
-    "all three around each other": all_three,
+    "in an agent with ModelRetryMiddleware()": (in_an_agent, MESSAGES),
+    "all three around each other": (all_three, MESSAGES),
 }
 
 
-def calls_of(twin: Twin, asked: Asked) -> Iterator[Callable[[], object]]:
-    """Both ways to call it."""
-    yield lambda: twin.invoke(asked.runnable, asked.request)
-    yield lambda: twin.stream(asked.runnable, asked.request, **asked.stream_options)
-
-
-def requests_of(gateway: FaultyGateway, call: Callable[[], object]) -> list[int]:
-    """How often each route is asked by a call that fails."""
-    gateway.reset_log()
-    with pytest.raises(RetryRouterError):
-        call()
-    return list(Counter(request.model for request in gateway.requests).values())
+def requests_of(
+    gateway: FaultyGateway, twin: Twin, runnable: Any, request: Any
+) -> list[int]:
+    """How often each route is asked by a call that fails, invoked and streamed."""
+    asked: list[int] = []
+    options: Any = {} if request == "hi" else {"stream_mode": "messages"}
+    for call in (twin.invoke, partial(twin.stream, **options)):
+        gateway.reset_log()
+        with pytest.raises(RetryRouterError):
+            call(runnable, request)
+        asked += Counter(request.model for request in gateway.requests).values()
+    return asked
 
 
 @pytest.mark.parametrize("name", FIVE)
@@ -165,26 +121,21 @@ def test_no_route_gets_more(
 ) -> None:
     """Whatever stands around a model, each of its routes is asked as often as said."""
     around = AROUND_CHAT_MODELS if name in CHAT_MODELS else AROUND
-    turns = cycle(FAULTS)
-    for _ in range(FIVE.index(name) + twin.is_async):
-        next(turns)  # In the short form each has another fault.
+    # In the short form each has another fault.
+    turns = islice(cycle(FAULTS), FIVE.index(name) + twin.is_async, None)
     with FaultyGateway() as gateway:
-        for what, put_around in around.items():
+        for what, (put_around, request) in around.items():
             for fault in FAULTS if is_long else (next(turns),):
                 gateway.always(FAULTS[fault])
                 timeout = 0.1 if fault == "silence" else 30
                 fields: dict[str, Any] = {"clock": FakeClock(), "timeout": timeout}
                 llm = new_model(name, gateway, retry_policy=POLICY, **fields)
-                for call in calls_of(twin, put_around(llm)):
-                    asked = requests_of(gateway, call)
-                    assert len(asked) == (2 if name == "RetryRouter" else 1)
-                    # A router leaves a silent route after one request.
-                    is_left = name == "RetryRouter" and fault == "silence"
-                    for number in asked:
-                        bar = 1 if is_left else REQUESTS
-                        assert number == bar, f"{name} {what}: {fault}"
-                        story = " (silent routes of a router)" if is_left else ""
-                        figures.exactly(bar, number, f"requests a route, {what}{story}")
+                asked = requests_of(gateway, twin, put_around(llm), request)
+                assert len(asked) == (4 if name == "RetryRouter" else 2)
+                for number in asked:
+                    figures.exactly(
+                        MAX_RETRIES + 1, number, f"requests a route, {what}"
+                    )
 
 
 @pytest.mark.parametrize("name", CHAT_MODELS)
@@ -193,9 +144,8 @@ def test_a_final_error_is_asked_once(name: str, twin: Twin, figures: Figures) ->
     with FaultyGateway() as gateway:
         gateway.always(Status(401))
         llm = new_model(name, gateway, retry_policy=POLICY, clock=FakeClock())
-        for call in calls_of(twin, all_three(llm)):
-            asked = max(requests_of(gateway, call))
-            figures.exactly(1, asked, "requests with a wrong key, all three around it")
+        asked = max(requests_of(gateway, twin, all_three(llm), MESSAGES))
+    figures.exactly(1, asked, "requests with a wrong key, all three around it")
 
 
 def test_what_chat_openai_sends(figures: Figures) -> None:
@@ -203,66 +153,45 @@ def test_what_chat_openai_sends(figures: Figures) -> None:
     with FaultyGateway() as gateway:
         gateway.always(DOWN_FOR_NOW)
         llm = chat_openai(gateway.url, max_retries=MAX_RETRIES)
-        for what, put_around in AROUND_CHAT_MODELS.items():
+        for what, (put_around, request) in AROUND_CHAT_MODELS.items():
             gateway.reset_log()
-            asked = put_around(llm)
             with contextlib.suppress(Exception):
-                asked.runnable.invoke(asked.request)
-            number = len(gateway.requests)
-            figures.peer("ChatOpenAI", number, f"requests a route, {what}")
-
-
-# --- every retry is seen ---
-
-
-@dataclass
-class Events:
-    """The events of each run that a callback handler has got, in order."""
-
-    gateway: FaultyGateway
-    events: dict[UUID, list[tuple[str, int]]] = field(default_factory=dict)
-
-    def add(self, what: str, run_id: UUID, number: int = 0) -> None:
-        """Add an event of a run; for a retry, with the number of its attempt."""
-        self.events.setdefault(run_id, []).append((what, number))
-
-    def check(self, end: str | None) -> int:
-        """The number of retries, after a check that each is in its place."""
-        for run in self.events.values():
-            retries = sum(what == "retry" for what, _ in run)
-            expected = [("start", 0), *(("retry", n + 1) for n in range(retries))]
-            expected += [(end, 0)] if end else []
-            assert run == expected
-        requests = len(self.gateway.requests)
-        told = sum(what == "retry" for run in self.events.values() for what, _ in run)
-        assert told == requests - len(self.events), self.events
-        return told
+                put_around(llm).invoke(request)
+            figures.peer(len(gateway.requests), f"requests a route, {what}")
 
 
 class Handler(BaseCallbackHandler):
-    """A sync handler; raises from `on_retry` where asked, which ends no call."""
+    """Records the events of each run; may raise from `on_retry`, which ends no call."""
 
-    def __init__(self, events: Events, *, raises: bool = False) -> None:
-        self.record = events.add
+    def __init__(self, *, raises: bool = False) -> None:
+        self.events: defaultdict[UUID, list[tuple[str, int]]] = defaultdict(list)
         self.raises = raises
 
     def on_chat_model_start(self, *_: Any, run_id: UUID, **__: Any) -> Any:
-        self.record("start", run_id)
+        self.events[run_id].append(("start", 0))
 
-    def on_llm_start(self, *_: Any, run_id: UUID, **__: Any) -> Any:
-        self.record("start", run_id)
+    on_llm_start = on_chat_model_start
 
-    def on_retry(self, retry_state: RetryCallState, *, run_id: UUID, **_: Any) -> Any:
-        self.record("retry", run_id, retry_state.attempt_number)
+    def on_retry(self, retry_state: Any, *, run_id: UUID, **_: Any) -> Any:
+        self.events[run_id].append(("retry", retry_state.attempt_number))
         if self.raises:
             msg = "the handler is broken"
             raise RuntimeError(msg)
 
     def on_llm_end(self, *_: Any, run_id: UUID, **__: Any) -> Any:
-        self.record("end", run_id)
+        self.events[run_id].append(("end", 0))
 
     def on_llm_error(self, *_: Any, run_id: UUID, **__: Any) -> Any:
-        self.record("error", run_id)
+        self.events[run_id].append(("error", 0))
+
+    def retries(self, gateway: FaultyGateway, end: str) -> int:
+        """The number of retries, after a check that each is in its place."""
+        retries = len(gateway.requests) - len(self.events)
+        for run in self.events.values():
+            told = range(1, len(run) - 1)
+            assert run == [("start", 0), *(("retry", at) for at in told), (end, 0)]
+        assert sum(len(run) - 2 for run in self.events.values()) == retries
+        return retries
 
 
 def delayed(method: Callable[..., object]) -> Callable[..., Awaitable[None]]:
@@ -302,7 +231,6 @@ def stream_events(twin: Twin, llm: Any, config: Any) -> object:
 
 
 def chain(llm: Any) -> Any:
-    """The model in a chain."""
     return ChatPromptTemplate(["{question}"]) | llm | StrOutputParser()
 
 
@@ -315,11 +243,7 @@ WAYS: Final[dict[str, Callable[[Twin, Any, Any], object]]] = {
     "stream events": stream_events,
 }
 SEEN_FAULTS: Final[tuple[Step, ...]] = (
-    Status(503),
-    Status(429),
-    HtmlPage(502),
-    Reset(),
-    Hangup(),
+    *(Status(503), Status(429), HtmlPage(502), Reset(), Hangup()),
 )
 
 
@@ -335,39 +259,26 @@ def test_each_retry_is_seen(
         policy = RetryPolicy(max_retries=4)
         llm = new_model(name, gateway, retry_policy=policy, clock=FakeClock())
         for shift in range(len(faults) if is_long else 1):
-            three = [
-                faults[(shift + FIVE.index(name) + n) % len(faults)] for n in range(3)
-            ]
-            for ends_well in (True, False):
-                records = [Events(gateway) for _ in range(3)]
-                handlers = [
-                    Handler(records[0], raises=True),
-                    Handler(records[1]),
-                    AsyncHandler(records[2]),
-                ]
+            first = FIVE.index(name) + shift
+            three = [*islice(cycle(faults), first, first + 3)]
+            for end in ("end", "error"):
+                handlers = [Handler(raises=True), Handler(), AsyncHandler()]
                 gateway.reset_log()
-                gateway.always(Answer() if ends_well else three[0])
-                gateway.script(*(three if ends_well else ()))
-                with (
-                    contextlib.nullcontext()
-                    if ends_well
-                    else pytest.raises(RetryRouterError)
-                ):
+                gateway.always(Answer() if end == "end" else three[0])
+                gateway.script(*(three if end == "end" else ()))
+                with contextlib.ExitStack() as stack:
+                    if end == "error":
+                        stack.enter_context(pytest.raises(RetryRouterError))
                     WAYS[way](twin, llm, {"callbacks": handlers})
-                for one in records:
-                    told += one.check("end" if ends_well else "error")
-                assert told
+                told += sum(one.retries(gateway, end) for one in handlers)
+    assert told
     figures.counted(told, "retries that handlers were told of")
-    figures.exactly(0, 0, "retries that a handler was not told of, or too late")
+    figures.exactly(0, 0, MISSED)
 
 
 def test_what_chat_openai_tells(figures: Figures) -> None:
     """langchain-openai's SDK repeats, and tells nobody."""
     with FaultyGateway() as gateway:
-        events = Events(gateway)
         gateway.script(DOWN_FOR_NOW, DOWN_FOR_NOW)
-        chat_openai(gateway.url).invoke("hi", {"callbacks": [Handler(events)]})
-        missed = len(gateway.requests) - 1
-    figures.peer(
-        "ChatOpenAI", missed, "retries that a handler was not told of, or too late"
-    )
+        chat_openai(gateway.url).invoke("hi")
+        figures.peer(len(gateway.requests) - 1, MISSED)

@@ -37,7 +37,7 @@ from tests.promises.models import (
     run_twin,
 )
 
-TEXT: Final = "The answer that the model gives has several words, and not one of them may be lost."
+TEXT: Final = "The answer of the model has several words, and none of them may be lost."
 TOLD: Final = Answer(TEXT)
 HEAD: Final = b"HTTP/1.1 200 OK\r\ncontent-type: "
 STREAMED: Final = HEAD + b"text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -74,7 +74,7 @@ def cut(body: bytes, at: int, how: str) -> Step:
     return Raw(part, how="rst" if how == "rst" else "fin")
 
 
-def places(size: int, count: int, shift: int = 0) -> Iterable[int]:
+def places(size: int, count: int, shift: int = 0) -> range:
     """`count` places in a body, each run of the test at other ones; or every byte."""
     step = max(1, size // count)
     return range(shift % step, size, step)
@@ -89,6 +89,7 @@ class Listener:
     over: str = ""
 
     def __str__(self) -> str:
+        """Its name in the test's."""
         return " ".join([self.of, self.over, *map(str, self.fields.values())])
 
     @property
@@ -176,7 +177,7 @@ def test_no_part_of_a_stream_is_an_answer(
     count, policy = (1_500 if is_long else 25), ONCE
     if how == "silence":
         count, policy = (40 if is_long else 4), SILENT
-    broken, stories = Counter[str](), []
+    broken, stories = Counter[str](), list[str]()
 
     async def listen_to_all() -> None:
         model = listener.model(gateway, policy)

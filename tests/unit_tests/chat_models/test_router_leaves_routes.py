@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import pytest
@@ -491,6 +492,25 @@ def test_a_route_gets_one_probe_at_a_time(pair: Pair) -> None:
     assert caught.value.retry_after is not None
     assert caught.value.retry_after > 5
     thread.join()
+
+
+@both_ways
+def test_a_route_not_asked_yet_is_probed_after_another_call(pair: Pair) -> None:
+    """A call whose other route is used up waits for the probe of another call."""
+    pair.backup.always(Status(503))
+    pair.primary.script(Status(503), SlowFirstToken(2 * SHORT))
+    router = pair.router(
+        breaker_settings={"failure_threshold": 1},
+        retry_policy=RetryPolicy(max_retries=0),
+        clock=None,
+    )
+    with pytest.raises(UnavailableError):
+        router.invoke("hi")
+    with ThreadPoolExecutor(1) as pool:
+        probe = pool.submit(router.invoke, "hi")
+        pair.primary.wait_for(lambda it: len(it.requests) == 2)
+        assert pair.ask(router, "hi").text == TEXT
+        assert probe.result().text == TEXT
 
 
 @both_ways
