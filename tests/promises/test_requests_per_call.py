@@ -107,7 +107,8 @@ def requests_of(
     """How often each route is asked by a call that fails, invoked and streamed."""
     asked: list[int] = []
     options: Any = {} if request == "hi" else {"stream_mode": "messages"}
-    for call in (twin.invoke, partial(twin.stream, **options)):
+    calls: tuple[Any, ...] = (twin.invoke, partial(twin.stream, **options))
+    for call in calls:
         gateway.reset_log()
         with pytest.raises(RetryRouterError):
             call(runnable, request)
