@@ -228,10 +228,7 @@ class GatewayClient(GPTRouterClient):
             response = http.post(**request)
             with contextlib.closing(response):
                 body = http.read_body(response)
-            if response.status != _OK:
-                _check_status(response.status, response.headers, body)
-                return None
-            return read_json(body, _OK)
+            return _read_answer(response.status, response.headers, body)
         except Exception as error:
             self.raise_typed(error, request)
             raise
@@ -244,10 +241,7 @@ class GatewayClient(GPTRouterClient):
         try:
             async with http.apost(**request) as response:
                 body = await http.aread_body(response)
-            if response.status != _OK:
-                _check_status(response.status, response.headers, body)
-                return None
-            return read_json(body, _OK)
+            return _read_answer(response.status, response.headers, body)
         except Exception as error:
             self.raise_typed(error, request)
             raise
@@ -470,10 +464,15 @@ def check_key(key: SecretStr) -> None:
         raise ValueError(msg)
 
 
-def _check_status(status: int, headers: Mapping[str, str], body: bytes) -> None:
-    """Raise the error that a status other than 200 stands for, if it is one."""
-    if status not in _NO_BODY:
-        raise read_status_error(status, headers, body, unix_time=SystemTime.time())
+def _read_answer(
+    status: int, headers: Mapping[str, str], body: bytes
+) -> dict[str, Any] | None:
+    """The JSON of an answer, if it has any; raises the error that a status says."""
+    if status == _OK:
+        return read_json(body, status)
+    if status in _NO_BODY:
+        return None
+    raise read_status_error(status, headers, body, unix_time=SystemTime.time())
 
 
 def _is_event_stream(status: int, headers: Mapping[str, str]) -> bool:
@@ -484,7 +483,7 @@ def _is_event_stream(status: int, headers: Mapping[str, str]) -> bool:
 def _raise_no_stream(status: int, headers: Mapping[str, str], body: bytes) -> NoReturn:
     """Raise the error for an answer that is not a stream of events."""
     if status != _OK:
-        _check_status(status, headers, body)
+        _read_answer(status, headers, body)
     what = repr(excerpt(body)) if body else "no body"
     msg = f"the gateway answered {status} without a stream of events: {what}"
     raise malformed(msg, status)
