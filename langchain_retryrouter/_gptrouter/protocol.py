@@ -318,7 +318,7 @@ class ModelList:
         Args:
             whole: An answer that was not streamed.
         """
-        if whole is not None:
+        if whole is not None and whole.choices:
             self._reader.model = whole.model
             # A completion model's answer has no role.
             self._reader.is_chat = whole.choices[0].role is not None or None
@@ -664,6 +664,10 @@ def read_event(data: bytes) -> GatewayEvent:
     return GatewayEvent(event=kind, data=held, **metadata)
 
 
+def _text_or_none(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
 class EventReader:
     """Says of each event of one stream whether it is a token, and whether the end.
 
@@ -712,7 +716,7 @@ class EventReader:
             if "finish_reason" in data:
                 self.is_chat = True
                 is_finished = bool(data["finish_reason"])
-            elif is_finished := bool(data.get("model")):
+            elif is_finished := bool(_text_or_none(data.get("model"))):
                 self.model, self.is_chat = data["model"], False
                 if self._tools and text and not data.get("tool_calls"):
                     raise self._not_told()
@@ -722,7 +726,7 @@ class EventReader:
         if event.event == "end":
             return ChunkInfo(is_end=self._is_finished is not False, is_last=True)
         if event.event == "meta":
-            self.model = self.model or data.get("model")
+            self.model = self.model or _text_or_none(data.get("model"))
         return ChunkInfo()
 
     def _not_told(self) -> RetryRouterError:

@@ -589,9 +589,7 @@ class CallState:
             if is_current or was_probed or self._is_used_up(position):
                 continue
             is_probed = is_early or not self._sent[position]
-            wait = self._wait_for(
-                position, is_early=is_probed, awaits_probe=is_probed
-            )
+            wait = self._wait_for(position, is_early=is_probed, awaits_probe=is_probed)
             if wait is None or wait > self.policy.max_retry_after:
                 continue
             if wait:

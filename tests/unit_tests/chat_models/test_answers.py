@@ -12,10 +12,10 @@ from langchain_core.load import dumps
 from langchain_core.messages import HumanMessage
 from langchain_core.outputs import LLMResult
 
-from langchain_retryrouter import GPTRouterModel
+from langchain_retryrouter import GPTRouterModel, StreamInterruptedError
 from langchain_retryrouter.testing import STUB_TEXT, Answer, ErrorEvent, Status
 
-from .conftest import GPT_4, WAYS, Env
+from .conftest import GPT_4, OTHER, WAYS, Env
 from .frames import END, FAREWELL, event_stream, sum_of, text_of, update
 
 # In a stream the gateway sends an estimate of its own.
@@ -218,6 +218,21 @@ def test_an_event_of_several_data_lines_is_joined(env: Env) -> None:
     env.gateway.script(event_stream(split, END, FAREWELL))
 
     assert env.ask("stream").content == "Hello"
+
+
+@pytest.mark.parametrize("model", [5, True, ["gpt-4"], {"name": "gpt-4"}], ids=str)
+def test_a_models_name_that_is_no_text_is_not_used(env: Env, model: Any) -> None:
+    """Metadata of a wrong type neither costs a stream its answer nor ends it."""
+    meta = "data: " + json.dumps({"event": "meta", "data": {"model": model}})
+    data = {"text": " there", "model": model}
+    odd = "data: " + json.dumps({"event": "update", "data": data})
+    env.gateway.script(event_stream(update("hi", "stop"), meta, END))
+    answer = env.ask("stream", models_priority_list=[GPT_4, OTHER])
+    assert answer.response_metadata["model_name"] == GPT_4.name
+
+    env.gateway.script(event_stream(update("hi"), odd, END))
+    with pytest.raises(StreamInterruptedError):
+        env.ask("stream")
 
 
 def test_a_completion_model_names_itself_and_its_provider(env: Env) -> None:
