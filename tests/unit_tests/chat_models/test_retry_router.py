@@ -10,15 +10,12 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-from langchain.chat_models import init_chat_model
 from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
-from langchain_core.language_models import FakeListLLM
 from langchain_core.language_models.fake_chat_models import (
     FakeListChatModel,
     GenericFakeChatModel,
 )
 from langchain_core.messages import AIMessage
-from langchain_core.runnables import RunnableLambda
 from pydantic import BaseModel, Field, SecretStr, ValidationError
 
 from langchain_retryrouter import (
@@ -754,30 +751,6 @@ def test_what_cannot_be_routed_is_refused(
     """A router that could not do what it is told is not built."""
     with pytest.raises(ValidationError, match=error):
         pair.router(**fields)
-
-
-@pytest.mark.parametrize(
-    ("model", "advice"),
-    [
-        (5, "must be a LangChain chat model"),
-        (FakeListLLM(responses=["a"]), "must be a LangChain chat model"),
-        (RunnableLambda(str), "must be a LangChain chat model"),
-        ("openai:gpt-4o", r"init_chat_model\('openai:gpt-4o'\)"),
-        (init_chat_model(), "name the model there"),
-    ],
-    ids=["number", "llm", "chain", "name", "configurable"],
-)
-def test_what_is_no_chat_model_is_no_route(pair: Pair, model: Any, advice: str) -> None:
-    """What cannot be routed to is refused with what to do instead."""
-    with pytest.raises(TypeError, match=advice):
-        pair.router(routes=[model])
-
-
-def test_a_route_without_tools_is_named(pair: Pair) -> None:
-    """`bind_tools` says which route has none."""
-    router = pair.router(routes=[FakeListChatModel(responses=["a"])])
-    with pytest.raises(TypeError, match="route 'FakeListChatModel' cannot be offered"):
-        router.bind_tools([TOOL])
 
 
 class Closable(FakeListChatModel):

@@ -14,11 +14,9 @@ from langchain.agents.middleware import (
 )
 from langchain_core.language_models.fake_chat_models import (
     FakeListChatModel,
-    GenericFakeChatModel,
 )
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, trim_messages
 from langchain_core.messages.utils import count_tokens_approximately
-from langchain_core.runnables import ConfigurableField
 from langchain_core.tracers import BaseTracer
 from langchain_core.tracers.schemas import Run
 from langchain_openai import ChatOpenAI
@@ -231,12 +229,3 @@ def test_an_overridden_public_method_is_named() -> None:
         RetryRouter(routes=[Caching(responses=["a"])])
     nested = RetryRouter(routes=[fake()], retry_policy=RetryPolicy(max_retries=0))
     RetryRouter(routes=[nested])  # Overrides `stream`, and loses nothing.
-
-
-def test_a_configurable_model_is_no_route() -> None:
-    """What to do instead is said."""
-    model: Any = GenericFakeChatModel(messages=iter(())).configurable_fields(
-        disable_streaming=ConfigurableField("x")
-    )
-    with pytest.raises(TypeError, match="each model that may be chosen into `routes`"):
-        RetryRouter(routes=[model])

@@ -32,6 +32,7 @@ from langchain_retryrouter.circuit_breaker import Permit
 from langchain_retryrouter.testing import (
     Answer,
     Body,
+    Cut,
     FakeClock,
     Reset,
     Silence,
@@ -69,28 +70,28 @@ class Run(NamedTuple):
     first: Step | list[Step]
     """What the first provider does always, or to its first requests."""
     second: Step | None = None
-    fields: dict[str, Any] = {}  # noqa: RUF012 - not changed
+    rules: Any = None
+    """`failover_on`."""
     waited: float = 0.0
     """Seconds; a random share of the back-off comes on top."""
 
 
-QUOTA = Status(429, error_code="insufficient_quota")
-LONG = Status(400, error_code="context_length_exceeded")
+def thrice(kind: str) -> str:
+    return f"f {kind}, f {kind}, f {kind}, s ok"
+
+
+OVERLONG = Status(400, error_code="context_length_exceeded")
 FILTERED = Status(400, error_code="content_policy_violation")
-ONCE = {"breaker_settings": {"failure_threshold": 1}}
 RUNS = {
-    "429": Run("f rate_limit, f rate_limit, f rate_limit, s ok", Status(429)),
-    "500": Run("f server_error, f server_error, f server_error, s ok", Status(500)),
-    "503": Run("f unavailable, f unavailable, f unavailable, s ok", Status(503)),
-    "reset": Run("f connection, f connection, f connection, s ok", Reset()),
-    "quota": Run("f quota, s ok", QUOTA),
+    "429": Run(thrice("rate_limit"), Status(429)),
+    "500": Run(thrice("server_error"), Status(500)),
+    "503": Run(thrice("unavailable"), Status(503)),
+    "reset": Run(thrice("connection"), Reset()),
+    "quota": Run("f quota, s ok", Status(429, error_code="insufficient_quota")),
     "401": Run("f authentication, s ok", Status(401)),
     "404": Run("f not_found, s ok", Status(404)),
-    "context": Run("f context_overflow, s ok", LONG),
-    "a retry is bought": Run(
-        "f unavailable, s ok", Status(503), None, {"budget": RetryBudget(capacity=1)}
-    ),
-    # Waits: up to `failover_after_wait` at the same route, whatever the jitter.
+    "context": Run("f context_overflow, s ok", OVERLONG),
+    # Up to `failover_after_wait` a wait stays at its route, whatever the jitter.
     "a long wait": Run("f rate_limit, s ok", limited(3600)),
     "2 s": Run("f rate_limit, f ok", [limited(2)], waited=2.0),
     "3 s": Run("f rate_limit, f ok", [limited(3)], waited=3.0),
@@ -101,52 +102,27 @@ RUNS = {
     "the shorter pause": Run(
         "f rate_limit, s rate_limit, f ok", [limited(10)], limited(50), waited=10
     ),
-    # The other route fails for good: the first one's trouble may be over.
-    "a breaker that the call opened": Run(
-        "f unavailable, s invalid_request, f ok", [Status(503)], Status(400), ONCE
-    ),
     # The caller's rules: the first one with an action counts.
-    "a kind": Run(
-        "f rate_limit, s ok",
-        Status(429),
-        None,
-        {"failover_on": {"rate_limit": "failover"}},
-    ),
+    "a kind": Run("f rate_limit, s ok", Status(429), rules={"rate_limit": "failover"}),
     "a filter": Run(
-        "f content_filter, s ok",
-        FILTERED,
-        None,
-        {"failover_on": {"content_filter": "failover"}},
+        "f content_filter, s ok", FILTERED, rules={"content_filter": "failover"}
     ),
     "a class": Run(
         "f rate_limit, s ok",
         Status(429),
-        None,
-        {"failover_on": {LookupError: "raise", RateLimitError: "failover"}},
+        rules={LookupError: "raise", RateLimitError: "failover"},
     ),
-    "a base class": Run(
-        "f rate_limit, s ok",
-        Status(429),
-        None,
-        {"failover_on": {Exception: "failover"}},
-    ),
-    "a function that says nothing": Run(
-        "f unavailable, f unavailable, f unavailable, s ok",
-        Status(503),
-        None,
-        {"failover_on": rate_limits_only},
+    "a base": Run("f rate_limit, s ok", Status(429), rules={Exception: "failover"}),
+    "a silent function": Run(
+        thrice("unavailable"), Status(503), rules=rate_limits_only
     ),
     "a list": Run(
         "f unavailable, s ok",
         Status(503),
-        None,
-        {"failover_on": [rate_limits_only, {"unavailable": "failover"}]},
+        rules=[rate_limits_only, {"unavailable": "failover"}],
     ),
     "a retry of anything": Run(
-        "f invalid_request, f invalid_request, f invalid_request, s ok",
-        Status(400),
-        None,
-        {"failover_on": lambda _: "retry"},
+        thrice("invalid_request"), Status(400), rules=lambda _: "retry"
     ),
 }
 
@@ -162,7 +138,7 @@ def test_what_follows_a_failure(pair: Pair, run: Run) -> None:
     if run.second is not None:
         pair.backup.always(run.second)
 
-    answer = pair.ask(pair.router(**run.fields), "hi")
+    answer = pair.ask(pair.router(failover_on=run.rules or {}), "hi")
 
     lines = told(answer)
     assert ", ".join(f"{name[0]} {outcome}" for name, outcome in lines) == run.log
@@ -174,55 +150,69 @@ def test_what_follows_a_failure(pair: Pair, run: Run) -> None:
     assert json.loads(json.dumps(answer.response_metadata))
     if run.waited:
         assert run.waited <= sum(pair.clock.sleeps) < run.waited + 3
-    elif "budget" in run.fields or len(lines) == 2:
+    elif len(lines) == 2:
         assert sum(pair.clock.sleeps) == 0
 
 
 @both_ways
 @pytest.mark.parametrize(
-    ("first", "fields", "error", "asked"),
+    ("first", "rules", "error"),
     [
-        (FILTERED, {}, ContentFilterError, (1, 0)),
-        (
-            Status(400),
-            {"failover_on": {"invalid_request": "raise"}},
-            InvalidRequestError,
-            (1, 0),
-        ),
-        (Status(429), {"failover_on": rate_limits_only}, RateLimitError, (1, 0)),
-        (
-            Status(429),
-            {"failover_on": [rate_limits_only, {"rate_limit": "failover"}]},
-            RateLimitError,
-            (1, 0),
-        ),
-        (limited(40), {"retry_policy": RetryPolicy(deadline=30)}, RateLimitError, None),
-        (
-            limited(40),
-            {"retry_policy": RetryPolicy(max_retry_after=30)},
-            RateLimitError,
-            None,
-        ),
+        (FILTERED, {}, ContentFilterError),
+        (Status(400), {"invalid_request": "raise"}, InvalidRequestError),
+        (Status(429), rate_limits_only, RateLimitError),
+        (Status(429), [rate_limits_only, {"rate_limit": "failover"}], RateLimitError),
     ],
-    ids=["filter", "kind", "function", "list", "deadline", "max_retry_after"],
+    ids=["filter", "kind", "function", "list"],
 )
-def test_what_ends_a_call(
-    pair: Pair,
-    first: Step,
-    fields: dict[str, Any],
-    error: type[RetryRouterError],
-    asked: tuple[int, int] | None,
+def test_a_refusal_and_the_callers_rule_end_a_call(
+    pair: Pair, first: Step, rules: Any, error: type[RetryRouterError]
 ) -> None:
-    """A refusal, the caller's rule, or a pause that is longer than may be waited."""
+    """Another route is not asked."""
     pair.primary.always(first)
+    with pytest.raises(error):
+        pair.ask(pair.router(failover_on=rules), "hi")
+    assert pair.asked() == (1, 0)
+
+
+@both_ways
+@pytest.mark.parametrize("limits", [{"deadline": 30}, {"max_retry_after": 30}], ids=str)
+def test_a_pause_that_is_too_long_is_not_waited_for(
+    pair: Pair, limits: dict[str, Any]
+) -> None:
+    """The call fails at once if the pause outlasts the deadline or the policy."""
+    pair.primary.always(limited(40))
     pair.backup.always(Status(400))
 
-    with pytest.raises(error) as caught:
-        pair.ask(pair.router(**fields), "hi")
+    with pytest.raises(RateLimitError) as caught:
+        pair.ask(pair.router(retry_policy=RetryPolicy(**limits)), "hi")
 
-    assert pair.asked() == (asked or (1, 1))
-    assert caught.value.attempts == sum(pair.asked())
+    assert caught.value.attempts == 2
+    assert pair.asked() == (1, 1)
     assert sum(pair.clock.sleeps) == 0
+
+
+@both_ways
+@pytest.mark.parametrize("fault", [Status(503), Cut(after=2)], ids=["503", "cut"])
+def test_a_route_whose_breaker_this_call_opened_is_asked_again(
+    pair: Pair, fault: Step
+) -> None:
+    """If the other route fails for good, the first one's trouble may be over."""
+    pair.primary.script(fault)
+    pair.backup.always(Status(400))
+
+    answer = pair.ask(pair.router(breaker_settings={"failure_threshold": 1}), "hi")
+
+    assert answer.text == TEXT
+    assert [route for route, _ in told(answer)] == ["first", "second", "first"]
+
+
+@both_ways
+def test_retries_are_bought_and_failovers_are_not(pair: Pair) -> None:
+    """With an empty budget the next route is asked at once."""
+    pair.primary.always(Status(503))
+    answer = pair.ask(pair.router(budget=RetryBudget(capacity=1)), "hi")
+    assert told(answer) == [("first", "unavailable"), ("second", "ok")]
 
 
 @both_ways
@@ -325,25 +315,6 @@ def test_a_long_wait_goes_to_the_next_route(pair: Pair) -> None:
 
 
 # --- breakers ---
-
-
-@both_ways
-def test_the_attempts_of_one_call_are_one_failure(pair: Pair) -> None:
-    """A prompt that breaks every provider opens no breaker for other calls."""
-    for gateway in (pair.primary, pair.backup):
-        gateway.always(
-            lambda request: (
-                Status(500)
-                if request.parameters["messages"][0]["content"] == "boom"
-                else Answer(TEXT)
-            )
-        )
-    router = pair.router()
-
-    with pytest.raises(ServerError):
-        pair.ask(router, "boom")
-
-    assert told(pair.ask(router, "hi")) == [("first", "ok")]
 
 
 @both_ways

@@ -186,6 +186,8 @@ def test_what_no_route_can_is_an_error() -> None:
     routes = [Route(model=Picky(), name="a"), Route(model=Picky(), name="b")]
     with pytest.raises(ValueError, match=r"'a' cannot .*any; route 'b' cannot .*any"):
         RetryRouter(routes=routes).bind_tools(TOOLS, tool_choice="required")
+    with pytest.raises(TypeError, match="route 'FakeListChatModel' cannot be offered"):
+        RetryRouter(routes=[FakeListChatModel(responses=["a"])]).bind_tools(TOOLS)
     with pytest.raises(ValueError, match="names 'x', and the tools are 'get_weather'"):
         RetryRouter(routes=[WithTools()]).bind_tools(TOOLS, tool_choice="x")
 

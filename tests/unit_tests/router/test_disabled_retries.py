@@ -12,12 +12,15 @@ from typing import Any
 
 import openai
 import pytest
+from langchain.chat_models import init_chat_model
 from langchain_anthropic import ChatAnthropic
 from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.language_models import FakeListLLM
 from langchain_core.language_models.fake_chat_models import (
     FakeListChatModel,
     ParrotFakeChatModel,
 )
+from langchain_core.runnables import ConfigurableField
 from langchain_openai import AzureChatOpenAI, ChatOpenAI
 from pydantic import SecretStr
 
@@ -172,8 +175,12 @@ def test_a_model_that_sends_once_is_used_as_it_is(
         chat_openai(faulty_gateway, max_retries=0),
         anthropic(faulty_gateway, max_retries=0),
         ParrotFakeChatModel(),
+        Repeating(max_retries=0),
+        Repeating(max_retries=None),
     ):
-        router = new_router(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            router = new_router(model)
         assert router.routes[0].model is model
         assert router.explain().routes[0].remark == ""
 
@@ -293,14 +300,6 @@ def test_a_model_that_repeats_is_named_in_one_warning() -> None:
     assert [cost.requests for cost in router.explain().routes] == [21, 6]
 
 
-@pytest.mark.parametrize("retries", [0, None])
-def test_a_model_that_does_not_repeat_is_not_named(retries: int | None) -> None:
-    """No retries, or none named, is nothing to warn of."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        new_router(Repeating(max_retries=retries))
-
-
 def test_a_subclass_that_cannot_be_made_again_is_named(
     faulty_gateway: FaultyGateway,
 ) -> None:
@@ -408,37 +407,27 @@ def test_callbacks_of_a_routes_model_are_named() -> None:
         RetryRouter(routes=[Route(model=model, name="loud")])
 
 
-@pytest.mark.parametrize(
-    ("model", "says"),
-    [
-        pytest.param(
-            ParrotFakeChatModel().with_retry(),
-            "give the router a RetryPolicy",
-            id="with_retry",
-        ),
-        pytest.param(
-            ParrotFakeChatModel().with_fallbacks([ParrotFakeChatModel()]),
-            "each as a route of its own",
-            id="with_fallbacks",
-        ),
-        pytest.param(
-            ParrotFakeChatModel().with_config(tags=["x"]),
-            "own (tags)",
-            id="with_config",
-        ),
-        pytest.param(
-            ParrotFakeChatModel().with_listeners(on_start=print),
-            "own (with_listeners)",
-            id="with_listeners",
-        ),
-        pytest.param(
-            ParrotFakeChatModel() | str, "must be a LangChain chat model", id="chain"
-        ),
-        pytest.param("openai:gpt-4o", "init_chat_model('openai:gpt-4o')", id="str"),
-    ],
-)
-def test_what_hides_retries_is_no_route(model: Any, says: str) -> None:
-    """A wrapped model is refused with the reason, and with what to do instead."""
+PARROT: Any = ParrotFakeChatModel()
+NO_ROUTES: dict[str, tuple[Any, str]] = {
+    "with_retry": (PARROT.with_retry(), "give the router a RetryPolicy"),
+    "with_fallbacks": (PARROT.with_fallbacks([PARROT]), "each as a route of its own"),
+    "with_config": (PARROT.with_config(tags=["x"]), "own (tags)"),
+    "with_listeners": (PARROT.with_listeners(on_start=print), "own (with_listeners)"),
+    "configurable_fields": (
+        PARROT.configurable_fields(disable_streaming=ConfigurableField("x")),
+        "each model that may be chosen into `routes`",
+    ),
+    "init_chat_model": (init_chat_model(), "name the model there"),
+    "chain": (PARROT | str, "must be a LangChain chat model"),
+    "llm": (FakeListLLM(responses=["a"]), "must be a LangChain chat model"),
+    "number": (5, "must be a LangChain chat model, not 5"),
+    "str": ("openai:gpt-4o", "init_chat_model('openai:gpt-4o')"),
+}
+
+
+@pytest.mark.parametrize(("model", "says"), NO_ROUTES.values(), ids=NO_ROUTES)
+def test_what_is_no_plain_chat_model_is_no_route(model: Any, says: str) -> None:
+    """It would hide retries, or a choice: it is refused, and what to do is said."""
     with pytest.raises(TypeError, match=re.escape(says)):
         RetryRouter(routes=[model])
 
