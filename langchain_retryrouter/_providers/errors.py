@@ -490,6 +490,7 @@ _BY_EXACT_NAME: Final = {
     "ContextWindowExceededError": FailureKind.CONTEXT_OVERFLOW,
     "ContentPolicyViolationError": FailureKind.CONTENT_FILTER,
     "ContentFilterFinishReasonError": FailureKind.CONTENT_FILTER,
+    "LengthFinishReasonError": FailureKind.LENGTH,
     "ModelRefusalError": FailureKind.CONTENT_FILTER,
 }
 _SHARPER: Final = (

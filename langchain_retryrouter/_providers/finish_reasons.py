@@ -9,6 +9,7 @@ judges the chunks of one stream. Which models name a reason at all is recorded i
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Mapping
 from typing import Any, Final
@@ -20,6 +21,7 @@ from langchain_retryrouter._retry.streaming import ChunkInfo
 from langchain_retryrouter.errors import (
     BASE_ERRORS,
     ContentFilterError,
+    LengthLimitError,
     MalformedResponseError,
     RetryRouterError,
     StreamInterruptedError,
@@ -155,6 +157,8 @@ def check_result(result: ChatResult, *, needs_reason: bool) -> list[str | None]:
         _check_reason(reason, _refusal_in(generation.message))
         # Text, a tool call or other content; thoughts are not enough.
         message = generation.message
+        for call in getattr(message, "invalid_tool_calls", ()):
+            _check_arguments(call.get("name"), call.get("args"), reason)
         kwargs, content = message.additional_kwargs, message.content
         has_answer = any(
             kwargs.get(n) for n in ("function_call", "tool_calls", "audio")
@@ -179,6 +183,7 @@ class StreamCheck:
     """
 
     __slots__ = (
+        "_calls",
         "_may_be_empty",
         "_needs_reason",
         "_refusal",
@@ -201,6 +206,7 @@ class StreamCheck:
         self._saw_token = False
         self._needs_reason = needs_reason
         self._refusal = ""
+        self._calls: dict[Any, list[str]] = {}
         self.held: list[ChatGenerationChunk] = []
 
     def read(self, chunk: ChatGenerationChunk) -> ChunkInfo | None:
@@ -239,6 +245,12 @@ class StreamCheck:
             _check_reason(reason, self._refusal)
         if is_token:
             self._saw_token = True
+            for call in getattr(message, "tool_call_chunks", ()):
+                # Without an index each chunk is a call of its own.
+                index = call.get("index")
+                place = object() if index is None else index
+                parts = self._calls.setdefault(place, [call.get("name") or "a tool"])
+                parts.append(call.get("args") or "")
         elif self.reason is not None and not self._saw_token:
             self.held.append(chunk)
             return None
@@ -266,6 +278,8 @@ class StreamCheck:
         _check_reason(self.reason, self._refusal)
         if self.reason is None and self._needs_reason:
             raise _no_reason()
+        for name, *arguments in self._calls.values():
+            _check_arguments(name, "".join(arguments), self.reason)
         is_short = kind_of(self.reason) is FailureKind.LENGTH
         if not (self._saw_token or self._may_be_empty or is_short):
             raise _empty()
@@ -310,6 +324,21 @@ def _check_reason(reason: str | None, refusal: str) -> None:
     if kind is not None and kind is not FailureKind.LENGTH:
         msg = f"the provider ended the answer with reason {reason!r}"
         raise BASE_ERRORS[kind](msg)
+
+
+def _check_arguments(name: Any, arguments: Any, reason: str | None) -> None:
+    """Refuse a tool call that is cut or garbled: LangChain completes one that is cut.
+
+    Raises:
+        RetryRouterError: The arguments are not JSON.
+    """
+    try:
+        json.loads(arguments or "{}", strict=False)
+    except (TypeError, ValueError) as error:
+        msg = f"the arguments of {name} are not JSON: {error}: {arguments}"
+        if kind_of(reason) is FailureKind.LENGTH:
+            raise LengthLimitError(msg) from error
+        raise MalformedResponseError(msg, code="invalid_tool_call") from error
 
 
 def _no_reason() -> RetryRouterError:

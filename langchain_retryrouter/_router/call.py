@@ -20,13 +20,17 @@ from operator import attrgetter
 from typing import Any, Final, Generic, NamedTuple, Self, TypeGuard, TypeVar
 
 from langchain_core.messages import (
+    AIMessage,
     AIMessageChunk,
     BaseMessage,
+    HumanMessage,
+    ToolMessage,
     message_chunk_to_message,
 )
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.outputs.chat_generation import merge_chat_generation_chunks
 from langchain_core.rate_limiters import BaseRateLimiter
+from pydantic import ValidationError
 
 from langchain_retryrouter._providers.errors import name_failure
 from langchain_retryrouter._providers.finish_reasons import (
@@ -52,7 +56,7 @@ from langchain_retryrouter.errors import (
     RejectedAnswerError,
     RetryRouterError,
 )
-from langchain_retryrouter.failures import FailureKind
+from langchain_retryrouter.failures import FailureAction, FailureKind
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +79,11 @@ _REJECTED: Final = frozenset(
 """Failures that content of other authors may cause."""
 _MISSES_ITEM: Final = re.compile(r"(?i)\b(?:response|item|container|file)s?\b")
 _NO_INFO: Final = ChunkInfo()
+# Of a 400 that is about the way in which JSON was asked for.
+_ABOUT_FORMAT: Final = re.compile(
+    r"schema|response.?format|output.?(?:config|format)|structured.?output",
+    re.IGNORECASE,
+)
 _LIMITER_INTERVAL: Final = 0.1  # Seconds between two questions to a rate limiter.
 
 
@@ -109,10 +118,16 @@ class AnswerRules:
     Attributes:
         accept: The router's own `accept`.
         hears_length: Whether an answer that a token limit cut is a failure.
+        parse: Makes the object that is asked for of a message; a ValueError says why
+            it cannot.
+        refused_formats: Names of routes that are asked for it by a tool, since they
+            refused the format of their own; filled in by each call.
     """
 
     accept: Accept | None = None
     hears_length: bool = False
+    parse: Callable[[BaseMessage], Any] | None = None
+    refused_formats: set[str] = field(default_factory=set)
 
 
 class _CallersError(Exception):
@@ -218,9 +233,12 @@ class BaseRouterCall:
         """
         self._measured = measured
         self._rules = rules
+        accepts = (rules.accept, *(route.accept for route in routes))
         self.needs_whole = rules.hears_length or any(
-            one is not None for one in (rules.accept, *(r.accept for r in routes))
+            rule is not None for rule in (rules.parse, *accepts)
         )
+        self._repairs: dict[int, list[BaseMessage]] = {}  # By the route's position.
+        self._hopeless: RetryRouterError | None = None
         self._routes = routes
         self._state = call_state
         self._request = request
@@ -270,6 +288,10 @@ class BaseRouterCall:
             logger.warning(
                 "route %r cannot answer: %s", error.route, error, exc_info=cause
             )
+
+    def action_for(self, error: RetryRouterError) -> FailureAction | None:
+        """A model that has seen its mistake, and repeats it, is not asked again."""
+        return FailureAction.FAILOVER if error is self._hopeless else None
 
     def final_error(self, error: RetryRouterError) -> RetryRouterError:
         """The error that the caller gets: the first route's, the others attached."""
@@ -370,6 +392,8 @@ class BaseRouterCall:
         """The attempt that has just begun, on the route at `position`."""
         position = self._state.position if position is None else position
         route = self._routes[position]
+        if route.by_tool is not None and route.name in self._rules.refused_formats:
+            route = route.by_tool
         facts = self._facts.setdefault(self._state.attempts, {})
         attempt = RouteAttempt(route, position, self._clock.monotonic(), facts)
         attempt.is_strict = route.name in self._strict
@@ -398,6 +422,8 @@ class BaseRouterCall:
         facts.pop("left_out", None)
         if left_out:
             facts["left_out"] = list(left_out)
+        repairs = self._repairs.get(attempt.position, ())
+        attempt.messages = [*attempt.messages, *repairs]
         if self._delivered:
             # Providers refuse a prefill that ends in white space.
             text = self._delivered.rstrip()
@@ -427,7 +453,11 @@ class BaseRouterCall:
         is_missing = named.kind is FailureKind.NOT_FOUND
         if is_missing and not _MISSES_ITEM.search(named.message):
             return False
-        name = attempt.route.name
+        name, by_tool = attempt.route.name, attempt.route.by_tool
+        if by_tool is not None and _ABOUT_FORMAT.search(named.message):
+            attempt.route = by_tool
+            self._rules.refused_formats.add(name)
+            return True
         if attempt.is_prefilled:
             self._refused_prefill.add(name)
         elif attempt.is_strict:
@@ -459,6 +489,9 @@ class BaseRouterCall:
     def named(self, error: BaseException, attempt: RouteAttempt) -> RetryRouterError:
         """What a route's model raised, as an error with a kind."""
         named = name_failure(error, self._clock.time())
+        is_unread = named.kind is FailureKind.UNKNOWN and self._rules.parse is not None
+        if is_unread and isinstance(error, ValidationError):
+            return self._misfit(attempt, error)  # The SDK has parsed it by itself.
         if named is error:
             # A model of our own has noted how it ended, of itself, not of the call.
             notes = getattr(error, "__notes__", [])
@@ -479,10 +512,42 @@ class BaseRouterCall:
         ]
         return list(zip(messages, reasons, strict=True))
 
-    def _check_rules(self, message: BaseMessage, reason: str | None) -> None:
-        if self._rules.hears_length and kind_of(reason) is FailureKind.LENGTH:
-            msg = f"a token limit cut the answer: finish reason {reason!r}"
-            raise _with_message(LengthLimitError(msg), message)
+    def _parse(
+        self, message: BaseMessage, reason: str | None, attempt: RouteAttempt
+    ) -> Any:
+        """The object that an answer holds, if one is asked for.
+
+        Raises:
+            RetryRouterError: There is none that fits, or a limit cut the answer.
+        """
+        is_cut = kind_of(reason) is FailureKind.LENGTH
+        cut = f"a token limit cut the answer: finish reason {reason!r}"
+        if self._rules.hears_length and is_cut:
+            raise _with_message(LengthLimitError(cut), message)
+        if self._rules.parse is None:
+            return None
+        try:
+            return self._rules.parse(message)
+        except ValueError as error:
+            if is_cut:
+                raise _with_message(LengthLimitError(cut), message) from error
+            raise self._misfit(attempt, error, message) from error
+
+    def _misfit(
+        self,
+        attempt: RouteAttempt,
+        error: Exception,
+        message: BaseMessage | None = None,
+    ) -> RetryRouterError:
+        """The error of an answer that does not fit; the model is shown it, once."""
+        attempt.facts["reason"] = str(error)
+        msg = f"the answer does not fit its schema: {error}"
+        rejected = _with_message(RejectedAnswerError(msg), message)
+        if attempt.position in self._repairs:
+            self._hopeless, rejected.should_retry = rejected, False
+        else:
+            self._repairs[attempt.position] = _repair(message, error)
+        return rejected
 
     def _functions(self, attempt: RouteAttempt) -> list[Accept]:
         """The functions that judge an answer of this attempt."""
@@ -662,10 +727,10 @@ class RouterCall(BaseRouterCall):
         self, message: BaseMessage, reason: str | None, attempt: RouteAttempt
     ) -> None:
         """Refuse an answer that does not satisfy the caller's rules."""
-        self._check_rules(message, reason)
+        parsed = self._parse(message, reason, attempt)
         for accept in self._functions(attempt):
             with _callers_own():
-                verdict = accept(message)
+                verdict = _ask(accept, message, parsed)
                 if inspect.isawaitable(verdict):
                     if inspect.iscoroutine(verdict):
                         verdict.close()
@@ -691,12 +756,14 @@ class RouterCall(BaseRouterCall):
         return _GeneratorSource(self._events(self._begin(position)))
 
     def _events(self, attempt: RouteAttempt) -> Generator[StreamEvent, None, None]:
-        route, stop = attempt.route, self._request.stop
+        stop = self._request.stop
         with _Reported(self, attempt):
             while True:
                 check = _new_check(attempt)
                 try:
-                    chunks = route.stream(attempt.messages, stop, attempt.options)
+                    chunks = attempt.route.stream(
+                        attempt.messages, stop, attempt.options
+                    )
                     with contextlib.closing(chunks):
                         for chunk in chunks:
                             yield from self._read(chunk, attempt, check)
@@ -735,10 +802,10 @@ class AsyncRouterCall(BaseRouterCall):
         self, message: BaseMessage, reason: str | None, attempt: RouteAttempt
     ) -> None:
         """Async variant of `RouterCall._judge`, which awaits async functions."""
-        self._check_rules(message, reason)
+        parsed = self._parse(message, reason, attempt)
         for accept in self._functions(attempt):
             with _callers_own():
-                verdict = accept(message)
+                verdict = _ask(accept, message, parsed)
                 if inspect.isawaitable(verdict):
                     verdict = await verdict
             self._take(verdict, message, attempt)
@@ -758,12 +825,12 @@ class AsyncRouterCall(BaseRouterCall):
         return _AsyncGeneratorSource(self._events(self._begin(position)))
 
     async def _events(self, attempt: RouteAttempt) -> AsyncGenerator[StreamEvent, None]:
-        route, stop = attempt.route, self._request.stop
+        stop = self._request.stop
         with _Reported(self, attempt):
             while True:
                 check = _new_check(attempt)
                 try:
-                    chunks = await route.astream(
+                    chunks = await attempt.route.astream(
                         attempt.messages, stop, attempt.options
                     )
                     async with contextlib.aclosing(chunks):
@@ -871,9 +938,40 @@ def _with_info(message: BaseMessage, *infos: dict[str, Any] | None) -> BaseMessa
     return message
 
 
-def _with_message(error: RetryRouterError, message: BaseMessage) -> RetryRouterError:
+def _with_message(
+    error: RetryRouterError, message: BaseMessage | None
+) -> RetryRouterError:
     error.raw_message = message
     return error
+
+
+def _ask(accept: Accept, message: BaseMessage, parsed: Any) -> Any:
+    """What `accept` says of the message, and of the object if it takes that, too."""
+    try:
+        parameters = inspect.signature(accept).parameters.values()
+    except ValueError:  # A function written in C.
+        return accept(message)
+    if any(one.name == "parsed" for one in parameters):
+        return accept(message, parsed=parsed)
+    needed = [
+        one
+        for one in parameters
+        if one.default is one.empty and one.kind <= one.POSITIONAL_OR_KEYWORD
+    ]
+    return accept(message, parsed) if len(needed) > 1 else accept(message)
+
+
+def _repair(message: BaseMessage | None, error: Exception) -> list[BaseMessage]:
+    """The end of a conversation that shows a model why its answer does not fit."""
+    text = f"Your answer does not fit the schema: {error}\nFix this and answer again."
+    calls = message.tool_calls if isinstance(message, AIMessage) else []
+    ids = [call["id"] for call in calls if call["id"]]
+    is_whole = isinstance(message, AIMessage) and not message.invalid_tool_calls
+    if message is not None and ids and len(ids) == len(calls) and is_whole:
+        shown = [ToolMessage(text, tool_call_id=i, status="error") for i in ids]
+        return [message, *shown]
+    said = message.text if message is not None else ""
+    return [*([AIMessage(said)] if said.strip() else []), HumanMessage(text)]
 
 
 def _with_others(

@@ -9,6 +9,7 @@ to read: `call`, which makes the attempts, and waits for the model's rate limite
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import logging
@@ -120,6 +121,8 @@ class Route(BaseModel):
             Set it to False for a server that never sends one: then the end of its
             stream counts as the end of the answer, also where the stream was cut.
         accept: Judges this route's answers, before the router's `accept`, which see.
+        by_tool: This route, asking for an object by a tool; what is asked if its
+            provider refuses the format in which it is asked first.
         route_cost: What an attempt costs at most; the router fills it in.
         unfit: Why this route cannot be asked, in a router with tools bound to it.
         ignored: An argument of `bind_tools` that its integration drops.
@@ -137,6 +140,7 @@ class Route(BaseModel):
     options: dict[str, Any] = Field(default_factory=dict, repr=False)
     sends_finish_reason: bool | None = None
     accept: Accept | None = Field(default=None, exclude=True, repr=False)
+    by_tool: Route | None = Field(default=None, exclude=True, repr=False)
     route_cost: RouteCost = Field(default=RouteCost(""), exclude=True, repr=False)
     unfit: str = Field(default="", exclude=True, repr=False)
     ignored: str = Field(default="", exclude=True, repr=False)
@@ -281,31 +285,81 @@ class Route(BaseModel):
                 raise ValueError(msg)
         return bound
 
-    def with_format(self, schema: Any, method: str, **kwargs: Any) -> Route:
-        """This route, asking for objects of `schema` by its provider's `method`.
+    def with_format(
+        self,
+        schema: Any,
+        json_schema: dict[str, Any],
+        method: str,
+        *,
+        strict: bool | None,
+    ) -> Route:
+        """This route, asking for an object of `schema`, which is `json_schema` in JSON.
+
+        With method "auto" it is asked by its provider's own format where the model's
+        profile says that it has one, and else by a tool.
 
         Raises:
-            ValueError: If its model does not know the method or an option.
+            ValueError: If its model cannot honour the method or `strict`.
         """
-        asked = {"method": method, **kwargs}
+        options = {} if strict is None else {"strict": strict}
+        if method != "auto":
+            return self._asking(schema, json_schema, method, options)
+        profile = self.model.profile or {}
+        if profile.get("structured_output"):
+            with contextlib.suppress(ValueError):
+                native = self._asking(schema, json_schema, "json_schema", options)
+                by_tool = None
+                with contextlib.suppress(ValueError):
+                    by_tool = self.with_format(
+                        schema, json_schema, "function_calling", strict=strict
+                    )
+                return native.model_copy(update={"by_tool": by_tool})
+        return self._asking(schema, json_schema, "function_calling", options)
+
+    def _asking(
+        self,
+        schema: Any,
+        json_schema: dict[str, Any],
+        method: str,
+        options: dict[str, Any],
+    ) -> Route:
+        asked = {"method": method, **options}
         known = inspect.signature(self.model.with_structured_output).parameters
-        if unknown := [name for name in asked if name not in known]:
-            msg = (
-                f"route {self.name!r} cannot honour {unknown[0]}={asked[unknown[0]]!r}:"
-                f" {type(self.model).__name__}.with_structured_output does not take"
-                f" it; leave it out, so that every route is asked by a tool"
-            )
-            raise ValueError(msg)
         try:
-            chain = self.model.with_structured_output(schema, **asked)
+            if method == "function_calling" and not asked.keys() <= known.keys():
+                name = json_schema["title"]
+                return self.with_tools([schema], tool_choice=name, **options)
+            route = self._asking_natively(schema, asked)
+            if route.options.get("response_format") is not schema:
+                return route
+            # The SDK would parse the answer itself, and lose one that does not fit.
+            return self._asking_natively(json_schema, {"strict": True, **asked})
         except (NotImplementedError, TypeError, ValueError) as error:
-            msg = f"route {self.name!r} cannot honour {asked!r}: {error}"
+            asks = ", ".join(f"{option}={value!r}" for option, value in asked.items())
+            msg = (
+                f"route {self.name!r} cannot honour {asks}: {error}; leave it out, so"
+                " that each route is asked in its own way"
+            )
             raise ValueError(msg) from error
+
+    def _asking_natively(self, schema: Any, asked: dict[str, Any]) -> Route:
+        """This route, asking as its model's own `with_structured_output` does."""
+        integration = type(self.model).__name__
+        structured = self.model.with_structured_output
+        known = inspect.signature(structured).parameters
+        if unknown := [option for option in asked if option not in known]:
+            msg = f"{integration} does not take {unknown[0]}"
+            raise ValueError(msg)
+        chain = structured(schema, **asked)
         bound = chain.first if isinstance(chain, RunnableSequence) else chain
         route = self._bound_to(bound, f"honour {asked!r}")
         options = dict(route.options)
         # For tracers: the run is the router's, which tells them itself.
-        options.pop("ls_structured_output_format", None)
+        told = options.pop("ls_structured_output_format", None) or {}
+        used = told.get("kwargs", {}).get("method", asked["method"])
+        if used != asked["method"]:
+            msg = f"{integration} would use {used!r}"
+            raise ValueError(msg)
         return route.model_copy(update={"options": options})
 
     def _bound_to(self, bound: Any, purpose: str) -> Route:

@@ -6,12 +6,15 @@ written for another chat model work here too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from operator import itemgetter
+import functools
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import ge, gt, itemgetter, le, lt
 from typing import Any, Final, Literal, TypeAlias, TypeGuard, get_args
 
 from langchain_core.language_models.base import LanguageModelInput
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.output_parsers import (
     BaseOutputParser,
     JsonOutputParser,
@@ -22,14 +25,23 @@ from langchain_core.output_parsers.openai_tools import (
     JsonOutputKeyToolsParser,
     PydanticToolsParser,
 )
-from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.runnables import (
+    Runnable,
+    RunnableConfig,
+    RunnableLambda,
+    RunnableMap,
+    RunnablePassthrough,
+)
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import (
     convert_to_json_schema,
     convert_to_openai_tool,
 )
+from langchain_core.utils.json import parse_json_markdown
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel
+
+from langchain_retryrouter.errors import RetryRouterError
 
 Tool: TypeAlias = dict[str, Any] | type | Callable[..., Any] | BaseTool
 Schema: TypeAlias = dict[str, Any] | type
@@ -201,3 +213,185 @@ def with_raw(model: Model, parser: Parser) -> Runnable[LanguageModelInput, Any]:
     return RunnableMap(raw=model) | parsed.with_fallbacks(
         [unread], exception_key="parsing_error"
     )
+
+
+# --- what answers of several providers have in common ---
+
+
+class OutputFormat:
+    """The schema that a router's answers must fit, by whichever way they were asked.
+
+    Attributes:
+        name: The name of the schema, and of the tool that asks for it.
+        json_schema: The schema in JSON, with its name as `title`.
+        refused: Names of the routes that refused to answer in this format, and are
+            asked by a tool instead.
+    """
+
+    def __init__(self, schema: Schema | None) -> None:
+        """Of a pydantic class, a TypedDict, a JSON schema; None for any JSON."""
+        self.refused: set[str] = set()
+        self._model: type[BaseModel] | None = None
+        self._schema: dict[str, Any] = {}
+        self.json_schema: dict[str, Any] = {}
+        self._takes_none = not isinstance(schema, dict)
+        if schema is None:
+            self.name = ""
+            return
+        if is_pydantic_class(schema):
+            if not issubclass(schema, BaseModel):
+                msg = (
+                    f"schema {schema.__name__!r} is a class of pydantic.v1: make it a"
+                    " class of pydantic 2, or give its JSON schema"
+                )
+                raise TypeError(msg)
+            self._model = schema
+        form = _json_schema_form(schema)
+        self.name, self._schema = form["name"], dict(form["schema"])
+        self.json_schema = {**self._schema, "title": self.name}
+        # LangChain's schema of a TypedDict requires all fields, and knows no None.
+        keys = getattr(schema, "__required_keys__", None)
+        if keys is not None:
+            required = self._schema.get("required", [])
+            self._schema["required"] = [key for key in required if key in keys]
+
+    def parse(self, message: BaseMessage) -> Any:
+        """The object that a message holds: in a call of the tool, or else in its text.
+
+        Raises:
+            ValueError: There is none, or it does not fit the schema.
+        """
+        calls = getattr(message, "tool_calls", [])
+        data = next((one["args"] for one in calls if one["name"] == self.name), None)
+        if data is None:
+            for call in getattr(message, "invalid_tool_calls", []):
+                msg = f"the arguments of {call['name']} are not JSON: {call['args']}"
+                raise ValueError(msg)
+            if not message.text.strip():
+                msg = f"there is no call of {self.name!r}, and no JSON"
+                raise ValueError(msg)
+            read = functools.partial(json.loads, strict=False)
+            try:
+                data = parse_json_markdown(message.text, parser=read)
+            except ValueError as error:
+                msg = f"this is not JSON: {error}"
+                raise ValueError(msg) from error
+        if self._model is not None:
+            return self._model.model_validate_json(json.dumps(data))
+        if misfits := list(self._misfits(data, self._schema, "the object")):
+            raise ValueError("; ".join(misfits))
+        return data
+
+    def _misfits(self, value: Any, schema: Any, place: str) -> Iterator[str]:
+        """Where `value` does not fit the JSON schema, as far as it uses usual words."""
+        if not isinstance(schema, Mapping) or (value is None and self._takes_none):
+            return
+        if isinstance(ref := schema.get("$ref"), str):
+            parts = [part for part in ref.removeprefix("#").split("/") if part]
+            target = functools.reduce(lambda at, part: at[part], parts, self._schema)
+            yield from self._misfits(value, target, place)
+        for one in schema.get("allOf", ()):
+            yield from self._misfits(value, one, place)
+        choices = [*schema.get("anyOf", ()), *schema.get("oneOf", ())]
+        misfits = [list(self._misfits(value, one, place)) for one in choices]
+        if misfits and all(misfits):
+            yield f"{place}: " + " or ".join(texts[0] for texts in misfits)
+        types = schema.get("type", [])
+        types = [types] if isinstance(types, str) else types
+        if value is None and schema.get("nullable"):
+            return
+        if types and not any(_is_of(value, one) for one in types):
+            yield f"{place} must be of type {' or '.join(types)}, not {value!r}"
+            return
+        allowed = schema.get("enum", [schema["const"]] if "const" in schema else None)
+        if allowed is not None and value not in allowed:
+            yield f"{place} must be one of {allowed!r}, not {value!r}"
+        for word, (kind, size, is_within) in _LIMITS.items():
+            is_limited = word in schema and isinstance(value, kind)
+            if is_limited and not is_within(size(value), schema[word]):
+                yield f"{place} must have {word} {schema[word]!r}, and is {value!r}"
+        pattern = schema.get("pattern")
+        if pattern and isinstance(value, str) and not re.search(pattern, value):
+            yield f"{place} must match {pattern!r}, and is {value!r}"
+        if isinstance(value, dict):
+            known = schema.get("properties", {})
+            for name in schema.get("required", ()):
+                if name not in value:
+                    yield f"{place} has no {name!r}"
+            for name, item in value.items():
+                others = known.get(name, schema.get("additionalProperties", {}))
+                if others is False:
+                    yield f"{place} may not have {name!r}"
+                yield from self._misfits(item, others, f"{name!r}")
+        if isinstance(value, list):
+            for index, item in enumerate(value):
+                where = f"item {index} of {place}"
+                yield from self._misfits(item, schema.get("items"), where)
+
+
+def reads(model: Model, output: OutputFormat) -> Runnable[LanguageModelInput, Any]:
+    """The objects of a model whose answers are known to fit."""
+
+    async def aparse(message: BaseMessage) -> Any:
+        return output.parse(message)
+
+    return model | RunnableLambda(output.parse, aparse)
+
+
+def reads_raw(model: Model, output: OutputFormat) -> Runnable[LanguageModelInput, Any]:
+    """The message as `raw`, the object as `parsed`, and the `parsing_error`."""
+
+    def whole(message: BaseMessage) -> dict[str, Any]:
+        parsed = output.parse(message)
+        return {"raw": message, "parsed": parsed, "parsing_error": None}
+
+    def unfit(error: RetryRouterError) -> dict[str, Any]:
+        for one in (error, *error.others):
+            if one.raw_message is not None:
+                raw = one.raw_message
+                return {"raw": raw, "parsed": None, "parsing_error": one}
+        raise error
+
+    def ask(prompt: LanguageModelInput, config: RunnableConfig) -> dict[str, Any]:
+        try:
+            return whole(model.invoke(prompt, config))
+        except RetryRouterError as error:
+            return unfit(error)
+
+    async def aask(prompt: LanguageModelInput, config: RunnableConfig) -> Any:
+        try:
+            return whole(await model.ainvoke(prompt, config))
+        except RetryRouterError as error:
+            return unfit(error)
+
+    return RunnableLambda(ask, aask)
+
+
+_TYPES: Final[Mapping[str, type | tuple[type, ...]]] = {
+    "object": dict,
+    "array": list,
+    "string": str,
+    "null": type(None),
+    "boolean": bool,
+    "number": (int, float),
+}
+_LIMITS: Final[Mapping[str, tuple[Any, Callable[[Any], Any], Callable[..., bool]]]] = {
+    "minimum": ((int, float), float, ge),
+    "maximum": ((int, float), float, le),
+    "exclusiveMinimum": ((int, float), float, gt),
+    "exclusiveMaximum": ((int, float), float, lt),
+    "minLength": (str, len, ge),
+    "maxLength": (str, len, le),
+    "minItems": (list, len, ge),
+    "maxItems": (list, len, le),
+}
+
+
+def _is_of(value: Any, kind: str) -> bool:
+    if kind == "integer":
+        is_whole = isinstance(value, float) and value.is_integer()
+        return is_whole or (isinstance(value, int) and not isinstance(value, bool))
+    if kind not in _TYPES:
+        return True
+    is_number = kind == "number" and isinstance(value, bool)
+    return isinstance(value, _TYPES[kind]) and not is_number

@@ -76,7 +76,11 @@ from langchain_retryrouter._router.route import (
     common_profile,
     prepare_routes,
 )
-from langchain_retryrouter.chat_models._structured import structured_parser, with_raw
+from langchain_retryrouter.chat_models._structured import (
+    OutputFormat,
+    reads,
+    reads_raw,
+)
 from langchain_retryrouter.circuit_breaker import CircuitBreaker, CircuitBreakerSettings
 from langchain_retryrouter.errors import (
     BASE_ERRORS,
@@ -105,6 +109,7 @@ _BREAKER_DEFAULTS: Final = CircuitBreakerSettings(
 _DEFAULT_LIMITS: Final = (300.0, 60.0, 60.0)  # Of an attempt, first token, and stall.
 # For tracers, where the first route does not say it itself.
 _OWN_LS_PARAMS: Final = LangSmithParams(ls_provider="retryrouter", ls_model_type="chat")
+_METHODS: Final = ("auto", "function_calling", "json_schema", "json_mode")
 _RENAMED: Final = {
     "breaker": (
         "give breaker_settings={{'failure_threshold': 5}}, the numbers of each route's"
@@ -254,6 +259,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
     """The source of time, and of waits; `testing.FakeClock` in a test."""
 
     _memory: _Memory = PrivateAttr()
+    _output: OutputFormat | None = PrivateAttr(default=None)
 
     if TYPE_CHECKING:
 
@@ -529,13 +535,18 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
 
         routes = [self.routes[index] for index in order]
         rules = AnswerRules(self.accept, self._hears_length)
+        if self._output is not None:
+            parse, refused = self._output.parse, self._output.refused
+            rules = AnswerRules(self.accept, self._hears_length, parse, refused)
         router_call = kind(routes, call_state, request, clock, measured, rules)
         context = RetryContext(
             call_state,
             errors=BASE_ERRORS,
             clock=clock,
             on_failure=router_call.on_failure,
-            action=self._action_for,
+            action=lambda error: (
+                self._action_for(error) or router_call.action_for(error)
+            ),
             rate_limiter=(
                 RouteRateLimiter(routes, call_state, clock)
                 if any(route.model.rate_limiter for route in routes)
@@ -679,10 +690,15 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
                 raise ValueError(msg)
         if choice is not None:
             kwargs["tool_choice"] = choice
+        routes = self._fitting(lambda route: route.with_tools(tools, **kwargs))
+        return self._with_routes(routes, output_format)
+
+    def _fitting(self, bind: Callable[[Route], Route]) -> list[Route]:
+        """The routes as `bind` makes them; those that it cannot make are not asked."""
         routes, errors = [], []
         for route in self.routes:
             try:
-                routes.append(route.with_tools(tools, **kwargs))
+                routes.append(bind(route))
             except (TypeError, ValueError) as error:
                 errors.append(error)
                 routes.append(route.model_copy(update={"unfit": str(error)}))
@@ -695,47 +711,70 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
                 model = type(route.model).__name__
                 text = f"route {route.name!r} ignores {route.ignored}: so does {model}"
                 self._memory.warn_once(text)
-        return self._with_routes(routes, output_format)
+        return routes
 
     def with_structured_output(
         self,
-        schema: dict[str, Any] | type,
+        schema: dict[str, Any] | type | None,
         *,
         include_raw: bool = False,
-        method: Literal["function_calling", "json_schema", "json_mode"] | None = None,
+        method: Literal[
+            "auto", "function_calling", "json_schema", "json_mode"
+        ] = "auto",
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, Any]:
         """Objects of `schema`, whichever route answers.
 
+        An answer that does not fit the schema is a failure of kind "rejected": the
+        model is shown what is wrong, once, and then the next route is asked. Streams
+        are held until their end, and give the whole object.
+
         Args:
-            schema: A pydantic class, a TypedDict class, or a JSON schema.
-            include_raw: Whether to give the message, the object and the parsing error.
-            method: How each route's provider is asked. By default by a tool that the
-                model must call, which every LangChain integration with tools has.
+            schema: A pydantic class, a TypedDict class, or a JSON schema; None for any
+                JSON, with `method="json_mode"`.
+            include_raw: Whether to give the message (`raw`), the object (`parsed`) and
+                the `parsing_error`. If no answer fits, `parsed` is None, and nothing is
+                raised.
+            method: How the providers are asked. "auto": each route by its provider's
+                own format where its model's profile says that it has one, by a tool
+                otherwise. The others hold for every route.
             strict: Whether the provider must guarantee the schema.
             **kwargs: None are known.
 
         Raises:
+            TypeError: If the schema is a class of pydantic.v1.
             ValueError: If a route cannot honour the method, or `strict`.
         """
         if kwargs:
             msg = f"with_structured_output takes no {', '.join(map(repr, kwargs))}"
             raise ValueError(msg)
-        if method is None and strict is None:
-            return super().with_structured_output(schema, include_raw=include_raw)
-        method = method or "function_calling"
-        asked = {} if strict is None else {"strict": strict}
-        routes = [route.with_format(schema, method, **asked) for route in self.routes]
-        output_format = {"kwargs": {"method": method, **asked}, "schema": schema}
-        router = self._with_routes(routes, output_format)
-        parser = structured_parser(schema, method)
-        return with_raw(router, parser) if include_raw else router | parser
+        if method not in _METHODS or (schema is None and method != "json_mode"):
+            msg = (
+                f"method must be one of {', '.join(map(repr, _METHODS))}, and only"
+                f" 'json_mode' goes without a schema; not {method!r} with {schema!r}"
+            )
+            raise ValueError(msg)
+        output = OutputFormat(schema)
+
+        def bind(route: Route) -> Route:
+            form = output.json_schema
+            return route.with_format(schema, form, method, strict=strict)
+
+        is_free = method == "auto" and strict is None
+        routes = self._fitting(bind) if is_free else [bind(r) for r in self.routes]
+        asked = {"method": method, **({} if strict is None else {"strict": strict})}
+        router = self._with_routes(routes, {"kwargs": asked, "schema": schema}, output)
+        return reads_raw(router, output) if include_raw else reads(router, output)
 
     def _with_routes(
-        self, routes: list[Route], output_format: Any
+        self,
+        routes: list[Route],
+        output_format: Any,
+        output: OutputFormat | None = None,
     ) -> Runnable[LanguageModelInput, AIMessage]:
         router = self.model_copy(update={"routes": routes})
+        router._output = output  # noqa: SLF001 - of the same class
         if output_format is not None:
             return router.bind(ls_structured_output_format=output_format)
         return router.bind()  # Of nothing: LangChain's tests ask it of every class.

@@ -387,7 +387,7 @@ def test_a_method_of_structured_output_is_honoured(
     [
         ({"method": "json_schema"}, "route 'FakeListChatModel' cannot honour method="),
         ({"strict": True}, "route 'FakeListChatModel' cannot honour"),
-        ({"method": "by_hand"}, "cannot honour .*'by_hand'"),
+        ({"method": "by_hand"}, "method must be one of .*'by_hand'"),
         ({"temperature": 1}, "takes no 'temperature'"),
     ],
     ids=str,

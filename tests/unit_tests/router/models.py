@@ -22,7 +22,9 @@ OPENAI_KEY: Final = "sk-proj-0123456789abcdef"
 ANTHROPIC_KEY: Final = "sk-ant-0123456789abcdef"
 
 
-def chat_openai(gateway: FaultyGateway, timeout: float = 5.0) -> ChatOpenAI:
+def chat_openai(
+    gateway: FaultyGateway, timeout: float = 5.0, **fields: Any
+) -> ChatOpenAI:
     """`ChatOpenAI`, which asks for chat completions."""
     return ChatOpenAI(
         model="gpt-4o",
@@ -32,6 +34,7 @@ def chat_openai(gateway: FaultyGateway, timeout: float = 5.0) -> ChatOpenAI:
         timeout=timeout,
         http_client=openai.DefaultHttpxClient(),
         http_async_client=openai.DefaultAsyncHttpxClient(),
+        **fields,
     )
 
 

@@ -1,0 +1,456 @@
+"""`with_structured_output`: how each route is asked, and what answers are trusted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any, TypedDict
+
+import pytest
+from langchain_core.exceptions import OutputParserException
+from langchain_core.messages import AIMessage
+from langchain_openai import ChatOpenAI
+from pydantic import BaseModel, Field
+from pydantic.v1 import BaseModel as OldBaseModel
+
+from langchain_retryrouter import (
+    ContentFilterError,
+    LengthLimitError,
+    RejectedAnswerError,
+    RetryPolicy,
+    RetryRouter,
+    Route,
+    UnavailableError,
+)
+from langchain_retryrouter.testing import (
+    Answer,
+    FakeClock,
+    FaultyGateway,
+    Status,
+    ToolCall,
+)
+
+from .anthropic_wire import ANSWER
+from .models import chat_anthropic
+from .models import chat_openai as with_kept_connections
+
+
+class Person(BaseModel):
+    """A person."""
+
+    name: str
+    born: int = Field(ge=0)
+
+
+class PersonDict(TypedDict):
+    """A person."""
+
+    name: str
+    born: int
+
+
+class OldPerson(OldBaseModel):
+    """A person, for pydantic 1."""
+
+    name: str
+
+
+SCHEMA = {**Person.model_json_schema(), "title": "Person"}
+FITS = '{"name": "Ada", "born": 1815}'
+MISFITS = [
+    '{"name": "Ada"}',
+    '{"name": "Ada", "born": "soon"}',
+    '{"name": "Ada", "born": -1}',
+    '{"name": "Ada", "bo',
+    "Ada Lovelace, born 1815",
+    "[]",
+]
+WAYS = ["invoke", "ainvoke", "stream", "astream"]
+
+
+def ask(way: str, chain: Any, prompt: str = "Who?") -> Any:
+    """The one result of a chain, asked in one of the public ways."""
+
+    async def chunks() -> list[Any]:
+        return [chunk async for chunk in chain.astream(prompt)]
+
+    if way in {"stream", "astream"}:
+        (result,) = asyncio.run(chunks()) if way == "astream" else chain.stream(prompt)
+        return result
+    asked = [prompt] if "batch" in way else prompt
+    result = getattr(chain, way)(asked)
+    result = asyncio.run(result) if way.startswith("a") else result
+    return result[0] if "batch" in way else result
+
+
+@pytest.fixture
+def gateway() -> Iterator[FaultyGateway]:
+    """OpenAI's API, and Anthropic's."""
+    with FaultyGateway() as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def backup() -> Iterator[FaultyGateway]:
+    """The provider of a second route."""
+    with FaultyGateway() as gateway:
+        gateway.always(Answer(FITS))
+        yield gateway
+
+
+def chat_openai(gateway: FaultyGateway, **fields: Any) -> ChatOpenAI:
+    """`ChatOpenAI` at a gateway, which leaves no connection open."""
+    headers = {"connection": "close"}
+    return with_kept_connections(gateway, default_headers=headers, **fields)
+
+
+def router_of(*routes: Any, **fields: Any) -> RetryRouter:
+    return RetryRouter(
+        routes=list(routes),
+        clock=FakeClock(),
+        **{"retry_policy": RetryPolicy(max_retries=2), **fields},
+    )
+
+
+def sent_to(gateway: FaultyGateway) -> list[dict[str, Any]]:
+    return [json.loads(request.body) for request in gateway.requests]
+
+
+def call_of(args: str, name: str = "Person") -> Answer:
+    return Answer(text="", tool_calls=(ToolCall(name, args, id="call_1"),))
+
+
+# --- how routes are asked ---
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_route_is_asked_in_its_own_way(
+    way: str, gateway: FaultyGateway, backup: FaultyGateway
+) -> None:
+    """By the provider's format where the profile says so, by a tool otherwise."""
+    gateway.always(Status(401))
+    backup.always(call_of(FITS))
+    by_tool = chat_openai(backup).model_copy(update={"profile": {}})
+    router = router_of(chat_openai(gateway), by_tool)
+
+    assert ask(
+        way, router.with_structured_output(Person)
+    ) == Person.model_validate_json(FITS)
+
+    (native,), (tools,) = sent_to(gateway), sent_to(backup)
+    assert native["response_format"]["json_schema"]["name"] == "Person"
+    assert "tools" not in native
+    assert tools["tool_choice"]["function"]["name"] == "Person"
+    assert "response_format" not in tools
+
+
+@pytest.mark.parametrize("has_format", [True, False])
+def test_anthropic_is_asked_in_its_own_way(
+    gateway: FaultyGateway, *, has_format: bool
+) -> None:
+    """Its format is `output_config`, and its tool must be called."""
+    model = chat_anthropic(gateway)
+    model.profile = {"structured_output": has_format}
+    block: dict[str, Any] = {"type": "text", "text": FITS}
+    if not has_format:
+        block = {
+            "type": "tool_use",
+            "id": "t",
+            "name": "Person",
+            "input": json.loads(FITS),
+        }
+    gateway.respond("/v1/messages", {**ANSWER, "content": [block]})
+
+    chain = router_of(model).with_structured_output(Person)
+
+    assert ask("invoke", chain) == Person(name="Ada", born=1815)
+    (sent,) = sent_to(gateway)
+    assert ("output_config" in sent) is has_format
+    assert ("tool_choice" in sent) is not has_format
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_provider_that_refuses_the_format_is_asked_by_a_tool(
+    way: str, gateway: FaultyGateway
+) -> None:
+    """The format was not the caller's idea; later calls begin with the tool."""
+    no = "Invalid schema for response_format 'Person': In context=()"
+    gateway.script(Status(400, message=no), call_of(FITS), call_of(FITS))
+    chain = router_of(chat_openai(gateway)).with_structured_output(Person)
+
+    with pytest.warns(UserWarning, match="Invalid schema"):
+        assert ask(way, chain) == Person(name="Ada", born=1815)
+    assert ask(way, chain) == Person(name="Ada", born=1815)
+
+    assert ["tools" in sent for sent in sent_to(gateway)] == [False, True, True]
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
+def test_a_method_holds_for_every_route_or_is_refused(
+    gateway: FaultyGateway, method: Any
+) -> None:
+    """No route is asked in another way than the caller says."""
+    router = router_of(chat_openai(gateway), chat_anthropic(gateway))
+    if method == "json_mode":
+        with (
+            pytest.warns(UserWarning, match="json_mode"),
+            pytest.raises(
+                ValueError, match=r"'claude-of-the-tests' cannot .*json_mode"
+            ),
+        ):
+            router.with_structured_output(Person, method=method)
+        router = router_of(chat_openai(gateway))
+    gateway.always(call_of(FITS) if method == "function_calling" else Answer(FITS))
+
+    chain = router.with_structured_output(Person, method=method)
+
+    assert ask("invoke", chain) == Person(name="Ada", born=1815)
+    (sent,) = sent_to(gateway)
+    assert ("tools" in sent) is (method == "function_calling")
+
+
+def test_strict_is_honoured_by_every_route_or_refused(gateway: FaultyGateway) -> None:
+    """Anthropic's tools can be strict; its `with_structured_output` does not say so."""
+    router = router_of(chat_openai(gateway), chat_anthropic(gateway))
+    chain = router.with_structured_output(
+        Person, method="function_calling", strict=True
+    )
+    gateway.script(Status(401))
+    use = {"type": "tool_use", "id": "t", "name": "Person", "input": json.loads(FITS)}
+    gateway.respond("/v1/messages", {**ANSWER, "content": [use]})
+
+    assert ask("invoke", chain) == Person(name="Ada", born=1815)
+    first, second = sent_to(gateway)
+    assert first["tools"][0]["function"]["strict"] is True
+    assert second["tools"][0]["strict"] is True
+
+    with pytest.raises(
+        ValueError, match=r"'claude-of-the-tests' cannot honour .*strict"
+    ):
+        router.with_structured_output(Person, method="json_schema", strict=True)
+
+
+@pytest.mark.parametrize(
+    ("schema", "options", "error"),
+    [
+        (OldPerson, {}, r"'OldPerson' is a class of pydantic\.v1"),
+        (None, {}, "only 'json_mode' goes without a schema"),
+        (Person, {"method": "by_hand"}, "method must be one of 'auto'"),
+        ({"type": "object"}, {}, "title"),
+        (Person, {"tools": []}, "takes no 'tools'"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_asked_for_is_refused(
+    gateway: FaultyGateway, schema: Any, options: dict[str, Any], error: str
+) -> None:
+    """Before anything is sent, with the name of what is wrong."""
+    router = router_of(chat_openai(gateway))
+    with pytest.raises((TypeError, ValueError), match=error):
+        router.with_structured_output(schema, **options)
+
+
+# --- which answers are trusted ---
+
+
+@pytest.mark.parametrize("way", ["invoke", "astream"])
+@pytest.mark.parametrize(
+    "schema", [Person, PersonDict, SCHEMA], ids=["pydantic", "typed", "json"]
+)
+@pytest.mark.parametrize("misfit", MISFITS)
+@pytest.mark.parametrize("by_tool", [False, True])
+def test_a_model_is_shown_its_mistake_once(
+    way: str, gateway: FaultyGateway, schema: Any, misfit: str, *, by_tool: bool
+) -> None:
+    """An answer that does not fit is retried with the error, shown as fits."""
+    if schema is PersonDict and "-1" in misfit:
+        return  # A TypedDict has no limits.
+    is_call = by_tool and misfit.startswith("{")
+    name = "PersonDict" if schema is PersonDict else "Person"
+    gateway.script(call_of(misfit, name) if is_call else Answer(misfit))
+    gateway.always(call_of(FITS, name) if by_tool else Answer(FITS))
+    method: Any = "function_calling" if by_tool else "json_schema"
+    router = router_of(chat_openai(gateway))
+
+    found = ask(way, router.with_structured_output(schema, method=method))
+
+    assert (dict(found)) == json.loads(FITS)
+    first, second = sent_to(gateway)
+    shown = second["messages"][len(first["messages"]) :]
+    if is_call and not misfit.endswith("}"):
+        assert shown == []  # A call that is no JSON is a malformed answer.
+        return
+    roles = ["assistant", "tool"] if is_call else ["assistant", "user"]
+    assert [message["role"] for message in shown] == roles
+    assert "Fix this" in shown[-1]["content"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("method", ["auto", "function_calling"])
+def test_a_model_that_repeats_its_mistake_is_left(
+    way: str, gateway: FaultyGateway, backup: FaultyGateway, method: Any
+) -> None:
+    """Each route gets one repair, and the next one the caller's own prompt only."""
+    gateway.always(Answer(MISFITS[0]))
+    router = router_of(chat_openai(gateway), chat_openai(backup))
+    chain = router.with_structured_output(Person, method=method)
+
+    assert ask(way, chain) == Person(name="Ada", born=1815)
+
+    assert len(gateway.requests) == 2
+    (sent,) = sent_to(backup)
+    assert len(sent["messages"]) == 1
+
+
+@pytest.mark.parametrize("way", [*WAYS, "batch", "abatch"])
+@pytest.mark.parametrize("include_raw", [False, True])
+def test_there_is_never_a_silent_none(
+    way: str, gateway: FaultyGateway, *, include_raw: bool
+) -> None:
+    """If no answer fits, it is an error, or with `include_raw` LangChain's dict."""
+    gateway.always(Answer(MISFITS[0]))
+    router = router_of(chat_openai(gateway), breaker_settings={"failure_threshold": 1})
+    chain = router.with_structured_output(
+        PersonDict, method="function_calling", include_raw=include_raw
+    )
+
+    if include_raw:
+        found = ask(way, chain)
+        error = found["parsing_error"]
+        assert (found["raw"].text, found["parsed"]) == (MISFITS[0], None)
+    else:
+        with pytest.raises(OutputParserException) as caught:
+            ask(way, chain)
+        error = caught.value
+
+    assert isinstance(error, RejectedAnswerError)
+    assert "the object has no 'born'" in str(error)
+    assert len(gateway.requests) == 2
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_include_raw_has_the_message_of_a_good_answer(
+    way: str, gateway: FaultyGateway, backup: FaultyGateway
+) -> None:
+    """With its attempt log, after a failover; other errors are raised."""
+    gateway.always(Status(503))
+    router = router_of(chat_openai(gateway), chat_openai(backup))
+    found = ask(way, router.with_structured_output(Person, include_raw=True))
+
+    assert (found["parsed"], found["parsing_error"]) == (
+        Person(name="Ada", born=1815),
+        None,
+    )
+    log = found["raw"].response_metadata["retryrouter"]
+    assert [line["outcome"] for line in log["attempts"]] == ["unavailable"] * 3 + ["ok"]
+
+    failing = router_of(chat_openai(gateway))
+    with pytest.raises(UnavailableError):
+        ask(way, failing.with_structured_output(Person, include_raw=True))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("method", ["json_schema", "json_mode"])
+def test_an_object_that_a_limit_cut_leaves_the_route(
+    way: str, gateway: FaultyGateway, backup: FaultyGateway, method: Any
+) -> None:
+    """The same limit would cut it again; if no route is left, the error says so."""
+    gateway.always(Answer('{"name": "Ad', finish_reason="length"))
+    router = router_of(chat_openai(gateway), chat_openai(backup))
+    chain = router.with_structured_output(Person, method=method)
+    assert ask(way, chain) == Person(name="Ada", born=1815)
+    assert len(gateway.requests) == 1
+
+    alone = router_of(chat_openai(gateway)).with_structured_output(
+        Person, method=method
+    )
+    with pytest.raises(LengthLimitError):
+        ask(way, alone)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_refusal_is_raised(way: str, gateway: FaultyGateway) -> None:
+    """A filtered answer is no mistake of the model's, and is not retried."""
+    gateway.always(Answer("", finish_reason="content_filter"))
+    chain = router_of(chat_openai(gateway)).with_structured_output(Person)
+    with pytest.raises(ContentFilterError):
+        ask(way, chain)
+    assert len(gateway.requests) == 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("names_it", [True, False])
+def test_accept_judges_the_object_too(
+    way: str, gateway: FaultyGateway, backup: FaultyGateway, *, names_it: bool
+) -> None:
+    """It gets the object as a second argument, or as `parsed`."""
+    gateway.always(Answer('{"name": "Bob", "born": 1815}'))
+
+    def by_place(message: AIMessage, person: Any) -> bool | str:
+        assert message.text
+        return person.name == "Ada" or f"not {person.name}"
+
+    def by_name(message: AIMessage, parsed: Any = None) -> bool | str:
+        return by_place(message, parsed)
+
+    router = router_of(
+        Route(model=chat_openai(gateway), name="first"),
+        chat_openai(backup),
+        accept=by_name if names_it else by_place,
+    )
+    found = ask(way, router.with_structured_output(Person, include_raw=True))
+
+    assert found["parsed"] == Person(name="Ada", born=1815)
+    log = found["raw"].response_metadata["retryrouter"]["attempts"]
+    assert [line.get("reason") for line in log] == ["not Bob"] * 3 + [None]
+
+
+NESTED = {
+    "title": "Order",
+    "type": "object",
+    "required": ["items"],
+    "additionalProperties": False,
+    "$defs": {
+        "item": {
+            "type": "object",
+            "properties": {"n": {"type": "integer", "maximum": 9}},
+            "required": ["n"],
+        }
+    },
+    "properties": {
+        "items": {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/item"}},
+        "how": {"anyOf": [{"type": "null"}, {"enum": ["post", "van"]}]},
+        "code": {"type": "string", "pattern": "^[A-Z]+$", "maxLength": 3},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        ('{"items": [{"n": 1}], "how": null, "code": "AB"}', None),
+        ('```json\n{"items": [{"n": 1.0}], "how": "van"}\n```', None),
+        ('{"items": [{"n": true}]}', "'n' must be of type integer, not True"),
+        ('{"items": [{"n": 10}]}', "'n' must have maximum 9"),
+        ('{"items": [{}]}', "item 0 of 'items' has no 'n'"),
+        ('{"items": []}', "must have minItems 1"),
+        ('{"items": [{"n": 1}], "how": "air"}', "must be one of"),
+        ('{"items": [{"n": 1}], "code": "ab"}', "must match"),
+        ('{"items": [{"n": 1}], "code": "ABCD"}', "maxLength 3"),
+        ('{"items": [{"n": 1}], "more": 1}', "may not have 'more'"),
+        ('{"items": null}', "'items' must be of type array"),
+    ],
+)
+def test_a_json_schema_is_checked(
+    gateway: FaultyGateway, answer: str, problem: str | None
+) -> None:
+    """LangChain hands on what came; here it must fit the schema."""
+    gateway.always(Answer(answer))
+    chain = router_of(chat_openai(gateway)).with_structured_output(NESTED)
+    if problem is None:
+        assert ask("invoke", chain)["items"] == [{"n": 1}]
+    else:
+        with pytest.raises(RejectedAnswerError) as caught:
+            ask("invoke", chain)
+        assert problem in str(caught.value)
