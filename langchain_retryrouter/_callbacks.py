@@ -124,14 +124,7 @@ class RetryVisibleChatModel(BaseChatModel):
     ) -> Iterator[AIMessageChunk]:
         """The chunks of the answer; see `BaseChatModel.stream`."""
         config = ensure_config(config)
-        callbacks = CallbackManager.configure(
-            config.get("callbacks"),
-            self.callbacks,
-            self.verbose,
-            config.get("tags"),
-            self.tags,
-        )
-        run_manager = _open_run(config, callbacks, CallbackManagerForLLMRun)
+        run_manager = self._open_run(config, CallbackManager, CallbackManagerForLLMRun)
         chunks = cast(
             "Generator[AIMessageChunk, None, None]",
             super().stream(input, config, stop=stop, **kwargs),
@@ -156,14 +149,9 @@ class RetryVisibleChatModel(BaseChatModel):
     ) -> AsyncIterator[AIMessageChunk]:
         """The chunks of the answer; see `BaseChatModel.astream`."""
         config = ensure_config(config)
-        callbacks = AsyncCallbackManager.configure(
-            config.get("callbacks"),
-            self.callbacks,
-            self.verbose,
-            config.get("tags"),
-            self.tags,
+        run_manager = self._open_run(
+            config, AsyncCallbackManager, AsyncCallbackManagerForLLMRun
         )
-        run_manager = _open_run(config, callbacks, AsyncCallbackManagerForLLMRun)
         chunks = cast(
             "AsyncGenerator[AIMessageChunk, None]",
             super().astream(input, config, stop=stop, **kwargs),
@@ -196,6 +184,30 @@ class RetryVisibleChatModel(BaseChatModel):
             _run.set(_Run(self, run_manager))
         return streams
 
+    def _open_run(
+        self,
+        config: RunnableConfig,
+        managers: type[CallbackManager | AsyncCallbackManager],
+        kind: type[_RunManager],
+    ) -> _RunManager:
+        """The run manager of a run that has not started, whose id `config` gets."""
+        config["callbacks"] = callbacks = managers.configure(
+            config.get("callbacks"),
+            self.callbacks,
+            self.verbose,
+            config.get("tags"),
+            self.tags,
+        )
+        config["run_id"] = run_id = config.get("run_id") or uuid7()
+        return kind(
+            run_id=run_id,
+            handlers=callbacks.handlers,
+            inheritable_handlers=callbacks.inheritable_handlers,
+            parent_run_id=callbacks.parent_run_id,
+            tags=callbacks.tags,
+            metadata=callbacks.metadata,
+        )
+
 
 def _as_chunk(message: AIMessage) -> AIMessageChunk:
     """A chunk of a stream.
@@ -206,22 +218,3 @@ def _as_chunk(message: AIMessage) -> AIMessageChunk:
     if isinstance(message, AIMessageChunk):
         return message
     return AIMessageChunk(**message.model_dump(exclude={"type"}), chunk_position="last")
-
-
-def _open_run(
-    config: RunnableConfig,
-    callbacks: CallbackManager | AsyncCallbackManager,
-    kind: type[_RunManager],
-) -> _RunManager:
-    """The run manager of a run that has not started, whose id is put into `config`."""
-    run_id = config.get("run_id") or uuid7()
-    config["callbacks"] = callbacks
-    config["run_id"] = run_id
-    return kind(
-        run_id=run_id,
-        handlers=callbacks.handlers,
-        inheritable_handlers=callbacks.inheritable_handlers,
-        parent_run_id=callbacks.parent_run_id,
-        tags=callbacks.tags,
-        metadata=callbacks.metadata,
-    )

@@ -169,6 +169,7 @@ class SentAttempt:
 
 
 _SYSTEM_TIME = SystemTime()
+_FIRST_ATTEMPT = 0.05  # Seconds that it has if the deadline is over before it.
 # One prompt may make any server fail so, and the server answers others all the while.
 _MAYBE_THE_REQUESTS = frozenset(
     {FailureKind.SERVER_ERROR, FailureKind.MALFORMED, FailureKind.INTERRUPTED}
@@ -279,7 +280,9 @@ class CallState:
             later = range(self.position + 1, len(self._routes))
             remaining /= 1 + sum(not self._is_open(position) for position in later)
         limits = [limit for limit in (own, remaining) if limit is not None]
-        return max(0.001, min(limits)) if limits else None
+        if not limits:
+            return None
+        return min(limits) if min(limits) > 0 else _FIRST_ATTEMPT
 
     def routes_tried(self) -> str:
         """The routes asked and their outcomes; empty if there was only one."""

@@ -139,7 +139,7 @@ def test_the_first_attempt_is_always_sent(engine: Engine, clock: FakeClock) -> N
         assert asyncio.run(acall(context, answer_at_once)) == "hello"
     else:
         assert engine.call(context, script) == "hello"
-    assert script.timeouts == [0.001]
+    assert script.timeouts == [0.05]
 
 
 @pytest.mark.parametrize(
