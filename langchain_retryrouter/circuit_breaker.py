@@ -27,6 +27,9 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 _BUCKETS: Final = 10
 _LONGEST_PAUSE: Final = 86_400.0
 _MAX_SUSPECTS: Final = 1_000
+_MAX: Final = sys.float_info.max
+_FINITE: Final = "a finite number above 0"
+_SHARE: Final = "a share above 0 and up to 1"
 _PROBE_INTERVAL: Final = 0.1  # Seconds between two looks at another call's probe.
 
 
@@ -66,40 +69,16 @@ class CircuitBreakerSettings(TypedDict, total=False):
     recovery_jitter: float
 
 
-_DEFAULTS: Final = {
-    "failure_threshold": 5,
-    "recovery_time": 30.0,
-    "failure_rate": None,
-    "window": 60.0,
-    "minimum_calls": 10,
-    "recovery_jitter": 0.0,
+_NUMBER: Final = int | float
+_NUMBERS: Final[dict[str, tuple[Any, Any, Callable[[Any], bool], str]]] = {
+    "failure_threshold": (5, int, lambda n: n >= 1, "a whole number, 1 or more"),
+    "recovery_time": (30.0, _NUMBER, lambda n: 0 < n <= _MAX, _FINITE),
+    "failure_rate": (None, _NUMBER | None, lambda n: n is None or 0 < n <= 1, _SHARE),
+    "window": (60.0, _NUMBER, lambda n: 0 < n <= _MAX, _FINITE),
+    "minimum_calls": (10, int, lambda n: n >= 1, "a whole number, 1 or more"),
+    "recovery_jitter": (0.0, _NUMBER, lambda n: 0 <= n <= 1, "a share from 0 to 1"),
 }
-_CHECKS: Final[tuple[tuple[str, Any, Callable[[Any], bool], str], ...]] = (
-    (
-        "failure_threshold minimum_calls",
-        int,
-        lambda number: number >= 1,
-        "a whole number, 1 or more",
-    ),
-    (
-        "recovery_time window",
-        int | float,
-        lambda number: 0 < number <= sys.float_info.max,
-        "a finite number above 0",
-    ),
-    (
-        "failure_rate",
-        int | float | None,
-        lambda share: share is None or 0 < share <= 1,
-        "a share above 0 and up to 1",
-    ),
-    (
-        "recovery_jitter",
-        int | float,
-        lambda share: 0 <= share <= 1,
-        "a share from 0 to 1",
-    ),
-)
+"""The numbers of a breaker: default, types, what is allowed, and this in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,16 +174,12 @@ class CircuitBreaker:
         self.window = window
         self.minimum_calls = minimum_calls
         self.recovery_jitter = recovery_jitter
-        for names, types, is_allowed, allowed in _CHECKS:
-            for name in names.split():
-                value = getattr(self, name)
-                if (
-                    isinstance(value, bool)
-                    or not isinstance(value, types)
-                    or not is_allowed(value)
-                ):
-                    msg = f"{name} must be {allowed}, not {value!r}"
-                    raise ValueError(msg)
+        for name, (_, types, is_allowed, allowed) in _NUMBERS.items():
+            value = getattr(self, name)
+            is_number = isinstance(value, types) and not isinstance(value, bool)
+            if not (is_number and is_allowed(value)):
+                msg = f"{name} must be {allowed}, not {value!r}"
+                raise ValueError(msg)
         self._clock = clock or _SYSTEM_CLOCK
         self._on_state_change = on_state_change
         self._lock = threading.Lock()
@@ -421,7 +396,7 @@ class CircuitBreaker:
         )
 
     def _settings(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _DEFAULTS}
+        return {name: getattr(self, name) for name in _NUMBERS}
 
     def __copy__(self) -> Self:
         """The same object, which is to be shared."""
@@ -441,7 +416,7 @@ class CircuitBreaker:
             f"{name}={value if isinstance(value, int) else format(value, 'g')}"
             for name, value in self._settings().items()
             if name in {"failure_threshold", "recovery_time"}
-            or value != _DEFAULTS[name]
+            or value != _NUMBERS[name][0]
         )
         return f"{type(self).__name__}({numbers})"
 
