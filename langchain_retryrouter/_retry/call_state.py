@@ -222,6 +222,7 @@ class CallState:
         self._skipped: set[int] = set()
         self._left: set[int] = set()  # Routes that this call does not ask again.
         self._not_before: dict[int, float] = {}  # Where a server asked for a wait.
+        self._silent: set[int] = set()  # Routes whose last attempt timed out.
         self._probed: set[int] = set()  # Whose open breaker this call has passed.
         self._is_interrupted = False  # Whether part of an answer was delivered.
         self._awaits_probe = False  # Whether the last resort waits for another probe.
@@ -505,6 +506,9 @@ class CallState:
             return Stop()
         stop = Stop()
         position = self.position
+        self._silent.discard(position)
+        if failure.kind is FailureKind.TIMEOUT:
+            self._silent.add(position)
         pause = failure.retry_after or 0.0
         if chosen is FailureAction.FAILOVER and failure.kind is not FailureKind.TIMEOUT:
             pause = max(pause, self.policy.backoff(self._sent[position]))
@@ -584,6 +588,8 @@ class CallState:
         # or the caller has the beginning of the answer, another one's may be over. And
         # a route that was not asked yet is probed, if need be after another call.
         is_early = self._is_interrupted or bool(self._left)
+        if len(self._silent) == len(self._routes) and not is_early:
+            return None  # A second round of silence would be as slow.
         waits: list[tuple[float, bool, int]] = []
         for position in range(len(self._routes)):
             is_current = position == self.position and shorter_than < math.inf
