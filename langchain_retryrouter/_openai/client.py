@@ -1,9 +1,9 @@
 """The openai SDK's clients, shared between models, and one request sent through them.
 
-Models hold a `SDKResource` and an `AsyncSDKResource`: settings only, so that models can
-be pickled, copied and forked. The SDK client behind a resource is made when it is first
-used. Models with equal settings share one sync client a process and one async client an
-event loop. The clients never retry: `_retry.engine` does.
+Models hold two `SDKResource`s, a sync and an async one: settings only, so that models
+can be pickled, copied and forked. The SDK client behind a resource is made when it is
+first used. Models with equal settings share one sync client a process and one async
+client an event loop. The clients never retry: `_retry.engine` does.
 
 `create` and `open_stream` send one request through the SDK's public `create`, so that
 instrumentation that wraps it sees every call. They take the raw response and read its
@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import functools
 import inspect
+import operator
 import os
 import socket
 import sys
@@ -31,7 +32,7 @@ from collections.abc import (
     Mapping,
 )
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import openai
 
@@ -59,7 +60,7 @@ class ClientSettings:
     """How to make an SDK client.
 
     Attributes:
-        sdk_class: `OpenAI` or `AzureOpenAI`.
+        sdk_class: `OpenAI` or `AzureOpenAI`, or one of them after `Async`.
         options: The keyword arguments of that class.
         proxy: The address of a proxy for all requests.
         http_client: The user's own HTTP client; it is never closed.
@@ -89,6 +90,11 @@ class ClientSettings:
         """The settings, credentials included."""
         parts = (self.sdk_class, self.options, self.proxy, self.http_client)
         return type(self), parts
+
+    @property
+    def is_async(self) -> bool:
+        """Whether the client is async."""
+        return self.sdk_class.startswith("Async")
 
     @property
     def secrets(self) -> set[str]:
@@ -131,9 +137,9 @@ class AsyncKey:
 # Making clients.
 
 
-def _new_client(settings: ClientSettings, *, is_async: bool) -> tuple[Any, Any]:
+def _new_client(settings: ClientSettings) -> tuple[Any, Any]:
     """An SDK client that does not retry, and its HTTP client if we made it."""
-    own = None
+    own, is_async = None, settings.is_async
     if settings.http_client is None:
         # JSON is UTF-8 (RFC 8259); a server may name a charset that decodes no text.
 
@@ -151,12 +157,10 @@ def _new_client(settings: ClientSettings, *, is_async: bool) -> tuple[Any, Any]:
         }
         if settings.proxy is not None:
             options["proxy"] = settings.proxy
-        make = _async_http_client if is_async else openai.DefaultHttpxClient
-        own = make(**options)
-    prefix = "Async" if is_async else ""
-    sdk_class = getattr(openai, prefix + settings.sdk_class)
-    http_client = own or settings.http_client
-    client = sdk_class(**settings.options, http_client=http_client, max_retries=0)
+        own = (_async_http_client if is_async else openai.DefaultHttpxClient)(**options)
+    client = getattr(openai, settings.sdk_class)(
+        **settings.options, http_client=own or settings.http_client, max_retries=0
+    )
     return client, own
 
 
@@ -188,7 +192,11 @@ def _ssl_context(*_certificates: str | None) -> Any:
 
 
 class _Clients:
-    """The SDK clients of all resources with equal settings."""
+    """The SDK clients of all resources with equal settings.
+
+    A sync client belongs to a process, since a forked one must make its own; an async
+    client belongs to an event loop.
+    """
 
     def __init__(self, settings: ClientSettings) -> None:
         self.settings = settings
@@ -196,34 +204,52 @@ class _Clients:
         self._users: weakref.WeakValueDictionary[int, Any] = (
             weakref.WeakValueDictionary()
         )
-
-    def add_user(self, resource: Resource) -> None:
-        if id(resource) not in self._users:
-            self._users[id(resource)] = resource
-
-    def remove_user(self, resource: Resource) -> bool:
-        """Whether no other resource uses the client."""
-        self._users.pop(id(resource), None)
-        return not self._users
-
-
-class _SyncClients(_Clients):
-    """One SDK client a process: a forked process makes its own."""
-
-    def __init__(self, settings: ClientSettings) -> None:
-        super().__init__(settings)
         self._by_process: dict[int, Any] = {}
+        self._by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = (
+            weakref.WeakKeyDictionary()
+        )
 
-    def get(self) -> Any:
+    def get(self, user: SDKResource) -> Any:
+        if id(user) not in self._users:
+            self._users[id(user)] = user
+        return self._get_async() if self.settings.is_async else self._get_sync()
+
+    def has_others(self, user: SDKResource) -> bool:
+        """Whether other resources use the client; `user` no longer does."""
+        self._users.pop(id(user), None)
+        return bool(self._users)
+
+    def _get_sync(self) -> Any:
         client = self._by_process.get(os.getpid())
         if client is not None:
             return client
         # No lock, which a fork could leave locked: the first of two threads wins.
-        made, http_client = _new_client(self.settings, is_async=False)
+        made, http_client = _new_client(self.settings)
         client = self._by_process.setdefault(os.getpid(), made)
         if client is made and http_client is not None:
             # Closed with the SDK client: a part of it may outlive the model.
             weakref.finalize(client, http_client.close)
+        return client
+
+    def _get_async(self) -> Any:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # Only to look at.
+            return _new_client(self.settings)[0]
+        client = self._by_loop.get(loop)
+        if client is None:
+            # Open connections refer to their loop, so that weak keys are not enough.
+            for known in list(self._by_loop):
+                if known.is_closed():
+                    del self._by_loop[known]
+            client, http_client = _new_client(self.settings)
+            self._by_loop[loop] = client
+            if http_client is not None:
+                closer = _close_with_loop(weakref.ref(self), http_client)
+                step = closer.__anext__()
+                with contextlib.suppress(StopIteration):
+                    step.send(None)  # Up to its `yield`; it awaits nothing.
+                _closers[client] = closer
         return client
 
     def close(self) -> None:
@@ -231,39 +257,7 @@ class _SyncClients(_Clients):
         if client is not None and self.settings.http_client is None:
             client.close()
 
-
-class _AsyncClients(_Clients):
-    """One SDK client an event loop."""
-
-    def __init__(self, settings: ClientSettings) -> None:
-        super().__init__(settings)
-        self._by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = (
-            weakref.WeakKeyDictionary()
-        )
-
-    def get(self) -> Any:
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:  # Only to look at.
-            return _new_client(self.settings, is_async=True)[0]
-        client = self._by_loop.get(loop)
-        if client is None:
-            # Open connections refer to their loop, so that weak keys are not enough.
-            for known in list(self._by_loop):
-                if known.is_closed():
-                    del self._by_loop[known]
-            client, http_client = _new_client(self.settings, is_async=True)
-            self._by_loop[loop] = client
-            if http_client is not None:
-                closer = _close_with_loop(weakref.ref(self), http_client)
-                with contextlib.suppress(StopIteration):
-                    closer.__anext__().send(
-                        None
-                    )  # Up to its `yield`; it awaits nothing.
-                _closers[client] = closer
-        return client
-
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         client = self._by_loop.pop(asyncio.get_running_loop(), None)
         if client in _closers:
             await _closers.pop(client).aclose()
@@ -276,10 +270,13 @@ _closers: weakref.WeakKeyDictionary[Any, AsyncGenerator[None]] = (
     weakref.WeakKeyDictionary()
 )
 """What closes the HTTP client of each async SDK client that is in use."""
+_shared: weakref.WeakValueDictionary[ClientSettings, _Clients] = (
+    weakref.WeakValueDictionary()
+)
 
 
 async def _close_with_loop(
-    clients: Callable[[], _AsyncClients | None], http_client: Any
+    clients: Callable[[], _Clients | None], http_client: Any
 ) -> AsyncGenerator[None]:
     """Close `http_client` in its own loop, when the loop ends or nothing refers to it.
 
@@ -294,37 +291,40 @@ async def _close_with_loop(
         await http_client.aclose()
 
 
-class Resource:
+class SDKResource:
     """A resource of an SDK client, such as `client.completions`; settings only."""
 
     __slots__ = ("__weakref__", "_clients", "_path", "settings")
-    _clients_class: ClassVar[type[_SyncClients | _AsyncClients]]
-    _shared: ClassVar[weakref.WeakValueDictionary[ClientSettings, Any]]
-    _clients: Any
 
     def __init__(self, settings: ClientSettings, path: str) -> None:
+        """For the attribute of an SDK client with these settings."""
         self.settings = settings
         self._path = path
-        made = self._clients_class(settings)
-        self._clients = self._shared.setdefault(settings, made)
+        self._clients = _shared.setdefault(settings, _Clients(settings))
 
     def __getattr__(self, name: str) -> Any:
         """An attribute of the SDK's own resource, such as `create`."""
-        if name in Resource.__slots__ or name.startswith("__"):
+        if name in SDKResource.__slots__ or name.startswith("__"):
             raise AttributeError(name)  # Asked by pickle and copy, before `__init__`.
         return getattr(self.sdk_resource(), name)
 
     def sdk_resource(self) -> Any:
         """The resource of the shared SDK client."""
-        resource = self.sdk_client()
-        for step in self._path.split("."):
-            resource = getattr(resource, step)
-        return resource
+        return operator.attrgetter(self._path)(self.sdk_client())
 
     def sdk_client(self) -> Any:
         """The shared SDK client."""
-        self._clients.add_user(self)
-        return self._clients.get()
+        return self._clients.get(self)
+
+    def close(self) -> None:
+        """Close the client's connections, unless other resources use it too."""
+        if not self._clients.has_others(self):
+            self._clients.close()
+
+    async def aclose(self) -> None:
+        """Close the connections of the running event loop, as `close`."""
+        if not self._clients.has_others(self):
+            await self._clients.aclose()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The settings, key included; another process makes a client of its own."""
@@ -332,9 +332,8 @@ class Resource:
 
     def __eq__(self, other: object) -> bool:
         """Whether both send the same way."""
-        if not isinstance(other, Resource):
-            return NotImplemented
-        return self.__reduce__() == other.__reduce__()
+        is_one = isinstance(other, SDKResource)
+        return is_one and self.__reduce__() == other.__reduce__()
 
     def __hash__(self) -> int:
         """Equal for equal resources."""
@@ -343,32 +342,6 @@ class Resource:
     def __repr__(self) -> str:
         """The SDK's names for the resource, without the key."""
         return f"<{type(self).__name__} {self.settings.sdk_class}().{self._path}>"
-
-
-class SDKResource(Resource):
-    """A resource of a sync SDK client."""
-
-    __slots__ = ()
-    _clients_class: ClassVar = _SyncClients
-    _shared: ClassVar = weakref.WeakValueDictionary()
-
-    def close(self) -> None:
-        """Close the client's connections, unless other resources use it too."""
-        if self._clients.remove_user(self):
-            self._clients.close()
-
-
-class AsyncSDKResource(Resource):
-    """A resource of an async SDK client."""
-
-    __slots__ = ()
-    _clients_class: ClassVar = _AsyncClients
-    _shared: ClassVar = weakref.WeakValueDictionary()
-
-    async def aclose(self) -> None:
-        """Close the connections of the running event loop, as `SDKResource.close`."""
-        if self._clients.remove_user(self):
-            await self._clients.close()
 
 
 class MissingResource:
@@ -404,7 +377,7 @@ def with_idempotency_key(resource: Any, request: Mapping[str, Any]) -> dict[str,
 
     A gateway that stores such keys does the work of a repeated request once.
     """
-    if not isinstance(resource, Resource):
+    if not isinstance(resource, SDKResource):
         return dict(request)
     headers = request.get("extra_headers") or {}
     default_headers = resource.settings.options.get("default_headers") or {}
@@ -431,7 +404,7 @@ def create(
     """
     with TypedErrors(resource, unix_time) as typed_errors:
         prepared = _prepared(resource, request, attempt, _token(resource))
-        if not isinstance(resource, Resource):
+        if not isinstance(resource, SDKResource):
             return protocol.checked_answer(resource.create(**prepared), request)
         answer = _raw(resource).create(**prepared)
         typed_errors.response = getattr(answer, "http_response", None)
@@ -446,7 +419,7 @@ async def acreate(
         token = _token(resource)
         token = await token if inspect.isawaitable(token) else token
         prepared = _prepared(resource, request, attempt, token)
-        if not isinstance(resource, Resource):
+        if not isinstance(resource, SDKResource):
             return protocol.checked_answer(await resource.create(**prepared), request)
         answer = await _raw(resource).create(**prepared)
         typed_errors.response = getattr(answer, "http_response", None)
@@ -483,7 +456,7 @@ async def aopen_stream(
     return AsyncSDKStream(stream, request, resource, unix_time)
 
 
-def _raw(resource: Resource) -> Any:
+def _raw(resource: SDKResource) -> Any:
     """The SDK's resource, with raw responses.
 
     Made anew: the SDK's own keeps the `create` of its first use, which instrumentation
@@ -498,7 +471,7 @@ def _prepared(
 ) -> dict[str, Any]:
     """The keyword arguments of `create` for this attempt."""
     prepared = dict(request)
-    is_ours = isinstance(resource, Resource)
+    is_ours = isinstance(resource, SDKResource)
     if "timeout" in request:
         prepared["timeout"] = sdk_timeout(request["timeout"])
     # A user's own client keeps its own limits: the engine enforces the attempt's.
@@ -541,7 +514,7 @@ def _page_in(stream: Any) -> Any:
 
 def _token(resource: Any) -> Any:
     """The Azure token to send, or an awaitable for it; None if no provider has one."""
-    options = resource.settings.options if isinstance(resource, Resource) else {}
+    options = resource.settings.options if isinstance(resource, SDKResource) else {}
     provider = options.get("azure_ad_token_provider")
     return provider() if provider is not None and _is_ambiguous(resource) else None
 
@@ -553,8 +526,8 @@ def _is_ambiguous(resource: Any) -> bool:
     sends that token. A header of the request wins.
     """
     return (
-        isinstance(resource, Resource)
-        and resource.settings.sdk_class == "AzureOpenAI"
+        isinstance(resource, SDKResource)
+        and resource.settings.sdk_class.endswith("AzureOpenAI")
         and "azure_ad_token" not in resource.settings.options
         and any(name in os.environ for name in _AZURE_VARIABLES)
     )

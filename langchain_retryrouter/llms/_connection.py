@@ -21,10 +21,8 @@ from pydantic import ConfigDict, Field, SecretStr, field_validator, model_valida
 from langchain_retryrouter._http import ClosedByWith
 from langchain_retryrouter._openai.client import (
     AsyncKey,
-    AsyncSDKResource,
     ClientSettings,
     MissingResource,
-    Resource,
     SDKResource,
     sdk_timeout,
 )
@@ -247,19 +245,19 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
             given = self.max_retries if "max_retries" in self.model_fields_set else None
             policy = resolve_policy(self.retry_policy, given)
             self.max_retries = policy.max_retries
-        # A `Resource` of ours comes from a copied model, maybe with other fields.
+        # A resource of ours comes from a copied model, maybe with other fields.
         own = {
             name
             for name in ("client", "async_client")
-            if not isinstance(getattr(self, name), Resource | None)
+            if not isinstance(getattr(self, name), SDKResource | None)
         }
         self._check_http_clients(own)
         if not own:
             self._check_account()
         if "client" not in own:
-            self.client = self._make_client()
+            self.client = self._make_client(is_async=False)
         if "async_client" not in own:
-            self.async_client = self._make_async_client()
+            self.async_client = self._make_client(is_async=True)
         return self
 
     def _choose_account(self) -> None:
@@ -304,21 +302,19 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
     def _sdk_class(self) -> str:
         return "OpenAI"
 
-    def _make_client(self) -> Any:
-        if inspect.iscoroutinefunction(self.openai_api_key):
+    def _make_client(self, *, is_async: bool) -> Any:
+        """An `SDKResource`, or an object that says what is missing."""
+        if not is_async and inspect.iscoroutinefunction(self.openai_api_key):
             return MissingResource(
                 "the key is an async function: use the async methods"
             )
-        options = self._client_options(is_async=False)
-        proxy, http_client = self.openai_proxy, self.http_client
-        settings = ClientSettings(self._sdk_class, options, proxy, http_client)
+        settings = ClientSettings(
+            ("Async" if is_async else "") + self._sdk_class,
+            self._client_options(is_async=is_async),
+            self.openai_proxy,
+            self.http_async_client if is_async else self.http_client,
+        )
         return SDKResource(settings, self._resource_path)
-
-    def _make_async_client(self) -> Any:
-        options = self._client_options(is_async=True)
-        proxy, http_client = self.openai_proxy, self.http_async_client
-        settings = ClientSettings(self._sdk_class, options, proxy, http_client)
-        return AsyncSDKResource(settings, self._resource_path)
 
     def _client_options(self, *, is_async: bool) -> dict[str, Any]:
         """The keyword arguments of the SDK's client, without those left to the SDK."""
@@ -348,7 +344,7 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop, as `close`."""
-        if isinstance(self.async_client, AsyncSDKResource):
+        if isinstance(self.async_client, SDKResource):
             await self.async_client.aclose()
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
@@ -507,13 +503,13 @@ class AzureConnection(OpenAIConnection):
     def _sdk_class(self) -> str:
         return "AzureOpenAI"
 
-    def _make_client(self) -> Any:
-        if not self._credentials(is_async=False):
+    def _make_client(self, *, is_async: bool) -> Any:
+        if not is_async and not self._credentials(is_async=False):
             return MissingResource(
                 "no credentials for sync calls: pass azure_ad_token_provider=..."
                 " in addition to azure_ad_async_token_provider"
             )
-        return super()._make_client()
+        return super()._make_client(is_async=is_async)
 
     def _client_options(self, *, is_async: bool) -> dict[str, Any]:
         options = {
