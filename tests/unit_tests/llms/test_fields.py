@@ -213,17 +213,15 @@ def test_a_field_among_model_kwargs_is_moved(
 @pytest.mark.parametrize(
     "model",
     [
-        "gpt-3.5-turbo",
-        "gpt-3.5-turbo-0125",
-        "gpt-4",
-        "gpt-4o-mini",
-        "gpt-4.1",
-        "gpt-5",
-        "o1",
-        "o3-mini",
-        "chatgpt-4o-latest",
-        "gpt-6.1-sol",
-        "ft:gpt-4o-mini-2024-07-18:org::id",
+        *["gpt-3.5-turbo", "gpt-3.5-turbo-0125", "gpt-4", "gpt-4o-mini", "gpt-4.1"],
+        *[
+            "gpt-5",
+            "o1",
+            "o3-mini",
+            "chatgpt-4o-latest",
+            "gpt-6.1-sol",
+            "ft:gpt-4o-mini-2024-07-18:org::id",
+        ],
     ],
 )
 @pytest.mark.parametrize("name", ["model", "model_name"])
@@ -246,13 +244,14 @@ def test_a_chat_model_is_made_an_openai_chat(
 @pytest.mark.parametrize(
     "model",
     [
-        "gpt-3.5-turbo-instruct",
-        "gpt-3.5-turbo-instruct-0914",
-        "davinci-002",
-        "ft:babbage-002:org::id",
-        "mistral-7b",
-        "oasis",
-        "gpt-oss-20b",
+        *[
+            "gpt-3.5-turbo-instruct",
+            "gpt-3.5-turbo-instruct-0914",
+            "davinci-002",
+            "ft:babbage-002:org::id",
+            "mistral-7b",
+        ],
+        *["oasis", "gpt-oss-20b"],
     ],
 )
 def test_other_models_keep_their_class(new_llm: NewLLM, model: str) -> None:

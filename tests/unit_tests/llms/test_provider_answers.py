@@ -45,7 +45,7 @@ def test_an_answer_has_its_kind_and_its_wait(
 def test_a_report_in_a_stream_is_an_error(
     twin: Any, new_llm: NewLLM, gateway: FaultyGateway, entry: dict[str, Any]
 ) -> None:
-    """Every dialect of an error inside a stream is known, first or after a token."""
+    """Every dialect of an error is known, and not repeated after a token."""
     data = entry["data"]
     written = data if isinstance(data, str) else json.dumps(data)
     forms = [f"event: {entry['event']}\ndata: {written}\n\n"]
@@ -55,11 +55,12 @@ def test_a_report_in_a_stream_is_an_error(
     for cls in CLASSES:
         for form in forms:
             gateway.script(Body(200, EVENTS, form), Body(200, EVENTS, token + form))
-            for delivered in ("", "one "):
+            for retries, delivered in ((0, ""), (2, "one ")):
                 with pytest.raises(RetryRouterError) as caught:
-                    twin.stream(new_llm(cls, max_retries=0), "hi")
+                    twin.stream(new_llm(cls, max_retries=retries), "hi")
                 assert caught.value.kind == entry["kind"]
                 assert caught.value.delivered == delivered
+    assert len(gateway.requests) == 2 * len(CLASSES) * len(forms)
 
 
 @pytest.mark.parametrize("entry", GOOGLES, ids=name_of)

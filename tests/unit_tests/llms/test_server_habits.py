@@ -20,7 +20,7 @@ from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter.llms import openai as module
 from langchain_retryrouter.testing import STUB_TEXT, Body, FaultyGateway, Raw
 
-from .conftest import EVENTS, JSON, NewLLM, choice, outcomes, streamed, whole
+from .conftest import JSON, NewLLM, choice, outcomes, streamed, whole
 
 
 def test_half_a_surrogate_is_the_callers_error(
@@ -61,17 +61,6 @@ def test_an_answer_that_a_provider_broke_off_is_an_error(
     with pytest.raises(errors.ServerError) as caught:
         twin.stream(new_any(), "hi")
     assert caught.value.delivered == "one "
-
-
-def test_an_error_event_is_an_error(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway
-) -> None:
-    """An event that is called `error` is one, whatever its data look like."""
-    data = json.dumps({"type": "overloaded_error", "message": "Busy."})
-    gateway.script(Body(200, EVENTS, f"event: error\ndata: {data}\n\n"))
-    llm = new_any(max_retries=0)
-    with pytest.raises(errors.UnavailableError, match=r"Busy\."):
-        twin.stream(llm, "hi")
 
 
 def test_one_prompt_is_sent_as_a_string(

@@ -19,10 +19,8 @@ from langchain_retryrouter.testing import (
     Answer,
     Body,
     Cut,
-    ErrorEvent,
     FakeClock,
     FaultyGateway,
-    MalformedEvent,
     Raw,
     Stall,
     Status,
@@ -78,30 +76,6 @@ def test_streaming_inside_invoke_is_as_strict(
         twin.invoke(llm, "hi")
     assert recorder.errors == [caught.value]
     assert "".join(recorder.tokens) == "Hello from"
-
-
-@pytest.mark.parametrize(
-    ("fault", "error"),
-    [
-        (ErrorEvent("Overloaded.", after=2, status=503), errors.UnavailableError),
-        (ErrorEvent("Slow down.", after=2, status=429), errors.RateLimitError),
-        (MalformedEvent(3), errors.MalformedResponseError),
-    ],
-    ids=str,
-)
-def test_an_error_inside_a_stream_comes_out(
-    twin: Any,
-    new_any: NewLLM,
-    gateway: FaultyGateway,
-    fault: Any,
-    error: type[errors.RetryRouterError],
-) -> None:
-    """An error behind the first token is raised as what it is, with what came."""
-    gateway.script(fault)
-    with pytest.raises(error) as caught:
-        twin.stream(new_any(), "hi")
-    assert caught.value.delivered == "Hello from"
-    assert len(gateway.requests) == 1
 
 
 @pytest.mark.parametrize("junk", [b"<html>\r\n<hr>", b"\x81\x07", b":\x81"], ids=str)
