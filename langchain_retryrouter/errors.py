@@ -37,7 +37,7 @@ modules of their own because importing them imports the SDK.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 
 from langchain_core.exceptions import (
     ContextOverflowError,
@@ -52,10 +52,12 @@ from langchain_core.exceptions import (
     ModelTimeoutError,
     OutputParserException,
 )
-from langchain_core.messages import BaseMessage
 
 from langchain_retryrouter import _json
 from langchain_retryrouter.failures import Failure, FailureKind
+
+if TYPE_CHECKING:
+    from langchain_core.messages import BaseMessage
 
 __all__ = [
     "APIConnectionError",
