@@ -268,12 +268,13 @@ _BY_SDK_NAME: Final = {
     "APIConnectionError": _LOST,
     "APIResponseValidationError": _UNREADABLE,
 }
-# A client that was closed, or belongs to an event loop that is gone: nothing was sent.
+# A client that was closed: nothing was sent.
 _CLOSED: Final = re.compile(
-    r"event loop is closed|client has been closed|session is closed"
-    r"|different (?:event )?loop",
+    r"client has been closed|session is closed|different (?:event )?loop",
     re.IGNORECASE,
 )
+# A connection of an event loop that is gone: its socket still sends the request.
+CLOSED_LOOP: Final = "loop is closed"
 # HTTP headers are ASCII or Latin-1; bodies are UTF-8.
 _HEADER_ENCODINGS: Final = frozenset({"ascii", "latin-1", "latin1", "iso-8859-1"})
 _DEEPEST: Final = 8  # A cause of a cause of ...
@@ -298,6 +299,8 @@ def read_transport_error(error: BaseException) -> TransportFailure | None:
         return _BAD_KEY if error.encoding in _HEADER_ENCODINGS else _BAD_REQUEST
     if isinstance(error, RuntimeError) and _CLOSED.search(str(error)):
         return _CANNOT_CONNECT
+    if isinstance(error, RuntimeError) and CLOSED_LOOP in str(error):
+        return _LOST
     found = _by_class(error)
     is_about_http = found is _BAD_REQUEST or isinstance(error, ValueError)
     if is_about_http and _HEADER.search(str(error)):

@@ -22,7 +22,7 @@ from langchain_core import exceptions as langchain
 from pydantic import ValidationError
 
 from langchain_retryrouter import _json
-from langchain_retryrouter._http import read_transport_error
+from langchain_retryrouter._http import CLOSED_LOOP, read_transport_error
 from langchain_retryrouter._retry.retry_after import read_advice, read_wait
 from langchain_retryrouter.errors import (
     BASE_ERRORS,
@@ -159,6 +159,14 @@ def name_failure(error: BaseException, unix_time: float) -> RetryRouterError:
     if report is None:
         return UnknownError(f"{type(error).__name__}{text}")
     return report.to_error(BASE_ERRORS)
+
+
+def is_of_closed_loop(error: BaseException) -> bool:
+    """Whether a connection was asked that belongs to an event loop that is closed."""
+    return any(
+        isinstance(one, RuntimeError) and CLOSED_LOOP in str(one)
+        for one in _causes(error)
+    )
 
 
 # --- What is in an answer -----------------------------------------------------------

@@ -32,7 +32,7 @@ from langchain_core.outputs.chat_generation import merge_chat_generation_chunks
 from langchain_core.rate_limiters import BaseRateLimiter
 from pydantic import ValidationError
 
-from langchain_retryrouter._providers.errors import name_failure
+from langchain_retryrouter._providers.errors import is_of_closed_loop, name_failure
 from langchain_retryrouter._providers.finish_reasons import (
     StreamCheck,
     check_result,
@@ -77,6 +77,7 @@ _REJECTED: Final = frozenset(
     {FailureKind.INVALID_REQUEST, FailureKind.UNKNOWN, FailureKind.NOT_FOUND}
 )
 """Failures that content of other authors may cause."""
+_MOST_STALE: Final = 100  # As many idle connections as the generated SDKs keep.
 _MISSES_ITEM: Final = re.compile(r"(?i)\b(?:response|item|container|file)s?\b")
 _NO_INFO: Final = ChunkInfo()
 # Of a 400 that is about the way in which JSON was asked for.
@@ -446,7 +447,13 @@ class BaseRouterCall:
         A prefill was our idea, and so was what is left of other models' answers: the
         caller's request is not to fail because of them. The first time the prefill is
         left out, the second time all that may be particular to one author.
+
+        A client that served another `asyncio.run` still has connections of that event
+        loop, and they say nothing about the provider: the request is sent as it was.
         """
+        if is_of_closed_loop(error):
+            resent = attempt.facts["resent"] = attempt.facts.get("resent", 0) + 1
+            return bool(resent < _MOST_STALE)
         named = name_failure(error, self._clock.time())
         if named.kind not in _REJECTED:
             return False

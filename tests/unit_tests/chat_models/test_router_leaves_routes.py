@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import math
 import threading
@@ -10,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import pytest
+from langchain.chat_models import init_chat_model
+from langchain_core.messages import AIMessage
 from langchain_core.rate_limiters import BaseRateLimiter
 
 from langchain_retryrouter import (
@@ -34,6 +37,7 @@ from langchain_retryrouter.testing import (
     Body,
     Cut,
     FakeClock,
+    FaultyGateway,
     Reset,
     Silence,
     SlowFirstToken,
@@ -463,6 +467,42 @@ def test_a_route_gets_one_probe_at_a_time(pair: Pair) -> None:
     assert caught.value.retry_after is not None
     assert caught.value.retry_after > 5
     thread.join()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.parametrize("model", ["openai", "anthropic"])
+def test_connections_of_another_event_loop_are_no_failure(
+    faulty_gateway: FaultyGateway, model: str
+) -> None:
+    """A second `asyncio.run` with many calls is answered, and no breaker opens."""
+    said: dict[str, Any] = {"type": "message", "role": "assistant", "model": "m"}
+    said |= {"id": "1", "stop_reason": "end_turn"}
+    said["content"] = [{"type": "text", "text": "Hello"}]
+    said["usage"] = {"input_tokens": 1, "output_tokens": 1}
+    faulty_gateway.respond("/v1/messages", said)
+    url = faulty_gateway.url
+    route = init_chat_model(
+        "m",
+        model_provider=model,
+        base_url=url if model == "anthropic" else f"{url}/v1",
+        api_key="any",
+    )
+    router = RetryRouter(
+        routes=[route], retry_policy=RetryPolicy(max_retries=0), clock=FakeClock()
+    )
+
+    async def ask(router: RetryRouter) -> list[AIMessage]:
+        return await router.abatch(["hi"] * 6)
+
+    asyncio.run(ask(router))
+    attempts = [
+        answer.response_metadata["retryrouter"]["attempts"]
+        for answer in asyncio.run(ask(router))
+    ]
+    assert [[one["outcome"] for one in log] for log in attempts] == [["ok"]] * 6
+    assert {log[0].get("resent") for log in attempts} == {1}
+    del router, route
+    gc.collect()  # The SDK never closes the connections of the first event loop.
 
 
 @both_ways
