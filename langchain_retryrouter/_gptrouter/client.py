@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, NoReturn, TypeAlias, cast
@@ -39,6 +40,7 @@ from langchain_retryrouter._http import (
     read_transport_error,
 )
 from langchain_retryrouter._retry.clock import SystemTime
+from langchain_retryrouter._retry.timeouts import on_abort
 from langchain_retryrouter.errors import (
     RetryRouterError,
     UnsupportedOptionError,
@@ -226,6 +228,7 @@ class GatewayClient(GPTRouterClient):
         request = self.build_request(path, payload, timeout)
         try:
             response = http.post(**request)
+            on_abort(functools.partial(_shut_down, response))
             with contextlib.closing(response):
                 body = http.read_body(response)
             return _read_answer(response.status, response.headers, body)
@@ -350,6 +353,13 @@ class GatewayClient(GPTRouterClient):
         await http.aclose_connections()
 
 
+def _shut_down(response: urllib3.BaseHTTPResponse) -> None:
+    """Interrupt, from another thread, a read under way; it then raises."""
+    # It may have been read to its end, or be closed.
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        response.shutdown()
+
+
 class EventStream:
     """The events of one stream, `end` included; sent for with the first event.
 
@@ -384,9 +394,7 @@ class EventStream:
     def abort(self) -> None:
         """Interrupt, from another thread, a read under way; it then raises."""
         if self._response is not None:
-            # It has been read to its end, or is closed.
-            with contextlib.suppress(OSError, ValueError, RuntimeError):
-                self._response.shutdown()
+            _shut_down(self._response)
 
     def close(self) -> None:
         """Give the connection back if the stream is over, and else close it."""
@@ -395,6 +403,7 @@ class EventStream:
     def _read(self) -> Generator[GatewayEvent, None, None]:
         try:
             response = self._response = http.post(**self._request)
+            on_abort(self.abort)
             with contextlib.closing(response):
                 if not _is_event_stream(response.status, response.headers):
                     body = http.read_body(response)

@@ -16,7 +16,7 @@ import queue
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
@@ -33,6 +33,9 @@ Result: TypeAlias = tuple[R | None, BaseException | None]
 
 _ABORTED = "the stream was aborted"
 _MOST_IDLE = 64
+_aborts: ContextVar[list[Callable[[], object]] | None] = ContextVar(
+    "langchain_retryrouter_aborts", default=None
+)
 # The jobs of each idle worker. A forked process has none of its parent's threads.
 _idle: list[queue.SimpleQueue[Callable[[], object]]] = []
 if hasattr(os, "register_at_fork"):
@@ -78,13 +81,35 @@ class End:
 END = End()
 
 
-def run_in_worker(work: Callable[[], object]) -> None:
+def on_abort(abort: Callable[[], object]) -> None:
+    """Have `abort` called, by another thread, if the attempt under way is given up."""
+    if (aborts := _aborts.get()) is not None:
+        aborts.append(abort)
+
+
+def _abort_all(aborts: list[Callable[[], object]]) -> None:
+    for abort in aborts:
+        try:
+            abort()
+        except Exception:
+            logger.exception("An attempt could not be aborted")
+
+
+def run_in_worker(work: Callable[[], object]) -> Callable[[], None]:
     """Run `work`, which must not raise, in a daemon thread that is kept for the next.
 
     It sees the caller's context variables, such as a tracer's. The threads are not
     those of a `ThreadPoolExecutor`, since the interpreter waits at exit for an
     executor's threads, also if one hangs in a read.
+
+    Returns:
+        A function that aborts what `work` waits for, as far as `on_abort` was told.
     """
+    aborts: list[Callable[[], object]] = []
+    abort = functools.partial(_abort_all, aborts)
+    on_abort(abort)
+    context = copy_context()
+    context.run(_aborts.set, aborts)
     try:
         jobs = _idle.pop()
     except IndexError:
@@ -92,7 +117,8 @@ def run_in_worker(work: Callable[[], object]) -> None:
         threading.Thread(
             target=_run_jobs, args=(jobs,), name="retryrouter-worker", daemon=True
         ).start()
-    jobs.put(functools.partial(copy_context().run, work))
+    jobs.put(functools.partial(context.run, work))
+    return abort
 
 
 def _run_jobs(jobs: queue.SimpleQueue[Callable[[], object]]) -> None:
@@ -133,15 +159,25 @@ def run_with_timeout(seconds: float | None, work: Callable[[], R]) -> R:
     if seconds is None:
         return work()
     results: queue.SimpleQueue[Result[R]] = queue.SimpleQueue()
+    is_over = False
 
     def job() -> None:
+        nonlocal is_over
+        result: Result[R]
         try:
-            results.put((work(), None))
+            result = (work(), None)
         except BaseException as error:  # noqa: BLE001 - raised by the caller
-            results.put((None, error))
+            result = (None, error)
+        is_over = True
+        results.put(result)
 
-    run_in_worker(job)
-    result: R = _receive(results, seconds)
+    abort = run_in_worker(job)
+    try:
+        result: R = _receive(results, seconds)
+    except BaseException:
+        if not is_over:
+            abort()
+        raise
     return result
 
 
@@ -212,7 +248,7 @@ class ThreadedStream(Generic[T]):
         self._closed: queue.SimpleQueue[Result[End]] = queue.SimpleQueue()
         self.is_reading = False
         self._is_closed = False
-        run_in_worker(self._serve)
+        self._abort = run_in_worker(self._serve)
 
     def next(self, seconds: float | None) -> T | End:
         """The next event, or `END`; the first one after connecting.
@@ -231,11 +267,9 @@ class ThreadedStream(Generic[T]):
     def abort(self) -> None:
         """Unblock the thread that waits for an event, and the read under way."""
         self._results.put((None, APIConnectionError(_ABORTED)))
-        try:
-            if isinstance(self._source, Abortable):
-                self._source.abort()
-        except Exception:
-            logger.exception("A stream could not be aborted")
+        if isinstance(self._source, Abortable):
+            _abort_all([self._source.abort])
+        self._abort()
 
     def close(self) -> None:
         """Close the source, and release the worker.

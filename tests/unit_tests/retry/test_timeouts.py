@@ -11,14 +11,22 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from pydantic import SecretStr
 
-from langchain_retryrouter import APIConnectionError
+from langchain_retryrouter import (
+    APIConnectionError,
+    GPTRouter,
+    GPTRouterModel,
+    RetryPolicy,
+    RetryRouter,
+)
 from langchain_retryrouter._retry.timeouts import (
     End,
     ThreadedStream,
     TimeLimitError,
     run_with_timeout,
 )
+from langchain_retryrouter.testing import Answer, FaultyGateway, Stall
 
 LONG = 30.0
 _user: contextvars.ContextVar[str] = contextvars.ContextVar("user", default="nobody")
@@ -233,3 +241,24 @@ def test_a_process_forks_and_ends(script: str) -> None:
     imports = "from langchain_retryrouter._retry.timeouts import *\n"
     code = "import os, sys, threading\n" + imports + textwrap.dedent(script)
     subprocess.run([sys.executable, "-c", code], check=True, timeout=LONG)
+
+
+@pytest.mark.parametrize("method", ["invoke", "stream"])
+def test_an_attempt_that_is_given_up_is_aborted(method: str) -> None:
+    """A route that falls silent in its answer keeps no connection and no thread."""
+    policy = RetryPolicy(attempt_timeout=0.2, first_token_timeout=0.2, stall_timeout=5)
+    with FaultyGateway() as gateway:
+        gateway.script(Stall(after=0, seconds=LONG), Answer("Hello"))
+        model = GPTRouter(
+            models_priority_list=[GPTRouterModel(name="m", provider_name="openai")],
+            gpt_router_api_base=gateway.url,
+            gpt_router_api_key=SecretStr("any"),
+        )
+        router = RetryRouter(routes=[model, model], retry_policy=policy)
+        answer = getattr(router, method)("Hi")
+        text = "".join(chunk.text for chunk in answer) if method == "stream" else ""
+        assert (text or answer.text) == "Hello"
+        gateway.wait_for(
+            lambda gateway: all(one.outcome != "pending" for one in gateway.requests),
+            timeout=2,
+        )
