@@ -158,7 +158,8 @@ def check_result(result: ChatResult, *, needs_reason: bool) -> list[str | None]:
         # Text, a tool call or other content; thoughts are not enough.
         message = generation.message
         for call in getattr(message, "invalid_tool_calls", ()):
-            _check_arguments(call.get("name"), call.get("args"), reason)
+            if error := _broken_call(call.get("name"), call.get("args"), reason):
+                raise error
         kwargs, content = message.additional_kwargs, message.content
         has_answer = any(
             kwargs.get(n) for n in ("function_call", "tool_calls", "audio")
@@ -258,7 +259,7 @@ class StreamCheck:
             text=content if isinstance(content, str) else str(message.text),
             is_token=is_token,
             # Some servers send a reason with each token, so that proves nothing.
-            is_end=reason is not None and not is_token,
+            is_end=reason is not None and not is_token and not self._broken_call(),
         )
 
     def release(self) -> list[ChatGenerationChunk]:
@@ -278,12 +279,20 @@ class StreamCheck:
         _check_reason(self.reason, self._refusal)
         if self.reason is None and self._needs_reason:
             raise _no_reason()
-        for name, *arguments in self._calls.values():
-            _check_arguments(name, "".join(arguments), self.reason)
+        if error := self._broken_call():
+            raise error
         is_short = kind_of(self.reason) is FailureKind.LENGTH
         if not (self._saw_token or self._may_be_empty or is_short):
             raise _empty()
         return ChunkInfo(is_end=True, is_last=True)
+
+    def _broken_call(self) -> RetryRouterError | None:
+        """The error of a tool call that is not whole; None if all are."""
+        calls = (
+            _broken_call(name, "".join(arguments), self.reason)
+            for name, *arguments in self._calls.values()
+        )
+        return next(filter(None, calls), None)
 
 
 def has_content(message: BaseMessage) -> bool:
@@ -326,19 +335,21 @@ def _check_reason(reason: str | None, refusal: str) -> None:
         raise BASE_ERRORS[kind](msg)
 
 
-def _check_arguments(name: Any, arguments: Any, reason: str | None) -> None:
-    """Refuse a tool call that is cut or garbled: LangChain completes one that is cut.
+def _broken_call(
+    name: Any, arguments: Any, reason: str | None
+) -> RetryRouterError | None:
+    """The error of a tool call whose arguments are not JSON; None if they are.
 
-    Raises:
-        RetryRouterError: The arguments are not JSON.
+    LangChain completes the arguments of a stream that was cut.
     """
     try:
         json.loads(arguments or "{}", strict=False)
     except (TypeError, ValueError) as error:
         msg = f"the arguments of {name} are not JSON: {error}: {arguments}"
         if kind_of(reason) is FailureKind.LENGTH:
-            raise LengthLimitError(msg) from error
-        raise MalformedResponseError(msg, code="invalid_tool_call") from error
+            return LengthLimitError(msg)
+        return MalformedResponseError(msg, code="invalid_tool_call")
+    return None
 
 
 def _no_reason() -> RetryRouterError:

@@ -18,6 +18,7 @@ from langchain_retryrouter import (
     MalformedResponseError,
     RetryPolicy,
     RetryRouter,
+    RetryRouterError,
     Route,
     StreamInterruptedError,
 )
@@ -109,6 +110,18 @@ BACKUP = Scripted(chunks=[AIMessageChunk(content="the backup", chunk_position="l
         ({"finish_reason": "error"}, False),
         ({"finish_reason": "cancelled"}, False),
         ({"finish_reason": "FINISH_REASON_UNSPECIFIED"}, False),
+        ({"finish_reason": "null"}, False),
+        ({"finish_reason": "FinishReason.MALFORMED_FUNCTION_CALL"}, False),
+        ({"finish_reason": "insufficient_system_resource"}, False),
+        ({"finish_reason": "abort"}, False),
+        ({"finish_reason": "UNEXPECTED_TOOL_CALL"}, False),
+        ({"finish_reason": "network_error"}, False),
+        ({"stopReason": "malformed_tool_use"}, False),
+        ({"normalized_finish_reason": "stop"}, True),
+        ({"normalized_finish_reason": "error", "finish_reason": "stop"}, False),
+        ({"finish_state": "failed", "finish_reason": "stop"}, False),
+        ({"finish_state": "incomplete"}, False),
+        ({"finish_state": "incomplete", "finish_reason": "length"}, True),
         ({"model_provider": "openai"}, False),
         ({}, False),
     ],
@@ -132,6 +145,10 @@ REFUSALS: list[dict[str, Any]] = [
     {"finish_reason": "PROHIBITED_CONTENT"},
     {"stop_reason": "refusal"},
     {"stopReason": "guardrail_intervened"},
+    {"normalized_finish_reason": "refusal", "finish_reason": "stop"},
+    {"normalized_finish_reason": "content_filter", "finish_reason": "other"},
+    {"finish_reason": "MODEL_ARMOR"},
+    {"finish_reason": "sensitive"},
     {"prompt_feedback": {"block_reason": 1}, "finish_reason": ""},
     {
         "object": "response",
@@ -237,6 +254,34 @@ def test_an_answer_without_text_may_be_whole(way: Way, message: AIMessageChunk) 
     """The caller's own limit, an image, or a tool call alone is an answer."""
     answer = ask(way, router_of(Scripted(chunks=[message]), BACKUP))
     assert [part.text for part in answer if part.text] == []
+
+
+CUT_CALL: dict[str, Any] = {
+    "name": "delete",
+    "args": '{"path": "/srv/a/cac',
+    "id": "1",
+    "index": 0,
+}
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize(
+    ("reason", "kind"), [("tool_calls", "malformed"), ("length", "length")]
+)
+def test_a_tool_call_that_is_no_json_is_a_failure(
+    way: Way, reason: str, kind: str
+) -> None:
+    """LangChain completes arguments that were cut; here nobody acts on them."""
+    end = AIMessageChunk(content="", response_metadata={"finish_reason": reason})
+    chunk: Any = {**CUT_CALL, "type": "tool_call_chunk"}
+    chunks: list[Any] = [AIMessageChunk(content="", tool_call_chunks=[chunk]), end]
+    if not way.is_streaming:
+        invalid: Any = {**CUT_CALL, "type": "invalid_tool_call", "error": None}
+        chunks = [AIMessage("", invalid_tool_calls=[invalid])]
+        chunks[0].response_metadata = end.response_metadata
+    error = error_of(way, router_of(Scripted(chunks=chunks)))
+    assert isinstance(error, RetryRouterError)
+    assert (error.kind, "/srv/a/cac" in str(error)) == (kind, True)
 
 
 # --- which chunk commits a route ---
