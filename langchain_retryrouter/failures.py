@@ -201,7 +201,7 @@ _BY_WORDS: Final = tuple(
                 r"(?:spend(?:ing)?|usage|credit) limit",
                 r"\bbilling\b",
                 r"payment required",
-                r"quota reached",
+                r"quota reached|budget (?:has been )?exceeded|arrearage|good standing",
                 r"(?:per|/)[ -]?(?:day|month)",
                 r"\b(?:daily|monthly) .{0,30}(?:limit|quota)",
             ),

@@ -825,10 +825,10 @@ TRANSPORT = [
     (OSError(errno.ENETUNREACH, "no way"), K.CONNECTION, False),
     (asyncio.IncompleteReadError(b"", 4), K.CONNECTION, True),
     (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no"), K.MALFORMED, True),
+    (RuntimeError("Event loop is closed"), K.CONNECTION, True),
     # Before anything was sent: a prompt with half a character, a key with an umlaut.
     (UnicodeEncodeError("utf-8", "\ud83d", 0, 1, "no"), K.INVALID_REQUEST, False),
     (UnicodeEncodeError("ascii", "kéy", 1, 2, "no"), K.AUTHENTICATION, False),
-    (RuntimeError("Event loop is closed"), K.CONNECTION, False),
     (RuntimeError("the client has been closed."), K.CONNECTION, False),
     (httpx.PoolTimeout("full"), K.TIMEOUT, False),
     (httpx.ConnectTimeout("slow"), K.TIMEOUT, False),
