@@ -20,11 +20,13 @@ from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.tracers import BaseTracer
 from langchain_core.tracers.schemas import Run
 from langchain_openai import ChatOpenAI
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 
 from langchain_retryrouter import RetryPolicy, RetryRouter, Route
 from langchain_retryrouter.testing import Answer, FaultyGateway, Status
 from tests.unit_tests.conftest import Twin
+
+from .conftest import Pair
 
 HI = HumanMessage("hi there")
 
@@ -157,6 +159,25 @@ def test_an_agent_summarizes_and_edits_by_a_router() -> None:
     said = agent.invoke({"messages": [long, AIMessage("x"), HI]})
     assert "summary" in said["messages"][0].text
     assert [message.text for message in said["messages"][1:]] == ["hi there", "said"]
+
+
+class Person(BaseModel):
+    """A person."""
+
+    name: str
+
+
+def test_an_agent_asks_for_objects_by_the_routers_profile(pair: Pair) -> None:
+    """If all routes have schemas of their own, LangChain's agent uses them."""
+    pair.primary.always(Status(401))
+    pair.backup.always(Answer('{"name": "Ada"}'))
+    routes = [pair.model(gateway, "gpt-4o") for gateway in (pair.primary, pair.backup)]
+    agent: Any = create_agent(pair.router(routes=routes), response_format=Person)
+    said = pair.twin.invoke(agent, {"messages": [HI]})
+    assert said["structured_response"] == Person(name="Ada")
+    (request,) = pair.backup.requests
+    assert request.json["response_format"]["type"] == "json_schema"
+    assert "tools" not in request.json  # OpenAI refuses an empty list.
 
 
 # --- traces ---
