@@ -103,7 +103,7 @@ def run_in_worker(work: Callable[[], object]) -> Callable[[], None]:
     executor's threads, also if one hangs in a read.
 
     Returns:
-        A function that aborts what `work` waits for, as far as `on_abort` was told.
+        A function that aborts what `work` has given to `on_abort`.
     """
     aborts: list[Callable[[], object]] = []
     abort = functools.partial(_abort_all, aborts)
