@@ -72,7 +72,7 @@ integration_tests: .venv/installed .venvs/litellm/installed ## tests against rea
 
 .PHONY: integrations
 integrations: .venvs/integrations/installed ## LangChain's integrations x faults; rewrites docs/integrations.md (10 minutes)
-	.venvs/integrations/bin/$(PYTEST) -n $(JOBS) tests/integrations $(PYTEST_EXTRA)
+	.venvs/integrations/bin/$(PYTEST) -n $(JOBS) tests/integrations --write-page $(PYTEST_EXTRA)
 
 .PHONY: integrations_short
 integrations_short: .venv/installed ## the same with the packages that .venv has

@@ -500,6 +500,7 @@ _BY_EXACT_NAME: Final = {
     "ContentFilterFinishReasonError": FailureKind.CONTENT_FILTER,
     "LengthFinishReasonError": FailureKind.LENGTH,
     "ModelRefusalError": FailureKind.CONTENT_FILTER,
+    "MidStreamFallbackError": FailureKind.INTERRUPTED,
 }
 _SHARPER: Final = (
     FailureKind.AUTHENTICATION,
@@ -516,24 +517,28 @@ _NO_ANSWER: Final = re.compile(
     r"|received (?:an )?empty|empty (?:stream|response)|null value for .choices"
     r"|missing .choices. key|unexpected response type|while decoding a json"
     r"|digits\) for integer string|\[###\] unknown error"
+    r"|unfinished stream|only parse array of json"
     r"|'nonetype' object|of type 'nonetype'"
     r"|'(?:str|list|int|float|bool)' object (?:is not|does not|has no)"
     r"|must be a mapping, not|(?:list|string) indices must be",
     re.IGNORECASE,
 )
 _OF_ANSWERS: Final = re.compile(  # The titles of pydantic's models.
-    r"Response|Completion|Chunk|Candidate|Event|Unmarshaller"
-    r"|^(?:AIMessage|ChatMessage|ChatGeneration|ChatResult)"
+    r"^(?!.*(?:Request|Input|Params|Config))"
+    r"(?:.*(?:Response|Completion|Chunk|Candidate|Event|Unmarshaller)"
+    r"|AIMessage|ChatMessage|ChatGeneration|ChatResult)"
 )
 
 
-def _causes(step: BaseException | None) -> Iterator[BaseException]:
-    """An exception, and what it was raised `from`."""
+def _causes(
+    step: BaseException | None, *, deep: bool = False
+) -> Iterator[BaseException]:
+    """An exception, and what it was raised `from`; `deep`: or in place of."""
     seen: set[int] = set()
     while step is not None and id(step) not in seen:
         seen.add(id(step))
         yield step
-        step = step.__cause__
+        step = step.__cause__ or (step.__context__ if deep else None)
 
 
 def _read_causes(
@@ -553,6 +558,8 @@ def _read_causes(
         not report.body and (report.status_code or 0) >= _SERVER_ERROR
     ):
         below = causes[answers.index(report) + 1 :] if report else causes
+        if report and contexts:
+            below = list(_causes(error.__context__, deep=True))
         for one in (*below, *contexts):
             if failure := read_transport_error(one):
                 inner = one.__cause__ or one

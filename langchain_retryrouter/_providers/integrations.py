@@ -292,7 +292,7 @@ INTEGRATIONS: Final[Mapping[str, Integration]] = {
     "langchain_google_genai": Integration(
         _copy_field, sends_once=(0, 1), limits_calls=False
     ),
-    "langchain_google_vertexai": Integration(_copy_field, sends_once=(0, 1)),
+    "langchain_google_vertexai": Integration(_copy_field),
     "langchain_fireworks": Integration(_copy_field, sends_once=(0, None)),
     "langchain_aws": Integration(
         _boto,

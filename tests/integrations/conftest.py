@@ -7,7 +7,28 @@ from pathlib import Path
 import certifi
 import pytest
 
+from tests.integrations.report import write_page
 from tests.unit_tests.conftest import ENVIRONMENT
+
+_results: dict[tuple[str, str, str], bool] = {}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-page", action="store_true", help="docs/integrations.md")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note each cell, also those of the worker processes."""
+    cell = dict(report.user_properties).get("cell")
+    if report.when == "call" and cell is not None:
+        row, column, method = map(str, cell)  # type: ignore[call-overload]
+        _results[row, column, method] = report.passed
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    is_worker = hasattr(session.config, "workerinput")
+    if session.config.getoption("--write-page") and not is_worker:
+        write_page(_results)
 
 
 @pytest.fixture(scope="session")

@@ -6,20 +6,22 @@ import importlib
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from langchain_core.language_models.chat_models import BaseChatModel
 
 from tests.support.providers.anthropic import ANTHROPIC
 from tests.support.providers.bedrock import CONVERSE, INVOKE_MODEL
 from tests.support.providers.cohere import COHERE
-from tests.support.providers.gemini import GEMINI
+from tests.support.providers.gemini import GEMINI, GEMINI_LIST
 from tests.support.providers.mistral import MISTRAL
 from tests.support.providers.ollama import OLLAMA
 from tests.support.providers.openai import GROQ, OPENAI
 from tests.support.providers.responses import RESPONSES
 from tests.support.providers.server import Error, Protocol
 
+Method = Literal["invoke", "ainvoke", "stream", "astream"]
+METHODS: Final[tuple[Method, ...]] = ("invoke", "ainvoke", "stream", "astream")
 _KEY: Final = "sk-test-0123456789"
 
 
@@ -32,14 +34,28 @@ class Row:
         protocol: What its provider speaks.
         fields: The arguments of its class; `{url}` is the server's address.
         errors: The provider's own wordings, by the name of a column.
+        methods: Those that can be tried.
+        has_tools: Whether it can be offered functions.
+        mode: Which of its provider's APIs it uses, if there are several.
         own_flaws: What the bare model itself makes of a healthy answer.
+        loses_headers: The methods that drop the headers of an error.
     """
 
     cls: str
     protocol: Protocol
     fields: Mapping[str, Any]
     errors: Mapping[str, Error] = field(default_factory=dict)
+    has_tools: bool = True
+    mode: str = ""
+    methods: tuple[Method, ...] = METHODS
     own_flaws: str = ""
+    loses_headers: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> str:
+        lost = " and ".join(self.loses_headers)
+        parts = [self.own_flaws, lost and f"`Retry-After` is lost in {lost}"]
+        return "; ".join(part for part in parts if part)
 
     @property
     def package(self) -> str:
@@ -54,6 +70,14 @@ class Row:
         package, _, name = self.cls.partition(":")
         fields = _filled(self.fields, url)
         module = importlib.import_module(package)
+        if name == "ChatVertexAI":
+            auth = importlib.import_module("google.auth.credentials")
+            fields["credentials"] = auth.AnonymousCredentials()
+        if name == "ChatPerplexity":  # It has no field for the address.
+            sdk = importlib.import_module("perplexity")
+            client = {"api_key": fields["api_key"], "base_url": fields.pop("base_url")}
+            fields["client"] = sdk.Perplexity(**client)
+            fields["async_client"] = sdk.AsyncPerplexity(**client)
         if name == "ChatHuggingFace":
             endpoint = module.HuggingFaceEndpoint(**fields)
             model: BaseChatModel = module.ChatHuggingFace(llm=endpoint, model_id="sick")
@@ -514,6 +538,7 @@ ROWS: Final[Mapping[str, Row]] = {
         RESPONSES,
         {**_OPENAI_FIELDS, "use_responses_api": True},
         _OPENAI,
+        mode="Responses",
     ),
     "anthropic": Row(
         "langchain_anthropic:ChatAnthropic",
@@ -556,7 +581,7 @@ ROWS: Final[Mapping[str, Row]] = {
         COHERE,
         {"model": "command-a", "cohere_api_key": _KEY, "base_url": "{url}"},
         _COHERE,
-        "a sync stream has no usage, and repeats the pieces of a tool call",
+        own_flaws="a sync stream has no usage, and repeats the pieces of a tool call",
     ),
     "ollama": Row(
         "langchain_ollama:ChatOllama",
@@ -603,6 +628,7 @@ ROWS: Final[Mapping[str, Row]] = {
         OPENAI,
         {"model": "sick", "api_key": "nvapi-test0123456789", "base_url": "{url}/v1"},
         _NVIDIA,
+        loses_headers=("ainvoke", "astream"),
     ),
     "litellm": Row(
         "langchain_litellm:ChatLiteLLM",
@@ -610,11 +636,28 @@ ROWS: Final[Mapping[str, Row]] = {
         {"model": "openai/sick", "api_key": _KEY, "api_base": "{url}/v1"},
         _OPENAI,
     ),
+    # Async it speaks gRPC only, which these servers do not.
+    "google-vertexai": Row(
+        "langchain_google_vertexai:ChatVertexAI",
+        GEMINI_LIST,
+        {
+            "model_name": "gemini-sick",
+            "project": "p",
+            "location": "us-central1",
+            "api_endpoint": "{url}",
+            "api_transport": "rest",
+        },
+        _GEMINI,
+        mode="REST",
+        own_flaws="a stream's reason is `FINISH_REASON_UNSPECIFIEDSTOP`",
+        methods=("invoke", "stream"),
+    ),
     "perplexity": Row(
         "langchain_perplexity:ChatPerplexity",
         OPENAI,
         {"model": "sick", "api_key": _KEY, "base_url": "{url}"},
         _PERPLEXITY,
+        has_tools=False,
     ),
     "together": Row(
         "langchain_together:ChatTogether",

@@ -6,19 +6,24 @@ those that the development environment has.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
-from tests.integrations.matrix import COLUMNS, METHODS, Method, run_cell
-from tests.integrations.rows import ROWS
+from tests.integrations.matrix import cells, run_cell
+from tests.integrations.rows import ROWS, Method
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # They are the other packages'.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # They are the other packages'.
+    pytest.mark.timeout(120),  # Importing one of them may take long.
+]
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("column", COLUMNS)
-@pytest.mark.parametrize(
-    "row", [name for name, row in ROWS.items() if row.is_installed]
-)
-def test_cell(row: str, column: str, method: Method) -> None:
+@pytest.mark.parametrize(("row", "column", "method"), cells())
+def test_cell(
+    row: str, column: str, method: Method, record_property: Callable[[str, Any], None]
+) -> None:
     """A fault is answered by the backup, or by a typed error that says what it was."""
+    record_property("cell", (row, column, method))
     assert run_cell(ROWS[row], column, method) == []

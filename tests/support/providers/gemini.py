@@ -6,6 +6,7 @@ Source: ai.google.dev/api/generate-content; errors: google/rpc/status.proto.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any, Final
 
 from tests.support.providers.server import (
@@ -75,6 +76,19 @@ def _event(message: str) -> bytes:
     return json.dumps(error(500, message)).encode() + b"\n\n"
 
 
+def _list_events(reply: Reply) -> tuple[list[bytes], list[bytes]]:
+    # Without `alt=sse`: the elements of one array.
+    first = json.dumps(_answer(_part(reply, TEXT[0]), None))
+    last = json.dumps(_answer({"text": "" if reply == "tool" else TEXT[1]}, "STOP"))
+    return [f"[{first}".encode()], [f",\n{last}]".encode()]
+
+
 GEMINI: Final = Protocol(
     _whole, _events, error, _event, lambda path, _: "streamGenerateContent" in path
+)
+GEMINI_LIST: Final = replace(
+    GEMINI,
+    events=_list_events,
+    event=lambda message: b"[" + json.dumps(error(500, message)).encode() + b"]",
+    stream_type="application/json",
 )
