@@ -365,6 +365,12 @@ class _Boto:
         ("langchain_aws", {}, "total_max_attempts"),
         ("langchain_aws", {"client": _Boto(5)}, "total_max_attempts"),
         ("langchain_aws", {"client": _Boto(1)}, None),
+        # Made of the key by the model itself, so it is made again.
+        (
+            "langchain_aws",
+            {"client": _Boto(5), "aws_access_key_id": "a", "max_retries": 3},
+            None,
+        ),
         ("langchain_mistralai", {"max_retries": 5}, None),
         ("langchain_mistralai", {"max_retries": 1}, None),
         ("langchain_google_genai", {"max_retries": 1}, None),
@@ -398,6 +404,22 @@ def test_retries_are_switched_off_by_an_option_of_the_call(
     router = new_router(fake_of(package))
     assert router.routes[0].options == {option: value}
     assert f"{option} of each call switched off" in str(router.explain())
+
+
+def test_clients_of_a_generated_sdk_are_copied_without_retries(
+    faulty_gateway: FaultyGateway,
+) -> None:
+    """Of any package: `with_options` shares the connections of the user's client."""
+    client = openai.OpenAI(
+        api_key="any", base_url=faulty_gateway.openai_url, max_retries=4
+    )
+    model = fake_of("langchain_of_tomorrow", client=client, max_retries=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        router = new_router(model)
+    used: Any = router.routes[0].model
+    assert (used.client.max_retries, used.max_retries) == (0, 0)
+    assert (client.max_retries, model.max_retries) == (4, 4)
 
 
 def test_callbacks_of_a_routes_model_are_named() -> None:
