@@ -233,8 +233,10 @@ class OpenAILLM(OpenAIConnection):
     def _params(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters of a call; an option of None takes the model's own out."""
         params = {**self._invocation_params, **options}
-        unset = {name for name, value in options.items() if value is None}
-        return {name: value for name, value in params.items() if name not in unset}
+        for name, value in options.items():
+            if value is None:
+                del params[name]
+        return params
 
     def _requests(
         self, prompts: list[str], stop: list[str] | None, options: Mapping[str, Any]
