@@ -184,7 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=2000)
     parser.add_argument("--at-once", type=int, default=16)
-    parser.add_argument("--scale", type=float, default=10)
+    parser.add_argument("--scale", type=float, default=5)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="")
     arguments = parser.parse_args()
