@@ -228,8 +228,14 @@ class OutputFormat:
             asked by a tool instead.
     """
 
-    def __init__(self, schema: Schema | None) -> None:
-        """Of a pydantic class, a TypedDict, a JSON schema; None for any JSON."""
+    def __init__(self, schema: Schema | None, *, may_call: bool = False) -> None:
+        """Before any answer.
+
+        Args:
+            schema: A pydantic class, a TypedDict, or a JSON schema; None for any JSON.
+            may_call: Whether an answer may call other tools instead.
+        """
+        self._may_call = may_call
         self.refused: set[str] = set()
         self._model: type[BaseModel] | None = None
         self._schema: dict[str, Any] = {}
@@ -262,6 +268,8 @@ class OutputFormat:
             ValueError: There is none, or it does not fit the schema.
         """
         calls = getattr(message, "tool_calls", [])
+        if calls and self._may_call:
+            return None
         data = next((one["args"] for one in calls if one["name"] == self.name), None)
         if data is None:
             for call in getattr(message, "invalid_tool_calls", []):

@@ -691,7 +691,10 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         if choice is not None:
             kwargs["tool_choice"] = choice
         routes = self._fitting(lambda route: route.with_tools(tools, **kwargs))
-        return self._with_routes(routes, output_format)
+        form, output = kwargs.get("response_format"), None
+        if isinstance(form, dict) and form.get("type") == "json_schema":
+            output = OutputFormat(form, may_call=True)  # An agent's `ProviderStrategy`.
+        return self._with_routes(routes, output_format, output)
 
     def _fitting(self, bind: Callable[[Route], Route]) -> list[Route]:
         """The routes as `bind` makes them; those that it cannot make are not asked."""

@@ -256,12 +256,7 @@ def test_an_answer_without_text_may_be_whole(way: Way, message: AIMessageChunk) 
     assert [part.text for part in answer if part.text] == []
 
 
-CUT_CALL: dict[str, Any] = {
-    "name": "delete",
-    "args": '{"path": "/srv/a/cac',
-    "id": "1",
-    "index": 0,
-}
+CUT_CALL: dict[str, Any] = {"name": "delete", "args": '{"path": "/srv/a/cac', "id": "1"}
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
@@ -273,7 +268,7 @@ def test_a_tool_call_that_is_no_json_is_a_failure(
 ) -> None:
     """LangChain completes arguments that were cut; here nobody acts on them."""
     end = AIMessageChunk(content="", response_metadata={"finish_reason": reason})
-    chunk: Any = {**CUT_CALL, "type": "tool_call_chunk"}
+    chunk: Any = {**CUT_CALL, "type": "tool_call_chunk", "index": 0}
     chunks: list[Any] = [AIMessageChunk(content="", tool_call_chunks=[chunk]), end]
     if not way.is_streaming:
         invalid: Any = {**CUT_CALL, "type": "invalid_tool_call", "error": None}

@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from typing import Any, TypedDict
 
 import pytest
+from langchain.agents import create_agent
+from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage
+from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, Field
 from pydantic.v1 import BaseModel as OldBaseModel
@@ -454,3 +457,32 @@ def test_a_json_schema_is_checked(
         with pytest.raises(RejectedAnswerError) as caught:
             ask("invoke", chain)
         assert problem in str(caught.value)
+
+
+# --- agents ---
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("strategy", [ToolStrategy(Person), ProviderStrategy(Person)])
+def test_an_agents_answer_fits_its_format(
+    gateway: FaultyGateway, backup: FaultyGateway, strategy: Any, *, is_async: bool
+) -> None:
+    """Its tools are called first; a mistake is mended after a failover as well."""
+
+    @tool
+    def year_of(name: str) -> int:
+        """The year in which somebody was born."""
+        return len(name)
+
+    gateway.always(Status(401))
+    is_tool = isinstance(strategy, ToolStrategy)
+    answers = [call_of(a) if is_tool else Answer(a) for a in (MISFITS[0], FITS)]
+    backup.script(call_of('{"name": "Ada"}', "year_of"), *answers)
+    router = router_of(chat_openai(gateway), chat_openai(backup))
+    agent = create_agent(router, tools=[year_of], response_format=strategy)
+    asked: Any = {"messages": [("human", "Who was Ada?")]}
+
+    found = asyncio.run(agent.ainvoke(asked)) if is_async else agent.invoke(asked)
+
+    assert found["structured_response"] == Person(name="Ada", born=1815)
+    assert len(backup.requests) == 3
