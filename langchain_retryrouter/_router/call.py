@@ -561,14 +561,14 @@ class BaseRouterCall:
         own = (attempt.route.accept, self._rules.accept)
         return [one for one in own if one is not None]
 
-    def _take(self, verdict: Any, message: BaseMessage, attempt: RouteAttempt) -> None:
+    def _take(self, judgment: Any, message: BaseMessage, attempt: RouteAttempt) -> None:
         """Raise an error unless `accept` has taken the answer."""
-        if verdict is True:
+        if judgment is True:
             return
-        if verdict is not False and not isinstance(verdict, str):
-            msg = f"accept must return True, False or a reason (str), not {verdict!r}"
+        if judgment is not False and not isinstance(judgment, str):
+            msg = f"accept must return True, False or a reason (str), not {judgment!r}"
             raise TypeError(msg)
-        attempt.facts["reason"] = verdict or "accept returned False"
+        attempt.facts["reason"] = judgment or "accept returned False"
         msg = f"the answer was not accepted: {attempt.facts['reason']}"
         raise _with_message(RejectedAnswerError(msg), message)
 
@@ -737,16 +737,16 @@ class RouterCall(BaseRouterCall):
         parsed = self._parse(message, reason, attempt)
         for accept in self._functions(attempt):
             with _callers_own():
-                verdict = _ask(accept, message, parsed)
-                if inspect.isawaitable(verdict):
-                    if inspect.iscoroutine(verdict):
-                        verdict.close()
+                judgment = _ask(accept, message, parsed)
+                if inspect.isawaitable(judgment):
+                    if inspect.iscoroutine(judgment):
+                        judgment.close()
                     msg = (
                         "accept is async, and this is a sync call: use `ainvoke` or"
                         f" `astream`, or give a plain function instead of {accept!r}"
                     )
                     raise TypeError(msg)
-            self._take(verdict, message, attempt)
+            self._take(judgment, message, attempt)
 
     def connect(self, attempt: Attempt) -> EventSource[StreamEvent]:
         """One attempt's stream."""
@@ -812,10 +812,10 @@ class AsyncRouterCall(BaseRouterCall):
         parsed = self._parse(message, reason, attempt)
         for accept in self._functions(attempt):
             with _callers_own():
-                verdict = _ask(accept, message, parsed)
-                if inspect.isawaitable(verdict):
-                    verdict = await verdict
-            self._take(verdict, message, attempt)
+                judgment = _ask(accept, message, parsed)
+                if inspect.isawaitable(judgment):
+                    judgment = await judgment
+            self._take(judgment, message, attempt)
 
     async def connect(self, attempt: Attempt) -> AEventSource[StreamEvent]:
         """One attempt's stream."""

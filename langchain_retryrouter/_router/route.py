@@ -355,8 +355,8 @@ class Route(BaseModel):
         route = self._bound_to(bound, f"honour {asked!r}")
         options = dict(route.options)
         # For tracers: the run is the router's, which tells them itself.
-        told = options.pop("ls_structured_output_format", None) or {}
-        used = told.get("kwargs", {}).get("method", asked["method"])
+        noted = options.pop("ls_structured_output_format", None) or {}
+        used = noted.get("kwargs", {}).get("method", asked["method"])
         if used != asked["method"]:
             msg = f"{integration} would use {used!r}"
             raise ValueError(msg)
