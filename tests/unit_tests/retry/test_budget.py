@@ -81,7 +81,6 @@ def test_threads_spend_no_more_than_there_is() -> None:
     assert (bought.count(1), bought.count(None), budget.tokens) == (1_000, 3_000, 0)
 
 
-# Whole numbers, so that the book below is exact.
 # Whole numbers, so that the model below is exact.
 tokens = st.integers(0, 100)
 

@@ -210,12 +210,6 @@ async def forever(*_: object) -> NoReturn:
     raise AssertionError
 
 
-async def test_cancelled_in_a_request(shared: Shared) -> None:
-    """A task that is cancelled during its request gives back its permit."""
-    await cancel_at_rest(acall(shared.context(), forever))
-    shared.check_given_back()
-
-
 class EndlessClock(FakeClock):
     """A clock whose waits do not end."""
 

@@ -139,39 +139,6 @@ def read(
 # --- one stream ---
 
 
-@pytest.mark.parametrize(
-    "events", [(HEL, LO, END), (ROLE, ROLE, HEL, END), (ROLE, END), (END,), ()]
-)
-def test_a_stream_in_time_is_not_hedged(
-    twin: Twin, events: tuple[ChunkInfo, ...]
-) -> None:
-    """A stream that has content, or ends, in time is handed over unchanged."""
-    first, hedge = FakeStream(*events), FakeHedge(FakeStream(BON), after=LONG)
-    assert read(twin, first, hedge) == list(events)
-    assert (hedge.begun, hedge.settled, first.closed) == (0, [], 1)
-
-
-@pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("before", [[], [ROLE, HEL, LO]])
-def test_an_error_in_time_is_not_hedged(
-    twin: Twin, error: Exception, before: list[ChunkInfo]
-) -> None:
-    """The events before the error are handed over first."""
-    seen, hedge = list[ChunkInfo](), FakeHedge(FakeStream(BON), after=LONG)
-    with pytest.raises(type(error)) as caught:
-        read(twin, FakeStream(*before, error), hedge, seen)
-    assert caught.value is error
-    assert (seen, hedge.begun) == (before, 0)
-
-
-def test_without_another_route_the_first_is_waited_for(twin: Twin) -> None:
-    """A hedge that finds no second route changes nothing."""
-    first = FakeStream(HEL, END, silent=True)
-    hedge = FakeHedge(None, then=first.speak)
-    assert read(twin, first, hedge) == [HEL, END]
-    assert (hedge.begun, hedge.settled, first.closed) == (1, [], 1)
-
-
 def test_nothing_is_read_ahead(twin: Twin) -> None:
     """After the first content an event is read when the caller asks for it."""
     first, counts = FakeStream(ROLE, HEL, LO, END), list[int]()
@@ -191,38 +158,6 @@ def test_a_stream_is_read_in_the_callers_context() -> None:
 # --- the race ---
 
 
-def test_the_second_stream_can_win(twin: Twin) -> None:
-    """The first stream is closed before the second one's first event is seen."""
-    first, second = FakeStream(HEL, silent=True), FakeStream(ROLE, BON, JOUR, END)
-    hedge = FakeHedge(second)
-
-    def look(_: ChunkInfo) -> None:
-        assert first.was_closed.wait(LONG)
-        assert second.closed == 0
-
-    assert read(twin, first, hedge, look=look) == [ROLE, BON, JOUR, END]
-    assert (hedge.begun, hedge.settled) == (1, [(True, None)])
-    assert second.closed == 1
-
-
-def test_the_first_stream_can_win(twin: Twin) -> None:
-    """The stream that has content first wins, also after the hedge was opened."""
-    first = FakeStream(ROLE, HEL, LO, END, silent=True)
-    second = FakeStream(BON, silent=True)
-    hedge = FakeHedge(second, then=first.speak)
-    assert read(twin, first, hedge) == [ROLE, HEL, LO, END]
-    assert hedge.settled == [(False, None)]
-    assert second.was_closed.wait(LONG)
-    assert first.closed == 1
-
-
-def test_an_end_without_content_wins(twin: Twin) -> None:
-    """A second stream that ends without content has ended well."""
-    hedge = FakeHedge(FakeStream(END))
-    assert read(twin, FakeStream(HEL, silent=True), hedge) == [END]
-    assert hedge.settled == [(True, None)]
-
-
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("first_fails", [True, False])
 def test_a_failure_loses_while_the_other_may_succeed(
@@ -237,23 +172,6 @@ def test_a_failure_loses_while_the_other_may_succeed(
     assert read(twin, first, hedge) == [HEL, END]
     reported = error if isinstance(error, RetryRouterError) else None
     assert hedge.settled == [(first_fails, reported)]
-
-
-@pytest.mark.parametrize("is_first_late", [True, False])
-def test_when_both_fail_the_first_error_is_raised(
-    twin: Twin, *, is_first_late: bool
-) -> None:
-    """The call's own route failed, whichever was quicker; the hedge gets the other."""
-    mine, other = UnavailableError("mine"), UnavailableError("other")
-    first = FakeStream(mine, silent=True)
-    second = FakeStream(other, silent=not is_first_late)
-    early, late = (second, first) if is_first_late else (first, second)
-    hedge = FakeHedge(second, then=early.speak)
-    threading.Timer(5 * SOON, late.speak).start()
-    with pytest.raises(UnavailableError) as caught:
-        read(twin, first, hedge)
-    assert caught.value is mine
-    assert hedge.settled == [(False, other)]
 
 
 # --- leaving ---
@@ -277,15 +195,6 @@ def test_a_wait_can_be_aborted_from_another_thread(*, has_second: bool) -> None:
             waiting.result(LONG)
         first.speak()
     assert (first.aborted, second.aborted) == (has_second, has_second)
-
-
-def test_closing_closes_both() -> None:
-    """A caller that stops reading leaves no stream open."""
-    first, second = FakeStream(HEL, silent=True), FakeStream(BON, JOUR)
-    source = HedgedSource(first, FakeHedge(second), has_content)
-    assert next(iter(source)) == BON
-    source.close()
-    assert (first.closed, second.closed) == (1, 1)
 
 
 def test_nothing_begins_after_an_abort() -> None:

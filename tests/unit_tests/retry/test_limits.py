@@ -6,8 +6,6 @@ The time is real here, and short, since a socket has no clock to hand in.
 from __future__ import annotations
 
 import asyncio
-import re
-import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -19,14 +17,12 @@ from langchain_retryrouter import (
     APITimeoutError,
     FailureKind,
     RetryPolicy,
-    RetryRouterError,
     StreamInterruptedError,
-    UnavailableError,
 )
 from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
 from langchain_retryrouter._retry import streaming
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
-from langchain_retryrouter._retry.engine import RetryContext, acall
+from langchain_retryrouter._retry.engine import RetryContext
 from langchain_retryrouter._retry.streaming import ChunkInfo
 from langchain_retryrouter.testing import FakeClock
 
@@ -36,8 +32,6 @@ from .scripted import (
     SILENCE,
     WHOLE,
     Engine,
-    Outcome,
-    Recorder,
     Script,
     Source,
     aopen,
@@ -94,35 +88,6 @@ class SlowSource(Source):
 # --- before the first token ---
 
 
-async def test_an_async_call_ends_at_its_deadline() -> None:
-    """A request that does not come back is cut at the deadline, as a timeout."""
-
-    async def send(_: object) -> None:
-        await asyncio.get_running_loop().create_future()
-
-    with pytest.raises(TIMEOUT) as caught:
-        await acall(limited(deadline=DEADLINE), send)
-    assert re.fullmatch(r"no answer within 0\.2\d+ s", str(caught.value))
-    assert caught.value.attempts == 1
-    assert "deadline of 0.25 s" in caught.value.__notes__[0]
-    assert caught.value.is_retryable is False
-
-
-@pytest.mark.parametrize("events", [[SILENCE], [ROLE, SILENCE]])
-def test_a_silent_start_is_retried(engine: Engine, events: list[Any]) -> None:
-    """A stream without a token in time is closed, and the next attempt may answer."""
-    silent, recorder = Source(*events), Recorder(FakeClock())
-    context = limited(first_token_timeout=SHORT)
-    script = Script(silent, Source(HEL, END))
-    assert engine.stream(context, script, recorder) == [HEL, END]
-    assert silent.was_closed()
-    assert silent.is_aborted is not engine.is_async
-    (error,) = recorder.errors
-    assert isinstance(error, APITimeoutError)
-    assert str(error) == "no first token within 0.1 s"
-    assert outcomes(context) == ["timeout", "ok"]
-
-
 @pytest.mark.parametrize("buffered", [False, True])
 def test_a_start_that_stays_silent_is_a_timeout(
     engine: Engine, *, buffered: bool
@@ -168,18 +133,6 @@ def test_the_first_token_has_the_time_that_connecting_left(clock: FakeClock) -> 
     assert list(open_(context, Script(connect))) == [HEL, END]
 
 
-async def test_an_async_connection_that_hangs_is_cut() -> None:
-    """The first token's time begins with the request, not with the first byte."""
-
-    async def connect(_: object) -> Source:
-        await asyncio.get_running_loop().create_future()
-        raise AssertionError
-
-    context = limited(first_token_timeout=SHORT, max_retries=0)
-    with pytest.raises(APITimeoutError, match=r"no first token within 0\.1 s"):
-        await anext(streaming.astream(context, connect, lambda: lambda chunk: chunk))
-
-
 class LateSource(Source):
     """A source that goes on in the moment in which its read is cut."""
 
@@ -200,31 +153,6 @@ def test_a_token_in_the_last_moment_is_dropped() -> None:
 
 
 # --- after it ---
-
-
-@pytest.mark.parametrize(
-    ("limits", "message"),
-    [
-        ({"stall_timeout": SHORT}, "the stream was silent for 0.1 s"),
-        ({"deadline": DEADLINE}, "the deadline of 0.25 s is over"),
-        (
-            {"deadline": DEADLINE, "stall_timeout": LONG},
-            "the deadline of 0.25 s is over",
-        ),
-    ],
-)
-def test_a_stream_that_falls_silent_is_interrupted(
-    engine: Engine, limits: dict[str, Any], message: str
-) -> None:
-    """After the first token a stream is closed, and not retried."""
-    source, seen = Source(HEL, LO, SILENCE), list[ChunkInfo]()
-    script = Script(source, "not sent")
-    with pytest.raises(StreamInterruptedError) as caught:
-        engine.stream(limited(**limits), script, into=seen)
-    assert str(caught.value) == f"{message}, after 5 characters"
-    assert caught.value.delivered == "Hello"
-    assert (seen, script.numbers) == ([HEL, LO], [1])
-    assert source.was_closed()
 
 
 def test_a_slow_caller_is_not_a_stall(engine: Engine) -> None:
@@ -274,66 +202,7 @@ def test_the_limit_after_the_end_does_not_hold_before_it(
     assert engine.stream(limited(stall_timeout=LONG), script) == [HEL, LO, END]
 
 
-class SocketSource:
-    """A stream over a real socket: a read blocks until there are bytes or an end."""
-
-    def __init__(self, reader: socket.socket) -> None:
-        self._reader = reader
-
-    def __iter__(self) -> Iterator[ChunkInfo]:
-        """Yield the events."""
-        while data := self._reader.recv(1):
-            yield ChunkInfo(data.decode(), is_token=True)
-        msg = "the connection was shut down"
-        raise APIConnectionError(msg)
-
-    def abort(self) -> None:
-        self._reader.shutdown(socket.SHUT_RD)
-
-    def close(self) -> None:
-        self._reader.close()
-
-
-@pytest.mark.parametrize(
-    ("sent", "limits", "error"),
-    [
-        (b"", {"first_token_timeout": SHORT}, r"no first token within 0\.1 s"),
-        (b"", {"deadline": DEADLINE}, r"no first token within 0\.2\d+ s"),
-        (b"Hi", {"stall_timeout": SHORT}, r"the stream was silent for 0\.1 s"),
-        (b"Hi", {"deadline": DEADLINE}, r"the deadline of 0\.25 s is over"),
-    ],
-)
-def test_a_blocking_read_is_cut(
-    sent: bytes, limits: dict[str, Any], error: str
-) -> None:
-    """A thread that hangs in `recv` of a real socket is woken when its time is over."""
-    server, client = socket.socketpair()
-    with server, client:
-        server.sendall(sent)
-        context = limited(max_retries=0, **limits)
-        with pytest.raises(RetryRouterError, match=f"^{error}"):
-            list(open_(context, Script(SocketSource(client))))
-
-
 # --- buffered streams ---
-
-
-@pytest.mark.parametrize(
-    ("events", "outcome"),
-    [
-        ((ROLE, HEL, UnavailableError("503")), "unavailable"),
-        ((HEL, LO), "interrupted"),
-        ((HEL, ChunkInfo(is_last=True)), "interrupted"),
-    ],
-)
-def test_a_buffered_stream_is_retried_after_its_first_token(
-    engine: Engine, clock: FakeClock, events: tuple[Outcome, ...], outcome: str
-) -> None:
-    """Nothing of the broken attempt was delivered, so the next one replaces it."""
-    source, context = Source(*events), context_for(clock, is_buffered=True)
-    assert engine.stream(context, Script(source, Source(LO, END))) == [LO, END]
-    assert outcomes(context) == [outcome, "ok"]
-    assert source.was_closed()
 
 
 def test_a_buffered_stream_is_delivered_at_its_end(
@@ -375,21 +244,6 @@ def test_the_limits_of_a_buffered_stream_are_not_for_the_whole_answer(
     events = [HEL, *[LO] * 4, END]
     context = limited(buffered=True, **limits)
     assert engine.stream(context, Script(SlowSource(*events), "not sent")) == events
-
-
-@pytest.mark.parametrize("first_token", [{}, {"first_token_timeout": 60}])
-def test_a_stall_of_a_buffered_stream_is_retried(
-    engine: Engine, first_token: dict[str, Any]
-) -> None:
-    """A stream that falls silent in its middle is a timeout, and tried again."""
-    silent, recorder = Source(HEL, LO, SILENCE), Recorder(FakeClock())
-    context = limited(buffered=True, stall_timeout=SHORT, **first_token)
-    script = Script(silent, Source(LO, END))
-    assert engine.stream(context, script, recorder) == [LO, END]
-    assert silent.was_closed()
-    (error,) = recorder.errors
-    assert isinstance(error, APITimeoutError)
-    assert str(error) == "the stream was silent for 0.1 s"
 
 
 def test_the_deadline_of_a_buffered_stream_is_named(engine: Engine) -> None:

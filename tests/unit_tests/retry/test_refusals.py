@@ -13,13 +13,13 @@ from langchain_retryrouter import (
     CircuitBreaker,
     CircuitOpenError,
     FailureKind,
-    InvalidRequestError,
     RateLimitError,
     RetryBudget,
     RetryPolicy,
     UnavailableError,
 )
 from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
+from langchain_retryrouter.errors import BASE_ERRORS
 from langchain_retryrouter.testing import FakeClock
 
 from .scripted import (
@@ -121,15 +121,17 @@ def test_a_call_waits_until_the_probe_if_retry_after_is_longer(
 
 
 @calls_and_streams
-def test_an_invalid_request_does_not_open_the_breaker(
-    engine: Engine, clock: FakeClock, start: Start
+@pytest.mark.parametrize("kind", FailureKind)
+def test_only_retryable_kinds_open_the_breaker(
+    engine: Engine, clock: FakeClock, start: Start, kind: FailureKind
 ) -> None:
-    """A provider that refuses a request is alive."""
-    breaker = CircuitBreaker(failure_threshold=1, clock=clock)
-    context = context_for(clock, breaker=breaker)
-    with pytest.raises(InvalidRequestError):
-        start(engine, context, Script(InvalidRequestError("400")))
-    assert breaker.state is BreakerState.CLOSED
+    """A provider that refuses a request is alive, and so is one that was rejected."""
+    breaker, error = CircuitBreaker(failure_threshold=1, clock=clock), BASE_ERRORS[kind]
+    context = context_for(clock, RetryPolicy(max_retries=0), breaker=breaker)
+    with pytest.raises(error):
+        start(engine, context, Script(error("no")))
+    is_sick = error("no").failure.is_retryable and kind is not FailureKind.REJECTED
+    assert breaker.is_open is is_sick
 
 
 # --- rate limiters ---

@@ -13,7 +13,6 @@ from langchain_retryrouter import (
     BreakerState,
     CircuitBreaker,
     FailureKind,
-    RateLimitError,
     RetryBudget,
     RetryPolicy,
     StreamInterruptedError,
@@ -122,13 +121,6 @@ def test_a_failure_before_the_first_token_is_retried(
     assert outcomes(context) == [kind.value, "ok"]
     assert [type(error) for error in recorder.errors] == [BASE_ERRORS[kind]]
     assert clock.sleeps == [0.0 if kind is FailureKind.REJECTED else 0.5]
-
-
-def test_a_refused_connection_is_retried(engine: Engine, clock: FakeClock) -> None:
-    """Opening the stream is part of the attempt."""
-    script = Script(RateLimitError("429", retry_after=2.0), Source(HEL, END))
-    assert engine.stream(context_for(clock), script) == [HEL, END]
-    assert clock.sleeps == [2.0]
 
 
 @pytest.mark.parametrize("kind", FINAL)

@@ -74,55 +74,12 @@ def all_events(stream: ThreadedStream[object]) -> list[object]:
     return seen
 
 
-def test_a_result_in_time_is_returned() -> None:
-    """A result or an error, also a TimeoutError of its own, comes out unchanged."""
-    assert run_with_timeout(None, lambda: 1) == 1
-    assert run_with_timeout(LONG, lambda: 2) == 2
-    error = TimeoutError("its own")
-
-    def work() -> None:
-        raise error
-
-    with pytest.raises(TimeoutError) as caught:
-        run_with_timeout(LONG, work)
-    assert caught.value is error
-
-
-def test_a_limit_needs_a_daemon_thread() -> None:
-    """Without a limit the caller's thread does the work; a worker ends with Python."""
-    current = threading.current_thread
-    assert run_with_timeout(None, current) is current()
-    assert run_with_timeout(LONG, current).daemon
-
-
-def test_the_caller_waits_no_longer_than_the_limit() -> None:
-    """After the limit the caller has an error, and the work ends unattended."""
-    may_end, has_ended = threading.Event(), threading.Event()
-
-    def work() -> None:
-        may_end.wait(LONG)
-        has_ended.set()
-
-    with pytest.raises(TimeLimitError, match=r"no result within 0\.01 s"):
-        run_with_timeout(0.01, work)
-    may_end.set()
-    assert has_ended.wait(LONG)
-
-
 def test_the_worker_sees_the_callers_context_variables() -> None:
     """Tracers and logs find the caller's context in the worker thread."""
     _user.set("mine")
     assert run_with_timeout(LONG, _user.get) == "mine"
     stream = ThreadedStream(lambda: GeneratorSource(_user.get() for _ in range(1)))
     assert all_events(stream) == ["mine"]
-
-
-def test_events_come_in_order() -> None:
-    """All events come out, and closing waits until the source is closed."""
-    source = GeneratorSource(numbers())
-    stream = ThreadedStream(lambda: source)
-    assert all_events(stream) == list(range(1, 1000))
-    assert source.was_closed.is_set()
 
 
 def test_nothing_is_read_ahead() -> None:
@@ -137,21 +94,6 @@ def test_nothing_is_read_ahead() -> None:
     stream = ThreadedStream(lambda: GeneratorSource(counted()))
     assert [stream.next(LONG), stream.next(LONG)] == [0, 1]
     assert read == [0, 1]
-    stream.close()
-
-
-def test_an_error_comes_after_the_events_before_it() -> None:
-    """The events before an error are handed over first."""
-
-    def events() -> Generator[object, None, None]:
-        yield 1
-        msg = "broken"
-        raise ValueError(msg)
-
-    stream = ThreadedStream(lambda: GeneratorSource(events()))
-    assert stream.next(LONG) == 1
-    with pytest.raises(ValueError, match="broken"):
-        stream.next(LONG)
     stream.close()
 
 
@@ -209,13 +151,6 @@ def test_threads_are_used_again() -> None:
         assert run_with_timeout(LONG, lambda: number) == number  # noqa: B023 - at once
         assert len(all_events(ThreadedStream(lambda: GeneratorSource(numbers())))) > 1
     assert worker_threads() <= max(before, 1) + 3
-
-
-def test_a_stream_that_was_closed_has_ended() -> None:
-    """A demand that comes after the end is answered, also in another thread."""
-    stream = ThreadedStream(lambda: GeneratorSource(numbers()))
-    stream.close()
-    assert isinstance(stream.next(LONG), End)
 
 
 @pytest.mark.parametrize(
