@@ -787,6 +787,8 @@ _LOOKS_SECRET: Final = re.compile(
     r"\b(?:sk-|gsk_|xai-|pplx-|hf_|r8_)(?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{16,}"
     r"|\bAIza[A-Za-z0-9_-]{30,}"
     r"|(?<=\bBearer )[A-Za-z0-9._~+/-]{8,}=*"
+    # A header that cannot be sent, whose `repr` need not have the key as it is.
+    r"|(?i:(?<=header value )|(?<=header value: ))b?(?P<quote>['\"]).*(?P=quote)"
 )
 
 

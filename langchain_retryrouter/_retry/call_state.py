@@ -225,6 +225,7 @@ class CallState:
         self._silent: set[int] = set()  # Routes whose last attempt timed out.
         self._probed: set[int] = set()  # Whose open breaker this call has passed.
         self._is_interrupted = False  # Whether part of an answer was delivered.
+        self.is_raised = False  # Whether the last failure is for the caller to see.
         self._awaits_probe = False  # Whether the last resort waits for another probe.
         self._is_last_resort = False  # Whether the next attempt is one.
         self._held = 0.0  # Seconds waited in `hold_wait`.
@@ -503,6 +504,7 @@ class CallState:
             return self._decide_here(failure, will_failover=will_failover)
         chosen = action or self._actions[failure.kind]
         if chosen is FailureAction.RAISE:
+            self.is_raised = True
             return Stop()
         stop = Stop()
         position = self.position

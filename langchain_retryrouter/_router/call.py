@@ -295,15 +295,22 @@ class BaseRouterCall:
         return FailureAction.FAILOVER if error is self._hopeless else None
 
     def final_error(self, error: RetryRouterError) -> RetryRouterError:
-        """The error that the caller gets: the first route's, the others attached."""
+        """The error that the caller gets, with the others attached.
+
+        The first route's; or the one that was not to be followed by another route, such
+        as the refusal of a content filter.
+        """
         self._measure_failed()
         if self._interrupted is not None:
             lead = self._interrupted
             lead.delivered, lead.attempts = self._delivered, self._state.attempts
+            lead.is_retryable = False  # A caller that retried would multiply the load.
             return _with_others(lead, [*self._failures, error])
         if error.delivered:
             return error
         failures = [*self._failures, error]
+        if self._state.is_raised:
+            return _with_others(error, failures)
         lead = [one for one in failures if one.route == failures[0].route][-1]
         if lead is not error:
             lead.attempts, lead.is_retryable = error.attempts, error.is_retryable

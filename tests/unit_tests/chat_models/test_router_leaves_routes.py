@@ -197,6 +197,19 @@ def test_a_pause_that_is_too_long_is_not_waited_for(
 
 
 @both_ways
+def test_a_refusal_is_raised_after_another_routes_failure(pair: Pair) -> None:
+    """What ends a call is raised; the first route's error is attached to it."""
+    pair.primary.always(Status(401))
+    pair.backup.always(FILTERED)
+
+    with pytest.raises(ContentFilterError) as caught:
+        pair.ask(pair.router(), "hi")
+
+    assert caught.value.route == "second"
+    assert [other.route for other in caught.value.others] == ["first"]
+
+
+@both_ways
 @pytest.mark.parametrize("fault", [Status(503), Cut(after=2)], ids=["503", "cut"])
 def test_a_route_whose_breaker_this_call_opened_is_asked_again(
     pair: Pair, fault: Step

@@ -256,16 +256,19 @@ def test_a_key_is_not_shown(make: Any, key: str, way: Way) -> None:
 
 
 @every_way
-def test_a_key_that_no_header_can_carry_is_the_routes_fault(way: Way) -> None:
-    """A key with a line feed is not sent and not shown, and counts as a 401."""
+@pytest.mark.parametrize("end", ["\n", "\x00 the rest of it"], ids=["line", "nul"])
+def test_a_key_that_no_header_can_carry_is_the_routes_fault(way: Way, end: str) -> None:
+    """A key with a line feed or NUL is not sent and not shown, and counts as a 401."""
     with FaultyGateway() as gateway:
         model = chat_openai(gateway)
         for client in (model.root_client, model.root_async_client):
-            client.api_key = f"{OPENAI_KEY}\n"
+            client.api_key = f"{OPENAI_KEY}{end}"
         error = routed(way, model)
         assert gateway.requests == []
     assert (error.kind, error.may_have_run) == (K.AUTHENTICATION, False)
-    assert OPENAI_KEY not in "".join(traceback.format_exception(error))
+    shown = "".join(traceback.format_exception(error))
+    assert OPENAI_KEY not in shown
+    assert "the rest of it" not in shown
 
 
 @every_way
