@@ -122,17 +122,6 @@ def kind_of(reason: str | None) -> FailureKind | None:
     return next((kind for kind, pattern in _KINDS if pattern.search(words)), None)
 
 
-def names_finish_reason(result: ChatResult) -> bool:
-    """Whether each answer of a result names its finish reason.
-
-    Some integrations give it for the result as a whole, if there is one answer in it.
-    """
-    reasons = [finish_reason_in(answer) for answer in result.generations]
-    if reasons == [None] and result.llm_output:
-        return _reason_in(result.llm_output) is not None
-    return bool(reasons) and None not in reasons
-
-
 def check_result(result: ChatResult, *, needs_reason: bool) -> list[str | None]:
     """Refuse an answer that is empty, filtered, failed or, as far as it says, cut.
 
@@ -149,10 +138,11 @@ def check_result(result: ChatResult, *, needs_reason: bool) -> list[str | None]:
     if not result.generations:
         msg = "the answer has no generations"
         raise MalformedResponseError(msg)
-    if needs_reason and not names_finish_reason(result):
-        raise _no_reason()
+    # Some integrations give it for the result as a whole.
     shared = _reason_in(result.llm_output or {})
     reasons = [finish_reason_in(one) or shared for one in result.generations]
+    if needs_reason and None in reasons:
+        raise _no_reason()
     for generation, reason in zip(result.generations, reasons, strict=True):
         _check_reason(reason, _refusal_in(generation.message))
         # Text, a tool call or other content; thoughts are not enough.

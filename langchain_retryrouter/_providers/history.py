@@ -100,6 +100,8 @@ def fit_history(
         nothing is left; and the kinds of what is left out, such as `thinking` or
         `cache_control`, each once.
     """
+    if all(map(_is_plain, messages)):
+        return [*messages], ()
     if isinstance(reader, str):
         reader = Reader(family(reader))
     fitting = _Fitting(reader, authors or {}, is_strict=is_strict)
@@ -127,6 +129,17 @@ def foreign_response_id(
     )
 
 
+def _is_plain(message: BaseMessage) -> bool:
+    """Whether a message is text alone, which every provider reads."""
+    return (
+        type(message.content) is str
+        and message.name is None
+        and not (message.additional_kwargs or message.response_metadata)
+        and not isinstance(message, ToolMessage | FunctionMessage)
+        and not (isinstance(message, AIMessage) and message.tool_calls)
+    )
+
+
 class _Fitting:
     """Fits one conversation, and records what it leaves out."""
 
@@ -145,15 +158,8 @@ class _Fitting:
     def add(self, message: BaseMessage) -> None:
         if not isinstance(message, ToolMessage | FunctionMessage):
             self.add_media()
-        if (
-            type(message.content) is str
-            and message.name is None
-            and not message.additional_kwargs
-            and not message.response_metadata
-            and not isinstance(message, ToolMessage | FunctionMessage)
-            and not (isinstance(message, AIMessage) and message.tool_calls)
-        ):
-            self.fitted.append(message)  # Every provider reads plain text.
+        if _is_plain(message):
+            self.fitted.append(message)
             return
         fitted: BaseMessage | None = self._with_name(message)
         if isinstance(fitted, AIMessage):

@@ -37,7 +37,6 @@ from langchain_retryrouter._providers.finish_reasons import (
     StreamCheck,
     check_result,
     kind_of,
-    names_finish_reason,
 )
 from langchain_retryrouter._providers.history import (
     fit_history,
@@ -517,7 +516,7 @@ class BaseRouterCall:
     ) -> list[tuple[BaseMessage, str | None]]:
         """The answers of a result, as the caller gets them, with finish reasons."""
         reasons = check_result(result, needs_reason=route.needs_reason("generate"))
-        if names_finish_reason(result):
+        if None not in reasons:
             route.learn_reason("generate")
         shared = result.llm_output if len(result.generations) == 1 else None
         messages = [
@@ -945,10 +944,8 @@ def _joined(chunks: list[ChatGenerationChunk]) -> BaseMessage:
 
 def _with_info(message: BaseMessage, *infos: dict[str, Any] | None) -> BaseMessage:
     """The message with what its generation says, as LangChain hands it over."""
-    metadata = message.response_metadata
-    for info in reversed(infos):
-        metadata = {**(info or {}), **metadata}
-    message.response_metadata = metadata
+    for info in filter(None, reversed(infos)):
+        message.response_metadata = {**info, **message.response_metadata}
     return message
 
 

@@ -145,7 +145,6 @@ class Route(BaseModel):
     unfit: str = Field(default="", exclude=True, repr=False)
     ignored: str = Field(default="", exclude=True, repr=False)
 
-    _reader: Reader = PrivateAttr(Reader(""))
     _own_tools: list[Any] = PrivateAttr(default_factory=list)
     # One object for all copies of a route, so that what is learned is shared.
     _reporting: set[Method] = PrivateAttr(default_factory=set)
@@ -168,17 +167,16 @@ class Route(BaseModel):
         if not self.name:
             name = tracing_params(self.model).get("ls_model_name")
             object.__setattr__(self, "name", str(name or type(self.model).__name__))
-        self._reader = reader_of(self.model)
         self._own_tools = list(self.options.get("tools") or [])
         self._reporting.update(
             method for method in _METHODS if reports_finish_reason(self.model, method)
         )
         return self
 
-    @property
+    @functools.cached_property
     def reader(self) -> Reader:
         """What decides about the messages that the model can read."""
-        return self._reader
+        return reader_of(self.model)
 
     def prefill(self, text: str) -> AIMessage | None:
         """`text` as the beginning of an answer that the model continues, if it does."""

@@ -12,6 +12,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, TypeVar
 
 from langchain_core.callbacks import (
@@ -515,12 +516,10 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
     ) -> tuple[RetryContext, _T]:
         """The context of a call for the engine, and the call itself."""
         clock = self.clock or SYSTEM_CLOCK
-        memory = self._memory
-        order = [
-            index
-            for index in memory.strategy.order(clock.monotonic())
-            if not self.routes[index].unfit
-        ]
+        memory, output = self._memory, self._output
+        strategy = memory.strategy
+        order = strategy.order(clock.monotonic())
+        order = [index for index in order if not self.routes[index].unfit]
         call_state = CallState(
             self._limited_policy(),
             [memory.route_states[index] for index in order],
@@ -531,13 +530,12 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         )
 
         def measured(position: int, seconds: float) -> None:
-            memory.strategy.measured(order[position], seconds, clock.monotonic())
+            strategy.measured(order[position], seconds, clock.monotonic())
 
         routes = [self.routes[index] for index in order]
         rules = AnswerRules(self.accept, self._hears_length)
-        if self._output is not None:
-            parse, refused = self._output.parse, self._output.refused
-            rules = AnswerRules(self.accept, self._hears_length, parse, refused)
+        if output is not None:
+            rules = replace(rules, parse=output.parse, refused_formats=output.refused)
         router_call = kind(routes, call_state, request, clock, measured, rules)
         context = RetryContext(
             call_state,
