@@ -138,8 +138,9 @@ def check_result(result: ChatResult, *, needs_reason: bool) -> list[str | None]:
     if not result.generations:
         msg = "the answer has no generations"
         raise MalformedResponseError(msg)
-    # Some integrations give it for the result as a whole.
-    shared = _reason_in(result.llm_output or {})
+    # Some integrations give it for the result as a whole, if that has one answer.
+    is_only = len(result.generations) == 1
+    shared = _reason_in(result.llm_output or {}) if is_only else None
     reasons = [finish_reason_in(one) or shared for one in result.generations]
     if needs_reason and None in reasons:
         raise _no_reason()
