@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import HumanMessage
 
 from langchain_retryrouter import StreamInterruptedError
 from langchain_retryrouter.testing import Body, FaultyGateway, Status
@@ -217,16 +217,3 @@ def test_events_of_a_stream_tell_the_blocks_apart(
         event["content"] for event in events if event["event"] == "content-block-finish"
     ]
     assert without_index(finished) == BLOCKS
-
-
-def test_a_content_that_is_not_ours_is_left_to_langchain() -> None:
-    """LangChain itself reads a list as content, which the gateway never sends."""
-    message = AIMessage(
-        ["so", {"type": "text", "text": "it is"}],
-        response_metadata={"model_provider": "gptrouter"},
-    )
-
-    assert message.content_blocks == [
-        {"type": "text", "text": "so"},
-        {"type": "text", "text": "it is"},
-    ]

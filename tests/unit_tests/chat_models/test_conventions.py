@@ -11,9 +11,6 @@ import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.load import dumps, loads
 from langchain_core.messages import AIMessage, AIMessageChunk
-from langchain_core.output_parsers import StrOutputParser
-from langchain_core.output_parsers.openai_tools import PydanticToolsParser
-from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_core.runnables import RunnableBinding
 from langchain_core.utils.function_calling import convert_to_openai_tool
@@ -21,23 +18,19 @@ from pydantic import BaseModel
 
 from langchain_retryrouter import (
     GPTRouter,
-    RateLimitError,
     StreamInterruptedError,
-    UnavailableError,
 )
 from langchain_retryrouter.testing import (
     Answer,
     Cut,
     FaultyGateway,
-    RecordedRequest,
     Reset,
     Status,
-    Step,
 )
 from tests.support.rule_responder import RuleResponder
 from tests.unit_tests.conftest import Twin
 
-from .conftest import GPT_4, KEY, OTHER, Env, NewModel
+from .conftest import GPT_4, KEY, OTHER, Env
 
 
 class Weather(BaseModel):
@@ -74,17 +67,6 @@ def test_an_answer_out_of_a_cache_costs_nothing(env: Env) -> None:
     assert attempts_of(again) == []
     assert again.response_metadata["model_name"] == "gpt-4-0613"
     assert len(env.gateway.requests) == 3
-
-
-def test_a_failed_call_is_not_cached(env: Env) -> None:
-    """An error is not cached: the next call asks the gateway."""
-    env.gateway.script(Status(503))
-    llm = env.llm(cache=InMemoryCache(), max_retries=0)
-
-    with pytest.raises(UnavailableError):
-        env.invoke(llm, "hi")
-
-    assert env.invoke(llm, "hi").content == "You said: hi"
 
 
 @pytest.mark.parametrize(
@@ -141,95 +123,7 @@ def test_a_rate_limiter_is_asked_once_a_call(env: Env, way: str) -> None:
     assert len(env.gateway.requests) == 3
 
 
-def test_a_batch_keeps_its_order(env: Env) -> None:
-    """Each question of a batch fails once, and is answered in its place."""
-    asked: Counter[str] = Counter()
-
-    def fail_first(request: RecordedRequest) -> Step:
-        question = request.parameters["messages"][0]["content"]
-        asked[question] += 1
-        first = asked[question] == 1
-        return Status(429, {"retry-after": "1"}) if first else Answer()
-
-    env.gateway.always(fail_first)
-    questions = [f"question {number}" for number in range(8)]
-
-    answers = env.batch(env.llm(), questions, {"max_concurrency": 3})
-
-    assert [answer.content for answer in answers] == [
-        f"You said: {question}" for question in questions
-    ]
-    assert all(attempts_of(answer) == ["rate_limit", "ok"] for answer in answers)
-    assert len(env.gateway.requests) == 16
-    assert env.gateway.connections <= 3
-
-
-def test_a_batch_may_return_errors(env: Env) -> None:
-    """With `return_exceptions` the other questions of a batch are answered."""
-
-    def fail_one(request: RecordedRequest) -> Step:
-        asked = request.parameters["messages"][0]["content"]
-        return Status(503) if asked == "b" else Answer()
-
-    env.gateway.always(fail_one)
-
-    first, second, third = env.batch(
-        env.llm(max_retries=1), ["a", "b", "c"], return_exceptions=True
-    )
-
-    assert (first.content, third.content) == ("You said: a", "You said: c")
-    assert isinstance(second, UnavailableError)
-    assert second.attempts == 2
-    assert len(env.gateway.requests) == 4
-
-
 # Chains.
-
-
-def test_a_chain_streams_through_faults(env: Env) -> None:
-    """A chain with a parser streams its text once, although attempts fail."""
-    env.gateway.script(Reset(), Cut(after=0))
-    chain = ChatPromptTemplate.from_template("{q}") | env.llm() | StrOutputParser()
-
-    parts = env.stream(chain, {"q": "one two three"})
-
-    assert "".join(parts) == "You said: one two three"
-    assert len(parts) > 3
-    assert len(env.gateway.requests) == 3
-
-
-@pytest.mark.parametrize("way", ["invoke", "stream"])
-def test_a_fallback_answers_when_we_gave_up(env: Env, way: str) -> None:
-    """`with_fallbacks` asks its next model after our retries."""
-    env.gateway.always(Status(429), model="gpt-4-0613")
-    llm = env.llm(max_retries=1).with_fallbacks(
-        [env.llm(models_priority_list=[OTHER])], exceptions_to_handle=(RateLimitError,)
-    )
-
-    answer = getattr(env, way)(llm, "hi")
-    if way == "stream":
-        answer = sum(answer[1:], answer[0])
-
-    assert answer.content == "You said: hi"
-    assert answer.response_metadata["model_name"] == "gpt-4o"
-    assert [request.model for request in env.gateway.requests] == [
-        "gpt-4-0613",
-        "gpt-4-0613",
-        "gpt-4o",
-    ]
-
-
-def test_no_fallback_takes_over_in_the_middle(env: Env) -> None:
-    """After the first token no fallback takes over: it would repeat the text."""
-    env.gateway.script(Cut(after=1))
-    llm = env.llm().with_fallbacks([env.llm(models_priority_list=[OTHER])])
-    chunks: list[Any] = []
-
-    with pytest.raises(StreamInterruptedError):
-        env.stream(llm, "hi", into=chunks)
-
-    assert "".join(chunk.content for chunk in chunks) == "You"
-    assert len(env.gateway.requests) == 1
 
 
 # Streams.
@@ -256,14 +150,6 @@ def test_what_is_not_streamed_is_one_chunk(
     assert chunk.usage_metadata is not None
     assert attempts_of(chunk) == ["connection", "unavailable", "ok"]
     assert [request.streaming for request in env.gateway.requests] == [has_tools] * 3
-
-
-def test_tool_calls_reach_a_parser_unstreamed(env: Env) -> None:
-    """A parser of tool calls reads the chunk of a model that does not stream."""
-    llm = env.llm(disable_streaming=True)
-    chain = llm.bind_tools([Weather]) | PydanticToolsParser(tools=[Weather])
-
-    assert env.stream(chain, "Weather('Oslo')") == [[Weather(city="Oslo")]]
 
 
 def _events_v3(twin: Twin, llm: Any, into: list[Any]) -> None:
@@ -302,25 +188,6 @@ def test_events_of_blocks_come_once(env: Env) -> None:
         _events_v3(env, env.llm(), events)
     assert _text_of(events) == caught.value.delivered == "You said:"
     assert len(env.gateway.requests) == 5
-
-
-async def test_events_of_a_chain_come_once(
-    new_llm: NewModel, gateway: FaultyGateway
-) -> None:
-    """`astream_events` v2 has one start, the text once, and one end."""
-    gateway.script(Reset(), Status(503))
-    chain = new_llm() | StrOutputParser()
-
-    events = [event async for event in chain.astream_events("hi", version="v2")]
-
-    kinds = Counter(event["event"] for event in events)
-    assert kinds["on_chat_model_start"] == kinds["on_chat_model_end"] == 1
-    said = [
-        event["data"]["chunk"].content
-        for event in events
-        if event["event"] == "on_chat_model_stream"
-    ]
-    assert "".join(said) == "You said: hi"
 
 
 # Serialization.

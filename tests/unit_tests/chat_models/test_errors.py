@@ -18,7 +18,6 @@ from langchain_retryrouter import (
     NotFoundError,
     PermissionDeniedError,
     RateLimitError,
-    RetryPolicy,
     RetryRouterError,
     ServerError,
     StreamInterruptedError,
@@ -186,33 +185,6 @@ def test_a_permanent_error_is_raised_at_once(env: Env, way: str, row: Row) -> No
 
     check(caught.value, row)
     assert len(env.gateway.requests) == 1
-
-
-def test_a_retry_after_above_the_limit_is_not_waited_for(env: Env) -> None:
-    """A 429 that asks for a wait of a day is raised at once, with its number."""
-    env.gateway.always(Status(429, {"retry-after": "86400"}))
-
-    with pytest.raises(RateLimitError) as caught:
-        env.ask("invoke")
-
-    assert caught.value.retry_after == 86400
-    assert len(env.gateway.requests) == 1
-    assert env.clock.sleeps == []
-    [note] = caught.value.__notes__
-    assert note.startswith(
-        "gave up after 1 attempt, 0.0 s waited: Retry-After of 86400"
-    )
-    assert note.endswith(" s is above max_retry_after of 60 s")
-    assert caught.value.is_retryable is False
-
-
-def test_a_retry_after_is_waited_for(env: Env) -> None:
-    """`Retry-After: 1` is a wait of at least one second."""
-    env.gateway.script(Status(429, {"retry-after": "1"}))
-
-    env.ask("invoke", retry_policy=RetryPolicy(initial_delay=0.5, jitter=False))
-
-    assert env.clock.sleeps == [1.0]
 
 
 def test_waits_grow_and_are_jittered(env: Env) -> None:

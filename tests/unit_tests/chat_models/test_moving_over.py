@@ -357,24 +357,6 @@ def test_ordered_generation_requests_are_the_same(theirs: ModuleType) -> None:
 # --- what langchain-community's own tests cover ---
 
 
-def test_the_key_is_masked(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The key, given or from the environment, is a `SecretStr` that prints as stars."""
-    given = ours.GPTRouter(
-        models_priority_list=[model_of(ours)],
-        gpt_router_api_key=SecretStr("secret-api-key"),
-    )
-    monkeypatch.setenv("GPT_ROUTER_API_KEY", "secret-api-key")
-    found = ours.GPTRouter(models_priority_list=[model_of(ours)])
-
-    for llm in (given, found):
-        assert isinstance(llm.gpt_router_api_key, SecretStr)
-        assert llm.gpt_router_api_key.get_secret_value() == "secret-api-key"
-        print(llm.gpt_router_api_key, end=" ")  # noqa: T201 - as users do
-    assert capsys.readouterr().out == "********** ********** "
-
-
 @pytest.mark.parametrize("where", ["constructor", "call"])
 def test_tokens_reach_the_callback(env: Env, where: str) -> None:
     """With `streaming=True`, `invoke` passes each token to the callback once."""

@@ -11,8 +11,6 @@ import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
 from langchain_core.messages import AIMessageChunk
-from langchain_core.output_parsers import StrOutputParser
-from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_core.runnables import ConfigurableField
 from pydantic import BaseModel, SecretStr
@@ -23,12 +21,10 @@ from langchain_retryrouter import (
     RetryPolicy,
     RetryRouter,
     Route,
-    StreamInterruptedError,
     UnavailableError,
 )
 from langchain_retryrouter.testing import (
     Answer,
-    Cut,
     FakeClock,
     FaultyGateway,
     Status,
@@ -124,21 +120,6 @@ def test_an_answer_out_of_a_cache_costs_nothing(
     assert (len(primary.requests), len(backup.requests)) == (3, 1)
 
 
-def test_a_failed_call_is_not_cached(
-    twin: Twin, new_router: NewRouter, primary: FaultyGateway
-) -> None:
-    """An error is nobody's answer: the next call asks the routes."""
-    router = new_router(
-        routes=[model_at(primary)], breaker_settings=None, cache=InMemoryCache()
-    )
-    with pytest.raises(UnavailableError):
-        twin.invoke(router, "hi")
-
-    primary.always(Answer())
-
-    assert twin.invoke(router, "hi").content == "You said: hi"
-
-
 def test_a_routes_own_cache_answers_for_it(
     twin: Twin, new_router: NewRouter, primary: FaultyGateway, backup: FaultyGateway
 ) -> None:
@@ -215,75 +196,7 @@ def test_a_routes_limiter_is_asked_before_each_of_its_attempts(
     assert (len(primary.requests), len(backup.requests)) == (3, 1)
 
 
-def test_a_batch_may_bring_errors_along(
-    twin: Twin, new_router: NewRouter, backup: FaultyGateway
-) -> None:
-    """Answers keep their places, and one that nobody could give stands alone."""
-    backup.always(
-        lambda request: (
-            Status(503)
-            if request.parameters["messages"][0]["content"] == "b"
-            else Answer()
-        )
-    )
-
-    first, second, third = twin.batch(
-        new_router(breaker_settings=None),
-        ["a", "b", "c"],
-        {"max_concurrency": 2},
-        return_exceptions=True,
-    )
-
-    assert (first.content, third.content) == ("You said: a", "You said: c")
-    assert isinstance(second, UnavailableError)
-    assert second.attempts == 6
-
-
 # Chains.
-
-
-def test_a_chain_streams_through_a_failover(twin: Twin, new_router: NewRouter) -> None:
-    """Text that passes through a prompt, the router and a parser comes once."""
-    chain = ChatPromptTemplate.from_template("{q}") | new_router() | StrOutputParser()
-
-    parts = twin.stream(chain, {"q": "one two three"})
-
-    assert "".join(parts) == "You said: one two three"
-    assert len(parts) > 3
-
-
-@pytest.mark.parametrize("way", ["invoke", "stream"])
-def test_a_fallback_answers_when_no_route_could(
-    twin: Twin, new_router: NewRouter, backup: FaultyGateway, way: str
-) -> None:
-    """`with_fallbacks` sees the first route's error, and asks what comes next once."""
-    backup.always(Status(429))
-    router = new_router().with_fallbacks(
-        [FakeListChatModel(responses=["the last"])],
-        exceptions_to_handle=(UnavailableError,),
-    )
-    answer = getattr(twin, way)(router, "hi")
-    if way == "stream":
-        answer = sum_of(answer)
-
-    assert answer.content == "the last"
-    assert len(backup.requests) == 3
-
-
-def test_no_fallback_takes_over_in_the_middle(
-    twin: Twin, new_router: NewRouter, backup: FaultyGateway
-) -> None:
-    """Once a token was handed over, another model would say it again."""
-    backup.script(Cut(after=1))
-    router = new_router(stream_recovery="error").with_fallbacks(
-        [FakeListChatModel(responses=["other"])]
-    )
-    chunks: list[Any] = []
-
-    with pytest.raises(StreamInterruptedError):
-        twin.stream(router, "hi", into=chunks)
-
-    assert "".join(chunk.text for chunk in chunks) == "You"
 
 
 def test_a_field_can_be_configured_for_a_call(
@@ -297,20 +210,6 @@ def test_a_field_can_be_configured_for_a_call(
 
     assert outcomes(answer) == ["unavailable", "ok"]
     assert len(primary.requests) == 1
-
-
-def test_a_router_can_be_chosen_for_a_call(twin: Twin, new_router: NewRouter) -> None:
-    """`configurable_alternatives` has it beside a plain model."""
-    chosen = FakeListChatModel(responses=["alone"]).configurable_alternatives(
-        ConfigurableField("model"), routed=new_router()
-    )
-
-    answers = [
-        twin.invoke(chosen, "hi", {"configurable": {"model": name}})
-        for name in ("default", "routed")
-    ]
-
-    assert [answer.content for answer in answers] == ["alone", "You said: hi"]
 
 
 @pytest.mark.parametrize("way", ["invoke", "stream"])
@@ -468,22 +367,6 @@ def test_events_of_blocks_come_once(twin: Twin, new_router: NewRouter) -> None:
     deltas = [e["delta"] for e in events if e["event"] == "content-block-delta"]
     assert "".join(delta["text"] for delta in deltas) == "You said: hi"
     assert kinds["message-start"] == kinds["message-finish"] == 1
-
-
-async def test_events_of_a_chain_come_once(new_router: NewRouter) -> None:
-    """`astream_events` v2 tells of the router's run alone: one start and one end."""
-    chain = new_router() | StrOutputParser()
-
-    events = [event async for event in chain.astream_events("hi", version="v2")]
-
-    kinds = Counter(event["event"] for event in events)
-    assert kinds["on_chat_model_start"] == kinds["on_chat_model_end"] == 1
-    said = [
-        event["data"]["chunk"].text
-        for event in events
-        if event["event"] == "on_chat_model_stream"
-    ]
-    assert "".join(said) == "You said: hi"
 
 
 # Errors.

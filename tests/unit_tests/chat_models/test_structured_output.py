@@ -12,7 +12,7 @@ from pydantic import v1 as pydantic_v1
 from typing_extensions import TypedDict
 
 from langchain_retryrouter import InvalidRequestError
-from langchain_retryrouter.testing import Answer, FaultyGateway, Reset, Status, ToolCall
+from langchain_retryrouter.testing import Answer, FaultyGateway, ToolCall
 from tests.support.rule_responder import RuleResponder
 
 from .conftest import Env, NewModel
@@ -86,16 +86,6 @@ def test_an_answer_is_of_its_schema(
         answer, schema if isinstance(schema, type) and schema is not JokeDict else dict
     )
     assert as_dict(answer) == {"setup": "Why?", "rating": 7}
-
-
-def test_a_dict_grows_while_it_streams(env: Env) -> None:
-    """The parts of a JSON answer are streamed as they come."""
-    llm = env.llm().with_structured_output(JSON_SCHEMA, method="json_schema")
-
-    parts = env.stream(llm, ASKED)
-
-    assert len(parts) > 1
-    assert all(set(part) <= {"setup", "rating"} for part in parts)
 
 
 @pytest.mark.parametrize("schema", [*SCHEMAS, pytest.param(None, id="none")])
@@ -180,17 +170,6 @@ def test_what_cannot_be_parsed_is_an_error_or_told(env: Env) -> None:
     assert told["parsed"] is None
     assert "rating" in str(told["parsing_error"])
     assert told["raw"].tool_calls[0]["args"]["rating"] == "many"
-
-
-@pytest.mark.parametrize("method", ["function_calling", "json_schema"])
-def test_faults_are_survived_on_the_way(env: Env, method: Any) -> None:
-    """A chain that ends in a parser retries as the bare model does."""
-    env.gateway.script(Status(503), Reset())
-
-    answer = env.invoke(env.llm().with_structured_output(Joke, method=method), ASKED)
-
-    assert answer == Joke(setup="Why?", rating=7)
-    assert len(env.gateway.requests) == 3
 
 
 def test_the_public_gateway_says_no_to_a_json_schema(env: Env) -> None:

@@ -210,18 +210,6 @@ def test_several_answers_with_tools_are_refused(env: Env) -> None:
     assert env.gateway.requests == []
 
 
-def test_a_model_can_be_kept_from_streaming_with_tools(env: Env) -> None:
-    """With `disable_streaming="tool_calling"` a stream is one chunk with its calls."""
-    llm = env.llm(disable_streaming="tool_calling").bind_tools(
-        [get_weather], tool_choice="any"
-    )
-
-    (chunk,) = env.stream(llm, "the weather in 'Oslo'")
-
-    assert chunk.tool_calls[0]["args"] == {"city": "Oslo"}
-    assert len(env.gateway.requests) == 1
-
-
 def test_an_unknown_model_in_a_call_with_tools_is_named_at_once(env: Env) -> None:
     """A call with tools streams inside, so its first attempt has the cause."""
     env.gateway.always(ErrorEvent("Model with name gpt-4-0613 does not exist"))
@@ -252,15 +240,3 @@ def test_a_function_call_survives_streaming(env: Env, way: str) -> None:
     assert message.response_metadata["model_name"] == "gpt-4-0613"
     assert message.usage_metadata
     assert [request.streaming for request in env.gateway.requests] == [False, False]
-
-
-def test_a_stream_with_functions_is_retried(env: Env) -> None:
-    """A failed attempt of a stream with functions is retried."""
-    env.gateway.script(Reset(), Status(503))
-    llm = env.llm().bind(functions=[FUNCTION])
-
-    summed = sum_of(env.stream(llm, "get_weather('Oslo')"))
-
-    assert "function_call" in summed.additional_kwargs
-    attempts = summed.response_metadata["retryrouter"]["attempts"]
-    assert [line["outcome"] for line in attempts] == ["connection", "unavailable", "ok"]

@@ -6,14 +6,10 @@ import json
 from typing import Any
 
 import pytest
-from langchain.agents import create_agent
-from langchain.agents.middleware import ClearToolUsesEdit, ContextEditingMiddleware
 from langchain_core.callbacks import UsageMetadataCallbackHandler
 from langchain_core.load import dumps
 from langchain_core.messages import (
-    AIMessage,
     HumanMessage,
-    ToolMessage,
     trim_messages,
 )
 
@@ -228,23 +224,3 @@ def test_tokens_are_counted_offline(env: Env) -> None:
     assert own.get_num_tokens("x" * 41) == 41
     assert own.get_num_tokens_from_messages(history) > 2000
     assert not env.gateway.requests
-
-
-def test_an_agents_context_is_edited_by_the_models_own_count(env: Env) -> None:
-    """`ContextEditingMiddleware` counts with the model, tools included."""
-    call = {"name": "look_up", "args": {}, "id": "c", "type": "tool_call"}
-    history = [
-        HumanMessage("hi"),
-        AIMessage("", tool_calls=[call]),
-        ToolMessage("long " * 400, tool_call_id="c"),
-        HumanMessage("and?"),
-    ]
-    middleware = ContextEditingMiddleware(
-        edits=[ClearToolUsesEdit(trigger=200, keep=0)], token_count_method="model"
-    )
-    agent: Any = create_agent(env.llm(), tools=[], middleware=[middleware])
-
-    env.invoke(agent, {"messages": history})
-
-    sent = env.gateway.requests[-1].payload["data"][0]["promptParams"]["messages"]
-    assert sent[2]["content"] == "[cleared]"

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import openai
 import pytest
-from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.outputs import LLMResult
 from tenacity import RetryCallState
 
@@ -161,18 +161,6 @@ class Recorder(BaseCallbackHandler):
     def on_llm_error(self, error: BaseException, **_: Any) -> None:
         """The failure of a run."""
         self.errors.append(error)
-
-
-class AsyncRecorder(AsyncCallbackHandler):
-    """Writes down the retries that an async handler is told of."""
-
-    def __init__(self) -> None:
-        """Nothing has been heard yet."""
-        self.retries: list[RetryCallState] = []
-
-    async def on_retry(self, retry_state: RetryCallState, **_: Any) -> None:
-        """A retry is coming."""
-        self.retries.append(retry_state)
 
 
 @pytest.fixture

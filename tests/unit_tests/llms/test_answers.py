@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from langchain_core.output_parsers import StrOutputParser
-from langchain_core.prompts import PromptTemplate
 
 from langchain_retryrouter import AzureOpenAI, OpenAI, OpenAIChat
 from langchain_retryrouter.testing import (
@@ -234,18 +232,6 @@ def test_a_null_text_is_an_empty_one(
     """A null where the text should be, as some servers send it, is an empty text."""
     gateway.script(whole({"index": 0, "text": None, "finish_reason": "stop"}))
     assert twin.invoke(new_llm(), "hi") == ""
-
-
-def test_a_chain_of_prompt_model_and_parser(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway
-) -> None:
-    """The models work in an LCEL chain, invoked, streamed and batched."""
-    prompt = PromptTemplate.from_template("Say {word}")
-    chain = prompt | new_any() | StrOutputParser()
-    assert twin.invoke(chain, {"word": "a"}) == STUB_TEXT
-    assert "".join(twin.stream(chain, {"word": "b"})) == STUB_TEXT
-    assert twin.batch(chain, [{"word": "c"}, {"word": "d"}]) == [STUB_TEXT] * 2
-    assert len(gateway.requests) >= 3
 
 
 @pytest.mark.parametrize(

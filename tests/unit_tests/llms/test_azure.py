@@ -204,18 +204,3 @@ def test_an_endpoint_goes_before_a_base_in_the_environment(
     llm = new_azure(api_key=KEY)
     assert llm.invoke("hi") == STUB_TEXT
     assert gateway.requests[0].path == PATH
-
-
-def test_what_identifies_a_deployment(new_llm: NewLLM) -> None:
-    """Caches and traces see the deployment, and Azure as the provider."""
-    llm = new_llm(AzureOpenAI)
-    assert llm.asdict()["deployment_name"] == "my-deployment"
-    assert llm.lc_secrets == {
-        "openai_api_key": "AZURE_OPENAI_API_KEY",
-        "azure_ad_token": "AZURE_OPENAI_AD_TOKEN",
-    }
-    params = llm._get_ls_params()  # noqa: SLF001 - LangChain's hook
-    assert (params["ls_provider"], params["ls_model_name"]) == (
-        "azure",
-        "my-deployment",
-    )

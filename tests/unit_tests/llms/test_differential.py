@@ -18,14 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import openai as sdk
 import pytest
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.load import dumpd
 from langchain_core.outputs import LLMResult
 
 from langchain_retryrouter.llms import openai as ours
-from langchain_retryrouter.testing import Answer, FaultyGateway, RecordedRequest, Status
+from langchain_retryrouter.testing import FaultyGateway, RecordedRequest, Status
 
 from .conftest import KEY, Recorder
 
@@ -429,18 +428,3 @@ def test_the_table_of_defaults_is_true() -> None:
                 azures = default_of(module.AzureOpenAI, name)
                 assert azures == default_of(module.OpenAI, name)
     assert told == expected
-
-
-def test_the_peers_chat_class_does_not_even_start(
-    twin: Any, gateway: FaultyGateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """langchain-community's `OpenAIChat` needs openai 0; ours needs none of it."""
-    for name in ("api_key", "api_base"):  # The peer sets them for the whole process.
-        monkeypatch.setattr(sdk, name, None, raising=False)
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setenv("OPENAI_API_BASE", gateway.openai_url)
-    module = peer_module("community")
-    with old_habits(), pytest.raises(Exception, match="ChatCompletion"):
-        module.OpenAIChat().invoke("hi")
-    gateway.script(Answer(text="here"))
-    assert twin.invoke(ours.OpenAIChat(), "hi") == "here"

@@ -342,19 +342,6 @@ def test_what_identifies_a_model(any_model: Any, new_llm: NewLLM) -> None:
     assert second.asdict()["_type"] == types.get(any_model.__name__, "openai")
 
 
-def test_what_langsmith_is_told(any_model: Any, new_llm: NewLLM) -> None:
-    """A trace has LangChain's standard parameters."""
-    llm = new_llm(any_model, temperature=0.7, max_tokens=256, model="some-model")
-    is_azure = any_model is AzureOpenAI
-    assert llm._get_ls_params() == {  # noqa: SLF001 - LangChain's hook
-        "ls_provider": "azure" if is_azure else "openai",
-        "ls_model_type": "llm",
-        "ls_model_name": "my-deployment" if is_azure else "some-model",
-        "ls_temperature": 0.7,
-        "ls_max_tokens": 256,
-    }
-
-
 def test_configurable_fields_reach_the_client(
     twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
@@ -433,12 +420,6 @@ def test_without_tiktoken_the_message_says_what_to_do(
     monkeypatch.setitem(sys.modules, "tiktoken", None)
     with pytest.raises(ImportError, match=r"pip install .*\[tiktoken\]"):
         new_llm().get_token_ids("hi")
-
-
-def test_a_counter_of_the_user_goes_first(new_llm: NewLLM) -> None:
-    """`custom_get_token_ids`, which all LangChain models have, is asked first."""
-    llm = new_llm(custom_get_token_ids=lambda text: [1] * len(text))
-    assert llm.get_num_tokens("four") == 4
 
 
 def test_max_tokens_may_fill_the_context(

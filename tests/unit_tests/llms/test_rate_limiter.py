@@ -8,10 +8,8 @@ from typing import Any
 import pytest
 from langchain_core.rate_limiters import BaseRateLimiter, InMemoryRateLimiter
 
-from langchain_retryrouter import OpenAIChat, RetryPolicy, errors
+from langchain_retryrouter import OpenAIChat
 from langchain_retryrouter.testing import (
-    STUB_TEXT,
-    FakeClock,
     FaultyGateway,
     Reset,
     Status,
@@ -72,51 +70,6 @@ def test_each_request_of_a_batch_takes_a_turn(
     assert len(turnstile.asked) == len(gateway.requests) == 2
     twin.batch(new_llm(OpenAIChat, rate_limiter=turnstile), ["hi"] * 3)
     assert len(turnstile.asked) == len(gateway.requests) == 5
-
-
-def test_langchains_own_limiter_works(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
-    """`InMemoryRateLimiter` gives each request one of its tokens."""
-    limiter = InMemoryRateLimiter(
-        requests_per_second=0.001, check_every_n_seconds=0.01, max_bucket_size=3
-    )
-    limiter.available_tokens = 3.0
-    llm = new_llm(rate_limiter=limiter)
-    assert [twin.invoke(llm, "hi") for _ in range(3)] == [STUB_TEXT] * 3
-    assert len(gateway.requests) == 3
-    assert not limiter.acquire(blocking=False)
-
-
-def test_the_deadline_holds_at_the_limiter_too(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, clock: FakeClock, method: str
-) -> None:
-    """A call that gets no turn within the deadline fails, and nothing is sent."""
-    limiter = Turnstile(gateway, refusals=3)
-    llm = new_llm(rate_limiter=limiter, retry_policy=RetryPolicy(deadline=5))
-    assert "".join(getattr(twin, method)(llm, "hi")) == STUB_TEXT
-    assert [blocking for _, blocking, _ in limiter.asked] == [False] * 4
-    assert sum(clock.sleeps) == pytest.approx(0.3)
-    limiter.refusals = 1000
-    with pytest.raises(errors.APITimeoutError, match="no turn within 5 s") as caught:
-        getattr(twin, method)(llm, "hi")
-    assert sum(clock.sleeps) == pytest.approx(5.3)
-    assert len(gateway.requests) == 1
-    assert caught.value.attempts == 0
-    assert not caught.value.may_have_run
-    assert not caught.value.is_retryable
-
-
-def test_a_limiter_that_gives_up_is_heard(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A limiter that refuses although it may wait is an error, and nothing is sent."""
-    monkeypatch.setattr(Turnstile, "_ask", lambda *_, **__: False)
-    llm = new_llm(rate_limiter=Turnstile(gateway))
-    with pytest.raises(errors.RateLimitError, match="gave no turn") as caught:
-        twin.invoke(llm, "hi")
-    assert gateway.requests == []
-    assert not caught.value.is_retryable
 
 
 def test_the_limiter_is_shared_by_copies(new_llm: NewLLM) -> None:

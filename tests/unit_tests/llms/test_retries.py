@@ -5,9 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from langchain_core.output_parsers import StrOutputParser
-from langchain_core.prompts import PromptTemplate
-from langchain_core.runnables import RunnableLambda
 from pydantic import ValidationError
 
 from langchain_retryrouter import (
@@ -31,7 +28,7 @@ from langchain_retryrouter.testing import (
     Truncate,
 )
 
-from .conftest import AsyncRecorder, NewLLM, Recorder, outcomes
+from .conftest import NewLLM, Recorder, outcomes
 
 FAULTS = (Status(429), Reset(), HtmlPage(502))
 
@@ -70,33 +67,6 @@ def test_every_retry_is_seen(
     assert waits == clock.sleeps
 
 
-def test_every_retry_is_seen_in_a_chain(
-    twin: Any,
-    new_any: NewLLM,
-    gateway: FaultyGateway,
-    recorder: Recorder,
-    method: str,
-    streaming: bool,
-) -> None:
-    """`on_retry` is called for the retries inside an LCEL chain."""
-    gateway.script(*FAULTS)
-    llm = new_any(max_retries=3, streaming=streaming)
-    chain = PromptTemplate.from_template("{word}") | llm | StrOutputParser()
-    getattr(twin, method)(chain, {"word": "hi"}, config={"callbacks": [recorder]})
-    check_retries(recorder, gateway)
-
-
-def test_every_retry_is_seen_below_a_function(
-    new_llm: NewLLM, gateway: FaultyGateway, recorder: Recorder
-) -> None:
-    """`on_retry` hears of the retries of a model that a function calls."""
-    gateway.script(*FAULTS)
-    llm = new_llm(max_retries=3)
-    chain = RunnableLambda(llm.invoke)
-    assert chain.invoke("hi", config={"callbacks": [recorder]}) == STUB_TEXT
-    check_retries(recorder, gateway)
-
-
 def test_every_prompt_of_a_chat_batch_is_retried(
     twin: Any, new_llm: NewLLM, gateway: FaultyGateway, recorder: Recorder
 ) -> None:
@@ -106,34 +76,6 @@ def test_every_prompt_of_a_chat_batch_is_retried(
     answers = twin.batch(llm, ["hi", "ho"], config={"callbacks": [recorder]})
     assert answers == [STUB_TEXT, STUB_TEXT]
     check_retries(recorder, gateway, prompts=2)
-
-
-async def test_async_handlers_are_awaited(
-    new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
-    """An async handler has been called for each retry when the call is over."""
-    handler = AsyncRecorder()
-    gateway.script(*FAULTS)
-    await new_llm(max_retries=3).ainvoke("hi", config={"callbacks": [handler]})
-    assert len(handler.retries) == 3
-
-
-def test_a_raising_handler_breaks_nothing(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, recorder: Recorder
-) -> None:
-    """A handler that raises in `on_retry` keeps the event from nobody else."""
-
-    class Clumsy(Recorder):
-        raise_error = True
-
-        def on_retry(self, *_: Any, **__: Any) -> None:
-            msg = "clumsy"
-            raise RuntimeError(msg)
-
-    gateway.script(*FAULTS)
-    llm = new_llm(max_retries=3, callbacks=[Clumsy(), recorder])
-    assert twin.invoke(llm, "hi") == STUB_TEXT
-    assert len(recorder.retries) == 3
 
 
 @pytest.mark.parametrize("fault", [Truncate(0), ErrorEvent("No.", status=500)], ids=str)
@@ -189,18 +131,6 @@ def test_max_retries_must_be_a_whole_number(new_llm: NewLLM, value: Any) -> None
         new_llm(max_retries=value)
 
 
-def test_giving_up_says_why(twin: Any, new_llm: NewLLM, gateway: FaultyGateway) -> None:
-    """After the last attempt its own error comes out, and tells how many there were."""
-    gateway.always(Status(503))
-    with pytest.raises(errors.UnavailableError) as caught:
-        twin.invoke(new_llm(), "hi")
-    assert caught.value.attempts == 3
-    assert caught.value.is_retryable is False
-    assert caught.value.__notes__ == [
-        "gave up after 3 attempts, 2.2 s waited: no retries left"
-    ]
-
-
 def test_each_attempt_has_its_number_and_its_calls_key(
     twin: Any, new_any: NewLLM, gateway: FaultyGateway, method: str
 ) -> None:
@@ -250,30 +180,6 @@ def test_retry_after_is_a_floor(
     assert first >= 5
     assert second >= 2.5
     assert began + first + second + third >= 1_800_000_030
-
-
-def test_too_long_a_retry_after_is_not_waited_for(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, clock: FakeClock
-) -> None:
-    """A server that asks for more than `max_retry_after` is given up at once."""
-    gateway.script(Status(429, {"retry-after": "86400"}))
-    with pytest.raises(errors.RateLimitError) as caught:
-        twin.invoke(new_llm(), "hi")
-    assert clock.sleeps == []
-    assert caught.value.retry_after == 86_400
-    assert "86400 s is above max_retry_after of 60 s" in caught.value.__notes__[0]
-
-
-def test_the_deadline_ends_the_call(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, clock: FakeClock
-) -> None:
-    """No wait is begun that cannot end before the deadline."""
-    gateway.always(Status(503, {"retry-after": "4"}))
-    policy = RetryPolicy(max_retries=9, deadline=10, jitter=False)
-    with pytest.raises(errors.UnavailableError) as caught:
-        twin.invoke(new_llm(retry_policy=policy), "hi")
-    assert clock.sleeps == [4, 4]
-    assert "deadline of 10 s" in caught.value.__notes__[0]
 
 
 @pytest.mark.parametrize(

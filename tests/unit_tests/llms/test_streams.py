@@ -10,20 +10,18 @@ from typing import Any
 
 import pytest
 
-from langchain_retryrouter import OpenAI, OpenAIChat, RetryPolicy, errors
+from langchain_retryrouter import OpenAIChat, RetryPolicy, errors
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter.llms import openai as module
 from langchain_retryrouter.llms.openai import completion_with_retry
 from langchain_retryrouter.testing import (
     STUB_TEXT,
-    Answer,
     Body,
     Cut,
     FakeClock,
     FaultyGateway,
     Raw,
     Stall,
-    Status,
     Truncate,
 )
 
@@ -250,15 +248,6 @@ async def test_a_cancelled_stream_frees_its_connection(
     assert clock.sleeps == []
 
 
-def test_the_time_for_the_first_token_is_not_the_time_between_two(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway
-) -> None:
-    """`first_token_timeout` ends with the first token; a later pause may be longer."""
-    gateway.script(Stall(2, 0.4))
-    llm = new_any(retry_policy=RetryPolicy(first_token_timeout=0.2))
-    assert "".join(twin.stream(llm, "hi")) == STUB_TEXT
-
-
 @pytest.mark.parametrize(
     ("timeout", "policy"),
     [((5, 0.2), RetryPolicy(first_token_timeout=5)), (None, RetryPolicy(deadline=0.6))],
@@ -277,12 +266,3 @@ def test_other_limits_hold_behind_the_first_token(
     with pytest.raises(errors.StreamInterruptedError) as caught:
         twin.stream(llm, "hi")
     assert caught.value.delivered == "Hello from"
-
-
-def test_a_long_stream_arrives_whole(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
-    """A stream of many events loses none."""
-    pieces = tuple(f"{number} " for number in range(2_000))
-    gateway.script(Status(503), Answer(text=pieces))
-    assert "".join(twin.stream(new_llm(OpenAI), "hi")) == "".join(pieces)

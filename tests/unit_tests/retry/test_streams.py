@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from typing import Any
 
 import pytest
@@ -351,15 +350,3 @@ def test_a_stream_that_is_not_begun_sends_nothing(
         open_(context, script).close()
     assert script.numbers == []
     assert context.call_state.attempt_log() == {"attempts": []}
-
-
-def test_a_stream_that_is_dropped_is_closed(clock: FakeClock) -> None:
-    """A generator that is dropped half read closes its source when it is collected."""
-    source, context = Source(HEL, LO, END), context_for(clock)
-    events = open_(context, Script(source))
-    assert next(events) == HEL
-    assert source.closed == 0
-    del events
-    gc.collect()
-    assert source.closed == 1
-    assert outcomes(context) == ["cancelled"]
