@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import copy
-import itertools
 import json
 import multiprocessing
 import random  # noqa: TID251 - each input has its own, by its seed
@@ -21,16 +19,13 @@ from langchain_retryrouter.testing import (
     Answer,
     Body,
     FaultyGateway,
-    Status,
     ToolCall,
     Usage,
 )
-from tests.promises.conftest import Figures, Twin
+from tests.promises.conftest import Figures
 from tests.promises.models import (
-    GATEWAY,
     LLMS,
     METHODS,
-    aask,
     ask,
     call,
     is_stub_answer,
@@ -148,29 +143,6 @@ def test_mutated_answers_are_read_or_refused(
     assert 0.02 * count < accepted < 0.9 * count
     figures.counted(count, "mutated answers")
     figures.exactly(0, len(foreign), "exceptions that are not a RetryRouterError")
-
-
-@pytest.mark.parametrize("name", [*GATEWAY, *LLMS])
-def test_no_redirect_is_followed(name: str, twin: Twin, figures: Figures) -> None:
-    """Neither key nor prompt goes where a server points; a gateway's cookie stays away.
-
-    The openai SDK's own client for sync calls returns cookies to the host they are of.
-    """
-    with FaultyGateway(gptrouter="hosted") as gateway, FaultyGateway() as other:
-        model = new_model(name, gateway, retry_policy=RetryPolicy(max_retries=2))
-        hosts = (other.url, other.url.replace("127.0.0.1", "localhost"))
-        for status, host in itertools.product((301, 302, 303, 307, 308), hosts):
-            location = {"location": f"{host}/v1/completions"}
-            step = Status(status, {**location, "set-cookie": "a=b; path=/"}, b"{}")
-            gateway.script(step, step)
-            with pytest.raises(RetryRouterError):
-                asyncio.run(aask(model)) if twin.is_async else ask(model)
-            gateway.script()
-            assert is_stub_answer(ask(model))
-        cookies = sum("cookie" in request.headers for request in gateway.requests)
-        figures.exactly(0, len(other.requests), "requests that followed a redirect")
-        if name in GATEWAY:
-            figures.exactly(0, cookies, "cookies sent back to a gateway")
 
 
 def peak_mebibytes() -> float:

@@ -1,0 +1,179 @@
+"""What a provider is sent: how often, never too early, and nothing to other hosts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import itertools
+from collections import Counter
+from email.utils import formatdate
+from functools import partial
+from operator import itemgetter
+from typing import Any, Final
+
+import pytest
+from langchain.agents import create_agent
+from langchain.agents.middleware import ModelRetryMiddleware
+from langchain_core.output_parsers import StrOutputParser
+from langgraph.graph import MessagesState, StateGraph
+from langgraph.types import RetryPolicy as LangGraphRetryPolicy
+
+from langchain_retryrouter import RetryPolicy, RetryRouterError
+from langchain_retryrouter.testing import (
+    FakeClock,
+    FaultyGateway,
+    Reset,
+    Silence,
+    Status,
+    Step,
+)
+from tests.promises.conftest import Figures, Twin
+from tests.promises.models import (
+    ALL,
+    FIVE,
+    GATEWAY,
+    LLMS,
+    aask,
+    ask,
+    chat_openai,
+    is_stub_answer,
+    new_model,
+)
+
+MAX_RETRIES: Final = 2
+FAULTS: Final[dict[str, Step]] = {
+    "wrong key": Status(401),
+    "503": Status(503),
+    "429": Status(429, {"retry-after": "1"}),
+    "reset": Reset(),
+    "silence": Silence(),
+}
+MESSAGES: Final = {"messages": [("user", "hi")]}
+BARE: Final = "requests a route, called bare"
+INSIDE: Final = (
+    "requests a route, with the retries of LangChain and LangGraph around it"
+)
+
+importlib.import_module("requests")  # LangGraph's first failure does.
+
+
+def surrounded(llm: Any) -> Any:
+    """An agent with retries in a LangGraph node with retries, in `with_retry()`."""
+    inner = itemgetter("messages") | llm | {"messages": StrOutputParser()}
+    if hasattr(llm, "bind_tools"):
+        retries = ModelRetryMiddleware(initial_delay=0, on_failure="error")
+        inner = create_agent(llm, tools=[], middleware=[retries])
+    policy = LangGraphRetryPolicy(initial_interval=0, jitter=False)
+    graph = StateGraph(MessagesState).add_node("model", inner, retry_policy=policy)
+    compiled: Any = graph.set_entry_point("model").compile()
+    return compiled.with_retry(
+        retry_if_exception_type=lambda error: getattr(error, "is_retryable", True),
+        wait_exponential_jitter=False,
+    )
+
+
+@pytest.mark.parametrize("name", FIVE)
+def test_no_route_gets_more(
+    name: str, twin: Twin, figures: Figures, *, is_long: bool
+) -> None:
+    """Each route is asked `max_retries + 1` times, and once with a wrong key."""
+    # In the short form each class has another fault besides the wrong key.
+    turn = 1 + (FIVE.index(name) + twin.is_async) % (len(FAULTS) - 1)
+    in_messages = partial(twin.stream, stream_mode="messages")
+    with FaultyGateway() as gateway:
+        for fault in FAULTS if is_long else ("wrong key", [*FAULTS][turn]):
+            gateway.always(FAULTS[fault])
+            timeout = 0.1 if fault == "silence" else 30
+            policy = RetryPolicy(max_retries=MAX_RETRIES)
+            llm = new_model(
+                name, gateway, retry_policy=policy, timeout=timeout, clock=FakeClock()
+            )
+            calls: list[tuple[str, Any, Any, Any]] = [
+                *((BARE, one, llm, "hi") for one in (twin.invoke, twin.stream)),
+                *(
+                    (INSIDE, one, surrounded(llm), MESSAGES)
+                    for one in (twin.invoke, in_messages)
+                ),
+            ]
+            for what, call, runnable, request in calls:
+                gateway.reset_log()
+                with pytest.raises(RetryRouterError):
+                    call(runnable, request)
+                asked = Counter(request.model for request in gateway.requests)
+                assert len(asked) == (2 if name == "RetryRouter" else 1)
+                # A router leaves a silent route, and a route with a wrong key.
+                once = {"wrong key", *(["silence"] if name == "RetryRouter" else [])}
+                for number in asked.values():
+                    if fault in once:
+                        figures.exactly(1, number, f"requests a route, {fault}")
+                    else:
+                        figures.exactly(MAX_RETRIES + 1, number, what)
+
+
+def test_what_chat_openai_sends(figures: Figures) -> None:
+    """The same around langchain-openai's model, whose SDK retries by itself."""
+    with FaultyGateway() as gateway:
+        gateway.always(Status(503, {"retry-after-ms": "1"}))
+        llm: Any = chat_openai(gateway.url, max_retries=MAX_RETRIES)
+        for what, runnable in ((BARE, llm), (INSIDE, surrounded(llm))):
+            gateway.reset_log()
+            with contextlib.suppress(Exception):
+                runnable.invoke("hi" if runnable is llm else MESSAGES)
+            figures.peer(len(gateway.requests), what)
+
+
+SERVER_TIME: Final = 1_800_000_000 + 86_400  # Its clock is a day ahead of ours.
+DATE: Final = ("Date", formatdate(SERVER_TIME, usegmt=True))
+USED_UP: Final = ("X-RateLimit-Remaining-Tokens", "0")
+RESET: Final = "X-RateLimit-Reset-Tokens"
+PAUSES: Final[tuple[tuple[float, list[tuple[str, str]]], ...]] = (
+    (5, [("Retry-After", "5"), ("X-Request-Id", "Retry-After: 1")]),
+    (7.5, [("RETRY-AFTER-MS", "7500"), ("Retry-After", "7")]),
+    (9, [("Retry-After", "soon"), ("retry-after", "9"), ("Retry-After-Ms", "inf")]),
+    (30, [DATE, ("Retry-After", formatdate(SERVER_TIME + 30, usegmt=True))]),
+    (30, [("Retry-After", "Saturday, 16-Jan-27 08:00:30 GMT"), DATE]),
+    (30, [("Retry-After", "Sat Jan 16 08:00:30 2027"), DATE]),
+    (36.5, [(RESET, "36.5s"), USED_UP]),
+    (40, [(RESET, str(SERVER_TIME + 40)), USED_UP, DATE]),
+    (40, [(RESET, f"{SERVER_TIME + 40}000"), USED_UP, DATE]),
+)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_wait_is_early(name: str, twin: Twin, figures: Figures) -> None:
+    """Each class waits as long as the headers of a response over HTTP ask for."""
+    clock = FakeClock(random=0.0)
+    with FaultyGateway(gptrouter="hosted", keep_requests=0) as gateway:
+        policy = RetryPolicy(failover_after_wait=60)  # A router waits, too.
+        model = new_model(name, gateway, clock=clock, retry_policy=policy)
+        for _, headers in PAUSES:
+            gateway.script(Status(429, headers))
+            asyncio.run(aask(model)) if twin.is_async else ask(model)
+    waits = zip(clock.sleeps, PAUSES, strict=True)
+    early = [pause for wait, pause in waits if wait < pause[0] - 1e-6]
+    assert not early, (early, clock.sleeps)
+    figures.exactly(0, len(early), "waits shorter than the server asked for")
+
+
+@pytest.mark.parametrize("name", [*GATEWAY, *LLMS])
+def test_no_redirect_is_followed(name: str, twin: Twin, figures: Figures) -> None:
+    """Neither key nor prompt goes where a server points; a gateway's cookie stays away.
+
+    The openai SDK's own client for sync calls returns cookies to the host they are of.
+    """
+    with FaultyGateway(gptrouter="hosted") as gateway, FaultyGateway() as other:
+        model = new_model(name, gateway, retry_policy=RetryPolicy(max_retries=2))
+        hosts = (other.url, other.url.replace("127.0.0.1", "localhost"))
+        for status, host in itertools.product((301, 302, 303, 307, 308), hosts):
+            location = {"location": f"{host}/v1/completions"}
+            step = Status(status, {**location, "set-cookie": "a=b; path=/"}, b"{}")
+            gateway.script(step, step)
+            with pytest.raises(RetryRouterError):
+                asyncio.run(aask(model)) if twin.is_async else ask(model)
+            gateway.script()
+            assert is_stub_answer(ask(model))
+        cookies = sum("cookie" in request.headers for request in gateway.requests)
+        figures.exactly(0, len(other.requests), "requests that followed a redirect")
+        if name in GATEWAY:
+            figures.exactly(0, cookies, "cookies sent back to a gateway")
