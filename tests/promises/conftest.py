@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.promises.models import load_lazily_imported_modules
+from tests.promises.harness import load_lazily_imported_modules
 from tests.unit_tests.conftest import Twin, clean_environment, no_blocking_calls, twin
 
 __all__ = ["Figures", "Twin", "clean_environment", "no_blocking_calls", "twin"]

@@ -31,7 +31,7 @@ from langchain_retryrouter.testing import (
     Truncate,
 )
 from tests.promises.conftest import Figures, Twin
-from tests.promises.models import FIVE, acall, ask, call, new_model
+from tests.promises.harness import FIVE, acall, ask, call, new_model
 
 FAULTS: Final[dict[str, tuple[Step, ...]]] = {
     "answers": (Answer(),),

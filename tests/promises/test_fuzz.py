@@ -23,7 +23,7 @@ from langchain_retryrouter.testing import (
     Usage,
 )
 from tests.promises.conftest import Figures
-from tests.promises.models import (
+from tests.promises.harness import (
     LLMS,
     METHODS,
     ask,

@@ -1,36 +1,23 @@
-"""A model works wherever it is taken: processes, copies, threads and event loops."""
+"""A model works wherever it is taken: processes, threads and event loops."""
 
 from __future__ import annotations
 
 import asyncio
-import copy
 import logging
 import multiprocessing
-import pickle
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, Final
 
-import cloudpickle
 import loky
 import pytest
 from langchain_core.load import dumps
 
 from langchain_retryrouter import CircuitBreaker, RetryBudget, RetryPolicy, RetryRouter
 from langchain_retryrouter.testing import FaultyGateway
-from tests.promises.conftest import Figures, Twin
-from tests.promises.models import (
-    ALL,
-    CALLS,
-    KEY,
-    aask,
-    ask,
-    failures_of,
-    is_stub_answer,
-    new_model,
-    run_twin,
-)
+from tests.promises.conftest import Figures
+from tests.promises.harness import ALL, KEY, aask, ask, is_stub_answer, new_model
 
 FAILED: Final = "calls that failed where a model was taken to"
 MADE: Final = "calls made there"
@@ -65,27 +52,13 @@ def models(gateway: FaultyGateway) -> list[Any]:
     return [*made, RetryRouter(routes=[new_model("GPTRouter", gateway)], **parts)]
 
 
-COPIED: Final[dict[str, Callable[[Any], Any]]] = {
-    "pickle": lambda one: pickle.loads(pickle.dumps(one)),
-    "cloudpickle": lambda one: pickle.loads(cloudpickle.dumps(one)),
-    "copy": copy.copy,
-    "deepcopy": copy.deepcopy,
-    "model_copy": lambda one: one.model_copy(),
-}
-
-
-@pytest.mark.parametrize("is_used", [False, True], ids=["new", "used"])
-@pytest.mark.parametrize("way", COPIED)
-def test_copies_answer(
-    way: str, gateway: FaultyGateway, figures: Figures, *, is_used: bool
-) -> None:
-    """A copy of each class answers, made before its first call or after."""
-    originals = models(gateway)
-    if is_used:
-        assert failures_of(originals) == 0
-    copies = [COPIED[way](one) for one in originals]
-    figures.exactly(0, failures_of(copies), FAILED)
-    figures.counted(CALLS * len(copies), MADE)
+def failures_of(models: list[Any]) -> int:
+    """How many calls fail: one sync, and two async ones in event loops of their own."""
+    return sum(
+        not is_stub_answer(answer)
+        for model in models
+        for answer in (ask(model), asyncio.run(aask(model)), asyncio.run(aask(model)))
+    )
 
 
 POOLS: Final[dict[str, Callable[[], Executor]]] = {
@@ -115,7 +88,7 @@ def test_other_processes_answer(
         child.join(10)
     failed += failures_of([*used, *new])
     figures.exactly(0, failed, FAILED)
-    figures.counted(CALLS * 5 * len(used), MADE)
+    figures.counted(3 * 5 * len(used), MADE)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -139,22 +112,6 @@ def test_threads_and_loops_answer(
     figures.counted(len(answers), MADE)
 
 
-@pytest.mark.parametrize("name", [one for one in ALL if one != "RetryRouter"])
-def test_a_hundred_calls_have_one_connection(
-    name: str, twin: Twin, gateway: FaultyGateway, figures: Figures
-) -> None:
-    """100 calls one after another open one connection."""
-    model = new_model(name, gateway)
-
-    async def call_all() -> None:
-        for _ in range(100):
-            await aask(model) if twin.is_async else ask(model)
-
-    run_twin(twin, call_all)
-    what = "connections for 100 calls one after another"
-    figures.exactly(1, gateway.connections, what)
-
-
 def test_nothing_shows_the_key(
     gateway: FaultyGateway, figures: Figures, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -165,7 +122,5 @@ def test_nothing_shows_the_key(
             said = [repr(model), str(model), repr(vars(model)), dumps(model)]
             shown += sum(KEY in one for one in said)
             assert failures_of([model]) == 0
-    assert gateway.requests
-    figures.exactly(
-        0, shown + (KEY in caplog.text), "models and logs that show the key"
-    )
+    shown += KEY in caplog.text
+    figures.exactly(0, shown, "models and logs that show the key")

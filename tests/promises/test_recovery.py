@@ -29,8 +29,15 @@ from langchain_retryrouter import (
 )
 from langchain_retryrouter.testing import FakeClock, FaultyGateway, Silence, Status
 from tests.promises.conftest import Figures
-from tests.promises.models import aask, ask, new_model
-from tests.promises.virtual_time import VirtualClock, let_pass, router, run
+from tests.promises.harness import (
+    VirtualClock,
+    aask,
+    ask,
+    let_pass,
+    new_model,
+    router,
+    run,
+)
 
 CLIENTS: Final = 1_000
 DOWN: Final = "the provider is down"

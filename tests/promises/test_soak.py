@@ -31,8 +31,15 @@ from langchain_retryrouter.testing import (
     Truncate,
 )
 from tests.promises.conftest import Figures, Twin
-from tests.promises.models import FIVE, call, new_model
-from tests.promises.virtual_time import VirtualClock, let_pass, router, run
+from tests.promises.harness import (
+    FIVE,
+    VirtualClock,
+    call,
+    let_pass,
+    new_model,
+    router,
+    run,
+)
 
 FAULTS: Final = 0.02
 STEPS: Final[tuple[Step, ...]] = (

@@ -27,7 +27,7 @@ from langchain_retryrouter.testing import (
     Step,
 )
 from tests.promises.conftest import Figures, Twin
-from tests.promises.models import (
+from tests.promises.harness import (
     ALL,
     aask,
     ask,

@@ -1,20 +1,27 @@
-"""One model of each public class, over the same faulty gateway; importable by workers.
+"""One model of each public class over a faulty gateway, and a loop with virtual time.
 
 All fields go to each model, so that a test can set the policy, the budget or the clock.
+Worker processes import this module.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Final
+import random  # noqa: TID251 - seeded
+import selectors
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, TypeVar
 
 import openai
+from langchain_core.language_models import GenericFakeChatModel
+from langchain_core.messages import AIMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
 from langchain_retryrouter import (
     AzureOpenAI,
+    CircuitBreaker,
     GPTRouter,
     GPTRouterEmbeddings,
     GPTRouterModel,
@@ -23,8 +30,10 @@ from langchain_retryrouter import (
     RetryRouter,
     Route,
 )
-from langchain_retryrouter.testing import STUB_TEXT, FaultyGateway
+from langchain_retryrouter.testing import STUB_TEXT, FakeClock, FaultyGateway
 from tests.unit_tests.conftest import Twin
+
+T = TypeVar("T")
 
 KEY: Final = "sk-must-never-be-shown"
 GATEWAY: Final[dict[str, Any]] = {
@@ -142,14 +151,83 @@ def is_stub_answer(answer: Any) -> bool:
     return bool(getattr(answer, "content", answer) == STUB_TEXT)
 
 
-CALLS: Final = 3
-"""How many calls `failures_of` makes of each model."""
+# --- virtual time ---
+#
+# A wait of an hour is over at once, and in its order. The code that runs on the loop is
+# the real code, with its tasks, timeouts and waits. Nothing may reach for a socket,
+# since no time passes while bytes travel.
 
 
-def failures_of(models: Iterable[Any]) -> int:
-    """How many calls fail: one sync, and two async ones in event loops of their own."""
-    return sum(
-        not is_stub_answer(answer)
-        for model in models
-        for answer in (ask(model), asyncio.run(aask(model)), asyncio.run(aask(model)))
-    )
+class _Jump(selectors.SelectSelector):
+    """Says that the time is over instead of waiting for it."""
+
+    now = 0.0
+
+    def select(
+        self, timeout: float | None = None
+    ) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(10 if timeout is None else 0)
+        if not ready and timeout is None:
+            msg = "everybody waits, and nothing is scheduled to wake them"
+            raise RuntimeError(msg)
+        self.now += 0 if ready else timeout or 0
+        return ready
+
+
+class _VirtualLoop(asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        self._jump = _Jump()
+        super().__init__(self._jump)
+
+    def time(self) -> float:
+        return self._jump.now
+
+
+class VirtualClock(FakeClock):
+    """The package's clock on the virtual loop, with seeded randomness."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(random=iter(random.Random(seed).random, None))  # noqa: S311
+
+    def monotonic(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def time(self) -> float:
+        return 1_800_000_000 + self.monotonic()
+
+    async def asleep(self, seconds: float) -> None:
+        await let_pass(seconds)
+
+
+async def let_pass(seconds: float) -> None:
+    """Let virtual seconds pass."""
+    if seconds > 0:
+        await asyncio.sleep(seconds)  # noqa: TID251 - a jump
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run on a loop with virtual time."""
+    with asyncio.Runner(loop_factory=_VirtualLoop) as runner:
+        return runner.run(main)
+
+
+class ScriptedModel(GenericFakeChatModel):
+    """A chat model whose requests are `send`: any coroutine function."""
+
+    messages: Any = iter(())
+    send: Any
+
+    async def _agenerate(self, *_args: Any, **_kwargs: Any) -> ChatResult:
+        await self.send()
+        return ChatResult(generations=[ChatGeneration(message=AIMessage("answer"))])
+
+
+def router(
+    send: Callable[[], Awaitable[None]],
+    clock: Any,
+    breaker: CircuitBreaker | None = None,
+    **fields: Any,
+) -> RetryRouter:
+    """A router over one model whose requests are `send`."""
+    route = Route(model=ScriptedModel(send=send), breaker=breaker)
+    return RetryRouter(routes=[route], clock=clock, breaker_settings=None, **fields)
