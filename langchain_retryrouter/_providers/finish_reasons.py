@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 from langchain_retryrouter._retry.streaming import ChunkInfo
@@ -146,21 +146,12 @@ def check_result(result: ChatResult, *, needs_reason: bool) -> list[str | None]:
         raise _no_reason()
     for generation, reason in zip(result.generations, reasons, strict=True):
         _check_reason(reason, _refusal_in(generation.message))
-        # Text, a tool call or other content; thoughts are not enough.
         message = generation.message
         for call in getattr(message, "invalid_tool_calls", ()):
             if error := _broken_call(call.get("name"), call.get("args"), reason):
                 raise error
-        kwargs, content = message.additional_kwargs, message.content
-        has_answer = any(
-            kwargs.get(n) for n in ("function_call", "tool_calls", "audio")
-        )
-        if isinstance(message, AIMessage):
-            has_answer |= bool(message.tool_calls or message.invalid_tool_calls)
-        for block in [content] if isinstance(content, str) else content:
-            is_thought = isinstance(block, dict) and block.get("type") in _THOUGHTS
-            has_answer |= not is_thought and _holds(block)
-        if not has_answer and kind_of(reason) is not FailureKind.LENGTH:
+        is_short = kind_of(reason) is FailureKind.LENGTH
+        if not (is_short or has_answer(message)):
             raise _empty()
     return reasons
 
@@ -179,6 +170,7 @@ class StreamCheck:
         "_may_be_empty",
         "_needs_reason",
         "_refusal",
+        "_saw_answer",
         "_saw_token",
         "held",
         "reason",
@@ -195,7 +187,7 @@ class StreamCheck:
         self._may_be_empty = may_be_empty
         self.reason: str | None = None
         self.saw_chunk = False
-        self._saw_token = False
+        self._saw_token = self._saw_answer = False
         self._needs_reason = needs_reason
         self._refusal = ""
         self._calls: dict[Any, list[str]] = {}
@@ -224,6 +216,7 @@ class StreamCheck:
         ):
             # Text alone, as nearly every chunk.
             self._saw_token = True
+            self._saw_answer = self._saw_answer or not message.content.isspace()
             return ChunkInfo(text=message.content, is_token=True)
         if refusal := _refusal_in(message):
             self._refusal += refusal
@@ -237,6 +230,7 @@ class StreamCheck:
             _check_reason(reason, self._refusal)
         if is_token:
             self._saw_token = True
+            self._saw_answer = self._saw_answer or has_answer(message)
             for call in getattr(message, "tool_call_chunks", ()):
                 # Without an index each chunk is a call of its own.
                 index = call.get("index")
@@ -250,7 +244,9 @@ class StreamCheck:
             text=content if isinstance(content, str) else str(message.text),
             is_token=is_token,
             # Some servers send a reason with each token, so that proves nothing.
-            is_end=reason is not None and not is_token and not self._broken_call(),
+            is_end=reason is not None
+            and not is_token
+            and not (self._is_empty() or self._broken_call()),
         )
 
     def release(self) -> list[ChatGenerationChunk]:
@@ -272,10 +268,13 @@ class StreamCheck:
             raise _no_reason()
         if error := self._broken_call():
             raise error
-        is_short = kind_of(self.reason) is FailureKind.LENGTH
-        if not (self._saw_token or self._may_be_empty or is_short):
+        if self._is_empty():
             raise _empty()
         return ChunkInfo(is_end=True, is_last=True)
+
+    def _is_empty(self) -> bool:
+        is_short = kind_of(self.reason) is FailureKind.LENGTH
+        return not (self._saw_answer or self._may_be_empty or is_short)
 
     def _broken_call(self) -> RetryRouterError | None:
         """The error of a tool call that is not whole; None if all are."""
@@ -295,6 +294,25 @@ def has_content(message: BaseMessage) -> bool:
         return True
     content = message.content
     return bool(content) if isinstance(content, str) else any(map(_holds, content))
+
+
+def has_answer(message: BaseMessage) -> bool:
+    """Whether there is text, a tool call or other content; thoughts are not enough."""
+    kwargs, content = message.additional_kwargs, message.content
+    if any(kwargs.get(name) for name in ("function_call", "tool_calls", "audio")):
+        return True
+    calls = ("tool_calls", "invalid_tool_calls", "tool_call_chunks")
+    if any(getattr(message, name, None) for name in calls):
+        return True
+    if isinstance(content, str):
+        return bool(content.strip())
+    return any(
+        bool(block.strip())
+        if isinstance(block, str)
+        else block.get("type") not in _THOUGHTS
+        and _holds({**block, "text": str(block.get("text") or "").strip()})
+        for block in content
+    )
 
 
 def _holds(block: str | dict[Any, Any]) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from langchain_retryrouter._retry.clock import SystemTime, TimeSource
 from langchain_retryrouter.circuit_breaker import CircuitBreaker, Permit, Refusal
@@ -43,6 +43,7 @@ class Stop:
 
 
 Decision: TypeAlias = Retry | Stop
+_BROKE_OFF: Final = Stop("part of the answer was already delivered")
 
 
 def decide(
@@ -403,7 +404,12 @@ class CallState:
         if self._current is not None:
             self._settle(self._current, failure)
         self._is_interrupted = True
-        self.decision = Stop("part of the answer was already delivered")
+        self.decision = _BROKE_OFF
+
+    @property
+    def broke_off(self) -> bool:
+        """Whether the last attempt failed after its first token."""
+        return self.decision is _BROKE_OFF
 
     def name_route(self, name: str | None) -> None:
         """Correct the model that the current attempt asks, once it is known."""

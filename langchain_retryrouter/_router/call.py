@@ -36,6 +36,7 @@ from langchain_retryrouter._providers.errors import is_of_closed_loop, name_fail
 from langchain_retryrouter._providers.finish_reasons import (
     StreamCheck,
     check_result,
+    has_answer,
     kind_of,
 )
 from langchain_retryrouter._providers.history import (
@@ -79,6 +80,7 @@ _REJECTED: Final = frozenset(
 _MOST_STALE: Final = 100  # As many idle connections as the generated SDKs keep.
 _MISSES_ITEM: Final = re.compile(r"(?i)\b(?:response|item|container|file)s?\b")
 _NO_INFO: Final = ChunkInfo()
+_MOST_BLOCKS: Final = 1000  # Of one answer.
 # Of a 400 that is about the way in which JSON was asked for.
 _ABOUT_FORMAT: Final = re.compile(
     r"schema|response.?format|output.?(?:config|format)|structured.?output",
@@ -247,7 +249,8 @@ class BaseRouterCall:
         self._facts: dict[int, dict[str, Any]] = {}
         self._interrupted: RetryRouterError | None = None
         self._delivered = ""
-        self._called_tools = False
+        self._said_more_than_text = False
+        self._passes = 0  # How often the stream broke off and was taken up again.
         self._authors = {route.name: route.reader for route in routes}
         self._refused_prefill: set[str] = set()
         self._strict: set[str] = set()
@@ -321,14 +324,17 @@ class BaseRouterCall:
     def can_continue(self, error: RetryRouterError) -> bool:
         """Whether another attempt continues a stream that broke after its first token.
 
-        Tool calls and refused answers are never continued.
+        Tool calls, images and refused answers are never continued. After thoughts
+        without any text, another attempt begins its answer anew.
         """
-        if not (error.delivered and self.may_continue) or self._called_tools:
+        broke_off = bool(error.delivered) or self._state.broke_off
+        if not (broke_off and self.may_continue) or self._said_more_than_text:
             return False
         if error.kind is FailureKind.CONTENT_FILTER:
             return False
         self._interrupted = self._interrupted or error
         self._delivered += error.delivered
+        self._passes += 1
         self._metadata.clear()
         return self._state.resume()
 
@@ -361,9 +367,25 @@ class BaseRouterCall:
         if isinstance(message, AIMessageChunk):
             if message.chunk_position is not None:
                 message.chunk_position = None
-            if message.tool_call_chunks:
-                self._called_tools = True
+            if message.tool_call_chunks or (
+                not chunk.text.strip() and has_answer(message)
+            ):
+                self._said_more_than_text = True
+            if self._passes and type(message.content) is list:
+                self._separate(message.content)
         return chunk
+
+    def _separate(self, blocks: list[Any]) -> None:
+        """Keep an attempt's blocks apart from those of an attempt that broke off.
+
+        LangChain joins blocks of the same index: thoughts, and even their signatures.
+        """
+        for block in blocks:
+            index = block.get("index") if isinstance(block, dict) else None
+            if isinstance(index, int):
+                block["index"] = index + self._passes * _MOST_BLOCKS
+            elif index is not None:
+                block["index"] = f"{index}-{self._passes}"
 
     def last_chunk(self) -> ChatGenerationChunk:
         """The router's own last chunk, with the attempt log."""
@@ -444,7 +466,7 @@ class BaseRouterCall:
             if prefill is not None:
                 attempt.messages = [*attempt.messages, prefill]
             attempt.prefix = PrefixFilter(
-                self._delivered, is_optional=attempt.is_prefilled
+                self._delivered, is_optional=attempt.is_prefilled or not text
             )
 
     def _amend(self, attempt: RouteAttempt, error: Exception) -> bool:

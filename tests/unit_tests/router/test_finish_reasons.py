@@ -223,6 +223,41 @@ def test_an_empty_answer_is_a_failure(way: Way, message: AIMessageChunk) -> None
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize(
+    "content", [" \n", [{"type": "reasoning", "reasoning": "hm"}]], ids=str
+)
+def test_white_space_and_thoughts_are_no_answer(way: Way, content: Any) -> None:
+    """A stream has handed them over already: another attempt answers behind them."""
+    said = AIMessageChunk(content=content, response_metadata={"finish_reason": "stop"})
+    parts = ask(way, router_of(Scripted(chunks=[said]), BACKUP))
+    assert "".join(part.text for part in parts).strip() == "the backup"
+    log = parts[-1].message.response_metadata["retryrouter"]["attempts"]
+    assert [line["outcome"] for line in log] == ["malformed", "ok"]
+
+
+@pytest.mark.parametrize("way", STREAMS, ids=str)
+def test_a_stream_that_breaks_within_its_thoughts_is_answered(way: Way) -> None:
+    """Another attempt answers anew, its thoughts stay apart; a call is not repeated."""
+    block: dict[str, Any] = {"type": "thinking", "thinking": "hm", "index": 0}
+    thought = AIMessageChunk(content=[block])
+    signed = AIMessageChunk(content=[{**block, "signature": "c2ln"}])
+    text = AIMessageChunk(content=[{"type": "text", "text": "hello", "index": 1}])
+    first = Scripted(chunks=[thought], breaks=True)
+    parts = ask(way, router_of(first, Scripted(chunks=[signed, text])))
+    whole = parts[0].message
+    for part in parts[1:]:
+        whole = whole + part.message
+    blocks = [{**one, "index": 0} for one in whole.content if isinstance(one, dict)]
+    assert blocks[:2] == [block, {**block, "signature": "c2ln"}]
+    assert blocks[2]["text"] == "hello"
+
+    legacy = {"function_call": {"name": "f"}}
+    call = AIMessageChunk(content="", additional_kwargs=legacy)
+    with pytest.raises(StreamInterruptedError):
+        raise error_of(way, router_of(Scripted(chunks=[call], breaks=True), BACKUP))
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
 def test_nothing_at_all_is_a_failure(way: Way) -> None:
     """A stream without a chunk is one for every model, and so is an empty result."""
     assert text_of(way, router_of(Scripted(chunks=[]), BACKUP)) == "the backup"
@@ -331,7 +366,8 @@ def test_a_route_is_committed_by_content(
     way: Way, chunk: AIMessageChunk, is_token: bool
 ) -> None:
     """After a chunk with something to read a break is an error, before it is not."""
-    router = router_of(Scripted(chunks=[chunk], breaks=True), BACKUP)
+    broken = Scripted(chunks=[chunk], breaks=True)
+    router = router_of(broken, BACKUP, stream_recovery="error")
     if is_token:
         with pytest.raises(StreamInterruptedError):
             raise error_of(way, router)
