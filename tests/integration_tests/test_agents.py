@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import itemgetter
@@ -10,9 +9,8 @@ from typing import Any
 
 import pytest
 from langchain.agents import create_agent
-from langchain.agents.middleware import ModelFallbackMiddleware, ModelRetryMiddleware
+from langchain.agents.middleware import ModelRetryMiddleware
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
-from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.tools import BaseTool
@@ -173,28 +171,6 @@ def test_an_agents_tokens_come_once(lab: Lab, fault: Step) -> None:
     lab.assert_asked(4)
 
 
-@pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning")
-def test_an_agents_messages_come_once(lab: Lab) -> None:
-    """`stream_events` v3 of an agent shows nothing of faults before the first token."""
-    lab.gateway.script(Status(503), Answer(), Reset(), Answer())
-    agent = lab.agent()
-
-    async def follow() -> list[str]:
-        run = await agent.astream_events(QUESTION, version="v3")
-        return [
-            "".join([part async for part in message.text])
-            async for message in run.messages
-        ]
-
-    if lab.twin.is_async:
-        said = asyncio.run(follow())
-    else:
-        run = agent.stream_events(QUESTION, version="v3")
-        said = ["".join(message.text) for message in run.messages]
-    assert said == ["", ANSWER]
-    lab.assert_asked(4)
-
-
 @pytest.mark.parametrize("turn", [1, 2], ids=["call", "answer"])
 @pytest.mark.parametrize("fault", AFTER_THE_FIRST_TOKEN, ids=str)
 def test_what_was_streamed_is_not_repeated(lab: Lab, fault: Step, turn: int) -> None:
@@ -277,19 +253,6 @@ def test_a_graph_does_not_multiply_retries(
     lab.assert_asked(requests, runs=0)
 
 
-def test_a_fallback_takes_over_in_the_middle(lab: Lab) -> None:
-    """When the first model fails for good, another answers from the tool's result."""
-    other = lab.llm(models_priority_list=[OTHER])
-    lab.gateway.script(Answer(), model=MODEL.name)
-    lab.gateway.always(Status(503), model=MODEL.name)
-    *_, answer = lab.ask(lab.agent(middleware=[ModelFallbackMiddleware(other)]))
-    assert answer.content == ANSWER
-    assert answer.response_metadata["model_name"] == OTHER.name
-    asked = [request.model for request in lab.gateway.requests]
-    assert asked == [*[MODEL.name] * 4, OTHER.name]
-    assert lab.cities == ["Oslo"]
-
-
 def test_retries_can_be_left_to_langchain(lab: Lab) -> None:
     """With our retries off, LangChain's middleware repeats the same errors."""
     lab.gateway.script(Status(503), Status(503), Answer(), Reset(), Answer())
@@ -297,27 +260,3 @@ def test_retries_can_be_left_to_langchain(lab: Lab) -> None:
     *_, answer = lab.ask(lab.agent(max_retries=0, middleware=[retries]))
     assert answer.content == ANSWER
     lab.assert_asked(5)
-
-
-@pytest.mark.parametrize("way", ["ask", "stream"])
-def test_an_agents_retries_are_seen(lab: Lab, way: str) -> None:
-    """A handler of the agent sees each retry in it, streamed or not."""
-    seen: list[int] = []
-
-    class Seen(BaseCallbackHandler):
-        def on_retry(self, retry_state: Any, **_: Any) -> None:
-            seen.append(retry_state.attempt_number)
-
-    lab.gateway.script(Status(503), Reset(), Answer(), Status(429), Answer())
-    agent = lab.agent().with_config(callbacks=[Seen()])
-    getattr(lab, way)(agent)
-    assert seen == [1, 2, 1]
-
-
-def test_a_broken_stream_can_be_left_to_langchain(lab: Lab) -> None:
-    """Its middleware asks again, in a new message, and the tool runs once."""
-    lab.gateway.script(Cut(after=1), Answer(), Answer())
-    retries = ModelRetryMiddleware(initial_delay=0)
-    _, called, answer = streamed(lab.stream(lab.agent(middleware=[retries])))
-    assert_answered(called, answer)
-    lab.assert_asked(3)

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 from langchain.agents import create_agent
-from langchain.agents.middleware import ModelRetryMiddleware
 from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
 from langchain_core.tools import BaseTool
 from langgraph.checkpoint.memory import InMemorySaver
 
-from langchain_retryrouter import RetryPolicy, RetryRouter, UnavailableError
+from langchain_retryrouter import RetryPolicy, RetryRouter
 from langchain_retryrouter.testing import (
     Answer,
     FakeClock,
@@ -146,30 +145,6 @@ def test_no_tool_runs_on_half_a_call(
     with pytest.raises(AFTER_THE_FIRST_TOKEN[fault]):
         lab.stream(lab.agent(stream_recovery=recovery), THREAD)
     lab.assert_requests(1, 0, runs=0)
-
-
-@pytest.mark.parametrize("on_failure", ["error", "continue"])
-def test_retries_are_not_multiplied(lab: RouterLab, on_failure: Any) -> None:
-    """LangChain's own retries do not repeat what no route could answer."""
-    for gateway in (lab.gateway, lab.backup):
-        gateway.always(Status(503))
-    retries = ModelRetryMiddleware(
-        max_retries=4, initial_delay=0, on_failure=on_failure
-    )
-    with pytest.raises(UnavailableError):
-        lab.ask(lab.agent(middleware=[retries]), QUESTION, THREAD)
-    lab.assert_requests(2, 2, runs=0)
-
-
-def test_an_agent_goes_on_where_every_route_failed(lab: RouterLab) -> None:
-    """With a checkpoint, the routes are asked again, and the tool is not run again."""
-    agent = lab.agent()
-    lab.gateway.script(Answer(), Status(503), Status(503))
-    lab.backup.script(Status(503), Status(503))
-    with pytest.raises(UnavailableError):
-        lab.ask(agent, QUESTION, THREAD)
-    assert lab.ask(agent, None, THREAD)[-1].content == ANSWER
-    assert lab.cities == ["Oslo"]
 
 
 @pytest.mark.parametrize("way", ["invoke", "stream"])

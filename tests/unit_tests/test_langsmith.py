@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from langchain_core.output_parsers import StrOutputParser
-from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.tracers.langchain import LangChainTracer
 from langsmith import Client
 from langsmith.env import get_langchain_env_var_metadata, get_runtime_environment
@@ -155,19 +154,6 @@ def test_each_retry_is_an_event_of_its_run(twin: Twin, trace: Trace, way: str) -
     assert generation["text"] == STUB_TEXT
 
 
-def test_retries_in_a_chain_belong_to_the_models_run(twin: Twin, trace: Trace) -> None:
-    """In a batch of chains each model's run has its own retries; a chain's has none."""
-    trace.gateway.script(Status(503), Status(503), Status(503))
-    chain = ChatPromptTemplate(["{question}"]) | trace.llm | StrOutputParser()
-    twin.batch(chain, ["one", "two"], trace.config)
-
-    models, chains = trace.runs("llm"), trace.runs("chain")
-    assert len(models) == len(chains) == 2
-    assert sum(len(retries_of(run)) for run in models) == 3
-    assert [retries_of(run) for run in chains] == [[], []]
-    assert {run["parent_run_id"] for run in models} == {run["id"] for run in chains}
-
-
 @calls_and_streams
 def test_a_failed_run_has_its_retries_and_its_error(
     twin: Twin, trace: Trace, way: str
@@ -224,21 +210,3 @@ def test_a_router_is_one_run(twin: Twin, trace: Trace, way: str) -> None:
         ("gpt-4", "unavailable"),
         ("gpt-4o", "ok"),
     ]
-
-
-@calls_and_streams
-def test_a_router_that_failed_is_one_failed_run(
-    twin: Twin, trace: Trace, way: str
-) -> None:
-    """Its error is the first route's, with those of the other routes beside it."""
-    trace.gateway.always(Status(503))
-    with FaultyGateway() as backup:
-        backup.always(Status(429))
-        router = trace.router(backup, max_retries=0)
-        with pytest.raises(UnavailableError):
-            getattr(twin, way)(router, "hi", trace.config)
-
-    [run] = trace.runs("llm")
-    assert [retry["attempt"] for retry in retries_of(run)] == [1]
-    assert "GPTRouterUnavailableError" in run["error"]
-    assert "gpt-4o: GPTRouterRateLimitError" in run["error"]

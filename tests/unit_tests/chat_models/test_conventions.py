@@ -123,9 +123,6 @@ def test_a_rate_limiter_is_asked_once_a_call(env: Env, way: str) -> None:
     assert len(env.gateway.requests) == 3
 
 
-# Chains.
-
-
 # Streams.
 
 

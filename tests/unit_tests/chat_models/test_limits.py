@@ -146,7 +146,7 @@ def test_first_token_timeout_ends_with_the_first_token(
     ids=["stall", "deadline", "both"],
 )
 def test_a_stall_is_an_error(
-    env: Env, new_hasty_llm: NewModel, limits: dict[str, float], message: str
+    env: Env, new_hasty_llm: NewModel, limits: dict[str, Any], message: str
 ) -> None:
     """A stream that stands still too long is interrupted, and not repeated."""
     env.gateway.always(Stall(after=2, seconds=LONG))

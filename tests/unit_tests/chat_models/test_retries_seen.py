@@ -10,7 +10,7 @@ import asyncio
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
@@ -20,14 +20,22 @@ from langchain_core.callbacks import (
     BaseCallbackHandler,
     CallbackManager,
 )
-from langchain_core.messages import BaseMessage, HumanMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from tenacity import RetryCallState
 
-from langchain_retryrouter import APIConnectionError, RateLimitError, UnavailableError
+from langchain_retryrouter import (
+    APIConnectionError,
+    GPTRouter,
+    RateLimitError,
+    RetryRouter,
+    UnavailableError,
+)
 from langchain_retryrouter.chat_models import gpt_router
 from langchain_retryrouter.testing import (
+    STUB_TEXT,
     Answer,
     FakeClock,
     FaultyGateway,
@@ -81,6 +89,11 @@ def _stream_events(twin: Twin, llm: Runnable[Any, Any], config: RunnableConfig) 
 WAYS: dict[str, Way] = {
     "invoke": lambda twin, llm, config: twin.invoke(llm, "hi", config),
     "stream": lambda twin, llm, config: twin.stream(llm, "hi", config),
+    "unstreamed stream": lambda twin, llm, config: twin.stream(
+        cast("GPTRouter", llm).model_copy(update={"disable_streaming": True}),
+        "hi",
+        config,
+    ),
     "batch": lambda twin, llm, config: twin.batch(llm, ["hi"], config),
     "generate": lambda twin, llm, config: twin.generate(
         llm, [[HumanMessage("hi")]], **config
@@ -163,7 +176,9 @@ def test_each_run_of_a_batch_has_its_own_retries(
 
 
 @pytest.mark.parametrize("way", ["invoke", "stream", "chain stream"])
-@pytest.mark.parametrize("place", ["constructor", "config", "both", "with_config"])
+@pytest.mark.parametrize(
+    "place", ["constructor", "config", "both", "with_config", "manager"]
+)
 def test_a_handler_gets_each_event_once(
     env: Env, diary: Diary, watcher: BaseCallbackHandler, place: str, way: str
 ) -> None:
@@ -177,9 +192,13 @@ def test_a_handler_gets_each_event_once(
 
     in_config = place in {"config", "both"}
     config: RunnableConfig = {"callbacks": given} if in_config else {}
+    manager = CallbackManager(given, given)
+    if place == "manager":
+        config = {"callbacks": manager}
     WAYS[way](env, llm, config)
 
     assert diary.events == ["start", "retry", "end"]
+    assert manager.handlers == given
 
 
 @pytest.mark.parametrize("way", ["invoke", "stream"])
@@ -206,7 +225,7 @@ def test_the_config_of_the_caller_is_kept_and_not_changed(
     WAYS[way](env, env.llm(), {**config, "run_id": run_id})
     started, first, second = told
     assert started["run_id"] == first["run_id"] == second["run_id"] == run_id
-    assert started["tags"] == ["mine"]
+    assert started["tags"] == first["tags"] == second["tags"] == ["mine"]
     assert started["metadata"]["who"] == "me"
     assert first["parent_run_id"] is None
 
@@ -219,6 +238,52 @@ def test_the_config_of_the_caller_is_kept_and_not_changed(
     }
     assert len(handlers) == 1
     assert len(set(diary.of("start"))) == 3
+
+
+# --- handlers that raise, or do not listen ---
+
+
+class Broken(Watcher):
+    """Raises from `on_retry`, and asks LangChain to let that out."""
+
+    raise_error = True
+
+    def on_retry(self, *args: Any, **kwargs: Any) -> None:
+        super().on_retry(*args, **kwargs)
+        msg = "this handler is broken"
+        raise RuntimeError(msg)
+
+
+@pytest.mark.parametrize("is_inline", [False, True])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_broken_handler_breaks_nothing(
+    env: Env, caplog: pytest.LogCaptureFixture, way: str, is_inline: bool
+) -> None:
+    """Its exception is logged; the call and the other handlers go on."""
+    env.gateway.script(Status(503), Reset())
+    diaries = [Diary(env.gateway, env.clock) for _ in range(3)]
+    handlers = [Broken(diaries[0]), Watcher(diaries[1]), AsyncWatcher(diaries[2])]
+    handlers[0].run_inline = is_inline
+
+    WAYS[way](env, env.llm(), {"callbacks": handlers})
+
+    events = ["start", "retry", "retry", "end"]
+    assert [diary.events for diary in diaries] == [events] * 3
+    logged = [r for r in caplog.records if "failed in on_retry" in r.getMessage()]
+    assert [type(r.exc_info[1]) for r in logged if r.exc_info] == [RuntimeError] * 2
+
+
+def test_ignore_retry_is_respected(env: Env, diary: Diary) -> None:
+    """A handler with `ignore_retry` gets no retries, and the others do."""
+
+    class Ignoring(Watcher):
+        ignore_retry = True
+
+    env.gateway.script(Status(503))
+    other = Diary(env.gateway, env.clock)
+    env.stream(env.llm(), "hi", {"callbacks": [Ignoring(diary), Watcher(other)]})
+    assert diary.events == ["start", "end"]
+    assert other.events == ["start", "retry", "end"]
 
 
 # --- completion_with_retry ---
@@ -257,7 +322,109 @@ def test_completion_with_retry_reports_to_its_run_manager(
     assert {run_id for _, run_id in diary.entries} == {manager.run_id}
 
 
+class OwnManager:
+    """A run manager of a caller that has `on_retry` and nothing else."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self._error = error
+        self.attempts: list[int] = []
+
+    def on_retry(self, retry_state: RetryCallState) -> Any:
+        self.attempts.append(retry_state.attempt_number)
+        if self._error is not None:
+            raise self._error
+
+
+class AsyncOwnManager(OwnManager):
+    """Async variant of `OwnManager`."""
+
+    async def on_retry(self, retry_state: RetryCallState) -> None:
+        await FakeClock().asleep(1)
+        super().on_retry(retry_state)
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("broken")])
+def test_any_run_manager_with_on_retry_will_do(
+    env: Env, caplog: pytest.LogCaptureFixture, error: Exception | None
+) -> None:
+    """`completion_with_retry` takes one; it may be missing, and it may fail."""
+    env.gateway.script(Status(503), Status(503), Answer(), Status(503))
+    manager = (AsyncOwnManager if env.is_async else OwnManager)(error)
+    for given in (manager, None):
+        answer = env.complete(gpt_router, env.llm(), [GPT_4], given, messages=MESSAGES)
+        assert answer.choices
+    assert manager.attempts == [1, 2]
+    assert caplog.text.count("failed in on_retry") == 2 * (error is not None)
+
+
 # --- many at once ---
+
+
+def test_interleaved_streams_have_their_own_runs(
+    new_llm: NewModel, gateway: FaultyGateway, clock: FakeClock
+) -> None:
+    """Two streams of one model, read in turns in one thread, do not mix."""
+    gateway.script(*[Status(503)] * 3)
+    llm, diaries = new_llm(), [Diary(gateway, clock) for _ in range(2)]
+    streams = [llm.stream("hi", {"callbacks": [Watcher(diary)]}) for diary in diaries]
+    for _ in range(2):
+        for chunks in streams:
+            next(chunks)
+    for chunks in streams:
+        list(chunks)
+    retries = ["retry"] * 3
+    assert diaries[0].events == ["start", *retries, "end"]
+    assert diaries[1].events == ["start", "end"]
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+def test_a_model_that_a_router_asks_for_its_judgement_has_its_own_run(
+    env: Env, diary: Diary, way: str
+) -> None:
+    """The retries of a call inside another call are those of its own run."""
+    judges = Diary(env.gateway, env.clock)
+    judge = env.llm(callbacks=[Watcher(judges)])
+
+    def accept(message: AIMessage) -> bool:
+        return bool(judge.invoke(message.text).text and list(judge.stream("?")))
+
+    async def aaccept(message: AIMessage) -> bool:
+        said = await judge.ainvoke(message.text)
+        return bool(said.text and [chunk async for chunk in judge.astream("?")])
+
+    failing = [Status(503), Answer()]
+    env.gateway.script(*failing * 3)
+    judged = aaccept if env.is_async else accept
+    router = RetryRouter(routes=[env.llm()], accept=judged, clock=env.clock)
+    getattr(env, way)(router, "hi", {"callbacks": [Watcher(diary)]})
+
+    assert diary.events == ["start", "retry", "end"]
+    assert judges.events == ["start", "retry", "end"] * 2
+
+
+@pytest.mark.parametrize("is_inside", [False, True])
+async def test_event_streams_report_retries(
+    new_llm: NewModel,
+    gateway: FaultyGateway,
+    diary: Diary,
+    watcher: BaseCallbackHandler,
+    is_inside: bool,
+) -> None:
+    """`astream_events` streams the model, also an `ainvoke` inside a function."""
+    gateway.script(Status(503))
+    llm = new_llm()
+
+    async def ask(text: str, config: RunnableConfig) -> Any:
+        return (await llm.ainvoke(text, config)).content
+
+    runnable: Runnable[Any, Any] = (
+        RunnableLambda(ask) if is_inside else RunnableLambda(lambda text: text) | llm
+    )
+    config: RunnableConfig = {"callbacks": [watcher]}
+    events = [e async for e in runnable.astream_events("hi", config, version="v2")]
+    data = [e["data"] for e in events if e["event"] == "on_chat_model_stream"]
+    assert "".join(one["chunk"].content for one in data) == STUB_TEXT
+    assert diary.events == ["start", "retry", "end"]
 
 
 async def test_concurrent_streams_report_to_their_own_runs(

@@ -47,15 +47,6 @@ def test_a_call_that_succeeds_sends_one_request(
     assert outcomes(context) == ["ok"]
 
 
-@pytest.mark.parametrize("answer", [None, 0, False, "", [], ValueError])
-def test_any_value_is_an_answer(
-    engine: Engine, clock: FakeClock, answer: object
-) -> None:
-    """Only exceptions are failures, no returned value is."""
-    script = Script(UnavailableError("503"), answer)
-    assert engine.call(context_for(clock), script) is answer
-
-
 def test_the_last_error_is_raised(engine: Engine, clock: FakeClock) -> None:
     """After `max_retries` retries the last error comes out, and says not to retry."""
     errors = failures(5)
@@ -141,9 +132,6 @@ def test_a_success_pays_into_the_budget(
     budget = RetryBudget()
     engine.call(context_for(clock, budget=budget), Script(error, "hello"))
     assert budget.tokens == 500 - cost + 1
-
-
-# --- routes and failover ---
 
 
 # --- retry events ---

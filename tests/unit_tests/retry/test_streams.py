@@ -13,7 +13,6 @@ from langchain_retryrouter import (
     CircuitBreaker,
     FailureKind,
     RetryBudget,
-    RetryPolicy,
     StreamInterruptedError,
 )
 from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
@@ -29,9 +28,7 @@ from .scripted import (
     Recorder,
     Script,
     Source,
-    aopen,
     context_for,
-    open_,
     outcomes,
     token,
 )
@@ -39,9 +36,6 @@ from .scripted import (
 HEL, LO, USAGE = token("Hel"), token("lo"), ChunkInfo()
 TOOL_CALL = ChunkInfo(is_token=True)
 CUT = ChunkInfo(is_last=True)
-RETRYABLE = [kind for kind in FailureKind if BASE_ERRORS[kind]("").failure.is_retryable]
-FINAL = [kind for kind in FailureKind if kind not in RETRYABLE]
-ENDED_EARLY = "the stream ended before the answer was complete"
 
 
 def broken() -> APIConnectionError:
@@ -76,13 +70,6 @@ def test_a_whole_stream_is_unchanged(
     assert (source.closed, recorder.states, outcomes(context)) == (1, [], ["ok"])
 
 
-def test_nothing_is_read_after_the_last_event(engine: Engine, clock: FakeClock) -> None:
-    """A protocol's last event ends the stream without another read."""
-    source = Source(HEL, END, AssertionError("read too far"))
-    assert engine.stream(context_for(clock), Script(source)) == [HEL, END]
-    assert source.read == 2
-
-
 @pytest.mark.parametrize("kind", FailureKind)
 @pytest.mark.parametrize("between", [(), (USAGE,)])
 def test_an_error_after_the_end_is_ignored(
@@ -105,61 +92,6 @@ def test_a_whole_stream_pays_in_once(engine: Engine, clock: FakeClock) -> None:
 
 
 # --- before the first token ---
-
-
-@pytest.mark.parametrize("kind", RETRYABLE)
-@pytest.mark.parametrize("before", [(), (ROLE,), (ROLE, ROLE)])
-def test_a_failure_before_the_first_token_is_retried(
-    engine: Engine, clock: FakeClock, kind: FailureKind, before: tuple[ChunkInfo, ...]
-) -> None:
-    """The caller sees only the events of the attempt that succeeds."""
-    bad, good = Source(*before, BASE_ERRORS[kind]("no")), Source(ROLE, HEL, END)
-    context, recorder = context_for(clock), Recorder(clock)
-    assert engine.stream(context, Script(bad, good), recorder) == [ROLE, HEL, END]
-    assert (bad.closed, good.closed) == (1, 1)
-    assert outcomes(context) == [kind.value, "ok"]
-    assert [type(error) for error in recorder.errors] == [BASE_ERRORS[kind]]
-    assert clock.sleeps == [0.0 if kind is FailureKind.REJECTED else 0.5]
-
-
-@pytest.mark.parametrize("kind", FINAL)
-def test_a_final_failure_is_raised(
-    engine: Engine, clock: FakeClock, kind: FailureKind
-) -> None:
-    """A failure that another attempt cannot mend comes out as it is."""
-    error = BASE_ERRORS[kind]("no")
-    source = Source(ROLE, error)
-    script = Script(source, "not sent")
-    with pytest.raises(type(error)) as caught:
-        engine.stream(context_for(clock), script)
-    assert caught.value is error
-    assert (script.numbers, source.closed, error.delivered) == ([1], 1, "")
-
-
-@pytest.mark.parametrize("events", [[], [ROLE], [ROLE, CUT], [CUT]])
-def test_an_empty_stream_is_retried(
-    engine: Engine, clock: FakeClock, events: list[ChunkInfo]
-) -> None:
-    """A body that is over before the protocol's end was cut off."""
-    sources = [Source(*events), Source(*events), Source(HEL, END)]
-    assert engine.stream(context_for(clock), Script(*sources)) == [HEL, END]
-    assert [source.closed for source in sources] == [1, 1, 1]
-
-
-def test_a_stream_that_stays_empty_is_an_error(
-    engine: Engine, clock: FakeClock
-) -> None:
-    """After the last attempt, an empty body is not an empty answer."""
-    sources, context = [Source(), Source(), Source()], context_for(clock)
-    with pytest.raises(StreamInterruptedError) as caught:
-        engine.stream(context, Script(*sources))
-    assert str(caught.value) == f"{ENDED_EARLY}, after 0 characters"
-    assert caught.value.__notes__ == [
-        "gave up after 3 attempts, 1.5 s waited: no retries left"
-    ]
-    assert (caught.value.attempts, caught.value.delivered) == (3, "")
-    assert caught.value.is_retryable is False
-    assert outcomes(context) == ["interrupted"] * 3
 
 
 def test_a_first_token_that_was_not_handed_over_is_retried(
@@ -206,19 +138,6 @@ def test_each_attempt_has_its_own_classifier(engine: Engine, clock: FakeClock) -
     assert seen == [[ROLE], [HEL, END]]
 
 
-def test_with_retries_off_a_stream_is_sent_once(
-    engine: Engine, clock: FakeClock
-) -> None:
-    """With `max_retries=0` others may retry it."""
-    error = broken()
-    script = Script(Source(error))
-    with pytest.raises(APIConnectionError) as caught:
-        engine.stream(context_for(clock, RetryPolicy(max_retries=0)), script)
-    assert caught.value is error
-    assert script.numbers == [1]
-    assert caught.value.is_retryable is True
-
-
 # --- after the first token ---
 
 
@@ -240,38 +159,6 @@ def test_a_stream_that_breaks_is_interrupted(
     assert caught.value.attempts == 1
     assert (script.numbers, recorder.states, source.closed) == ([1], [], 1)
     assert outcomes(context) == ["interrupted"]
-
-
-@pytest.mark.parametrize(
-    "kind",
-    sorted(set(GPT_ROUTER_ERRORS) - {FailureKind.CONNECTION, FailureKind.TIMEOUT}),
-)
-def test_an_error_in_the_stream_keeps_its_class(
-    engine: Engine, clock: FakeClock, kind: FailureKind
-) -> None:
-    """The provider's own error comes out, with the text that was delivered."""
-    error = GPT_ROUTER_ERRORS[kind]("the provider said so")
-    source, seen = Source(HEL, error), list[ChunkInfo]()
-    script = Script(source, "not sent")
-    with pytest.raises(type(error)) as caught:
-        engine.stream(context_for(clock), script, into=seen)
-    assert caught.value is error
-    assert (seen, error.delivered) == ([HEL], "Hel")
-    assert (script.numbers, source.closed) == ([1], 1)
-
-
-@pytest.mark.parametrize("rest", [[], [ROLE], [CUT]])
-def test_a_stream_without_its_end_is_an_error(
-    engine: Engine, clock: FakeClock, rest: list[ChunkInfo]
-) -> None:
-    """A body that ends cleanly in the middle is not a short answer."""
-    source, seen = Source(HEL, LO, *rest), list[ChunkInfo]()
-    with pytest.raises(StreamInterruptedError) as caught:
-        engine.stream(context_for(clock), Script(source), into=seen)
-    assert str(caught.value) == f"{ENDED_EARLY}, after 5 characters"
-    assert caught.value.delivered == "Hello"
-    assert [chunk for chunk in seen if chunk.is_token] == [HEL, LO]
-    assert source.closed == 1
 
 
 def test_a_tool_call_without_text_is_not_retried(
@@ -333,20 +220,3 @@ def test_closing_a_stream_closes_its_connection(
     assert seen == events[:stop_after]
     assert source.closed == 1
     assert outcomes(context) == [outcome]
-
-
-def test_a_stream_that_is_not_begun_sends_nothing(
-    engine: Engine, clock: FakeClock
-) -> None:
-    """The request is sent by the first `next`."""
-    script, context = Script("not sent"), context_for(clock)
-
-    async def close() -> None:
-        await aopen(context, script).aclose()
-
-    if engine.is_async:
-        asyncio.run(close())
-    else:
-        open_(context, script).close()
-    assert script.numbers == []
-    assert context.call_state.attempt_log() == {"attempts": []}

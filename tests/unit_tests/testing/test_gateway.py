@@ -45,7 +45,6 @@ from .wire_client import (
     generate,
     post,
     raw_request,
-    read_to_end,
     read_until,
     request,
     statuses,
@@ -106,16 +105,6 @@ def test_stopping_in_the_middle_leaves_nothing(step: Step) -> None:
         assert gateway.open_connections == 0
     outcomes = {seen.outcome for seen in gateway.requests}
     assert outcomes <= {"sent", "faulted"}
-
-
-@pytest.mark.usefixtures("no_leaks")
-def test_stopping_while_clients_connect() -> None:
-    """Connections that are just being accepted are closed as well."""
-    for _ in range(20):
-        with ExitStack() as stack, FaultyGateway() as gateway:
-            for _ in range(10):
-                client = socket.create_connection(_address(gateway), 5)
-                stack.enter_context(closing(client))
 
 
 @pytest.mark.usefixtures("no_leaks")
@@ -376,15 +365,6 @@ def test_a_body_that_is_not_an_object(gateway: FaultyGateway, body: bytes) -> No
             _ = seen.json
 
 
-@pytest.mark.parametrize("order", [None, "first", [1]])
-def test_an_order_that_is_not_a_number(gateway: FaultyGateway, order: object) -> None:
-    """A request that is refused for its `order` is still readable in the log."""
-    payload = generate()
-    payload["data"].insert(0, payload["data"][0] | {"order": order, "modelName": "x"})
-    assert post(gateway, GENERATE, payload).status == 500
-    assert gateway.requests[0].model == "gpt-4-0613"
-
-
 @pytest.mark.parametrize(("keep", "numbers"), [(None, [1, 2, 3]), (2, [2, 3]), (0, [])])
 def test_the_log_can_be_bounded(keep: int | None, numbers: list[int]) -> None:
     """`keep_requests` bounds the log; `reset_log` empties it; numbers continue."""
@@ -449,27 +429,6 @@ def test_connections_are_counted(gateway: FaultyGateway) -> None:
     assert gateway.connections == 2
 
 
-def test_many_connections_at_once(gateway: FaultyGateway) -> None:
-    """Many connections are open at the same time, and each gets its answer."""
-    with ExitStack() as stack:
-        clients = [stack.enter_context(asked(gateway, CHAT)) for _ in range(200)]
-        gateway.wait_for(lambda seen: seen.open_connections == 200)
-        assert all(b" upstream" in read_until(one, b"upstream") for one in clients)
-
-
-def test_pipelined_requests_are_answered_in_order(
-    gateway: FaultyGateway,
-) -> None:
-    """Requests that are sent before the answers have come are answered one by one."""
-    gateway.script(Stall(1, 0.01), Answer("second"), Answer("third"))
-    with asked(gateway, CHAT, stream=True) as client:
-        client.sendall(raw_request(CHAT) * 2)
-        response = read_until(client, b"third")
-    order = [response.index(text) for text in (b"upstream", b"second", b"third")]
-    assert order == sorted(order)
-    assert [seen.outcome for seen in gateway.requests] == ["sent"] * 3
-
-
 def test_a_client_that_leaves(gateway: FaultyGateway) -> None:
     """An answer that was not read to its end is not called sent, nor continued."""
     gateway.script(Answer(("x" * 20_000_000,)), Stall(1, 0.05), SlowFirstToken(0.1))
@@ -493,21 +452,3 @@ def test_a_big_answer_arrives(gateway: FaultyGateway) -> None:
     assert streamed.events[1]["choices"][0]["text"] == text
     assert streamed.events[-1] == "[DONE]"
     assert [seen.outcome for seen in gateway.requests] == ["sent", "sent"]
-
-
-def test_bytes_that_are_not_http(gateway: FaultyGateway) -> None:
-    """Bytes that are not a request get a 400 and an end; the gateway goes on."""
-    with socket.create_connection(_address(gateway), 5) as client:
-        client.sendall(b"\x16\x03\x01 hello\r\n\r\n")
-        assert read_to_end(client).startswith(b"HTTP/1.1 400 Bad Request\r\n")
-    assert statuses(gateway, 1) == [200]
-
-
-def test_a_client_that_asks_before_it_sends(gateway: FaultyGateway) -> None:
-    """A client that waits for `100 Continue` before its body gets it."""
-    head, end, body = raw_request(CHAT).partition(b"\r\n\r\n")
-    with socket.create_connection(_address(gateway), 5) as client:
-        client.sendall(head + b"\r\nexpect: 100-continue" + end)
-        assert client.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
-        client.sendall(body)
-        assert read_until(client, b"upstream").startswith(b"HTTP/1.1 200 OK\r\n")

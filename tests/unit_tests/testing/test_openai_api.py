@@ -98,32 +98,6 @@ def test_a_completion_stream(gateway: FaultyGateway) -> None:
     assert done == "[DONE]"
 
 
-@_both
-def test_usage_comes_last_in_a_stream_that_asks_for_it(
-    gateway: FaultyGateway, path: str
-) -> None:
-    """`include_usage` adds one event without choices; before it, usage is null."""
-    asked = {"stream": True, "stream_options": {"include_usage": True}}
-    *events, last, _ = ask(gateway, path, **asked).events
-    assert all(event["usage"] is None for event in events)
-    assert last["choices"] == []
-    assert last["usage"]["total_tokens"] == 16
-
-
-def test_the_sdk_reads_everything(client: openai.OpenAI) -> None:
-    """OpenAI's own client understands all four kinds of answers."""
-    messages: list[Any] = [{"role": "user", "content": "hi"}]
-    chats, texts = client.chat.completions, client.completions
-    whole_chat = chats.create(model="m", messages=messages)
-    assert whole_chat.choices[0].message.content == STUB_TEXT
-    assert texts.create(model="m", prompt="hi").choices[0].text == STUB_TEXT
-    chat_events = chats.create(model="m", messages=messages, stream=True)
-    said = [event.choices[0].delta.content or "" for event in chat_events]
-    assert "".join(said) == STUB_TEXT
-    text_events = texts.create(model="m", prompt="hi", stream=True)
-    assert "".join(event.choices[0].text for event in text_events) == STUB_TEXT
-
-
 @pytest.mark.parametrize(
     ("asked", "choices", "tokens"),
     [
@@ -167,21 +141,6 @@ def test_stop(gateway: FaultyGateway, step: Answer, stop: object, text: str) -> 
     gateway.script(step)
     answer = ask(gateway, COMPLETIONS, stop=stop).json
     assert answer["choices"][0]["text"] == text
-
-
-def test_log_probabilities_of_a_chat(client: openai.OpenAI) -> None:
-    """Every token has its log probability, in the whole answer and in the stream."""
-    asked: dict[str, Any] = {
-        "model": "m",
-        "messages": [{"role": "user", "content": "hi"}],
-        "logprobs": True,
-    }
-    (choice,) = client.chat.completions.create(**asked).choices
-    assert [token.token for token in choice.logprobs.content] == _WORDS
-    events = client.chat.completions.create(**asked, stream=True)
-    with_logprobs = [event.choices[0].logprobs for event in events]
-    streamed = [one.content[0].token for one in with_logprobs if one and one.content]
-    assert streamed == _WORDS
 
 
 @pytest.mark.parametrize(("asked", "top"), [(2, {"Hello": -0.25}), (0, None)])
