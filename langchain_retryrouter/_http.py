@@ -27,19 +27,15 @@ class ClosedByWith:
         """Close the connections of async calls in the running event loop."""
 
     def __enter__(self) -> Self:
-        """The model."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the connections of sync calls."""
         self.close()
 
     async def __aenter__(self) -> Self:
-        """The model."""
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Close the connections of async calls."""
         await self.aclose()
 
 
@@ -80,7 +76,6 @@ class SSEParser:
     __slots__ = ("_data", "_is_first", "_kind", "_max", "_pending", "_size")
 
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
-        """At the start of a stream."""
         self._max = max_event_bytes
         # Not lists of pieces: a piece of two bytes would take fifty.
         self._pending = bytearray()  # Of a line that has not ended.
@@ -93,9 +88,6 @@ class SSEParser:
         """The events that `chunk` completes, parsed lazily: there may be hundreds.
 
         Take all of them before the next chunk is fed.
-
-        Raises:
-            EventTooLargeError: If an event grows beyond `max_event_bytes`.
         """
         *lines, rest = chunk.split(b"\n")
         for tail in lines:
@@ -270,8 +262,7 @@ _BY_SDK_NAME: Final = {
 }
 # A client that was closed: nothing was sent.
 _CLOSED: Final = re.compile(
-    r"client has been closed|session is closed|different (?:event )?loop",
-    re.IGNORECASE,
+    r"client has been closed|session is closed|different (?:event )?loop", re.IGNORECASE
 )
 # A connection of an event loop that is gone: its socket still sends the request.
 CLOSED_LOOP: Final = "loop is closed"

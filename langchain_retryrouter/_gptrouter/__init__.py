@@ -12,25 +12,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from langchain_retryrouter._gptrouter import (
-        client as client,
-    )
-    from langchain_retryrouter._gptrouter import (
-        errors as errors,
-    )
-    from langchain_retryrouter._gptrouter import (
-        messages as messages,
-    )
-    from langchain_retryrouter._gptrouter import (
-        protocol as protocol,
-    )
+    from langchain_retryrouter._gptrouter import client, errors, messages, protocol
 
-_LOADED_LATE = frozenset({"client", "errors", "messages", "protocol"})
+__all__ = ["client", "errors", "messages", "protocol"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load a module of this package."""
-    if name not in _LOADED_LATE:
+    if name not in __all__:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
     return importlib.import_module(f"{__name__}.{name}")

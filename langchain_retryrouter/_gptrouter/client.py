@@ -41,11 +41,7 @@ from langchain_retryrouter._http import (
 )
 from langchain_retryrouter._retry.clock import SystemTime
 from langchain_retryrouter._retry.timeouts import on_abort
-from langchain_retryrouter.errors import (
-    RetryRouterError,
-    UnsupportedOptionError,
-    mask,
-)
+from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError, mask
 from langchain_retryrouter.failures import FailureKind
 
 Timeout: TypeAlias = float | tuple[float, float] | None
@@ -90,7 +86,6 @@ class GatewayClient(GPTRouterClient):
         *,
         proxy: str | None = None,
     ) -> None:
-        """Settings only: nothing is opened."""
         self.base_url = base_url
         self._secret = api_key if isinstance(api_key, SecretStr) else SecretStr(api_key)
         # The SDK says `int`, the type of its default, for both.
@@ -109,7 +104,6 @@ class GatewayClient(GPTRouterClient):
         return self._secret.get_secret_value()
 
     def __repr__(self) -> str:
-        """The address, without the key."""
         return f"{type(self).__name__}({self.base_url!r})"
 
     def generate(  # type: ignore[override] # a stream that can be aborted
@@ -136,12 +130,8 @@ class GatewayClient(GPTRouterClient):
             RetryRouterError: One of `errors.GPT_ROUTER_ERRORS`.
             UnsupportedOptionError: For any other option.
         """
-        payload = self._payload(
-            ordered_generation_requests,
-            model_router_metadata,
-            options,
-            is_stream=is_stream,
-        )
+        requests, metadata = ordered_generation_requests, model_router_metadata
+        payload = self._payload(requests, metadata, options, is_stream=is_stream)
         if is_stream:
             return EventStream(self, _GENERATE, payload, timeout)
         return read_response(self.post(_GENERATE, payload, timeout))
@@ -157,12 +147,8 @@ class GatewayClient(GPTRouterClient):
     ) -> GatewayResponse | AsyncGenerator[GatewayEvent, None]:
         """Async variant of `generate`; a stream ends once the signal is set."""
         limit = options.pop("timeout", None)
-        payload = self._payload(
-            ordered_generation_requests,
-            model_router_metadata,
-            options,
-            is_stream=is_stream,
-        )
+        requests, metadata = ordered_generation_requests, model_router_metadata
+        payload = self._payload(requests, metadata, options, is_stream=is_stream)
         if is_stream:
             return self.aevents(_GENERATE, payload, limit, stop_stream_signal)
         return read_response(await self.apost(_GENERATE, payload, limit))
@@ -215,16 +201,7 @@ class GatewayClient(GPTRouterClient):
     def post(
         self, path: str, payload: Mapping[str, Any], timeout: float | None = None
     ) -> dict[str, Any] | None:
-        """The JSON object the gateway answers with; None for an answer without a body.
-
-        Args:
-            path: The endpoint, such as `/v1/generate`.
-            payload: The request's body.
-            timeout: Seconds to connect and without a byte, if less than the client's.
-
-        Raises:
-            RetryRouterError: One of `errors.GPT_ROUTER_ERRORS`.
-        """
+        """The JSON object of the answer; None for an answer without a body."""
         request = self.build_request(path, payload, timeout)
         try:
             response = http.post(**request)
@@ -266,7 +243,7 @@ class GatewayClient(GPTRouterClient):
                 parser = _EventParser()
                 try:
                     while not parser.is_over:
-                        for event in parser.feed(await http.aread_some(response)):
+                        for event in parser.feed(await response.content.readany()):
                             yield event
                             if stop_signal is not None and stop_signal.is_set():
                                 return
@@ -288,9 +265,6 @@ class GatewayClient(GPTRouterClient):
         """The arguments of `http.post` for one request.
 
         A stream's `timeout` ends with its first token, and so is not one of reading.
-
-        Raises:
-            UnsupportedOptionError: If the payload cannot be written as JSON.
         """
         limits = cast("Timeout", self.request_timeout)
         connect, read = limits if isinstance(limits, tuple) else (limits, limits)
@@ -311,14 +285,8 @@ class GatewayClient(GPTRouterClient):
         except (TypeError, ValueError, RecursionError) as error:
             msg = f"the request cannot be written as JSON: {error}"
             raise UnsupportedOptionError(msg) from error
-        return {
-            "origin": self._origin,
-            "url": self._root + path,
-            "headers": headers,
-            "body": body,
-            "connect": connect,
-            "read": read,
-        }
+        sent = {"url": self._root + path, "headers": headers, "body": body}
+        return {"origin": self._origin, **sent, "connect": connect, "read": read}
 
     def raise_typed(self, error: Exception, request: Mapping[str, Any]) -> None:
         """Raise an exception of the HTTP libraries as ours; do nothing with others.
@@ -377,18 +345,15 @@ class EventStream:
         payload: Mapping[str, Any],
         timeout: float | None = None,
     ) -> None:
-        """Nothing is sent yet; the arguments are those of `GatewayClient.post`."""
         self._client = client
         self._request = client.build_request(path, payload, timeout, is_stream=True)
         self._response: urllib3.BaseHTTPResponse | None = None
         self._events = self._read()
 
     def __iter__(self) -> Iterator[GatewayEvent]:
-        """The events."""
         return self._events
 
     def __next__(self) -> GatewayEvent:
-        """The next event."""
         return next(self._events)
 
     def abort(self) -> None:
@@ -424,17 +389,11 @@ class _EventParser:
     """The bytes of one stream to events."""
 
     def __init__(self) -> None:
-        """At the start of a stream."""
         self._parser = SSEParser()
         self.is_over = False
 
     def feed(self, chunk: bytes) -> Iterator[GatewayEvent]:
-        """The events that `chunk` completes; no bytes are the end of the body.
-
-        Raises:
-            RetryRouterError: The error that an event reports, or for a stream that is
-                not of the protocol, or ends before its `end`.
-        """
+        """The events that `chunk` completes; no bytes are the end of the body."""
         if not chunk:
             self.is_over = True
             raise interrupted()
@@ -445,8 +404,7 @@ class _EventParser:
                 if frame.kind != b"message":
                     continue
                 event = read_event(frame.data)
-                if event.event == "end":
-                    self.is_over = True
+                self.is_over = event.event == "end"
                 yield event
                 if self.is_over:
                     return
@@ -459,11 +417,7 @@ class _EventParser:
 
 
 def check_key(key: SecretStr) -> None:
-    """Refuse a key that an HTTP header cannot carry.
-
-    Raises:
-        ValueError: Without the key in it, which the HTTP libraries would show.
-    """
+    """Refuse a key that no header can carry, without it in the error."""
     plain = key.get_secret_value()
     if not (plain.isascii() and plain.isprintable()):
         msg = (
@@ -519,11 +473,8 @@ def _type_error(error: Exception) -> RetryRouterError | None:
         reason = reason.__cause__  # urllib3 puts its own object before the message.
     text = str(reason).split(": <")[0] or type(reason).__name__
     if failure.kind is FailureKind.TIMEOUT:
-        message = (
-            "no whole answer from the gateway in time"
-            if failure.may_have_run
-            else "no connection to the gateway in time"
-        )
+        missed = "whole answer from" if failure.may_have_run else "connection to"
+        message = f"no {missed} the gateway in time"
     elif failure.kind is FailureKind.CONNECTION and not failure.may_have_run:
         message = f"no connection to the gateway: {text}"
     else:

@@ -39,13 +39,7 @@ from langchain_retryrouter.policy import RetryBudget, RetryPolicy, resolve_polic
 if TYPE_CHECKING:
     from gpt_router.models import GPTRouterMetadata
 
-GATEWAY_METADATA: Final = (
-    "tag",
-    "user_id",
-    "history_id",
-    "app_id",
-    "gateway_metadata",
-)
+GATEWAY_METADATA: Final = ("tag", "user_id", "history_id", "app_id", "gateway_metadata")
 """Fields, and options of a call, that the gateway does not pass on to a provider."""
 
 DEFAULT_API_BASE_URL = "https://gpt-router-preview.writesonic.com"
@@ -59,37 +53,25 @@ class _Profile(NamedTuple):
 
     max_input_tokens: int
     max_output_tokens: int
-    image_inputs: bool = True
-    reasoning_output: bool = False
+    image_inputs: bool
+    reasoning_output: bool
 
-
-_GPT_4O: Final = _Profile(128_000, 16_384)
-_GPT_4_1: Final = _Profile(1_047_576, 32_768)
-_GPT_5: Final = _Profile(272_000, 128_000, reasoning_output=True)
-_GPT_6: Final = _Profile(1_050_000, 128_000, reasoning_output=True)
-_CLAUDE_4: Final = _Profile(200_000, 64_000, reasoning_output=True)
-_CLAUDE_OPUS_4: Final = _Profile(200_000, 32_000, reasoning_output=True)
 
 _PROFILES: Final = {
-    "gpt-4": _Profile(8_192, 8_192, image_inputs=False),
-    "gpt-4-turbo": _Profile(128_000, 4_096),
-    "gpt-4o": _GPT_4O,
-    "gpt-4o-mini": _GPT_4O,
-    "gpt-4.1": _GPT_4_1,
-    "gpt-4.1-mini": _GPT_4_1,
-    "gpt-4.1-nano": _GPT_4_1,
-    "gpt-5": _GPT_5,
-    "gpt-5-mini": _GPT_5,
-    "gpt-5-nano": _GPT_5,
-    "gpt-6-luna": _GPT_6,
-    "gpt-6-sol": _GPT_6,
-    "o3": _Profile(200_000, 100_000, reasoning_output=True),
-    "o4-mini": _Profile(200_000, 100_000, reasoning_output=True),
-    "claude-haiku-4-5": _CLAUDE_4,
-    "claude-haiku-4-5-20251001": _CLAUDE_4,
-    "claude-sonnet-4-0": _CLAUDE_4,
-    "claude-opus-4-1": _CLAUDE_OPUS_4,
-    "claude-opus-4-1-20250805": _CLAUDE_OPUS_4,
+    name: _Profile(most_input, most_output, name != "gpt-4", reasons)
+    for reasons, most_input, most_output, names in (
+        (False, 8_192, 8_192, "gpt-4"),
+        (False, 128_000, 4_096, "gpt-4-turbo"),
+        (False, 128_000, 16_384, "gpt-4o gpt-4o-mini"),
+        (False, 1_047_576, 32_768, "gpt-4.1 gpt-4.1-mini gpt-4.1-nano"),
+        (True, 272_000, 128_000, "gpt-5 gpt-5-mini gpt-5-nano"),
+        (True, 1_050_000, 128_000, "gpt-6-luna gpt-6-sol"),
+        (True, 200_000, 100_000, "o3 o4-mini"),
+        (True, 200_000, 64_000, "claude-haiku-4-5 claude-haiku-4-5-20251001"),
+        (True, 200_000, 64_000, "claude-sonnet-4-0"),
+        (True, 200_000, 32_000, "claude-opus-4-1 claude-opus-4-1-20250805"),
+    )
+    for name in names.split()
 }
 
 
@@ -117,11 +99,7 @@ _MODELS = TypeAdapter(Annotated[list[GPTRouterModel], Field(min_length=1)])
 
 
 def read_models(models: Any) -> list[GPTRouterModel]:
-    """The models that a call lists, as objects or as dicts.
-
-    Raises:
-        ValueError: If the list is empty, or holds something else.
-    """
+    """The models that a call lists, as objects or as dicts."""
     try:
         return _MODELS.validate_python(models)
     except ValidationError as error:
@@ -138,7 +116,7 @@ def profile_of(names: Sequence[str]) -> ModelProfile | None:
     None if one of them is unknown.
     """
     known = [_PROFILES[name] for name in names if name in _PROFILES]
-    if not known or len(known) < len(names):
+    if len(known) < len(names):
         return None
     return ModelProfile(
         max_input_tokens=min(model.max_input_tokens for model in known),
@@ -152,11 +130,7 @@ def profile_of(names: Sequence[str]) -> ModelProfile | None:
 
 
 def put_first(name: str, models: list[GPTRouterModel]) -> list[GPTRouterModel]:
-    """`models`, the one called `name` before the others.
-
-    Raises:
-        ValueError: If none is called so: its provider is not known.
-    """
+    """`models`, the one called `name` before the others."""
     first = [model for model in models if model.name == name]
     if not first:
         listed = ", ".join(repr(model.name) for model in models)
@@ -198,9 +172,8 @@ def place_arguments(
             msg = f"{cls.__name__} has no argument {name!r}"
             msg += f"; did you mean {near[0]!r}?" if near else "."
             if provider_options:
-                msg += (
-                    " To send it to the provider as it is, put it into `model_kwargs`."
-                )
+                msg += " To send it to the provider as it is, put it into"
+                msg += " `model_kwargs`."
             raise TypeError(msg)
         into = values if field in fields else options
         if field in into:

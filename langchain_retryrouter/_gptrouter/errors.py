@@ -55,7 +55,6 @@ GPT_ROUTER_ERRORS: Final[errors.ErrorFamily] = {
 
 
 def __getattr__(name: str) -> type[errors.RetryRouterError]:
-    """The class of this name, for pickles."""
     for cls in GPT_ROUTER_ERRORS.values():
         if cls.__name__ == name:
             return cls

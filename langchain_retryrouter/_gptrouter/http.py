@@ -51,13 +51,7 @@ class ResponseTooLargeError(Exception):
 
 
 class Origin(NamedTuple):
-    """A server, and the proxy on the way to it; equal origins share connections.
-
-    Attributes:
-        scheme: `http` or `https`.
-        netloc: Host and port as they stand in the address.
-        proxy: URL of the proxy, if there is one.
-    """
+    """A server, and the URL of a proxy for it; equal origins share connections."""
 
     scheme: str
     netloc: str
@@ -69,9 +63,6 @@ def find_origin(url: str, proxy: str | None) -> Origin:
 
     The environment is read as the standard library reads it: `http_proxy`,
     `https_proxy`, `all_proxy`, and `no_proxy` for the exceptions.
-
-    Raises:
-        ValueError: If no request could be sent to `url`, or through the proxy.
     """
     try:
         parts = urlsplit(url)
@@ -130,19 +121,7 @@ def post(
     connect: float | None,
     read: float | None,
 ) -> urllib3.BaseHTTPResponse:
-    """Send one POST request.
-
-    Args:
-        origin: The origin of `url`.
-        url: Where to.
-        headers: All headers but `Host` and `Content-Length`.
-        body: The body.
-        connect: Seconds to connect; None for no limit.
-        read: Seconds without a byte; None for no limit.
-
-    Returns:
-        The response with its body unread; close it after use.
-    """
+    """Send one POST request; close the response, its body unread, after use."""
     key = (os.getpid(), origin)
     manager = _managers.get(key)
     if manager is None:
@@ -176,11 +155,7 @@ def _new_manager(origin: Origin) -> urllib3.PoolManager:
 
 
 def read_body(response: urllib3.BaseHTTPResponse) -> bytes:
-    """The whole body.
-
-    Raises:
-        ResponseTooLargeError: If it is larger than `MAX_BODY_BYTES`.
-    """
+    """The whole body."""
     body = bytearray()
     while piece := response.read1(READ_BYTES):
         body += piece
@@ -312,11 +287,6 @@ async def _close_with_loop(current: _LoopSession) -> AsyncGenerator[None, None]:
         if _sessions.get(loop) is current:
             del _sessions[loop]
         await current.session.close()
-
-
-async def aread_some(response: aiohttp.ClientResponse) -> bytes:
-    """The bytes that have arrived, at least one; none at the end of the body."""
-    return await response.content.readany()
 
 
 async def aread_body(response: aiohttp.ClientResponse) -> bytes:

@@ -13,10 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from gpt_router.models import (
-    ChunkedGenerationResponse,
-    GenerationResponse,
-)
+from gpt_router.models import ChunkedGenerationResponse, GenerationResponse
 from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,
@@ -45,16 +42,7 @@ from langchain_core.output_parsers.openai_tools import (
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 from langchain_retryrouter import _json
-from langchain_retryrouter._gptrouter.protocol import (
-    EventReader,
-    GatewayEvent,
-    GatewayResponse,
-    clean_usage,
-    interrupted,
-    read_count,
-    read_reasoning,
-    read_response,
-)
+from langchain_retryrouter._gptrouter import protocol
 from langchain_retryrouter.errors import UnsupportedOptionError
 
 PROVIDER: Final = "gptrouter"
@@ -77,9 +65,6 @@ def build_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
 
     Every message has a `content` key, since the gateway answers 500 to one without. The
     role `developer`, which it does not know, becomes `system`.
-
-    Raises:
-        UnsupportedOptionError: If a message has content that cannot be sent.
     """
     return [built for message in messages for built in _build(message)]
 
@@ -90,12 +75,8 @@ def _build(message: BaseMessage) -> Iterator[dict[str, Any]]:
         return
     content = message.content
     role = _PLAIN_ROLES.get(type(message))
-    if (
-        role
-        and isinstance(content, str)
-        and message.name is None
-        and not message.additional_kwargs
-    ):
+    is_plain = message.name is None and not message.additional_kwargs
+    if role and is_plain and isinstance(content, str):
         # As most messages are; LangChain's own conversion takes ten times as long.
         yield {"role": role, "content": content}
         return
@@ -103,22 +84,14 @@ def _build(message: BaseMessage) -> Iterator[dict[str, Any]]:
     if isinstance(content, str):
         yield {**built, "content": content}
         return
-    results: list[dict[Any, Any]] = []
-    blocks: list[str | dict[Any, Any]] = []
-    for block in content:
-        if isinstance(block, dict) and block.get("type") == "tool_result":
-            results.append(block)
-        else:
-            blocks.append(block)
     # Anthropic's results of tools become messages of their own, which have to follow
     # the call at once.
+    dicts = [block for block in content if isinstance(block, dict)]
+    results = [block for block in dicts if block.get("type") == "tool_result"]
+    blocks = [block for block in content if block not in results]
     for result in results:
-        yield from _build(
-            ToolMessage(
-                result.get("content") or "",
-                tool_call_id=result.get("tool_use_id") or "",
-            )
-        )
+        id_ = result.get("tool_use_id") or ""
+        yield from _build(ToolMessage(result.get("content") or "", tool_call_id=id_))
     if blocks or not results:
         parts = [part for block in blocks for part in _parts(block, built["role"])]
         yield {**built, "content": _as_content(parts)}
@@ -274,11 +247,9 @@ def read_result(
     served = {
         "model_provider": PROVIDER,
         **_served_by(response.model, providers, attempt_log),
-        **_without_none(
-            {"provider_id": response.provider_id, "model_id": response.model_id}
-        ),
+        **_without_none(provider_id=response.provider_id, model_id=response.model_id),
     }
-    logged = _without_none({"retryrouter": attempt_log})
+    logged = _without_none(retryrouter=attempt_log)
     generations: list[ChatGeneration] = []
     for choice in response.choices:
         calls, invalid_calls = parse_calls(getattr(choice, "tool_calls", None) or ())
@@ -298,13 +269,13 @@ def read_result(
         if not generations:
             # The gateway counts the tokens of all choices together.
             message.usage_metadata = read_usage(usage)
-        info = _without_none({"finish_reason": choice.finish_reason})
+        info = _without_none(finish_reason=choice.finish_reason)
         generations.append(ChatGeneration(message=message, generation_info=info))
     llm_output = {
         "token_usage": usage,
         "model": response.model,
         **served,
-        **_without_none({"id": response.id}),
+        **_without_none(id=response.id),
         **logged,
     }
     return ChatResult(generations=generations, llm_output=llm_output)
@@ -319,11 +290,6 @@ class ChunkReader:
     """
 
     def __init__(self, providers: Mapping[str, str]) -> None:
-        """At the start of a stream.
-
-        Args:
-            providers: The provider's name for each model that was asked, in order.
-        """
         self._providers = providers
         self._calls = CallReader()
         self._function = CallReader()
@@ -335,7 +301,6 @@ class ChunkReader:
         self._provider: str | None = None
 
     def __call__(self, event: ChunkedGenerationResponse) -> ChatGenerationChunk | None:
-        """What `event` adds to the answer; None if nothing."""
         data = event.data
         self._id = self._id or getattr(event, "id", None)
         self._provider = self._provider or event.provider
@@ -351,14 +316,13 @@ class ChunkReader:
                 return ChatGenerationChunk(message=AIMessageChunk(content=text))
             return self._read_update(data)
         if event.event == "meta":
-            usage = clean_usage(data.get("usage"))
+            usage = protocol.clean_usage(data.get("usage"))
             served = {}
             if self._model or len(self._providers) == 1:
                 served = _served_by(self._model, self._providers)
             news = self._news({**served, "token_usage": usage or None})
-            if "token_usage" in news:
-                return _chunk(news, usage_metadata=read_usage(usage))
-            return _chunk(news)
+            counted = read_usage(usage) if "token_usage" in news else None
+            return _chunk(news, usage_metadata=counted)
         if event.event == "generation_source":
             names = {"provider_id": "providerId", "model_id": "modelId"}
             ids = {ours: data.get(theirs) for ours, theirs in names.items()}
@@ -379,7 +343,7 @@ class ChunkReader:
     def _read_update(self, data: Mapping[str, Any]) -> ChatGenerationChunk | None:
         text = data.get("text") or ""
         extra: dict[str, Any] = {}
-        if reasoning := read_reasoning(data):
+        if reasoning := protocol.read_reasoning(data):
             extra["reasoning_content"] = reasoning
         if function := data.get("function_call"):
             for piece in self._function.read([{"index": 0, "function": function}]):
@@ -393,11 +357,8 @@ class ChunkReader:
 
     def _news(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """What of `metadata` has not been said yet."""
-        news = {
-            name: value
-            for name, value in metadata.items()
-            if value is not None and name not in self._said
-        }
+        further = {n: v for n, v in metadata.items() if n not in self._said}
+        news = _without_none(**further)
         self._said |= news
         return news
 
@@ -416,9 +377,9 @@ def _chunk(
     if calls:
         optional["tool_call_chunks"] = [
             tool_call_chunk(
-                name=call.name, args=call.arguments, id=call.id, index=call.index
+                name=one.name, args=one.arguments, id=one.id, index=one.index
             )
-            for call in calls
+            for one in calls
         ]
     metadata = {"model_provider": PROVIDER, **metadata}
     message = AIMessageChunk(content=text, response_metadata=metadata, **optional)
@@ -427,14 +388,10 @@ def _chunk(
 
 def assemble(
     events: Iterable[ChunkedGenerationResponse],
-    classify_event: EventReader | None = None,
-) -> GatewayResponse:
-    """The answer that a whole stream of events adds up to, with one choice.
-
-    Raises:
-        GPTRouterStreamInterruptedError: If the events are not a complete answer.
-    """
-    classify_event, is_complete = classify_event or EventReader(), False
+    classify_event: protocol.EventReader | None = None,
+) -> protocol.GatewayResponse:
+    """The answer that a whole stream of events adds up to, with one choice."""
+    classify_event, is_complete = classify_event or protocol.EventReader(), False
     calls, function = CallReader(), CallReader()
     texts: list[str] = []
     thoughts: list[str] = []
@@ -448,7 +405,7 @@ def assemble(
         citations = _new(citations, getattr(event, "citations", None))
         if event.event == "update":
             texts.append(data.get("text") or "")
-            thoughts.append(read_reasoning(data) or "")
+            thoughts.append(protocol.read_reasoning(data) or "")
             calls.read(data.get("tool_calls"))
             if data.get("function_call"):
                 function.read([{"index": 0, "function": data["function_call"]}])
@@ -461,30 +418,32 @@ def assemble(
                 found, providerId=data.get("providerId"), modelId=data.get("modelId")
             )
     if not is_complete:
-        raise interrupted()
+        raise protocol.interrupted()
     choice |= {
         "text": "".join(texts),
         "reasoning_content": "".join(thoughts),
         "tool_calls": calls.whole(),
         "function_call": next((one["function"] for one in function.whole()), None),
     }
-    return read_response({**found, "choices": [choice], "citations": citations})
+    return protocol.read_response(
+        {**found, "choices": [choice], "citations": citations}
+    )
 
 
-def take_apart(answer: GenerationResponse) -> Iterator[GatewayEvent]:
+def take_apart(answer: GenerationResponse) -> Iterator[protocol.GatewayEvent]:
     """The events of a stream that would add up to a whole answer."""
     for choice in answer.choices[:1]:
         update = choice.model_dump(exclude={"index", "role"}, exclude_none=True)
         # An answer in one piece is finished, whether or not it says why.
         update["model"] = answer.model
-        yield GatewayEvent(event="update", id=answer.id, data=update)
+        yield protocol.GatewayEvent(event="update", id=answer.id, data=update)
     meta: dict[str, Any] = {"model": answer.model}
     if answer.meta is not None:
         meta["usage"] = answer.meta.model_dump(exclude_none=True)
-    yield GatewayEvent(event="meta", data=meta)
+    yield protocol.GatewayEvent(event="meta", data=meta)
     source = {"providerId": answer.provider_id, "modelId": answer.model_id}
-    yield GatewayEvent(event="generation_source", data=source)
-    yield GatewayEvent(event="end", data={})
+    yield protocol.GatewayEvent(event="generation_source", data=source)
+    yield protocol.GatewayEvent(event="end", data={})
 
 
 def _set_once(found: dict[str, Any], **values: Any) -> None:
@@ -522,10 +481,10 @@ def _served_by(
     provider = providers[max(listed, key=len)] if listed else None
     if provider is None and len(set(providers.values())) == 1:
         provider = next(iter(providers.values()))
-    return _without_none({"model_name": model, "provider_name": provider})
+    return _without_none(model_name=model, provider_name=provider)
 
 
-def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+def _without_none(**values: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
@@ -554,9 +513,8 @@ def parse_calls(
         else:
             reason = (
                 f"Function {name} arguments:\n\n{arguments}\n\nare not a JSON object"
-                " that can be read."
             )
-            invalid.append(make_invalid_tool_call(whole, reason))
+            invalid.append(make_invalid_tool_call(whole, f"{reason} that can be read."))
     return parsed, invalid
 
 
@@ -593,7 +551,6 @@ class CallReader:
     __slots__ = ("_calls",)
 
     def __init__(self) -> None:
-        """At the start of a stream."""
         self._calls: list[tuple[int | None, CallPiece]] = []
 
     def read(self, pieces: Iterable[Mapping[str, Any]] | None) -> list[CallPiece]:
@@ -616,13 +573,11 @@ class CallReader:
         call = self._find(index, id_, name)
         if call is None or (id_ is None and call.is_followed_by(name, arguments)):
             taken = {known.index for _, known in self._calls}
-            if index is None or index in taken:
-                own = max(taken, default=-1) + 1
-            else:
+            own = max(taken, default=-1) + 1
+            if index is not None and index not in taken:
                 own = index
-            call = CallPiece(own, id_, name, arguments)
-            self._calls.append((index, call))
-            return CallPiece(call.index, id_, name, arguments)
+            self._calls.append((index, CallPiece(own, id_, name, arguments)))
+            return CallPiece(own, id_, name, arguments)
         if name == call.name:
             if _is_json_object(arguments) and arguments == call.arguments:
                 return None
@@ -703,8 +658,9 @@ def add_usage(outputs: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
 def _details(details: Any, names: Mapping[str, str]) -> dict[str, int]:
     if not isinstance(details, dict):
         return {}
-    counts = {ours: read_count(details.get(theirs)) for ours, theirs in names.items()}
-    return {name: count for name, count in counts.items() if count is not None}
+    return _without_none(
+        **{n: protocol.read_count(details.get(k)) for n, k in names.items()}
+    )
 
 
 def _sum(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
@@ -729,35 +685,23 @@ def _is_number(value: Any) -> bool:
 # --- content blocks -----------------------------------------------------------------
 
 _CITATION_FIELDS: Final = {
-    "url": str,
-    "title": str,
-    "cited_text": str,
-    "start_index": int,
-    "end_index": int,
+    **dict.fromkeys(("url", "title", "cited_text"), str),
+    **dict.fromkeys(("start_index", "end_index"), int),
 }
 
 
 def translate_content(message: AIMessage) -> list[types.ContentBlock]:
-    """The blocks of a whole message.
-
-    Raises:
-        NotImplementedError: If its content is a list, which our answers never have;
-            LangChain then reads it itself.
-    """
-    blocks = _text_blocks(message)
-    blocks += [{**call, "type": "tool_call"} for call in message.tool_calls]
-    blocks += [
-        {**call, "type": "invalid_tool_call"} for call in message.invalid_tool_calls
+    """The blocks of a whole message."""
+    calls = [{**one, "type": "tool_call"} for one in message.tool_calls]
+    invalid = [
+        {**one, "type": "invalid_tool_call"} for one in message.invalid_tool_calls
     ]
+    blocks = [*_text_blocks(message), *calls, *invalid]
     return cast("list[types.ContentBlock]", blocks)
 
 
 def translate_content_chunk(message: AIMessageChunk) -> list[types.ContentBlock]:
-    """The blocks of a chunk, or of the sum of a stream's chunks.
-
-    Raises:
-        NotImplementedError: As `translate_content`.
-    """
+    """The blocks of a chunk, or of the sum of a stream's chunks."""
     is_sum = message.content or message.tool_call_chunks or message.additional_kwargs
     if is_sum and message.chunk_position == "last":
         return translate_content(message)
@@ -773,8 +717,8 @@ def translate_content_chunk(message: AIMessageChunk) -> list[types.ContentBlock]
 
 
 def _text_blocks(message: AIMessage) -> list[dict[str, Any]]:
-    if not isinstance(message.content, str):
-        raise NotImplementedError
+    if not isinstance(message.content, str):  # As our answers never have it.
+        raise NotImplementedError  # LangChain then reads it itself.
     blocks: list[dict[str, Any]] = []
     reasoning = message.additional_kwargs.get("reasoning_content")
     if reasoning and isinstance(reasoning, str):

@@ -13,7 +13,7 @@ import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
 from gpt_router.models import (
     Choice,
@@ -58,21 +58,9 @@ ModelKey: TypeAlias = tuple[str, str]
 PROVIDER_OPTIONS: Final = frozenset(
     {
         # What the public gateway passes on to the provider.
-        "messages",
-        "prompt",
-        "temperature",
-        "top_p",
-        "n",
-        "stop",
-        "max_tokens",
-        "presence_penalty",
-        "frequency_penalty",
-        "logit_bias",
-        "user",
-        "functions",
-        "function_call",
-        "response_format",
-        "tools",
+        *("messages", "prompt", "temperature", "top_p", "n", "stop", "max_tokens"),
+        *("presence_penalty", "frequency_penalty", "logit_bias", "user", "functions"),
+        *("function_call", "response_format", "tools"),
         # What newer gateways take, as the `gptrouter` package sends it.
         *GenerationParams.model_fields,
     }
@@ -116,11 +104,7 @@ class GatewayRequest(ModelGenerationRequest):
 
 
 def build_params(options: Mapping[str, Any]) -> GatewayParams:
-    """What the provider is asked, checked and in the gateway's form.
-
-    Raises:
-        UnsupportedOptionError: Naming the option, its value, and what it may be.
-    """
+    """What the provider is asked, checked and in the gateway's form."""
     options = {
         name: value if name == "messages" else _to_json(value)
         for name, value in options.items()
@@ -219,11 +203,6 @@ class ModelList:
         observed: ObservedModels,
         now: Callable[[], float],
     ) -> None:
-        """Leave out completion models that would not be given what is asked.
-
-        Raises:
-            UnsupportedOptionError: If there is no other model.
-        """
         self.requests = requests
         self.skipped: list[AttemptRecord] = []
         self.warnings: list[str] = []
@@ -281,20 +260,13 @@ class ModelList:
         itself, for example, is about the gateway's key.
         """
         found = _UNKNOWN_NAME.match(error.message)
-        if found and (
-            named := [
-                one
-                for one in self.requests
-                if found["name"] in {one.model_name, one.provider_name}
-            ]
-        ):
+        named = [one for one in self.requests if found and found["name"] in one.key]
+        if named:
             return named
-        is_from_stream = (
-            isinstance(error.body, dict) and error.body.get("event") == "error"
-        )
-        is_models_own = (is_from_stream and is_routes_own(error.kind)) or (
-            self._tools and self._reader.is_chat is False
-        )
+        body = error.body
+        is_from_stream = isinstance(body, dict) and body.get("event") == "error"
+        gives_no_tools = self._tools and self._reader.is_chat is False
+        is_models_own = gives_no_tools or (is_from_stream and is_routes_own(error.kind))
         return [self._asked(error)] if is_models_own else []
 
     def failed(self, error: RetryRouterError, out: Sequence[GatewayRequest]) -> None:
@@ -357,10 +329,8 @@ class ModelList:
         return max(names, key=lambda r: len(r.model_name), default=None)
 
     def _is_chat(self, request: GatewayRequest) -> bool:
-        is_known = request.provider_name in _COMPLETION_PROVIDERS
-        if are_chat := self._observed.are_chat:
-            return are_chat.get(request.key, not is_known)
-        return not is_known
+        by_provider = request.provider_name not in _COMPLETION_PROVIDERS
+        return self._observed.are_chat.get(request.key, by_provider)
 
     def _put_in_order(self, requests: Sequence[GatewayRequest]) -> None:
         self.requests = [
@@ -406,15 +376,8 @@ _LARGEST_COUNT: Final = 2**63 - 1
 _MOST_DIGITS: Final = 19
 # An answer has been paid for: where metadata has another type, it is left out.
 _CHOICE_METADATA: Final = {"index": int, "role": str, "citations": list}
-_RESPONSE_METADATA: Final = {
-    "id": str,
-    "model": str,
-    "providerId": str,
-    "provider_id": str,
-    "modelId": str,
-    "model_id": str,
-    "citations": list,
-}
+_TEXTS: Final = ("id", "model", "providerId", "provider_id", "modelId", "model_id")
+_RESPONSE_METADATA: Final = {**dict.fromkeys(_TEXTS, str), "citations": list}
 _EVENT_METADATA: Final = {"provider": str, "id": str, "citations": list}
 
 
@@ -427,9 +390,8 @@ def _well_typed(data: dict[str, Any], types: Mapping[str, type]) -> dict[str, An
     }
 
 
-def _optional_field() -> Any:
-    """A field that the SDK's type does not have, and that is not dumped if unset."""
-    return Field(default=None, exclude_if=lambda value: value is None)
+# A field that the SDK's type does not have, and that is not dumped if unset.
+_OPTIONAL: Final = Field(exclude_if=lambda value: value is None)
 
 
 class GatewayChoice(Choice):
@@ -444,8 +406,8 @@ class GatewayChoice(Choice):
     text: str = ""
     finish_reason: str | None = None  # type: ignore[assignment]
     function_call: dict[str, Any] | None = None
-    tool_calls: list[dict[str, Any]] | None = _optional_field()
-    reasoning_content: str | None = _optional_field()
+    tool_calls: Annotated[list[dict[str, Any]] | None, _OPTIONAL] = None
+    reasoning_content: Annotated[str | None, _OPTIONAL] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -473,10 +435,8 @@ class GatewayChoice(Choice):
     @field_validator("tool_calls", "function_call", mode="before")
     @classmethod
     def _check_calls(cls, value: Any, info: ValidationInfo) -> Any:
-        is_valid = (
-            are_tool_calls if info.field_name == "tool_calls" else is_function_call
-        )
-        if not is_valid(value):
+        is_calls = info.field_name == "tool_calls"
+        if not (are_tool_calls if is_calls else is_function_call)(value):
             msg = f"not {info.field_name}"
             raise ValueError(msg)
         return value
@@ -514,11 +474,7 @@ class GatewayResponse(GenerationResponse):
 
 
 def read_json(body: bytes, status_code: int) -> dict[str, Any]:
-    """The JSON object in the body of a 2xx response.
-
-    Raises:
-        GPTRouterMalformedResponseError: If there is none.
-    """
+    """The JSON object in the body of a 2xx response."""
     try:
         data = _json.read_quickly(body)
     except ValueError as error:
@@ -532,11 +488,7 @@ def read_json(body: bytes, status_code: int) -> dict[str, Any]:
 
 
 def read_response(data: Mapping[str, Any] | None) -> GatewayResponse:
-    """The answer in a gateway's JSON; None for a response without a body.
-
-    Raises:
-        GPTRouterMalformedResponseError: If it is not of the protocol.
-    """
+    """The answer in a gateway's JSON; None for a response without a body."""
     if data is None:
         msg = "the gateway took the request and sent no answer"
         raise malformed(msg)
@@ -628,12 +580,7 @@ class GatewayEvent(ChunkedGenerationResponse):
 
 
 def read_event(data: bytes) -> GatewayEvent:
-    """One JSON event of a stream.
-
-    Raises:
-        RetryRouterError: The error that an `error` event reports, or a
-            `GPTRouterMalformedResponseError` if the event is not of the protocol.
-    """
+    """One JSON event of a stream; raises the error that an `error` event reports."""
     try:
         event = _json.read_quickly(data)
     except ValueError:
@@ -655,10 +602,11 @@ def read_event(data: bytes) -> GatewayEvent:
     ):
         msg = f"an update of the stream is not of the protocol: {excerpt(data)!r}"
         raise malformed(msg)
-    metadata: dict[str, Any] = {}
-    for name, type_ in _EVENT_METADATA.items():
-        if isinstance(value := event.get(name), type_):
-            metadata[name] = value
+    metadata = {
+        name: value
+        for name, type_ in _EVENT_METADATA.items()
+        if isinstance(value := event.get(name), type_)
+    }
     # The data of `end` is the string "end", which the SDK's type cannot hold.
     held = content if isinstance(content, dict) else {}
     return GatewayEvent(event=kind, data=held, **metadata)
@@ -697,12 +645,6 @@ class EventReader:
         self.is_chat: bool | None = None
 
     def __call__(self, event: ChunkedGenerationResponse) -> ChunkInfo:
-        """What `event` means.
-
-        Raises:
-            GPTRouterInvalidRequestError: If a completion model answers a request with
-                tools.
-        """
         data = event.data
         if event.event == "update":
             text = data.get("text") or ""

@@ -36,7 +36,6 @@ from typing import Any, Final, TypeAlias
 
 import openai
 
-from langchain_retryrouter._http import SSEParser
 from langchain_retryrouter._openai import protocol
 from langchain_retryrouter._openai.errors import TypedErrors
 from langchain_retryrouter._retry.engine import Attempt
@@ -71,25 +70,23 @@ class ClientSettings:
     proxy: str | None = field(default=None, repr=False)
     http_client: Any = field(default=None, repr=False)
 
+    @property
+    def _parts(self) -> tuple[Any, ...]:
+        return self.sdk_class, self.options, self.proxy, self.http_client
+
     @functools.cached_property
     def identity(self) -> Hashable:
         """Equal for settings that make equal clients."""
-        return _frozen((self.sdk_class, self.options, self.proxy, self.http_client))
+        return _frozen(self._parts)
 
     def __eq__(self, other: object) -> bool:
-        """Whether both make equal clients."""
-        if not isinstance(other, ClientSettings):
-            return NotImplemented
-        return self.identity == other.identity
+        return isinstance(other, ClientSettings) and self.identity == other.identity
 
     def __hash__(self) -> int:
-        """Equal for equal settings."""
         return hash(self.identity)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """The settings, credentials included."""
-        parts = (self.sdk_class, self.options, self.proxy, self.http_client)
-        return type(self), parts
+        return type(self), self._parts
 
     @property
     def is_async(self) -> bool:
@@ -120,16 +117,11 @@ def _frozen(value: Any) -> Hashable:
 
 @dataclass(frozen=True)
 class AsyncKey:
-    """A function that returns the key, in the form that async SDK clients want.
-
-    Attributes:
-        read: The function, sync or async.
-    """
+    """A function that returns the key, sync or async, as async SDK clients want it."""
 
     read: Callable[[], Any]
 
     async def __call__(self) -> str:
-        """The key."""
         key = self.read()
         return str(await key if inspect.isawaitable(key) else key)
 
@@ -239,9 +231,8 @@ class _Clients:
         client = self._by_loop.get(loop)
         if client is None:
             # Open connections refer to their loop, so that weak keys are not enough.
-            for known in list(self._by_loop):
-                if known.is_closed():
-                    del self._by_loop[known]
+            for known in [one for one in self._by_loop if one.is_closed()]:
+                del self._by_loop[known]
             client, http_client = _new_client(self.settings)
             self._by_loop[loop] = client
             if http_client is not None:
@@ -297,13 +288,11 @@ class SDKResource:
     __slots__ = ("__weakref__", "_clients", "_path", "settings")
 
     def __init__(self, settings: ClientSettings, path: str) -> None:
-        """For the attribute of an SDK client with these settings."""
         self.settings = settings
         self._path = path
         self._clients = _shared.setdefault(settings, _Clients(settings))
 
     def __getattr__(self, name: str) -> Any:
-        """An attribute of the SDK's own resource, such as `create`."""
         if name in SDKResource.__slots__ or name.startswith("__"):
             raise AttributeError(name)  # Asked by pickle and copy, before `__init__`.
         return getattr(self.sdk_resource(), name)
@@ -327,20 +316,16 @@ class SDKResource:
             await self._clients.aclose()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """The settings, key included; another process makes a client of its own."""
         return type(self), (self.settings, self._path)
 
     def __eq__(self, other: object) -> bool:
-        """Whether both send the same way."""
         is_one = isinstance(other, SDKResource)
         return is_one and self.__reduce__() == other.__reduce__()
 
     def __hash__(self) -> int:
-        """Equal for equal resources."""
         return hash((self.settings, self._path))
 
     def __repr__(self) -> str:
-        """The SDK's names for the resource, without the key."""
         return f"<{type(self).__name__} {self.settings.sdk_class}().{self._path}>"
 
 
@@ -351,11 +336,6 @@ class MissingResource:
         self._reason = reason
 
     def __getattr__(self, name: str) -> Any:
-        """Nothing.
-
-        Raises:
-            ValueError: Says what is missing.
-        """
         if name.startswith("_"):
             raise AttributeError(name)
         raise ValueError(self._reason)
@@ -381,9 +361,9 @@ def with_idempotency_key(resource: Any, request: Mapping[str, Any]) -> dict[str,
         return dict(request)
     headers = request.get("extra_headers") or {}
     default_headers = resource.settings.options.get("default_headers") or {}
-    for name in (*headers, *default_headers):
-        if name.lower() == _IDEMPOTENCY_KEY.lower():
-            return dict(request)
+    names = {name.lower() for name in (*headers, *default_headers)}
+    if _IDEMPOTENCY_KEY.lower() in names:
+        return dict(request)
     key = f"retryrouter-{os.urandom(16).hex()}"
     return {**request, "extra_headers": {**headers, _IDEMPOTENCY_KEY: key}}
 
@@ -391,17 +371,7 @@ def with_idempotency_key(resource: Any, request: Mapping[str, Any]) -> dict[str,
 def create(
     resource: Any, request: Mapping[str, Any], attempt: Attempt, unix_time: UnixTime
 ) -> Any:
-    """The answer to one request.
-
-    Args:
-        resource: An `SDKResource`, or the user's own object with the SDK's `create`.
-        request: The keyword arguments of `create`.
-        attempt: The attempt that the request is sent for.
-        unix_time: The seconds since the Unix epoch, to read an HTTP date with.
-
-    Returns:
-        A `SDKObject`; or what the user's own object returns.
-    """
+    """The answer to one request, a `SDKObject`; of a user's own `resource`, its own."""
     with TypedErrors(resource, unix_time) as typed_errors:
         prepared = _prepared(resource, request, attempt, _token(resource))
         if not isinstance(resource, SDKResource):
@@ -476,14 +446,11 @@ def _prepared(
         prepared["timeout"] = sdk_timeout(request["timeout"])
     # A user's own client keeps its own limits: the engine enforces the attempt's.
     if attempt.timeout is not None and (is_ours or "timeout" in request):
-        own = (
-            prepared["timeout"]
-            if "timeout" in request
-            else resource.sdk_client().timeout
-        )
-        parts = (
-            own.as_dict() if hasattr(own, "as_dict") else dict.fromkeys(_TIMEOUTS, own)
-        )
+        if "timeout" not in request:
+            prepared["timeout"] = resource.sdk_client().timeout
+        parts = dict.fromkeys(_TIMEOUTS, own := prepared["timeout"])
+        if hasattr(own, "as_dict"):
+            parts = own.as_dict()
         limits = dict.fromkeys(_TIMEOUTS, attempt.timeout)
         if request.get("stream"):
             # The attempt's limit is for the first token, a read timeout for each event.
@@ -563,23 +530,17 @@ class SDKStream(_Stream):
     """The events of one attempt's stream; errors are those of `_openai.errors`."""
 
     def __iter__(self) -> Iterator[protocol.ClassifiedChunk]:
-        """The chunks, and what they mean."""
         with self._errors:
             if self._parts is None:
                 for chunk in self._stream:
                     yield self._reader.classify(chunk)
             else:
-                yield from self._read_events()
+                for part in self._parts:
+                    yield from self._reader.feed(part)
+                    if self._reader.is_done:
+                        break
             if (end := self._reader.end_of_body()) is not None:
                 yield end
-
-    def _read_events(self) -> Iterator[protocol.ClassifiedChunk]:
-        parser = SSEParser()
-        for part in self._parts:
-            for event in parser.feed(part):
-                if event.data.startswith(b"[DONE]"):
-                    return
-                yield self._reader.read(event.data, event.kind)
 
     def close(self) -> None:
         """Release the connection: for another request, if the answer is whole."""
@@ -597,9 +558,8 @@ class SDKStream(_Stream):
     def abort(self) -> None:
         """Unblock, from another thread, a read under way; it then raises."""
         if self._response is None:
-            close = getattr(self._stream, "close", None)
-            if close is not None:
-                close()
+            if hasattr(self._stream, "close"):
+                self._stream.close()
         elif not self._response.is_closed:
             network = self._response.extensions.get("network_stream")
             connection = network and network.get_extra_info("socket")
@@ -614,19 +574,15 @@ class AsyncSDKStream(_Stream):
     """Async variant of `SDKStream`."""
 
     async def __aiter__(self) -> AsyncIterator[protocol.ClassifiedChunk]:
-        """The chunks, and what they mean."""
         with self._errors:
             if self._parts is None:
                 async for chunk in self._stream:
                     yield self._reader.classify(chunk)
             else:
-                parser, is_over = SSEParser(), False
                 async for part in self._parts:
-                    for event in parser.feed(part):
-                        if is_over := event.data.startswith(b"[DONE]"):
-                            break
-                        yield self._reader.read(event.data, event.kind)
-                    if is_over:
+                    for chunk in self._reader.feed(part):
+                        yield chunk
+                    if self._reader.is_done:
                         break
             if (end := self._reader.end_of_body()) is not None:
                 yield end
@@ -634,10 +590,8 @@ class AsyncSDKStream(_Stream):
     async def aclose(self) -> None:
         """Release the connection: for another request, if the answer is whole."""
         if self._response is None:
-            close = getattr(self._stream, "close", None) or getattr(
-                self._stream, "aclose", None
-            )
-            closing = None if close is None else close()
+            names = [n for n in ("close", "aclose") if hasattr(self._stream, n)]
+            closing = getattr(self._stream, names[0])() if names else None
             if inspect.isawaitable(closing):
                 await closing
             return

@@ -34,7 +34,6 @@ class _SDKFacts(errors.RetryRouterError):
     type: str | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """The error without the HTTP objects."""
         omitted = {"request", "response"}
         kept = {n: value for n, value in vars(self).items() if n not in omitted}
         return _restore_error, (type(self).__name__, self.message, kept)
@@ -118,17 +117,14 @@ class TypedErrors:
     def __init__(
         self, resource: Any, unix_time: Callable[[], float], response: Any = None
     ) -> None:
-        """Nothing has been raised yet."""
         self._resource = resource
         self._unix_time = unix_time
         self.response = response
 
     def __enter__(self) -> Self:
-        """The context: its `response` can be set when it is known."""
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        """Raise the typed error for `error`, from `error`."""
         if not isinstance(error, Exception):
             return
         if isinstance(error, UnicodeEncodeError) and error.encoding.startswith("utf"):

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, NoReturn
 
 from langchain_core.outputs import GenerationChunk
 
 from langchain_retryrouter import _json
+from langchain_retryrouter._http import SSEParser
 from langchain_retryrouter._openai.errors import OPENAI_ERRORS, new_error
 from langchain_retryrouter._providers.errors import read_event
 from langchain_retryrouter._providers.finish_reasons import kind_of
@@ -43,7 +44,6 @@ class SDKObject(dict[str, Any]):
     """
 
     def __getattr__(self, name: str) -> Any:
-        """The field `name`; None for an optional field that did not come."""
         if name in self:
             return _with_attributes(self[name])
         if name in _OPTIONAL_FIELDS:
@@ -57,11 +57,9 @@ class SDKObject(dict[str, Any]):
 
 
 def _with_attributes(value: Any) -> Any:
-    if isinstance(value, dict):
-        return SDKObject(value)
-    return (
-        [_with_attributes(one) for one in value] if isinstance(value, list) else value
-    )
+    if isinstance(value, list):
+        return [_with_attributes(one) for one in value]
+    return SDKObject(value) if isinstance(value, dict) else value
 
 
 def get(thing: Any, name: str) -> Any:
@@ -104,11 +102,7 @@ def expected_choices(request: Mapping[str, Any]) -> int:
 
 
 def check_choices(request: Mapping[str, Any], *, streaming: bool) -> None:
-    """Refuse a request for fewer than one choice, or for a stream of several.
-
-    Raises:
-        ValueError: Names the parameter and its value.
-    """
+    """Refuse a request for fewer than one choice, or for a stream of several."""
     given = {name: request.get(name) for name in ("n", "best_of")}
     n, best_of = (1 if value is None else value for value in given.values())
     for name, value in (("n", n), ("best_of", best_of)):
@@ -127,11 +121,7 @@ def check_choices(request: Mapping[str, Any], *, streaming: bool) -> None:
 
 
 def read_response(answer: Any, request: Mapping[str, Any]) -> Any:
-    """The JSON object in the SDK's raw response.
-
-    Raises:
-        RetryRouterError: It holds no answer, but an error or something else.
-    """
+    """The JSON object in the SDK's raw response."""
     response = getattr(answer, "http_response", None)
     if response is None:  # Instrumentation may hand over the SDK's parsed object.
         return checked_answer(answer, request)
@@ -145,15 +135,7 @@ def read_response(answer: Any, request: Mapping[str, Any]) -> Any:
 
 
 def checked_answer(answer: Any, request: Mapping[str, Any]) -> Any:
-    """`answer`, if it is an answer to `request`.
-
-    Args:
-        answer: A `SDKObject`, or what the user's own client returned.
-        request: The keyword arguments of `create`.
-
-    Raises:
-        RetryRouterError: It is an error report, or not the protocol.
-    """
+    """`answer`, if it is an answer to `request`."""
     if isinstance(answer, SDKObject) and "error" not in answer:
         found = answer.get("choices")
         is_list = isinstance(found, list) and len(found) == expected_choices(request)
@@ -190,11 +172,7 @@ def _has_only_text(choices: Any) -> bool:
 
 
 def raise_for_page(response: Any) -> NoReturn:
-    """Raise what a document says that came where a stream was asked for.
-
-    Args:
-        response: The HTTP response, its body already read.
-    """
+    """Raise what a document says that came where a stream was asked for."""
     try:
         body = _json.read(response.content)
     except ValueError:
@@ -219,8 +197,7 @@ def excerpt(text: Any) -> str:
 
 def _raise_reported(thing: Any, event: str = "message") -> None:
     """Raise the error that an answer or event reports, if it reports one."""
-    report = read_event(thing, event)
-    if report is not None:
+    if (report := read_event(thing, event)) is not None:
         raise report.to_error(OPENAI_ERRORS)
     choices = get(thing, "choices")
     for choice in choices if isinstance(choices, list) else ():
@@ -292,11 +269,7 @@ class CompletionResult:
 
 
 def read_answer(answer: Any) -> CompletionResult:
-    """The text, usage and attempt log of a whole answer.
-
-    Raises:
-        RetryRouterError: It is a refusal, a tool call, or was filtered out.
-    """
+    """The text, usage and attempt log of a whole answer."""
     try:
         found = [_plain(choice) for choice in _plain(answer)["choices"]]
     except ValueError as error:  # SDK objects hold what they cannot write.
@@ -347,36 +320,33 @@ class StreamReader:
 
     Attributes:
         is_whole: Whether the end has come.
+        is_done: Whether `[DONE]` has come.
     """
 
     __slots__ = (
-        "_expected",
-        "_finished",
-        "_is_empty",
-        "_reasons_are_early",
-        "_saw_token",
-        "is_whole",
+        *("_expected", "_finished", "_is_empty", "_parser", "_reasons_are_early"),
+        *("_saw_token", "is_done", "is_whole"),
     )
 
     def __init__(self, expected: int) -> None:
-        """For a stream of `expected` choices."""
         self._expected = expected
         self._finished: set[str] = set()
         self._is_empty = True
         self._reasons_are_early = False
         self._saw_token = False
+        self._parser = SSEParser()
+        self.is_done = False
         self.is_whole = False
 
-    def read(self, data: bytes, event: bytes) -> ClassifiedChunk:
-        """The chunk in an event of the stream.
+    def feed(self, data: bytes) -> Iterator[ClassifiedChunk]:
+        """The chunks in the events that `data` completes."""
+        for event in self._parser.feed(data):
+            if event.data.startswith(b"[DONE]"):
+                self.is_done = True
+                return
+            yield self._read(event.data, event.kind)
 
-        Args:
-            data: The data of the event.
-            event: The name of the event, `message` for most.
-
-        Raises:
-            RetryRouterError: The event reports an error, or is not the protocol.
-        """
+    def _read(self, data: bytes, event: bytes) -> ClassifiedChunk:
         try:
             chunk = _json.read_quickly(data)
         except ValueError as error:
@@ -389,11 +359,7 @@ class StreamReader:
         return self.classify(chunk)
 
     def classify(self, chunk: Any) -> ClassifiedChunk:
-        """What `chunk` means for the stream.
-
-        Raises:
-            RetryRouterError: It reports an error, or is not the protocol.
-        """
+        """What `chunk` means for the stream."""
         self._is_empty = False
         if chunk is None or isinstance(chunk, str | int | float | list):
             _raise_reported(chunk)
@@ -429,11 +395,7 @@ class StreamReader:
         return len(self._finished) >= self._expected
 
     def end_of_body(self) -> ClassifiedChunk | None:
-        """The event for `[DONE]`, or a body that ended well: the end if none came yet.
-
-        Raises:
-            RetryRouterError: There was no event at all.
-        """
+        """The end, at `[DONE]` or a body that ended well, if none came yet."""
         if self._is_empty:
             raise_malformed("a stream without an event")
         if self.is_whole or not self._is_finished:
@@ -448,7 +410,6 @@ class ChunkTranslator:
     __slots__ = ("_finish_reason", "_is_counted", "_is_over", "_non_text")
 
     def __init__(self) -> None:
-        """At the start of the stream."""
         self._finish_reason: str | None = None
         self._is_counted = False
         self._is_over = False
@@ -467,13 +428,12 @@ class ChunkTranslator:
             info["finish_reason"] = None if self._finish_reason else reason
             self._finish_reason = self._finish_reason or reason
             logprobs = _plain(get(choice, "logprobs"))
+            info["logprobs"] = None
             if isinstance(logprobs, dict):
-                joinable = {
-                    n: v for n, v in logprobs.items() if isinstance(v, list | None)
-                }
-                info["logprobs"] = joinable
-            else:
-                info["logprobs"] = None
+                joinable = [
+                    n for n, v in logprobs.items() if isinstance(v, list | None)
+                ]
+                info["logprobs"] = {name: logprobs[name] for name in joinable}
             said = not isinstance(get(choice, "text"), str)
             self._non_text.add(choice, get(choice, "delta") if said else None)
         # LangChain adds usage up, and some servers repeat the sum in every chunk.
@@ -514,7 +474,6 @@ class NonText:
     __slots__ = ("_called", "_has_text", "_is_filtered", "_refusal")
 
     def __init__(self) -> None:
-        """Nothing has been found yet."""
         self._refusal = ""
         self._called = ""
         self._has_text = False
@@ -542,11 +501,10 @@ class NonText:
         said = get(message, "refusal") or get(moved, "refusal") or ""
         self._refusal += said if isinstance(said, str) else excerpt(said)
         calls = get(message, "tool_calls")
-        functions = [
-            get(call, "function")
-            for call in (calls if isinstance(calls, list | tuple) else ())
-        ]
-        for function in (*functions, get(message, "function_call")):
+        functions = [get(message, "function_call")]
+        if isinstance(calls, list | tuple):
+            functions = [*(get(call, "function") for call in calls), *functions]
+        for function in functions:
             self._called = self._called or get(function, "name") or ""
 
     @property

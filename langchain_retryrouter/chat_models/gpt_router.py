@@ -13,6 +13,7 @@ from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
     Generator,
+    Iterable,
     Iterator,
     Mapping,
     Sequence,
@@ -74,10 +75,7 @@ from langchain_retryrouter.chat_models._structured import (
 from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError
 
 if TYPE_CHECKING:
-    from langchain_retryrouter._gptrouter.protocol import (
-        Event,
-        Response,
-    )
+    from langchain_retryrouter._gptrouter.protocol import Event, Response
 
 __all__ = [
     "DEFAULT_API_BASE_URL",
@@ -124,7 +122,7 @@ class GPTRouter(GatewayConnection, RetryVisibleChatModel):
 
         llm = GPTRouter(
             models_priority_list=[
-                GPTRouterModel(name="gpt-4o", provider_name="chat_openai"),
+                GPTRouterModel(name="gpt-4o", provider_name="chat_openai")
             ]
         )
         llm.invoke("Hello").content
@@ -212,11 +210,7 @@ class GPTRouter(GatewayConnection, RetryVisibleChatModel):
             "stream": self.streaming,
             "n": self.n,
             "temperature": self.temperature,
-            **{
-                name: value
-                for name in _SENT_IF_SET
-                if (value := getattr(self, name)) is not None
-            },
+            **{n: v for n in _SENT_IF_SET if (v := getattr(self, n)) is not None},
             **self.model_kwargs,
         }
 
@@ -546,17 +540,8 @@ class _GatewayCall:
     """One call: the requests of its next attempt, and how they are sent."""
 
     def __init__(
-        self,
-        llm: GPTRouter,
-        models: list[GPTRouterModel],
-        options: dict[str, Any],
+        self, llm: GPTRouter, models: list[GPTRouterModel], options: dict[str, Any]
     ) -> None:
-        """Nothing is sent yet.
-
-        Raises:
-            UnsupportedOptionError: For a value that no gateway takes.
-            ValueError: For several answers with tool calls, which no stream can carry.
-        """
         own = {name: options.pop(name, None) for name in GATEWAY_METADATA}
         self._llm = llm
         self._client = llm.client
@@ -568,8 +553,7 @@ class _GatewayCall:
         )
         for model in models:
             if model.is_chat is not None:
-                key = (model.name, model.provider_name)
-                observed.are_chat[key] = model.is_chat
+                observed.are_chat[model.name, model.provider_name] = model.is_chat
         requests = get_ordered_generation_requests(models, **options)
         params = requests[0].prompt_params
         asks_for_one = params.n in {None, 1}
@@ -623,44 +607,42 @@ class _GatewayCall:
 
     def on_last(self, event: Event) -> None:
         """Give the end of a stream the attempt log."""
-        if served := self._models.answered(None):
-            self.context.call_state.name_route(served)
+        self._name_route(None)
         cast("Any", event).retryrouter = self.context.call_state.attempt_log()
 
     # --- sending ---
 
     def send(self, attempt: Attempt) -> Response:
         """One attempt's answer; the model that has sent it is in the attempt log."""
-        response = self._send(attempt)
-        if served := self._models.answered(None if self._streams_inside else response):
-            self.context.call_state.name_route(served)
-        return response
+        if self._streams_inside:
+            with contextlib.closing(self.connect(attempt)) as events:
+                return self._assembled(events)
+        arguments = self._arguments(attempt, is_stream=False)
+        with _typed_sdk_errors():
+            return self._answered(self._client.generate(**arguments))
 
     async def asend(self, attempt: Attempt) -> Response:
         """Async variant of `send`."""
-        response = await self._asend(attempt)
-        if served := self._models.answered(None if self._streams_inside else response):
-            self.context.call_state.name_route(served)
-        return response
-
-    def _send(self, attempt: Attempt) -> Response:
-        if self._streams_inside:
-            with contextlib.closing(self.connect(attempt)) as events:
-                return _gptrouter.messages.assemble(events, self.new_reader())
-        arguments = self._arguments(attempt, is_stream=False)
-        if self._is_own:
-            return cast("Response", self._client.generate(**arguments))
-        with _typed_sdk_errors():
-            return cast("Response", self._client.generate(**arguments))
-
-    async def _asend(self, attempt: Attempt) -> Response:
         if self._streams_inside:
             async with contextlib.aclosing(await self.aconnect(attempt)) as events:
-                read = [event async for event in events]
-                return _gptrouter.messages.assemble(read, self.new_reader())
+                return self._assembled([event async for event in events])
         arguments = self._arguments(attempt, is_stream=False)
         with _typed_sdk_errors():
-            return cast("Response", await self._client.agenerate(**arguments))
+            return self._answered(await self._client.agenerate(**arguments))
+
+    def _assembled(self, events: Iterable[Event]) -> Response:
+        response = _gptrouter.messages.assemble(events, self.new_reader())
+        self._name_route(None)
+        return response
+
+    def _answered(self, response: Response) -> Response:
+        self._name_route(response)
+        return response
+
+    def _name_route(self, whole: Response | None) -> None:
+        """Put the model that has answered into the attempt log."""
+        if served := self._models.answered(whole):
+            self.context.call_state.name_route(served)
 
     def connect(self, attempt: Attempt) -> EventSource[Event]:
         """One attempt's stream."""
@@ -722,9 +704,7 @@ class _Events:
         self._events.close()
 
 
-def _sdk_events(
-    events: Iterator[Event],
-) -> Generator[Event, None, None]:
+def _sdk_events(events: Iterator[Event]) -> Generator[Event, None, None]:
     """The SDK's events, with the `end` that its client drops.
 
     So the end of the body has to do for it; the reader still needs a finish reason.
@@ -734,9 +714,7 @@ def _sdk_events(
     yield _gptrouter.protocol.GatewayEvent(event="end", data={})
 
 
-async def _asdk_events(
-    events: AsyncIterator[Event],
-) -> AsyncGenerator[Event, None]:
+async def _asdk_events(events: AsyncIterator[Event]) -> AsyncGenerator[Event, None]:
     """Async variant of `_sdk_events`."""
     try:
         with _typed_sdk_errors():

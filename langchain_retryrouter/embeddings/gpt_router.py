@@ -29,7 +29,7 @@ from langchain_retryrouter._gptrouter.connection import (
     retry_context,
 )
 from langchain_retryrouter._gptrouter.protocol import malformed
-from langchain_retryrouter._retry.engine import Attempt, RetryContext, acall, call
+from langchain_retryrouter._retry.engine import Attempt, acall, call
 from langchain_retryrouter._retry.timeouts import agather_bounded
 from langchain_retryrouter.errors import RetryRouterError
 
@@ -60,9 +60,8 @@ class GPTRouterEmbeddings(GatewayConnection, Embeddings):
         embeddings = GPTRouterEmbeddings(
             models_priority_list=[
                 GPTRouterModel(
-                    name="text-embedding-3-small",
-                    provider_name="openai_embeddings",
-                ),
+                    name="text-embedding-3-small", provider_name="openai_embeddings"
+                )
             ]
         )
         vectors = embeddings.embed_documents(["a text", "another one"])
@@ -156,11 +155,11 @@ class GPTRouterEmbeddings(GatewayConnection, Embeddings):
 
     def _embed(self, texts: list[str]) -> list[Vector]:
         chunk = _ChunkCall(self, texts)
-        return call(chunk.context(), chunk.send, chunk.log_retry)
+        return call(chunk.context, chunk.send, chunk.log_retry)
 
     async def _aembed(self, texts: list[str]) -> list[Vector]:
         chunk = _ChunkCall(self, texts)
-        return await acall(chunk.context(), chunk.asend, chunk.alog_retry)
+        return await acall(chunk.context, chunk.asend, chunk.alog_retry)
 
     def _chunks(self, texts: Sequence[str]) -> list[list[str]]:
         """The texts, all of them checked, in chunks that each fit into one request.
@@ -195,7 +194,6 @@ class _ChunkCall:
     """One chunk of texts: the requests of its next attempt, and how they are sent."""
 
     def __init__(self, embeddings: GPTRouterEmbeddings, texts: Sequence[str]) -> None:
-        """Nothing is sent yet."""
         self._embeddings = embeddings
         self._client: GatewayClient = embeddings.client
         # The SDK's types have no annotations that would say anything.
@@ -210,11 +208,8 @@ class _ChunkCall:
         self._count = len(texts)
         self._is_v2 = embeddings.endpoint == "v2"
         self._metadata = metadata_of(embeddings, {})
-
-    def context(self) -> RetryContext:
-        """How the call is retried."""
-        return retry_context(
-            self._embeddings, route=self.route, on_failure=self.on_failure
+        self.context = retry_context(
+            embeddings, route=self.route, on_failure=self.on_failure
         )
 
     def route(self) -> str:
@@ -248,17 +243,13 @@ class _ChunkCall:
     def log_retry(self, state: RetryCallState) -> None:
         """Log a retry before its wait."""
         error = state.outcome.exception() if state.outcome is not None else None
-        status = getattr(error, "status_code", None)
+        status, route = (getattr(error, n, None) for n in ("status_code", "route"))
         # Without the message: what a server says may hold anything.
         what = type(error).__name__ + (f", {status}" if status is not None else "")
         logger.warning(
             "attempt %d to embed %d text(s) at %s failed (%s),"
             " another follows in %.2f s",
-            state.attempt_number,
-            self._count,
-            getattr(error, "route", None),
-            what,
-            state.upcoming_sleep,
+            *(state.attempt_number, self._count, route, what, state.upcoming_sleep),
         )
 
     async def alog_retry(self, state: RetryCallState) -> None:
@@ -268,17 +259,11 @@ class _ChunkCall:
     def _build_request(self) -> tuple[str, dict[str, Any]]:
         """Where the next attempt goes, and its body."""
         first, path = self._requests[0], "/v1/generate/embeddings"
+        ordered = enumerate(self._requests, start=1)
+        payload = {"data": [{**one.model_dump(), "order": at} for at, one in ordered]}
         if self._is_v2:
-            path = f"{path}-v2"
-            texts = first.prompt_params.input
+            path, texts = f"{path}-v2", first.prompt_params.input
             payload = {"input": texts, "modelName": first.model_name}
-        else:
-            payload = {
-                "data": [
-                    {**request.model_dump(), "order": order}
-                    for order, request in enumerate(self._requests, start=1)
-                ]
-            }
         return path, self._client.add_metadata_info(payload, self._metadata)
 
 
@@ -286,16 +271,7 @@ class _ChunkCall:
 
 
 def _read_vectors(data: Mapping[str, Any] | None, count: int) -> list[Vector]:
-    """The vectors in a gateway's JSON, in the order of the texts.
-
-    Args:
-        data: The answer; None for one without a body.
-        count: How many texts were sent.
-
-    Raises:
-        GPTRouterMalformedResponseError: Unless there are `count` vectors of one length,
-            made of finite numbers.
-    """
+    """The `count` vectors in a gateway's JSON, in the order of the texts, checked."""
     if data is None:
         msg = "the gateway took the texts and sent no vectors"
         raise malformed(msg, _OK)
@@ -333,12 +309,7 @@ def _read_vectors(data: Mapping[str, Any] | None, count: int) -> list[Vector]:
 
 
 def _join(answers: Sequence[list[Vector]]) -> list[Vector]:
-    """The vectors of several answers, one answer after the other.
-
-    Raises:
-        GPTRouterMalformedResponseError: If they differ in length, since then different
-            models have answered; retrying the call does not help.
-    """
+    """The vectors of several answers, one answer after the other."""
     vectors = [vector for answer in answers for vector in answer]
     if lengths := _different_lengths(vectors):
         msg = (
@@ -346,7 +317,7 @@ def _join(answers: Sequence[list[Vector]]) -> list[Vector]:
             " cannot be compared"
         )
         error = malformed(msg, _OK)
-        error.is_retryable = False
+        error.is_retryable = False  # Another call would have them answer again.
         raise error
     return vectors
 

@@ -13,13 +13,7 @@ import functools
 import itertools
 import re
 import warnings
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Generator,
-    Iterator,
-    Mapping,
-)
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
 from typing import Any, ClassVar, Final
 
 from langchain_core.callbacks import (
@@ -73,9 +67,7 @@ _WANTS_STRING: Final = re.compile(
 
 
 def completion_with_retry(
-    llm: OpenAILLM,
-    run_manager: CallbackManagerForLLMRun | None = None,
-    **kwargs: Any,
+    llm: OpenAILLM, run_manager: CallbackManagerForLLMRun | None = None, **kwargs: Any
 ) -> Any:
     """The answer to one request, retried while the model's policy allows.
 
@@ -648,9 +640,7 @@ class OpenAIChat(OpenAILLM):
         ```python
         llm = OpenAIChat(
             model="gpt-4o-mini",
-            prefix_messages=[
-                {"role": "system", "content": "Answer in one word."},
-            ],
+            prefix_messages=[{"role": "system", "content": "Answer in one word."}],
         )
         ```
     """

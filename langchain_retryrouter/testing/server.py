@@ -31,12 +31,7 @@ from langchain_retryrouter.testing._exchange import (
     Step,
     compact_json,
 )
-from langchain_retryrouter.testing._faults import (
-    HEALTHY,
-    Answer,
-    ScriptedStep,
-    Status,
-)
+from langchain_retryrouter.testing._faults import HEALTHY, Answer, ScriptedStep, Status
 from langchain_retryrouter.testing._gptrouter_api import GPTRouterExchange
 from langchain_retryrouter.testing._openai_api import OpenAIExchange
 
@@ -135,10 +130,7 @@ class _Server:
     """A listening socket and the thread that serves it, from start to stop."""
 
     def __init__(
-        self,
-        answer: Callable[[RecordedRequest], Delivery],
-        log: _Log,
-        port: int,
+        self, answer: Callable[[RecordedRequest], Delivery], log: _Log, port: int
     ) -> None:
         self.answer = answer
         self.log = log
