@@ -191,64 +191,48 @@ class GatewayConnection(ClosedByWith, Serializable):
 
     client: Any = Field(default=None, exclude=True)
     """The gateway's client, a `gpt_router.client.GPTRouterClient`."""
-
     models_priority_list: list[GPTRouterModel] = Field(min_length=1)
     """The models to ask, the preferred one first."""
-
     gpt_router_api_base: str = Field(default="")
     """The gateway's address, with or without `/api`; else `GPT_ROUTER_API_BASE`."""
-
     gpt_router_api_key: SecretStr | None = Field(default=None, validate_default=True)
     """The gateway's key; else `GPT_ROUTER_API_KEY`."""
-
     max_retries: int = 4
     """Further attempts after the first; short for a `retry_policy` with this number.
 
     0 sends one request. To give both is an error.
     """
-
     failover: bool = True
     """Whether a retry asks the list's next model first; False keeps the order."""
-
     retry_policy: RetryPolicy | None = None
     """How often and how patiently to retry; None for the defaults."""
-
     budget: RetryBudget | None = Field(default=None, exclude=True, repr=False)
     """Limits retries over several models: give the same object to all of them."""
-
     breaker: CircuitBreaker | None = Field(default=None, exclude=True, repr=False)
     """Refuses to send during an outage: give the same object to all models of one
     gateway."""
-
     request_timeout: float | tuple[float, float] | None = Field(
         default=60.0, alias="timeout"
     )
     """Seconds to connect and to wait for bytes, one or a pair; None for no limit."""
-
     # It may hold a password, so it stays out of what is shown, written and traced.
     proxy: str | None = Field(
         default=None, exclude=True, repr=False, validate_default=True
     )
     """URL of a proxy; None for the one that the environment names."""
-
     tag: str | None = None
     """Gateway metadata: a label of the calls, for the gateway's own records."""
-
     user_id: str | None = None
     """Gateway metadata: the user on whose behalf a call is made."""
-
     history_id: str | None = None
     """Gateway metadata: the conversation that a call belongs to."""
-
     app_id: str | None = None
     """Gateway metadata: the application that makes the call."""
-
     gateway_metadata: dict[str, Any] = Field(default_factory=dict)
     """More gateway metadata; a call's own replaces all of it.
 
     LangChain's own `metadata` is for tracers, and is not sent.
     """
-
     clock: Clock | None = Field(default=None, exclude=True, repr=False)
     """Tells the time and waits; `testing.FakeClock` in a test."""
 

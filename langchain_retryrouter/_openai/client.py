@@ -197,7 +197,7 @@ class _Clients:
             weakref.WeakValueDictionary()
         )
         self._by_process: dict[int, Any] = {}
-        self._by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = (
+        self.by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = (
             weakref.WeakKeyDictionary()
         )
 
@@ -228,13 +228,13 @@ class _Clients:
             loop = asyncio.get_running_loop()
         except RuntimeError:  # Only to look at.
             return _new_client(self.settings)[0]
-        client = self._by_loop.get(loop)
+        client = self.by_loop.get(loop)
         if client is None:
             # Open connections refer to their loop, so that weak keys are not enough.
-            for known in [one for one in self._by_loop if one.is_closed()]:
-                del self._by_loop[known]
+            for known in [one for one in self.by_loop if one.is_closed()]:
+                del self.by_loop[known]
             client, http_client = _new_client(self.settings)
-            self._by_loop[loop] = client
+            self.by_loop[loop] = client
             if http_client is not None:
                 closer = _close_with_loop(weakref.ref(self), http_client)
                 step = closer.__anext__()
@@ -249,12 +249,9 @@ class _Clients:
             client.close()
 
     async def aclose(self) -> None:
-        client = self._by_loop.pop(asyncio.get_running_loop(), None)
+        client = self.by_loop.pop(asyncio.get_running_loop(), None)
         if client in _closers:
             await _closers.pop(client).aclose()
-
-    def forget_running_loop(self) -> None:
-        self._by_loop.pop(asyncio.get_running_loop(), None)
 
 
 _closers: weakref.WeakKeyDictionary[Any, AsyncGenerator[None]] = (
@@ -278,7 +275,7 @@ async def _close_with_loop(
         yield
     finally:
         if (owner := clients()) is not None:
-            owner.forget_running_loop()
+            owner.by_loop.pop(asyncio.get_running_loop(), None)
         await http_client.aclose()
 
 

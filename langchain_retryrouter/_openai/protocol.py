@@ -285,13 +285,10 @@ def read_answer(answer: Any) -> CompletionResult:
             non_text.add(choice, choice.get("message"))
         raise_non_text(content, attempts=len(attempt_log.get("attempts", ())) or 1)
     usage = _plain(get(answer, "usage"))
+    names = ("finish_reason", "logprobs")
     return CompletionResult(
         choices=[
-            {
-                "text": _text_of(choice),
-                "finish_reason": choice.get("finish_reason"),
-                "logprobs": choice.get("logprobs"),
-            }
+            {"text": _text_of(choice), **{name: choice.get(name) for name in names}}
             for choice in found
         ],
         usage=usage if isinstance(usage, dict) else {},
@@ -471,13 +468,13 @@ def join(chunks: Iterable[GenerationChunk]) -> CompletionResult:
 class NonText:
     """Collects, from a chat message or its deltas, what an LLM cannot return."""
 
-    __slots__ = ("_called", "_has_text", "_is_filtered", "_refusal")
+    __slots__ = ("_called", "_refusal", "has_text", "is_filtered")
 
     def __init__(self) -> None:
         self._refusal = ""
         self._called = ""
-        self._has_text = False
-        self._is_filtered = False
+        self.has_text = False
+        self.is_filtered = False
 
     @staticmethod
     def is_in(delta: Any) -> bool:
@@ -490,10 +487,10 @@ class NonText:
 
     def add(self, choice: Any, message: Any) -> None:
         """Take note of a choice, and of its message or delta."""
-        self._has_text = self._has_text or bool(_text_of(choice))
+        self.has_text = self.has_text or bool(_text_of(choice))
         reason = get(choice, "finish_reason")
         if reason and kind_of(reason) is FailureKind.CONTENT_FILTER:
-            self._is_filtered = True
+            self.is_filtered = True
         if message is None:
             return
         # LiteLLM's proxy moves OpenAI's own fields, such as a refusal, to this one.
@@ -508,30 +505,28 @@ class NonText:
             self._called = self._called or get(function, "name") or ""
 
     @property
-    def is_filtered_out(self) -> bool:
-        """Whether a filter ended the answer before its first word."""
-        return self._is_filtered and not self._has_text
-
-    @property
     def error(self) -> RetryRouterError | None:
         """The error for a refusal or a tool call; None if there was neither."""
         if self._refusal:
-            return new_error(
-                FailureKind.CONTENT_FILTER, f"the model refused: {self._refusal}"
-            )
+            message = f"the model refused: {self._refusal}"
+            return new_error(FailureKind.CONTENT_FILTER, message)
         if self._called:
-            return new_error(
-                FailureKind.INVALID_REQUEST,
+            message = (
                 f"the model calls the tool {self._called!r} instead of saying anything,"
-                " and an LLM returns nothing but text: use a chat model for tools",
+                " and an LLM returns nothing but text: use a chat model for tools"
             )
+            return new_error(FailureKind.INVALID_REQUEST, message)
         return None
 
 
 def raise_non_text(content: list[NonText], attempts: int | None = None) -> None:
     """Raise an error for a refusal, a tool call, or an answer that was filtered out."""
     error = next((one.error for one in content if one.error is not None), None)
-    if error is None and content and all(one.is_filtered_out for one in content):
+    if (
+        error is None
+        and content
+        and all(one.is_filtered and not one.has_text for one in content)
+    ):
         message = "a content filter removed the whole answer"
         error = new_error(FailureKind.CONTENT_FILTER, message)
     if error is not None:

@@ -134,47 +134,33 @@ class GPTRouter(GatewayConnection, RetryVisibleChatModel):
 
     temperature: float | None = Field(default=0.7, allow_inf_nan=False)
     """Sampling temperature; None leaves it to the provider."""
-
     top_p: float | None = Field(default=None, ge=0, le=1)
     """The share of likely tokens to choose from; None leaves it to the provider."""
-
     frequency_penalty: float | None = Field(default=None, allow_inf_nan=False)
     """How much a token's past frequency counts against it."""
-
     presence_penalty: float | None = Field(default=None, allow_inf_nan=False)
     """How much it counts against a token that it has appeared."""
-
     stop: list[str] | str | None = None
     """Texts at which an answer ends; a call's own `stop` replaces them."""
-
     reasoning_effort: str | None = None
     """How long a reasoning model thinks, from "none" to "max"; newer gateways."""
-
     thinking: dict[str, Any] | None = None
     """Extended thinking: {"type": "enabled", "budget_tokens": 1024}; newer gateways."""
-
     web_search_options: dict[str, Any] | None = None
     """Options of a model that searches the web; newer gateways."""
-
     output_config: dict[str, Any] | None = None
     """The provider's own options for the form of an answer; newer gateways."""
-
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     """More options for the provider, sent as they are, known to the gateway or not."""
-
     streaming: bool = False
     """Whether `invoke` streams inside."""
-
     n: int = Field(default=1, ge=1)
     """Answers per prompt; more than 1 goes with neither streams nor tools."""
-
     max_tokens: int | None = Field(default=256, ge=1)
     """Tokens of an answer at the most; None leaves it to the provider."""
-
     gateway_max_retries: int | None = Field(default=None, ge=0)
     """Retries of the gateway itself; None for 0, or its default (3) if we do not
     retry."""
-
     gateway_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Seconds the gateway waits for its provider's headers; None for its 60."""
 
@@ -468,16 +454,15 @@ def get_ordered_generation_requests(
     """
     kwargs.pop("stream", None)
     params = _gptrouter.protocol.build_params(kwargs)
-    requests = []
-    for order, model in enumerate(models_priority_list, start=1):
-        request = _gptrouter.protocol.GatewayRequest(
+    return [
+        _gptrouter.protocol.GatewayRequest(
             model_name=model.name,
             provider_name=model.provider_name,
             order=order,
             prompt_params=params,
         )
-        requests.append(request)
-    return requests
+        for order, model in enumerate(models_priority_list, start=1)
+    ]
 
 
 def completion_with_retry(
@@ -528,8 +513,7 @@ async def acompletion_with_retry(
     requests = _GatewayCall(llm, models_priority_list, kwargs)
     notify = anotifier(run_manager)
     if is_stream:
-        context, connect = requests.context, requests.aconnect
-        return astream(context, connect, requests.new_reader, notify)
+        return astream(requests.context, requests.aconnect, requests.new_reader, notify)
     response = await acall(requests.context, requests.asend, notify)
     if hasattr(response, "retryrouter"):
         response.retryrouter = requests.context.call_state.attempt_log()

@@ -75,14 +75,11 @@ class GPTRouterEmbeddings(GatewayConnection, Embeddings):
     endpoint: Endpoint = Field(default="v1", validate_default=True)
     """`v1` sends the list of models; `v2` the name of one model, whose provider the
     gateway chooses."""
-
     allow_different_models: bool = Field(default=False, validate_default=True)
     """Whether the list may name different models, whose vectors cannot be compared."""
-
     chunk_size: int = Field(default=100, ge=1, le=_MAX_TEXTS, strict=True)
     """Texts of a request at the most; fewer if they do not fit into the gateway's limit
     of 1 MiB, in which `v1` repeats them for each model."""
-
     max_concurrency: int = Field(default=4, ge=1, strict=True)
     """Concurrent requests of one `aembed_documents` at the most."""
 

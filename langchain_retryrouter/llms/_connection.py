@@ -223,17 +223,15 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
     @classmethod
     def _check_secret(cls, value: Any) -> Any:
         key = value.get_secret_value() if isinstance(value, SecretStr) else ""
-        wrong = next((at for at, c in enumerate(key) if not "!" <= c <= "~"), None)
-        if wrong is not None:
-            names = {"\n": "line end", "\r": "line end", " ": "space"}
-            name = names.get(
-                key[wrong], "character outside ASCII or a control character"
-            )
-            msg = (
-                f"the key has a {name} as character {wrong + 1} of {len(key)}, which no"
-                " header can carry: was it copied whole?"
-            )
-            raise ValueError(msg)
+        for at, character in enumerate(key, start=1):
+            if not "!" <= character <= "~":
+                names = {"\n": "line end", "\r": "line end", " ": "space"}
+                other = "character outside ASCII or a control character"
+                msg = (
+                    f"the key has a {names.get(character, other)} as character {at} of"
+                    f" {len(key)}, which no header can carry: was it copied whole?"
+                )
+                raise ValueError(msg)
         return value
 
     @model_validator(mode="after")
@@ -246,18 +244,13 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
             policy = resolve_policy(self.retry_policy, given)
             self.max_retries = policy.max_retries
         # A resource of ours comes from a copied model, maybe with other fields.
-        own = {
-            name
-            for name in ("client", "async_client")
-            if not isinstance(getattr(self, name), SDKResource | None)
-        }
-        self._check_http_clients(own)
-        if not own:
+        names = ("client", "async_client")
+        made = {n for n in names if isinstance(getattr(self, n), SDKResource | None)}
+        self._check_http_clients(set(names) - made)
+        if len(made) == len(names):
             self._check_account()
-        if "client" not in own:
-            self.client = self._make_client(is_async=False)
-        if "async_client" not in own:
-            self.async_client = self._make_client(is_async=True)
+        for name in made:
+            setattr(self, name, self._make_client(is_async=name == "async_client"))
         return self
 
     def _choose_account(self) -> None:
@@ -358,14 +351,10 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
     @property
     def lc_attributes(self) -> dict[str, Any]:
         """The fields that may hold a secret, without it, for LangChain to save."""
-        headers = self.default_headers or {}
+        headers = (self.default_headers or {}).items()
         saved = {
             "openai_proxy": re.sub(r"(?<=//)[^/@]*@", "", self.openai_proxy or ""),
-            "default_headers": {
-                name: value
-                for name, value in headers.items()
-                if not _SECRET_NAME.search(name)
-            },
+            "default_headers": {n: v for n, v in headers if not _SECRET_NAME.search(n)},
         }
         return {name: value for name, value in saved.items() if value}
 
@@ -395,11 +384,11 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
         except KeyError:
             logger.warning("tiktoken does not know %r: counting by cl100k_base", model)
             encoding = tiktoken.get_encoding("cl100k_base")
-        allowed, disallowed = self.allowed_special, self.disallowed_special
+        allowed = self.allowed_special
+        allowed = "all" if allowed == "all" else set(allowed)
+        disallowed = self.disallowed_special
         return encoding.encode(
-            text,
-            allowed_special="all" if allowed == "all" else set(allowed),
-            disallowed_special=disallowed,
+            text, allowed_special=allowed, disallowed_special=disallowed
         )
 
 
@@ -443,24 +432,19 @@ class AzureConnection(OpenAIConnection):
     """Whether an `openai_api_base` that is not an Azure address is made one."""
 
     def _check_account(self) -> None:
+        what = ""
         if not (self.azure_endpoint or self.openai_api_base):
-            msg = (
-                "no address: pass azure_endpoint=..., or set the variable"
-                " AZURE_OPENAI_ENDPOINT"
-            )
-            raise ValueError(msg)
-        if not self.openai_api_version:
-            msg = (
-                "no API version: pass api_version=..., or set the variable"
-                " OPENAI_API_VERSION"
-            )
-            raise ValueError(msg)
-        if not any(self._credentials(is_async=kind) for kind in (False, True)):
-            msg = (
-                "no credentials: pass api_key=..., azure_ad_token=... or"
-                " azure_ad_token_provider=..., or set the variable AZURE_OPENAI_API_KEY"
-                " or AZURE_OPENAI_AD_TOKEN"
-            )
+            what = "address: pass azure_endpoint=..., or set the variable"
+            what += " AZURE_OPENAI_ENDPOINT"
+        elif not self.openai_api_version:
+            what = "API version: pass api_version=..., or set the variable"
+            what += " OPENAI_API_VERSION"
+        elif not any(self._credentials(is_async=kind) for kind in (False, True)):
+            what = "credentials: pass api_key=..., azure_ad_token=... or"
+            what += " azure_ad_token_provider=..., or set the variable"
+            what += " AZURE_OPENAI_API_KEY or AZURE_OPENAI_AD_TOKEN"
+        if what:
+            msg = f"no {what}"
             raise ValueError(msg)
 
     def _choose_account(self) -> None:
@@ -475,9 +459,7 @@ class AzureConnection(OpenAIConnection):
         base = self.openai_api_base
         if not (base and self.validate_base_url):
             return
-        address = base
-        if "/openai" not in address:
-            address = address.rstrip("/") + "/openai"
+        address = base if "/openai" in base else base.rstrip("/") + "/openai"
         if self.deployment_name and self.deployment_name not in address:
             address = f"{address.rstrip('/')}/deployments/{self.deployment_name}"
         if address != base:
@@ -512,11 +494,9 @@ class AzureConnection(OpenAIConnection):
         return super()._make_client(is_async=is_async)
 
     def _client_options(self, *, is_async: bool) -> dict[str, Any]:
-        options = {
-            **super()._client_options(is_async=is_async),
-            "api_version": self.openai_api_version,
-            "default_headers": {**_AZURE_USER_AGENT, **(self.default_headers or {})},
-        }
+        options = super()._client_options(is_async=is_async)
+        headers = {**_AZURE_USER_AGENT, **(self.default_headers or {})}
+        options |= {"api_version": self.openai_api_version, "default_headers": headers}
         if self.azure_endpoint:
             options["azure_endpoint"] = self.azure_endpoint
             if self.deployment_name:
@@ -551,8 +531,8 @@ def context_size(model: str) -> int:
     if size is None:
         msg = (
             f"Unknown model: {model!r}, so how much fits into its context is not known:"
-            " set max_tokens to a number. Known models are: "
-            + ", ".join(_CONTEXT_SIZES)
+            " set max_tokens to a number. Known models are:"
+            f" {', '.join(_CONTEXT_SIZES)}"
         )
         raise ValueError(msg)
     return size

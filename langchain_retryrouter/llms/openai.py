@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
+import operator
 import re
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
@@ -88,14 +88,8 @@ def completion_with_retry(
     """
     if kwargs.get("stream"):
         return _stream_with_retry(llm, run_manager, kwargs)
-    context = _context(llm, kwargs)
-    request = client.with_idempotency_key(llm.client, kwargs)
-
-    def send(attempt: engine.Attempt) -> Any:
-        return client.create(llm.client, request, attempt, context.clock.time)
-
-    answer = engine.call(context, send, notifier(run_manager))
-    return protocol.attach_attempt_log(answer, context.call_state.attempt_log())
+    one = _Call(llm, llm.client, kwargs)
+    return one.logged(engine.call(one.context, one.send, notifier(run_manager)))
 
 
 async def acompletion_with_retry(
@@ -106,16 +100,10 @@ async def acompletion_with_retry(
     """Async variant of `completion_with_retry`; it awaits `llm.async_client.create`."""
     if kwargs.get("stream"):
         return _astream_with_retry(llm, run_manager, kwargs)
-    context = _context(llm, kwargs)
-    request = client.with_idempotency_key(llm.async_client, kwargs)
-
-    async def send(attempt: engine.Attempt) -> Any:
-        return await client.acreate(
-            llm.async_client, request, attempt, context.clock.time
-        )
-
-    answer = await engine.acall(context, send, anotifier(run_manager))
-    return protocol.attach_attempt_log(answer, context.call_state.attempt_log())
+    one = _Call(llm, llm.async_client, kwargs)
+    return one.logged(
+        await engine.acall(one.context, one.asend, anotifier(run_manager))
+    )
 
 
 def _stream_with_retry(
@@ -123,24 +111,11 @@ def _stream_with_retry(
     run_manager: CallbackManagerForLLMRun | None,
     kwargs: Mapping[str, Any],
 ) -> Generator[Any, None, None]:
-    context = _context(llm, kwargs)
-    request = client.with_idempotency_key(llm.client, kwargs)
-
-    def connect(attempt: engine.Attempt) -> client.SDKStream:
-        return client.open_stream(llm.client, request, attempt, context.clock.time)
-
-    is_logged = False
-    events = streaming.stream(
-        context, connect, lambda: _chunk_info, notifier(run_manager)
-    )
+    one, notify = _Call(llm, llm.client, kwargs), notifier(run_manager)
+    events = streaming.stream(one.context, one.connect, lambda: _chunk_info, notify)
     with contextlib.closing(events):
-        for chunk, info in events:
-            if info.is_end and not is_logged:
-                is_logged = True
-                log = context.call_state.attempt_log()
-                yield protocol.attach_attempt_log(chunk, log)
-            else:
-                yield chunk
+        for event in events:
+            yield one.chunk(event)
 
 
 async def _astream_with_retry(
@@ -148,48 +123,61 @@ async def _astream_with_retry(
     run_manager: AsyncCallbackManagerForLLMRun | None,
     kwargs: Mapping[str, Any],
 ) -> AsyncGenerator[Any, None]:
-    context = _context(llm, kwargs)
-    request = client.with_idempotency_key(llm.async_client, kwargs)
-
-    async def connect(attempt: engine.Attempt) -> client.AsyncSDKStream:
-        return await client.aopen_stream(
-            llm.async_client, request, attempt, context.clock.time
-        )
-
-    is_logged = False
-    events = streaming.astream(
-        context, connect, lambda: _chunk_info, anotifier(run_manager)
-    )
+    one, notify = _Call(llm, llm.async_client, kwargs), anotifier(run_manager)
+    events = streaming.astream(one.context, one.aconnect, lambda: _chunk_info, notify)
     async with contextlib.aclosing(events):
-        async for chunk, info in events:
-            if info.is_end and not is_logged:
-                is_logged = True
-                log = context.call_state.attempt_log()
-                yield protocol.attach_attempt_log(chunk, log)
-            else:
-                yield chunk
+        async for event in events:
+            yield one.chunk(event)
 
 
 # To make a policy checks its numbers, which takes longer than to find it again.
 _resolve_policy = functools.lru_cache(maxsize=128)(resolve_policy)
+_chunk_info = operator.attrgetter("info")  # What an event of a stream means.
 
 
-def _chunk_info(event: protocol.ClassifiedChunk) -> streaming.ChunkInfo:
-    return event.info
+class _Call:
+    """One call: its request, and how an attempt sends it."""
 
+    def __init__(
+        self, llm: OpenAIConnection, resource: Any, request: Mapping[str, Any]
+    ) -> None:
+        clock = llm.clock or SYSTEM_CLOCK
+        policy = _resolve_policy(llm.retry_policy, llm.max_retries)
+        route = request.get("model") or llm.model_name
+        self.context = engine.RetryContext(
+            CallState(policy, budget=llm.budget, breaker=llm.breaker, time=clock),
+            errors=OPENAI_ERRORS,
+            clock=clock,
+            route=lambda: route,
+            rate_limiter=llm.rate_limiter,
+        )
+        self._sent = resource, client.with_idempotency_key(resource, request)
+        self._time = clock.time
+        self._is_logged = False
 
-def _context(llm: OpenAIConnection, request: Mapping[str, Any]) -> engine.RetryContext:
-    clock = llm.clock or SYSTEM_CLOCK
-    policy = _resolve_policy(llm.retry_policy, llm.max_retries)
-    call_state = CallState(policy, budget=llm.budget, breaker=llm.breaker, time=clock)
-    route = request.get("model") or llm.model_name
-    return engine.RetryContext(
-        call_state,
-        errors=OPENAI_ERRORS,
-        clock=clock,
-        route=lambda: route,
-        rate_limiter=llm.rate_limiter,
-    )
+    def send(self, attempt: engine.Attempt) -> Any:
+        return client.create(*self._sent, attempt, self._time)
+
+    async def asend(self, attempt: engine.Attempt) -> Any:
+        return await client.acreate(*self._sent, attempt, self._time)
+
+    def connect(self, attempt: engine.Attempt) -> client.SDKStream:
+        return client.open_stream(*self._sent, attempt, self._time)
+
+    async def aconnect(self, attempt: engine.Attempt) -> client.AsyncSDKStream:
+        return await client.aopen_stream(*self._sent, attempt, self._time)
+
+    def logged(self, answer: Any) -> Any:
+        """An answer, or the last chunk of one, with the attempt log."""
+        log = self.context.call_state.attempt_log()
+        return protocol.attach_attempt_log(answer, log)
+
+    def chunk(self, event: protocol.ClassifiedChunk) -> Any:
+        """The chunk of an event, with the attempt log if the answer ends with it."""
+        if event.info.is_end and not self._is_logged:
+            self._is_logged = True
+            return self.logged(event.chunk)
+        return event.chunk
 
 
 class OpenAILLM(OpenAIConnection):
@@ -387,7 +375,7 @@ class OpenAILLM(OpenAIConnection):
             system_fingerprint=next(filter(None, fingerprints), None),
         )
         logs = (answer.attempt_log.get("attempts", ()) for answer in answers)
-        attempts = {"attempts": [*itertools.chain.from_iterable(logs)]}
+        attempts = {"attempts": [attempt for log in logs for attempt in log]}
         output = result.llm_output or {}
         result.llm_output = {**output, protocol.ATTEMPT_LOG: attempts}
         return result
@@ -402,20 +390,12 @@ class OpenAILLM(OpenAIConnection):
         system_fingerprint: str | None = None,
     ) -> LLMResult:
         """The `LLMResult` of the choices of all prompts, in the prompts' order."""
-        n = params.get("n") or 1
-        generations = [
-            [
-                Generation(
-                    text=choice["text"],
-                    generation_info={
-                        "finish_reason": choice.get("finish_reason"),
-                        "logprobs": choice.get("logprobs"),
-                    },
-                )
-                for choice in choices[at * n : (at + 1) * n]
-            ]
-            for at in range(len(prompts))
+        n, names = params.get("n") or 1, ("finish_reason", "logprobs")
+        found = [
+            Generation(text=one["text"], generation_info={k: one.get(k) for k in names})
+            for one in choices
         ]
+        generations = [found[at * n : (at + 1) * n] for at in range(len(prompts))]
         llm_output = {"token_usage": token_usage, "model_name": self.model_name}
         if system_fingerprint:
             llm_output["system_fingerprint"] = system_fingerprint

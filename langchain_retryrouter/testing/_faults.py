@@ -99,19 +99,12 @@ class Answer(Step):
             if self.function_call:
                 finish_reason = "function_call"
         text = self.text(request) if callable(self.text) else self.text or ""
-        return ResolvedAnswer(
-            text,
-            self.tool_calls,
-            self.function_call,
-            finish_reason,
-            choices=request.count("n") * len(request.prompts),
-            usage=_count_usage(request, text) if self.usage is ... else self.usage,
-            model=self.model,
-            id=self.id,
-            unstreamed_calls=self.unstreamed_calls,
-            citations=self.citations,
-            choice_citations=self.choice_citations,
-        )
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        found: dict[str, Any] = {"text": text, "finish_reason": finish_reason}
+        found["choices"] = request.count("n") * len(request.prompts)
+        if self.usage is ...:
+            found["usage"] = _count_usage(request, text)
+        return ResolvedAnswer(**{**given, **found})
 
 
 HEALTHY: Final = Answer()

@@ -51,20 +51,11 @@ class _Log:
 
     def __init__(self, keep: int | None) -> None:
         self.changed = threading.Condition()
-        self._listeners: set[Callable[[], object]] = set()
-        self._requests: deque[RecordedRequest] = deque(maxlen=keep)
+        self.listeners: set[Callable[[], object]] = set()
+        self.requests: deque[RecordedRequest] = deque(maxlen=keep)
         self.requests_begun = 0
         self.connections = 0
         self.open_connections = 0
-
-    @property
-    def requests(self) -> list[RecordedRequest]:
-        with self.changed:
-            return [copy.copy(request) for request in self._requests]
-
-    def clear(self) -> None:
-        with self.changed:
-            self._requests.clear()
 
     def count_connection(self, change: int) -> int:
         """One more is open, or one less; returns how many there ever were."""
@@ -76,7 +67,7 @@ class _Log:
 
     def begin(self, request: RecordedRequest) -> None:
         with self.changed:
-            self._requests.append(request)
+            self.requests.append(request)
             self._notify()
 
     def end(self, request: RecordedRequest, outcome: Outcome) -> None:
@@ -84,46 +75,15 @@ class _Log:
             request.outcome = outcome
             self._notify()
 
-    def wait_for(self, predicate: Callable[[], bool], timeout: float) -> None:
-        with self.changed:
-            if not self.changed.wait_for(predicate, timeout):
-                raise TimeoutError(self._report(timeout))
-
-    async def await_for(
-        self,
-        predicate: Callable[[], bool],
-        timeout: float,  # noqa: ASYNC109 - as in `wait_for`
-    ) -> None:
-        changed = asyncio.Event()
-        listener = partial(asyncio.get_running_loop().call_soon_threadsafe, changed.set)
-        with self.changed:
-            self._listeners.add(listener)
-        try:
-            async with asyncio.timeout(timeout):
-                while not predicate():
-                    await changed.wait()
-                    changed.clear()
-        except TimeoutError:
-            raise TimeoutError(self._report(timeout)) from None
-        finally:
-            with self.changed:
-                self._listeners.discard(listener)
-
     def forget_locks(self) -> None:
         """Take new locks, after a fork that may have copied taken ones."""
         self.changed = threading.Condition()
-        self._listeners = set()
+        self.listeners = set()
 
     def _notify(self) -> None:
         self.changed.notify_all()
-        for listener in self._listeners:
+        for listener in self.listeners:
             listener()
-
-    def _report(self, timeout: float) -> str:
-        requests = self.requests
-        seen = "".join(f"\n  {request}" for request in requests)
-        counts = f"{self.open_connections} of {self.connections} connections open"
-        return f"not so after {timeout} s; {counts}, {len(requests)} requests:{seen}"
 
 
 class _Server:
@@ -536,7 +496,8 @@ class FaultyGateway:
     @property
     def requests(self) -> list[RecordedRequest]:
         """The requests as they stand now, oldest first."""
-        return self._log.requests
+        with self._log.changed:
+            return [copy.copy(request) for request in self._log.requests]
 
     @property
     def connections(self) -> int:
@@ -550,7 +511,8 @@ class FaultyGateway:
 
     def reset_log(self) -> None:
         """Forget the requests. Numbers continue, scripts stay as they are."""
-        self._log.clear()
+        with self._log.changed:
+            self._log.requests.clear()
 
     def wait_for(
         self, predicate: Callable[[FaultyGateway], bool], timeout: float = 5.0
@@ -566,7 +528,9 @@ class FaultyGateway:
         Raises:
             TimeoutError: It did not hold in time; says what was seen.
         """
-        self._log.wait_for(lambda: predicate(self), timeout)
+        with self._log.changed:
+            if not self._log.changed.wait_for(lambda: predicate(self), timeout):
+                raise TimeoutError(self._report(timeout))
 
     async def await_for(
         self,
@@ -574,7 +538,26 @@ class FaultyGateway:
         timeout: float = 5.0,  # noqa: ASYNC109 - as in `wait_for`
     ) -> None:
         """Do what `wait_for` does, without blocking the event loop."""
-        await self._log.await_for(lambda: predicate(self), timeout)
+        changed = asyncio.Event()
+        listener = partial(asyncio.get_running_loop().call_soon_threadsafe, changed.set)
+        with self._log.changed:
+            self._log.listeners.add(listener)
+        try:
+            async with asyncio.timeout(timeout):
+                while not predicate(self):
+                    await changed.wait()
+                    changed.clear()
+        except TimeoutError:
+            raise TimeoutError(self._report(timeout)) from None
+        finally:
+            with self._log.changed:
+                self._log.listeners.discard(listener)
+
+    def _report(self, timeout: float) -> str:
+        requests = self.requests
+        seen = "".join(f"\n  {request}" for request in requests)
+        counts = f"{self.open_connections} of {self.connections} connections open"
+        return f"not so after {timeout} s; {counts}, {len(requests)} requests:{seen}"
 
     # Called in the server's thread.
 
