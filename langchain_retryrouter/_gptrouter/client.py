@@ -204,7 +204,7 @@ class GatewayClient(GPTRouterClient):
         """The JSON object of the answer; None for an answer without a body."""
         request = self.build_request(path, payload, timeout)
         try:
-            response = http.post(**request)
+            response = http.post(request)
             on_abort(functools.partial(_shut_down, response))
             with contextlib.closing(response):
                 body = http.read_body(response)
@@ -219,7 +219,7 @@ class GatewayClient(GPTRouterClient):
         """Async variant of `post`; `limit` is its `timeout`."""
         request = self.build_request(path, payload, limit)
         try:
-            async with http.apost(**request) as response:
+            async with http.apost(request) as response:
                 body = await http.aread_body(response)
             return _read_answer(response.status, response.headers, body)
         except Exception as error:
@@ -236,7 +236,7 @@ class GatewayClient(GPTRouterClient):
         """The events of one stream, `end` included; async variant of `EventStream`."""
         request = self.build_request(path, payload, limit, is_stream=True)
         try:
-            async with http.apost(**request) as response:
+            async with http.apost(request) as response:
                 if not _is_event_stream(response.status, response.headers):
                     body = await http.aread_body(response)
                     _raise_no_stream(response.status, response.headers, body)
@@ -261,11 +261,8 @@ class GatewayClient(GPTRouterClient):
         timeout: float | None,
         *,
         is_stream: bool = False,
-    ) -> dict[str, Any]:
-        """The arguments of `http.post` for one request.
-
-        A stream's `timeout` ends with its first token, and so is not one of reading.
-        """
+    ) -> http.Request:
+        """What is sent; a stream's `timeout`, for its first token, is not for reads."""
         limits = cast("Timeout", self.request_timeout)
         connect, read = limits if isinstance(limits, tuple) else (limits, limits)
         if timeout is not None:
@@ -285,10 +282,10 @@ class GatewayClient(GPTRouterClient):
         except (TypeError, ValueError, RecursionError) as error:
             msg = f"the request cannot be written as JSON: {error}"
             raise UnsupportedOptionError(msg) from error
-        sent = {"url": self._root + path, "headers": headers, "body": body}
-        return {"origin": self._origin, **sent, "connect": connect, "read": read}
+        url = self._root + path
+        return http.Request(self._origin, url, headers, body, connect, read)
 
-    def raise_typed(self, error: Exception, request: Mapping[str, Any]) -> None:
+    def raise_typed(self, error: Exception, request: http.Request) -> None:
         """Raise an exception of the HTTP libraries as ours; do nothing with others.
 
         The key is taken out of the texts of both. A failure of the gateway at a body
@@ -297,7 +294,7 @@ class GatewayClient(GPTRouterClient):
         mask([self.api_key], error)
         typed = _type_error(error)
         failed = error if typed is None else typed
-        size = len(request["body"])
+        size = len(request.body)
         if (
             isinstance(failed, RetryRouterError)
             and failed.kind in {FailureKind.SERVER_ERROR, FailureKind.CONNECTION}
@@ -367,7 +364,7 @@ class EventStream:
 
     def _read(self) -> Generator[GatewayEvent, None, None]:
         try:
-            response = self._response = http.post(**self._request)
+            response = self._response = http.post(self._request)
             on_abort(self.abort)
             with contextlib.closing(response):
                 if not _is_event_stream(response.status, response.headers):

@@ -58,6 +58,17 @@ class Origin(NamedTuple):
     proxy: str | None
 
 
+class Request(NamedTuple):
+    """A POST request; `connect` and `read` are seconds, the latter without a byte."""
+
+    origin: Origin
+    url: str
+    headers: Mapping[str, str]
+    body: bytes
+    connect: float | None
+    read: float | None
+
+
 def find_origin(url: str, proxy: str | None) -> Origin:
     """The origin of `url`, reached by `proxy` or else by the environment's proxy.
 
@@ -112,27 +123,19 @@ _lock = threading.Lock()
 _managers: dict[tuple[int, Origin], urllib3.PoolManager] = {}
 
 
-def post(
-    origin: Origin,
-    url: str,
-    headers: Mapping[str, str],
-    body: bytes,
-    *,
-    connect: float | None,
-    read: float | None,
-) -> urllib3.BaseHTTPResponse:
-    """Send one POST request; close the response, its body unread, after use."""
-    key = (os.getpid(), origin)
+def post(request: Request) -> urllib3.BaseHTTPResponse:
+    """Send a request by POST; close the response, its body unread, after use."""
+    key = (os.getpid(), request.origin)
     manager = _managers.get(key)
     if manager is None:
         with _lock:
-            manager = _managers.setdefault(key, _new_manager(origin))
+            manager = _managers.setdefault(key, _new_manager(request.origin))
     return manager.urlopen(
         "POST",
-        url,
-        headers=headers,
-        body=body,
-        timeout=urllib3.Timeout(connect=connect, read=read),
+        request.url,
+        headers=request.headers,
+        body=request.body,
+        timeout=urllib3.Timeout(connect=request.connect, read=request.read),
         retries=_NO_RETRIES,
         redirect=False,
         preload_content=False,
@@ -202,9 +205,8 @@ class _LoopSession:
     lifetime: AsyncGenerator[None, None] | None = None
 
 
-_sessions: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopSession] = (
-    weakref.WeakKeyDictionary()
-)
+_sessions: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopSession]
+_sessions = weakref.WeakKeyDictionary()
 
 
 @functools.cache
@@ -216,27 +218,20 @@ def _aiohttp() -> Any:
 
 
 @contextlib.asynccontextmanager
-async def apost(
-    origin: Origin,
-    url: str,
-    headers: Mapping[str, str],
-    body: bytes,
-    *,
-    connect: float | None,
-    read: float | None,
-) -> AsyncIterator[aiohttp.ClientResponse]:
+async def apost(request: Request) -> AsyncIterator[aiohttp.ClientResponse]:
     """Async variant of `post`; the response is closed when the `async with` ends."""
     current = await _session_of_loop()
     current.calls += 1
     try:
+        body, limits = request.body, _aiohttp().ClientTimeout
         response = await current.session.post(
-            url,
-            headers=headers,
+            request.url,
+            headers=request.headers,
             data=body if len(body) <= _LARGE_BODY else io.BytesIO(body),
-            timeout=_aiohttp().ClientTimeout(sock_connect=connect, sock_read=read),
+            timeout=limits(sock_connect=request.connect, sock_read=request.read),
             allow_redirects=False,
-            proxy=origin.proxy,
-            ssl=ssl_context() if origin.scheme == "https" else True,
+            proxy=request.origin.proxy,
+            ssl=ssl_context() if request.origin.scheme == "https" else True,
         )
         try:
             yield response

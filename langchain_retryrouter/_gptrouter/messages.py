@@ -291,8 +291,7 @@ class ChunkReader:
 
     def __init__(self, providers: Mapping[str, str]) -> None:
         self._providers = providers
-        self._calls = CallReader()
-        self._function = CallReader()
+        self._calls, self._function = CallReader(), CallReader()
         self._citations: list[Any] = []
         self._said: dict[str, Any] = {}
         # What may come with any event, and is said with the last chunk.
@@ -393,10 +392,8 @@ def assemble(
     """The answer that a whole stream of events adds up to, with one choice."""
     classify_event, is_complete = classify_event or protocol.EventReader(), False
     calls, function = CallReader(), CallReader()
-    texts: list[str] = []
-    thoughts: list[str] = []
-    citations: list[Any] = []
-    found: dict[str, Any] = {}
+    texts, thoughts = list[str](), list[str]()
+    citations, found = list[Any](), dict[str, Any]()
     choice: dict[str, Any] = {"index": 0, "role": "assistant"}
     for event in events:
         is_complete = is_complete or classify_event(event).is_end

@@ -185,15 +185,11 @@ class ObservedModels:
 class ModelList:
     """The models that a call may ask: their order, and what is known of them.
 
-    Args:
-        requests: A request for each model, the preferred one first.
-        observed: What earlier answers have shown.
-        now: The monotonic time.
+    Completion models that would not be given all of the request are left out at once.
 
     Attributes:
-        requests: What the gateway is sent next.
-        skipped: The models that were left out: the gateway would not give them all of
-            the request.
+        requests: What the gateway is sent next, the preferred model first.
+        skipped: The models that were left out.
         warnings: What to log of the list.
     """
 
@@ -395,12 +391,7 @@ _OPTIONAL: Final = Field(exclude_if=lambda value: value is None)
 
 
 class GatewayChoice(Choice):
-    """The SDK's `Choice`, tolerant of the nulls that gateways send.
-
-    Attributes:
-        tool_calls: In OpenAI's form; None from a gateway that drops them unstreamed.
-        reasoning_content: The model's reasoning before `text`.
-    """
+    """The SDK's `Choice`, tolerant of nulls; tool calls are in OpenAI's form."""
 
     index: int = 0
     text: str = ""
@@ -449,11 +440,7 @@ class GatewayUsage(Usage):
 
 
 class GatewayResponse(GenerationResponse):
-    """The SDK's `GenerationResponse` with the call's attempt log.
-
-    Attributes:
-        retryrouter: The attempts that the answer took.
-    """
+    """The SDK's `GenerationResponse`, with the call's attempt log as `retryrouter`."""
 
     id: str = ""
     model: str = ""
@@ -566,13 +553,7 @@ def is_function_call(call: Any) -> bool:
 
 
 class GatewayEvent(ChunkedGenerationResponse):
-    """The SDK's event; the `end` event also has the call's attempt log.
-
-    Attributes:
-        id: The provider's id of the answer.
-        citations: The sources of the answer, where they are outside of `data`.
-        retryrouter: The attempts that the answer took.
-    """
+    """The SDK's event; the `end` event has the attempt log as `retryrouter`."""
 
     id: str | None = None
     citations: list[Any] | None = None
@@ -629,10 +610,6 @@ class EventReader:
         may_be_empty: Whether only completion models may answer.
         tools: What of a request with tools a completion model would not be told: its
             answer is an error then, and not used.
-
-    Attributes:
-        model: The model that answers, once an event says so.
-        is_chat: Whether it is a chat model, once an event says so.
     """
 
     __slots__ = ("_is_finished", "_tools", "is_chat", "model")
@@ -641,6 +618,7 @@ class EventReader:
         # Whether it is finished; None if an end without any update would be complete.
         self._is_finished = None if may_be_empty else False
         self._tools = tools
+        # The model that answers, and whether it is a chat model, once an event says so.
         self.model: str | None = None
         self.is_chat: bool | None = None
 
@@ -649,19 +627,20 @@ class EventReader:
         if event.event == "update":
             text = data.get("text") or ""
             # Calls and reasoning are tokens too: the caller is handed them.
-            is_token = bool(
-                text
-                or data.get("tool_calls")
-                or data.get("function_call")
-                or read_reasoning(data)
-            )
+            calls = data.get("tool_calls") or data.get("function_call")
+            is_token = bool(text or calls or read_reasoning(data))
             if "finish_reason" in data:
                 self.is_chat = True
                 is_finished = bool(data["finish_reason"])
             elif is_finished := bool(_text_or_none(data.get("model"))):
                 self.model, self.is_chat = data["model"], False
                 if self._tools and text and not data.get("tool_calls"):
-                    raise self._not_told()
+                    msg = (
+                        f"{self.model} answers as a completion model: the gateway gave"
+                        " it one plain prompt, without the"
+                        f" {self._tools} of the request"
+                    )
+                    raise GPT_ROUTER_ERRORS[FailureKind.INVALID_REQUEST](msg)
             if is_finished or is_token or self._is_finished is None:
                 self._is_finished = is_finished
             return ChunkInfo(text, is_token)
@@ -670,13 +649,6 @@ class EventReader:
         if event.event == "meta":
             self.model = self.model or _text_or_none(data.get("model"))
         return ChunkInfo()
-
-    def _not_told(self) -> RetryRouterError:
-        msg = (
-            f"{self.model} answers as a completion model: the gateway gave it one plain"
-            f" prompt, without the {self._tools} of the request"
-        )
-        return GPT_ROUTER_ERRORS[FailureKind.INVALID_REQUEST](msg)
 
 
 # --- errors -------------------------------------------------------------------------
@@ -689,7 +661,7 @@ _KNOWN_MESSAGES: Final = (
     (re.compile(r"request timed out"), FailureKind.TIMEOUT),
     (re.compile(r"connection error"), FailureKind.CONNECTION),
     (
-        re.compile(r"(premature close|read econnreset|terminated)"),
+        re.compile(r"premature close|read econnreset|terminated"),
         FailureKind.INTERRUPTED,
     ),
     (re.compile(r'\[\s*\{.*"path"', re.DOTALL), FailureKind.INVALID_REQUEST),

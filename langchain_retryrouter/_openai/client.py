@@ -56,13 +56,9 @@ _DRAIN_TIMEOUT: Final = 0.1
 
 @dataclass(frozen=True, eq=False)
 class ClientSettings:
-    """How to make an SDK client.
+    """How to make an SDK client: of a class such as `AsyncOpenAI`, with its arguments.
 
-    Attributes:
-        sdk_class: `OpenAI` or `AzureOpenAI`, or one of them after `Async`.
-        options: The keyword arguments of that class.
-        proxy: The address of a proxy for all requests.
-        http_client: The user's own HTTP client; it is never closed.
+    The user's own `http_client` is never closed.
     """
 
     sdk_class: str
@@ -193,13 +189,11 @@ class _Clients:
     def __init__(self, settings: ClientSettings) -> None:
         self.settings = settings
         # By identity: resources with equal settings are equal, and not the same.
-        self._users: weakref.WeakValueDictionary[int, Any] = (
-            weakref.WeakValueDictionary()
-        )
+        self._users: weakref.WeakValueDictionary[int, Any]
+        self._users = weakref.WeakValueDictionary()
         self._by_process: dict[int, Any] = {}
-        self.by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = (
-            weakref.WeakKeyDictionary()
-        )
+        self.by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any]
+        self.by_loop = weakref.WeakKeyDictionary()
 
     def get(self, user: SDKResource) -> Any:
         if id(user) not in self._users:
@@ -254,13 +248,11 @@ class _Clients:
             await _closers.pop(client).aclose()
 
 
-_closers: weakref.WeakKeyDictionary[Any, AsyncGenerator[None]] = (
-    weakref.WeakKeyDictionary()
-)
-"""What closes the HTTP client of each async SDK client that is in use."""
-_shared: weakref.WeakValueDictionary[ClientSettings, _Clients] = (
-    weakref.WeakValueDictionary()
-)
+# What closes the HTTP client of each async SDK client that is in use.
+_closers: weakref.WeakKeyDictionary[Any, AsyncGenerator[None]]
+_closers = weakref.WeakKeyDictionary()
+_shared: weakref.WeakValueDictionary[ClientSettings, _Clients]
+_shared = weakref.WeakValueDictionary()
 
 
 async def _close_with_loop(

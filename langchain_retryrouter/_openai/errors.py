@@ -108,10 +108,6 @@ class TypedErrors:
         resource: The resource that sends: its credentials must not be shown.
         unix_time: The seconds since the Unix epoch, to read an HTTP date with.
         response: The HTTP response, where it is known.
-
-    Raises:
-        RetryRouterError: A provider's failure.
-        UnsupportedOptionError: The request holds text that cannot be encoded.
     """
 
     def __init__(

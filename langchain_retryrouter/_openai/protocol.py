@@ -255,11 +255,7 @@ def _text_of(choice: Any) -> str:
 class CompletionResult:
     """What a request brought, from either endpoint, streamed or not.
 
-    Attributes:
-        choices: One dict each with `text`, `finish_reason` and `logprobs`.
-        usage: The tokens that the provider counted.
-        system_fingerprint: OpenAI's name for the backend that answered.
-        attempt_log: The attempts of the call.
+    Its choices are dicts with `text`, `finish_reason` and `logprobs`.
     """
 
     choices: list[dict[str, Any]] = field(default_factory=list)

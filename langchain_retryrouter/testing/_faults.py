@@ -11,58 +11,38 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass, fields, replace
 from http import HTTPStatus
 from types import EllipsisType
 from typing import Any, Final, Literal, NoReturn, TypeAlias, cast
 
-from langchain_retryrouter.testing._exchange import (
-    JSON_HEADERS,
-    LAST_CHUNK,
-    WITHOUT_BODY,
-    CallPlace,
-    Delivery,
-    Exchange,
-    FunctionCall,
-    Headers,
-    RecordedRequest,
-    ResolvedAnswer,
-    Response,
-    Step,
-    Text,
-    ToolCall,
-    Usage,
-    chunk,
-    compact_json,
-    reason,
-    split_words,
-)
+from langchain_retryrouter.testing import _exchange as wire
 
 HeaderFields: TypeAlias = Mapping[str, str] | Iterable[tuple[str, str]]
 """Header fields; pairs where one is repeated."""
 
-ScriptedStep: TypeAlias = Step | Callable[[RecordedRequest], Step]
+ScriptedStep: TypeAlias = wire.Step | Callable[[wire.RecordedRequest], wire.Step]
 """A step, or a function that picks one when the request is known."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer(Step):
+class Answer(wire.Step):
     """A healthy answer. With nothing given, it is the gateway's own one.
 
     The usual value is made up for `...`; None would leave it out of the response.
     """
 
-    text: Text | Callable[[RecordedRequest], str] | None = None
+    text: wire.Text | Callable[[wire.RecordedRequest], str] | None = None
     """Sent word for word (`stop` does not cut it), in as many choices as `n` asks."""
     finish_reason: str | EllipsisType | None = ...
-    usage: Usage | EllipsisType | None = ...
+    usage: wire.Usage | EllipsisType | None = ...
     """Counted if it is not given: one token a word."""
-    tool_calls: tuple[ToolCall, ...] = ()
-    function_call: FunctionCall | None = None
+    tool_calls: tuple[wire.ToolCall, ...] = ()
+    function_call: wire.FunctionCall | None = None
     model: str | None = None
     id: str | None = None
-    unstreamed_calls: CallPlace = "dropped"
+    unstreamed_calls: wire.CallPlace = "dropped"
     """Where GPTRouter puts the tool calls when nothing is streamed."""
     citations: tuple[str, ...] = ()
     """In GPTRouter's response without streaming; a stream's place is not known."""
@@ -75,7 +55,7 @@ class Answer(Step):
             msg = f"{calls} calls do not fit into one function_call: {self}"
             raise ValueError(msg)
 
-    def deliver(self, exchange: Exchange) -> Delivery:
+    def deliver(self, exchange: wire.Exchange) -> wire.Delivery:
         if self.has_content:
             answer = self.resolve(exchange.seen_by_model())
             return exchange.send(exchange.healthy(answer))
@@ -91,7 +71,7 @@ class Answer(Step):
         """Whether this answer says something itself."""
         return self.text is not None or bool(self.tool_calls or self.function_call)
 
-    def resolve(self, request: RecordedRequest) -> ResolvedAnswer:
+    def resolve(self, request: wire.RecordedRequest) -> wire.ResolvedAnswer:
         """This answer to `request`, with all that is not given made up."""
         finish_reason = self.finish_reason
         if finish_reason is ...:
@@ -104,7 +84,7 @@ class Answer(Step):
         found["choices"] = request.count("n") * len(request.prompts)
         if self.usage is ...:
             found["usage"] = _count_usage(request, text)
-        return ResolvedAnswer(**{**given, **found})
+        return wire.ResolvedAnswer(**{**given, **found})
 
 
 HEALTHY: Final = Answer()
@@ -116,7 +96,7 @@ HEALTHY: Final = Answer()
 _PROMPT_OVERHEAD, _GPTROUTER_STREAM_OVERHEAD = 10, 7
 
 
-def _count_usage(request: RecordedRequest, text: Text) -> Usage | None:
+def _count_usage(request: wire.RecordedRequest, text: wire.Text) -> wire.Usage | None:
     overhead = _PROMPT_OVERHEAD
     contents = [message.get("content") for message in request.messages]
     if request.protocol == "gptrouter" and request.streaming:
@@ -128,8 +108,8 @@ def _count_usage(request: RecordedRequest, text: Text) -> Usage | None:
     prompt_tokens = sum(_count_words(text) for text in [*request.prompts, *contents])
     # `best_of` candidates are paid for, though only `n` of them are seen.
     candidates = max(request.count("n"), request.count("best_of"))
-    generated = len(split_words(text)) * candidates * len(request.prompts)
-    return Usage(overhead + prompt_tokens, generated)
+    generated = len(wire.split_words(text)) * candidates * len(request.prompts)
+    return wire.Usage(overhead + prompt_tokens, generated)
 
 
 def _count_words(content: object) -> int:
@@ -146,10 +126,10 @@ def _count_words(content: object) -> int:
 # Behind the first byte of a character of several bytes.
 _FIRST_BYTE = re.compile(rb"(?<=[\xc0-\xff])")
 _LEAST = {"seconds": 0, "after": 0, "at": 1, "size": 1}
-_FIRST_FINAL_STATUS, _LAST_STATUS = 200, 599
+_FINAL_STATUSES = range(200, 600)
 
 
-class _Fault(Step):
+class _Fault(wire.Step):
     """A step that refuses fields which cannot be carried out."""
 
     __slots__ = ()
@@ -165,34 +145,31 @@ class _Fault(Step):
             raise ValueError(msg)
         for name in ("code", "status"):
             status = getattr(self, name, None)
-            if isinstance(status, int) and not (
-                _FIRST_FINAL_STATUS <= status <= _LAST_STATUS
-            ):
+            if isinstance(status, int) and status not in _FINAL_STATUSES:
                 msg = f"{self}: {status} is not a final HTTP status, use 200 to 599"
                 raise ValueError(msg)
         if hasattr(self, "headers"):  # as pairs, since an iterator is used up
             object.__setattr__(self, "headers", _pairs(self.headers))
 
     def _split(
-        self, exchange: Exchange, response: Response, after: int
+        self, exchange: wire.Exchange, response: wire.Response, after: int
     ) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
         """The writes up to event number `after`, and those that would follow."""
         if not response.is_stream:
             data = cast("bytes", exchange.send(response).actions[0])
             half = len(data) - len(response.body) // 2
             return (data[:half],), (data[half:],)
-        self._require_events(exchange, response, after)
+        self._require(after, exchange, response.events)
         begin = response.begin(close=exchange.request.closes_connection)
         # The opening has no content: it is not sent when the fault comes before any.
         sent = (*response.opening, *response.events[:after]) if after else ()
-        return (begin, *map(chunk, sent)), response.rest(after)
+        return (begin, *map(wire.chunk, sent)), response.rest(after)
 
-    def _require_events(self, exchange: Exchange, response: Response, n: int) -> None:
-        if n > len(response.events):
-            why = f"the answer has {len(response.events)} events to count"
-            self._refuse(exchange, why)
+    def _require(self, n: int, exchange: wire.Exchange, events: Sized) -> None:
+        if n > len(events):
+            self._refuse(exchange, f"the answer has {len(events)} events to count")
 
-    def _refuse(self, exchange: Exchange, why: str) -> NoReturn:
+    def _refuse(self, exchange: wire.Exchange, why: str) -> NoReturn:
         msg = f"{self} does not fit request {exchange.request.number}: {why}"
         raise ValueError(msg)
 
@@ -209,11 +186,11 @@ class Status(_Fault):
     error_code: str | None = None
     message: str | None = None
 
-    def deliver(self, exchange: Exchange) -> Delivery:
+    def deliver(self, exchange: wire.Exchange) -> wire.Delivery:
         if self.body is not None:
-            response = Response(self.code, JSON_HEADERS, _to_bytes(self.body))
-        elif self.code in WITHOUT_BODY:
-            response = Response(self.code, ())
+            response = wire.Response(self.code, wire.JSON_HEADERS, _to_bytes(self.body))
+        elif self.code in wire.WITHOUT_BODY:
+            response = wire.Response(self.code, ())
         else:
             response = exchange.error(self.code, self.error_code, self.message)
         given = _pairs(self.headers)
@@ -230,9 +207,9 @@ class Body(_Fault):
     headers: HeaderFields | None = None
     body: bytes | str = b""
 
-    def deliver(self, exchange: Exchange) -> Delivery:
+    def deliver(self, exchange: wire.Exchange) -> wire.Delivery:
         headers, body = _pairs(self.headers), _to_bytes(self.body)
-        return exchange.send(Response(self.status, headers, body))
+        return exchange.send(wire.Response(self.status, headers, body))
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,11 +218,11 @@ class HtmlPage(_Fault):
 
     status: int = 502
 
-    def deliver(self, exchange: Exchange) -> Delivery:
-        title = f"{self.status} {reason(self.status)}"
+    def deliver(self, exchange: wire.Exchange) -> wire.Delivery:
+        title = f"{self.status} {wire.reason(self.status)}"
         page = f"<html><head><title>{title}</title></head><body>{title}</body></html>"
         headers = (("content-type", "text/html"),)
-        return exchange.send(Response(self.status, headers, page.encode()))
+        return exchange.send(wire.Response(self.status, headers, page.encode()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,24 +235,25 @@ class Raw(_Fault):
     how: Literal["fin", "rst"] = "fin"
     """How it is closed."""
 
-    def deliver(self, _exchange: Exchange, /) -> Delivery:
-        return Delivery((self.data,), self.how if self.close else "keep", "faulted")
+    def deliver(self, _exchange: wire.Exchange, /) -> wire.Delivery:
+        ending = self.how if self.close else "keep"
+        return wire.Delivery((self.data,), ending, "faulted")
 
 
 @dataclass(frozen=True, slots=True)
 class Reset(_Fault):
     """A TCP reset (RST) before a byte is sent."""
 
-    def deliver(self, _exchange: Exchange, /) -> Delivery:
-        return Delivery((), "rst", "faulted")
+    def deliver(self, _exchange: wire.Exchange, /) -> wire.Delivery:
+        return wire.Delivery((), "rst", "faulted")
 
 
 @dataclass(frozen=True, slots=True)
 class Hangup(_Fault):
     """An orderly end of the connection (FIN) before a byte is sent."""
 
-    def deliver(self, _exchange: Exchange, /) -> Delivery:
-        return Delivery((), "fin", "faulted")
+    def deliver(self, _exchange: wire.Exchange, /) -> wire.Delivery:
+        return wire.Delivery((), "fin", "faulted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,8 +262,8 @@ class Silence(_Fault):
 
     seconds: float = 120.0
 
-    def deliver(self, _exchange: Exchange, /) -> Delivery:
-        return Delivery((self.seconds,), "fin", "faulted")
+    def deliver(self, _exchange: wire.Exchange, /) -> wire.Delivery:
+        return wire.Delivery((self.seconds,), "fin", "faulted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +272,7 @@ class SlowFirstToken(_Fault):
 
     seconds: float
 
-    def deliver(self, exchange: Exchange) -> Delivery:
+    def deliver(self, exchange: wire.Exchange) -> wire.Delivery:
         response, pause = exchange.healthy(), self.seconds
         sent = exchange.send(response)
         begin, rest = sent.actions[:1], sent.actions[1:]
@@ -309,7 +287,7 @@ class Stall(_Fault):
     after: int
     seconds: float
 
-    def deliver(self, exchange: Exchange) -> Delivery:
+    def deliver(self, exchange: wire.Exchange) -> wire.Delivery:
         before, after = self._split(exchange, exchange.healthy(), self.after)
         return exchange.end(*before, self.seconds, *after)
 
@@ -321,9 +299,9 @@ class Cut(_Fault):
     after: int
     how: Literal["fin", "rst"] = "fin"
 
-    def deliver(self, exchange: Exchange) -> Delivery:
+    def deliver(self, exchange: wire.Exchange) -> wire.Delivery:
         before, _ = self._split(exchange, exchange.healthy(), self.after)
-        return Delivery(before, self.how, "faulted")
+        return wire.Delivery(before, self.how, "faulted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,12 +310,12 @@ class Truncate(_Fault):
 
     after: int
 
-    def deliver(self, exchange: Exchange) -> Delivery:
+    def deliver(self, exchange: wire.Exchange) -> wire.Delivery:
         response = exchange.healthy()
         if not response.is_stream:
             return _send_half(response, exchange)
         before, _ = self._split(exchange, response, self.after)
-        return exchange.end(*before, LAST_CHUNK, outcome="faulted")
+        return exchange.end(*before, wire.LAST_CHUNK, outcome="faulted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,12 +324,12 @@ class MalformedEvent(_Fault):
 
     at: int
 
-    def deliver(self, exchange: Exchange) -> Delivery:
+    def deliver(self, exchange: wire.Exchange) -> wire.Delivery:
         response = exchange.healthy()
         if not response.is_stream:
             return _send_half(response, exchange)
-        self._require_events(exchange, response, self.at)
         events = list(response.events)
+        self._require(self.at, exchange, events)
         event = events[self.at - 1]
         events[self.at - 1] = event[: len(event) // 2] + b"\n\n"
         return exchange.send(replace(response, events=tuple(events)), "faulted")
@@ -371,15 +349,15 @@ class ErrorEvent(_Fault):
     status: int | None = None
     code: str | None = None
 
-    def deliver(self, exchange: Exchange) -> Delivery:
+    def deliver(self, exchange: wire.Exchange) -> wire.Delivery:
         error = self.message, self.status, self.code
         if not exchange.request.streaming or exchange.fixed:
             return exchange.send(exchange.unstreamed_error(*error))
         # A request that fails before the first event is not shown to the model.
-        stream = exchange.healthy(None if self.after else ResolvedAnswer())
+        stream = exchange.healthy(None if self.after else wire.ResolvedAnswer())
         before, _ = self._split(exchange, stream, self.after)
         event = exchange.error_event(*error, self.after)
-        return exchange.end(*before, chunk(event) + LAST_CHUNK)
+        return exchange.end(*before, wire.chunk(event) + wire.LAST_CHUNK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,9 +367,9 @@ class ErrorInOk(_Fault):
     message: str
     code: str | None = None
 
-    def deliver(self, exchange: Exchange) -> Delivery:
+    def deliver(self, exchange: wire.Exchange) -> wire.Delivery:
         body = exchange.error_in_ok(self.message, self.code)
-        return exchange.send(Response(HTTPStatus.OK, JSON_HEADERS, body))
+        return exchange.send(wire.Response(HTTPStatus.OK, wire.JSON_HEADERS, body))
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,7 +379,7 @@ class Drip(_Fault):
     seconds: float = 0.0
     size: int = 1
 
-    def deliver(self, exchange: Exchange) -> Delivery:
+    def deliver(self, exchange: wire.Exchange) -> wire.Delivery:
         sent = exchange.send(exchange.healthy())
         data = b"".join(part for part in sent.actions if isinstance(part, bytes))
         drops = [data[at : at + self.size] for at in range(0, len(data), self.size)]
@@ -416,9 +394,9 @@ class SplitCharacter(_Fault):
     TCP joins the writes.
     """
 
-    text: Text = "Grüße aus Łódź, 日本語 and 🦊"
+    text: wire.Text = "Grüße aus Łódź, 日本語 and 🦊"
 
-    def deliver(self, exchange: Exchange) -> Delivery:
+    def deliver(self, exchange: wire.Exchange) -> wire.Delivery:
         answer = Answer(self.text).resolve(exchange.seen_by_model())
         whole = exchange.healthy(answer)
         if not whole.is_stream:
@@ -428,8 +406,8 @@ class SplitCharacter(_Fault):
         if all(piece.isascii() for piece in pieces):
             self._refuse(exchange, "the answer has no character of several bytes")
         begin = whole.begin(close=exchange.request.closes_connection)
-        writes = [begin, *(chunk(piece) for piece in pieces if piece), LAST_CHUNK]
-        return exchange.end(*_space_out(writes, 0))
+        chunks = [wire.chunk(piece) for piece in pieces if piece]
+        return exchange.end(*_space_out([begin, *chunks, wire.LAST_CHUNK], 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,14 +418,14 @@ class MissingDone(_Fault):
     success: its JSON event `end` is sent.
     """
 
-    def deliver(self, exchange: Exchange) -> Delivery:
+    def deliver(self, exchange: wire.Exchange) -> wire.Delivery:
         response = exchange.healthy()
         if not response.is_stream:
             self._refuse(exchange, "only a stream has a last frame")
         return exchange.send(replace(response, last_frame=b""), "faulted")
 
 
-def _send_half(response: Response, exchange: Exchange) -> Delivery:
+def _send_half(response: wire.Response, exchange: wire.Exchange) -> wire.Delivery:
     """Half of the body as if it were all."""
     half = response.body[: len(response.body) // 2]
     return exchange.send(replace(response, body=half), "faulted")
@@ -460,10 +438,10 @@ def _space_out(writes: list[bytes], seconds: float) -> list[bytes | float]:
 def _to_bytes(body: Any) -> bytes:
     if isinstance(body, bytes):
         return body
-    return body.encode() if isinstance(body, str) else compact_json(body)
+    return body.encode() if isinstance(body, str) else wire.compact_json(body)
 
 
-def _pairs(headers: HeaderFields | None) -> Headers:
+def _pairs(headers: HeaderFields | None) -> wire.Headers:
     """The header fields as pairs, in their order."""
     pairs = headers.items() if isinstance(headers, Mapping) else headers or ()
     return tuple((name, value) for name, value in pairs)

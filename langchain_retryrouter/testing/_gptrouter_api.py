@@ -16,18 +16,7 @@ from http import HTTPStatus
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
-from langchain_retryrouter.testing._exchange import (
-    HOSTED_ONLY,
-    JSON_HEADERS,
-    Exchange,
-    RecordedRequest,
-    ResolvedAnswer,
-    Response,
-    Step,
-    compact_json,
-    reason,
-    sse,
-)
+from langchain_retryrouter.testing import _exchange as wire
 from langchain_retryrouter.testing._faults import ErrorEvent, Status
 
 # The public server drops all others: tool_choice, parallel_tool_calls, seed, thinking,
@@ -58,7 +47,7 @@ _COMPLETION_PROVIDERS = {"anthropic", "openai"}
 """Providers of the public server that are given a text and nothing else."""
 _SPEAKERS = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: ", "system": ""}
 
-_HEADERS = (("vary", "Origin"), *JSON_HEADERS)
+_HEADERS = (("vary", "Origin"), *wire.JSON_HEADERS)
 _STREAM_HEADERS = (
     ("vary", "Origin"),
     ("Content-Type", "text/event-stream; charset=utf-8"),
@@ -103,10 +92,10 @@ def stub_embedding(text: str) -> list[float]:
     return [int.from_bytes(digest[i : i + _BYTES_EACH]) / _HALF - 1 for i in starts]
 
 
-class GPTRouterExchange(Exchange):
+class GPTRouterExchange(wire.Exchange):
     """A request to GPTRouter, and the responses to it."""
 
-    def unknown_path(self) -> Step:
+    def unknown_path(self) -> wire.Step:
         return Status(404)
 
     def is_authorized(self, api_key: str) -> bool:
@@ -115,7 +104,7 @@ class GPTRouterExchange(Exchange):
 
     # What the server refuses.
 
-    def refusal(self) -> Step | None:
+    def refusal(self) -> wire.Step | None:
         """The opaque 500 for malformed requests; an error event for some others."""
         request = self.request
         if len(request.body) > _BODY_LIMIT:
@@ -141,7 +130,7 @@ class GPTRouterExchange(Exchange):
             return None if is_valid else Status(500)
         return self._provider_refusal() if all(map(_is_entry, entries)) else Status(500)
 
-    def _provider_refusal(self) -> Step | None:
+    def _provider_refusal(self) -> wire.Step | None:
         """What is found out only after a stream has begun, hence sent inside of it."""
         request, provider = self.request, self._source(None)[0]
         if not request.payload["data"]:
@@ -153,12 +142,12 @@ class GPTRouterExchange(Exchange):
         if "messages" not in parameters and not (
             takes_prompt and "prompt" in parameters
         ):
-            return ErrorEvent(compact_json(_NO_MESSAGES).decode())
+            return ErrorEvent(wire.compact_json(_NO_MESSAGES).decode())
         # The schema of the server says nothing about a format that is not an object.
         given = parameters.get("response_format")
         kind = given.get("type") if isinstance(given, dict) and given else "text"
         if kind not in _RESPONSE_FORMATS[request.gptrouter]:
-            return ErrorEvent(compact_json(_UNKNOWN_RESPONSE_FORMAT).decode())
+            return ErrorEvent(wire.compact_json(_UNKNOWN_RESPONSE_FORMAT).decode())
         return None
 
     # What the model sees.
@@ -167,7 +156,7 @@ class GPTRouterExchange(Exchange):
     def _is_public(self) -> bool:
         return self.request.gptrouter == "public"
 
-    def seen_by_model(self) -> RecordedRequest:
+    def seen_by_model(self) -> wire.RecordedRequest:
         """The request with the parameters that reach the model.
 
         The hosted server hands all of them on, as far as is known.
@@ -200,14 +189,14 @@ class GPTRouterExchange(Exchange):
 
     # Healthy responses.
 
-    def healthy(self, answer: ResolvedAnswer | None = None) -> Response:
-        if self.fixed or self.request.endpoint not in HOSTED_ONLY:
+    def healthy(self, answer: wire.ResolvedAnswer | None = None) -> wire.Response:
+        if self.fixed or self.request.endpoint not in wire.HOSTED_ONLY:
             return super().healthy(answer)
         texts = self.request.parameters["input"]
         choices = [{"embedding": stub_embedding(text)} for text in texts]
-        return Response(200, _HEADERS, compact_json({"choices": choices}))
+        return wire.Response(200, _HEADERS, wire.compact_json({"choices": choices}))
 
-    def respond(self, answer: ResolvedAnswer) -> Response:
+    def respond(self, answer: wire.ResolvedAnswer) -> wire.Response:
         if self.request.streaming:
             return self._stream(answer)
         provider, model, provider_id, model_id = self._source(answer.model)
@@ -239,16 +228,16 @@ class GPTRouterExchange(Exchange):
         }
         if answer.citations:
             result["citations"] = list(answer.citations)
-        return Response(200, _HEADERS, compact_json(result))
+        return wire.Response(200, _HEADERS, wire.compact_json(result))
 
-    def _stream(self, answer: ResolvedAnswer) -> Response:
+    def _stream(self, answer: wire.ResolvedAnswer) -> wire.Response:
         provider, model, provider_id, model_id = self._source(answer.model)
         deltas = list(answer.deltas())
         meta: dict[str, Any] = {"text": "".join(delta.text for delta in deltas)}
 
         def updates(*said: dict[str, Any]) -> tuple[bytes, ...]:
             frame = {"id": self._id(answer), "event": "update"}
-            return tuple(sse({**frame, "data": data}) for data in said)
+            return tuple(wire.sse({**frame, "data": data}) for data in said)
 
         opening = closing = updates()
         if self._is_chat(provider):
@@ -273,15 +262,15 @@ class GPTRouterExchange(Exchange):
             meta["usage"] = answer.usage.as_dict()
         if provider == _AZURE:
             # Azure's results of the prompt's filter: a chunk without choices.
-            first = sse({"id": "", "event": "update", "data": {"text": ""}})
+            first = wire.sse({"id": "", "event": "update", "data": {"text": ""}})
             opening = (first, *opening)
         source = {"modelId": model_id, "providerId": provider_id}
         closing += (
-            sse({"event": "meta", "data": meta}),
-            sse({"event": "generation_source", "data": source}),
-            sse({"event": "end", "data": "end"}),
+            wire.sse({"event": "meta", "data": meta}),
+            wire.sse({"event": "generation_source", "data": source}),
+            wire.sse({"event": "end", "data": "end"}),
         )
-        return Response(
+        return wire.Response(
             200,
             _STREAM_HEADERS,
             b"retry: 3000\n\n",
@@ -297,7 +286,7 @@ class GPTRouterExchange(Exchange):
             return provider not in {*_COMPLETION_PROVIDERS, _COHERE}
         return provider != "openai"
 
-    def _id(self, answer: ResolvedAnswer) -> str:
+    def _id(self, answer: wire.ResolvedAnswer) -> str:
         return answer.id or f"chatcmpl-stub{self.request.number:06d}"
 
     def _source(self, answering: str | None) -> tuple[str, str, str, str]:
@@ -317,11 +306,11 @@ class GPTRouterExchange(Exchange):
 
     def error(
         self, status: int, code: str | None = None, message: str | None = None
-    ) -> Response:
+    ) -> wire.Response:
         """The response for this status; server errors share one opaque body."""
         request, body = self.request, dict[str, Any]()
         if message is not None or code is not None:
-            body["message"] = message or reason(status)
+            body["message"] = message or wire.reason(status)
             body |= {"code": code} if code else {}
         elif status == HTTPStatus.NOT_FOUND:
             query = f"?{request.query}" if request.query else ""
@@ -331,12 +320,12 @@ class GPTRouterExchange(Exchange):
         elif status >= _LEAST_SERVER_ERROR:
             body["error"] = "Something went wrong"
         else:
-            body |= _BODIES.get(status, {"message": reason(status)})
-        return Response(status, _HEADERS, compact_json(body))
+            body |= _BODIES.get(status, {"message": wire.reason(status)})
+        return wire.Response(status, _HEADERS, wire.compact_json(body))
 
     def unstreamed_error(
         self, _message: str, _status: int | None, _code: str | None
-    ) -> Response:
+    ) -> wire.Response:
         """The opaque 500 that all errors become when nothing is streamed."""
         return self.error(HTTPStatus.INTERNAL_SERVER_ERROR)
 
@@ -353,11 +342,11 @@ class GPTRouterExchange(Exchange):
         if code is not None and not after:
             event["code"] = code
         own = status is None and _OWN_ERROR.fullmatch(message)
-        return sse(event) + _LAST_FRAME * (1 if own else 2)
+        return wire.sse(event) + _LAST_FRAME * (1 if own else 2)
 
     def error_in_ok(self, message: str, code: str | None) -> bytes:
         """The body of an error that comes with status 200."""
-        return compact_json({"error": message} | ({"code": code} if code else {}))
+        return wire.compact_json({"error": message} | ({"code": code} if code else {}))
 
 
 def _id_of(name: str) -> str:

@@ -4,17 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from langchain_retryrouter.testing._exchange import (
-    JSON_HEADERS,
-    Delta,
-    Exchange,
-    Headers,
-    ResolvedAnswer,
-    Response,
-    Step,
-    compact_json,
-    sse,
-)
+from langchain_retryrouter.testing import _exchange as wire
 from langchain_retryrouter.testing._faults import Status
 
 _LEAST_SERVER_ERROR = 500
@@ -44,10 +34,10 @@ _PROMPT_FILTER_RESULTS = {
 _AZURE_OPENING = {"choices": [], "created": 0, "id": "", "model": "", "object": ""}
 
 
-class OpenAIExchange(Exchange):
+class OpenAIExchange(wire.Exchange):
     """A request to OpenAI's or Azure's API, and the responses to it."""
 
-    def unknown_path(self) -> Step:
+    def unknown_path(self) -> wire.Step:
         message = f"Invalid URL ({self.request.method} {self.request.path})"
         return Status(404, message=message, error_code="unknown_url")
 
@@ -57,7 +47,7 @@ class OpenAIExchange(Exchange):
             return True
         return bool(self.request.deployment) and headers.get("api-key") == api_key
 
-    def refusal(self) -> Step | None:
+    def refusal(self) -> wire.Step | None:
         request = self.request
         if request.deployment and "api-version=" not in request.query:
             # Azure answers 404, not 400, to a call that does not say its version.
@@ -81,12 +71,12 @@ class OpenAIExchange(Exchange):
         return self.request.endpoint == "chat"
 
     @property
-    def _request_id(self) -> Headers:
+    def _request_id(self) -> wire.Headers:
         """The header by which a provider's support finds a request."""
         name = "apim-request-id" if self.request.deployment else "x-request-id"
         return ((name, f"req_{self.request.number:06d}"),)
 
-    def respond(self, answer: ResolvedAnswer) -> Response:
+    def respond(self, answer: wire.ResolvedAnswer) -> wire.Response:
         if self.request.streaming:
             return self._stream(answer)
         kind = "chat.completion" if self._is_chat else "text_completion"
@@ -112,10 +102,10 @@ class OpenAIExchange(Exchange):
             result["usage"] = answer.usage.as_dict()
         if self.request.deployment:
             result |= _PROMPT_FILTER_RESULTS
-        headers = JSON_HEADERS + self._request_id
-        return Response(200, headers, compact_json(result))
+        headers = wire.JSON_HEADERS + self._request_id
+        return wire.Response(200, headers, wire.compact_json(result))
 
-    def _stream(self, answer: ResolvedAnswer) -> Response:
+    def _stream(self, answer: wire.ResolvedAnswer) -> wire.Response:
         parameters, is_chat = self.request.parameters, self._is_chat
         kind = "chat.completion.chunk" if is_chat else "text_completion"
         frame = self._frame(answer, kind)
@@ -125,12 +115,12 @@ class OpenAIExchange(Exchange):
 
         def event(index: int, **choice: Any) -> bytes:
             whole = {"index": index, "logprobs": None, "finish_reason": None, **choice}
-            return sse(frame | {"choices": [whole]} | no_usage_yet)
+            return wire.sse(frame | {"choices": [whole]} | no_usage_yet)
 
         indexes = range(answer.choices)
         opening: list[bytes] = []
         if self.request.deployment:
-            opening.append(sse(_AZURE_OPENING | _PROMPT_FILTER_RESULTS))
+            opening.append(wire.sse(_AZURE_OPENING | _PROMPT_FILTER_RESULTS))
         if is_chat:
             start = {"role": "assistant", "content": "", "refusal": None}
             opening += [event(index, delta=start) for index in indexes]
@@ -151,8 +141,8 @@ class OpenAIExchange(Exchange):
             closing = [event(i, finish_reason=reason, **empty) for i in indexes]
         if with_usage and answer.usage:
             usage = answer.usage.as_dict()
-            closing.append(sse(frame | {"choices": [], "usage": usage}))
-        return Response(
+            closing.append(wire.sse(frame | {"choices": [], "usage": usage}))
+        return wire.Response(
             200,
             (_STREAM_TYPE, *self._request_id),
             is_stream=True,
@@ -162,7 +152,7 @@ class OpenAIExchange(Exchange):
             last_frame=b"data: [DONE]\n\n",
         )
 
-    def _frame(self, answer: ResolvedAnswer, kind: str) -> dict[str, Any]:
+    def _frame(self, answer: wire.ResolvedAnswer, kind: str) -> dict[str, Any]:
         prefix, number = "chatcmpl" if self._is_chat else "cmpl", self.request.number
         return {
             "id": answer.id or f"{prefix}-stub{number:06d}",
@@ -172,7 +162,7 @@ class OpenAIExchange(Exchange):
             "system_fingerprint": "fp_stub",
         }
 
-    def _logprobs(self, deltas: list[Delta]) -> dict[str, Any] | None:
+    def _logprobs(self, deltas: list[wire.Delta]) -> dict[str, Any] | None:
         """What `logprobs` asks for, of these tokens."""
         asked = self.request.parameters.get("logprobs")
         tokens = [delta.text for delta in deltas]
@@ -201,23 +191,23 @@ class OpenAIExchange(Exchange):
 
     def error(
         self, status: int, code: str | None = None, message: str | None = None
-    ) -> Response:
+    ) -> wire.Response:
         """OpenAI's error body for this status, or Azure's, which has no type."""
         body = _error(status, code, message)
         if self.request.deployment:
             message = message or _AZURE_MESSAGES.get(status, _SERVER_ERROR)
             body = {"code": code or str(status), "message": message}
-        headers = JSON_HEADERS + self._request_id
-        return Response(status, headers, compact_json({"error": body}))
+        headers = wire.JSON_HEADERS + self._request_id
+        return wire.Response(status, headers, wire.compact_json({"error": body}))
 
     def error_event(
         self, message: str, status: int | None, code: str | None, _after: int
     ) -> bytes:
         """The event that ends a stream that fails; no `[DONE]` comes after it."""
-        return sse({"error": _error(status or _LEAST_SERVER_ERROR, code, message)})
+        return wire.sse({"error": _error(status or _LEAST_SERVER_ERROR, code, message)})
 
     def error_in_ok(self, message: str, code: str | None) -> bytes:
-        return compact_json({"error": _error(_LEAST_SERVER_ERROR, code, message)})
+        return wire.compact_json({"error": _error(_LEAST_SERVER_ERROR, code, message)})
 
 
 def _error(status: int, code: str | None, message: str | None) -> dict[str, Any]:

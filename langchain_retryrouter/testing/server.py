@@ -18,19 +18,7 @@ from typing import Any, Self, cast
 
 import h11
 
-from langchain_retryrouter.testing._exchange import (
-    JSON_HEADERS,
-    STUB_TEXT,
-    Delivery,
-    Edition,
-    Exchange,
-    Outcome,
-    RecordedRequest,
-    ResolvedAnswer,
-    Response,
-    Step,
-    compact_json,
-)
+from langchain_retryrouter.testing import _exchange as wire
 from langchain_retryrouter.testing._faults import HEALTHY, Answer, ScriptedStep, Status
 from langchain_retryrouter.testing._gptrouter_api import GPTRouterExchange
 from langchain_retryrouter.testing._openai_api import OpenAIExchange
@@ -52,7 +40,7 @@ class _Log:
     def __init__(self, keep: int | None) -> None:
         self.changed = threading.Condition()
         self.listeners: set[Callable[[], object]] = set()
-        self.requests: deque[RecordedRequest] = deque(maxlen=keep)
+        self.requests: deque[wire.RecordedRequest] = deque(maxlen=keep)
         self.requests_begun = 0
         self.connections = 0
         self.open_connections = 0
@@ -65,12 +53,12 @@ class _Log:
             self._notify()
             return self.connections
 
-    def begin(self, request: RecordedRequest) -> None:
+    def begin(self, request: wire.RecordedRequest) -> None:
         with self.changed:
             self.requests.append(request)
             self._notify()
 
-    def end(self, request: RecordedRequest, outcome: Outcome) -> None:
+    def end(self, request: wire.RecordedRequest, outcome: wire.Outcome) -> None:
         with self.changed:
             request.outcome = outcome
             self._notify()
@@ -90,7 +78,10 @@ class _Server:
     """A listening socket and the thread that serves it, from start to stop."""
 
     def __init__(
-        self, answer: Callable[[RecordedRequest], Delivery], log: _Log, port: int
+        self,
+        answer: Callable[[wire.RecordedRequest], wire.Delivery],
+        log: _Log,
+        port: int,
     ) -> None:
         self.answer = answer
         self.log = log
@@ -174,8 +165,8 @@ class _Connection(asyncio.Protocol):
         self._parser = h11.Connection(h11.SERVER)
         self._head: h11.Request | None = None
         self._body = bytearray()
-        self._request: RecordedRequest | None = None
-        self._delivery = Delivery()
+        self._request: wire.RecordedRequest | None = None
+        self._delivery = wire.Delivery()
         self._next_action = 0
         self._timer: asyncio.TimerHandle | None = None
         self._is_paused = False
@@ -210,7 +201,9 @@ class _Connection(asyncio.Protocol):
             self._timer.cancel()
         request, self._request = self._request, None
         if request is not None:
-            outcome: Outcome = "faulted" if self._server.stopping else "client_left"
+            outcome: wire.Outcome = (
+                "faulted" if self._server.stopping else "client_left"
+            )
             self._server.log.end(request, outcome)
         self._server.log.count_connection(-1)
         self._server.disconnected(self)
@@ -244,7 +237,7 @@ class _Connection(asyncio.Protocol):
             name, value = raw_name.decode().lower(), raw_value.decode("latin-1")
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
         self._server.log.requests_begun += 1
-        self._request = RecordedRequest(
+        self._request = wire.RecordedRequest(
             number=self._server.log.requests_begun,
             at=time.monotonic(),
             connection=self._number,
@@ -299,7 +292,7 @@ class _Connection(asyncio.Protocol):
                 self._server.loop.call_soon(self._read)
 
     def _record_outcome(self) -> None:
-        request = cast("RecordedRequest", self._request)
+        request = cast("wire.RecordedRequest", self._request)
         if request.outcome == "pending":
             self._server.log.end(request, self._delivery.outcome)
 
@@ -345,11 +338,11 @@ class FaultyGateway:
     def __init__(
         self,
         *,
-        answer: Answer | Callable[[RecordedRequest], Answer] = HEALTHY,
+        answer: Answer | Callable[[wire.RecordedRequest], Answer] = HEALTHY,
         api_key: str | None = None,
         port: int = 0,
         keep_requests: int | None = None,
-        gptrouter: Edition = "public",
+        gptrouter: wire.Edition = "public",
     ) -> None:
         """Prepare a gateway; `start` or `with` opens it.
 
@@ -378,13 +371,13 @@ class FaultyGateway:
         if gptrouter not in {"public", "hosted"}:
             msg = f"gptrouter is {gptrouter!r}, it must be 'public' or 'hosted'"
             raise ValueError(msg)
-        self._gptrouter: Edition = gptrouter
+        self._gptrouter: wire.Edition = gptrouter
         self._answer = answer
         self._api_key = api_key
         self._port = port
         self._once: dict[str | None, deque[ScriptedStep]] = {}
         self._always: dict[str | None, ScriptedStep] = {}
-        self._fixed: dict[str, Response] = {}
+        self._fixed: dict[str, wire.Response] = {}
         self._log = _Log(keep_requests)
         self._errors: list[Exception] = []
         self._server: _Server | None = None
@@ -489,12 +482,14 @@ class FaultyGateway:
             json_body: Anything that JSON can say.
             status: The status that comes with it.
         """
-        self._fixed[path] = Response(status, JSON_HEADERS, compact_json(json_body))
+        self._fixed[path] = wire.Response(
+            status, wire.JSON_HEADERS, wire.compact_json(json_body)
+        )
 
     # The log.
 
     @property
-    def requests(self) -> list[RecordedRequest]:
+    def requests(self) -> list[wire.RecordedRequest]:
         """The requests as they stand now, oldest first."""
         with self._log.changed:
             return [copy.copy(request) for request in self._log.requests]
@@ -561,11 +556,11 @@ class FaultyGateway:
 
     # Called in the server's thread.
 
-    def _deliver(self, request: RecordedRequest) -> Delivery:
+    def _deliver(self, request: wire.RecordedRequest) -> wire.Delivery:
         request.gptrouter = self._gptrouter
         kind = GPTRouterExchange if request.protocol == "gptrouter" else OpenAIExchange
         fixed = self._fixed.get(request.path)
-        exchange: Exchange = kind(request, self._own_answer, fixed)
+        exchange: wire.Exchange = kind(request, self._own_answer, fixed)
         try:
             request.step = self._refusal(exchange) or self._step_for(request)
             return request.step.deliver(exchange)
@@ -575,25 +570,25 @@ class FaultyGateway:
             request.step = Status(500, {"content-type": "text/plain"}, body)
             return request.step.deliver(exchange)
 
-    def _own_answer(self, request: RecordedRequest) -> ResolvedAnswer:
+    def _own_answer(self, request: wire.RecordedRequest) -> wire.ResolvedAnswer:
         answer = self._answer
         if not isinstance(answer, Answer):
             answer = answer(request)
         if not answer.has_content:  # Ours ends at the first text in `stop`.
             given = request.parameters.get("stop") or []
             stops = [given] if isinstance(given, str) else map(str, given)
-            found = [at for stop in stops if (at := STUB_TEXT.find(stop)) >= 0]
-            answer = replace(answer, text=STUB_TEXT[: min(found, default=None)])
+            found = [at for stop in stops if (at := wire.STUB_TEXT.find(stop)) >= 0]
+            answer = replace(answer, text=wire.STUB_TEXT[: min(found, default=None)])
         return answer.resolve(request)
 
-    def _refusal(self, exchange: Exchange) -> Step | None:
+    def _refusal(self, exchange: wire.Exchange) -> wire.Step | None:
         if exchange.request.endpoint is None and not exchange.fixed:
             return exchange.unknown_path()
         if self._api_key is not None and not exchange.is_authorized(self._api_key):
             return Status(401)
         return None if exchange.fixed else exchange.refusal()
 
-    def _step_for(self, request: RecordedRequest) -> Step:
+    def _step_for(self, request: wire.RecordedRequest) -> wire.Step:
         step: ScriptedStep | None = None
         for model in (request.model, None):
             # `script` puts a new deque in place: only this thread takes from one.
@@ -601,7 +596,7 @@ class FaultyGateway:
             if step := once.popleft() if once else self._always.get(model):
                 break
         step = step or HEALTHY
-        return step if isinstance(step, Step) else step(request)
+        return step if isinstance(step, wire.Step) else step(request)
 
 
 def _checked(step: ScriptedStep) -> ScriptedStep:
@@ -609,7 +604,7 @@ def _checked(step: ScriptedStep) -> ScriptedStep:
         name = step.__name__
         msg = f"{name} is a class, a script takes its instances: {name}()"
         raise TypeError(msg)
-    if not isinstance(step, Step) and not callable(step):
+    if not isinstance(step, wire.Step) and not callable(step):
         msg = f"{step!r} is neither a step nor a function that picks one"
         raise TypeError(msg)
     return step
