@@ -39,7 +39,7 @@ from langchain_retryrouter._http import (
     SSEParser,
     read_transport_error,
 )
-from langchain_retryrouter._retry.clock import SystemTime
+from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter._retry.timeouts import on_abort
 from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError, mask
 from langchain_retryrouter.failures import FailureKind
@@ -432,7 +432,7 @@ def _read_answer(
         return read_json(body, status)
     if status in _NO_BODY:
         return None
-    raise read_status_error(status, headers, body, unix_time=SystemTime.time())
+    raise read_status_error(status, headers, body, unix_time=SYSTEM_CLOCK.time())
 
 
 def _is_event_stream(status: int, headers: Mapping[str, str]) -> bool:

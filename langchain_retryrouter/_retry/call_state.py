@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
-from langchain_retryrouter._retry.clock import SystemTime, TimeSource
+from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter.circuit_breaker import CircuitBreaker, Permit, Refusal
 from langchain_retryrouter.failures import (
     Failure,
@@ -57,13 +57,8 @@ def decide(
 ) -> Decision:
     """Whether to try again after a failed attempt, and after how many seconds.
 
-    Args:
-        policy: The numbers.
-        failure: What went wrong.
-        attempt: Which attempt on its route it was, counted from 1.
-        remaining: Seconds left until the deadline; None if there is none.
-        random: A random number in `[0, 1)` for jitter.
-        will_failover: Whether the next attempt would ask another model.
+    `attempt` counts from 1 on its route, `remaining` are seconds until the deadline,
+    and `will_failover` is whether the next attempt would ask another model.
     """
     if not failure.is_retryable and not will_failover:
         refused = failure.should_retry is False
@@ -93,15 +88,10 @@ def decide(
 class AttemptRecord:
     """One line of a call's attempt log.
 
-    Attributes:
-        number: The attempt, counted from 1; None for a route that was skipped, since
-            its circuit breaker was open, or it cannot take the request.
-        route: The model that was asked, if the call knows it.
-        outcome: `pending`, `ok`, `cancelled`, `skipped`, or the kind of the failure.
-        seconds: How long the attempt took.
-        status_code: The HTTP status of a failed response.
-        wait: Seconds waited after it, 0 if no attempt followed.
-        reason: Why a route cannot take the request.
+    `number` counts from 1; None for a route that was skipped, since its circuit breaker
+    was open, or it cannot take the request for a `reason`. `outcome` is `pending`,
+    `ok`, `cancelled`, `skipped`, or the kind of the failure. `wait` are the seconds
+    waited after it, 0 if no attempt followed.
     """
 
     number: int | None
@@ -132,12 +122,7 @@ class AttemptRecord:
 
 @dataclass(frozen=True, slots=True)
 class RouteState:
-    """One route of a call.
-
-    Attributes:
-        name: Its name in the attempt log; None for a call without named routes.
-        breaker: Its circuit breaker; None to always send.
-    """
+    """One route of a call, with its name in the attempt log if it has one."""
 
     name: str | None
     breaker: CircuitBreaker | None = None
@@ -145,15 +130,7 @@ class RouteState:
 
 @dataclass(slots=True)
 class SentAttempt:
-    """An attempt that was sent, with the permit that it holds.
-
-    Attributes:
-        position: The place of its route.
-        began: The monotonic time at which it began.
-        record: Its line in the attempt log.
-        breaker: The breaker that gave the permit.
-        permit: None if there is no breaker, or once the permit is settled.
-    """
+    """An attempt that was sent, with the permit of a breaker until that is settled."""
 
     position: int
     began: float
@@ -169,7 +146,6 @@ class SentAttempt:
         return self.breaker, permit
 
 
-_SYSTEM_TIME = SystemTime()
 _FIRST_ATTEMPT = 0.05  # Seconds that it has if the deadline is over before it.
 # One prompt may make any server fail so, and the server answers others all the while.
 _MAYBE_THE_REQUESTS = frozenset(
@@ -204,7 +180,7 @@ class CallState:
         *,
         budget: RetryBudget | None = None,
         breaker: CircuitBreaker | None = None,
-        time: TimeSource = _SYSTEM_TIME,
+        time: Clock = SYSTEM_CLOCK,
         actions: Mapping[FailureKind, FailureAction] | None = None,
         request_hash: Callable[[], int | None] = lambda: None,
     ) -> None:
@@ -468,10 +444,8 @@ class CallState:
     def hedge(self) -> int | None:
         """Begin an attempt on the next open route while the current one goes on.
 
-        It is paid for from the budget like a retry, since it is additional load.
-
-        Returns:
-            The place of the route; None if there is none, or the budget is empty.
+        It is paid for from the budget like a retry, since it is additional load. The
+        place of the route; None if there is none, or the budget is empty.
         """
         position = self._next_open()
         if position is None or not self._pay(throttled=False):

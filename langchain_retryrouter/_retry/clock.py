@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol, runtime_checkable
 
 
-class TimeSource(Protocol):
-    """Tells the time and gives random numbers."""
+@runtime_checkable
+class Clock(Protocol):
+    """Tells the time, gives random numbers, and waits; `testing.FakeClock` is one."""
 
     def monotonic(self) -> float:
         """Seconds on a clock that never goes back."""
@@ -21,11 +22,6 @@ class TimeSource(Protocol):
     def random(self) -> float:
         """A number in `[0, 1)`, for jitter."""
 
-
-@runtime_checkable
-class Clock(TimeSource, Protocol):
-    """A `TimeSource` that can also wait; `testing.FakeClock` is one."""
-
     def sleep(self, seconds: float, /) -> None:
         """Wait, blocking the thread."""
 
@@ -33,9 +29,7 @@ class Clock(TimeSource, Protocol):
         """Wait without blocking the event loop."""
 
 
-class SystemTime:
-    """The system's clock and random numbers."""
-
+class _SystemClock:
     # Bound once, since each call reads the clock at least twice.
     monotonic = staticmethod(time.monotonic)
     time = staticmethod(time.time)
@@ -43,20 +37,6 @@ class SystemTime:
     # get the same numbers, and come back together.
     random = staticmethod(random.SystemRandom().random)
 
-
-def new_rng(seed: int | None = None) -> Callable[[], float]:
-    """A function that returns numbers in `[0, 1)`.
-
-    Args:
-        seed: The same seed gives the same numbers; None gives unpredictable ones.
-    """
-    if seed is None:
-        # The system's, since another generator would repeat itself in forked workers.
-        return random.SystemRandom().random
-    return random.Random(seed).random  # noqa: S311 - not used for secrets
-
-
-class _SystemClock(SystemTime):
     # Methods, since tools that look for blocking calls in coroutines replace
     # `time.sleep`, and would not see a reference to the function.
     def sleep(self, seconds: float, /) -> None:
@@ -67,3 +47,10 @@ class _SystemClock(SystemTime):
 
 
 SYSTEM_CLOCK: Clock = _SystemClock()
+
+
+def new_rng(seed: int | None) -> Callable[[], float]:
+    """A function that returns numbers in `[0, 1)`, the same ones for the same seed."""
+    if seed is None:
+        return SYSTEM_CLOCK.random
+    return random.Random(seed).random  # noqa: S311 - not used for secrets

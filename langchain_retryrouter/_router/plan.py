@@ -12,7 +12,6 @@ are counted as far as they are known.
 from __future__ import annotations
 
 import math
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,10 +33,7 @@ _EFFECTS: Final = {
 
 
 class Strategy:
-    """The order of the list: the first route, unless it fails.
-
-    The others inherit its lock, its random numbers, and one object for all copies.
-    """
+    """The order of the list: the first route, unless it fails."""
 
     def __init__(
         self, count: int, weights: Sequence[float] | None, seed: int | None
@@ -171,43 +167,15 @@ def new_strategy(
     weights: Sequence[float] | None = None,
     seed: int | None = None,
 ) -> Strategy:
-    """A new strategy.
-
-    Args:
-        name: One of `STRATEGIES`.
-        count: How many routes there are.
-        weights: A number of 0 or more for each route, for "weighted"; None for equal
-            ones.
-        seed: Makes the random strategies repeatable; None for random runs.
+    """A new strategy for so many routes; `weights` are for "weighted" alone.
 
     Raises:
-        ValueError: If the name is unknown, there is no route, or the weights are not
-            usable, or are given to a strategy that does not use them.
+        ValueError: All weights are 0.
     """
-    if name not in STRATEGIES:
-        known = ", ".join(repr(known) for known in STRATEGIES)
-        msg = f"strategy must be one of {known}, not {name!r}"
-        raise ValueError(msg)
-    if count < 1:
-        msg = f"a strategy needs one route or more, not {count}"
-        raise ValueError(msg)
-    if weights is None:
-        return STRATEGIES[name](count, None, seed)
-    if name != "weighted":
-        msg = f"weights mean nothing to strategy {name!r}: use 'weighted', or none"
-        raise ValueError(msg)
-    if len(weights) != count:
-        msg = f"weights must be one for each of {count} routes, not {len(weights)}"
-        raise ValueError(msg)
-    for weight in weights:
-        number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not number or not 0 <= weight <= sys.float_info.max:
-            msg = f"a weight must be a finite number, 0 or more, not {weight!r}"
-            raise ValueError(msg)
-    if not any(weights):
+    if weights is not None and not any(weights):
         msg = f"one weight at least must be above 0, not {list(weights)!r}"
         raise ValueError(msg)
-    return STRATEGIES[name](count, tuple(weights), seed)
+    return STRATEGIES[name](count, weights, seed)
 
 
 # --- cost -----------------------------------------------------------------------------
@@ -217,14 +185,9 @@ def new_strategy(
 class RouteCost:
     """What one attempt on a route costs at most.
 
-    Attributes:
-        name: What the table calls the route.
-        requests: Requests that its model sends.
-        waited: Seconds that its model waits between them.
-        input_price: Money for a million tokens of a prompt; None if unknown.
-        output_price: Money for a million tokens of an answer; None if unknown.
-        disabled_retries: Retries of the model's own that were switched off.
-        warnings: What the model does that could not be changed.
+    `waited` are seconds between its requests, prices are for a million tokens (None if
+    unknown), `disabled_retries` are the model's own that were switched off, and
+    `warnings` say what it does that could not be changed.
     """
 
     name: str
@@ -329,21 +292,7 @@ def worst_case(
     input_tokens: int | None = None,
     output_tokens: int | None = None,
 ) -> RoutingWorstCase:
-    """What a call costs at most.
-
-    Args:
-        policy: The numbers; `max_retries` is a route's.
-        route_costs: The routes.
-        after: What follows each kind of failure.
-        is_buffered: Whether a stream is handed over only at its end.
-        is_continued: Whether a stream that broke after its first token is continued by
-            another attempt, whatever broke it.
-        input_tokens: Tokens of the prompt, for the money.
-        output_tokens: Tokens of an answer at most, for the money.
-
-    Raises:
-        ValueError: If only one of the token counts is given, or one is below 0.
-    """
+    """What a call costs at most; see `RetryRouter.explain`."""
     tokens = {"input_tokens": input_tokens, "output_tokens": output_tokens}
     for name, value in (
         tokens.items() if any(t is not None for t in tokens.values()) else ()
