@@ -42,13 +42,7 @@ class RateLimiter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One request about to be sent.
-
-    Attributes:
-        number: Counted from 1.
-        timeout: Seconds until its answer, or a stream's first token, is due; None for
-            no limit beyond the transport's own.
-    """
+    """One request about to be sent, whose answer or first token is due in `timeout`."""
 
     number: int
     timeout: float | None = None
@@ -93,14 +87,8 @@ class RetryController:
     """Retry decisions of one call, shared by the sync and async engine."""
 
     def __init__(self, context: RetryContext, *, is_stream: bool) -> None:
+        self.context = context
         self.call_state = context.call_state
-        self.errors = context.errors
-        self.clock = context.clock
-        self.rate_limiter = context.rate_limiter
-        self.is_buffered = context.is_buffered
-        self.on_last = context.on_last
-        self.has_deadline = self.call_state.policy.deadline is not None
-        self._context = context
         self._is_stream = is_stream
         self._last_error: RetryRouterError | None = None
         self._may_have_run = False  # What any failed attempt says.
@@ -115,13 +103,13 @@ class RetryController:
         """
         remaining = self.call_state.remaining()
         if remaining is not None and remaining <= 0 and self._last_error is not None:
-            self._stop("the deadline is over", self._last_error)
-        refusal = self.call_state.admit(self._context.route())
+            self._stop("the deadline is over")
+        refusal = self.call_state.admit(self.context.route())
         if refusal is None:
             timeout = self.call_state.attempt_timeout(is_stream=self._is_stream)
             return Attempt(self.call_state.attempts, timeout)
         if self._last_error is not None:
-            self._stop("the circuit breaker is open", self._last_error)
+            self._stop("the circuit breaker is open")
         self._is_over = True
         reason = (
             f"open for another {max(0.1, refusal.retry_after):.1f} s"
@@ -129,35 +117,23 @@ class RetryController:
             else "half open, and another call is trying right now"
         )
         msg = f"nothing was sent: the circuit breaker is {reason}"
-        raise self.errors[FailureKind.CIRCUIT_OPEN](
+        raise self.context.errors[FailureKind.CIRCUIT_OPEN](
             msg, retry_after=refusal.retry_after, may_have_run=False
         )
 
     def check_acquired(self, has_acquired: object) -> None:
         """Raise an error if the rate limiter refused after its own wait."""
         if has_acquired is False:
-            self._stop(
-                "the rate limiter gave no turn",
-                self._last_error
-                or self.errors[FailureKind.RATE_LIMIT](
-                    "nothing was sent: the rate limiter gave no turn",
-                    may_have_run=False,
-                ),
-            )
+            reason = "the rate limiter gave no turn"
+            self._stop(reason, reason, FailureKind.RATE_LIMIT)
 
     def rate_limiter_wait(self) -> float:
         """Seconds until the rate limiter is asked again; an error if none are left."""
         remaining = self.call_state.remaining() or 0.0
         if remaining <= 0:
-            self._stop(
-                "the deadline is over",
-                self._last_error
-                or self.errors[FailureKind.TIMEOUT](
-                    "nothing was sent: the rate limiter gave no turn within"
-                    f" {self.call_state.policy.deadline:g} s",
-                    may_have_run=False,
-                ),
-            )
+            deadline = self.call_state.policy.deadline
+            why = f"the rate limiter gave no turn within {deadline:g} s"
+            self._stop("the deadline is over", why, FailureKind.TIMEOUT)
         return min(_RATE_LIMITER_INTERVAL, remaining)
 
     def should_retry(self, state: RetryCallState) -> bool:
@@ -167,16 +143,16 @@ class RetryController:
             return False
         self._last_error = error
         self._may_have_run = self._may_have_run or error.may_have_run
-        self.call_state.name_route(self._context.asked(error))
+        self.call_state.name_route(self.context.asked(error))
         error.route = self.call_state.route
         decision = self.call_state.failed(
             error.failure,
-            will_failover=self._context.should_failover(error),
-            action=self._context.action(error),
+            will_failover=self.context.should_failover(error),
+            action=self.context.action(error),
         )
         if not isinstance(decision, Retry):
             return False
-        self._context.on_failure(error)
+        self.context.on_failure(error)
         return True
 
     def should_stop(self, state: RetryCallState) -> bool:
@@ -186,7 +162,7 @@ class RetryController:
         """
         return _error_of(state) is None
 
-    def delay(self, _state: RetryCallState) -> float:
+    def delay(self, _state: RetryCallState | None = None) -> float:
         """Seconds to wait before the next attempt."""
         decision = self.call_state.decision
         return decision.delay if isinstance(decision, Retry) else 0.0
@@ -196,14 +172,12 @@ class RetryController:
         policy, error = self.call_state.policy, self._last_error
         if error is None or (policy.on_retry is None and policy.on_failover is None):
             return
-        next_route = self.call_state.next_route or self._context.route()
+        next_route = self.call_state.next_route or self.context.route()
         is_same = next_route == error.route
         hook = policy.on_retry if is_same else policy.on_failover
         if hook is not None:
-            decision = self.call_state.decision
-            delay = decision.delay if isinstance(decision, Retry) else 0.0
-            attempt = self.call_state.attempt
-            hook(RetryEvent(attempt, error.route, error.kind, error, delay, next_route))
+            number, delay = self.call_state.attempt, self.delay()
+            hook(RetryEvent(number, error.route, error.kind, error, delay, next_route))
 
     def check_deadline(self) -> None:
         """Raise the last error if a slow listener used up the time for the wait."""
@@ -234,7 +208,7 @@ class RetryController:
     def stream_interrupted(self, error: RetryRouterError) -> None:
         """A stream failed after its first token: nothing can be repeated."""
         self.call_state.stream_interrupted(error.failure)
-        self.call_state.name_route(self._context.asked(error))
+        self.call_state.name_route(self.context.asked(error))
         error.route = self.call_state.route
         error.attempts = self.call_state.attempts
         error.add_note(
@@ -244,16 +218,20 @@ class RetryController:
     def timed_out(self, attempt: Attempt) -> RetryRouterError:
         """The error for an attempt that exceeded its own limit."""
         missing = "first token" if self._is_stream else "answer"
-        return self.errors[FailureKind.TIMEOUT](
+        return self.context.errors[FailureKind.TIMEOUT](
             f"no {missing} within {attempt.timeout or 0.0:.3g} s"
         )
 
-    def _stop(self, reason: str, error: RetryRouterError) -> NoReturn:
-        """Raise the call's last error, with a reason for there being no attempt."""
+    def _stop(
+        self, reason: str, why: str = "", kind: FailureKind = FailureKind.TIMEOUT
+    ) -> NoReturn:
+        """Raise the last error, or one that says why nothing was sent at all."""
         self._is_over = True
         self.call_state.cancelled()
         self.call_state.decision = Stop(reason)
-        raise error
+        raise self._last_error or self.context.errors[kind](
+            f"nothing was sent: {why}", may_have_run=False
+        )
 
 
 def _error_of(state: RetryCallState) -> RetryRouterError | None:
@@ -264,12 +242,12 @@ def _error_of(state: RetryCallState) -> RetryRouterError | None:
 def begin(controller: RetryController) -> Attempt:
     """Wait for the rate limiter, and begin the next attempt."""
     while wait := controller.call_state.hold_wait():
-        controller.clock.sleep(wait)
-    limiter = controller.rate_limiter
+        controller.context.clock.sleep(wait)
+    limiter = controller.context.rate_limiter
     if limiter is not None and not controller.call_state.will_be_refused():
-        if controller.has_deadline:
+        if controller.call_state.policy.deadline:
             while limiter.acquire(blocking=False) is False:
-                controller.clock.sleep(controller.rate_limiter_wait())
+                controller.context.clock.sleep(controller.rate_limiter_wait())
         else:
             controller.check_acquired(limiter.acquire(blocking=True))
     return controller.begin()
@@ -278,12 +256,12 @@ def begin(controller: RetryController) -> Attempt:
 async def abegin(controller: RetryController) -> Attempt:
     """Async variant of `begin`."""
     while wait := controller.call_state.hold_wait():
-        await controller.clock.asleep(wait)
-    limiter = controller.rate_limiter
+        await controller.context.clock.asleep(wait)
+    limiter = controller.context.rate_limiter
     if limiter is not None and not controller.call_state.will_be_refused():
-        if controller.has_deadline:
+        if controller.call_state.policy.deadline:
             while await limiter.aacquire(blocking=False) is False:
-                await controller.clock.asleep(controller.rate_limiter_wait())
+                await controller.context.clock.asleep(controller.rate_limiter_wait())
         else:
             controller.check_acquired(await limiter.aacquire(blocking=True))
     return controller.begin()
@@ -313,7 +291,7 @@ def call(
         except TimeLimitError as error:
             raise controller.timed_out(attempt) from error
 
-    result = run(context, controller, attempt, notify)
+    result = run(controller, attempt, notify)
     context.call_state.succeeded()
     return result
 
@@ -338,16 +316,13 @@ async def acall(
                 raise
             raise controller.timed_out(attempt) from error
 
-    result = await arun(context, controller, attempt, notify)
+    result = await arun(controller, attempt, notify)
     context.call_state.succeeded()
     return result
 
 
 def run(
-    context: RetryContext,
-    controller: RetryController,
-    attempt: Callable[[], T],
-    notify: Notify | None,
+    controller: RetryController, attempt: Callable[[], T], notify: Notify | None
 ) -> T:
     """The result of the first attempt that succeeds."""
 
@@ -358,7 +333,7 @@ def run(
 
     def sleep(seconds: float) -> None:
         controller.check_deadline()
-        context.clock.sleep(seconds)
+        controller.context.clock.sleep(seconds)
 
     retrying = Retrying(
         retry=controller.should_retry,
@@ -376,7 +351,6 @@ def run(
 
 
 async def arun(
-    context: RetryContext,
     controller: RetryController,
     attempt: Callable[[], Awaitable[T]],
     notify: ANotify | None,
@@ -390,7 +364,7 @@ async def arun(
 
     async def sleep(seconds: float) -> None:
         controller.check_deadline()
-        await context.clock.asleep(seconds)
+        await controller.context.clock.asleep(seconds)
 
     retrying = AsyncRetrying(
         retry=controller.should_retry,

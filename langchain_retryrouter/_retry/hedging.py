@@ -51,13 +51,7 @@ class HedgedSource(Generic[E]):
         hedge: Hedge[EventSource[E]],
         says: Callable[[E], bool],
     ) -> None:
-        """Nothing is read yet.
-
-        Args:
-            first: The stream of the first route.
-            hedge: Opens the second stream.
-            says: Whether an event is content.
-        """
+        """Nothing is read yet; `says` tells whether an event is content."""
         self._first, self._hedge, self._says = first, hedge, says
         self._streams: list[ThreadedStream[E]] = []
         self._finished: queue.SimpleQueue[tuple[int, Opening[E]]] = queue.SimpleQueue()
@@ -137,7 +131,7 @@ class AHedgedSource(Generic[E]):
         hedge: Hedge[AEventSource[E]],
         says: Callable[[E], bool],
     ) -> None:
-        """Nothing is read yet; the arguments are those of `HedgedSource`."""
+        """Nothing is read yet."""
         self._first, self._hedge, self._says = first, hedge, says
         self._racers: list[_Racer[E]] = []
 

@@ -81,14 +81,9 @@ _AFTER_THE_END = 5.0
 class StreamMonitor(Generic[E]):
     """The state of one attempt's stream, shared by the sync and async engine.
 
-    Attributes:
-        buffer: Events that were read before the first one was handed over.
-        first_token_delivered: Whether events are being handed to the caller.
-        saw_token: Whether an event had content.
-        is_complete: Whether the protocol's end was seen.
-        is_over: Whether nothing more is to be read.
-        has_limits: Whether the policy limits the time between events.
-        is_timed: Whether something else than `stall_timeout` limits it.
+    `buffer` has the events that were read before the first one was handed over,
+    `is_complete` is whether the protocol's end was seen, and `is_timed` whether
+    something else than `stall_timeout` limits the time between events.
     """
 
     def __init__(
@@ -118,7 +113,7 @@ class StreamMonitor(Generic[E]):
         """Keep an event back; True once the events may be handed over."""
         self.buffer.append(event)
         self.see(event)
-        if self._controller.is_buffered:
+        if self._controller.context.is_buffered:
             return self.is_complete
         return self.saw_token or self.is_complete
 
@@ -138,7 +133,7 @@ class StreamMonitor(Generic[E]):
         if chunk.is_last:
             self.is_over = True
             self.ended()
-            self._controller.on_last(event)
+            self._controller.context.on_last(event)
 
     def limit(self) -> float | None:
         """Seconds that the next event may take; None for no limit."""
@@ -172,9 +167,9 @@ class StreamMonitor(Generic[E]):
         It is a timeout and not an interrupted stream, since another route may be
         faster.
         """
-        if self._controller.is_buffered and self.saw_token:
+        if self._controller.context.is_buffered and self.saw_token:
             message = self._limit_exceeded(self.limit() or 0.0)
-            return self._controller.errors[FailureKind.TIMEOUT](message)
+            return self._controller.context.errors[FailureKind.TIMEOUT](message)
         return self._controller.timed_out(attempt)
 
     def _limit_exceeded(self, limit: float) -> str:
@@ -185,7 +180,7 @@ class StreamMonitor(Generic[E]):
     def _interrupt(
         self, message: str, cause: RetryRouterError | None = None
     ) -> NoReturn:
-        error_class = self._controller.errors[FailureKind.INTERRUPTED]
+        error_class = self._controller.context.errors[FailureKind.INTERRUPTED]
         error = error_class(f"{message}, after {len(self.delivered)} characters")
         self._raise(error, cause)
 
@@ -206,12 +201,9 @@ def stream(
 ) -> Generator[E, None, None]:
     """The events of one complete stream.
 
-    Args:
-        context: The call's state, errors and clock.
-        connect: Opens one attempt's stream. If there is a time limit, it runs in a
-            worker thread, and may return while the next attempt is under way.
-        new_classifier: Makes the function that classifies one attempt's events.
-        notify: Called before each wait.
+    If there is a time limit, `connect` runs in a worker thread, and may return while
+    the next attempt is under way. `new_classifier` makes the function that classifies
+    one attempt's events. `notify` is called before each wait.
 
     Raises:
         RetryRouterError: Before the first token, the last attempt's own error; after it
@@ -223,7 +215,7 @@ def stream(
     def attempt() -> tuple[_Stream[E], StreamMonitor[E]]:
         return _open(controller, begin(controller), connect, new_classifier)
 
-    events, monitor = run(context, controller, attempt, notify)
+    events, monitor = run(controller, attempt, notify)
     stall = context.call_state.policy.stall_timeout
     monitor.first_token_delivered = True
     try:
@@ -263,7 +255,7 @@ async def astream(
             controller, await abegin(controller), connect, new_classifier
         )
 
-    source, events, monitor = await arun(context, controller, attempt, notify)
+    source, events, monitor = await arun(controller, attempt, notify)
     stall = context.call_state.policy.stall_timeout
     monitor.first_token_delivered = True
     try:
@@ -306,7 +298,7 @@ def _open(
     new_classifier: Callable[[], Classifier[E]],
 ) -> tuple[_Stream[E], StreamMonitor[E]]:
     """Connect, and read up to the first event that may be handed over."""
-    clock = controller.clock
+    clock = controller.context.clock
     began = clock.monotonic()
     monitor = StreamMonitor(controller, new_classifier())
     has_limits = attempt.timeout is not None or monitor.has_limits

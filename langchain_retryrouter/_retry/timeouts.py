@@ -147,11 +147,9 @@ def _receive(results: queue.SimpleQueue[Result[Any]], seconds: float | None) -> 
 
 
 def run_with_timeout(seconds: float | None, work: Callable[[], R]) -> R:
-    """The result of `work`, which has so many seconds to finish.
+    """The result of `work`, which has so many seconds to finish; None for no limit.
 
-    Args:
-        seconds: The limit; None for no limit, and then there is no thread either.
-        work: Goes on in its thread after a timeout; its result is then dropped.
+    It runs in a thread then, goes on there after a timeout, and its result is dropped.
 
     Raises:
         TimeLimitError: `work` did not finish in time.
@@ -185,11 +183,7 @@ class DirectStream(Generic[T]):
     """A stream without time limits, read by the caller's own thread."""
 
     def __init__(self, connect: Callable[[], EventSource[T]]) -> None:
-        """Nothing is connected yet.
-
-        Args:
-            connect: Opens the stream.
-        """
+        """Nothing is connected yet."""
         self._connect = connect
         self._source: EventSource[T] | None = None
         self._events: Iterator[T] = iter(())
@@ -197,10 +191,8 @@ class DirectStream(Generic[T]):
     def next(self, seconds: float | None) -> T | End:
         """The next event, or `END`.
 
-        Args:
-            seconds: When to abort the source, if it can be aborted. Only what follows a
-                whole answer has such a limit here, so an abort that comes too late does
-                no harm.
+        After `seconds` the source is aborted, if it can be. Only what follows a whole
+        answer has such a limit here, so an abort that comes too late does no harm.
         """
         if self._source is None:
             self._source = self._connect()
@@ -233,13 +225,10 @@ class ThreadedStream(Generic[T]):
         connect: Callable[[], EventSource[T]],
         source: EventSource[T] | None = None,
     ) -> None:
-        """Start the worker.
+        """Start the worker, which calls `connect` unless there is a `source` already.
 
-        Args:
-            connect: Opens the stream, in the worker thread. It may return after its
-                time limit, while the next attempt is under way; the stream that it
-                opened is then closed.
-            source: The stream, if it is open already.
+        It may return after its time limit, while the next attempt is under way; the
+        stream that it opened is then closed.
         """
         self._connect = connect
         self._source = source
