@@ -21,25 +21,19 @@ from langchain_retryrouter._retry.timeouts import (
     run_in_worker,
 )
 from langchain_retryrouter.errors import RetryRouterError
+from langchain_retryrouter.failures import Failure
 
 E = TypeVar("E")
-S_co = TypeVar("S_co", covariant=True)
 
 # Events up to the first content, and the error that came instead of it.
 Opening: TypeAlias = tuple[list[E], BaseException | None]
 
 
-class Hedge(Protocol[S_co]):
-    """What the race asks of the call that it is run for."""
+class Settle(Protocol):
+    """`CallState.settle_hedge`."""
 
-    after: float
-    """Seconds of silence after which the second stream is opened."""
-
-    def begin(self) -> S_co | None:
-        """Open the second stream; None if no other route may be asked."""
-
-    def settle(self, *, has_won: bool, error: RetryRouterError | None) -> None:
-        """Whether the second stream has won, and how the loser failed, if it did."""
+    def __call__(self, *, has_won: bool, failure: Failure | None) -> None:
+        """Go on with the second stream if it has won, or else with the first one."""
 
 
 class HedgedSource(Generic[E]):
@@ -48,11 +42,23 @@ class HedgedSource(Generic[E]):
     def __init__(
         self,
         first: EventSource[E],
-        hedge: Hedge[EventSource[E]],
+        after: float,
+        begin: Callable[[], EventSource[E] | None],
+        settle: Settle,
         says: Callable[[E], bool],
     ) -> None:
-        """Nothing is read yet; `says` tells whether an event is content."""
-        self._first, self._hedge, self._says = first, hedge, says
+        """Nothing is read yet.
+
+        Args:
+            first: The stream of the first route.
+            after: Seconds of silence after which the second stream is opened.
+            begin: Opens it; None if no other route may be asked.
+            settle: Called with whether the second stream has won, and how the loser
+                failed, if it did.
+            says: Whether an event is content.
+        """
+        self._first, self._after, self._says = first, after, says
+        self._begin, self._settle = begin, settle
         self._streams: list[ThreadedStream[E]] = []
         self._finished: queue.SimpleQueue[tuple[int, Opening[E]]] = queue.SimpleQueue()
         # The second attempt begins before an abort or not at all: its permit would not
@@ -69,10 +75,10 @@ class HedgedSource(Generic[E]):
         self._start(self._first)
         openings: dict[int, Opening[E]] = {}
         try:
-            openings.update([self._finished.get(timeout=self._hedge.after)])
+            openings.update([self._finished.get(timeout=self._after)])
         except queue.Empty:
             with self._lock:
-                source = None if self._is_aborted else self._hedge.begin()
+                source = None if self._is_aborted else self._begin()
                 if source is not None:
                     self._start(source)
         while (winner := _winner(openings, len(self._streams))) is None:
@@ -80,7 +86,7 @@ class HedgedSource(Generic[E]):
         if len(self._streams) > 1 and not self._is_aborted:
             failure = _failure(openings.get(1 - winner))
             self._streams[1 - winner].close()
-            self._hedge.settle(has_won=winner == 1, error=failure)
+            self._settle(has_won=winner == 1, failure=failure)
         events, error = openings[winner]
         yield from events
         if error is not None:
@@ -128,11 +134,14 @@ class AHedgedSource(Generic[E]):
     def __init__(
         self,
         first: AEventSource[E],
-        hedge: Hedge[AEventSource[E]],
+        after: float,
+        begin: Callable[[], AEventSource[E] | None],
+        settle: Settle,
         says: Callable[[E], bool],
     ) -> None:
-        """Nothing is read yet."""
-        self._first, self._hedge, self._says = first, hedge, says
+        """Nothing is read yet; the arguments are those of `HedgedSource`."""
+        self._first, self._after, self._says = first, after, says
+        self._begin, self._settle = begin, settle
         self._racers: list[_Racer[E]] = []
 
     async def __aiter__(self) -> AsyncIterator[E]:
@@ -142,8 +151,8 @@ class AHedgedSource(Generic[E]):
             RetryRouterError: The first stream's error if both fail.
         """
         self._start(self._first)
-        await asyncio.wait([self._racers[0].opening], timeout=self._hedge.after)
-        if not self._openings() and (source := self._hedge.begin()) is not None:
+        await asyncio.wait([self._racers[0].opening], timeout=self._after)
+        if not self._openings() and (source := self._begin()) is not None:
             self._start(source)
         while (winner := _winner(self._openings(), len(self._racers))) is None:
             pending = [one.opening for one in self._racers if not one.opening.done()]
@@ -152,7 +161,7 @@ class AHedgedSource(Generic[E]):
         if len(self._racers) > 1:
             await self._racers[1 - winner].leave()
             failure = _failure(openings.get(1 - winner))
-            self._hedge.settle(has_won=winner == 1, error=failure)
+            self._settle(has_won=winner == 1, failure=failure)
         events, error = openings[winner]
         for event in events:
             yield event
@@ -224,6 +233,6 @@ def _winner(openings: dict[int, Opening[E]], streams: int) -> int | None:
     return 0 if len(openings) == streams else None
 
 
-def _failure(opening: Opening[E] | None) -> RetryRouterError | None:
+def _failure(opening: Opening[E] | None) -> Failure | None:
     error = opening[1] if opening is not None else None
-    return error if isinstance(error, RetryRouterError) else None
+    return error.failure if isinstance(error, RetryRouterError) else None

@@ -17,7 +17,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any, Final, Generic, NamedTuple, Self, TypeGuard, TypeVar
+from typing import Any, Final, NamedTuple, Self, TypeGuard
 
 from langchain_core.messages import (
     AIMessage,
@@ -59,8 +59,6 @@ from langchain_retryrouter.errors import (
 from langchain_retryrouter.failures import FailureAction, FailureKind
 
 logger = logging.getLogger(__name__)
-
-S = TypeVar("S")
 
 _LOGGED: Final = frozenset(
     {
@@ -222,16 +220,10 @@ class BaseRouterCall:
         measured: Callable[[int, float], None],
         rules: AnswerRules,
     ) -> None:
-        """Before the first attempt.
+        """Before the first attempt; `routes` are in the order of `call_state`'s.
 
-        Args:
-            routes: In the order of the call state's routes.
-            call_state: Attempts, retries and the deadline of this call.
-            request: What the caller asked.
-            clock: The source of time.
-            measured: Called with a route's position and the seconds until its answer,
-                its first chunk or its failure.
-            rules: What the caller asks of an answer.
+        `measured` is called with a route's position and the seconds until its answer,
+        its first chunk or its failure.
         """
         self._measured = measured
         self._rules = rules
@@ -600,6 +592,17 @@ class BaseRouterCall:
         msg = f"the answer was not accepted: {attempt.facts['reason']}"
         raise _with_message(RejectedAnswerError(msg), message)
 
+    def _second_position(self) -> int | None:
+        """The route that is asked as well, since the first one is silent, if any."""
+        position = self._state.hedge()
+        if position is None:
+            return None
+        limiter = self._routes[position].model.rate_limiter
+        if limiter is None or limiter.acquire(blocking=False):
+            return position
+        self._state.settle_hedge(has_won=False)
+        return None
+
     def _read(
         self, chunk: ChatGenerationChunk, attempt: RouteAttempt, check: StreamCheck
     ) -> tuple[StreamEvent, ...]:
@@ -703,38 +706,6 @@ class RouteRateLimiter:
         return self._state.failover()
 
 
-class _Hedge(Generic[S]):
-    """How a race of two attempts of one call begins and ends."""
-
-    def __init__(
-        self,
-        after: float,
-        routes: list[Route],
-        state: CallState,
-        open_second: Callable[[int], S],
-    ) -> None:
-        self.after = after
-        self._routes = routes
-        self._state = state
-        self._open_second = open_second
-
-    def begin(self) -> S | None:
-        """The second stream, opened; None if no other route may be asked now."""
-        position = self._state.hedge()
-        if position is None:
-            return None
-        limiter = self._routes[position].model.rate_limiter
-        if limiter is not None and not limiter.acquire(blocking=False):
-            self._state.settle_hedge(has_won=False)
-            return None
-        return self._open_second(position)
-
-    def settle(self, *, has_won: bool, error: RetryRouterError | None) -> None:
-        """Which attempt continues, and how the other one failed, if it did."""
-        failure = None if error is None else error.failure
-        self._state.settle_hedge(has_won=has_won, failure=failure)
-
-
 def _wins_race(event: StreamEvent) -> bool:
     return event.info.is_token or event.info.is_end
 
@@ -779,16 +750,17 @@ class RouterCall(BaseRouterCall):
     def connect(self, attempt: Attempt) -> EventSource[StreamEvent]:
         """One attempt's stream."""
         del attempt
-        events = _GeneratorSource(self._events(self._begin()))
-        if self.hedge_after is not None:
-            hedge = _Hedge(
-                self.hedge_after, self._routes, self._state, self._connect_second
-            )
-            return HedgedSource(events, hedge, _wins_race)
-        return events
+        events = self._events(self._begin())
+        if self.hedge_after is None:
+            return events
+        settle = self._state.settle_hedge
+        return HedgedSource(
+            events, self.hedge_after, self._connect_second, settle, _wins_race
+        )
 
-    def _connect_second(self, position: int) -> EventSource[StreamEvent]:
-        return _GeneratorSource(self._events(self._begin(position)))
+    def _connect_second(self) -> EventSource[StreamEvent] | None:
+        position = self._second_position()
+        return None if position is None else self._events(self._begin(position))
 
     def _events(self, attempt: RouteAttempt) -> Generator[StreamEvent, None, None]:
         stop = self._request.stop
@@ -849,14 +821,17 @@ class AsyncRouterCall(BaseRouterCall):
         """One attempt's stream."""
         del attempt
         events = _AsyncGeneratorSource(self._events(self._begin()))
-        if self.hedge_after is not None:
-            hedge = _Hedge(
-                self.hedge_after, self._routes, self._state, self._connect_second
-            )
-            return AHedgedSource(events, hedge, _wins_race)
-        return events
+        if self.hedge_after is None:
+            return events
+        settle = self._state.settle_hedge
+        return AHedgedSource(
+            events, self.hedge_after, self._connect_second, settle, _wins_race
+        )
 
-    def _connect_second(self, position: int) -> AEventSource[StreamEvent]:
+    def _connect_second(self) -> AEventSource[StreamEvent] | None:
+        position = self._second_position()
+        if position is None:
+            return None
         return _AsyncGeneratorSource(self._events(self._begin(position)))
 
     async def _events(self, attempt: RouteAttempt) -> AsyncGenerator[StreamEvent, None]:
@@ -915,19 +890,6 @@ def _is_foreign_cancellation(error: BaseException | None) -> TypeGuard[BaseExcep
     except RuntimeError:  # In a thread.
         return True
     return task is not None and not task.cancelling()
-
-
-class _GeneratorSource:
-    """The events of a generator, read in the caller's thread."""
-
-    def __init__(self, events: Generator[StreamEvent, None, None]) -> None:
-        self._events = events
-
-    def __iter__(self) -> Iterator[StreamEvent]:
-        return self._events
-
-    def close(self) -> None:
-        self._events.close()
 
 
 class _AsyncGeneratorSource:

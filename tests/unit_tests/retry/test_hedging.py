@@ -17,6 +17,7 @@ import pytest
 from langchain_retryrouter import APIConnectionError, RetryRouterError, UnavailableError
 from langchain_retryrouter._retry.hedging import AHedgedSource, HedgedSource
 from langchain_retryrouter._retry.streaming import ChunkInfo
+from langchain_retryrouter.failures import Failure
 from tests.unit_tests.conftest import Twin
 
 from .scripted import END, ROLE, Outcome, happen, one_turn, token
@@ -93,15 +94,21 @@ class FakeHedge:
     then: Callable[[], object] = lambda: None
     after: float = SOON
     begun: int = 0
-    settled: list[tuple[bool, RetryRouterError | None]] = field(default_factory=list)
+    settled: list[tuple[bool, Failure | None]] = field(default_factory=list)
 
     def begin(self) -> Any:
         self.begun += 1
         self.then()
         return self.second
 
-    def settle(self, *, has_won: bool, error: RetryRouterError | None) -> None:
-        self.settled.append((has_won, error))
+    def settle(self, *, has_won: bool, failure: Failure | None) -> None:
+        self.settled.append((has_won, failure))
+
+    def race(self, first: Any) -> HedgedSource[ChunkInfo]:
+        return HedgedSource(first, self.after, self.begin, self.settle, has_content)
+
+    def arace(self, first: Any) -> AHedgedSource[ChunkInfo]:
+        return AHedgedSource(first, self.after, self.begin, self.settle, has_content)
 
 
 def has_content(event: ChunkInfo) -> bool:
@@ -119,7 +126,7 @@ def read(
     seen: list[ChunkInfo] = [] if into is None else into
 
     async def aread() -> None:
-        source = AHedgedSource(first, hedge, has_content)
+        source = hedge.arace(first)
         async with contextlib.aclosing(source):
             async for event in source:
                 seen.append(event)
@@ -128,7 +135,7 @@ def read(
     if twin.is_async:
         asyncio.run(aread())
         return seen
-    source = HedgedSource(first, hedge, has_content)
+    source = hedge.race(first)
     with contextlib.closing(source):
         for event in source:
             seen.append(event)
@@ -152,7 +159,7 @@ def test_a_stream_is_read_in_the_callers_context() -> None:
     _user.set("mine")
     first = FakeStream(lambda: token(_user.get()))
     hedge = FakeHedge(None, after=LONG)
-    assert list(HedgedSource(first, hedge, has_content)) == [token("mine")]
+    assert list(hedge.race(first)) == [token("mine")]
 
 
 # --- the race ---
@@ -170,7 +177,7 @@ def test_a_failure_loses_while_the_other_may_succeed(
     hedge = FakeHedge(second, then=bad.speak)
     threading.Timer(5 * SOON, good.speak).start()
     assert read(twin, first, hedge) == [HEL, END]
-    reported = error if isinstance(error, RetryRouterError) else None
+    reported = error.failure if isinstance(error, RetryRouterError) else None
     assert hedge.settled == [(first_fails, reported)]
 
 
@@ -184,7 +191,7 @@ def test_a_wait_can_be_aborted_from_another_thread(*, has_second: bool) -> None:
     hedge = FakeHedge(
         second if has_second else None, after=SOON if has_second else LONG
     )
-    source = HedgedSource(first, hedge, has_content)
+    source = hedge.race(first)
     if not has_second:
         first.abort = lambda: None  # type: ignore[method-assign]
     with ThreadPoolExecutor(1) as threads:
@@ -200,7 +207,7 @@ def test_a_wait_can_be_aborted_from_another_thread(*, has_second: bool) -> None:
 def test_nothing_begins_after_an_abort() -> None:
     """A race that was aborted opens no second stream."""
     first, hedge = FakeStream(HEL, silent=True), FakeHedge(FakeStream(BON))
-    source = HedgedSource(first, hedge, has_content)
+    source = hedge.race(first)
     source.abort()
     threading.Timer(4 * SOON, first.speak).start()
     assert list(source) == [HEL]
@@ -211,7 +218,7 @@ def test_nothing_begins_after_an_abort() -> None:
 async def test_closing_goes_on_when_its_task_is_cancelled() -> None:
     """A stream is closed although the task that closes it is cancelled meanwhile."""
     first = FakeStream(HEL, LO)
-    source = AHedgedSource(first, FakeHedge(None, after=LONG), has_content)
+    source = FakeHedge(None, after=LONG).arace(first)
     assert await anext(aiter(source)) == HEL
     task = asyncio.create_task(source.aclose())
     await one_turn()
@@ -224,7 +231,7 @@ async def test_closing_goes_on_when_its_task_is_cancelled() -> None:
 async def test_a_cancelled_task_closes_both() -> None:
     """A task that is cancelled while both are silent leaves no stream and no task."""
     first, second = FakeStream(HEL, silent=True), FakeStream(BON, silent=True)
-    source = AHedgedSource(first, FakeHedge(second), has_content)
+    source = FakeHedge(second).arace(first)
 
     async def read_one() -> None:
         await anext(aiter(source))
@@ -275,7 +282,7 @@ class SlowToLeave(FakeStream):
 async def test_a_cancellation_while_the_loser_leaves_is_kept(*, goes: bool) -> None:
     """The task ends as cancelled, and does not wait for a loser that will not go."""
     loser, winner = SlowToLeave(), FakeStream(BON)
-    source = AHedgedSource(loser, FakeHedge(winner, after=0), has_content)
+    source = FakeHedge(winner, after=0).arace(loser)
 
     async def read_one() -> None:
         async with contextlib.aclosing(source):
@@ -300,7 +307,7 @@ async def test_an_error_of_a_loser_that_leaves_is_ignored(
     """It is neither raised nor reported nor logged."""
     loser, hedge = SlowToLeave(ValueError("late")), FakeHedge(FakeStream(BON, END))
     loser.may_go.set()
-    async with contextlib.aclosing(AHedgedSource(loser, hedge, has_content)) as source:
+    async with contextlib.aclosing(hedge.arace(loser)) as source:
         assert [event async for event in source] == [BON, END]
     assert hedge.settled == [(True, None)]
     assert loser.was_closed.wait(LONG)
