@@ -55,13 +55,7 @@ _run: ContextVar[_Run | None] = ContextVar("langchain_retryrouter_run", default=
 def run_manager_of(
     model: BaseChatModel, given: _RunManager | None, kind: type[_RunManager]
 ) -> _RunManager | None:
-    """The run manager of the call that `_stream` or `_astream` of `model` serves.
-
-    Args:
-        model: The model; the run of another one is not its own.
-        given: The run manager that the caller passed, which is preferred.
-        kind: The class of run manager that fits, sync or async.
-    """
+    """The run manager that the caller gave, or else that of the run of `model`."""
     run = _run.get()
     if run is None or run.model is not model:
         return given

@@ -48,16 +48,8 @@ _DEEPEST: Final = 5  # An error inside an error inside ...
 class ErrorReport:
     """What a provider, or a library below, says about a failure.
 
-    Attributes:
-        kind: What it means.
-        message: The provider's sentence, after the status if there is one.
-        status_code: The HTTP status; None for an error inside a stream or a 200.
-        code: The provider's machine-readable name of the error.
-        retry_after: Seconds to wait, in whichever form the provider asked for it.
-        should_retry: Whether a retry is allowed; None if nothing is said about it.
-        request_id: The provider's id of the request.
-        body: The body of the answer, parsed if it is JSON.
-        may_have_run: Whether the provider may have done the work.
+    The facts are those of `RetryRouterError`. There is no `status_code` for an error
+    inside a stream or a 200.
     """
 
     kind: FailureKind
@@ -89,24 +81,17 @@ def read_response(
 ) -> ErrorReport:
     """Read an HTTP answer that is an error.
 
-    Args:
-        status_code: The HTTP status.
-        headers: The headers: a mapping of any HTTP library, or pairs.
-        body: The body: bytes, text, or parsed.
-        unix_time: The seconds since the Unix epoch, to read a date with.
+    `headers` are a mapping of any HTTP library, or pairs; `body` is bytes, text, or
+    parsed. Dates are read by `unix_time`, the seconds since the Unix epoch.
     """
     return _report(status_code, _pairs(headers), body, unix_time=unix_time)
 
 
 def read_event(data: Any, event: str = "message") -> ErrorReport | None:
-    """Read an event of a stream, or the body of a 200, that may be an error.
+    """Read an event of a stream, or the body of a 200; None if it is not an error.
 
-    Args:
-        data: The data: bytes, text, a dict, or an object of a generated SDK.
-        event: The name of the event (or of the field, as llama.cpp's `error: {...}`).
-
-    Returns:
-        The error; None if it is not an error.
+    `data` is bytes, text, a dict, or an object of a generated SDK; `event` is the name
+    of the event, or of the field, as llama.cpp's `error: {...}`.
     """
     body = _parsed(data)
     if event == "error" or _is_error(body):
@@ -117,15 +102,9 @@ def read_event(data: Any, event: str = "message") -> ErrorReport | None:
 def read_exception(error: BaseException, *, unix_time: float) -> ErrorReport | None:
     """Read what an SDK, an HTTP library or an integration raised.
 
-    The texts of the exception and of its causes lose the keys that their requests
-    carried, since a traceback prints them.
-
-    Args:
-        error: The exception.
-        unix_time: The seconds since the Unix epoch, to read a date with.
-
-    Returns:
-        The error; None if the exception says nothing about a provider.
+    None if the exception says nothing about a provider. The texts of the exception and
+    of its causes lose the keys that their requests carried, since a traceback prints
+    them.
     """
     causes = list(_causes(error))
     secrets = {secret for one in causes for secret in _secrets_of(one)}

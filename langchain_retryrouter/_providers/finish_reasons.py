@@ -83,11 +83,7 @@ _THOUGHTS: Final = frozenset({"thinking", "redacted_thinking", "reasoning"})
 
 
 def finish_reason_in(answer: BaseMessage | ChatGeneration) -> str | None:
-    """The provider's reason for ending this answer; None if it names none.
-
-    Args:
-        answer: A message, or a generation around one; whole, or a chunk.
-    """
+    """The provider's reason for ending this answer, or chunk; None if it names none."""
     if isinstance(answer, BaseMessage):
         return _reason_in(answer.response_metadata)
     info = answer.generation_info
@@ -123,17 +119,13 @@ def kind_of(reason: str | None) -> FailureKind | None:
 
 
 def check_result(result: ChatResult, *, needs_reason: bool) -> list[str | None]:
-    """Refuse an answer that is empty, filtered, failed or, as far as it says, cut.
+    """The finish reason of each answer of a model without a stream.
 
-    Args:
-        result: What a model answered, without a stream.
-        needs_reason: Whether this model names a finish reason in every whole answer.
-
-    Returns:
-        The finish reason of each of its generations.
+    `needs_reason` is whether this model names one in every whole answer.
 
     Raises:
-        RetryRouterError: With the kind of what is wrong.
+        RetryRouterError: An answer is empty, filtered, failed or, as far as it says,
+            cut.
     """
     if not result.generations:
         msg = "the answer has no generations"
@@ -180,9 +172,8 @@ class StreamCheck:
     def __init__(self, *, needs_reason: bool, may_be_empty: bool = False) -> None:
         """Before the first chunk.
 
-        Args:
-            needs_reason: Whether this model ends each whole stream with a reason.
-            may_be_empty: Whether an answer without content may be whole.
+        `needs_reason` is whether this model ends each whole stream with a reason, and
+        `may_be_empty` whether an answer without content may be whole.
         """
         self._may_be_empty = may_be_empty
         self.reason: str | None = None

@@ -87,18 +87,11 @@ def fit_history(
     *,
     is_strict: bool = False,
 ) -> tuple[list[BaseMessage], tuple[str, ...]]:
-    """The conversation as a model can read it, and what was left out.
+    """The conversation as a model can read it, and the kinds of what was left out.
 
-    Args:
-        messages: The conversation; neither it nor a message in it is changed.
-        reader: The model that is asked; the name of a provider if no more is known.
-        authors: The models of routes, by the names in the attempt logs of answers.
-        is_strict: Whether all that any reader may reject goes, also the reader's own.
-
-    Returns:
-        The messages, the same objects where nothing is left out, without those of which
-        nothing is left; and the kinds of what is left out, such as `thinking` or
-        `cache_control`, each once.
+    Messages are the same objects where nothing is left out. `reader` may be the name of
+    a provider, `authors` are the routes' models by their names in attempt logs, and
+    with `is_strict` all goes that any reader may reject, also the reader's own.
     """
     if all(map(_is_plain, messages)):
         return [*messages], ()

@@ -28,16 +28,11 @@ _FIELD_ADVICE: Final = "build it with max_retries=0"
 
 @dataclass(frozen=True, slots=True)
 class RetriesDisabled:
-    """A model as a route may use it.
+    """A model as a route may use it: a copy if its retries could be switched off.
 
-    Attributes:
-        model: The model itself if it sends each request once; a copy if its retries
-            could be switched off.
-        warning: What could not be switched off, and what to do; None if all could.
-        disabled: What was switched off, such as `max_retries=2`; empty if nothing was.
-        options: Options of each call that switch retries off.
-        requests: Requests that one attempt sends at most.
-        waited: Seconds that one attempt waits between them at most, where it is known.
+    `warning` says what could not be switched off, `disabled` names what was, such as
+    `max_retries=2`, and `options` of each call do it. One attempt sends so many
+    `requests` at most, and waits so many seconds between them, as far as it is known.
     """
 
     model: BaseChatModel
@@ -360,11 +355,7 @@ def integration_of(model: BaseChatModel) -> Integration:
 
 
 def disable_retries(model: BaseChatModel) -> RetriesDisabled:
-    """A model that sends each request once, as far as its package allows.
-
-    Args:
-        model: Any chat model; it is not changed.
-    """
+    """A model that sends each request once, as far as its package allows."""
     facts = integration_of(model)
     return facts.disable(model, facts)
 
@@ -397,13 +388,9 @@ def reports_finish_reason(model: BaseChatModel, method: Method) -> bool:
 
 
 class ToolsRequest(NamedTuple):
-    """What a model's `bind_tools` is given, and what goes beside it.
+    """What a model's `bind_tools` is given, and the options of each call.
 
-    Attributes:
-        tools: The tools to offer.
-        kwargs: The other arguments of `bind_tools`.
-        options: Options of each call.
-        ignored: An argument that the integration drops, such as `tool_choice='any'`.
+    `ignored` is an argument that the integration drops, such as `tool_choice='any'`.
     """
 
     tools: Sequence[Any]
@@ -442,6 +429,25 @@ def read_tool_choice(choice: Any) -> Any:
         if len(choice) == 1 and (word := next(iter(choice))) in _CHOICES:
             return _CHOICES[word]  # Bedrock's.
     return choice
+
+
+def check_tool_choice(choice: Any, names: Sequence[str | None]) -> None:
+    """Refuse a choice, as `read_tool_choice` reads it, of a tool that is not given.
+
+    Raises:
+        ValueError: It names none of `names`.
+        TypeError: It is of no type that a choice has.
+    """
+    wanted = str(name_of_tool(choice)) if isinstance(choice, dict) else choice
+    if not isinstance(wanted, str | None):
+        msg = f"tool_choice must be a str, bool or dict, not {choice!r}"
+        raise TypeError(msg)
+    if wanted is not None and wanted not in {"any", "auto", "none", *names}:
+        msg = (
+            f"tool_choice names {wanted!r}, and the tools are"
+            f" {', '.join(map(repr, names))}; or say 'auto', 'any' or 'none'"
+        )
+        raise ValueError(msg)
 
 
 def name_of_tool(tool: Any) -> str | None:
@@ -528,11 +534,8 @@ _TEXT_RESULTS: Final = frozenset(
 class Reader:
     """A model as the reader, or the author, of messages.
 
-    Attributes:
-        provider: By the name that its integration gives it.
-        account: The key, address and region that it is asked with.
-        media_results: Whether results of tools may hold images and documents; None if
-            that is known of the provider only.
+    `account` is the key, address and region that it is asked with. `media_results` is
+    None if that is known of the provider only.
     """
 
     provider: str

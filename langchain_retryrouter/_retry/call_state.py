@@ -154,18 +154,10 @@ _MAYBE_THE_REQUESTS = frozenset(
 
 
 class CallState:
-    """The state of one call.
+    """The state of one call, along `routes` or to one endpoint with a `breaker`.
 
-    Args:
-        policy: The numbers; `max_retries` counts for each route.
-        routes: The routes in the order in which they are asked; None for a call that
-            has one endpoint.
-        budget: Pays for retries; None for no limit.
-        breaker: The circuit breaker of a call without `routes`.
-        time: Tells the time and gives random numbers.
-        actions: The action for each kind of failure, if there are `routes`.
-        request_hash: Returns the same number for the same request; None if it is not
-            known.
+    `max_retries` counts for each route, `actions` are for a call with routes, and
+    `request_hash` returns the same number for the same request.
 
     Attributes:
         records: The attempt log.
@@ -309,13 +301,8 @@ class CallState:
     def admit(self, route: str | None = None) -> Refusal | None:
         """Begin the next attempt, on the first route whose breaker permits it.
 
-        If all refuse, the one that opens first gets a probe: the outage may be over.
-
-        Args:
-            route: The model that is asked, for a call without routes.
-
-        Returns:
-            None, or the earliest refusal if all breakers refuse.
+        If all refuse, the one that opens first gets a probe: the outage may be over. If
+        that is refused too, the earliest refusal is returned.
         """
         refusals: dict[int, Refusal] = {}
         is_last_resort, self._is_last_resort = self._is_last_resort, False
@@ -361,11 +348,8 @@ class CallState:
     ) -> Decision:
         """The current attempt failed; the decision is also kept in `decision`.
 
-        Args:
-            failure: What went wrong.
-            will_failover: Whether the next attempt of a call without routes would ask
-                another model.
-            action: What a call with routes does instead of the action for the kind.
+        `will_failover` is whether the next attempt of a call without routes would ask
+        another model; a call with routes takes `action` instead of that for the kind.
         """
         self.settle_hedge(has_won=False)
         if self._current is not None:
@@ -459,11 +443,9 @@ class CallState:
         return position
 
     def settle_hedge(self, *, has_won: bool, failure: Failure | None = None) -> None:
-        """Go on with one of two attempts.
+        """Go on with the attempt that `hedge` began, if it has won, or the other one.
 
-        Args:
-            has_won: Whether the attempt that `hedge` began has won.
-            failure: How the loser failed; None if it was cancelled.
+        `failure` is how the loser failed; None if it was cancelled.
         """
         hedge, self._hedge = self._hedge, None
         if hedge is None:
@@ -559,12 +541,8 @@ class CallState:
         its breaker is open; a breaker that stays open is passed once. Where the server
         asked for a pause, it is waited for.
 
-        Args:
-            shorter_than: The wait that the call has to make otherwise, on the current
-                route.
-
-        Returns:
-            Seconds to wait before the attempt; None if there is no such route.
+        The seconds to wait before the attempt; None if there is no such route. It is
+        asked with the wait that the call has to make otherwise, on the current route.
         """
         # An outage of all routes is not waited for. But if one route failed for good,
         # or the caller has the beginning of the answer, another one's may be over. And

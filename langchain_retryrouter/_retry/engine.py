@@ -272,11 +272,8 @@ def call(
 ) -> T:
     """The result of `send`, repeated while the call's policy allows.
 
-    Args:
-        context: The call's state, errors and clock.
-        send: Sends one request; its error decides what happens next. If there is a
-            time limit, it runs in a worker thread, and may return after the limit.
-        notify: Called before each wait.
+    If there is a time limit, `send` runs in a worker thread, and may return after the
+    limit. `notify` is called before each wait.
 
     Raises:
         RetryRouterError: The last attempt's own error, with a note that says why there

@@ -70,12 +70,7 @@ _IETF: Final = re.compile(r"(?:^|;)\s*(?P<name>[rt])=(?P<value>\d+)", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class ServerAdvice:
-    """What a server's headers say about trying again.
-
-    Attributes:
-        retry_after: Seconds to stay away for at least; None if nothing usable is said.
-        should_retry: The value of `x-should-retry`; None if there is none.
-    """
+    """What a server's headers say about trying again; None if they do not."""
 
     retry_after: float | None = None
     should_retry: bool | None = None
@@ -84,10 +79,7 @@ class ServerAdvice:
 def read_advice(headers: Headers, *, unix_time: float) -> ServerAdvice:
     """What the headers of a failed answer say about when and whether to come back.
 
-    Args:
-        headers: The response's headers; pairs may repeat a name, case does not matter.
-        unix_time: The time now in seconds since the Unix epoch, for an HTTP date in an
-            answer that has no `Date` of its own.
+    `unix_time` is for an HTTP date in an answer that has no `Date` of its own.
     """
     pairs = headers.items() if isinstance(headers, Mapping) else headers
     fields: dict[str, list[str]] = {}

@@ -308,15 +308,8 @@ def gather_bounded(
 ) -> list[Answer]:
     """The results of all requests, in order.
 
-    After an error nothing more is sent, and the requests under way are waited for.
-
-    Args:
-        send: Sends one request; called in threads if several are under way.
-        requests: All of them.
-        at_once: Requests under way together at most.
-
-    Raises:
-        Exception: The first error of any request.
+    After an error nothing more is sent, the requests under way are waited for, and the
+    first error is raised. `send` is called in threads if several are under way.
     """
     if min(len(requests), at_once) <= 1:
         return [send(request) for request in requests]

@@ -293,9 +293,6 @@ class Route(BaseModel):
     ) -> Route:
         """This route, asking for an object of `schema`, which is `json_schema` in JSON.
 
-        With method "auto" it is asked by its provider's own format where the model's
-        profile says that it has one, and else by a tool.
-
         Raises:
             ValueError: If its model cannot honour the method or `strict`.
         """

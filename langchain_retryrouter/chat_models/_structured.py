@@ -41,6 +41,11 @@ from langchain_core.utils.json import parse_json_markdown
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel
 
+from langchain_retryrouter._providers.integrations import (
+    check_tool_choice,
+    name_of_tool,
+    read_tool_choice,
+)
 from langchain_retryrouter.errors import RetryRouterError
 
 Tool: TypeAlias = dict[str, Any] | type | Callable[..., Any] | BaseTool
@@ -48,14 +53,6 @@ Schema: TypeAlias = dict[str, Any] | type
 Method: TypeAlias = Literal["function_calling", "json_schema", "json_mode"]
 Model: TypeAlias = Runnable[LanguageModelInput, AIMessage]
 Parser: TypeAlias = BaseOutputParser[Any] | BaseGenerationOutputParser[Any]
-
-_CHOICES: Final = {
-    "any": "required",
-    "required": "required",
-    "auto": "auto",
-    "none": "none",
-}
-_ASKS_FOR_NONE: Final = (None, False, "auto", "none")
 
 
 def tool_options(
@@ -70,54 +67,26 @@ def tool_options(
     Raises:
         ValueError: If `tool_choice` asks for a tool that is not given.
     """
+    choice = read_tool_choice(tool_choice)
     if not tools:
         # Agents without tools bind an empty list. Providers refuse it, and also options
         # for tools without any tools.
-        if tool_choice not in _ASKS_FOR_NONE:
+        if choice not in {None, "auto", "none"}:
             msg = f"tool_choice is {tool_choice!r}, and there are no tools"
             raise ValueError(msg)
         return {}
     formatted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
     options: dict[str, Any] = {"tools": formatted}
-    choice = _choose(tool_choice, [_name_of(tool) for tool in formatted])
-    if choice is not None:
+    check_tool_choice(choice, [name_of_tool(tool) for tool in formatted])
+    if choice == "any":
+        options["tool_choice"] = "required"
+    elif isinstance(choice, dict) or choice in {"auto", "none"}:
         options["tool_choice"] = choice
+    elif choice is not None:
+        options["tool_choice"] = {"type": "function", "function": {"name": choice}}
     if parallel_tool_calls is not None:
         options["parallel_tool_calls"] = parallel_tool_calls
     return options
-
-
-def _name_of(tool: dict[str, Any]) -> str:
-    """A tool's name, or the type of a provider's own tool, which has no name."""
-    function = tool.get("function")
-    named = function if isinstance(function, dict) else tool
-    return str(named.get("name") or tool.get("type"))
-
-
-def _choose(
-    choice: dict[str, Any] | str | bool | None,  # noqa: FBT001
-    names: list[str],
-) -> dict[str, Any] | str | None:
-    if choice is None or choice is False:
-        return None
-    if choice is True:
-        return "required"
-    if isinstance(choice, dict):
-        wanted = _name_of(choice)
-    elif isinstance(choice, str):
-        if choice in _CHOICES:
-            return _CHOICES[choice]
-        wanted, choice = choice, {"type": "function", "function": {"name": choice}}
-    else:
-        msg = f"tool_choice must be a str, bool or dict, not {choice!r}"
-        raise TypeError(msg)
-    if wanted not in names:
-        msg = (
-            f"tool_choice names {wanted!r}, and the tools are"
-            f" {', '.join(map(repr, names))}; or say 'auto', 'any' or 'none'"
-        )
-        raise ValueError(msg)
-    return choice
 
 
 def structured_options(
@@ -128,48 +97,34 @@ def structured_options(
     Raises:
         ValueError: For a method that does not exist or does not fit the arguments.
     """
-    _check_method(schema, method, strict=strict)
-    settings: dict[str, Any] = {"method": method}
-    if method != "json_mode":
-        settings["strict"] = strict
-    return {
-        **_format_options(schema, method, strict=strict),
-        # For tracers: LangChain takes it out of what the model gets.
-        "ls_structured_output_format": {"kwargs": settings, "schema": schema},
-    }
-
-
-def _check_method(
-    schema: Schema | None, method: Method, *, strict: bool | None
-) -> None:
     if method not in get_args(Method):
         methods = ", ".join(map(repr, get_args(Method)))
         msg = f"method must be one of {methods}, not {method!r}"
         raise ValueError(msg)
-    if schema is None and method != "json_mode":
-        msg = f"method {method!r} needs a schema; only 'json_mode' goes without"
-        raise ValueError(msg)
-    if strict is not None and method == "json_mode":
+    settings: dict[str, Any] = {"method": method}
+    if method != "json_mode":
+        settings["strict"] = strict
+    elif strict is not None:
         msg = "'json_mode' cannot be strict: the provider does not get the schema"
         raise ValueError(msg)
-
-
-def _format_options(
-    schema: Schema | None, method: Method, *, strict: bool | None
-) -> dict[str, Any]:
-    if method == "json_mode" or schema is None:
-        return {"response_format": {"type": "json_object"}}
-    if method == "function_calling":
-        return tool_options(
-            [schema],
-            convert_to_openai_tool(schema)["function"]["name"],
-            strict=strict,
-            parallel_tool_calls=False,
-        )
-    form = _json_schema_form(schema)
-    if strict is not None:
-        form["strict"] = strict
-    return {"response_format": {"type": "json_schema", "json_schema": form}}
+    if method == "json_mode":
+        options: dict[str, Any] = {"response_format": {"type": "json_object"}}
+    elif schema is None:
+        msg = f"method {method!r} needs a schema; only 'json_mode' goes without"
+        raise ValueError(msg)
+    elif method == "function_calling":
+        name = convert_to_openai_tool(schema)["function"]["name"]
+        options = tool_options([schema], name, strict=strict, parallel_tool_calls=False)
+    else:
+        form = _json_schema_form(schema)
+        if strict is not None:
+            form["strict"] = strict
+        options = {"response_format": {"type": "json_schema", "json_schema": form}}
+    # For tracers: LangChain takes it out of what the model gets.
+    return {
+        **options,
+        "ls_structured_output_format": {"kwargs": settings, "schema": schema},
+    }
 
 
 def _json_schema_form(schema: Schema) -> dict[str, Any]:

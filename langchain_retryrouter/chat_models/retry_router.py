@@ -48,6 +48,7 @@ from langchain_retryrouter._callbacks import (
 )
 from langchain_retryrouter._http import ClosedByWith
 from langchain_retryrouter._providers.integrations import (
+    check_tool_choice,
     name_of_tool,
     read_tool_choice,
     tracing_params,
@@ -678,14 +679,9 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         output_format = kwargs.pop("ls_structured_output_format", None)
         choice = read_tool_choice(tool_choice)
         names = [name_of_tool(tool) for tool in tools]
-        if isinstance(choice, str) and choice not in {"any", "auto", "none", *names}:
+        if isinstance(choice, str) and None not in names:
             own = [one for r in self.routes for one in r.options.get("tools") or ()]
-            if None not in names and choice not in map(name_of_tool, own):
-                msg = (
-                    f"tool_choice names {choice!r}, and the tools are"
-                    f" {', '.join(map(repr, names))}; or say 'auto', 'any' or 'none'"
-                )
-                raise ValueError(msg)
+            check_tool_choice(choice, [*names, *map(name_of_tool, own)])
         if choice is not None:
             kwargs["tool_choice"] = choice
         routes = self._fitting(lambda route: route.with_tools(tools, **kwargs))
