@@ -7,8 +7,7 @@ import dataclasses
 import http.client
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pytest
 
@@ -29,12 +28,11 @@ from langchain_retryrouter.testing import (
 from tests.promises.conftest import Figures, Twin
 from tests.promises.harness import (
     ALL,
-    aask,
     ask,
+    call,
     chat_openai,
     is_stub_answer,
     new_model,
-    run_twin,
 )
 
 TEXT: Final = "The answer of the model has several words, and none of them may be lost."
@@ -80,58 +78,43 @@ def places(size: int, count: int, shift: int = 0) -> range:
     return range(shift % step, size, step)
 
 
-@dataclass(frozen=True)
-class Listener:
+class Listener(NamedTuple):
     """One way to ask for a stream: a class, or a router over some of that class."""
 
     of: str
-    fields: dict[str, Any] = field(default_factory=dict)
     over: str = ""
+    recovery: str | None = None
+    """A broken stream is followed by a whole one, and made good by it."""
+    is_invoked: bool = False
+    """The stream runs inside `invoke`."""
 
-    def __str__(self) -> str:
-        """Its name in the test's."""
-        return " ".join([self.of, self.over, *map(str, self.fields.values())])
-
-    @property
-    def is_repeated(self) -> bool:
-        """Whether a broken stream is followed by a whole one, and made good by it."""
-        return "stream_recovery" in self.fields
-
-    @property
-    def is_invoked(self) -> bool:
-        """Whether the stream runs inside `invoke`."""
-        return "streaming" in self.fields
-
-    def model(self, gateway: FaultyGateway, policy: RetryPolicy) -> Any:
+    def model(self, gateway: FaultyGateway, policy: RetryPolicy = ONCE) -> Any:
         """The model; it waits on a fake clock."""
-        retries = 1 if self.is_repeated else 0
+        retries = 1 if self.recovery else 0
         policy = dataclasses.replace(policy, max_retries=retries)
-        fields = {**self.fields, "clock": FakeClock(), "retry_policy": policy}
+        fields: dict[str, Any] = {"clock": FakeClock(), "retry_policy": policy}
+        if self.is_invoked:
+            fields["streaming"] = True
         if self.of != "RetryRouter":
             return new_model(self.of, gateway, **fields)
+        if self.recovery:
+            fields["stream_recovery"] = self.recovery
         routes = [
             chat_openai(gateway.url)
             if self.over == "ChatOpenAI"
-            else new_model(self.over, gateway)
+            else new_model("GPTRouter", gateway)
             for _ in range(retries + 1)
         ]
         return RetryRouter(routes=routes, breaker_settings=None, **fields)
 
-    async def ask(self, model: Any, pieces: list[Any], *, is_async: bool) -> None:
+    def ask(self, twin: Twin, model: Any, pieces: list[Any]) -> None:
         """Ask; what comes is in `pieces`, also when it breaks off."""
-        if self.is_invoked and hasattr(model, "bind_tools"):
-            pieces.append(await model.ainvoke("hi") if is_async else model.invoke("hi"))
-        elif self.is_invoked:
-            result = (
-                await model.agenerate(["hi"]) if is_async else model.generate(["hi"])
-            )
-            pieces.append(result.generations[0][0].text)
-        elif is_async:
-            async for piece in model.astream("hi"):
-                pieces.append(piece)  # noqa: PERF401 - kept also when it breaks off
+        if not self.is_invoked:
+            twin.stream(model, "hi", into=pieces)
+        elif hasattr(model, "bind_tools"):
+            pieces.append(twin.invoke(model, "hi"))
         else:
-            for piece in model.stream("hi"):
-                pieces.append(piece)  # noqa: PERF402
+            pieces.append(twin.generate(model, ["hi"]).generations[0][0].text)
 
     def faults_of(
         self, pieces: list[Any], error: Exception | None, *, may_be_whole: bool
@@ -141,11 +124,10 @@ class Listener:
         if error is None:
             facts = [getattr(piece, "response_metadata", None) for piece in pieces]
             told = [one.get("finish_reason") for one in facts if one is not None]
-            is_whole = may_be_whole and (not told or "stop" in told)
-            if text != TEXT or not is_whole:
+            if text != TEXT or not may_be_whole or (told and "stop" not in told):
                 yield TAKEN
             return
-        if self.is_repeated:
+        if self.recovery:
             yield NOT_REPEATED
         if not isinstance(error, RetryRouterError):
             yield FOREIGN
@@ -158,18 +140,18 @@ class Listener:
 
 LISTENERS: Final = (
     *(Listener(name) for name in ("GPTRouter", "OpenAI", "OpenAIChat")),
-    *(Listener(name, {"streaming": True}) for name in ("GPTRouter", "OpenAI")),
+    *(Listener(name, is_invoked=True) for name in ("GPTRouter", "OpenAI")),
     *(
-        Listener("RetryRouter", how, over)
+        Listener("RetryRouter", over, recovery)
         for over in ("GPTRouter", "ChatOpenAI")
-        for how in ({}, {"stream_recovery": "buffer"}, {"stream_recovery": "continue"})
+        for recovery in (None, "buffer", "continue")
     ),
 )
 
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("how", ["clean end", "fin", "rst", "silence"])
-@pytest.mark.parametrize("listener", LISTENERS, ids=str)
+@pytest.mark.parametrize("listener", LISTENERS, ids=lambda one: "-".join(map(str, one)))
 def test_no_part_of_a_stream_is_an_answer(
     listener: Listener, how: str, twin: Twin, figures: Figures, *, is_long: bool
 ) -> None:
@@ -178,31 +160,28 @@ def test_no_part_of_a_stream_is_an_answer(
     if how == "silence":
         count, policy = (40 if is_long else 4), SILENT
     broken, stories = Counter[str](), list[str]()
-
-    async def listen_to_all() -> None:
+    with FaultyGateway(keep_requests=1, gptrouter="hosted") as gateway:
+        sync = Twin(is_async=False)
+        body = recorded_body(
+            gateway, lambda: listener.ask(sync, listener.model(gateway), [])
+        )
+        cuts = places(len(body), count, LISTENERS.index(listener) * 7)
         model = listener.model(gateway, policy)
         for at in cuts:
             step = cut(body, at, how)
-            gateway.script(*([step, TOLD] if listener.is_repeated else [step]))
+            gateway.script(*([step, TOLD] if listener.recovery else [step]))
             pieces: list[Any] = []
             error = None
             try:
-                await listener.ask(model, pieces, is_async=twin.is_async)
+                listener.ask(twin, model, pieces)
             except Exception as caught:  # noqa: BLE001 - judged below
                 error = caught
             # A repeated stream may come from its second attempt.
-            may_be_whole = b'"stop"' in body[:at] or listener.is_repeated
+            may_be_whole = b'"stop"' in body[:at] or listener.recovery is not None
             faults = [*listener.faults_of(pieces, error, may_be_whole=may_be_whole)]
             broken.update(faults)
             if faults:
                 stories.append(f"at {at} of {len(body)}: {faults}, {error!r}")
-
-    with FaultyGateway(keep_requests=1, gptrouter="hosted") as gateway:
-        model = listener.model(gateway, ONCE)
-        ask_once = model.invoke if listener.is_invoked else model.stream
-        body = recorded_body(gateway, lambda: [*ask_once("hi")])
-        cuts = places(len(body), count, LISTENERS.index(listener) * 7)
-        run_twin(twin, listen_to_all)
     assert not stories, "\n".join(stories[:5])
     figures.counted(len(cuts), "streams cut")
     for what in (TAKEN, CHANGED, FOREIGN, NOT_REPEATED):
@@ -215,26 +194,18 @@ def test_no_part_of_a_body_is_an_answer(
 ) -> None:
     """An unstreamed answer that ends too early is an error, however it is framed."""
     taken: list[Any] = []
-
-    async def ask_all() -> None:
-        for step in cut_short:
-            gateway.script(step)
-            with contextlib.suppress(RetryRouterError):
-                taken.append(await aask(model) if twin.is_async else ask(model))
-        assert is_stub_answer(await aask(model) if twin.is_async else ask(model))
-
     with FaultyGateway(keep_requests=1, gptrouter="hosted") as gateway:
-        listener = Listener(name, over="GPTRouter")
-        model = listener.model(gateway, ONCE)
+        model = Listener(name).model(gateway)
         body = recorded_body(gateway, lambda: ask(model), Answer())
         head = HEAD + b"application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
-        cut_short = [
-            step
-            for at in places(len(body), 1_000 if is_long else 12)
-            for step in (Body(body=body[:at]), Raw(head + body[:at]))
-        ]
-        run_twin(twin, ask_all)
-    figures.counted(len(cut_short), "JSON bodies cut")
+        cuts = places(len(body), 1_000 if is_long else 12)
+        for at in cuts:
+            for step in (Body(body=body[:at]), Raw(head + body[:at])):
+                gateway.script(step)
+                with contextlib.suppress(RetryRouterError):
+                    taken.append(call(model, "ainvoke" if twin.is_async else "invoke"))
+        assert is_stub_answer(ask(model))
+    figures.counted(2 * len(cuts), "JSON bodies cut")
     figures.exactly(0, len(taken), "cut JSON bodies taken for answers")
 
 
