@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from langchain_core.callbacks import AsyncCallbackHandler
 from langchain_openai import ChatOpenAI
 from openai import DefaultAsyncHttpxClient, DefaultHttpxClient
 from pydantic import SecretStr
@@ -17,7 +14,6 @@ from pydantic import SecretStr
 from benchmarks.failover.provider import TEXT
 from benchmarks.failover.systems import Way, asked
 from langchain_retryrouter import (
-    RetryBudget,
     RetryPolicy,
     RetryRouter,
 )
@@ -29,8 +25,6 @@ from langchain_retryrouter.testing import (
     FakeClock,
     FaultyGateway,
     Raw,
-    Silence,
-    Status,
     Step,
     Truncate,
 )
@@ -39,10 +33,8 @@ _SOON = 1.0
 """Seconds that a first token may take, and a silence may last."""
 
 _STREAMS = ["astream", "stream"]
-_ASYNC = ["astream", "ainvoke"]
 
 streams_only = pytest.mark.parametrize("way", _STREAMS)
-async_only = pytest.mark.parametrize("way", _ASYNC)
 
 
 @dataclass
@@ -160,88 +152,3 @@ async def test_a_stream_that_drips_too_slowly_is_left(
     providers.primary.always(Drip(seconds=0.05))
     assert await _ask(providers.router(), way) == TEXT
     assert providers.asked == (1, 1)
-
-
-# --- the retry of a call that nobody waits for any longer ---
-
-
-class _Retries(AsyncCallbackHandler):
-    """Tells when a retry is announced, which is before its wait."""
-
-    def __init__(self) -> None:
-        self.announced = asyncio.Event()
-
-    async def on_retry(self, *_args: Any, **_kwargs: Any) -> None:
-        self.announced.set()
-
-
-@async_only
-async def test_a_call_cancelled_during_its_wait_sends_nothing_more(
-    way: Way, providers: Providers
-) -> None:
-    """The retry is never sent, its price is given back, and no task is left."""
-    providers.primary.script(Status(429, {"retry-after": "30"}))
-    retries, budget = _Retries(), RetryBudget()
-    router = providers.router(budget=budget, callbacks=[retries])
-    task = asyncio.create_task(_ask(router, way))
-    await retries.announced.wait()
-    await _cancel(task)
-    assert providers.asked == (1, 0)
-    assert budget.tokens == RetryBudget().tokens
-
-
-@async_only
-async def test_a_retry_cancelled_on_its_way_is_the_last_request(
-    way: Way, providers: Providers
-) -> None:
-    """Its connection is closed at once, and nobody else is asked for the answer."""
-    providers.primary.script(Status(503), Silence(0.9))
-    task = asyncio.create_task(_ask(providers.router(), way))
-    await providers.primary.await_for(lambda it: len(it.requests) == 2)
-    await _cancel(task)
-    await providers.primary.await_for(
-        lambda it: it.requests[1].outcome == "client_left"
-    )
-    await providers.primary.await_for(lambda it: it.open_connections == 0)
-    assert providers.asked == (2, 0)
-
-
-@async_only
-async def test_a_cancelled_probe_gives_its_place_back(
-    way: Way, providers: Providers, fake_clock: FakeClock
-) -> None:
-    """After a probe that nobody waited for, the next call may try the primary again."""
-    providers.primary.script(Status(503), Silence(0.9))
-    settings = {"failure_threshold": 1, "recovery_time": 30, "recovery_jitter": 0.0}
-    router = providers.router(breaker_settings=settings, clock=fake_clock)
-    assert await _ask(router, way) == TEXT
-    assert providers.asked == (1, 1)
-    fake_clock.advance(30)
-    task = asyncio.create_task(_ask(router, way))
-    await providers.primary.await_for(lambda it: len(it.requests) == 2)
-    await _cancel(task)
-    assert await _ask(router, way) == TEXT
-    assert providers.asked == (3, 1)
-
-
-async def _cancel(task: asyncio.Task[str]) -> None:
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert asyncio.all_tasks() == {asyncio.current_task()}
-
-
-async def test_a_stream_that_is_closed_leaves_no_thread(providers: Providers) -> None:
-    """A caller that stops reading a sync stream ends its request and its thread."""
-    providers.primary.always(Drip(seconds=0.001, size=20))
-    chunks = providers.router(stream_recovery="error").stream("hi")
-    await asyncio.to_thread(next, chunks)
-    await asyncio.to_thread(chunks.close)  # type: ignore[attr-defined] # a generator
-    await providers.primary.await_for(
-        lambda it: it.requests[0].outcome == "client_left"
-    )
-    for thread in threading.enumerate():
-        if thread.name == "retryrouter-call":
-            await asyncio.to_thread(thread.join, _SOON)
-            assert not thread.is_alive()
-    assert providers.asked == (1, 0)

@@ -12,25 +12,9 @@ from benchmarks.speed.measure import (
     Bar,
     Section,
     bars_table,
-    interleaved,
-    rewrite,
 )
 
 ROOT = Path(__file__).parents[3]
-
-
-def test_rounds_are_interleaved() -> None:
-    """All warm up and run in each round; slow ones run in the first rounds only."""
-    log: list[str] = []
-
-    def measure(name: str) -> float:
-        log.append(name)
-        return float(len(log))
-
-    contestants = {"a": lambda: measure("a"), "slow": lambda: measure("slow")}
-    seen = interleaved(contestants, 2, few={"slow": 1})
-    assert log == ["a", "slow", "a", "slow", "a"]
-    assert seen == {"a": [3.0, 5.0], "slow": [4.0]}
 
 
 @pytest.mark.parametrize(
@@ -58,17 +42,6 @@ def test_a_missed_bar_shows() -> None:
     bars = (Bar("ours / peer", "ours", 0.5, "peer"),)
     table = bars_table([Section("", "µs", {"ours": [2.0], "peer": [2.5]}, bars)])
     assert "| ours / peer | 0.8 | ≤ 0.5 | **missed** |" in table
-
-
-def test_a_page_is_rewritten_between_its_marks(tmp_path: Path) -> None:
-    """All else on the page stays as it is, and a page without marks is an error."""
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{BEGIN}old\n{END}after\n")
-    rewrite(page, "new\n")
-    assert page.read_text() == f"before\n{BEGIN}\nnew\n\n{END}after\n"
-    page.write_text("without marks")
-    with pytest.raises(ValueError, match="needs the lines"):
-        rewrite(page, "new\n")
 
 
 @pytest.mark.parametrize("name", ["performance.md", "failover.md"])

@@ -24,7 +24,6 @@ from langchain_retryrouter.testing import (
     FaultyGateway,
     HtmlPage,
     Raw,
-    Silence,
     Stall,
     Status,
     Step,
@@ -207,23 +206,6 @@ def test_a_loop_closed_by_hand_does_not_break_the_next(new_llm: NewModel) -> Non
     assert loop_seen() is None
 
 
-def test_loops_in_threads_at_the_same_time(
-    new_llm: NewModel, gateway: FaultyGateway
-) -> None:
-    """Each event loop has its own connections, also when four run at once."""
-    llm = new_llm()
-
-    async def ask() -> list[str]:
-        answers = await asyncio.gather(*(llm.ainvoke("hi") for _ in range(5)))
-        return [str(answer.content) for answer in answers]
-
-    with ThreadPoolExecutor(4) as threads:
-        answers = list(threads.map(lambda _: asyncio.run(ask()), range(4)))
-
-    assert answers == [[STUB_TEXT] * 5] * 4
-    gateway.wait_for(all_closed)
-
-
 # --- closed at once ---
 
 
@@ -255,44 +237,6 @@ async def test_closing_a_stream_closes_its_connection(
         await asyncio.to_thread(stream.close)
 
     await gateway.await_for(left, timeout=2)
-
-
-def test_leaving_a_loop_over_a_stream_closes_its_connection(
-    new_llm: NewModel, gateway: FaultyGateway
-) -> None:
-    """A `break` drops the stream, and with it the connection."""
-    gateway.always(HANG_UP)
-
-    for chunk in new_llm().stream("hi"):
-        assert chunk.content == "Hello"
-        break
-
-    gateway.wait_for(left, timeout=2)
-
-
-@pytest.mark.parametrize("way", ["ainvoke", "astream", "streaming ainvoke"])
-@pytest.mark.parametrize("step", [Silence(), HANG_UP])
-async def test_a_cancelled_call_hangs_up(
-    new_llm: NewModel, gateway: FaultyGateway, way: str, step: Step
-) -> None:
-    """Cancellation passes at once, closes the connection, and is never retried."""
-    gateway.always(step)
-    llm = new_llm(streaming="streaming" in way)
-
-    async def ask() -> None:
-        if way == "astream":
-            [chunk async for chunk in llm.astream("hi")]
-        else:
-            await llm.ainvoke("hi")
-
-    task = asyncio.create_task(ask())
-    await gateway.await_for(lambda gateway: len(gateway.requests) == 1)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-
-    await gateway.await_for(left, timeout=2)
-    assert len(gateway.requests) == 1
 
 
 def test_a_closing_frame_that_does_not_come_is_not_waited_for(env: Env) -> None:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-import multiprocessing
-import os
 import pickle
 import traceback
-import warnings
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import pytest
@@ -36,7 +32,7 @@ from langchain_retryrouter.testing import (
     Step,
 )
 
-from .conftest import KEY, Env, NewModel
+from .conftest import KEY, Env
 
 
 def pickled(llm: GPTRouter) -> Any:
@@ -86,44 +82,6 @@ def test_configured_copies_use_their_own_settings(env: Env) -> None:
 
 
 # --- processes ---
-
-
-def test_a_forked_child_calls_on_connections_of_its_own(env: Env) -> None:
-    """A forked child can call, on a connection other than its parent's."""
-    llm = env.llm(clock=None)
-    assert env.invoke(llm, "parent").content == STUB_TEXT
-
-    with warnings.catch_warnings():
-        # Python warns of forks in programs with threads; the gateway's is one.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            if env.invoke(llm, "child").content == STUB_TEXT:
-                status = 0
-        finally:
-            os._exit(status)
-    _, status = os.waitpid(child, 0)
-
-    assert os.waitstatus_to_exitcode(status) == 0
-    assert env.invoke(llm, "parent").content == STUB_TEXT
-    first, of_child, last = env.gateway.requests
-    assert of_child.connection != first.connection
-    if not env.is_async:
-        assert last.connection == first.connection
-
-
-def test_a_spawned_process_can_call(new_llm: NewModel, gateway: FaultyGateway) -> None:
-    """A spawned worker process can call the model."""
-    llm = new_llm(clock=None)
-    spawn = multiprocessing.get_context("spawn")
-
-    with ProcessPoolExecutor(1, mp_context=spawn) as workers:
-        answer = workers.submit(llm.invoke, "hi").result(15)
-
-    assert answer.content == STUB_TEXT
-    assert gateway.requests[0].headers["ws-secret"] == KEY
 
 
 def test_an_error_pickles_on_its_way_out_of_a_process(env: Env) -> None:

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import pytest
 from langchain_core.caches import InMemoryCache
-from langchain_core.language_models.fake_chat_models import FakeListChatModel
 from langchain_core.messages import AIMessageChunk
 from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_core.runnables import ConfigurableField
@@ -24,7 +23,6 @@ from langchain_retryrouter import (
     UnavailableError,
 )
 from langchain_retryrouter.testing import (
-    Answer,
     FakeClock,
     FaultyGateway,
     Status,
@@ -236,73 +234,6 @@ def test_words_to_stop_at_can_be_bound_to_a_route(
         sent = [request.parameters["stop"] for request in gateway.requests]
         half = len(sent) // 2
         assert sent == [[own]] * half + [["three"]] * half
-
-
-@pytest.mark.parametrize(
-    ("options", "way"),
-    [
-        ({}, "tool"),
-        ({"method": "function_calling"}, "tool"),
-        ({"method": "function_calling", "strict": True}, "tool"),
-        ({"method": "json_schema"}, "json_schema"),
-        ({"method": "json_schema", "strict": True}, "json_schema"),
-        ({"method": "json_mode"}, "json_object"),
-    ],
-    ids=str,
-)
-def test_a_method_of_structured_output_is_honoured(
-    twin: Twin,
-    new_router: NewRouter,
-    primary: FaultyGateway,
-    backup: FaultyGateway,
-    options: dict[str, Any],
-    way: str,
-) -> None:
-    """Every route is asked by the method, and the object survives a failover."""
-    if way == "json_object":
-        backup.always(Answer('{"city": "Oslo"}'))
-    llm = new_router().with_structured_output(Weather, **options)
-    raw = new_router().with_structured_output(Weather, include_raw=True, **options)
-
-    assert twin.invoke(llm, "the city is 'Oslo', in JSON") == Weather(city="Oslo")
-    told = twin.invoke(raw, "the city is 'Oslo', in JSON")
-    assert (told["parsed"], told["parsing_error"]) == (Weather(city="Oslo"), None)
-    for request in [*primary.requests, *backup.requests]:
-        sent = request.parameters
-        if way == "tool":
-            (tool,) = sent["tools"]
-            assert tool["function"]["name"] == "Weather"
-            assert tool["function"].get("strict") == options.get("strict")
-            assert "response_format" not in sent
-        else:
-            assert "tools" not in sent
-            assert sent["response_format"]["type"] == way
-            schema = sent["response_format"].get("json_schema", {})
-            assert schema.get("strict") == options.get("strict")
-
-
-@pytest.mark.parametrize(
-    ("options", "error"),
-    [
-        ({"method": "json_schema"}, "route 'FakeListChatModel' cannot honour method="),
-        ({"strict": True}, "route 'FakeListChatModel' cannot honour"),
-        ({"method": "by_hand"}, "method must be one of .*'by_hand'"),
-        ({"temperature": 1}, "takes no 'temperature'"),
-    ],
-    ids=str,
-)
-def test_a_method_that_a_route_does_not_know_is_refused(
-    new_router: NewRouter,
-    backup: FaultyGateway,
-    options: dict[str, Any],
-    error: str,
-) -> None:
-    """A method or `strict` is never ignored in silence, on any route."""
-    router = new_router(
-        routes=[model_at(backup), FakeListChatModel(responses=["a"])],
-    )
-    with pytest.raises(ValueError, match=error):
-        router.with_structured_output(Weather, **options)
 
 
 # Streams.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import multiprocessing
 import pickle
 import subprocess
 import sys
@@ -33,11 +32,16 @@ from .conftest import KEY, NewLLM, collect_garbage, in_loop
 async def test_a_hundred_calls_use_one_connection(
     twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:
-    """Calls one after the other use one connection, whatever their answer was."""
+    """Calls and streams one after the other use one connection, failed ones too."""
     gateway.script(Status(503), HtmlPage(502), Status(429))
     llm = new_any(max_retries=3)
-    for _ in range(100):
+    for _ in range(50):
         assert await in_loop(twin, llm, "invoke", "hi") == STUB_TEXT
+        if twin.is_async:
+            chunks = [chunk async for chunk in llm.astream("hi")]
+        else:
+            chunks = await asyncio.to_thread(lambda: [*llm.stream("hi")])
+        assert "".join(chunks) == STUB_TEXT
     assert len(gateway.requests) == 103
     assert gateway.connections == 1
 
@@ -75,18 +79,6 @@ def test_no_event_loop_is_kept_alive(new_llm: NewLLM, with_clean_up: bool) -> No
         assert asyncio.run(llm.ainvoke("hi")) == STUB_TEXT
         collect_garbage()
     assert [loop() for loop in loops] == [None] * 3
-
-
-def test_several_event_loops_at_the_same_time(new_llm: NewLLM) -> None:
-    """Event loops in several threads use one model, each its own connections."""
-    llm = new_llm()
-
-    def run(_: int) -> list[str]:
-        return asyncio.run(llm.abatch(["hi"] * 5, config={"max_concurrency": 5}))
-
-    with ThreadPoolExecutor(4) as threads:
-        answers = [text for texts in threads.map(run, range(4)) for text in texts]
-    assert answers == [STUB_TEXT] * 20
 
 
 def test_threads_share_the_sync_client(new_llm: NewLLM) -> None:
@@ -227,27 +219,6 @@ def test_a_deep_copy_shares_what_was_handed_in(new_llm: NewLLM) -> None:
     assert again.http_client is http_client
     assert again.clock is llm.clock
     http_client.close()
-
-
-def _ask(llm: Any, answers: Any) -> None:
-    answers.put((llm.invoke("hi"), asyncio.run(llm.ainvoke("hi"))))
-
-
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
-def test_a_model_survives_a_fork(new_llm: NewLLM, gateway: FaultyGateway) -> None:
-    """A child process answers on connections of its own; the parent's stay usable."""
-    llm = new_llm()
-    assert llm.invoke("hi") == STUB_TEXT
-    context = multiprocessing.get_context("fork")
-    answers = context.SimpleQueue()
-    child = context.Process(target=_ask, args=(llm, answers))
-    child.start()
-    assert answers.get() == (STUB_TEXT, STUB_TEXT)
-    child.join()
-    assert child.exitcode == 0
-    assert llm.invoke("hi") == STUB_TEXT
-    assert len({request.connection for request in gateway.requests}) == 3
-    assert gateway.requests[0].connection == gateway.requests[-1].connection
 
 
 # A user's own parts.

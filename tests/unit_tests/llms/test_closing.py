@@ -61,17 +61,6 @@ async def test_a_closed_model_can_be_used_again(
         await all_closed(gateway)
 
 
-def test_a_stream_under_way_does_not_delay_close(
-    new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
-    """A stream that was not read to its end does not keep a connection open."""
-    with new_llm() as llm:
-        chunks = llm.stream("hi")
-        next(chunks)
-        chunks.close()
-    gateway.wait_for(lambda g: g.open_connections == 0)
-
-
 def test_close_of_an_unused_model_makes_no_client(
     twin: Any, new_any: NewLLM, gateway: FaultyGateway
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import time
 from typing import Any
@@ -15,10 +14,8 @@ from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter.llms import openai as module
 from langchain_retryrouter.llms.openai import completion_with_retry
 from langchain_retryrouter.testing import (
-    STUB_TEXT,
     Body,
     Cut,
-    FakeClock,
     FaultyGateway,
     Raw,
     Stall,
@@ -157,28 +154,6 @@ def test_an_unexpected_event_is_an_error(
 # The connection.
 
 
-def test_streams_one_after_the_other_use_one_connection(
-    new_any: NewLLM, gateway: FaultyGateway
-) -> None:
-    """A stream that was read to its end leaves its connection to the next call."""
-    llm = new_any()
-    for _ in range(10):
-        assert "".join(llm.stream("hi")) == STUB_TEXT
-    assert llm.invoke("hi") == STUB_TEXT
-    assert gateway.connections == 1
-
-
-async def test_async_streams_one_after_the_other_use_one_connection(
-    new_any: NewLLM, gateway: FaultyGateway
-) -> None:
-    """Async variant of the test above, within one event loop."""
-    llm = new_any()
-    for _ in range(10):
-        assert "".join([chunk async for chunk in llm.astream("hi")]) == STUB_TEXT
-    assert await llm.ainvoke("hi") == STUB_TEXT
-    assert gateway.connections == 1
-
-
 @pytest.mark.parametrize("extra", [": bye\n\n", "data: [DONE]\n\n"])
 async def test_a_body_is_read_to_its_end(
     new_llm: NewLLM, gateway: FaultyGateway, extra: str
@@ -221,31 +196,6 @@ def test_a_stream_closed_early_frees_its_connection(
         chunks.close()
         gateway.wait_for(lambda g: g.open_connections == 0)
         assert gateway.requests[-1].outcome == "client_left"
-
-
-async def test_an_async_stream_closed_early_frees_its_connection(
-    new_any: NewLLM, gateway: FaultyGateway
-) -> None:
-    """Async variant of the test above; the loop goes on meanwhile."""
-    gateway.script(Stall(2, 60))
-    async with contextlib.aclosing(new_any().astream("hi")) as chunks:
-        assert "Hello" in {await anext(chunks), await anext(chunks)}
-    await gateway.await_for(lambda g: g.open_connections == 0)
-    assert gateway.requests[0].outcome == "client_left"
-
-
-async def test_a_cancelled_stream_frees_its_connection(
-    new_any: NewLLM, gateway: FaultyGateway, clock: FakeClock
-) -> None:
-    """A cancelled task closes its connection, and is not retried."""
-    gateway.script(Stall(0, 60))
-    task = asyncio.ensure_future(anext(aiter(new_any().astream("hi"))))
-    await gateway.await_for(lambda g: len(g.requests) == 1)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    await gateway.await_for(lambda g: g.open_connections == 0)
-    assert clock.sleeps == []
 
 
 @pytest.mark.parametrize(

@@ -9,18 +9,17 @@ from typing import Any, NoReturn
 
 import pytest
 import tenacity
+from langchain_core.language_models.fake_chat_models import FakeListChatModel
+from langchain_core.outputs import ChatResult
 
-from langchain_retryrouter import CircuitBreaker, RetryBudget, RetryPolicy
-from langchain_retryrouter._retry.engine import RetryContext, acall
-from langchain_retryrouter._retry.streaming import ChunkInfo
-from langchain_retryrouter._retry.timeouts import reraise_lost_cancellation
+from langchain_retryrouter import CircuitBreaker, RetryBudget, RetryPolicy, RetryRouter
+from langchain_retryrouter._retry.engine import RetryContext
 from langchain_retryrouter.circuit_breaker import Permit
 from langchain_retryrouter.testing import FakeClock
 
 from .scripted import (
     END,
     ROLE,
-    SILENCE,
     Engine,
     Recorder,
     Script,
@@ -210,43 +209,6 @@ async def forever(*_: object) -> NoReturn:
     raise AssertionError
 
 
-class EndlessClock(FakeClock):
-    """A clock whose waits do not end."""
-
-    async def asleep(self, seconds: float) -> None:
-        del seconds
-        await forever()
-
-
-@pytest.mark.parametrize("notify", [forever, None], ids=["event", "wait"])
-async def test_cancelled_before_a_retry(notify: Any) -> None:
-    """A task cancelled during a retry event or a wait sends no retry, and pays none."""
-    budget, script = RetryBudget(), Script(*failures(1), "not sent")
-    context = context_for(EndlessClock(), budget=budget)
-    await cancel_at_rest(acall(context, script.asend, notify))
-    assert (script.numbers, budget.tokens) == ([1], 500)
-
-
-@pytest.mark.parametrize("before", [(), (ROLE,), (ROLE, HEL, LO)])
-async def test_cancelled_in_a_stream(
-    shared: Shared, before: tuple[ChunkInfo, ...]
-) -> None:
-    """A task that is cancelled while it reads closes the stream."""
-    source, seen = Source(*before, SILENCE), list[ChunkInfo]()
-    script, context = Script(source, "not sent"), shared.context()
-
-    async def read() -> None:
-        async with contextlib.aclosing(aopen(context, script)) as events:
-            async for event in events:
-                seen.append(event)
-
-    await cancel_at_rest(read())
-    assert seen == (list(before) if len(before) > 1 else [])
-    assert (script.numbers, source.closed) == ([1], 1)
-    assert outcomes(context) == ["cancelled"]
-    shared.check_given_back()
-
-
 async def test_cancelled_while_it_closes(shared: Shared) -> None:
     """If the closing of a stream is cancelled, the permit is given back."""
     source = Source(HEL, LO)
@@ -261,63 +223,44 @@ async def test_cancelled_while_it_closes(shared: Shared) -> None:
     shared.check_given_back()
 
 
-# --- third-party coroutines that swallow a cancellation ---
+# --- models that swallow a cancellation ---
 
 
-async def swallowing(result: str | Exception) -> str:
-    """Wait to be cancelled, and go on as if that had not happened."""
-    with reraise_lost_cancellation():
+class Swallowing(FakeListChatModel):
+    """Waits to be cancelled, and answers or fails as if that had not happened."""
+
+    responses: list[str] = ["an answer"]  # noqa: RUF012 - a field
+    error: Exception | None = None
+
+    async def _agenerate(self, *args: Any, **kwargs: Any) -> ChatResult:
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.get_running_loop().create_future()
-        if isinstance(result, Exception):
-            raise result
-        return result
+        if self.error is not None:
+            raise self.error
+        return await super()._agenerate(*args, **kwargs)
 
 
-@pytest.mark.parametrize("result", ["an answer", ValueError("an error")])
-async def test_a_lost_cancellation_is_raised_again(result: str | Exception) -> None:
-    """A cancelled task ends as cancelled, whatever the coroutine made of it."""
-    task = asyncio.create_task(swallowing(result))
-    await one_turn()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError) as caught:
-        await task
-    if isinstance(result, Exception):
-        assert caught.value.__cause__ is result
+@pytest.mark.parametrize("error", [None, ValueError("an error")])
+async def test_a_lost_cancellation_is_raised_again(error: Exception | None) -> None:
+    """A cancelled call ends as cancelled, whatever the model made of it.
 
+    `asyncio.timeout` cancels as well. A task that cleans up may call a model again.
+    """
+    answer = FakeListChatModel(responses=["cleaned up"])
+    router = RetryRouter(routes=[Swallowing(error=error), answer])
 
-async def test_a_lost_timeout_is_raised_again() -> None:
-    """`asyncio.timeout` around the coroutine works, since it cancels the task."""
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0):
-            await swallowing("an answer")
-
-
-async def test_an_earlier_cancellation_is_not_raised_again() -> None:
-    """A task that cleans up after its cancellation may still await."""
-
-    async def clean_up() -> str:
+    async def call() -> str:
         try:
-            await asyncio.get_running_loop().create_future()
+            return (await router.ainvoke("hi")).text
         except asyncio.CancelledError:
-            with reraise_lost_cancellation():
-                await one_turn()
-        return "cleaned up"
+            return (await RetryRouter(routes=[answer]).ainvoke("hi")).text
 
-    task = asyncio.create_task(clean_up())
-    await one_turn()
+    await cancel_at_rest(router.ainvoke("hi"))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await router.ainvoke("hi")
+    task = asyncio.create_task(call())
+    for _ in range(20):
+        await one_turn()
     task.cancel()
     assert await task == "cleaned up"
-
-
-async def test_without_a_cancellation_nothing_changes() -> None:
-    """Results, errors and timeouts of the body's own pass."""
-    with reraise_lost_cancellation():
-        await one_turn()
-    with reraise_lost_cancellation(), pytest.raises(TimeoutError):
-        async with asyncio.timeout(0):
-            await asyncio.get_running_loop().create_future()
-    error = KeyError("its own")
-    with pytest.raises(KeyError) as caught, reraise_lost_cancellation():
-        raise error
-    assert caught.value is error

@@ -8,13 +8,11 @@ import sys
 import textwrap
 import threading
 from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from pydantic import SecretStr
 
 from langchain_retryrouter import (
-    APIConnectionError,
     GPTRouter,
     GPTRouterModel,
     RetryPolicy,
@@ -80,37 +78,6 @@ def test_the_worker_sees_the_callers_context_variables() -> None:
     assert run_with_timeout(LONG, _user.get) == "mine"
     stream = ThreadedStream(lambda: GeneratorSource(_user.get() for _ in range(1)))
     assert all_events(stream) == ["mine"]
-
-
-def test_nothing_is_read_ahead() -> None:
-    """An event is read when the caller asks for it."""
-    read: list[int] = []
-
-    def counted() -> Generator[object, None, None]:
-        for number in range(5):
-            read.append(number)
-            yield number
-
-    stream = ThreadedStream(lambda: GeneratorSource(counted()))
-    assert [stream.next(LONG), stream.next(LONG)] == [0, 1]
-    assert read == [0, 1]
-    stream.close()
-
-
-def test_abort_unblocks_a_reader() -> None:
-    """Another thread can abort a stream whose source is a generator."""
-    until = threading.Event()
-    stream = ThreadedStream(lambda: GeneratorSource(numbers(until=until)))
-    assert stream.next(None) == 1
-    with ThreadPoolExecutor(1) as threads:
-        waiting = threads.submit(stream.next, None)
-        while not stream.is_reading:
-            pass
-        stream.abort()
-        with pytest.raises(APIConnectionError, match="the stream was aborted"):
-            waiting.result(LONG)
-    stream.close()
-    until.set()
 
 
 def test_a_source_that_cannot_be_aborted_is_closed_later() -> None:
