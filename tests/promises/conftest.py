@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
+from typing import Any
 
+import openai
 import pytest
 
-from tests.promises.harness import load_lazily_imported_modules
+from langchain_retryrouter.testing import FaultyGateway
+from tests.promises.harness import ALL, ask, new_model
 from tests.unit_tests.conftest import Twin, clean_environment, no_blocking_calls, twin
 
 __all__ = ["Figures", "Twin", "clean_environment", "no_blocking_calls", "twin"]
@@ -41,8 +45,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _loaded() -> None:
-    """Import what the first call of a process imports, which blocks an event loop."""
-    load_lazily_imported_modules()
+    """The first call of a process reads files, which blocks an event loop."""
+    openai.DefaultHttpxClient().close()
+    with FaultyGateway(gptrouter="hosted") as gateway:
+        for name in ALL:
+            ask(new_model(name, gateway))
 
 
 @pytest.fixture
@@ -59,38 +66,23 @@ def figures(request: pytest.FixtureRequest) -> Iterator[Figures]:
     request.node.user_properties.append(("figures", list(noted)))
 
 
-class _Table:
-    """The figures of all tests, also from the processes of pytest-xdist."""
-
-    def __init__(self) -> None:
-        self.rows: dict[tuple[str, str], tuple[str, float, float]] = {}
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        promise = report.nodeid.partition(".py::")[0].rpartition("test_")[2]
-        noted = dict(report.user_properties) if report.when == "teardown" else {}
-        for what, relation, value, bar in noted.get("figures", ()):  # type: ignore[attr-defined]
-            before = self.rows.get((promise, what), ("", 0, 0))[1]
-            total = before + value if relation == "+" else max(before, value)
-            self.rows[promise, what] = (relation, total, bar)
-
-
-_TABLE = pytest.StashKey[_Table]()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Begin the table."""
-    config.stash[_TABLE] = _Table()
-    config.pluginmanager.register(config.stash[_TABLE], "promises")
-
-
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Print the table."""
+    """Print the table of figures, also of the processes of pytest-xdist."""
     form = "long" if config.getoption("--long") else "short"
     terminalreporter.section(f"promises, {form} form: figure, promised, what")
-    for (promise, what), row in sorted(config.stash[_TABLE].rows.items()):
-        relation, value, bar = row
+    rows: dict[tuple[str, str], tuple[str, float, float]] = {}
+    for report in chain.from_iterable(terminalreporter.stats.values()):
+        if not isinstance(report, pytest.TestReport) or report.when != "teardown":
+            continue
+        promise = report.nodeid.partition(".py::")[0].rpartition("test_")[2]
+        noted: Any = dict(report.user_properties).get("figures", ())
+        for what, relation, value, bar in noted:
+            before = rows.get((promise, what), ("", 0, 0))[1]
+            total = before + value if relation == "+" else max(before, value)
+            rows[promise, what] = (relation, total, bar)
+    for (promise, what), (relation, value, bar) in sorted(rows.items()):
         promised = f"{relation} {bar:g}" if relation in {"=", "≤"} else ""
         figure = f"{value:,.0f}" if value == int(value) else f"{value:,.3g}"
-        terminalreporter.write_line(f"{promise:<19}{figure:>11}  {promised:<9} {what}")
+        terminalreporter.write_line(f"{promise:<13}{figure:>11}  {promised:<9} {what}")

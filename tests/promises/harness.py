@@ -12,7 +12,6 @@ import selectors
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
-import openai
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
@@ -31,7 +30,6 @@ from langchain_retryrouter import (
     Route,
 )
 from langchain_retryrouter.testing import STUB_TEXT, FakeClock, FaultyGateway
-from tests.unit_tests.conftest import Twin
 
 T = TypeVar("T")
 
@@ -89,14 +87,6 @@ def chat_openai(url: str, **fields: Any) -> ChatOpenAI:
     )
 
 
-def load_lazily_imported_modules() -> None:
-    """The first call of a process reads files, which blocks an event loop."""
-    openai.DefaultHttpxClient().close()
-    with FaultyGateway(gptrouter="hosted") as gateway:
-        for name in ALL:
-            ask(new_model(name, gateway))
-
-
 def ask(model: Any, prompt: str = "hi") -> Any:
     """One sync call, whatever the class."""
     if isinstance(model, GPTRouterEmbeddings):
@@ -125,23 +115,6 @@ def call(model: Any, method: str, prompt: str = "hi") -> Any:
     if method == "stream":
         return list(model.stream(prompt))
     return asyncio.run(acall(model, method, prompt))
-
-
-def run_twin(twin: Twin, work: Callable[[], Awaitable[Any]]) -> None:
-    """Run a coroutine function; in the sync variant it waits for nothing."""
-
-    async def main() -> None:
-        await work()
-
-    if twin.is_async:
-        asyncio.run(main())
-        return
-    try:
-        main().send(None)
-    except StopIteration:
-        return
-    msg = "a sync call waited for an event loop"
-    raise AssertionError(msg)
 
 
 def is_stub_answer(answer: Any) -> bool:
@@ -175,12 +148,14 @@ class _Jump(selectors.SelectSelector):
 
 
 class _VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop whose time is the selector's."""
+
     def __init__(self) -> None:
-        self._jump = _Jump()
-        super().__init__(self._jump)
+        self.jump = _Jump()
+        super().__init__(self.jump)
 
     def time(self) -> float:
-        return self._jump.now
+        return self.jump.now
 
 
 class VirtualClock(FakeClock):

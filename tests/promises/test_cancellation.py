@@ -31,7 +31,7 @@ from langchain_retryrouter.testing import (
     Truncate,
 )
 from tests.promises.conftest import Figures, Twin
-from tests.promises.harness import FIVE, acall, ask, call, new_model, run_twin
+from tests.promises.harness import FIVE, acall, ask, call, new_model
 
 FAULTS: Final[dict[str, tuple[Step, ...]]] = {
     "answers": (Answer(),),
@@ -59,6 +59,7 @@ LOST: Final = "cancels that were lost"
 LATER: Final = "requests sent after the cancel"
 OPEN: Final = "requests that stay open after the cancel"
 REFUSED: Final = "next calls of the same model that failed"
+TASKS: Final = "tasks left behind"
 TOKENS: Final = "tokens of the retry budget lost"
 
 
@@ -178,6 +179,7 @@ def test_a_cancelled_call_leaves_nothing(
             REFUSED: is_refused,
             OPEN: not nothing_is_pending(gateway),
             LATER: script.requests > seen + 1,  # One may have been on its way.
+            TASKS: asyncio.all_tasks() != {asyncio.current_task()},
         }
         found.update(what for what, is_so in wrong.items() if is_so)
         if any(wrong.values()):
@@ -194,7 +196,7 @@ def test_a_cancelled_call_leaves_nothing(
         slowest = asyncio.run(cancel_all(gateway))
         gc.unfreeze()
     assert not stories, "\n".join(stories)
-    for what in (LOST, LATER, OPEN, REFUSED, TOKENS):
+    for what in (LOST, LATER, OPEN, REFUSED, TASKS, TOKENS):
         figures.exactly(0, found[what], what)
     figures.counted(count, "calls cancelled")
     figures.at_most(0.05, slowest, "CPU seconds until a cancelled task was gone")
@@ -208,24 +210,33 @@ def test_a_stream_that_is_left_leaves_nothing(
 ) -> None:
     """A stream left by `break` or closed gives all back, without gc."""
 
-    async def leave(model: Any) -> None:
-        chunks = model.astream("call") if twin.is_async else model.stream("call")
-        await anext(chunks) if twin.is_async else next(chunks)
+    async def leave(chunks: Any) -> None:
+        await anext(chunks)
         if is_closed:
-            await chunks.aclose() if twin.is_async else chunks.close()
+            await chunks.aclose()
         del chunks
-        if twin.is_async:
-            await turns_of_the_loop(40)
+        await turns_of_the_loop(40)
 
     with FaultyGateway() as gateway:
         script, model = Script(gateway), guarded(name, gateway)
         script.begin(fault)
         gc.disable()
         try:
-            run_twin(twin, lambda: leave(model))
+            if twin.is_async:
+                asyncio.run(leave(model.astream("call")))
+            else:
+                chunks = model.stream("call")
+                next(chunks)
+                if is_closed:
+                    chunks.close()
+                del chunks
             gateway.wait_for(nothing_is_pending, timeout=2)
         finally:
             gc.enable()
+        for thread in threading.enumerate():
+            if thread.name == "retryrouter-call":
+                thread.join(2)
+                assert not thread.is_alive()
         let_breakers_recover()
         assert ask(model, "next")
     figures.counted(1, "streams left after their first token")

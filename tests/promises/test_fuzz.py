@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import multiprocessing
 import random  # noqa: TID251 - each input has its own, by its seed
@@ -55,47 +54,40 @@ def mutated(body: bytes, rng: random.Random) -> bytes:
     for _ in range(rng.randint(1, 3)):
         start = rng.randrange(len(body) + 1)
         end = min(len(body), start + rng.randrange(40))
+        head, piece, rest = body[:start], body[start:end], body[end:]
         match rng.randrange(8):
             case 0:
-                bits = bytearray(body or b"x")
-                bits[rng.randrange(len(bits))] ^= 1 << rng.randrange(8)
-                body = bytes(bits)
+                bit = bytes(byte ^ 1 << rng.randrange(8) for byte in piece[:1])
+                body = head + bit + piece[1:] + rest
             case 1:  # A piece is missing, or all that comes after it too.
-                body = body[:start] + (body[end:] if rng.random() < 0.5 else b"")
+                body = head + (rest if rng.random() < 0.5 else b"")
             case 2:
-                body = body[:end] + body[start:]
+                body = head + piece + piece + rest
             case 3:
-                rest = body[rng.choice((start, end)) :]
-                body = body[:start] + rng.choice(TOKENS) + rest
+                body = head + rng.choice(TOKENS) + rng.choice((rest, piece + rest))
             case _:
                 body = restructured(body, rng)
     return body
 
 
 def restructured(body: bytes, rng: random.Random) -> bytes:
-    """Any value of the JSON, or of one event of a stream, is replaced or missing."""
+    """Values of the JSON, or of one event of a stream, are replaced or missing."""
     lines = body.split(b"\n")
-    events = [at for at, line in enumerate(lines) if line.startswith(b"data: {")]
-    at = rng.choice(events) if events else 0
-    prefix = b"data: " if events else b""
-    try:
-        document = json.loads(lines[at].removeprefix(prefix))
-    except ValueError:
-        return body
-    holder, key = document, None
-    inner = document
-    while isinstance(inner, dict | list) and inner and rng.random() < 0.8:
-        holder = inner
-        key = rng.choice(list(inner) if isinstance(inner, dict) else range(len(inner)))
-        inner = inner[key]
-    if key is None:
-        document = rng.choice(ODD)
-    elif rng.random() < 0.2:
-        del holder[key]
-    else:
-        holder[key] = copy.deepcopy(rng.choice((*ODD, [inner], {"text": inner})))
-    with contextlib.suppress(ValueError):
-        lines[at] = prefix + json.dumps(document).encode()
+    at = rng.choice([at for at, line in enumerate(lines) if b"{" in line] or [0])
+    prefix, brace, _ = lines[at].partition(b"{")
+    share = rng.choice((0.05, 0.2, 1))
+
+    def odd(value: Any) -> Any:
+        return rng.choice((*ODD, [value], {"text": value}))
+
+    def some(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        kept = [pair for pair in pairs if rng.random() > share / 4]
+        return {key: odd(one) if rng.random() < share else one for key, one in kept}
+
+    with contextlib.suppress(ValueError, RecursionError):
+        document = lines[at].removeprefix(prefix)
+        value = json.loads(document, object_pairs_hook=some) if brace else odd(None)
+        lines[at] = prefix + json.dumps(value).encode()
     return b"\n".join(lines)
 
 
@@ -130,10 +122,8 @@ def test_mutated_answers_are_read_or_refused(
                 for piece in got if isinstance(got, list) else [got]:
                     assert isinstance(getattr(piece, "content", piece), str | list)
                     usage = getattr(piece, "usage_metadata", None) or {}
-                    assert (
-                        min(usage.get(f"{n}_tokens", 0) for n in ("input", "output"))
-                        >= 0
-                    )
+                    assert usage.get("input_tokens", 0) >= 0
+                    assert usage.get("output_tokens", 0) >= 0
             except RetryRouterError:
                 pass
             except Exception as error_:  # noqa: BLE001 - it is what is looked for

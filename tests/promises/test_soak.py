@@ -65,10 +65,9 @@ def note_drift(figures: Figures, before: tuple[int, int], where: str) -> None:
 @pytest.mark.timeout(3600)
 def test_calls_on_a_virtual_clock(figures: Figures, *, is_long: bool) -> None:
     """Eight tasks call a router at once, through faults and outages, for hours."""
-    calls = 100_000 if is_long else 1_000
-    rng = random.Random(1)  # noqa: S311
+    calls, rng = 100_000 if is_long else 1_000, random.Random(1)  # noqa: S311
     policy = RetryPolicy(max_retries=2, deadline=60)
-    latest, answered, attempts = 0.0, 0, 0
+    late, attempts = [0.0], list[int]()
 
     async def send() -> None:
         await let_pass(min(120.0, 0.3 * rng.paretovariate(1.1)))
@@ -77,21 +76,18 @@ def test_calls_on_a_virtual_clock(figures: Figures, *, is_long: bool) -> None:
 
     async def soak(number: int) -> None:
         clock = VirtualClock(number)
-        breaker = CircuitBreaker(clock=clock)
-        guards: dict[str, Any] = {"budget": RetryBudget(), "breaker": breaker}
-        asked = router(send, clock, retry_policy=policy, **guards)
-        left = iter(range(number))
+        guards: dict[str, Any] = {"breaker": CircuitBreaker(clock=clock)}
+        guards |= {"budget": RetryBudget(), "retry_policy": policy}
+        asked, left = router(send, clock, **guards), iter(range(number))
 
         async def keep_calling() -> None:
-            nonlocal latest, answered, attempts
             for _ in left:
                 began = clock.monotonic()
                 try:
                     await asked.ainvoke("hi")
-                    answered += 1
                 except RetryRouterError as error:
-                    attempts = max(attempts, error.attempts)
-                latest = max(latest, clock.monotonic() - began - 60)
+                    attempts.append(error.attempts)
+                late[0] = max(late[0], clock.monotonic() - began - 60)
                 await let_pass(rng.expovariate(1))
 
         await asyncio.gather(*(keep_calling() for _ in range(8)))
@@ -100,9 +96,9 @@ def test_calls_on_a_virtual_clock(figures: Figures, *, is_long: bool) -> None:
     before = held()
     run(soak(calls - calls // 10))
     note_drift(figures, before, "on a virtual clock")
-    assert attempts <= policy.max_retries + 1
-    assert answered > 0.9 * calls
-    figures.at_most(1e-6, latest, "seconds past a deadline")
+    assert max(attempts, default=0) <= policy.max_retries + 1
+    assert len(attempts) < 0.1 * calls
+    figures.at_most(1e-6, late[0], "seconds past a deadline")
     figures.counted(calls, "calls on a virtual clock")
 
 
@@ -112,9 +108,8 @@ def test_calls_over_http(
     name: str, twin: Twin, figures: Figures, *, is_long: bool
 ) -> None:
     """The real models over HTTP keep neither calls nor sockets."""
-    calls = 4_000 if is_long else 60
-    rng = random.Random(name)  # noqa: S311
-    clock, attempts, answered = FakeClock(random=iter(rng.random, None)), [0], 0
+    calls, rng = 4_000 if is_long else 60, random.Random(name)  # noqa: S311
+    clock, attempts = FakeClock(random=iter(rng.random, None)), list[int]()
     methods = ("ainvoke", "astream") if twin.is_async else ("invoke", "stream")
     with FaultyGateway(keep_requests=0) as gateway:
         gateway.always(
@@ -127,13 +122,13 @@ def test_calls_over_http(
             if number == calls // 4:
                 before = held()
             try:
-                answered += bool(call(model, rng.choice(methods)))
+                assert call(model, rng.choice(methods))
             except RetryRouterError as error:
                 attempts.append(error.attempts)
                 clock.advance(60)
         if is_long:
             note_drift(figures, before, "over HTTP")
         figures.at_most(8, gateway.open_connections, "connections open in the end")
-    assert max(attempts) <= 6
-    assert calls * 0.9 < answered <= calls
+    assert max(attempts, default=0) <= 6
+    assert len(attempts) < 0.1 * calls
     figures.counted(calls, "calls over HTTP")
