@@ -442,6 +442,12 @@ class CallState:
         self._hedge = attempt
         return position
 
+    def ends_call(self, failure: Failure | None) -> bool:
+        """Whether a failure is raised by its kind, whichever route is left."""
+        if failure is None:
+            return False
+        return self._actions.get(failure.kind) is FailureAction.RAISE
+
     def settle_hedge(self, *, has_won: bool, failure: Failure | None = None) -> None:
         """Go on with the attempt that `hedge` began, if it has won, or the other one.
 
@@ -653,7 +659,9 @@ class CallState:
             breaker.cancelled(permit)
         else:
             self._counted.add(id(breaker))
-            is_suspect = failure.kind in _MAYBE_THE_REQUESTS
+            is_suspect = failure.kind in _MAYBE_THE_REQUESTS or (
+                failure.kind is FailureKind.CONNECTION and failure.may_have_run
+            )
             request = self._request_hash() if is_suspect else None
             breaker.failed(permit, retry_after=retry_after, request=request)
         if retry_after is not None and retry_after > self.policy.max_retry_after:

@@ -1,7 +1,8 @@
 """Hedged streams: if the first route is silent, a second one is asked as well.
 
 The first stream that has content wins, and the other one is closed. A stream that fails
-earlier loses only if the other one does not fail too.
+earlier loses only if the other one does not fail too; but an error that ends the call,
+such as a refusal, wins like content.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class HedgedSource(Generic[E]):
         begin: Callable[[], EventSource[E] | None],
         settle: Settle,
         says: Callable[[E], bool],
+        ends_call: Callable[[Failure | None], bool] = lambda _: False,
     ) -> None:
         """Nothing is read yet.
 
@@ -56,9 +58,10 @@ class HedgedSource(Generic[E]):
             settle: Called with whether the second stream has won, and how the loser
                 failed, if it did.
             says: Whether an event is content.
+            ends_call: Whether no other route is asked after a failure.
         """
         self._first, self._after, self._says = first, after, says
-        self._begin, self._settle = begin, settle
+        self._begin, self._settle, self._ends_call = begin, settle, ends_call
         self._streams: list[ThreadedStream[E]] = []
         self._finished: queue.SimpleQueue[tuple[int, Opening[E]]] = queue.SimpleQueue()
         # The second attempt begins before an abort or not at all: its permit would not
@@ -81,7 +84,8 @@ class HedgedSource(Generic[E]):
                 source = None if self._is_aborted else self._begin()
                 if source is not None:
                     self._start(source)
-        while (winner := _winner(openings, len(self._streams))) is None:
+        streams, ends_call = len(self._streams), self._ends_call
+        while (winner := _winner(openings, streams, ends_call)) is None:
             openings.update([self._finished.get()])
         if len(self._streams) > 1 and not self._is_aborted:
             failure = _failure(openings.get(1 - winner))
@@ -138,10 +142,11 @@ class AHedgedSource(Generic[E]):
         begin: Callable[[], AEventSource[E] | None],
         settle: Settle,
         says: Callable[[E], bool],
+        ends_call: Callable[[Failure | None], bool] = lambda _: False,
     ) -> None:
         """Nothing is read yet; the arguments are those of `HedgedSource`."""
         self._first, self._after, self._says = first, after, says
-        self._begin, self._settle = begin, settle
+        self._begin, self._settle, self._ends_call = begin, settle, ends_call
         self._racers: list[_Racer[E]] = []
 
     async def __aiter__(self) -> AsyncIterator[E]:
@@ -154,7 +159,8 @@ class AHedgedSource(Generic[E]):
         await asyncio.wait([self._racers[0].opening], timeout=self._after)
         if not self._openings() and (source := self._begin()) is not None:
             self._start(source)
-        while (winner := _winner(self._openings(), len(self._racers))) is None:
+        racers, ends_call = len(self._racers), self._ends_call
+        while (winner := _winner(self._openings(), racers, ends_call)) is None:
             pending = [one.opening for one in self._racers if not one.opening.done()]
             await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
         openings = self._openings()
@@ -225,10 +231,14 @@ class _Racer(Generic[E]):
             await self._source.aclose()
 
 
-def _winner(openings: dict[int, Opening[E]], streams: int) -> int | None:
+def _winner(
+    openings: dict[int, Opening[E]],
+    streams: int,
+    ends_call: Callable[[Failure | None], bool],
+) -> int | None:
     """Which stream has content; the first one if all failed; None if that is open."""
-    for place, (_, error) in openings.items():
-        if error is None:
+    for place, opening in openings.items():
+        if opening[1] is None or ends_call(_failure(opening)):
             return place
     return 0 if len(openings) == streams else None
 

@@ -300,10 +300,8 @@ class BaseRouterCall:
             lead.delivered, lead.attempts = self._delivered, self._state.attempts
             lead.is_retryable = False  # A caller that retried would multiply the load.
             return _with_others(lead, [*self._failures, error])
-        if error.delivered:
-            return error
         failures = [*self._failures, error]
-        if self._state.is_raised:
+        if error.delivered or self._state.is_raised:
             return _with_others(error, failures)
         lead = [one for one in failures if one.route == failures[0].route][-1]
         if lead is not error:
@@ -753,9 +751,14 @@ class RouterCall(BaseRouterCall):
         events = self._events(self._begin())
         if self.hedge_after is None:
             return events
-        settle = self._state.settle_hedge
+        state = self._state
         return HedgedSource(
-            events, self.hedge_after, self._connect_second, settle, _wins_race
+            events,
+            self.hedge_after,
+            self._connect_second,
+            state.settle_hedge,
+            _wins_race,
+            state.ends_call,
         )
 
     def _connect_second(self) -> EventSource[StreamEvent] | None:
@@ -823,9 +826,14 @@ class AsyncRouterCall(BaseRouterCall):
         events = _AsyncGeneratorSource(self._events(self._begin()))
         if self.hedge_after is None:
             return events
-        settle = self._state.settle_hedge
+        state = self._state
         return AHedgedSource(
-            events, self.hedge_after, self._connect_second, settle, _wins_race
+            events,
+            self.hedge_after,
+            self._connect_second,
+            state.settle_hedge,
+            _wins_race,
+            state.ends_call,
         )
 
     def _connect_second(self) -> AEventSource[StreamEvent] | None:

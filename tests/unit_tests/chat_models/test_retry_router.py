@@ -22,6 +22,7 @@ from langchain_retryrouter import (
     APIConnectionError,
     APITimeoutError,
     CircuitBreaker,
+    ContentFilterError,
     GPTRouter,
     MalformedResponseError,
     RateLimitError,
@@ -439,6 +440,18 @@ def test_when_both_fail_the_first_speaks(pair: Pair) -> None:
         pair.twin.stream(router, "hi")
 
     assert caught.value.route == "first"
+    assert pair.asked() == (1, 1)
+
+
+def test_a_refusal_ends_a_race(pair: Pair) -> None:
+    """It is an answer: another route that is still silent is not waited for."""
+    pair.primary.always(SlowFirstToken(5))
+    pair.backup.always(Status(400, error_code="content_filter"))
+
+    with pytest.raises(ContentFilterError) as caught:
+        pair.twin.stream(pair.router(hedge_after=SHORT), "hi")
+
+    assert caught.value.route == "second"
     assert pair.asked() == (1, 1)
 
 

@@ -337,8 +337,8 @@ def test_a_long_wait_goes_to_the_next_route(pair: Pair) -> None:
 @both_ways
 @pytest.mark.parametrize(
     "fault",
-    [Status(500), Body(200, {}, "<html>"), Answer("", finish_reason=None)],
-    ids=["500", "malformed", "cut"],
+    [Status(500), Body(200, {}, "<html>"), Answer("", finish_reason=None), Reset()],
+    ids=["500", "malformed", "cut", "reset"],
 )
 def test_one_prompt_opens_no_breaker(pair: Pair, fault: Any) -> None:
     """A prompt that breaks all providers is harmless, however often it is sent."""
