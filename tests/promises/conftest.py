@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from langchain_retryrouter.testing import FaultyGateway
-from tests.promises.harness import ALL, ask, new_model
+from tests.promises.harness import ALL, call, new_model
 from tests.unit_tests.conftest import Twin, clean_environment, no_blocking_calls, twin
 
 __all__ = ["Figures", "Twin", "clean_environment", "no_blocking_calls", "twin"]
@@ -49,7 +49,7 @@ def _loaded() -> None:
     openai.DefaultHttpxClient().close()
     with FaultyGateway(gptrouter="hosted") as gateway:
         for name in ALL:
-            ask(new_model(name, gateway))
+            call(new_model(name, gateway))
 
 
 @pytest.fixture

@@ -87,34 +87,22 @@ def chat_openai(url: str, **fields: Any) -> ChatOpenAI:
     )
 
 
-def ask(model: Any, prompt: str = "hi") -> Any:
-    """One sync call, whatever the class."""
-    if isinstance(model, GPTRouterEmbeddings):
-        return model.embed_query(prompt)
-    return model.invoke(prompt)
-
-
-async def aask(model: Any, prompt: str = "hi") -> Any:
+async def acall(model: Any, method: str = "ainvoke", prompt: str = "hi") -> Any:
     """One async call, whatever the class."""
     if isinstance(model, GPTRouterEmbeddings):
         return await model.aembed_query(prompt)
+    if method == "astream":
+        return [chunk async for chunk in model.astream(prompt)]
     return await model.ainvoke(prompt)
 
 
-async def acall(model: Any, method: str, prompt: str = "hi") -> Any:
-    """Call an async method."""
-    if method == "astream":
-        return [chunk async for chunk in model.astream(prompt)]
-    return await aask(model, prompt)
-
-
-def call(model: Any, method: str, prompt: str = "hi") -> Any:
-    """Call `method`; an async one in an event loop of its own."""
-    if method == "invoke":
-        return ask(model, prompt)
-    if method == "stream":
-        return list(model.stream(prompt))
-    return asyncio.run(acall(model, method, prompt))
+def call(model: Any, method: str = "invoke", prompt: str = "hi") -> Any:
+    """One call, whatever the class; an async one in an event loop of its own."""
+    if method.startswith("a"):
+        return asyncio.run(acall(model, method, prompt))
+    if isinstance(model, GPTRouterEmbeddings):
+        return model.embed_query(prompt)
+    return model.invoke(prompt) if method == "invoke" else list(model.stream(prompt))
 
 
 def is_stub_answer(answer: Any) -> bool:

@@ -31,7 +31,7 @@ from langchain_retryrouter.testing import (
     Truncate,
 )
 from tests.promises.conftest import Figures, Twin
-from tests.promises.harness import FIVE, acall, ask, call, new_model
+from tests.promises.harness import FIVE, acall, call, new_model
 
 FAULTS: Final[dict[str, tuple[Step, ...]]] = {
     "answers": (Answer(),),
@@ -88,7 +88,7 @@ def guarded(name: str, gateway: FaultyGateway, **fields: Any) -> Any:
     first = new_model(name, gateway, breaker=breaker, retry_policy=once)
     gateway.script(Status(500), Status(500))
     with contextlib.suppress(Exception):
-        ask(first)
+        call(first)
     gateway.script()
     let_breakers_recover()
     return new_model(name, gateway, breaker=breaker, retry_policy=POLICY, **fields)
@@ -238,7 +238,7 @@ def test_a_stream_that_is_left_leaves_nothing(
                 thread.join(2)
                 assert not thread.is_alive()
         let_breakers_recover()
-        assert ask(model, "next")
+        assert call(model, prompt="next")
     figures.counted(1, "streams left after their first token")
 
 

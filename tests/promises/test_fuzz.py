@@ -22,14 +22,7 @@ from langchain_retryrouter.testing import (
     Usage,
 )
 from tests.promises.conftest import Figures
-from tests.promises.harness import (
-    LLMS,
-    METHODS,
-    ask,
-    call,
-    is_stub_answer,
-    new_model,
-)
+from tests.promises.harness import LLMS, METHODS, call, is_stub_answer, new_model
 from tests.promises.test_truncation import recorded_body
 
 ODD: Final[tuple[Any, ...]] = (
@@ -156,7 +149,7 @@ def memory_taken(method: str) -> float:
         with pytest.raises(RetryRouterError):
             call(model, method)
         taken = peak_mebibytes() - before
-        assert is_stub_answer(ask(model))
+        assert is_stub_answer(call(model))
     return taken
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import multiprocessing
 import threading
@@ -17,7 +16,7 @@ from langchain_core.load import dumps
 from langchain_retryrouter import CircuitBreaker, RetryBudget, RetryPolicy, RetryRouter
 from langchain_retryrouter.testing import FaultyGateway
 from tests.promises.conftest import Figures
-from tests.promises.harness import ALL, KEY, aask, ask, is_stub_answer, new_model
+from tests.promises.harness import ALL, KEY, call, is_stub_answer, new_model
 
 FAILED: Final = "calls that failed where a model was taken to"
 MADE: Final = "calls made there"
@@ -57,7 +56,7 @@ def failures_of(models: list[Any]) -> int:
     return sum(
         not is_stub_answer(answer)
         for model in models
-        for answer in (ask(model), asyncio.run(aask(model)), asyncio.run(aask(model)))
+        for answer in (call(model), call(model, "ainvoke"), call(model, "ainvoke"))
     )
 
 
@@ -101,13 +100,13 @@ def test_threads_and_loops_answer(
 
     def in_a_loop(_: int) -> Any:
         together.wait()
-        return asyncio.run(aask(model))
+        return call(model, "ainvoke")
 
-    answers = [asyncio.run(aask(model)) for _ in range(20)]
+    answers = [call(model, "ainvoke") for _ in range(20)]
     with ThreadPoolExecutor(20) as pool:
         answers += pool.map(in_a_loop, range(20))
     with ThreadPoolExecutor(50) as pool:
-        answers += pool.map(ask, [model] * 50)
+        answers += pool.map(call, [model] * 50)
     figures.exactly(0, sum(not is_stub_answer(one) for one in answers), FAILED)
     figures.counted(len(answers), MADE)
 

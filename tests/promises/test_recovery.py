@@ -10,7 +10,6 @@ import bisect
 import contextlib
 import random  # noqa: TID251 - what a program seeds, and the package does not use
 import threading
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, Final
@@ -30,8 +29,8 @@ from langchain_retryrouter.testing import FakeClock, FaultyGateway, Silence, Sta
 from tests.promises.conftest import Figures
 from tests.promises.harness import (
     VirtualClock,
-    aask,
-    ask,
+    acall,
+    call,
     let_pass,
     new_model,
     router,
@@ -42,19 +41,9 @@ CLIENTS: Final = 1_000
 DOWN: Final = "the provider is down"
 
 
-def busiest(moments: Iterable[float]) -> float:
-    """Per cent of the moments within one 100 ms, wherever it begins."""
-    ends = sorted(moments)
-    most = max(
-        at + 1 - bisect.bisect_left(ends, end - 0.1) for at, end in enumerate(ends)
-    )
-    return 100 * most / len(ends)
-
-
 async def arrivals(retry_after: float | None, clock: VirtualClock) -> list[float]:
     """When the first retries come in, of calls that all failed at second 0."""
-    came: list[float] = []
-    sent = iter(range(CLIENTS))
+    came, sent = list[float](), iter(range(CLIENTS))
 
     async def send() -> None:
         if next(sent, None) is not None:
@@ -64,7 +53,7 @@ async def arrivals(retry_after: float | None, clock: VirtualClock) -> list[float
 
     asked = router(send, clock)
     await asyncio.gather(*(asked.ainvoke("hi") for _ in range(CLIENTS)))
-    return came
+    return sorted(came)
 
 
 @pytest.mark.timeout(900)
@@ -85,7 +74,11 @@ def test_a_crowd_that_failed_together_is_spread(
     for seed in range(crowds):
         came = run(arrivals(told, VirtualClock(seed)))
         assert len(came) == CLIENTS
-        figures.at_most(bar, busiest(came), what)
+        busiest = max(
+            number - bisect.bisect_left(came, at - 0.1)
+            for number, at in enumerate(came, 1)
+        )
+        figures.at_most(bar, 100 * busiest / CLIENTS, what)
         early = sum(at < (told or 0) - 1e-6 for at in came)
         figures.exactly(0, early, "first retries before their Retry-After")
     figures.counted(crowds, "crowds of 1,000 calls")
@@ -99,7 +92,7 @@ def test_the_same_seed_everywhere_makes_no_herd() -> None:
         for _ in range(4):
             gateway.script(Status(503))
             random.seed(42)
-            asyncio.run(aask(model))
+            asyncio.run(acall(model))
             waits.add(round(gateway.requests[-1].at - gateway.requests[-2].at, 2))
     random.setstate(state)
     assert len(waits) > 1, waits
@@ -137,18 +130,16 @@ def test_a_recovering_server_sees_one_request(
     """While the probe has no answer, all the other calls end without a request."""
     together, threads = threading.Barrier(50), ThreadPoolExecutor(50)
 
-    def ask_together(model: Any) -> object:
-        together.wait()
-        return ask(model)
-
-    async def call(model: Any) -> object:
+    async def ask_together(model: Any) -> object:
         if kind == "coroutines":
-            return await aask(model)
+            return await acall(model)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(threads, ask_together, model)
+        return await loop.run_in_executor(
+            threads, lambda: (together.wait(), call(model))
+        )
 
     async def meet(model: Any, gateway: FaultyGateway) -> tuple[int, list[Any]]:
-        begun = [asyncio.create_task(call(model)) for _ in range(50)]
+        begun = [asyncio.create_task(ask_together(model)) for _ in range(50)]
         for end in islice(asyncio.as_completed(begun, timeout=20), 49):
             with contextlib.suppress(CircuitOpenError):
                 await end
@@ -165,7 +156,7 @@ def test_a_recovering_server_sees_one_request(
             model = new_model("GPTRouter", gateway, breaker=breaker, **fields)
             gateway.script(Status(503))
             with pytest.raises(UnavailableError):
-                ask(model)
+                call(model)
             clock.advance(30)
             gateway.reset_log()
             gateway.always(Silence())
@@ -181,78 +172,62 @@ BEGIN: Final = 5.0
 END: Final = BEGIN + 30.0
 
 
-class Server:
-    """Answers 100 requests a second in their order; for 30 s it refuses or hangs.
+def within(moments: list[float], begin: float) -> int:
+    """How many of the sorted moments lie in this second."""
+    return bisect.bisect_left(moments, begin + 1) - bisect.bisect_left(moments, begin)
 
-    A client waits for 2 s. The queue holds what the server can do in that time, or has
-    no limit.
+
+async def live_through(
+    how: str, queue_limit: int, watched: float, **fields: Any
+) -> tuple[float, float]:
+    """Seconds from the outage's end until goodput is back, and the busiest second.
+
+    The server answers 100 requests a second in their order; for 30 s it refuses or
+    hangs. A client waits for 2 s. The queue holds what the server can do in that time,
+    or has no limit. Goodput is the answers of the last second; it is back at 95 % of
+    what is offered. The busiest second is a multiple of what is offered.
     """
+    loop, queue = asyncio.get_running_loop(), asyncio.Queue[Any](queue_limit)
+    arrivals, answered = list[float](), list[float]()
 
-    def __init__(self, how: str, queue_limit: int) -> None:
-        self.how = how
-        self.arrivals: list[float] = []
-        self.queue = asyncio.Queue[asyncio.Future[None]](queue_limit)
+    def is_out(sort: str) -> bool:
+        return how == sort and BEGIN <= loop.time() < END
 
-    def is_out(self, how: str) -> bool:
-        """Whether the outage is going on, and is of this sort."""
-        now = asyncio.get_running_loop().time()
-        return self.how == how and BEGIN <= now < END
-
-    async def ask(self) -> None:
-        """Send one request, and wait for its answer."""
-        loop = asyncio.get_running_loop()
-        self.arrivals.append(loop.time())
-        if self.is_out("refuses") or self.queue.full():
+    async def send() -> None:
+        arrivals.append(loop.time())
+        if is_out("refuses") or queue.full():
             raise UnavailableError(DOWN, status_code=503)
-        answer: asyncio.Future[None] = loop.create_future()
-        self.queue.put_nowait(answer)
+        answer = loop.create_future()
+        queue.put_nowait(answer)
         try:
             async with asyncio.timeout(2):
                 await answer
         except TimeoutError as error:
             raise APIConnectionError(DOWN) from error
 
-    async def work(self) -> None:
-        """Answer one request after the other, for ever."""
+    async def answer_all() -> None:
         while True:
-            answer = await self.queue.get()
-            if self.is_out("hangs"):
-                await let_pass(END - asyncio.get_running_loop().time())
+            answer = await queue.get()
+            await let_pass(END - loop.time() if is_out("hangs") else 0)
             await let_pass(1 / 100)
             if not answer.done():  # Otherwise its client has left: work for nothing.
                 answer.set_result(None)
 
+    asked = router(send, **fields)
 
-async def live_through(
-    server: Server, watched: float, **fields: Any
-) -> tuple[float, float]:
-    """Seconds from the outage's end until goodput is back, and the busiest second.
-
-    Goodput is the answers of the last second; it is back at 95 % of what is offered.
-    The busiest second is a multiple of what is offered.
-    """
-    loop = asyncio.get_running_loop()
-    answered: list[float] = []
-    asked = router(server.ask, **fields)
-
-    async def call(at: float) -> None:
-        await let_pass(at - loop.time())
+    async def call_at(moment: float) -> None:
+        await let_pass(moment - loop.time())
         with contextlib.suppress(RetryRouterError):
             await asked.ainvoke("hi")
             answered.append(loop.time())
 
-    def within(moments: list[float], begin: float) -> int:
-        """How many of the sorted moments lie in this second."""
-        end = bisect.bisect_left(moments, begin + 1)
-        return end - bisect.bisect_left(moments, begin)
-
-    working = loop.create_task(server.work())
+    working = loop.create_task(answer_all())
     calls = range(round(OFFERED * (END + watched)))
-    await asyncio.gather(*(call(number / OFFERED) for number in calls))
+    await asyncio.gather(*(call_at(number / OFFERED) for number in calls))
     working.cancel()
     tenths = [END + tenth / 10 for tenth in range(round(10 * watched) + 1)]
     low = [at for at in tenths if within(answered, at - 1) < 0.95 * OFFERED]
-    peak = max(within(server.arrivals, at) for at in server.arrivals)
+    peak = max(within(arrivals, at) for at in arrivals)
     return max(low, default=END - 0.1) + 0.1 - END, peak / OFFERED
 
 
@@ -266,12 +241,7 @@ async def live_through(
     ],
 )
 def test_the_service_is_back_soon(
-    how: str,
-    queue_limit: int,
-    guards: str,
-    figures: Figures,
-    *,
-    is_long: bool,
+    how: str, queue_limit: int, guards: str, figures: Figures, *, is_long: bool
 ) -> None:
     """After an outage the service is back within 5 s, and was never run over.
 
@@ -283,7 +253,7 @@ def test_the_service_is_back_soon(
     if "breaker" in guards:
         made["breaker"] = CircuitBreaker(recovery_time=2, clock=clock)
     watched = 60 if is_long else 7
-    back, peak = run(live_through(Server(how, queue_limit), watched, **made))
+    back, peak = run(live_through(how, queue_limit, watched, **made))
     what = f"the server {how}, with {guards}"
     figures.at_most(5, back, f"seconds until goodput is back; {what}")
     figures.at_most(2, peak, f"busiest second, times what is offered; {what}")

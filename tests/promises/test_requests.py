@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import importlib
 import itertools
@@ -32,8 +31,7 @@ from tests.promises.harness import (
     FIVE,
     GATEWAY,
     LLMS,
-    aask,
-    ask,
+    call,
     chat_openai,
     is_stub_answer,
     new_model,
@@ -131,9 +129,9 @@ def test_no_redirect_is_followed(name: str, twin: Twin, figures: Figures) -> Non
             step = Status(status, {**location, "set-cookie": "a=b; path=/"}, b"{}")
             gateway.script(step, step)
             with pytest.raises(RetryRouterError):
-                asyncio.run(aask(model)) if twin.is_async else ask(model)
+                call(model, "ainvoke" if twin.is_async else "invoke")
             gateway.script()
-            assert is_stub_answer(ask(model))
+            assert is_stub_answer(call(model))
         cookies = sum("cookie" in request.headers for request in gateway.requests)
         figures.exactly(0, len(other.requests), "requests that followed a redirect")
         if name in GATEWAY:

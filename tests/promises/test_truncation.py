@@ -26,14 +26,7 @@ from langchain_retryrouter.testing import (
     Step,
 )
 from tests.promises.conftest import Figures, Twin
-from tests.promises.harness import (
-    ALL,
-    ask,
-    call,
-    chat_openai,
-    is_stub_answer,
-    new_model,
-)
+from tests.promises.harness import ALL, call, chat_openai, is_stub_answer, new_model
 
 TEXT: Final = "The answer of the model has several words, and none of them may be lost."
 TOLD: Final = Answer(TEXT)
@@ -196,7 +189,7 @@ def test_no_part_of_a_body_is_an_answer(
     taken: list[Any] = []
     with FaultyGateway(keep_requests=1, gptrouter="hosted") as gateway:
         model = Listener(name).model(gateway)
-        body = recorded_body(gateway, lambda: ask(model), Answer())
+        body = recorded_body(gateway, lambda: call(model), Answer())
         head = HEAD + b"application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
         cuts = places(len(body), 1_000 if is_long else 12)
         for at in cuts:
@@ -204,7 +197,7 @@ def test_no_part_of_a_body_is_an_answer(
                 gateway.script(step)
                 with contextlib.suppress(RetryRouterError):
                     taken.append(call(model, "ainvoke" if twin.is_async else "invoke"))
-        assert is_stub_answer(ask(model))
+        assert is_stub_answer(call(model))
     figures.counted(2 * len(cuts), "JSON bodies cut")
     figures.exactly(0, len(taken), "cut JSON bodies taken for answers")
 
