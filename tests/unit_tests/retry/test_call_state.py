@@ -67,6 +67,20 @@ def test_a_hedge_needs_another_route_and_tokens(clock: FakeClock) -> None:
     assert log == [("a", "cancelled"), ("b", "cancelled")]
 
 
+def test_a_failure_of_the_call_cancels_its_hedge(clock: FakeClock) -> None:
+    """If the attempt runs out of time, the second one holds no permit either."""
+    breaker = CircuitBreaker(clock=clock)
+    breaker.open_for(30)
+    clock.advance(30)
+    state = routed(clock, "a", "b", breakers={"b": breaker})
+    state.admit()
+    assert state.hedge() == 1
+    state.failed(Failure(FailureKind.TIMEOUT))
+    log = [(record.route, record.outcome) for record in state.records]
+    assert log == [("a", "timeout"), ("b", "cancelled")]
+    assert state.admit() is None
+
+
 def test_an_interrupted_stream_continues_where_it_may(clock: FakeClock) -> None:
     """On the next route for free, on one asked before as a paid retry, or not."""
     budget = RetryBudget(capacity=14)

@@ -165,6 +165,20 @@ def test_a_stream_is_read_in_the_callers_context() -> None:
 # --- the race ---
 
 
+def test_the_second_stream_can_win(twin: Twin) -> None:
+    """The first stream is closed before the second one's first event is seen."""
+    first, second = FakeStream(HEL, silent=True), FakeStream(ROLE, BON, JOUR, END)
+    hedge = FakeHedge(second)
+
+    def look(_: ChunkInfo) -> None:
+        assert first.was_closed.wait(LONG)
+        assert second.closed == 0
+
+    assert read(twin, first, hedge, look=look) == [ROLE, BON, JOUR, END]
+    assert (hedge.begun, hedge.settled) == (1, [(True, None)])
+    assert second.closed == 1
+
+
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("first_fails", [True, False])
 def test_a_failure_loses_while_the_other_may_succeed(
