@@ -335,8 +335,10 @@ def test_an_answer_to_another_request_is_malformed(
         {"refusal": "I will not."},
         {"provider_specific_fields": {"refusal": "I will not."}},
         {"refusal": "I will not.", "provider_specific_fields": None},
+        {"refusal": ["I will not."]},
+        {"refusal": {"why": "I will not."}},
     ],
-    ids=["openai", "litellm", "null"],
+    ids=["openai", "litellm", "null", "list", "object"],
 )
 def test_a_refusal_is_an_error(
     refusal: Any, twin: Any, new_llm: NewLLM, gateway: FaultyGateway
@@ -344,7 +346,7 @@ def test_a_refusal_is_an_error(
     """A chat model that refuses has not answered with an empty text."""
     message = {"role": "assistant", "content": None, **refusal}
     gateway.script(whole({"message": message, "finish_reason": "stop"}))
-    with pytest.raises(errors.ContentFilterError, match=r"refused: I will not\."):
+    with pytest.raises(errors.ContentFilterError, match=r"refused: .*I will not\."):
         twin.invoke(new_llm(OpenAIChat), "hi")
     assert len(gateway.requests) == 1
 

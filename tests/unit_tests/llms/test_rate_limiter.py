@@ -19,26 +19,18 @@ from .conftest import NewLLM
 
 
 class Turnstile(BaseRateLimiter):
-    """Lets requests through after so many refusals, and records who asked."""
+    """Lets every request through, and records who asked, and how many were sent."""
 
-    def __init__(self, gateway: FaultyGateway, refusals: int = 0) -> None:
-        """Refuse the first that do not wait."""
+    def __init__(self, gateway: FaultyGateway) -> None:
         self._gateway = gateway
-        self.refusals = refusals
         self.asked: list[tuple[str, bool, int]] = []
 
-    def _ask(self, twin: str, *, blocking: bool) -> bool:
+    def acquire(self, *, blocking: bool = True, twin: str = "sync") -> bool:
         self.asked.append((twin, blocking, len(self._gateway.requests)))
-        self.refusals -= 1
-        return blocking or self.refusals < 0
-
-    def acquire(self, *, blocking: bool = True) -> bool:
-        """Whether a request may be sent."""
-        return self._ask("sync", blocking=blocking)
+        return True
 
     async def aacquire(self, *, blocking: bool = True) -> bool:
-        """Async variant of `acquire`."""
-        return self._ask("async", blocking=blocking)
+        return self.acquire(blocking=blocking, twin="async")
 
 
 @pytest.fixture

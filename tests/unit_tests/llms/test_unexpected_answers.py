@@ -10,7 +10,6 @@ import openai
 import pytest
 
 from langchain_retryrouter import (
-    ContentFilterError,
     MalformedResponseError,
     OpenAIChat,
     RetryPolicy,
@@ -89,16 +88,6 @@ def test_an_unexpected_error_is_a_typed_error(
     with pytest.raises(RetryRouterError) as caught:
         twin.invoke(llm, "hi")
     assert json.dumps(caught.value.body)
-
-
-@pytest.mark.parametrize("refusal", ['["No."]', '{"why": "No."}', "7"])
-def test_a_refusal_is_one_in_any_form(
-    twin: Twin, llm: Any, gateway: FaultyGateway, refusal: str
-) -> None:
-    """A model that refused has not answered, also where it did not say it in a text."""
-    gateway.script(Body(200, JSON, answer(f'"content": null, "refusal": {refusal}')))
-    with pytest.raises(ContentFilterError, match="refused"):
-        twin.invoke(llm, "hi")
 
 
 @pytest.mark.parametrize(

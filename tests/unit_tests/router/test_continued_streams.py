@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from langchain_core.exceptions import ModelInvalidRequestError
 from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk
 
-from langchain_retryrouter import RetryPolicy, Route, StreamInterruptedError
+from langchain_retryrouter import Route, StreamInterruptedError
 
 from .attempts import WAYS, Way, ask
 from .test_finish_reasons import Scripted, router_of
@@ -100,11 +99,10 @@ def test_the_metadata_is_that_of_the_attempt_that_ended(way: Way) -> None:
 
 
 class Named(Recording):
-    """A model of some package, with a name, that may refuse a prefill."""
+    """A model of some package, with a name."""
 
     model: str = ""
     max_retries: int = 0
-    refuses: bool = False
 
     @property
     def _llm_type(self) -> str:
@@ -112,13 +110,6 @@ class Named(Recording):
 
     def _get_ls_params(self, stop: Any = None, **kwargs: Any) -> Any:
         return {**super()._get_ls_params(stop, **kwargs), "ls_model_name": self.model}
-
-    def _stream(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> Any:
-        if self.refuses and messages[-1].type == "ai":
-            self.sent.append(messages)
-            msg = "the conversation must end with a user message"
-            raise ModelInvalidRequestError(msg)
-        return super()._stream(messages, *args, **kwargs)
 
 
 def of_package(package: str, name: str, text: str, **fields: Any) -> Named:
@@ -178,14 +169,6 @@ def test_other_models_are_asked_for_the_whole_answer(
     """Claude 4.6 and later answer a prefill with a 400, and OpenAI begins anew."""
     second = of_package(package, name, "one two")
     assert continued(way, second) == ("one two", ["human"])
-
-
-@pytest.mark.parametrize("way", STREAMS, ids=str)
-def test_a_refused_prefill_costs_no_retry(way: Way) -> None:
-    """It was the router's idea: the same attempt goes on without it."""
-    second = of_package("langchain_ollama", "x", "one two", refuses=True)
-    once = RetryPolicy(max_retries=0)
-    assert continued(way, second, retry_policy=once) == ("one two", ["ai", "human"])
 
 
 @pytest.mark.parametrize("way", STREAMS, ids=str)

@@ -678,28 +678,6 @@ def test_a_bug_says_nothing_about_a_provider(error: Exception) -> None:
 PAYLOAD: Any = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 
-def with_httpx(library: Any) -> Any:
-    def send(url: str, timeout: float) -> Any:
-        with library.Client(timeout=timeout, trust_env=False) as client:
-            return client.post(url, json=PAYLOAD).raise_for_status().json()
-
-    return send
-
-
-def with_httpx_async(library: Any) -> Any:
-    def send(url: str, timeout: float) -> Any:
-        # Made out here: to read the certificates blocks.
-        client = library.AsyncClient(timeout=timeout, trust_env=False)
-
-        async def post() -> Any:
-            async with client:
-                return (await client.post(url, json=PAYLOAD)).raise_for_status().json()
-
-        return asyncio.run(post())
-
-    return send
-
-
 def with_aiohttp(url: str, timeout: float) -> Any:
     async def send() -> Any:
         limits = aiohttp.ClientTimeout(sock_read=timeout)
@@ -740,11 +718,8 @@ def with_urllib3(retries: Any) -> Any:
     return send
 
 
+# ChatAnthropic and ChatOpenAI above send by httpx.
 CHECKS_STATUS = {
-    "httpx": with_httpx(httpx),
-    "httpx2": with_httpx(httpx2),
-    "httpx async": with_httpx_async(httpx),
-    "httpx2 async": with_httpx_async(httpx2),
     "aiohttp": with_aiohttp,
     "requests": with_requests,
     "urllib": with_urllib,
@@ -781,10 +756,9 @@ def test_a_status_without_an_sdk(status: int, kind: FailureKind, send: Any) -> N
     assert told.may_have_run is (status >= 500)
 
 
-@pytest.mark.parametrize("name", ["httpx", "requests"])
-def test_a_body_that_was_read_sharpens_a_status(name: str) -> None:
+def test_a_body_that_was_read_sharpens_a_status() -> None:
     """What the body says counts if the library keeps it."""
-    told = sent(CLIENTS[name], Status(400, error_code="context_length_exceeded"))
+    told = sent(with_requests, Status(400, error_code="context_length_exceeded"))
     assert (told.kind, told.code) == (K.CONTEXT_OVERFLOW, "context_length_exceeded")
 
 

@@ -248,25 +248,6 @@ def test_a_forked_child_holds_no_connection(gateway: FaultyGateway) -> None:
                 statuses(gateway, 1)
 
 
-def test_a_fork_while_the_log_is_locked(gateway: FaultyGateway) -> None:
-    """A child does not hang on a lock that another thread of the parent has held."""
-    locked, leave = threading.Event(), threading.Event()
-
-    def hold(_gateway: FaultyGateway) -> bool:
-        locked.set()
-        return leave.wait(10)
-
-    holder = threading.Thread(target=gateway.wait_for, args=[hold])
-    holder.start()
-    assert locked.wait(5)
-    try:
-        with _child(lambda: gateway.requests == []):
-            pass
-    finally:
-        leave.set()
-        holder.join()
-
-
 # Scripts.
 
 
