@@ -30,6 +30,7 @@ from langchain_core.messages import (
     FunctionMessage,
     HumanMessage,
     ToolMessage,
+    convert_to_openai_image_block,
 )
 
 from langchain_retryrouter._providers.integrations import ANY_ID, Reader, family
@@ -49,7 +50,7 @@ _OWNERS: Final = {
         ("openai", "mcp_list_tools mcp_approval_request tool_search_call"),
         ("openai", "tool_search_output apply_patch_call apply_patch_call_output"),
         ("openai", "function_call custom_tool_call"),
-        ("bedrock", "reasoning_content"),
+        ("bedrock_converse", "reasoning_content"),
     )
     for kind in kinds.split()
 }
@@ -67,13 +68,14 @@ _MEDIA: Final = frozenset(
 _COMMON: Final = _MEDIA | {"text-plain", "tool_result"}
 _MARKS: Final = {
     # The provider that reads the mark, and those that pass it on to that provider.
-    "cache_control": frozenset({"anthropic", "bedrock", "openrouter", "litellm"}),
+    "cache_control": frozenset(
+        {"anthropic", "bedrock", "bedrock_converse", "openrouter", "litellm"}
+    ),
     "prompt_cache_breakpoint": frozenset({"openai"}),
 }
-# Where integrations keep thoughts outside the content, and ids that only they know.
+# Where integrations keep thoughts and what their servers did outside the content.
 _OWN_KWARGS: Final = (
-    *("reasoning", "reasoning_content", "tool_outputs", "audio"),
-    *("__openai_function_call_ids__", "__gemini_function_call_thought_signatures__"),
+    *("reasoning", "reasoning_content", "reasoning_details", "tool_outputs", "audio"),
 )
 # Thoughts in a form that does not tell whose they are.
 _THOUGHTS: Final = frozenset({"reasoning", "reasoning_content"})
@@ -101,6 +103,7 @@ def fit_history(
     for message in messages:
         fitting.add(message)
     fitting.add_media()
+    fitting.answer_results()
     return fitting.fitted, tuple(fitting.left_out)
 
 
@@ -233,9 +236,32 @@ class _Fitting:
         return message.model_copy(update={"content": content})
 
     def add_media(self) -> None:
+        """The images that were taken out of results, in the form that all models read.
+
+        Some integrations drop other forms without a word.
+        """
         if self._media:
-            self.fitted.append(HumanMessage(content=self._media))
+            standard = HumanMessage(content=self._media).content_blocks
+            pairs = zip(self._media, standard, strict=True)
+            content = [
+                convert_to_openai_image_block(cast("dict[str, Any]", block))
+                if block["type"] == "image"
+                and ("url" in block or {"base64", "mime_type"} <= block.keys())
+                else given
+                for given, block in pairs
+            ]
+            self.fitted.append(HumanMessage(content=content))
             self._media = []
+
+    def answer_results(self) -> None:
+        """Put an answer between a tool's result and what the user says next."""
+        if not (self._model.answers_results or self._is_strict):
+            return
+        for place in range(len(self.fitted) - 1, 0, -1):
+            before, message = self.fitted[place - 1 : place + 1]
+            if isinstance(before, ToolMessage) and isinstance(message, HumanMessage):
+                self.fitted.insert(place, AIMessage("I have the result."))
+                self.left_out["order"] = None
 
     def _without_marks(self, message: BaseMessage) -> BaseMessage:
         """The caller's message without marks that only another provider knows."""
@@ -296,10 +322,14 @@ class _Fitting:
         # The legacy form of a call is dropped where the call is in `tool_calls` too.
         dropped = {*_OWN_KWARGS, "function_call"} if calls else set(_OWN_KWARGS)
         for name in _OWN_KWARGS:
-            # Ids are no loss, and have no name that would tell the user anything.
-            if kwargs.get(name) and not name.startswith("__"):
+            if kwargs.get(name):
                 self.left_out[name] = None
-        return {name: value for name, value in kwargs.items() if name not in dropped}
+        # Private ones, such as ids, are no loss that would tell the user anything.
+        return {
+            name: value
+            for name, value in kwargs.items()
+            if name not in dropped and not name.startswith("_")
+        }
 
     def _fit_authorless(self, block: _Block, calls: set[str]) -> _Block | None:
         """A block of an answer without an author: kept unless its form has an owner."""

@@ -500,7 +500,6 @@ def tools_request(
 # Other names of a provider, in `ls_provider` and in `model_provider`.
 _SAME: Final = {
     "amazon_bedrock": "bedrock",
-    "bedrock_converse": "bedrock",
     "azure": "openai",
     "azure_openai": "openai",
     "mistralai": "mistral",
@@ -519,14 +518,14 @@ _IDS: Final = {
     "openai": re.compile(r"(?s).{1,40}"),
     "anthropic": re.compile(r"[a-zA-Z0-9_-]{1,64}"),
     "bedrock": re.compile(r"[a-zA-Z0-9_-]{1,64}"),
+    "bedrock_converse": re.compile(r"[a-zA-Z0-9_-]{1,64}"),
     "mistral": re.compile(r"[a-zA-Z0-9]{9}"),
 }
 ANY_ID: Final = re.compile(r"[a-zA-Z0-9_-]{1,40}")
 """Ids of tool calls that nearly every provider takes."""
-# Providers, or integrations, that take only text as the result of a tool.
-_TEXT_RESULTS: Final = frozenset(
-    {"openai", "groq", "deepseek", "cerebras", "perplexity", "huggingface", "nvidia"}
-    | {"mistral", "openrouter", "fireworks", "together", "cohere", "sambanova"}
+# Whose integrations send images and documents in the result of a tool.
+_MEDIA_RESULTS: Final = frozenset(
+    {"anthropic", "bedrock_converse", "google_genai", "google_vertexai", "ollama"}
 )
 
 
@@ -551,13 +550,18 @@ class Reader:
     def takes_media_results(self) -> bool:
         """Whether results of tools may hold images and documents."""
         if self.media_results is None:
-            return self.provider not in _TEXT_RESULTS
+            return self.provider in _MEDIA_RESULTS
         return self.media_results
 
     @property
     def reads_kwargs(self) -> bool:
         """Whether its integration reads tool calls from `additional_kwargs` alone."""
         return self.provider == "nvidia"
+
+    @property
+    def answers_results(self) -> bool:
+        """Whether an answer has to follow a tool's result, before the user speaks."""
+        return self.provider == "mistral"
 
     @property
     def is_account_bound(self) -> bool:
@@ -577,9 +581,16 @@ def tracing_params(model: BaseChatModel, /, **kwargs: Any) -> LangSmithParams:
 
 
 def provider_of(model: BaseChatModel) -> str:
-    """The provider of a model, by the name that its integration gives it."""
+    """The provider of a model, by the name that its integration gives it.
+
+    Bedrock's two APIs have blocks of their own, and one name for tracers.
+    """
     named = tracing_params(model).get("ls_provider")
-    return family(named or type(model).__module__.partition(".")[0])
+    name = family(named or type(model).__module__.partition(".")[0])
+    is_converse = "converse" in model._llm_type or (  # noqa: SLF001 - an extension point
+        getattr(model, "beta_use_converse_api", None) is True
+    )
+    return "bedrock_converse" if name == "bedrock" and is_converse else name
 
 
 def family(provider: str) -> str:

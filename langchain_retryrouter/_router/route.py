@@ -325,6 +325,10 @@ class Route(BaseModel):
                 name = json_schema["title"]
                 return self.with_tools([schema], tool_choice=name, **options)
             route = self._asking_natively(schema, asked)
+            if method == "function_calling" and "tool_choice" not in route.options:
+                # The integration only offers the tool.
+                chosen = tools_request(self.model, [], {"tool_choice": "any"})
+                route.options.update(chosen.options)
             if route.options.get("response_format") is not schema:
                 return route
             # The SDK would parse the answer itself, and lose one that does not fit.
