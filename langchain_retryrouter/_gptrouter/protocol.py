@@ -608,7 +608,7 @@ class EventReader:
 
     Args:
         may_be_empty: Whether only completion models may answer.
-        tools: What of a request with tools a completion model would not be told: its
+        tools: What of a request with tools a completion model would not see: its
             answer is an error then, and not used.
     """
 

@@ -146,8 +146,6 @@ class Route(BaseModel):
     ignored: str = Field(default="", exclude=True, repr=False)
 
     _own_tools: list[Any] = PrivateAttr(default_factory=list)
-    # One object for all copies of a route, so that what is learned is shared.
-    _reporting: set[Method] = PrivateAttr(default_factory=set)
 
     @model_validator(mode="before")
     @classmethod
@@ -168,10 +166,13 @@ class Route(BaseModel):
             name = tracing_params(self.model).get("ls_model_name")
             object.__setattr__(self, "name", str(name or type(self.model).__name__))
         self._own_tools = list(self.options.get("tools") or [])
-        self._reporting.update(
-            method for method in _METHODS if reports_finish_reason(self.model, method)
-        )
+        _ = self._reporting  # One object for all copies, so that they share it.
         return self
+
+    @functools.cached_property
+    def _reporting(self) -> set[Method]:
+        """The methods whose whole answers are known to name a finish reason."""
+        return {way for way in _METHODS if reports_finish_reason(self.model, way)}
 
     @functools.cached_property
     def reader(self) -> Reader:
@@ -233,7 +234,7 @@ class Route(BaseModel):
         )
 
     def with_tools(self, tools: Sequence[Any], **kwargs: Any) -> Route:
-        """This route, offering `tools` in its provider's form, beside its own tools.
+        """This route, offering `tools` in its provider's form, and its own tools.
 
         Raises:
             TypeError: If its model cannot, or binds them in a way that cannot be used.
@@ -634,7 +635,7 @@ def _is_strict(bound: Any) -> bool:
 
 
 def _is_mistaken(tool: Any, bound_tools: Sequence[Any]) -> bool:
-    """Whether a provider's own tool was bound as a function, which nobody would run."""
+    """Whether a provider's own tool was bound as a function, which no code would run."""
     if not isinstance(tool, dict) or tool.get("type") in {None, "function"}:
         return False
     if not {"function", "parameters", "input_schema", "properties"}.isdisjoint(tool):

@@ -9,6 +9,8 @@ read: `_router.call`, which makes the attempts of a call.
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import math
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -34,7 +36,6 @@ from langchain_core.tracers.base import AsyncBaseTracer, BaseTracer
 from pydantic import (
     ConfigDict,
     Field,
-    PrivateAttr,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -123,11 +124,15 @@ _RENAMED: Final = {
 
 
 class _Memory:
-    """What a router remembers from call to call, shared by its bound copies."""
+    """What a router remembers from call to call.
+
+    Its bound copies share all of it but `output`, what their answers must fit.
+    """
 
     def __init__(self, route_states: list[RouteState], strategy: Strategy) -> None:
         self.route_states = route_states
         self.strategy = strategy
+        self.output: OutputFormat | None = None
         self.counter = TokenCounter()
         self._warned: set[str] = set()
 
@@ -260,9 +265,6 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
     clock: Clock | None = Field(default=None, exclude=True, repr=False)
     """The source of time, and of waits; `testing.FakeClock` in a test."""
 
-    _memory: _Memory = PrivateAttr()
-    _output: OutputFormat | None = PrivateAttr(default=None)
-
     if TYPE_CHECKING:
 
         def __init__(
@@ -340,8 +342,8 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
             raise ValueError(msg)
         return value
 
-    @model_validator(mode="after")
-    def _remember(self) -> Self:
+    @functools.cached_property
+    def _memory(self) -> _Memory:
         settings, states = self.breaker_settings, []
         for route in self.routes:
             own = (
@@ -357,7 +359,12 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
             weights=weights if self.strategy == "weighted" else None,
             seed=self.seed,
         )
-        self._memory = _Memory(states, strategy)
+        return _Memory(states, strategy)
+
+    @model_validator(mode="after")
+    def _remember(self) -> Self:
+        """Make the memory before there are copies, which share it."""
+        _ = self._memory
         return self
 
     # --- a call ---
@@ -492,9 +499,9 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
                     return FailureAction(action)
                 continue
             for cls, action in rule.items():
-                if isinstance(cls, type) and isinstance(raised, cls):
-                    return action
-                if isinstance(cls, type) and isinstance(error, cls):
+                if isinstance(cls, type) and (
+                    isinstance(raised, cls) or isinstance(error, cls)
+                ):
                     return action
         return None
 
@@ -517,8 +524,8 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
     ) -> tuple[RetryContext, _T]:
         """The context of a call for the engine, and the call itself."""
         clock = self.clock or SYSTEM_CLOCK
-        memory, output = self._memory, self._output
-        strategy = memory.strategy
+        memory = self._memory
+        strategy, output = memory.strategy, memory.output
         order = strategy.order(clock.monotonic())
         order = [index for index in order if not self.routes[index].unfit]
         call_state = CallState(
@@ -770,8 +777,9 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         output_format: Any,
         output: OutputFormat | None = None,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        router = self.model_copy(update={"routes": routes})
-        router._output = output  # noqa: SLF001 - of the same class
+        memory = copy.copy(self._memory)
+        memory.output = output
+        router = self.model_copy(update={"routes": routes, "_memory": memory})
         if output_format is not None:
             return router.bind(ls_structured_output_format=output_format)
         return router.bind()  # Of nothing: LangChain's tests ask it of every class.
