@@ -635,7 +635,7 @@ def _is_strict(bound: Any) -> bool:
 
 
 def _is_mistaken(tool: Any, bound_tools: Sequence[Any]) -> bool:
-    """Whether a provider's own tool was bound as a function, which no code would run."""
+    """Whether a provider's own tool was bound as a function, which none would run."""
     if not isinstance(tool, dict) or tool.get("type") in {None, "function"}:
         return False
     if not {"function", "parameters", "input_schema", "properties"}.isdisjoint(tool):
