@@ -290,14 +290,14 @@ def has_content(message: BaseMessage) -> bool:
 def has_answer(message: BaseMessage) -> bool:
     """Whether there is text, a tool call or other content; thoughts are not enough."""
     kwargs, content = message.additional_kwargs, message.content
+    if isinstance(content, str) and content.strip():
+        return True
     if any(kwargs.get(name) for name in ("function_call", "tool_calls", "audio")):
         return True
     calls = ("tool_calls", "invalid_tool_calls", "tool_call_chunks")
     if any(getattr(message, name, None) for name in calls):
         return True
-    if isinstance(content, str):
-        return bool(content.strip())
-    return any(
+    return not isinstance(content, str) and any(
         bool(block.strip())
         if isinstance(block, str)
         else block.get("type") not in _THOUGHTS

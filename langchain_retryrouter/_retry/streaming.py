@@ -44,15 +44,6 @@ from langchain_retryrouter._retry.timeouts import (
 from langchain_retryrouter.errors import RetryRouterError
 from langchain_retryrouter.failures import FailureKind
 
-__all__ = [
-    "AEventSource",
-    "ChunkInfo",
-    "EventSource",
-    "StreamMonitor",
-    "astream",
-    "stream",
-]
-
 
 class ChunkInfo(NamedTuple):
     """What one event of a stream means.

@@ -47,8 +47,12 @@ from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.clock import Clock
 from langchain_retryrouter._retry.engine import Attempt
 from langchain_retryrouter._retry.hedging import AHedgedSource, HedgedSource
-from langchain_retryrouter._retry.streaming import AEventSource, ChunkInfo, EventSource
-from langchain_retryrouter._retry.timeouts import reraise_lost_cancellation
+from langchain_retryrouter._retry.streaming import ChunkInfo
+from langchain_retryrouter._retry.timeouts import (
+    AEventSource,
+    EventSource,
+    reraise_lost_cancellation,
+)
 from langchain_retryrouter._router.route import Accept, Route
 from langchain_retryrouter.errors import (
     BASE_ERRORS,
@@ -526,10 +530,12 @@ class BaseRouterCall:
     def _check(
         self, result: ChatResult, route: Route
     ) -> list[tuple[BaseMessage, str | None]]:
-        """The answers of a result, as the caller gets them, with finish reasons."""
+        """The answers that are to be judged, as the caller gets them, with reasons."""
         reasons = check_result(result, needs_reason=route.needs_reason("generate"))
         if None not in reasons:
             route.learn_reason("generate")
+        if not self.needs_whole:
+            return []
         shared = result.llm_output if len(result.generations) == 1 else None
         messages = [
             _with_info(generation.message, shared, generation.generation_info)

@@ -62,7 +62,8 @@ from langchain_retryrouter._gptrouter.connection import (
 )
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter._retry.engine import Attempt, acall, call
-from langchain_retryrouter._retry.streaming import EventSource, astream, stream
+from langchain_retryrouter._retry.streaming import astream, stream
+from langchain_retryrouter._retry.timeouts import EventSource
 from langchain_retryrouter.chat_models._structured import (
     Method,
     Schema,
