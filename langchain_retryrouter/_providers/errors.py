@@ -767,7 +767,7 @@ _LOOKS_SECRET: Final = re.compile(
     r"|\bAIza[A-Za-z0-9_-]{30,}"
     r"|(?<=\bBearer )[A-Za-z0-9._~+/-]{8,}=*"
     # A header that cannot be sent, whose `repr` need not have the key as it is.
-    r"|(?i:(?<=header value )|(?<=header value: ))b?(?P<quote>['\"]).*(?P=quote)"
+    r"|(?P<quote>['\"])(?<=eader value .|ader value b.|ader value: .).*(?P=quote)"
 )
 
 
