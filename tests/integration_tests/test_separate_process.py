@@ -55,15 +55,6 @@ def test_a_chain_survives_four_faults(url: str, fake_clock: FakeClock) -> None:
     assert len(fake_clock.sleeps) == 4
 
 
-async def test_an_async_chain_survives_four_faults(
-    url: str, fake_clock: FakeClock
-) -> None:
-    """An async stream comes whole as well."""
-    chunks = [c async for c in _chain(url, fake_clock).astream({"q": "hi"})]
-    assert "".join(chunks) == _ANSWER
-    assert len(fake_clock.sleeps) == 4
-
-
 def test_an_llm_survives_the_same_faults(url: str, fake_clock: FakeClock) -> None:
     """The OpenAI LLM survives them too, at the same server."""
     llm = OpenAI(

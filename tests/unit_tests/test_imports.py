@@ -79,19 +79,6 @@ def test_each_name_is_what_it_says(name: str) -> None:
     assert getattr(langchain_retryrouter, name) is value
 
 
-def test_the_version_is_one() -> None:
-    """The version is a plain number, and it is written in one place."""
-    parts = langchain_retryrouter.__version__.split(".")
-    assert len(parts) == 3
-    assert all(part[:1].isdigit() for part in parts)
-    named = [
-        file.name
-        for file in PACKAGE.rglob("*.py")
-        if "__version__ =" in file.read_text()
-    ]
-    assert named == ["__init__.py"]
-
-
 @pytest.mark.parametrize("name", ["Nonsense", "completion_with_retry", "retry_router"])
 def test_other_names_are_refused(name: str) -> None:
     """Any other name is an `AttributeError` that names it."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from langchain_retryrouter.testing import FakeClock, FaultyGateway
+from langchain_retryrouter.testing import FaultyGateway
 from tests.unit_tests.docs.pages import Block, blocks_of, run
 
 _ROOT = Path(__file__).parents[3]
@@ -33,27 +33,6 @@ def test_every_page_runs(page: Path, reader: FaultyGateway) -> None:
 def test_every_readme_example_runs(block: Block, faulty_gateway: FaultyGateway) -> None:
     """An example of the README can be copied alone, to a machine without keys."""
     run([block], faulty_gateway)
-
-
-def test_a_page_that_shows_another_output_fails(
-    tmp_path: Path, faulty_gateway: FaultyGateway
-) -> None:
-    """The runner compares outputs and names the line of the page."""
-    page = tmp_path / "page.md"
-    page.write_text("# Title\n\n```python\nprint(1)\n```\n\n```output\n2\n```\n")
-    with pytest.raises(AssertionError, match=r"page\.md:4 prints something else"):
-        run(blocks_of(page), faulty_gateway)
-
-
-def test_a_page_whose_server_is_not_asked_fails(
-    tmp_path: Path, faulty_gateway: FaultyGateway, no_real_waits: FakeClock
-) -> None:
-    """A block must use every step that the page gives its server."""
-    page = tmp_path / "page.md"
-    page.write_text("<!-- server: Status(503) -->\n```python\nx = 1\n```\n")
-    with pytest.raises(AssertionError, match="the server played"):
-        run(blocks_of(page), faulty_gateway)
-    assert no_real_waits.sleeps == []
 
 
 @pytest.mark.parametrize("page", [*sorted(_ROOT.glob("*.md")), *_DOCS], ids=_name_of)

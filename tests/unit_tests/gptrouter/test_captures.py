@@ -22,6 +22,8 @@ from langchain_retryrouter import GPTRouter, GPTRouterModel, RetryRouterError
 from langchain_retryrouter.testing import FaultyGateway, Raw
 from tests.unit_tests.chat_models.relays import Relay
 from tests.unit_tests.conftest import Twin
+from tests.unit_tests.testing.wire_client import Capture as Recorded
+from tests.unit_tests.testing.wire_client import Reply
 
 CAPTURES = Path(__file__).parents[1] / "data" / "gptrouter_captures"
 NAMES = sorted(path.stem for path in CAPTURES.glob("*.http"))
@@ -68,22 +70,23 @@ class Capture:
     """One recorded response."""
 
     name: str
-    head: tuple[bytes, ...]
-    body: bytes
+    reply: Reply
 
     @property
     def status(self) -> int:
-        return int(self.head[0].split(b" ")[1])
+        return self.reply.status
+
+    @property
+    def body(self) -> bytes:
+        return self.reply.body
 
     @property
     def retry_after(self) -> float | None:
-        fields = dict(line.split(b": ", 1) for line in self.head[1:])
-        told = fields.get(b"retry-after")
-        return None if told is None else float(told)
+        return next(map(float, self.reply.header("retry-after")), None)
 
     @property
     def is_event_stream(self) -> bool:
-        return any(b"text/event-stream" in line for line in self.head)
+        return "text/event-stream" in str(self.reply.header("content-type"))
 
     @property
     def was_asked_to_stream(self) -> bool:
@@ -97,12 +100,14 @@ class Capture:
 
     def response(self, chunks: Iterator[bytes] | list[bytes]) -> bytes:
         """The response with its body in `chunks`, on a connection that is kept."""
+        framing = {"content-length", "transfer-encoding"}
         fields = [
-            line
-            for line in self.head
-            if not line.lower().startswith((b"content-length:", b"transfer-encoding:"))
+            f"{name}: {value}"
+            for name, value in self.reply.headers
+            if name.lower() not in framing
         ]
-        head = b"\r\n".join([*fields, b"transfer-encoding: chunked", b"\r\n"])
+        lines = [f"HTTP/1.1 {self.status} Recorded", *fields]
+        head = "\r\n".join([*lines, "transfer-encoding: chunked", "\r\n"]).encode()
         framed = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
         return head + framed + b"0\r\n\r\n"
 
@@ -117,14 +122,7 @@ class Capture:
 
 @cache
 def load(name: str) -> Capture:
-    recorded = (CAPTURES / f"{name}.http").read_bytes().removesuffix(b"\n")
-    _, _, response = recorded.partition(b"\n\n=== response ===\n")
-    head, _, body = response.partition(b"\n\n")
-    capture = Capture(name, tuple(head.split(b"\n")), body)
-    if capture.is_event_stream:
-        # The blank line that ends the last frame went with the file's last line end.
-        return Capture(name, capture.head, body + b"\n\n")
-    return capture
+    return Capture(name, Recorded.load(name).reply)
 
 
 @dataclass

@@ -25,13 +25,6 @@ def test_the_defaults_are_those_of_the_aws_sdks() -> None:
     assert repr(budget) == "RetryBudget(482 of 500 tokens)"
 
 
-def test_a_budget_can_be_used_up() -> None:
-    """When nothing succeeds, a full bucket buys 35 retries, and then none."""
-    budget = RetryBudget()
-    assert [budget.spend() for _ in range(100)] == [14] * 35 + [None] * 65
-    assert budget.tokens == 500 - 35 * 14
-
-
 def test_the_edges_are_allowed() -> None:
     """A retry may be free, also with an empty bucket; a bucket may never be empty."""
     free = RetryBudget(capacity=0, retry_cost=0, throttled_cost=0)

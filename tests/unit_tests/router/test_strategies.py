@@ -203,23 +203,6 @@ def test_a_fast_answer_counts_for_the_time_since_the_last(
     assert strategy.order(60.0) == order
 
 
-def test_an_estimate_fades_from_the_moment_it_was_made() -> None:
-    """Two seconds make 10 s as good as 9.67 s, and no better."""
-    strategy = new_strategy("least_latency", 2)
-    strategy.measured(0, 10.0, 0.0)
-    strategy.measured(1, 9.7, 2.0)
-    assert strategy.order(2.0) == [0, 1]
-
-
-def test_a_late_thread_does_not_turn_time_back() -> None:
-    """A measure from a moment before the last one counts as made at the last one."""
-    strategy = new_strategy("least_latency", 2, seed=26)
-    strategy.measured(0, 4.0, 100)
-    strategy.measured(0, 1.0, 40)
-    strategy.measured(1, 3.9, 100)
-    assert strategy.order(100)[0] == 1
-
-
 def test_a_route_that_healed_is_found_again() -> None:
     """A slow route is left at once, looked at seldom, and leads again once it is fast.
 
