@@ -83,12 +83,10 @@ _NUMBERS: Final[dict[str, tuple[Any, Any, Callable[[Any], bool], str]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """Permission to send one request.
+    """Permission to send one request; a probe if the breaker was half open.
 
-    Attributes:
-        generation: Counts the openings and closings of the breaker. A slow call that
-            began before the last one of them says nothing about the time after it.
-        is_probe: Whether the breaker was half open.
+    A slow call that began before the breaker opened or closed, in an earlier
+    `generation`, says nothing about the time after it.
     """
 
     generation: int
@@ -97,11 +95,7 @@ class Permit:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The breaker refuses a call.
-
-    Attributes:
-        retry_after: Seconds until it may admit one; 0 while another call is the probe.
-    """
+    """The breaker refuses a call, for so long; 0 while another call is the probe."""
 
     retry_after: float
 
@@ -288,13 +282,10 @@ class CircuitBreaker:
         retry_after: float | None = None,
         request: int | None = None,
     ) -> None:
-        """The provider failed.
+        """The provider failed; `retry_after` is the pause that it asked for.
 
-        Args:
-            permit: The permit of the call.
-            retry_after: Seconds of pause that the server asked for.
-            request: A hash of the request, if it may be the cause of the failure. Its
-                failures within `window` count as one, however often it is sent.
+        `request` is a hash of the request, if it may be the cause of the failure. Its
+        failures within `window` count as one, however often it is sent.
         """
         with self._lock:
             if permit.generation != self._generation:
@@ -320,11 +311,8 @@ class CircuitBreaker:
     def open_for(self, seconds: float) -> None:
         """Refuse calls for so long, since the server asked for it.
 
-        A breaker that is open already stays open for the longer of both times.
-
-        Args:
-            seconds: A day at most, since a misread number must not exclude a provider
-                for ever.
+        A breaker that is open already stays open for the longer of both times. A day at
+        most, since a misread number must not exclude a provider for ever.
         """
         with self._lock:
             held = _bounded(seconds)

@@ -258,15 +258,7 @@ _END_OF_STATUSES: Final = 600
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One failed attempt.
-
-    Attributes:
-        kind: What the failure means.
-        status_code: The HTTP status, if there was a response.
-        retry_after: Seconds that the server asked to wait, if it did.
-        should_retry: The server's `x-should-retry`, if it sent one.
-        may_have_run: Whether the provider may have done (and charged) the work.
-    """
+    """One failed attempt: the facts of a `RetryRouterError`, for decisions."""
 
     kind: FailureKind
     status_code: int | None = None
@@ -296,11 +288,8 @@ def classify(
 ) -> FailureKind:
     """The meaning of an HTTP status, sharpened by what the body says.
 
-    Args:
-        status_code: The HTTP status; None for an error reported inside a stream.
-        code: The provider's machine-readable error code, such as
-            `insufficient_quota`.
-        message: The provider's sentence, read where the code says nothing we know.
+    There is no status for an error inside a stream. The provider's sentence is read
+    where its code, such as `insufficient_quota`, says nothing that is known.
     """
     code, message = (code or "").lower(), message[:_LONGEST_TEXT].lower()
     by_code = _BY_CODE.get(code) or _by_words(code.replace("_", " "), status_code)

@@ -238,11 +238,6 @@ def resolve_policy(
 ) -> RetryPolicy:
     """The policy of a model that has the arguments `retry_policy` and `max_retries`.
 
-    Args:
-        retry_policy: The policy given to the model, if any.
-        max_retries: Short for `RetryPolicy(max_retries=...)`; None if it was not given.
-        default_max_retries: The number of retries if neither was given.
-
     Raises:
         ValueError: Both were given, and contradict each other. Equal numbers do not:
             LangChain makes copies of a model from all its fields.

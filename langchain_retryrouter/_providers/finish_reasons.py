@@ -151,10 +151,7 @@ def check_result(result: ChatResult, *, needs_reason: bool) -> list[str | None]:
 class StreamCheck:
     """Judges the chunks of one attempt: token, end, or failure.
 
-    Attributes:
-        reason: The finish reason, once the provider has named one.
-        saw_chunk: Whether anything has come at all.
-        held: Chunks that are kept back, since the answer may be empty.
+    `held` are chunks that are kept back, since the answer may be empty.
     """
 
     __slots__ = (

@@ -53,9 +53,7 @@ class RetryContext:
     """What a call consists of besides its request.
 
     Attributes:
-        call_state: Attempts, budget, breaker and decisions of the call.
         errors: The classes of the errors that the engine raises itself.
-        clock: Waits, and tells the time.
         route: Returns the model that the next attempt asks, for the attempt log.
         asked: Returns the model that a failed attempt has asked, if the error tells
             better than `route` did; else None.

@@ -48,11 +48,8 @@ from langchain_retryrouter.failures import FailureKind
 class ChunkInfo(NamedTuple):
     """What one event of a stream means.
 
-    Attributes:
-        text: Text that it adds to the answer.
-        is_token: Whether it has content; once handed over, nothing can be repeated.
-        is_end: Whether the answer is complete with it, as the protocol defines it.
-        is_last: Whether nothing useful follows.
+    Once a token is handed over, nothing can be repeated. The answer is complete with
+    its end, as the protocol defines it; nothing useful follows the last event.
     """
 
     text: str = ""

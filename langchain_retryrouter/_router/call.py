@@ -119,13 +119,9 @@ class ModelRequest:
 class AnswerRules:
     """What the caller asks of an answer, besides being whole.
 
-    Attributes:
-        accept: The router's own `accept`.
-        hears_length: Whether an answer that a token limit cut is a failure.
-        parse: Makes the object that is asked for of a message; a ValueError says why
-            it cannot.
-        refused_formats: Names of routes that are asked for it by a tool, since they
-            refused the format of their own; filled in by each call.
+    `hears_length` is whether an answer that a token limit cut is a failure. `parse`
+    makes the object that is asked for, or raises a ValueError. `refused_formats` are
+    the routes that are asked for it by a tool, since they refused their own format.
     """
 
     accept: Accept | None = None
