@@ -55,12 +55,6 @@ ENDED: Final = {
 """What the caller sees of each way to cancel a call."""
 
 POLICY: Final = RetryPolicy(max_retries=2, initial_delay=0.02)
-LOST: Final = "cancels that were lost"
-LATER: Final = "requests sent after the cancel"
-OPEN: Final = "requests that stay open after the cancel"
-REFUSED: Final = "next calls of the same model that failed"
-TASKS: Final = "tasks left behind"
-TOKENS: Final = "tokens of the retry budget lost"
 
 
 class Script:
@@ -174,14 +168,16 @@ def test_a_cancelled_call_leaves_nothing(
         with contextlib.suppress(TimeoutError):
             await gateway.await_for(nothing_is_pending, timeout=1)
         wrong = {
-            LOST: is_lost,
-            TOKENS: (500 - left) / 14 > max(0, seen - 1) + 1,  # 14 pay for a retry.
-            REFUSED: is_refused,
-            OPEN: not nothing_is_pending(gateway),
-            LATER: script.requests > seen + 1,  # One may have been on its way.
-            TASKS: asyncio.all_tasks() != {asyncio.current_task()},
+            "cancels that were lost": is_lost,
+            # 14 tokens pay for a retry.
+            "tokens of the retry budget lost": (500 - left) / 14 > max(1, seen),
+            "next calls of the same model that failed": is_refused,
+            "requests that stay open": not nothing_is_pending(gateway),
+            # One may have been on its way.
+            "requests sent after the cancel": script.requests > seen + 1,
+            "tasks left behind": asyncio.all_tasks() != {asyncio.current_task()},
         }
-        found.update(what for what, is_so in wrong.items() if is_so)
+        found.update({what: int(is_so) for what, is_so in wrong.items()})
         if any(wrong.values()):
             stories.append(f"{number}: {method}, {fault}, {way}: {wrong}")
         return seconds
@@ -196,8 +192,8 @@ def test_a_cancelled_call_leaves_nothing(
         slowest = asyncio.run(cancel_all(gateway))
         gc.unfreeze()
     assert not stories, "\n".join(stories)
-    for what in (LOST, LATER, OPEN, REFUSED, TASKS, TOKENS):
-        figures.exactly(0, found[what], what)
+    for what, number in found.items():
+        figures.exactly(0, number, what)
     figures.counted(count, "calls cancelled")
     figures.at_most(0.05, slowest, "CPU seconds until a cancelled task was gone")
 

@@ -218,7 +218,7 @@ async def live_through(
     async def call_at(moment: float) -> None:
         await let_pass(moment - loop.time())
         with contextlib.suppress(RetryRouterError):
-            await asked.ainvoke("hi")
+            await asked.ainvoke(f"question at {moment}")
             answered.append(loop.time())
 
     working = loop.create_task(answer_all())
