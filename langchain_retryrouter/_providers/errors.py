@@ -40,6 +40,7 @@ from langchain_retryrouter.failures import FailureKind, classify, is_retryable
 _OK, _REDIRECT, _BAD_REQUEST, _END_OF_STATUSES = 200, 300, 400, 600
 _REQUEST_TIMEOUT, _TOO_MANY_REQUESTS, _SERVER_ERROR = 408, 429, 500
 _EXCERPT: Final = 200
+_LONGEST_TEXT: Final = 10_000  # Patterns are not searched for in megabytes.
 _LONGEST_REPR: Final = 10_000
 _DEEPEST: Final = 5  # An error inside an error inside ...
 
@@ -110,6 +111,7 @@ def read_exception(error: BaseException, *, unix_time: float) -> ErrorReport | N
     secrets = {secret for one in causes for secret in _secrets_of(one)}
 
     def hide(text: str) -> str:
+        text = _shorten(text, _LONGEST_TEXT)
         return _LOOKS_SECRET.sub(MASK, redact_text(secrets, text))
 
     report = _read_causes(error, causes, unix_time)
@@ -132,9 +134,10 @@ def name_failure(error: BaseException, unix_time: float) -> RetryRouterError:
     if isinstance(error, RetryRouterError):
         return error
     report, text = None, ""
-    with contextlib.suppress(Exception):  # Its own attributes, or its text, may raise.
-        text = f": {error}"
+    with contextlib.suppress(Exception):  # Its own attributes may raise ...
         report = read_exception(error, unix_time=unix_time)
+    with contextlib.suppress(Exception):  # ... and its text, which has lost its keys.
+        text = f": {error}"
     if report is None:
         return UnknownError(f"{type(error).__name__}{text}")
     return report.to_error(BASE_ERRORS)
@@ -217,7 +220,7 @@ def _report(
     ids = {name.lower(): value for name, value in reversed(headers)}
     if amazons := ids.get("x-amzn-errortype", "").partition(":")[0]:
         names.insert(0, amazons)
-    sentence = _sentence_in(facts, body)
+    sentence = _shorten(_sentence_in(facts, body), _LONGEST_TEXT)
     meant = status
     if status is None or status < _REDIRECT:
         # An error inside a stream or a 200. A 200 with a page is not even that.
@@ -235,7 +238,7 @@ def _report(
     if isinstance(raw, str) and raw:  # OpenRouter hands on its provider's answer.
         sentence = f"{sentence}: {_excerpt(raw)}"
     parts = (sentence or fallback, raw, body)
-    text = " ".join(part for part in parts if isinstance(part, str))
+    text = " ".join(part[:_LONGEST_TEXT] for part in parts if isinstance(part, str))
     param = facts.get("param")
     kind = _kind_of(meant, names, text, param, is_event=status is None)
     advice = read_advice(headers, unix_time=unix_time)
@@ -437,8 +440,11 @@ def _waits_in(
 
 
 def _excerpt(text: str) -> str:
-    words = " ".join(text.split())
-    return words if len(words) <= _EXCERPT else f"{words[:_EXCERPT]}…"
+    return _shorten(" ".join(text.split()), _EXCERPT)
+
+
+def _shorten(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]}…"
 
 
 def _pairs(headers: Any) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ import pytest
 from langchain_retryrouter import RetryPolicy, RetryRouter
 from langchain_retryrouter._providers.errors import read_event
 from langchain_retryrouter.errors import RetryRouterError
-from langchain_retryrouter.testing import Body, FaultyGateway
+from langchain_retryrouter.testing import Body, FaultyGateway, Status
 from tests.support.provider_answers import DATA, check, status_of
 
 from .attempts import WAYS, Way, ask, error_of
@@ -67,3 +67,16 @@ def test_a_failed_response_counts_by_its_code(entry: dict[str, Any], way: Way) -
     assert isinstance(error, RetryRouterError)
     assert error.kind == ("malformed" if is_swallowed else entry["kind"])
     assert is_swallowed or "Said by OpenAI" in error.message
+
+
+@pytest.mark.parametrize("way", [WAYS[0], WAYS[3]], ids=str)
+def test_the_text_of_a_large_error_is_cut(way: Way) -> None:
+    """Megabytes of an error page are neither searched nor handed on."""
+    page = "an error, said often. " * 100_000
+    with FaultyGateway() as gateway:
+        gateway.script(Status(400, {}, {"error": {"message": page}}))
+        error = error_of(
+            way, RetryRouter(routes=[chat_openai(gateway)], retry_policy=ONCE)
+        )
+    assert page[:9_000] in str(error)
+    assert len(str(error)) < len(str(error.__cause__)) + 100 < 11_000
