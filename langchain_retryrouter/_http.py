@@ -68,12 +68,7 @@ class SSEParser:
     And a line that no server writes, such as a proxy's page that runs into an event, is
     data too: if it were ignored, as the standard says, words of the event would be lost
     with it. An event without its blank line is incomplete, and not an event.
-
-    Args:
-        max_event_bytes: Bytes of one unfinished event that are held at the most.
     """
-
-    __slots__ = ("_data", "_is_first", "_kind", "_max", "_pending", "_size")
 
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self._max = max_event_bytes

@@ -50,18 +50,10 @@ if TYPE_CHECKING:
     from langchain_retryrouter.testing import Step
 
 _STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
-
-
-_EXPLAINED = {
-    "max_retries": int,
-    "initial_delay": float,
-    "max_delay": float,
-    "backoff_factor": float,
-    "max_retry_after": float,
-    "deadline": float,
-    "attempt_timeout": float,
-}
-_DEFAULTS = RetryPolicy()
+_EXPLAINED = (
+    *("max_retries", "initial_delay", "max_delay", "backoff_factor"),
+    *("max_retry_after", "deadline", "attempt_timeout"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,12 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     gateway.set_defaults(run=_run_gateway, needs_extra=True)
 
     explain = commands.add_parser("explain", help="the worst case of a retry policy")
-    for name, kind in _EXPLAINED.items():
+    for name in _EXPLAINED:
         explain.add_argument(
             f"--{name.replace('_', '-')}",
-            type=kind,
-            default=getattr(_DEFAULTS, name),
-            metavar="SECONDS" if kind is float and name != "backoff_factor" else "N",
+            type=int if name == "max_retries" else float,
+            default=getattr(RetryPolicy(), name),
+            metavar="N" if name in {"max_retries", "backoff_factor"} else "SECONDS",
         )
     explain.set_defaults(run=_explain, needs_extra=False)
     return parser

@@ -19,26 +19,9 @@ from gpt_router.client import GPTRouterClient
 from gpt_router.models import GPTRouterMetadata, ModelGenerationRequest
 from pydantic import SecretStr
 
-from langchain_retryrouter import __version__, _json
-from langchain_retryrouter._gptrouter import http
+from langchain_retryrouter import __version__, _http, _json
+from langchain_retryrouter._gptrouter import http, protocol
 from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
-from langchain_retryrouter._gptrouter.protocol import (
-    GatewayEvent,
-    GatewayResponse,
-    ObservedModels,
-    excerpt,
-    interrupted,
-    malformed,
-    read_event,
-    read_json,
-    read_response,
-    read_status_error,
-)
-from langchain_retryrouter._http import (
-    EventTooLargeError,
-    SSEParser,
-    read_transport_error,
-)
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter._retry.timeouts import on_abort
 from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError, mask
@@ -63,14 +46,9 @@ class GatewayClient(GPTRouterClient):
     worker needs). The SDK's methods for images and system-one, which are not
     overridden, send by the SDK's own means.
 
-    Args:
-        base_url: The gateway's address, with or without `/api` at its end.
-        api_key: The key; never shown by `repr`.
-        request_timeout: Seconds to connect, and to wait for bytes: one number, or a
-            pair of both; None for no limit.
-        stream_read_timeout: Seconds a stream may be silent; None for `request_timeout`.
-        additional_metadata: Gateway metadata sent with every request.
-        proxy: URL of a proxy; None for what the environment names now.
+    The arguments are the SDK's. `request_timeout` are seconds to connect and to wait
+    for bytes, one number or a pair; None for no limit. `proxy` is the URL of a proxy;
+    None for what the environment names now.
 
     Raises:
         ValueError: If nothing could be sent with this address, proxy or key.
@@ -92,7 +70,7 @@ class GatewayClient(GPTRouterClient):
         self.request_timeout = cast("Any", request_timeout)
         self.stream_read_timeout = cast("Any", stream_read_timeout)
         self.additional_metadata = additional_metadata
-        self.observed = ObservedModels()
+        self.observed = protocol.ObservedModels()
         root = base_url.rstrip("/").removesuffix("/api").rstrip("/")
         self._root = f"{root}/api"
         self._origin = http.find_origin(root, proxy)
@@ -114,27 +92,22 @@ class GatewayClient(GPTRouterClient):
         model_router_metadata: GPTRouterMetadata | None = None,
         timeout: float | None = None,
         **options: Any,
-    ) -> GatewayResponse | EventStream:
+    ) -> protocol.GatewayResponse | EventStream:
         """One answer, or the events of one; one request, without retries.
 
-        Args:
-            ordered_generation_requests: A request per model, the preferred one first.
-            is_stream: Whether to answer with events. Nothing is sent before the first
-                one is asked for; close the stream after use.
-            model_router_metadata: Gateway metadata for this request.
-            timeout: Seconds to connect and without a byte, if less than the client's.
-            **options: `gateway_timeout` and `gateway_max_retries`, the seconds and the
-                retries that the gateway gives its provider.
+        The arguments are the SDK's; a stream is sent for with its first event, and has
+        to be closed. `timeout` are seconds to connect and without a byte, if less than
+        the client's. The options `gateway_timeout`, in seconds, and
+        `gateway_max_retries` are what the gateway gives its provider.
 
         Raises:
             RetryRouterError: One of `errors.GPT_ROUTER_ERRORS`.
-            UnsupportedOptionError: For any other option.
         """
         requests, metadata = ordered_generation_requests, model_router_metadata
         payload = self._payload(requests, metadata, options, is_stream=is_stream)
         if is_stream:
             return EventStream(self, _GENERATE, payload, timeout)
-        return read_response(self.post(_GENERATE, payload, timeout))
+        return protocol.read_response(self.post(_GENERATE, payload, timeout))
 
     async def agenerate(  # type: ignore[override] # the SDK does not mention streams
         self,
@@ -144,14 +117,14 @@ class GatewayClient(GPTRouterClient):
         model_router_metadata: GPTRouterMetadata | None = None,
         stop_stream_signal: asyncio.Event | None = None,
         **options: Any,
-    ) -> GatewayResponse | AsyncGenerator[GatewayEvent, None]:
+    ) -> protocol.GatewayResponse | AsyncGenerator[protocol.GatewayEvent, None]:
         """Async variant of `generate`; a stream ends once the signal is set."""
         limit = options.pop("timeout", None)
         requests, metadata = ordered_generation_requests, model_router_metadata
         payload = self._payload(requests, metadata, options, is_stream=is_stream)
         if is_stream:
             return self.aevents(_GENERATE, payload, limit, stop_stream_signal)
-        return read_response(await self.apost(_GENERATE, payload, limit))
+        return protocol.read_response(await self.apost(_GENERATE, payload, limit))
 
     def _payload(
         self,
@@ -232,7 +205,7 @@ class GatewayClient(GPTRouterClient):
         payload: Mapping[str, Any],
         limit: float | None = None,
         stop_signal: asyncio.Event | None = None,
-    ) -> AsyncGenerator[GatewayEvent, None]:
+    ) -> AsyncGenerator[protocol.GatewayEvent, None]:
         """The events of one stream, `end` included; async variant of `EventStream`."""
         request = self.build_request(path, payload, limit, is_stream=True)
         try:
@@ -326,14 +299,7 @@ def _shut_down(response: urllib3.BaseHTTPResponse) -> None:
 
 
 class EventStream:
-    """The events of one stream, `end` included; sent for with the first event.
-
-    An iterator of `GatewayEvent`s. Closing it before its end closes the connection.
-
-    Raises:
-        RetryRouterError: From `next`; one of `errors.GPT_ROUTER_ERRORS`, among them an
-            interrupted stream if the body ends before the `end` event.
-    """
+    """The events of one stream, `end` included; sent for with the first event."""
 
     def __init__(
         self,
@@ -347,10 +313,10 @@ class EventStream:
         self._response: urllib3.BaseHTTPResponse | None = None
         self._events = self._read()
 
-    def __iter__(self) -> Iterator[GatewayEvent]:
+    def __iter__(self) -> Iterator[protocol.GatewayEvent]:
         return self._events
 
-    def __next__(self) -> GatewayEvent:
+    def __next__(self) -> protocol.GatewayEvent:
         return next(self._events)
 
     def abort(self) -> None:
@@ -362,7 +328,7 @@ class EventStream:
         """Give the connection back if the stream is over, and else close it."""
         self._events.close()
 
-    def _read(self) -> Generator[GatewayEvent, None, None]:
+    def _read(self) -> Generator[protocol.GatewayEvent, None, None]:
         try:
             response = self._response = http.post(self._request)
             on_abort(self.abort)
@@ -386,28 +352,28 @@ class _EventParser:
     """The bytes of one stream to events."""
 
     def __init__(self) -> None:
-        self._parser = SSEParser()
+        self._parser = _http.SSEParser()
         self.is_over = False
 
-    def feed(self, chunk: bytes) -> Iterator[GatewayEvent]:
+    def feed(self, chunk: bytes) -> Iterator[protocol.GatewayEvent]:
         """The events that `chunk` completes; no bytes are the end of the body."""
         if not chunk:
             self.is_over = True
-            raise interrupted()
+            raise protocol.interrupted()
         try:
             for frame in self._parser.feed(chunk):
                 # The one frame with a name, `end`, closes the stream: it comes after
                 # errors too, and its data is not JSON.
                 if frame.kind != b"message":
                     continue
-                event = read_event(frame.data)
+                event = protocol.read_event(frame.data)
                 self.is_over = event.event == "end"
                 yield event
                 if self.is_over:
                     return
-        except EventTooLargeError as error:
+        except _http.EventTooLargeError as error:
             self.is_over = True
-            raise malformed(str(error)) from error
+            raise protocol.malformed(str(error)) from error
         except RetryRouterError:
             self.is_over = True
             raise
@@ -429,10 +395,11 @@ def _read_answer(
 ) -> dict[str, Any] | None:
     """The JSON of an answer, if it has any; raises the error that a status says."""
     if status == _OK:
-        return read_json(body, status)
+        return protocol.read_json(body, status)
     if status in _NO_BODY:
         return None
-    raise read_status_error(status, headers, body, unix_time=SYSTEM_CLOCK.time())
+    now = SYSTEM_CLOCK.time()
+    raise protocol.read_status_error(status, headers, body, unix_time=now)
 
 
 def _is_event_stream(status: int, headers: Mapping[str, str]) -> bool:
@@ -444,9 +411,9 @@ def _raise_no_stream(status: int, headers: Mapping[str, str], body: bytes) -> No
     """Raise the error for an answer that is not a stream of events."""
     if status != _OK:
         _read_answer(status, headers, body)
-    what = repr(excerpt(body)) if body else "no body"
+    what = repr(protocol.excerpt(body)) if body else "no body"
     msg = f"the gateway answered {status} without a stream of events: {what}"
-    raise malformed(msg, status)
+    raise protocol.malformed(msg, status)
 
 
 def _type_error(error: Exception) -> RetryRouterError | None:
@@ -454,13 +421,13 @@ def _type_error(error: Exception) -> RetryRouterError | None:
     if isinstance(error, RetryRouterError):
         return None
     if isinstance(error, http.ResponseTooLargeError):
-        return malformed(str(error))
+        return protocol.malformed(str(error))
     if (info := getattr(error, "request_info", None)) is not None:
         # aiohttp's exceptions show the request's headers, and so the key.
         bare = info._replace(headers=_NO_HEADERS)
         vars(error)["request_info"] = bare
         error.args = tuple(bare if arg is info else arg for arg in error.args)
-    failure = read_transport_error(error)
+    failure = _http.read_transport_error(error)
     if failure is None:
         return None
     reason: BaseException = error

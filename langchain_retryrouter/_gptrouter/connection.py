@@ -10,7 +10,7 @@ import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 
 from langchain_core.language_models import ModelProfile
 from langchain_core.load.serializable import Serializable
@@ -45,20 +45,11 @@ GATEWAY_METADATA: Final = ("tag", "user_id", "history_id", "app_id", "gateway_me
 DEFAULT_API_BASE_URL = "https://gpt-router-preview.writesonic.com"
 
 
-class _Profile(NamedTuple):
-    """What a model can do, as models.dev has it, like LangChain's own integrations.
-
-    What depends on the gateway, such as whether it hands on a JSON schema, is open.
-    """
-
-    max_input_tokens: int
-    max_output_tokens: int
-    image_inputs: bool
-    reasoning_output: bool
-
-
+# Tokens of a prompt and of an answer, and whether a model sees pictures and reasons, as
+# models.dev has it, like LangChain's own integrations. Whether the gateway passes on a
+# JSON schema, for example, is open.
 _PROFILES: Final = {
-    name: _Profile(most_input, most_output, name != "gpt-4", reasons)
+    name: (most_input, most_output, name != "gpt-4", reasons)
     for reasons, most_input, most_output, names in (
         (False, 8_192, 8_192, "gpt-4"),
         (False, 128_000, 4_096, "gpt-4-turbo"),
@@ -75,7 +66,7 @@ _PROFILES: Final = {
 }
 
 
-class GPTRouterModel(BaseModel):
+class GPTRouterModel(BaseModel, frozen=True):
     """One model of a priority list.
 
     Attributes:
@@ -85,8 +76,6 @@ class GPTRouterModel(BaseModel):
             plain prompt. None for what is known of the provider: `anthropic` and
             `openai` have completion models.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     name: str = Field(min_length=1)
     provider_name: str = Field(min_length=1)
@@ -111,20 +100,18 @@ def read_models(models: Any) -> list[GPTRouterModel]:
 
 
 def profile_of(names: Sequence[str]) -> ModelProfile | None:
-    """What every model of a list can do, since any of them may answer.
-
-    None if one of them is unknown.
-    """
+    """What every model of a list can do; None if one of them is unknown."""
     known = [_PROFILES[name] for name in names if name in _PROFILES]
     if len(known) < len(names):
         return None
+    inputs, outputs, see_images, reason = zip(*known, strict=True)
     return ModelProfile(
-        max_input_tokens=min(model.max_input_tokens for model in known),
-        max_output_tokens=min(model.max_output_tokens for model in known),
+        max_input_tokens=min(inputs),
+        max_output_tokens=min(outputs),
         text_inputs=True,
-        image_inputs=all(model.image_inputs for model in known),
+        image_inputs=all(see_images),
         text_outputs=True,
-        reasoning_output=all(model.reasoning_output for model in known),
+        reasoning_output=all(reason),
         tool_calling=True,
     )
 
@@ -151,39 +138,6 @@ _OTHER_NAMES: Final = {
 """What the arguments are called in other LangChain integrations."""
 
 
-def place_arguments(
-    cls: type[GatewayConnection], given: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Arguments under the names of the fields; provider options in `model_kwargs`.
-
-    Raises:
-        TypeError: For an unknown argument, or one that is given twice. Not a
-            ValueError, which pydantic shows with all values, the key included.
-    """
-    provider_options = cls._provider_options()
-    fields = {*cls.model_fields, *(f.alias for f in cls.model_fields.values())}
-    values: dict[str, Any] = {}
-    options = dict(given.get("model_kwargs") or {})
-    for name, value in given.items():
-        field = _OTHER_NAMES.get(name, name)
-        if field not in fields and field not in provider_options:
-            known = [*cls.model_fields, "timeout", *_OTHER_NAMES, *provider_options]
-            near = difflib.get_close_matches(name, known, n=1)
-            msg = f"{cls.__name__} has no argument {name!r}"
-            msg += f"; did you mean {near[0]!r}?" if near else "."
-            if provider_options:
-                msg += " To send it to the provider as it is, put it into"
-                msg += " `model_kwargs`."
-            raise TypeError(msg)
-        into = values if field in fields else options
-        if field in into:
-            msg = f"{field!r} is given twice, once under another name or in"
-            msg += " `model_kwargs`"
-            raise TypeError(msg)
-        into[field] = value
-    return {**values, "model_kwargs": options} if options else values
-
-
 class GatewayConnection(ClosedByWith, Serializable):
     """The fields of a class that sends requests to a gateway."""
 
@@ -198,10 +152,8 @@ class GatewayConnection(ClosedByWith, Serializable):
     gpt_router_api_key: SecretStr | None = Field(default=None, validate_default=True)
     """The gateway's key; else `GPT_ROUTER_API_KEY`."""
     max_retries: int = 4
-    """Further attempts after the first; short for a `retry_policy` with this number.
-
-    0 sends one request. To give both is an error.
-    """
+    """Further attempts after the first, 0 for none; short for a `retry_policy` with
+    this number. To give both is an error."""
     failover: bool = True
     """Whether a retry asks the list's next model first; False keeps the order."""
     retry_policy: RetryPolicy | None = None
@@ -229,10 +181,8 @@ class GatewayConnection(ClosedByWith, Serializable):
     app_id: str | None = None
     """Gateway metadata: the application that makes the call."""
     gateway_metadata: dict[str, Any] = Field(default_factory=dict)
-    """More gateway metadata; a call's own replaces all of it.
-
-    LangChain's own `metadata` is for tracers, and is not sent.
-    """
+    """More gateway metadata; a call's own replaces all of it. LangChain's own
+    `metadata` is for tracers, and is not sent."""
     clock: Clock | None = Field(default=None, exclude=True, repr=False)
     """Tells the time and waits; `testing.FakeClock` in a test."""
 
@@ -243,8 +193,33 @@ class GatewayConnection(ClosedByWith, Serializable):
 
     @model_validator(mode="before")
     @classmethod
-    def _read_arguments(cls, values: dict[str, Any]) -> dict[str, Any]:
-        values = place_arguments(cls, values)
+    def _read_arguments(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Arguments under the names of the fields; provider options in `model_kwargs`.
+
+        Errors are no ValueErrors, which pydantic shows with all values and the key.
+        """
+        provider_options = cls._provider_options()
+        fields = {*cls.model_fields, *(f.alias for f in cls.model_fields.values())}
+        values: dict[str, Any] = {}
+        options = dict(given.get("model_kwargs") or {})
+        for name, value in given.items():
+            field = _OTHER_NAMES.get(name, name)
+            if field not in fields and field not in provider_options:
+                known = [*cls.model_fields, "timeout", *_OTHER_NAMES, *provider_options]
+                near = difflib.get_close_matches(name, known, n=1)
+                msg = f"{cls.__name__} has no argument {name!r}"
+                msg += f"; did you mean {near[0]!r}?" if near else "."
+                if provider_options:
+                    msg += " To send it to the provider as it is, put it into"
+                    msg += " `model_kwargs`."
+                raise TypeError(msg)
+            into = values if field in fields else options
+            if field in into:
+                msg = f"{field!r} is given twice, once under another name or in"
+                msg += " `model_kwargs`"
+                raise TypeError(msg)
+            into[field] = value
+        values |= {"model_kwargs": options} if options else {}
         values["gpt_router_api_base"] = get_from_dict_or_env(
             values, "gpt_router_api_base", "GPT_ROUTER_API_BASE", DEFAULT_API_BASE_URL
         )
@@ -328,10 +303,9 @@ class GatewayConnection(ClosedByWith, Serializable):
         if self.client is None or type(self.client) is new_client:
             # Made anew also where LangChain copies our fields with one of them changed
             # (`configurable_fields`): the old client would go on with the old key.
-            key = self.gpt_router_api_key
             self.client = new_client(
                 self.gpt_router_api_base,
-                key if key is not None else "",
+                self.gpt_router_api_key or "",
                 self.request_timeout,
                 getattr(self.client, "stream_read_timeout", None),
                 getattr(self.client, "additional_metadata", None),
@@ -387,9 +361,7 @@ class GatewayConnection(ClosedByWith, Serializable):
 def retry_context(connection: GatewayConnection, **hooks: Any) -> RetryContext:
     """How one call is retried: by the connection's fields, and what it asks (`hooks`).
 
-    Raises:
-        ValueError: If `max_retries` and `retry_policy` contradict each other, as they
-            may in a copy whose fields were changed.
+    A copy whose fields were changed may have a `max_retries` that the policy denies.
     """
     clock = connection.clock or SYSTEM_CLOCK
     retries, is_given = connection.max_retries, connection.model_fields_set
@@ -409,10 +381,7 @@ def metadata_of(
     connection: GatewayConnection, options: Mapping[str, Any]
 ) -> GPTRouterMetadata | None:
     """The gateway metadata of a call: its own options, else the connection's fields."""
-    values = {
-        name: options.get(name) or getattr(connection, name)
-        for name in GATEWAY_METADATA
-    }
+    values = {n: options.get(n) or getattr(connection, n) for n in GATEWAY_METADATA}
     if not any(values.values()):
         return None
     return _gptrouter.protocol.build_metadata(values)

@@ -31,14 +31,9 @@ _SDK_CLASSES: Final[dict[type[errors.RetryRouterError], type[Exception] | None]]
     errors.StreamInterruptedError: exceptions.GPTRouterStreamingError,
 }
 _KINDS: Final = {
+    # Of several kinds with one class of the SDK, the first.
+    **{theirs: ours.kind for ours, theirs in reversed(_SDK_CLASSES.items()) if theirs},
     exceptions.GPTRouterStreamingError: FailureKind.SERVER_ERROR,
-    exceptions.GPTRouterBadRequestError: FailureKind.INVALID_REQUEST,
-    exceptions.GPTRouterNotAvailableError: FailureKind.UNAVAILABLE,
-    exceptions.GPTRouterUnauthorizedError: FailureKind.AUTHENTICATION,
-    exceptions.GPTRouterForbiddenError: FailureKind.PERMISSION,
-    exceptions.GPTRouterInternalServerError: FailureKind.SERVER_ERROR,
-    exceptions.GPTRouterTooManyRequestsError: FailureKind.RATE_LIMIT,
-    exceptions.GPTRouterApiTimeoutError: FailureKind.TIMEOUT,
 }
 
 
@@ -64,7 +59,5 @@ def __getattr__(name: str) -> type[errors.RetryRouterError]:
 
 def read_sdk_error(error: Exception) -> errors.RetryRouterError | None:
     """An exception of the SDK's own client as one of ours; None if it is not."""
-    for cls, kind in _KINDS.items():
-        if isinstance(error, cls):
-            return GPT_ROUTER_ERRORS[kind](str(error))
-    return None
+    kind = next((kind for cls, kind in _KINDS.items() if isinstance(error, cls)), None)
+    return None if kind is None else GPT_ROUTER_ERRORS[kind](str(error))

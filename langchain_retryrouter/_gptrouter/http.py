@@ -167,10 +167,7 @@ def read_body(response: urllib3.BaseHTTPResponse) -> bytes:
 
 
 def drain(response: urllib3.BaseHTTPResponse) -> None:
-    """Read what is left of a body, so that its connection can be reused.
-
-    A server that does not end the body soon is not waited for.
-    """
+    """Read what soon comes of a body's rest, so that its connection can be reused."""
     socket = getattr(response.connection, "sock", None)
     if socket is None:
         return  # The body has been read.
@@ -182,10 +179,7 @@ def drain(response: urllib3.BaseHTTPResponse) -> None:
 
 
 def close_connections(origin: Origin) -> None:
-    """Close this process's idle sync connections to `origin`.
-
-    Calls under way finish; later calls open new connections.
-    """
+    """Close the process's idle connections to `origin`; calls under way finish."""
     with _lock:
         manager = _managers.pop((os.getpid(), origin), None)
     if manager is not None:
@@ -285,7 +279,6 @@ async def _close_with_loop(current: _LoopSession) -> AsyncGenerator[None, None]:
 
 
 async def aread_body(response: aiohttp.ClientResponse) -> bytes:
-    """Async variant of `read_body`."""
     body = bytearray()
     while piece := await response.content.readany():
         body += piece
@@ -294,7 +287,6 @@ async def aread_body(response: aiohttp.ClientResponse) -> bytes:
 
 
 async def adrain(response: aiohttp.ClientResponse) -> None:
-    """Async variant of `drain`."""
     with contextlib.suppress(_aiohttp().ClientError, OSError):
         async with asyncio.timeout(_DRAIN_SECONDS):
             while await response.content.readany():
@@ -302,10 +294,7 @@ async def adrain(response: aiohttp.ClientResponse) -> None:
 
 
 async def aclose_connections() -> None:
-    """Close the async connections of the running event loop.
-
-    Calls under way keep theirs until they end; later calls open new connections.
-    """
+    """Close the running event loop's connections; calls under way keep theirs."""
     current = _sessions.pop(asyncio.get_running_loop(), None)
     if current is None:
         return

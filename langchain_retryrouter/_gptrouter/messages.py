@@ -23,15 +23,11 @@ from langchain_core.messages import (
     SystemMessage,
     ToolCall,
     ToolMessage,
+    ai,
     convert_to_openai_data_block,
     is_data_content_block,
 )
 from langchain_core.messages import content as types
-from langchain_core.messages.ai import (
-    InputTokenDetails,
-    OutputTokenDetails,
-    UsageMetadata,
-)
 from langchain_core.messages.block_translators import register_translator
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.messages.utils import convert_to_openai_messages
@@ -238,9 +234,7 @@ def read_result(
 ) -> ChatResult:
     """A whole answer as LangChain's result.
 
-    Args:
-        response: The gateway's answer.
-        providers: The provider's name for each model that was asked, in order.
+    `providers` has the provider's name for each model that was asked, in order.
     """
     usage = response.meta.model_dump(exclude_none=True) if response.meta else {}
     attempt_log = getattr(response, "retryrouter", None)
@@ -271,13 +265,8 @@ def read_result(
             message.usage_metadata = read_usage(usage)
         info = _without_none(finish_reason=choice.finish_reason)
         generations.append(ChatGeneration(message=message, generation_info=info))
-    llm_output = {
-        "token_usage": usage,
-        "model": response.model,
-        **served,
-        **_without_none(id=response.id),
-        **logged,
-    }
+    llm_output = {"token_usage": usage, "model": response.model, **served, **logged}
+    llm_output |= _without_none(id=response.id)
     return ChatResult(generations=generations, llm_output=llm_output)
 
 
@@ -386,12 +375,10 @@ def _chunk(
 
 
 def assemble(
-    events: Iterable[ChunkedGenerationResponse],
-    classify_event: protocol.EventReader | None = None,
+    events: Iterable[ChunkedGenerationResponse], classify_event: protocol.EventReader
 ) -> protocol.GatewayResponse:
     """The answer that a whole stream of events adds up to, with one choice."""
-    classify_event, is_complete = classify_event or protocol.EventReader(), False
-    calls, function = CallReader(), CallReader()
+    is_complete, calls, function = False, CallReader(), CallReader()
     texts, thoughts = list[str](), list[str]()
     citations, found = list[Any](), dict[str, Any]()
     choice: dict[str, Any] = {"index": 0, "role": "assistant"}
@@ -411,9 +398,8 @@ def assemble(
         elif event.event == "meta":
             _set_once(found, model=data.get("model"), meta=data.get("usage"))
         elif event.event == "generation_source":
-            _set_once(
-                found, providerId=data.get("providerId"), modelId=data.get("modelId")
-            )
+            ids = {name: data.get(name) for name in ("providerId", "modelId")}
+            _set_once(found, **ids)
     if not is_complete:
         raise protocol.interrupted()
     choice |= {
@@ -422,9 +408,8 @@ def assemble(
         "tool_calls": calls.whole(),
         "function_call": next((one["function"] for one in function.whole()), None),
     }
-    return protocol.read_response(
-        {**found, "choices": [choice], "citations": citations}
-    )
+    answer = {**found, "choices": [choice], "citations": citations}
+    return protocol.read_response(answer)
 
 
 def take_apart(answer: GenerationResponse) -> Iterator[protocol.GatewayEvent]:
@@ -545,8 +530,6 @@ class CallReader:
     is another call. Repeated ids and names are not added again, nor is a whole call.
     """
 
-    __slots__ = ("_calls",)
-
     def __init__(self) -> None:
         self._calls: list[tuple[int | None, CallPiece]] = []
 
@@ -619,22 +602,22 @@ _INPUT_DETAILS: Final = {
 _OUTPUT_DETAILS: Final = {"audio": "audio_tokens", "reasoning": "reasoning_tokens"}
 
 
-def read_usage(usage: Mapping[str, Any]) -> UsageMetadata | None:
+def read_usage(usage: Mapping[str, Any]) -> ai.UsageMetadata | None:
     """A clean count as LangChain's; None if it has neither prompt nor completion."""
     if usage.get("prompt_tokens") is usage.get("completion_tokens") is None:
         return None
     prompt = usage.get("prompt_tokens") or 0
     completion = usage.get("completion_tokens") or 0
     total = usage.get("total_tokens") or prompt + completion
-    read = UsageMetadata(
+    read = ai.UsageMetadata(
         input_tokens=prompt, output_tokens=completion, total_tokens=total
     )
     of_input = _details(usage.get("prompt_tokens_details"), _INPUT_DETAILS)
     if of_input:
-        read["input_token_details"] = cast("InputTokenDetails", of_input)
+        read["input_token_details"] = cast("ai.InputTokenDetails", of_input)
     of_output = _details(usage.get("completion_tokens_details"), _OUTPUT_DETAILS)
     if of_output:
-        read["output_token_details"] = cast("OutputTokenDetails", of_output)
+        read["output_token_details"] = cast("ai.OutputTokenDetails", of_output)
     return read
 
 

@@ -15,20 +15,9 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Annotated, Any, Final, TypeAlias
 
-from gpt_router.models import (
-    Choice,
-    ChunkedGenerationResponse,
-    ExtendedThinking,
-    GenerationParams,
-    GenerationResponse,
-    GPTRouterMetadata,
-    ModelGenerationRequest,
-    Usage,
-    WebSearchOptions,
-)
+from gpt_router import models
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
@@ -44,10 +33,10 @@ from langchain_retryrouter._retry.streaming import ChunkInfo
 from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError
 from langchain_retryrouter.failures import FailureKind, is_routes_own
 
-Response: TypeAlias = GenerationResponse
+Response: TypeAlias = models.GenerationResponse
 """A whole answer of any client, ours or the SDK's own."""
 
-Event: TypeAlias = ChunkedGenerationResponse
+Event: TypeAlias = models.ChunkedGenerationResponse
 """An event of a stream of any client."""
 
 ModelKey: TypeAlias = tuple[str, str]
@@ -62,28 +51,22 @@ PROVIDER_OPTIONS: Final = frozenset(
         *("presence_penalty", "frequency_penalty", "logit_bias", "user", "functions"),
         *("function_call", "response_format", "tools"),
         # What newer gateways take, as the `gptrouter` package sends it.
-        *GenerationParams.model_fields,
+        *models.GenerationParams.model_fields,
     }
 )
 """Names in `promptParams` that some gateway is known to read."""
 
 
-class GatewayThinking(ExtendedThinking):
+class GatewayThinking(models.ExtendedThinking, extra="allow"):
     """The SDK's `ExtendedThinking`, keeping the keys that it would drop."""
 
-    model_config = ConfigDict(extra="allow")
 
-
-class GatewaySearch(WebSearchOptions):
+class GatewaySearch(models.WebSearchOptions, extra="allow"):
     """The SDK's `WebSearchOptions`, keeping the keys that it would drop."""
 
-    model_config = ConfigDict(extra="allow")
 
-
-class GatewayParams(GenerationParams):
+class GatewayParams(models.GenerationParams, extra="allow"):
     """The SDK's `GenerationParams`, keeping the options that it would drop."""
-
-    model_config = ConfigDict(extra="allow")
 
     stop: str | list[str] | None = None
     logit_bias: dict[str | int, float] | None = None
@@ -92,7 +75,7 @@ class GatewayParams(GenerationParams):
     web_search_options: GatewaySearch | None = None
 
 
-class GatewayRequest(ModelGenerationRequest):
+class GatewayRequest(models.ModelGenerationRequest):
     """The SDK's request with `GatewayParams`."""
 
     prompt_params: GatewayParams = Field(default_factory=GatewayParams)
@@ -105,10 +88,7 @@ class GatewayRequest(ModelGenerationRequest):
 
 def build_params(options: Mapping[str, Any]) -> GatewayParams:
     """What the provider is asked, checked and in the gateway's form."""
-    options = {
-        name: value if name == "messages" else _to_json(value)
-        for name, value in options.items()
-    }
+    options = {n: v if n == "messages" else _to_json(v) for n, v in options.items()}
     call = options.get("function_call")
     if isinstance(call, str):
         # The public gateway answers 500 to a text. "auto" is the provider's default.
@@ -129,9 +109,9 @@ def build_params(options: Mapping[str, Any]) -> GatewayParams:
         raise UnsupportedOptionError(msg) from error
 
 
-def build_metadata(values: Mapping[str, Any]) -> GPTRouterMetadata:
+def build_metadata(values: Mapping[str, Any]) -> models.GPTRouterMetadata:
     """The gateway metadata of a call, by the names of our fields."""
-    metadata = GPTRouterMetadata(
+    metadata = models.GPTRouterMetadata(
         tag=values["tag"],
         history_id=values["history_id"],
         created_by_user_id=values["user_id"],
@@ -185,12 +165,8 @@ class ObservedModels:
 class ModelList:
     """The models that a call may ask: their order, and what is known of them.
 
-    Completion models that would not be given all of the request are left out at once.
-
-    Attributes:
-        requests: What the gateway is sent next, the preferred model first.
-        skipped: The models that were left out.
-        warnings: What to log of the list.
+    Completion models that would not be given all of the request are left out at once,
+    and are then in `skipped`.
     """
 
     def __init__(
@@ -280,12 +256,8 @@ class ModelList:
         if request is not None and reader.is_chat not in {None, self._is_chat(request)}:
             self._observed.are_chat[request.key] = bool(reader.is_chat)
 
-    def answered(self, whole: GenerationResponse | None) -> str | None:
-        """The listed name of the model that answered, if `route` said another.
-
-        Args:
-            whole: An answer that was not streamed.
-        """
+    def answered(self, whole: models.GenerationResponse | None) -> str | None:
+        """The model that answered, streamed or `whole`, if `route` said another."""
         if whole is not None and whole.choices:
             self._reader.model = whole.model
             # A completion model's answer has no role.
@@ -390,7 +362,7 @@ def _well_typed(data: dict[str, Any], types: Mapping[str, type]) -> dict[str, An
 _OPTIONAL: Final = Field(exclude_if=lambda value: value is None)
 
 
-class GatewayChoice(Choice):
+class GatewayChoice(models.Choice):
     """The SDK's `Choice`, tolerant of nulls; tool calls are in OpenAI's form."""
 
     index: int = 0
@@ -410,11 +382,8 @@ class GatewayChoice(Choice):
         reasoning = read_reasoning(data)
         message = data.get("message")
         if isinstance(message, dict):
-            said = {
-                name: message[name]
-                for name in ("tool_calls", "function_call")
-                if message.get(name) is not None
-            }
+            names = ("tool_calls", "function_call")
+            said = {n: message[n] for n in names if message.get(n) is not None}
             if isinstance(text := message.get("content"), str):
                 said["text"] = text
             choice = {**said, **choice}
@@ -433,13 +402,11 @@ class GatewayChoice(Choice):
         return value
 
 
-class GatewayUsage(Usage):
+class GatewayUsage(models.Usage, extra="allow"):
     """The SDK's `Usage`, keeping the details that it would drop."""
 
-    model_config = ConfigDict(extra="allow")
 
-
-class GatewayResponse(GenerationResponse):
+class GatewayResponse(models.GenerationResponse):
     """The SDK's `GenerationResponse`, with the call's attempt log as `retryrouter`."""
 
     id: str = ""
@@ -457,7 +424,7 @@ class GatewayResponse(GenerationResponse):
     @field_validator("meta", mode="before")
     @classmethod
     def _read_meta(cls, value: Any) -> Any:
-        return value if isinstance(value, Usage) else clean_usage(value) or None
+        return value if isinstance(value, models.Usage) else clean_usage(value) or None
 
 
 def read_json(body: bytes, status_code: int) -> dict[str, Any]:
@@ -501,9 +468,7 @@ def clean_usage(meta: Any) -> dict[str, Any]:
     if not isinstance(usage, dict):
         return {}
     counts = {name: read_count(usage.get(name)) for name in _COUNTS}
-    return {
-        name: value for name, value in {**usage, **counts}.items() if value is not None
-    }
+    return {n: v for n, v in {**usage, **counts}.items() if v is not None}
 
 
 def read_count(value: Any) -> int | None:
@@ -552,7 +517,7 @@ def is_function_call(call: Any) -> bool:
 # --- events -------------------------------------------------------------------------
 
 
-class GatewayEvent(ChunkedGenerationResponse):
+class GatewayEvent(models.ChunkedGenerationResponse):
     """The SDK's event; the `end` event has the attempt log as `retryrouter`."""
 
     id: str | None = None
@@ -583,11 +548,10 @@ def read_event(data: bytes) -> GatewayEvent:
     ):
         msg = f"an update of the stream is not of the protocol: {excerpt(data)!r}"
         raise malformed(msg)
-    metadata = {
-        name: value
-        for name, type_ in _EVENT_METADATA.items()
-        if isinstance(value := event.get(name), type_)
-    }
+    metadata: dict[str, Any] = {}
+    for name, type_ in _EVENT_METADATA.items():
+        if isinstance(value := event.get(name), type_):
+            metadata[name] = value
     # The data of `end` is the string "end", which the SDK's type cannot hold.
     held = content if isinstance(content, dict) else {}
     return GatewayEvent(event=kind, data=held, **metadata)
@@ -612,8 +576,6 @@ class EventReader:
             answer is an error then, and not used.
     """
 
-    __slots__ = ("_is_finished", "_tools", "is_chat", "model")
-
     def __init__(self, *, may_be_empty: bool = False, tools: str = "") -> None:
         # Whether it is finished; None if an end without any update would be complete.
         self._is_finished = None if may_be_empty else False
@@ -622,7 +584,7 @@ class EventReader:
         self.model: str | None = None
         self.is_chat: bool | None = None
 
-    def __call__(self, event: ChunkedGenerationResponse) -> ChunkInfo:
+    def __call__(self, event: models.ChunkedGenerationResponse) -> ChunkInfo:
         data = event.data
         if event.event == "update":
             text = data.get("text") or ""

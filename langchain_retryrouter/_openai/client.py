@@ -56,10 +56,7 @@ _DRAIN_TIMEOUT: Final = 0.1
 
 @dataclass(frozen=True, eq=False)
 class ClientSettings:
-    """How to make an SDK client: of a class such as `AsyncOpenAI`, with its arguments.
-
-    The user's own `http_client` is never closed.
-    """
+    """How to make an SDK client: its class, such as `AsyncOpenAI`, and arguments."""
 
     sdk_class: str
     options: Mapping[str, Any] = field(repr=False)
@@ -98,8 +95,7 @@ class ClientSettings:
 
 def _frozen(value: Any) -> Hashable:
     if isinstance(value, Mapping):
-        items = [(str(name), _frozen(item)) for name, item in value.items()]
-        return tuple(sorted(items, key=lambda item: item[0]))
+        return frozenset((str(name), _frozen(item)) for name, item in value.items())
     if isinstance(value, list | tuple):
         return tuple(_frozen(item) for item in value)
     if hasattr(value, "as_dict"):  # A `Timeout`, which has no hash.
@@ -373,7 +369,6 @@ def create(
 async def acreate(
     resource: Any, request: Mapping[str, Any], attempt: Attempt, unix_time: UnixTime
 ) -> Any:
-    """Async variant of `create`."""
     with TypedErrors(resource, unix_time) as typed_errors:
         token = _token(resource)
         token = await token if inspect.isawaitable(token) else token
@@ -396,13 +391,12 @@ def open_stream(
             typed_errors.response = page
             page.read()
             protocol.raise_for_page(page)
-    return SDKStream(stream, request, resource, unix_time)
+    return SDKStream(stream, request, typed_errors)
 
 
 async def aopen_stream(
     resource: Any, request: Mapping[str, Any], attempt: Attempt, unix_time: UnixTime
 ) -> AsyncSDKStream:
-    """Async variant of `open_stream`."""
     with TypedErrors(resource, unix_time) as typed_errors:
         token = _token(resource)
         token = await token if inspect.isawaitable(token) else token
@@ -412,16 +406,13 @@ async def aopen_stream(
             typed_errors.response = page
             await page.aread()
             protocol.raise_for_page(page)
-    return AsyncSDKStream(stream, request, resource, unix_time)
+    return AsyncSDKStream(stream, request, typed_errors)
 
 
 def _raw(resource: SDKResource) -> Any:
-    """The SDK's resource, with raw responses.
-
-    Made anew: the SDK's own keeps the `create` of its first use, which instrumentation
-    may have wrapped since.
-    """
+    """The SDK's resource, with raw responses."""
     own = resource.sdk_resource()
+    # Made anew: the SDK's keeps its first `create`, and instrumentation may wrap it.
     return type(own.with_raw_response)(own)
 
 
@@ -496,23 +487,22 @@ class _Stream:
     """What both kinds of streams know: the SDK's stream, and what has been read."""
 
     def __init__(
-        self,
-        stream: Any,
-        request: Mapping[str, Any],
-        resource: Any,
-        unix_time: UnixTime,
+        self, stream: Any, request: Mapping[str, Any], errors: TypedErrors
     ) -> None:
         self._reader = protocol.StreamReader(protocol.expected_choices(request))
         self._stream = stream
         # The SDK's own stream is read as bytes. One that instrumentation wrapped, or
         # the user's own, hands over its chunks.
-        self._parts: Any = None
-        if type(stream) is openai.Stream:
-            self._parts = stream.response.iter_bytes()
-        elif type(stream) is openai.AsyncStream:
-            self._parts = stream.response.aiter_bytes()
-        self._response: Any = None if self._parts is None else stream.response
-        self._errors = TypedErrors(resource, unix_time, self._response)
+        self._response: Any = None
+        self._parts: Any = stream
+        self._read: Callable[[Any], Iterator[Any]] = self._reader.take
+        if type(stream) in {openai.Stream, openai.AsyncStream}:
+            response = self._response = stream.response
+            is_sync = type(stream) is openai.Stream
+            self._parts = response.iter_bytes() if is_sync else response.aiter_bytes()
+            self._read = self._reader.feed
+        self._errors = errors
+        errors.response = self._response
 
 
 class SDKStream(_Stream):
@@ -520,14 +510,10 @@ class SDKStream(_Stream):
 
     def __iter__(self) -> Iterator[protocol.ClassifiedChunk]:
         with self._errors:
-            if self._parts is None:
-                for chunk in self._stream:
-                    yield self._reader.classify(chunk)
-            else:
-                for part in self._parts:
-                    yield from self._reader.feed(part)
-                    if self._reader.is_done:
-                        break
+            for part in self._parts:
+                yield from self._read(part)
+                if self._reader.is_done:
+                    break
             if (end := self._reader.end_of_body()) is not None:
                 yield end
 
@@ -564,15 +550,11 @@ class AsyncSDKStream(_Stream):
 
     async def __aiter__(self) -> AsyncIterator[protocol.ClassifiedChunk]:
         with self._errors:
-            if self._parts is None:
-                async for chunk in self._stream:
-                    yield self._reader.classify(chunk)
-            else:
-                async for part in self._parts:
-                    for chunk in self._reader.feed(part):
-                        yield chunk
-                    if self._reader.is_done:
-                        break
+            async for part in self._parts:
+                for chunk in self._read(part):
+                    yield chunk
+                if self._reader.is_done:
+                    break
             if (end := self._reader.end_of_body()) is not None:
                 yield end
 

@@ -14,11 +14,7 @@ from typing import Any, Final, Self
 import openai
 
 from langchain_retryrouter import errors
-from langchain_retryrouter._providers.errors import (
-    read_exception,
-    read_response,
-    safe_getattr,
-)
+from langchain_retryrouter._providers import errors as reports
 from langchain_retryrouter.errors import RetryRouterError, mask
 from langchain_retryrouter.failures import FailureKind
 
@@ -100,14 +96,9 @@ def new_error(kind: FailureKind, message: str) -> RetryRouterError:
 
 
 class TypedErrors:
-    """A context that raises exceptions as the classes above.
+    """A context that raises exceptions as the classes above, without credentials.
 
     What no provider caused leaves it as it is.
-
-    Args:
-        resource: The resource that sends: its credentials must not be shown.
-        unix_time: The seconds since the Unix epoch, to read an HTTP date with.
-        response: The HTTP response, where it is known.
     """
 
     def __init__(
@@ -143,16 +134,19 @@ class TypedErrors:
         is_wrapped = isinstance(error, openai.APIConnectionError)
         for ours in (error, error.__cause__ if is_wrapped else None):
             if isinstance(ours, RetryRouterError):
-                if self.response is not None and safe_getattr(ours, "response") is None:
+                if (
+                    self.response is not None
+                    and reports.safe_getattr(ours, "response") is None
+                ):
                     _add_headers(ours, self.response, self._unix_time())
                 return ours
-        report = read_exception(error, unix_time=self._unix_time())
+        report = reports.read_exception(error, unix_time=self._unix_time())
         if report is None:
             return None
         cls = _BY_STATUS.get((report.status_code, report.kind))
         typed = report.to_error(OPENAI_ERRORS if cls is None else {report.kind: cls})
         for name in ("request", "response", "param", "type"):
-            if (value := safe_getattr(error, name)) is not None:
+            if (value := reports.safe_getattr(error, name)) is not None:
                 setattr(typed, name, value)
         return typed
 
@@ -160,7 +154,7 @@ class TypedErrors:
 def _add_headers(error: RetryRouterError, response: Any, unix_time: float) -> None:
     """Add what the headers say of an error that came inside a 200."""
     vars(error).update(response=response, request=response.request)
-    report = read_response(
+    report = reports.read_response(
         response.status_code, response.headers, b"", unix_time=unix_time
     )
     for name in ("request_id", "retry_after", "should_retry"):

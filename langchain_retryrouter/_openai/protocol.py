@@ -37,11 +37,7 @@ _OPTIONAL_FIELDS: Final = {
 
 
 class SDKObject(dict[str, Any]):
-    """A JSON object of an answer, whose fields are attributes too.
-
-    It reads like the SDK's own objects (`answer.choices[0].text`), and costs a
-    twentieth of one.
-    """
+    """A JSON object with attributes, like the SDK's at a twentieth of the cost."""
 
     def __getattr__(self, name: str) -> Any:
         if name in self:
@@ -253,10 +249,7 @@ def _text_of(choice: Any) -> str:
 
 @dataclass(slots=True)
 class CompletionResult:
-    """What a request brought, from either endpoint, streamed or not.
-
-    Its choices are dicts with `text`, `finish_reason` and `logprobs`.
-    """
+    """What a request brought: choices of `text`, `finish_reason` and `logprobs`."""
 
     choices: list[dict[str, Any]] = field(default_factory=list)
     usage: dict[str, Any] = field(default_factory=dict)
@@ -310,16 +303,7 @@ class StreamReader:
     `[DONE]` may be missing, and a chunk with usage may follow. Some servers name a
     reason in every chunk: if one comes no later than the first token, or a token after
     it, only `[DONE]`, or the end of the body, is the end.
-
-    Attributes:
-        is_whole: Whether the end has come.
-        is_done: Whether `[DONE]` has come.
     """
-
-    __slots__ = (
-        *("_expected", "_finished", "_is_empty", "_parser", "_reasons_are_early"),
-        *("_saw_token", "is_done", "is_whole"),
-    )
 
     def __init__(self, expected: int) -> None:
         self._expected = expected
@@ -349,9 +333,13 @@ class StreamReader:
             chunk = SDKObject(chunk)
         if event != b"message":
             _raise_reported(chunk, event.decode("utf-8", "replace"))
-        return self.classify(chunk)
+        return self._classify(chunk)
 
-    def classify(self, chunk: Any) -> ClassifiedChunk:
+    def take(self, chunk: Any) -> Iterator[ClassifiedChunk]:
+        """The chunk that the stream of a user's own client has handed over."""
+        yield self._classify(chunk)
+
+    def _classify(self, chunk: Any) -> ClassifiedChunk:
         """What `chunk` means for the stream."""
         self._is_empty = False
         if chunk is None or isinstance(chunk, str | int | float | list):
@@ -399,8 +387,6 @@ class StreamReader:
 
 class ChunkTranslator:
     """Translates the chunks of one stream with one choice into LangChain's."""
-
-    __slots__ = ("_finish_reason", "_is_counted", "_is_over", "_non_text")
 
     def __init__(self) -> None:
         self._finish_reason: str | None = None
@@ -464,13 +450,10 @@ def join(chunks: Iterable[GenerationChunk]) -> CompletionResult:
 class NonText:
     """Collects, from a chat message or its deltas, what an LLM cannot return."""
 
-    __slots__ = ("_called", "_refusal", "has_text", "is_filtered")
-
-    def __init__(self) -> None:
-        self._refusal = ""
-        self._called = ""
-        self.has_text = False
-        self.is_filtered = False
+    _refusal = ""
+    _called = ""
+    has_text = False
+    is_filtered = False
 
     @staticmethod
     def is_in(delta: Any) -> bool:
@@ -534,10 +517,7 @@ def raise_non_text(content: list[NonText], attempts: int | None = None) -> None:
 
 
 def add_usage(total: dict[str, Any], usage: Mapping[str, Any]) -> dict[str, Any]:
-    """`total` and `usage` added up, details such as cached tokens included.
-
-    Values that are no counts are left out.
-    """
+    """`total` and `usage` added up, at any depth, without what is no count."""
     added = dict(total)
     for name, count in usage.items():
         before = added.get(name)

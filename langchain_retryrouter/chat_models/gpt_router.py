@@ -20,59 +20,27 @@ from collections.abc import (
 )
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from langchain_core.callbacks import (
-    AsyncCallbackManagerForLLMRun,
-    CallbackManagerForLLMRun,
-)
-from langchain_core.language_models import ModelProfile
+from langchain_core import callbacks, outputs
+from langchain_core.language_models import ModelProfile, chat_models
 from langchain_core.language_models.base import LangSmithParams, LanguageModelInput
-from langchain_core.language_models.chat_models import (
-    agenerate_from_stream,
-    generate_from_stream,
-)
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.messages.utils import count_tokens_approximately
-from langchain_core.outputs import (
-    ChatGeneration,
-    ChatGenerationChunk,
-    ChatResult,
-    Generation,
-)
 from langchain_core.runnables import Runnable
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
-from langchain_retryrouter import _gptrouter
-from langchain_retryrouter._callbacks import (
-    RetryVisibleChatModel,
-    anotifier,
-    notifier,
-    run_manager_of,
-)
+from langchain_retryrouter import _callbacks, _gptrouter
+from langchain_retryrouter._gptrouter import connection
 from langchain_retryrouter._gptrouter.connection import (
     DEFAULT_API_BASE_URL,
-    GATEWAY_METADATA,
     GatewayConnection,
     GPTRouterModel,
-    metadata_of,
-    profile_of,
-    put_first,
-    read_models,
-    retry_context,
 )
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter._retry.engine import Attempt, acall, call
 from langchain_retryrouter._retry.streaming import astream, stream
 from langchain_retryrouter._retry.timeouts import EventSource
-from langchain_retryrouter.chat_models._structured import (
-    Method,
-    Schema,
-    Tool,
-    structured_options,
-    structured_parser,
-    tool_options,
-    with_raw,
-)
+from langchain_retryrouter.chat_models import _structured
 from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError
 
 if TYPE_CHECKING:
@@ -90,14 +58,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _SENT_IF_SET: Final = (
-    "top_p",
-    "frequency_penalty",
-    "presence_penalty",
-    "stop",
-    "reasoning_effort",
-    "thinking",
-    "web_search_options",
-    "output_config",
+    *("top_p", "frequency_penalty", "presence_penalty", "stop", "reasoning_effort"),
+    *("thinking", "web_search_options", "output_config"),
 )
 _ONE_CHOICE_IN_A_STREAM: Final = (
     "n must be 1 in a stream: the gateway interleaves several answers without telling"
@@ -109,7 +71,7 @@ _ONE_CHOICE_WITH_TOOLS: Final = (
 )
 
 
-class GPTRouter(GatewayConnection, RetryVisibleChatModel):
+class GPTRouter(GatewayConnection, _callbacks.RetryVisibleChatModel):
     """A chat model over a GPTRouter gateway, with retries and failover.
 
     The key and the address come from the arguments or from `GPT_ROUTER_API_KEY` and
@@ -202,7 +164,9 @@ class GPTRouter(GatewayConnection, RetryVisibleChatModel):
         }
 
     def _resolve_model_profile(self) -> ModelProfile | None:
-        return profile_of([model.name for model in self.models_priority_list])
+        return connection.profile_of(
+            [model.name for model in self.models_priority_list]
+        )
 
     def _get_ls_params(
         self, stop: list[str] | None = None, **kwargs: Any
@@ -222,7 +186,9 @@ class GPTRouter(GatewayConnection, RetryVisibleChatModel):
         return list(range(-(-len(text) // 4)))
 
     def get_num_tokens_from_messages(
-        self, messages: list[BaseMessage], tools: Sequence[Tool] | None = None
+        self,
+        messages: list[BaseMessage],
+        tools: Sequence[_structured.Tool] | None = None,
     ) -> int:
         """The number of tokens of `messages` and `tools`, approximately.
 
@@ -237,10 +203,12 @@ class GPTRouter(GatewayConnection, RetryVisibleChatModel):
 
     def _models_asked(self, options: dict[str, Any]) -> list[GPTRouterModel]:
         """The models of a call; the options that say so are taken out."""
-        models = options.pop("models_priority_list", None)
-        models = self.models_priority_list if models is None else read_models(models)
+        given = options.pop("models_priority_list", None)
+        models = self.models_priority_list
+        if given is not None:
+            models = connection.read_models(given)
         first = options.pop("model", None)
-        return models if first is None else put_first(first, models)
+        return models if first is None else connection.put_first(first, models)
 
     def _combine_llm_outputs(
         self, llm_outputs: list[dict[str, Any] | None], /
@@ -248,8 +216,8 @@ class GPTRouter(GatewayConnection, RetryVisibleChatModel):
         return _gptrouter.messages.add_usage(llm_outputs)
 
     def _convert_cached_generations(
-        self, cache_val: list[Generation]
-    ) -> list[ChatGeneration]:
+        self, cache_val: list[outputs.Generation]
+    ) -> list[outputs.ChatGeneration]:
         """A cached answer, with an empty attempt log, since nothing was sent."""
         generations = super()._convert_cached_generations(cache_val)
         for generation in generations:
@@ -265,7 +233,7 @@ class GPTRouter(GatewayConnection, RetryVisibleChatModel):
 
     def bind_tools(
         self,
-        tools: Sequence[Tool],
+        tools: Sequence[_structured.Tool],
         *,
         tool_choice: dict[str, Any] | str | bool | None = None,
         strict: bool | None = None,
@@ -291,16 +259,16 @@ class GPTRouter(GatewayConnection, RetryVisibleChatModel):
             ValueError: If `tool_choice` asks for a tool that is not given.
             TypeError: If `tool_choice` is of no such type.
         """
-        options = tool_options(
+        options = _structured.tool_options(
             tools, tool_choice, strict=strict, parallel_tool_calls=parallel_tool_calls
         )
         return self.bind(**options, **kwargs)
 
     def with_structured_output(
         self,
-        schema: Schema | None = None,
+        schema: _structured.Schema | None = None,
         *,
-        method: Method = "function_calling",
+        method: _structured.Method = "function_calling",
         include_raw: bool = False,
         strict: bool | None = None,
         **kwargs: Any,
@@ -326,10 +294,10 @@ class GPTRouter(GatewayConnection, RetryVisibleChatModel):
         Raises:
             ValueError: For a method that does not exist or does not fit the arguments.
         """
-        options = structured_options(schema, method, strict=strict)
+        options = _structured.structured_options(schema, method, strict=strict)
         model = self.bind(**{**options, **kwargs})
-        parser = structured_parser(schema, method)
-        return with_raw(model, parser) if include_raw else model | parser
+        parser = _structured.structured_parser(schema, method)
+        return _structured.with_raw(model, parser) if include_raw else model | parser
 
     # --- calls ---
 
@@ -337,12 +305,12 @@ class GPTRouter(GatewayConnection, RetryVisibleChatModel):
         self,
         messages: list[BaseMessage],
         stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
+        run_manager: callbacks.CallbackManagerForLLMRun | None = None,
         stream: bool | None = None,  # noqa: FBT001 - langchain-community's signature
         **kwargs: Any,
-    ) -> ChatResult:
+    ) -> outputs.ChatResult:
         if self.streaming if stream is None else stream:
-            return generate_from_stream(
+            return chat_models.generate_from_stream(
                 self._stream(messages, stop=stop, run_manager=run_manager, **kwargs)
             )
         providers, params = self._prepare(messages, stop, kwargs, stream=False)
@@ -353,12 +321,12 @@ class GPTRouter(GatewayConnection, RetryVisibleChatModel):
         self,
         messages: list[BaseMessage],
         stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        run_manager: callbacks.AsyncCallbackManagerForLLMRun | None = None,
         stream: bool | None = None,  # noqa: FBT001 - langchain-community's signature
         **kwargs: Any,
-    ) -> ChatResult:
+    ) -> outputs.ChatResult:
         if self.streaming if stream is None else stream:
-            return await agenerate_from_stream(
+            return await chat_models.agenerate_from_stream(
                 self._astream(messages, stop=stop, run_manager=run_manager, **kwargs)
             )
         providers, params = self._prepare(messages, stop, kwargs, stream=False)
@@ -369,11 +337,13 @@ class GPTRouter(GatewayConnection, RetryVisibleChatModel):
         self,
         messages: list[BaseMessage],
         stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
+        run_manager: callbacks.CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
-    ) -> Iterator[ChatGenerationChunk]:
+    ) -> Iterator[outputs.ChatGenerationChunk]:
         providers, params = self._prepare(messages, stop, kwargs, stream=True)
-        retried = run_manager_of(self, run_manager, CallbackManagerForLLMRun)
+        retried = _callbacks.run_manager_of(
+            self, run_manager, callbacks.CallbackManagerForLLMRun
+        )
         answer = completion_with_retry(self, run_manager=retried, **params)
         events = cast("Generator[Event, None, None]", answer)
         read = _gptrouter.messages.ChunkReader(providers)
@@ -389,11 +359,13 @@ class GPTRouter(GatewayConnection, RetryVisibleChatModel):
         self,
         messages: list[BaseMessage],
         stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        run_manager: callbacks.AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
-    ) -> AsyncIterator[ChatGenerationChunk]:
+    ) -> AsyncIterator[outputs.ChatGenerationChunk]:
         providers, params = self._prepare(messages, stop, kwargs, stream=True)
-        retried = run_manager_of(self, run_manager, AsyncCallbackManagerForLLMRun)
+        retried = _callbacks.run_manager_of(
+            self, run_manager, callbacks.AsyncCallbackManagerForLLMRun
+        )
         answer = await acompletion_with_retry(self, run_manager=retried, **params)
         events = cast("AsyncGenerator[Event, None]", answer)
         read = _gptrouter.messages.ChunkReader(providers)
@@ -417,18 +389,14 @@ class GPTRouter(GatewayConnection, RetryVisibleChatModel):
         options = dict(options)
         models = self._models_asked(options)
         known = _gptrouter.protocol.PROVIDER_OPTIONS
-        if unknown := sorted(options.keys() - known - set(GATEWAY_METADATA)):
+        if unknown := sorted(options.keys() - known - set(connection.GATEWAY_METADATA)):
             msg = (
                 f"the gateway cannot carry {', '.join(map(repr, unknown))}: it would be"
                 " lost silently. To send it nevertheless, put it into `model_kwargs`."
             )
             raise UnsupportedOptionError(msg)
-        params = {
-            **self._default_params,
-            **options,
-            "stream": stream,
-            "models_priority_list": models,
-        }
+        params = {**self._default_params, **options, "stream": stream}
+        params["models_priority_list"] = models
         if stop is not None:
             if "stop" in self.model_kwargs or "stop" in options:
                 msg = "`stop` is given both to the call and to the model; give it once"
@@ -455,21 +423,22 @@ def get_ordered_generation_requests(
     """
     kwargs.pop("stream", None)
     params = _gptrouter.protocol.build_params(kwargs)
-    return [
-        _gptrouter.protocol.GatewayRequest(
+    requests = []
+    for order, model in enumerate(models_priority_list, start=1):
+        request = _gptrouter.protocol.GatewayRequest(
             model_name=model.name,
             provider_name=model.provider_name,
             order=order,
             prompt_params=params,
         )
-        for order, model in enumerate(models_priority_list, start=1)
-    ]
+        requests.append(request)
+    return requests
 
 
 def completion_with_retry(
     llm: GPTRouter,
     models_priority_list: list[GPTRouterModel],
-    run_manager: CallbackManagerForLLMRun | None = None,
+    run_manager: callbacks.CallbackManagerForLLMRun | None = None,
     **kwargs: Any,
 ) -> _gptrouter.protocol.Response | Generator[_gptrouter.protocol.Event, None, None]:
     """The gateway's answer, with retries that `run_manager` sees.
@@ -494,7 +463,7 @@ def completion_with_retry(
     """
     is_stream = bool(kwargs.pop("stream", False))
     requests = _GatewayCall(llm, models_priority_list, kwargs)
-    notify = notifier(run_manager)
+    notify = _callbacks.notifier(run_manager)
     if is_stream:
         return stream(requests.context, requests.connect, requests.new_reader, notify)
     response = call(requests.context, requests.send, notify)
@@ -506,13 +475,13 @@ def completion_with_retry(
 async def acompletion_with_retry(
     llm: GPTRouter,
     models_priority_list: list[GPTRouterModel],
-    run_manager: AsyncCallbackManagerForLLMRun | None = None,
+    run_manager: callbacks.AsyncCallbackManagerForLLMRun | None = None,
     **kwargs: Any,
 ) -> _gptrouter.protocol.Response | AsyncGenerator[_gptrouter.protocol.Event, None]:
     """Async variant of `completion_with_retry`."""
     is_stream = bool(kwargs.pop("stream", False))
     requests = _GatewayCall(llm, models_priority_list, kwargs)
-    notify = anotifier(run_manager)
+    notify = _callbacks.anotifier(run_manager)
     if is_stream:
         return astream(requests.context, requests.aconnect, requests.new_reader, notify)
     response = await acall(requests.context, requests.asend, notify)
@@ -527,15 +496,16 @@ class _GatewayCall:
     def __init__(
         self, llm: GPTRouter, models: list[GPTRouterModel], options: dict[str, Any]
     ) -> None:
-        own = {name: options.pop(name, None) for name in GATEWAY_METADATA}
+        own = {name: options.pop(name, None) for name in connection.GATEWAY_METADATA}
         self._llm = llm
         self._client = llm.client
         self._is_own = isinstance(llm.client, _gptrouter.client.GatewayClient)
-        observed = (
-            llm.client.observed
-            if self._is_own
-            else _gptrouter.protocol.ObservedModels()
-        )
+        self._typed_errors: Any = contextlib.nullcontext
+        if self._is_own:
+            observed = llm.client.observed
+        else:
+            self._typed_errors = _typed_sdk_errors
+            observed = _gptrouter.protocol.ObservedModels()
         for model in models:
             if model.is_chat is not None:
                 observed.are_chat[model.name, model.provider_name] = model.is_chat
@@ -553,8 +523,8 @@ class _GatewayCall:
                 observed.warned.add(message)
                 logger.warning(message)
         self.new_reader = self._models.new_reader
-        self._metadata = metadata_of(llm, own)
-        self.context = retry_context(
+        self._metadata = connection.metadata_of(llm, own)
+        self.context = connection.retry_context(
             llm,
             route=self._models.route,
             asked=self._models.asked,
@@ -603,25 +573,26 @@ class _GatewayCall:
             with contextlib.closing(self.connect(attempt)) as events:
                 return self._assembled(events)
         arguments = self._arguments(attempt, is_stream=False)
-        with _typed_sdk_errors():
-            return self._answered(self._client.generate(**arguments))
+        with self._typed_errors():
+            response: Response = self._client.generate(**arguments)
+        if served := self._models.answered(response):
+            self.context.call_state.name_route(served)
+        return response
 
     async def asend(self, attempt: Attempt) -> Response:
-        """Async variant of `send`."""
         if self._streams_inside:
             async with contextlib.aclosing(await self.aconnect(attempt)) as events:
                 return self._assembled([event async for event in events])
         arguments = self._arguments(attempt, is_stream=False)
-        with _typed_sdk_errors():
-            return self._answered(await self._client.agenerate(**arguments))
+        with self._typed_errors():
+            response: Response = await self._client.agenerate(**arguments)
+        if served := self._models.answered(response):
+            self.context.call_state.name_route(served)
+        return response
 
     def _assembled(self, events: Iterable[Event]) -> Response:
         response = _gptrouter.messages.assemble(events, self.new_reader())
         self._name_route(None)
-        return response
-
-    def _answered(self, response: Response) -> Response:
-        self._name_route(response)
         return response
 
     def _name_route(self, whole: Response | None) -> None:
@@ -630,16 +601,14 @@ class _GatewayCall:
             self.context.call_state.name_route(served)
 
     def connect(self, attempt: Attempt) -> EventSource[Event]:
-        """One attempt's stream."""
         if self._never_streams:
-            return _Events(self._answer_as_events(attempt))
+            return self._answer_as_events(attempt)
         events = self._client.generate(**self._arguments(attempt, is_stream=True))
         if self._is_own:
             return cast("EventSource[Event]", events)
-        return _Events(_sdk_events(events))
+        return _sdk_events(events)
 
     async def aconnect(self, attempt: Attempt) -> AsyncGenerator[Event, None]:
-        """Async variant of `connect`."""
         if self._never_streams:
             return self._aanswer_as_events(attempt)
         events = await self._client.agenerate(
@@ -671,22 +640,6 @@ class _GatewayCall:
 
 
 # --- a client of the SDK's own kind, given as `client=` -----------------------------
-
-
-class _Events:
-    """Events of a generator, as a source whose reads cannot be interrupted."""
-
-    def __init__(self, events: Generator[Event, None, None]) -> None:
-        self._events = events
-
-    def __iter__(self) -> Iterator[Event]:
-        return self._events
-
-    def abort(self) -> None:
-        """Nothing that could be done."""
-
-    def close(self) -> None:
-        self._events.close()
 
 
 def _sdk_events(events: Iterator[Event]) -> Generator[Event, None, None]:

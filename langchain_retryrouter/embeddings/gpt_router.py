@@ -14,26 +14,18 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias
 
-from gpt_router.models import (
-    ModelRouterEmbeddingsGenerationParams,
-    ModelRouterEmbeddingsGenerationRequest,
-)
+from gpt_router import models
 from langchain_core.embeddings import Embeddings
 from pydantic import Field, ValidationInfo, field_validator
 from tenacity import RetryCallState
 
+from langchain_retryrouter._gptrouter import connection
 from langchain_retryrouter._gptrouter.client import GatewayClient
-from langchain_retryrouter._gptrouter.connection import (
-    GatewayConnection,
-    metadata_of,
-    retry_context,
-)
 from langchain_retryrouter._gptrouter.protocol import malformed
 from langchain_retryrouter._retry.engine import Attempt, acall, call
 from langchain_retryrouter._retry.timeouts import agather_bounded
 from langchain_retryrouter.errors import RetryRouterError
 
-Endpoint: TypeAlias = Literal["v1", "v2"]
 Vector: TypeAlias = list[float]
 
 logger = logging.getLogger(__name__)
@@ -45,7 +37,7 @@ _MAX_TEXTS: Final = 2048
 _MAX_TEXT_BYTES: Final = 1024 * 1024 - 64 * 1024
 
 
-class GPTRouterEmbeddings(GatewayConnection, Embeddings):
+class GPTRouterEmbeddings(connection.GatewayConnection, Embeddings):
     """Embeddings over a GPTRouter gateway, with retries and failover.
 
     The key and the address come from the arguments or from `GPT_ROUTER_API_KEY` and
@@ -72,7 +64,7 @@ class GPTRouterEmbeddings(GatewayConnection, Embeddings):
     callbacks for embeddings.
     """
 
-    endpoint: Endpoint = Field(default="v1", validate_default=True)
+    endpoint: Literal["v1", "v2"] = Field(default="v1", validate_default=True)
     """`v1` sends the list of models; `v2` the name of one model, whose provider the
     gateway chooses."""
     allow_different_models: bool = Field(default=False, validate_default=True)
@@ -96,11 +88,11 @@ class GPTRouterEmbeddings(GatewayConnection, Embeddings):
 
     @field_validator("endpoint")
     @classmethod
-    def _check_endpoint(cls, value: Endpoint, info: ValidationInfo) -> Endpoint:
-        models = info.data.get("models_priority_list", [])
-        if value == "v2" and len(models) > 1:
+    def _check_endpoint(cls, value: str, info: ValidationInfo) -> str:
+        count = len(info.data.get("models_priority_list", []))
+        if value == "v2" and count > 1:
             msg = (
-                f"endpoint 'v2' asks one model, and {len(models)} are listed: the"
+                f"endpoint 'v2' asks one model, and {count} are listed: the"
                 " others would never be asked. List one, or use 'v1'."
             )
             raise ValueError(msg)
@@ -194,26 +186,25 @@ class _ChunkCall:
         self._embeddings = embeddings
         self._client: GatewayClient = embeddings.client
         # The SDK's types have no annotations that would say anything.
-        self._requests: list[Any] = [
-            ModelRouterEmbeddingsGenerationRequest(
-                model_name=model.name,
-                model_provider=model.provider_name,
-                promptParams=ModelRouterEmbeddingsGenerationParams(input=list(texts)),
+        new_request: Any = models.ModelRouterEmbeddingsGenerationRequest
+        params = models.ModelRouterEmbeddingsGenerationParams(input=list(texts))
+        self._requests = [
+            new_request(
+                model_name=one.name,
+                model_provider=one.provider_name,
+                promptParams=params,
             )
-            for model in embeddings.models_priority_list
+            for one in embeddings.models_priority_list
         ]
         self._count = len(texts)
         self._is_v2 = embeddings.endpoint == "v2"
-        self._metadata = metadata_of(embeddings, {})
-        self.context = retry_context(
+        self._metadata = connection.metadata_of(embeddings, {})
+        self.context = connection.retry_context(
             embeddings, route=self.route, on_failure=self.on_failure
         )
 
     def route(self) -> str:
-        """The model that the next attempt asks first, and its provider if known.
-
-        With its provider, since a list may name one model several times.
-        """
+        """The model asked first, and its provider: a list may name a model twice."""
         first = self._requests[0]
         if self._is_v2:
             return str(first.model_name)
@@ -226,13 +217,11 @@ class _ChunkCall:
             self._requests = [*others, failed]
 
     def send(self, attempt: Attempt) -> list[Vector]:
-        """One attempt's vectors."""
         path, payload = self._build_request()
         answer = self._client.post(path, payload, attempt.timeout)
         return _read_vectors(answer, self._count)
 
     async def asend(self, attempt: Attempt) -> list[Vector]:
-        """Async variant of `send`."""
         path, payload = self._build_request()
         answer = await self._client.apost(path, payload, attempt.timeout)
         return _read_vectors(answer, self._count)
@@ -250,7 +239,6 @@ class _ChunkCall:
         )
 
     async def alog_retry(self, state: RetryCallState) -> None:
-        """Async variant of `log_retry`."""
         self.log_retry(state)
 
     def _build_request(self) -> tuple[str, dict[str, Any]]:

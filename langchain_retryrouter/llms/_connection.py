@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from collections.abc import Set as AbstractSet
-from typing import Any, Final, Literal, Self
+from typing import Any, ClassVar, Final, Literal, Self
 
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.llms import BaseLLM
@@ -19,13 +19,7 @@ from langchain_core.utils import get_pydantic_field_names
 from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from langchain_retryrouter._http import ClosedByWith
-from langchain_retryrouter._openai.client import (
-    AsyncKey,
-    ClientSettings,
-    MissingResource,
-    SDKResource,
-    sdk_timeout,
-)
+from langchain_retryrouter._openai import client as sdk
 from langchain_retryrouter._retry.clock import Clock
 from langchain_retryrouter.circuit_breaker import CircuitBreaker
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy, resolve_policy
@@ -217,11 +211,7 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
     )
     @classmethod
     def _hide(cls, value: Any) -> Any:
-        return SecretStr(value) if isinstance(value, str) else value
-
-    @field_validator("openai_api_key", "azure_ad_token", check_fields=False)
-    @classmethod
-    def _check_secret(cls, value: Any) -> Any:
+        value = SecretStr(value) if isinstance(value, str) else value
         key = value.get_secret_value() if isinstance(value, SecretStr) else ""
         for at, character in enumerate(key, start=1):
             if not "!" <= character <= "~":
@@ -245,7 +235,9 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
             self.max_retries = policy.max_retries
         # A resource of ours comes from a copied model, maybe with other fields.
         names = ("client", "async_client")
-        made = {n for n in names if isinstance(getattr(self, n), SDKResource | None)}
+        made = {
+            n for n in names if isinstance(getattr(self, n), sdk.SDKResource | None)
+        }
         self._check_http_clients(set(names) - made)
         if len(made) == len(names):
             self._check_account()
@@ -287,27 +279,22 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
 
     # The clients.
 
-    @property
-    def _resource_path(self) -> str:
-        return "completions"
-
-    @property
-    def _sdk_class(self) -> str:
-        return "OpenAI"
+    _resource_path: ClassVar[str] = "completions"
+    _sdk_class: ClassVar[str] = "OpenAI"
 
     def _make_client(self, *, is_async: bool) -> Any:
         """An `SDKResource`, or an object that says what is missing."""
         if not is_async and inspect.iscoroutinefunction(self.openai_api_key):
-            return MissingResource(
+            return sdk.MissingResource(
                 "the key is an async function: use the async methods"
             )
-        settings = ClientSettings(
+        settings = sdk.ClientSettings(
             ("Async" if is_async else "") + self._sdk_class,
             self._client_options(is_async=is_async),
             self.openai_proxy,
             self.http_async_client if is_async else self.http_client,
         )
-        return SDKResource(settings, self._resource_path)
+        return sdk.SDKResource(settings, self._resource_path)
 
     def _client_options(self, *, is_async: bool) -> dict[str, Any]:
         """The keyword arguments of the SDK's client, without those left to the SDK."""
@@ -316,7 +303,7 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
             "base_url": self.openai_api_base,
             "organization": self.openai_organization,
             "project": os.environ.get("OPENAI_PROJECT_ID"),
-            "timeout": sdk_timeout(self.request_timeout),
+            "timeout": sdk.sdk_timeout(self.request_timeout),
             "default_headers": self.default_headers,
             "default_query": self.default_query,
         }
@@ -324,7 +311,7 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
 
     def _credentials(self, *, is_async: bool) -> dict[str, Any]:
         key = secret_value(self.openai_api_key)
-        return {"api_key": AsyncKey(key) if is_async and callable(key) else key}
+        return {"api_key": sdk.AsyncKey(key) if is_async and callable(key) else key}
 
     def close(self) -> None:
         """Close the connections of sync calls, unless other models use them too.
@@ -332,12 +319,12 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
         A later call opens new ones. A model that is never closed loses its connections
         when it is collected. An HTTP client of your own is not closed.
         """
-        if isinstance(self.client, SDKResource):
+        if isinstance(self.client, sdk.SDKResource):
             self.client.close()
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop, as `close`."""
-        if isinstance(self.async_client, SDKResource):
+        if isinstance(self.async_client, sdk.SDKResource):
             await self.async_client.aclose()
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
@@ -481,13 +468,11 @@ class AzureConnection(OpenAIConnection):
     def _is_given(self, name: str) -> bool:
         return name in self.model_fields_set and getattr(self, name) is not None
 
-    @property
-    def _sdk_class(self) -> str:
-        return "AzureOpenAI"
+    _sdk_class: ClassVar[str] = "AzureOpenAI"
 
     def _make_client(self, *, is_async: bool) -> Any:
         if not is_async and not self._credentials(is_async=False):
-            return MissingResource(
+            return sdk.MissingResource(
                 "no credentials for sync calls: pass azure_ad_token_provider=..."
                 " in addition to azure_ad_async_token_provider"
             )

@@ -16,10 +16,7 @@ import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
 from typing import Any, ClassVar, Final
 
-from langchain_core.callbacks import (
-    AsyncCallbackManagerForLLMRun,
-    CallbackManagerForLLMRun,
-)
+from langchain_core import callbacks
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.messages import BaseMessage, convert_to_openai_messages
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
@@ -35,11 +32,7 @@ from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter._retry.timeouts import agather_bounded, gather_bounded
 from langchain_retryrouter.errors import InvalidRequestError
 from langchain_retryrouter.failures import FailureKind
-from langchain_retryrouter.llms._connection import (
-    AzureConnection,
-    OpenAIConnection,
-    context_size,
-)
+from langchain_retryrouter.llms import _connection
 from langchain_retryrouter.policy import resolve_policy
 
 __all__ = [
@@ -67,7 +60,9 @@ _WANTS_STRING: Final = re.compile(
 
 
 def completion_with_retry(
-    llm: OpenAILLM, run_manager: CallbackManagerForLLMRun | None = None, **kwargs: Any
+    llm: OpenAILLM,
+    run_manager: callbacks.CallbackManagerForLLMRun | None = None,
+    **kwargs: Any,
 ) -> Any:
     """The answer to one request, retried while the model's policy allows.
 
@@ -89,26 +84,26 @@ def completion_with_retry(
     if kwargs.get("stream"):
         return _stream_with_retry(llm, run_manager, kwargs)
     one = _Call(llm, llm.client, kwargs)
-    return one.logged(engine.call(one.context, one.send, notifier(run_manager)))
+    answer = engine.call(one.context, one.send, notifier(run_manager))
+    return protocol.attach_attempt_log(answer, one.context.call_state.attempt_log())
 
 
 async def acompletion_with_retry(
     llm: OpenAILLM,
-    run_manager: AsyncCallbackManagerForLLMRun | None = None,
+    run_manager: callbacks.AsyncCallbackManagerForLLMRun | None = None,
     **kwargs: Any,
 ) -> Any:
     """Async variant of `completion_with_retry`; it awaits `llm.async_client.create`."""
     if kwargs.get("stream"):
         return _astream_with_retry(llm, run_manager, kwargs)
     one = _Call(llm, llm.async_client, kwargs)
-    return one.logged(
-        await engine.acall(one.context, one.asend, anotifier(run_manager))
-    )
+    answer = await engine.acall(one.context, one.asend, anotifier(run_manager))
+    return protocol.attach_attempt_log(answer, one.context.call_state.attempt_log())
 
 
 def _stream_with_retry(
-    llm: OpenAIConnection,
-    run_manager: CallbackManagerForLLMRun | None,
+    llm: _connection.OpenAIConnection,
+    run_manager: callbacks.CallbackManagerForLLMRun | None,
     kwargs: Mapping[str, Any],
 ) -> Generator[Any, None, None]:
     one, notify = _Call(llm, llm.client, kwargs), notifier(run_manager)
@@ -119,8 +114,8 @@ def _stream_with_retry(
 
 
 async def _astream_with_retry(
-    llm: OpenAIConnection,
-    run_manager: AsyncCallbackManagerForLLMRun | None,
+    llm: _connection.OpenAIConnection,
+    run_manager: callbacks.AsyncCallbackManagerForLLMRun | None,
     kwargs: Mapping[str, Any],
 ) -> AsyncGenerator[Any, None]:
     one, notify = _Call(llm, llm.async_client, kwargs), anotifier(run_manager)
@@ -139,7 +134,10 @@ class _Call:
     """One call: its request, and how an attempt sends it."""
 
     def __init__(
-        self, llm: OpenAIConnection, resource: Any, request: Mapping[str, Any]
+        self,
+        llm: _connection.OpenAIConnection,
+        resource: Any,
+        request: Mapping[str, Any],
     ) -> None:
         clock = llm.clock or SYSTEM_CLOCK
         policy = _resolve_policy(llm.retry_policy, llm.max_retries)
@@ -167,24 +165,24 @@ class _Call:
     async def aconnect(self, attempt: engine.Attempt) -> client.AsyncSDKStream:
         return await client.aopen_stream(*self._sent, attempt, self._time)
 
-    def logged(self, answer: Any) -> Any:
-        """An answer, or the last chunk of one, with the attempt log."""
-        log = self.context.call_state.attempt_log()
-        return protocol.attach_attempt_log(answer, log)
-
     def chunk(self, event: protocol.ClassifiedChunk) -> Any:
         """The chunk of an event, with the attempt log if the answer ends with it."""
         if event.info.is_end and not self._is_logged:
             self._is_logged = True
-            return self.logged(event.chunk)
+            log = self.context.call_state.attempt_log()
+            return protocol.attach_attempt_log(event.chunk, log)
         return event.chunk
 
 
-class OpenAILLM(OpenAIConnection):
+class OpenAILLM(_connection.OpenAIConnection):
     """How prompts become requests, and answers an `LLMResult`, at both endpoints."""
 
     n: int = 1
     """Answers for each prompt."""
+    logit_bias: dict[str, float] | None = None
+    """Changes how likely each token is."""
+    seed: int | None = None
+    """Makes the sampling as repeatable as the provider can."""
 
     # Whether one request takes several prompts; until the server refuses a list.
     _reads_list: bool = PrivateAttr(default=True)
@@ -265,7 +263,7 @@ class OpenAILLM(OpenAIConnection):
         self,
         prompts: list[str],
         stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
+        run_manager: callbacks.CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
         if kwargs.pop("stream", self.streaming):
@@ -290,7 +288,7 @@ class OpenAILLM(OpenAIConnection):
         self,
         prompts: list[str],
         stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        run_manager: callbacks.AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
         if kwargs.pop("stream", self.streaming):
@@ -315,7 +313,7 @@ class OpenAILLM(OpenAIConnection):
         self,
         prompt: str,
         stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
+        run_manager: callbacks.CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
         request = self._stream_request(prompt, stop, kwargs)
@@ -335,7 +333,7 @@ class OpenAILLM(OpenAIConnection):
         self,
         prompt: str,
         stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        run_manager: callbacks.AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
         request = self._stream_request(prompt, stop, kwargs)
@@ -431,10 +429,6 @@ class BaseOpenAI(OpenAILLM):
     """Penalizes repeated tokens."""
     best_of: int = 1
     """Answers to generate; the best `n` of them are returned."""
-    logit_bias: dict[str, float] | None = None
-    """Changes how likely each token is."""
-    seed: int | None = None
-    """Makes the sampling as repeatable as the provider can."""
     logprobs: int | None = None
     """How many likely tokens to report at each step, with their probabilities."""
 
@@ -444,7 +438,7 @@ class BaseOpenAI(OpenAILLM):
     def __new__(cls, **data: Any) -> Any:
         """A model of this class, or an `OpenAIChat` for the name of a chat model."""
         name = str(data.get("model") or data.get("model_name") or "")
-        if not issubclass(cls, AzureConnection) and CHAT_MODEL.match(name):
+        if not issubclass(cls, _connection.AzureConnection) and CHAT_MODEL.match(name):
             warnings.warn(
                 f"{name!r} is a chat model, and /v1/completions does not serve it: you"
                 " get an OpenAIChat. To avoid this warning, construct OpenAIChat.",
@@ -537,7 +531,7 @@ class BaseOpenAI(OpenAILLM):
         Raises:
             ValueError: If the model is not known.
         """
-        return context_size(modelname)
+        return _connection.context_size(modelname)
 
     @property
     def max_context_size(self) -> int:
@@ -560,7 +554,7 @@ class OpenAI(BaseOpenAI):
     """
 
 
-class AzureOpenAI(AzureConnection, BaseOpenAI):
+class AzureOpenAI(_connection.AzureConnection, BaseOpenAI):
     """A completions deployment on Azure.
 
     Example:
@@ -643,24 +637,17 @@ class OpenAIChat(OpenAILLM):
     """Penalizes repeated tokens according to frequency."""
     presence_penalty: float | None = None
     """Penalizes repeated tokens."""
-    logit_bias: dict[str, float] | None = None
-    """Changes how likely each token is."""
-    seed: int | None = None
-    """Makes the sampling as repeatable as the provider can."""
     logprobs: bool | None = None
     """Whether to report the probability of each token."""
     top_logprobs: int | None = None
     """How many likely tokens to report at each step; needs `logprobs`."""
 
     _reads_list: bool = PrivateAttr(default=False)
+    _resource_path: ClassVar[str] = "chat.completions"
 
     @property
     def _llm_type(self) -> str:
         return "openai-chat"
-
-    @property
-    def _resource_path(self) -> str:
-        return "chat.completions"
 
     @property
     def _default_params(self) -> dict[str, Any]:
@@ -684,10 +671,8 @@ class OpenAIChat(OpenAILLM):
                 name = "max_completion_tokens" if wants_other else "max_tokens"
                 params[name] = max_tokens
         prefix = [
-            convert_to_openai_messages(message)
-            if isinstance(message, BaseMessage)
-            else message
-            for message in self.prefix_messages
+            convert_to_openai_messages(one) if isinstance(one, BaseMessage) else one
+            for one in self.prefix_messages
         ]
         return [
             {"messages": [*prefix, {"role": "user", "content": prompt}], **params}

@@ -157,10 +157,7 @@ class GPTRouterExchange(wire.Exchange):
         return self.request.gptrouter == "public"
 
     def seen_by_model(self) -> wire.RecordedRequest:
-        """The request with the parameters that reach the model.
-
-        The hosted server hands all of them on, as far as is known.
-        """
+        """The request with the parameters that reach the model: all, if hosted."""
         request, given = self.request, self.request.parameters
         if not self._is_public:
             return request
@@ -345,7 +342,6 @@ class GPTRouterExchange(wire.Exchange):
         return wire.sse(event) + _LAST_FRAME * (1 if own else 2)
 
     def error_in_ok(self, message: str, code: str | None) -> bytes:
-        """The body of an error that comes with status 200."""
         return wire.compact_json({"error": message} | ({"code": code} if code else {}))
 
 
