@@ -71,7 +71,7 @@ def tool_options(
     if not tools:
         # Agents without tools bind an empty list. Providers refuse it, and also options
         # for tools without any tools.
-        if choice not in {None, "auto", "none"}:
+        if choice not in (None, "auto", "none"):
             msg = f"tool_choice is {tool_choice!r}, and there are no tools"
             raise ValueError(msg)
         return {}
@@ -80,8 +80,10 @@ def tool_options(
     check_tool_choice(choice, [name_of_tool(tool) for tool in formatted])
     if choice == "any":
         options["tool_choice"] = "required"
-    elif isinstance(choice, dict) or choice in {"auto", "none"}:
+    elif choice in ("auto", "none"):
         options["tool_choice"] = choice
+    elif isinstance(tool_choice, dict):
+        options["tool_choice"] = tool_choice
     elif choice is not None:
         options["tool_choice"] = {"type": "function", "function": {"name": choice}}
     if parallel_tool_calls is not None:
