@@ -236,20 +236,8 @@ class _Fitting:
         return message.model_copy(update={"content": content})
 
     def add_media(self) -> None:
-        """The images that were taken out of results, in the form that all models read.
-
-        Some integrations drop other forms without a word.
-        """
         if self._media:
-            standard = HumanMessage(content=self._media).content_blocks
-            pairs = zip(self._media, standard, strict=True)
-            content = [
-                convert_to_openai_image_block(cast("dict[str, Any]", block))
-                if block["type"] == "image"
-                and ("url" in block or {"base64", "mime_type"} <= block.keys())
-                else given
-                for given, block in pairs
-            ]
+            content = [_with_image_url(block) for block in self._media]
             self.fitted.append(HumanMessage(content=content))
             self._media = []
 
@@ -268,6 +256,8 @@ class _Fitting:
         content = message.content
         if not isinstance(content, str):
             content = [self._unmarked(block) for block in content]
+            if isinstance(message, HumanMessage) and self._model.needs_image_urls:
+                content = [_with_image_url(block) for block in content]
         kwargs = self._unmarked(message.additional_kwargs)
         if content == message.content and kwargs == message.additional_kwargs:
             return message
@@ -455,6 +445,16 @@ def _with_id(block: Any, new: Mapping[str, str]) -> Any:
         return block
     ids = {k: new[block[k]] for k in ("id", "call_id") if block.get(k) in new}
     return {**block, **ids} if ids else block
+
+
+def _with_image_url(block: Any) -> Any:
+    """An image in the form that all integrations send; any other block as it is."""
+    if not isinstance(block, dict) or block.get("type") != "image":
+        return block
+    image: Any = HumanMessage(content=[block]).content_blocks[0]
+    if "url" in image or {"base64", "mime_type"} <= image.keys():
+        return convert_to_openai_image_block(image)
+    return block
 
 
 def _joined(blocks: list[Any]) -> Any:

@@ -559,6 +559,14 @@ class Reader:
         return self.provider == "nvidia"
 
     @property
+    def needs_image_urls(self) -> bool:
+        """Whether its integration sends images in OpenAI's form only.
+
+        `ChatCohere` drops others, and `ChatHuggingFace` sends them as they are.
+        """
+        return self.provider in {"cohere", "huggingface"}
+
+    @property
     def answers_results(self) -> bool:
         """Whether an answer has to follow a tool's result, before the user speaks."""
         return self.provider == "mistral"

@@ -162,7 +162,8 @@ def conversation() -> tuple[BaseMessage, ...]:
             text = {"type": "text", "text": f"Result {place} of {name}."}
             content: Any = [text, IMAGE] if place else text["text"]
             messages.append(ToolMessage(content, tool_call_id=call["id"]))
-    return tuple(messages)
+    parts: list[str | dict[str, Any]] = [{"type": "text", "text": "And this?"}, IMAGE]
+    return (*messages, AIMessage("I see."), HumanMessage(parts))
 
 
 @functools.cache
@@ -192,7 +193,7 @@ def test_a_reader_takes_the_turns_of_all_authors(name: str) -> None:
             str(call["id"])
             for message in history
             if isinstance(message, AIMessage)
-            and message.response_metadata["retryrouter"]["route"] == name
+            and message.response_metadata.get("retryrouter", {}).get("route") == name
             for call in message.tool_calls
         }
     wrong = list(complaints(name, body, own))
@@ -206,8 +207,8 @@ def test_a_reader_takes_the_turns_of_all_authors(name: str) -> None:
         lost = [] if name == "mistralai" else [f"Text of {author}."]
         lost += [f"Result {place} of {author}." for place in (0, 1)]
         wrong += [f"lost: {one}" for one in lost if one not in text]
-    if IMAGE["base64"] not in text:
-        wrong.append("lost: the image")
+    if text.count(IMAGE["base64"]) != len(INSTALLED) + 1:
+        wrong.append("lost: an image")
     assert wrong == []
 
 

@@ -72,7 +72,7 @@ def _ollama(body: Any) -> Reading:
         yield Found(message["role"], kind)
         for call in message.get("tool_calls") or []:
             arguments = call["function"]["arguments"]
-            yield Found(message["role"], f"arguments {type(arguments).__name__}")
+            yield Found(message["role"], f"arguments_{type(arguments).__name__}")
 
 
 def _responses(body: Any) -> Reading:
@@ -160,7 +160,7 @@ _KINDS: Final[Mapping[Any, dict[str, str]]] = {
         "tool": "result text document",  # Documents are Cohere's.
     },
     _ollama: dict.fromkeys(
-        ("system", "user", "assistant", "tool"), "text arguments dict"
+        ("system", "user", "assistant", "tool"), "text arguments_dict"
     ),
     _responses: {
         "": "reasoning call result text input_text input_image input_file",
@@ -198,7 +198,7 @@ def complaints(name: str, body: Any, own: set[str]) -> Iterator[str]:
     last = Found("", "")
     for place, found in enumerate(read(body)):
         role, kind = found.role, found.kind
-        if kind not in kinds[role].split() and kind not in kinds[role]:
+        if kind not in kinds[role].split():
             yield f"{place}: {kind!r} of {role}"
         if found.unknown or not found.text.strip():
             yield f"{place}: {found}"

@@ -371,29 +371,63 @@ def test_a_provider_keeps_its_own_ids() -> None:
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,eA=="}}
 
 
-def test_images_of_a_tool_follow_in_a_users_message() -> None:
-    """OpenAI takes only text as the result of a tool, and images from the user."""
+@pytest.mark.parametrize(
+    "image",
+    [
+        IMAGE,
+        {"type": "image", "base64": "eA==", "mime_type": "image/png"},
+        {
+            "type": "image",
+            "source": {"type": "base64", "media_type": "image/png", "data": "eA=="},
+        },
+    ],
+    ids=["OpenAI's", "LangChain's", "Anthropic's"],
+)
+@pytest.mark.parametrize("reader", ["openai", "one_that_is_not_known"])
+def test_images_of_a_tool_follow_in_a_users_message(
+    image: dict[str, Any], reader: str
+) -> None:
+    """Most take only text as the result of a tool, and OpenAI's form from the user."""
     said = answer("", "anthropic")
     said.tool_calls = [call_of("call_1"), call_of("call_2")]
     results = [
-        ToolMessage([TEXT, IMAGE], tool_call_id="call_1", name="look"),
-        ToolMessage([IMAGE], tool_call_id="call_2"),
+        ToolMessage([TEXT, image], tool_call_id="call_1", name="look"),
+        ToolMessage([image], tool_call_id="call_2"),
     ]
     after = HumanMessage("And?")
 
-    fitted, left_out = fit_history([said, *results, after], "openai")
+    fitted, left_out = fit_history([said, *results, after], reader)
 
     assert [message.type for message in fitted] == (
         ["ai", "tool", "tool", "human", "human"]
     )
     assert fitted[1].content == "Hello."
     assert isinstance(fitted[2].content, str)
-    assert [block["type"] for block in fitted[3].content] == (  # type: ignore[index]
-        ["text", "image_url", "text", "image_url"]
-    )
-    assert left_out == ("tool_result.image_url",)
+    assert fitted[3].content[1::2] == [IMAGE, IMAGE]
+    assert left_out == (f"tool_result.{image['type']}",)
     kept, _ = fit_history([said, *results, after], "anthropic")
     assert kept[1:3] == results
+    asked = HumanMessage([TEXT, image])
+    assert fit_history([asked], reader)[0] == [asked]
+    assert fit_history([asked], "cohere")[0][0].content == [TEXT, IMAGE]
+
+
+@pytest.mark.parametrize("is_strict", [True, False])
+@pytest.mark.parametrize("reader", ["mistral", "openai"])
+def test_an_answer_stands_between_a_result_and_the_user(
+    reader: str, is_strict: bool
+) -> None:
+    """Mistral refuses a user's message right after a tool's result."""
+    said = answer("", reader)
+    said.tool_calls = [call_of("Ab1Cd2Ef3")]
+    result = ToolMessage("found", tool_call_id="Ab1Cd2Ef3")
+    history = [said, result, HumanMessage("And?")]
+
+    fitted, left_out = fit_history(history, reader, is_strict=is_strict)
+
+    is_needed = is_strict or reader == "mistral"
+    assert [one.type for one in fitted[2:]] == ["ai"] * is_needed + ["human"]
+    assert ("order" in left_out) == is_needed
 
 
 @pytest.mark.parametrize(
