@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any, NoReturn
 
 import pytest
 import tenacity
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
-from langchain_core.outputs import ChatResult
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
 from langchain_retryrouter import CircuitBreaker, RetryBudget, RetryPolicy, RetryRouter
 from langchain_retryrouter._retry.engine import RetryContext
@@ -232,34 +232,53 @@ class Swallowing(FakeListChatModel):
     responses: list[str] = ["an answer"]  # noqa: RUF012 - a field
     error: Exception | None = None
 
-    async def _agenerate(self, *args: Any, **kwargs: Any) -> ChatResult:
+    async def _swallow(self) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.get_running_loop().create_future()
         if self.error is not None:
             raise self.error
+
+    async def _agenerate(self, *args: Any, **kwargs: Any) -> ChatResult:
+        await self._swallow()
         return await super()._agenerate(*args, **kwargs)
 
+    async def _astream(
+        self, *args: Any, **kwargs: Any
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        await self._swallow()
+        async for chunk in super()._astream(*args, **kwargs):
+            yield chunk
 
+
+@pytest.mark.parametrize("is_stream", [False, True])
 @pytest.mark.parametrize("error", [None, ValueError("an error")])
-async def test_a_lost_cancellation_is_raised_again(error: Exception | None) -> None:
-    """A cancelled call ends as cancelled, whatever the model made of it.
+async def test_a_lost_cancellation_is_raised_again(
+    error: Exception | None, *, is_stream: bool
+) -> None:
+    """A cancelled call ends as cancelled, and asks nobody, whatever the model did.
 
     `asyncio.timeout` cancels as well. A task that cleans up may call a model again.
     """
-    answer = FakeListChatModel(responses=["cleaned up"])
+    answer = FakeListChatModel(responses=["cleaned up", "not asked"])
     router = RetryRouter(routes=[Swallowing(error=error), answer])
 
-    async def call() -> str:
-        try:
-            return (await router.ainvoke("hi")).text
-        except asyncio.CancelledError:
-            return (await RetryRouter(routes=[answer]).ainvoke("hi")).text
+    async def call(model: Any = router) -> str:
+        if is_stream:
+            return "".join([chunk.text async for chunk in model.astream("hi")])
+        return str((await model.ainvoke("hi")).text)
 
-    await cancel_at_rest(router.ainvoke("hi"))
+    async def clean_up() -> str:
+        try:
+            return await call()
+        except asyncio.CancelledError:
+            return await call(RetryRouter(routes=[answer]))
+
+    await cancel_at_rest(call())
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
-            await router.ainvoke("hi")
-    task = asyncio.create_task(call())
+            await call()
+    assert answer.i == 0
+    task = asyncio.create_task(clean_up())
     for _ in range(20):
         await one_turn()
     task.cancel()
