@@ -387,6 +387,7 @@ class GPTRouter(GatewayConnection, _callbacks.RetryVisibleChatModel):
     ) -> tuple[dict[str, str], dict[str, Any]]:
         """The providers of a call's models by the models' names, and its parameters."""
         options = dict(options)
+        options.pop("stream", None)  # LangChain's: it has chosen the method by it.
         models = self._models_asked(options)
         known = _gptrouter.protocol.PROVIDER_OPTIONS
         if unknown := sorted(options.keys() - known - set(connection.GATEWAY_METADATA)):

@@ -23,6 +23,7 @@ from langchain_retryrouter import (
     CircuitOpenError,
     RetryBudget,
     RetryPolicy,
+    RetryRouter,
     UnavailableError,
     UnsupportedOptionError,
 )
@@ -30,6 +31,15 @@ from langchain_retryrouter.testing import STUB_TEXT, Status
 
 from .conftest import GPT_4, KEY, OTHER, WAYS, Env
 from .frames import text_of
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_langchains_stream_option_chooses_the_method(env: Env, *, stream: bool) -> None:
+    """`stream` is LangChain's own option, of `GPTRouter` and of a router over it."""
+    for model in (env.llm(), RetryRouter(routes=[env.llm()])):
+        assert model.bind(stream=stream).invoke("hi").text == STUB_TEXT
+        assert env.gateway.requests[-1].json["stream"] is stream
+
 
 # --- retries ---
 
