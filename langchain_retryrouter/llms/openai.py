@@ -2,8 +2,7 @@
 
 All requests go through `completion_with_retry` or `acompletion_with_retry`, which can
 be called directly too. Read next: `_retry.engine` retries, `_openai.client` sends, and
-`_openai.protocol` reads the answer. The fields of the connection are in `_connection`
-and `_azure`.
+`_openai.protocol` reads the answer. The fields of the connection are in `_connection`.
 """
 
 from __future__ import annotations
