@@ -281,6 +281,8 @@ def call(
 
     def attempt() -> T:
         attempt = begin(controller)
+        if attempt.timeout is None:
+            return send(attempt)
         try:
             return run_with_timeout(attempt.timeout, lambda: send(attempt))
         except TimeLimitError as error:

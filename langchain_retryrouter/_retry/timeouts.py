@@ -146,16 +146,14 @@ def _receive(results: queue.SimpleQueue[Result[Any]], seconds: float | None) -> 
     return result
 
 
-def run_with_timeout(seconds: float | None, work: Callable[[], R]) -> R:
-    """The result of `work`, which has so many seconds to finish; None for no limit.
+def run_with_timeout(seconds: float, work: Callable[[], R]) -> R:
+    """The result of `work`, which has so many seconds to finish.
 
-    It runs in a thread then, goes on there after a timeout, and its result is dropped.
+    It runs in a thread, goes on there after a timeout, and its result is dropped.
 
     Raises:
         TimeLimitError: `work` did not finish in time.
     """
-    if seconds is None:
-        return work()
     results: queue.SimpleQueue[Result[R]] = queue.SimpleQueue()
     is_over = False
 
