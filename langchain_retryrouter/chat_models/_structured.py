@@ -179,6 +179,8 @@ class OutputFormat:
     """The schema that a router's answers must fit, by whichever way they were asked.
 
     Attributes:
+        schema: What a route is given: the schema, but of a class of pydantic.v1, which
+            integrations warn about, its JSON schema.
         name: The name of the schema, and of the tool that asks for it.
         json_schema: The schema in JSON, with its name as `title`.
         refused: Names of the routes that refused to answer in this format, and are
@@ -193,8 +195,9 @@ class OutputFormat:
             may_call: Whether an answer may call other tools instead.
         """
         self._may_call = may_call
+        self.schema = schema
         self.refused: set[str] = set()
-        self._model: type[BaseModel] | None = None
+        self._model: Any = None
         self._schema: dict[str, Any] = {}
         self.json_schema: dict[str, Any] = {}
         self._takes_none = not isinstance(schema, dict)
@@ -202,16 +205,12 @@ class OutputFormat:
             self.name = ""
             return
         if is_pydantic_class(schema):
-            if not issubclass(schema, BaseModel):
-                msg = (
-                    f"schema {schema.__name__!r} is a class of pydantic.v1: make it a"
-                    " class of pydantic 2, or give its JSON schema"
-                )
-                raise TypeError(msg)
             self._model = schema
         form = _json_schema_form(schema)
         self.name, self._schema = form["name"], dict(form["schema"])
         self.json_schema = {**self._schema, "title": self.name}
+        if self._model is not None and not issubclass(self._model, BaseModel):
+            self.schema = self.json_schema
         # LangChain's schema of a TypedDict requires all fields, and knows no None.
         keys = getattr(schema, "__required_keys__", None)
         if keys is not None:
@@ -241,8 +240,10 @@ class OutputFormat:
             except ValueError as error:
                 msg = f"this is not JSON: {error}"
                 raise ValueError(msg) from error
-        if self._model is not None:
+        if self._model is not None and issubclass(self._model, BaseModel):
             return self._model.model_validate_json(json.dumps(data))
+        if self._model is not None:
+            return self._model.parse_obj(data)  # Of pydantic.v1.
         if misfits := list(self._misfits(data, self._schema, "the object")):
             raise ValueError("; ".join(misfits))
         return data

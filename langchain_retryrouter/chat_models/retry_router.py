@@ -747,7 +747,6 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
             **kwargs: None are known.
 
         Raises:
-            TypeError: If the schema is a class of pydantic.v1.
             ValueError: If a route cannot honour the method, or `strict`.
         """
         if kwargs:
@@ -763,7 +762,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
 
         def bind(route: Route) -> Route:
             form = output.json_schema
-            return route.with_format(schema, form, method, strict=strict)
+            return route.with_format(output.schema, form, method, strict=strict)
 
         is_free = method == "auto" and strict is None
         routes = self._fitting(bind) if is_free else [bind(r) for r in self.routes]

@@ -234,10 +234,20 @@ def test_strict_is_honoured_by_every_route_or_refused(gateway: FaultyGateway) ->
         router.with_structured_output(Person, method="json_schema", strict=True)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_class_of_pydantic_1_is_a_schema_too(
+    way: str, gateway: FaultyGateway
+) -> None:
+    """As in LangChain's own integrations; what does not fit it is repaired."""
+    gateway.script(Answer("{}"), Answer('{"name": "Ada"}'))
+    chain = router_of(chat_openai(gateway)).with_structured_output(OldPerson)
+    assert ask(way, chain) == OldPerson(name="Ada")
+    assert len(gateway.requests) == 2
+
+
 @pytest.mark.parametrize(
     ("schema", "options", "error"),
     [
-        (OldPerson, {}, r"'OldPerson' is a class of pydantic\.v1"),
         (None, {}, "only 'json_mode' goes without a schema"),
         (Person, {"method": "by_hand"}, "method must be one of 'auto'"),
         ({"type": "object"}, {}, "title"),
