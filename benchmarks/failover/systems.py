@@ -73,7 +73,7 @@ def sync_retry_router(url: str, scale: float, names: list[str]) -> Ask:
         stall_timeout=10 / scale,
     )
     routes = [chat_model(name, url) for name in names]
-    breakers: Any = {"failure_threshold": 3, "recovery_time": 30 / scale}
+    breakers: Any = {"failure_threshold": 3, "recovery_time": 10 / scale}
     return asked(
         RetryRouter(routes=routes, retry_policy=policy, breaker_settings=breakers),
         is_sync=True,
