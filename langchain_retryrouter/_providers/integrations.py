@@ -233,6 +233,9 @@ class Integration:
             offering no other one.
         ignores_choice: Whether `bind_tools` drops `tool_choice`.
         limits_calls: Whether `parallel_tool_calls` is known to it.
+        strict_with_format: Whether tools must be strict if a `response_format` is bound
+            with them, but not in the Responses API. Old versions of langchain-openai
+            leave that to LangChain's agents.
         prefill: A pattern of the models that continue a last message of the assistant.
         prefill_kwargs: What such a message needs in its `additional_kwargs`.
     """
@@ -249,6 +252,7 @@ class Integration:
     api_choices: Mapping[str, str] = field(default_factory=dict)
     ignores_choice: bool = False
     limits_calls: bool = True
+    strict_with_format: bool = False
     prefill: str = ""
     prefill_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -270,7 +274,9 @@ _CLAUDE: Final = (
 INTEGRATIONS: Final[Mapping[str, Integration]] = {
     # Our own models raise by themselves where an end is missing.
     "langchain_retryrouter": Integration(_own_model, reports_in=()),
-    "langchain_openai": Integration(_with_options, hidden_requests=2),
+    "langchain_openai": Integration(
+        _with_options, hidden_requests=2, strict_with_format=True
+    ),
     # Two clients, of which the SDK's `with_options` reaches only one.
     "langchain_xai": Integration(_rebuild, built_fields=_CLIENT_FIELDS),
     "langchain_together": Integration(_rebuild, built_fields=_CLIENT_FIELDS),
@@ -492,6 +498,9 @@ def tools_request(
         if several is False:
             msg = f"{type(model).__name__} has no parallel_tool_calls=False"
             raise ValueError(msg)
+    is_strict = facts.strict_with_format and kwargs.get("response_format")
+    if is_strict and tools and not getattr(model, "use_responses_api", False):
+        kwargs.setdefault("strict", True)
     return ToolsRequest(tools, kwargs, options, ignored)
 
 
