@@ -202,9 +202,10 @@ _REQUEST_IDS: Final = (
     "x-amzn-requestid",
     "x-litellm-call-id",
 )
-_PAYLOADS: Final = frozenset(
+PAYLOADS: Final = frozenset(
     {"choices", "content", "delta", "candidates", "output", "data", "generations"}
 )
+"""Fields that an answer has, and an error has not."""
 
 
 def _report(
@@ -340,7 +341,7 @@ def _is_error(body: Any) -> bool:
         return bool(body) and isinstance(body[0], Mapping) and _is_error(body[0])
     if not isinstance(body, Mapping):
         return False
-    if body.get("error") or (body.get("errors") and not _PAYLOADS & body.keys()):
+    if body.get("error") or (body.get("errors") and not PAYLOADS & body.keys()):
         return True
     kind = body.get("type")
     if kind in {"error", "response.failed"} or body.get("object") == "error":
@@ -350,7 +351,7 @@ def _is_error(body: Any) -> bool:
         return any(isinstance(one, Mapping) and one.get("error") for one in choices)
     if _amazons_name(body):
         return True
-    if _PAYLOADS & body.keys() or not isinstance(_sentence_in(body, None) or None, str):
+    if PAYLOADS & body.keys() or not isinstance(_sentence_in(body, None) or None, str):
         return False
     names = list(_names_in(body))
     return _implied_status(names) is not None or any(

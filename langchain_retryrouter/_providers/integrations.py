@@ -339,7 +339,7 @@ _ANY_INTEGRATION: Final = Integration()
 
 Of 26 integrations that were tried, each names a finish reason in every whole answer.
 """
-_UNKNOWN: Final = Integration(reports_in=())
+UNKNOWN_INTEGRATION: Final = Integration(reports_in=())
 _NOT_INTEGRATIONS: Final = frozenset(
     {"langchain_core", "langchain_community", "langchain_classic", "langchain_tests"}
 )
@@ -357,7 +357,7 @@ def integration_of(model: BaseChatModel) -> Integration:
     for package in packages:
         if package.startswith("langchain_") and package not in _NOT_INTEGRATIONS:
             return _ANY_INTEGRATION
-    return _UNKNOWN
+    return UNKNOWN_INTEGRATION
 
 
 def disable_retries(model: BaseChatModel) -> RetriesDisabled:

@@ -32,7 +32,11 @@ from langchain_core.outputs.chat_generation import merge_chat_generation_chunks
 from langchain_core.rate_limiters import BaseRateLimiter
 from pydantic import ValidationError
 
-from langchain_retryrouter._providers.errors import is_of_closed_loop, name_failure
+from langchain_retryrouter._providers.errors import (
+    PAYLOADS,
+    is_of_closed_loop,
+    name_failure,
+)
 from langchain_retryrouter._providers.finish_reasons import (
     StreamCheck,
     check_result,
@@ -42,6 +46,10 @@ from langchain_retryrouter._providers.finish_reasons import (
 from langchain_retryrouter._providers.history import (
     fit_history,
     foreign_response_id,
+)
+from langchain_retryrouter._providers.integrations import (
+    UNKNOWN_INTEGRATION,
+    integration_of,
 )
 from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.clock import Clock
@@ -517,6 +525,11 @@ class BaseRouterCall:
         is_unread = named.kind is FailureKind.UNKNOWN and self._rules.parse is not None
         if is_unread and isinstance(error, ValidationError):
             return self._misfit(attempt, error)  # The SDK has parsed it by itself.
+        is_integrations = integration_of(attempt.route.model) is not UNKNOWN_INTEGRATION
+        is_key = isinstance(error, KeyError) and PAYLOADS.issuperset(error.args)
+        if is_key and is_integrations:  # The answer lacks what each answer has.
+            msg = f"the provider's answer has no field {error}"
+            return BASE_ERRORS[FailureKind.MALFORMED](msg)
         if named is error:
             # A model of our own has noted how it ended, of itself, not of the call.
             notes = getattr(error, "__notes__", [])
