@@ -525,9 +525,9 @@ class BaseRouterCall:
         is_unread = named.kind is FailureKind.UNKNOWN and self._rules.parse is not None
         if is_unread and isinstance(error, ValidationError):
             return self._misfit(attempt, error)  # The SDK has parsed it by itself.
-        is_integrations = integration_of(attempt.route.model) is not UNKNOWN_INTEGRATION
         is_key = isinstance(error, KeyError) and PAYLOADS.issuperset(error.args)
-        if is_key and is_integrations:  # The answer lacks what each answer has.
+        if is_key and integration_of(attempt.route.model) is not UNKNOWN_INTEGRATION:
+            # The answer lacks what each answer has.
             msg = f"the provider's answer has no field {error}"
             return BASE_ERRORS[FailureKind.MALFORMED](msg)
         if named is error:
