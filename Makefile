@@ -22,7 +22,7 @@ MINIMUM := constraints/minimum.txt
 LITELLM := constraints/litellm.txt
 INTEGRATIONS := constraints/integrations.txt
 PYTEST := python -m pytest
-PROJECT := .[cli,testing,tiktoken]
+PROJECT := .[cli,otel,prices,redis,testing,tiktoken]
 
 ##@ Everyday
 
