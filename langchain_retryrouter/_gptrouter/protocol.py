@@ -153,11 +153,13 @@ class ObservedModels:
     Attributes:
         are_chat: Whether the gateway gives it messages, and not one plain prompt, where
             its provider says otherwise.
+        answered_at: When it answered last.
         skipped_at: When another one answered, since the gateway holds it for sick.
         warned: The warnings that were given.
     """
 
     are_chat: dict[ModelKey, bool] = field(default_factory=dict)
+    answered_at: dict[ModelKey, float] = field(default_factory=dict)
     skipped_at: dict[ModelKey, float] = field(default_factory=dict)
     warned: set[str] = field(default_factory=set)
 
@@ -179,6 +181,11 @@ class ModelList:
         self.skipped: list[AttemptRecord] = []
         self.warnings: list[str] = []
         self._observed, self._now, self._route = observed, now, ""
+        self._begun_with: set[ModelKey] = set()  # The first models of the attempts.
+        self._last: ModelKey | None = (
+            None  # The list's last, from the first failure on.
+        )
+        self._unnamed = 0  # Failures of one model alone, without its name.
         essential = _essential_options(requests[0].prompt_params)
         tools = [name for name in essential if "tool" in name]
         self._tools = ", ".join(tools)
@@ -217,38 +224,68 @@ class ModelList:
 
     def route(self) -> str:
         """The model that the next attempt asks: the gateway may skip the first."""
-        self._route = self._asked(None).model_name
+        self._route = self._not_skipped()[0].model_name
         return self._route
 
-    def asked(self, error: RetryRouterError) -> str:
-        """The model that a failed attempt has asked."""
-        return self._asked(error).model_name
+    def asked(self, error: RetryRouterError) -> str | None:
+        """The model that a failed attempt has asked; None if that is not known."""
+        request = self._asked(error)
+        return None if request is None else request.model_name
 
-    def cannot_answer(self, error: RetryRouterError) -> list[GatewayRequest]:
-        """The models that an error rules out, however often they were asked.
+    def should_failover(self, error: RetryRouterError) -> bool:
+        """Whether an error that is final for its model leaves another to ask."""
+        if self._is_models_own(error) and self._asked(error) is None:
+            return self._unnamed + 1 < len(self.requests)
+        return 0 < len(self._cannot_answer(error)) < len(self.requests)
 
-        The gateway names a model that it does not know. Otherwise only errors that a
-        stream reports are about the model or its provider: a 401 to the request
-        itself, for example, is about the gateway's key.
+    def failed(self, error: RetryRouterError, *, is_last_attempt: bool) -> str:
+        """Put the models in order for the next attempt; returns who cannot answer.
+
+        The model that failed is asked last, and one that cannot answer no more. If no
+        one says which model failed, the first goes to the end, since the gateway asks
+        that unless it holds it for sick. Then the last attempt begins at the other end
+        of the list: only there the same model cannot be asked again.
         """
-        found = _UNKNOWN_NAME.match(error.message)
-        named = [one for one in self.requests if found and found["name"] in one.key]
-        if named:
-            return named
-        body = error.body
-        is_from_stream = isinstance(body, dict) and body.get("event") == "error"
-        gives_no_tools = self._tools and self._reader.is_chat is False
-        is_models_own = gives_no_tools or (is_from_stream and is_routes_own(error.kind))
-        return [self._asked(error)] if is_models_own else []
-
-    def failed(self, error: RetryRouterError, out: Sequence[GatewayRequest]) -> None:
-        """Ask the model that failed last, and those of `out` no more.
-
-        Those before it were skipped by the gateway, or else one of them has failed.
-        """
-        place = self.requests.index(self._asked(error)) + 1
+        first, request = self.requests[0], self._asked(error)
+        self._last = self._last or self.requests[-1].key
+        self._begun_with.add(first.key)
+        out = self._cannot_answer(error) if self.should_failover(error) else []
+        names = ", ".join(one.model_name for one in out)
+        if request is None and self._is_models_own(error):
+            self._unnamed += 1
+            names = f"one of {', '.join(one.model_name for one in self.requests)}"
+        place = self.requests.index(request or first) + 1
         ordered = [*self.requests[place:], *reversed(self.requests[:place])]
+        if request is None and is_last_attempt and self._last not in self._begun_with:
+            ordered.sort(key=lambda one: one.key != self._last)
         self._put_in_order([one for one in ordered if one not in out])
+        return names
+
+    def _cannot_answer(self, error: RetryRouterError) -> list[GatewayRequest]:
+        """The models that an error rules out, however often they were asked."""
+        if named := self._cannot_be_asked(error):
+            return named
+        request = self._asked(error)
+        return [request] if request is not None and self._is_models_own(error) else []
+
+    def _cannot_be_asked(self, error: RetryRouterError) -> list[GatewayRequest]:
+        """The models of which the gateway says that it cannot ask them so."""
+        found = _CANNOT_BE_ASKED.match(error.message)
+        name = (found["unknown"] or found["streamless"]) if found else None
+        return [one for one in self.requests if name in one.key]
+
+    def _is_models_own(self, error: RetryRouterError) -> bool:
+        """Whether an error is final for its model, and says nothing of the others.
+
+        Only errors that a stream reports are about the model or its provider: a 401 to
+        the request itself, for example, is about the gateway's key.
+        """
+        if self._tools and self._reader.is_chat is False:
+            return True
+        is_from_stream = isinstance(error.body, dict) and (
+            error.body.get("event") == "error"
+        )
+        return is_from_stream and is_routes_own(error.kind)
 
     def learn(self) -> None:
         """Remember whether the model that a stream names is a chat model."""
@@ -273,23 +310,36 @@ class ModelList:
         for request in self.requests[: self.requests.index(served)]:
             skipped_at[request.key] = self._now()
         skipped_at.pop(served.key, None)
+        self._observed.answered_at[served.key] = self._now()
         return None if served.model_name == self._route else served.model_name
 
-    def _asked(self, error: RetryRouterError | None) -> GatewayRequest:
-        """The model that the stream or the error names, else the first not skipped."""
-        if error is not None:
-            # A name without a digit, such as `command`, may be any word.
-            words = {w.strip(".:/-") for w in _WORD.findall(error.message)}
-            names = {word for word in words if any(map(str.isdigit, word))}
-            said = [one for one in self.requests if one.model_name in names]
-            if named := self._named(self._reader.model) or next(iter(said), None):
-                return named
-        if skipped_at := self._observed.skipped_at:
-            recent = self._now() - _HEALTH_CHECK_SECONDS
-            for request in self.requests:
-                if skipped_at.get(request.key, -math.inf) <= recent:
-                    return request
-        return self.requests[0]
+    def _asked(self, error: RetryRouterError) -> GatewayRequest | None:
+        """The model that failed: the one that the stream or the error names.
+
+        Else it is the first, if that is known to be asked; None if it is not.
+        """
+        # A name without a digit, such as `command`, may be any word.
+        words = {w.strip(".:/-") for w in _WORD.findall(error.message)}
+        names = {word for word in words if any(map(str.isdigit, word))}
+        said = [one for one in self.requests if one.model_name in names]
+        if named := self._named(self._reader.model):
+            return named
+        if named := next(iter([*self._cannot_be_asked(error), *said]), None):
+            return named
+        first, *others = self._not_skipped()
+        is_well = self._is_recent(self._observed.answered_at, first)
+        is_known = not others or (is_well and error.may_have_run)
+        return first if is_known else None
+
+    def _not_skipped(self) -> list[GatewayRequest]:
+        """The models that the gateway may ask, as far as its answers have shown."""
+        skipped_at = self._observed.skipped_at
+        found = [r for r in self.requests if not self._is_recent(skipped_at, r)]
+        return found or self.requests
+
+    def _is_recent(self, seen: Mapping[ModelKey, float], model: GatewayRequest) -> bool:
+        recent = self._now() - _HEALTH_CHECK_SECONDS
+        return seen.get(model.key, -math.inf) > recent
 
     def _named(self, model: str | None) -> GatewayRequest | None:
         """The listed model that a provider calls so, maybe with a date behind it."""
@@ -639,9 +689,10 @@ _OWN_MESSAGES: Final = (
     (re.compile(_NO_MODELS), FailureKind.UNAVAILABLE),
 )
 _LEADING_STATUS: Final = re.compile(r"^([1-5]\d\d)\b")
-_UNKNOWN_NAME: Final = re.compile(
+_CANNOT_BE_ASKED: Final = re.compile(
     r"^(?:Error code: )?(?:[1-5]\d\d:? (?:- )?)?"  # The status comes first.
-    r"(?:provider|model) with (?:name|id) (?P<name>.+) does not exist",
+    r"(?:(?:provider|model) with (?:name|id) (?P<unknown>.+) does not exist"
+    r"|stream not supported for provider (?P<streamless>[\w-]+))",
     re.IGNORECASE,
 )
 _WORD: Final = re.compile(r"[\w./:-]+")

@@ -89,9 +89,10 @@ class AttemptRecord:
     """One line of a call's attempt log.
 
     `number` counts from 1; None for a route that was skipped, since its circuit breaker
-    was open, or it cannot take the request for a `reason`. `outcome` is `pending`,
-    `ok`, `cancelled`, `skipped`, or the kind of the failure. `wait` are the seconds
-    waited after it, 0 if no attempt followed.
+    was open, or it cannot take the request for a `reason`. `route` is None where it is
+    not known which one was asked; `reason` then says which ones may be. `outcome` is
+    `pending`, `ok`, `cancelled`, `skipped`, or the kind of the failure. `wait` are the
+    seconds waited after it, 0 if no attempt followed.
     """
 
     number: int | None
@@ -111,7 +112,7 @@ class AttemptRecord:
         }
         if self.number is not None:
             line = {"attempt": self.number, **line}
-        if self.route is not None:
+        if self.route is not None or self.reason is not None:
             line["route"] = self.route
         if self.status_code is not None:
             line["status_code"] = self.status_code
@@ -257,10 +258,12 @@ class CallState:
 
     def routes_tried(self) -> str:
         """The routes asked and their outcomes; empty if there was only one."""
-        if len({record.route for record in self.records}) <= 1:
+        routes = [record.route or record.reason for record in self.records]
+        if len(set(routes)) <= 1:
             return ""
         return ", ".join(
-            f"{record.route} ({record.outcome})" for record in self.records
+            f"{route} ({record.outcome})"
+            for route, record in zip(routes, self.records, strict=True)
         )
 
     def attempt_log(self) -> dict[str, Any]:
@@ -372,9 +375,11 @@ class CallState:
         return self.decision is _BROKE_OFF
 
     def name_route(self, name: str | None) -> None:
-        """Correct the model that the current attempt asks, once it is known."""
-        if self._current is not None and name is not None:
-            self._current.record.route = name
+        """Correct the model that the current attempt asks; None if it is not known."""
+        if self._current is not None:
+            record = self._current.record
+            record.reason = None if name else f"{record.route} or another of the list"
+            record.route = name
 
     def cancelled(self) -> None:
         """The call is over: release permits and budget tokens that it still holds."""

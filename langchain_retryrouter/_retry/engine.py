@@ -55,8 +55,8 @@ class RetryContext:
     Attributes:
         errors: The classes of the errors that the engine raises itself.
         route: Returns the model that the next attempt asks, for the attempt log.
-        asked: Returns the model that a failed attempt has asked, if the error tells
-            better than `route` did; else None.
+        asked: Returns the model that a failed attempt has asked, or None if that is
+            not known, where `route` may be wrong.
         on_failure: Called with each failure that another attempt follows.
         rate_limiter: Asked before each attempt.
         should_failover: Whether an error that is final for its model may be followed
@@ -72,7 +72,7 @@ class RetryContext:
     errors: ErrorFamily = field(default_factory=lambda: BASE_ERRORS)
     clock: Clock = SYSTEM_CLOCK
     route: Callable[[], str | None] = lambda: None
-    asked: Callable[[RetryRouterError], str | None] = lambda _: None
+    asked: Callable[[RetryRouterError], str | None] | None = None
     on_failure: Callable[[RetryRouterError], None] = lambda _: None
     rate_limiter: RateLimiter | None = None
     should_failover: Callable[[RetryRouterError], bool] = lambda _: False
@@ -141,8 +141,7 @@ class RetryController:
             return False
         self._last_error = error
         self._may_have_run = self._may_have_run or error.may_have_run
-        self.call_state.name_route(self.context.asked(error))
-        error.route = self.call_state.route
+        self._name_route(error)
         decision = self.call_state.failed(
             error.failure,
             will_failover=self.context.should_failover(error),
@@ -206,12 +205,17 @@ class RetryController:
     def stream_interrupted(self, error: RetryRouterError) -> None:
         """A stream failed after its first token: nothing can be repeated."""
         self.call_state.stream_interrupted(error.failure)
-        self.call_state.name_route(self.context.asked(error))
-        error.route = self.call_state.route
+        self._name_route(error)
         error.attempts = self.call_state.attempts
         error.add_note(
             f"not repeated: {len(error.delivered)} characters were delivered"
         )
+
+    def _name_route(self, error: RetryRouterError) -> None:
+        """Write the model that was asked into the error and the attempt log."""
+        if self.context.asked is not None:
+            self.call_state.name_route(self.context.asked(error))
+        error.route = self.call_state.route
 
     def timed_out(self, attempt: Attempt) -> RetryRouterError:
         """The error for an attempt that exceeded its own limit."""

@@ -550,16 +550,14 @@ class _GatewayCall:
         self._models.learn()
         if not self._llm.failover:
             return
-        out = self._models.cannot_answer(error) if self.should_failover(error) else []
-        if out:
-            names = ", ".join(request.model_name for request in out)
+        state = self.context.call_state
+        is_last_attempt = state.attempts + 1 >= state.policy.max_attempts
+        if names := self._models.failed(error, is_last_attempt=is_last_attempt):
             logger.warning("%s cannot answer: %s", names, error)
-        self._models.failed(error, out)
 
     def should_failover(self, error: RetryRouterError) -> bool:
         """Whether the error rules out some of the models, but not all."""
-        out = len(self._models.cannot_answer(error)) if self._llm.failover else 0
-        return 0 < out < len(self._models.requests)
+        return self._llm.failover and self._models.should_failover(error)
 
     def on_last(self, event: Event) -> None:
         """Give the end of a stream the attempt log."""

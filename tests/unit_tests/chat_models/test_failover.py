@@ -48,8 +48,8 @@ def asked(env: Env) -> list[list[str]]:
     ]
 
 
-def attempts_of(answer: Any) -> list[tuple[str, str]]:
-    """Model and outcome of each attempt."""
+def attempts_of(answer: Any) -> list[tuple[str | None, str]]:
+    """Model and outcome of each attempt; None where the model is not known."""
     lines = answer.response_metadata["retryrouter"]["attempts"]
     return [(line["route"], line["outcome"]) for line in lines]
 
@@ -61,7 +61,7 @@ def test_a_retry_asks_the_next_model_first(env: Env) -> None:
     answer = env.ask("invoke", models_priority_list=[GPT_4, OTHER])
 
     assert answer.response_metadata["provider_name"] == "azure_chat_openai"
-    assert attempts_of(answer) == [("gpt-4-0613", "unavailable"), ("gpt-4o", "ok")]
+    assert attempts_of(answer) == [(None, "unavailable"), ("gpt-4o", "ok")]
     orders = [
         [(one["modelName"], one["order"]) for one in request.payload["data"]]
         for request in env.gateway.requests
@@ -85,43 +85,66 @@ def test_failover_can_be_switched_off(env: Env) -> None:
 
 
 @pytest.mark.parametrize(
-    "cause",
+    ("cause", "is_named"),
     [
-        "Model with name gpt-4-0613 does not exist",
-        "Provider with name chat_openai does not exist",
-        "401 Incorrect API key provided",
-        "403 The project has no access to this model",
-        "429 You exceeded your current quota",
-        "400 This model's maximum context length is 8192 tokens",
+        ("Model with name gpt-4-0613 does not exist", True),
+        ("Provider with name chat_openai does not exist", True),
+        ("Stream not supported for provider chat_openai", True),
+        ("403 The project has no access to gpt-4-0613", True),
+        ("401 Incorrect API key provided", False),
+        ("429 You exceeded your current quota", False),
+        ("400 This model's maximum context length is 8192 tokens", False),
     ],
 )
 def test_a_stream_goes_on_at_once_if_only_its_model_cannot_answer(
-    env: Env, caplog: pytest.LogCaptureFixture, cause: str
+    env: Env, caplog: pytest.LogCaptureFixture, cause: str, is_named: bool
 ) -> None:
-    """An error of one model or its provider: the next is asked, at once and logged."""
+    """An error of one model or its provider: the next is asked, at once and logged.
+
+    A model that is not named stays in the list, since it may be another one's error.
+    """
     env.gateway.always(ErrorEvent(cause), model=GPT_4.name)
 
     with caplog.at_level(logging.WARNING, "langchain_retryrouter"):
         answer = env.ask("stream", models_priority_list=[GPT_4, OTHER])
 
     assert answer.content == STUB_TEXT
-    assert asked(env) == [["gpt-4-0613", "gpt-4o"], ["gpt-4o"]]
+    rest = [] if is_named else ["gpt-4-0613"]
+    assert asked(env) == [["gpt-4-0613", "gpt-4o"], ["gpt-4o", *rest]]
     (first, _), (second, outcome) = attempts_of(answer)
-    assert (first, second, outcome) == ("gpt-4-0613", "gpt-4o", "ok")
+    assert first == ("gpt-4-0613" if is_named else None)
+    assert (second, outcome) == ("gpt-4o", "ok")
     assert env.clock.sleeps == [0.0]
-    assert f"gpt-4-0613 cannot answer: {cause}" in caplog.messages
+    who = "gpt-4-0613" if is_named else "one of gpt-4-0613, gpt-4o"
+    assert f"{who} cannot answer: {cause}" in caplog.messages
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_an_error_that_all_models_have_ends_the_call(env: Env, count: int) -> None:
+    """Each model has its turn, also if no error says whose it is, and no second one."""
+    env.gateway.always(ErrorEvent("401 Incorrect API key provided"))
+
+    with pytest.raises(AuthenticationError) as caught:
+        env.ask("stream", models_priority_list=[GPT_4, OTHER, NOPE][:count])
+
+    firsts = [GPT_4.name, OTHER.name, NOPE.name][:count]
+    assert [one[0] for one in asked(env)] == firsts
+    assert not caught.value.is_retryable
 
 
 @pytest.mark.parametrize(
-    ("step", "outcome"),
+    ("step", "first"),
     [
-        (unknown(NOPE), "server_error"),  # Told by an opaque 500.
-        (Body(404, {}, json.dumps({"message": unknown(NOPE).message})), "not_found"),
+        (unknown(NOPE), (None, "server_error")),  # Told by an opaque 500.
+        (
+            Body(404, {}, json.dumps({"message": unknown(NOPE).message})),
+            ("nope", "not_found"),
+        ),
     ],
     ids=["opaque", "named"],
 )
 def test_an_unknown_model_does_not_end_a_plain_call(
-    env: Env, step: Step, outcome: str
+    env: Env, step: Step, first: tuple[str | None, str]
 ) -> None:
     """If a model is unknown to the gateway, the next model is asked."""
     env.gateway.always(step, model=NOPE.name)
@@ -129,7 +152,7 @@ def test_an_unknown_model_does_not_end_a_plain_call(
     answer = env.ask("invoke", models_priority_list=[NOPE, OTHER])
 
     assert answer.content == STUB_TEXT
-    assert attempts_of(answer) == [("nope", outcome), ("gpt-4o", "ok")]
+    assert attempts_of(answer) == [first, ("gpt-4o", "ok")]
 
 
 def test_every_unknown_model_is_named(env: Env) -> None:
@@ -149,9 +172,11 @@ def test_every_unknown_model_is_named(env: Env) -> None:
 
     with pytest.raises(NotFoundError, match="name nope does not exist") as caught:
         env.ask("invoke", models_priority_list=[NOPE, NADA])
-    assert caught.value.__notes__ == [
-        "asked in turn: nope (server_error), nada (not_found), nope (not_found)"
-    ]
+    (note,) = caught.value.__notes__
+    assert note == (
+        "asked in turn: nope or another of the list (server_error),"
+        " nada (not_found), nope (not_found)"
+    )
     assert asked(env)[2:] == [["nope", "nada"], ["nada", "nope"], ["nope"]]
 
 
@@ -224,8 +249,9 @@ def test_models_take_turns_until_the_retries_are_used_up(env: Env) -> None:
 
     assert [one[0] for one in asked(env)] == ["gpt-4-0613", "gpt-4o", "gpt-4-0613"]
     assert caught.value.__notes__[0] == (
-        "asked in turn: gpt-4-0613 (server_error), gpt-4o (server_error),"
-        " gpt-4-0613 (server_error)"
+        "asked in turn: gpt-4-0613 or another of the list (server_error),"
+        " gpt-4o or another of the list (server_error),"
+        " gpt-4-0613 or another of the list (server_error)"
     )
     assert caught.value.__notes__[1].endswith("no retries left")
 
@@ -291,12 +317,12 @@ def test_a_failure_belongs_to_the_model_that_was_asked(
     [
         ("404 The model 'gpt-5' does not exist.", "gpt-5"),
         ("503 gpt-5: overloaded, see gpt-5-mini", "gpt-5"),
-        ("503 no such command", "first"),
-        ("503 " + "word" * 100_000, "first"),
+        ("503 no such command", None),
+        ("503 " + "word" * 100_000, None),
     ],
     ids=["quoted", "before a colon", "a word", "a long word"],
 )
-def test_an_error_may_name_its_model(env: Env, cause: str, blamed: str) -> None:
+def test_an_error_may_name_its_model(env: Env, cause: str, blamed: str | None) -> None:
     """A name is a whole word with a digit; other words say nothing of the list."""
     models = [
         GPTRouterModel(name=name, provider_name="chat_openai")
@@ -307,6 +333,50 @@ def test_an_error_may_name_its_model(env: Env, cause: str, blamed: str) -> None:
     answer = sum_of(env.stream(env.llm(models_priority_list=models), "hi"))
 
     assert attempts_of(answer)[0][0] == blamed
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("step", "kind"),
+    [
+        (Status(500), "server_error"),
+        (ErrorEvent("503 overloaded"), "unavailable"),
+        (ErrorEvent("401 Incorrect API key provided"), "authentication"),
+    ],
+    ids=["a status", "overloaded", "a wrong key"],
+)
+def test_no_model_is_blamed_if_it_is_not_known_which_one_failed(
+    env: Env, caplog: pytest.LogCaptureFixture, way: str, step: Step, kind: str
+) -> None:
+    """Of a new model's list the gateway may skip the first: then the second has failed.
+
+    So the only retry asks the last model, which cannot be the one that failed; log,
+    error and warning name none.
+    """
+    for name in (SICK.name, SERVED.name):
+        env.gateway.always(step, model=name)
+
+    answer = env.ask(way, models_priority_list=LIST, max_retries=1)
+
+    assert asked(env)[1][0] == OTHER.name
+    assert SICK.name in asked(env)[1]
+    first, second = answer.response_metadata["retryrouter"]["attempts"]
+    is_opaque = way == "invoke" and isinstance(step, ErrorEvent)
+    assert first["outcome"] == ("server_error" if is_opaque else kind)
+    assert first["route"] is None
+    assert first["reason"] == f"{SICK.name} or another of the list"
+    assert second["route"] == OTHER.name
+    assert not any(line.startswith(SICK.name) for line in caplog.messages)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_error_names_no_model_that_was_perhaps_not_asked(env: Env, way: str) -> None:
+    """`route` is None unless the list has one model, or an answer has shown the one."""
+    env.gateway.always(Status(503))
+    for models, route in (LIST, None), ([SICK], SICK.name):
+        with pytest.raises(RetryRouterError) as caught:
+            env.ask(way, models_priority_list=models, max_retries=0)
+        assert caught.value.route == route
 
 
 def test_a_broken_stream_names_the_model_that_was_asked(env: Env) -> None:
@@ -327,7 +397,7 @@ def test_a_model_that_answers_again_is_no_longer_skipped(env: Env) -> None:
     The gateway checks its models as often.
     """
     llm = env.llm(models_priority_list=[SICK, OTHER], max_retries=1)
-    for wait, first in ((0, OTHER.name), (301, SICK.name)):
+    for wait, first in ((0, OTHER.name), (301, None)):
         env.gateway.script(Answer(model=OTHER.name), Status(503))
         env.invoke(llm, "hi")
         env.clock.sleep(wait)
@@ -346,4 +416,4 @@ def test_the_name_of_a_deployment_says_nothing_of_the_others(env: Env) -> None:
     llm = env.llm(models_priority_list=[mine, GPT_4])
 
     assert attempts_of(env.invoke(llm, "hi")) == [("prod", "ok")]
-    assert attempts_of(env.invoke(llm, "hi"))[0] == ("prod", "unavailable")
+    assert attempts_of(env.invoke(llm, "hi"))[0] == (None, "unavailable")
