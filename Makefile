@@ -21,6 +21,7 @@ TESTED := constraints/tested.txt
 MINIMUM := constraints/minimum.txt
 LITELLM := constraints/litellm.txt
 INTEGRATIONS := constraints/integrations.txt
+DOCS := constraints/docs.txt
 PYTEST := python -m pytest
 PROJECT := .[cli,otel,prices,redis,testing,tiktoken]
 
@@ -81,6 +82,14 @@ integrations_short: .venv/installed ## the same with the packages that .venv has
 .PHONY: promises
 promises: .venv/installed ## the promises of docs/promises.md, in short
 	$(VENV)/$(PYTEST) -n $(JOBS) tests/promises $(PYTEST_EXTRA)
+
+.PHONY: docs
+docs: .venvs/docs/installed ## the docs site, in site/; warnings and dead links are errors
+	.venvs/docs/bin/zensical build --strict --clean
+
+.PHONY: serve_docs
+serve_docs: .venvs/docs/installed ## the same at localhost:8000, rebuilt when a page changes
+	.venvs/docs/bin/zensical serve
 
 .PHONY: live_tests
 live_tests: .venv/installed ## tests against a real gateway; needs GPT_ROUTER_API_KEY
@@ -183,6 +192,10 @@ endif
 
 .venvs/integrations/installed: $(SOURCES) $(INTEGRATIONS)
 	$(call make_venv,.venvs/integrations,--constraint $(INTEGRATIONS) --group integrations --editable '$(PROJECT)')
+
+# The API pages are read from the sources, so the package itself is not in there.
+.venvs/docs/installed: pyproject.toml .venvs/interpreter $(DOCS)
+	$(call make_venv,.venvs/docs,--constraint $(DOCS) --group docs)
 
 .venvs/bench/installed: $(SOURCES)
 	$(call make_venv,.venvs/bench,--group bench --editable '$(PROJECT)')

@@ -1,0 +1,108 @@
+"""What the docs site must hold, beyond what its strict build checks."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import langchain_retryrouter
+from langchain_retryrouter import RetryRouterError, testing
+from langchain_retryrouter.failures import FAILURE_ACTIONS, FailureAction, FailureKind
+
+_ROOT = Path(__file__).parents[3]
+_DOCS = _ROOT / "docs"
+_WORDS = {
+    FailureAction.RETRY: "the same route",
+    FailureAction.FAILOVER: "the next route",
+    FailureAction.RAISE: "the error is raised",
+}
+
+
+def _pages(navigation: list[dict[str, Any]]) -> list[str]:
+    pages: list[str] = []
+    for entry in navigation:
+        for target in entry.values():
+            pages += [target] if isinstance(target, str) else _pages(target)
+    return pages
+
+
+def _rows(page: str, first: str) -> dict[str, list[str]]:
+    """The cells of the table whose first heading is `first`, by their first cell."""
+    text = (_DOCS / page).read_text("utf-8")
+    table = text.split(f"\n| {first} |")[1].split("\n\n")[0]
+    cells = [line.strip("|").split(" | ") for line in table.splitlines()[2:]]
+    return {name.strip(" `"): [cell.strip() for cell in rest] for name, *rest in cells}
+
+
+def test_the_navigation_has_every_page_once() -> None:
+    """A page that is not in the navigation is not found, and a missing one is dead."""
+    settings = tomllib.loads((_ROOT / "zensical.toml").read_text("utf-8"))
+    pages = [str(page.relative_to(_DOCS)) for page in _DOCS.rglob("*.md")]
+    assert sorted(_pages(settings["project"]["nav"])) == sorted(pages)
+
+
+def test_the_api_pages_have_every_public_name_once() -> None:
+    """The strict build does not notice a name that is missing or does not exist."""
+    api = "".join(page.read_text("utf-8") for page in (_DOCS / "api").glob("*.md"))
+    package = langchain_retryrouter.__name__
+    public = [f"{package}.{name}" for name in langchain_retryrouter.__all__]
+    public += [f"{testing.__name__}.{name}" for name in testing.__all__]
+    public.remove(f"{package}.__version__")
+    assert sorted(re.findall(r"^::: (.+)$", api, re.MULTILINE)) == sorted(public)
+
+
+def test_the_table_of_failures_is_that_of_the_code() -> None:
+    """The page says of every kind of failure what a router does after it."""
+    told = {kind: cells[1] for kind, cells in _rows("failures.md", "kind").items()}
+    assert told.keys() == set(FailureKind)
+    for kind, action in FAILURE_ACTIONS.items():
+        assert told[kind].startswith(_WORDS[action]), kind
+
+
+def test_the_table_of_errors_has_each_class_with_its_kind() -> None:
+    """The page names every error class, and the kind by which the code treats it."""
+    told = {
+        name.split("`")[0]: cells[0].strip("`")
+        for name, cells in _rows("errors.md", "error").items()
+    }
+    classes = {
+        name: cls.kind.value
+        for name in langchain_retryrouter.__all__
+        if isinstance(cls := getattr(langchain_retryrouter, name), type)
+        and issubclass(cls, RetryRouterError)
+        and cls is not RetryRouterError
+    }
+    assert told == classes
+
+
+def test_the_scorecard_of_the_readme_is_what_was_measured() -> None:
+    """The README's figures are those of the pages that the benches write."""
+    readme = (_ROOT / "README.md").read_text("utf-8").split("## Scorecard")[1]
+    pages = [
+        (_DOCS / name).read_text("utf-8") for name in ("failover.md", "answers.md")
+    ]
+    passed = re.findall(r"\*\*(\d+ of 16)\*\*", pages[0])
+    answered = re.findall(r"^\| .* \| (\d+\.\d+ %) \| (\d+) \|", pages[1], re.MULTILINE)
+    told = re.findall(r"(\d+ of 16) \| (\d+\.\d+ %) \| (\d+) \|", readme)
+    assert [row[0] for row in told] == passed
+    assert [row[1:] for row in told] == answered[:2] + answered[3:]
+
+
+def test_an_included_file_has_no_relative_links() -> None:
+    """Links of a file outside docs/ are dead on the page that includes it."""
+    for page in _DOCS.rglob("*.md"):
+        for name in re.findall(
+            r'^--8<-- "(.+)"$', page.read_text("utf-8"), re.MULTILINE
+        ):
+            text = (_ROOT / name).read_text("utf-8")
+            assert re.findall(r"\]\((?!https://)[^)]*\)", text) == [], name
+
+
+def test_every_file_that_a_page_names_exists() -> None:
+    """A page names files of the repository by their path, since links would be dead."""
+    folders = r"`((?:tests|benchmarks|examples|langchain_retryrouter)/[\w/.]+)`"
+    for page in _DOCS.rglob("*.md"):
+        for name in re.findall(folders, page.read_text("utf-8")):
+            assert (_ROOT / name).exists(), f"{page.name}: {name}"
