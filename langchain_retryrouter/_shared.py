@@ -1,0 +1,362 @@
+"""What several processes know together: operations on records that a store keeps.
+
+Breakers, budgets and limits do not know Redis. They know a `Store`, and give it an
+`Operation`: a small function that changes one record, written in Lua for Redis and in
+Python for `stores.MemoryStore`. A record is a flat dict of strings and numbers; one
+operation runs on it at a time. Times are milliseconds on the store's clock, `now`.
+
+How to share something over a store:
+
+* `store.watch(operation, name, watcher)` once. Each second the store asks
+  `watcher.refresh()` for argument lists, runs the operation with each, and hands the
+  replies to `watcher.learned`; so it does with what other processes announce. The
+  store keeps a weak reference only.
+* `store.submit(operation, name, args, on_reply)` at any time, from any thread or event
+  loop, and not with a lock held that `on_reply` or `learned` takes. It returns at once.
+  False: the store is away, nothing will follow, the local state decides. True:
+  `on_reply` is called once, with the reply, or with None if it failed; by a
+  `MemoryStore` before `submit` returns, else in the store's thread.
+* `store.wake()` before each use, since a fork or `close()` stops the store's threads;
+  a `MemoryStore` has none, and asks its watchers then.
+
+A reply is a list of numbers and strings; if its first item is 1 all watchers of this
+name, in all processes, get it as well. A record is kept for an hour after its last
+change, and after any time in a field whose name ends in `_until`. The body of a Lua
+function sees `r` (the record), `now`, and `a` (the arguments); in Lua and in Python it
+changes `r` in place, and returns the reply. `Operation.name` is the kind of the record.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+
+Record: TypeAlias = dict[str, Any]
+Reply: TypeAlias = list[Any]
+
+
+class Operation(NamedTuple):
+    """What can be done with one kind of record: in Lua, and the same in Python."""
+
+    name: str
+    lua: str
+    apply: Callable[[Record, int, list[Any]], Reply]
+
+
+class Watcher(Protocol):
+    """Something that is shared under a name."""
+
+    def refresh(self) -> list[list[Any]]:
+        """Arguments of the operations to run now; asked each second."""
+
+    def learned(self, reply: Reply) -> None:
+        """A reply to `refresh`, or what another process announced."""
+
+    def forked(self) -> None:
+        """This is the child of a fork: make new locks, and forget what is under way."""
+
+
+class Store(Protocol):
+    """Where records are; `stores.MemoryStore` and `stores.RedisStore` are stores."""
+
+    @property
+    def process(self) -> str:
+        """A name for this process that no other has: `host:pid:random`."""
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the store answered last time; True before it was asked."""
+
+    def wake(self) -> None:
+        """Start what a fork or `close()` has stopped; nearly free if it runs."""
+
+    def submit(
+        self,
+        operation: Operation,
+        name: str,
+        args: list[Any],
+        on_reply: Callable[[Reply | None], None] | None = None,
+    ) -> bool:
+        """Run an operation in the background; False if the store is away."""
+
+    def watch(self, operation: Operation, name: str, watcher: Watcher) -> None:
+        """Keep `watcher` informed of the record."""
+
+
+def if_answered(learned: Callable[[Reply], None]) -> Callable[[Reply | None], None]:
+    """`learned` as an `on_reply`, which is not called for what failed."""
+    return lambda reply: None if reply is None else learned(reply)
+
+
+def process_name() -> str:
+    """A name for this process that no other has, also after a fork."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+
+
+PRESENCE: Final = 30_000
+"""Milliseconds after which a process that was not seen does not count any more."""
+
+_MOST_PROCESSES: Final = 64  # Beyond so many, presence is not counted.
+
+# The first lines of each body that counts the processes: `me` is `process#number`.
+_LUA_PRESENCE: Final = """
+local process, members = string.match(me, '^[^#]*'), 0
+for field, seen in pairs(r) do
+  if string.sub(field, 1, 2) == 'p:' then
+    if now - seen > 30000 then r[field] = nil else members = members + 1 end
+  end
+end
+local seen = r['p:' .. process]
+if not seen and members < 64 then members = members + 1; seen = 0 end
+if seen and now - seen > 10000 then r['p:' .. process] = now end
+"""
+
+
+def _count_processes(r: Record, now: int, process: str) -> int:
+    """Note that a process is there; how many are, 64 at most."""
+    for field in [f for f in r if f.startswith("p:") and now - r[f] > PRESENCE]:
+        del r[field]
+    members = sum(field.startswith("p:") for field in r)
+    seen = r.get(f"p:{process}")
+    if seen is None and members < _MOST_PROCESSES:
+        members, seen = members + 1, 0
+    if seen is not None and now - seen > PRESENCE / 3:
+        r[f"p:{process}"] = now
+    return members
+
+
+# --- circuit breakers -----------------------------------------------------------------
+
+# open_until: closed if there is none, half open once it is over. gen: grows with each
+# change between open and closed, also if the store was emptied in between, since it is
+# never below the time. lease_no: fences what a prober says after its lease has ended.
+_LUA_BREAKER: Final = (
+    "local action, me = a[1], a[2]"
+    + _LUA_PRESENCE
+    + """
+local changed, granted = 0, 0
+local function change(open_until, why)
+  changed = 1
+  r.gen = math.max((r.gen or 0) + 1, now)
+  r.open_until, r.why, r.by = open_until, why, process
+  r.held_until, r.lease_by, r.lease_until, r.probed = nil, nil, nil, nil
+  for field in pairs(r) do
+    if string.sub(field, 1, 2) == 'v:' then r[field] = nil end
+  end
+end
+if action == 'hold' then
+  if now + a[3] > (r.open_until or 0) + 50 then
+    local probed = r.probed
+    change(now + a[3], a[5])
+    if a[4] == 1 then r.held_until = now + a[3] end
+    if probed then r.probed = 1 end
+  end
+elseif action == 'pause' then
+  if now + a[3] > (r.pause_until or 0) + 50 then
+    r.pause_until, r.paused_by, changed = now + a[3], process, 1
+  end
+elseif action == 'vote' then
+  if not r.open_until then
+    local votes, needed = 0, a[6]
+    r['v:' .. a[3]] = now
+    for field, cast in pairs(r) do
+      if string.sub(field, 1, 2) == 'v:' then
+        if now - cast > a[5] then r[field] = nil else votes = votes + 1 end
+      end
+    end
+    if a[7] == 1 then needed = math.min(needed, math.max(members, 1)) end
+    if votes >= needed then change(now + a[4], a[8]) end
+  end
+elseif action == 'retract' then
+  r['v:' .. a[3]] = nil
+elseif action == 'probe' then
+  if a[3] > (r.gen or 0) then
+    r.gen, r.open_until, r.by, r.why = a[3], now, process, 'restored'
+  end
+  if r.open_until then
+    local is_free = (r.lease_until or 0) <= now or r.lease_by == me
+    local is_due = r.open_until <= now or (a[4] == 1 and not r.probed)
+    local is_last = r.failed_by == process and members > 1
+      and now < r.open_until + 1000
+    if is_free and is_due and not is_last then
+      granted = (r.lease_no or 0) + 1
+      r.lease_no, r.lease_by, r.lease_until, r.probed = granted, me, now + a[5], 1
+    end
+  end
+elseif r.lease_by == me and r.lease_no == a[3] then
+  if action == 'renew' then
+    r.lease_until = now + a[4]
+  elseif action == 'cancelled' then
+    r.lease_by, r.lease_until = nil, nil
+  elseif action == 'succeeded' then
+    r.failed_by = nil
+    change(nil, nil)
+  elseif action == 'failed' then
+    change(now + a[4], 'probe')
+    if a[5] > 0 then r.held_until = now + a[5] end
+    r.failed_by, r.probed = process, 1
+  end
+elseif action == 'close' then
+  if r.gen == a[3] and r.open_until then change(nil, nil) end
+elseif action == 'restore' then
+  if a[3] > (r.gen or 0) then
+    r.gen, r.open_until, r.by, r.why = a[3], now + a[4], process, 'restored'
+    if a[5] > 0 then r.held_until = now + a[5] end
+    changed = 1
+  end
+end
+local function left(moment)
+  return moment and math.max(0, moment - now) or -1
+end
+return {changed, r.gen or 0, left(r.open_until), left(r.held_until),
+  left(r.pause_until), granted, left(r.lease_until), members}
+"""
+)
+
+
+def _breaker(r: Record, now: int, a: list[Any]) -> Reply:
+    action, me, *args = a
+    process = me.partition("#")[0]
+    members = _count_processes(r, now, process)
+    changed = granted = 0
+    gen, open_until = r.get("gen", 0), r.get("open_until")
+
+    def change(until: int | None, why: str | None) -> None:
+        nonlocal changed
+        changed = 1
+        put(gen=max(gen + 1, now), open_until=until, why=why, by=process)
+        put(held_until=None, lease_by=None, lease_until=None, probed=None)
+        put(**{field: None for field in r if field.startswith("v:")})
+
+    def put(**fields: Any) -> None:
+        r.update(fields)
+        for field in [f for f in fields if fields[f] is None]:
+            del r[field]
+
+    if action == "hold":
+        pause, is_held, why = args
+        if now + pause > r.get("open_until", 0) + 50:
+            probed = r.get("probed")
+            change(now + pause, why)
+            put(held_until=now + pause if is_held else None, probed=probed)
+    elif action == "pause":
+        if now + args[0] > r.get("pause_until", 0) + 50:
+            put(pause_until=now + args[0], paused_by=process)
+            changed = 1
+    elif action == "vote":
+        voter, pause, window, needed, is_felt, why = args
+        if open_until is None:
+            r[f"v:{voter}"] = now
+            put(
+                **{
+                    field: None
+                    for field in r
+                    if field.startswith("v:") and now - r[field] > window
+                }
+            )
+            votes = sum(field.startswith("v:") for field in r)
+            if votes >= (min(needed, max(members, 1)) if is_felt else needed):
+                change(now + pause, why)
+    elif action == "retract":
+        r.pop(f"v:{args[0]}", None)
+    elif action == "probe":
+        known, is_early, lease = args
+        if known > gen:
+            put(gen=known, open_until=now, by=process, why="restored")
+        if (open_until := r.get("open_until")) is not None:
+            is_free = r.get("lease_until", 0) <= now or r.get("lease_by") == me
+            is_due = open_until <= now or (is_early and not r.get("probed"))
+            is_last = (
+                r.get("failed_by") == process
+                and members > 1
+                and now < open_until + 1000
+            )
+            if is_free and is_due and not is_last:
+                granted = r.get("lease_no", 0) + 1
+                put(lease_no=granted, lease_by=me, lease_until=now + lease, probed=1)
+    elif r.get("lease_by") == me and [r.get("lease_no")] == args[:1]:
+        if action == "renew":
+            r["lease_until"] = now + args[1]
+        elif action == "cancelled":
+            put(lease_by=None, lease_until=None)
+        elif action == "succeeded":
+            put(failed_by=None)
+            change(None, None)
+        elif action == "failed":
+            change(now + args[1], "probe")
+            put(held_until=now + args[2] if args[2] > 0 else None)
+            put(failed_by=process, probed=1)
+    elif action == "close":
+        if gen == args[0] and open_until is not None:
+            change(None, None)
+    elif action == "restore" and args[0] > gen:
+        put(gen=args[0], open_until=now + args[1], by=process, why="restored")
+        if args[2] > 0:
+            r["held_until"] = now + args[2]
+        changed = 1
+
+    def left(field: str) -> int:
+        return max(0, int(r[field]) - now) if field in r else -1
+
+    moments = [left("open_until"), left("held_until"), left("pause_until")]
+    lease = left("lease_until")
+    return [changed, r.get("gen", 0), *moments, granted, lease, members]
+
+
+BREAKER: Final = Operation("breaker", _LUA_BREAKER, _breaker)
+"""The breakers of one name. Arguments: an action, `process#number`, and the action's
+own. Reply: changed, generation, milliseconds left of open (-1: closed), held, pause
+and lease, the number of the granted lease or 0, processes."""
+
+
+# --- retry budgets --------------------------------------------------------------------
+
+_LUA_BUDGET: Final = (
+    "local me, capacity, delta = a[1], a[2], a[3]"
+    + _LUA_PRESENCE
+    + """
+r.capacity = capacity
+r.tokens = math.max(-capacity, math.min(capacity, (r.tokens or capacity) + delta))
+return {delta < 0 and 1 or 0, r.tokens, members}
+"""
+)
+
+
+def _budget(r: Record, now: int, a: list[Any]) -> Reply:
+    me, capacity, delta = a
+    members = _count_processes(r, now, me.partition("#")[0])
+    tokens = min(capacity, r.get("tokens", capacity) + delta)
+    r.update(capacity=capacity, tokens=max(-capacity, tokens))
+    return [int(delta < 0), r["tokens"], members]
+
+
+BUDGET: Final = Operation("budget", _LUA_BUDGET, _budget)
+"""The tokens of one name. Arguments: process, capacity, and what to add. Reply:
+changed, tokens, processes."""
+
+
+# --- names ----------------------------------------------------------------------------
+
+_NAMES_KEPT: Final = 3_600_000
+
+_LUA_NAMES: Final = """
+for field, seen in pairs(r) do
+  if now - seen > 3600000 then r[field] = nil end
+end
+for _, name in ipairs(a) do r[name] = now end
+return {0}
+"""
+
+
+def _names(r: Record, now: int, a: list[Any]) -> Reply:
+    for name in [name for name in r if now - r[name] > _NAMES_KEPT]:
+        del r[name]
+    r.update(dict.fromkeys(a, now))
+    return [0]
+
+
+NAMES: Final = Operation("names", _LUA_NAMES, _names)
+"""The index of all records that were used within an hour, each as `kind|name`."""

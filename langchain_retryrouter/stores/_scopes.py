@@ -1,0 +1,74 @@
+"""What a store holds, in a form to be shown: `store.snapshot()`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from langchain_retryrouter._shared import PRESENCE, Record
+
+KEPT: Final = 3_600_000
+"""Milliseconds that a record is kept after its last change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Something that is shared: a breaker, a budget, a limit.
+
+    Attributes:
+        kind: "breaker", "budget", or what else is shared.
+        name: The name under which it is shared.
+        facts: What it is now. Of a breaker: `state`, `open_for`, `held_for`,
+            `paused_for` and `lease_for` in seconds, `by` (the process that opened it),
+            `why`, `prober` (the process that has the probe), `votes` (processes). Of
+            others: their fields; those that end in `_until` as seconds from now, under
+            a name that ends in `_for`.
+        processes: The processes that use it.
+    """
+
+    kind: str
+    name: str
+    facts: dict[str, Any]
+    processes: tuple[str, ...]
+
+
+def expiry(record: Record, now: int) -> int:
+    """When a record goes: an hour after now, and after its latest `_until`."""
+    moments = [
+        at
+        for field, at in record.items()
+        if field.endswith("_until") and isinstance(at, int | float)
+    ]
+    return int(max(now, *moments) if moments else now) + KEPT
+
+
+def read_scope(kind: str, name: str, record: Record, now: int) -> Scope:
+    """A record as a `Scope`."""
+    facts: dict[str, Any] = {}
+    processes, votes = [], []
+    for field, value in sorted(record.items()):
+        if field.startswith("p:"):
+            if now - value <= PRESENCE:
+                processes.append(field[2:])
+        elif field.startswith("v:"):
+            votes.append(field[2:])
+        elif field.endswith("_until"):
+            facts[f"{field[:-6]}_for"] = max(0.0, (value - now) / 1000)
+        else:
+            facts[field] = value
+    if kind == "breaker":
+        opens = facts.get("open_for")
+        half_open = "half_open" if opens == 0 else "open"
+        state = "closed" if opens is None else half_open
+        facts = {
+            "state": state,
+            "open_for": opens or 0.0,
+            "held_for": facts.get("held_for", 0.0),
+            "paused_for": facts.get("pause_for", 0.0),
+            "lease_for": (lease := facts.get("lease_for", 0.0)),
+            "by": facts.get("by") if opens is not None else None,
+            "why": facts.get("why") if opens is not None else None,
+            "prober": facts.get("lease_by") if lease else None,
+            "votes": votes,
+        }
+    return Scope(kind, name, facts, tuple(processes))

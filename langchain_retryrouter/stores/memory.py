@@ -1,0 +1,133 @@
+"""`MemoryStore`: what is shared within one process."""
+
+from __future__ import annotations
+
+import math
+import threading
+import weakref
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, Final, Self
+
+from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
+from langchain_retryrouter._shared import (
+    NAMES,
+    Operation,
+    Record,
+    Reply,
+    Watcher,
+    if_answered,
+    process_name,
+)
+from langchain_retryrouter.stores._scopes import Scope, expiry, read_scope
+
+_BEGIN: Final = 1_000_000_000  # Milliseconds: no time is near 0, where records begin.
+
+
+class MemoryStore:
+    """Shares breakers, budgets and limits of the same name within this process.
+
+    For several models of one provider in one process, and for tests: it decides by the
+    same rules as `RedisStore`, at once, without threads. A copy of a model shares it; a
+    pickle of it is an empty store.
+
+    Args:
+        clock: Tells the time, such as `testing.FakeClock`; None for the system's.
+    """
+
+    is_up: Final = True
+
+    def __init__(self, *, clock: Clock | None = None) -> None:
+        """The store starts empty."""
+        self._clock = clock or SYSTEM_CLOCK
+        self.process = process_name()
+        self._lock = threading.RLock()
+        self._records: dict[tuple[str, str], Record] = {}
+        self._refresh_at = -math.inf
+        self._operations: dict[str, Operation] = {}
+        self._expires: dict[tuple[str, str], int] = {}
+        self._watchers: defaultdict[tuple[str, str], weakref.WeakSet[Any]] = (
+            defaultdict(weakref.WeakSet)
+        )
+
+    def wake(self) -> None:
+        """Ask the watchers what they have to send, once a second."""
+        if self._clock.monotonic() < self._refresh_at:
+            return
+        with self._lock:
+            self._refresh_at = self._clock.monotonic() + 1.0
+            watched = [(key, list(ones)) for key, ones in self._watchers.items()]
+        for (kind, name), watchers in watched:
+            for watcher in watchers:
+                self._refresh(self._operations[kind], name, watcher)
+
+    def close(self) -> None:
+        """Nothing has to be closed."""
+
+    def submit(
+        self,
+        operation: Operation,
+        name: str,
+        args: list[Any],
+        on_reply: Callable[[Reply | None], None] | None = None,
+    ) -> bool:
+        """Run an operation now."""
+        key = (operation.name, name)
+        with self._lock:
+            now = self._now()
+            self._expire(now)
+            record = self._records.setdefault(key, {})
+            reply = operation.apply(record, now, args)
+            self._expires[key] = expiry(record, now)
+            watchers = list(self._watchers.get(key, ())) if reply[0] == 1 else ()
+        if on_reply is not None:
+            on_reply(reply)
+        for watcher in watchers:
+            watcher.learned(reply)
+        return True
+
+    def watch(self, operation: Operation, name: str, watcher: Watcher) -> None:
+        """Keep `watcher` informed of the record, and tell it what is known."""
+        with self._lock:
+            self._operations[operation.name] = operation
+            self._watchers[operation.name, name].add(watcher)
+        self._refresh(operation, name, watcher)
+
+    def snapshot(self) -> list[Scope]:
+        """All that is shared now, in the order of kinds and names."""
+        with self._lock:
+            now = self._now()
+            self._expire(now)
+            records = sorted(self._records.items())
+            return [
+                read_scope(kind, name, record, now)
+                for (kind, name), record in records
+                if kind != NAMES.name
+            ]
+
+    def _refresh(self, operation: Operation, name: str, watcher: Watcher) -> None:
+        for args in watcher.refresh():
+            self.submit(operation, name, args, if_answered(watcher.learned))
+
+    def _now(self) -> int:
+        return _BEGIN + int(self._clock.monotonic() * 1000)
+
+    def _expire(self, now: int) -> None:
+        for key in [key for key, at in self._expires.items() if at <= now]:
+            del self._records[key], self._expires[key]
+
+    def __copy__(self) -> Self:
+        """The same object, which is to be shared."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """The same object, which is to be shared."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """An empty store: another process has its own."""
+        return type(self), ()
+
+    def __repr__(self) -> str:
+        """The number of records."""
+        return f"{type(self).__name__}({len(self._records)} records)"

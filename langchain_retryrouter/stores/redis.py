@@ -1,0 +1,606 @@
+"""`RedisStore`: what is shared between processes, over Redis or Valkey.
+
+`RedisStore` is a handle of a `_Lane`: two threads and two connections for each address
+in a process. One thread takes what callers submit from a queue, and sends what has come
+together as one pipeline; each second it reads all that is watched. The other thread
+listens to announcements. Callers never wait for either.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import hashlib
+import importlib
+import inspect
+import json
+import logging
+import os
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, NamedTuple, Self
+
+from langchain_retryrouter._shared import (
+    NAMES,
+    Operation,
+    Reply,
+    Watcher,
+    if_answered,
+    process_name,
+)
+from langchain_retryrouter.stores._scopes import KEPT, Scope, read_scope
+
+logger = logging.getLogger(__name__)
+
+_CONNECT_TIMEOUT: Final = 0.25
+_COMMAND_TIMEOUT: Final = 0.05
+_REPAIR_INTERVAL: Final = 1.0
+_INDEX_INTERVAL: Final = 60.0
+_MOST_WAITING: Final = 10_000
+_MOST_TOGETHER: Final = 200
+_QUIET: Final = 60.0  # Seconds in which the same refusal is not logged again.
+
+_LUA: Final = """
+local r, before = {}, {}
+local fields = redis.call('HGETALL', KEYS[1])
+for i = 1, #fields, 2 do
+  local value = tonumber(fields[i + 1]) or fields[i + 1]
+  r[fields[i]], before[fields[i]] = value, value
+end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local function run(r, now, a)
+%s
+end
+local reply = run(r, now, cjson.decode(ARGV[2]))
+local latest, has_changed = now, false
+for field, value in pairs(r) do
+  if before[field] ~= value then
+    has_changed = true
+    local text = type(value) == 'number' and string.format('%%.17g', value) or value
+    redis.call('HSET', KEYS[1], field, text)
+  end
+  if string.sub(field, -6) == '_until' then latest = math.max(latest, value) end
+end
+for field in pairs(before) do
+  if r[field] == nil then
+    has_changed = true
+    redis.call('HDEL', KEYS[1], field)
+  end
+end
+if has_changed then
+  redis.call('PEXPIRE', KEYS[1], string.format('%%.0f', latest - now + %d))
+end
+local text = cjson.encode(reply)
+if reply[1] == 1 then
+  redis.call('PUBLISH', ARGV[1], cjson.encode({KEYS[1], text}))
+end
+return text
+"""
+
+_ADVICE: Final = (
+    "RedisStore needs the package redis: pip install 'langchain-retryrouter[redis]'"
+)
+
+
+class _Address(NamedTuple):
+    """How to connect: classes of the client's library, and the connection's settings.
+
+    `name` is what may be shown, without a password.
+    """
+
+    client: type[Any]
+    pool: type[Any]
+    connection: type[Any]
+    settings: tuple[tuple[str, Any], ...]
+
+    @classmethod
+    def of(cls, client: Any) -> Self:
+        """The address of a client."""
+        pool = getattr(client, "connection_pool", None)
+        settings = getattr(pool, "connection_kwargs", None)
+        if pool is None or not isinstance(settings, dict):
+            what = "a URL such as 'redis://localhost:6379/0', or a redis.Redis client"
+            msg = f"RedisStore takes {what}, not {client!r}"
+            raise TypeError(msg)
+        if inspect.iscoroutinefunction(type(client).execute_command):
+            msg = (
+                f"RedisStore takes a sync client, not {type(client).__module__}."
+                f"{type(client).__name__}: its thread serves async code as well; give"
+                " the URL, or redis.Redis(...)"
+            )
+            raise TypeError(msg)
+        pools = (one for one in type(pool).__mro__ if one.__name__ == "ConnectionPool")
+        # What belongs to the pool of the client, and not to the address.
+        kept = {
+            name: value
+            for name, value in settings.items()
+            if not name.startswith(("maint_", "orig_", "himport_", "event_"))
+        }
+        return cls(
+            type(client),
+            next(pools, type(pool)),
+            pool.connection_class,
+            tuple(sorted(kept.items())),
+        )
+
+    def connect(self, timeout: float = _COMMAND_TIMEOUT) -> Any:
+        """A client with connections and time limits of its own, which never retries."""
+        settings = dict(self.settings) | {
+            "decode_responses": True,
+            "socket_timeout": timeout,
+            "socket_connect_timeout": _CONNECT_TIMEOUT,
+            "retry": None,
+            "retry_on_error": [],
+            "retry_on_timeout": False,
+            "health_check_interval": 0,
+            "protocol": 2,
+        }
+        pool = self.pool(connection_class=self.connection, **settings)
+        return self.client(connection_pool=pool)
+
+    @property
+    def name(self) -> str:
+        """The address without a password."""
+        settings = dict(self.settings)
+        if path := settings.get("path"):
+            return f"unix://{path}"
+        host, port = settings.get("host", "localhost"), settings.get("port", 6379)
+        return f"redis://{host}:{port}/{settings.get('db') or 0}"
+
+
+class _Job(NamedTuple):
+    operation: Operation
+    key: str
+    args: str
+    on_reply: Callable[[Reply | None], None] | None
+
+
+class _Watched(NamedTuple):
+    operation: Operation
+    name: str
+    watchers: weakref.WeakSet[Any]
+
+
+@functools.lru_cache(maxsize=64)
+def script(operation: Operation) -> tuple[str, str]:
+    """The text of an operation's script, and its hash."""
+    text = _LUA % (operation.lua, KEPT)
+    return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+class _Lane:
+    """The threads and connections to one address in this process."""
+
+    def __init__(self, address: _Address, namespace: str) -> None:
+        self.address = address
+        self.namespace = namespace
+        self.channel = f"{namespace}:news"
+        self.handles: set[int] = set()  # The stores that are open.
+        self._watched: dict[str, _Watched] = {}
+        self._lock = threading.Lock()
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin afresh, in a new process."""
+        self.process = process_name()
+        self.is_up = True
+        self.is_running = False
+        self._client: Any = None
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._stopped = threading.Event()
+        self._repaired_at = self._indexed_at = -_INDEX_INTERVAL
+        self._logged: dict[str, float] = {}
+
+    def forked(self) -> None:
+        """This is the child of a fork, where the threads are not."""
+        self._lock = threading.Lock()
+        self.reset()
+        for watched in list(self._watched.values()):
+            for watcher in list(watched.watchers):
+                watcher.forked()
+
+    # --- called by anybody ---
+
+    def key(self, kind: str, name: str) -> str:
+        """The key of a record; names are hashed, since they may say too much."""
+        text = f"{kind}|{name}".encode()
+        return f"{self.namespace}:{hashlib.sha256(text).hexdigest()[:32]}"
+
+    def start(self) -> None:
+        """Start the threads."""
+        with self._lock:
+            if self.is_running:
+                return
+            self.is_running = True
+            self._stopped = stopped = threading.Event()
+            waiting: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+            self._queue = waiting
+            self._client = client = self.address.connect()
+            self._repaired_at = -_REPAIR_INTERVAL
+        for target, args in (
+            (self._work, (client, waiting, stopped)),
+            (self._listen, (client, waiting, stopped)),
+        ):
+            threading.Thread(
+                target=target, args=args, name="retryrouter-store", daemon=True
+            ).start()
+
+    def stop(self) -> None:
+        """Send what is waiting, and end the threads; they are not waited for."""
+        with self._lock:
+            if self.is_running:
+                self.is_running = False
+                self._stopped.set()
+                self._queue.put(None)
+
+    def submit(self, job: _Job) -> bool:
+        if not self.is_up or self._queue.qsize() > _MOST_WAITING:
+            return False
+        self._queue.put(job)
+        return True
+
+    def watch(self, operation: Operation, name: str, watcher: Watcher) -> None:
+        key = self.key(operation.name, name)
+        with self._lock:
+            if key not in self._watched:
+                watched = _Watched(operation, name, weakref.WeakSet())
+                self._watched[key] = watched
+                self._indexed_at = -_INDEX_INTERVAL
+            self._watched[key].watchers.add(watcher)
+            self._repaired_at = -_REPAIR_INTERVAL
+        self._queue.put(None)
+
+    # --- the thread that sends ---
+
+    def _work(
+        self,
+        client: Any,
+        waiting: queue.SimpleQueue[_Job | None],
+        stopped: threading.Event,
+    ) -> None:
+        while True:
+            pause = self._repaired_at + _REPAIR_INTERVAL - time.monotonic()
+            jobs: list[_Job] = []
+            with contextlib.suppress(queue.Empty):
+                first = waiting.get(timeout=max(0.0, pause))
+                while len(jobs) < _MOST_TOGETHER:
+                    jobs += [first] if first is not None else []
+                    first = waiting.get_nowait()
+            now = time.monotonic()
+            if now >= self._repaired_at + _REPAIR_INTERVAL and not stopped.is_set():
+                self._repaired_at = now
+                jobs += self._repairs(now)
+            elif not self.is_up:
+                self._fail(jobs)
+                jobs = []
+            if jobs:
+                try:
+                    self._send(client, jobs)
+                except Exception as error:  # noqa: BLE001 - of any client's library
+                    self._set_up(is_up=False, error=error)
+                    self._fail(jobs)
+                else:
+                    self._set_up(is_up=True)
+            if stopped.is_set() and waiting.empty():
+                with contextlib.suppress(Exception):
+                    client.connection_pool.disconnect()
+                return
+
+    def _repairs(self, now: float) -> Iterator[_Job]:
+        """What has to be asked each second."""
+        names = []
+        with self._lock:
+            for key, watched in list(self._watched.items()):
+                if not watched.watchers:
+                    del self._watched[key]
+            all_watched = list(self._watched.items())
+        for key, (operation, name, watchers) in all_watched:
+            names.append(f"{operation.name}|{name}")
+            for watcher in list(watchers):
+                learned = if_answered(watcher.learned)
+                for args in watcher.refresh():
+                    yield _Job(operation, key, json.dumps(args), learned)
+        if now >= self._indexed_at + _INDEX_INTERVAL or not names:
+            self._indexed_at = now
+            yield _Job(NAMES, f"{self.namespace}:names", json.dumps(names), None)
+
+    def _send(self, client: Any, jobs: list[_Job]) -> None:
+        replies = self._run(client, jobs)
+        missing = [job for job, reply in replies if _is(reply, "NoScriptError")]
+        if missing:  # Redis was restarted, or its scripts were flushed.
+            loads = {script(job.operation)[0] for job in missing}
+            again = iter(self._run(client, missing, loads))
+            replies = [
+                next(again) if _is(reply, "NoScriptError") else (job, reply)
+                for job, reply in replies
+            ]
+        for job, reply in replies:
+            if isinstance(reply, Exception):
+                self._log_refusal(job, reply)
+            if job.on_reply is not None:
+                is_reply = isinstance(reply, str)
+                self._call(job.on_reply, json.loads(reply) if is_reply else None)
+
+    def _run(
+        self, client: Any, jobs: list[_Job], loads: Iterable[str] = ()
+    ) -> list[tuple[_Job, Any]]:
+        with client.pipeline(transaction=False) as pipeline:
+            scripts = list(loads)
+            for text in scripts:
+                pipeline.script_load(text)
+            for job in jobs:
+                sha = script(job.operation)[1]
+                pipeline.evalsha(sha, 1, job.key, self.channel, job.args)
+            replies = pipeline.execute(raise_on_error=False)
+        return list(zip(jobs, replies[len(scripts) :], strict=True))
+
+    def _fail(self, jobs: list[_Job]) -> None:
+        for job in jobs:
+            if job.on_reply is not None:
+                self._call(job.on_reply, None)
+
+    def _call(self, function: Callable[[Any], None], reply: Any) -> None:
+        try:
+            function(reply)
+        except Exception:
+            # A user's `on_state_change` may raise, and the thread has others to serve.
+            logger.exception("a listener failed")
+
+    def _set_up(self, *, is_up: bool, error: Exception | None = None) -> None:
+        if is_up is self.is_up:
+            return
+        self.is_up = is_up
+        name = self.address.name
+        if is_up:
+            logger.warning("the store %s is back", name)
+        else:
+            reason = f"{type(error).__name__}: {error}"
+            logger.warning(
+                "the store %s is away: each process decides alone (%s)", name, reason
+            )
+
+    def _log_refusal(self, job: _Job, error: Exception) -> None:
+        kind, now = type(error).__name__, time.monotonic()
+        if now - self._logged.get(kind, -_QUIET) >= _QUIET:
+            self._logged[kind] = now
+            name = self.address.name
+            logger.warning(
+                "the store %s refused %s: %s", name, job.operation.name, error
+            )
+
+    # --- the thread that listens ---
+
+    def _listen(
+        self,
+        client: Any,
+        waiting: queue.SimpleQueue[_Job | None],
+        stopped: threading.Event,
+    ) -> None:
+        while not stopped.is_set():
+            try:
+                with client.pubsub(ignore_subscribe_messages=True) as pubsub:
+                    pubsub.subscribe(self.channel)
+                    # What was announced before is read.
+                    self._repaired_at = -_REPAIR_INTERVAL
+                    waiting.put(None)
+                    while not stopped.is_set() and self.is_up:
+                        message = pubsub.get_message(timeout=_REPAIR_INTERVAL)
+                        if message:
+                            self._learn(message["data"])
+            except Exception as error:  # noqa: BLE001 - the other thread reports it
+                logger.debug("the store's listener is away: %s", error)
+            stopped.wait(_REPAIR_INTERVAL)
+
+    def _learn(self, data: str) -> None:
+        key, text = json.loads(data)
+        watched = self._watched.get(key)
+        if watched is not None:
+            reply = json.loads(text)
+            for watcher in list(watched.watchers):
+                self._call(watcher.learned, reply)
+
+
+def _is(reply: Any, name: str) -> bool:
+    """Whether a reply is an error of this name, whichever library it comes from."""
+    return isinstance(reply, Exception) and type(reply).__name__ == name
+
+
+_LANES: Final = dict[tuple[Any, str], _Lane]()
+_LANES_LOCK: Final = threading.Lock()
+
+
+def _lane_of(address: _Address, namespace: str) -> _Lane:
+    """The lane of an address in this process; stores of one address share it."""
+    key = (repr(address), namespace)
+    with _LANES_LOCK:
+        return _LANES.setdefault(key, _Lane(address, namespace))
+
+
+def _forked() -> None:
+    for lane in list(_LANES.values()):
+        lane.forked()
+
+
+def _leave(lane: _Lane, handle: int) -> None:
+    lane.handles.discard(handle)
+    if not lane.handles:
+        lane.stop()
+
+
+def _at_exit() -> None:
+    for lane in list(_LANES.values()):
+        lane.stop()
+
+
+os.register_at_fork(after_in_child=_forked)
+atexit.register(_at_exit)
+
+
+class RedisStore:
+    """Shares breakers, budgets and limits of the same name over Redis or Valkey.
+
+    Redis can never take a call down: calls do not wait for it, and while it is away
+    each process decides by what it knows, and sends it afterwards. Two threads and two
+    connections serve all stores of one address in a process; a connection is made
+    within 250 ms and a command answered within 50 ms, or Redis is away. Survives forks.
+    A pickle has the address, and the password that is in it; another process makes
+    connections of its own.
+
+    Needs Redis 5 or newer, and the package `redis` (`pip install
+    'langchain-retryrouter[redis]'`), or a client of `valkey`.
+
+    Example:
+        ```python
+        from langchain_retryrouter.stores import RedisStore
+
+        store = RedisStore("redis://localhost:6379/0")
+        router = RetryRouter(routes=[primary, backup], store=store)
+        ```
+
+    Args:
+        url: A URL (`redis://`, `rediss://`, `unix://`), or a sync client, whose
+            settings are used for connections of the store's own.
+        namespace: The beginning of all keys. Services that use other accounts of the
+            same providers need another one.
+
+    Raises:
+        ImportError: The package `redis` is not installed.
+        TypeError: `url` is an async client, or no client.
+        ValueError: The URL or the namespace cannot be used.
+    """
+
+    def __init__(self, url: Any, *, namespace: str = "rr") -> None:
+        """Connect in the background."""
+        if not isinstance(namespace, str) or not namespace:
+            msg = f"namespace must be a string with a character at least: {namespace!r}"
+            raise ValueError(msg)
+        self._open(_read(url), namespace)
+
+    def _open(self, address: _Address, namespace: str) -> None:
+        self._address = address
+        self._lane = _lane_of(address, namespace)
+        weakref.finalize(self, _leave, self._lane, id(self)).atexit = False
+        self._lane.handles.add(id(self))
+        self.wake()
+
+    @property
+    def process(self) -> str:
+        """A name for this process that no other has."""
+        return self._lane.process
+
+    @property
+    def is_up(self) -> bool:
+        """Whether Redis answered last time; True before it was asked."""
+        return self._lane.is_up
+
+    @property
+    def namespace(self) -> str:
+        """The beginning of all keys."""
+        return self._lane.namespace
+
+    def wake(self) -> None:
+        """Start the threads again after a fork or `close()`."""
+        if not self._lane.is_running:
+            self._lane.handles.add(id(self))
+            self._lane.start()
+
+    def submit(
+        self,
+        operation: Operation,
+        name: str,
+        args: list[Any],
+        on_reply: Callable[[Reply | None], None] | None = None,
+    ) -> bool:
+        """Run an operation in the background; False if Redis is away."""
+        self.wake()
+        key = self._lane.key(operation.name, name)
+        return self._lane.submit(_Job(operation, key, json.dumps(args), on_reply))
+
+    def watch(self, operation: Operation, name: str, watcher: Watcher) -> None:
+        """Keep `watcher` informed of the record."""
+        self._lane.watch(operation, name, watcher)
+
+    def snapshot(self) -> list[Scope]:
+        """All that is shared now, read from Redis.
+
+        Raises:
+            Exception: Redis does not answer within a second: the client's own error.
+        """
+        lane = self._lane
+        client = self._address.connect(timeout=1.0)
+        try:
+            seconds, micros = client.time()
+            now = int(seconds) * 1000 + int(micros) // 1000
+            names = [
+                name.partition("|")[::2]
+                for name in sorted(client.hgetall(f"{lane.namespace}:names"))
+            ]
+            with client.pipeline(transaction=False) as pipeline:
+                for kind, name in names:
+                    pipeline.hgetall(lane.key(kind, name))
+                records = pipeline.execute()
+        finally:
+            client.connection_pool.disconnect()
+        return [
+            read_scope(kind, name, {f: _number(v) for f, v in record.items()}, now)
+            for (kind, name), record in zip(names, records, strict=True)
+            if record
+        ]
+
+    def close(self) -> None:
+        """Close the connections, unless other stores of this address are open.
+
+        What is waiting is sent. A store that is used again opens new ones.
+        """
+        _leave(self._lane, id(self))
+
+    def __copy__(self) -> Self:
+        """The same object, which is to be shared."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """The same object, which is to be shared."""
+        return self
+
+    def __getstate__(self) -> tuple[_Address, str]:
+        """The address and the namespace."""
+        return self._address, self.namespace
+
+    def __setstate__(self, state: tuple[_Address, str]) -> None:
+        """Connect to the same address."""
+        self._open(*state)
+
+    def __repr__(self) -> str:
+        """The address without a password."""
+        name, namespace = self._address.name, self.namespace
+        return f"{type(self).__name__}({name!r}, namespace={namespace!r})"
+
+
+def _read(url: Any) -> _Address:
+    if not isinstance(url, str):
+        return _Address.of(url)
+    try:
+        redis = importlib.import_module("redis")
+    except ImportError as error:
+        raise ImportError(_ADVICE) from error
+    try:
+        return _Address.of(redis.Redis.from_url(url))
+    except ValueError as error:
+        msg = (
+            "the store's URL must be like redis://localhost:6379/0, rediss://..., or"
+            f" unix:///path: {error}"
+        )
+        raise ValueError(msg) from None
+
+
+def _number(text: str) -> Any:
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return int(number) if number.is_integer() else number
