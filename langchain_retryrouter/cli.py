@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -28,6 +29,7 @@ from langchain_retryrouter import (
     GPTRouterModel,
     OpenAI,
     RetryPolicy,
+    RetryRouter,
     RetryRouterError,
     StreamInterruptedError,
     __version__,
@@ -63,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None for those of the process.
 
     Returns:
-        The exit code: 0, 1 for a package that is not installed, 2 for bad arguments.
+        The exit code: 0, 1 for a package that is not installed or a route that does not
+            answer, 2 for bad arguments.
     """
     arguments = _parser().parse_args(argv)
     if arguments.needs_extra and _MISSING:
@@ -74,11 +77,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 1
     try:
-        arguments.run(arguments)
+        return arguments.run(arguments) or 0
     except (ValueError, OSError) as error:
         print(f"retryrouter {arguments.command}: {error}", file=sys.stderr)
         return 2
-    return 0
+    except ImportError as error:
+        if arguments.command != "check":
+            raise
+        print(f"retryrouter check: {error}", file=sys.stderr)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -107,6 +114,16 @@ def _parser() -> argparse.ArgumentParser:
             metavar="N" if name in {"max_retries", "backoff_factor"} else "SECONDS",
         )
     explain.set_defaults(run=_explain, needs_extra=False)
+
+    check = commands.add_parser("check", help="validate the config of a RetryRouter")
+    check.add_argument("file", metavar="FILE", help="a .toml, .json or .yaml file")
+    check.add_argument(
+        "--ping", action="store_true", help="ask each route once, for a few tokens"
+    )
+    check.add_argument(
+        "--timeout", type=float, default=30.0, metavar="SECONDS", help="of each ping"
+    )
+    check.set_defaults(run=_check, needs_extra=False)
     return parser
 
 
@@ -161,6 +178,39 @@ def _explain(arguments: argparse.Namespace) -> None:
     for retry in range(1, policy.max_attempts):
         print(f"before retry {retry}: up to {policy.backoff(retry):.2f} s")
     print(policy.explain())
+
+
+# The fields that limit an answer, in LangChain's integrations.
+_TOKEN_LIMITS = ("max_tokens", "max_output_tokens", "num_predict", "max_new_tokens")
+_PING_TOKENS = 16  # The least that OpenAI's Responses API takes.
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    router = RetryRouter.from_config(arguments.file)
+    print(router.explain())
+    if not arguments.ping:
+        return 0
+    print()
+    # No other route, retry or breaker hides what one route does.
+    policy = RetryPolicy(
+        max_retries=0,
+        attempt_timeout=arguments.timeout,
+    )
+    width, failed = max(len(route.name) for route in router.routes), 0
+    for route in router.routes:
+        known = type(route.model).model_fields
+        limit = next((name for name in _TOKEN_LIMITS if name in known), None)
+        update = {limit: _PING_TOKENS} if limit else {}
+        once = route.model_copy(update={"model": route.model.model_copy(update=update)})
+        pinged = RetryRouter(routes=[once], retry_policy=policy, breaker_settings=None)
+        began, outcome = time.perf_counter(), "ok"
+        try:
+            pinged.invoke("Answer with the word OK.")
+        except RetryRouterError as error:
+            outcome, failed = f"{error.kind.value}: {error.message}", failed + 1
+        milliseconds = 1000 * (time.perf_counter() - began)
+        print(f"{route.name:<{width}}  {milliseconds:>6.0f} ms  {outcome}")
+    return 1 if failed else 0
 
 
 # The demo.

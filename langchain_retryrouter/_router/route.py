@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import inspect
 import logging
 import time
@@ -102,7 +103,8 @@ class Route(BaseModel):
     """One model that can answer.
 
     Attributes:
-        model: Any LangChain chat model, or one with options bound to it.
+        model: Any LangChain chat model, or one with options bound to it; or a string
+            such as "openai:gpt-5.5" if langchain is installed.
         name: What attempt logs and errors call it; by default the model's own name.
         weight: Its share of the calls under the strategy "weighted".
         supports_prefill: Whether the model continues a last message of the assistant,
@@ -126,6 +128,7 @@ class Route(BaseModel):
         route_cost: What an attempt costs at most; the router fills it in.
         unfit: Why this route cannot be asked, in a router with tools bound to it.
         ignored: An argument of `bind_tools` that its integration drops.
+        source: The string or table of a config that the model was made of.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", frozen=True)
@@ -144,6 +147,7 @@ class Route(BaseModel):
     route_cost: RouteCost = Field(default=RouteCost(""), exclude=True, repr=False)
     unfit: str = Field(default="", exclude=True, repr=False)
     ignored: str = Field(default="", exclude=True, repr=False)
+    source: dict[str, Any] | None = Field(default=None, exclude=True, repr=False)
 
     _own_tools: list[Any] = PrivateAttr(default_factory=list)
 
@@ -153,6 +157,8 @@ class Route(BaseModel):
         """Take a model that has options bound to it apart."""
         if not isinstance(values, dict):
             return values
+        if isinstance(spec := values.get("model"), str):
+            values = {"source": {"model": spec}, **values, "model": init_model(spec)}
         _check_unconfigured(values.get("model"))
         model, options = unbound(values.get("model"))
         if not isinstance(model, BaseChatModel):
@@ -507,6 +513,31 @@ class Route(BaseModel):
         return _CacheEntry(cache, prompt, dumps([self.identity, options]))
 
 
+def init_model(spec: str, /, **params: Any) -> BaseChatModel:
+    """The chat model of a string such as "openai:gpt-5.5", by `init_chat_model`.
+
+    Raises:
+        ImportError: langchain, or the provider's package, is not installed.
+        ValueError: It is not "provider:model", or the provider is not known.
+    """
+    provider, _, name = spec.partition(":")
+    if not provider.strip() or not name.strip():
+        msg = (
+            "a model must be a chat model, or 'provider:model' such as"
+            f" 'openai:gpt-5.5', not {spec!r}"
+        )
+        raise ValueError(msg)
+    try:
+        langchain = importlib.import_module("langchain.chat_models")
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith("langchain"):
+            raise
+        msg = f"the model {spec!r} needs langchain: pip install langchain"
+        raise ImportError(msg) from error
+    model = langchain.init_chat_model(name, model_provider=provider, **params)
+    return cast("BaseChatModel", model)
+
+
 def prepare_routes(routes: list[Route]) -> list[Route]:
     """The routes with distinct names and models that send once.
 
@@ -672,11 +703,6 @@ def _check_unconfigured(model: Any) -> None:
 
 
 def _why_not_a_route(model: Any) -> str:
-    if isinstance(model, str):
-        return (
-            f"a route's model must be a chat model, not the string {model!r}: pass"
-            f" langchain.chat_models.init_chat_model({model!r})"
-        )
     if type(model).__name__ == "_ConfigurableModel":
         return (
             "a route's model must be a fixed chat model, not the configurable one of"

@@ -11,11 +11,22 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import importlib
 import math
+import os
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Literal,
+    Self,
+    TypeAlias,
+    TypeVar,
+    cast,
+)
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
@@ -112,6 +123,8 @@ _BREAKER_DEFAULTS: Final = CircuitBreakerSettings(
 _DEFAULT_LIMITS: Final = (300.0, 60.0, 60.0)  # Of an attempt, first token, and stall.
 # For tracers, where the first route does not say it itself.
 _OWN_LS_PARAMS: Final = LangSmithParams(ls_provider="retryrouter", ls_model_type="chat")
+# Only needed by those who use it.
+_CONFIG: Final = "langchain_retryrouter._router.config"
 _METHODS: Final = ("auto", "function_calling", "json_schema", "json_mode")
 _RENAMED: Final = {
     "breaker": (
@@ -173,7 +186,10 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     routes: list[Route] = Field(min_length=1)
-    """The models to ask; a plain chat model is a route with the model's name."""
+    """The models to ask; a plain chat model is a route with the model's name.
+
+    With langchain installed, a string such as "openai:gpt-5.5" is a model, too.
+    """
 
     retry_policy: RetryPolicy = Field(default_factory=RetryPolicy)
     """Retries, waits and time limits; `max_retries` holds for each route.
@@ -270,7 +286,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         def __init__(
             self,
             *,
-            routes: Sequence[Route | BaseChatModel | RunnableBinding[Any, Any]],
+            routes: Sequence[Route | BaseChatModel | RunnableBinding[Any, Any] | str],
             **fields: Any,
         ) -> None:
             """Of models as well as of routes, which the field's type cannot express."""
@@ -292,7 +308,10 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
             return [
                 one if isinstance(one, Route) else Route(model=one) for one in value
             ]
-        msg = f"routes must be a list of chat models or Routes, not {value!r}"
+        msg = (
+            "routes must be a list of chat models, Routes or 'provider:model' strings,"
+            f" not {value!r}"
+        )
         raise ValueError(msg)
 
     @field_validator("routes")
@@ -366,6 +385,43 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         """Make the memory before there are copies, which share it."""
         _ = self._memory
         return self
+
+    @classmethod
+    def from_config(
+        cls,
+        source: str | os.PathLike[str] | Mapping[str, Any],
+        **fields: Any,
+    ) -> Self:
+        """A router as a TOML, JSON or YAML file, or a mapping, describes it.
+
+        Keys are named by environment variable; a key in the config is refused.
+
+        Example:
+            ```toml
+            [[routes]]
+            model = "openai:gpt-5.5"
+            api_key_env = "OPENAI_API_KEY"
+            params = { temperature = 0 }
+
+            [[routes]]
+            model = "anthropic:claude-opus-5"
+
+            [retry_policy]
+            deadline = 60
+            ```
+
+        Args:
+            source: The path of the file, or the mapping.
+            **fields: Fields that data cannot express, such as `accept` or `clock`.
+
+        Raises:
+            ImportError: langchain, a provider's package or PyYAML is not installed.
+            OSError: The file cannot be read.
+            ValueError: Something in it is wrong; the message has a line for each
+                problem, with the file's name and line.
+        """
+        config = importlib.import_module(_CONFIG)
+        return cast("Self", config.from_config(cls, source, fields))
 
     # --- a call ---
 

@@ -443,7 +443,6 @@ NO_ROUTES: dict[str, tuple[Any, str]] = {
     "chain": (PARROT | str, "must be a LangChain chat model"),
     "llm": (FakeListLLM(responses=["a"]), "must be a LangChain chat model"),
     "number": (5, "must be a LangChain chat model, not 5"),
-    "str": ("openai:gpt-4o", "init_chat_model('openai:gpt-4o')"),
 }
 
 

@@ -1,0 +1,505 @@
+"""Routers from strings and files: `RetryRouter.from_config`, `to_config`, and ping.
+
+A file says what plain data can say: models as "provider:model", numbers, and the names
+of environment variables that have the keys. Every problem of a file is reported with
+its line. A key itself is refused, since files are committed, copied and logged.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import json
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeAlias, TypeVar
+
+from langchain_core.language_models.chat_models import BaseChatModel
+from pydantic import BaseModel, SecretStr, ValidationError
+
+from langchain_retryrouter._router.route import Route, init_model
+from langchain_retryrouter.errors import SHORTEST_SECRET, redact_text
+from langchain_retryrouter.failures import FailureAction, FailureKind
+from langchain_retryrouter.policy import RetryBudget, RetryPolicy
+
+Place: TypeAlias = tuple[str | int, ...]
+"""Where something is in a file, such as `("routes", 0, "weight")`."""
+Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
+
+_M = TypeVar("_M", bound=BaseModel)
+
+_OBJECTS: Final = frozenset(
+    {"accept", "breaker", "cache", "callbacks", "clock", "custom_get_token_ids"}
+    | {"by_tool", "ignored", "profile", "rate_limiter", "route_cost", "source", "unfit"}
+)
+"""Fields that plain data cannot express, or that the router fills in."""
+_TABLES: Final[Mapping[str, Callable[..., Any]]] = {
+    "retry_policy": RetryPolicy,
+    "budget": RetryBudget,
+}
+_ENV: Final = "_env"
+_MOST_NAMES: Final = 30  # That a message lists.
+_VARIABLE: Final = re.compile(r"[A-Z][A-Z0-9_]*")
+_SECRET: Final = re.compile(
+    r"(?i)(?:^|[_-])(?:(?:api|secret|access|private|subscription)[_-]?key|secret|token"
+    r"|password|passwd|credentials|authorization|cookie)$|access[_-]key"
+)
+_WITH_PASSWORD: Final = re.compile(r"(?i)^[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]+@")
+_STEP: Final = re.compile(r"[\s,:]*")  # Between the parts of valid JSON.
+# Whose models are made by functions with parameters of their own.
+_OWN_PARAMS: Final = frozenset({"huggingface", "langsmith"})
+
+
+# --- files ----------------------------------------------------------------------------
+
+
+class _Config:
+    """The data of a file, and the problems that are found in it."""
+
+    def __init__(self, source: Source) -> None:
+        """Read it.
+
+        Raises:
+            ImportError: It is a YAML file, and PyYAML is not installed.
+            OSError: It cannot be read.
+            ValueError: It is no file of these kinds, or has an error of syntax.
+        """
+        self._problems: list[tuple[int, str]] = []
+        self._find: Callable[[Place], int] = lambda _: 0
+        self.name = "the config"
+        if isinstance(source, Mapping):
+            self.data: Any = source
+            return
+        self.name = os.fspath(source)
+        kind = Path(self.name).suffix.lower()
+        if kind not in _READERS:
+            msg = (
+                f"a config must be a mapping or a file that ends in"
+                f" {', '.join(_READERS)}, not {self.name!r}"
+            )
+            raise ValueError(msg)
+        text = Path(self.name).read_text(encoding="utf-8")
+        try:
+            self.data, self._find = _READERS[kind](text)
+        except _SyntaxError as error:
+            msg = f"{self.name}:{error.args[0]}: {error.args[1]}"
+            raise ValueError(msg) from error.__cause__
+
+    def problem(self, place: Place, text: str) -> None:
+        """Note what is wrong at a place."""
+        line, where = self._find(place), _written(place)
+        before = f"{self.name}:{line}: " if line else f"{self.name}: "
+        self._problems.append((line, f"{before}{where + ': ' if where else ''}{text}"))
+
+    def check(self) -> None:
+        """Raise one error for all problems so far.
+
+        Raises:
+            ValueError: There are some.
+        """
+        if self._problems:
+            lines = [text for _, text in sorted(self._problems, key=lambda p: p[0])]
+            raise ValueError("\n".join(dict.fromkeys(lines)))
+
+    def has(self, place: Place) -> bool:
+        """Whether the data has something there."""
+        found = self.data
+        for step in place:
+            try:
+                found = found[step]
+            except (KeyError, IndexError, TypeError):
+                return False
+        return True
+
+
+class _SyntaxError(Exception):
+    """A line, and what is wrong there."""
+
+
+def _written(place: Place) -> str:
+    parts = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in place)
+    return "".join(parts).removeprefix(".")
+
+
+def _read_toml(text: str) -> tuple[Any, Callable[[Place], int]]:
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"at line (\d+)", str(error))
+        count = len(text.splitlines())
+        raise _SyntaxError(line[1] if line else count, error) from error
+
+    def find(place: Place) -> int:
+        """The line of the statement that first defines the place, or what is around it.
+
+        tomllib names no lines. But the first lines of a file are a file as well, as
+        long as they do not end within a value.
+        """
+        lines, begin, known = text.splitlines(), 0, 0
+        found = 1
+        for end in range(1, len(lines) + 1):
+            try:
+                part: Any = tomllib.loads("\n".join(lines[:end]))
+            except tomllib.TOMLDecodeError:
+                continue
+            depth = 0
+            for step in place:
+                try:
+                    part = part[step]
+                except (KeyError, IndexError, TypeError):
+                    break
+                depth += 1
+            if depth > known:
+                known, found = depth, begin + 1
+                # Within an array or a table of several lines, a key that is there once.
+                key = re.compile(rf"[\s,{{\"']{re.escape(str(place[-1]))}[\"']?\s*=")
+                inside = [n for n in range(begin, end) if key.search(f" {lines[n]}")]
+                if depth == len(place) and len(inside) == 1:
+                    found = inside[0] + 1
+            begin = end
+        return found
+
+    return data, find
+
+
+def _read_json(text: str) -> tuple[Any, Callable[[Place], int]]:
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _SyntaxError(error.lineno, error.msg) from error
+    decode = json.JSONDecoder().raw_decode
+    lines: dict[Place, int] = {(): 1}
+
+    def skip(at: int) -> int:
+        step = _STEP.match(text, at)
+        return step.end() if step else at
+
+    def walk(at: int, place: Place) -> int:
+        """The end of the value that begins there."""
+        if text[at] not in "{[":
+            return decode(text, at)[1]
+        is_object, count, at = text[at] == "{", 0, skip(at + 1)
+        while text[at] not in "}]":
+            line, step = text.count("\n", 0, at) + 1, count
+            if is_object:
+                step, at = decode(text, at)
+            if (here := (*place, step)) in lines:
+                raise _SyntaxError(line, f"{_written(here)} is given twice")
+            lines[here] = line
+            count, at = count + 1, skip(walk(skip(at), here))
+        return at + 1
+
+    walk(skip(0), ())
+    return data, lambda place: next(
+        lines[place[:n]] for n in range(len(place), -1, -1) if place[:n] in lines
+    )
+
+
+def _read_yaml(text: str) -> tuple[Any, Callable[[Place], int]]:
+    try:
+        yaml: Any = importlib.import_module("yaml")
+    except ImportError as error:
+        msg = "YAML files need PyYAML: pip install PyYAML"
+        raise ImportError(msg) from error
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        said = getattr(error, "problem", None) or error
+        raise _SyntaxError(mark.line + 1 if mark else 1, said) from error
+
+    def pairs(node: Any) -> list[tuple[Any, Any]]:
+        return node.value if isinstance(node, yaml.MappingNode) else []
+
+    nodes, seen = [root], set()
+    while nodes:  # PyYAML takes the last of equal keys.
+        node = nodes.pop()
+        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+            continue
+        seen.add(id(node))
+        keys = set()
+        for key, value in pairs(node):
+            if key.value in keys and isinstance(key, yaml.ScalarNode):
+                raise _SyntaxError(
+                    key.start_mark.line + 1, f"{key.value} is given twice"
+                )
+            keys.add(str(key.value))
+            nodes.append(value)
+        nodes += [] if pairs(node) else node.value
+
+    def find(place: Place) -> int:
+        node, line = root, 1
+        for step in place:
+            if isinstance(node, yaml.SequenceNode) and isinstance(step, int):
+                key = node = node.value[step]
+            else:
+                found = [pair for pair in pairs(node) if pair[0].value == step]
+                if not found:
+                    break  # Of a merged mapping (`<<`).
+                key, node = found[0]
+            line = key.start_mark.line + 1
+        return line
+
+    return data, find
+
+
+_READERS: Final = {
+    ".toml": _read_toml,
+    ".json": _read_json,
+    ".yaml": _read_yaml,
+    ".yml": _read_yaml,
+}
+
+
+# --- reading --------------------------------------------------------------------------
+
+
+def from_config(cls: type[_M], source: Source, fields: Mapping[str, Any]) -> _M:
+    """A router of class `cls`; see `RetryRouter.from_config`."""
+    config = _Config(source)
+    if not isinstance(config.data, Mapping):
+        config.problem((), f"must be a table with `routes`, not {config.data!r}")
+        config.check()
+    given = _resolve(config, config.data, cls.model_fields, ())
+    routes = given.get("routes")
+    if not isinstance(routes, Sequence) or isinstance(routes, str) or not routes:
+        at: Place = ("routes",) if "routes" in given else ()
+        advice = "must be a list of 'provider:model' strings or tables, at least one"
+        name = "" if at else "routes "
+        config.problem(at, f"{name}{advice}, not {routes!r}")
+        config.check()
+        raise AssertionError
+    for name in set(given) & fields.keys():
+        config.problem((name,), "is given as an argument, too: leave it out here")
+    tables = [_route_table(config, one, index) for index, one in enumerate(routes)]
+    config.check()
+    given["routes"] = [
+        _build_route(config, table, params, index)
+        for index, (table, params) in enumerate(tables)
+    ]
+    config.check()
+    try:
+        return cls(**given, **fields)
+    except ValidationError as error:
+        _note_invalid(config, error, (), ())
+        problem = error.errors(include_input=False)[0]["msg"]
+    config.check()
+    raise ValueError(problem)
+
+
+def _resolve(
+    config: _Config, table: Mapping[str, Any], known: Iterable[str], place: Place
+) -> dict[str, Any]:
+    """A table with the values of environment variables, and objects for its tables."""
+    names = {name for name in known if name not in _OBJECTS}
+    given = {}
+    for name, value in table.items():
+        here = (*place, name)
+        if name in _OBJECTS and name in known:
+            config.problem(here, "cannot be given in a config: build it in code")
+            continue
+        plain = name.removesuffix(_ENV) if isinstance(name, str) else name
+        if name not in names and plain not in names:
+            config.problem(
+                here, f"unknown key{_belongs(name) or _nearest(name, names)}"
+            )
+            continue
+        if name == "routes":
+            given[name] = value  # Its tables are read one by one.
+            continue
+        if name not in names:
+            given[plain] = _variable(config, value, here)
+            continue
+        _refuse_secrets(config, value, here)
+        is_table = isinstance(value, Mapping)
+        if name == "failover_on" and is_table:
+            _check_actions(config, value, here)
+        make = _TABLES.get(name) if is_table else None
+        given[name] = _build(config, make, value, here) if make else value
+    return given
+
+
+def _route_table(
+    config: _Config, table: Any, index: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields of a route, and the arguments of its model."""
+    place: Place = ("routes", index)
+    if isinstance(table, Mapping):
+        names = {*Route.model_fields, "params", "api_key"}
+        given = _resolve(config, table, names, place)
+        given["source"] = {
+            name: value
+            for name, value in table.items()
+            if name in {"model", "params", "api_key", "api_key_env"}
+        }
+    else:
+        given = {"model": table}
+    params, at = given.pop("params", {}), (*place, "params")
+    if not isinstance(params, Mapping):
+        config.problem(at, f"must be a table of the model's arguments, not {params!r}")
+        params = {}
+    resolved: dict[str, Any] = {}
+    for name, value in params.items():
+        if str(name).endswith(_ENV):
+            plain = str(name).removesuffix(_ENV)
+            resolved[plain] = _variable(config, value, (*at, name))
+        else:
+            resolved[name] = value
+    if "api_key" in given:
+        if "api_key" in resolved:
+            config.problem((*at, "api_key_env"), "is given twice")
+        resolved["api_key"] = given.pop("api_key")
+    if "model" not in given:
+        config.problem(place, "has no model: write model = 'provider:model'")
+    return given, resolved
+
+
+def _build_route(
+    config: _Config, table: dict[str, Any], params: dict[str, Any], index: int
+) -> Route | None:
+    place: Place = ("routes", index)
+    spec, secrets = table["model"], [v for v in params.values() if isinstance(v, str)]
+    at: Place = (*place, "model") if config.has((*place, "model")) else place
+    try:
+        if isinstance(spec, str):
+            table = {**table, "model": init_model(spec, **params)}
+            _check_params(config, table["model"], spec, params, place)
+        elif params:
+            config.problem(at, "params need a 'provider:model' string as the model")
+        return Route(**table)
+    except ValidationError as error:
+        _note_invalid(config, error, place, secrets)
+    except ImportError as error:
+        msg = f"{config.name}: {_written(at)}: {error}"
+        raise ImportError(msg) from error
+    except Exception as error:  # noqa: BLE001 - a provider's class raises what it likes
+        said = redact_text(secrets, str(error))
+        name = "" if type(error) in {ValueError, TypeError} else type(error).__name__
+        config.problem(at, f"{name}: {said}".removeprefix(": "))
+    return None
+
+
+def _build(
+    config: _Config, cls: Callable[..., Any], table: Mapping[str, Any], place: Place
+) -> Any:
+    """An object of a table of its arguments."""
+    known = set(inspect.signature(cls).parameters)
+    if unknown := [name for name in table if name not in known]:
+        for name in unknown:
+            config.problem((*place, name), f"unknown key{_nearest(name, known)}")
+        return None
+    try:
+        return cls(**table)
+    except (TypeError, ValueError) as error:
+        said = str(error)
+        named = [name for name in table if said.startswith(f"{name} ")]
+        config.problem((*place, *named[:1]), said)
+    return None
+
+
+def _check_actions(config: _Config, table: Mapping[str, Any], place: Place) -> None:
+    kinds, actions = [one.value for one in FailureKind], [*map(str, FailureAction)]
+    for kind, action in table.items():
+        here = (*place, kind)
+        if isinstance(kind, str) and kind not in kinds:
+            config.problem(here, f"no kind of failure{_nearest(kind, kinds)}")
+        if isinstance(action, str) and action not in actions:
+            what = ", ".join(map(repr, actions))
+            config.problem(here, f"must be one of {what}, not {action!r}")
+
+
+def _check_params(
+    config: _Config,
+    model: BaseChatModel,
+    spec: str,
+    params: Mapping[str, Any],
+    place: Place,
+) -> None:
+    """Refuse arguments that the model's class does not know: it may drop them."""
+    if spec.partition(":")[0] in _OWN_PARAMS:
+        return
+    known = set(_field_names(type(model)))
+    for name in params:
+        if name not in known and type(model).model_config.get("extra") != "allow":
+            at = (*place, "params", name)
+            at = at if config.has(at) else (*place, f"{name}{_ENV}")
+            what = f"{type(model).__name__} has no such argument"
+            near = _nearest(name, known) or "; what its API takes goes to model_kwargs"
+            config.problem(at, f"{what}{near}")
+
+
+def _field_names(cls: type[BaseModel]) -> Iterator[str]:
+    for name, field in cls.model_fields.items():
+        yield name
+        for alias in (field.alias, field.validation_alias):
+            if isinstance(alias, str):
+                yield alias
+            yield from (a for a in getattr(alias, "choices", ()) if isinstance(a, str))
+
+
+def _variable(config: _Config, name: Any, place: Place) -> str:
+    """The value of an environment variable."""
+    value = os.environ.get(name) if isinstance(name, str) else None
+    if value:
+        return value
+    if isinstance(name, str) and _VARIABLE.fullmatch(name):
+        config.problem(place, f"the environment variable {name} is not set")
+    else:  # Without the value, which may be the key itself.
+        what = "must be the name of an environment variable, such as 'OPENAI_API_KEY'"
+        config.problem(place, f"{what}, and no variable has the name that is given")
+    return ""
+
+
+def _refuse_secrets(config: _Config, value: Any, place: Place) -> None:
+    """Refuse keys and passwords, at whatever depth."""
+    name = str(place[-1])
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _refuse_secrets(config, item, (*place, key))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _refuse_secrets(config, item, (*place, index))
+    elif isinstance(value, SecretStr) or (
+        isinstance(value, str)
+        and len(value) >= SHORTEST_SECRET  # Not the "EMPTY" of local servers.
+        and (_SECRET.search(name) or _WITH_PASSWORD.search(value))
+    ):
+        advice = f"put it into an environment variable, and write {name}_env = 'NAME'"
+        config.problem(place, f"a config must not contain keys or passwords: {advice}")
+
+
+def _nearest(name: Any, known: Iterable[str]) -> str:
+    names = sorted(known)
+    near = difflib.get_close_matches(str(name), names, 1)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; known are {', '.join(names)}" if len(names) <= _MOST_NAMES else ""
+
+
+def _belongs(name: Any) -> str:
+    for table, cls in _TABLES.items():
+        if name in inspect.signature(cls).parameters:
+            return f"; it belongs into the table {table!r}"
+    return ""
+
+
+def _note_invalid(
+    config: _Config, error: ValidationError, place: Place, secrets: Iterable[str]
+) -> None:
+    for one in error.errors(include_input=False, include_url=False):
+        at = place
+        for step in one["loc"]:
+            inside: Place = (*at, "params", step)
+            if not config.has((*at, step)) and not config.has(inside):
+                break
+            at = inside if config.has(inside) else (*at, step)
+        text = redact_text(secrets, one["msg"]).removeprefix("Value error, ")
+        missing = [str(step) for step in one["loc"][len(at) - len(place) :]]
+        if missing and at == place and isinstance(missing[0], str):
+            text = f"{'.'.join(missing)}: {text}"
+        config.problem(at, text)

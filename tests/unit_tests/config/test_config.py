@@ -1,0 +1,453 @@
+"""Routers from strings and files, and what is wrong with a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_anthropic import ChatAnthropic
+from langchain_openai import ChatOpenAI
+
+from langchain_retryrouter import (
+    FailureAction,
+    FailureKind,
+    RetryPolicy,
+    RetryRouter,
+    Route,
+    cli,
+)
+from langchain_retryrouter.testing import FakeClock, FaultyGateway, Status
+from tests.unit_tests.conftest import Twin
+from tests.unit_tests.router.anthropic_wire import ANSWER, MODEL
+
+KEY = "sk-proj-of-the-environment-1"
+
+TOML = """\
+stream_recovery = "error"
+
+[retry_policy]
+max_retries = 1
+jitter = false
+
+[budget]
+capacity = 28
+
+[failover_on]
+content_filter = "failover"
+
+[[routes]]  # the cheap one
+model = "openai:gpt-4o"
+name = "cheap"
+api_key_env = "KEY_OF_THE_TEAM"
+weight = 2
+params = { base_url = "URL/v1", max_retries = 0, temperature = 0 }
+options = { seed = 1 }
+
+[[routes]]
+model = "anthropic:MODEL"
+[routes.params]
+base_url_env = "CLAUDE_URL"
+api_key_env = "KEY_OF_THE_TEAM"
+"""
+SAME: dict[str, Any] = {
+    "stream_recovery": "error",
+    "retry_policy": {"max_retries": 1, "jitter": False},
+    "budget": {"capacity": 28},
+    "failover_on": {"content_filter": "failover"},
+    "routes": [
+        {
+            "model": "openai:gpt-4o",
+            "name": "cheap",
+            "api_key_env": "KEY_OF_THE_TEAM",
+            "weight": 2,
+            "params": {"base_url": "URL/v1", "max_retries": 0, "temperature": 0},
+            "options": {"seed": 1},
+        },
+        {
+            "model": f"anthropic:{MODEL}",
+            "params": {
+                "base_url_env": "CLAUDE_URL",
+                "api_key_env": "KEY_OF_THE_TEAM",
+            },
+        },
+    ],
+}
+YAML = """\
+stream_recovery: error
+retry_policy: {max_retries: 1, jitter: false}
+budget: {capacity: 28}
+failover_on:
+  content_filter: failover
+routes:
+  - model: openai:gpt-4o
+    name: cheap
+    api_key_env: KEY_OF_THE_TEAM
+    weight: 2
+    params: &at_the_gateway
+      base_url: URL/v1
+      max_retries: 0
+      temperature: 0
+    options: {seed: 1}
+  - model: anthropic:MODEL
+    params:
+      base_url_env: CLAUDE_URL
+      api_key_env: KEY_OF_THE_TEAM
+"""
+WRITTEN: dict[str, Callable[[str], str]] = {
+    ".toml": lambda url: TOML.replace("URL/v1", url).replace("MODEL", MODEL),
+    ".json": lambda url: json.dumps(SAME, indent=2).replace("URL/v1", url),
+    ".yaml": lambda url: YAML.replace("URL/v1", url).replace("MODEL", MODEL),
+}
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch, gateway: FaultyGateway) -> None:
+    monkeypatch.setenv("KEY_OF_THE_TEAM", KEY)
+    monkeypatch.setenv("CLAUDE_URL", gateway.url)
+    gateway.respond("/v1/messages", ANSWER)
+
+
+@pytest.fixture(params=[*WRITTEN, "mapping"])
+def source(
+    request: pytest.FixtureRequest, gateway: FaultyGateway, tmp_path: Path
+) -> Any:
+    """The same router as a file of each format, and as a mapping."""
+    if request.param == "mapping":
+        return json.loads(WRITTEN[".json"](gateway.openai_url))
+    path = tmp_path / f"router{request.param}"
+    path.write_text(WRITTEN[request.param](gateway.openai_url))
+    return path
+
+
+def write(folder: Path, text: str, kind: str = ".toml") -> Path:
+    path = folder / f"router{kind}"
+    path.write_text(text)
+    return path
+
+
+def problems(source: Any, **fields: Any) -> list[str]:
+    """The lines of the error, without the folder."""
+    with pytest.raises(ValueError) as refused:  # noqa: PT011 - the callers compare
+        RetryRouter.from_config(source, **fields)
+    folder = "" if isinstance(source, dict) else f"{Path(source).parent}/"
+    return str(refused.value).replace(folder, "").splitlines()
+
+
+# --- strings ---
+
+
+def test_strings_are_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A string is the model that `init_chat_model` makes, which sends once."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    second_route = Route.model_validate(
+        {"model": "anthropic:claude-opus-5", "weight": 2}
+    )
+    router = RetryRouter(routes=["openai:gpt-5.5", second_route])
+    first, second = (route.model for route in router.routes)
+    assert isinstance(first, ChatOpenAI)
+    assert isinstance(second, ChatAnthropic)
+    assert (first.max_retries, second.max_retries) == (0, 0)
+    assert [route.name for route in router.routes] == ["gpt-5.5", "claude-opus-5"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("gpt-5.5", "'provider:model' such as 'openai:gpt-5.5', not 'gpt-5.5'"),
+        ("openai:", "not 'openai:'"),
+        (":gpt-5.5", "not ':gpt-5.5'"),
+        ("opnai:gpt-5.5", "opnai"),
+    ],
+)
+def test_a_string_of_another_form_is_named(spec: str, says: str) -> None:
+    """The error has the value and the form that is needed."""
+    with pytest.raises(ValueError, match=says):
+        RetryRouter(routes=[spec])
+
+
+def test_a_string_alone_is_no_list_of_routes() -> None:
+    """It would be a list of characters."""
+    with pytest.raises(ValueError, match=r"must be a list.*not 'openai:gpt"):
+        RetryRouter(routes="openai:gpt-5.5")
+
+
+@pytest.mark.parametrize(
+    ("package", "spec", "command"),
+    [
+        ("langchain.chat_models", "openai:gpt-5.5", "pip install langchain"),
+        ("langchain_cohere", "cohere:command-a", "pip install langchain-cohere"),
+    ],
+)
+def test_a_missing_package_is_named(
+    monkeypatch: pytest.MonkeyPatch, package: str, spec: str, command: str
+) -> None:
+    """The error has the command that installs it."""
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=command):
+        RetryRouter(routes=[spec])
+    with pytest.raises(ImportError, match=rf"routes\[0\].*{command}"):
+        RetryRouter.from_config({"routes": [spec]})
+
+
+# --- files ---
+
+
+def test_a_file_of_each_format_is_the_same_router(
+    twin: Twin, source: Any, gateway: FaultyGateway, clock: FakeClock
+) -> None:
+    """Fields, routes, keys and options are what the file says, and fail over."""
+    router = RetryRouter.from_config(source, clock=clock)
+    assert router.retry_policy == RetryPolicy(max_retries=1, jitter=False)
+    assert router.stream_recovery == "error"
+    assert router.budget is not None
+    assert router.budget.tokens == 28
+    assert router.failover_on == {FailureKind.CONTENT_FILTER: FailureAction.FAILOVER}
+    cheap, claude = router.routes
+    assert (cheap.name, cheap.weight, cheap.options) == ("cheap", 2, {"seed": 1})
+    gateway.script(Status(503), Status(503))
+    answer = twin.invoke(router, "hi")
+    assert answer.response_metadata["retryrouter"]["route"] == MODEL == claude.name
+    sent = gateway.requests[0]
+    assert sent.headers["authorization"] == f"Bearer {KEY}"
+    assert (sent.json["temperature"], sent.json["seed"]) == (0, 1)
+    assert KEY in str(gateway.requests[-1].headers)
+
+
+def test_fields_of_code_are_taken_beside_a_file(source: Any) -> None:
+    """What data cannot say is given as an argument, but nothing twice."""
+    router = RetryRouter.from_config(source, accept=bool, tags=["x"])
+    assert router.accept is bool
+    assert router.tags == ["x"]
+    with pytest.raises(ValueError, match="stream_recovery: is given as an argument"):
+        RetryRouter.from_config(source, stream_recovery="buffer")
+
+
+WRONG = """\
+strategy = "priority"
+hedge_afer = 3
+
+[retry_policy]
+deadlin = 3
+
+[failover_on]
+content_filter = "failovr"
+rate_limi = "retry"
+
+[[routes]]
+model = "openai:gpt-5.5"
+api_key_env = "NOT_SET"
+wieght = 2
+
+[[routes]]
+name = '''
+[[routes]]
+wieght = 2
+'''
+model = "anthropic:claude-opus-5"
+params.api_key = "sk-123456789012"
+"""
+
+
+def test_each_problem_is_named_with_its_line(tmp_path: Path) -> None:
+    """All problems are told at once, also within arrays, tables and dotted keys."""
+    found = problems(write(tmp_path, WRONG))
+    assert found[:-1] == [
+        "router.toml:2: hedge_afer: unknown key; did you mean 'hedge_after'?",
+        "router.toml:5: retry_policy.deadlin: unknown key; did you mean 'deadline'?",
+        (
+            "router.toml:8: failover_on.content_filter: must be one of 'retry',"
+            " 'failover', 'raise', not 'failovr'"
+        ),
+        (
+            "router.toml:9: failover_on.rate_limi: no kind of failure; did you mean"
+            " 'rate_limit'?"
+        ),
+        (
+            "router.toml:13: routes[0].api_key_env: the environment variable NOT_SET is"
+            " not set"
+        ),
+        "router.toml:14: routes[0].wieght: unknown key; did you mean 'weight'?",
+    ]
+    assert found[-1].startswith("router.toml:22: routes[1].params.api_key: a config")
+
+
+LINES: dict[str, tuple[str, str, str]] = {
+    "value": (
+        ".toml",
+        'hedge_after = -1\n[[routes]]\nmodel = "openai:m"\nRAW',
+        "router.toml:1: hedge_after: Input should be greater than 0",
+    ),
+    "value of a policy": (
+        ".toml",
+        '[[routes]]\nmodel = "openai:m"\nRAW\n[retry_policy]\n# A\nmax_retries = -1',
+        "router.toml:6: retry_policy.max_retries: max_retries must be",
+    ),
+    "value of a route": (
+        ".toml",
+        (
+            'routes = [\n  { model = "openai:m", params = {api_key="EMPTY"} },\n'
+            '  { model = "openai:n", params = {api_key="EMPTY"},\n weight = "x" }\n]'
+        ),
+        "router.toml:",
+    ),
+    "argument": (
+        ".toml",
+        '[[routes]]\nmodel = "openai:m"\nRAW\n[routes.params]\n\ntemperature = "x"\n',
+        "router.toml:6: routes[0].params.temperature: Input should be",
+    ),
+    "unknown argument": (
+        ".toml",
+        '[[routes]]\nmodel = "openai:m"\nRAW\nparams.max_token = 3\n',
+        (
+            "router.toml:4: routes[0].params.max_token: ChatOpenAI has no such"
+            " argument; did you mean 'max_tokens'?"
+        ),
+    ),
+    "no provider": (
+        ".toml",
+        '[[routes]]\nweight = 2\nmodel = "gpt-5.5"\n',
+        "router.toml:3: routes[0].model: a model must be",
+    ),
+    "no model": (".toml", "[[routes]]\nweight = 2\n", "router.toml:1: routes[0]: has"),
+    "no routes": (".toml", 'strategy = "weighted"\n', "router.toml:1: routes must be"),
+    "syntax": (".toml", "a = 1\nb = \n", "router.toml:2: Invalid value"),
+    "json": (
+        ".json",
+        '{\n"routes": [\n{"model": "openai:m",\n"wieght": "a\\"{}[]"}\n]}',
+        "router.json:4: routes[0].wieght: unknown key",
+    ),
+    "json twice": (
+        ".json",
+        '{"seed": 1,\n"routes": [],\n "seed": 2}',
+        "router.json:3: seed is given twice",
+    ),
+    "json syntax": (".json", '{\n"routes": [,]}', "router.json:2: Expecting value"),
+    "yaml": (
+        ".yaml",
+        "routes:\n- model: openai:m\n  params:\n    # A\n    x_env: NOT_SET\n",
+        "router.yaml:5: routes[0].params.x_env: the environment variable NOT_SET",
+    ),
+    "yaml twice": (".yml", "seed: 1\nseed: 2\n", "router.yml:2: seed is given twice"),
+    "yaml syntax": (".yml", "a: 1\nb: [\n", "router.yml:3: "),
+    "yaml objects": (
+        ".yml",
+        "seed: 1\nroutes: !!python/object/apply:os.system ['true']\n",
+        "router.yml:2: could not determine a constructor",
+    ),
+    "list": (".json", "[]", "router.json:1: must be a table with `routes`"),
+    "ending": (".ini", "[routes]", "a config must be a mapping or a file that ends in"),
+}
+
+
+@pytest.mark.parametrize("row", LINES)
+@pytest.mark.filterwarnings("ignore:WARNING! max_token")
+def test_a_problem_is_named_with_its_line(tmp_path: Path, row: str) -> None:
+    """The line is that of the key, whatever the form of the file."""
+    kind, text, says = LINES[row]
+    text = text.replace("RAW", 'api_key_env = "KEY_OF_THE_TEAM"')
+    assert problems(write(tmp_path, text, kind))[0].startswith(says)
+
+
+def test_yaml_needs_pyyaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error has the command that installs it; the other formats need nothing."""
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(ImportError, match="pip install PyYAML"):
+        RetryRouter.from_config(write(tmp_path, "a: 1", ".yaml"))
+
+
+SECRETS: dict[str, dict[str, Any]] = {
+    "api_key": {"api_key": KEY},
+    "params": {"params": {"openai_api_key": KEY}},
+    "token": {"params": {"azure_ad_token": KEY}},
+    "header": {"params": {"default_headers": {"Authorization": f"Bearer {KEY}"}}},
+    "option": {"options": {"extra_headers": {"x-api-key": KEY}}},
+    "url": {"params": {"base_url": f"https://me:{KEY}@127.0.0.1/v1"}},
+    "key for a name": {"api_key_env": KEY},
+    "key for a name in params": {"params": {"api_key_env": KEY}},
+}
+
+
+@pytest.mark.parametrize("row", SECRETS)
+def test_keys_are_refused_and_not_shown(row: str) -> None:
+    """A key in a config is refused, wherever it is, and is not in the message."""
+    table = {"model": "openai:gpt-4o", **SECRETS[row]}
+    found = problems({"routes": [table]})
+    assert len(found) == 1
+    assert KEY not in found[0]
+    assert "environment variable" in found[0]
+
+
+def test_a_key_is_not_shown_by_what_the_model_refuses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The provider's class prints its arguments, the key among them."""
+    monkeypatch.setenv("KEY_OF_THE_TEAM", f"{KEY}\n")
+    table = {
+        "model": "openai:gpt-4o",
+        "api_key_env": "KEY_OF_THE_TEAM",
+        "params": {"n": 2, "streaming": True},
+    }
+    found = problems({"routes": [table]})
+    assert KEY not in "\n".join(found)
+
+
+def test_a_local_server_without_keys_can_be_named() -> None:
+    """A placeholder that is too short for a key is allowed."""
+    table = {"model": "openai:llama", "params": {"api_key": "EMPTY"}}
+    assert RetryRouter.from_config({"routes": [table]}).routes[0].name == "llama"
+
+
+# --- the command ---
+
+
+@pytest.fixture
+def checked(tmp_path: Path, gateway: FaultyGateway) -> Path:
+    """A file with two routes at the gateway."""
+    return write(tmp_path, WRITTEN[".toml"](gateway.openai_url))
+
+
+def test_check_prints_the_worst_case(
+    checked: Path, gateway: FaultyGateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`check` builds the router, prints what a call costs, and sends nothing."""
+    assert cli.main(["check", str(checked)]) == 0
+    printed = capsys.readouterr().out
+    assert "cheap" in printed
+    assert "in all" in printed
+    assert not gateway.requests
+
+
+def test_check_names_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A bad file is exit code 2 and its problems; a missing package is 1."""
+    path = write(tmp_path, WRONG)
+    assert cli.main(["check", str(path)]) == 2
+    assert f"{path}:5: retry_policy.deadlin" in capsys.readouterr().err
+    assert cli.main(["check", str(tmp_path / "none.toml")]) == 2
+    path = write(tmp_path, 'routes = ["cohere:command-a"]')
+    assert cli.main(["check", str(path)]) == 1
+    assert "pip install langchain-cohere" in capsys.readouterr().err
+
+
+def test_ping_asks_each_route_once(
+    checked: Path, gateway: FaultyGateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each route gets one short request; one that fails is exit code 1."""
+    assert cli.main(["check", str(checked), "--ping"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count(" ms  ok") == 2
+    limits = [one.json.get("max_completion_tokens") for one in gateway.requests]
+    assert len(limits) == 2
+    assert limits[0] == gateway.requests[1].json["max_tokens"] == 16
+    gateway.script(Status(401))
+    assert cli.main(["check", str(checked), "--ping"]) == 1
+    printed = capsys.readouterr().out
+    assert "ms  authentication: Error code: 401" in printed
+    assert printed.count(" ms  ok") == 1
+    assert len(gateway.requests) == 4
