@@ -289,7 +289,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
             routes: Sequence[Route | BaseChatModel | RunnableBinding[Any, Any] | str],
             **fields: Any,
         ) -> None:
-            """Of models as well as of routes, which the field's type cannot express."""
+            """Plain chat models are taken as routes."""
 
     @model_validator(mode="before")
     @classmethod
