@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 
@@ -30,7 +30,7 @@ from pydantic import (
 from langchain_retryrouter import _gptrouter
 from langchain_retryrouter._gptrouter.http import find_origin
 from langchain_retryrouter._http import ClosedByWith
-from langchain_retryrouter._retry.call_state import CallState
+from langchain_retryrouter._retry.call_state import CallState, Subject
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.engine import RetryContext
 from langchain_retryrouter.circuit_breaker import CircuitBreaker
@@ -358,7 +358,9 @@ class GatewayConnection(ClosedByWith, Serializable):
 # --- one call -----------------------------------------------------------------------
 
 
-def retry_context(connection: GatewayConnection, **hooks: Any) -> RetryContext:
+def retry_context(
+    connection: GatewayConnection, describe: Callable[[int], Subject], **hooks: Any
+) -> RetryContext:
     """How one call is retried: by the connection's fields, and what it asks (`hooks`).
 
     A copy whose fields were changed may have a `max_retries` that the policy denies.
@@ -369,7 +371,11 @@ def retry_context(connection: GatewayConnection, **hooks: Any) -> RetryContext:
     policy = resolve_policy(connection.retry_policy, given, retries)
     return RetryContext(
         CallState(
-            policy, budget=connection.budget, breaker=connection.breaker, time=clock
+            policy,
+            budget=connection.budget,
+            breaker=connection.breaker,
+            time=clock,
+            describe=describe,
         ),
         errors=_gptrouter.errors.GPT_ROUTER_ERRORS,
         clock=clock,

@@ -28,7 +28,7 @@ from pydantic import (
 from langchain_retryrouter import _json
 from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
 from langchain_retryrouter._providers import errors
-from langchain_retryrouter._retry.call_state import AttemptRecord
+from langchain_retryrouter._retry.call_state import AttemptRecord, Subject
 from langchain_retryrouter._retry.streaming import ChunkInfo
 from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError
 from langchain_retryrouter.failures import FailureKind, is_routes_own
@@ -286,6 +286,14 @@ class ModelList:
             error.body.get("event") == "error"
         )
         return is_from_stream and is_routes_own(error.kind)
+
+    def describe(self, _position: int) -> Subject:
+        """What the next attempt asks, for observers."""
+        return Subject("chat", "gptrouter", self.requests[0].model_name)
+
+    def streamed(self) -> dict[str, Any]:
+        """What the stream that was read says of itself, for observers."""
+        return {"model": self._reader.model, "usage": self._reader.usage}
 
     def learn(self) -> None:
         """Remember whether the model that a stream names is a chat model."""
@@ -633,6 +641,7 @@ class EventReader:
         # The model that answers, and whether it is a chat model, once an event says so.
         self.model: str | None = None
         self.is_chat: bool | None = None
+        self.usage: Any = None
 
     def __call__(self, event: models.ChunkedGenerationResponse) -> ChunkInfo:
         data = event.data
@@ -660,6 +669,7 @@ class EventReader:
             return ChunkInfo(is_end=self._is_finished is not False, is_last=True)
         if event.event == "meta":
             self.model = self.model or _text_or_none(data.get("model"))
+            self.usage = data.get("usage") or self.usage
         return ChunkInfo()
 
 

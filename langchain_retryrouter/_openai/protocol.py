@@ -237,6 +237,15 @@ def _has(thing: Any, name: str) -> bool:
     return name in came or name in (thing.model_extra or {})
 
 
+def facts_of(answer: Any) -> dict[str, Any]:
+    """What an answer or chunk says of itself, for observers."""
+    facts = {"usage": _plain(get(answer, "usage")), "model": get(answer, "model")}
+    reasons = [get(choice, "finish_reason") for choice in get(answer, "choices") or ()]
+    return {name: value for name, value in facts.items() if value} | (
+        {"finish_reasons": reasons} if any(reasons) else {}
+    )
+
+
 def _message_of(choice: Any) -> Any:
     """The message, or its delta, of a choice of the chat endpoint."""
     delta = get(choice, "delta")

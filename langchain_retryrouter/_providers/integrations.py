@@ -160,6 +160,15 @@ def _own_model(model: Any, facts: Integration) -> RetriesDisabled:
     )
 
 
+def has_attempts(model: Any) -> bool:
+    """Whether this is a model of ours that repeats by itself."""
+    if not (hasattr(model, "routes") or hasattr(model, "models_priority_list")):
+        return False
+    policy = getattr(model, "retry_policy", None)
+    retries = getattr(policy, "max_retries", getattr(model, "max_retries", 0))
+    return bool(retries) or len(getattr(model, "routes", ())) > 1
+
+
 def _boto(model: Any, facts: Integration) -> RetriesDisabled:
     """Amazon's: the client tells how often it sends, and cannot be copied.
 

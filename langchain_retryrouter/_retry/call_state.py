@@ -10,10 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
-from langchain_retryrouter.circuit_breaker import CircuitBreaker, Permit, Refusal
+from langchain_retryrouter.circuit_breaker import (
+    BreakerState,
+    CircuitBreaker,
+    Permit,
+    Refusal,
+)
 from langchain_retryrouter.failures import (
     Failure,
     FailureAction,
@@ -147,6 +152,64 @@ class SentAttempt:
         return self.breaker, permit
 
 
+class Subject(NamedTuple):
+    """What an attempt asks, in the words of OpenTelemetry's conventions.
+
+    `sends` is whether it is one request, and not a call that has attempts of its own.
+    """
+
+    operation: str
+    provider: str
+    model: str | None = None
+    sends: bool = True
+
+
+class CallObserver:
+    """Is told what happens in one call; its methods do nothing by default.
+
+    The threads that work for the call run them, in order; they must not raise.
+    """
+
+    def attempt_began(self, record: AttemptRecord, position: int) -> None:
+        """An attempt begins, on the route at `position`."""
+
+    def resent(self, number: int, failure: Failure) -> None:
+        """An attempt sends its request again in another form, after this failure."""
+
+    def answered(self, number: int, facts: Mapping[str, Any]) -> None:
+        """What an answer says of itself: `usage`, `model`, `finish_reasons`, `cost`."""
+
+    def attempt_ended(self, record: AttemptRecord, failure: Failure | None) -> None:
+        """An attempt is over; told again if its end turns out to be another one."""
+
+    def waits(self, seconds: float) -> None:
+        """A wait begins."""
+
+    def happened(self, event: str, facts: Mapping[str, Any]) -> None:
+        """One of `breaker`, `skipped`, `hedge_began`, `hedge_settled`, `continued`."""
+
+    def ended(self, error: BaseException | None) -> None:
+        """The call is over; nothing is told after it."""
+
+    def attach(self, number: int) -> Callable[[], object]:
+        """Make an attempt current in this thread or task, until the result is called.
+
+        It is done around all code that sends the attempt's request.
+        """
+        del number
+        return _do_nothing
+
+    async def flush(self) -> None:
+        """Awaited by async calls after each of the others, for observers that await."""
+
+
+def _do_nothing() -> None:
+    pass
+
+
+OBSERVERS: Final[list[Callable[[CallState], CallObserver | None]]] = []
+"""Make an observer of each call that begins, or None; usually there are none."""
+
 _FIRST_ATTEMPT = 0.05  # Seconds that it has if the deadline is over before it.
 # One prompt may make any server fail so, and the server answers others all the while.
 _MAYBE_THE_REQUESTS = frozenset(
@@ -157,13 +220,16 @@ _MAYBE_THE_REQUESTS = frozenset(
 class CallState:
     """The state of one call, along `routes` or to one endpoint with a `breaker`.
 
-    `max_retries` counts for each route, `actions` are for a call with routes, and
-    `request_hash` returns the same number for the same request.
+    `max_retries` counts for each route, `actions` are for a call with routes,
+    `request_hash` returns the same number for the same request, and `describe` what
+    the route at a position asks, for observers.
 
     Attributes:
         records: The attempt log.
         decision: What followed the last failure.
         position: The place of the route of the current or next attempt.
+        run: LangChain's run manager of the call, for observers.
+        observers: What is told of the call.
     """
 
     def __init__(
@@ -176,11 +242,16 @@ class CallState:
         time: Clock = SYSTEM_CLOCK,
         actions: Mapping[FailureKind, FailureAction] | None = None,
         request_hash: Callable[[], int | None] = lambda: None,
+        describe: Callable[[int], Subject] = lambda _: Subject("chat", ""),
     ) -> None:
         self.policy = policy
         self.records: list[AttemptRecord] = []
         self.decision: Decision | None = None
         self.position = 0
+        self.run: Any = None
+        self.observers: list[CallObserver] = []
+        self.describe = describe
+        self._has_begun = False
         self._has_routes = routes is not None
         self._routes = [RouteState(None, breaker)] if routes is None else routes
         self._actions = actions or {}
@@ -203,6 +274,70 @@ class CallState:
         self._hedge: SentAttempt | None = None
         self._spent = 0.0
         self._counted: set[int] = set()  # Breakers at which this call counted.
+
+    def open(self) -> None:
+        """The call begins, or goes on with the next pass of a stream."""
+        if self._has_begun:
+            return
+        self._has_begun = True
+        made = [new(self) for new in OBSERVERS]
+        self.observers += [observer for observer in made if observer is not None]
+        for record in self.records:
+            self._tell_skipped(record)
+
+    def end(self, error: BaseException | None) -> None:
+        """The call is over, by this error if there is one."""
+        observers, self.observers = self.observers, []
+        for observer in observers:
+            observer.ended(error)
+
+    def tell(self, event: str, **facts: Any) -> None:
+        """Tell the observers that something `happened`."""
+        for observer in self.observers:
+            observer.happened(event, facts)
+
+    def answered(self, number: int, **facts: Any) -> None:
+        """Tell the observers what the answer of an attempt says of itself."""
+        for observer in self.observers:
+            observer.answered(number, facts)
+
+    def resent(self, number: int, failure: Failure) -> None:
+        """Tell the observers that an attempt sends its request again."""
+        for observer in self.observers:
+            observer.resent(number, failure)
+
+    def waits(self, seconds: float) -> None:
+        """Tell the observers that a wait begins."""
+        for observer in self.observers:
+            observer.waits(seconds)
+
+    def attach(self, number: int | None = None) -> Callable[[], None]:
+        """Make an attempt, or else the latest, current; the result undoes it."""
+        if not self.observers:
+            return _do_nothing
+        number = self.attempts if number is None else number
+        undo = [observer.attach(number) for observer in self.observers]
+
+        def detach() -> None:
+            for one in reversed(undo):
+                one()
+
+        return detach
+
+    async def flush(self) -> None:
+        """Let the observers await what they have to."""
+        for observer in self.observers:
+            await observer.flush()
+
+    @property
+    def routes(self) -> Sequence[RouteState]:
+        """The routes; a single one without a name for a call without routes."""
+        return self._routes
+
+    @property
+    def budget(self) -> RetryBudget | None:
+        """The budget that retries are paid from."""
+        return self._budget
 
     @property
     def attempts(self) -> int:
@@ -299,6 +434,8 @@ class CallState:
         if remaining is not None and wait >= remaining:
             return 0.0
         self._held += wait
+        if wait:
+            self.waits(wait)
         return wait
 
     def admit(self, route: str | None = None) -> Refusal | None:
@@ -340,7 +477,9 @@ class CallState:
             self._close_record(self._current, "ok")
             if held := self._current.take_permit():
                 breaker, permit = held
+                before = self._state_before(breaker, permit)
                 breaker.succeeded(permit)
+                self._tell_breaker(self._current, breaker, before)
 
     def failed(
         self,
@@ -445,6 +584,7 @@ class CallState:
             return None
         self._spent = 0.0
         self._hedge = attempt
+        self.tell("hedge_began", route=attempt.record.route)
         return position
 
     def ends_call(self, failure: Failure | None) -> bool:
@@ -469,6 +609,7 @@ class CallState:
             self._cancel(loser)
         else:
             self._settle(loser, failure)
+        self.tell("hedge_settled", has_won=has_won, route=self.route)
 
     def _decide(
         self, failure: Failure, action: FailureAction | None, *, will_failover: bool
@@ -540,6 +681,8 @@ class CallState:
                 breaker = self._routes[self.position].breaker
                 if breaker is not None and asked:
                     breaker.open_for(asked)  # For other calls, too.
+                    name = self._routes[self.position].name
+                    self.tell("breaker", route=name, now=BreakerState.OPEN)
                 return Stop("the wait is longer than failover_after_wait")
         if not self._pay(throttled=failure.kind is FailureKind.RATE_LIMIT):
             return Stop("retry budget empty")
@@ -622,9 +765,13 @@ class CallState:
             permit = state.breaker.probe() if as_probe else state.breaker.admit()
         if isinstance(permit, Refusal):
             return permit
+        if permit is not None and permit.is_probe:
+            self.tell("breaker", route=state.name or route, now=BreakerState.HALF_OPEN)
         record = AttemptRecord(self.attempts + 1, state.name or route)
         self.records.append(record)
         self._sent[position] += 1
+        for observer in self.observers:
+            observer.attempt_began(record, position)
         return SentAttempt(
             position, self._time.monotonic(), record, state.breaker, permit
         )
@@ -642,14 +789,43 @@ class CallState:
 
     def _record_skipped(self, position: int) -> None:
         outcome = FailureKind.CIRCUIT_OPEN.value
-        self.records.append(AttemptRecord(None, self._routes[position].name, outcome))
+        record = AttemptRecord(None, self._routes[position].name, outcome)
+        self.records.append(record)
+        self._tell_skipped(record)
+
+    def _tell_skipped(self, record: AttemptRecord) -> None:
+        self.tell("skipped", route=record.route, reason=record.outcome)
+
+    def _state_before(
+        self, breaker: CircuitBreaker, permit: Permit
+    ) -> BreakerState | None:
+        """The breaker's state before a permit is settled, if there are observers."""
+        if not self.observers:
+            return None
+        return BreakerState.HALF_OPEN if permit.is_probe else breaker.state
+
+    def _tell_breaker(
+        self,
+        attempt: SentAttempt,
+        breaker: CircuitBreaker,
+        before: BreakerState | None,
+    ) -> None:
+        if before is not None and (now := breaker.state) is not before:
+            self.tell("breaker", route=attempt.record.route, now=now)
 
     def _settle(self, attempt: SentAttempt, failure: Failure) -> None:
-        self._close_record(attempt, failure.kind.value, failure.status_code)
+        self._close_record(attempt, failure.kind.value, failure)
         held = attempt.take_permit()
         if held is None:
             return
         breaker, permit = held
+        before = self._state_before(breaker, permit)
+        self._settle_permit(breaker, permit, failure)
+        self._tell_breaker(attempt, breaker, before)
+
+    def _settle_permit(
+        self, breaker: CircuitBreaker, permit: Permit, failure: Failure
+    ) -> None:
         retry_after = failure.retry_after
         if failure.kind is FailureKind.UNKNOWN:
             breaker.cancelled(permit)  # It says nothing about the provider.
@@ -681,11 +857,14 @@ class CallState:
             breaker.cancelled(permit)
 
     def _close_record(
-        self, attempt: SentAttempt, outcome: str, status_code: int | None = None
+        self, attempt: SentAttempt, outcome: str, failure: Failure | None = None
     ) -> None:
-        attempt.record.outcome = outcome
-        attempt.record.status_code = status_code
-        attempt.record.seconds = self._time.monotonic() - attempt.began
+        record = attempt.record
+        record.outcome = outcome
+        record.status_code = None if failure is None else failure.status_code
+        record.seconds = self._time.monotonic() - attempt.began
+        for observer in self.observers:
+            observer.attempt_ended(record, failure)
 
     def _pay(self, *, throttled: bool) -> bool:
         """Take the price of an attempt from the budget; False if it is too low."""

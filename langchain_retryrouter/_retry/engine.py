@@ -66,6 +66,8 @@ class RetryContext:
         on_last: Called with the last event of a stream, once its answer is complete.
         is_buffered: Whether a stream is handed over only when its end is known to be
             good, so that all of it can be repeated.
+        ends_call: Whether the call is over when the engine is; otherwise the caller
+            calls `CallState.end`.
     """
 
     call_state: CallState
@@ -79,6 +81,12 @@ class RetryContext:
     action: Callable[[RetryRouterError], FailureAction | None] = lambda _: None
     on_last: Callable[[Any], object] = lambda _: None
     is_buffered: bool = False
+    ends_call: bool = True
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Tell the call's observers that it is over."""
+        if self.ends_call:
+            self.call_state.end(error)
 
 
 class RetryController:
@@ -87,6 +95,7 @@ class RetryController:
     def __init__(self, context: RetryContext, *, is_stream: bool) -> None:
         self.context = context
         self.call_state = context.call_state
+        self.call_state.open()
         self._is_stream = is_stream
         self._last_error: RetryRouterError | None = None
         self._may_have_run = False  # What any failed attempt says.
@@ -282,6 +291,8 @@ def call(
             was no further attempt.
     """
     controller = RetryController(context, is_stream=False)
+    if controller.call_state.observers:
+        send = _attached(controller.call_state, send)
 
     def attempt() -> T:
         attempt = begin(controller)
@@ -294,7 +305,23 @@ def call(
 
     result = run(controller, attempt, notify)
     context.call_state.succeeded()
+    context.end()
     return result
+
+
+def _attached(
+    call_state: CallState, send: Callable[[Attempt], T]
+) -> Callable[[Attempt], T]:
+    """`send` with its attempt current for the observers, in the thread that sends."""
+
+    def attached(attempt: Attempt) -> T:
+        detach = call_state.attach(attempt.number)
+        try:
+            return send(attempt)
+        finally:
+            detach()
+
+    return attached
 
 
 async def acall(
@@ -304,6 +331,8 @@ async def acall(
 ) -> T:
     """Async variant of `call`."""
     controller = RetryController(context, is_stream=False)
+    if controller.call_state.observers:
+        send = _aattached(controller.call_state, send)
 
     async def attempt() -> T:
         attempt = await abegin(controller)
@@ -319,7 +348,25 @@ async def acall(
 
     result = await arun(controller, attempt, notify)
     context.call_state.succeeded()
+    await context.call_state.flush()
+    context.end()
     return result
+
+
+def _aattached(
+    call_state: CallState, send: Callable[[Attempt], Awaitable[T]]
+) -> Callable[[Attempt], Awaitable[T]]:
+    """Async variant of `_attached`."""
+
+    async def attached(attempt: Attempt) -> T:
+        await call_state.flush()
+        detach = call_state.attach(attempt.number)
+        try:
+            return await send(attempt)
+        finally:
+            detach()
+
+    return attached
 
 
 def run(
@@ -334,6 +381,7 @@ def run(
 
     def sleep(seconds: float) -> None:
         controller.check_deadline()
+        controller.call_state.waits(seconds)
         controller.context.clock.sleep(seconds)
 
     retrying = Retrying(
@@ -348,6 +396,7 @@ def run(
         return retrying(attempt)
     except BaseException as error:
         controller.finalize_error(error)
+        controller.context.end(error)
         raise
 
 
@@ -359,12 +408,14 @@ async def arun(
     """Async variant of `run`."""
 
     async def before_sleep(state: RetryCallState) -> None:
+        await controller.call_state.flush()
         controller.call_hook()
         if notify is not None:
             await notify(copy.copy(state))
 
     async def sleep(seconds: float) -> None:
         controller.check_deadline()
+        controller.call_state.waits(seconds)
         await controller.context.clock.asleep(seconds)
 
     retrying = AsyncRetrying(
@@ -379,4 +430,6 @@ async def arun(
         return await retrying(attempt)
     except BaseException as error:
         controller.finalize_error(error)
+        await controller.call_state.flush()
+        controller.context.end(error)
         raise

@@ -28,6 +28,7 @@ E = TypeVar("E")
 
 # Events up to the first content, and the error that came instead of it.
 Opening: TypeAlias = tuple[list[E], BaseException | None]
+Attach: TypeAlias = Callable[[], Callable[[], object]]
 
 
 class Settle(Protocol):
@@ -48,6 +49,7 @@ class HedgedSource(Generic[E]):
         settle: Settle,
         says: Callable[[E], bool],
         ends_call: Callable[[Failure | None], bool] = lambda _: False,
+        attach: Attach = lambda: _do_nothing,
     ) -> None:
         """Nothing is read yet.
 
@@ -59,9 +61,11 @@ class HedgedSource(Generic[E]):
                 failed, if it did.
             says: Whether an event is content.
             ends_call: Whether no other route is asked after a failure.
+            attach: `CallState.attach`, for the second stream's attempt.
         """
         self._first, self._after, self._says = first, after, says
         self._begin, self._settle, self._ends_call = begin, settle, ends_call
+        self._attach = attach
         self._streams: list[ThreadedStream[E]] = []
         self._finished: queue.SimpleQueue[tuple[int, Opening[E]]] = queue.SimpleQueue()
         # The second attempt begins before an abort or not at all: its permit would not
@@ -83,7 +87,9 @@ class HedgedSource(Generic[E]):
             with self._lock:
                 source = None if self._is_aborted else self._begin()
                 if source is not None:
+                    detach = self._attach()
                     self._start(source)
+                    detach()
         streams, ends_call = len(self._streams), self._ends_call
         while (winner := _winner(openings, streams, ends_call)) is None:
             openings.update([self._finished.get()])
@@ -143,10 +149,12 @@ class AHedgedSource(Generic[E]):
         settle: Settle,
         says: Callable[[E], bool],
         ends_call: Callable[[Failure | None], bool] = lambda _: False,
+        attach: Attach = lambda: _do_nothing,
     ) -> None:
         """Nothing is read yet; the arguments are those of `HedgedSource`."""
         self._first, self._after, self._says = first, after, says
         self._begin, self._settle, self._ends_call = begin, settle, ends_call
+        self._attach = attach
         self._racers: list[_Racer[E]] = []
 
     async def __aiter__(self) -> AsyncIterator[E]:
@@ -158,7 +166,9 @@ class AHedgedSource(Generic[E]):
         self._start(self._first)
         await asyncio.wait([self._racers[0].opening], timeout=self._after)
         if not self._openings() and (source := self._begin()) is not None:
+            detach = self._attach()
             self._start(source)
+            detach()
         racers, ends_call = len(self._racers), self._ends_call
         while (winner := _winner(self._openings(), racers, ends_call)) is None:
             pending = [one.opening for one in self._racers if not one.opening.done()]
@@ -229,6 +239,10 @@ class _Racer(Generic[E]):
         if not self._is_closed:
             self._is_closed = True
             await self._source.aclose()
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _winner(

@@ -201,7 +201,12 @@ def stream(
     controller = RetryController(context, is_stream=True)
 
     def attempt() -> tuple[_Stream[E], StreamMonitor[E]]:
-        return _open(controller, begin(controller), connect, new_classifier)
+        attempt = begin(controller)
+        detach = context.call_state.attach(attempt.number)
+        try:
+            return _open(controller, attempt, connect, new_classifier)
+        finally:
+            detach()
 
     events, monitor = run(controller, attempt, notify)
     stall = context.call_state.policy.stall_timeout
@@ -223,9 +228,14 @@ def stream(
                 break
             monitor.see(event)
             yield event
+    except BaseException as error:
+        context.call_state.cancelled()
+        context.end(error)
+        raise
     finally:
         # First, since closing may fail; it changes nothing in a call that has ended.
         context.call_state.cancelled()
+        context.end()
         events.close()
 
 
@@ -239,9 +249,13 @@ async def astream(
     controller = RetryController(context, is_stream=True)
 
     async def attempt() -> tuple[AEventSource[E], AsyncIterator[E], StreamMonitor[E]]:
-        return await _aopen(
-            controller, await abegin(controller), connect, new_classifier
-        )
+        attempt = await abegin(controller)
+        await context.call_state.flush()
+        detach = context.call_state.attach(attempt.number)
+        try:
+            return await _aopen(controller, attempt, connect, new_classifier)
+        finally:
+            detach()
 
     source, events, monitor = await arun(controller, attempt, notify)
     stall = context.call_state.policy.stall_timeout
@@ -271,8 +285,15 @@ async def astream(
                 break
             monitor.see(following)
             yield following
+    except BaseException as error:
+        context.call_state.cancelled()
+        await context.call_state.flush()
+        context.end(error)
+        raise
     finally:
         context.call_state.cancelled()
+        await context.call_state.flush()
+        context.end()
         await source.aclose()
 
 

@@ -17,7 +17,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any, Final, NamedTuple, Self, TypeGuard
+from typing import Any, Final, NamedTuple, Self, TypeGuard, cast
 
 from langchain_core.messages import (
     AIMessage,
@@ -27,6 +27,7 @@ from langchain_core.messages import (
     ToolMessage,
     message_chunk_to_message,
 )
+from langchain_core.messages.ai import add_usage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.outputs.chat_generation import merge_chat_generation_chunks
 from langchain_core.rate_limiters import BaseRateLimiter
@@ -207,6 +208,7 @@ class RouteAttempt:
     position: int
     began: float
     facts: dict[str, Any]
+    number: int
     messages: list[BaseMessage] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
     is_strict: bool = False
@@ -275,12 +277,16 @@ class BaseRouterCall:
         """Raise the error that the caller gets, unless another pass continues."""
         self.is_over = error is None
         if isinstance(error, _CallersError) and error.__cause__ is not None:
+            self._state.end(error.__cause__)
             raise error.__cause__
         if not isinstance(error, RetryRouterError):
+            self._state.end(error)
             return False
         if self.can_continue(error):
             return True
-        raise self.final_error(error)
+        final = self.final_error(error)
+        self._state.end(final)
+        raise final
 
     def on_failure(self, error: RetryRouterError) -> None:
         """Keep a failure that another attempt follows."""
@@ -334,7 +340,11 @@ class BaseRouterCall:
         self._delivered += error.delivered
         self._passes += 1
         self._metadata.clear()
-        return self._state.resume()
+        has_next = self._state.resume()
+        if has_next:
+            size = len(self._delivered)
+            self._state.tell("continued", route=self._state.next_route, characters=size)
+        return has_next
 
     def attempt_log(self) -> dict[str, Any]:
         """The call so far, as JSON-able data."""
@@ -413,7 +423,23 @@ class BaseRouterCall:
         if inner is not None:
             facts["inside"] = inner
         if usage := getattr(message, "usage_metadata", None):
+            if isinstance(message, AIMessageChunk):  # Some providers send it in parts.
+                usage = add_usage(cast("Any", facts.get("usage")), usage)
             facts["usage"] = dict(usage)
+        self._note(message, self._state.attempt, facts.get("usage"))
+
+    def _note(self, message: BaseMessage, number: int, usage: Any = None) -> None:
+        """Tell the observers what an answer, or a part of it, says of itself."""
+        if not self._state.observers:
+            return
+        says = message.response_metadata
+        reason = says.get("finish_reason") or says.get("stop_reason")
+        facts = {
+            "usage": usage or getattr(message, "usage_metadata", None),
+            "model": says.get("model_name") or says.get("model"),
+            "finish_reasons": [reason] if isinstance(reason, str) else None,
+        }
+        self._state.answered(number, **{n: v for n, v in facts.items() if v})
 
     def _begin(self, position: int | None = None) -> RouteAttempt:
         """The attempt that has just begun, on the route at `position`."""
@@ -421,8 +447,9 @@ class BaseRouterCall:
         route = self._routes[position]
         if route.by_tool is not None and route.name in self._rules.refused_formats:
             route = route.by_tool
-        facts = self._facts.setdefault(self._state.attempts, {})
-        attempt = RouteAttempt(route, position, self._clock.monotonic(), facts)
+        number = self._state.attempts
+        facts = self._facts.setdefault(number, {})
+        attempt = RouteAttempt(route, position, self._clock.monotonic(), facts, number)
         attempt.is_strict = route.name in self._strict
         self._fit(attempt)
         self._unheard.append(attempt)
@@ -490,6 +517,7 @@ class BaseRouterCall:
         if by_tool is not None and _ABOUT_FORMAT.search(named.message):
             attempt.route = by_tool
             self._rules.refused_formats.add(name)
+            self._state.resent(attempt.number, named.failure)
             return True
         if attempt.is_prefilled:
             self._refused_prefill.add(name)
@@ -504,6 +532,7 @@ class BaseRouterCall:
         if attempt.is_strict:
             self._strict.add(name)
         attempt.facts["rejected"] = named.message
+        self._state.resent(attempt.number, named.failure)
         return True
 
     def heard(self, attempt: RouteAttempt) -> None:
@@ -537,9 +566,12 @@ class BaseRouterCall:
         return named
 
     def _check(
-        self, result: ChatResult, route: Route
+        self, result: ChatResult, attempt: RouteAttempt
     ) -> list[tuple[BaseMessage, str | None]]:
         """The answers that are to be judged, as the caller gets them, with reasons."""
+        for generation in result.generations:
+            self._note(generation.message, attempt.number)
+        route = attempt.route
         reasons = check_result(result, needs_reason=route.needs_reason("generate"))
         if None not in reasons:
             route.learn_reason("generate")
@@ -738,7 +770,7 @@ class RouterCall(BaseRouterCall):
                 except Exception as error:
                     if not self._amend(begun, error):
                         raise
-        for message, reason in self._check(result, begun.route):
+        for message, reason in self._check(result, begun):
             self._judge(message, reason, begun)
         return result
 
@@ -774,6 +806,7 @@ class RouterCall(BaseRouterCall):
             state.settle_hedge,
             _wins_race,
             state.ends_call,
+            state.attach,
         )
 
     def _connect_second(self) -> EventSource[StreamEvent] | None:
@@ -798,7 +831,9 @@ class RouterCall(BaseRouterCall):
                         raise
         events = self._end(attempt, check)
         if self.needs_whole:
-            self._judge(_joined(attempt.chunks), check.reason, attempt)
+            whole = _joined(attempt.chunks)
+            self._note(whole, attempt.number)
+            self._judge(whole, check.reason, attempt)
         yield from events
 
 
@@ -819,7 +854,7 @@ class AsyncRouterCall(BaseRouterCall):
                 except Exception as error:
                     if not self._amend(begun, error):
                         raise
-        for message, reason in self._check(result, begun.route):
+        for message, reason in self._check(result, begun):
             await self._judge(message, reason, begun)
         return result
 
@@ -849,6 +884,7 @@ class AsyncRouterCall(BaseRouterCall):
             state.settle_hedge,
             _wins_race,
             state.ends_call,
+            state.attach,
         )
 
     def _connect_second(self) -> AEventSource[StreamEvent] | None:
@@ -876,7 +912,9 @@ class AsyncRouterCall(BaseRouterCall):
                         raise
         events = self._end(attempt, check)
         if self.needs_whole:
-            await self._judge(_joined(attempt.chunks), check.reason, attempt)
+            whole = _joined(attempt.chunks)
+            self._note(whole, attempt.number)
+            await self._judge(whole, check.reason, attempt)
         for event in events:
             yield event
 

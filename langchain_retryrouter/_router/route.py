@@ -59,6 +59,7 @@ from langchain_retryrouter._providers.integrations import (
     Reader,
     ToolsRequest,
     disable_retries,
+    has_attempts,
     name_of_tool,
     prefill_of,
     reader_of,
@@ -66,6 +67,7 @@ from langchain_retryrouter._providers.integrations import (
     tools_request,
     tracing_params,
 )
+from langchain_retryrouter._retry.call_state import Subject
 from langchain_retryrouter._retry.timeouts import run_with_timeout
 from langchain_retryrouter._router.plan import RouteCost
 from langchain_retryrouter.circuit_breaker import CircuitBreaker
@@ -193,6 +195,13 @@ class Route(BaseModel):
         ):
             return AIMessage(content=text, additional_kwargs=dict(kwargs or {}))
         return None
+
+    @functools.cached_property
+    def subject(self) -> Subject:
+        """What an attempt asks, for observers."""
+        named = tracing_params(self.model, **self.options)
+        provider, name = named.get("ls_provider") or "", named.get("ls_model_name")
+        return Subject("chat", provider, name, sends=not has_attempts(self.model))
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -463,7 +463,7 @@ def completion_with_retry(
         ValueError: For `n` above 1 with tools, which no stream can carry.
     """
     is_stream = bool(kwargs.pop("stream", False))
-    requests = _GatewayCall(llm, models_priority_list, kwargs)
+    requests = _GatewayCall(llm, models_priority_list, kwargs, run_manager)
     notify = _callbacks.notifier(run_manager)
     if is_stream:
         return stream(requests.context, requests.connect, requests.new_reader, notify)
@@ -481,7 +481,7 @@ async def acompletion_with_retry(
 ) -> _gptrouter.protocol.Response | AsyncGenerator[_gptrouter.protocol.Event, None]:
     """Async variant of `completion_with_retry`."""
     is_stream = bool(kwargs.pop("stream", False))
-    requests = _GatewayCall(llm, models_priority_list, kwargs)
+    requests = _GatewayCall(llm, models_priority_list, kwargs, run_manager)
     notify = _callbacks.anotifier(run_manager)
     if is_stream:
         return astream(requests.context, requests.aconnect, requests.new_reader, notify)
@@ -495,7 +495,11 @@ class _GatewayCall:
     """One call: the requests of its next attempt, and how they are sent."""
 
     def __init__(
-        self, llm: GPTRouter, models: list[GPTRouterModel], options: dict[str, Any]
+        self,
+        llm: GPTRouter,
+        models: list[GPTRouterModel],
+        options: dict[str, Any],
+        run_manager: _callbacks.AnyRunManager | None,
     ) -> None:
         own = {name: options.pop(name, None) for name in connection.GATEWAY_METADATA}
         self._llm = llm
@@ -527,6 +531,7 @@ class _GatewayCall:
         self._metadata = connection.metadata_of(llm, own)
         self.context = connection.retry_context(
             llm,
+            self._models.describe,
             route=self._models.route,
             asked=self._models.asked,
             on_failure=self.on_failure,
@@ -535,6 +540,7 @@ class _GatewayCall:
         )
         call_state = self.context.call_state
         call_state.records += self._models.skipped
+        call_state.run = run_manager
         self._gateway_max_retries = llm.gateway_max_retries
         if self._gateway_max_retries is None and call_state.policy.max_retries:
             self._gateway_max_retries = 0  # Or one call would be retried twice over.
@@ -562,7 +568,9 @@ class _GatewayCall:
     def on_last(self, event: Event) -> None:
         """Give the end of a stream the attempt log."""
         self._name_route(None)
-        cast("Any", event).retryrouter = self.context.call_state.attempt_log()
+        call_state = self.context.call_state
+        call_state.answered(call_state.attempt, **self._models.streamed())
+        cast("Any", event).retryrouter = call_state.attempt_log()
 
     # --- sending ---
 
@@ -570,28 +578,40 @@ class _GatewayCall:
         """One attempt's answer; the model that has sent it is in the attempt log."""
         if self._streams_inside:
             with contextlib.closing(self.connect(attempt)) as events:
-                return self._assembled(events)
+                return self._noted(self._assembled(events), attempt)
         arguments = self._arguments(attempt, is_stream=False)
         with self._typed_errors():
             response: Response = self._client.generate(**arguments)
-        if served := self._models.answered(response):
-            self.context.call_state.name_route(served)
-        return response
+        self._name_route(response)
+        return self._noted(response, attempt)
 
     async def asend(self, attempt: Attempt) -> Response:
         if self._streams_inside:
             async with contextlib.aclosing(await self.aconnect(attempt)) as events:
-                return self._assembled([event async for event in events])
+                whole = self._assembled([event async for event in events])
+                return self._noted(whole, attempt)
         arguments = self._arguments(attempt, is_stream=False)
         with self._typed_errors():
             response: Response = await self._client.agenerate(**arguments)
-        if served := self._models.answered(response):
-            self.context.call_state.name_route(served)
-        return response
+        self._name_route(response)
+        return self._noted(response, attempt)
 
     def _assembled(self, events: Iterable[Event]) -> Response:
         response = _gptrouter.messages.assemble(events, self.new_reader())
         self._name_route(None)
+        return response
+
+    def _noted(self, response: Response, attempt: Attempt) -> Response:
+        """A whole answer, of which the observers have been told."""
+        if self.context.call_state.observers:
+            usage = response.meta.model_dump() if response.meta else None
+            reasons = [choice.finish_reason for choice in response.choices]
+            self.context.call_state.answered(
+                attempt.number,
+                model=response.model,
+                usage=usage,
+                finish_reasons=reasons,
+            )
         return response
 
     def _name_route(self, whole: Response | None) -> None:

@@ -53,6 +53,7 @@ from pydantic import (
 )
 
 from langchain_retryrouter._callbacks import (
+    AnyRunManager,
     RetryVisibleChatModel,
     anotifier,
     notifier,
@@ -433,7 +434,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         request = ModelRequest(messages, stop, kwargs)
-        context, router_call = self._begin_call(RouterCall, request)
+        context, router_call = self._begin_call(RouterCall, request, run_manager)
         with router_call:
             result = call(context, router_call.generate, notifier(run_manager))
         self._trace_served(run_manager, router_call)
@@ -447,7 +448,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         request = ModelRequest(messages, stop, kwargs)
-        context, router_call = self._begin_call(AsyncRouterCall, request)
+        context, router_call = self._begin_call(AsyncRouterCall, request, run_manager)
         with router_call:
             result = await acall(context, router_call.generate, anotifier(run_manager))
         self._trace_served(run_manager, router_call)
@@ -461,8 +462,8 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         request = ModelRequest(messages, stop, kwargs)
-        context, router_call = self._begin_call(RouterCall, request)
         run = run_manager_of(self, run_manager, CallbackManagerForLLMRun)
+        context, router_call = self._begin_call(RouterCall, request, run)
         notify = notifier(run)
         while not router_call.is_over:
             events = stream(context, router_call.connect, lambda: info_of, notify)
@@ -485,8 +486,8 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         request = ModelRequest(messages, stop, kwargs)
-        context, router_call = self._begin_call(AsyncRouterCall, request)
         run = run_manager_of(self, run_manager, AsyncCallbackManagerForLLMRun)
+        context, router_call = self._begin_call(AsyncRouterCall, request, run)
         notify = anotifier(run)
         while not router_call.is_over:
             events = astream(context, router_call.connect, lambda: info_of, notify)
@@ -576,7 +577,10 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         )
 
     def _begin_call(
-        self, kind: type[_T], request: ModelRequest
+        self,
+        kind: type[_T],
+        request: ModelRequest,
+        run: AnyRunManager | None,
     ) -> tuple[RetryContext, _T]:
         """The context of a call for the engine, and the call itself."""
         clock = self.clock or SYSTEM_CLOCK
@@ -584,6 +588,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         strategy, output = memory.strategy, memory.output
         order = strategy.order(clock.monotonic())
         order = [index for index in order if not self.routes[index].unfit]
+        routes = [self.routes[index] for index in order]
         call_state = CallState(
             self._limited_policy(),
             [memory.route_states[index] for index in order],
@@ -591,12 +596,13 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
             time=clock,
             actions=self._after,
             request_hash=request.hash,
+            describe=lambda position: routes[position].subject,
         )
+        call_state.run = run
 
         def measured(position: int, seconds: float) -> None:
             strategy.measured(order[position], seconds, clock.monotonic())
 
-        routes = [self.routes[index] for index in order]
         rules = AnswerRules(self.accept, self._hears_length)
         if output is not None:
             rules = replace(rules, parse=output.parse, refused_formats=output.refused)
@@ -615,6 +621,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
                 else None
             ),
             is_buffered=(self.stream_recovery == "buffer" or router_call.needs_whole),
+            ends_call=False,
         )
         router_call.hedge_after = self.hedge_after
         router_call.may_continue = self.stream_recovery == "continue"

@@ -22,6 +22,7 @@ from tenacity import RetryCallState
 from langchain_retryrouter._gptrouter import connection
 from langchain_retryrouter._gptrouter.client import GatewayClient
 from langchain_retryrouter._gptrouter.protocol import malformed
+from langchain_retryrouter._retry.call_state import Subject
 from langchain_retryrouter._retry.engine import Attempt, acall, call
 from langchain_retryrouter._retry.timeouts import agather_bounded
 from langchain_retryrouter.errors import RetryRouterError
@@ -200,8 +201,12 @@ class _ChunkCall:
         self._is_v2 = embeddings.endpoint == "v2"
         self._metadata = connection.metadata_of(embeddings, {})
         self.context = connection.retry_context(
-            embeddings, route=self.route, on_failure=self.on_failure
+            embeddings, self.describe, route=self.route, on_failure=self.on_failure
         )
+
+    def describe(self, _position: int) -> Subject:
+        """What the next attempt asks, for observers."""
+        return Subject("embeddings", "gptrouter", str(self._requests[0].model_name))
 
     def route(self) -> str:
         """The model asked first, and its provider: a list may name a model twice."""

@@ -21,12 +21,12 @@ from langchain_core.messages import BaseMessage, convert_to_openai_messages
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from pydantic import Field, PrivateAttr
 
-from langchain_retryrouter._callbacks import anotifier, notifier
+from langchain_retryrouter._callbacks import AnyRunManager, anotifier, notifier
 from langchain_retryrouter._openai import client, protocol
 from langchain_retryrouter._openai.errors import OPENAI_ERRORS
 from langchain_retryrouter._openai.protocol import update_token_usage
 from langchain_retryrouter._retry import engine, streaming
-from langchain_retryrouter._retry.call_state import CallState
+from langchain_retryrouter._retry.call_state import CallState, Subject
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter._retry.timeouts import agather_bounded, gather_bounded
 from langchain_retryrouter.errors import InvalidRequestError
@@ -82,7 +82,7 @@ def completion_with_retry(
     """
     if kwargs.get("stream"):
         return _stream_with_retry(llm, run_manager, kwargs)
-    one = _Call(llm, llm.client, kwargs)
+    one = _Call(llm, llm.client, kwargs, run_manager)
     answer = engine.call(one.context, one.send, notifier(run_manager))
     return protocol.attach_attempt_log(answer, one.context.call_state.attempt_log())
 
@@ -95,7 +95,7 @@ async def acompletion_with_retry(
     """Async variant of `completion_with_retry`; it awaits `llm.async_client.create`."""
     if kwargs.get("stream"):
         return _astream_with_retry(llm, run_manager, kwargs)
-    one = _Call(llm, llm.async_client, kwargs)
+    one = _Call(llm, llm.async_client, kwargs, run_manager)
     answer = await engine.acall(one.context, one.asend, anotifier(run_manager))
     return protocol.attach_attempt_log(answer, one.context.call_state.attempt_log())
 
@@ -105,7 +105,7 @@ def _stream_with_retry(
     run_manager: callbacks.CallbackManagerForLLMRun | None,
     kwargs: Mapping[str, Any],
 ) -> Generator[Any, None, None]:
-    one, notify = _Call(llm, llm.client, kwargs), notifier(run_manager)
+    one, notify = _Call(llm, llm.client, kwargs, run_manager), notifier(run_manager)
     events = streaming.stream(one.context, one.connect, lambda: _chunk_info, notify)
     with contextlib.closing(events):
         for event in events:
@@ -117,7 +117,8 @@ async def _astream_with_retry(
     run_manager: callbacks.AsyncCallbackManagerForLLMRun | None,
     kwargs: Mapping[str, Any],
 ) -> AsyncGenerator[Any, None]:
-    one, notify = _Call(llm, llm.async_client, kwargs), anotifier(run_manager)
+    one = _Call(llm, llm.async_client, kwargs, run_manager)
+    notify = anotifier(run_manager)
     events = streaming.astream(one.context, one.aconnect, lambda: _chunk_info, notify)
     async with contextlib.aclosing(events):
         async for event in events:
@@ -137,12 +138,24 @@ class _Call:
         llm: _connection.OpenAIConnection,
         resource: Any,
         request: Mapping[str, Any],
+        run_manager: AnyRunManager | None,
     ) -> None:
         clock = llm.clock or SYSTEM_CLOCK
         policy = _resolve_policy(llm.retry_policy, llm.max_retries)
         route = request.get("model") or llm.model_name
+        operation = "chat" if "messages" in request else "text_completion"
+        is_azure = isinstance(llm, _connection.AzureConnection)
+        subject = Subject(operation, "azure" if is_azure else "openai", route)
+        call_state = self._call_state = CallState(
+            policy,
+            budget=llm.budget,
+            breaker=llm.breaker,
+            time=clock,
+            describe=lambda _: subject,
+        )
+        call_state.run = run_manager
         self.context = engine.RetryContext(
-            CallState(policy, budget=llm.budget, breaker=llm.breaker, time=clock),
+            call_state,
             errors=OPENAI_ERRORS,
             clock=clock,
             route=lambda: route,
@@ -153,10 +166,12 @@ class _Call:
         self._is_logged = False
 
     def send(self, attempt: engine.Attempt) -> Any:
-        return client.create(*self._sent, attempt, self._time)
+        answer = client.create(*self._sent, attempt, self._time)
+        return self._noted(answer, attempt.number)
 
     async def asend(self, attempt: engine.Attempt) -> Any:
-        return await client.acreate(*self._sent, attempt, self._time)
+        answer = await client.acreate(*self._sent, attempt, self._time)
+        return self._noted(answer, attempt.number)
 
     def connect(self, attempt: engine.Attempt) -> client.SDKStream:
         return client.open_stream(*self._sent, attempt, self._time)
@@ -164,8 +179,15 @@ class _Call:
     async def aconnect(self, attempt: engine.Attempt) -> client.AsyncSDKStream:
         return await client.aopen_stream(*self._sent, attempt, self._time)
 
+    def _noted(self, answer: Any, attempt: int) -> Any:
+        """An answer or chunk, of which the observers have been told."""
+        if self._call_state.observers and (facts := protocol.facts_of(answer)):
+            self._call_state.answered(attempt, **facts)
+        return answer
+
     def chunk(self, event: protocol.ClassifiedChunk) -> Any:
         """The chunk of an event, with the attempt log if the answer ends with it."""
+        self._noted(event.chunk, self._call_state.attempt)
         if event.info.is_end and not self._is_logged:
             self._is_logged = True
             log = self.context.call_state.attempt_log()
