@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
+from langchain_retryrouter._retry.health import RouteHealth
 from langchain_retryrouter.circuit_breaker import (
     BreakerState,
     CircuitBreaker,
@@ -132,6 +133,7 @@ class RouteState:
 
     name: str | None
     breaker: CircuitBreaker | None = None
+    health: RouteHealth | None = None
 
 
 @dataclass(slots=True)
@@ -859,10 +861,12 @@ class CallState:
     def _close_record(
         self, attempt: SentAttempt, outcome: str, failure: Failure | None = None
     ) -> None:
-        record = attempt.record
+        record, now = attempt.record, self._time.monotonic()
         record.outcome = outcome
         record.status_code = None if failure is None else failure.status_code
-        record.seconds = self._time.monotonic() - attempt.began
+        record.seconds = now - attempt.began
+        if health := self._routes[attempt.position].health:
+            health.note(outcome, record.status_code, record.seconds, now)
         for observer in self.observers:
             observer.attempt_ended(record, failure)
 

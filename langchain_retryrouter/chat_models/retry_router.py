@@ -69,6 +69,7 @@ from langchain_retryrouter._providers.integrations import (
 from langchain_retryrouter._retry.call_state import CallState, RouteState
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.engine import RetryContext, acall, call
+from langchain_retryrouter._retry.health import RouteHealth, health_of
 from langchain_retryrouter._retry.streaming import astream, stream
 from langchain_retryrouter._router.call import (
     AnswerRules,
@@ -310,8 +311,8 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
                 one if isinstance(one, Route) else Route(model=one) for one in value
             ]
         msg = (
-            "routes must be a list of chat models, Routes or 'provider:model' strings,"
-            f" not {value!r}"
+            f"routes must be a list of chat models or Routes, not {value!r}; a model in"
+            " it may be a string such as 'openai:gpt-5.5'"
         )
         raise ValueError(msg)
 
@@ -371,7 +372,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
                 if settings is None
                 else CircuitBreaker(**settings, clock=self.clock)
             )
-            states.append(RouteState(route.name, route.breaker or own))
+            states.append(RouteState(route.name, route.breaker or own, RouteHealth()))
         weights = [route.weight for route in self.routes]
         strategy = new_strategy(
             self.strategy,
@@ -663,6 +664,25 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
             input_tokens=input_tokens,
             output_tokens=output_tokens,
         )
+
+    def health(self) -> dict[str, Any]:
+        """How the routes are, by the calls so far, as JSON-able data; nothing is sent.
+
+        Example:
+            ```python
+            status = 200 if router.health()["is_healthy"] else 503
+            ```
+
+        Returns:
+            `is_healthy`: whether a route can be asked. `routes`: of each its `name`,
+            `is_healthy`, the `state` of its breaker, and, if that is open, for how many
+            seconds (`open_for`) and until which Unix time (`open_until`); how many
+            attempts `answered` and `failed`; the seconds since the last answer
+            (`last_answer_ago`); the `last_error` by `kind`, `status_code` and seconds
+            `ago`; the mean and median `latency` of the latest answers in seconds. There
+            are no keys, prompts or messages in it.
+        """
+        return health_of(self._memory.route_states, self.clock or SYSTEM_CLOCK)
 
     # --- closing ---
 

@@ -21,8 +21,10 @@ from langchain_retryrouter import (
     cli,
 )
 from langchain_retryrouter.testing import FakeClock, FaultyGateway, Status
-from tests.unit_tests.conftest import Twin
+from tests.unit_tests.one_loop import OneLoop, calls
 from tests.unit_tests.router.anthropic_wire import ANSWER, MODEL
+
+__all__ = ["calls"]
 
 KEY = "sk-proj-of-the-environment-1"
 
@@ -198,10 +200,11 @@ def test_a_missing_package_is_named(
 
 
 def test_a_file_of_each_format_is_the_same_router(
-    twin: Twin, source: Any, gateway: FaultyGateway, clock: FakeClock
+    calls: OneLoop, source: Any, gateway: FaultyGateway, clock: FakeClock
 ) -> None:
     """Fields, routes, keys and options are what the file says, and fail over."""
     router = RetryRouter.from_config(source, clock=clock)
+    calls.closes(*(route.model for route in router.routes))
     assert router.retry_policy == RetryPolicy(max_retries=1, jitter=False)
     assert router.stream_recovery == "error"
     assert router.budget is not None
@@ -210,7 +213,7 @@ def test_a_file_of_each_format_is_the_same_router(
     cheap, claude = router.routes
     assert (cheap.name, cheap.weight, cheap.options) == ("cheap", 2, {"seed": 1})
     gateway.script(Status(503), Status(503))
-    answer = twin.invoke(router, "hi")
+    answer = calls.invoke(router, "hi")
     assert answer.response_metadata["retryrouter"]["route"] == MODEL == claude.name
     sent = gateway.requests[0]
     assert sent.headers["authorization"] == f"Bearer {KEY}"

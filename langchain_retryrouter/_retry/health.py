@@ -1,0 +1,129 @@
+"""What the latest attempts say of each route, for `health()` of the routers.
+
+Facts of attempts that were made anyway: nothing here sends. A report has kinds,
+statuses and times, and never a key, a prompt or a provider's sentence.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from langchain_retryrouter._retry.clock import Clock
+from langchain_retryrouter.circuit_breaker import BreakerState, CircuitBreaker
+from langchain_retryrouter.failures import FailureKind
+
+if TYPE_CHECKING:
+    from langchain_retryrouter._retry.call_state import RouteState
+
+_LATEST: Final = 64
+_SMOOTHING: Final = 0.2  # The weight of the latest attempt in the mean.
+_MEMORY: Final = 60.0
+_BY_HAND: Final = frozenset(
+    {
+        FailureKind.AUTHENTICATION,
+        FailureKind.PERMISSION,
+        FailureKind.NOT_FOUND,
+        FailureKind.QUOTA,
+    }
+)
+"""Failures that no wait mends, and that no breaker counts."""
+
+
+class RouteHealth:
+    """The latest attempts on one route, of all calls; thread-safe."""
+
+    def __init__(self) -> None:
+        """No attempt so far."""
+        self._lock = threading.Lock()
+        self._seconds: deque[float] = deque(maxlen=_LATEST)
+        self._mean = 0.0
+        self._counts = {True: 0, False: 0}
+        self._is_failing = False
+        self._last_ok: float | None = None
+        self._last_error: tuple[float, str, int | None] | None = None
+
+    def note(
+        self, outcome: str, status_code: int | None, seconds: float, now: float
+    ) -> None:
+        """An attempt is over; one that was cancelled says nothing."""
+        if outcome == "cancelled":
+            return
+        with self._lock:
+            is_ok = outcome == "ok"
+            self._counts[is_ok] += 1
+            self._is_failing = not is_ok
+            if not is_ok:
+                self._last_error = (now, outcome, status_code)
+                return
+            weight = _SMOOTHING if self._seconds else 1.0
+            self._mean += weight * (seconds - self._mean)
+            self._seconds.append(seconds)
+            self._last_ok = now
+
+    def report(
+        self, name: str | None, breaker: CircuitBreaker | None, clock: Clock
+    ) -> dict[str, Any]:
+        """The route now, as JSON-able data."""
+        now = clock.monotonic()
+        state = BreakerState.CLOSED if breaker is None else breaker.state
+        wait = 0.0 if breaker is None else breaker.retry_after
+        with self._lock:
+            error, seconds, ok = self._last_error, list(self._seconds), self._last_ok
+            counts, mean, is_failing = dict(self._counts), self._mean, self._is_failing
+        is_stuck = (
+            error is not None
+            and error[1] in _BY_HAND
+            and now - error[0] < _MEMORY
+            and is_failing
+        )
+        return {
+            "name": name,
+            "is_healthy": state is not BreakerState.OPEN and not is_stuck,
+            "state": state.value,
+            "open_for": round(wait, 3),
+            "open_until": round(clock.time() + wait, 3) if wait else None,
+            "answered": counts[True],
+            "failed": counts[False],
+            "last_answer_ago": None if ok is None else round(now - ok, 3),
+            "last_error": error
+            and {
+                "kind": error[1],
+                "status_code": error[2],
+                "ago": round(now - error[0], 3),
+            },
+            "latency": {
+                "mean": round(mean, 6),
+                "p50": round(statistics.median(seconds), 6),
+            }
+            if seconds
+            else None,
+        }
+
+    def __copy__(self) -> Self:
+        """The same object: copies of a router ask the same providers."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """The same object: copies of a router ask the same providers."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process starts afresh."""
+        return type(self), ()
+
+
+def health_of(routes: Sequence[RouteState], clock: Clock) -> dict[str, Any]:
+    """The report of a router with these routes."""
+    reports = [
+        route.health.report(route.name, route.breaker, clock)
+        for route in routes
+        if route.health is not None
+    ]
+    return {
+        "is_healthy": any(report["is_healthy"] for report in reports),
+        "routes": reports,
+    }
