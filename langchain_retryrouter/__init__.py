@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from langchain_retryrouter._retry.clock import Clock
     from langchain_retryrouter._router.plan import RoutingWorstCase
     from langchain_retryrouter._router.route import Route
+    from langchain_retryrouter.attempt_log import AttemptLog, AttemptSummary
     from langchain_retryrouter.chat_models.gpt_router import GPTRouter
     from langchain_retryrouter.chat_models.retry_router import RetryRouter
     from langchain_retryrouter.circuit_breaker import (
@@ -65,6 +66,8 @@ if TYPE_CHECKING:
 __all__ = [
     "APIConnectionError",
     "APITimeoutError",
+    "AttemptLog",
+    "AttemptSummary",
     "AuthenticationError",
     "AzureOpenAI",
     "BaseOpenAI",
@@ -113,6 +116,7 @@ _MODULES = {
     for module, names in {
         "_retry.clock": "Clock",
         "_router.plan": "RoutingWorstCase",
+        "attempt_log": "AttemptLog AttemptSummary",
         "chat_models.gpt_router": "GPTRouter GPTRouterModel",
         "chat_models.retry_router": "RetryRouter Route",
         "circuit_breaker": "BreakerState CircuitBreaker CircuitBreakerSettings",

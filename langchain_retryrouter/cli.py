@@ -1,4 +1,4 @@
-"""The command `retryrouter`: a demo, a gateway that misbehaves, a policy's worst case.
+"""The command `retryrouter`: a demo, a faulty gateway, worst cases, and timelines.
 
 The demo makes real LangChain calls over real HTTP to a `FaultyGateway`: its lines come
 from LangChain's callbacks, its table from the attempt logs of the answers.
@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -34,6 +35,7 @@ from langchain_retryrouter import (
     StreamInterruptedError,
     __version__,
 )
+from langchain_retryrouter.attempt_log import AttemptLog, read_logs, trace_page
 
 try:  # the extra "cli"; `explain` does without
     from rich.console import Console
@@ -65,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None for those of the process.
 
     Returns:
-        The exit code: 0, 1 for a package that is not installed or a route that does not
-            answer, 2 for bad arguments.
+        The exit code: 0, 1 for a package that is not installed, a route that does not
+            answer, or lines that cannot be read, 2 for bad arguments.
     """
     arguments = _parser().parse_args(argv)
     if arguments.needs_extra and _MISSING:
@@ -124,6 +126,13 @@ def _parser() -> argparse.ArgumentParser:
         "--timeout", type=float, default=30.0, metavar="SECONDS", help="of each ping"
     )
     check.set_defaults(run=_check, needs_extra=False)
+
+    trace = commands.add_parser("trace", help="timelines of calls from their logs")
+    lines = "a log in JSON a line, as AttemptLog.to_json writes it, or JSON around one"
+    trace.add_argument("file", metavar="FILE.jsonl", type=Path, help=lines)
+    page = "write a page with filters there instead of printing"
+    trace.add_argument("--html", metavar="OUT.html", type=Path, help=page)
+    trace.set_defaults(run=_trace, needs_extra=False)
     return parser
 
 
@@ -213,6 +222,28 @@ def _check(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _trace(arguments: argparse.Namespace) -> int:
+    logs: list[tuple[int, AttemptLog]] = []
+    is_bad = False
+    with arguments.file.open("rb") as file:
+        for number, log in read_logs(file):
+            if isinstance(log, str):
+                print(f"{arguments.file}, line {number}: {log}", file=sys.stderr)
+                is_bad = True
+            else:
+                logs.append((number, log))
+    if arguments.html is not None:
+        arguments.html.write_text(trace_page(logs), encoding="utf-8")
+        print(f"{len(logs):,} calls in {arguments.html}")
+        return int(is_bad)
+    show: Any = print if _MISSING == "rich" else Console(highlight=False).print
+    for number, log in logs:
+        print(f"line {number}")
+        show(log)
+    print(AttemptLog.summarize(log for _, log in logs))
+    return int(is_bad)
+
+
 # The demo.
 
 _OK = "[green]ok[/]"
@@ -233,6 +264,7 @@ class _Reporter(BaseCallbackHandler):
     def __init__(self, console: Console) -> None:
         self.title = ""
         self.rows: dict[UUID, list[str]] = {}
+        self.logs: list[AttemptLog] = []
         self._console = console
 
     def on_chat_model_start(self, *_: Any, run_id: UUID, **__: Any) -> None:
@@ -260,9 +292,10 @@ class _Reporter(BaseCallbackHandler):
         if message is not None:
             metadata |= message.response_metadata
             usage = message.usage_metadata or usage
-        attempts, model = metadata["retryrouter"]["attempts"], metadata["model_name"]
-        waited = f"{sum(attempt['wait'] for attempt in attempts):.2f} s"
-        count, tokens = len(attempts), str(usage["total_tokens"])
+        log, model = AttemptLog(metadata["retryrouter"]), metadata["model_name"]
+        self.logs.append(log)
+        waited = f"{log.waited:.2f} s"
+        count, tokens = len(log.attempts), str(usage["total_tokens"])
         self.rows[run_id] += [str(count), waited, model, tokens]
         self._print(run_id, count, model, _OK, generation.text)
 
@@ -284,7 +317,7 @@ class _Reporter(BaseCallbackHandler):
 
 
 def run_demo(console: Console) -> None:
-    """Print the calls as they happen, and a table of their attempts."""
+    """Print the calls as they happen, a table of their attempts, and a timeline."""
     with testing.FaultyGateway(gptrouter="hosted") as gateway:
         console.print(
             f"A gateway that misbehaves on purpose listens at [b]{gateway.url}[/]."
@@ -343,6 +376,8 @@ def run_demo(console: Console) -> None:
         table.add_row(*row)
     console.print()
     console.print(table)
+    console.print("\nThe first call, as `AttemptLog` shows it:", highlight=False)
+    console.print(reporter.logs[0])
 
 
 if __name__ == "__main__":

@@ -103,6 +103,8 @@ class RetryRouterError(ModelError, RuntimeError):
         delivered: Text that the caller had received when a stream failed.
         others: The errors of the other routes of the call.
         raw_message: The answer that was rejected or cut, if there is one.
+        attempt_log: All attempts of the call, as in the `response_metadata` of an
+            answer; None before the call has ended. `AttemptLog` reads it.
     """
 
     kind: ClassVar[FailureKind] = FailureKind.SERVER_ERROR
@@ -136,6 +138,7 @@ class RetryRouterError(ModelError, RuntimeError):
         self.attempts = 1
         self.delivered = ""
         self.others: tuple[RetryRouterError, ...] = ()
+        self.attempt_log: dict[str, Any] | None = None
 
     @property
     def failure(self) -> Failure:

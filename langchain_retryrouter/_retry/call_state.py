@@ -98,7 +98,8 @@ class AttemptRecord:
     was open, or it cannot take the request for a `reason`. `route` is None where it is
     not known which one was asked; `reason` then says which ones may be. `outcome` is
     `pending`, `ok`, `cancelled`, `skipped`, or the kind of the failure. `wait` are the
-    seconds waited after it, 0 if no attempt followed.
+    seconds waited after it, 0 if no attempt followed; `began` those from the call's
+    start to its own.
     """
 
     number: int | None
@@ -108,11 +109,13 @@ class AttemptRecord:
     status_code: int | None = None
     wait: float = 0.0
     reason: str | None = None
+    began: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """The line as JSON-able data, without what does not apply."""
         line: dict[str, Any] = {
             "outcome": self.outcome,
+            "began": round(self.began, 6),
             "seconds": round(self.seconds, 6),
             "wait": round(self.wait, 6),
         }
@@ -769,14 +772,15 @@ class CallState:
             return permit
         if permit is not None and permit.is_probe:
             self.tell("breaker", route=state.name or route, now=BreakerState.HALF_OPEN)
-        record = AttemptRecord(self.attempts + 1, state.name or route)
+        now = self._time.monotonic()
+        record = AttemptRecord(
+            self.attempts + 1, state.name or route, began=now - self._began
+        )
         self.records.append(record)
         self._sent[position] += 1
         for observer in self.observers:
             observer.attempt_began(record, position)
-        return SentAttempt(
-            position, self._time.monotonic(), record, state.breaker, permit
-        )
+        return SentAttempt(position, now, record, state.breaker, permit)
 
     def _next_open(self) -> int | None:
         for position in range(self.position + 1, len(self._routes)):
@@ -790,8 +794,9 @@ class CallState:
         return breaker is not None and breaker.retry_after > delay
 
     def _record_skipped(self, position: int) -> None:
-        outcome = FailureKind.CIRCUIT_OPEN.value
-        record = AttemptRecord(None, self._routes[position].name, outcome)
+        outcome, began = FailureKind.CIRCUIT_OPEN, self._time.monotonic() - self._began
+        name = self._routes[position].name
+        record = AttemptRecord(None, name, outcome.value, began=began)
         self.records.append(record)
         self._tell_skipped(record)
 

@@ -197,7 +197,7 @@ class RetryController:
         state.cancelled()  # A hook may have ended the call before a retry.
         if not isinstance(error, RetryRouterError):
             return
-        error.attempts = state.attempts
+        error.attempts, error.attempt_log = state.attempts, state.attempt_log()
         error.may_have_run = error.may_have_run or self._may_have_run
         if routes_tried := state.routes_tried():
             error.add_note(f"asked in turn: {routes_tried}")
@@ -216,6 +216,7 @@ class RetryController:
         self.call_state.stream_interrupted(error.failure)
         self._name_route(error)
         error.attempts = self.call_state.attempts
+        error.attempt_log = self.call_state.attempt_log()
         error.add_note(
             f"not repeated: {len(error.delivered)} characters were delivered"
         )

@@ -286,6 +286,7 @@ class BaseRouterCall:
             return True
         final = self.final_error(error)
         self._state.end(final)
+        final.attempt_log = self.attempt_log()
         raise final
 
     def on_failure(self, error: RetryRouterError) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -150,3 +152,45 @@ def test_the_gateway_serves_its_script_until_it_is_told_to_stop() -> None:
         assert process.wait(5) == 0
     assert refused.value.code == 503
     assert refused.value.headers["retry-after"] == "7"
+
+
+# --- timelines of a file ---
+
+
+@pytest.mark.parametrize("is_page", [False, True])
+def test_trace_reports_bad_lines_and_shows_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], *, is_page: bool
+) -> None:
+    """A line that has no log is reported with its number, and the code is 1."""
+    file, page = tmp_path / "calls.jsonl", tmp_path / "calls.html"
+    log = {"attempts": [{"attempt": 1, "outcome": "ok", "seconds": 0.25, "route": "r"}]}
+    lines = [json.dumps(log), "no json", "", json.dumps({"retryrouter": log}), "[{}]"]
+    file.write_bytes(b"\n".join([*map(str.encode, lines), b"\xff", b"[" * 99_999]))
+    asked = ["trace", str(file), *(["--html", str(page)] if is_page else [])]
+    assert cli.main(asked) == 1
+    out, err = capsys.readouterr()
+    assert re.findall(r", line (\d+): ", err) == ["2", "5", "6", "7"]
+    if is_page:
+        assert page.read_text("utf-8").count('"route":"r"') == 2
+        assert f"2 calls in {page}" in out
+    else:
+        assert re.findall(r"line (\d)\nok from r: 250 ms, 1 attempt", out) == ["1", "4"]
+        assert "2 calls, 2 answered, 2 attempts" in out
+
+
+def test_trace_of_a_missing_file_is_a_clear_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that cannot be read is code 2, and the message names it."""
+    missing = tmp_path / "missing.jsonl"
+    assert cli.main(["trace", str(missing)]) == 2
+    assert str(missing) in capsys.readouterr().err
+
+
+def test_the_demo_ends_with_a_timeline(no_real_waits: FakeClock) -> None:
+    """The last lines are the first call's attempts, as `AttemptLog` draws them."""
+    del no_real_waits
+    *_, headline, first, _, _, last = _run_demo().splitlines()
+    assert headline.startswith("ok from claude-sonnet: ")
+    assert "rate_limit 429" in first
+    assert last.split()[:2] == ["4", "claude-sonnet"]

@@ -21,6 +21,7 @@ PACKAGE = Path(langchain_retryrouter.__file__).parent
 
 PUBLIC = {
     *("APIConnectionError", "APITimeoutError", "AuthenticationError", "AzureOpenAI"),
+    *("AttemptLog", "AttemptSummary"),
     *("BaseOpenAI", "BreakerState", "CircuitBreaker", "CircuitBreakerSettings"),
     *("CircuitOpenError", "Clock", "ConflictError", "ContentFilterError"),
     *("ContextLengthError", "FailureAction", "FailureKind", "GPTRouter"),

@@ -1,0 +1,526 @@
+"""`AttemptLog`: what a call did, to read, to draw and to add up.
+
+The log itself is plain data, and stands in `response_metadata["retryrouter"]` of an
+answer and in `attempt_log` of an error. This module only reads it; it imports neither
+LangChain nor rich, and draws as text, as rich's text or as SVG.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
+    from rich.text import Text
+
+__all__ = ["AttemptLog", "AttemptSummary"]
+
+KEY: Final = "retryrouter"
+_MOST_NODES: Final = 10_000  # Of an object that is searched for a log.
+_LARGEST: Final = 1e15  # Of a number that is drawn.
+_BAR: Final = 36  # Characters of a bar in a line of text.
+# Where messages, results and runs of LangSmith have the log, or say what happened.
+_FIELDS: Final = (
+    *("response_metadata", "llm_output", "generations", "message"),
+    *("outputs", "events", "start_time", "end_time", "error", "run_type"),
+)
+# Both on white and on black, these have a contrast of 3 to 1 at least.
+_COLOURS: Final = {"ok": "#2c9a4b", "failed": "#dc5b4b", "cancelled": "#868d95"}
+_WAIT_COLOUR, _MARK_COLOUR = "#b7791f", "#8b6fd0"
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptSummary:
+    """What many calls did in all; `str()` says it in a few lines.
+
+    Attributes:
+        calls: Calls, answered or not.
+        answered: Calls that have an answer.
+        attempts: Requests sent.
+        waited: Seconds waited between attempts, added up over the calls.
+        cost: Money, added up as far as it is known; None if it is for no call.
+        cost_is_estimate: Whether part of that is an estimate.
+        without_cost: Calls that sent something of which the cost is not known.
+        failures: Attempts that failed, by kind, and calls that ended with an error that
+            has no log, by the error's class.
+        routes: Answers by the route that gave them.
+    """
+
+    calls: int = 0
+    answered: int = 0
+    attempts: int = 0
+    waited: float = 0.0
+    cost: float | None = None
+    cost_is_estimate: bool = False
+    without_cost: int = 0
+    failures: Mapping[str, int] = field(default_factory=dict)
+    routes: Mapping[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """The numbers, and the failures and routes if there are any."""
+        first = f"{_count(self.calls, 'call')}, {self.answered} answered"
+        first += f", {_count(self.attempts, 'attempt')}, {_seconds(self.waited)} waited"
+        if self.cost is not None:
+            first += f", cost {_money(self.cost, is_estimate=self.cost_is_estimate)}"
+        if self.cost is not None and self.without_cost:
+            first += f" without {_count(self.without_cost, 'call')} of unknown cost"
+        lines = [first]
+        for title, counts in (("failures", self.failures), ("routes", self.routes)):
+            if counts:
+                said = ", ".join(f"{name} {count}" for name, count in counts.items())
+                lines.append(f"{title}: {said}")
+        return "\n".join(lines)
+
+
+class AttemptLog:
+    """The attempts of one call, with times, waits, outcomes and cost.
+
+    `print()` shows a timeline, in colours by rich; a notebook draws it.
+
+    Example:
+        ```python
+        message = router.invoke("Hello")
+        print(AttemptLog(message))
+        ```
+
+    Args:
+        source: A message, an `LLMResult` or `ChatResult`, an error of this package, a
+            run of LangSmith, or the log itself: the dict that
+            `response_metadata["retryrouter"]` is, or JSON data that contains it. A run
+            that failed has no log; its attempts are those that its retry events tell.
+
+    Raises:
+        ValueError: There is no log in it.
+    """
+
+    def __init__(self, source: Any) -> None:
+        """Find the log in `source`."""
+        found = _find(source)
+        lines = found.get("attempts") if found is not None else None
+        if found is None or not isinstance(lines, list):
+            msg = (
+                f"no attempt log in {type(source).__name__} {_short(source)}: give an"
+                " answer or an error of a model of this package, or the dict in"
+                " response_metadata['retryrouter']"
+            )
+            raise ValueError(msg)
+        if wrong := [line for line in lines if not isinstance(line, dict)]:
+            msg = f"an attempt must be an object, not {_short(wrong[0])}"
+            raise ValueError(msg)
+        self._log = dict(found)
+        self.attempts: list[dict[str, Any]] = lines
+
+    @property
+    def outcome(self) -> str:
+        """`ok`, or the kind of the last failure; `cached` if nothing was to be sent."""
+        outcomes = [str(line.get("outcome")) for line in self.attempts]
+        sent = [str(line.get("outcome")) for line in self._sent]
+        return "ok" if "ok" in sent else (sent or outcomes or ["cached"])[-1]
+
+    @property
+    def route(self) -> str | None:
+        """The route that answered, or was asked last."""
+        names = [line.get("route") for line in self._sent if line.get("route")]
+        name = self._log.get("route") or (names[-1] if names else None)
+        return None if name is None else str(name)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds from the call's start to the end of its last attempt."""
+        return max((bar.end for bar in self._bars()), default=0.0)
+
+    @property
+    def waited(self) -> float:
+        """Seconds waited between the attempts."""
+        return sum(_number(line.get("wait")) for line in self.attempts)
+
+    @property
+    def cost(self) -> float | None:
+        """Money for all attempts; None if that of any is not known."""
+        cost = self._log.get("cost")
+        return None if cost is None else _number(cost)
+
+    @property
+    def cost_is_estimate(self) -> bool:
+        """Whether the cost of any attempt is an estimate."""
+        return bool(self._log.get("cost_is_estimate"))
+
+    @property
+    def _sent(self) -> list[dict[str, Any]]:
+        return [line for line in self.attempts if line.get("attempt") is not None]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The log as JSON-able data."""
+        return self._log
+
+    def to_json(self) -> str:
+        """The log as a line of JSON, for a file that `retryrouter trace` reads."""
+        return json.dumps(self._log, default=str)
+
+    @staticmethod
+    def summarize(results: Iterable[Any]) -> AttemptSummary:
+        """Add up calls: what `batch(..., return_exceptions=True)` returns, or logs.
+
+        Args:
+            results: Answers and errors, or anything else that `AttemptLog` takes. What
+                has no log counts as a call without attempts.
+        """
+        failures: Counter[str] = Counter()
+        routes: Counter[str] = Counter()
+        costs: list[float] = []
+        calls = answered = attempts = without_cost = 0
+        waited, is_estimate = 0.0, False
+        for result in results:
+            calls += 1
+            is_error = isinstance(result, BaseException)
+            try:
+                log = AttemptLog(result)
+            except ValueError:
+                answered += not is_error
+                failures.update([type(result).__name__] if is_error else [])
+                continue
+            has_answer = log.outcome in {"ok", "cached"} and not is_error
+            answered += has_answer
+            attempts += len(log._sent)
+            waited += log.waited
+            failures.update(_failures(log.attempts))
+            routes.update([log.route] if has_answer and log.route else [])
+            if log.cost is not None:
+                costs.append(log.cost)
+                is_estimate = is_estimate or log.cost_is_estimate
+            else:
+                without_cost += bool(log._sent)
+        return AttemptSummary(
+            calls=calls,
+            answered=answered,
+            attempts=attempts,
+            waited=waited,
+            cost=sum(costs) if costs else None,
+            cost_is_estimate=is_estimate,
+            without_cost=without_cost,
+            failures=dict(failures.most_common()),
+            routes=dict(routes.most_common()),
+        )
+
+    # --- to look at ---
+
+    def _headline(self) -> str:
+        sent = len(self._sent)
+        said = [_seconds(self.seconds), _count(sent, "attempt")]
+        if self.waited:
+            said.append(f"{_seconds(self.waited)} waited")
+        if self.cost is not None:
+            money = _money(self.cost, is_estimate=self.cost_is_estimate)
+            said.append(f"cost {money}")
+        by = f" from {self.route}" if self.route and sent else ""
+        return f"{self.outcome}{by}: {', '.join(said)}"
+
+    def _bars(self) -> list[_Bar]:
+        bars: list[_Bar] = []
+        following = 0.0  # Where an attempt begins whose log does not say so.
+        for line in self.attempts:
+            began = line.get("began")
+            bar = _Bar(line, following if began is None else _number(began))
+            following = bar.end + bar.wait
+            bars.append(bar)
+        return bars
+
+    def __str__(self) -> str:
+        """The timeline in plain text."""
+        rows = [self._headline()]
+        rows += [f"{label}  {bar}  {said}" for label, bar, said, _ in self._rows()]
+        return "\n".join(row.rstrip() for row in rows)
+
+    def __repr__(self) -> str:
+        """The call in one line."""
+        return f"<{type(self).__name__} {self._headline()}>"
+
+    def _rows(self, columns: int = 0) -> Iterator[tuple[str, str, str, _Bar]]:
+        """Label, bar and facts of each line, as text in so many columns if it can."""
+        bars, length = self._bars(), _BAR
+        width = min(40, max((len(bar.route) for bar in bars), default=0))
+        if columns:
+            width = min(width, max(8, columns // 4))
+            facts = max((len(bar.facts) for bar in bars), default=0)
+            length = min(_BAR, max(_BAR // 3, columns - width - facts - 9))
+        scale = length / (max((bar.end + bar.wait for bar in bars), default=0) or 1)
+        for bar in bars:
+            start = min(length - 1, round(bar.began * scale))
+            held = min(start, round(bar.limiter_wait * scale))
+            end = max(start + 1, round(bar.end * scale))
+            drawn = " " * (start - held) + ":" * held + bar.character * (end - start)
+            drawn += "." * (round((bar.end + bar.wait) * scale) - end)
+            label = f"{bar.number:>3}  {_short(bar.route, width):<{width}}"
+            yield label, f"{drawn:<{length}}"[:length], bar.facts, bar
+
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> Iterator[Text]:
+        """The timeline in colours; called by rich."""
+        del console
+        from rich.text import Text  # noqa: PLC0415 - rich calls this, so it is there
+
+        yield Text(self._headline(), "bold")
+        for label, drawn, facts, bar in self._rows(options.max_width):
+            row = Text(f"{label}  ", no_wrap=True, overflow="ellipsis")
+            for character in drawn:
+                filled = {bar.character: "━" if bar.is_sent else "◆", ".": "·"}
+                colour = _WAIT_COLOUR if character in ".:" else bar.colour
+                row.append(filled.get(character, character), colour)
+            row.append(f"  {facts}")
+            yield row
+
+    def _repr_html_(self) -> str:
+        """The timeline as HTML with an SVG inside; notebooks call this."""
+        return (
+            f'<div style="font: 13px system-ui, sans-serif">{_text(self._headline())}'
+            f"<br>{self.svg()}</div>"
+        )
+
+    def svg(self) -> str:
+        """The timeline as an SVG element, whose text has the colour of the page's."""
+        bars, row, left, right, width = self._bars(), 22, 150, 300, 940
+        total = max((bar.end + bar.wait for bar in bars), default=0.0) or 1.0
+        scale, height = (width - left - right) / total, row * len(bars) + 20
+        look = f'style="max-width: {width}px; width: 100%" font-size="12"'
+        parts = [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"',
+            f' {look} font-family="system-ui, sans-serif" fill="currentColor"',
+            f' role="img"><title>{_text(self._headline())}</title>',
+        ]
+        for index, bar in enumerate(bars):
+            y = row * index
+            x = left + bar.began * scale
+            end = left + bar.end * scale
+            name = _short(bar.route, 19)
+            parts.append(
+                f"<g><title>{_text(bar.facts)}</title>"
+                f'<text x="0" y="{y + 15}" opacity="0.6">{bar.number}</text>'
+                f'<text x="18" y="{y + 15}">{_text(name)}</text>'
+            )
+            if bar.limiter_wait:
+                start = max(left, x - bar.limiter_wait * scale)
+                parts.append(_line(start, x, y + 11, _MARK_COLOUR, "1 3"))
+            if bar.is_sent:
+                parts.append(
+                    f'<rect x="{x:.1f}" y="{y + 4}" rx="2" height="14"'
+                    f' width="{max(2.0, end - x):.1f}" fill="{bar.colour}"/>'
+                )
+            else:
+                parts.append(
+                    f'<path d="M{x:.1f} {y + 4}l7 7l-7 7l-7 -7z" fill="none"'
+                    f' stroke="{_MARK_COLOUR}" stroke-width="2"/>'
+                )
+            if bar.wait:
+                until = left + (bar.end + bar.wait) * scale
+                parts.append(_line(end + 1, until, y + 11, _WAIT_COLOUR, "5 4"))
+            at = width - right + 12
+            parts.append(f'<text x="{at}" y="{y + 15}">{_text(bar.short)}</text></g>')
+        parts.append(
+            f'<g opacity="0.6"><text x="{left}" y="{height - 4}">0 s</text>'
+            f'<text x="{width - right}" y="{height - 4}" text-anchor="end">'
+            f"{_seconds(total)}</text></g></svg>"
+        )
+        return "".join(parts)
+
+    def page_data(self, line: int) -> dict[str, Any]:
+        """The call as the page of `retryrouter trace` has it, from so-numbered line."""
+        return {
+            "line": line,
+            "outcome": self.outcome,
+            "said": self._headline().removeprefix(self.outcome),
+            "seconds": self.seconds,
+            "waited": self.waited,
+            "cost": self.cost,
+            "about": self.cost_is_estimate,
+            "bars": [
+                {
+                    "number": bar.number,
+                    "route": bar.route,
+                    "outcome": bar.outcome,
+                    "began": bar.began,
+                    "seconds": bar.end - bar.began,
+                    "wait": bar.wait,
+                    "limiter": bar.limiter_wait,
+                    "facts": bar.facts,
+                }
+                for bar in self._bars()
+            ],
+        }
+
+
+def read_logs(
+    lines: Iterable[str | bytes],
+) -> Iterator[tuple[int, AttemptLog | str]]:
+    """The logs of a file, with the numbers of their lines; a text says what is wrong.
+
+    A line is a log as `AttemptLog.to_json` writes it, or JSON that contains one: a
+    message, a result, a run of LangSmith. Empty lines are passed over.
+    """
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield number, AttemptLog(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            is_json = not isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
+            yield number, f"{error}" if is_json else f"it is not JSON: {error}"
+
+
+def trace_page(logs: Iterable[tuple[int, AttemptLog]]) -> str:
+    """A self-contained HTML page of calls, with filters; loads nothing."""
+    data = [log.page_data(number) for number, log in logs]
+    # A script ends at `</script`, and hides what follows `<!--`, in a string too.
+    written = json.dumps(data, separators=(",", ":")).replace("<", r"\u003c")
+    page = Path(__file__).with_name("_trace.html").read_text(encoding="utf-8")
+    return page.replace("@DATA@", written)
+
+
+class _Bar:
+    """One line of a log, ready to be drawn."""
+
+    def __init__(self, line: Mapping[str, Any], began: float) -> None:
+        self.began, self.wait = began, _number(line.get("wait"))
+        self.end = began + _number(line.get("seconds"))
+        self.limiter_wait = _number(line.get("limiter_wait"))
+        self.route = _short(str(line.get("route") or ""), 200)
+        self.outcome = str(line.get("outcome") or "?")
+        self.is_sent = line.get("attempt") is not None
+        self.number = str(line["attempt"]) if self.is_sent else ""
+        is_known = self.outcome in _COLOURS
+        kind = self.outcome if is_known else "failed"
+        self.colour = _COLOURS[kind] if self.is_sent else _MARK_COLOUR
+        self.character = {"ok": "=", "failed": "x", "cancelled": "~"}[kind]
+        if not self.is_sent:
+            self.character = "!"
+        status, cost = line.get("status_code"), line.get("cost")
+        said = [self.outcome + (f" {status}" if status is not None else "")]
+        if self.is_sent:
+            said.append(_seconds(self.end - began))
+        if cost is not None:
+            is_estimate = bool(line.get("cost_is_estimate"))
+            said.append(_money(_number(cost), is_estimate=is_estimate))
+        if self.limiter_wait:
+            said.append(f"limiter {_seconds(self.limiter_wait)}")
+        if self.wait:
+            said.append(f"wait {_seconds(self.wait)}")
+        self.short = ", ".join(said)
+        if line.get("reason"):
+            said.append(_short(line["reason"], 80))
+        self.facts = ", ".join(said)
+
+
+def _find(source: Any) -> Mapping[str, Any] | None:
+    """The log in an object; None if there is none."""
+    if isinstance(source, AttemptLog):
+        return source.as_dict()
+    if isinstance(source, BaseException):
+        log = getattr(source, "attempt_log", None)
+        return log if isinstance(log, dict) else None
+    if not isinstance(source, Mapping | list):
+        # A message; the results of LangChain; a run of LangSmith.
+        source = {n: getattr(source, n) for n in _FIELDS if hasattr(source, n)}
+    elif isinstance(source, Mapping) and isinstance(source.get("attempts"), list):
+        return source
+    return _search(source) or _of_events(source)
+
+
+def _search(source: Any) -> Mapping[str, Any] | None:
+    """The outermost log: that of a router, and not those of its routes."""
+    pending, seen = deque([source]), 0
+    while pending and seen < _MOST_NODES:
+        node, seen = pending.popleft(), seen + 1
+        if isinstance(node, Mapping):
+            log = node.get(KEY)
+            if isinstance(log, Mapping) and isinstance(log.get("attempts"), list):
+                return log
+            pending.extend(node.values())
+        elif isinstance(node, list | tuple):
+            pending.extend(node)
+        elif hasattr(node, "response_metadata") or hasattr(node, "message"):
+            inner = getattr(node, "message", node)
+            pending.append(getattr(inner, "response_metadata", None))
+    return None
+
+
+def _of_events(run: Any) -> Mapping[str, Any] | None:
+    """The attempts that the retry events of a run of LangSmith tell, as a log."""
+    run = run if isinstance(run, Mapping) else {}
+    began, ended = _time(run, "start_time"), _time(run, "end_time")
+    if began is None or run.get("run_type") not in {"llm", "chat_model"}:
+        return None
+    ends: list[tuple[str, float | None, float]] = []
+    slept = 0.0
+    for event in run.get("events") or ():
+        if isinstance(event, Mapping) and event.get("name") == "retry":
+            facts = event.get("kwargs")
+            facts = facts if isinstance(facts, Mapping) else {}
+            slept = max(slept, _number(facts.get("slept")))  # With the coming wait.
+            ends.append((str(facts.get("exception_type")), _time(event, "time"), slept))
+    ends.append(("failed" if run.get("error") else "ok", ended, slept))
+    lines: list[dict[str, Any]] = []
+    start, before = began, 0.0
+    for number, (outcome, moment, slept) in enumerate(ends, start=1):
+        end = start if moment is None else max(start, moment)
+        line = {"attempt": number, "outcome": outcome, "began": start - began}
+        lines.append({**line, "seconds": end - start, "wait": slept - before})
+        start, before = end + slept - before, slept
+    return {"attempts": lines}
+
+
+def _time(of: Mapping[str, Any], name: str) -> float | None:
+    value = of.get(name)
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+    except ValueError:
+        return None
+    return moment.timestamp() if isinstance(moment, datetime) else None
+
+
+def _failures(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    outcomes = [str(line.get("outcome")) for line in lines]
+    return [one for one in outcomes if one not in {"ok", "cancelled", "skipped"}]
+
+
+def _number(value: Any) -> float:
+    """A number of a log, which may come from a file; 0 for anything else."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and 0 < value < _LARGEST else 0.0
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
+
+
+def _money(cost: float, *, is_estimate: bool) -> str:
+    digits = format(Decimal(f"{cost:.4g}"), "f")  # Without an exponent.
+    return f"{'about ' * is_estimate}{digits}"
+
+
+def _short(value: Any, most: int = 60) -> str:
+    text = " ".join(str(value).split()) if isinstance(value, str) else repr(value)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _text(text: str) -> str:
+    """`text` for HTML and SVG, without characters that XML cannot carry."""
+    return escape("".join(c if c.isprintable() else "�" for c in text))
+
+
+def _line(x: float, until: float, y: float, colour: str, dashes: str) -> str:
+    return (
+        f'<path d="M{x:.1f} {y}H{max(x, until):.1f}" fill="none" stroke="{colour}"'
+        f' stroke-width="2" stroke-dasharray="{dashes}"/>'
+    )
