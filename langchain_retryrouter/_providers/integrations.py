@@ -240,6 +240,8 @@ class Integration:
         api_choices: Its provider's words for `tool_choice`, where `bind_tools` has none
             of its own. They are options of each call, and a tool is called for by
             offering no other one.
+        garbles_streamed_calls: Whether a sync stream repeats the pieces of a tool call,
+            so that a call with tools is not streamed.
         ignores_choice: Whether `bind_tools` drops `tool_choice`.
         limits_calls: Whether `parallel_tool_calls` is known to it.
         strict_with_format: Whether tools must be strict if a `response_format` is bound
@@ -259,6 +261,7 @@ class Integration:
     reports_in: tuple[Method, ...] = _BOTH
     choices: Mapping[str, Any] = field(default_factory=dict)
     api_choices: Mapping[str, str] = field(default_factory=dict)
+    garbles_streamed_calls: bool = False
     ignores_choice: bool = False
     limits_calls: bool = True
     strict_with_format: bool = False
@@ -324,6 +327,7 @@ INTEGRATIONS: Final[Mapping[str, Integration]] = {
         _by_call_option,
         call_options={"request_options": {"max_retries": 0}},
         api_choices={"any": "REQUIRED", "none": "NONE"},
+        garbles_streamed_calls=True,
         limits_calls=False,
     ),
     "langchain_huggingface": Integration(

@@ -60,6 +60,7 @@ from langchain_retryrouter._providers.integrations import (
     ToolsRequest,
     disable_retries,
     has_attempts,
+    integration_of,
     name_of_tool,
     prefill_of,
     reader_of,
@@ -486,7 +487,10 @@ class Route(BaseModel):
         )
         if not has_stream or model.disable_streaming is True:
             return False
-        if model.disable_streaming == "tool_calling" and options.get("tools"):
+        if options.get("tools") and (
+            model.disable_streaming == "tool_calling"
+            or (not is_async and integration_of(model).garbles_streamed_calls)
+        ):
             return False
         return not (
             "streaming" in model.model_fields_set

@@ -278,6 +278,8 @@ def _healthy(
     }
     if row.own_flaws:
         del pairs["metadata"]
+    if list(_unlike(bare, column.script.reply)):  # The router's answer is whole.
+        wrong, pairs = list(_unlike(answer, column.script.reply)), {}
     for what, (ours, theirs) in pairs.items():
         if _stable(ours) != _stable(theirs):
             wrong.append(f"{what} {ours!r}, and of the bare model {theirs!r}")

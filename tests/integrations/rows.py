@@ -528,6 +528,9 @@ _AWS_FIELDS: Final = {
     "endpoint_url": "{url}",
     "aws_access_key_id": "AKIATEST",
     "aws_secret_access_key": "secret-0123456789",
+    # Seconds of botocore's read timeout, until which the event loop's end waits for the
+    # thread of a silent call.
+    "timeout": 3,
 }
 _CLAUDE: Final = "anthropic.claude-3-sonnet-20240229-v1:0"
 
@@ -581,7 +584,8 @@ ROWS: Final[Mapping[str, Row]] = {
         COHERE,
         {"model": "command-a", "cohere_api_key": _KEY, "base_url": "{url}"},
         _COHERE,
-        own_flaws="a sync stream has no usage, and repeats the pieces of a tool call",
+        own_flaws="a sync stream has no usage, and repeats the pieces of a tool call;"
+        " a router asks for the whole call instead",
     ),
     "ollama": Row(
         "langchain_ollama:ChatOllama",

@@ -39,6 +39,18 @@ _TOKENS: Final = {
     "outputTokens": USAGE[1],
     "totalTokens": sum(USAGE),
 }
+_METRICS: Final = {
+    "inputTokenCount": USAGE[0],
+    "outputTokenCount": USAGE[1],
+    "invocationLatency": 2,
+    "firstByteLatency": 1,
+}
+# The same of a whole answer.
+_METRIC_HEADERS: Final = {
+    "x-amzn-bedrock-input-token-count": str(USAGE[0]),
+    "x-amzn-bedrock-output-token-count": str(USAGE[1]),
+    "x-amzn-bedrock-invocation-latency": "2",
+}
 _STREAM: Final = "application/vnd.amazon.eventstream"
 
 
@@ -113,6 +125,8 @@ def _events(reply: Reply) -> tuple[list[bytes], list[bytes]]:
 
 def _invoke_events(reply: Reply) -> tuple[list[bytes], list[bytes]]:
     first, rest = anthropic.event_bodies(reply)
+    # Bedrock's own count of the tokens, in the last chunk.
+    rest[-1]["amazon-bedrock-invocationMetrics"] = _METRICS
     return [_chunk(one) for one in first], [_chunk(one) for one in rest]
 
 
@@ -146,4 +160,5 @@ INVOKE_MODEL: Final = Protocol(
     _is_stream,
     _STREAM,
     _error_headers,
+    _METRIC_HEADERS,
 )

@@ -52,6 +52,7 @@ def _events(reply: Reply) -> tuple[list[bytes], list[bytes]]:
         then = {"function": {"arguments": ARGUMENTS[1]}}
         first = [
             begin,
+            _delta("tool-plan-delta", {"tool_plan": "I delete."}),
             _delta("tool-call-start", {"tool_calls": _call("")}, index=0),
             _delta(
                 "tool-call-delta",

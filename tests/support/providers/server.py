@@ -69,6 +69,7 @@ class Protocol:
         is_stream: Whether a request (path, body) asks for a stream.
         stream_type: The content type of streams.
         error_headers: Headers of an error, of its body.
+        headers: Headers of a whole answer.
     """
 
     whole: Callable[[Reply], Any]
@@ -78,6 +79,7 @@ class Protocol:
     is_stream: Callable[[str, Any], bool] = lambda _, body: bool(body.get("stream"))
     stream_type: str = "text/event-stream"
     error_headers: Callable[[Any], dict[str, str]] = lambda _: {}
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 How = Literal[
@@ -199,9 +201,8 @@ class ScriptedProvider:
             )
             sent = b"" if how in {"head", "empty"} else sent
             length = str(len(sent if how in {"cut", "empty"} else body))
-            yield _head(
-                200, {"content-type": "application/json", "content-length": length}
-            )
+            headers = {"content-type": "application/json", "content-length": length}
+            yield _head(200, {**headers, **protocol.headers})
             yield sent
 
     def _stream(self) -> Iterator[bytes]:
