@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import langchain_retryrouter
-from langchain_retryrouter import RetryRouterError, testing
+from langchain_retryrouter import RetryRouterError, stores, testing
 from langchain_retryrouter.failures import FAILURE_ACTIONS, FailureAction, FailureKind
 
 _ROOT = Path(__file__).parents[3]
@@ -46,10 +46,12 @@ def test_the_navigation_has_every_page_once() -> None:
 def test_the_api_pages_have_every_public_name_once() -> None:
     """The strict build does not notice a name that is missing or does not exist."""
     api = "".join(page.read_text("utf-8") for page in (_DOCS / "api").glob("*.md"))
-    package = langchain_retryrouter.__name__
-    public = [f"{package}.{name}" for name in langchain_retryrouter.__all__]
-    public += [f"{testing.__name__}.{name}" for name in testing.__all__]
-    public.remove(f"{package}.__version__")
+    public = [
+        f"{module.__name__}.{name}"
+        for module in (langchain_retryrouter, stores, testing)
+        for name in module.__all__
+        if name != "__version__"
+    ]
     assert sorted(re.findall(r"^::: (.+)$", api, re.MULTILINE)) == sorted(public)
 
 
