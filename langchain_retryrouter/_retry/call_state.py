@@ -345,6 +345,11 @@ class CallState:
         return self._budget
 
     @property
+    def elapsed(self) -> float:
+        """Seconds since the call was made."""
+        return self._time.monotonic() - self._began
+
+    @property
     def attempts(self) -> int:
         """Attempts sent so far, on all routes."""
         return sum(self._sent)

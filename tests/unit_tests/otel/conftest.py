@@ -1,0 +1,211 @@
+"""Models of all kinds over a faulty gateway, and what OpenTelemetry records of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import pytest
+from langchain_openai import ChatOpenAI
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
+from pydantic import SecretStr
+
+from langchain_retryrouter import (
+    AzureOpenAI,
+    GPTRouter,
+    GPTRouterEmbeddings,
+    GPTRouterModel,
+    OpenAI,
+    OpenAIChat,
+    RetryRouter,
+    Route,
+)
+from langchain_retryrouter.otel import instrument
+from langchain_retryrouter.testing import FakeClock, FaultyGateway
+
+KEY: Final = "sk-must-not-be-shown"
+PROMPT: Final = "the secret of the prompt"
+
+
+def gpt_router(gateway: FaultyGateway, name: str = "gpt-4", **fields: Any) -> GPTRouter:
+    """A chat model over the gateway."""
+    return GPTRouter(
+        models_priority_list=[GPTRouterModel(name=name, provider_name="anthropic")],
+        gpt_router_api_base=gateway.url,
+        gpt_router_api_key=SecretStr(KEY),
+        **fields,
+    )
+
+
+def chat_openai(gateway: FaultyGateway, name: str, **fields: Any) -> ChatOpenAI:
+    """Another package's chat model, which leaves no connection open."""
+    return ChatOpenAI(
+        default_headers={"connection": "close"},
+        model=name,
+        base_url=gateway.openai_url,
+        api_key=SecretStr(KEY),
+        stream_usage=True,
+        **fields,
+    )
+
+
+def router_of(
+    gateway: FaultyGateway, clock: FakeClock, new: Callable[..., Any], **fields: Any
+) -> RetryRouter:
+    """A router over two routes, `first` and `second`."""
+    return RetryRouter(
+        routes=[
+            Route(model=new(gateway, "gpt-4"), name="first"),
+            Route(model=new(gateway, "gpt-4o"), name="second"),
+        ],
+        clock=clock,
+        **fields,
+    )
+
+
+def llm(
+    cls: type[Any], gateway: FaultyGateway, clock: FakeClock, **fields: Any
+) -> OpenAI | OpenAIChat:
+    """A model of the OpenAI family."""
+    model: OpenAI | OpenAIChat = cls(
+        base_url=gateway.openai_url,
+        api_key=KEY,
+        clock=clock,
+        max_retries=4,
+        stream_usage=True,
+        **fields,
+    )
+    return model
+
+
+def azure(gateway: FaultyGateway, clock: FakeClock) -> AzureOpenAI:
+    """A deployment at Azure."""
+    return AzureOpenAI(
+        azure_endpoint=gateway.url,
+        azure_deployment="gpt-4",
+        api_version="2024-10-21",
+        api_key=KEY,
+        clock=clock,
+        max_retries=4,
+        stream_usage=True,
+    )
+
+
+MODELS: Final[dict[str, Callable[[FaultyGateway, FakeClock], Any]]] = {
+    "GPTRouter": lambda gateway, clock: gpt_router(gateway, clock=clock),
+    "router of GPTRouters": lambda gateway, clock: router_of(
+        gateway, clock, gpt_router
+    ),
+    "router of ChatOpenAIs": lambda gateway, clock: router_of(
+        gateway, clock, chat_openai
+    ),
+    "OpenAI": lambda gateway, clock: llm(
+        OpenAI, gateway, clock, model="gpt-4-instruct"
+    ),
+    "OpenAIChat": lambda gateway, clock: llm(OpenAIChat, gateway, clock, model="gpt-4"),
+    "AzureOpenAI": azure,
+}
+"""All kinds of models that make completions."""
+
+
+def embeddings(gateway: FaultyGateway, clock: FakeClock) -> GPTRouterEmbeddings:
+    """Embeddings of the gateway."""
+    return GPTRouterEmbeddings(
+        models_priority_list=[
+            GPTRouterModel(name="text-embedding-3-small", provider_name="openai")
+        ],
+        gpt_router_api_base=gateway.url,
+        gpt_router_api_key=SecretStr(KEY),
+        clock=clock,
+    )
+
+
+@dataclass
+class Recorded:
+    """What OpenTelemetry has been given."""
+
+    spans: InMemorySpanExporter = field(default_factory=InMemorySpanExporter)
+    reader: InMemoryMetricReader = field(default_factory=InMemoryMetricReader)
+
+    def __post_init__(self) -> None:
+        """Make the providers."""
+        self.tracers = TracerProvider()
+        self.tracers.add_span_processor(SimpleSpanProcessor(self.spans))
+        self.meters = MeterProvider([self.reader])
+
+    @property
+    def finished(self) -> list[ReadableSpan]:
+        """All spans, in the order in which they ended."""
+        return list(self.spans.get_finished_spans())
+
+    @property
+    def attempts(self) -> list[ReadableSpan]:
+        """The spans of requests, in the order in which they began."""
+        found = [one for one in self.finished if one.kind is SpanKind.CLIENT]
+        return sorted(found, key=lambda one: one.start_time or 0)
+
+    @property
+    def calls(self) -> list[ReadableSpan]:
+        """The spans of this package's calls."""
+        return [
+            one
+            for one in self.finished
+            if one.attributes and "retryrouter.attempts" in one.attributes
+        ]
+
+    @property
+    def call(self) -> ReadableSpan:
+        """The span of the only call."""
+        (call,) = self.calls
+        return call
+
+    def values(self, key: str, span: ReadableSpan | None = None) -> list[Any]:
+        """An attribute of all attempts, or of one span."""
+        spans = self.attempts if span is None else [span]
+        return [(one.attributes or {}).get(key) for one in spans]
+
+    def points(self, name: str) -> list[Any]:
+        """The data points of a metric."""
+        data = self.reader.get_metrics_data()
+        return [
+            point
+            for resource in (data.resource_metrics if data else ())
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            if metric.name == name
+            for point in metric.data.data_points
+        ]
+
+    def total(self, name: str, **labels: str) -> float:
+        """The sum, or the count, of the points of a metric that have these labels."""
+        wanted = {key.replace("__", "."): value for key, value in labels.items()}
+        found: list[Any] = [
+            getattr(point, "count", None) or getattr(point, "value", 0)
+            for point in self.points(name)
+            if wanted.items() <= dict(point.attributes).items()
+        ]
+        return float(sum(found))
+
+    @property
+    def everything(self) -> str:
+        """All that was recorded, as text."""
+        spans = [one.to_json() for one in self.finished]
+        data = self.reader.get_metrics_data()
+        return "".join(spans) + (data.to_json() if data else "")
+
+
+@pytest.fixture
+def recorded() -> Iterator[Recorded]:
+    """Record the spans and metrics of a test."""
+    recorded = Recorded()
+    instrumentation = instrument(recorded.tracers, recorded.meters)
+    yield recorded
+    instrumentation.uninstrument()
+    recorded.tracers.shutdown()
+    recorded.meters.shutdown()

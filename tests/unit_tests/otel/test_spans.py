@@ -1,0 +1,398 @@
+"""Spans equal the server's requests, in order, for every model and way to call it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.trace import StatusCode
+
+from langchain_retryrouter import (
+    CircuitBreaker,
+    OpenAI,
+    RetryPolicy,
+    RetryRouter,
+    RetryRouterError,
+    Route,
+)
+from langchain_retryrouter.otel import instrument
+from langchain_retryrouter.testing import (
+    Answer,
+    Cut,
+    FakeClock,
+    FaultyGateway,
+    Silence,
+    Stall,
+    Status,
+    Usage,
+)
+from tests.unit_tests.conftest import Twin
+
+from .conftest import (
+    KEY,
+    MODELS,
+    PROMPT,
+    Recorded,
+    chat_openai,
+    embeddings,
+    gpt_router,
+    llm,
+    router_of,
+)
+
+every_model = pytest.mark.parametrize("kind", MODELS)
+WAYS = ("invoke", "stream", "batch")
+
+
+def run(twin: Twin, model: Any, way: str) -> None:
+    """Call a model, by the sync or the async method."""
+    getattr(twin, way)(model, [PROMPT] if way == "batch" else PROMPT)
+
+
+@every_model
+@pytest.mark.parametrize("way", WAYS)
+def test_a_call_is_a_span_and_each_request_one_below_it(
+    twin: Twin,
+    gateway: FaultyGateway,
+    clock: FakeClock,
+    recorded: Recorded,
+    kind: str,
+    way: str,
+) -> None:
+    """Requests and CLIENT spans agree in number, order, model and outcome."""
+    gateway.script(Status(503), Status(429), Answer("Yes", usage=Usage(11, 7)))
+    model = MODELS[kind](gateway, clock)
+    with recorded.tracers.get_tracer("users").start_as_current_span("user") as user:
+        run(twin, model, way)
+
+    assert len(recorded.attempts) == len(gateway.requests) == 3
+    assert recorded.values("gen_ai.request.model") == [
+        request.model for request in gateway.requests
+    ]
+    assert recorded.values("error.type") == ["unavailable", "rate_limit", None]
+    assert recorded.values("retryrouter.outcome") == [
+        "unavailable",
+        "rate_limit",
+        "ok",
+    ]
+    assert recorded.values("http.response.status_code") == [503, 429, None]
+    assert recorded.values("retryrouter.attempt") == [1, 2, 3]
+    assert recorded.values("http.request.resend_count") == [None, 1, 2]
+    assert recorded.values("gen_ai.usage.input_tokens") == [None, None, 11]
+    assert recorded.values("gen_ai.usage.output_tokens") == [None, None, 7]
+    call = recorded.call
+    assert call.parent is not None
+    assert call.parent.span_id == user.get_span_context().span_id
+    for attempt in recorded.attempts:
+        assert attempt.parent is not None
+        assert attempt.parent.span_id == call.context.span_id
+    assert recorded.values("retryrouter.attempts", call) == [3]
+    assert recorded.values("gen_ai.usage.input_tokens", call) == [None]
+    assert call.status.status_code is StatusCode.UNSET
+    ended = [span.name for span in recorded.finished]
+    assert ended[-2:] == [call.name, "user"]
+
+
+@pytest.mark.parametrize("way", ["documents", "query"])
+def test_requests_for_embeddings_have_spans(
+    twin: Twin, clock: FakeClock, recorded: Recorded, way: str
+) -> None:
+    """Embeddings are traced as well, by an operation of their own."""
+    with FaultyGateway(gptrouter="hosted") as gateway:
+        gateway.script(Status(503))
+        model = embeddings(gateway, clock)
+        given = [PROMPT] if way == "documents" else PROMPT
+        twin.call(model, f"embed_{way}", given)
+        assert len(recorded.attempts) == len(gateway.requests) == 2
+    assert recorded.values("gen_ai.operation.name") == ["embeddings"] * 2
+    assert recorded.call.name == "embeddings text-embedding-3-small"
+    assert recorded.total("gen_ai.client.embeddings.duration") == 1
+
+
+@every_model
+def test_an_attempt_ends_before_the_wait_for_the_next(
+    twin: Twin, gateway: FaultyGateway, recorded: Recorded, kind: str
+) -> None:
+    """While a call waits, the span of the attempt that failed has been exported."""
+    ended: list[int] = []
+
+    class Watching(FakeClock):
+        def sleep(self, seconds: float) -> None:
+            ended.append(len(recorded.finished))
+            super().sleep(seconds)
+
+    gateway.script(*[Status(503)] * 3)
+    run(twin, MODELS[kind](gateway, Watching()), "invoke")
+    assert ended == [1, 2, 3]
+    waits = recorded.values("retryrouter.wait")
+    assert waits[-1] is None
+    assert any(waits)
+    assert recorded.values("retryrouter.wait", recorded.call) == [
+        sum(wait or 0.0 for wait in waits)
+    ]
+
+
+@every_model
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+def test_a_failed_call_says_so(
+    twin: Twin,
+    gateway: FaultyGateway,
+    clock: FakeClock,
+    recorded: Recorded,
+    kind: str,
+    way: str,
+) -> None:
+    """A call that fails has the kind of its error, and no message."""
+    gateway.always(Status(401))
+    with pytest.raises(RetryRouterError):
+        run(twin, MODELS[kind](gateway, clock), way)
+    assert len(recorded.attempts) == len(gateway.requests)
+    call = recorded.call
+    assert recorded.values("error.type", call) == ["authentication"]
+    assert call.status.status_code is StatusCode.ERROR
+    assert call.status.description == "authentication"
+
+
+@pytest.mark.parametrize("kind", ["GPTRouter", "router of ChatOpenAIs", "OpenAIChat"])
+def test_a_stream_that_is_closed_early_has_ended_spans(
+    twin: Twin,
+    gateway: FaultyGateway,
+    clock: FakeClock,
+    recorded: Recorded,
+    kind: str,
+) -> None:
+    """Closing a stream ends the call's span and its attempt's, as cancelled."""
+    gateway.script(Status(503), Stall(after=1, seconds=30))
+    model = MODELS[kind](gateway, clock)
+
+    async def first() -> None:
+        chunks = model.astream(PROMPT)
+        await anext(chunks)
+        await chunks.aclose()
+
+    if twin.is_async:
+        asyncio.run(first())
+    else:
+        chunks = model.stream(PROMPT)
+        next(chunks)
+        chunks.close()
+    assert recorded.values("retryrouter.outcome") == ["unavailable", "cancelled"]
+    assert recorded.values("retryrouter.outcome", recorded.call) == ["cancelled"]
+
+
+@pytest.mark.parametrize("kind", ["GPTRouter", "router of ChatOpenAIs", "OpenAIChat"])
+async def test_a_cancelled_call_has_ended_spans(
+    gateway: FaultyGateway, clock: FakeClock, recorded: Recorded, kind: str
+) -> None:
+    """Cancelling a task ends the call's span and its attempt's."""
+    gateway.always(Silence())
+    task = asyncio.create_task(MODELS[kind](gateway, clock).ainvoke(PROMPT))
+    await gateway.await_for(lambda gateway: bool(gateway.requests))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert recorded.values("retryrouter.outcome") == ["cancelled"]
+    assert recorded.values("retryrouter.outcome", recorded.call) == ["cancelled"]
+
+
+def test_a_broken_stream_is_an_attempt_that_failed(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock, recorded: Recorded
+) -> None:
+    """A stream that breaks after its first token ends attempt and call as failures."""
+    gateway.script(Cut(after=2))
+    with pytest.raises(RetryRouterError):
+        twin.stream(gpt_router(gateway, clock=clock), PROMPT)
+    assert recorded.values("error.type") == ["interrupted"]
+    assert recorded.values("error.type", recorded.call) == ["interrupted"]
+
+
+def test_a_continued_stream_is_one_call(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock, recorded: Recorded
+) -> None:
+    """Both attempts are below one span, which has an event of the continuation."""
+    gateway.script(Cut(after=2))
+    router = router_of(gateway, clock, chat_openai, stream_recovery="continue")
+    twin.stream(router, PROMPT)
+    assert len(recorded.attempts) == len(gateway.requests) == 2
+    assert recorded.values("error.type") == ["interrupted", None]
+    assert recorded.values("error.type", recorded.call) == [None]
+    events = {
+        event.name: dict(event.attributes or {}) for event in recorded.call.events
+    }
+    assert events["retryrouter.continued"]["retryrouter.route"] == "second"
+
+
+def test_hedged_streams_have_a_span_each(
+    twin: Twin, gateway: FaultyGateway, recorded: Recorded
+) -> None:
+    """The second stream's span begins while the first one's is open; events say so."""
+    gateway.script(Silence(), model="gpt-4")
+    router = RetryRouter(
+        routes=[
+            Route(model=chat_openai(gateway, "gpt-4"), name="first"),
+            Route(model=chat_openai(gateway, "gpt-4o"), name="second"),
+        ],
+        hedge_after=0.01,
+    )
+    twin.stream(router, PROMPT)
+    assert [one.model for one in gateway.requests] == ["gpt-4", "gpt-4o"]
+    assert recorded.values("retryrouter.route") == ["first", "second"]
+    assert recorded.values("retryrouter.outcome") == ["cancelled", "ok"]
+    first, second = recorded.attempts
+    assert (second.start_time or 0) < (first.end_time or 0)
+    names = [event.name for event in recorded.call.events]
+    assert names == ["retryrouter.hedge_began", "retryrouter.hedge_settled"]
+    assert recorded.values("retryrouter.route", recorded.call) == ["second"]
+
+
+def test_breakers_and_skipped_routes_are_events(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock, recorded: Recorded
+) -> None:
+    """The call that opens a breaker says so, and the next one that it was skipped."""
+    gateway.always(Status(503), model="gpt-4")
+    breaker = CircuitBreaker(failure_threshold=1, clock=clock)
+    router = RetryRouter(
+        routes=[
+            Route(model=gpt_router(gateway, "gpt-4"), name="first", breaker=breaker),
+            Route(model=gpt_router(gateway, "gpt-4o"), name="second"),
+        ],
+        retry_policy=RetryPolicy(max_retries=0),
+        clock=clock,
+    )
+    twin.invoke(router, PROMPT)
+    twin.invoke(router, PROMPT)
+    found = [
+        [(event.name, dict(event.attributes or {})) for event in call.events]
+        for call in recorded.calls
+    ]
+    assert found == [
+        [
+            (
+                "retryrouter.breaker_changed",
+                {"retryrouter.route": "first", "retryrouter.now": "open"},
+            )
+        ],
+        [
+            (
+                "retryrouter.route_skipped",
+                {"retryrouter.route": "first", "retryrouter.reason": "circuit_open"},
+            )
+        ],
+    ]
+
+
+@pytest.mark.parametrize("limit", [None, 30.0])
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+def test_spans_made_inside_a_model_are_children_of_the_attempt(
+    twin: Twin, recorded: Recorded, limit: float | None, way: str
+) -> None:
+    """The attempt is current where the request is sent, also in a worker thread."""
+    seen: list[tuple[int, str]] = []
+
+    def key() -> str:
+        current = trace.get_current_span().get_span_context().span_id
+        seen.append((current, threading.current_thread().name))
+        return KEY
+
+    with FaultyGateway() as gateway:
+        gateway.script(Status(503))
+        model = OpenAI(
+            base_url=gateway.openai_url,
+            api_key=key,
+            clock=FakeClock(),
+            retry_policy=RetryPolicy(
+                attempt_timeout=limit, first_token_timeout=limit, max_retries=2
+            ),
+        )
+        run(twin, model, way)
+        assert not trace.get_current_span().get_span_context().is_valid
+    spans = [attempt.context.span_id for attempt in recorded.attempts]
+    assert list(dict.fromkeys(span for span, _ in seen)) == spans
+    assert len(spans) == 2
+    in_worker = any("retryrouter-worker" in thread for _, thread in seen)
+    assert in_worker is (limit is not None and not twin.is_async)
+
+
+def test_a_nested_router_has_spans_and_its_attempts_below(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock, recorded: Recorded
+) -> None:
+    """CLIENT spans equal the requests also where a route is a router itself."""
+    gateway.script(Status(401), Answer("Yes", usage=Usage(11, 7)))
+    policy = RetryPolicy(max_retries=0)
+    inner = router_of(gateway, clock, gpt_router, retry_policy=policy)
+    outer = RetryRouter(routes=[Route(model=inner, name="inner")], clock=clock)
+    twin.invoke(outer, PROMPT)
+    assert len(recorded.attempts) == len(gateway.requests) == 2
+    tokens = recorded.values("gen_ai.usage.input_tokens")
+    assert sum(count or 0 for count in tokens) == 11
+    assert recorded.total("gen_ai.client.inference.usage.input_tokens") == 11
+
+
+def test_a_judge_inside_accept_is_a_call_of_its_own(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock, recorded: Recorded
+) -> None:
+    """A model that judges answers is traced below the attempt that it judges."""
+    judge = gpt_router(gateway, "judge", max_retries=0)
+
+    async def ajudged(_message: Any) -> bool:
+        return bool((await judge.ainvoke("Is it good?")).content)
+
+    def judged(_message: Any) -> bool:
+        return bool(judge.invoke("Is it good?").content)
+
+    accept = ajudged if twin.is_async else judged
+    router = router_of(gateway, clock, gpt_router, accept=accept)
+    twin.invoke(router, PROMPT)
+    assert len(recorded.attempts) == len(gateway.requests) == 2
+    inner, outer = recorded.calls
+    assert inner.name == "chat judge"
+    assert inner.parent is not None
+    assert inner.parent.span_id == recorded.attempts[0].context.span_id
+    assert outer.name == "chat gpt-4"
+
+
+def test_threads_and_batches_keep_their_parents(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock, recorded: Recorded
+) -> None:
+    """Each call of a batch is a child of the span that was current."""
+    with recorded.tracers.get_tracer("users").start_as_current_span("user") as user:
+        twin.batch(llm(OpenAI, gateway, clock, model="gpt-4-instruct"), ["a", "b"])
+        twin.batch(router_of(gateway, clock, gpt_router), ["a", "b"])
+    assert len(recorded.attempts) == len(gateway.requests)
+    for call in recorded.calls:
+        assert call.parent is not None
+        assert call.parent.span_id == user.get_span_context().span_id
+
+
+@every_model
+def test_neither_prompts_nor_keys_are_recorded(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock, recorded: Recorded, kind: str
+) -> None:
+    """Spans and metrics have no text of prompts, answers or errors, and no key."""
+    gateway.script(Status(503, body={"error": {"message": f"{KEY} {PROMPT}"}}))
+    gateway.always(Answer("the secret of the answer"))
+    model = MODELS[kind](gateway, clock)
+    run(twin, model, "invoke")
+    run(twin, model, "stream")
+    assert len(recorded.attempts) == 3
+    for secret in (KEY, "secret of the"):
+        assert secret not in recorded.everything
+
+
+def test_instrumenting_twice_records_once(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock, recorded: Recorded
+) -> None:
+    """The later call takes the place of the earlier one, which ends nothing then."""
+    first = instrument(recorded.tracers, recorded.meters)
+    second = instrument(recorded.tracers, recorded.meters)
+    first.uninstrument()
+    model = gpt_router(gateway, clock=clock)
+    twin.invoke(model, PROMPT)
+    assert len(recorded.attempts) == 1
+    second.uninstrument()
+    second.uninstrument()
+    twin.invoke(model, PROMPT)
+    assert len(recorded.attempts) == 1
