@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         RetryPolicy,
         WorstCase,
     )
+    from langchain_retryrouter.rate_limits import RateLimit
 
 __all__ = [
     "APIConnectionError",
@@ -92,6 +93,7 @@ __all__ = [
     "OpenAIChat",
     "PermissionDeniedError",
     "QuotaExceededError",
+    "RateLimit",
     "RateLimitError",
     "RejectedAnswerError",
     "RetryBudget",
@@ -124,6 +126,7 @@ _MODULES = {
         "failures": "FailureAction FailureKind",
         "llms.openai": "AzureOpenAI BaseOpenAI OpenAI OpenAIChat",
         "policy": "RetryBudget RetryEvent RetryPolicy WorstCase",
+        "rate_limits": "RateLimit",
     }.items()
     for name in names.split()
 }

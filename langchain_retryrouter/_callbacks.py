@@ -25,6 +25,7 @@ from langchain_core.callbacks import (
     CallbackManager,
     CallbackManagerForLLMRun,
 )
+from langchain_core.callbacks.manager import ahandle_event, handle_event
 from langchain_core.language_models.base import LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk
@@ -34,7 +35,7 @@ from langchain_core.utils.uuid import uuid7
 if TYPE_CHECKING:
     from tenacity import RetryCallState
 
-    from langchain_retryrouter._retry.engine import ANotify, Notify
+    from langchain_retryrouter._retry.engine import ANotify, LimiterWait, Notify
 
 logger = logging.getLogger(__name__)
 
@@ -66,33 +67,59 @@ def run_manager_of(
 
 
 def notifier(run_manager: CallbackManagerForLLMRun | None) -> Notify | None:
-    """A function that calls `on_retry` of the handlers; None if there are none."""
-    if run_manager is None:
-        return None
+    """What calls `on_retry` of the handlers; None if there are none."""
+    return None if run_manager is None else _Notifier(run_manager)
 
-    def notify(state: RetryCallState) -> None:
-        for single in _for_each_handler(run_manager):
+
+class _Notifier:
+    def __init__(self, run_manager: CallbackManagerForLLMRun) -> None:
+        self._run_manager = run_manager
+
+    def __call__(self, state: RetryCallState) -> None:
+        for single in _for_each_handler(self._run_manager):
             try:
                 single.on_retry(state)
             except Exception:
                 logger.warning("A callback handler failed in on_retry", exc_info=True)
 
-    return notify
+    def limiter_wait(self, wait: LimiterWait) -> None:
+        """Send the handlers the custom event `rate_limit_wait`."""
+        handlers = getattr(self._run_manager, "handlers", [])
+        event, facts = _as_event(self._run_manager, wait)
+        handle_event(handlers, *event, **facts)
 
 
 def anotifier(run_manager: AsyncCallbackManagerForLLMRun | None) -> ANotify | None:
     """Async variant of `notifier`; awaited, so that handlers run before the wait."""
-    if run_manager is None:
-        return None
+    return None if run_manager is None else _AsyncNotifier(run_manager)
 
-    async def notify(state: RetryCallState) -> None:
-        for single in _for_each_handler(run_manager):
+
+class _AsyncNotifier:
+    def __init__(self, run_manager: AsyncCallbackManagerForLLMRun) -> None:
+        self._run_manager = run_manager
+
+    async def __call__(self, state: RetryCallState) -> None:
+        for single in _for_each_handler(self._run_manager):
             try:
                 await single.on_retry(state)
             except Exception:
                 logger.warning("A callback handler failed in on_retry", exc_info=True)
 
-    return notify
+    async def limiter_wait(self, wait: LimiterWait) -> None:
+        """Send the handlers the custom event `rate_limit_wait`."""
+        handlers = getattr(self._run_manager, "handlers", [])
+        event, facts = _as_event(self._run_manager, wait)
+        await ahandle_event(handlers, *event, **facts)
+
+
+def _as_event(
+    run_manager: AnyRunManager, wait: LimiterWait
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A wait as the arguments of `handle_event`."""
+    data = {"limit": wait.limit.name, "route": wait.route, "seconds": wait.seconds}
+    facts = {n: getattr(run_manager, n, None) for n in ("run_id", "tags", "metadata")}
+    event = ("on_custom_event", "ignore_custom_event", "rate_limit_wait", data)
+    return event, facts
 
 
 def _for_each_handler(run_manager: _RunManager) -> Iterator[_RunManager]:

@@ -30,11 +30,12 @@ from pydantic import (
 from langchain_retryrouter import _gptrouter
 from langchain_retryrouter._gptrouter.http import find_origin
 from langchain_retryrouter._http import ClosedByWith
-from langchain_retryrouter._retry.call_state import CallState, Subject
+from langchain_retryrouter._retry.call_state import CallState, Subject, limits_of
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.engine import RetryContext
 from langchain_retryrouter.circuit_breaker import CircuitBreaker
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy, resolve_policy
+from langchain_retryrouter.rate_limits import RateLimit, Size
 
 if TYPE_CHECKING:
     from gpt_router.models import GPTRouterMetadata
@@ -167,6 +168,9 @@ class GatewayConnection(ClosedByWith, Serializable):
         default=60.0, alias="timeout"
     )
     """Seconds to connect and to wait for bytes, one or a pair; None for no limit."""
+    rate_limit: RateLimit | None = Field(default=None, exclude=True, repr=False)
+    """Limits requests, tokens and concurrency: give the same object to all models of
+    one account."""
     # It may hold a password, so it stays out of what is shown, written and traced.
     proxy: str | None = Field(
         default=None, exclude=True, repr=False, validate_default=True
@@ -359,11 +363,15 @@ class GatewayConnection(ClosedByWith, Serializable):
 
 
 def retry_context(
-    connection: GatewayConnection, describe: Callable[[int], Subject], **hooks: Any
+    connection: GatewayConnection,
+    describe: Callable[[int], Subject],
+    size: Callable[[], Size],
+    **hooks: Any,
 ) -> RetryContext:
     """How one call is retried: by the connection's fields, and what it asks (`hooks`).
 
-    A copy whose fields were changed may have a `max_retries` that the policy denies.
+    `size` is asked for that of its request, if it counts. A copy whose fields were
+    changed may have a `max_retries` that the policy denies.
     """
     clock = connection.clock or SYSTEM_CLOCK
     retries, is_given = connection.max_retries, connection.model_fields_set
@@ -376,6 +384,7 @@ def retry_context(
             breaker=connection.breaker,
             time=clock,
             describe=describe,
+            limits=limits_of(connection.rate_limit, size),
         ),
         errors=_gptrouter.errors.GPT_ROUTER_ERRORS,
         clock=clock,

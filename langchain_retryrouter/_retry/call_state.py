@@ -7,9 +7,10 @@ The engine asks it; nothing here waits or sends.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
@@ -27,6 +28,7 @@ from langchain_retryrouter.failures import (
     is_retryable,
 )
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy
+from langchain_retryrouter.rate_limits import RateLimit, Reservation, ServerLimit, Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ class AttemptRecord:
     not known which one was asked; `reason` then says which ones may be. `outcome` is
     `pending`, `ok`, `cancelled`, `skipped`, or the kind of the failure. `wait` are the
     seconds waited after it, 0 if no attempt followed; `began` those from the call's
-    start to its own.
+    start to its own; `limiter_wait` those that it waited for its rate limits before.
     """
 
     number: int | None
@@ -110,6 +112,7 @@ class AttemptRecord:
     wait: float = 0.0
     reason: str | None = None
     began: float = 0.0
+    limiter_wait: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """The line as JSON-able data, without what does not apply."""
@@ -127,6 +130,8 @@ class AttemptRecord:
             line["status_code"] = self.status_code
         if self.reason is not None:
             line["reason"] = self.reason
+        if self.limiter_wait:
+            line["limiter_wait"] = round(self.limiter_wait, 6)
         return line
 
 
@@ -139,6 +144,49 @@ class RouteState:
     health: RouteHealth | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class CallLimits:
+    """The rate limits of a call's routes, and the size of its request there."""
+
+    routes: Sequence[Sequence[RateLimit]]
+    size: Callable[[int], Size]
+
+    def wait_for(self, position: int) -> float:
+        """Seconds until a route has room; infinite if that is not known.
+
+        Raises:
+            RequestTooLargeError: It never has.
+        """
+        limits, size = self.routes[position], self.size(position)
+        return max((limit.wait_for(size) for limit in limits), default=0.0)
+
+    def try_reserve(self, position: int) -> list[Reservation] | None:
+        """What an attempt on a route reserves, if there is room now."""
+        reserved: list[Reservation] = []
+        size = self.size(position)
+        for limit in self.routes[position]:
+            one = limit.try_reserve(size)
+            if one is None:
+                for other in reserved:
+                    other.unsent()
+                return None
+            reserved.append(one)
+        return reserved
+
+    def take(self, position: int) -> list[Reservation]:
+        """What an attempt on a route reserves, whether there is room or not."""
+        size = self.size(position)
+        return [limit.take(size) for limit in self.routes[position]]
+
+
+def limits_of(limit: RateLimit | None, size: Callable[[], Size]) -> CallLimits | None:
+    """The rate limits of a call to one endpoint; `size` is asked if it counts."""
+    if limit is None:
+        return None
+    measured = functools.cache(size if limit.counts_tokens else Size)
+    return CallLimits([[limit]], lambda _: measured())
+
+
 @dataclass(slots=True)
 class SentAttempt:
     """An attempt that was sent, with the permit of a breaker until that is settled."""
@@ -148,6 +196,27 @@ class SentAttempt:
     record: AttemptRecord
     breaker: CircuitBreaker | None
     permit: Permit | None
+    reservations: list[Reservation] = field(default_factory=list)
+
+    def note_usage(self, usage: Any) -> None:
+        """Have the rate limits settled by what the provider says was used so far.
+
+        It is a mapping in the words of LangChain or OpenAI; anything else is ignored.
+        """
+        if not self.reservations or not isinstance(usage, Mapping):
+            return
+        counts = [
+            next((n for name in names if type(n := usage.get(name)) is int), None)
+            for names in _COUNTS
+        ]
+        if counts != [None, None]:
+            for one in self.reservations:
+                one.used = counts[0] or 0, counts[1] or 0
+
+    def observe(self, limits: Sequence[ServerLimit]) -> None:
+        """Correct the rate limits by what an answer's headers say."""
+        for one in self.reservations:
+            one.observe(limits)
 
     def take_permit(self) -> tuple[CircuitBreaker, Permit] | None:
         """The permit, to settle it; None if there is none left."""
@@ -215,6 +284,10 @@ def _do_nothing() -> None:
 OBSERVERS: Final[list[Callable[[CallState], CallObserver | None]]] = []
 """Make an observer of each call that begins, or None; usually there are none."""
 
+_COUNTS: Final = (
+    ("input_tokens", "prompt_tokens"),
+    ("output_tokens", "completion_tokens"),
+)
 _FIRST_ATTEMPT = 0.05  # Seconds that it has if the deadline is over before it.
 # One prompt may make any server fail so, and the server answers others all the while.
 _MAYBE_THE_REQUESTS = frozenset(
@@ -226,8 +299,9 @@ class CallState:
     """The state of one call, along `routes` or to one endpoint with a `breaker`.
 
     `max_retries` counts for each route, `actions` are for a call with routes,
-    `request_hash` returns the same number for the same request, and `describe` what
-    the route at a position asks, for observers.
+    `request_hash` returns the same number for the same request, `describe` what the
+    route at a position asks, for observers, and `limits` are the rate limits of the
+    routes, by their position.
 
     Attributes:
         records: The attempt log.
@@ -248,8 +322,13 @@ class CallState:
         actions: Mapping[FailureKind, FailureAction] | None = None,
         request_hash: Callable[[], int | None] = lambda: None,
         describe: Callable[[int], Subject] = lambda _: Subject("chat", ""),
+        limits: CallLimits | None = None,
     ) -> None:
         self.policy = policy
+        self.limits = limits
+        self._reserved: list[Reservation] = []  # For the next attempt, ...
+        self._reserved_at: int | None = None  # ... on this route, ...
+        self._limiter_wait = 0.0  # ... after so many seconds.
         self.records: list[AttemptRecord] = []
         self.decision: Decision | None = None
         self.position = 0
@@ -301,8 +380,16 @@ class CallState:
         for observer in self.observers:
             observer.happened(event, facts)
 
+    @property
+    def wants_facts(self) -> bool:
+        """Whether it makes a difference what answers say of themselves."""
+        return bool(self.observers) or self.limits is not None
+
     def answered(self, number: int, **facts: Any) -> None:
-        """Tell the observers what the answer of an attempt says of itself."""
+        """Tell observers, and rate limits, what the answer of an attempt says."""
+        for sent in (self._current, self._hedge):
+            if sent is not None and sent.record.number == number:
+                sent.note_usage(facts.get("usage"))
         for observer in self.observers:
             observer.answered(number, facts)
 
@@ -479,8 +566,12 @@ class CallState:
         self._refund()
         return min(refusals.values(), key=lambda refusal: refusal.retry_after)
 
-    def succeeded(self) -> None:
-        """The current attempt brought a complete answer."""
+    def succeeded(self, *, is_over: bool = False) -> None:
+        """The current attempt brought a complete answer.
+
+        Its rate limits are settled if it is over: the usage of a stream, and the end of
+        its connection, come after the answer.
+        """
         if self._budget is not None:
             self._budget.succeeded()
         if self._current is not None:
@@ -490,6 +581,8 @@ class CallState:
                 before = self._state_before(breaker, permit)
                 breaker.succeeded(permit)
                 self._tell_breaker(self._current, breaker, before)
+            if is_over:
+                self._cancel(self._current)
 
     def failed(
         self,
@@ -563,6 +656,39 @@ class CallState:
         self.position = following
         return True
 
+    def candidates(self) -> list[int]:
+        """The routes that may be asked next, the current one first."""
+        if self._is_last_resort:
+            return [self.position]
+        later = range(self.position + 1, len(self._routes))
+        open_ones = [p for p in later if not (self._is_used_up(p) or self._is_open(p))]
+        return [self.position, *open_ones]
+
+    def spill_over(self, position: int, reason: str) -> None:
+        """Go on to a later route, since the rate limits of those before are full."""
+        for skipped in [one for one in self.candidates() if one < position]:
+            name = self._routes[skipped].name
+            self.records.append(AttemptRecord(None, name, "skipped", reason=reason))
+        self.position = position
+
+    def reserve(self, reserved: list[Reservation], waited: float) -> None:
+        """Keep what the next attempt has reserved, after a wait of so many seconds."""
+        self._drop_reserved()
+        self._reserved, self._reserved_at = reserved, self.position
+        self._limiter_wait += waited
+
+    @property
+    def is_reserved(self) -> bool:
+        """Whether the next attempt has what it reserves, as far as it has limits."""
+        return self.limits is None or self._reserved_at == self.position
+
+    def limit_reader(self) -> Callable[[list[ServerLimit]], None] | None:
+        """What takes the headers of the current attempt's answer, if they count."""
+        sent = self._current
+        if sent is None or not any(one.is_adaptive for one in sent.reservations):
+            return None
+        return sent.observe
+
     def skip_refused(self) -> None:
         """Move on past routes whose breakers are open, if another one is not."""
         if self._is_last_resort:
@@ -588,10 +714,16 @@ class CallState:
         position = self._next_open()
         if position is None or not self._pay(throttled=False):
             return None
-        attempt = self._begin(position, None)
+        reserved = None if self.limits is None else self.limits.try_reserve(position)
+        attempt: SentAttempt | Refusal | None = None
+        if reserved is not None or self.limits is None:
+            attempt = self._begin(position, None)
         if not isinstance(attempt, SentAttempt):
+            for one in reserved or ():
+                one.unsent()
             self._refund()
             return None
+        attempt.reservations = reserved or []
         self._spent = 0.0
         self._hedge = attempt
         self.tell("hedge_began", route=attempt.record.route)
@@ -764,6 +896,13 @@ class CallState:
 
     def _go_on_with(self, attempt: SentAttempt) -> None:
         self.position, self._current = attempt.position, attempt
+        if self.limits is not None:
+            if not self.is_reserved:  # A breaker has opened in the meantime.
+                self._drop_reserved()
+                self._reserved = self.limits.take(self.position)
+            attempt.reservations, self._reserved = self._reserved, []
+            self._reserved_at = None
+            attempt.record.limiter_wait, self._limiter_wait = self._limiter_wait, 0.0
         self._spent = 0.0  # The retry that was paid for is sent.
 
     def _begin(
@@ -827,6 +966,8 @@ class CallState:
 
     def _settle(self, attempt: SentAttempt, failure: Failure) -> None:
         self._close_record(attempt, failure.kind.value, failure)
+        for one in attempt.reservations:
+            one.failed(failure)
         held = attempt.take_permit()
         if held is None:
             return
@@ -864,6 +1005,8 @@ class CallState:
     def _cancel(self, attempt: SentAttempt) -> None:
         if attempt.record.outcome == "pending":
             self._close_record(attempt, "cancelled")
+        for one in attempt.reservations:
+            (one.succeeded if attempt.record.outcome == "ok" else one.cancelled)()
         if held := attempt.take_permit():
             breaker, permit = held
             breaker.cancelled(permit)
@@ -892,3 +1035,10 @@ class CallState:
         if self._budget is not None and self._spent:
             self._budget.refund(self._spent)
         self._spent = 0.0
+        self._drop_reserved()
+
+    def _drop_reserved(self) -> None:
+        """Give back what the next attempt has reserved: it is not sent."""
+        for one in self._reserved:
+            one.unsent()
+        self._reserved, self._reserved_at = [], None

@@ -7,19 +7,36 @@ tenacity runs the loop; `RetryController` answers its questions from the call's
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
-from collections.abc import Awaitable, Callable
+import math
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
+from typing import (
+    Any,
+    NamedTuple,
+    NoReturn,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+    runtime_checkable,
+)
 
 from tenacity import AsyncRetrying, RetryCallState, Retrying
 
-from langchain_retryrouter._retry.call_state import CallState, Retry, Stop
+from langchain_retryrouter._retry.call_state import CallLimits, CallState, Retry, Stop
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.timeouts import TimeLimitError, run_with_timeout
 from langchain_retryrouter.errors import BASE_ERRORS, ErrorFamily, RetryRouterError
 from langchain_retryrouter.failures import FailureAction, FailureKind
 from langchain_retryrouter.policy import RetryEvent
+from langchain_retryrouter.rate_limits import (
+    RateLimit,
+    RequestTooLargeError,
+    Reservation,
+    ServerLimit,
+    Size,
+)
 
 Notify: TypeAlias = Callable[[RetryCallState], None]
 ANotify: TypeAlias = Callable[[RetryCallState], Awaitable[None]]
@@ -40,12 +57,35 @@ class RateLimiter(Protocol):
         """Async variant of `acquire`."""
 
 
+class LimiterWait(NamedTuple):
+    """A wait for a rate limit; `seconds` is None if its end is not known."""
+
+    limit: RateLimit
+    size: Size
+    patience: float | None
+    route: str | None
+    seconds: float | None
+
+
+@runtime_checkable
+class WaitListener(Protocol):
+    """A `Notify` or `ANotify` that is told of waits for rate limits, too."""
+
+    def limiter_wait(self, wait: LimiterWait) -> Any:
+        """Called before the wait, and awaited if it is async."""
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One request about to be sent, whose answer or first token is due in `timeout`."""
+    """One request about to be sent, whose answer or first token is due in `timeout`.
+
+    `read_limits` is called with what the headers of the answer say of rate limits; None
+    if they make no difference.
+    """
 
     number: int
     timeout: float | None = None
+    read_limits: Callable[[list[ServerLimit]], object] | None = None
 
 
 @dataclass(slots=True)
@@ -113,8 +153,9 @@ class RetryController:
             self._stop("the deadline is over")
         refusal = self.call_state.admit(self.context.route())
         if refusal is None:
-            timeout = self.call_state.attempt_timeout(is_stream=self._is_stream)
-            return Attempt(self.call_state.attempts, timeout)
+            state = self.call_state
+            timeout = state.attempt_timeout(is_stream=self._is_stream)
+            return Attempt(state.attempts, timeout, state.limit_reader())
         if self._last_error is not None:
             self._stop("the circuit breaker is open")
         self._is_over = True
@@ -142,6 +183,93 @@ class RetryController:
             why = f"the rate limiter gave no turn within {deadline:g} s"
             self._stop("the deadline is over", why, FailureKind.TIMEOUT)
         return min(_RATE_LIMITER_INTERVAL, remaining)
+
+    def reserve(self) -> Generator[LimiterWait, Reservation | None, None]:
+        """Reserve what the next attempt needs, on the route that has room first.
+
+        Each wait that is yielded is answered by the reservation, or None after it.
+        """
+        state, clock = self.call_state, self.context.clock
+        reserved: list[Reservation] = []
+        began, was_patient, has_waited = clock.monotonic(), False, False
+        try:
+            while not state.is_reserved and (limits := state.limits) is not None:
+                state.skip_refused()
+                seconds = self._choose_route(limits, is_patient=not was_patient)
+                taken = limits.try_reserve(state.position)
+                if taken is not None:
+                    state.reserve(taken, has_waited * (clock.monotonic() - began))
+                    return
+                has_waited = True
+                size = limits.size(state.position)
+                others = len(state.candidates()) > 1
+                for limit in limits.routes[state.position]:
+                    left = self._patience(limit, seconds, began)
+                    if others and not was_patient:
+                        left = min(left or math.inf, state.policy.failover_after_wait)
+                    known = None if seconds == math.inf else seconds
+                    route = state.next_route or self.context.route()
+                    one = yield LimiterWait(limit, size, left, route, known)
+                    if one is None:
+                        break
+                    reserved.append(one)
+                else:
+                    state.reserve(reserved, clock.monotonic() - began)
+                    reserved = []
+                    return
+                was_patient = True
+                _drop(reserved)
+        finally:
+            _drop(reserved)
+
+    def _choose_route(self, limits: CallLimits, *, is_patient: bool) -> float:
+        """Go to the route that is asked next; the seconds until it has room.
+
+        That is the first one that has room soon, or else the one that has it first.
+        """
+        state = self.call_state
+        waits: dict[int, float] = {}
+        for position in state.candidates():
+            try:
+                waits[position] = limits.wait_for(position)
+            except RequestTooLargeError as error:
+                too_large = error
+        if not waits:
+            refusal = self.context.errors[FailureKind.RATE_LIMIT](
+                f"nothing was sent: {too_large}", may_have_run=False, should_retry=False
+            )
+            self._stop("the request is larger than the rate limit", error=refusal)
+        soon = state.policy.failover_after_wait if is_patient else 0.0
+        first = next((one for one, wait in waits.items() if wait <= soon), None)
+        chosen = min(waits, key=lambda one: waits[one]) if first is None else first
+        if chosen != state.position:
+            wait = waits.get(state.position)
+            reason = (
+                "the request is larger than its rate limit"
+                if wait is None
+                else "its rate limit is used up"
+                if wait == math.inf
+                else f"its rate limit has room in {wait:.1f} s"
+            )
+            state.spill_over(chosen, reason)
+        return waits[chosen]
+
+    def _patience(self, limit: RateLimit, seconds: float, began: float) -> float | None:
+        """Seconds that a limit may be waited for; None without a deadline."""
+        remaining = self.call_state.remaining()
+        if remaining is None:
+            return None
+        # What is in flight may give something back, and shorten the wait.
+        is_known = seconds < math.inf and not limit.in_flight
+        if remaining <= 0 or (is_known and seconds > remaining):
+            waited = self.context.clock.monotonic() - began
+            needs = f", and needs {seconds:.1f} s more" if seconds < math.inf else ""
+            why = (
+                f"the rate limit {limit} gave no turn within {waited:.1f} s{needs};"
+                f" the deadline is {self.call_state.policy.deadline:g} s"
+            )
+            self._stop("the deadline is over", why, FailureKind.TIMEOUT)
+        return remaining
 
     def should_retry(self, state: RetryCallState) -> bool:
         """Whether to send the request again; the one decision after a failure."""
@@ -235,14 +363,20 @@ class RetryController:
         )
 
     def _stop(
-        self, reason: str, why: str = "", kind: FailureKind = FailureKind.TIMEOUT
+        self,
+        reason: str,
+        why: str = "",
+        kind: FailureKind = FailureKind.TIMEOUT,
+        error: RetryRouterError | None = None,
     ) -> NoReturn:
         """Raise the last error, or one that says why nothing was sent at all."""
         self._is_over = True
         self.call_state.cancelled()
         self.call_state.decision = Stop(reason)
-        raise self._last_error or self.context.errors[kind](
-            f"nothing was sent: {why}", may_have_run=False
+        raise (
+            self._last_error
+            or error
+            or self.context.errors[kind](f"nothing was sent: {why}", may_have_run=False)
         )
 
 
@@ -251,10 +385,40 @@ def _error_of(state: RetryCallState) -> RetryRouterError | None:
     return error if isinstance(error, RetryRouterError) else None
 
 
-def begin(controller: RetryController) -> Attempt:
-    """Wait for the rate limiter, and begin the next attempt."""
-    while wait := controller.call_state.hold_wait():
+def _drop(reserved: list[Reservation]) -> None:
+    while reserved:
+        reserved.pop().unsent()
+
+
+def begin(controller: RetryController, notify: Notify | None = None) -> Attempt:
+    """Wait for the rate limits and the rate limiter, and begin the next attempt."""
+    state = controller.call_state
+    while wait := state.hold_wait():
         controller.context.clock.sleep(wait)
+    while not (state.is_reserved or state.will_be_refused()):
+        with contextlib.closing(controller.reserve()) as waits:
+            answer = None
+            while (asked := _next_wait(waits, answer)) is not None:
+                if isinstance(notify, WaitListener):
+                    notify.limiter_wait(asked)
+                answer = asked.limit.reserve(asked.size, asked.patience)
+        _acquire(controller)
+    if state.limits is None:
+        _acquire(controller)
+    return controller.begin()
+
+
+def _next_wait(
+    waits: Generator[LimiterWait, Reservation | None, None], answer: Reservation | None
+) -> LimiterWait | None:
+    """The next wait, if one follows; `answer` is how the last one ended."""
+    try:
+        return waits.send(answer)
+    except StopIteration:
+        return None
+
+
+def _acquire(controller: RetryController) -> None:
     limiter = controller.context.rate_limiter
     if limiter is not None and not controller.call_state.will_be_refused():
         if controller.call_state.policy.deadline:
@@ -262,13 +426,27 @@ def begin(controller: RetryController) -> Attempt:
                 controller.context.clock.sleep(controller.rate_limiter_wait())
         else:
             controller.check_acquired(limiter.acquire(blocking=True))
+
+
+async def abegin(controller: RetryController, notify: ANotify | None = None) -> Attempt:
+    """Async variant of `begin`."""
+    state = controller.call_state
+    while wait := state.hold_wait():
+        await controller.context.clock.asleep(wait)
+    while not (state.is_reserved or state.will_be_refused()):
+        with contextlib.closing(controller.reserve()) as waits:
+            answer = None
+            while (asked := _next_wait(waits, answer)) is not None:
+                if isinstance(notify, WaitListener):
+                    await notify.limiter_wait(asked)
+                answer = await asked.limit.areserve(asked.size, asked.patience)
+        await _aacquire(controller)
+    if state.limits is None:
+        await _aacquire(controller)
     return controller.begin()
 
 
-async def abegin(controller: RetryController) -> Attempt:
-    """Async variant of `begin`."""
-    while wait := controller.call_state.hold_wait():
-        await controller.context.clock.asleep(wait)
+async def _aacquire(controller: RetryController) -> None:
     limiter = controller.context.rate_limiter
     if limiter is not None and not controller.call_state.will_be_refused():
         if controller.call_state.policy.deadline:
@@ -276,7 +454,6 @@ async def abegin(controller: RetryController) -> Attempt:
                 await controller.context.clock.asleep(controller.rate_limiter_wait())
         else:
             controller.check_acquired(await limiter.aacquire(blocking=True))
-    return controller.begin()
 
 
 def call(
@@ -296,7 +473,7 @@ def call(
         send = _attached(controller.call_state, send)
 
     def attempt() -> T:
-        attempt = begin(controller)
+        attempt = begin(controller, notify)
         if attempt.timeout is None:
             return send(attempt)
         try:
@@ -305,7 +482,7 @@ def call(
             raise controller.timed_out(attempt) from error
 
     result = run(controller, attempt, notify)
-    context.call_state.succeeded()
+    context.call_state.succeeded(is_over=True)
     context.end()
     return result
 
@@ -336,7 +513,7 @@ async def acall(
         send = _aattached(controller.call_state, send)
 
     async def attempt() -> T:
-        attempt = await abegin(controller)
+        attempt = await abegin(controller, notify)
         if attempt.timeout is None:
             return await send(attempt)
         try:
@@ -348,7 +525,7 @@ async def acall(
             raise controller.timed_out(attempt) from error
 
     result = await arun(controller, attempt, notify)
-    context.call_state.succeeded()
+    context.call_state.succeeded(is_over=True)
     await context.call_state.flush()
     context.end()
     return result

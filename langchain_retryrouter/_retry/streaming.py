@@ -201,7 +201,7 @@ def stream(
     controller = RetryController(context, is_stream=True)
 
     def attempt() -> tuple[_Stream[E], StreamMonitor[E]]:
-        attempt = begin(controller)
+        attempt = begin(controller, notify)
         detach = context.call_state.attach(attempt.number)
         try:
             return _open(controller, attempt, connect, new_classifier)
@@ -249,7 +249,7 @@ async def astream(
     controller = RetryController(context, is_stream=True)
 
     async def attempt() -> tuple[AEventSource[E], AsyncIterator[E], StreamMonitor[E]]:
-        attempt = await abegin(controller)
+        attempt = await abegin(controller, notify)
         await context.call_state.flush()
         detach = context.call_state.attach(attempt.number)
         try:

@@ -431,7 +431,7 @@ class BaseRouterCall:
 
     def _note(self, message: BaseMessage, number: int, usage: Any = None) -> None:
         """Tell the observers what an answer, or a part of it, says of itself."""
-        if not self._state.observers:
+        if not self._state.wants_facts:
             return
         says = message.response_metadata
         reason = says.get("finish_reason") or says.get("stop_reason")

@@ -22,6 +22,7 @@ from collections.abc import (
     Callable,
     Generator,
     Iterator,
+    Mapping,
     Sequence,
 )
 from typing import Any, Final, NamedTuple, Self, TypeAlias, TypeVar, cast
@@ -72,6 +73,7 @@ from langchain_retryrouter._retry.call_state import Subject
 from langchain_retryrouter._retry.timeouts import run_with_timeout
 from langchain_retryrouter._router.plan import RouteCost
 from langchain_retryrouter.circuit_breaker import CircuitBreaker
+from langchain_retryrouter.rate_limits import RateLimit, Size, approximate_tokens
 
 _CALLBACKS_WARNING: Final = (
     "has callbacks, which are not called, since the run that handlers see is the"
@@ -117,6 +119,9 @@ class Route(BaseModel):
         input_price: Money for a million tokens of a prompt, for `explain`.
         output_price: Money for a million tokens of an answer, for `explain` and
             `max_price`.
+        rate_limit: A `RateLimit` of this route, shared with others or its own. Its
+            waits are outside of the attempt's time limits, and the router asks the next
+            route if it is full. A `rate_limit` of the model itself counts as well.
         breaker: A `CircuitBreaker` that this route shares with others; by default it
             has one of its own with the router's `breaker_settings`.
         options: Options that every call of this route has.
@@ -132,6 +137,7 @@ class Route(BaseModel):
         unfit: Why this route cannot be asked, in a router with tools bound to it.
         ignored: An argument of `bind_tools` that its integration drops.
         source: The string or table of a config that the model was made of.
+        models_limit: The `rate_limit` of the model, which the router has taken over.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", frozen=True)
@@ -142,6 +148,7 @@ class Route(BaseModel):
     supports_prefill: bool | None = None
     input_price: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     output_price: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    rate_limit: RateLimit | None = Field(default=None, repr=False)
     breaker: CircuitBreaker | None = Field(default=None, repr=False)
     options: dict[str, Any] = Field(default_factory=dict, repr=False)
     sends_finish_reason: bool | None = None
@@ -151,6 +158,7 @@ class Route(BaseModel):
     unfit: str = Field(default="", exclude=True, repr=False)
     ignored: str = Field(default="", exclude=True, repr=False)
     source: dict[str, Any] | None = Field(default=None, exclude=True, repr=False)
+    models_limit: RateLimit | None = Field(default=None, exclude=True, repr=False)
 
     _own_tools: list[Any] = PrivateAttr(default_factory=list)
 
@@ -240,13 +248,37 @@ class Route(BaseModel):
             tuple(text for text in warned if text),
         )
         options = {**disabled.options, **self.options}
+        model, limit = disabled.model, getattr(disabled.model, "rate_limit", None)
+        if isinstance(limit, RateLimit):
+            # A wait inside of the model would count as its provider's silence.
+            model = model.model_copy(update={"rate_limit": None})
+        else:
+            limit = self.models_limit
         return self.model_copy(
             update={
-                "model": disabled.model,
+                "model": model,
                 "name": name,
                 "options": options,
                 "route_cost": cost,
+                "models_limit": limit,
             }
+        )
+
+    @property
+    def rate_limits(self) -> list[RateLimit]:
+        """The rate limits of the route and of its model."""
+        own = (self.rate_limit, self.models_limit)
+        return [limit for limit in own if limit is not None]
+
+    def size_of(self, messages: list[BaseMessage], options: Mapping[str, Any]) -> Size:
+        """The size of a request to this route."""
+        options = {**self.options, **options}
+        tools = options.get("tools")
+        names = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+        given = [options.get(name, getattr(self.model, name, None)) for name in names]
+        most = next((n for n in given if type(n) is int and n > 0), None)
+        return Size(
+            count_tokens_approximately(messages) + approximate_tokens(tools), most
         )
 
     def with_tools(self, tools: Sequence[Any], **kwargs: Any) -> Route:

@@ -8,6 +8,7 @@ moving over takes one word in the imports. A call goes from `_generate` or `_str
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import (
     AsyncGenerator,
@@ -42,6 +43,7 @@ from langchain_retryrouter._retry.streaming import astream, stream
 from langchain_retryrouter._retry.timeouts import EventSource
 from langchain_retryrouter.chat_models import _structured
 from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError
+from langchain_retryrouter.rate_limits import Size, approximate_tokens
 
 if TYPE_CHECKING:
     from langchain_retryrouter._gptrouter.protocol import Event, Response
@@ -491,6 +493,16 @@ async def acompletion_with_retry(
     return response
 
 
+def _size_of(options: Mapping[str, Any]) -> Size:
+    """The size of a request with these options."""
+    names = ("messages", "prompt", "tools", "functions")
+    most = options.get("max_tokens")
+    return Size(
+        approximate_tokens([options.get(name) for name in names]),
+        most and most * (options.get("n") or 1),
+    )
+
+
 class _GatewayCall:
     """One call: the requests of its next attempt, and how they are sent."""
 
@@ -532,6 +544,7 @@ class _GatewayCall:
         self.context = connection.retry_context(
             llm,
             self._models.describe,
+            functools.partial(_size_of, options),
             route=self._models.route,
             asked=self._models.asked,
             on_failure=self.on_failure,
@@ -603,7 +616,7 @@ class _GatewayCall:
 
     def _noted(self, response: Response, attempt: Attempt) -> Response:
         """A whole answer, of which the observers have been told."""
-        if self.context.call_state.observers:
+        if self.context.call_state.wants_facts:
             usage = response.meta.model_dump() if response.meta else None
             reasons = [choice.finish_reason for choice in response.choices]
             self.context.call_state.answered(

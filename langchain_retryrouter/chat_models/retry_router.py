@@ -66,7 +66,7 @@ from langchain_retryrouter._providers.integrations import (
     read_tool_choice,
     tracing_params,
 )
-from langchain_retryrouter._retry.call_state import CallState, RouteState
+from langchain_retryrouter._retry.call_state import CallLimits, CallState, RouteState
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.engine import RetryContext, acall, call
 from langchain_retryrouter._retry.health import RouteHealth, health_of
@@ -109,6 +109,7 @@ from langchain_retryrouter.failures import (
     FailureKind,
 )
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy, with_limits
+from langchain_retryrouter.rate_limits import RateLimit, Size
 
 __all__ = ["RetryRouter", "Route"]
 
@@ -204,6 +205,9 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
 
     budget: RetryBudget | None = Field(default=None, exclude=True, repr=False)
     """Limits retries during an outage; give the same object to all that share it."""
+
+    rate_limit: RateLimit | None = Field(default=None, exclude=True, repr=False)
+    """Limits the attempts on all routes together; `Route.rate_limit` those on one."""
 
     breaker_settings: CircuitBreakerSettings | None = Field(
         default_factory=lambda: CircuitBreakerSettings(**_BREAKER_DEFAULTS)
@@ -577,6 +581,23 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
             ),
         )
 
+    def _limits_of(
+        self, routes: list[Route], request: ModelRequest
+    ) -> CallLimits | None:
+        """The rate limits of the routes of a call, if there are any."""
+        everywhere = [] if self.rate_limit is None else [self.rate_limit]
+        limits = [[*everywhere, *route.rate_limits] for route in routes]
+        if not any(limits):
+            return None
+
+        @functools.cache
+        def size(position: int) -> Size:
+            if not any(limit.counts_tokens for limit in limits[position]):
+                return Size()
+            return routes[position].size_of(request.messages, request.options)
+
+        return CallLimits(limits, size)
+
     def _begin_call(
         self,
         kind: type[_T],
@@ -598,6 +619,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
             actions=self._after,
             request_hash=request.hash,
             describe=lambda position: routes[position].subject,
+            limits=self._limits_of(routes, request),
         )
         call_state.run = run
 

@@ -26,6 +26,7 @@ from langchain_retryrouter._retry.call_state import Subject
 from langchain_retryrouter._retry.engine import Attempt, acall, call
 from langchain_retryrouter._retry.timeouts import agather_bounded
 from langchain_retryrouter.errors import RetryRouterError
+from langchain_retryrouter.rate_limits import Size, approximate_tokens
 
 Vector: TypeAlias = list[float]
 
@@ -201,7 +202,11 @@ class _ChunkCall:
         self._is_v2 = embeddings.endpoint == "v2"
         self._metadata = connection.metadata_of(embeddings, {})
         self.context = connection.retry_context(
-            embeddings, self.describe, route=self.route, on_failure=self.on_failure
+            embeddings,
+            self.describe,
+            lambda: Size(approximate_tokens(texts), 0),
+            route=self.route,
+            on_failure=self.on_failure,
         )
 
     def describe(self, _position: int) -> Subject:

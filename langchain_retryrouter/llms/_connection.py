@@ -23,6 +23,7 @@ from langchain_retryrouter._openai import client as sdk
 from langchain_retryrouter._retry.clock import Clock
 from langchain_retryrouter.circuit_breaker import CircuitBreaker
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy, resolve_policy
+from langchain_retryrouter.rate_limits import RateLimit
 
 logger = logging.getLogger(__name__)
 
@@ -158,6 +159,8 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
     """Stops sending while the provider is down; share one between models."""
     rate_limiter: BaseRateLimiter | None = Field(default=None, exclude=True)
     """Admits each attempt, retries included. Share one between models of an account."""
+    rate_limit: RateLimit | None = Field(default=None, exclude=True, repr=False)
+    """Limits requests, tokens and concurrency; share one as the `rate_limiter`."""
     clock: Clock | None = Field(default=None, exclude=True, repr=False)
     """Waits and tells the time, such as `testing.FakeClock`; None: the system's."""
 

@@ -26,13 +26,14 @@ from langchain_retryrouter._openai import client, protocol
 from langchain_retryrouter._openai.errors import OPENAI_ERRORS
 from langchain_retryrouter._openai.protocol import update_token_usage
 from langchain_retryrouter._retry import engine, streaming
-from langchain_retryrouter._retry.call_state import CallState, Subject
+from langchain_retryrouter._retry.call_state import CallState, Subject, limits_of
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter._retry.timeouts import agather_bounded, gather_bounded
 from langchain_retryrouter.errors import InvalidRequestError
 from langchain_retryrouter.failures import FailureKind
 from langchain_retryrouter.llms import _connection
 from langchain_retryrouter.policy import resolve_policy
+from langchain_retryrouter.rate_limits import Size, approximate_tokens
 
 __all__ = [
     "AzureOpenAI",
@@ -152,6 +153,7 @@ class _Call:
             breaker=llm.breaker,
             time=clock,
             describe=lambda _: subject,
+            limits=limits_of(llm.rate_limit, functools.partial(_size_of, request)),
         )
         call_state.run = run_manager
         self.context = engine.RetryContext(
@@ -181,7 +183,7 @@ class _Call:
 
     def _noted(self, answer: Any, attempt: int) -> Any:
         """An answer or chunk, of which the observers have been told."""
-        if self._call_state.observers and (facts := protocol.facts_of(answer)):
+        if self._call_state.wants_facts and (facts := protocol.facts_of(answer)):
             self._call_state.answered(attempt, **facts)
         return answer
 
@@ -193,6 +195,19 @@ class _Call:
             log = self.context.call_state.attempt_log()
             return protocol.attach_attempt_log(event.chunk, log)
         return event.chunk
+
+
+def _size_of(request: Mapping[str, Any]) -> Size:
+    """The size of a request, which may have several prompts."""
+    names = ("prompt", "messages", "tools", "suffix")
+    prompts = request.get("prompt")
+    is_list = isinstance(prompts, list) and not all(type(one) is int for one in prompts)
+    answers = max(request.get("n") or 1, request.get("best_of") or 1)
+    most = request.get("max_tokens") or request.get("max_completion_tokens") or 0
+    return Size(
+        approximate_tokens([request.get(name) for name in names]),
+        most * answers * (len(prompts or "") if is_list else 1) if most > 0 else None,
+    )
 
 
 class OpenAILLM(_connection.OpenAIConnection):

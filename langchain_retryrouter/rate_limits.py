@@ -1,0 +1,685 @@
+"""`RateLimit`: requests and tokens a minute, and requests at the same time.
+
+An attempt reserves what it is going to use before it is sent, and settles what it has
+used when it is over. Those who have to wait stand in one queue, threads and tasks of
+all event loops together. `_retry.turns` asks the limits of a call's routes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import math
+import os
+import threading
+import time
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
+from typing import Any, Final, NamedTuple, Protocol, Self
+
+from langchain_core.rate_limiters import BaseRateLimiter
+
+from langchain_retryrouter.failures import Failure, FailureKind
+
+_KINDS: Final = ("requests", "tokens", "input_tokens")
+_MINUTE: Final = 60.0
+_BURST: Final = 1.0  # Seconds of a limit that may be used at once after a pause.
+_FIRST_OUTPUT: Final = 256  # Tokens of an answer before there was one.
+_LEARNING: Final = 0.1  # The weight of the last answer in a running mean.
+_ROUNDING: Final = 1e-6
+_RECHECK: Final = 1.0  # Seconds after which a wait without a known end looks again ...
+_FAKE_RECHECK: Final = 0.1  # ... and on a clock that cannot be interrupted.
+_LONGEST_HOLD: Final = 60.0  # Seconds that a server's headers can stop all requests.
+_DECREASE: Final = 0.7  # Of the concurrency after a 429.
+_TOKENS_PER_FILE: Final = 85  # As langchain-core counts a picture.
+
+
+class LimitClock(Protocol):
+    """What a rate limit needs of a `Clock`."""
+
+    def monotonic(self) -> float:
+        """Seconds on a clock that never goes back."""
+
+    def sleep(self, seconds: float, /) -> None:
+        """Wait, blocking the thread."""
+
+    def asleep(self, seconds: float, /) -> Awaitable[None]:
+        """Wait without blocking the event loop."""
+
+
+class Size(NamedTuple):
+    """Of a request: its tokens, estimated, and the most of its answer, if limited."""
+
+    prompt: int | None = None
+    max_tokens: int | None = None
+
+
+class ServerLimit(NamedTuple):
+    """What an answer's headers say of one limit; None is what they do not say.
+
+    `kind` is one of "requests", "tokens" and "input_tokens", `reset` are the seconds
+    until all of it can be used again, and `window` those for which `limit` holds.
+    """
+
+    kind: str
+    limit: float | None
+    remaining: float | None
+    reset: float | None
+    window: float | None = None
+
+
+class RequestTooLargeError(ValueError):
+    """A prompt has more tokens than the limit allows in a whole minute."""
+
+
+class _Bucket:
+    """Tokens that come back at a steady rate.
+
+    A request is admitted if the bucket has what it costs, or is full; its whole cost is
+    taken, so that the level may fall below 0.
+    """
+
+    __slots__ = ("capacity", "charged", "configured", "level", "queued", "rate", "read")
+
+    def __init__(self, per_minute: float, now: float) -> None:
+        self.configured = per_minute
+        self.charged = 0.0  # In all, net of refunds.
+        self.queued = 0.0  # What the waiting requests cost.
+        self.read = now
+        self.set_rate(per_minute)
+        self.level = self.capacity
+
+    def set_rate(self, per_minute: float) -> None:
+        self.rate = min(per_minute, self.configured) / _MINUTE
+        self.capacity = max(1.0, self.rate * _BURST)
+
+    def refill(self, now: float) -> None:
+        gained = math.inf if self.rate == math.inf else (now - self.read) * self.rate
+        self.level = min(self.capacity, self.level + gained)
+        self.read = now
+
+    def missing(self, cost: float, ahead: float = 0.0) -> float:
+        """What has to come in before `cost` is admitted, after `ahead`."""
+        return ahead + min(cost, self.capacity) - self.level
+
+    def take(self, cost: float) -> None:
+        self.level -= cost
+        self.charged += cost
+
+
+class Reservation:
+    """A place in the queue of a limit, then what it has granted; closed once."""
+
+    __slots__ = (
+        *("_limit", "_wake", "charged", "costs", "is_closed", "is_granted", "prompt"),
+        *("queue", "since", "used"),
+    )
+
+    def __init__(
+        self,
+        limit: RateLimit,
+        queue: deque[Reservation],
+        size: Size,
+        wake: Callable[[], object],
+    ) -> None:
+        """Nothing is taken yet; `wake` is called when it is time to look again."""
+        self._limit, self._wake = limit, wake
+        self.queue = queue
+        self.prompt = size.prompt
+        self.costs = limit.costs_of(size)
+        self.is_granted = self.is_closed = False
+        self.charged: dict[str, float] = {}  # In all, by kind, when it was granted.
+        self.since = 0.0
+        self.used: tuple[int, int] | None = None  # Tokens of the prompt and the answer.
+
+    def wake(self) -> None:
+        """Have the waiting thread or task look again."""
+        with contextlib.suppress(RuntimeError):  # Its event loop is closed.
+            self._wake()
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the answer's headers are of interest."""
+        return self._limit.adaptive
+
+    def observe(self, limits: Iterable[ServerLimit]) -> None:
+        """Correct the limit by what the answer's headers say."""
+        self._limit.observe(limits, self)
+
+    def succeeded(self) -> None:
+        """The answer is there, whole."""
+        self._limit.close(self, dict(self.costs), has_answer=True)
+
+    def failed(self, failure: Failure) -> None:
+        """Give back what a failed attempt cannot have used."""
+        actual = dict(self.costs)
+        if not failure.may_have_run:
+            # A refusal counts as a request, by OpenAI's and Anthropic's rules.
+            was_sent = failure.status_code is not None
+            actual = {"requests": self.costs["requests"]} if was_sent else {}
+        if failure.kind is FailureKind.RATE_LIMIT:
+            self._limit.slow_down(self, failure.retry_after)
+        self._limit.close(self, actual)
+
+    def cancelled(self) -> None:
+        """The attempt was given up, and may have run."""
+        self._limit.close(self, dict(self.costs))
+
+    def unsent(self) -> None:
+        """Leave the queue, or give back all: nothing was sent."""
+        self._limit.close(self, {})
+
+
+class RateLimit:
+    """Limits requests and tokens a minute, and requests at the same time.
+
+    Before an attempt is sent, it reserves a request and the tokens that it will
+    probably use; afterwards what it did not use is given back. A wait for a limit ends
+    with the call's deadline, is in the attempt log as `limiter_wait`, and never counts
+    as a failure of the provider. A `RetryRouter` asks its next route instead, if that
+    has room earlier and the wait is longer than `failover_after_wait`.
+
+    Those who wait are admitted in the order in which they came. At most one second's
+    worth of a limit is used at once, so that no minute has more than 102 % of it.
+
+    Give one object to all models that share the limit; copies of a model share it too.
+    Thread-safe, and usable from several event loops. A pickle, or a forked process, has
+    the numbers alone and starts afresh.
+
+    Example:
+        ```python
+        from langchain_retryrouter import RateLimit
+
+        limit = RateLimit(requests_per_minute=500, tokens_per_minute=200_000)
+        limit.in_flight  # 0
+        ```
+
+    Args:
+        requests_per_minute: Requests, retries included.
+        tokens_per_minute: Tokens of prompts and answers.
+        input_tokens_per_minute: Tokens of prompts alone.
+        max_concurrency: Requests at the same time; a stream counts until its end.
+        name: What the attempt log and errors call it.
+        adaptive: Whether to go below these numbers when the provider's rate limit
+            headers ask for it. Where there are none, the concurrency falls with each
+            429, and rises slowly with successes. Numbers that are not given are then
+            those of the provider.
+        clock: Tells the time and waits, such as `testing.FakeClock`.
+
+    Raises:
+        ValueError: A number is out of its range, or there is none; the message says so.
+    """
+
+    def __init__(
+        self,
+        *,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+        input_tokens_per_minute: float | None = None,
+        max_concurrency: int | None = None,
+        name: str = "",
+        adaptive: bool = False,
+        clock: LimitClock | None = None,
+    ) -> None:
+        """Check the numbers; nothing is used yet."""
+        self._settings: dict[str, Any] = {
+            "requests_per_minute": requests_per_minute,
+            "tokens_per_minute": tokens_per_minute,
+            "input_tokens_per_minute": input_tokens_per_minute,
+            "max_concurrency": max_concurrency,
+            "name": name,
+            "adaptive": adaptive,
+        }
+        _check(self._settings)
+        self.name = name
+        self.adaptive = adaptive
+        self._clock = clock
+        self.start()
+        _limits.add(self)
+
+    def start(self) -> None:
+        """Begin with full buckets, an empty queue, and nothing learned."""
+        # Reentrant: the garbage collector may close an abandoned wait in between.
+        self._lock = threading.RLock()
+        now = self._now()
+        given = {kind: self._settings[f"{kind}_per_minute"] for kind in _KINDS}
+        self._buckets = {
+            kind: _Bucket(math.inf if number is None else number, now)
+            for kind, number in given.items()
+            if number is not None or self.adaptive
+        }
+        self._most = float(self._settings["max_concurrency"] or math.inf)
+        self._concurrency = self._most
+        self._queue: deque[Reservation] = deque()
+        self._in_flight = 0
+        self._is_granting = False
+        self._held_until = -math.inf
+        self._slowed = -math.inf
+        self._has_headers = False
+        # Running means of the tokens of prompts and answers, and of how many a prompt
+        # has for one that was estimated.
+        self._prompt: float | None = None
+        self._output: float | None = None
+        self._ratio = 1.0
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were admitted and are not over."""
+        return self._in_flight
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return sum(not one.is_closed for one in list(self._queue))
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether the size of a request makes a difference."""
+        return len(self._buckets) > ("requests" in self._buckets)
+
+    def available(self) -> dict[str, float]:
+        """What can be used now: of "requests", "tokens", "input_tokens", as limited.
+
+        Below 0 while more was used than the limit allows so far.
+        """
+        with self._lock:
+            self._refill()
+            levels = {kind: bucket.level for kind, bucket in self._buckets.items()}
+        return {kind: level for kind, level in levels.items() if level < math.inf}
+
+    def as_rate_limiter(self) -> BaseRateLimiter:
+        """This limit for any LangChain model's `rate_limiter=`.
+
+        LangChain asks it once for each call, and tells it neither the tokens nor the
+        end of the call. So the call counts as a request, and by the running mean of the
+        tokens that this limit's other calls have used.
+
+        Raises:
+            ValueError: There is nothing but `max_concurrency` to limit.
+        """
+        if self._settings["max_concurrency"] is not None:
+            msg = (
+                "a LangChain rate limiter is not told when a call is over, so"
+                f" max_concurrency={self._settings['max_concurrency']!r} does not hold"
+                " for it: use rate_limit= of a RetryRouter, a Route or a GPTRouter"
+            )
+            if not self._buckets:
+                raise ValueError(msg)
+            warnings.warn(msg, UserWarning, stacklevel=2)
+        return _LangChainLimiter(self)
+
+    # --- used by the package --------------------------------------------------------
+
+    def costs_of(self, size: Size) -> dict[str, float]:
+        """What a request of this size is expected to use.
+
+        Raises:
+            RequestTooLargeError: More than there is in a whole minute.
+        """
+        prompt = self._prompt or 0.0
+        if size.prompt is not None:
+            prompt = size.prompt * self._ratio
+        for kind in ("tokens", "input_tokens"):
+            bucket = self._buckets.get(kind)
+            if bucket is not None and prompt > bucket.configured:
+                msg = (
+                    f"the prompt has about {prompt:,.0f} tokens, and {self} allows"
+                    f" {bucket.configured:,.0f} in a minute: shorten it, or raise"
+                    f" {kind}_per_minute"
+                )
+                raise RequestTooLargeError(msg)
+        known = [n for n in (self._output, size.max_tokens) if n is not None]
+        output = min(known, default=_FIRST_OUTPUT)
+        return {"requests": 1.0, "tokens": prompt + output, "input_tokens": prompt}
+
+    def wait_for(self, size: Size) -> float:
+        """Seconds until a request would be admitted; infinite if that is not known.
+
+        Raises:
+            RequestTooLargeError: It would wait for ever.
+        """
+        with self._lock:
+            self._admit()
+            return self._wait_for(self.costs_of(size), is_last=True)
+
+    def try_reserve(self, size: Size) -> Reservation | None:
+        """A reservation, if there is room now and no queue."""
+        with self._lock:
+            return None if self.wait_for(size) > 0 else self.take(size)
+
+    def take(self, size: Size) -> Reservation:
+        """A reservation in any case: the request is sent, whatever there is."""
+        with self._lock:
+            return self._grant(Reservation(self, self._queue, size, _nothing))
+
+    def reserve(self, size: Size, patience: float | None = None) -> Reservation | None:
+        """A reservation, after a wait of `patience` seconds at most; None after that.
+
+        Raises:
+            RequestTooLargeError: It would wait for ever.
+        """
+        event = threading.Event()
+        place = self._new_place(size, event.set)
+        try:
+            for seconds in self._waits(place, patience):
+                if self._clock is None:
+                    event.wait(seconds)
+                    event.clear()
+                else:
+                    self._clock.sleep(seconds)
+        except BaseException:
+            place.unsent()
+            raise
+        return place if place.is_granted else None
+
+    async def areserve(
+        self, size: Size, patience: float | None = None
+    ) -> Reservation | None:
+        """Async variant of `reserve`."""
+        event = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        wake = functools.partial(loop.call_soon_threadsafe, event.set)
+        place = self._new_place(size, wake)
+        try:
+            for seconds in self._waits(place, patience):
+                if self._clock is None:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(seconds):
+                            await event.wait()
+                    event.clear()
+                else:
+                    await self._clock.asleep(seconds)
+        except BaseException:
+            place.unsent()
+            raise
+        return place if place.is_granted else None
+
+    def close(
+        self, one: Reservation, actual: dict[str, float], *, has_answer: bool = False
+    ) -> None:
+        """Settle a reservation: give back the difference to what was used."""
+        with self._lock:
+            if one.is_closed or one.queue is not self._queue:
+                return  # It may be that of the process that was forked.
+            one.is_closed = True
+            if not one.is_granted:  # It is taken out of the queue when its turn comes.
+                for kind, bucket in self._buckets.items():
+                    bucket.queued -= one.costs[kind]
+                self._admit()
+                return
+            if one.used is not None and "tokens" in actual:
+                used, output = one.used
+                counted = {"tokens": float(used + output), "input_tokens": float(used)}
+                if has_answer:
+                    actual |= counted
+                    self._learn(one.prompt, used, output)
+                else:  # More may have come than was told.
+                    actual |= {k: max(actual[k], n) for k, n in counted.items()}
+            self._refill()
+            for kind, bucket in self._buckets.items():
+                bucket.take(actual.get(kind, 0.0) - one.costs[kind])
+            self._in_flight -= 1
+            if has_answer and self._concurrency < self._most:
+                raised = self._concurrency + 1 / self._concurrency
+                self._concurrency = min(self._most, raised)
+            # What is given back goes to those who wait, before the buckets overflow.
+            self._grant_waiting()
+            self._refill()
+            if self._queue:
+                self._queue[0].wake()  # Its wait may be shorter now.
+
+    def observe(
+        self, limits: Iterable[ServerLimit], one: Reservation | None = None
+    ) -> None:
+        """Correct the levels and rates by what a server says, never upwards."""
+        if not self.adaptive:
+            return
+        with self._lock:
+            self._refill()
+            for said in limits:
+                self._has_headers = True
+                bucket = self._buckets.get(said.kind)
+                if bucket is not None:
+                    self._correct(bucket, said, one)
+            self._admit()
+
+    def slow_down(self, one: Reservation, retry_after: float | None) -> None:
+        """A server has refused a request, since there were too many."""
+        if not self.adaptive:
+            return
+        with self._lock:
+            now = self._now()
+            if retry_after:
+                self._hold(retry_after)
+            # Refusals of what was sent before the last decrease are no news.
+            if not self._has_headers and one.since >= self._slowed:
+                before = min(self._concurrency, self._in_flight)
+                self._concurrency = max(1.0, math.floor(before * _DECREASE))
+                self._slowed = now
+
+    # --- with the lock --------------------------------------------------------------
+
+    def _waits(
+        self, place: Reservation, patience: float | None
+    ) -> Generator[float, None, None]:
+        """The seconds to wait at most, again and again, until it is granted or over."""
+        end = math.inf if patience is None else self._now() + patience
+        while True:
+            with self._lock:
+                self._admit()
+                left = end - self._now()
+                if place.is_granted or left <= 0:
+                    break
+                is_first = self._queue[0] is place
+                seconds = self._wait_for(place.costs) if is_first else math.inf
+            recheck = _RECHECK if self._clock is None else _FAKE_RECHECK
+            yield min(recheck if seconds == math.inf else seconds, left)
+        if not place.is_granted:
+            place.unsent()
+
+    def _new_place(self, size: Size, wake: Callable[[], object]) -> Reservation:
+        with self._lock:
+            place = Reservation(self, self._queue, size, wake)
+            self._queue.append(place)
+            for kind, bucket in self._buckets.items():
+                bucket.queued += place.costs[kind]
+        return place
+
+    def _refill(self) -> None:
+        now = self._now()
+        for bucket in self._buckets.values():
+            bucket.refill(now)
+
+    def _admit(self) -> None:
+        self._refill()
+        self._grant_waiting()
+
+    def _grant_waiting(self) -> None:
+        """Grant what can be granted now, in the order of the queue."""
+        if self._is_granting:
+            return  # Closed by the garbage collector; the call below goes on.
+        self._is_granting = True
+        try:
+            while self._queue:
+                first = self._queue[0]
+                if not (first.is_closed or first.is_granted):
+                    if self._wait_for(first.costs) > 0:
+                        break
+                    for kind, bucket in self._buckets.items():
+                        bucket.queued -= first.costs[kind]
+                    self._grant(first)
+                    first.wake()
+                self._queue.popleft()
+                if self._queue:
+                    self._queue[0].wake()  # It is the first one now.
+        finally:
+            self._is_granting = False
+
+    def _grant(self, one: Reservation) -> Reservation:
+        for kind, bucket in self._buckets.items():
+            bucket.take(one.costs[kind])
+            one.charged[kind] = bucket.charged
+        self._in_flight += 1
+        one.since = self._now()
+        one.is_granted = True
+        return one
+
+    def _wait_for(self, costs: Mapping[str, float], *, is_last: bool = False) -> float:
+        """Seconds until a request is admitted, as the first or the last one."""
+        ahead = len(self._queue) if is_last else 0
+        if self._in_flight + ahead + 1 > self._concurrency:
+            return math.inf
+        seconds = max(0.0, self._held_until - self._now())
+        for kind, bucket in self._buckets.items():
+            missing = bucket.missing(costs[kind], bucket.queued if is_last else 0.0)
+            if missing > _ROUNDING:
+                seconds = max(seconds, missing / bucket.rate)
+        return seconds
+
+    def _hold(self, seconds: float) -> None:
+        until = self._now() + min(seconds, _LONGEST_HOLD)
+        self._held_until = max(self._held_until, until)
+
+    def _correct(
+        self, bucket: _Bucket, said: ServerLimit, one: Reservation | None
+    ) -> None:
+        window = said.window or _MINUTE
+        if said.limit:
+            bucket.set_rate(said.limit / window * _MINUTE)
+            bucket.level = min(bucket.level, bucket.capacity)
+        if said.remaining is None:
+            return
+        # The server has not seen yet what was admitted after this request.
+        after = bucket.charged - one.charged[said.kind] if one is not None else 0.0
+        bucket.level = min(bucket.level, said.remaining - max(0.0, after))
+        if said.remaining or not said.reset:
+            return
+        # A bucket is full again after its window; and has something long before that.
+        is_bucket = said.limit and math.isclose(said.reset, window, rel_tol=0.05)
+        if not is_bucket:
+            self._hold(said.reset)
+
+    def _learn(self, estimated: int | None, prompt: int, output: int) -> None:
+        weight = 1.0 if self._output is None else _LEARNING
+
+        def mean(before: float | None, now: float) -> float:
+            return (1 - weight) * (before or 0.0) + weight * now
+
+        self._prompt = mean(self._prompt, prompt)
+        self._output = mean(self._output, output)
+        if estimated:
+            self._ratio = mean(self._ratio, min(10.0, max(0.1, prompt / estimated)))
+
+    def _now(self) -> float:
+        return time.monotonic() if self._clock is None else self._clock.monotonic()
+
+    # --- copies ---------------------------------------------------------------------
+
+    def __copy__(self) -> Self:
+        """The same object, which is to be shared."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """The same object, which is to be shared."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The numbers alone, since another process has its own clock."""
+        return functools.partial(type(self), **self._settings), ()
+
+    def __repr__(self) -> str:
+        """What was given."""
+        given = {n: v for n, v in self._settings.items() if v not in {None, "", False}}
+        return f"{type(self).__name__}({', '.join(f'{n}={given[n]!r}' for n in given)})"
+
+
+class _LangChainLimiter(BaseRateLimiter):
+    """A `RateLimit` as LangChain's models ask it."""
+
+    def __init__(self, limit: RateLimit) -> None:
+        self._limit = limit
+
+    def acquire(self, *, blocking: bool = True) -> bool:
+        limit, size = self._limit, Size()
+        return _is_taken(limit.reserve(size) if blocking else limit.try_reserve(size))
+
+    async def aacquire(self, *, blocking: bool = True) -> bool:
+        limit, size = self._limit, Size()
+        if not blocking:
+            return _is_taken(limit.try_reserve(size))
+        return _is_taken(await limit.areserve(size))
+
+
+def _is_taken(one: Reservation | None) -> bool:
+    """Whether a request was admitted, whose end will not be known."""
+    if one is not None:
+        one.cancelled()
+    return one is not None
+
+
+def approximate_tokens(content: Any) -> int:
+    """About one token for 4 characters of a prompt, or a request's JSON.
+
+    A picture or a file inside it counts as a fixed number.
+    """
+    return -(-_characters(content) // 4)
+
+
+def _characters(value: Any) -> int:
+    if isinstance(value, str):
+        is_file = value.startswith(("data:", "http://", "https://"))
+        return 4 * _TOKENS_PER_FILE if is_file else len(value)
+    if isinstance(value, int):
+        return 4  # The id of a token.
+    if isinstance(value, Mapping):
+        return sum(
+            4 * _TOKENS_PER_FILE if name == "data" else _characters(item)
+            for name, item in value.items()
+        )
+    return sum(map(_characters, value)) if isinstance(value, list | tuple) else 0
+
+
+def _nothing() -> None:
+    """Wake nobody."""
+
+
+_limits: weakref.WeakSet[RateLimit] = weakref.WeakSet()
+
+
+def _start_anew() -> None:
+    """Forget, in a forked process, what its parent has in flight."""
+    for limit in list(_limits):
+        limit.start()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    """Refuse numbers that cannot be meant."""
+    for name in (*(f"{kind}_per_minute" for kind in _KINDS), "max_concurrency"):
+        value = settings[name]
+        types, what = (int | float, "a finite number, more than 0")
+        if name == "max_concurrency":
+            types, what = (int, "a whole number, 1 or more")
+        is_number = isinstance(value, types) and not isinstance(value, bool)
+        if value is not None and not (is_number and 0 < value < math.inf):
+            msg = f"{name} must be {what}, not {value!r}; leave it out for no limit"
+            raise ValueError(msg)
+    if not isinstance(settings["name"], str):
+        msg = f"name must be a string, not {settings['name']!r}"
+        raise ValueError(msg)  # noqa: TRY004 - pydantic reports ValueErrors
+    if not isinstance(settings["adaptive"], bool):
+        msg = f"adaptive must be True or False, not {settings['adaptive']!r}"
+        raise ValueError(msg)  # noqa: TRY004 - as above
+    numbers = [settings[name] for name in settings if name not in {"name", "adaptive"}]
+    if numbers == [None] * len(numbers) and not settings["adaptive"]:
+        msg = (
+            "RateLimit needs a limit, such as requests_per_minute=500 or"
+            " max_concurrency=20; or adaptive=True to go by what the provider says"
+        )
+        raise ValueError(msg)
