@@ -668,7 +668,9 @@ class CallState:
         """Go on to a later route, since the rate limits of those before are full."""
         for skipped in [one for one in self.candidates() if one < position]:
             name = self._routes[skipped].name
-            self.records.append(AttemptRecord(None, name, "skipped", reason=reason))
+            record = AttemptRecord(None, name, "skipped", reason=reason)
+            self.records.append(record)
+            self._tell_skipped(record)
         self.position = position
 
     def reserve(self, reserved: list[Reservation], waited: float) -> None:

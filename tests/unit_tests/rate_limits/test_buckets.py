@@ -1,0 +1,241 @@
+"""`RateLimit` by itself: what it admits, takes, gives back, and refuses."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from typing import Any
+
+import pytest
+from langchain_core.rate_limiters import BaseRateLimiter
+
+from langchain_retryrouter import RateLimit
+from langchain_retryrouter.failures import Failure, FailureKind
+from langchain_retryrouter.rate_limits import (
+    RequestTooLargeError,
+    Reservation,
+    Size,
+    approximate_tokens,
+)
+from langchain_retryrouter.testing import FakeClock
+
+REFUSED = Failure(FailureKind.RATE_LIMIT, status_code=429, may_have_run=False)
+NOT_CONNECTED = Failure(FailureKind.CONNECTION, may_have_run=False)
+BROKEN = Failure(FailureKind.SERVER_ERROR, status_code=500)
+
+
+def admitted(limit: RateLimit, size: Size = Size()) -> Reservation:  # noqa: B008 - immutable
+    one = limit.reserve(size)
+    assert one is not None
+    return one
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({}, "needs a limit, such as requests_per_minute=500"),
+        ({"requests_per_minute": 0}, "requests_per_minute must be .* not 0"),
+        ({"requests_per_minute": math.inf}, "a finite number, more than 0, not inf"),
+        ({"tokens_per_minute": "9"}, "tokens_per_minute must be .* not '9'"),
+        ({"tokens_per_minute": math.nan}, "tokens_per_minute must be .* not nan"),
+        ({"input_tokens_per_minute": -1}, "input_tokens_per_minute must be .* not -1"),
+        ({"max_concurrency": 1.5}, "a whole number, 1 or more, not 1.5"),
+        ({"max_concurrency": True}, "a whole number, 1 or more, not True"),
+        ({"requests_per_minute": 1, "name": 7}, "name must be a string, not 7"),
+        ({"requests_per_minute": 1, "adaptive": 1}, "adaptive must be True or False"),
+    ],
+)
+def test_bad_numbers_are_refused(given: dict[str, Any], says: str) -> None:
+    """The error names the value, and what to do instead."""
+    with pytest.raises(ValueError, match=says):
+        RateLimit(**given)
+
+
+def test_a_minute_has_the_limit_and_a_second_more(clock: FakeClock) -> None:
+    """Requests are spread, so that no minute has more than 102 % of the limit."""
+    limit = RateLimit(requests_per_minute=600, clock=clock)
+    sent = 0
+    while clock.monotonic() < 60:
+        admitted(limit).succeeded()
+        sent += clock.monotonic() < 60
+    assert sent == pytest.approx(610, abs=1)
+    assert max(clock.sleeps) == pytest.approx(0.1)
+
+
+def test_a_small_limit_admits_one_at_a_time(clock: FakeClock) -> None:
+    """Three a minute are one each 20 s."""
+    limit = RateLimit(requests_per_minute=3, clock=clock)
+    times = []
+    for _ in range(4):
+        admitted(limit).succeeded()
+        times.append(clock.monotonic())
+    assert times == pytest.approx([0, 20, 40, 60])
+
+
+def test_tokens_are_taken_as_estimated_and_settled_as_used(clock: FakeClock) -> None:
+    """What an answer did not use is given back, and what it used beyond is owed."""
+    limit = RateLimit(tokens_per_minute=6_000, clock=clock)  # 100 a second
+    one = admitted(limit, Size(30, max_tokens=40))
+    assert limit.available() == {"tokens": pytest.approx(30)}
+    one.used = (30, 10)
+    one.succeeded()
+    assert limit.available() == {"tokens": pytest.approx(60)}
+    other = admitted(limit, Size(30))
+    other.used = (30, 1_000)
+    other.succeeded()
+    assert limit.available() == {"tokens": pytest.approx(60 - 1_030)}
+    assert limit.wait_for(Size(0, 1)) == pytest.approx(9.71)
+
+
+def test_an_estimate_learns_from_answers(clock: FakeClock) -> None:
+    """Prompts and answers are reserved by the running means of what was used."""
+    limit = RateLimit(tokens_per_minute=6_000_000, clock=clock)
+    one = admitted(limit, Size(100))
+    assert one.costs["tokens"] == 100 + 256
+    one.used = (150, 20)
+    one.succeeded()
+    assert limit.costs_of(Size(100))["tokens"] == pytest.approx(150 + 20)
+    assert limit.costs_of(Size(100, max_tokens=5))["tokens"] == pytest.approx(155)
+    assert limit.costs_of(Size())["tokens"] == pytest.approx(150 + 20)
+
+
+@pytest.mark.parametrize(
+    ("end", "left"),
+    [
+        ("unsent", (10, 100)),
+        (NOT_CONNECTED, (10, 100)),
+        (REFUSED, (9, 100)),
+        (BROKEN, (9, 50)),
+        ("cancelled", (9, 50)),
+        ("succeeded", (9, 50)),
+    ],
+    ids=str,
+)
+def test_what_may_have_run_is_charged(
+    clock: FakeClock, end: Any, left: tuple[float, float]
+) -> None:
+    """Only what was never sent costs nothing; a refusal is a request without tokens."""
+    limit = RateLimit(requests_per_minute=600, tokens_per_minute=6_000, clock=clock)
+    one = admitted(limit, Size(30, max_tokens=20))
+    if isinstance(end, Failure):
+        one.failed(end)
+    else:
+        getattr(one, end)()
+    found = limit.available()
+    assert (found["requests"], found["tokens"]) == pytest.approx(left)
+    assert limit.in_flight == 0
+    one.succeeded()  # It is settled once.
+    assert limit.available() == found
+
+
+def test_a_failed_attempt_with_usage_costs_the_larger_number(clock: FakeClock) -> None:
+    """A stream that broke off may have used more than it told."""
+    limit = RateLimit(tokens_per_minute=6_000, clock=clock)
+    one = admitted(limit, Size(30, max_tokens=20))
+    one.used = (30, 2)
+    one.failed(BROKEN)
+    assert limit.available() == {"tokens": pytest.approx(50)}
+
+
+def test_a_request_above_a_second_is_admitted_alone(clock: FakeClock) -> None:
+    """It waits for a full bucket, and those behind it pay for it."""
+    limit = RateLimit(tokens_per_minute=600, clock=clock)  # 10 a second
+    admitted(limit, Size(200, max_tokens=100)).succeeded()
+    assert clock.monotonic() == 0
+    admitted(limit, Size(200, max_tokens=100)).succeeded()
+    assert clock.monotonic() == pytest.approx(30)
+
+
+@pytest.mark.parametrize("kind", ["tokens", "input_tokens"])
+def test_a_request_above_a_minute_is_an_error(clock: FakeClock, kind: str) -> None:
+    """It would wait for ever; the error names both numbers."""
+    limit = RateLimit(**{f"{kind}_per_minute": 1_000}, clock=clock)  # type: ignore[arg-type] # a name
+    with pytest.raises(RequestTooLargeError, match=r"2,500 tokens.*1,000 in a minute"):
+        limit.reserve(Size(2_500))
+    assert limit.waiting == 0
+
+
+def test_concurrency_is_held_until_the_end(clock: FakeClock) -> None:
+    """A third request waits until one of two is over."""
+    limit = RateLimit(max_concurrency=2, clock=clock)
+    first, second = admitted(limit), admitted(limit)
+    assert limit.try_reserve(Size()) is None
+    assert limit.reserve(Size(), 5) is None
+    assert clock.monotonic() == pytest.approx(5)
+    first.succeeded()
+    assert limit.in_flight == 1
+    admitted(limit).succeeded()
+    second.failed(BROKEN)
+    assert (limit.in_flight, limit.waiting) == (0, 0)
+
+
+def test_a_wait_that_is_given_up_takes_nothing(clock: FakeClock) -> None:
+    """Its place in the queue, and what it would have taken, are free again."""
+    limit = RateLimit(requests_per_minute=60, clock=clock)
+    admitted(limit).succeeded()
+    assert limit.reserve(Size(), 0.4) is None
+    assert limit.available()["requests"] == pytest.approx(0.4)
+    assert limit.wait_for(Size()) == pytest.approx(0.6)
+
+
+def test_copies_share_and_pickles_start_afresh(clock: FakeClock) -> None:
+    """A copy is the same limit; another process gets the numbers."""
+    limit = RateLimit(requests_per_minute=60, max_concurrency=3, name="a", clock=clock)
+    admitted(limit)
+    assert copy.copy(limit) is limit
+    assert copy.deepcopy(limit) is limit
+    other = pickle.loads(pickle.dumps(limit))
+    assert repr(other) == repr(limit)
+    assert repr(limit) == (
+        "RateLimit(requests_per_minute=60, max_concurrency=3, name='a')"
+    )
+    assert other.in_flight == 0
+    assert other.available() == {"requests": 1.0}
+
+
+def test_as_a_limiter_of_langchain(clock: FakeClock) -> None:
+    """It counts requests and the mean of known tokens, and waits if it is told to."""
+    limit = RateLimit(requests_per_minute=60, tokens_per_minute=60_000, clock=clock)
+    limiter = limit.as_rate_limiter()
+    assert isinstance(limiter, BaseRateLimiter)
+    assert limiter.acquire(blocking=False) is True
+    assert limiter.acquire(blocking=False) is False
+    assert limiter.acquire() is True
+    assert clock.monotonic() == pytest.approx(1)
+    assert limit.in_flight == 0
+
+
+async def test_as_an_async_limiter_of_langchain(clock: FakeClock) -> None:
+    """The same in a coroutine."""
+    limiter = RateLimit(requests_per_minute=60, clock=clock).as_rate_limiter()
+    assert await limiter.aacquire(blocking=False) is True
+    assert await limiter.aacquire(blocking=False) is False
+    assert await limiter.aacquire() is True
+    assert clock.monotonic() == pytest.approx(1)
+
+
+def test_a_limiter_of_langchain_cannot_hold_concurrency() -> None:
+    """It is not told when a call is over: that is said, and never ignored."""
+    with pytest.raises(ValueError, match="max_concurrency=3 does not hold"):
+        RateLimit(max_concurrency=3).as_rate_limiter()
+    limit = RateLimit(max_concurrency=3, requests_per_minute=60)
+    with pytest.warns(UserWarning, match="max_concurrency=3 does not hold"):
+        limit.as_rate_limiter()
+
+
+@pytest.mark.parametrize(
+    ("content", "tokens"),
+    [
+        ("eight ch", 2),
+        (["one", "two"], 2),
+        ([1, 2, 3], 3),
+        ({"role": "user", "content": "four"}, 2),
+        ({"type": "image_url", "image_url": {"url": "data:image/png;base64,xx"}}, 88),
+        ({"type": "file", "data": "A" * 100_000}, 86),
+        (None, 0),
+    ],
+)
+def test_tokens_are_counted_approximately(content: Any, tokens: int) -> None:
+    """About 4 characters a token, and pictures by a fixed number."""
+    assert approximate_tokens(content) == tokens

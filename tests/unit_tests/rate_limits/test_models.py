@@ -1,0 +1,390 @@
+"""`rate_limit` of every class: reserve, wait, settle, and go to another route."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from langchain_core.callbacks import BaseCallbackHandler
+
+from langchain_retryrouter import (
+    APIConnectionError,
+    APITimeoutError,
+    CircuitBreaker,
+    CircuitOpenError,
+    RateLimit,
+    RateLimitError,
+    RetryPolicy,
+    RetryRouter,
+    Route,
+)
+from langchain_retryrouter.rate_limits import Size
+from langchain_retryrouter.testing import (
+    Answer,
+    Cut,
+    FakeClock,
+    FaultyGateway,
+    Reset,
+    SlowFirstToken,
+    Stall,
+    Status,
+)
+from tests.promises.harness import FIVE, LLMS, chat_openai, new_model
+from tests.unit_tests.conftest import Twin
+
+NO_RETRIES = RetryPolicy(max_retries=0)
+
+
+def ask(twin: Twin, model: Any, method: str = "invoke", prompt: str = "hi") -> Any:
+    """One call; its answer, or the chunks of it."""
+    if method == "invoke":
+        return twin.invoke(model, prompt)
+    return twin.stream(model, prompt)
+
+
+def attempts(answer: Any) -> list[dict[str, Any]]:
+    """The attempt log of a chat model's answer."""
+    if isinstance(answer, list):
+        answer = next(c for c in answer if "retryrouter" in c.response_metadata)
+    log: list[dict[str, Any]] = answer.response_metadata["retryrouter"]["attempts"]
+    return log
+
+
+def told(answer: Any) -> list[tuple[Any, Any]]:
+    """Which routes were asked, and what came of it."""
+    return [(line.get("route"), line["outcome"]) for line in attempts(answer)]
+
+
+def used_up(clock: FakeClock, **numbers: Any) -> RateLimit:
+    """A limit that has nothing left for a minute."""
+    limit = RateLimit(**{"requests_per_minute": 1, **numbers}, clock=clock)
+    limit.take(Size()).cancelled()
+    return limit
+
+
+@pytest.mark.parametrize("method", ["invoke", "stream"])
+@pytest.mark.parametrize("name", FIVE)
+def test_every_attempt_waits_for_its_turn(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock, name: str, method: str
+) -> None:
+    """Retries too; nothing is in flight when the call is over."""
+    limit = RateLimit(requests_per_minute=60, clock=clock)
+    policy = RetryPolicy(max_retries=1, initial_delay=0)
+    model = new_model(name, gateway, rate_limit=limit, clock=clock, retry_policy=policy)
+    gateway.script(Status(503))
+    ask(twin, model, method)
+    assert len(gateway.requests) == 2
+    assert clock.sleeps[-1:] == [pytest.approx(1.0)]
+    assert (limit.in_flight, limit.waiting) == (0, 0)
+    assert limit.available() == {"requests": pytest.approx(0)}
+
+
+@pytest.mark.parametrize("method", ["invoke", "stream"])
+@pytest.mark.parametrize("name", FIVE)
+def test_tokens_are_settled_by_the_usage(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock, name: str, method: str
+) -> None:
+    """What the provider counted is what the limit has lost."""
+    limit = RateLimit(tokens_per_minute=6e6, input_tokens_per_minute=6e6, clock=clock)
+    fields = {"stream_usage": True} if name in LLMS and method == "stream" else {}
+    model = new_model(name, gateway, rate_limit=limit, clock=clock, **fields)
+    answer = ask(twin, model, method, "one two three")
+    if name in LLMS:
+        sent = gateway.requests[0]
+        assert sent is not None
+    else:
+        whole = answer
+        if isinstance(answer, list):
+            whole = sum(answer[1:], answer[0])
+        usage = whole.usage_metadata
+        left = limit.available()
+        assert 1e5 - left["tokens"] == pytest.approx(usage["total_tokens"])
+        assert 1e5 - left["input_tokens"] == pytest.approx(usage["input_tokens"])
+    assert 10 < 1e5 - limit.available()["tokens"] < 100
+    assert limit.in_flight == 0
+
+
+@pytest.mark.parametrize("method", ["invoke", "stream"])
+@pytest.mark.parametrize("name", FIVE)
+def test_a_wait_ends_with_the_deadline(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock, name: str, method: str
+) -> None:
+    """The error says that nothing was sent, for which limit, and how long it needs."""
+    limit = used_up(clock, name="tier-1")
+    model = new_model(
+        name,
+        gateway,
+        rate_limit=limit,
+        clock=clock,
+        retry_policy=RetryPolicy(deadline=5),
+    )
+    with pytest.raises(APITimeoutError, match=r"nothing was sent.*tier-1") as caught:
+        ask(twin, model, method)
+    assert not caught.value.may_have_run
+    assert len(gateway.requests) == 0
+    assert clock.monotonic() <= 5
+    assert limit.waiting == 0
+    assert limit.available()["requests"] == pytest.approx(0)
+
+
+@pytest.mark.parametrize("method", ["invoke", "stream"])
+def test_the_wait_is_in_the_attempt_log(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock, method: str
+) -> None:
+    """As `limiter_wait`, in seconds, and not in the attempt's own time."""
+    limit = RateLimit(requests_per_minute=30, clock=clock)
+    for name in ("GPTRouter", "RetryRouter"):
+        model = new_model(name, gateway, rate_limit=limit, clock=clock)
+        ask(twin, model, method)
+        (line,) = attempts(ask(twin, model, method))
+        assert line["limiter_wait"] == pytest.approx(2.0)
+        assert line["seconds"] == 0
+        clock.advance(10)
+
+
+class Waits(BaseCallbackHandler):
+    """Notes the custom events of waits."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+        self.retries = 0
+
+    def on_custom_event(self, name: str, data: Any, **_: Any) -> None:
+        self.seen.append((name, data))
+
+    def on_retry(self, *_: Any, **__: Any) -> None:
+        self.retries += 1
+
+
+@pytest.mark.parametrize("method", ["invoke", "stream"])
+@pytest.mark.parametrize("name", FIVE)
+def test_callbacks_hear_of_a_wait_before_it(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock, name: str, method: str
+) -> None:
+    """As the custom event `rate_limit_wait`; it is not counted as a retry."""
+    limit = RateLimit(requests_per_minute=30, name="tier-1", clock=clock)
+    model = new_model(name, gateway, rate_limit=limit, clock=clock)
+    waits = Waits()
+    for _ in range(2):
+        model_with = model.with_config(callbacks=[waits])
+        ask(twin, model_with, method)
+    ((event, data),) = waits.seen
+    assert event == "rate_limit_wait"
+    assert data["limit"] == "tier-1"
+    assert data["seconds"] == pytest.approx(2.0)
+    assert waits.retries == 0
+
+
+def routed(
+    gateway: FaultyGateway, clock: FakeClock, *limits: RateLimit | None, **fields: Any
+) -> RetryRouter:
+    """A router with a route for each limit, named a, b, ..."""
+    routes = [
+        Route(model=chat_openai(gateway.url), name="abc"[at], rate_limit=limit)
+        for at, limit in enumerate(limits)
+    ]
+    return RetryRouter(routes=routes, clock=clock, **fields)
+
+
+@pytest.mark.parametrize("method", ["invoke", "stream"])
+def test_a_full_route_spills_over_at_once(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock, method: str
+) -> None:
+    """The next route is asked without a wait; the log says why."""
+    router = routed(gateway, clock, used_up(clock), None)
+    answer = ask(twin, router, method)
+    assert told(answer) == [("a", "skipped"), ("b", "ok")]
+    assert attempts(answer)[0]["reason"] == "its rate limit has room in 60.0 s"
+    assert clock.sleeps == []
+
+
+def test_a_short_wait_stays_at_its_route(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock
+) -> None:
+    """Up to `failover_after_wait`, as for a wait that a provider asks for."""
+    limit = RateLimit(requests_per_minute=30, clock=clock)
+    router = routed(gateway, clock, limit, None)
+    ask(twin, router)
+    assert told(ask(twin, router)) == [("a", "ok")]
+    assert clock.monotonic() == pytest.approx(2)
+    policy = RetryPolicy(failover_after_wait=0)
+    router = routed(gateway, clock, limit, None, retry_policy=policy)
+    assert told(ask(twin, router)) == [("a", "skipped"), ("b", "ok")]
+    assert clock.monotonic() == pytest.approx(2)
+
+
+def test_full_routes_are_waited_for_where_it_is_shortest(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock
+) -> None:
+    """No route is free soon, so the one that is free first is asked."""
+    limits = used_up(clock), used_up(clock, requests_per_minute=6)
+    answer = ask(twin, routed(gateway, clock, *limits))
+    assert told(answer) == [("a", "skipped"), ("b", "ok")]
+    assert attempts(answer)[1]["limiter_wait"] == pytest.approx(10)
+
+
+def test_a_routers_own_limit_holds_for_all_routes(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock
+) -> None:
+    """A second route is no way around it."""
+    limit = RateLimit(requests_per_minute=6, clock=clock)
+    router = routed(gateway, clock, None, None, rate_limit=limit)
+    ask(twin, router)
+    answer = ask(twin, router)
+    assert told(answer) == [("a", "ok")]
+    assert attempts(answer)[0]["limiter_wait"] == pytest.approx(10)
+
+
+@pytest.mark.parametrize("method", ["invoke", "stream"])
+def test_a_models_own_limit_is_its_routes(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock, method: str
+) -> None:
+    """Its wait is no silence of the provider: another route is asked at once."""
+    limit = used_up(clock)
+    first = new_model("GPTRouter", gateway, rate_limit=limit)
+    router = RetryRouter(routes=[first, chat_openai(gateway.url)], clock=clock)
+    for _ in range(4):
+        assert told(ask(twin, router, method))[-1] == ("gpt-4o", "ok")
+    clock.advance(60)
+    assert told(ask(twin, router, method)) == [("gpt-4", "ok")]
+
+
+def test_waits_open_no_breaker(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock
+) -> None:
+    """A limit that lets nothing through says nothing about the provider."""
+    breaker = CircuitBreaker(failure_threshold=1, clock=clock)
+    route = Route(
+        model=chat_openai(gateway.url), rate_limit=used_up(clock), breaker=breaker
+    )
+    router = RetryRouter(
+        routes=[route], clock=clock, retry_policy=RetryPolicy(deadline=2)
+    )
+    for _ in range(3):
+        with pytest.raises(APITimeoutError, match="nothing was sent"):
+            ask(twin, router)
+    assert not breaker.is_open
+    assert len(gateway.requests) == 0
+
+
+def test_a_request_that_never_fits_goes_elsewhere(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock
+) -> None:
+    """To a route with a larger limit; without one, the error names both numbers."""
+    small = RateLimit(tokens_per_minute=100, clock=clock)
+    prompt = "word " * 400
+    answer = ask(twin, routed(gateway, clock, small, None), prompt=prompt)
+    assert told(answer) == [("a", "skipped"), ("b", "ok")]
+    with pytest.raises(RateLimitError, match=r"about 5\d\d tokens.* 100 in a min"):
+        ask(twin, routed(gateway, clock, small), prompt=prompt)
+    llm = new_model("OpenAI", gateway, rate_limit=small, clock=clock)
+    with pytest.raises(RateLimitError, match=r"nothing was sent.* 100 in a min"):
+        ask(twin, llm, prompt=prompt)
+    assert len(gateway.requests) == 1
+
+
+@pytest.mark.parametrize("name", FIVE)
+def test_what_was_refused_before_it_was_sent_costs_nothing(
+    twin: Twin, clock: FakeClock, name: str
+) -> None:
+    """An open breaker, and a server that is not there."""
+    limit = RateLimit(requests_per_minute=60, tokens_per_minute=6_000, clock=clock)
+    full = limit.available()
+    breaker = CircuitBreaker(clock=clock)
+    model = new_model(
+        name,
+        "http://127.0.0.1:9",
+        rate_limit=limit,
+        clock=clock,
+        breaker=breaker,
+        retry_policy=NO_RETRIES,
+    )
+    with pytest.raises(Exception, match=r"(?i)connect") as caught:
+        ask(twin, model)
+    assert caught.value.may_have_run is False  # type: ignore[attr-defined] # ours
+    assert limit.available() == full
+    breaker.open_for(1_000)
+    refused = APIConnectionError if name == "RetryRouter" else CircuitOpenError
+    with pytest.raises(refused):  # A router sends a probe.
+        ask(twin, model)
+    assert (limit.available(), limit.in_flight) == (full, 0)
+
+
+@pytest.mark.parametrize("fault", [Status(500), Reset(), Cut(after=1)], ids=str)
+@pytest.mark.parametrize("method", ["invoke", "stream"])
+@pytest.mark.parametrize("name", FIVE)
+def test_no_permit_is_lost_by_a_failure(
+    twin: Twin,
+    gateway: FaultyGateway,
+    clock: FakeClock,
+    name: str,
+    method: str,
+    fault: Any,
+) -> None:
+    """Whatever goes wrong, the next request may be sent."""
+    limit = RateLimit(max_concurrency=1, clock=clock)
+    model = new_model(
+        name, gateway, rate_limit=limit, clock=clock, retry_policy=NO_RETRIES
+    )
+    gateway.always(fault)
+    with pytest.raises(Exception, match=r".") as caught:
+        ask(twin, model, method)
+    assert caught.value.may_have_run  # type: ignore[attr-defined] # ours
+    assert limit.in_flight == 0
+
+
+@pytest.mark.parametrize("name", FIVE)
+def test_a_stream_holds_its_permit_until_it_is_closed(
+    gateway: FaultyGateway, clock: FakeClock, name: str
+) -> None:
+    """Not only until its first token; and a caller may leave early."""
+    limit = RateLimit(max_concurrency=1, clock=clock)
+    model = new_model(name, gateway, rate_limit=limit, clock=clock)
+    chunks = model.stream("hi")
+    next(chunks)
+    assert limit.in_flight == 1
+    chunks.close()
+    assert limit.in_flight == 0
+
+
+@pytest.mark.parametrize("name", FIVE)
+async def test_an_async_stream_holds_its_permit_until_it_is_closed(
+    gateway: FaultyGateway, clock: FakeClock, name: str
+) -> None:
+    """The same for `astream`, also if its task is cancelled."""
+    limit = RateLimit(max_concurrency=1, clock=clock)
+    gateway.always(Stall(after=1, seconds=10))
+    model = new_model(name, gateway, rate_limit=limit, clock=clock)
+
+    async def read() -> None:
+        chunks: AsyncIterator[Any] = model.astream("hi")
+        async for _ in chunks:
+            seen.set()
+
+    seen = asyncio.Event()
+    task = asyncio.create_task(read())
+    await seen.wait()
+    assert limit.in_flight == 1
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert limit.in_flight == 0
+
+
+@pytest.mark.parametrize("second", [None, "full"])
+def test_a_hedge_is_limited_and_its_loser_lets_go(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock, second: str | None
+) -> None:
+    """A second stream needs room in its route's limit; both give their permits back."""
+    limits = [RateLimit(max_concurrency=1, clock=clock) for _ in range(2)]
+    if second:
+        limits[1].take(Size())
+    gateway.script(SlowFirstToken(1.0), Answer("hello there"))
+    router = routed(gateway, clock, *limits, hedge_after=0.05)
+    answer = ask(twin, router, "stream")
+    assert told(answer)[-1][1] == "ok"
+    assert len(gateway.requests) == (1 if second else 2)
+    assert [limit.in_flight for limit in limits] == [0, 1 if second else 0]
