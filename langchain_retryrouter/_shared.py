@@ -7,10 +7,10 @@ operation runs on it at a time. Times are milliseconds on the store's clock, `no
 
 How to share something over a store:
 
-* `store.watch(operation, name, watcher)` once. Each second the store asks
-  `watcher.refresh()` for argument lists, runs the operation with each, and hands the
-  replies to `watcher.learned`; so it does with what other processes announce. The
-  store keeps a weak reference only.
+* `store.watch(operation, name, watcher)` once. Each second, and when a store that was
+  away is back, the store calls `watcher.refresh()`, which submits what it has to ask
+  or to say. What other processes announce goes to `watcher.learned`. The store keeps a
+  weak reference only.
 * `store.submit(operation, name, args, on_reply)` at any time, from any thread or event
   loop, and not with a lock held that `on_reply` or `learned` takes. It returns at once.
   False: the store is away, nothing will follow, the local state decides. True:
@@ -28,6 +28,7 @@ changes `r` in place, and returns the reply. `Operation.name` is the kind of the
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import socket
@@ -49,11 +50,11 @@ class Operation(NamedTuple):
 class Watcher(Protocol):
     """Something that is shared under a name."""
 
-    def refresh(self) -> list[list[Any]]:
-        """Arguments of the operations to run now; asked each second."""
+    def refresh(self) -> None:
+        """Submit what is to be asked or said; called each second."""
 
     def learned(self, reply: Reply) -> None:
-        """A reply to `refresh`, or what another process announced."""
+        """Take note of what another process, or this one, announced."""
 
     def forked(self) -> None:
         """This is the child of a fork: make new locks, and forget what is under way."""
@@ -61,6 +62,9 @@ class Watcher(Protocol):
 
 class Store(Protocol):
     """Where records are; `stores.MemoryStore` and `stores.RedisStore` are stores."""
+
+    closes_with_model: bool
+    """Whether a model made it of a URL, and closes it."""
 
     @property
     def process(self) -> str:
@@ -85,10 +89,13 @@ class Store(Protocol):
     def watch(self, operation: Operation, name: str, watcher: Watcher) -> None:
         """Keep `watcher` informed of the record."""
 
+    def close(self) -> None:
+        """Close the connections; a store that is used again opens new ones."""
 
-def if_answered(learned: Callable[[Reply], None]) -> Callable[[Reply | None], None]:
-    """`learned` as an `on_reply`, which is not called for what failed."""
-    return lambda reply: None if reply is None else learned(reply)
+
+def name_hash(*parts: object) -> str:
+    """Eight digits that tell apart what has the same name."""
+    return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:8]
 
 
 def process_name() -> str:
@@ -174,7 +181,7 @@ elseif action == 'retract' then
   r['v:' .. a[3]] = nil
 elseif action == 'probe' then
   if a[3] > (r.gen or 0) then
-    r.gen, r.open_until, r.by, r.why = a[3], now, process, 'restored'
+    r.gen, r.open_until, r.by, r.why = a[3], now, process, a[6]
   end
   if r.open_until then
     local is_free = (r.lease_until or 0) <= now or r.lease_by == me
@@ -195,7 +202,7 @@ elseif r.lease_by == me and r.lease_no == a[3] then
     r.failed_by = nil
     change(nil, nil)
   elseif action == 'failed' then
-    change(now + a[4], 'probe')
+    change(now + a[4], 'its probe failed')
     if a[5] > 0 then r.held_until = now + a[5] end
     r.failed_by, r.probed = process, 1
   end
@@ -203,7 +210,7 @@ elseif action == 'close' then
   if r.gen == a[3] and r.open_until then change(nil, nil) end
 elseif action == 'restore' then
   if a[3] > (r.gen or 0) then
-    r.gen, r.open_until, r.by, r.why = a[3], now + a[4], process, 'restored'
+    r.gen, r.open_until, r.by, r.why = a[3], now + a[4], process, a[6]
     if a[5] > 0 then r.held_until = now + a[5] end
     changed = 1
   end
@@ -212,7 +219,8 @@ local function left(moment)
   return moment and math.max(0, moment - now) or -1
 end
 return {changed, r.gen or 0, left(r.open_until), left(r.held_until),
-  left(r.pause_until), granted, left(r.lease_until), members}
+  left(r.pause_until), granted, left(r.lease_until), members,
+  r.open_until and r.why or ''}
 """
 )
 
@@ -263,9 +271,9 @@ def _breaker(r: Record, now: int, a: list[Any]) -> Reply:
     elif action == "retract":
         r.pop(f"v:{args[0]}", None)
     elif action == "probe":
-        known, is_early, lease = args
+        known, is_early, lease, why = args
         if known > gen:
-            put(gen=known, open_until=now, by=process, why="restored")
+            put(gen=known, open_until=now, by=process, why=why)
         if (open_until := r.get("open_until")) is not None:
             is_free = r.get("lease_until", 0) <= now or r.get("lease_by") == me
             is_due = open_until <= now or (is_early and not r.get("probed"))
@@ -286,14 +294,14 @@ def _breaker(r: Record, now: int, a: list[Any]) -> Reply:
             put(failed_by=None)
             change(None, None)
         elif action == "failed":
-            change(now + args[1], "probe")
+            change(now + args[1], "its probe failed")
             put(held_until=now + args[2] if args[2] > 0 else None)
             put(failed_by=process, probed=1)
     elif action == "close":
         if gen == args[0] and open_until is not None:
             change(None, None)
     elif action == "restore" and args[0] > gen:
-        put(gen=args[0], open_until=now + args[1], by=process, why="restored")
+        put(gen=args[0], open_until=now + args[1], by=process, why=args[3])
         if args[2] > 0:
             r["held_until"] = now + args[2]
         changed = 1
@@ -303,13 +311,14 @@ def _breaker(r: Record, now: int, a: list[Any]) -> Reply:
 
     moments = [left("open_until"), left("held_until"), left("pause_until")]
     lease = left("lease_until")
-    return [changed, r.get("gen", 0), *moments, granted, lease, members]
+    why = r.get("why", "") if "open_until" in r else ""
+    return [changed, r.get("gen", 0), *moments, granted, lease, members, why]
 
 
 BREAKER: Final = Operation("breaker", _LUA_BREAKER, _breaker)
 """The breakers of one name. Arguments: an action, `process#number`, and the action's
 own. Reply: changed, generation, milliseconds left of open (-1: closed), held, pause
-and lease, the number of the granted lease or 0, processes."""
+and lease, the number of the granted lease or 0, processes, why it is open."""
 
 
 # --- retry budgets --------------------------------------------------------------------

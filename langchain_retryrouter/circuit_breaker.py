@@ -10,6 +10,7 @@ breaker opens again, and if it is cancelled another call may be the probe.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import random  # noqa: TID251 - the default of `clock`
 import sys
@@ -17,12 +18,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from types import SimpleNamespace
 from typing import Any, Final, Protocol, Self
 
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+
+from langchain_retryrouter._shared import BREAKER, Reply, Store
 
 _BUCKETS: Final = 10
 _LONGEST_PAUSE: Final = 86_400.0
@@ -31,6 +34,15 @@ _MAX: Final = sys.float_info.max
 _FINITE: Final = "a finite number above 0"
 _SHARE: Final = "a share above 0 and up to 1"
 _PROBE_INTERVAL: Final = 0.1  # Seconds between two looks at another call's probe.
+_LEASE: Final = 5.0  # Seconds that a probe has for all, unless it is renewed.
+_REPAIRED: Final = 1.0  # Seconds after which a store has answered, if ever.
+_LEASE_WAIT: Final = 0.25  # Seconds that a call waits for a busy store's answer.
+_ASKED: Final = "the server asked for it"
+_FELT: Final = "several processes failed there"
+_numbers: Final = itertools.count(1)
+
+LEASE_POLL: Final = 0.002
+"""Seconds between two looks at the store's answer about a probe."""
 
 
 class BreakerState(StrEnum):
@@ -67,6 +79,7 @@ class CircuitBreakerSettings(TypedDict, total=False):
     window: float
     minimum_calls: int
     recovery_jitter: float
+    quorum: int
 
 
 _NUMBER: Final = int | float
@@ -77,6 +90,7 @@ _NUMBERS: Final[dict[str, tuple[Any, Any, Callable[[Any], bool], str]]] = {
     "window": (60.0, _NUMBER, lambda n: 0 < n <= _MAX, _FINITE),
     "minimum_calls": (10, int, lambda n: n >= 1, "a whole number, 1 or more"),
     "recovery_jitter": (0.0, _NUMBER, lambda n: 0 <= n <= 1, "a share from 0 to 1"),
+    "quorum": (2, int, lambda n: n >= 1, "a whole number, 1 or more"),
 }
 """The numbers of a breaker: default, types, what is allowed, and this in words."""
 
@@ -95,9 +109,13 @@ class Permit:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The breaker refuses a call, for so long; 0 while another call is the probe."""
+    """The breaker refuses a call, for so long; 0 while another call is the probe.
+
+    `why` is what the server said, if it was told to all processes.
+    """
 
     retry_after: float
+    why: str = ""
 
 
 class CircuitBreaker:
@@ -113,6 +131,13 @@ class CircuitBreaker:
     A server that asks for a longer pause than the policy's `max_retry_after` opens the
     breaker at once and for as long as it asked, a day at most; one that asks for less
     keeps it open for at least so long, once it opens.
+
+    With a `store`, breakers of the same `name` in other processes know what a server
+    said: a pause that it asked for, a used up quota, a refused key. What a process felt
+    is a vote: the breaker opens for all when `quorum` processes have opened theirs
+    within `window`, or all if there are fewer; each one's own opens at once. After
+    `recovery_time` one process probes for all. What is known is read here, without the
+    store; while the store is away, each process decides alone. See `docs/fleet.md`.
 
     Example:
         ```python
@@ -137,10 +162,13 @@ class CircuitBreaker:
         recovery_jitter: The share of `recovery_time`, from 0 to 1, of which a random
             part is added each time it opens, so that many processes do not probe
             together.
+        quorum: Processes that must have failed to open it for all, if it is shared.
+        name: What it is shared under; the same in all processes.
+        store: Where it is shared, a `stores.RedisStore` or `stores.MemoryStore`.
         clock: Tells the time, such as `testing.FakeClock`; None for the system's.
         on_state_change: Called with the state before and the new state, in the thread
-            of the call that caused it. It is half open when the probe is admitted. An
-            exception leaves the call.
+            of the call that caused it, or of the store. It is half open when the probe
+            is admitted. An exception leaves the call.
 
     Raises:
         ValueError: A number is out of its range; the message names it.
@@ -155,6 +183,9 @@ class CircuitBreaker:
         window: float = 60.0,
         minimum_calls: int = 10,
         recovery_jitter: float = 0.0,
+        quorum: int = 2,
+        name: str = "",
+        store: Store | None = None,
         clock: BreakerClock | None = None,
         on_state_change: Callable[[BreakerState, BreakerState], object] | None = None,
     ) -> None:
@@ -168,11 +199,13 @@ class CircuitBreaker:
         self.window = window
         self.minimum_calls = minimum_calls
         self.recovery_jitter = recovery_jitter
-        for name, (_, types, is_allowed, allowed) in _NUMBERS.items():
-            value = getattr(self, name)
+        self.quorum = quorum
+        self.name = name
+        for number, (_, types, is_allowed, allowed) in _NUMBERS.items():
+            value = getattr(self, number)
             is_number = isinstance(value, types) and not isinstance(value, bool)
             if not (is_number and is_allowed(value)):
-                msg = f"{name} must be {allowed}, not {value!r}"
+                msg = f"{number} must be {allowed}, not {value!r}"
                 raise ValueError(msg)
         self._clock = clock or _SYSTEM_CLOCK
         self._on_state_change = on_state_change
@@ -186,7 +219,15 @@ class CircuitBreaker:
         self._is_probing = False
         self._suspects: dict[int, float] = {}  # The last failure of each request.
         self._was_probed = False  # Within the pause that the server asked for.
+        self._why = ""
+        self._paused_until = 0.0  # The end of a pause in which it is not open.
         self._reported = BreakerState.CLOSED
+        self._shared: _Shared | None = None
+        if store is not None:
+            if not name:
+                msg = "a breaker with a store needs a name, the same in all processes"
+                raise ValueError(msg)
+            self.join(store, name)
 
     @property
     def state(self) -> BreakerState:
@@ -222,20 +263,38 @@ class CircuitBreaker:
         return self._admit(is_early=True)
 
     def _admit(self, *, is_early: bool) -> Permit | Refusal:
+        if self._shared is not None:
+            self._shared.store.wake()
         with self._lock:
-            state = self._state()
-            if state is BreakerState.CLOSED:
-                return Permit(self._generation, is_probe=False)
-            if self._is_probing or (state is BreakerState.OPEN and not is_early):
-                return Refusal(self._opens_in())
-            self._is_probing = self._was_probed = True
-            permit = Permit(self._generation, is_probe=True)
+            answer = self._decide(is_early=is_early)
+        if self._shared is not None and isinstance(answer, Refusal):
+            self._send()
+            with self._lock:  # The store may have answered at once.
+                answer = self._decide(is_early=is_early)
+        if isinstance(answer, Refusal) or not answer.is_probe:
+            return answer
+        permit = answer
         try:
             self._report(BreakerState.HALF_OPEN)
         except BaseException:
             self.cancelled(permit)  # The listener's error ends the call.
             raise
         return permit
+
+    def _decide(self, *, is_early: bool) -> Permit | Refusal:
+        state = self._state()
+        if state is BreakerState.CLOSED:
+            if pause := self.pause:
+                return Refusal(pause, _ASKED)
+            return Permit(self._generation, is_probe=False)
+        if (
+            self._is_probing
+            or (state is BreakerState.OPEN and not is_early)
+            or self._lease_wait(is_early=is_early) != 0
+        ):
+            return Refusal(self._opens_in(), self._why)
+        self._is_probing = self._was_probed = True
+        return Permit(self._generation, is_probe=True)
 
     def probe_wait(
         self, *, is_early: bool, is_first: bool = False, awaits_probe: bool = False
@@ -253,14 +312,35 @@ class CircuitBreaker:
             awaits_probe: Whether to wait for another call's probe in any pause.
         """
         if self._open_until is None:
-            return 0.0
+            return self.pause
         with self._lock:
             held = max(0.0, self._held_until - self._clock.monotonic())
-            if self._is_probing:
-                return _PROBE_INTERVAL if self._is_held or awaits_probe else None
+            is_probing = self._is_probing
             if is_early and is_first and not self._was_probed:
-                return 0.0
-            return held if held or self._is_held or is_early else None
+                wait: float | None = 0.0
+            else:
+                wait = held if held or self._is_held or is_early else None
+            if wait == 0 and not is_probing:
+                lease = self._lease_wait(is_early=True)
+                is_probing, wait = lease is None, lease
+            if is_probing:
+                wait = _PROBE_INTERVAL if self._is_held or awaits_probe else None
+        self._send()
+        return wait
+
+    def lease_wait(self) -> float | None:
+        """Seconds until the store has said who probes; None if this breaker refuses.
+
+        0 if there is nothing to wait for.
+        """
+        if self._open_until is None:
+            return None if self._paused_until and self.pause else 0.0
+        with self._lock:
+            if self._is_probing or self._opens_in() > 0:
+                return None
+            wait = self._lease_wait(is_early=False)
+        self._send()
+        return wait
 
     def succeeded(self, permit: Permit) -> None:
         """The provider answered, even if only to refuse the request."""
@@ -272,6 +352,7 @@ class CircuitBreaker:
                 self._count(has_failed=False)
                 return
             self._was_probed = False
+            self._tell_probe("succeeded")
             self._change(open_until=None)
         self._report(BreakerState.CLOSED)
 
@@ -306,22 +387,30 @@ class CircuitBreaker:
             held = _bounded(retry_after)
             self._was_probed = permit.is_probe
             self._open(max(self.recovery_time, held), held, is_held=is_held)
+            if not (permit.is_probe and self._tell_probe("failed")):
+                self._vote(self._me(), _FELT)
         self._report(BreakerState.OPEN)
 
-    def open_for(self, seconds: float) -> None:
+    def open_for(self, seconds: float, why: str = "") -> None:
         """Refuse calls for so long, since the server asked for it.
 
         A breaker that is open already stays open for the longer of both times. A day at
-        most, since a misread number must not exclude a provider for ever.
+        most, since a misread number must not exclude a provider for ever. `why` is
+        what the server said instead, if it asked for no pause.
         """
         with self._lock:
             held = _bounded(seconds)
             if held <= self._opens_in():
                 until = self._clock.monotonic() + held
                 self._held_until = max(self._held_until, until)
-                return
-            is_held = self._is_held or self._state() is BreakerState.CLOSED
-            self._open(held, held, is_held=is_held)
+                if self._shared is not None and not self._shared.is_open:
+                    self._tell("hold", _ms(held), int(not why), why or _ASKED)
+            else:
+                is_open = self._state() is not BreakerState.CLOSED
+                is_held = not why and (self._is_held or not is_open)
+                self._open(held, 0.0 if why else held, is_held=is_held)
+                self._why = why
+                self._tell("hold", _ms(held), int(not why), why or _ASKED)
         self._report(BreakerState.OPEN)
 
     def cancelled(self, permit: Permit) -> None:
@@ -329,6 +418,212 @@ class CircuitBreaker:
         with self._lock:
             if permit.generation == self._generation and permit.is_probe:
                 self._is_probing = False
+                self._tell_probe("cancelled")
+        self._send()
+
+    # --- what is shared ---
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes know what this breaker learns."""
+        return self._shared is not None
+
+    @property
+    def pause(self) -> float:
+        """Seconds that a server asked for, after which no probe is needed."""
+        if not self._paused_until:
+            return 0.0
+        return max(0.0, self._paused_until - self._clock.monotonic())
+
+    def join(self, store: Store, name: str) -> None:
+        """Share this breaker, unless it has a store already.
+
+        Args:
+            store: Where it is shared.
+            name: What it is shared under, if it has no name of its own.
+        """
+        if self._shared is None:
+            self.name = self.name or name
+            self._shared = _Shared(store, next(_numbers))
+            store.watch(BREAKER, self.name, self)
+
+    def pause_for(self, seconds: float) -> None:
+        """Refuse calls for so long in all processes, and then admit all of them."""
+        with self._lock:
+            held = _bounded(seconds)
+            if held > self.pause:
+                self._paused_until = self._clock.monotonic() + held
+                self._tell("pause", _ms(held))
+        self._send()
+
+    def refused(self, request: int | None) -> None:
+        """The server refused the key for this request, which may be the reason.
+
+        Two such requests open the breaker for all.
+        """
+        with self._lock:
+            if self._state() is BreakerState.CLOSED:
+                voter = f"{self._me()}:{request}"
+                self._vote(voter, "the key was refused", is_felt=False)
+        self._send()
+
+    def _me(self) -> str:
+        return self._shared.store.process if self._shared is not None else ""
+
+    def _tell(self, action: str, *args: Any) -> None:
+        """Note what other processes shall know; `_send` sends it without the lock."""
+        if self._shared is not None:
+            self._shared.outbox.append([action, self._shared.me, *args])
+
+    def _vote(self, voter: str, why: str, *, is_felt: bool = True) -> None:
+        pause = _ms(self._opens_in() or self.recovery_time)
+        window, quorum = _ms(self.window), self.quorum if is_felt else 2
+        self._tell("vote", voter, pause, window, quorum, int(is_felt), why)
+
+    def _tell_probe(self, outcome: str) -> bool:
+        """Tell the store how its probe ended; False if the probe is our own affair."""
+        shared = self._shared
+        if shared is None:
+            return False
+        if not shared.lease:
+            if outcome == "succeeded":
+                self._tell("retract", self._me())
+                if shared.is_open:  # It was away.
+                    self._tell("close", shared.generation)
+            return False
+        args = [shared.lease]
+        if outcome == "failed":
+            held = max(0.0, self._held_until - self._clock.monotonic())
+            args += [_ms(self._opens_in()), _ms(held)]
+        self._tell(outcome, *args)
+        shared.lease, shared.lease_ends = 0, 0.0
+        return True
+
+    def _lease_wait(self, *, is_early: bool) -> float | None:
+        """Seconds until the store says whether this process may probe for all.
+
+        0 if it may, or has to decide alone; None if another one probes.
+        """
+        shared = self._shared
+        if shared is None or not shared.is_open or not shared.store.is_up:
+            return 0.0
+        now = self._clock.monotonic()
+        if now < shared.lease_ends:  # Of the lease that it has, or of its own decision.
+            return 0.0
+        if shared.asked_at is not None and now < shared.asked_at + _REPAIRED:
+            return LEASE_POLL if now < shared.asked_at + _LEASE_WAIT else None
+        if now < shared.denied_until:
+            return None
+        shared.lease, shared.asked_at = 0, now
+        lease, why = _ms(_LEASE), self._why
+        self._tell("probe", shared.generation, int(is_early), lease, why)
+        return LEASE_POLL
+
+    def _send(self) -> None:
+        """Hand the store what it is told, without the lock: it may answer at once."""
+        shared = self._shared
+        while shared is not None and shared.outbox:
+            with self._lock:
+                args = shared.outbox.popleft() if shared.outbox else None
+            if args is None:
+                return
+            reply = functools.partial(self._replied, args[0])
+            if not shared.store.submit(BREAKER, self.name, args, reply):
+                reply(None)
+
+    def _replied(self, action: str, reply: Reply | None) -> None:
+        shared = self._shared
+        if shared is None:
+            return
+        if reply is not None:
+            self.learned(reply)
+        with self._lock:
+            if action == "probe":
+                now = self._clock.monotonic()
+                shared.asked_at = None
+                if reply is None or reply[5]:
+                    shared.lease = int(reply[5]) if reply else 0
+                    shared.lease_ends = now + _LEASE
+                else:
+                    shared.denied_until = now + _PROBE_INTERVAL
+                    self._was_probed = self._was_probed or self._opens_in() > 0
+            elif reply is None and action not in {"see", "renew"}:
+                shared.has_unsent = True
+
+    def refresh(self) -> None:
+        """Ask the store what is new, each second, and send what it does not know."""
+        shared = self._shared
+        if shared is None:
+            return
+        with self._lock:
+            if shared.lease and self._is_probing:
+                shared.lease_ends = self._clock.monotonic() + _LEASE
+                self._tell("renew", shared.lease, _ms(_LEASE))
+            elif shared.lease:  # The call that asked for it went another way.
+                self._tell_probe("cancelled")
+            else:
+                self._tell("see")
+            if shared.has_unsent:
+                shared.has_unsent = False
+                left = _ms(self._opens_in())
+                held = _ms(max(0.0, self._held_until - self._clock.monotonic()))
+                if held:
+                    self._tell("hold", held, 1, _ASKED)
+                elif left and not shared.is_open:
+                    self._vote(self._me(), _FELT)
+                elif self._open_until is None and shared.is_open:
+                    self._tell("close", shared.generation)
+                if pause := _ms(self.pause):
+                    self._tell("pause", pause)
+        self._send()
+
+    def learned(self, reply: Reply) -> None:
+        """Take over what is known of the provider in all processes."""
+        shared = self._shared
+        if shared is None:
+            return
+        _, generation, opens, held, pause, *_, why = reply
+        state: BreakerState | None = None
+        with self._lock:
+            now = self._clock.monotonic()
+            if pause > 0:
+                self._paused_until = max(self._paused_until, now + pause / 1000)
+            if generation > shared.generation:
+                was_open, shared.is_open = shared.is_open, opens >= 0
+                shared.generation, shared.lease = generation, 0
+                shared.lease_ends = shared.denied_until = 0.0
+                if opens >= 0:
+                    until, own = now + opens / 1000, self._open_until
+                    if own is None or was_open or own < until:
+                        self._change(open_until=until)
+                    self._held_until = now + max(0, held) / 1000
+                    self._is_held, self._why = held > 0, why
+                    state = BreakerState.OPEN
+                elif was_open and self._open_until is not None:
+                    self._was_probed = False
+                    self._change(open_until=None)
+                    state = BreakerState.CLOSED
+            elif generation < shared.generation and opens < 0:  # It was emptied.
+                if shared.is_open and (left := _ms(self._opens_in())):
+                    held = _ms(max(0.0, self._held_until - now))
+                    self._tell("restore", shared.generation, left, held, self._why)
+                elif self._open_until is None:
+                    shared.is_open = False
+        if state is not None:
+            self._report(state)
+        self._send()
+
+    def forked(self) -> None:
+        """This is the child of a fork: the store's thread may have had the lock."""
+        self._lock = threading.Lock()
+        if self._shared is not None:
+            self._is_probing = False
+            self._shared = _Shared(
+                self._shared.store,
+                self._shared.number,
+                self._shared.generation,
+                is_open=self._shared.is_open,
+            )
 
     def _state(self) -> BreakerState:
         if self._open_until is None:
@@ -353,9 +648,11 @@ class CircuitBreaker:
         self._is_probing = self._is_held = False
         self._held_until = 0.0
         self._open_until = open_until
+        self._why = ""
 
     def _report(self, state: BreakerState) -> None:
         """Tell the listener, without the lock: it may ask for the state."""
+        self._send()
         before, self._reported = self._reported, state
         if self._on_state_change is not None and before is not state:
             self._on_state_change(before, state)
@@ -395,8 +692,11 @@ class CircuitBreaker:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """The numbers alone, since another process has its own clock."""
-        return functools.partial(type(self), **self._settings()), ()
+        """The numbers alone, since another process has its own clock; and the store."""
+        shared: dict[str, Any] = {}
+        if self._shared is not None:
+            shared = {"name": self.name, "store": self._shared.store}
+        return functools.partial(type(self), **self._settings(), **shared), ()
 
     def __repr__(self) -> str:
         """The two main numbers, and others that are not the default."""
@@ -410,12 +710,37 @@ class CircuitBreaker:
 
 
 @dataclass(slots=True)
+class _Shared:
+    """What a shared breaker knows of the others, and has not told them yet."""
+
+    store: Store
+    number: int
+    generation: int = 0
+    is_open: bool = False  # For all, and not just here.
+    lease: int = 0  # The number of the probe that the store has given us.
+    lease_ends: float = 0.0
+    asked_at: float | None = None
+    denied_until: float = 0.0
+    has_unsent: bool = False
+    outbox: deque[list[Any]] = field(default_factory=deque)
+
+    @property
+    def me(self) -> str:
+        """This breaker among all breakers."""
+        return f"{self.store.process}#{self.number}"
+
+
+@dataclass(slots=True)
 class _Bucket:
     """Calls that ended within a tenth of the window."""
 
     since: float
     calls: int = 0
     failures: int = 0
+
+
+def _ms(seconds: float) -> int:
+    return math.ceil(seconds * 1000)
 
 
 def _bounded(seconds: float | None) -> float:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final, Self
 
+from langchain_retryrouter._shared import BUDGET, Reply, Store
 from langchain_retryrouter.failures import FailureKind
 
 
@@ -262,7 +263,7 @@ def _is_number(value: Any) -> bool:
 
 
 class RetryBudget:
-    """Token bucket, shared by all calls of a process, that limits retries in outages.
+    """Token bucket, shared by calls, models and processes: limits retries in outages.
 
     Retries take tokens, and successes give some back. When everything fails, the bucket
     is empty after a few dozen retries, and each call sends one request: the provider
@@ -273,11 +274,18 @@ class RetryBudget:
     Give one object to all models that share it; copies of a model share it too.
     Thread-safe. A pickle has the numbers and the tokens left.
 
+    With a `store`, budgets of the same `name` in other processes are one bucket. Each
+    takes its tokens at once and tells the others; until the store has answered, it
+    takes no more than one process's share of them. While the store is away, each
+    process has the tokens that were left.
+
     Args:
         capacity: Tokens in a full bucket, which is how it starts.
         retry_cost: Tokens a retry costs.
         throttled_cost: Tokens a retry costs after a 429, where the server is alive.
         success_gain: Tokens each success gives back.
+        name: What it is shared under; the same in all processes.
+        store: Where it is shared, a `stores.RedisStore` or `stores.MemoryStore`.
 
     Raises:
         ValueError: If a number is negative, not finite, or not a number.
@@ -290,6 +298,8 @@ class RetryBudget:
         retry_cost: float = 14,
         throttled_cost: float = 5,
         success_gain: float = 1,
+        name: str = "",
+        store: Store | None = None,
     ) -> None:
         """Check the numbers; the bucket starts full."""
         self._settings = {
@@ -298,18 +308,41 @@ class RetryBudget:
             "throttled_cost": throttled_cost,
             "success_gain": success_gain,
         }
-        for name, value in self._settings.items():
+        for number, value in self._settings.items():
             if not _is_number(value):
                 what = "a finite number of tokens, 0 or more"
-                msg = f"{name} must be {what}, not {value!r}"
+                msg = f"{number} must be {what}, not {value!r}"
                 raise ValueError(msg)
+        self.name = name
         self._tokens = float(capacity)
         self._lock = threading.Lock()
+        self._store: Store | None = None
+        self._unsent = 0.0  # Taken (below 0) or given, which the store was not told.
+        self._sent = 0.0  # The same that it was told, and has not answered.
+        self._taken = 0.0  # What was taken since its last answer.
+        self._processes = 1
+        if store is not None:
+            if not name:
+                msg = "a budget with a store needs a name, the same in all processes"
+                raise ValueError(msg)
+            self.join(store, name)
+
+    def join(self, store: Store, name: str) -> None:
+        """Share this budget, unless it has a store already.
+
+        Args:
+            store: Where it is shared.
+            name: What it is shared under, if it has no name of its own.
+        """
+        if self._store is None:
+            self.name = self.name or name
+            self._store = store
+            store.watch(BUDGET, self.name, self)
 
     @property
     def tokens(self) -> float:
-        """Tokens left."""
-        return self._tokens
+        """Tokens left, as far as this process knows."""
+        return max(0.0, self._tokens)
 
     def spend(self, *, throttled: bool = False) -> float | None:
         """Take the tokens for one retry; None, and nothing taken, if there are too few.
@@ -318,20 +351,77 @@ class RetryBudget:
             throttled: Whether the retry follows a rate limit.
         """
         cost = self._settings["throttled_cost" if throttled else "retry_cost"]
+        store = self._store
+        if store is not None:
+            store.wake()
         with self._lock:
             if self._tokens < cost:
                 return None
+            if store is not None and store.is_up:
+                share = self._tokens / self._processes
+                if self._taken and self._taken + cost > share:
+                    return None
+                self._taken += cost
             self._tokens -= cost
+            self._unsent -= cost
+        if store is not None:
+            self._send()
         return cost
 
     def refund(self, tokens: float) -> None:
         """Put back the tokens of a retry that was not sent."""
+        capacity = self._settings["capacity"]
+        if self._tokens >= capacity:
+            return
         with self._lock:
-            self._tokens = min(self._settings["capacity"], self._tokens + tokens)
+            given = min(capacity - self._tokens, tokens)
+            self._tokens += given
+            self._unsent += given  # It is sent within a second.
 
     def succeeded(self) -> None:
         """Add the tokens for a success."""
         self.refund(self._settings["success_gain"])
+
+    # Called by the store.
+
+    def refresh(self) -> None:
+        """Tell the store what it does not know, each second, and ask what is left."""
+        self._send()
+
+    def learned(self, reply: Reply) -> None:
+        """Take over what all processes have left."""
+        _, tokens, self._processes = reply
+        with self._lock:
+            self._tokens = tokens + self._sent + self._unsent
+
+    def forked(self) -> None:
+        """This is the child of a fork: the store's thread may have had the lock."""
+        self._lock = threading.Lock()
+        self._unsent = self._sent = self._taken = 0.0
+
+    def _send(self) -> None:
+        store = self._store
+        if store is None:
+            return
+        with self._lock:
+            capacity, change = self._settings["capacity"], self._unsent
+            # While the store was away, others had their own tokens.
+            change = max(-capacity, min(capacity, change))
+            self._sent, self._unsent = self._sent + change, 0.0
+
+        def on_reply(reply: Reply | None) -> None:
+            with self._lock:
+                self._sent -= change
+                if reply is None:
+                    self._unsent += change
+                else:
+                    self._taken = -min(0.0, self._sent + self._unsent)
+            if reply is not None:
+                self.learned(reply)
+
+        args = [store.process, capacity, change]
+        if not store.submit(BUDGET, self.name, args, on_reply):
+            on_reply(None)
 
     def __copy__(self) -> Self:
         """The same object, which is to be shared."""
@@ -341,16 +431,18 @@ class RetryBudget:
         """The same object, which is to be shared."""
         return self
 
-    def __getstate__(self) -> dict[str, Any]:
-        """The numbers and the tokens left, without the lock."""
-        return {"_settings": self._settings, "_tokens": self._tokens}
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The numbers, the tokens left, and the store."""
+        settings: dict[str, Any] = {**self._settings, "name": self.name}
+        if self._store is not None:
+            settings["store"] = self._store
+        return functools.partial(type(self), **settings), (), {"_tokens": self._tokens}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore the tokens left."""
         vars(self).update(state)
-        self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         """The tokens left and the capacity."""
         capacity = self._settings["capacity"]
-        return f"{type(self).__name__}({self._tokens:g} of {capacity:g} tokens)"
+        return f"{type(self).__name__}({self.tokens:g} of {capacity:g} tokens)"

@@ -33,9 +33,11 @@ from langchain_retryrouter._http import ClosedByWith
 from langchain_retryrouter._retry.call_state import CallState, Subject, limits_of
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.engine import RetryContext
+from langchain_retryrouter._shared import name_hash
 from langchain_retryrouter.circuit_breaker import CircuitBreaker
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy, resolve_policy
 from langchain_retryrouter.rate_limits import RateLimit, Size
+from langchain_retryrouter.stores import as_store, close_made
 
 if TYPE_CHECKING:
     from gpt_router.models import GPTRouterMetadata
@@ -164,6 +166,10 @@ class GatewayConnection(ClosedByWith, Serializable):
     breaker: CircuitBreaker | None = Field(default=None, exclude=True, repr=False)
     """Refuses to send during an outage: give the same object to all models of one
     gateway."""
+    store: Any = Field(default=None, exclude=True, repr=False)
+    """Where the breaker and the budget are shared with other processes: a
+    `stores.RedisStore`, its URL, or a `stores.MemoryStore`. Without a breaker of your
+    own the model gets one. A store of your own is yours to close."""
     request_timeout: float | tuple[float, float] | None = Field(
         default=60.0, alias="timeout"
     )
@@ -274,6 +280,11 @@ class GatewayConnection(ClosedByWith, Serializable):
             find_origin(base, value)
         return value
 
+    @field_validator("store", mode="before")
+    @classmethod
+    def _check_store(cls, value: Any) -> Any:
+        return as_store(value)
+
     # Before pydantic makes 1 of True.
     @field_validator("max_retries", mode="before")
     @classmethod
@@ -315,6 +326,12 @@ class GatewayConnection(ClosedByWith, Serializable):
                 getattr(self.client, "additional_metadata", None),
                 proxy=self.proxy,
             )
+        if self.store is not None:
+            self.breaker = self.breaker or CircuitBreaker(clock=self.clock)
+            name = f"gptrouter {name_hash(self.gpt_router_api_base)}"
+            self.breaker.join(self.store, name)
+            if self.budget is not None:
+                self.budget.join(self.store, "budget")
         return self
 
     # --- connections ----------------------------------------------------------------
@@ -327,6 +344,7 @@ class GatewayConnection(ClosedByWith, Serializable):
         """
         if isinstance(self.client, _gptrouter.client.GatewayClient):
             self.client.close()
+        close_made(self.store)
 
     async def aclose(self) -> None:
         """Close the connections of async calls in the running event loop, once idle.
@@ -336,6 +354,7 @@ class GatewayConnection(ClosedByWith, Serializable):
         """
         if isinstance(self.client, _gptrouter.client.GatewayClient):
             await self.client.aclose()
+        close_made(self.store)
 
     # --- serialization --------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.health import RouteHealth
 from langchain_retryrouter.circuit_breaker import (
+    LEASE_POLL,
     BreakerState,
     CircuitBreaker,
     Permit,
@@ -293,6 +294,12 @@ _FIRST_ATTEMPT = 0.05  # Seconds that it has if the deadline is over before it.
 _MAYBE_THE_REQUESTS = frozenset(
     {FailureKind.SERVER_ERROR, FailureKind.MALFORMED, FailureKind.INTERRUPTED}
 )
+# What a server said for all processes, if they share the breaker.
+_SAID = {
+    FailureKind.QUOTA: "the quota is used up",
+    FailureKind.AUTHENTICATION: "the key was refused",
+    FailureKind.PERMISSION: "the key was refused",
+}
 
 
 class CallState:
@@ -513,11 +520,24 @@ class CallState:
     def hold_wait(self) -> float:
         """Seconds to wait before `admit`, since servers asked for a pause everywhere.
 
-        0 if a route may be asked now, or if waiting would take longer than the deadline
-        or `max_retry_after` allows.
+        Or since the store has not yet said which process probes. 0 if a route may be
+        asked now, or if waiting would take longer than the deadline or
+        `max_retry_after` allows.
         """
         if not self._has_routes:
-            return 0.0
+            breaker = self._routes[0].breaker
+            if breaker is None or not breaker.is_shared:
+                return 0.0
+            wait = breaker.lease_wait()
+            return self._spread(breaker.pause) if wait is None else wait
+        for position in range(self.position, len(self._routes)):
+            breaker = self._routes[position].breaker
+            if breaker is not None and not self._is_used_up(position):
+                wait = breaker.lease_wait()
+                if wait:
+                    return wait
+                if wait is not None:
+                    break
         waits = [
             self._wait_for(position, awaits_probe=self._awaits_probe)
             for position in range(self.position, len(self._routes))
@@ -525,6 +545,18 @@ class CallState:
             or not (self._is_last_resort or self._is_used_up(position))
         ]
         wait = min((wait for wait in waits if wait is not None), default=0.0)
+        breaker = self._routes[self.position].breaker
+        if breaker is not None and breaker.pause:
+            return self._spread(wait)
+        return self._held_for(wait)
+
+    def _spread(self, pause: float) -> float:
+        """The wait for a pause that all processes were told of."""
+        wait = self.policy.delay(1, self._time.random(), pause) if pause else 0.0
+        return self._held_for(wait)
+
+    def _held_for(self, wait: float) -> float:
+        """A wait, as far as the call has the time for it, or else 0."""
         remaining = self.remaining()
         if self._held + wait > self.policy.max_retry_after:
             return 0.0
@@ -859,7 +891,7 @@ class CallState:
             wait = self._wait_for(position, is_early=is_probed, awaits_probe=is_probed)
             if wait is None or wait > self.policy.max_retry_after:
                 continue
-            if wait:
+            if wait > LEASE_POLL:
                 wait = self.policy.delay(1, self._time.random(), wait)
             waits.append((wait, position == self.position, position))
         wait, _, position = min(waits, default=(math.inf, False, 0))
@@ -937,7 +969,11 @@ class CallState:
     def _is_open(self, position: int, delay: float = 0.0) -> bool:
         """Whether the breaker of a route will refuse attempts after `delay` seconds."""
         breaker = self._routes[position].breaker
-        return breaker is not None and breaker.retry_after > delay
+        if breaker is None:
+            return False
+        # A call to a single endpoint waits for a short pause.
+        is_paused = self._has_routes and breaker.pause > delay
+        return is_paused or breaker.retry_after > delay
 
     def _record_skipped(self, position: int) -> None:
         outcome, began = FailureKind.CIRCUIT_OPEN, self._time.monotonic() - self._began
@@ -985,6 +1021,9 @@ class CallState:
         if failure.kind is FailureKind.UNKNOWN:
             breaker.cancelled(permit)  # It says nothing about the provider.
             return
+        if breaker.is_shared and self._has_routes and failure.kind in _SAID:
+            self._share(breaker, permit, failure)
+            return
         # By its kind: `x-should-retry: false` says nothing about the provider's health.
         is_alive = not is_retryable(failure.kind)
         if is_alive or failure.kind is FailureKind.REJECTED:
@@ -1003,6 +1042,20 @@ class CallState:
         if retry_after is not None and retry_after > self.policy.max_retry_after:
             # No call waits for so long, so no call has to ask in the meantime.
             breaker.open_for(retry_after)
+        elif retry_after and breaker.is_shared:
+            breaker.pause_for(retry_after)
+
+    def _share(self, breaker: CircuitBreaker, permit: Permit, failure: Failure) -> None:
+        """Let all processes leave a route whose server refuses the key or the quota."""
+        if permit.is_probe:
+            breaker.failed(permit, retry_after=failure.retry_after)
+        elif failure.kind is FailureKind.PERMISSION:
+            breaker.succeeded(permit)
+            breaker.refused(self._request_hash())  # It may be the request's fault.
+        else:
+            breaker.cancelled(permit)
+            pause = max(breaker.recovery_time, failure.retry_after or 0.0)
+            breaker.open_for(pause, _SAID[failure.kind])
 
     def _cancel(self, attempt: SentAttempt) -> None:
         if attempt.record.outcome == "pending":

@@ -164,7 +164,8 @@ class RetryController:
             if refusal.retry_after
             else "half open, and another call is trying right now"
         )
-        msg = f"nothing was sent: the circuit breaker is {reason}"
+        why = f" ({refusal.why})" if refusal.why else ""
+        msg = f"nothing was sent: the circuit breaker is {reason}{why}"
         raise self.context.errors[FailureKind.CIRCUIT_OPEN](
             msg, retry_after=refusal.retry_after, may_have_run=False
         )

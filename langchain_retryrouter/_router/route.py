@@ -72,6 +72,7 @@ from langchain_retryrouter._providers.integrations import (
 from langchain_retryrouter._retry.call_state import Subject
 from langchain_retryrouter._retry.timeouts import run_with_timeout
 from langchain_retryrouter._router.plan import RouteCost
+from langchain_retryrouter._shared import name_hash
 from langchain_retryrouter.circuit_breaker import CircuitBreaker
 from langchain_retryrouter.rate_limits import RateLimit, Size, approximate_tokens
 
@@ -83,6 +84,10 @@ _METHODS: Final[tuple[Method, ...]] = ("generate", "stream")
 _PUBLIC_METHODS: Final = (
     *("invoke", "ainvoke", "stream", "astream", "batch", "abatch"),
     *("generate", "agenerate", "generate_prompt", "agenerate_prompt"),
+)
+_ADDRESSES: Final = (
+    *("openai_api_base", "azure_endpoint", "gpt_router_api_base", "base_url"),
+    *("anthropic_api_url", "endpoint_url", "region_name", "location", "api_base"),
 )
 _COUNTERS: Final = ("get_token_ids", "get_num_tokens", "get_num_tokens_from_messages")
 _COUNTING_LIMIT: Final = 5.0  # Seconds: some counters ask their provider.
@@ -219,6 +224,17 @@ class Route(BaseModel):
             "type": self.model._llm_type,  # noqa: SLF001
             **self.model._identifying_params,  # noqa: SLF001
         }
+
+    @functools.cached_property
+    def scope(self) -> str:
+        """What its breaker is shared under: its name, and a hash of what it asks.
+
+        Of what is the same in all processes: the class, the model's name, the address.
+        """
+        told = tracing_params(self.model)
+        asked = [told.get("ls_provider"), told.get("ls_model_name")]
+        asked += [getattr(self.model, name, None) for name in _ADDRESSES]
+        return f"{self.name} {name_hash(type(self.model).__name__, *asked)}"
 
     def needs_reason(self, method: Method) -> bool:
         """Whether an answer without a finish reason was cut."""

@@ -110,6 +110,7 @@ from langchain_retryrouter.failures import (
 )
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy, with_limits
 from langchain_retryrouter.rate_limits import RateLimit, Size
+from langchain_retryrouter.stores import as_store, close_made
 
 __all__ = ["RetryRouter", "Route"]
 
@@ -208,6 +209,14 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
 
     rate_limit: RateLimit | None = Field(default=None, exclude=True, repr=False)
     """Limits the attempts on all routes together; `Route.rate_limit` those on one."""
+
+    store: Any = Field(default=None, exclude=True, repr=False)
+    """Where other processes learn what this router learns, and the other way round.
+
+    A `stores.RedisStore`, its URL, or a `stores.MemoryStore`. Each route's breaker is
+    shared under the route's name and what it asks; the budget under its name, or else
+    "budget". A store of your own is yours to close.
+    """
 
     breaker_settings: CircuitBreakerSettings | None = Field(
         default_factory=lambda: CircuitBreakerSettings(**_BREAKER_DEFAULTS)
@@ -342,6 +351,11 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
             raise ValueError(msg) from error
         return settings
 
+    @field_validator("store", mode="before")
+    @classmethod
+    def _check_store(cls, value: Any) -> Any:
+        return as_store(value)
+
     @field_validator("max_price")
     @classmethod
     def _check_prices(cls, value: float | None, info: ValidationInfo) -> float | None:
@@ -376,7 +390,12 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
                 if settings is None
                 else CircuitBreaker(**settings, clock=self.clock)
             )
-            states.append(RouteState(route.name, route.breaker or own, RouteHealth()))
+            breaker = route.breaker or own
+            if self.store is not None and breaker is not None:
+                breaker.join(self.store, route.scope)
+            states.append(RouteState(route.name, breaker, RouteHealth()))
+        if self.store is not None and self.budget is not None:
+            self.budget.join(self.store, "budget")
         weights = [route.weight for route in self.routes]
         strategy = new_strategy(
             self.strategy,
@@ -714,6 +733,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
             close = getattr(route.model, "close", None)
             if callable(close):
                 close()
+        close_made(self.store)
 
     async def aclose(self) -> None:
         """Close the routes' models by `aclose`, or else by `close`."""
@@ -724,6 +744,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
                 await aclose()
             elif callable(close):
                 close()
+        close_made(self.store)
 
     # --- what LangChain asks ---
 

@@ -21,9 +21,11 @@ from pydantic import ConfigDict, Field, SecretStr, field_validator, model_valida
 from langchain_retryrouter._http import ClosedByWith
 from langchain_retryrouter._openai import client as sdk
 from langchain_retryrouter._retry.clock import Clock
+from langchain_retryrouter._shared import name_hash
 from langchain_retryrouter.circuit_breaker import CircuitBreaker
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy, resolve_policy
 from langchain_retryrouter.rate_limits import RateLimit
+from langchain_retryrouter.stores import as_store, close_made
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +72,9 @@ _CONTEXT_SIZES: Final = {
     )
     for name in names.split()
 }
+
+
+_ADDRESSES: Final = ("openai_api_base", "azure_endpoint", "deployment_name")
 
 
 def first_env(*names: str) -> Callable[[], str | None]:
@@ -157,6 +162,10 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
     """Limits retries during an outage; share one between models."""
     breaker: CircuitBreaker | None = Field(default=None, exclude=True)
     """Stops sending while the provider is down; share one between models."""
+    store: Any = Field(default=None, exclude=True, repr=False)
+    """Where the breaker and the budget are shared with other processes: a
+    `stores.RedisStore`, its URL, or a `stores.MemoryStore`. Without a breaker of your
+    own the model gets one. A store of your own is yours to close."""
     rate_limiter: BaseRateLimiter | None = Field(default=None, exclude=True)
     """Admits each attempt, retries included. Share one between models of an account."""
     rate_limit: RateLimit | None = Field(default=None, exclude=True, repr=False)
@@ -190,6 +199,11 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
             _warn(f"{name!r} is a field of {cls.__name__}: moved out of model_kwargs")
             known[name] = extra.pop(name)
         return {**known, "model_kwargs": extra}
+
+    @field_validator("store", mode="before")
+    @classmethod
+    def _check_store(cls, value: Any) -> Any:
+        return as_store(value)
 
     @field_validator("max_retries", mode="before")
     @classmethod
@@ -246,6 +260,12 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
             self._check_account()
         for name in made:
             setattr(self, name, self._make_client(is_async=name == "async_client"))
+        if self.store is not None:
+            asked = [getattr(self, name, None) for name in _ADDRESSES]
+            self.breaker = self.breaker or CircuitBreaker(clock=self.clock)
+            self.breaker.join(self.store, f"{self.model_name} {name_hash(*asked)}")
+            if self.budget is not None:
+                self.budget.join(self.store, "budget")
         return self
 
     def _choose_account(self) -> None:
@@ -324,11 +344,13 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
         """
         if isinstance(self.client, sdk.SDKResource):
             self.client.close()
+        close_made(self.store)
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop, as `close`."""
         if isinstance(self.async_client, sdk.SDKResource):
             await self.async_client.aclose()
+        close_made(self.store)
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """A copy that shares clients, rate limiter and clock with the original."""

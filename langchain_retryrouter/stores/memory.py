@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 import weakref
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
-from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._shared import (
     NAMES,
     Operation,
     Record,
     Reply,
     Watcher,
-    if_answered,
     process_name,
 )
 from langchain_retryrouter.stores._scopes import Scope, expiry, read_scope
 
 _BEGIN: Final = 1_000_000_000  # Milliseconds: no time is near 0, where records begin.
+
+
+class _Clock(Protocol):
+    def monotonic(self) -> float:
+        """Seconds on a clock that never goes back."""
 
 
 class MemoryStore:
@@ -35,16 +39,16 @@ class MemoryStore:
         clock: Tells the time, such as `testing.FakeClock`; None for the system's.
     """
 
+    closes_with_model = False
     is_up: Final = True
 
-    def __init__(self, *, clock: Clock | None = None) -> None:
+    def __init__(self, *, clock: _Clock | None = None) -> None:
         """The store starts empty."""
-        self._clock = clock or SYSTEM_CLOCK
+        self._monotonic = clock.monotonic if clock is not None else time.monotonic
         self.process = process_name()
         self._lock = threading.RLock()
         self._records: dict[tuple[str, str], Record] = {}
         self._refresh_at = -math.inf
-        self._operations: dict[str, Operation] = {}
         self._expires: dict[tuple[str, str], int] = {}
         self._watchers: defaultdict[tuple[str, str], weakref.WeakSet[Any]] = (
             defaultdict(weakref.WeakSet)
@@ -52,14 +56,13 @@ class MemoryStore:
 
     def wake(self) -> None:
         """Ask the watchers what they have to send, once a second."""
-        if self._clock.monotonic() < self._refresh_at:
+        if self._monotonic() < self._refresh_at:
             return
         with self._lock:
-            self._refresh_at = self._clock.monotonic() + 1.0
-            watched = [(key, list(ones)) for key, ones in self._watchers.items()]
-        for (kind, name), watchers in watched:
-            for watcher in watchers:
-                self._refresh(self._operations[kind], name, watcher)
+            self._refresh_at = self._monotonic() + 1.0
+            watchers = [one for ones in self._watchers.values() for one in ones]
+        for watcher in watchers:
+            watcher.refresh()
 
     def close(self) -> None:
         """Nothing has to be closed."""
@@ -89,9 +92,8 @@ class MemoryStore:
     def watch(self, operation: Operation, name: str, watcher: Watcher) -> None:
         """Keep `watcher` informed of the record, and tell it what is known."""
         with self._lock:
-            self._operations[operation.name] = operation
             self._watchers[operation.name, name].add(watcher)
-        self._refresh(operation, name, watcher)
+        watcher.refresh()
 
     def snapshot(self) -> list[Scope]:
         """All that is shared now, in the order of kinds and names."""
@@ -105,12 +107,8 @@ class MemoryStore:
                 if kind != NAMES.name
             ]
 
-    def _refresh(self, operation: Operation, name: str, watcher: Watcher) -> None:
-        for args in watcher.refresh():
-            self.submit(operation, name, args, if_answered(watcher.learned))
-
     def _now(self) -> int:
-        return _BEGIN + int(self._clock.monotonic() * 1000)
+        return _BEGIN + int(self._monotonic() * 1000)
 
     def _expire(self, now: int) -> None:
         for key in [key for key, at in self._expires.items() if at <= now]:

@@ -21,7 +21,7 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple, Self
 
 from langchain_retryrouter._shared import (
@@ -29,7 +29,6 @@ from langchain_retryrouter._shared import (
     Operation,
     Reply,
     Watcher,
-    if_answered,
     process_name,
 )
 from langchain_retryrouter.stores._scopes import KEPT, Scope, read_scope
@@ -271,11 +270,11 @@ class _Lane:
                 while len(jobs) < _MOST_TOGETHER:
                     jobs += [first] if first is not None else []
                     first = waiting.get_nowait()
-            now = time.monotonic()
-            if now >= self._repaired_at + _REPAIR_INTERVAL and not stopped.is_set():
-                self._repaired_at = now
-                jobs += self._repairs(now)
-            elif not self.is_up:
+            is_due = time.monotonic() >= self._repaired_at + _REPAIR_INTERVAL
+            if is_due and not stopped.is_set():
+                self._repaired_at = time.monotonic()
+                jobs += self._repair()
+            if not self.is_up and all(job.operation is not NAMES for job in jobs):
                 self._fail(jobs)
                 jobs = []
             if jobs:
@@ -291,23 +290,22 @@ class _Lane:
                     client.connection_pool.disconnect()
                 return
 
-    def _repairs(self, now: float) -> Iterator[_Job]:
-        """What has to be asked each second."""
-        names = []
+    def _repair(self) -> list[_Job]:
+        """Let all watchers ask what is new; the index of names, if it is due."""
         with self._lock:
             for key, watched in list(self._watched.items()):
                 if not watched.watchers:
                     del self._watched[key]
-            all_watched = list(self._watched.items())
-        for key, (operation, name, watchers) in all_watched:
-            names.append(f"{operation.name}|{name}")
-            for watcher in list(watchers):
-                learned = if_answered(watcher.learned)
-                for args in watcher.refresh():
-                    yield _Job(operation, key, json.dumps(args), learned)
-        if now >= self._indexed_at + _INDEX_INTERVAL or not names:
-            self._indexed_at = now
-            yield _Job(NAMES, f"{self.namespace}:names", json.dumps(names), None)
+            all_watched = list(self._watched.values())
+        if self.is_up:
+            for watched in all_watched:
+                for watcher in list(watched.watchers):
+                    self._call(watcher.refresh)
+            if time.monotonic() < self._indexed_at + _INDEX_INTERVAL:
+                return []
+        self._indexed_at = time.monotonic()
+        names = [f"{one.operation.name}|{one.name}" for one in all_watched]
+        return [_Job(NAMES, f"{self.namespace}:names", json.dumps(names), None)]
 
     def _send(self, client: Any, jobs: list[_Job]) -> None:
         replies = self._run(client, jobs)
@@ -344,9 +342,9 @@ class _Lane:
             if job.on_reply is not None:
                 self._call(job.on_reply, None)
 
-    def _call(self, function: Callable[[Any], None], reply: Any) -> None:
+    def _call(self, function: Callable[..., None], *args: Any) -> None:
         try:
-            function(reply)
+            function(*args)
         except Exception:
             # A user's `on_state_change` may raise, and the thread has others to serve.
             logger.exception("a listener failed")
@@ -357,6 +355,7 @@ class _Lane:
         self.is_up = is_up
         name = self.address.name
         if is_up:
+            self._repaired_at = -_REPAIR_INTERVAL  # What is not sent is sent now.
             logger.warning("the store %s is back", name)
         else:
             reason = f"{type(error).__name__}: {error}"
@@ -473,6 +472,8 @@ class RedisStore:
         TypeError: `url` is an async client, or no client.
         ValueError: The URL or the namespace cannot be used.
     """
+
+    closes_with_model = False
 
     def __init__(self, url: Any, *, namespace: str = "rr") -> None:
         """Connect in the background."""
