@@ -160,7 +160,7 @@ class Reservation:
             # A refusal counts as a request, by OpenAI's and Anthropic's rules.
             was_sent = failure.status_code is not None
             actual = {"requests": self.costs["requests"]} if was_sent else {}
-        if failure.kind is FailureKind.RATE_LIMIT:
+        if failure.kind is FailureKind.RATE_LIMIT and not self.is_closed:
             self._limit.slow_down(self, failure.retry_after)
         self._limit.close(self, actual)
 
@@ -553,8 +553,9 @@ class RateLimit:
         if said.remaining is None:
             return
         # The server has not seen yet what was admitted after this request.
-        after = bucket.charged - one.charged[said.kind] if one is not None else 0.0
-        bucket.level = min(bucket.level, said.remaining - max(0.0, after))
+        charged = one.charged.get(said.kind, math.inf) if one is not None else math.inf
+        after = max(0.0, bucket.charged - charged)
+        bucket.level = min(bucket.level, said.remaining - after)
         if said.remaining or not said.reset:
             return
         # A bucket is full again after its window; and has something long before that.
@@ -594,6 +595,32 @@ class RateLimit:
         """What was given."""
         given = {n: v for n, v in self._settings.items() if v not in {None, "", False}}
         return f"{type(self).__name__}({', '.join(f'{n}={given[n]!r}' for n in given)})"
+
+
+class LimitListener:
+    """Stands for an adaptive limit in a model inside of a router that asks it itself.
+
+    So the limit learns from the headers that only the model sees.
+    """
+
+    adaptive = True
+    counts_tokens = False
+
+    def __init__(self, limit: RateLimit) -> None:
+        """For the limit that is to learn."""
+        self._limit = limit
+
+    def wait_for(self, _size: Size) -> float:
+        """The router has waited."""
+        return 0.0
+
+    def take(self, _size: Size) -> Reservation:
+        """A reservation that costs nothing, since the router has one."""
+        one = Reservation(self._limit, deque(), Size(), _nothing)
+        one.is_closed = True
+        return one
+
+    try_reserve = take
 
 
 class _LangChainLimiter(BaseRateLimiter):

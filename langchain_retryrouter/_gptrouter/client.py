@@ -10,7 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Generator,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from types import MappingProxyType
 from typing import Any, Final, NoReturn, TypeAlias, cast
 
@@ -27,6 +34,7 @@ from langchain_retryrouter._retry.timeouts import on_abort
 from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError, mask
 from langchain_retryrouter.failures import FailureKind
 
+ReadHeaders: TypeAlias = Callable[[Mapping[str, str]], object]
 Timeout: TypeAlias = float | tuple[float, float] | None
 
 _GENERATE: Final = "/v1/generate"
@@ -91,13 +99,15 @@ class GatewayClient(GPTRouterClient):
         is_stream: bool = False,
         model_router_metadata: GPTRouterMetadata | None = None,
         timeout: float | None = None,
+        read_headers: ReadHeaders | None = None,
         **options: Any,
     ) -> protocol.GatewayResponse | EventStream:
         """One answer, or the events of one; one request, without retries.
 
         The arguments are the SDK's; a stream is sent for with its first event, and has
         to be closed. `timeout` are seconds to connect and without a byte, if less than
-        the client's. The options `gateway_timeout`, in seconds, and
+        the client's. `read_headers` is called with the headers of the answer. The
+        options `gateway_timeout`, in seconds, and
         `gateway_max_retries` are what the gateway gives its provider.
 
         Raises:
@@ -106,8 +116,9 @@ class GatewayClient(GPTRouterClient):
         requests, metadata = ordered_generation_requests, model_router_metadata
         payload = self._payload(requests, metadata, options, is_stream=is_stream)
         if is_stream:
-            return EventStream(self, _GENERATE, payload, timeout)
-        return protocol.read_response(self.post(_GENERATE, payload, timeout))
+            return EventStream(self, _GENERATE, payload, timeout, read_headers)
+        answer = self.post(_GENERATE, payload, timeout, read_headers)
+        return protocol.read_response(answer)
 
     async def agenerate(  # type: ignore[override] # the SDK does not mention streams
         self,
@@ -119,12 +130,13 @@ class GatewayClient(GPTRouterClient):
         **options: Any,
     ) -> protocol.GatewayResponse | AsyncGenerator[protocol.GatewayEvent, None]:
         """Async variant of `generate`; a stream ends once the signal is set."""
-        limit = options.pop("timeout", None)
+        limit, reader = options.pop("timeout", None), options.pop("read_headers", None)
         requests, metadata = ordered_generation_requests, model_router_metadata
         payload = self._payload(requests, metadata, options, is_stream=is_stream)
         if is_stream:
-            return self.aevents(_GENERATE, payload, limit, stop_stream_signal)
-        return protocol.read_response(await self.apost(_GENERATE, payload, limit))
+            return self.aevents(_GENERATE, payload, limit, reader, stop_stream_signal)
+        answer = await self.apost(_GENERATE, payload, limit, reader)
+        return protocol.read_response(answer)
 
     def _payload(
         self,
@@ -172,10 +184,14 @@ class GatewayClient(GPTRouterClient):
     # --- one request ----------------------------------------------------------------
 
     def post(
-        self, path: str, payload: Mapping[str, Any], timeout: float | None = None
+        self,
+        path: str,
+        payload: Mapping[str, Any],
+        timeout: float | None = None,
+        read_headers: ReadHeaders | None = None,
     ) -> dict[str, Any] | None:
         """The JSON object of the answer; None for an answer without a body."""
-        request = self.build_request(path, payload, timeout)
+        request = self.build_request(path, payload, timeout, read_headers)
         try:
             response = http.post(request)
             on_abort(functools.partial(_shut_down, response))
@@ -187,10 +203,14 @@ class GatewayClient(GPTRouterClient):
             raise
 
     async def apost(
-        self, path: str, payload: Mapping[str, Any], limit: float | None = None
+        self,
+        path: str,
+        payload: Mapping[str, Any],
+        limit: float | None = None,
+        read_headers: ReadHeaders | None = None,
     ) -> dict[str, Any] | None:
         """Async variant of `post`; `limit` is its `timeout`."""
-        request = self.build_request(path, payload, limit)
+        request = self.build_request(path, payload, limit, read_headers)
         try:
             async with http.apost(request) as response:
                 body = await http.aread_body(response)
@@ -204,10 +224,11 @@ class GatewayClient(GPTRouterClient):
         path: str,
         payload: Mapping[str, Any],
         limit: float | None = None,
+        read_headers: ReadHeaders | None = None,
         stop_signal: asyncio.Event | None = None,
     ) -> AsyncGenerator[protocol.GatewayEvent, None]:
         """The events of one stream, `end` included; async variant of `EventStream`."""
-        request = self.build_request(path, payload, limit, is_stream=True)
+        request = self.build_request(path, payload, limit, read_headers, is_stream=True)
         try:
             async with http.apost(request) as response:
                 if not _is_event_stream(response.status, response.headers):
@@ -232,6 +253,7 @@ class GatewayClient(GPTRouterClient):
         path: str,
         payload: Mapping[str, Any],
         timeout: float | None,
+        read_headers: ReadHeaders | None = None,
         *,
         is_stream: bool = False,
     ) -> http.Request:
@@ -256,7 +278,9 @@ class GatewayClient(GPTRouterClient):
             msg = f"the request cannot be written as JSON: {error}"
             raise UnsupportedOptionError(msg) from error
         url = self._root + path
-        return http.Request(self._origin, url, headers, body, connect, read)
+        return http.Request(
+            self._origin, url, headers, body, connect, read, read_headers
+        )
 
     def raise_typed(self, error: Exception, request: http.Request) -> None:
         """Raise an exception of the HTTP libraries as ours; do nothing with others.
@@ -307,9 +331,12 @@ class EventStream:
         path: str,
         payload: Mapping[str, Any],
         timeout: float | None = None,
+        read_headers: ReadHeaders | None = None,
     ) -> None:
         self._client = client
-        self._request = client.build_request(path, payload, timeout, is_stream=True)
+        self._request = client.build_request(
+            path, payload, timeout, read_headers, is_stream=True
+        )
         self._response: urllib3.BaseHTTPResponse | None = None
         self._events = self._read()
 

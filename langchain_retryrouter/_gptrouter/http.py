@@ -20,7 +20,7 @@ import threading
 import time
 import urllib.request
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -59,7 +59,10 @@ class Origin(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A POST request; `connect` and `read` are seconds, the latter without a byte."""
+    """A POST request; `connect` and `read` are seconds, the latter without a byte.
+
+    `read_headers` is called with the headers of the response.
+    """
 
     origin: Origin
     url: str
@@ -67,6 +70,7 @@ class Request(NamedTuple):
     body: bytes
     connect: float | None
     read: float | None
+    read_headers: Callable[[Mapping[str, str]], object] | None = None
 
 
 def find_origin(url: str, proxy: str | None) -> Origin:
@@ -130,7 +134,7 @@ def post(request: Request) -> urllib3.BaseHTTPResponse:
     if manager is None:
         with _lock:
             manager = _managers.setdefault(key, _new_manager(request.origin))
-    return manager.urlopen(
+    response = manager.urlopen(
         "POST",
         request.url,
         headers=request.headers,
@@ -140,6 +144,9 @@ def post(request: Request) -> urllib3.BaseHTTPResponse:
         redirect=False,
         preload_content=False,
     )
+    if request.read_headers is not None:
+        request.read_headers(response.headers)
+    return response
 
 
 def _new_manager(origin: Origin) -> urllib3.PoolManager:
@@ -228,6 +235,8 @@ async def apost(request: Request) -> AsyncIterator[aiohttp.ClientResponse]:
             ssl=ssl_context() if request.origin.scheme == "https" else True,
         )
         try:
+            if request.read_headers is not None:
+                request.read_headers(response.headers)
             yield response
         finally:
             connection = response.connection

@@ -357,7 +357,7 @@ def create(
     resource: Any, request: Mapping[str, Any], attempt: Attempt, unix_time: UnixTime
 ) -> Any:
     """The answer to one request, a `SDKObject`; of a user's own `resource`, its own."""
-    with TypedErrors(resource, unix_time) as typed_errors:
+    with TypedErrors(resource, unix_time, attempt.read_headers) as typed_errors:
         prepared = _prepared(resource, request, attempt, _token(resource))
         if not isinstance(resource, SDKResource):
             return protocol.checked_answer(resource.create(**prepared), request)
@@ -369,7 +369,7 @@ def create(
 async def acreate(
     resource: Any, request: Mapping[str, Any], attempt: Attempt, unix_time: UnixTime
 ) -> Any:
-    with TypedErrors(resource, unix_time) as typed_errors:
+    with TypedErrors(resource, unix_time, attempt.read_headers) as typed_errors:
         token = _token(resource)
         token = await token if inspect.isawaitable(token) else token
         prepared = _prepared(resource, request, attempt, token)
@@ -384,9 +384,10 @@ def open_stream(
     resource: Any, request: Mapping[str, Any], attempt: Attempt, unix_time: UnixTime
 ) -> SDKStream:
     """The stream that one request opens, when its headers have come; as `create`."""
-    with TypedErrors(resource, unix_time) as typed_errors:
+    with TypedErrors(resource, unix_time, attempt.read_headers) as typed_errors:
         prepared = _prepared(resource, request, attempt, _token(resource))
         stream = resource.create(**prepared)
+        typed_errors.response = getattr(stream, "response", None)
         if (page := _page_in(stream)) is not None:
             typed_errors.response = page
             page.read()
@@ -397,11 +398,12 @@ def open_stream(
 async def aopen_stream(
     resource: Any, request: Mapping[str, Any], attempt: Attempt, unix_time: UnixTime
 ) -> AsyncSDKStream:
-    with TypedErrors(resource, unix_time) as typed_errors:
+    with TypedErrors(resource, unix_time, attempt.read_headers) as typed_errors:
         token = _token(resource)
         token = await token if inspect.isawaitable(token) else token
         prepared = _prepared(resource, request, attempt, token)
         stream = await resource.create(**prepared)
+        typed_errors.response = getattr(stream, "response", None)
         if (page := _page_in(stream)) is not None:
             typed_errors.response = page
             await page.aread()

@@ -102,16 +102,26 @@ class TypedErrors:
     """
 
     def __init__(
-        self, resource: Any, unix_time: Callable[[], float], response: Any = None
+        self,
+        resource: Any,
+        unix_time: Callable[[], float],
+        read_headers: Callable[[Any], object] | None = None,
     ) -> None:
         self._resource = resource
         self._unix_time = unix_time
-        self.response = response
+        self._read_headers = read_headers
+        self.response: Any = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if self._read_headers is not None:
+            response = self.response or reports.safe_getattr(error, "response")
+            headers = reports.safe_getattr(response, "headers")
+            if headers is not None:
+                self._read_headers(headers)
+                self._read_headers = None
         if not isinstance(error, Exception):
             return
         if isinstance(error, UnicodeEncodeError) and error.encoding.startswith("utf"):

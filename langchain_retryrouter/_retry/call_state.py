@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.health import RouteHealth
+from langchain_retryrouter._retry.retry_after import Headers, read_limits
 from langchain_retryrouter.circuit_breaker import (
     LEASE_POLL,
     BreakerState,
@@ -29,7 +30,7 @@ from langchain_retryrouter.failures import (
     is_retryable,
 )
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy
-from langchain_retryrouter.rate_limits import RateLimit, Reservation, ServerLimit, Size
+from langchain_retryrouter.rate_limits import RateLimit, Reservation, Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +200,11 @@ class SentAttempt:
     permit: Permit | None
     reservations: list[Reservation] = field(default_factory=list)
 
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the headers of the answer are of interest."""
+        return any(one.is_adaptive for one in self.reservations)
+
     def note_usage(self, usage: Any) -> None:
         """Have the rate limits settled by what the provider says was used so far.
 
@@ -213,11 +219,6 @@ class SentAttempt:
         if counts != [None, None]:
             for one in self.reservations:
                 one.used = counts[0] or 0, counts[1] or 0
-
-    def observe(self, limits: Sequence[ServerLimit]) -> None:
-        """Correct the rate limits by what an answer's headers say."""
-        for one in self.reservations:
-            one.observe(limits)
 
     def take_permit(self) -> tuple[CircuitBreaker, Permit] | None:
         """The permit, to settle it; None if there is none left."""
@@ -716,12 +717,26 @@ class CallState:
         """Whether the next attempt has what it reserves, as far as it has limits."""
         return self.limits is None or self._reserved_at == self.position
 
-    def limit_reader(self) -> Callable[[list[ServerLimit]], None] | None:
+    def header_reader(self) -> Callable[[Headers], None] | None:
         """What takes the headers of the current attempt's answer, if they count."""
         sent = self._current
-        if sent is None or not any(one.is_adaptive for one in sent.reservations):
+        if sent is None or not sent.is_adaptive:
             return None
-        return sent.observe
+        return functools.partial(self._read_headers, sent)
+
+    def read_headers(self, number: int, headers: Any) -> None:
+        """Correct the rate limits by the headers of an attempt's answer, if there."""
+        for sent in (self._current, self._hedge):
+            if sent is not None and sent.record.number == number and sent.is_adaptive:
+                self._read_headers(sent, headers)
+
+    def _read_headers(self, sent: SentAttempt, headers: Any) -> None:
+        if not isinstance(headers, Mapping):
+            return
+        texts = {str(name): str(value) for name, value in headers.items()}
+        if limits := read_limits(texts, unix_time=self._time.time()):
+            for one in sent.reservations:
+                one.observe(limits)
 
     def skip_refused(self) -> None:
         """Move on past routes whose breakers are open, if another one is not."""

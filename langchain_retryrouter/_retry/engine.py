@@ -26,6 +26,7 @@ from tenacity import AsyncRetrying, RetryCallState, Retrying
 
 from langchain_retryrouter._retry.call_state import CallLimits, CallState, Retry, Stop
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
+from langchain_retryrouter._retry.retry_after import Headers
 from langchain_retryrouter._retry.timeouts import TimeLimitError, run_with_timeout
 from langchain_retryrouter.errors import BASE_ERRORS, ErrorFamily, RetryRouterError
 from langchain_retryrouter.failures import FailureAction, FailureKind
@@ -34,7 +35,6 @@ from langchain_retryrouter.rate_limits import (
     RateLimit,
     RequestTooLargeError,
     Reservation,
-    ServerLimit,
     Size,
 )
 
@@ -79,13 +79,13 @@ class WaitListener(Protocol):
 class Attempt:
     """One request about to be sent, whose answer or first token is due in `timeout`.
 
-    `read_limits` is called with what the headers of the answer say of rate limits; None
-    if they make no difference.
+    `read_headers` is called with the headers of the answer; None if they make no
+    difference.
     """
 
     number: int
     timeout: float | None = None
-    read_limits: Callable[[list[ServerLimit]], object] | None = None
+    read_headers: Callable[[Headers], object] | None = None
 
 
 @dataclass(slots=True)
@@ -155,7 +155,7 @@ class RetryController:
         if refusal is None:
             state = self.call_state
             timeout = state.attempt_timeout(is_stream=self._is_stream)
-            return Attempt(state.attempts, timeout, state.limit_reader())
+            return Attempt(state.attempts, timeout, state.header_reader())
         if self._last_error is not None:
             self._stop("the circuit breaker is open")
         self._is_over = True

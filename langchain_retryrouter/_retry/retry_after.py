@@ -10,6 +10,8 @@ OpenRouter's in milliseconds: a number of 1e9 or more is a moment and not a dura
 LiteLLM's proxy hands on what its provider said with `llm_provider-` before each name
 (docs.litellm.ai/docs/proxy/response_headers).
 
+`read_limits` reads the same families for what they say of limits that are not used up.
+
 What is negative, infinite, not a number, or malformed is ignored. Of several values the
 longest counts, since it is used as a floor. The reset headers of a rate limit are read
 only where the server named no time itself, and only for a limit that is used up.
@@ -23,6 +25,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final, TypeAlias
+
+from langchain_retryrouter.rate_limits import ServerLimit
 
 Headers: TypeAlias = Mapping[str, str] | Iterable[tuple[str, str]]
 
@@ -65,7 +69,26 @@ _RESETS: Final = (
         for what in ("requests", "tokens", "input-tokens", "output-tokens")
     ),
 )
-_IETF: Final = re.compile(r"(?:^|;)\s*(?P<name>[rt])=(?P<value>\d+)", re.ASCII)
+_IETF: Final = re.compile(r"(?:^|;)\s*(?P<name>[rtqw])=(?P<value>\d+)", re.ASCII)
+_IETF_FACTS: Final = {"q": "limit", "r": "remaining", "t": "reset", "w": "window"}
+# `x-ratelimit-reset-tokens`, `anthropic-ratelimit-input-tokens-reset`, and so on.
+_LIMIT: Final = re.compile(
+    r"(?:x-|anthropic-)?ratelimit-(?:(?P<what>[a-z-]+)-)?"
+    r"(?P<fact>limit|remaining|reset)(?:-(?P<last>[a-z-]+))?"
+)
+# Of limits on the tokens of answers alone there is no view.
+_KINDS: Final = (
+    (re.compile(r"output|audio|image|neuron|connection"), None),
+    (re.compile(r"input|prompt"), "input_tokens"),
+    (re.compile(r"token|size"), "tokens"),
+    (re.compile(r""), "requests"),
+)
+_WINDOWS: Final = (
+    ("second", 1.0),
+    ("minute", 60.0),
+    ("hour", 3_600.0),
+    ("day", 86_400.0),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +117,46 @@ def read_advice(headers: Headers, *, unix_time: float) -> ServerAdvice:
             False if "false" in spelled else True if "true" in spelled else None
         ),
     )
+
+
+def read_limits(headers: Headers, *, unix_time: float) -> list[ServerLimit]:
+    """What the headers of an answer say of the server's limits."""
+    pairs = headers.items() if isinstance(headers, Mapping) else headers
+    found: dict[str, dict[str, float]] = {}
+    now = unix_time
+    for name, value in pairs:
+        field, text = name.lower().removeprefix(_HANDED_ON), value.strip()
+        if len(text) > _LONGEST_LINE:
+            continue
+        if field == "date":
+            now = _timestamp(text) or now
+        elif field in {"ratelimit", "ratelimit-policy"}:
+            for limit in text.split(","):
+                facts = {_IETF_FACTS[k]: float(n) for k, n in _IETF.findall(limit)}
+                found.setdefault(limit.partition(";")[0].strip(), {}).update(facts)
+        elif match := _LIMIT.fullmatch(field):
+            what, fact = match["what"] or match["last"] or "", match["fact"]
+            number = _number(text.partition(",")[0].partition(";")[0].strip())
+            if fact == "reset":
+                number = _duration_or_moment(text, now)
+            if number is not None:
+                found.setdefault(what, {})[fact] = number
+    limits = []
+    for what, facts in found.items():
+        words = what.lower().replace("_", "-")
+        kind = next((kind for pattern, kind in _KINDS if pattern.search(words)), None)
+        window = next((n for word, n in _WINDOWS if word in words), None)
+        if kind is not None and facts:
+            limits.append(
+                ServerLimit(
+                    kind,
+                    facts.get("limit"),
+                    facts.get("remaining"),
+                    facts.get("reset"),
+                    facts.get("window", window),
+                )
+            )
+    return limits
 
 
 def read_wait(sentence: str) -> float | None:

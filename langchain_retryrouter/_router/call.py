@@ -28,7 +28,7 @@ from langchain_core.messages import (
     message_chunk_to_message,
 )
 from langchain_core.messages.ai import add_usage
-from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.outputs.chat_generation import merge_chat_generation_chunks
 from langchain_core.rate_limiters import BaseRateLimiter
 from pydantic import ValidationError
@@ -37,6 +37,7 @@ from langchain_retryrouter._providers.errors import (
     PAYLOADS,
     is_of_closed_loop,
     name_failure,
+    safe_getattr,
 )
 from langchain_retryrouter._providers.finish_reasons import (
     StreamCheck,
@@ -442,6 +443,12 @@ class BaseRouterCall:
         }
         self._state.answered(number, **{n: v for n, v in facts.items() if v})
 
+    def _read_headers(self, attempt: RouteAttempt, answer: ChatGeneration) -> None:
+        """Correct the rate limits by the headers of an answer, if the model has them."""
+        info = answer.generation_info
+        if info and self._state.limits is not None:
+            self._state.read_headers(attempt.number, info.get("headers"))
+
     def _begin(self, position: int | None = None) -> RouteAttempt:
         """The attempt that has just begun, on the route at `position`."""
         position = self._state.position if position is None else position
@@ -552,6 +559,8 @@ class BaseRouterCall:
     def named(self, error: BaseException, attempt: RouteAttempt) -> RetryRouterError:
         """What a route's model raised, as an error with a kind."""
         named = name_failure(error, self._clock.time())
+        headers = safe_getattr(safe_getattr(error, "response"), "headers")
+        self._state.read_headers(attempt.number, headers)
         is_unread = named.kind is FailureKind.UNKNOWN and self._rules.parse is not None
         if is_unread and isinstance(error, ValidationError):
             return self._misfit(attempt, error)  # The SDK has parsed it by itself.
@@ -572,6 +581,7 @@ class BaseRouterCall:
         """The answers that are to be judged, as the caller gets them, with reasons."""
         for generation in result.generations:
             self._note(generation.message, attempt.number)
+            self._read_headers(attempt, generation)
         route = attempt.route
         reasons = check_result(result, needs_reason=route.needs_reason("generate"))
         if None not in reasons:
@@ -655,6 +665,7 @@ class BaseRouterCall:
         """The events of one chunk: none where it is kept back or already known."""
         if not attempt.was_heard:
             self.heard(attempt)
+        self._read_headers(attempt, chunk)
         if self.needs_whole:
             attempt.chunks.append(chunk)
         info = check.read(chunk)

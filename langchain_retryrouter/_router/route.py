@@ -74,7 +74,12 @@ from langchain_retryrouter._retry.timeouts import run_with_timeout
 from langchain_retryrouter._router.plan import RouteCost
 from langchain_retryrouter._shared import name_hash
 from langchain_retryrouter.circuit_breaker import CircuitBreaker
-from langchain_retryrouter.rate_limits import RateLimit, Size, approximate_tokens
+from langchain_retryrouter.rate_limits import (
+    LimitListener,
+    RateLimit,
+    Size,
+    approximate_tokens,
+)
 
 _CALLBACKS_WARNING: Final = (
     "has callbacks, which are not called, since the run that handlers see is the"
@@ -267,7 +272,8 @@ class Route(BaseModel):
         model, limit = disabled.model, getattr(disabled.model, "rate_limit", None)
         if isinstance(limit, RateLimit):
             # A wait inside of the model would count as its provider's silence.
-            model = model.model_copy(update={"rate_limit": None})
+            listener = LimitListener(limit) if limit.adaptive else None
+            model = model.model_copy(update={"rate_limit": listener})
         else:
             limit = self.models_limit
         return self.model_copy(

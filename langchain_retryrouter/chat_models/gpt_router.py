@@ -666,6 +666,7 @@ class _GatewayCall:
             arguments["model_router_metadata"] = self._metadata
         if self._is_own:
             arguments["timeout"] = attempt.timeout
+            arguments["read_headers"] = attempt.read_headers
             arguments["gateway_timeout"] = self._llm.gateway_timeout
             arguments["gateway_max_retries"] = self._gateway_max_retries
         return arguments

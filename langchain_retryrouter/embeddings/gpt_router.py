@@ -228,12 +228,14 @@ class _ChunkCall:
 
     def send(self, attempt: Attempt) -> list[Vector]:
         path, payload = self._build_request()
-        answer = self._client.post(path, payload, attempt.timeout)
+        answer = self._client.post(path, payload, attempt.timeout, attempt.read_headers)
         return _read_vectors(answer, self._count)
 
     async def asend(self, attempt: Attempt) -> list[Vector]:
         path, payload = self._build_request()
-        answer = await self._client.apost(path, payload, attempt.timeout)
+        answer = await self._client.apost(
+            path, payload, attempt.timeout, attempt.read_headers
+        )
         return _read_vectors(answer, self._count)
 
     def log_retry(self, state: RetryCallState) -> None:
