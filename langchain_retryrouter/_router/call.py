@@ -444,7 +444,7 @@ class BaseRouterCall:
         self._state.answered(number, **{n: v for n, v in facts.items() if v})
 
     def _read_headers(self, attempt: RouteAttempt, answer: ChatGeneration) -> None:
-        """Correct the rate limits by the headers of an answer, if the model has them."""
+        """Correct the rate limits by the headers that a model hands on, if it does."""
         info = answer.generation_info
         if info and self._state.limits is not None:
             self._state.read_headers(attempt.number, info.get("headers"))
