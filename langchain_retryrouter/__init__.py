@@ -25,6 +25,10 @@ if TYPE_CHECKING:
         CircuitBreakerSettings,
     )
     from langchain_retryrouter.embeddings.gpt_router import GPTRouterEmbeddings
+    from langchain_retryrouter.embeddings.router import (
+        EmbeddingsRoute,
+        EmbeddingsRouter,
+    )
     from langchain_retryrouter.errors import (
         APIConnectionError,
         APITimeoutError,
@@ -47,6 +51,7 @@ if TYPE_CHECKING:
         UnavailableError,
         UnknownError,
         UnsupportedOptionError,
+        VectorSpaceError,
         should_retry,
     )
     from langchain_retryrouter.failures import FailureAction, FailureKind
@@ -80,6 +85,8 @@ __all__ = [
     "ConflictError",
     "ContentFilterError",
     "ContextLengthError",
+    "EmbeddingsRoute",
+    "EmbeddingsRouter",
     "FailureAction",
     "FailureKind",
     "GPTRouter",
@@ -108,6 +115,7 @@ __all__ = [
     "UnavailableError",
     "UnknownError",
     "UnsupportedOptionError",
+    "VectorSpaceError",
     "WorstCase",
     "__version__",
     "should_retry",
@@ -123,6 +131,7 @@ _MODULES = {
         "chat_models.retry_router": "RetryRouter Route",
         "circuit_breaker": "BreakerState CircuitBreaker CircuitBreakerSettings",
         "embeddings.gpt_router": "GPTRouterEmbeddings",
+        "embeddings.router": "EmbeddingsRoute EmbeddingsRouter",
         "failures": "FailureAction FailureKind",
         "llms.openai": "AzureOpenAI BaseOpenAI OpenAI OpenAIChat",
         "policy": "RetryBudget RetryEvent RetryPolicy WorstCase",

@@ -7,6 +7,7 @@
         ├── NotFoundError                   404, unknown model       ModelNotFoundError
         ├── InvalidRequestError             400, 422, …         ModelInvalidRequestError
         │   ├── ContextLengthError          too many tokens       + ContextOverflowError
+        │   ├── VectorSpaceError            vectors of another model
         │   └── ContentFilterError          refused by a content filter
         ├── RateLimitError              *   429                      ModelRateLimitError
         │   └── QuotaExceededError          the quota or the money is used up
@@ -81,6 +82,7 @@ __all__ = [
     "UnavailableError",
     "UnknownError",
     "UnsupportedOptionError",
+    "VectorSpaceError",
     "should_retry",
 ]
 
@@ -186,6 +188,10 @@ class ContentFilterError(InvalidRequestError):
     """A content filter refused the prompt or the answer."""
 
     kind = FailureKind.CONTENT_FILTER
+
+
+class VectorSpaceError(InvalidRequestError):
+    """A route of an `EmbeddingsRouter` answers with vectors of another length."""
 
 
 class RateLimitError(RetryRouterError, ModelRateLimitError):

@@ -144,14 +144,15 @@ def _own_model(model: Any, facts: Integration) -> RetriesDisabled:
     disabled = []
     if retries != model.max_retries:
         disabled.append(f"max_retries={model.max_retries}")
-    if model.gateway_max_retries:
-        disabled.append(f"gateway_max_retries={model.gateway_max_retries}")
+    if gateway_retries := getattr(model, "gateway_max_retries", None):  # Of a chat.
+        disabled.append(f"gateway_max_retries={gateway_retries}")
     policy = replace(model.retry_policy or RetryPolicy(), max_retries=retries)
     update = {
         "max_retries": retries,
         "retry_policy": model.retry_policy and policy,
-        "gateway_max_retries": 0,
     }
+    if gateway_retries is not None:
+        update["gateway_max_retries"] = 0
     return RetriesDisabled(
         model.model_copy(update=update),
         disabled=", ".join(disabled),
@@ -377,6 +378,33 @@ def disable_retries(model: BaseChatModel) -> RetriesDisabled:
     """A model that sends each request once, as far as its package allows."""
     facts = integration_of(model)
     return facts.disable(model, facts)
+
+
+def disable_embedding_retries(model: Any) -> RetriesDisabled:
+    """Embeddings that send each request once, as far as their package allows."""
+    packages = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
+    facts = Integration(sends_once=(0, None), built_fields=_CLIENT_FIELDS)
+    if "langchain_retryrouter" in packages:
+        return _own_model(model, facts)
+    own_client = type(getattr(model, "client", None)).__module__.startswith("openai.")
+    if "langchain_openai" in packages and own_client:
+        return _rebuild(model, facts)
+    return _keep(model, facts)
+
+
+def embedding_model_of(model: Any) -> str | None:
+    """The name of the model that makes the vectors; None if it is not known."""
+    if listed := getattr(model, "models_priority_list", None):
+        names = {one.name for one in listed}
+        return str(names.pop()) if len(names) == 1 else None
+    given = getattr(model, "model_fields_set", ())
+    if "deployment" in given and "model" not in given:
+        return None  # Azure's, whose class has a default for the model.
+    for field_name in ("model", "model_name", "model_id", "repo_id"):
+        name = getattr(model, field_name, None)
+        if isinstance(name, str) and name:
+            return name.removeprefix("models/")  # Google's.
+    return None
 
 
 def prefill_of(model: BaseChatModel) -> Mapping[str, Any] | None:

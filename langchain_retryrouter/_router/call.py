@@ -316,16 +316,8 @@ class BaseRouterCall:
             lead.delivered, lead.attempts = self._delivered, self._state.attempts
             lead.is_retryable = False  # A caller that retried would multiply the load.
             return _with_others(lead, [*self._failures, error])
-        failures = [*self._failures, error]
-        if error.delivered or self._state.is_raised:
-            return _with_others(error, failures)
-        lead = [one for one in failures if one.route == failures[0].route][-1]
-        if lead is not error:
-            lead.attempts, lead.is_retryable = error.attempts, error.is_retryable
-            lead.may_have_run = lead.may_have_run or error.may_have_run
-            for note in getattr(error, "__notes__", ()):
-                lead.add_note(note)
-        return _with_others(lead, failures)
+        is_raised = bool(error.delivered) or self._state.is_raised
+        return lead_of([*self._failures, error], is_raised=is_raised)
 
     def can_continue(self, error: RetryRouterError) -> bool:
         """Whether another attempt continues a stream that broke after its first token.
@@ -1040,6 +1032,23 @@ def _repair(message: BaseMessage | None, error: Exception) -> list[BaseMessage]:
         return [message, *shown]
     said = message.text if message is not None else ""
     return [*([AIMessage(said)] if said.strip() else []), HumanMessage(text)]
+
+
+def lead_of(failures: list[RetryRouterError], *, is_raised: bool) -> RetryRouterError:
+    """The error of a call that failed so, with the other failures attached.
+
+    The last one of the first route; or the last of all, if `is_raised`.
+    """
+    error = failures[-1]
+    if is_raised:
+        return _with_others(error, failures)
+    lead = [one for one in failures if one.route == failures[0].route][-1]
+    if lead is not error:
+        lead.attempts, lead.is_retryable = error.attempts, error.is_retryable
+        lead.may_have_run = lead.may_have_run or error.may_have_run
+        for note in getattr(error, "__notes__", ()):
+            lead.add_note(note)
+    return _with_others(lead, failures)
 
 
 def _with_others(

@@ -73,7 +73,7 @@ from langchain_retryrouter._retry.call_state import Subject
 from langchain_retryrouter._retry.timeouts import run_with_timeout
 from langchain_retryrouter._router.plan import RouteCost
 from langchain_retryrouter._shared import name_hash
-from langchain_retryrouter.circuit_breaker import CircuitBreaker
+from langchain_retryrouter.circuit_breaker import CircuitBreaker, CircuitBreakerSettings
 from langchain_retryrouter.rate_limits import (
     LimitListener,
     RateLimit,
@@ -81,6 +81,10 @@ from langchain_retryrouter.rate_limits import (
     approximate_tokens,
 )
 
+BREAKER_DEFAULTS: Final = CircuitBreakerSettings(
+    failure_threshold=3, recovery_time=10, recovery_jitter=0.1
+)
+"""Of the breakers of a router's routes; what is left out is `CircuitBreaker`'s own."""
 _CALLBACKS_WARNING: Final = (
     "has callbacks, which are not called, since the run that handlers see is the"
     " router's: give them to the router"
@@ -581,7 +585,13 @@ class Route(BaseModel):
 
 
 def init_model(spec: str, /, **params: Any) -> BaseChatModel:
-    """The chat model of a string such as "openai:gpt-5.5", by `init_chat_model`.
+    """The chat model of a string such as "openai:gpt-5.5"; see `init_by_name`."""
+    model = init_by_name(spec, "langchain.chat_models", "init_chat_model", **params)
+    return cast("BaseChatModel", model)
+
+
+def init_by_name(spec: str, module: str, function: str, /, **params: Any) -> Any:
+    """What a function of langchain makes of a string such as "openai:gpt-5.5".
 
     Raises:
         ImportError: langchain, or the provider's package, is not installed.
@@ -590,19 +600,40 @@ def init_model(spec: str, /, **params: Any) -> BaseChatModel:
     provider, _, name = spec.partition(":")
     if not provider.strip() or not name.strip():
         msg = (
-            "a model must be a chat model, or 'provider:model' such as"
-            f" 'openai:gpt-5.5', not {spec!r}"
+            "a model must be an object, or 'provider:model' such as 'openai:gpt-5.5',"
+            f" not {spec!r}"
         )
         raise ValueError(msg)
     try:
-        langchain = importlib.import_module("langchain.chat_models")
+        langchain = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if not str(error.name).startswith("langchain"):
             raise
         msg = f"the model {spec!r} needs langchain: pip install langchain"
         raise ImportError(msg) from error
-    model = langchain.init_chat_model(name, model_provider=provider, **params)
-    return cast("BaseChatModel", model)
+    argument = "model_provider" if function == "init_chat_model" else "provider"
+    return getattr(langchain, function)(name, **{argument: provider}, **params)
+
+
+def breaker_settings(value: Any) -> CircuitBreakerSettings | None:
+    """Numbers of the breakers of a router's routes, with its defaults; None for none.
+
+    Raises:
+        ValueError: They are none that a `CircuitBreaker` takes.
+    """
+    if value is None:
+        return None
+    try:
+        settings = CircuitBreakerSettings(**{**BREAKER_DEFAULTS, **value})
+        CircuitBreaker(**settings)
+    except TypeError as error:
+        msg = (
+            "breaker_settings must be numbers of CircuitBreaker, such as"
+            f" {{'failure_threshold': 5}}, or None for no breakers, not {value!r}:"
+            f" {error}"
+        )
+        raise ValueError(msg) from error
+    return settings
 
 
 def prepare_routes(routes: list[Route]) -> list[Route]:

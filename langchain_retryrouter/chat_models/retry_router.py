@@ -86,9 +86,11 @@ from langchain_retryrouter._router.plan import (
     worst_case,
 )
 from langchain_retryrouter._router.route import (
+    BREAKER_DEFAULTS,
     Accept,
     Route,
     TokenCounter,
+    breaker_settings,
     common_profile,
     prepare_routes,
 )
@@ -121,9 +123,6 @@ FailoverRule: TypeAlias = (
     | Callable[[Exception], FailureAction | str | None]
 )
 
-_BREAKER_DEFAULTS: Final = CircuitBreakerSettings(
-    failure_threshold=3, recovery_time=10, recovery_jitter=0.1
-)
 _DEFAULT_LIMITS: Final = (300.0, 60.0, 60.0)  # Of an attempt, first token, and stall.
 # For tracers, where the first route does not say it itself.
 _OWN_LS_PARAMS: Final = LangSmithParams(ls_provider="retryrouter", ls_model_type="chat")
@@ -219,7 +218,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
     """
 
     breaker_settings: CircuitBreakerSettings | None = Field(
-        default_factory=lambda: CircuitBreakerSettings(**_BREAKER_DEFAULTS)
+        default_factory=lambda: CircuitBreakerSettings(**BREAKER_DEFAULTS)
     )
     """Numbers of each route's own circuit breaker, as `CircuitBreaker` takes them.
 
@@ -337,19 +336,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
     @field_validator("breaker_settings", mode="before")
     @classmethod
     def _check_breaker_settings(cls, value: Any) -> Any:
-        if value is None:
-            return None
-        try:
-            settings = {**_BREAKER_DEFAULTS, **value}
-            CircuitBreaker(**settings)
-        except TypeError as error:
-            msg = (
-                "breaker_settings must be numbers of CircuitBreaker, such as"
-                f" {{'failure_threshold': 5}}, or None for no breakers, not {value!r}:"
-                f" {error}"
-            )
-            raise ValueError(msg) from error
-        return settings
+        return breaker_settings(value)
 
     @field_validator("store", mode="before")
     @classmethod

@@ -243,6 +243,7 @@ _ENDPOINTS = {
     "/api/v1/generate/embeddings-v2": "embeddings-v2",
     "/v1/completions": "completions",
     "/v1/chat/completions": "chat",
+    "/v1/embeddings": "embeddings",
 }
 HOSTED_ONLY = {"embeddings", "embeddings-v2"}
 _AZURE = re.compile(r"/openai/deployments/(?P<name>[^/]+)(?P<rest>/.+)")
@@ -331,7 +332,8 @@ class RecordedRequest:
         None for a path or a method that is not served.
         """
         endpoint = _parse_path(self.path)[1] if self.method == "POST" else None
-        if endpoint in HOSTED_ONLY and self.gptrouter != "hosted":
+        is_public = self.protocol == "gptrouter" and self.gptrouter == "public"
+        if endpoint in HOSTED_ONLY and is_public:
             return None
         return endpoint
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import struct
 from typing import Any
 
 from langchain_retryrouter.testing import _exchange as wire
 from langchain_retryrouter.testing._faults import Status
+from langchain_retryrouter.testing._gptrouter_api import stub_embedding
 
 _LEAST_SERVER_ERROR = 500
 _SERVER_ERROR = "The server had an error while processing your request."
@@ -65,6 +68,23 @@ class OpenAIExchange(wire.Exchange):
         return Status(400, message=message)
 
     # Healthy responses.
+
+    def healthy(self, answer: wire.ResolvedAnswer | None = None) -> wire.Response:
+        if self.fixed or self.request.endpoint != "embeddings":
+            return super().healthy(answer)
+        given = self.request.payload
+        texts, length = given.get("input", ""), given.get("dimensions") or 8
+        data = []
+        for index, text in enumerate([texts] if isinstance(texts, str) else texts):
+            numbers = stub_embedding(str(text))
+            vector: Any = [numbers[n % len(numbers)] for n in range(length)]
+            if given.get("encoding_format") == "base64":
+                vector = base64.b64encode(struct.pack(f"<{length}f", *vector)).decode()
+            data.append({"object": "embedding", "index": index, "embedding": vector})
+        usage = {"prompt_tokens": len(data), "total_tokens": len(data)}
+        body = {"object": "list", "data": data, "model": given["model"], "usage": usage}
+        headers = wire.JSON_HEADERS + self._request_id
+        return wire.Response(200, headers, wire.compact_json(body))
 
     @property
     def _is_chat(self) -> bool:

@@ -319,9 +319,9 @@ if hasattr(os, "register_at_fork"):
 class FaultyGateway:
     """A model provider on the loopback that answers, or fails, as its script says.
 
-    It speaks GPTRouter's protocol, OpenAI's completions and chat completions, and
-    Azure's form of both. Every request takes the next step of the script; without one,
-    the answer is healthy. `requests` has everything that came in.
+    It speaks GPTRouter's protocol, OpenAI's completions, chat completions and
+    embeddings, and Azure's form of them. Every request takes the next step of the
+    script; without one, the answer is healthy. `requests` has everything that came in.
 
     Example:
         ```python
@@ -478,7 +478,7 @@ class FaultyGateway:
         Such requests take steps of the script like all others.
 
         Args:
-            path: Such as `/v1/embeddings`; without a query.
+            path: Such as `/v1/rerank`; without a query.
             json_body: Anything that JSON can say.
             status: The status that comes with it.
         """

@@ -1,0 +1,596 @@
+"""`EmbeddingsRouter`: embeddings of one model at several places, as one that answers.
+
+The texts are split into batches, and each batch is a call of the engine in `_retry`
+along the routes, with the breakers, budget and time limits of a `RetryRouter`. Vectors
+of different models are never mixed: all routes name one model, and each answer is
+checked, since a wrong vector would be stored and not be noticed for long.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import re
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
+
+from langchain_core.embeddings import Embeddings
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
+
+from langchain_retryrouter._http import ClosedByWith
+from langchain_retryrouter._providers.errors import name_failure
+from langchain_retryrouter._providers.integrations import (
+    disable_embedding_retries,
+    embedding_model_of,
+)
+from langchain_retryrouter._retry.call_state import CallState, RouteState, Subject
+from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
+from langchain_retryrouter._retry.engine import Attempt, RetryContext, acall, call
+from langchain_retryrouter._retry.health import RouteHealth, health_of
+from langchain_retryrouter._retry.timeouts import (
+    agather_bounded,
+    reraise_lost_cancellation,
+)
+from langchain_retryrouter._router.call import lead_of
+from langchain_retryrouter._router.route import (
+    BREAKER_DEFAULTS,
+    breaker_settings,
+    init_by_name,
+)
+from langchain_retryrouter.circuit_breaker import CircuitBreaker, CircuitBreakerSettings
+from langchain_retryrouter.errors import (
+    APITimeoutError,
+    MalformedResponseError,
+    RetryRouterError,
+    VectorSpaceError,
+)
+from langchain_retryrouter.failures import (
+    FAILURE_ACTIONS,
+    FailureAction,
+    FailureKind,
+)
+from langchain_retryrouter.policy import RetryBudget, RetryPolicy, with_limits
+
+Vector: TypeAlias = list[float]
+
+logger = logging.getLogger(__name__)
+
+_DEFAULT_LIMIT: Final = 60.0  # Seconds of an attempt.
+_BYTES_OF_TOKEN: Final = 4
+_TOO_LARGE: Final = 413
+_DIMENSIONS: Final = ("dimensions", "output_dimensionality", "output_dimension")
+# What providers write of a batch that has too many texts, or too many tokens in all.
+_ABOUT_SIZE: Final = re.compile(
+    r"too (?:many|large|long)|batch|at most \d|maxim|\bmax\b|exceed", re.IGNORECASE
+)
+
+
+class EmbeddingsRoute(BaseModel):
+    """One place where the model is asked.
+
+    Attributes:
+        model: Any LangChain `Embeddings`; or a string such as
+            "openai:text-embedding-3-small" if langchain is installed.
+        name: What attempt logs and errors call it; by default the class of the model.
+        space: The model whose vectors it makes, where its own name does not say so,
+            such as the name of a deployment.
+        breaker: A `CircuitBreaker` that this route shares with others; by default it
+            has one of its own with the router's `breaker_settings`.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", frozen=True)
+
+    model: Embeddings = Field(repr=False)
+    name: str = ""
+    space: str = ""
+    breaker: CircuitBreaker | None = Field(default=None, repr=False)
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _read_model(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return init_by_name(value, "langchain.embeddings", "init_embeddings")
+        if isinstance(value, EmbeddingsRouter):
+            msg = "a route cannot be an EmbeddingsRouter: put its routes into `routes`"
+            raise TypeError(msg)
+        if not isinstance(value, Embeddings):
+            msg = f"a route's model must be LangChain Embeddings, not {value!r}"
+            raise TypeError(msg)
+        return value
+
+
+class EmbeddingsRouter(ClosedByWith, BaseModel, Embeddings):
+    """Embeddings of one model at several places, which answer while one of them can.
+
+    There is one vector for each text, in order, or an error. Failed attempts are
+    retried, and then the next route is asked, as in a `RetryRouter`; a batch that was
+    answered is not sent again.
+
+    Example:
+        ```python
+        from langchain_retryrouter import EmbeddingsRouter
+
+        embeddings = EmbeddingsRouter(
+            routes=[at_openai, at_azure],  # of the same model
+            space="text-embedding-3-small",
+        )
+        vectors = embeddings.embed_documents(["a text", "another one"])
+        ```
+
+    LangChain has no callbacks for embeddings: use `on_attempt_log`, and the hooks of
+    the policy (`on_retry`, `on_failover`).
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    routes: list[EmbeddingsRoute] = Field(min_length=1)
+    """The places to ask, in this order; embeddings are a route, and so is a string."""
+
+    space: str = ""
+    """The model whose vectors are made; needed where the routes do not all say it.
+
+    A route whose own model has another name is refused, unless it says that its vectors
+    are of this space: `EmbeddingsRoute(model=..., space="text-embedding-3-small")`.
+    """
+
+    dimensions: int | None = Field(default=None, ge=1)
+    """Numbers in each vector; by default as many as the first answer has. An answer
+    with another number is a `VectorSpaceError`."""
+
+    retry_policy: RetryPolicy = Field(default_factory=RetryPolicy)
+    """Retries, waits and time limits. An attempt has 60 s by default; `deadline` is for
+    all batches of a call together."""
+
+    budget: RetryBudget | None = Field(default=None, exclude=True, repr=False)
+    """Limits retries during an outage; give the same object to all that share it."""
+
+    breaker_settings: CircuitBreakerSettings | None = Field(
+        default_factory=lambda: CircuitBreakerSettings(**BREAKER_DEFAULTS)
+    )
+    """Numbers of each route's own breaker, as in a `RetryRouter`; None: no breakers."""
+
+    max_batch_size: int = Field(default=1000, ge=1)
+    """Texts of a request at most; less if a route's model has a smaller `chunk_size`.
+    A batch that a provider says is too large is sent again in halves."""
+
+    max_batch_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of a request at most, counted approximately; a text is never split."""
+
+    max_concurrency: int = Field(default=4, ge=1)
+    """Batches at once of an async call; a sync call sends one after the other."""
+
+    on_attempt_log: Callable[[dict[str, Any]], object] | None = Field(
+        default=None, exclude=True, repr=False
+    )
+    """Called with the attempt log of each batch, also of one that failed."""
+
+    clock: Clock | None = Field(default=None, exclude=True, repr=False)
+    """The source of time, and of waits; `testing.FakeClock` in a test."""
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, *, routes: Sequence[EmbeddingsRoute | Embeddings | str], **fields: Any
+        ) -> None:
+            """Of embeddings as well as of routes, which the type cannot express."""
+
+    @field_validator("routes", mode="before")
+    @classmethod
+    def _take_models(cls, value: Any) -> Any:
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            return [
+                one if isinstance(one, EmbeddingsRoute) else EmbeddingsRoute(model=one)
+                for one in value
+            ]
+        msg = f"routes must be a list of embeddings or EmbeddingsRoutes, not {value!r}"
+        raise ValueError(msg)
+
+    @field_validator("breaker_settings", mode="before")
+    @classmethod
+    def _check_breaker_settings(cls, value: Any) -> Any:
+        return breaker_settings(value)
+
+    @model_validator(mode="after")
+    def _prepare(self) -> Self:
+        """Check that the routes make vectors of one model; disable their retries."""
+        self.space = _space_of(self.space, self.routes)
+        self.dimensions = _common_dimensions(self.dimensions, self.routes)
+        seen: dict[str, int] = {}
+        routes, found = [], []
+        for route in self.routes:
+            disabled = disable_embedding_retries(route.model)
+            name = route.name or type(route.model).__name__
+            seen[name] = count = seen.get(name, 0) + 1
+            name = name if count == 1 else f"{name}-{count}"
+            if disabled.warning:
+                found.append(f"route {name!r} {disabled.warning}")
+            update = {"model": disabled.model, "name": name}
+            routes.append(route.model_copy(update=update))
+        self.routes = routes
+        if found:
+            warnings.warn("; ".join(found), UserWarning, stacklevel=3)
+        _ = self._memory  # Before there are copies, which share it.
+        return self
+
+    @functools.cached_property
+    def _memory(self) -> _Memory:
+        states = []
+        for route in self.routes:
+            own = None
+            if self.breaker_settings is not None:
+                own = CircuitBreaker(**self.breaker_settings, clock=self.clock)
+            states.append(RouteState(route.name, route.breaker or own, RouteHealth()))
+        return _Memory(states, self.dimensions)
+
+    # --- LangChain's interface ---
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """A vector for each text, in the order of the texts.
+
+        Raises:
+            RetryRouterError: A batch was answered by no route; a `VectorSpaceError` if
+                a route's vectors have another number of dimensions.
+            TypeError: `texts` is one string, or holds something else.
+        """
+        call = _Call(self, self._memory, texts)
+        return [vector for batch in call.batches() for vector in call.embed(batch)]
+
+    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Async variant of `embed_documents`: `max_concurrency` batches at once."""
+        call = _Call(self, self._memory, texts)
+        batches = call.batches()
+        if not batches:
+            return []
+        answers = await agather_bounded(call.aembed, batches, self.max_concurrency)
+        return [vector for vectors in answers for vector in vectors]
+
+    def embed_query(self, text: str) -> list[float]:
+        """The vector of one query, as the routes' `embed_query` makes it."""
+        call = _Call(self, self._memory, [text], is_query=True)
+        return call.embed(range(1))[0]
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """Async variant of `embed_query`."""
+        call = _Call(self, self._memory, [text], is_query=True)
+        return (await call.aembed(range(1)))[0]
+
+    # --- health and closing ---
+
+    def health(self) -> dict[str, Any]:
+        """How the routes are, by the calls so far; see `RetryRouter.health`."""
+        return health_of(self._memory.states, self.clock or SYSTEM_CLOCK)
+
+    def close(self) -> None:
+        """Close the routes' models, as far as they have a `close` method."""
+        for route in self.routes:
+            if callable(close := getattr(route.model, "close", None)):
+                close()
+
+    async def aclose(self) -> None:
+        """Close the routes' models by `aclose`, or else by `close`."""
+        for route in self.routes:
+            if callable(aclose := getattr(route.model, "aclose", None)):
+                await aclose()
+            elif callable(close := getattr(route.model, "close", None)):
+                close()
+
+
+def _space_of(space: str, routes: list[EmbeddingsRoute]) -> str:
+    """The one model whose vectors all routes make."""
+    names = [route.space or embedding_model_of(route.model) for route in routes]
+    if not space:
+        found = {name for name in names if name}
+        if len(found) == 1 and None not in names:
+            return found.pop()
+        if len(routes) == 1:
+            return routes[0].name or type(routes[0].model).__name__
+    unknown = [
+        routes[place].name or type(routes[place].model).__name__
+        for place, name in enumerate(names)
+        if name is None
+    ]
+    others = sorted({name for name in names if name and not _is_same(name, space)})
+    if not space and unknown:
+        msg = (
+            f"space is needed: the model of {', '.join(unknown)} is not known; name the"
+            " model whose vectors all routes make, such as"
+            " space='text-embedding-3-small'"
+        )
+        raise ValueError(msg)
+    if others:
+        of_space = f", and space={space!r}" if space else ""
+        msg = (
+            f"the routes name different models ({', '.join(others)}{of_space}), whose"
+            " vectors cannot be compared: list one model; where a name is only another"
+            " one for it, say so by EmbeddingsRoute(model=..., space='the model')"
+        )
+        raise ValueError(msg)
+    return space
+
+
+def _is_same(name: str, space: str) -> bool:
+    """Whether two names differ only by the provider's prefix, as in `openai/name`."""
+    return name.casefold().rpartition("/")[2] == space.casefold().rpartition("/")[2]
+
+
+def _common_dimensions(given: int | None, routes: list[EmbeddingsRoute]) -> int | None:
+    """The number of dimensions that the router or the routes' models are told."""
+    asked = {
+        value
+        for route in routes
+        for name in _DIMENSIONS
+        if name in getattr(type(route.model), "model_fields", {})
+        and ((value := getattr(route.model, name)) or given is None)
+    }
+    if given is not None:
+        asked.add(given)
+    if len(asked) > 1:
+        numbers = ", ".join(str(one or "the model's own") for one in asked)
+        msg = f"the routes ask for different dimensions: {numbers}"
+        raise ValueError(msg)
+    return next(iter(asked), None)
+
+
+class _Memory:
+    """What a router and its copies remember: the routes, and the vectors' length."""
+
+    def __init__(self, states: list[RouteState], dimensions: int | None) -> None:
+        self.states = states
+        self._known = {} if dimensions is None else {"dimensions": dimensions}
+
+    def learn(self, dimensions: int) -> int:
+        """The number of dimensions: this one, if none is known so far."""
+        return self._known.setdefault("dimensions", dimensions)
+
+
+# --- one call -------------------------------------------------------------------------
+
+
+class _Call:
+    """One call: its batches, their deadline, and what is asked of the routes."""
+
+    def __init__(
+        self,
+        router: EmbeddingsRouter,
+        memory: _Memory,
+        texts: Sequence[str],
+        *,
+        is_query: bool = False,
+    ) -> None:
+        if isinstance(texts, str | bytes):
+            msg = f"texts must be a list of strings, not one {type(texts).__name__}"
+            raise TypeError(msg)
+        for position, text in enumerate(texts):
+            if not isinstance(text, str):
+                msg = f"text {position} must be a string, not {type(text).__name__}"
+                raise TypeError(msg)
+        self.router = router
+        self.memory = memory
+        self.texts = texts
+        self.is_query = is_query
+        self.clock = router.clock or SYSTEM_CLOCK
+        policy, limit = router.retry_policy, _DEFAULT_LIMIT
+        share = (policy.deadline or math.inf) / len(router.routes)
+        limits = (limit if limit < share else None, None, None)
+        self._policy = with_limits(policy, limits)
+        self._began = self.clock.monotonic()
+
+    def batches(self) -> list[range]:
+        """The places of the texts of each request."""
+        sizes = [getattr(r.model, "chunk_size", None) for r in self.router.routes]
+        own = [size for size in sizes if isinstance(size, int) and size > 0]
+        most = min([self.router.max_batch_size, *own])
+        most_tokens = self.router.max_batch_tokens or math.inf
+        batches, begin, tokens = [], 0, 0
+        for place, text in enumerate(self.texts):
+            size = len(text.encode("utf-8", "surrogatepass")) // _BYTES_OF_TOKEN + 1
+            if place - begin == most or (place > begin and tokens + size > most_tokens):
+                batches.append(range(begin, place))
+                begin, tokens = place, 0
+            tokens += size
+        return [*batches, range(begin, len(self.texts))] if self.texts else []
+
+    def policy(self) -> RetryPolicy:
+        """The policy, with what is left of the deadline of the call."""
+        if self._policy.deadline is None:
+            return self._policy
+        left = self._began + self._policy.deadline - self.clock.monotonic()
+        if left > 0:
+            return replace(self._policy, deadline=left)
+        msg = f"the deadline of {self._policy.deadline:g} s is over, and texts are left"
+        error = APITimeoutError(msg, may_have_run=False)
+        error.attempts, error.is_retryable = 0, False
+        raise error
+
+    def embed(self, batch: range) -> list[Vector]:
+        """The vectors of a batch, in halves if it is too large."""
+        request = _Batch(self, batch)
+        try:
+            with request:
+                return call(request.context, request.send)
+        except _TooLargeError:
+            return [vector for half in _halves(batch) for vector in self.embed(half)]
+
+    async def aembed(self, batch: range) -> list[Vector]:
+        """Async variant of `embed`."""
+        request = _Batch(self, batch)
+        try:
+            with request:
+                return await acall(request.context, request.asend)
+        except _TooLargeError:
+            first, second = _halves(batch)
+            return [*await self.aembed(first), *await self.aembed(second)]
+
+
+class _TooLargeError(Exception):
+    """A batch of several texts is too large for a route."""
+
+
+def _halves(batch: range) -> tuple[range, range]:
+    middle = len(batch) // 2
+    return batch[:middle], batch[middle:]
+
+
+class _Batch:
+    """The attempts of one batch. Vectors that have come are not asked for again."""
+
+    def __init__(self, call: _Call, batch: range) -> None:
+        self._call = call
+        self._batch = batch
+        self._vectors: dict[int, Vector] = {}
+        self._lock = threading.Lock()
+        self._failures: list[RetryRouterError] = []
+        self._router = call.router
+        self._state = CallState(
+            call.policy(),
+            call.memory.states,
+            budget=call.router.budget,
+            time=call.clock,
+            actions=FAILURE_ACTIONS,
+            describe=lambda _: Subject("embeddings", "", call.router.space),
+        )
+        self.context = RetryContext(
+            self._state,
+            clock=call.clock,
+            on_failure=self._on_failure,
+            action=self._action_for,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: object, error: BaseException | None, traceback: object
+    ) -> None:
+        """Hand over the attempt log, and raise the error that the caller gets."""
+        if self._router.on_attempt_log is not None:
+            log = {**self._state.attempt_log(), "texts": len(self._batch)}
+            self._router.on_attempt_log(log)
+        if not isinstance(error, RetryRouterError):
+            return
+        if self._is_too_large(error):
+            raise _TooLargeError from error
+        lead = lead_of([*self._failures, error], is_raised=self._state.is_raised)
+        if len(self._call.texts) > 1:
+            first, last = self._batch[0], self._batch[-1]
+            which = f"text {first}" if first == last else f"texts {first} to {last}"
+            lead.add_note(f"{which} of {len(self._call.texts)}, counted from 0")
+        raise lead
+
+    def send(self, attempt: Attempt) -> list[Vector]:
+        """One attempt, for the vectors that are missing."""
+        route, places, texts = self._missing()
+        try:
+            if self._call.is_query:
+                answer: Any = [route.model.embed_query(texts[0])]
+            else:
+                answer = route.model.embed_documents(texts)
+        except Exception as error:
+            raise self._named(error) from error
+        return self._take(attempt, route, places, answer)
+
+    async def asend(self, attempt: Attempt) -> list[Vector]:
+        """Async variant of `send`."""
+        route, places, texts = self._missing()
+        try:
+            with reraise_lost_cancellation():
+                if self._call.is_query:
+                    answer: Any = [await route.model.aembed_query(texts[0])]
+                else:
+                    answer = await route.model.aembed_documents(texts)
+        except Exception as error:
+            raise self._named(error) from error
+        return self._take(attempt, route, places, answer)
+
+    def _missing(self) -> tuple[EmbeddingsRoute, list[int], list[str]]:
+        places = [place for place in self._batch if place not in self._vectors]
+        texts = [self._call.texts[place] for place in places]
+        return self._router.routes[self._state.position], places, texts
+
+    def _named(self, error: Exception) -> RetryRouterError:
+        return name_failure(error, self._call.clock.time())
+
+    def _take(
+        self, attempt: Attempt, route: EmbeddingsRoute, places: list[int], answer: Any
+    ) -> list[Vector]:
+        """All vectors, if these are the ones that were missing.
+
+        Raises:
+            MalformedResponseError: Vectors are missing, or are none.
+            VectorSpaceError: They have another number of dimensions.
+        """
+        answer = list(answer) if isinstance(answer, Iterable) else []
+        count = len(answer)
+        if count != len(places):
+            msg = f"{count} vectors came back for {len(places)} texts"
+            raise _BadVectorsError(msg, should_retry=False)
+        found = {p: v for p, v in zip(places, answer, strict=True) if _is_vector(v)}
+        lengths = sorted({len(vector) for vector in found.values()})
+        if len(lengths) > 1:
+            msg = f"vectors of different lengths came back: {lengths}"
+            raise _BadVectorsError(msg, should_retry=False)
+        if lengths and lengths[0] != (known := self._call.memory.learn(lengths[0])):
+            msg = (
+                f"route {route.name!r} answers with vectors of {lengths[0]} numbers,"
+                f" and those of {self._router.space!r} have {known}: they cannot be"
+                " compared, so this route must not be asked for it"
+            )
+            raise VectorSpaceError(msg)
+        with self._lock:
+            if attempt.number == self._state.attempts:  # Not a thread that was left.
+                self._vectors |= {place: list(v) for place, v in found.items()}
+        if len(found) < count:
+            msg = f"{count - len(found)} of {count} vectors are no finite numbers"
+            raise _BadVectorsError(msg, should_retry=False)
+        return [self._vectors[place] for place in self._batch]
+
+    def _on_failure(self, error: RetryRouterError) -> None:
+        self._failures.append(error)
+        # Without the message: what a server says may hold anything.
+        what = type(error).__name__
+        if error.status_code is not None:
+            what = f"{what}, {error.status_code}"
+        logger.warning(
+            "route %r failed to embed %d text(s): %s",
+            *(error.route, len(self._batch) - len(self._vectors), what),
+        )
+
+    def _action_for(self, error: RetryRouterError) -> FailureAction | None:
+        if isinstance(error, VectorSpaceError) or self._is_too_large(error):
+            return FailureAction.RAISE
+        return FailureAction.FAILOVER if isinstance(error, _BadVectorsError) else None
+
+    def _is_too_large(self, error: RetryRouterError) -> bool:
+        """Whether the batch may be answered in halves."""
+        remaining = self._state.remaining()
+        if len(self._batch) == 1 or (remaining is not None and remaining <= 0):
+            return False
+        if (
+            error.kind is FailureKind.CONTEXT_OVERFLOW
+            or error.status_code == _TOO_LARGE
+        ):
+            return True
+        is_refused = error.kind is FailureKind.INVALID_REQUEST
+        return is_refused and bool(_ABOUT_SIZE.search(error.message))
+
+
+class _BadVectorsError(MalformedResponseError):
+    """An answer lacks vectors, or has some that are none: the next route is asked."""
+
+
+def _is_vector(value: Any) -> bool:
+    """Whether it is a list of finite numbers; fast, since there are millions."""
+    try:
+        return len(value) > 0 and math.isfinite(sum(value))
+    except (TypeError, ValueError, OverflowError):
+        return False

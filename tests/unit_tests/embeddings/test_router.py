@@ -1,0 +1,562 @@
+"""`EmbeddingsRouter`: one vector for each text, of one model, while a route answers."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import math
+import pickle
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from langchain_classic.embeddings import CacheBackedEmbeddings
+from langchain_core.embeddings import DeterministicFakeEmbedding, Embeddings
+from langchain_core.stores import InMemoryByteStore
+from langchain_core.vectorstores import InMemoryVectorStore
+from langchain_openai import AzureOpenAIEmbeddings, OpenAIEmbeddings
+from langchain_tests.integration_tests import EmbeddingsIntegrationTests
+from langchain_tests.unit_tests import EmbeddingsUnitTests
+from pydantic import SecretStr, ValidationError
+
+from langchain_retryrouter import (
+    APITimeoutError,
+    CircuitBreaker,
+    ContextLengthError,
+    EmbeddingsRoute,
+    EmbeddingsRouter,
+    GPTRouterEmbeddings,
+    InvalidRequestError,
+    MalformedResponseError,
+    RetryBudget,
+    RetryPolicy,
+    RetryRouterError,
+    UnavailableError,
+    VectorSpaceError,
+)
+from langchain_retryrouter.testing import (
+    Body,
+    FakeClock,
+    FaultyGateway,
+    Hangup,
+    HtmlPage,
+    Reset,
+    Status,
+    Step,
+)
+from langchain_retryrouter.testing._gptrouter_api import stub_embedding
+from tests.unit_tests.one_loop import OneLoop, calls
+
+from .conftest import KEY, SMALL
+
+__all__ = ["calls"]
+
+SPACE = "text-embedding-3-small"
+EXACT = RetryPolicy(max_retries=1, initial_delay=0.5, jitter=False)
+TEXTS = ["a", "b", "c", "d", "e"]
+STUBS = [pytest.approx(stub_embedding(text), abs=1e-6) for text in TEXTS]
+TOO_LONG = Status(
+    400,
+    error_code="context_length_exceeded",
+    message="This model's maximum context length is 8192 tokens.",
+)
+TOO_MANY = Status(400, message="'$.input' is invalid. Array too long: at most 2048.")
+
+
+def vectors(*given: object) -> Body:
+    """An answer of OpenAI's with these vectors."""
+    data = [{"index": n, "embedding": vector} for n, vector in enumerate(given)]
+    body = json.dumps({"object": "list", "data": data, "model": SPACE})
+    return Body(200, {"content-type": "application/json"}, body)
+
+
+class Places:
+    """Two places of the same model, and what they were asked."""
+
+    def __init__(self, calls: OneLoop, clock: FakeClock, *both: FaultyGateway) -> None:
+        self.calls, self.clock, self.gateways = calls, clock, both
+        self.logs: list[dict[str, Any]] = []
+
+    def model(self, at: int = 0, **fields: Any) -> OpenAIEmbeddings:
+        given: dict[str, Any] = {
+            "model": SPACE,
+            "api_key": SecretStr(KEY),
+            "base_url": self.gateways[at].openai_url,
+            "check_embedding_ctx_length": False,
+            "http_client": openai.DefaultHttpxClient(),
+            "http_async_client": openai.DefaultAsyncHttpxClient(),
+        }
+        model = OpenAIEmbeddings(**{**given, **fields})
+        self.calls.closes(model)
+        return model
+
+    def router(self, *routes: Any, **fields: Any) -> EmbeddingsRouter:
+        """A router of the two places, unless other routes are given."""
+        if not routes:
+            routes = (
+                EmbeddingsRoute(model=self.model(0), name="first"),
+                EmbeddingsRoute(model=self.model(1), name="second"),
+            )
+        given = {"retry_policy": EXACT, "clock": self.clock, **fields}
+        log = self.logs.append
+        return EmbeddingsRouter(routes=routes, on_attempt_log=log, **given)
+
+    def embed(self, router: Any, texts: Any = TEXTS) -> Any:
+        """The vectors of a list, or the vector of one text."""
+        name = "embed_query" if isinstance(texts, str) else "embed_documents"
+        return self.calls.call(router, name, texts)
+
+    def asked(self, at: int) -> list[list[str]]:
+        """The texts of each request at a place."""
+        return [request.json["input"] for request in self.gateways[at].requests]
+
+
+@pytest.fixture
+def places(calls: OneLoop, fake_clock: FakeClock) -> Iterator[Places]:
+    """Two gateways that speak OpenAI's protocol."""
+    with FaultyGateway() as first, FaultyGateway() as second:
+        yield Places(calls, fake_clock, first, second)
+
+
+# --- batches and order ---
+
+
+def test_each_text_has_its_vector(places: Places) -> None:
+    """In order, duplicates included; an empty list is no request."""
+    router = places.router(max_batch_size=2)
+    assert places.embed(router) == STUBS
+    assert places.asked(0) == [["a", "b"], ["c", "d"], ["e"]]
+    assert places.embed(router, ["a", "e", "a"]) == [STUBS[0], STUBS[4], STUBS[0]]
+    assert places.embed(router, "a") == STUBS[0]
+    count = len(places.asked(0))
+    assert places.embed(router, []) == []
+    assert len(places.asked(0)) == count
+    assert not places.asked(1)
+
+
+def test_batches_are_split_by_tokens_and_by_the_models_own_size(
+    places: Places,
+) -> None:
+    """What is sent fits each route: one call of its model is one request."""
+    router = places.router(max_batch_tokens=25)
+    places.embed(router, ["x" * 40, "y" * 40, "z" * 400, "w"])
+    assert [len(texts) for texts in places.asked(0)] == [2, 1, 1]
+    small = places.model(1, chunk_size=3)
+    places.embed(places.router(places.model(0), small))
+    assert places.asked(0)[-2:] == [["a", "b", "c"], ["d", "e"]]
+
+
+@pytest.mark.parametrize("texts", ["ab", b"AB", ["a", 5], [None]])
+def test_what_is_no_list_of_texts_is_refused(places: Places, texts: Any) -> None:
+    """A string would be embedded letter by letter."""
+    with pytest.raises(TypeError, match="text"):
+        places.calls.call(places.router(), "embed_documents", texts)
+
+
+# --- failures ---
+
+FAILURES: dict[str, tuple[Step, int]] = {
+    "429": (Status(429), 2),
+    "503": (Status(503), 2),
+    "reset": (Reset(), 2),
+    "hangup": (Hangup(), 2),
+    "page": (HtmlPage(200), 2),
+    "401": (Status(401), 1),
+    "404": (Status(404), 1),
+    "402": (Status(402), 1),
+    "429 for long": (Status(429, {"retry-after": "600"}), 1),
+    "one vector is missing": (vectors([0.5] * 8, [0.5] * 8), 1),
+    "none of them": (vectors(), 1),
+    "different lengths": (vectors([0.5] * 8, [0.5] * 7, [0.5] * 8), 1),
+    "no numbers": (vectors(*[["a"]] * 3), 1),
+    "empty vectors": (vectors(*[[]] * 3), 1),
+}
+
+
+@pytest.mark.parametrize("row", FAILURES)
+def test_a_failed_route_is_followed_by_the_next(places: Places, row: str) -> None:
+    """What may pass is retried, and what is no vector never is handed over."""
+    step, requests = FAILURES[row]
+    places.gateways[0].always(step)
+    assert places.embed(places.router(), TEXTS[:3]) == STUBS[:3]
+    assert len(places.asked(0)) == requests
+    assert len(places.asked(1)) == 1
+
+
+def test_only_the_batch_that_failed_is_sent_again(places: Places) -> None:
+    """Batches that were answered are kept, whatever becomes of the others."""
+    router = places.router(max_batch_size=2, max_concurrency=1)
+    healthy = [Status(503)] * 2
+    places.gateways[0].script(vectors(*[stub_embedding(t) for t in "ab"]), *healthy)
+    assert places.embed(router) == STUBS
+    assert places.asked(0) == [["a", "b"], ["c", "d"], ["c", "d"], ["e"]]
+    assert places.asked(1) == [["c", "d"]]
+
+
+@pytest.mark.parametrize("hole", [None, [], [None] * 8, [math.nan] * 8, [math.inf] * 8])
+def test_only_missing_vectors_are_asked_for_again(places: Places, hole: Any) -> None:
+    """Vectors of an answer with holes are kept; the next route fills the holes."""
+    known = [stub_embedding(text) for text in "abc"]
+    places.gateways[0].script(vectors(known[0], hole, known[2]))
+    assert places.embed(places.router(), ["a", "b", "c"]) == STUBS[:3]
+    assert places.asked(0) == [["a", "b", "c"]]
+    assert places.asked(1) == [["b"]]
+
+
+def test_the_error_is_the_first_routes(places: Places) -> None:
+    """With the others attached, how often was asked, and which texts it concerns."""
+    places.gateways[0].always(Status(503))
+    places.gateways[1].always(vectors([0.5] * 8))
+    router = places.router(max_batch_size=3)
+    with pytest.raises(UnavailableError) as raised:
+        places.embed(router)
+    error = raised.value
+    assert (error.route, error.attempts, error.is_retryable) == ("first", 3, False)
+    assert isinstance(error.others[-1], MalformedResponseError)
+    assert "texts 0 to 2 of 5, counted from 0" in error.__notes__
+    outcomes = [line["outcome"] for line in places.logs[0]["attempts"]]
+    assert outcomes == ["unavailable", "unavailable", "malformed"]
+    assert places.logs[0]["texts"] == 3
+
+
+def test_a_content_filter_ends_the_call(places: Places) -> None:
+    """A refusal is not routed around, as in a `RetryRouter`."""
+    step = Status(400, error_code="content_filter", message="Flagged by a filter.")
+    places.gateways[0].always(step)
+    with pytest.raises(InvalidRequestError):
+        places.embed(places.router())
+    assert not places.asked(1)
+
+
+# --- sizes ---
+
+
+@pytest.mark.parametrize("step", [TOO_LONG, TOO_MANY, Status(413)], ids=str)
+def test_a_batch_that_is_too_large_is_halved(places: Places, step: Step) -> None:
+    """On the same route, down to a single text, and in order."""
+    places.gateways[0].script(step, step)
+    assert places.embed(places.router()) == STUBS
+    sizes = [len(texts) for texts in places.asked(0)]
+    assert sizes == [5, 2, 1, 1, 3]
+    assert not places.asked(1)
+
+
+def test_a_text_that_is_too_long_by_itself_is_named(places: Places) -> None:
+    """It is asked of the other route as well; the error names it."""
+    for gateway in places.gateways:
+        gateway.always(lambda request: TOO_LONG if "c" in request.json["input"] else OK)
+    with pytest.raises(ContextLengthError) as raised:
+        places.embed(places.router(), TEXTS[:4])
+    assert "text 2 of 4, counted from 0" in raised.value.__notes__
+    assert places.asked(1) == [["c"]]
+
+
+OK = Body(
+    200,
+    {"content-type": "application/json"},
+    json.dumps({"data": [{"index": n, "embedding": [0.5] * 8} for n in range(2)]}),
+)
+
+
+# --- one vector space ---
+
+
+def test_another_length_is_an_error_and_no_failover(places: Places) -> None:
+    """A route of another model is told at once, and its vectors are not handed over."""
+    router = places.router()
+    assert places.embed(router, ["a"]) == STUBS[:1]
+    places.gateways[0].always(Status(401))
+    places.gateways[1].always(vectors([0.5] * 7))
+    with pytest.raises(VectorSpaceError, match=r"'second'.*7 numbers.*8") as raised:
+        places.embed(router, ["b"])
+    assert raised.value.others
+    assert router.health()["routes"][1]["state"] == "closed"
+
+
+def test_the_length_can_be_given(places: Places) -> None:
+    """Then the first answer is checked as well."""
+    with pytest.raises(VectorSpaceError, match=f"'{SPACE}' have 9"):
+        places.embed(places.router(dimensions=9), ["a"])
+    assert not places.asked(1)
+
+
+def fake(**fields: Any) -> DeterministicFakeEmbedding:
+    return DeterministicFakeEmbedding(size=8, **fields)
+
+
+def azure(**fields: Any) -> AzureOpenAIEmbeddings:
+    return AzureOpenAIEmbeddings(
+        azure_endpoint="http://127.0.0.1:1",
+        api_key=SecretStr(KEY),
+        api_version="2024-10-21",
+        max_retries=0,
+        **fields,
+    )
+
+
+def at_openai(model: str = SPACE, **fields: Any) -> OpenAIEmbeddings:
+    return OpenAIEmbeddings(
+        model=model, api_key=SecretStr(KEY), max_retries=0, **fields
+    )
+
+
+def test_the_space_is_read_from_the_models() -> None:
+    """From whatever field has the name; a single route needs none."""
+    own = GPTRouterEmbeddings(
+        models_priority_list=[SMALL],
+        gpt_router_api_base="http://127.0.0.1:1",
+        gpt_router_api_key=SecretStr(KEY),
+        max_retries=0,
+    )
+    assert EmbeddingsRouter(routes=[at_openai(), own]).space == SPACE
+    assert EmbeddingsRouter(routes=[fake()]).space == "DeterministicFakeEmbedding"
+    deployed = azure(azure_deployment="ours")
+    router = EmbeddingsRouter(routes=[at_openai(), deployed], space=SPACE)
+    assert [route.name for route in router.routes] == [
+        "OpenAIEmbeddings",
+        "AzureOpenAIEmbeddings",
+    ]
+    prefixed = at_openai(f"openai/{SPACE}")
+    assert EmbeddingsRouter(routes=[at_openai(), prefixed], space=SPACE).space == SPACE
+    other = EmbeddingsRoute(model=at_openai("emb-small-v3"), space=SPACE)
+    assert EmbeddingsRouter(routes=[at_openai(), other]).space == SPACE
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "two models": (
+        {"routes": [at_openai(), at_openai("text-embedding-3-large")]},
+        "different models .text-embedding-3-large, text-embedding-3-small.",
+    ),
+    "another than the space": (
+        {"routes": [at_openai(), at_openai("text-embedding-3-large")], "space": SPACE},
+        "different models .text-embedding-3-large, and space='text-embedding-3-small'",
+    ),
+    "a deployment": (
+        {"routes": [at_openai(), azure(azure_deployment="ours")]},
+        "space is needed: the model of AzureOpenAIEmbeddings is not known",
+    ),
+    "unknown": ({"routes": [fake(), fake()]}, "space is needed"),
+    "dimensions": (
+        {"routes": [at_openai(dimensions=512), at_openai(dimensions=256)]},
+        "different dimensions: ",
+    ),
+    "dimensions of one": (
+        {"routes": [at_openai(dimensions=512), at_openai()]},
+        "different dimensions: ",
+    ),
+    "string": ({"routes": "openai:x"}, "must be a list of embeddings.*'openai:x'"),
+    "none": ({"routes": []}, "at least 1"),
+    "unknown field": ({"routes": [fake()], "spaces": "a"}, "spaces"),
+    "batch": ({"routes": [fake()], "max_batch_size": 0}, "max_batch_size"),
+    "form": ({"routes": ["text-embedding-3-small"]}, "'provider:model'"),
+    "breaker": (
+        {"routes": [fake()], "breaker_settings": {"threshold": 3}},
+        "breaker_settings must be",
+    ),
+}
+
+
+@pytest.mark.parametrize("row", REFUSED)
+def test_what_could_mix_vectors_is_refused(row: str) -> None:
+    """At construction, with what to do."""
+    fields, says = REFUSED[row]
+    with pytest.raises(ValidationError, match=says):
+        EmbeddingsRouter(**fields)
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [(5, "not 5"), (EmbeddingsRouter(routes=[fake()]), "put its routes into")],
+)
+def test_what_is_no_route_is_refused(model: Any, says: str) -> None:
+    """A router within a router would multiply its retries."""
+    with pytest.raises(TypeError, match=says):
+        EmbeddingsRouter(routes=[model])
+
+
+def test_strings_are_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By langchain's `init_embeddings`."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    router = EmbeddingsRouter(routes=[f"openai:{SPACE}"])
+    model = router.routes[0].model
+    assert isinstance(model, OpenAIEmbeddings)
+    assert (model.model, model.max_retries) == (SPACE, 0)
+
+
+# --- retries, limits, breakers ---
+
+
+def test_the_models_own_retries_are_switched_off(places: Places) -> None:
+    """OpenAI's SDK would send each request three times, and wait by itself."""
+    model = places.model(0, max_retries=2)
+    places.gateways[0].always(Status(503))
+    with pytest.raises(UnavailableError):
+        places.embed(places.router(model), ["a"])
+    assert len(places.asked(0)) == 2
+    assert places.clock.sleeps == [0.5]
+
+
+def test_retries_that_stay_are_warned_of() -> None:
+    """Of a class that is not known, and says that it repeats."""
+
+    class Repeating(DeterministicFakeEmbedding):
+        max_retries: int = 3
+
+    with pytest.warns(UserWarning, match="route 'Repeating' repeats by itself"):
+        EmbeddingsRouter(routes=[Repeating(size=8)])
+
+
+def test_a_gateways_embeddings_are_a_route(
+    calls: OneLoop, gateway: FaultyGateway, fake_clock: FakeClock
+) -> None:
+    """Their own retries are switched off as well, and their errors are read."""
+    own = GPTRouterEmbeddings(
+        models_priority_list=[SMALL],
+        gpt_router_api_base=gateway.url,
+        gpt_router_api_key=SecretStr(KEY),
+    )
+    with EmbeddingsRouter(routes=[own], retry_policy=EXACT, clock=fake_clock) as router:
+        gateway.script(Status(503))
+        assert calls.call(router, "embed_documents", ["a"]) == [stub_embedding("a")]
+        assert len(gateway.requests) == 2
+        gateway.always(Status(503))
+        with pytest.raises(UnavailableError):
+            calls.call(router, "embed_query", "a")
+        assert len(gateway.requests) == 4
+        if calls.is_async:
+            calls.call(router, "close")
+
+
+def test_an_open_breaker_keeps_a_route_out(places: Places) -> None:
+    """Breakers count over batches and calls; a shared one can be given."""
+    breaker = CircuitBreaker(failure_threshold=1, clock=places.clock)
+    first = EmbeddingsRoute(model=places.model(0), name="a", breaker=breaker)
+    second = EmbeddingsRoute(model=places.model(1), name="b")
+    places.gateways[0].always(Status(503))
+    router = places.router(first, second, retry_policy=RetryPolicy(max_retries=0))
+    assert places.embed(router) == STUBS
+    assert breaker.is_open
+    assert places.embed(copy.copy(router), ["a"]) == STUBS[:1]
+    assert len(places.asked(0)) == 1
+    health = router.health()
+    assert [route["state"] for route in health["routes"]] == ["open", "closed"]
+    assert health["routes"][0]["last_error"]["kind"] == "unavailable"
+
+
+def test_an_empty_budget_sends_no_retry(places: Places) -> None:
+    """But asks the next route, which costs nothing."""
+    places.gateways[0].always(Status(503))
+    budget = RetryBudget(capacity=0)
+    assert places.embed(places.router(budget=budget)) == STUBS
+    assert len(places.asked(0)) == 1
+
+
+def test_the_deadline_is_for_all_batches(places: Places) -> None:
+    """No wait begins that would outlast it, and no batch begins after it."""
+    policy = RetryPolicy(max_retries=9, initial_delay=4, jitter=False, deadline=10)
+    for gateway in places.gateways:
+        gateway.script(*[Status(503)] * 2, *[vectors([0.5] * 8)] * 3)
+    router = places.router(max_batch_size=1, max_concurrency=1, retry_policy=policy)
+    for gateway in places.gateways:
+        gateway.script(Status(503), vectors([0.5] * 8), Status(503), Status(503))
+        gateway.always(Status(503))
+    with pytest.raises(RetryRouterError):
+        places.embed(router, ["a", "b", "c"])
+    assert places.clock.monotonic() <= 10
+
+
+def test_a_silent_route_is_left_within_its_limit(places: Places) -> None:
+    """An attempt has its limit, in a thread or not."""
+    slow = Slow(size=8)
+    policy = RetryPolicy(max_retries=0, attempt_timeout=0.05)
+    router = places.router(slow, space=SPACE, retry_policy=policy)
+    with pytest.raises(APITimeoutError):
+        places.embed(router, ["a"])
+
+
+class Slow(DeterministicFakeEmbedding):
+    """Answers when nobody waits any longer."""
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        threading.Event().wait(0.3)
+        return super().embed_documents(texts)
+
+    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        await asyncio.Event().wait()
+        return super().embed_documents(texts)
+
+
+def test_hooks_see_each_retry(places: Places) -> None:
+    """LangChain has no callbacks for embeddings: the policy has hooks."""
+    seen: list[tuple[str | None, str | None]] = []
+    policy = RetryPolicy(
+        max_retries=1,
+        on_retry=lambda event: seen.append((event.route, event.next_route)),
+        on_failover=lambda event: seen.append((event.route, event.next_route)),
+    )
+    places.gateways[0].always(Status(503))
+    places.embed(places.router(retry_policy=policy), ["a"])
+    assert seen == [("first", "first"), ("first", "second")]
+    assert places.logs[0]["route"] == "second"
+
+
+# --- in LangChain ---
+
+
+def test_it_works_below_a_cache_and_a_vector_store(places: Places) -> None:
+    """The space is a namespace that is right for the cache."""
+    router = places.router()
+    places.gateways[0].script(Status(503))
+    store = InMemoryByteStore()
+    cached = CacheBackedEmbeddings.from_bytes_store(
+        router, store, namespace=router.space, key_encoder="sha256"
+    )
+    assert places.embed(cached) == STUBS
+    count = len(places.asked(0))
+    assert places.embed(cached, TEXTS) == STUBS
+    assert len(places.asked(0)) == count
+    search = InMemoryVectorStore(router)
+    places.calls.call(search, "add_texts", TEXTS)
+    found = places.calls.call(search, "similarity_search", "c", k=1)
+    assert found[0].page_content == "c"
+
+
+def test_a_router_travels() -> None:
+    """A pickle has its routes and numbers, and knows the length of its vectors."""
+    router = EmbeddingsRouter(routes=[fake()], max_batch_size=7)
+    router.embed_query("a")
+    travelled = pickle.loads(pickle.dumps(router))
+    assert travelled.max_batch_size == 7
+    assert travelled.embed_query("a") == router.embed_query("a")
+    assert "answered" in str(travelled.health())
+
+
+class TestUnit(EmbeddingsUnitTests):
+    """What LangChain expects of all embeddings at construction."""
+
+    @property
+    def embeddings_class(self) -> type[Embeddings]:
+        """The class under test."""
+        return EmbeddingsRouter
+
+    @property
+    def embedding_model_params(self) -> dict[str, Any]:
+        """One route that needs no network."""
+        return {"routes": [fake()]}
+
+
+class TestIntegration(EmbeddingsIntegrationTests):
+    """What LangChain expects of all embeddings in use."""
+
+    @property
+    def embeddings_class(self) -> type[Embeddings]:
+        """The class under test."""
+        return EmbeddingsRouter
+
+    @property
+    def embedding_model_params(self) -> dict[str, Any]:
+        """Two routes that need no network."""
+        return {"routes": [fake(), fake()], "space": "fake"}
