@@ -8,11 +8,13 @@ from the configuration, outcomes from `FailureKind`.
 
 from __future__ import annotations
 
+import functools
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from langchain_retryrouter import __version__
 from langchain_retryrouter._retry.call_state import (
@@ -43,6 +45,7 @@ __all__ = ["METRICS", "Instrumentation", "instrument"]
 CONVENTIONS: Final = "semantic-conventions-genai v0.1.0"
 """The conventions that the names follow; all of `gen_ai.*` is "Development" there."""
 
+_SCOPE: Final = "langchain_retryrouter"
 _OPERATION: Final = "gen_ai.operation.name"
 _PROVIDER: Final = "gen_ai.provider.name"
 _REQUEST_MODEL: Final = "gen_ai.request.model"
@@ -98,9 +101,10 @@ class Metric(NamedTuple):
     description: str
 
 
+_GENAI: Final = "gen_ai.client.inference"
 METRICS: Final = {
     "call": Metric(
-        "gen_ai.client.inference.duration",
+        f"{_GENAI}.duration",
         "histogram",
         "s",
         "Seconds of a call with all its attempts and waits.",
@@ -111,31 +115,31 @@ METRICS: Final = {
         "s",
         "Seconds of a request for embeddings with all its attempts and waits.",
     ),
+    "attempt": Metric(
+        "retryrouter.attempt.duration", "histogram", "s", "Seconds of an attempt."
+    ),
     "input": Metric(
-        "gen_ai.client.inference.usage.input_tokens",
+        f"{_GENAI}.usage.input_tokens",
         "counter",
         "{token}",
         "Input tokens of attempts, failed ones too where the provider names them.",
     ),
     "output": Metric(
-        "gen_ai.client.inference.usage.output_tokens",
+        f"{_GENAI}.usage.output_tokens",
         "counter",
         "{token}",
         "Output tokens of attempts, failed ones too where the provider names them.",
     ),
-    "attempt": Metric(
-        "retryrouter.attempt.duration", "histogram", "s", "Seconds of an attempt."
-    ),
+    "cost": Metric("retryrouter.cost", "counter", "{money}", "Money of attempts."),
     "wait": Metric(
-        "retryrouter.wait", "histogram", "s", "Seconds waited before another attempt."
+        "retryrouter.wait.time", "counter", "s", "Seconds waited between attempts."
     ),
     "limiter_wait": Metric(
-        "retryrouter.limiter.wait", "histogram", "s", "Seconds waited for a rate limit."
+        "retryrouter.limiter_wait.time", "counter", "s", "Seconds waited for limits."
     ),
     "skipped": Metric(
         "retryrouter.route.skipped", "counter", "{route}", "Routes that were not asked."
     ),
-    "cost": Metric("retryrouter.cost", "counter", "{money}", "Money of attempts."),
     "breaker": Metric(
         "retryrouter.breaker.state",
         "gauge",
@@ -150,7 +154,7 @@ METRICS: Final = {
 
 _SECONDS: Final = [0.01 * 2**power for power in range(14)]  # As the conventions say.
 
-# --- what gauges read ---------------------------------------------------------------
+# --- what is read when metrics are collected ----------------------------------------
 
 _breakers: weakref.WeakKeyDictionary[CircuitBreaker, str] = weakref.WeakKeyDictionary()
 _budgets: weakref.WeakSet[RetryBudget] = weakref.WeakSet()
@@ -187,67 +191,109 @@ def _name_of(shared: Any) -> str:
 
 _GAUGES: Final = {"breaker": _observe_breakers, "budget": _observe_budgets}
 
+Labels: TypeAlias = tuple[tuple[str, str], ...]
+
+
+class _Counters:
+    """The counters of one meter provider, read when it collects.
+
+    To add to a counter of the SDK takes ten times as long as to add here.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._totals: dict[str, dict[Labels, float]] = {}
+
+    def add(self, key: str, value: float, labels: Labels) -> None:
+        with self._lock:
+            totals = self._totals.setdefault(key, {})
+            totals[labels] = totals.get(labels, 0) + value
+
+    def observe(self, key: str, _options: Any) -> list[metrics.Observation]:
+        with self._lock:
+            totals = list(self._totals.get(key, {}).items())
+        return [metrics.Observation(value, dict(labels)) for labels, value in totals]
+
+
+_counters: weakref.WeakKeyDictionary[metrics.MeterProvider, _Counters]
+_counters = weakref.WeakKeyDictionary()
+
 # --- one call -----------------------------------------------------------------------
 
 _CURRENT: Final = context.create_key("langchain-retryrouter-attempt")
-_MOST_NAMES: Final = 200  # Different label values of models and routes.
+_MOST_NAMES: Final = 200  # Different label values, and models that are kept.
 
 
-@dataclass(slots=True)
+class _Model(NamedTuple):
+    """What spans and metrics say of a model that is asked."""
+
+    span_name: str
+    attributes: dict[str, str]
+    labels: Labels
+    operation: str
+
+
 class _Attempt:
     """An attempt, until its span has ended: that is when all is known of it."""
 
-    record: AttemptRecord
-    subject: Subject
-    attributes: dict[str, Any]
-    span: trace.Span
-    facts: dict[str, Any] = field(default_factory=dict)
-    failure: Failure | None = None
-    ended_at: int = 0
-    has_call: bool = False  # Of a model of ours, whose attempts have spans themselves.
+    __slots__ = ("ended_at", "facts", "failure", "record", "sends", "span", "subject")
+
+    def __init__(
+        self, record: AttemptRecord, subject: Subject, span: trace.Span | None
+    ) -> None:
+        self.record, self.subject, self.span = record, subject, span
+        # Else it is made of the attempts of another model of ours.
+        self.sends = subject.sends
+        self.facts: dict[str, Any] = {}
+        self.failure: Failure | None = None
+        self.ended_at = 0
 
 
 class _CallTelemetry(CallObserver):
-    """The spans and metrics of one call."""
+    """The spans and metrics of one call; if it is not sampled, it is one span."""
+
+    __slots__ = (
+        *("_attempts", "_call", "_context", "_is_recording", "_requests"),
+        *("_served", "_shared", "_span", "_subject"),
+    )
 
     def __init__(self, shared: Instrumentation, call: CallState) -> None:
         self._shared, self._call = shared, call
         self._attempts: dict[int, _Attempt] = {}
         self._requests = 0
         self._served: _Attempt | None = None
-        self._subject = subject = call.describe(call.position)
+        self._subject = call.describe(call.position)
         parent = _context_of(call.run)
-        self._span = shared.tracer.start_span(
-            _span_name(subject),
-            context=parent,
-            kind=trace.SpanKind.INTERNAL,
-            attributes=_described(subject),
-        )
+        name, attributes, _, _ = shared.model(self._subject)
+        self._span = shared.tracer.start_span(name, parent, attributes=attributes)
+        self._is_recording = self._span.is_recording()
         self._context = trace.set_span_in_context(self._span, parent)
 
     def attempt_began(self, record: AttemptRecord, position: int) -> None:
-        self._end_attempts()
-        if record.number is None:
-            return
-        subject = self._call.describe(position)
-        attributes = {**_described(subject), _ATTEMPT: record.number}
-        span = self._start(subject, attributes)
-        self._attempts[record.number] = _Attempt(record, subject, attributes, span)
+        if self._attempts:
+            self._end_attempts()
+        if record.number is not None:
+            subject = self._call.describe(position)
+            span = self._start(subject, record.number) if self._is_recording else None
+            self._attempts[record.number] = _Attempt(record, subject, span)
 
-    def _start(self, subject: Subject, attributes: dict[str, Any]) -> trace.Span:
+    def _start(self, subject: Subject, number: int) -> trace.Span:
         """The span of a request, with the number of those before it."""
+        name, attributes, _, _ = self._shared.model(subject)
+        own: dict[str, Any] = {**attributes, _ATTEMPT: number}
         if self._requests:
-            attributes = {**attributes, _RESEND_COUNT: self._requests}
+            own[_RESEND_COUNT] = self._requests
         self._requests += subject.sends
         kind = trace.SpanKind.CLIENT if subject.sends else trace.SpanKind.INTERNAL
-        return self._shared.tracer.start_span(
-            _span_name(subject), self._context, kind, attributes
-        )
+        return self._shared.tracer.start_span(name, self._context, kind, own)
 
     def resent(self, number: int, failure: Failure) -> None:
-        if attempt := self._attempts.get(number):
-            self._close_span(attempt, failure.kind.value, failure, time.time_ns())
-            attempt.span = self._start(attempt.subject, attempt.attributes)
+        attempt = self._attempts.get(number)
+        if attempt is not None and attempt.span is not None:
+            self._close_span(
+                attempt.span, attempt, failure.kind.value, failure, time.time_ns()
+            )
+            attempt.span = self._start(attempt.subject, number)
 
     def answered(self, number: int, facts: Mapping[str, Any]) -> None:
         if attempt := self._attempts.get(number):
@@ -260,18 +306,19 @@ class _CallTelemetry(CallObserver):
     def contains_call(self, number: int) -> None:
         """An attempt is made of the attempts of another call."""
         if attempt := self._attempts.get(number):
-            attempt.has_call = True
+            attempt.sends = False
 
     def waits(self, seconds: float) -> None:
         self._end_attempts()
         if seconds:
-            self._shared.record("wait", seconds, {_ROUTE: self._route_label()})
+            route = self._shared.bounded(self._call.route)
+            self._shared.counters.add("wait", seconds, ((_ROUTE, route),))
 
     def happened(self, event: str, facts: Mapping[str, Any]) -> None:
         if event == "skipped":
             route = self._shared.bounded(facts["route"])
-            self._shared.record("skipped", 1, {_ROUTE: route})
-        if self._span.is_recording():
+            self._shared.counters.add("skipped", 1, ((_ROUTE, route),))
+        if self._is_recording:
             attributes = {
                 f"retryrouter.{name}": value
                 for name, value in facts.items()
@@ -283,19 +330,20 @@ class _CallTelemetry(CallObserver):
         for attempt in self._attempts.values():
             attempt.ended_at = attempt.ended_at or time.time_ns()
         self._end_attempts()
-        if isinstance(error, GeneratorExit) and self._served is not None:
-            error = None  # The caller took all of the answer, and closed the stream.
-        served = self._served
-        subject = self._subject if served is None else served.subject
+        served, subject = self._served, self._subject
+        if served is not None:
+            subject = served.subject
+            if isinstance(error, GeneratorExit):
+                error = None  # The caller took the whole answer, and closed the stream.
         outcome, kind = _outcome_of(error)
-        if self._span.is_recording():
-            log = self._call
+        model = self._shared.model(subject)
+        if self._is_recording:
             found = {
-                **_described(subject),
+                **model.attributes,
                 _OUTCOME: outcome,
-                _ATTEMPTS: log.attempts,
-                _ROUTE: log.route,
-                _WAIT: log.waited or None,
+                _ATTEMPTS: self._call.attempts,
+                _ROUTE: self._call.route,
+                _WAIT: self._call.waited or None,
                 _ERROR_TYPE: kind,
                 _RESPONSE_MODEL: served and served.facts.get("model"),
             }
@@ -303,19 +351,18 @@ class _CallTelemetry(CallObserver):
             if kind is not None:
                 self._span.set_status(trace.StatusCode.ERROR, kind)
         self._span.end()
-        labels = self._shared.labels(subject)
-        if kind is not None:
-            labels = {**labels, _ERROR_TYPE: kind}
-        is_embeddings = subject.operation == "embeddings"
-        name = "embeddings" if is_embeddings else "call"
+        name = "embeddings" if model.operation == "embeddings" else "call"
+        labels = model.labels if kind is None else (*model.labels, (_ERROR_TYPE, kind))
         self._shared.record(name, self._call.elapsed, labels)
 
     def attach(self, number: int) -> Callable[[], object]:
         attempt = self._attempts.get(number)
-        span = self._span if attempt is None else attempt.span
+        span = self._span
+        if attempt is not None and attempt.span is not None:
+            span = attempt.span
         current = trace.set_span_in_context(span)
         token = context.attach(context.set_value(_CURRENT, (self, number), current))
-        return lambda: context.detach(token)
+        return functools.partial(context.detach, token)
 
     def _end_attempts(self) -> None:
         """End the spans of the attempts that are over, and count them."""
@@ -325,62 +372,58 @@ class _CallTelemetry(CallObserver):
                 self._end(attempt)
 
     def _end(self, attempt: _Attempt) -> None:
-        record, subject, shared = attempt.record, attempt.subject, self._shared
-        self._close_span(attempt, record.outcome, attempt.failure, attempt.ended_at)
+        record, shared = attempt.record, self._shared
         if record.outcome == "ok":
             self._served = attempt
-        route = shared.bounded(record.route)
-        labels = {**shared.labels(subject), _ROUTE: route, _OUTCOME: record.outcome}
+        labels = shared.labels(attempt.subject, record.route, record.outcome)
         shared.record("attempt", record.seconds, labels)
-        if not subject.sends or attempt.has_call:
-            return
-        if usage := _tokens(attempt.facts.get("usage")):
-            labels = {**labels, _MODALITY: "unknown"}
-            for name, key in (("input", _INPUT_TOKENS), ("output", _OUTPUT_TOKENS)):
-                if count := usage.get(key):
-                    shared.record(name, count, labels)
-        if cost := attempt.facts.get("cost"):
-            shared.record("cost", cost, labels)
+        tokens: dict[str, int] = {}
+        if attempt.sends and attempt.facts:
+            tokens = _tokens(attempt.facts.get("usage"))
+            for key, name in (("input", _INPUT_TOKENS), ("output", _OUTPUT_TOKENS)):
+                if count := tokens.get(name):
+                    shared.counters.add(key, count, (*labels, (_MODALITY, "unknown")))
+            if cost := attempt.facts.get("cost"):
+                shared.counters.add("cost", cost, labels)
+        if attempt.span is not None:
+            self._close_span(
+                attempt.span,
+                attempt,
+                record.outcome,
+                attempt.failure,
+                attempt.ended_at,
+                tokens,
+            )
 
     def _close_span(
-        self, attempt: _Attempt, outcome: str, failure: Failure | None, at: int
+        self,
+        span: trace.Span,
+        attempt: _Attempt,
+        outcome: str,
+        failure: Failure | None,
+        at: int,
+        tokens: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
-        span, record, facts = attempt.span, attempt.record, attempt.facts
-        if span.is_recording():
-            found = {
-                _ROUTE: record.route,
-                _OUTCOME: outcome,
-                _WAIT: record.wait or None,
-                _RESPONSE_MODEL: facts.get("model"),
-                _FINISH_REASONS: facts.get("finish_reasons"),
+        record, facts = attempt.record, attempt.facts
+        found = {
+            _ROUTE: record.route,
+            _OUTCOME: outcome,
+            _WAIT: record.wait or None,
+            _RESPONSE_MODEL: facts.get("model"),
+            _FINISH_REASONS: facts.get("finish_reasons"),
+            **tokens,
+        }
+        if attempt.sends:
+            found[_COST] = facts.get("cost")
+        if failure is not None:
+            found |= {
+                _ERROR_TYPE: failure.kind.value,
+                _STATUS_CODE: failure.status_code,
+                _MAY_HAVE_RUN: failure.may_have_run,
             }
-            if attempt.subject.sends and not attempt.has_call:
-                found |= {**_tokens(facts.get("usage")), _COST: facts.get("cost")}
-            if failure is not None:
-                found |= {
-                    _ERROR_TYPE: failure.kind.value,
-                    _STATUS_CODE: failure.status_code,
-                    _MAY_HAVE_RUN: failure.may_have_run,
-                }
-                span.set_status(trace.StatusCode.ERROR, failure.kind.value)
-            span.set_attributes(_without_none(found))
+            span.set_status(trace.StatusCode.ERROR, failure.kind.value)
+        span.set_attributes(_without_none(found))
         span.end(at)
-
-    def _route_label(self) -> str:
-        return self._shared.bounded(self._call.route)
-
-
-def _span_name(subject: Subject) -> str:
-    return f"{subject.operation} {subject.model}" if subject.model else "chat"
-
-
-def _described(subject: Subject) -> dict[str, Any]:
-    """The attributes that are known before anything is sent."""
-    provider = _PROVIDERS.get(subject.provider, subject.provider) or _OTHER
-    described = {_OPERATION: subject.operation, _PROVIDER: provider}
-    if subject.model:
-        described[_REQUEST_MODEL] = subject.model
-    return described
 
 
 def _without_none(found: dict[str, Any]) -> dict[str, Any]:
@@ -401,21 +444,27 @@ def _tokens(usage: Any) -> dict[str, int]:
     """The counts of a usage in LangChain's or OpenAI's form."""
     if not isinstance(usage, Mapping):
         return {}
-    of_input = _mapping(usage, "input_token_details", "prompt_tokens_details")
-    of_output = _mapping(usage, "output_token_details", "completion_tokens_details")
     found = {
-        _INPUT_TOKENS: usage.get("input_tokens", usage.get("prompt_tokens")),
-        _OUTPUT_TOKENS: usage.get("output_tokens", usage.get("completion_tokens")),
-        _CACHE_READ: of_input.get("cache_read", of_input.get("cached_tokens")),
-        _CACHE_WRITE: of_input.get("cache_creation"),
-        _REASONING: of_output.get("reasoning", of_output.get("reasoning_tokens")),
+        name: next((usage[key] for key in keys if key in usage), None)
+        for name, keys in _COUNTS.items()
     }
+    for details, names in _DETAILS.items():
+        if isinstance(counts := usage.get(details), Mapping):
+            found |= {name: counts.get(key) for key, name in names.items()}
     return {name: count for name, count in found.items() if isinstance(count, int)}
 
 
-def _mapping(usage: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
-    found = [usage[name] for name in names if isinstance(usage.get(name), Mapping)]
-    return found[0] if found else {}
+_COUNTS: Final = {
+    _INPUT_TOKENS: ("input_tokens", "prompt_tokens"),
+    _OUTPUT_TOKENS: ("output_tokens", "completion_tokens"),
+}
+_OF_INPUT: Final = {"cache_read": _CACHE_READ, "cache_creation": _CACHE_WRITE}
+_DETAILS: Final = {
+    "input_token_details": _OF_INPUT,
+    "output_token_details": {"reasoning": _REASONING},
+    "prompt_tokens_details": {"cached_tokens": _CACHE_READ},
+    "completion_tokens_details": {"reasoning_tokens": _REASONING},
+}
 
 
 def _context_of(run: Any) -> context.Context | None:
@@ -438,22 +487,17 @@ def _context_of(run: Any) -> context.Context | None:
 class Instrumentation:
     """What `instrument` returns: calls are observed until `uninstrument`."""
 
-    def __init__(
-        self, tracer: trace.Tracer, meter: metrics.Meter, names: set[str] | None = None
-    ) -> None:
+    def __init__(self, tracer: trace.Tracer, provider: metrics.MeterProvider) -> None:
         """Make the instruments of all `METRICS`."""
         self.tracer = tracer
-        self._names = names or set()
+        self.counters = _counters.setdefault(provider, _Counters())
+        self._names: set[str] = set()
+        self._models: dict[Subject, _Model] = {}
+        self._labels: dict[tuple[Subject, str | None, str], Labels] = {}
         self._record: dict[str, Callable[..., None]] = {}
-        for key, metric in METRICS.items():
-            name, kind, unit, description = metric
-            if kind == "gauge":
-                observe: Any = [_GAUGES[key]]
-                meter.create_observable_gauge(name, observe, unit, description)
-            elif kind == "counter":
-                counter = meter.create_counter(name, unit, description)
-                self._record[key] = counter.add
-            else:
+        meter = provider.get_meter(_SCOPE, __version__)
+        for key, (name, kind, unit, description) in METRICS.items():
+            if kind == "histogram":
                 histogram = meter.create_histogram(
                     name,
                     unit,
@@ -461,7 +505,12 @@ class Instrumentation:
                     explicit_bucket_boundaries_advisory=_SECONDS,
                 )
                 self._record[key] = histogram.record
-        self._labels: dict[Subject, dict[str, str]] = {}
+            elif kind == "counter":
+                observe: Any = [functools.partial(self.counters.observe, key)]
+                meter.create_observable_counter(name, observe, unit, description)
+            else:
+                observe = [_GAUGES[key]]
+                meter.create_observable_gauge(name, observe, unit, description)
 
     def __call__(self, call: CallState) -> CallObserver | None:
         """The observer of a call; None for one that is another call's attempt."""
@@ -472,31 +521,49 @@ class Instrumentation:
                 return None
             outer, number = found
             outer.contains_call(number)
-        observer = _CallTelemetry(self, call)
         for position, route in enumerate(call.routes):
             if route.breaker is not None and route.breaker not in _breakers:
                 name = route.name or call.describe(position).model
                 _breakers[route.breaker] = self.bounded(name)
         if call.budget is not None:
             _budgets.add(call.budget)
-        return observer
+        return _CallTelemetry(self, call)
 
-    def record(self, key: str, value: float, labels: dict[str, str]) -> None:
-        """Record a value of a metric."""
-        self._record[key](value, labels)
+    def record(self, key: str, value: float, labels: Labels) -> None:
+        """Record a value of a histogram."""
+        self._record[key](value, dict(labels))
 
-    def labels(self, subject: Subject) -> dict[str, str]:
-        """The labels that all metrics of a model have."""
-        known = self._labels.get(subject)
+    def model(self, subject: Subject) -> _Model:
+        """What is said of a model."""
+        known = self._models.get(subject)
         if known is None:
-            described = _described(subject)
-            known = {name: self.bounded(value) for name, value in described.items()}
+            operation, name, model, _ = subject
+            attributes = {
+                _OPERATION: operation,
+                _PROVIDER: _PROVIDERS.get(name, name) or _OTHER,
+            }
+            if model:
+                attributes[_REQUEST_MODEL] = model
+            labels = tuple((key, self.bounded(v)) for key, v in attributes.items())
+            span_name = f"{operation} {model}" if model else operation
+            known = _Model(span_name, attributes, labels, operation)
+            if len(self._models) < _MOST_NAMES:
+                self._models[subject] = known
+        return known
+
+    def labels(self, subject: Subject, route: str | None, outcome: str) -> Labels:
+        """The labels of an attempt."""
+        key = subject, route, outcome
+        known = self._labels.get(key)
+        if known is None:
+            own = ((_ROUTE, self.bounded(route)), (_OUTCOME, outcome))
+            known = (*self.model(subject).labels, *own)
             if len(self._labels) < _MOST_NAMES:
-                self._labels[subject] = known
+                self._labels[key] = known
         return known
 
     def bounded(self, name: str | None) -> str:
-        """A label's value: calls may name any model, and servers any route."""
+        """A label's value: calls may name any model."""
         if name is None:
             return "default"
         if name not in self._names:
@@ -540,10 +607,9 @@ def instrument(
         An object whose `uninstrument()` ends it. A second call of `instrument` takes
         the place of the first: nothing is recorded twice.
     """
-    name = "langchain_retryrouter"
     instrumentation = Instrumentation(
-        trace.get_tracer(name, __version__, tracer_provider),
-        metrics.get_meter(name, __version__, meter_provider),
+        trace.get_tracer(_SCOPE, __version__, tracer_provider),
+        meter_provider or metrics.get_meter_provider(),
     )
     for one in _instrumentations():
         one.uninstrument()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import openai
 import pytest
 from langchain_openai import ChatOpenAI
 from opentelemetry.sdk.metrics import MeterProvider
@@ -198,6 +199,12 @@ class Recorded:
         spans = [one.to_json() for one in self.finished]
         data = self.reader.get_metrics_data()
         return "".join(spans) + (data.to_json() if data else "")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def loaded() -> None:
+    """Load the SDK's HTTP library where a file may be read, not in a coroutine."""
+    openai.DefaultHttpxClient().close()
 
 
 @pytest.fixture
