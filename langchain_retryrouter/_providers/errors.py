@@ -494,6 +494,9 @@ _SHARPER: Final = (
     FailureKind.NOT_FOUND,
 )
 _LEADING_STATUS: Final = re.compile(r"(?:\[|Error code: )([45]\d\d)\b\]?(?: - )?")
+_TRAILING_STATUS: Final = re.compile(
+    r"(?s)Request failed with: \(?(?P<body>.*?)\s\(?(?P<status>[45]\d\d)\)\s*$"
+)
 # langchain-openai raises the errors of the Responses API as the text of an object, or
 # with its code in front.
 _REPR: Final = re.compile(r"\bcode='(?P<code>\w+)',? message=['\"](?P<message>.*)")
@@ -624,6 +627,8 @@ def _read_answer(error: BaseException, unix_time: float) -> ErrorReport | None:
         status = int(begin[1])
         headers = _headers_of(error, None, status)
         return _report(status, headers, text[begin.end() :].strip(), "", unix_time)
+    if said := _TRAILING_STATUS.match(text):  # ChatWatsonx's
+        return _report(int(said["status"]), [], said["body"], text, unix_time)
     return None
 
 
@@ -723,6 +728,9 @@ def _read_text(error: BaseException) -> ErrorReport | None:
     text = str(error)
     if text.startswith("{") and isinstance(body := _parsed(text), Mapping):
         return read_event({"error": body})  # Hugging Face's
+    body = _parsed(reason := safe_getattr(error, "reason"))  # ChatWatsonx's
+    if isinstance(reason, str) and _is_error(body):
+        return read_event(body)
     argument = error.args[0] if error.args else None
     if type(error) is ValueError and not isinstance(argument, str):
         body = _parsed(argument)

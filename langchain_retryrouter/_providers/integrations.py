@@ -118,6 +118,33 @@ def _by_call_option(model: BaseChatModel, facts: Integration) -> RetriesDisabled
     return RetriesDisabled(model, disabled=disabled, options=facts.call_options)
 
 
+def _watsonx(model: Any, facts: Integration) -> RetriesDisabled:
+    """A copy whose requests are sent once, over the client that the model was given.
+
+    The SDK repeats twice over: in its inference object, and in its own HTTP clients.
+    """
+    client = getattr(model, "watsonx_client", None)
+    if client is None or getattr(model, "watsonx_model", None) is None:
+        return _keep(model, facts)
+    try:
+        once = type(model.watsonx_model)(
+            model_id=model.model_id,
+            deployment_id=model.deployment_id or None,
+            params=model.params,
+            api_client=client,
+            validate=False,
+            max_retries=0,
+        )
+        used = (client.httpx_client, client.async_httpx_client)
+    except Exception:  # noqa: BLE001 - another version may take other arguments
+        return _keep(model, facts)
+    copy = model.model_copy(update={"watsonx_model": once})
+    if any(type(one).__module__.startswith("ibm_watsonx_ai") for one in used):
+        kept = _keep(model, replace(facts, hidden_requests=4))
+        return replace(kept, model=copy, disabled="the inference object's retries")
+    return RetriesDisabled(copy, disabled="the SDK's retries")
+
+
 def _own_model(model: Any, facts: Integration) -> RetriesDisabled:
     """`GPTRouter` walks its list of models once; a nested `RetryRouter` stays as it is.
 
@@ -342,7 +369,14 @@ INTEGRATIONS: Final[Mapping[str, Integration]] = {
     "langchain_openrouter": Integration(
         _by_call_option, call_options={"retries": None}
     ),
-    "langchain_ibm": Integration(hidden_requests=8),
+    "langchain_ibm": Integration(
+        _watsonx,
+        hidden_requests=44,
+        advice=(
+            "build it with watsonx_client=ibm_watsonx_ai.APIClient(...,"
+            " httpx_client=httpx.Client(), async_httpx_client=httpx.AsyncClient())"
+        ),
+    ),
     # `_generate` drops the reason that `_stream` passes on.
     "langchain_perplexity": Integration(reports_in=("stream",)),
 }

@@ -7,7 +7,6 @@ route, and a healthy one the second; then the sick one is asked alone.
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -225,21 +224,21 @@ def run_cell(row: Row, name: str, method: Method) -> list[str]:
         ScriptedProvider(row.protocol, column.script) as sick,
         ScriptedProvider(OPENAI, healthy) as well,
     ):
-        url = sick.url
-        if column.is_refused:
-            with socket.create_server(("127.0.0.1", 0)) as free:
-                url = f"http://127.0.0.1:{free.getsockname()[1]}"
         clock = FakeClock()
 
         def router(*backups: BaseChatModel) -> Runnable[Any, Any]:
-            routes = [row.model(url), *backups]
+            if column.is_refused:  # Some clients ask for something when they are made.
+                with ScriptedProvider(row.protocol, column.script) as gone:
+                    routes = [row.model(gone.url), *backups]
+            else:
+                routes = [row.model(sick.url), *backups]
             policy = _policy(column.script.how, method)
             return _tools(
                 RetryRouter(routes=routes, retry_policy=policy, clock=clock), reply
             )
 
         if not column.kinds:
-            return _healthy(row, url, column, method, router, sick)
+            return _healthy(row, sick.url, column, method, router, sick)
         wrong = _answered(column, method, clock, lambda: router(backup(well.url)))
         sent = len(sick.requests)
         most = 1 if column.kinds in _AT_ONCE else _MAX_RETRIES + 1

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+import httpx
 from langchain_core.language_models.chat_models import BaseChatModel
 
 from tests.support.providers.anthropic import ANTHROPIC
 from tests.support.providers.bedrock import CONVERSE, INVOKE_MODEL
 from tests.support.providers.cohere import COHERE
 from tests.support.providers.gemini import GEMINI, GEMINI_LIST
+from tests.support.providers.ibm import IBM
+from tests.support.providers.ibm import error as ibm_error
 from tests.support.providers.mistral import MISTRAL
 from tests.support.providers.ollama import OLLAMA
 from tests.support.providers.openai import GROQ, OPENAI
 from tests.support.providers.responses import RESPONSES
-from tests.support.providers.server import Error, Protocol
+from tests.support.providers.server import Error, Protocol, tls
 
 Method = Literal["invoke", "ainvoke", "stream", "astream"]
 METHODS: Final[tuple[Method, ...]] = ("invoke", "ainvoke", "stream", "astream")
@@ -73,6 +77,18 @@ class Row:
         if name == "ChatVertexAI":
             auth = importlib.import_module("google.auth.credentials")
             fields["credentials"] = auth.AnonymousCredentials()
+        if name == "ChatWatsonx":
+            sdk = importlib.import_module("ibm_watsonx_ai")
+            credentials = sdk.Credentials(
+                url=url, token=_KEY, version="5.3", instance_id="openshift"
+            )
+            verify = ssl.create_default_context(cafile=tls()[1])
+            fields["watsonx_client"] = sdk.APIClient(
+                credentials,
+                verify=tls()[1],
+                httpx_client=httpx.Client(verify=verify),
+                async_httpx_client=httpx.AsyncClient(verify=verify),
+            )
         if name == "ChatPerplexity":  # It has no field for the address.
             sdk = importlib.import_module("perplexity")
             client = {"api_key": fields["api_key"], "base_url": fields.pop("base_url")}
@@ -522,6 +538,37 @@ _TOGETHER: Final = _OPENAI | {
     ),
 }
 
+_IBM: Final = {
+    name: Error(status, ibm_error(status, message, code))
+    for name, status, code, message in (
+        (
+            "own 429",
+            429,
+            "rate_limit_reached_requests",
+            "Rate limit of 8 requests per second was reached",
+        ),
+        (
+            "wrong key",
+            401,
+            "authentication_token_not_valid",
+            "Failed to authenticate the request due to invalid token: malformed token",
+        ),
+        (
+            "unknown model",
+            404,
+            "model_not_supported",
+            "Model 'sick' is not supported for this environment",
+        ),
+        (
+            "context",
+            400,
+            "invalid_input_argument",
+            "the number of input tokens 9000 cannot exceed the total tokens limit 8192",
+        ),
+        ("quota", 403, "token_quota_reached", "Token quota reached"),
+    )
+}
+
 _OPENAI_FIELDS: Final = {"model": "sick", "api_key": _KEY, "base_url": "{url}/v1"}
 _AWS_FIELDS: Final = {
     "region_name": "us-east-1",
@@ -668,6 +715,13 @@ ROWS: Final[Mapping[str, Row]] = {
         OPENAI,
         {"model": "sick", "api_key": _KEY, "base_url": "{url}/v1"},
         _TOGETHER,
+    ),
+    "ibm": Row(
+        "langchain_ibm:ChatWatsonx",
+        IBM,
+        {"model_id": "sick", "validate_model": False},
+        _IBM,
+        loses_headers=("stream", "astream"),
     ),
     "cerebras": Row(
         "langchain_cerebras:ChatCerebras",

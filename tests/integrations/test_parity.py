@@ -169,10 +169,11 @@ def conversation() -> tuple[BaseMessage, ...]:
 @functools.cache
 def authors() -> list[Route]:
     """The other routes of the router, which tell whose turns are whose."""
-    return [
-        Route(model=row.model("http://127.0.0.1:9"), name=name)
-        for name, row in INSTALLED.items()
-    ]
+    routes = []
+    for name, row in INSTALLED.items():
+        with ScriptedProvider(row.protocol, Script()) as gone:
+            routes.append(Route(model=row.model(gone.url), name=name))
+    return routes
 
 
 @pytest.mark.parametrize("name", INSTALLED)

@@ -62,7 +62,8 @@ def role_chunk(reply: Reply) -> dict[str, Any]:
     return chunk({"role": "assistant", "content": None if reply == "tool" else ""})
 
 
-def _chunks(reply: Reply) -> tuple[list[Any], list[Any]]:
+def chunks(reply: Reply) -> tuple[list[Any], list[Any]]:
+    """The events of a stream as data, up to where a cut one ends, and the others."""
     first: dict[str, Any] = {"content": TEXT[0]}
     second: dict[str, Any] = {"content": TEXT[1]}
     if reply == "tool":
@@ -75,12 +76,12 @@ def _chunks(reply: Reply) -> tuple[list[Any], list[Any]]:
 
 
 def _events(reply: Reply) -> tuple[list[bytes], list[bytes]]:
-    first, rest = _chunks(reply)
+    first, rest = chunks(reply)
     return sse(*first), sse(*rest)
 
 
 def _groq_events(reply: Reply) -> tuple[list[bytes], list[bytes]]:
-    first, (second, end, _, done) = _chunks(reply)
+    first, (second, end, _, done) = chunks(reply)
     end["x_groq"] = {"id": "req_1", "usage": USAGE_BODY}
     return sse(*first), sse(second, end, done)
 

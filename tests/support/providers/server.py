@@ -7,13 +7,19 @@ and `ScriptedProvider` a server on the loopback that does so with every request.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import socket
+import ssl
 import struct
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, Self
+
+import trustme
 
 Reply = Literal["text", "tool"]
 
@@ -70,6 +76,9 @@ class Protocol:
         stream_type: The content type of streams.
         error_headers: Headers of an error, of its body.
         headers: Headers of a whole answer.
+        is_tls: Whether its client takes https only.
+        is_setup: Whether a path is asked when the client is made: it gets an empty
+            object, and is not counted.
     """
 
     whole: Callable[[Reply], Any]
@@ -80,6 +89,8 @@ class Protocol:
     stream_type: str = "text/event-stream"
     error_headers: Callable[[Any], dict[str, str]] = lambda _: {}
     headers: Mapping[str, str] = field(default_factory=dict)
+    is_tls: bool = False
+    is_setup: Callable[[str], bool] = lambda _: False
 
 
 How = Literal[
@@ -109,6 +120,17 @@ def html(status: int) -> Error:
     return Error(status, _PAGE, {"content-type": "text/html"})
 
 
+@functools.cache
+def tls() -> tuple[ssl.SSLContext, str]:
+    """What a server on the loopback needs, and the file with its authority."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    path = Path(tempfile.mkdtemp()) / "authority.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return context, str(path)
+
+
 class ScriptedProvider:
     """A server of one protocol that does the same with every request."""
 
@@ -120,7 +142,8 @@ class ScriptedProvider:
         self._over = threading.Event()
         self._open: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        scheme = "https" if protocol.is_tls else "http"
+        self.url = f"{scheme}://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def __enter__(self) -> Self:
@@ -146,10 +169,17 @@ class ScriptedProvider:
                 ).start()
 
     def _serve(self, connection: socket.socket) -> None:
+        if self._protocol.is_tls:
+            try:
+                connection = tls()[0].wrap_socket(connection, server_side=True)
+            except OSError:
+                return
         self._open.add(connection)
         with contextlib.suppress(OSError), connection:
             request = _read_request(connection)
-            if request is not None:
+            if request is not None and self._protocol.is_setup(request[0]):
+                connection.sendall(_head(200, {"content-length": "2"}) + b"{}")
+            elif request is not None:
                 self.requests.append(request[1])
                 self._answer(connection, *request)
         self._open.discard(connection)

@@ -233,7 +233,7 @@ def read_choice(name: str, body: Any) -> str:
     if "toolConfig" in body:
         choice = body["toolConfig"].get("toolChoice", {"auto": {}})
         return str(choice["tool"]["name"] if "tool" in choice else next(iter(choice)))
-    choice = body.get("tool_choice", "auto")
+    choice = body.get("tool_choice", body.get("tool_choice_option", "auto"))
     if isinstance(choice, str):
         words_of = {"required": "any", "REQUIRED": "any", "NONE": "none"}
         word = choice if name in {"mistralai", "fireworks"} and choice == "any" else (
