@@ -35,7 +35,7 @@ from langchain_core.language_models.chat_models import (
     generate_from_stream,
 )
 from langchain_core.language_models.model_profile import ModelProfile
-from langchain_core.load import dumps
+from langchain_core.load import Serializable, dumps
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.outputs import (
@@ -52,7 +52,7 @@ from langchain_core.runnables import (
 from langchain_core.runnables.configurable import DynamicRunnable
 from langchain_core.runnables.retry import RunnableRetry
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from langchain_retryrouter._providers.history import fit_history
 from langchain_retryrouter._providers.integrations import (
@@ -118,7 +118,7 @@ class _CacheEntry(NamedTuple):
     model: str
 
 
-class Route(BaseModel):
+class Route(Serializable):
     """One model that can answer.
 
     Attributes:
@@ -175,6 +175,21 @@ class Route(BaseModel):
     models_limit: RateLimit | None = Field(default=None, exclude=True, repr=False)
 
     _own_tools: list[Any] = PrivateAttr(default_factory=list)
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """Whether LangChain's `dumps` can write it: as far as it can its model."""
+        return True
+
+    @classmethod
+    def get_lc_namespace(cls) -> list[str]:
+        """Where it is public."""
+        return ["langchain_retryrouter", "chat_models", "retry_router"]
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """What `dumps` writes besides the fields; `loads` refuses a function."""
+        return {} if self.accept is None else {"accept": self.accept}
 
     @model_validator(mode="before")
     @classmethod

@@ -17,6 +17,7 @@ import os
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from inspect import signature
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -896,6 +897,15 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
             return router.bind(ls_structured_output_format=output_format)
         return router.bind()  # Of nothing: LangChain's tests ask it of every class.
 
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        """The key of LangChain's cache: what is asked, and not how often.
+
+        Of a class that `dumps` writes, LangChain would take what it wrote; bound copies
+        have that of their router, and routes that it cannot write their address.
+        """
+        params = {**self._get_invocation_params(stop=stop, **kwargs), **kwargs}
+        return str(sorted(params.items()))
+
     def _convert_cached_generations(
         self, cache_val: list[Generation]
     ) -> list[ChatGeneration]:
@@ -910,6 +920,30 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
                 "retryrouter": attempt_log,
             }
         return generations
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """Whether LangChain's `dumps` can write it: as far as it can its routes."""
+        return True
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """What `dumps` writes besides the fields, so that nothing is lost silently.
+
+        `loads` refuses what is no data, such as a function or a shared budget.
+        """
+        hidden = ("accept", "budget", "clock", "rate_limit", "store")
+        given = {name: getattr(self, name) for name in hidden}
+        policy = self.retry_policy
+        return {
+            **{name: value for name, value in given.items() if value is not None},
+            "breaker_settings": self.breaker_settings,
+            "retry_policy": {
+                name: value
+                for name in signature(RetryPolicy).parameters
+                if (value := getattr(policy, name)) != getattr(RetryPolicy(), name)
+            },
+        }
 
     @property
     def _llm_type(self) -> str:
