@@ -226,7 +226,7 @@ class RetryVisibleChatModel(BaseChatModel):
             inheritable_handlers=callbacks.inheritable_handlers,
             parent_run_id=callbacks.parent_run_id,
             tags=callbacks.tags,
-            metadata=callbacks.metadata,
+            metadata={**callbacks.metadata, **(config.get("metadata") or {})},
         )
 
 

@@ -16,8 +16,9 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.chat_models import BaseChatModel
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
+from langchain_retryrouter.errors import redact_text
 from langchain_retryrouter.policy import RetryPolicy
 
 Method: TypeAlias = Literal["generate", "stream"]
@@ -439,6 +440,105 @@ def embedding_model_of(model: Any) -> str | None:
         if isinstance(name, str) and name:
             return name.removeprefix("models/")  # Google's.
     return None
+
+
+# In the order of preference: by the names and the aliases of a class's fields.
+_SETTINGS: Final[Mapping[str, tuple[str, ...]]] = {
+    "api_key": (r"api_key", r"\w+_api_key", r"\w*api_token"),
+    "base_url": (
+        r"azure_endpoint",
+        r"base_url",
+        r"\w*(?:api_base|base_url|api_url)",
+        r"\w*(?:endpoint_url|server_url|endpoint|host)",
+    ),
+}
+_BUILT: Final = re.compile(r"(?!\w*http)\w*client")
+
+
+def takes_key_functions(model: BaseChatModel) -> bool:
+    """Whether a model's own key may be a function, which its SDK calls each time."""
+    name = _field_of(model, "api_key")
+    return "Callable" in repr(type(model).model_fields[name].annotation)
+
+
+def rebuilt(model: BaseChatModel, **settings: Any) -> BaseChatModel:
+    """The same model made again, with clients of its own, for another key or address.
+
+    Args:
+        model: Any LangChain chat model.
+        **settings: `api_key`, `base_url`, or both.
+
+    Raises:
+        ValueError: Its class has no such field, or cannot be made again. No key is in
+            the message.
+    """
+    cls, facts = type(model), integration_of(model)
+    fields = {_field_of(model, wanted): value for wanted, value in settings.items()}
+    given = {
+        cls.model_fields[name].alias or name: getattr(model, name)
+        for name in model.model_fields_set
+        if name not in facts.built_fields and not _BUILT.fullmatch(name)
+    }
+    given |= {cls.model_fields[name].alias or name: v for name, v in fields.items()}
+    try:
+        made = cls(**given)
+    except Exception as error:  # noqa: BLE001 - any class may be given
+        # The text may show what was given, and so the key.
+        why = type(error).__name__
+        if isinstance(error, ValidationError):
+            found = "; ".join(e["msg"] for e in error.errors(include_input=False))
+            why = redact_text([str(_plain(v)) for v in settings.values()], found)
+        names = " and ".join(settings)
+        msg = f"{cls.__name__} cannot be made again with another {names}: {why}"
+        raise ValueError(msg) from None
+    for name, value in fields.items():
+        if _plain(getattr(made, name)) != _plain(value):
+            msg = f"{cls.__name__} did not take another {name}"
+            raise ValueError(msg)
+    return made
+
+
+def endpoint_of(model: BaseChatModel) -> Hashable:
+    """What models that differ by their keys only have in common; None if unknown."""
+    try:
+        address = getattr(model, _field_of(model, "base_url"))
+    except ValueError:
+        return None
+    name = tracing_params(model).get("ls_model_name")
+    return f"{type(model).__qualname__} {name} {address}"
+
+
+def _field_of(model: BaseChatModel, wanted: str) -> str:
+    """The field of a model that holds its key or its address.
+
+    Raises:
+        ValueError: There is none, or several; the message names the fields.
+    """
+    fields = type(model).model_fields
+    levels = [
+        [
+            name
+            for name, field in fields.items()
+            if any(re.fullmatch(pattern, n) for n in (name, field.alias or ""))
+        ]
+        for pattern in _SETTINGS[wanted]
+    ]
+    used = [[n for n in names if getattr(model, n, None)] for names in levels]
+    found: list[str] = next(filter(None, [*used, *levels]), [])
+    if len(found) == 1:
+        return found[0]
+    msg = (
+        f"{type(model).__name__} has {'several fields' if found else 'no field'} for"
+        f" {wanted}: build a model for each instead, and make routes of one tier of"
+        f" them. Its fields are: {', '.join(sorted(fields))}"
+    )
+    raise ValueError(msg)
+
+
+def _plain(value: Any) -> Any:
+    """A key or an address, to be compared."""
+    value = value.get_secret_value() if isinstance(value, SecretStr) else value
+    return value if callable(value) else str(value).rstrip("/")
 
 
 def prefill_of(model: BaseChatModel) -> Mapping[str, Any] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -139,11 +139,17 @@ class AttemptRecord:
 
 @dataclass(frozen=True, slots=True)
 class RouteState:
-    """One route of a call, with its name in the attempt log if it has one."""
+    """One route of a call, with its name in the attempt log if it has one.
+
+    Routes of the same `group` are the same model with another key, account or region;
+    those of the same `endpoint` differ by their keys only.
+    """
 
     name: str | None
     breaker: CircuitBreaker | None = None
     health: RouteHealth | None = None
+    group: Hashable = None
+    endpoint: Hashable = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +296,14 @@ _COUNTS: Final = (
     ("input_tokens", "prompt_tokens"),
     ("output_tokens", "completion_tokens"),
 )
+# A key that was refused while another one was not is left alone for so many seconds.
+_REFUSED_HOLD = 300.0
+# What says nothing about a key, but about its provider.
+_PROVIDERS_OWN = frozenset(
+    {FailureKind.SERVER_ERROR, FailureKind.UNAVAILABLE, FailureKind.CONFLICT}
+    | {FailureKind.CONNECTION, FailureKind.INTERRUPTED, FailureKind.MALFORMED}
+)
+_RATE_LIMIT_HOLD = 5.0  # Without `Retry-After`; LiteLLM's default.
 _FIRST_ATTEMPT = 0.05  # Seconds that it has if the deadline is over before it.
 # One prompt may make any server fail so, and the server answers others all the while.
 _MAYBE_THE_REQUESTS = frozenset(
@@ -355,6 +369,9 @@ class CallState:
         self._skipped: set[int] = set()
         self._left: set[int] = set()  # Routes that this call does not ask again.
         self._not_before: dict[int, float] = {}  # Where a server asked for a wait.
+        self._refused: dict[int, FailureKind] = {}  # Routes whose key was refused.
+        self._moved_on = [0] * len(self._routes)  # Attempts that only concern a key.
+        self._spared: set[int] = set()  # Other keys of an endpoint that was silent.
         self._silent: set[int] = set()  # Routes whose last attempt timed out.
         self._probed: set[int] = set()  # Whose open breaker this call has passed.
         self._is_interrupted = False  # Whether part of an answer was delivered.
@@ -616,6 +633,7 @@ class CallState:
                 self._tell_breaker(self._current, breaker, before)
             if is_over:
                 self._cancel(self._current)
+        self._hold_refused()
 
     def failed(
         self,
@@ -816,11 +834,19 @@ class CallState:
         self._silent.discard(position)
         if failure.kind is FailureKind.TIMEOUT:
             self._silent.add(position)
+            self._spare_other_keys(position)
         pause = failure.retry_after or 0.0
         if chosen is FailureAction.FAILOVER and failure.kind is not FailureKind.TIMEOUT:
             pause = max(pause, self.policy.backoff(self._sent[position]))
         self._not_before[position] = self._time.monotonic() + pause
-        if chosen is FailureAction.RETRY:
+        if failure.kind in _SAID:
+            self._refused[position] = failure.kind
+            self._moved_on[position] += 1
+        is_limited = failure.kind is FailureKind.RATE_LIMIT and action is None
+        if is_limited and self._is_next(self._routes[position].group):
+            self._moved_on[position] += 1
+            self._hold(position, failure.retry_after or _RATE_LIMIT_HOLD)
+        elif chosen is FailureAction.RETRY:
             if action is not None and not failure.is_retryable:
                 # The caller asked for it: wait as after any error of the server.
                 failure = replace(
@@ -828,6 +854,11 @@ class CallState:
                 )
             decision = self._decide_here(failure, will_failover=False)
             if isinstance(decision, Retry):
+                endpoint = self._routes[self.position].endpoint
+                if failure.kind in _PROVIDERS_OWN and self._is_next(
+                    endpoint, "endpoint"
+                ):
+                    self.failover()
                 return decision
             stop = decision
         if not failure.is_retryable:
@@ -844,12 +875,64 @@ class CallState:
             return stop
         return Stop(f"{stop.reason}, no route left" if stop.reason else "no route left")
 
+    def _is_next(self, value: Hashable, name: str = "group") -> bool:
+        """Whether the next open route has this group, or this endpoint."""
+        following = self._next_open()
+        if following is None or value is None:
+            return False
+        return bool(getattr(self._routes[following], name) == value)
+
+    def _same_endpoint(self, position: int) -> list[int]:
+        """The routes that differ from this one by their keys only, and this one."""
+        endpoint = self._routes[position].endpoint
+        if endpoint is None:
+            return [position]
+        return [p for p, one in enumerate(self._routes) if one.endpoint == endpoint]
+
+    def _attempts_at(self, position: int) -> int:
+        """Attempts that count for `max_retries`: those of an endpoint's keys together.
+
+        An outage of the provider is not asked about with every key.
+        """
+        keys = self._same_endpoint(position)
+        if len(keys) == 1:
+            return self._sent[position]
+        return sum(self._sent[key] - self._moved_on[key] for key in keys)
+
+    def _spare_other_keys(self, position: int) -> None:
+        """Do not wait for a silent endpoint with other keys if there is another one."""
+        others = {key for key in self._same_endpoint(position) if key != position}
+        later = range(self.position + 1, len(self._routes))
+        if others and any(
+            p not in others and not (self._is_used_up(p) or self._is_open(p))
+            for p in later
+        ):
+            self._spared |= others
+            self._silent |= others
+
+    def _hold_refused(self) -> None:
+        """Hold the keys that were refused where another key of their group was not.
+
+        A request that every key is refused says nothing about the keys.
+        """
+        group = self._routes[self.position].group
+        for position, kind in self._refused.items() if group is not None else ():
+            if position != self.position and self._routes[position].group == group:
+                self._hold(position, _REFUSED_HOLD, _SAID[kind])
+
+    def _hold(self, position: int, seconds: float, why: str = "") -> None:
+        breaker = self._routes[position].breaker
+        if breaker is not None:
+            breaker.open_for(seconds, why)
+            name = self._routes[position].name
+            self.tell("breaker", route=name, now=BreakerState.OPEN)
+
     def _decide_here(self, failure: Failure, *, will_failover: bool) -> Decision:
         """The decision about another attempt on the same route."""
         decision = decide(
             self.policy,
             failure,
-            attempt=self._sent[self.position],
+            attempt=self._attempts_at(self.position),
             remaining=self.remaining(),
             random=self._time.random(),
             will_failover=will_failover,
@@ -940,8 +1023,11 @@ class CallState:
 
     def _is_used_up(self, position: int) -> bool:
         """Whether this call does not ask a route again."""
-        has_attempts = self._sent[position] < self.policy.max_attempts
-        return position in self._left or not has_attempts
+        limit = self.policy.max_attempts
+        if len(self._same_endpoint(position)) > 1:
+            limit = max(limit, 2)  # Another key is tried once at least.
+        has_attempts = self._attempts_at(position) < limit
+        return position in self._left or position in self._spared or not has_attempts
 
     def _go_on_with(self, attempt: SentAttempt) -> None:
         self.position, self._current = attempt.position, attempt
@@ -989,6 +1075,12 @@ class CallState:
         # A call to a single endpoint waits for a short pause.
         is_paused = self._has_routes and breaker.pause > delay
         return is_paused or breaker.retry_after > delay
+
+    def skip(self, records: list[AttemptRecord]) -> None:
+        """Note routes that are not asked at all."""
+        self.records += records
+        for record in records:
+            self._tell_skipped(record)
 
     def _record_skipped(self, position: int) -> None:
         outcome, began = FailureKind.CIRCUIT_OPEN, self._time.monotonic() - self._began

@@ -262,6 +262,7 @@ class BaseRouterCall:
         self.is_over = False
         self.may_continue = False
         self.hedge_after: float | None = None
+        self.on_answer: Callable[[], None] = lambda: None
 
     @property
     def route(self) -> Route:

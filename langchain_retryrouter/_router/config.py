@@ -34,7 +34,16 @@ _M = TypeVar("_M", bound=BaseModel)
 
 _OBJECTS: Final = frozenset(
     {"accept", "breaker", "cache", "callbacks", "clock", "custom_get_token_ids"}
-    | {"by_tool", "ignored", "profile", "rate_limiter", "route_cost", "source", "unfit"}
+    | {
+        "api_key_function",
+        "by_tool",
+        "ignored",
+        "profile",
+        "rate_limiter",
+        "route_cost",
+        "source",
+        "unfit",
+    }
 )
 """Fields that plain data cannot express, or that the router fills in."""
 _TABLES: Final[Mapping[str, Callable[..., Any]]] = {

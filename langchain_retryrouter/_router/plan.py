@@ -2,8 +2,9 @@
 
 A strategy knows its routes by their position in the router's list. Its order is a
 permutation of all of them: the first is asked, and the call fails over to the others in
-turn. Health is not its concern: circuit breakers keep sick routes out. Time is passed
-in; random numbers come from a seed, so that a run can be repeated.
+turn. Health is not its concern: circuit breakers keep sick routes out. `RouteOrder`
+puts tiers and conversations above the strategy. Time is passed in; random numbers come
+from a seed, so that a run can be repeated.
 
 Costs are bounds: no call goes beyond them, and few come near. Retries of a model's own
 are counted as far as they are known.
@@ -11,10 +12,12 @@ are counted as far as they are known.
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, Final, Self
 
 from langchain_retryrouter._retry.clock import new_rng
@@ -22,6 +25,9 @@ from langchain_retryrouter.failures import FailureAction, FailureKind, is_retrya
 from langchain_retryrouter.policy import RetryPolicy
 
 _MEMORY: Final = 60.0
+# As long as providers keep a prompt in their caches at most, unless they are paid for.
+_MOVED_FOR: Final = 3_600.0
+_MOST_MOVED: Final = 10_000
 _EFFECTS: Final = {
     FailureAction.RETRY: "repeated, then the next route",
     FailureAction.FAILOVER: "the next route at once",
@@ -176,6 +182,189 @@ def new_strategy(
         msg = f"one weight at least must be above 0, not {list(weights)!r}"
         raise ValueError(msg)
     return STRATEGIES[name](count, weights, seed)
+
+
+class _Balanced(Strategy):
+    """By turns according to weight; used within a tier under "priority".
+
+    Smooth weighted round robin (nginx's, `ngx_http_upstream_round_robin.c`): each
+    available route gains its weight, the richest leads, and pays what all have gained.
+    The others follow in a draw by weight, so that the load of one that fails is spread.
+    """
+
+    def __init__(
+        self, count: int, weights: Sequence[float] | None, seed: int | None
+    ) -> None:
+        super().__init__(count, weights, seed)
+        self._draw = _Weighted(count, weights, seed)
+        # Processes that start together do not begin with the same route.
+        self._gains = [self._random() * weight for weight in weights or [1.0] * count]
+
+    def lead(self, routes: Sequence[int]) -> int:
+        """The route that leads among those given."""
+        weights = self._weights or [1.0] * self._count
+        with self._lock:
+            for route in routes:
+                self._gains[route] += weights[route]
+            leader = max(routes, key=self._gains.__getitem__)
+            self._gains[leader] -= sum(weights[route] for route in routes)
+        return leader
+
+    def order(self, now: float) -> list[int]:
+        return self._draw.order(now)
+
+
+class RouteOrder:
+    """The order of a call: by tiers, and within them by conversation or by strategy.
+
+    Args:
+        names: The routes' names; a conversation is hashed with them.
+        tiers: The routes' tiers; None for a route that has its place in the list.
+        groups: What a route has in common with its alternatives; None if it has none.
+        weights: The routes' weights.
+        strategy: A strategy's name.
+        seed: Seed of the random strategies.
+        is_list: Whether routes without a tier or group are asked in the list's order.
+        by_conversation: Whether conversations are kept on their routes.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        tiers: Sequence[int | None],
+        groups: Sequence[Hashable],
+        weights: Sequence[float],
+        strategy: str,
+        *,
+        seed: int | None = None,
+        by_conversation: bool = False,
+        is_list: bool = True,
+    ) -> None:
+        self._made = functools.partial(
+            RouteOrder,
+            names,
+            tiers,
+            groups,
+            weights,
+            strategy,
+            seed=seed,
+            by_conversation=by_conversation,
+            is_list=is_list,
+        )
+        self._names, self._groups, self._weights = names, groups, weights
+        has_groups = any(group is not None for group in groups)
+        self._is_plain = not has_groups and (is_list or not by_conversation)
+        self.by_conversation = by_conversation
+        given = weights if strategy == "weighted" else None
+        if strategy == "priority" and has_groups:
+            self.strategy: Strategy = _Balanced(len(names), weights, seed)
+        else:
+            self.strategy = new_strategy(strategy, len(names), weights=given, seed=seed)
+        self._ranks = _ranks(tiers, groups, is_list=is_list)
+        self._moved: dict[bytes, tuple[int, float]] = {}
+        self._lock = threading.Lock()
+
+    def order(
+        self, now: float, is_open: Callable[[int], bool], conversation: bytes | None
+    ) -> list[int]:
+        """All routes in the order in which this call asks them."""
+        order = self._home(now, is_open, conversation)
+        if conversation is not None and self._moved:
+            route, until = self._moved.get(conversation, (order[0], math.inf))
+            if now < until:
+                order.remove(route)
+                order.insert(0, route)
+        return order
+
+    def served(self, conversation: bytes, route: int, now: float) -> None:
+        """Remember the route of a conversation that is not on its first one."""
+        home = self._home(now, lambda _: False, conversation)[0]
+        with self._lock:
+            self._moved.pop(conversation, None)
+            if route == home:
+                return
+            self._moved[conversation] = (route, now + _MOVED_FOR)
+            while len(self._moved) > _MOST_MOVED:
+                del self._moved[next(iter(self._moved))]
+
+    def _home(
+        self, now: float, is_open: Callable[[int], bool], conversation: bytes | None
+    ) -> list[int]:
+        if self._is_plain:
+            return self.strategy.order(now)
+        if conversation is not None:
+            order = rendezvous(conversation, self._names, self._weights)
+        else:
+            order = self.strategy.order(now)
+        order.sort(key=self._ranks.__getitem__)
+        order = _together(order, self._groups)
+        if conversation is None and isinstance(self.strategy, _Balanced):
+            able = [r for r in order if self._weights[r] and not is_open(r)]
+            first = [r for r in able if self._ranks[r] == self._ranks[able[0]]]
+            if len(first) > 1:
+                leader = self.strategy.lead(first)
+                order.remove(leader)
+                order.insert(order.index(next(r for r in first if r != leader)), leader)
+        return order
+
+    def __copy__(self) -> Self:
+        """The same object: bound copies of a router share their order."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """The same object: bound copies of a router share their order."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The arguments it was made with: another process starts afresh."""
+        return self._made, ()
+
+
+def rendezvous(key: bytes, names: Sequence[str], weights: Sequence[float]) -> list[int]:
+    """The routes in an order that is the same for a key in every process.
+
+    Weighted rendezvous hashing (Schindelhauer and Schomaker, "Weighted distributed hash
+    tables", 2005): a route leads for a share of the keys that is its weight's. A
+    weight that is raised only moves keys to that route. Weight 0 comes after all.
+    """
+    scores = []
+    for name, weight in zip(names, weights, strict=True):
+        digest = blake2b(name.encode(), key=key, digest_size=8).digest()
+        chance = (int.from_bytes(digest) + 0.5) / 2**64
+        scores.append((not weight, -math.log(chance) / (weight or 1.0)))
+    return sorted(range(len(names)), key=scores.__getitem__)
+
+
+def _ranks(
+    tiers: Sequence[int | None], groups: Sequence[Hashable], *, is_list: bool
+) -> list[tuple[float, int, int]]:
+    """What the routes are sorted by before their strategy.
+
+    A route without a tier comes after all tiers that the list names before it.
+    """
+    ranks: list[tuple[float, int, int]] = []
+    first_of: dict[Hashable, int] = {}
+    highest = -math.inf
+    for index, (tier, group) in enumerate(zip(tiers, groups, strict=True)):
+        if tier is not None:
+            highest = max(highest, tier)
+            ranks.append((tier, 0, 0))
+            continue
+        place = index if group is None else first_of.setdefault(group, index)
+        ranks.append((highest, 1, place if is_list else 0))
+    return ranks
+
+
+def _together(order: list[int], groups: Sequence[Hashable]) -> list[int]:
+    """The order in which each route is followed by its alternatives."""
+    first_of: dict[Hashable, int] = {}
+    for place, route in enumerate(order):
+        if groups[route] is not None:
+            first_of.setdefault(groups[route], place)
+    places = {
+        route: first_of.get(groups[route], place) for place, route in enumerate(order)
+    }
+    return sorted(order, key=places.__getitem__)
 
 
 # --- cost -----------------------------------------------------------------------------

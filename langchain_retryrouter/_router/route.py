@@ -9,10 +9,12 @@ to read: `call`, which makes the attempts, and waits for the model's rate limite
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import importlib
 import inspect
+import itertools
 import logging
 import time
 import warnings
@@ -21,10 +23,12 @@ from collections.abc import (
     Awaitable,
     Callable,
     Generator,
+    Hashable,
     Iterator,
     Mapping,
     Sequence,
 )
+from hashlib import blake2b
 from typing import Any, Final, NamedTuple, Self, TypeAlias, TypeVar, cast
 
 from langchain_core.caches import BaseCache
@@ -52,7 +56,7 @@ from langchain_core.runnables import (
 from langchain_core.runnables.configurable import DynamicRunnable
 from langchain_core.runnables.retry import RunnableRetry
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
 from langchain_retryrouter._providers.history import fit_history
 from langchain_retryrouter._providers.integrations import (
@@ -65,7 +69,9 @@ from langchain_retryrouter._providers.integrations import (
     name_of_tool,
     prefill_of,
     reader_of,
+    rebuilt,
     reports_finish_reason,
+    takes_key_functions,
     tools_request,
     tracing_params,
 )
@@ -102,8 +108,13 @@ _COUNTERS: Final = ("get_token_ids", "get_num_tokens", "get_num_tokens_from_mess
 _COUNTING_LIMIT: Final = 5.0  # Seconds: some counters ask their provider.
 _COUNTING_PAUSE: Final = 60.0  # Seconds in which a counter that failed is not asked.
 
+_MOST_KEPT: Final = 4  # Models of keys that a function returned.
+_pools = itertools.count(1)
+
 logger = logging.getLogger(__name__)
 
+KeyFunction: TypeAlias = Callable[[], str | SecretStr | Awaitable[str | SecretStr]]
+"""A function that returns a key, sync or async."""
 _R = TypeVar("_R")
 
 Accept: TypeAlias = Callable[..., bool | str | Awaitable[bool | str]]
@@ -125,7 +136,13 @@ class Route(Serializable):
         model: Any LangChain chat model, or one with options bound to it; or a string
             such as "openai:gpt-5.5" if langchain is installed.
         name: What attempt logs and errors call it; by default the model's own name.
-        weight: Its share of the calls under the strategy "weighted".
+        tier: Routes with the same number are alternatives for one model, such as
+            regions or accounts. Calls are balanced among them by their weights, and
+            what one of them refuses for its key or its rate limit, another one is asked
+            at once. The next tier is asked when none of them can answer. None: the
+            route has its place in the list, after the tiers that are listed before it.
+        weight: Its share of the calls under the strategy "weighted", within its tier,
+            and of the conversations with `affinity`.
         supports_prefill: Whether the model continues a last message of the assistant,
             so that a broken stream can be continued there. By default this is known for
             LangChain's integrations. If this is set and the model does not, the caller
@@ -145,6 +162,9 @@ class Route(Serializable):
             Set it to False for a server that never sends one: then the end of its
             stream counts as the end of the answer, also where the stream was cut.
         accept: Judges this route's answers, before the router's `accept`, which see.
+        api_key_function: A function that returns the key, called for each
+            request; see `pool`.
+        pool_id: What the routes that `pool` makes have in common.
         by_tool: This route, asking for an object by a tool; what is asked if its
             provider refuses the format in which it is asked first.
         route_cost: What an attempt costs at most; the router fills it in.
@@ -158,6 +178,7 @@ class Route(Serializable):
 
     model: BaseChatModel = Field(repr=False)
     name: str = ""
+    tier: int | None = Field(default=None, ge=0)
     weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     supports_prefill: bool | None = None
     input_price: float | None = Field(default=None, ge=0, allow_inf_nan=False)
@@ -167,6 +188,8 @@ class Route(Serializable):
     options: dict[str, Any] = Field(default_factory=dict, repr=False)
     sends_finish_reason: bool | None = None
     accept: Accept | None = Field(default=None, exclude=True, repr=False)
+    api_key_function: KeyFunction | None = Field(default=None, exclude=True, repr=False)
+    pool_id: str = Field(default="", repr=False)
     by_tool: Route | None = Field(default=None, exclude=True, repr=False)
     route_cost: RouteCost = Field(default=RouteCost(""), exclude=True, repr=False)
     unfit: str = Field(default="", exclude=True, repr=False)
@@ -175,6 +198,102 @@ class Route(Serializable):
     models_limit: RateLimit | None = Field(default=None, exclude=True, repr=False)
 
     _own_tools: list[Any] = PrivateAttr(default_factory=list)
+    # By the hash of the key, so that copies of the route share them.
+    _keyed: dict[bytes, tuple[Any, Any]] = PrivateAttr(default_factory=dict)
+
+    @classmethod
+    def pool(
+        cls,
+        model: BaseChatModel | RunnableBinding[Any, Any] | str,
+        *,
+        api_keys: Sequence[str | SecretStr | KeyFunction] | None = None,
+        base_urls: Sequence[str] | None = None,
+        name: str = "",
+        **fields: Any,
+    ) -> list[Route]:
+        """Routes to the same model with several keys, addresses, or pairs of both.
+
+        They are balanced like routes of one `tier`. A 401, 402, 403 or 429 of one key
+        is followed by the next key at once, and the key is left alone for as long as
+        the server asks, or else 5 s after a 429 and five minutes otherwise.
+
+        Example:
+            ```python
+            RetryRouter(routes=[*Route.pool(gpt, api_keys=[key_1, key_2]), claude])
+            ```
+
+        Args:
+            model: A chat model with a field for its key and address, or a string such
+                as "openai:gpt-5.5". It is made again for each key, with clients of its
+                own.
+            api_keys: The keys, or functions that return a key, sync or async. They are
+                called for each request, so that a key may change. Async functions are
+                for async calls.
+            base_urls: The addresses; with `api_keys`, one for each key.
+            name: What the routes are called, with "#1", "#2" and so on; by default the
+                model's own name.
+            **fields: Fields of each `Route`, such as `tier` or `input_price`.
+
+        Raises:
+            ValueError: The model has no such field, or the lists do not fit.
+        """
+        settings = _settings_of_pool(api_keys, base_urls)
+        if isinstance(model, str):
+            key = settings[0].get("api_key")
+            model = init_model(model, **({"api_key": key} if key else {}))
+        template = cls.model_validate({"model": model, "name": name})
+        bare = template.model
+        fields["options"] = {**template.options, **fields.get("options", {})}
+        pool_id = f"{template.name}/{next(_pools)}"
+        routes = []
+        for number, setting in enumerate(settings, 1):
+            key = setting.get("api_key")
+            own = dict(fields)
+            if callable(key) and not takes_key_functions(bare):
+                own["api_key_function"] = setting.pop("api_key")
+            routes.append(
+                cls(
+                    model=rebuilt(bare, **setting) if setting else bare,
+                    name=f"{template.name}#{number}",
+                    pool_id=pool_id,
+                    **own,
+                )
+            )
+        return routes
+
+    @property
+    def group(self) -> Hashable:
+        """What it has in common with its alternatives; None if it has none."""
+        return self.tier if self.tier is not None else self.pool_id or None
+
+    def with_key(self, key: Any) -> Route:
+        """This route with the key that its function has returned."""
+        secret = key.get_secret_value() if isinstance(key, SecretStr) else key
+        if not isinstance(secret, str) or not secret:
+            if inspect.iscoroutine(key):
+                key.close()
+            given = type(key).__name__ if secret else "nothing"
+            msg = (
+                f"the api_key function of route {self.name!r} returned {given}: it must"
+                " return the key as a str; an async function is for async calls"
+            )
+            raise TypeError(msg)
+        digest = blake2b(secret.encode()).digest()
+        base, model = self._keyed.get(digest, (None, None))
+        if base is not self.model:
+            model = disable_retries(rebuilt(self.model, api_key=secret)).model
+            self._keyed[digest] = (self.model, model)
+            for old in list(self._keyed)[:-_MOST_KEPT]:
+                self._keyed.pop(old, None)
+        return self.model_copy(update={"model": model, "api_key_function": None})
+
+    async def _awith_key(self) -> Route:
+        """Async variant: a function that is not async may wait, and gets a thread."""
+        function = cast("Callable[[], Any]", self.api_key_function)
+        if inspect.iscoroutinefunction(function):
+            return self.with_key(await function())
+        key = await asyncio.to_thread(function)
+        return self.with_key(await key if inspect.isawaitable(key) else key)
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
@@ -466,6 +585,10 @@ class Route(Serializable):
         options: dict[str, Any],
     ) -> ChatResult:
         """The model's answer, through its own cache."""
+        if self.api_key_function is not None:
+            return self.with_key(self.api_key_function()).generate(
+                messages, stop, options
+            )
         options = self._options(stop, options)
         entry = self._cache_entry(messages, options)
         if entry is not None:
@@ -488,6 +611,8 @@ class Route(Serializable):
         options: dict[str, Any],
     ) -> ChatResult:
         """Async variant of `generate`."""
+        if self.api_key_function is not None:
+            return await (await self._awith_key()).agenerate(messages, stop, options)
         options = self._options(stop, options)
         entry = self._cache_entry(messages, options)
         if entry is not None:
@@ -511,6 +636,10 @@ class Route(Serializable):
         options: dict[str, Any],
     ) -> Generator[ChatGenerationChunk, None, None]:
         """The chunks of the answer; a single one from a model without streams."""
+        if self.api_key_function is not None:
+            return self.with_key(self.api_key_function()).stream(
+                messages, stop, options
+            )
         if not self._can_stream(options, is_async=False):
             return _as_chunks(lambda: self.generate(messages, stop, options))
         options = self._options(stop, options)
@@ -523,6 +652,8 @@ class Route(Serializable):
         options: dict[str, Any],
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
         """Async variant of `stream`."""
+        if self.api_key_function is not None:
+            return await (await self._awith_key()).astream(messages, stop, options)
         if not self._can_stream(options, is_async=True):
             result = await self.agenerate(messages, stop, options)
             return _as_async_chunks(result)
@@ -670,6 +801,46 @@ def prepare_routes(routes: list[Route]) -> list[Route]:
         # Past the validator and the two `__init__`s, to the code that makes the router.
         warnings.warn("; ".join(found), UserWarning, stacklevel=5)
     return prepared
+
+
+def _settings_of_pool(
+    api_keys: Sequence[str | SecretStr | KeyFunction] | None,
+    base_urls: Sequence[str] | None,
+) -> list[dict[str, Any]]:
+    """The key and the address of each route. No key is in a message."""
+    given = {"api_key": api_keys, "base_url": base_urls}
+    lists: dict[str, list[Any]] = {}
+    for name, values in given.items():
+        if values is None:
+            continue
+        if isinstance(values, str) or not isinstance(values, Sequence):
+            msg = f"{name}s must be a list, not {type(values).__name__}"
+            raise TypeError(msg)
+        plain = [
+            v.get_secret_value() if isinstance(v, SecretStr) else v for v in values
+        ]
+        for index, value in enumerate(plain):
+            is_function = name == "api_key" and callable(value)
+            if not value or not (isinstance(value, str) or is_function):
+                what = "empty" if value == "" else type(value).__name__
+                msg = f"{name}s[{index}] must be a str, and is {what}"
+                raise ValueError(msg)
+        lists[name] = plain
+    if not lists or not all(lists.values()):
+        msg = "a pool needs api_keys=[...] or base_urls=[...], at least one of them"
+        raise ValueError(msg)
+    counts = {len(values) for values in lists.values()}
+    if len(counts) > 1:
+        msg = (
+            f"a pool has one base_url for each api_key: there are"
+            f" {len(lists['api_key'])} keys and {len(lists['base_url'])} addresses"
+        )
+        raise ValueError(msg)
+    pairs = list(zip(*lists.values(), strict=True))
+    if len(set(pairs)) < len(pairs):
+        msg = f"{' and '.join(f'{name}s' for name in lists)} has an entry twice"
+        raise ValueError(msg)
+    return [dict(zip(lists, pair, strict=True)) for pair in pairs]
 
 
 def common_profile(profiles: list[ModelProfile | None]) -> ModelProfile | None:

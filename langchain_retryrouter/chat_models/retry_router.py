@@ -14,6 +14,7 @@ import functools
 import importlib
 import math
 import os
+import sys
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -36,14 +37,14 @@ from langchain_core.callbacks import (
 from langchain_core.language_models.base import LangSmithParams, LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.language_models.model_profile import ModelProfile
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import (
     ChatGeneration,
     ChatGenerationChunk,
     ChatResult,
     Generation,
 )
-from langchain_core.runnables import Runnable, RunnableBinding
+from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from langchain_core.tracers.base import AsyncBaseTracer, BaseTracer
 from pydantic import (
     ConfigDict,
@@ -63,11 +64,17 @@ from langchain_retryrouter._callbacks import (
 from langchain_retryrouter._http import ClosedByWith
 from langchain_retryrouter._providers.integrations import (
     check_tool_choice,
+    endpoint_of,
     name_of_tool,
     read_tool_choice,
     tracing_params,
 )
-from langchain_retryrouter._retry.call_state import CallLimits, CallState, RouteState
+from langchain_retryrouter._retry.call_state import (
+    AttemptRecord,
+    CallLimits,
+    CallState,
+    RouteState,
+)
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.engine import RetryContext, acall, call
 from langchain_retryrouter._retry.health import RouteHealth, health_of
@@ -81,10 +88,18 @@ from langchain_retryrouter._router.call import (
     info_of,
 )
 from langchain_retryrouter._router.plan import (
+    RouteCost,
+    RouteOrder,
     RoutingWorstCase,
-    Strategy,
-    new_strategy,
     worst_case,
+)
+from langchain_retryrouter._router.preflight import (
+    conversation_of,
+    exceeds,
+    max_input_tokens,
+    profile_of,
+    skipped_routes,
+    with_thread,
 )
 from langchain_retryrouter._router.route import (
     BREAKER_DEFAULTS,
@@ -146,9 +161,9 @@ class _Memory:
     Its bound copies share all of it but `output`, what their answers must fit.
     """
 
-    def __init__(self, route_states: list[RouteState], strategy: Strategy) -> None:
+    def __init__(self, route_states: list[RouteState], order: RouteOrder) -> None:
         self.route_states = route_states
-        self.strategy = strategy
+        self.order = order
         self.output: OutputFormat | None = None
         self.counter = TokenCounter()
         self._warned: set[str] = set()
@@ -231,7 +246,22 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
     strategy: Literal["priority", "weighted", "least_latency", "round_robin"] = (
         "priority"
     )
-    """In which order the routes are asked."""
+    """In which order the routes are asked, or the routes of a tier or pool.
+
+    "priority" is the order of the list, and by turns in a tier or pool.
+    """
+
+    affinity: Literal["conversation"] | None = None
+    """"conversation": the turns of a conversation stay on one route while that is well.
+
+    So providers find their prompts in their caches. A conversation is the `thread_id`
+    in a config's "configurable" (or `conversation_id`, `session_id`), or else what it
+    begins with: the system message and the first message of the user. Its first route
+    is chosen by a hash of it and the routes' weights, the same in all processes,
+    instead of by `strategy`; with "priority", within tiers and pools, or if a route
+    is given a weight. A conversation that was answered by another route stays
+    there, in this process, until an hour after its last answer.
+    """
 
     seed: int | None = None
     """Seed of the random strategies, to repeat a run."""
@@ -301,7 +331,9 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         def __init__(
             self,
             *,
-            routes: Sequence[Route | BaseChatModel | RunnableBinding[Any, Any] | str],
+            routes: Sequence[
+                Route | list[Route] | BaseChatModel | RunnableBinding[Any, Any] | str
+            ],
             **fields: Any,
         ) -> None:
             """Plain chat models are taken as routes."""
@@ -320,9 +352,10 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
     @classmethod
     def _take_plain_models(cls, value: Any) -> Any:
         if isinstance(value, Sequence) and not isinstance(value, str):
-            return [
-                one if isinstance(one, Route) else Route(model=one) for one in value
-            ]
+            flat: list[Any] = []
+            for one in value:
+                flat += one if isinstance(one, list) else [one]  # A `Route.pool`.
+            return [one if isinstance(one, Route) else Route(model=one) for one in flat]
         msg = (
             f"routes must be a list of chat models or Routes, not {value!r}; a model in"
             " it may be a string such as 'openai:gpt-5.5'"
@@ -378,20 +411,64 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
                 if settings is None
                 else CircuitBreaker(**settings, clock=self.clock)
             )
+            if own is None and route.group is not None:
+                # It opens only if a key has to be left alone.
+                own = CircuitBreaker(failure_threshold=sys.maxsize, clock=self.clock)
             breaker = route.breaker or own
             if self.store is not None and breaker is not None:
                 breaker.join(self.store, route.scope)
-            states.append(RouteState(route.name, breaker, RouteHealth()))
+            endpoint = route.group is not None and endpoint_of(route.model)
+            states.append(
+                RouteState(
+                    route.name,
+                    breaker,
+                    RouteHealth(),
+                    route.group,
+                    (route.group, endpoint) if endpoint else None,
+                )
+            )
         if self.store is not None and self.budget is not None:
             self.budget.join(self.store, "budget")
-        weights = [route.weight for route in self.routes]
-        strategy = new_strategy(
+        return _Memory(states, self._new_order())
+
+    def _new_order(self) -> RouteOrder:
+        routes, is_list = self.routes, self.strategy == "priority"
+        if self.affinity and "strategy" not in self.model_fields_set:
+            is_list = all("weight" not in route.model_fields_set for route in routes)
+        return RouteOrder(
+            [route.name for route in routes],
+            [route.tier for route in routes],
+            [route.group for route in routes],
+            [route.weight for route in routes],
             self.strategy,
-            len(self.routes),
-            weights=weights if self.strategy == "weighted" else None,
             seed=self.seed,
+            by_conversation=self.affinity is not None,
+            is_list=is_list,
         )
-        return _Memory(states, strategy)
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.affinity and self.strategy == "least_latency":
+            msg = (
+                "affinity='conversation' keeps a conversation where it is, and strategy"
+                " 'least_latency' asks the fastest route: choose 'weighted',"
+                " 'round_robin' or 'priority'"
+            )
+            raise ValueError(msg)
+        seen = set()
+        for route in self.routes:
+            held = (route.group, id(route.breaker))
+            if route.group is None or route.breaker is None:
+                continue
+            if held in seen:
+                msg = (
+                    f"route {route.name!r} shares its breaker with another route of its"
+                    " tier, so that one's rate limit would hold the other one: give"
+                    " each a breaker of its own"
+                )
+                raise ValueError(msg)
+            seen.add(held)
+        return self
 
     @model_validator(mode="after")
     def _remember(self) -> Self:
@@ -437,6 +514,54 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         return cast("Self", config.from_config(cls, source, fields))
 
     # --- a call ---
+
+    def invoke(
+        self,
+        input: LanguageModelInput,  # noqa: A002 - LangChain's name
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AIMessage:
+        """The answer; see `BaseChatModel.invoke`."""
+        config = with_thread(config) if self.affinity else config
+        return super().invoke(input, config, stop=stop, **kwargs)
+
+    async def ainvoke(
+        self,
+        input: LanguageModelInput,  # noqa: A002 - LangChain's name
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AIMessage:
+        """The answer; see `BaseChatModel.ainvoke`."""
+        config = with_thread(config) if self.affinity else config
+        return await super().ainvoke(input, config, stop=stop, **kwargs)
+
+    def stream(
+        self,
+        input: LanguageModelInput,  # noqa: A002 - LangChain's name
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> Iterator[AIMessageChunk]:
+        """The chunks of the answer; see `BaseChatModel.stream`."""
+        config = with_thread(config) if self.affinity else config
+        return super().stream(input, config, stop=stop, **kwargs)
+
+    def astream(
+        self,
+        input: LanguageModelInput,  # noqa: A002 - LangChain's name
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[AIMessageChunk]:
+        """The chunks of the answer; see `BaseChatModel.astream`."""
+        config = with_thread(config) if self.affinity else config
+        return super().astream(input, config, stop=stop, **kwargs)
 
     def _generate(
         self,
@@ -525,6 +650,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         At the start of the run the first route was named.
         """
         served = router_call.route
+        router_call.on_answer()
         if run_manager is None or served is self.routes[0]:
             return
         params = {**_OWN_LS_PARAMS, **tracing_params(served.model, **served.options)}
@@ -611,16 +737,36 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         request: ModelRequest,
         run: AnyRunManager | None,
     ) -> tuple[RetryContext, _T]:
-        """The context of a call for the engine, and the call itself."""
+        """The context of a call for the engine, and the call itself.
+
+        Raises:
+            ContextLengthError: No route can hold the prompt.
+        """
         clock = self.clock or SYSTEM_CLOCK
         memory = self._memory
-        strategy, output = memory.strategy, memory.output
-        order = strategy.order(clock.monotonic())
+        states, output = memory.route_states, memory.output
+        conversation = None
+        if self.affinity is not None:
+            metadata = getattr(run, "metadata", None)
+            conversation = conversation_of(request.messages, metadata)
+
+        def is_open(index: int) -> bool:
+            breaker = states[index].breaker
+            return breaker is not None and breaker.retry_after > 0
+
+        order = memory.order.order(clock.monotonic(), is_open, conversation)
         order = [index for index in order if not self.routes[index].unfit]
+        routes = [self.routes[index] for index in order]
+        skipped = skipped_routes(routes, request.messages, request.options)
+        records = [
+            AttemptRecord(None, routes[at].name, "skipped", reason=reason)
+            for at, reason in skipped.items()
+        ]
+        order = [index for at, index in enumerate(order) if at not in skipped]
         routes = [self.routes[index] for index in order]
         call_state = CallState(
             self._limited_policy(),
-            [memory.route_states[index] for index in order],
+            [states[index] for index in order],
             budget=self.budget,
             time=clock,
             actions=self._after,
@@ -629,9 +775,15 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
             limits=self._limits_of(routes, request),
         )
         call_state.run = run
+        call_state.skip(records)
 
         def measured(position: int, seconds: float) -> None:
-            strategy.measured(order[position], seconds, clock.monotonic())
+            memory.order.strategy.measured(order[position], seconds, clock.monotonic())
+
+        def on_answer() -> None:
+            if conversation is not None:
+                index = order[call_state.position]
+                memory.order.served(conversation, index, clock.monotonic())
 
         rules = AnswerRules(self.accept, self._hears_length)
         if output is not None:
@@ -653,6 +805,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
             is_buffered=(self.stream_recovery == "buffer" or router_call.needs_whole),
             ends_call=False,
         )
+        router_call.on_answer = on_answer
         router_call.hedge_after = self.hedge_after
         router_call.may_continue = self.stream_recovery == "continue"
         return context, router_call
@@ -686,7 +839,11 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         }
         return worst_case(
             self._limited_policy(),
-            [route.route_cost for route in self.routes if not route.unfit],
+            [
+                self._cost_of(route, input_tokens)
+                for route in self.routes
+                if not route.unfit
+            ],
             after,
             is_buffered=self.stream_recovery == "buffer",
             is_continued=self.stream_recovery == "continue",
@@ -712,6 +869,18 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
             are no keys, prompts or messages in it.
         """
         return health_of(self._memory.route_states, self.clock or SYSTEM_CLOCK)
+
+    def _cost_of(self, route: Route, input_tokens: int | None) -> RouteCost:
+        """What a route costs, with its tier, and why a long prompt skips it."""
+        cost, remarks = route.route_cost, []
+        if route.group is not None:
+            tier = f"tier {route.tier}" if route.tier is not None else "pool"
+            remarks.append(f"{tier}, weight {route.weight:g}")
+        limit = max_input_tokens(profile_of(route))
+        if input_tokens is not None and exceeds(input_tokens, limit):
+            remarks.append(f"skipped: the model takes {limit:,} tokens")
+            cost = replace(cost, requests=0)
+        return replace(cost, warnings=(*remarks, *cost.warnings))
 
     # --- closing ---
 

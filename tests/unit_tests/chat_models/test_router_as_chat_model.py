@@ -137,8 +137,8 @@ def test_messages_are_trimmed_by_a_router() -> None:
 
 def test_an_agent_summarizes_and_edits_by_a_router() -> None:
     """Fractions of the context and the model's own count work in LangChain's agents."""
-    model = Counting(responses=["said"], profile={"max_input_tokens": 20})
-    router = RetryRouter(routes=[model, fake({"max_input_tokens": 100})])
+    model = Counting(responses=["said"], profile={"max_input_tokens": 2_000})
+    router = RetryRouter(routes=[model, fake({"max_input_tokens": 9_000})])
     counter: Any = router.get_num_tokens_from_messages
     agent = create_agent(
         router,
@@ -155,7 +155,7 @@ def test_an_agent_summarizes_and_edits_by_a_router() -> None:
             ),
         ],
     )
-    long = HumanMessage("word " * 12)
+    long = HumanMessage("word " * 1_200)
     said = agent.invoke({"messages": [long, AIMessage("x"), HI]})
     assert "summary" in said["messages"][0].text
     assert [message.text for message in said["messages"][1:]] == ["hi there", "said"]

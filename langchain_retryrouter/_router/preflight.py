@@ -1,0 +1,231 @@
+"""What is read from a request before it is sent: its conversation, and its needs.
+
+A route is skipped if its model's profile says that it cannot take the request, while
+another one can. Where a profile is silent, the route is asked: it knows better.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any, Final
+
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.runnables import RunnableConfig, ensure_config
+
+from langchain_retryrouter._router.route import Route
+from langchain_retryrouter.errors import ContextLengthError
+
+# --- conversations --------------------------------------------------------------------
+
+_THREAD_KEYS: Final = ("thread_id", "conversation_id", "session_id")
+"""LangGraph's name of a conversation, and those of LangSmith and of histories."""
+# What differs from turn to turn, or from process to process, in the same block.
+_VARYING: Final = frozenset({"id", "index", "cache_control", "extras", "annotations"})
+
+
+def with_thread(config: RunnableConfig | None) -> RunnableConfig:
+    """A config whose thread id is in its metadata, where `_generate` can read it."""
+    config = ensure_config(config)
+    thread = _thread_of(config.get("configurable") or {})
+    if thread is not None:
+        config["metadata"] = {**(config.get("metadata") or {}), "thread_id": thread}
+    return config
+
+
+def conversation_of(
+    messages: Sequence[BaseMessage], metadata: Mapping[str, Any] | None
+) -> bytes:
+    """The same bytes for each turn of a conversation, in every process.
+
+    They are a hash of the thread id, or else of the system message and the first
+    message of the user.
+    """
+    thread = _thread_of(metadata or {})
+    if thread is None:  # A chain or a graph has put its config into the context.
+        thread = _thread_of(ensure_config().get("configurable") or {})
+    text = json.dumps(thread) if thread is not None else _beginning(messages)
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _thread_of(values: Mapping[str, Any]) -> str | None:
+    named = (values.get(key) for key in _THREAD_KEYS)
+    return next((str(value) for value in named if value not in {None, ""}), None)
+
+
+def _beginning(messages: Sequence[BaseMessage]) -> str:
+    """What all turns of a conversation begin with."""
+    kinds = (SystemMessage, HumanMessage)
+    found = [next((m for m in messages if isinstance(m, kind)), None) for kind in kinds]
+    begun = [one for one in found if one is not None] or messages[:1]
+    return json.dumps([_canonical(one.content) for one in begun])
+
+
+def _canonical(content: Any) -> str:
+    """The same text for a text and for a list with one block of it."""
+    if isinstance(content, str):
+        return content
+    parts = []
+    for block in content:
+        if isinstance(block, dict) and not isinstance(block.get("text"), str):
+            stable = {k: v for k, v in block.items() if k not in _VARYING}
+            parts.append(json.dumps(stable, sort_keys=True, default=str))
+        else:
+            parts.append(block["text"] if isinstance(block, dict) else str(block))
+    return "\n".join(parts)
+
+
+# --- needs ----------------------------------------------------------------------------
+
+_ROOM: Final = 1.1  # A count that is 10 % above the limit leaves no doubt.
+# Every tokenizer in use splits at these places at least, so pieces are a lower bound.
+# A Chinese, Japanese or Korean token has seldom more than three characters.
+_PIECE: Final = re.compile(r"[\u2e80-\uffff]{1,3}|\w+|[^\w\s]+")
+_LONG: Final = 24  # A longer piece is no word of most languages.
+_LONG_TOKEN: Final = 8
+_MEDIA: Final = {
+    "image": "image_inputs",
+    "audio": "audio_inputs",
+    "video": "video_inputs",
+    "pdf": "pdf_inputs",
+}
+"""The kinds of media, with the key of a profile that says whether they are read."""
+_BLOCK_KINDS: Final = {
+    "image": "image",
+    "image_url": "image",
+    "input_image": "image",
+    "audio": "audio",
+    "input_audio": "audio",
+    "video": "video",
+    "video_url": "video",
+}
+
+
+def skipped_routes(
+    routes: Sequence[Route], messages: Sequence[BaseMessage], options: dict[str, Any]
+) -> dict[int, str]:
+    """The reasons why routes cannot take a request, by the routes' positions.
+
+    Empty if none can take it: then all are asked, since a profile may be mistaken.
+
+    Raises:
+        ContextLengthError: The prompt is too long for every route.
+    """
+    profiles = [profile_of(route) for route in routes]
+    if not any(profiles):
+        return {}
+    media = {kind for message in messages for kind in _media_of(message)}
+    texts = [text for message in messages for text in _texts_of(message)]
+    characters, tokens = sum(map(len, texts)), None
+    reasons, limits = {}, {}
+    for position, (route, profile) in enumerate(zip(routes, profiles, strict=True)):
+        limit = max_input_tokens(profile)
+        if characters > limit * _ROOM:  # No token is shorter than a character.
+            if tokens is None:
+                tokens = sum(map(tokens_at_least, texts))
+            if exceeds(tokens, limit):
+                limits[position] = f"{route.name} {limit:,}"
+                reasons[position] = (
+                    f"the prompt has at least {tokens:,} tokens, and the model takes"
+                    f" {limit:,}"
+                )
+                continue
+        if lacks := _lacking(profile, media, {**route.options, **options}):
+            reasons[position] = f"the model takes no {' and no '.join(lacks)}"
+    if len(limits) == len(routes):
+        msg = (
+            f"nothing was sent: the prompt has at least {tokens:,} tokens, and the"
+            f" routes take at most: {', '.join(limits.values())}"
+        )
+        error = ContextLengthError(msg, may_have_run=False)
+        error.attempts = 0
+        raise error
+    return {} if len(reasons) == len(routes) else reasons
+
+
+def profile_of(route: Route) -> Mapping[str, Any]:
+    """What a route's model says of itself; nothing if it speaks for several models."""
+    model = route.model
+    names = ("routes", "models_priority_list")
+    is_several = any(len(getattr(model, name, None) or ()) > 1 for name in names)
+    return {} if is_several else model.profile or {}
+
+
+def max_input_tokens(profile: Mapping[str, Any]) -> float:
+    """The longest prompt that a model takes; infinite if that is not known."""
+    limit = profile.get("max_input_tokens")
+    return limit if isinstance(limit, int | float) and limit > 0 else math.inf
+
+
+def exceeds(tokens: int, limit: float) -> bool:
+    """Whether so many tokens are too many beyond doubt."""
+    return tokens > limit * _ROOM
+
+
+def tokens_at_least(text: str) -> int:
+    """A number of tokens that a text has at least, for any tokenizer in use."""
+    pieces = _PIECE.findall(text)
+    return len(pieces) + sum(
+        len(piece) // _LONG_TOKEN for piece in pieces if len(piece) > _LONG
+    )
+
+
+def _texts_of(message: BaseMessage) -> Iterator[str]:
+    content = message.content
+    if isinstance(content, str):
+        yield content
+    else:
+        for block in content:
+            text = block.get("text") if isinstance(block, dict) else block
+            if isinstance(text, str):
+                yield text
+    for call in message.tool_calls if isinstance(message, AIMessage) else ():
+        yield json.dumps(call["args"], ensure_ascii=False, default=str)
+
+
+def _media_of(message: BaseMessage) -> Iterator[str]:
+    if isinstance(message.content, str) or isinstance(message, AIMessage):
+        return  # What a model has made is not sent to every other model.
+    for block in message.content:
+        if not isinstance(block, dict):
+            continue
+        kind = _BLOCK_KINDS.get(str(block.get("type")))
+        if kind is None and block.get("type") != "text":
+            kind = _kind_of_file(block)
+        if kind is not None:
+            yield kind
+
+
+def _kind_of_file(block: dict[str, Any]) -> str | None:
+    """The kind of a file in any provider's form; None if it is not known."""
+    inner = [block, *(v for v in block.values() if isinstance(v, dict))]
+    for one in inner:
+        for name in ("mime_type", "media_type", "file_data", "data", "filename"):
+            value = one.get(name)
+            if not isinstance(value, str):
+                continue
+            kind = value[:40].lower().removeprefix("data:")
+            if kind.startswith("application/pdf") or value[-4:].lower() == ".pdf":
+                return "pdf"
+            if kind.startswith(("image/", "audio/", "video/")):
+                return kind.partition("/")[0]
+    return None
+
+
+def _lacking(
+    profile: Mapping[str, Any], media: set[str], options: Mapping[str, Any]
+) -> list[str]:
+    """What a request needs, and a profile says that the model does not take."""
+    lacks = [kind for kind in sorted(media) if profile.get(_MEDIA[kind]) is False]
+    if options.get("tools") and profile.get("tool_calling") is False:
+        lacks.append("tools")
+    form = options.get("response_format")
+    is_schema = isinstance(form, type) or (
+        isinstance(form, dict) and form.get("type") == "json_schema"
+    )
+    if is_schema and profile.get("structured_output") is False:
+        lacks.append("schema")
+    return lacks

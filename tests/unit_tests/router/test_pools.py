@@ -1,0 +1,623 @@
+"""Tiers and key pools: several keys, accounts or regions for one model."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import openai
+import pytest
+from langchain_anthropic import ChatAnthropic
+from langchain_core.language_models import FakeListChatModel
+from langchain_core.messages import AIMessage
+from langchain_openai import AzureChatOpenAI, ChatOpenAI
+from pydantic import SecretStr
+
+from langchain_retryrouter import (
+    CircuitBreaker,
+    GPTRouter,
+    GPTRouterModel,
+    RateLimitError,
+    RetryPolicy,
+    RetryRouter,
+    Route,
+)
+from langchain_retryrouter.errors import (
+    AuthenticationError,
+    ContentFilterError,
+    RetryRouterError,
+)
+from langchain_retryrouter.testing import (
+    Answer,
+    FakeClock,
+    FaultyGateway,
+    Reset,
+    Status,
+    Step,
+)
+
+from .attempts import WAYS, Way
+
+KEYS = [f"sk-the-secret-of-account-{number}" for number in range(1, 4)]
+SPENT = Status(429, error_code="insufficient_quota")
+SLOW_DOWN = Status(429, {"retry-after": "20"})
+
+
+@dataclass
+class Provider:
+    """A provider that treats each key in its own way, and a model that asks it."""
+
+    gateway: FaultyGateway
+    way: Way
+    runner: asyncio.Runner
+    clock: FakeClock
+    model: ChatOpenAI
+    steps: dict[str, Step] = field(default_factory=dict)
+
+    def pool(self, *keys: Any, **fields: Any) -> list[Route]:
+        """Routes with these keys."""
+        return Route.pool(self.model, api_keys=keys or KEYS, **fields)
+
+    def router(self, *routes: Any, **fields: Any) -> RetryRouter:
+        """A router, by default over a pool of all keys."""
+        given = list(routes) or self.pool()
+        return RetryRouter(**{"routes": given, "clock": self.clock, **fields})
+
+    def ask(self, router: RetryRouter, text: str = "hi") -> AIMessage:
+        """The router's answer, sync or async, streamed or not."""
+        if self.way.is_async:
+            return self.runner.run(self._aask(router, text))
+        if not self.way.is_streaming:
+            return router.invoke(text)
+        first, *chunks = router.stream(text)
+        return sum(chunks, first)
+
+    async def _aask(self, router: RetryRouter, text: str) -> AIMessage:
+        if not self.way.is_streaming:
+            return await router.ainvoke(text)
+        first, *chunks = [chunk async for chunk in router.astream(text)]
+        return sum(chunks, first)
+
+    def asked(self) -> list[int]:
+        """The requests of each key since the last time."""
+        keys = [key_of(request) for request in self.gateway.requests]
+        self.gateway.reset_log()
+        return [keys.count(key) for key in KEYS]
+
+
+def key_of(request: Any) -> str:
+    """The key that a request was sent with."""
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    return str(headers.get("authorization", "")).removeprefix("Bearer ")
+
+
+@pytest.fixture(params=WAYS, ids=str)
+def provider(
+    request: pytest.FixtureRequest, fake_clock: FakeClock
+) -> Iterator[Provider]:
+    """A provider that answers every key."""
+    sync_client = openai.DefaultHttpxClient()
+    async_client = openai.DefaultAsyncHttpxClient()
+    with FaultyGateway() as gateway, asyncio.Runner() as runner:
+        model = ChatOpenAI(
+            model="gpt-5",
+            api_key=SecretStr("sk-the-models-own-key"),
+            base_url=gateway.openai_url,
+            http_client=sync_client,
+            http_async_client=async_client,
+        )
+        provider = Provider(gateway, request.param, runner, fake_clock, model)
+        gateway.always(lambda asked: provider.steps.get(key_of(asked)) or Answer("Hi."))
+        yield provider
+        sync_client.close()
+        runner.run(async_client.aclose())
+
+
+# --- failover between keys ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [Status(401), Status(402), Status(403), Status(429), SLOW_DOWN, SPENT],
+    ids=["401", "402", "403", "429", "429-20s", "quota"],
+)
+def test_two_of_three_keys_exhausted(provider: Provider, refusal: Step) -> None:
+    """One extra request at most for each bad key, no wait, and then none at all."""
+    provider.steps = dict.fromkeys(KEYS[:2], refusal)
+    router = provider.router()
+    for _ in range(3):
+        assert provider.ask(router).text == "Hi."
+    bad_1, bad_2, good = provider.asked()
+    assert bad_1 <= 1
+    assert bad_2 <= 1
+    assert good == 3
+    assert sum(provider.clock.sleeps) == 0
+    for _ in range(10):
+        provider.ask(router)
+    assert provider.asked() == [0, 0, 10]
+
+
+def test_a_held_key_is_asked_again_when_its_hold_ends(provider: Provider) -> None:
+    """A 429 holds a key for as long as its server asked, and no other key."""
+    provider.steps = {KEYS[0]: SLOW_DOWN}
+    router = provider.router()
+    for _ in range(3):
+        provider.ask(router)
+    assert provider.asked()[0] == 1
+    provider.clock.advance(19)
+    for _ in range(6):
+        provider.ask(router)
+    assert provider.asked() == [0, 3, 3]
+    provider.steps = {}
+    provider.clock.advance(2)
+    for _ in range(9):
+        provider.ask(router)
+    assert provider.asked()[0] >= 3
+
+
+def test_a_request_that_all_keys_are_refused_holds_none(provider: Provider) -> None:
+    """A 403 that is the request's fault does not close the pool for other requests."""
+    provider.steps = dict.fromkeys(KEYS, Status(403))
+    router = provider.router()
+    with pytest.raises(RetryRouterError):
+        provider.ask(router)
+    assert provider.asked() == [1, 1, 1]
+    provider.steps = {}
+    for _ in range(3):
+        provider.ask(router)
+    assert provider.asked() == [1, 1, 1]
+
+
+def test_the_last_keys_rate_limit_is_waited_for(provider: Provider) -> None:
+    """With all keys limited, the call waits as it would for a single route."""
+    provider.steps = dict.fromkeys(KEYS, Status(429, {"retry-after": "2"}))
+    router = provider.router(retry_policy=RetryPolicy(max_retries=1))
+    with pytest.raises(RateLimitError):
+        provider.ask(router)
+    assert sum(provider.asked()) >= 4
+    assert sum(provider.clock.sleeps) >= 2
+    assert max(provider.clock.sleeps) >= 2
+
+
+def test_other_keys_keep_their_breakers(provider: Provider) -> None:
+    """A bad key says nothing about the provider, and nothing about other keys."""
+    provider.steps = {KEYS[0]: Status(401)}
+    breakers = [CircuitBreaker(clock=provider.clock) for _ in KEYS]
+    routes = [
+        route.model_copy(update={"breaker": breaker})
+        for route, breaker in zip(provider.pool(), breakers, strict=True)
+    ]
+    router = provider.router(*routes)
+    for _ in range(3):
+        provider.ask(router)
+    assert [breaker.is_open for breaker in breakers] == [True, False, False]
+
+
+def test_a_pool_holds_keys_without_breakers(provider: Provider) -> None:
+    """`breaker_settings=None` is about failures of the provider, not about keys."""
+    provider.steps = dict.fromkeys(KEYS[:2], SLOW_DOWN)
+    router = provider.router(breaker_settings=None)
+    for _ in range(8):
+        provider.ask(router)
+    assert provider.asked()[2] == 8
+    assert sum(provider.clock.sleeps) == 0
+
+
+@pytest.mark.parametrize("code", [400, 422])
+def test_a_wrong_request_holds_no_key(provider: Provider, code: int) -> None:
+    """A request that the provider calls wrong says nothing about the key."""
+    provider.steps = dict.fromkeys(KEYS, Status(code))
+    router = provider.router()
+    with pytest.raises(RetryRouterError):
+        provider.ask(router)
+    provider.asked()
+    provider.steps = {}
+    for _ in range(3):
+        provider.ask(router)
+    assert provider.asked() == [1, 1, 1]
+
+
+def test_a_content_filter_ends_the_call(provider: Provider) -> None:
+    """A refusal is an answer, whichever key asks."""
+    refusal = Status(400, error_code="content_filter")
+    provider.steps = dict.fromkeys(KEYS, refusal)
+    with pytest.raises(ContentFilterError):
+        provider.ask(provider.router())
+    assert sum(provider.asked()) == 1
+
+
+def test_an_action_of_the_caller_counts(provider: Provider) -> None:
+    """`failover_on` says what follows a 429, in a pool as well."""
+    provider.steps = dict.fromkeys(KEYS, SLOW_DOWN)
+    router = provider.router(failover_on={"rate_limit": "raise"})
+    with pytest.raises(RateLimitError):
+        provider.ask(router)
+    assert sum(provider.asked()) == 1
+
+
+def test_keys_of_one_tier_are_asked_before_the_next_tier(provider: Provider) -> None:
+    """Another model is asked when none of the keys can answer."""
+    provider.steps = dict.fromkeys(KEYS, Status(401))
+    backup = FakeListChatModel(responses=["backup"])
+    router = provider.router(*provider.pool(), backup)
+    assert provider.ask(router).text == "backup"
+    assert provider.asked() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("fault", [Status(500), Status(503), Reset()], ids=str)
+def test_an_outage_is_not_asked_about_with_every_key(
+    provider: Provider, fault: Step
+) -> None:
+    """The keys of one endpoint share its retries, each of which takes another key."""
+    provider.steps = dict.fromkeys(KEYS, fault)
+    backup = FakeListChatModel(responses=["backup"])
+    router = provider.router(
+        *provider.pool(), backup, retry_policy=RetryPolicy(max_retries=1)
+    )
+    assert provider.ask(router).text == "backup"
+    asked = provider.asked()
+    assert sum(asked) == 2
+    assert max(asked) == 1
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_key_that_only_fails_is_answered_for_by_another(
+    provider: Provider, retries: int
+) -> None:
+    """A 500 for one key only is not the end of the call, with any number of retries."""
+    provider.steps = {KEYS[0]: Status(500)}
+    router = provider.router(retry_policy=RetryPolicy(max_retries=retries))
+    for _ in range(3):
+        provider.ask(router)
+    assert provider.asked()[0] == 1
+
+
+def test_a_silent_endpoint_is_left_with_all_its_keys(provider: Provider) -> None:
+    """A timeout is not waited for once more with each key."""
+    provider.steps = dict.fromkeys(KEYS, Status(504))
+    backup = FakeListChatModel(responses=["backup"])
+    assert provider.ask(provider.router(*provider.pool(), backup)).text == "backup"
+    assert sum(provider.asked()) == 1
+
+
+def test_regions_have_retries_of_their_own() -> None:
+    """Other addresses of one tier are other places, and each is asked as a route is."""
+    with FaultyGateway() as east, FaultyGateway() as west:
+        east.always(Status(503))
+        pool = Route.pool(
+            gpt_router(api_key="k", max_retries=0), base_urls=[east.url, west.url]
+        )
+        policy = RetryPolicy(max_retries=1)
+        with RetryRouter(routes=pool, retry_policy=policy, clock=FakeClock()) as router:
+            for _ in range(2):
+                router.invoke("hi")
+        assert len(east.requests) == 2
+        assert len(west.requests) == 2
+
+
+# --- balance ------------------------------------------------------------------------
+
+
+def test_a_tier_is_balanced_by_weight(provider: Provider) -> None:
+    """By default each key gets its turn, and a key of weight 2 gets two."""
+    router = provider.router()
+    for _ in range(9):
+        provider.ask(router)
+    assert provider.asked() == [3, 3, 3]
+    weighted = [
+        route.model_copy(update={"weight": weight})
+        for route, weight in zip(provider.pool(), (2, 1, 1), strict=True)
+    ]
+    router = provider.router(*weighted)
+    for _ in range(8):
+        provider.ask(router)
+    assert provider.asked() == [4, 2, 2]
+
+
+def test_the_load_of_a_sick_key_is_spread(provider: Provider) -> None:
+    """What a held key does not get goes to all others, not to the next in the list."""
+    provider.steps = {KEYS[0]: SLOW_DOWN}
+    router = provider.router()
+    for _ in range(3):
+        provider.ask(router)
+    provider.asked()
+    for _ in range(10):
+        provider.ask(router)
+    assert provider.asked() == [0, 5, 5]
+
+
+def fakes(*tiers: int | None) -> list[Route]:
+    """Routes of these tiers, which answer with their place in the list."""
+    return [
+        Route(model=FakeListChatModel(responses=[str(n)]), name=str(n), tier=tier)
+        for n, tier in enumerate(tiers)
+    ]
+
+
+def firsts(router: RetryRouter, calls: int = 60) -> Counter[str]:
+    """Which routes answered."""
+    return Counter(router.invoke("hi").text for _ in range(calls))
+
+
+@pytest.mark.parametrize("strategy", ["priority", "weighted", "round_robin"])
+def test_tiers_come_in_their_order(strategy: Any) -> None:
+    """The lowest tier gets every call while it can answer, wherever it is listed."""
+    router = RetryRouter(routes=fakes(1, 0, 1, 0), strategy=strategy, seed=3)
+    asked = firsts(router)
+    assert set(asked) == {"1", "3"}
+    assert min(asked.values()) >= 18
+
+
+def test_without_tiers_priority_is_the_order_of_the_list() -> None:
+    """A router that names no tier works as before."""
+    assert firsts(RetryRouter(routes=fakes(None, None))) == {"0": 60}
+
+
+@pytest.mark.parametrize(
+    ("tiers", "leaders"),
+    [
+        ((None, 0, 0), {"0"}),
+        ((0, 0, None), {"0", "1"}),
+        ((1, None, 0), {"2"}),
+        ((0, 0), {"0", "1"}),
+    ],
+)
+def test_a_route_without_a_tier_has_its_place_in_the_list(
+    tiers: tuple[int | None, ...], leaders: set[str]
+) -> None:
+    """It comes after the tiers that are listed before it."""
+    assert set(firsts(RetryRouter(routes=fakes(*tiers)))) == leaders
+
+
+def test_pools_keep_their_place_in_the_list() -> None:
+    """Two pools of one model are two groups, each at its own place."""
+
+    def pool(text: str) -> list[Route]:
+        model = Keyed(responses=[text], api_key="k")
+        return Route.pool(model, api_keys=["one", "two"], name="same")
+
+    router = RetryRouter(routes=[pool("a"), pool("b")])
+    assert [r.name for r in router.routes] == [
+        "same#1",
+        "same#2",
+        "same#1-2",
+        "same#2-2",
+    ]
+    assert firsts(router) == {"a": 60}
+
+
+# --- making pools -------------------------------------------------------------------
+
+
+class Keyed(FakeListChatModel):
+    """A model of an unknown package, with a field for its key."""
+
+    api_key: str
+
+
+def secrets_of(routes: list[Route], name: str) -> list[str]:
+    values = [getattr(route.model, name) for route in routes]
+    return [v.get_secret_value() if isinstance(v, SecretStr) else v for v in values]
+
+
+def gpt_router(**fields: Any) -> GPTRouter:
+    models = [GPTRouterModel(name="gpt-4o", provider_name="openai")]
+    return GPTRouter(models_priority_list=models, **fields)
+
+
+@pytest.mark.parametrize(
+    ("make", "key", "url"),
+    [
+        (
+            lambda: ChatOpenAI(model="gpt-4o", api_key=SecretStr("k"), temperature=0.5),
+            "openai_api_key",
+            "openai_api_base",
+        ),
+        (
+            lambda: AzureChatOpenAI(
+                azure_deployment="gpt-5",
+                api_key=SecretStr("k"),
+                azure_endpoint="https://east.example.com",
+                api_version="2025-01-01",
+                temperature=0.5,
+            ),
+            "openai_api_key",
+            "azure_endpoint",
+        ),
+        (
+            lambda: ChatAnthropic(
+                model_name="claude",
+                api_key=SecretStr("k"),
+                temperature=0.5,
+                timeout=5,
+                stop=None,
+            ),
+            "anthropic_api_key",
+            "anthropic_api_url",
+        ),
+        (
+            lambda: gpt_router(api_key="k", temperature=0.5),
+            "gpt_router_api_key",
+            "gpt_router_api_base",
+        ),
+    ],
+    ids=["openai", "azure", "anthropic", "gptrouter"],
+)
+def test_models_are_made_again_for_each_key_and_address(
+    make: Callable[[], Any], key: str, url: str
+) -> None:
+    """The new models keep all other settings, and their clients have the new key."""
+    urls = ["https://one.example.com/v1", "https://two.example.com/v1"]
+    routes = Route.pool(make(), api_keys=["one-key", "two-key"], base_urls=urls)
+    assert secrets_of(routes, key) == ["one-key", "two-key"]
+    assert secrets_of(routes, url) == urls
+    assert {getattr(route.model, "temperature", 0.5) for route in routes} == {0.5}
+    assert secrets_of(Route.pool(make(), base_urls=urls), url) == urls
+
+
+def test_bound_options_and_fields_are_kept() -> None:
+    """A pool is made of what a route can be made of."""
+    model: Any = Keyed(responses=["a"], api_key="k").bind(stop=["x"])
+    routes = Route.pool(model, api_keys=["a", "b"], tier=2, name="n", input_price=3)
+    assert [route.name for route in routes] == ["n#1", "n#2"]
+    assert {(r.tier, r.input_price, str(r.options)) for r in routes} == {
+        (2, 3.0, "{'stop': ['x']}")
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "a pool needs api_keys"),
+        ({"api_keys": []}, "a pool needs api_keys"),
+        (
+            {"api_keys": ["secret-1", None]},
+            r"api_keys\[1\] must be a str, and is NoneType",
+        ),
+        ({"api_keys": ["secret-1", ""]}, r"api_keys\[1\] must be a str, and is empty"),
+        ({"api_keys": ["secret-1", "secret-1"]}, "has an entry twice"),
+        ({"api_keys": ["secret-1"], "base_urls": ["a", "b"]}, "1 keys and 2 addresses"),
+        ({"base_urls": ["https://x"]}, "Keyed has no field for base_url.*api_key"),
+    ],
+)
+def test_a_pool_that_cannot_be_made_is_explained(
+    given: dict[str, Any], message: str
+) -> None:
+    """The message says what is wrong, and shows no key."""
+    with pytest.raises(ValueError, match=message) as raised:
+        Route.pool(Keyed(responses=["a"], api_key="k"), **given)
+    assert "secret-1" not in str(raised.value)
+
+
+def test_a_single_key_is_no_list() -> None:
+    """A text is a list of characters to Python, and not what was meant."""
+    with pytest.raises(TypeError, match="api_keys must be a list, not str"):
+        Route.pool(Keyed(responses=["a"], api_key="k"), api_keys="secret-1")
+
+
+class Stubborn(Keyed):
+    """A model whose constructor shows what it was given."""
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**fields)
+        if self.api_key != "k":
+            msg = f"bad key {self.api_key}"
+            raise ValueError(msg)
+
+
+def test_a_constructor_that_fails_shows_no_key() -> None:
+    """Whatever the class says, its text may hold the key."""
+    with pytest.raises(ValueError, match="Stubborn cannot be made again") as raised:
+        Route.pool(Stubborn(responses=["a"], api_key="k"), api_keys=["secret-1"])
+    assert "secret-1" not in str(raised.value)
+    assert raised.value.__suppress_context__
+
+
+def test_routes_of_a_tier_cannot_share_a_breaker() -> None:
+    """One key's rate limit would hold the other key."""
+    breaker = CircuitBreaker()
+    model = Keyed(responses=["a"], api_key="k")
+    pool = Route.pool(model, api_keys=["a", "b"], breaker=breaker)
+    with pytest.raises(ValueError, match="shares its breaker with another route"):
+        RetryRouter(routes=pool)
+
+
+# --- keys that are functions --------------------------------------------------------
+
+
+def test_a_function_is_asked_for_each_request(provider: Provider) -> None:
+    """A key may change without a new router; ChatOpenAI's SDK asks for it itself."""
+    current = [KEYS[0]]
+
+    async def of_async() -> str:
+        return current[0]
+
+    def of_sync() -> str:
+        return current[0]
+
+    router = provider.router(
+        *provider.pool(of_async if provider.way.is_async else of_sync)
+    )
+    provider.ask(router)
+    current[0] = KEYS[1]
+    provider.ask(router)
+    assert provider.asked() == [1, 1, 0]
+
+
+@pytest.mark.parametrize("is_function_async", [False, True])
+def test_a_function_works_with_any_model(
+    provider: Provider, *, is_function_async: bool
+) -> None:
+    """A model whose SDK takes no functions is made again when its key has changed."""
+    current, asked = [KEYS[0]], []
+
+    async def of_async() -> SecretStr:
+        return SecretStr(of_sync())
+
+    def of_sync() -> str:
+        asked.append(current[0])
+        return current[0]
+
+    model = gpt_router(api_key="k", base_url=provider.gateway.url, max_retries=0)
+    function: Any = of_async if is_function_async else of_sync
+    router = provider.router(*Route.pool(model, api_keys=[function]))
+    if is_function_async and not provider.way.is_async:
+        with pytest.raises(RetryRouterError, match="an async function is for async"):
+            provider.ask(router)
+        return
+    provider.ask(router)
+    provider.ask(router)
+    current[0] = KEYS[1]
+    provider.ask(router)
+    sent = [request.headers for request in provider.gateway.requests]
+    keys = [{n.lower(): v for n, v in one.items()}["ws-secret"] for one in sent]
+    assert keys == asked == [KEYS[0], KEYS[0], KEYS[1]]
+    if provider.way.is_async:
+        provider.runner.run(router.aclose())
+    else:
+        router.close()
+
+
+@pytest.mark.parametrize("given", [None, "", 5])
+def test_a_function_without_a_key_fails_its_route(given: Any) -> None:
+    """Another key answers, and the message names the route."""
+    model = Keyed(responses=["a"], api_key="k")
+    router = RetryRouter(routes=Route.pool(model, api_keys=[lambda: given, "good"]))
+    logs = [router.invoke("hi").response_metadata["retryrouter"] for _ in range(2)]
+    assert {log["route"] for log in logs} == {"Keyed#2"}
+    router = RetryRouter(routes=Route.pool(model, api_keys=[lambda: given]))
+    with pytest.raises(RetryRouterError, match="function of route 'Keyed#1' returned"):
+        router.invoke("hi")
+
+
+# --- secrets ------------------------------------------------------------------------
+
+
+def test_no_key_shows(provider: Provider, caplog: pytest.LogCaptureFixture) -> None:
+    """Not in names, reprs, logs, attempt logs, errors, nor in what is remembered."""
+    caplog.set_level(logging.DEBUG, "langchain_retryrouter")
+    provider.steps = {
+        KEYS[0]: Status(401, message=f"Incorrect API key provided: {KEYS[0]}"),
+        KEYS[1]: SLOW_DOWN,
+        KEYS[2]: Reset(),
+    }
+    router = provider.router(retry_policy=RetryPolicy(max_retries=0))
+    shown = [repr(router), str(router.explain()), str(router.routes)]
+    with pytest.raises(RetryRouterError) as raised:
+        provider.ask(router)
+    error = raised.value
+    shown += [str(error), repr(error.others), str(getattr(error, "__notes__", ""))]
+    provider.steps.pop(KEYS[2])
+    provider.clock.advance(60)
+    shown.append(str(provider.ask(router).response_metadata))
+    shown += [record.getMessage() for record in caplog.records]
+    states = pickle.dumps([route.breaker for route in router.routes])
+    shown.append(states.decode("latin-1"))
+    assert any(isinstance(one, AuthenticationError) for one in (error, *error.others))
+    for text in shown:
+        assert not any(key in text or key[-10:] in text for key in KEYS), text
