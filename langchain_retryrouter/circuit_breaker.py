@@ -403,15 +403,17 @@ class CircuitBreaker:
             if held <= self._opens_in():
                 until = self._clock.monotonic() + held
                 self._held_until = max(self._held_until, until)
-                if self._shared is not None and not self._shared.is_open:
-                    self._tell("hold", _ms(held), int(not why), why or _ASKED)
+                is_new = self._shared is not None and not self._shared.is_open
+                state = self._reported
             else:
                 is_open = self._state() is not BreakerState.CLOSED
                 is_held = not why and (self._is_held or not is_open)
                 self._open(held, 0.0 if why else held, is_held=is_held)
                 self._why = why
+                is_new, state = True, BreakerState.OPEN
+            if is_new:
                 self._tell("hold", _ms(held), int(not why), why or _ASKED)
-        self._report(BreakerState.OPEN)
+        self._report(state)
 
     def cancelled(self, permit: Permit) -> None:
         """The outcome of the call is not known; another call may be the probe."""

@@ -188,7 +188,7 @@ class _Lane:
         """Begin afresh, in a new process."""
         self.process = process_name()
         self.is_up = True
-        self.is_running = False
+        self.is_running = self._is_late = False
         self._client: Any = None
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
@@ -281,9 +281,13 @@ class _Lane:
                 try:
                     self._send(client, jobs)
                 except Exception as error:  # noqa: BLE001 - of any client's library
-                    self._set_up(is_up=False, error=error)
+                    # One that is late may be this process's fault, on a busy machine.
+                    if self._is_late or type(error).__name__ != "TimeoutError":
+                        self._set_up(is_up=False, error=error)
+                    self._is_late = True
                     self._fail(jobs)
                 else:
+                    self._is_late = False
                     self._set_up(is_up=True)
             if stopped.is_set() and waiting.empty():
                 with contextlib.suppress(Exception):
