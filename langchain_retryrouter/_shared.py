@@ -347,6 +347,126 @@ BUDGET: Final = Operation("budget", _LUA_BUDGET, _budget)
 changed, tokens, processes."""
 
 
+# --- rate limits ----------------------------------------------------------------------
+
+_LEFT_AFTER: Final = 5_000  # Milliseconds after which a silent process holds no permit.
+_HUNGRY_FOR: Final = 1_500  # After which a process that waits is not waited for.
+_DEEPEST: Final = 60_000  # Milliseconds of the rate that may be owed.
+
+# A process that gets less than it wants is hungry since then. As much as those need who
+# are hungry for longer is left for them: so the processes take turns. Whoever's turn it
+# is gets what it needs for one request while anything is left, and the others wait
+# until that is paid for: nobody's large request starves.
+_LUA_LIMIT: Final = """
+local process, most, wanted, busy, kinds = a[1], a[2], a[3], a[4], a[5]
+local members, hungry, held, gone = 1, 0, 0, {}
+local before, since = 0, r['w:' .. process] or now
+for field, value in pairs(r) do
+  local who = string.sub(field, 3)
+  if string.sub(field, 1, 2) == 'p:' and who ~= process then
+    if now - value > 5000 then gone[who] = 1 else members = members + 1 end
+  end
+end
+for who in pairs(gone) do
+  for _, what in ipairs({'p:', 'w:', 'c:'}) do
+    if r[what .. who] then r[what .. who] = nil end
+  end
+end
+for field, value in pairs(r) do
+  local what, who = string.sub(field, 1, 2), string.sub(field, 3)
+  if who ~= process then
+    if what == 'w:' and now - (r['p:' .. who] or 0) < 1500 then
+      hungry = hungry + 1
+      if value < since then before = before + 1 end
+    end
+    if what == 'c:' then held = held + value end
+  end
+end
+local elapsed, is_hungry = math.max(0, now - (r.at or now)), false
+local reply = {0, members, hungry, 0}
+for _, one in ipairs(kinds) do
+  local kind, rate, capacity, change, want, need = unpack(one)
+  local level = (r[kind] or capacity) + elapsed * rate + change
+  level = math.max(-60000 * rate, math.min(capacity, level))
+  local granted = 0
+  if want > 0 and level > before * need and (need > 0 or hungry == 0) then
+    granted = math.min(want, math.max(need, level / (hungry + 1)))
+  end
+  if granted > 0 then since = now end
+  if granted < want then is_hungry = true end
+  r[kind] = level - granted
+  reply[#reply + 1] = granted
+end
+if most > 0 then
+  local permits = math.min(wanted, most - held)
+  if hungry > 0 then
+    permits = math.min(permits, math.max(1, math.floor(most / (hungry + 1))))
+  end
+  permits = math.max(busy, permits)
+  if permits < wanted then is_hungry = true end
+  r['c:' .. process], reply[4] = permits, permits
+end
+r.at, r['p:' .. process] = now, now
+if is_hungry then
+  r['w:' .. process] = since
+elseif r['w:' .. process] then
+  r['w:' .. process] = nil
+end
+return reply
+"""
+
+
+def _limit(r: Record, now: int, a: list[Any]) -> Reply:
+    process, most, wanted, busy, kinds = a
+    gone = {
+        field[2:]
+        for field, seen in r.items()
+        if field.startswith("p:") and now - seen > _LEFT_AFTER
+    } - {process}
+    for field in [f for f in r if f[1:2] == ":" and f[2:] in gone]:
+        del r[field]
+    others = {field: value for field, value in r.items() if field[2:] != process}
+    members = 1 + sum(field.startswith("p:") for field in others)
+    waits = [
+        since
+        for field, since in others.items()
+        if field.startswith("w:") and now - r.get(f"p:{field[2:]}", 0) < _HUNGRY_FOR
+    ]
+    hungry, since = len(waits), r.get(f"w:{process}", now)
+    before = sum(other < since for other in waits)
+    held = sum(n for field, n in others.items() if field.startswith("c:"))
+    elapsed, is_hungry = max(0, now - r.get("at", now)), False
+    reply = [0, members, hungry, 0]
+    for kind, rate, capacity, change, want, need in kinds:
+        level = r.get(kind, capacity) + elapsed * rate + change
+        level = max(-_DEEPEST * rate, min(capacity, level))
+        granted = 0
+        if want > 0 and level > before * need and (need > 0 or not hungry):
+            granted, since = min(want, max(need, level / (hungry + 1))), now
+        is_hungry = is_hungry or granted < want
+        r[kind] = level - granted
+        reply.append(granted)
+    if most > 0:
+        permits = min(wanted, most - held)
+        if hungry:
+            permits = min(permits, max(1, most // (hungry + 1)))
+        reply[3] = permits = max(busy, permits)
+        is_hungry = is_hungry or permits < wanted
+        r[f"c:{process}"] = permits
+    r["at"] = r[f"p:{process}"] = now
+    r.pop(f"w:{process}", None)
+    if is_hungry:
+        r[f"w:{process}"] = since
+    return reply
+
+
+LIMIT: Final = Operation("limit", _LUA_LIMIT, _limit)
+"""The leases of one rate limit. Arguments: process, `max_concurrency` or 0, permits
+wanted and in use; and of each kind its name, rate a millisecond, capacity, what is
+given back, wanted, and needed for one request. Reply: 0, processes, how many others got
+less than they wanted, permits, and what is granted of each kind."""
+
+
 # --- names ----------------------------------------------------------------------------
 
 _NAMES_KEPT: Final = 3_600_000

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import math
 import os
 import threading
@@ -22,6 +23,7 @@ from typing import Any, Final, NamedTuple, Protocol, Self
 
 from langchain_core.rate_limiters import BaseRateLimiter
 
+from langchain_retryrouter._shared import LIMIT, Reply, Store
 from langchain_retryrouter.failures import Failure, FailureKind
 
 _KINDS: Final = ("requests", "tokens", "input_tokens")
@@ -34,6 +36,11 @@ _RECHECK: Final = 1.0  # Seconds after which a wait without a known end looks ag
 _FAKE_RECHECK: Final = 0.1  # ... and on a clock that cannot be interrupted.
 _LONGEST_HOLD: Final = 60.0  # Seconds that a server's headers can stop all requests.
 _DECREASE: Final = 0.7  # Of the concurrency after a 429.
+_LEASE_INTERVAL: Final = 0.1  # Seconds between two questions for more than there is.
+_AHEAD: Final = 0.2  # Seconds of its own use that a process keeps in stock.
+_LEASE_WAIT: Final = 0.005
+_SLOW: Final = 0.02  # Seconds without a reply, after which the local share decides.
+_LOST: Final = 1.0  # Seconds after which a reply is not expected any more.
 _TOKENS_PER_FILE: Final = 85  # As langchain-core counts a picture.
 
 
@@ -79,13 +86,19 @@ class _Bucket:
     """Tokens that come back at a steady rate.
 
     A request is admitted if the bucket has what it costs, or is full; its whole cost is
-    taken, so that the level may fall below 0.
+    taken, so that the level may fall below 0. Of a shared bucket, this is the part that
+    was leased to the process: what it makes by itself, `made`, is told to the store.
     """
 
-    __slots__ = ("capacity", "charged", "configured", "level", "queued", "rate", "read")
+    __slots__ = (
+        *("capacity", "charged", "configured", "known", "level", "made", "queued"),
+        *("rate", "read", "usage"),
+    )
 
     def __init__(self, per_minute: float, now: float) -> None:
         self.configured = per_minute
+        self.made = 0.0
+        self.known = self.usage = 0.0  # `charged` at the last question; use a second.
         self.charged = 0.0  # In all, net of refunds.
         self.queued = 0.0  # What the waiting requests cost.
         self.read = now
@@ -96,10 +109,16 @@ class _Bucket:
         self.rate = min(per_minute, self.configured) / _MINUTE
         self.capacity = max(1.0, self.rate * _BURST)
 
-    def refill(self, now: float) -> None:
-        gained = math.inf if self.rate == math.inf else (now - self.read) * self.rate
-        self.level = min(self.capacity, self.level + gained)
-        self.read = now
+    def refill(self, now: float, share: float = 1.0) -> float:
+        """Let tokens come back, at this share of the rate; how many did."""
+        seconds, self.read, before = now - self.read, now, self.level
+        if self.rate == math.inf:
+            self.level = math.inf
+        elif share:
+            gained = before + seconds * self.rate * share
+            self.level = min(gained, max(before, self.capacity * share, 1.0))
+            self.level = min(self.level, self.capacity)
+        return self.level - before if self.rate < math.inf else 0.0
 
     def missing(self, cost: float, ahead: float = 0.0) -> float:
         """What has to come in before `cost` is admitted, after `ahead`."""
@@ -189,6 +208,11 @@ class RateLimit:
     Thread-safe, and usable from several event loops. A pickle, or a forked process, has
     the numbers alone and starts afresh.
 
+    With a `store`, limits of the same `name` in all processes are one. Each process
+    leases a part in the background, ahead of its use, so that a call seldom waits for
+    the store. While the store is away, each process keeps to its share: the limit,
+    divided by the processes that were last seen.
+
     Example:
         ```python
         from langchain_retryrouter import RateLimit
@@ -202,7 +226,10 @@ class RateLimit:
         tokens_per_minute: Tokens of prompts and answers.
         input_tokens_per_minute: Tokens of prompts alone.
         max_concurrency: Requests at the same time; a stream counts until its end.
-        name: What the attempt log and errors call it.
+        name: What it is shared under, and what errors call it.
+        store: Where it is shared, a `stores.RedisStore` or `stores.MemoryStore`.
+        strict: Whether to lease nothing ahead: the store is asked for each attempt that
+            is about to be sent.
         adaptive: Whether to go below these numbers when the provider's rate limit
             headers ask for it. Where there are none, the concurrency falls with each
             429, and rises slowly with successes. Numbers that are not given are then
@@ -221,7 +248,9 @@ class RateLimit:
         input_tokens_per_minute: float | None = None,
         max_concurrency: int | None = None,
         name: str = "",
+        store: Store | None = None,
         adaptive: bool = False,
+        strict: bool = False,
         clock: LimitClock | None = None,
     ) -> None:
         """Check the numbers; nothing is used yet."""
@@ -232,13 +261,41 @@ class RateLimit:
             "max_concurrency": max_concurrency,
             "name": name,
             "adaptive": adaptive,
+            "strict": strict,
         }
         _check(self._settings)
         self.name = name
         self.adaptive = adaptive
+        self.strict = strict
         self._clock = clock
+        self._store: Store | None = None
+        self._number = next(_numbers)  # Tells it from others of its name here.
         self.start()
         _limits.add(self)
+        if store is not None:
+            if not (hasattr(store, "submit") and hasattr(store, "watch")):
+                msg = (
+                    "store must be a RedisStore or MemoryStore of"
+                    f" langchain_retryrouter.stores, not {store!r}"
+                )
+                raise ValueError(msg)
+            if not name:
+                msg = "a limit with a store needs a name, the same in all processes"
+                raise ValueError(msg)
+            self.join(store, name)
+
+    def join(self, store: Store, name: str) -> None:
+        """Share this limit, unless it has a store already.
+
+        Args:
+            store: Where it is shared.
+            name: What it is shared under, if it has no name of its own.
+        """
+        if self._store is None:
+            self.name = self.name or name
+            self._store = store
+            self.start()
+            store.watch(LIMIT, self.name, self)
 
     def start(self) -> None:
         """Begin with full buckets, an empty queue, and nothing learned."""
@@ -264,6 +321,17 @@ class RateLimit:
         self._prompt: float | None = None
         self._output: float | None = None
         self._ratio = 1.0
+        # What the store said last.
+        self._asked_at = -math.inf
+        self._is_asking = self._is_starved = False
+        self._processes, self._hungry = 1, 0
+        self._permits = math.inf
+        self._peak = 0  # The most in flight since then.
+        if self._store is not None:
+            # The first calls do not wait for the store: it is told what they took.
+            self._permits = 1.0
+            for bucket in self._buckets.values():
+                bucket.made = bucket.level
 
     @property
     def in_flight(self) -> int:
@@ -274,6 +342,11 @@ class RateLimit:
     def waiting(self) -> int:
         """Requests in the queue."""
         return sum(not one.is_closed for one in list(self._queue))
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes use it, too, so that a wait may be any longer."""
+        return self._store is not None
 
     @property
     def counts_tokens(self) -> bool:
@@ -341,6 +414,7 @@ class RateLimit:
         Raises:
             RequestTooLargeError: It would wait for ever.
         """
+        self._exchange()
         with self._lock:
             self._admit()
             return self._wait_for(self.costs_of(size), is_last=True)
@@ -468,6 +542,7 @@ class RateLimit:
         """The seconds to wait at most, again and again, until it is granted or over."""
         end = math.inf if patience is None else self._now() + patience
         while True:
+            self._exchange()
             with self._lock:
                 self._admit()
                 left = end - self._now()
@@ -476,6 +551,9 @@ class RateLimit:
                 is_first = self._queue[0] is place
                 seconds = self._wait_for(place.costs) if is_first else math.inf
             recheck = _RECHECK if self._clock is None else _FAKE_RECHECK
+            if self._store is not None and is_first:
+                recheck = _LEASE_INTERVAL
+                seconds = min(seconds, recheck)
             yield min(recheck if seconds == math.inf else seconds, left)
         if not place.is_granted:
             place.unsent()
@@ -489,9 +567,13 @@ class RateLimit:
         return place
 
     def _refill(self) -> None:
-        now = self._now()
+        now, share, store = self._now(), 1.0, self._store
+        if store is not None:
+            share = 0.0 if self._is_answering(store, now) else 1 / self._processes
         for bucket in self._buckets.values():
-            bucket.refill(now)
+            made = bucket.refill(now, share)
+            if store is not None and store.is_up:
+                bucket.made += made
 
     def _admit(self) -> None:
         self._refill()
@@ -523,21 +605,141 @@ class RateLimit:
             bucket.take(one.costs[kind])
             one.charged[kind] = bucket.charged
         self._in_flight += 1
+        self._peak = max(self._peak, self._in_flight)
         one.since = self._now()
         one.is_granted = True
         return one
 
     def _wait_for(self, costs: Mapping[str, float], *, is_last: bool = False) -> float:
         """Seconds until a request is admitted, as the first or the last one."""
+        store, now = self._store, self._now()
+        # How long a lease takes, if there is more to be leased; and one's share.
+        leased, share = math.inf, 1.0
+        permits = self._permits
+        if store is not None:
+            share = 1 / (1 + self._hungry)
+            if not self._is_answering(store, now):
+                share = 1 / self._processes
+                permits = max(1.0, self._most // self._processes)
+            elif not self._is_starved:
+                leased = _LEASE_WAIT
         ahead = len(self._queue) if is_last else 0
-        if self._in_flight + ahead + 1 > self._concurrency:
-            return math.inf
-        seconds = max(0.0, self._held_until - self._now())
+        if self._in_flight + ahead + 1 > min(self._concurrency, permits):
+            return leased if self._in_flight + ahead < self._concurrency else math.inf
+        seconds = max(0.0, self._held_until - now)
         for kind, bucket in self._buckets.items():
             missing = bucket.missing(costs[kind], bucket.queued if is_last else 0.0)
             if missing > _ROUNDING:
-                seconds = max(seconds, missing / bucket.rate)
+                seconds = max(seconds, min(leased, missing / (bucket.rate * share)))
         return seconds
+
+    def _is_answering(self, store: Store, now: float) -> bool:
+        return store.is_up and not (self._is_asking and now - self._asked_at > _SLOW)
+
+    # --- leases, called without the lock --------------------------------------------
+
+    def refresh(self) -> None:
+        """Give back what is not used, each second; called by the store."""
+        self._exchange(is_due=True)
+
+    def learned(self, reply: Reply) -> None:
+        """Nothing is announced; called by the store."""
+
+    def forked(self) -> None:
+        """Start afresh in a new process; called by the store."""
+        self.start()
+
+    def _exchange(self, *, is_due: bool = False) -> None:
+        """Ask the store for more, if it is time."""
+        store = self._store
+        if store is None:
+            return
+        store.wake()
+        with self._lock:
+            asked = self._next_question(store, is_due=is_due)
+        if asked is not None:
+            args, wanted = asked
+            era = self._queue
+
+            def on_reply(reply: Reply | None) -> None:
+                if era is self._queue:
+                    self._take_reply(args, wanted, reply)
+
+            if not store.submit(LIMIT, self.name, args, on_reply):
+                on_reply(None)
+
+    def _next_question(
+        self, store: Store, *, is_due: bool
+    ) -> tuple[list[Any], float] | None:
+        """The arguments of the operation, and how many permits they ask for."""
+        now = self._now()
+        since = now - self._asked_at
+        if self._is_asking and since < _LOST:
+            return None
+        if self._is_starved and since < _LEASE_INTERVAL and not is_due:
+            return None
+        self._refill()
+        first = next((one for one in self._queue if not one.is_closed), None)
+        kinds: list[list[Any]] = []
+        is_short = False
+        for kind, bucket in self._buckets.items():
+            if bucket.rate == math.inf:
+                continue
+            kept = bucket.capacity / self._processes  # While it has nothing to do.
+            kept = kept if kept >= 1 else 0.0
+            ahead = max(kept, min(bucket.usage * _AHEAD, bucket.capacity))
+            target = bucket.queued + (0.0 if self.strict else ahead)
+            want = max(0.0, target - bucket.level)
+            need = 0.0
+            if first is not None:
+                need = max(0.0, bucket.missing(first.costs[kind]))
+            is_short = is_short or want > target / 2 or need > 0
+            surplus = max(0.0, bucket.level - 2 * target) if is_due else 0.0
+            change = surplus - bucket.made
+            rate, capacity = bucket.rate / 1000, bucket.capacity
+            kinds.append([kind, rate, capacity, change, max(want, need), need])
+        waiting = self.waiting
+        wanted = max(self._in_flight + waiting, min(self._peak, self._most))
+        has_room = self._in_flight + waiting <= self._permits
+        if not (is_due or is_short or not has_room):
+            return None
+        for one in kinds:
+            bucket = self._buckets[one[0]]
+            bucket.level -= one[3] + bucket.made  # The surplus.
+            bucket.made = 0.0
+            usage = (bucket.charged - bucket.known) / max(since, _LEASE_INTERVAL)
+            bucket.usage = max(0.0, (bucket.usage + usage) / 2)
+            bucket.known = bucket.charged
+        self._peak = self._in_flight
+        self._is_asking, self._asked_at = True, now
+        most = 0 if self._most == math.inf else self._most
+        wanted = min(wanted, self._most)
+        process = f"{store.process}#{self._number}"
+        return [process, most, wanted, self._in_flight, kinds], wanted
+
+    def _take_reply(self, args: list[Any], wanted: float, reply: Reply | None) -> None:
+        with self._lock:
+            self._refill()
+            self._is_asking = False
+            kinds = args[-1]
+            if reply is None:
+                for one in kinds:
+                    bucket = self._buckets[one[0]]
+                    bucket.level += max(0.0, one[3])
+                    bucket.made -= min(0.0, one[3])
+            else:
+                _, self._processes, self._hungry, permits, *grants = reply
+                self._is_starved = permits < wanted and self._most < math.inf
+                for one, granted in zip(kinds, grants, strict=True):
+                    self._buckets[one[0]].level += granted
+                    self._is_starved |= granted < one[4]
+                if self._most < math.inf:
+                    self._permits = permits
+            self._grant_waiting()
+            if self._queue:
+                self._queue[0].wake()
+
+    # --- with the lock again --------------------------------------------------------
 
     def _hold(self, seconds: float) -> None:
         until = self._now() + min(seconds, _LONGEST_HOLD)
@@ -588,8 +790,9 @@ class RateLimit:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """The numbers alone, since another process has its own clock."""
-        return functools.partial(type(self), **self._settings), ()
+        """The numbers and the store, since another process has its own clock."""
+        given = {**self._settings, "name": self.name, "store": self._store}
+        return functools.partial(type(self), **given), ()
 
     def __repr__(self) -> str:
         """What was given."""
@@ -673,6 +876,7 @@ def _nothing() -> None:
     """Wake nobody."""
 
 
+_numbers = itertools.count()
 _limits: weakref.WeakSet[RateLimit] = weakref.WeakSet()
 
 
@@ -700,10 +904,12 @@ def _check(settings: Mapping[str, Any]) -> None:
     if not isinstance(settings["name"], str):
         msg = f"name must be a string, not {settings['name']!r}"
         raise ValueError(msg)  # noqa: TRY004 - pydantic reports ValueErrors
-    if not isinstance(settings["adaptive"], bool):
-        msg = f"adaptive must be True or False, not {settings['adaptive']!r}"
-        raise ValueError(msg)  # noqa: TRY004 - as above
-    numbers = [settings[name] for name in settings if name not in {"name", "adaptive"}]
+    for name in ("adaptive", "strict"):
+        if not isinstance(settings[name], bool):
+            msg = f"{name} must be True or False, not {settings[name]!r}"
+            raise ValueError(msg)  # noqa: TRY004 - as above
+    others = {"name", "adaptive", "strict"}
+    numbers = [settings[name] for name in settings if name not in others]
     if numbers == [None] * len(numbers) and not settings["adaptive"]:
         msg = (
             "RateLimit needs a limit, such as requests_per_minute=500 or"

@@ -261,7 +261,7 @@ class RetryController:
         if remaining is None:
             return None
         # What is in flight may give something back, and shorten the wait.
-        is_known = seconds < math.inf and not limit.in_flight
+        is_known = seconds < math.inf and not (limit.in_flight or limit.is_shared)
         if remaining <= 0 or (is_known and seconds > remaining):
             waited = self.context.clock.monotonic() - began
             needs = f", and needs {seconds:.1f} s more" if seconds < math.inf else ""
