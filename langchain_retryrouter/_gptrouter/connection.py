@@ -332,6 +332,8 @@ class GatewayConnection(ClosedByWith, Serializable):
             self.breaker.join(self.store, name)
             if self.budget is not None:
                 self.budget.join(self.store, "budget")
+            if isinstance(self.rate_limit, RateLimit):
+                self.rate_limit.join(self.store, name)
         return self
 
     # --- connections ----------------------------------------------------------------

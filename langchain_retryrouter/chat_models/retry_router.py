@@ -417,6 +417,8 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
             breaker = route.breaker or own
             if self.store is not None and breaker is not None:
                 breaker.join(self.store, route.scope)
+            for limit in route.rate_limits if self.store is not None else ():
+                limit.join(self.store, route.scope)
             endpoint = route.group is not None and endpoint_of(route.model)
             states.append(
                 RouteState(
@@ -429,6 +431,8 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
             )
         if self.store is not None and self.budget is not None:
             self.budget.join(self.store, "budget")
+        if self.store is not None and self.rate_limit is not None:
+            self.rate_limit.join(self.store, "router")
         return _Memory(states, self._new_order())
 
     def _new_order(self) -> RouteOrder:

@@ -263,9 +263,12 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
         if self.store is not None:
             asked = [getattr(self, name, None) for name in _ADDRESSES]
             self.breaker = self.breaker or CircuitBreaker(clock=self.clock)
-            self.breaker.join(self.store, f"{self.model_name} {name_hash(*asked)}")
+            name = f"{self.model_name} {name_hash(*asked)}"
+            self.breaker.join(self.store, name)
             if self.budget is not None:
                 self.budget.join(self.store, "budget")
+            if self.rate_limit is not None:
+                self.rate_limit.join(self.store, name)
         return self
 
     def _choose_account(self) -> None:

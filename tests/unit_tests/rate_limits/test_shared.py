@@ -1,0 +1,276 @@
+"""`RateLimit(store=)`: one limit for many processes, by leases; here without Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import pickle
+import random  # noqa: TID251 - seeded
+from typing import Any
+
+import fakeredis
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from langchain_retryrouter import RateLimit, RetryRouter, Route
+from langchain_retryrouter._shared import LIMIT, Operation, Record, Reply
+from langchain_retryrouter.rate_limits import Reservation, Size
+from langchain_retryrouter.stores import MemoryStore
+from langchain_retryrouter.stores.redis import script
+from langchain_retryrouter.testing import FakeClock, FaultyGateway
+from tests.promises.harness import VirtualClock, chat_openai, let_pass, run
+
+ONE = Size()
+
+
+def shared(store: Any, clock: Any, **numbers: Any) -> RateLimit:
+    return RateLimit(**numbers, name="shared", store=store, clock=clock)
+
+
+async def fleet(
+    processes: int, wanted: float, seconds: float, **numbers: Any
+) -> tuple[list[int], list[float]]:
+    """How much each process was admitted, and how long each admitted call waited.
+
+    Each wants so many a second, and nobody waits for more than 2 s.
+    """
+    clock = VirtualClock(1)
+    store = MemoryStore(clock=clock)
+    limits = [shared(store, clock, **numbers) for _ in range(processes)]
+    admitted, waits = [0] * processes, list[float]()
+
+    async def call(at: int) -> None:
+        began = clock.monotonic()
+        one = await limits[at].areserve(ONE, 2.0)
+        if one is not None:
+            waits.append(clock.monotonic() - began)
+            admitted[at] += began < seconds
+            await let_pass(0.05)
+            one.succeeded()
+
+    async def arrive(at: int) -> None:
+        rng = random.Random(at)  # noqa: S311 - seeded
+        while clock.monotonic() < seconds:
+            await let_pass(rng.expovariate(wanted))
+            calls.append(asyncio.create_task(call(at)))
+
+    calls: list[asyncio.Task[None]] = []
+    await asyncio.gather(*map(arrive, range(processes)))
+    for one in calls:
+        one.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    assert all(limit.waiting == 0 for limit in limits)
+    return admitted, waits
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("per_minute", [600, 4_800])
+def test_a_fleet_gets_the_limit_in_equal_parts(per_minute: int, strict: bool) -> None:
+    """Twice as much is wanted as there is: all of it is used, and nobody starves."""
+    admitted, _ = run(
+        fleet(8, per_minute / 240, 30, requests_per_minute=per_minute, strict=strict)
+    )
+    limit = per_minute / 2
+    burst = per_minute / 60 + 8  # A second's worth, and the first of each process.
+    assert 0.97 * limit <= sum(admitted) <= 1.02 * limit + burst
+    assert min(admitted) >= sum(admitted) / 8 / 2
+    assert max(admitted) <= sum(admitted) / 8 * 2
+
+
+def test_what_others_leave_is_used() -> None:
+    """Below the limit nobody waits for long, whoever has how much to do."""
+    admitted, waits = run(fleet(4, 2.0, 30, requests_per_minute=1_200))
+    assert len(waits) >= sum(admitted) > 200
+    assert sorted(waits)[int(len(waits) * 0.9)] < 0.01
+
+
+def test_concurrency_is_shared(clock: FakeClock) -> None:
+    """A permit that one process gives back, another one may take."""
+    store = MemoryStore(clock=clock)
+    first, second = (shared(store, clock, max_concurrency=4) for _ in range(2))
+    held = [first.reserve(ONE, 1) for _ in range(4)]
+    assert None not in held
+    assert second.reserve(ONE, 1) is None
+    for one in held[1:]:
+        assert one is not None
+        one.succeeded()
+    for _ in range(3):
+        clock.advance(1)
+        store.wake()
+    taken = []
+    while (one := second.reserve(ONE, 1)) is not None:
+        taken.append(one)
+    assert 1 <= len(taken) <= 3
+    assert first.in_flight + second.in_flight <= 4
+
+
+def test_the_first_call_does_not_wait_for_the_store(clock: FakeClock) -> None:
+    """A process begins with one request of its own, and tells the store."""
+
+    class Silent(MemoryStore):
+        def submit(self, *_: Any) -> bool:
+            return True  # The reply never comes.
+
+    limit = shared(Silent(clock=clock), clock, requests_per_minute=60)
+    assert limit.reserve(ONE) is not None
+    assert clock.sleeps == []
+
+
+class Away(MemoryStore):
+    """A store that can be switched off."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock=clock)
+        vars(self)["is_up"] = True
+
+    def switch(self, *, is_up: bool) -> None:
+        vars(self)["is_up"] = is_up
+
+    def submit(self, *args: Any, **kwargs: Any) -> bool:
+        return self.is_up and super().submit(*args, **kwargs)
+
+
+def test_without_its_store_a_process_keeps_to_its_share(clock: FakeClock) -> None:
+    """Not to nothing, and not to the whole limit: the processes last seen divide it."""
+    store = Away(clock)
+    limits = [shared(store, clock, requests_per_minute=600) for _ in range(5)]
+    for limit in limits:
+        one = limit.reserve(ONE)
+        assert one is not None
+        one.succeeded()
+    clock.advance(1)
+    store.wake()
+    store.switch(is_up=False)
+    began, admitted = clock.monotonic(), 0
+    while clock.monotonic() - began < 30:
+        one = limits[0].reserve(ONE)
+        assert one is not None
+        one.succeeded()
+        admitted += 1
+    assert 60 <= admitted <= 60 + 10  # And what it had in stock.
+    store.switch(is_up=True)
+    clock.advance(2)
+    store.wake()
+    assert limits[0].reserve(ONE, 1) is not None
+
+
+def test_a_limit_of_a_router_is_shared_by_its_store(
+    gateway: FaultyGateway, clock: FakeClock
+) -> None:
+    """`RetryRouter(store=)` shares the limits of its routes under the routes' names."""
+    store = MemoryStore(clock=clock)
+    limit = RateLimit(requests_per_minute=60, clock=clock)
+    route = Route(model=chat_openai(gateway.url), name="a", rate_limit=limit)
+    RetryRouter(routes=[route], store=store, clock=clock).invoke("hi")
+    assert limit.is_shared
+    assert "limit" in {scope.kind for scope in store.snapshot()}
+
+
+def test_a_shared_limit_needs_a_name_and_a_store() -> None:
+    """Both errors say what to give."""
+    with pytest.raises(ValueError, match="needs a name, the same in all processes"):
+        RateLimit(requests_per_minute=1, store=MemoryStore())
+    with pytest.raises(ValueError, match=r"a RedisStore or MemoryStore.*not 'redis"):
+        RateLimit(requests_per_minute=1, name="a", store="redis://x")  # type: ignore[arg-type] # wrong
+    limit = RateLimit(requests_per_minute=1, name="a", store=MemoryStore())
+    assert pickle.loads(pickle.dumps(limit)).is_shared
+
+
+# --- the operation, in Lua and in Python ---
+
+KIND = st.tuples(
+    st.sampled_from([0.0, 0.5, 2.0]),
+    st.sampled_from([0.0, 1.0, -3.0]),
+    st.sampled_from([0.0, 1.0, 7.0, 200.0]),
+    st.sampled_from([0.0, 1.0, 50.0]),
+)
+
+
+def arguments(
+    process: str, permits: int, busy: int, kind: tuple[float, ...]
+) -> list[Any]:
+    rate, change, want, need = kind
+    kinds = [["requests", rate, 100.0, change, max(want, need), need]]
+    return [process, 8, max(permits, busy), busy, kinds]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 5), st.integers(0, 10), KIND, st.integers(0, 6_000)),
+        max_size=25,
+    )
+)
+def test_lua_and_python_are_the_same(steps: list[tuple[Any, ...]]) -> None:
+    """And in any order no more is granted than there is, nor more permits than 8."""
+    redis = fakeredis.FakeRedis(decode_responses=True)
+    lua = redis.register_script(_with_time(LIMIT))
+    record: Record = {}
+    now = 1_000_000
+    seen, held = dict[str, int](), dict[str, int]()
+    for number, permits, kind, pause in steps:
+        now += pause
+        process = f"p{number}"
+        is_alive = now - seen.get(process, 0) <= 5_000
+        busy = min(held.get(process, 0), permits) if is_alive else 0
+        args = arguments(process, permits, busy, kind)
+        reply = LIMIT.apply(record, now, args)
+        told = json.loads(lua(keys=["k"], args=["c", json.dumps([now, args])]))
+        assert told == pytest.approx(reply)
+        seen[process], held[process] = now, reply[3]
+        alive = [n for who, n in held.items() if now - seen[who] <= 5_000]
+        assert sum(alive) <= 8
+        assert reply[4] <= max(100.0, kind[3])
+        assert -60_000 * kind[0] - 200 <= record["requests"] <= 100
+
+
+def _with_time(operation: Operation) -> str:
+    """The operation's script at a time that the test gives."""
+    text = script(operation)[0]
+    text = text.replace("cjson.decode(ARGV[2]))", "cjson.decode(ARGV[2])[2])")
+    begin = text.index("local time =")
+    end = text.index("local function run")
+    return f"{text[:begin]}local now = cjson.decode(ARGV[2])[1]\n{text[end:]}"
+
+
+def test_a_dead_process_holds_nothing() -> None:
+    """Its permits are free after 5 s; one that lives may take them."""
+    record: Record = {}
+
+    def ask(who: int, now: int) -> Reply:
+        return LIMIT.apply(record, now, [f"p{who}", 8, 8, 0, []])
+
+    assert ask(1, 0)[3] == 8
+    assert ask(2, 4_000)[3] == 0
+    assert ask(2, 5_001)[3] == 8
+    assert "c:p1" not in record
+
+
+def test_the_processes_take_turns() -> None:
+    """Whoever has waited longest is next, however often the others ask."""
+    record: Record = {"requests": 0.0, "at": 0}
+    turns = []
+    for now in range(0, 3_000, 10):
+        for who in (1, 2, 3):
+            if who != 3 or now % 100 == 0:  # The third one asks seldom.
+                kinds = [["requests", 0.01, 10.0, 0.0, 2.0, 1.0]]
+                if LIMIT.apply(record, now, [f"p{who}", 0, 0, 0, kinds])[4]:
+                    turns.append(who)
+    assert turns.count(3) == pytest.approx(len(turns) / 3, abs=1)
+    assert len(turns) == pytest.approx(30, abs=1)
+
+
+def test_a_reservation_settles_in_a_shared_bucket(clock: FakeClock) -> None:
+    """What was not used goes back to all."""
+    store = MemoryStore(clock=clock)
+    first, second = (shared(store, clock, tokens_per_minute=600) for _ in range(2))
+    one: Reservation | None = first.reserve(Size(0, 500))
+    assert one is not None
+    one.used = (0, 10)
+    one.succeeded()
+    for _ in range(4):
+        clock.advance(1)
+        store.wake()
+    other = second.reserve(Size(0, 10), 2)
+    assert other is not None
