@@ -679,6 +679,38 @@ def tools_request(
     return ToolsRequest(tools, kwargs, options, ignored)
 
 
+_PROVIDERS: Final = {
+    "AzureChatOpenAI": "azure_openai",
+    "ChatAnthropic": "anthropic",
+    "ChatBedrock": "bedrock",
+    "ChatBedrockConverse": "bedrock_converse",
+    "ChatCohere": "cohere",
+    "ChatDeepSeek": "deepseek",
+    "ChatFireworks": "fireworks",
+    "ChatGoogleGenerativeAI": "google_genai",
+    "ChatGroq": "groq",
+    "ChatLiteLLM": "litellm",
+    "ChatMistralAI": "mistralai",
+    "ChatNVIDIA": "nvidia",
+    "ChatOllama": "ollama",
+    "ChatOpenAI": "openai",
+    "ChatOpenRouter": "openrouter",
+    "ChatPerplexity": "perplexity",
+    "ChatTogether": "together",
+    "ChatVertexAI": "google_vertexai",
+    "ChatXAI": "xai",
+}
+"""Of LangChain's `init_chat_model`, by the class that it makes."""
+
+
+def provider_string(model: BaseChatModel) -> str | None:
+    """The model as "provider:model"; None if it has no such string."""
+    provider = _PROVIDERS.get(type(model).__name__)
+    name = tracing_params(model).get("ls_model_name")
+    is_known = type(model).__module__.startswith("langchain_")
+    return f"{provider}:{name}" if provider and name and is_known else None
+
+
 # --- readers and authors of messages ---
 
 # Other names of a provider, in `ls_provider` and in `model_provider`.

@@ -20,11 +20,17 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from langchain_core.language_models.chat_models import BaseChatModel
 from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 
+from langchain_retryrouter._providers.integrations import (
+    integration_of,
+    provider_string,
+)
 from langchain_retryrouter._router.route import Route, init_model
 from langchain_retryrouter.errors import SHORTEST_SECRET, redact_text
 from langchain_retryrouter.failures import FailureAction, FailureKind
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy
+from langchain_retryrouter.rate_limits import RateLimit
 
 Place: TypeAlias = tuple[str | int, ...]
 """Where something is in a file, such as `("routes", 0, "weight")`."""
@@ -34,21 +40,17 @@ _M = TypeVar("_M", bound=BaseModel)
 
 _OBJECTS: Final = frozenset(
     {"accept", "breaker", "cache", "callbacks", "clock", "custom_get_token_ids"}
-    | {
-        "api_key_function",
-        "by_tool",
-        "ignored",
-        "profile",
-        "rate_limiter",
-        "route_cost",
-        "source",
-        "unfit",
-    }
+    | {"api_key_function", "rate_limiter"}
 )
-"""Fields that plain data cannot express, or that the router fills in."""
+"""Fields that plain data cannot express."""
+_FILLED_IN: Final = frozenset(
+    {"by_tool", "ignored", "models_limit", "profile", "route_cost", "source", "unfit"}
+)
+"""Fields that the router or LangChain fills in."""
 _TABLES: Final[Mapping[str, Callable[..., Any]]] = {
     "retry_policy": RetryPolicy,
     "budget": RetryBudget,
+    "rate_limit": RateLimit,
 }
 _ENV: Final = "_env"
 _MOST_NAMES: Final = 30  # That a message lists.
@@ -59,6 +61,10 @@ _SECRET: Final = re.compile(
 )
 _WITH_PASSWORD: Final = re.compile(r"(?i)^[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]+@")
 _STEP: Final = re.compile(r"[\s,:]*")  # Between the parts of valid JSON.
+_NONE: Final = object()
+# Fields that a router or LangChain changes.
+_MADE: Final = frozenset({"max_retries", "metadata", "profile", "rate_limit"})
+_OF_SPEC: Final = frozenset({"model", "model_name", "model_id"})
 # Whose models are made by functions with parameters of their own.
 _OWN_PARAMS: Final = frozenset({"huggingface", "langsmith"})
 
@@ -78,6 +84,7 @@ class _Config:
             ValueError: It is no file of these kinds, or has an error of syntax.
         """
         self._problems: list[tuple[int, str]] = []
+        self.shared: dict[Any, tuple[Any, Any]] = {}  # Objects, by their names.
         self._find: Callable[[Place], int] = lambda _: 0
         self.name = "the config"
         if isinstance(source, Mapping):
@@ -305,7 +312,7 @@ def _resolve(
     config: _Config, table: Mapping[str, Any], known: Iterable[str], place: Place
 ) -> dict[str, Any]:
     """A table with the values of environment variables, and objects for its tables."""
-    names = {name for name in known if name not in _OBJECTS}
+    names = {name for name in known if name not in _OBJECTS | _FILLED_IN}
     given = {}
     for name, value in table.items():
         here = (*place, name)
@@ -330,6 +337,8 @@ def _resolve(
             _check_actions(config, value, here)
         make = _TABLES.get(name) if is_table else None
         given[name] = _build(config, make, value, here) if make else value
+        if name == "breaker_settings" and value is False:  # TOML has no null.
+            given[name] = None
     return given
 
 
@@ -397,18 +406,26 @@ def _build(
     config: _Config, cls: Callable[..., Any], table: Mapping[str, Any], place: Place
 ) -> Any:
     """An object of a table of its arguments."""
-    known = set(inspect.signature(cls).parameters)
+    known = set(inspect.signature(cls).parameters) - {"clock", "store"}
+    named = (cls, table.get("name"))
+    if named[1] and named in config.shared:
+        same, made = config.shared[named]
+        if same != table:
+            config.problem(place, f"{named[1]!r} has other numbers elsewhere")
+        return made
     if unknown := [name for name in table if name not in known]:
         for name in unknown:
             config.problem((*place, name), f"unknown key{_nearest(name, known)}")
         return None
     try:
-        return cls(**table)
+        made = cls(**table)
     except (TypeError, ValueError) as error:
         said = str(error)
-        named = [name for name in table if said.startswith(f"{name} ")]
-        config.problem((*place, *named[:1]), said)
-    return None
+        wrong = [name for name in table if said.startswith(f"{name} ")]
+        config.problem((*place, *wrong[:1]), said)
+        return None
+    config.shared[named] = table, made
+    return made
 
 
 def _check_actions(config: _Config, table: Mapping[str, Any], place: Place) -> None:
@@ -512,3 +529,108 @@ def _note_invalid(
         if missing and at == place and isinstance(missing[0], str):
             text = f"{'.'.join(missing)}: {text}"
         config.problem(at, text)
+
+
+# --- writing --------------------------------------------------------------------------
+
+
+def to_config(router: BaseModel, routes: Sequence[Route]) -> dict[str, Any]:
+    """The config of a router; see `RetryRouter.to_config`."""
+    problems: list[str] = []
+    data = _fields_of(router, "", problems)
+    data["routes"] = []
+    for route in routes:
+        where = f"route {route.name!r}"
+        table = dict(route.source or _source_of(route.model, where, problems))
+        fields = _fields_of(route, f"{where}: ", problems)
+        switches = integration_of(route.model).call_options
+        own = {n: v for n, v in route.options.items() if switches.get(n, _NONE) != v}
+        if own and not _is_data(own):
+            problems.append(f"{where}: its options are not all data")
+        data["routes"].append({**table, **fields, **({"options": own} if own else {})})
+    if problems:
+        msg = "a config cannot express this router:\n" + "\n".join(problems)
+        raise ValueError(msg)
+    config = _Config(data)
+    for name, value in data.items():
+        _refuse_secrets(config, value, (name,))
+    config.check()
+    return data
+
+
+def _fields_of(made: BaseModel, where: str, problems: list[str]) -> dict[str, Any]:
+    """The fields that are not as they would be anyway, as data."""
+    data = {}
+    for name, field in type(made).model_fields.items():
+        value = getattr(made, name)
+        if name == "metadata" and value:  # LangChain's, of its own version.
+            value = {k: v for k, v in value.items() if k != "lc_versions"} or None
+        is_left = value == _default(field)
+        if is_left or name in _FILLED_IN | {"model", "routes", "options"}:
+            continue
+        if name in _TABLES and not isinstance(value, Mapping):
+            value = _numbers_of(value)
+        elif name == "failover_on" and isinstance(value, Mapping):
+            value = {k: str(v) for k, v in value.items()}
+        elif name == "breaker_settings":
+            value = False if value is None else dict(value)
+        if name in _OBJECTS or not _is_data(value):
+            problems.append(f"{where}{name} is not data: {value!r}")
+        data[name] = value
+    return data
+
+
+def _numbers_of(made: Any) -> dict[str, Any]:
+    """The arguments of a policy, or of a shared object, that are not the defaults."""
+    known = inspect.signature(type(made)).parameters
+    make = made.__reduce__()[0]  # What a pickle has of the objects that are shared.
+    given = getattr(make, "keywords", None)
+    values = given if given is not None else {n: getattr(made, n) for n in known}
+    return {n: v for n, v in values.items() if v != known[n].default}
+
+
+def _source_of(model: Any, where: str, problems: list[str]) -> dict[str, Any]:
+    """The string and the arguments that make an equal model."""
+    spec = provider_string(model)
+    if spec is None:
+        problems.append(f"{where}: {type(model).__name__} has no 'provider:model'")
+        return {}
+    params: dict[str, Any] = {}
+    fields = type(model).model_fields
+    compared = [
+        name
+        for name in fields
+        if name not in _MADE and not (fields[name].exclude and "client" in name)
+    ]
+    for name in compared:
+        value = getattr(model, name)
+        is_given = name in model.model_fields_set and value != _default(fields[name])
+        if is_given and _is_data(value) and name not in _OF_SPEC:
+            params[name] = value
+    try:
+        again = init_model(spec, **params)
+    except Exception as error:  # noqa: BLE001 - a provider's class raises what it likes
+        problems.append(f"{where}: {type(error).__name__}: {error}")
+        return {}
+    for name in compared:
+        if getattr(again, name) != getattr(model, name):
+            what = "is not data"
+            if isinstance(getattr(model, name), SecretStr):
+                what = (
+                    "is not in the provider's own environment variable: build the model"
+                    " by from_config, with api_key_env"
+                )
+            problems.append(f"{where}: {type(model).__name__}.{name} {what}")
+    return {"model": spec, **({"params": params} if params else {})}
+
+
+def _default(field: FieldInfo) -> Any:
+    return field.get_default(call_default_factory=True, validated_data={})
+
+
+def _is_data(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_data(v) for key, v in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_data, value))
+    return isinstance(value, str | int | float)

@@ -517,6 +517,20 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         config = importlib.import_module(_CONFIG)
         return cast("Self", config.from_config(cls, source, fields))
 
+    def to_config(self) -> dict[str, Any]:
+        """What `from_config` makes an equal router of, as data without keys.
+
+        Models that were not made by `from_config` or of a string are written as
+        "provider:model", if `init_chat_model` makes an equal model of that.
+
+        Raises:
+            ValueError: Something is not data, such as a function or a shared breaker,
+                or a key is not in the provider's environment variable; the message
+                names all of it.
+        """
+        config = importlib.import_module(_CONFIG)
+        return cast("dict[str, Any]", config.to_config(self, self.routes))
+
     # --- a call ---
 
     def invoke(

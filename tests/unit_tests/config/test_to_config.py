@@ -1,0 +1,211 @@
+"""`to_config`: a router as data, which `from_config` reads, without keys."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_anthropic import ChatAnthropic
+from langchain_core.language_models import FakeListChatModel
+from langchain_core.rate_limiters import InMemoryRateLimiter
+from langchain_openai import ChatOpenAI
+from pydantic import SecretStr
+
+from langchain_retryrouter import (
+    CircuitBreaker,
+    RateLimit,
+    RetryBudget,
+    RetryPolicy,
+    RetryRouter,
+    Route,
+)
+from langchain_retryrouter.testing import FakeClock
+
+KEY = "sk-proj-of-the-environment-1"
+OTHER = "sk-proj-of-nobody-at-all-22"
+
+
+@pytest.fixture(autouse=True)
+def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "KEY_OF_THE_TEAM"):
+        monkeypatch.setenv(name, KEY)
+
+
+def openai(**fields: Any) -> Any:
+    return ChatOpenAI(**{"model": "gpt-4o", **fields})
+
+
+def claude(**fields: Any) -> Any:
+    given = {"model_name": "claude-opus-5", "timeout": None, "stop": None, **fields}
+    return ChatAnthropic(**given)
+
+
+ROUTERS: dict[str, Callable[[], dict[str, Any]]] = {
+    "plain": lambda: {"routes": [openai(), claude()]},
+    "strings": lambda: {"routes": ["openai:gpt-4o", "anthropic:claude-opus-5"]},
+    "arguments": lambda: {
+        "routes": [
+            openai(temperature=0.5, base_url="http://127.0.0.1:1/v1", timeout=3),
+            claude(max_tokens_to_sample=77, base_url="http://127.0.0.1:1"),
+        ]
+    },
+    "routes": lambda: {
+        "routes": [
+            Route(model=openai(), name="a", weight=3, supports_prefill=False),
+            Route(model=claude(), input_price=2.0, output_price=9.5),
+            claude().bind(seed=1),
+        ],
+        "strategy": "weighted",
+        "max_price": None,
+    },
+    "fields": lambda: {
+        "routes": [openai()],
+        "retry_policy": RetryPolicy(max_retries=0, deadline=30.0, jitter=False),
+        "breaker_settings": {"failure_threshold": 7},
+        "failover_on": {"content_filter": "failover", "length": "retry"},
+        "hedge_after": 4.0,
+        "seed": 3,
+        "stream_recovery": "buffer",
+        "tags": ["a"],
+        "metadata": {"team": "b"},
+    },
+    "no breakers": lambda: {"routes": [openai()], "breaker_settings": None},
+    "limits": lambda: {
+        "routes": [
+            Route(model=openai(), rate_limit=RateLimit(requests_per_minute=60)),
+        ],
+        "rate_limit": RateLimit(max_concurrency=3, name="all"),
+        "budget": RetryBudget(capacity=28),
+    },
+}
+
+
+@pytest.mark.parametrize("row", ROUTERS)
+def test_what_is_written_makes_an_equal_router(row: str) -> None:
+    """As JSON, too; and its config is the same again."""
+    router = RetryRouter(**ROUTERS[row]())
+    config = json.loads(json.dumps(router.to_config()))
+    assert KEY not in str(config)
+    again = RetryRouter.from_config(config)
+    assert again.to_config() == config
+    for name in ("strategy", "retry_policy", "breaker_settings", "failover_on"):
+        assert getattr(again, name) == getattr(router, name)
+    for one, other in zip(router.routes, again.routes, strict=True):
+        assert (one.name, one.weight, one.options) == (
+            other.name,
+            other.weight,
+            other.options,
+        )
+        assert one.identity == other.identity
+        assert str(one.rate_limit) == str(other.rate_limit)
+    assert str(again.budget) == str(router.budget)
+
+
+FILE = """\
+[[routes]]
+model = "openai:gpt-4o"
+api_key_env = "KEY_OF_THE_TEAM"
+params = { temperature = 0.5, base_url_env = "URL" }
+
+[[routes]]
+model = "anthropic:claude-opus-5"
+"""
+
+
+def test_what_a_file_says_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the names of its variables, and what was changed since."""
+    monkeypatch.setenv("URL", "http://127.0.0.1:1/v1")
+    path = tmp_path / "router.toml"
+    path.write_text(FILE)
+    router = RetryRouter.from_config(path, hedge_after=3.0)
+    assert router.to_config() == {
+        "hedge_after": 3.0,
+        "routes": [
+            {
+                "model": "openai:gpt-4o",
+                "api_key_env": "KEY_OF_THE_TEAM",
+                "params": {"temperature": 0.5, "base_url_env": "URL"},
+                "name": "gpt-4o",
+            },
+            {"model": "anthropic:claude-opus-5", "name": "claude-opus-5"},
+        ],
+    }
+
+
+LOST: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
+    "accept": (lambda: {"accept": bool}, "accept is not data"),
+    "clock": (lambda: {"clock": FakeClock()}, "clock is not data"),
+    "class": (
+        lambda: {"failover_on": {LookupError: "raise"}},
+        "failover_on is not data",
+    ),
+    "function": (lambda: {"failover_on": [lambda _: None]}, "failover_on is not data"),
+    "hook": (
+        lambda: {"retry_policy": RetryPolicy(on_retry=print)},
+        "retry_policy is not data",
+    ),
+    "breaker": (
+        lambda: {
+            "routes": [Route(model=openai(api_key="x"), breaker=CircuitBreaker())]
+        },
+        "route 'gpt-4o': breaker is not data",
+    ),
+    "key": (
+        lambda: {"routes": [openai(api_key=SecretStr(OTHER))]},
+        "route 'gpt-4o': ChatOpenAI.openai_api_key is not in the provider's own",
+    ),
+    "limiter": (
+        lambda: {
+            "routes": [
+                openai(api_key="x", rate_limiter=InMemoryRateLimiter()),
+            ]
+        },
+        "route 'gpt-4o': ChatOpenAI.rate_limiter is not data",
+    ),
+    "header": (
+        lambda: {
+            "routes": [openai(api_key="x", default_headers={"authorization": OTHER})]
+        },
+        "authorization: a config must not contain keys",
+    ),
+    "option": (
+        lambda: {"routes": [openai(api_key="x").bind(response_format=RetryPolicy)]},
+        "route 'gpt-4o': its options are not all data",
+    ),
+    "model": (
+        lambda: {"routes": [FakeListChatModel(responses=["a"])]},
+        "FakeListChatModel has no 'provider:model'",
+    ),
+}
+
+
+@pytest.mark.parametrize("row", LOST)
+def test_what_cannot_be_written_is_named(
+    row: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left out silently, and no key is shown."""
+    fields, says = LOST[row]
+    if row != "key":
+        monkeypatch.setenv("OPENAI_API_KEY", "x")
+    router = RetryRouter(**{"routes": [openai(api_key="x")], **fields()})
+    with pytest.raises(ValueError, match=says) as refused:
+        router.to_config()
+    assert OTHER not in str(refused.value)
+
+
+def test_limits_of_one_name_are_one() -> None:
+    """Two routes of one account share its limit; other numbers are a mistake."""
+    limit = {"name": "account", "requests_per_minute": 60}
+    table = {"model": "openai:gpt-4o", "rate_limit": limit}
+    router = RetryRouter.from_config({"routes": [table, table]})
+    first, second = router.routes
+    assert first.rate_limit is second.rate_limit
+    assert isinstance(first.rate_limit, RateLimit)
+    other = {**table, "rate_limit": {**limit, "requests_per_minute": 61}}
+    with pytest.raises(ValueError, match="'account' has other numbers elsewhere"):
+        RetryRouter.from_config({"routes": [table, other]})
