@@ -45,6 +45,7 @@ _OBJECTS: Final = frozenset(
 """Fields that plain data cannot express."""
 _FILLED_IN: Final = frozenset(
     {"by_tool", "ignored", "models_limit", "profile", "route_cost", "source", "unfit"}
+    | {"pool_id"}
 )
 """Fields that the router or LangChain fills in."""
 _TABLES: Final[Mapping[str, Callable[..., Any]]] = {
@@ -56,12 +57,17 @@ _ENV: Final = "_env"
 _MOST_NAMES: Final = 30  # That a message lists.
 _VARIABLE: Final = re.compile(r"[A-Z][A-Z0-9_]*")
 _SECRET: Final = re.compile(
-    r"(?i)(?:^|[_-])(?:(?:api|secret|access|private|subscription)[_-]?key|secret|token"
+    r"(?i)(?:^|[_-])(?:(?:api|secret|access|private|subscription)[_-]?keys?|secret|token"
     r"|password|passwd|credentials|authorization|cookie)$|access[_-]key"
 )
 _WITH_PASSWORD: Final = re.compile(r"(?i)^[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]+@")
 _STEP: Final = re.compile(r"[\s,:]*")  # Between the parts of valid JSON.
 _NONE: Final = object()
+_POOL: Final = ("api_keys", "base_urls")
+_SOURCE: Final = frozenset(
+    {"model", "params", "api_key", "api_key_env", "api_keys_env", *_POOL}
+)
+"""The keys of a route's table that say what its model is."""
 # Fields that a router or LangChain changes.
 _MADE: Final = frozenset({"max_retries", "metadata", "profile", "rate_limit"})
 _OF_SPEC: Final = frozenset({"model", "model_name", "model_id"})
@@ -295,8 +301,9 @@ def from_config(cls: type[_M], source: Source, fields: Mapping[str, Any]) -> _M:
     tables = [_route_table(config, one, index) for index, one in enumerate(routes)]
     config.check()
     given["routes"] = [
-        _build_route(config, table, params, index)
+        route
         for index, (table, params) in enumerate(tables)
+        for route in _build_routes(config, table, params, index)
     ]
     config.check()
     try:
@@ -329,7 +336,11 @@ def _resolve(
             given[name] = value  # Its tables are read one by one.
             continue
         if name not in names:
-            given[plain] = _variable(config, value, here)
+            given[plain] = (
+                [_variable(config, one, (*here, i)) for i, one in enumerate(value)]
+                if isinstance(value, list)
+                else _variable(config, value, here)
+            )
             continue
         _refuse_secrets(config, value, here)
         is_table = isinstance(value, Mapping)
@@ -348,13 +359,9 @@ def _route_table(
     """The fields of a route, and the arguments of its model."""
     place: Place = ("routes", index)
     if isinstance(table, Mapping):
-        names = {*Route.model_fields, "params", "api_key"}
+        names = {*Route.model_fields, "params", "api_key", *_POOL}
         given = _resolve(config, table, names, place)
-        given["source"] = {
-            name: value
-            for name, value in table.items()
-            if name in {"model", "params", "api_key", "api_key_env"}
-        }
+        given["source"] = {n: v for n, v in table.items() if n in _SOURCE}
     else:
         given = {"model": table}
     params, at = given.pop("params", {}), (*place, "params")
@@ -377,19 +384,22 @@ def _route_table(
     return given, resolved
 
 
-def _build_route(
+def _build_routes(
     config: _Config, table: dict[str, Any], params: dict[str, Any], index: int
-) -> Route | None:
+) -> list[Route]:
     place: Place = ("routes", index)
-    spec, secrets = table["model"], [v for v in params.values() if isinstance(v, str)]
+    spec, pool = table["model"], {n: table.pop(n) for n in _POOL if n in table}
+    keys = pool.get("api_keys") or []
+    secrets = [v for v in (*params.values(), *keys) if isinstance(v, str)]
     at: Place = (*place, "model") if config.has((*place, "model")) else place
     try:
         if isinstance(spec, str):
-            table = {**table, "model": init_model(spec, **params)}
+            key = {"api_key": keys[0]} if keys else {}
+            table = {**table, "model": init_model(spec, **params, **key)}
             _check_params(config, table["model"], spec, params, place)
         elif params:
             config.problem(at, "params need a 'provider:model' string as the model")
-        return Route(**table)
+        return Route.pool(**table, **pool) if pool else [Route(**table)]
     except ValidationError as error:
         _note_invalid(config, error, place, secrets)
     except ImportError as error:
@@ -399,7 +409,7 @@ def _build_route(
         said = redact_text(secrets, str(error))
         name = "" if type(error) in {ValueError, TypeError} else type(error).__name__
         config.problem(at, f"{name}: {said}".removeprefix(": "))
-    return None
+    return []
 
 
 def _build(
@@ -483,7 +493,7 @@ def _variable(config: _Config, name: Any, place: Place) -> str:
 
 def _refuse_secrets(config: _Config, value: Any, place: Place) -> None:
     """Refuse keys and passwords, at whatever depth."""
-    name = str(place[-1])
+    name = [step for step in place if isinstance(step, str)][-1]
     if isinstance(value, Mapping):
         for key, item in value.items():
             _refuse_secrets(config, item, (*place, key))
@@ -539,11 +549,21 @@ def to_config(router: BaseModel, routes: Sequence[Route]) -> dict[str, Any]:
     problems: list[str] = []
     data = _fields_of(router, "", problems)
     data["routes"] = []
+    pools = set()
     for route in routes:
         where = f"route {route.name!r}"
+        if route.pool_id in pools:
+            continue  # The table of the first route makes all.
+        if route.pool_id and route.source:
+            pools.add(route.pool_id)
+        elif route.pool_id:
+            problems.append(f"{where} is of a pool that was not made by from_config")
+            continue
         table = dict(route.source or _source_of(route.model, where, problems))
         fields = _fields_of(route, f"{where}: ", problems)
         switches = integration_of(route.model).call_options
+        if route.pool_id:
+            fields["name"] = route.name.rpartition("#")[0]
         own = {n: v for n, v in route.options.items() if switches.get(n, _NONE) != v}
         if own and not _is_data(own):
             problems.append(f"{where}: its options are not all data")

@@ -167,6 +167,10 @@ LOST: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
         },
         "route 'gpt-4o': ChatOpenAI.rate_limiter is not data",
     ),
+    "pool": (
+        lambda: {"routes": Route.pool(openai(), base_urls=["http://a", "http://b"])},
+        "route 'gpt-4o#1' is of a pool",
+    ),
     "header": (
         lambda: {
             "routes": [openai(api_key="x", default_headers={"authorization": OTHER})]
@@ -209,3 +213,32 @@ def test_limits_of_one_name_are_one() -> None:
     other = {**table, "rate_limit": {**limit, "requests_per_minute": 61}}
     with pytest.raises(ValueError, match="'account' has other numbers elsewhere"):
         RetryRouter.from_config({"routes": [table, other]})
+
+
+def test_a_pool_of_keys_is_one_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each key has a variable of its own; one table makes all routes, and back."""
+    monkeypatch.setenv("SECOND_KEY", OTHER)
+    table = {
+        "model": "openai:gpt-4o",
+        "name": "team",
+        "api_keys_env": ["KEY_OF_THE_TEAM", "SECOND_KEY"],
+        "tier": 1,
+    }
+    config = {"routes": [table, {"model": "openai:gpt-4o", "name": "gpt-4o"}]}
+    router = RetryRouter.from_config(config)
+    assert [route.name for route in router.routes] == ["team#1", "team#2", "gpt-4o"]
+    models: list[Any] = [route.model for route in router.routes]
+    keys = [model.openai_api_key.get_secret_value() for model in models]
+    assert keys == [KEY, OTHER, KEY]
+    assert router.to_config() == config
+    for name, says in {
+        "api_keys": r"routes\[0\].api_keys\[1\]: a config must not contain keys",
+        "api_keys_env": r"api_keys_env\[1\]: must be the name of an environment",
+    }.items():
+        wrong = {**table, name: ["KEY_OF_THE_TEAM", "sk-proj-literal-22"]}
+        with pytest.raises(ValueError, match=says) as refused:
+            RetryRouter.from_config({"routes": [wrong]})
+        assert "sk-proj-literal-22" not in str(refused.value)
+    same = {**table, "api_keys_env": ["KEY_OF_THE_TEAM"] * 2}
+    with pytest.raises(ValueError, match=r"routes\[0\].model: api_keys has an entry"):
+        RetryRouter.from_config({"routes": [same]})
