@@ -843,10 +843,11 @@ class CallState:
             self._refused[position] = failure.kind
             self._moved_on[position] += 1
         is_limited = failure.kind is FailureKind.RATE_LIMIT and action is None
+        self._moved_on[position] += is_limited
         if is_limited and self._is_next(self._routes[position].group):
-            self._moved_on[position] += 1
             self._hold(position, failure.retry_after or _RATE_LIMIT_HOLD)
         elif chosen is FailureAction.RETRY:
+            self._moved_on[position] -= is_limited
             if action is not None and not failure.is_retryable:
                 # The caller asked for it: wait as after any error of the server.
                 failure = replace(

@@ -169,7 +169,9 @@ def tokens_at_least(text: str) -> int:
     """A number of tokens that a text has at least, for any tokenizer in use."""
     pieces = _PIECE.findall(text)
     return len(pieces) + sum(
-        len(piece) // _LONG_TOKEN for piece in pieces if len(piece) > _LONG
+        len(piece) // _LONG_TOKEN
+        for piece in pieces
+        if len(piece) > _LONG and piece[0].isalnum()  # Not a rule of a table.
     )
 
 

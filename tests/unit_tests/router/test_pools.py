@@ -407,7 +407,8 @@ def secrets_of(routes: list[Route], name: str) -> list[str]:
 
 def gpt_router(**fields: Any) -> GPTRouter:
     models = [GPTRouterModel(name="gpt-4o", provider_name="openai")]
-    return GPTRouter(models_priority_list=models, **fields)
+    given = {"models_priority_list": models, "api_key": "k", "max_retries": 0, **fields}
+    return GPTRouter(**given)
 
 
 @pytest.mark.parametrize(

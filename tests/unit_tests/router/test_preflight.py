@@ -1,0 +1,324 @@
+"""Routes that are not asked, since their models' profiles rule the request out."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from langchain_core.language_models import FakeListChatModel
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
+
+from langchain_retryrouter import (
+    CircuitBreaker,
+    ContextLengthError,
+    GPTRouterModel,
+    RetryPolicy,
+    RetryRouter,
+    Route,
+)
+from langchain_retryrouter._router.preflight import tokens_at_least
+from langchain_retryrouter.testing import FaultyGateway
+
+from .attempts import WAYS, Way, ask
+from .test_pools import gpt_router
+
+ONCE = RetryPolicy(max_retries=0)
+every_way = pytest.mark.parametrize("way", WAYS, ids=str)
+TOOL = {
+    "type": "function",
+    "function": {"name": "now", "parameters": {"type": "object", "properties": {}}},
+}
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}
+
+
+def fake(name: str, **profile: Any) -> Route:
+    """A route whose model says this of itself, and answers with its name."""
+    said: Any = profile or None
+    model = FakeListChatModel(responses=[name], profile=said)
+    return Route(model=model, name=name)
+
+
+def words(count: int) -> list[BaseMessage]:
+    """A prompt of so many tokens, by any tokenizer."""
+    return [HumanMessage("word " * count)]
+
+
+def text_of(way: Way, router: RetryRouter, messages: list[BaseMessage]) -> str:
+    return "".join(chunk.text for chunk in ask(way, router, messages))
+
+
+def log_of(router: Any, messages: Any, **options: Any) -> dict[str, Any]:
+    """The attempt log of an answer."""
+    answer = router.invoke(messages, **options)
+    return dict(answer.response_metadata["retryrouter"])
+
+
+# --- the prompt ---------------------------------------------------------------------
+
+
+@every_way
+def test_a_prompt_that_is_too_long_goes_to_a_larger_model(way: Way) -> None:
+    """Nothing is sent to a model that would refuse it."""
+    small = fake("small", max_input_tokens=1_000)
+    large = fake("large", max_input_tokens=100_000)
+    router = RetryRouter(routes=[small, large])
+    assert text_of(way, router, words(2_000)) == "large"
+    assert text_of(way, router, words(500)) == "small"
+
+
+def test_the_attempt_log_says_why() -> None:
+    """The numbers are there, so that a wrong profile can be found."""
+    small, large = fake("small", max_input_tokens=1_000), fake("large")
+    log = log_of(RetryRouter(routes=[small, large]), words(2_000))
+    assert log["route"] == "large"
+    skipped, asked = log["attempts"]
+    assert (skipped["route"], skipped["outcome"]) == ("small", "skipped")
+    reason = "the prompt has at least 2,000 tokens, and the model takes 1,000"
+    assert skipped["reason"] == reason
+    assert "attempt" not in skipped
+    assert asked["outcome"] == "ok"
+
+
+@pytest.mark.parametrize(("tokens", "name"), [(1_099, "small"), (1_101, "large")])
+def test_a_count_within_a_tenth_is_no_reason(tokens: int, name: str) -> None:
+    """A profile may be rounded, and the count is a lower bound."""
+    routes = [fake("small", max_input_tokens=1_000), fake("large")]
+    assert log_of(RetryRouter(routes=routes), words(tokens))["route"] == name
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["=" * 9_000, " " * 9_000, "\n" * 9_000, "a" * 1_100 * 4, "word" * 1_000],
+    ids=["line", "blanks", "lines", "one letter", "one word"],
+)
+def test_what_a_tokenizer_may_join_is_asked(text: str) -> None:
+    """A long text of few tokens, such as a table's rule, rules nothing out."""
+    routes = [fake("small", max_input_tokens=1_000), fake("large")]
+    log = log_of(RetryRouter(routes=routes), [HumanMessage(text)])
+    assert log["route"] == "small"
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [SystemMessage("word " * 1_200), HumanMessage("hi")],
+        [HumanMessage([{"type": "text", "text": "word " * 600}, "word " * 600])],
+        [
+            HumanMessage("hi"),
+            AIMessage(
+                "",
+                tool_calls=[{"name": "f", "args": {"t": "word " * 1_200}, "id": "1"}],
+            ),
+            ToolMessage("done", tool_call_id="1"),
+        ],
+        [HumanMessage("你好世界" * 1_000)],
+        [HumanMessage("https://example.com/a?b=c&d=e " * 150)],
+    ],
+    ids=["system", "blocks", "tool call", "chinese", "links"],
+)
+def test_all_text_of_a_prompt_counts(messages: list[BaseMessage]) -> None:
+    """Wherever the text is, and whatever it is written in."""
+    routes = [fake("small", max_input_tokens=1_000), fake("large")]
+    assert log_of(RetryRouter(routes=routes), messages)["route"] == "large"
+
+
+@given(st.text(max_size=300))
+def test_no_text_has_more_tokens_than_characters(text: str) -> None:
+    """So a prompt with fewer characters than the limit is never counted."""
+    assert 0 <= tokens_at_least(text) <= len(text)
+
+
+def test_images_are_no_text() -> None:
+    """The bytes of an image are not the tokens that it costs."""
+    routes = [fake("small", max_input_tokens=1_000), fake("large")]
+    image = {"type": "image", "base64": "ab/+" * 9_000, "mime_type": "image/png"}
+    log = log_of(RetryRouter(routes=routes), [HumanMessage([image])])
+    assert log["route"] == "small"
+
+
+@every_way
+def test_a_prompt_that_no_route_can_hold_ends_at_once(way: Way) -> None:
+    """Nothing is sent, and the error has the numbers; LangChain's agents know it."""
+    routes = [
+        fake("small", max_input_tokens=1_000),
+        fake("large", max_input_tokens=2_000),
+    ]
+    router = RetryRouter(routes=routes)
+    with pytest.raises(ContextLengthError) as raised:
+        ask(way, router, words(5_000))
+    message = str(raised.value)
+    assert "at least 5,000 tokens" in message
+    assert "small 1,000, large 2,000" in message
+    assert raised.value.attempts == 0
+    assert raised.value.may_have_run is False
+    assert not raised.value.is_retryable
+
+
+def test_one_route_in_doubt_is_asked() -> None:
+    """Without a profile, or with a strange one, a model may hold any prompt."""
+    for doubtful in (
+        fake("b"),
+        fake("b", max_input_tokens=0),
+        fake("b", tool_calling=1),
+    ):
+        router = RetryRouter(routes=[fake("a", max_input_tokens=1_000), doubtful])
+        assert log_of(router, words(5_000))["route"] == "b"
+
+
+def test_routes_for_several_models_are_asked() -> None:
+    """The profile of a router, or of a gateway list, is what all its models can do."""
+    small = fake("a", max_input_tokens=1_000)
+    inner = RetryRouter(routes=[small, fake("b")], retry_policy=ONCE)
+    router = RetryRouter(routes=[inner, fake("c")])
+    assert log_of(router, words(5_000))["route"] != "c"
+    names = ("gpt-4", "gpt-4o")
+    models = [GPTRouterModel(name=name, provider_name="openai") for name in names]
+    with FaultyGateway() as server:
+        gateway = gpt_router(models_priority_list=models, base_url=server.url)
+        with RetryRouter(routes=[gateway, fake("c")]) as router:
+            assert log_of(router, words(20_000))["route"] != "c"
+
+
+def test_a_route_that_cannot_hold_the_prompt_is_no_last_resort() -> None:
+    """If the others fail, their error is raised; the prompt is still too long."""
+
+    def fail(_: Any) -> str:
+        raise ConnectionError
+
+    router = RetryRouter(
+        routes=[fake("small", max_input_tokens=1_000), fake("large")], accept=fail
+    )
+    with pytest.raises(ConnectionError):
+        router.invoke(words(5_000))
+
+
+def test_a_held_route_that_fits_is_asked_all_the_same() -> None:
+    """An open breaker is no reason to ask a model that cannot hold the prompt."""
+    breaker = CircuitBreaker()
+    large = fake("large").model_copy(update={"breaker": breaker})
+    breaker.open_for(3_600)
+    router = RetryRouter(routes=[fake("small", max_input_tokens=1_000), large])
+    assert log_of(router, words(5_000))["route"] == "large"
+
+
+# --- media, tools, schemas ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "block"),
+    [
+        ("image_inputs", {"type": "image", "url": "https://x/y.png"}),
+        ("image_inputs", {"type": "image_url", "image_url": {"url": "https://x/y"}}),
+        ("image_inputs", {"type": "input_image", "image_url": "https://x/y"}),
+        ("image_inputs", {"type": "media", "mime_type": "image/png", "data": "aa"}),
+        ("audio_inputs", {"type": "audio", "base64": "aa", "mime_type": "audio/wav"}),
+        ("audio_inputs", {"type": "input_audio", "input_audio": {"data": "aa"}}),
+        ("video_inputs", {"type": "video", "url": "https://x/y.mp4"}),
+        ("pdf_inputs", {"type": "file", "mime_type": "application/pdf", "base64": ""}),
+        ("pdf_inputs", {"type": "file", "file": {"filename": "a.PDF"}}),
+        (
+            "pdf_inputs",
+            {"type": "file", "file": {"file_data": "data:application/pdf;base64,aa"}},
+        ),
+        (
+            "pdf_inputs",
+            {"type": "document", "source": {"media_type": "application/pdf"}},
+        ),
+    ],
+    ids=str,
+)
+def test_media_go_to_a_model_that_reads_them(key: str, block: dict[str, Any]) -> None:
+    """In the forms of LangChain, OpenAI, Anthropic and Google."""
+    message = HumanMessage([{"type": "text", "text": "What is this?"}, block])
+    blind = fake("blind", **{key: False})
+    for seeing in (fake("seeing", **{key: True}), fake("seeing")):
+        log = log_of(RetryRouter(routes=[blind, seeing]), [message])
+        assert log["route"] == "seeing"
+        kind = key.partition("_")[0]
+        assert log["attempts"][0]["reason"] == f"the model takes no {kind}"
+    blind = fake("blind", **{key: False})
+    also = fake("also", **{key: False})
+    assert log_of(RetryRouter(routes=[blind, also]), [message])["route"] == "blind"
+    unsaid = fake("unsaid", max_input_tokens=9_999)
+    assert log_of(RetryRouter(routes=[unsaid, also]), [message])["route"] == "unsaid"
+
+
+def test_a_file_of_an_unknown_kind_rules_nothing_out() -> None:
+    """A profile says nothing of spreadsheets."""
+    message = HumanMessage([{"type": "file", "file": {"filename": "a.xlsx"}}])
+    routes = [fake("a", pdf_inputs=False), fake("b")]
+    assert log_of(RetryRouter(routes=routes), [message])["route"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("key", "options", "what"),
+    [
+        ("tool_calling", {"tools": [TOOL]}, "tools"),
+        ("structured_output", {"response_format": SCHEMA}, "schema"),
+    ],
+)
+def test_tools_and_schemas_go_to_a_model_that_takes_them(
+    key: str, options: dict[str, Any], what: str
+) -> None:
+    """Whether they are of the call, or of the route."""
+    without = fake("without", **{key: False})
+    router = RetryRouter(routes=[without, fake("with", **{key: True})])
+    log = log_of(router, "hi", **options)
+    assert log["route"] == "with"
+    assert log["attempts"][0]["reason"] == f"the model takes no {what}"
+    assert log_of(router, "hi")["route"] == "without"
+    own = without.model_copy(update={"options": options})
+    assert log_of(RetryRouter(routes=[own, fake("with")]), "hi")["route"] == "with"
+
+
+def test_all_reasons_are_told() -> None:
+    """A route may lack more than one thing."""
+    image = HumanMessage([{"type": "image", "url": "https://x/y.png"}])
+    routes = [fake("a", image_inputs=False, tool_calling=False), fake("b")]
+    log = log_of(RetryRouter(routes=routes), [image], tools=[TOOL])
+    assert log["attempts"][0]["reason"] == "the model takes no image and no tools"
+
+
+def test_nothing_is_skipped_where_nothing_fits() -> None:
+    """A profile may be mistaken: with no route left, all are asked in their order."""
+    image = [HumanMessage([{"type": "image", "url": "https://x/y.png"}])]
+    routes = [fake("a", image_inputs=False), fake("b", max_input_tokens=1_000)]
+    long = [*words(5_000), *image]
+    log = log_of(RetryRouter(routes=routes), long)
+    assert log["route"] == "a"
+    assert len(log["attempts"]) == 1
+
+
+def test_the_log_is_json() -> None:
+    """Skipped routes are lines of the attempt log as others are."""
+    routes = [fake("a", max_input_tokens=10), fake("b")]
+    assert json.loads(json.dumps(log_of(RetryRouter(routes=routes), words(99))))
+
+
+# --- explain ------------------------------------------------------------------------
+
+
+def test_explain_shows_tiers_and_what_is_skipped() -> None:
+    """Before a call, one sees who shares the load and who is left out."""
+    routes = [
+        fake("east").model_copy(update={"tier": 0, "weight": 2.0}),
+        fake("west").model_copy(update={"tier": 0}),
+        fake("small", max_input_tokens=1_000),
+    ]
+    router = RetryRouter(routes=routes)
+    table = str(router.explain())
+    assert "tier 0, weight 2" in table
+    assert "tier 0, weight 1" in table
+    assert "skipped" not in table
+    worst = router.explain(input_tokens=2_000, output_tokens=10)
+    assert "skipped: the model takes 1,000 tokens" in str(worst)
+    assert [cost.requests for cost in worst.routes][-1] == 0
