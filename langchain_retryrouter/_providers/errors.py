@@ -512,6 +512,11 @@ _NO_ANSWER: Final = re.compile(
     r"|must be a mapping, not|(?:list|string) indices must be",
     re.IGNORECASE,
 )
+# The words of gRPC's core for a lost connection, which has the code UNAVAILABLE.
+_GRPC_LOST: Final = re.compile(
+    r"(?i)(failed to connect to all addresses|(?:dns|name) resolution)"
+    r"|socket closed|connection reset|recvmsg|broken pipe|goaway|connection refused"
+)
 _OF_ANSWERS: Final = re.compile(  # The titles of pydantic's models.
     r"^(?!.*(?:Request|Input|Params|Config))"
     r"(?:.*(?:Response|Completion|Chunk|Candidate|Event|Unmarshaller)"
@@ -611,14 +616,17 @@ def _read_answer(error: BaseException, unix_time: float) -> ErrorReport | None:
     headers = _headers_of(error, response, status)
     if status is not None:
         body = _body_of(error, response)
-        return _report(status, headers, body, str(error), unix_time)
+        report = _report(status, headers, body, str(error), unix_time)
+        if safe_getattr(error, "grpc_status_code") is None:
+            return report
+        return _as_connection(report)
     code, details = safe_getattr(error, "code"), safe_getattr(error, "details")
     if callable(code) and type(error).__module__.startswith("grpc"):
         name = str(safe_getattr(code(), "name"))
         message = (details() if callable(details) else None) or str(error)
         body = {"code": name, "message": message}
         status = _implied_status([name]) or _SERVER_ERROR
-        return _report(status, [], body, unix_time=unix_time)
+        return _as_connection(_report(status, [], body, unix_time=unix_time))
     if is_sdks:  # Raised for an event of a stream.
         body = safe_getattr(error, "body")
         body = str(error) if body is None else body
@@ -630,6 +638,17 @@ def _read_answer(error: BaseException, unix_time: float) -> ErrorReport | None:
     if said := _TRAILING_STATUS.match(text):  # ChatWatsonx's
         return _report(int(said["status"]), [], said["body"], text, unix_time)
     return None
+
+
+def _as_connection(report: ErrorReport) -> ErrorReport:
+    """An error of gRPC's; a lost connection if its text says so."""
+    lost = _GRPC_LOST.search(report.message)
+    if lost is None or report.kind is not FailureKind.UNAVAILABLE:
+        return report
+    has_run = lost[1] is None
+    return dataclasses.replace(
+        report, kind=FailureKind.CONNECTION, may_have_run=has_run
+    )
 
 
 def _status_of(error: BaseException, response: Any, *, is_sdks: bool) -> int | None:

@@ -7,28 +7,31 @@ from pathlib import Path
 import certifi
 import pytest
 
-from tests.integrations.report import write_page
+from tests.integrations.report import keep_results, write_page
 from tests.unit_tests.conftest import ENVIRONMENT
 
-_results: dict[tuple[str, str, str], bool] = {}
+_results: dict[str, bool] = {}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write-page", action="store_true", help="docs/integrations.md")
+    parser.addoption(
+        "--write-page",
+        action="store_true",
+        help="docs/integrations.md, of all cells that were tried with the same code",
+    )
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Note each cell, also those of the worker processes."""
     cell = dict(report.user_properties).get("cell")
     if report.when == "call" and cell is not None:
-        row, column, method = map(str, cell)  # type: ignore[call-overload]
-        _results[row, column, method] = report.passed
+        _results["|".join(map(str, cell))] = report.passed  # type: ignore[call-overload]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     is_worker = hasattr(session.config, "workerinput")
     if session.config.getoption("--write-page") and not is_worker:
-        write_page(_results)
+        write_page(keep_results(_results))
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
+import json
 import re
 import warnings
 from collections import Counter
@@ -11,11 +13,14 @@ from pathlib import Path
 from typing import Final
 
 from langchain_retryrouter import RetryRouter
-from tests.integrations.matrix import ask
+from tests.integrations.matrix import ask, cells
 from tests.integrations.rows import ROWS, Row
-from tests.support.providers.server import Script, ScriptedProvider
+from tests.support.providers.server import Script
+from tests.support.providers.vertex import serve
 
-_PAGE: Final = Path(__file__).parents[2] / "docs" / "integrations.md"
+_ROOT: Final = Path(__file__).parents[2]
+_PAGE: Final = _ROOT / "docs" / "integrations.md"
+_STORE: Final = _ROOT / ".venvs" / "integrations-results.json"
 _ENDS: Final = ("finish_reason", "stop_reason", "stopReason", "done_reason", "status")
 _RESULTS: Final = re.compile(r"(<!-- results.*?-->\n).*?(<!-- end)", re.DOTALL)
 _HEAD: Final = """
@@ -24,20 +29,45 @@ _HEAD: Final = """
 """
 
 
+def keep_results(new: dict[str, bool]) -> dict[tuple[str, str, str], bool]:
+    """Whether a cell (row, column, method) is right, of all runs with the same code.
+
+    So the cells can be tried in several runs, and a cell again alone. The results of
+    another version of the package, the tests or an integration are dropped.
+    """
+    sources = [*_ROOT.glob("langchain_retryrouter/**/*.py")]
+    sources += [*Path(__file__).parent.glob("*.py")]
+    sources += [*_ROOT.glob("tests/support/providers/*.py")]
+    code = hashlib.sha256()
+    for source in sorted(sources):
+        code.update(source.read_bytes())
+    installed = sorted({r.package for r in ROWS.values() if r.is_installed})
+    code.update(repr([(name, version(name)) for name in installed]).encode())
+    kept: dict[str, bool] = {}
+    if _STORE.exists():
+        stored = json.loads(_STORE.read_text("utf-8"))
+        kept = stored["cells"] if stored["code"] == code.hexdigest() else {}
+    kept |= new
+    _STORE.write_text(json.dumps({"code": code.hexdigest(), "cells": kept}), "utf-8")
+    return {tuple(cell.split("|")): right for cell, right in kept.items()}  # type: ignore[misc]
+
+
 def write_page(results: dict[tuple[str, str, str], bool]) -> None:
     """Write the page.
 
     Args:
         results: Whether a cell (row, column, method) is right.
     """
-    rows = {name: row for name, row in ROWS.items() if row.is_installed}
+    tried_rows = {row for row, _, _ in results}
+    rows = {name: row for name, row in ROWS.items() if name in tried_rows}
     tried = Counter(row for row, _, _ in results)
     wrong = Counter(cell[0] for cell, is_right in results.items() if not is_right)
     lines = [_line(row, tried[name], wrong[name]) for name, row in rows.items()]
     faults = dict.fromkeys(column for _, column, _ in results)
     total = (
         f"{dt.datetime.now(dt.UTC).date()}, langchain-core {version('langchain-core')}:"
-        f" {len(results)} cells, {wrong.total()} wrong. Faults: {'; '.join(faults)}."
+        f" {len(results):,} of {len(cells()):,} cells tried, {wrong.total()} wrong."
+        f" Faults: {'; '.join(faults)}."
     )
     text = "\n".join([total, _HEAD.rstrip("\n"), *lines, ""])
     page = _PAGE.read_text("utf-8")
@@ -48,7 +78,7 @@ def write_page(results: dict[tuple[str, str, str], bool]) -> None:
 def _line(row: Row, tried: int, wrong: int) -> str:
     """One integration: what the router says of it, and what its answers name."""
     package = row.package.replace("_", "-")
-    with ScriptedProvider(row.protocol, Script()) as provider:
+    with serve(row.protocol, Script()) as provider:
         model = row.model(provider.url)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import importlib
 import importlib.util
 import ssl
@@ -23,6 +25,7 @@ from tests.support.providers.ollama import OLLAMA
 from tests.support.providers.openai import GROQ, OPENAI
 from tests.support.providers.responses import RESPONSES
 from tests.support.providers.server import Error, Protocol, tls
+from tests.support.providers.vertex import VERTEX
 
 Method = Literal["invoke", "ainvoke", "stream", "astream"]
 METHODS: Final[tuple[Method, ...]] = ("invoke", "ainvoke", "stream", "astream")
@@ -43,6 +46,7 @@ class Row:
         mode: Which of its provider's APIs it uses, if there are several.
         own_flaws: What the bare model itself makes of a healthy answer.
         loses_headers: The methods that drop the headers of an error.
+        unknown_faults: The columns that its protocol cannot have.
     """
 
     cls: str
@@ -54,6 +58,7 @@ class Row:
     methods: tuple[Method, ...] = METHODS
     own_flaws: str = ""
     loses_headers: tuple[str, ...] = ()
+    unknown_faults: tuple[str, ...] = ()
 
     @property
     def notes(self) -> str:
@@ -77,6 +82,8 @@ class Row:
         if name == "ChatVertexAI":
             auth = importlib.import_module("google.auth.credentials")
             fields["credentials"] = auth.AnonymousCredentials()
+            if self.protocol.is_grpc:
+                fields |= _grpc_clients(url)
         if name == "ChatWatsonx":
             sdk = importlib.import_module("ibm_watsonx_ai")
             credentials = sdk.Credentials(
@@ -100,6 +107,27 @@ class Row:
         else:
             model = getattr(module, name)(**fields)
         return model
+
+
+def _grpc_clients(url: str) -> dict[str, Any]:
+    """Vertex AI's clients over connections without TLS."""
+    grpc = importlib.import_module("grpc")
+    service = importlib.import_module(
+        "google.cloud.aiplatform_v1beta1.services.prediction_service"
+    )
+    transports = importlib.import_module(f"{service.__name__}.transports")
+    address = url.removeprefix("http://")
+    sync = transports.PredictionServiceGrpcTransport(
+        channel=grpc.insecure_channel(address)
+    )
+    clients = {"client": service.PredictionServiceClient(transport=sync)}
+    with contextlib.suppress(RuntimeError):  # Without an event loop.
+        asyncio.get_running_loop()
+        aio = transports.PredictionServiceGrpcAsyncIOTransport(
+            channel=grpc.aio.insecure_channel(address)
+        )
+        clients["async_client"] = service.PredictionServiceAsyncClient(transport=aio)
+    return clients
 
 
 def _filled(value: Any, url: str) -> Any:
@@ -687,7 +715,7 @@ ROWS: Final[Mapping[str, Row]] = {
         {"model": "openai/sick", "api_key": _KEY, "api_base": "{url}/v1"},
         _OPENAI,
     ),
-    # Async it speaks gRPC only, which these servers do not.
+    # Async it speaks gRPC only.
     "google-vertexai": Row(
         "langchain_google_vertexai:ChatVertexAI",
         GEMINI_LIST,
@@ -702,6 +730,16 @@ ROWS: Final[Mapping[str, Row]] = {
         mode="REST",
         own_flaws="a stream's reason is `FINISH_REASON_UNSPECIFIEDSTOP`",
         methods=("invoke", "stream"),
+    ),
+    "google-vertexai-grpc": Row(
+        "langchain_google_vertexai:ChatVertexAI",
+        VERTEX,
+        {"model_name": "gemini-sick", "project": "p", "location": "us-central1"},
+        _GEMINI | {"529": _google(503, "UNAVAILABLE", "The model is overloaded.")},
+        mode="gRPC",
+        own_flaws="a stream's reason is `FINISH_REASON_UNSPECIFIEDSTOP`",
+        loses_headers=METHODS,
+        unknown_faults=("502 page", "page as 200", "empty 200", "no body"),
     ),
     "perplexity": Row(
         "langchain_perplexity:ChatPerplexity",

@@ -28,7 +28,11 @@ from tests.support.providers.strict import complaints, read_choice
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(120)]
 
-INSTALLED: Final = {n: r for n, r in ROWS.items() if r.is_installed and r.has_tools}
+INSTALLED: Final = {
+    name: row
+    for name, row in ROWS.items()
+    if row.is_installed and row.has_tools and not row.protocol.is_grpc
+}
 ONCE: Final = RetryPolicy(max_retries=0)
 IMAGE: Final = {"type": "image", "base64": "aW1hZ2U=", "mime_type": "image/png"}
 TOOLS: Final = [

@@ -77,6 +77,7 @@ class Protocol:
         error_headers: Headers of an error, of its body.
         headers: Headers of a whole answer.
         is_tls: Whether its client takes https only.
+        is_grpc: Whether it is no HTTP/1.1: see `vertex`.
         is_setup: Whether a path is asked when the client is made: it gets an empty
             object, and is not counted.
     """
@@ -90,6 +91,7 @@ class Protocol:
     error_headers: Callable[[Any], dict[str, str]] = lambda _: {}
     headers: Mapping[str, str] = field(default_factory=dict)
     is_tls: bool = False
+    is_grpc: bool = False
     is_setup: Callable[[str], bool] = lambda _: False
 
 
@@ -189,14 +191,14 @@ class ScriptedProvider:
         if how == "silence":
             self._over.wait()
         elif how == "reset":
-            _reset(connection)
+            reset(connection)
         elif how != "hangup":
             for piece in self._pieces(path, body):
                 connection.sendall(piece)
             if how in {"head", "stall"}:
                 self._over.wait()
             elif how == "rst":
-                _reset(connection)
+                reset(connection)
 
     def _pieces(self, path: str, request: Any) -> Iterator[bytes]:
         """The bytes of one HTTP answer."""
@@ -264,7 +266,8 @@ def _json(body: Any) -> bytes:
     return json.dumps(body).encode()
 
 
-def _reset(connection: socket.socket) -> None:
+def reset(connection: socket.socket) -> None:
+    """Let the connection end by a reset when it is closed."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
 
 
