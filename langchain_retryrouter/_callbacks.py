@@ -14,14 +14,23 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterator,
+)
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from langchain_core.callbacks import (
     AsyncCallbackManager,
     AsyncCallbackManagerForLLMRun,
+    BaseCallbackHandler,
     CallbackManager,
     CallbackManagerForLLMRun,
 )
@@ -31,6 +40,14 @@ from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.runnables import RunnableConfig, ensure_config
 from langchain_core.utils.uuid import uuid7
+
+from langchain_retryrouter._retry.call_state import (
+    AttemptRecord,
+    CallObserver,
+    CallState,
+)
+from langchain_retryrouter.errors import BASE_ERRORS
+from langchain_retryrouter.failures import Failure
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
@@ -120,6 +137,100 @@ def _as_event(
     facts = {n: getattr(run_manager, n, None) for n in ("run_id", "tags", "metadata")}
     event = ("on_custom_event", "ignore_custom_event", "rate_limit_wait", data)
     return event, facts
+
+
+def observe_run(
+    call_state: CallState, run: AnyRunManager | None, *, trace_attempts: bool | None
+) -> None:
+    """Tell the observers of a call which run it serves, and maybe trace its attempts.
+
+    If `trace_attempts` is None, those tracers see attempts that would lose `on_retry`:
+    LangSmith's drop the events of runs where they export by OpenTelemetry.
+    """
+    call_state.run = run
+    if run is None or trace_attempts is False:
+        return
+    handlers = run.inheritable_handlers
+    if trace_attempts is None:
+        handlers = [one for one in handlers if _drops_events(one)]
+    if handlers:
+        call_state.observers.append(_AttemptRuns(run, handlers))
+
+
+def _drops_events(handler: Any) -> bool:
+    client = getattr(handler, "client", None)
+    mode = getattr(client, "tracing_mode", None)
+    return isinstance(mode, str) and mode in {"otel", "hybrid"}
+
+
+class _AttemptRuns(CallObserver):
+    """A run for each attempt, below the run of the call.
+
+    Runs of chains, since LangSmith adds up the tokens of models' runs. They have no
+    prompt, and of errors only the kind.
+    """
+
+    def __init__(self, run: AnyRunManager, handlers: list[BaseCallbackHandler]) -> None:
+        """Nothing is told yet."""
+        is_async = isinstance(run, AsyncCallbackManagerForLLMRun)
+        new = AsyncCallbackManager if is_async else CallbackManager
+        self._manager = new(handlers=[], parent_run_id=run.run_id)
+        self._manager.set_handlers(handlers)
+        self._manager.add_tags(run.inheritable_tags)
+        self._manager.add_metadata(run.inheritable_metadata)
+        self._runs: dict[int, Any] = {}
+        self._later: list[Callable[[], Awaitable[None]]] = []  # What is to be awaited.
+
+    def attempt_began(self, record: AttemptRecord, position: int) -> None:
+        del position
+        number = record.number or 0
+        start = functools.partial(
+            self._manager.on_chain_start,
+            None,
+            {"attempt": number, "route": record.route},
+            name=f"attempt {number}: {record.route or 'default'}",
+        )
+        if isinstance(self._manager, CallbackManager):
+            self._runs[number] = start()
+            return
+
+        async def astart() -> None:
+            self._runs[number] = await cast("Awaitable[Any]", start())
+
+        self._later.append(astart)
+
+    def attempt_ended(self, record: AttemptRecord, failure: Failure | None) -> None:
+        number, outputs = record.number or 0, record.as_dict()
+        error = None
+        if failure is not None:
+            status = failure.status_code
+            said = failure.kind.value + ("" if status is None else f", status {status}")
+            error = BASE_ERRORS[failure.kind](said)
+
+        def end() -> Any:
+            run = self._runs.pop(number, None)
+            if run is None:
+                return None  # Its end has been told already.
+            return (
+                run.on_chain_end(outputs)
+                if error is None
+                else run.on_chain_error(error)
+            )
+
+        if isinstance(self._manager, CallbackManager):
+            end()
+            return
+
+        async def aend() -> None:
+            if (told := end()) is not None:
+                await told
+
+        self._later.append(aend)
+
+    async def flush(self) -> None:
+        """Await what was told since the last time."""
+        while self._later:
+            await self._later.pop(0)()
 
 
 def _for_each_handler(run_manager: _RunManager) -> Iterator[_RunManager]:

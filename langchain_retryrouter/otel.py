@@ -28,6 +28,7 @@ from langchain_retryrouter.circuit_breaker import BreakerState, CircuitBreaker
 from langchain_retryrouter.errors import RetryRouterError
 from langchain_retryrouter.failures import Failure
 from langchain_retryrouter.policy import RetryBudget
+from langchain_retryrouter.rate_limits import RateLimit
 
 try:
     from opentelemetry import context, metrics, trace
@@ -70,12 +71,15 @@ _WAIT: Final = "retryrouter.wait"
 _LIMITER_WAIT: Final = "retryrouter.limiter_wait"
 _COST: Final = "retryrouter.cost"
 _BUDGET: Final = "retryrouter.budget"
+_LIMIT: Final = "retryrouter.limit"
+_LIMIT_KIND: Final = "retryrouter.limit.kind"
 _EVENTS: Final = {
     "breaker": "retryrouter.breaker_changed",
     "skipped": "retryrouter.route_skipped",
     "hedge_began": "retryrouter.hedge_began",
     "hedge_settled": "retryrouter.hedge_settled",
     "continued": "retryrouter.continued",
+    "limited": "retryrouter.limit_rejected",
 }
 _OTHER: Final = "_OTHER"
 # LangChain's names of providers where the conventions have others.
@@ -149,6 +153,24 @@ METRICS: Final = {
     "budget": Metric(
         "retryrouter.budget.tokens", "gauge", "{token}", "Tokens of a retry budget."
     ),
+    "available": Metric(
+        "retryrouter.limit.available",
+        "gauge",
+        "{unit}",
+        "What of a rate limit can be used now, by what it limits.",
+    ),
+    "in_flight": Metric(
+        "retryrouter.limit.in_flight", "gauge", "{request}", "Requests under a limit."
+    ),
+    "waiting": Metric(
+        "retryrouter.limit.waiting", "gauge", "{request}", "Requests that wait for it."
+    ),
+    "limited": Metric(
+        "retryrouter.limit.rejections",
+        "counter",
+        "{request}",
+        "Requests that a full rate limit sent elsewhere, or nowhere.",
+    ),
 }
 """All metrics, by the names that this module uses."""
 
@@ -158,6 +180,7 @@ _SECONDS: Final = [0.01 * 2**power for power in range(14)]  # As the conventions
 
 _breakers: weakref.WeakKeyDictionary[CircuitBreaker, str] = weakref.WeakKeyDictionary()
 _budgets: weakref.WeakSet[RetryBudget] = weakref.WeakSet()
+_limits: weakref.WeakSet[RateLimit] = weakref.WeakSet()
 _LEVELS: Final = {
     BreakerState.CLOSED: 0,
     BreakerState.HALF_OPEN: 1,
@@ -165,33 +188,60 @@ _LEVELS: Final = {
 }
 
 
-def _observations(
-    label: str, values: Iterable[tuple[str, float]], choose: Callable[..., float]
-) -> list[metrics.Observation]:
-    """One observation for each name; the worst of those that share a name."""
-    chosen: dict[str, float] = {}
-    for name, value in values if _instrumentations() else ():
-        chosen[name] = choose(chosen.get(name, value), value)
-    return [metrics.Observation(value, {label: name}) for name, value in chosen.items()]
-
-
-def _observe_breakers(_options: Any) -> list[metrics.Observation]:
-    states = [(name, _LEVELS[one.state]) for one, name in list(_breakers.items())]
-    return _observations(_ROUTE, states, max)
-
-
-def _observe_budgets(_options: Any) -> list[metrics.Observation]:
-    tokens = [(_name_of(budget), budget.tokens) for budget in list(_budgets)]
-    return _observations(_BUDGET, tokens, min)
+Labels: TypeAlias = tuple[tuple[str, str], ...]
+Values: TypeAlias = Iterable[tuple[Labels, float]]
 
 
 def _name_of(shared: Any) -> str:
     return str(getattr(shared, "name", None) or "default")
 
 
-_GAUGES: Final = {"breaker": _observe_breakers, "budget": _observe_budgets}
+def _breaker_states() -> Values:
+    for breaker, name in list(_breakers.items()):
+        yield ((_ROUTE, name),), _LEVELS[breaker.state]
 
-Labels: TypeAlias = tuple[tuple[str, str], ...]
+
+def _budget_tokens() -> Values:
+    for budget in list(_budgets):
+        yield ((_BUDGET, _name_of(budget)),), budget.tokens
+
+
+def _limits_available() -> Values:
+    for limit in list(_limits):
+        for kind, level in limit.available().items():
+            yield ((_LIMIT, _name_of(limit)), (_LIMIT_KIND, kind)), level
+
+
+def _limits_in_flight() -> Values:
+    for limit in list(_limits):
+        yield ((_LIMIT, _name_of(limit)),), limit.in_flight
+
+
+def _limits_waiting() -> Values:
+    for limit in list(_limits):
+        yield ((_LIMIT, _name_of(limit)),), limit.waiting
+
+
+_GAUGES: Final[dict[str, tuple[Callable[[], Values], Callable[..., float]]]] = {
+    # What stands for several that share a name.
+    "breaker": (_breaker_states, max),
+    "budget": (_budget_tokens, min),
+    "available": (_limits_available, min),
+    "in_flight": (_limits_in_flight, lambda *values: sum(values)),
+    "waiting": (_limits_waiting, lambda *values: sum(values)),
+}
+
+
+def _observe(key: str, _options: Any) -> list[metrics.Observation]:
+    """The observations of a gauge, while there is an instrumentation."""
+    read, choose = _GAUGES[key]
+    chosen: dict[Labels, float] = {}
+    for labels, value in read() if _instrumentations() else ():
+        known = chosen.get(labels)
+        chosen[labels] = value if known is None else choose(known, value)
+    return [
+        metrics.Observation(value, dict(labels)) for labels, value in chosen.items()
+    ]
 
 
 class _Counters:
@@ -315,9 +365,9 @@ class _CallTelemetry(CallObserver):
             self._shared.counters.add("wait", seconds, ((_ROUTE, route),))
 
     def happened(self, event: str, facts: Mapping[str, Any]) -> None:
-        if event == "skipped":
+        if event in METRICS and METRICS[event].kind == "counter":
             route = self._shared.bounded(facts["route"])
-            self._shared.counters.add("skipped", 1, ((_ROUTE, route),))
+            self._shared.counters.add(event, 1, ((_ROUTE, route),))
         if self._is_recording:
             attributes = {
                 f"retryrouter.{name}": value
@@ -377,6 +427,9 @@ class _CallTelemetry(CallObserver):
             self._served = attempt
         labels = shared.labels(attempt.subject, record.route, record.outcome)
         shared.record("attempt", record.seconds, labels)
+        if record.limiter_wait:
+            waited = ((_ROUTE, shared.bounded(record.route)),)
+            shared.counters.add("limiter_wait", record.limiter_wait, waited)
         tokens: dict[str, int] = {}
         if attempt.sends and attempt.facts:
             tokens = _tokens(attempt.facts.get("usage"))
@@ -409,6 +462,7 @@ class _CallTelemetry(CallObserver):
             _ROUTE: record.route,
             _OUTCOME: outcome,
             _WAIT: record.wait or None,
+            _LIMITER_WAIT: record.limiter_wait or None,
             _RESPONSE_MODEL: facts.get("model"),
             _FINISH_REASONS: facts.get("finish_reasons"),
             **tokens,
@@ -509,7 +563,7 @@ class Instrumentation:
                 observe: Any = [functools.partial(self.counters.observe, key)]
                 meter.create_observable_counter(name, observe, unit, description)
             else:
-                observe = [_GAUGES[key]]
+                observe = [functools.partial(_observe, key)]
                 meter.create_observable_gauge(name, observe, unit, description)
 
     def __call__(self, call: CallState) -> CallObserver | None:
@@ -527,6 +581,8 @@ class Instrumentation:
                 _breakers[route.breaker] = self.bounded(name)
         if call.budget is not None:
             _budgets.add(call.budget)
+        for limits in call.limits.routes if call.limits is not None else ():
+            _limits.update(one for one in limits if isinstance(one, RateLimit))
         return _CallTelemetry(self, call)
 
     def record(self, key: str, value: float, labels: Labels) -> None:

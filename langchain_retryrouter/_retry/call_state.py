@@ -268,7 +268,10 @@ class CallObserver:
         """A wait begins."""
 
     def happened(self, event: str, facts: Mapping[str, Any]) -> None:
-        """One of `breaker`, `skipped`, `hedge_began`, `hedge_settled`, `continued`."""
+        """One of `breaker`, `skipped`, `hedge_began`, `hedge_settled`, `continued`.
+
+        Or `limited`: a full rate limit keeps a request from its route.
+        """
 
     def ended(self, error: BaseException | None) -> None:
         """The call is over; nothing is told after it."""
@@ -304,6 +307,7 @@ _PROVIDERS_OWN = frozenset(
     | {FailureKind.CONNECTION, FailureKind.INTERRUPTED, FailureKind.MALFORMED}
 )
 _RATE_LIMIT_HOLD = 5.0  # Without `Retry-After`; LiteLLM's default.
+_A_WAIT = 0.001  # Seconds: less is the time that it takes to ask.
 _FIRST_ATTEMPT = 0.05  # Seconds that it has if the deadline is over before it.
 # One prompt may make any server fail so, and the server answers others all the while.
 _MAYBE_THE_REQUESTS = frozenset(
@@ -721,6 +725,7 @@ class CallState:
             name = self._routes[skipped].name
             record = AttemptRecord(None, name, "skipped", reason=reason)
             self.records.append(record)
+            self.tell("limited", route=name)
             self._tell_skipped(record)
         self.position = position
 
@@ -729,6 +734,11 @@ class CallState:
         self._drop_reserved()
         self._reserved, self._reserved_at = reserved, self.position
         self._limiter_wait += waited
+
+    def waited_for_limiter(self, seconds: float) -> None:
+        """LangChain's rate limiter has let the next attempt wait for so long."""
+        if seconds >= _A_WAIT:
+            self._limiter_wait += seconds
 
     @property
     def is_reserved(self) -> bool:
@@ -1038,6 +1048,7 @@ class CallState:
                 self._reserved = self.limits.take(self.position)
             attempt.reservations, self._reserved = self._reserved, []
             self._reserved_at = None
+        if self._limiter_wait:
             attempt.record.limiter_wait, self._limiter_wait = self._limiter_wait, 0.0
         self._spent = 0.0  # The retry that was paid for is sent.
 
@@ -1091,7 +1102,7 @@ class CallState:
         self._tell_skipped(record)
 
     def _tell_skipped(self, record: AttemptRecord) -> None:
-        self.tell("skipped", route=record.route, reason=record.outcome)
+        self.tell("skipped", route=record.route, reason=record.reason or record.outcome)
 
     def _state_before(
         self, breaker: CircuitBreaker, permit: Permit

@@ -239,6 +239,7 @@ class RetryController:
             refusal = self.context.errors[FailureKind.RATE_LIMIT](
                 f"nothing was sent: {too_large}", may_have_run=False, should_retry=False
             )
+            state.tell("limited", route=state.next_route)
             self._stop("the request is larger than the rate limit", error=refusal)
         soon = state.policy.failover_after_wait if is_patient else 0.0
         first = next((one for one, wait in waits.items() if wait <= soon), None)
@@ -269,6 +270,7 @@ class RetryController:
                 f"the rate limit {limit} gave no turn within {waited:.1f} s{needs};"
                 f" the deadline is {self.call_state.policy.deadline:g} s"
             )
+            self.call_state.tell("limited", route=self.call_state.next_route)
             self._stop("the deadline is over", why, FailureKind.TIMEOUT)
         return remaining
 
@@ -420,13 +422,15 @@ def _next_wait(
 
 
 def _acquire(controller: RetryController) -> None:
-    limiter = controller.context.rate_limiter
+    limiter, clock = controller.context.rate_limiter, controller.context.clock
     if limiter is not None and not controller.call_state.will_be_refused():
+        began = clock.monotonic()
         if controller.call_state.policy.deadline:
             while limiter.acquire(blocking=False) is False:
-                controller.context.clock.sleep(controller.rate_limiter_wait())
+                clock.sleep(controller.rate_limiter_wait())
         else:
             controller.check_acquired(limiter.acquire(blocking=True))
+        controller.call_state.waited_for_limiter(clock.monotonic() - began)
 
 
 async def abegin(controller: RetryController, notify: ANotify | None = None) -> Attempt:
@@ -448,13 +452,15 @@ async def abegin(controller: RetryController, notify: ANotify | None = None) -> 
 
 
 async def _aacquire(controller: RetryController) -> None:
-    limiter = controller.context.rate_limiter
+    limiter, clock = controller.context.rate_limiter, controller.context.clock
     if limiter is not None and not controller.call_state.will_be_refused():
+        began = clock.monotonic()
         if controller.call_state.policy.deadline:
             while await limiter.aacquire(blocking=False) is False:
-                await controller.context.clock.asleep(controller.rate_limiter_wait())
+                await clock.asleep(controller.rate_limiter_wait())
         else:
             controller.check_acquired(await limiter.aacquire(blocking=True))
+        controller.call_state.waited_for_limiter(clock.monotonic() - began)
 
 
 def call(

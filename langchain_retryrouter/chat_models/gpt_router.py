@@ -128,6 +128,9 @@ class GPTRouter(GatewayConnection, _callbacks.RetryVisibleChatModel):
     retry."""
     gateway_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Seconds the gateway waits for its provider's headers; None for its 60."""
+    trace_attempts: bool | None = Field(default=None, exclude=True, repr=False)
+    """Whether callback handlers see each attempt as a run below the call's. None: only
+    LangSmith's tracer does, where it exports by OpenTelemetry and loses retries."""
 
     @classmethod
     def _provider_options(cls) -> frozenset[str]:
@@ -553,7 +556,9 @@ class _GatewayCall:
         )
         call_state = self.context.call_state
         call_state.records += self._models.skipped
-        call_state.run = run_manager
+        _callbacks.observe_run(
+            call_state, run_manager, trace_attempts=llm.trace_attempts
+        )
         self._gateway_max_retries = llm.gateway_max_retries
         if self._gateway_max_retries is None and call_state.policy.max_retries:
             self._gateway_max_retries = 0  # Or one call would be retried twice over.

@@ -59,6 +59,7 @@ from langchain_retryrouter._callbacks import (
     RetryVisibleChatModel,
     anotifier,
     notifier,
+    observe_run,
     run_manager_of,
 )
 from langchain_retryrouter._http import ClosedByWith
@@ -224,6 +225,9 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
 
     rate_limit: RateLimit | None = Field(default=None, exclude=True, repr=False)
     """Limits the attempts on all routes together; `Route.rate_limit` those on one."""
+    trace_attempts: bool | None = Field(default=None, exclude=True, repr=False)
+    """Whether callback handlers see each attempt as a run below the call's. None: only
+    LangSmith's tracer does, where it exports by OpenTelemetry and loses retries."""
 
     store: Any = Field(default=None, exclude=True, repr=False)
     """Where other processes learn what this router learns, and the other way round.
@@ -792,7 +796,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
             describe=lambda position: routes[position].subject,
             limits=self._limits_of(routes, request),
         )
-        call_state.run = run
+        observe_run(call_state, run, trace_attempts=self.trace_attempts)
         call_state.skip(records)
 
         def measured(position: int, seconds: float) -> None:

@@ -21,7 +21,12 @@ from langchain_core.messages import BaseMessage, convert_to_openai_messages
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from pydantic import Field, PrivateAttr
 
-from langchain_retryrouter._callbacks import AnyRunManager, anotifier, notifier
+from langchain_retryrouter._callbacks import (
+    AnyRunManager,
+    anotifier,
+    notifier,
+    observe_run,
+)
 from langchain_retryrouter._openai import client, protocol
 from langchain_retryrouter._openai.errors import OPENAI_ERRORS
 from langchain_retryrouter._openai.protocol import update_token_usage
@@ -155,7 +160,7 @@ class _Call:
             describe=lambda _: subject,
             limits=limits_of(llm.rate_limit, functools.partial(_size_of, request)),
         )
-        call_state.run = run_manager
+        observe_run(call_state, run_manager, trace_attempts=llm.trace_attempts)
         self.context = engine.RetryContext(
             call_state,
             errors=OPENAI_ERRORS,

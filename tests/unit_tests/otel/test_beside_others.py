@@ -1,0 +1,220 @@
+"""Beside other instrumentation: OpenInference's, and LangSmith by OpenTelemetry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+import pytest
+from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
+from langchain_core.runnables import RunnableLambda
+from langchain_core.tracers.langchain import LangChainTracer
+from langsmith import Client
+from openinference.instrumentation.langchain import LangChainInstrumentor
+from opentelemetry.sdk.trace import ReadableSpan
+
+from langchain_retryrouter.testing import (
+    Answer,
+    FakeClock,
+    FaultyGateway,
+    Status,
+    Usage,
+)
+from tests.unit_tests.conftest import Twin
+
+from .conftest import KEY, MODELS, PROMPT, Recorded
+
+every_model = pytest.mark.parametrize("kind", MODELS)
+ways = pytest.mark.parametrize("way", ["invoke", "stream", "batch"])
+
+
+def run(twin: Twin, model: Any, way: str, config: Any = None) -> None:
+    getattr(twin, way)(model, [PROMPT] if way == "batch" else PROMPT, config)
+
+
+@pytest.fixture
+def openinference(recorded: Recorded) -> Iterator[None]:
+    """Instrument LangChain as OpenInference does."""
+    instrumentor = LangChainInstrumentor()
+    instrumentor.instrument(tracer_provider=recorded.tracers, skip_dep_check=True)
+    yield
+    instrumentor.uninstrument()
+
+
+def of_kind(recorded: Recorded, kind: str) -> list[ReadableSpan]:
+    """OpenInference's spans of a kind."""
+    name = "openinference.span.kind"
+    return [
+        one for one in recorded.finished if (one.attributes or {}).get(name) == kind
+    ]
+
+
+@pytest.mark.usefixtures("openinference")
+@every_model
+@ways
+def test_calls_are_below_openinferences_span_of_the_model(
+    twin: Twin,
+    gateway: FaultyGateway,
+    clock: FakeClock,
+    recorded: Recorded,
+    kind: str,
+    way: str,
+) -> None:
+    """One tree: chain, model, call, attempts; tokens once in each of both layers."""
+    gateway.script(Status(503), Answer("Yes", usage=Usage(11, 7)))
+    model = MODELS[kind](gateway, clock)
+    run(twin, RunnableLambda(lambda prompt: prompt) | model, way)
+
+    [outer] = of_kind(recorded, "LLM")
+    call = recorded.call
+    assert call.parent is not None
+    assert call.parent.span_id == outer.context.span_id
+    assert len(recorded.attempts) == len(gateway.requests) == 2
+    assert len({span.context.trace_id for span in recorded.finished}) == 1
+    tokens = recorded.values("gen_ai.usage.input_tokens")
+    assert tokens == [None, 11]
+    theirs = "llm.token_count.prompt"
+    counted = [(span.attributes or {}).get(theirs) for span in recorded.finished]
+    assert [count for count in counted if count is not None] in ([11], [])
+
+
+class Runs(BaseCallbackHandler):
+    """Keeps the runs that it is told of."""
+
+    def __init__(self) -> None:
+        self.names: dict[UUID, str] = {}
+        self.parents: dict[str, UUID | None] = {}
+        self.told: list[tuple[str, str]] = []
+        self.models: list[UUID] = []
+        self.text = ""
+
+    def on_chat_model_start(self, *_: Any, run_id: UUID, **__: Any) -> None:
+        self.models.append(run_id)
+
+    def on_llm_start(self, *_: Any, run_id: UUID, **__: Any) -> None:
+        self.models.append(run_id)
+
+    def on_chain_start(
+        self,
+        serialized: Any,
+        inputs: Any,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        **kwargs: Any,
+    ) -> None:
+        del serialized
+        self.names[run_id] = kwargs["name"]
+        self.parents[kwargs["name"]] = parent_run_id
+        self.told.append(("start", kwargs["name"]))
+        self.text += repr(inputs)
+
+    def on_chain_end(self, outputs: Any, *, run_id: UUID, **_: Any) -> None:
+        self.told.append((outputs["outcome"], self.names[run_id]))
+        self.text += repr(outputs)
+
+    def on_chain_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
+        self.told.append((str(error), self.names[run_id]))
+
+
+class AsyncRuns(AsyncCallbackHandler):
+    """The same for a handler whose methods are awaited."""
+
+    def __init__(self) -> None:
+        self.runs = Runs()
+
+    async def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
+        self.runs.on_chat_model_start(*args, **kwargs)
+
+    async def on_llm_start(self, *args: Any, **kwargs: Any) -> None:
+        self.runs.on_llm_start(*args, **kwargs)
+
+    async def on_chain_start(self, *args: Any, **kwargs: Any) -> None:
+        self.runs.on_chain_start(*args, **kwargs)
+
+    async def on_chain_end(self, *args: Any, **kwargs: Any) -> None:
+        self.runs.on_chain_end(*args, **kwargs)
+
+    async def on_chain_error(self, *args: Any, **kwargs: Any) -> None:
+        self.runs.on_chain_error(*args, **kwargs)
+
+
+@every_model
+@ways
+def test_attempts_are_runs_if_the_model_says_so(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock, kind: str, way: str
+) -> None:
+    """With `trace_attempts=True` each attempt is a run of a chain below the model's."""
+    gateway.script(Status(503, body={"error": {"message": PROMPT}}))
+    model = MODELS[kind](gateway, clock).model_copy(update={"trace_attempts": True})
+    handler = AsyncRuns() if twin.is_async else Runs()
+    run(twin, model, way, {"callbacks": [handler]})
+    runs = handler.runs if isinstance(handler, AsyncRuns) else handler
+    first, second = runs.parents
+    assert first.startswith("attempt 1: ")
+    assert second.startswith("attempt 2: ")
+    assert runs.told == [
+        ("start", first),
+        ("unavailable, status 503", first),
+        ("start", second),
+        ("ok", second),
+    ]
+    assert set(runs.parents.values()) == set(runs.models)
+    assert PROMPT not in runs.text
+
+
+@ways
+def test_attempts_are_no_runs_otherwise(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock, way: str
+) -> None:
+    """By default handlers see one run, as ever."""
+    gateway.script(Status(503))
+    runs = Runs()
+    run(twin, MODELS["GPTRouter"](gateway, clock), way, {"callbacks": [runs]})
+    assert runs.told == []
+    assert len(runs.models) == 1
+
+
+@pytest.fixture
+def langsmith(recorded: Recorded) -> Iterator[LangChainTracer]:
+    """LangSmith's tracer in a mode in which it exports by OpenTelemetry."""
+    client = Client(
+        api_url="http://127.0.0.1:1",
+        api_key="ls-key",
+        tracing_mode="otel",
+        otel_tracer_provider=recorded.tracers,
+    )
+    yield LangChainTracer(client=client, project_name="tests")
+    client.close()
+
+
+@every_model
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+def test_langsmith_shows_attempts_where_it_loses_events(
+    twin: Twin,
+    gateway: FaultyGateway,
+    clock: FakeClock,
+    recorded: Recorded,
+    langsmith: LangChainTracer,
+    kind: str,
+    way: str,
+) -> None:
+    """In OpenTelemetry mode there is a span for each attempt, and tokens count once."""
+    gateway.script(Status(503), Answer("Yes", usage=Usage(11, 7)))
+    run(twin, MODELS[kind](gateway, clock), way, {"callbacks": [langsmith]})
+    langsmith.wait_for_futures()
+    assert langsmith.client is not None
+    langsmith.client.flush()
+    theirs = [
+        span
+        for span in recorded.finished
+        if span.instrumentation_scope and span.instrumentation_scope.name == "langsmith"
+    ]
+    names = [span.name for span in theirs if span.name.startswith("attempt ")]
+    assert [name.split(":")[0] for name in sorted(names)] == ["attempt 1", "attempt 2"]
+    tokens = [
+        (span.attributes or {}).get("gen_ai.usage.input_tokens") for span in theirs
+    ]
+    assert [count for count in tokens if count] in ([11], [])
+    assert KEY not in recorded.everything

@@ -1,0 +1,236 @@
+"""Metrics agree with what the server was sent, and the dashboard with the metrics."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import prometheus_client
+import pytest
+from langchain_core.rate_limiters import InMemoryRateLimiter
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+
+from langchain_retryrouter import (
+    CircuitBreaker,
+    OpenAI,
+    RateLimit,
+    RateLimitError,
+    RetryBudget,
+    RetryPolicy,
+    RetryRouter,
+    Route,
+)
+from langchain_retryrouter.otel import METRICS, instrument
+from langchain_retryrouter.testing import (
+    Answer,
+    FakeClock,
+    FaultyGateway,
+    Status,
+    Usage,
+)
+from tests.unit_tests.conftest import Twin
+
+from .conftest import MODELS, PROMPT, Recorded, embeddings, gpt_router, llm, router_of
+
+ATTEMPTS = "retryrouter.attempt.duration"
+DOCS = Path(__file__).parents[3] / "docs"
+# What belongs to a name that Prometheus knows it by.
+SUFFIXES = re.compile(r"_(bucket|count|sum)$")
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_attempts_tokens_and_waits_are_counted(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock, recorded: Recorded, kind: str
+) -> None:
+    """Attempts by outcome, tokens and waits equal those of the server's log."""
+    gateway.script(Status(503), Status(429))
+    gateway.always(Answer("Yes", usage=Usage(11, 7)))
+    model = MODELS[kind](gateway, clock)
+    twin.invoke(model, PROMPT)
+    twin.stream(model, PROMPT)
+    assert recorded.total(ATTEMPTS) == len(gateway.requests) == 4
+    for outcome, number in (("unavailable", 1), ("rate_limit", 1), ("ok", 2)):
+        assert recorded.total(ATTEMPTS, retryrouter__outcome=outcome) == number
+    assert recorded.total("gen_ai.client.inference.duration") == 2
+    assert recorded.total("gen_ai.client.inference.usage.input_tokens") == 22
+    assert recorded.total("gen_ai.client.inference.usage.output_tokens") == 14
+    waited = recorded.total("retryrouter.wait.time")
+    assert waited == pytest.approx(sum(clock.sleeps))
+
+
+def test_gauges_read_breakers_budgets_and_limits(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock, recorded: Recorded
+) -> None:
+    """A gauge is what the object says when metrics are collected."""
+    gateway.always(Status(503), model="gpt-4")
+    breaker = CircuitBreaker(failure_threshold=1, clock=clock)
+    budget = RetryBudget(capacity=100)
+    # A limit of another test may be there still.
+    account = f"account {twin}"
+    limit = RateLimit(requests_per_minute=600, name=account, clock=clock)
+    first = gpt_router(gateway, "gpt-4")
+    router = RetryRouter(
+        routes=[
+            Route(model=first, name="gauged", breaker=breaker),
+            Route(model=gpt_router(gateway, "gpt-4o"), name="second"),
+        ],
+        retry_policy=RetryPolicy(max_retries=0),
+        budget=budget,
+        rate_limit=limit,
+        clock=clock,
+    )
+    twin.invoke(router, PROMPT)
+    state = recorded.total("retryrouter.breaker.state", retryrouter__route="gauged")
+    assert state == 2
+    assert recorded.total("retryrouter.budget.tokens") <= budget.tokens
+    labels = {"retryrouter__limit": account}
+    available = recorded.total("retryrouter.limit.available", **labels)
+    assert available == pytest.approx(limit.available()["requests"])
+    assert recorded.total("retryrouter.limit.in_flight", **labels) == 0
+    twin.invoke(router, PROMPT)
+    assert recorded.total("retryrouter.route.skipped", retryrouter__route="gauged") == 1
+
+
+def test_a_wait_for_a_limit_is_recorded(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock, recorded: Recorded
+) -> None:
+    """It is an attribute of the attempt that waited, and counted apart."""
+    limit = RateLimit(requests_per_minute=60, clock=clock)
+    model = gpt_router(gateway, clock=clock, rate_limit=limit)
+    twin.invoke(model, PROMPT)
+    twin.invoke(model, PROMPT)
+    first, second = recorded.values("retryrouter.limiter_wait")
+    assert first is None
+    assert second == pytest.approx(1.0, abs=0.1)
+    assert recorded.total("retryrouter.limiter_wait.time") == second
+    assert recorded.total("retryrouter.wait.time") == 0
+
+
+def test_a_wait_for_langchains_limiter_is_recorded(
+    twin: Twin, gateway: FaultyGateway, recorded: Recorded
+) -> None:
+    """LangChain's rate limiters are waited for before an attempt, too."""
+    limiter = InMemoryRateLimiter(
+        requests_per_second=50, check_every_n_seconds=0.005, max_bucket_size=1
+    )
+    model = llm(OpenAI, gateway, FakeClock(), model="m", rate_limiter=limiter)
+    model.clock = None
+    twin.invoke(model, PROMPT)
+    [waited] = recorded.values("retryrouter.limiter_wait")
+    assert waited > 0.005
+
+
+def test_labels_of_metrics_are_bounded(
+    gateway: FaultyGateway, clock: FakeClock, recorded: Recorded
+) -> None:
+    """A caller that names a new model with each call makes no label for each."""
+    model = llm(OpenAI, gateway, clock, model="m")
+    for number in range(300):
+        model.invoke(PROMPT, model=f"model-{number}")
+    names = {p.attributes["gen_ai.request.model"] for p in recorded.points(ATTEMPTS)}
+    assert "_OTHER" in names
+    assert len(names) <= 201
+    assert recorded.total(ATTEMPTS) == 300
+
+
+def scraped(gateway: FaultyGateway, clock: FakeClock) -> dict[str, set[str]]:
+    """The names and labels of all metrics, as Prometheus reads them."""
+    reader = PrometheusMetricReader(disable_target_info=True)
+    meters = MeterProvider([reader])
+    instrumentation = instrument(meter_provider=meters)
+    try:
+        gateway.always(Status(503), model="gpt-4")
+        breaker = CircuitBreaker(failure_threshold=1, clock=clock)
+        limit = RateLimit(requests_per_minute=60, clock=clock, name="account")
+        router = RetryRouter(
+            routes=[
+                Route(
+                    model=gpt_router(gateway, "gpt-4"), name="first", breaker=breaker
+                ),
+                Route(
+                    model=gpt_router(gateway, "gpt-4o"),
+                    name="second",
+                    input_price=1.0,
+                    output_price=1.0,
+                ),
+            ],
+            retry_policy=RetryPolicy(max_retries=1),
+            budget=RetryBudget(),
+            rate_limit=limit,
+            clock=clock,
+        )
+        for _ in range(3):
+            router.invoke(PROMPT)
+        with pytest.raises(RateLimitError, match="nothing was sent"):
+            router_of(
+                gateway,
+                clock,
+                gpt_router,
+                rate_limit=RateLimit(tokens_per_minute=1, clock=clock),
+            ).invoke(PROMPT * 10)
+        gateway.script(Status(503), model="alone")
+        gpt_router(gateway, "alone", clock=clock).invoke(PROMPT)
+        with FaultyGateway(gptrouter="hosted") as hosted:
+            hosted.script(Status(401))
+            with pytest.raises(Exception, match="401"):
+                embeddings(hosted, clock).embed_query(PROMPT)
+        found: dict[str, set[str]] = {}
+        for family in prometheus_client.REGISTRY.collect():
+            for sample in family.samples:
+                found.setdefault(sample.name, set()).update(sample.labels)
+        return found
+    finally:
+        instrumentation.uninstrument()
+        meters.shutdown()
+
+
+def test_the_dashboard_asks_for_metrics_and_labels_that_exist(
+    gateway: FaultyGateway, clock: FakeClock
+) -> None:
+    """Each expression of the Grafana dashboard names what a scrape has, and all of it.
+
+    A metric has a panel; a panel has a title, a description and a place.
+    """
+    found = scraped(gateway, clock)
+    dashboard = json.loads((DOCS / "grafana-dashboard.json").read_text())
+    expressions = [
+        target["expr"] for panel in dashboard["panels"] for target in panel["targets"]
+    ]
+    asked = set()
+    for expression in expressions:
+        names = re.findall(r"\b(?:retryrouter|gen_ai)_\w+", expression)
+        metrics = [name for name in names if name in found]
+        assert metrics, expression
+        labels = set().union(*(found[name] for name in metrics))
+        assert set(names) - set(metrics) <= labels, expression
+        by = re.findall(r"by \(([^)]*)\)", expression)
+        assert {one for group in by for one in group.split(", ")} <= labels, expression
+        asked |= {SUFFIXES.sub("", name) for name in metrics}
+    ours = {SUFFIXES.sub("", n) for n in found if n.startswith(("retryrouter", "gen_"))}
+    assert asked == {name for name in ours if not name.endswith("_created")}
+    for panel in dashboard["panels"]:
+        assert panel["title"]
+        assert panel["description"]
+        assert panel["gridPos"]["w"] > 0
+
+
+def test_each_metric_is_documented() -> None:
+    """The page about observability names every metric, as OpenTelemetry does."""
+    page = (DOCS / "observability.md").read_text()
+    missing = [one.name for one in METRICS.values() if f"`{one.name}`" not in page]
+    assert not missing
+
+
+def test_a_call_that_is_not_sampled_is_counted(
+    gateway: FaultyGateway, clock: FakeClock, recorded: Recorded
+) -> None:
+    """Metrics do not depend on the sampling of traces."""
+    instrument(TracerProvider(sampler=ALWAYS_OFF), recorded.meters)
+    gateway.script(Status(503))
+    gpt_router(gateway, clock=clock).invoke(PROMPT)
+    assert recorded.finished == []
+    assert recorded.total(ATTEMPTS) == 2
