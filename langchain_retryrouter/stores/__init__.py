@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from langchain_retryrouter.stores.memory import MemoryStore
     from langchain_retryrouter.stores.redis import RedisStore
 
-__all__ = ["MemoryStore", "RedisStore", "Scope", "as_store", "close_made"]
+__all__ = ["MemoryStore", "RedisStore", "Scope"]
 
 _MODULES: Final = {"MemoryStore": "memory", "RedisStore": "redis", "Scope": "_scopes"}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import langchain_retryrouter
-from langchain_retryrouter import RetryRouterError, stores, testing
+from langchain_retryrouter import RetryRouterError, otel, stores, testing
 from langchain_retryrouter.failures import FAILURE_ACTIONS, FailureAction, FailureKind
 
 _ROOT = Path(__file__).parents[3]
@@ -48,7 +48,7 @@ def test_the_api_pages_have_every_public_name_once() -> None:
     api = "".join(page.read_text("utf-8") for page in (_DOCS / "api").glob("*.md"))
     public = [
         f"{module.__name__}.{name}"
-        for module in (langchain_retryrouter, stores, testing)
+        for module in (langchain_retryrouter, otel, stores, testing)
         for name in module.__all__
         if name != "__version__"
     ]
