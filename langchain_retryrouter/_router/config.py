@@ -138,6 +138,35 @@ class _Config:
         return True
 
 
+class _Noting:
+    """Notes what is raised inside as a problem at a place, without the secrets."""
+
+    def __init__(
+        self, config: _Config, place: Place, at: Place, secrets: Iterable[str] = ()
+    ) -> None:
+        """Fields are looked for below `place`; other problems are `at` another one."""
+        self._config, self._place, self._at = config, place, at
+        self._secrets = secrets
+
+    def __enter__(self) -> None:
+        """Nothing to do before."""
+
+    def __exit__(
+        self, kind: object, error: BaseException | None, traceback: object
+    ) -> bool:
+        if isinstance(error, ValidationError):
+            _note_invalid(self._config, error, self._place, self._secrets)
+        elif isinstance(error, ImportError):
+            error.msg = f"{self._config.name}: {_written(self._at)}: {error}"
+            return False
+        elif isinstance(error, Exception):  # A provider's class raises what it likes.
+            said = redact_text(self._secrets, str(error))
+            if type(error) not in {ValueError, TypeError}:
+                said = f"{type(error).__name__}: {said}"
+            self._config.problem(self._at, said)
+        return isinstance(error, Exception)
+
+
 class _SyntaxError(Exception):
     """A line, and what is wrong there."""
 
@@ -306,13 +335,10 @@ def from_config(cls: type[_M], source: Source, fields: Mapping[str, Any]) -> _M:
         for route in _build_routes(config, table, params, index)
     ]
     config.check()
-    try:
+    with _Noting(config, (), ()):
         return cls(**given, **fields)
-    except ValidationError as error:
-        _note_invalid(config, error, (), ())
-        problem = error.errors(include_input=False)[0]["msg"]
     config.check()
-    raise ValueError(problem)
+    raise AssertionError
 
 
 def _resolve(
@@ -364,6 +390,8 @@ def _route_table(
         given["source"] = {n: v for n, v in table.items() if n in _SOURCE}
     else:
         given = {"model": table}
+        if isinstance(table, str):
+            given["source"] = {"model": table}
     params, at = given.pop("params", {}), (*place, "params")
     if not isinstance(params, Mapping):
         config.problem(at, f"must be a table of the model's arguments, not {params!r}")
@@ -392,7 +420,7 @@ def _build_routes(
     keys = pool.get("api_keys") or []
     secrets = [v for v in (*params.values(), *keys) if isinstance(v, str)]
     at: Place = (*place, "model") if config.has((*place, "model")) else place
-    try:
+    with _Noting(config, place, at, secrets):
         if isinstance(spec, str):
             key = {"api_key": keys[0]} if keys else {}
             table = {**table, "model": init_model(spec, **params, **key)}
@@ -400,15 +428,6 @@ def _build_routes(
         elif params:
             config.problem(at, "params need a 'provider:model' string as the model")
         return Route.pool(**table, **pool) if pool else [Route(**table)]
-    except ValidationError as error:
-        _note_invalid(config, error, place, secrets)
-    except ImportError as error:
-        msg = f"{config.name}: {_written(at)}: {error}"
-        raise ImportError(msg) from error
-    except Exception as error:  # noqa: BLE001 - a provider's class raises what it likes
-        said = redact_text(secrets, str(error))
-        name = "" if type(error) in {ValueError, TypeError} else type(error).__name__
-        config.problem(at, f"{name}: {said}".removeprefix(": "))
     return []
 
 
@@ -546,39 +565,35 @@ def _note_invalid(
 
 def to_config(router: BaseModel, routes: Sequence[Route]) -> dict[str, Any]:
     """The config of a router; see `RetryRouter.to_config`."""
-    problems: list[str] = []
-    data = _fields_of(router, "", problems)
-    data["routes"] = []
-    pools = set()
-    for route in routes:
-        where = f"route {route.name!r}"
+    config, tables, pools = _Config({}), [], set[str]()
+    data = _fields_of(config, router, ())
+    for index, route in enumerate(routes):
+        place: Place = ("routes", index)
         if route.pool_id in pools:
             continue  # The table of the first route makes all.
-        if route.pool_id and route.source:
-            pools.add(route.pool_id)
-        elif route.pool_id:
-            problems.append(f"{where} is of a pool that was not made by from_config")
-            continue
-        table = dict(route.source or _source_of(route.model, where, problems))
-        fields = _fields_of(route, f"{where}: ", problems)
-        switches = integration_of(route.model).call_options
         if route.pool_id:
-            fields["name"] = route.name.rpartition("#")[0]
+            pools.add(route.pool_id)
+            if not route.source:
+                config.problem(place, "is of a pool that was not made by from_config")
+        table = dict(route.source or _source_of(config, route.model, place))
+        table |= _fields_of(config, route, place)
+        if route.pool_id:
+            table["name"] = route.name.rpartition("#")[0]
+        switches = integration_of(route.model).call_options
         own = {n: v for n, v in route.options.items() if switches.get(n, _NONE) != v}
-        if own and not _is_data(own):
-            problems.append(f"{where}: its options are not all data")
-        data["routes"].append({**table, **fields, **({"options": own} if own else {})})
-    if problems:
-        msg = "a config cannot express this router:\n" + "\n".join(problems)
-        raise ValueError(msg)
-    config = _Config(data)
+        if own:
+            table["options"] = own
+            if not _is_data(own):
+                config.problem((*place, "options"), "are not all data")
+        tables.append(table)
+    data["routes"] = tables
     for name, value in data.items():
         _refuse_secrets(config, value, (name,))
     config.check()
     return data
 
 
-def _fields_of(made: BaseModel, where: str, problems: list[str]) -> dict[str, Any]:
+def _fields_of(config: _Config, made: BaseModel, place: Place) -> dict[str, Any]:
     """The fields that are not as they would be anyway, as data."""
     data = {}
     for name, field in type(made).model_fields.items():
@@ -595,7 +610,7 @@ def _fields_of(made: BaseModel, where: str, problems: list[str]) -> dict[str, An
         elif name == "breaker_settings":
             value = False if value is None else dict(value)
         if name in _OBJECTS or not _is_data(value):
-            problems.append(f"{where}{name} is not data: {value!r}")
+            config.problem((*place, name), f"is not data: {value!r}")
         data[name] = value
     return data
 
@@ -609,11 +624,11 @@ def _numbers_of(made: Any) -> dict[str, Any]:
     return {n: v for n, v in values.items() if v != known[n].default}
 
 
-def _source_of(model: Any, where: str, problems: list[str]) -> dict[str, Any]:
+def _source_of(config: _Config, model: Any, place: Place) -> dict[str, Any]:
     """The string and the arguments that make an equal model."""
-    spec = provider_string(model)
+    spec, place = provider_string(model), (*place, "model")
     if spec is None:
-        problems.append(f"{where}: {type(model).__name__} has no 'provider:model'")
+        config.problem(place, f"{type(model).__name__} has no 'provider:model'")
         return {}
     params: dict[str, Any] = {}
     fields = type(model).model_fields
@@ -627,20 +642,20 @@ def _source_of(model: Any, where: str, problems: list[str]) -> dict[str, Any]:
         is_given = name in model.model_fields_set and value != _default(fields[name])
         if is_given and _is_data(value) and name not in _OF_SPEC:
             params[name] = value
-    try:
+    again = None
+    with _Noting(config, place, place):
         again = init_model(spec, **params)
-    except Exception as error:  # noqa: BLE001 - a provider's class raises what it likes
-        problems.append(f"{where}: {type(error).__name__}: {error}")
-        return {}
-    for name in compared:
-        if getattr(again, name) != getattr(model, name):
-            what = "is not data"
-            if isinstance(getattr(model, name), SecretStr):
-                what = (
-                    "is not in the provider's own environment variable: build the model"
-                    " by from_config, with api_key_env"
-                )
-            problems.append(f"{where}: {type(model).__name__}.{name} {what}")
+    for name in compared if again else ():
+        value = getattr(model, name)
+        if getattr(again, name) == value:
+            continue
+        what = "is not data"
+        if isinstance(value, SecretStr):
+            what = (
+                "is not in the provider's own environment variable: build the model by"
+                " from_config, with api_key_env"
+            )
+        config.problem(place, f"{type(model).__name__}.{name} {what}")
     return {"model": spec, **({"params": params} if params else {})}
 
 

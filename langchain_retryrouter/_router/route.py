@@ -375,9 +375,8 @@ class Route(Serializable):
         Of what is the same in all processes: the class, the model's name, the address.
         """
         told = tracing_params(self.model)
-        asked = [told.get("ls_provider"), told.get("ls_model_name")]
-        asked += [getattr(self.model, name, None) for name in _ADDRESSES]
-        return f"{self.name} {name_hash(type(self.model).__name__, *asked)}"
+        asked = (told.get("ls_provider"), told.get("ls_model_name"))
+        return scope_of(self.name, self.model, *asked)
 
     def needs_reason(self, method: Method) -> bool:
         """Whether an answer without a finish reason was cut."""
@@ -728,6 +727,12 @@ class Route(Serializable):
             return None
         prompt = dumps([m.model_copy(update={"id": None}) for m in messages])
         return _CacheEntry(cache, prompt, dumps([self.identity, options]))
+
+
+def scope_of(name: str, model: Any, *asked: Any) -> str:
+    """What a route's breaker and limits are shared under, the same in all processes."""
+    addresses = [getattr(model, one, None) for one in _ADDRESSES]
+    return f"{name} {name_hash(type(model).__name__, *asked, *addresses)}"
 
 
 def init_model(spec: str, /, **params: Any) -> BaseChatModel:

@@ -33,7 +33,12 @@ from langchain_retryrouter._providers.integrations import (
     disable_embedding_retries,
     embedding_model_of,
 )
-from langchain_retryrouter._retry.call_state import CallState, RouteState, Subject
+from langchain_retryrouter._retry.call_state import (
+    CallLimits,
+    CallState,
+    RouteState,
+    Subject,
+)
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.engine import Attempt, RetryContext, acall, call
 from langchain_retryrouter._retry.health import RouteHealth, health_of
@@ -46,6 +51,7 @@ from langchain_retryrouter._router.route import (
     BREAKER_DEFAULTS,
     breaker_settings,
     init_by_name,
+    scope_of,
 )
 from langchain_retryrouter.circuit_breaker import CircuitBreaker, CircuitBreakerSettings
 from langchain_retryrouter.errors import (
@@ -60,6 +66,8 @@ from langchain_retryrouter.failures import (
     FailureKind,
 )
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy, with_limits
+from langchain_retryrouter.rate_limits import RateLimit, Size
+from langchain_retryrouter.stores import as_store, close_made
 
 Vector: TypeAlias = list[float]
 
@@ -86,6 +94,7 @@ class EmbeddingsRoute(BaseModel):
             such as the name of a deployment.
         breaker: A `CircuitBreaker` that this route shares with others; by default it
             has one of its own with the router's `breaker_settings`.
+        rate_limit: A `RateLimit` of this route, its own or shared with others.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", frozen=True)
@@ -94,6 +103,7 @@ class EmbeddingsRoute(BaseModel):
     name: str = ""
     space: str = ""
     breaker: CircuitBreaker | None = Field(default=None, repr=False)
+    rate_limit: RateLimit | None = Field(default=None, repr=False)
 
     @field_validator("model", mode="before")
     @classmethod
@@ -154,6 +164,10 @@ class EmbeddingsRouter(ClosedByWith, BaseModel, Embeddings):
     budget: RetryBudget | None = Field(default=None, exclude=True, repr=False)
     """Limits retries during an outage; give the same object to all that share it."""
 
+    store: Any = Field(default=None, exclude=True, repr=False)
+    """Where processes share the breakers, the rate limits and the budget: a
+    `stores.RedisStore`, its URL, or a `stores.MemoryStore`."""
+
     breaker_settings: CircuitBreakerSettings | None = Field(
         default_factory=lambda: CircuitBreakerSettings(**BREAKER_DEFAULTS)
     )
@@ -195,6 +209,11 @@ class EmbeddingsRouter(ClosedByWith, BaseModel, Embeddings):
         msg = f"routes must be a list of embeddings or EmbeddingsRoutes, not {value!r}"
         raise ValueError(msg)
 
+    @field_validator("store", mode="before")
+    @classmethod
+    def _check_store(cls, value: Any) -> Any:
+        return as_store(value)
+
     @field_validator("breaker_settings", mode="before")
     @classmethod
     def _check_breaker_settings(cls, value: Any) -> Any:
@@ -223,14 +242,21 @@ class EmbeddingsRouter(ClosedByWith, BaseModel, Embeddings):
         return self
 
     @functools.cached_property
-    def _memory(self) -> _Memory:
+    def _memory(self) -> _SharedState:
         states = []
         for route in self.routes:
-            own = None
-            if self.breaker_settings is not None:
-                own = CircuitBreaker(**self.breaker_settings, clock=self.clock)
-            states.append(RouteState(route.name, route.breaker or own, RouteHealth()))
-        return _Memory(states, self.dimensions)
+            breaker = route.breaker
+            if breaker is None and self.breaker_settings is not None:
+                breaker = CircuitBreaker(**self.breaker_settings, clock=self.clock)
+            if self.store is not None:
+                scope = scope_of(route.name, route.model, self.space)
+                for shared in (breaker, route.rate_limit):
+                    if shared is not None:
+                        shared.join(self.store, scope)
+            states.append(RouteState(route.name, breaker, RouteHealth()))
+        if self.store is not None and self.budget is not None:
+            self.budget.join(self.store, "budget")
+        return _SharedState(states, self.dimensions)
 
     # --- LangChain's interface ---
 
@@ -242,12 +268,12 @@ class EmbeddingsRouter(ClosedByWith, BaseModel, Embeddings):
                 a route's vectors have another number of dimensions.
             TypeError: `texts` is one string, or holds something else.
         """
-        call = _Call(self, self._memory, texts)
+        call = _EmbedCall(self, self._memory, texts)
         return [vector for batch in call.batches() for vector in call.embed(batch)]
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """Async variant of `embed_documents`: `max_concurrency` batches at once."""
-        call = _Call(self, self._memory, texts)
+        call = _EmbedCall(self, self._memory, texts)
         batches = call.batches()
         if not batches:
             return []
@@ -256,12 +282,12 @@ class EmbeddingsRouter(ClosedByWith, BaseModel, Embeddings):
 
     def embed_query(self, text: str) -> list[float]:
         """The vector of one query, as the routes' `embed_query` makes it."""
-        call = _Call(self, self._memory, [text], is_query=True)
+        call = _EmbedCall(self, self._memory, [text], is_query=True)
         return call.embed(range(1))[0]
 
     async def aembed_query(self, text: str) -> list[float]:
         """Async variant of `embed_query`."""
-        call = _Call(self, self._memory, [text], is_query=True)
+        call = _EmbedCall(self, self._memory, [text], is_query=True)
         return (await call.aembed(range(1)))[0]
 
     # --- health and closing ---
@@ -275,6 +301,7 @@ class EmbeddingsRouter(ClosedByWith, BaseModel, Embeddings):
         for route in self.routes:
             if callable(close := getattr(route.model, "close", None)):
                 close()
+        close_made(self.store)
 
     async def aclose(self) -> None:
         """Close the routes' models by `aclose`, or else by `close`."""
@@ -283,6 +310,7 @@ class EmbeddingsRouter(ClosedByWith, BaseModel, Embeddings):
                 await aclose()
             elif callable(close := getattr(route.model, "close", None)):
                 close()
+        close_made(self.store)
 
 
 def _space_of(space: str, routes: list[EmbeddingsRoute]) -> str:
@@ -341,7 +369,7 @@ def _common_dimensions(given: int | None, routes: list[EmbeddingsRoute]) -> int 
     return next(iter(asked), None)
 
 
-class _Memory:
+class _SharedState:
     """What a router and its copies remember: the routes, and the vectors' length."""
 
     def __init__(self, states: list[RouteState], dimensions: int | None) -> None:
@@ -356,13 +384,13 @@ class _Memory:
 # --- one call -------------------------------------------------------------------------
 
 
-class _Call:
+class _EmbedCall:
     """One call: its batches, their deadline, and what is asked of the routes."""
 
     def __init__(
         self,
         router: EmbeddingsRouter,
-        memory: _Memory,
+        memory: _SharedState,
         texts: Sequence[str],
         *,
         is_query: bool = False,
@@ -392,13 +420,18 @@ class _Call:
         most = min([self.router.max_batch_size, *own])
         most_tokens = self.router.max_batch_tokens or math.inf
         batches, begin, tokens = [], 0, 0
-        for place, text in enumerate(self.texts):
-            size = len(text.encode("utf-8", "surrogatepass")) // _BYTES_OF_TOKEN + 1
+        for place in range(len(self.texts)):
+            size = self.tokens(place)
             if place - begin == most or (place > begin and tokens + size > most_tokens):
                 batches.append(range(begin, place))
                 begin, tokens = place, 0
             tokens += size
         return [*batches, range(begin, len(self.texts))] if self.texts else []
+
+    def tokens(self, place: int) -> int:
+        """About as many tokens as the text at this place has."""
+        size = len(self.texts[place].encode("utf-8", "surrogatepass"))
+        return size // _BYTES_OF_TOKEN + 1
 
     def policy(self) -> RetryPolicy:
         """The policy, with what is left of the deadline of the call."""
@@ -444,7 +477,7 @@ def _halves(batch: range) -> tuple[range, range]:
 class _Batch:
     """The attempts of one batch. Vectors that have come are not asked for again."""
 
-    def __init__(self, call: _Call, batch: range) -> None:
+    def __init__(self, call: _EmbedCall, batch: range) -> None:
         self._call = call
         self._batch = batch
         self._vectors: dict[int, Vector] = {}
@@ -458,6 +491,7 @@ class _Batch:
             time=call.clock,
             actions=FAILURE_ACTIONS,
             describe=lambda _: Subject("embeddings", "", call.router.space),
+            limits=self._limits(),
         )
         self.context = RetryContext(
             self._state,
@@ -490,35 +524,35 @@ class _Batch:
     def send(self, attempt: Attempt) -> list[Vector]:
         """One attempt, for the vectors that are missing."""
         route, places, texts = self._missing()
-        try:
+        with _Named(self._call.clock):
             if self._call.is_query:
                 answer: Any = [route.model.embed_query(texts[0])]
             else:
                 answer = route.model.embed_documents(texts)
-        except Exception as error:
-            raise self._named(error) from error
         return self._take(attempt, route, places, answer)
 
     async def asend(self, attempt: Attempt) -> list[Vector]:
         """Async variant of `send`."""
         route, places, texts = self._missing()
-        try:
-            with reraise_lost_cancellation():
-                if self._call.is_query:
-                    answer: Any = [await route.model.aembed_query(texts[0])]
-                else:
-                    answer = await route.model.aembed_documents(texts)
-        except Exception as error:
-            raise self._named(error) from error
+        with _Named(self._call.clock), reraise_lost_cancellation():
+            if self._call.is_query:
+                answer: Any = [await route.model.aembed_query(texts[0])]
+            else:
+                answer = await route.model.aembed_documents(texts)
         return self._take(attempt, route, places, answer)
+
+    def _limits(self) -> CallLimits | None:
+        limits = [one.rate_limit for one in self._router.routes]
+        if not any(limits):
+            return None
+        size = Size(sum(map(self._call.tokens, self._batch)), 0)
+        own = [[limit] if limit is not None else [] for limit in limits]
+        return CallLimits(own, lambda _: size)
 
     def _missing(self) -> tuple[EmbeddingsRoute, list[int], list[str]]:
         places = [place for place in self._batch if place not in self._vectors]
         texts = [self._call.texts[place] for place in places]
         return self._router.routes[self._state.position], places, texts
-
-    def _named(self, error: Exception) -> RetryRouterError:
-        return name_failure(error, self._call.clock.time())
 
     def _take(
         self, attempt: Attempt, route: EmbeddingsRoute, places: list[int], answer: Any
@@ -582,6 +616,24 @@ class _Batch:
             return True
         is_refused = error.kind is FailureKind.INVALID_REQUEST
         return is_refused and bool(_ABOUT_SIZE.search(error.message))
+
+
+class _Named:
+    """Raise what a model raises as an error with a kind."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def __enter__(self) -> None:
+        """Nothing to do before."""
+
+    def __exit__(
+        self, kind: object, error: BaseException | None, traceback: object
+    ) -> None:
+        if isinstance(error, Exception):
+            named = name_failure(error, self._clock.time())
+            if named is not error:
+                raise named from error
 
 
 class _BadVectorsError(MalformedResponseError):

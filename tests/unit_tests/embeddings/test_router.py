@@ -31,12 +31,14 @@ from langchain_retryrouter import (
     GPTRouterEmbeddings,
     InvalidRequestError,
     MalformedResponseError,
+    RateLimit,
     RetryBudget,
     RetryPolicy,
     RetryRouterError,
     UnavailableError,
     VectorSpaceError,
 )
+from langchain_retryrouter.stores import MemoryStore
 from langchain_retryrouter.testing import (
     Body,
     FakeClock,
@@ -210,7 +212,7 @@ def test_the_error_is_the_first_routes(places: Places) -> None:
     """With the others attached, how often was asked, and which texts it concerns."""
     places.gateways[0].always(Status(503))
     places.gateways[1].always(vectors([0.5] * 8))
-    router = places.router(max_batch_size=3)
+    router = places.router(max_batch_size=3, max_concurrency=1)
     with pytest.raises(UnavailableError) as raised:
         places.embed(router)
     error = raised.value
@@ -444,6 +446,31 @@ def test_an_open_breaker_keeps_a_route_out(places: Places) -> None:
     health = router.health()
     assert [route["state"] for route in health["routes"]] == ["open", "closed"]
     assert health["routes"][0]["last_error"]["kind"] == "unavailable"
+
+
+def test_a_full_limit_is_passed_by(places: Places) -> None:
+    """A route without room is not waited for while another one has room."""
+    limit = RateLimit(requests_per_minute=60, clock=places.clock)
+    first = EmbeddingsRoute(model=places.model(0), name="a", rate_limit=limit)
+    second = EmbeddingsRoute(model=places.model(1), name="b")
+    policy = RetryPolicy(failover_after_wait=0)
+    router = places.router(
+        first, second, max_batch_size=1, max_concurrency=1, retry_policy=policy
+    )
+    assert places.embed(router) == STUBS
+    assert (len(places.asked(0)), len(places.asked(1))) == (1, 4)
+    alone = places.router(first, max_batch_size=1, max_concurrency=1)
+    assert places.embed(alone, TEXTS[:3]) == STUBS[:3]
+    assert places.clock.monotonic() >= 2
+
+
+def test_a_store_shares_what_a_server_said(places: Places) -> None:
+    """Another router with the same store does not ask a place that is held."""
+    store = MemoryStore()
+    places.gateways[0].always(Status(429, {"retry-after": "600"}))
+    for _ in range(2):
+        assert places.embed(places.router(store=store), ["a"]) == STUBS[:1]
+    assert len(places.asked(0)) == 1
 
 
 def test_an_empty_budget_sends_no_retry(places: Places) -> None:
