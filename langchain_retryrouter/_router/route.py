@@ -474,10 +474,14 @@ class Route(Serializable):
     def _bind_tools(self, request: ToolsRequest) -> Any:
         tools, kwargs = request.tools, dict(request.kwargs)
         strict = kwargs.pop("strict", None)
-        bind_tools = self.model.bind_tools
-        if strict is not None and "strict" in inspect.signature(bind_tools).parameters:
+        bind_tools, bound = self.model.bind_tools, None
+        if strict is not None:
+            with contextlib.suppress(TypeError):
+                bound = bind_tools(tools, strict=strict, **kwargs)
+        if bound is not None and "strict" not in unbound(bound)[1]:
             kwargs["strict"] = strict
-        bound = bind_tools(tools, **kwargs)
+        else:  # An integration that does not know it makes it an option of the call.
+            bound = bind_tools(tools, **kwargs)
         if strict and not _is_strict(bound):
             # Every integration takes OpenAI's form; most of them keep what is in it.
             strict_tools = [convert_to_openai_tool(tool, strict=True) for tool in tools]

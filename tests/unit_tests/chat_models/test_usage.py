@@ -16,7 +16,7 @@ from langchain_core.messages import (
 from langchain_retryrouter import GPTRouterModel
 from langchain_retryrouter.testing import Answer, Body, Status, Usage
 
-from .conftest import GPT_4, Env
+from .conftest import GPT_4, OTHER, Env
 from .frames import END, event_stream, sum_of, update
 
 DETAILED = {
@@ -169,6 +169,20 @@ def test_a_callback_counts_the_gateways_usage(env: Env, way: str) -> None:
 
     counted = {"input_tokens": 40, "output_tokens": 14, "total_tokens": 54}
     assert counter.usage_metadata == {"gpt-4-0613": counted}
+
+
+@pytest.mark.parametrize("way", ["invoke", "streaming", "stream"])
+def test_a_callback_counts_for_the_model_that_answered(env: Env, way: str) -> None:
+    """After a failover inside the list, the usage is that of the second model."""
+    env.gateway.script(Status(503))
+    counter = UsageMetadataCallbackHandler()
+    streaming = {"streaming": True} if way == "streaming" else {}
+    llm = env.llm(models_priority_list=[GPT_4, OTHER], **streaming)
+
+    call = env.stream if way == "stream" else env.invoke
+    call(llm, "hi", config={"callbacks": [counter]})
+
+    assert list(counter.usage_metadata) == [OTHER.name]
 
 
 def test_usage_told_twice_counts_once(env: Env) -> None:
