@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         RejectedAnswerError,
         RetryRouterError,
         ServerError,
+        SpendLimitError,
         StreamInterruptedError,
         UnavailableError,
         UnknownError,
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
         WorstCase,
     )
     from langchain_retryrouter.rate_limits import RateLimit
+    from langchain_retryrouter.spend_limits import SpendLimit
 
 __all__ = [
     "APIConnectionError",
@@ -111,6 +113,8 @@ __all__ = [
     "Route",
     "RoutingWorstCase",
     "ServerError",
+    "SpendLimit",
+    "SpendLimitError",
     "StreamInterruptedError",
     "UnavailableError",
     "UnknownError",
@@ -134,6 +138,7 @@ _MODULES = {
         "embeddings.router": "EmbeddingsRoute EmbeddingsRouter",
         "failures": "FailureAction FailureKind",
         "llms.openai": "AzureOpenAI BaseOpenAI OpenAI OpenAIChat",
+        "spend_limits": "SpendLimit",
         "policy": "RetryBudget RetryEvent RetryPolicy WorstCase",
         "rate_limits": "RateLimit",
     }.items()

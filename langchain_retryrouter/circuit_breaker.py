@@ -109,13 +109,15 @@ class Permit:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The breaker refuses a call, for so long; 0 while another call is the probe.
+    """An attempt is refused, for so long; 0 while another call is the probe.
 
-    `why` is what the server said, if it was told to all processes.
+    `why` is what the server said, if it was told to all processes, and `reason` what
+    refuses the attempt, if that is not the breaker.
     """
 
     retry_after: float
     why: str = ""
+    reason: str = ""
 
 
 class CircuitBreaker:

@@ -16,6 +16,7 @@
         │   ├── ConflictError           *   409
         │   └── MalformedResponseError  *   a 200 that is not an answer
         ├── CircuitOpenError                nothing was sent               ModelAPIError
+        ├── SpendLimitError                 nothing was sent: too expensive
         ├── RejectedAnswerError         *   not accepted         OutputParserException
         ├── LengthLimitError                cut by a token limit, if that is a failure
         ├── APITimeoutError             *   408, 504, silence          ModelTimeoutError
@@ -78,6 +79,7 @@ __all__ = [
     "RejectedAnswerError",
     "RetryRouterError",
     "ServerError",
+    "SpendLimitError",
     "StreamInterruptedError",
     "UnavailableError",
     "UnknownError",
@@ -253,6 +255,13 @@ class CircuitOpenError(RetryRouterError, ModelAPIError):
     is_retryable = False
 
 
+class SpendLimitError(RetryRouterError):
+    """Too expensive: nothing was sent. `retry_after` is when a `SpendLimit` resets."""
+
+    kind = FailureKind.SPEND_LIMIT
+    is_retryable = False
+
+
 class APITimeoutError(RetryRouterError, ModelTimeoutError):
     """No answer within the time limit."""
 
@@ -326,6 +335,7 @@ BASE_ERRORS: Final[ErrorFamily] = {
         RejectedAnswerError,
         LengthLimitError,
         CircuitOpenError,
+        SpendLimitError,
         APITimeoutError,
         APIConnectionError,
         StreamInterruptedError,

@@ -53,6 +53,8 @@ class FailureKind(StrEnum):
     """A content filter refused the prompt or the answer."""
     CIRCUIT_OPEN = "circuit_open"
     """The circuit breaker refused the call; nothing was sent."""
+    SPEND_LIMIT = "spend_limit"
+    """There is no money for an attempt: `max_cost`, or a `SpendLimit`."""
     UNKNOWN = "unknown"
     """An exception that no provider's error is known by."""
 
@@ -88,6 +90,7 @@ FAILURE_ACTIONS: Final[Mapping[FailureKind, FailureAction]] = {
     FailureKind.NOT_FOUND: FailureAction.FAILOVER,
     FailureKind.CONTEXT_OVERFLOW: FailureAction.FAILOVER,
     FailureKind.CIRCUIT_OPEN: FailureAction.FAILOVER,
+    FailureKind.SPEND_LIMIT: FailureAction.FAILOVER,
     FailureKind.UNKNOWN: FailureAction.FAILOVER,
     # Most real 4xx concern one route: its key, region, model, limits or parameters.
     FailureKind.INVALID_REQUEST: FailureAction.FAILOVER,

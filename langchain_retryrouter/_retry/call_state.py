@@ -115,6 +115,8 @@ class AttemptRecord:
     reason: str | None = None
     began: float = 0.0
     limiter_wait: float = 0.0
+    position: int = 0
+    failure: Failure | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The line as JSON-able data, without what does not apply."""
@@ -308,6 +310,7 @@ _PROVIDERS_OWN = frozenset(
 )
 _RATE_LIMIT_HOLD = 5.0  # Without `Retry-After`; LiteLLM's default.
 _A_WAIT = 0.001  # Seconds: less is the time that it takes to ask.
+_MONEY_INTERVAL = 0.05  # Seconds between two questions to a `SpendLimit`.
 _FIRST_ATTEMPT = 0.05  # Seconds that it has if the deadline is over before it.
 # One prompt may make any server fail so, and the server answers others all the while.
 _MAYBE_THE_REQUESTS = frozenset(
@@ -349,6 +352,7 @@ class CallState:
         request_hash: Callable[[], int | None] = lambda: None,
         describe: Callable[[int], Subject] = lambda _: Subject("chat", ""),
         limits: CallLimits | None = None,
+        reserve: Callable[[int, int], Refusal | None] | None = None,
     ) -> None:
         self.policy = policy
         self.limits = limits
@@ -366,6 +370,7 @@ class CallState:
         self._routes = [RouteState(None, breaker)] if routes is None else routes
         self._actions = actions or {}
         self._request_hash = request_hash
+        self._reserve_money = reserve
         self._budget = budget
         self._time = time
         self._began = time.monotonic()
@@ -589,6 +594,21 @@ class CallState:
             self.waits(wait)
         return wait
 
+    def money_wait(self, refusal: Refusal) -> float:
+        """Seconds until a limit is asked again whose money is held by other attempts.
+
+        0 if it is not, or has been waited for long enough.
+        """
+        remaining, wait = self.remaining(), _MONEY_INTERVAL
+        if refusal.retry_after or not refusal.reason:
+            return 0.0
+        if self._held + wait > self.policy.max_retry_after:
+            return 0.0
+        if remaining is not None and wait >= remaining:
+            return 0.0
+        self._held += wait
+        return wait
+
     def admit(self, route: str | None = None) -> Refusal | None:
         """Begin the next attempt, on the first route whose breaker permits it.
 
@@ -607,9 +627,10 @@ class CallState:
                 self._go_on_with(attempt)
                 return None
             refusals[position] = attempt
-            if self._has_routes and position not in self._skipped:
+            is_held = bool(attempt.reason) and not attempt.retry_after
+            if self._has_routes and not (is_held or position in self._skipped):
                 self._skipped.add(position)
-                self._record_skipped(position)
+                self._record_skipped(position, attempt.reason)
         for position in sorted(refusals, key=lambda p: refusals[p].retry_after):
             if not self._has_routes or self._wait_for(position) != 0:
                 continue
@@ -618,7 +639,12 @@ class CallState:
                 self._go_on_with(attempt)
                 return None
         self._refund()
-        return min(refusals.values(), key=lambda refusal: refusal.retry_after)
+        first = min(refusals.values(), key=lambda refusal: refusal.retry_after)
+        if not first.reason or len(refusals) == 1:
+            return first
+        names = {self._routes[p].name: one.reason for p, one in refusals.items()}
+        said = (f"{name}: {reason}" for name, reason in names.items() if reason)
+        return replace(first, reason="; ".join(said))
 
     def succeeded(self, *, is_over: bool = False) -> None:
         """The current attempt brought a complete answer.
@@ -1061,11 +1087,20 @@ class CallState:
             permit = state.breaker.probe() if as_probe else state.breaker.admit()
         if isinstance(permit, Refusal):
             return permit
+        if self._reserve_money is not None:
+            refusal = self._reserve_money(position, self.attempts + 1)
+            if refusal is not None:
+                if state.breaker is not None and permit is not None:
+                    state.breaker.cancelled(permit)
+                return refusal
         if permit is not None and permit.is_probe:
             self.tell("breaker", route=state.name or route, now=BreakerState.HALF_OPEN)
         now = self._time.monotonic()
         record = AttemptRecord(
-            self.attempts + 1, state.name or route, began=now - self._began
+            self.attempts + 1,
+            state.name or route,
+            began=now - self._began,
+            position=position,
         )
         self.records.append(record)
         self._sent[position] += 1
@@ -1094,10 +1129,15 @@ class CallState:
         for record in records:
             self._tell_skipped(record)
 
-    def _record_skipped(self, position: int) -> None:
-        outcome, began = FailureKind.CIRCUIT_OPEN, self._time.monotonic() - self._began
-        name = self._routes[position].name
-        record = AttemptRecord(None, name, outcome.value, began=began)
+    def _record_skipped(self, position: int, reason: str = "") -> None:
+        outcome = "skipped" if reason else FailureKind.CIRCUIT_OPEN.value
+        record = AttemptRecord(
+            None,
+            self._routes[position].name,
+            outcome,
+            reason=reason or None,
+            began=self._time.monotonic() - self._began,
+        )
         self.records.append(record)
         self._tell_skipped(record)
 
@@ -1189,7 +1229,7 @@ class CallState:
         self, attempt: SentAttempt, outcome: str, failure: Failure | None = None
     ) -> None:
         record, now = attempt.record, self._time.monotonic()
-        record.outcome = outcome
+        record.outcome, record.failure = outcome, failure
         record.status_code = None if failure is None else failure.status_code
         record.seconds = now - attempt.began
         if health := self._routes[attempt.position].health:

@@ -141,8 +141,8 @@ class RetryController:
         self._may_have_run = False  # What any failed attempt says.
         self._is_over = False
 
-    def begin(self) -> Attempt:
-        """The next attempt.
+    def begin(self) -> Attempt | float:
+        """The next attempt, or seconds to wait before this is asked again.
 
         Raises:
             RetryRouterError: There is none, since the deadline is over or all circuit
@@ -156,9 +156,18 @@ class RetryController:
             state = self.call_state
             timeout = state.attempt_timeout(is_stream=self._is_stream)
             return Attempt(state.attempts, timeout, state.header_reader())
+        if wait := self.call_state.money_wait(refusal):
+            return wait
         if self._last_error is not None:
-            self._stop("the circuit breaker is open")
+            self._stop(refusal.reason or "the circuit breaker is open")
         self._is_over = True
+        if refusal.reason:
+            wait, msg = refusal.retry_after, f"nothing was sent: {refusal.reason}"
+            raise self.context.errors[FailureKind.SPEND_LIMIT](
+                msg,
+                retry_after=wait if 0 < wait < math.inf else None,
+                may_have_run=False,
+            )
         reason = (
             f"open for another {max(0.1, refusal.retry_after):.1f} s"
             if refusal.retry_after
@@ -408,7 +417,9 @@ def begin(controller: RetryController, notify: Notify | None = None) -> Attempt:
         _acquire(controller)
     if state.limits is None:
         _acquire(controller)
-    return controller.begin()
+    while isinstance(begun := controller.begin(), float):
+        controller.context.clock.sleep(begun)
+    return begun
 
 
 def _next_wait(
@@ -448,7 +459,9 @@ async def abegin(controller: RetryController, notify: ANotify | None = None) -> 
         await _aacquire(controller)
     if state.limits is None:
         await _aacquire(controller)
-    return controller.begin()
+    while isinstance(begun := controller.begin(), float):
+        await controller.context.clock.asleep(begun)
+    return begun
 
 
 async def _aacquire(controller: RetryController) -> None:

@@ -17,7 +17,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any, Final, NamedTuple, Self, TypeGuard, cast
+from typing import Any, Final, NamedTuple, Self, TypeGuard
 
 from langchain_core.messages import (
     AIMessage,
@@ -33,6 +33,7 @@ from langchain_core.outputs.chat_generation import merge_chat_generation_chunks
 from langchain_core.rate_limiters import BaseRateLimiter
 from pydantic import ValidationError
 
+from langchain_retryrouter._prices import add_total
 from langchain_retryrouter._providers.errors import (
     PAYLOADS,
     is_of_closed_loop,
@@ -53,7 +54,7 @@ from langchain_retryrouter._providers.integrations import (
     UNKNOWN_INTEGRATION,
     integration_of,
 )
-from langchain_retryrouter._retry.call_state import CallState
+from langchain_retryrouter._retry.call_state import AttemptRecord, CallState
 from langchain_retryrouter._retry.clock import Clock
 from langchain_retryrouter._retry.engine import Attempt
 from langchain_retryrouter._retry.hedging import AHedgedSource, HedgedSource
@@ -63,6 +64,7 @@ from langchain_retryrouter._retry.timeouts import (
     EventSource,
     reraise_lost_cancellation,
 )
+from langchain_retryrouter._router.costs import CallCosts
 from langchain_retryrouter._router.route import Accept, Route
 from langchain_retryrouter.errors import (
     BASE_ERRORS,
@@ -216,6 +218,7 @@ class RouteAttempt:
     is_prefilled: bool = False
     prefix: PrefixFilter | None = None
     was_heard: bool = False
+    received: int | None = None  # Characters, of a stream.
     chunks: list[ChatGenerationChunk] = field(default_factory=list)
 
 
@@ -259,6 +262,8 @@ class BaseRouterCall:
         self._strict: set[str] = set()
         self._unheard: list[RouteAttempt] = []
         self._metadata: dict[str, str] = {}
+        self._attempts: dict[int, RouteAttempt] = {}
+        self.costs: CallCosts | None = None
         self.is_over = False
         self.may_continue = False
         self.hedge_after: float | None = None
@@ -278,6 +283,7 @@ class BaseRouterCall:
     ) -> bool:
         """Raise the error that the caller gets, unless another pass continues."""
         self.is_over = error is None
+        self._settle_costs()
         if isinstance(error, _CallersError) and error.__cause__ is not None:
             self._state.end(error.__cause__)
             raise error.__cause__
@@ -293,6 +299,7 @@ class BaseRouterCall:
 
     def on_failure(self, error: RetryRouterError) -> None:
         """Keep a failure that another attempt follows."""
+        self._settle_costs()
         self._measure_failed()
         self._failures.append(error)
         if error.kind in _LOGGED:
@@ -344,9 +351,33 @@ class BaseRouterCall:
     def attempt_log(self) -> dict[str, Any]:
         """The call so far, as JSON-able data."""
         log = self._state.attempt_log()
-        for line in log["attempts"]:
-            line.update(self._facts.get(line.get("attempt", 0), {}))
+        for line, record in zip(log["attempts"], self._state.records, strict=True):
+            facts, received = self._facts_of(record)
+            line.update(facts)
+            if self.costs is None or record.number is None:
+                continue
+            priced = self.costs.price(record, facts, received)
+            if priced is not None:
+                line["cost"] = priced[0]
+                if priced[1]:
+                    line["cost_is_estimate"] = True
+        add_total(log)
         return log
+
+    def _facts_of(self, record: AttemptRecord) -> tuple[dict[str, Any], int | None]:
+        """What is known of an attempt, and the characters that its stream brought."""
+        number = record.number or 0
+        attempt = self._attempts.get(number)
+        received = None if attempt is None else attempt.received
+        return self._facts.get(number, {}), received
+
+    def _settle_costs(self) -> None:
+        """Settle the money of the attempts that are over."""
+        if self.costs is None or not self.costs.is_limited:
+            return
+        for record in self._state.records:
+            if record.outcome != "pending":
+                self.costs.settle(record, *self._facts_of(record))
 
     def with_attempt_log(self, result: ChatResult) -> ChatResult:
         """An answer with the call's attempt log."""
@@ -417,10 +448,6 @@ class BaseRouterCall:
         inner = message.response_metadata.pop("retryrouter", None)
         if inner is not None:
             facts["inside"] = inner
-        if usage := getattr(message, "usage_metadata", None):
-            if isinstance(message, AIMessageChunk):  # Some providers send it in parts.
-                usage = add_usage(cast("Any", facts.get("usage")), usage)
-            facts["usage"] = dict(usage)
         self._note(message, self._state.attempt, facts.get("usage"))
 
     def _note(self, message: BaseMessage, number: int, usage: Any = None) -> None:
@@ -454,6 +481,7 @@ class BaseRouterCall:
         attempt.is_strict = route.name in self._strict
         self._fit(attempt)
         self._unheard.append(attempt)
+        self._attempts[number] = attempt
         return attempt
 
     def _fit(self, attempt: RouteAttempt) -> None:
@@ -573,7 +601,10 @@ class BaseRouterCall:
     ) -> list[tuple[BaseMessage, str | None]]:
         """The answers that are to be judged, as the caller gets them, with reasons."""
         for generation in result.generations:
-            self._note(generation.message, attempt.number)
+            message = generation.message
+            if usage := getattr(message, "usage_metadata", None):
+                attempt.facts["usage"] = dict(usage)
+            self._note(message, attempt.number)
             self._read_headers(attempt, generation)
         route = attempt.route
         reasons = check_result(result, needs_reason=route.needs_reason("generate"))
@@ -661,6 +692,11 @@ class BaseRouterCall:
         self._read_headers(attempt, chunk)
         if self.needs_whole:
             attempt.chunks.append(chunk)
+        if usage := getattr(chunk.message, "usage_metadata", None):
+            # Some providers send it in parts.
+            usage = add_usage(attempt.facts.get("usage"), usage)
+            attempt.facts["usage"] = dict(usage)
+        attempt.received = (attempt.received or 0) + len(chunk.text)
         info = check.read(chunk)
         if info is None:
             return ()
@@ -819,7 +855,7 @@ class RouterCall(BaseRouterCall):
         return None if position is None else self._events(self._begin(position))
 
     def _events(self, attempt: RouteAttempt) -> Generator[StreamEvent, None, None]:
-        stop = self._request.stop
+        stop, attempt.received = self._request.stop, 0
         with _Reported(self, attempt):
             while True:
                 check = _new_check(attempt)
@@ -899,7 +935,7 @@ class AsyncRouterCall(BaseRouterCall):
         return _AsyncGeneratorSource(self._events(self._begin(position)))
 
     async def _events(self, attempt: RouteAttempt) -> AsyncGenerator[StreamEvent, None]:
-        stop = self._request.stop
+        stop, attempt.received = self._request.stop, 0
         with _Reported(self, attempt):
             while True:
                 check = _new_check(attempt)
@@ -943,6 +979,8 @@ class _Reported:
         self._call.heard(self._attempt)
         if isinstance(error, Exception) or _is_foreign_cancellation(error):
             named = self._call.named(error, self._attempt)
+            if named.attempt_log is not None:
+                self._attempt.facts["inside"] = named.attempt_log
             if named is not error:
                 raise named from error
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final, Self
 
+from langchain_retryrouter._prices import Prices
 from langchain_retryrouter._retry.clock import new_rng
 from langchain_retryrouter.failures import FailureAction, FailureKind, is_retryable
 from langchain_retryrouter.policy import RetryPolicy
@@ -374,7 +375,7 @@ def _together(order: list[int], groups: Sequence[Hashable]) -> list[int]:
 class RouteCost:
     """What one attempt on a route costs at most.
 
-    `waited` are seconds between its requests, prices are for a million tokens (None if
+    `waited` are seconds between its requests, `prices` what its tokens cost (None if
     unknown), `disabled_retries` are the model's own that were switched off, and
     `warnings` say what it does that could not be changed.
     """
@@ -382,8 +383,7 @@ class RouteCost:
     name: str
     requests: int = 1
     waited: float = 0.0
-    input_price: float | None = None
-    output_price: float | None = None
+    prices: Prices | None = None
     disabled_retries: str = ""
     warnings: tuple[str, ...] = ()
 
@@ -423,7 +423,9 @@ class RoutingWorstCase:
             accepts the request and never answers; None if nothing limits it.
         silent_stream: Seconds of silence after a stream's first token until it is left;
             None if nothing limits it.
-        money: For all requests, if each is charged in full; None if it is not known.
+        money: For all requests, if each is charged in full, or `max_cost` if that is
+            less; None if it is not known.
+        limits: The spend limits, and what is left of each.
         after: What follows each kind of failure, in effect.
     """
 
@@ -436,11 +438,12 @@ class RoutingWorstCase:
     silent_stream: float | None
     money: float | None
     after: Mapping[FailureKind, FailureAction]
+    limits: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """A table of the routes, the time limits, and what follows which failure."""
         total = Cost("in all", self.requests, self.waited, self.money)
-        has_money = any(cost.money is not None for cost in self.routes)
+        has_money = any(cost.money is not None for cost in (*self.routes, total))
         rows = [["route", "requests", "waited", *(["money"] if has_money else []), ""]]
         for cost in (*self.routes, total):
             money = "?" if cost.money is None else f"{cost.money:.4f}"
@@ -461,7 +464,7 @@ class RoutingWorstCase:
         ):
             limit = "no limit" if seconds is None else f"within {seconds:.1f} s"
             lines.append(f"{what}: {limit}")
-        lines.append("")
+        lines += [*self.limits, ""]
         for action, effect in _EFFECTS.items():
             kinds = [
                 kind.value for kind in FailureKind if self.after.get(kind) is action
@@ -480,6 +483,7 @@ def worst_case(
     is_continued: bool = False,
     input_tokens: int | None = None,
     output_tokens: int | None = None,
+    max_cost: float | None = None,
 ) -> RoutingWorstCase:
     """What a call costs at most; see `RetryRouter.explain`."""
     tokens = {"input_tokens": input_tokens, "output_tokens": output_tokens}
@@ -507,12 +511,11 @@ def worst_case(
         return seconds if policy.deadline is None else min(seconds, policy.deadline)
 
     def money(cost: RouteCost) -> float | None:
-        prices = (cost.input_price, cost.output_price)
-        if input_tokens is None or output_tokens is None or None in prices:
+        if input_tokens is None or output_tokens is None or cost.prices is None:
             return None
-        tokens = zip((input_tokens, output_tokens), prices, strict=True)
-        each = sum(count * (price or 0.0) for count, price in tokens)
-        return attempts * cost.requests * each / 1_000_000
+        tokens = {"input_tokens": input_tokens, "output_tokens": output_tokens}
+        each = cost.prices.cost(tokens)
+        return None if each is None else attempts * cost.requests * each
 
     costs = tuple(
         Cost(
@@ -530,6 +533,9 @@ def worst_case(
         for cost in route_costs
     )
     sums = [cost.money for cost in costs if cost.money is not None]
+    total = sum(sums) if len(sums) == len(costs) else None
+    if max_cost is not None:
+        total = max_cost if total is None else min(total, max_cost)
     first_token = policy.deadline
     if policy.first_token_timeout is not None and not is_buffered:
         each = attempts * policy.first_token_timeout + between
@@ -551,6 +557,6 @@ def worst_case(
             if policy.stall_timeout is None
             else limited(policy.stall_timeout)
         ),
-        money=sum(sums) if len(sums) == len(costs) else None,
+        money=total,
         after=effects,
     )

@@ -58,6 +58,7 @@ from langchain_core.runnables.retry import RunnableRetry
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
+from langchain_retryrouter._prices import FixedPrices, Prices, listed_prices
 from langchain_retryrouter._providers.history import fit_history
 from langchain_retryrouter._providers.integrations import (
     Method,
@@ -86,6 +87,7 @@ from langchain_retryrouter.rate_limits import (
     Size,
     approximate_tokens,
 )
+from langchain_retryrouter.spend_limits import SpendLimit
 
 BREAKER_DEFAULTS: Final = CircuitBreakerSettings(
     failure_threshold=3, recovery_time=10, recovery_jitter=0.1
@@ -104,6 +106,7 @@ _ADDRESSES: Final = (
     *("openai_api_base", "azure_endpoint", "gpt_router_api_base", "base_url"),
     *("anthropic_api_url", "endpoint_url", "region_name", "location", "api_base"),
 )
+_URLS: Final = ("openai_api_base", "anthropic_api_url", "base_url")
 _COUNTERS: Final = ("get_token_ids", "get_num_tokens", "get_num_tokens_from_messages")
 _COUNTING_LIMIT: Final = 5.0  # Seconds: some counters ask their provider.
 _COUNTING_PAUSE: Final = 60.0  # Seconds in which a counter that failed is not asked.
@@ -149,7 +152,9 @@ class Route(Serializable):
             gets the beginning of the answer twice.
         input_price: Money for a million tokens of a prompt, for `explain`.
         output_price: Money for a million tokens of an answer, for `explain` and
-            `max_price`.
+            `max_price`. Without both prices those of `genai-prices` are used, if it is
+            installed and knows the model.
+        spend_limit: A `SpendLimit` of this route, shared with others or its own.
         rate_limit: A `RateLimit` of this route, shared with others or its own. Its
             waits are outside of the attempt's time limits, and the router asks the next
             route if it is full. A `rate_limit` of the model itself counts as well.
@@ -184,6 +189,7 @@ class Route(Serializable):
     input_price: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     output_price: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     rate_limit: RateLimit | None = Field(default=None, repr=False)
+    spend_limit: SpendLimit | None = Field(default=None, exclude=True, repr=False)
     breaker: CircuitBreaker | None = Field(default=None, repr=False)
     options: dict[str, Any] = Field(default_factory=dict, repr=False)
     sends_finish_reason: bool | None = None
@@ -344,6 +350,18 @@ class Route(Serializable):
         """What decides about the messages that the model can read."""
         return reader_of(self.model)
 
+    @functools.cached_property
+    def prices(self) -> Prices | None:
+        """What the tokens of this route cost; None if that is not known."""
+        if self.input_price is not None and self.output_price is not None:
+            return FixedPrices(self.input_price, self.output_price)
+        params = tracing_params(self.model, **self.options)
+        urls = (getattr(self.model, name, None) for name in _URLS)
+        url = next((one for one in urls if isinstance(one, str)), None)
+        return listed_prices(
+            params.get("ls_model_name"), params.get("ls_provider"), url
+        )
+
     def prefill(self, text: str) -> AIMessage | None:
         """`text` as the beginning of an answer that the model continues, if it does."""
         kwargs = prefill_of(self.model)
@@ -400,8 +418,7 @@ class Route(Serializable):
             name,
             disabled.requests,
             disabled.waited,
-            self.input_price,
-            self.output_price,
+            None,
             self.route_cost.disabled_retries or disabled.disabled,
             tuple(text for text in warned if text),
         )
@@ -597,7 +614,7 @@ class Route(Serializable):
         if entry is not None:
             hit = entry.cache.lookup(entry.prompt, entry.model)
             if hit is not None:
-                return ChatResult(generations=_copied(hit))
+                return ChatResult(generations=_copied(hit, is_free=True))
         if self._answers_by_stream(options, is_async=False):
             result = generate_from_stream(self._chunks(messages, options))
         else:
@@ -621,7 +638,7 @@ class Route(Serializable):
         if entry is not None:
             hit = await entry.cache.alookup(entry.prompt, entry.model)
             if hit is not None:
-                return ChatResult(generations=_copied(hit))
+                return ChatResult(generations=_copied(hit, is_free=True))
         if self._answers_by_stream(options, is_async=True):
             result = await agenerate_from_stream(self._achunks(messages, options))
         else:
@@ -1024,13 +1041,19 @@ def _why_not_a_route(model: Any) -> str:
     )
 
 
-def _copied(generations: Sequence[Generation]) -> list[ChatGeneration]:
+def _copied(
+    generations: Sequence[Generation], *, is_free: bool = False
+) -> list[ChatGeneration]:
     """Generations of a cache with metadata of their own, which the router adds to."""
     copies = []
     for generation in generations:
         if isinstance(generation, ChatGeneration):
             message = generation.message.model_copy()
             message.response_metadata = dict(message.response_metadata)
+            if is_free and isinstance(message, AIMessage) and message.usage_metadata:
+                # As langchain-core's own: an answer of a cache costs nothing.
+                free: Any = {**message.usage_metadata, "total_cost": 0}
+                message.usage_metadata = free
             copies.append(generation.model_copy(update={"message": message}))
         else:
             copies.append(ChatGeneration(message=AIMessage(generation.text)))

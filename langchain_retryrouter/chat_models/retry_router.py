@@ -88,6 +88,7 @@ from langchain_retryrouter._router.call import (
     RouterCall,
     info_of,
 )
+from langchain_retryrouter._router.costs import CallCosts, OutputMeans, no_price
 from langchain_retryrouter._router.plan import (
     RouteCost,
     RouteOrder,
@@ -129,6 +130,7 @@ from langchain_retryrouter.failures import (
 )
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy, with_limits
 from langchain_retryrouter.rate_limits import RateLimit, Size
+from langchain_retryrouter.spend_limits import SpendLimit
 from langchain_retryrouter.stores import as_store, close_made
 
 __all__ = ["RetryRouter", "Route"]
@@ -167,6 +169,7 @@ class _Memory:
         self.order = order
         self.output: OutputFormat | None = None
         self.counter = TokenCounter()
+        self.outputs = OutputMeans()
         self._warned: set[str] = set()
 
     def warn_once(self, text: str) -> None:
@@ -327,6 +330,23 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
     max_price: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """The highest `output_price` that a route may have."""
 
+    max_cost: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Money that a call may cost, with all its attempts; a call's own goes first.
+
+    No attempt begins that is estimated to go beyond it, by the tokens of the prompt and
+    `max_tokens`, or the mean of earlier answers. The next route is asked instead, or
+    the call ends. Each route needs a known price.
+
+    Example:
+        ```python
+        router.invoke("Hello", max_cost=0.01)
+        ```
+    """
+
+    spend_limit: SpendLimit | None = Field(default=None, exclude=True, repr=False)
+    """Limits the money of all calls, in a day for instance; give the same object to all
+    that share it. `Route.spend_limit` is that of a single route."""
+
     clock: Clock | None = Field(default=None, exclude=True, repr=False)
     """The source of time, and of waits; `testing.FakeClock` in a test."""
 
@@ -395,6 +415,16 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
                 msg = f"route {route.name!r} has {has}, and max_price is {value:g}"
                 raise ValueError(msg)
         return value
+
+    @model_validator(mode="after")
+    def _check_known_prices(self) -> Self:
+        is_limited = self.max_cost is not None or self.spend_limit is not None
+        for route in self.routes:
+            # Looked up here, where `genai-prices` may read its list from the disk.
+            is_known = route.prices is not None
+            if not is_known and (is_limited or route.spend_limit is not None):
+                raise ValueError(no_price(route))
+        return self
 
     @field_validator("failover_on")
     @classmethod
@@ -786,6 +816,14 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         ]
         order = [index for at, index in enumerate(order) if at not in skipped]
         routes = [self.routes[index] for index in order]
+        costs = CallCosts(
+            routes,
+            request.messages,
+            request.options,
+            memory.outputs,
+            self.max_cost,
+            self.spend_limit,
+        )
         call_state = CallState(
             self._limited_policy(),
             [states[index] for index in order],
@@ -795,6 +833,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
             request_hash=request.hash,
             describe=lambda position: routes[position].subject,
             limits=self._limits_of(routes, request),
+            reserve=costs.reserve if costs.is_limited else None,
         )
         observe_run(call_state, run, trace_attempts=self.trace_attempts)
         call_state.skip(records)
@@ -828,6 +867,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
             ends_call=False,
         )
         router_call.on_answer = on_answer
+        router_call.costs = costs
         router_call.hedge_after = self.hedge_after
         router_call.may_continue = self.stream_recovery == "continue"
         return context, router_call
@@ -859,10 +899,10 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
             for kind, action in self._after.items()
             if kind is not FailureKind.LENGTH or self._hears_length
         }
-        return worst_case(
+        worst = worst_case(
             self._limited_policy(),
             [
-                self._cost_of(route, input_tokens)
+                replace(self._cost_of(route, input_tokens), prices=route.prices)
                 for route in self.routes
                 if not route.unfit
             ],
@@ -871,7 +911,15 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
             is_continued=self.stream_recovery == "continue",
             input_tokens=input_tokens,
             output_tokens=output_tokens,
+            max_cost=self.max_cost,
         )
+        limits = [self.spend_limit, *(route.spend_limit for route in self.routes)]
+        said = dict.fromkeys(
+            f"{limit} has {limit.left:.4g} left"
+            for limit in limits
+            if limit is not None
+        )
+        return replace(worst, limits=tuple(said))
 
     def health(self) -> dict[str, Any]:
         """How the routes are, by the calls so far, as JSON-able data; nothing is sent.
@@ -1104,7 +1152,10 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         generations = super()._convert_cached_generations(cache_val)
         for generation in generations:
             metadata = generation.message.response_metadata
-            attempt_log = {**metadata.get("retryrouter", {}), "attempts": []}
+            log = metadata.get("retryrouter", {})
+            attempt_log = {**log, "attempts": []}
+            if "cost" in log:
+                attempt_log["cost"] = 0.0
             # A new dict: the caller who was given the answer before has the old one.
             generation.message.response_metadata = {
                 **metadata,

@@ -21,7 +21,7 @@ PACKAGE = Path(langchain_retryrouter.__file__).parent
 
 PUBLIC = {
     *("APIConnectionError", "APITimeoutError", "AuthenticationError", "AzureOpenAI"),
-    *("AttemptLog", "AttemptSummary"),
+    *("AttemptLog", "AttemptSummary", "SpendLimit", "SpendLimitError"),
     *("BaseOpenAI", "BreakerState", "CircuitBreaker", "CircuitBreakerSettings"),
     *("CircuitOpenError", "Clock", "ConflictError", "ContentFilterError"),
     *("ContextLengthError", "EmbeddingsRoute", "EmbeddingsRouter"),

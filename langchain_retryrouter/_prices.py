@@ -1,0 +1,167 @@
+"""What tokens cost: by a route's own prices, or as `genai-prices` lists them.
+
+`genai-prices` is the extra "prices"; it is imported when a price is first looked up,
+and only the list that it comes with is read. What is not known has no cost, not 0.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from langchain_retryrouter.failures import Failure
+
+_MILLION: Final = 1_000_000
+_DIGITS: Final = 12
+# LangChain's names and those of genai-prices.
+_INPUT_DETAILS: Final = {
+    "cache_read": "cache_read_tokens",
+    "cache_creation": "cache_write_tokens",
+    "ephemeral_5m_input_tokens": "cache_write_5m_tokens",
+    "ephemeral_1h_input_tokens": "cache_write_1h_tokens",
+    "audio": "input_audio_tokens",
+}
+_OUTPUT_DETAILS: Final = {"audio": "output_audio_tokens"}
+
+
+def tokens_of(usage: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Tokens of the prompt and of the answer; in LangChain's or OpenAI's names."""
+    found = []
+    for names in (
+        ("input_tokens", "prompt_tokens"),
+        ("output_tokens", "completion_tokens"),
+    ):
+        count = next((usage[name] for name in names if name in usage), 0)
+        if type(count) is not int or count < 0:
+            return None
+        found.append(count)
+    return found[0], found[1]
+
+
+@dataclass(frozen=True, slots=True)
+class FixedPrices:
+    """Prices for a million tokens; cached tokens of a prompt cost as much as others."""
+
+    input: float
+    output: float
+
+    def cost(self, usage: Mapping[str, Any]) -> float | None:
+        """Money for these tokens; None if the counts make no sense."""
+        tokens = tokens_of(usage)
+        if tokens is None:
+            return None
+        money = tokens[0] * self.input + tokens[1] * self.output
+        return round(money / _MILLION, _DIGITS)
+
+
+@dataclass(frozen=True, slots=True)
+class ListedPrices:
+    """The prices, in US dollars, of a model of a provider."""
+
+    model: str
+    provider: str
+
+    def cost(self, usage: Mapping[str, Any]) -> float | None:
+        """Money for these tokens, those from a cache too; None if it is not known."""
+        tokens = tokens_of(usage)
+        if tokens is None:
+            return None
+        counts = {"input_tokens": tokens[0], "output_tokens": tokens[1]}
+        details: dict[str, int] = {}
+        for name, names in (
+            ("input_token_details", _INPUT_DETAILS),
+            ("output_token_details", _OUTPUT_DETAILS),
+        ):
+            given = usage.get(name)
+            given = given if isinstance(given, Mapping) else {}
+            found = {theirs: given.get(ours) for ours, theirs in names.items()}
+            details |= {n: c for n, c in found.items() if type(c) is int and c > 0}
+        written = sum(c for n, c in details.items() if n.startswith("cache_write_"))
+        if written:
+            details["cache_write_tokens"] = written
+        for extra in (details, {}):  # Some servers count what is not in the sum.
+            cost = self._calculated({**counts, **extra})
+            if cost is not None:
+                return cost
+        return None
+
+    def _calculated(self, counts: dict[str, int]) -> float | None:
+        genai_prices = importlib.import_module("genai_prices")
+        try:
+            usage = genai_prices.Usage(**counts)
+            price = genai_prices.calc_price(
+                usage, self.model, provider_id=self.provider
+            )
+        except (LookupError, ValueError):
+            return None
+        return round(float(price.total_price), _DIGITS)
+
+
+Prices = FixedPrices | ListedPrices
+
+
+@functools.lru_cache(maxsize=1024)
+def listed_prices(
+    model: str | None, provider: str | None, url: str | None = None
+) -> ListedPrices | None:
+    """The prices of a model; None if `genai-prices` is missing, or does not know it.
+
+    An address of a known provider counts more than the integration: many providers are
+    asked in the way of OpenAI. An unknown address is taken for a proxy's.
+    """
+    try:
+        genai_prices = importlib.import_module("genai_prices")
+    except ImportError:
+        return None
+    none = genai_prices.Usage()
+    asked: list[dict[str, str]] = [{"provider_api_url": url}] if url else []
+    asked += [{"provider_id": provider}] if provider else []
+    for of in asked if model else ():
+        try:
+            found = genai_prices.calc_price(none, model, **of)
+        except LookupError as error:
+            if "provider_api_url" in of and "find model" in str(error):
+                return None  # The provider is known, and has no such model.
+            continue
+        return ListedPrices(str(model), found.provider.id)
+    return None
+
+
+def cost_of_attempt(
+    prices: Prices | None,
+    failure: Failure | None,
+    usage: Mapping[str, Any] | None,
+    estimate: Mapping[str, Any] | None = None,
+) -> tuple[float, bool] | None:
+    """What an attempt cost, and whether that is an estimate; None if it is not known.
+
+    Providers do not charge for what they refuse with a status. `estimate` are the
+    tokens of an attempt that says nothing of them, such as one that timed out.
+    """
+    if usage:
+        total = usage.get("total_cost")  # Of LangChain: 0 for an answer of a cache.
+        if isinstance(total, int | float):
+            return float(total), False
+    if prices is None:
+        return None
+    cost = prices.cost(usage) if usage else None
+    if cost is not None:
+        return cost, False
+    if failure is not None and not failure.may_have_run:
+        return 0.0, False
+    if failure is not None and failure.status_code is not None:
+        return 0.0, True
+    cost = prices.cost(estimate) if estimate else None
+    return None if cost is None else (cost, True)
+
+
+def add_total(log: dict[str, Any]) -> None:
+    """Write into a log what its attempts cost, if that is known of each."""
+    lines = [line for line in log["attempts"] if "attempt" in line]
+    if lines and all("cost" in line for line in lines):
+        log["cost"] = round(sum(line["cost"] for line in lines), _DIGITS)
+        if any(line.get("cost_is_estimate") for line in lines):
+            log["cost_is_estimate"] = True

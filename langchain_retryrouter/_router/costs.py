@@ -1,0 +1,221 @@
+"""What the attempts of one call cost, and whether there is money for the next one.
+
+`CallCosts` prices the lines of an attempt log. If the call has a `max_cost`, or its
+routes a `SpendLimit`, it also reserves an estimate before each attempt, and settles it
+by what the attempt has cost.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from langchain_core.messages import BaseMessage
+from langchain_core.messages.utils import count_tokens_approximately
+
+from langchain_retryrouter._prices import cost_of_attempt, tokens_of
+from langchain_retryrouter._retry.call_state import AttemptRecord
+from langchain_retryrouter._router.route import Route
+from langchain_retryrouter.circuit_breaker import Refusal
+from langchain_retryrouter.spend_limits import (
+    Price,
+    Shortage,
+    SpendLimit,
+    SpendReservation,
+    is_positive,
+)
+
+_MOST_OUTPUT: Final = 4096  # Tokens of an answer at most, where nothing says it.
+_LEARNING: Final = 0.2  # The weight of the last answer in the mean.
+_MARGIN: Final = 3  # Tokens of a prompt at most, as a multiple of the estimate.
+_LIMITS: Final = (
+    *("max_tokens", "max_completion_tokens", "max_output_tokens"),
+    *("max_tokens_to_sample", "num_predict", "max_new_tokens"),
+)
+
+
+class OutputMeans:
+    """How long the answers of a router's routes were, in tokens."""
+
+    def __init__(self) -> None:
+        """None was seen."""
+        self._means: dict[str, float] = {}
+        self._most: dict[str, int] = {}
+
+    def learn(self, route: str, tokens: int) -> None:
+        """An answer of a route had so many."""
+        mean = self._means.get(route, tokens)
+        self._means[route] = mean + _LEARNING * (tokens - mean)
+        self._most[route] = max(tokens, self._most.get(route, 0))
+
+    def of(self, route: str) -> tuple[float, int]:
+        """The mean of a route, and the most; 0 before the first answer."""
+        return self._means.get(route, 0.0), self._most.get(route, 0)
+
+
+class CallCosts:
+    """The money of one call."""
+
+    def __init__(
+        self,
+        routes: Sequence[Route],
+        messages: list[BaseMessage],
+        options: dict[str, Any],
+        means: OutputMeans,
+        max_cost: float | None,
+        limit: SpendLimit | None,
+    ) -> None:
+        """Before the first attempt; `limit` is that of all routes together.
+
+        A `max_cost` in the options of the call is taken out of them.
+
+        Raises:
+            ValueError: `max_cost` makes no sense, or a route has no known price.
+        """
+        asked = options.pop("max_cost", None)
+        if asked is not None:
+            max_cost = asked
+            if not is_positive(asked):
+                msg = f"max_cost must be a finite number, more than 0, not {asked!r}"
+                raise ValueError(msg)
+            for route in routes:
+                if route.prices is None:
+                    raise ValueError(no_price(route))
+        self._routes = routes
+        self._messages = messages
+        self._options = options
+        self._means = means
+        self._max_cost = max_cost
+        shared = [] if limit is None else [limit]
+        self._limits = [
+            [*shared, *([one] if (one := route.spend_limit) else [])]
+            for route in routes
+        ]
+        # By the number of the attempt: its estimate, then its cost.
+        self._costs: dict[int, float] = {}
+        self._reserved: dict[int, list[SpendReservation]] = {}
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether an attempt may be refused since it is too expensive."""
+        return self._max_cost is not None or any(self._limits)
+
+    # --- the log ---
+
+    def price(
+        self, record: AttemptRecord, facts: Mapping[str, Any], received: int | None
+    ) -> tuple[float, bool] | None:
+        """What an attempt cost, and whether that is an estimate; None if not known.
+
+        `received` are the characters that a stream has brought.
+        """
+        inside = facts.get("inside")
+        if inside and "cost" in inside:
+            return inside["cost"], bool(inside.get("cost_is_estimate"))
+        route, usage = self._routes[record.position], facts.get("usage")
+        prices, estimate = route.prices, None
+        if prices is not None and not usage:
+            mean, _ = self._means.of(route.name)
+            output = round(mean) if received is None else -(-received // 4)
+            asked, _ = self._max_tokens(record.position)
+            output = output if asked is None else min(output, asked)
+            estimate = {"input_tokens": self._prompt[0], "output_tokens": output}
+        return cost_of_attempt(prices, record.failure, usage, estimate)
+
+    @functools.cached_property
+    def _prompt(self) -> tuple[int, int]:
+        """Tokens of the prompt, approximately, and at most."""
+        offered = self._options.get("tools")
+        tools = json.dumps(offered, default=str) if offered else ""
+        texts = [tools, *(message.text for message in self._messages)]
+        # Beyond ASCII a character has more tokens: about one for 4 bytes.
+        extra = sum(len(text.encode("utf-8", "replace")) - len(text) for text in texts)
+        about = count_tokens_approximately(self._messages)
+        about += -(-(len(tools) + extra) // 4)
+        return about, _MARGIN * about
+
+    def _max_tokens(self, position: int) -> tuple[int | None, int]:
+        """The most tokens that a request asks for, and that an answer can have."""
+        route = self._routes[position]
+        options = {**route.options, **self._options}
+        given = [options.get(n, getattr(route.model, n, None)) for n in _LIMITS]
+        asked = next((n for n in given if type(n) is int and n > 0), None)
+        known = asked or (route.model.profile or {}).get("max_output_tokens")
+        _, longest = self._means.of(route.name)
+        return asked, known or max(_MOST_OUTPUT, 2 * longest)
+
+    def _price_of(self, position: int) -> Price:
+        """What an attempt on a route may cost.
+
+        Raises:
+            ValueError: Its prices are not known.
+        """
+        route = self._routes[position]
+        prices, (about, most) = route.prices, self._prompt
+        asked, longest = self._max_tokens(position)
+        mean, _ = self._means.of(route.name)
+        options = {**route.options, **self._options}
+        n = options.get("n", getattr(route.model, "n", None))
+        answers = n if type(n) is int and n > 1 else 1
+        costs = []
+        for read, written in (
+            (about, asked or min(round(mean), longest)),
+            (most, longest),
+        ):
+            tokens = {"input_tokens": read, "output_tokens": answers * written}
+            cost = None if prices is None else prices.cost(tokens)
+            if cost is None:
+                raise ValueError(no_price(route))
+            costs.append(cost)
+        return Price(*costs)
+
+    # --- the limits ---
+
+    def reserve(self, position: int, number: int) -> Refusal | None:
+        """Reserve money for an attempt; why there is none."""
+        price = self._price_of(position)
+        if self._max_cost is not None:
+            left = self._max_cost - sum(self._costs.values())
+            if price.estimate > left:
+                reason = (
+                    f"an attempt may cost {price.estimate:.4g}, and {max(0, left):.4g}"
+                    f" of max_cost={self._max_cost:g} is left"
+                )
+                return Refusal(math.inf, reason=reason)
+        reserved: list[SpendReservation] = []
+        for limit in self._limits[position]:
+            one = limit.reserve(price)
+            if isinstance(one, Shortage):
+                for other in reserved:
+                    other.settle(0.0)
+                return Refusal(one.wait, reason=one.reason)
+            reserved.append(one)
+        self._costs[number], self._reserved[number] = price.estimate, reserved
+        return None
+
+    def settle(
+        self, record: AttemptRecord, facts: Mapping[str, Any], received: int | None
+    ) -> None:
+        """An attempt is over: count what it cost, or else its estimate."""
+        number, usage = record.number or 0, facts.get("usage")
+        if number not in self._reserved:
+            return
+        if usage and (tokens := tokens_of(usage)):
+            self._means.learn(self._routes[record.position].name, tokens[1])
+        priced = self.price(record, facts, received)
+        cost = self._costs[number] if priced is None else priced[0]
+        self._costs[number] = cost
+        for one in self._reserved.pop(number):
+            one.settle(cost)
+
+
+def no_price(route: Route) -> str:
+    """What to do about a route whose costs are not known."""
+    return (
+        f"route {route.name!r} has no known price, so that its cost cannot be limited:"
+        " give Route(input_price=..., output_price=...), for a million tokens each, or"
+        ' pip install "langchain-retryrouter[prices]" if its model is a public one'
+    )

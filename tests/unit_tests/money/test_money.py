@@ -1,0 +1,432 @@
+"""What calls cost, and limits for a call and for a period."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import pickle
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import Any
+
+import pytest
+from langchain_core.caches import InMemoryCache
+from langchain_openai import ChatOpenAI
+from pydantic import SecretStr
+
+from langchain_retryrouter import (
+    AttemptLog,
+    RetryPolicy,
+    RetryRouter,
+    RetryRouterError,
+    Route,
+    SpendLimit,
+    SpendLimitError,
+    StreamInterruptedError,
+    UnavailableError,
+)
+from langchain_retryrouter.testing import (
+    Answer,
+    Cut,
+    FakeClock,
+    FaultyGateway,
+    Silence,
+    SlowFirstToken,
+    Status,
+    Step,
+)
+from tests.unit_tests.conftest import Twin
+
+ASKED, ANSWERED = 11, 5  # The tokens that the gateway counts.
+COST = (ASKED * 100 + ANSWERED * 1000) / 1_000_000
+
+
+def chat_openai(
+    gateway: FaultyGateway, model: str = "own", **fields: Any
+) -> ChatOpenAI:
+    return ChatOpenAI(
+        model=model,
+        api_key=SecretStr("sk-any"),
+        base_url=gateway.openai_url,
+        default_headers={"connection": "close"},
+        stream_usage=True,
+        **fields,
+    )
+
+
+def new_route(gateway: FaultyGateway, name: str = "own", **fields: Any) -> Route:
+    model = chat_openai(gateway, name, **fields.pop("model", {}))
+    prices = {"input_price": 100, "output_price": 1000}
+    return Route(**{"model": model, "name": name, **prices, **fields})
+
+
+def new_router(*routes: Route, **fields: Any) -> RetryRouter:
+    return RetryRouter(**{"routes": list(routes), "clock": FakeClock(), **fields})
+
+
+def log_of(twin: Twin, way: str, router: RetryRouter) -> AttemptLog:
+    """The log of a call, answered or not."""
+    try:
+        if way == "invoke":
+            return AttemptLog(twin.invoke(router, "hi"))
+        first, *others = twin.stream(router, "hi")
+        return AttemptLog(sum(others, first))
+    except RetryRouterError as error:
+        return AttemptLog(error)
+
+
+# --- what a call cost ---
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+def test_the_log_says_what_each_attempt_cost(
+    gateway: FaultyGateway, twin: Twin, way: str
+) -> None:
+    """An answer costs its usage by the route's prices; a refusal costs nothing."""
+    gateway.script(Status(503), Status(401))
+    log = log_of(twin, way, new_router(new_route(gateway), new_route(gateway, "b")))
+    costs = [(line["cost"], line.get("cost_is_estimate")) for line in log.attempts]
+    assert costs == [(0.0, True), (0.0, None), (pytest.approx(COST), None)]
+    assert log.cost == pytest.approx(COST)
+    assert log.cost_is_estimate
+
+
+def test_an_answer_that_is_rejected_costs_its_usage(
+    gateway: FaultyGateway, twin: Twin
+) -> None:
+    """The provider has charged for an answer that `accept` does not take."""
+    judged: list[str] = []
+
+    def accept(message: Any) -> bool:
+        judged.append(message.text)
+        return len(judged) > 1
+
+    for way in ("invoke", "stream"):
+        judged.clear()
+        log = log_of(twin, way, new_router(new_route(gateway), accept=accept))
+        outcomes = [(line["outcome"], line["cost"]) for line in log.attempts]
+        assert outcomes == [("rejected", COST), ("ok", COST)]
+        assert log.cost == pytest.approx(2 * COST)
+
+
+@pytest.mark.parametrize(
+    ("step", "way"),
+    [(Silence(5), "invoke"), (Silence(5), "stream"), (Cut(2), "stream")],
+)
+def test_what_is_not_counted_is_estimated(
+    gateway: FaultyGateway, twin: Twin, step: Step, way: str
+) -> None:
+    """A silent or broken attempt may be charged: its prompt and what has arrived."""
+    gateway.always(step)
+    policy = RetryPolicy(max_retries=0, attempt_timeout=0.1, first_token_timeout=0.1)
+    router = new_router(new_route(gateway), retry_policy=policy, clock=None)
+    (line,) = log_of(twin, way, router).attempts
+    assert line["cost_is_estimate"] is True
+    assert 0.0001 < line["cost"] < COST + 0.001
+    if isinstance(step, Cut):
+        assert line["cost"] > 0.003
+
+
+def test_the_loser_of_a_hedge_is_estimated(gateway: FaultyGateway, twin: Twin) -> None:
+    """The attempt that a hedge cancels has a cost, too."""
+    gateway.script(SlowFirstToken(0.5))
+    routes = new_route(gateway), new_route(gateway, "b")
+    log = log_of(twin, "stream", new_router(*routes, hedge_after=0.02, clock=None))
+    first, second = log.attempts
+    assert (first["outcome"], first["cost_is_estimate"]) == ("cancelled", True)
+    assert (second["outcome"], second["cost"]) == ("ok", COST)
+    assert log.cost == pytest.approx(first["cost"] + second["cost"])
+
+
+def test_an_unknown_price_is_no_cost(gateway: FaultyGateway, twin: Twin) -> None:
+    """A model without a price has no cost, which is not 0; nor has its call."""
+    gateway.script(Status(401))
+    unknown = new_route(gateway, "b", input_price=None)
+    log = log_of(twin, "invoke", new_router(new_route(gateway), unknown))
+    assert [line.get("cost") for line in log.attempts] == [0.0, None]
+    assert "cost" not in log.as_dict()
+
+
+def test_public_prices_are_looked_up(gateway: FaultyGateway, twin: Twin) -> None:
+    """Without prices of its own, a route has those of `genai-prices` for its model."""
+    model = chat_openai(gateway, "gpt-4o")
+    log = log_of(twin, "invoke", new_router(Route(model=model)))
+    assert log.cost == pytest.approx((ASKED * 2.5 + ANSWERED * 10) / 1_000_000)
+    other = chat_openai(gateway, "gpt-unheard-of")
+    assert log_of(twin, "invoke", new_router(Route(model=other))).cost is None
+
+
+def test_cached_answers_are_free(gateway: FaultyGateway, twin: Twin) -> None:
+    """An answer from the cache of the router, or of its model, costs nothing."""
+    cached = new_route(gateway, model={"cache": InMemoryCache()})
+    router = new_router(cached)
+    assert log_of(twin, "invoke", router).cost == pytest.approx(COST)
+    assert log_of(twin, "invoke", router).cost == 0
+    router = new_router(new_route(gateway), cache=InMemoryCache())
+    assert log_of(twin, "invoke", router).cost == pytest.approx(COST)
+    assert log_of(twin, "invoke", router).cost == 0
+
+
+def test_an_inner_router_hands_its_costs_on(gateway: FaultyGateway, twin: Twin) -> None:
+    """A router inside a router is priced by its own log, in failures too."""
+    inner = new_router(new_route(gateway), retry_policy=RetryPolicy(max_retries=0))
+    routes = Route(model=inner, name="inner"), new_route(gateway, "b")
+    gateway.script(Status(503))
+    log = log_of(twin, "invoke", new_router(*routes))
+    assert [line["cost"] for line in log.attempts] == [0.0, COST]
+    assert log_of(twin, "invoke", new_router(*routes)).cost == COST
+
+
+def test_batches_and_worst_cases_say_money(gateway: FaultyGateway, twin: Twin) -> None:
+    """`summarize` adds the costs up, and `explain` stops at `max_cost`."""
+    limit = SpendLimit(5, name="team")
+    router = new_router(new_route(gateway), max_cost=0.5, spend_limit=limit)
+    summary = AttemptLog.summarize(twin.batch(router, ["a", "b", "c"]))
+    assert summary.cost == pytest.approx(3 * COST)
+    assert f"cost {3 * COST:.4g}" in str(summary)
+    worst = router.explain(input_tokens=1000, output_tokens=1000)
+    assert worst.routes[0].money == pytest.approx(3.3)
+    assert worst.money == 0.5
+    assert f"SpendLimit(5, per='day', name='team') has {5 - 3 * COST:.4g} left" in str(
+        worst
+    )
+
+
+# --- a limit for a call ---
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+@pytest.mark.parametrize("is_option", [True, False])
+def test_nothing_is_sent_that_costs_too_much(
+    gateway: FaultyGateway, twin: Twin, way: str, *, is_option: bool
+) -> None:
+    """The error names the numbers, and no request was sent."""
+    fields: dict[str, Any] = {} if is_option else {"max_cost": 0.01}
+    options = {"max_cost": 0.01} if is_option else {}
+    router = new_router(new_route(gateway, model={"max_tokens": 10}), **fields)
+    said = r"an attempt may cost 0\.01\d+, and 0\.01 of max_cost=0\.01 is left"
+    with pytest.raises(SpendLimitError, match=said) as caught:
+        getattr(twin, way)(router, "hi", **options)
+    assert not gateway.requests
+    assert caught.value.attempt_log is not None
+    (line,) = caught.value.attempt_log["attempts"]
+    assert (line["outcome"], line["route"]) == ("skipped", "own")
+    assert caught.value.retry_after is None
+    assert not caught.value.may_have_run
+
+
+def test_a_cheaper_route_is_asked_instead(gateway: FaultyGateway, twin: Twin) -> None:
+    """A route that is too expensive is skipped, and its line says why."""
+    dear = new_route(gateway, "dear", output_price=1e6, model={"max_tokens": 9})
+    router = new_router(dear, new_route(gateway, "cheap"), max_cost=0.5)
+    skipped, answered = log_of(twin, "invoke", router).attempts
+    assert (skipped["route"], skipped["outcome"]) == ("dear", "skipped")
+    assert "of max_cost=0.5 is left" in skipped["reason"]
+    assert (answered["route"], answered["cost"]) == ("cheap", COST)
+
+
+def test_no_retry_goes_beyond_the_limit(gateway: FaultyGateway, twin: Twin) -> None:
+    """A call whose attempts have used up the money ends with the last one's error."""
+    router = new_router(
+        new_route(gateway),
+        accept=lambda _: False,
+        max_cost=2.5 * COST,
+        retry_policy=RetryPolicy(max_retries=9),
+    )
+    with pytest.raises(RetryRouterError) as caught:
+        twin.invoke(router, "hi")
+    assert len(gateway.requests) == 2
+    assert caught.value.kind == "rejected"
+    assert any("max_cost" in note for note in caught.value.__notes__)
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "1", True])
+def test_a_limit_that_makes_no_sense_is_an_error(
+    gateway: FaultyGateway, value: Any
+) -> None:
+    """A limit must be a positive number, wherever it is given."""
+    with pytest.raises(ValueError, match="max_cost must be a finite number"):
+        new_router(new_route(gateway)).invoke("hi", max_cost=value)
+    with pytest.raises(ValueError, match="amount must be a finite number"):
+        SpendLimit(value)
+    with pytest.raises(ValueError, match="per must be one of"):
+        SpendLimit(1, per=value)
+
+
+@pytest.mark.parametrize("way", ["call", "field", "router", "route"])
+def test_a_limit_needs_prices(gateway: FaultyGateway, way: str) -> None:
+    """A limit over a route without a known price is an error that says what to do."""
+    limit = SpendLimit(1)
+    own: dict[str, Any] = {"spend_limit": limit} if way == "route" else {}
+    route = new_route(gateway, input_price=None, **own)
+    fields: dict[str, Any] = {
+        "field": {"max_cost": 1},
+        "router": {"spend_limit": limit},
+    }
+    with pytest.raises(
+        ValueError, match=r"'own' has no known price.*input_price=\.\.\."
+    ):
+        new_router(route, **fields.get(way, {})).invoke("hi", max_cost=1)
+
+
+# --- a limit for a period ---
+
+
+def test_a_period_ends(gateway: FaultyGateway, twin: Twin) -> None:
+    """What is spent counts until the period is over; the error says when that is."""
+    clock = FakeClock(unix_time=1_800_000_000.0 // 3600 * 3600 + 600)
+    limit = SpendLimit(2.5 * COST, per="hour", clock=clock)
+    router = new_router(new_route(gateway), spend_limit=limit)
+    twin.invoke(router, "hi")
+    twin.invoke(router, "hi")
+    assert limit.spent == pytest.approx(2 * COST)
+    assert limit.left == pytest.approx(COST / 2)
+    with pytest.raises(SpendLimitError, match="it resets in 3000 s") as caught:
+        twin.invoke(router, "hi")
+    assert caught.value.retry_after == limit.resets_in == 3000
+    clock.advance(3000)
+    twin.invoke(router, "hi")
+    assert limit.spent == pytest.approx(COST)
+
+
+@pytest.mark.parametrize(
+    ("per", "now", "ends"),
+    [
+        ("minute", "2026-11-29T23:55:42", "2026-11-29T23:56:00"),
+        ("day", "2026-11-29T23:55:42", "2026-11-30T00:00:00"),
+        ("month", "2026-12-31T23:00:00", "2027-01-01T00:00:00"),
+        ("month", "2028-02-01T00:00:00", "2028-03-01T00:00:00"),
+        (7200, "2026-11-29T23:55:42", "2026-11-30T00:00:00"),
+    ],
+)
+def test_periods_are_those_of_the_calendar(per: Any, now: str, ends: str) -> None:
+    """Periods begin and end in UTC, a month at its first day."""
+    times = [datetime.fromisoformat(f"{one}+00:00").timestamp() for one in (now, ends)]
+    limit = SpendLimit(1, per=per, clock=FakeClock(unix_time=times[0]))
+    assert limit.resets_in == times[1] - times[0]
+
+
+def test_a_routes_own_limit_makes_room_for_the_next(
+    gateway: FaultyGateway, twin: Twin
+) -> None:
+    """When one provider's money is used up, the next route is asked."""
+    limit = SpendLimit(1.5 * COST, name="first")
+    routes = new_route(gateway, "a", spend_limit=limit), new_route(gateway, "b")
+    router = new_router(*routes)
+    assert log_of(twin, "invoke", router).route == "a"
+    skipped, _ = log_of(twin, "invoke", router).attempts
+    assert skipped["route"] == "a"
+    assert "name='first') has 0.00305 left; it resets in" in skipped["reason"]
+
+
+@pytest.mark.parametrize("step", [Status(503), Cut(1), Status(400)])
+def test_nothing_stays_reserved(gateway: FaultyGateway, twin: Twin, step: Step) -> None:
+    """However a call ends, its money is settled: what is left is what was not spent."""
+    limit = SpendLimit(1)
+    router = new_router(new_route(gateway), spend_limit=limit, stream_recovery="error")
+    gateway.always(step)
+    for way in ("invoke", "stream"):
+        log_of(twin, way, router)
+    assert limit.left == pytest.approx(1 - limit.spent)
+    gateway.always(Answer("a b c d e f"))
+    chunks: Any = router.stream("hi")
+    next(chunks)
+    assert limit.left < 1 - limit.spent
+    chunks.close()
+    assert limit.left == pytest.approx(1 - limit.spent)
+
+
+@pytest.mark.parametrize("max_tokens", [10, None])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_64_callers_stay_below_the_limit(
+    gateway: FaultyGateway, max_tokens: int | None, *, is_async: bool
+) -> None:
+    """Callers at the same time wait for what is held, and overrun it by nothing.
+
+    The answers have fewer tokens than `max_tokens`; without it their size is learned.
+    """
+    limit = SpendLimit(20.5 * COST)
+    route = new_route(gateway, model={"max_tokens": max_tokens})
+    router = new_router(route, spend_limit=limit, clock=None)
+
+    def outcome(error: Exception | None) -> str:
+        return type(error).__name__
+
+    def ask(_: int) -> str:
+        try:
+            router.invoke("hi")
+        except SpendLimitError as error:
+            return outcome(error)
+        return outcome(None)
+
+    async def aask(_: int) -> str:
+        try:
+            await router.ainvoke("hi")
+        except SpendLimitError as error:
+            return outcome(error)
+        return outcome(None)
+
+    async def all_at_once() -> list[str]:
+        return await asyncio.gather(*map(aask, range(64)))
+
+    if is_async:
+        outcomes = Counter(asyncio.run(all_at_once()))
+    else:
+        with ThreadPoolExecutor(64) as pool:
+            outcomes = Counter(pool.map(ask, range(64)))
+    assert outcomes["NoneType"] in {19, 20}
+    assert outcomes["SpendLimitError"] == 64 - outcomes["NoneType"]
+    assert limit.spent == pytest.approx(outcomes["NoneType"] * COST)
+    assert limit.spent <= limit.amount
+
+
+def test_under_estimates_of_many_callers_are_those_of_one(
+    gateway: FaultyGateway,
+) -> None:
+    """Answers that are longer than all before overrun the limit once, not 64 times."""
+    gateway.always(Answer(" ".join(["word"] * 200)))
+    limit = SpendLimit(0.5)  # Two and a half of these answers.
+    router = new_router(new_route(gateway), spend_limit=limit, clock=None)
+
+    def ask(_: int) -> None:
+        try:
+            router.invoke("hi")
+        except SpendLimitError:
+            return
+
+    with ThreadPoolExecutor(64) as pool:
+        list(pool.map(ask, range(64)))
+    each = limit.spent / len(gateway.requests)
+    assert each > 0.15
+    assert limit.spent <= limit.amount + each
+
+
+def test_copies_share_a_limit_and_pickles_keep_its_numbers(
+    gateway: FaultyGateway,
+) -> None:
+    """A copy of a router spends from the same limit; a pickle takes its state along."""
+    limit = SpendLimit(1, per="month", name="x")
+    router = new_router(new_route(gateway), spend_limit=limit)
+    router.invoke("hi")
+    assert copy.deepcopy(limit) is copy.copy(limit) is limit
+    assert router.model_copy().spend_limit is limit
+    loaded = pickle.loads(pickle.dumps(limit))
+    assert (loaded.spent, repr(loaded)) == (limit.spent, repr(limit))
+    assert repr(limit) == "SpendLimit(1, per='month', name='x')"
+
+
+def test_the_errors_of_a_call_stay_what_they_are(
+    gateway: FaultyGateway, twin: Twin
+) -> None:
+    """A limit that is not reached changes nothing about failures."""
+    fields: dict[str, Any] = {"max_cost": 9, "spend_limit": SpendLimit(9)}
+    gateway.always(Status(503))
+    with pytest.raises(UnavailableError):
+        twin.invoke(new_router(new_route(gateway), **fields), "hi")
+    assert len(gateway.requests) == 3
+    gateway.always(Cut(1))
+    with pytest.raises(StreamInterruptedError):
+        twin.stream(
+            new_router(new_route(gateway), stream_recovery="error", **fields), "hi"
+        )
