@@ -490,7 +490,7 @@ class _Batch:
             budget=call.router.budget,
             time=call.clock,
             actions=FAILURE_ACTIONS,
-            describe=lambda _: Subject("embeddings", "", call.router.space),
+            describe=self._describe,
             limits=self._limits(),
         )
         self.context = RetryContext(
@@ -499,6 +499,14 @@ class _Batch:
             on_failure=self._on_failure,
             action=self._action_for,
         )
+
+    def _describe(self, position: int) -> Subject:
+        """What a route asks, for observers."""
+        model = self._router.routes[position].model
+        package = type(model).__module__.partition(".")[0]
+        name = getattr(model, "model", None)
+        name = name if isinstance(name, str) else self._router.space
+        return Subject("embeddings", package.removeprefix("langchain_"), name)
 
     def __enter__(self) -> Self:
         return self

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from typing import Any
 
 import pytest
+from langchain_openai import OpenAIEmbeddings
 from opentelemetry import trace
 from opentelemetry.trace import StatusCode
 
 from langchain_retryrouter import (
     CircuitBreaker,
+    EmbeddingsRoute,
+    EmbeddingsRouter,
     OpenAI,
     RetryPolicy,
     RetryRouter,
@@ -396,3 +401,72 @@ def test_instrumenting_twice_records_once(
     second.uninstrument()
     twin.invoke(model, PROMPT)
     assert len(recorded.attempts) == 1
+
+
+def test_a_request_that_is_sent_again_in_another_form_has_its_own_span(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock, recorded: Recorded
+) -> None:
+    """A prefill that the provider refuses costs a request more, and no attempt."""
+    gateway.script(Cut(after=2), Status(400))
+    router = RetryRouter(
+        routes=[
+            Route(model=chat_openai(gateway, name), name=name, supports_prefill=True)
+            for name in ("first", "second")
+        ],
+        stream_recovery="continue",
+        clock=clock,
+    )
+    twin.stream(router, PROMPT)
+    assert len(recorded.attempts) == len(gateway.requests) == 3
+    assert recorded.values("retryrouter.attempt") == [1, 2, 2]
+    assert recorded.values("http.request.resend_count") == [None, 1, 2]
+    assert recorded.values("error.type") == ["interrupted", "invalid_request", None]
+
+
+@pytest.mark.parametrize("kind", ["OpenAIEmbeddings", "GPTRouterEmbeddings"])
+def test_a_router_of_embeddings_has_spans(
+    twin: Twin, clock: FakeClock, recorded: Recorded, kind: str
+) -> None:
+    """Its requests have a span each, whatever makes the embeddings."""
+    with FaultyGateway(gptrouter="hosted") as gateway:
+        gateway.script(Status(503))
+        model = embeddings(gateway, clock)
+        fields: dict[str, Any] = {
+            "model": "text-embedding-3-small",
+            "base_url": gateway.openai_url,
+            "api_key": KEY,
+            "check_embedding_ctx_length": False,
+            "default_headers": {"connection": "close"},
+        }
+        routes = [
+            EmbeddingsRoute(
+                model=OpenAIEmbeddings(**fields) if kind[0] == "O" else model, name=name
+            )
+            for name in ("first", "second")
+        ]
+        router = EmbeddingsRouter(
+            routes=routes, clock=clock, retry_policy=RetryPolicy(max_retries=0)
+        )
+        twin.call(router, "embed_documents", ["a", "b"])
+        assert len(recorded.attempts) == len(gateway.requests) == 2
+    assert recorded.values("retryrouter.route") == ["first", "second"]
+    assert recorded.values("gen_ai.request.model") == ["text-embedding-3-small"] * 2
+    assert len(recorded.calls) == 1
+
+
+def test_without_the_extra_a_clear_error_says_what_to_install() -> None:
+    """The package loads no OpenTelemetry by itself, and says what the module needs."""
+    script = (
+        "import sys\n"
+        "import langchain_retryrouter.chat_models.gpt_router\n"
+        "import langchain_retryrouter.llms.openai\n"
+        "assert 'langchain_retryrouter.otel' not in sys.modules\n"
+        "for name in [n for n in sys.modules if n.startswith('opentelemetry')]:\n"
+        "    del sys.modules[name]\n"
+        "sys.modules['opentelemetry'] = None\n"
+        "import langchain_retryrouter.otel\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert "install langchain-retryrouter[otel]" in ran.stderr
