@@ -142,6 +142,10 @@ class _Address(NamedTuple):
         pool = self.pool(connection_class=self.connection, **settings)
         return self.client(connection_pool=pool)
 
+    def __repr__(self) -> str:
+        """The address without a password."""
+        return f"<{self.name}>"
+
     @property
     def name(self) -> str:
         """The address without a password."""
@@ -181,7 +185,7 @@ class _Lane:
         self.channel = f"{namespace}:news"
         self.handles: set[int] = set()  # The stores that are open.
         self._watched: dict[str, _Watched] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # A finalizer may run anywhere.
         self.reset()
 
     def reset(self) -> None:
@@ -197,7 +201,7 @@ class _Lane:
 
     def forked(self) -> None:
         """This is the child of a fork, where the threads are not."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # A finalizer may run anywhere.
         self.reset()
         for watched in list(self._watched.values()):
             for watcher in list(watched.watchers):
@@ -238,7 +242,8 @@ class _Lane:
                 self._queue.put(None)
 
     def submit(self, job: _Job) -> bool:
-        if not self.is_up or self._queue.qsize() > _MOST_WAITING:
+        is_full = self._queue.qsize() > _MOST_WAITING
+        if is_full or not (self.is_up and self.is_running):
             return False
         self._queue.put(job)
         return True
@@ -262,37 +267,43 @@ class _Lane:
         waiting: queue.SimpleQueue[_Job | None],
         stopped: threading.Event,
     ) -> None:
-        while True:
-            pause = self._repaired_at + _REPAIR_INTERVAL - time.monotonic()
-            jobs: list[_Job] = []
-            with contextlib.suppress(queue.Empty):
-                first = waiting.get(timeout=max(0.0, pause))
-                while len(jobs) < _MOST_TOGETHER:
-                    jobs += [first] if first is not None else []
-                    first = waiting.get_nowait()
-            is_due = time.monotonic() >= self._repaired_at + _REPAIR_INTERVAL
-            if is_due and not stopped.is_set():
-                self._repaired_at = time.monotonic()
-                jobs += self._repair()
-            if not self.is_up and all(job.operation is not NAMES for job in jobs):
+        while not (stopped.is_set() and waiting.empty()):
+            # In a function, since a job in a variable would keep its breaker alive.
+            self._work_once(client, waiting, stopped)
+        with contextlib.suppress(Exception):
+            client.connection_pool.disconnect()
+
+    def _work_once(
+        self,
+        client: Any,
+        waiting: queue.SimpleQueue[_Job | None],
+        stopped: threading.Event,
+    ) -> None:
+        taken: list[_Job | None] = []
+        pause = self._repaired_at + _REPAIR_INTERVAL - time.monotonic()
+        with contextlib.suppress(queue.Empty):
+            taken.append(waiting.get(timeout=max(0.0, pause)))
+            while len(taken) < _MOST_TOGETHER:
+                taken.append(waiting.get_nowait())
+        jobs = [job for job in taken if job is not None]
+        is_due = time.monotonic() >= self._repaired_at + _REPAIR_INTERVAL
+        if is_due and not stopped.is_set():
+            self._repaired_at = time.monotonic()
+            jobs += self._repair()
+        if not self.is_up and all(job.operation is not NAMES for job in jobs):
+            self._fail(jobs)
+        elif jobs:
+            try:
+                self._send(client, jobs)
+            except Exception as error:  # noqa: BLE001 - of any client's library
+                # One that is late may be this process's fault, on a busy machine.
+                if self._is_late or type(error).__name__ != "TimeoutError":
+                    self._set_up(is_up=False, error=error)
+                self._is_late = True
                 self._fail(jobs)
-                jobs = []
-            if jobs:
-                try:
-                    self._send(client, jobs)
-                except Exception as error:  # noqa: BLE001 - of any client's library
-                    # One that is late may be this process's fault, on a busy machine.
-                    if self._is_late or type(error).__name__ != "TimeoutError":
-                        self._set_up(is_up=False, error=error)
-                    self._is_late = True
-                    self._fail(jobs)
-                else:
-                    self._is_late = False
-                    self._set_up(is_up=True)
-            if stopped.is_set() and waiting.empty():
-                with contextlib.suppress(Exception):
-                    client.connection_pool.disconnect()
-                return
+            else:
+                self._is_late = False
+                self._set_up(is_up=True)
 
     def _repair(self) -> list[_Job]:
         """Let all watchers ask what is new; the index of names, if it is due."""
@@ -339,6 +350,9 @@ class _Lane:
                 sha = script(job.operation)[1]
                 pipeline.evalsha(sha, 1, job.key, self.channel, job.args)
             replies = pipeline.execute(raise_on_error=False)
+        for reply in replies:
+            if isinstance(reply, Exception):
+                reply.__traceback__ = None  # Its frames would keep the jobs alive.
         return list(zip(jobs, replies[len(scripts) :], strict=True))
 
     def _fail(self, jobs: list[_Job]) -> None:
@@ -419,7 +433,7 @@ _LANES_LOCK: Final = threading.Lock()
 
 def _lane_of(address: _Address, namespace: str) -> _Lane:
     """The lane of an address in this process; stores of one address share it."""
-    key = (repr(address), namespace)
+    key = (repr(tuple(address)), namespace)
     with _LANES_LOCK:
         return _LANES.setdefault(key, _Lane(address, namespace))
 
@@ -522,7 +536,6 @@ class RedisStore:
         on_reply: Callable[[Reply | None], None] | None = None,
     ) -> bool:
         """Run an operation in the background; False if Redis is away."""
-        self.wake()
         key = self._lane.key(operation.name, name)
         return self._lane.submit(_Job(operation, key, json.dumps(args), on_reply))
 

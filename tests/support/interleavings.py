@@ -1,0 +1,133 @@
+"""Random operations on shared records, in Redis and in Python, and their invariants."""
+
+from __future__ import annotations
+
+import json
+import random  # noqa: TID251 - seeded
+from typing import Any, Final
+
+import redis
+
+from langchain_retryrouter._shared import BREAKER, BUDGET, Record
+from langchain_retryrouter.stores.redis import script
+
+ACTIONS: Final = (
+    *("see", "hold", "pause", "vote", "vote", "retract", "probe", "probe", "probe"),
+    *("renew", "cancelled", "succeeded", "failed", "close", "restore"),
+)
+
+
+def random_args(rng: random.Random, leases: dict[str, int], gen: int) -> list[Any]:
+    """The arguments of a random action of a random process."""
+    me = f"host:{rng.randrange(4)}:x#{rng.randrange(2)}"
+    process = me.partition("#")[0]
+    lease = leases.get(me, 0) if rng.random() < 0.8 else rng.randrange(5)
+    action = rng.choice(ACTIONS)
+    pause = rng.choice([0, 500, 2_000, 20_000])
+    own: dict[str, list[Any]] = {
+        "hold": [pause, rng.randrange(2), "said"],
+        "pause": [pause],
+        "vote": [process, pause, 5_000, rng.randint(1, 3), rng.randrange(2), "felt"],
+        "retract": [process],
+        "probe": [gen + rng.choice([0, 0, 0, -1]), rng.randrange(2), 3_000, "lost"],
+        "renew": [lease, 3_000],
+        "cancelled": [lease],
+        "succeeded": [lease],
+        "failed": [lease, pause, rng.choice([0, pause])],
+        "close": [gen],
+        "restore": [gen + rng.choice([-1, 0]), pause, 0, "lost"],
+    }
+    return [action, me, *own.get(action, [])]
+
+
+def check(
+    args: list[Any], reply: list[Any], before: Record, after: Record, now: int
+) -> None:
+    """What holds for each operation on a breaker, whatever came before."""
+    action, me = args[:2]
+    assert after.get("gen", 0) >= before.get("gen", 0)
+    was_open, is_open = "open_until" in before, "open_until" in after
+    if reply[5]:  # A lease was given.
+        assert action == "probe"
+        assert before.get("lease_until", 0) <= now or before.get("lease_by") == me
+        assert reply[5] == before.get("lease_no", 0) + 1 == after["lease_no"]
+        assert after["lease_until"] == now + args[4]
+        is_due = before.get("open_until", 0) <= now
+        assert is_due or (args[3] and not before.get("probed"))
+    if was_open and not is_open:
+        holds = before.get("lease_by") == me and before.get("lease_no") == args[2]
+        assert (action == "succeeded" and holds) or action == "close"
+    if not was_open and is_open and action == "vote":
+        voters = {
+            f[2:] for f in before if f.startswith("v:") and now - before[f] <= args[4]
+        }
+        alive = sum(f.startswith("p:") for f in after)
+        assert len(voters | {args[2]}) >= (min(args[5], alive) if args[6] else args[5])
+    if action in {"succeeded", "failed", "cancelled", "renew"} and (
+        before.get("lease_by") != me or before.get("lease_no") != args[2]
+    ):
+        ours = {f for f in after if not f.startswith("p:")}
+        assert {f: after[f] for f in ours} == {
+            f: v for f, v in before.items() if not f.startswith("p:")
+        }
+    if was_open and is_open and action == "hold":
+        assert after["open_until"] >= before["open_until"]
+
+
+# Time is handed in, so that leases and votes end.
+_TEXTS: Final = {
+    one.name: script(one)[0].replace("redis.call('TIME')", "{ARGV[3], ARGV[4]}")
+    for one in (BREAKER, BUDGET)
+}
+
+
+def run_interleaving(client: redis.Redis, rng: random.Random, count: int) -> int:
+    """Run so many operations in both; equal replies, and what `check` says.
+
+    Returns:
+        The number of operations.
+    """
+    shas = {name: client.script_load(text) for name, text in _TEXTS.items()}
+    now = 1_900_000_000_000
+    record: Record = {}
+    budget: Record = {}
+    leases: dict[str, int] = {}
+    asked: list[Any] = []
+    expected = []
+    for _ in range(count):
+        now += rng.choice([0, 1, 30, 400, 3_000, 12_000])
+        if rng.random() < 0.01:
+            record = {}  # Redis was restarted.
+            asked.append(None)
+        if rng.random() < 0.1:
+            args: list[Any] = ["h:1:x", 500, rng.choice([-14, -5, 1, 20])]
+            operation, kept = BUDGET, budget
+        else:
+            args = random_args(rng, leases, record.get("gen", 0))
+            operation, kept = BREAKER, record
+        before = dict(kept)
+        reply = operation.apply(kept, now, args)
+        if operation is BREAKER:
+            check(args, reply, before, kept, now)
+            if reply[5]:
+                leases[args[1]] = reply[5]
+        else:
+            assert -500 <= reply[1] <= 500
+        asked.append((operation.name, now, args))
+        expected.append(reply)
+    with client.pipeline(transaction=False) as pipeline:
+        pipeline.delete("breaker", "budget")
+        for one in asked:
+            if one is None:
+                pipeline.delete("breaker")
+                continue
+            name, at, args = one
+            seconds, micros = str(at // 1000), str(at % 1000 * 1000)
+            text = json.dumps(args)
+            pipeline.evalsha(shas[name], 1, name, "news", text, seconds, micros)
+        replies = [one for one in pipeline.execute() if isinstance(one, str)]
+        left = client.hgetall("breaker")
+    assert [json.loads(one) for one in replies] == expected
+    assert {field: str(value) for field, value in record.items()} == left
+    assert client.pttl("breaker") > 0
+    return len(expected)

@@ -1,0 +1,42 @@
+"""Processes that share a store: two lanes of one fake Redis, each a process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import fakeredis
+import pytest
+
+from langchain_retryrouter.stores import RedisStore
+
+
+def eventually(happened: Callable[[], object], seconds: float = 5.0) -> None:
+    """Wait until the threads of the stores have done something."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.002)  # noqa: TID251 - threads need real time
+
+
+class Processes(NamedTuple):
+    """Stores with a lane each, as different processes have, and what they share."""
+
+    one: RedisStore
+    other: RedisStore
+    server: fakeredis.FakeServer
+
+    def client(self) -> fakeredis.FakeRedis:
+        """A client of the test's own."""
+        return fakeredis.FakeRedis(server=self.server, decode_responses=True)
+
+
+@pytest.fixture
+def processes() -> Iterator[Processes]:
+    """Two processes."""
+    server = fakeredis.FakeServer()
+    one, other = (RedisStore(fakeredis.FakeRedis(server=server)) for _ in range(2))
+    yield Processes(one, other, server)
+    one.close()
+    other.close()

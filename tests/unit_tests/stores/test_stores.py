@@ -1,0 +1,253 @@
+"""The stores: threads and connections, keys, and what they do when something fails."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import random  # noqa: TID251 - seeded
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import fakeredis
+import pytest
+import redis
+import redis.asyncio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from langchain_retryrouter import CircuitBreaker, RetryBudget
+from langchain_retryrouter.circuit_breaker import BreakerState
+from langchain_retryrouter.stores import MemoryStore, RedisStore
+from langchain_retryrouter.testing import FakeClock
+from tests.support.interleavings import run_interleaving
+
+from .conftest import Processes, eventually
+
+CLOSED, OPEN = BreakerState.CLOSED, BreakerState.OPEN
+SERVER = fakeredis.FakeServer()
+
+
+@given(seed=st.integers(0, 10_000))
+def test_the_scripts_hold_their_invariants(seed: int) -> None:
+    """Lua and Python do the same, whatever was done before; see `check`."""
+    client = fakeredis.FakeRedis(server=SERVER, decode_responses=True)
+    run_interleaving(client, random.Random(seed), 40)  # noqa: S311
+
+
+def breakers(processes: Processes, **fields: Any) -> tuple[CircuitBreaker, ...]:
+    """The breaker of each process, when both know that they are two."""
+    made = tuple(
+        CircuitBreaker(name="p", store=store, **fields) for store in processes[:2]
+    )
+    eventually(lambda: [len(s.processes) for s in processes.one.snapshot()] == [2])
+    return made
+
+
+def test_all_keys_are_hashed_and_expire(processes: Processes) -> None:
+    """A key shows no name, and no key outlives its last use by more than a day."""
+    name = "sk-what-people-put-into-names"
+    breaker = CircuitBreaker(name=name, store=processes.one)
+    budget = RetryBudget(name=name, store=processes.one)
+    breaker.open_for(1_000_000)
+    assert budget.spend()
+    eventually(lambda: len(processes.other.snapshot()) == 2)
+    with processes.client() as client:
+        keys = client.keys()
+        assert len(keys) == 3
+        for key in keys:
+            assert key.startswith("rr:")
+            assert name not in key
+            assert 0 < client.ttl(key) <= 86_400 + 3_600
+    states = {scope.kind: scope for scope in processes.other.snapshot()}
+    assert states["breaker"].facts["by"] == processes.one.process
+    assert states["breaker"].facts["open_for"] == pytest.approx(86_400, abs=5)
+    assert states["budget"].facts == {"capacity": 500, "tokens": 486}
+
+
+def test_what_was_not_heard_is_repaired(processes: Processes) -> None:
+    """A message that is lost is made good by the reading of each second."""
+    one, other = breakers(processes)
+    present = f"p:{processes.one.process}"
+    with processes.client() as client:
+        assert client.pubsub_channels() == ["rr:news"]
+        (key,) = (key for key in client.scan_iter() if client.hget(key, present))
+        moment = 1000 * int(client.time()[0]) + 60_000
+        client.hset(key, mapping={"gen": moment, "open_until": moment, "by": "x"})
+    eventually(lambda: one.state is other.state is OPEN, seconds=3)
+    assert 55 < other.retry_after <= 61
+
+
+def test_scripts_that_were_flushed_are_loaded_again(
+    processes: Processes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Redis that lost the scripts, as after a restart, is not taken for a dead one."""
+    one, other = breakers(processes)
+    with processes.client() as client:
+        client.script_flush()
+    one.open_for(60)
+    eventually(lambda: other.is_open)
+    assert processes.one.is_up
+    assert caplog.records == []
+
+
+def test_a_listener_that_raises_stops_nothing(
+    processes: Processes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error of `on_state_change` in the store's thread is logged."""
+
+    def report(_before: BreakerState, now: BreakerState) -> None:
+        raise LookupError(now)
+
+    one, other = breakers(processes)
+    noisy = CircuitBreaker(name="p", store=processes.other, on_state_change=report)
+    one.open_for(60)
+    eventually(lambda: noisy.is_open and other.is_open)
+    eventually(lambda: "a listener failed" in caplog.text)
+    one.pause_for(30)
+    eventually(lambda: other.pause)
+
+
+def states(store: RedisStore) -> list[str]:
+    """The states of the breakers, as everybody can read them."""
+    return [scope.facts["state"] for scope in store.snapshot()]
+
+
+def threads() -> list[threading.Thread]:
+    """The threads of stores."""
+    return [one for one in threading.enumerate() if one.name == "retryrouter-store"]
+
+
+def test_a_store_that_is_closed_is_opened_by_the_next_call() -> None:
+    """Two threads and two connections for each address; none after `close`."""
+    before, client = len(threads()), fakeredis.FakeRedis()
+    stores = [RedisStore(client) for _ in range(3)]
+    breaker = CircuitBreaker(name="p", store=stores[0])
+    assert len(threads()) == before + 2
+    stores[1].close()
+    assert len(threads()) == before + 2
+    for store in stores:
+        store.close()
+    eventually(lambda: len(threads()) == before)
+    breaker.admit()
+    assert len(threads()) == before + 2
+    del breaker, store
+    stores.clear()
+    eventually(lambda: len(threads()) == before)
+
+
+def test_copies(clock: FakeClock) -> None:
+    """Copies share a store; a pickle connects to the same address, or begins empty."""
+    redis_store, memory = RedisStore("redis://127.0.0.1:1"), MemoryStore(clock=clock)
+    for store in (redis_store, memory):
+        assert copy.copy(store) is copy.deepcopy(store) is store
+    budget = RetryBudget(name="b", store=memory, capacity=50)
+    breaker = CircuitBreaker(name="a", store=memory, quorum=3)
+    budget.spend()
+    copies: list[Any] = [pickle.loads(pickle.dumps(one)) for one in (budget, breaker)]
+    assert (copies[0].name, copies[0].tokens) == ("b", 36)
+    assert (copies[1].name, copies[1].quorum, copies[1].is_shared) == ("a", 3, True)
+    assert [repr(one) for one in copies] == [repr(budget), repr(breaker)]
+    redis_store.close()
+
+
+def test_redis_that_is_away_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """One line when it goes and one when it comes; what was learned is sent then."""
+    server = fakeredis.FakeServer()
+    store, other = (RedisStore(fakeredis.FakeRedis(server=server)) for _ in range(2))
+    one, two = (CircuitBreaker(name="p", store=each) for each in (store, other))
+    eventually(store.snapshot)
+    server.connected = False
+    eventually(lambda: not (store.is_up or other.is_up))
+    one.open_for(60)
+    one.pause_for(90)
+    assert one.is_open
+    assert two.state is CLOSED
+    server.connected = True
+    eventually(lambda: two.is_open and two.pause > 80)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 4
+    assert sum("is away: each process decides alone" in one for one in said) == 2
+    assert sum("is back" in one for one in said) == 2
+    for each in (store, other):
+        each.close()
+
+
+def test_a_probe_without_redis_is_decided_here() -> None:
+    """While the store is away a process probes on its own, and closes for itself."""
+    clock, server = FakeClock(), fakeredis.FakeServer()
+    store = RedisStore(fakeredis.FakeRedis(server=server))
+    breaker = CircuitBreaker(name="p", store=store, clock=clock, recovery_time=5)
+    breaker.open_for(60)
+    eventually(lambda: states(store) == ["open"])
+    server.connected = False
+    eventually(lambda: not store.is_up)
+    clock.advance(61)
+    permit: Any = breaker.admit()
+    assert permit.is_probe
+    breaker.succeeded(permit)
+    assert breaker.state is CLOSED
+    server.connected = True
+    eventually(lambda: store.is_up and states(store) == ["closed"])
+    store.close()
+
+
+def test_a_name_is_needed() -> None:
+    """What is shared needs a name that is the same everywhere."""
+    store = MemoryStore()
+    for make in (CircuitBreaker, RetryBudget):
+        with pytest.raises(ValueError, match="needs a name, the same in all processes"):
+            make(store=store)
+    with pytest.raises(ValueError, match="namespace"):
+        RedisStore("redis://127.0.0.1:1", namespace="")
+    with pytest.raises(ValueError, match="quorum must be a whole number, 1 or more"):
+        CircuitBreaker(quorum=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "advice"),
+    [
+        (redis.asyncio.Redis(), TypeError, "its thread serves async code as well"),
+        (object(), TypeError, "a URL such as 'redis://localhost:6379/0', or a redis"),
+        ("localhost:6379", ValueError, "must be like redis://localhost:6379/0"),
+    ],
+)
+def test_what_is_no_address_is_refused(
+    given: Any, error: type[Exception], advice: str
+) -> None:
+    """The error says what to give instead."""
+    with pytest.raises(error, match=advice):
+        RedisStore(given)
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the package redis the error is the command that installs it."""
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(ImportError, match=r"pip install .*\[redis\]"):
+        RedisStore("redis://127.0.0.1:1")
+
+
+def test_a_model_without_a_store_imports_none() -> None:
+    """Neither redis nor a store is loaded for models, breakers and budgets."""
+    code = """
+import sys
+from langchain_core.language_models import FakeListChatModel
+from langchain_retryrouter import CircuitBreaker, GPTRouter, OpenAI, RetryBudget
+from langchain_retryrouter import RetryRouter
+router = RetryRouter(routes=[FakeListChatModel(responses=["a"])], budget=RetryBudget())
+assert router.invoke("hi").content == "a"
+loaded = {"redis", *(f"langchain_retryrouter.stores.{n}" for n in ("redis", "memory"))}
+assert not loaded & sys.modules.keys(), loaded & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_memory_expires(clock: FakeClock) -> None:
+    """What nobody uses for an hour is forgotten."""
+    store = MemoryStore(clock=clock)
+    CircuitBreaker(name="a", store=store, clock=clock).open_for(7_200)
+    clock.advance(7_200 + 3_599)
+    assert [scope.name for scope in store.snapshot()] == ["a"]
+    clock.advance(1)
+    assert store.snapshot() == []
