@@ -386,7 +386,7 @@ local elapsed, is_hungry = math.max(0, now - (r.at or now)), false
 local reply = {0, members, hungry, 0}
 for _, one in ipairs(kinds) do
   local kind, rate, capacity, change, want, need = unpack(one)
-  local level = (r[kind] or capacity) + elapsed * rate + change
+  local level = (r[kind] or 0) + elapsed * rate + change
   level = math.max(-60000 * rate, math.min(capacity, level))
   local granted = 0
   if want > 0 and level > before * need and (need > 0 or hungry == 0) then
@@ -438,7 +438,7 @@ def _limit(r: Record, now: int, a: list[Any]) -> Reply:
     elapsed, is_hungry = max(0, now - r.get("at", now)), False
     reply = [0, members, hungry, 0]
     for kind, rate, capacity, change, want, need in kinds:
-        level = r.get(kind, capacity) + elapsed * rate + change
+        level = r.get(kind, 0) + elapsed * rate + change
         level = max(-_DEEPEST * rate, min(capacity, level))
         granted = 0
         if want > 0 and level > before * need and (need > 0 or not hungry):

@@ -40,6 +40,7 @@ _LEASE_INTERVAL: Final = 0.1  # Seconds between two questions for more than ther
 _AHEAD: Final = 0.2  # Seconds of its own use that a process keeps in stock.
 _LEASE_WAIT: Final = 0.005
 _SLOW: Final = 0.02  # Seconds without a reply, after which the local share decides.
+_OUTAGE: Final = 1.2  # Seconds of its share that a process owes for an outage.
 _LOST: Final = 1.0  # Seconds after which a reply is not expected any more.
 _TOKENS_PER_FILE: Final = 85  # As langchain-core counts a picture.
 
@@ -327,11 +328,11 @@ class RateLimit:
         self._processes, self._hungry = 1, 0
         self._permits = math.inf
         self._peak = 0  # The most in flight since then.
+        self._is_new = self._store is not None
         if self._store is not None:
-            # The first calls do not wait for the store: it is told what they took.
             self._permits = 1.0
             for bucket in self._buckets.values():
-                bucket.made = bucket.level
+                bucket.level = 0.0 if bucket.rate < math.inf else math.inf
 
     @property
     def in_flight(self) -> int:
@@ -572,8 +573,10 @@ class RateLimit:
             share = 0.0 if self._is_answering(store, now) else 1 / self._processes
         for bucket in self._buckets.values():
             made = bucket.refill(now, share)
-            if store is not None and store.is_up:
+            if made and store is not None:
                 bucket.made += made
+                if not store.is_up:  # The others have theirs, after an outage of all.
+                    bucket.made = min(bucket.made, bucket.rate * share * _OUTAGE)
 
     def _admit(self) -> None:
         self._refill()
@@ -613,6 +616,7 @@ class RateLimit:
     def _wait_for(self, costs: Mapping[str, float], *, is_last: bool = False) -> float:
         """Seconds until a request is admitted, as the first or the last one."""
         store, now = self._store, self._now()
+        ahead = len(self._queue) if is_last else 0
         # How long a lease takes, if there is more to be leased; and one's share.
         leased, share = math.inf, 1.0
         permits = self._permits
@@ -621,9 +625,10 @@ class RateLimit:
             if not self._is_answering(store, now):
                 share = 1 / self._processes
                 permits = max(1.0, self._most // self._processes)
+            elif self._is_new and not (self._in_flight or ahead):
+                return 0.0  # The first call does not wait for the store to answer.
             elif not self._is_starved:
                 leased = _LEASE_WAIT
-        ahead = len(self._queue) if is_last else 0
         if self._in_flight + ahead + 1 > min(self._concurrency, permits):
             return leased if self._in_flight + ahead < self._concurrency else math.inf
         seconds = max(0.0, self._held_until - now)
@@ -685,8 +690,12 @@ class RateLimit:
         for kind, bucket in self._buckets.items():
             if bucket.rate == math.inf:
                 continue
-            kept = bucket.capacity / self._processes  # While it has nothing to do.
-            kept = kept if kept >= 1 else 0.0
+            # What is kept for the next call of a process that has nothing to do.
+            kept = 1.0 if kind == "requests" else (self._prompt or 0.0)
+            if kind == "tokens":
+                kept += self._output or 0.0
+            if kept * self._processes > bucket.capacity:
+                kept = 0.0
             ahead = max(kept, min(bucket.usage * _AHEAD, bucket.capacity))
             target = bucket.queued + (0.0 if self.strict else ahead)
             want = max(0.0, target - bucket.level)
@@ -694,9 +703,10 @@ class RateLimit:
             if first is not None:
                 need = max(0.0, bucket.missing(first.costs[kind]))
             is_short = is_short or want > target / 2 or need > 0
-            surplus = max(0.0, bucket.level - 2 * target) if is_due else 0.0
+            surplus = max(0.0, bucket.level - 1.5 * target) if is_due else 0.0
             change = surplus - bucket.made
-            rate, capacity = bucket.rate / 1000, bucket.capacity
+            # All processes together have half the burst: each keeps something, too.
+            rate, capacity = bucket.rate / 1000, max(1.0, bucket.capacity / 2)
             kinds.append([kind, rate, capacity, change, max(want, need), need])
         waiting = self.waiting
         wanted = max(self._in_flight + waiting, min(self._peak, self._most))
@@ -720,7 +730,7 @@ class RateLimit:
     def _take_reply(self, args: list[Any], wanted: float, reply: Reply | None) -> None:
         with self._lock:
             self._refill()
-            self._is_asking = False
+            self._is_asking = self._is_new = False
             kinds = args[-1]
             if reply is None:
                 for one in kinds:

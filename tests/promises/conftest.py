@@ -29,6 +29,11 @@ class Figures(list[tuple[str, str, float, float]]):
         self.append((what, "≤", value, bar))
         assert value <= bar, f"{what}: {value:g}, and at most {bar:g} is promised"
 
+    def at_least(self, bar: float, value: float, what: str) -> None:
+        """Fail if `value` is less than `bar`."""
+        self.append((what, "≥", value, bar))
+        assert value >= bar, f"{what}: {value:g}, and at least {bar:g} is promised"
+
     def counted(self, number: float, what: str) -> None:
         """Note how much was tried; the numbers of all tests are added up."""
         self.append((what, "+", number, 0))
@@ -81,8 +86,10 @@ def pytest_terminal_summary(
         for what, relation, value, bar in noted:
             before = rows.get((promise, what), ("", 0, 0))[1]
             total = before + value if relation == "+" else max(before, value)
+            if relation == "≥":
+                total = min(before, value) if (promise, what) in rows else value
             rows[promise, what] = (relation, total, bar)
     for (promise, what), (relation, value, bar) in sorted(rows.items()):
-        promised = f"{relation} {bar:g}" if relation in {"=", "≤"} else ""
+        promised = f"{relation} {bar:g}" if relation in {"=", "≤", "≥"} else ""
         figure = f"{value:,.0f}" if value == int(value) else f"{value:,.3g}"
         terminalreporter.write_line(f"{promise:<13}{figure:>11}  {promised:<9} {what}")

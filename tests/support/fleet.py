@@ -6,6 +6,7 @@ result; `send` and `receive` are its halves, so that many workers can run at onc
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import multiprocessing
 import socket
@@ -20,6 +21,7 @@ from langchain_retryrouter import (
     CircuitBreaker,
     GPTRouter,
     GPTRouterModel,
+    RateLimit,
     RetryBudget,
     RetryPolicy,
     RetryRouter,
@@ -27,6 +29,7 @@ from langchain_retryrouter import (
     Route,
 )
 from langchain_retryrouter._shared import Reply
+from langchain_retryrouter.rate_limits import Size
 from langchain_retryrouter.stores import RedisStore
 
 CONTEXT: Final = multiprocessing.get_context("forkserver")
@@ -200,3 +203,37 @@ def _ask() -> str:
 def state() -> tuple[str, float]:
     """The state of the worker's breaker, and the tokens of its budget."""
     return _here["breaker"].state.value, _here["budget"].tokens
+
+
+def limit(url: str, numbers: dict[str, Any]) -> bool:
+    """Join a rate limit."""
+    store = RedisStore(url, namespace="limits")
+    _here["limit"] = RateLimit(name="shared", store=store, **numbers)
+    return True
+
+
+def admit_for(begin: float, end: float, wanted: float) -> list[float]:
+    """Want so many requests a second until a moment; when each was admitted."""
+    return asyncio.run(_admit_for(begin, end, wanted))
+
+
+async def _admit_for(begin: float, end: float, wanted: float) -> list[float]:
+    shared: RateLimit = _here["limit"]
+    admitted: list[float] = []
+
+    async def one() -> None:
+        reserved = await shared.areserve(Size(), 2.0)
+        if reserved is not None:
+            admitted.append(time.monotonic())
+            reserved.succeeded()
+
+    calls: set[asyncio.Task[None]] = set()
+    due = begin
+    while due < end:
+        await asyncio.sleep(max(0.0, due - time.monotonic()))  # noqa: TID251 - arrivals
+        calls.add(task := asyncio.create_task(one()))
+        task.add_done_callback(calls.discard)
+        due += 1 / wanted
+    for task in list(calls):
+        task.cancel()
+    return [at for at in admitted if at < end]
