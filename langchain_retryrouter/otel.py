@@ -430,13 +430,14 @@ class _CallTelemetry(CallObserver):
         if record.limiter_wait:
             waited = ((_ROUTE, shared.bounded(record.route)),)
             shared.counters.add("limiter_wait", record.limiter_wait, waited)
-        tokens: dict[str, int] = {}
-        if attempt.sends and attempt.facts:
-            tokens = _tokens(attempt.facts.get("usage"))
+        counts: dict[str, Any] = {}
+        if attempt.sends:
+            counts = _tokens(attempt.facts.get("usage"))
             for key, name in (("input", _INPUT_TOKENS), ("output", _OUTPUT_TOKENS)):
-                if count := tokens.get(name):
+                if count := counts.get(name):
                     shared.counters.add(key, count, (*labels, (_MODALITY, "unknown")))
-            if cost := attempt.facts.get("cost"):
+            if cost := self._call.cost_of(record):
+                counts[_COST] = cost
                 shared.counters.add("cost", cost, labels)
         if attempt.span is not None:
             self._close_span(
@@ -445,7 +446,7 @@ class _CallTelemetry(CallObserver):
                 record.outcome,
                 attempt.failure,
                 attempt.ended_at,
-                tokens,
+                counts,
             )
 
     def _close_span(
@@ -455,7 +456,7 @@ class _CallTelemetry(CallObserver):
         outcome: str,
         failure: Failure | None,
         at: int,
-        tokens: Mapping[str, int] = MappingProxyType({}),
+        counts: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         record, facts = attempt.record, attempt.facts
         found = {
@@ -465,10 +466,8 @@ class _CallTelemetry(CallObserver):
             _LIMITER_WAIT: record.limiter_wait or None,
             _RESPONSE_MODEL: facts.get("model"),
             _FINISH_REASONS: facts.get("finish_reasons"),
-            **tokens,
+            **counts,
         }
-        if attempt.sends:
-            found[_COST] = facts.get("cost")
         if failure is not None:
             found |= {
                 _ERROR_TYPE: failure.kind.value,
@@ -494,7 +493,7 @@ def _outcome_of(error: BaseException | None) -> tuple[str, str | None]:
     return ("error", _OTHER) if isinstance(error, Exception) else ("cancelled", None)
 
 
-def _tokens(usage: Any) -> dict[str, int]:
+def _tokens(usage: Any) -> dict[str, Any]:
     """The counts of a usage in LangChain's or OpenAI's form."""
     if not isinstance(usage, Mapping):
         return {}

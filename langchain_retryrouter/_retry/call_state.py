@@ -261,7 +261,7 @@ class CallObserver:
         """An attempt sends its request again in another form, after this failure."""
 
     def answered(self, number: int, facts: Mapping[str, Any]) -> None:
-        """What an answer says of itself: `usage`, `model`, `finish_reasons`, `cost`."""
+        """What an answer says of itself: `usage`, `model`, `finish_reasons`."""
 
     def attempt_ended(self, record: AttemptRecord, failure: Failure | None) -> None:
         """An attempt is over; told again if its end turns out to be another one."""
@@ -338,6 +338,7 @@ class CallState:
         position: The place of the route of the current or next attempt.
         run: LangChain's run manager of the call, for observers.
         observers: What is told of the call.
+        cost_of: Returns the money of an attempt that is over; None if not known.
     """
 
     def __init__(
@@ -364,6 +365,7 @@ class CallState:
         self.position = 0
         self.run: Any = None
         self.observers: list[CallObserver] = []
+        self.cost_of: Callable[[AttemptRecord], float | None] = lambda _: None
         self.describe = describe
         self._has_begun = False
         self._has_routes = routes is not None

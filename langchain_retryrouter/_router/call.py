@@ -364,6 +364,13 @@ class BaseRouterCall:
         add_total(log)
         return log
 
+    def cost_of(self, record: AttemptRecord) -> float | None:
+        """The money of an attempt that is over, for observers."""
+        if self.costs is None:
+            return None
+        priced = self.costs.price(record, *self._facts_of(record))
+        return None if priced is None else priced[0]
+
     def _facts_of(self, record: AttemptRecord) -> tuple[dict[str, Any], int | None]:
         """What is known of an attempt, and the characters that its stream brought."""
         number = record.number or 0

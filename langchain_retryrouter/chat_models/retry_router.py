@@ -868,6 +868,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         )
         router_call.on_answer = on_answer
         router_call.costs = costs
+        call_state.cost_of = router_call.cost_of
         router_call.hedge_after = self.hedge_after
         router_call.may_continue = self.stream_recovery == "continue"
         return context, router_call

@@ -234,3 +234,31 @@ def test_a_call_that_is_not_sampled_is_counted(
     gpt_router(gateway, clock=clock).invoke(PROMPT)
     assert recorded.finished == []
     assert recorded.total(ATTEMPTS) == 2
+
+
+def test_money_is_counted_by_attempt(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock, recorded: Recorded
+) -> None:
+    """Attempts, and the counter, cost what the attempt log says: rejected ones too."""
+    gateway.script(Answer("No", usage=Usage(1_000, 500)))
+    gateway.always(Answer("Yes", usage=Usage(2_000, 100)))
+    router = RetryRouter(
+        routes=[
+            Route(
+                model=gpt_router(gateway, name),
+                name=name,
+                input_price=1.0,
+                output_price=2.0,
+            )
+            for name in ("gpt-4", "gpt-4o")
+        ],
+        accept=lambda message: "Yes" in message.content,
+        clock=clock,
+    )
+    answer = twin.invoke(router, PROMPT)
+    log = answer.response_metadata["retryrouter"]["attempts"]
+    costs = [line["cost"] for line in log]
+    assert costs == pytest.approx([0.002, 0.0022])
+    assert recorded.values("retryrouter.cost") == costs
+    assert recorded.total("retryrouter.cost") == pytest.approx(sum(costs))
+    assert recorded.total("retryrouter.cost", retryrouter__outcome="ok") == costs[-1]
