@@ -118,6 +118,10 @@ bench: .venvs/bench/installed ## speed beside the peers, 10 minutes; rewrites do
 answer_bench: .venvs/bench/installed ## share of calls answered under mixed faults, beside the peers (CALLS=2000)
 	.venvs/bench/bin/python -m benchmarks.answers --calls $(CALLS)
 
+.PHONY: pool_bench
+pool_bench: .venvs/bench/installed ## key pools and affinity, beside the peers; rewrites docs/routing.md
+	.venvs/bench/bin/python -m benchmarks.pools --write
+
 .PHONY: failover_bench
 failover_bench: .venvs/bench/installed ## sixteen faults, three routers; rewrites docs/failover.md (SPEED=10: in short)
 	.venvs/bench/bin/python -m benchmarks.failover --speed $(SPEED)

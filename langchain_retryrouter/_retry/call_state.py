@@ -518,7 +518,8 @@ class CallState:
         own = policy.first_token_timeout if is_stream else policy.attempt_timeout
         if remaining is not None and own is None:
             later = range(self.position + 1, len(self._routes))
-            remaining /= 1 + sum(not self._is_open(position) for position in later)
+            places = {self._place(p) for p in later if not self._is_open(p)}
+            remaining /= 1 + len(places - {self._place(self.position)})
         limits = [limit for limit in (own, remaining) if limit is not None]
         if not limits:
             return None
@@ -921,6 +922,10 @@ class CallState:
             return False
         return bool(getattr(self._routes[following], name) == value)
 
+    def _place(self, position: int) -> Hashable:
+        """A route's endpoint, of which only one key is waited for if it is silent."""
+        return self._routes[position].endpoint or position
+
     def _same_endpoint(self, position: int) -> list[int]:
         """The routes that differ from this one by their keys only, and this one."""
         endpoint = self._routes[position].endpoint
@@ -950,13 +955,15 @@ class CallState:
             self._silent |= others
 
     def _hold_refused(self) -> None:
-        """Hold the keys that were refused where another key of their group was not.
+        """Hold the keys that were refused, now that another route has answered.
 
-        A request that every key is refused says nothing about the keys.
+        A 403 may be the request's fault, unless another key of the group had none.
         """
-        group = self._routes[self.position].group
-        for position, kind in self._refused.items() if group is not None else ():
-            if position != self.position and self._routes[position].group == group:
+        answered = self._routes[self.position].group
+        for position, kind in self._refused.items():
+            group = self._routes[position].group
+            is_keys_own = kind is not FailureKind.PERMISSION or group == answered
+            if group is not None and position != self.position and is_keys_own:
                 self._hold(position, _REFUSED_HOLD, _SAID[kind])
 
     def _hold(self, position: int, seconds: float, why: str = "") -> None:

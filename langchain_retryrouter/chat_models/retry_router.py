@@ -167,6 +167,7 @@ class _Memory:
     def __init__(self, route_states: list[RouteState], order: RouteOrder) -> None:
         self.route_states = route_states
         self.order = order
+        self.places = len({s.endpoint or n for n, s in enumerate(route_states)})
         self.output: OutputFormat | None = None
         self.counter = TokenCounter()
         self.outputs = OutputMeans()
@@ -615,6 +616,26 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         config = with_thread(config) if self.affinity else config
         return super().astream(input, config, stop=stop, **kwargs)
 
+    def stream_events(
+        self,
+        input: Any,  # noqa: A002 - LangChain's name
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The events of a run; see `BaseChatModel.stream_events`."""
+        config = with_thread(config) if self.affinity else config
+        return super().stream_events(input, config, **kwargs)
+
+    def astream_events(
+        self,
+        input: Any,  # noqa: A002 - LangChain's name
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The events of a run; see `BaseChatModel.astream_events`."""
+        config = with_thread(config) if self.affinity else config
+        return super().astream_events(input, config, **kwargs)
+
     def _generate(
         self,
         messages: list[BaseMessage],
@@ -756,7 +777,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         """The policy, with the router's time limits where it sets none."""
         attempt, first_token, stall = _DEFAULT_LIMITS
         # A route's share of the deadline, where that is less, is left to the call.
-        share = (self.retry_policy.deadline or math.inf) / len(self.routes)
+        share = (self.retry_policy.deadline or math.inf) / self._memory.places
         return with_limits(
             self.retry_policy,
             (

@@ -7,6 +7,7 @@ import json
 import pickle
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
@@ -175,6 +176,19 @@ async def test_a_thread_id_reaches_bound_routers(way: Way) -> None:
     for n, name in enumerate(pins(router, 20)):
         bound = router.bind(stop=["x"]).with_config(thread(n))
         assert await ask(way, bound, "hello", None) == name
+
+
+async def test_a_thread_id_reaches_streams_of_events() -> None:
+    """In both versions of LangChain's protocol, sync and async."""
+    router = router_of({"a": 1, "b": 1, "c": 1})
+    for n, name in enumerate(pins(router, 8)):
+        with warnings.catch_warnings(action="ignore"):
+            sync = router.stream_events("x", thread(n), version="v3")
+            later = await router.astream_events("x", thread(n), version="v3")
+        assert sync.output.text == (await later.output).text == name
+        events = router.astream_events("x", thread(n), version="v2")
+        told = [e async for e in events if e["event"] == "on_chat_model_end"]
+        assert told[0]["data"]["output"].text == name
 
 
 @pytest.mark.parametrize("name", ["thread_id", "session_id", "conversation_id"])

@@ -37,6 +37,7 @@ from langchain_retryrouter.testing import (
     FakeClock,
     FaultyGateway,
     Reset,
+    Silence,
     Status,
     Step,
 )
@@ -298,6 +299,36 @@ def test_regions_have_retries_of_their_own() -> None:
                 router.invoke("hi")
         assert len(east.requests) == 2
         assert len(west.requests) == 2
+
+
+@pytest.mark.parametrize("refusal", [Status(401), SPENT], ids=["401", "quota"])
+def test_a_pool_of_refused_keys_is_left_alone(
+    provider: Provider, refusal: Step
+) -> None:
+    """While another model answers, no call asks all bad keys again."""
+    provider.steps = dict.fromkeys(KEYS, refusal)
+    backup = FakeListChatModel(responses=["backup"])
+    router = provider.router(*provider.pool(), backup)
+    for _ in range(5):
+        assert provider.ask(router).text == "backup"
+    assert provider.asked() == [1, 1, 1]
+
+
+def test_more_keys_do_not_shorten_the_share_of_a_deadline() -> None:
+    """A silent endpoint is left with all its keys, so it has one share of the time."""
+    with FaultyGateway() as gateway:
+        gateway.always(Silence())
+        model = gpt_router(base_url=gateway.url)
+        keys = [f"key-{number}" for number in range(9)]
+        backup = FakeListChatModel(responses=["backup"])
+        with RetryRouter(
+            routes=[Route.pool(model, api_keys=keys), backup],
+            retry_policy=RetryPolicy(deadline=1.0),
+        ) as router:
+            log = router.invoke("hi").response_metadata["retryrouter"]
+    assert log["route"] == "FakeListChatModel"
+    assert len(log["attempts"]) == 2
+    assert log["attempts"][0]["seconds"] >= 0.45
 
 
 # --- balance ------------------------------------------------------------------------
