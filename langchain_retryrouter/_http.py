@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from typing import Final, NamedTuple, Self
 
-from langchain_retryrouter.failures import FailureKind
+from langchain_retryrouter.failures import Failure, FailureKind
 
 # --- closing -------------------------------------------------------------------------
 
@@ -144,30 +144,16 @@ class SSEParser:
 # --- errors --------------------------------------------------------------------------
 
 
-class TransportFailure(NamedTuple):
-    """What an exception below HTTP means.
-
-    Attributes:
-        kind: What went wrong.
-        may_have_run: Whether the request may have reached the provider.
-        should_retry: False where the same request fails again; None if unknown.
-    """
-
-    kind: FailureKind
-    may_have_run: bool
-    should_retry: bool | None = None
-
-
-_CANNOT_CONNECT: Final = TransportFailure(FailureKind.CONNECTION, may_have_run=False)
-_CONNECT_TIMEOUT: Final = TransportFailure(FailureKind.TIMEOUT, may_have_run=False)
-_READ_TIMEOUT: Final = TransportFailure(FailureKind.TIMEOUT, may_have_run=True)
-_LOST: Final = TransportFailure(FailureKind.CONNECTION, may_have_run=True)
-_UNREADABLE: Final = TransportFailure(FailureKind.MALFORMED, may_have_run=True)
-_BAD_REQUEST: Final = TransportFailure(FailureKind.INVALID_REQUEST, may_have_run=False)
+_CANNOT_CONNECT: Final = Failure(FailureKind.CONNECTION, may_have_run=False)
+_CONNECT_TIMEOUT: Final = Failure(FailureKind.TIMEOUT, may_have_run=False)
+_READ_TIMEOUT: Final = Failure(FailureKind.TIMEOUT)
+_LOST: Final = Failure(FailureKind.CONNECTION)
+_UNREADABLE: Final = Failure(FailureKind.MALFORMED)
+_BAD_REQUEST: Final = Failure(FailureKind.INVALID_REQUEST, may_have_run=False)
 # A header that cannot be written: the only one that people set is the API key.
-_BAD_KEY: Final = TransportFailure(FailureKind.AUTHENTICATION, may_have_run=False)
+_BAD_KEY: Final = Failure(FailureKind.AUTHENTICATION, may_have_run=False)
 # A certificate that is wrong now is wrong in a second too.
-_BAD_CERTIFICATE: Final = TransportFailure(
+_BAD_CERTIFICATE: Final = Failure(
     FailureKind.CONNECTION, may_have_run=False, should_retry=False
 )
 
@@ -269,7 +255,7 @@ _HEADER: Final = re.compile(
 )
 
 
-def read_transport_error(error: BaseException) -> TransportFailure | None:
+def read_transport_error(error: BaseException) -> Failure | None:
     """What `error` says about the way to the provider; None if it says nothing.
 
     Of an exception that wraps another one, the more exact of the two counts. A library
@@ -304,7 +290,7 @@ def read_transport_error(error: BaseException) -> TransportFailure | None:
     return found
 
 
-def _by_class(error: BaseException) -> TransportFailure | None:
+def _by_class(error: BaseException) -> Failure | None:
     if any(cls.__name__ == "SSEError" for cls in type(error).__mro__):
         return _UNREADABLE  # httpx_sse's, which SDKs have copies of.
     for modules, table in _BY_LIBRARY:
