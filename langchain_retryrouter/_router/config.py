@@ -31,6 +31,7 @@ from langchain_retryrouter.errors import SHORTEST_SECRET, redact_text
 from langchain_retryrouter.failures import FailureAction, FailureKind
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy
 from langchain_retryrouter.rate_limits import RateLimit
+from langchain_retryrouter.spend_limits import SpendLimit
 
 Place: TypeAlias = tuple[str | int, ...]
 """Where something is in a file, such as `("routes", 0, "weight")`."""
@@ -52,6 +53,7 @@ _TABLES: Final[Mapping[str, Callable[..., Any]]] = {
     "retry_policy": RetryPolicy,
     "budget": RetryBudget,
     "rate_limit": RateLimit,
+    "spend_limit": SpendLimit,
 }
 _ENV: Final = "_env"
 _MOST_NAMES: Final = 30  # That a message lists.
@@ -620,7 +622,7 @@ def _numbers_of(made: Any) -> dict[str, Any]:
     known = inspect.signature(type(made)).parameters
     make = made.__reduce__()[0]  # What a pickle has of the objects that are shared.
     given = getattr(make, "keywords", None)
-    values = given if given is not None else {n: getattr(made, n) for n in known}
+    values = given or {n: getattr(made, n) for n in known if hasattr(made, n)}
     return {n: v for n, v in values.items() if v != known[n].default}
 
 

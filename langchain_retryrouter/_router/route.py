@@ -314,7 +314,9 @@ class Route(Serializable):
     @property
     def lc_attributes(self) -> dict[str, Any]:
         """What `dumps` writes besides the fields; `loads` refuses a function."""
-        return {} if self.accept is None else {"accept": self.accept}
+        hidden = ("accept", "api_key_function", "models_limit", "spend_limit")
+        given = {name: getattr(self, name) for name in hidden}
+        return {name: value for name, value in given.items() if value is not None}
 
     @model_validator(mode="before")
     @classmethod

@@ -1196,7 +1196,8 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
 
         `loads` refuses what is no data, such as a function or a shared budget.
         """
-        hidden = ("accept", "budget", "clock", "rate_limit", "store")
+        own = type(self).model_fields.keys() - BaseChatModel.model_fields.keys()
+        hidden = sorted(name for name in own if type(self).model_fields[name].exclude)
         given = {name: getattr(self, name) for name in hidden}
         policy = self.retry_policy
         return {

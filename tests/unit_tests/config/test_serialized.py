@@ -20,6 +20,7 @@ from langchain_retryrouter import (
     RetryPolicy,
     RetryRouter,
     Route,
+    SpendLimit,
 )
 from langchain_retryrouter.testing import FakeClock
 
@@ -70,11 +71,14 @@ def test_a_router_is_written_and_read(breakers: Any) -> None:
     assert dumps(again) == text
 
 
+PRICED = SpendLimit(5.0, per="month")
 NO_DATA: dict[str, dict[str, Any]] = {
     "accept": {"accept": bool},
     "budget": {"budget": RetryBudget()},
     "clock": {"clock": FakeClock()},
     "limit": {"rate_limit": RateLimit(max_concurrency=3)},
+    "money": {"spend_limit": SpendLimit(5.0)},
+    "money of a route": {"routes": [Route(model=routes()[1], spend_limit=PRICED)]},
     "class": {"failover_on": {LookupError: "raise"}},
     "function": {"failover_on": [{"quota": "raise"}, lambda _: None]},
     "hook": {"retry_policy": RetryPolicy(on_retry=print)},

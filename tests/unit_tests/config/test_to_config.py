@@ -21,6 +21,7 @@ from langchain_retryrouter import (
     RetryPolicy,
     RetryRouter,
     Route,
+    SpendLimit,
 )
 from langchain_retryrouter.testing import FakeClock
 
@@ -79,6 +80,8 @@ ROUTERS: dict[str, Callable[[], dict[str, Any]]] = {
         ],
         "rate_limit": RateLimit(max_concurrency=3, name="all"),
         "budget": RetryBudget(capacity=28),
+        "max_cost": 0.5,
+        "spend_limit": SpendLimit(5.0, per="month", name="team"),
     },
 }
 
