@@ -135,7 +135,7 @@ class Reservation:
 
     __slots__ = (
         *("_limit", "_wake", "charged", "costs", "is_closed", "is_granted", "prompt"),
-        *("queue", "since", "used"),
+        *("queue", "requests", "since", "used"),
     )
 
     def __init__(
@@ -153,6 +153,7 @@ class Reservation:
         self.is_granted = self.is_closed = False
         self.charged: dict[str, float] = {}  # In all, by kind, when it was granted.
         self.since = 0.0
+        self.requests = 1  # That the attempt was, in a model with attempts of its own.
         self.used: tuple[int, int] | None = None  # Tokens of the prompt and the answer.
 
     def wake(self) -> None:
@@ -493,6 +494,8 @@ class RateLimit:
                     self._learn(one.prompt, used, output)
                 else:  # More may have come than was told.
                     actual |= {k: max(actual[k], n) for k, n in counted.items()}
+            if "requests" in actual:
+                actual["requests"] = float(one.requests)
             self._refill()
             for kind, bucket in self._buckets.items():
                 bucket.take(actual.get(kind, 0.0) - one.costs[kind])

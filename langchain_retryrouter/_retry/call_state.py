@@ -781,6 +781,14 @@ class CallState:
             return None
         return functools.partial(self._read_headers, sent)
 
+    def sent_inside(self, number: int, log: Mapping[str, Any] | None) -> None:
+        """An attempt was a call with attempts of its own: each is a request."""
+        count = sum("attempt" in line for line in (log or {}).get("attempts", ()))
+        for sent in (self._current, self._hedge):
+            if sent is not None and sent.record.number == number:
+                for one in sent.reservations:
+                    one.requests = max(one.requests, count)
+
     def read_headers(self, number: int, headers: Any) -> None:
         """Correct the rate limits by the headers of an attempt's answer, if there."""
         for sent in (self._current, self._hedge):

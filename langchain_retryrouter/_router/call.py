@@ -14,7 +14,14 @@ import contextlib
 import inspect
 import logging
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterator,
+    Mapping,
+)
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, Self, TypeGuard
@@ -455,6 +462,7 @@ class BaseRouterCall:
         inner = message.response_metadata.pop("retryrouter", None)
         if inner is not None:
             facts["inside"] = inner
+            self._state.sent_inside(self._state.attempt, inner)
         self._note(message, self._state.attempt, facts.get("usage"))
 
     def _note(self, message: BaseMessage, number: int, usage: Any = None) -> None:
@@ -462,6 +470,7 @@ class BaseRouterCall:
         if not self._state.wants_facts:
             return
         says = message.response_metadata
+        self._state.sent_inside(number, says.get("retryrouter"))
         reason = says.get("finish_reason") or says.get("stop_reason")
         facts = {
             "usage": usage or getattr(message, "usage_metadata", None),
@@ -469,6 +478,10 @@ class BaseRouterCall:
             "finish_reasons": [reason] if isinstance(reason, str) else None,
         }
         self._state.answered(number, **{n: v for n, v in facts.items() if v})
+
+    def sent_inside(self, attempt: RouteAttempt, log: Mapping[str, Any]) -> None:
+        """Count the requests of a model of our own that has attempts itself."""
+        self._state.sent_inside(attempt.number, log)
 
     def _read_headers(self, attempt: RouteAttempt, answer: ChatGeneration) -> None:
         """Correct the rate limits by the headers that a model hands on, if it does."""
@@ -988,6 +1001,7 @@ class _Reported:
             named = self._call.named(error, self._attempt)
             if named.attempt_log is not None:
                 self._attempt.facts["inside"] = named.attempt_log
+                self._call.sent_inside(self._attempt, named.attempt_log)
             if named is not error:
                 raise named from error
 

@@ -9,12 +9,16 @@ from typing import Any
 
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler
+from pydantic import SecretStr
 
 from langchain_retryrouter import (
     APIConnectionError,
     APITimeoutError,
     CircuitBreaker,
     CircuitOpenError,
+    GPTRouter,
+    GPTRouterModel,
+    InvalidRequestError,
     RateLimit,
     RateLimitError,
     RetryPolicy,
@@ -388,3 +392,28 @@ def test_a_hedge_is_limited_and_its_loser_lets_go(
     assert told(answer)[-1][1] == "ok"
     assert len(gateway.requests) == (1 if second else 2)
     assert [limit.in_flight for limit in limits] == [0, 1 if second else 0]
+
+
+@pytest.mark.parametrize("last", [Answer(), Status(400)], ids=["answered", "failed"])
+def test_each_request_inside_of_a_route_counts(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock, last: Any
+) -> None:
+    """A list of models behind a gateway is asked one after the other."""
+    limit = RateLimit(requests_per_minute=6_000, clock=clock)
+    names = [GPTRouterModel(name=name, provider_name="p") for name in ("a", "b")]
+    at_once = RetryPolicy(max_retries=1, initial_delay=0)
+    model = GPTRouter(
+        models_priority_list=names,
+        gpt_router_api_base=gateway.url,
+        gpt_router_api_key=SecretStr("sk-made-up"),
+        retry_policy=at_once,
+        clock=clock,
+    )
+    route = Route(model=model, name="list", rate_limit=limit)
+    gateway.script(Status(503), last)
+    with contextlib.suppress(InvalidRequestError):
+        ask(twin, RetryRouter(routes=[route], clock=clock))
+    assert len(gateway.requests) == 2
+    assert limit.in_flight == 0
+    spent = 100 - limit.available()["requests"]
+    assert spent == pytest.approx(2)
