@@ -108,3 +108,16 @@ def test_every_file_that_a_page_names_exists() -> None:
     for page in _DOCS.rglob("*.md"):
         for name in re.findall(folders, page.read_text("utf-8")):
             assert (_ROOT / name).exists(), f"{page.name}: {name}"
+
+
+def test_the_overview_has_every_guide() -> None:
+    """The first page says what each guide is for."""
+    settings = tomllib.loads((_ROOT / "zensical.toml").read_text("utf-8"))
+    navigation = {
+        k: v for entry in settings["project"]["nav"] for k, v in entry.items()
+    }
+    overview = (_DOCS / "README.md").read_text("utf-8")
+    missing = [
+        page for page in _pages(navigation["Guides"]) if f"({page})" not in overview
+    ]
+    assert missing == []
