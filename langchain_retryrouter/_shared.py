@@ -211,6 +211,7 @@ elseif action == 'close' then
 elseif action == 'restore' then
   if a[3] > (r.gen or 0) then
     r.gen, r.open_until, r.by, r.why = a[3], now + a[4], process, a[6]
+    r.probed = 1
     if a[5] > 0 then r.held_until = now + a[5] end
     changed = 1
   end
@@ -301,7 +302,7 @@ def _breaker(r: Record, now: int, a: list[Any]) -> Reply:
         if gen == args[0] and open_until is not None:
             change(None, None)
     elif action == "restore" and args[0] > gen:
-        put(gen=args[0], open_until=now + args[1], by=process, why=args[3])
+        put(gen=args[0], open_until=now + args[1], by=process, why=args[3], probed=1)
         if args[2] > 0:
             r["held_until"] = now + args[2]
         changed = 1

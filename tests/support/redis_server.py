@@ -46,8 +46,14 @@ class RedisServer:
         )
         deadline = time.monotonic() + 10
         while True:
-            with contextlib.suppress(redis.ConnectionError), self.client() as client:
-                client.ping()
+            try:
+                with self.client() as client:
+                    client.ping()
+            except redis.AuthenticationError:
+                return  # It answers, with a password of its own.
+            except redis.ConnectionError:
+                pass
+            else:
                 return
             assert time.monotonic() < deadline, "redis-server does not answer"
             self._process.poll()

@@ -1,0 +1,299 @@
+"""A real redis-server that dies, stops, is slow, full or empty, and real processes."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from langchain_retryrouter import (
+    CircuitBreaker,
+    RateLimitError,
+    RetryBudget,
+    RetryPolicy,
+    RetryRouter,
+    Route,
+)
+from langchain_retryrouter.stores import RedisStore
+from langchain_retryrouter.testing import Answer, FaultyGateway, Silence, Status
+from tests.promises.harness import chat_openai
+from tests.support.fleet import each, fleet
+from tests.support.redis_server import RedisServer, SlowProxy
+from tests.unit_tests.conftest import Twin
+from tests.unit_tests.stores.conftest import eventually
+
+pytestmark = [
+    pytest.mark.timeout(120),
+    # Python warns of forks in programs with threads; the stores' are some.
+    pytest.mark.filterwarnings(
+        "ignore:.*multi-threaded, use of fork:DeprecationWarning"
+    ),
+]
+SETTINGS = {"failure_threshold": 2, "recovery_time": 2}
+NO_RETRIES = {"max_retries": 0, "max_retry_after": 0.5}
+LONG = Status(429, headers={"retry-after": "120"})
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    """A server of the test's own."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def gateway() -> Iterator[FaultyGateway]:
+    """The provider of all processes."""
+    with FaultyGateway() as gateway:
+        yield gateway
+
+
+def wait(seconds: float) -> None:
+    """Let real processes do something."""
+    time.sleep(seconds)  # noqa: TID251 - they take real time
+
+
+def states(store: RedisStore) -> list[str]:
+    """The states of the breakers, as everybody can read them."""
+    found = [scope for scope in store.snapshot() if scope.kind == "breaker"]
+    return [scope.facts["state"] for scope in found]
+
+
+def new_router(url: str, gateway: FaultyGateway, **fields: Any) -> RetryRouter:
+    """A router with one route and a store."""
+    route = Route(model=chat_openai(gateway.url), name="provider")
+    policy = RetryPolicy(max_retries=0, max_retry_after=0.5)
+    return RetryRouter(
+        routes=[route], store=RedisStore(url), retry_policy=policy, **fields
+    )
+
+
+def full(server: RedisServer, _: SlowProxy) -> None:
+    """Let Redis refuse all that would need memory."""
+    with server.client() as client:
+        client.config_set("maxmemory-policy", "noeviction")
+        client.config_set("maxmemory", "1mb")
+
+
+def emptied(server: RedisServer, _: SlowProxy) -> None:
+    """Give Redis its memory back."""
+    with server.client() as client:
+        client.config_set("maxmemory", 0)
+
+
+Change = Callable[[RedisServer, SlowProxy], object]
+FAULTS: dict[str, tuple[Change, Change]] = {
+    "killed": (lambda s, _: s.kill(), lambda s, _: s.start()),
+    "paused": (lambda s, _: s.pause(), lambda s, _: s.resume()),
+    "slow": (
+        lambda _, proxy: setattr(proxy, "delay", 1.0),
+        lambda _, proxy: setattr(proxy, "delay", 0.0),
+    ),
+    "out of memory": (full, emptied),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_redis_fails_while_calls_learn(
+    fault: str, twin: Twin, server: RedisServer, gateway: FaultyGateway
+) -> None:
+    """No call fails or waits for Redis; what was learned is sent when it is back."""
+    begin, end = FAULTS[fault]
+    proxy = SlowProxy(server.port)
+    router = new_router(proxy.url, gateway, budget=RetryBudget())
+    assert twin.invoke(router, "hi").content
+    eventually(lambda: states(RedisStore(server.url)) == ["closed"])
+    begin(server, proxy)
+    took = []
+    for _ in range(20):  # Nobody knows yet that it is gone.
+        began = time.perf_counter()
+        assert twin.invoke(router, "hi").content
+        took.append(time.perf_counter() - began)
+    gateway.script(LONG)
+    began = time.perf_counter()
+    with pytest.raises(RateLimitError):
+        twin.invoke(router, "hi")
+    took.append(time.perf_counter() - began)
+    assert max(took) < 0.9, took  # A slow Redis takes 1 s for an answer.
+    wait(0.5)
+    end(server, proxy)
+    other = RedisStore(server.url)
+    breaker = CircuitBreaker(name=router.routes[0].scope, store=other)
+    eventually(lambda: breaker.is_open, seconds=10)
+    assert 100 < breaker.retry_after <= 120
+    for store in (other, router.store):
+        store.close()
+    proxy.close()
+
+
+def test_an_empty_redis_is_filled_again(
+    server: RedisServer, gateway: FaultyGateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A restart that loses everything changes nothing beyond one repair."""
+    with fleet(3) as workers:
+        each(workers, "join", server.url, gateway.url, SETTINGS, NO_RETRIES)
+        assert each(workers, "ask", 1) == [["ok"]] * 3
+        gateway.script(LONG, LONG)
+        gateway.reset_log()
+        assert workers[0].call("ask", 1) == ["rate_limit"]
+        wait(0.3)
+        assert workers[1].call("ask", 1) == ["rate_limit"]  # Is it true?
+        server.kill()
+        server.start()
+        wait(2.5)
+        (scope,) = (
+            scope
+            for scope in RedisStore(server.url, namespace="fleet").snapshot()
+            if scope.kind == "breaker"
+        )
+        assert (scope.facts["state"], len(scope.processes)) == ("open", 3)
+        assert 100 < scope.facts["open_for"] <= 120
+        ends = Counter(end for ends in each(workers, "ask", 5) for end in ends)
+        # A process that starts now knows it, too.
+        late = RedisStore(server.url, namespace="fleet")
+        breaker = CircuitBreaker(name=scope.name, store=late)
+        eventually(lambda: breaker.is_open)
+    assert ends == {"circuit_open": 15}
+    assert len(gateway.requests) == 2
+    late.close()
+    assert all(
+        "away" in one.getMessage() or "back" in one.getMessage()
+        for one in caplog.records
+    )
+
+
+def test_a_dead_prober_does_not_hold_the_probe(
+    server: RedisServer, gateway: FaultyGateway
+) -> None:
+    """The lease of a process that was killed ends, and another one probes."""
+    with fleet(2) as workers:
+        each(workers, "join", server.url, gateway.url, SETTINGS, NO_RETRIES)
+        gateway.script(Status(429, headers={"retry-after": "1"}))
+        assert workers[0].call("ask", 1) == ["rate_limit"]
+        wait(1.2)
+        gateway.always(Silence(60))
+        gateway.reset_log()
+        workers[0].send("ask", 1)
+        gateway.wait_for(lambda one: one.requests != [])
+        wait(1.5)  # The lease is renewed while the probe is under way.
+        assert workers[1].call("ask", 1) == ["circuit_open"]
+        workers[0].process.kill()
+        gateway.always(Answer())
+        assert workers[1].call("ask", 1) == ["circuit_open"]
+        began = time.monotonic()
+        eventually(lambda: workers[1].call("ask", 1) == ["ok"], seconds=10)
+        assert time.monotonic() - began < 6.5
+
+
+def test_one_sick_process_closes_nothing_for_others(
+    server: RedisServer, gateway: FaultyGateway
+) -> None:
+    """A process that fails alone keeps its own breaker open; two agree for all."""
+    with fleet(4) as workers:
+        each(workers, "join", server.url, gateway.url, SETTINGS, NO_RETRIES)
+        each(workers, "ask", 1)
+        wait(1.2)  # They know how many they are.
+        gateway.script(Status(503), Status(503))
+        assert workers[0].call("ask", 2) == ["unavailable"] * 2
+        wait(0.2)
+        assert [one.call("state")[0] for one in workers] == ["open"] + ["closed"] * 3
+        assert each(workers[1:], "ask", 3) == [["ok"] * 3] * 3
+        gateway.script(Status(503), Status(503))
+        assert workers[1].call("ask", 2) == ["unavailable"] * 2
+        wait(0.2)
+        assert [one.call("state")[0] for one in workers] == ["open"] * 4
+        # It is over: one of them finds out for all, which may be the sick one.
+        wait(2.2)
+        eventually(lambda: each(workers, "ask", 1) == [["ok"]] * 4, seconds=10)
+
+
+@pytest.mark.parametrize("seconds", [-5, 5, 86_400])
+def test_clocks_that_are_wrong(
+    seconds: float, server: RedisServer, gateway: FaultyGateway
+) -> None:
+    """The time is Redis's: what a process thinks that it is does not count."""
+    with fleet(3) as workers:
+        workers[0].call("skew", seconds)
+        workers[1].call("skew", -seconds)
+        each(workers, "join", server.url, gateway.url, SETTINGS, NO_RETRIES)
+        for number in range(3):
+            gateway.script(Status(429, headers={"retry-after": "1"}))
+            assert workers[number].call("ask", 1) == ["rate_limit"]
+            wait(0.3)
+            assert {one.call("state")[0] for one in workers} == {"open"}
+            wait(1.9)
+            assert workers[0].call("ask", 1) == ["ok"]
+            wait(0.2)
+            assert each(workers, "ask", 1) == [["ok"]] * 3
+
+
+def test_a_fork_shares(server: RedisServer, gateway: FaultyGateway) -> None:
+    """A forked process has threads and a name of its own; the parent learns from it."""
+    router = new_router(server.url, gateway)
+    assert router.invoke("hi").content
+    parent = router.store.process
+    context = multiprocessing.get_context("fork")
+    told = context.SimpleQueue()
+
+    def child() -> None:
+        gateway_said = ""
+        try:
+            router.invoke("hi")
+        except RateLimitError as error:
+            gateway_said = str(error.retry_after)
+        eventually(lambda: states(router.store) == ["open"])
+        told.put((router.store.process, gateway_said, os.getpid()))
+
+    gateway.script(LONG)
+    process = context.Process(target=child)
+    process.start()
+    name, said, pid = told.get()
+    process.join(10)
+    assert name != parent
+    assert f":{pid}:" in name
+    assert said == "120.0"
+    breaker_of = CircuitBreaker(name=router.routes[0].scope, store=router.store)
+    eventually(lambda: breaker_of.is_open)
+    router.store.close()
+
+
+def test_connections(server: RedisServer) -> None:
+    """Two connections for a process, however many stores and breakers it has."""
+    stores = [RedisStore(server.url) for _ in range(5)]
+    kept = [
+        CircuitBreaker(name=f"p{number}", store=store)
+        for store in stores
+        for number in range(10)
+    ]
+    with server.client() as client:
+        eventually(lambda: len(client.client_list()) == 3)
+        wait(1.5)
+        assert len(client.client_list()) == 3
+        for store in stores:
+            store.close()
+        eventually(lambda: len(client.client_list()) == 1)
+    assert len(kept) == 50
+
+
+def test_a_wrong_password_is_said_once(
+    gateway: FaultyGateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Calls go on, and one line says what is wrong, without the password."""
+    with RedisServer("--requirepass", "right") as server:
+        url = server.url.replace("redis://", "redis://:sesame@")
+        router = new_router(url, gateway)
+        with caplog.at_level(logging.WARNING):
+            assert router.invoke("hi").content
+            eventually(lambda: not router.store.is_up)
+            wait(2.2)
+        assert router.invoke("hi").content
+    (line,) = (one.getMessage() for one in caplog.records if "store" in one.name)
+    assert "is away" in line
+    assert "sesame" not in caplog.text
+    router.store.close()
