@@ -357,7 +357,7 @@ _DEEPEST: Final = 60_000  # Milliseconds of the rate that may be owed.
 # A process that gets less than it wants is hungry since then. As much as those need who
 # are hungry for longer is left for them: so the processes take turns. Whoever's turn it
 # is gets what it needs for one request while anything is left, and the others wait
-# until that is paid for: nobody's large request starves.
+# until that is paid for: no large request starves.
 _LUA_LIMIT: Final = """
 local process, most, wanted, busy, kinds = a[1], a[2], a[3], a[4], a[5]
 local members, hungry, held, gone = 1, 0, 0, {}

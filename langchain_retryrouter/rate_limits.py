@@ -2,7 +2,7 @@
 
 An attempt reserves what it is going to use before it is sent, and settles what it has
 used when it is over. Those who have to wait stand in one queue, threads and tasks of
-all event loops together. `_retry.turns` asks the limits of a call's routes.
+all event loops together. `_retry.engine` asks the limits of a call's routes.
 """
 
 from __future__ import annotations
@@ -83,12 +83,12 @@ class RequestTooLargeError(ValueError):
     """A prompt has more tokens than the limit allows in a whole minute."""
 
 
-class _Bucket:
+class _TokenBucket:
     """Tokens that come back at a steady rate.
 
     A request is admitted if the bucket has what it costs, or is full; its whole cost is
     taken, so that the level may fall below 0. Of a shared bucket, this is the part that
-    was leased to the process: what it makes by itself, `made`, is told to the store.
+    was leased to the process: the store is sent what it makes by itself, `made`.
     """
 
     __slots__ = (
@@ -201,7 +201,7 @@ class RateLimit:
     probably use; afterwards what it did not use is given back. A wait for a limit ends
     with the call's deadline, is in the attempt log as `limiter_wait`, and never counts
     as a failure of the provider. A `RetryRouter` asks its next route instead, if that
-    has room earlier and the wait is longer than `failover_after_wait`.
+    is free earlier and the wait is longer than `failover_after_wait`.
 
     Those who wait are admitted in the order in which they came. At most one second's
     worth of a limit is used at once, so that no minute has more than 102 % of it.
@@ -306,7 +306,7 @@ class RateLimit:
         now = self._now()
         given = {kind: self._settings[f"{kind}_per_minute"] for kind in _KINDS}
         self._buckets = {
-            kind: _Bucket(math.inf if number is None else number, now)
+            kind: _TokenBucket(math.inf if number is None else number, now)
             for kind, number in given.items()
             if number is not None or self.adaptive
         }
@@ -329,7 +329,8 @@ class RateLimit:
         self._processes, self._hungry = 1, 0
         self._permits = math.inf
         self._peak = 0  # The most in flight since then.
-        self._is_new = self._store is not None
+        self._is_new = self._store is not None and not self.strict
+        self._has_failed = False
         if self._store is not None:
             self._permits = 1.0
             for bucket in self._buckets.values():
@@ -377,7 +378,7 @@ class RateLimit:
         """
         if self._settings["max_concurrency"] is not None:
             msg = (
-                "a LangChain rate limiter is not told when a call is over, so"
+                "a LangChain rate limiter does not learn when a call is over, so"
                 f" max_concurrency={self._settings['max_concurrency']!r} does not hold"
                 " for it: use rate_limit= of a RetryRouter, a Route or a GPTRouter"
             )
@@ -422,9 +423,12 @@ class RateLimit:
             return self._wait_for(self.costs_of(size), is_last=True)
 
     def try_reserve(self, size: Size) -> Reservation | None:
-        """A reservation, if there is room now and no queue."""
+        """A reservation, if the request is admitted now, and no other one waits."""
+        self._exchange()
         with self._lock:
-            return None if self.wait_for(size) > 0 else self.take(size)
+            self._admit()
+            wait = self._wait_for(self.costs_of(size), is_last=True)
+            return None if wait > 0 else self.take(size)
 
     def take(self, size: Size) -> Reservation:
         """A reservation in any case: the request is sent, whatever there is."""
@@ -492,7 +496,7 @@ class RateLimit:
                 if has_answer:
                     actual |= counted
                     self._learn(one.prompt, used, output)
-                else:  # More may have come than was told.
+                else:  # More may have come than the provider said.
                     actual |= {k: max(actual[k], n) for k, n in counted.items()}
             if "requests" in actual:
                 actual["requests"] = float(one.requests)
@@ -578,7 +582,9 @@ class RateLimit:
             made = bucket.refill(now, share)
             if made and store is not None:
                 bucket.made += made
-                if not store.is_up:  # The others have theirs, after an outage of all.
+                if (
+                    self._has_failed or not store.is_up
+                ):  # The others have theirs, after an outage of all.
                     bucket.made = min(bucket.made, bucket.rate * share * _OUTAGE)
 
     def _admit(self) -> None:
@@ -642,7 +648,8 @@ class RateLimit:
         return seconds
 
     def _is_answering(self, store: Store, now: float) -> bool:
-        return store.is_up and not (self._is_asking and now - self._asked_at > _SLOW)
+        is_slow = self._is_asking and now - self._asked_at > _SLOW
+        return store.is_up and not (is_slow or self._has_failed)
 
     # --- leases, called without the lock --------------------------------------------
 
@@ -667,10 +674,10 @@ class RateLimit:
             asked = self._next_question(store, is_due=is_due)
         if asked is not None:
             args, wanted = asked
-            era = self._queue
+            queue = self._queue
 
             def on_reply(reply: Reply | None) -> None:
-                if era is self._queue:
+                if queue is self._queue:
                     self._take_reply(args, wanted, reply)
 
             if not store.submit(LIMIT, self.name, args, on_reply):
@@ -735,7 +742,9 @@ class RateLimit:
             self._refill()
             self._is_asking = self._is_new = False
             kinds = args[-1]
+            self._has_failed = reply is None
             if reply is None:
+                self._is_starved = True  # Not to ask again at once.
                 for one in kinds:
                     bucket = self._buckets[one[0]]
                     bucket.level += max(0.0, one[3])
@@ -759,7 +768,7 @@ class RateLimit:
         self._held_until = max(self._held_until, until)
 
     def _correct(
-        self, bucket: _Bucket, said: ServerLimit, one: Reservation | None
+        self, bucket: _TokenBucket, said: ServerLimit, one: Reservation | None
     ) -> None:
         window = said.window or _MINUTE
         if said.limit:
@@ -886,7 +895,7 @@ def _characters(value: Any) -> int:
 
 
 def _nothing() -> None:
-    """Wake nobody."""
+    """Wake nothing: there is no wait."""
 
 
 _numbers = itertools.count()

@@ -162,7 +162,7 @@ class CallLimits:
     size: Callable[[int], Size]
 
     def wait_for(self, position: int) -> float:
-        """Seconds until a route has room; infinite if that is not known.
+        """Seconds until the limits of a route are free; infinite if not known.
 
         Raises:
             RequestTooLargeError: It never has.
@@ -171,7 +171,7 @@ class CallLimits:
         return max((limit.wait_for(size) for limit in limits), default=0.0)
 
     def try_reserve(self, position: int) -> list[Reservation] | None:
-        """What an attempt on a route reserves, if there is room now."""
+        """What an attempt on a route reserves, if its limits are free now."""
         reserved: list[Reservation] = []
         size = self.size(position)
         for limit in self.routes[position]:
@@ -184,7 +184,7 @@ class CallLimits:
         return reserved
 
     def take(self, position: int) -> list[Reservation]:
-        """What an attempt on a route reserves, whether there is room or not."""
+        """What an attempt on a route reserves, whether its limits are free or not."""
         size = self.size(position)
         return [limit.take(size) for limit in self.routes[position]]
 
@@ -762,10 +762,10 @@ class CallState:
         """Keep what the next attempt has reserved, after a wait of so many seconds."""
         self._drop_reserved()
         self._reserved, self._reserved_at = reserved, self.position
-        self._limiter_wait += waited
+        self.waited_for_limiter(waited)
 
     def waited_for_limiter(self, seconds: float) -> None:
-        """LangChain's rate limiter has let the next attempt wait for so long."""
+        """A rate limit or limiter has let the next attempt wait for so long."""
         if seconds >= _A_WAIT:
             self._limiter_wait += seconds
 

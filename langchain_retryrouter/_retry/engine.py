@@ -45,6 +45,7 @@ T = TypeVar("T")
 
 # Seconds between two questions to a rate limiter whose own wait knows no deadline.
 _RATE_LIMITER_INTERVAL = 0.1
+_A_MOMENT = 0.01
 
 
 class RateLimiter(Protocol):
@@ -66,10 +67,15 @@ class LimiterWait(NamedTuple):
     route: str | None
     seconds: float | None
 
+    @property
+    def is_long(self) -> bool:
+        """Whether it is more than the time that a store takes to answer."""
+        return self.seconds is None or self.seconds > _A_MOMENT
+
 
 @runtime_checkable
 class WaitListener(Protocol):
-    """A `Notify` or `ANotify` that is told of waits for rate limits, too."""
+    """A `Notify` or `ANotify` that takes waits for rate limits, too."""
 
     def limiter_wait(self, wait: LimiterWait) -> Any:
         """Called before the wait, and awaited if it is async."""
@@ -195,7 +201,7 @@ class RetryController:
         return min(_RATE_LIMITER_INTERVAL, remaining)
 
     def reserve(self) -> Generator[LimiterWait, Reservation | None, None]:
-        """Reserve what the next attempt needs, on the route that has room first.
+        """Reserve what the next attempt needs, on the route that is free first.
 
         Each wait that is yielded is answered by the reservation, or None after it.
         """
@@ -233,9 +239,9 @@ class RetryController:
             _drop(reserved)
 
     def _choose_route(self, limits: CallLimits, *, is_patient: bool) -> float:
-        """Go to the route that is asked next; the seconds until it has room.
+        """Go to the route that is asked next; the seconds until it is free.
 
-        That is the first one that has room soon, or else the one that has it first.
+        That is the first one that is free soon, or else the one that is free first.
         """
         state = self.call_state
         waits: dict[int, float] = {}
@@ -260,7 +266,7 @@ class RetryController:
                 if wait is None
                 else "its rate limit is used up"
                 if wait == math.inf
-                else f"its rate limit has room in {wait:.1f} s"
+                else f"its rate limit is used up for {wait:.1f} s"
             )
             state.spill_over(chosen, reason)
         return waits[chosen]
@@ -411,7 +417,7 @@ def begin(controller: RetryController, notify: Notify | None = None) -> Attempt:
         with contextlib.closing(controller.reserve()) as waits:
             answer = None
             while (asked := _next_wait(waits, answer)) is not None:
-                if isinstance(notify, WaitListener):
+                if asked.is_long and isinstance(notify, WaitListener):
                     notify.limiter_wait(asked)
                 answer = asked.limit.reserve(asked.size, asked.patience)
         _acquire(controller)
@@ -453,7 +459,7 @@ async def abegin(controller: RetryController, notify: ANotify | None = None) -> 
         with contextlib.closing(controller.reserve()) as waits:
             answer = None
             while (asked := _next_wait(waits, answer)) is not None:
-                if isinstance(notify, WaitListener):
+                if asked.is_long and isinstance(notify, WaitListener):
                     await notify.limiter_wait(asked)
                 answer = await asked.limit.areserve(asked.size, asked.patience)
         await _aacquire(controller)

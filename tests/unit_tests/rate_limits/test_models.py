@@ -201,7 +201,7 @@ def test_a_full_route_spills_over_at_once(
     router = routed(gateway, clock, used_up(clock), None)
     answer = ask(twin, router, method)
     assert told(answer) == [("a", "skipped"), ("b", "ok")]
-    assert attempts(answer)[0]["reason"] == "its rate limit has room in 60.0 s"
+    assert attempts(answer)[0]["reason"] == "its rate limit is used up for 60.0 s"
     assert clock.sleeps == []
 
 

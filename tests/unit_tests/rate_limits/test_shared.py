@@ -106,7 +106,7 @@ def test_concurrency_is_shared(clock: FakeClock) -> None:
 
 
 def test_the_first_call_does_not_wait_for_the_store(clock: FakeClock) -> None:
-    """A process begins with one request of its own, and tells the store."""
+    """A process begins with one request, and pays for it later; but not if strict."""
 
     class Silent(MemoryStore):
         def submit(self, *_: Any) -> bool:
@@ -115,6 +115,9 @@ def test_the_first_call_does_not_wait_for_the_store(clock: FakeClock) -> None:
     limit = shared(Silent(clock=clock), clock, requests_per_minute=60)
     assert limit.reserve(ONE) is not None
     assert clock.sleeps == []
+    limit = shared(Silent(clock=clock), clock, requests_per_minute=60, strict=True)
+    assert limit.reserve(ONE) is not None
+    assert clock.sleeps != []
 
 
 class Away(MemoryStore):
@@ -153,6 +156,25 @@ def test_without_its_store_a_process_keeps_to_its_share(clock: FakeClock) -> Non
     clock.advance(2)
     store.wake()
     assert limits[0].reserve(ONE, 1) is not None
+
+
+def test_a_store_that_refuses_is_not_asked_all_the_time() -> None:
+    """A wait asks ten times a second at most, and the local share decides."""
+    asked = 0
+
+    class Refusing(MemoryStore):
+        def submit(self, *args: Any) -> bool:
+            nonlocal asked
+            asked += 1
+            args[3](None)
+            return True
+
+    limit = RateLimit(requests_per_minute=240, name="a", store=Refusing())
+    for _ in range(3):
+        one = limit.reserve(ONE, 5)
+        assert one is not None
+        one.succeeded()
+    assert asked < 20
 
 
 def test_a_limit_of_a_router_is_shared_by_its_store(
