@@ -106,7 +106,7 @@ class _Config:
                 f" {', '.join(_READERS)}, not {self.name!r}"
             )
             raise ValueError(msg)
-        text = Path(self.name).read_text(encoding="utf-8")
+        text = Path(self.name).read_text(encoding="utf-8-sig")
         try:
             self.data, self._find = _READERS[kind](text)
         except _SyntaxError as error:
@@ -337,6 +337,8 @@ def from_config(cls: type[_M], source: Source, fields: Mapping[str, Any]) -> _M:
         for route in _build_routes(config, table, params, index)
     ]
     config.check()
+    # What a store does not tell.
+    given["source"] = {n: v for n, v in config.data.items() if n.startswith("store")}
     with _Noting(config, (), ()):
         return cls(**given, **fields)
     config.check()
@@ -597,7 +599,8 @@ def to_config(router: BaseModel, routes: Sequence[Route]) -> dict[str, Any]:
 
 def _fields_of(config: _Config, made: BaseModel, place: Place) -> dict[str, Any]:
     """The fields that are not as they would be anyway, as data."""
-    data = {}
+    data: dict[str, Any] = {}
+    source = getattr(made, "source", None) or {}
     for name, field in type(made).model_fields.items():
         value = getattr(made, name)
         if name == "metadata" and value:  # LangChain's, of its own version.
@@ -612,6 +615,10 @@ def _fields_of(config: _Config, made: BaseModel, place: Place) -> dict[str, Any]
         elif name == "breaker_settings":
             value = False if value is None else dict(value)
         if name in _OBJECTS or not _is_data(value):
+            kept = {n: source[n] for n in (name, f"{name}{_ENV}") if n in source}
+            if kept:
+                data |= kept
+                continue
             config.problem((*place, name), f"is not data: {value!r}")
         data[name] = value
     return data

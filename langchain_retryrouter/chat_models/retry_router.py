@@ -351,6 +351,9 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
     clock: Clock | None = Field(default=None, exclude=True, repr=False)
     """The source of time, and of waits; `testing.FakeClock` in a test."""
 
+    source: dict[str, Any] | None = Field(default=None, exclude=True, repr=False)
+    """Where `from_config` found the store, for `to_config`, which fill and read it."""
+
     if TYPE_CHECKING:
 
         def __init__(
@@ -1197,6 +1200,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         `loads` refuses what is no data, such as a function or a shared budget.
         """
         own = type(self).model_fields.keys() - BaseChatModel.model_fields.keys()
+        own -= {"source"}
         hidden = sorted(name for name in own if type(self).model_fields[name].exclude)
         given = {name: getattr(self, name) for name in hidden}
         policy = self.retry_policy

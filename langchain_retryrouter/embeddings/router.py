@@ -590,7 +590,7 @@ class _Batch:
             raise VectorSpaceError(msg)
         with self._lock:
             if attempt.number == self._state.attempts:  # Not a thread that was left.
-                self._vectors |= {place: list(v) for place, v in found.items()}
+                self._vectors |= {p: [*map(float, v)] for p, v in found.items()}
         if len(found) < count:
             msg = f"{count - len(found)} of {count} vectors are no finite numbers"
             raise _BadVectorsError(msg, should_retry=False)

@@ -23,6 +23,7 @@ from langchain_retryrouter import (
     Route,
     SpendLimit,
 )
+from langchain_retryrouter.stores import MemoryStore
 from langchain_retryrouter.testing import FakeClock
 
 KEY = "sk-proj-of-the-environment-1"
@@ -138,6 +139,22 @@ def test_what_a_file_says_is_written_again(
             {"model": "anthropic:claude-opus-5", "name": "claude-opus-5"},
         ],
     }
+
+
+def test_where_a_store_is_is_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it was given; an address with a password must be in a variable."""
+    address = "redis://:a-long-password@127.0.0.1:1/0"
+    monkeypatch.setenv("REDIS_URL", address)
+    routes = [{"model": "openai:gpt-4o", "name": "gpt-4o"}]
+    for store in ({"store_env": "REDIS_URL"}, {"store": "redis://127.0.0.1:1/0"}):
+        with RetryRouter.from_config({**store, "routes": routes}) as router:
+            assert "127.0.0.1" in repr(router.store)
+            assert router.to_config() == {**store, "routes": routes}
+    with pytest.raises(ValueError, match=r"store: a config must.*store_env = 'NAME'"):
+        RetryRouter.from_config({"store": address, "routes": routes})
+    with pytest.raises(ValueError, match="store: is not data") as refused:
+        RetryRouter(routes=[openai()], store=MemoryStore()).to_config()
+    assert "password" not in str(refused.value)
 
 
 LOST: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
