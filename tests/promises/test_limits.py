@@ -14,7 +14,7 @@ import pytest
 from langchain_retryrouter import RateLimit
 from langchain_retryrouter.failures import Failure, FailureKind
 from langchain_retryrouter.rate_limits import Size
-from langchain_retryrouter.stores import RedisStore
+from langchain_retryrouter.stores import MemoryStore, RedisStore
 from tests.promises.conftest import Figures
 from tests.promises.harness import VirtualClock, let_pass, run
 from tests.support.fleet import each, fleet
@@ -58,6 +58,52 @@ def test_a_fleet_keeps_a_limit(
         whole = sum(at < begin + 60 for times in admitted for at in times)
         share = whole / (a_second * 60)
         figures.at_most(1.02, share, f"of the limit in the first minute, {kind}")
+
+
+def test_a_fleet_keeps_a_limit_on_a_virtual_clock(
+    figures: Figures, *, is_long: bool
+) -> None:
+    """The same, whatever else the machine does: the first minute of all processes."""
+    processes, a_second, seconds = (64, 600, 60) if is_long else (16, 80, 15)
+
+    async def main() -> list[int]:
+        clock = VirtualClock(1)
+        store = MemoryStore(clock=clock)
+        per_minute = 60 * a_second
+        limits = [
+            RateLimit(
+                requests_per_minute=per_minute, name="one", store=store, clock=clock
+            )
+            for _ in range(processes)
+        ]
+        counts = [0] * processes
+
+        async def call(at: int) -> None:
+            one = await limits[at].areserve(Size(), 2.0)
+            if one is not None:
+                counts[at] += clock.monotonic() < seconds
+                one.succeeded()
+
+        async def arrive(at: int) -> None:
+            rng = random.Random(at)  # noqa: S311 - seeded
+            while clock.monotonic() < seconds:
+                wanted = 1_280 / 600 * a_second / processes
+                await let_pass(rng.expovariate(wanted))
+                calls.append(asyncio.create_task(call(at)))
+
+        calls: list[asyncio.Task[None]] = []
+        await asyncio.gather(*map(arrive, range(processes)))
+        await asyncio.gather(*calls)
+        return counts
+
+    counts = run(main())
+    share, fair = sum(counts) / (a_second * seconds), sum(counts) / processes
+    figures.at_most(
+        1.02, share, "of the limit is used from the start, virtual: at most"
+    )
+    figures.at_least(0.97, share, "of the limit is used from the start, virtual: least")
+    figures.at_most(2, max(counts) / fair, "times the fair share, virtual: at most")
+    figures.at_least(0.5, min(counts) / fair, "times the fair share, virtual: least")
 
 
 class Provider:
@@ -136,10 +182,10 @@ def test_a_turn_is_cheap(
         seconds = []
         for _ in range(20_000 if is_long else 2_000):
             began = time.perf_counter()
-            one = limit.try_reserve(Size(100, 100))
-            if one is not None:
-                one.succeeded()
+            one = limit.reserve(Size(100, 100))
             seconds.append(time.perf_counter() - began)
+            assert one is not None
+            one.succeeded()
         micro = 1e6 * statistics.median(seconds)
         figures.at_most(100, micro, f"µs for a turn at a limit, {name} (median)")
     store.close()
