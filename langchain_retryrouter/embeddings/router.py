@@ -352,7 +352,7 @@ def _is_same(name: str, space: str) -> bool:
 
 
 def _common_dimensions(given: int | None, routes: list[EmbeddingsRoute]) -> int | None:
-    """The number of dimensions that the router or the routes' models are told."""
+    """The number of dimensions that the router or the routes' models ask for."""
     asked = {
         value
         for route in routes
