@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,7 +24,6 @@ _INPUT_DETAILS: Final = {
     "ephemeral_1h_input_tokens": "cache_write_1h_tokens",
     "audio": "input_audio_tokens",
 }
-_OUTPUT_DETAILS: Final = {"audio": "output_audio_tokens"}
 
 
 def tokens_of(usage: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -73,7 +72,8 @@ class ListedPrices:
         details: dict[str, int] = {}
         for name, names in (
             ("input_token_details", _INPUT_DETAILS),
-            ("output_token_details", _OUTPUT_DETAILS),
+            ("prompt_tokens_details", {"cached_tokens": "cache_read_tokens"}),
+            ("output_token_details", {"audio": "output_audio_tokens"}),
         ):
             given = usage.get(name)
             given = given if isinstance(given, Mapping) else {}
@@ -101,6 +101,11 @@ class ListedPrices:
 
 
 Prices = FixedPrices | ListedPrices
+
+
+def load_list() -> None:
+    """Read the list now, if it is installed: not in a call, or in an event loop."""
+    listed_prices("gpt-4o", "openai")
 
 
 @functools.lru_cache(maxsize=1024)
@@ -158,8 +163,15 @@ def cost_of_attempt(
     return None if cost is None else (cost, True)
 
 
-def add_total(log: dict[str, Any]) -> None:
-    """Write into a log what its attempts cost, if that is known of each."""
+def write_costs(
+    log: dict[str, Any], costs: Iterable[tuple[float, bool] | None] = ()
+) -> None:
+    """Write into a log what its lines cost, and the sum, if each cost is known."""
+    for line, cost in zip(log["attempts"], costs, strict=False):
+        if cost is not None:
+            line["cost"] = cost[0]
+            if cost[1]:
+                line["cost_is_estimate"] = True
     lines = [line for line in log["attempts"] if "attempt" in line]
     if lines and all("cost" in line for line in lines):
         log["cost"] = round(sum(line["cost"] for line in lines), _DIGITS)

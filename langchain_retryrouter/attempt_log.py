@@ -122,13 +122,15 @@ class AttemptLog:
     def outcome(self) -> str:
         """`ok`, or the kind of the last failure; `cached` if nothing was to be sent."""
         outcomes = [str(line.get("outcome")) for line in self.attempts]
-        sent = [str(line.get("outcome")) for line in self._sent]
+        sent = [str(line.get("outcome")) for line in _sent(self.attempts)]
         return "ok" if "ok" in sent else (sent or outcomes or ["cached"])[-1]
 
     @property
     def route(self) -> str | None:
         """The route that answered, or was asked last."""
-        names = [line.get("route") for line in self._sent if line.get("route")]
+        names = [
+            line.get("route") for line in _sent(self.attempts) if line.get("route")
+        ]
         name = self._log.get("route") or (names[-1] if names else None)
         return None if name is None else str(name)
 
@@ -152,10 +154,6 @@ class AttemptLog:
     def cost_is_estimate(self) -> bool:
         """Whether the cost of any attempt is an estimate."""
         return bool(self._log.get("cost_is_estimate"))
-
-    @property
-    def _sent(self) -> list[dict[str, Any]]:
-        return [line for line in self.attempts if line.get("attempt") is not None]
 
     def as_dict(self) -> dict[str, Any]:
         """The log as JSON-able data."""
@@ -189,7 +187,7 @@ class AttemptLog:
                 continue
             has_answer = log.outcome in {"ok", "cached"} and not is_error
             answered += has_answer
-            attempts += len(log._sent)
+            attempts += len(_sent(log.attempts))
             waited += log.waited
             failures.update(_failures(log.attempts))
             routes.update([log.route] if has_answer and log.route else [])
@@ -197,7 +195,7 @@ class AttemptLog:
                 costs.append(log.cost)
                 is_estimate = is_estimate or log.cost_is_estimate
             else:
-                without_cost += bool(log._sent)
+                without_cost += bool(_sent(log.attempts))
         return AttemptSummary(
             calls=calls,
             answered=answered,
@@ -213,7 +211,7 @@ class AttemptLog:
     # --- to look at ---
 
     def _headline(self) -> str:
-        sent = len(self._sent)
+        sent = len(_sent(self.attempts))
         said = [_seconds(self.seconds), _count(sent, "attempt")]
         if self.waited:
             said.append(f"{_seconds(self.waited)} waited")
@@ -483,6 +481,10 @@ def _time(of: Mapping[str, Any], name: str) -> float | None:
     except ValueError:
         return None
     return moment.timestamp() if isinstance(moment, datetime) else None
+
+
+def _sent(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [line for line in lines if line.get("attempt") is not None]
 
 
 def _failures(lines: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -30,6 +30,7 @@ from pydantic import (
 from langchain_retryrouter import _gptrouter
 from langchain_retryrouter._gptrouter.http import find_origin
 from langchain_retryrouter._http import ClosedByWith
+from langchain_retryrouter._prices import load_list
 from langchain_retryrouter._retry.call_state import CallState, Subject, limits_of
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.engine import RetryContext
@@ -314,6 +315,7 @@ class GatewayConnection(ClosedByWith, Serializable):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
+        load_list()
         new_client = _gptrouter.client.GatewayClient
         if self.client is None or type(self.client) is new_client:
             # Made anew also where LangChain copies our fields with one of them changed

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from langchain_retryrouter._prices import Prices, cost_of_attempt, write_costs
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.health import RouteHealth
 from langchain_retryrouter._retry.retry_after import Headers, read_limits
@@ -117,6 +118,7 @@ class AttemptRecord:
     limiter_wait: float = 0.0
     position: int = 0
     failure: Failure | None = None
+    usage: Mapping[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The line as JSON-able data, without what does not apply."""
@@ -337,6 +339,7 @@ class CallState:
         decision: What followed the last failure.
         position: The place of the route of the current or next attempt.
         run: LangChain's run manager of the call, for observers.
+        prices_of: Returns what a model's tokens cost, for a call that has no routes.
         observers: What is told of the call.
         cost_of: Returns the money of an attempt that is over; None if not known.
     """
@@ -364,6 +367,7 @@ class CallState:
         self.decision: Decision | None = None
         self.position = 0
         self.run: Any = None
+        self.prices_of: Callable[[str | None], Prices | None] | None = None
         self.observers: list[CallObserver] = []
         self.cost_of: Callable[[AttemptRecord], float | None] = lambda _: None
         self.describe = describe
@@ -419,13 +423,18 @@ class CallState:
     @property
     def wants_facts(self) -> bool:
         """Whether it makes a difference what answers say of themselves."""
-        return bool(self.observers) or self.limits is not None
+        is_heard = bool(self.observers) or self.limits is not None
+        return is_heard or self.prices_of is not None
 
     def answered(self, number: int, **facts: Any) -> None:
         """Tell observers, and rate limits, what the answer of an attempt says."""
         for sent in (self._current, self._hedge):
             if sent is not None and sent.record.number == number:
                 sent.note_usage(facts.get("usage"))
+                if isinstance(usage := facts.get("usage"), Mapping):
+                    sent.record.usage = usage
+                    if self.prices_of and (cost := self._cost_of(sent.record)):
+                        facts["cost"] = cost[0]
         for observer in self.observers:
             observer.answered(number, facts)
 
@@ -540,7 +549,16 @@ class CallState:
         log: dict[str, Any] = {
             "attempts": [record.as_dict() for record in self.records]
         }
+        if self.prices_of is not None:
+            write_costs(log, map(self._cost_of, self.records))
         return {"route": self.route, **log} if self._has_routes else log
+
+    def _cost_of(self, record: AttemptRecord) -> tuple[float, bool] | None:
+        if record.number is None or self.prices_of is None:
+            return None
+        return cost_of_attempt(
+            self.prices_of(record.route), record.failure, record.usage
+        )
 
     def will_be_refused(self) -> bool:
         """Whether the circuit breakers would refuse an attempt now."""

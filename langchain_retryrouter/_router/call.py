@@ -40,7 +40,7 @@ from langchain_core.outputs.chat_generation import merge_chat_generation_chunks
 from langchain_core.rate_limiters import BaseRateLimiter
 from pydantic import ValidationError
 
-from langchain_retryrouter._prices import add_total
+from langchain_retryrouter._prices import write_costs
 from langchain_retryrouter._providers.errors import (
     PAYLOADS,
     is_of_closed_loop,
@@ -358,17 +358,13 @@ class BaseRouterCall:
     def attempt_log(self) -> dict[str, Any]:
         """The call so far, as JSON-able data."""
         log = self._state.attempt_log()
+        costs = []
         for line, record in zip(log["attempts"], self._state.records, strict=True):
             facts, received = self._facts_of(record)
             line.update(facts)
-            if self.costs is None or record.number is None:
-                continue
-            priced = self.costs.price(record, facts, received)
-            if priced is not None:
-                line["cost"] = priced[0]
-                if priced[1]:
-                    line["cost_is_estimate"] = True
-        add_total(log)
+            if self.costs is not None:
+                costs.append(self.costs.price(record, facts, received))
+        write_costs(log, costs)
         return log
 
     def cost_of(self, record: AttemptRecord) -> float | None:
@@ -472,11 +468,16 @@ class BaseRouterCall:
         says = message.response_metadata
         self._state.sent_inside(number, says.get("retryrouter"))
         reason = says.get("finish_reason") or says.get("stop_reason")
-        facts = {
+        facts: dict[str, Any] = {
             "usage": usage or getattr(message, "usage_metadata", None),
             "model": says.get("model_name") or says.get("model"),
             "finish_reasons": [reason] if isinstance(reason, str) else None,
         }
+        prices = (
+            self._attempts[number].route.prices if number in self._attempts else None
+        )
+        if prices is not None and facts["usage"]:
+            facts["cost"] = prices.cost(facts["usage"])
         self._state.answered(number, **{n: v for n, v in facts.items() if v})
 
     def sent_inside(self, attempt: RouteAttempt, log: Mapping[str, Any]) -> None:

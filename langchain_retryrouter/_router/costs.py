@@ -112,6 +112,8 @@ class CallCosts:
 
         `received` are the characters that a stream has brought.
         """
+        if record.number is None:
+            return None
         inside = facts.get("inside")
         if inside and "cost" in inside:
             return inside["cost"], bool(inside.get("cost_is_estimate"))

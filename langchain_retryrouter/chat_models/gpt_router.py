@@ -37,6 +37,7 @@ from langchain_retryrouter._gptrouter.connection import (
     GatewayConnection,
     GPTRouterModel,
 )
+from langchain_retryrouter._prices import ListedPrices, listed_prices
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter._retry.engine import Attempt, acall, call
 from langchain_retryrouter._retry.streaming import astream, stream
@@ -559,6 +560,13 @@ class _GatewayCall:
         _callbacks.observe_run(
             call_state, run_manager, trace_attempts=llm.trace_attempts
         )
+        providers = {model.name: model.provider_name for model in models}
+
+        def prices_of(name: str | None) -> ListedPrices | None:
+            name = name or models[0].name  # It is not known which one has failed.
+            return listed_prices(name, providers.get(name))
+
+        call_state.prices_of = prices_of
         self._gateway_max_retries = llm.gateway_max_retries
         if self._gateway_max_retries is None and call_state.policy.max_retries:
             self._gateway_max_retries = 0  # Or one call would be retried twice over.

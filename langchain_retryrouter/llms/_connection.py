@@ -20,6 +20,7 @@ from pydantic import ConfigDict, Field, SecretStr, field_validator, model_valida
 
 from langchain_retryrouter._http import ClosedByWith
 from langchain_retryrouter._openai import client as sdk
+from langchain_retryrouter._prices import load_list
 from langchain_retryrouter._retry.clock import Clock
 from langchain_retryrouter._shared import name_hash
 from langchain_retryrouter.circuit_breaker import CircuitBreaker
@@ -247,6 +248,7 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
     @model_validator(mode="after")
     def validate_environment(self) -> Self:
         """Check the fields together, and make the clients."""
+        load_list()
         self._choose_account()
         self._check_numbers()
         if self.retry_policy is not None:

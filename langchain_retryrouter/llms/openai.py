@@ -30,6 +30,7 @@ from langchain_retryrouter._callbacks import (
 from langchain_retryrouter._openai import client, protocol
 from langchain_retryrouter._openai.errors import OPENAI_ERRORS
 from langchain_retryrouter._openai.protocol import update_token_usage
+from langchain_retryrouter._prices import listed_prices, write_costs
 from langchain_retryrouter._retry import engine, streaming
 from langchain_retryrouter._retry.call_state import CallState, Subject, limits_of
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
@@ -160,6 +161,8 @@ class _Call:
             describe=lambda _: subject,
             limits=limits_of(llm.rate_limit, functools.partial(_size_of, request)),
         )
+        provider, url = subject.provider, llm.openai_api_base
+        call_state.prices_of = lambda model: listed_prices(model, provider, url)
         observe_run(call_state, run_manager, trace_attempts=llm.trace_attempts)
         self.context = engine.RetryContext(
             call_state,
@@ -415,6 +418,7 @@ class OpenAILLM(_connection.OpenAIConnection):
         )
         logs = (answer.attempt_log.get("attempts", ()) for answer in answers)
         attempts = {"attempts": [attempt for log in logs for attempt in log]}
+        write_costs(attempts)
         output = result.llm_output or {}
         result.llm_output = {**output, protocol.ATTEMPT_LOG: attempts}
         return result

@@ -17,6 +17,10 @@ from pydantic import SecretStr
 
 from langchain_retryrouter import (
     AttemptLog,
+    GPTRouter,
+    GPTRouterModel,
+    OpenAI,
+    OpenAIChat,
     RetryPolicy,
     RetryRouter,
     RetryRouterError,
@@ -155,6 +159,43 @@ def test_public_prices_are_looked_up(gateway: FaultyGateway, twin: Twin) -> None
     assert log.cost == pytest.approx((ASKED * 2.5 + ANSWERED * 10) / 1_000_000)
     other = chat_openai(gateway, "gpt-unheard-of")
     assert log_of(twin, "invoke", new_router(Route(model=other))).cost is None
+
+
+@pytest.mark.parametrize("kind", ["gptrouter", "stream", "instruct", "chat"])
+def test_single_models_say_what_is_listed(
+    gateway: FaultyGateway, twin: Twin, kind: str
+) -> None:
+    """`GPTRouter` and the LLMs have the listed prices of their models."""
+    gateway.script(Status(503))
+    key, clock = SecretStr("any"), FakeClock()
+    listed = {"instruct": (1.5, 2.0)}.get(kind, (2.5, 10.0))
+    answer: Any
+    if kind in {"gptrouter", "stream"}:
+        model = GPTRouterModel(name="gpt-4o", provider_name="chat_openai")
+        llm = GPTRouter(
+            models_priority_list=[model],
+            gpt_router_api_base=gateway.url,
+            gpt_router_api_key=key,
+            clock=clock,
+        )
+        if kind == "stream":
+            first, *others = twin.stream(llm, "hi")
+            answer = sum(others, first)
+        else:
+            answer = twin.invoke(llm, "hi")
+        tokens = answer.usage_metadata
+        counts = tokens["input_tokens"], tokens["output_tokens"]
+    else:
+        name = "gpt-4o" if kind == "chat" else "gpt-3.5-turbo-instruct"
+        cls = OpenAIChat if kind == "chat" else OpenAI
+        one = cls(model=name, base_url=gateway.openai_url, api_key=key, clock=clock)
+        answer = twin.generate(one, ["hi", "ho"])
+        tokens = answer.llm_output["token_usage"]
+        counts = tokens["prompt_tokens"], tokens["completion_tokens"]
+    log = AttemptLog(answer)
+    money = sum(count * price for count, price in zip(counts, listed, strict=True))
+    assert log.cost == pytest.approx(money / 1_000_000)
+    assert 0 in [line["cost"] for line in log.attempts]
 
 
 def test_cached_answers_are_free(gateway: FaultyGateway, twin: Twin) -> None:
