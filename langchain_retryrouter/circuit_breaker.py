@@ -545,10 +545,12 @@ class CircuitBreaker:
             if action == "probe":
                 now = self._clock.monotonic()
                 shared.asked_at = None
-                if reply is None or reply[5]:
+                # One question that is lost is asked again; then it decides alone.
+                shared.unanswered = shared.unanswered + 1 if reply is None else 0
+                if (reply and reply[5]) or shared.unanswered > 1:
                     shared.lease = int(reply[5]) if reply else 0
                     shared.lease_ends = now + _LEASE
-                else:
+                elif reply is not None:
                     shared.denied_until = now + _PROBE_INTERVAL
                     self._was_probed = self._was_probed or self._opens_in() > 0
             elif reply is None and action not in {"see", "renew"}:
@@ -725,6 +727,7 @@ class _Shared:
     lease_ends: float = 0.0
     asked_at: float | None = None
     denied_until: float = 0.0
+    unanswered: int = 0
     has_unsent: bool = False
     outbox: deque[list[Any]] = field(default_factory=deque)
 

@@ -225,13 +225,12 @@ class _Lane:
             self._queue = waiting
             self._client = client = self.address.connect()
             self._repaired_at = -_REPAIR_INTERVAL
+        name = f"retryrouter {self.address.name}"
         for target, args in (
             (self._work, (client, waiting, stopped)),
             (self._listen, (client, waiting, stopped)),
         ):
-            threading.Thread(
-                target=target, args=args, name="retryrouter-store", daemon=True
-            ).start()
+            threading.Thread(target=target, args=args, name=name, daemon=True).start()
 
     def stop(self) -> None:
         """Send what is waiting, and end the threads; they are not waited for."""

@@ -139,7 +139,7 @@ def test_an_empty_redis_is_filled_again(
     with fleet(3) as workers:
         each(workers, "join", server.url, gateway.url, SETTINGS, NO_RETRIES)
         assert each(workers, "ask", 1) == [["ok"]] * 3
-        gateway.script(LONG, LONG)
+        gateway.always(LONG)
         gateway.reset_log()
         assert workers[0].call("ask", 1) == ["rate_limit"]
         wait(0.3)
