@@ -164,6 +164,9 @@ class RetryController:
             return Attempt(state.attempts, timeout, state.header_reader())
         if wait := self.call_state.money_wait(refusal):
             return wait
+        # A server may have asked for a pause while the call waited for its limits.
+        if not refusal.reason and (wait := self.call_state.hold_wait()):
+            return wait
         if self._last_error is not None:
             self._stop(refusal.reason or "the circuit breaker is open")
         self._is_over = True
@@ -410,22 +413,24 @@ def _drop(reserved: list[Reservation]) -> None:
 
 def begin(controller: RetryController, notify: Notify | None = None) -> Attempt:
     """Wait for the rate limits and the rate limiter, and begin the next attempt."""
-    state = controller.call_state
-    while wait := state.hold_wait():
-        controller.context.clock.sleep(wait)
-    while not (state.is_reserved or state.will_be_refused()):
-        with contextlib.closing(controller.reserve()) as waits:
-            answer = None
-            while (asked := _next_wait(waits, answer)) is not None:
-                if asked.is_long and isinstance(notify, WaitListener):
-                    notify.limiter_wait(asked)
-                answer = asked.limit.reserve(asked.size, asked.patience)
-        _acquire(controller)
-    if state.limits is None:
-        _acquire(controller)
-    while isinstance(begun := controller.begin(), float):
-        controller.context.clock.sleep(begun)
-    return begun
+    state, clock = controller.call_state, controller.context.clock
+    while True:
+        while wait := state.hold_wait():
+            clock.sleep(wait)
+        while not (state.is_reserved or state.will_be_refused()):
+            with contextlib.closing(controller.reserve()) as waits:
+                answer = None
+                while (asked := _next_wait(waits, answer)) is not None:
+                    if asked.is_long and isinstance(notify, WaitListener):
+                        notify.limiter_wait(asked)
+                    answer = asked.limit.reserve(asked.size, asked.patience)
+            _acquire(controller)
+        if state.limits is None:
+            _acquire(controller)
+        begun = controller.begin()
+        if not isinstance(begun, float):
+            return begun
+        clock.sleep(begun)
 
 
 def _next_wait(
@@ -452,22 +457,24 @@ def _acquire(controller: RetryController) -> None:
 
 async def abegin(controller: RetryController, notify: ANotify | None = None) -> Attempt:
     """Async variant of `begin`."""
-    state = controller.call_state
-    while wait := state.hold_wait():
-        await controller.context.clock.asleep(wait)
-    while not (state.is_reserved or state.will_be_refused()):
-        with contextlib.closing(controller.reserve()) as waits:
-            answer = None
-            while (asked := _next_wait(waits, answer)) is not None:
-                if asked.is_long and isinstance(notify, WaitListener):
-                    await notify.limiter_wait(asked)
-                answer = await asked.limit.areserve(asked.size, asked.patience)
-        await _aacquire(controller)
-    if state.limits is None:
-        await _aacquire(controller)
-    while isinstance(begun := controller.begin(), float):
-        await controller.context.clock.asleep(begun)
-    return begun
+    state, clock = controller.call_state, controller.context.clock
+    while True:
+        while wait := state.hold_wait():
+            await clock.asleep(wait)
+        while not (state.is_reserved or state.will_be_refused()):
+            with contextlib.closing(controller.reserve()) as waits:
+                answer = None
+                while (asked := _next_wait(waits, answer)) is not None:
+                    if asked.is_long and isinstance(notify, WaitListener):
+                        await notify.limiter_wait(asked)
+                    answer = await asked.limit.areserve(asked.size, asked.patience)
+            await _aacquire(controller)
+        if state.limits is None:
+            await _aacquire(controller)
+        begun = controller.begin()
+        if not isinstance(begun, float):
+            return begun
+        await clock.asleep(begun)
 
 
 async def _aacquire(controller: RetryController) -> None:

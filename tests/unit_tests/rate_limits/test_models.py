@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.rate_limiters import BaseRateLimiter
 from pydantic import SecretStr
 
 from langchain_retryrouter import (
@@ -26,6 +27,7 @@ from langchain_retryrouter import (
     Route,
 )
 from langchain_retryrouter.rate_limits import Size
+from langchain_retryrouter.stores import MemoryStore
 from langchain_retryrouter.testing import (
     Answer,
     Cut,
@@ -417,3 +419,46 @@ def test_each_request_inside_of_a_route_counts(
     assert limit.in_flight == 0
     spent = 100 - limit.available()["requests"]
     assert spent == pytest.approx(2)
+
+
+class _PausedMeanwhile(BaseRateLimiter):
+    """Gives a turn at once; in the meantime a server asks every caller for a pause."""
+
+    def __init__(self, breakers: list[CircuitBreaker]) -> None:
+        self._breakers = breakers
+
+    def acquire(self, *, blocking: bool = True) -> bool:
+        del blocking
+        while self._breakers:
+            self._breakers.pop().pause_for(5)
+        return True
+
+    async def aacquire(self, *, blocking: bool = True) -> bool:
+        return self.acquire(blocking=blocking)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("method", ["invoke", "stream"])
+def test_a_pause_that_begins_during_the_wait_for_a_turn_is_waited_for(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock, method: str, count: int
+) -> None:
+    """A call that had its turn is not refused for what servers said in the meantime."""
+    store = MemoryStore(clock=clock)
+    breakers = [
+        CircuitBreaker(clock=clock, name=f"b{number}", store=store)
+        for number in range(count)
+    ]
+    limiter = _PausedMeanwhile(list(breakers))
+    router = RetryRouter(
+        routes=[
+            Route(
+                model=chat_openai(gateway.url, rate_limiter=limiter),
+                breaker=breaker,
+            )
+            for breaker in breakers
+        ],
+        clock=clock,
+    )
+    assert ask(twin, router, method)
+    assert len(gateway.requests) == 1
+    assert sum(clock.sleeps) >= 5
