@@ -11,8 +11,10 @@ import asyncio
 import contextlib
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -43,6 +45,7 @@ try:  # the extra "cli"; `explain` does without
     from rich.table import Table
 
     from langchain_retryrouter import testing
+    from langchain_retryrouter.stores import RedisStore
 except ModuleNotFoundError as _error:
     if _error.name not in {"rich", "h11"}:
         raise
@@ -53,7 +56,9 @@ else:
 if TYPE_CHECKING:
     from langchain_retryrouter.testing import Step
 
+_LONGEST_WATCH = 86_400.0
 _STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+_STORE_HELP = "such as redis://localhost:6379/0"
 _EXPLAINED = (
     *("max_retries", "initial_delay", "max_delay", "backoff_factor"),
     *("max_retry_after", "deadline", "attempt_timeout"),
@@ -133,6 +138,19 @@ def _parser() -> argparse.ArgumentParser:
     page = "write a page with filters there instead of printing"
     trace.add_argument("--html", metavar="OUT.html", type=Path, help=page)
     trace.set_defaults(run=_trace, needs_extra=False)
+
+    status = commands.add_parser("status", help="what the processes of a store share")
+    status.add_argument("--store", required=True, metavar="URL", help=_STORE_HELP)
+    status.add_argument("--namespace", default="rr", help="as in RedisStore")
+    status.add_argument(
+        "--watch",
+        nargs="?",
+        type=float,
+        const=2.0,
+        metavar="SECONDS",
+        help="again and again, until Ctrl-C",
+    )
+    status.set_defaults(run=_status, needs_extra=True)
     return parser
 
 
@@ -242,6 +260,74 @@ def _trace(arguments: argparse.Namespace) -> int:
         show(log)
     print(AttemptLog.summarize(log for _, log in logs))
     return int(is_bad)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    console = Console()
+    store = RedisStore(arguments.store, namespace=arguments.namespace)
+    with contextlib.closing(store):
+        if arguments.watch is None:
+            return _show_status(store, console)
+        if not 0 < arguments.watch <= _LONGEST_WATCH:
+            msg = f"--watch must be seconds above 0, not {arguments.watch:g}"
+            raise ValueError(msg)
+        stopped = threading.Event()
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                console.clear()
+                _show_status(store, console)
+                stopped.wait(arguments.watch)
+    return 0
+
+
+def _show_status(store: RedisStore, console: Console) -> int:
+    """Print what is shared; 1 if the store does not answer."""
+    try:
+        scopes = store.snapshot()
+    except Exception as error:  # noqa: BLE001 - of any client's library
+        console.print(f"{store!r} does not answer: {error}", style="red", markup=False)
+        return 1
+    table = Table()
+    for heading in ("kind", "name", "state", "processes"):
+        table.add_column(heading, overflow="fold")
+    for scope in scopes:
+        state = _breaker_state if scope.kind == "breaker" else _facts
+        count = str(len(scope.processes)) if scope.processes else ""
+        table.add_row(scope.kind, escape(scope.name), state(scope.facts), count)
+    console.print(f"{store!r}", markup=False, highlight=False)
+    console.print(table if scopes else "nothing was used within an hour")
+    return 0
+
+
+def _breaker_state(facts: dict[str, Any]) -> str:
+    colour = {"closed": "green", "open": "red"}.get(facts["state"], "yellow")
+    parts = [f"[{colour}]{facts['state']}[/]"]
+    until = datetime.now().astimezone() + timedelta(seconds=facts["open_for"])
+    if facts["open_for"]:
+        parts.append(f"for {facts['open_for']:.1f} s, until {until:%H:%M:%S}")
+    if facts["why"]:
+        parts.append(f"because of {escape(str(facts['why']))}")
+    if facts["by"]:
+        parts.append(f"by {escape(facts['by'])}")
+    if facts["paused_for"]:
+        parts.append(f"requests wait for {facts['paused_for']:.1f} s")
+    if facts["prober"]:
+        lease = f"{facts['lease_for']:.1f} s left"
+        parts.append(f"probed by {escape(facts['prober'])} ({lease})")
+    if facts["votes"]:
+        parts.append(f"votes to open it: {escape(', '.join(facts['votes']))}")
+    return "\n".join(parts)
+
+
+def _facts(facts: dict[str, Any]) -> str:
+    return "\n".join(
+        f"{name.replace('_', ' ')}: {escape(_shown(value))}"
+        for name, value in facts.items()
+    )
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 # The demo.
