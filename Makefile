@@ -21,6 +21,7 @@ TESTED := constraints/tested.txt
 MINIMUM := constraints/minimum.txt
 LITELLM := constraints/litellm.txt
 INTEGRATIONS := constraints/integrations.txt
+RAY := constraints/ray.txt
 DOCS := constraints/docs.txt
 PYTEST := python -m pytest
 PROJECT := .[cli,otel,prices,redis,testing,tiktoken]
@@ -68,7 +69,7 @@ test: .venv/installed ## unit tests (TEST_FILE=..., PYTEST_EXTRA=..., JOBS=0: on
 	$(VENV)/$(PYTEST) -n $(JOBS) $(TEST_FILE) $(PYTEST_EXTRA)
 
 .PHONY: integration_tests
-integration_tests: .venv/installed .venvs/litellm/installed ## tests against real servers, on loopback, no key
+integration_tests: .venv/installed .venvs/litellm/installed .venvs/ray/installed ## tests against real servers, on loopback, no key
 	$(VENV)/$(PYTEST) $(INTEGRATION_TEST_FILE) $(PYTEST_EXTRA)
 
 .PHONY: integrations
@@ -189,6 +190,10 @@ endif
 
 .venvs/openai-%/installed: $(SOURCES) .venvs/openai-%.txt
 	$(call make_venv,.venvs/openai-$*,--constraint .venvs/openai-$*.txt --group test --editable '$(PROJECT)')
+
+# For examples/batch_on_ray.py, which an integration test runs.
+.venvs/ray/installed: $(SOURCES) $(RAY)
+	$(call make_venv,.venvs/ray,--constraint $(RAY) --group ray --editable '.[redis]')
 
 # LiteLLM's proxy, a server for the integration tests; the package itself is not in there.
 .venvs/litellm/installed: pyproject.toml .venvs/interpreter $(LITELLM)
