@@ -2,7 +2,7 @@
 
 A provider on this machine answers by the key. First two of the three keys are
 exhausted, each time in another way: 10 calls of `ainvoke`, one after the other. Then
-all keys are well: 200 conversations of 5 turns, which are pinned by 4 processes without
+all keys are well: 50 conversations of 4 turns, which are pinned by 3 processes without
 a common store. Each system has a process of its own, and its defaults, but for what its
 name says.
 
@@ -38,9 +38,9 @@ Ask: TypeAlias = Callable[[str, str], Awaitable[None]]
 
 KEYS: Final = ("sk-account-0001", "sk-account-0002", "sk-account-0003")
 CALLS: Final = 10
-CONVERSATIONS: Final = 200
-TURNS: Final = 5
-PROCESSES: Final = 4
+CONVERSATIONS: Final = 50
+TURNS: Final = 4
+PROCESSES: Final = 3
 FAULTS: Final[dict[str, Step]] = {
     "401": Status(401),
     "403": Status(403),

@@ -84,6 +84,7 @@ _ROOM: Final = 1.1  # A count that is 10 % above the limit leaves no doubt.
 # Every tokenizer in use splits at these places at least, so pieces are a lower bound.
 # A Chinese, Japanese or Korean token has seldom more than three characters.
 _PIECE: Final = re.compile(r"[\u2e80-\uffff]{1,3}|\w+|[^\w\s]+")
+_BYTES: Final = 6  # Few texts have more bytes a token.
 _LONG: Final = 24  # A longer piece is no word of most languages.
 _LONG_TOKEN: Final = 8
 _MEDIA: Final = {
@@ -119,25 +120,24 @@ def skipped_routes(
         return {}
     media = {kind for message in messages for kind in _media_of(message)}
     texts = [text for message in messages for text in _texts_of(message)]
-    characters, tokens = sum(map(len, texts)), None
+    characters, most = sum(map(len, texts)), 0
     reasons, limits = {}, {}
     for position, (route, profile) in enumerate(zip(routes, profiles, strict=True)):
         limit = max_input_tokens(profile)
-        if characters > limit * _ROOM:  # No token is shorter than a character.
-            if tokens is None:
-                tokens = sum(map(tokens_at_least, texts))
-            if exceeds(tokens, limit):
-                limits[position] = f"{route.name} {limit:,}"
-                reasons[position] = (
-                    f"the prompt has at least {tokens:,} tokens, and the model takes"
-                    f" {limit:,}"
-                )
-                continue
+        # No token is shorter than a character.
+        if characters > limit * _ROOM and (tokens := _count(texts, limit)):
+            most = max(most, tokens)
+            limits[position] = f"{route.name} {limit:,}"
+            reasons[position] = (
+                f"the prompt has at least {tokens:,} tokens, and the model takes"
+                f" {limit:,}"
+            )
+            continue
         if lacks := _lacking(profile, media, {**route.options, **options}):
             reasons[position] = f"the model takes no {' and no '.join(lacks)}"
     if len(limits) == len(routes):
         msg = (
-            f"nothing was sent: the prompt has at least {tokens:,} tokens, and the"
+            f"nothing was sent: the prompt has at least {most:,} tokens, and the"
             f" routes take at most: {', '.join(limits.values())}"
         )
         error = ContextLengthError(msg, may_have_run=False)
@@ -149,9 +149,11 @@ def skipped_routes(
 def profile_of(route: Route) -> Mapping[str, Any]:
     """What a route's model says of itself; nothing if it speaks for several models."""
     model = route.model
-    names = ("routes", "models_priority_list")
-    is_several = any(len(getattr(model, name, None) or ()) > 1 for name in names)
-    return {} if is_several else model.profile or {}
+    fields = type(model).model_fields
+    for name in ("routes", "models_priority_list"):
+        if name in fields and len(getattr(model, name)) > 1:
+            return {}
+    return model.profile or {}
 
 
 def max_input_tokens(profile: Mapping[str, Any]) -> float:
@@ -163,6 +165,22 @@ def max_input_tokens(profile: Mapping[str, Any]) -> float:
 def exceeds(tokens: int, limit: float) -> bool:
     """Whether so many tokens are too many beyond doubt."""
     return tokens > limit * _ROOM
+
+
+def _count(texts: Sequence[str], limit: float) -> int:
+    """The tokens that texts have at least, if that is too many; 0 if it is in doubt.
+
+    It takes long only for a text that is too long almost certainly.
+    """
+    if sum(text.count(one) for text in texts for one in " \n\t") > limit:
+        words = sum(len(text.split()) for text in texts)
+        if exceeds(words, limit):
+            return words
+    size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    if size <= limit * _BYTES:
+        return 0
+    tokens = sum(map(tokens_at_least, texts))
+    return tokens if exceeds(tokens, limit) else 0
 
 
 def tokens_at_least(text: str) -> int:

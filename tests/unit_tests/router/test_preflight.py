@@ -121,7 +121,7 @@ def test_what_a_tokenizer_may_join_is_asked(text: str) -> None:
             ToolMessage("done", tool_call_id="1"),
         ],
         [HumanMessage("你好世界" * 1_000)],
-        [HumanMessage("https://example.com/a?b=c&d=e " * 150)],
+        [HumanMessage("https://example.com/a?b=c&d=e " * 300)],
     ],
     ids=["system", "blocks", "tool call", "chinese", "links"],
 )
