@@ -8,10 +8,12 @@ from the configuration, outcomes from `FailureKind`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -244,29 +246,49 @@ def _observe(key: str, _options: Any) -> list[metrics.Observation]:
     ]
 
 
-class _Counters:
-    """The counters of one meter provider, read when it collects.
+class _Values:
+    """What was counted for one meter provider, until it collects.
 
-    To add to a counter of the SDK takes ten times as long as to add here.
+    The SDK's own instruments take ten times as long: that is left to the collection.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._totals: dict[str, dict[Labels, float]] = {}
+        self._recorded: deque[tuple[metrics.Histogram, float, dict[str, str]]]
+        self._recorded = deque()
 
     def add(self, key: str, value: float, labels: Labels) -> None:
+        """Add to a counter."""
         with self._lock:
             totals = self._totals.setdefault(key, {})
             totals[labels] = totals.get(labels, 0) + value
 
+    def record(
+        self, histogram: metrics.Histogram, value: float, labels: dict[str, str]
+    ) -> None:
+        """Record a value of a histogram."""
+        self._recorded.append((histogram, value, labels))
+        if len(self._recorded) >= _MOST_RECORDED:
+            self._hand_over()
+
     def observe(self, key: str, _options: Any) -> list[metrics.Observation]:
+        """The observations of a counter; called when metrics are collected."""
+        self._hand_over()
         with self._lock:
             totals = list(self._totals.get(key, {}).items())
         return [metrics.Observation(value, dict(labels)) for labels, value in totals]
 
+    def _hand_over(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                histogram, value, labels = self._recorded.popleft()
+                histogram.record(value, labels)
 
-_counters: weakref.WeakKeyDictionary[metrics.MeterProvider, _Counters]
-_counters = weakref.WeakKeyDictionary()
+
+_values: weakref.WeakKeyDictionary[metrics.MeterProvider, _Values]
+_values = weakref.WeakKeyDictionary()
+_MOST_RECORDED: Final = 1_000
 
 # --- one call -----------------------------------------------------------------------
 
@@ -279,8 +301,16 @@ class _Model(NamedTuple):
 
     span_name: str
     attributes: dict[str, str]
-    labels: Labels
-    operation: str
+    labels: dict[str, str]
+    duration: str  # The metric of its calls.
+
+
+class _AttemptLabels(NamedTuple):
+    """The labels of attempts: for a histogram, counters, and counters of tokens."""
+
+    histogram: dict[str, str]
+    counter: Labels
+    tokens: Labels
 
 
 class _Attempt:
@@ -303,8 +333,8 @@ class _CallTelemetry(CallObserver):
     """The spans and metrics of one call; if it is not sampled, it is one span."""
 
     __slots__ = (
-        *("_attempts", "_call", "_context", "_is_recording", "_requests"),
-        *("_served", "_shared", "_span", "_subject"),
+        *("_attached", "_attempts", "_base", "_call", "_context", "_is_recording"),
+        *("_requests", "_served", "_shared", "_span", "_subject"),
     )
 
     def __init__(self, shared: Instrumentation, call: CallState) -> None:
@@ -317,7 +347,12 @@ class _CallTelemetry(CallObserver):
         name, attributes, _, _ = shared.model(self._subject)
         self._span = shared.tracer.start_span(name, parent, attributes=attributes)
         self._is_recording = self._span.is_recording()
-        self._context = trace.set_span_in_context(self._span, parent)
+        self._context = parent  # That of the span, where there are spans below it.
+        if self._is_recording:
+            self._context = trace.set_span_in_context(self._span, parent)
+        # The context of requests, if they have no spans, and what it is made of.
+        self._base: context.Context | None = None
+        self._attached: context.Context | None = None
 
     def attempt_began(self, record: AttemptRecord, position: int) -> None:
         if self._attempts:
@@ -353,8 +388,9 @@ class _CallTelemetry(CallObserver):
         if attempt := self._attempts.get(record.number or 0):
             attempt.failure, attempt.ended_at = failure, time.time_ns()
 
-    def contains_call(self, number: int) -> None:
-        """An attempt is made of the attempts of another call."""
+    def contains_call(self, number: int | None) -> None:
+        """An attempt, or else the latest, is made of the attempts of another call."""
+        number = self._call.attempts if number is None else number
         if attempt := self._attempts.get(number):
             attempt.sends = False
 
@@ -362,12 +398,12 @@ class _CallTelemetry(CallObserver):
         self._end_attempts()
         if seconds:
             route = self._shared.bounded(self._call.route)
-            self._shared.counters.add("wait", seconds, ((_ROUTE, route),))
+            self._shared.values.add("wait", seconds, ((_ROUTE, route),))
 
     def happened(self, event: str, facts: Mapping[str, Any]) -> None:
         if event in METRICS and METRICS[event].kind == "counter":
             route = self._shared.bounded(facts["route"])
-            self._shared.counters.add(event, 1, ((_ROUTE, route),))
+            self._shared.values.add(event, 1, ((_ROUTE, route),))
         if self._is_recording:
             attributes = {
                 f"retryrouter.{name}": value
@@ -377,7 +413,7 @@ class _CallTelemetry(CallObserver):
             self._span.add_event(_EVENTS[event], attributes)
 
     def ended(self, error: BaseException | None) -> None:
-        for attempt in self._attempts.values():
+        for attempt in list(self._attempts.values()):
             attempt.ended_at = attempt.ended_at or time.time_ns()
         self._end_attempts()
         served, subject = self._served, self._subject
@@ -401,18 +437,24 @@ class _CallTelemetry(CallObserver):
             if kind is not None:
                 self._span.set_status(trace.StatusCode.ERROR, kind)
         self._span.end()
-        name = "embeddings" if model.operation == "embeddings" else "call"
-        labels = model.labels if kind is None else (*model.labels, (_ERROR_TYPE, kind))
-        self._shared.record(name, self._call.elapsed, labels)
+        labels = model.labels
+        if kind is not None:
+            labels = {**labels, _ERROR_TYPE: kind}
+        self._shared.record(model.duration, self._call.elapsed, labels)
 
     def attach(self, number: int) -> Callable[[], object]:
         attempt = self._attempts.get(number)
-        span = self._span
+        base = context.get_current()
         if attempt is not None and attempt.span is not None:
-            span = attempt.span
-        current = trace.set_span_in_context(span)
-        token = context.attach(context.set_value(_CURRENT, (self, number), current))
-        return functools.partial(context.detach, token)
+            current = trace.set_span_in_context(attempt.span, base)
+            current = context.set_value(_CURRENT, (self, number), current)
+        else:
+            if self._attached is None or self._base is not base:
+                current = trace.set_span_in_context(self._span, base)
+                self._attached = context.set_value(_CURRENT, (self, None), current)
+                self._base = base
+            current = self._attached
+        return functools.partial(context.detach, context.attach(current))
 
     def _end_attempts(self) -> None:
         """End the spans of the attempts that are over, and count them."""
@@ -426,19 +468,19 @@ class _CallTelemetry(CallObserver):
         if record.outcome == "ok":
             self._served = attempt
         labels = shared.labels(attempt.subject, record.route, record.outcome)
-        shared.record("attempt", record.seconds, labels)
+        shared.record("attempt", record.seconds, labels.histogram)
         if record.limiter_wait:
             waited = ((_ROUTE, shared.bounded(record.route)),)
-            shared.counters.add("limiter_wait", record.limiter_wait, waited)
+            shared.values.add("limiter_wait", record.limiter_wait, waited)
         counts: dict[str, Any] = {}
         if attempt.sends:
             counts = _tokens(attempt.facts.get("usage"))
             for key, name in (("input", _INPUT_TOKENS), ("output", _OUTPUT_TOKENS)):
                 if count := counts.get(name):
-                    shared.counters.add(key, count, (*labels, (_MODALITY, "unknown")))
+                    shared.values.add(key, count, labels.tokens)
             if cost := self._call.cost_of(record):
                 counts[_COST] = cost
-                shared.counters.add("cost", cost, labels)
+                shared.values.add("cost", cost, labels.counter)
         if attempt.span is not None:
             self._close_span(
                 attempt.span,
@@ -495,22 +537,21 @@ def _outcome_of(error: BaseException | None) -> tuple[str, str | None]:
 
 def _tokens(usage: Any) -> dict[str, Any]:
     """The counts of a usage in LangChain's or OpenAI's form."""
-    if not isinstance(usage, Mapping):
+    if not usage or not isinstance(usage, Mapping):
         return {}
-    found = {
-        name: next((usage[key] for key in keys if key in usage), None)
-        for name, keys in _COUNTS.items()
-    }
+    found: dict[str, Any] = {}
+    for name, langchains, openais in _COUNTS:
+        found[name] = usage.get(langchains, usage.get(openais))
     for details, names in _DETAILS.items():
         if isinstance(counts := usage.get(details), Mapping):
             found |= {name: counts.get(key) for key, name in names.items()}
     return {name: count for name, count in found.items() if isinstance(count, int)}
 
 
-_COUNTS: Final = {
-    _INPUT_TOKENS: ("input_tokens", "prompt_tokens"),
-    _OUTPUT_TOKENS: ("output_tokens", "completion_tokens"),
-}
+_COUNTS: Final = (
+    (_INPUT_TOKENS, "input_tokens", "prompt_tokens"),
+    (_OUTPUT_TOKENS, "output_tokens", "completion_tokens"),
+)
 _OF_INPUT: Final = {"cache_read": _CACHE_READ, "cache_creation": _CACHE_WRITE}
 _DETAILS: Final = {
     "input_token_details": _OF_INPUT,
@@ -526,11 +567,15 @@ def _context_of(run: Any) -> context.Context | None:
     Such a span is not current: a callback handler cannot make it so.
     """
     for handler in getattr(run, "handlers", ()):
-        get_span = getattr(handler, "get_span", None)
+        get_span = getattr(handler, "get_span", None)  # OpenInference's
+        spans = getattr(handler, "spans", None)  # OpenLLMetry's
+        span: Any = None
         if callable(get_span):
             span = get_span(run.run_id)
-            if isinstance(span, trace.Span):
-                return trace.set_span_in_context(span)
+        elif isinstance(spans, Mapping):
+            span = getattr(spans.get(run.run_id), "span", None)
+        if isinstance(span, trace.Span):
+            return trace.set_span_in_context(span)
     return None
 
 
@@ -543,11 +588,11 @@ class Instrumentation:
     def __init__(self, tracer: trace.Tracer, provider: metrics.MeterProvider) -> None:
         """Make the instruments of all `METRICS`."""
         self.tracer = tracer
-        self.counters = _counters.setdefault(provider, _Counters())
+        self.values = _values.setdefault(provider, _Values())
         self._names: set[str] = set()
         self._models: dict[Subject, _Model] = {}
-        self._labels: dict[tuple[Subject, str | None, str], Labels] = {}
-        self._record: dict[str, Callable[..., None]] = {}
+        self._labels: dict[tuple[Subject, str | None, str], _AttemptLabels] = {}
+        self._histograms: dict[str, metrics.Histogram] = {}
         meter = provider.get_meter(_SCOPE, __version__)
         for key, (name, kind, unit, description) in METRICS.items():
             if kind == "histogram":
@@ -557,9 +602,9 @@ class Instrumentation:
                     description,
                     explicit_bucket_boundaries_advisory=_SECONDS,
                 )
-                self._record[key] = histogram.record
+                self._histograms[key] = histogram
             elif kind == "counter":
-                observe: Any = [functools.partial(self.counters.observe, key)]
+                observe: Any = [functools.partial(self.values.observe, key)]
                 meter.create_observable_counter(name, observe, unit, description)
             else:
                 observe = [functools.partial(_observe, key)]
@@ -584,10 +629,6 @@ class Instrumentation:
             _limits.update(one for one in limits if isinstance(one, RateLimit))
         return _CallTelemetry(self, call)
 
-    def record(self, key: str, value: float, labels: Labels) -> None:
-        """Record a value of a histogram."""
-        self._record[key](value, dict(labels))
-
     def model(self, subject: Subject) -> _Model:
         """What is said of a model."""
         known = self._models.get(subject)
@@ -599,20 +640,30 @@ class Instrumentation:
             }
             if model:
                 attributes[_REQUEST_MODEL] = model
-            labels = tuple((key, self.bounded(v)) for key, v in attributes.items())
+            labels = {key: self.bounded(value) for key, value in attributes.items()}
             span_name = f"{operation} {model}" if model else operation
-            known = _Model(span_name, attributes, labels, operation)
+            duration = "embeddings" if operation == "embeddings" else "call"
+            known = _Model(span_name, attributes, labels, duration)
             if len(self._models) < _MOST_NAMES:
                 self._models[subject] = known
         return known
 
-    def labels(self, subject: Subject, route: str | None, outcome: str) -> Labels:
+    def record(self, key: str, value: float, labels: dict[str, str]) -> None:
+        """Record a value of a histogram."""
+        self.values.record(self._histograms[key], value, labels)
+
+    def labels(
+        self, subject: Subject, route: str | None, outcome: str
+    ) -> _AttemptLabels:
         """The labels of an attempt."""
         key = subject, route, outcome
         known = self._labels.get(key)
         if known is None:
-            own = ((_ROUTE, self.bounded(route)), (_OUTCOME, outcome))
-            known = (*self.model(subject).labels, *own)
+            own = {_ROUTE: self.bounded(route), _OUTCOME: outcome}
+            labels = {**self.model(subject).labels, **own}
+            counter = tuple(labels.items())
+            tokens = (*counter, (_MODALITY, "unknown"))
+            known = _AttemptLabels(labels, counter, tokens)
             if len(self._labels) < _MOST_NAMES:
                 self._labels[key] = known
         return known

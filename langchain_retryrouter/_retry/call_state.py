@@ -448,11 +448,13 @@ class CallState:
         for observer in self.observers:
             observer.waits(seconds)
 
-    def attach(self, number: int | None = None) -> Callable[[], None]:
+    def attach(self, number: int | None = None) -> Callable[[], object]:
         """Make an attempt, or else the latest, current; the result undoes it."""
         if not self.observers:
             return _do_nothing
         number = self.attempts if number is None else number
+        if len(self.observers) == 1:
+            return self.observers[0].attach(number)
         undo = [observer.attach(number) for observer in self.observers]
 
         def detach() -> None:
