@@ -36,7 +36,7 @@ def keep_results(new: dict[str, bool]) -> dict[tuple[str, str, str], bool]:
     another version of the package, the tests or an integration are dropped.
     """
     sources = [*_ROOT.glob("langchain_retryrouter/**/*.py")]
-    sources += [*Path(__file__).parent.glob("*.py")]
+    sources += [Path(__file__).with_name(name) for name in ("matrix.py", "rows.py")]
     sources += [*_ROOT.glob("tests/support/providers/*.py")]
     code = hashlib.sha256()
     for source in sorted(sources):
@@ -62,7 +62,9 @@ def write_page(results: dict[tuple[str, str, str], bool]) -> None:
     rows = {name: row for name, row in ROWS.items() if name in tried_rows}
     tried = Counter(row for row, _, _ in results)
     wrong = Counter(cell[0] for cell, is_right in results.items() if not is_right)
-    lines = [_line(row, tried[name], wrong[name]) for name, row in rows.items()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # They are the other packages'.
+        lines = [_line(row, tried[name], wrong[name]) for name, row in rows.items()]
     faults = dict.fromkeys(column for _, column, _ in results)
     total = (
         f"{dt.datetime.now(dt.UTC).date()}, langchain-core {version('langchain-core')}:"
@@ -80,9 +82,7 @@ def _line(row: Row, tried: int, wrong: int) -> str:
     package = row.package.replace("_", "-")
     with serve(row.protocol, Script()) as provider:
         model = row.model(provider.url)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            cost = RetryRouter(routes=[model]).routes[0].route_cost
+        cost = RetryRouter(routes=[model]).routes[0].route_cost
         retries = "; ".join(cost.warnings) or (
             f"switched off: {cost.disabled_retries}"
             if cost.disabled_retries
