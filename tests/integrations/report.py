@@ -59,7 +59,9 @@ def write_page(results: dict[tuple[str, str, str], bool]) -> None:
         results: Whether a cell (row, column, method) is right.
     """
     tried_rows = {row for row, _, _ in results}
-    rows = {name: row for name, row in ROWS.items() if name in tried_rows}
+    installed = {name: row for name, row in ROWS.items() if row.is_installed}
+    rows = {name: row for name, row in installed.items() if name in tried_rows}
+    others = [_name_of(row) for name, row in installed.items() if name not in rows]
     tried = Counter(row for row, _, _ in results)
     wrong = Counter(cell[0] for cell, is_right in results.items() if not is_right)
     with warnings.catch_warnings():
@@ -70,11 +72,16 @@ def write_page(results: dict[tuple[str, str, str], bool]) -> None:
         f"{dt.datetime.now(dt.UTC).date()}, langchain-core {version('langchain-core')}:"
         f" {len(results):,} of {len(cells()):,} cells tried, {wrong.total()} wrong."
         f" Faults: {'; '.join(faults)}."
+        + (f" Not tried with this code yet: {'; '.join(others)}." if others else "")
     )
     text = "\n".join([total, _HEAD.rstrip("\n"), *lines, ""])
     page = _PAGE.read_text("utf-8")
     page = _RESULTS.sub(lambda found: f"{found[1]}\n{text}\n{found[2]}", page)
     _PAGE.write_text(page, "utf-8")
+
+
+def _name_of(row: Row) -> str:
+    return row.cls.partition(":")[2] + (f" ({row.mode})" if row.mode else "")
 
 
 def _line(row: Row, tried: int, wrong: int) -> str:
@@ -93,6 +100,6 @@ def _line(row: Row, tried: int, wrong: int) -> str:
             answer = ask(lambda: row.model(provider.url), method)
             names |= {name for name in _ENDS if answer.response_metadata.get(name)}
     ends = ", ".join(f"`{name}`" for name in sorted(names))
-    cls = row.cls.partition(":")[2] + (f", {row.mode}" if row.mode else "")
     known = f"{package} {version(package)}"
-    return f"| {cls} | {known} | {tried} | {wrong} | {retries} | {ends} | {row.notes} |"
+    columns = (_name_of(row), known, tried, wrong, retries, ends, row.notes)
+    return f"| {' | '.join(map(str, columns))} |"
