@@ -1,7 +1,8 @@
 """LangChain's integrations as routes, against scripted servers of their providers.
 
 `make integrations` runs the packages of `constraints/integrations.txt`; `.ci/run` runs
-those that the development environment has.
+those that the development environment has. With `--write-page -k "test_cell and
+[cohere-"` it is one integration: the results of runs with the same code add up.
 """
 
 from __future__ import annotations
