@@ -98,6 +98,24 @@ def name_hash(*parts: object) -> str:
     return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:8]
 
 
+def check_store(store: Store, name: str, what: str) -> None:
+    """Check where something is shared, and that it has a name.
+
+    Raises:
+        ValueError: It has none, or there is no store. The value is not shown, since a
+            URL may have a password.
+    """
+    if not (hasattr(store, "submit") and hasattr(store, "watch")):
+        msg = (
+            "store must be a RedisStore(url) or a MemoryStore() of"
+            f" langchain_retryrouter.stores, not of type {type(store).__name__}"
+        )
+        raise ValueError(msg)
+    if not name:
+        msg = f"a {what} with a store needs a name, the same in all processes"
+        raise ValueError(msg)
+
+
 def process_name() -> str:
     """A name for this process that no other has, also after a fork."""
     return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"

@@ -25,7 +25,7 @@ from typing import Any, Final, Protocol, Self
 
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from langchain_retryrouter._shared import BREAKER, Reply, Store
+from langchain_retryrouter._shared import BREAKER, Reply, Store, check_store
 
 _BUCKETS: Final = 10
 _LONGEST_PAUSE: Final = 86_400.0
@@ -226,9 +226,7 @@ class CircuitBreaker:
         self._reported = BreakerState.CLOSED
         self._shared: _Shared | None = None
         if store is not None:
-            if not name:
-                msg = "a breaker with a store needs a name, the same in all processes"
-                raise ValueError(msg)
+            check_store(store, name, "breaker")
             self.join(store, name)
 
     @property

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final, Self
 
-from langchain_retryrouter._shared import BUDGET, Reply, Store
+from langchain_retryrouter._shared import BUDGET, Reply, Store, check_store
 from langchain_retryrouter.failures import FailureKind
 
 
@@ -322,9 +322,7 @@ class RetryBudget:
         self._taken = 0.0  # What was taken since its last answer.
         self._processes = 1
         if store is not None:
-            if not name:
-                msg = "a budget with a store needs a name, the same in all processes"
-                raise ValueError(msg)
+            check_store(store, name, "budget")
             self.join(store, name)
 
     def join(self, store: Store, name: str) -> None:

@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple, Protocol, Self
 
 from langchain_core.rate_limiters import BaseRateLimiter
 
-from langchain_retryrouter._shared import LIMIT, Reply, Store
+from langchain_retryrouter._shared import LIMIT, Reply, Store, check_store
 from langchain_retryrouter.failures import Failure, FailureKind
 
 _KINDS: Final = ("requests", "tokens", "input_tokens")
@@ -275,15 +275,7 @@ class RateLimit:
         self.start()
         _limits.add(self)
         if store is not None:
-            if not (hasattr(store, "submit") and hasattr(store, "watch")):
-                msg = (
-                    "store must be a RedisStore or MemoryStore of"
-                    f" langchain_retryrouter.stores, not {store!r}"
-                )
-                raise ValueError(msg)
-            if not name:
-                msg = "a limit with a store needs a name, the same in all processes"
-                raise ValueError(msg)
+            check_store(store, name, "limit")
             self.join(store, name)
 
     def join(self, store: Store, name: str) -> None:

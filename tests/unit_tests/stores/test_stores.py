@@ -195,9 +195,12 @@ def test_a_probe_without_redis_is_decided_here() -> None:
 def test_a_name_is_needed() -> None:
     """What is shared needs a name that is the same everywhere."""
     store = MemoryStore()
+    url: Any = "redis://:secret@localhost:6379/0"
     for make in (CircuitBreaker, RetryBudget):
         with pytest.raises(ValueError, match="needs a name, the same in all processes"):
             make(store=store)
+        with pytest.raises(ValueError, match=r"a RedisStore\(url\).* not of type str$"):
+            make(name="any", store=url)
     with pytest.raises(ValueError, match="namespace"):
         RedisStore("redis://127.0.0.1:1", namespace="")
     with pytest.raises(ValueError, match="quorum must be a whole number, 1 or more"):
