@@ -372,12 +372,12 @@ _LEFT_AFTER: Final = 5_000  # Milliseconds after which a silent process holds no
 _HUNGRY_FOR: Final = 1_500  # After which a process that waits is not waited for.
 _DEEPEST: Final = 60_000  # Milliseconds of the rate that may be owed.
 
-# A process that gets less than it wants is hungry since then. As much as those need who
-# are hungry for longer is left for them: so the processes take turns. Whoever's turn it
-# is gets what it needs for one request while anything is left, and the others wait
-# until that is paid for: no large request starves.
+# A process that gets less than it wants while a request waits is hungry since then. As
+# much as those need that are hungry for longer is left for them: so the processes take
+# turns. The one whose turn it is gets what it needs for one request while anything is
+# left, and the others wait until that is paid for: no large request starves.
 _LUA_LIMIT: Final = """
-local process, most, wanted, busy, kinds = a[1], a[2], a[3], a[4], a[5]
+local process, most, wanted, needed, busy, kinds = unpack(a)
 local members, hungry, held, gone = 1, 0, 0, {}
 local before, since = 0, r['w:' .. process] or now
 for field, value in pairs(r) do
@@ -404,16 +404,16 @@ end
 local elapsed, is_hungry = math.max(0, now - (r.at or now)), false
 local reply = {0, members, hungry, 0}
 for _, one in ipairs(kinds) do
-  local kind, rate, capacity, change, want, need = unpack(one)
-  local level = (r[kind] or 0) + elapsed * rate + change
+  local kind, rate, capacity, change, want, need, queued = unpack(one)
+  local level = (r[kind] or 1) + elapsed * rate + change
   level = math.max(-60000 * rate, math.min(capacity, level))
   local granted = 0
   if want > 0 and level > before * need and (need > 0 or hungry == 0) then
     granted = math.min(want, math.max(need, level / (hungry + 1)))
   end
   if granted > 0 then since = now end
-  if granted < want then is_hungry = true end
-  r[kind] = level - granted
+  if granted < queued then is_hungry = true end
+  r[kind], r[kind .. '_per_minute'] = level - granted, rate * 60000
   reply[#reply + 1] = granted
 end
 if most > 0 then
@@ -422,7 +422,7 @@ if most > 0 then
     permits = math.min(permits, math.max(1, math.floor(most / (hungry + 1))))
   end
   permits = math.max(busy, permits)
-  if permits < wanted then is_hungry = true end
+  if permits < needed then is_hungry = true end
   r['c:' .. process], reply[4] = permits, permits
 end
 r.at, r['p:' .. process] = now, now
@@ -436,7 +436,7 @@ return reply
 
 
 def _limit(r: Record, now: int, a: list[Any]) -> Reply:
-    process, most, wanted, busy, kinds = a
+    process, most, wanted, needed, busy, kinds = a
     gone = {
         field[2:]
         for field, seen in r.items()
@@ -456,21 +456,21 @@ def _limit(r: Record, now: int, a: list[Any]) -> Reply:
     held = sum(n for field, n in others.items() if field.startswith("c:"))
     elapsed, is_hungry = max(0, now - r.get("at", now)), False
     reply = [0, members, hungry, 0]
-    for kind, rate, capacity, change, want, need in kinds:
-        level = r.get(kind, 0) + elapsed * rate + change
+    for kind, rate, capacity, change, want, need, queued in kinds:
+        level = r.get(kind, 1) + elapsed * rate + change
         level = max(-_DEEPEST * rate, min(capacity, level))
         granted = 0
         if want > 0 and level > before * need and (need > 0 or not hungry):
             granted, since = min(want, max(need, level / (hungry + 1))), now
-        is_hungry = is_hungry or granted < want
-        r[kind] = level - granted
+        is_hungry = is_hungry or granted < queued
+        r[kind], r[f"{kind}_per_minute"] = level - granted, rate * 60_000
         reply.append(granted)
     if most > 0:
         permits = min(wanted, most - held)
         if hungry:
             permits = min(permits, max(1, most // (hungry + 1)))
         reply[3] = permits = max(busy, permits)
-        is_hungry = is_hungry or permits < wanted
+        is_hungry = is_hungry or permits < needed
         r[f"c:{process}"] = permits
     r["at"] = r[f"p:{process}"] = now
     r.pop(f"w:{process}", None)
@@ -481,9 +481,9 @@ def _limit(r: Record, now: int, a: list[Any]) -> Reply:
 
 LIMIT: Final = Operation("limit", _LUA_LIMIT, _limit)
 """The leases of one rate limit. Arguments: process, `max_concurrency` or 0, permits
-wanted and in use; and of each kind its name, rate a millisecond, capacity, what is
-given back, wanted, and needed for one request. Reply: 0, processes, how many others got
-less than they wanted, permits, and what is granted of each kind."""
+wanted, needed and in use; and of each kind its name, rate a millisecond, capacity, what
+is given back, wanted, needed for one request, and for all that wait. Reply: 0,
+processes, how many others are hungry, permits, and what is granted of each kind."""
 
 
 # --- names ----------------------------------------------------------------------------

@@ -665,12 +665,12 @@ class RateLimit:
         with self._lock:
             asked = self._next_question(store, is_due=is_due)
         if asked is not None:
-            args, wanted = asked
+            args, needed = asked
             queue = self._queue
 
             def on_reply(reply: Reply | None) -> None:
                 if queue is self._queue:
-                    self._take_reply(args, wanted, reply)
+                    self._take_reply(args, needed, reply)
 
             if not store.submit(LIMIT, self.name, args, on_reply):
                 on_reply(None)
@@ -678,7 +678,7 @@ class RateLimit:
     def _next_question(
         self, store: Store, *, is_due: bool
     ) -> tuple[list[Any], float] | None:
-        """The arguments of the operation, and how many permits they ask for."""
+        """The arguments of the operation, and how many permits are needed."""
         now = self._now()
         since = now - self._asked_at
         if self._is_asking and since < _LOST:
@@ -701,19 +701,19 @@ class RateLimit:
             ahead = max(kept, min(bucket.usage * _AHEAD, bucket.capacity))
             target = bucket.queued + (0.0 if self.strict else ahead)
             want = max(0.0, target - bucket.level)
-            need = 0.0
+            need = waiting = 0.0
             if first is not None:
                 need = max(0.0, bucket.missing(first.costs[kind]))
+                waiting = max(need, bucket.queued - bucket.level)
             is_short = is_short or want > target / 2 or need > 0
             surplus = max(0.0, bucket.level - 1.5 * target) if is_due else 0.0
             change = surplus - bucket.made
             # All processes together have half the burst: each keeps something, too.
             rate, capacity = bucket.rate / 1000, max(1.0, bucket.capacity / 2)
-            kinds.append([kind, rate, capacity, change, max(want, need), need])
-        waiting = self.waiting
-        wanted = max(self._in_flight + waiting, min(self._peak, self._most))
-        has_room = self._in_flight + waiting <= self._permits
-        if not (is_due or is_short or not has_room):
+            want = max(want, need)
+            kinds.append([kind, rate, capacity, change, want, need, waiting])
+        needed = self._in_flight + self.waiting
+        if not (is_due or is_short or needed > self._permits):
             return None
         for one in kinds:
             bucket = self._buckets[one[0]]
@@ -722,14 +722,15 @@ class RateLimit:
             usage = (bucket.charged - bucket.known) / max(since, _LEASE_INTERVAL)
             bucket.usage = max(0.0, (bucket.usage + usage) / 2)
             bucket.known = bucket.charged
+        wanted = min(max(needed, self._peak), self._most)
         self._peak = self._in_flight
         self._is_asking, self._asked_at = True, now
         most = 0 if self._most == math.inf else self._most
-        wanted = min(wanted, self._most)
         process = f"{store.process}#{self._number}"
-        return [process, most, wanted, self._in_flight, kinds], wanted
+        limited = min(needed, self._most)
+        return [process, most, wanted, limited, self._in_flight, kinds], limited
 
-    def _take_reply(self, args: list[Any], wanted: float, reply: Reply | None) -> None:
+    def _take_reply(self, args: list[Any], needed: float, reply: Reply | None) -> None:
         with self._lock:
             self._refill()
             self._is_asking = self._is_new = False
@@ -743,7 +744,7 @@ class RateLimit:
                     bucket.made -= min(0.0, one[3])
             else:
                 _, self._processes, self._hungry, permits, *grants = reply
-                self._is_starved = permits < wanted and self._most < math.inf
+                self._is_starved = permits < needed and self._most < math.inf
                 for one, granted in zip(kinds, grants, strict=True):
                     self._buckets[one[0]].level += granted
                     self._is_starved |= granted < one[4]
@@ -915,13 +916,15 @@ def _check(settings: Mapping[str, Any]) -> None:
         if value is not None and not (is_number and 0 < value < math.inf):
             msg = f"{name} must be {what}, not {value!r}; leave it out for no limit"
             raise ValueError(msg)
-    if not isinstance(settings["name"], str):
+    is_text = isinstance(settings["name"], str)
+    if not is_text:  # A ValueError, since pydantic reports those.
         msg = f"name must be a string, not {settings['name']!r}"
-        raise ValueError(msg)  # noqa: TRY004 - pydantic reports ValueErrors
+        raise ValueError(msg)
     for name in ("adaptive", "strict"):
-        if not isinstance(settings[name], bool):
+        is_flag = isinstance(settings[name], bool)
+        if not is_flag:
             msg = f"{name} must be True or False, not {settings[name]!r}"
-            raise ValueError(msg)  # noqa: TRY004 - as above
+            raise ValueError(msg)
     others = {"name", "adaptive", "strict"}
     numbers = [settings[name] for name in settings if name not in others]
     if numbers == [None] * len(numbers) and not settings["adaptive"]:

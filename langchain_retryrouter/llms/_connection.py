@@ -170,7 +170,7 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
     rate_limiter: BaseRateLimiter | None = Field(default=None, exclude=True)
     """Admits each attempt, retries included. Share one between models of an account."""
     rate_limit: RateLimit | None = Field(default=None, exclude=True, repr=False)
-    """Limits requests, tokens and concurrency; share one as the `rate_limiter`."""
+    """Limits requests, tokens and concurrency. Share one, as the `rate_limiter`."""
     trace_attempts: bool | None = Field(default=None, exclude=True, repr=False)
     """Whether callback handlers see each attempt as a run below the call's. None: only
     LangSmith's tracer does, where it exports by OpenTelemetry and loses retries."""

@@ -21,8 +21,11 @@ class Scope:
         facts: What it is now. Of a breaker: `state`, `open_for`, `held_for`,
             `paused_for` and `lease_for` in seconds, `by` (the process that opened it),
             `why`, `prober` (the process that has the probe), `votes` (processes). Of
-            others: their fields; those that end in `_until` as seconds from now, under
-            a name that ends in `_for`.
+            a limit: what is left of `requests`, `tokens` and `input_tokens` and was
+            leased to no process, each with its number `..._per_minute`; the `permits`
+            that processes hold, and those that are `waiting`. Of others: their fields;
+            those that end in `_until` as seconds from now, under a name that ends in
+            `_for`.
         processes: The processes that use it.
     """
 
@@ -71,4 +74,9 @@ def read_scope(kind: str, name: str, record: Record, now: int) -> Scope:
             "prober": facts.get("lease_by") if lease else None,
             "votes": votes,
         }
+    if kind == "limit":
+        shown = {f: value for f, value in facts.items() if f[1:2] != ":" and f != "at"}
+        permits = sum(value for f, value in facts.items() if f.startswith("c:"))
+        waiting = [f[2:] for f in facts if f.startswith("w:")]
+        facts = {**shown, "permits": permits, "waiting": waiting}
     return Scope(kind, name, facts, tuple(processes))

@@ -186,7 +186,10 @@ def test_a_limit_of_a_router_is_shared_by_its_store(
     route = Route(model=chat_openai(gateway.url), name="a", rate_limit=limit)
     RetryRouter(routes=[route], store=store, clock=clock).invoke("hi")
     assert limit.is_shared
-    assert "limit" in {scope.kind for scope in store.snapshot()}
+    (scope,) = [one for one in store.snapshot() if one.kind == "limit"]
+    assert scope.facts["requests_per_minute"] == pytest.approx(60)
+    assert (scope.facts["permits"], scope.facts["waiting"]) == (0, [])
+    assert len(scope.processes) == 1
 
 
 def test_a_shared_limit_needs_a_name_and_a_store() -> None:
@@ -213,8 +216,8 @@ def arguments(
     process: str, permits: int, busy: int, kind: tuple[float, ...]
 ) -> list[Any]:
     rate, change, want, need = kind
-    kinds = [["requests", rate, 100.0, change, max(want, need), need]]
-    return [process, 8, max(permits, busy), busy, kinds]
+    kinds = [["requests", rate, 100.0, change, max(want, need), need, need]]
+    return [process, 8, max(permits, busy), max(permits, busy), busy, kinds]
 
 
 @settings(max_examples=50, deadline=None)
@@ -261,7 +264,7 @@ def test_a_dead_process_holds_nothing() -> None:
     record: Record = {}
 
     def ask(who: int, now: int) -> Reply:
-        return LIMIT.apply(record, now, [f"p{who}", 8, 8, 0, []])
+        return LIMIT.apply(record, now, [f"p{who}", 8, 8, 8, 0, []])
 
     assert ask(1, 0)[3] == 8
     assert ask(2, 4_000)[3] == 0
@@ -276,11 +279,25 @@ def test_the_processes_take_turns() -> None:
     for now in range(0, 3_000, 10):
         for who in (1, 2, 3):
             if who != 3 or now % 100 == 0:  # The third one asks seldom.
-                kinds = [["requests", 0.01, 10.0, 0.0, 2.0, 1.0]]
-                if LIMIT.apply(record, now, [f"p{who}", 0, 0, 0, kinds])[4]:
+                kinds = [["requests", 0.01, 10.0, 0.0, 2.0, 1.0, 2.0]]
+                if LIMIT.apply(record, now, [f"p{who}", 0, 0, 0, 0, kinds])[4]:
                     turns.append(who)
     assert turns.count(3) == pytest.approx(len(turns) / 3, abs=1)
     assert len(turns) == pytest.approx(30, abs=1)
+
+
+def test_a_process_that_only_stocks_up_is_not_waited_for() -> None:
+    """It has no request that waits, so it does not stand in the others' way."""
+    record: Record = {"requests": -0.5, "at": 0}
+
+    def ask(who: int, now: int, want: float, need: float) -> float:
+        kinds = [["requests", 0.001, 1.0, 0.0, want, need, need]]
+        return float(LIMIT.apply(record, now, [f"p{who}", 0, 0, 0, 0, kinds])[4])
+
+    assert ask(1, 0, 1.0, 0.0) == 0
+    assert ask(2, 100, 1.0, 1.0) == 0
+    assert ask(1, 510, 1.0, 0.0) == 0
+    assert ask(2, 520, 1.0, 1.0) == 1
 
 
 def test_a_reservation_settles_in_a_shared_bucket(clock: FakeClock) -> None:
