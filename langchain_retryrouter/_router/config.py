@@ -7,7 +7,9 @@ its line. A key itself is refused, since files are committed, copied and logged.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import functools
 import importlib
 import inspect
 import json
@@ -131,13 +133,7 @@ class _Config:
 
     def has(self, place: Place) -> bool:
         """Whether the data has something there."""
-        found = self.data
-        for step in place:
-            try:
-                found = found[step]
-            except (KeyError, IndexError, TypeError):
-                return False
-        return True
+        return _depth(self.data, place) == len(place)
 
 
 class _Noting:
@@ -173,6 +169,16 @@ class _SyntaxError(Exception):
     """A line, and what is wrong there."""
 
 
+def _depth(data: Any, place: Place) -> int:
+    """How many steps of a place the data has."""
+    for depth, step in enumerate(place):
+        try:
+            data = data[step]
+        except (KeyError, IndexError, TypeError):
+            return depth
+    return len(place)
+
+
 def _written(place: Place) -> str:
     parts = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in place)
     return "".join(parts).removeprefix(".")
@@ -186,35 +192,37 @@ def _read_toml(text: str) -> tuple[Any, Callable[[Place], int]]:
         count = len(text.splitlines())
         raise _SyntaxError(line[1] if line else count, error) from error
 
-    def find(place: Place) -> int:
-        """The line of the statement that first defines the place, or what is around it.
+    lines = text.splitlines()
+
+    @functools.cache
+    def statements() -> list[tuple[int, int, Any]]:
+        """The first and last line of each statement, and the data up to there.
 
         tomllib names no lines. But the first lines of a file are a file as well, as
         long as they do not end within a value.
         """
-        lines, begin, known = text.splitlines(), 0, 0
-        found = 1
+        found, begin = [], 0
         for end in range(1, len(lines) + 1):
-            try:
-                part: Any = tomllib.loads("\n".join(lines[:end]))
-            except tomllib.TOMLDecodeError:
-                continue
-            depth = 0
-            for step in place:
-                try:
-                    part = part[step]
-                except (KeyError, IndexError, TypeError):
-                    break
-                depth += 1
+            with contextlib.suppress(tomllib.TOMLDecodeError):
+                found.append((begin, end, tomllib.loads("\n".join(lines[:end]))))
+                begin = end
+        return found
+
+    def find(place: Place) -> int:
+        """The line of the statement that first defines the place, or what is around."""
+        if not place:
+            return 1
+        known, line = 0, 1
+        key = re.compile(rf"[\s,{{\"']{re.escape(str(place[-1]))}[\"']?\s*=")
+        for begin, end, part in statements():
+            depth = _depth(part, place)
             if depth > known:
-                known, found = depth, begin + 1
+                known, line = depth, begin + 1
                 # Within an array or a table of several lines, a key that is there once.
-                key = re.compile(rf"[\s,{{\"']{re.escape(str(place[-1]))}[\"']?\s*=")
                 inside = [n for n in range(begin, end) if key.search(f" {lines[n]}")]
                 if depth == len(place) and len(inside) == 1:
-                    found = inside[0] + 1
-            begin = end
-        return found
+                    line = inside[0] + 1
+        return line
 
     return data, find
 

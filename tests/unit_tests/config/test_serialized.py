@@ -40,7 +40,9 @@ def routes() -> list[Any]:
         model_name="claude-opus-5", api_key=SecretStr(KEY), timeout=None, stop=None
     )
     bound: Any = openai.bind(seed=1)
-    return [Route(model=bound, name="a", weight=3, input_price=2.0), claude]
+    prices: dict[str, Any] = {"input_price": 2.0, "output_price": 8.0}
+    first = Route(model=bound, name="a", weight=3, **prices)
+    return [first, Route(model=claude, **prices)]
 
 
 @pytest.mark.parametrize("breakers", [None, {"failure_threshold": 7}])
@@ -71,19 +73,21 @@ def test_a_router_is_written_and_read(breakers: Any) -> None:
     assert dumps(again) == text
 
 
-PRICED = SpendLimit(5.0, per="month")
+PRICED = routes()[1].model_copy(update={"spend_limit": SpendLimit(5.0)})
 NO_DATA: dict[str, dict[str, Any]] = {
     "accept": {"accept": bool},
     "budget": {"budget": RetryBudget()},
     "clock": {"clock": FakeClock()},
     "limit": {"rate_limit": RateLimit(max_concurrency=3)},
     "money": {"spend_limit": SpendLimit(5.0)},
-    "money of a route": {"routes": [Route(model=routes()[1], spend_limit=PRICED)]},
+    "money of a route": {
+        "routes": [routes()[1].model_copy(update={"spend_limit": PRICED})]
+    },
     "class": {"failover_on": {LookupError: "raise"}},
     "function": {"failover_on": [{"quota": "raise"}, lambda _: None]},
     "hook": {"retry_policy": RetryPolicy(on_retry=print)},
-    "accept of a route": {"routes": [Route(model=routes()[1], accept=bool)]},
-    "breaker": {"routes": [Route(model=routes()[1], breaker=CircuitBreaker())]},
+    "accept of a route": {"routes": [Route(model=routes()[1].model, accept=bool)]},
+    "breaker": {"routes": [Route(model=routes()[1].model, breaker=CircuitBreaker())]},
     "model": {"routes": [FakeListChatModel(responses=["a"])]},
 }
 

@@ -77,7 +77,12 @@ ROUTERS: dict[str, Callable[[], dict[str, Any]]] = {
     "no breakers": lambda: {"routes": [openai()], "breaker_settings": None},
     "limits": lambda: {
         "routes": [
-            Route(model=openai(), rate_limit=RateLimit(requests_per_minute=60)),
+            Route(
+                model=openai(),
+                rate_limit=RateLimit(requests_per_minute=60),
+                input_price=2.0,
+                output_price=8.0,
+            ),
         ],
         "rate_limit": RateLimit(max_concurrency=3, name="all"),
         "budget": RetryBudget(capacity=28),
