@@ -293,6 +293,7 @@ _MOST_RECORDED: Final = 1_000
 # --- one call -----------------------------------------------------------------------
 
 _CURRENT: Final = context.create_key("langchain-retryrouter-attempt")
+_LONGEST_NAME: Final = 200
 _MOST_NAMES: Final = 200  # Different label values, and models that are kept.
 
 
@@ -431,7 +432,7 @@ class _CallTelemetry(CallObserver):
                 _ROUTE: self._call.route,
                 _WAIT: self._call.waited or None,
                 _ERROR_TYPE: kind,
-                _RESPONSE_MODEL: served and served.facts.get("model"),
+                _RESPONSE_MODEL: served and _text(served.facts.get("model")),
             }
             self._span.set_attributes(_without_none(found))
             if kind is not None:
@@ -506,8 +507,8 @@ class _CallTelemetry(CallObserver):
             _OUTCOME: outcome,
             _WAIT: record.wait or None,
             _LIMITER_WAIT: record.limiter_wait or None,
-            _RESPONSE_MODEL: facts.get("model"),
-            _FINISH_REASONS: facts.get("finish_reasons"),
+            _RESPONSE_MODEL: _text(facts.get("model")),
+            _FINISH_REASONS: _texts(facts.get("finish_reasons")),
             **counts,
         }
         if failure is not None:
@@ -519,6 +520,15 @@ class _CallTelemetry(CallObserver):
             span.set_status(trace.StatusCode.ERROR, failure.kind.value)
         span.set_attributes(_without_none(found))
         span.end(at)
+
+
+def _text(value: Any) -> str | None:
+    """What a server said, if it is a name and no more than that."""
+    return value[:_LONGEST_NAME] if isinstance(value, str) else None
+
+
+def _texts(values: Any) -> list[str] | None:
+    return [text for one in values or () if (text := _text(one))] or None
 
 
 def _without_none(found: dict[str, Any]) -> dict[str, Any]:
@@ -571,7 +581,8 @@ def _context_of(run: Any) -> context.Context | None:
         spans = getattr(handler, "spans", None)  # OpenLLMetry's
         span: Any = None
         if callable(get_span):
-            span = get_span(run.run_id)
+            with contextlib.suppress(Exception):  # It may be another kind of method.
+                span = get_span(run.run_id)
         elif isinstance(spans, Mapping):
             span = getattr(spans.get(run.run_id), "span", None)
         if isinstance(span, trace.Span):

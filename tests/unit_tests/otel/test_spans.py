@@ -6,9 +6,13 @@ import asyncio
 import subprocess
 import sys
 import threading
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import AIMessageChunk
+from langchain_core.outputs import ChatGenerationChunk
 from langchain_openai import OpenAIEmbeddings
 from opentelemetry import trace
 from opentelemetry.trace import StatusCode
@@ -470,3 +474,62 @@ def test_without_the_extra_a_clear_error_says_what_to_install() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
     assert "install langchain-retryrouter[otel]" in ran.stderr
+
+
+class Seen(BaseChatModel):
+    """Notes the span that is current where it would send; the first one waits."""
+
+    name_: str
+    seen: Any
+    is_second_asked: Any
+
+    @property
+    def _llm_type(self) -> str:
+        return "seen"
+
+    def _generate(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError
+
+    def _note(self) -> ChatGenerationChunk:
+        span = trace.get_current_span().get_span_context().span_id
+        self.seen[self.name_] = span
+        message = AIMessageChunk(
+            content=self.name_, response_metadata={"finish_reason": "stop"}
+        )
+        return ChatGenerationChunk(message=message)
+
+    def _stream(self, *_: Any, **__: Any) -> Iterator[ChatGenerationChunk]:
+        chunk = self._note()
+        if self.name_ == "first":
+            self.is_second_asked.wait(10)
+        yield chunk
+
+    async def _astream(self, *_: Any, **__: Any) -> AsyncIterator[ChatGenerationChunk]:
+        chunk = self._note()
+        if self.name_ == "first":
+            await asyncio.Event().wait()
+        yield chunk
+
+
+def test_each_of_two_hedged_streams_has_its_span_where_it_is_sent(
+    twin: Twin, recorded: Recorded
+) -> None:
+    """Spans that are made inside the second model are not below the first attempt."""
+    seen: dict[str, int] = {}
+    event = threading.Event()
+    router = RetryRouter(
+        routes=[
+            Route(model=Seen(name_=name, seen=seen, is_second_asked=event), name=name)
+            for name in ("first", "second")
+        ],
+        hedge_after=0.01,
+    )
+    twin.stream(router, PROMPT)
+    event.set()
+    spans = recorded.attempts
+    assert recorded.values("retryrouter.route") == ["first", "second"]
+    assert recorded.values("retryrouter.outcome") == ["cancelled", "ok"]
+    assert seen == {
+        "first": spans[0].context.span_id,
+        "second": spans[1].context.span_id,
+    }
