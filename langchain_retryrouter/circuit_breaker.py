@@ -35,6 +35,7 @@ _FINITE: Final = "a finite number above 0"
 _SHARE: Final = "a share above 0 and up to 1"
 _PROBE_INTERVAL: Final = 0.1  # Seconds between two looks at another call's probe.
 _LEASE: Final = 5.0  # Seconds that a probe has for all, unless it is renewed.
+_SAME_PAUSE: Final = 0.05  # Seconds by which many answers of one moment differ.
 _REPAIRED: Final = 1.0  # Seconds after which a store has answered, if ever.
 _LEASE_WAIT: Final = 0.25  # Seconds that a call waits for a busy store's answer.
 _ASKED: Final = "the server asked for it"
@@ -111,7 +112,7 @@ class Permit:
 class Refusal:
     """An attempt is refused, for so long; 0 while another call is the probe.
 
-    `why` is what the server said, if it was told to all processes, and `reason` what
+    `why` is what the server said, if all processes know it, and `reason` what
     refuses the attempt, if that is not the breaker.
     """
 
@@ -453,7 +454,7 @@ class CircuitBreaker:
         """Refuse calls for so long in all processes, and then admit all of them."""
         with self._lock:
             held = _bounded(seconds)
-            if held > self.pause:
+            if held > self.pause + _SAME_PAUSE:
                 self._paused_until = self._clock.monotonic() + held
                 self._tell("pause", _ms(held))
         self._send()
@@ -522,7 +523,7 @@ class CircuitBreaker:
         return LEASE_POLL
 
     def _send(self) -> None:
-        """Hand the store what it is told, without the lock: it may answer at once."""
+        """Submit what is waiting, without the lock: the store may answer at once."""
         shared = self._shared
         while shared is not None and shared.outbox:
             with self._lock:
@@ -715,7 +716,7 @@ class CircuitBreaker:
 
 @dataclass(slots=True)
 class _Shared:
-    """What a shared breaker knows of the others, and has not told them yet."""
+    """What a shared breaker knows of the others, and has not sent to them yet."""
 
     store: Store
     number: int

@@ -317,8 +317,8 @@ class RetryBudget:
         self._tokens = float(capacity)
         self._lock = threading.Lock()
         self._store: Store | None = None
-        self._unsent = 0.0  # Taken (below 0) or given, which the store was not told.
-        self._sent = 0.0  # The same that it was told, and has not answered.
+        self._unsent = 0.0  # Taken (below 0) or given, and not sent to the store.
+        self._sent = 0.0  # The same, sent and not answered.
         self._taken = 0.0  # What was taken since its last answer.
         self._processes = 1
         if store is not None:

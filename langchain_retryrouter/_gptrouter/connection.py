@@ -241,6 +241,8 @@ class GatewayConnection(ClosedByWith, Serializable):
             retries = getattr(policy, "max_retries", None)
         if isinstance(retries, int):
             values.setdefault("max_retries", retries)
+        if "store" in values:
+            values["store"] = as_store(values["store"])
         # Not by `get_from_dict_or_env`, which makes stars of a `SecretStr`. The field
         # says that there is none: an error here would show a proxy's password.
         key = values.get("gpt_router_api_key") or os.environ.get("GPT_ROUTER_API_KEY")
@@ -280,11 +282,6 @@ class GatewayConnection(ClosedByWith, Serializable):
         if base is not None:
             find_origin(base, value)
         return value
-
-    @field_validator("store", mode="before")
-    @classmethod
-    def _check_store(cls, value: Any) -> Any:
-        return as_store(value)
 
     # Before pydantic makes 1 of True.
     @field_validator("max_retries", mode="before")

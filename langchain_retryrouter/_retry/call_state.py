@@ -601,7 +601,7 @@ class CallState:
         return self._held_for(wait)
 
     def _spread(self, pause: float) -> float:
-        """The wait for a pause that all processes were told of."""
+        """The wait for a pause that all processes know of."""
         wait = self.policy.delay(1, self._time.random(), pause) if pause else 0.0
         return self._held_for(wait)
 

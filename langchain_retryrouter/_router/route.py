@@ -394,8 +394,8 @@ class Route(Serializable):
 
         Of what is the same in all processes: the class, the model's name, the address.
         """
-        told = tracing_params(self.model)
-        asked = (told.get("ls_provider"), told.get("ls_model_name"))
+        params = tracing_params(self.model)
+        asked = (params.get("ls_provider"), params.get("ls_model_name"))
         return scope_of(self.name, self.model, *asked)
 
     def needs_reason(self, method: Method) -> bool:

@@ -374,6 +374,9 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
                 instead = advice.format(value=values[name])
                 msg = f"RetryRouter takes no {name}={values[name]!r}: {instead}"
                 raise ValueError(msg)
+        if isinstance(values, dict) and "store" in values:
+            # Here, since errors of fields show what is given: a URL has a password.
+            values = {**values, "store": as_store(values["store"])}
         return values
 
     @field_validator("routes", mode="before")
@@ -399,11 +402,6 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
     @classmethod
     def _check_breaker_settings(cls, value: Any) -> Any:
         return breaker_settings(value)
-
-    @field_validator("store", mode="before")
-    @classmethod
-    def _check_store(cls, value: Any) -> Any:
-        return as_store(value)
 
     @field_validator("max_price")
     @classmethod
@@ -471,6 +469,14 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
             self.budget.join(self.store, "budget")
         if self.store is not None and self.rate_limit is not None:
             self.rate_limit.join(self.store, "router")
+        shared = [self.budget, self.rate_limit, *(state.breaker for state in states)]
+        shared += [limit for route in self.routes for limit in route.rate_limits]
+        if self.store is not None and not any(shared):
+            msg = (
+                f"store={self.store!r} has nothing to share, since the router has no"
+                " breakers (breaker_settings=None), no budget and no rate limit"
+            )
+            raise TypeError(msg)
         return _Memory(states, self._new_order())
 
     def _new_order(self) -> RouteOrder:

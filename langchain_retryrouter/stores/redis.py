@@ -41,7 +41,7 @@ _REPAIR_INTERVAL: Final = 1.0
 _INDEX_INTERVAL: Final = 60.0
 _MOST_WAITING: Final = 10_000
 _MOST_TOGETHER: Final = 200
-_QUIET: Final = 60.0  # Seconds in which the same refusal is not logged again.
+_LOG_INTERVAL: Final = 60.0  # Seconds in which the same refusal is not logged again.
 
 _LUA: Final = """
 local r, before = {}, {}
@@ -193,7 +193,7 @@ class _Lane:
         self.process = process_name()
         self.is_up = True
         self.is_running = self._is_late = False
-        self._client: Any = None
+        self._worker: threading.Thread | None = None
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._repaired_at = self._indexed_at = -_INDEX_INTERVAL
@@ -223,22 +223,25 @@ class _Lane:
             self._stopped = stopped = threading.Event()
             waiting: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
             self._queue = waiting
-            self._client = client = self.address.connect()
+            args = (self.address.connect(), waiting, stopped)
             self._repaired_at = -_REPAIR_INTERVAL
-        name = f"retryrouter {self.address.name}"
-        for target, args in (
-            (self._work, (client, waiting, stopped)),
-            (self._listen, (client, waiting, stopped)),
-        ):
-            threading.Thread(target=target, args=args, name=name, daemon=True).start()
+            name = f"retryrouter {self.address.name}"
+            self._worker, listener = (
+                threading.Thread(target=target, args=args, name=name, daemon=True)
+                for target in (self._work, self._listen)
+            )
+            self._worker.start()
+            listener.start()
 
-    def stop(self) -> None:
-        """Send what is waiting, and end the threads; they are not waited for."""
+    def stop(self, wait: float = 0.0) -> None:
+        """Send what is waiting, and end the threads; `wait` seconds for the sending."""
         with self._lock:
-            if self.is_running:
-                self.is_running = False
-                self._stopped.set()
-                self._queue.put(None)
+            worker, self._worker = self._worker, None
+            self.is_running = False
+            self._stopped.set()
+            self._queue.put(None)
+        if worker is not None and wait:
+            worker.join(wait)
 
     def submit(self, job: _Job) -> bool:
         is_full = self._queue.qsize() > _MOST_WAITING
@@ -382,7 +385,7 @@ class _Lane:
 
     def _log_refusal(self, job: _Job, error: Exception) -> None:
         kind, now = type(error).__name__, time.monotonic()
-        if now - self._logged.get(kind, -_QUIET) >= _QUIET:
+        if now - self._logged.get(kind, -_LOG_INTERVAL) >= _LOG_INTERVAL:
             self._logged[kind] = now
             name = self.address.name
             logger.warning(
@@ -427,14 +430,12 @@ def _is(reply: Any, name: str) -> bool:
 
 
 _LANES: Final = dict[tuple[Any, str], _Lane]()
-_LANES_LOCK: Final = threading.Lock()
 
 
 def _lane_of(address: _Address, namespace: str) -> _Lane:
     """The lane of an address in this process; stores of one address share it."""
     key = (repr(tuple(address)), namespace)
-    with _LANES_LOCK:
-        return _LANES.setdefault(key, _Lane(address, namespace))
+    return _LANES.setdefault(key, _Lane(address, namespace))
 
 
 def _forked() -> None:
@@ -450,7 +451,7 @@ def _leave(lane: _Lane, handle: int) -> None:
 
 def _at_exit() -> None:
     for lane in list(_LANES.values()):
-        lane.stop()
+        lane.stop(wait=_CONNECT_TIMEOUT)
 
 
 os.register_at_fork(after_in_child=_forked)

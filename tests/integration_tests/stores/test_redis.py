@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -261,6 +263,17 @@ def test_a_fork_shares(server: RedisServer, gateway: FaultyGateway) -> None:
     breaker_of = CircuitBreaker(name=router.routes[0].scope, store=router.store)
     eventually(lambda: breaker_of.is_open)
     router.store.close()
+
+
+def test_a_program_that_ends_says_what_it_knows(server: RedisServer) -> None:
+    """What was learned in the last moment is sent before the interpreter ends."""
+    code = f"""
+from langchain_retryrouter import CircuitBreaker
+from langchain_retryrouter.stores import RedisStore
+CircuitBreaker(name="p", store=RedisStore({server.url!r})).open_for(60)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert states(RedisStore(server.url)) == ["open"]
 
 
 def test_connections(server: RedisServer) -> None:
