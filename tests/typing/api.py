@@ -14,6 +14,7 @@ from pydantic import SecretStr
 
 from langchain_retryrouter import (
     CircuitBreaker,
+    EmbeddingsRouter,
     GPTRouter,
     GPTRouterEmbeddings,
     GPTRouterModel,
@@ -21,6 +22,7 @@ from langchain_retryrouter import (
     RateLimitError,
     RetryBudget,
     RetryPolicy,
+    RetryRouter,
     RetryRouterError,
     StreamInterruptedError,
     __version__,
@@ -99,3 +101,12 @@ def completions(model: OpenAI) -> None:
     assert_type(model.invoke("hi"), str)
     extra: dict[str, Any] = model.model_kwargs
     assert_type(extra, dict[str, Any])
+
+router = RetryRouter(routes=["openai:gpt-5.5", llm])
+assert_type(RetryRouter.from_config("router.toml", clock=FakeClock()), RetryRouter)
+assert_type(router.to_config(), dict[str, Any])
+assert_type(router.health(), dict[str, Any])
+
+several = EmbeddingsRouter(routes=["openai:text-embedding-3-small", embeddings])
+assert_type(several.embed_documents(["hi"]), list[list[float]])
+assert_type(several.space, str)
