@@ -171,7 +171,7 @@ class _AttemptRuns(CallObserver):
     """
 
     def __init__(self, run: AnyRunManager, handlers: list[BaseCallbackHandler]) -> None:
-        """Nothing is told yet."""
+        """Nothing was reported yet."""
         is_async = isinstance(run, AsyncCallbackManagerForLLMRun)
         new = AsyncCallbackManager if is_async else CallbackManager
         self._manager = new(handlers=[], parent_run_id=run.run_id)
@@ -210,7 +210,7 @@ class _AttemptRuns(CallObserver):
         def end() -> Any:
             run = self._runs.pop(number, None)
             if run is None:
-                return None  # Its end has been told already.
+                return None  # Its end has been reported already.
             return (
                 run.on_chain_end(outputs)
                 if error is None
@@ -222,13 +222,13 @@ class _AttemptRuns(CallObserver):
             return
 
         async def aend() -> None:
-            if (told := end()) is not None:
-                await told
+            if (reported := end()) is not None:
+                await reported
 
         self._later.append(aend)
 
     async def flush(self) -> None:
-        """Await what was told since the last time."""
+        """Await what was reported since the last time."""
         while self._later:
             await self._later.pop(0)()
 

@@ -251,7 +251,7 @@ class Subject(NamedTuple):
 
 
 class CallObserver:
-    """Is told what happens in one call; its methods do nothing by default.
+    """Sees what happens in one call; its methods do nothing by default.
 
     The threads that work for the call run them, in order; they must not raise.
     """
@@ -266,7 +266,7 @@ class CallObserver:
         """What an answer says of itself: `usage`, `model`, `finish_reasons`."""
 
     def attempt_ended(self, record: AttemptRecord, failure: Failure | None) -> None:
-        """An attempt is over; told again if its end turns out to be another one."""
+        """An attempt is over; called again if its end turns out to be another one."""
 
     def waits(self, seconds: float) -> None:
         """A wait begins."""
@@ -278,7 +278,7 @@ class CallObserver:
         """
 
     def ended(self, error: BaseException | None) -> None:
-        """The call is over; nothing is told after it."""
+        """The call is over; nothing is called after this."""
 
     def attach(self, number: int) -> Callable[[], object]:
         """Make an attempt current in this thread or task, until the result is called.
@@ -340,7 +340,7 @@ class CallState:
         position: The place of the route of the current or next attempt.
         run: LangChain's run manager of the call, for observers.
         prices_of: Returns what a model's tokens cost, for a call that has no routes.
-        observers: What is told of the call.
+        observers: What sees the call.
         cost_of: Returns the money of an attempt that is over; None if not known.
     """
 

@@ -80,7 +80,7 @@ def _canonical(content: Any) -> str:
 
 # --- needs ----------------------------------------------------------------------------
 
-_ROOM: Final = 1.1  # A count that is 10 % above the limit leaves no doubt.
+_MARGIN: Final = 1.1  # A count that is 10 % above the limit leaves no doubt.
 # Every tokenizer in use splits at these places at least, so pieces are a lower bound.
 # A Chinese, Japanese or Korean token has seldom more than three characters.
 _PIECE: Final = re.compile(r"[\u2e80-\uffff]{1,3}|\w+|[^\w\s]+")
@@ -125,7 +125,7 @@ def skipped_routes(
     for position, (route, profile) in enumerate(zip(routes, profiles, strict=True)):
         limit = max_input_tokens(profile)
         # No token is shorter than a character.
-        if characters > limit * _ROOM and (tokens := _count(texts, limit)):
+        if characters > limit * _MARGIN and (tokens := _count(texts, limit)):
             most = max(most, tokens)
             limits[position] = f"{route.name} {limit:,}"
             reasons[position] = (
@@ -164,7 +164,7 @@ def max_input_tokens(profile: Mapping[str, Any]) -> float:
 
 def exceeds(tokens: int, limit: float) -> bool:
     """Whether so many tokens are too many beyond doubt."""
-    return tokens > limit * _ROOM
+    return tokens > limit * _MARGIN
 
 
 def _count(texts: Sequence[str], limit: float) -> int:

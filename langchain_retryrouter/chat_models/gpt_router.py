@@ -628,7 +628,7 @@ class _GatewayCall:
         return response
 
     def _noted(self, response: Response, attempt: Attempt) -> Response:
-        """A whole answer, of which the observers have been told."""
+        """A whole answer, that the observers have seen."""
         if self.context.call_state.wants_facts:
             usage = response.meta.model_dump() if response.meta else None
             reasons = [choice.finish_reason for choice in response.choices]

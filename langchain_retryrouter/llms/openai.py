@@ -190,7 +190,7 @@ class _Call:
         return await client.aopen_stream(*self._sent, attempt, self._time)
 
     def _noted(self, answer: Any, attempt: int) -> Any:
-        """An answer or chunk, of which the observers have been told."""
+        """An answer or chunk, that the observers have seen."""
         if self._call_state.wants_facts and (facts := protocol.facts_of(answer)):
             self._call_state.answered(attempt, **facts)
         return answer
