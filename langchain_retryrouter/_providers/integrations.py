@@ -172,15 +172,16 @@ def _own_model(model: Any, facts: Integration) -> RetriesDisabled:
     disabled = []
     if retries != model.max_retries:
         disabled.append(f"max_retries={model.max_retries}")
-    if gateway_retries := getattr(model, "gateway_max_retries", None):  # Of a chat.
-        disabled.append(f"gateway_max_retries={gateway_retries}")
+    has_gateway_retries = hasattr(model, "gateway_max_retries")  # Of a chat model.
+    if has_gateway_retries and model.gateway_max_retries:
+        disabled.append(f"gateway_max_retries={model.gateway_max_retries}")
     policy = replace(model.retry_policy or RetryPolicy(), max_retries=retries)
     update = {
         "max_retries": retries,
         "retry_policy": model.retry_policy and policy,
     }
-    if gateway_retries is not None:
-        update["gateway_max_retries"] = 0
+    if has_gateway_retries:
+        update["gateway_max_retries"] = 0  # None is the gateway's own default.
     return RetriesDisabled(
         model.model_copy(update=update),
         disabled=", ".join(disabled),
