@@ -248,7 +248,7 @@ class RetryVisibleChatModel(BaseChatModel):
 
     def stream(
         self,
-        input: LanguageModelInput,  # noqa: A002 - LangChain's name
+        input: LanguageModelInput,
         config: RunnableConfig | None = None,
         *,
         stop: list[str] | None = None,
@@ -273,7 +273,7 @@ class RetryVisibleChatModel(BaseChatModel):
 
     async def astream(
         self,
-        input: LanguageModelInput,  # noqa: A002 - LangChain's name
+        input: LanguageModelInput,
         config: RunnableConfig | None = None,
         *,
         stop: list[str] | None = None,

@@ -579,7 +579,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
 
     def invoke(
         self,
-        input: LanguageModelInput,  # noqa: A002 - LangChain's name
+        input: LanguageModelInput,
         config: RunnableConfig | None = None,
         *,
         stop: list[str] | None = None,
@@ -591,7 +591,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
 
     async def ainvoke(
         self,
-        input: LanguageModelInput,  # noqa: A002 - LangChain's name
+        input: LanguageModelInput,
         config: RunnableConfig | None = None,
         *,
         stop: list[str] | None = None,
@@ -603,7 +603,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
 
     def stream(
         self,
-        input: LanguageModelInput,  # noqa: A002 - LangChain's name
+        input: LanguageModelInput,
         config: RunnableConfig | None = None,
         *,
         stop: list[str] | None = None,
@@ -615,7 +615,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
 
     def astream(
         self,
-        input: LanguageModelInput,  # noqa: A002 - LangChain's name
+        input: LanguageModelInput,
         config: RunnableConfig | None = None,
         *,
         stop: list[str] | None = None,
@@ -627,7 +627,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
 
     def stream_events(
         self,
-        input: Any,  # noqa: A002 - LangChain's name
+        input: Any,
         config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -637,7 +637,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
 
     def astream_events(
         self,
-        input: Any,  # noqa: A002 - LangChain's name
+        input: Any,
         config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> Any:
