@@ -255,7 +255,6 @@ class RouteOrder:
         self._names, self._groups, self._weights = names, groups, weights
         has_groups = any(group is not None for group in groups)
         self._is_plain = not has_groups and (is_list or not by_conversation)
-        self.by_conversation = by_conversation
         given = weights if strategy == "weighted" else None
         if strategy == "priority" and has_groups:
             self.strategy: Strategy = _Balanced(len(names), weights, seed)

@@ -268,6 +268,11 @@ class Route(Serializable):
         return routes
 
     @property
+    def models(self) -> list[BaseChatModel]:
+        """Its model, and those that were made for the keys of its function."""
+        return [self.model, *(model for _, model in self._keyed.values())]
+
+    @property
     def group(self) -> Hashable:
         """What it has in common with its alternatives; None if it has none."""
         return self.tier if self.tier is not None else self.pool_id or None

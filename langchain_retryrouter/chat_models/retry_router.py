@@ -987,17 +987,17 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
 
     def close(self) -> None:
         """Close the routes' models, as far as they have a `close` method."""
-        for route in self.routes:
-            close = getattr(route.model, "close", None)
+        for model in [one for route in self.routes for one in route.models]:
+            close = getattr(model, "close", None)
             if callable(close):
                 close()
         close_made(self.store)
 
     async def aclose(self) -> None:
         """Close the routes' models by `aclose`, or else by `close`."""
-        for route in self.routes:
-            aclose = getattr(route.model, "aclose", None)
-            close = getattr(route.model, "close", None)
+        for model in [one for route in self.routes for one in route.models]:
+            aclose = getattr(model, "aclose", None)
+            close = getattr(model, "close", None)
             if callable(aclose):
                 await aclose()
             elif callable(close):

@@ -281,9 +281,12 @@ class Service:
         for gateway in self.gateways.values():
             gateway.stop()
 
-    def ask(self, number: int) -> str:
+    def ask(self, number: int, *, is_stream: bool = False) -> str:
         """The route that answers a conversation."""
-        answer = self.router.invoke("hi", thread(number))
+        if is_stream:
+            answer: Any = list(self.router.stream("hi", thread(number)))[-1]
+        else:
+            answer = self.router.invoke("hi", thread(number))
         return str(answer.response_metadata["retryrouter"]["route"])
 
     def home(self, name: str, after: int = 0) -> int:
@@ -326,8 +329,9 @@ def test_a_conversation_whose_new_route_fails_goes_home() -> None:
     with Service(clock) as service:
         moved = service.home("a")
         service.gateways["a"].always(Status(503))
-        assert service.ask(moved) == "b"
+        assert service.ask(moved, is_stream=True) == "b"
         service.gateways["a"].always(Answer())
+        assert service.ask(moved, is_stream=True) == "b"
         service.gateways["b"].always(Status(503))
         clock.advance(60)
         assert [service.ask(moved) for _ in range(2)] == ["a", "a"]

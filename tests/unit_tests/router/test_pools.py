@@ -492,6 +492,13 @@ def test_models_are_made_again_for_each_key_and_address(
     assert secrets_of(Route.pool(make(), base_urls=urls), url) == urls
 
 
+def test_a_string_makes_a_pool() -> None:
+    """`init_chat_model` makes the model, which needs no key in the environment."""
+    routes = Route.pool("openai:gpt-4o", api_keys=["one-key", "two-key"])
+    assert [route.name for route in routes] == ["gpt-4o#1", "gpt-4o#2"]
+    assert secrets_of(routes, "openai_api_key") == ["one-key", "two-key"]
+
+
 def test_bound_options_and_fields_are_kept() -> None:
     """A pool is made of what a route can be made of."""
     model: Any = Keyed(responses=["a"], api_key="k").bind(stop=["x"])
