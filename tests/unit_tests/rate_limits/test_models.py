@@ -462,3 +462,51 @@ def test_a_pause_that_begins_during_the_wait_for_a_turn_is_waited_for(
     assert ask(twin, router, method)
     assert len(gateway.requests) == 1
     assert sum(clock.sleeps) >= 5
+
+
+@pytest.mark.parametrize("method", ["batch", "abatch"])
+@pytest.mark.parametrize("name", ["GPTRouter", "RetryRouter", "OpenAIChat"])
+async def test_no_more_requests_at_a_time_than_allowed(
+    gateway: FaultyGateway, name: str, method: str
+) -> None:
+    """Six calls at once, in threads or tasks, are three times two requests."""
+    limit = RateLimit(max_concurrency=2)
+    gateway.always(SlowFirstToken(0.1))
+    model = new_model(name, gateway, rate_limit=limit)
+    if method == "batch":
+        await asyncio.to_thread(model.batch, ["hi"] * 6)
+    else:
+        await model.abatch(["hi"] * 6)
+    times = [request.at for request in gateway.requests]
+    assert len(times) == 6
+    for first, third in zip(times, times[2:], strict=False):
+        assert third - first >= 0.1
+    assert limit.in_flight == 0
+
+
+class Gate(BaseRateLimiter):
+    """A limiter of LangChain that refuses until a time."""
+
+    def __init__(self, clock: FakeClock, opens: float) -> None:
+        self._clock, self._opens = clock, opens
+
+    def acquire(self, *, blocking: bool = True) -> bool:
+        del blocking
+        return self._clock.monotonic() >= self._opens
+
+    async def aacquire(self, *, blocking: bool = True) -> bool:
+        return self.acquire(blocking=blocking)
+
+
+def test_a_models_limiter_of_langchain_counts_as_well(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock
+) -> None:
+    """If it sends the call elsewhere, the first route's limit has its turn back."""
+    limits = [RateLimit(requests_per_minute=60, clock=clock) for _ in range(2)]
+    router = routed(gateway, clock, *limits)
+    router.routes[0].model.rate_limiter = Gate(clock, 30)
+    assert told(ask(twin, router)) == [("b", "ok")]
+    clock.advance(60)
+    assert [limit.in_flight for limit in limits] == [0, 0]
+    assert limits[0].available() == {"requests": 1.0}
+    assert told(ask(twin, router)) == [("a", "ok")]
