@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import operator
 import threading
 import time
 import weakref
@@ -75,6 +76,7 @@ _COST: Final = "retryrouter.cost"
 _BUDGET: Final = "retryrouter.budget"
 _LIMIT: Final = "retryrouter.limit"
 _LIMIT_KIND: Final = "retryrouter.limit.kind"
+_OWN: Final = "retryrouter."  # Before the names of what events say.
 _EVENTS: Final = {
     "breaker": "retryrouter.breaker_changed",
     "skipped": "retryrouter.route_skipped",
@@ -107,72 +109,28 @@ class Metric(NamedTuple):
     description: str
 
 
-_GENAI: Final = "gen_ai.client.inference"
+_METRICS: Final = """
+call histogram s gen_ai.client.inference.duration A call with all attempts and waits.
+embeddings histogram s gen_ai.client.embeddings.duration The same of embeddings.
+attempt histogram s retryrouter.attempt.duration An attempt.
+input counter {token} gen_ai.client.inference.usage.input_tokens Of attempts.
+output counter {token} gen_ai.client.inference.usage.output_tokens Of attempts.
+cost counter {money} retryrouter.cost Money of attempts.
+wait counter s retryrouter.wait.time Waits between attempts.
+limiter_wait counter s retryrouter.limiter_wait.time Waits for rate limits.
+skipped counter {route} retryrouter.route.skipped Routes that were not asked.
+limited counter {request} retryrouter.limit.rejections Kept from a route by a limit.
+breaker gauge {state} retryrouter.breaker.state 0 closed, 1 half open, 2 open.
+budget gauge {token} retryrouter.budget.tokens Left in a retry budget.
+available gauge {unit} retryrouter.limit.available What of a rate limit is left now.
+in_flight gauge {request} retryrouter.limit.in_flight Under a rate limit.
+waiting gauge {request} retryrouter.limit.waiting Waiting for a rate limit.
+"""
 METRICS: Final = {
-    "call": Metric(
-        f"{_GENAI}.duration",
-        "histogram",
-        "s",
-        "Seconds of a call with all its attempts and waits.",
-    ),
-    "embeddings": Metric(
-        "gen_ai.client.embeddings.duration",
-        "histogram",
-        "s",
-        "Seconds of a request for embeddings with all its attempts and waits.",
-    ),
-    "attempt": Metric(
-        "retryrouter.attempt.duration", "histogram", "s", "Seconds of an attempt."
-    ),
-    "input": Metric(
-        f"{_GENAI}.usage.input_tokens",
-        "counter",
-        "{token}",
-        "Input tokens of attempts, failed ones too where the provider names them.",
-    ),
-    "output": Metric(
-        f"{_GENAI}.usage.output_tokens",
-        "counter",
-        "{token}",
-        "Output tokens of attempts, failed ones too where the provider names them.",
-    ),
-    "cost": Metric("retryrouter.cost", "counter", "{money}", "Money of attempts."),
-    "wait": Metric(
-        "retryrouter.wait.time", "counter", "s", "Seconds waited between attempts."
-    ),
-    "limiter_wait": Metric(
-        "retryrouter.limiter_wait.time", "counter", "s", "Seconds waited for limits."
-    ),
-    "skipped": Metric(
-        "retryrouter.route.skipped", "counter", "{route}", "Routes that were not asked."
-    ),
-    "breaker": Metric(
-        "retryrouter.breaker.state",
-        "gauge",
-        "{state}",
-        "A route's circuit breaker: 0 closed, 1 half open, 2 open.",
-    ),
-    "budget": Metric(
-        "retryrouter.budget.tokens", "gauge", "{token}", "Tokens of a retry budget."
-    ),
-    "available": Metric(
-        "retryrouter.limit.available",
-        "gauge",
-        "{unit}",
-        "What of a rate limit can be used now, by what it limits.",
-    ),
-    "in_flight": Metric(
-        "retryrouter.limit.in_flight", "gauge", "{request}", "Requests under a limit."
-    ),
-    "waiting": Metric(
-        "retryrouter.limit.waiting", "gauge", "{request}", "Requests that wait for it."
-    ),
-    "limited": Metric(
-        "retryrouter.limit.rejections",
-        "counter",
-        "{request}",
-        "Requests that a full rate limit sent elsewhere, or nowhere.",
-    ),
+    key: Metric(name, kind, unit, description)
+    for key, kind, unit, name, description in (
+        line.split(None, 4) for line in _METRICS.strip().splitlines()
+    )
 }
 """All metrics, by the names that this module uses."""
 
@@ -214,14 +172,9 @@ def _limits_available() -> Values:
             yield ((_LIMIT, _name_of(limit)), (_LIMIT_KIND, kind)), level
 
 
-def _limits_in_flight() -> Values:
+def _limit_values(field: str) -> Values:
     for limit in list(_limits):
-        yield ((_LIMIT, _name_of(limit)),), limit.in_flight
-
-
-def _limits_waiting() -> Values:
-    for limit in list(_limits):
-        yield ((_LIMIT, _name_of(limit)),), limit.waiting
+        yield ((_LIMIT, _name_of(limit)),), getattr(limit, field)
 
 
 _GAUGES: Final[dict[str, tuple[Callable[[], Values], Callable[..., float]]]] = {
@@ -229,8 +182,8 @@ _GAUGES: Final[dict[str, tuple[Callable[[], Values], Callable[..., float]]]] = {
     "breaker": (_breaker_states, max),
     "budget": (_budget_tokens, min),
     "available": (_limits_available, min),
-    "in_flight": (_limits_in_flight, lambda *values: sum(values)),
-    "waiting": (_limits_waiting, lambda *values: sum(values)),
+    "in_flight": (functools.partial(_limit_values, "in_flight"), operator.add),
+    "waiting": (functools.partial(_limit_values, "waiting"), operator.add),
 }
 
 
@@ -407,7 +360,7 @@ class _CallTelemetry(CallObserver):
             self._shared.values.add(event, 1, ((_ROUTE, route),))
         if self._is_recording:
             attributes = {
-                f"retryrouter.{name}": value
+                f"{_OWN}{name}": value
                 for name, value in facts.items()
                 if value is not None
             }

@@ -630,6 +630,7 @@ class CallState:
         if remaining is not None and wait >= remaining:
             return 0.0
         self._held += wait
+        self.waits(wait)
         return wait
 
     def admit(self, route: str | None = None) -> Refusal | None:
