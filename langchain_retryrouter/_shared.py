@@ -486,6 +486,51 @@ is given back, wanted, needed for one request, and for all that wait. Reply: 0,
 processes, how many others are hungry, permits, and what is granted of each kind."""
 
 
+# --- spend limits ---------------------------------------------------------------------
+
+# taken: what processes have leased and not given back, in the window that began at
+# `window`, by their clocks. A late process gets nothing of a window that is over.
+_LUA_SPEND: Final = (
+    "local me, window, ends, amount = a[1], a[2], a[3], a[4]"
+    " local delta, is_forced = a[5], a[6]"
+    + _LUA_PRESENCE
+    + """
+if window > (r.window or 0) then r.window, r.taken = window, 0 end
+local granted = 0
+if window == r.window then
+  granted = delta
+  if delta > 0 and is_forced == 0 then
+    granted = math.max(0, math.min(delta, amount - r.taken))
+  end
+  r.taken = math.max(0, r.taken + granted)
+  r.window_until = now + ends
+end
+return {is_forced, granted, r.taken, members, r.window}
+"""
+)
+
+
+def _spend(r: Record, now: int, a: list[Any]) -> Reply:
+    me, window, ends, amount, delta, is_forced = a
+    members = _count_processes(r, now, me.partition("#")[0])
+    if window > r.get("window", 0):
+        r.update(window=window, taken=0)
+    granted = 0
+    if window == r["window"]:
+        granted = delta
+        if delta > 0 and not is_forced:
+            granted = max(0, min(delta, amount - r["taken"]))
+        r["taken"] = max(0, r["taken"] + granted)
+        r["window_until"] = now + ends
+    return [is_forced, granted, r["taken"], members, r["window"]]
+
+
+SPEND: Final = Operation("spend", _LUA_SPEND, _spend)
+"""The money of one name. Arguments: process, the window's beginning and its end in
+milliseconds, the amount, what to take (below 0: to give back), and 1 if it is spent in
+any case. Reply: that, what was taken, what all have taken, processes, the window."""
+
+
 # --- names ----------------------------------------------------------------------------
 
 _NAMES_KEPT: Final = 3_600_000

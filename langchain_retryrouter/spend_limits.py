@@ -11,16 +11,20 @@ import os
 import sys
 import threading
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias
 
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
+from langchain_retryrouter._shared import SPEND, Reply, Store
 
 Period: TypeAlias = Literal["minute", "hour", "day", "month"]
 
 _SECONDS: Final = {"minute": 60.0, "hour": 3600.0, "day": 86400.0}
 _ROUNDING: Final = 1e-12
+_ASK_AGAIN: Final = 1.0  # Seconds until a store that had no more is asked again.
+_PARTS: Final = 50  # Of a process's share, which are leased one by one.
+_ASKS: Final = 0.001  # A wait, while the store is asked.
 
 
 class Price(NamedTuple):
@@ -69,6 +73,13 @@ class SpendLimit:
     Thread-safe, for threads and event loops together. Copies of a model share it; a
     pickle has the numbers, and what was spent.
 
+    With a `store`, limits of the same `name` in all processes are one. Each process
+    leases its money in the background, in parts of a fiftieth of its share, or what one
+    attempt needs, and gives back what it does not use; only an attempt that needs more
+    waits for the store. Each process may overrun its lease by the
+    under-estimate of one attempt, which it charges to the others at once. While the
+    store is away, a process has its lease, or its share of the amount if that is more.
+
     Example:
         ```python
         from langchain_retryrouter import SpendLimit
@@ -81,7 +92,8 @@ class SpendLimit:
         amount: Money, in the currency of the routes' prices (US dollars if they come
             from `genai-prices`).
         per: The period: "minute", "hour", "day" or "month", in UTC, or seconds.
-        name: What errors call it.
+        name: What errors call it, and what it is shared under.
+        store: Where it is shared, a `stores.RedisStore` or `stores.MemoryStore`.
         clock: Tells the time, such as `testing.FakeClock`; None for the system's.
 
     Raises:
@@ -94,6 +106,7 @@ class SpendLimit:
         per: Period | float = "day",
         *,
         name: str = "",
+        store: Store | None = None,
         clock: Clock | None = None,
     ) -> None:
         """Nothing is spent so far."""
@@ -112,7 +125,22 @@ class SpendLimit:
         self._spent = 0.0
         self._held = 0.0  # What attempts in flight may come to.
         self._in_flight = 0
+        self._store: Store | None = None
+        self._processes = 1
+        self._forget_lease()
         self.start()
+        if store is not None:
+            if not (hasattr(store, "submit") and hasattr(store, "watch")):
+                msg = (
+                    "store must be a RedisStore or MemoryStore of"
+                    f" langchain_retryrouter.stores, not {store!r}"
+                )
+                raise ValueError(msg)
+            if not name:
+                msg = "a limit with a store needs a name, the same in all processes"
+                raise ValueError(msg)
+            self._store = store
+            store.watch(SPEND, name, self)
 
     def start(self) -> None:
         """Make a new lock: that of a forked process may be held for ever."""
@@ -121,17 +149,22 @@ class SpendLimit:
 
     @property
     def spent(self) -> float:
-        """Money that attempts of this period have cost so far."""
+        """Money that attempts of this period have cost so far.
+
+        With a store, what other processes have leased counts as spent.
+        """
+        self._wake()
         with self._lock:
             self._roll()
-            return self._spent
+            return self._others + self._spent
 
     @property
     def left(self) -> float:
         """Money that is neither spent nor held by attempts in flight."""
+        self._wake()
         with self._lock:
             self._roll()
-            return max(0.0, self.amount - self._spent - self._held)
+            return max(0.0, self.amount - self._others - self._spent - self._held)
 
     @property
     def resets_in(self) -> float:
@@ -142,16 +175,40 @@ class SpendLimit:
 
     def reserve(self, price: Price) -> SpendReservation | Shortage:
         """Money for an attempt, if it is there."""
+        self._wake()
+        one = self._reserve(price)
+        if self._store is None or not self._store.is_up:
+            return one
+        if isinstance(one, Shortage) and one.wait == _ASKS:
+            self._lease(price.estimate)
+            one = self._reserve(price)  # A `MemoryStore` has answered.
+            return replace(one, wait=0.0) if isinstance(one, Shortage) else one
+        with self._lock:
+            is_low = self._leased - self._spent - self._held < self._chunk() / 2
+        if is_low:
+            self._lease(0.0)
+        return one
+
+    def _reserve(self, price: Price) -> SpendReservation | Shortage:
         with self._lock:
             self._roll()
-            left = self.amount - self._spent
+            left = self._has() - self._spent
             if price.estimate > left - self._held + _ROUNDING:
                 return self._shortage(price, left)
             # Those who come now see what this one may come to.
             one = SpendReservation(self, self._began, max(price))
             self._held += one.most
             self._in_flight += 1
+            self._was_used = True
             return one
+
+    def _has(self) -> float:
+        """The money of this process: all of it, its lease, or its share."""
+        if self._store is None:
+            return self.amount
+        if self._store.is_up:
+            return self._leased
+        return max(self._leased, self.amount / self._processes)
 
     def settle(self, one: SpendReservation, cost: float) -> None:
         """Count what an attempt has cost, in the period in which it began."""
@@ -162,8 +219,16 @@ class SpendLimit:
                 self._in_flight -= 1
                 self._spent += cost
             one.most = -1.0  # A second time changes nothing.
+            excess = self._spent - self._leased
+        if self._store is not None and excess > _ROUNDING:
+            self._tell(excess, is_forced=True)
 
     def _shortage(self, price: Price, left: float) -> Shortage:
+        store = self._store
+        is_shared = store is not None and store.is_up and price.estimate <= self.amount
+        was_refused = self._refused_at >= self._now() - _ASK_AGAIN
+        if is_shared and (self._is_asking or not was_refused):
+            return Shortage(f"{self} is asked for money", _ASKS)
         is_held = price.estimate <= left and self._in_flight > 0
         is_too_large = price.estimate > self.amount
         ends = self._ends - self._now()
@@ -197,6 +262,80 @@ class SpendLimit:
             self._began = now // seconds * seconds
             self._ends = self._began + seconds
         self._spent, self._held, self._in_flight = 0.0, 0.0, 0
+        self._forget_lease()
+
+    # --- over a store ---
+
+    def _wake(self) -> None:
+        if self._store is not None:
+            self._store.wake()
+
+    def _forget_lease(self) -> None:
+        self._leased = self._others = 0.0
+        self._is_asking = self._was_used = False
+        self._refused_at = -math.inf  # When the store had no more.
+
+    def _chunk(self) -> float:
+        return self.amount / _PARTS / self._processes
+
+    def _lease(self, needed: float) -> None:
+        """Ask the store for money, unless that is under way."""
+        with self._lock:
+            if self._is_asking:
+                return
+            self._is_asking = True
+            missing = self._spent + self._held + needed - self._leased
+            more = max(missing, self._chunk())
+        self._tell(more)
+
+    def _tell(self, delta: float, *, is_forced: bool = False) -> None:
+        store = self._store
+        if store is None:
+            return
+        with self._lock:
+            began, ends = self._began, int(1000 * (self._ends - self._now()))
+            if is_forced or delta <= 0:
+                self._leased += delta
+
+        def on_reply(reply: Reply | None) -> None:
+            with self._lock:
+                is_lease, is_current = delta > 0 and not is_forced, began == self._began
+                self._is_asking = self._is_asking and not is_lease
+                if is_lease and is_current and reply is not None:
+                    self._leased += reply[1]
+                    if reply[1] < delta:
+                        self._refused_at = self._now()
+                elif not is_lease and is_current and reply is None:
+                    self._leased -= delta  # It is told again.
+            if reply is not None:
+                self.learned(reply)
+
+        args = [store.process, began, ends, self.amount, delta, int(is_forced)]
+        if not store.submit(SPEND, self.name, args, on_reply):
+            on_reply(None)
+
+    def refresh(self) -> None:
+        """Give back what is not used, each second, and ask what the others have."""
+        with self._lock:
+            self._roll()
+            unused = self._leased - self._spent - self._held
+            surplus = unused - (self._chunk() if self._was_used else 0.0)
+            self._was_used = False
+        self._tell(-max(0.0, surplus))
+
+    def learned(self, reply: Reply) -> None:
+        """Take over what all processes have."""
+        _, _, taken, processes, window = reply
+        with self._lock:
+            self._processes = max(1, processes)
+            if window == self._began:
+                self._others = max(0.0, taken - self._leased)
+
+    def forked(self) -> None:
+        """This is the child of a fork: the parent keeps the lease."""
+        self.start()
+        self._spent, self._held, self._in_flight = 0.0, 0.0, 0
+        self._forget_lease()
 
     def _now(self) -> float:
         return (self._clock or SYSTEM_CLOCK).time()
@@ -214,12 +353,16 @@ class SpendLimit:
         with self._lock:
             state = {**vars(self), "_clock": None, "_held": 0.0, "_in_flight": 0}
         del state["_lock"]
+        if self._store is not None:  # The lease stays here.
+            state |= {"_spent": 0.0, "_ends": -math.inf, "_is_asking": False}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore them."""
         vars(self).update(state)
         self.start()
+        if self._store is not None:
+            self._store.watch(SPEND, self.name, self)
 
     def __repr__(self) -> str:
         """The amount, the period and the name."""
