@@ -150,7 +150,8 @@ def observe_run(
     call_state.run = run
     if run is None or trace_attempts is False:
         return
-    handlers = run.inheritable_handlers
+    # A caller's own run manager need not have more than `on_retry`.
+    handlers = getattr(run, "inheritable_handlers", [])
     if trace_attempts is None:
         handlers = [one for one in handlers if _drops_events(one)]
     if handlers:
