@@ -182,7 +182,9 @@ class _Lane:
     def __init__(self, address: _Address, namespace: str) -> None:
         self.address = address
         self.namespace = namespace
-        self.channel = f"{namespace}:news"
+        # The braces put all keys into one slot of a cluster, and so on one node.
+        self.prefix = f"{{{namespace}}}:"
+        self.channel = f"{self.prefix}news"
         self.handles: set[int] = set()  # The stores that are open.
         self._watched: dict[str, _Watched] = {}
         self._lock = threading.RLock()  # A finalizer may run anywhere.
@@ -212,7 +214,7 @@ class _Lane:
     def key(self, kind: str, name: str) -> str:
         """The key of a record; names are hashed, since they may say too much."""
         text = f"{kind}|{name}".encode()
-        return f"{self.namespace}:{hashlib.sha256(text).hexdigest()[:32]}"
+        return f"{self.prefix}{hashlib.sha256(text).hexdigest()[:32]}"
 
     def start(self) -> None:
         """Start the threads."""
@@ -236,12 +238,20 @@ class _Lane:
     def stop(self, wait: float = 0.0) -> None:
         """Send what is waiting, and end the threads; `wait` seconds for the sending."""
         with self._lock:
-            worker, self._worker = self._worker, None
             self.is_running = False
             self._stopped.set()
             self._queue.put(None)
-        if worker is not None and wait:
-            worker.join(wait)
+        if self._worker is not None and wait:
+            self._worker.join(wait)
+
+    def follow(self, moved: Any, client: Any) -> None:
+        """Go to the node of a cluster that has the keys."""
+        at = {"host": moved.host, "port": moved.port}
+        settings = dict(self.address.settings) | at
+        self.address = self.address._replace(settings=tuple(sorted(settings.items())))
+        client.connection_pool.disconnect()
+        client.connection_pool.connection_kwargs.update(at)
+        client.connection_pool.reset()  # Its connections have the old address.
 
     def submit(self, job: _Job) -> bool:
         is_full = self._queue.qsize() > _MOST_WAITING
@@ -322,10 +332,14 @@ class _Lane:
                 return []
         self._indexed_at = time.monotonic()
         names = [f"{one.operation.name}|{one.name}" for one in all_watched]
-        return [_Job(NAMES, f"{self.namespace}:names", json.dumps(names), None)]
+        return [_Job(NAMES, f"{self.prefix}names", json.dumps(names), None)]
 
     def _send(self, client: Any, jobs: list[_Job]) -> None:
         replies = self._run(client, jobs)
+        moved = next((one for _, one in replies if _is(one, "MovedError")), None)
+        if moved is not None:
+            self.follow(moved, client)
+            replies = self._run(client, jobs)
         missing = [job for job, reply in replies if _is(reply, "NoScriptError")]
         if missing:  # Redis was restarted, or its scripts were flushed.
             loads = {script(job.operation)[0] for job in missing}
@@ -451,7 +465,7 @@ def _leave(lane: _Lane, handle: int) -> None:
 
 def _at_exit() -> None:
     for lane in list(_LANES.values()):
-        lane.stop(wait=_CONNECT_TIMEOUT)
+        lane.stop(wait=2 * _CONNECT_TIMEOUT)
 
 
 os.register_at_fork(after_in_child=_forked)
@@ -481,7 +495,8 @@ class RedisStore:
 
     Args:
         url: A URL (`redis://`, `rediss://`, `unix://`), or a sync client, whose
-            settings are used for connections of the store's own.
+            settings are used for connections of the store's own. Of a cluster, the URL
+            of any node.
         namespace: The beginning of all keys. Services that use other accounts of the
             same providers need another one.
 
@@ -550,20 +565,24 @@ class RedisStore:
             Exception: Redis does not answer within a second: the client's own error.
         """
         lane = self._lane
-        client = self._address.connect(timeout=1.0)
+        client = lane.address.connect(timeout=1.0)
         try:
+            try:
+                found = client.hgetall(f"{lane.prefix}names")
+            except Exception as error:
+                if not _is(error, "MovedError"):
+                    raise
+                lane.follow(error, client)
+                found = client.hgetall(f"{lane.prefix}names")
             seconds, micros = client.time()
-            now = int(seconds) * 1000 + int(micros) // 1000
-            names = [
-                name.partition("|")[::2]
-                for name in sorted(client.hgetall(f"{lane.namespace}:names"))
-            ]
+            names = [name.partition("|")[::2] for name in sorted(found)]
             with client.pipeline(transaction=False) as pipeline:
                 for kind, name in names:
                     pipeline.hgetall(lane.key(kind, name))
                 records = pipeline.execute()
         finally:
             client.connection_pool.disconnect()
+        now = int(seconds) * 1000 + int(micros) // 1000
         return [
             read_scope(kind, name, {f: _number(v) for f, v in record.items()}, now)
             for (kind, name), record in zip(names, records, strict=True)

@@ -49,7 +49,7 @@ class Worker:
         """Begin a function of this module."""
         self._pipe.send((name, args))
 
-    def receive(self, timeout: float = 60) -> Any:
+    def receive(self, timeout: float = 600) -> Any:
         """Its result."""
         assert self._pipe.poll(timeout), "a worker does not answer"
         result = self._pipe.recv()

@@ -102,6 +102,7 @@ def completions(model: OpenAI) -> None:
     extra: dict[str, Any] = model.model_kwargs
     assert_type(extra, dict[str, Any])
 
+
 router = RetryRouter(routes=["openai:gpt-5.5", llm])
 assert_type(RetryRouter.from_config("router.toml", clock=FakeClock()), RetryRouter)
 assert_type(router.to_config(), dict[str, Any])

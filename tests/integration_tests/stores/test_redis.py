@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import multiprocessing
 import os
@@ -26,7 +27,7 @@ from langchain_retryrouter.stores import RedisStore
 from langchain_retryrouter.testing import Answer, FaultyGateway, Silence, Status
 from tests.promises.harness import chat_openai
 from tests.support.fleet import each, fleet
-from tests.support.redis_server import RedisServer, SlowProxy
+from tests.support.redis_server import RedisServer, SlowProxy, free_port
 from tests.unit_tests.conftest import Twin
 from tests.unit_tests.stores.conftest import eventually
 
@@ -274,6 +275,43 @@ CircuitBreaker(name="p", store=RedisStore({server.url!r})).open_for(60)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     assert states(RedisStore(server.url)) == ["open"]
+
+
+def is_formed(client: Any) -> bool:
+    """Whether a node of a cluster knows who has which slots."""
+    info = client.execute_command("CLUSTER INFO")
+    return (
+        "ok" in str(info["cluster_state"])
+        and len(client.execute_command("CLUSTER SLOTS")) == 2
+    )
+
+
+def knows(store: RedisStore, count: int) -> bool:
+    """Whether the breaker is used by so many processes."""
+    return [len(scope.processes) for scope in store.snapshot()] == [count]
+
+
+def test_a_cluster(gateway: FaultyGateway) -> None:
+    """The URL of any node will do: the store goes to the node that has its keys."""
+    bus = [str(free_port()) for _ in range(2)]
+    options = [("--cluster-enabled", "yes", "--cluster-port", port) for port in bus]
+    with RedisServer(*options[0]) as one, RedisServer(*options[1]) as other:
+        with one.client() as first, other.client() as second:
+            first.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 8_191)
+            second.execute_command("CLUSTER", "ADDSLOTSRANGE", 8_192, 16_383)
+            second.execute_command("CLUSTER", "MEET", "127.0.0.1", one.port, bus[0])
+            for client in (first, second):
+                eventually(functools.partial(is_formed, client), seconds=20)
+        routers = [new_router(server.url, gateway) for server in (one, other)]
+        for router in routers:
+            eventually(functools.partial(knows, router.store, 2))
+        gateway.script(LONG)
+        with pytest.raises(RateLimitError):
+            routers[0].invoke("hi")
+        eventually(lambda: states(routers[1].store) == ["open"])
+        assert [router.store.is_up for router in routers] == [True, True]
+        for router in routers:
+            router.store.close()
 
 
 def test_connections(server: RedisServer) -> None:

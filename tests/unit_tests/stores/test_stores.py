@@ -65,7 +65,7 @@ def test_all_keys_are_hashed_and_expire(processes: Processes) -> None:
         keys = client.keys()
         assert len(keys) == 3
         for key in keys:
-            assert key.startswith("rr:")
+            assert key.startswith("{rr}:")
             assert name not in key
             assert 0 < client.ttl(key) <= 86_400 + 3_600
     states = {scope.kind: scope for scope in processes.other.snapshot()}
@@ -78,7 +78,7 @@ def test_what_was_not_heard_is_repaired(processes: Processes) -> None:
     one, other = breakers(processes)
     present = f"p:{processes.one.process}"
     with processes.client() as client:
-        assert client.pubsub_channels() == ["rr:news"]
+        assert client.pubsub_channels() == ["{rr}:news"]
         (key,) = (key for key in client.scan_iter() if client.hget(key, present))
         moment = 1000 * int(client.time()[0]) + 60_000
         client.hset(key, mapping={"gen": moment, "open_until": moment, "by": "x"})
