@@ -78,7 +78,7 @@ class SpendLimit:
     attempt needs, and gives back what it does not use; only an attempt that needs more
     waits for the store. Each process may overrun its lease by the
     under-estimate of one attempt, which it charges to the others at once. While the
-    store is away, a process has its lease, or its share of the amount if that is more.
+    store is away, a process has its lease, and its share of what was left.
 
     Example:
         ```python
@@ -203,12 +203,16 @@ class SpendLimit:
             return one
 
     def _has(self) -> float:
-        """The money of this process: all of it, its lease, or its share."""
+        """The money of this process: all of it, or its lease.
+
+        While the store is away also its share of what was left.
+        """
         if self._store is None:
             return self.amount
         if self._store.is_up:
             return self._leased
-        return max(self._leased, self.amount / self._processes)
+        left = max(0.0, self.amount - self._others - self._leased)
+        return self._leased + left / self._processes
 
     def settle(self, one: SpendReservation, cost: float) -> None:
         """Count what an attempt has cost, in the period in which it began."""

@@ -132,7 +132,7 @@ def test_a_new_period_begins_in_all_processes() -> None:
 
 
 def test_a_store_that_is_away_leaves_each_process_its_share() -> None:
-    """Without its store a process spends no more than the amount by the processes."""
+    """Without its store a process spends no more than its share of what was left."""
     server = fakeredis.FakeServer()
     stores = [RedisStore(fakeredis.FakeRedis(server=server)) for _ in "ab"]
     limits = [SpendLimit(10, name="x", store=store) for store in stores]
