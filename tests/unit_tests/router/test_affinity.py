@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import pickle
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
 import pytest
+from langchain.agents import create_agent
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import (
     AIMessage,
@@ -21,6 +23,7 @@ from langchain_core.messages import (
     SystemMessage,
 )
 from langchain_core.runnables import RunnableConfig, RunnableLambda
+from langgraph.checkpoint.memory import InMemorySaver
 
 from langchain_retryrouter import RetryPolicy, RetryRouter, Route
 from langchain_retryrouter._router.plan import rendezvous
@@ -56,13 +59,17 @@ def pins(router: RetryRouter, conversations: int = CONVERSATIONS) -> list[str]:
     return [router.invoke("hi", thread(n)).text for n in range(conversations)]
 
 
-async def ask(way: Way, router: Any, given: Any, config: RunnableConfig | None) -> str:
+def ask(way: Way, router: Any, given: Any, config: RunnableConfig | None) -> str:
     """The text of the answer, in one of four ways."""
-    if way.is_async and way.is_streaming:
+
+    async def aask() -> str:
+        if not way.is_streaming:
+            return str((await router.ainvoke(given, config)).text)
         chunks = [chunk async for chunk in router.astream(given, config)]
         return "".join(chunk.text for chunk in chunks)
+
     if way.is_async:
-        return str((await router.ainvoke(given, config)).text)
+        return asyncio.run(aask())
     if way.is_streaming:
         return "".join(chunk.text for chunk in router.stream(given, config))
     return str(router.invoke(given, config).text)
@@ -152,43 +159,60 @@ def test_sixteen_processes_agree_without_a_store() -> None:
 
 
 @every_way
-async def test_the_thread_id_counts_whatever_is_said(way: Way) -> None:
+def test_the_thread_id_counts_whatever_is_said(way: Way) -> None:
     """Turns with other messages are of one conversation if their thread id says so."""
     router = router_of({"a": 1, "b": 1, "c": 1})
     expected = pins(router, 20)
     for n, name in enumerate(expected):
-        assert await ask(way, router, f"message {n * 7}", thread(n)) == name
+        assert ask(way, router, f"message {n * 7}", thread(n)) == name
 
 
 @every_way
-async def test_a_chain_or_a_graph_hands_its_thread_id_on(way: Way) -> None:
+def test_a_chain_or_a_graph_hands_its_thread_id_on(way: Way) -> None:
     """The id is found where LangChain keeps the config of what is around a model."""
     router = router_of({"a": 1, "b": 1, "c": 1})
     chain: Any = RunnableLambda(lambda text: [HumanMessage(text)]) | router
     for n, name in enumerate(pins(router, 20)):
-        assert await ask(way, chain, f"message {n * 7}", thread(n)) == name
+        assert ask(way, chain, f"message {n * 7}", thread(n)) == name
 
 
 @every_way
-async def test_a_thread_id_reaches_bound_routers(way: Way) -> None:
+def test_a_thread_id_reaches_bound_routers(way: Way) -> None:
     """Tools that are bound do not move a conversation."""
     router = router_of({"a": 1, "b": 1, "c": 1})
     for n, name in enumerate(pins(router, 20)):
         bound = router.bind(stop=["x"]).with_config(thread(n))
-        assert await ask(way, bound, "hello", None) == name
+        assert ask(way, bound, "hello", None) == name
 
 
-async def test_a_thread_id_reaches_streams_of_events() -> None:
+def test_an_agents_turns_stay() -> None:
+    """LangGraph keeps the thread id in the config around the node that asks."""
+    router = router_of({"a": 1, "b": 1, "c": 1})
+    agent: Any = create_agent(router, checkpointer=InMemorySaver())
+    for n, name in enumerate(pins(router, 6)):
+        given = {"messages": [HumanMessage(f"message {n * 7}")]}
+        said = (
+            agent.invoke(given, thread(n)),
+            asyncio.run(agent.ainvoke(given, thread(n))),
+        )
+        assert [one["messages"][-1].text for one in said] == [name, name]
+
+
+def test_a_thread_id_reaches_streams_of_events() -> None:
     """In both versions of LangChain's protocol, sync and async."""
     router = router_of({"a": 1, "b": 1, "c": 1})
+
+    async def listen(number: int) -> list[str]:
+        stream = await router.astream_events("x", thread(number), version="v3")
+        events = router.astream_events("x", thread(number), version="v2")
+        told = [e async for e in events if e["event"] == "on_chat_model_end"]
+        return [(await stream.output).text, told[0]["data"]["output"].text]
+
     for n, name in enumerate(pins(router, 8)):
         with warnings.catch_warnings(action="ignore"):
-            sync = router.stream_events("x", thread(n), version="v3")
-            later = await router.astream_events("x", thread(n), version="v3")
-        assert sync.output.text == (await later.output).text == name
-        events = router.astream_events("x", thread(n), version="v2")
-        told = [e async for e in events if e["event"] == "on_chat_model_end"]
-        assert told[0]["data"]["output"].text == name
+            stream = router.stream_events("x", thread(n), version="v3")
+            told = asyncio.run(listen(n))
+        assert [stream.output.text, *told] == [name] * 3
 
 
 @pytest.mark.parametrize("name", ["thread_id", "session_id", "conversation_id"])
