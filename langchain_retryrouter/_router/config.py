@@ -29,6 +29,7 @@ from langchain_retryrouter._providers.integrations import (
     provider_string,
 )
 from langchain_retryrouter._router.route import Route, init_model
+from langchain_retryrouter.circuit_breaker import CircuitBreakerSettings
 from langchain_retryrouter.errors import SHORTEST_SECRET, redact_text
 from langchain_retryrouter.failures import FailureAction, FailureKind
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy
@@ -366,9 +367,10 @@ def _resolve(
             continue
         plain = name.removesuffix(_ENV) if isinstance(name, str) else name
         if name not in names and plain not in names:
-            config.problem(
-                here, f"unknown key{_belongs(name) or _nearest(name, names)}"
-            )
+            advice = _belongs(name) or _nearest(name, names)
+            if place:
+                advice += "; arguments of the model go into 'params'"
+            config.problem(here, f"unknown key{advice}")
             continue
         if name == "routes":
             given[name] = value  # Its tables are read one by one.
@@ -384,6 +386,12 @@ def _resolve(
         is_table = isinstance(value, Mapping)
         if name == "failover_on" and is_table:
             _check_actions(config, value, here)
+        elif name == "breaker_settings" and is_table:
+            numbers = CircuitBreakerSettings.__annotations__
+            for one in value.keys() - numbers:
+                config.problem((*here, one), f"unknown key{_nearest(one, numbers)}")
+        elif name == "options" and not is_table:
+            config.problem(here, f"must be a table of call options, not {value!r}")
         make = _TABLES.get(name) if is_table else None
         given[name] = _build(config, make, value, here) if make else value
         if name == "breaker_settings" and value is False:  # TOML has no null.
@@ -482,13 +490,13 @@ def _check_actions(config: _Config, table: Mapping[str, Any], place: Place) -> N
 
 def _check_params(
     config: _Config,
-    model: BaseChatModel,
+    model: Any,
     spec: str,
     params: Mapping[str, Any],
     place: Place,
 ) -> None:
     """Refuse arguments that the model's class does not know: it may drop them."""
-    if spec.partition(":")[0] in _OWN_PARAMS:
+    if spec.partition(":")[0] in _OWN_PARAMS or not isinstance(model, BaseChatModel):
         return
     known = set(_field_names(type(model)))
     for name in params:

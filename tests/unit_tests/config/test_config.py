@@ -274,7 +274,10 @@ def test_each_problem_is_named_with_its_line(tmp_path: Path) -> None:
             "router.toml:13: routes[0].api_key_env: the environment variable NOT_SET is"
             " not set"
         ),
-        "router.toml:14: routes[0].wieght: unknown key; did you mean 'weight'?",
+        (
+            "router.toml:14: routes[0].wieght: unknown key; did you mean 'weight'?;"
+            " arguments of the model go into 'params'"
+        ),
     ]
     assert found[-1].startswith("router.toml:22: routes[1].params.api_key: a config")
 
@@ -310,6 +313,34 @@ LINES: dict[str, tuple[str, str, str]] = {
             "router.toml:4: routes[0].params.max_token: ChatOpenAI has no such"
             " argument; did you mean 'max_tokens'?"
         ),
+    ),
+    "argument in the wrong table": (
+        ".toml",
+        '[[routes]]\nmodel = "openai:m"\ntemperature = 1\n',
+        "router.toml:3: routes[0].temperature: unknown key; known are",
+    ),
+    "number of a breaker": (
+        ".toml",
+        'breaker_settings.threshold = 1\n[[routes]]\nmodel = "openai:m"\n',
+        (
+            "router.toml:1: breaker_settings.threshold: unknown key; did you mean"
+            " 'failure_threshold'?"
+        ),
+    ),
+    "options": (
+        ".toml",
+        '[[routes]]\nmodel = "openai:m"\noptions = [1]\n',
+        "router.toml:3: routes[0].options: must be a table of call options, not [1]",
+    ),
+    "weight": (
+        ".toml",
+        '[[routes]]\nmodel = "openai:m"\nRAW\n\nweight = "heavy"\n',
+        "router.toml:5: routes[0].weight: Input should be a valid number",
+    ),
+    "no fixed model": (
+        ".toml",
+        '[[routes]]\nmodel = "openai:m"\nRAW\nparams.configurable_fields = "any"\n',
+        "router.toml:2: routes[0].model: a route's model must be a fixed chat model",
     ),
     "no provider": (
         ".toml",
