@@ -610,6 +610,16 @@ def to_config(router: BaseModel, routes: Sequence[Route]) -> dict[str, Any]:
     for name, value in data.items():
         _refuse_secrets(config, value, (name,))
     config.check()
+    again = [
+        route
+        for index, table in enumerate(tables)
+        for route in _build_routes(config, *_route_table(config, table, index), index)
+    ]
+    config.check()
+    for route, other in zip(routes, again, strict=True):
+        if other.prepared("").identity != route.identity:  # It was replaced since.
+            config.problem((), f"the model of {route.name!r} is not the config's")
+    config.check()
     return data
 
 

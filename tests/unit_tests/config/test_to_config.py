@@ -146,6 +146,14 @@ def test_what_a_file_says_is_written_again(
     }
 
 
+def test_a_model_that_was_replaced_is_named() -> None:
+    """The config of the old one would be written."""
+    router = RetryRouter.from_config({"routes": ["openai:gpt-4o"]})
+    other = router.routes[0].model_copy(update={"model": openai(temperature=0.7)})
+    with pytest.raises(ValueError, match="the model of 'gpt-4o' is not the config's"):
+        RetryRouter(routes=[other]).to_config()
+
+
 def test_where_a_store_is_is_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """As it was given; an address with a password must be in a variable."""
     address = "redis://:a-long-password@127.0.0.1:1/0"
