@@ -574,6 +574,8 @@ class CircuitBreaker:
                 held = _ms(max(0.0, self._held_until - self._clock.monotonic()))
                 if held:
                     self._tell("hold", held, 1, _ASKED)
+                elif left and not shared.is_open and self._why:
+                    self._tell("hold", left, 0, self._why)
                 elif left and not shared.is_open:
                     self._vote(self._me(), _FELT)
                 elif self._open_until is None and shared.is_open:

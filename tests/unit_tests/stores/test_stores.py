@@ -14,7 +14,7 @@ import fakeredis
 import pytest
 import redis
 import redis.asyncio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from langchain_retryrouter import CircuitBreaker, RetryBudget
@@ -29,6 +29,7 @@ CLOSED, OPEN = BreakerState.CLOSED, BreakerState.OPEN
 SERVER = fakeredis.FakeServer()
 
 
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000))
 def test_the_scripts_hold_their_invariants(seed: int) -> None:
     """Lua and Python do the same, whatever was done before; see `check`."""
@@ -175,10 +176,14 @@ def test_redis_that_is_away_is_said_once(caplog: pytest.LogCaptureFixture) -> No
     eventually(lambda: not (store.is_up or other.is_up))
     one.open_for(60)
     one.pause_for(90)
+    quota = CircuitBreaker(name="q", store=store)
+    quota.open_for(70, "the quota is used up")
     assert one.is_open
     assert two.state is CLOSED
     server.connected = True
     eventually(lambda: two.is_open and two.pause > 80)
+    eventually(lambda: states(other) == ["open", "open"])
+    assert other.snapshot()[1].facts["why"] == "the quota is used up"
     said = said_of(caplog, store, other)
     assert len(said) == 4
     assert sum("is away: each process decides alone" in one for one in said) == 2
@@ -244,6 +249,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         RedisStore("redis://127.0.0.1:1")
 
 
+@pytest.mark.timeout(90)
 def test_a_model_without_a_store_imports_none() -> None:
     """Neither redis nor a store is loaded for models, breakers and budgets."""
     code = """
@@ -256,7 +262,7 @@ assert router.invoke("hi").content == "a"
 loaded = {"redis", *(f"langchain_retryrouter.stores.{n}" for n in ("redis", "memory"))}
 assert not loaded & sys.modules.keys(), loaded & sys.modules.keys()
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=80)
 
 
 def test_memory_expires(clock: FakeClock) -> None:
