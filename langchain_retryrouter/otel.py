@@ -432,7 +432,7 @@ class _CallTelemetry(CallObserver):
             for key, name in (("input", _INPUT_TOKENS), ("output", _OUTPUT_TOKENS)):
                 if count := counts.get(name):
                     shared.values.add(key, count, labels.tokens)
-            if cost := self._call.cost_of(record):
+            if cost := self._call.money_of(record):
                 counts[_COST] = cost
                 shared.values.add("cost", cost, labels.counter)
         if attempt.span is not None:

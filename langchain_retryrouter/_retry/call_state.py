@@ -341,7 +341,7 @@ class CallState:
         run: LangChain's run manager of the call, for observers.
         prices_of: Returns what a model's tokens cost, for a call that has no routes.
         observers: What sees the call.
-        cost_of: Returns the money of an attempt that is over; None if not known.
+        cost_of: Returns the money of an attempt, for a call that has routes.
     """
 
     def __init__(
@@ -369,7 +369,7 @@ class CallState:
         self.run: Any = None
         self.prices_of: Callable[[str | None], Prices | None] | None = None
         self.observers: list[CallObserver] = []
-        self.cost_of: Callable[[AttemptRecord], float | None] = lambda _: None
+        self.cost_of: Callable[[AttemptRecord], float | None] | None = None
         self.describe = describe
         self._has_begun = False
         self._has_routes = routes is not None
@@ -414,6 +414,7 @@ class CallState:
         observers, self.observers = self.observers, []
         for observer in observers:
             observer.ended(error)
+        self.cost_of = None  # It holds the call.
 
     def tell(self, event: str, **facts: Any) -> None:
         """Tell the observers that something `happened`."""
@@ -433,8 +434,6 @@ class CallState:
                 sent.note_usage(facts.get("usage"))
                 if isinstance(usage := facts.get("usage"), Mapping):
                     sent.record.usage = usage
-                    if self.prices_of and (cost := self._cost_of(sent.record)):
-                        facts["cost"] = cost[0]
         for observer in self.observers:
             observer.answered(number, facts)
 
@@ -554,6 +553,13 @@ class CallState:
         if self.prices_of is not None:
             write_costs(log, map(self._cost_of, self.records))
         return {"route": self.route, **log} if self._has_routes else log
+
+    def money_of(self, record: AttemptRecord) -> float | None:
+        """The money of an attempt that is over, for observers; None if not known."""
+        if self.cost_of is not None:
+            return self.cost_of(record)
+        cost = self._cost_of(record)
+        return None if cost is None else cost[0]
 
     def _cost_of(self, record: AttemptRecord) -> tuple[float, bool] | None:
         if record.number is None or self.prices_of is None:
