@@ -136,6 +136,7 @@ def test_an_error_has_the_log_of_its_call(
     model = new_model()
     with pytest.raises(RetryRouterError) as caught:
         twin.stream(model, "hi") if kind == "cut" else twin.invoke(model, "hi")
+    twin.call(model, "close")
     log = AttemptLog(caught.value)
     sent = [line for line in log.attempts if "attempt" in line]
     assert len(sent) == caught.value.attempts == len(gateway.requests)

@@ -183,6 +183,7 @@ def test_single_models_say_what_is_listed(
             answer = sum(others, first)
         else:
             answer = twin.invoke(llm, "hi")
+        twin.call(llm, "close")
         tokens = answer.usage_metadata
         counts = tokens["input_tokens"], tokens["output_tokens"]
     else:
@@ -190,6 +191,7 @@ def test_single_models_say_what_is_listed(
         cls = OpenAIChat if kind == "chat" else OpenAI
         one = cls(model=name, base_url=gateway.openai_url, api_key=key, clock=clock)
         answer = twin.generate(one, ["hi", "ho"])
+        twin.call(one, "close")
         tokens = answer.llm_output["token_usage"]
         counts = tokens["prompt_tokens"], tokens["completion_tokens"]
     log = AttemptLog(answer)
