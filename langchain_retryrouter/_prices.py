@@ -103,9 +103,9 @@ class ListedPrices:
 Prices = FixedPrices | ListedPrices
 
 
-def load_list() -> None:
-    """Read the list now, if it is installed: not in a call, or in an event loop."""
-    listed_prices("gpt-4o", "openai")
+def load_list() -> bool:
+    """Read the list now, and not in a call; whether it is installed."""
+    return listed_prices("gpt-4o", "openai") is not None
 
 
 @functools.lru_cache(maxsize=1024)

@@ -37,7 +37,7 @@ from langchain_retryrouter._gptrouter.connection import (
     GatewayConnection,
     GPTRouterModel,
 )
-from langchain_retryrouter._prices import ListedPrices, listed_prices
+from langchain_retryrouter._prices import ListedPrices, listed_prices, load_list
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter._retry.engine import Attempt, acall, call
 from langchain_retryrouter._retry.streaming import astream, stream
@@ -566,7 +566,7 @@ class _GatewayCall:
             name = name or models[0].name  # It is not known which one has failed.
             return listed_prices(name, providers.get(name))
 
-        call_state.prices_of = prices_of
+        call_state.prices_of = prices_of if load_list() else None
         self._gateway_max_retries = llm.gateway_max_retries
         if self._gateway_max_retries is None and call_state.policy.max_retries:
             self._gateway_max_retries = 0  # Or one call would be retried twice over.

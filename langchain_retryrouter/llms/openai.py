@@ -30,7 +30,7 @@ from langchain_retryrouter._callbacks import (
 from langchain_retryrouter._openai import client, protocol
 from langchain_retryrouter._openai.errors import OPENAI_ERRORS
 from langchain_retryrouter._openai.protocol import update_token_usage
-from langchain_retryrouter._prices import listed_prices, write_costs
+from langchain_retryrouter._prices import listed_prices, load_list, write_costs
 from langchain_retryrouter._retry import engine, streaming
 from langchain_retryrouter._retry.call_state import CallState, Subject, limits_of
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
@@ -162,7 +162,8 @@ class _Call:
             limits=limits_of(llm.rate_limit, functools.partial(_size_of, request)),
         )
         provider, url = subject.provider, llm.openai_api_base
-        call_state.prices_of = lambda model: listed_prices(model, provider, url)
+        if load_list():
+            call_state.prices_of = lambda model: listed_prices(model, provider, url)
         observe_run(call_state, run_manager, trace_attempts=llm.trace_attempts)
         self.context = engine.RetryContext(
             call_state,
