@@ -98,14 +98,15 @@ def test_one_process_probes(
     is_long: bool,
 ) -> None:
     """All processes call at the end of a pause; one of them asks the provider."""
-    count, recoveries = (64, 20) if is_long else (6, 1)
+    count, recoveries = (64, 10) if is_long else (6, 1)
     with fleet(count) as workers:
         each(workers, "join", redis_server.url, gateway.url, SETTINGS, NO_RETRIES)
         wait(2)
         for number in range(recoveries):
             gateway.always(Status(429, headers={"retry-after": "2"}))
             assert workers[number % count].call("ask", 1) == ["rate_limit"]
-            wait(0.2)
+            while {state for state, _ in each(workers, "state")} != {"open"}:
+                wait(0.02)
             gateway.reset_log()
             for worker in workers:
                 worker.send("ask_for", 4.5)

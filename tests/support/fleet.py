@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import multiprocessing
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -84,6 +85,7 @@ def each(workers: list[Worker], name: str, *args: Any) -> list[Any]:
 
 
 def _serve(pipe: Connection) -> None:
+    os.nice(10)  # Elsewhere Redis and the provider have machines of their own.
     with contextlib.suppress(EOFError):
         while True:
             name, args = pipe.recv()
