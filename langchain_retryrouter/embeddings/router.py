@@ -209,10 +209,13 @@ class EmbeddingsRouter(ClosedByWith, BaseModel, Embeddings):
         msg = f"routes must be a list of embeddings or EmbeddingsRoutes, not {value!r}"
         raise ValueError(msg)
 
-    @field_validator("store", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _check_store(cls, value: Any) -> Any:
-        return as_store(value)
+    def _check_store(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "store" in values:
+            # Here, since errors of fields show what is given: a URL has a password.
+            values = {**values, "store": as_store(values["store"])}
+        return values
 
     @field_validator("breaker_settings", mode="before")
     @classmethod

@@ -606,3 +606,10 @@ class TestIntegration(EmbeddingsIntegrationTests):
     def embedding_model_params(self) -> dict[str, Any]:
         """Two routes that need no network."""
         return {"routes": [fake(), fake()], "space": "fake"}
+
+
+def test_no_error_shows_the_password_of_a_store() -> None:
+    """An error about another field does not show the store's URL."""
+    with pytest.raises(ValueError, match="routes") as caught:
+        EmbeddingsRouter(store="redis://:hunter2@127.0.0.1:1/0")  # type: ignore[call-arg]
+    assert "hunter2" not in str(caught.value)
