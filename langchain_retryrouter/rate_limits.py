@@ -34,6 +34,7 @@ _LEARNING: Final = 0.1  # The weight of the last answer in a running mean.
 _ROUNDING: Final = 1e-6
 _RECHECK: Final = 1.0  # Seconds after which a wait without a known end looks again ...
 _FAKE_RECHECK: Final = 0.1  # ... and on a clock that cannot be interrupted.
+_LONGEST_WAIT: Final = 86_400.0  # Seconds that threads can wait at once.
 _LONGEST_HOLD: Final = 60.0  # Seconds that a server's headers can stop all requests.
 _DECREASE: Final = 0.7  # Of the concurrency after a 429.
 _LEASE_INTERVAL: Final = 0.1  # Seconds between two questions for more than there is.
@@ -271,7 +272,7 @@ class RateLimit:
         self.strict = strict
         self._clock = clock
         self._store: Store | None = None
-        self._number = next(_numbers)  # Tells it from others of its name here.
+        self.number = next(_numbers)  # Tells it from others of its name here.
         self.start()
         _limits.add(self)
         if store is not None:
@@ -388,9 +389,11 @@ class RateLimit:
             RequestTooLargeError: More than there is in a whole minute.
         """
         prompt = self._prompt or 0.0
+        kinds: tuple[str, ...] = ()  # A mean says nothing about this request.
         if size.prompt is not None:
             prompt = size.prompt * self._ratio
-        for kind in ("tokens", "input_tokens"):
+            kinds = ("tokens", "input_tokens")
+        for kind in kinds:
             bucket = self._buckets.get(kind)
             if bucket is not None and prompt > bucket.configured:
                 msg = (
@@ -425,7 +428,11 @@ class RateLimit:
     def take(self, size: Size) -> Reservation:
         """A reservation in any case: the request is sent, whatever there is."""
         with self._lock:
-            return self._grant(Reservation(self, self._queue, size, _nothing))
+            try:
+                one = Reservation(self, self._queue, size, _nothing)
+            except RequestTooLargeError:
+                one = Reservation(self, self._queue, Size(), _nothing)
+            return self._grant(one)
 
     def reserve(self, size: Size, patience: float | None = None) -> Reservation | None:
         """A reservation, after a wait of `patience` seconds at most; None after that.
@@ -554,7 +561,7 @@ class RateLimit:
             if self._store is not None and is_first:
                 recheck = _LEASE_INTERVAL
                 seconds = min(seconds, recheck)
-            yield min(recheck if seconds == math.inf else seconds, left)
+            yield min(recheck if seconds == math.inf else seconds, left, _LONGEST_WAIT)
         if not place.is_granted:
             place.unsent()
 
@@ -726,7 +733,7 @@ class RateLimit:
         self._peak = self._in_flight
         self._is_asking, self._asked_at = True, now
         most = 0 if self._most == math.inf else self._most
-        process = f"{store.process}#{self._number}"
+        process = f"{store.process}#{self.number}"
         limited = min(needed, self._most)
         return [process, most, wanted, limited, self._in_flight, kinds], limited
 
@@ -823,6 +830,7 @@ class LimitListener:
 
     adaptive = True
     counts_tokens = False
+    number = -1
 
     def __init__(self, limit: RateLimit) -> None:
         """For the limit that is to learn."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -31,7 +32,13 @@ from langchain_retryrouter.failures import (
     is_retryable,
 )
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy
-from langchain_retryrouter.rate_limits import RateLimit, Reservation, Size
+from langchain_retryrouter.rate_limits import (
+    LimitListener,
+    RateLimit,
+    RequestTooLargeError,
+    Reservation,
+    Size,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +167,7 @@ class RouteState:
 class CallLimits:
     """The rate limits of a call's routes, and the size of its request there."""
 
-    routes: Sequence[Sequence[RateLimit]]
+    routes: Sequence[Sequence[RateLimit | LimitListener]]
     size: Callable[[int], Size]
 
     def wait_for(self, position: int) -> float:
@@ -177,7 +184,10 @@ class CallLimits:
         reserved: list[Reservation] = []
         size = self.size(position)
         for limit in self.routes[position]:
-            one = limit.try_reserve(size)
+            try:
+                one = limit.try_reserve(size)
+            except RequestTooLargeError:
+                one = None
             if one is None:
                 for other in reserved:
                     other.unsent()
@@ -191,12 +201,38 @@ class CallLimits:
         return [limit.take(size) for limit in self.routes[position]]
 
 
-def limits_of(limit: RateLimit | None, size: Callable[[], Size]) -> CallLimits | None:
+# Those of the attempts around this code: a call inside of an attempt of another call
+# would wait for what that one holds.
+_HELD: Final[ContextVar[frozenset[object]]] = ContextVar("_HELD", default=frozenset())
+
+
+def call_limits(
+    routes: Sequence[Sequence[RateLimit | LimitListener]], size: Callable[[int], Size]
+) -> CallLimits | None:
+    """The rate limits of a call's routes, if there are any.
+
+    Each counts once for an attempt, and all calls wait for them in the same order.
+    """
+    held = _HELD.get()
+    found = [
+        [
+            LimitListener(one) if one in held and isinstance(one, RateLimit) else one
+            for one in sorted({*limits}, key=lambda limit: limit.number)
+            if one not in held or one.adaptive
+        ]
+        for limits in routes
+    ]
+    return CallLimits(found, size) if any(found) else None
+
+
+def limits_of(
+    limit: RateLimit | LimitListener | None, size: Callable[[], Size]
+) -> CallLimits | None:
     """The rate limits of a call to one endpoint; `size` is asked if it counts."""
     if limit is None:
         return None
     measured = functools.cache(size if limit.counts_tokens else Size)
-    return CallLimits([[limit]], lambda _: measured())
+    return call_limits([[limit]], lambda _: measured())
 
 
 @dataclass(slots=True)
@@ -447,14 +483,23 @@ class CallState:
         for observer in self.observers:
             observer.waits(seconds)
 
+    @property
+    def is_attached(self) -> bool:
+        """Whether it makes a difference which attempt is current."""
+        return bool(self.observers) or self.limits is not None
+
     def attach(self, number: int | None = None) -> Callable[[], object]:
         """Make an attempt, or else the latest, current; the result undoes it."""
-        if not self.observers:
+        if not self.is_attached:
             return _do_nothing
         number = self.attempts if number is None else number
-        if len(self.observers) == 1:
+        if self.limits is None and len(self.observers) == 1:
             return self.observers[0].attach(number)
         undo = [observer.attach(number) for observer in self.observers]
+        if self.limits is not None:
+            at = next(r.position for r in reversed(self.records) if r.number == number)
+            held = _HELD.get().union(self.limits.routes[at])
+            undo.append(functools.partial(_HELD.reset, _HELD.set(held)))
 
         def detach() -> None:
             for one in reversed(undo):

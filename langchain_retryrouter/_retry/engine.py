@@ -502,7 +502,7 @@ def call(
             was no further attempt.
     """
     controller = RetryController(context, is_stream=False)
-    if controller.call_state.observers:
+    if controller.call_state.is_attached:
         send = _attached(controller.call_state, send)
 
     def attempt() -> T:
@@ -542,7 +542,7 @@ async def acall(
 ) -> T:
     """Async variant of `call`."""
     controller = RetryController(context, is_stream=False)
-    if controller.call_state.observers:
+    if controller.call_state.is_attached:
         send = _aattached(controller.call_state, send)
 
     async def attempt() -> T:

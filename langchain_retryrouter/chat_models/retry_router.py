@@ -75,6 +75,7 @@ from langchain_retryrouter._retry.call_state import (
     CallLimits,
     CallState,
     RouteState,
+    call_limits,
 )
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.engine import RetryContext, acall, call
@@ -802,8 +803,6 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         """The rate limits of the routes of a call, if there are any."""
         everywhere = [] if self.rate_limit is None else [self.rate_limit]
         limits = [[*everywhere, *route.rate_limits] for route in routes]
-        if not any(limits):
-            return None
 
         @functools.cache
         def size(position: int) -> Size:
@@ -811,7 +810,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
                 return Size()
             return routes[position].size_of(request.messages, request.options)
 
-        return CallLimits(limits, size)
+        return call_limits(limits, size)
 
     def _begin_call(
         self,

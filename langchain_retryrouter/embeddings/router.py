@@ -38,6 +38,7 @@ from langchain_retryrouter._retry.call_state import (
     CallState,
     RouteState,
     Subject,
+    call_limits,
 )
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.engine import Attempt, RetryContext, acall, call
@@ -558,7 +559,7 @@ class _Batch:
             return None
         size = Size(sum(map(self._call.tokens, self._batch)), 0)
         own = [[limit] if limit is not None else [] for limit in limits]
-        return CallLimits(own, lambda _: size)
+        return call_limits(own, lambda _: size)
 
     def _missing(self) -> tuple[EmbeddingsRoute, list[int], list[str]]:
         places = [place for place in self._batch if place not in self._vectors]

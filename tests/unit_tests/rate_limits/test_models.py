@@ -396,6 +396,55 @@ def test_a_hedge_is_limited_and_its_loser_lets_go(
     assert [limit.in_flight for limit in limits] == [0, 1 if second else 0]
 
 
+def test_a_hedge_that_never_fits_is_not_sent(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock
+) -> None:
+    """The stream that is under way goes on."""
+    small = RateLimit(tokens_per_minute=10, clock=clock)
+    gateway.script(SlowFirstToken(0.3), Answer("hello there"))
+    router = routed(gateway, clock, None, small, hedge_after=0.05)
+    answer = ask(twin, router, "stream", prompt="word " * 100)
+    assert told(answer) == [("a", "ok")]
+    assert (len(gateway.requests), small.in_flight) == (1, 0)
+
+
+@pytest.mark.parametrize("method", ["invoke", "stream"])
+@pytest.mark.parametrize("first", ["router", "route"])
+@pytest.mark.parametrize("inside", [None, "router", "route"])
+def test_a_limit_at_several_places_counts_once(
+    twin: Twin,
+    gateway: FaultyGateway,
+    clock: FakeClock,
+    method: str,
+    first: str,
+    inside: str | None,
+) -> None:
+    """A call never waits for what it holds itself, nor calls for one another."""
+    numbers: Any = {"requests_per_minute": 6_000, "max_concurrency": 1}
+    limit, other = (RateLimit(**numbers, clock=clock) for _ in range(2))
+    at = [limit, other] if first == "router" else [other, limit]
+    policy = RetryPolicy(max_retries=0, deadline=5, stall_timeout=5)
+    model: Any = chat_openai(gateway.url)
+    if inside is not None:
+        route = Route(model=model, name="in", rate_limit=at[0])
+        model = RetryRouter(
+            routes=[route if inside == "route" else model],
+            rate_limit=at[inside == "route"],
+            retry_policy=NO_RETRIES,
+            clock=clock,
+        )
+    router = RetryRouter(
+        routes=[Route(model=model, name="out", rate_limit=at[0])],
+        rate_limit=at[1 if inside else 0],
+        retry_policy=policy,
+        clock=clock,
+    )
+    ask(twin, router, method)
+    assert len(gateway.requests) == 1
+    assert limit.in_flight == other.in_flight == 0
+    assert limit.available()["requests"] >= 99
+
+
 @pytest.mark.parametrize("last", [Answer(), Status(400)], ids=["answered", "failed"])
 def test_each_request_inside_of_a_route_counts(
     twin: Twin, gateway: FaultyGateway, clock: FakeClock, last: Any
