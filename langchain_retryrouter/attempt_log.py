@@ -75,7 +75,7 @@ class AttemptSummary:
         lines = [first]
         for title, counts in (("failures", self.failures), ("routes", self.routes)):
             if counts:
-                said = ", ".join(f"{name} {count}" for name, count in counts.items())
+                said = ", ".join(f"{_short(one)} {n}" for one, n in counts.items())
                 lines.append(f"{title}: {said}")
         return "\n".join(lines)
 
@@ -218,8 +218,8 @@ class AttemptLog:
         if self.cost is not None:
             money = _money(self.cost, is_estimate=self.cost_is_estimate)
             said.append(f"cost {money}")
-        by = f" from {self.route}" if self.route and sent else ""
-        return f"{self.outcome}{by}: {', '.join(said)}"
+        by = f" from {_short(self.route, 200)}" if self.route and sent else ""
+        return f"{_short(self.outcome)}{by}: {', '.join(said)}"
 
     def _bars(self) -> list[_Bar]:
         bars: list[_Bar] = []
@@ -279,7 +279,7 @@ class AttemptLog:
     def _repr_html_(self) -> str:
         """The timeline as HTML with an SVG inside; notebooks call this."""
         return (
-            f'<div style="font: 13px system-ui, sans-serif">{_text(self._headline())}'
+            f'<div style="font: 13px system-ui, sans-serif">{escape(self._headline())}'
             f"<br>{self.svg()}</div>"
         )
 
@@ -292,7 +292,7 @@ class AttemptLog:
         parts = [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"',
             f' {look} font-family="system-ui, sans-serif" fill="currentColor"',
-            f' role="img"><title>{_text(self._headline())}</title>',
+            f' role="img"><title>{escape(self._headline())}</title>',
         ]
         for index, bar in enumerate(bars):
             y = row * index
@@ -300,9 +300,9 @@ class AttemptLog:
             end = left + bar.end * scale
             name = _short(bar.route, 19)
             parts.append(
-                f"<g><title>{_text(bar.facts)}</title>"
-                f'<text x="0" y="{y + 15}" opacity="0.6">{bar.number}</text>'
-                f'<text x="18" y="{y + 15}">{_text(name)}</text>'
+                f"<g><title>{escape(bar.facts)}</title>"
+                f'<text x="0" y="{y + 15}" opacity="0.6">{escape(bar.number)}</text>'
+                f'<text x="18" y="{y + 15}">{escape(name)}</text>'
             )
             if bar.limiter_wait:
                 start = max(left, x - bar.limiter_wait * scale)
@@ -321,7 +321,7 @@ class AttemptLog:
                 until = left + (bar.end + bar.wait) * scale
                 parts.append(_line(end + 1, until, y + 11, _WAIT_COLOUR, "5 4"))
             at = width - right + 12
-            parts.append(f'<text x="{at}" y="{y + 15}">{_text(bar.short)}</text></g>')
+            parts.append(f'<text x="{at}" y="{y + 15}">{escape(bar.short)}</text></g>')
         parts.append(
             f'<g opacity="0.6"><text x="{left}" y="{height - 4}">0 s</text>'
             f'<text x="{width - right}" y="{height - 4}" text-anchor="end">'
@@ -333,8 +333,8 @@ class AttemptLog:
         """The call as the page of `retryrouter trace` has it, from so-numbered line."""
         return {
             "line": line,
-            "outcome": self.outcome,
-            "said": self._headline().removeprefix(self.outcome),
+            "outcome": _short(self.outcome),
+            "said": self._headline().removeprefix(_short(self.outcome)),
             "seconds": self.seconds,
             "waited": self.waited,
             "cost": self.cost,
@@ -390,9 +390,9 @@ class _Bar:
         self.end = began + _number(line.get("seconds"))
         self.limiter_wait = _number(line.get("limiter_wait"))
         self.route = _short(str(line.get("route") or ""), 200)
-        self.outcome = str(line.get("outcome") or "?")
+        self.outcome = _short(str(line.get("outcome") or "?"))
         self.is_sent = line.get("attempt") is not None
-        self.number = str(line["attempt"]) if self.is_sent else ""
+        self.number = _short(line["attempt"], 9) if self.is_sent else ""
         is_known = self.outcome in _COLOURS
         kind = self.outcome if is_known else "failed"
         self.colour = _COLOURS[kind] if self.is_sent else _MARK_COLOUR
@@ -400,7 +400,7 @@ class _Bar:
         if not self.is_sent:
             self.character = "!"
         status, cost = line.get("status_code"), line.get("cost")
-        said = [self.outcome + (f" {status}" if status is not None else "")]
+        said = [self.outcome + (f" {_short(status, 20)}" if status is not None else "")]
         if self.is_sent:
             said.append(_seconds(self.end - began))
         if cost is not None:
@@ -512,13 +512,10 @@ def _money(cost: float, *, is_estimate: bool) -> str:
 
 
 def _short(value: Any, most: int = 60) -> str:
+    """A value in one line, without what XML cannot carry or a terminal obeys."""
     text = " ".join(str(value).split()) if isinstance(value, str) else repr(value)
+    text = "".join(one if one.isprintable() else "�" for one in text[: most + 1])
     return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def _text(text: str) -> str:
-    """`text` for HTML and SVG, without characters that XML cannot carry."""
-    return escape("".join(c if c.isprintable() else "�" for c in text))
 
 
 def _line(x: float, until: float, y: float, colour: str, dashes: str) -> str:

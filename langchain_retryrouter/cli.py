@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import io
 import signal
 import sys
 import threading
@@ -47,9 +48,9 @@ try:  # the extra "cli"; `explain` does without
     from langchain_retryrouter import testing
     from langchain_retryrouter.stores import RedisStore
 except ModuleNotFoundError as _error:
-    if _error.name not in {"rich", "h11"}:
+    _MISSING: str | None = (_error.name or "").partition(".")[0]
+    if _MISSING not in {"rich", "h11"}:
         raise
-    _MISSING: str | None = _error.name
 else:
     _MISSING = None
 
@@ -75,6 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 for a package that is not installed, a route that does not
             answer, or lines that cannot be read, 2 for bad arguments.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # A file on Windows is not UTF-8.
     arguments = _parser().parse_args(argv)
     if arguments.needs_extra and _MISSING:
         print(
@@ -89,9 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"retryrouter {arguments.command}: {error}", file=sys.stderr)
         return 2
     except ImportError as error:
-        if arguments.command != "check":
-            raise
-        print(f"retryrouter check: {error}", file=sys.stderr)
+        print(f"retryrouter {arguments.command}: {error}", file=sys.stderr)
         return 1
 
 
@@ -254,7 +256,9 @@ def _trace(arguments: argparse.Namespace) -> int:
         arguments.html.write_text(trace_page(logs), encoding="utf-8")
         print(f"{len(logs):,} calls in {arguments.html}")
         return int(is_bad)
-    show: Any = print if _MISSING == "rich" else Console(highlight=False).print
+    show: Any = print
+    if _MISSING != "rich" and (console := Console(highlight=False)).encoding == "utf-8":
+        show = console.print
     for number, log in logs:
         print(f"line {number}")
         show(log)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import operator
 import threading
 import time
@@ -41,6 +42,8 @@ except ImportError as error:
         " langchain-retryrouter[otel]"
     )
     raise ImportError(msg) from error
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["METRICS", "Instrumentation", "instrument"]
 
@@ -313,8 +316,9 @@ class _CallTelemetry(CallObserver):
             self._end_attempts()
         if record.number is not None:
             subject = self._call.describe(position)
-            span = self._start(subject, record.number) if self._is_recording else None
-            self._attempts[record.number] = _Attempt(record, subject, span)
+            attempt = self._attempts[record.number] = _Attempt(record, subject, None)
+            if self._is_recording:
+                attempt.span = self._start(subject, record.number)
 
     def _start(self, subject: Subject, number: int) -> trace.Span:
         """The span of a request, with the number of those before it."""
@@ -390,11 +394,11 @@ class _CallTelemetry(CallObserver):
             self._span.set_attributes(_without_none(found))
             if kind is not None:
                 self._span.set_status(trace.StatusCode.ERROR, kind)
-        self._span.end()
         labels = model.labels
         if kind is not None:
             labels = {**labels, _ERROR_TYPE: kind}
         self._shared.record(model.duration, self._call.elapsed, labels)
+        self._span.end()
 
     def attach(self, number: int) -> Callable[[], object]:
         attempt = self._attempts.get(number)
@@ -415,7 +419,10 @@ class _CallTelemetry(CallObserver):
         for number, attempt in list(self._attempts.items()):
             if attempt.ended_at:
                 del self._attempts[number]
-                self._end(attempt)
+                try:
+                    self._end(attempt)
+                except Exception:  # Of a span processor; the call's span goes on.
+                    logger.warning("A span did not end", exc_info=True)
 
     def _end(self, attempt: _Attempt) -> None:
         record, shared = attempt.record, self._shared

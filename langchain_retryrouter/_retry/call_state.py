@@ -8,6 +8,7 @@ The engine asks it; nothing here waits or sends.
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextvars import ContextVar
@@ -40,6 +41,8 @@ from langchain_retryrouter.rate_limits import (
     Size,
 )
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Retry:
@@ -61,6 +64,7 @@ class Stop:
 
 
 Decision: TypeAlias = Retry | Stop
+_OBSERVER_FAILED: Final = "An observer of a call failed"
 _BROKE_OFF: Final = Stop("part of the answer was already delivered")
 
 
@@ -289,7 +293,7 @@ class Subject(NamedTuple):
 class CallObserver:
     """Sees what happens in one call; its methods do nothing by default.
 
-    The threads that work for the call run them, in order; they must not raise.
+    The threads that work for the call run them, in order. What they raise is logged.
     """
 
     def attempt_began(self, record: AttemptRecord, position: int) -> None:
@@ -330,6 +334,15 @@ class CallObserver:
 
 def _do_nothing() -> None:
     pass
+
+
+def _tell(observers: list[CallObserver], what: str, *facts: Any) -> None:
+    """Call a method of observers; one that fails does not fail the call."""
+    for observer in observers:
+        try:
+            getattr(observer, what)(*facts)
+        except Exception:
+            logger.warning(_OBSERVER_FAILED, exc_info=True)
 
 
 OBSERVERS: Final[list[Callable[[CallState], CallObserver | None]]] = []
@@ -440,22 +453,25 @@ class CallState:
         if self._has_begun:
             return
         self._has_begun = True
-        made = [new(self) for new in OBSERVERS]
-        self.observers += [observer for observer in made if observer is not None]
+        for new in OBSERVERS:
+            try:
+                observer = new(self)
+            except Exception:
+                logger.warning(_OBSERVER_FAILED, exc_info=True)
+            else:
+                self.observers += [] if observer is None else [observer]
         for record in self.records:
             self._tell_skipped(record)
 
     def end(self, error: BaseException | None) -> None:
         """The call is over, by this error if there is one."""
         observers, self.observers = self.observers, []
-        for observer in observers:
-            observer.ended(error)
+        _tell(observers, "ended", error)
         self.cost_of = None  # It holds the call.
 
     def tell(self, event: str, **facts: Any) -> None:
         """Tell the observers that something `happened`."""
-        for observer in self.observers:
-            observer.happened(event, facts)
+        _tell(self.observers, "happened", event, facts)
 
     @property
     def wants_facts(self) -> bool:
@@ -470,18 +486,15 @@ class CallState:
                 sent.note_usage(facts.get("usage"))
                 if isinstance(usage := facts.get("usage"), Mapping):
                     sent.record.usage = usage
-        for observer in self.observers:
-            observer.answered(number, facts)
+        _tell(self.observers, "answered", number, facts)
 
     def resent(self, number: int, failure: Failure) -> None:
         """Tell the observers that an attempt sends its request again."""
-        for observer in self.observers:
-            observer.resent(number, failure)
+        _tell(self.observers, "resent", number, failure)
 
     def waits(self, seconds: float) -> None:
         """Tell the observers that a wait begins."""
-        for observer in self.observers:
-            observer.waits(seconds)
+        _tell(self.observers, "waits", seconds)
 
     @property
     def is_attached(self) -> bool:
@@ -493,13 +506,18 @@ class CallState:
         if not self.is_attached:
             return _do_nothing
         number = self.attempts if number is None else number
-        if self.limits is None and len(self.observers) == 1:
-            return self.observers[0].attach(number)
-        undo = [observer.attach(number) for observer in self.observers]
+        undo: list[Callable[[], object]] = []
+        for observer in self.observers:
+            try:
+                undo.append(observer.attach(number))
+            except Exception:
+                logger.warning(_OBSERVER_FAILED, exc_info=True)
         if self.limits is not None:
             at = next(r.position for r in reversed(self.records) if r.number == number)
             held = _HELD.get().union(self.limits.routes[at])
             undo.append(functools.partial(_HELD.reset, _HELD.set(held)))
+        if len(undo) == 1:
+            return undo[0]
 
         def detach() -> None:
             for one in reversed(undo):
@@ -510,7 +528,10 @@ class CallState:
     async def flush(self) -> None:
         """Let the observers await what they have to."""
         for observer in self.observers:
-            await observer.flush()
+            try:
+                await observer.flush()
+            except Exception:
+                logger.warning(_OBSERVER_FAILED, exc_info=True)
 
     @property
     def routes(self) -> Sequence[RouteState]:
@@ -1193,8 +1214,7 @@ class CallState:
         )
         self.records.append(record)
         self._sent[position] += 1
-        for observer in self.observers:
-            observer.attempt_began(record, position)
+        _tell(self.observers, "attempt_began", record, position)
         return SentAttempt(position, now, record, state.breaker, permit)
 
     def _next_open(self) -> int | None:
@@ -1323,8 +1343,7 @@ class CallState:
         record.seconds = now - attempt.began
         if health := self._routes[attempt.position].health:
             health.note(outcome, record.status_code, record.seconds, now)
-        for observer in self.observers:
-            observer.attempt_ended(record, failure)
+        _tell(self.observers, "attempt_ended", record, failure)
 
     def _pay(self, *, throttled: bool) -> bool:
         """Take the price of an attempt from the budget; False if it is too low."""

@@ -134,6 +134,13 @@ class RetryContext:
         if self.ends_call:
             self.call_state.end(error)
 
+    async def aend(self, error: BaseException | None = None) -> None:
+        """Async variant of `end`, which observers may await before."""
+        try:
+            await self.call_state.flush()
+        finally:
+            self.end(error)  # Also if the task is cancelled just now.
+
 
 class RetryController:
     """Retry decisions of one call, shared by the sync and async engine."""
@@ -559,8 +566,7 @@ async def acall(
 
     result = await arun(controller, attempt, notify)
     context.call_state.succeeded(is_over=True)
-    await context.call_state.flush()
-    context.end()
+    await context.aend()
     return result
 
 
@@ -641,6 +647,5 @@ async def arun(
         return await retrying(attempt)
     except BaseException as error:
         controller.finalize_error(error)
-        await controller.call_state.flush()
-        controller.context.end(error)
+        await controller.context.aend(error)
         raise

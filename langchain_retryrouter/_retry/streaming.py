@@ -287,14 +287,14 @@ async def astream(
             yield following
     except BaseException as error:
         context.call_state.cancelled()
-        await context.call_state.flush()
-        context.end(error)
+        await context.aend(error)
         raise
     finally:
         context.call_state.cancelled()
-        await context.call_state.flush()
-        context.end()
-        await source.aclose()
+        try:
+            await context.aend()
+        finally:
+            await source.aclose()
 
 
 _Stream: TypeAlias = DirectStream[E] | ThreadedStream[E]

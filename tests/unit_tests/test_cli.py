@@ -122,6 +122,38 @@ def test_a_missing_extra_is_named() -> None:
     assert 'pip install "langchain-retryrouter[cli]"' in ran.stderr
 
 
+@pytest.mark.parametrize(
+    ("missing", "command", "hint"),
+    [
+        ("rich", "trace", ""),
+        ("rich", "status", 'pip install "langchain-retryrouter[cli]"'),
+        ("redis", "status", "pip install 'langchain-retryrouter[redis]'"),
+    ],
+)
+def test_what_a_command_needs_is_named(
+    tmp_path: Path, missing: str, command: str, hint: str
+) -> None:
+    """A package that is not installed is a message and code 1; `trace` needs none."""
+    file = tmp_path / "calls.jsonl"
+    file.write_text('{"attempts": []}')
+    asked = {"trace": [str(file)], "status": ["--store", "redis://localhost:1/0"]}
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "from langchain_retryrouter.cli import main\n"
+        f"sys.exit(main({[command, *asked[command]]}))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert ran.returncode == bool(hint)
+    assert hint in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
 def test_the_gateway_serves_its_script_until_it_is_told_to_stop() -> None:
     """`gateway` plays its script over HTTP and ends with 0 on SIGTERM."""
     process = subprocess.Popen(
@@ -176,6 +208,27 @@ def test_trace_reports_bad_lines_and_shows_the_others(
     else:
         assert re.findall(r"line (\d)\nok from r: 250 ms, 1 attempt", out) == ["1", "4"]
         assert "2 calls, 2 answered, 2 attempts" in out
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_trace_prints_in_any_encoding(tmp_path: Path, encoding: str) -> None:
+    """What a terminal or a file cannot show is replaced, and the code stays 0."""
+    file = tmp_path / "calls.jsonl"
+    line = {"attempt": 1, "outcome": "ok", "seconds": 1, "route": "Zoë ☃ \ud800"}
+    file.write_bytes(b"\xef\xbb\xbf" + json.dumps({"attempts": [line]}).encode())
+    ran = subprocess.run(
+        [sys.executable, "-m", "langchain_retryrouter.cli", "trace", str(file)],
+        capture_output=True,
+        check=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "PYTHONIOENCODING": encoding,
+        },
+    )
+    bar = "━" if encoding == "utf-8" else "="
+    assert bar * 9 in ran.stdout.decode(encoding)
+    assert ran.stderr == b""
 
 
 def test_trace_of_a_missing_file_is_a_clear_error(

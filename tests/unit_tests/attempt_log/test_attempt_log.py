@@ -240,6 +240,20 @@ def test_wrong_numbers_of_a_file_are_drawn_as_nothing(value: Any) -> None:
     assert str(log)
 
 
+def test_texts_of_a_log_are_neither_markup_nor_obeyed_by_a_terminal() -> None:
+    """Each text of a log from a file is shown as text, wherever it stands."""
+    hostile = "</text><script>alert(1)</script>\x1b[2J\ud800\n"
+    line = dict.fromkeys(("attempt", "outcome", "status_code", "route"), hostile)
+    log = AttemptLog({"route": hostile, "attempts": [line | {"reason": hostile}]})
+    assert "<script" not in log._repr_html_()
+    ET.fromstring(log.svg())  # noqa: S314 - our own
+    screen = io.StringIO()
+    Console(file=screen, width=200, color_system=None).print(log)
+    for text in (str(log), screen.getvalue(), str(AttemptLog.summarize([log]))):
+        assert "\x1b" not in text
+        text.encode()
+
+
 # --- many calls ---
 
 

@@ -15,6 +15,7 @@ from langchain_core.messages import AIMessageChunk
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_openai import OpenAIEmbeddings
 from opentelemetry import trace
+from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.trace import StatusCode
 
 from langchain_retryrouter import (
@@ -205,6 +206,47 @@ async def test_a_cancelled_call_has_ended_spans(
         await task
     assert recorded.values("retryrouter.outcome") == ["cancelled"]
     assert recorded.values("retryrouter.outcome", recorded.call) == ["cancelled"]
+
+
+class Failing(SpanProcessor):
+    """A span processor that raises in one of its methods."""
+
+    def __init__(self, method: str) -> None:
+        self.method = method
+
+    def on_start(self, *_: Any, **__: Any) -> None:
+        self._fail("on_start")
+
+    def on_end(self, *_: Any) -> None:
+        self._fail("on_end")
+
+    def _fail(self, method: str) -> None:
+        if method == self.method:
+            raise RuntimeError(method)
+
+
+@every_model
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("method", ["on_start", "on_end"])
+def test_a_failing_span_processor_fails_no_call(
+    twin: Twin,
+    gateway: FaultyGateway,
+    clock: FakeClock,
+    recorded: Recorded,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+    way: str,
+    method: str,
+) -> None:
+    """What telemetry raises is logged, and the call is answered and counted."""
+    recorded.tracers.add_span_processor(Failing(method))
+    gateway.script(Status(503))
+    run(twin, MODELS[kind](gateway, clock), way)
+    assert len(gateway.requests) == 2
+    assert f"RuntimeError: {method}" in caplog.text
+    if method == "on_end":
+        assert recorded.total("gen_ai.client.inference.duration") == 1
+        assert recorded.total("retryrouter.attempt.duration") == 2
 
 
 def test_a_broken_stream_is_an_attempt_that_failed(
