@@ -151,7 +151,7 @@ def observe_run(
     if run is None or trace_attempts is False:
         return
     # A caller's own run manager need not have more than `on_retry`.
-    handlers = getattr(run, "inheritable_handlers", [])
+    handlers = getattr(run, "handlers", [])
     if trace_attempts is None:
         handlers = [one for one in handlers if _drops_events(one)]
     if handlers:

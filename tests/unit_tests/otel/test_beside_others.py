@@ -164,6 +164,20 @@ def test_attempts_are_runs_if_the_model_says_so(
     assert PROMPT not in runs.text
 
 
+@every_model
+@ways
+def test_a_models_own_handlers_see_attempts_too(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock, kind: str, way: str
+) -> None:
+    """Handlers that the model was made with get the same runs, and each of them once."""
+    gateway.script(Status(503))
+    runs = Runs()
+    update = {"trace_attempts": True, "callbacks": [runs]}
+    model = MODELS[kind](gateway, clock).model_copy(update=update)
+    run(twin, model, way, {"callbacks": [runs]})
+    assert len(runs.told) == 4
+
+
 @ways
 def test_attempts_are_no_runs_otherwise(
     twin: Twin, gateway: FaultyGateway, clock: FakeClock, way: str
