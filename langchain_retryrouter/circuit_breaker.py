@@ -34,6 +34,7 @@ _MAX: Final = sys.float_info.max
 _FINITE: Final = "a finite number above 0"
 _SHARE: Final = "a share above 0 and up to 1"
 _PROBE_INTERVAL: Final = 0.1  # Seconds between two looks at another call's probe.
+_MOST_SECONDS: Final = 1e9  # 31 years: a store cannot keep a time without an end.
 _LEASE: Final = 5.0  # Seconds that a probe has for all, unless it is renewed.
 _SAME_PAUSE: Final = 0.05  # Seconds by which many answers of one moment differ.
 _REPAIRED: Final = 1.0  # Seconds after which a store has answered, if ever.
@@ -513,8 +514,15 @@ class CircuitBreaker:
         now = self._clock.monotonic()
         if now < shared.lease_ends:  # Of the lease that it has, or of its own decision.
             return 0.0
-        if shared.asked_at is not None and now < shared.asked_at + _REPAIRED:
-            return LEASE_POLL if now < shared.asked_at + _LEASE_WAIT else None
+        if shared.asked_at is not None:
+            if now < shared.asked_at + _REPAIRED:
+                return LEASE_POLL if now < shared.asked_at + _LEASE_WAIT else None
+            shared.unanswered += (
+                1  # The store's thread hangs, say while it looks up DNS.
+            )
+            if shared.unanswered > 1:
+                shared.asked_at, shared.lease_ends = None, now + _LEASE
+                return 0.0
         if now < shared.denied_until:
             return None
         shared.lease, shared.asked_at = 0, now
@@ -748,7 +756,7 @@ class _Bucket:
 
 
 def _ms(seconds: float) -> int:
-    return math.ceil(seconds * 1000)
+    return math.ceil(min(seconds, _MOST_SECONDS) * 1000)
 
 
 def _bounded(seconds: float | None) -> float:

@@ -650,8 +650,10 @@ class CallState:
             breaker = self._routes[0].breaker
             if breaker is None or not breaker.is_shared:
                 return 0.0
-            wait = breaker.lease_wait()
-            return self._spread(breaker.pause) if wait is None else wait
+            wait, pause = breaker.lease_wait(), breaker.pause
+            if wait is None and breaker.retry_after > pause:
+                return 0.0  # After the pause it would refuse the call.
+            return self._spread(pause) if wait is None else wait
         for position in range(self.position, len(self._routes)):
             breaker = self._routes[position].breaker
             if breaker is not None and not self._is_used_up(position):
@@ -674,8 +676,10 @@ class CallState:
 
     def _spread(self, pause: float) -> float:
         """The wait for a pause that all processes know of."""
-        wait = self.policy.delay(1, self._time.random(), pause) if pause else 0.0
-        return self._held_for(wait)
+        if not pause:
+            return 0.0
+        wait = self.policy.delay(1, self._time.random(), pause)
+        return self._held_for(wait) or self._held_for(pause)
 
     def _held_for(self, wait: float) -> float:
         """A wait, as far as the call has the time for it, or else 0."""

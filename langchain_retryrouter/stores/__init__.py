@@ -52,7 +52,7 @@ def as_store(value: Any) -> Any:
         return value
     msg = (
         "store must be a RedisStore or MemoryStore of langchain_retryrouter.stores, or"
-        f" a URL such as 'redis://localhost:6379/0', not {value!r}"
+        f" a URL such as 'redis://localhost:6379/0', not of type {type(value).__name__}"
     )
     raise TypeError(msg)
 

@@ -104,7 +104,7 @@ class _Address(NamedTuple):
         settings = getattr(pool, "connection_kwargs", None)
         if pool is None or not isinstance(settings, dict):
             what = "a URL such as 'redis://localhost:6379/0', or a redis.Redis client"
-            msg = f"RedisStore takes {what}, not {client!r}"
+            msg = f"RedisStore takes {what}, not of type {type(client).__name__}"
             raise TypeError(msg)
         if inspect.iscoroutinefunction(type(client).execute_command):
             msg = (
@@ -119,6 +119,7 @@ class _Address(NamedTuple):
             name: value
             for name, value in settings.items()
             if not name.startswith(("maint_", "orig_", "himport_", "event_"))
+            and type(value) is not object  # A mark for "not given", lost in a pickle.
         }
         return cls(
             type(client),
@@ -232,8 +233,13 @@ class _Lane:
                 threading.Thread(target=target, args=args, name=name, daemon=True)
                 for target in (self._work, self._listen)
             )
-            self._worker.start()
-            listener.start()
+            try:
+                self._worker.start()
+                listener.start()
+            except RuntimeError as error:  # Too many threads, or the program ends.
+                stopped.set()
+                self._worker, self.is_running = None, False
+                self._set_up(is_up=False, error=error)
 
     def stop(self, wait: float = 0.0) -> None:
         """Send what is waiting, and end the threads; `wait` seconds for the sending."""
@@ -324,10 +330,10 @@ class _Lane:
                 if not watched.watchers:
                     del self._watched[key]
             all_watched = list(self._watched.values())
+            watchers = [one for watched in all_watched for one in watched.watchers]
         if self.is_up:
-            for watched in all_watched:
-                for watcher in list(watched.watchers):
-                    self._call(watcher.refresh)
+            for watcher in watchers:
+                self._call(watcher.refresh)
             if time.monotonic() < self._indexed_at + _INDEX_INTERVAL:
                 return []
         self._indexed_at = time.monotonic()
@@ -379,7 +385,7 @@ class _Lane:
     def _call(self, function: Callable[..., None], *args: Any) -> None:
         try:
             function(*args)
-        except Exception:
+        except BaseException:
             # A user's `on_state_change` may raise, and the thread has others to serve.
             logger.exception("a listener failed")
 
@@ -431,11 +437,11 @@ class _Lane:
 
     def _learn(self, data: str) -> None:
         key, text = json.loads(data)
-        watched = self._watched.get(key)
-        if watched is not None:
-            reply = json.loads(text)
-            for watcher in list(watched.watchers):
-                self._call(watcher.learned, reply)
+        with self._lock:
+            watched = self._watched.get(key)
+            watchers = list(watched.watchers) if watched is not None else []
+        for watcher in watchers:
+            self._call(watcher.learned, json.loads(text))
 
 
 def _is(reply: Any, name: str) -> bool:
@@ -606,7 +612,9 @@ class RedisStore:
 
     def __getstate__(self) -> tuple[_Address, str]:
         """The address and the namespace."""
-        return self._address, self.namespace
+        # Without an object that makes the address another one in each copy.
+        kept = tuple(one for one in self._address.settings if one[0] != "retry")
+        return self._address._replace(settings=kept), self.namespace
 
     def __setstate__(self, state: tuple[_Address, str]) -> None:
         """Connect to the same address."""
@@ -626,11 +634,19 @@ def _read(url: Any) -> _Address:
     except ImportError as error:
         raise ImportError(_ADVICE) from error
     try:
-        return _Address.of(redis.Redis.from_url(url))
-    except ValueError as error:
+        client = redis.Redis.from_url(url)
+        client.connection_pool.make_connection()  # It is not connected, but checked.
+        return _Address.of(client)
+    except (ValueError, TypeError, redis.RedisError) as error:
+        # Not what is wrong, if that may be a part of the password.
+        reason = (
+            "a part of it cannot be read (in a password / is %2F, # is %23, ? is %3F)"
+            if "@" in url and isinstance(error, ValueError)
+            else error
+        )
         msg = (
             "the store's URL must be like redis://localhost:6379/0, rediss://..., or"
-            f" unix:///path: {error}"
+            f" unix:///path: {reason}"
         )
         raise ValueError(msg) from None
 

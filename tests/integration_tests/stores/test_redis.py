@@ -6,6 +6,7 @@ import functools
 import logging
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -348,3 +349,17 @@ def test_a_wrong_password_is_said_once(
     assert "is away" in line
     assert "sesame" not in caplog.text
     router.store.close()
+
+
+def test_a_store_of_a_client_is_pickled(server: RedisServer) -> None:
+    """A pickle of a store that was made of a client connects, and copies share it."""
+    stores = [RedisStore(server.client())]
+    data = pickle.dumps(stores[0])
+    stores += [pickle.loads(data) for _ in range(3)]
+    breakers = [CircuitBreaker(name="p", store=store) for store in stores]
+    breakers[-1].open_for(60)
+    eventually(lambda: all(breaker.is_open for breaker in breakers))
+    with server.client() as client:
+        assert len(client.client_list()) == 1 + 2 * 2
+    for store in stores:
+        store.close()

@@ -187,6 +187,36 @@ def test_a_pause_beyond_the_deadline_is_not_waited_for(
     assert clock.sleeps == []
 
 
+def test_a_pause_is_waited_for_to_the_last_second(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock, store: MemoryStore
+) -> None:
+    """The random part on top of a pause does not make the wait too long."""
+    policy = RetryPolicy(max_retries=0, deadline=4, max_retry_after=3.5)
+    parts: dict[str, Any] = {"store": store, "clock": clock, "retry_policy": policy}
+    for _ in range(10):
+        one, other = (new_model("OpenAI", gateway, **parts) for _ in range(2))
+        gateway.script(asked_for(3.5))
+        with pytest.raises(RateLimitError):
+            twin.invoke(one, "hi")
+        assert twin.invoke(other, "hi")
+
+
+def test_a_pause_is_not_waited_for_if_the_breaker_is_open_for_longer(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock, store: MemoryStore
+) -> None:
+    """A call that will be refused after the pause is refused before it."""
+    parts: dict[str, Any] = {"store": store, "clock": clock, "max_retries": 0}
+    parts["breaker"] = CircuitBreaker(failure_threshold=1, clock=clock)
+    model = new_model("OpenAI", gateway, **parts)
+    gateway.script(asked_for(3))
+    with pytest.raises(RateLimitError):
+        twin.invoke(model, "hi")
+    with pytest.raises(CircuitOpenError) as caught:
+        twin.invoke(model, "hi")
+    assert 29 < (caught.value.retry_after or 0) <= 30
+    assert clock.sleeps == []
+
+
 def test_one_probe_for_all(
     twin: Twin, fleet: Fleet, gateway: FaultyGateway, clock: FakeClock
 ) -> None:

@@ -17,8 +17,8 @@ import redis.asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langchain_retryrouter import CircuitBreaker, RetryBudget
-from langchain_retryrouter.circuit_breaker import BreakerState
+from langchain_retryrouter import CircuitBreaker, OpenAI, RetryBudget
+from langchain_retryrouter.circuit_breaker import BreakerState, Refusal
 from langchain_retryrouter.stores import MemoryStore, RedisStore
 from langchain_retryrouter.testing import FakeClock
 from tests.support.interleavings import run_interleaving
@@ -231,15 +231,88 @@ def test_a_name_is_needed() -> None:
     [
         (redis.asyncio.Redis(), TypeError, "its thread serves async code as well"),
         (object(), TypeError, "a URL such as 'redis://localhost:6379/0', or a redis"),
+        (b"redis://:sesame@h", TypeError, "not of type bytes"),
         ("localhost:6379", ValueError, "must be like redis://localhost:6379/0"),
+        ("redis://h?connect_timeout=1", ValueError, "argument 'connect_timeout'"),
+        ("redis://:sesame/x@h:6379", ValueError, "in a password / is %2F"),
+        ("redis://:sesame#x@h:6379", ValueError, "# is %23"),
+        ("redis://:sesame\u2100@h:6379", ValueError, "cannot be read"),
     ],
 )
 def test_what_is_no_address_is_refused(
     given: Any, error: type[Exception], advice: str
 ) -> None:
-    """The error says what to give instead."""
-    with pytest.raises(error, match=advice):
+    """The error says what to give instead, and shows no password."""
+    with pytest.raises(error, match=advice) as caught:
         RedisStore(given)
+    with pytest.raises(TypeError) as caught_by_model:
+        OpenAI(api_key="any", store=given)
+    assert "sesame" not in f"{caught.value} {caught_by_model.value}"
+
+
+def test_breakers_are_made_while_the_thread_works() -> None:
+    """The store's thread goes on while other threads add to what it asks about."""
+    store = RedisStore(fakeredis.FakeRedis(host="of-many"))
+    made: list[CircuitBreaker] = []
+
+    def make() -> None:
+        made.extend(CircuitBreaker(name="p", store=store) for _ in range(2_000))
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        thread = threading.Thread(target=make)
+        thread.start()
+        thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    made[0].open_for(60)
+    eventually(lambda: made[-1].is_open)
+    store.close()
+
+
+class SilentStore(MemoryStore):
+    """Takes everything and answers nothing, as while its thread looks up a host."""
+
+    def submit(self, *_: Any) -> bool:
+        """Never answer."""
+        return True
+
+
+def test_a_store_that_hangs_does_not_keep_a_provider_closed(clock: FakeClock) -> None:
+    """A breaker probes on its own if the store's thread does not answer for 2 s."""
+    breaker = CircuitBreaker(name="p", store=SilentStore(), clock=clock)
+    breaker.learned([1, 1, 5_000, -1, -1, 0, -1, 2, "several failed"])
+    assert breaker.is_open
+    clock.advance(5)
+    assert isinstance(breaker.admit(), Refusal)
+    clock.advance(1)
+    assert isinstance(breaker.admit(), Refusal)
+    clock.advance(1)
+    permit: Any = breaker.admit()
+    assert permit.is_probe
+    breaker.succeeded(permit)
+    assert breaker.state is CLOSED
+
+
+def test_a_program_that_ends_calls_without_threads() -> None:
+    """A call that can start no thread any more decides alone."""
+    code = """
+import atexit
+from langchain_retryrouter import CircuitBreaker
+from langchain_retryrouter.circuit_breaker import Permit
+@atexit.register
+def last():
+    assert isinstance(breaker.admit(), Permit)
+    print("went on")
+from langchain_retryrouter.stores import RedisStore
+breaker = CircuitBreaker(name="p", store=RedisStore("redis://127.0.0.1:1"))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "went on\n")
+    assert "Traceback" not in done.stderr
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
