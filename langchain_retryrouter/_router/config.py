@@ -109,7 +109,12 @@ class _Config:
                 f" {', '.join(_READERS)}, not {self.name!r}"
             )
             raise ValueError(msg)
-        text = Path(self.name).read_text(encoding="utf-8-sig")
+        try:
+            text = Path(self.name).read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = error.object.count(b"\n", 0, error.start) + 1
+            msg = f"{self.name}:{line}: must be UTF-8: {error}"
+            raise ValueError(msg) from error
         try:
             self.data, self._find = _READERS[kind](text)
         except _SyntaxError as error:
@@ -300,7 +305,7 @@ def _read_yaml(text: str) -> tuple[Any, Callable[[Place], int]]:
             if isinstance(node, yaml.SequenceNode) and isinstance(step, int):
                 key = node = node.value[step]
             else:
-                found = [pair for pair in pairs(node) if pair[0].value == step]
+                found = [pair for pair in pairs(node) if pair[0].value == str(step)]
                 if not found:
                     break  # Of a merged mapping (`<<`).
                 key, node = found[0]
@@ -376,9 +381,12 @@ def _resolve(
             given[name] = value  # Its tables are read one by one.
             continue
         if name not in names:
+            if plain in _POOL and not isinstance(value, list | tuple):
+                config.problem(here, "must be a list of environment variables' names")
+                continue
             given[plain] = (
                 [_variable(config, one, (*here, i)) for i, one in enumerate(value)]
-                if isinstance(value, list)
+                if isinstance(value, list | tuple)
                 else _variable(config, value, here)
             )
             continue
@@ -392,6 +400,8 @@ def _resolve(
                 config.problem((*here, one), f"unknown key{_nearest(one, numbers)}")
         elif name == "options" and not is_table:
             config.problem(here, f"must be a table of call options, not {value!r}")
+        elif name in _POOL and not isinstance(value, list | tuple):
+            config.problem(here, f"must be a list, not {type(value).__name__}")
         make = _TABLES.get(name) if is_table else None
         given[name] = _build(config, make, value, here) if make else value
         if name == "breaker_settings" and value is False:  # TOML has no null.

@@ -53,7 +53,7 @@ def conversation_of(
 
 def _thread_of(values: Mapping[str, Any]) -> str | None:
     named = (values.get(key) for key in _THREAD_KEYS)
-    return next((str(value) for value in named if value not in {None, ""}), None)
+    return next((str(value) for value in named if value not in (None, "")), None)
 
 
 def _beginning(messages: Sequence[BaseMessage]) -> str:
@@ -82,8 +82,9 @@ def _canonical(content: Any) -> str:
 
 _MARGIN: Final = 1.1  # A count that is 10 % above the limit leaves no doubt.
 # Every tokenizer in use splits at these places at least, so pieces are a lower bound.
-# A Chinese, Japanese or Korean token has seldom more than three characters.
-_PIECE: Final = re.compile(r"[\u2e80-\uffff]{1,3}|\w+|[^\w\s]+")
+# A Chinese, Japanese or Korean token has seldom more than three characters. The vowel
+# signs of Hindi or Thai are no `\w`, and belong to their words.
+_PIECE: Final = re.compile(r"[\u2e80-\uffff]{1,3}|[\w\x80-\u2e7f]+|[^\w\s]+")
 _BYTES: Final = 6  # Few texts have more bytes a token.
 _LONG: Final = 24  # A longer piece is no word of most languages.
 _LONG_TOKEN: Final = 8

@@ -246,6 +246,7 @@ class Route(Serializable):
         settings = _settings_of_pool(api_keys, base_urls)
         if isinstance(model, str):
             key = settings[0].get("api_key")
+            key = "a function's" if callable(key) else key  # It is never sent.
             model = init_model(model, **({"api_key": key} if key else {}))
         template = cls.model_validate({"model": model, "name": name})
         bare = template.model
@@ -870,7 +871,7 @@ def _settings_of_pool(
         )
         raise ValueError(msg)
     pairs = list(zip(*lists.values(), strict=True))
-    if len(set(pairs)) < len(pairs):
+    if any(pair in pairs[:index] for index, pair in enumerate(pairs)):
         msg = f"{' and '.join(f'{name}s' for name in lists)} has an entry twice"
         raise ValueError(msg)
     return [dict(zip(lists, pair, strict=True)) for pair in pairs]

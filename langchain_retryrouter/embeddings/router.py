@@ -395,13 +395,14 @@ class _EmbedCall:
         self,
         router: EmbeddingsRouter,
         memory: _SharedState,
-        texts: Sequence[str],
+        texts: Iterable[str],
         *,
         is_query: bool = False,
     ) -> None:
         if isinstance(texts, str | bytes):
             msg = f"texts must be a list of strings, not one {type(texts).__name__}"
             raise TypeError(msg)
+        texts = list(texts)
         for position, text in enumerate(texts):
             if not isinstance(text, str):
                 msg = f"text {position} must be a string, not {type(text).__name__}"
@@ -597,7 +598,7 @@ class _Batch:
                 self._vectors |= {p: [*map(float, v)] for p, v in found.items()}
         if len(found) < count:
             msg = f"{count - len(found)} of {count} vectors are no finite numbers"
-            raise _BadVectorsError(msg, should_retry=False)
+            raise _BadVectorsError(msg, should_retry=None if found else False)
         return [self._vectors[place] for place in self._batch]
 
     def _on_failure(self, error: RetryRouterError) -> None:
@@ -614,7 +615,9 @@ class _Batch:
     def _action_for(self, error: RetryRouterError) -> FailureAction | None:
         if isinstance(error, VectorSpaceError) or self._is_too_large(error):
             return FailureAction.RAISE
-        return FailureAction.FAILOVER if isinstance(error, _BadVectorsError) else None
+        is_last = self._state.position == len(self._router.routes) - 1
+        is_bad = isinstance(error, _BadVectorsError)
+        return FailureAction.FAILOVER if is_bad and not is_last else None
 
     def _is_too_large(self, error: RetryRouterError) -> bool:
         """Whether the batch may be answered in halves."""
@@ -649,7 +652,7 @@ class _Named:
 
 
 class _BadVectorsError(MalformedResponseError):
-    """An answer lacks vectors, or has some that are none: the next route is asked."""
+    """An answer lacks vectors, or has some that are none."""
 
 
 def _is_vector(value: Any) -> bool:

@@ -373,6 +373,21 @@ LINES: dict[str, tuple[str, str, str]] = {
         "seed: 1\nroutes: !!python/object/apply:os.system ['true']\n",
         "router.yml:2: could not determine a constructor",
     ),
+    "yaml number": (
+        ".yml",
+        "routes:\n- model: openai:m\n  api_key_env: KEY_OF_THE_TEAM\n  5: 3\n",
+        "router.yml:4: routes[0][5]: unknown key",
+    ),
+    "a pool of one": (
+        ".toml",
+        '[[routes]]\nmodel = "openai:m"\napi_keys_env = "KEY_OF_THE_TEAM"\n',
+        "router.toml:3: routes[0].api_keys_env: must be a list",
+    ),
+    "an address of a pool": (
+        ".toml",
+        '[[routes]]\nmodel = "openai:m"\nRAW\nbase_urls = "http://a"\n',
+        "router.toml:4: routes[0].base_urls: must be a list, not str",
+    ),
     "list": (".json", "[]", "router.json:1: must be a table with `routes`"),
     "ending": (".ini", "[routes]", "a config must be a mapping or a file that ends in"),
 }
@@ -385,6 +400,14 @@ def test_a_problem_is_named_with_its_line(tmp_path: Path, row: str) -> None:
     kind, text, says = LINES[row]
     text = text.replace("RAW", 'api_key_env = "KEY_OF_THE_TEAM"')
     assert problems(write(tmp_path, text, kind))[0].startswith(says)
+
+
+def test_a_file_of_another_encoding_is_named_with_its_line(tmp_path: Path) -> None:
+    """Of a file that an editor has saved as Latin-1."""
+    path = tmp_path / "router.toml"
+    path.write_bytes(b"# a\n# caf\xe9\nroutes = []\n")
+    with pytest.raises(ValueError, match=r"router\.toml:2: must be UTF-8"):
+        RetryRouter.from_config(path)
 
 
 def test_yaml_needs_pyyaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -209,6 +209,21 @@ def test_only_missing_vectors_are_asked_for_again(places: Places, hole: Any) -> 
     assert places.asked(1) == [["b"]]
 
 
+def test_the_last_route_is_asked_for_its_missing_vectors(places: Places) -> None:
+    """Where no other route can fill the holes, the same one is asked once more."""
+    known = [stub_embedding(text) for text in "abc"]
+    places.gateways[0].always(Status(401))
+    places.gateways[1].script(vectors(known[0], [], known[2]))
+    assert places.embed(places.router(), ["a", "b", "c"]) == STUBS[:3]
+    assert places.asked(1) == [["a", "b", "c"], ["b"]]
+
+
+def test_texts_may_be_any_iterable(places: Places) -> None:
+    """Vector stores hand on what they were given, such as a generator."""
+    given: Any = (text for text in TEXTS[:3])
+    assert places.embed(places.router(), given) == STUBS[:3]
+
+
 def test_the_error_is_the_first_routes(places: Places) -> None:
     """With the others attached, how often was asked, and which texts it concerns."""
     places.gateways[0].always(Status(503))

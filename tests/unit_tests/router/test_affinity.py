@@ -11,7 +11,8 @@ import sys
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Self
+from typing import Any, Self, cast
+from uuid import UUID
 
 import pytest
 from langchain.agents import create_agent
@@ -221,6 +222,16 @@ def test_other_names_of_a_thread_count(name: str) -> None:
     router = router_of({"a": 1, "b": 1, "c": 1})
     configs: list[Any] = [{"configurable": {name: f"thread-{n}"}} for n in range(30)]
     assert [router.invoke("x", c).text for c in configs] == pins(router, 30)
+
+
+@pytest.mark.parametrize("value", [7, 0, UUID(int=7), ["a"], {"a": 1}, None, ""])
+@every_way
+def test_a_thread_id_may_be_anything(way: Way, value: Any) -> None:
+    """Where it is no id, a call is answered all the same, and turns stay."""
+    router = router_of({"a": 1, "b": 1, "c": 1})
+    named = {"session_id": value}
+    for config in ({"configurable": named}, {"metadata": named}):
+        assert len({ask(way, router, "x", cast("Any", config)) for _ in range(3)}) == 1
 
 
 def turns(*first: BaseMessage) -> list[list[BaseMessage]]:

@@ -588,6 +588,25 @@ def test_a_function_is_asked_for_each_request(provider: Provider) -> None:
     assert provider.asked() == [1, 1, 0]
 
 
+@dataclass
+class Vault:
+    """A function of a key that has no hash."""
+
+    name: str
+
+    def __call__(self) -> str:
+        return self.name
+
+
+def test_a_string_takes_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any provider, without a key in the environment, and of any class."""
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    pool = Route.pool("anthropic:claude-opus-4-5", api_keys=[Vault("a"), Vault("b")])
+    assert [route.api_key_function for route in pool] == [Vault("a"), Vault("b")]
+    with pytest.raises(ValueError, match="has an entry twice"):
+        Route.pool("anthropic:claude-opus-4-5", api_keys=[Vault("a"), Vault("a")])
+
+
 @pytest.mark.parametrize("is_function_async", [False, True])
 def test_a_function_works_with_any_model(
     provider: Provider, *, is_function_async: bool

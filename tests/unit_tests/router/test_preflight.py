@@ -137,6 +137,48 @@ def test_no_text_has_more_tokens_than_characters(text: str) -> None:
     assert 0 <= tokens_at_least(text) <= len(text)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "text"),
+    [
+        (
+            31,
+            (
+                "नमस्ते, मेरा नाम जीपीटी-4o है। मैं एक नए प्रकार का"
+                " भाषा मॉडल हूँ। आपसे मिलकर अच्छा लगा!"
+            ),
+        ),
+        (
+            45,
+            (
+                "வணக்கம், என் பெயர் ஜிபிடி-4o. நான் ஒரு புதிய"
+                " வகை மொழி மாடல். உங்களை சந்தித்ததில் மகிழ்ச்சி!"
+            ),
+        ),
+        (
+            27,
+            (
+                "안녕하세요, 제 이름은 GPT-4o입니다. 저는 새로운"
+                " 유형의 언어 모델입니다, 만나서 반갑습니다!"
+            ),
+        ),
+    ],
+    ids=["hindi", "tamil", "korean"],
+)
+def test_no_script_is_counted_as_more_than_it_is(tokens: int, text: str) -> None:
+    """OpenAI's own examples of GPT-4o's tokenizer: vowel signs belong to words."""
+    assert tokens_at_least(text) <= tokens
+    routes = [fake("small", max_input_tokens=tokens * 100), fake("large")]
+    log = log_of(RetryRouter(routes=routes), [HumanMessage(text * 100)])
+    assert log["route"] == "small"
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_that_is_none_rules_nothing_out(limit: Any) -> None:
+    """A profile may say anything."""
+    routes = [fake("small", max_input_tokens=limit), fake("large")]
+    assert log_of(RetryRouter(routes=routes), words(2_000))["route"] == "small"
+
+
 def test_images_are_no_text() -> None:
     """The bytes of an image are not the tokens that it costs."""
     routes = [fake("small", max_input_tokens=1_000), fake("large")]
