@@ -29,7 +29,7 @@ _LARGEST: Final = 1e15  # Of a number that is drawn.
 _BAR: Final = 36  # Characters of a bar in a line of text.
 # Where messages, results and runs of LangSmith have the log, or say what happened.
 _FIELDS: Final = (
-    *("response_metadata", "llm_output", "generations", "message"),
+    *("response_metadata", "llm_output", "generations", "message", "generation_info"),
     *("outputs", "events", "start_time", "end_time", "error", "run_type"),
 )
 # Both on white and on black, these have a contrast of 3 to 1 at least.
@@ -443,9 +443,9 @@ def _search(source: Any) -> Mapping[str, Any] | None:
             pending.extend(node.values())
         elif isinstance(node, list | tuple):
             pending.extend(node)
-        elif hasattr(node, "response_metadata") or hasattr(node, "message"):
-            inner = getattr(node, "message", node)
-            pending.append(getattr(inner, "response_metadata", None))
+        else:  # An answer of a chat model has a `message`, one of an LLM has the last.
+            names = ("message", "response_metadata", "generation_info")
+            pending.extend(getattr(node, name) for name in names if hasattr(node, name))
     return None
 
 

@@ -8,8 +8,10 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.load import dumps
 from langchain_core.messages import HumanMessage
+from langchain_core.outputs import LLMResult
 from langchain_core.tracers.base import BaseTracer
 from langchain_core.tracers.schemas import Run
 from langchain_openai import ChatOpenAI
@@ -110,6 +112,30 @@ def test_the_log_of_an_answer_is_found(
     assert outcomes(log) == ["unavailable", "rate_limit", "ok"]
     assert (log.outcome, log.route) == ("ok", "gpt-4o")
     assert log.waited == sum(line["wait"] for line in log.attempts) > 2
+
+
+class Results(BaseCallbackHandler):
+    """Keeps the results that handlers get."""
+
+    def __init__(self) -> None:
+        self.results: list[LLMResult] = []
+
+    def on_llm_end(self, response: LLMResult, **_: Any) -> None:
+        self.results.append(response)
+
+
+def test_the_result_of_a_streamed_text_has_the_log(
+    gateway: FaultyGateway, twin: Twin
+) -> None:
+    """Handlers of an LLM's stream find it in the result, and in its generation."""
+    gateway.script(Status(503))
+    key, handler = SecretStr("any"), Results()
+    llm = OpenAI(base_url=gateway.openai_url, api_key=key, clock=FakeClock())
+    twin.stream(llm, "hi", {"callbacks": [handler]})
+    [result] = handler.results
+    for source in (result, result.generations[0][0]):
+        assert outcomes(AttemptLog(source)) == ["unavailable", "ok"]
+    twin.call(llm, "close")
 
 
 @pytest.mark.parametrize("kind", ["router", "gptrouter", "openai", "cut"])

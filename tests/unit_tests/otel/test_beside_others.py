@@ -169,7 +169,7 @@ def test_attempts_are_runs_if_the_model_says_so(
 def test_a_models_own_handlers_see_attempts_too(
     twin: Twin, gateway: FaultyGateway, clock: FakeClock, kind: str, way: str
 ) -> None:
-    """Handlers that the model was made with get the same runs, and each of them once."""
+    """Handlers that the model was made with get the same runs, each once."""
     gateway.script(Status(503))
     runs = Runs()
     update = {"trace_attempts": True, "callbacks": [runs]}
