@@ -79,8 +79,10 @@ class ListedPrices:
             given = given if isinstance(given, Mapping) else {}
             found = {theirs: given.get(ours) for ours, theirs in names.items()}
             details |= {n: c for n, c in found.items() if type(c) is int and c > 0}
-        written = sum(c for n, c in details.items() if n.startswith("cache_write_"))
-        if written:
+        parts = details.get("cache_write_5m_tokens", 0)
+        parts += details.get("cache_write_1h_tokens", 0)
+        if parts:  # Some count them in the sum, too.
+            written = max(parts, details.get("cache_write_tokens", 0))
             details["cache_write_tokens"] = written
         for extra in (details, {}):  # Some servers count what is not in the sum.
             cost = self._calculated({**counts, **extra})

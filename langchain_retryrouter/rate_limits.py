@@ -13,6 +13,7 @@ import functools
 import itertools
 import math
 import os
+import sys
 import threading
 import time
 import warnings
@@ -286,11 +287,13 @@ class RateLimit:
             store: Where it is shared.
             name: What it is shared under, if it has no name of its own.
         """
-        if self._store is None:
+        with self._lock:
+            if self._store is not None:
+                return
             self.name = self.name or name
             self._store = store
-            self.start()
-            store.watch(LIMIT, self.name, self)
+            self._forget_store()  # What is in flight, and who waits, stays.
+        store.watch(LIMIT, self.name, self)
 
     def start(self) -> None:
         """Begin with full buckets, an empty queue, and nothing learned."""
@@ -316,7 +319,10 @@ class RateLimit:
         self._prompt: float | None = None
         self._output: float | None = None
         self._ratio = 1.0
-        # What the store said last.
+        self._forget_store()
+
+    def _forget_store(self) -> None:
+        """Begin with nothing leased."""
         self._asked_at = -math.inf
         self._is_asking = self._is_starved = False
         self._processes, self._hungry = 1, 0
@@ -327,7 +333,9 @@ class RateLimit:
         if self._store is not None:
             self._permits = 1.0
             for bucket in self._buckets.values():
-                bucket.level = 0.0 if bucket.rate < math.inf else math.inf
+                bucket.level = (
+                    min(bucket.level, 0.0) if bucket.rate < math.inf else math.inf
+                )
 
     @property
     def in_flight(self) -> int:
@@ -921,7 +929,7 @@ def _check(settings: Mapping[str, Any]) -> None:
         if name == "max_concurrency":
             types, what = (int, "a whole number, 1 or more")
         is_number = isinstance(value, types) and not isinstance(value, bool)
-        if value is not None and not (is_number and 0 < value < math.inf):
+        if value is not None and not (is_number and 0 < value <= sys.float_info.max):
             msg = f"{name} must be {what}, not {value!r}; leave it out for no limit"
             raise ValueError(msg)
     is_text = isinstance(settings["name"], str)

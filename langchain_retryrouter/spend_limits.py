@@ -147,6 +147,11 @@ class SpendLimit:
         self._lock = threading.RLock()
         _limits.add(self)
 
+    def forget_attempts(self) -> None:
+        """This is the child of a fork: what is in flight is the parent's."""
+        self.start()
+        self._held, self._in_flight = 0.0, 0
+
     @property
     def spent(self) -> float:
         """Money that attempts of this period have cost so far.
@@ -220,7 +225,7 @@ class SpendLimit:
             self._roll()
             if one.began == self._began and one.most >= 0:
                 self._held = max(0.0, self._held - one.most)
-                self._in_flight -= 1
+                self._in_flight = max(0, self._in_flight - 1)
                 self._spent += cost
             one.most = -1.0  # A second time changes nothing.
             excess = self._spent - self._leased
@@ -254,7 +259,8 @@ class SpendLimit:
     def _roll(self) -> None:
         """Begin the next period if this one is over."""
         now = self._now()
-        if self._began <= now < self._ends:
+        # A clock that was set back, by less than a period, does not give money back.
+        if 2 * self._began - self._ends <= now < self._ends:
             return
         if self.per == "month":
             day = datetime.fromtimestamp(now, UTC)
@@ -337,8 +343,8 @@ class SpendLimit:
 
     def forked(self) -> None:
         """This is the child of a fork: the parent keeps the lease."""
-        self.start()
-        self._spent, self._held, self._in_flight = 0.0, 0.0, 0
+        self.forget_attempts()
+        self._spent = 0.0
         self._forget_lease()
 
     def _now(self) -> float:
@@ -385,7 +391,7 @@ _limits: weakref.WeakSet[SpendLimit] = weakref.WeakSet()
 
 def _forked() -> None:
     for limit in list(_limits):
-        limit.start()
+        limit.forget_attempts()
 
 
 if hasattr(os, "register_at_fork"):

@@ -205,9 +205,13 @@ class CallLimits:
         return [limit.take(size) for limit in self.routes[position]]
 
 
-# Those of the attempts around this code: a call inside of an attempt of another call
-# would wait for what that one holds.
+# A call inside of an attempt of another call would wait for what that one holds.
 _HELD: Final[ContextVar[frozenset[object]]] = ContextVar("_HELD", default=frozenset())
+
+
+def held_limits() -> frozenset[object]:
+    """The rate and spend limits of the attempts around this code."""
+    return _HELD.get()
 
 
 def call_limits(
@@ -217,7 +221,7 @@ def call_limits(
 
     Each counts once for an attempt, and all calls wait for them in the same order.
     """
-    held = _HELD.get()
+    held = held_limits()
     found = [
         [
             LimitListener(one) if one in held and isinstance(one, RateLimit) else one
@@ -381,7 +385,7 @@ class CallState:
     `max_retries` counts for each route, `actions` are for a call with routes,
     `request_hash` returns the same number for the same request, `describe` what the
     route at a position asks, for observers, and `limits` are the rate limits of the
-    routes, by their position.
+    routes, by their position. So are `spend_limits`; `reserve` asks those.
 
     Attributes:
         records: The attempt log.
@@ -406,9 +410,15 @@ class CallState:
         describe: Callable[[int], Subject] = lambda _: Subject("chat", ""),
         limits: CallLimits | None = None,
         reserve: Callable[[int, int], Refusal | None] | None = None,
+        spend_limits: Sequence[Sequence[object]] = (),
     ) -> None:
         self.policy = policy
         self.limits = limits
+        of_rate = [] if limits is None else [limits.routes]
+        # What an attempt holds, by the position of its route.
+        self._held_by: list[Sequence[Sequence[object]]] = [*of_rate]
+        if any(spend_limits):
+            self._held_by.append(spend_limits)
         self._reserved: list[Reservation] = []  # For the next attempt, ...
         self._reserved_at: int | None = None  # ... on this route, ...
         self._limiter_wait = 0.0  # ... after so many seconds.
@@ -499,7 +509,7 @@ class CallState:
     @property
     def is_attached(self) -> bool:
         """Whether it makes a difference which attempt is current."""
-        return bool(self.observers) or self.limits is not None
+        return bool(self.observers or self._held_by)
 
     def attach(self, number: int | None = None) -> Callable[[], object]:
         """Make an attempt, or else the latest, current; the result undoes it."""
@@ -512,9 +522,9 @@ class CallState:
                 undo.append(observer.attach(number))
             except Exception:
                 logger.warning(_OBSERVER_FAILED, exc_info=True)
-        if self.limits is not None:
+        if self._held_by:
             at = next(r.position for r in reversed(self.records) if r.number == number)
-            held = _HELD.get().union(self.limits.routes[at])
+            held = _HELD.get().union(*(limits[at] for limits in self._held_by))
             undo.append(functools.partial(_HELD.reset, _HELD.set(held)))
         if len(undo) == 1:
             return undo[0]

@@ -32,6 +32,7 @@ from langchain_retryrouter.errors import BASE_ERRORS, ErrorFamily, RetryRouterEr
 from langchain_retryrouter.failures import FailureAction, FailureKind
 from langchain_retryrouter.policy import RetryEvent
 from langchain_retryrouter.rate_limits import (
+    LimitListener,
     RateLimit,
     RequestTooLargeError,
     Reservation,
@@ -230,6 +231,9 @@ class RetryController:
                 size = limits.size(state.position)
                 others = len(state.candidates()) > 1
                 for limit in limits.routes[state.position]:
+                    if isinstance(limit, LimitListener):
+                        reserved.append(limit.take(size))
+                        continue
                     left = self._patience(limit, seconds, began)
                     if others and not was_patient:
                         left = min(left or math.inf, state.policy.failover_after_wait)

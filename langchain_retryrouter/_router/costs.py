@@ -17,7 +17,7 @@ from langchain_core.messages import BaseMessage
 from langchain_core.messages.utils import count_tokens_approximately
 
 from langchain_retryrouter._prices import cost_of_attempt, tokens_of
-from langchain_retryrouter._retry.call_state import AttemptRecord
+from langchain_retryrouter._retry.call_state import AttemptRecord, held_limits
 from langchain_retryrouter._router.route import Route
 from langchain_retryrouter.circuit_breaker import Refusal
 from langchain_retryrouter.spend_limits import (
@@ -89,9 +89,14 @@ class CallCosts:
         self._options = options
         self._means = means
         self._max_cost = max_cost
-        shared = [] if limit is None else [limit]
-        self._limits = [
-            [*shared, *([one] if (one := route.spend_limit) else [])]
+        held = held_limits()
+        # Each once, and none that pays for the attempt that this call is a part of.
+        self.limits = [
+            [
+                one
+                for one in dict.fromkeys((limit, route.spend_limit))
+                if one is not None and one not in held
+            ]
             for route in routes
         ]
         # By the number of the attempt: its estimate, then its cost.
@@ -101,7 +106,7 @@ class CallCosts:
     @property
     def is_limited(self) -> bool:
         """Whether an attempt may be refused since it is too expensive."""
-        return self._max_cost is not None or any(self._limits)
+        return self._max_cost is not None or any(self.limits)
 
     # --- the log ---
 
@@ -188,7 +193,7 @@ class CallCosts:
                 )
                 return Refusal(math.inf, reason=reason)
         reserved: list[SpendReservation] = []
-        for limit in self._limits[position]:
+        for limit in self.limits[position]:
             one = limit.reserve(price)
             if isinstance(one, Shortage):
                 for other in reserved:

@@ -863,6 +863,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
             describe=lambda position: routes[position].subject,
             limits=self._limits_of(routes, request),
             reserve=costs.reserve if costs.is_limited else None,
+            spend_limits=costs.limits,
         )
         observe_run(call_state, run, trace_attempts=self.trace_attempts)
         call_state.skip(records)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import os
 import pickle
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,8 @@ from langchain_retryrouter import (
     StreamInterruptedError,
     UnavailableError,
 )
+from langchain_retryrouter._prices import listed_prices
+from langchain_retryrouter.spend_limits import Price, SpendReservation
 from langchain_retryrouter.testing import (
     Answer,
     Cut,
@@ -348,6 +351,79 @@ def test_periods_are_those_of_the_calendar(per: Any, now: str, ends: str) -> Non
     times = [datetime.fromisoformat(f"{one}+00:00").timestamp() for one in (now, ends)]
     limit = SpendLimit(1, per=per, clock=FakeClock(unix_time=times[0]))
     assert limit.resets_in == times[1] - times[0]
+
+
+class TurnedClock(FakeClock):
+    """A clock whose date can be turned back, as NTP does."""
+
+    turned = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.turned
+
+
+def test_a_clock_that_is_turned_back_gives_no_money_back() -> None:
+    """What was spent after midnight counts until the next one."""
+    clock = TurnedClock(unix_time=86_400 * 100 + 3)
+    limit = SpendLimit(10, per="day", clock=clock)
+    one = limit.reserve(Price(1, 5))
+    clock.turned = -5
+    assert isinstance(one, SpendReservation)
+    one.settle(4)
+    assert (limit.spent, limit.left) == (4, 6)
+    clock.turned = 0
+    assert limit.spent == 4
+    clock.turned = 86_400
+    assert limit.spent == 0
+
+
+def test_a_forked_process_has_nothing_in_flight() -> None:
+    """What its parent's attempts hold is not held in the child for ever."""
+    limit = SpendLimit(10)
+    limit.reserve(Price(1, 9))
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(write, str(limit.left).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(read, 100) == b"10.0"
+    assert limit.left == 1
+
+
+@pytest.mark.parametrize("where", ["router", "inside", "inside of a route"])
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+def test_a_limit_at_several_places_pays_once(
+    gateway: FaultyGateway, twin: Twin, where: str, way: str
+) -> None:
+    """And never waits for what its own call holds."""
+    limit = SpendLimit(1, clock=FakeClock())
+    route = new_route(gateway, spend_limit=None if where == "inside" else limit)
+    if where != "router":
+        once = RetryPolicy(max_retries=0)
+        own = limit if where == "inside" else None
+        inner = new_router(route, spend_limit=own, retry_policy=once)
+        route = Route(model=inner, name="inner", input_price=100, output_price=1000)
+    router = new_router(route, spend_limit=limit)
+    assert log_of(twin, way, router).cost == pytest.approx(COST)
+    assert limit.spent == pytest.approx(COST)
+    assert limit.left == pytest.approx(1 - COST)
+
+
+def test_tokens_written_to_a_cache_are_paid_once() -> None:
+    """Also where the sum of them is given beside its parts."""
+    prices = listed_prices("claude-sonnet-4-5", "anthropic")
+    assert prices is not None
+    details = {"cache_read": 100, "ephemeral_5m_input_tokens": 500}
+    for total in (0, 500):
+        given = {**details, "cache_creation": total}
+        usage = {
+            "input_tokens": 1000,
+            "output_tokens": 10,
+            "input_token_details": given,
+        }
+        money = 400 * 3 + 500 * 3.75 + 100 * 0.3 + 10 * 15
+        assert prices.cost(usage) == pytest.approx(money / 1_000_000)
 
 
 def test_a_routes_own_limit_makes_room_for_the_next(

@@ -40,6 +40,8 @@ def admitted(limit: RateLimit, size: Size = Size()) -> Reservation:  # noqa: B00
         ({"tokens_per_minute": "9"}, "tokens_per_minute must be .* not '9'"),
         ({"tokens_per_minute": math.nan}, "tokens_per_minute must be .* not nan"),
         ({"input_tokens_per_minute": -1}, "input_tokens_per_minute must be .* not -1"),
+        ({"tokens_per_minute": 10**400}, "tokens_per_minute must be .* not 1000"),
+        ({"max_concurrency": 10**400}, "a whole number, 1 or more, not 1000"),
         ({"max_concurrency": 1.5}, "a whole number, 1 or more, not 1.5"),
         ({"max_concurrency": True}, "a whole number, 1 or more, not True"),
         ({"requests_per_minute": 1, "name": 7}, "name must be a string, not 7"),

@@ -25,6 +25,7 @@ from hypothesis.stateful import (
 from langchain_retryrouter import RateLimit
 from langchain_retryrouter.failures import Failure, FailureKind
 from langchain_retryrouter.rate_limits import Reservation, Size
+from langchain_retryrouter.stores import MemoryStore
 from langchain_retryrouter.testing import FakeClock
 
 ONE = Size()
@@ -188,6 +189,22 @@ def test_a_forked_process_starts_afresh() -> None:
     os.waitpid(child, 0)
     assert os.read(read, 100) == b"0 0"
     assert limit.in_flight == 1
+
+
+def test_a_limit_that_gets_a_store_keeps_what_is_in_flight() -> None:
+    """And those who wait for it: another model may be given the store meanwhile."""
+    limit = RateLimit(max_concurrency=1)
+    held = limit.take(ONE)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(limit.reserve, ONE, 30)
+        until_waiting(limit, 1)
+        limit.join(MemoryStore(), "any")
+        assert (limit.in_flight, limit.waiting) == (1, 1)
+        held.succeeded()
+        one = waiting.result()
+    assert one is not None
+    one.succeeded()
+    assert limit.in_flight == 0
 
 
 def test_an_abandoned_wait_is_collected() -> None:
