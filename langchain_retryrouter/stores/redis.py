@@ -181,7 +181,7 @@ class _Lane:
     """The threads and connections to one address in this process."""
 
     def __init__(self, address: _Address, namespace: str) -> None:
-        self.address = address
+        self.address = self._given = address
         self.namespace = namespace
         # The braces put all keys into one slot of a cluster, and so on one node.
         self.prefix = f"{{{namespace}}}:"
@@ -252,9 +252,18 @@ class _Lane:
 
     def follow(self, moved: Any, client: Any) -> None:
         """Go to the node of a cluster that has the keys."""
-        at = {"host": moved.host, "port": moved.port}
-        settings = dict(self.address.settings) | at
-        self.address = self.address._replace(settings=tuple(sorted(settings.items())))
+        settings = dict(self.address.settings)
+        host = moved.host or settings.get("host")  # Redis 7 may say: this one.
+        settings |= {"host": host, "port": moved.port}
+        address = self.address._replace(settings=tuple(sorted(settings.items())))
+        self._go_to(address, client)
+
+    def _go_to(self, address: _Address, client: Any) -> None:
+        self.address, settings = address, dict(address.settings)
+        at = {
+            "host": settings.get("host", "localhost"),
+            "port": settings.get("port", 6379),
+        }
         client.connection_pool.disconnect()
         client.connection_pool.connection_kwargs.update(at)
         client.connection_pool.reset()  # Its connections have the old address.
@@ -269,13 +278,16 @@ class _Lane:
     def watch(self, operation: Operation, name: str, watcher: Watcher) -> None:
         key = self.key(operation.name, name)
         with self._lock:
-            if key not in self._watched:
+            is_new = key not in self._watched
+            if is_new:
                 watched = _Watched(operation, name, weakref.WeakSet())
                 self._watched[key] = watched
-                self._indexed_at = -_INDEX_INTERVAL
+                self._indexed_at = self._repaired_at = -_INDEX_INTERVAL
             self._watched[key].watchers.add(watcher)
-            self._repaired_at = -_REPAIR_INTERVAL
-        self._queue.put(None)
+        if is_new:
+            self._queue.put(None)
+        else:  # All the others are not asked for each model that is made.
+            watcher.refresh()
 
     # --- the thread that sends ---
 
@@ -317,6 +329,8 @@ class _Lane:
                 # One that is late may be this process's fault, on a busy machine.
                 if self._is_late or type(error).__name__ != "TimeoutError":
                     self._set_up(is_up=False, error=error)
+                    if self.address is not self._given:  # That node may be no more.
+                        self._go_to(self._given, client)
                 self._is_late = True
                 self._fail(jobs)
             else:
@@ -610,15 +624,17 @@ class RedisStore:
         """The same object, which is to be shared."""
         return self
 
-    def __getstate__(self) -> tuple[_Address, str]:
-        """The address and the namespace."""
+    def __getstate__(self) -> tuple[_Address, str, bool]:
+        """The address and the namespace, and whether a model closes it."""
         # Without an object that makes the address another one in each copy.
         kept = tuple(one for one in self._address.settings if one[0] != "retry")
-        return self._address._replace(settings=kept), self.namespace
+        address = self._address._replace(settings=kept)
+        return address, self.namespace, self.closes_with_model
 
-    def __setstate__(self, state: tuple[_Address, str]) -> None:
+    def __setstate__(self, state: tuple[_Address, str, bool]) -> None:
         """Connect to the same address."""
-        self._open(*state)
+        address, namespace, self.closes_with_model = state
+        self._open(address, namespace)
 
     def __repr__(self) -> str:
         """The address without a password."""

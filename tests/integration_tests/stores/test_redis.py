@@ -311,6 +311,19 @@ def test_a_cluster(gateway: FaultyGateway) -> None:
             routers[0].invoke("hi")
         eventually(lambda: states(routers[1].store) == ["open"])
         assert [router.store.is_up for router in routers] == [True, True]
+        # The node that has the keys is lost, and the other one has its slots.
+        with one.client() as first:
+            is_first = first.execute_command("CLUSTER", "KEYSLOT", "{rr}:") < 8_192
+        lost, left = (one, other) if is_first else (other, one)
+        slots = (0, 8_191) if is_first else (8_192, 16_383)
+        lost.kill()
+        with left.client() as client:
+            client.execute_command("CLUSTER", "DELSLOTSRANGE", *slots)
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", *slots)
+            eventually(lambda: client.execute_command("KEYS", "{rr}:*"), seconds=20)
+        store = routers[is_first].store
+        eventually(lambda: store.is_up)
+        eventually(lambda: states(store) == ["open"])
         for router in routers:
             router.store.close()
 

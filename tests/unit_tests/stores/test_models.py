@@ -296,6 +296,10 @@ def test_a_url_makes_a_store_that_the_model_closes(gateway: FaultyGateway) -> No
     router = RetryRouter(routes=[chat_openai(gateway.url)], store=own)
     router.close()
     assert not own.closes_with_model
+    for store in (model.store, own):
+        copied = pickle.loads(pickle.dumps(store))
+        assert copied.closes_with_model is store.closes_with_model
+        copied.close()
     model.close()
 
 
