@@ -80,6 +80,14 @@ class ServerLimit(NamedTuple):
     reset: float | None
     window: float | None = None
 
+    @property
+    def rate(self) -> float | None:
+        """What is allowed in a minute; None for a quota of an hour or a day."""
+        window = self.window or _MINUTE
+        if not self.limit or window > _MINUTE:
+            return None
+        return self.limit / window * _MINUTE
+
 
 class RequestTooLargeError(ValueError):
     """A prompt has more tokens than the limit allows in a whole minute."""
@@ -528,7 +536,8 @@ class RateLimit:
             return
         with self._lock:
             self._refill()
-            for said in limits:
+            # Of several limits of a kind, the lowest rate counts.
+            for said in sorted(limits, key=lambda one: -(one.rate or math.inf)):
                 self._has_headers = True
                 bucket = self._buckets.get(said.kind)
                 if bucket is not None:
@@ -778,9 +787,8 @@ class RateLimit:
     def _correct(
         self, bucket: _TokenBucket, said: ServerLimit, one: Reservation | None
     ) -> None:
-        window = said.window or _MINUTE
-        if said.limit:
-            bucket.set_rate(said.limit / window * _MINUTE)
+        if said.rate:
+            bucket.set_rate(said.rate)
             bucket.level = min(bucket.level, bucket.capacity)
         if said.remaining is None:
             return
@@ -791,7 +799,8 @@ class RateLimit:
         if said.remaining or not said.reset:
             return
         # A bucket is full again after its window; and has something long before that.
-        is_bucket = said.limit and math.isclose(said.reset, window, rel_tol=0.05)
+        window = said.window or _MINUTE
+        is_bucket = said.rate and math.isclose(said.reset, window, rel_tol=0.05)
         if not is_bucket:
             self._hold(said.reset)
 

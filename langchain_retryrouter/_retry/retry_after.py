@@ -70,6 +70,11 @@ _RESETS: Final = (
     ),
 )
 _IETF: Final = re.compile(r"(?:^|;)\s*(?P<name>[rtqw])=(?P<value>\d+)", re.ASCII)
+# Of its older drafts: `limit=100, remaining=50, reset=30`, and `100;w=60`.
+_NAMELESS_FACTS: Final = re.compile(
+    r"(?:^|,)\s*(limit|remaining|reset)=(\d{1,15})", re.ASCII
+)
+_NAMELESS_WINDOW: Final = re.compile(r"(?:^|,)\s*(\d{1,15});\s*w=(\d{1,9})", re.ASCII)
 _IETF_FACTS: Final = {"q": "limit", "r": "remaining", "t": "reset", "w": "window"}
 # `x-ratelimit-reset-tokens`, `anthropic-ratelimit-input-tokens-reset`, and so on.
 _LIMIT: Final = re.compile(
@@ -121,19 +126,24 @@ def read_advice(headers: Headers, *, unix_time: float) -> ServerAdvice:
 
 def read_limits(headers: Headers, *, unix_time: float) -> list[ServerLimit]:
     """What the headers of an answer say of the server's limits."""
-    pairs = headers.items() if isinstance(headers, Mapping) else headers
+    pairs = [*(headers.items() if isinstance(headers, Mapping) else headers)]
+    fields = [(name.lower().removeprefix(_HANDED_ON), v.strip()) for name, v in pairs]
     found: dict[str, dict[str, float]] = {}
-    now = unix_time
-    for name, value in pairs:
-        field, text = name.lower().removeprefix(_HANDED_ON), value.strip()
+    windows: dict[float, float] = {}  # Of limits without a name.
+    dates = [_timestamp(text) for field, text in fields if field == "date"]
+    now = next((date for date in dates if date is not None), unix_time)
+    for field, text in fields:
         if len(text) > _LONGEST_LINE:
             continue
-        if field == "date":
-            now = _timestamp(text) or now
+        if field in {"ratelimit", "ratelimit-policy", "ratelimit-limit"}:
+            windows |= {float(n): float(w) for n, w in _NAMELESS_WINDOW.findall(text)}
+        if field == "ratelimit" and (facts := dict(_NAMELESS_FACTS.findall(text))):
+            numbers = {fact: float(number) for fact, number in facts.items()}
+            found.setdefault("", {}).update(numbers)
         elif field in {"ratelimit", "ratelimit-policy"}:
             for limit in text.split(","):
-                facts = {_IETF_FACTS[k]: float(n) for k, n in _IETF.findall(limit)}
-                found.setdefault(limit.partition(";")[0].strip(), {}).update(facts)
+                said = {_IETF_FACTS[k]: float(n) for k, n in _IETF.findall(limit)}
+                found.setdefault(limit.partition(";")[0].strip(), {}).update(said)
         elif match := _LIMIT.fullmatch(field):
             what, fact = match["what"] or match["last"] or "", match["fact"]
             number = _number(text.partition(",")[0].partition(";")[0].strip())
@@ -142,18 +152,22 @@ def read_limits(headers: Headers, *, unix_time: float) -> list[ServerLimit]:
             if number is not None:
                 found.setdefault(what, {})[fact] = number
     limits = []
-    for what, facts in found.items():
+    for what, of_one in found.items():
+        if what.isdecimal():
+            continue
+        if not what and (seconds := windows.get(of_one.get("limit", -1.0))):
+            of_one["window"] = seconds
         words = what.lower().replace("_", "-")
         kind = next((kind for pattern, kind in _KINDS if pattern.search(words)), None)
         window = next((n for word, n in _WINDOWS if word in words), None)
-        if kind is not None and facts:
+        if kind is not None and of_one:
             limits.append(
                 ServerLimit(
                     kind,
-                    facts.get("limit"),
-                    facts.get("remaining"),
-                    facts.get("reset"),
-                    facts.get("window", window),
+                    of_one.get("limit"),
+                    of_one.get("remaining"),
+                    of_one.get("reset"),
+                    of_one.get("window", window),
                 )
             )
     return limits
@@ -198,6 +212,9 @@ def _read_retry_after(
         for limit in line.split(","):
             ietf = dict(_IETF.findall(limit))
             waits.append(_number(ietf.get("t", "")) if ietf.get("r") == "0" else None)
+        facts = dict(_NAMELESS_FACTS.findall(line))
+        if facts.get("remaining") == "0":
+            waits.append(_number(facts.get("reset", "")))
     return _longest(waits)
 
 

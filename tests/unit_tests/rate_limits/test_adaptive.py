@@ -66,7 +66,19 @@ ANTHROPIC = {
         ),
         (
             {"RateLimit-Limit": "100, 100;w=60", "RateLimit-Remaining": "3"},
-            [("requests", 100, 3, None, None)],
+            [("requests", 100, 3, None, 60)],
+        ),
+        (
+            {"RateLimit": "limit=9, remaining=0, reset=5", "RateLimit-Policy": "9;w=1"},
+            [("requests", 9, 0, 5, 1)],
+        ),
+        (
+            {
+                "anthropic-ratelimit-requests-reset": "2027-01-15T08:00:30Z",
+                "anthropic-ratelimit-requests-remaining": "0",
+                "date": "Fri, 15 Jan 2027 08:00:10 GMT",
+            },
+            [("requests", None, 0, 20, None)],
         ),
         (
             {
@@ -101,6 +113,8 @@ ANTHROPIC = {
         "ietf",
         "two",
         "draft",
+        "older",
+        "skewed",
         "minute",
         "moment",
         "proxy",
@@ -170,6 +184,22 @@ def test_a_limit_without_numbers_takes_the_providers(clock: FakeClock) -> None:
     assert limit.wait_for(Size()) == pytest.approx(1)
     limit.observe(said("tokens", limit=6_000))
     assert limit.available()["tokens"] == 100
+
+
+def test_a_quota_of_a_day_is_not_spread_over_it(clock: FakeClock) -> None:
+    """Only what is allowed in a minute or less makes a rate: the lowest one of them."""
+    limit = RateLimit(adaptive=True, clock=clock)
+    day, minute, second = (
+        ServerLimit("requests", most, most - 1, None, window)
+        for most, window in ((1_000, 86_400), (60, 60), (10, 1))
+    )
+    for order in ([day, minute, second], [second, minute, day]):
+        limit.observe(order)
+        limit.take(Size()).cancelled()
+        assert limit.wait_for(Size()) == pytest.approx(1)
+        clock.sleep(10)
+    limit.observe([ServerLimit("requests", 1_000, 0, 86_000, 86_400)])
+    assert limit.wait_for(Size()) == 60
 
 
 def test_a_limit_that_is_not_adaptive_hears_nothing(clock: FakeClock) -> None:
