@@ -186,7 +186,7 @@ def new_strategy(
 
 
 class _Balanced(Strategy):
-    """By turns according to weight; used within a tier under "priority".
+    """By turns according to weight; within a tier of "priority" or "round_robin".
 
     Smooth weighted round robin (nginx's, `ngx_http_upstream_round_robin.c`): each
     available route gains its weight, the richest leads, and pays what all have gained.
@@ -256,8 +256,9 @@ class RouteOrder:
         has_groups = any(group is not None for group in groups)
         self._is_plain = not has_groups and (is_list or not by_conversation)
         given = weights if strategy == "weighted" else None
-        if strategy == "priority" and has_groups:
-            self.strategy: Strategy = _Balanced(len(names), weights, seed)
+        self._shares = [1.0] * len(names) if strategy == "round_robin" else weights
+        if strategy in {"priority", "round_robin"} and has_groups:
+            self.strategy: Strategy = _Balanced(len(names), self._shares, seed)
         else:
             self.strategy = new_strategy(strategy, len(names), weights=given, seed=seed)
         self._ranks = _ranks(tiers, groups, is_list=is_list)
@@ -299,12 +300,17 @@ class RouteOrder:
         order.sort(key=self._ranks.__getitem__)
         order = _together(order, self._groups)
         if conversation is None and isinstance(self.strategy, _Balanced):
-            able = [r for r in order if self._weights[r] and not is_open(r)]
+            able = [r for r in order if self._shares[r] and not is_open(r)]
             first = [r for r in able if self._ranks[r] == self._ranks[able[0]]]
             if len(first) > 1:
                 leader = self.strategy.lead(first)
+                # Before its alternatives, of which the first may be held.
+                rank = self._ranks[leader]
+                place = next(p for p, r in enumerate(order) if self._ranks[r] == rank)
                 order.remove(leader)
-                order.insert(order.index(next(r for r in first if r != leader)), leader)
+                order = _together(
+                    [*order[:place], leader, *order[place:]], self._groups
+                )
         return order
 
     def __copy__(self) -> Self:

@@ -204,7 +204,7 @@ def _texts_of(message: BaseMessage) -> Iterator[str]:
             if isinstance(text, str):
                 yield text
     for call in message.tool_calls if isinstance(message, AIMessage) else ():
-        yield json.dumps(call["args"], ensure_ascii=False, default=str)
+        yield json.dumps(call["args"], ensure_ascii=False, default=str, skipkeys=True)
 
 
 def _media_of(message: BaseMessage) -> Iterator[str]:

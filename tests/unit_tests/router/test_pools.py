@@ -384,6 +384,28 @@ def test_tiers_come_in_their_order(strategy: Any) -> None:
     assert min(asked.values()) >= 18
 
 
+@pytest.mark.parametrize("tiers", [(0, 0, 1), (0, 0, 1, 1), (1, 0, 0, 0, 2)], ids=str)
+def test_turns_are_fair_within_a_tier(tiers: tuple[int, ...]) -> None:
+    """Routes of other tiers take no turns, so that none has another one's."""
+    asked = firsts(RetryRouter(routes=fakes(*tiers), strategy="round_robin"))
+    assert set(asked.values()) == {60 // tiers.count(0)}
+
+
+def test_a_pool_stays_together_when_routes_take_turns(provider: Provider) -> None:
+    """A key's rate limit is followed by the next key, not by another model."""
+    provider.steps = {KEYS[0]: SLOW_DOWN}
+    other = FakeListChatModel(responses=["other"])
+    pool = provider.pool(*KEYS[:2])
+    for seed in range(8):
+        router = provider.router(
+            pool[0], other, pool[1], strategy="round_robin", seed=seed
+        )
+        served = [provider.ask(router) for _ in range(3)]
+        logs = [one.response_metadata["retryrouter"]["attempts"] for one in served]
+        failed = [log for log in logs if log[0]["outcome"] == "rate_limit"]
+        assert [log[1]["route"] for log in failed] == ["gpt-5#2"]
+
+
 def test_without_tiers_priority_is_the_order_of_the_list() -> None:
     """A router that names no tier works as before."""
     assert firsts(RetryRouter(routes=fakes(None, None))) == {"0": 60}
