@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 import weakref
@@ -53,6 +54,13 @@ class MemoryStore:
         self._watchers: defaultdict[tuple[str, str], weakref.WeakSet[Any]] = (
             defaultdict(weakref.WeakSet)
         )
+        _STORES.add(self)
+
+    def forked(self) -> None:
+        """This is the child of a fork: a thread may have had a lock."""
+        self._lock = threading.RLock()
+        for watcher in [one for ones in self._watchers.values() for one in ones]:
+            watcher.forked()
 
     def wake(self) -> None:
         """Ask the watchers what they have to send, once a second."""
@@ -129,3 +137,15 @@ class MemoryStore:
     def __repr__(self) -> str:
         """The number of records."""
         return f"{type(self).__name__}({len(self._records)} records)"
+
+
+_STORES: Final[weakref.WeakSet[MemoryStore]] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for store in list(_STORES):
+        store.forked()
+
+
+if hasattr(os, "register_at_fork"):  # Not on Windows.
+    os.register_at_fork(after_in_child=_forked)

@@ -488,7 +488,8 @@ def _at_exit() -> None:
         lane.stop(wait=2 * _CONNECT_TIMEOUT)
 
 
-os.register_at_fork(after_in_child=_forked)
+if hasattr(os, "register_at_fork"):  # Not on Windows.
+    os.register_at_fork(after_in_child=_forked)
 atexit.register(_at_exit)
 
 
