@@ -37,7 +37,18 @@ def tokens_of(usage: Mapping[str, Any]) -> tuple[int, int] | None:
         if type(count) is not int or count < 0:
             return None
         found.append(count)
-    return found[0], found[1]
+    read, written = found
+    # Thoughts are paid as an answer; xAI and others count them in the total only.
+    for name, part in (
+        ("output_token_details", "reasoning"),
+        ("completion_tokens_details", "reasoning_tokens"),
+    ):
+        details = usage.get(name)
+        thoughts = details.get(part) if isinstance(details, Mapping) else None
+        beside = thoughts if type(thoughts) is int and thoughts > 0 else 0
+        if usage.get("total_tokens") == read + written + beside:
+            return read, written + beside
+    return read, written
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from langchain_retryrouter._prices import Prices, cost_of_attempt, write_costs
+from langchain_retryrouter._prices import (
+    Prices,
+    cost_of_attempt,
+    tokens_of,
+    write_costs,
+)
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.health import RouteHealth
 from langchain_retryrouter._retry.retry_after import Headers, read_limits
@@ -266,13 +271,11 @@ class SentAttempt:
         """
         if not self.reservations or not isinstance(usage, Mapping):
             return
-        counts = [
-            next((n for name in names if type(n := usage.get(name)) is int), None)
-            for names in _COUNTS
-        ]
-        if counts != [None, None]:
+        counts = tokens_of(usage)
+        # No prompt has no tokens: 0 says nothing, but of an answer from a cache.
+        if counts is not None and (any(counts) or "total_cost" in usage):
             for one in self.reservations:
-                one.used = counts[0] or 0, counts[1] or 0
+                one.used = counts
 
     def take_permit(self) -> tuple[CircuitBreaker, Permit] | None:
         """The permit, to settle it; None if there is none left."""
@@ -352,10 +355,6 @@ def _tell(observers: list[CallObserver], what: str, *facts: Any) -> None:
 OBSERVERS: Final[list[Callable[[CallState], CallObserver | None]]] = []
 """Make an observer of each call that begins, or None; usually there are none."""
 
-_COUNTS: Final = (
-    ("input_tokens", "prompt_tokens"),
-    ("output_tokens", "completion_tokens"),
-)
 # A key that was refused while another one was not is left alone for so many seconds.
 _REFUSED_HOLD = 300.0
 # What says nothing about a key, but about its provider.

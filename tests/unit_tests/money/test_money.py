@@ -31,7 +31,7 @@ from langchain_retryrouter import (
     StreamInterruptedError,
     UnavailableError,
 )
-from langchain_retryrouter._prices import listed_prices
+from langchain_retryrouter._prices import FixedPrices, listed_prices
 from langchain_retryrouter.spend_limits import Price, SpendReservation
 from langchain_retryrouter.testing import (
     Answer,
@@ -351,6 +351,30 @@ def test_periods_are_those_of_the_calendar(per: Any, now: str, ends: str) -> Non
     times = [datetime.fromisoformat(f"{one}+00:00").timestamp() for one in (now, ends)]
     limit = SpendLimit(1, per=per, clock=FakeClock(unix_time=times[0]))
     assert limit.resets_in == times[1] - times[0]
+
+
+@pytest.mark.parametrize(
+    ("total", "paid"),
+    [(None, 10), (110, 10), (150, 50)],
+    ids=["no total", "in the answer", "beside it"],
+)
+@pytest.mark.parametrize("names", ["langchain", "openai"])
+def test_thoughts_are_paid_once(total: int | None, paid: int, names: str) -> None:
+    """Whether a provider counts them as tokens of the answer, or beside them."""
+    usage: dict[str, Any] = {
+        "input_tokens": 100,
+        "output_tokens": 10,
+        "output_token_details": {"reasoning": 40},
+    }
+    if names == "openai":
+        usage = {
+            "prompt_tokens": 100,
+            "completion_tokens": 10,
+            "completion_tokens_details": {"reasoning_tokens": 40},
+        }
+    if total is not None:
+        usage["total_tokens"] = total
+    assert FixedPrices(1, 1000).cost(usage) == (100 + 1000 * paid) / 1_000_000
 
 
 class TurnedClock(FakeClock):
