@@ -330,7 +330,7 @@ def from_config(cls: type[_M], source: Source, fields: Mapping[str, Any]) -> _M:
     """A router of class `cls`; see `RetryRouter.from_config`."""
     config = _Config(source)
     if not isinstance(config.data, Mapping):
-        config.problem((), f"must be a table with `routes`, not {config.data!r}")
+        config.problem((), f"must be a table with `routes`, not {_kind(config.data)}")
         config.check()
     given = _resolve(config, config.data, cls.model_fields, ())
     routes = given.get("routes")
@@ -338,7 +338,7 @@ def from_config(cls: type[_M], source: Source, fields: Mapping[str, Any]) -> _M:
         at: Place = ("routes",) if "routes" in given else ()
         advice = "must be a list of 'provider:model' strings or tables, at least one"
         name = "" if at else "routes "
-        config.problem(at, f"{name}{advice}, not {routes!r}")
+        config.problem(at, f"{name}{advice}, not {_kind(routes)}")
         config.check()
         raise AssertionError
     for name in set(given) & fields.keys():
@@ -399,9 +399,10 @@ def _resolve(
             for one in value.keys() - numbers:
                 config.problem((*here, one), f"unknown key{_nearest(one, numbers)}")
         elif name == "options" and not is_table:
-            config.problem(here, f"must be a table of call options, not {value!r}")
+            what = f"must be a table of call options, not {_kind(value)}"
+            config.problem(here, what)
         elif name in _POOL and not isinstance(value, list | tuple):
-            config.problem(here, f"must be a list, not {type(value).__name__}")
+            config.problem(here, f"must be a list, not {_kind(value)}")
         make = _TABLES.get(name) if is_table else None
         given[name] = _build(config, make, value, here) if make else value
         if name == "breaker_settings" and value is False:  # TOML has no null.
@@ -424,7 +425,9 @@ def _route_table(
             given["source"] = {"model": table}
     params, at = given.pop("params", {}), (*place, "params")
     if not isinstance(params, Mapping):
-        config.problem(at, f"must be a table of the model's arguments, not {params!r}")
+        config.problem(
+            at, f"must be a table of the model's arguments, not {_kind(params)}"
+        )
         params = {}
     resolved: dict[str, Any] = {}
     for name, value in params.items():
@@ -439,6 +442,11 @@ def _route_table(
         resolved["api_key"] = given.pop("api_key")
     if "model" not in given:
         config.problem(place, "has no model: write model = 'provider:model'")
+    elif isinstance(
+        spec := given["model"], list | tuple | Mapping | float | int | None
+    ):
+        at = (*place, "model") if isinstance(table, Mapping) else place
+        config.problem(at, f"must be a 'provider:model' string, not {_kind(spec)}")
     return given, resolved
 
 
@@ -556,6 +564,11 @@ def _refuse_secrets(config: _Config, value: Any, place: Place) -> None:
     ):
         advice = f"put it into an environment variable, and write {name}_env = 'NAME'"
         config.problem(place, f"a config must not contain keys or passwords: {advice}")
+
+
+def _kind(value: Any) -> str:
+    """What was given, without its content, which may be a key."""
+    return "None" if value is None else type(value).__name__
 
 
 def _nearest(name: Any, known: Iterable[str]) -> str:

@@ -330,7 +330,7 @@ LINES: dict[str, tuple[str, str, str]] = {
     "options": (
         ".toml",
         '[[routes]]\nmodel = "openai:m"\noptions = [1]\n',
-        "router.toml:3: routes[0].options: must be a table of call options, not [1]",
+        "router.toml:3: routes[0].options: must be a table of call options, not list",
     ),
     "weight": (
         ".toml",
@@ -437,6 +437,26 @@ def test_keys_are_refused_and_not_shown(row: str) -> None:
     assert len(found) == 1
     assert KEY not in found[0]
     assert "environment variable" in found[0]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        [{"model": "openai:gpt-4o", "api_key": KEY}],
+        {"routes": {"model": "openai:gpt-4o", "api_key": KEY}},
+        {"routes": KEY},
+        {"routes": [[{"api_key": KEY}]]},
+        {"routes": [{"model": ["openai:gpt-4o", KEY]}]},
+        {"routes": [{"model": "openai:gpt-4o", "params": ["api_key", KEY]}]},
+        {"routes": [{"model": "openai:gpt-4o", "options": ["api_key", KEY]}]},
+        {"routes": [{"model": "openai:gpt-4o", "api_keys": KEY}]},
+    ],
+    ids=str,
+)
+def test_a_key_in_the_wrong_place_is_not_shown(tmp_path: Path, config: Any) -> None:
+    """What is of another form is named by its type, since it may hold a key."""
+    found = problems(write(tmp_path, json.dumps(config), ".json"))
+    assert KEY not in str(found)
 
 
 def test_a_key_is_not_shown_by_what_the_model_refuses(
