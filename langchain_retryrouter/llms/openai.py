@@ -149,7 +149,7 @@ class _Call:
     ) -> None:
         clock = llm.clock or SYSTEM_CLOCK
         policy = _resolve_policy(llm.retry_policy, llm.max_retries)
-        route = request.get("model") or llm.model_name
+        route = str(request.get("model") or llm.model_name)  # Any JSON is sent.
         operation = "chat" if "messages" in request else "text_completion"
         is_azure = isinstance(llm, _connection.AzureConnection)
         subject = Subject(operation, "azure" if is_azure else "openai", route)

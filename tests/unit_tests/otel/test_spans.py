@@ -433,6 +433,22 @@ def test_neither_prompts_nor_keys_are_recorded(
         assert secret not in recorded.everything
 
 
+@pytest.mark.parametrize("model", [123, ["a"], {"a": 1}])
+def test_a_models_name_of_another_type_is_the_servers_to_refuse(
+    twin: Twin,
+    gateway: FaultyGateway,
+    clock: FakeClock,
+    recorded: Recorded,
+    model: Any,
+) -> None:
+    """Whatever is given as a model is sent, and recorded as text."""
+    made = llm(OpenAI, gateway, clock)
+    with pytest.raises(RetryRouterError) as caught:
+        twin.invoke(made, PROMPT, model=model)
+    assert caught.value.kind.value == "invalid_request"
+    assert recorded.values("gen_ai.request.model") == [str(model)]
+
+
 def test_instrumenting_twice_records_once(
     twin: Twin, gateway: FaultyGateway, clock: FakeClock, recorded: Recorded
 ) -> None:
