@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from langchain_retryrouter._shared import PRESENCE, Record
+
+logger = logging.getLogger(__name__)
 
 KEPT: Final = 3_600_000
 """Milliseconds that a record is kept after its last change."""
@@ -33,6 +37,14 @@ class Scope:
     name: str
     facts: dict[str, Any]
     processes: tuple[str, ...]
+
+
+def call_listener(function: Callable[..., None], *args: Any) -> None:
+    """Call what may run a user's `on_state_change`, and log what it raises."""
+    try:
+        function(*args)
+    except Exception:  # There are others to be told, and the call may be another one.
+        logger.exception("a listener failed")
 
 
 def expiry(record: Record, now: int) -> int:

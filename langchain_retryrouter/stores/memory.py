@@ -19,7 +19,12 @@ from langchain_retryrouter._shared import (
     Watcher,
     process_name,
 )
-from langchain_retryrouter.stores._scopes import Scope, expiry, read_scope
+from langchain_retryrouter.stores._scopes import (
+    Scope,
+    call_listener,
+    expiry,
+    read_scope,
+)
 
 _BEGIN: Final = 1_000_000_000  # Milliseconds: no time is near 0, where records begin.
 
@@ -70,7 +75,7 @@ class MemoryStore:
             self._refresh_at = self._monotonic() + 1.0
             watchers = [one for ones in self._watchers.values() for one in ones]
         for watcher in watchers:
-            watcher.refresh()
+            call_listener(watcher.refresh)
 
     def close(self) -> None:
         """Nothing has to be closed."""
@@ -94,7 +99,7 @@ class MemoryStore:
         if on_reply is not None:
             on_reply(reply)
         for watcher in watchers:
-            watcher.learned(reply)
+            call_listener(watcher.learned, reply)
         return True
 
     def watch(self, operation: Operation, name: str, watcher: Watcher) -> None:

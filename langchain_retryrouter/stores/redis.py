@@ -31,7 +31,7 @@ from langchain_retryrouter._shared import (
     Watcher,
     process_name,
 )
-from langchain_retryrouter.stores._scopes import KEPT, Scope, read_scope
+from langchain_retryrouter.stores._scopes import KEPT, Scope, call_listener, read_scope
 
 logger = logging.getLogger(__name__)
 
@@ -347,7 +347,7 @@ class _Lane:
             watchers = [one for watched in all_watched for one in watched.watchers]
         if self.is_up:
             for watcher in watchers:
-                self._call(watcher.refresh)
+                call_listener(watcher.refresh)
             if time.monotonic() < self._indexed_at + _INDEX_INTERVAL:
                 return []
         self._indexed_at = time.monotonic()
@@ -373,7 +373,7 @@ class _Lane:
                 self._log_refusal(job, reply)
             if job.on_reply is not None:
                 is_reply = isinstance(reply, str)
-                self._call(job.on_reply, json.loads(reply) if is_reply else None)
+                call_listener(job.on_reply, json.loads(reply) if is_reply else None)
 
     def _run(
         self, client: Any, jobs: list[_Job], loads: Iterable[str] = ()
@@ -394,14 +394,7 @@ class _Lane:
     def _fail(self, jobs: list[_Job]) -> None:
         for job in jobs:
             if job.on_reply is not None:
-                self._call(job.on_reply, None)
-
-    def _call(self, function: Callable[..., None], *args: Any) -> None:
-        try:
-            function(*args)
-        except BaseException:
-            # A user's `on_state_change` may raise, and the thread has others to serve.
-            logger.exception("a listener failed")
+                call_listener(job.on_reply, None)
 
     def _set_up(self, *, is_up: bool, error: Exception | None = None) -> None:
         if is_up is self.is_up:
@@ -455,7 +448,7 @@ class _Lane:
             watched = self._watched.get(key)
             watchers = list(watched.watchers) if watched is not None else []
         for watcher in watchers:
-            self._call(watcher.learned, json.loads(text))
+            call_listener(watcher.learned, json.loads(text))
 
 
 def _is(reply: Any, name: str) -> bool:

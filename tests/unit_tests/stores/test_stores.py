@@ -311,6 +311,23 @@ def test_a_system_without_forks(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
+def test_a_listener_of_another_model_does_not_fail_the_call(clock: FakeClock) -> None:
+    """What a breaker's listener raises leaves that breaker's own calls only."""
+
+    def fail(*_: Any) -> None:
+        raise LookupError
+
+    store = MemoryStore(clock=clock)
+    one, noisy, last = (
+        CircuitBreaker(name="p", store=store, clock=clock, on_state_change=listener)
+        for listener in (None, fail, None)
+    )
+    one.open_for(60)
+    assert one.is_open
+    assert noisy.is_open
+    assert last.is_open
+
+
 class SilentStore(MemoryStore):
     """Takes everything and answers nothing, as while its thread looks up a host."""
 
