@@ -609,7 +609,8 @@ def _note_invalid(
 def to_config(router: BaseModel, routes: Sequence[Route]) -> dict[str, Any]:
     """The config of a router; see `RetryRouter.to_config`."""
     config, tables, pools = _Config({}), [], set[str]()
-    data = _fields_of(config, router, ())
+    store = getattr(router, "store", None)
+    data = _fields_of(config, router, (), store)
     for index, route in enumerate(routes):
         place: Place = ("routes", index)
         if route.pool_id in pools:
@@ -619,7 +620,7 @@ def to_config(router: BaseModel, routes: Sequence[Route]) -> dict[str, Any]:
             if not route.source:
                 config.problem(place, "is of a pool that was not made by from_config")
         table = dict(route.source or _source_of(config, route.model, place))
-        table |= _fields_of(config, route, place)
+        table |= _fields_of(config, route, place, store)
         if route.pool_id:
             table["name"] = route.name.rpartition("#")[0]
         switches = integration_of(route.model).call_options
@@ -646,7 +647,9 @@ def to_config(router: BaseModel, routes: Sequence[Route]) -> dict[str, Any]:
     return data
 
 
-def _fields_of(config: _Config, made: BaseModel, place: Place) -> dict[str, Any]:
+def _fields_of(
+    config: _Config, made: BaseModel, place: Place, store: Any
+) -> dict[str, Any]:
     """The fields that are not as they would be anyway, as data."""
     data: dict[str, Any] = {}
     source = getattr(made, "source", None) or {}
@@ -659,6 +662,14 @@ def _fields_of(config: _Config, made: BaseModel, place: Place) -> dict[str, Any]
             continue
         if name in _TABLES and not isinstance(value, Mapping):
             value = _numbers_of(value)
+            if value.get("store", _NONE) is store:  # It has joined that of the router.
+                del value["store"]
+                if value.get("name") in {
+                    "budget",
+                    "router",
+                    getattr(made, "scope", ""),
+                }:
+                    del value["name"]
         elif name == "failover_on" and isinstance(value, Mapping):
             value = {k: str(v) for k, v in value.items()}
         elif name == "breaker_settings":

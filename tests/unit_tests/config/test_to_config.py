@@ -163,6 +163,15 @@ def test_where_a_store_is_is_written_again(monkeypatch: pytest.MonkeyPatch) -> N
         with RetryRouter.from_config({**store, "routes": routes}) as router:
             assert "127.0.0.1" in repr(router.store)
             assert router.to_config() == {**store, "routes": routes}
+    limit = {"requests_per_minute": 5}
+    config = {
+        "store_env": "REDIS_URL",
+        "budget": {"capacity": 4},
+        "rate_limit": {**limit, "name": "all"},
+        "routes": [{**routes[0], "rate_limit": limit}],
+    }
+    with RetryRouter.from_config(config) as router:
+        assert router.to_config() == config
     with pytest.raises(ValueError, match=r"store: a config must.*store_env = 'NAME'"):
         RetryRouter.from_config({"store": address, "routes": routes})
     with pytest.raises(ValueError, match="store: is not data") as refused:
