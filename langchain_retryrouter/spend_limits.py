@@ -113,7 +113,7 @@ class SpendLimit:
         if not is_positive(amount):
             msg = f"amount must be a finite number, more than 0, not {amount!r}"
             raise ValueError(msg)
-        if per not in {*_SECONDS, "month"} and not is_positive(per):
+        if per not in (*_SECONDS, "month") and not is_positive(per):
             msg = f"per must be one of {[*_SECONDS, 'month']}, or seconds, not {per!r}"
             raise ValueError(msg)
         if not isinstance(name, str):

@@ -287,7 +287,7 @@ def test_no_retry_goes_beyond_the_limit(gateway: FaultyGateway, twin: Twin) -> N
     assert any("max_cost" in note for note in caught.value.__notes__)
 
 
-@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "1", True])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "1", True, []])
 def test_a_limit_that_makes_no_sense_is_an_error(
     gateway: FaultyGateway, value: Any
 ) -> None:

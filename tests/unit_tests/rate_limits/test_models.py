@@ -533,6 +533,40 @@ async def test_no_more_requests_at_a_time_than_allowed(
     assert limit.in_flight == 0
 
 
+class _OpensMeanwhile(_PausedMeanwhile):
+    """Gives a turn at once; in the meantime a breaker opens."""
+
+    def acquire(self, *, blocking: bool = True) -> bool:
+        del blocking
+        while self._breakers:
+            self._breakers.pop().open_for(30)
+        return True
+
+
+def test_a_breaker_that_opens_after_the_wait_leaves_the_next_route(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock
+) -> None:
+    """Also if the request is larger than its limit: the server decides about that."""
+    breaker = CircuitBreaker(clock=clock)
+    limits = [
+        RateLimit(requests_per_minute=60, clock=clock),
+        RateLimit(tokens_per_minute=100, clock=clock),
+    ]
+    limiter = _OpensMeanwhile([breaker])
+    models = [chat_openai(gateway.url, rate_limiter=limiter), chat_openai(gateway.url)]
+    routes = [
+        Route(model=model, name=name, rate_limit=limit, breaker=own)
+        for model, name, limit, own in zip(
+            models, "ab", limits, (breaker, None), strict=True
+        )
+    ]
+    router = RetryRouter(routes=routes, clock=clock)
+    answer = ask(twin, router, prompt="word " * 400)
+    assert told(answer) == [("a", "circuit_open"), ("b", "ok")]
+    assert [limit.in_flight for limit in limits] == [0, 0]
+    assert limits[0].available() == {"requests": 1.0}
+
+
 class Gate(BaseRateLimiter):
     """A limiter of LangChain that refuses until a time."""
 
