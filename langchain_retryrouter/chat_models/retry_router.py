@@ -1185,6 +1185,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
             metadata = generation.message.response_metadata
             log = metadata.get("retryrouter", {})
             attempt_log = {**log, "attempts": []}
+            attempt_log.pop("cost_is_estimate", None)  # Nothing costs nothing.
             if "cost" in log:
                 attempt_log["cost"] = 0.0
             # A new dict: the caller who was given the answer before has the old one.
