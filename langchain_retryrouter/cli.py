@@ -253,6 +253,9 @@ def _trace(arguments: argparse.Namespace) -> int:
             else:
                 logs.append((number, log))
     if arguments.html is not None:
+        if arguments.html.exists() and arguments.html.samefile(arguments.file):
+            msg = f"--html {arguments.html} is the file of the logs: give another one"
+            raise ValueError(msg)
         arguments.html.write_text(trace_page(logs), encoding="utf-8")
         print(f"{len(logs):,} calls in {arguments.html}")
         return int(is_bad)

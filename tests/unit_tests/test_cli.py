@@ -240,6 +240,17 @@ def test_trace_of_a_missing_file_is_a_clear_error(
     assert str(missing) in capsys.readouterr().err
 
 
+def test_trace_does_not_write_over_its_logs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page in the place of the logs is code 2, and the logs stay."""
+    file = tmp_path / "calls.jsonl"
+    file.write_text('{"attempts": []}')
+    assert cli.main(["trace", str(file), "--html", str(file)]) == 2
+    assert "give another one" in capsys.readouterr().err
+    assert file.read_text() == '{"attempts": []}'
+
+
 def test_the_demo_ends_with_a_timeline(no_real_waits: FakeClock) -> None:
     """The last lines are the first call's attempts, as `AttemptLog` draws them."""
     del no_real_waits
