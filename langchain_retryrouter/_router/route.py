@@ -330,6 +330,12 @@ class Route(Serializable):
         """Take a model that has options bound to it apart."""
         if not isinstance(values, dict):
             return values
+        for name in values.keys() & {"api_key", "api_keys"}:
+            msg = (  # pydantic's own would show the key.
+                f"a Route takes no {name}: give the key to its model, or several to"
+                " Route.pool(model, api_keys=[...])"
+            )
+            raise TypeError(msg)
         if isinstance(spec := values.get("model"), str):
             values = {"source": {"model": spec}, **values, "model": init_model(spec)}
         _check_unconfigured(values.get("model"))

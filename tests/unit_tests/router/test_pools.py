@@ -561,6 +561,15 @@ def test_a_single_key_is_no_list() -> None:
         Route.pool(Keyed(responses=["a"], api_key="k"), api_keys="secret-1")
 
 
+@pytest.mark.parametrize("name", ["api_key", "api_keys"])
+def test_a_key_of_a_route_is_not_shown(name: str) -> None:
+    """A route has no key: its model has one, and a pool has several."""
+    given: dict[str, Any] = {"model": Keyed(responses=["a"], api_key="k")}
+    with pytest.raises(TypeError, match=f"takes no {name}: give the key") as raised:
+        Route.model_validate({**given, name: "secret-1"})
+    assert "secret-1" not in str(raised.value)
+
+
 class Stubborn(Keyed):
     """A model whose constructor shows what it was given."""
 
