@@ -123,6 +123,10 @@ answer_bench: .venvs/bench/installed ## share of calls answered under mixed faul
 pool_bench: .venvs/bench/installed ## key pools and affinity, beside the peers; rewrites docs/routing.md
 	.venvs/bench/bin/python -m benchmarks.pools --write
 
+.PHONY: fleet_bench
+fleet_bench: .venvs/bench/installed ## many processes and a sick provider, beside LiteLLM; rewrites docs/fleet.md
+	.venvs/bench/bin/python -m benchmarks.fleet --write
+
 .PHONY: failover_bench
 failover_bench: .venvs/bench/installed ## sixteen faults, three routers; rewrites docs/failover.md (SPEED=10: in short)
 	.venvs/bench/bin/python -m benchmarks.failover --speed $(SPEED)

@@ -106,6 +106,7 @@ class _TwoProviders(GPTRouterSuite):
             models_priority_list=list(self.models),
             gpt_router_api_base=self.gateway.url,
             gpt_router_api_key=SecretStr("any"),
+            profile={"audio_inputs": True},
             clock=self.clock,
             failover=False,
         )
@@ -115,6 +116,7 @@ class _TwoProviders(GPTRouterSuite):
         """A model over OpenAI's API."""
         return ChatOpenAI(
             model="gpt-4o",
+            profile={"audio_inputs": True},  # The scripted provider takes everything.
             base_url=self.provider.openai_url,
             api_key=SecretStr("any"),
             stream_usage=True,

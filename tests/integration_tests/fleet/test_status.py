@@ -94,7 +94,13 @@ def test_status_of_a_dead_store(redis_server: RedisServer) -> None:
 
 def test_status_watches_until_it_is_stopped(redis_server: RedisServer) -> None:
     """With --watch the table comes again and again, until Ctrl-C."""
-    command = [*_COMMAND, "--store", redis_server.url, "--watch", "0.1"]
+    # Python does not turn SIGINT into an exception where its parent ignores the signal.
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from langchain_retryrouter.cli import main; sys.exit(main())"
+    )
+    options = ["status", "--store", redis_server.url, "--watch", "0.1"]
+    command = [sys.executable, "-c", code, *options]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=_WIDE
     ) as process:

@@ -1,0 +1,1 @@
+"""Many processes and a sick provider, with Redis and without."""
