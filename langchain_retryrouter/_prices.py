@@ -45,9 +45,9 @@ def tokens_of(usage: Mapping[str, Any]) -> tuple[int, int] | None:
     ):
         details = usage.get(name)
         thoughts = details.get(part) if isinstance(details, Mapping) else None
-        beside = thoughts if type(thoughts) is int and thoughts > 0 else 0
-        if usage.get("total_tokens") == read + written + beside:
-            return read, written + beside
+        extra = thoughts if type(thoughts) is int and thoughts > 0 else 0
+        if usage.get("total_tokens") == read + written + extra:
+            return read, written + extra
     return read, written
 
 

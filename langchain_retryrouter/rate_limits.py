@@ -217,6 +217,7 @@ class RateLimit:
     worth of a limit is used at once, so that no minute has more than 102 % of it.
 
     Give one object to all models that share the limit; copies of a model share it too.
+    At several places of one call, it counts once for each attempt.
     Thread-safe, and usable from several event loops. A pickle, or a forked process, has
     the numbers alone and starts afresh.
 
