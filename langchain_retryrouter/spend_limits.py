@@ -316,7 +316,7 @@ class SpendLimit:
                     if reply[1] < delta:
                         self._refused_at = self._now()
                 elif not is_lease and is_current and reply is None:
-                    self._leased -= delta  # It is told again.
+                    self._leased -= delta  # It is reported again.
             if reply is not None:
                 self.learned(reply)
 

@@ -43,7 +43,7 @@ def call_listener(function: Callable[..., None], *args: Any) -> None:
     """Call what may run a user's `on_state_change`, and log what it raises."""
     try:
         function(*args)
-    except Exception:  # There are others to be told, and the call may be another one.
+    except Exception:  # Others are still to be notified; it may be another call.
         logger.exception("a listener failed")
 
 
