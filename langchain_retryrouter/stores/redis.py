@@ -320,6 +320,8 @@ class _Lane:
         if is_due and not stopped.is_set():
             self._repaired_at = time.monotonic()
             jobs += self._repair()
+        elif jobs and stopped.is_set():  # What is sent last is to be found by its name.
+            jobs += self._index()
         if not self.is_up and all(job.operation is not NAMES for job in jobs):
             self._fail(jobs)
         elif jobs:
@@ -348,9 +350,15 @@ class _Lane:
         if self.is_up:
             for watcher in watchers:
                 call_listener(watcher.refresh)
-            if time.monotonic() < self._indexed_at + _INDEX_INTERVAL:
-                return []
+        return self._index()
+
+    def _index(self) -> list[_Job]:
+        """The index of names, if it is due, or Redis is away: it shows the return."""
+        if self.is_up and time.monotonic() < self._indexed_at + _INDEX_INTERVAL:
+            return []
         self._indexed_at = time.monotonic()
+        with self._lock:
+            all_watched = list(self._watched.values())
         names = [f"{one.operation.name}|{one.name}" for one in all_watched]
         return [_Job(NAMES, f"{self.prefix}names", json.dumps(names), None)]
 
@@ -431,8 +439,8 @@ class _Lane:
             try:
                 with client.pubsub(ignore_subscribe_messages=True) as pubsub:
                     pubsub.subscribe(self.channel)
-                    # What was announced before is read.
-                    self._repaired_at = -_REPAIR_INTERVAL
+                    # What was announced before is read; and Redis may be a new one.
+                    self._indexed_at = self._repaired_at = -_INDEX_INTERVAL
                     waiting.put(None)
                     while not stopped.is_set() and self.is_up:
                         message = pubsub.get_message(timeout=_REPAIR_INTERVAL)

@@ -274,7 +274,7 @@ def test_a_signal_ends_a_sync_call_where_it_waits(
         for number in range(rounds):
             gateway.reset_log()
             gateway.script(place, place)
-            sender = threading.Thread(target=send, args=(gateway, number / 200))
+            sender = threading.Thread(target=send, args=(gateway, 0.05 + number / 200))
             sender.start()
             with pytest.raises(SignalError):
                 call(model, method)

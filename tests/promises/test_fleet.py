@@ -191,7 +191,8 @@ def test_a_healthy_call_pays_nothing(
     wait(0.5)
     p50, p99 = added(with_store, 4_000 if is_long else 400)
     figures.at_most(20, p50, "us added to a healthy call, p50")
-    figures.at_most(100, p99, "us added to a healthy call, p99")
+    if is_long:  # 1 % of 400 calls is what else the machine has to do.
+        figures.at_most(100, p99, "us added to a healthy call, p99")
 
 
 FAULTS: Final[dict[str, Callable[[RedisServer, SlowProxy], None]]] = {
