@@ -124,8 +124,8 @@ pool_bench: .venvs/bench/installed ## key pools and affinity, beside the peers; 
 	.venvs/bench/bin/python -m benchmarks.pools --write
 
 .PHONY: fleet_bench
-fleet_bench: .venvs/bench/installed ## many processes and a sick provider, beside LiteLLM; rewrites docs/fleet.md
-	.venvs/bench/bin/python -m benchmarks.fleet --write
+fleet_bench: .venvs/bench/installed ## many processes and a sick provider, beside LiteLLM
+	.venvs/bench/bin/python -m benchmarks.fleet
 
 .PHONY: failover_bench
 failover_bench: .venvs/bench/installed ## sixteen faults, three routers; rewrites docs/failover.md (SPEED=10: in short)

@@ -5,7 +5,7 @@ processes begin together, and make 10 calls each, one in half a second. Counted 
 requests that the sick provider gets, and the calls that are answered: by routers that
 share what they know over a redis-server, and by the same without it.
 
-    python -m benchmarks.fleet [--write]
+    python -m benchmarks.fleet
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ import sys
 import time
 from collections.abc import Callable
 from importlib import metadata
-from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from langchain_openai import ChatOpenAI
 
-from benchmarks.speed.measure import rewrite
 from langchain_retryrouter import RetryRouter, Route
 from langchain_retryrouter.testing import FaultyGateway, Status, Step
 from tests.support.redis_server import RedisServer
@@ -126,12 +124,11 @@ def play(system: str, fault: Step, redis: str | None) -> str:
 
 
 def main() -> None:
-    """Print the table; with `--write`, write it into the page."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--urls", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--redis", help=argparse.SUPPRESS)
-    parser.add_argument("--write", action="store_true", help="into docs/fleet.md")
     given = parser.parse_args()
     if given.work:
         work(given.work, given.urls, given.redis)
@@ -151,8 +148,6 @@ def main() -> None:
         + f"\nMeasured with {versions}, Python {platform.python_version()}.\n"
     )
     print(measured)
-    if given.write:
-        rewrite(Path("docs/fleet.md"), measured)
 
 
 if __name__ == "__main__":
