@@ -73,10 +73,7 @@ def no_leaks(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
         gc.collect()
     assert set(threading.enumerate()) == threads
     assert _descriptors() == descriptors
-    # What another test has left is reported by pytest, under another name.
-    others = pytest.PytestUnraisableExceptionWarning
-    own = [one for one in caught if not issubclass(one.category, others)]
-    assert [str(warning.message) for warning in own] == []
+    assert [str(warning.message) for warning in caught] == []
     assert caplog.records == []
 
 
