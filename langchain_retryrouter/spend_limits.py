@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias
 
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
-from langchain_retryrouter._shared import SPEND, Reply, Store
+from langchain_retryrouter._shared import SPEND, Reply, Store, check_store
 
 Period: TypeAlias = Literal["minute", "hour", "day", "month"]
 
@@ -130,15 +130,7 @@ class SpendLimit:
         self._forget_lease()
         self.start()
         if store is not None:
-            if not (hasattr(store, "submit") and hasattr(store, "watch")):
-                msg = (
-                    "store must be a RedisStore or MemoryStore of"
-                    f" langchain_retryrouter.stores, not {store!r}"
-                )
-                raise ValueError(msg)
-            if not name:
-                msg = "a limit with a store needs a name, the same in all processes"
-                raise ValueError(msg)
+            check_store(store, name, "limit")
             self._store = store
             store.watch(SPEND, name, self)
 

@@ -162,5 +162,6 @@ def test_a_shared_limit_needs_a_name() -> None:
     """A store without a name, or something else as a store, is an error."""
     with pytest.raises(ValueError, match="needs a name"):
         SpendLimit(1, store=MemoryStore())
-    with pytest.raises(ValueError, match="store must be a RedisStore"):
-        SpendLimit(1, name="x", store="redis://localhost")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="store must be a RedisStore") as caught:
+        SpendLimit(1, name="x", store="redis://:secret@localhost")  # type: ignore[arg-type]
+    assert "secret" not in str(caught.value)
