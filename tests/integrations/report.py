@@ -6,6 +6,7 @@ import datetime as dt
 import hashlib
 import json
 import re
+import subprocess
 import warnings
 from collections import Counter
 from importlib.metadata import version
@@ -70,7 +71,8 @@ def write_page(results: dict[tuple[str, str, str], bool]) -> None:
     faults = dict.fromkeys(column for _, column, _ in results)
     total = (
         f"{dt.datetime.now(dt.UTC).date()}, langchain-core {version('langchain-core')}:"
-        f" {len(results):,} of {len(cells()):,} cells tried, {wrong.total()} wrong."
+        f" {len(results):,} of {len(cells()):,} cells tried with commit {_commit()},"
+        f" {wrong.total()} wrong."
         f" Faults: {'; '.join(faults)}."
         + (f" Not tried with this code yet: {'; '.join(others)}." if others else "")
     )
@@ -78,6 +80,11 @@ def write_page(results: dict[tuple[str, str, str], bool]) -> None:
     page = _PAGE.read_text("utf-8")
     page = _RESULTS.sub(lambda found: f"{found[1]}\n{text}\n{found[2]}", page)
     _PAGE.write_text(page, "utf-8")
+
+
+def _commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.check_output(command, cwd=_PAGE.parent, text=True).strip()
 
 
 def _name_of(row: Row) -> str:
