@@ -707,16 +707,9 @@ class CallState:
 
         0 if it is not, or has been waited for long enough.
         """
-        remaining, wait = self.remaining(), _MONEY_INTERVAL
         if refusal.retry_after or not refusal.reason:
             return 0.0
-        if self._held + wait > self.policy.max_retry_after:
-            return 0.0
-        if remaining is not None and wait >= remaining:
-            return 0.0
-        self._held += wait
-        self.waits(wait)
-        return wait
+        return self._held_for(_MONEY_INTERVAL)
 
     def admit(self, route: str | None = None) -> Refusal | None:
         """Begin the next attempt, on the first route whose breaker permits it.
