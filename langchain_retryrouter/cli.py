@@ -38,6 +38,7 @@ from langchain_retryrouter import (
     StreamInterruptedError,
     __version__,
 )
+from langchain_retryrouter._providers.integrations import TOKEN_LIMITS
 from langchain_retryrouter.attempt_log import AttemptLog, read_logs, trace_page
 
 try:  # the extra "cli"; `explain` does without
@@ -209,8 +210,6 @@ def _explain(arguments: argparse.Namespace) -> None:
     print(policy.explain())
 
 
-# The fields that limit an answer, in LangChain's integrations.
-_TOKEN_LIMITS = ("max_tokens", "max_output_tokens", "num_predict", "max_new_tokens")
 _PING_TOKENS = 16  # The least that OpenAI's Responses API takes.
 
 
@@ -228,7 +227,7 @@ def _check(arguments: argparse.Namespace) -> int:
     width, failed = max(len(route.name) for route in router.routes), 0
     for route in router.routes:
         known = type(route.model).model_fields
-        limit = next((name for name in _TOKEN_LIMITS if name in known), None)
+        limit = next((name for name in TOKEN_LIMITS if name in known), None)
         update = {limit: _PING_TOKENS} if limit else {}
         once = route.model_copy(update={"model": route.model.model_copy(update=update)})
         pinged = RetryRouter(routes=[once], retry_policy=policy, breaker_settings=None)

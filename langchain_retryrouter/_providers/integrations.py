@@ -443,6 +443,12 @@ def embedding_model_of(model: Any) -> str | None:
     return None
 
 
+TOKEN_LIMITS: Final[tuple[str, ...]] = (
+    *("max_tokens", "max_completion_tokens", "max_output_tokens"),
+    *("max_tokens_to_sample", "num_predict", "max_new_tokens"),
+)
+"""The fields and call options that limit an answer, in LangChain's integrations."""
+
 # In the order of preference: by the names and the aliases of a class's fields.
 _SETTINGS: Final[Mapping[str, tuple[str, ...]]] = {
     "api_key": (r"api_key", r"\w+_api_key", r"\w*api_token"),

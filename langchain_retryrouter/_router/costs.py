@@ -31,10 +31,6 @@ from langchain_retryrouter.spend_limits import (
 _MOST_OUTPUT: Final = 4096  # Tokens of an answer at most, where nothing says it.
 _LEARNING: Final = 0.2  # The weight of the last answer in the mean.
 _MARGIN: Final = 3  # Tokens of a prompt at most, as a multiple of the estimate.
-_LIMITS: Final = (
-    *("max_tokens", "max_completion_tokens", "max_output_tokens"),
-    *("max_tokens_to_sample", "num_predict", "max_new_tokens"),
-)
 
 
 class OutputMeans:
@@ -147,9 +143,7 @@ class CallCosts:
     def _max_tokens(self, position: int) -> tuple[int | None, int]:
         """The most tokens that a request asks for, and that an answer can have."""
         route = self._routes[position]
-        options = {**route.options, **self._options}
-        given = [options.get(n, getattr(route.model, n, None)) for n in _LIMITS]
-        asked = next((n for n in given if type(n) is int and n > 0), None)
+        asked = route.max_tokens_of(self._options)
         known = asked or (route.model.profile or {}).get("max_output_tokens")
         _, longest = self._means.of(route.name)
         return asked, known or max(_MOST_OUTPUT, 2 * longest)

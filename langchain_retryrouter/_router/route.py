@@ -61,6 +61,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 from langchain_retryrouter._prices import FixedPrices, Prices, listed_prices
 from langchain_retryrouter._providers.history import fit_history
 from langchain_retryrouter._providers.integrations import (
+    TOKEN_LIMITS,
     Method,
     Reader,
     ToolsRequest,
@@ -462,14 +463,15 @@ class Route(Serializable):
 
     def size_of(self, messages: list[BaseMessage], options: Mapping[str, Any]) -> Size:
         """The size of a request to this route."""
-        options = {**self.options, **options}
-        tools = options.get("tools")
-        names = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-        given = [options.get(name, getattr(self.model, name, None)) for name in names]
-        most = next((n for n in given if type(n) is int and n > 0), None)
-        return Size(
-            count_tokens_approximately(messages) + approximate_tokens(tools), most
-        )
+        tools = {**self.options, **options}.get("tools")
+        tokens = count_tokens_approximately(messages) + approximate_tokens(tools)
+        return Size(tokens, self.max_tokens_of(options))
+
+    def max_tokens_of(self, options: Mapping[str, Any]) -> int | None:
+        """The most tokens of an answer that a request asks for; None for no limit."""
+        asked = {**self.options, **options}
+        given = [asked.get(n, getattr(self.model, n, None)) for n in TOKEN_LIMITS]
+        return next((n for n in given if type(n) is int and n > 0), None)
 
     def with_tools(self, tools: Sequence[Any], **kwargs: Any) -> Route:
         """This route, offering `tools` in its provider's form, and its own tools.
