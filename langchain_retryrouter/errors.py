@@ -54,6 +54,7 @@ from langchain_core.exceptions import (
     ModelTimeoutError,
     OutputParserException,
 )
+from pydantic import ValidationError, ValidatorFunctionWrapHandler
 
 from langchain_retryrouter import _json
 from langchain_retryrouter.failures import Failure, FailureKind
@@ -349,6 +350,7 @@ SHORTEST_SECRET: Final = 8
 """A shorter key, such as the "EMPTY" of local servers, is not secret, and would be
 found in every other word."""
 _CUT: Final = "…"
+_NO_NUMBER: Final = "Input should be a valid number"
 
 
 def mask(secrets: Iterable[str], error: BaseException | None) -> None:
@@ -391,6 +393,40 @@ def rewrite(hide: Callable[[str], str], value: Any) -> Any:
     if isinstance(value, list):
         return [rewrite(hide, item) for item in value]
     return value
+
+
+def shown(value: Any) -> str:
+    """A refused value in a message; only its type if it may be, or hold, a secret."""
+    is_short = isinstance(value, str) and len(value) < SHORTEST_SECRET
+    if is_short or isinstance(value, int | float | None):
+        return repr(value)
+    return f"of type {type(value).__name__}"
+
+
+def check_number(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """Check a field of a model, for `field_validator(..., mode="wrap")`.
+
+    Neither True nor "1" is a number. The error names the value, which pydantic does
+    not in classes whose other fields may hold keys.
+    """
+    if isinstance(value, str):
+        msg = f"{_NO_NUMBER}, not {shown(value)}"
+        raise ValueError(msg)  # noqa: TRY004 - pydantic reports ValueErrors
+    return refuse_bool(value, check)
+
+
+def refuse_bool(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """As `check_number`, for fields that have always taken texts as well."""
+    said = _NO_NUMBER
+    if not isinstance(value, bool):
+        try:
+            return check(value)
+        except ValidationError as error:
+            if not isinstance(value, int | float | str):
+                raise
+            said = error.errors(include_url=False)[0]["msg"]
+    msg = f"{said}, not {shown(value)}"
+    raise ValueError(msg)
 
 
 def redact_text(secrets: Iterable[str], text: str) -> str:

@@ -135,12 +135,12 @@ class RetryPolicy:
             "max_retry_after",
             "failover_after_wait",
         ):
-            if not _is_number(value := getattr(self, name)):
+            if not is_number(value := getattr(self, name)):
                 msg = f"{name} must be a finite number, 0 or more, not {value!r}"
                 raise ValueError(msg)
         for name in ("deadline", *LIMITS):
             value = getattr(self, name)
-            is_limit = value is None or (_is_number(value) and value)
+            is_limit = value is None or (is_number(value) and value)
             if not (is_limit or (value == math.inf and name in LIMITS)):
                 none = "math.inf" if name in LIMITS else "leave it None"
                 msg = (
@@ -256,7 +256,7 @@ def resolve_policy(
     return with_limits(retry_policy, (None, None, None))
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     """Whether `value` is a finite number, 0 or more."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and 0 <= value <= sys.float_info.max
@@ -309,7 +309,7 @@ class RetryBudget:
             "success_gain": success_gain,
         }
         for number, value in self._settings.items():
-            if not _is_number(value):
+            if not is_number(value):
                 what = "a finite number of tokens, 0 or more"
                 msg = f"{number} must be {what}, not {value!r}"
                 raise ValueError(msg)

@@ -36,6 +36,7 @@ from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.engine import RetryContext
 from langchain_retryrouter._shared import name_hash
 from langchain_retryrouter.circuit_breaker import CircuitBreaker
+from langchain_retryrouter.errors import refuse_bool, shown
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy, resolve_policy
 from langchain_retryrouter.rate_limits import RateLimit, Size
 from langchain_retryrouter.stores import as_store, close_made
@@ -70,7 +71,7 @@ _PROFILES: Final = {
 }
 
 
-class GPTRouterModel(BaseModel, frozen=True):
+class GPTRouterModel(BaseModel, frozen=True, hide_input_in_errors=True):
     """One model of a priority list.
 
     Attributes:
@@ -145,7 +146,10 @@ _OTHER_NAMES: Final = {
 class GatewayConnection(ClosedByWith, Serializable):
     """The fields of a class that sends requests to a gateway."""
 
-    model_config = ConfigDict(populate_by_name=True, arbitrary_types_allowed=True)
+    # A validation error quotes its input, which may hold the key.
+    model_config = ConfigDict(
+        populate_by_name=True, arbitrary_types_allowed=True, hide_input_in_errors=True
+    )
 
     client: Any = Field(default=None, exclude=True)
     """The gateway's client, a `gpt_router.client.GPTRouterClient`."""
@@ -207,7 +211,7 @@ class GatewayConnection(ClosedByWith, Serializable):
     def _read_arguments(cls, given: dict[str, Any]) -> dict[str, Any]:
         """Arguments under the names of the fields; provider options in `model_kwargs`.
 
-        Errors are no ValueErrors, which pydantic shows with all values and the key.
+        Errors are no ValueErrors, which pydantic would not raise as they are.
         """
         provider_options = cls._provider_options()
         fields = {*cls.model_fields, *(f.alias for f in cls.model_fields.values())}
@@ -244,7 +248,7 @@ class GatewayConnection(ClosedByWith, Serializable):
         if "store" in values:
             values["store"] = as_store(values["store"])
         # Not by `get_from_dict_or_env`, which makes stars of a `SecretStr`. The field
-        # says that there is none: an error here would show a proxy's password.
+        # says that there is none, so that the error names it.
         key = values.get("gpt_router_api_key") or os.environ.get("GPT_ROUTER_API_KEY")
         values["gpt_router_api_key"] = SecretStr(key) if isinstance(key, str) else key
         return values
@@ -253,7 +257,7 @@ class GatewayConnection(ClosedByWith, Serializable):
     @classmethod
     def _check_client(cls, value: Any) -> Any:
         if value is not None and not hasattr(value, "generate"):
-            msg = f"client must be like the SDK's GPTRouterClient, not {value!r}"
+            msg = f"client must be like the SDK's GPTRouterClient, not {shown(value)}"
             raise ValueError(msg)
         return value
 
@@ -297,6 +301,8 @@ class GatewayConnection(ClosedByWith, Serializable):
         if value is not None:
             resolve_policy(value, info.data.get("max_retries"))
         return value
+
+    _refuse_bool = field_validator("request_timeout", mode="wrap")(refuse_bool)
 
     @field_validator("request_timeout")
     @classmethod

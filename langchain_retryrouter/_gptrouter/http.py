@@ -79,17 +79,20 @@ def find_origin(url: str, proxy: str | None) -> Origin:
     The environment is read as the standard library reads it: `http_proxy`,
     `https_proxy`, `all_proxy`, and `no_proxy` for the exceptions.
     """
+    # It may have a password, or be the key.
+    given = repr(url) if "://" in url and "@" not in url else "the one that is given"
     try:
         parts = urlsplit(url)
         port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
     except ValueError as error:
-        msg = f"{url!r} is not an address: {error}"
-        raise ValueError(msg) from error
+        why = "" if "@" in url else f": {error}"
+        msg = f"the gateway's address cannot be {given}{why}"
+        raise ValueError(msg) from None
     is_plain = not (parts.query or parts.fragment) and url.split() == [url]
     if parts.scheme not in _SCHEMES or not parts.hostname or not is_plain:
         msg = (
             "the gateway's address must be http:// or https:// with a host, and maybe a"
-            f" port and a path, not {url!r}"
+            f" port and a path, not {given}"
         )
         raise ValueError(msg)
     if not proxy:

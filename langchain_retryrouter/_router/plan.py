@@ -23,7 +23,7 @@ from typing import Any, Final, Self
 from langchain_retryrouter._prices import Prices
 from langchain_retryrouter._retry.clock import new_rng
 from langchain_retryrouter.failures import FailureAction, FailureKind, is_retryable
-from langchain_retryrouter.policy import RetryPolicy
+from langchain_retryrouter.policy import RetryPolicy, is_number
 
 _MEMORY: Final = 60.0
 # As long as providers keep a prompt in their caches at most, unless they are paid for.
@@ -479,6 +479,21 @@ class RoutingWorstCase:
         return "\n".join(lines)
 
 
+def check_counts(**counts: int | None) -> None:
+    """Refuse counts of tokens that are no numbers, or not all given.
+
+    Raises:
+        ValueError: One is.
+    """
+    for name, value in counts.items() if any(counts.values()) else ():
+        if not is_number(value):
+            msg = (
+                f"{name} must be a number of tokens, 0 or more, not {value!r}; the"
+                " money needs both counts"
+            )
+            raise ValueError(msg)
+
+
 def worst_case(
     policy: RetryPolicy,
     route_costs: Sequence[RouteCost],
@@ -491,16 +506,6 @@ def worst_case(
     max_cost: float | None = None,
 ) -> RoutingWorstCase:
     """What a call costs at most; see `RetryRouter.explain`."""
-    tokens = {"input_tokens": input_tokens, "output_tokens": output_tokens}
-    for name, value in (
-        tokens.items() if any(t is not None for t in tokens.values()) else ()
-    ):
-        if value is None or value < 0:
-            msg = (
-                f"{name} must be a number of tokens, 0 or more, not {value!r}; the"
-                " money needs both counts"
-            )
-            raise ValueError(msg)
     effects = {
         kind: FailureAction.FAILOVER
         if action is FailureAction.RETRY

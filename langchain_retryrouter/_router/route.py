@@ -56,7 +56,14 @@ from langchain_core.runnables import (
 from langchain_core.runnables.configurable import DynamicRunnable
 from langchain_core.runnables.retry import RunnableRetry
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 
 from langchain_retryrouter._prices import FixedPrices, Prices, listed_prices
 from langchain_retryrouter._providers.history import fit_history
@@ -82,6 +89,7 @@ from langchain_retryrouter._retry.timeouts import run_with_timeout
 from langchain_retryrouter._router.plan import RouteCost
 from langchain_retryrouter._shared import name_hash
 from langchain_retryrouter.circuit_breaker import CircuitBreaker, CircuitBreakerSettings
+from langchain_retryrouter.errors import check_number, shown
 from langchain_retryrouter.rate_limits import (
     LimitListener,
     RateLimit,
@@ -180,7 +188,13 @@ class Route(Serializable):
         models_limit: The `rate_limit` of the model, which the router has taken over.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", frozen=True)
+    # An unknown argument may be a key.
+    model_config = ConfigDict(
+        arbitrary_types_allowed=True,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
 
     model: BaseChatModel = Field(repr=False)
     name: str = ""
@@ -325,6 +339,10 @@ class Route(Serializable):
         given = {name: getattr(self, name) for name in hidden}
         return {name: value for name, value in given.items() if value is not None}
 
+    _check_numbers = field_validator(
+        "tier", "weight", "input_price", "output_price", mode="wrap"
+    )(check_number)
+
     @model_validator(mode="before")
     @classmethod
     def _unbind(cls, values: Any) -> Any:
@@ -332,7 +350,7 @@ class Route(Serializable):
         if not isinstance(values, dict):
             return values
         for name in values.keys() & {"api_key", "api_keys"}:
-            msg = (  # pydantic's own would show the key.
+            msg = (
                 f"a Route takes no {name}: give the key to its model, or several to"
                 " Route.pool(model, api_keys=[...])"
             )
@@ -817,8 +835,8 @@ def breaker_settings(value: Any) -> CircuitBreakerSettings | None:
     except TypeError as error:
         msg = (
             "breaker_settings must be numbers of CircuitBreaker, such as"
-            f" {{'failure_threshold': 5}}, or None for no breakers, not {value!r}:"
-            f" {error}"
+            " {'failure_threshold': 5}, or None for no breakers, not"
+            f" {shown(value)}: {error}"
         )
         raise ValueError(msg) from error
     return settings
@@ -1052,8 +1070,8 @@ def _why_not_a_route(model: Any) -> str:
             " model and its fallbacks into `routes`, each as a route of its own"
         )
     return (
-        f"a route's model must be a LangChain chat model, not {model!r}; chains and"
-        " LLMs cannot be routed to"
+        f"a route's model must be a LangChain chat model, not {shown(model)}; chains"
+        " and LLMs cannot be routed to"
     )
 
 

@@ -43,7 +43,11 @@ from langchain_retryrouter._retry.engine import Attempt, acall, call
 from langchain_retryrouter._retry.streaming import astream, stream
 from langchain_retryrouter._retry.timeouts import EventSource
 from langchain_retryrouter.chat_models import _structured
-from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError
+from langchain_retryrouter.errors import (
+    RetryRouterError,
+    UnsupportedOptionError,
+    refuse_bool,
+)
 from langchain_retryrouter.rate_limits import Size, approximate_tokens
 
 if TYPE_CHECKING:
@@ -137,7 +141,12 @@ class GPTRouter(GatewayConnection, _callbacks.RetryVisibleChatModel):
     def _provider_options(cls) -> frozenset[str]:
         return _gptrouter.protocol.PROVIDER_OPTIONS
 
-    # Not by a check of the whole model, whose error would show all input.
+    _refuse_bools = field_validator(
+        *("temperature", "top_p", "frequency_penalty", "presence_penalty"),
+        *("n", "max_tokens", "gateway_max_retries", "gateway_timeout"),
+        mode="wrap",
+    )(refuse_bool)
+
     @field_validator("n")
     @classmethod
     def _check_n(cls, value: int, info: ValidationInfo) -> int:

@@ -94,6 +94,7 @@ from langchain_retryrouter._router.plan import (
     RouteCost,
     RouteOrder,
     RoutingWorstCase,
+    check_counts,
     worst_case,
 )
 from langchain_retryrouter._router.preflight import (
@@ -123,6 +124,8 @@ from langchain_retryrouter.errors import (
     BASE_ERRORS,
     LengthLimitError,
     RetryRouterError,
+    check_number,
+    shown,
 )
 from langchain_retryrouter.failures import (
     FAILURE_ACTIONS,
@@ -155,7 +158,9 @@ _RENAMED: Final = {
         " own breaker (None: no breakers), or let routes share one by"
         " Route(model=..., breaker=CircuitBreaker())"
     ),
-    "max_retries": "give retry_policy=RetryPolicy(max_retries={value!r})",
+    "max_retries": "give retry_policy=RetryPolicy(max_retries={value})",
+    "api_key": "give it to the model of a route",
+    "api_keys": "give Route.pool(model, api_keys=[...]) as one of the routes",
 }
 
 
@@ -208,7 +213,10 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
     models offer to close.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+    # An unknown argument may be a key, and a URL has a password.
+    model_config = ConfigDict(
+        arbitrary_types_allowed=True, extra="forbid", hide_input_in_errors=True
+    )
 
     routes: list[Route] = Field(min_length=1)
     """The models to ask; a plain chat model is a route with the model's name.
@@ -372,13 +380,19 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
     def _explain_other_names(cls, values: Any) -> Any:
         for name, advice in _RENAMED.items():
             if isinstance(values, dict) and name in values:
-                instead = advice.format(value=values[name])
-                msg = f"RetryRouter takes no {name}={values[name]!r}: {instead}"
+                instead = advice.format(value=shown(values[name]))
+                msg = f"RetryRouter takes no {name}: {instead}"
                 raise ValueError(msg)
-        if isinstance(values, dict) and "store" in values:
-            # Here, since errors of fields show what is given: a URL has a password.
-            values = {**values, "store": as_store(values["store"])}
         return values
+
+    @field_validator("store", mode="before")
+    @classmethod
+    def _check_store(cls, value: Any) -> Any:
+        return as_store(value)
+
+    _check_numbers = field_validator(
+        "seed", "hedge_after", "max_price", "max_cost", mode="wrap"
+    )(check_number)
 
     @field_validator("routes", mode="before")
     @classmethod
@@ -388,8 +402,9 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
             for one in value:
                 flat += one if isinstance(one, list) else [one]  # A `Route.pool`.
             return [one if isinstance(one, Route) else Route(model=one) for one in flat]
+        given = repr(value) if isinstance(value, str) else shown(value)
         msg = (
-            f"routes must be a list of chat models or Routes, not {value!r}; a model in"
+            f"routes must be a list of chat models or Routes, not {given}; a model in"
             " it may be a string such as 'openai:gpt-5.5'"
         )
         raise ValueError(msg)
@@ -925,6 +940,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         Raises:
             ValueError: If only one of the counts is given, or one is below 0.
         """
+        check_counts(input_tokens=input_tokens, output_tokens=output_tokens)
         after = {
             kind: action
             for kind, action in self._after.items()

@@ -60,6 +60,8 @@ from langchain_retryrouter.errors import (
     MalformedResponseError,
     RetryRouterError,
     VectorSpaceError,
+    check_number,
+    shown,
 )
 from langchain_retryrouter.failures import (
     FAILURE_ACTIONS,
@@ -98,7 +100,12 @@ class EmbeddingsRoute(BaseModel):
         rate_limit: A `RateLimit` of this route, its own or shared with others.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(
+        arbitrary_types_allowed=True,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
 
     model: Embeddings = Field(repr=False)
     name: str = ""
@@ -115,7 +122,7 @@ class EmbeddingsRoute(BaseModel):
             msg = "a route cannot be an EmbeddingsRouter: put its routes into `routes`"
             raise TypeError(msg)
         if not isinstance(value, Embeddings):
-            msg = f"a route's model must be LangChain Embeddings, not {value!r}"
+            msg = f"a route's model must be LangChain Embeddings, not {shown(value)}"
             raise TypeError(msg)
         return value
 
@@ -142,7 +149,10 @@ class EmbeddingsRouter(ClosedByWith, BaseModel, Embeddings):
     the policy (`on_retry`, `on_failover`).
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+    # An unknown argument may be a key, and a URL has a password.
+    model_config = ConfigDict(
+        arbitrary_types_allowed=True, extra="forbid", hide_input_in_errors=True
+    )
 
     routes: list[EmbeddingsRoute] = Field(min_length=1)
     """The places to ask, in this order; embeddings are a route, and so is a string."""
@@ -207,16 +217,19 @@ class EmbeddingsRouter(ClosedByWith, BaseModel, Embeddings):
                 one if isinstance(one, EmbeddingsRoute) else EmbeddingsRoute(model=one)
                 for one in value
             ]
-        msg = f"routes must be a list of embeddings or EmbeddingsRoutes, not {value!r}"
+        given = repr(value) if isinstance(value, str) else shown(value)
+        msg = f"routes must be a list of embeddings or EmbeddingsRoutes, not {given}"
         raise ValueError(msg)
 
-    @model_validator(mode="before")
+    @field_validator("store", mode="before")
     @classmethod
-    def _check_store(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "store" in values:
-            # Here, since errors of fields show what is given: a URL has a password.
-            values = {**values, "store": as_store(values["store"])}
-        return values
+    def _check_store(cls, value: Any) -> Any:
+        return as_store(value)
+
+    _check_numbers = field_validator(
+        *("dimensions", "max_batch_size", "max_batch_tokens", "max_concurrency"),
+        mode="wrap",
+    )(check_number)
 
     @field_validator("breaker_settings", mode="before")
     @classmethod

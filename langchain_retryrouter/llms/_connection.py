@@ -24,6 +24,7 @@ from langchain_retryrouter._prices import load_list
 from langchain_retryrouter._retry.clock import Clock
 from langchain_retryrouter._shared import name_hash
 from langchain_retryrouter.circuit_breaker import CircuitBreaker
+from langchain_retryrouter.errors import shown
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy, resolve_policy
 from langchain_retryrouter.rate_limits import RateLimit
 from langchain_retryrouter.stores import as_store, close_made
@@ -179,7 +180,10 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
 
     # A validation error quotes its input, which may hold the key.
     model_config = ConfigDict(
-        populate_by_name=True, hide_input_in_errors=True, protected_namespaces=()
+        populate_by_name=True,
+        hide_input_in_errors=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
     )
 
     @model_validator(mode="before")
@@ -223,7 +227,7 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
             return tuple(value)
         msg = (
             "request_timeout must be seconds above 0, or a pair of them for connecting"
-            f" and for reading, or None for the SDK's own, not {value!r}"
+            f" and for reading, or None for the SDK's own, not {shown(value)}"
         )
         raise ValueError(msg)
 

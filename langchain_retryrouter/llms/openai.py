@@ -19,7 +19,7 @@ from langchain_core import callbacks
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.messages import BaseMessage, convert_to_openai_messages
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, field_validator
 
 from langchain_retryrouter._callbacks import (
     AnyRunManager,
@@ -35,7 +35,7 @@ from langchain_retryrouter._retry import engine, streaming
 from langchain_retryrouter._retry.call_state import CallState, Subject, limits_of
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter._retry.timeouts import agather_bounded, gather_bounded
-from langchain_retryrouter.errors import InvalidRequestError
+from langchain_retryrouter.errors import InvalidRequestError, refuse_bool
 from langchain_retryrouter.failures import FailureKind
 from langchain_retryrouter.llms import _connection
 from langchain_retryrouter.policy import resolve_policy
@@ -228,6 +228,13 @@ class OpenAILLM(_connection.OpenAIConnection):
     """Changes how likely each token is."""
     seed: int | None = None
     """Makes the sampling as repeatable as the provider can."""
+
+    _refuse_bools = field_validator(
+        *("n", "seed", "best_of", "batch_size", "max_tokens", "temperature", "top_p"),
+        *("frequency_penalty", "presence_penalty", "top_logprobs"),
+        mode="wrap",
+        check_fields=False,
+    )(refuse_bool)
 
     # Whether one request takes several prompts; until the server refuses a list.
     _reads_list: bool = PrivateAttr(default=True)
@@ -477,6 +484,8 @@ class BaseOpenAI(OpenAILLM):
     """Answers to generate; the best `n` of them are returned."""
     logprobs: int | None = None
     """How many likely tokens to report at each step, with their probabilities."""
+
+    _refuse_bool = field_validator("logprobs", mode="wrap")(refuse_bool)
 
     # Not `lc_secrets` itself: LangChain asks each base class for it; the last wins.
     _secrets: ClassVar[dict[str, str]] = {"openai_api_key": "OPENAI_API_KEY"}

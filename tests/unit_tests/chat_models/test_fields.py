@@ -57,7 +57,7 @@ NAN, INF = float("nan"), float("inf")
         ("gateway_timeout", 0, "greater than 0"),
         ("gateway_timeout", INF, "finite number"),
         ("gateway_max_retries", -1, "greater than or equal to 0"),
-        ("retry_policy", {"max_retries": "many"}, "'many'"),
+        ("retry_policy", {"max_retries": "many"}, "retry_policy.max_retries"),
         ("budget", 500, "RetryBudget"),
         ("breaker", True, "CircuitBreaker"),
         ("clock", time, "Clock"),

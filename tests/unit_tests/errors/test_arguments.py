@@ -1,0 +1,207 @@
+"""What the public classes say of arguments that they refuse."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import traceback
+from typing import Any, Final
+
+import pytest
+from langchain_core.embeddings import DeterministicFakeEmbedding
+from langchain_core.language_models.fake_chat_models import FakeListChatModel
+from pydantic import ValidationError
+
+from langchain_retryrouter import (
+    AzureOpenAI,
+    CircuitBreaker,
+    EmbeddingsRoute,
+    EmbeddingsRouter,
+    GPTRouter,
+    GPTRouterEmbeddings,
+    GPTRouterModel,
+    OpenAI,
+    OpenAIChat,
+    RateLimit,
+    RetryBudget,
+    RetryPolicy,
+    RetryRouter,
+    Route,
+    SpendLimit,
+)
+
+KEY: Final = "sk-proj-4kOq7ZVwVtq2"
+URL: Final = f"https://user:{KEY}@host"
+MODEL: Final = FakeListChatModel(responses=["Hello."])
+EMBEDDINGS: Final = DeterministicFakeEmbedding(size=3)
+GATEWAY: Final[dict[str, Any]] = {
+    "models_priority_list": [GPTRouterModel(name="gpt-4o", provider_name="openai")],
+    "gpt_router_api_key": KEY,
+}
+PRICED: Final = Route(model=MODEL, input_price=1, output_price=1)
+
+
+class Careless(FakeListChatModel):
+    """A model of somebody else that shows its key."""
+
+    api_key: str = KEY
+
+
+CARELESS: Final = Careless(responses=["Hello."])
+AZURE: Final = {"api_key": KEY, "azure_endpoint": "https://a", "api_version": "1"}
+CLASSES: Final[dict[Any, dict[str, Any]]] = {
+    RetryRouter: {"routes": [CARELESS]},
+    Route: {"model": CARELESS},
+    EmbeddingsRouter: {"routes": [EMBEDDINGS]},
+    EmbeddingsRoute: {"model": EMBEDDINGS},
+    GPTRouter: GATEWAY,
+    GPTRouterEmbeddings: GATEWAY,
+    OpenAI: {"api_key": KEY},
+    OpenAIChat: {"api_key": KEY},
+    AzureOpenAI: AZURE,
+}
+SECRET_NAMES: Final = (
+    *("api_key", "api_keys", "openai_api_key", "gpt_router_api_key", "apikey"),
+    *("token", "password", "base_url", "store", "proxy", "openai_proxy", "foo"),
+    *("default_headers", "cache", "metadata", "rate_limit", "rate_limiter", "budget"),
+    *("breaker", "spend_limit", "clock", "tags", "retry_policy", "breaker_settings"),
+    *("gpt_router_api_base", "client", "timeout"),
+)
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+@pytest.mark.filterwarnings("ignore:.* is not default parameter:UserWarning")
+def test_no_refused_argument_shows_a_key(cls: Any) -> None:
+    """A key or a URL at the wrong place is in no message, and neither are others."""
+    messages = []
+    for name in SECRET_NAMES:
+        values = ([KEY], {"key": KEY}, URL) if name == "timeout" else ([KEY], KEY, URL)
+        for value in values:
+            if name == "store" and value == KEY:
+                continue
+            try:
+                cls(**{**CLASSES[cls], name: value})
+            except (ImportError, TypeError, ValueError) as error:
+                messages.append((name, str(error)))
+    assert len(messages) > len(SECRET_NAMES)
+    assert not [name for name, message in messages if KEY in message]
+    own_names = {"base_url", "token"}
+    assert not [m for name, m in messages if name not in m and name not in own_names]
+
+
+MISTAKES: Final[dict[str, Any]] = {
+    "no list": lambda: RetryRouter(routes=CARELESS),  # type: ignore[arg-type]
+    "a dict of models": lambda: RetryRouter(routes={"first": CARELESS}),  # type: ignore[arg-type]
+    "a dict for a route": lambda: RetryRouter(
+        routes=[{"model": "openai:m", "api_key": KEY}]  # type: ignore[list-item]
+    ),
+    "a chain": lambda: RetryRouter(routes=[CARELESS | (lambda answer: answer)]),  # type: ignore[list-item]
+    "a number beside it": lambda: RetryRouter(routes=[CARELESS], max_cost=-1),
+    "bound": lambda: Route(model=MODEL.bind(api_key=KEY), weight=-1),  # type: ignore[arg-type]
+    "key twice": lambda: Route.pool(MODEL, api_keys=[KEY, KEY]),
+    "pool": lambda: Route.pool("openai:m", api_keys=[KEY], bogus=1),
+    "embeddings: no list": lambda: EmbeddingsRouter(routes=CARELESS),  # type: ignore[arg-type]
+    "embeddings: a chat model": lambda: EmbeddingsRouter(routes=[CARELESS]),  # type: ignore[list-item]
+    "port": lambda: GPTRouter(**GATEWAY, gpt_router_api_base=URL + ":port"),
+    "slash in the password": lambda: GPTRouter(
+        **GATEWAY, gpt_router_api_base=f"http://user:{KEY}/{KEY}@host"
+    ),
+    "key for an address": lambda: GPTRouter(**GATEWAY, gpt_router_api_base=KEY),
+    "config": lambda: RetryRouter.from_config({"routes": [], "api_key": KEY}),
+    "config with a store": lambda: RetryRouter.from_config(
+        {"routes": ["openai:m"], "store": URL}
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_no_mistaken_form_shows_a_key(mistake: str) -> None:
+    """A list that was forgotten, or a dict instead of a Route, shows no model's key."""
+    with pytest.raises((TypeError, ValueError)) as refused:
+        MISTAKES[mistake]()
+    lines = traceback.format_exception(refused.value)
+    assert KEY not in "".join(line for line in lines if "test_arguments" not in line)
+
+
+def test_a_key_for_a_router_goes_to_a_model() -> None:
+    """The message says where the key belongs."""
+    with pytest.raises(ValidationError, match="api_key: give it to the model of a"):
+        RetryRouter(routes=[MODEL], api_key=KEY)
+    with pytest.raises(ValidationError, match=r"api_keys: give Route.pool\(model, "):
+        RetryRouter(routes=[MODEL], api_keys=[KEY])
+
+
+# --- numbers ---
+
+SHARED: Final[dict[Any, dict[str, Any]]] = {
+    RetryPolicy: {},
+    RetryBudget: {},
+    CircuitBreaker: {},
+    RateLimit: {"requests_per_minute": 5},
+    SpendLimit: {"amount": 1},
+}
+NO_NUMBERS: Final = (
+    *("name", "store", "clock", "on_retry", "on_failover", "on_state_change"),
+    *("jitter", "strict", "adaptive"),
+)
+FIELDS: Final[list[tuple[Any, dict[str, Any], str]]] = [
+    *((Route, {"model": MODEL}, n) for n in ("tier", "weight")),
+    *((Route, {"model": MODEL}, n) for n in ("input_price", "output_price")),
+    *((RetryRouter, {"routes": [PRICED]}, n) for n in ("max_cost", "max_price")),
+    *((RetryRouter, {"routes": [PRICED]}, n) for n in ("hedge_after", "seed")),
+    *(
+        (EmbeddingsRouter, {"routes": [EMBEDDINGS]}, name)
+        for name in ("dimensions", "max_batch_size", "max_batch_tokens")
+    ),
+    (EmbeddingsRouter, {"routes": [EMBEDDINGS]}, "max_concurrency"),
+]
+OWN: Final = [
+    *(
+        (cls, given, name)
+        for cls, given in SHARED.items()
+        for name in inspect.signature(cls).parameters
+        if name not in NO_NUMBERS
+    ),
+    *FIELDS,
+]
+SAMPLING: Final = ("temperature", "top_p", "frequency_penalty", "max_tokens", "n")
+OTHERS: Final = [
+    *((GPTRouter, GATEWAY, name) for name in (*SAMPLING, "gateway_timeout")),
+    *((GPTRouter, GATEWAY, name) for name in ("gateway_max_retries", "max_retries")),
+    *((GPTRouter, GATEWAY, name) for name in ("timeout", "request_timeout")),
+    *((GPTRouterEmbeddings, GATEWAY, n) for n in ("chunk_size", "max_concurrency")),
+    *((OpenAI, {"api_key": KEY}, n) for n in (*SAMPLING, "logprobs", "best_of")),
+    *((OpenAIChat, {"api_key": KEY}, n) for n in (*SAMPLING, "batch_size", "seed")),
+]
+
+
+@pytest.mark.parametrize(("cls", "given", "name"), [*OWN, *OTHERS])
+@pytest.mark.parametrize("value", [True, False, math.nan])
+def test_no_bool_is_a_number(
+    cls: Any, given: dict[str, Any], name: str, value: Any
+) -> None:
+    """True is 1 for Python and for pydantic, and never what a number should be."""
+    with pytest.raises(ValueError, match=f"(?s){name}.*"):
+        cls(**{**given, name: value})
+
+
+@pytest.mark.parametrize(("cls", "given", "name"), OWN)
+@pytest.mark.parametrize("value", [True, "5", -1, math.nan])
+def test_a_number_of_a_wrong_kind_is_named(
+    cls: Any, given: dict[str, Any], name: str, value: Any
+) -> None:
+    """A text, and a number below the range, are refused with the value."""
+    if name == "seed" and value == -1:
+        return
+    with pytest.raises(ValueError, match=f"(?s){name}.*not {value!r}"):
+        cls(**{**given, name: value})
+
+
+@pytest.mark.parametrize("count", [True, "5", -1, math.nan, math.inf])
+@pytest.mark.parametrize("name", ["input_tokens", "output_tokens"])
+def test_explain_takes_numbers_only(name: str, count: Any) -> None:
+    """The counts of a worst case are numbers, or there is an error with the value."""
+    router = RetryRouter(routes=[PRICED])
+    counts = {"input_tokens": 5, "output_tokens": 5, name: count}
+    with pytest.raises(ValueError, match=f"{name} must be a number.*not {count!r}"):
+        router.explain(**counts)
