@@ -108,17 +108,15 @@ _BLOCK_KINDS: Final = {
 
 def skipped_routes(
     routes: Sequence[Route], messages: Sequence[BaseMessage], options: dict[str, Any]
-) -> dict[int, str]:
+) -> tuple[dict[int, str], ContextLengthError | None]:
     """The reasons why routes cannot take a request, by the routes' positions.
 
-    Empty if none can take it: then all are asked, since a profile may be mistaken.
-
-    Raises:
-        ContextLengthError: The prompt is too long for every route.
+    Empty if none can take it: then all are asked, since a profile may be mistaken. But
+    for a prompt that is too long for every route there is an error.
     """
     profiles = [profile_of(route) for route in routes]
     if not any(profiles):
-        return {}
+        return {}, None
     media = {kind for message in messages for kind in _media_of(message)}
     texts = [text for message in messages for text in _texts_of(message)]
     characters, most = sum(map(len, texts)), 0
@@ -143,8 +141,8 @@ def skipped_routes(
         )
         error = ContextLengthError(msg, may_have_run=False)
         error.attempts = 0
-        raise error
-    return {} if len(reasons) == len(routes) else reasons
+        return reasons, error
+    return {} if len(reasons) == len(routes) else reasons, None
 
 
 def profile_of(route: Route) -> Mapping[str, Any]:

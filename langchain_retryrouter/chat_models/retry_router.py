@@ -853,13 +853,14 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         order = memory.order.order(clock.monotonic(), is_open, conversation)
         order = [index for index in order if not self.routes[index].unfit]
         routes = [self.routes[index] for index in order]
-        skipped = skipped_routes(routes, request.messages, request.options)
+        skipped, error = skipped_routes(routes, request.messages, request.options)
         records = [
             AttemptRecord(None, routes[at].name, "skipped", reason=reason)
             for at, reason in skipped.items()
         ]
-        order = [index for at, index in enumerate(order) if at not in skipped]
-        routes = [self.routes[index] for index in order]
+        if error is None:
+            order = [index for at, index in enumerate(order) if at not in skipped]
+            routes = [self.routes[index] for index in order]
         costs = CallCosts(
             routes,
             request.messages,
@@ -882,6 +883,11 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         )
         observe_run(call_state, run, trace_attempts=self.trace_attempts)
         call_state.skip(records)
+        if error is not None:
+            call_state.open()
+            call_state.end(error)
+            error.attempt_log = call_state.attempt_log()
+            raise error
 
         def measured(position: int, seconds: float) -> None:
             memory.order.strategy.measured(order[position], seconds, clock.monotonic())

@@ -20,6 +20,7 @@ from opentelemetry.trace import StatusCode
 
 from langchain_retryrouter import (
     CircuitBreaker,
+    ContextLengthError,
     EmbeddingsRoute,
     EmbeddingsRouter,
     OpenAI,
@@ -164,6 +165,22 @@ def test_a_failed_call_says_so(
     assert recorded.values("error.type", call) == ["authentication"]
     assert call.status.status_code is StatusCode.ERROR
     assert call.status.description == "authentication"
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+def test_a_prompt_that_is_too_long_for_all_routes_is_a_failed_call(
+    twin: Twin, gateway: FaultyGateway, recorded: Recorded, way: str
+) -> None:
+    """Nothing is sent, and the call has its span and its events."""
+    model = chat_openai(gateway, "gpt-4o", profile={"max_input_tokens": 10})
+    router = RetryRouter(routes=[model, model])
+    with pytest.raises(ContextLengthError):
+        getattr(twin, way)(router, "word " * 100)
+    assert recorded.attempts == []
+    assert recorded.values("error.type", recorded.call) == ["context_overflow"]
+    assert [event.name for event in recorded.call.events] == [
+        "retryrouter.route_skipped"
+    ] * 2
 
 
 @pytest.mark.parametrize("kind", ["GPTRouter", "router of ChatOpenAIs", "OpenAIChat"])

@@ -203,6 +203,16 @@ def test_a_prompt_that_no_route_can_hold_ends_at_once(way: Way) -> None:
     assert raised.value.attempts == 0
     assert raised.value.may_have_run is False
     assert not raised.value.is_retryable
+    log = raised.value.attempt_log
+    assert log is not None
+    assert log["route"] is None
+    assert [(line["route"], line["outcome"]) for line in log["attempts"]] == [
+        ("small", "skipped"),
+        ("large", "skipped"),
+    ]
+    assert log["attempts"][1]["reason"] == (
+        "the prompt has at least 5,000 tokens, and the model takes 2,000"
+    )
 
 
 def test_one_route_in_doubt_is_asked() -> None:
