@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import io
+import os
 import signal
 import sys
 import threading
@@ -42,7 +43,7 @@ from langchain_retryrouter._providers.integrations import TOKEN_LIMITS
 from langchain_retryrouter.attempt_log import AttemptLog, read_logs, trace_page
 
 try:  # the extra "cli"; `explain` does without
-    from rich.console import Console
+    from rich import console as rich
     from rich.markup import escape
     from rich.table import Table
 
@@ -55,9 +56,18 @@ except ModuleNotFoundError as _error:
 else:
     _MISSING = None
 
+    class Console(rich.Console):
+        """Leaves a pipe whose reader has gone to `main`."""
+
+        def on_broken_pipe(self) -> None:
+            """Called by rich, which would exit with 1."""
+            raise BrokenPipeError
+
+
 if TYPE_CHECKING:
     from langchain_retryrouter.testing import Step
 
+_BROKEN_PIPE = 141  # What shells report of programs that SIGPIPE ends.
 _LONGEST_WATCH = 86_400.0
 _STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 _STORE_HELP = "such as redis://localhost:6379/0"
@@ -75,8 +85,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0, 1 for a package that is not installed, a route that does not
-            answer, or lines that cannot be read, 2 for bad arguments.
+            answer, or lines that cannot be read, 2 for bad arguments, and 141 if the
+            output is a pipe whose reader has gone (`| head`).
     """
+    try:
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):  # Python flushes them at its end.
+            with contextlib.suppress(OSError):
+                os.dup2(null, stream.fileno())
+        return _BROKEN_PIPE
+
+
+def _run(argv: Sequence[str] | None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # A file on Windows is not UTF-8.
@@ -90,6 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     try:
         return arguments.run(arguments) or 0
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         print(f"retryrouter {arguments.command}: {error}", file=sys.stderr)
         return 2
@@ -286,7 +313,7 @@ def _status(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _show_status(store: RedisStore, console: Console) -> int:
+def _show_status(store: RedisStore, console: rich.Console) -> int:
     """Print what is shared; 1 if the store does not answer."""
     try:
         scopes = store.snapshot()
@@ -353,7 +380,7 @@ _MODELS = [
 class _Reporter(BaseCallbackHandler):
     """Prints what LangChain's callbacks report, and collects a table of the calls."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: rich.Console) -> None:
         self.title = ""
         self.rows: dict[UUID, list[str]] = {}
         self.logs: list[AttemptLog] = []
@@ -408,7 +435,7 @@ class _Reporter(BaseCallbackHandler):
         self._console.print(line, highlight=False, no_wrap=True, overflow="ellipsis")
 
 
-def run_demo(console: Console) -> None:
+def run_demo(console: rich.Console) -> None:
     """Print the calls as they happen, a table of their attempts, and a timeline."""
     with testing.FaultyGateway(gptrouter="hosted") as gateway:
         console.print(

@@ -231,6 +231,37 @@ def test_trace_prints_in_any_encoding(tmp_path: Path, encoding: str) -> None:
     assert ran.stderr == b""
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"], ids=["plain", "rich"])
+@pytest.mark.parametrize("command", ["trace", "explain", "check", "--help"])
+def test_a_closed_pipe_ends_a_command_quietly(
+    tmp_path: Path, command: str, encoding: str
+) -> None:
+    """`| head` closes its end when it has enough; the code is that of SIGPIPE."""
+    file = tmp_path / "calls.jsonl"
+    line = {"attempts": [{"attempt": 1, "outcome": "ok", "seconds": 1, "route": "r"}]}
+    file.write_text(f"{json.dumps(line)}\n" * 500)
+    config = tmp_path / "router.json"
+    config.write_text('{"routes": [{"model": "openai:m", "params": {"api_key": "k"}}]}')
+    given = {"trace": [str(file)], "check": [str(config)]}.get(command, [])
+    reader, writer = os.pipe()
+    os.close(reader)
+    ran = subprocess.run(
+        [sys.executable, "-m", "langchain_retryrouter.cli", command, *given],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        check=False,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "PYTHONIOENCODING": encoding,
+            "PYTHONUNBUFFERED": "",
+        },
+    )
+    os.close(writer)
+    assert ran.stderr == b""
+    assert ran.returncode == 141
+
+
 def test_trace_of_a_missing_file_is_a_clear_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
