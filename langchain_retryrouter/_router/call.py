@@ -262,6 +262,7 @@ class BaseRouterCall:
         self._facts: dict[int, dict[str, Any]] = {}
         self._interrupted: RetryRouterError | None = None
         self._delivered = ""
+        self._has_delivered = False
         self._said_more_than_text = False
         self._passes = 0  # How often the stream broke off and was taken up again.
         self._authors = {route.name: route.reader for route in routes}
@@ -295,6 +296,8 @@ class BaseRouterCall:
             self._state.end(error.__cause__)
             raise error.__cause__
         if not isinstance(error, RetryRouterError):
+            if error is not None and self._has_delivered:
+                self.on_answer()  # The caller has left a stream that was well.
             self._state.end(error)
             return False
         if self.can_continue(error):
@@ -401,6 +404,7 @@ class BaseRouterCall:
 
     def passed_on(self, chunk: ChatGenerationChunk) -> ChatGenerationChunk:
         """A chunk without what only the router may say: the log, and which is last."""
+        self._has_delivered = True
         message = chunk.message
         if message.response_metadata or getattr(message, "usage_metadata", None):
             self._take_facts(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import json
 import pickle
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
+from collections.abc import AsyncGenerator, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self, cast
 from uuid import UUID
@@ -29,7 +31,14 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langchain_retryrouter import RetryPolicy, RetryRouter, Route
 from langchain_retryrouter._router.plan import rendezvous
 from langchain_retryrouter._router.preflight import conversation_of
-from langchain_retryrouter.testing import Answer, FakeClock, FaultyGateway, Status
+from langchain_retryrouter.testing import (
+    Answer,
+    FakeClock,
+    FaultyGateway,
+    Silence,
+    Stall,
+    Status,
+)
 
 from .attempts import WAYS, Way
 from .test_pools import gpt_router
@@ -355,6 +364,63 @@ def test_a_conversation_that_moved_stays_and_a_new_one_goes_home() -> None:
         clock.advance(3_000)
         assert service.ask(moved) == "b"
         clock.advance(3_601)
+        assert service.ask(moved) == "a"
+
+
+@pytest.mark.parametrize("leave", ["close", "aclose", "cancel"])
+def test_a_stream_that_its_caller_leaves_moves_its_conversation(leave: str) -> None:
+    """The route had begun to answer after the failover: it has the prompt cached."""
+    with Service(FakeClock()) as service:
+        moved = service.home("a")
+        service.gateways["a"].always(Status(503))
+        service.gateways["b"].script(Stall(after=1, seconds=30))
+
+        async def begin(begun: asyncio.Event) -> None:
+            chunks = cast(
+                "AsyncGenerator[Any]", service.router.astream("hi", thread(moved))
+            )
+            async for _ in chunks:
+                begun.set()
+                if leave == "aclose":
+                    break
+            await chunks.aclose()
+
+        async def abegin() -> None:
+            begun = asyncio.Event()
+            task = asyncio.create_task(begin(begun))
+            if leave == "cancel":
+                await begun.wait()
+                task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+        if leave == "close":
+            sync = cast("Generator[Any]", service.router.stream("hi", thread(moved)))
+            next(sync)
+            sync.close()
+        else:
+            asyncio.run(abegin())
+        service.gateways["a"].always(Answer())
+        assert service.ask(moved) == "b"
+
+
+def test_a_stream_that_is_left_before_its_first_token_moves_nothing() -> None:
+    """Whether the route would have answered is not known."""
+    with Service(FakeClock()) as service:
+        moved = service.home("a")
+        service.gateways["a"].script(Status(503))
+        service.gateways["b"].always(Silence())
+
+        async def cancelled() -> None:
+            chunks = service.router.astream("hi", thread(moved))
+            task = asyncio.ensure_future(anext(chunks))
+            await service.gateways["b"].await_for(lambda one: bool(one.requests))
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        asyncio.run(cancelled())
+        service.gateways["b"].always(Answer())
         assert service.ask(moved) == "a"
 
 
