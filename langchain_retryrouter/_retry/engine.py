@@ -154,6 +154,7 @@ class RetryController:
         self._last_error: RetryRouterError | None = None
         self._may_have_run = False  # What any failed attempt says.
         self._is_over = False
+        self._turn_at: int | None = None  # The route whose rate limiter has agreed.
 
     def begin(self) -> Attempt | float:
         """The next attempt, or seconds to wait before this is asked again.
@@ -167,7 +168,7 @@ class RetryController:
             self._stop("the deadline is over")
         refusal = self.call_state.admit(self.context.route())
         if refusal is None:
-            state = self.call_state
+            state, self._turn_at = self.call_state, None
             timeout = state.attempt_timeout(is_stream=self._is_stream)
             return Attempt(state.attempts, timeout, state.header_reader())
         if wait := self.call_state.money_wait(refusal):
@@ -195,6 +196,17 @@ class RetryController:
         raise self.context.errors[FailureKind.CIRCUIT_OPEN](
             msg, retry_after=refusal.retry_after, may_have_run=False
         )
+
+    @property
+    def needs_turn(self) -> bool:
+        """Whether the rate limiter is to be asked: once for an attempt."""
+        state = self.call_state
+        return self._turn_at != state.position and not state.will_be_refused()
+
+    def took_turn(self, began: float) -> None:
+        """The rate limiter has agreed, after a wait that began then."""
+        self.call_state.waited_for_limiter(self.context.clock.monotonic() - began)
+        self._turn_at = self.call_state.position
 
     def check_acquired(self, has_acquired: object) -> None:
         """Raise an error if the rate limiter refused after its own wait."""
@@ -456,14 +468,14 @@ def _next_wait(
 
 def _acquire(controller: RetryController) -> None:
     limiter, clock = controller.context.rate_limiter, controller.context.clock
-    if limiter is not None and not controller.call_state.will_be_refused():
+    if limiter is not None and controller.needs_turn:
         began = clock.monotonic()
         if controller.call_state.policy.deadline:
             while limiter.acquire(blocking=False) is False:
                 clock.sleep(controller.rate_limiter_wait())
         else:
             controller.check_acquired(limiter.acquire(blocking=True))
-        controller.call_state.waited_for_limiter(clock.monotonic() - began)
+        controller.took_turn(began)
 
 
 async def abegin(controller: RetryController, notify: ANotify | None = None) -> Attempt:
@@ -490,14 +502,14 @@ async def abegin(controller: RetryController, notify: ANotify | None = None) -> 
 
 async def _aacquire(controller: RetryController) -> None:
     limiter, clock = controller.context.rate_limiter, controller.context.clock
-    if limiter is not None and not controller.call_state.will_be_refused():
+    if limiter is not None and controller.needs_turn:
         began = clock.monotonic()
         if controller.call_state.policy.deadline:
             while await limiter.aacquire(blocking=False) is False:
                 await clock.asleep(controller.rate_limiter_wait())
         else:
             controller.check_acquired(await limiter.aacquire(blocking=True))
-        controller.call_state.waited_for_limiter(clock.monotonic() - began)
+        controller.took_turn(began)
 
 
 def call(

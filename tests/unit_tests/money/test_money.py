@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from langchain_core.caches import InMemoryCache
+from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
@@ -22,6 +23,7 @@ from langchain_retryrouter import (
     GPTRouterModel,
     OpenAI,
     OpenAIChat,
+    RateLimit,
     RetryPolicy,
     RetryRouter,
     RetryRouterError,
@@ -482,6 +484,62 @@ def test_nothing_stays_reserved(gateway: FaultyGateway, twin: Twin, step: Step) 
     assert limit.left < 1 - limit.spent
     chunks.close()
     assert limit.left == pytest.approx(1 - limit.spent)
+
+
+class Settling(FakeClock):
+    """Gives money that another call holds back at the sixth wait."""
+
+    def __init__(self, held: Any) -> None:
+        super().__init__()
+        self._held = held
+
+    def sleep(self, seconds: float) -> None:
+        super().sleep(seconds)
+        if len(self.sleeps) == 6:
+            self._held.settle(0.0)
+
+    async def asleep(self, seconds: float) -> None:
+        self.sleep(seconds)
+
+
+class Turnstile(BaseRateLimiter):
+    """Counts how often it is asked for a turn, and gives it."""
+
+    asked = 0
+
+    def acquire(self, *, blocking: bool = True) -> bool:
+        del blocking
+        self.asked += 1
+        return True
+
+    async def aacquire(self, *, blocking: bool = True) -> bool:
+        return self.acquire(blocking=blocking)
+
+
+@pytest.mark.parametrize("limits", ["none", "rate_limit", "deadline"])
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+def test_a_rate_limiter_is_asked_once_while_money_is_waited_for(
+    gateway: FaultyGateway, twin: Twin, way: str, limits: str
+) -> None:
+    """The turn of an attempt is kept until there is money for it."""
+    limit, turnstile = SpendLimit(10 * COST), Turnstile()
+    held = limit.reserve(Price(COST, 9.5 * COST))
+    clock = Settling(held)
+    shared = RateLimit(requests_per_minute=60_000, clock=clock)
+    model = {"max_tokens": 5, "rate_limiter": turnstile}
+    router = new_router(
+        new_route(gateway, model=model),
+        spend_limit=limit,
+        clock=clock,
+        rate_limit=shared if limits == "rate_limit" else None,
+        retry_policy=RetryPolicy(deadline=60 if limits == "deadline" else None),
+    )
+    assert log_of(twin, way, router).route == "own"
+    assert len(clock.sleeps) >= 6
+    assert turnstile.asked == 1
+    gateway.script(Status(503))
+    assert len(log_of(twin, way, router).attempts) == 2
+    assert turnstile.asked == 3
 
 
 @pytest.mark.parametrize("max_tokens", [10, None])
