@@ -1,11 +1,11 @@
-"""What several processes know together: operations on records that a store keeps.
+"""What models and processes share: objects, and operations on records of a store.
 
 Breakers, budgets and limits do not know Redis. They know a `Store`, and give it an
 `Operation`: a small function that changes one record, written in Lua for Redis and in
 Python for `stores.MemoryStore`. A record is a flat dict of strings and numbers; one
 operation runs on it at a time. Times are milliseconds on the store's clock, `now`.
 
-How to share something over a store:
+How to share something over a store, which the class `Shareable` prepares:
 
 * `store.watch(operation, name, watcher)` once. Each second, and when a store that was
   away is back, the store calls `watcher.refresh()`, which submits what it has to ask
@@ -29,11 +29,14 @@ changes `r` in place, and returns the reply. `Operation.name` is the kind of the
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import secrets
 import socket
+import threading
+import weakref
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+from typing import Any, ClassVar, Final, NamedTuple, Protocol, Self, TypeAlias
 
 Record: TypeAlias = dict[str, Any]
 Reply: TypeAlias = list[Any]
@@ -55,9 +58,6 @@ class Watcher(Protocol):
 
     def learned(self, reply: Reply) -> None:
         """Take note of what another process, or this one, announced."""
-
-    def forked(self) -> None:
-        """This is the child of a fork: make new locks, and forget what is under way."""
 
 
 class Store(Protocol):
@@ -98,27 +98,123 @@ def name_hash(*parts: object) -> str:
     return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:8]
 
 
-def check_store(store: Store, name: str, what: str) -> None:
-    """Check where something is shared, and that it has a name.
-
-    Raises:
-        ValueError: It has none, or there is no store. The value is not shown, since a
-            URL may have a password.
-    """
-    if not (hasattr(store, "submit") and hasattr(store, "watch")):
-        msg = (
-            "store must be a RedisStore(url) or a MemoryStore() of"
-            f" langchain_retryrouter.stores, not of type {type(store).__name__}"
-        )
-        raise ValueError(msg)
-    if not name:
-        msg = f"a {what} with a store needs a name, the same in all processes"
-        raise ValueError(msg)
-
-
 def process_name() -> str:
     """A name for this process that no other has, also after a fork."""
     return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+
+
+class OneForAll:
+    """Copies and deep copies of what holds this object hold the same object."""
+
+    def __copy__(self) -> Self:
+        """The same object, which is to be shared."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """The same object, which is to be shared."""
+        return self
+
+
+class Shareable(OneForAll):
+    """An object that models share, and over a store all objects of its name.
+
+    A class calls `_use` at the end of its `__init__`, since a store may answer at
+    once. Its `forked` makes what the child of a fork cannot take over.
+    """
+
+    _operation: ClassVar[Operation]
+    _kind: ClassVar[str] = "limit"  # In error messages.
+
+    def __init__(self, name: str) -> None:
+        """Not shared over a store so far."""
+        self.name = name
+        self.number = next(_numbers)  # Tells it from others of its name here.
+        self._store: Store | None = None
+        self._renew()
+
+    def _renew(self) -> None:
+        # Reentrant: the garbage collector may close an abandoned wait in between.
+        self._lock = threading.RLock()
+        watch_forks(self)
+
+    def _use(self, store: Store | None) -> None:
+        """Use the store that was given, if there is one.
+
+        Raises:
+            ValueError: It is no store, or this has no name. The value is not shown,
+                since a URL may have a password.
+        """
+        if store is None:
+            return
+        if not (hasattr(store, "submit") and hasattr(store, "watch")):
+            msg = (
+                "store must be a RedisStore(url) or a MemoryStore() of"
+                f" langchain_retryrouter.stores, not of type {type(store).__name__}"
+            )
+            raise ValueError(msg)
+        if not self.name:
+            what = f"a {self._kind} with a store"
+            msg = f"{what} needs a name, the same in all processes"
+            raise ValueError(msg)
+        self.join(store, self.name)
+
+    def join(self, store: Store, name: str) -> None:
+        """Share this, unless it has a store already.
+
+        Args:
+            store: Where it is shared.
+            name: What it is shared under, if it has no name of its own.
+        """
+        with self._lock:
+            if self._store is not None:
+                return
+            self.name = self.name or name
+            self._store = store
+            self._forget_store()
+        store.watch(self._operation, self.name, self)
+
+    def _forget_store(self) -> None:
+        """Begin with nothing that the store has said or granted."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes use it, too, and know what this one learns."""
+        return self._store is not None
+
+    def refresh(self) -> None:
+        """Submit what is to be asked or said; called by the store each second."""
+
+    def learned(self, reply: Reply) -> None:
+        """Take note of what any process has announced; called by the store."""
+
+    def forked(self) -> None:
+        """This is the child of a fork: a thread of the parent may have had the lock."""
+        self._renew()
+
+
+class Forkable(Protocol):
+    """Something that the child of a fork cannot take over as it is."""
+
+    def forked(self) -> None:
+        """This is the child: make new locks, and forget what is under way."""
+
+
+_numbers: Final = itertools.count()
+_forkable: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
+
+
+def watch_forks(one: Forkable) -> None:
+    """Have `one.forked` called in each child, as long as it is alive."""
+    _forkable.add(one)
+
+
+def _forked() -> None:
+    for one in list(_forkable):
+        one.forked()
+
+
+if hasattr(os, "register_at_fork"):  # Not on Windows.
+    os.register_at_fork(after_in_child=_forked)
 
 
 PRESENCE: Final = 30_000

@@ -10,27 +10,25 @@ breaker opens again, and if it is cancelled another call may be the probe.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import random  # noqa: TID251 - the default of `clock`
-import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import SimpleNamespace
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Protocol
 
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from langchain_retryrouter._shared import BREAKER, Reply, Store, check_store
+from langchain_retryrouter._checks import is_number, is_positive, is_whole, require
+from langchain_retryrouter._shared import BREAKER, Reply, Shareable, Store
 
 _BUCKETS: Final = 10
 _LONGEST_PAUSE: Final = 86_400.0
 _MAX_SUSPECTS: Final = 1_000
-_MAX: Final = sys.float_info.max
+_COUNT: Final = "a whole number, 1 or more"
 _FINITE: Final = "a finite number above 0"
 _SHARE: Final = "a share above 0 and up to 1"
 _PROBE_INTERVAL: Final = 0.1  # Seconds between two looks at another call's probe.
@@ -41,7 +39,6 @@ _REPAIRED: Final = 1.0  # Seconds after which a store has answered, if ever.
 _LEASE_WAIT: Final = 0.25  # Seconds that a call waits for a busy store's answer.
 _ASKED: Final = "the server asked for it"
 _FELT: Final = "several processes failed there"
-_numbers: Final = itertools.count(1)
 
 LEASE_POLL: Final = 0.002
 """Seconds between two looks at the store's answer about a probe."""
@@ -84,17 +81,24 @@ class CircuitBreakerSettings(TypedDict, total=False):
     quorum: int
 
 
-_NUMBER: Final = int | float
-_NUMBERS: Final[dict[str, tuple[Any, Any, Callable[[Any], bool], str]]] = {
-    "failure_threshold": (5, int, lambda n: n >= 1, "a whole number, 1 or more"),
-    "recovery_time": (30.0, _NUMBER, lambda n: 0 < n <= _MAX, _FINITE),
-    "failure_rate": (None, _NUMBER | None, lambda n: n is None or 0 < n <= 1, _SHARE),
-    "window": (60.0, _NUMBER, lambda n: 0 < n <= _MAX, _FINITE),
-    "minimum_calls": (10, int, lambda n: n >= 1, "a whole number, 1 or more"),
-    "recovery_jitter": (0.0, _NUMBER, lambda n: 0 <= n <= 1, "a share from 0 to 1"),
-    "quorum": (2, int, lambda n: n >= 1, "a whole number, 1 or more"),
+def _is_count(value: Any) -> bool:
+    return is_whole(value) and value >= 1
+
+
+_NUMBERS: Final[dict[str, tuple[Any, Callable[[Any], bool], str]]] = {
+    "failure_threshold": (5, _is_count, _COUNT),
+    "recovery_time": (30.0, is_positive, _FINITE),
+    "failure_rate": (None, lambda n: n is None or (is_positive(n) and n <= 1), _SHARE),
+    "window": (60.0, is_positive, _FINITE),
+    "minimum_calls": (10, _is_count, _COUNT),
+    "recovery_jitter": (
+        0.0,
+        lambda n: is_number(n) and n <= 1,
+        "a share from 0 to 1",
+    ),
+    "quorum": (2, _is_count, _COUNT),
 }
-"""The numbers of a breaker: default, types, what is allowed, and this in words."""
+"""The numbers of a breaker: default, what is allowed, and this in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +126,7 @@ class Refusal:
     reason: str = ""
 
 
-class CircuitBreaker:
+class CircuitBreaker(Shareable):
     """A circuit breaker; give one object to all models of the same provider.
 
     Only retryable failures count: a 400 says nothing about the provider's health. A
@@ -178,6 +182,9 @@ class CircuitBreaker:
         ValueError: A number is out of its range; the message names it.
     """
 
+    _operation = BREAKER
+    _kind = "breaker"
+
     def __init__(
         self,
         *,
@@ -194,9 +201,9 @@ class CircuitBreaker:
         on_state_change: Callable[[BreakerState, BreakerState], object] | None = None,
     ) -> None:
         """Check the numbers; the breaker starts closed."""
-        if on_state_change is not None and not callable(on_state_change):
-            msg = f"on_state_change must be a function, not {on_state_change!r}"
-            raise ValueError(msg)
+        is_met = on_state_change is None or callable(on_state_change)
+        require("on_state_change", on_state_change, "a function", is_met=is_met)
+        super().__init__(name)
         self.failure_threshold = failure_threshold
         self.recovery_time = recovery_time
         self.failure_rate = failure_rate
@@ -204,16 +211,11 @@ class CircuitBreaker:
         self.minimum_calls = minimum_calls
         self.recovery_jitter = recovery_jitter
         self.quorum = quorum
-        self.name = name
-        for number, (_, types, is_allowed, allowed) in _NUMBERS.items():
+        for number, (_, is_allowed, allowed) in _NUMBERS.items():
             value = getattr(self, number)
-            is_number = isinstance(value, types) and not isinstance(value, bool)
-            if not (is_number and is_allowed(value)):
-                msg = f"{number} must be {allowed}, not {value!r}"
-                raise ValueError(msg)
+            require(number, value, allowed, is_met=is_allowed(value))
         self._clock = clock or _SYSTEM_CLOCK
         self._on_state_change = on_state_change
-        self._lock = threading.Lock()
         self._generation = 0
         self._failures = 0
         self._latest: deque[_Bucket] = deque()
@@ -226,10 +228,8 @@ class CircuitBreaker:
         self._why = ""
         self._paused_until = 0.0  # The end of a pause in which it is not open.
         self._reported = BreakerState.CLOSED
-        self._shared: _Shared | None = None
-        if store is not None:
-            check_store(store, name, "breaker")
-            self.join(store, name)
+        self._shared = _Shared()
+        self._use(store)
 
     @property
     def state(self) -> BreakerState:
@@ -265,11 +265,11 @@ class CircuitBreaker:
         return self._admit(is_early=True)
 
     def _admit(self, *, is_early: bool) -> Permit | Refusal:
-        if self._shared is not None:
-            self._shared.store.wake()
+        if self._store is not None:
+            self._store.wake()
         with self._lock:
             answer = self._decide(is_early=is_early)
-        if self._shared is not None and isinstance(answer, Refusal):
+        if self._store is not None and isinstance(answer, Refusal):
             self._send()
             with self._lock:  # The store may have answered at once.
                 answer = self._decide(is_early=is_early)
@@ -405,7 +405,7 @@ class CircuitBreaker:
             if held <= self._opens_in():
                 until = self._clock.monotonic() + held
                 self._held_until = max(self._held_until, until)
-                is_new = self._shared is not None and not self._shared.is_open
+                is_new = not self._shared.is_open
                 state = self._reported
             else:
                 is_open = self._state() is not BreakerState.CLOSED
@@ -428,28 +428,11 @@ class CircuitBreaker:
     # --- what is shared ---
 
     @property
-    def is_shared(self) -> bool:
-        """Whether other processes know what this breaker learns."""
-        return self._shared is not None
-
-    @property
     def pause(self) -> float:
         """Seconds that a server asked for, after which no probe is needed."""
         if not self._paused_until:
             return 0.0
         return max(0.0, self._paused_until - self._clock.monotonic())
-
-    def join(self, store: Store, name: str) -> None:
-        """Share this breaker, unless it has a store already.
-
-        Args:
-            store: Where it is shared.
-            name: What it is shared under, if it has no name of its own.
-        """
-        if self._shared is None:
-            self.name = self.name or name
-            self._shared = _Shared(store, next(_numbers))
-            store.watch(BREAKER, self.name, self)
 
     def pause_for(self, seconds: float) -> None:
         """Refuse calls for so long in all processes, and then admit all of them."""
@@ -472,12 +455,13 @@ class CircuitBreaker:
         self._send()
 
     def _me(self) -> str:
-        return self._shared.store.process if self._shared is not None else ""
+        return self._store.process if self._store is not None else ""
 
     def _tell(self, action: str, *args: Any) -> None:
         """Note what other processes shall know; `_send` sends it without the lock."""
-        if self._shared is not None:
-            self._shared.outbox.append([action, self._shared.me, *args])
+        if self._store is not None:
+            me = f"{self._store.process}#{self.number}"
+            self._shared.outbox.append([action, me, *args])
 
     def _vote(self, voter: str, why: str, *, is_felt: bool = True) -> None:
         pause = _ms(self._opens_in() or self.recovery_time)
@@ -487,8 +471,6 @@ class CircuitBreaker:
     def _tell_probe(self, outcome: str) -> bool:
         """Tell the store how its probe ended; False if the probe is our own affair."""
         shared = self._shared
-        if shared is None:
-            return False
         if not shared.lease:
             if outcome == "succeeded":
                 self._tell("retract", self._me())
@@ -508,8 +490,8 @@ class CircuitBreaker:
 
         0 if it may, or has to decide alone; None if another one probes.
         """
-        shared = self._shared
-        if shared is None or not shared.is_open or not shared.store.is_up:
+        shared, store = self._shared, self._store
+        if store is None or not shared.is_open or not store.is_up:
             return 0.0
         now = self._clock.monotonic()
         if now < shared.lease_ends:  # Of the lease that it has, or of its own decision.
@@ -517,9 +499,8 @@ class CircuitBreaker:
         if shared.asked_at is not None:
             if now < shared.asked_at + _REPAIRED:
                 return LEASE_POLL if now < shared.asked_at + _LEASE_WAIT else None
-            shared.unanswered += (
-                1  # The store's thread hangs, say while it looks up DNS.
-            )
+            # The store's thread hangs, say while it looks up DNS.
+            shared.unanswered += 1
             if shared.unanswered > 1:
                 shared.asked_at, shared.lease_ends = None, now + _LEASE
                 return 0.0
@@ -532,20 +513,18 @@ class CircuitBreaker:
 
     def _send(self) -> None:
         """Submit what is waiting, without the lock: the store may answer at once."""
-        shared = self._shared
-        while shared is not None and shared.outbox:
+        store, outbox = self._store, self._shared.outbox
+        while store is not None and outbox:
             with self._lock:
-                args = shared.outbox.popleft() if shared.outbox else None
+                args = outbox.popleft() if outbox else None
             if args is None:
                 return
             reply = functools.partial(self._replied, args[0])
-            if not shared.store.submit(BREAKER, self.name, args, reply):
+            if not store.submit(BREAKER, self.name, args, reply):
                 reply(None)
 
     def _replied(self, action: str, reply: Reply | None) -> None:
         shared = self._shared
-        if shared is None:
-            return
         if reply is not None:
             self.learned(reply)
         with self._lock:
@@ -566,8 +545,6 @@ class CircuitBreaker:
     def refresh(self) -> None:
         """Ask the store what is new, each second, and send what it does not know."""
         shared = self._shared
-        if shared is None:
-            return
         with self._lock:
             if shared.lease and self._is_probing:
                 shared.lease_ends = self._clock.monotonic() + _LEASE
@@ -595,8 +572,6 @@ class CircuitBreaker:
     def learned(self, reply: Reply) -> None:
         """Take over what is known of the provider in all processes."""
         shared = self._shared
-        if shared is None:
-            return
         _, generation, opens, held, pause, *_, why = reply
         state: BreakerState | None = None
         with self._lock:
@@ -629,16 +604,10 @@ class CircuitBreaker:
         self._send()
 
     def forked(self) -> None:
-        """This is the child of a fork: the store's thread may have had the lock."""
-        self._lock = threading.Lock()
-        if self._shared is not None:
-            self._is_probing = False
-            self._shared = _Shared(
-                self._shared.store,
-                self._shared.number,
-                self._shared.generation,
-                is_open=self._shared.is_open,
-            )
+        """This is the child of a fork: the probe, if there is one, is the parent's."""
+        super().forked()
+        self._is_probing = False
+        self._shared = _Shared(self._shared.generation, is_open=self._shared.is_open)
 
     def _state(self) -> BreakerState:
         if self._open_until is None:
@@ -698,19 +667,11 @@ class CircuitBreaker:
     def _settings(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _NUMBERS}
 
-    def __copy__(self) -> Self:
-        """The same object, which is to be shared."""
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """The same object, which is to be shared."""
-        return self
-
     def __reduce__(self) -> tuple[Any, ...]:
         """The numbers alone, since another process has its own clock; and the store."""
         shared: dict[str, Any] = {}
-        if self._shared is not None:
-            shared = {"name": self.name, "store": self._shared.store}
+        if self._store is not None:
+            shared = {"name": self.name, "store": self._store}
         return functools.partial(type(self), **self._settings(), **shared), ()
 
     def __repr__(self) -> str:
@@ -728,8 +689,6 @@ class CircuitBreaker:
 class _Shared:
     """What a shared breaker knows of the others, and has not sent to them yet."""
 
-    store: Store
-    number: int
     generation: int = 0
     is_open: bool = False  # For all, and not just here.
     lease: int = 0  # The number of the probe that the store has given us.
@@ -739,11 +698,6 @@ class _Shared:
     unanswered: int = 0
     has_unsent: bool = False
     outbox: deque[list[Any]] = field(default_factory=deque)
-
-    @property
-    def me(self) -> str:
-        """This breaker among all breakers."""
-        return f"{self.store.process}#{self.number}"
 
 
 @dataclass(slots=True)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import sys
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Final, Self
+from typing import Any, Final
 
-from langchain_retryrouter._shared import BUDGET, Reply, Store, check_store
+from langchain_retryrouter._checks import is_number, is_positive, is_whole, require
+from langchain_retryrouter._shared import BUDGET, Reply, Shareable, Store
 from langchain_retryrouter.failures import FailureKind
 
 
@@ -121,13 +120,14 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        retries: Any = self.max_retries
-        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-            msg = (
-                f"max_retries must be a whole number, 0 or more, not {retries!r}"
-                " (0 sends one request and never repeats it)"
-            )
-            raise ValueError(msg)
+        retries = self.max_retries
+        require(
+            "max_retries",
+            retries,
+            "a whole number, 0 or more",
+            is_met=is_whole(retries),
+            advice=" (0 sends one request and never repeats it)",
+        )
         for name in (
             "initial_delay",
             "max_delay",
@@ -135,28 +135,28 @@ class RetryPolicy:
             "max_retry_after",
             "failover_after_wait",
         ):
-            if not is_number(value := getattr(self, name)):
-                msg = f"{name} must be a finite number, 0 or more, not {value!r}"
-                raise ValueError(msg)
+            value = getattr(self, name)
+            allowed = "a finite number, 0 or more"
+            require(name, value, allowed, is_met=is_number(value))
         for name in ("deadline", *LIMITS):
             value = getattr(self, name)
-            is_limit = value is None or (is_number(value) and value)
-            if not (is_limit or (value == math.inf and name in LIMITS)):
-                none = "math.inf" if name in LIMITS else "leave it None"
-                msg = (
-                    f"{name} must be a finite number, more than 0, not {value!r};"
-                    f" {none} for no limit"
-                )
-                raise ValueError(msg)
-        if not isinstance(self.jitter, bool):
-            msg = f"jitter must be True or False, not {self.jitter!r}"
-            raise ValueError(msg)  # noqa: TRY004 - pydantic reports ValueErrors
+            none = "math.inf" if name in LIMITS else "leave it None"
+            require(
+                name,
+                value,
+                "a finite number, more than 0",
+                is_met=value is None
+                or is_positive(value)
+                or (value == math.inf and name in LIMITS),
+                advice=f"; {none} for no limit",
+            )
+        is_flag = isinstance(self.jitter, bool)
+        require("jitter", self.jitter, "True or False", is_met=is_flag)
         for name in ("on_retry", "on_failover"):
             hook = getattr(self, name)
             is_function = callable(hook) and not inspect.iscoroutinefunction(hook)
-            if hook is not None and not is_function:
-                msg = f"{name} must be a function that is not async, not {hook!r}"
-                raise ValueError(msg)
+            allowed = "a function that is not async"
+            require(name, hook, allowed, is_met=hook is None or is_function)
 
     @property
     def max_attempts(self) -> int:
@@ -256,13 +256,7 @@ def resolve_policy(
     return with_limits(retry_policy, (None, None, None))
 
 
-def is_number(value: Any) -> bool:
-    """Whether `value` is a finite number, 0 or more."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and 0 <= value <= sys.float_info.max
-
-
-class RetryBudget:
+class RetryBudget(Shareable):
     """Token bucket, shared by calls, models and processes: limits retries in outages.
 
     Retries take tokens, and successes give some back. When everything fails, the bucket
@@ -291,6 +285,9 @@ class RetryBudget:
         ValueError: If a number is negative, not finite, or not a number.
     """
 
+    _operation = BUDGET
+    _kind = "budget"
+
     def __init__(
         self,
         *,
@@ -309,33 +306,15 @@ class RetryBudget:
             "success_gain": success_gain,
         }
         for number, value in self._settings.items():
-            if not is_number(value):
-                what = "a finite number of tokens, 0 or more"
-                msg = f"{number} must be {what}, not {value!r}"
-                raise ValueError(msg)
-        self.name = name
+            allowed = "a finite number of tokens, 0 or more"
+            require(number, value, allowed, is_met=is_number(value))
+        super().__init__(name)
         self._tokens = float(capacity)
-        self._lock = threading.Lock()
-        self._store: Store | None = None
         self._unsent = 0.0  # Taken (below 0) or given, and not sent to the store.
         self._sent = 0.0  # The same, sent and not answered.
         self._taken = 0.0  # What was taken since its last answer.
         self._processes = 1
-        if store is not None:
-            check_store(store, name, "budget")
-            self.join(store, name)
-
-    def join(self, store: Store, name: str) -> None:
-        """Share this budget, unless it has a store already.
-
-        Args:
-            store: Where it is shared.
-            name: What it is shared under, if it has no name of its own.
-        """
-        if self._store is None:
-            self.name = self.name or name
-            self._store = store
-            store.watch(BUDGET, self.name, self)
+        self._use(store)
 
     @property
     def tokens(self) -> float:
@@ -393,8 +372,8 @@ class RetryBudget:
             self._tokens = tokens + self._sent + self._unsent
 
     def forked(self) -> None:
-        """This is the child of a fork: the store's thread may have had the lock."""
-        self._lock = threading.Lock()
+        """This is the child of a fork: what is not sent is the parent's."""
+        super().forked()
         self._unsent = self._sent = self._taken = 0.0
 
     def _send(self) -> None:
@@ -420,14 +399,6 @@ class RetryBudget:
         args = [store.process, capacity, change]
         if not store.submit(BUDGET, self.name, args, on_reply):
             on_reply(None)
-
-    def __copy__(self) -> Self:
-        """The same object, which is to be shared."""
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """The same object, which is to be shared."""
-        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The numbers, the tokens left, and the store."""

@@ -10,21 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import itertools
 import math
-import os
-import sys
 import threading
 import time
 import warnings
-import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
-from typing import Any, Final, NamedTuple, Protocol, Self
+from typing import Any, Final, NamedTuple, Protocol
 
 from langchain_core.rate_limiters import BaseRateLimiter
 
-from langchain_retryrouter._shared import LIMIT, Reply, Store, check_store
+from langchain_retryrouter._checks import is_positive, is_whole, require
+from langchain_retryrouter._shared import LIMIT, Reply, Shareable, Store
 from langchain_retryrouter.failures import Failure, FailureKind
 
 _KINDS: Final = ("requests", "tokens", "input_tokens")
@@ -204,7 +201,7 @@ class Reservation:
         self._limit.close(self, {})
 
 
-class RateLimit:
+class RateLimit(Shareable):
     """Limits requests and tokens a minute, and requests at the same time.
 
     Before an attempt is sent, it reserves a request and the tokens that it will
@@ -253,6 +250,8 @@ class RateLimit:
         ValueError: A number is out of its range, or there is none; the message says so.
     """
 
+    _operation = LIMIT
+
     def __init__(
         self,
         *,
@@ -277,37 +276,15 @@ class RateLimit:
             "strict": strict,
         }
         _check(self._settings)
-        self.name = name
+        super().__init__(name)
         self.adaptive = adaptive
         self.strict = strict
         self._clock = clock
-        self._store: Store | None = None
-        self.number = next(_numbers)  # Tells it from others of its name here.
-        self.start()
-        _limits.add(self)
-        if store is not None:
-            check_store(store, name, "limit")
-            self.join(store, name)
+        self._start()
+        self._use(store)
 
-    def join(self, store: Store, name: str) -> None:
-        """Share this limit, unless it has a store already.
-
-        Args:
-            store: Where it is shared.
-            name: What it is shared under, if it has no name of its own.
-        """
-        with self._lock:
-            if self._store is not None:
-                return
-            self.name = self.name or name
-            self._store = store
-            self._forget_store()  # What is in flight, and who waits, stays.
-        store.watch(LIMIT, self.name, self)
-
-    def start(self) -> None:
+    def _start(self) -> None:
         """Begin with full buckets, an empty queue, and nothing learned."""
-        # Reentrant: the garbage collector may close an abandoned wait in between.
-        self._lock = threading.RLock()
         now = self._now()
         given = {kind: self._settings[f"{kind}_per_minute"] for kind in _KINDS}
         self._buckets = {
@@ -331,7 +308,7 @@ class RateLimit:
         self._forget_store()
 
     def _forget_store(self) -> None:
-        """Begin with nothing leased."""
+        """Begin with nothing leased; what is in flight, and who waits, stays."""
         self._asked_at = -math.inf
         self._is_asking = self._is_starved = False
         self._processes, self._hungry = 1, 0
@@ -355,11 +332,6 @@ class RateLimit:
     def waiting(self) -> int:
         """Requests in the queue."""
         return sum(not one.is_closed for one in list(self._queue))
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether other processes use it, too, so that a wait may be any longer."""
-        return self._store is not None
 
     @property
     def counts_tokens(self) -> bool:
@@ -674,12 +646,10 @@ class RateLimit:
         """Give back what is not used, each second; called by the store."""
         self._exchange(is_due=True)
 
-    def learned(self, reply: Reply) -> None:
-        """Nothing is announced; called by the store."""
-
     def forked(self) -> None:
-        """Start afresh in a new process; called by the store."""
-        self.start()
+        """This is the child of a fork: it starts afresh."""
+        super().forked()
+        self._start()
 
     def _exchange(self, *, is_due: bool = False) -> None:
         """Ask the store for more, if it is time."""
@@ -819,16 +789,6 @@ class RateLimit:
     def _now(self) -> float:
         return time.monotonic() if self._clock is None else self._clock.monotonic()
 
-    # --- copies ---------------------------------------------------------------------
-
-    def __copy__(self) -> Self:
-        """The same object, which is to be shared."""
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """The same object, which is to be shared."""
-        return self
-
     def __reduce__(self) -> tuple[Any, ...]:
         """The numbers and the store, since another process has its own clock."""
         given = {**self._settings, "name": self.name, "store": self._store}
@@ -917,40 +877,23 @@ def _nothing() -> None:
     """Wake nothing: there is no wait."""
 
 
-_numbers = itertools.count()
-_limits: weakref.WeakSet[RateLimit] = weakref.WeakSet()
-
-
-def _start_anew() -> None:
-    """Forget, in a forked process, what its parent has in flight."""
-    for limit in list(_limits):
-        limit.start()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)
-
-
 def _check(settings: Mapping[str, Any]) -> None:
     """Refuse numbers that cannot be meant."""
     for name in (*(f"{kind}_per_minute" for kind in _KINDS), "max_concurrency"):
-        value = settings[name]
-        types, what = (int | float, "a finite number, more than 0")
-        if name == "max_concurrency":
-            types, what = (int, "a whole number, 1 or more")
-        is_number = isinstance(value, types) and not isinstance(value, bool)
-        if value is not None and not (is_number and 0 < value <= sys.float_info.max):
-            msg = f"{name} must be {what}, not {value!r}; leave it out for no limit"
-            raise ValueError(msg)
-    is_text = isinstance(settings["name"], str)
-    if not is_text:  # A ValueError, since pydantic reports those.
-        msg = f"name must be a string, not {settings['name']!r}"
-        raise ValueError(msg)
+        value, is_count = settings[name], name == "max_concurrency"
+        is_number = is_positive(value) and (is_whole(value) or not is_count)
+        require(
+            name,
+            value,
+            "a whole number, 1 or more" if is_count else "a finite number, more than 0",
+            is_met=value is None or is_number,
+            advice="; leave it out for no limit",
+        )
+    text = settings["name"]
+    require("name", text, "a string", is_met=isinstance(text, str))
     for name in ("adaptive", "strict"):
-        is_flag = isinstance(settings[name], bool)
-        if not is_flag:
-            msg = f"{name} must be True or False, not {settings[name]!r}"
-            raise ValueError(msg)
+        flag = settings[name]
+        require(name, flag, "True or False", is_met=isinstance(flag, bool))
     others = {"name", "adaptive", "strict"}
     numbers = [settings[name] for name in settings if name not in others]
     if numbers == [None] * len(numbers) and not settings["adaptive"]:

@@ -7,16 +7,13 @@ when it is over. `_router/costs.py` asks the limits of a call's routes.
 from __future__ import annotations
 
 import math
-import os
-import sys
-import threading
-import weakref
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
+from langchain_retryrouter._checks import is_positive, require
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
-from langchain_retryrouter._shared import SPEND, Reply, Store, check_store
+from langchain_retryrouter._shared import SPEND, Reply, Shareable, Store
 
 Period: TypeAlias = Literal["minute", "hour", "day", "month"]
 
@@ -59,7 +56,7 @@ class SpendReservation:
         self.limit.settle(self, cost)
 
 
-class SpendLimit:
+class SpendLimit(Shareable):
     """Money that the attempts of one or more routers may cost in a period.
 
     Give one object to all that share it: `RetryRouter(spend_limit=...)`, or
@@ -100,6 +97,8 @@ class SpendLimit:
         ValueError: If a value is out of its range.
     """
 
+    _operation = SPEND
+
     def __init__(
         self,
         amount: float,
@@ -110,39 +109,22 @@ class SpendLimit:
         clock: Clock | None = None,
     ) -> None:
         """Nothing is spent so far."""
-        if not is_positive(amount):
-            msg = f"amount must be a finite number, more than 0, not {amount!r}"
-            raise ValueError(msg)
-        if per not in (*_SECONDS, "month") and not is_positive(per):
-            msg = f"per must be one of {[*_SECONDS, 'month']}, or seconds, not {per!r}"
-            raise ValueError(msg)
-        if not isinstance(name, str):
-            msg = f"name must be a string, not {name!r}"
-            raise ValueError(msg)  # noqa: TRY004 - pydantic reports ValueErrors
-        self.amount, self.per, self.name = float(amount), per, name
+        finite = "a finite number, more than 0"
+        require("amount", amount, finite, is_met=is_positive(amount))
+        periods = [*_SECONDS, "month"]
+        is_period = per in periods or is_positive(per)
+        require("per", per, f"one of {periods}, or seconds", is_met=is_period)
+        require("name", name, "a string", is_met=isinstance(name, str))
+        super().__init__(name)
+        self.amount, self.per = float(amount), per
         self._clock = clock
         self._began, self._ends = 0.0, -math.inf
         self._spent = 0.0
         self._held = 0.0  # What attempts in flight may come to.
         self._in_flight = 0
-        self._store: Store | None = None
         self._processes = 1
-        self._forget_lease()
-        self.start()
-        if store is not None:
-            check_store(store, name, "limit")
-            self._store = store
-            store.watch(SPEND, name, self)
-
-    def start(self) -> None:
-        """Make a new lock: that of a forked process may be held for ever."""
-        self._lock = threading.RLock()
-        _limits.add(self)
-
-    def forget_attempts(self) -> None:
-        """This is the child of a fork: what is in flight is the parent's."""
-        self.start()
-        self._held, self._in_flight = 0.0, 0
+        self._forget_store()
+        self._use(store)
 
     @property
     def spent(self) -> float:
@@ -264,7 +246,7 @@ class SpendLimit:
             self._began = now // seconds * seconds
             self._ends = self._began + seconds
         self._spent, self._held, self._in_flight = 0.0, 0.0, 0
-        self._forget_lease()
+        self._forget_store()
 
     # --- over a store ---
 
@@ -272,7 +254,7 @@ class SpendLimit:
         if self._store is not None:
             self._store.wake()
 
-    def _forget_lease(self) -> None:
+    def _forget_store(self) -> None:
         self._leased = self._others = 0.0
         self._is_asking = self._was_used = False
         self._refused_at = -math.inf  # When the store had no more.
@@ -334,21 +316,15 @@ class SpendLimit:
                 self._others = max(0.0, taken - self._leased)
 
     def forked(self) -> None:
-        """This is the child of a fork: the parent keeps the lease."""
-        self.forget_attempts()
-        self._spent = 0.0
-        self._forget_lease()
+        """This is the child of a fork: the parent keeps the attempts and the lease."""
+        super().forked()
+        self._held, self._in_flight = 0.0, 0
+        if self._store is not None:
+            self._spent = 0.0
+            self._forget_store()
 
     def _now(self) -> float:
         return (self._clock or SYSTEM_CLOCK).time()
-
-    def __copy__(self) -> Self:
-        """The same object, which is to be shared."""
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """The same object, which is to be shared."""
-        return self
 
     def __getstate__(self) -> dict[str, Any]:
         """The numbers and what was spent, without the clock and what is in flight."""
@@ -362,7 +338,7 @@ class SpendLimit:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore them."""
         vars(self).update(state)
-        self.start()
+        self._renew()
         if self._store is not None:
             self._store.watch(SPEND, self.name, self)
 
@@ -370,21 +346,3 @@ class SpendLimit:
         """The amount, the period and the name."""
         name = f", name={self.name!r}" if self.name else ""
         return f"{type(self).__name__}({self.amount:g}, per={self.per!r}{name})"
-
-
-def is_positive(value: Any) -> bool:
-    """Whether `value` is a finite number above 0."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and 0 < value <= sys.float_info.max
-
-
-_limits: weakref.WeakSet[SpendLimit] = weakref.WeakSet()
-
-
-def _forked() -> None:
-    for limit in list(_limits):
-        limit.forget_attempts()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)

@@ -10,9 +10,10 @@ import statistics
 import threading
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from langchain_retryrouter._retry.clock import Clock
+from langchain_retryrouter._shared import OneForAll, watch_forks
 from langchain_retryrouter.circuit_breaker import BreakerState, CircuitBreaker
 from langchain_retryrouter.failures import FailureKind
 
@@ -33,12 +34,13 @@ _BY_HAND: Final = frozenset(
 """Failures that no wait mends, and that no breaker counts."""
 
 
-class RouteHealth:
+class RouteHealth(OneForAll):
     """The latest attempts on one route, of all calls; thread-safe."""
 
     def __init__(self) -> None:
         """No attempt so far."""
         self._lock = threading.Lock()
+        watch_forks(self)
         self._seconds: deque[float] = deque(maxlen=_LATEST)
         self._mean = 0.0
         self._counts = {True: 0, False: 0}
@@ -103,13 +105,9 @@ class RouteHealth:
             else None,
         }
 
-    def __copy__(self) -> Self:
-        """The same object: copies of a router ask the same providers."""
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """The same object: copies of a router ask the same providers."""
-        return self
+    def forked(self) -> None:
+        """This is the child of a fork: a thread of the parent may have had the lock."""
+        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process starts afresh."""

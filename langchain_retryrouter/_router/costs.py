@@ -16,6 +16,7 @@ from typing import Any, Final
 from langchain_core.messages import BaseMessage
 from langchain_core.messages.utils import count_tokens_approximately
 
+from langchain_retryrouter._checks import is_positive
 from langchain_retryrouter._prices import cost_of_attempt, tokens_of
 from langchain_retryrouter._retry.call_state import AttemptRecord, held_limits
 from langchain_retryrouter._router.route import Route
@@ -25,7 +26,6 @@ from langchain_retryrouter.spend_limits import (
     Shortage,
     SpendLimit,
     SpendReservation,
-    is_positive,
 )
 
 _MOST_OUTPUT: Final = 4096  # Tokens of an answer at most, where nothing says it.

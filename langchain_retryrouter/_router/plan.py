@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final, Self
 
+from langchain_retryrouter._checks import is_number
 from langchain_retryrouter._prices import Prices
 from langchain_retryrouter._retry.clock import new_rng
 from langchain_retryrouter.failures import FailureAction, FailureKind, is_retryable
-from langchain_retryrouter.policy import RetryPolicy, is_number
+from langchain_retryrouter.policy import RetryPolicy
 
 _MEMORY: Final = 60.0
 # As long as providers keep a prompt in their caches at most, unless they are paid for.

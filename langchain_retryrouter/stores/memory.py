@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
 import time
 import weakref
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Protocol
 
 from langchain_retryrouter._shared import (
     NAMES,
+    OneForAll,
     Operation,
     Record,
     Reply,
     Watcher,
     process_name,
+    watch_forks,
 )
 from langchain_retryrouter.stores._scopes import (
     Scope,
@@ -34,7 +35,7 @@ class _Clock(Protocol):
         """Seconds on a clock that never goes back."""
 
 
-class MemoryStore:
+class MemoryStore(OneForAll):
     """Shares breakers, budgets and limits of the same name within this process.
 
     For several models of one provider in one process, and for tests: it decides by the
@@ -59,13 +60,11 @@ class MemoryStore:
         self._watchers: defaultdict[tuple[str, str], weakref.WeakSet[Any]] = (
             defaultdict(weakref.WeakSet)
         )
-        _STORES.add(self)
+        watch_forks(self)
 
     def forked(self) -> None:
         """This is the child of a fork: a thread may have had a lock."""
         self._lock = threading.RLock()
-        for watcher in [one for ones in self._watchers.values() for one in ones]:
-            watcher.forked()
 
     def wake(self) -> None:
         """Ask the watchers what they have to send, once a second."""
@@ -127,14 +126,6 @@ class MemoryStore:
         for key in [key for key, at in self._expires.items() if at <= now]:
             del self._records[key], self._expires[key]
 
-    def __copy__(self) -> Self:
-        """The same object, which is to be shared."""
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """The same object, which is to be shared."""
-        return self
-
     def __reduce__(self) -> tuple[Any, ...]:
         """An empty store: another process has its own."""
         return type(self), ()
@@ -142,15 +133,3 @@ class MemoryStore:
     def __repr__(self) -> str:
         """The number of records."""
         return f"{type(self).__name__}({len(self._records)} records)"
-
-
-_STORES: Final[weakref.WeakSet[MemoryStore]] = weakref.WeakSet()
-
-
-def _forked() -> None:
-    for store in list(_STORES):
-        store.forked()
-
-
-if hasattr(os, "register_at_fork"):  # Not on Windows.
-    os.register_at_fork(after_in_child=_forked)

@@ -16,7 +16,6 @@ import importlib
 import inspect
 import json
 import logging
-import os
 import queue
 import threading
 import time
@@ -26,10 +25,12 @@ from typing import Any, Final, NamedTuple, Self
 
 from langchain_retryrouter._shared import (
     NAMES,
+    OneForAll,
     Operation,
     Reply,
     Watcher,
     process_name,
+    watch_forks,
 )
 from langchain_retryrouter.stores._scopes import KEPT, Scope, call_listener, read_scope
 
@@ -189,9 +190,10 @@ class _Lane:
         self.handles: set[int] = set()  # The stores that are open.
         self._watched: dict[str, _Watched] = {}
         self._lock = threading.RLock()  # A finalizer may run anywhere.
-        self.reset()
+        watch_forks(self)
+        self._reset()
 
-    def reset(self) -> None:
+    def _reset(self) -> None:
         """Begin afresh, in a new process."""
         self.process = process_name()
         self.is_up = True
@@ -205,10 +207,7 @@ class _Lane:
     def forked(self) -> None:
         """This is the child of a fork, where the threads are not."""
         self._lock = threading.RLock()  # A finalizer may run anywhere.
-        self.reset()
-        for watched in list(self._watched.values()):
-            for watcher in list(watched.watchers):
-                watcher.forked()
+        self._reset()
 
     # --- called by anybody ---
 
@@ -473,11 +472,6 @@ def _lane_of(address: _Address, namespace: str) -> _Lane:
     return _LANES.setdefault(key, _Lane(address, namespace))
 
 
-def _forked() -> None:
-    for lane in list(_LANES.values()):
-        lane.forked()
-
-
 def _leave(lane: _Lane, handle: int) -> None:
     lane.handles.discard(handle)
     if not lane.handles:
@@ -489,12 +483,10 @@ def _at_exit() -> None:
         lane.stop(wait=2 * _CONNECT_TIMEOUT)
 
 
-if hasattr(os, "register_at_fork"):  # Not on Windows.
-    os.register_at_fork(after_in_child=_forked)
 atexit.register(_at_exit)
 
 
-class RedisStore:
+class RedisStore(OneForAll):
     """Shares breakers, budgets and limits of the same name over Redis or Valkey.
 
     Redis can never take a call down: calls do not wait for it, and while it is away
@@ -617,14 +609,6 @@ class RedisStore:
         What is waiting is sent. A store that is used again opens new ones.
         """
         _leave(self._lane, id(self))
-
-    def __copy__(self) -> Self:
-        """The same object, which is to be shared."""
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """The same object, which is to be shared."""
-        return self
 
     def __getstate__(self) -> tuple[_Address, str, bool]:
         """The address and the namespace, and whether a model closes it."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import pickle
+import subprocess
 import sys
 import threading
 from typing import Any
@@ -276,6 +278,49 @@ def test_a_pickle_has_the_numbers_and_starts_closed(clock: FakeClock) -> None:
     assert repr(restored) == repr(breaker) == f"CircuitBreaker({shown})"
     shown = "failure_threshold=5, recovery_time=30"
     assert repr(CircuitBreaker()) == f"CircuitBreaker({shown})"
+
+
+def test_a_forked_process_admits_its_own_probe(clock: FakeClock) -> None:
+    """The probe that is under way is the parent's: the child does not wait for it."""
+    breaker = CircuitBreaker(failure_threshold=1, recovery_time=7, clock=clock)
+    fail(breaker)
+    clock.advance(8)
+    probe = permit_of(breaker)
+    child = os.fork()
+    if not child:
+        os._exit(not isinstance(breaker.admit(), Permit))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert isinstance(breaker.admit(), Refusal)
+    breaker.succeeded(probe)
+    assert breaker.state is CLOSED
+
+
+def test_a_fork_while_a_thread_has_the_lock() -> None:
+    """The child goes on, though the thread that had the lock is not there."""
+    code = """
+import os, signal, threading, time
+from langchain_retryrouter import CircuitBreaker
+begun = threading.Event()
+class Clock:
+    def random(self):
+        if threading.current_thread().daemon:
+            begun.set()
+            threading.Event().wait()
+        return 0.5
+    monotonic = staticmethod(time.monotonic)
+breaker = CircuitBreaker(clock=Clock())
+threading.Thread(target=breaker.open_for, args=(60,), daemon=True).start()
+begun.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(5)
+    breaker.open_for(60)
+    os._exit(0 if breaker.is_open else 1)
+os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    options = ["-W", "ignore::DeprecationWarning"]
+    done = subprocess.run([sys.executable, *options, "-c", code], check=False)
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize(
