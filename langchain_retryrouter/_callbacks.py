@@ -41,11 +41,8 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.runnables import RunnableConfig, ensure_config
 from langchain_core.utils.uuid import uuid7
 
-from langchain_retryrouter._retry.call_state import (
-    AttemptRecord,
-    CallObserver,
-    CallState,
-)
+from langchain_retryrouter._retry.call_log import AttemptRecord, CallObserver
+from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter.errors import BASE_ERRORS
 from langchain_retryrouter.failures import Failure
 

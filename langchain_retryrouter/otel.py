@@ -21,13 +21,8 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from langchain_retryrouter import __version__
-from langchain_retryrouter._retry.call_state import (
-    OBSERVERS,
-    AttemptRecord,
-    CallObserver,
-    CallState,
-    Subject,
-)
+from langchain_retryrouter._retry.call_log import AttemptRecord, CallObserver, Subject
+from langchain_retryrouter._retry.call_state import OBSERVERS, CallState
 from langchain_retryrouter.circuit_breaker import BreakerState, CircuitBreaker
 from langchain_retryrouter.errors import RetryRouterError
 from langchain_retryrouter.failures import Failure

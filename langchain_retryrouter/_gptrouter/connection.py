@@ -31,9 +31,11 @@ from langchain_retryrouter import _gptrouter
 from langchain_retryrouter._gptrouter.http import find_origin
 from langchain_retryrouter._http import ClosedByWith
 from langchain_retryrouter._prices import load_list
-from langchain_retryrouter._retry.call_state import CallState, Subject, limits_of
+from langchain_retryrouter._retry.call_log import Subject
+from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.engine import RetryContext
+from langchain_retryrouter._retry.limits import limits_of
 from langchain_retryrouter._shared import name_hash
 from langchain_retryrouter.circuit_breaker import CircuitBreaker
 from langchain_retryrouter.errors import refuse_bool, shown

@@ -28,7 +28,7 @@ from pydantic import (
 from langchain_retryrouter import _json
 from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
 from langchain_retryrouter._providers import errors
-from langchain_retryrouter._retry.call_state import AttemptRecord, Subject
+from langchain_retryrouter._retry.call_log import AttemptRecord, Subject
 from langchain_retryrouter._retry.streaming import ChunkInfo
 from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError
 from langchain_retryrouter.failures import FailureKind, is_routes_own

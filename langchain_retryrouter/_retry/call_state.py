@@ -2,28 +2,29 @@
 
 `decide` is the pure decision about one route. `CallState` adds what the call shares or
 remembers: budget, circuit breakers, deadline, and the routes that a `RetryRouter` has.
-The engine asks it; nothing here waits or sends.
+The engine asks it; nothing here waits or sends. Its attempt log and observers are in
+`call_log.py`, what its attempts hold of rate limits in `limits.py`.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
-from typing import Any, Final, NamedTuple, TypeAlias
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeAlias
 
-from langchain_retryrouter._prices import (
-    Prices,
-    cost_of_attempt,
-    tokens_of,
-    write_costs,
+from langchain_retryrouter._retry.call_log import (
+    AttemptRecord,
+    CallLog,
+    CallObserver,
+    Subject,
+    do_nothing,
+    guarded,
 )
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.health import RouteHealth
-from langchain_retryrouter._retry.retry_after import Headers, read_limits
+from langchain_retryrouter._retry.limits import CallLimits, SentAttempt, hold_limits
+from langchain_retryrouter._retry.retry_after import Headers
 from langchain_retryrouter.circuit_breaker import (
     LEASE_POLL,
     BreakerState,
@@ -38,15 +39,7 @@ from langchain_retryrouter.failures import (
     is_retryable,
 )
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy
-from langchain_retryrouter.rate_limits import (
-    LimitListener,
-    RateLimit,
-    RequestTooLargeError,
-    Reservation,
-    Size,
-)
-
-logger = logging.getLogger(__name__)
+from langchain_retryrouter.rate_limits import Reservation
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +62,6 @@ class Stop:
 
 
 Decision: TypeAlias = Retry | Stop
-_OBSERVER_FAILED: Final = "An observer of a call failed"
 _BROKE_OFF: Final = Stop("part of the answer was already delivered")
 
 
@@ -111,52 +103,6 @@ def decide(
     return Retry(delay)
 
 
-@dataclass(slots=True)
-class AttemptRecord:
-    """One line of a call's attempt log.
-
-    `number` counts from 1; None for a route that was skipped, since its circuit breaker
-    was open, or it cannot take the request for a `reason`. `route` is None where it is
-    not known which one was asked; `reason` then says which ones may be. `outcome` is
-    `pending`, `ok`, `cancelled`, `skipped`, or the kind of the failure. `wait` are the
-    seconds waited after it, 0 if no attempt followed; `began` those from the call's
-    start to its own; `limiter_wait` those that it waited for its rate limits before.
-    """
-
-    number: int | None
-    route: str | None = None
-    outcome: str = "pending"
-    seconds: float = 0.0
-    status_code: int | None = None
-    wait: float = 0.0
-    reason: str | None = None
-    began: float = 0.0
-    limiter_wait: float = 0.0
-    position: int = 0
-    failure: Failure | None = None
-    usage: Mapping[str, Any] | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """The line as JSON-able data, without what does not apply."""
-        line: dict[str, Any] = {
-            "outcome": self.outcome,
-            "began": round(self.began, 6),
-            "seconds": round(self.seconds, 6),
-            "wait": round(self.wait, 6),
-        }
-        if self.number is not None:
-            line = {"attempt": self.number, **line}
-        if self.route is not None or self.reason is not None:
-            line["route"] = self.route
-        if self.status_code is not None:
-            line["status_code"] = self.status_code
-        if self.reason is not None:
-            line["reason"] = self.reason
-        if self.limiter_wait:
-            line["limiter_wait"] = round(self.limiter_wait, 6)
-        return line
-
-
 @dataclass(frozen=True, slots=True)
 class RouteState:
     """One route of a call, with its name in the attempt log if it has one.
@@ -170,186 +116,6 @@ class RouteState:
     health: RouteHealth | None = None
     group: Hashable = None
     endpoint: Hashable = None
-
-
-@dataclass(frozen=True, slots=True)
-class CallLimits:
-    """The rate limits of a call's routes, and the size of its request there."""
-
-    routes: Sequence[Sequence[RateLimit | LimitListener]]
-    size: Callable[[int], Size]
-
-    def wait_for(self, position: int) -> float:
-        """Seconds until the limits of a route are free; infinite if not known.
-
-        Raises:
-            RequestTooLargeError: It never has.
-        """
-        limits, size = self.routes[position], self.size(position)
-        return max((limit.wait_for(size) for limit in limits), default=0.0)
-
-    def try_reserve(self, position: int) -> list[Reservation] | None:
-        """What an attempt on a route reserves, if its limits are free now."""
-        reserved: list[Reservation] = []
-        size = self.size(position)
-        for limit in self.routes[position]:
-            try:
-                one = limit.try_reserve(size)
-            except RequestTooLargeError:
-                one = None
-            if one is None:
-                for other in reserved:
-                    other.unsent()
-                return None
-            reserved.append(one)
-        return reserved
-
-    def take(self, position: int) -> list[Reservation]:
-        """What an attempt on a route reserves, whether its limits are free or not."""
-        size = self.size(position)
-        return [limit.take(size) for limit in self.routes[position]]
-
-
-# A call inside of an attempt of another call would wait for what that one holds.
-_HELD: Final[ContextVar[frozenset[object]]] = ContextVar("_HELD", default=frozenset())
-
-
-def held_limits() -> frozenset[object]:
-    """The rate and spend limits of the attempts around this code."""
-    return _HELD.get()
-
-
-def call_limits(
-    routes: Sequence[Sequence[RateLimit | LimitListener]], size: Callable[[int], Size]
-) -> CallLimits | None:
-    """The rate limits of a call's routes, if there are any.
-
-    Each counts once for an attempt, and all calls wait for them in the same order.
-    """
-    held = held_limits()
-    found = [
-        [
-            LimitListener(one) if one in held and isinstance(one, RateLimit) else one
-            for one in sorted({*limits}, key=lambda limit: limit.number)
-            if one not in held or one.adaptive
-        ]
-        for limits in routes
-    ]
-    return CallLimits(found, size) if any(found) else None
-
-
-def limits_of(
-    limit: RateLimit | LimitListener | None, size: Callable[[], Size]
-) -> CallLimits | None:
-    """The rate limits of a call to one endpoint; `size` is asked if it counts."""
-    if limit is None:
-        return None
-    measured = functools.cache(size if limit.counts_tokens else Size)
-    return call_limits([[limit]], lambda _: measured())
-
-
-@dataclass(slots=True)
-class SentAttempt:
-    """An attempt that was sent, with the permit of a breaker until that is settled."""
-
-    position: int
-    began: float
-    record: AttemptRecord
-    breaker: CircuitBreaker | None
-    permit: Permit | None
-    reservations: list[Reservation] = field(default_factory=list)
-
-    @property
-    def is_adaptive(self) -> bool:
-        """Whether the headers of the answer are of interest."""
-        return any(one.is_adaptive for one in self.reservations)
-
-    def note_usage(self, usage: Any) -> None:
-        """Have the rate limits settled by what the provider says was used so far.
-
-        It is a mapping in the words of LangChain or OpenAI; anything else is ignored.
-        """
-        if not self.reservations or not isinstance(usage, Mapping):
-            return
-        counts = tokens_of(usage)
-        # No prompt has no tokens: 0 says nothing, but of an answer from a cache.
-        if counts is not None and (any(counts) or "total_cost" in usage):
-            for one in self.reservations:
-                one.used = counts
-
-    def take_permit(self) -> tuple[CircuitBreaker, Permit] | None:
-        """The permit, to settle it; None if there is none left."""
-        permit, self.permit = self.permit, None
-        if self.breaker is None or permit is None:
-            return None
-        return self.breaker, permit
-
-
-class Subject(NamedTuple):
-    """What an attempt asks, in the words of OpenTelemetry's conventions.
-
-    `sends` is whether it is one request, and not a call that has attempts of its own.
-    """
-
-    operation: str
-    provider: str
-    model: str | None = None
-    sends: bool = True
-
-
-class CallObserver:
-    """Sees what happens in one call; its methods do nothing by default.
-
-    The threads that work for the call run them, in order. What they raise is logged.
-    """
-
-    def attempt_began(self, record: AttemptRecord, position: int) -> None:
-        """An attempt begins, on the route at `position`."""
-
-    def resent(self, number: int, failure: Failure) -> None:
-        """An attempt sends its request again in another form, after this failure."""
-
-    def answered(self, number: int, facts: Mapping[str, Any]) -> None:
-        """What an answer says of itself: `usage`, `model`, `finish_reasons`."""
-
-    def attempt_ended(self, record: AttemptRecord, failure: Failure | None) -> None:
-        """An attempt is over; called again if its end turns out to be another one."""
-
-    def waits(self, seconds: float) -> None:
-        """A wait begins."""
-
-    def happened(self, event: str, facts: Mapping[str, Any]) -> None:
-        """One of `breaker`, `skipped`, `hedge_began`, `hedge_settled`, `continued`.
-
-        Or `limited`: a full rate limit keeps a request from its route.
-        """
-
-    def ended(self, error: BaseException | None) -> None:
-        """The call is over; nothing is called after this."""
-
-    def attach(self, number: int) -> Callable[[], object]:
-        """Make an attempt current in this thread or task, until the result is called.
-
-        It is done around all code that sends the attempt's request.
-        """
-        del number
-        return _do_nothing
-
-    async def flush(self) -> None:
-        """Awaited by async calls after each of the others, for observers that await."""
-
-
-def _do_nothing() -> None:
-    pass
-
-
-def _tell(observers: list[CallObserver], what: str, *facts: Any) -> None:
-    """Call a method of observers; one that fails does not fail the call."""
-    for observer in observers:
-        try:
-            getattr(observer, what)(*facts)
-        except Exception:
-            logger.warning(_OBSERVER_FAILED, exc_info=True)
 
 
 OBSERVERS: Final[list[Callable[[CallState], CallObserver | None]]] = []
@@ -378,7 +144,7 @@ _SAID = {
 }
 
 
-class CallState:
+class CallState(CallLog):
     """The state of one call, along `routes` or to one endpoint with a `breaker`.
 
     `max_retries` counts for each route, `actions` are for a call with routes,
@@ -387,13 +153,10 @@ class CallState:
     routes, by their position. So are `spend_limits`; `reserve` asks those.
 
     Attributes:
-        records: The attempt log.
-        decision: What followed the last failure.
+        routes: The routes; a single one without a name for a call without routes.
         position: The place of the route of the current or next attempt.
-        run: LangChain's run manager of the call, for observers.
-        prices_of: Returns what a model's tokens cost, for a call that has no routes.
-        observers: What sees the call.
-        cost_of: Returns the money of an attempt, for a call that has routes.
+        decision: What followed the last failure.
+        is_raised: Whether the last failure is for the caller to see.
     """
 
     def __init__(
@@ -411,44 +174,35 @@ class CallState:
         reserve: Callable[[int, int], Refusal | None] | None = None,
         spend_limits: Sequence[Sequence[object]] = (),
     ) -> None:
+        super().__init__(time, describe)
         self.policy = policy
+        self.routes = [RouteState(None, breaker)] if routes is None else routes
+        self.budget = budget
         self.limits = limits
         of_rate = [] if limits is None else [limits.routes]
         # What an attempt holds, by the position of its route.
         self._held_by: list[Sequence[Sequence[object]]] = [*of_rate]
         if any(spend_limits):
             self._held_by.append(spend_limits)
-        self._reserved: list[Reservation] = []  # For the next attempt, ...
-        self._reserved_at: int | None = None  # ... on this route, ...
-        self._limiter_wait = 0.0  # ... after so many seconds.
-        self.records: list[AttemptRecord] = []
-        self.decision: Decision | None = None
+        self._limiter_wait = 0.0  # Before the next attempt.
         self.position = 0
-        self.run: Any = None
-        self.prices_of: Callable[[str | None], Prices | None] | None = None
-        self.observers: list[CallObserver] = []
-        self.cost_of: Callable[[AttemptRecord], float | None] | None = None
-        self.describe = describe
+        self.decision: Decision | None = None
+        self.is_raised = False
         self._has_begun = False
         self._has_routes = routes is not None
-        self._routes = [RouteState(None, breaker)] if routes is None else routes
         self._actions = actions or {}
         self._request_hash = request_hash
         self._reserve_money = reserve
-        self._budget = budget
-        self._time = time
-        self._began = time.monotonic()
-        self._sent = [0] * len(self._routes)
+        self._sent = [0] * len(self.routes)
         self._skipped: set[int] = set()
         self._left: set[int] = set()  # Routes that this call does not ask again.
         self._not_before: dict[int, float] = {}  # Where a server asked for a wait.
         self._refused: dict[int, FailureKind] = {}  # Routes whose key was refused.
-        self._moved_on = [0] * len(self._routes)  # Attempts that only concern a key.
+        self._moved_on = [0] * len(self.routes)  # Attempts that only concern a key.
         self._spared: set[int] = set()  # Other keys of an endpoint that was silent.
         self._silent: set[int] = set()  # Routes whose last attempt timed out.
         self._probed: set[int] = set()  # Whose open breaker this call has passed.
         self._is_interrupted = False  # Whether part of an answer was delivered.
-        self.is_raised = False  # Whether the last failure is for the caller to see.
         self._awaits_probe = False  # Whether the last resort waits for another probe.
         self._is_last_resort = False  # Whether the next attempt is one.
         self._held = 0.0  # Seconds waited in `hold_wait`.
@@ -463,24 +217,10 @@ class CallState:
             return
         self._has_begun = True
         for new in OBSERVERS:
-            try:
-                observer = new(self)
-            except Exception:
-                logger.warning(_OBSERVER_FAILED, exc_info=True)
-            else:
-                self.observers += [] if observer is None else [observer]
+            observer = guarded(new, self)
+            self.observers += [] if observer is None else [observer]
         for record in self.records:
             self._tell_skipped(record)
-
-    def end(self, error: BaseException | None) -> None:
-        """The call is over, by this error if there is one."""
-        observers, self.observers = self.observers, []
-        _tell(observers, "ended", error)
-        self.cost_of = None  # It holds the call.
-
-    def tell(self, event: str, **facts: Any) -> None:
-        """Tell the observers that something `happened`."""
-        _tell(self.observers, "happened", event, facts)
 
     @property
     def wants_facts(self) -> bool:
@@ -490,20 +230,10 @@ class CallState:
 
     def answered(self, number: int, **facts: Any) -> None:
         """Tell observers, and rate limits, what the answer of an attempt says."""
-        for sent in (self._current, self._hedge):
-            if sent is not None and sent.record.number == number:
-                sent.note_usage(facts.get("usage"))
-                if isinstance(usage := facts.get("usage"), Mapping):
-                    sent.record.usage = usage
-        _tell(self.observers, "answered", number, facts)
-
-    def resent(self, number: int, failure: Failure) -> None:
-        """Tell the observers that an attempt sends its request again."""
-        _tell(self.observers, "resent", number, failure)
-
-    def waits(self, seconds: float) -> None:
-        """Tell the observers that a wait begins."""
-        _tell(self.observers, "waits", seconds)
+        sent, usage = self._sent_attempt(number), facts.get("usage")
+        if sent is not None and isinstance(usage, Mapping):
+            sent.note_usage(usage)
+        self._tell("answered", number, facts)
 
     @property
     def is_attached(self) -> bool:
@@ -513,18 +243,13 @@ class CallState:
     def attach(self, number: int | None = None) -> Callable[[], object]:
         """Make an attempt, or else the latest, current; the result undoes it."""
         if not self.is_attached:
-            return _do_nothing
+            return do_nothing
         number = self.attempts if number is None else number
-        undo: list[Callable[[], object]] = []
-        for observer in self.observers:
-            try:
-                undo.append(observer.attach(number))
-            except Exception:
-                logger.warning(_OBSERVER_FAILED, exc_info=True)
+        attached = [guarded(observer.attach, number) for observer in self.observers]
+        undo = [one for one in attached if one is not None]
         if self._held_by:
             at = next(r.position for r in reversed(self.records) if r.number == number)
-            held = _HELD.get().union(*(limits[at] for limits in self._held_by))
-            undo.append(functools.partial(_HELD.reset, _HELD.set(held)))
+            undo.append(hold_limits(*(limits[at] for limits in self._held_by)))
         if len(undo) == 1:
             return undo[0]
 
@@ -533,29 +258,6 @@ class CallState:
                 one()
 
         return detach
-
-    async def flush(self) -> None:
-        """Let the observers await what they have to."""
-        for observer in self.observers:
-            try:
-                await observer.flush()
-            except Exception:
-                logger.warning(_OBSERVER_FAILED, exc_info=True)
-
-    @property
-    def routes(self) -> Sequence[RouteState]:
-        """The routes; a single one without a name for a call without routes."""
-        return self._routes
-
-    @property
-    def budget(self) -> RetryBudget | None:
-        """The budget that retries are paid from."""
-        return self._budget
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the call was made."""
-        return self._time.monotonic() - self._began
 
     @property
     def attempts(self) -> int:
@@ -575,17 +277,12 @@ class CallState:
     @property
     def next_route(self) -> str | None:
         """The route of the next attempt; None for a call without routes."""
-        return self._routes[self.position].name
+        return self.routes[self.position].name
 
     @property
     def retries_enabled(self) -> bool:
         """Whether a caller's own retries would multiply with this call's attempts."""
-        return self.policy.max_retries > 0 or len(self._routes) > 1
-
-    @property
-    def waited(self) -> float:
-        """Seconds of waiting scheduled so far."""
-        return sum(record.wait for record in self.records)
+        return self.policy.max_retries > 0 or len(self.routes) > 1
 
     def remaining(self) -> float | None:
         """Seconds until the deadline, below 0 after it; None if there is none."""
@@ -602,7 +299,7 @@ class CallState:
         policy, remaining = self.policy, self.remaining()
         own = policy.first_token_timeout if is_stream else policy.attempt_timeout
         if remaining is not None and own is None:
-            later = range(self.position + 1, len(self._routes))
+            later = range(self.position + 1, len(self.routes))
             places = {self._place(p) for p in later if not self._is_open(p)}
             remaining /= 1 + len(places - {self._place(self.position)})
         limits = [limit for limit in (own, remaining) if limit is not None]
@@ -610,38 +307,10 @@ class CallState:
             return None
         return min(limits) if min(limits) > 0 else _FIRST_ATTEMPT
 
-    def routes_tried(self) -> str:
-        """The routes asked and their outcomes; empty if there was only one."""
-        routes = [record.route or record.reason for record in self.records]
-        if len(set(routes)) <= 1:
-            return ""
-        return ", ".join(
-            f"{route} ({record.outcome})"
-            for route, record in zip(routes, self.records, strict=True)
-        )
-
     def attempt_log(self) -> dict[str, Any]:
-        """The call so far, as JSON-able data."""
-        log: dict[str, Any] = {
-            "attempts": [record.as_dict() for record in self.records]
-        }
-        if self.prices_of is not None:
-            write_costs(log, map(self._cost_of, self.records))
+        """The call so far, as JSON-able data; a call with routes names the latest."""
+        log = super().attempt_log()
         return {"route": self.route, **log} if self._has_routes else log
-
-    def money_of(self, record: AttemptRecord) -> float | None:
-        """The money of an attempt that is over, for observers; None if not known."""
-        if self.cost_of is not None:
-            return self.cost_of(record)
-        cost = self._cost_of(record)
-        return None if cost is None else cost[0]
-
-    def _cost_of(self, record: AttemptRecord) -> tuple[float, bool] | None:
-        if record.number is None or self.prices_of is None:
-            return None
-        return cost_of_attempt(
-            self.prices_of(record.route), record.failure, record.usage
-        )
 
     def will_be_refused(self) -> bool:
         """Whether the circuit breakers would refuse an attempt now."""
@@ -656,15 +325,15 @@ class CallState:
         `max_retry_after` allows.
         """
         if not self._has_routes:
-            breaker = self._routes[0].breaker
+            breaker = self.routes[0].breaker
             if breaker is None or not breaker.is_shared:
                 return 0.0
             wait, pause = breaker.lease_wait(), breaker.pause
             if wait is None and breaker.retry_after > pause:
                 return 0.0  # After the pause it would refuse the call.
             return self._spread(pause) if wait is None else wait
-        for position in range(self.position, len(self._routes)):
-            breaker = self._routes[position].breaker
+        for position in range(self.position, len(self.routes)):
+            breaker = self.routes[position].breaker
             if breaker is not None and not self._is_used_up(position):
                 wait = breaker.lease_wait()
                 if wait:
@@ -673,12 +342,12 @@ class CallState:
                     break
         waits = [
             self._wait_for(position, awaits_probe=self._awaits_probe)
-            for position in range(self.position, len(self._routes))
+            for position in range(self.position, len(self.routes))
             if position == self.position
             or not (self._is_last_resort or self._is_used_up(position))
         ]
         wait = min((wait for wait in waits if wait is not None), default=0.0)
-        breaker = self._routes[self.position].breaker
+        breaker = self.routes[self.position].breaker
         if breaker is not None and breaker.pause:
             return self._spread(wait)
         return self._held_for(wait)
@@ -719,7 +388,7 @@ class CallState:
         """
         refusals: dict[int, Refusal] = {}
         is_last_resort, self._is_last_resort = self._is_last_resort, False
-        for position in range(self.position, len(self._routes)):
+        for position in range(self.position, len(self.routes)):
             if position > self.position and (
                 is_last_resort or self._is_used_up(position)
             ):
@@ -744,7 +413,7 @@ class CallState:
         first = min(refusals.values(), key=lambda refusal: refusal.retry_after)
         if not first.reason or len(refusals) == 1:
             return first
-        names = {self._routes[p].name: one.reason for p, one in refusals.items()}
+        names = {self.routes[p].name: one.reason for p, one in refusals.items()}
         said = (f"{name}: {reason}" for name, reason in names.items() if reason)
         return replace(first, reason="; ".join(said))
 
@@ -754,15 +423,11 @@ class CallState:
         Its rate limits are settled if it is over: the usage of a stream, and the end of
         its connection, come after the answer.
         """
-        if self._budget is not None:
-            self._budget.succeeded()
+        if self.budget is not None:
+            self.budget.succeeded()
         if self._current is not None:
             self._close_record(self._current, "ok")
-            if held := self._current.take_permit():
-                breaker, permit = held
-                before = self._state_before(breaker, permit)
-                breaker.succeeded(permit)
-                self._tell_breaker(self._current, breaker, before)
+            self._release(self._current, None)
             if is_over:
                 self._cancel(self._current)
         self._hold_refused()
@@ -829,7 +494,7 @@ class CallState:
     def failover(self) -> bool:
         """Move on to the next route that may be asked; False if there is none."""
         following = self._next_open()
-        end = len(self._routes) if following is None else following
+        end = len(self.routes) if following is None else following
         for position in range(self.position + 1, end):
             if self._is_open(position) and position not in self._skipped:
                 self._skipped.add(position)
@@ -841,26 +506,20 @@ class CallState:
 
     def candidates(self) -> list[int]:
         """The routes that may be asked next, the current one first."""
-        if self._is_last_resort:
-            return [self.position]
-        later = range(self.position + 1, len(self._routes))
-        open_ones = [p for p in later if not (self._is_used_up(p) or self._is_open(p))]
-        return [self.position, *open_ones]
+        later = () if self._is_last_resort else self._later_open()
+        return [self.position, *later]
 
     def spill_over(self, position: int, reason: str) -> None:
         """Go on to a later route, since the rate limits of those before are full."""
         for skipped in [one for one in self.candidates() if one < position]:
-            name = self._routes[skipped].name
-            record = AttemptRecord(None, name, "skipped", reason=reason)
-            self.records.append(record)
-            self.tell("limited", route=name)
-            self._tell_skipped(record)
+            self.tell("limited", route=self.routes[skipped].name)
+            self._record_skipped(skipped, reason)
         self.position = position
 
     def reserve(self, reserved: list[Reservation], waited: float) -> None:
         """Keep what the next attempt has reserved, after a wait of so many seconds."""
-        self._drop_reserved()
-        self._reserved, self._reserved_at = reserved, self.position
+        if self.limits is not None:
+            self.limits.keep(self.position, reserved)
         self.waited_for_limiter(waited)
 
     def waited_for_limiter(self, seconds: float) -> None:
@@ -871,36 +530,33 @@ class CallState:
     @property
     def is_reserved(self) -> bool:
         """Whether the next attempt has what it reserves, as far as it has limits."""
-        return self.limits is None or self._reserved_at == self.position
+        return self.limits is None or self.limits.reserved_at == self.position
 
     def header_reader(self) -> Callable[[Headers], None] | None:
         """What takes the headers of the current attempt's answer, if they count."""
         sent = self._current
         if sent is None or not sent.is_adaptive:
             return None
-        return functools.partial(self._read_headers, sent)
+        return lambda headers: sent.read_headers(headers, self._time.time())
+
+    def read_headers(self, number: int, headers: Any) -> None:
+        """Correct the rate limits by the headers of an attempt's answer, if there."""
+        if (sent := self._sent_attempt(number)) is not None:
+            sent.read_headers(headers, self._time.time())
 
     def sent_inside(self, number: int, log: Mapping[str, Any] | None) -> None:
         """An attempt was a call with attempts of its own: each is a request."""
         count = sum("attempt" in line for line in (log or {}).get("attempts", ()))
+        sent = self._sent_attempt(number)
+        for one in sent.reservations if sent is not None else ():
+            one.requests = max(one.requests, count)
+
+    def _sent_attempt(self, number: int) -> SentAttempt | None:
+        """The attempt of this number, if it is under way or the latest."""
         for sent in (self._current, self._hedge):
             if sent is not None and sent.record.number == number:
-                for one in sent.reservations:
-                    one.requests = max(one.requests, count)
-
-    def read_headers(self, number: int, headers: Any) -> None:
-        """Correct the rate limits by the headers of an attempt's answer, if there."""
-        for sent in (self._current, self._hedge):
-            if sent is not None and sent.record.number == number and sent.is_adaptive:
-                self._read_headers(sent, headers)
-
-    def _read_headers(self, sent: SentAttempt, headers: Any) -> None:
-        if not isinstance(headers, Mapping):
-            return
-        texts = {str(name): str(value) for name, value in headers.items()}
-        if limits := read_limits(texts, unix_time=self._time.time()):
-            for one in sent.reservations:
-                one.observe(limits)
+                return sent
+        return None
 
     def skip_refused(self) -> None:
         """Move on past routes whose breakers are open, if another one is not."""
@@ -990,7 +646,7 @@ class CallState:
             self._moved_on[position] += 1
         is_limited = failure.kind is FailureKind.RATE_LIMIT and action is None
         self._moved_on[position] += is_limited
-        if is_limited and self._is_next(self._routes[position].group):
+        if is_limited and self._is_next(self.routes[position].group):
             self._hold(position, failure.retry_after or _RATE_LIMIT_HOLD)
         elif chosen is FailureAction.RETRY:
             self._moved_on[position] -= is_limited
@@ -1001,7 +657,7 @@ class CallState:
                 )
             decision = self._decide_here(failure, will_failover=False)
             if isinstance(decision, Retry):
-                endpoint = self._routes[self.position].endpoint
+                endpoint = self.routes[self.position].endpoint
                 if failure.kind in _PROVIDERS_OWN and self._is_next(
                     endpoint, "endpoint"
                 ):
@@ -1018,7 +674,7 @@ class CallState:
         delay = self._resort()
         if delay is not None:
             return Retry(delay)
-        if len(self._routes) == 1:
+        if len(self.routes) == 1:
             return stop
         return Stop(f"{stop.reason}, no route left" if stop.reason else "no route left")
 
@@ -1027,18 +683,18 @@ class CallState:
         following = self._next_open()
         if following is None or value is None:
             return False
-        return bool(getattr(self._routes[following], name) == value)
+        return bool(getattr(self.routes[following], name) == value)
 
     def _place(self, position: int) -> Hashable:
         """A route's endpoint, of which only one key is waited for if it is silent."""
-        return self._routes[position].endpoint or position
+        return self.routes[position].endpoint or position
 
     def _same_endpoint(self, position: int) -> list[int]:
         """The routes that differ from this one by their keys only, and this one."""
-        endpoint = self._routes[position].endpoint
+        endpoint = self.routes[position].endpoint
         if endpoint is None:
             return [position]
-        return [p for p, one in enumerate(self._routes) if one.endpoint == endpoint]
+        return [p for p, one in enumerate(self.routes) if one.endpoint == endpoint]
 
     def _attempts_at(self, position: int) -> int:
         """Attempts that count for `max_retries`: those of an endpoint's keys together.
@@ -1053,11 +709,7 @@ class CallState:
     def _spare_other_keys(self, position: int) -> None:
         """Do not wait for a silent endpoint with other keys if there is another one."""
         others = {key for key in self._same_endpoint(position) if key != position}
-        later = range(self.position + 1, len(self._routes))
-        if others and any(
-            p not in others and not (self._is_used_up(p) or self._is_open(p))
-            for p in later
-        ):
+        if others and any(p not in others for p in self._later_open()):
             self._spared |= others
             self._silent |= others
 
@@ -1066,18 +718,18 @@ class CallState:
 
         A 403 may be the request's fault, unless another key of the group had none.
         """
-        answered = self._routes[self.position].group
+        answered = self.routes[self.position].group
         for position, kind in self._refused.items():
-            group = self._routes[position].group
+            group = self.routes[position].group
             is_keys_own = kind is not FailureKind.PERMISSION or group == answered
             if group is not None and position != self.position and is_keys_own:
                 self._hold(position, _REFUSED_HOLD, _SAID[kind])
 
     def _hold(self, position: int, seconds: float, why: str = "") -> None:
-        breaker = self._routes[position].breaker
+        breaker = self.routes[position].breaker
         if breaker is not None:
             breaker.open_for(seconds, why)
-            name = self._routes[position].name
+            name = self.routes[position].name
             self.tell("breaker", route=name, now=BreakerState.OPEN)
 
     def _decide_here(self, failure: Failure, *, will_failover: bool) -> Decision:
@@ -1105,11 +757,8 @@ class CallState:
                 jitter = max(limit - asked, min(asked, 1.0))
                 decision = Retry(asked + self._time.random() * jitter)
             else:
-                breaker = self._routes[self.position].breaker
-                if breaker is not None and asked:
-                    breaker.open_for(asked)  # For other calls, too.
-                    name = self._routes[self.position].name
-                    self.tell("breaker", route=name, now=BreakerState.OPEN)
+                if asked:
+                    self._hold(self.position, asked)  # For other calls, too.
                 return Stop("the wait is longer than failover_after_wait")
         if not self._pay(throttled=failure.kind is FailureKind.RATE_LIMIT):
             return Stop("retry budget empty")
@@ -1129,10 +778,10 @@ class CallState:
         # or the caller has the beginning of the answer, another one's may be over. And
         # a route that was not asked yet is probed, if need be after another call.
         is_early = self._is_interrupted or bool(self._left)
-        if len(self._silent) == len(self._routes) and not is_early:
+        if len(self._silent) == len(self.routes) and not is_early:
             return None  # A second round of silence would be as slow.
         waits: list[tuple[float, bool, int]] = []
-        for position in range(len(self._routes)):
+        for position in range(len(self.routes)):
             is_current = position == self.position and shorter_than < math.inf
             soon = self.policy.failover_after_wait
             was_probed = position in self._probed and self._is_open(position, soon)
@@ -1162,7 +811,7 @@ class CallState:
     ) -> float | None:
         """Seconds until a route can be asked, by a probe if need be; None if never."""
         asked = self._not_before.get(position, 0.0) - self._time.monotonic()
-        breaker, wait = self._routes[position].breaker, 0.0
+        breaker, wait = self.routes[position].breaker, 0.0
         if breaker is not None:
             held = breaker.probe_wait(
                 is_early=is_early,
@@ -1185,19 +834,14 @@ class CallState:
     def _go_on_with(self, attempt: SentAttempt) -> None:
         self.position, self._current = attempt.position, attempt
         if self.limits is not None:
-            if not self.is_reserved:  # A breaker has opened in the meantime.
-                self._drop_reserved()
-                self._reserved = self.limits.take(self.position)
-            attempt.reservations, self._reserved = self._reserved, []
-            self._reserved_at = None
-        if self._limiter_wait:
-            attempt.record.limiter_wait, self._limiter_wait = self._limiter_wait, 0.0
+            attempt.reservations = self.limits.take(self.position)
+        attempt.record.limiter_wait, self._limiter_wait = self._limiter_wait, 0.0
         self._spent = 0.0  # The retry that was paid for is sent.
 
     def _begin(
         self, position: int, route: str | None, *, as_probe: bool = False
     ) -> SentAttempt | Refusal:
-        state = self._routes[position]
+        state = self.routes[position]
         permit: Permit | Refusal | None = None
         if state.breaker is not None:
             permit = state.breaker.probe() if as_probe else state.breaker.admit()
@@ -1220,73 +864,59 @@ class CallState:
         )
         self.records.append(record)
         self._sent[position] += 1
-        _tell(self.observers, "attempt_began", record, position)
+        self._tell("attempt_began", record, position)
         return SentAttempt(position, now, record, state.breaker, permit)
 
-    def _next_open(self) -> int | None:
-        for position in range(self.position + 1, len(self._routes)):
+    def _later_open(self) -> Iterator[int]:
+        """The routes after the current one that may be asked now."""
+        for position in range(self.position + 1, len(self.routes)):
             if not (self._is_used_up(position) or self._is_open(position)):
-                return position
-        return None
+                yield position
+
+    def _next_open(self) -> int | None:
+        return next(self._later_open(), None)
 
     def _is_open(self, position: int, delay: float = 0.0) -> bool:
         """Whether the breaker of a route will refuse attempts after `delay` seconds."""
-        breaker = self._routes[position].breaker
+        breaker = self.routes[position].breaker
         if breaker is None:
             return False
         # A call to a single endpoint waits for a short pause.
         is_paused = self._has_routes and breaker.pause > delay
         return is_paused or breaker.retry_after > delay
 
-    def skip(self, records: list[AttemptRecord]) -> None:
-        """Note routes that are not asked at all."""
-        self.records += records
-        for record in records:
-            self._tell_skipped(record)
-
     def _record_skipped(self, position: int, reason: str = "") -> None:
         outcome = "skipped" if reason else FailureKind.CIRCUIT_OPEN.value
-        record = AttemptRecord(
-            None,
-            self._routes[position].name,
-            outcome,
-            reason=reason or None,
-            began=self._time.monotonic() - self._began,
+        name, reason_given = self.routes[position].name, reason or None
+        self.skip(
+            [
+                AttemptRecord(
+                    None, name, outcome, reason=reason_given, began=self.elapsed
+                )
+            ]
         )
-        self.records.append(record)
-        self._tell_skipped(record)
-
-    def _tell_skipped(self, record: AttemptRecord) -> None:
-        self.tell("skipped", route=record.route, reason=record.reason or record.outcome)
-
-    def _state_before(
-        self, breaker: CircuitBreaker, permit: Permit
-    ) -> BreakerState | None:
-        """The breaker's state before a permit is settled, if there are observers."""
-        if not self.observers:
-            return None
-        return BreakerState.HALF_OPEN if permit.is_probe else breaker.state
-
-    def _tell_breaker(
-        self,
-        attempt: SentAttempt,
-        breaker: CircuitBreaker,
-        before: BreakerState | None,
-    ) -> None:
-        if before is not None and (now := breaker.state) is not before:
-            self.tell("breaker", route=attempt.record.route, now=now)
 
     def _settle(self, attempt: SentAttempt, failure: Failure) -> None:
         self._close_record(attempt, failure.kind.value, failure)
         for one in attempt.reservations:
             one.failed(failure)
+        self._release(attempt, failure)
+
+    def _release(self, attempt: SentAttempt, failure: Failure | None) -> None:
+        """Settle the permit of an attempt that has failed, or else succeeded."""
         held = attempt.take_permit()
         if held is None:
             return
         breaker, permit = held
-        before = self._state_before(breaker, permit)
-        self._settle_permit(breaker, permit, failure)
-        self._tell_breaker(attempt, breaker, before)
+        before: BreakerState | None = None
+        if self.observers:
+            before = BreakerState.HALF_OPEN if permit.is_probe else breaker.state
+        if failure is None:
+            breaker.succeeded(permit)
+        else:
+            self._settle_permit(breaker, permit, failure)
+        if before is not None and (now := breaker.state) is not before:
+            self.tell("breaker", route=attempt.record.route, now=now)
 
     def _settle_permit(
         self, breaker: CircuitBreaker, permit: Permit, failure: Failure
@@ -1347,26 +977,21 @@ class CallState:
         record.outcome, record.failure = outcome, failure
         record.status_code = None if failure is None else failure.status_code
         record.seconds = now - attempt.began
-        if health := self._routes[attempt.position].health:
+        if health := self.routes[attempt.position].health:
             health.note(outcome, record.status_code, record.seconds, now)
-        _tell(self.observers, "attempt_ended", record, failure)
+        self._tell("attempt_ended", record, failure)
 
     def _pay(self, *, throttled: bool) -> bool:
         """Take the price of an attempt from the budget; False if it is too low."""
-        if self._budget is None:
+        if self.budget is None:
             return True
-        spent = self._budget.spend(throttled=throttled)
+        spent = self.budget.spend(throttled=throttled)
         self._spent = spent or 0.0
         return spent is not None
 
     def _refund(self) -> None:
-        if self._budget is not None and self._spent:
-            self._budget.refund(self._spent)
+        if self.budget is not None and self._spent:
+            self.budget.refund(self._spent)
         self._spent = 0.0
-        self._drop_reserved()
-
-    def _drop_reserved(self) -> None:
-        """Give back what the next attempt has reserved: it is not sent."""
-        for one in self._reserved:
-            one.unsent()
-        self._reserved, self._reserved_at = [], None
+        if self.limits is not None:
+            self.limits.drop()

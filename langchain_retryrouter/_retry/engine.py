@@ -24,8 +24,9 @@ from typing import (
 
 from tenacity import AsyncRetrying, RetryCallState, Retrying
 
-from langchain_retryrouter._retry.call_state import CallLimits, CallState, Retry, Stop
+from langchain_retryrouter._retry.call_state import CallState, Retry, Stop
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
+from langchain_retryrouter._retry.limits import CallLimits
 from langchain_retryrouter._retry.retry_after import Headers
 from langchain_retryrouter._retry.timeouts import TimeLimitError, run_with_timeout
 from langchain_retryrouter.errors import BASE_ERRORS, ErrorFamily, RetryRouterError

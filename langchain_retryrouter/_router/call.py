@@ -61,7 +61,8 @@ from langchain_retryrouter._providers.integrations import (
     UNKNOWN_INTEGRATION,
     integration_of,
 )
-from langchain_retryrouter._retry.call_state import AttemptRecord, CallState
+from langchain_retryrouter._retry.call_log import AttemptRecord
+from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.clock import Clock
 from langchain_retryrouter._retry.engine import Attempt
 from langchain_retryrouter._retry.hedging import AHedgedSource, HedgedSource

@@ -18,7 +18,8 @@ from langchain_core.messages.utils import count_tokens_approximately
 
 from langchain_retryrouter._checks import is_positive
 from langchain_retryrouter._prices import cost_of_attempt, tokens_of
-from langchain_retryrouter._retry.call_state import AttemptRecord, held_limits
+from langchain_retryrouter._retry.call_log import AttemptRecord
+from langchain_retryrouter._retry.limits import held_limits
 from langchain_retryrouter._router.route import Route
 from langchain_retryrouter.circuit_breaker import Refusal
 from langchain_retryrouter.spend_limits import (

@@ -84,7 +84,7 @@ from langchain_retryrouter._providers.integrations import (
     tools_request,
     tracing_params,
 )
-from langchain_retryrouter._retry.call_state import Subject
+from langchain_retryrouter._retry.call_log import Subject
 from langchain_retryrouter._retry.timeouts import run_with_timeout
 from langchain_retryrouter._router.plan import RouteCost
 from langchain_retryrouter._shared import name_hash

@@ -22,7 +22,7 @@ from tenacity import RetryCallState
 from langchain_retryrouter._gptrouter import connection
 from langchain_retryrouter._gptrouter.client import GatewayClient
 from langchain_retryrouter._gptrouter.protocol import malformed
-from langchain_retryrouter._retry.call_state import Subject
+from langchain_retryrouter._retry.call_log import Subject
 from langchain_retryrouter._retry.engine import Attempt, acall, call
 from langchain_retryrouter._retry.timeouts import agather_bounded
 from langchain_retryrouter.errors import RetryRouterError

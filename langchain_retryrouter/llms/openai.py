@@ -32,8 +32,10 @@ from langchain_retryrouter._openai.errors import OPENAI_ERRORS
 from langchain_retryrouter._openai.protocol import update_token_usage
 from langchain_retryrouter._prices import listed_prices, load_list, write_costs
 from langchain_retryrouter._retry import engine, streaming
-from langchain_retryrouter._retry.call_state import CallState, Subject, limits_of
+from langchain_retryrouter._retry.call_log import Subject
+from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
+from langchain_retryrouter._retry.limits import limits_of
 from langchain_retryrouter._retry.timeouts import agather_bounded, gather_bounded
 from langchain_retryrouter.errors import InvalidRequestError, refuse_bool
 from langchain_retryrouter.failures import FailureKind

@@ -1,0 +1,243 @@
+"""What a call did: the lines of its attempt log, and the observers that see it happen.
+
+`CallLog` is what `CallState` is made on. `otel.py` and LangChain's callbacks observe
+calls by a `CallObserver`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+from langchain_retryrouter._prices import Prices, cost_of_attempt, write_costs
+from langchain_retryrouter._retry.clock import Clock
+from langchain_retryrouter.failures import Failure
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class AttemptRecord:
+    """One line of a call's attempt log.
+
+    `number` counts from 1; None for a route that was skipped, since its circuit breaker
+    was open, or it cannot take the request for a `reason`. `route` is None where it is
+    not known which one was asked; `reason` then says which ones may be. `outcome` is
+    `pending`, `ok`, `cancelled`, `skipped`, or the kind of the failure. `wait` are the
+    seconds waited after it, 0 if no attempt followed; `began` those from the call's
+    start to its own; `limiter_wait` those that it waited for its rate limits before.
+    """
+
+    number: int | None
+    route: str | None = None
+    outcome: str = "pending"
+    seconds: float = 0.0
+    status_code: int | None = None
+    wait: float = 0.0
+    reason: str | None = None
+    began: float = 0.0
+    limiter_wait: float = 0.0
+    position: int = 0
+    failure: Failure | None = None
+    usage: Mapping[str, Any] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The line as JSON-able data, without what does not apply."""
+        line: dict[str, Any] = {
+            "outcome": self.outcome,
+            "began": round(self.began, 6),
+            "seconds": round(self.seconds, 6),
+            "wait": round(self.wait, 6),
+        }
+        if self.number is not None:
+            line = {"attempt": self.number, **line}
+        if self.route is not None or self.reason is not None:
+            line["route"] = self.route
+        if self.status_code is not None:
+            line["status_code"] = self.status_code
+        if self.reason is not None:
+            line["reason"] = self.reason
+        if self.limiter_wait:
+            line["limiter_wait"] = round(self.limiter_wait, 6)
+        return line
+
+
+class Subject(NamedTuple):
+    """What an attempt asks, in the words of OpenTelemetry's conventions.
+
+    `sends` is whether it is one request, and not a call that has attempts of its own.
+    """
+
+    operation: str
+    provider: str
+    model: str | None = None
+    sends: bool = True
+
+
+class CallObserver:
+    """Sees what happens in one call; its methods do nothing by default.
+
+    The threads that work for the call run them, in order. What they raise is logged.
+    """
+
+    def attempt_began(self, record: AttemptRecord, position: int) -> None:
+        """An attempt begins, on the route at `position`."""
+
+    def resent(self, number: int, failure: Failure) -> None:
+        """An attempt sends its request again in another form, after this failure."""
+
+    def answered(self, number: int, facts: Mapping[str, Any]) -> None:
+        """What an answer says of itself: `usage`, `model`, `finish_reasons`."""
+
+    def attempt_ended(self, record: AttemptRecord, failure: Failure | None) -> None:
+        """An attempt is over; called again if its end turns out to be another one."""
+
+    def waits(self, seconds: float) -> None:
+        """A wait begins."""
+
+    def happened(self, event: str, facts: Mapping[str, Any]) -> None:
+        """One of `breaker`, `skipped`, `hedge_began`, `hedge_settled`, `continued`.
+
+        Or `limited`: a full rate limit keeps a request from its route.
+        """
+
+    def ended(self, error: BaseException | None) -> None:
+        """The call is over; nothing is called after this."""
+
+    def attach(self, number: int) -> Callable[[], object]:
+        """Make an attempt current in this thread or task, until the result is called.
+
+        It is done around all code that sends the attempt's request.
+        """
+        del number
+        return do_nothing
+
+    async def flush(self) -> None:
+        """Awaited by async calls after each of the others, for observers that await."""
+
+
+def do_nothing() -> None:
+    """Undo nothing."""
+
+
+class CallLog:
+    """The attempt log of one call, and its observers.
+
+    Attributes:
+        records: The attempt log.
+        observers: What sees the call.
+        run: LangChain's run manager of the call, for observers.
+        describe: Returns what the route at a position asks, for observers.
+        prices_of: Returns what a model's tokens cost, for a call that has no routes.
+        cost_of: Returns the money of an attempt, for a call that has routes.
+    """
+
+    def __init__(self, time: Clock, describe: Callable[[int], Subject]) -> None:
+        self.records: list[AttemptRecord] = []
+        self.observers: list[CallObserver] = []
+        self.run: Any = None
+        self.describe = describe
+        self.prices_of: Callable[[str | None], Prices | None] | None = None
+        self.cost_of: Callable[[AttemptRecord], float | None] | None = None
+        self._time = time
+        self._began = time.monotonic()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the call was made."""
+        return self._time.monotonic() - self._began
+
+    @property
+    def waited(self) -> float:
+        """Seconds of waiting scheduled so far."""
+        return sum(record.wait for record in self.records)
+
+    def attempt_log(self) -> dict[str, Any]:
+        """The call so far, as JSON-able data."""
+        log: dict[str, Any] = {
+            "attempts": [record.as_dict() for record in self.records]
+        }
+        if self.prices_of is not None:
+            write_costs(log, map(self._cost_of, self.records))
+        return log
+
+    def routes_tried(self) -> str:
+        """The routes asked and their outcomes; empty if there was only one."""
+        routes = [record.route or record.reason for record in self.records]
+        if len(set(routes)) <= 1:
+            return ""
+        return ", ".join(
+            f"{route} ({record.outcome})"
+            for route, record in zip(routes, self.records, strict=True)
+        )
+
+    def skip(self, records: list[AttemptRecord]) -> None:
+        """Note routes that are not asked at all."""
+        self.records += records
+        for record in records:
+            self._tell_skipped(record)
+
+    def money_of(self, record: AttemptRecord) -> float | None:
+        """The money of an attempt that is over, for observers; None if not known."""
+        if self.cost_of is not None:
+            return self.cost_of(record)
+        cost = self._cost_of(record)
+        return None if cost is None else cost[0]
+
+    def _cost_of(self, record: AttemptRecord) -> tuple[float, bool] | None:
+        if record.number is None or self.prices_of is None:
+            return None
+        prices = self.prices_of(record.route)
+        return cost_of_attempt(prices, record.failure, record.usage)
+
+    # --- observers ---
+
+    def tell(self, event: str, **facts: Any) -> None:
+        """Tell the observers that something `happened`."""
+        self._tell("happened", event, facts)
+
+    def resent(self, number: int, failure: Failure) -> None:
+        """Tell the observers that an attempt sends its request again."""
+        self._tell("resent", number, failure)
+
+    def waits(self, seconds: float) -> None:
+        """Tell the observers that a wait begins."""
+        self._tell("waits", seconds)
+
+    def end(self, error: BaseException | None) -> None:
+        """The call is over, by this error if there is one."""
+        observers, self.observers = self.observers, []
+        for observer in observers:
+            guarded(observer.ended, error)
+        self.cost_of = None  # It holds the call.
+
+    async def flush(self) -> None:
+        """Let the observers await what they have to."""
+        for observer in self.observers:
+            try:
+                await observer.flush()
+            except Exception:
+                logger.warning(_FAILED, exc_info=True)
+
+    def _tell(self, what: str, *facts: Any) -> None:
+        for observer in self.observers:
+            guarded(getattr(observer, what), *facts)
+
+    def _tell_skipped(self, record: AttemptRecord) -> None:
+        self.tell("skipped", route=record.route, reason=record.reason or record.outcome)
+
+
+_FAILED = "An observer of a call failed"
+
+
+def guarded(function: Callable[..., T], *args: Any) -> T | None:
+    """What an observer returns; one that fails does not fail the call."""
+    try:
+        return function(*args)
+    except Exception:
+        logger.warning(_FAILED, exc_info=True)
+        return None

@@ -1,0 +1,178 @@
+"""The attempts that a call has sent, and what they hold of rate limits.
+
+`CallLimits` has the limits of a call's routes, `SentAttempt` what one attempt reserved.
+`held_limits` tells a call inside of an attempt which limits that attempt holds already.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from langchain_retryrouter._prices import tokens_of
+from langchain_retryrouter._retry.call_log import AttemptRecord
+from langchain_retryrouter._retry.retry_after import read_limits
+from langchain_retryrouter.circuit_breaker import CircuitBreaker, Permit
+from langchain_retryrouter.rate_limits import (
+    LimitListener,
+    RateLimit,
+    RequestTooLargeError,
+    Reservation,
+    Size,
+)
+
+
+class CallLimits:
+    """The rate limits of a call's routes, and what its next attempt has reserved.
+
+    `size` returns the size of the request on the route at a position, and `reserved_at`
+    is the position of the route on which something is reserved.
+    """
+
+    def __init__(
+        self,
+        routes: Sequence[Sequence[RateLimit | LimitListener]],
+        size: Callable[[int], Size],
+    ) -> None:
+        self.routes = routes
+        self.size = size
+        self.reserved_at: int | None = None
+        self._reserved: list[Reservation] = []
+
+    def wait_for(self, position: int) -> float:
+        """Seconds until the limits of a route are free; infinite if not known.
+
+        Raises:
+            RequestTooLargeError: It never has.
+        """
+        limits, size = self.routes[position], self.size(position)
+        return max((limit.wait_for(size) for limit in limits), default=0.0)
+
+    def try_reserve(self, position: int) -> list[Reservation] | None:
+        """What an attempt on a route reserves, if its limits are free now."""
+        reserved: list[Reservation] = []
+        size = self.size(position)
+        for limit in self.routes[position]:
+            try:
+                one = limit.try_reserve(size)
+            except RequestTooLargeError:
+                one = None
+            if one is None:
+                for other in reserved:
+                    other.unsent()
+                return None
+            reserved.append(one)
+        return reserved
+
+    def keep(self, position: int, reserved: list[Reservation]) -> None:
+        """Keep what the next attempt has reserved."""
+        self.drop()
+        self._reserved, self.reserved_at = reserved, position
+
+    def drop(self) -> None:
+        """Give back what the next attempt has reserved: it is not sent."""
+        for one in self._reserved:
+            one.unsent()
+        self._reserved, self.reserved_at = [], None
+
+    def take(self, position: int) -> list[Reservation]:
+        """What the attempt on a route has reserved; it is sent now."""
+        if self.reserved_at != position:  # A breaker has opened in the meantime.
+            self.drop()
+            size = self.size(position)
+            self._reserved = [limit.take(size) for limit in self.routes[position]]
+        reserved, self._reserved, self.reserved_at = self._reserved, [], None
+        return reserved
+
+
+# A call inside of an attempt of another call would wait for what that one holds.
+_HELD: Final[ContextVar[frozenset[object]]] = ContextVar("_HELD", default=frozenset())
+
+
+def held_limits() -> frozenset[object]:
+    """The rate and spend limits of the attempts around this code."""
+    return _HELD.get()
+
+
+def hold_limits(*several: Sequence[object]) -> Callable[[], object]:
+    """Add these to `held_limits` in this thread or task; the result undoes it."""
+    return functools.partial(_HELD.reset, _HELD.set(_HELD.get().union(*several)))
+
+
+def call_limits(
+    routes: Sequence[Sequence[RateLimit | LimitListener]], size: Callable[[int], Size]
+) -> CallLimits | None:
+    """The rate limits of a call's routes, if there are any.
+
+    Each counts once for an attempt, and all calls wait for them in the same order.
+    """
+    held = held_limits()
+    found = [
+        [
+            LimitListener(one) if one in held and isinstance(one, RateLimit) else one
+            for one in sorted({*limits}, key=lambda limit: limit.number)
+            if one not in held or one.adaptive
+        ]
+        for limits in routes
+    ]
+    return CallLimits(found, size) if any(found) else None
+
+
+def limits_of(
+    limit: RateLimit | LimitListener | None, size: Callable[[], Size]
+) -> CallLimits | None:
+    """The rate limits of a call to one endpoint; `size` is asked if it counts."""
+    if limit is None:
+        return None
+    measured = functools.cache(size if limit.counts_tokens else Size)
+    return call_limits([[limit]], lambda _: measured())
+
+
+@dataclass(slots=True)
+class SentAttempt:
+    """An attempt that was sent, with the permit of a breaker until that is settled."""
+
+    position: int
+    began: float
+    record: AttemptRecord
+    breaker: CircuitBreaker | None
+    permit: Permit | None
+    reservations: list[Reservation] = field(default_factory=list)
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the headers of the answer are of interest."""
+        return any(one.is_adaptive for one in self.reservations)
+
+    def read_headers(self, headers: Any, unix_time: float) -> None:
+        """Correct the rate limits by the headers of the answer, if they are there."""
+        if not (self.is_adaptive and isinstance(headers, Mapping)):
+            return
+        texts = {str(name): str(value) for name, value in headers.items()}
+        if limits := read_limits(texts, unix_time=unix_time):
+            for one in self.reservations:
+                one.observe(limits)
+
+    def note_usage(self, usage: Mapping[str, Any]) -> None:
+        """Have the rate limits settled by what the provider says was used so far.
+
+        It is in the words of LangChain or OpenAI.
+        """
+        self.record.usage = usage
+        if not self.reservations:
+            return
+        counts = tokens_of(usage)
+        # No prompt has no tokens: 0 says nothing, but of an answer from a cache.
+        if counts is not None and (any(counts) or "total_cost" in usage):
+            for one in self.reservations:
+                one.used = counts
+
+    def take_permit(self) -> tuple[CircuitBreaker, Permit] | None:
+        """The permit, to settle it; None if there is none left."""
+        permit, self.permit = self.permit, None
+        if self.breaker is None or permit is None:
+            return None
+        return self.breaker, permit
