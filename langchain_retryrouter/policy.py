@@ -7,11 +7,11 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from langchain_retryrouter._checks import is_number, is_positive, is_whole, require
 from langchain_retryrouter._shared import BUDGET, Reply, Shareable, Store
-from langchain_retryrouter.failures import FailureKind
+from langchain_retryrouter.failures import Failure, FailureKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +216,66 @@ class RetryPolicy:
             waited = min(waited, self.deadline)
             seconds = min(math.inf if seconds is None else seconds, self.deadline)
         return WorstCase(requests=self.max_attempts, waited=waited, seconds=seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Send the request again after `delay` seconds."""
+
+    delay: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Raise the error.
+
+    Attributes:
+        reason: The reason, for the error's note; empty if the kind of failure is the
+            reason.
+    """
+
+    reason: str = ""
+
+
+Decision: TypeAlias = Retry | Stop
+
+
+def decide(
+    policy: RetryPolicy,
+    failure: Failure,
+    *,
+    attempt: int,
+    remaining: float | None,
+    random: float,
+    will_failover: bool = False,
+) -> Decision:
+    """Whether to try again after a failed attempt, and after how many seconds.
+
+    `attempt` counts from 1 on its route, `remaining` are seconds until the deadline,
+    and `will_failover` is whether the next attempt would ask another model.
+    """
+    if not failure.is_retryable and not will_failover:
+        refused = failure.should_retry is False
+        return Stop("the server said not to retry" if refused else "")
+    if attempt >= policy.max_attempts:
+        return Stop("no retries left" if policy.max_retries else "retries are off")
+    if not failure.is_retryable:
+        return Retry(0.0)  # The other model is not overloaded, so there is no wait.
+    retry_after = failure.retry_after
+    if retry_after is not None and retry_after > policy.max_retry_after:
+        return Stop(
+            f"Retry-After of {retry_after:g} s is above max_retry_after"
+            f" of {policy.max_retry_after:g} s"
+        )
+    delay = policy.delay(attempt, random, retry_after)
+    if failure.kind is FailureKind.REJECTED:
+        delay = 0.0  # The server is well: it answered.
+    if remaining is not None and delay >= remaining:
+        return Stop(
+            f"a wait of {delay:.1f} s would outlast the deadline of"
+            f" {policy.deadline:g} s"
+        )
+    return Retry(delay)
 
 
 @functools.lru_cache(maxsize=128)

@@ -17,8 +17,9 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 
 from langchain_retryrouter import RetryPolicy, UnavailableError
 from langchain_retryrouter._retry.call_log import Subject
-from langchain_retryrouter._retry.call_state import CallState, RouteState
+from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.engine import Attempt, RetryContext, call
+from langchain_retryrouter._retry.health import RouteState
 from langchain_retryrouter.failures import FAILURE_ACTIONS
 from langchain_retryrouter.otel import instrument
 

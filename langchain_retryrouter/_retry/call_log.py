@@ -1,19 +1,28 @@
-"""What a call did: the lines of its attempt log, and the observers that see it happen.
+"""The attempts of a call: the lines of its log, and the observers that see it happen.
 
-`CallLog` is what `CallState` is made on. `otel.py` and LangChain's callbacks observe
+`CallState` is a `CallLog` that decides. `otel.py` and LangChain's callbacks observe
 calls by a `CallObserver`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-from langchain_retryrouter._prices import Prices, cost_of_attempt, write_costs
+from langchain_retryrouter._prices import (
+    Prices,
+    cost_of_attempt,
+    tokens_of,
+    write_costs,
+)
 from langchain_retryrouter._retry.clock import Clock
+from langchain_retryrouter._retry.limits import hold_limits
+from langchain_retryrouter._retry.retry_after import read_limits
+from langchain_retryrouter.circuit_breaker import CircuitBreaker, Permit
 from langchain_retryrouter.failures import Failure
+from langchain_retryrouter.rate_limits import Reservation
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +75,53 @@ class AttemptRecord:
         return line
 
 
+@dataclass(slots=True)
+class SentAttempt:
+    """An attempt that was sent, with the permit of a breaker until that is settled."""
+
+    position: int
+    began: float
+    record: AttemptRecord
+    breaker: CircuitBreaker | None
+    permit: Permit | None
+    reservations: list[Reservation] = field(default_factory=list)
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the headers of the answer are of interest."""
+        return any(one.is_adaptive for one in self.reservations)
+
+    def read_headers(self, headers: Any, unix_time: float) -> None:
+        """Correct the rate limits by the headers of the answer, if they are there."""
+        if not (self.is_adaptive and isinstance(headers, Mapping)):
+            return
+        texts = {str(name): str(value) for name, value in headers.items()}
+        if limits := read_limits(texts, unix_time=unix_time):
+            for one in self.reservations:
+                one.observe(limits)
+
+    def note_usage(self, usage: Mapping[str, Any]) -> None:
+        """Have the rate limits settled by what the provider says was used so far.
+
+        It is in the words of LangChain or OpenAI.
+        """
+        self.record.usage = usage
+        if not self.reservations:
+            return
+        counts = tokens_of(usage)
+        # No prompt has no tokens: 0 says nothing, but of an answer from a cache.
+        if counts is not None and (any(counts) or "total_cost" in usage):
+            for one in self.reservations:
+                one.used = counts
+
+    def take_permit(self) -> tuple[CircuitBreaker, Permit] | None:
+        """The permit, to settle it; None if there is none left."""
+        permit, self.permit = self.permit, None
+        if self.breaker is None or permit is None:
+            return None
+        return self.breaker, permit
+
+
 class Subject(NamedTuple):
     """What an attempt asks, in the words of OpenTelemetry's conventions.
 
@@ -114,14 +170,14 @@ class CallObserver:
         It is done around all code that sends the attempt's request.
         """
         del number
-        return do_nothing
+        return _do_nothing
 
     async def flush(self) -> None:
         """Awaited by async calls after each of the others, for observers that await."""
 
 
-def do_nothing() -> None:
-    """Undo nothing."""
+def _do_nothing() -> None:
+    pass
 
 
 class CallLog:
@@ -136,13 +192,20 @@ class CallLog:
         cost_of: Returns the money of an attempt, for a call that has routes.
     """
 
-    def __init__(self, time: Clock, describe: Callable[[int], Subject]) -> None:
+    def __init__(
+        self,
+        time: Clock,
+        describe: Callable[[int], Subject],
+        held: Sequence[Sequence[Sequence[object]]],
+    ) -> None:
+        """`held` are limits that an attempt holds, by the position of its route."""
         self.records: list[AttemptRecord] = []
         self.observers: list[CallObserver] = []
         self.run: Any = None
         self.describe = describe
         self.prices_of: Callable[[str | None], Prices | None] | None = None
         self.cost_of: Callable[[AttemptRecord], float | None] | None = None
+        self._held_by = held
         self._time = time
         self._began = time.monotonic()
 
@@ -150,6 +213,11 @@ class CallLog:
     def elapsed(self) -> float:
         """Seconds since the call was made."""
         return self._time.monotonic() - self._began
+
+    @property
+    def attempts(self) -> int:
+        """Attempts sent so far, on all routes."""
+        return sum(record.number is not None for record in self.records)
 
     @property
     def waited(self) -> float:
@@ -214,6 +282,30 @@ class CallLog:
         for observer in observers:
             guarded(observer.ended, error)
         self.cost_of = None  # It holds the call.
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether it makes a difference which attempt is current."""
+        return bool(self.observers or self._held_by)
+
+    def attach(self, number: int | None = None) -> Callable[[], object]:
+        """Make an attempt, or else the latest, current; the result undoes it."""
+        if not self.is_attached:
+            return _do_nothing
+        number = self.attempts if number is None else number
+        attached = [guarded(observer.attach, number) for observer in self.observers]
+        undo = [one for one in attached if one is not None]
+        if self._held_by:
+            at = next(r.position for r in reversed(self.records) if r.number == number)
+            undo.append(hold_limits(*(limits[at] for limits in self._held_by)))
+        if len(undo) == 1:
+            return undo[0]
+
+        def detach() -> None:
+            for one in reversed(undo):
+                one()
+
+        return detach
 
     async def flush(self) -> None:
         """Let the observers await what they have to."""

@@ -1,29 +1,29 @@
 """The state of one call: its attempts, and the decision after each failure.
 
-`decide` is the pure decision about one route. `CallState` adds what the call shares or
-remembers: budget, circuit breakers, deadline, and the routes that a `RetryRouter` has.
-The engine asks it; nothing here waits or sends. Its attempt log and observers are in
-`call_log.py`, what its attempts hold of rate limits in `limits.py`.
+`policy.decide` is the pure decision about one route. `CallState` adds what the call
+shares or remembers: budget, circuit breakers, deadline, and the routes that a
+`RetryRouter` has. The engine asks it; nothing here waits or sends. Its attempt log and
+its observers are in `call_log.py`, its rate limits in `limits.py`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final, TypeAlias
+from dataclasses import replace
+from typing import Any, Final
 
 from langchain_retryrouter._retry.call_log import (
     AttemptRecord,
     CallLog,
     CallObserver,
+    SentAttempt,
     Subject,
-    do_nothing,
     guarded,
 )
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
-from langchain_retryrouter._retry.health import RouteHealth
-from langchain_retryrouter._retry.limits import CallLimits, SentAttempt, hold_limits
+from langchain_retryrouter._retry.health import RouteState
+from langchain_retryrouter._retry.limits import CallLimits
 from langchain_retryrouter._retry.retry_after import Headers
 from langchain_retryrouter.circuit_breaker import (
     LEASE_POLL,
@@ -38,89 +38,20 @@ from langchain_retryrouter.failures import (
     FailureKind,
     is_retryable,
 )
-from langchain_retryrouter.policy import RetryBudget, RetryPolicy
+from langchain_retryrouter.policy import (
+    Decision,
+    Retry,
+    RetryBudget,
+    RetryPolicy,
+    Stop,
+    decide,
+)
 from langchain_retryrouter.rate_limits import Reservation
-
-
-@dataclass(frozen=True, slots=True)
-class Retry:
-    """Send the request again after `delay` seconds."""
-
-    delay: float
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Raise the error.
-
-    Attributes:
-        reason: The reason, for the error's note; empty if the kind of failure is the
-            reason.
-    """
-
-    reason: str = ""
-
-
-Decision: TypeAlias = Retry | Stop
-_BROKE_OFF: Final = Stop("part of the answer was already delivered")
-
-
-def decide(
-    policy: RetryPolicy,
-    failure: Failure,
-    *,
-    attempt: int,
-    remaining: float | None,
-    random: float,
-    will_failover: bool = False,
-) -> Decision:
-    """Whether to try again after a failed attempt, and after how many seconds.
-
-    `attempt` counts from 1 on its route, `remaining` are seconds until the deadline,
-    and `will_failover` is whether the next attempt would ask another model.
-    """
-    if not failure.is_retryable and not will_failover:
-        refused = failure.should_retry is False
-        return Stop("the server said not to retry" if refused else "")
-    if attempt >= policy.max_attempts:
-        return Stop("no retries left" if policy.max_retries else "retries are off")
-    if not failure.is_retryable:
-        return Retry(0.0)  # The other model is not overloaded, so there is no wait.
-    retry_after = failure.retry_after
-    if retry_after is not None and retry_after > policy.max_retry_after:
-        return Stop(
-            f"Retry-After of {retry_after:g} s is above max_retry_after"
-            f" of {policy.max_retry_after:g} s"
-        )
-    delay = policy.delay(attempt, random, retry_after)
-    if failure.kind is FailureKind.REJECTED:
-        delay = 0.0  # The server is well: it answered.
-    if remaining is not None and delay >= remaining:
-        return Stop(
-            f"a wait of {delay:.1f} s would outlast the deadline of"
-            f" {policy.deadline:g} s"
-        )
-    return Retry(delay)
-
-
-@dataclass(frozen=True, slots=True)
-class RouteState:
-    """One route of a call, with its name in the attempt log if it has one.
-
-    Routes of the same `group` are the same model with another key, account or region;
-    those of the same `endpoint` differ by their keys only.
-    """
-
-    name: str | None
-    breaker: CircuitBreaker | None = None
-    health: RouteHealth | None = None
-    group: Hashable = None
-    endpoint: Hashable = None
-
 
 OBSERVERS: Final[list[Callable[[CallState], CallObserver | None]]] = []
 """Make an observer of each call that begins, or None; usually there are none."""
 
+_BROKE_OFF: Final = Stop("part of the answer was already delivered")
 # A key that was refused while another one was not is left alone for so many seconds.
 _REFUSED_HOLD = 300.0
 # What says nothing about a key, but about its provider.
@@ -174,16 +105,13 @@ class CallState(CallLog):
         reserve: Callable[[int, int], Refusal | None] | None = None,
         spend_limits: Sequence[Sequence[object]] = (),
     ) -> None:
-        super().__init__(time, describe)
+        of_rate = () if limits is None else (limits.routes,)
+        of_money = (spend_limits,) if any(spend_limits) else ()
+        super().__init__(time, describe, held=(*of_rate, *of_money))
         self.policy = policy
         self.routes = [RouteState(None, breaker)] if routes is None else routes
         self.budget = budget
         self.limits = limits
-        of_rate = [] if limits is None else [limits.routes]
-        # What an attempt holds, by the position of its route.
-        self._held_by: list[Sequence[Sequence[object]]] = [*of_rate]
-        if any(spend_limits):
-            self._held_by.append(spend_limits)
         self._limiter_wait = 0.0  # Before the next attempt.
         self.position = 0
         self.decision: Decision | None = None
@@ -236,35 +164,6 @@ class CallState(CallLog):
         self._tell("answered", number, facts)
 
     @property
-    def is_attached(self) -> bool:
-        """Whether it makes a difference which attempt is current."""
-        return bool(self.observers or self._held_by)
-
-    def attach(self, number: int | None = None) -> Callable[[], object]:
-        """Make an attempt, or else the latest, current; the result undoes it."""
-        if not self.is_attached:
-            return do_nothing
-        number = self.attempts if number is None else number
-        attached = [guarded(observer.attach, number) for observer in self.observers]
-        undo = [one for one in attached if one is not None]
-        if self._held_by:
-            at = next(r.position for r in reversed(self.records) if r.number == number)
-            undo.append(hold_limits(*(limits[at] for limits in self._held_by)))
-        if len(undo) == 1:
-            return undo[0]
-
-        def detach() -> None:
-            for one in reversed(undo):
-                one()
-
-        return detach
-
-    @property
-    def attempts(self) -> int:
-        """Attempts sent so far, on all routes."""
-        return sum(self._sent)
-
-    @property
     def attempt(self) -> int:
         """The number of the current attempt, counted from 1; 0 before the first."""
         return self._current.record.number or 0 if self._current else 0
@@ -289,6 +188,12 @@ class CallState(CallLog):
         if self.policy.deadline is None:
             return None
         return self._began + self.policy.deadline - self._time.monotonic()
+
+    @property
+    def is_past_deadline(self) -> bool:
+        """Whether there is a deadline, and it is over."""
+        remaining = self.remaining()
+        return remaining is not None and remaining <= 0
 
     def attempt_timeout(self, *, is_stream: bool) -> float | None:
         """Seconds until the answer, or the first token, of the current attempt is due.
@@ -342,9 +247,7 @@ class CallState(CallLog):
                     break
         waits = [
             self._wait_for(position, awaits_probe=self._awaits_probe)
-            for position in range(self.position, len(self.routes))
-            if position == self.position
-            or not (self._is_last_resort or self._is_used_up(position))
+            for position in self._from_here()
         ]
         wait = min((wait for wait in waits if wait is not None), default=0.0)
         breaker = self.routes[self.position].breaker
@@ -362,9 +265,8 @@ class CallState(CallLog):
     def _held_for(self, wait: float) -> float:
         """A wait, as far as the call has the time for it, or else 0."""
         remaining = self.remaining()
-        if self._held + wait > self.policy.max_retry_after:
-            return 0.0
-        if remaining is not None and wait >= remaining:
+        is_late = remaining is not None and wait >= remaining
+        if is_late or self._held + wait > self.policy.max_retry_after:
             return 0.0
         self._held += wait
         if wait:
@@ -387,21 +289,17 @@ class CallState(CallLog):
         that is refused too, the earliest refusal is returned.
         """
         refusals: dict[int, Refusal] = {}
+        positions = self._from_here()
         is_last_resort, self._is_last_resort = self._is_last_resort, False
-        for position in range(self.position, len(self.routes)):
-            if position > self.position and (
-                is_last_resort or self._is_used_up(position)
-            ):
-                continue
+        for position in positions:
             attempt = self._begin(position, route, as_probe=is_last_resort)
             if isinstance(attempt, SentAttempt):
                 self._go_on_with(attempt)
                 return None
             refusals[position] = attempt
             is_held = bool(attempt.reason) and not attempt.retry_after
-            if self._has_routes and not (is_held or position in self._skipped):
-                self._skipped.add(position)
-                self._record_skipped(position, attempt.reason)
+            if self._has_routes and not is_held:
+                self._skip_once(position, attempt.reason)
         for position in sorted(refusals, key=lambda p: refusals[p].retry_after):
             if not self._has_routes or self._wait_for(position) != 0:
                 continue
@@ -496,9 +394,8 @@ class CallState(CallLog):
         following = self._next_open()
         end = len(self.routes) if following is None else following
         for position in range(self.position + 1, end):
-            if self._is_open(position) and position not in self._skipped:
-                self._skipped.add(position)
-                self._record_skipped(position)
+            if self._is_open(position):
+                self._skip_once(position)
         if following is None:
             return False
         self.position = following
@@ -563,16 +460,14 @@ class CallState(CallLog):
         if self._is_last_resort:
             return  # It is probed: the others have failed, or asked for a pause.
         while self._is_open(self.position) and self._next_open() is not None:
-            self._skipped.add(self.position)
-            self._record_skipped(self.position)
+            self._skip_once(self.position)
             self.position += 1
 
     def resume(self) -> bool:
         """Whether an interrupted stream may be continued, and on which route."""
-        remaining = self.remaining()
-        if remaining is not None and remaining <= 0:
-            return False
-        return self.failover() or self._resort() is not None
+        return not self.is_past_deadline and (
+            self.failover() or self._resort() is not None
+        )
 
     def hedge(self) -> int | None:
         """Begin an attempt on the next open route while the current one goes on.
@@ -600,9 +495,8 @@ class CallState(CallLog):
 
     def ends_call(self, failure: Failure | None) -> bool:
         """Whether a failure is raised by its kind, whichever route is left."""
-        if failure is None:
-            return False
-        return self._actions.get(failure.kind) is FailureAction.RAISE
+        kind = None if failure is None else failure.kind
+        return kind is not None and self._actions.get(kind) is FailureAction.RAISE
 
     def settle_hedge(self, *, has_won: bool, failure: Failure | None = None) -> None:
         """Go on with the attempt that `hedge` began, if it has won, or the other one.
@@ -646,28 +540,24 @@ class CallState(CallLog):
             self._moved_on[position] += 1
         is_limited = failure.kind is FailureKind.RATE_LIMIT and action is None
         self._moved_on[position] += is_limited
-        if is_limited and self._is_next(self.routes[position].group):
+        if is_limited and self._is_next(group=self.routes[position].group):
             self._hold(position, failure.retry_after or _RATE_LIMIT_HOLD)
         elif chosen is FailureAction.RETRY:
             self._moved_on[position] -= is_limited
             if action is not None and not failure.is_retryable:
                 # The caller asked for it: wait as after any error of the server.
-                failure = replace(
-                    failure, kind=FailureKind.SERVER_ERROR, should_retry=None
-                )
+                kind = FailureKind.SERVER_ERROR
+                failure = replace(failure, kind=kind, should_retry=None)
             decision = self._decide_here(failure, will_failover=False)
             if isinstance(decision, Retry):
                 endpoint = self.routes[self.position].endpoint
-                if failure.kind in _PROVIDERS_OWN and self._is_next(
-                    endpoint, "endpoint"
-                ):
+                if failure.kind in _PROVIDERS_OWN and self._is_next(endpoint=endpoint):
                     self.failover()
                 return decision
             stop = decision
         if not failure.is_retryable:
             self._left.add(position)
-        remaining = self.remaining()
-        if remaining is not None and remaining <= 0:
+        if self.is_past_deadline:
             return Stop(f"the deadline of {self.policy.deadline:g} s is over")
         if self.failover():
             return Retry(0.0)
@@ -676,14 +566,17 @@ class CallState(CallLog):
             return Retry(delay)
         if len(self.routes) == 1:
             return stop
-        return Stop(f"{stop.reason}, no route left" if stop.reason else "no route left")
+        return Stop(", ".join(filter(None, (stop.reason, "no route left"))))
 
-    def _is_next(self, value: Hashable, name: str = "group") -> bool:
+    def _is_next(self, *, group: Hashable = None, endpoint: Hashable = None) -> bool:
         """Whether the next open route has this group, or this endpoint."""
         following = self._next_open()
-        if following is None or value is None:
+        if following is None:
             return False
-        return bool(getattr(self.routes[following], name) == value)
+        route = self.routes[following]
+        if group is not None:
+            return route.group == group
+        return endpoint is not None and route.endpoint == endpoint
 
     def _place(self, position: int) -> Hashable:
         """A route's endpoint, of which only one key is waited for if it is silent."""
@@ -811,17 +704,13 @@ class CallState(CallLog):
     ) -> float | None:
         """Seconds until a route can be asked, by a probe if need be; None if never."""
         asked = self._not_before.get(position, 0.0) - self._time.monotonic()
-        breaker, wait = self.routes[position].breaker, 0.0
-        if breaker is not None:
-            held = breaker.probe_wait(
-                is_early=is_early,
-                is_first=not self.attempts,
-                awaits_probe=awaits_probe,
-            )
-            if held is None:
-                return None
-            wait = held
-        return max(0.0, asked, wait)
+        breaker = self.routes[position].breaker
+        if breaker is None:
+            return max(0.0, asked)
+        held = breaker.probe_wait(
+            is_early=is_early, is_first=not self.attempts, awaits_probe=awaits_probe
+        )
+        return None if held is None else max(0.0, asked, held)
 
     def _is_used_up(self, position: int) -> bool:
         """Whether this call does not ask a route again."""
@@ -867,6 +756,12 @@ class CallState(CallLog):
         self._tell("attempt_began", record, position)
         return SentAttempt(position, now, record, state.breaker, permit)
 
+    def _from_here(self) -> list[int]:
+        """The current route, and those after it unless this is the last resort."""
+        later = range(self.position + 1, len(self.routes))
+        others = () if self._is_last_resort else later
+        return [self.position, *(p for p in others if not self._is_used_up(p))]
+
     def _later_open(self) -> Iterator[int]:
         """The routes after the current one that may be asked now."""
         for position in range(self.position + 1, len(self.routes)):
@@ -885,16 +780,16 @@ class CallState(CallLog):
         is_paused = self._has_routes and breaker.pause > delay
         return is_paused or breaker.retry_after > delay
 
-    def _record_skipped(self, position: int, reason: str = "") -> None:
+    def _skip_once(self, position: int, reason: str = "") -> None:
+        if position not in self._skipped:
+            self._skipped.add(position)
+            self._record_skipped(position, reason)
+
+    def _record_skipped(self, position: int, reason: str) -> None:
         outcome = "skipped" if reason else FailureKind.CIRCUIT_OPEN.value
-        name, reason_given = self.routes[position].name, reason or None
-        self.skip(
-            [
-                AttemptRecord(
-                    None, name, outcome, reason=reason_given, began=self.elapsed
-                )
-            ]
-        )
+        record = AttemptRecord(None, self.routes[position].name, outcome)
+        record.reason, record.began = reason or None, self.elapsed
+        self.skip([record])
 
     def _settle(self, attempt: SentAttempt, failure: Failure) -> None:
         self._close_record(attempt, failure.kind.value, failure)
@@ -921,16 +816,15 @@ class CallState(CallLog):
     def _settle_permit(
         self, breaker: CircuitBreaker, permit: Permit, failure: Failure
     ) -> None:
-        retry_after = failure.retry_after
-        if failure.kind is FailureKind.UNKNOWN:
+        kind, retry_after = failure.kind, failure.retry_after
+        if kind is FailureKind.UNKNOWN:
             breaker.cancelled(permit)  # It says nothing about the provider.
             return
-        if breaker.is_shared and self._has_routes and failure.kind in _SAID:
+        if breaker.is_shared and self._has_routes and kind in _SAID:
             self._share(breaker, permit, failure)
             return
         # By its kind: `x-should-retry: false` says nothing about the provider's health.
-        is_alive = not is_retryable(failure.kind)
-        if is_alive or failure.kind is FailureKind.REJECTED:
+        if not is_retryable(kind) or kind is FailureKind.REJECTED:
             breaker.succeeded(permit)  # A provider that refuses a request is alive.
             return
         if id(breaker) in self._counted:
@@ -938,8 +832,8 @@ class CallState(CallLog):
             breaker.cancelled(permit)
         else:
             self._counted.add(id(breaker))
-            is_suspect = failure.kind in _MAYBE_THE_REQUESTS or (
-                failure.kind is FailureKind.CONNECTION and failure.may_have_run
+            is_suspect = kind in _MAYBE_THE_REQUESTS or (
+                kind is FailureKind.CONNECTION and failure.may_have_run
             )
             request = self._request_hash() if is_suspect else None
             breaker.failed(permit, retry_after=retry_after, request=request)

@@ -24,14 +24,14 @@ from typing import (
 
 from tenacity import AsyncRetrying, RetryCallState, Retrying
 
-from langchain_retryrouter._retry.call_state import CallState, Retry, Stop
+from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.limits import CallLimits
 from langchain_retryrouter._retry.retry_after import Headers
 from langchain_retryrouter._retry.timeouts import TimeLimitError, run_with_timeout
 from langchain_retryrouter.errors import BASE_ERRORS, ErrorFamily, RetryRouterError
 from langchain_retryrouter.failures import FailureAction, FailureKind
-from langchain_retryrouter.policy import RetryEvent
+from langchain_retryrouter.policy import Retry, RetryEvent, Stop
 from langchain_retryrouter.rate_limits import (
     LimitListener,
     RateLimit,
@@ -164,8 +164,7 @@ class RetryController:
             RetryRouterError: There is none, since the deadline is over or all circuit
                 breakers are open: the last attempt's error, or a `CircuitOpenError`.
         """
-        remaining = self.call_state.remaining()
-        if remaining is not None and remaining <= 0 and self._last_error is not None:
+        if self.call_state.is_past_deadline and self._last_error is not None:
             self._stop("the deadline is over")
         refusal = self.call_state.admit(self.context.route())
         if refusal is None:

@@ -1,4 +1,4 @@
-"""What the latest attempts say of each route, for `health()` of the routers.
+"""The routes of calls, and what their latest attempts say: `health()` of the routers.
 
 Facts of attempts that were made anyway: nothing here sends. A report has kinds,
 statuses and times, and never a key, a prompt or a provider's sentence.
@@ -9,16 +9,14 @@ from __future__ import annotations
 import statistics
 import threading
 from collections import deque
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 from langchain_retryrouter._retry.clock import Clock
 from langchain_retryrouter._shared import OneForAll, watch_forks
 from langchain_retryrouter.circuit_breaker import BreakerState, CircuitBreaker
 from langchain_retryrouter.failures import FailureKind
-
-if TYPE_CHECKING:
-    from langchain_retryrouter._retry.call_state import RouteState
 
 _LATEST: Final = 64
 _SMOOTHING: Final = 0.2  # The weight of the latest attempt in the mean.
@@ -112,6 +110,21 @@ class RouteHealth(OneForAll):
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process starts afresh."""
         return type(self), ()
+
+
+@dataclass(frozen=True, slots=True)
+class RouteState:
+    """One route of a call, with its name in the attempt log if it has one.
+
+    Routes of the same `group` are the same model with another key, account or region;
+    those of the same `endpoint` differ by their keys only.
+    """
+
+    name: str | None
+    breaker: CircuitBreaker | None = None
+    health: RouteHealth | None = None
+    group: Hashable = None
+    endpoint: Hashable = None
 
 
 def health_of(routes: Sequence[RouteState], clock: Clock) -> dict[str, Any]:

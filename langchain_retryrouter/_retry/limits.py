@@ -1,21 +1,12 @@
-"""The attempts that a call has sent, and what they hold of rate limits.
-
-`CallLimits` has the limits of a call's routes, `SentAttempt` what one attempt reserved.
-`held_limits` tells a call inside of an attempt which limits that attempt holds already.
-"""
+"""The rate limits of a call, and the limits that the attempts around it hold."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
-from langchain_retryrouter._prices import tokens_of
-from langchain_retryrouter._retry.call_log import AttemptRecord
-from langchain_retryrouter._retry.retry_after import read_limits
-from langchain_retryrouter.circuit_breaker import CircuitBreaker, Permit
 from langchain_retryrouter.rate_limits import (
     LimitListener,
     RateLimit,
@@ -129,50 +120,3 @@ def limits_of(
         return None
     measured = functools.cache(size if limit.counts_tokens else Size)
     return call_limits([[limit]], lambda _: measured())
-
-
-@dataclass(slots=True)
-class SentAttempt:
-    """An attempt that was sent, with the permit of a breaker until that is settled."""
-
-    position: int
-    began: float
-    record: AttemptRecord
-    breaker: CircuitBreaker | None
-    permit: Permit | None
-    reservations: list[Reservation] = field(default_factory=list)
-
-    @property
-    def is_adaptive(self) -> bool:
-        """Whether the headers of the answer are of interest."""
-        return any(one.is_adaptive for one in self.reservations)
-
-    def read_headers(self, headers: Any, unix_time: float) -> None:
-        """Correct the rate limits by the headers of the answer, if they are there."""
-        if not (self.is_adaptive and isinstance(headers, Mapping)):
-            return
-        texts = {str(name): str(value) for name, value in headers.items()}
-        if limits := read_limits(texts, unix_time=unix_time):
-            for one in self.reservations:
-                one.observe(limits)
-
-    def note_usage(self, usage: Mapping[str, Any]) -> None:
-        """Have the rate limits settled by what the provider says was used so far.
-
-        It is in the words of LangChain or OpenAI.
-        """
-        self.record.usage = usage
-        if not self.reservations:
-            return
-        counts = tokens_of(usage)
-        # No prompt has no tokens: 0 says nothing, but of an answer from a cache.
-        if counts is not None and (any(counts) or "total_cost" in usage):
-            for one in self.reservations:
-                one.used = counts
-
-    def take_permit(self) -> tuple[CircuitBreaker, Permit] | None:
-        """The permit, to settle it; None if there is none left."""
-        permit, self.permit = self.permit, None
-        if self.breaker is None or permit is None:
-            return None
-        return self.breaker, permit

@@ -71,10 +71,10 @@ from langchain_retryrouter._providers.integrations import (
     tracing_params,
 )
 from langchain_retryrouter._retry.call_log import AttemptRecord
-from langchain_retryrouter._retry.call_state import CallState, RouteState
+from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.engine import RetryContext, acall, call
-from langchain_retryrouter._retry.health import RouteHealth, health_of
+from langchain_retryrouter._retry.health import RouteHealth, RouteState, health_of
 from langchain_retryrouter._retry.limits import CallLimits, call_limits
 from langchain_retryrouter._retry.streaming import astream, stream
 from langchain_retryrouter._router.call import (

@@ -34,10 +34,10 @@ from langchain_retryrouter._providers.integrations import (
     embedding_model_of,
 )
 from langchain_retryrouter._retry.call_log import Subject
-from langchain_retryrouter._retry.call_state import CallState, RouteState
+from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.engine import Attempt, RetryContext, acall, call
-from langchain_retryrouter._retry.health import RouteHealth, health_of
+from langchain_retryrouter._retry.health import RouteHealth, RouteState, health_of
 from langchain_retryrouter._retry.limits import CallLimits, call_limits
 from langchain_retryrouter._retry.timeouts import (
     agather_bounded,

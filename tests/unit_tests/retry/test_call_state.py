@@ -12,7 +12,8 @@ from langchain_retryrouter import (
     RetryBudget,
     RetryPolicy,
 )
-from langchain_retryrouter._retry.call_state import CallState, RouteState
+from langchain_retryrouter._retry.call_state import CallState
+from langchain_retryrouter._retry.health import RouteState
 from langchain_retryrouter.failures import FAILURE_ACTIONS, Failure
 from langchain_retryrouter.testing import FakeClock
 

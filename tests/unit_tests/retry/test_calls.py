@@ -18,8 +18,9 @@ from langchain_retryrouter import (
     RetryRouterError,
     UnavailableError,
 )
-from langchain_retryrouter._retry.call_state import CallState, RouteState
+from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.engine import RetryContext
+from langchain_retryrouter._retry.health import RouteState
 from langchain_retryrouter.errors import BASE_ERRORS
 from langchain_retryrouter.failures import FAILURE_ACTIONS
 from langchain_retryrouter.testing import FakeClock
