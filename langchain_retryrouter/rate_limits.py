@@ -150,7 +150,7 @@ class Reservation:
         limit: RateLimit,
         queue: deque[Reservation],
         size: Size,
-        wake: Callable[[], object],
+        wake: Callable[[], object] = lambda: None,
     ) -> None:
         """Nothing is taken yet; `wake` is called when it is time to look again."""
         self._limit, self._wake = limit, wake
@@ -266,16 +266,35 @@ class RateLimit(Shareable):
         clock: LimitClock | None = None,
     ) -> None:
         """Check the numbers; nothing is used yet."""
-        self._settings: dict[str, Any] = {
+        numbers: dict[str, Any] = {
             "requests_per_minute": requests_per_minute,
             "tokens_per_minute": tokens_per_minute,
             "input_tokens_per_minute": input_tokens_per_minute,
             "max_concurrency": max_concurrency,
-            "name": name,
-            "adaptive": adaptive,
-            "strict": strict,
         }
-        _check(self._settings)
+        for number, value in numbers.items():
+            is_count = number == "max_concurrency"
+            is_met = is_positive(value) and (is_whole(value) or not is_count)
+            require(
+                number,
+                value,
+                "a whole number, 1 or more"
+                if is_count
+                else "a finite number, more than 0",
+                is_met=value is None or is_met,
+                advice="; leave it out for no limit",
+            )
+        require("name", name, "a string", is_met=isinstance(name, str))
+        flags = {"adaptive": adaptive, "strict": strict}
+        for flag, value in flags.items():
+            require(flag, value, "True or False", is_met=isinstance(value, bool))
+        if not adaptive and all(value is None for value in numbers.values()):
+            msg = (
+                "RateLimit needs a limit, such as requests_per_minute=500 or"
+                " max_concurrency=20; or adaptive=True to go by what the provider says"
+            )
+            raise ValueError(msg)
+        self._settings = {**numbers, "name": name, **flags}
         super().__init__(name)
         self.adaptive = adaptive
         self.strict = strict
@@ -418,9 +437,9 @@ class RateLimit(Shareable):
         """A reservation in any case: the request is sent, whatever there is."""
         with self._lock:
             try:
-                one = Reservation(self, self._queue, size, _nothing)
+                one = Reservation(self, self._queue, size)
             except RequestTooLargeError:
-                one = Reservation(self, self._queue, Size(), _nothing)
+                one = Reservation(self, self._queue, Size())
             return self._grant(one)
 
     def reserve(self, size: Size, patience: float | None = None) -> Reservation | None:
@@ -640,6 +659,44 @@ class RateLimit(Shareable):
         is_slow = self._is_asking and now - self._asked_at > _SLOW
         return store.is_up and not (is_slow or self._has_failed)
 
+    def _hold(self, seconds: float) -> None:
+        until = self._now() + min(seconds, _LONGEST_HOLD)
+        self._held_until = max(self._held_until, until)
+
+    def _correct(
+        self, bucket: _TokenBucket, said: ServerLimit, one: Reservation | None
+    ) -> None:
+        if said.rate:
+            bucket.set_rate(said.rate)
+            bucket.level = min(bucket.level, bucket.capacity)
+        if said.remaining is None:
+            return
+        # The server has not seen yet what was admitted after this request.
+        charged = one.charged.get(said.kind, math.inf) if one is not None else math.inf
+        after = max(0.0, bucket.charged - charged)
+        bucket.level = min(bucket.level, said.remaining - after)
+        if said.remaining or not said.reset:
+            return
+        # A bucket is full again after its window; and has something long before that.
+        window = said.window or _MINUTE
+        is_bucket = said.rate and math.isclose(said.reset, window, rel_tol=0.05)
+        if not is_bucket:
+            self._hold(said.reset)
+
+    def _learn(self, estimated: int | None, prompt: int, output: int) -> None:
+        weight = 1.0 if self._output is None else _LEARNING
+
+        def mean(before: float | None, now: float) -> float:
+            return (1 - weight) * (before or 0.0) + weight * now
+
+        self._prompt = mean(self._prompt, prompt)
+        self._output = mean(self._output, output)
+        if estimated:
+            self._ratio = mean(self._ratio, min(10.0, max(0.1, prompt / estimated)))
+
+    def _now(self) -> float:
+        return time.monotonic() if self._clock is None else self._clock.monotonic()
+
     # --- leases, called without the lock --------------------------------------------
 
     def refresh(self) -> None:
@@ -749,46 +806,6 @@ class RateLimit(Shareable):
             if self._queue:
                 self._queue[0].wake()
 
-    # --- with the lock again --------------------------------------------------------
-
-    def _hold(self, seconds: float) -> None:
-        until = self._now() + min(seconds, _LONGEST_HOLD)
-        self._held_until = max(self._held_until, until)
-
-    def _correct(
-        self, bucket: _TokenBucket, said: ServerLimit, one: Reservation | None
-    ) -> None:
-        if said.rate:
-            bucket.set_rate(said.rate)
-            bucket.level = min(bucket.level, bucket.capacity)
-        if said.remaining is None:
-            return
-        # The server has not seen yet what was admitted after this request.
-        charged = one.charged.get(said.kind, math.inf) if one is not None else math.inf
-        after = max(0.0, bucket.charged - charged)
-        bucket.level = min(bucket.level, said.remaining - after)
-        if said.remaining or not said.reset:
-            return
-        # A bucket is full again after its window; and has something long before that.
-        window = said.window or _MINUTE
-        is_bucket = said.rate and math.isclose(said.reset, window, rel_tol=0.05)
-        if not is_bucket:
-            self._hold(said.reset)
-
-    def _learn(self, estimated: int | None, prompt: int, output: int) -> None:
-        weight = 1.0 if self._output is None else _LEARNING
-
-        def mean(before: float | None, now: float) -> float:
-            return (1 - weight) * (before or 0.0) + weight * now
-
-        self._prompt = mean(self._prompt, prompt)
-        self._output = mean(self._output, output)
-        if estimated:
-            self._ratio = mean(self._ratio, min(10.0, max(0.1, prompt / estimated)))
-
-    def _now(self) -> float:
-        return time.monotonic() if self._clock is None else self._clock.monotonic()
-
     def __reduce__(self) -> tuple[Any, ...]:
         """The numbers and the store, since another process has its own clock."""
         given = {**self._settings, "name": self.name, "store": self._store}
@@ -820,7 +837,7 @@ class LimitListener:
 
     def take(self, _size: Size) -> Reservation:
         """A reservation that costs nothing, since the router has one."""
-        one = Reservation(self._limit, deque(), Size(), _nothing)
+        one = Reservation(self._limit, deque(), Size())
         one.is_closed = True
         return one
 
@@ -835,20 +852,18 @@ class _LangChainLimiter(BaseRateLimiter):
 
     def acquire(self, *, blocking: bool = True) -> bool:
         limit, size = self._limit, Size()
-        return _is_taken(limit.reserve(size) if blocking else limit.try_reserve(size))
+        return self._take(limit.reserve(size) if blocking else limit.try_reserve(size))
 
     async def aacquire(self, *, blocking: bool = True) -> bool:
-        limit, size = self._limit, Size()
         if not blocking:
-            return _is_taken(limit.try_reserve(size))
-        return _is_taken(await limit.areserve(size))
+            return self.acquire(blocking=False)
+        return self._take(await self._limit.areserve(Size()))
 
-
-def _is_taken(one: Reservation | None) -> bool:
-    """Whether a request was admitted, whose end will not be known."""
-    if one is not None:
-        one.cancelled()
-    return one is not None
+    def _take(self, one: Reservation | None) -> bool:
+        """Whether a request was admitted, whose end will not be known."""
+        if one is not None:
+            one.cancelled()
+        return one is not None
 
 
 def approximate_tokens(content: Any) -> int:
@@ -871,34 +886,3 @@ def _characters(value: Any) -> int:
             for name, item in value.items()
         )
     return sum(map(_characters, value)) if isinstance(value, list | tuple) else 0
-
-
-def _nothing() -> None:
-    """Wake nothing: there is no wait."""
-
-
-def _check(settings: Mapping[str, Any]) -> None:
-    """Refuse numbers that cannot be meant."""
-    for name in (*(f"{kind}_per_minute" for kind in _KINDS), "max_concurrency"):
-        value, is_count = settings[name], name == "max_concurrency"
-        is_number = is_positive(value) and (is_whole(value) or not is_count)
-        require(
-            name,
-            value,
-            "a whole number, 1 or more" if is_count else "a finite number, more than 0",
-            is_met=value is None or is_number,
-            advice="; leave it out for no limit",
-        )
-    text = settings["name"]
-    require("name", text, "a string", is_met=isinstance(text, str))
-    for name in ("adaptive", "strict"):
-        flag = settings[name]
-        require(name, flag, "True or False", is_met=isinstance(flag, bool))
-    others = {"name", "adaptive", "strict"}
-    numbers = [settings[name] for name in settings if name not in others]
-    if numbers == [None] * len(numbers) and not settings["adaptive"]:
-        msg = (
-            "RateLimit needs a limit, such as requests_per_minute=500 or"
-            " max_concurrency=20; or adaptive=True to go by what the provider says"
-        )
-        raise ValueError(msg)

@@ -525,37 +525,30 @@ def call(
             was no further attempt.
     """
     controller = RetryController(context, is_stream=False)
-    if controller.call_state.is_attached:
-        send = _attached(controller.call_state, send)
-
-    def attempt() -> T:
-        attempt = begin(controller, notify)
-        if attempt.timeout is None:
-            return send(attempt)
-        try:
-            return run_with_timeout(attempt.timeout, lambda: send(attempt))
-        except TimeLimitError as error:
-            raise controller.timed_out(attempt) from error
-
-    result = run(controller, attempt, notify)
-    context.call_state.succeeded(is_over=True)
-    context.end()
-    return result
-
-
-def _attached(
-    call_state: CallState, send: Callable[[Attempt], T]
-) -> Callable[[Attempt], T]:
-    """`send` with its attempt current for the observers, in the thread that sends."""
+    state = context.call_state
 
     def attached(attempt: Attempt) -> T:
-        detach = call_state.attach(attempt.number)
+        detach = state.attach(attempt.number)  # In the thread that sends.
         try:
             return send(attempt)
         finally:
             detach()
 
-    return attached
+    send_one = attached if state.is_attached else send
+
+    def attempt() -> T:
+        attempt = begin(controller, notify)
+        if attempt.timeout is None:
+            return send_one(attempt)
+        try:
+            return run_with_timeout(attempt.timeout, lambda: send_one(attempt))
+        except TimeLimitError as error:
+            raise controller.timed_out(attempt) from error
+
+    result = run(controller, attempt, notify)
+    state.succeeded(is_over=True)
+    context.end()
+    return result
 
 
 async def acall(
@@ -565,41 +558,34 @@ async def acall(
 ) -> T:
     """Async variant of `call`."""
     controller = RetryController(context, is_stream=False)
-    if controller.call_state.is_attached:
-        send = _aattached(controller.call_state, send)
+    state = context.call_state
+
+    async def attached(attempt: Attempt) -> T:
+        await state.flush()
+        detach = state.attach(attempt.number)
+        try:
+            return await send(attempt)
+        finally:
+            detach()
+
+    send_one = attached if state.is_attached else send
 
     async def attempt() -> T:
         attempt = await abegin(controller, notify)
         if attempt.timeout is None:
-            return await send(attempt)
+            return await send_one(attempt)
         try:
             async with asyncio.timeout(attempt.timeout) as limit:
-                return await send(attempt)
+                return await send_one(attempt)
         except TimeoutError as error:
             if not limit.expired():
                 raise
             raise controller.timed_out(attempt) from error
 
     result = await arun(controller, attempt, notify)
-    context.call_state.succeeded(is_over=True)
+    state.succeeded(is_over=True)
     await context.aend()
     return result
-
-
-def _aattached(
-    call_state: CallState, send: Callable[[Attempt], Awaitable[T]]
-) -> Callable[[Attempt], Awaitable[T]]:
-    """Async variant of `_attached`."""
-
-    async def attached(attempt: Attempt) -> T:
-        await call_state.flush()
-        detach = call_state.attach(attempt.number)
-        try:
-            return await send(attempt)
-        finally:
-            detach()
-
-    return attached
 
 
 def run(

@@ -12,6 +12,7 @@ import contextlib
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from langchain_retryrouter._retry.timeouts import (
@@ -25,10 +26,10 @@ from langchain_retryrouter.errors import RetryRouterError
 from langchain_retryrouter.failures import Failure
 
 E = TypeVar("E")
+S = TypeVar("S")
 
 # Events up to the first content, and the error that came instead of it.
 Opening: TypeAlias = tuple[list[E], BaseException | None]
-Attach: TypeAlias = Callable[[], Callable[[], object]]
 
 
 class Settle(Protocol):
@@ -38,34 +39,45 @@ class Settle(Protocol):
         """Go on with the second stream if it has won, or else with the first one."""
 
 
-class HedgedSource(Generic[E]):
+@dataclass(eq=False, repr=False)
+class _Race(Generic[S, E]):
+    """Two streams, of which the first to have content wins.
+
+    Attributes:
+        first: The stream of the first route.
+        after: Seconds of silence after which the second stream is opened.
+        begin: Opens it; None if no other route may be asked.
+        settle: Called with whether the second stream has won, and how the loser failed,
+            if it did.
+        says: Whether an event is content.
+        ends_call: Whether no other route is asked after a failure.
+        attach: `CallState.attach`, for the second stream's attempt.
+    """
+
+    first: S
+    after: float
+    begin: Callable[[], S | None]
+    settle: Settle
+    says: Callable[[E], bool]
+    ends_call: Callable[[Failure | None], bool] = lambda _: False
+    attach: Callable[[], Callable[[], object]] = lambda: lambda: None
+
+    def __post_init__(self) -> None:
+        """Nothing is read yet."""
+
+    def _winner(self, openings: dict[int, Opening[E]], streams: int) -> int | None:
+        """The stream that has content; the first one if all failed; None if open."""
+        for place, opening in openings.items():
+            if opening[1] is None or self.ends_call(_failure(opening)):
+                return place
+        return 0 if len(openings) == streams else None
+
+
+class HedgedSource(_Race[EventSource[E], E]):
     """The events of the stream that is first to have content."""
 
-    def __init__(
-        self,
-        first: EventSource[E],
-        after: float,
-        begin: Callable[[], EventSource[E] | None],
-        settle: Settle,
-        says: Callable[[E], bool],
-        ends_call: Callable[[Failure | None], bool] = lambda _: False,
-        attach: Attach = lambda: _do_nothing,
-    ) -> None:
-        """Nothing is read yet.
-
-        Args:
-            first: The stream of the first route.
-            after: Seconds of silence after which the second stream is opened.
-            begin: Opens it; None if no other route may be asked.
-            settle: Called with whether the second stream has won, and how the loser
-                failed, if it did.
-            says: Whether an event is content.
-            ends_call: Whether no other route is asked after a failure.
-            attach: `CallState.attach`, for the second stream's attempt.
-        """
-        self._first, self._after, self._says = first, after, says
-        self._begin, self._settle, self._ends_call = begin, settle, ends_call
-        self._attach = attach
+    def __post_init__(self) -> None:
+        """Nothing is read yet."""
         self._streams: list[ThreadedStream[E]] = []
         self._finished: queue.SimpleQueue[tuple[int, Opening[E]]] = queue.SimpleQueue()
         # The second attempt begins before an abort or not at all: its permit would not
@@ -79,24 +91,24 @@ class HedgedSource(Generic[E]):
         Raises:
             RetryRouterError: The first stream's error if both fail.
         """
-        self._start(self._first)
+        self._start(self.first)
         openings: dict[int, Opening[E]] = {}
         try:
-            openings.update([self._finished.get(timeout=self._after)])
+            openings.update([self._finished.get(timeout=self.after)])
         except queue.Empty:
             with self._lock:
-                source = None if self._is_aborted else self._begin()
+                source = None if self._is_aborted else self.begin()
                 if source is not None:
-                    detach = self._attach()
+                    detach = self.attach()
                     self._start(source)
                     detach()
-        streams, ends_call = len(self._streams), self._ends_call
-        while (winner := _winner(openings, streams, ends_call)) is None:
+        streams = len(self._streams)
+        while (winner := self._winner(openings, streams)) is None:
             openings.update([self._finished.get()])
         if len(self._streams) > 1 and not self._is_aborted:
             failure = _failure(openings.get(1 - winner))
             self._streams[1 - winner].close()
-            self._settle(has_won=winner == 1, failure=failure)
+            self.settle(has_won=winner == 1, failure=failure)
         events, error = openings[winner]
         yield from events
         if error is not None:
@@ -117,7 +129,7 @@ class HedgedSource(Generic[E]):
             for stream in self._streams:
                 both.callback(stream.close)
             if not self._streams:
-                self._first.close()
+                self.first.close()
 
     def _start(self, source: EventSource[E]) -> None:
         """Read a stream, in its own threads, up to its first content."""
@@ -131,30 +143,18 @@ class HedgedSource(Generic[E]):
         try:
             while not isinstance(event := stream.next(None), End):
                 opening.append(event)
-                if self._says(event):
+                if self.says(event):
                     break
         except BaseException as error:  # noqa: BLE001 - raised behind these events
             return opening, error
         return opening, None
 
 
-class AHedgedSource(Generic[E]):
+class AHedgedSource(_Race[AEventSource[E], E]):
     """Async variant of `HedgedSource`."""
 
-    def __init__(
-        self,
-        first: AEventSource[E],
-        after: float,
-        begin: Callable[[], AEventSource[E] | None],
-        settle: Settle,
-        says: Callable[[E], bool],
-        ends_call: Callable[[Failure | None], bool] = lambda _: False,
-        attach: Attach = lambda: _do_nothing,
-    ) -> None:
-        """Nothing is read yet; the arguments are those of `HedgedSource`."""
-        self._first, self._after, self._says = first, after, says
-        self._begin, self._settle, self._ends_call = begin, settle, ends_call
-        self._attach = attach
+    def __post_init__(self) -> None:
+        """Nothing is read yet."""
         self._racers: list[_Racer[E]] = []
 
     async def __aiter__(self) -> AsyncIterator[E]:
@@ -163,21 +163,21 @@ class AHedgedSource(Generic[E]):
         Raises:
             RetryRouterError: The first stream's error if both fail.
         """
-        self._start(self._first)
-        await asyncio.wait([self._racers[0].opening], timeout=self._after)
-        if not self._openings() and (source := self._begin()) is not None:
-            detach = self._attach()
+        self._start(self.first)
+        await asyncio.wait([self._racers[0].opening], timeout=self.after)
+        if not self._openings() and (source := self.begin()) is not None:
+            detach = self.attach()
             self._start(source)
             detach()
-        racers, ends_call = len(self._racers), self._ends_call
-        while (winner := _winner(self._openings(), racers, ends_call)) is None:
+        racers = len(self._racers)
+        while (winner := self._winner(self._openings(), racers)) is None:
             pending = [one.opening for one in self._racers if not one.opening.done()]
             await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
         openings = self._openings()
         if len(self._racers) > 1:
             await self._racers[1 - winner].leave()
             failure = _failure(openings.get(1 - winner))
-            self._settle(has_won=winner == 1, failure=failure)
+            self.settle(has_won=winner == 1, failure=failure)
         events, error = openings[winner]
         for event in events:
             yield event
@@ -193,7 +193,7 @@ class AHedgedSource(Generic[E]):
                 both.push_async_callback(racer.leave)
 
     def _start(self, source: AEventSource[E]) -> None:
-        self._racers.append(_Racer(source, self._says))
+        self._racers.append(_Racer(source, self.says))
 
     def _openings(self) -> dict[int, Opening[E]]:
         """What has been read of the streams that are not read any longer."""
@@ -239,22 +239,6 @@ class _Racer(Generic[E]):
         if not self._is_closed:
             self._is_closed = True
             await self._source.aclose()
-
-
-def _do_nothing() -> None:
-    pass
-
-
-def _winner(
-    openings: dict[int, Opening[E]],
-    streams: int,
-    ends_call: Callable[[Failure | None], bool],
-) -> int | None:
-    """Which stream has content; the first one if all failed; None if that is open."""
-    for place, opening in openings.items():
-        if opening[1] is None or ends_call(_failure(opening)):
-            return place
-    return 0 if len(openings) == streams else None
 
 
 def _failure(opening: Opening[E] | None) -> Failure | None:
