@@ -181,6 +181,18 @@ class Shareable(OneForAll):
         """Whether other processes use it, too, and know what this one learns."""
         return self._store is not None
 
+    def _wake(self) -> None:
+        if self._store is not None:
+            self._store.wake()
+
+    def _submit(
+        self, args: list[Any], on_reply: Callable[[Reply | None], None]
+    ) -> None:
+        """Run the operation on the record; None is the reply if the store is away."""
+        store, what = self._store, self._operation
+        if store is not None and not store.submit(what, self.name, args, on_reply):
+            on_reply(None)
+
     def refresh(self) -> None:
         """Submit what is to be asked or said; called by the store each second."""
 

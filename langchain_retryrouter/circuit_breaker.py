@@ -265,8 +265,7 @@ class CircuitBreaker(Shareable):
         return self._admit(is_early=True)
 
     def _admit(self, *, is_early: bool) -> Permit | Refusal:
-        if self._store is not None:
-            self._store.wake()
+        self._wake()
         with self._lock:
             answer = self._decide(is_early=is_early)
         if self._store is not None and isinstance(answer, Refusal):
@@ -513,15 +512,12 @@ class CircuitBreaker(Shareable):
 
     def _send(self) -> None:
         """Submit what is waiting, without the lock: the store may answer at once."""
-        store, outbox = self._store, self._shared.outbox
-        while store is not None and outbox:
+        outbox = self._shared.outbox
+        while outbox:
             with self._lock:
                 args = outbox.popleft() if outbox else None
-            if args is None:
-                return
-            reply = functools.partial(self._replied, args[0])
-            if not store.submit(BREAKER, self.name, args, reply):
-                reply(None)
+            if args is not None:
+                self._submit(args, functools.partial(self._replied, args[0]))
 
     def _replied(self, action: str, reply: Reply | None) -> None:
         shared = self._shared

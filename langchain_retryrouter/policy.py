@@ -389,8 +389,7 @@ class RetryBudget(Shareable):
         """
         cost = self._settings["throttled_cost" if throttled else "retry_cost"]
         store = self._store
-        if store is not None:
-            store.wake()
+        self._wake()
         with self._lock:
             if self._tokens < cost:
                 return None
@@ -401,8 +400,7 @@ class RetryBudget(Shareable):
                 self._taken += cost
             self._tokens -= cost
             self._unsent -= cost
-        if store is not None:
-            self._send()
+        self.refresh()
         return cost
 
     def refund(self, tokens: float) -> None:
@@ -421,10 +419,6 @@ class RetryBudget(Shareable):
 
     # Called by the store.
 
-    def refresh(self) -> None:
-        """Tell the store what it does not know, each second, and ask what is left."""
-        self._send()
-
     def learned(self, reply: Reply) -> None:
         """Take over what all processes have left."""
         _, tokens, self._processes = reply
@@ -436,7 +430,8 @@ class RetryBudget(Shareable):
         super().forked()
         self._unsent = self._sent = self._taken = 0.0
 
-    def _send(self) -> None:
+    def refresh(self) -> None:
+        """Tell the store what it does not know, at once or each second."""
         store = self._store
         if store is None:
             return
@@ -456,9 +451,7 @@ class RetryBudget(Shareable):
             if reply is not None:
                 self.learned(reply)
 
-        args = [store.process, capacity, change]
-        if not store.submit(BUDGET, self.name, args, on_reply):
-            on_reply(None)
+        self._submit([store.process, capacity, change], on_reply)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The numbers, the tokens left, and the store."""

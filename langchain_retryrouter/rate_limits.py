@@ -724,8 +724,7 @@ class RateLimit(Shareable):
                 if queue is self._queue:
                     self._take_reply(args, needed, reply)
 
-            if not store.submit(LIMIT, self.name, args, on_reply):
-                on_reply(None)
+            self._submit(args, on_reply)
 
     def _next_question(
         self, store: Store, *, is_due: bool

@@ -250,10 +250,6 @@ class SpendLimit(Shareable):
 
     # --- over a store ---
 
-    def _wake(self) -> None:
-        if self._store is not None:
-            self._store.wake()
-
     def _forget_store(self) -> None:
         self._leased = self._others = 0.0
         self._is_asking = self._was_used = False
@@ -295,8 +291,7 @@ class SpendLimit(Shareable):
                 self.learned(reply)
 
         args = [store.process, began, ends, self.amount, delta, int(is_forced)]
-        if not store.submit(SPEND, self.name, args, on_reply):
-            on_reply(None)
+        self._submit(args, on_reply)
 
     def refresh(self) -> None:
         """Give back what is not used, each second, and ask what the others have."""

@@ -109,15 +109,10 @@ def read_advice(headers: Headers, *, unix_time: float) -> ServerAdvice:
 
     `unix_time` is for an HTTP date in an answer that has no `Date` of its own.
     """
-    pairs = headers.items() if isinstance(headers, Mapping) else headers
-    fields: dict[str, list[str]] = {}
-    for name, value in pairs:
-        if len(value) <= _LONGEST_LINE:
-            field = name.lower().removeprefix(_HANDED_ON)
-            fields.setdefault(field, []).append(value.strip())
+    fields = _fields_of(headers)
     spelled = {value.lower() for value in fields.get("x-should-retry", ())}
     return ServerAdvice(
-        retry_after=_read_retry_after(fields, unix_time),
+        retry_after=_read_retry_after(fields, _now(fields, unix_time)),
         should_retry=(
             False if "false" in spelled else True if "true" in spelled else None
         ),
@@ -126,15 +121,11 @@ def read_advice(headers: Headers, *, unix_time: float) -> ServerAdvice:
 
 def read_limits(headers: Headers, *, unix_time: float) -> list[ServerLimit]:
     """What the headers of an answer say of the server's limits."""
-    pairs = [*(headers.items() if isinstance(headers, Mapping) else headers)]
-    fields = [(name.lower().removeprefix(_HANDED_ON), v.strip()) for name, v in pairs]
+    fields = _fields_of(headers)
+    now = _now(fields, unix_time)
     found: dict[str, dict[str, float]] = {}
     windows: dict[float, float] = {}  # Of limits without a name.
-    dates = [_timestamp(text) for field, text in fields if field == "date"]
-    now = next((date for date in dates if date is not None), unix_time)
-    for field, text in fields:
-        if len(text) > _LONGEST_LINE:
-            continue
+    for field, text in [(name, text) for name in fields for text in fields[name]]:
         if field in {"ratelimit", "ratelimit-policy", "ratelimit-limit"}:
             windows |= {float(n): float(w) for n, w in _NAMELESS_WINDOW.findall(text)}
         if field == "ratelimit" and (facts := dict(_NAMELESS_FACTS.findall(text))):
@@ -187,12 +178,23 @@ def read_wait(sentence: str) -> float | None:
     )
 
 
-def _read_retry_after(
-    fields: Mapping[str, list[str]], unix_time: float
-) -> float | None:
+def _fields_of(headers: Headers) -> dict[str, list[str]]:
+    """The values of each header, without those that are too long."""
+    fields: dict[str, list[str]] = {}
+    for name, value in headers.items() if isinstance(headers, Mapping) else headers:
+        if len(value) <= _LONGEST_LINE:
+            field = name.lower().removeprefix(_HANDED_ON)
+            fields.setdefault(field, []).append(value.strip())
+    return fields
+
+
+def _now(fields: Mapping[str, list[str]], unix_time: float) -> float:
     # The server's own `Date` takes a skew between the two clocks out of the sum.
-    dates = [_timestamp(value) for value in fields.get("date", ())]
-    now = next((date for date in dates if date is not None), unix_time)
+    dates = (_timestamp(value) for value in fields.get("date", ()))
+    return next((date for date in dates if date is not None), unix_time)
+
+
+def _read_retry_after(fields: Mapping[str, list[str]], now: float) -> float | None:
     milliseconds = (_number(value) for value in fields.get("retry-after-ms", ()))
     waits = [
         *(None if value is None else value / 1000 for value in milliseconds),

@@ -249,6 +249,12 @@ class _Lane:
         if self._worker is not None and wait:
             self._worker.join(wait)
 
+    def leave(self, handle: int) -> None:
+        """A store is closed, or there is no reference to it left."""
+        self.handles.discard(handle)
+        if not self.handles:
+            self.stop()
+
     def follow(self, moved: Any, client: Any) -> None:
         """Go to the node of a cluster that has the keys."""
         settings = dict(self.address.settings)
@@ -463,19 +469,8 @@ def _is(reply: Any, name: str) -> bool:
     return isinstance(reply, Exception) and type(reply).__name__ == name
 
 
+# The lane of each address in this process; stores of one address share it.
 _LANES: Final = dict[tuple[Any, str], _Lane]()
-
-
-def _lane_of(address: _Address, namespace: str) -> _Lane:
-    """The lane of an address in this process; stores of one address share it."""
-    key = (repr(tuple(address)), namespace)
-    return _LANES.setdefault(key, _Lane(address, namespace))
-
-
-def _leave(lane: _Lane, handle: int) -> None:
-    lane.handles.discard(handle)
-    if not lane.handles:
-        lane.stop()
 
 
 def _at_exit() -> None:
@@ -531,8 +526,9 @@ class RedisStore(OneForAll):
 
     def _open(self, address: _Address, namespace: str) -> None:
         self._address = address
-        self._lane = _lane_of(address, namespace)
-        weakref.finalize(self, _leave, self._lane, id(self)).atexit = False
+        key = (repr(tuple(address)), namespace)
+        self._lane = _LANES.setdefault(key, _Lane(address, namespace))
+        weakref.finalize(self, self._lane.leave, id(self)).atexit = False
         self._lane.handles.add(id(self))
         self.wake()
 
@@ -608,7 +604,7 @@ class RedisStore(OneForAll):
 
         What is waiting is sent. A store that is used again opens new ones.
         """
-        _leave(self._lane, id(self))
+        self._lane.leave(id(self))
 
     def __getstate__(self) -> tuple[_Address, str, bool]:
         """The address and the namespace, and whether a model closes it."""
