@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import logging
 from collections.abc import (
     AsyncGenerator,
@@ -98,9 +97,8 @@ class _Notifier:
 
     def limiter_wait(self, wait: LimiterWait) -> None:
         """Send the handlers the custom event `rate_limit_wait`."""
-        handlers = getattr(self._run_manager, "handlers", [])
         event, facts = _as_event(self._run_manager, wait)
-        handle_event(handlers, *event, **facts)
+        handle_event(*event, **facts)
 
 
 def anotifier(run_manager: AsyncCallbackManagerForLLMRun | None) -> ANotify | None:
@@ -121,9 +119,8 @@ class _AsyncNotifier:
 
     async def limiter_wait(self, wait: LimiterWait) -> None:
         """Send the handlers the custom event `rate_limit_wait`."""
-        handlers = getattr(self._run_manager, "handlers", [])
         event, facts = _as_event(self._run_manager, wait)
-        await ahandle_event(handlers, *event, **facts)
+        await ahandle_event(*event, **facts)
 
 
 def _as_event(
@@ -132,8 +129,9 @@ def _as_event(
     """A wait as the arguments of `handle_event`."""
     data = {"limit": wait.limit.name, "route": wait.route, "seconds": wait.seconds}
     facts = {n: getattr(run_manager, n, None) for n in ("run_id", "tags", "metadata")}
-    event = ("on_custom_event", "ignore_custom_event", "rate_limit_wait", data)
-    return event, facts
+    handlers = getattr(run_manager, "handlers", [])
+    event = (handlers, "on_custom_event", "ignore_custom_event", "rate_limit_wait")
+    return (*event, data), facts
 
 
 def observe_run(
@@ -150,15 +148,14 @@ def observe_run(
     # A caller's own run manager need not have more than `on_retry`.
     handlers = getattr(run, "handlers", [])
     if trace_attempts is None:
-        handlers = [one for one in handlers if _drops_events(one)]
+        modes = ("otel", "hybrid")
+        handlers = [
+            one
+            for one in handlers
+            if getattr(getattr(one, "client", None), "tracing_mode", "") in modes
+        ]
     if handlers:
         call_state.observers.append(_AttemptRuns(run, handlers))
-
-
-def _drops_events(handler: Any) -> bool:
-    client = getattr(handler, "client", None)
-    mode = getattr(client, "tracing_mode", None)
-    return isinstance(mode, str) and mode in {"otel", "hybrid"}
 
 
 class _AttemptRuns(CallObserver):
@@ -169,7 +166,6 @@ class _AttemptRuns(CallObserver):
     """
 
     def __init__(self, run: AnyRunManager, handlers: list[BaseCallbackHandler]) -> None:
-        """Nothing was reported yet."""
         is_async = isinstance(run, AsyncCallbackManagerForLLMRun)
         new = AsyncCallbackManager if is_async else CallbackManager
         self._manager = new(handlers=[], parent_run_id=run.run_id)
@@ -182,20 +178,17 @@ class _AttemptRuns(CallObserver):
     def attempt_began(self, record: AttemptRecord, position: int) -> None:
         del position
         number = record.number or 0
-        start = functools.partial(
-            self._manager.on_chain_start,
-            None,
-            {"attempt": number, "route": record.route},
-            name=f"attempt {number}: {record.route or 'default'}",
-        )
-        if isinstance(self._manager, CallbackManager):
-            self._runs[number] = start()
+        inputs = {"attempt": number, "route": record.route}
+        name = f"attempt {number}: {record.route or 'default'}"
+        manager: Any = self._manager
+        if isinstance(manager, CallbackManager):
+            self._runs[number] = manager.on_chain_start(None, inputs, name=name)
             return
 
-        async def astart() -> None:
-            self._runs[number] = await cast("Awaitable[Any]", start())
+        async def start() -> None:
+            self._runs[number] = await manager.on_chain_start(None, inputs, name=name)
 
-        self._later.append(astart)
+        self._later.append(start)
 
     def attempt_ended(self, record: AttemptRecord, failure: Failure | None) -> None:
         number, outputs = record.number or 0, record.as_dict()
@@ -209,11 +202,9 @@ class _AttemptRuns(CallObserver):
             run = self._runs.pop(number, None)
             if run is None:
                 return None  # Its end has been reported already.
-            return (
-                run.on_chain_end(outputs)
-                if error is None
-                else run.on_chain_error(error)
-            )
+            if error is None:
+                return run.on_chain_end(outputs)
+            return run.on_chain_error(error)
 
         if isinstance(self._manager, CallbackManager):
             end()

@@ -10,7 +10,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Iterator
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 from langchain_retryrouter.failures import Failure, FailureKind
 
@@ -157,71 +157,51 @@ _BAD_CERTIFICATE: Final = Failure(
     FailureKind.CONNECTION, may_have_run=False, should_retry=False
 )
 
-# By module and class, from top to bottom: a subclass stands above its base class.
+# The modules, the classes in them, and what these mean; from top to bottom, so that a
+# subclass stands above its base class.
+_HTTPX: Final = "httpx httpx2 httpcore httpcore2"
 _BY_LIBRARY: Final = (
-    (
-        ("httpx", "httpx2", "httpcore", "httpcore2"),
-        {
-            "ConnectTimeout PoolTimeout": _CONNECT_TIMEOUT,
-            "TimeoutException": _READ_TIMEOUT,
-            "ConnectError ProxyError": _CANNOT_CONNECT,
-            "UnsupportedProtocol LocalProtocolError InvalidURL": _BAD_REQUEST,
-            "DecodingError": _UNREADABLE,
-            "RequestError StreamError NetworkError ProtocolError": _LOST,
-            "ConnectionNotAvailable": _CANNOT_CONNECT,
-        },
-    ),
-    (
-        ("aiohttp",),
-        {
-            "ConnectionTimeoutError": _CONNECT_TIMEOUT,
-            "ServerTimeoutError": _READ_TIMEOUT,
-            "ClientConnectorError ClientHttpProxyError": _CANNOT_CONNECT,
-            "InvalidURL NonHttpUrlClientError": _BAD_REQUEST,
-            "ContentTypeError": _UNREADABLE,
-            "ClientError": _LOST,
-        },
-    ),
-    (("aiohttp.http_exceptions",), {"HttpProcessingError": _LOST}),
-    (
-        ("requests.exceptions",),
-        {
-            "ConnectTimeout": _CONNECT_TIMEOUT,
-            "Timeout": _READ_TIMEOUT,
-            "ProxyError": _CANNOT_CONNECT,
-            "InvalidHeader": _BAD_KEY,
-            "InvalidURL MissingSchema InvalidSchema": _BAD_REQUEST,
-            "JSONDecodeError ContentDecodingError": _UNREADABLE,
-            "RequestException": _LOST,
-        },
-    ),
-    (
-        ("urllib3.exceptions",),
-        {
-            # It is a ConnectTimeoutError by its class, and none by what happened.
-            "NewConnectionError": _CANNOT_CONNECT,
-            "ConnectTimeoutError EmptyPoolError": _CONNECT_TIMEOUT,
-            "TimeoutError": _READ_TIMEOUT,
-            "ProxyError SSLError": _CANNOT_CONNECT,
-            "LocationValueError": _BAD_REQUEST,
-            "DecodeError": _UNREADABLE,
-            "HTTPError": _LOST,
-        },
-    ),
-    (
-        ("botocore.exceptions",),
-        {
-            "ConnectTimeoutError": _CONNECT_TIMEOUT,
-            "ReadTimeoutError": _READ_TIMEOUT,
-            "EndpointConnectionError ProxyConnectionError": _CANNOT_CONNECT,
-            "NoCredentialsError PartialCredentialsError CredentialRetrievalError "
-            "UnauthorizedSSOTokenError TokenRetrievalError": _BAD_KEY,
-            "ParamValidationError": _BAD_REQUEST,
-            "HTTPClientError": _LOST,
-        },
-    ),
-    (("botocore.eventstream",), {"ParserError": _UNREADABLE}),
-    (("http.client",), {"InvalidURL": _BAD_REQUEST, "HTTPException": _LOST}),
+    (_HTTPX, "ConnectTimeout PoolTimeout", _CONNECT_TIMEOUT),
+    (_HTTPX, "TimeoutException", _READ_TIMEOUT),
+    (_HTTPX, "ConnectError ProxyError", _CANNOT_CONNECT),
+    (_HTTPX, "UnsupportedProtocol LocalProtocolError InvalidURL", _BAD_REQUEST),
+    (_HTTPX, "DecodingError", _UNREADABLE),
+    (_HTTPX, "RequestError StreamError NetworkError ProtocolError", _LOST),
+    (_HTTPX, "ConnectionNotAvailable", _CANNOT_CONNECT),
+    ("aiohttp", "ConnectionTimeoutError", _CONNECT_TIMEOUT),
+    ("aiohttp", "ServerTimeoutError", _READ_TIMEOUT),
+    ("aiohttp", "ClientConnectorError ClientHttpProxyError", _CANNOT_CONNECT),
+    ("aiohttp", "InvalidURL NonHttpUrlClientError", _BAD_REQUEST),
+    ("aiohttp", "ContentTypeError", _UNREADABLE),
+    ("aiohttp", "ClientError", _LOST),
+    ("aiohttp.http_exceptions", "HttpProcessingError", _LOST),
+    ("requests.exceptions", "ConnectTimeout", _CONNECT_TIMEOUT),
+    ("requests.exceptions", "Timeout", _READ_TIMEOUT),
+    ("requests.exceptions", "ProxyError", _CANNOT_CONNECT),
+    ("requests.exceptions", "InvalidHeader", _BAD_KEY),
+    ("requests.exceptions", "InvalidURL MissingSchema InvalidSchema", _BAD_REQUEST),
+    ("requests.exceptions", "JSONDecodeError ContentDecodingError", _UNREADABLE),
+    ("requests.exceptions", "RequestException", _LOST),
+    # It is a ConnectTimeoutError by its class, and none by what happened.
+    ("urllib3.exceptions", "NewConnectionError", _CANNOT_CONNECT),
+    ("urllib3.exceptions", "ConnectTimeoutError EmptyPoolError", _CONNECT_TIMEOUT),
+    ("urllib3.exceptions", "TimeoutError", _READ_TIMEOUT),
+    ("urllib3.exceptions", "ProxyError SSLError", _CANNOT_CONNECT),
+    ("urllib3.exceptions", "LocationValueError", _BAD_REQUEST),
+    ("urllib3.exceptions", "DecodeError", _UNREADABLE),
+    ("urllib3.exceptions", "HTTPError", _LOST),
+    ("botocore.exceptions", "ConnectTimeoutError", _CONNECT_TIMEOUT),
+    ("botocore.exceptions", "ReadTimeoutError", _READ_TIMEOUT),
+    ("botocore.exceptions", "EndpointConnectionError", _CANNOT_CONNECT),
+    ("botocore.exceptions", "ProxyConnectionError", _CANNOT_CONNECT),
+    ("botocore.exceptions", "NoCredentialsError PartialCredentialsError", _BAD_KEY),
+    ("botocore.exceptions", "CredentialRetrievalError TokenRetrievalError", _BAD_KEY),
+    ("botocore.exceptions", "UnauthorizedSSOTokenError", _BAD_KEY),
+    ("botocore.exceptions", "ParamValidationError", _BAD_REQUEST),
+    ("botocore.exceptions", "HTTPClientError", _LOST),
+    ("botocore.eventstream", "ParserError", _UNREADABLE),
+    ("http.client", "InvalidURL", _BAD_REQUEST),
+    ("http.client", "HTTPException", _LOST),
 )
 _BUILTIN: Final = (
     ((json.JSONDecodeError, UnicodeDecodeError), _UNREADABLE),
@@ -290,19 +270,27 @@ def read_transport_error(error: BaseException) -> Failure | None:
     return found
 
 
+def drop_request_headers(error: BaseException) -> None:
+    """Take the request's headers, and so the key, out of an exception of aiohttp's."""
+    info: Any = vars(error).get("request_info")
+    if hasattr(info, "headers") and hasattr(info, "_replace"):
+        bare = info._replace(headers={})
+        vars(error)["request_info"] = bare
+        error.args = tuple(bare if arg is info else arg for arg in error.args)
+
+
 def _by_class(error: BaseException) -> Failure | None:
     if any(cls.__name__ == "SSEError" for cls in type(error).__mro__):
         return _UNREADABLE  # httpx_sse's, which SDKs have copies of.
-    for modules, table in _BY_LIBRARY:
+    for modules, names, failure in _BY_LIBRARY:
         # Each library that has been imported.
-        imported = [sys.modules[name] for name in modules if name in sys.modules]
-        for names, failure in table.items() if imported else ():
-            found = [getattr(one, n, None) for one in imported for n in names.split()]
-            if isinstance(error, tuple(filter(None, found))):
-                # Hugging Face's InferenceTimeoutError is an HTTPError too.
-                if failure is _LOST and isinstance(error, TimeoutError):
-                    return _READ_TIMEOUT
-                return failure
+        imported = [sys.modules[one] for one in modules.split() if one in sys.modules]
+        found = [getattr(one, n, None) for one in imported for n in names.split()]
+        if isinstance(error, tuple(filter(None, found))):
+            # Hugging Face's InferenceTimeoutError is an HTTPError too.
+            if failure is _LOST and isinstance(error, TimeoutError):
+                return _READ_TIMEOUT
+            return failure
     for classes, failure in _BUILTIN:
         if isinstance(error, classes):
             return failure

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from langchain_retryrouter.failures import Failure
 
-_MILLION: Final = 1_000_000
 _DIGITS: Final = 12
 # LangChain's names and those of genai-prices.
 _INPUT_DETAILS: Final = {
@@ -64,7 +63,7 @@ class FixedPrices:
         if tokens is None:
             return None
         money = tokens[0] * self.input + tokens[1] * self.output
-        return round(money / _MILLION, _DIGITS)
+        return round(money / 1_000_000, _DIGITS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -355,9 +355,7 @@ class AttemptLog:
         }
 
 
-def read_logs(
-    lines: Iterable[str | bytes],
-) -> Iterator[tuple[int, AttemptLog | str]]:
+def read_logs(lines: Iterable[str | bytes]) -> Iterator[tuple[int, AttemptLog | str]]:
     """The logs of a file, with the numbers of their lines; a text says what is wrong.
 
     A line is a log as `AttemptLog.to_json` writes it, or JSON that contains one: a
@@ -417,7 +415,6 @@ class _Bar:
 
 
 def _find(source: Any) -> Mapping[str, Any] | None:
-    """The log in an object; None if there is none."""
     if isinstance(source, AttemptLog):
         return source.as_dict()
     if isinstance(source, BaseException):

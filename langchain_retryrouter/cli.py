@@ -247,10 +247,7 @@ def _check(arguments: argparse.Namespace) -> int:
         return 0
     print()
     # No other route, retry or breaker hides what one route does.
-    policy = RetryPolicy(
-        max_retries=0,
-        attempt_timeout=arguments.timeout,
-    )
+    policy = RetryPolicy(max_retries=0, attempt_timeout=arguments.timeout)
     width, failed = max(len(route.name) for route in router.routes), 0
     for route in router.routes:
         known = type(route.model).model_fields
@@ -353,14 +350,11 @@ def _breaker_state(facts: dict[str, Any]) -> str:
 
 
 def _facts(facts: dict[str, Any]) -> str:
-    return "\n".join(
-        f"{name.replace('_', ' ')}: {escape(_shown(value))}"
-        for name, value in facts.items()
-    )
-
-
-def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    lines = []
+    for name, value in facts.items():
+        shown = f"{value:g}" if isinstance(value, float) else str(value)
+        lines.append(f"{name.replace('_', ' ')}: {escape(shown)}")
+    return "\n".join(lines)
 
 
 # The demo.

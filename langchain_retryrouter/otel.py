@@ -11,12 +11,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import operator
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -147,53 +147,36 @@ _LEVELS: Final = {
 
 
 Labels: TypeAlias = tuple[tuple[str, str], ...]
-Values: TypeAlias = Iterable[tuple[Labels, float]]
 
 
-def _name_of(shared: Any) -> str:
-    return str(getattr(shared, "name", None) or "default")
-
-
-def _breaker_states() -> Values:
-    for breaker, name in list(_breakers.items()):
-        yield ((_ROUTE, name),), _LEVELS[breaker.state]
-
-
-def _budget_tokens() -> Values:
-    for budget in list(_budgets):
-        yield ((_BUDGET, _name_of(budget)),), budget.tokens
-
-
-def _limits_available() -> Values:
-    for limit in list(_limits):
-        for kind, level in limit.available().items():
-            yield ((_LIMIT, _name_of(limit)), (_LIMIT_KIND, kind)), level
-
-
-def _limit_values(field: str) -> Values:
-    for limit in list(_limits):
-        yield ((_LIMIT, _name_of(limit)),), getattr(limit, field)
-
-
-_GAUGES: Final[dict[str, tuple[Callable[[], Values], Callable[..., float]]]] = {
-    # What stands for several that share a name.
-    "breaker": (_breaker_states, max),
-    "budget": (_budget_tokens, min),
-    "available": (_limits_available, min),
-    "in_flight": (functools.partial(_limit_values, "in_flight"), operator.add),
-    "waiting": (functools.partial(_limit_values, "waiting"), operator.add),
-}
+def _levels(key: str) -> Iterator[tuple[Labels, float]]:
+    """What a gauge shows now, with labels."""
+    if key == "breaker":
+        for breaker, name in list(_breakers.items()):
+            yield ((_ROUTE, name),), _LEVELS[breaker.state]
+    elif key == "budget":
+        for budget in list(_budgets):
+            yield ((_BUDGET, budget.name or "default"),), budget.tokens
+    else:
+        for limit in list(_limits):
+            label = (_LIMIT, limit.name or "default")
+            if key == "available":
+                for kind, level in limit.available().items():
+                    yield (label, (_LIMIT_KIND, kind)), level
+            else:
+                yield (label,), getattr(limit, key)
 
 
 def _observe(key: str, _options: Any) -> list[metrics.Observation]:
     """The observations of a gauge, while there is an instrumentation."""
-    read, choose = _GAUGES[key]
-    chosen: dict[Labels, float] = {}
-    for labels, value in read() if _instrumentations() else ():
-        known = chosen.get(labels)
-        chosen[labels] = value if known is None else choose(known, value)
+    by_labels: dict[Labels, list[float]] = {}
+    for labels, level in _levels(key) if _instrumentations() else ():
+        by_labels.setdefault(labels, []).append(level)
+    # What stands for several that share a name.
+    choose = {"breaker": max, "budget": min, "available": min}.get(key, sum)
     return [
-        metrics.Observation(value, dict(labels)) for labels, value in chosen.items()
+        metrics.Observation(choose(levels), dict(labels))
+        for labels, levels in by_labels.items()
     ]
 
 
@@ -210,7 +193,6 @@ class _Values:
         self._recorded = deque()
 
     def add(self, key: str, value: float, labels: Labels) -> None:
-        """Add to a counter."""
         with self._lock:
             totals = self._totals.setdefault(key, {})
             totals[labels] = totals.get(labels, 0) + value
@@ -265,20 +247,17 @@ class _AttemptLabels(NamedTuple):
     tokens: Labels
 
 
+@dataclass(slots=True)
 class _Attempt:
     """An attempt, until its span has ended: that is when all is known of it."""
 
-    __slots__ = ("ended_at", "facts", "failure", "record", "sends", "span", "subject")
-
-    def __init__(
-        self, record: AttemptRecord, subject: Subject, span: trace.Span | None
-    ) -> None:
-        self.record, self.subject, self.span = record, subject, span
-        # Else it is made of the attempts of another model of ours.
-        self.sends = subject.sends
-        self.facts: dict[str, Any] = {}
-        self.failure: Failure | None = None
-        self.ended_at = 0
+    record: AttemptRecord
+    subject: Subject
+    sends: bool  # Else it is made of the attempts of another model of ours.
+    span: trace.Span | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    failure: Failure | None = None
+    ended_at: int = 0
 
 
 class _CallTelemetry(CallObserver):
@@ -311,7 +290,8 @@ class _CallTelemetry(CallObserver):
             self._end_attempts()
         if record.number is not None:
             subject = self._call.describe(position)
-            attempt = self._attempts[record.number] = _Attempt(record, subject, None)
+            attempt = _Attempt(record, subject, subject.sends)
+            self._attempts[record.number] = attempt
             if self._is_recording:
                 attempt.span = self._start(subject, record.number)
 
@@ -328,9 +308,7 @@ class _CallTelemetry(CallObserver):
     def resent(self, number: int, failure: Failure) -> None:
         attempt = self._attempts.get(number)
         if attempt is not None and attempt.span is not None:
-            self._close_span(
-                attempt.span, attempt, failure.kind.value, failure, time.time_ns()
-            )
+            self._close_span(attempt, failure.kind.value, failure, time.time_ns())
             attempt.span = self._start(attempt.subject, number)
 
     def answered(self, number: int, facts: Mapping[str, Any]) -> None:
@@ -437,26 +415,21 @@ class _CallTelemetry(CallObserver):
             if cost := self._call.money_of(record):
                 counts[_COST] = cost
                 shared.values.add("cost", cost, labels.counter)
-        if attempt.span is not None:
-            self._close_span(
-                attempt.span,
-                attempt,
-                record.outcome,
-                attempt.failure,
-                attempt.ended_at,
-                counts,
-            )
+        self._close_span(
+            attempt, record.outcome, attempt.failure, attempt.ended_at, counts
+        )
 
     def _close_span(
         self,
-        span: trace.Span,
         attempt: _Attempt,
         outcome: str,
         failure: Failure | None,
         at: int,
         counts: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        record, facts = attempt.record, attempt.facts
+        record, facts, span = attempt.record, attempt.facts, attempt.span
+        if span is None:
+            return
         found = {
             _ROUTE: record.route,
             _OUTCOME: outcome,

@@ -18,7 +18,6 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from types import MappingProxyType
 from typing import Any, Final, NoReturn, TypeAlias, cast
 
 import urllib3
@@ -41,8 +40,6 @@ _GENERATE: Final = "/v1/generate"
 _OK: Final = 200
 # The public gateway answers a larger body with an opaque 500, or cuts the connection.
 _MAX_REQUEST_BYTES: Final = 1024 * 1024
-_NO_BODY: Final = frozenset({202, 204})
-_NO_HEADERS: Final[Any] = MappingProxyType({})
 
 
 class GatewayClient(GPTRouterClient):
@@ -423,7 +420,7 @@ def _read_answer(
     """The JSON of an answer, if it has any; raises the error that a status says."""
     if status == _OK:
         return protocol.read_json(body, status)
-    if status in _NO_BODY:
+    if status in {202, 204}:
         return None
     now = SYSTEM_CLOCK.time()
     raise protocol.read_status_error(status, headers, body, unix_time=now)
@@ -449,11 +446,7 @@ def _type_error(error: Exception) -> RetryRouterError | None:
         return None
     if isinstance(error, http.ResponseTooLargeError):
         return protocol.malformed(str(error))
-    if (info := getattr(error, "request_info", None)) is not None:
-        # aiohttp's exceptions show the request's headers, and so the key.
-        bare = info._replace(headers=_NO_HEADERS)
-        vars(error)["request_info"] = bare
-        error.args = tuple(bare if arg is info else arg for arg in error.args)
+    _http.drop_request_headers(error)
     failure = _http.read_transport_error(error)
     if failure is None:
         return None

@@ -54,29 +54,25 @@ _DRAIN_TIMEOUT: Final = 0.1
 # Settings.
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class ClientSettings:
-    """How to make an SDK client: its class, such as `AsyncOpenAI`, and arguments."""
+    """How to make an SDK client: its class, such as `AsyncOpenAI`, and arguments.
 
-    sdk_class: str
-    options: Mapping[str, Any] = field(repr=False)
-    proxy: str | None = field(default=None, repr=False)
-    http_client: Any = field(default=None, repr=False)
+    Its `identity` is equal for settings that make equal clients.
+    """
+
+    sdk_class: str = field(compare=False)
+    options: Mapping[str, Any] = field(repr=False, compare=False)
+    proxy: str | None = field(default=None, repr=False, compare=False)
+    http_client: Any = field(default=None, repr=False, compare=False)
+    identity: Hashable = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "identity", _frozen(self._parts))
 
     @property
     def _parts(self) -> tuple[Any, ...]:
         return self.sdk_class, self.options, self.proxy, self.http_client
-
-    @functools.cached_property
-    def identity(self) -> Hashable:
-        """Equal for settings that make equal clients."""
-        return _frozen(self._parts)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ClientSettings) and self.identity == other.identity
-
-    def __hash__(self) -> int:
-        return hash(self.identity)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._parts
@@ -412,7 +408,6 @@ async def aopen_stream(
 
 
 def _raw(resource: SDKResource) -> Any:
-    """The SDK's resource, with raw responses."""
     own = resource.sdk_resource()
     # Made anew: the SDK's keeps its first `create`, and instrumentation may wrap it.
     return type(own.with_raw_response)(own)

@@ -349,7 +349,6 @@ class StreamReader:
         yield self._classify(chunk)
 
     def _classify(self, chunk: Any) -> ClassifiedChunk:
-        """What `chunk` means for the stream."""
         self._is_empty = False
         if chunk is None or isinstance(chunk, str | int | float | list):
             _raise_reported(chunk)
@@ -381,7 +380,6 @@ class StreamReader:
 
     @property
     def _is_finished(self) -> bool:
-        """Whether each choice has named a finish reason."""
         return len(self._finished) >= self._expected
 
     def end_of_body(self) -> ClassifiedChunk | None:

@@ -22,7 +22,11 @@ from langchain_core import exceptions as langchain
 from pydantic import ValidationError
 
 from langchain_retryrouter import _json
-from langchain_retryrouter._http import CLOSED_LOOP, read_transport_error
+from langchain_retryrouter._http import (
+    CLOSED_LOOP,
+    drop_request_headers,
+    read_transport_error,
+)
 from langchain_retryrouter._retry.retry_after import read_advice, read_wait
 from langchain_retryrouter.errors import (
     BASE_ERRORS,
@@ -65,16 +69,10 @@ class ErrorReport:
 
     def to_error(self, family: ErrorFamily) -> RetryRouterError:
         """The exception for it, of the classes of `family`."""
-        return family.get(self.kind, BASE_ERRORS[self.kind])(
-            self.message,
-            status_code=self.status_code,
-            retry_after=self.retry_after,
-            should_retry=self.should_retry,
-            request_id=self.request_id,
-            code=self.code,
-            body=self.body,
-            may_have_run=self.may_have_run,
-        )
+        names = [one.name for one in dataclasses.fields(self)]
+        facts = {name: getattr(self, name) for name in names}
+        kind = facts.pop("kind")
+        return family.get(kind, BASE_ERRORS[kind])(**facts)
 
 
 def read_response(
@@ -116,12 +114,8 @@ def read_exception(error: BaseException, *, unix_time: float) -> ErrorReport | N
 
     report = _read_causes(error, causes, unix_time)
     mask_with(hide, error)
-    for one in causes:  # The `repr` of aiohttp's shows the headers of the request.
-        request = safe_getattr(one, "request_info")
-        if isinstance(request, tuple) and hasattr(request, "headers"):
-            bare = request._replace(headers={})  # type: ignore[attr-defined]
-            vars(one)["request_info"] = bare
-            one.args = tuple(bare if arg is request else arg for arg in one.args)
+    for one in causes:
+        drop_request_headers(one)
     if report is None:
         return None
     return dataclasses.replace(
@@ -185,7 +179,6 @@ _STATUS_BY_NAME: Final = {
     )
     for name in names.split()
 }
-_SUFFIX: Final = re.compile(r"(?:error|exception)+$")
 _LEAST_SUFFIX: Final = 7
 # No wait helps a request that is larger than the limit of a minute.
 _NEVER_FITS: Final = re.compile(r"\brequest too large for\b", re.IGNORECASE)
@@ -195,12 +188,8 @@ _CONTENT_PARAM: Final = re.compile(
 )
 _GOOGLES_TIMES: Final = re.compile(r"[a-z]Per(Day|Hour|Minute|Second)(?=[A-Z\W])")
 _REQUEST_IDS: Final = (
-    "x-request-id",
-    "request-id",
-    "apim-request-id",
-    "x-ms-request-id",
-    "x-amzn-requestid",
-    "x-litellm-call-id",
+    *("x-request-id", "request-id", "apim-request-id", "x-ms-request-id"),
+    *("x-amzn-requestid", "x-litellm-call-id"),
 )
 PAYLOADS: Final = frozenset(
     {"choices", "content", "delta", "candidates", "output", "data", "generations"}
@@ -307,7 +296,7 @@ def _implied_status(names: list[str], *, has_status: bool = False) -> int | None
         if re.fullmatch(r"[45]\d\d", name):
             return int(name)
         plain = re.sub("[^a-z]", "", name.lower().rpartition("#")[2])
-        plain = _SUFFIX.sub("", plain)
+        plain = re.sub(r"(?:error|exception)+$", "", plain)
         if found := _STATUS_BY_NAME.get(plain):
             return found
         if not has_status:  # DeploymentNotFound, gateway_timeout
@@ -794,7 +783,6 @@ def safe_getattr(thing: Any, name: str) -> Any:
 _SECRET_HEADER: Final = re.compile(
     r"(?:proxy-)?authorization|.*(?:api|subscription)-key"
 )
-_SECRET_PARAMETERS: Final = ("key", "api_key", "api-key", "access_token")
 # For errors that carry no request: keys that say by their beginning what they are.
 _LOOKS_SECRET: Final = re.compile(
     r"\b(?:sk-|gsk_|xai-|pplx-|hf_|r8_)(?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{16,}"
@@ -822,6 +810,6 @@ def _secrets_of(error: BaseException) -> Iterator[str]:
         found += [
             value
             for name, value in parse_qsl(query)
-            if name.lower() in _SECRET_PARAMETERS
+            if name.lower() in ("key", "api_key", "api-key", "access_token")
         ]
         yield from (secret for secret in found if len(secret) >= SHORTEST_SECRET)

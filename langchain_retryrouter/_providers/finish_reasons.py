@@ -46,35 +46,23 @@ _NO_REASON: Final = frozenset({"finish_reason_unspecified", "null", "not_finishe
 # known: the first match counts, and a reason without a match is a good end. Sources:
 # the enumerations of OpenAI, Anthropic, Google, Amazon, Cohere, Mistral, DeepSeek, IBM,
 # Zhipu and vLLM.
-_KINDS: Final = (
-    (
-        FailureKind.CONTENT_FILTER,
-        re.compile(
-            r"filter|safety|refus|prohibited|block|spii|recitation|guardrail|moderat"
-            r"|toxic|sensitive|policy|model_armor|violation"
-        ),
+_KINDS: Final = {
+    FailureKind.CONTENT_FILTER: (
+        r"filter|safety|refus|prohibited|block|spii|recitation|guardrail|moderat"
+        r"|toxic|sensitive|policy|model_armor|violation"
     ),
-    (
-        FailureKind.LENGTH,
-        re.compile(
-            r"length|max_(?:\w+_)?tokens|token_limit|context_window|max_len|error_limit"
-        ),
+    FailureKind.LENGTH: (
+        r"length|max_(?:\w+_)?tokens|token_limit|context_window|max_len|error_limit"
     ),
-    (
-        FailureKind.MALFORMED,
-        re.compile(
-            r"malformed|unexpected_tool|too_many_tool|invalid_(?:tool|function)"
-            r"|missing_thought"
-        ),
+    FailureKind.MALFORMED: (
+        r"malformed|unexpected_tool|too_many_tool|invalid_(?:tool|function)"
+        r"|missing_thought"
     ),
-    (
-        FailureKind.INTERRUPTED,
-        re.compile(
-            r"error|cancel|abort|fail|time_?(?:out|limit)|insufficient|unavailable"
-            r"|overload|interrupt|^incomplete$|^(?:image_)?other$|^language$"
-        ),
+    FailureKind.INTERRUPTED: (
+        r"error|cancel|abort|fail|time_?(?:out|limit)|insufficient|unavailable"
+        r"|overload|interrupt|^incomplete$|^(?:image_)?other$|^language$"
     ),
-)
+}
 
 # Fields that describe a content block and are not content: the first event of a block
 # has an index and a type, and nothing to read yet.
@@ -115,7 +103,8 @@ def _reason_in(facts: Mapping[str, Any]) -> str | None:
 def kind_of(reason: str | None) -> FailureKind | None:
     """What a finish reason says against an answer; None for a good end."""
     words = re.sub(r"[^a-z]+", "_", (reason or "").lower())
-    return next((kind for kind, pattern in _KINDS if pattern.search(words)), None)
+    found = (kind for kind, pattern in _KINDS.items() if re.search(pattern, words))
+    return next(found, None)
 
 
 def check_result(result: ChatResult, *, needs_reason: bool) -> list[str | None]:
@@ -155,15 +144,8 @@ class StreamCheck:
     """
 
     __slots__ = (
-        "_calls",
-        "_may_be_empty",
-        "_needs_reason",
-        "_refusal",
-        "_saw_answer",
-        "_saw_token",
-        "held",
-        "reason",
-        "saw_chunk",
+        *("_calls", "_may_be_empty", "_needs_reason", "_refusal", "_saw_answer"),
+        *("_saw_token", "held", "reason", "saw_chunk"),
     )
 
     def __init__(self, *, needs_reason: bool, may_be_empty: bool = False) -> None:

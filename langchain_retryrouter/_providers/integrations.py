@@ -23,9 +23,6 @@ from langchain_retryrouter.policy import RetryPolicy
 
 Method: TypeAlias = Literal["generate", "stream"]
 
-_BOTH: Final[tuple[Method, ...]] = ("generate", "stream")
-_FIELD_ADVICE: Final = "build it with max_retries=0"
-
 
 @dataclass(frozen=True, slots=True)
 class RetriesDisabled:
@@ -176,10 +173,7 @@ def _own_model(model: Any, facts: Integration) -> RetriesDisabled:
     if has_gateway_retries and model.gateway_max_retries:
         disabled.append(f"gateway_max_retries={model.gateway_max_retries}")
     policy = replace(model.retry_policy or RetryPolicy(), max_retries=retries)
-    update = {
-        "max_retries": retries,
-        "retry_policy": model.retry_policy and policy,
-    }
+    update = {"max_retries": retries, "retry_policy": model.retry_policy and policy}
     if has_gateway_retries:
         update["gateway_max_retries"] = 0  # None is the gateway's own default.
     return RetriesDisabled(
@@ -284,11 +278,11 @@ class Integration:
     disable: _Way = _copy_clients
     sends_once: tuple[int | None, ...] = (0,)
     hidden_requests: int = 1
-    advice: str = _FIELD_ADVICE
+    advice: str = "build it with max_retries=0"
     call_options: Mapping[str, Any] = field(default_factory=dict)
     built_fields: frozenset[str] = frozenset()
     client_sources: frozenset[str] = frozenset()
-    reports_in: tuple[Method, ...] = _BOTH
+    reports_in: tuple[Method, ...] = ("generate", "stream")
     choices: Mapping[str, Any] = field(default_factory=dict)
     api_choices: Mapping[str, str] = field(default_factory=dict)
     garbles_streamed_calls: bool = False

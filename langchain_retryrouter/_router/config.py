@@ -60,7 +60,6 @@ _TABLES: Final[Mapping[str, Callable[..., Any]]] = {
 }
 _ENV: Final = "_env"
 _MOST_NAMES: Final = 30  # That a message lists.
-_VARIABLE: Final = re.compile(r"[A-Z][A-Z0-9_]*")
 _SECRET: Final = re.compile(
     r"(?i)(?:^|[_-])(?:(?:api|secret|access|private|subscription)[_-]?keys?|secret|token"
     r"|password|passwd|credentials|authorization|cookie)$|access[_-]key"
@@ -507,11 +506,7 @@ def _check_actions(config: _Config, table: Mapping[str, Any], place: Place) -> N
 
 
 def _check_params(
-    config: _Config,
-    model: Any,
-    spec: str,
-    params: Mapping[str, Any],
-    place: Place,
+    config: _Config, model: Any, spec: str, params: Mapping[str, Any], place: Place
 ) -> None:
     """Refuse arguments that the model's class does not know: it may drop them."""
     if spec.partition(":")[0] in _OWN_PARAMS or not isinstance(model, BaseChatModel):
@@ -536,11 +531,10 @@ def _field_names(cls: type[BaseModel]) -> Iterator[str]:
 
 
 def _variable(config: _Config, name: Any, place: Place) -> str:
-    """The value of an environment variable."""
     value = os.environ.get(name) if isinstance(name, str) else None
     if value:
         return value
-    if isinstance(name, str) and _VARIABLE.fullmatch(name):
+    if isinstance(name, str) and re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
         config.problem(place, f"the environment variable {name} is not set")
     else:  # Without the value, which may be the key itself.
         what = "must be the name of an environment variable, such as 'OPENAI_API_KEY'"

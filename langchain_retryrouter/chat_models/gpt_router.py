@@ -507,7 +507,6 @@ async def acompletion_with_retry(
 
 
 def _size_of(options: Mapping[str, Any]) -> Size:
-    """The size of a request with these options."""
     names = ("messages", "prompt", "tools", "functions")
     most = options.get("max_tokens")
     return Size(
@@ -585,7 +584,6 @@ class _GatewayCall:
         self._may_stream_inside = asks_for_one and not self._never_streams
 
     def on_failure(self, error: RetryRouterError) -> None:
-        """Prepare the next attempt after this error."""
         if self._may_stream_inside and _gptrouter.protocol.is_opaque(error):
             self._streams_inside = True  # The gateway tells a stream the cause.
         self._models.learn()
@@ -721,7 +719,6 @@ async def _asdk_events(events: AsyncIterator[Event]) -> AsyncGenerator[Event, No
 
 @contextlib.contextmanager
 def _typed_sdk_errors() -> Iterator[None]:
-    """Raise exceptions of the SDK as ours."""
     try:
         yield
     except RetryRouterError:

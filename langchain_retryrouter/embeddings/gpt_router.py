@@ -239,7 +239,6 @@ class _ChunkCall:
         return _read_vectors(answer, self._count)
 
     def log_retry(self, state: RetryCallState) -> None:
-        """Log a retry before its wait."""
         error = state.outcome.exception() if state.outcome is not None else None
         status, route = (getattr(error, n, None) for n in ("status_code", "route"))
         # Without the message: what a server says may hold anything.

@@ -8,24 +8,19 @@ checked, since a wrong vector would be stored and not be noticed for long.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 
 from langchain_core.embeddings import Embeddings
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from langchain_retryrouter._http import ClosedByWith
 from langchain_retryrouter._providers.errors import name_failure
@@ -59,11 +54,7 @@ from langchain_retryrouter.errors import (
     check_number,
     shown,
 )
-from langchain_retryrouter.failures import (
-    FAILURE_ACTIONS,
-    FailureAction,
-    FailureKind,
-)
+from langchain_retryrouter.failures import FAILURE_ACTIONS, FailureAction, FailureKind
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy, with_limits
 from langchain_retryrouter.rate_limits import RateLimit, Size
 from langchain_retryrouter.stores import as_store, close_made
@@ -469,7 +460,6 @@ class _EmbedCall:
             return [vector for half in _halves(batch) for vector in self.embed(half)]
 
     async def aembed(self, batch: range) -> list[Vector]:
-        """Async variant of `embed`."""
         request = _Batch(self, batch)
         try:
             with request:
@@ -546,7 +536,7 @@ class _Batch:
     def send(self, attempt: Attempt) -> list[Vector]:
         """One attempt, for the vectors that are missing."""
         route, places, texts = self._missing()
-        with _Named(self._call.clock):
+        with _named_failures(self._call.clock):
             if self._call.is_query:
                 answer: Any = [route.model.embed_query(texts[0])]
             else:
@@ -554,9 +544,8 @@ class _Batch:
         return self._take(attempt, route, places, answer)
 
     async def asend(self, attempt: Attempt) -> list[Vector]:
-        """Async variant of `send`."""
         route, places, texts = self._missing()
-        with _Named(self._call.clock), reraise_lost_cancellation():
+        with _named_failures(self._call.clock), reraise_lost_cancellation():
             if self._call.is_query:
                 answer: Any = [await route.model.aembed_query(texts[0])]
             else:
@@ -642,22 +631,15 @@ class _Batch:
         return is_refused and bool(_ABOUT_SIZE.search(error.message))
 
 
-class _Named:
+@contextlib.contextmanager
+def _named_failures(clock: Clock) -> Iterator[None]:
     """Raise what a model raises as an error with a kind."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-
-    def __enter__(self) -> None:
-        """Nothing to do before."""
-
-    def __exit__(
-        self, kind: object, error: BaseException | None, traceback: object
-    ) -> None:
-        if isinstance(error, Exception):
-            named = name_failure(error, self._clock.time())
-            if named is not error:
-                raise named from error
+    try:
+        yield
+    except RetryRouterError:
+        raise
+    except Exception as error:
+        raise name_failure(error, clock.time()) from error
 
 
 class _BadVectorsError(MalformedResponseError):

@@ -125,8 +125,6 @@ def _count_words(content: object) -> int:
 
 # Behind the first byte of a character of several bytes.
 _FIRST_BYTE = re.compile(rb"(?<=[\xc0-\xff])")
-_LEAST = {"seconds": 0, "after": 0, "at": 1, "size": 1}
-_FINAL_STATUSES = range(200, 600)
 
 
 class _Fault(wire.Step):
@@ -135,7 +133,7 @@ class _Fault(wire.Step):
     __slots__ = ()
 
     def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
+        for name, least in {"seconds": 0, "after": 0, "at": 1, "size": 1}.items():
             value = getattr(self, name, least)
             if not (math.isfinite(value) and value >= least):
                 msg = f"{self}: {name} must be finite and at least {least}"
@@ -145,7 +143,7 @@ class _Fault(wire.Step):
             raise ValueError(msg)
         for name in ("code", "status"):
             status = getattr(self, name, None)
-            if isinstance(status, int) and status not in _FINAL_STATUSES:
+            if isinstance(status, int) and status not in range(200, 600):
                 msg = f"{self}: {status} is not a final HTTP status, use 200 to 599"
                 raise ValueError(msg)
         if hasattr(self, "headers"):  # as pairs, since an iterator is used up

@@ -27,7 +27,6 @@ _AZURE_MESSAGES = {
     429: "Requests have exceeded the call rate limit of your current pricing tier.",
 }
 
-_STREAM_TYPE = ("content-type", "text/event-stream; charset=utf-8")
 _LOGPROB = -0.25  # the same for every token, so that equal requests get equal bytes
 _FIRST_CREATED = 1_700_000_000  # fixed, so that equal requests get equal bytes
 _PROMPT_FILTER_RESULTS = {
@@ -164,7 +163,7 @@ class OpenAIExchange(wire.Exchange):
             closing.append(wire.sse(frame | {"choices": [], "usage": usage}))
         return wire.Response(
             200,
-            (_STREAM_TYPE, *self._request_id),
+            (("content-type", "text/event-stream; charset=utf-8"), *self._request_id),
             is_stream=True,
             opening=tuple(opening),
             events=tuple(events),

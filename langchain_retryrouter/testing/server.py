@@ -23,11 +23,9 @@ from langchain_retryrouter.testing._faults import HEALTHY, Answer, ScriptedStep,
 from langchain_retryrouter.testing._gptrouter_api import GPTRouterExchange
 from langchain_retryrouter.testing._openai_api import OpenAIExchange
 
-_HOST = "127.0.0.1"
 _LAST_PORT = 65535
 _BACKLOG = 4096
 _STOP_SECONDS = 5.0
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _BAD_REQUEST = (
     b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 )
@@ -87,7 +85,7 @@ class _Server:
         self.log = log
         self.connections: set[_Connection] = set()
         self.stopping = False
-        self._listener = socket.create_server((_HOST, port), backlog=_BACKLOG)
+        self._listener = socket.create_server(("127.0.0.1", port), backlog=_BACKLOG)
         self.port: int = self._listener.getsockname()[1]
         # Not the policy's loop: this one is known to close sockets the way we need.
         self.loop = asyncio.SelectorEventLoop()
@@ -100,7 +98,6 @@ class _Server:
         _running.add(self)
 
     def stop(self) -> None:
-        """Close every socket and end the thread."""
         if self not in _running:
             return  # stopped before, or a copy in a forked child
         _running.discard(self)
@@ -222,7 +219,7 @@ class _Connection(asyncio.Protocol):
                     continue
                 self._head = event
                 if self._parser.they_are_waiting_for_100_continue:
-                    self.transport.write(_CONTINUE)
+                    self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         except h11.RemoteProtocolError:
             self.transport.write(_BAD_REQUEST)
             self._hang_up()
