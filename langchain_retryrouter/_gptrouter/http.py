@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import importlib
 import io
 import os
 import ssl
@@ -216,9 +217,7 @@ _sessions = weakref.WeakKeyDictionary()
 @functools.cache
 def _aiohttp() -> Any:
     """The package, loaded with the first async call: it takes 0.1 s."""
-    import aiohttp  # noqa: PLC0415
-
-    return aiohttp
+    return importlib.import_module("aiohttp")
 
 
 @contextlib.asynccontextmanager

@@ -96,11 +96,12 @@ def _frozen(value: Any) -> Hashable:
         return tuple(_frozen(item) for item in value)
     if hasattr(value, "as_dict"):  # A `Timeout`, which has no hash.
         return _frozen(value.as_dict())
+    frozen: Hashable = value
     try:
         hash(value)
     except TypeError:
-        return id(value)
-    return value  # type: ignore[no-any-return]
+        frozen = id(value)
+    return frozen
 
 
 @dataclass(frozen=True)

@@ -366,47 +366,48 @@ def _resolve(
     given = {}
     for name, value in table.items():
         here = (*place, name)
+        plain = name.removesuffix(_ENV) if isinstance(name, str) else name
         if name in _OBJECTS and name in known:
             config.problem(here, "cannot be given in a config: build it in code")
-            continue
-        plain = name.removesuffix(_ENV) if isinstance(name, str) else name
-        if name not in names and plain not in names:
+        elif name == "routes" and name in names:
+            given[name] = value  # Its tables are read one by one.
+        elif name in names:
+            given[name] = _resolve_value(config, name, value, here)
+        elif plain not in names:
             advice = _belongs(name) or _nearest(name, names)
             if place:
                 advice += "; arguments of the model go into 'params'"
             config.problem(here, f"unknown key{advice}")
-            continue
-        if name == "routes":
-            given[name] = value  # Its tables are read one by one.
-            continue
-        if name not in names:
-            if plain in _POOL and not isinstance(value, list | tuple):
-                config.problem(here, "must be a list of environment variables' names")
-                continue
-            given[plain] = (
-                [_variable(config, one, (*here, i)) for i, one in enumerate(value)]
-                if isinstance(value, list | tuple)
-                else _variable(config, value, here)
-            )
-            continue
-        _refuse_secrets(config, value, here)
-        is_table = isinstance(value, Mapping)
-        if name == "failover_on" and is_table:
-            _check_actions(config, value, here)
-        elif name == "breaker_settings" and is_table:
+        elif isinstance(value, list | tuple):
+            found = [_variable(config, one, (*here, i)) for i, one in enumerate(value)]
+            given[plain] = found
+        elif plain in _POOL:
+            config.problem(here, "must be a list of environment variables' names")
+        else:
+            given[plain] = _variable(config, value, here)
+    return given
+
+
+def _resolve_value(config: _Config, name: str, value: Any, place: Place) -> Any:
+    """The value of a field, or the object that its table describes."""
+    _refuse_secrets(config, value, place)
+    if isinstance(value, Mapping):
+        if name == "failover_on":
+            _check_actions(config, value, place)
+        elif name == "breaker_settings":
             numbers = CircuitBreakerSettings.__annotations__
             for one in value.keys() - numbers:
-                config.problem((*here, one), f"unknown key{_nearest(one, numbers)}")
-        elif name == "options" and not is_table:
-            what = f"must be a table of call options, not {_kind(value)}"
-            config.problem(here, what)
-        elif name in _POOL and not isinstance(value, list | tuple):
-            config.problem(here, f"must be a list, not {_kind(value)}")
-        make = _TABLES.get(name) if is_table else None
-        given[name] = _build(config, make, value, here) if make else value
-        if name == "breaker_settings" and value is False:  # TOML has no null.
-            given[name] = None
-    return given
+                config.problem((*place, one), f"unknown key{_nearest(one, numbers)}")
+        elif name in _TABLES:
+            return _build(config, _TABLES[name], value, place)
+    elif name == "options":
+        what = f"must be a table of call options, not {_kind(value)}"
+        config.problem(place, what)
+    elif name == "breaker_settings" and value is False:  # TOML has no null.
+        return None
+    if name in _POOL and not isinstance(value, list | tuple):
+        config.problem(place, f"must be a list, not {_kind(value)}")
+    return value
 
 
 def _route_table(
