@@ -190,14 +190,13 @@ def _written(place: Place) -> str:
 
 
 def _read_toml(text: str) -> tuple[Any, Callable[[Place], int]]:
+    # Not `splitlines`: U+2028 and others end no line of a file.
+    lines = text.removesuffix("\n").split("\n")
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         line = re.search(r"at line (\d+)", str(error))
-        count = len(text.splitlines())
-        raise _SyntaxError(line[1] if line else count, error) from error
-
-    lines = text.splitlines()
+        raise _SyntaxError(line[1] if line else len(lines), error) from error
 
     @functools.cache
     def statements() -> list[tuple[int, int, Any]]:
@@ -271,13 +270,18 @@ def _read_yaml(text: str) -> tuple[Any, Callable[[Place], int]]:
     except ImportError as error:
         msg = "YAML files need PyYAML: pip install PyYAML"
         raise ImportError(msg) from error
+
+    def line_of(mark: Any) -> int:
+        # Not `mark.line`, which counts U+2028 and others as ends of lines.
+        return text.count("\n", 0, mark.index) + 1
+
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         said = getattr(error, "problem", None) or error
-        raise _SyntaxError(mark.line + 1 if mark else 1, said) from error
+        raise _SyntaxError(line_of(mark) if mark else 1, said) from error
 
     def pairs(node: Any) -> list[tuple[Any, Any]]:
         return node.value if isinstance(node, yaml.MappingNode) else []
@@ -291,9 +295,8 @@ def _read_yaml(text: str) -> tuple[Any, Callable[[Place], int]]:
         keys = set()
         for key, value in pairs(node):
             if key.value in keys and isinstance(key, yaml.ScalarNode):
-                raise _SyntaxError(
-                    key.start_mark.line + 1, f"{key.value} is given twice"
-                )
+                line = line_of(key.start_mark)
+                raise _SyntaxError(line, f"{key.value} is given twice")
             keys.add(str(key.value))
             nodes.append(value)
         nodes += [] if pairs(node) else node.value
@@ -308,7 +311,7 @@ def _read_yaml(text: str) -> tuple[Any, Callable[[Place], int]]:
                 if not found:
                     break  # Of a merged mapping (`<<`).
                 key, node = found[0]
-            line = key.start_mark.line + 1
+            line = line_of(key.start_mark)
         return line
 
     return data, find

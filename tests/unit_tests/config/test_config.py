@@ -388,6 +388,16 @@ LINES: dict[str, tuple[str, str, str]] = {
         '[[routes]]\nmodel = "openai:m"\nRAW\nbase_urls = "http://a"\n',
         "router.toml:4: routes[0].base_urls: must be a list, not str",
     ),
+    "toml with other ends of lines": (
+        ".toml",
+        '# a\u2028b\nname = "c\x85d\u2028e"\nhedge_afer = 1\n[[routes]]\nmodel = "a:b"',
+        "router.toml:3: hedge_afer: unknown key",
+    ),
+    "yaml with other ends of lines": (
+        ".yaml",
+        '# a\u2028# b\nname: "c\x85d\u2028e"\nhedge_afer: 1\nroutes: ["a:b"]\n',
+        "router.yaml:3: hedge_afer: unknown key",
+    ),
     "list": (".json", "[]", "router.json:1: must be a table with `routes`"),
     "ending": (".ini", "[routes]", "a config must be a mapping or a file that ends in"),
 }
