@@ -44,9 +44,7 @@ __all__ = ["METRICS", "Instrumentation", "instrument"]
 
 # --- names --------------------------------------------------------------------------
 
-CONVENTIONS: Final = "semantic-conventions-genai v0.1.0"
-"""The conventions that the names follow; all of `gen_ai.*` is "Development" there."""
-
+# As in semantic-conventions-genai v0.1.0, where all of `gen_ai.*` is "Development".
 _SCOPE: Final = "langchain_retryrouter"
 _OPERATION: Final = "gen_ai.operation.name"
 _PROVIDER: Final = "gen_ai.provider.name"
@@ -139,11 +137,7 @@ _SECONDS: Final = [0.01 * 2**power for power in range(14)]  # As the conventions
 _breakers: weakref.WeakKeyDictionary[CircuitBreaker, str] = weakref.WeakKeyDictionary()
 _budgets: weakref.WeakSet[RetryBudget] = weakref.WeakSet()
 _limits: weakref.WeakSet[RateLimit] = weakref.WeakSet()
-_LEVELS: Final = {
-    BreakerState.CLOSED: 0,
-    BreakerState.HALF_OPEN: 1,
-    BreakerState.OPEN: 2,
-}
+_STATES: Final = (BreakerState.CLOSED, BreakerState.HALF_OPEN, BreakerState.OPEN)
 
 
 Labels: TypeAlias = tuple[tuple[str, str], ...]
@@ -153,7 +147,7 @@ def _levels(key: str) -> Iterator[tuple[Labels, float]]:
     """What a gauge shows now, with labels."""
     if key == "breaker":
         for breaker, name in list(_breakers.items()):
-            yield ((_ROUTE, name),), _LEVELS[breaker.state]
+            yield ((_ROUTE, name),), _STATES.index(breaker.state)
     elif key == "budget":
         for budget in list(_budgets):
             yield ((_BUDGET, budget.name or "default"),), budget.tokens
