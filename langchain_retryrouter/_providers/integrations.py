@@ -509,6 +509,41 @@ def endpoint_of(model: BaseChatModel) -> Hashable:
     return f"{type(model).__qualname__} {name} {address}"
 
 
+def credentials_of(model: BaseChatModel) -> Hashable:
+    """What no other model of a pool has: the address and the key; None if unknown."""
+    try:
+        key = _plain(getattr(model, _field_of(model, "api_key")))
+    except ValueError:
+        return None
+    return endpoint_of(model), key
+
+
+def names_of_keys(models: Sequence[BaseChatModel]) -> list[dict[str, str]]:
+    """The names under which `dumps` writes each model's keys, by their fields.
+
+    A class has one name for all keys: several keys are numbered, as OPENAI_API_KEY_1.
+    """
+    keys: dict[str, list[Any]] = {}
+    for model in models:
+        for argument, name in model.lc_secrets.items():
+            key = _plain(getattr(model, argument, None))
+            if key not in keys.setdefault(name, []):
+                keys[name].append(key)
+
+    def name_of(model: BaseChatModel, argument: str, name: str) -> str:
+        number = keys[name].index(_plain(getattr(model, argument, None))) + 1
+        return f"{name}_{number}"
+
+    return [
+        {
+            argument: name_of(model, argument, name)
+            for argument, name in model.lc_secrets.items()
+            if len(keys[name]) > 1
+        }
+        for model in models
+    ]
+
+
 def _field_of(model: BaseChatModel, wanted: str) -> str:
     """The field of a model that holds its key or its address.
 

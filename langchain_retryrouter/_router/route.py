@@ -40,6 +40,10 @@ from langchain_core.language_models.chat_models import (
 )
 from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.load import Serializable, dumps
+from langchain_core.load.serializable import (
+    SerializedConstructor,
+    SerializedNotImplemented,
+)
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.outputs import (
@@ -131,6 +135,26 @@ _R = TypeVar("_R")
 
 Accept: TypeAlias = Callable[..., bool | str | Awaitable[bool | str]]
 """A function of an answer that says whether it is taken: True, False or a reason."""
+
+
+class NamedKeys(Serializable):
+    """A model in the form in which `dumps` writes it, with other names for its keys."""
+
+    model: BaseChatModel
+    names: dict[str, str]
+
+    @property
+    def lc_secrets(self) -> dict[str, str]:
+        """The names by the model's arguments, which `dumps` does not escape."""
+        return {**self.model.lc_secrets, **self.names}
+
+    def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
+        """What the model writes of itself."""
+        written: Any = self.model.to_json()
+        for argument in self.names.keys() & written.get("kwargs", {}).keys():
+            name = self.names[argument]
+            written["kwargs"][argument] = {"lc": 1, "type": "secret", "id": [name]}
+        return cast("SerializedConstructor", written)
 
 
 class _CacheEntry(NamedTuple):

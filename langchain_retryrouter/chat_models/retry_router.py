@@ -16,7 +16,14 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Hashable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import replace
 from inspect import signature
 from typing import (
@@ -37,6 +44,10 @@ from langchain_core.callbacks import (
 from langchain_core.language_models.base import LangSmithParams, LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.language_models.model_profile import ModelProfile
+from langchain_core.load.serializable import (
+    SerializedConstructor,
+    SerializedNotImplemented,
+)
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import (
     ChatGeneration,
@@ -65,8 +76,10 @@ from langchain_retryrouter._callbacks import (
 from langchain_retryrouter._http import ClosedByWith
 from langchain_retryrouter._providers.integrations import (
     check_tool_choice,
+    credentials_of,
     endpoint_of,
     name_of_tool,
+    names_of_keys,
     read_tool_choice,
     tracing_params,
 )
@@ -104,6 +117,7 @@ from langchain_retryrouter._router.preflight import (
 from langchain_retryrouter._router.route import (
     BREAKER_DEFAULTS,
     Accept,
+    NamedKeys,
     Route,
     TokenCounter,
     breaker_settings,
@@ -515,6 +529,19 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
                 " 'round_robin' or 'priority'"
             )
             raise ValueError(msg)
+        pools: dict[Hashable, str] = {}
+        for route in self.routes:
+            own = credentials_of(route.model)
+            if not route.pool_id or own is None or route.api_key_function is not None:
+                continue
+            other = pools.setdefault((route.pool_id, own), route.name)
+            if other != route.name:
+                msg = (
+                    f"routes {other!r} and {route.name!r} of a pool have the same key"
+                    " and address: give each its own; `loads` takes several keys from"
+                    " names such as OPENAI_API_KEY_1 and OPENAI_API_KEY_2"
+                )
+                raise ValueError(msg)
         seen = set()
         for route in self.routes:
             held = (route.group, id(route.breaker))
@@ -1217,6 +1244,22 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
     def is_lc_serializable(cls) -> bool:
         """Whether LangChain's `dumps` can write it: as far as it can its routes."""
         return True
+
+    def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
+        """What `dumps` writes; several keys of one integration get names of their own.
+
+        They are numbered in the order of the routes, such as OPENAI_API_KEY_1.
+        """
+        written: Any = super().to_json()
+        models = [route.model for route in self.routes]
+        names = names_of_keys(models)
+        if any(names):
+            routes = [
+                route.model_copy(update={"model": NamedKeys(model=model, names=own)})
+                for route, model, own in zip(self.routes, models, names, strict=True)
+            ]
+            written["kwargs"]["routes"] = routes
+        return cast("SerializedConstructor", written)
 
     @property
     def lc_attributes(self) -> dict[str, Any]:

@@ -73,6 +73,42 @@ def test_a_router_is_written_and_read(breakers: Any) -> None:
     assert dumps(again) == text
 
 
+def test_each_key_of_a_pool_has_its_name() -> None:
+    """No two routes are read with the same key, silently or not."""
+    other = Route(model=ChatOpenAI(model="o", api_key=SecretStr(KEY)), tier=0)
+    openai = ChatOpenAI(model="gpt-4o", api_key=SecretStr(KEY))
+    keys = {f"OPENAI_API_KEY_{n}": f"{KEY}{n}" for n in (1, 2, 3)}
+    pool = Route.pool(openai, api_keys=[*keys.values()][:2])
+    router = RetryRouter(routes=[*pool, other, routes()[1]])
+    text = dumps(router)
+    assert KEY not in text
+    secrets = {**keys, "ANTHROPIC_API_KEY": KEY}
+    again = loads(text, **{**ALLOWED, "secrets_map": secrets})
+    assert [
+        model.openai_api_key.get_secret_value()
+        for model in (route.model for route in again.routes[:3])
+        if isinstance(model, ChatOpenAI) and isinstance(model.openai_api_key, SecretStr)
+    ] == [*keys.values()]
+    assert all(dumps(again).count(f'"{name}"') == 1 for name in secrets)
+    assert [route.group for route in again.routes] == [
+        route.group for route in router.routes
+    ]
+    with pytest.raises(ValueError, match="of a pool have the same key and address"):
+        loads(text, **{**ALLOWED, "secrets_map": dict.fromkeys(secrets, KEY)})
+
+
+def test_one_key_keeps_its_name() -> None:
+    """Addresses of one key, and functions that return a key, need no other name."""
+    openai = ChatOpenAI(model="gpt-4o", api_key=SecretStr(KEY))
+    pool = Route.pool(openai, base_urls=["http://a/v1", "http://b/v1"])
+    text = dumps(RetryRouter(routes=[*pool, routes()[0]]))
+    assert text.count('["OPENAI_API_KEY"]') == 3
+    claude = routes()[1].model
+    functions = [lambda: KEY, lambda: KEY]
+    made = RetryRouter(routes=Route.pool(claude, api_keys=functions))
+    assert "not_implemented" in dumps(made)
+
+
 PRICED = routes()[1].model_copy(update={"spend_limit": SpendLimit(5.0)})
 NO_DATA: dict[str, dict[str, Any]] = {
     "accept": {"accept": bool},
