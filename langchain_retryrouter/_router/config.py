@@ -370,7 +370,9 @@ def _resolve(
     for name, value in table.items():
         here = (*place, name)
         plain = name.removesuffix(_ENV) if isinstance(name, str) else name
-        if name in _OBJECTS and name in known:
+        if not place and str(name).startswith("x-"):
+            _refuse_secrets(config, value, here)  # A place for YAML's anchors.
+        elif name in _OBJECTS and name in known:
             config.problem(here, "cannot be given in a config: build it in code")
         elif name == "routes" and name in names:
             given[name] = value  # Its tables are read one by one.

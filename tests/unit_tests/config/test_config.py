@@ -139,6 +139,35 @@ def problems(source: Any, **fields: Any) -> list[str]:
     return str(refused.value).replace(folder, "").splitlines()
 
 
+def test_keys_that_begin_with_x_are_not_read(
+    tmp_path: Path, gateway: FaultyGateway
+) -> None:
+    """They hold what anchors repeat, as in the files of docker compose."""
+    text = f"""
+x-route: &route
+  api_key_env: KEY_OF_THE_TEAM
+  params: {{base_url: "{gateway.openai_url}", temperature: 0}}
+x-names: [a, {{b: 1}}]
+routes:
+  - {{<<: *route, model: "openai:gpt-4o"}}
+  - {{<<: *route, model: "openai:gpt-4o-mini", weight: 2}}
+"""
+    router = RetryRouter.from_config(write(tmp_path, text, ".yaml"))
+    assert [route.weight for route in router.routes] == [1, 2]
+    assert all(getattr(one.model, "temperature", 1) == 0 for one in router.routes)
+    toml = 'x-note = "spare"\nroutes = ["openai:m"]\n[x-more]\nbase = 1\n'
+    problem = "router.toml:1: x_note: unknown key"
+    path = write(tmp_path, toml.replace("x-note", "x_note"))
+    assert problems(path)[0].startswith(problem)
+    secret = f'routes = ["openai:m"]\n[x-more]\napi_key = "{KEY}"\n'
+    (problem,) = problems(write(tmp_path, secret))
+    assert problem.startswith(
+        "router.toml:3: x-more.api_key: a config must not contain"
+    )
+    inside = '[[routes]]\nmodel = "openai:m"\nx-note = 1\n'
+    assert "x-note: unknown key" in problems(write(tmp_path, inside))[0]
+
+
 # --- strings ---
 
 
