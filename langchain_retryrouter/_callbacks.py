@@ -22,6 +22,7 @@ from collections.abc import (
     Callable,
     Generator,
     Iterator,
+    Mapping,
 )
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
@@ -38,6 +39,7 @@ from langchain_core.language_models.base import LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.runnables import RunnableConfig, ensure_config
+from langchain_core.tracers.base import AsyncBaseTracer, BaseTracer
 from langchain_core.utils.uuid import uuid7
 
 from langchain_retryrouter._retry.call_log import AttemptRecord, CallObserver
@@ -156,6 +158,17 @@ def observe_run(
         ]
     if handlers:
         call_state.observers.append(_AttemptRuns(run, handlers))
+
+
+def name_served(run: AnyRunManager, params: Mapping[str, Any]) -> None:
+    """Name the model that answered in the run that tracers see."""
+    for handler in run.handlers:
+        if isinstance(handler, BaseTracer | AsyncBaseTracer):
+            traced = handler.run_map.get(str(run.run_id))
+            if traced is not None:
+                # A new dict: the old one may be that of other runs, too.
+                metadata = {**(traced.extra.get("metadata") or {}), **params}
+                traced.extra["metadata"] = metadata
 
 
 class _AttemptRuns(CallObserver):

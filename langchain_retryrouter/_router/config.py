@@ -28,7 +28,8 @@ from langchain_retryrouter._providers.integrations import (
     integration_of,
     provider_string,
 )
-from langchain_retryrouter._router.route import Route, init_model
+from langchain_retryrouter._router.models import init_model
+from langchain_retryrouter._router.route import Route
 from langchain_retryrouter.circuit_breaker import CircuitBreakerSettings
 from langchain_retryrouter.errors import SHORTEST_SECRET, redact_text
 from langchain_retryrouter.failures import FailureAction, FailureKind

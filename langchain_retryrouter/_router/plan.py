@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 from langchain_retryrouter._checks import is_number
 from langchain_retryrouter._prices import Prices
@@ -40,7 +40,17 @@ _EFFECTS: Final = {
 # --- order ----------------------------------------------------------------------------
 
 
-class Strategy:
+class _SharedByCopies:
+    """Bound copies of a router share it."""
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+
+class Strategy(_SharedByCopies):
     """The order of the list: the first route, unless it fails."""
 
     def __init__(
@@ -59,14 +69,6 @@ class Strategy:
 
     def measured(self, route: int, seconds: float, now: float) -> None:
         """Most strategies do not use measured times."""
-
-    def __copy__(self) -> Self:
-        """The same object: bound copies of a router share their strategy."""
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """The same object: bound copies of a router share their strategy."""
-        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The arguments it was made with: another process starts afresh."""
@@ -216,14 +218,24 @@ class _Balanced(Strategy):
         return self._draw.order(now)
 
 
-class RouteOrder:
+class RoutePlace(NamedTuple):
+    """What decides about the place of a route in the order of a call.
+
+    `tier` is None for a route that has its place in the list, and `group` is what it
+    has in common with its alternatives, if it has any.
+    """
+
+    name: str
+    tier: int | None
+    group: Hashable
+    weight: float
+
+
+class RouteOrder(_SharedByCopies):
     """The order of a call: by tiers, and within them by conversation or by strategy.
 
     Args:
-        names: The routes' names; a conversation is hashed with them.
-        tiers: The routes' tiers; None for a route that has its place in the list.
-        groups: What a route has in common with its alternatives; None if it has none.
-        weights: The routes' weights.
+        places: The routes; a conversation is hashed with their names.
         strategy: A strategy's name.
         seed: Seed of the random strategies.
         is_list: Whether routes without a tier or group are asked in the list's order.
@@ -232,10 +244,7 @@ class RouteOrder:
 
     def __init__(
         self,
-        names: Sequence[str],
-        tiers: Sequence[int | None],
-        groups: Sequence[Hashable],
-        weights: Sequence[float],
+        places: Sequence[RoutePlace],
         strategy: str,
         *,
         seed: int | None = None,
@@ -244,15 +253,13 @@ class RouteOrder:
     ) -> None:
         self._made = functools.partial(
             RouteOrder,
-            names,
-            tiers,
-            groups,
-            weights,
+            places,
             strategy,
             seed=seed,
             by_conversation=by_conversation,
             is_list=is_list,
         )
+        names, tiers, groups, weights = zip(*places, strict=True)
         self._names, self._groups, self._weights = names, groups, weights
         has_groups = any(group is not None for group in groups)
         self._is_plain = not has_groups and (is_list or not by_conversation)
@@ -313,14 +320,6 @@ class RouteOrder:
                     [*order[:place], leader, *order[place:]], self._groups
                 )
         return order
-
-    def __copy__(self) -> Self:
-        """The same object: bound copies of a router share their order."""
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """The same object: bound copies of a router share their order."""
-        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The arguments it was made with: another process starts afresh."""
@@ -486,7 +485,8 @@ def check_counts(**counts: int | None) -> None:
     Raises:
         ValueError: One is.
     """
-    for name, value in counts.items() if any(counts.values()) else ():
+    is_given = any(value is not None for value in counts.values())
+    for name, value in counts.items() if is_given else ():
         if not is_number(value):
             msg = (
                 f"{name} must be a number of tokens, 0 or more, not {value!r}; the"
@@ -507,6 +507,7 @@ def worst_case(
     max_cost: float | None = None,
 ) -> RoutingWorstCase:
     """What a call costs at most; see `RetryRouter.explain`."""
+    tokens = {"input_tokens": input_tokens, "output_tokens": output_tokens}
     effects = {
         kind: FailureAction.FAILOVER
         if action is FailureAction.RETRY
@@ -524,7 +525,6 @@ def worst_case(
     def money(cost: RouteCost) -> float | None:
         if input_tokens is None or output_tokens is None or cost.prices is None:
             return None
-        tokens = {"input_tokens": input_tokens, "output_tokens": output_tokens}
         each = cost.prices.cost(tokens)
         return None if each is None else attempts * cost.requests * each
 

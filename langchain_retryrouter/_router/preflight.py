@@ -1,4 +1,4 @@
-"""What is read from a request before it is sent: its conversation, and its needs.
+"""What is read from a request before it is sent: its conversation, needs and tokens.
 
 A route is skipped if its model's profile says that it cannot take the request, while
 another one can. Where a profile is silent, the route is asked: it knows better.
@@ -6,18 +6,46 @@ another one can. Where a profile is silent, the route is asked: it knows better.
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.runnables import RunnableConfig, ensure_config
 
+from langchain_retryrouter._providers.history import fit_history
+from langchain_retryrouter._retry.timeouts import run_with_timeout
+from langchain_retryrouter._router.plan import RouteCost
 from langchain_retryrouter._router.route import Route
 from langchain_retryrouter.errors import ContextLengthError
+
+logger = logging.getLogger(__name__)
+
+_R = TypeVar("_R")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """What the caller asked, the same for every route."""
+
+    messages: list[BaseMessage]
+    stop: list[str] | None
+    options: dict[str, Any]
+
+    def hash(self) -> int:
+        """The same number for the same conversation, within this process."""
+        return hash(repr([(one.type, one.content) for one in self.messages]))
+
 
 # --- conversations --------------------------------------------------------------------
 
@@ -107,13 +135,14 @@ _BLOCK_KINDS: Final = {
 
 
 def skipped_routes(
-    routes: Sequence[Route], messages: Sequence[BaseMessage], options: dict[str, Any]
+    routes: Sequence[Route], request: ModelRequest
 ) -> tuple[dict[int, str], ContextLengthError | None]:
     """The reasons why routes cannot take a request, by the routes' positions.
 
     Empty if none can take it: then all are asked, since a profile may be mistaken. But
     for a prompt that is too long for every route there is an error.
     """
+    messages = request.messages
     profiles = [profile_of(route) for route in routes]
     if not any(profiles):
         return {}, None
@@ -132,7 +161,7 @@ def skipped_routes(
                 f" {limit:,}"
             )
             continue
-        if lacks := _lacking(profile, media, {**route.options, **options}):
+        if lacks := _lacking(profile, media, {**route.options, **request.options}):
             reasons[position] = f"the model takes no {' and no '.join(lacks)}"
     if len(limits) == len(routes):
         msg = (
@@ -155,6 +184,30 @@ def profile_of(route: Route) -> Mapping[str, Any]:
     return model.profile or {}
 
 
+def common_profile(profiles: list[ModelProfile | None]) -> ModelProfile | None:
+    """What every route can do: the smallest numbers, the features that all have.
+
+    Only what all profiles speak of is claimed; None if a route has no profile.
+    """
+    if not all(profiles):
+        return None
+    known: list[dict[str, Any]] = [dict(profile) for profile in profiles if profile]
+    common: dict[str, Any] = {}
+    for name, first in known[0].items():
+        values: list[Any] = [profile.get(name) for profile in known]
+        if any(value is False for value in values):
+            common[name] = False
+        elif None in values:
+            continue
+        elif isinstance(first, int | float):
+            common[name] = min(values)
+        elif isinstance(first, list):
+            common[name] = [item for item in first if all(item in v for v in values)]
+        elif all(value == first for value in values):
+            common[name] = first
+    return cast("ModelProfile", common)
+
+
 def max_input_tokens(profile: Mapping[str, Any]) -> float:
     """The longest prompt that a model takes; infinite if that is not known."""
     limit = profile.get("max_input_tokens")
@@ -164,6 +217,19 @@ def max_input_tokens(profile: Mapping[str, Any]) -> float:
 def exceeds(tokens: int, limit: float) -> bool:
     """Whether so many tokens are too many beyond doubt."""
     return tokens > limit * _MARGIN
+
+
+def cost_of(route: Route, input_tokens: int | None) -> RouteCost:
+    """What a route costs, with its tier, and why a long prompt skips it."""
+    cost, remarks = route.route_cost, []
+    if route.group is not None:
+        tier = f"tier {route.tier}" if route.tier is not None else "pool"
+        remarks.append(f"{tier}, weight {route.weight:g}")
+    limit = max_input_tokens(profile_of(route))
+    if input_tokens is not None and exceeds(input_tokens, limit):
+        remarks.append(f"skipped: the model takes {limit:,} tokens")
+        cost = replace(cost, requests=0)
+    return replace(cost, prices=route.prices, warnings=(*remarks, *cost.warnings))
 
 
 def _count(texts: Sequence[str], limit: float) -> int:
@@ -248,3 +314,74 @@ def _lacking(
     if is_schema and profile.get("structured_output") is False:
         lacks.append("schema")
     return lacks
+
+
+# --- tokens ---------------------------------------------------------------------------
+
+_COUNTERS: Final = ("get_token_ids", "get_num_tokens", "get_num_tokens_from_messages")
+_COUNTING_LIMIT: Final = 5.0  # Seconds: some counters ask their provider.
+_COUNTING_PAUSE: Final = 60.0  # Seconds in which a counter that failed is not asked.
+
+
+class TokenCounter:
+    """Counts tokens as the first route that can does, or else approximately."""
+
+    def __init__(self) -> None:
+        self._failed: dict[str, float] = {}
+
+    def ids(self, routes: list[Route], text: str) -> list[int]:
+        """The ids of the tokens of `text`."""
+        found = self._ask(routes, 1, lambda route: route.model.get_token_ids(text))
+        return list(range(self._approximately(text))) if found is None else found
+
+    def of_text(self, routes: list[Route], text: str) -> int:
+        """The number of tokens of `text`."""
+        found = self._ask(routes, 2, lambda route: route.model.get_num_tokens(text))
+        return self._approximately(text) if found is None else found
+
+    def of_messages(
+        self,
+        routes: list[Route],
+        messages: list[BaseMessage],
+        tools: Sequence[Any] | None,
+    ) -> int:
+        """The number of tokens of `messages`."""
+        given = {"tools": tools} if tools else {}
+
+        def count(route: Route) -> int:
+            fitted, _ = fit_history(messages, route.reader)
+            return route.model.get_num_tokens_from_messages(fitted, **given)
+
+        found = self._ask(routes, 3, count)
+        if found is None:
+            offered = cast("list[Any]", tools) if tools else None
+            return count_tokens_approximately(messages, tools=offered)
+        return found
+
+    def _ask(
+        self, routes: list[Route], counters: int, count: Callable[[Route], _R]
+    ) -> _R | None:
+        """The first count that succeeds, of routes with one of so many `_COUNTERS`.
+
+        LangChain's own counter is left out: it is GPT-2's, and fetches it.
+        """
+        for route in routes:
+            model = route.model
+            has_counter = model.custom_get_token_ids is not None or any(
+                getattr(type(model), name) is not getattr(BaseChatModel, name)
+                for name in _COUNTERS[:counters]
+            )
+            if not has_counter or time.monotonic() < self._failed.get(route.name, 0.0):
+                continue
+            try:
+                return run_with_timeout(
+                    _COUNTING_LIMIT, functools.partial(count, route)
+                )
+            except Exception as error:  # noqa: BLE001 - any counter may be asked
+                self._failed[route.name] = time.monotonic() + _COUNTING_PAUSE
+                logger.info("route %r cannot count tokens: %s", route.name, error)
+        return None
+
+    @staticmethod
+    def _approximately(text: str) -> int:
+        return -(-len(text) // 4)

@@ -4,7 +4,7 @@ A route's model is called below its public methods, by LangChain's extension poi
 `_generate`, `_agenerate`, `_stream` and `_astream`: the run that tracers and callbacks
 see, and that tokens are counted for, is the router's. What LangChain does around these
 methods for each attempt is done here: the model's own cache, and `streaming=True`. Next
-to read: `call`, which makes the attempts, and waits for the model's rate limiter.
+to read: `call`, which makes the attempts.
 """
 
 from __future__ import annotations
@@ -12,12 +12,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import importlib
 import inspect
 import itertools
-import logging
-import time
-import warnings
 from collections.abc import (
     AsyncGenerator,
     Awaitable,
@@ -29,7 +25,7 @@ from collections.abc import (
     Sequence,
 )
 from hashlib import blake2b
-from typing import Any, Final, NamedTuple, Self, TypeAlias, TypeVar, cast
+from typing import Any, Final, Self, TypeAlias, cast
 
 from langchain_core.caches import BaseCache
 from langchain_core.globals import get_llm_cache
@@ -38,12 +34,7 @@ from langchain_core.language_models.chat_models import (
     agenerate_from_stream,
     generate_from_stream,
 )
-from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.load import Serializable, dumps
-from langchain_core.load.serializable import (
-    SerializedConstructor,
-    SerializedNotImplemented,
-)
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.outputs import (
@@ -52,13 +43,7 @@ from langchain_core.outputs import (
     ChatResult,
     Generation,
 )
-from langchain_core.runnables import (
-    RunnableBinding,
-    RunnableSequence,
-    RunnableWithFallbacks,
-)
-from langchain_core.runnables.configurable import DynamicRunnable
-from langchain_core.runnables.retry import RunnableRetry
+from langchain_core.runnables import RunnableBinding, RunnableSequence
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import (
     ConfigDict,
@@ -70,7 +55,6 @@ from pydantic import (
 )
 
 from langchain_retryrouter._prices import FixedPrices, Prices, listed_prices
-from langchain_retryrouter._providers.history import fit_history
 from langchain_retryrouter._providers.integrations import (
     TOKEN_LIMITS,
     Method,
@@ -89,11 +73,18 @@ from langchain_retryrouter._providers.integrations import (
     tracing_params,
 )
 from langchain_retryrouter._retry.call_log import Subject
-from langchain_retryrouter._retry.timeouts import run_with_timeout
+from langchain_retryrouter._router.models import (
+    KeyFunction,
+    bypassed_method,
+    init_model,
+    model_and_options,
+    pool_settings,
+    unbound,
+)
 from langchain_retryrouter._router.plan import RouteCost
 from langchain_retryrouter._shared import name_hash
-from langchain_retryrouter.circuit_breaker import CircuitBreaker, CircuitBreakerSettings
-from langchain_retryrouter.errors import check_number, shown
+from langchain_retryrouter.circuit_breaker import CircuitBreaker
+from langchain_retryrouter.errors import check_number
 from langchain_retryrouter.rate_limits import (
     LimitListener,
     RateLimit,
@@ -102,67 +93,20 @@ from langchain_retryrouter.rate_limits import (
 )
 from langchain_retryrouter.spend_limits import SpendLimit
 
-BREAKER_DEFAULTS: Final = CircuitBreakerSettings(
-    failure_threshold=3, recovery_time=10, recovery_jitter=0.1
-)
-"""Of the breakers of a router's routes; what is left out is `CircuitBreaker`'s own."""
 _CALLBACKS_WARNING: Final = (
     "has callbacks, which are not called, since the run that handlers see is the"
     " router's: give them to the router"
-)
-_METHODS: Final[tuple[Method, ...]] = ("generate", "stream")
-_PUBLIC_METHODS: Final = (
-    *("invoke", "ainvoke", "stream", "astream", "batch", "abatch"),
-    *("generate", "agenerate", "generate_prompt", "agenerate_prompt"),
 )
 _ADDRESSES: Final = (
     *("openai_api_base", "azure_endpoint", "gpt_router_api_base", "base_url"),
     *("anthropic_api_url", "endpoint_url", "region_name", "location", "api_base"),
 )
 _URLS: Final = ("openai_api_base", "anthropic_api_url", "base_url")
-_COUNTERS: Final = ("get_token_ids", "get_num_tokens", "get_num_tokens_from_messages")
-_COUNTING_LIMIT: Final = 5.0  # Seconds: some counters ask their provider.
-_COUNTING_PAUSE: Final = 60.0  # Seconds in which a counter that failed is not asked.
-
 _MOST_KEPT: Final = 4  # Models of keys that a function returned.
 _pools = itertools.count(1)
 
-logger = logging.getLogger(__name__)
-
-KeyFunction: TypeAlias = Callable[[], str | SecretStr | Awaitable[str | SecretStr]]
-"""A function that returns a key, sync or async."""
-_R = TypeVar("_R")
-
 Accept: TypeAlias = Callable[..., bool | str | Awaitable[bool | str]]
 """A function of an answer that says whether it is taken: True, False or a reason."""
-
-
-class NamedKeys(Serializable):
-    """A model in the form in which `dumps` writes it, with other names for its keys."""
-
-    model: BaseChatModel
-    names: dict[str, str]
-
-    @property
-    def lc_secrets(self) -> dict[str, str]:
-        """The names by the model's arguments, which `dumps` does not escape."""
-        return {**self.model.lc_secrets, **self.names}
-
-    def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
-        """What the model writes of itself."""
-        written: Any = self.model.to_json()
-        for argument in self.names.keys() & written.get("kwargs", {}).keys():
-            name = self.names[argument]
-            written["kwargs"][argument] = {"lc": 1, "type": "secret", "id": [name]}
-        return cast("SerializedConstructor", written)
-
-
-class _CacheEntry(NamedTuple):
-    """Where a model's own cache keeps the answer to a request."""
-
-    cache: BaseCache
-    prompt: str
-    model: str
 
 
 class Route(Serializable):
@@ -282,7 +226,7 @@ class Route(Serializable):
         Raises:
             ValueError: The model has no such field, or the lists do not fit.
         """
-        settings = _settings_of_pool(api_keys, base_urls)
+        settings = pool_settings(api_keys, base_urls)
         if isinstance(model, str):
             key = settings[0].get("api_key")
             key = "a function's" if callable(key) else key  # It is never sent.
@@ -381,10 +325,7 @@ class Route(Serializable):
             raise TypeError(msg)
         if isinstance(spec := values.get("model"), str):
             values = {"source": {"model": spec}, **values, "model": init_model(spec)}
-        _check_unconfigured(values.get("model"))
-        model, options = unbound(values.get("model"))
-        if not isinstance(model, BaseChatModel):
-            raise TypeError(_why_not_a_route(model))
+        model, options = model_and_options(values.get("model"))
         options |= values.get("options", {})
         return {**values, "model": model, "options": options}
 
@@ -400,7 +341,8 @@ class Route(Serializable):
     @functools.cached_property
     def _reporting(self) -> set[Method]:
         """The methods whose whole answers are known to name a finish reason."""
-        return {way for way in _METHODS if reports_finish_reason(self.model, way)}
+        methods: tuple[Method, ...] = ("generate", "stream")
+        return {way for way in methods if reports_finish_reason(self.model, way)}
 
     @functools.cached_property
     def reader(self) -> Reader:
@@ -469,7 +411,7 @@ class Route(Serializable):
         warned = (
             disabled.warning,
             _CALLBACKS_WARNING if self.model.callbacks else "",
-            _bypassed(self.model),
+            bypassed_method(self.model),
         )
         cost = RouteCost(
             name,
@@ -656,21 +598,25 @@ class Route(Serializable):
         update = {"model": model, "options": {**self.options, **options}}
         return self.model_copy(update=update)
 
+    def call_options(
+        self, options: dict[str, Any], stop: list[str] | None
+    ) -> dict[str, Any]:
+        """The options of an attempt: those of the call override the route's own."""
+        merged = {**self.options, **options}
+        if stop is not None or "stop" not in merged:
+            merged["stop"] = stop
+        return merged
+
     def generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None,
-        options: dict[str, Any],
+        self, messages: list[BaseMessage], options: dict[str, Any]
     ) -> ChatResult:
-        """The model's answer, through its own cache."""
+        """The model's answer, through its own cache; `options` are `call_options`."""
         if self.api_key_function is not None:
-            return self.with_key(self.api_key_function()).generate(
-                messages, stop, options
-            )
-        options = self._options(stop, options)
+            return self.with_key(self.api_key_function()).generate(messages, options)
         entry = self._cache_entry(messages, options)
         if entry is not None:
-            hit = entry.cache.lookup(entry.prompt, entry.model)
+            cache, prompt, key = entry
+            hit = cache.lookup(prompt, key)
             if hit is not None:
                 return ChatResult(generations=_copied(hit, is_free=True))
         if self._answers_by_stream(options, is_async=False):
@@ -679,22 +625,19 @@ class Route(Serializable):
             result = self.model._generate(messages, **options)  # noqa: SLF001
         self._convert(result)
         if entry is not None:
-            entry.cache.update(entry.prompt, entry.model, _copied(result.generations))
+            cache.update(prompt, key, _copied(result.generations))
         return result
 
     async def agenerate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None,
-        options: dict[str, Any],
+        self, messages: list[BaseMessage], options: dict[str, Any]
     ) -> ChatResult:
         """Async variant of `generate`."""
         if self.api_key_function is not None:
-            return await (await self._awith_key()).agenerate(messages, stop, options)
-        options = self._options(stop, options)
+            return await (await self._awith_key()).agenerate(messages, options)
         entry = self._cache_entry(messages, options)
         if entry is not None:
-            hit = await entry.cache.alookup(entry.prompt, entry.model)
+            cache, prompt, key = entry
+            hit = await cache.alookup(prompt, key)
             if hit is not None:
                 return ChatResult(generations=_copied(hit, is_free=True))
         if self._answers_by_stream(options, is_async=True):
@@ -703,40 +646,39 @@ class Route(Serializable):
             result = await self.model._agenerate(messages, **options)  # noqa: SLF001
         self._convert(result)
         if entry is not None:
-            generations = _copied(result.generations)
-            await entry.cache.aupdate(entry.prompt, entry.model, generations)
+            await cache.aupdate(prompt, key, _copied(result.generations))
         return result
 
     def stream(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None,
-        options: dict[str, Any],
+        self, messages: list[BaseMessage], options: dict[str, Any]
     ) -> Generator[ChatGenerationChunk, None, None]:
         """The chunks of the answer; a single one from a model without streams."""
         if self.api_key_function is not None:
-            return self.with_key(self.api_key_function()).stream(
-                messages, stop, options
-            )
+            return self.with_key(self.api_key_function()).stream(messages, options)
         if not self._can_stream(options, is_async=False):
-            return _as_chunks(lambda: self.generate(messages, stop, options))
-        options = self._options(stop, options)
+            return self._whole_as_stream(messages, options)
         return self._chunks(messages, options)
 
     async def astream(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None,
-        options: dict[str, Any],
+        self, messages: list[BaseMessage], options: dict[str, Any]
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
         """Async variant of `stream`."""
         if self.api_key_function is not None:
-            return await (await self._awith_key()).astream(messages, stop, options)
+            return await (await self._awith_key()).astream(messages, options)
         if not self._can_stream(options, is_async=True):
-            result = await self.agenerate(messages, stop, options)
-            return _as_async_chunks(result)
-        options = self._options(stop, options)
+            return self._awhole_as_stream(messages, options)
         return self._achunks(messages, options)
+
+    def _whole_as_stream(
+        self, messages: list[BaseMessage], options: dict[str, Any]
+    ) -> Generator[ChatGenerationChunk, None, None]:
+        yield from _chunks_of(self.generate(messages, options))
+
+    async def _awhole_as_stream(
+        self, messages: list[BaseMessage], options: dict[str, Any]
+    ) -> AsyncGenerator[ChatGenerationChunk, None]:
+        for chunk in _chunks_of(await self.agenerate(messages, options)):
+            yield chunk
 
     def _chunks(
         self, messages: list[BaseMessage], options: dict[str, Any]
@@ -750,18 +692,9 @@ class Route(Serializable):
         streamed = self.model._astream(messages, **options)  # noqa: SLF001
         return cast("AsyncGenerator[ChatGenerationChunk, None]", streamed)
 
-    def _options(
-        self, stop: list[str] | None, options: dict[str, Any]
-    ) -> dict[str, Any]:
-        """The options of an attempt: those of the call override the route's own."""
-        merged = {**self.options, **options}
-        if stop is not None or "stop" not in merged:
-            merged["stop"] = stop
-        return merged
-
     def _can_stream(self, options: dict[str, Any], *, is_async: bool) -> bool:
         """Whether the model has streams and nothing switches them off."""
-        model, options = self.model, {**self.options, **options}
+        model = self.model
         ways = ("_stream", "_astream") if is_async else ("_stream",)
         # LangChain's base class has both, which raise.
         has_stream = any(
@@ -799,234 +732,20 @@ class Route(Serializable):
 
     def _cache_entry(
         self, messages: list[BaseMessage], options: dict[str, Any]
-    ) -> _CacheEntry | None:
+    ) -> tuple[BaseCache, str, str] | None:
+        """The model's cache, and where it keeps the answer to a request."""
         own = self.model.cache
         cache = own if isinstance(own, BaseCache) else get_llm_cache()
         if cache is None or own is False:
             return None
         prompt = dumps([m.model_copy(update={"id": None}) for m in messages])
-        return _CacheEntry(cache, prompt, dumps([self.identity, options]))
+        return cache, prompt, dumps([self.identity, options])
 
 
 def scope_of(name: str, model: Any, *asked: Any) -> str:
     """What a route's breaker and limits are shared under, the same in all processes."""
     addresses = [getattr(model, one, None) for one in _ADDRESSES]
     return f"{name} {name_hash(type(model).__name__, *asked, *addresses)}"
-
-
-def init_model(spec: str, /, **params: Any) -> BaseChatModel:
-    """The chat model of a string such as "openai:gpt-5.5"; see `init_by_name`."""
-    model = init_by_name(spec, "langchain.chat_models", "init_chat_model", **params)
-    return cast("BaseChatModel", model)
-
-
-def init_by_name(spec: str, module: str, function: str, /, **params: Any) -> Any:
-    """What a function of langchain makes of a string such as "openai:gpt-5.5".
-
-    Raises:
-        ImportError: langchain, or the provider's package, is not installed.
-        ValueError: It is not "provider:model", or the provider is not known.
-    """
-    provider, _, name = spec.partition(":")
-    if not provider.strip() or not name.strip():
-        msg = (
-            "a model must be an object, or 'provider:model' such as 'openai:gpt-5.5',"
-            f" not {spec!r}"
-        )
-        raise ValueError(msg)
-    try:
-        langchain = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if not str(error.name).startswith("langchain"):
-            raise
-        msg = f"the model {spec!r} needs langchain: pip install langchain"
-        raise ImportError(msg) from error
-    argument = "model_provider" if function == "init_chat_model" else "provider"
-    return getattr(langchain, function)(name, **{argument: provider}, **params)
-
-
-def breaker_settings(value: Any) -> CircuitBreakerSettings | None:
-    """Numbers of the breakers of a router's routes, with its defaults; None for none.
-
-    Raises:
-        ValueError: They are none that a `CircuitBreaker` takes.
-    """
-    if value is None:
-        return None
-    try:
-        settings = CircuitBreakerSettings(**{**BREAKER_DEFAULTS, **value})
-        CircuitBreaker(**settings)
-    except TypeError as error:
-        msg = (
-            "breaker_settings must be numbers of CircuitBreaker, such as"
-            " {'failure_threshold': 5}, or None for no breakers, not"
-            f" {shown(value)}: {error}"
-        )
-        raise ValueError(msg) from error
-    return settings
-
-
-def prepare_routes(routes: list[Route]) -> list[Route]:
-    """The routes with distinct names and models that send once.
-
-    What cannot be switched off is said in a warning.
-    """
-    seen: dict[str, int] = {}
-    prepared = []
-    for route in routes:
-        seen[route.name] = count = seen.get(route.name, 0) + 1
-        name = route.name if count == 1 else f"{route.name}-{count}"
-        prepared.append(route.prepared(name))
-    if found := [
-        f"route {route.name!r} {text}"
-        for route in prepared
-        for text in route.route_cost.warnings
-    ]:
-        # Past the validator and the two `__init__`s, to the code that makes the router.
-        warnings.warn("; ".join(found), UserWarning, stacklevel=5)
-    return prepared
-
-
-def _settings_of_pool(
-    api_keys: Sequence[str | SecretStr | KeyFunction] | None,
-    base_urls: Sequence[str] | None,
-) -> list[dict[str, Any]]:
-    """The key and the address of each route. No key is in a message."""
-    given = {"api_key": api_keys, "base_url": base_urls}
-    lists: dict[str, list[Any]] = {}
-    for name, values in given.items():
-        if values is None:
-            continue
-        if isinstance(values, str) or not isinstance(values, Sequence):
-            msg = f"{name}s must be a list, not {type(values).__name__}"
-            raise TypeError(msg)
-        plain = [
-            v.get_secret_value() if isinstance(v, SecretStr) else v for v in values
-        ]
-        for index, value in enumerate(plain):
-            is_function = name == "api_key" and callable(value)
-            if not value or not (isinstance(value, str) or is_function):
-                what = "empty" if value == "" else type(value).__name__
-                msg = f"{name}s[{index}] must be a str, and is {what}"
-                raise ValueError(msg)
-        lists[name] = plain
-    if not lists or not all(lists.values()):
-        msg = "a pool needs api_keys=[...] or base_urls=[...], at least one of them"
-        raise ValueError(msg)
-    counts = {len(values) for values in lists.values()}
-    if len(counts) > 1:
-        msg = (
-            f"a pool has one base_url for each api_key: there are"
-            f" {len(lists['api_key'])} keys and {len(lists['base_url'])} addresses"
-        )
-        raise ValueError(msg)
-    pairs = list(zip(*lists.values(), strict=True))
-    if any(pair in pairs[:index] for index, pair in enumerate(pairs)):
-        msg = f"{' and '.join(f'{name}s' for name in lists)} has an entry twice"
-        raise ValueError(msg)
-    return [dict(zip(lists, pair, strict=True)) for pair in pairs]
-
-
-def common_profile(profiles: list[ModelProfile | None]) -> ModelProfile | None:
-    """What every route can do: the smallest numbers, the features that all have.
-
-    Only what all profiles speak of is claimed; None if a route has no profile.
-    """
-    if not all(profiles):
-        return None
-    known = [dict(profile) for profile in profiles if profile]
-    common: dict[str, Any] = {}
-    for name, first in known[0].items():
-        values = [profile.get(name) for profile in known]
-        if any(value is False for value in values):
-            common[name] = False
-        elif None in values:
-            continue
-        elif isinstance(first, int | float):
-            common[name] = min(values)  # type: ignore[type-var]
-        elif isinstance(first, list):
-            common[name] = [item for item in first if all(item in v for v in values)]  # type: ignore[operator]
-        elif all(value == first for value in values):
-            common[name] = first
-    return cast("ModelProfile", common)
-
-
-class TokenCounter:
-    """Counts tokens as the first route that can does, or else approximately."""
-
-    def __init__(self) -> None:
-        """No counter has failed so far."""
-        self._failed: dict[str, float] = {}
-
-    def ids(self, routes: list[Route], text: str) -> list[int]:
-        """The ids of the tokens of `text`."""
-        found = self._ask(routes, 1, lambda route: route.model.get_token_ids(text))
-        return list(range(_approximately(text))) if found is None else found
-
-    def of_text(self, routes: list[Route], text: str) -> int:
-        """The number of tokens of `text`."""
-        found = self._ask(routes, 2, lambda route: route.model.get_num_tokens(text))
-        return _approximately(text) if found is None else found
-
-    def of_messages(
-        self,
-        routes: list[Route],
-        messages: list[BaseMessage],
-        tools: Sequence[Any] | None,
-    ) -> int:
-        """The number of tokens of `messages`."""
-        given = {"tools": tools} if tools else {}
-
-        def count(route: Route) -> int:
-            fitted, _ = fit_history(messages, route.reader)
-            return route.model.get_num_tokens_from_messages(fitted, **given)
-
-        found = self._ask(routes, 3, count)
-        if found is None:
-            offered = cast("list[Any]", tools) if tools else None
-            return count_tokens_approximately(messages, tools=offered)
-        return found
-
-    def _ask(
-        self, routes: list[Route], counters: int, count: Callable[[Route], _R]
-    ) -> _R | None:
-        """The first count that succeeds, of routes with one of so many `_COUNTERS`.
-
-        LangChain's own counter is left out: it is GPT-2's, and fetches it.
-        """
-        for route in routes:
-            model = route.model
-            has_counter = model.custom_get_token_ids is not None or any(
-                getattr(type(model), name) is not getattr(BaseChatModel, name)
-                for name in _COUNTERS[:counters]
-            )
-            if not has_counter or time.monotonic() < self._failed.get(route.name, 0.0):
-                continue
-            try:
-                return run_with_timeout(
-                    _COUNTING_LIMIT, functools.partial(count, route)
-                )
-            except Exception as error:  # noqa: BLE001 - any counter may be asked
-                self._failed[route.name] = time.monotonic() + _COUNTING_PAUSE
-                logger.info("route %r cannot count tokens: %s", route.name, error)
-        return None
-
-
-def _approximately(text: str) -> int:
-    return -(-len(text) // 4)
-
-
-def _bypassed(model: BaseChatModel) -> str:
-    """A warning of public methods that a user's own class overrides."""
-    for name in _PUBLIC_METHODS:
-        owner = next(cls for cls in type(model).__mro__ if name in vars(cls))
-        # LangChain's own packages only adjust the call's options there.
-        if not owner.__module__.startswith("langchain"):
-            return (
-                f"overrides {name} in {owner.__name__}, which is not called: override"
-                " _generate, _agenerate, _stream and _astream instead"
-            )
-    return ""
 
 
 def _is_strict(bound: Any) -> bool:
@@ -1044,58 +763,6 @@ def _is_mistaken(tool: Any, bound_tools: Sequence[Any]) -> bool:
         and one.get("type") == "function"
         and name_of_tool(one) == tool.get("name")
         for one in bound_tools
-    )
-
-
-def unbound(model: Any) -> tuple[Any, dict[str, Any]]:
-    """A model without the options that were bound to it, and these options."""
-    options: dict[str, Any] = {}
-    while isinstance(model, RunnableBinding):
-        options = {**model.kwargs, **options}
-        model = model.bound
-    return model, options
-
-
-def _check_unconfigured(model: Any) -> None:
-    while isinstance(model, RunnableBinding):
-        # Its maker gives `RunnableBinding` the keys of a config, most of them empty.
-        lost = [name for name, value in model.config.items() if value]
-        if lost or model.config_factories:
-            msg = (
-                "a route's model cannot have a config or listeners of its own"
-                f" ({', '.join(lost) or 'with_listeners'}), since the run is the"
-                " router's: use `with_config` or `with_listeners` on the router"
-            )
-            raise TypeError(msg)
-        model = model.bound
-
-
-def _why_not_a_route(model: Any) -> str:
-    if type(model).__name__ == "_ConfigurableModel":
-        return (
-            "a route's model must be a fixed chat model, not the configurable one of"
-            " init_chat_model() without a model: name the model there, or put each"
-            " model that may be chosen into `routes`"
-        )
-    if isinstance(model, DynamicRunnable):
-        return (
-            "a route's model must be a fixed chat model, without `configurable_fields`"
-            " or `configurable_alternatives`: put each model that may be chosen into"
-            " `routes`, or make the router itself configurable"
-        )
-    if isinstance(model, RunnableRetry):
-        return (
-            "a route's model must be the chat model itself, without `with_retry`, whose"
-            " retries would multiply with the router's: give the router a RetryPolicy"
-        )
-    if isinstance(model, RunnableWithFallbacks):
-        return (
-            "a route's model must be one chat model, without `with_fallbacks`: put the"
-            " model and its fallbacks into `routes`, each as a route of its own"
-        )
-    return (
-        f"a route's model must be a LangChain chat model, not {shown(model)}; chains"
-        " and LLMs cannot be routed to"
     )
 
 
@@ -1128,16 +795,3 @@ def _chunks_of(result: ChatResult) -> Iterator[ChatGenerationChunk]:
         yield ChatGenerationChunk(
             message=AIMessageChunk(**fields), generation_info=info
         )
-
-
-def _as_chunks(
-    generate: Callable[[], ChatResult],
-) -> Generator[ChatGenerationChunk, None, None]:
-    yield from _chunks_of(generate())
-
-
-async def _as_async_chunks(
-    result: ChatResult,
-) -> AsyncGenerator[ChatGenerationChunk, None]:
-    for chunk in _chunks_of(result):
-        yield chunk

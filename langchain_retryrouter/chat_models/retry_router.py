@@ -3,7 +3,7 @@
 This module has the fields, and the way from a call of LangChain's to the engine and
 back. What follows a failure (the same route again, the next one, or the error) is the
 table `failures.FAILURE_ACTIONS`; the engine in `_retry` waits and repeats. Next to
-read: `_router.call`, which makes the attempts of a call.
+read: `_router.call`, which chooses the routes of a call and makes its attempts.
 """
 
 from __future__ import annotations
@@ -12,30 +12,10 @@ import contextlib
 import copy
 import functools
 import importlib
-import math
 import os
-import sys
-import warnings
-from collections.abc import (
-    AsyncIterator,
-    Callable,
-    Hashable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
-from dataclasses import replace
-from inspect import signature
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Final,
-    Literal,
-    Self,
-    TypeAlias,
-    TypeVar,
-    cast,
-)
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
@@ -48,7 +28,7 @@ from langchain_core.load.serializable import (
     SerializedConstructor,
     SerializedNotImplemented,
 )
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import (
     ChatGeneration,
     ChatGenerationChunk,
@@ -56,109 +36,56 @@ from langchain_core.outputs import (
     Generation,
 )
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
-from langchain_core.tracers.base import AsyncBaseTracer, BaseTracer
-from pydantic import (
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from langchain_retryrouter._callbacks import (
-    AnyRunManager,
     RetryVisibleChatModel,
     anotifier,
     notifier,
-    observe_run,
     run_manager_of,
 )
 from langchain_retryrouter._http import ClosedByWith
 from langchain_retryrouter._providers.integrations import (
     check_tool_choice,
-    credentials_of,
-    endpoint_of,
     name_of_tool,
     names_of_keys,
     read_tool_choice,
     tracing_params,
 )
-from langchain_retryrouter._retry.call_log import AttemptRecord
-from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
-from langchain_retryrouter._retry.engine import RetryContext, acall, call
-from langchain_retryrouter._retry.health import RouteHealth, RouteState, health_of
-from langchain_retryrouter._retry.limits import CallLimits, call_limits
+from langchain_retryrouter._retry.engine import acall, call
+from langchain_retryrouter._retry.health import health_of
 from langchain_retryrouter._retry.streaming import astream, stream
+from langchain_retryrouter._router import preflight, setup
 from langchain_retryrouter._router.call import (
-    AnswerRules,
+    OWN_LS_PARAMS,
     AsyncRouterCall,
-    ModelRequest,
-    RouteRateLimiter,
+    FailoverRules,
     RouterCall,
     info_of,
 )
-from langchain_retryrouter._router.costs import CallCosts, OutputMeans, no_price
+from langchain_retryrouter._router.limits import limited_policy
+from langchain_retryrouter._router.models import NamedKeys
 from langchain_retryrouter._router.plan import (
-    RouteCost,
     RouteOrder,
+    RoutePlace,
     RoutingWorstCase,
     check_counts,
     worst_case,
 )
-from langchain_retryrouter._router.preflight import (
-    conversation_of,
-    exceeds,
-    max_input_tokens,
-    profile_of,
-    skipped_routes,
-    with_thread,
-)
-from langchain_retryrouter._router.route import (
-    BREAKER_DEFAULTS,
-    Accept,
-    NamedKeys,
-    Route,
-    TokenCounter,
-    breaker_settings,
-    common_profile,
-    prepare_routes,
-)
-from langchain_retryrouter.chat_models._structured import (
-    OutputFormat,
-    reads,
-    reads_raw,
-)
-from langchain_retryrouter.circuit_breaker import CircuitBreaker, CircuitBreakerSettings
-from langchain_retryrouter.errors import (
-    BASE_ERRORS,
-    LengthLimitError,
-    RetryRouterError,
-    check_number,
-    shown,
-)
-from langchain_retryrouter.failures import (
-    FAILURE_ACTIONS,
-    FailureAction,
-    FailureKind,
-)
-from langchain_retryrouter.policy import RetryBudget, RetryPolicy, with_limits
-from langchain_retryrouter.rate_limits import RateLimit, Size
+from langchain_retryrouter._router.route import Accept, Route
+from langchain_retryrouter._router.setup import FailoverRule
+from langchain_retryrouter.chat_models._structured import OutputFormat, reads, reads_raw
+from langchain_retryrouter.circuit_breaker import CircuitBreakerSettings
+from langchain_retryrouter.errors import check_number, shown
+from langchain_retryrouter.failures import FailureKind
+from langchain_retryrouter.policy import RetryBudget, RetryPolicy
+from langchain_retryrouter.rate_limits import RateLimit
 from langchain_retryrouter.spend_limits import SpendLimit
 from langchain_retryrouter.stores import as_store, close_made
 
 __all__ = ["RetryRouter", "Route"]
 
-_T = TypeVar("_T", RouterCall, AsyncRouterCall)
-
-FailoverRule: TypeAlias = (
-    dict[FailureKind | type[Exception], FailureAction]
-    | Callable[[Exception], FailureAction | str | None]
-)
-
-_DEFAULT_LIMITS: Final = (300.0, 60.0, 60.0)  # Of an attempt, first token, and stall.
-# For tracers, where the first route does not say it itself.
-_OWN_LS_PARAMS: Final = LangSmithParams(ls_provider="retryrouter", ls_model_type="chat")
 # Only needed by those who use it.
 _CONFIG: Final = "langchain_retryrouter._router.config"
 _METHODS: Final = ("auto", "function_calling", "json_schema", "json_mode")
@@ -172,28 +99,6 @@ _RENAMED: Final = {
     "api_key": "give it to the model of a route",
     "api_keys": "give Route.pool(model, api_keys=[...]) as one of the routes",
 }
-
-
-class _Memory:
-    """What a router remembers from call to call.
-
-    Its bound copies share all of it but `output`, what their answers must fit.
-    """
-
-    def __init__(self, route_states: list[RouteState], order: RouteOrder) -> None:
-        self.route_states = route_states
-        self.order = order
-        self.places = len({s.endpoint or n for n, s in enumerate(route_states)})
-        self.output: OutputFormat | None = None
-        self.counter = TokenCounter()
-        self.outputs = OutputMeans()
-        self._warned: set[str] = set()
-
-    def warn_once(self, text: str) -> None:
-        """Warn, unless it was said before: agents bind their tools in each step."""
-        if text not in self._warned:
-            self._warned.add(text)
-            warnings.warn(text, UserWarning, stacklevel=3)
 
 
 class RetryRouter(ClosedByWith, RetryVisibleChatModel):
@@ -261,7 +166,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
     """
 
     breaker_settings: CircuitBreakerSettings | None = Field(
-        default_factory=lambda: CircuitBreakerSettings(**BREAKER_DEFAULTS)
+        default_factory=lambda: CircuitBreakerSettings(**setup.BREAKER_DEFAULTS)
     )
     """Numbers of each route's own circuit breaker, as `CircuitBreaker` takes them.
 
@@ -422,19 +327,19 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
     @field_validator("routes")
     @classmethod
     def _prepare_routes(cls, value: list[Route]) -> list[Route]:
-        return prepare_routes(value)
+        return setup.prepare_routes(value)
 
     @field_validator("breaker_settings", mode="before")
     @classmethod
     def _check_breaker_settings(cls, value: Any) -> Any:
-        return breaker_settings(value)
+        return setup.breaker_settings(value)
 
     @field_validator("max_price")
     @classmethod
     def _check_prices(cls, value: float | None, info: ValidationInfo) -> float | None:
         for route in info.data.get("routes", []) if value is not None else ():
-            if route.output_price is None or route.output_price > value:
-                price = route.output_price
+            price = route.output_price
+            if price is None or price > value:
                 has = (
                     "no output_price"
                     if price is None
@@ -443,16 +348,6 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
                 msg = f"route {route.name!r} has {has}, and max_price is {value:g}"
                 raise ValueError(msg)
         return value
-
-    @model_validator(mode="after")
-    def _check_known_prices(self) -> Self:
-        is_limited = self.max_cost is not None or self.spend_limit is not None
-        for route in self.routes:
-            # Looked up here, where `genai-prices` may read its list from the disk.
-            is_known = route.prices is not None
-            if not is_known and (is_limited or route.spend_limit is not None):
-                raise ValueError(no_price(route))
-        return self
 
     @field_validator("failover_on")
     @classmethod
@@ -464,64 +359,10 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
             raise ValueError(msg)
         return value
 
-    @functools.cached_property
-    def _memory(self) -> _Memory:
-        settings, states = self.breaker_settings, []
-        for route in self.routes:
-            own = (
-                None
-                if settings is None
-                else CircuitBreaker(**settings, clock=self.clock)
-            )
-            if own is None and route.group is not None:
-                # It opens only if a key has to be left alone.
-                own = CircuitBreaker(failure_threshold=sys.maxsize, clock=self.clock)
-            breaker = route.breaker or own
-            if self.store is not None and breaker is not None:
-                breaker.join(self.store, route.scope)
-            for limit in route.rate_limits if self.store is not None else ():
-                limit.join(self.store, route.scope)
-            endpoint = route.group is not None and endpoint_of(route.model)
-            states.append(
-                RouteState(
-                    route.name,
-                    breaker,
-                    RouteHealth(),
-                    route.group,
-                    (route.group, endpoint) if endpoint else None,
-                )
-            )
-        if self.store is not None and self.budget is not None:
-            self.budget.join(self.store, "budget")
-        if self.store is not None and self.rate_limit is not None:
-            self.rate_limit.join(self.store, "router")
-        shared = [self.budget, self.rate_limit, *(state.breaker for state in states)]
-        shared += [limit for route in self.routes for limit in route.rate_limits]
-        if self.store is not None and not any(shared):
-            msg = (
-                f"store={self.store!r} has nothing to share, since the router has no"
-                " breakers (breaker_settings=None), no budget and no rate limit"
-            )
-            raise TypeError(msg)
-        return _Memory(states, self._new_order())
-
-    def _new_order(self) -> RouteOrder:
-        routes, is_list = self.routes, self.strategy == "priority"
-        if self.affinity and "strategy" not in self.model_fields_set:
-            is_list = all("weight" not in route.model_fields_set for route in routes)
-        return RouteOrder(
-            [route.name for route in routes],
-            [route.tier for route in routes],
-            [route.group for route in routes],
-            [route.weight for route in routes],
-            self.strategy,
-            seed=self.seed,
-            by_conversation=self.affinity is not None,
-            is_list=is_list,
-        )
-
     @model_validator(mode="after")
-    def _check_order(self) -> Self:
+    def _check_routes(self) -> Self:
+        is_limited = self.max_cost is not None or self.spend_limit is not None
+        setup.check_routes(self.routes, needs_prices=is_limited)
         if self.affinity and self.strategy == "least_latency":
             msg = (
                 "affinity='conversation' keeps a conversation where it is, and strategy"
@@ -529,39 +370,26 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
                 " 'round_robin' or 'priority'"
             )
             raise ValueError(msg)
-        pools: dict[Hashable, str] = {}
-        for route in self.routes:
-            own = credentials_of(route.model)
-            if not route.pool_id or own is None or route.api_key_function is not None:
-                continue
-            other = pools.setdefault((route.pool_id, own), route.name)
-            if other != route.name:
-                msg = (
-                    f"routes {other!r} and {route.name!r} of a pool have the same key"
-                    " and address: give each its own; `loads` takes several keys from"
-                    " names such as OPENAI_API_KEY_1 and OPENAI_API_KEY_2"
-                )
-                raise ValueError(msg)
-        seen = set()
-        for route in self.routes:
-            held = (route.group, id(route.breaker))
-            if route.group is None or route.breaker is None:
-                continue
-            if held in seen:
-                msg = (
-                    f"route {route.name!r} shares its breaker with another route of its"
-                    " tier, so that one's rate limit would hold the other one: give"
-                    " each a breaker of its own"
-                )
-                raise ValueError(msg)
-            seen.add(held)
+        _ = self._memory  # Made before there are copies, which share it.
         return self
 
-    @model_validator(mode="after")
-    def _remember(self) -> Self:
-        """Make the memory before there are copies, which share it."""
-        _ = self._memory
-        return self
+    @functools.cached_property
+    def _memory(self) -> setup.RouterMemory:
+        routes, is_list = self.routes, self.strategy == "priority"
+        if self.affinity and "strategy" not in self.model_fields_set:
+            is_list = all("weight" not in route.model_fields_set for route in routes)
+        order = RouteOrder(
+            [RoutePlace(one.name, one.tier, one.group, one.weight) for one in routes],
+            self.strategy,
+            seed=self.seed,
+            by_conversation=self.affinity is not None,
+            is_list=is_list,
+        )
+        settings = self.breaker_settings
+        memory = setup.RouterMemory(routes, order, settings, self.clock)
+        if self.store is not None:
+            memory.join(self.store, routes, self.budget, self.rate_limit)
+        return memory
 
     @classmethod
     def from_config(
@@ -625,7 +453,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         **kwargs: Any,
     ) -> AIMessage:
         """The answer; see `BaseChatModel.invoke`."""
-        config = with_thread(config) if self.affinity else config
+        config = preflight.with_thread(config) if self.affinity else config
         return super().invoke(input, config, stop=stop, **kwargs)
 
     async def ainvoke(
@@ -637,52 +465,27 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         **kwargs: Any,
     ) -> AIMessage:
         """The answer; see `BaseChatModel.ainvoke`."""
-        config = with_thread(config) if self.affinity else config
+        config = preflight.with_thread(config) if self.affinity else config
         return await super().ainvoke(input, config, stop=stop, **kwargs)
 
-    def stream(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> Iterator[AIMessageChunk]:
-        """The chunks of the answer; see `BaseChatModel.stream`."""
-        config = with_thread(config) if self.affinity else config
-        return super().stream(input, config, stop=stop, **kwargs)
-
-    def astream(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> AsyncIterator[AIMessageChunk]:
-        """The chunks of the answer; see `BaseChatModel.astream`."""
-        config = with_thread(config) if self.affinity else config
-        return super().astream(input, config, stop=stop, **kwargs)
-
     def stream_events(
-        self,
-        input: Any,
-        config: RunnableConfig | None = None,
-        **kwargs: Any,
+        self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
     ) -> Any:
         """The events of a run; see `BaseChatModel.stream_events`."""
-        config = with_thread(config) if self.affinity else config
+        config = preflight.with_thread(config) if self.affinity else config
         return super().stream_events(input, config, **kwargs)
 
     def astream_events(
-        self,
-        input: Any,
-        config: RunnableConfig | None = None,
-        **kwargs: Any,
+        self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
     ) -> Any:
         """The events of a run; see `BaseChatModel.astream_events`."""
-        config = with_thread(config) if self.affinity else config
+        config = preflight.with_thread(config) if self.affinity else config
         return super().astream_events(input, config, **kwargs)
+
+    def _open_run(self, config: RunnableConfig, *kinds: Any) -> Any:
+        if self.affinity:  # Of `stream` and `astream`.
+            config.update(preflight.with_thread(config))
+        return super()._open_run(config, *kinds)
 
     def _generate(
         self,
@@ -691,11 +494,11 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        request = ModelRequest(messages, stop, kwargs)
-        context, router_call = self._begin_call(RouterCall, request, run_manager)
+        request = preflight.ModelRequest(messages, stop, kwargs)
+        router_call = RouterCall(self, self._memory, request, run_manager)
+        context = router_call.context()
         with router_call:
             result = call(context, router_call.generate, notifier(run_manager))
-        self._trace_served(run_manager, router_call)
         return router_call.with_attempt_log(result)
 
     async def _agenerate(
@@ -705,11 +508,11 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        request = ModelRequest(messages, stop, kwargs)
-        context, router_call = self._begin_call(AsyncRouterCall, request, run_manager)
+        request = preflight.ModelRequest(messages, stop, kwargs)
+        router_call = AsyncRouterCall(self, self._memory, request, run_manager)
+        context = router_call.context()
         with router_call:
             result = await acall(context, router_call.generate, anotifier(run_manager))
-        self._trace_served(run_manager, router_call)
         return router_call.with_attempt_log(result)
 
     def _stream(
@@ -719,9 +522,10 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        request = ModelRequest(messages, stop, kwargs)
+        request = preflight.ModelRequest(messages, stop, kwargs)
         run = run_manager_of(self, run_manager, CallbackManagerForLLMRun)
-        context, router_call = self._begin_call(RouterCall, request, run)
+        router_call = RouterCall(self, self._memory, request, run)
+        context = router_call.context()
         notify = notifier(run)
         while not router_call.is_over:
             events = stream(context, router_call.connect, lambda: info_of, notify)
@@ -733,7 +537,6 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
                     if run_manager is not None:
                         run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                     yield chunk
-        self._trace_served(run, router_call)
         yield router_call.last_chunk()
 
     async def _astream(
@@ -743,9 +546,10 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        request = ModelRequest(messages, stop, kwargs)
+        request = preflight.ModelRequest(messages, stop, kwargs)
         run = run_manager_of(self, run_manager, AsyncCallbackManagerForLLMRun)
-        context, router_call = self._begin_call(AsyncRouterCall, request, run)
+        router_call = AsyncRouterCall(self, self._memory, request, run)
+        context = router_call.context()
         notify = anotifier(run)
         while not router_call.is_over:
             events = astream(context, router_call.connect, lambda: info_of, notify)
@@ -758,194 +562,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
                         if run_manager is not None:
                             await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                         yield chunk
-        self._trace_served(run, router_call)
         yield router_call.last_chunk()
-
-    def _trace_served(
-        self,
-        run_manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None,
-        router_call: RouterCall | AsyncRouterCall,
-    ) -> None:
-        """Name the model that answered in the run of tracers.
-
-        At the start of the run the first route was named.
-        """
-        served = router_call.route
-        router_call.on_answer()
-        if run_manager is None or served is self.routes[0]:
-            return
-        params = {**_OWN_LS_PARAMS, **tracing_params(served.model, **served.options)}
-        for handler in run_manager.handlers:
-            if isinstance(handler, BaseTracer | AsyncBaseTracer):
-                run = handler.run_map.get(str(run_manager.run_id))
-                if run is not None:
-                    # A new dict: the old one may be that of other runs, too.
-                    metadata = {**(run.extra.get("metadata") or {}), **params}
-                    run.extra["metadata"] = metadata
-
-    @property
-    def _failover_rules(self) -> list[FailoverRule]:
-        rules = self.failover_on
-        return rules if isinstance(rules, list) else [rules] if rules else []
-
-    @property
-    def _hears_length(self) -> bool:
-        """Whether an answer that a token limit cut is a failure."""
-        rules = [rule for rule in self._failover_rules if isinstance(rule, dict)]
-        return any(FailureKind.LENGTH in r or LengthLimitError in r for r in rules)
-
-    @property
-    def _after(self) -> Mapping[FailureKind, FailureAction]:
-        """What follows each kind of failure, with the caller's own actions."""
-        own: dict[FailureKind, FailureAction] = {}
-        for rule in self._failover_rules:
-            for kind, action in rule.items() if isinstance(rule, dict) else ():
-                if isinstance(kind, FailureKind):
-                    own.setdefault(kind, action)
-        return {**FAILURE_ACTIONS, **own} if own else FAILURE_ACTIONS
-
-    def _action_for(self, error: RetryRouterError) -> FailureAction | None:
-        """What a class or function in `failover_on` says of a failure."""
-        cause = error.__cause__
-        raised = cause if isinstance(cause, Exception) else error
-        for rule in self._failover_rules:
-            if not isinstance(rule, dict):
-                action = rule(raised)
-                if action is not None:
-                    return FailureAction(action)
-                continue
-            for cls, action in rule.items():
-                if isinstance(cls, type) and (
-                    isinstance(raised, cls) or isinstance(error, cls)
-                ):
-                    return action
-        return None
-
-    def _limited_policy(self) -> RetryPolicy:
-        """The policy, with the router's time limits where it sets none."""
-        attempt, first_token, stall = _DEFAULT_LIMITS
-        # A route's share of the deadline, where that is less, is left to the call.
-        share = (self.retry_policy.deadline or math.inf) / self._memory.places
-        return with_limits(
-            self.retry_policy,
-            (
-                attempt if attempt < share else None,
-                first_token if first_token < share else None,
-                stall,
-            ),
-        )
-
-    def _limits_of(
-        self, routes: list[Route], request: ModelRequest
-    ) -> CallLimits | None:
-        """The rate limits of the routes of a call, if there are any."""
-        everywhere = [] if self.rate_limit is None else [self.rate_limit]
-        limits = [[*everywhere, *route.rate_limits] for route in routes]
-
-        @functools.cache
-        def size(position: int) -> Size:
-            if not any(limit.counts_tokens for limit in limits[position]):
-                return Size()
-            return routes[position].size_of(request.messages, request.options)
-
-        return call_limits(limits, size)
-
-    def _begin_call(
-        self,
-        kind: type[_T],
-        request: ModelRequest,
-        run: AnyRunManager | None,
-    ) -> tuple[RetryContext, _T]:
-        """The context of a call for the engine, and the call itself.
-
-        Raises:
-            ContextLengthError: No route can hold the prompt.
-        """
-        clock = self.clock or SYSTEM_CLOCK
-        memory = self._memory
-        states, output = memory.route_states, memory.output
-        conversation = None
-        if self.affinity is not None:
-            metadata = getattr(run, "metadata", None)
-            conversation = conversation_of(request.messages, metadata)
-
-        def is_open(index: int) -> bool:
-            breaker = states[index].breaker
-            return breaker is not None and breaker.retry_after > 0
-
-        order = memory.order.order(clock.monotonic(), is_open, conversation)
-        order = [index for index in order if not self.routes[index].unfit]
-        routes = [self.routes[index] for index in order]
-        skipped, error = skipped_routes(routes, request.messages, request.options)
-        records = [
-            AttemptRecord(None, routes[at].name, "skipped", reason=reason)
-            for at, reason in skipped.items()
-        ]
-        if error is None:
-            order = [index for at, index in enumerate(order) if at not in skipped]
-            routes = [self.routes[index] for index in order]
-        costs = CallCosts(
-            routes,
-            request.messages,
-            request.options,
-            memory.outputs,
-            self.max_cost,
-            self.spend_limit,
-        )
-        call_state = CallState(
-            self._limited_policy(),
-            [states[index] for index in order],
-            budget=self.budget,
-            time=clock,
-            actions=self._after,
-            request_hash=request.hash,
-            describe=lambda position: routes[position].subject,
-            limits=self._limits_of(routes, request),
-            reserve=costs.reserve if costs.is_limited else None,
-            spend_limits=costs.limits,
-        )
-        observe_run(call_state, run, trace_attempts=self.trace_attempts)
-        call_state.skip(records)
-        if error is not None:
-            call_state.open()
-            call_state.end(error)
-            error.attempt_log = call_state.attempt_log()
-            raise error
-
-        def measured(position: int, seconds: float) -> None:
-            memory.order.strategy.measured(order[position], seconds, clock.monotonic())
-
-        def on_answer() -> None:
-            if conversation is not None:
-                index = order[call_state.position]
-                memory.order.served(conversation, index, clock.monotonic())
-
-        rules = AnswerRules(self.accept, self._hears_length)
-        if output is not None:
-            rules = replace(rules, parse=output.parse, refused_formats=output.refused)
-        router_call = kind(routes, call_state, request, clock, measured, rules)
-        context = RetryContext(
-            call_state,
-            errors=BASE_ERRORS,
-            clock=clock,
-            on_failure=router_call.on_failure,
-            action=lambda error: (
-                self._action_for(error) or router_call.action_for(error)
-            ),
-            rate_limiter=(
-                RouteRateLimiter(routes, call_state, clock)
-                if any(route.model.rate_limiter for route in routes)
-                else None
-            ),
-            is_buffered=(self.stream_recovery == "buffer" or router_call.needs_whole),
-            ends_call=False,
-        )
-        router_call.on_answer = on_answer
-        router_call.costs = costs
-        call_state.cost_of = router_call.cost_of
-        router_call.hedge_after = self.hedge_after
-        router_call.may_continue = self.stream_recovery == "continue"
-        return context, router_call
 
     def explain(
         self, *, input_tokens: int | None = None, output_tokens: int | None = None
@@ -970,15 +587,16 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
             ValueError: If only one of the counts is given, or one is below 0.
         """
         check_counts(input_tokens=input_tokens, output_tokens=output_tokens)
+        failover = FailoverRules(self.failover_on)
         after = {
             kind: action
-            for kind, action in self._after.items()
-            if kind is not FailureKind.LENGTH or self._hears_length
+            for kind, action in failover.actions.items()
+            if kind is not FailureKind.LENGTH or failover.hears_length
         }
         worst = worst_case(
-            self._limited_policy(),
+            limited_policy(self.retry_policy, self._memory.places),
             [
-                replace(self._cost_of(route, input_tokens), prices=route.prices)
+                preflight.cost_of(route, input_tokens)
                 for route in self.routes
                 if not route.unfit
             ],
@@ -1016,43 +634,28 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         """
         return health_of(self._memory.route_states, self.clock or SYSTEM_CLOCK)
 
-    def _cost_of(self, route: Route, input_tokens: int | None) -> RouteCost:
-        """What a route costs, with its tier, and why a long prompt skips it."""
-        cost, remarks = route.route_cost, []
-        if route.group is not None:
-            tier = f"tier {route.tier}" if route.tier is not None else "pool"
-            remarks.append(f"{tier}, weight {route.weight:g}")
-        limit = max_input_tokens(profile_of(route))
-        if input_tokens is not None and exceeds(input_tokens, limit):
-            remarks.append(f"skipped: the model takes {limit:,} tokens")
-            cost = replace(cost, requests=0)
-        return replace(cost, warnings=(*remarks, *cost.warnings))
-
     # --- closing ---
 
     def close(self) -> None:
         """Close the routes' models, as far as they have a `close` method."""
         for model in [one for route in self.routes for one in route.models]:
-            close = getattr(model, "close", None)
-            if callable(close):
+            if callable(close := getattr(model, "close", None)):
                 close()
         close_made(self.store)
 
     async def aclose(self) -> None:
         """Close the routes' models by `aclose`, or else by `close`."""
         for model in [one for route in self.routes for one in route.models]:
-            aclose = getattr(model, "aclose", None)
-            close = getattr(model, "close", None)
-            if callable(aclose):
+            if callable(aclose := getattr(model, "aclose", None)):
                 await aclose()
-            elif callable(close):
+            elif callable(close := getattr(model, "close", None)):
                 close()
         close_made(self.store)
 
     # --- what LangChain asks ---
 
     def _resolve_model_profile(self) -> ModelProfile | None:
-        return common_profile([route.model.profile for route in self.routes])
+        return preflight.common_profile([route.model.profile for route in self.routes])
 
     def get_token_ids(self, text: str) -> list[int]:
         """The ids of the tokens of `text`, as the first route that can counts them.
@@ -1120,31 +723,13 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
             check_tool_choice(choice, [*names, *map(name_of_tool, own)])
         if choice is not None:
             kwargs["tool_choice"] = choice
-        routes = self._fitting(lambda route: route.with_tools(tools, **kwargs))
+        routes = setup.bound_routes(
+            self.routes, lambda route: route.with_tools(tools, **kwargs), self._memory
+        )
         form, output = kwargs.get("response_format"), None
         if isinstance(form, dict) and form.get("type") == "json_schema":
             output = OutputFormat(form, may_call=True)  # An agent's `ProviderStrategy`.
         return self._with_routes(routes, output_format, output)
-
-    def _fitting(self, bind: Callable[[Route], Route]) -> list[Route]:
-        """The routes as `bind` makes them; those that it cannot make are not asked."""
-        routes, errors = [], []
-        for route in self.routes:
-            try:
-                routes.append(bind(route))
-            except (TypeError, ValueError) as error:
-                errors.append(error)
-                routes.append(route.model_copy(update={"unfit": str(error)}))
-        if len(errors) == len(routes):
-            raise type(errors[0])("; ".join(map(str, errors))) from errors[0]
-        for route in routes:
-            if route.unfit:
-                self._memory.warn_once(f"{route.unfit}: it is not asked")
-            elif route.ignored:
-                model = type(route.model).__name__
-                text = f"route {route.name!r} ignores {route.ignored}: so does {model}"
-                self._memory.warn_once(text)
-        return routes
 
     def with_structured_output(
         self,
@@ -1193,8 +778,10 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
             form = output.json_schema
             return route.with_format(output.schema, form, method, strict=strict)
 
-        is_free = method == "auto" and strict is None
-        routes = self._fitting(bind) if is_free else [bind(r) for r in self.routes]
+        if method == "auto" and strict is None:
+            routes = setup.bound_routes(self.routes, bind, self._memory)
+        else:
+            routes = [bind(route) for route in self.routes]
         asked = {"method": method, **({} if strict is None else {"strict": strict})}
         router = self._with_routes(routes, {"kwargs": asked, "schema": schema}, output)
         return reads_raw(router, output) if include_raw else reads(router, output)
@@ -1271,14 +858,14 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         own -= {"source"}
         hidden = sorted(name for name in own if type(self).model_fields[name].exclude)
         given = {name: getattr(self, name) for name in hidden}
-        policy = self.retry_policy
+        policy, default = self.retry_policy, RetryPolicy()
         return {
             **{name: value for name, value in given.items() if value is not None},
             "breaker_settings": self.breaker_settings,
             "retry_policy": {
-                name: value
-                for name in signature(RetryPolicy).parameters
-                if (value := getattr(policy, name)) != getattr(RetryPolicy(), name)
+                one.name: value
+                for one in fields(policy)
+                if (value := getattr(policy, one.name)) != getattr(default, one.name)
             },
         }
 
@@ -1300,4 +887,4 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         self, stop: list[str] | None = None, **kwargs: Any
     ) -> LangSmithParams:
         first = tracing_params(self.routes[0].model, stop=stop, **kwargs)
-        return LangSmithParams(**{**_OWN_LS_PARAMS, **first})
+        return LangSmithParams(**{**OWN_LS_PARAMS, **first})

@@ -38,13 +38,10 @@ from langchain_retryrouter._retry.timeouts import (
     agather_bounded,
     reraise_lost_cancellation,
 )
-from langchain_retryrouter._router.call import lead_of
-from langchain_retryrouter._router.route import (
-    BREAKER_DEFAULTS,
-    breaker_settings,
-    init_by_name,
-    scope_of,
-)
+from langchain_retryrouter._router.models import init_by_name
+from langchain_retryrouter._router.outcomes import lead_of
+from langchain_retryrouter._router.route import scope_of
+from langchain_retryrouter._router.setup import BREAKER_DEFAULTS, breaker_settings
 from langchain_retryrouter.circuit_breaker import CircuitBreaker, CircuitBreakerSettings
 from langchain_retryrouter.errors import (
     APITimeoutError,

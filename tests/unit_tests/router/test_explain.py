@@ -81,6 +81,14 @@ def test_prices_and_tokens_give_money() -> None:
     assert "cheap          1   0.0 s  0.0020\n" in str(said)
 
 
+@pytest.mark.parametrize("name", ["input_tokens", "output_tokens"])
+@pytest.mark.parametrize("count", [0, 5])
+def test_one_count_alone_is_refused(name: str, count: int) -> None:
+    """The money needs both counts, also where the one that is given is 0."""
+    with pytest.raises(ValueError, match="the money needs both counts"):
+        new_router(ParrotFakeChatModel()).explain(**{name: count})
+
+
 def test_failover_on_is_in_the_table() -> None:
     """`failover_on` is shown as it takes effect."""
     overruled = {FailureKind.CONTENT_FILTER: FailureAction.FAILOVER}

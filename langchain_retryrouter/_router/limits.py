@@ -1,4 +1,4 @@
-"""What the attempts of one call cost, and whether there is money for the next one.
+"""What limits the attempts of one call: time, money, rate limits and rate limiters.
 
 `CallCosts` prices the lines of an attempt log. If the call has a `max_cost`, or its
 routes a `SpendLimit`, it also reserves an estimate before each attempt, and settles it
@@ -13,15 +13,20 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from langchain_core.messages import BaseMessage
 from langchain_core.messages.utils import count_tokens_approximately
+from langchain_core.rate_limiters import BaseRateLimiter
 
 from langchain_retryrouter._checks import is_positive
 from langchain_retryrouter._prices import cost_of_attempt, tokens_of
 from langchain_retryrouter._retry.call_log import AttemptRecord
-from langchain_retryrouter._retry.limits import held_limits
+from langchain_retryrouter._retry.call_state import CallState
+from langchain_retryrouter._retry.clock import Clock
+from langchain_retryrouter._retry.limits import CallLimits, call_limits, held_limits
+from langchain_retryrouter._router.preflight import ModelRequest
 from langchain_retryrouter._router.route import Route
 from langchain_retryrouter.circuit_breaker import Refusal
+from langchain_retryrouter.policy import RetryPolicy, with_limits
+from langchain_retryrouter.rate_limits import RateLimit, Size
 from langchain_retryrouter.spend_limits import (
     Price,
     Shortage,
@@ -29,16 +34,29 @@ from langchain_retryrouter.spend_limits import (
     SpendReservation,
 )
 
+_DEFAULT_LIMITS: Final = (300.0, 60.0, 60.0)  # Of an attempt, first token, and stall.
 _MOST_OUTPUT: Final = 4096  # Tokens of an answer at most, where nothing says it.
 _LEARNING: Final = 0.2  # The weight of the last answer in the mean.
 _MARGIN: Final = 3  # Tokens of a prompt at most, as a multiple of the estimate.
+_LIMITER_INTERVAL: Final = 0.1  # Seconds between two questions to a rate limiter.
+
+
+def limited_policy(policy: RetryPolicy, places: int) -> RetryPolicy:
+    """A policy with a router's time limits where it sets none.
+
+    `places` are the addresses that the router asks: where a route's share of the
+    deadline is less than a limit, it is left to the call.
+    """
+    attempt, first_token, stall = _DEFAULT_LIMITS
+    share = (policy.deadline or math.inf) / places
+    limits = [limit if limit < share else None for limit in (attempt, first_token)]
+    return with_limits(policy, (*limits, stall))
 
 
 class OutputMeans:
     """How long the answers of a router's routes were, in tokens."""
 
     def __init__(self) -> None:
-        """None was seen."""
         self._means: dict[str, float] = {}
         self._most: dict[str, int] = {}
 
@@ -59,8 +77,7 @@ class CallCosts:
     def __init__(
         self,
         routes: Sequence[Route],
-        messages: list[BaseMessage],
-        options: dict[str, Any],
+        request: ModelRequest,
         means: OutputMeans,
         max_cost: float | None,
         limit: SpendLimit | None,
@@ -72,7 +89,7 @@ class CallCosts:
         Raises:
             ValueError: `max_cost` makes no sense, or a route has no known price.
         """
-        asked = options.pop("max_cost", None)
+        asked = request.options.pop("max_cost", None)
         if asked is not None:
             max_cost = asked
             if not is_positive(asked):
@@ -82,8 +99,7 @@ class CallCosts:
                 if route.prices is None:
                     raise ValueError(no_price(route))
         self._routes = routes
-        self._messages = messages
-        self._options = options
+        self._request = request
         self._means = means
         self._max_cost = max_cost
         held = held_limits()
@@ -96,16 +112,11 @@ class CallCosts:
             ]
             for route in routes
         ]
+        # Whether an attempt may be refused since it is too expensive.
+        self.is_limited = max_cost is not None or any(self.limits)
         # By the number of the attempt: its estimate, then its cost.
         self._costs: dict[int, float] = {}
         self._reserved: dict[int, list[SpendReservation]] = {}
-
-    @property
-    def is_limited(self) -> bool:
-        """Whether an attempt may be refused since it is too expensive."""
-        return self._max_cost is not None or any(self.limits)
-
-    # --- the log ---
 
     def price(
         self, record: AttemptRecord, facts: Mapping[str, Any], received: int | None
@@ -132,19 +143,19 @@ class CallCosts:
     @functools.cached_property
     def _prompt(self) -> tuple[int, int]:
         """Tokens of the prompt, approximately, and at most."""
-        offered = self._options.get("tools")
+        offered = self._request.options.get("tools")
         tools = json.dumps(offered, default=str) if offered else ""
-        texts = [tools, *(message.text for message in self._messages)]
+        texts = [tools, *(message.text for message in self._request.messages)]
         # Beyond ASCII a character has more tokens: about one for 4 bytes.
         extra = sum(len(text.encode("utf-8", "replace")) - len(text) for text in texts)
-        about = count_tokens_approximately(self._messages)
+        about = count_tokens_approximately(self._request.messages)
         about += -(-(len(tools) + extra) // 4)
         return about, _MARGIN * about
 
     def _max_tokens(self, position: int) -> tuple[int | None, int]:
         """The most tokens that a request asks for, and that an answer can have."""
         route = self._routes[position]
-        asked = route.max_tokens_of(self._options)
+        asked = route.max_tokens_of(self._request.options)
         known = asked or (route.model.profile or {}).get("max_output_tokens")
         _, longest = self._means.of(route.name)
         return asked, known or max(_MOST_OUTPUT, 2 * longest)
@@ -159,7 +170,7 @@ class CallCosts:
         prices, (about, most) = route.prices, self._prompt
         asked, longest = self._max_tokens(position)
         mean, _ = self._means.of(route.name)
-        options = {**route.options, **self._options}
+        options = {**route.options, **self._request.options}
         n = options.get("n", getattr(route.model, "n", None))
         answers = n if type(n) is int and n > 1 else 1
         costs = []
@@ -173,8 +184,6 @@ class CallCosts:
                 raise ValueError(no_price(route))
             costs.append(cost)
         return Price(*costs)
-
-    # --- the limits ---
 
     def reserve(self, position: int, number: int) -> Refusal | None:
         """Reserve money for an attempt; why there is none."""
@@ -221,3 +230,77 @@ def no_price(route: Route) -> str:
         " give Route(input_price=..., output_price=...), for a million tokens each, or"
         ' pip install "langchain-retryrouter[prices]" if its model is a public one'
     )
+
+
+def rate_limits_of(
+    routes: Sequence[Route], everywhere: RateLimit | None, request: ModelRequest
+) -> CallLimits | None:
+    """The rate limits of the routes of a call, if there are any."""
+    shared = [] if everywhere is None else [everywhere]
+    limits = [[*shared, *route.rate_limits] for route in routes]
+
+    @functools.cache
+    def size(position: int) -> Size:
+        if not any(limit.counts_tokens for limit in limits[position]):
+            return Size()
+        return routes[position].size_of(request.messages, request.options)
+
+    return call_limits(limits, size)
+
+
+class RouteRateLimiter:
+    """Waits for the rate limiter of the route that is asked next.
+
+    The engine asks it before an attempt and its time limit begin. If a route would have
+    to be waited for longer than `failover_after_wait`, the next route is asked.
+    """
+
+    def __init__(
+        self, routes: list[Route], call_state: CallState, clock: Clock
+    ) -> None:
+        self._routes = routes
+        self._state = call_state
+        self._clock = clock
+        self._waits_since: float | None = None
+
+    def acquire(self, *, blocking: bool = True) -> bool:
+        """Whether the next attempt may be sent: now, or when the wait is over."""
+        while (limiter := self._limiter()) is not None:
+            if len(self._routes) == 1 and blocking:
+                return limiter.acquire(blocking=True)
+            if limiter.acquire(blocking=False):
+                break
+            if not self._fails_over() and not blocking:
+                return False
+            if blocking:
+                self._clock.sleep(_LIMITER_INTERVAL)
+        self._waits_since = None
+        return True
+
+    async def aacquire(self, *, blocking: bool = True) -> bool:
+        """Async variant of `acquire`."""
+        while (limiter := self._limiter()) is not None:
+            if len(self._routes) == 1 and blocking:
+                return await limiter.aacquire(blocking=True)
+            if await limiter.aacquire(blocking=False):
+                break
+            if not self._fails_over() and not blocking:
+                return False
+            if blocking:
+                await self._clock.asleep(_LIMITER_INTERVAL)
+        self._waits_since = None
+        return True
+
+    def _limiter(self) -> BaseRateLimiter | None:
+        self._state.skip_refused()
+        return self._routes[self._state.position].model.rate_limiter
+
+    def _fails_over(self) -> bool:
+        """Whether the wait has been too long, and another route is asked instead."""
+        now = self._clock.monotonic()
+        if self._waits_since is None:
+            self._waits_since = now
+        if now - self._waits_since < self._state.policy.failover_after_wait:
+            return False
+        self._waits_since = None
+        return self._state.failover()

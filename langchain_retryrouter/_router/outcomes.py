@@ -1,0 +1,302 @@
+"""An attempt, and what becomes of its answer or error.
+
+`AnswerJudge` refuses answers that do not satisfy the caller, `PrefixFilter` continues a
+broken stream, and `lead_of` says which of several errors is raised. Next to read:
+`call`, which makes the attempts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    HumanMessage,
+    ToolMessage,
+    message_chunk_to_message,
+)
+from langchain_core.outputs import ChatGenerationChunk
+from langchain_core.outputs.chat_generation import merge_chat_generation_chunks
+
+from langchain_retryrouter._providers.finish_reasons import kind_of
+from langchain_retryrouter._router.route import Accept, Route
+from langchain_retryrouter.errors import (
+    BASE_ERRORS,
+    LengthLimitError,
+    RejectedAnswerError,
+    RetryRouterError,
+)
+from langchain_retryrouter.failures import FailureKind
+
+
+@dataclass(slots=True)
+class RouteAttempt:
+    """One attempt: the route that is asked, and what it is sent.
+
+    Settled when the attempt begins: a thread that is left to itself may run on while
+    the call is already at another route.
+    """
+
+    route: Route
+    position: int
+    number: int
+    began: float
+    facts: dict[str, Any] = field(default_factory=dict)
+    messages: list[BaseMessage] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    is_strict: bool = False
+    is_prefilled: bool = False
+    prefix: PrefixFilter | None = None
+    was_heard: bool = False
+    received: int | None = None  # Characters, of a stream.
+    chunks: list[ChatGenerationChunk] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class AnswerJudge:
+    """Judges the answers of one call by what the caller asks of them.
+
+    Attributes:
+        accept: The router's own function of an answer.
+        hears_length: Whether an answer that a token limit cut is a failure.
+        parse: Makes the object that is asked for, or raises a ValueError.
+        refused_formats: The routes that are asked for it by a tool, since they refused
+            their own format.
+        repairs: What shows a model why its answer does not fit, by its route's
+            position.
+        hopeless: The error of a model that has seen its mistake, and repeats it.
+    """
+
+    accept: Accept | None = None
+    hears_length: bool = False
+    parse: Callable[[BaseMessage], Any] | None = None
+    refused_formats: set[str] = field(default_factory=set)
+    repairs: dict[int, list[BaseMessage]] = field(default_factory=dict)
+    hopeless: RetryRouterError | None = None
+
+    def judge(
+        self, message: BaseMessage, reason: str | None, attempt: RouteAttempt
+    ) -> None:
+        """Refuse an answer that does not satisfy the caller's rules."""
+        parsed = self._parse(message, reason, attempt)
+        for accept in self._functions(attempt):
+            with _callers_own():
+                judgment = self._ask(accept, message, parsed)
+                if inspect.isawaitable(judgment):
+                    if inspect.iscoroutine(judgment):
+                        judgment.close()
+                    msg = (
+                        "accept is async, and this is a sync call: use `ainvoke` or"
+                        f" `astream`, or give a plain function instead of {accept!r}"
+                    )
+                    raise TypeError(msg)
+            self._take(judgment, message, attempt)
+
+    async def ajudge(
+        self, message: BaseMessage, reason: str | None, attempt: RouteAttempt
+    ) -> None:
+        """Async variant of `judge`, which awaits async functions."""
+        parsed = self._parse(message, reason, attempt)
+        for accept in self._functions(attempt):
+            with _callers_own():
+                judgment = self._ask(accept, message, parsed)
+                if inspect.isawaitable(judgment):
+                    judgment = await judgment
+            self._take(judgment, message, attempt)
+
+    def _parse(
+        self, message: BaseMessage, reason: str | None, attempt: RouteAttempt
+    ) -> Any:
+        """The object that an answer holds, if one is asked for.
+
+        Raises:
+            RetryRouterError: There is none that fits, or a limit cut the answer.
+        """
+        cut = None
+        if kind_of(reason) is FailureKind.LENGTH:
+            cut = LengthLimitError(
+                f"a token limit cut the answer: finish reason {reason!r}"
+            )
+            cut.raw_message = message
+            if self.hears_length:
+                raise cut
+        if self.parse is None:
+            return None
+        try:
+            return self.parse(message)
+        except ValueError as error:
+            raise cut or self.misfit(attempt, error, message) from error
+
+    def misfit(
+        self,
+        attempt: RouteAttempt,
+        error: Exception,
+        message: BaseMessage | None = None,
+    ) -> RetryRouterError:
+        """The error of an answer that does not fit; the model is shown it, once."""
+        attempt.facts["reason"] = str(error)
+        rejected = RejectedAnswerError(f"the answer does not fit its schema: {error}")
+        rejected.raw_message = message
+        if attempt.position in self.repairs:
+            self.hopeless, rejected.should_retry = rejected, False
+        else:
+            self.repairs[attempt.position] = self._repair(message, error)
+        return rejected
+
+    def _functions(self, attempt: RouteAttempt) -> list[Accept]:
+        """The functions that judge an answer of this attempt."""
+        own = (attempt.route.accept, self.accept)
+        return [one for one in own if one is not None]
+
+    def _take(self, judgment: Any, message: BaseMessage, attempt: RouteAttempt) -> None:
+        """Raise an error unless `accept` has taken the answer."""
+        if judgment is True:
+            return
+        if judgment is not False and not isinstance(judgment, str):
+            msg = f"accept must return True, False or a reason (str), not {judgment!r}"
+            raise TypeError(msg)
+        attempt.facts["reason"] = judgment or "accept returned False"
+        rejected = RejectedAnswerError(
+            f"the answer was not accepted: {attempt.facts['reason']}"
+        )
+        rejected.raw_message = message
+        raise rejected
+
+    @staticmethod
+    def _ask(accept: Accept, message: BaseMessage, parsed: Any) -> Any:
+        """What `accept` says of the message, and of the object if it takes both."""
+        try:
+            parameters = inspect.signature(accept).parameters.values()
+        except ValueError:  # A function written in C.
+            return accept(message)
+        if any(one.name == "parsed" for one in parameters):
+            return accept(message, parsed=parsed)
+        needed = [
+            one
+            for one in parameters
+            if one.default is one.empty and one.kind <= one.POSITIONAL_OR_KEYWORD
+        ]
+        return accept(message, parsed) if len(needed) > 1 else accept(message)
+
+    @staticmethod
+    def _repair(message: BaseMessage | None, error: Exception) -> list[BaseMessage]:
+        """The end of a conversation that shows a model why its answer does not fit."""
+        text = (
+            f"Your answer does not fit the schema: {error}\nFix this and answer again."
+        )
+        calls = message.tool_calls if isinstance(message, AIMessage) else []
+        ids = [call["id"] for call in calls if call["id"]]
+        is_whole = isinstance(message, AIMessage) and not message.invalid_tool_calls
+        if message is not None and ids and len(ids) == len(calls) and is_whole:
+            shown = [ToolMessage(text, tool_call_id=i, status="error") for i in ids]
+            return [message, *shown]
+        said = message.text if message is not None else ""
+        return [*([AIMessage(said)] if said.strip() else []), HumanMessage(text)]
+
+
+class CallersError(Exception):
+    """Carries an error of the caller's own function past the retry engine."""
+
+
+@contextlib.contextmanager
+def _callers_own() -> Iterator[None]:
+    """Let an error of ours that the caller's function raises pass: it is no route's."""
+    try:
+        yield
+    except RetryRouterError as error:
+        raise CallersError from error
+
+
+class PrefixFilter:
+    """Takes out of a second answer what the caller already has of the first.
+
+    A model seldom writes the same text twice, so every character must be the same.
+    """
+
+    def __init__(self, delivered: str, *, is_optional: bool = False) -> None:
+        """After `delivered`; with `is_optional` the answer may begin behind it, too."""
+        self._missing = delivered
+        self._taken = ""
+        self._is_optional = is_optional
+
+    def strip(self, chunk: ChatGenerationChunk) -> bool:
+        """Take the known text out of `chunk`; whether anything new is left.
+
+        Raises:
+            StreamInterruptedError: This answer begins differently.
+        """
+        text = chunk.text
+        if not self._missing or not text:
+            return not self._missing
+        common = min(len(text), len(self._missing))
+        if text[:common] == self._missing[:common]:
+            self._missing = self._missing[common:]
+            self._taken += text[:common]
+            rest = text[common:]
+        elif self._is_optional:  # It began behind the text that it seemed to repeat.
+            self._missing, rest = "", self._taken + text
+        else:
+            raise self._another_answer()
+        chunk.message.content = rest
+        chunk.text = rest
+        return bool(rest)
+
+    def end(self) -> None:
+        """The second answer is over.
+
+        Raises:
+            StreamInterruptedError: It is shorter than what was delivered.
+        """
+        if self._missing and (self._taken.strip() or not self._is_optional):
+            raise self._another_answer()
+
+    def _another_answer(self) -> RetryRouterError:
+        msg = "another attempt gave another answer, which cannot be continued"
+        return BASE_ERRORS[FailureKind.INTERRUPTED](msg, should_retry=False)
+
+
+def whole_message(chunks: list[ChatGenerationChunk]) -> BaseMessage:
+    """The message that the chunks of a whole stream are."""
+    whole = merge_chat_generation_chunks(chunks)
+    if whole is None:  # `StreamCheck.end` has refused a stream without a chunk.
+        raise AssertionError
+    return with_info(message_chunk_to_message(whole.message), whole.generation_info)
+
+
+def with_info(message: BaseMessage, *infos: dict[str, Any] | None) -> BaseMessage:
+    """The message with what its generation says, as LangChain hands it over."""
+    for info in filter(None, reversed(infos)):
+        message.response_metadata = {**info, **message.response_metadata}
+    return message
+
+
+def lead_of(failures: list[RetryRouterError], *, is_raised: bool) -> RetryRouterError:
+    """The error of a call that failed so, with the other failures attached.
+
+    The last one of the first route; or the last of all, if `is_raised`.
+    """
+    error = failures[-1]
+    if is_raised:
+        return with_others(error, failures)
+    lead = [one for one in failures if one.route == failures[0].route][-1]
+    if lead is not error:
+        lead.attempts, lead.is_retryable = error.attempts, error.is_retryable
+        lead.may_have_run = lead.may_have_run or error.may_have_run
+        for note in getattr(error, "__notes__", ()):
+            lead.add_note(note)
+    return with_others(lead, failures)
+
+
+def with_others(
+    lead: RetryRouterError, failures: list[RetryRouterError]
+) -> RetryRouterError:
+    """`lead` with the call's other failures attached to it, and in its notes."""
+    lead.others = tuple(one for one in failures if one is not lead)
+    for other in lead.others:
+        lead.add_note(f"{other.route}: {type(other).__name__}: {other.message}")
+    return lead

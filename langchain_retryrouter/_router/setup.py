@@ -1,0 +1,240 @@
+"""What a `RetryRouter` is made of: checked settings, breakers, and its memory.
+
+All of this happens when a router is built, and none of it in a call.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Final, Protocol, TypeAlias
+
+from langchain_retryrouter._providers.integrations import credentials_of, endpoint_of
+from langchain_retryrouter._retry.clock import Clock
+from langchain_retryrouter._retry.health import RouteHealth, RouteState
+from langchain_retryrouter._router.limits import OutputMeans, no_price
+from langchain_retryrouter._router.plan import RouteOrder
+from langchain_retryrouter._router.preflight import TokenCounter
+from langchain_retryrouter._router.route import Accept, Route
+from langchain_retryrouter.circuit_breaker import CircuitBreaker, CircuitBreakerSettings
+from langchain_retryrouter.errors import shown
+from langchain_retryrouter.failures import FailureAction, FailureKind
+from langchain_retryrouter.policy import RetryBudget, RetryPolicy
+from langchain_retryrouter.rate_limits import RateLimit
+from langchain_retryrouter.spend_limits import SpendLimit
+
+BREAKER_DEFAULTS: Final = CircuitBreakerSettings(
+    failure_threshold=3, recovery_time=10, recovery_jitter=0.1
+)
+"""Of the breakers of a router's routes; what is left out is `CircuitBreaker`'s own."""
+
+
+FailoverRule: TypeAlias = (
+    dict[FailureKind | type[Exception], FailureAction]
+    | Callable[[Exception], FailureAction | str | None]
+)
+
+
+class RouterFields(Protocol):
+    """The fields of a `RetryRouter` that its calls read."""
+
+    routes: list[Route]
+    retry_policy: RetryPolicy
+    budget: RetryBudget | None
+    rate_limit: RateLimit | None
+    trace_attempts: bool | None
+    hedge_after: float | None
+    failover_on: FailoverRule | list[FailoverRule]
+    accept: Accept | None
+    max_cost: float | None
+    spend_limit: SpendLimit | None
+    clock: Clock | None
+
+    @property
+    def affinity(self) -> str | None: ...
+    @property
+    def stream_recovery(self) -> str: ...
+
+
+class RouterMemory:
+    """What a router remembers from call to call.
+
+    Its bound copies share all of it but `output`, what their answers must fit.
+    """
+
+    def __init__(
+        self,
+        routes: Sequence[Route],
+        order: RouteOrder,
+        settings: CircuitBreakerSettings | None,
+        clock: Clock | None,
+    ) -> None:
+        self.route_states: list[RouteState] = []
+        for route in routes:
+            breaker, endpoint = route.breaker, None
+            if breaker is None and settings is not None:
+                breaker = CircuitBreaker(**settings, clock=clock)
+            elif breaker is None and route.group is not None:
+                # It opens only if a key has to be left alone.
+                breaker = CircuitBreaker(failure_threshold=sys.maxsize, clock=clock)
+            if route.group is not None and (address := endpoint_of(route.model)):
+                endpoint = (route.group, address)
+            self.route_states.append(
+                RouteState(route.name, breaker, RouteHealth(), route.group, endpoint)
+            )
+        self.order = order
+        states = enumerate(self.route_states)
+        self.places = len({state.endpoint or index for index, state in states})
+        self.output: Any = None  # An `OutputFormat`.
+        self.counter = TokenCounter()
+        self.outputs = OutputMeans()
+        self._warned: set[str] = set()
+
+    def join(
+        self,
+        store: Any,
+        routes: Sequence[Route],
+        budget: RetryBudget | None,
+        rate_limit: RateLimit | None,
+    ) -> None:
+        """Share breakers, limits and the budget with other processes.
+
+        Raises:
+            TypeError: There are none.
+        """
+        given: list[tuple[Any, str]] = []
+        for route, state in zip(routes, self.route_states, strict=True):
+            own = (state.breaker, *route.rate_limits)
+            given += [(one, route.scope) for one in own]
+        given += [(budget, "budget"), (rate_limit, "router")]
+        shared = [(one, name) for one, name in given if one is not None]
+        if not shared:
+            msg = (
+                f"store={store!r} has nothing to share, since the router has no"
+                " breakers (breaker_settings=None), no budget and no rate limit"
+            )
+            raise TypeError(msg)
+        for one, name in shared:
+            one.join(store, name)
+
+    def is_open(self, index: int) -> bool:
+        """Whether the breaker of a route refuses requests now."""
+        breaker = self.route_states[index].breaker
+        return breaker is not None and breaker.retry_after > 0
+
+    def warn_once(self, text: str) -> None:
+        """Warn, unless it was said before: agents bind their tools in each step."""
+        if text not in self._warned:
+            self._warned.add(text)
+            warnings.warn(text, UserWarning, stacklevel=3)
+
+
+def breaker_settings(value: Any) -> CircuitBreakerSettings | None:
+    """Numbers of the breakers of a router's routes, with its defaults; None for none.
+
+    Raises:
+        ValueError: They are none that a `CircuitBreaker` takes.
+    """
+    if value is None:
+        return None
+    try:
+        settings = CircuitBreakerSettings(**{**BREAKER_DEFAULTS, **value})
+        CircuitBreaker(**settings)
+    except TypeError as error:
+        msg = (
+            "breaker_settings must be numbers of CircuitBreaker, such as"
+            " {'failure_threshold': 5}, or None for no breakers, not"
+            f" {shown(value)}: {error}"
+        )
+        raise ValueError(msg) from error
+    return settings
+
+
+def prepare_routes(routes: list[Route]) -> list[Route]:
+    """The routes with distinct names and models that send once.
+
+    What cannot be switched off is said in a warning.
+    """
+    seen: dict[str, int] = {}
+    prepared = []
+    for route in routes:
+        seen[route.name] = count = seen.get(route.name, 0) + 1
+        name = route.name if count == 1 else f"{route.name}-{count}"
+        prepared.append(route.prepared(name))
+    if found := [
+        f"route {route.name!r} {text}"
+        for route in prepared
+        for text in route.route_cost.warnings
+    ]:
+        # Past the validator and the two `__init__`s, to the code that makes the router.
+        warnings.warn("; ".join(found), UserWarning, stacklevel=5)
+    return prepared
+
+
+def check_routes(routes: Sequence[Route], *, needs_prices: bool) -> None:
+    """Refuse routes that cannot be limited, or would hold each other.
+
+    Raises:
+        ValueError: A price is not known that a limit needs, or routes that are to
+            differ share a key or a breaker.
+    """
+    for route in routes:
+        # Looked up here, where `genai-prices` may read its list from the disk.
+        is_known = route.prices is not None
+        if not is_known and (needs_prices or route.spend_limit is not None):
+            raise ValueError(no_price(route))
+    pools: dict[Hashable, str] = {}
+    for route in routes:
+        own = credentials_of(route.model)
+        if not route.pool_id or own is None or route.api_key_function is not None:
+            continue
+        other = pools.setdefault((route.pool_id, own), route.name)
+        if other != route.name:
+            msg = (
+                f"routes {other!r} and {route.name!r} of a pool have the same key"
+                " and address: give each its own; `loads` takes several keys from"
+                " names such as OPENAI_API_KEY_1 and OPENAI_API_KEY_2"
+            )
+            raise ValueError(msg)
+    seen = set()
+    for route in routes:
+        held = (route.group, id(route.breaker))
+        if route.group is None or route.breaker is None:
+            continue
+        if held in seen:
+            msg = (
+                f"route {route.name!r} shares its breaker with another route of its"
+                " tier, so that one's rate limit would hold the other one: give"
+                " each a breaker of its own"
+            )
+            raise ValueError(msg)
+        seen.add(held)
+
+
+def bound_routes(
+    routes: Sequence[Route], bind: Callable[[Route], Route], memory: RouterMemory
+) -> list[Route]:
+    """The routes as `bind` makes them; those that it cannot make are not asked.
+
+    Raises:
+        TypeError: It can make none of them.
+        ValueError: As TypeError.
+    """
+    bound, errors = [], []
+    for route in routes:
+        try:
+            bound.append(bind(route))
+        except (TypeError, ValueError) as error:
+            errors.append(error)
+            bound.append(route.model_copy(update={"unfit": str(error)}))
+    if len(errors) == len(bound):
+        raise type(errors[0])("; ".join(map(str, errors))) from errors[0]
+    for route in bound:
+        if route.unfit:
+            memory.warn_once(f"{route.unfit}: it is not asked")
+        elif route.ignored:
+            model = type(route.model).__name__
+            text = f"route {route.name!r} ignores {route.ignored}: so does {model}"
+            memory.warn_once(text)
+    return bound
