@@ -16,11 +16,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import Runnable
 from langchain_openai import ChatOpenAI
 
-from langchain_retryrouter import (
-    RetryPolicy,
-    RetryRouter,
-    RetryRouterError,
-)
+from langchain_retryrouter import RetryPolicy, RetryRouter, RetryRouterError
 from langchain_retryrouter.testing import FakeClock
 from tests.integrations.rows import ROWS, Method, Row
 from tests.support.providers.openai import OPENAI
@@ -223,10 +219,7 @@ def run_cell(row: Row, name: str, method: Method) -> list[str]:
     column = COLUMNS[name].scripted(name, row, method)
     reply = column.script.reply
     healthy = Script(reply=reply)
-    with (
-        serve(row.protocol, column.script) as sick,
-        serve(OPENAI, healthy) as well,
-    ):
+    with serve(row.protocol, column.script) as sick, serve(OPENAI, healthy) as well:
         clock = FakeClock()
 
         def router(*backups: BaseChatModel) -> Runnable[Any, Any]:

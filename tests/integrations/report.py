@@ -37,7 +37,10 @@ def keep_results(new: dict[str, bool]) -> dict[tuple[str, str, str], bool]:
     another version of the package, the tests or an integration are dropped.
     """
     sources = [*_ROOT.glob("langchain_retryrouter/**/*.py")]
-    sources += [Path(__file__).with_name(name) for name in ("matrix.py", "rows.py")]
+    sources += [
+        Path(__file__).with_name(name)
+        for name in ("matrix.py", "rows.py", "errors.json")
+    ]
     sources += [*_ROOT.glob("tests/support/providers/*.py")]
     code = hashlib.sha256()
     for source in sorted(sources):

@@ -108,13 +108,6 @@ def test_a_shared_budget_and_breaker_are_drawn_from(env: Env) -> None:
     assert len(env.gateway.requests) == 5
 
 
-@pytest.mark.parametrize("option", ["timeout", "maxRetries", "max_retries"])
-def test_settings_of_the_model_are_refused_in_a_call(env: Env, option: str) -> None:
-    """A setting of the model that is given to a call is an error, not dropped."""
-    with pytest.raises(UnsupportedOptionError, match=f"'{option}'"):
-        env.invoke(env.llm(), "hi", **{option: 1})
-
-
 # --- options of the provider ---
 
 
@@ -177,14 +170,6 @@ def test_stop_is_sent_and_cuts(env: Env) -> None:
     assert stops == [["stub"], ["stub"], ["from"]]
 
 
-def test_stop_is_given_once(env: Env) -> None:
-    """`stop` in `model_kwargs` and in the call is refused as a contradiction."""
-    llm = env.llm(model_kwargs={"stop": ["a"]})
-
-    with pytest.raises(ValueError, match="give it once"):
-        env.invoke(llm, "hi", stop=["b"])
-
-
 def test_max_tokens_none_is_no_limit(env: Env) -> None:
     """`max_tokens=None` is not sent: the gateway would make 0 of a null."""
     env.invoke(env.llm(max_tokens=None), "hi")
@@ -194,26 +179,54 @@ def test_max_tokens_none_is_no_limit(env: Env) -> None:
         assert "max_tokens" not in request.parameters
 
 
+NOT_JSON = "cannot be written as JSON"
+
+
 @pytest.mark.parametrize("way", ["invoke", "stream"])
-def test_an_unknown_option_is_refused_except_in_model_kwargs(
-    env: Env, way: str
+@pytest.mark.parametrize(
+    ("fields", "options", "error", "told"),
+    [
+        *[
+            ({}, {option: 1}, UnsupportedOptionError, f"'{option}'")
+            for option in ("timeout", "maxRetries", "max_retries", "of_mine")
+        ],
+        *[
+            ({"model_kwargs": {"of_mine": odd}}, {}, UnsupportedOptionError, NOT_JSON)
+            for odd in (float("nan"), object(), {1, 2})
+        ],
+        (
+            {"model_kwargs": {"stop": ["a"]}},
+            {"stop": ["b"]},
+            ValueError,
+            "give it once",
+        ),
+        (
+            {},
+            {"model": "gpt-5"},
+            ValueError,
+            "model='gpt-5' is not in models_priority_list",
+        ),
+        ({}, {"models_priority_list": []}, ValueError, "at least one"),
+        (
+            {},
+            {"models_priority_list": ["gpt-4o"]},
+            ValueError,
+            "must be a list of GPTRouterModel",
+        ),
+    ],
+    ids=str,
+)
+def test_options_that_no_call_can_have_are_refused(
+    env: Env,
+    way: str,
+    fields: dict[str, Any],
+    options: dict[str, Any],
+    error: type[Exception],
+    told: str,
 ) -> None:
-    """An option that no gateway reads is an error, and is sent from `model_kwargs`."""
-    call = getattr(env, way)
-    with pytest.raises(UnsupportedOptionError, match="'of_mine'"):
-        call(env.llm(), "hi", of_mine=1)
-    assert env.gateway.requests == []
-
-    call(env.llm(model_kwargs={"of_mine": {"deep": [1, None]}}), "hi")
-
-    assert sent(env)["of_mine"] == {"deep": [1, None]}
-
-
-@pytest.mark.parametrize("value", [float("nan"), object(), {1, 2}])
-def test_an_option_that_is_not_json_is_refused(env: Env, value: Any) -> None:
-    """An option that JSON cannot express is an error before anything is sent."""
-    with pytest.raises(UnsupportedOptionError, match="cannot be written as JSON"):
-        env.ask("invoke", model_kwargs={"of_mine": value})
+    """Settings of the model, unknown options, contradictions: nothing is sent."""
+    with pytest.raises(error, match=told):
+        getattr(env, way)(env.llm(**fields), "hi", **options)
 
     assert env.gateway.requests == []
 
@@ -288,6 +301,7 @@ SDK_SEARCH = WebSearchOptions(
         ),
         ("logit_bias", {50256: -100}, {"50256": -100}),
         ("of_mine", {"deep": (Effort.HIGH, None)}, {"deep": ["high", None]}),
+        ("of_mine", {"deep": [1, None]}, {"deep": [1, None]}),
         ("tool_choice", "required", "required"),
         ("tool_choice", {"type": "function"}, {"type": "function"}),
         ("use_response_api", True, True),
@@ -298,10 +312,10 @@ SDK_SEARCH = WebSearchOptions(
 def test_a_value_is_sent_as_json(
     env: Env, option: str, value: Any, on_the_wire: Any
 ) -> None:
-    """Enums and the SDK's types are sent as JSON, and nothing inside them is lost."""
-    env.ask("invoke", model_kwargs={option: value})
-
-    assert sent(env)[option] == on_the_wire
+    """Enums, the SDK's types and options of one's own are sent as JSON, whole."""
+    for way in WAYS:
+        env.ask(way, model_kwargs={option: value})
+        assert sent(env)[option] == on_the_wire
 
 
 FUNCTIONS = [{"name": "get_weather", "parameters": {"type": "object"}}]
@@ -425,22 +439,3 @@ def test_a_call_can_have_its_own_models(env: Env) -> None:
     ]
     assert asked == [["gpt-4o"], ["gpt-4o"], ["gpt-4o", "gpt-4-0613"], ["gpt-4o"]]
     assert {a.response_metadata["model_name"] for a in answers} == {"gpt-4o"}
-
-
-@pytest.mark.parametrize(
-    ("option", "told"),
-    [
-        ({"model": "gpt-5"}, "model='gpt-5' is not in models_priority_list"),
-        ({"models_priority_list": []}, "at least one"),
-        ({"models_priority_list": ["gpt-4o"]}, "must be a list of GPTRouterModel"),
-    ],
-    ids=["model", "empty", "names"],
-)
-def test_models_that_cannot_be_asked_are_refused(
-    env: Env, option: dict[str, Any], told: str
-) -> None:
-    """A model without a provider, or an empty list, is refused with what to do."""
-    with pytest.raises(ValueError, match=told):
-        env.invoke(env.llm(), "hi", **option)
-
-    assert env.gateway.requests == []
