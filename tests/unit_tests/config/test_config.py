@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,29 +56,6 @@ model = "anthropic:MODEL"
 base_url_env = "CLAUDE_URL"
 api_key_env = "KEY_OF_THE_TEAM"
 """
-SAME: dict[str, Any] = {
-    "stream_recovery": "error",
-    "retry_policy": {"max_retries": 1, "jitter": False},
-    "budget": {"capacity": 28},
-    "failover_on": {"content_filter": "failover"},
-    "routes": [
-        {
-            "model": "openai:gpt-4o",
-            "name": "cheap",
-            "api_key_env": "KEY_OF_THE_TEAM",
-            "weight": 2,
-            "params": {"base_url": "URL/v1", "max_retries": 0, "temperature": 0},
-            "options": {"seed": 1},
-        },
-        {
-            "model": f"anthropic:{MODEL}",
-            "params": {
-                "base_url_env": "CLAUDE_URL",
-                "api_key_env": "KEY_OF_THE_TEAM",
-            },
-        },
-    ],
-}
 YAML = """\
 stream_recovery: error
 retry_policy: {max_retries: 1, jitter: false}
@@ -101,7 +79,7 @@ routes:
 """
 WRITTEN: dict[str, Callable[[str], str]] = {
     ".toml": lambda url: TOML.replace("URL/v1", url).replace("MODEL", MODEL),
-    ".json": lambda url: json.dumps(SAME, indent=2).replace("URL/v1", url),
+    ".json": lambda url: json.dumps(tomllib.loads(WRITTEN[".toml"](url)), indent=2),
     ".yaml": lambda url: YAML.replace("URL/v1", url).replace("MODEL", MODEL),
 }
 
@@ -187,24 +165,20 @@ def test_strings_are_models(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "says"),
+    ("routes", "says"),
     [
-        ("gpt-5.5", "'provider:model' such as 'openai:gpt-5.5', not 'gpt-5.5'"),
-        ("openai:", "not 'openai:'"),
-        (":gpt-5.5", "not ':gpt-5.5'"),
-        ("opnai:gpt-5.5", "opnai"),
+        (["gpt-5.5"], "'provider:model' such as 'openai:gpt-5.5', not 'gpt-5.5'"),
+        (["openai:"], "not 'openai:'"),
+        ([":gpt-5.5"], "not ':gpt-5.5'"),
+        (["opnai:gpt-5.5"], "opnai"),
+        # It would be a list of characters.
+        ("openai:gpt-5.5", r"must be a list.*not 'openai:gpt"),
     ],
 )
-def test_a_string_of_another_form_is_named(spec: str, says: str) -> None:
+def test_a_string_of_another_form_is_named(routes: Any, says: str) -> None:
     """The error has the value and the form that is needed."""
     with pytest.raises(ValueError, match=says):
-        RetryRouter(routes=[spec])
-
-
-def test_a_string_alone_is_no_list_of_routes() -> None:
-    """It would be a list of characters."""
-    with pytest.raises(ValueError, match=r"must be a list.*not 'openai:gpt"):
-        RetryRouter(routes="openai:gpt-5.5")
+        RetryRouter(routes=routes)
 
 
 @pytest.mark.parametrize(
@@ -311,125 +285,9 @@ def test_each_problem_is_named_with_its_line(tmp_path: Path) -> None:
     assert found[-1].startswith("router.toml:22: routes[1].params.api_key: a config")
 
 
-LINES: dict[str, tuple[str, str, str]] = {
-    "value": (
-        ".toml",
-        'hedge_after = -1\n[[routes]]\nmodel = "openai:m"\nRAW',
-        "router.toml:1: hedge_after: Input should be greater than 0",
-    ),
-    "value of a policy": (
-        ".toml",
-        '[[routes]]\nmodel = "openai:m"\nRAW\n[retry_policy]\n# A\nmax_retries = -1',
-        "router.toml:6: retry_policy.max_retries: max_retries must be",
-    ),
-    "value of a route": (
-        ".toml",
-        (
-            'routes = [\n  { model = "openai:m", params = {api_key="EMPTY"} },\n'
-            '  { model = "openai:n", params = {api_key="EMPTY"},\n weight = "x" }\n]'
-        ),
-        "router.toml:",
-    ),
-    "argument": (
-        ".toml",
-        '[[routes]]\nmodel = "openai:m"\nRAW\n[routes.params]\n\ntemperature = "x"\n',
-        "router.toml:6: routes[0].params.temperature: Input should be",
-    ),
-    "unknown argument": (
-        ".toml",
-        '[[routes]]\nmodel = "openai:m"\nRAW\nparams.max_token = 3\n',
-        (
-            "router.toml:4: routes[0].params.max_token: ChatOpenAI has no such"
-            " argument; did you mean 'max_tokens'?"
-        ),
-    ),
-    "argument in the wrong table": (
-        ".toml",
-        '[[routes]]\nmodel = "openai:m"\ntemperature = 1\n',
-        "router.toml:3: routes[0].temperature: unknown key; known are",
-    ),
-    "number of a breaker": (
-        ".toml",
-        'breaker_settings.threshold = 1\n[[routes]]\nmodel = "openai:m"\n',
-        (
-            "router.toml:1: breaker_settings.threshold: unknown key; did you mean"
-            " 'failure_threshold'?"
-        ),
-    ),
-    "options": (
-        ".toml",
-        '[[routes]]\nmodel = "openai:m"\noptions = [1]\n',
-        "router.toml:3: routes[0].options: must be a table of call options, not list",
-    ),
-    "weight": (
-        ".toml",
-        '[[routes]]\nmodel = "openai:m"\nRAW\n\nweight = "heavy"\n',
-        "router.toml:5: routes[0].weight: Input should be a valid number",
-    ),
-    "no fixed model": (
-        ".toml",
-        '[[routes]]\nmodel = "openai:m"\nRAW\nparams.configurable_fields = "any"\n',
-        "router.toml:2: routes[0].model: a route's model must be a fixed chat model",
-    ),
-    "no provider": (
-        ".toml",
-        '[[routes]]\nweight = 2\nmodel = "gpt-5.5"\n',
-        "router.toml:3: routes[0].model: a model must be",
-    ),
-    "no model": (".toml", "[[routes]]\nweight = 2\n", "router.toml:1: routes[0]: has"),
-    "no routes": (".toml", 'strategy = "weighted"\n', "router.toml:1: routes must be"),
-    "syntax": (".toml", "a = 1\nb = \n", "router.toml:2: Invalid value"),
-    "json": (
-        ".json",
-        '{\n"routes": [\n{"model": "openai:m",\n"wieght": "a\\"{}[]"}\n]}',
-        "router.json:4: routes[0].wieght: unknown key",
-    ),
-    "json twice": (
-        ".json",
-        '{"seed": 1,\n"routes": [],\n "seed": 2}',
-        "router.json:3: seed is given twice",
-    ),
-    "json syntax": (".json", '{\n"routes": [,]}', "router.json:2: Expecting value"),
-    "yaml": (
-        ".yaml",
-        "routes:\n- model: openai:m\n  params:\n    # A\n    x_env: NOT_SET\n",
-        "router.yaml:5: routes[0].params.x_env: the environment variable NOT_SET",
-    ),
-    "yaml twice": (".yml", "seed: 1\nseed: 2\n", "router.yml:2: seed is given twice"),
-    "yaml syntax": (".yml", "a: 1\nb: [\n", "router.yml:3: "),
-    "yaml objects": (
-        ".yml",
-        "seed: 1\nroutes: !!python/object/apply:os.system ['true']\n",
-        "router.yml:2: could not determine a constructor",
-    ),
-    "yaml number": (
-        ".yml",
-        "routes:\n- model: openai:m\n  api_key_env: KEY_OF_THE_TEAM\n  5: 3\n",
-        "router.yml:4: routes[0][5]: unknown key",
-    ),
-    "a pool of one": (
-        ".toml",
-        '[[routes]]\nmodel = "openai:m"\napi_keys_env = "KEY_OF_THE_TEAM"\n',
-        "router.toml:3: routes[0].api_keys_env: must be a list",
-    ),
-    "an address of a pool": (
-        ".toml",
-        '[[routes]]\nmodel = "openai:m"\nRAW\nbase_urls = "http://a"\n',
-        "router.toml:4: routes[0].base_urls: must be a list, not str",
-    ),
-    "toml with other ends of lines": (
-        ".toml",
-        '# a\u2028b\nname = "c\x85d\u2028e"\nhedge_afer = 1\n[[routes]]\nmodel = "a:b"',
-        "router.toml:3: hedge_afer: unknown key",
-    ),
-    "yaml with other ends of lines": (
-        ".yaml",
-        '# a\u2028# b\nname: "c\x85d\u2028e"\nhedge_afer: 1\nroutes: ["a:b"]\n',
-        "router.yaml:3: hedge_afer: unknown key",
-    ),
-    "list": (".json", "[]", "router.json:1: must be a table with `routes`"),
-    "ending": (".ini", "[routes]", "a config must be a mapping or a file that ends in"),
-}
+_DATA = Path(__file__).parents[1] / "data/config_problems.json"
+# The ending of a file, its text, and how the first problem in it begins.
+LINES: dict[str, tuple[str, str, str]] = json.loads(_DATA.read_text("utf-8"))
 
 
 @pytest.mark.parametrize("row", LINES)

@@ -1,4 +1,4 @@
-"""`to_config`: a router as data, which `from_config` reads, without keys."""
+"""A router as data, without keys: `to_config`, and `dumps` of langchain-core."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 from langchain_anthropic import ChatAnthropic
 from langchain_core.language_models import FakeListChatModel
+from langchain_core.load import dumpd, dumps, load, loads
 from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
 from langchain_retryrouter import (
     CircuitBreaker,
+    FailureAction,
+    FailureKind,
     RateLimit,
     RetryBudget,
     RetryPolicy,
@@ -25,6 +28,8 @@ from langchain_retryrouter import (
 )
 from langchain_retryrouter.stores import MemoryStore
 from langchain_retryrouter.testing import FakeClock
+
+pytestmark = pytest.mark.filterwarnings("ignore:The function `loads? ?` is in beta")
 
 KEY = "sk-proj-of-the-environment-1"
 OTHER = "sk-proj-of-nobody-at-all-22"
@@ -82,7 +87,7 @@ ROUTERS: dict[str, Callable[[], dict[str, Any]]] = {
                 rate_limit=RateLimit(requests_per_minute=60),
                 input_price=2.0,
                 output_price=8.0,
-            ),
+            )
         ],
         "rate_limit": RateLimit(max_concurrency=3, name="all"),
         "budget": RetryBudget(capacity=28),
@@ -202,11 +207,7 @@ LOST: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
         "routes\\[0\\].model: ChatOpenAI.openai_api_key is not in the provider's own",
     ),
     "limiter": (
-        lambda: {
-            "routes": [
-                openai(api_key="x", rate_limiter=InMemoryRateLimiter()),
-            ]
-        },
+        lambda: {"routes": [openai(api_key="x", rate_limiter=InMemoryRateLimiter())]},
         "routes\\[0\\].model: ChatOpenAI.rate_limiter is not data",
     ),
     "pool": (
@@ -284,3 +285,131 @@ def test_a_pool_of_keys_is_one_table(monkeypatch: pytest.MonkeyPatch) -> None:
     same = {**table, "api_keys_env": ["KEY_OF_THE_TEAM"] * 2}
     with pytest.raises(ValueError, match=r"routes\[0\].model: api_keys has an entry"):
         RetryRouter.from_config({"routes": [same]})
+
+
+# --- `dumps` and `loads` ---
+
+ALLOWED: dict[str, Any] = {
+    "allowed_objects": [RetryRouter, Route, ChatOpenAI, ChatAnthropic],
+    "valid_namespaces": ["langchain_retryrouter"],
+    "secrets_map": {"OPENAI_API_KEY": KEY, "ANTHROPIC_API_KEY": KEY},
+}
+
+
+def routes() -> list[Any]:
+    model = openai(api_key=SecretStr(KEY), temperature=0.5)
+    bound: Any = model.bind(seed=1)
+    prices: dict[str, Any] = {"input_price": 2.0, "output_price": 8.0}
+    first = Route(model=bound, name="a", weight=3, **prices)
+    return [first, Route(model=claude(api_key=SecretStr(KEY)), **prices)]
+
+
+@pytest.mark.parametrize("breakers", [None, {"failure_threshold": 7}])
+def test_a_router_is_written_and_read(breakers: Any) -> None:
+    """Its fields and routes are the same, and its keys come from outside."""
+    router = RetryRouter(
+        routes=routes(),
+        retry_policy=RetryPolicy(max_retries=0, deadline=30.0),
+        breaker_settings=breakers,
+        strategy="weighted",
+        hedge_after=4.0,
+        failover_on={"content_filter": "failover"},
+    )
+    text = dumps(router)
+    assert KEY not in text
+    again = loads(text, **ALLOWED)
+    assert isinstance(again, RetryRouter)
+    for name in ("retry_policy", "breaker_settings", "strategy", "hedge_after"):
+        assert getattr(again, name) == getattr(router, name)
+    assert again.failover_on == {FailureKind.CONTENT_FILTER: FailureAction.FAILOVER}
+    first, second = again.routes
+    assert (first.name, first.weight, first.input_price) == ("a", 3, 2.0)
+    assert first.options == {"seed": 1}
+    assert isinstance(first.model, ChatOpenAI)
+    assert first.model.openai_api_key == SecretStr(KEY)
+    assert first.model.temperature == 0.5
+    assert isinstance(second.model, ChatAnthropic)
+    assert dumps(again) == text
+
+
+def test_each_key_of_a_pool_has_its_name() -> None:
+    """No two routes are read with the same key, silently or not."""
+    other = Route(model=openai(model="o", api_key=SecretStr(KEY)), tier=0)
+    model = openai(api_key=SecretStr(KEY))
+    keys = {f"OPENAI_API_KEY_{n}": f"{KEY}{n}" for n in (1, 2, 3)}
+    pool = Route.pool(model, api_keys=[*keys.values()][:2])
+    router = RetryRouter(routes=[*pool, other, routes()[1]])
+    text = dumps(router)
+    assert KEY not in text
+    secrets = {**keys, "ANTHROPIC_API_KEY": KEY}
+    again = loads(text, **{**ALLOWED, "secrets_map": secrets})
+    assert [
+        one.openai_api_key.get_secret_value()
+        for one in (route.model for route in again.routes[:3])
+        if isinstance(one, ChatOpenAI) and isinstance(one.openai_api_key, SecretStr)
+    ] == [*keys.values()]
+    assert all(dumps(again).count(f'"{name}"') == 1 for name in secrets)
+    assert [route.group for route in again.routes] == [
+        route.group for route in router.routes
+    ]
+    with pytest.raises(ValueError, match="of a pool have the same key and address"):
+        loads(text, **{**ALLOWED, "secrets_map": dict.fromkeys(secrets, KEY)})
+
+
+def test_one_key_keeps_its_name() -> None:
+    """Addresses of one key, and functions that return a key, need no other name."""
+    model = openai(api_key=SecretStr(KEY))
+    pool = Route.pool(model, base_urls=["http://a/v1", "http://b/v1"])
+    text = dumps(RetryRouter(routes=[*pool, routes()[0]]))
+    assert text.count('["OPENAI_API_KEY"]') == 3
+    claude = routes()[1].model
+    functions = [lambda: KEY, lambda: KEY]
+    made = RetryRouter(routes=Route.pool(claude, api_keys=functions))
+    assert "not_implemented" in dumps(made)
+
+
+PRICED = routes()[1].model_copy(update={"spend_limit": SpendLimit(5.0)})
+NO_DATA: dict[str, dict[str, Any]] = {
+    "accept": {"accept": bool},
+    "budget": {"budget": RetryBudget()},
+    "clock": {"clock": FakeClock()},
+    "limit": {"rate_limit": RateLimit(max_concurrency=3)},
+    "money": {"spend_limit": SpendLimit(5.0)},
+    "money of a route": {"routes": [PRICED]},
+    "class": {"failover_on": {LookupError: "raise"}},
+    "function": {"failover_on": [{"quota": "raise"}, lambda _: None]},
+    "hook": {"retry_policy": RetryPolicy(on_retry=print)},
+    "accept of a route": {"routes": [Route(model=routes()[1].model, accept=bool)]},
+    "breaker": {"routes": [Route(model=routes()[1].model, breaker=CircuitBreaker())]},
+    "model": {"routes": [FakeListChatModel(responses=["a"])]},
+}
+
+
+@pytest.mark.parametrize("row", NO_DATA)
+def test_what_is_no_data_is_not_lost_silently(row: str) -> None:
+    """It is written as something that cannot be read, and `load` says so."""
+    router = RetryRouter(**{"routes": routes(), **NO_DATA[row]})
+    data = dumpd(router)
+    assert "not_implemented" in str(data)
+    assert KEY not in str(data)
+    with pytest.raises(NotImplementedError, match="doesn't implement"):
+        load(data, **ALLOWED)
+
+
+def test_the_key_of_a_cache_is_what_is_asked() -> None:
+    """Neither the policy nor the process is in it, but bound tools are."""
+
+    def look_up(word: str) -> str:
+        """Look a word up."""
+        return word
+
+    def key(router: Any, **fields: Any) -> str:
+        model = RetryRouter(routes=routes(), **fields) if router is None else router
+        return str(model._get_llm_string())  # noqa: SLF001 - LangChain asks for it
+
+    router = RetryRouter(routes=routes())
+    dumpd(router)
+    bound: Any = router.bind_tools([look_up])
+    assert key(router) == key(None, retry_policy=RetryPolicy(max_retries=0))
+    assert "look_up" in key(bound.bound)
+    assert "look_up" not in key(router)
