@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, ClassVar
 
+import openai
 import pytest
+from langchain_core.language_models import BaseChatModel
+from langchain_openai import ChatOpenAI
+from pydantic import SecretStr
 
+from langchain_retryrouter import GPTRouter, RetryRouter, Route
 from langchain_retryrouter.testing import (
     Answer,
+    Cut,
     FakeClock,
     FaultyGateway,
     RecordedRequest,
+    Status,
     Step,
 )
 from tests.support.rule_responder import RuleResponder
@@ -112,3 +119,162 @@ class TestThroughFaults(_OverLoopback):
         steps = Counter(request.step for request in self.gateway.requests)
         assert steps[fault] == steps[Answer()] == len(self.clock.sleeps)
         assert set(steps) <= {fault, Answer()}
+
+
+# --- a router ---
+
+
+class TakesStop(RetryRouter):
+    """A router with a `stop` field, as the suite expects of a chat model."""
+
+    def __init__(
+        self,
+        *,
+        routes: Sequence[BaseChatModel],
+        stop: list[str] | None = None,
+        **fields: Any,
+    ) -> None:
+        options = {} if stop is None else {"stop": stop}
+        super().__init__(
+            routes=[Route(model=model, options=options) for model in routes], **fields
+        )
+
+
+class _TwoProviders(GPTRouterSuite):
+    """The suite over a router of a `GPTRouter` and a `ChatOpenAI`."""
+
+    gateway: FaultyGateway
+    provider: FaultyGateway
+    clock: FakeClock
+    connections: tuple[Any, Any]
+    fields: ClassVar[dict[str, Any]] = {}
+
+    @pytest.fixture(autouse=True)
+    async def _connections(self) -> AsyncIterator[None]:
+        """`ChatOpenAI` has no `close`, so the test closes its connections."""
+        self.connections = openai.DefaultHttpxClient(), openai.DefaultAsyncHttpxClient()
+        yield
+        self.connections[0].close()
+        await self.connections[1].aclose()
+
+    @pytest.fixture(autouse=True)
+    def _opened(self, fake_clock: FakeClock) -> Iterator[None]:
+        self.clock = fake_clock
+        with (
+            FaultyGateway(answer=RuleResponder(), gptrouter="hosted") as self.gateway,
+            FaultyGateway(answer=RuleResponder()) as self.provider,
+        ):
+            yield
+
+    @property
+    def chat_model_class(self) -> type[BaseChatModel]:
+        """The class under test."""
+        return TakesStop
+
+    @property
+    def standard_chat_model_params(self) -> dict[str, Any]:
+        """Temperature, `max_tokens` and the like are settings of the routes."""
+        return {}
+
+    @property
+    def structured_output_kwargs(self) -> dict[str, Any]:
+        """By a tool, which each route offers."""
+        return {"method": "function_calling"}
+
+    supports_json_mode = False
+    """A router's structured output is always by a tool."""
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        """Both providers, in the order of the class."""
+        return {"routes": self.routes, "clock": self.clock, **self.fields}
+
+    @property
+    def routes(self) -> list[BaseChatModel]:
+        """The gateway first."""
+        return [self.by_gateway, self.by_openai]
+
+    @property
+    def by_gateway(self) -> GPTRouter:
+        """The models of the suite, over GPTRouter's gateway."""
+        return GPTRouter(
+            models_priority_list=list(self.models),
+            gpt_router_api_base=self.gateway.url,
+            gpt_router_api_key=SecretStr("any"),
+            profile={"audio_inputs": True},
+            clock=self.clock,
+            failover=False,
+        )
+
+    @property
+    def by_openai(self) -> ChatOpenAI:
+        """A model over OpenAI's API."""
+        return ChatOpenAI(
+            model="gpt-4o",
+            profile={"audio_inputs": True},  # The scripted provider takes everything.
+            base_url=self.provider.openai_url,
+            api_key=SecretStr("any"),
+            stream_usage=True,
+            http_client=self.connections[0],
+            http_async_client=self.connections[1],
+        )
+
+
+class TestHealthy(_TwoProviders):
+    """The first route answers everything, and the second is never asked."""
+
+    @pytest.fixture(autouse=True)
+    def _healthy(self, _opened: None, downloads: list[bytes]) -> Iterator[None]:
+        yield
+        requests = self.gateway.requests
+        assert {request.step for request in requests} <= {Answer()}
+        assert not self.provider.requests
+        sent = b"".join(request.body for request in requests)
+        assert all(b64encode(fetched) in sent for fetched in downloads)
+
+
+class TestWithoutTheFirst(_TwoProviders):
+    """The first route is down all the time, and every test passes all the same."""
+
+    @pytest.fixture(autouse=True)
+    def _down(self, _opened: None, downloads: list[bytes]) -> Iterator[None]:
+        self.gateway.always(Status(503))
+        yield
+        served = self.provider.requests
+        assert {request.step for request in served} <= {Answer()}
+        # Three requests an answer until the breaker opens; a batch asks in parallel.
+        asked = len(self.gateway.requests)
+        assert 3 * bool(served) <= asked <= 3 * min(len(served), 3)
+        sent = b"".join(request.body for request in served)
+        assert all(b64encode(fetched) in sent for fetched in downloads)
+
+
+class TestBuffered(_TwoProviders):
+    """Each answer is cut after its first token, is repeated, and comes once."""
+
+    fields: ClassVar[dict[str, Any]] = {
+        "stream_recovery": "buffer",
+        "breaker_settings": None,
+    }
+
+    @property
+    def routes(self) -> list[BaseChatModel]:
+        """OpenAI's API first."""
+        return [self.by_openai, self.by_gateway]
+
+    @pytest.fixture(autouse=True)
+    def _breaking(self, _opened: None) -> Iterator[None]:
+        asked: Counter[str] = Counter()
+
+        def fail_first(request: RecordedRequest) -> Step:
+            question = json.dumps(request.parameters["messages"])
+            asked[question] += 1
+            return fault if asked[question] % 2 else Answer()
+
+        fault = Cut(after=1)
+        self.provider.always(fail_first)
+        yield
+        steps = Counter(request.step for request in self.provider.requests)
+        assert steps[fault] == steps[Answer()] == len(self.clock.sleeps)
+        assert set(steps) <= {fault, Answer()}
+        assert not self.gateway.requests

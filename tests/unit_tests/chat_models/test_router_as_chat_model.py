@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,9 +12,8 @@ from langchain.agents.middleware import (
     ContextEditingMiddleware,
     SummarizationMiddleware,
 )
-from langchain_core.language_models.fake_chat_models import (
-    FakeListChatModel,
-)
+from langchain_core.language_models import ModelProfile
+from langchain_core.language_models.fake_chat_models import FakeListChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, trim_messages
 from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.tracers import BaseTracer
@@ -22,11 +21,10 @@ from langchain_core.tracers.schemas import Run
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, SecretStr
 
-from langchain_retryrouter import RetryPolicy, RetryRouter, Route
-from langchain_retryrouter.testing import Answer, FaultyGateway, Status
-from tests.unit_tests.conftest import Twin
+from langchain_retryrouter import GPTRouter, GPTRouterModel, RetryPolicy, RetryRouter
+from langchain_retryrouter.testing import Answer, Status
 
-from .conftest import Pair
+from .conftest import Pair, both_ways
 
 HI = HumanMessage("hi there")
 
@@ -70,10 +68,7 @@ class Counting(FakeListChatModel):
             ],
             {"max_input_tokens": 5, "tool_calling": True, "image_inputs": False},
         ),
-        (
-            [{"max_input_tokens": 9, "structured_output": True}, {"name": "b"}],
-            {},
-        ),
+        ([{"max_input_tokens": 9, "structured_output": True}, {"name": "b"}], {}),
         (
             [
                 {"reasoning_effort_levels": ["low", "high"], "name": "a"},
@@ -150,8 +145,7 @@ def test_an_agent_summarizes_and_edits_by_a_router() -> None:
                 token_counter=counter,
             ),
             ContextEditingMiddleware(
-                edits=[ClearToolUsesEdit(trigger=1)],
-                token_count_method="model",
+                edits=[ClearToolUsesEdit(trigger=1)], token_count_method="model"
             ),
         ],
     )
@@ -194,36 +188,16 @@ class Runs(BaseTracer):
         self.ended.append(run)
 
 
-@pytest.fixture
-def gateways() -> Iterator[tuple[FaultyGateway, FaultyGateway]]:
-    with FaultyGateway() as sick, FaultyGateway(answer=Answer("a")) as well:
-        sick.always(Status(401))
-        yield sick, well
-
-
-@pytest.mark.parametrize("way", ["invoke", "stream"])
-def test_the_run_names_the_model_that_answered(
-    twin: Twin, gateways: tuple[FaultyGateway, FaultyGateway], way: str
-) -> None:
+@both_ways
+def test_the_run_names_the_model_that_answered(pair: Pair) -> None:
     """Costs and traces are those of the model that served, not of the first route."""
-    routes = [
-        Route(
-            model=ChatOpenAI(
-                model=name,
-                base_url=gateway.openai_url,
-                api_key=SecretStr("sk"),
-                temperature=temperature,
-            ),
-        )
-        for name, gateway, temperature in zip(
-            ("first", "second"), gateways, (0.1, 0.2), strict=True
-        )
-    ]
-    tracer = Runs()
-    router = RetryRouter(routes=routes, retry_policy=RetryPolicy())
-    shared = {"of": "the caller"}
+    pair.primary.always(Status(401))
+    first, second = pair.model(pair.primary, "first"), pair.model(pair.backup, "second")
+    first.temperature, second.temperature = 0.1, 0.2
+    tracer, shared = Runs(), {"of": "the caller"}
 
-    getattr(twin, way)(router, "hi", {"callbacks": [tracer], "metadata": shared})
+    config = {"callbacks": [tracer], "metadata": shared}
+    pair.ask(pair.router(routes=[first, second]), "hi", config)
 
     metadata = tracer.ended[0].metadata
     assert metadata["ls_model_name"] == "second"
@@ -250,3 +224,51 @@ def test_an_overridden_public_method_is_named() -> None:
         RetryRouter(routes=[Caching(responses=["a"])])
     nested = RetryRouter(routes=[fake()], retry_policy=RetryPolicy(max_retries=0))
     RetryRouter(routes=[nested])  # Overrides `stream`, and loses nothing.
+
+
+# --- profiles of models ---
+
+
+OPENAIS = [
+    *("gpt-4", "gpt-4-turbo", "gpt-4.1", "gpt-4.1-mini", "gpt-4.1-nano", "gpt-4o"),
+    *("gpt-4o-mini", "gpt-5", "gpt-5-mini", "gpt-5-nano", "o3", "o4-mini"),
+]
+
+
+def profile_of(*names: str, **fields: Any) -> ModelProfile | None:
+    """The profile of a GPTRouter that asks these models."""
+    models = [GPTRouterModel(name=name, provider_name="p") for name in names]
+    key = SecretStr("sk")
+    return GPTRouter(
+        models_priority_list=models, gpt_router_api_key=key, **fields
+    ).profile
+
+
+@pytest.mark.parametrize("name", OPENAIS)
+def test_the_table_says_what_langchains_own_says(name: str) -> None:
+    """For OpenAI's models every entry equals the one that langchain-openai ships."""
+    profile = profile_of(name)
+    official = ChatOpenAI(model=name, api_key=SecretStr("sk")).profile
+    assert profile
+    assert official is not None
+    assert profile.items() <= official.items()
+
+
+def test_a_list_can_do_what_all_its_models_can() -> None:
+    """Any model of the list may answer, so the profile has the least of each value."""
+    profile = profile_of("gpt-5", "gpt-4")
+    assert profile is not None
+    assert profile["max_input_tokens"] == profile["max_output_tokens"] == 8_192
+    assert profile["image_inputs"] is profile["reasoning_output"] is False
+
+
+@pytest.mark.parametrize("names", [["gpt-4o", "of-mine"], ["of-mine"]], ids=str)
+def test_a_list_with_an_unknown_model_has_no_profile(names: list[str]) -> None:
+    """There is no profile if a model of the list is unknown."""
+    assert profile_of(*names) is None
+
+
+def test_a_profile_can_be_given() -> None:
+    """`profile` is what the caller says, where the caller says it."""
+    own: ModelProfile = {"max_input_tokens": 5}
+    assert profile_of("gpt-4o", profile=own) == own
