@@ -14,8 +14,9 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable
 from pydantic import SecretStr
 
-from langchain_retryrouter import GPTRouter, GPTRouterModel, OpenAI, RetryPolicy
+from langchain_retryrouter import OpenAI, RetryPolicy
 from langchain_retryrouter.testing import FakeClock
+from tests.support.models import gpt_router
 
 _SCRIPT = "429:1,reset,503,cut:0"
 _ANSWER = "Hello from the stub upstream"
@@ -37,15 +38,8 @@ def url() -> Iterator[str]:
 
 
 def _chain(url: str, clock: FakeClock) -> Runnable[dict[str, str], str]:
-    llm = GPTRouter(
-        models_priority_list=[
-            GPTRouterModel(name="gpt-4o", provider_name="chat_openai")
-        ],
-        gpt_router_api_base=url,
-        gpt_router_api_key=SecretStr("any"),
-        retry_policy=RetryPolicy(max_retries=4),
-        clock=clock,
-    )
+    policy = RetryPolicy(max_retries=4)
+    llm = gpt_router(url, "gpt-4o", retry_policy=policy, clock=clock)
     return ChatPromptTemplate.from_template("{q}") | llm | StrOutputParser()
 
 
@@ -58,10 +52,7 @@ def test_a_chain_survives_four_faults(url: str, fake_clock: FakeClock) -> None:
 def test_an_llm_survives_the_same_faults(url: str, fake_clock: FakeClock) -> None:
     """The OpenAI LLM survives them too, at the same server."""
     llm = OpenAI(
-        base_url=f"{url}/v1",
-        api_key=SecretStr("any"),
-        max_retries=4,
-        clock=fake_clock,
+        base_url=f"{url}/v1", api_key=SecretStr("any"), max_retries=4, clock=fake_clock
     )
     assert llm.invoke("hi") == _ANSWER
     assert asyncio.run(llm.ainvoke("hi")) == _ANSWER

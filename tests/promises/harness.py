@@ -15,7 +15,6 @@ from typing import Any, Final, TypeVar
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
-from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
 from langchain_retryrouter import (
@@ -30,10 +29,10 @@ from langchain_retryrouter import (
     Route,
 )
 from langchain_retryrouter.testing import STUB_TEXT, FakeClock, FaultyGateway
+from tests.support.models import KEY, chat_openai
 
 T = TypeVar("T")
 
-KEY: Final = "sk-must-never-be-shown"
 GATEWAY: Final[dict[str, Any]] = {
     "GPTRouter": GPTRouter,
     "GPTRouterEmbeddings": GPTRouterEmbeddings,
@@ -76,17 +75,6 @@ def new_model(name: str, gateway: FaultyGateway | str, **fields: Any) -> Any:
     models = (new_model("GPTRouter", url, **common), chat_openai(url, **common))
     routes = [Route(model=model, breaker=breaker) for model in models]
     return RetryRouter(routes=routes, breaker_settings=None, **fields)
-
-
-def chat_openai(url: str, **fields: Any) -> ChatOpenAI:
-    """langchain-openai's, without connections that outlive a test and its port."""
-    return ChatOpenAI(
-        model="gpt-4o",
-        base_url=f"{url}/v1",
-        api_key=SecretStr(KEY),
-        default_headers={"connection": "close"},
-        **fields,
-    )
 
 
 async def acall(model: Any, method: str = "ainvoke", prompt: str = "hi") -> Any:

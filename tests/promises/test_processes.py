@@ -16,7 +16,8 @@ from langchain_core.load import dumps
 from langchain_retryrouter import CircuitBreaker, RetryBudget, RetryPolicy, RetryRouter
 from langchain_retryrouter.testing import FaultyGateway
 from tests.promises.conftest import Figures
-from tests.promises.harness import ALL, KEY, call, is_stub_answer, new_model
+from tests.promises.harness import ALL, call, is_stub_answer, new_model
+from tests.support.models import KEY
 
 FAILED: Final = "calls that failed where a model was taken to"
 MADE: Final = "calls made there"

@@ -27,15 +27,8 @@ from langchain_retryrouter.testing import (
     Step,
 )
 from tests.promises.conftest import Figures, Twin
-from tests.promises.harness import (
-    FIVE,
-    GATEWAY,
-    LLMS,
-    call,
-    chat_openai,
-    is_stub_answer,
-    new_model,
-)
+from tests.promises.harness import FIVE, GATEWAY, LLMS, call, is_stub_answer, new_model
+from tests.support.models import chat_openai
 
 MAX_RETRIES: Final = 2
 FAULTS: Final[dict[str, Step]] = {

@@ -26,7 +26,8 @@ from langchain_retryrouter.testing import (
     Step,
 )
 from tests.promises.conftest import Figures, Twin
-from tests.promises.harness import ALL, call, chat_openai, is_stub_answer, new_model
+from tests.promises.harness import ALL, call, is_stub_answer, new_model
+from tests.support.models import chat_openai
 
 TEXT: Final = "The answer of the model has several words, and none of them may be lost."
 TOLD: Final = Answer(TEXT)

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import anthropic
+import openai
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 
@@ -120,6 +122,13 @@ async def _acollect(chunks: AsyncIterator[Any], seen: list[Any]) -> None:
 def twin(request: pytest.FixtureRequest) -> Twin:
     """Run the test twice: with sync calls, and with async calls."""
     return Twin(is_async=request.param == "async")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def whole_http_libraries() -> None:
+    """The first clients of a process import a part of them, in a coroutine or not."""
+    openai.DefaultHttpxClient().close()
+    anthropic.DefaultHttpxClient().close()
 
 
 @pytest.fixture

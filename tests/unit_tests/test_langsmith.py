@@ -16,15 +16,8 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.tracers.langchain import LangChainTracer
 from langsmith import Client
 from langsmith.env import get_langchain_env_var_metadata, get_runtime_environment
-from pydantic import SecretStr
 
-from langchain_retryrouter import (
-    GPTRouter,
-    GPTRouterModel,
-    RetryPolicy,
-    RetryRouter,
-    UnavailableError,
-)
+from langchain_retryrouter import GPTRouter, RetryPolicy, RetryRouter, UnavailableError
 from langchain_retryrouter.testing import (
     STUB_TEXT,
     Cut,
@@ -33,9 +26,9 @@ from langchain_retryrouter.testing import (
     Reset,
     Status,
 )
+from tests.support.models import KEY, gpt_router
 from tests.unit_tests.conftest import Twin
 
-KEY = "sk-must-not-be-shown"
 LIMITS = {
     "use_multipart_endpoint": False,
     "size_limit": 100,
@@ -62,12 +55,7 @@ class Trace:
 
     def model(self, gateway: FaultyGateway, name: str, **fields: Any) -> GPTRouter:
         """A GPTRouter for one model."""
-        return GPTRouter(
-            models_priority_list=[GPTRouterModel(name=name, provider_name="p")],
-            gpt_router_api_base=gateway.url,
-            gpt_router_api_key=SecretStr(KEY),
-            **fields,
-        )
+        return gpt_router(gateway, name, **fields)
 
     @property
     def llm(self) -> GPTRouter:

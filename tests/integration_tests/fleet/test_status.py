@@ -10,8 +10,6 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from langchain_openai import ChatOpenAI
-from pydantic import SecretStr
 
 from langchain_retryrouter import (
     CircuitBreaker,
@@ -23,6 +21,7 @@ from langchain_retryrouter import (
 )
 from langchain_retryrouter.stores import RedisStore
 from langchain_retryrouter.testing import FaultyGateway, Status
+from tests.support.models import chat_openai
 from tests.support.redis_server import RedisServer
 
 _COMMAND = [sys.executable, "-m", "langchain_retryrouter.cli", "status"]
@@ -51,11 +50,8 @@ def test_status_shows_what_all_processes_share(redis_server: RedisServer) -> Non
     store = RedisStore(redis_server.url)
     with FaultyGateway() as gateway:
         gateway.always(Status(429, {"retry-after": "120"}))
-        model = ChatOpenAI(
-            model="gpt-4o", base_url=gateway.openai_url, api_key=SecretStr("any")
-        )
         router = RetryRouter(
-            routes=[Route(model=model, name="main [eu]")],
+            routes=[Route(model=chat_openai(gateway), name="main [eu]")],
             retry_policy=RetryPolicy(max_retries=0),
             budget=RetryBudget(name="team", store=store),
             store=store,

@@ -26,8 +26,8 @@ from langchain_retryrouter import (
 )
 from langchain_retryrouter.stores import RedisStore
 from langchain_retryrouter.testing import Answer, FaultyGateway, Silence, Status
-from tests.promises.harness import chat_openai
 from tests.support.fleet import each, fleet
+from tests.support.models import chat_openai
 from tests.support.redis_server import RedisServer, SlowProxy, free_port
 from tests.unit_tests.conftest import Twin
 from tests.unit_tests.stores.conftest import eventually

@@ -12,16 +12,12 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.load import dumps
 from langchain_core.messages import HumanMessage
 from langchain_core.outputs import LLMResult
-from langchain_core.tracers.base import BaseTracer
-from langchain_core.tracers.schemas import Run
-from langchain_openai import ChatOpenAI
+from langchain_core.tracers.run_collector import RunCollectorCallbackHandler as Runs
 from pydantic import SecretStr
 from rich.console import Console
 
 from langchain_retryrouter import (
     AttemptLog,
-    GPTRouter,
-    GPTRouterModel,
     OpenAI,
     RetryPolicy,
     RetryRouter,
@@ -34,6 +30,7 @@ from langchain_retryrouter.testing import (
     SlowFirstToken,
     Status,
 )
+from tests.support.models import chat_openai, gpt_router
 from tests.unit_tests.conftest import Twin
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\x00&\"'"
@@ -49,29 +46,10 @@ LOG: dict[str, Any] = json.loads(
 LOG["attempts"][1]["route"] = HOSTILE
 
 
-class Runs(BaseTracer):
-    """Keeps the runs, as LangSmith gets them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.runs: list[Run] = []
-
-    def _persist_run(self, run: Run) -> None:
-        self.runs.append(run)
-
-
 @pytest.fixture
 def tracer() -> Runs:
+    """Keeps the runs, as LangSmith gets them."""
     return Runs()
-
-
-def chat_openai(gateway: FaultyGateway, model: str = "gpt-4o") -> ChatOpenAI:
-    return ChatOpenAI(
-        model=model,
-        api_key=SecretStr("sk-any"),
-        base_url=gateway.openai_url,
-        default_headers={"connection": "close"},
-    )
 
 
 def new_router(gateway: FaultyGateway, **fields: Any) -> RetryRouter:
@@ -103,7 +81,7 @@ def test_the_log_of_an_answer_is_found(
     else:
         source = twin.invoke(router, "hi", config)
     if what == "run":
-        source = tracer.runs[0]
+        source = tracer.traced_runs[0]
     elif what == "dump":
         source = json.loads(dumps(source))
     elif what == "json":
@@ -148,12 +126,7 @@ def test_an_error_has_the_log_of_its_call(
     key = SecretStr("any")
     gateway.always(Cut(1) if kind == "cut" else Status(503))
     models: dict[str, Any] = {
-        "gptrouter": lambda: GPTRouter(
-            models_priority_list=[GPTRouterModel(name="a", provider_name="b")],
-            gpt_router_api_base=gateway.url,
-            gpt_router_api_key=key,
-            **fields,
-        ),
+        "gptrouter": lambda: gpt_router(gateway, "a", **fields),
         "openai": lambda: OpenAI(base_url=gateway.openai_url, api_key=key, **fields),
     }
     new_model = models.get(
@@ -177,7 +150,7 @@ def test_a_run_that_failed_tells_its_attempts(
     router = new_router(gateway, routes=[chat_openai(gateway)])
     with pytest.raises(RetryRouterError):
         router.invoke("hi", {"callbacks": [tracer]})
-    log = AttemptLog(tracer.runs[0])
+    log = AttemptLog(tracer.traced_runs[0])
     assert outcomes(log) == ["UnavailableError", "UnavailableError", "failed"]
     assert [line["wait"] for line in log.attempts] == [0.75, 1.5, 0.0]
 

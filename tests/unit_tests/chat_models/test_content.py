@@ -21,11 +21,10 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
-from langchain_openai import ChatOpenAI
-from pydantic import SecretStr
 
 from langchain_retryrouter import StreamInterruptedError, UnsupportedOptionError
 from langchain_retryrouter.testing import Body, FaultyGateway, Status
+from tests.support.models import chat_openai
 from tests.unit_tests.conftest import Twin
 
 from .conftest import WAYS, Env, NewModel
@@ -161,17 +160,6 @@ def sent_by(
     return list(rest)
 
 
-def peer(gateway: FaultyGateway) -> ChatOpenAI:
-    return ChatOpenAI(
-        base_url=gateway.openai_url,
-        api_key=SecretStr("any"),
-        model="gpt-4o",
-        # langchain-openai keeps an address's connections for as long as the process
-        # lives, beyond any event loop, and another test may be given the same port.
-        default_headers={"connection": "close"},
-    )
-
-
 @pytest.mark.parametrize("name", THE_SAME)
 def test_a_message_goes_out_as_chat_openai_sends_it(env: Env, name: str) -> None:
     """Messages and content blocks of all forms arrive as `ChatOpenAI` sends them."""
@@ -179,7 +167,7 @@ def test_a_message_goes_out_as_chat_openai_sends_it(env: Env, name: str) -> None
     before = message.model_dump()
 
     ours = sent_by(env.llm(), env, env.gateway, message)
-    theirs = sent_by(peer(env.gateway), env, env.gateway, message)
+    theirs = sent_by(chat_openai(env.gateway), env, env.gateway, message)
 
     assert ours == theirs
     assert message.model_dump() == before
@@ -359,7 +347,7 @@ def test_a_message_is_sent_otherwise_for_a_reason(env: Env, name: str) -> None:
     assert message.model_dump() == before
     theirs: Any = None
     with contextlib.suppress(ValueError):
-        theirs = sent_by(peer(env.gateway), env, env.gateway, message)
+        theirs = sent_by(chat_openai(env.gateway), env, env.gateway, message)
     assert theirs != expected
 
 

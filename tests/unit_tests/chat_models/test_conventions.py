@@ -22,7 +22,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_core.runnables import ConfigurableField, RunnableBinding
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import BaseModel, PrivateAttr, SecretStr
+from pydantic import BaseModel, PrivateAttr
 
 from langchain_retryrouter import (
     GPTRouter,
@@ -34,6 +34,7 @@ from langchain_retryrouter import (
     UnavailableError,
 )
 from langchain_retryrouter.testing import Answer, Cut, FaultyGateway, Reset, Status
+from tests.support.models import gpt_router
 from tests.support.rule_responder import RuleResponder
 from tests.unit_tests.conftest import Twin
 
@@ -79,13 +80,7 @@ def primary() -> Iterator[FaultyGateway]:
 def model_at(
     gateway: FaultyGateway, model: GPTRouterModel = GPT_4, **fields: Any
 ) -> GPTRouter:
-    return GPTRouter(
-        models_priority_list=[model],
-        gpt_router_api_base=gateway.url,
-        gpt_router_api_key=SecretStr(KEY),
-        max_retries=0,
-        **fields,
-    )
+    return gpt_router(gateway, model.name, max_retries=0, **fields)
 
 
 NewRouter = Callable[..., RetryRouter]

@@ -16,14 +16,13 @@ from langchain_core.language_models.fake_chat_models import (
     GenericFakeChatModel,
 )
 from langchain_core.messages import AIMessage
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, ValidationError
 
 from langchain_retryrouter import (
     APIConnectionError,
     APITimeoutError,
     CircuitBreaker,
     ContentFilterError,
-    GPTRouter,
     MalformedResponseError,
     RateLimitError,
     RetryPolicy,
@@ -49,8 +48,9 @@ from langchain_retryrouter.testing import (
     ToolCall,
     Truncate,
 )
+from tests.support.models import KEY, gpt_router
 
-from .conftest import GPT_4, SHORT, TEXT, Pair, both_ways
+from .conftest import SHORT, TEXT, Pair, both_ways
 from .frames import sum_of, text_of
 
 
@@ -107,10 +107,7 @@ def test_when_nobody_can_answer_the_first_route_speaks(pair: Pair) -> None:
 
     error = caught.value
     assert (error.route, error.attempts, error.is_retryable) == ("first", 6, False)
-    assert {type(other) for other in error.others} == {
-        RateLimitError,
-        UnavailableError,
-    }
+    assert {type(other) for other in error.others} == {RateLimitError, UnavailableError}
     notes = "\n".join(error.__notes__)
     assert "no route left" in notes
     assert "second: UnavailableError" in notes
@@ -319,10 +316,7 @@ def continuing(pair: Pair, **fields: Any) -> RetryRouter:
     ids=["prefill", "anew", "prefill-refused"],
 )
 def test_a_broken_stream_is_continued(
-    pair: Pair,
-    supports_prefill: bool,
-    steps: list[Any],
-    last_roles: list[str],
+    pair: Pair, supports_prefill: bool, steps: list[Any], last_roles: list[str]
 ) -> None:
     """With "continue" another route goes on where the text ends, no word twice."""
     pair.primary.script(Cut(after=2))
@@ -610,12 +604,7 @@ def test_a_gptrouter_is_a_route(pair: Pair) -> None:
     """Its own ledger is kept inside the line of the attempt that asked it."""
     with FaultyGateway() as gateway:
         gateway.script(Status(503))
-        inner = GPTRouter(
-            models_priority_list=[GPT_4],
-            gpt_router_api_base=gateway.url,
-            gpt_router_api_key=SecretStr("sk"),
-            max_retries=0,
-        )
+        inner = gpt_router(gateway, "gpt-4", max_retries=0)
         router = pair.router(routes=[inner, FakeListChatModel(responses=["no"])])
         for answer in (
             pair.twin.invoke(router, "hi"),
@@ -775,20 +764,12 @@ def test_routes_of_one_name_are_told_apart(pair: Pair) -> None:
     """A ledger with two routes of one name would say nothing."""
     fakes = [FakeListChatModel(responses=["a"]) for _ in range(3)]
     names = [route.name for route in pair.router(routes=fakes).routes]
-    assert names == [
-        "FakeListChatModel",
-        "FakeListChatModel-2",
-        "FakeListChatModel-3",
-    ]
+    assert names == ["FakeListChatModel", "FakeListChatModel-2", "FakeListChatModel-3"]
 
 
 def test_a_router_travels(pair: Pair) -> None:
     """A pickle has its routes and numbers, and remembers nothing of outages."""
-    inner = GPTRouter(
-        models_priority_list=[GPT_4],
-        gpt_router_api_base=pair.primary.url,
-        gpt_router_api_key=SecretStr("sk"),
-    )
+    inner = gpt_router(pair.primary, "gpt-4")
     router = pickle.loads(pickle.dumps(RetryRouter(routes=[inner])))
     assert pair.twin.invoke(router, "hi").content == TEXT
-    assert "sk" not in repr(router).replace("task", "")
+    assert KEY not in repr(router)

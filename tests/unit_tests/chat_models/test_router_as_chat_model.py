@@ -16,8 +16,7 @@ from langchain_core.language_models import ModelProfile
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, trim_messages
 from langchain_core.messages.utils import count_tokens_approximately
-from langchain_core.tracers import BaseTracer
-from langchain_core.tracers.schemas import Run
+from langchain_core.tracers.run_collector import RunCollectorCallbackHandler as Runs
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, SecretStr
 
@@ -177,17 +176,6 @@ def test_an_agent_asks_for_objects_by_the_routers_profile(pair: Pair) -> None:
 # --- traces ---
 
 
-class Runs(BaseTracer):
-    """Keeps the runs that have ended."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ended: list[Run] = []
-
-    def _persist_run(self, run: Run) -> None:
-        self.ended.append(run)
-
-
 @both_ways
 def test_the_run_names_the_model_that_answered(pair: Pair) -> None:
     """Costs and traces are those of the model that served, not of the first route."""
@@ -199,7 +187,7 @@ def test_the_run_names_the_model_that_answered(pair: Pair) -> None:
     config = {"callbacks": [tracer], "metadata": shared}
     pair.ask(pair.router(routes=[first, second]), "hi", config)
 
-    metadata = tracer.ended[0].metadata
+    metadata = tracer.traced_runs[0].metadata
     assert metadata["ls_model_name"] == "second"
     assert metadata["ls_provider"] == "openai"
     assert metadata["ls_temperature"] == 0.2

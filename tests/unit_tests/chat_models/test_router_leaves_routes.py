@@ -9,9 +9,10 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from langchain.chat_models import init_chat_model
@@ -69,7 +70,8 @@ def rate_limits_only(error: Exception) -> str | None:
     return "raise" if getattr(error, "status_code", None) == 429 else None
 
 
-class Run(NamedTuple):
+@dataclass(frozen=True)
+class Run:
     """A call: what the providers do, and what the attempt log says of it."""
 
     log: str
@@ -81,7 +83,7 @@ class Run(NamedTuple):
     """`failover_on`."""
     waited: float = 0.0
     """Seconds; a random share of the back-off comes on top."""
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = field(default_factory=dict)
     """Other fields of the router."""
     error: type[RetryRouterError] | None = None
     """What is raised if no route answers."""
@@ -171,10 +173,13 @@ RUNS = {
             "f rate_limit, s invalid_request",
             limited(40),
             Status(400),
-            fields={"retry_policy": RetryPolicy(**{limit: 30})},
+            fields={"retry_policy": policy},
             error=RateLimitError,
         )
-        for limit in ("deadline", "max_retry_after")
+        for limit, policy in (
+            ("deadline", RetryPolicy(deadline=30)),
+            ("policy's", RetryPolicy(max_retry_after=30)),
+        )
     },
     # If the other route fails for good, the first one's trouble may be over.
     **{

@@ -8,7 +8,6 @@ import gc
 import json
 from typing import Any, Protocol
 
-import openai
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.outputs import LLMResult
@@ -61,15 +60,6 @@ class NewLLM(Protocol):
 
     def __call__(self, cls: Any = OpenAI, **fields: Any) -> Any:
         """The model."""
-
-
-@pytest.fixture(scope="session", autouse=True)
-def whole_http_library() -> None:
-    """It imports a part of itself when first used, which an event loop has to wait for.
-
-    Once in a process: whichever test comes first would be the one that blocks.
-    """
-    openai.DefaultHttpxClient().close()
 
 
 def collect_garbage() -> None:

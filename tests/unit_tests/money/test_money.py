@@ -6,9 +6,8 @@ import asyncio
 import copy
 import os
 import pickle
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
@@ -22,8 +21,6 @@ from pydantic import SecretStr
 
 from langchain_retryrouter import (
     AttemptLog,
-    GPTRouter,
-    GPTRouterModel,
     OpenAI,
     OpenAIChat,
     RateLimit,
@@ -50,7 +47,9 @@ from langchain_retryrouter.testing import (
     Status,
     Step,
 )
+from tests.support import models
 from tests.unit_tests.conftest import Twin
+from tests.unit_tests.stores.conftest import eventually
 
 ASKED, ANSWERED = 11, 5  # The tokens that the gateway counts.
 COST = (ASKED * 100 + ANSWERED * 1000) / 1_000_000
@@ -59,14 +58,7 @@ COST = (ASKED * 100 + ANSWERED * 1000) / 1_000_000
 def chat_openai(
     gateway: FaultyGateway, model: str = "own", **fields: Any
 ) -> ChatOpenAI:
-    return ChatOpenAI(
-        model=model,
-        api_key=SecretStr("sk-any"),
-        base_url=gateway.openai_url,
-        default_headers={"connection": "close"},
-        stream_usage=True,
-        **fields,
-    )
+    return models.chat_openai(gateway, model, stream_usage=True, **fields)
 
 
 def new_route(gateway: FaultyGateway, name: str = "own", **fields: Any) -> Route:
@@ -181,13 +173,7 @@ def test_single_models_say_what_is_listed(
     listed = {"instruct": (1.5, 2.0)}.get(kind, (2.5, 10.0))
     answer: Any
     if kind in {"gptrouter", "stream"}:
-        model = GPTRouterModel(name="gpt-4o", provider_name="chat_openai")
-        llm = GPTRouter(
-            models_priority_list=[model],
-            gpt_router_api_base=gateway.url,
-            gpt_router_api_key=key,
-            clock=clock,
-        )
+        llm = models.gpt_router(gateway, "gpt-4o", clock=clock)
         if kind == "stream":
             first, *others = twin.stream(llm, "hi")
             answer = sum(others, first)
@@ -660,14 +646,6 @@ def stores(request: pytest.FixtureRequest) -> Iterator[list[Any]]:
         store.close()
 
 
-def eventually(happened: Callable[[], object], seconds: float = 5.0) -> None:
-    """Wait until the threads of the stores have done something."""
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.002)  # noqa: TID251 - threads need real time
-
-
 def reserved(limit: SpendLimit, estimate: float) -> SpendReservation:
     """A reservation, once the store has leased the money."""
     found: list[SpendReservation] = []
@@ -688,13 +666,7 @@ def test_64_callers_of_four_processes_stay_below_the_limit(
     limits = [
         SpendLimit(20.5 * HELLO_COST, name="team", store=store) for store in stores
     ]
-    model = ChatOpenAI(
-        model="own",
-        base_url=gateway.openai_url,
-        api_key=SecretStr("any"),
-        default_headers={"connection": "close"},
-        max_completion_tokens=10,
-    )
+    model = models.chat_openai(gateway, "own", max_completion_tokens=10)
     routers = [
         RetryRouter(
             routes=[Route(model=model, input_price=100, output_price=1000)],

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import openai
 import pytest
 from langchain_openai import ChatOpenAI
 from opentelemetry.sdk.metrics import MeterProvider
@@ -29,31 +28,20 @@ from langchain_retryrouter import (
 )
 from langchain_retryrouter.otel import instrument
 from langchain_retryrouter.testing import FakeClock, FaultyGateway
+from tests.support import models
+from tests.support.models import KEY
 
-KEY: Final = "sk-must-not-be-shown"
 PROMPT: Final = "the secret of the prompt"
 
 
 def gpt_router(gateway: FaultyGateway, name: str = "gpt-4", **fields: Any) -> GPTRouter:
     """A chat model over the gateway."""
-    return GPTRouter(
-        models_priority_list=[GPTRouterModel(name=name, provider_name="anthropic")],
-        gpt_router_api_base=gateway.url,
-        gpt_router_api_key=SecretStr(KEY),
-        **fields,
-    )
+    return models.gpt_router(gateway, name, provider="anthropic", **fields)
 
 
 def chat_openai(gateway: FaultyGateway, name: str, **fields: Any) -> ChatOpenAI:
-    """Another package's chat model, which leaves no connection open."""
-    return ChatOpenAI(
-        default_headers={"connection": "close"},
-        model=name,
-        base_url=gateway.openai_url,
-        api_key=SecretStr(KEY),
-        stream_usage=True,
-        **fields,
-    )
+    """Another package's chat model."""
+    return models.chat_openai(gateway, name, stream_usage=True, **fields)
 
 
 def router_of(
@@ -199,12 +187,6 @@ class Recorded:
         spans = [one.to_json() for one in self.finished]
         data = self.reader.get_metrics_data()
         return "".join(spans) + (data.to_json() if data else "")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def loaded() -> None:
-    """Load the SDK's HTTP library where a file may be read, not in a coroutine."""
-    openai.DefaultHttpxClient().close()
 
 
 @pytest.fixture

@@ -21,9 +21,10 @@ from langchain_retryrouter.testing import (
     Status,
     Usage,
 )
+from tests.support.models import KEY
 from tests.unit_tests.conftest import Twin
 
-from .conftest import KEY, MODELS, PROMPT, Recorded
+from .conftest import MODELS, PROMPT, Recorded
 
 every_model = pytest.mark.parametrize("kind", MODELS)
 ways = pytest.mark.parametrize("way", ["invoke", "stream", "batch"])

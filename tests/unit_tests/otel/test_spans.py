@@ -40,10 +40,10 @@ from langchain_retryrouter.testing import (
     Status,
     Usage,
 )
+from tests.support.models import KEY
 from tests.unit_tests.conftest import Twin
 
 from .conftest import (
-    KEY,
     MODELS,
     PROMPT,
     Recorded,
@@ -84,11 +84,7 @@ def test_a_call_is_a_span_and_each_request_one_below_it(
         request.model for request in gateway.requests
     ]
     assert recorded.values("error.type") == ["unavailable", "rate_limit", None]
-    assert recorded.values("retryrouter.outcome") == [
-        "unavailable",
-        "rate_limit",
-        "ok",
-    ]
+    assert recorded.values("retryrouter.outcome") == ["unavailable", "rate_limit", "ok"]
     assert recorded.values("http.response.status_code") == [503, 429, None]
     assert recorded.values("retryrouter.attempt") == [1, 2, 3]
     assert recorded.values("http.request.resend_count") == [None, 1, 2]
@@ -185,11 +181,7 @@ def test_a_prompt_that_is_too_long_for_all_routes_is_a_failed_call(
 
 @pytest.mark.parametrize("kind", ["GPTRouter", "router of ChatOpenAIs", "OpenAIChat"])
 def test_a_stream_that_is_closed_early_has_ended_spans(
-    twin: Twin,
-    gateway: FaultyGateway,
-    clock: FakeClock,
-    recorded: Recorded,
-    kind: str,
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock, recorded: Recorded, kind: str
 ) -> None:
     """Closing a stream ends the call's span and its attempt's, as cancelled."""
     gateway.script(Status(503), Stall(after=1, seconds=30))
@@ -452,11 +444,7 @@ def test_neither_prompts_nor_keys_are_recorded(
 
 @pytest.mark.parametrize("model", [123, ["a"], {"a": 1}])
 def test_a_models_name_of_another_type_is_the_servers_to_refuse(
-    twin: Twin,
-    gateway: FaultyGateway,
-    clock: FakeClock,
-    recorded: Recorded,
-    model: Any,
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock, recorded: Recorded, model: Any
 ) -> None:
     """Whatever is given as a model is sent, and recorded as text."""
     made = llm(OpenAI, gateway, clock)

@@ -13,7 +13,8 @@ from langchain_retryrouter._retry.retry_after import read_limits
 from langchain_retryrouter.failures import Failure, FailureKind
 from langchain_retryrouter.rate_limits import ServerLimit, Size
 from langchain_retryrouter.testing import Body, FakeClock, FaultyGateway, Status
-from tests.promises.harness import chat_openai, new_model
+from tests.promises.harness import new_model
+from tests.support.models import chat_openai
 from tests.unit_tests.conftest import Twin
 
 NOW = 1_800_000_000.0  # 2027-01-15T08:00:00Z

@@ -38,7 +38,8 @@ from langchain_retryrouter.testing import (
     Stall,
     Status,
 )
-from tests.promises.harness import FIVE, LLMS, chat_openai, new_model
+from tests.promises.harness import FIVE, LLMS, new_model
+from tests.support.models import chat_openai
 from tests.unit_tests.conftest import Twin
 
 NO_RETRIES = RetryPolicy(max_retries=0)
@@ -500,10 +501,7 @@ def test_a_pause_that_begins_during_the_wait_for_a_turn_is_waited_for(
     limiter = _PausedMeanwhile(list(breakers))
     router = RetryRouter(
         routes=[
-            Route(
-                model=chat_openai(gateway.url, rate_limiter=limiter),
-                breaker=breaker,
-            )
+            Route(model=chat_openai(gateway.url, rate_limiter=limiter), breaker=breaker)
             for breaker in breakers
         ],
         clock=clock,

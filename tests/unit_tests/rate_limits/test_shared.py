@@ -19,7 +19,8 @@ from langchain_retryrouter.rate_limits import Reservation, Size
 from langchain_retryrouter.stores import MemoryStore
 from langchain_retryrouter.stores.redis import script
 from langchain_retryrouter.testing import FakeClock, FaultyGateway
-from tests.promises.harness import VirtualClock, chat_openai, let_pass, run
+from tests.promises.harness import VirtualClock, let_pass, run
+from tests.support.models import chat_openai
 
 ONE = Size()
 

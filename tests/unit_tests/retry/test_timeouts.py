@@ -10,14 +10,8 @@ import threading
 from collections.abc import Generator, Iterator
 
 import pytest
-from pydantic import SecretStr
 
-from langchain_retryrouter import (
-    GPTRouter,
-    GPTRouterModel,
-    RetryPolicy,
-    RetryRouter,
-)
+from langchain_retryrouter import RetryPolicy, RetryRouter
 from langchain_retryrouter._retry.timeouts import (
     End,
     ThreadedStream,
@@ -25,6 +19,7 @@ from langchain_retryrouter._retry.timeouts import (
     run_with_timeout,
 )
 from langchain_retryrouter.testing import Answer, FaultyGateway, Stall
+from tests.support.models import gpt_router
 
 LONG = 30.0
 _user: contextvars.ContextVar[str] = contextvars.ContextVar("user", default="nobody")
@@ -151,11 +146,7 @@ def test_an_attempt_that_is_given_up_is_aborted(method: str) -> None:
     policy = RetryPolicy(attempt_timeout=0.2, first_token_timeout=0.2, stall_timeout=5)
     with FaultyGateway() as gateway:
         gateway.script(Stall(after=0, seconds=LONG), Answer("Hello"))
-        model = GPTRouter(
-            models_priority_list=[GPTRouterModel(name="m", provider_name="openai")],
-            gpt_router_api_base=gateway.url,
-            gpt_router_api_key=SecretStr("any"),
-        )
+        model = gpt_router(gateway, "m")
         router = RetryRouter(routes=[model, model], retry_policy=policy)
         answer = getattr(router, method)("Hi")
         text = "".join(chunk.text for chunk in answer) if method == "stream" else ""

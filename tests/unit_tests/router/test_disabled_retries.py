@@ -24,14 +24,9 @@ from langchain_core.runnables import ConfigurableField
 from langchain_openai import AzureChatOpenAI, ChatOpenAI
 from pydantic import SecretStr
 
-from langchain_retryrouter import (
-    GPTRouter,
-    GPTRouterModel,
-    RetryPolicy,
-    RetryRouter,
-    Route,
-)
+from langchain_retryrouter import GPTRouter, RetryPolicy, RetryRouter, Route
 from langchain_retryrouter.testing import FakeClock, FaultyGateway, Status
+from tests.support.models import chat_openai, gpt_router
 
 from .attempts import WAYS, Way, error_of
 
@@ -40,11 +35,6 @@ KEY = SecretStr("sk-any")
 CLOSE = {"connection": "close"}
 
 NewModel = Callable[[FaultyGateway], Any]
-
-
-def chat_openai(gateway: FaultyGateway, **fields: Any) -> ChatOpenAI:
-    given: dict[str, Any] = {"default_headers": CLOSE, **fields}
-    return ChatOpenAI(model="gpt-4o", api_key=KEY, base_url=gateway.openai_url, **given)
 
 
 def responses_api(gateway: FaultyGateway) -> ChatOpenAI:
@@ -81,15 +71,7 @@ def one_model(gateway: FaultyGateway, **fields: Any) -> GPTRouter:
 def several_models(
     gateway: FaultyGateway, names: tuple[str, ...] | list[str] = ("a", "b"), **f: Any
 ) -> GPTRouter:
-    return GPTRouter(
-        models_priority_list=[
-            GPTRouterModel(name=name, provider_name="chat_openai") for name in names
-        ],
-        gpt_router_api_base=gateway.url,
-        gpt_router_api_key=KEY,
-        clock=FakeClock(),
-        **f,
-    )
+    return gpt_router(gateway, *names, clock=FakeClock(), **f)
 
 
 def without_failover(gateway: FaultyGateway) -> GPTRouter:
@@ -250,14 +232,7 @@ def test_a_model_without_a_sync_client_is_a_route(sick_gateway: FaultyGateway) -
     async def key() -> str:
         return "sk-any"
 
-    router = new_router(
-        ChatOpenAI(
-            model="gpt-4o",
-            api_key=key,
-            base_url=sick_gateway.openai_url,
-            default_headers=CLOSE,
-        )
-    )
+    router = new_router(chat_openai(sick_gateway, api_key=key))
     with pytest.raises(Exception, match="503"):
         asyncio.run(router.ainvoke("hi"))
     assert len(sick_gateway.requests) == 2
@@ -276,11 +251,7 @@ class OwnArguments(ChatAnthropic):
     """A subclass that cannot be made again with the fields of its class."""
 
     def __init__(self, gateway: FaultyGateway, **_: Any) -> None:
-        fields: dict[str, Any] = {
-            "model": "m",
-            "api_key": KEY,
-            "base_url": gateway.url,
-        }
+        fields: dict[str, Any] = {"model": "m", "api_key": KEY, "base_url": gateway.url}
         super().__init__(**fields)
 
 

@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 from langchain_core.language_models.fake_chat_models import ParrotFakeChatModel
-from langchain_openai import ChatOpenAI
-from pydantic import SecretStr
 
-from langchain_retryrouter import GPTRouter, GPTRouterModel, RetryPolicy
+from langchain_retryrouter import RetryPolicy
 from langchain_retryrouter._router.route import Route
 from langchain_retryrouter.chat_models.retry_router import RetryRouter
 from langchain_retryrouter.failures import FailureAction, FailureKind
 from langchain_retryrouter.testing import FakeClock, FaultyGateway, Status
+from tests.support.models import chat_openai, gpt_router
 
 from .attempts import WAYS, Way, error_of
 
@@ -27,26 +26,6 @@ def new_router(*models: Any, **fields: Any) -> RetryRouter:
     return RetryRouter(routes=list(models), **settings)
 
 
-def chat_openai(gateway: FaultyGateway) -> ChatOpenAI:
-    return ChatOpenAI(
-        model="gpt-4o",
-        api_key=SecretStr("sk-any"),
-        base_url=gateway.openai_url,
-        default_headers={"connection": "close"},
-    )
-
-
-def gpt_router(gateway: FaultyGateway) -> GPTRouter:
-    return GPTRouter(
-        models_priority_list=[
-            GPTRouterModel(name=name, provider_name="chat_openai") for name in "ab"
-        ],
-        gpt_router_api_base=gateway.url,
-        gpt_router_api_key=SecretStr("any"),
-        clock=FakeClock(),
-    )
-
-
 @pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("recovery", ["error", "buffer", "continue"])
 def test_a_sick_provider_gets_the_requests_of_explain(
@@ -56,7 +35,7 @@ def test_a_sick_provider_gets_the_requests_of_explain(
     faulty_gateway.always(Status(503))
     router = new_router(
         chat_openai(faulty_gateway),
-        gpt_router(faulty_gateway),
+        gpt_router(faulty_gateway, *"ab", clock=FakeClock()),
         new_router(
             chat_openai(faulty_gateway), retry_policy=RetryPolicy(max_retries=0)
         ),

@@ -24,15 +24,9 @@ import urllib3
 from langchain_core import exceptions as langchain
 from langchain_core.language_models import BaseChatModel
 from langchain_core.outputs import ChatResult
-from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from langchain_retryrouter import (
-    FailureKind,
-    GPTRouter,
-    GPTRouterModel,
-    RetryPolicy,
-    RetryRouter,
-)
+from langchain_retryrouter import FailureKind, RetryPolicy, RetryRouter
 from langchain_retryrouter._providers.errors import read_exception
 from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError
 from langchain_retryrouter.testing import (
@@ -51,6 +45,7 @@ from langchain_retryrouter.testing import (
     Step,
     Truncate,
 )
+from tests.support.models import gpt_router
 
 from .anthropic_wire import after_the_beginning, event, problem
 from .attempts import WALL, WAYS, Way, error_of
@@ -291,16 +286,9 @@ def test_an_odd_error_is_an_error(way: Way, status: int, odd: str) -> None:
 @every_way
 def test_an_error_of_ours_is_handed_on_as_it_is(way: Way) -> None:
     """GPTRouter names its own failures, and nothing of them gets lost."""
-    own = GPTRouterModel(name="gpt-4o", provider_name="openai")
     with FaultyGateway() as gateway:
         gateway.script(Status(429, {"retry-after": "3"}))
-        model = GPTRouter(
-            models_priority_list=[own],
-            gpt_router_api_key=SecretStr("any"),
-            gpt_router_api_base=gateway.url,
-            retry_policy=ONCE,
-        )
-        error = routed(way, model)
+        error = routed(way, gpt_router(gateway, "gpt-4o", retry_policy=ONCE))
     assert (type(error).__name__, error.retry_after) == ("GPTRouterRateLimitError", 3)
 
 

@@ -23,14 +23,9 @@ from langchain_retryrouter import (
 )
 from langchain_retryrouter.circuit_breaker import BreakerState
 from langchain_retryrouter.stores import MemoryStore, RedisStore
-from langchain_retryrouter.testing import (
-    Answer,
-    FakeClock,
-    FaultyGateway,
-    Status,
-    Step,
-)
-from tests.promises.harness import KEY, chat_openai, new_model
+from langchain_retryrouter.testing import Answer, FakeClock, FaultyGateway, Status, Step
+from tests.promises.harness import new_model
+from tests.support.models import KEY, chat_openai
 from tests.unit_tests.conftest import Twin
 
 from .conftest import Processes, eventually

@@ -1,0 +1,47 @@
+"""Chat models at a gateway, with made-up keys."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from langchain_openai import ChatOpenAI
+from pydantic import SecretStr
+
+from langchain_retryrouter import GPTRouter, GPTRouterModel
+from langchain_retryrouter.testing import FaultyGateway
+
+KEY: Final = "sk-must-never-be-shown"
+
+
+def _url(gateway: FaultyGateway | str) -> str:
+    return gateway if isinstance(gateway, str) else gateway.url
+
+
+def chat_openai(
+    gateway: FaultyGateway | str, model: str = "gpt-4o", **fields: Any
+) -> ChatOpenAI:
+    """langchain-openai's, without connections that outlive a test and its port."""
+    settings: dict[str, Any] = {
+        "model": model,
+        "base_url": f"{_url(gateway)}/v1",
+        "api_key": SecretStr(KEY),
+        "default_headers": {"connection": "close"},
+    }
+    return ChatOpenAI(**{**settings, **fields})
+
+
+def gpt_router(
+    gateway: FaultyGateway | str,
+    *names: str,
+    provider: str = "chat_openai",
+    **fields: Any,
+) -> GPTRouter:
+    """A `GPTRouter` of models with these names."""
+    settings: dict[str, Any] = {
+        "models_priority_list": [
+            GPTRouterModel(name=name, provider_name=provider) for name in names
+        ],
+        "gpt_router_api_base": _url(gateway),
+        "gpt_router_api_key": SecretStr(KEY),
+    }
+    return GPTRouter(**{**settings, **fields})
