@@ -204,11 +204,7 @@ FAULTS: Final[dict[str, Callable[[RedisServer, SlowProxy], None]]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_redis_takes_no_call_down(
-    fault: str,
-    redis_server: RedisServer,
-    figures: Figures,
-    *,
-    is_long: bool,
+    fault: str, redis_server: RedisServer, figures: Figures, *, is_long: bool
 ) -> None:
     """Without Redis calls are answered, and as quick."""
     proxy = SlowProxy(redis_server.port)

@@ -14,13 +14,7 @@ from typing import Any, Final
 import pytest
 
 from langchain_retryrouter import RetryPolicy, RetryRouterError
-from langchain_retryrouter.testing import (
-    Answer,
-    Body,
-    FaultyGateway,
-    ToolCall,
-    Usage,
-)
+from langchain_retryrouter.testing import Answer, Body, FaultyGateway, ToolCall, Usage
 from tests.promises.conftest import Figures
 from tests.promises.harness import LLMS, METHODS, call, is_stub_answer, new_model
 from tests.promises.test_truncation import recorded_body

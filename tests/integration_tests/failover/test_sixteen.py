@@ -11,12 +11,7 @@ from typing import Any, Final
 import pytest
 
 from benchmarks.failover.play import play_all
-from benchmarks.failover.scenarios import (
-    SCENARIOS,
-    Seen,
-    attempts_in_the_outage,
-    judge,
-)
+from benchmarks.failover.scenarios import SCENARIOS, Seen, attempts_in_the_outage, judge
 from benchmarks.failover.systems import (
     SYSTEMS,
     retry_router,

@@ -13,10 +13,7 @@ from pydantic import SecretStr
 
 from benchmarks.failover.provider import TEXT
 from benchmarks.failover.systems import Way, asked
-from langchain_retryrouter import (
-    RetryPolicy,
-    RetryRouter,
-)
+from langchain_retryrouter import RetryPolicy, RetryRouter
 from langchain_retryrouter.testing import (
     Answer,
     Cut,

@@ -140,9 +140,7 @@ def test_each_text_has_its_vector(places: Places) -> None:
     assert not places.asked(1)
 
 
-def test_batches_are_split_by_tokens_and_by_the_models_own_size(
-    places: Places,
-) -> None:
+def test_batches_are_split_by_tokens_and_by_the_models_own_size(places: Places) -> None:
     """What is sent fits each route: one call of its model is one request."""
     router = places.router(max_batch_tokens=25, max_concurrency=1)
     places.embed(router, ["x" * 40, "y" * 40, "z" * 400, "w"])

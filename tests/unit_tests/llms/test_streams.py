@@ -13,14 +13,7 @@ from langchain_retryrouter import OpenAIChat, RetryPolicy, errors
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter.llms import openai as module
 from langchain_retryrouter.llms.openai import completion_with_retry
-from langchain_retryrouter.testing import (
-    Body,
-    Cut,
-    FaultyGateway,
-    Raw,
-    Stall,
-    Truncate,
-)
+from langchain_retryrouter.testing import Body, Cut, FaultyGateway, Raw, Stall, Truncate
 
 from .conftest import EVENTS, NewLLM, Recorder, choice, streamed
 

@@ -107,9 +107,7 @@ async def test_a_cancelled_wait_lets_the_next_one_in(state: str) -> None:
     assert (limit.in_flight, limit.waiting) == (0, 0)
 
 
-def test_an_interrupted_wait_leaves_the_queue(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_interrupted_wait_leaves_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     """Control-C is no answer, and takes no place."""
     limit = RateLimit(max_concurrency=1)
     limit.take(ONE)

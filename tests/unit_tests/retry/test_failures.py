@@ -146,8 +146,7 @@ def test_a_429_is_a_rate_limit_or_a_quota(
 
 
 @pytest.mark.parametrize(
-    "status",
-    sorted(STATUSES.keys() - {400, 401, 403, 413, 422, 429}),
+    "status", sorted(STATUSES.keys() - {400, 401, 403, 413, 422, 429})
 )
 def test_no_other_status_is_overruled(status: int) -> None:
     """A 503 stays an outage, whatever the body says; a 500 may be a long prompt."""

@@ -104,10 +104,7 @@ ANTHROPICS = {"type": "tool", "name": "get_time"}
     ids=str,
 )
 def test_a_tool_choice_means_the_same_everywhere(
-    pair: Pair,
-    choice: Any,
-    openais: Any,
-    anthropics: Any,
+    pair: Pair, choice: Any, openais: Any, anthropics: Any
 ) -> None:
     """Any provider's form is translated for each route."""
     router = RetryRouter(routes=pair.models)
@@ -116,9 +113,7 @@ def test_a_tool_choice_means_the_same_everywhere(
     assert pair.anthropic.requests[0].json.get("tool_choice") == anthropics
 
 
-def test_strict_and_parallel_calls_reach_each_provider(
-    pair: Pair,
-) -> None:
+def test_strict_and_parallel_calls_reach_each_provider(pair: Pair) -> None:
     """Both are said in the form of each provider."""
     router = RetryRouter(routes=pair.models)
     bound = router.bind_tools(TOOLS, strict=True, parallel_tool_calls=False)
@@ -201,9 +196,7 @@ def test_a_choice_that_an_integration_ignores_is_named() -> None:
         )
 
 
-def test_a_provider_tool_of_one_route_stays(
-    pair: Pair,
-) -> None:
+def test_a_provider_tool_of_one_route_stays(pair: Pair) -> None:
     """Tools that were bound to a route's model are offered beside the router's."""
     searching: Any = pair.models[1].bind_tools([SEARCH])
     router = RetryRouter(routes=[pair.models[0], searching])
@@ -214,9 +207,7 @@ def test_a_provider_tool_of_one_route_stays(
     assert len(pair.openai.requests[-1].json["tools"]) == 1
 
 
-def test_a_provider_tool_is_no_function_of_another_provider(
-    pair: Pair,
-) -> None:
+def test_a_provider_tool_is_no_function_of_another_provider(pair: Pair) -> None:
     """ChatOpenAI would bind it as a function without code; its route is left out."""
     router = RetryRouter(routes=pair.models)
     with pytest.warns(UserWarning, match="a tool of another provider"):

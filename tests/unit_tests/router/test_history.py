@@ -28,15 +28,8 @@ from langchain_retryrouter import (
     InvalidRequestError,
     RetryRouter,
 )
-from langchain_retryrouter._providers.history import (
-    fit_history,
-    foreign_response_id,
-)
-from langchain_retryrouter._providers.integrations import (
-    Reader,
-    provider_of,
-    reader_of,
-)
+from langchain_retryrouter._providers.history import fit_history, foreign_response_id
+from langchain_retryrouter._providers.integrations import Reader, provider_of, reader_of
 from langchain_retryrouter.testing import Answer, FaultyGateway, Status
 
 from .anthropic_wire import END, after_the_beginning
