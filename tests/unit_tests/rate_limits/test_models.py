@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.rate_limiters import BaseRateLimiter
-from pydantic import SecretStr
 
 from langchain_retryrouter import (
     APIConnectionError,
     APITimeoutError,
     CircuitBreaker,
     CircuitOpenError,
-    GPTRouter,
-    GPTRouterModel,
     InvalidRequestError,
     RateLimit,
     RateLimitError,
@@ -39,17 +36,55 @@ from langchain_retryrouter.testing import (
     Status,
 )
 from tests.promises.harness import FIVE, LLMS, new_model
-from tests.support.models import chat_openai
+from tests.support.models import chat_openai, gpt_router
 from tests.unit_tests.conftest import Twin
 
 NO_RETRIES = RetryPolicy(max_retries=0)
 
 
-def ask(twin: Twin, model: Any, method: str = "invoke", prompt: str = "hi") -> Any:
-    """One call; its answer, or the chunks of it."""
-    if method == "invoke":
-        return twin.invoke(model, prompt)
-    return twin.stream(model, prompt)
+@dataclass(frozen=True)
+class Lab(Twin):
+    """Sync or async calls of models at one gateway, on one clock."""
+
+    gateway: FaultyGateway
+    clock: FakeClock
+
+    def ask(self, model: Any, method: str = "invoke", prompt: str = "hi") -> Any:
+        """One call; its answer, or the chunks of it."""
+        return getattr(super(), method)(model, prompt)
+
+    def limit(self, **fields: Any) -> RateLimit:
+        return RateLimit(**fields, clock=self.clock)
+
+    def used_up(self, **numbers: Any) -> RateLimit:
+        """A limit that has nothing left for a minute."""
+        limit = self.limit(**{"requests_per_minute": 1, **numbers})
+        limit.take(Size()).cancelled()
+        return limit
+
+    def model(self, name: str, **fields: Any) -> Any:
+        return new_model(name, self.gateway, clock=self.clock, **fields)
+
+    def router(self, **fields: Any) -> RetryRouter:
+        return RetryRouter(**fields, clock=self.clock)
+
+    def routed(self, *limits: RateLimit | None, **fields: Any) -> RetryRouter:
+        """A router with a route for each limit, named a, b, ..."""
+        routes = [
+            Route(model=chat_openai(self.gateway), name=name, rate_limit=limit)
+            for name, limit in zip("abc", limits, strict=False)
+        ]
+        return self.router(routes=routes, **fields)
+
+
+@pytest.fixture
+def lab(twin: Twin, gateway: FaultyGateway, clock: FakeClock) -> Lab:
+    """Run the test twice: with sync calls, and with async calls."""
+    return Lab(twin.is_async, gateway, clock)
+
+
+both_ways = pytest.mark.parametrize("method", ["invoke", "stream"])
+every_class = pytest.mark.parametrize("name", FIVE)
 
 
 def attempts(answer: Any) -> list[dict[str, Any]]:
@@ -65,42 +100,31 @@ def told(answer: Any) -> list[tuple[Any, Any]]:
     return [(line.get("route"), line["outcome"]) for line in attempts(answer)]
 
 
-def used_up(clock: FakeClock, **numbers: Any) -> RateLimit:
-    """A limit that has nothing left for a minute."""
-    limit = RateLimit(**{"requests_per_minute": 1, **numbers}, clock=clock)
-    limit.take(Size()).cancelled()
-    return limit
-
-
-@pytest.mark.parametrize("method", ["invoke", "stream"])
-@pytest.mark.parametrize("name", FIVE)
-def test_every_attempt_waits_for_its_turn(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, name: str, method: str
-) -> None:
+@both_ways
+@every_class
+def test_every_attempt_waits_for_its_turn(lab: Lab, name: str, method: str) -> None:
     """Retries too; nothing is in flight when the call is over."""
-    limit = RateLimit(requests_per_minute=60, clock=clock)
+    limit = lab.limit(requests_per_minute=60)
     policy = RetryPolicy(max_retries=1, initial_delay=0)
-    model = new_model(name, gateway, rate_limit=limit, clock=clock, retry_policy=policy)
-    gateway.script(Status(503))
-    ask(twin, model, method)
-    assert len(gateway.requests) == 2
-    assert clock.sleeps[-1:] == [pytest.approx(1.0)]
+    model = lab.model(name, rate_limit=limit, retry_policy=policy)
+    lab.gateway.script(Status(503))
+    lab.ask(model, method)
+    assert len(lab.gateway.requests) == 2
+    assert lab.clock.sleeps[-1:] == [pytest.approx(1.0)]
     assert (limit.in_flight, limit.waiting) == (0, 0)
     assert limit.available() == {"requests": pytest.approx(0)}
 
 
-@pytest.mark.parametrize("method", ["invoke", "stream"])
-@pytest.mark.parametrize("name", FIVE)
-def test_tokens_are_settled_by_the_usage(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, name: str, method: str
-) -> None:
+@both_ways
+@every_class
+def test_tokens_are_settled_by_the_usage(lab: Lab, name: str, method: str) -> None:
     """What the provider counted is what the limit has lost."""
-    limit = RateLimit(tokens_per_minute=6e6, input_tokens_per_minute=6e6, clock=clock)
+    limit = lab.limit(tokens_per_minute=6e6, input_tokens_per_minute=6e6)
     fields = {"stream_usage": True} if name in LLMS and method == "stream" else {}
-    model = new_model(name, gateway, rate_limit=limit, clock=clock, **fields)
-    answer = ask(twin, model, method, "one two three")
+    model = lab.model(name, rate_limit=limit, **fields)
+    answer = lab.ask(model, method, "one two three")
     if name in LLMS:
-        sent = gateway.requests[0]
+        sent = lab.gateway.requests[0]
         assert sent is not None
     else:
         whole = answer
@@ -114,42 +138,32 @@ def test_tokens_are_settled_by_the_usage(
     assert limit.in_flight == 0
 
 
-@pytest.mark.parametrize("method", ["invoke", "stream"])
-@pytest.mark.parametrize("name", FIVE)
-def test_a_wait_ends_with_the_deadline(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, name: str, method: str
-) -> None:
+@both_ways
+@every_class
+def test_a_wait_ends_with_the_deadline(lab: Lab, name: str, method: str) -> None:
     """The error says that nothing was sent, for which limit, and how long it needs."""
-    limit = used_up(clock, name="tier-1")
-    model = new_model(
-        name,
-        gateway,
-        rate_limit=limit,
-        clock=clock,
-        retry_policy=RetryPolicy(deadline=5),
-    )
+    limit = lab.used_up(name="tier-1")
+    model = lab.model(name, rate_limit=limit, retry_policy=RetryPolicy(deadline=5))
     with pytest.raises(APITimeoutError, match=r"nothing was sent.*tier-1") as caught:
-        ask(twin, model, method)
+        lab.ask(model, method)
     assert not caught.value.may_have_run
-    assert len(gateway.requests) == 0
-    assert clock.monotonic() <= 5
+    assert len(lab.gateway.requests) == 0
+    assert lab.clock.monotonic() <= 5
     assert limit.waiting == 0
     assert limit.available()["requests"] == pytest.approx(0)
 
 
-@pytest.mark.parametrize("method", ["invoke", "stream"])
-def test_the_wait_is_in_the_attempt_log(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, method: str
-) -> None:
+@both_ways
+def test_the_wait_is_in_the_attempt_log(lab: Lab, method: str) -> None:
     """As `limiter_wait`, in seconds, and not in the attempt's own time."""
-    limit = RateLimit(requests_per_minute=30, clock=clock)
+    limit = lab.limit(requests_per_minute=30)
     for name in ("GPTRouter", "RetryRouter"):
-        model = new_model(name, gateway, rate_limit=limit, clock=clock)
-        ask(twin, model, method)
-        (line,) = attempts(ask(twin, model, method))
+        model = lab.model(name, rate_limit=limit)
+        lab.ask(model, method)
+        (line,) = attempts(lab.ask(model, method))
         assert line["limiter_wait"] == pytest.approx(2.0)
         assert line["seconds"] == 0
-        clock.advance(10)
+        lab.clock.advance(10)
 
 
 class Waits(BaseCallbackHandler):
@@ -166,18 +180,16 @@ class Waits(BaseCallbackHandler):
         self.retries += 1
 
 
-@pytest.mark.parametrize("method", ["invoke", "stream"])
-@pytest.mark.parametrize("name", FIVE)
-def test_callbacks_hear_of_a_wait_before_it(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, name: str, method: str
-) -> None:
+@both_ways
+@every_class
+def test_callbacks_hear_of_a_wait_before_it(lab: Lab, name: str, method: str) -> None:
     """As the custom event `rate_limit_wait`; it is not counted as a retry."""
-    limit = RateLimit(requests_per_minute=30, name="tier-1", clock=clock)
-    model = new_model(name, gateway, rate_limit=limit, clock=clock)
+    limit = lab.limit(requests_per_minute=30, name="tier-1")
+    model = lab.model(name, rate_limit=limit)
     waits = Waits()
     for _ in range(2):
         model_with = model.with_config(callbacks=[waits])
-        ask(twin, model_with, method)
+        lab.ask(model_with, method)
     ((event, data),) = waits.seen
     assert event == "rate_limit_wait"
     assert data["limit"] == "tier-1"
@@ -196,276 +208,224 @@ def routed(
     return RetryRouter(routes=routes, clock=clock, **fields)
 
 
-@pytest.mark.parametrize("method", ["invoke", "stream"])
-def test_a_full_route_spills_over_at_once(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, method: str
-) -> None:
+@both_ways
+def test_a_full_route_spills_over_at_once(lab: Lab, method: str) -> None:
     """The next route is asked without a wait; the log says why."""
-    router = routed(gateway, clock, used_up(clock), None)
-    answer = ask(twin, router, method)
+    router = lab.routed(lab.used_up(), None)
+    answer = lab.ask(router, method)
     assert told(answer) == [("a", "skipped"), ("b", "ok")]
     assert attempts(answer)[0]["reason"] == "its rate limit is used up for 60.0 s"
-    assert clock.sleeps == []
+    assert lab.clock.sleeps == []
 
 
-def test_a_short_wait_stays_at_its_route(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock
-) -> None:
+def test_a_short_wait_stays_at_its_route(lab: Lab) -> None:
     """Up to `failover_after_wait`, as for a wait that a provider asks for."""
-    limit = RateLimit(requests_per_minute=30, clock=clock)
-    router = routed(gateway, clock, limit, None)
-    ask(twin, router)
-    assert told(ask(twin, router)) == [("a", "ok")]
-    assert clock.monotonic() == pytest.approx(2)
+    limit = lab.limit(requests_per_minute=30)
+    router = lab.routed(limit, None)
+    lab.ask(router)
+    assert told(lab.ask(router)) == [("a", "ok")]
+    assert lab.clock.monotonic() == pytest.approx(2)
     policy = RetryPolicy(failover_after_wait=0)
-    router = routed(gateway, clock, limit, None, retry_policy=policy)
-    assert told(ask(twin, router)) == [("a", "skipped"), ("b", "ok")]
-    assert clock.monotonic() == pytest.approx(2)
+    router = lab.routed(limit, None, retry_policy=policy)
+    assert told(lab.ask(router)) == [("a", "skipped"), ("b", "ok")]
+    assert lab.clock.monotonic() == pytest.approx(2)
 
 
-def test_full_routes_are_waited_for_where_it_is_shortest(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock
-) -> None:
+def test_full_routes_are_waited_for_where_it_is_shortest(lab: Lab) -> None:
     """No route is free soon, so the one that is free first is asked."""
-    limits = used_up(clock), used_up(clock, requests_per_minute=6)
-    answer = ask(twin, routed(gateway, clock, *limits))
+    limits = lab.used_up(), lab.used_up(requests_per_minute=6)
+    answer = lab.ask(lab.routed(*limits))
     assert told(answer) == [("a", "skipped"), ("b", "ok")]
     assert attempts(answer)[1]["limiter_wait"] == pytest.approx(10)
 
 
-def test_a_routers_own_limit_holds_for_all_routes(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock
-) -> None:
+def test_a_routers_own_limit_holds_for_all_routes(lab: Lab) -> None:
     """A second route is no way around it."""
-    limit = RateLimit(requests_per_minute=6, clock=clock)
-    router = routed(gateway, clock, None, None, rate_limit=limit)
-    ask(twin, router)
-    answer = ask(twin, router)
+    limit = lab.limit(requests_per_minute=6)
+    router = lab.routed(None, None, rate_limit=limit)
+    lab.ask(router)
+    answer = lab.ask(router)
     assert told(answer) == [("a", "ok")]
     assert attempts(answer)[0]["limiter_wait"] == pytest.approx(10)
 
 
-@pytest.mark.parametrize("method", ["invoke", "stream"])
-def test_a_models_own_limit_is_its_routes(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, method: str
-) -> None:
+@both_ways
+def test_a_models_own_limit_is_its_routes(lab: Lab, method: str) -> None:
     """Its wait is no silence of the provider: another route is asked at once."""
-    limit = used_up(clock)
-    first = new_model("GPTRouter", gateway, rate_limit=limit)
-    router = RetryRouter(routes=[first, chat_openai(gateway.url)], clock=clock)
+    limit = lab.used_up()
+    first = lab.model("GPTRouter", rate_limit=limit)
+    router = lab.router(routes=[first, chat_openai(lab.gateway)])
     for _ in range(4):
-        assert told(ask(twin, router, method))[-1] == ("gpt-4o", "ok")
-    clock.advance(60)
-    assert told(ask(twin, router, method)) == [("gpt-4", "ok")]
+        assert told(lab.ask(router, method))[-1] == ("gpt-4o", "ok")
+    lab.clock.advance(60)
+    assert told(lab.ask(router, method)) == [("gpt-4", "ok")]
 
 
-def test_waits_open_no_breaker(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock
-) -> None:
+def test_waits_open_no_breaker(lab: Lab) -> None:
     """A limit that lets nothing through says nothing about the provider."""
-    breaker = CircuitBreaker(failure_threshold=1, clock=clock)
+    breaker = CircuitBreaker(failure_threshold=1, clock=lab.clock)
     route = Route(
-        model=chat_openai(gateway.url), rate_limit=used_up(clock), breaker=breaker
+        model=chat_openai(lab.gateway), rate_limit=lab.used_up(), breaker=breaker
     )
-    router = RetryRouter(
-        routes=[route], clock=clock, retry_policy=RetryPolicy(deadline=2)
-    )
+    router = lab.router(routes=[route], retry_policy=RetryPolicy(deadline=2))
     for _ in range(3):
         with pytest.raises(APITimeoutError, match="nothing was sent"):
-            ask(twin, router)
+            lab.ask(router)
     assert not breaker.is_open
-    assert len(gateway.requests) == 0
+    assert len(lab.gateway.requests) == 0
 
 
-def test_a_request_that_never_fits_goes_elsewhere(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock
-) -> None:
+def test_a_request_that_never_fits_goes_elsewhere(lab: Lab) -> None:
     """To a route with a larger limit; without one, the error names both numbers."""
-    small = RateLimit(tokens_per_minute=100, clock=clock)
+    small = lab.limit(tokens_per_minute=100)
     prompt = "word " * 400
-    answer = ask(twin, routed(gateway, clock, small, None), prompt=prompt)
+    answer = lab.ask(lab.routed(small, None), prompt=prompt)
     assert told(answer) == [("a", "skipped"), ("b", "ok")]
     with pytest.raises(RateLimitError, match=r"about 5\d\d tokens.* 100 in a min"):
-        ask(twin, routed(gateway, clock, small), prompt=prompt)
-    llm = new_model("OpenAI", gateway, rate_limit=small, clock=clock)
+        lab.ask(lab.routed(small), prompt=prompt)
+    llm = lab.model("OpenAI", rate_limit=small)
     with pytest.raises(RateLimitError, match=r"nothing was sent.* 100 in a min"):
-        ask(twin, llm, prompt=prompt)
-    assert len(gateway.requests) == 1
+        lab.ask(llm, prompt=prompt)
+    assert len(lab.gateway.requests) == 1
 
 
-@pytest.mark.parametrize("name", FIVE)
-def test_what_was_refused_before_it_was_sent_costs_nothing(
-    twin: Twin, clock: FakeClock, name: str
-) -> None:
+@every_class
+def test_what_was_refused_before_it_was_sent_costs_nothing(lab: Lab, name: str) -> None:
     """An open breaker, and a server that is not there."""
-    limit = RateLimit(requests_per_minute=60, tokens_per_minute=6_000, clock=clock)
+    limit = lab.limit(requests_per_minute=60, tokens_per_minute=6_000)
     full = limit.available()
-    breaker = CircuitBreaker(clock=clock)
+    breaker = CircuitBreaker(clock=lab.clock)
     model = new_model(
         name,
         "http://127.0.0.1:9",
         rate_limit=limit,
-        clock=clock,
+        clock=lab.clock,
         breaker=breaker,
         retry_policy=NO_RETRIES,
     )
     with pytest.raises(Exception, match=r"(?i)connect") as caught:
-        ask(twin, model)
+        lab.ask(model)
     assert caught.value.may_have_run is False  # type: ignore[attr-defined] # ours
     assert limit.available() == full
     breaker.open_for(1_000)
     refused = APIConnectionError if name == "RetryRouter" else CircuitOpenError
     with pytest.raises(refused):  # A router sends a probe.
-        ask(twin, model)
+        lab.ask(model)
     assert (limit.available(), limit.in_flight) == (full, 0)
 
 
 @pytest.mark.parametrize("fault", [Status(500), Reset(), Cut(after=1)], ids=str)
-@pytest.mark.parametrize("method", ["invoke", "stream"])
-@pytest.mark.parametrize("name", FIVE)
+@both_ways
+@every_class
 def test_no_permit_is_lost_by_a_failure(
-    twin: Twin,
-    gateway: FaultyGateway,
-    clock: FakeClock,
-    name: str,
-    method: str,
-    fault: Any,
+    lab: Lab, name: str, method: str, fault: Any
 ) -> None:
     """Whatever goes wrong, the next request may be sent."""
-    limit = RateLimit(max_concurrency=1, clock=clock)
-    model = new_model(
-        name, gateway, rate_limit=limit, clock=clock, retry_policy=NO_RETRIES
-    )
-    gateway.always(fault)
+    limit = lab.limit(max_concurrency=1)
+    model = lab.model(name, rate_limit=limit, retry_policy=NO_RETRIES)
+    lab.gateway.always(fault)
     with pytest.raises(Exception, match=r".") as caught:
-        ask(twin, model, method)
+        lab.ask(model, method)
     assert caught.value.may_have_run  # type: ignore[attr-defined] # ours
     assert limit.in_flight == 0
 
 
-@pytest.mark.parametrize("name", FIVE)
-def test_a_stream_holds_its_permit_until_it_is_closed(
-    gateway: FaultyGateway, clock: FakeClock, name: str
-) -> None:
-    """Not only until its first token; and a caller may leave early."""
-    limit = RateLimit(max_concurrency=1, clock=clock)
-    model = new_model(name, gateway, rate_limit=limit, clock=clock)
-    chunks = model.stream("hi")
-    next(chunks)
-    assert limit.in_flight == 1
-    chunks.close()
-    assert limit.in_flight == 0
+@every_class
+def test_a_stream_holds_its_permit_until_it_is_closed(lab: Lab, name: str) -> None:
+    """Not only until its first token: a caller may leave early, or be cancelled."""
+    limit = lab.limit(max_concurrency=1)
+    model = lab.model(name, rate_limit=limit)
 
+    async def cancel() -> None:
+        lab.gateway.always(Stall(after=1, seconds=10))
+        is_read = asyncio.Event()
 
-@pytest.mark.parametrize("name", FIVE)
-async def test_an_async_stream_holds_its_permit_until_it_is_closed(
-    gateway: FaultyGateway, clock: FakeClock, name: str
-) -> None:
-    """The same for `astream`, also if its task is cancelled."""
-    limit = RateLimit(max_concurrency=1, clock=clock)
-    gateway.always(Stall(after=1, seconds=10))
-    model = new_model(name, gateway, rate_limit=limit, clock=clock)
+        async def read() -> None:
+            async for _ in model.astream("hi"):
+                is_read.set()
 
-    async def read() -> None:
-        chunks: AsyncIterator[Any] = model.astream("hi")
-        async for _ in chunks:
-            seen.set()
+        task = asyncio.create_task(read())
+        await is_read.wait()
+        assert limit.in_flight == 1
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
-    seen = asyncio.Event()
-    task = asyncio.create_task(read())
-    await seen.wait()
-    assert limit.in_flight == 1
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    if lab.is_async:
+        asyncio.run(cancel())
+    else:
+        chunks = model.stream("hi")
+        next(chunks)
+        assert limit.in_flight == 1
+        chunks.close()
     assert limit.in_flight == 0
 
 
 @pytest.mark.parametrize("second", [None, "full"])
-def test_a_hedge_is_limited_and_its_loser_lets_go(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, second: str | None
-) -> None:
+def test_a_hedge_is_limited_and_its_loser_lets_go(lab: Lab, second: str | None) -> None:
     """A second stream needs room in its route's limit; both give their permits back."""
-    limits = [RateLimit(max_concurrency=1, clock=clock) for _ in range(2)]
+    limits = [lab.limit(max_concurrency=1) for _ in range(2)]
     if second:
         limits[1].take(Size())
-    gateway.script(SlowFirstToken(1.0), Answer("hello there"))
-    router = routed(gateway, clock, *limits, hedge_after=0.05)
-    answer = ask(twin, router, "stream")
+    lab.gateway.script(SlowFirstToken(1.0), Answer("hello there"))
+    router = lab.routed(*limits, hedge_after=0.05)
+    answer = lab.ask(router, "stream")
     assert told(answer)[-1][1] == "ok"
-    assert len(gateway.requests) == (1 if second else 2)
+    assert len(lab.gateway.requests) == (1 if second else 2)
     assert [limit.in_flight for limit in limits] == [0, 1 if second else 0]
 
 
-def test_a_hedge_that_never_fits_is_not_sent(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock
-) -> None:
+def test_a_hedge_that_never_fits_is_not_sent(lab: Lab) -> None:
     """The stream that is under way goes on."""
-    small = RateLimit(tokens_per_minute=10, clock=clock)
-    gateway.script(SlowFirstToken(0.3), Answer("hello there"))
-    router = routed(gateway, clock, None, small, hedge_after=0.05)
-    answer = ask(twin, router, "stream", prompt="word " * 100)
+    small = lab.limit(tokens_per_minute=10)
+    lab.gateway.script(SlowFirstToken(0.3), Answer("hello there"))
+    router = lab.routed(None, small, hedge_after=0.05)
+    answer = lab.ask(router, "stream", prompt="word " * 100)
     assert told(answer) == [("a", "ok")]
-    assert (len(gateway.requests), small.in_flight) == (1, 0)
+    assert (len(lab.gateway.requests), small.in_flight) == (1, 0)
 
 
-@pytest.mark.parametrize("method", ["invoke", "stream"])
+@both_ways
 @pytest.mark.parametrize("first", ["router", "route"])
 @pytest.mark.parametrize("inside", [None, "router", "route"])
 def test_a_limit_at_several_places_counts_once(
-    twin: Twin,
-    gateway: FaultyGateway,
-    clock: FakeClock,
-    method: str,
-    first: str,
-    inside: str | None,
+    lab: Lab, method: str, first: str, inside: str | None
 ) -> None:
     """A call never waits for what it holds itself, nor calls for one another."""
     numbers: Any = {"requests_per_minute": 6_000, "max_concurrency": 1}
-    limit, other = (RateLimit(**numbers, clock=clock) for _ in range(2))
+    limit, other = (lab.limit(**numbers) for _ in range(2))
     at = [limit, other] if first == "router" else [other, limit]
     policy = RetryPolicy(max_retries=0, deadline=5, stall_timeout=5)
-    model: Any = chat_openai(gateway.url)
+    model: Any = chat_openai(lab.gateway)
     if inside is not None:
         route = Route(model=model, name="in", rate_limit=at[0])
-        model = RetryRouter(
+        model = lab.router(
             routes=[route if inside == "route" else model],
             rate_limit=at[inside == "route"],
             retry_policy=NO_RETRIES,
-            clock=clock,
         )
-    router = RetryRouter(
+    router = lab.router(
         routes=[Route(model=model, name="out", rate_limit=at[0])],
         rate_limit=at[1 if inside else 0],
         retry_policy=policy,
-        clock=clock,
     )
-    ask(twin, router, method)
-    assert len(gateway.requests) == 1
+    lab.ask(router, method)
+    assert len(lab.gateway.requests) == 1
     assert limit.in_flight == other.in_flight == 0
     assert limit.available()["requests"] >= 99
 
 
 @pytest.mark.parametrize("last", [Answer(), Status(400)], ids=["answered", "failed"])
-def test_each_request_inside_of_a_route_counts(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, last: Any
-) -> None:
+def test_each_request_inside_of_a_route_counts(lab: Lab, last: Any) -> None:
     """A list of models behind a gateway is asked one after the other."""
-    limit = RateLimit(requests_per_minute=6_000, clock=clock)
-    names = [GPTRouterModel(name=name, provider_name="p") for name in ("a", "b")]
+    limit = lab.limit(requests_per_minute=6_000)
     at_once = RetryPolicy(max_retries=1, initial_delay=0)
-    model = GPTRouter(
-        models_priority_list=names,
-        gpt_router_api_base=gateway.url,
-        gpt_router_api_key=SecretStr("sk-made-up"),
-        retry_policy=at_once,
-        clock=clock,
-    )
+    model = gpt_router(lab.gateway, "a", "b", retry_policy=at_once, clock=lab.clock)
     route = Route(model=model, name="list", rate_limit=limit)
-    gateway.script(Status(503), last)
+    lab.gateway.script(Status(503), last)
     with contextlib.suppress(InvalidRequestError):
-        ask(twin, RetryRouter(routes=[route], clock=clock))
-    assert len(gateway.requests) == 2
+        lab.ask(lab.router(routes=[route]))
+    assert len(lab.gateway.requests) == 2
     assert limit.in_flight == 0
     spent = 100 - limit.available()["requests"]
     assert spent == pytest.approx(2)
@@ -488,27 +448,26 @@ class _PausedMeanwhile(BaseRateLimiter):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("method", ["invoke", "stream"])
+@both_ways
 def test_a_pause_that_begins_during_the_wait_for_a_turn_is_waited_for(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, method: str, count: int
+    lab: Lab, method: str, count: int
 ) -> None:
     """A call that had its turn is not refused for what servers said in the meantime."""
-    store = MemoryStore(clock=clock)
+    store = MemoryStore(clock=lab.clock)
     breakers = [
-        CircuitBreaker(clock=clock, name=f"b{number}", store=store)
+        CircuitBreaker(clock=lab.clock, name=f"b{number}", store=store)
         for number in range(count)
     ]
     limiter = _PausedMeanwhile(list(breakers))
-    router = RetryRouter(
+    router = lab.router(
         routes=[
-            Route(model=chat_openai(gateway.url, rate_limiter=limiter), breaker=breaker)
+            Route(model=chat_openai(lab.gateway, rate_limiter=limiter), breaker=breaker)
             for breaker in breakers
-        ],
-        clock=clock,
+        ]
     )
-    assert ask(twin, router, method)
-    assert len(gateway.requests) == 1
-    assert sum(clock.sleeps) >= 5
+    assert lab.ask(router, method)
+    assert len(lab.gateway.requests) == 1
+    assert sum(lab.clock.sleeps) >= 5
 
 
 @pytest.mark.parametrize("method", ["batch", "abatch"])
@@ -541,25 +500,20 @@ class _OpensMeanwhile(_PausedMeanwhile):
         return True
 
 
-def test_a_breaker_that_opens_after_the_wait_leaves_the_next_route(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock
-) -> None:
+def test_a_breaker_that_opens_after_the_wait_leaves_the_next_route(lab: Lab) -> None:
     """Also if the request is larger than its limit: the server decides about that."""
-    breaker = CircuitBreaker(clock=clock)
-    limits = [
-        RateLimit(requests_per_minute=60, clock=clock),
-        RateLimit(tokens_per_minute=100, clock=clock),
-    ]
+    breaker = CircuitBreaker(clock=lab.clock)
+    limits = [lab.limit(requests_per_minute=60), lab.limit(tokens_per_minute=100)]
     limiter = _OpensMeanwhile([breaker])
-    models = [chat_openai(gateway.url, rate_limiter=limiter), chat_openai(gateway.url)]
+    models = [chat_openai(lab.gateway, rate_limiter=limiter), chat_openai(lab.gateway)]
     routes = [
         Route(model=model, name=name, rate_limit=limit, breaker=own)
         for model, name, limit, own in zip(
             models, "ab", limits, (breaker, None), strict=True
         )
     ]
-    router = RetryRouter(routes=routes, clock=clock)
-    answer = ask(twin, router, prompt="word " * 400)
+    router = lab.router(routes=routes)
+    answer = lab.ask(router, prompt="word " * 400)
     assert told(answer) == [("a", "circuit_open"), ("b", "ok")]
     assert [limit.in_flight for limit in limits] == [0, 0]
     assert limits[0].available() == {"requests": 1.0}
@@ -579,15 +533,13 @@ class Gate(BaseRateLimiter):
         return self.acquire(blocking=blocking)
 
 
-def test_a_models_limiter_of_langchain_counts_as_well(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock
-) -> None:
+def test_a_models_limiter_of_langchain_counts_as_well(lab: Lab) -> None:
     """If it sends the call elsewhere, the first route's limit has its turn back."""
-    limits = [RateLimit(requests_per_minute=60, clock=clock) for _ in range(2)]
-    router = routed(gateway, clock, *limits)
-    router.routes[0].model.rate_limiter = Gate(clock, 30)
-    assert told(ask(twin, router)) == [("b", "ok")]
-    clock.advance(60)
+    limits = [lab.limit(requests_per_minute=60) for _ in range(2)]
+    router = lab.routed(*limits)
+    router.routes[0].model.rate_limiter = Gate(lab.clock, 30)
+    assert told(lab.ask(router)) == [("b", "ok")]
+    lab.clock.advance(60)
     assert [limit.in_flight for limit in limits] == [0, 0]
     assert limits[0].available() == {"requests": 1.0}
-    assert told(ask(twin, router)) == [("a", "ok")]
+    assert told(lab.ask(router)) == [("a", "ok")]
