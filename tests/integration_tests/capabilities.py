@@ -48,7 +48,6 @@ class GPTRouterSuite(ChatModelIntegrationTests):
 
     @property
     def chat_model_class(self) -> type[BaseChatModel]:
-        """The class under test."""
         return GPTRouter
 
     @property

@@ -84,7 +84,6 @@ class Lab:
 
     @property
     def asked(self) -> int:
-        """How often the provider was asked for a completion."""
         # The proxy asks for the list of models besides, when it likes.
         return len([request for request in self.provider.requests if request.endpoint])
 

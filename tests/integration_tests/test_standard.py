@@ -168,7 +168,6 @@ class _TwoProviders(GPTRouterSuite):
 
     @property
     def chat_model_class(self) -> type[BaseChatModel]:
-        """The class under test."""
         return TakesStop
 
     @property
@@ -191,7 +190,6 @@ class _TwoProviders(GPTRouterSuite):
 
     @property
     def routes(self) -> list[BaseChatModel]:
-        """The gateway first."""
         return [self.by_gateway, self.by_openai]
 
     @property
@@ -259,7 +257,6 @@ class TestBuffered(_TwoProviders):
 
     @property
     def routes(self) -> list[BaseChatModel]:
-        """OpenAI's API first."""
         return [self.by_openai, self.by_gateway]
 
     @pytest.fixture(autouse=True)

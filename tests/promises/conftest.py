@@ -20,17 +20,14 @@ class Figures(list[tuple[str, str, float, float]]):
     """What one test has measured (figure, relation, value, bar); a bar must hold."""
 
     def exactly(self, bar: float, value: float, what: str) -> None:
-        """Fail if `value` is not `bar`."""
         self.append((what, "=", value, bar))
         assert value == bar, f"{what}: {value:g}, and {bar:g} is promised"
 
     def at_most(self, bar: float, value: float, what: str) -> None:
-        """Fail if `value` is more than `bar`."""
         self.append((what, "≤", value, bar))
         assert value <= bar, f"{what}: {value:g}, and at most {bar:g} is promised"
 
     def at_least(self, bar: float, value: float, what: str) -> None:
-        """Fail if `value` is less than `bar`."""
         self.append((what, "≥", value, bar))
         assert value >= bar, f"{what}: {value:g}, and at least {bar:g} is promised"
 
@@ -44,7 +41,6 @@ class Figures(list[tuple[str, str, float, float]]):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--long`."""
     parser.addoption("--long", action="store_true", help="the long form of each test")
 
 

@@ -32,7 +32,6 @@ pytestmark = pytest.mark.timeout(1_800)
 
 @pytest.fixture
 def redis_server() -> Iterator[RedisServer]:
-    """A server of the test's own."""
     with RedisServer() as server:
         yield server
 

@@ -26,7 +26,6 @@ REFUSED = Failure(FailureKind.RATE_LIMIT, status_code=429, may_have_run=False)
 
 @pytest.fixture
 def redis_server() -> Iterator[RedisServer]:
-    """A server of the test's own."""
     with RedisServer() as server:
         yield server
 

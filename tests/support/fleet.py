@@ -51,7 +51,6 @@ class Worker:
         self._pipe.send((name, args))
 
     def receive(self, timeout: float = 600) -> Any:
-        """Its result."""
         assert self._pipe.poll(timeout), "a worker does not answer"
         result = self._pipe.recv()
         if isinstance(result, BaseException):
@@ -59,7 +58,6 @@ class Worker:
         return result
 
     def call(self, name: str, *args: Any) -> Any:
-        """Run a function of this module there."""
         self.send(name, *args)
         return self.receive()
 
@@ -208,7 +206,6 @@ def state() -> tuple[str, float]:
 
 
 def limit(url: str, numbers: dict[str, Any]) -> bool:
-    """Join a rate limit."""
     store = RedisStore(url, namespace="limits")
     _here["limit"] = RateLimit(name="shared", store=store, **numbers)
     return True

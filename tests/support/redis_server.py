@@ -64,7 +64,6 @@ class RedisServer:
         return redis.Redis(port=self.port, decode_responses=True, socket_timeout=10)
 
     def kill(self) -> None:
-        """End it at once."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -81,12 +80,10 @@ class RedisServer:
         self._process.send_signal(signal.SIGCONT)
 
     def __enter__(self) -> Self:
-        """Start it."""
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Kill it, paused or not."""
         self.kill()
         self._folder.cleanup()
 
@@ -128,7 +125,6 @@ class SlowProxy:
                 one.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close all connections."""
         for one in (self._listener, *self._open):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)

@@ -64,15 +64,12 @@ class Twin:
         return getattr(target, name)(*args, **kwargs)
 
     def invoke(self, runnable: Any, *args: Any, **kwargs: Any) -> Any:
-        """`invoke` or `ainvoke`."""
         return self.call(runnable, "invoke", *args, **kwargs)
 
     def batch(self, runnable: Any, *args: Any, **kwargs: Any) -> Any:
-        """`batch` or `abatch`."""
         return self.call(runnable, "batch", *args, **kwargs)
 
     def generate(self, runnable: Any, *args: Any, **kwargs: Any) -> Any:
-        """`generate` or `agenerate`."""
         return self.call(runnable, "generate", *args, **kwargs)
 
     def stream(

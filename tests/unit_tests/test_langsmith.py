@@ -50,7 +50,6 @@ class Trace:
 
     @property
     def config(self) -> Any:
-        """The config of a traced call."""
         return {"callbacks": [self.tracer]}
 
     def model(self, gateway: FaultyGateway, name: str, **fields: Any) -> GPTRouter:
@@ -63,7 +62,6 @@ class Trace:
         return self.model(self.gateway, "gpt-4", clock=self.clock)
 
     def router(self, backup: FaultyGateway, max_retries: int) -> RetryRouter:
-        """A router over two such models."""
         return RetryRouter(
             routes=[self.llm, self.model(backup, "gpt-4o")],
             retry_policy=RetryPolicy(max_retries=max_retries),
@@ -84,7 +82,6 @@ class Trace:
 
     @property
     def posted(self) -> bytes:
-        """All that was posted."""
         return b"".join(request.body for request in self.server.requests)
 
 

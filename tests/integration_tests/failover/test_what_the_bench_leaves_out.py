@@ -42,7 +42,6 @@ class Providers:
     backup: FaultyGateway
 
     def __post_init__(self) -> None:
-        """Make the models."""
         self.models = [
             ChatOpenAI(
                 model=name,

@@ -46,7 +46,6 @@ LONG = Status(429, headers={"retry-after": "120"})
 
 @pytest.fixture
 def server() -> Iterator[RedisServer]:
-    """A server of the test's own."""
     with RedisServer() as server:
         yield server
 
@@ -59,7 +58,6 @@ def gateway() -> Iterator[FaultyGateway]:
 
 
 def wait(seconds: float) -> None:
-    """Let real processes do something."""
     time.sleep(seconds)  # noqa: TID251 - they take real time
 
 
@@ -70,7 +68,6 @@ def states(store: RedisStore) -> list[str]:
 
 
 def new_router(url: str, gateway: FaultyGateway, **fields: Any) -> RetryRouter:
-    """A router with one route and a store."""
     route = Route(model=chat_openai(gateway.url), name="provider")
     policy = RetryPolicy(max_retries=0, max_retry_after=0.5)
     return RetryRouter(

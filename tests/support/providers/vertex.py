@@ -27,7 +27,6 @@ _FLUSH: Final = 0.05
 
 
 def serve(protocol: Protocol, script: Script) -> ScriptedProvider | VertexProvider:
-    """A server of this protocol."""
     server = VertexProvider if protocol.is_grpc else ScriptedProvider
     return server(protocol, script)
 
@@ -69,11 +68,9 @@ class VertexProvider:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def __enter__(self) -> Self:
-        """It serves already."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End it, and every connection that is left."""
         self._over.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)

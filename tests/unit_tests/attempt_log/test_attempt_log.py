@@ -93,8 +93,6 @@ def test_the_log_of_an_answer_is_found(
 
 
 class Results(BaseCallbackHandler):
-    """Keeps the results that handlers get."""
-
     def __init__(self) -> None:
         self.results: list[LLMResult] = []
 

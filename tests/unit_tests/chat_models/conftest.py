@@ -120,7 +120,6 @@ class Pair:
         return model
 
     def router(self, **fields: Any) -> RetryRouter:
-        """A router of both providers, with these fields besides."""
         if "routes" not in fields:
             fields["routes"] = [
                 self.model(self.primary, "first"),
@@ -134,7 +133,6 @@ class Pair:
         return sum_of(answer) if self.way == "stream" else answer
 
     def asked(self) -> tuple[int, int]:
-        """The number of requests at each provider."""
         return len(self.primary.requests), len(self.backup.requests)
 
 

@@ -20,7 +20,6 @@ def sum_of(chunks: list[AIMessageChunk]) -> AIMessageChunk:
 
 
 def event_stream(*frames: str) -> Body:
-    """A stream of exactly these frames."""
     body = "".join(f"{frame}\n\n" for frame in frames)
     return Body(200, {"content-type": "text/event-stream"}, body)
 

@@ -42,7 +42,6 @@ class Relay:
         """The number of connections that were accepted."""
 
     def __enter__(self) -> Self:
-        """Listen."""
         self._run(self._accept)
         return self
 
@@ -52,7 +51,6 @@ class Relay:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close all connections."""
         for one in (self._listener, *self._open):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)

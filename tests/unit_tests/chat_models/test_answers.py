@@ -309,14 +309,12 @@ COUNTED = {"input_tokens": 11, "output_tokens": 5, "total_tokens": 16}
 
 
 def whole(meta: Any, choices: int = 1) -> Body:
-    """An answer in one piece with this `meta`."""
     texts = [{"index": i, "text": "hi"} for i in range(choices)]
     body = {"id": "a", "model": "gpt-4-0613", "choices": texts, "meta": meta}
     return Body(200, {"content-type": "application/json"}, json.dumps(body))
 
 
 def stream(usage: Any, **meta: Any) -> Body:
-    """A stream with this usage."""
     data = {"model": "gpt-4-0613", "usage": usage, **meta}
     told = "data: " + json.dumps({"event": "meta", "data": data})
     return event_stream(update("hi", "stop"), told, END)

@@ -431,7 +431,6 @@ class _Model(BaseChatModel):
 
     @property
     def asked(self) -> int:
-        """How often it was asked."""
         return self._asked
 
     @property

@@ -456,7 +456,6 @@ LOST: dict[str, tuple[Any, dict[str, Any], str]] = {
 
 
 def ask(env: Env, llm: Any, prompt: Any, way: str, **options: Any) -> Any:
-    """The answer by `invoke` or `stream`."""
     if way == "stream":
         first, *others = env.stream(llm, prompt, **options)
         return first.__add__(others)

@@ -118,7 +118,6 @@ class Unprintable(Exception):  # noqa: N818 - it is no error of ours
     """An exception whose text and attributes cannot be read."""
 
     def __str__(self) -> str:
-        """Its text raises."""
         raise ValueError
 
     @property
@@ -711,7 +710,6 @@ class Closable(FakeListChatModel):
     closed: list[str] = Field(default_factory=list)
 
     def close(self) -> None:
-        """Close the sync client."""
         self.closed.append("close")
 
 
@@ -719,7 +717,6 @@ class AsyncClosable(Closable):
     """A model with an async client as well."""
 
     async def aclose(self) -> None:
-        """Close the async client."""
         self.closed.append("aclose")
 
 

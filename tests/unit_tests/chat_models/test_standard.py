@@ -39,7 +39,6 @@ class TestGPTRouter(ChatModelUnitTests):
 
     @property
     def chat_model_class(self) -> type[BaseChatModel]:
-        """The class under test."""
         return GPTRouter
 
     @property

@@ -284,7 +284,6 @@ def piece(
 
 
 def said(finish_reason: str | None = None, **data: Any) -> str:
-    """One update of a stream."""
     data = {"text": "", "finish_reason": finish_reason, **data}
     return "data: " + json.dumps({"event": "update", "data": data})
 
@@ -296,7 +295,6 @@ def stream_of(*pieces: Any) -> Body:
 
 
 def whole(choice: dict[str, Any]) -> Body:
-    """An answer that is not streamed, with one choice."""
     body = {"id": "a", "model": "m", "choices": [{"index": 0, **choice}]}
     return Body(200, {"content-type": "application/json"}, json.dumps(body))
 

@@ -70,7 +70,6 @@ TOO_MANY = Status(400, message="'$.input' is invalid. Array too long: at most 20
 
 
 def vectors(*given: object) -> Body:
-    """An answer of OpenAI's with these vectors."""
     data = [{"index": n, "embedding": vector} for n, vector in enumerate(given)]
     body = json.dumps({"object": "list", "data": data, "model": SPACE})
     return Body(200, {"content-type": "application/json"}, body)
@@ -113,7 +112,6 @@ class Places:
         return self.calls.call(router, name, texts)
 
     def asked(self, at: int) -> list[list[str]]:
-        """The texts of each request at a place."""
         return [request.json["input"] for request in self.gateways[at].requests]
 
 
@@ -598,7 +596,6 @@ class TestUnit(EmbeddingsUnitTests):
 
     @property
     def embeddings_class(self) -> type[Embeddings]:
-        """The class under test."""
         return EmbeddingsRouter
 
     @property
@@ -608,11 +605,8 @@ class TestUnit(EmbeddingsUnitTests):
 
 
 class TestIntegration(EmbeddingsIntegrationTests):
-    """What LangChain expects of all embeddings in use."""
-
     @property
     def embeddings_class(self) -> type[Embeddings]:
-        """The class under test."""
         return EmbeddingsRouter
 
     @property

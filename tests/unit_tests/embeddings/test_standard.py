@@ -21,7 +21,6 @@ class TestUnit(EmbeddingsUnitTests):
 
     @property
     def embeddings_class(self) -> type[Embeddings]:
-        """The class under test."""
         return GPTRouterEmbeddings
 
     @property
@@ -56,14 +55,12 @@ class _OverAGateway(EmbeddingsIntegrationTests):
 
     @pytest.fixture(autouse=True)
     def served(self) -> Iterator[None]:
-        """A gateway for each test."""
         with FaultyGateway(gptrouter="hosted") as gateway:
             self.url = gateway.url
             yield
 
     @property
     def embeddings_class(self) -> type[Embeddings]:
-        """The class under test."""
         return GPTRouterEmbeddings
 
     @property
@@ -78,12 +75,8 @@ class _OverAGateway(EmbeddingsIntegrationTests):
 
 
 class TestV1(_OverAGateway):
-    """Over the first endpoint."""
-
     endpoint = "v1"
 
 
 class TestV2(_OverAGateway):
-    """Over the second endpoint."""
-
     endpoint = "v2"

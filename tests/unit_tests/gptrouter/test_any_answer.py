@@ -36,7 +36,6 @@ class Asked:
         return self.llm.invoke("hi")
 
     def streamed(self, events: list[Any]) -> AIMessage:
-        """The sum of a stream's chunks."""
         self.gateway.always(self._stream(events))
         total = add_ai_message_chunks(*self.llm.stream("hi"))
         message = message_chunk_to_message(total)

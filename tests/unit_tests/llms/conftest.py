@@ -30,7 +30,6 @@ def choice(text: str, reason: str | None = None, **more: Any) -> dict[str, Any]:
 
 
 def whole(*choices: Any, **more: Any) -> Body:
-    """A whole answer with these choices."""
     return Body(200, JSON, json.dumps({"choices": choices, **more}))
 
 
@@ -51,7 +50,6 @@ def base_url(cls: Any, url: str) -> dict[str, str]:
 
 
 def outcomes(attempt_log: Any) -> list[str]:
-    """How each attempt ended."""
     return [line["outcome"] for line in attempt_log["attempts"]]
 
 
@@ -114,7 +112,6 @@ def new_completions(request: pytest.FixtureRequest, new_llm: NewLLM) -> NewLLM:
 
 @pytest.fixture(params=[False, True], ids=["whole", "streaming"])
 def streaming(request: pytest.FixtureRequest) -> bool:
-    """Whether the answer of a test is streamed."""
     return bool(request.param)
 
 
@@ -128,7 +125,6 @@ class Recorder(BaseCallbackHandler):
     """Writes down what a run's callbacks hear."""
 
     def __init__(self) -> None:
-        """Nothing has been heard yet."""
         self.retries: list[RetryCallState] = []
         self.tokens: list[str] = []
         self.token_facts: list[dict[str, Any]] = []
@@ -136,24 +132,19 @@ class Recorder(BaseCallbackHandler):
         self.errors: list[BaseException] = []
 
     def on_retry(self, retry_state: RetryCallState, **_: Any) -> None:
-        """A retry is coming."""
         self.retries.append(retry_state)
 
     def on_llm_new_token(self, token: Any, **facts: Any) -> None:
-        """A chunk of a stream."""
         self.tokens.append(token)
         self.token_facts.append(facts)
 
     def on_llm_end(self, response: LLMResult, **_: Any) -> None:
-        """The end of a run."""
         self.results.append(response)
 
     def on_llm_error(self, error: BaseException, **_: Any) -> None:
-        """The failure of a run."""
         self.errors.append(error)
 
 
 @pytest.fixture
 def recorder() -> Recorder:
-    """A callback handler that writes down what it hears."""
     return Recorder()

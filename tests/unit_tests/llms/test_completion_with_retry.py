@@ -33,7 +33,6 @@ CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "
 
 @pytest.fixture(params=[OpenAI, OpenAIChat])
 def cls(request: pytest.FixtureRequest) -> Any:
-    """A class for each endpoint."""
     return request.param
 
 
@@ -151,7 +150,6 @@ class OwnClient:
         return {"choices": [choice("own", "stop")], "usage": usage}
 
     def create(self, **request: Any) -> Any:
-        """An answer as plain dicts."""
         answer = self._answer(request)
         return iter([answer]) if request.get("stream") else answer
 
@@ -160,7 +158,6 @@ class OwnAsyncClient(OwnClient):
     """Async variant of `OwnClient`."""
 
     async def create(self, **request: Any) -> Any:
-        """An answer as plain dicts."""
         answer = self._answer(request)
         return _aiter([answer]) if request.get("stream") else answer
 
@@ -172,7 +169,6 @@ class SlowStream:
         self.closed = threading.Event()
 
     def __iter__(self) -> Iterator[Any]:
-        """Nothing, and then a connection that is gone."""
         self.closed.wait(10)
         msg = "closed"
         raise ConnectionError(msg)

@@ -59,7 +59,6 @@ class Row:
     is_repeated: bool
 
     def __str__(self) -> str:
-        """What pytest calls the row."""
         return re.sub(r", \w+=(None|\(\))", "", repr(self.step))
 
 

@@ -262,7 +262,6 @@ class Turnstile(BaseRateLimiter):
 
 @pytest.fixture
 def turnstile(gateway: FaultyGateway) -> Turnstile:
-    """A limiter that lets every request through."""
     return Turnstile(gateway)
 
 

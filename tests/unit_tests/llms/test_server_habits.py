@@ -303,7 +303,6 @@ def chunk(delta: str, reason: str = "null", beside: str = '"id": "x"') -> str:
 
 @pytest.fixture
 def llm(new_llm: NewLLM) -> Any:
-    """A model that asks once."""
     return new_llm(OpenAIChat, retry_policy=ONCE)
 
 

@@ -35,12 +35,10 @@ PROMPT: Final = "the secret of the prompt"
 
 
 def gpt_router(gateway: FaultyGateway, name: str = "gpt-4", **fields: Any) -> GPTRouter:
-    """A chat model over the gateway."""
     return models.gpt_router(gateway, name, provider="anthropic", **fields)
 
 
 def chat_openai(gateway: FaultyGateway, name: str, **fields: Any) -> ChatOpenAI:
-    """Another package's chat model."""
     return models.chat_openai(gateway, name, stream_usage=True, **fields)
 
 
@@ -61,7 +59,6 @@ def router_of(
 def llm(
     cls: type[Any], gateway: FaultyGateway, clock: FakeClock, **fields: Any
 ) -> OpenAI | OpenAIChat:
-    """A model of the OpenAI family."""
     model: OpenAI | OpenAIChat = cls(
         base_url=gateway.openai_url,
         api_key=KEY,
@@ -74,7 +71,6 @@ def llm(
 
 
 def azure(gateway: FaultyGateway, clock: FakeClock) -> AzureOpenAI:
-    """A deployment at Azure."""
     return AzureOpenAI(
         azure_endpoint=gateway.url,
         azure_deployment="gpt-4",
@@ -104,7 +100,6 @@ MODELS: Final[dict[str, Callable[[FaultyGateway, FakeClock], Any]]] = {
 
 
 def embeddings(gateway: FaultyGateway, clock: FakeClock) -> GPTRouterEmbeddings:
-    """Embeddings of the gateway."""
     return GPTRouterEmbeddings(
         models_priority_list=[
             GPTRouterModel(name="text-embedding-3-small", provider_name="openai")
@@ -123,7 +118,6 @@ class Recorded:
     reader: InMemoryMetricReader = field(default_factory=InMemoryMetricReader)
 
     def __post_init__(self) -> None:
-        """Make the providers."""
         self.tracers = TracerProvider()
         self.tracers.add_span_processor(SimpleSpanProcessor(self.spans))
         self.meters = MeterProvider([self.reader])
@@ -150,7 +144,6 @@ class Recorded:
 
     @property
     def call(self) -> ReadableSpan:
-        """The span of the only call."""
         (call,) = self.calls
         return call
 
@@ -160,7 +153,6 @@ class Recorded:
         return [(one.attributes or {}).get(key) for one in spans]
 
     def points(self, name: str) -> list[Any]:
-        """The data points of a metric."""
         data = self.reader.get_metrics_data()
         return [
             point
@@ -183,7 +175,6 @@ class Recorded:
 
     @property
     def everything(self) -> str:
-        """All that was recorded, as text."""
         spans = [one.to_json() for one in self.finished]
         data = self.reader.get_metrics_data()
         return "".join(spans) + (data.to_json() if data else "")

@@ -59,7 +59,6 @@ WAYS = ("invoke", "stream", "batch")
 
 
 def run(twin: Twin, model: Any, way: str) -> None:
-    """Call a model, by the sync or the async method."""
     getattr(twin, way)(model, [PROMPT] if way == "batch" else PROMPT)
 
 

@@ -50,7 +50,6 @@ class Lab(Twin):
     clock: FakeClock
 
     def ask(self, model: Any, method: str = "invoke", prompt: str = "hi") -> Any:
-        """One call; its answer, or the chunks of it."""
         return getattr(super(), method)(model, prompt)
 
     def limit(self, **fields: Any) -> RateLimit:

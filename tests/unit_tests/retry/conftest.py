@@ -11,5 +11,4 @@ from .scripted import Engine
 
 @pytest.fixture
 def engine(twin: Twin) -> Engine:
-    """Run the test twice: with the sync engine, and with the async one."""
     return Engine(is_async=twin.is_async)

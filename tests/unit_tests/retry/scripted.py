@@ -33,7 +33,6 @@ Outcome: TypeAlias = object
 
 
 def happen(outcome: Outcome) -> Any:
-    """Return or raise an outcome."""
     if callable(outcome) and not isinstance(outcome, type):
         outcome = outcome()
     if isinstance(outcome, BaseException):
@@ -42,7 +41,6 @@ def happen(outcome: Outcome) -> Any:
 
 
 async def one_turn() -> None:
-    """Let the other tasks run once."""
     await asyncio.sleep(0)  # noqa: TID251 - a turn of the loop, and no wait
 
 
@@ -55,12 +53,10 @@ class Script:
 
     @property
     def numbers(self) -> list[int]:
-        """The numbers of the attempts that were sent."""
         return [attempt.number for attempt in self.attempts]
 
     @property
     def timeouts(self) -> list[float | None]:
-        """The limit that each attempt was given."""
         return [attempt.timeout for attempt in self.attempts]
 
     def send(self, attempt: Attempt) -> Any:
@@ -107,7 +103,6 @@ class Recorder:
 
 
 def token(text: str) -> ChunkInfo:
-    """An event with text."""
     return ChunkInfo(text=text, is_token=True)
 
 
@@ -195,7 +190,6 @@ class Engine:
     def call(
         self, context: RetryContext, script: Script, recorder: Recorder | None = None
     ) -> Any:
-        """The result of the call."""
         if self.is_async:
             anotify = recorder.anotify if recorder else None
             return asyncio.run(acall(context, script.asend, anotify))
@@ -245,7 +239,6 @@ def answer_for(start: Start) -> object:
 def open_(
     context: RetryContext, script: Script, recorder: Recorder | None = None
 ) -> Generator[ChunkInfo, None, None]:
-    """A sync stream, not begun."""
     notify = recorder.notify if recorder else None
     return stream(context, script.send, lambda: lambda chunk: chunk, notify)
 
@@ -274,7 +267,6 @@ def context_for(
 
 
 def outcomes(context: RetryContext) -> list[str]:
-    """The outcome of each attempt in the attempt log."""
     return [record.outcome for record in context.call_state.records]
 
 

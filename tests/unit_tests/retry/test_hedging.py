@@ -43,7 +43,6 @@ class FakeStream:
             self.speak()
 
     def speak(self) -> None:
-        """End the silence."""
         self._may_speak.set()
 
     def _read(self) -> Iterator[ChunkInfo]:
@@ -52,13 +51,11 @@ class FakeStream:
             yield happen(event)
 
     def __iter__(self) -> Iterator[ChunkInfo]:
-        """Yield the events, once it may speak."""
         self.was_opened.set()
         assert self._may_speak.wait(LONG), "the silence was not ended"
         yield from self._read()
 
     async def __aiter__(self) -> AsyncIterator[ChunkInfo]:
-        """Async variant of `__iter__`."""
         self.was_opened.set()
         while not self._may_speak.is_set():
             await one_turn()

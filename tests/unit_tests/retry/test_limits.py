@@ -80,13 +80,11 @@ class SlowSource(Source):
     """A source that takes a moment over each event but the first."""
 
     def __iter__(self) -> Iterator[ChunkInfo]:
-        """Yield the events."""
         for event in super().__iter__():
             yield event
             SYSTEM_CLOCK.sleep(SHORT)
 
     async def __aiter__(self) -> AsyncIterator[ChunkInfo]:
-        """Async variant of `__iter__`."""
         async for event in super().__aiter__():
             yield event
             await SYSTEM_CLOCK.asleep(SHORT)
@@ -144,7 +142,6 @@ class LateSource(Source):
     """A source that goes on in the moment in which its read is cut."""
 
     def __iter__(self) -> Iterator[ChunkInfo]:
-        """Yield the events."""
         assert self._aborted.wait(LONG)
         for event in self._events:
             yield happen(event)

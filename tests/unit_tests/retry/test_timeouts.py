@@ -33,7 +33,6 @@ class GeneratorSource:
         self.was_closed = threading.Event()
 
     def __iter__(self) -> Iterator[object]:
-        """The generator's events."""
         return self._events
 
     def abort(self) -> None:
@@ -53,7 +52,6 @@ def numbers(*, until: threading.Event | None = None) -> Generator[object, None, 
 
 
 def worker_threads() -> int:
-    """How many worker threads are running."""
     names = [thread.name for thread in threading.enumerate()]
     return names.count("retryrouter-worker")
 

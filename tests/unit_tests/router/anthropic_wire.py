@@ -31,7 +31,6 @@ def problem(kind: str, message: str = "Said by Anthropic.") -> str:
 
 
 def event(name: str, data: str) -> str:
-    """One event of a stream."""
     return f"event: {name}\ndata: {data}\n\n"
 
 

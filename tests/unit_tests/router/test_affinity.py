@@ -49,7 +49,6 @@ def thread(number: Any) -> RunnableConfig:
 def router_of(
     weights: dict[str, float], *, strategy: Any = "weighted", **fields: Any
 ) -> RetryRouter:
-    """A router over routes of these names, which answer with their name."""
     routes = [
         Route(model=FakeListChatModel(responses=[name]), name=name, weight=weight)
         for name, weight in weights.items()
@@ -299,7 +298,6 @@ class Service:
         self.gateways = {"a": FaultyGateway(), "b": FaultyGateway()}
 
     def __enter__(self) -> Self:
-        """Start both."""
         routes = []
         for name, gateway in self.gateways.items():
             gateway.start()
@@ -315,13 +313,11 @@ class Service:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop both."""
         self.router.close()
         for gateway in self.gateways.values():
             gateway.stop()
 
     def ask(self, number: int, *, is_stream: bool = False) -> str:
-        """The route that answers a conversation."""
         if is_stream:
             answer: Any = list(self.router.stream("hi", thread(number)))[-1]
         else:

@@ -59,7 +59,6 @@ class WithTools(FakeListChatModel):
     responses: list[str] = ["said"]  # noqa: RUF012 - a field
 
     def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
-        """Keep what is given."""
         return self.bind(tools=list(tools), **kwargs)
 
 
@@ -69,7 +68,6 @@ class Picky(FakeListChatModel):
     responses: list[str] = ["picked"]  # noqa: RUF012 - a field
 
     def bind_tools(self, tools: Any, *, tool_choice: Any = None, **kwargs: Any) -> Any:
-        """Refuse the rest."""
         if kwargs or tool_choice:
             msg = f"no such thing as {kwargs or tool_choice}"
             raise ValueError(msg)

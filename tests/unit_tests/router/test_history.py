@@ -52,7 +52,6 @@ def answer(
     kwargs: dict[str, Any] | None = None,
     **metadata: Any,
 ) -> AIMessage:
-    """An answer of the assistant."""
     if author is not None:
         metadata["model_provider"] = author
     return AIMessage(
@@ -254,7 +253,6 @@ AUTHORS = {"a": ONE, "b": OTHER, "claude": Reader("anthropic", "one")}
 
 
 def served(content: Any, route: str, **fields: Any) -> AIMessage:
-    """An answer of this router's route."""
     return answer(content, retryrouter={"route": route}, **fields)
 
 

@@ -61,7 +61,6 @@ class Provider:
     steps: dict[str, Step] = field(default_factory=dict)
 
     def pool(self, *keys: Any, **fields: Any) -> list[Route]:
-        """Routes with these keys."""
         return Route.pool(self.model, api_keys=keys or KEYS, **fields)
 
     def router(self, *routes: Any, **fields: Any) -> RetryRouter:
@@ -371,7 +370,6 @@ def fakes(*tiers: int | None) -> list[Route]:
 
 
 def firsts(router: RetryRouter, calls: int = 60) -> Counter[str]:
-    """Which routes answered."""
     return Counter(router.invoke("hi").text for _ in range(calls))
 
 

@@ -57,7 +57,6 @@ def text_of(way: Way, router: RetryRouter, messages: list[BaseMessage]) -> str:
 
 
 def log_of(router: Any, messages: Any, **options: Any) -> dict[str, Any]:
-    """The attempt log of an answer."""
     answer = router.invoke(messages, **options)
     return dict(answer.response_metadata["retryrouter"])
 

@@ -96,7 +96,6 @@ def gateway() -> Iterator[FaultyGateway]:
 
 @pytest.fixture
 def backup() -> Iterator[FaultyGateway]:
-    """The provider of a second route."""
     with FaultyGateway() as gateway:
         gateway.always(Answer(FITS))
         yield gateway

@@ -28,13 +28,11 @@ class Processes(NamedTuple):
     server: fakeredis.FakeServer
 
     def client(self) -> fakeredis.FakeRedis:
-        """A client of the test's own."""
         return fakeredis.FakeRedis(server=self.server, decode_responses=True)
 
 
 @pytest.fixture
 def processes() -> Iterator[Processes]:
-    """Two processes."""
     server = fakeredis.FakeServer()
     one, other = (RedisStore(fakeredis.FakeRedis(server=server)) for _ in range(2))
     yield Processes(one, other, server)

@@ -48,7 +48,6 @@ def backup() -> Iterator[FaultyGateway]:
 
 @pytest.fixture
 def store(clock: FakeClock) -> MemoryStore:
-    """A store on the test's clock."""
     return MemoryStore(clock=clock)
 
 
@@ -62,7 +61,6 @@ class Fleet:
         self.urls = {"main": gateway.url, "backup": backup.url}
 
     def router(self, *names: str, **fields: Any) -> RetryRouter:
-        """A router over some of the providers."""
         routes = [
             Route(model=chat_openai(self.urls[name]), name=name)
             for name in names or ("main", "backup")

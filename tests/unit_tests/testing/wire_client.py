@@ -34,7 +34,6 @@ class Reply:
 
     @property
     def json(self) -> Any:
-        """The body, read as JSON."""
         return json.loads(self.body)
 
     @property
@@ -44,7 +43,6 @@ class Reply:
         return [json.loads(one) if one[:1] == b"{" else one.decode() for one in data]
 
     def header(self, name: str) -> list[str]:
-        """All values of a header."""
         return [value for key, value in self.headers if key.lower() == name.lower()]
 
 
@@ -61,13 +59,11 @@ def generate(*, stream: bool = False, **parameters: Any) -> dict[str, Any]:
 
 
 def chat(*, stream: bool = False, **parameters: Any) -> dict[str, Any]:
-    """A request for a chat completion."""
     messages = [{"role": "user", "content": "hi"}]
     return {"model": "gpt-4o", "messages": messages, "stream": stream} | parameters
 
 
 def completion(*, stream: bool = False, **parameters: Any) -> dict[str, Any]:
-    """A request for a completion."""
     return {"model": "instruct", "prompt": "hi", "stream": stream} | parameters
 
 
@@ -116,7 +112,6 @@ def statuses(gateway: FaultyGateway, count: int, model: str = "m") -> list[int]:
 
 
 def raw_request(path: str, **parameters: Any) -> bytes:
-    """The bytes of a request."""
     body = json.dumps(_PAYLOADS[path](**parameters)).encode()
     head = f"POST {path} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
     return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
@@ -189,7 +184,6 @@ class Capture:
         return cls(method, path, _fields(asked_head), sent, reply)
 
     def send(self, gateway: FaultyGateway) -> Reply:
-        """Send the recorded request to `gateway`."""
         return request(gateway, self.method, self.path, self.request_body, self.headers)
 
     @property
