@@ -6,6 +6,7 @@ import asyncio
 import functools
 import gc
 import json
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import pytest
@@ -15,6 +16,7 @@ from tenacity import RetryCallState
 
 from langchain_retryrouter import AzureOpenAI, BaseOpenAI, OpenAI, OpenAIChat
 from langchain_retryrouter.testing import Body, FakeClock, FaultyGateway
+from tests.unit_tests.conftest import Twin
 
 KEY = "sk-the-key-of-the-tests"
 JSON = {"content-type": "application/json"}
@@ -108,6 +110,33 @@ def new_any(new_llm: NewLLM, any_model: Any) -> NewLLM:
 def new_completions(request: pytest.FixtureRequest, new_llm: NewLLM) -> NewLLM:
     """Makes models as `new_llm`, of each class of `/v1/completions`."""
     return functools.partial(new_llm, request.param)
+
+
+@dataclass(frozen=True)
+class Env(Twin):
+    """Sync or async calls, and models of the test's gateway, on the test's clock."""
+
+    gateway: FaultyGateway
+    clock: FakeClock
+    new: NewLLM
+
+
+@pytest.fixture
+def env(twin: Twin, gateway: FaultyGateway, clock: FakeClock, new_llm: NewLLM) -> Env:
+    """Run the test with sync calls and with async calls."""
+    return Env(twin.is_async, gateway, clock, new_llm)
+
+
+@pytest.fixture
+def every(env: Env, new_any: NewLLM) -> Env:
+    """Run it for each of the four classes as well."""
+    return replace(env, new=new_any)
+
+
+@pytest.fixture
+def completions(env: Env, new_completions: NewLLM) -> Env:
+    """Run it for each class of `/v1/completions` as well."""
+    return replace(env, new=new_completions)
 
 
 @pytest.fixture(params=[False, True], ids=["whole", "streaming"])

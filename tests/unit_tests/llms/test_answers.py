@@ -10,30 +10,27 @@ from langchain_retryrouter import AzureOpenAI, OpenAI, OpenAIChat
 from langchain_retryrouter.testing import (
     STUB_TEXT,
     Answer,
-    FaultyGateway,
     MissingDone,
     SplitCharacter,
     Usage,
 )
 
-from .conftest import NewLLM, Recorder, choice, events, whole
+from .conftest import Env, Recorder, choice, events, whole
 
 CHAT_PROMPT = {"messages": [{"role": "user", "content": "hi"}]}
 
 
-def test_the_text_comes_back(twin: Any, new_any: NewLLM) -> None:
+def test_the_text_comes_back(every: Env) -> None:
     """`invoke` returns the answer's text, `stream` its tokens."""
-    assert twin.invoke(new_any(), "hi") == STUB_TEXT
+    assert every.invoke(every.new(), "hi") == STUB_TEXT
     tokens = ["Hello", " from", " the", " stub", " upstream"]
-    assert [chunk for chunk in twin.stream(new_any(), "hi") if chunk] == tokens
+    assert [chunk for chunk in every.stream(every.new(), "hi") if chunk] == tokens
 
 
-def test_generate_has_reason_and_usage(
-    twin: Any, new_any: NewLLM, streaming: bool
-) -> None:
+def test_generate_has_reason_and_usage(every: Env, streaming: bool) -> None:
     """An `LLMResult` has finish reason, usage, model, fingerprint and attempt log."""
-    llm = new_any(streaming=streaming, stream_usage=streaming)
-    result = twin.generate(llm, ["hi"])
+    llm = every.new(streaming=streaming, stream_usage=streaming)
+    result = every.generate(llm, ["hi"])
     ((generation,),) = result.generations
     assert generation.text == STUB_TEXT
     assert generation.generation_info == {"finish_reason": "stop", "logprobs": None}
@@ -46,86 +43,72 @@ def test_generate_has_reason_and_usage(
 
 
 @pytest.mark.parametrize("of_the_call", [False, True])
-def test_n_answers_for_each_prompt(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway, of_the_call: bool
-) -> None:
+def test_n_answers_for_each_prompt(every: Env, of_the_call: bool) -> None:
     """Each prompt has `n` answers; the call's `n` goes before the model's."""
-    llm, options = (new_any(), {"n": 2}) if of_the_call else (new_any(n=2), {})
-    result = twin.generate(llm, ["hi", "ho"], **options)
+    llm, options = (every.new(), {"n": 2}) if of_the_call else (every.new(n=2), {})
+    result = every.generate(llm, ["hi", "ho"], **options)
     assert [len(generations) for generations in result.generations] == [2, 2]
     assert result.llm_output["token_usage"]["completion_tokens"] == 20
-    assert {request.payload["n"] for request in gateway.requests} == {2}
+    assert {request.payload["n"] for request in every.gateway.requests} == {2}
 
 
-def test_choices_are_sorted_by_their_index(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_choices_are_sorted_by_their_index(every: Env) -> None:
     """Choices that come in another order still belong to their own prompt."""
     choices = [{**choice(f"{index}", "stop"), "index": index} for index in (2, 0, 1)]
-    gateway.script(whole(*choices))
-    result = twin.generate(new_any(n=3), ["hi"])
+    every.gateway.script(whole(*choices))
+    result = every.generate(every.new(n=3), ["hi"])
     assert [g.text for g in result.generations[0]] == ["0", "1", "2"]
 
 
-def test_many_prompts_go_out_in_batches(
-    twin: Any, new_completions: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_many_prompts_go_out_in_batches(completions: Env) -> None:
     """`batch_size` prompts go out in one request, and all answers come back."""
     prompts = [f"prompt {number}" for number in range(5)]
-    result = twin.generate(new_completions(batch_size=2), prompts)
+    result = completions.generate(completions.new(batch_size=2), prompts)
     assert len(result.generations) == 5
-    assert [request.payload["prompt"] for request in gateway.requests] == [
+    assert [request.payload["prompt"] for request in completions.gateway.requests] == [
         prompts[:2],
         prompts[2:4],
         prompts[4],
     ]
 
 
-def test_stop_is_sent(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway, streaming: bool
-) -> None:
+def test_stop_is_sent(every: Env, streaming: bool) -> None:
     """`stop` reaches the provider, streaming or not."""
-    llm = new_any(streaming=streaming)
-    assert twin.invoke(llm, "hi", stop=["stub"]) == "Hello from the "
-    assert gateway.requests[-1].payload["stop"] == ["stub"]
+    llm = every.new(streaming=streaming)
+    assert every.invoke(llm, "hi", stop=["stub"]) == "Hello from the "
+    assert every.gateway.requests[-1].payload["stop"] == ["stub"]
 
 
-def test_two_stops_are_one_too_many(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_two_stops_are_one_too_many(every: Env) -> None:
     """A `stop` for the model beside one for the call is refused; nothing is sent."""
-    llm = new_any(model_kwargs={"stop": ["a"]})
+    llm = every.new(model_kwargs={"stop": ["a"]})
     with pytest.raises(ValueError, match="`stop` is given both"):
-        twin.invoke(llm, "hi", stop=["b"])
-    assert gateway.requests == []
+        every.invoke(llm, "hi", stop=["b"])
+    assert every.gateway.requests == []
 
 
-def test_streaming_answers_every_prompt(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_streaming_answers_every_prompt(every: Env) -> None:
     """`generate` with `streaming=True` answers all its prompts, one stream each."""
-    result = twin.generate(new_any(streaming=True), ["hi", "ho"])
+    result = every.generate(every.new(streaming=True), ["hi", "ho"])
     assert [g[0].text for g in result.generations] == [STUB_TEXT, STUB_TEXT]
-    assert [request.streaming for request in gateway.requests] == [True, True]
+    assert [request.streaming for request in every.gateway.requests] == [True, True]
 
 
-def test_callbacks_hear_every_token(
-    twin: Any, new_any: NewLLM, recorder: Recorder
-) -> None:
+def test_callbacks_hear_every_token(every: Env, recorder: Recorder) -> None:
     """With `streaming=True`, `invoke` tells callbacks of each token and its chunk."""
-    llm = new_any(streaming=True, callbacks=[recorder])
-    assert twin.invoke(llm, "hi") == STUB_TEXT
+    llm = every.new(streaming=True, callbacks=[recorder])
+    assert every.invoke(llm, "hi") == STUB_TEXT
     assert "".join(recorder.tokens) == STUB_TEXT
     assert all("logprobs" in facts for facts in recorder.token_facts)
     assert [facts["chunk"].text for facts in recorder.token_facts] == recorder.tokens
 
 
 def test_the_last_chunk_has_usage_and_attempt_log(
-    twin: Any, new_any: NewLLM, recorder: Recorder
+    every: Env, recorder: Recorder
 ) -> None:
     """A stream's result has its usage, and its ledger once, in `generation_info`."""
-    llm = new_any(stream_usage=True, callbacks=[recorder])
-    twin.stream(llm, "hi")
+    llm = every.new(stream_usage=True, callbacks=[recorder])
+    every.stream(llm, "hi")
     ((generation,),) = recorder.results[0].generations
     info = generation.generation_info
     assert info is not None
@@ -134,25 +117,23 @@ def test_the_last_chunk_has_usage_and_attempt_log(
     assert [line["outcome"] for line in info["retryrouter"]["attempts"]] == ["ok"]
 
 
-def test_stream_options_are_sent_with_streams_only(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_stream_options_are_sent_with_streams_only(every: Env) -> None:
     """`stream_options`, the user's own too, is sent with streams only."""
     options = {"include_usage": True, "include_obfuscation": False}
-    own = new_any(model_kwargs={"stream_options": options})
-    for llm in (new_any(stream_usage=True), own, new_any()):
-        twin.invoke(llm, "hi")
-        twin.stream(llm, "hi")
-    asked = [request.payload.get("stream_options") for request in gateway.requests]
+    own = every.new(model_kwargs={"stream_options": options})
+    for llm in (every.new(stream_usage=True), own, every.new()):
+        every.invoke(llm, "hi")
+        every.stream(llm, "hi")
+    asked = [
+        request.payload.get("stream_options") for request in every.gateway.requests
+    ]
     assert asked == [None, {"include_usage": True}, None, options, None, None]
 
 
-def test_usage_on_the_finish_chunk_counts_once(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, recorder: Recorder
-) -> None:
+def test_usage_on_the_finish_chunk_counts_once(env: Env, recorder: Recorder) -> None:
     """Usage that grows from chunk to chunk is not added up."""
     chunks = [([choice("a")], 1), ([choice("b", "stop")], 2), ([], 2)]
-    gateway.script(
+    env.gateway.script(
         events(
             *(
                 {"choices": choices, "usage": {"total_tokens": tokens + 3}}
@@ -160,18 +141,18 @@ def test_usage_on_the_finish_chunk_counts_once(
             )
         )
     )
-    assert "".join(twin.stream(new_llm(callbacks=[recorder]), "hi")) == "ab"
+    assert "".join(env.stream(env.new(callbacks=[recorder]), "hi")) == "ab"
     info = recorder.results[0].generations[0][0].generation_info
     assert info is not None
     assert info["token_usage"]["total_tokens"] == 5
 
 
 def test_logprobs_of_completions(
-    twin: Any, new_completions: NewLLM, recorder: Recorder, streaming: bool
+    completions: Env, recorder: Recorder, streaming: bool
 ) -> None:
     """`logprobs` are in `generation_info`, and callbacks get those of each token."""
-    llm = new_completions(logprobs=1, streaming=streaming, callbacks=[recorder])
-    ((generation,),) = twin.generate(llm, ["hi"]).generations
+    llm = completions.new(logprobs=1, streaming=streaming, callbacks=[recorder])
+    ((generation,),) = completions.generate(llm, ["hi"]).generations
     logprobs = generation.generation_info["logprobs"]
     assert "".join(logprobs["tokens"]) == STUB_TEXT
     assert len(logprobs["token_logprobs"]) == len(logprobs["tokens"]) == 5
@@ -180,93 +161,77 @@ def test_logprobs_of_completions(
         assert next(filter(None, told))["tokens"] == ["Hello"]
 
 
-def test_logprobs_of_chat(twin: Any, new_llm: NewLLM, streaming: bool) -> None:
+def test_logprobs_of_chat(env: Env, streaming: bool) -> None:
     """A chat model's `logprobs` are in `generation_info`, streamed or not."""
-    llm = new_llm(OpenAIChat, logprobs=True, streaming=streaming)
-    ((generation,),) = twin.generate(llm, ["hi"]).generations
+    llm = env.new(OpenAIChat, logprobs=True, streaming=streaming)
+    ((generation,),) = env.generate(llm, ["hi"]).generations
     content = generation.generation_info["logprobs"]["content"]
     assert "".join(entry["token"] for entry in content) == STUB_TEXT
 
 
-def test_characters_torn_apart_are_whole_again(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway, streaming: bool
-) -> None:
+def test_characters_torn_apart_are_whole_again(every: Env, streaming: bool) -> None:
     """A character that comes in two pieces is one character."""
     text = "Grüße 日本語 🦊 \u2028 \u0085 end"
-    gateway.script(SplitCharacter(text))
-    assert twin.invoke(new_any(streaming=streaming), "hi") == text
+    every.gateway.script(SplitCharacter(text))
+    assert every.invoke(every.new(streaming=streaming), "hi") == text
 
 
-def test_a_stream_needs_no_done(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_a_stream_needs_no_done(every: Env) -> None:
     """A stream that is whole needs no `[DONE]`."""
-    gateway.script(MissingDone())
-    assert "".join(twin.stream(new_any(), "hi")) == STUB_TEXT
-    assert len(gateway.requests) == 1
+    every.gateway.script(MissingDone())
+    assert "".join(every.stream(every.new(), "hi")) == STUB_TEXT
+    assert len(every.gateway.requests) == 1
 
 
-def test_an_empty_answer_is_an_answer(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway, streaming: bool
-) -> None:
+def test_an_empty_answer_is_an_answer(every: Env, streaming: bool) -> None:
     """An empty text with a finish reason is an answer."""
-    gateway.script(Answer(text="", usage=Usage(1, 0)))
-    assert twin.invoke(new_any(streaming=streaming), "hi") == ""
-    assert len(gateway.requests) == 1
+    every.gateway.script(Answer(text="", usage=Usage(1, 0)))
+    assert every.invoke(every.new(streaming=streaming), "hi") == ""
+    assert len(every.gateway.requests) == 1
 
 
-def test_missing_usage_is_no_fault(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway, streaming: bool
-) -> None:
+def test_missing_usage_is_no_fault(every: Env, streaming: bool) -> None:
     """An answer without usage has empty usage, and nothing else is wrong with it."""
-    gateway.script(Answer(usage=None))
-    llm = new_any(streaming=streaming, stream_usage=True)
-    result = twin.generate(llm, ["hi"])
+    every.gateway.script(Answer(usage=None))
+    llm = every.new(streaming=streaming, stream_usage=True)
+    result = every.generate(llm, ["hi"])
     assert result.generations[0][0].text == STUB_TEXT
     assert result.llm_output["token_usage"] == {}
 
 
-def test_a_null_text_is_an_empty_one(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_a_null_text_is_an_empty_one(env: Env) -> None:
     """A null where the text should be, as some servers send it, is an empty text."""
-    gateway.script(whole({"index": 0, "text": None, "finish_reason": "stop"}))
-    assert twin.invoke(new_llm(), "hi") == ""
+    env.gateway.script(whole({"index": 0, "text": None, "finish_reason": "stop"}))
+    assert env.invoke(env.new(), "hi") == ""
 
 
 @pytest.mark.parametrize(
     ("cls", "field"),
     [(OpenAI, "n"), (AzureOpenAI, "n"), (OpenAI, "best_of"), (OpenAIChat, "n")],
 )
-def test_a_stream_of_several_answers_is_refused(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, cls: Any, field: str
-) -> None:
+def test_a_stream_of_several_answers_is_refused(env: Env, cls: Any, field: str) -> None:
     """`n` or `best_of` above 1 cannot be streamed: refused by model and by call."""
-    several = {field: 2}
+    several: dict[str, Any] = {field: 2}
     with pytest.raises(ValueError, match=f"{field}=2 cannot be streamed"):
-        new_llm(cls, streaming=True, **several)
+        env.new(cls, streaming=True, **several)
     with pytest.raises(ValueError, match=f"{field}=2 cannot be streamed"):
-        twin.stream(new_llm(cls), "hi", **several)
+        env.stream(env.new(cls), "hi", **several)
     with pytest.raises(ValueError, match=f"{field}=2 cannot be streamed"):
-        twin.stream(new_llm(cls, **several), "hi")
-    assert gateway.requests == []
+        env.stream(env.new(cls, **several), "hi")
+    assert env.gateway.requests == []
 
 
-def test_best_of_is_sent_when_it_says_something(
-    twin: Any, new_completions: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_best_of_is_sent_when_it_says_something(completions: Env) -> None:
     """`best_of` is sent above 1 only: Azure's models do not know it."""
-    twin.invoke(new_completions(), "hi")
-    twin.invoke(new_completions(best_of=3), "hi")
-    assert [r.payload.get("best_of") for r in gateway.requests] == [None, 3]
+    completions.invoke(completions.new(), "hi")
+    completions.invoke(completions.new(best_of=3), "hi")
+    assert [r.payload.get("best_of") for r in completions.gateway.requests] == [None, 3]
 
 
-def test_what_is_not_set_is_not_sent(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_what_is_not_set_is_not_sent(env: Env) -> None:
     """No null reaches the server: there are servers that take it for a zero."""
-    twin.invoke(new_llm(max_tokens=None), "hi")
-    assert gateway.requests[0].payload == {
+    env.invoke(env.new(max_tokens=None), "hi")
+    assert env.gateway.requests[0].payload == {
         "model": "gpt-3.5-turbo-instruct",
         "prompt": "hi",
         "temperature": 0.7,
@@ -275,13 +240,11 @@ def test_what_is_not_set_is_not_sent(
         "presence_penalty": 0,
         "n": 1,
     }
-    twin.invoke(new_llm(OpenAIChat), "hi")
-    assert gateway.requests[1].payload == {"model": "gpt-3.5-turbo", **CHAT_PROMPT}
+    env.invoke(env.new(OpenAIChat), "hi")
+    assert env.gateway.requests[1].payload == {"model": "gpt-3.5-turbo", **CHAT_PROMPT}
 
 
-def test_every_parameter_is_sent(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_every_parameter_is_sent(env: Env) -> None:
     """Each parameter that has a field reaches the server as it was given."""
     parameters = {
         "temperature": 0.1,
@@ -299,7 +262,7 @@ def test_every_parameter_is_sent(
         (OpenAI, of_completions, {"prompt": "hi"}),
         (OpenAIChat, of_chat, CHAT_PROMPT),
     ):
-        llm = new_llm(cls, model="some-model", **given, extra_body={"top_k": 9})
-        twin.invoke(llm, "hi")
+        llm = env.new(cls, model="some-model", **given, extra_body={"top_k": 9})
+        env.invoke(llm, "hi")
         expected = {**given, **prompt, "top_k": 9, "model": "some-model"}
-        assert gateway.requests[-1].payload == expected
+        assert env.gateway.requests[-1].payload == expected

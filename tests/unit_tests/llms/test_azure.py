@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from langchain_retryrouter import AzureOpenAI
 from langchain_retryrouter.testing import STUB_TEXT, FaultyGateway
 
-from .conftest import KEY, NewLLM
+from .conftest import KEY, Env
 
 PATH = "/openai/deployments/my-deployment/completions"
 BEARER = ("authorization", "Bearer t")
@@ -35,12 +35,10 @@ def new_azure(gateway: FaultyGateway) -> Any:
     return new_azure
 
 
-def test_a_deployment_is_asked(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_a_deployment_is_asked(env: Env) -> None:
     """Endpoint, deployment and version make the address; the key goes as `api-key`."""
-    assert twin.invoke(new_llm(AzureOpenAI), "hi") == STUB_TEXT
-    (request,) = gateway.requests
+    assert env.invoke(env.new(AzureOpenAI), "hi") == STUB_TEXT
+    (request,) = env.gateway.requests
     assert (request.path, request.query) == (PATH, "api-version=2024-10-21")
     assert request.headers["api-key"] == KEY
     assert "authorization" not in request.headers

@@ -22,22 +22,20 @@ from langchain_retryrouter.testing import (
     ToolCall,
 )
 
-from .conftest import NewLLM, choice, whole
+from .conftest import Env, NewLLM, choice, whole
 
 
-def test_messages_stand_before_the_prompt(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_messages_stand_before_the_prompt(env: Env) -> None:
     """`prefix_messages`, as dicts or LangChain's, are sent before each prompt."""
     prefix = [
         {"role": "system", "content": "Be brief."},
         SystemMessage("And kind."),
         HumanMessage("Hello!"),
     ]
-    llm = new_llm(OpenAIChat, prefix_messages=prefix)
-    twin.invoke(llm, "hi")
-    twin.stream(llm, "ho")
-    sent = [request.payload["messages"] for request in gateway.requests]
+    llm = env.new(OpenAIChat, prefix_messages=prefix)
+    env.invoke(llm, "hi")
+    env.stream(llm, "ho")
+    sent = [request.payload["messages"] for request in env.gateway.requests]
     before = [
         {"role": "system", "content": "Be brief."},
         {"role": "system", "content": "And kind."},
@@ -51,12 +49,10 @@ def test_messages_stand_before_the_prompt(
 
 
 @pytest.mark.parametrize("max_tokens", [-1, None])
-def test_no_limit_is_none(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, max_tokens: int | None
-) -> None:
+def test_no_limit_is_none(env: Env, max_tokens: int | None) -> None:
     """`max_tokens=-1` means no limit, which this endpoint is told by leaving it out."""
-    twin.invoke(new_llm(OpenAIChat, max_tokens=max_tokens), "hi")
-    assert "max_tokens" not in gateway.requests[0].payload
+    env.invoke(env.new(OpenAIChat, max_tokens=max_tokens), "hi")
+    assert "max_tokens" not in env.gateway.requests[0].payload
 
 
 def _said(request: Any) -> str:
@@ -64,46 +60,40 @@ def _said(request: Any) -> str:
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_several_prompts_are_answered_in_order(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, n: int
-) -> None:
+def test_several_prompts_are_answered_in_order(env: Env, n: int) -> None:
     """Each prompt is a request of its own; answers and usage belong together."""
-    gateway.always(Answer(text=_said))
+    env.gateway.always(Answer(text=_said))
     prompts = [f"prompt {number}" for number in range(6)]
-    result = twin.generate(new_llm(OpenAIChat, batch_size=3, n=n), prompts)
+    result = env.generate(env.new(OpenAIChat, batch_size=3, n=n), prompts)
     texts = [[g.text for g in generations] for generations in result.generations]
     assert texts == [[f"said: {prompt}"] * n for prompt in prompts]
     assert result.llm_output["token_usage"]["total_tokens"] == 6 * (12 + 3 * n)
     assert len(result.llm_output["retryrouter"]["attempts"]) == 6
 
 
-def test_prompts_are_asked_together(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_prompts_are_asked_together(env: Env) -> None:
     """`batch_size` requests are under way together, and no more."""
     together: list[int] = []
 
     def step(_: Any) -> SlowFirstToken:
-        pending = [r for r in gateway.requests if r.outcome == "pending"]
+        pending = [r for r in env.gateway.requests if r.outcome == "pending"]
         together.append(len(pending))
         return SlowFirstToken(0.05)
 
-    gateway.always(step)
-    llm = new_llm(OpenAIChat, batch_size=3)
-    assert twin.batch(llm, ["hi"] * 9) == [STUB_TEXT] * 9
+    env.gateway.always(step)
+    llm = env.new(OpenAIChat, batch_size=3)
+    assert env.batch(llm, ["hi"] * 9) == [STUB_TEXT] * 9
     assert max(together) == 3
 
 
-def test_after_a_failure_nothing_more_is_asked(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_after_a_failure_nothing_more_is_asked(env: Env) -> None:
     """When one of several prompts fails for good, those that wait are not sent."""
-    gateway.script(Status(400))
-    gateway.always(SlowFirstToken(0.05))
-    llm = new_llm(OpenAIChat, batch_size=2)
+    env.gateway.script(Status(400))
+    env.gateway.always(SlowFirstToken(0.05))
+    llm = env.new(OpenAIChat, batch_size=2)
     with pytest.raises(errors.InvalidRequestError):
-        twin.batch(llm, ["hi"] * 9)
-    assert len(gateway.requests) <= 2
+        env.batch(llm, ["hi"] * 9)
+    assert len(env.gateway.requests) <= 2
 
 
 def test_who_interrupts_a_batch_is_heard(
@@ -128,15 +118,13 @@ def test_who_interrupts_a_batch_is_heard(
     assert len(gateway.requests) <= 4
 
 
-def test_threads_know_the_callers_context(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_threads_know_the_callers_context(env: Env) -> None:
     """A key that is read from a context variable is the caller's for every prompt."""
     tenant: ContextVar[str] = ContextVar("tenant")
     tenant.set("sk-of-the-tenant")
-    llm = new_llm(OpenAIChat, api_key=tenant.get)
-    twin.batch(llm, ["hi"] * 3)
-    keys = {request.headers["authorization"] for request in gateway.requests}
+    llm = env.new(OpenAIChat, api_key=tenant.get)
+    env.batch(llm, ["hi"] * 3)
+    keys = {request.headers["authorization"] for request in env.gateway.requests}
     assert keys == {"Bearer sk-of-the-tenant"}
 
 
@@ -166,34 +154,28 @@ async def test_one_failure_ends_the_others(
     ],
     ids=["tool", "function"],
 )
-def test_a_tool_call_is_an_error(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, answer: Any, streaming: bool
-) -> None:
+def test_a_tool_call_is_an_error(env: Env, answer: Any, streaming: bool) -> None:
     """A tool call is an error for an LLM, not an empty text."""
-    gateway.script(Status(503), answer)
-    llm = new_llm(OpenAIChat, streaming=streaming)
+    env.gateway.script(Status(503), answer)
+    llm = env.new(OpenAIChat, streaming=streaming)
     with pytest.raises(errors.InvalidRequestError, match=r"'get_weather'.*chat model"):
-        twin.invoke(llm, "hi")
-    assert len(gateway.requests) == 2
+        env.invoke(llm, "hi")
+    assert len(env.gateway.requests) == 2
 
 
-def test_usage_has_its_details(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_usage_has_its_details(env: Env) -> None:
     """Details of usage, such as cached tokens, are added up over the prompts."""
     details = {"cached_tokens": 2, "audio_tokens": None}
     usage = {"total_tokens": 4, "prompt_tokens_details": details}
-    gateway.always(whole(choice("yes", "stop"), usage=usage))
-    usage = twin.generate(new_llm(OpenAIChat), ["a", "b"]).llm_output["token_usage"]
+    env.gateway.always(whole(choice("yes", "stop"), usage=usage))
+    usage = env.generate(env.new(OpenAIChat), ["a", "b"]).llm_output["token_usage"]
     assert usage["total_tokens"] == 8
     assert usage["prompt_tokens_details"]["cached_tokens"] == 4
 
 
-def test_the_finish_reason_is_told(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, streaming: bool
-) -> None:
+def test_the_finish_reason_is_told(env: Env, streaming: bool) -> None:
     """The finish reason is in the `generation_info`, streamed or not."""
-    gateway.always(Answer(text="a b", finish_reason="length"))
-    llm = new_llm(OpenAIChat, streaming=streaming)
-    ((generation,),) = twin.generate(llm, ["hi"]).generations
+    env.gateway.always(Answer(text="a b", finish_reason="length"))
+    llm = env.new(OpenAIChat, streaming=streaming)
+    ((generation,),) = env.generate(llm, ["hi"]).generations
     assert generation.generation_info["finish_reason"] == "length"

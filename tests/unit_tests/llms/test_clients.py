@@ -27,24 +27,22 @@ from langchain_retryrouter.testing import (
 )
 from tests.unit_tests.chat_models.relays import Proxy
 
-from .conftest import KEY, NewLLM, collect_garbage, in_loop
+from .conftest import KEY, Env, NewLLM, collect_garbage, in_loop
 
 
-async def test_a_hundred_calls_use_one_connection(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway
-) -> None:
+async def test_a_hundred_calls_use_one_connection(every: Env) -> None:
     """Calls and streams one after the other use one connection, failed ones too."""
-    gateway.script(Status(503), HtmlPage(502), Status(429))
-    llm = new_any(max_retries=3)
+    every.gateway.script(Status(503), HtmlPage(502), Status(429))
+    llm = every.new(max_retries=3)
     for _ in range(50):
-        assert await in_loop(twin, llm, "invoke", "hi") == STUB_TEXT
-        if twin.is_async:
+        assert await in_loop(every, llm, "invoke", "hi") == STUB_TEXT
+        if every.is_async:
             chunks = [chunk async for chunk in llm.astream("hi")]
         else:
             chunks = await asyncio.to_thread(lambda: [*llm.stream("hi")])
         assert "".join(chunks) == STUB_TEXT
-    assert len(gateway.requests) == 103
-    assert gateway.connections == 1
+    assert len(every.gateway.requests) == 103
+    assert every.gateway.connections == 1
 
 
 def test_twenty_event_loops_one_after_the_other(
@@ -132,19 +130,17 @@ def test_models_with_other_settings_do_not(
     assert first.async_client != second.async_client
 
 
-async def test_the_last_model_closes_the_client(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
+async def test_the_last_model_closes_the_client(env: Env) -> None:
     """When the last model that shares a client is gone, its connections are closed."""
-    first, second = new_llm(), new_llm()
-    await in_loop(twin, first, "invoke", "hi")
+    first, second = env.new(), env.new()
+    await in_loop(env, first, "invoke", "hi")
     del first
     collect_garbage()
-    assert gateway.open_connections == 1
-    assert await in_loop(twin, second, "invoke", "hi") == STUB_TEXT
+    assert env.gateway.open_connections == 1
+    assert await in_loop(env, second, "invoke", "hi") == STUB_TEXT
     del second
     collect_garbage()
-    await gateway.await_for(lambda g: g.open_connections == 0)
+    await env.gateway.await_for(lambda g: g.open_connections == 0)
 
 
 async def test_a_part_of_a_client_outlives_its_model(
@@ -182,32 +178,28 @@ def test_a_model_costs_nothing_until_it_is_used(gateway: FaultyGateway) -> None:
 
 
 @pytest.mark.parametrize("used", [False, True])
-def test_a_model_can_be_pickled(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway, used: bool
-) -> None:
+def test_a_model_can_be_pickled(every: Env, used: bool) -> None:
     """A pickled model works where it arrives, used before or not."""
     policy = RetryPolicy(max_retries=1, initial_delay=0)
-    llm = new_any(clock=None, timeout=(1, 5), retry_policy=policy)
+    llm = every.new(clock=None, timeout=(1, 5), retry_policy=policy)
     if used:
-        twin.invoke(llm, "hi")
+        every.invoke(llm, "hi")
     again = pickle.loads(pickle.dumps(llm))
-    gateway.script(Status(503))
-    assert twin.invoke(again, "hi") == STUB_TEXT
+    every.gateway.script(Status(503))
+    assert every.invoke(again, "hi") == STUB_TEXT
     assert again.client == llm.client
     assert again.model_name == llm.model_name
 
 
 @pytest.mark.parametrize("used", [False, True])
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy], ids=["copy", "deepcopy"])
-def test_a_model_can_be_copied(
-    twin: Any, new_any: NewLLM, copied: Any, used: bool
-) -> None:
+def test_a_model_can_be_copied(every: Env, copied: Any, used: bool) -> None:
     """A copy works, on the connections of the original."""
-    llm = new_any()
+    llm = every.new()
     if used:
-        twin.invoke(llm, "hi")
+        every.invoke(llm, "hi")
     again = copied(llm)
-    assert twin.invoke(again, "hi") == STUB_TEXT
+    assert every.invoke(again, "hi") == STUB_TEXT
     assert again == llm
     assert again.client._client is llm.client._client  # noqa: SLF001
 
@@ -252,36 +244,30 @@ def test_http_clients_that_cannot_be_used_are_refused(new_llm: NewLLM) -> None:
 
 @pytest.mark.parametrize("by", ["field", "variable"])
 def test_the_proxy_is_used(
-    twin: Any,
-    new_any: NewLLM,
-    gateway: FaultyGateway,
-    monkeypatch: pytest.MonkeyPatch,
-    by: str,
+    every: Env, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     """`openai_proxy`, or `OPENAI_PROXY`, is where all requests go."""
     with Proxy() as proxy:
         fields = {"openai_proxy": proxy.url} if by == "field" else {}
         if by == "variable":
             monkeypatch.setenv("OPENAI_PROXY", proxy.url)
-        with new_any(**fields) as llm:
-            assert twin.invoke(llm, "hi") == STUB_TEXT
-        assert proxy.asked[0].startswith(f"POST {gateway.url}")
+        with every.new(**fields) as llm:
+            assert every.invoke(llm, "hi") == STUB_TEXT
+        assert proxy.asked[0].startswith(f"POST {every.gateway.url}")
 
 
 # The key may be a function.
 
 
 @pytest.mark.parametrize("cls", [OpenAI, OpenAIChat])
-def test_a_key_may_be_a_function(
-    twin: Any, cls: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_a_key_may_be_a_function(env: Env, cls: Any) -> None:
     """A function that returns the key is called before each request."""
     keys = iter(["first", "second", "third"])
-    llm = new_llm(cls, api_key=lambda: next(keys))
-    twin.invoke(llm, "hi")
-    gateway.script(Reset())
-    twin.invoke(llm, "hi")
-    sent = [r.headers["authorization"] for r in gateway.requests]
+    llm = env.new(cls, api_key=lambda: next(keys))
+    env.invoke(llm, "hi")
+    env.gateway.script(Reset())
+    env.invoke(llm, "hi")
+    sent = [r.headers["authorization"] for r in env.gateway.requests]
     assert sent == ["Bearer first", "Bearer second", "Bearer third"]
 
 
@@ -305,10 +291,10 @@ def test_settings_show_no_key(new_llm: NewLLM) -> None:
     assert KEY not in repr(llm.client.settings)
 
 
-def test_errors_of_the_sdk_itself_pass(twin: Any, new_llm: NewLLM) -> None:
+def test_errors_of_the_sdk_itself_pass(env: Env) -> None:
     """A wrong argument is the caller's `TypeError`, not a failure to be retried."""
     with pytest.raises(TypeError, match="no_such_option"):
-        twin.invoke(new_llm(OpenAI), "hi", no_such_option=1)
+        env.invoke(env.new(OpenAI), "hi", no_such_option=1)
 
 
 # --- closing ---
@@ -319,54 +305,46 @@ async def all_closed(gateway: FaultyGateway) -> None:
     await gateway.await_for(lambda g: g.open_connections == 0)
 
 
-async def test_with_closes_the_connections(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway
-) -> None:
+async def test_with_closes_the_connections(every: Env) -> None:
     """After the `with` no connection is open, while the model still exists."""
-    llm = new_any()
+    llm = every.new()
     with contextlib.ExitStack() as stack:
-        if not twin.is_async:
+        if not every.is_async:
             stack.enter_context(llm)
-        async with llm if twin.is_async else contextlib.nullcontext():
-            assert await in_loop(twin, llm, "invoke", "hi") == STUB_TEXT
-            assert gateway.open_connections == 1
-    await all_closed(gateway)
+        async with llm if every.is_async else contextlib.nullcontext():
+            assert await in_loop(every, llm, "invoke", "hi") == STUB_TEXT
+            assert every.gateway.open_connections == 1
+    await all_closed(every.gateway)
     assert llm.client is not None
 
 
-async def test_the_last_one_closes(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
+async def test_the_last_one_closes(env: Env) -> None:
     """A client that another model uses stays open until that one is closed, too."""
-    first, second = new_llm(), new_llm(n=2)
-    await in_loop(twin, first, "invoke", "hi")
-    await in_loop(twin, second, "invoke", "hi")
-    await in_loop(twin, first, "close")
-    assert await in_loop(twin, second, "invoke", "hi") == STUB_TEXT
-    assert gateway.connections == 1
-    await in_loop(twin, second, "close")
-    await all_closed(gateway)
+    first, second = env.new(), env.new(n=2)
+    await in_loop(env, first, "invoke", "hi")
+    await in_loop(env, second, "invoke", "hi")
+    await in_loop(env, first, "close")
+    assert await in_loop(env, second, "invoke", "hi") == STUB_TEXT
+    assert env.gateway.connections == 1
+    await in_loop(env, second, "close")
+    await all_closed(env.gateway)
 
 
-async def test_a_closed_model_can_be_used_again(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
+async def test_a_closed_model_can_be_used_again(env: Env) -> None:
     """A call after `close` opens a new connection, and can be closed again."""
-    llm = new_llm()
+    llm = env.new()
     for number in range(1, 4):
-        assert await in_loop(twin, llm, "invoke", "hi") == STUB_TEXT
-        assert gateway.connections == number
-        await in_loop(twin, llm, "close")
-        await in_loop(twin, llm, "close")
-        await all_closed(gateway)
+        assert await in_loop(env, llm, "invoke", "hi") == STUB_TEXT
+        assert env.gateway.connections == number
+        await in_loop(env, llm, "close")
+        await in_loop(env, llm, "close")
+        await all_closed(env.gateway)
 
 
-def test_close_of_an_unused_model_makes_no_client(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_close_of_an_unused_model_makes_no_client(every: Env) -> None:
     """To close a model that made no call is no error, and connects to nothing."""
-    twin.call(new_any(), "close")
-    assert gateway.connections == 0
+    every.call(every.new(), "close")
+    assert every.gateway.connections == 0
 
 
 def test_a_copy_may_be_closed_by_itself(new_llm: NewLLM) -> None:
@@ -377,23 +355,21 @@ def test_a_copy_may_be_closed_by_itself(new_llm: NewLLM) -> None:
     assert llm.invoke("hi") == STUB_TEXT
 
 
-async def test_a_client_of_the_user_stays_open(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
+async def test_a_client_of_the_user_stays_open(env: Env) -> None:
     """The user's own HTTP client is used, and closed by nobody else."""
     kinds = (openai.DefaultHttpxClient, openai.DefaultAsyncHttpxClient)
-    http_client: Any = kinds[twin.is_async](headers={"x-mine": "yes"})
-    name = "http_async_client" if twin.is_async else "http_client"
-    llm = new_llm(**{name: http_client})
-    assert await in_loop(twin, llm, "invoke", "hi") == STUB_TEXT
-    assert await in_loop(twin, new_llm(), "invoke", "hi") == STUB_TEXT
-    sent = [request.headers.get("x-mine") for request in gateway.requests]
+    http_client: Any = kinds[env.is_async](headers={"x-mine": "yes"})
+    name = "http_async_client" if env.is_async else "http_client"
+    llm = env.new(**{name: http_client})
+    assert await in_loop(env, llm, "invoke", "hi") == STUB_TEXT
+    assert await in_loop(env, env.new(), "invoke", "hi") == STUB_TEXT
+    sent = [request.headers.get("x-mine") for request in env.gateway.requests]
     assert sent == ["yes", None]
-    await in_loop(twin, llm, "close")
+    await in_loop(env, llm, "close")
     del llm
     collect_garbage()
     assert not http_client.is_closed
-    closing = http_client.aclose() if twin.is_async else http_client.close()
+    closing = http_client.aclose() if env.is_async else http_client.close()
     if closing is not None:
         await closing
 

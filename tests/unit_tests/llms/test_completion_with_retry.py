@@ -25,7 +25,7 @@ from langchain_retryrouter.testing import (
     Truncate,
 )
 
-from .conftest import KEY, NewLLM, Recorder, choice, in_loop, outcomes
+from .conftest import KEY, Env, NewLLM, Recorder, choice, in_loop, outcomes
 
 COMPLETION: dict[str, Any] = {"model": "m", "prompt": "hi"}
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -55,29 +55,25 @@ def test_the_module_is_langchain_communitys() -> None:
     assert inspect.iscoroutinefunction(module.acompletion_with_retry)
 
 
-def test_the_answer_comes_back(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, cls: Any
-) -> None:
+def test_the_answer_comes_back(env: Env, cls: Any) -> None:
     """The answer's JSON is returned, its fields as attributes, with the attempt log."""
     request = CHAT if cls is OpenAIChat else COMPLETION
-    gateway.script(Status(503), Reset())
-    answer = twin.complete(module, new_llm(cls), **request, temperature=0.5)
+    env.gateway.script(Status(503), Reset())
+    answer = env.complete(module, env.new(cls), **request, temperature=0.5)
     (choice,) = answer.choices
     assert answer["choices"][0]["finish_reason"] == choice.finish_reason
     text = choice.text if cls is OpenAI else choice.message.content
     assert text == STUB_TEXT
     assert outcomes(answer.retryrouter) == ["unavailable", "connection", "ok"]
     assert [line["route"] for line in answer.retryrouter["attempts"]] == ["m"] * 3
-    assert gateway.requests[-1].payload == {**request, "temperature": 0.5}
+    assert env.gateway.requests[-1].payload == {**request, "temperature": 0.5}
 
 
-def test_a_stream_comes_back(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, cls: Any
-) -> None:
+def test_a_stream_comes_back(env: Env, cls: Any) -> None:
     """With `stream=True` chunks come; the one that ends has the attempt log."""
     request = CHAT if cls is OpenAIChat else COMPLETION
-    gateway.script(Truncate(0), Status(503))
-    chunks = twin.complete(module, new_llm(cls), **request, stream=True)
+    env.gateway.script(Truncate(0), Status(503))
+    chunks = env.complete(module, env.new(cls), **request, stream=True)
     assert all(chunk.choices[0].logprobs is None for chunk in chunks)
     with_attempt_log = [chunk for chunk in chunks if hasattr(chunk, "retryrouter")]
     assert with_attempt_log == chunks[-1:]
@@ -102,7 +98,7 @@ async def test_a_stream_begins_when_it_is_read(
 
 
 def test_all_methods_go_through_the_functions(
-    twin: Any, new_any: NewLLM, monkeypatch: pytest.MonkeyPatch
+    every: Env, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every method calls the module's functions by name: they can be replaced."""
     run_managers: list[Any] = []
@@ -118,11 +114,11 @@ def test_all_methods_go_through_the_functions(
 
     monkeypatch.setattr(module, "completion_with_retry", replaced)
     monkeypatch.setattr(module, "acompletion_with_retry", areplaced)
-    llm = new_any()
-    assert twin.invoke(llm, "hi") == "mine"
-    assert twin.stream(llm, "hi") == ["mine"]
-    assert twin.batch(llm, ["hi"]) == ["mine"]
-    assert twin.invoke(new_any(streaming=True), "hi") == "mine"
+    llm = every.new()
+    assert every.invoke(llm, "hi") == "mine"
+    assert every.stream(llm, "hi") == ["mine"]
+    assert every.batch(llm, ["hi"]) == ["mine"]
+    assert every.invoke(every.new(streaming=True), "hi") == "mine"
     assert len(run_managers) == 4
     assert None not in run_managers
 

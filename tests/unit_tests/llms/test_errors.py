@@ -20,7 +20,6 @@ from langchain_retryrouter.testing import (
     Cut,
     ErrorEvent,
     ErrorInOk,
-    FakeClock,
     FaultyGateway,
     Hangup,
     HtmlPage,
@@ -32,17 +31,7 @@ from langchain_retryrouter.testing import (
     Truncate,
 )
 
-from .conftest import (
-    EVENTS,
-    JSON,
-    KEY,
-    NewLLM,
-    base_url,
-    choice,
-    events,
-    streamed,
-    whole,
-)
+from .conftest import EVENTS, JSON, KEY, Env, base_url, choice, events, streamed, whole
 
 ATTEMPTS = 3  # One, and the two retries that the models make when they are not told.
 
@@ -154,80 +143,66 @@ def expect(row: Row, gateway: FaultyGateway, call: Any) -> None:
 
 
 @pytest.mark.parametrize("row", [*STATUS_ROWS, *EITHER_WAY, *ANSWERS_ONLY], ids=str)
-def test_each_fault_of_an_answer_has_its_error(
-    twin: Any, row: Row, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_each_fault_of_an_answer_has_its_error(env: Env, row: Row) -> None:
     """Each fault has its error; only transient ones are retried."""
-    expect(row, gateway, lambda: twin.invoke(new_llm(), "hi"))
+    expect(row, env.gateway, lambda: env.invoke(env.new(), "hi"))
 
 
 @pytest.mark.parametrize("row", [*STATUS_ROWS, *EITHER_WAY, *STREAMS_ONLY], ids=str)
-def test_each_fault_of_a_stream_has_its_error(
-    twin: Any, row: Row, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_each_fault_of_a_stream_has_its_error(env: Env, row: Row) -> None:
     """A stream has the same error for the same fault, before its first token."""
-    expect(row, gateway, lambda: twin.stream(new_llm(), "hi"))
+    expect(row, env.gateway, lambda: env.stream(env.new(), "hi"))
 
 
 @pytest.mark.parametrize("row", A_FEW, ids=str)
-def test_every_class_has_the_same_errors(
-    twin: Any, row: Row, method: str, new_any: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_every_class_has_the_same_errors(every: Env, row: Row, method: str) -> None:
     """The four classes name their errors alike."""
-    llm = new_any(max_retries=ATTEMPTS - 1)
-    expect(row, gateway, lambda: getattr(twin, method)(llm, "hi"))
+    llm = every.new(max_retries=ATTEMPTS - 1)
+    expect(row, every.gateway, lambda: getattr(every, method)(llm, "hi"))
 
 
-def test_a_refused_connection(
-    twin: Any, any_model: Any, new_llm: NewLLM, clock: FakeClock
-) -> None:
+def test_a_refused_connection(env: Env, any_model: Any) -> None:
     """A request whose connection was refused has not run, and is retried."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = base_url(any_model, f"http://127.0.0.1:{unused.getsockname()[1]}")
-        llm = new_llm(any_model, max_retries=1, **address)
+        llm = env.new(any_model, max_retries=1, **address)
         with pytest.raises(errors.APIConnectionError) as caught:
-            twin.invoke(llm, "hi")
+            env.invoke(llm, "hi")
     assert caught.value.may_have_run is False
     assert caught.value.attempts == 2
-    assert len(clock.sleeps) == 1
+    assert len(env.clock.sleeps) == 1
 
 
-def test_silence_is_a_timeout(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_silence_is_a_timeout(every: Env) -> None:
     """A server that says nothing is given up after `timeout`, as the SDK does."""
-    gateway.always(Silence())
-    llm = new_any(timeout=(5, 0.05), max_retries=1)
+    every.gateway.always(Silence())
+    llm = every.new(timeout=(5, 0.05), max_retries=1)
     with pytest.raises(errors.APITimeoutError, match="Request timed out") as caught:
-        twin.invoke(llm, "hi")
+        every.invoke(llm, "hi")
     assert isinstance(caught.value, openai.APITimeoutError)
     assert caught.value.may_have_run is True
     assert caught.value.attempts == 2
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1/v1", "ftp://127.0.0.1/v1"])
-def test_an_address_that_is_none_is_final(
-    twin: Any, new_llm: NewLLM, clock: FakeClock, address: str
-) -> None:
+def test_an_address_that_is_none_is_final(env: Env, address: str) -> None:
     """An address that cannot be right is said to be wrong at once."""
     with pytest.raises(errors.InvalidRequestError, match=r"(?i)unsupported ?protocol"):
-        twin.invoke(new_llm(base_url=address), "hi")
-    assert clock.sleeps == []
+        env.invoke(env.new(base_url=address), "hi")
+    assert env.clock.sleeps == []
 
 
 @pytest.mark.parametrize(
     "request_id", ["x-request-id", "x-litellm-call-id", "apim-request-id"]
 )
-def test_the_facts_of_an_error(
-    request_id: str, twin: Any, new_any: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_the_facts_of_an_error(every: Env, request_id: str) -> None:
     """An error has what the provider said, in the same attributes always."""
     headers = {"retry-after": "7", "x-should-retry": "false", request_id: "req_1"}
     facts = {"message": "Slow down.", "code": "slow", "type": "t", "param": "p"}
-    gateway.script(Status(429, headers, {"error": facts}))
+    every.gateway.script(Status(429, headers, {"error": facts}))
     with pytest.raises(errors.RateLimitError) as caught:
-        twin.invoke(new_any(), "hi")
+        every.invoke(every.new(), "hi")
     error: Any = caught.value
     assert str(error) == "Error code: 429 - Slow down."
     assert (error.status_code, error.retry_after, error.should_retry) == (429, 7, False)
@@ -235,7 +210,7 @@ def test_the_facts_of_an_error(
     assert (error.type, error.param) == ("t", "p")
     assert error.body == facts
     assert error.response.status_code == 429
-    assert str(error.request.url).startswith(gateway.url)
+    assert str(error.request.url).startswith(every.gateway.url)
     assert isinstance(error.__cause__, openai.RateLimitError)
     assert error.__notes__ == [
         "gave up after 1 attempt, 0.0 s waited: the server said not to retry"
@@ -243,16 +218,14 @@ def test_the_facts_of_an_error(
 
 
 @pytest.mark.parametrize("code", ["400", 400], ids=repr)
-def test_a_status_as_code_is_read_as_one(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, code: Any
-) -> None:
+def test_a_status_as_code_is_read_as_one(env: Env, code: Any) -> None:
     """Gateways that put a status into `code` of an error in a 200 are understood."""
     body = {"error": {"message": "No.", "code": code}}
-    gateway.respond("/v1/completions", body)
+    env.gateway.respond("/v1/completions", body)
     with pytest.raises(errors.InvalidRequestError, match=r"^No\.$") as caught:
-        twin.invoke(new_llm(), "hi")
+        env.invoke(env.new(), "hi")
     assert caught.value.code == "400"
-    assert len(gateway.requests) == 1
+    assert len(env.gateway.requests) == 1
 
 
 @pytest.mark.parametrize(
@@ -264,28 +237,24 @@ def test_a_status_as_code_is_read_as_one(
     ],
     ids=["nested", "numbers", "fastapi"],
 )
-def test_an_error_body_of_any_shape_is_read(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, facts: dict[str, Any]
-) -> None:
+def test_an_error_body_of_any_shape_is_read(env: Env, facts: dict[str, Any]) -> None:
     """A status with a body that is not OpenAI's is still the status's own error."""
-    gateway.always(Status(400, body={"error": facts}))
+    env.gateway.always(Status(400, body={"error": facts}))
     with pytest.raises(errors.InvalidRequestError, match=r"^Error code: 400 - "):
-        twin.invoke(new_llm(), "hi")
-    gateway.always(Status(400, body=facts))
+        env.invoke(env.new(), "hi")
+    env.gateway.always(Status(400, body=facts))
     with pytest.raises(errors.InvalidRequestError, match=r"^Error code: 400 - "):
-        twin.stream(new_llm(), "hi")
+        env.stream(env.new(), "hi")
 
 
 @pytest.mark.parametrize("error", ["out of order", {"no": "message"}, ["odd"], 7])
-def test_an_error_of_any_shape_is_one(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, error: Any, method: str
-) -> None:
+def test_an_error_of_any_shape_is_one(env: Env, error: Any, method: str) -> None:
     """Whatever stands under `error` in a 200 is an error, never an answer."""
     body = {"error": error}
     is_event = method == "stream"
-    gateway.always(events(body) if is_event else Body(200, JSON, json.dumps(body)))
+    env.gateway.always(events(body) if is_event else Body(200, JSON, json.dumps(body)))
     with pytest.raises(errors.ServerError):
-        getattr(twin, method)(new_llm(max_retries=0), "hi")
+        getattr(env, method)(env.new(max_retries=0), "hi")
 
 
 @pytest.mark.parametrize(
@@ -307,25 +276,21 @@ def test_an_error_of_any_shape_is_one(
     ],
     ids=str,
 )
-def test_an_answer_without_choices_is_malformed(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway, body: Any
-) -> None:
+def test_an_answer_without_choices_is_malformed(every: Env, body: Any) -> None:
     """JSON that has no choices is no answer, and never a `TypeError`."""
-    gateway.script(Body(200, JSON, json.dumps(body)))
+    every.gateway.script(Body(200, JSON, json.dumps(body)))
     with pytest.raises(errors.MalformedResponseError):
-        twin.invoke(new_any(max_retries=0), "hi")
+        every.invoke(every.new(max_retries=0), "hi")
 
 
-def test_an_answer_to_another_request_is_malformed(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_an_answer_to_another_request_is_malformed(env: Env) -> None:
     """Too few choices, or no stream where one was asked for, are malformed."""
-    gateway.always(whole(choice("a", "stop")))
-    llm = new_llm(max_retries=0)
+    env.gateway.always(whole(choice("a", "stop")))
+    llm = env.new(max_retries=0)
     with pytest.raises(errors.MalformedResponseError, match="1 choices, 2 expected"):
-        twin.generate(llm, ["hi", "ho"])
+        env.generate(llm, ["hi", "ho"])
     with pytest.raises(errors.MalformedResponseError, match="no stream, but"):
-        twin.stream(llm, "hi")
+        env.stream(llm, "hi")
 
 
 @pytest.mark.parametrize(
@@ -339,26 +304,22 @@ def test_an_answer_to_another_request_is_malformed(
     ],
     ids=["openai", "litellm", "null", "list", "object"],
 )
-def test_a_refusal_is_an_error(
-    refusal: Any, twin: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_a_refusal_is_an_error(env: Env, refusal: Any) -> None:
     """A chat model that refuses has not answered with an empty text."""
     message = {"role": "assistant", "content": None, **refusal}
-    gateway.script(whole({"message": message, "finish_reason": "stop"}))
+    env.gateway.script(whole({"message": message, "finish_reason": "stop"}))
     with pytest.raises(errors.ContentFilterError, match=r"refused: .*I will not\."):
-        twin.invoke(new_llm(OpenAIChat), "hi")
-    assert len(gateway.requests) == 1
+        env.invoke(env.new(OpenAIChat), "hi")
+    assert len(env.gateway.requests) == 1
 
 
-def test_a_streamed_refusal_is_an_error(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_a_streamed_refusal_is_an_error(env: Env) -> None:
     """A refusal that comes in pieces is told whole."""
     pieces = [{"delta": {"refusal": piece}} for piece in ("I ", "will ", "not.")]
-    gateway.script(streamed(*pieces, {"delta": {}, "finish_reason": "stop"}))
+    env.gateway.script(streamed(*pieces, {"delta": {}, "finish_reason": "stop"}))
     with pytest.raises(errors.ContentFilterError, match=r"refused: I will not\."):
-        twin.stream(new_llm(OpenAIChat), "hi")
-    assert len(gateway.requests) == 1
+        env.stream(env.new(OpenAIChat), "hi")
+    assert len(env.gateway.requests) == 1
 
 
 # The key.
@@ -385,31 +346,24 @@ def everything_said(error: BaseException) -> str:
     ids=["message", "details", "page"],
 )
 def test_a_key_that_the_server_quotes_is_not_shown(
-    twin: Any,
-    new_any: NewLLM,
-    gateway: FaultyGateway,
-    method: str,
-    body: Any,
-    status: int,
+    every: Env, method: str, body: Any, status: int
 ) -> None:
     """Neither an error nor its causes show the key, even if the server quotes it."""
     is_page = isinstance(body, str)
     headers = {"content-type": "text/html"} if is_page else JSON
-    gateway.always(Body(status, headers, body if is_page else json.dumps(body)))
+    every.gateway.always(Body(status, headers, body if is_page else json.dumps(body)))
     with pytest.raises(errors.RetryRouterError) as caught:
-        getattr(twin, method)(new_any(), "hi")
+        getattr(every, method)(every.new(), "hi")
     assert status == 200 or isinstance(caught.value, errors.AuthenticationError)
     assert "***" in everything_said(caught.value)
     assert KEY not in everything_said(caught.value)
 
 
-def test_a_pickled_error_has_no_key(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_a_pickled_error_has_no_key(env: Env) -> None:
     """An error can be pickled; its request, which has the key, is left out."""
-    gateway.script(Status(400))
+    env.gateway.script(Status(400))
     with pytest.raises(errors.InvalidRequestError) as caught:
-        twin.invoke(new_llm(), "hi")
+        env.invoke(env.new(), "hi")
     data = pickle.dumps(caught.value)
     assert KEY.encode() not in data
     again = pickle.loads(data)
@@ -418,16 +372,16 @@ def test_a_pickled_error_has_no_key(
 
 
 def test_an_error_in_a_200_has_the_facts_of_its_headers(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway, method: str
+    every: Env, method: str
 ) -> None:
     """Request id and HTTP response are known of an error in a 200, streamed or not."""
     text = json.dumps({"error": {"message": "No.", "code": "invalid_api_key"}})
     headers, body = JSON, text
     if method == "stream":
         headers, body = EVENTS, f"data: {text}\n\n"
-    gateway.script(Body(200, {**headers, "x-request-id": "req_1"}, body))
+    every.gateway.script(Body(200, {**headers, "x-request-id": "req_1"}, body))
     with pytest.raises(errors.AuthenticationError) as caught:
-        getattr(twin, method)(new_any(), "hi")
+        getattr(every, method)(every.new(), "hi")
     error: Any = caught.value
     assert (error.request_id, error.response.status_code) == ("req_1", 200)
 
@@ -446,29 +400,25 @@ def _filtered_stream(*texts: str) -> Body:
     return streamed(*map(choice, texts), choice("", "content_filter"))
 
 
-def test_an_answer_that_a_filter_took_away_is_an_error(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_an_answer_that_a_filter_took_away_is_an_error(every: Env) -> None:
     """Nothing but a finish reason is no empty answer, and is not asked for again."""
-    llm = new_any()
-    gateway.script(_filtered(""), _filtered_stream(), _filtered_stream(""))
+    llm = every.new()
+    every.gateway.script(_filtered(""), _filtered_stream(), _filtered_stream(""))
     with pytest.raises(errors.ContentFilterError, match="removed the whole answer"):
-        twin.invoke(llm, "hi")
+        every.invoke(llm, "hi")
     for _ in range(2):
         with pytest.raises(errors.ContentFilterError, match="removed"):
-            twin.stream(llm, "hi")
-    assert len(gateway.requests) == 3
+            every.stream(llm, "hi")
+    assert len(every.gateway.requests) == 3
 
 
-def test_what_a_filter_left_is_kept(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_what_a_filter_left_is_kept(every: Env) -> None:
     """What came before a filter, or of the other answers, is told with its reason."""
-    gateway.script(_filtered("so far"), _filtered_stream("so ", "far"))
-    llm = new_any()
-    (only,) = twin.generate(llm, ["hi"]).generations[0]
-    assert only.text == "".join(twin.stream(llm, "hi")) == "so far"
+    every.gateway.script(_filtered("so far"), _filtered_stream("so ", "far"))
+    llm = every.new()
+    (only,) = every.generate(llm, ["hi"]).generations[0]
+    assert only.text == "".join(every.stream(llm, "hi")) == "so far"
     assert only.generation_info["finish_reason"] == "content_filter"
-    gateway.script(_filtered("", "so far"))
-    both = twin.generate(new_any(n=2), ["hi"]).generations[0]
+    every.gateway.script(_filtered("", "so far"))
+    both = every.generate(every.new(n=2), ["hi"]).generations[0]
     assert [generation.text for generation in both] == ["", "so far"]

@@ -23,9 +23,9 @@ from langchain_retryrouter import (
     RetryBudget,
     RetryPolicy,
 )
-from langchain_retryrouter.testing import STUB_TEXT, FakeClock, FaultyGateway
+from langchain_retryrouter.testing import STUB_TEXT, FakeClock
 
-from .conftest import KEY, NewLLM
+from .conftest import KEY, Env, NewLLM
 
 
 @pytest.mark.parametrize(
@@ -80,17 +80,15 @@ def test_variables_are_read(
     assert getattr(cls(), field) is None
 
 
-def test_organization_and_headers_are_sent(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_organization_and_headers_are_sent(every: Env) -> None:
     """Organization, default headers and default query reach the server."""
-    llm = new_any(
+    llm = every.new(
         organization="org-1",
         default_headers={"x-mine": "yes"},
         default_query={"q": "1"},
     )
-    twin.invoke(llm, "hi")
-    (request,) = gateway.requests
+    every.invoke(llm, "hi")
+    (request,) = every.gateway.requests
     assert request.headers["openai-organization"] == "org-1"
     assert request.headers["x-mine"] == "yes"
     assert "q=1" in request.query
@@ -146,44 +144,38 @@ def test_numbers_that_cannot_be_are_refused(
         new_llm(OpenAI, **fields)
 
 
-def test_wrong_options_of_a_call_are_refused(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_wrong_options_of_a_call_are_refused(every: Env) -> None:
     """The same holds for a call's options: nothing is sent."""
     with pytest.raises(ValueError, match="n must be 1 or more, not -1"):
-        twin.invoke(new_any(), "hi", n=-1)
-    assert gateway.requests == []
+        every.invoke(every.new(), "hi", n=-1)
+    assert every.gateway.requests == []
 
 
-def test_the_timeout_reaches_the_sdk(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_the_timeout_reaches_the_sdk(every: Env) -> None:
     """Seconds, a pair, or the HTTP library's `Timeout`; the call's goes first."""
     library = openai.Timeout(4, read=1.5)
     for timeout, read in ((3, 3), ((1, 2.5), 2.5), (library, 1.5), (None, 600)):
-        twin.invoke(new_any(timeout=timeout), "hi")
-        sent = gateway.requests[-1].headers["x-stainless-read-timeout"]
+        every.invoke(every.new(timeout=timeout), "hi")
+        sent = every.gateway.requests[-1].headers["x-stainless-read-timeout"]
         assert float(sent) == read
-    twin.invoke(new_any(timeout=9), "hi", timeout=(1, 2.5))
-    assert gateway.requests[-1].headers["x-stainless-read-timeout"] == "2.5"
+    every.invoke(every.new(timeout=9), "hi", timeout=(1, 2.5))
+    assert every.gateway.requests[-1].headers["x-stainless-read-timeout"] == "2.5"
 
 
 # Fields that are none.
 
 
-def test_unknown_fields_become_model_kwargs(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_unknown_fields_become_model_kwargs(every: Env) -> None:
     """A parameter without a field is sent, with a warning in case it was a slip."""
     with pytest.warns(UserWarning, match="stop is not default parameter") as caught:
-        llm = new_any(stop="stub")
+        llm = every.new(stop="stub")
     assert caught[0].filename.endswith("conftest.py")
     assert llm.model_kwargs == {"stop": "stub"}
-    assert twin.invoke(llm, "hi") == "Hello from the "
-    assert gateway.requests[0].payload["stop"] == "stub"
+    assert every.invoke(llm, "hi") == "Hello from the "
+    assert every.gateway.requests[0].payload["stop"] == "stub"
     kwargs = {"user": "me"}
-    twin.invoke(new_any(model_kwargs=kwargs), "hi")  # Without a warning.
-    assert gateway.requests[1].payload["user"] == "me"
+    every.invoke(every.new(model_kwargs=kwargs), "hi")  # Without a warning.
+    assert every.gateway.requests[1].payload["user"] == "me"
     assert kwargs == {"user": "me"}
 
 
@@ -225,16 +217,14 @@ def test_a_field_among_model_kwargs_is_moved(
     ],
 )
 @pytest.mark.parametrize("name", ["model", "model_name"])
-def test_a_chat_model_is_made_an_openai_chat(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, model: str, name: str
-) -> None:
+def test_a_chat_model_is_made_an_openai_chat(env: Env, model: str, name: str) -> None:
     """`OpenAI` with a chat model's name gives an `OpenAIChat`, and says why."""
     with pytest.warns(UserWarning, match="construct OpenAIChat") as caught:
-        llm = new_llm(OpenAI, **{name: model}, temperature=0.1)
+        llm = env.new(OpenAI, **{name: model}, temperature=0.1)
     assert len(caught) == 1
     assert type(llm) is OpenAIChat
-    assert twin.invoke(llm, "hi") == STUB_TEXT
-    assert gateway.requests[0].payload == {
+    assert env.invoke(llm, "hi") == STUB_TEXT
+    assert env.gateway.requests[0].payload == {
         "model": model,
         "temperature": 0.1,
         "messages": [{"role": "user", "content": "hi"}],
@@ -342,17 +332,17 @@ def test_what_identifies_a_model(any_model: Any, new_llm: NewLLM) -> None:
     assert second.asdict()["_type"] == types.get(any_model.__name__, "openai")
 
 
-def test_configurable_fields_reach_the_client(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_configurable_fields_reach_the_client(every: Env) -> None:
     """A field that LangChain configures for a call holds for its client as well."""
-    llm = new_any(organization="first").configurable_fields(
+    llm = every.new(organization="first").configurable_fields(
         openai_organization=ConfigurableField(id="organization"),
         max_retries=ConfigurableField(id="max_retries"),
     )
-    twin.invoke(llm, "hi")
-    twin.invoke(llm, "hi", config={"configurable": {"organization": "second"}})
-    sent = [request.headers["openai-organization"] for request in gateway.requests]
+    every.invoke(llm, "hi")
+    every.invoke(llm, "hi", config={"configurable": {"organization": "second"}})
+    sent = [
+        request.headers["openai-organization"] for request in every.gateway.requests
+    ]
     assert sent == ["first", "second"]
 
 
@@ -422,17 +412,15 @@ def test_without_tiktoken_the_message_says_what_to_do(
         new_llm().get_token_ids("hi")
 
 
-def test_max_tokens_may_fill_the_context(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_max_tokens_may_fill_the_context(env: Env) -> None:
     """`max_tokens=-1` asks for what is left behind the prompt, for a stream as well."""
-    llm = new_llm(max_tokens=-1, custom_get_token_ids=lambda text: [1] * len(text))
-    twin.invoke(llm, "four")
-    twin.stream(llm, "four")
-    assert [r.payload["max_tokens"] for r in gateway.requests] == [4092, 4092]
+    llm = env.new(max_tokens=-1, custom_get_token_ids=lambda text: [1] * len(text))
+    env.invoke(llm, "four")
+    env.stream(llm, "four")
+    assert [r.payload["max_tokens"] for r in env.gateway.requests] == [4092, 4092]
     assert llm.max_tokens_for_prompt("four") == 4092
     with pytest.raises(ValueError, match=r"max_tokens=-1 fills .* there are 2"):
-        twin.generate(llm, ["a", "b"])
+        env.generate(llm, ["a", "b"])
 
 
 @pytest.mark.parametrize(

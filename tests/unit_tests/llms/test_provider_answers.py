@@ -10,10 +10,10 @@ import pytest
 from langchain_retryrouter import AzureOpenAI, OpenAI, OpenAIChat
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter.errors import RetryRouterError
-from langchain_retryrouter.testing import STUB_TEXT, Body, FakeClock, FaultyGateway
+from langchain_retryrouter.testing import STUB_TEXT, Body
 from tests.support.provider_answers import DATA, check, status_of
 
-from .conftest import EVENTS, JSON, NewLLM, choice, events
+from .conftest import EVENTS, JSON, Env, choice, events
 
 CLASSES = (OpenAI, AzureOpenAI, OpenAIChat)
 ANSWERS = [entry for entry in DATA["answers"] if entry["protocol"] == "openai"]
@@ -27,24 +27,20 @@ def name_of(entry: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("entry", ANSWERS, ids=name_of)
-def test_an_answer_has_its_kind_and_its_wait(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, entry: dict[str, Any]
-) -> None:
+def test_an_answer_has_its_kind_and_its_wait(env: Env, entry: dict[str, Any]) -> None:
     """Status, codes, sentences and headers mean the same to each class and method."""
-    gateway.always(status_of(entry))
+    env.gateway.always(status_of(entry))
     for cls in CLASSES:
-        llm = new_llm(cls, max_retries=0, clock=SYSTEM_CLOCK)
-        for call in (twin.invoke, twin.stream):
+        llm = env.new(cls, max_retries=0, clock=SYSTEM_CLOCK)
+        for call in (env.invoke, env.stream):
             with pytest.raises(RetryRouterError) as caught:
                 call(llm, "hi")
             check(caught.value, entry)
-    assert len(gateway.requests) == 6
+    assert len(env.gateway.requests) == 6
 
 
 @pytest.mark.parametrize("entry", REPORTS, ids=name_of)
-def test_a_report_in_a_stream_is_an_error(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, entry: dict[str, Any]
-) -> None:
+def test_a_report_in_a_stream_is_an_error(env: Env, entry: dict[str, Any]) -> None:
     """Every dialect of an error is known, and not repeated after a token."""
     data = entry["data"]
     written = data if isinstance(data, str) else json.dumps(data)
@@ -54,29 +50,29 @@ def test_a_report_in_a_stream_is_an_error(
     token = f"data: {json.dumps({'choices': [choice('one ')]})}\n\n"
     for cls in CLASSES:
         for form in forms:
-            gateway.script(Body(200, EVENTS, form), Body(200, EVENTS, token + form))
+            env.gateway.script(Body(200, EVENTS, form), Body(200, EVENTS, token + form))
             for retries, delivered in ((0, ""), (2, "one ")):
                 with pytest.raises(RetryRouterError) as caught:
-                    twin.stream(new_llm(cls, max_retries=retries), "hi")
+                    env.stream(env.new(cls, max_retries=retries), "hi")
                 assert caught.value.kind == entry["kind"]
                 assert caught.value.delivered == delivered
-    assert len(gateway.requests) == 2 * len(CLASSES) * len(forms)
+    assert len(env.gateway.requests) == 2 * len(CLASSES) * len(forms)
 
 
 @pytest.mark.parametrize("entry", GOOGLES, ids=name_of)
 def test_googles_list_is_read_wherever_it_comes(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, entry: dict[str, Any]
+    env: Env, entry: dict[str, Any]
 ) -> None:
     """`[{"error": ...}]` is the same error in a 200, and as an event of a stream."""
     body = json.dumps(entry["body"])
-    llm = new_llm(OpenAIChat, max_retries=0)
+    llm = env.new(OpenAIChat, max_retries=0)
     steps = (
-        (twin.invoke, Body(200, JSON, body)),
-        (twin.stream, Body(200, JSON, body)),
-        (twin.stream, events(entry["body"])),
+        (env.invoke, Body(200, JSON, body)),
+        (env.stream, Body(200, JSON, body)),
+        (env.stream, events(entry["body"])),
     )
     for call, step in steps:
-        gateway.script(step)
+        env.gateway.script(step)
         with pytest.raises(RetryRouterError) as caught:
             call(llm, "hi")
         assert caught.value.kind == entry["kind"]
@@ -86,24 +82,20 @@ def test_googles_list_is_read_wherever_it_comes(
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_limit_of_a_minute_is_waited_for_and_one_of_a_day_is_not(
-    twin: Any,
-    new_llm: NewLLM,
-    gateway: FaultyGateway,
-    clock: FakeClock,
-    streaming: bool,
+    env: Env, streaming: bool
 ) -> None:
     """Gemini calls both a quota; the first is over after the time that it names."""
     minute, day = (
         status_of(next(entry for entry in GOOGLES if entry["name"] == name))
         for name in ("Gemini, list body", "Gemini: a day's requests")
     )
-    llm = new_llm(OpenAIChat, streaming=streaming)
-    gateway.script(minute)
-    assert twin.invoke(llm, "hi") == STUB_TEXT
-    assert len(clock.sleeps) == 1
-    assert clock.sleeps[0] >= 34
-    gateway.script(day)
+    llm = env.new(OpenAIChat, streaming=streaming)
+    env.gateway.script(minute)
+    assert env.invoke(llm, "hi") == STUB_TEXT
+    assert len(env.clock.sleeps) == 1
+    assert env.clock.sleeps[0] >= 34
+    env.gateway.script(day)
     with pytest.raises(RetryRouterError) as caught:
-        twin.invoke(llm, "hi")
+        env.invoke(llm, "hi")
     assert caught.value.kind == "quota"
-    assert len(gateway.requests) == 3
+    assert len(env.gateway.requests) == 3

@@ -20,7 +20,6 @@ from langchain_retryrouter import (
 from langchain_retryrouter.testing import (
     STUB_TEXT,
     ErrorEvent,
-    FakeClock,
     FaultyGateway,
     HtmlPage,
     Reset,
@@ -30,7 +29,7 @@ from langchain_retryrouter.testing import (
     Truncate,
 )
 
-from .conftest import NewLLM, Recorder, outcomes
+from .conftest import Env, NewLLM, Recorder, outcomes
 
 FAULTS = (Status(429), Reset(), HtmlPage(502))
 
@@ -49,45 +48,37 @@ def check_retries(recorder: Recorder, gateway: FaultyGateway, prompts: int = 1) 
 
 @pytest.mark.parametrize("method", ["invoke", "stream", "batch", "generate"])
 def test_every_retry_is_seen(
-    twin: Any,
-    new_any: NewLLM,
-    gateway: FaultyGateway,
-    recorder: Recorder,
-    clock: FakeClock,
-    method: str,
-    streaming: bool,
+    every: Env, recorder: Recorder, method: str, streaming: bool
 ) -> None:
     """`on_retry` is called for every retry, before its wait, by each method."""
-    gateway.script(*FAULTS)
-    llm = new_any(max_retries=3, streaming=streaming)
+    every.gateway.script(*FAULTS)
+    llm = every.new(max_retries=3, streaming=streaming)
     ask = ["hi"] if method in {"batch", "generate"} else "hi"
     config: dict[str, Any] = {"callbacks": [recorder]}
     options = config if method == "generate" else {"config": config}
-    getattr(twin, method)(llm, ask, **options)
-    check_retries(recorder, gateway)
+    getattr(every, method)(llm, ask, **options)
+    check_retries(recorder, every.gateway)
     waits = [s.next_action.sleep for s in recorder.retries if s.next_action]
-    assert waits == clock.sleeps
+    assert waits == every.clock.sleeps
 
 
-def test_every_prompt_of_a_chat_batch_is_retried(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, recorder: Recorder
-) -> None:
+def test_every_prompt_of_a_chat_batch_is_retried(env: Env, recorder: Recorder) -> None:
     """Of several prompts each has its own attempts; all their retries are seen."""
-    llm = new_llm(OpenAIChat, max_retries=3, batch_size=1)
-    gateway.script(*FAULTS)
-    answers = twin.batch(llm, ["hi", "ho"], config={"callbacks": [recorder]})
+    llm = env.new(OpenAIChat, max_retries=3, batch_size=1)
+    env.gateway.script(*FAULTS)
+    answers = env.batch(llm, ["hi", "ho"], config={"callbacks": [recorder]})
     assert answers == [STUB_TEXT, STUB_TEXT]
-    check_retries(recorder, gateway, prompts=2)
+    check_retries(recorder, env.gateway, prompts=2)
 
 
 @pytest.mark.parametrize("fault", [Truncate(0), ErrorEvent("No.", status=500)], ids=str)
 def test_a_stream_is_retried_until_its_first_token(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway, recorder: Recorder, fault: Any
+    every: Env, recorder: Recorder, fault: Any
 ) -> None:
     """A stream that fails before its first token is retried without an error."""
-    gateway.script(fault, Status(503))
-    llm = new_any(callbacks=[recorder])
-    assert "".join(twin.stream(llm, "hi")) == STUB_TEXT
+    every.gateway.script(fault, Status(503))
+    llm = every.new(callbacks=[recorder])
+    assert "".join(every.stream(llm, "hi")) == STUB_TEXT
     assert len(recorder.retries) == 2
     info = recorder.results[0].generations[0][0].generation_info
     assert info is not None
@@ -108,16 +99,16 @@ def test_a_stream_is_retried_until_its_first_token(
     ],
 )
 def test_max_retries_counts_retries(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway, fields: Any, retries: int | None
+    every: Env, fields: Any, retries: int | None
 ) -> None:
     """`max_retries`, of model or policy, is the number of retries; the SDK has none."""
-    gateway.always(Status(503))
-    llm = new_any(**fields)
+    every.gateway.always(Status(503))
+    llm = every.new(**fields)
     with pytest.raises(errors.UnavailableError):
-        twin.invoke(llm, "hi")
+        every.invoke(llm, "hi")
     if retries is None:  # As in langchain-community.
         retries = 6 if isinstance(llm, OpenAIChat) else 2
-    assert len(gateway.requests) == retries + 1 == llm.max_retries + 1
+    assert len(every.gateway.requests) == retries + 1 == llm.max_retries + 1
 
 
 def test_two_numbers_of_retries_are_refused(new_any: NewLLM) -> None:
@@ -133,15 +124,13 @@ def test_max_retries_must_be_a_whole_number(new_llm: NewLLM, value: Any) -> None
         new_llm(max_retries=value)
 
 
-def test_each_attempt_has_its_number_and_its_calls_key(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway, method: str
-) -> None:
+def test_each_attempt_has_its_number_and_its_calls_key(every: Env, method: str) -> None:
     """Attempts of one call share an `Idempotency-Key`, and each sends its number."""
-    gateway.script(Status(503), Reset())
-    llm = new_any()
-    getattr(twin, method)(llm, "hi")
-    getattr(twin, method)(llm, "hi")
-    sent = [request.headers for request in gateway.requests]
+    every.gateway.script(Status(503), Reset())
+    llm = every.new()
+    getattr(every, method)(llm, "hi")
+    getattr(every, method)(llm, "hi")
+    sent = [request.headers for request in every.gateway.requests]
     numbers = [headers["x-stainless-retry-count"] for headers in sent]
     assert numbers == ["0", "1", "2", "0"]
     keys = [headers["idempotency-key"] for headers in sent]
@@ -151,34 +140,32 @@ def test_each_attempt_has_its_number_and_its_calls_key(
 
 @pytest.mark.parametrize("of_the_call", [True, False])
 def test_a_key_of_the_users_own_is_kept(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, method: str, of_the_call: bool
+    env: Env, method: str, of_the_call: bool
 ) -> None:
     """An `Idempotency-Key` among the headers of model or call is the one sent."""
-    gateway.script(Status(503))
+    env.gateway.script(Status(503))
     headers = {"idempotency-key": "mine"}
-    llm = new_llm(default_headers=None if of_the_call else headers)
+    llm = env.new(default_headers=None if of_the_call else headers)
     options = {"extra_headers": headers} if of_the_call else {}
-    getattr(twin, method)(llm, "hi", **options)
-    keys = [r.headers["idempotency-key"] for r in gateway.requests]
+    getattr(env, method)(llm, "hi", **options)
+    keys = [r.headers["idempotency-key"] for r in env.gateway.requests]
     assert keys == ["mine", "mine"]
 
 
 # How long.
 
 
-def test_retry_after_is_a_floor(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway, clock: FakeClock, method: str
-) -> None:
+def test_retry_after_is_a_floor(every: Env, method: str) -> None:
     """No attempt comes earlier than the server asked for, in any of its forms."""
-    gateway.script(
+    every.gateway.script(
         Status(429, {"retry-after": "5"}),
         Status(503, {"retry-after-ms": "2500"}),
         Status(429, {"retry-after": "Fri, 15 Jan 2027 08:00:30 GMT"}),
     )
-    llm = new_any(max_retries=3)
-    began = clock.time()
-    getattr(twin, method)(llm, "hi")
-    first, second, third = clock.sleeps
+    llm = every.new(max_retries=3)
+    began = every.clock.time()
+    getattr(every, method)(llm, "hi")
+    first, second, third = every.clock.sleeps
     assert first >= 5
     assert second >= 2.5
     assert began + first + second + third >= 1_800_000_030
@@ -187,59 +174,51 @@ def test_retry_after_is_a_floor(
 @pytest.mark.parametrize(
     ("deadline", "timeout"), [(0.1, 60), (60, 0.1), (60, (5, 0.05))], ids=str
 )
-def test_the_smaller_limit_wins(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, deadline: float, timeout: Any
-) -> None:
+def test_the_smaller_limit_wins(env: Env, deadline: float, timeout: Any) -> None:
     """Of the call's `timeout` and the deadline, the smaller one limits an attempt."""
-    gateway.always(Silence())
-    llm = new_llm(retry_policy=RetryPolicy(deadline=deadline, max_retries=0))
+    env.gateway.always(Silence())
+    llm = env.new(retry_policy=RetryPolicy(deadline=deadline, max_retries=0))
     with pytest.raises(errors.APITimeoutError):
-        twin.invoke(llm, "hi", timeout=timeout)
-    assert len(gateway.requests) == 1
+        env.invoke(llm, "hi", timeout=timeout)
+    assert len(env.gateway.requests) == 1
 
 
-def test_a_late_first_token_is_retried(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_a_late_first_token_is_retried(every: Env) -> None:
     """A stream whose first token does not come in time is started anew."""
-    gateway.script(SlowFirstToken(60), Silence(60))
-    llm = new_any(retry_policy=RetryPolicy(first_token_timeout=0.3))
-    assert "".join(twin.stream(llm, "hi")) == STUB_TEXT
-    assert len(gateway.requests) == 3
+    every.gateway.script(SlowFirstToken(60), Silence(60))
+    llm = every.new(retry_policy=RetryPolicy(first_token_timeout=0.3))
+    assert "".join(every.stream(llm, "hi")) == STUB_TEXT
+    assert len(every.gateway.requests) == 3
 
 
 # At whose expense.
 
 
-def test_retries_are_bought(
-    twin: Any, any_model: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_retries_are_bought(env: Env, any_model: Any) -> None:
     """When the budget is empty, there are no more retries, whichever model asks."""
-    gateway.always(Status(503))
+    env.gateway.always(Status(503))
     budget = RetryBudget(capacity=20, retry_cost=14)
-    for model in (new_llm(any_model, budget=budget), new_llm(OpenAI, budget=budget)):
+    for model in (env.new(any_model, budget=budget), env.new(OpenAI, budget=budget)):
         with pytest.raises(errors.UnavailableError) as caught:
-            twin.invoke(model, "hi")
-    assert len(gateway.requests) == 3
+            env.invoke(model, "hi")
+    assert len(env.gateway.requests) == 3
     assert "retry budget empty" in caught.value.__notes__[0]
 
 
-def test_an_open_breaker_sends_nothing(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway, clock: FakeClock
-) -> None:
+def test_an_open_breaker_sends_nothing(every: Env) -> None:
     """A breaker that models share opens for all of them, and closes after a probe."""
-    breaker = CircuitBreaker(failure_threshold=1, recovery_time=30, clock=clock)
-    llm = new_any(breaker=breaker, max_retries=1)
-    gateway.script(Status(503))
+    breaker = CircuitBreaker(failure_threshold=1, recovery_time=30, clock=every.clock)
+    llm = every.new(breaker=breaker, max_retries=1)
+    every.gateway.script(Status(503))
     with pytest.raises(errors.UnavailableError):
-        twin.invoke(llm, "hi")
+        every.invoke(llm, "hi")
     with pytest.raises(errors.CircuitOpenError, match="nothing was sent") as caught:
-        twin.stream(new_any(breaker=breaker), "hi")
+        every.stream(every.new(breaker=breaker), "hi")
     assert isinstance(caught.value, errors.RetryRouterError)
-    assert len(gateway.requests) == 1
-    clock.advance(30)
-    assert twin.invoke(llm, "hi") == STUB_TEXT
-    assert "".join(twin.stream(llm, "hi")) == STUB_TEXT
+    assert len(every.gateway.requests) == 1
+    every.clock.advance(30)
+    assert every.invoke(llm, "hi") == STUB_TEXT
+    assert "".join(every.stream(llm, "hi")) == STUB_TEXT
 
 
 # --- rate limiters ---
@@ -266,28 +245,22 @@ def turnstile(gateway: FaultyGateway) -> Turnstile:
 
 
 def test_each_attempt_takes_a_turn(
-    twin: Any,
-    new_any: NewLLM,
-    gateway: FaultyGateway,
-    turnstile: Turnstile,
-    method: str,
+    every: Env, turnstile: Turnstile, method: str
 ) -> None:
     """The limiter is asked once before each request, retries included."""
-    gateway.script(Status(503), Reset())
-    getattr(twin, method)(new_any(rate_limiter=turnstile), "hi")
-    name = "async" if twin.is_async else "sync"
+    every.gateway.script(Status(503), Reset())
+    getattr(every, method)(every.new(rate_limiter=turnstile), "hi")
+    name = "async" if every.is_async else "sync"
     assert turnstile.asked == [(name, True, 0), (name, True, 1), (name, True, 2)]
-    assert len(gateway.requests) == 3
+    assert len(every.gateway.requests) == 3
 
 
-def test_each_request_of_a_batch_takes_a_turn(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, turnstile: Turnstile
-) -> None:
+def test_each_request_of_a_batch_takes_a_turn(env: Env, turnstile: Turnstile) -> None:
     """Turns are for requests: twenty prompts of one request take one."""
-    twin.batch(new_llm(rate_limiter=turnstile, batch_size=2), ["hi"] * 3)
-    assert len(turnstile.asked) == len(gateway.requests) == 2
-    twin.batch(new_llm(OpenAIChat, rate_limiter=turnstile), ["hi"] * 3)
-    assert len(turnstile.asked) == len(gateway.requests) == 5
+    env.batch(env.new(rate_limiter=turnstile, batch_size=2), ["hi"] * 3)
+    assert len(turnstile.asked) == len(env.gateway.requests) == 2
+    env.batch(env.new(OpenAIChat, rate_limiter=turnstile), ["hi"] * 3)
+    assert len(turnstile.asked) == len(env.gateway.requests) == 5
 
 
 def test_the_limiter_is_shared_by_copies(new_llm: NewLLM) -> None:

@@ -24,21 +24,19 @@ from langchain_retryrouter.llms import openai as module
 from langchain_retryrouter.testing import STUB_TEXT, Body, FaultyGateway, Raw
 from tests.unit_tests.conftest import Twin
 
-from .conftest import EVENTS, JSON, NewLLM, choice, outcomes, streamed, whole
+from .conftest import EVENTS, JSON, Env, NewLLM, choice, outcomes, streamed, whole
 
 
-def test_half_a_surrogate_is_the_callers_error(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway, method: str
-) -> None:
+def test_half_a_surrogate_is_the_callers_error(every: Env, method: str) -> None:
     """Text that UTF-8 cannot encode is refused at once; nothing is counted."""
     budget = RetryBudget(capacity=20)
     breaker = CircuitBreaker(failure_threshold=1)
-    llm = new_any(budget=budget, breaker=breaker)
+    llm = every.new(budget=budget, breaker=breaker)
     with pytest.raises(errors.UnsupportedOptionError, match=r"cannot be sent.*ud83d"):
-        getattr(twin, method)(llm, "cut \ud83d here")
-    assert gateway.requests == []
+        getattr(every, method)(llm, "cut \ud83d here")
+    assert every.gateway.requests == []
     assert budget.tokens == 20
-    assert twin.invoke(llm, "hi") == STUB_TEXT
+    assert every.invoke(llm, "hi") == STUB_TEXT
 
 
 FAILED = [
@@ -53,29 +51,27 @@ FAILED = [
     "failed", FAILED, ids=["reason", "network", "capitals", "choice"]
 )
 def test_an_answer_that_a_provider_broke_off_is_an_error(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway, failed: dict[str, Any]
+    every: Env, failed: dict[str, Any]
 ) -> None:
     """A gateway's `finish_reason: "error"`, or an error in a choice, is an error."""
-    gateway.script(whole(failed))
-    assert twin.invoke(new_any(), "hi") == STUB_TEXT
-    gateway.script(streamed({**failed, "text": "", "delta": {}}))
-    assert "".join(twin.stream(new_any(), "hi")) == STUB_TEXT
-    assert len(gateway.requests) == 4
-    gateway.script(streamed(choice("one "), failed))
+    every.gateway.script(whole(failed))
+    assert every.invoke(every.new(), "hi") == STUB_TEXT
+    every.gateway.script(streamed({**failed, "text": "", "delta": {}}))
+    assert "".join(every.stream(every.new(), "hi")) == STUB_TEXT
+    assert len(every.gateway.requests) == 4
+    every.gateway.script(streamed(choice("one "), failed))
     with pytest.raises(errors.ServerError) as caught:
-        twin.stream(new_any(), "hi")
+        every.stream(every.new(), "hi")
     assert caught.value.delivered == "one "
 
 
-def test_one_prompt_is_sent_as_a_string(
-    twin: Any, new_completions: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_one_prompt_is_sent_as_a_string(completions: Env) -> None:
     """There are servers that refuse a list; several prompts are one."""
-    llm = new_completions()
-    twin.invoke(llm, "hi")
-    twin.stream(llm, "hi")
-    twin.generate(llm, ["hi", "ho"])
-    sent = [request.payload["prompt"] for request in gateway.requests]
+    llm = completions.new()
+    completions.invoke(llm, "hi")
+    completions.stream(llm, "hi")
+    completions.generate(llm, ["hi", "ho"])
+    sent = [request.payload["prompt"] for request in completions.gateway.requests]
     assert sent == ["hi", "hi", ["hi", "ho"]]
 
 
@@ -90,35 +86,35 @@ def test_one_prompt_is_sent_as_a_string(
     ids=["ollama", "lmstudio", "deepseek", "pydantic"],
 )
 def test_prompts_go_one_by_one_where_a_list_is_refused(
-    twin: Any, new_completions: NewLLM, gateway: FaultyGateway, status: int, body: Any
+    completions: Env, status: int, body: Any
 ) -> None:
     """A server that takes only strings gets strings, in later calls at once."""
-    gateway.script(Body(status, JSON, json.dumps(body)))
-    llm = new_completions(batch_size=2)
+    completions.gateway.script(Body(status, JSON, json.dumps(body)))
+    llm = completions.new(batch_size=2)
     for _ in range(2):
-        result = twin.generate(llm, ["a", "b", "c"])
+        result = completions.generate(llm, ["a", "b", "c"])
         assert [g[0].text for g in result.generations] == [STUB_TEXT] * 3
-    first, *others = (request.payload["prompt"] for request in gateway.requests)
+    first, *others = (
+        request.payload["prompt"] for request in completions.gateway.requests
+    )
     assert (first, sorted(others)) == (["a", "b"], [*"aabbcc"])
 
 
-def test_another_refusal_of_a_list_is_raised(
-    twin: Any, new_completions: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_another_refusal_of_a_list_is_raised(completions: Env) -> None:
     """A list that is refused for something else is not sent again."""
-    gateway.always(Body(400, JSON, json.dumps({"error": {"message": "Too hot."}})))
+    completions.gateway.always(
+        Body(400, JSON, json.dumps({"error": {"message": "Too hot."}}))
+    )
     with pytest.raises(errors.InvalidRequestError, match="Too hot"):
-        twin.generate(new_completions(), ["a", "b"])
-    assert len(gateway.requests) == 1
+        completions.generate(completions.new(), ["a", "b"])
+    assert len(completions.gateway.requests) == 1
 
 
-def test_none_takes_a_parameter_out(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway, method: str
-) -> None:
+def test_none_takes_a_parameter_out(every: Env, method: str) -> None:
     """An option of None is no null in the request, and not the model's own value."""
-    llm = new_any(max_tokens=9, temperature=0.5)
-    getattr(twin, method)(llm, "hi", max_tokens=None, temperature=None, seed=None)
-    (request,) = gateway.requests
+    llm = every.new(max_tokens=9, temperature=0.5)
+    getattr(every, method)(llm, "hi", max_tokens=None, temperature=None, seed=None)
+    (request,) = every.gateway.requests
     assert not {"max_tokens", "temperature", "seed"} & request.payload.keys()
 
 
@@ -135,16 +131,16 @@ def test_none_takes_a_parameter_out(
     ],
 )
 def test_a_limit_of_tokens_has_the_name_that_the_model_wants(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, model: str, name: str
+    env: Env, model: str, name: str
 ) -> None:
     """Reasoning models refuse `max_tokens`, other servers know only that name."""
-    llm = new_llm(OpenAIChat, model=model, max_tokens=9)
-    twin.invoke(llm, "hi")
-    payload = gateway.requests[0].payload
+    llm = env.new(OpenAIChat, model=model, max_tokens=9)
+    env.invoke(llm, "hi")
+    payload = env.gateway.requests[0].payload
     limits = {key: value for key, value in payload.items() if "tokens" in key}
     assert limits == {name: 9}
     with pytest.raises(ValueError, match="max_tokens and max_completion_tokens"):
-        twin.invoke(llm, "hi", max_completion_tokens=10)
+        env.invoke(llm, "hi", max_completion_tokens=10)
 
 
 def test_a_reasoning_model_by_the_class_of_completions(
@@ -166,9 +162,7 @@ def test_a_reasoning_model_by_the_class_of_completions(
         ("metadata.note", False),
     ],
 )
-def test_a_string_that_is_too_long(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, param: str, is_context: bool
-) -> None:
+def test_a_string_that_is_too_long(env: Env, param: str, is_context: bool) -> None:
     """`string_above_max_length` is about the context only if it names a content."""
     report = {
         "message": f"Invalid '{param}': string too long.",
@@ -176,54 +170,48 @@ def test_a_string_that_is_too_long(
         "param": param,
         "code": "string_above_max_length",
     }
-    gateway.script(Body(400, JSON, json.dumps({"error": report})))
+    env.gateway.script(Body(400, JSON, json.dumps({"error": report})))
     with pytest.raises(errors.InvalidRequestError) as caught:
-        twin.invoke(new_llm(), "hi")
+        env.invoke(env.new(), "hi")
     assert isinstance(caught.value, errors.ContextLengthError) == is_context
 
 
 # Ends that come too early.
 
 
-def test_a_reason_in_every_chunk_is_not_an_end(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_a_reason_in_every_chunk_is_not_an_end(every: Env) -> None:
     """A token after the end takes the end back: `[DONE]` then ends the stream."""
     texts = ["one ", "two ", "three"]
-    gateway.script(streamed(*(choice(text, "stop") for text in texts)))
-    result = twin.generate(new_any(streaming=True), ["hi"])
+    every.gateway.script(streamed(*(choice(text, "stop") for text in texts)))
+    result = every.generate(every.new(streaming=True), ["hi"])
     (only,) = result.generations[0]
     assert only.text == "one two three"
     assert only.generation_info["finish_reason"] == "stop"
     assert outcomes(result.llm_output["retryrouter"]) == ["ok"]
 
 
-def test_a_cut_after_an_early_end_is_a_cut(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_a_cut_after_an_early_end_is_a_cut(every: Env) -> None:
     """Once an end was taken back, a broken connection is an error."""
     chunks = [{"choices": [choice(text, "stop")]} for text in ("one ", "two ")]
     body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks)
     head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
-    gateway.script(Raw(f"{head}content-length: 9999\r\n\r\n{body}".encode()))
+    every.gateway.script(Raw(f"{head}content-length: 9999\r\n\r\n{body}".encode()))
     with pytest.raises(errors.StreamInterruptedError) as caught:
-        twin.stream(new_any(), "hi")
+        every.stream(every.new(), "hi")
     assert caught.value.delivered == "one two "
 
 
-def test_silence_after_an_early_end_is_no_end(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_silence_after_an_early_end_is_no_end(every: Env) -> None:
     """A reason that comes with the first token may be early: more may follow it."""
     event = f"data: {json.dumps({'choices': [choice('one ', 'stop')]})}\n\n"
     head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
     step = Raw(f"{head}content-length: 9999\r\n\r\n{event}".encode(), close=False)
-    gateway.script(step, streamed(choice("one", "stop")))
-    llm = new_any(retry_policy=RetryPolicy(stall_timeout=0.1), clock=SYSTEM_CLOCK)
+    every.gateway.script(step, streamed(choice("one", "stop")))
+    llm = every.new(retry_policy=RetryPolicy(stall_timeout=0.1), clock=SYSTEM_CLOCK)
     with pytest.raises(errors.StreamInterruptedError) as caught:
-        twin.stream(llm, "hi")
+        every.stream(llm, "hi")
     assert caught.value.delivered == "one "
-    assert "".join(twin.stream(llm, "hi")) == "one"
+    assert "".join(every.stream(llm, "hi")) == "one"
 
 
 # Instrumentation.
@@ -231,17 +219,12 @@ def test_silence_after_an_early_end_is_no_end(
 
 @pytest.mark.parametrize("cls", [OpenAI, OpenAIChat])
 def test_instrumentation_sees_every_call(
-    twin: Any,
-    cls: Any,
-    new_llm: NewLLM,
-    gateway: FaultyGateway,
-    monkeypatch: pytest.MonkeyPatch,
-    streaming: bool,
+    env: Env, cls: Any, monkeypatch: pytest.MonkeyPatch, streaming: bool
 ) -> None:
     """A wrapper around the SDK's `create` sees each attempt of a call."""
     path = openai.resources.chat.completions if cls is OpenAIChat else None
     home: Any = path or openai.resources.completions
-    owner = home.AsyncCompletions if twin.is_async else home.Completions
+    owner = home.AsyncCompletions if env.is_async else home.Completions
     create = owner.create
     seen: list[dict[str, Any]] = []
 
@@ -249,18 +232,18 @@ def test_instrumentation_sees_every_call(
         seen.append(kwargs)
         return create(self, **kwargs)
 
-    llm = new_llm(cls, streaming=streaming)
-    twin.invoke(llm, "hi")  # Before there is a wrapper.
+    llm = env.new(cls, streaming=streaming)
+    env.invoke(llm, "hi")  # Before there is a wrapper.
     monkeypatch.setattr(owner, "create", wrapper)
-    gateway.script(Body(503, JSON, "{}"))
-    assert twin.invoke(llm, "hi") == STUB_TEXT
+    env.gateway.script(Body(503, JSON, "{}"))
+    assert env.invoke(llm, "hi") == STUB_TEXT
     assert len(seen) == 2
     assert {kwargs.get("stream", False) for kwargs in seen} == {streaming}
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_wrapped_answers_are_read(
-    twin: Any, new_llm: NewLLM, monkeypatch: pytest.MonkeyPatch, stream: bool
+    env: Env, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
     """Instrumentation may return the SDK's objects, or wrap its streams."""
     home: Any = openai.resources.completions
@@ -276,8 +259,8 @@ def test_wrapped_answers_are_read(
 
     monkeypatch.setattr(home.Completions, "create", wrapper)
     monkeypatch.setattr(home.AsyncCompletions, "create", awrapper)
-    llm = new_llm(max_retries=0)
-    found = twin.complete(module, llm, model="m", prompt="hi", stream=stream)
+    llm = env.new(max_retries=0)
+    found = env.complete(module, llm, model="m", prompt="hi", stream=stream)
     said = found if stream else [found]
     assert "".join(one.choices[0].text for one in said) == STUB_TEXT
 
@@ -388,14 +371,12 @@ def test_counts_of_two_forms_are_added_up(
     assert result.llm_output["token_usage"] == {"a": 2, "c": {"d": 3}}
 
 
-def test_unexpected_probabilities_do_not_keep_chunks_apart(
-    twin: Twin, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_unexpected_probabilities_do_not_keep_chunks_apart(env: Env) -> None:
     """Probabilities that cannot be joined are left out of a stream; its text is not."""
     told = [{"tokens": ["a"], "odd": 1}, ["a"], 7, {"tokens": ["b"], "odd": "x"}]
     chunks = [choice("a", logprobs=one) for one in told]
-    gateway.script(streamed(*chunks, choice("", "stop")))
-    (only,) = twin.generate(new_llm(streaming=True), ["hi"]).generations[0]
+    env.gateway.script(streamed(*chunks, choice("", "stop")))
+    (only,) = env.generate(env.new(streaming=True), ["hi"]).generations[0]
     assert only.text == "aaaa"
     assert only.generation_info["logprobs"] == {"tokens": ["a", "b"]}
 

@@ -15,7 +15,7 @@ from langchain_retryrouter.llms import openai as module
 from langchain_retryrouter.llms.openai import completion_with_retry
 from langchain_retryrouter.testing import Body, Cut, FaultyGateway, Raw, Stall, Truncate
 
-from .conftest import EVENTS, NewLLM, Recorder, choice, streamed
+from .conftest import EVENTS, Env, NewLLM, Recorder, choice, streamed
 
 HEAD = (
     "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
@@ -40,56 +40,48 @@ def open_stream(*texts: str, finish: bool = True) -> str:
 @pytest.mark.parametrize(
     "fault", [Truncate(2), Cut(2), Cut(2, "rst"), Stall(2, 60)], ids=str
 )
-def test_a_stream_that_breaks_is_an_error(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway, fault: Any
-) -> None:
+def test_a_stream_that_breaks_is_an_error(every: Env, fault: Any) -> None:
     """A stream without its end is an error with what was delivered; no repetition."""
-    gateway.script(fault)
+    every.gateway.script(fault)
     policy = RetryPolicy(stall_timeout=0.2)
     chunks: list[str] = []
     with pytest.raises(errors.StreamInterruptedError) as caught:
-        twin.stream(new_any(retry_policy=policy), "hi", into=chunks)
+        every.stream(every.new(retry_policy=policy), "hi", into=chunks)
     assert "".join(chunks) == caught.value.delivered == "Hello from"
     assert caught.value.__notes__ == ["not repeated: 10 characters were delivered"]
-    assert len(gateway.requests) == 1
+    assert len(every.gateway.requests) == 1
 
 
-def test_streaming_inside_invoke_is_as_strict(
-    twin: Any, new_any: NewLLM, gateway: FaultyGateway, recorder: Recorder
-) -> None:
+def test_streaming_inside_invoke_is_as_strict(every: Env, recorder: Recorder) -> None:
     """`invoke` with `streaming=True` raises for a truncated stream; callbacks know."""
-    gateway.script(Truncate(2))
-    llm = new_any(streaming=True, callbacks=[recorder])
+    every.gateway.script(Truncate(2))
+    llm = every.new(streaming=True, callbacks=[recorder])
     with pytest.raises(errors.StreamInterruptedError) as caught:
-        twin.invoke(llm, "hi")
+        every.invoke(llm, "hi")
     assert recorder.errors == [caught.value]
     assert "".join(recorder.tokens) == "Hello from"
 
 
 @pytest.mark.parametrize("junk", [b"<html>\r\n<hr>", b"\x81\x07", b":\x81"], ids=str)
-def test_noise_before_an_event_is_an_error(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, junk: bytes
-) -> None:
+def test_noise_before_an_event_is_an_error(env: Env, junk: bytes) -> None:
     """A proxy's page, or noise, before an event is an error, not an event less."""
     choices = [b'{"text":"a"}', b'{"text":"b"}', b'{"text":"","finish_reason":"stop"}']
     first, *others = [b'data: {"choices":[%b]}\n\n' % one for one in choices]
-    gateway.script(Body(200, EVENTS, b"".join([first, junk, *others])))
+    env.gateway.script(Body(200, EVENTS, b"".join([first, junk, *others])))
     chunks: list[str] = []
     with pytest.raises(errors.MalformedResponseError) as caught:
-        twin.stream(new_llm(), "hi", into=chunks)
+        env.stream(env.new(), "hi", into=chunks)
     assert "".join(chunks) == caught.value.delivered == "a"
 
 
-def test_an_end_of_one_choice_is_not_the_end(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_an_end_of_one_choice_is_not_the_end(env: Env) -> None:
     """A stream of several choices is whole when each of them has its reason."""
     first, second = choice("a", "stop"), {**choice("b", "stop"), "index": 1}
-    gateway.script(streamed(first, second), streamed(first))
-    request = {"model": "m", "prompt": ["x", "y"], "stream": True}
-    assert len(twin.complete(module, new_llm(), **request)) == 2
+    env.gateway.script(streamed(first, second), streamed(first))
+    request: dict[str, Any] = {"model": "m", "prompt": ["x", "y"], "stream": True}
+    assert len(env.complete(module, env.new(), **request)) == 2
     with pytest.raises(errors.StreamInterruptedError):
-        twin.complete(module, new_llm(), **request)
+        env.complete(module, env.new(), **request)
 
 
 @pytest.mark.parametrize(
@@ -103,20 +95,16 @@ def test_an_end_of_one_choice_is_not_the_end(
     ],
     ids=["done", "no-done", "empty-choices", "null-usage", "cut-off"],
 )
-def test_whatever_follows_the_end_is_no_fault(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, ending: str
-) -> None:
+def test_whatever_follows_the_end_is_no_fault(env: Env, ending: str) -> None:
     """When every choice has its reason, the stream is whole, however it is closed."""
-    gateway.script(Raw((open_stream("a", "b") + ending).encode()))
-    assert "".join(twin.stream(new_llm(), "hi")) == "ab"
-    assert len(gateway.requests) == 1
+    env.gateway.script(Raw((open_stream("a", "b") + ending).encode()))
+    assert "".join(env.stream(env.new(), "hi")) == "ab"
+    assert len(env.gateway.requests) == 1
 
 
-def test_a_null_and_an_empty_delta_are_no_token(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_a_null_and_an_empty_delta_are_no_token(env: Env) -> None:
     """Chat deltas without content, or with a null one, are empty texts."""
-    gateway.script(
+    env.gateway.script(
         streamed(
             {"delta": {"role": "assistant", "content": None}},
             {"delta": {}},
@@ -124,24 +112,22 @@ def test_a_null_and_an_empty_delta_are_no_token(
             {"delta": {"content": None}, "finish_reason": "stop"},
         )
     )
-    assert twin.stream(new_llm(OpenAIChat), "hi") == ["", "", "yes", ""]
+    assert env.stream(env.new(OpenAIChat), "hi") == ["", "", "yes", ""]
 
 
 @pytest.mark.parametrize(
     "event", ["7", "null", '"x"', "[]", '{"choices":[7]}', '{"choices":[{"text":7}]}']
 )
-def test_an_unexpected_event_is_an_error(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway, event: str
-) -> None:
+def test_an_unexpected_event_is_an_error(env: Env, event: str) -> None:
     """JSON that is no chunk is malformed, before the first token and behind it."""
     whole = open_stream("a", finish=False) + frame(event)
-    gateway.script(Raw((HEAD + frame(event)).encode()), Raw(whole.encode()))
+    env.gateway.script(Raw((HEAD + frame(event)).encode()), Raw(whole.encode()))
     with pytest.raises(
         errors.MalformedResponseError, match="unexpected event"
     ) as caught:
-        twin.stream(new_llm(), "hi")
+        env.stream(env.new(), "hi")
     assert caught.value.delivered == "a"
-    assert len(gateway.requests) == 2
+    assert len(env.gateway.requests) == 2
 
 
 # The connection.
@@ -163,16 +149,14 @@ async def test_a_body_is_read_to_its_end(
     assert [request.connection for request in gateway.requests] == [1, 1, 2, 2]
 
 
-def test_the_end_of_a_body_is_not_waited_for_long(
-    twin: Any, new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
+def test_the_end_of_a_body_is_not_waited_for_long(env: Env) -> None:
     """A server that says `[DONE]` and never ends its body holds nobody up."""
     whole = open_stream("a") + frame("[DONE]")
-    gateway.script(Raw(whole.encode(), close=False))
+    env.gateway.script(Raw(whole.encode(), close=False))
     began = time.monotonic()
-    assert "".join(twin.stream(new_llm(), "hi")) == "a"
+    assert "".join(env.stream(env.new(), "hi")) == "a"
     assert time.monotonic() - began < 2
-    gateway.wait_for(lambda g: g.open_connections == 0)
+    env.gateway.wait_for(lambda g: g.open_connections == 0)
 
 
 def test_a_stream_closed_early_frees_its_connection(
@@ -197,15 +181,11 @@ def test_a_stream_closed_early_frees_its_connection(
     ids=["timeout", "deadline"],
 )
 def test_other_limits_hold_behind_the_first_token(
-    twin: Any,
-    new_any: NewLLM,
-    gateway: FaultyGateway,
-    timeout: Any,
-    policy: RetryPolicy,
+    every: Env, timeout: Any, policy: RetryPolicy
 ) -> None:
     """The model's `timeout` and the deadline hold after the first token too."""
-    gateway.script(Stall(2, 60))
-    llm = new_any(timeout=timeout, retry_policy=policy, clock=SYSTEM_CLOCK)
+    every.gateway.script(Stall(2, 60))
+    llm = every.new(timeout=timeout, retry_policy=policy, clock=SYSTEM_CLOCK)
     with pytest.raises(errors.StreamInterruptedError) as caught:
-        twin.stream(llm, "hi")
+        every.stream(llm, "hi")
     assert caught.value.delivered == "Hello from"
