@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from langchain_retryrouter.testing import FaultyGateway
 
 pytest_plugins = ["langchain_retryrouter.testing.fixtures"]
 
@@ -14,3 +17,9 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("tests")
+
+
+@pytest.fixture
+def gateway(faulty_gateway: FaultyGateway) -> FaultyGateway:
+    """The gateway behind the models of a test."""
+    return faulty_gateway

@@ -9,9 +9,10 @@ from langchain_core.tools import BaseTool, tool
 
 from langchain_retryrouter.testing import FaultyGateway
 from tests.integration_tests.litellm_proxy import Proxy, running_proxy
+from tests.support.redis_server import redis_server
 from tests.unit_tests.conftest import ENVIRONMENT, Twin, twin
 
-__all__ = ["Twin", "twin"]
+__all__ = ["Twin", "redis_server", "twin"]
 
 
 @pytest.fixture(autouse=True)

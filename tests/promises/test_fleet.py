@@ -10,7 +10,7 @@ import random  # noqa: TID251 - seeded
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
@@ -22,30 +22,12 @@ from langchain_retryrouter.testing import Answer, FaultyGateway, SlowFirstToken,
 from tests.promises.conftest import Figures
 from tests.support.fleet import each, fleet
 from tests.support.interleavings import run_interleaving
-from tests.support.redis_server import RedisServer, SlowProxy
+from tests.support.redis_server import RedisServer, SlowProxy, wait
 
 SETTINGS: Final = {"failure_threshold": 3, "recovery_time": 2}
 NO_RETRIES: Final = {"max_retries": 0, "max_retry_after": 0.5}
 
 pytestmark = pytest.mark.timeout(1_800)
-
-
-@pytest.fixture
-def redis_server() -> Iterator[RedisServer]:
-    with RedisServer() as server:
-        yield server
-
-
-@pytest.fixture
-def gateway() -> Iterator[FaultyGateway]:
-    """The provider of all workers."""
-    with FaultyGateway() as gateway:
-        yield gateway
-
-
-def wait(seconds: float) -> None:
-    """Let real processes do something."""
-    time.sleep(seconds)  # noqa: TID251 - they take real time
 
 
 def test_a_pause_is_known_everywhere_at_once(

@@ -6,7 +6,6 @@ import asyncio
 import random  # noqa: TID251 - seeded
 import statistics
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,12 +21,6 @@ from tests.support.redis_server import RedisServer
 
 pytestmark = pytest.mark.timeout(1_800)
 REFUSED = Failure(FailureKind.RATE_LIMIT, status_code=429, may_have_run=False)
-
-
-@pytest.fixture
-def redis_server() -> Iterator[RedisServer]:
-    with RedisServer() as server:
-        yield server
 
 
 @pytest.mark.parametrize("strict", [False, True], ids=["leases", "strict"])

@@ -10,9 +10,16 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from typing import Self
 
+import pytest
 import redis
+
+
+def wait(seconds: float) -> None:
+    """Let real processes do something."""
+    time.sleep(seconds)  # noqa: TID251 - they take real time
 
 
 def free_port() -> int:
@@ -129,3 +136,10 @@ class SlowProxy:
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
             one.close()
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    """A server of the test's own."""
+    with RedisServer() as server:
+        yield server

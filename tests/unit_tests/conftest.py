@@ -13,7 +13,7 @@ import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
-from langchain_retryrouter.testing import FakeClock, FaultyGateway
+from langchain_retryrouter.testing import FakeClock
 
 T = TypeVar("T")
 
@@ -126,12 +126,6 @@ def whole_http_libraries() -> None:
     """The first clients of a process import a part of them, in a coroutine or not."""
     openai.DefaultHttpxClient().close()
     anthropic.DefaultHttpxClient().close()
-
-
-@pytest.fixture
-def gateway(faulty_gateway: FaultyGateway) -> FaultyGateway:
-    """The gateway behind the models of a test."""
-    return faulty_gateway
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -26,12 +25,6 @@ from tests.support.redis_server import RedisServer
 
 _COMMAND = [sys.executable, "-m", "langchain_retryrouter.cli", "status"]
 _WIDE = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
-
-
-@pytest.fixture
-def redis_server() -> Iterator[RedisServer]:
-    with RedisServer() as server:
-        yield server
 
 
 def _status(url: str, *options: str) -> subprocess.CompletedProcess[str]:

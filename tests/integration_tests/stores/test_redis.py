@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -28,7 +28,7 @@ from langchain_retryrouter.stores import RedisStore
 from langchain_retryrouter.testing import Answer, FaultyGateway, Silence, Status
 from tests.support.fleet import each, fleet
 from tests.support.models import chat_openai
-from tests.support.redis_server import RedisServer, SlowProxy, free_port
+from tests.support.redis_server import RedisServer, SlowProxy, free_port, wait
 from tests.unit_tests.conftest import Twin
 from tests.unit_tests.stores.conftest import eventually
 
@@ -42,23 +42,6 @@ pytestmark = [
 SETTINGS = {"failure_threshold": 2, "recovery_time": 2}
 NO_RETRIES = {"max_retries": 0, "max_retry_after": 0.5}
 LONG = Status(429, headers={"retry-after": "120"})
-
-
-@pytest.fixture
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as server:
-        yield server
-
-
-@pytest.fixture
-def gateway() -> Iterator[FaultyGateway]:
-    """The provider of all processes."""
-    with FaultyGateway() as gateway:
-        yield gateway
-
-
-def wait(seconds: float) -> None:
-    time.sleep(seconds)  # noqa: TID251 - they take real time
 
 
 def states(store: RedisStore) -> list[str]:
@@ -102,15 +85,15 @@ FAULTS: dict[str, tuple[Change, Change]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_redis_fails_while_calls_learn(
-    fault: str, twin: Twin, server: RedisServer, gateway: FaultyGateway
+    fault: str, twin: Twin, redis_server: RedisServer, gateway: FaultyGateway
 ) -> None:
     """No call fails or waits for Redis; what was learned is sent when it is back."""
     begin, end = FAULTS[fault]
-    proxy = SlowProxy(server.port)
+    proxy = SlowProxy(redis_server.port)
     router = new_router(proxy.url, gateway, budget=RetryBudget())
     assert twin.invoke(router, "hi").content
-    eventually(lambda: states(RedisStore(server.url)) == ["closed"])
-    begin(server, proxy)
+    eventually(lambda: states(RedisStore(redis_server.url)) == ["closed"])
+    begin(redis_server, proxy)
     took = []
     for _ in range(20):  # Nobody knows yet that it is gone.
         began = time.perf_counter()
@@ -123,8 +106,8 @@ def test_redis_fails_while_calls_learn(
     took.append(time.perf_counter() - began)
     assert max(took) < 0.9, took  # A slow Redis takes 1 s for an answer.
     wait(0.5)
-    end(server, proxy)
-    other = RedisStore(server.url)
+    end(redis_server, proxy)
+    other = RedisStore(redis_server.url)
     breaker = CircuitBreaker(name=router.routes[0].scope, store=other)
     eventually(lambda: breaker.is_open, seconds=10)
     assert 100 < breaker.retry_after <= 120
@@ -134,30 +117,30 @@ def test_redis_fails_while_calls_learn(
 
 
 def test_an_empty_redis_is_filled_again(
-    server: RedisServer, gateway: FaultyGateway, caplog: pytest.LogCaptureFixture
+    redis_server: RedisServer, gateway: FaultyGateway, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A restart that loses everything changes nothing beyond one repair."""
     with fleet(3) as workers:
-        each(workers, "join", server.url, gateway.url, SETTINGS, NO_RETRIES)
+        each(workers, "join", redis_server.url, gateway.url, SETTINGS, NO_RETRIES)
         assert each(workers, "ask", 1) == [["ok"]] * 3
         gateway.always(LONG)
         gateway.reset_log()
         assert workers[0].call("ask", 1) == ["rate_limit"]
         wait(0.3)
         assert workers[1].call("ask", 1) == ["rate_limit"]  # Is it true?
-        server.kill()
-        server.start()
+        redis_server.kill()
+        redis_server.start()
         wait(2.5)
         (scope,) = (
             scope
-            for scope in RedisStore(server.url, namespace="fleet").snapshot()
+            for scope in RedisStore(redis_server.url, namespace="fleet").snapshot()
             if scope.kind == "breaker"
         )
         assert (scope.facts["state"], len(scope.processes)) == ("open", 3)
         assert 100 < scope.facts["open_for"] <= 120
         ends = Counter(end for ends in each(workers, "ask", 5) for end in ends)
         # A process that starts now knows it, too.
-        late = RedisStore(server.url, namespace="fleet")
+        late = RedisStore(redis_server.url, namespace="fleet")
         breaker = CircuitBreaker(name=scope.name, store=late)
         eventually(lambda: breaker.is_open)
     assert ends == {"circuit_open": 15}
@@ -170,11 +153,11 @@ def test_an_empty_redis_is_filled_again(
 
 
 def test_a_dead_prober_does_not_hold_the_probe(
-    server: RedisServer, gateway: FaultyGateway
+    redis_server: RedisServer, gateway: FaultyGateway
 ) -> None:
     """The lease of a process that was killed ends, and another one probes."""
     with fleet(2) as workers:
-        each(workers, "join", server.url, gateway.url, SETTINGS, NO_RETRIES)
+        each(workers, "join", redis_server.url, gateway.url, SETTINGS, NO_RETRIES)
         gateway.script(Status(429, headers={"retry-after": "1"}))
         assert workers[0].call("ask", 1) == ["rate_limit"]
         wait(1.2)
@@ -193,11 +176,11 @@ def test_a_dead_prober_does_not_hold_the_probe(
 
 
 def test_one_sick_process_closes_nothing_for_others(
-    server: RedisServer, gateway: FaultyGateway
+    redis_server: RedisServer, gateway: FaultyGateway
 ) -> None:
     """A process that fails alone keeps its own breaker open; two agree for all."""
     with fleet(4) as workers:
-        each(workers, "join", server.url, gateway.url, SETTINGS, NO_RETRIES)
+        each(workers, "join", redis_server.url, gateway.url, SETTINGS, NO_RETRIES)
         each(workers, "ask", 1)
         wait(1.2)  # They know how many they are.
         gateway.script(Status(503), Status(503))
@@ -216,13 +199,13 @@ def test_one_sick_process_closes_nothing_for_others(
 
 @pytest.mark.parametrize("seconds", [-5, 5, 86_400])
 def test_clocks_that_are_wrong(
-    seconds: float, server: RedisServer, gateway: FaultyGateway
+    seconds: float, redis_server: RedisServer, gateway: FaultyGateway
 ) -> None:
     """The time is Redis's: what a process thinks that it is does not count."""
     with fleet(3) as workers:
         workers[0].call("skew", seconds)
         workers[1].call("skew", -seconds)
-        each(workers, "join", server.url, gateway.url, SETTINGS, NO_RETRIES)
+        each(workers, "join", redis_server.url, gateway.url, SETTINGS, NO_RETRIES)
         for number in range(3):
             gateway.script(Status(429, headers={"retry-after": "1"}))
             assert workers[number].call("ask", 1) == ["rate_limit"]
@@ -234,9 +217,9 @@ def test_clocks_that_are_wrong(
             assert each(workers, "ask", 1) == [["ok"]] * 3
 
 
-def test_a_fork_shares(server: RedisServer, gateway: FaultyGateway) -> None:
+def test_a_fork_shares(redis_server: RedisServer, gateway: FaultyGateway) -> None:
     """A forked process has threads and a name of its own; the parent learns from it."""
-    router = new_router(server.url, gateway)
+    router = new_router(redis_server.url, gateway)
     assert router.invoke("hi").content
     parent = router.store.process
     context = multiprocessing.get_context("fork")
@@ -264,15 +247,15 @@ def test_a_fork_shares(server: RedisServer, gateway: FaultyGateway) -> None:
     router.store.close()
 
 
-def test_a_program_that_ends_says_what_it_knows(server: RedisServer) -> None:
+def test_a_program_that_ends_says_what_it_knows(redis_server: RedisServer) -> None:
     """What was learned in the last moment is sent before the interpreter ends."""
     code = f"""
 from langchain_retryrouter import CircuitBreaker
 from langchain_retryrouter.stores import RedisStore
-CircuitBreaker(name="p", store=RedisStore({server.url!r})).open_for(60)
+CircuitBreaker(name="p", store=RedisStore({redis_server.url!r})).open_for(60)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-    assert states(RedisStore(server.url)) == ["open"]
+    assert states(RedisStore(redis_server.url)) == ["open"]
 
 
 def is_formed(client: Any) -> bool:
@@ -325,15 +308,15 @@ def test_a_cluster(gateway: FaultyGateway) -> None:
             router.store.close()
 
 
-def test_connections(server: RedisServer) -> None:
+def test_connections(redis_server: RedisServer) -> None:
     """Two connections for a process, however many stores and breakers it has."""
-    stores = [RedisStore(server.url) for _ in range(5)]
+    stores = [RedisStore(redis_server.url) for _ in range(5)]
     kept = [
         CircuitBreaker(name=f"p{number}", store=store)
         for store in stores
         for number in range(10)
     ]
-    with server.client() as client:
+    with redis_server.client() as client:
         eventually(lambda: len(client.client_list()) == 3)
         wait(1.5)
         assert len(client.client_list()) == 3
@@ -361,15 +344,15 @@ def test_a_wrong_password_is_said_once(
     router.store.close()
 
 
-def test_a_store_of_a_client_is_pickled(server: RedisServer) -> None:
+def test_a_store_of_a_client_is_pickled(redis_server: RedisServer) -> None:
     """A pickle of a store that was made of a client connects, and copies share it."""
-    stores = [RedisStore(server.client())]
+    stores = [RedisStore(redis_server.client())]
     data = pickle.dumps(stores[0])
     stores += [pickle.loads(data) for _ in range(3)]
     breakers = [CircuitBreaker(name="p", store=store) for store in stores]
     breakers[-1].open_for(60)
     eventually(lambda: all(breaker.is_open for breaker in breakers))
-    with server.client() as client:
+    with redis_server.client() as client:
         assert len(client.client_list()) == 1 + 2 * 2
     for store in stores:
         store.close()

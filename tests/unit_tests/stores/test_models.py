@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -39,42 +40,45 @@ def asked_for(seconds: float) -> Status:
 
 
 @pytest.fixture
-def backup() -> Iterator[FaultyGateway]:
-    """A second provider, which answers."""
-    with FaultyGateway() as gateway:
-        gateway.always(Answer(text="from the backup"))
-        yield gateway
-
-
-@pytest.fixture
 def store(clock: FakeClock) -> MemoryStore:
     return MemoryStore(clock=clock)
 
 
-class Fleet:
-    """Routers over the same two providers, as processes have them."""
+@dataclass(frozen=True)
+class Fleet(Twin):
+    """Models over the same two providers, as processes that share a store have them."""
 
-    def __init__(
-        self, gateway: FaultyGateway, backup: FaultyGateway, **fields: Any
-    ) -> None:
-        self.fields = fields
-        self.urls = {"main": gateway.url, "backup": backup.url}
+    gateway: FaultyGateway
+    backup: FaultyGateway
+    clock: FakeClock
+    store: Any
 
     def router(self, *names: str, **fields: Any) -> RetryRouter:
+        places = {"main": self.gateway, "backup": self.backup}
         routes = [
-            Route(model=chat_openai(self.urls[name]), name=name)
-            for name in names or ("main", "backup")
+            Route(model=chat_openai(places[name]), name=name)
+            for name in names or places
         ]
-        given = {"retry_policy": NO_RETRIES, **self.fields, **fields}
-        return RetryRouter(routes=routes, **given)
+        given = {"retry_policy": NO_RETRIES, "store": self.store, "clock": self.clock}
+        return RetryRouter(routes=routes, **{**given, **fields})
+
+    def two(self, name: str = "OpenAI", **fields: Any) -> list[Any]:
+        """A model of this class in each of two processes."""
+        parts = {"store": self.store, "clock": self.clock, **fields}
+        return [new_model(name, self.gateway, **parts) for _ in range(2)]
+
+    def asks_main(self, router: RetryRouter, prompt: str = "hi") -> bool:
+        """Whether the first provider answers; else it is the backup."""
+        return bool(self.invoke(router, prompt).content != "from the backup")
 
 
 @pytest.fixture
 def fleet(
-    gateway: FaultyGateway, backup: FaultyGateway, store: MemoryStore, clock: FakeClock
-) -> Fleet:
-    """Routers that share one store."""
-    return Fleet(gateway, backup, store=store, clock=clock)
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock, store: MemoryStore
+) -> Iterator[Fleet]:
+    """Run the test with sync calls and with async calls."""
+    with FaultyGateway(answer=Answer("from the backup")) as backup:
+        yield Fleet(twin.is_async, gateway, backup, clock, store)
 
 
 @pytest.mark.parametrize(
@@ -89,173 +93,139 @@ def fleet(
     ],
 )
 def test_what_a_server_said_holds_for_all(
-    said: Step,
-    seconds: float,
-    twin: Twin,
-    fleet: Fleet,
-    gateway: FaultyGateway,
-    clock: FakeClock,
+    fleet: Fleet, said: Step, seconds: float
 ) -> None:
     """A pause, a refused key and a used up quota keep other processes away."""
     one, other = fleet.router(), fleet.router()
-    gateway.script(said)
-    assert twin.invoke(one, "hi").content == "from the backup"
+    fleet.gateway.script(said)
+    assert not fleet.asks_main(one)
     for _ in range(3):
-        assert twin.invoke(other, "hi").content == "from the backup"
-    assert len(gateway.requests) == 1
-    clock.advance(seconds + 1.1)
-    assert twin.invoke(other, "hi").content != "from the backup"
-    assert twin.invoke(one, "hi").content != "from the backup"
+        assert not fleet.asks_main(other)
+    assert len(fleet.gateway.requests) == 1
+    fleet.clock.advance(seconds + 1.1)
+    assert fleet.asks_main(other)
+    assert fleet.asks_main(one)
 
 
-def test_a_refusal_of_one_request_is_not_the_keys(
-    twin: Twin, fleet: Fleet, gateway: FaultyGateway
-) -> None:
+def test_a_refusal_of_one_request_is_not_the_keys(fleet: Fleet) -> None:
     """A 403 to a single request, however often it is sent, closes nothing; two do."""
     one, other = fleet.router(), fleet.router()
-    gateway.script(Status(403), Status(403))
+    fleet.gateway.script(Status(403), Status(403))
     for _ in range(2):
-        assert twin.invoke(one, "a bad word").content == "from the backup"
-    assert twin.invoke(other, "hi").content != "from the backup"
-    gateway.script(Status(403))
-    assert twin.invoke(other, "something else").content == "from the backup"
-    gateway.reset_log()
+        assert not fleet.asks_main(one, "a bad word")
+    assert fleet.asks_main(other)
+    fleet.gateway.script(Status(403))
+    assert not fleet.asks_main(other, "something else")
+    fleet.gateway.reset_log()
     for router in (one, other):
-        assert twin.invoke(router, "hi").content == "from the backup"
-    assert gateway.requests == []
+        assert not fleet.asks_main(router)
+    assert fleet.gateway.requests == []
 
 
-def test_a_short_pause_is_waited_for_and_needs_no_probe(
-    twin: Twin, fleet: Fleet, gateway: FaultyGateway, clock: FakeClock
-) -> None:
+def test_a_short_pause_is_waited_for_and_needs_no_probe(fleet: Fleet) -> None:
     """A router without another route waits as long as the server asked, and answers."""
     one, other = fleet.router("main"), fleet.router("main")
-    gateway.script(asked_for(5))
+    fleet.gateway.script(asked_for(5))
     with pytest.raises(RateLimitError):
-        twin.invoke(one, "hi")
-    began = clock.monotonic()
-    assert twin.invoke(other, "hi").content
-    assert 5 <= clock.monotonic() - began <= 6.5
+        fleet.invoke(one, "hi")
+    began = fleet.clock.monotonic()
+    assert fleet.invoke(other, "hi").content
+    assert 5 <= fleet.clock.monotonic() - began <= 6.5
 
 
 @pytest.mark.parametrize("name", ["GPTRouter", "OpenAI", "OpenAIChat", "AzureOpenAI"])
-def test_single_models_share(
-    name: str, twin: Twin, gateway: FaultyGateway, clock: FakeClock, store: MemoryStore
-) -> None:
+def test_single_models_share(fleet: Fleet, name: str) -> None:
     """A model with a store has a breaker; it waits for short pauses only."""
-    parts: dict[str, Any] = {"store": store, "clock": clock, "max_retries": 0}
-    one, other = (new_model(name, gateway, **parts) for _ in range(2))
-    gateway.script(asked_for(3))
+    one, other = fleet.two(name, max_retries=0)
+    fleet.gateway.script(asked_for(3))
     with pytest.raises(RateLimitError):
-        twin.invoke(one, "hi")
-    began = clock.monotonic()
-    assert twin.invoke(other, "hi")
-    assert 3 <= clock.monotonic() - began <= 4.5
-    gateway.script(asked_for(120))
+        fleet.invoke(one, "hi")
+    began = fleet.clock.monotonic()
+    assert fleet.invoke(other, "hi")
+    assert 3 <= fleet.clock.monotonic() - began <= 4.5
+    fleet.gateway.script(asked_for(120))
     with pytest.raises(RateLimitError):
-        twin.invoke(other, "hi")
+        fleet.invoke(other, "hi")
     with pytest.raises(CircuitOpenError, match="the server asked for it"):
-        twin.invoke(one, "hi")
+        fleet.invoke(one, "hi")
     # A refused key is the caller's to see, where there is no other route.
-    clock.advance(121)
-    gateway.script(Status(401), Status(401))
+    fleet.clock.advance(121)
+    fleet.gateway.script(Status(401), Status(401))
     for model in (one, other):
         with pytest.raises(AuthenticationError):
-            twin.invoke(model, "hi")
+            fleet.invoke(model, "hi")
 
 
-def test_a_pause_beyond_the_deadline_is_not_waited_for(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, store: MemoryStore
-) -> None:
-    """The deadline holds: the call ends at once, and says when to come back."""
-    policy = RetryPolicy(max_retries=0, deadline=4)
-    parts: dict[str, Any] = {"store": store, "clock": clock, "retry_policy": policy}
-    one, other = (new_model("OpenAI", gateway, **parts) for _ in range(2))
-    gateway.script(asked_for(20))
+@pytest.mark.parametrize("reason", ["the deadline", "an open breaker"])
+def test_a_wait_that_would_be_in_vain_does_not_begin(fleet: Fleet, reason: str) -> None:
+    """The deadline, or the end of an open breaker, comes after the server's pause."""
+    if reason == "the deadline":
+        policy = RetryPolicy(max_retries=0, deadline=4)
+        one, other = fleet.two(retry_policy=policy)
+        pause, ends = 20, 20
+    else:
+        breaker = CircuitBreaker(failure_threshold=1, clock=fleet.clock)
+        one = other = fleet.two(max_retries=0, breaker=breaker)[0]
+        pause, ends = 3, 30
+    fleet.gateway.script(asked_for(pause))
     with pytest.raises(RateLimitError):
-        twin.invoke(one, "hi")
+        fleet.invoke(one, "hi")
     with pytest.raises(CircuitOpenError) as caught:
-        twin.invoke(other, "hi")
-    assert 19 < (caught.value.retry_after or 0) <= 20
-    assert clock.sleeps == []
+        fleet.invoke(other, "hi")
+    assert ends - 1 < (caught.value.retry_after or 0) <= ends
+    assert fleet.clock.sleeps == []
 
 
-def test_a_pause_is_waited_for_to_the_last_second(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, store: MemoryStore
-) -> None:
+def test_a_pause_is_waited_for_to_the_last_second(fleet: Fleet) -> None:
     """The random part on top of a pause does not make the wait too long."""
     policy = RetryPolicy(max_retries=0, deadline=4, max_retry_after=3.5)
-    parts: dict[str, Any] = {"store": store, "clock": clock, "retry_policy": policy}
     for _ in range(10):
-        one, other = (new_model("OpenAI", gateway, **parts) for _ in range(2))
-        gateway.script(asked_for(3.5))
+        one, other = fleet.two(retry_policy=policy)
+        fleet.gateway.script(asked_for(3.5))
         with pytest.raises(RateLimitError):
-            twin.invoke(one, "hi")
-        assert twin.invoke(other, "hi")
+            fleet.invoke(one, "hi")
+        assert fleet.invoke(other, "hi")
 
 
-def test_a_pause_is_not_waited_for_if_the_breaker_is_open_for_longer(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, store: MemoryStore
-) -> None:
-    """A call that will be refused after the pause is refused before it."""
-    parts: dict[str, Any] = {"store": store, "clock": clock, "max_retries": 0}
-    parts["breaker"] = CircuitBreaker(failure_threshold=1, clock=clock)
-    model = new_model("OpenAI", gateway, **parts)
-    gateway.script(asked_for(3))
-    with pytest.raises(RateLimitError):
-        twin.invoke(model, "hi")
-    with pytest.raises(CircuitOpenError) as caught:
-        twin.invoke(model, "hi")
-    assert 29 < (caught.value.retry_after or 0) <= 30
-    assert clock.sleeps == []
-
-
-def test_one_probe_for_all(
-    twin: Twin, fleet: Fleet, gateway: FaultyGateway, clock: FakeClock
-) -> None:
+def test_one_probe_for_all(fleet: Fleet) -> None:
     """After the pause one process asks; its success lets all others ask again."""
     routers = [fleet.router() for _ in range(4)]
-    gateway.script(asked_for(120), asked_for(100))
-    for router in routers:
-        assert twin.invoke(router, "hi").content == "from the backup"
-    assert len(gateway.requests) == 1
-    clock.advance(121)
-    assert twin.invoke(routers[1], "hi").content == "from the backup"
-    assert len(gateway.requests) == 2, "the probe is told to wait again"
-    for router in routers:
-        assert twin.invoke(router, "hi").content == "from the backup"
-    assert len(gateway.requests) == 2
-    clock.advance(101)
-    for router in routers:
-        assert twin.invoke(router, "hi").content != "from the backup"
+    fleet.gateway.script(asked_for(120), asked_for(100))
+    assert not any(fleet.asks_main(router) for router in routers)
+    assert len(fleet.gateway.requests) == 1
+    fleet.clock.advance(121)
+    assert not fleet.asks_main(routers[1])
+    assert len(fleet.gateway.requests) == 2, "the probe is told to wait again"
+    assert not any(fleet.asks_main(router) for router in routers)
+    assert len(fleet.gateway.requests) == 2
+    fleet.clock.advance(101)
+    assert all(fleet.asks_main(router) for router in routers)
 
 
-def test_the_budget_of_all(twin: Twin, fleet: Fleet, gateway: FaultyGateway) -> None:
+def test_the_budget_of_all(fleet: Fleet) -> None:
     """Routers with a store draw on one bucket, each from its own budget object."""
-    gateway.always(Status(503))
+    fleet.gateway.always(Status(503))
     policy = RetryPolicy(max_retries=3, initial_delay=0)
     fields: dict[str, Any] = {"retry_policy": policy, "breaker_settings": None}
     budgets = [RetryBudget(capacity=60) for _ in range(2)]
     one, other = (fleet.router("main", budget=b, **fields) for b in budgets)
     for router in (one, other, one):
         with pytest.raises(UnavailableError):
-            twin.invoke(router, "hi")
-    assert len(gateway.requests) == 3 + 60 // 14
+            fleet.invoke(router, "hi")
+    assert len(fleet.gateway.requests) == 3 + 60 // 14
     assert budgets[0].tokens == budgets[1].tokens == 60 % 14
-    gateway.always(Answer())
-    twin.invoke(one, "hi")
+    fleet.gateway.always(Answer())
+    fleet.invoke(one, "hi")
     assert budgets[0].tokens == 60 % 14 + 1
 
 
-def test_votes_of_processes(
-    twin: Twin, gateway: FaultyGateway, backup: FaultyGateway, processes: Processes
-) -> None:
+def test_votes_of_processes(fleet: Fleet, processes: Processes) -> None:
     """A process that fails alone closes the route for itself; two close it for all."""
-    fields: dict[str, Any] = {"breaker_settings": {"failure_threshold": 1}}
-    sick, well = (
-        Fleet(gateway, backup, store=store, **fields).router()
-        for store in processes[:2]
-    )
+    fields: dict[str, Any] = {
+        "breaker_settings": {"failure_threshold": 1},
+        "clock": None,
+    }
+    sick, well = (fleet.router(store=one, **fields) for one in processes[:2])
 
     def facts() -> dict[str, Any]:
         scopes = [one for one in processes.one.snapshot() if one.name != names[1]]
@@ -264,17 +234,17 @@ def test_votes_of_processes(
 
     names = [route.scope for route in sick.routes]
     eventually(lambda: facts()["processes"] == 2)
-    gateway.script(Status(503))
-    assert twin.invoke(sick, "hi").content == "from the backup"
-    assert twin.invoke(sick, "hi").content == "from the backup"
+    fleet.gateway.script(Status(503))
+    assert not fleet.asks_main(sick)
+    assert not fleet.asks_main(sick)
     eventually(lambda: facts()["votes"] == [processes.one.process])
     assert facts()["state"] == "closed"
-    assert twin.invoke(well, "hi").content != "from the backup"
-    gateway.script(Status(503))
-    assert twin.invoke(well, "hi").content == "from the backup"
+    assert fleet.asks_main(well)
+    fleet.gateway.script(Status(503))
+    assert not fleet.asks_main(well)
     eventually(lambda: facts()["state"] == "open")
-    third = Fleet(gateway, backup, store=processes.one, **fields).router()
-    eventually(lambda: twin.invoke(third, "hi").content == "from the backup")
+    third = fleet.router(store=processes.one, **fields)
+    eventually(lambda: not fleet.asks_main(third))
 
 
 def test_a_url_makes_a_store_that_the_model_closes(gateway: FaultyGateway) -> None:
@@ -286,7 +256,7 @@ def test_a_url_makes_a_store_that_the_model_closes(gateway: FaultyGateway) -> No
         assert model.invoke("hi")
     assert model.invoke("hi")
     own = RedisStore(url)
-    router = RetryRouter(routes=[chat_openai(gateway.url)], store=own)
+    router = RetryRouter(routes=[chat_openai(gateway)], store=own)
     router.close()
     assert not own.closes_with_model
     for store in (model.store, own):
@@ -305,7 +275,7 @@ def test_what_is_no_store_is_refused(
     fields: dict[Any, Any] = {
         GPTRouter: {"models_priority_list": [{"name": "a", "provider_name": "b"}]},
         OpenAI: {"api_key": KEY},
-        RetryRouter: {"routes": [chat_openai(gateway.url)]},
+        RetryRouter: {"routes": [chat_openai(gateway)]},
     }
     with pytest.raises(TypeError, match="redis://localhost:6379/0") as caught:
         make(store=value, **fields[make])
@@ -348,9 +318,7 @@ def test_a_store_with_nothing_to_share_is_refused(
 ) -> None:
     """No option is ignored in silence."""
     with pytest.raises(TypeError, match="has nothing to share"):
-        RetryRouter(
-            routes=[chat_openai(gateway.url)], store=store, breaker_settings=None
-        )
+        RetryRouter(routes=[chat_openai(gateway)], store=store, breaker_settings=None)
 
 
 def test_a_breaker_that_is_given_keeps_its_name_and_store(
@@ -361,15 +329,15 @@ def test_a_breaker_that_is_given_keeps_its_name_and_store(
     other = MemoryStore(clock=clock)
     unnamed = CircuitBreaker(clock=clock)
     routes = [
-        Route(model=chat_openai(gateway.url), name="a", breaker=mine),
-        Route(model=chat_openai(gateway.url), name="b", breaker=unnamed),
+        Route(model=chat_openai(gateway), name="a", breaker=mine),
+        Route(model=chat_openai(gateway), name="b", breaker=unnamed),
     ]
     RetryRouter(routes=routes, store=other, budget=RetryBudget(name="ours"))
     assert [scope.name for scope in store.snapshot()] == ["mine"]
     names = [scope.name for scope in other.snapshot()]
     assert [name.split()[0] for name in names] == ["b", "ours"]
     again = RetryRouter(
-        routes=[Route(model=chat_openai(gateway.url), name="b")], store=store
+        routes=[Route(model=chat_openai(gateway), name="b")], store=store
     )
     assert again.store.snapshot()[0].name == names[0]
     twin_of_mine = CircuitBreaker(name="mine", store=store, clock=clock)
