@@ -9,6 +9,7 @@ import pickle
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -71,36 +72,47 @@ def new_router(*routes: Route, **fields: Any) -> RetryRouter:
     return RetryRouter(**{"routes": list(routes), "clock": FakeClock(), **fields})
 
 
-def log_of(twin: Twin, way: str, router: RetryRouter) -> AttemptLog:
-    """The log of a call, answered or not."""
-    try:
-        if way == "invoke":
-            return AttemptLog(twin.invoke(router, "hi"))
-        first, *others = twin.stream(router, "hi")
-        return AttemptLog(sum(others, first))
-    except RetryRouterError as error:
-        return AttemptLog(error)
+@dataclass(frozen=True)
+class Env(Twin):
+    """Sync or async calls of routers over one gateway."""
+
+    gateway: FaultyGateway
+
+    def route(self, name: str = "own", **fields: Any) -> Route:
+        return new_route(self.gateway, name, **fields)
+
+    def log(self, way: str, router: RetryRouter) -> AttemptLog:
+        """The log of a call, answered or not."""
+        try:
+            if way == "invoke":
+                return AttemptLog(self.invoke(router, "hi"))
+            first, *others = self.stream(router, "hi")
+            return AttemptLog(sum(others, first))
+        except RetryRouterError as error:
+            return AttemptLog(error)
+
+
+@pytest.fixture
+def env(twin: Twin, gateway: FaultyGateway) -> Env:
+    """Run the test with sync calls and with async calls."""
+    return Env(twin.is_async, gateway)
 
 
 # --- what a call cost ---
 
 
 @pytest.mark.parametrize("way", ["invoke", "stream"])
-def test_the_log_says_what_each_attempt_cost(
-    gateway: FaultyGateway, twin: Twin, way: str
-) -> None:
+def test_the_log_says_what_each_attempt_cost(env: Env, way: str) -> None:
     """An answer costs its usage by the route's prices; a refusal costs nothing."""
-    gateway.script(Status(503), Status(401))
-    log = log_of(twin, way, new_router(new_route(gateway), new_route(gateway, "b")))
+    env.gateway.script(Status(503), Status(401))
+    log = env.log(way, new_router(env.route(), env.route("b")))
     costs = [(line["cost"], line.get("cost_is_estimate")) for line in log.attempts]
     assert costs == [(0.0, True), (0.0, None), (pytest.approx(COST), None)]
     assert log.cost == pytest.approx(COST)
     assert log.cost_is_estimate
 
 
-def test_an_answer_that_is_rejected_costs_its_usage(
-    gateway: FaultyGateway, twin: Twin
-) -> None:
+def test_an_answer_that_is_rejected_costs_its_usage(env: Env) -> None:
     """The provider has charged for an answer that `accept` does not take."""
     judged: list[str] = []
 
@@ -110,7 +122,7 @@ def test_an_answer_that_is_rejected_costs_its_usage(
 
     for way in ("invoke", "stream"):
         judged.clear()
-        log = log_of(twin, way, new_router(new_route(gateway), accept=accept))
+        log = env.log(way, new_router(env.route(), accept=accept))
         outcomes = [(line["outcome"], line["cost"]) for line in log.attempts]
         assert outcomes == [("rejected", COST), ("ok", COST)]
         assert log.cost == pytest.approx(2 * COST)
@@ -120,74 +132,70 @@ def test_an_answer_that_is_rejected_costs_its_usage(
     ("step", "way"),
     [(Silence(5), "invoke"), (Silence(5), "stream"), (Cut(2), "stream")],
 )
-def test_what_is_not_counted_is_estimated(
-    gateway: FaultyGateway, twin: Twin, step: Step, way: str
-) -> None:
+def test_what_is_not_counted_is_estimated(env: Env, step: Step, way: str) -> None:
     """A silent or broken attempt may be charged: its prompt and what has arrived."""
-    gateway.always(step)
+    env.gateway.always(step)
     policy = RetryPolicy(max_retries=0, attempt_timeout=0.1, first_token_timeout=0.1)
-    router = new_router(new_route(gateway), retry_policy=policy, clock=None)
-    (line,) = log_of(twin, way, router).attempts
+    router = new_router(env.route(), retry_policy=policy, clock=None)
+    (line,) = env.log(way, router).attempts
     assert line["cost_is_estimate"] is True
     assert 0.0001 < line["cost"] < COST + 0.001
     if isinstance(step, Cut):
         assert line["cost"] > 0.003
 
 
-def test_the_loser_of_a_hedge_is_estimated(gateway: FaultyGateway, twin: Twin) -> None:
+def test_the_loser_of_a_hedge_is_estimated(env: Env) -> None:
     """The attempt that a hedge cancels has a cost, too."""
-    gateway.script(SlowFirstToken(0.5))
-    routes = new_route(gateway), new_route(gateway, "b")
-    log = log_of(twin, "stream", new_router(*routes, hedge_after=0.02, clock=None))
+    env.gateway.script(SlowFirstToken(0.5))
+    routes = env.route(), env.route("b")
+    log = env.log("stream", new_router(*routes, hedge_after=0.02, clock=None))
     first, second = log.attempts
     assert (first["outcome"], first["cost_is_estimate"]) == ("cancelled", True)
     assert (second["outcome"], second["cost"]) == ("ok", COST)
     assert log.cost == pytest.approx(first["cost"] + second["cost"])
 
 
-def test_an_unknown_price_is_no_cost(gateway: FaultyGateway, twin: Twin) -> None:
+def test_an_unknown_price_is_no_cost(env: Env) -> None:
     """A model without a price has no cost, which is not 0; nor has its call."""
-    gateway.script(Status(401))
-    unknown = new_route(gateway, "b", input_price=None)
-    log = log_of(twin, "invoke", new_router(new_route(gateway), unknown))
+    env.gateway.script(Status(401))
+    unknown = env.route("b", input_price=None)
+    log = env.log("invoke", new_router(env.route(), unknown))
     assert [line.get("cost") for line in log.attempts] == [0.0, None]
     assert "cost" not in log.as_dict()
 
 
-def test_public_prices_are_looked_up(gateway: FaultyGateway, twin: Twin) -> None:
+def test_public_prices_are_looked_up(env: Env) -> None:
     """Without prices of its own, a route has those of `genai-prices` for its model."""
-    model = chat_openai(gateway, "gpt-4o")
-    log = log_of(twin, "invoke", new_router(Route(model=model)))
+    model = chat_openai(env.gateway, "gpt-4o")
+    log = env.log("invoke", new_router(Route(model=model)))
     assert log.cost == pytest.approx((ASKED * 2.5 + ANSWERED * 10) / 1_000_000)
-    other = chat_openai(gateway, "gpt-unheard-of")
-    assert log_of(twin, "invoke", new_router(Route(model=other))).cost is None
+    other = chat_openai(env.gateway, "gpt-unheard-of")
+    assert env.log("invoke", new_router(Route(model=other))).cost is None
 
 
 @pytest.mark.parametrize("kind", ["gptrouter", "stream", "instruct", "chat"])
-def test_single_models_say_what_is_listed(
-    gateway: FaultyGateway, twin: Twin, kind: str
-) -> None:
+def test_single_models_say_what_is_listed(env: Env, kind: str) -> None:
     """`GPTRouter` and the LLMs have the listed prices of their models."""
-    gateway.script(Status(503))
+    env.gateway.script(Status(503))
     key, clock = SecretStr("any"), FakeClock()
     listed = {"instruct": (1.5, 2.0)}.get(kind, (2.5, 10.0))
     answer: Any
     if kind in {"gptrouter", "stream"}:
-        llm = models.gpt_router(gateway, "gpt-4o", clock=clock)
+        llm = models.gpt_router(env.gateway, "gpt-4o", clock=clock)
         if kind == "stream":
-            first, *others = twin.stream(llm, "hi")
+            first, *others = env.stream(llm, "hi")
             answer = sum(others, first)
         else:
-            answer = twin.invoke(llm, "hi")
-        twin.call(llm, "close")
+            answer = env.invoke(llm, "hi")
+        env.call(llm, "close")
         tokens = answer.usage_metadata
         counts = tokens["input_tokens"], tokens["output_tokens"]
     else:
         name = "gpt-4o" if kind == "chat" else "gpt-3.5-turbo-instruct"
         cls = OpenAIChat if kind == "chat" else OpenAI
-        one = cls(model=name, base_url=gateway.openai_url, api_key=key, clock=clock)
-        answer = twin.generate(one, ["hi", "ho"])
-        twin.call(one, "close")
+        one = cls(model=name, base_url=env.gateway.openai_url, api_key=key, clock=clock)
+        answer = env.generate(one, ["hi", "ho"])
+        env.call(one, "close")
         tokens = answer.llm_output["token_usage"]
         counts = tokens["prompt_tokens"], tokens["completion_tokens"]
     log = AttemptLog(answer)
@@ -196,35 +204,35 @@ def test_single_models_say_what_is_listed(
     assert 0 in [line["cost"] for line in log.attempts]
 
 
-def test_cached_answers_are_free(gateway: FaultyGateway, twin: Twin) -> None:
+def test_cached_answers_are_free(env: Env) -> None:
     """An answer from the cache of the router, or of its model, costs nothing."""
-    cached = new_route(gateway, model={"cache": InMemoryCache()})
+    cached = env.route(model={"cache": InMemoryCache()})
     router = new_router(cached)
-    assert log_of(twin, "invoke", router).cost == pytest.approx(COST)
-    assert log_of(twin, "invoke", router).cost == 0
-    router = new_router(new_route(gateway), cache=InMemoryCache())
-    gateway.script(Hangup())  # What that has cost is an estimate.
-    first, second = (log_of(twin, "invoke", router) for _ in range(2))
+    assert env.log("invoke", router).cost == pytest.approx(COST)
+    assert env.log("invoke", router).cost == 0
+    router = new_router(env.route(), cache=InMemoryCache())
+    env.gateway.script(Hangup())  # What that has cost is an estimate.
+    first, second = (env.log("invoke", router) for _ in range(2))
     assert first.cost_is_estimate
     assert second.cost == 0
     assert not second.cost_is_estimate
 
 
-def test_an_inner_router_hands_its_costs_on(gateway: FaultyGateway, twin: Twin) -> None:
+def test_an_inner_router_hands_its_costs_on(env: Env) -> None:
     """A router inside a router is priced by its own log, in failures too."""
-    inner = new_router(new_route(gateway), retry_policy=RetryPolicy(max_retries=0))
-    routes = Route(model=inner, name="inner"), new_route(gateway, "b")
-    gateway.script(Status(503))
-    log = log_of(twin, "invoke", new_router(*routes))
+    inner = new_router(env.route(), retry_policy=RetryPolicy(max_retries=0))
+    routes = Route(model=inner, name="inner"), env.route("b")
+    env.gateway.script(Status(503))
+    log = env.log("invoke", new_router(*routes))
     assert [line["cost"] for line in log.attempts] == [0.0, COST]
-    assert log_of(twin, "invoke", new_router(*routes)).cost == COST
+    assert env.log("invoke", new_router(*routes)).cost == COST
 
 
-def test_batches_and_worst_cases_say_money(gateway: FaultyGateway, twin: Twin) -> None:
+def test_batches_and_worst_cases_say_money(env: Env) -> None:
     """`summarize` adds the costs up, and `explain` stops at `max_cost`."""
     limit = SpendLimit(5, name="team")
-    router = new_router(new_route(gateway), max_cost=0.5, spend_limit=limit)
-    summary = AttemptLog.summarize(twin.batch(router, ["a", "b", "c"]))
+    router = new_router(env.route(), max_cost=0.5, spend_limit=limit)
+    summary = AttemptLog.summarize(env.batch(router, ["a", "b", "c"]))
     assert summary.cost == pytest.approx(3 * COST)
     assert f"cost {3 * COST:.4g}" in str(summary)
     worst = router.explain(input_tokens=1000, output_tokens=1000)
@@ -241,16 +249,16 @@ def test_batches_and_worst_cases_say_money(gateway: FaultyGateway, twin: Twin) -
 @pytest.mark.parametrize("way", ["invoke", "stream"])
 @pytest.mark.parametrize("is_option", [True, False])
 def test_nothing_is_sent_that_costs_too_much(
-    gateway: FaultyGateway, twin: Twin, way: str, *, is_option: bool
+    env: Env, way: str, *, is_option: bool
 ) -> None:
     """The error names the numbers, and no request was sent."""
     fields: dict[str, Any] = {} if is_option else {"max_cost": 0.01}
     options = {"max_cost": 0.01} if is_option else {}
-    router = new_router(new_route(gateway, model={"max_tokens": 10}), **fields)
+    router = new_router(env.route(model={"max_tokens": 10}), **fields)
     said = r"an attempt may cost 0\.01\d+, and 0\.01 of max_cost=0\.01 is left"
     with pytest.raises(SpendLimitError, match=said) as caught:
-        getattr(twin, way)(router, "hi", **options)
-    assert not gateway.requests
+        getattr(env, way)(router, "hi", **options)
+    assert not env.gateway.requests
     assert caught.value.attempt_log is not None
     (line,) = caught.value.attempt_log["attempts"]
     assert (line["outcome"], line["route"]) == ("skipped", "own")
@@ -258,27 +266,27 @@ def test_nothing_is_sent_that_costs_too_much(
     assert not caught.value.may_have_run
 
 
-def test_a_cheaper_route_is_asked_instead(gateway: FaultyGateway, twin: Twin) -> None:
+def test_a_cheaper_route_is_asked_instead(env: Env) -> None:
     """A route that is too expensive is skipped, and its line says why."""
-    dear = new_route(gateway, "dear", output_price=1e6, model={"max_tokens": 9})
-    router = new_router(dear, new_route(gateway, "cheap"), max_cost=0.5)
-    skipped, answered = log_of(twin, "invoke", router).attempts
+    dear = env.route("dear", output_price=1e6, model={"max_tokens": 9})
+    router = new_router(dear, env.route("cheap"), max_cost=0.5)
+    skipped, answered = env.log("invoke", router).attempts
     assert (skipped["route"], skipped["outcome"]) == ("dear", "skipped")
     assert "of max_cost=0.5 is left" in skipped["reason"]
     assert (answered["route"], answered["cost"]) == ("cheap", COST)
 
 
-def test_no_retry_goes_beyond_the_limit(gateway: FaultyGateway, twin: Twin) -> None:
+def test_no_retry_goes_beyond_the_limit(env: Env) -> None:
     """A call whose attempts have used up the money ends with the last one's error."""
     router = new_router(
-        new_route(gateway),
+        env.route(),
         accept=lambda _: False,
         max_cost=2.5 * COST,
         retry_policy=RetryPolicy(max_retries=9),
     )
     with pytest.raises(RetryRouterError) as caught:
-        twin.invoke(router, "hi")
-    assert len(gateway.requests) == 2
+        env.invoke(router, "hi")
+    assert len(env.gateway.requests) == 2
     assert caught.value.kind == "rejected"
     assert any("max_cost" in note for note in caught.value.__notes__)
 
@@ -315,20 +323,20 @@ def test_a_limit_needs_prices(gateway: FaultyGateway, way: str) -> None:
 # --- a limit for a period ---
 
 
-def test_a_period_ends(gateway: FaultyGateway, twin: Twin) -> None:
+def test_a_period_ends(env: Env) -> None:
     """What is spent counts until the period is over; the error says when that is."""
     clock = FakeClock(unix_time=1_800_000_000.0 // 3600 * 3600 + 600)
     limit = SpendLimit(2.5 * COST, per="hour", clock=clock)
-    router = new_router(new_route(gateway), spend_limit=limit)
-    twin.invoke(router, "hi")
-    twin.invoke(router, "hi")
+    router = new_router(env.route(), spend_limit=limit)
+    env.invoke(router, "hi")
+    env.invoke(router, "hi")
     assert limit.spent == pytest.approx(2 * COST)
     assert limit.left == pytest.approx(COST / 2)
     with pytest.raises(SpendLimitError, match="it resets in 3000 s") as caught:
-        twin.invoke(router, "hi")
+        env.invoke(router, "hi")
     assert caught.value.retry_after == limit.resets_in == 3000
     clock.advance(3000)
-    twin.invoke(router, "hi")
+    env.invoke(router, "hi")
     assert limit.spent == pytest.approx(COST)
 
 
@@ -413,19 +421,17 @@ def test_a_forked_process_has_nothing_in_flight() -> None:
 
 @pytest.mark.parametrize("where", ["router", "inside", "inside of a route"])
 @pytest.mark.parametrize("way", ["invoke", "stream"])
-def test_a_limit_at_several_places_pays_once(
-    gateway: FaultyGateway, twin: Twin, where: str, way: str
-) -> None:
+def test_a_limit_at_several_places_pays_once(env: Env, where: str, way: str) -> None:
     """And never waits for what its own call holds."""
     limit = SpendLimit(1, clock=FakeClock())
-    route = new_route(gateway, spend_limit=None if where == "inside" else limit)
+    route = env.route(spend_limit=None if where == "inside" else limit)
     if where != "router":
         once = RetryPolicy(max_retries=0)
         own = limit if where == "inside" else None
         inner = new_router(route, spend_limit=own, retry_policy=once)
         route = Route(model=inner, name="inner", input_price=100, output_price=1000)
     router = new_router(route, spend_limit=limit)
-    assert log_of(twin, way, router).cost == pytest.approx(COST)
+    assert env.log(way, router).cost == pytest.approx(COST)
     assert limit.spent == pytest.approx(COST)
     assert limit.left == pytest.approx(1 - COST)
 
@@ -446,29 +452,27 @@ def test_tokens_written_to_a_cache_are_paid_once() -> None:
         assert prices.cost(usage) == pytest.approx(money / 1_000_000)
 
 
-def test_a_routes_own_limit_makes_room_for_the_next(
-    gateway: FaultyGateway, twin: Twin
-) -> None:
+def test_a_routes_own_limit_makes_room_for_the_next(env: Env) -> None:
     """When one provider's money is used up, the next route is asked."""
     limit = SpendLimit(1.5 * COST, name="first")
-    routes = new_route(gateway, "a", spend_limit=limit), new_route(gateway, "b")
+    routes = env.route("a", spend_limit=limit), env.route("b")
     router = new_router(*routes)
-    assert log_of(twin, "invoke", router).route == "a"
-    skipped, _ = log_of(twin, "invoke", router).attempts
+    assert env.log("invoke", router).route == "a"
+    skipped, _ = env.log("invoke", router).attempts
     assert skipped["route"] == "a"
     assert "name='first') has 0.00305 left; it resets in" in skipped["reason"]
 
 
 @pytest.mark.parametrize("step", [Status(503), Cut(1), Status(400)])
-def test_nothing_stays_reserved(gateway: FaultyGateway, twin: Twin, step: Step) -> None:
+def test_nothing_stays_reserved(env: Env, step: Step) -> None:
     """However a call ends, its money is settled: what is left is what was not spent."""
     limit = SpendLimit(1)
-    router = new_router(new_route(gateway), spend_limit=limit, stream_recovery="error")
-    gateway.always(step)
+    router = new_router(env.route(), spend_limit=limit, stream_recovery="error")
+    env.gateway.always(step)
     for way in ("invoke", "stream"):
-        log_of(twin, way, router)
+        env.log(way, router)
     assert limit.left == pytest.approx(1 - limit.spent)
-    gateway.always(Answer("a b c d e f"))
+    env.gateway.always(Answer("a b c d e f"))
     chunks: Any = router.stream("hi")
     next(chunks)
     assert limit.left < 1 - limit.spent
@@ -509,7 +513,7 @@ class Turnstile(BaseRateLimiter):
 @pytest.mark.parametrize("limits", ["none", "rate_limit", "deadline"])
 @pytest.mark.parametrize("way", ["invoke", "stream"])
 def test_a_rate_limiter_is_asked_once_while_money_is_waited_for(
-    gateway: FaultyGateway, twin: Twin, way: str, limits: str
+    env: Env, way: str, limits: str
 ) -> None:
     """The turn of an attempt is kept until there is money for it."""
     limit, turnstile = SpendLimit(10 * COST), Turnstile()
@@ -518,17 +522,17 @@ def test_a_rate_limiter_is_asked_once_while_money_is_waited_for(
     shared = RateLimit(requests_per_minute=60_000, clock=clock)
     model = {"max_tokens": 5, "rate_limiter": turnstile}
     router = new_router(
-        new_route(gateway, model=model),
+        env.route(model=model),
         spend_limit=limit,
         clock=clock,
         rate_limit=shared if limits == "rate_limit" else None,
         retry_policy=RetryPolicy(deadline=60 if limits == "deadline" else None),
     )
-    assert log_of(twin, way, router).route == "own"
+    assert env.log(way, router).route == "own"
     assert len(clock.sleeps) >= 6
     assert turnstile.asked == 1
-    gateway.script(Status(503))
-    assert len(log_of(twin, way, router).attempts) == 2
+    env.gateway.script(Status(503))
+    assert len(env.log(way, router).attempts) == 2
     assert turnstile.asked == 3
 
 
@@ -611,26 +615,19 @@ def test_copies_share_a_limit_and_pickles_keep_its_numbers(
     assert repr(limit) == "SpendLimit(1, per='month', name='x')"
 
 
-def test_the_errors_of_a_call_stay_what_they_are(
-    gateway: FaultyGateway, twin: Twin
-) -> None:
+def test_the_errors_of_a_call_stay_what_they_are(env: Env) -> None:
     """A limit that is not reached changes nothing about failures."""
     fields: dict[str, Any] = {"max_cost": 9, "spend_limit": SpendLimit(9)}
-    gateway.always(Status(503))
+    env.gateway.always(Status(503))
     with pytest.raises(UnavailableError):
-        twin.invoke(new_router(new_route(gateway), **fields), "hi")
-    assert len(gateway.requests) == 3
-    gateway.always(Cut(1))
+        env.invoke(new_router(env.route(), **fields), "hi")
+    assert len(env.gateway.requests) == 3
+    env.gateway.always(Cut(1))
     with pytest.raises(StreamInterruptedError):
-        twin.stream(
-            new_router(new_route(gateway), stream_recovery="error", **fields), "hi"
-        )
+        env.stream(new_router(env.route(), stream_recovery="error", **fields), "hi")
 
 
 # --- shared limits ---
-
-
-HELLO_COST = (11 * 100 + 5 * 1000) / 1_000_000
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -663,9 +660,7 @@ def test_64_callers_of_four_processes_stay_below_the_limit(
     gateway: FaultyGateway, stores: list[Any]
 ) -> None:
     """The processes spend the amount together, and none of them goes beyond it."""
-    limits = [
-        SpendLimit(20.5 * HELLO_COST, name="team", store=store) for store in stores
-    ]
+    limits = [SpendLimit(20.5 * COST, name="team", store=store) for store in stores]
     model = models.chat_openai(gateway, "own", max_completion_tokens=10)
     routers = [
         RetryRouter(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import pytest
@@ -30,6 +30,7 @@ from langchain_retryrouter.otel import instrument
 from langchain_retryrouter.testing import FakeClock, FaultyGateway
 from tests.support import models
 from tests.support.models import KEY
+from tests.unit_tests.conftest import Twin
 
 PROMPT: Final = "the secret of the prompt"
 
@@ -114,13 +115,10 @@ def embeddings(gateway: FaultyGateway, clock: FakeClock) -> GPTRouterEmbeddings:
 class Recorded:
     """What OpenTelemetry has been given."""
 
-    spans: InMemorySpanExporter = field(default_factory=InMemorySpanExporter)
-    reader: InMemoryMetricReader = field(default_factory=InMemoryMetricReader)
-
-    def __post_init__(self) -> None:
-        self.tracers = TracerProvider()
-        self.tracers.add_span_processor(SimpleSpanProcessor(self.spans))
-        self.meters = MeterProvider([self.reader])
+    spans: InMemorySpanExporter
+    reader: InMemoryMetricReader
+    tracers: TracerProvider
+    meters: MeterProvider
 
     @property
     def finished(self) -> list[ReadableSpan]:
@@ -183,9 +181,40 @@ class Recorded:
 @pytest.fixture
 def recorded() -> Iterator[Recorded]:
     """Record the spans and metrics of a test."""
-    recorded = Recorded()
+    spans, reader = InMemorySpanExporter(), InMemoryMetricReader()
+    recorded = Recorded(spans, reader, TracerProvider(), MeterProvider([reader]))
+    recorded.tracers.add_span_processor(SimpleSpanProcessor(spans))
     instrumentation = instrument(recorded.tracers, recorded.meters)
     yield recorded
     instrumentation.uninstrument()
     recorded.tracers.shutdown()
     recorded.meters.shutdown()
+
+
+@dataclass
+class Env(Recorded):
+    """What was recorded of calls, sync or async, of models at the test's gateway."""
+
+    twin: Twin
+    gateway: FaultyGateway
+    clock: FakeClock
+
+    def model(self, kind: str) -> Any:
+        return MODELS[kind](self.gateway, self.clock)
+
+    def router(self, new: Callable[..., Any], **fields: Any) -> RetryRouter:
+        return router_of(self.gateway, self.clock, new, **fields)
+
+    def run(self, model: Any, way: str, config: Any = None) -> None:
+        """Call a model, or one of a kind, by the sync or the async method."""
+        model = self.model(model) if isinstance(model, str) else model
+        prompt = [PROMPT] if way == "batch" else PROMPT
+        getattr(self.twin, way)(model, prompt, config)
+
+
+@pytest.fixture
+def env(
+    twin: Twin, gateway: FaultyGateway, clock: FakeClock, recorded: Recorded
+) -> Env:
+    """Run the test with sync calls and with async calls."""
+    return Env(**vars(recorded), twin=twin, gateway=gateway, clock=clock)

@@ -24,7 +24,7 @@ from langchain_retryrouter.testing import (
 from tests.support.models import KEY
 from tests.unit_tests.conftest import Twin
 
-from .conftest import MODELS, PROMPT, Recorded
+from .conftest import MODELS, PROMPT, Env, Recorded
 
 every_model = pytest.mark.parametrize("kind", MODELS)
 ways = pytest.mark.parametrize("way", ["invoke", "stream", "batch"])
@@ -55,28 +55,23 @@ def of_kind(recorded: Recorded, kind: str) -> list[ReadableSpan]:
 @every_model
 @ways
 def test_calls_are_below_openinferences_span_of_the_model(
-    twin: Twin,
-    gateway: FaultyGateway,
-    clock: FakeClock,
-    recorded: Recorded,
-    kind: str,
-    way: str,
+    env: Env, kind: str, way: str
 ) -> None:
     """One tree: chain, model, call, attempts; tokens once in each of both layers."""
-    gateway.script(Status(503), Answer("Yes", usage=Usage(11, 7)))
-    model = MODELS[kind](gateway, clock)
-    run(twin, RunnableLambda(lambda prompt: prompt) | model, way)
+    env.gateway.script(Status(503), Answer("Yes", usage=Usage(11, 7)))
+    model = env.model(kind)
+    env.run(RunnableLambda(lambda prompt: prompt) | model, way)
 
-    [outer] = of_kind(recorded, "LLM")
-    call = recorded.call
+    [outer] = of_kind(env, "LLM")
+    call = env.call
     assert call.parent is not None
     assert call.parent.span_id == outer.context.span_id
-    assert len(recorded.attempts) == len(gateway.requests) == 2
-    assert len({span.context.trace_id for span in recorded.finished}) == 1
-    tokens = recorded.values("gen_ai.usage.input_tokens")
+    assert len(env.attempts) == len(env.gateway.requests) == 2
+    assert len({span.context.trace_id for span in env.finished}) == 1
+    tokens = env.values("gen_ai.usage.input_tokens")
     assert tokens == [None, 11]
     theirs = "llm.token_count.prompt"
-    counted = [(span.attributes or {}).get(theirs) for span in recorded.finished]
+    counted = [(span.attributes or {}).get(theirs) for span in env.finished]
     assert [count for count in counted if count is not None] in ([11], [])
 
 
@@ -207,23 +202,17 @@ def langsmith(recorded: Recorded) -> Iterator[LangChainTracer]:
 @every_model
 @pytest.mark.parametrize("way", ["invoke", "stream"])
 def test_langsmith_shows_attempts_where_it_loses_events(
-    twin: Twin,
-    gateway: FaultyGateway,
-    clock: FakeClock,
-    recorded: Recorded,
-    langsmith: LangChainTracer,
-    kind: str,
-    way: str,
+    env: Env, langsmith: LangChainTracer, kind: str, way: str
 ) -> None:
     """In OpenTelemetry mode there is a span for each attempt, and tokens count once."""
-    gateway.script(Status(503), Answer("Yes", usage=Usage(11, 7)))
-    run(twin, MODELS[kind](gateway, clock), way, {"callbacks": [langsmith]})
+    env.gateway.script(Status(503), Answer("Yes", usage=Usage(11, 7)))
+    env.run(kind, way, {"callbacks": [langsmith]})
     langsmith.wait_for_futures()
     assert langsmith.client is not None
     langsmith.client.flush()
     theirs = [
         span
-        for span in recorded.finished
+        for span in env.finished
         if span.instrumentation_scope and span.instrumentation_scope.name == "langsmith"
     ]
     names = [span.name for span in theirs if span.name.startswith("attempt ")]
@@ -232,4 +221,4 @@ def test_langsmith_shows_attempts_where_it_loses_events(
         (span.attributes or {}).get("gen_ai.usage.input_tokens") for span in theirs
     ]
     assert [count for count in tokens if count] in ([11], [])
-    assert KEY not in recorded.everything
+    assert KEY not in env.everything

@@ -32,9 +32,17 @@ from langchain_retryrouter.testing import (
     Status,
     Usage,
 )
-from tests.unit_tests.conftest import Twin
 
-from .conftest import MODELS, PROMPT, Recorded, embeddings, gpt_router, llm, router_of
+from .conftest import (
+    MODELS,
+    PROMPT,
+    Env,
+    Recorded,
+    embeddings,
+    gpt_router,
+    llm,
+    router_of,
+)
 
 ATTEMPTS = "retryrouter.attempt.duration"
 DOCS = Path(__file__).parents[3] / "docs"
@@ -43,84 +51,76 @@ SUFFIXES = re.compile(r"_(bucket|count|sum)$")
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_attempts_tokens_and_waits_are_counted(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, recorded: Recorded, kind: str
-) -> None:
+def test_attempts_tokens_and_waits_are_counted(env: Env, kind: str) -> None:
     """Attempts by outcome, tokens and waits equal those of the server's log."""
-    gateway.script(Status(503), Status(429))
-    gateway.always(Answer("Yes", usage=Usage(11, 7)))
-    model = MODELS[kind](gateway, clock)
-    twin.invoke(model, PROMPT)
-    twin.stream(model, PROMPT)
-    assert recorded.total(ATTEMPTS) == len(gateway.requests) == 4
+    env.gateway.script(Status(503), Status(429))
+    env.gateway.always(Answer("Yes", usage=Usage(11, 7)))
+    model = env.model(kind)
+    env.twin.invoke(model, PROMPT)
+    env.twin.stream(model, PROMPT)
+    assert env.total(ATTEMPTS) == len(env.gateway.requests) == 4
     for outcome, number in (("unavailable", 1), ("rate_limit", 1), ("ok", 2)):
-        assert recorded.total(ATTEMPTS, retryrouter__outcome=outcome) == number
-    assert recorded.total("gen_ai.client.inference.duration") == 2
-    assert recorded.total("gen_ai.client.inference.usage.input_tokens") == 22
-    assert recorded.total("gen_ai.client.inference.usage.output_tokens") == 14
-    waited = recorded.total("retryrouter.wait.time")
-    assert waited == pytest.approx(sum(clock.sleeps))
+        assert env.total(ATTEMPTS, retryrouter__outcome=outcome) == number
+    assert env.total("gen_ai.client.inference.duration") == 2
+    assert env.total("gen_ai.client.inference.usage.input_tokens") == 22
+    assert env.total("gen_ai.client.inference.usage.output_tokens") == 14
+    waited = env.total("retryrouter.wait.time")
+    assert waited == pytest.approx(sum(env.clock.sleeps))
 
 
-def test_gauges_read_breakers_budgets_and_limits(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, recorded: Recorded
-) -> None:
+def test_gauges_read_breakers_budgets_and_limits(env: Env) -> None:
     """A gauge is what the object says when metrics are collected."""
-    gateway.always(Status(503), model="gpt-4")
-    breaker = CircuitBreaker(failure_threshold=1, clock=clock)
+    env.gateway.always(Status(503), model="gpt-4")
+    breaker = CircuitBreaker(failure_threshold=1, clock=env.clock)
     budget = RetryBudget(capacity=100)
     # A limit of another test may be there still.
-    account = f"account {twin}"
-    limit = RateLimit(requests_per_minute=600, name=account, clock=clock)
-    first = gpt_router(gateway, "gpt-4")
+    account = f"account {env.twin}"
+    limit = RateLimit(requests_per_minute=600, name=account, clock=env.clock)
+    first = gpt_router(env.gateway, "gpt-4")
     router = RetryRouter(
         routes=[
             Route(model=first, name="gauged", breaker=breaker),
-            Route(model=gpt_router(gateway, "gpt-4o"), name="second"),
+            Route(model=gpt_router(env.gateway, "gpt-4o"), name="second"),
         ],
         retry_policy=RetryPolicy(max_retries=0),
         budget=budget,
         rate_limit=limit,
-        clock=clock,
+        clock=env.clock,
     )
-    twin.invoke(router, PROMPT)
-    state = recorded.total("retryrouter.breaker.state", retryrouter__route="gauged")
+    env.twin.invoke(router, PROMPT)
+    state = env.total("retryrouter.breaker.state", retryrouter__route="gauged")
     assert state == 2
-    assert recorded.total("retryrouter.budget.tokens") <= budget.tokens
+    assert env.total("retryrouter.budget.tokens") <= budget.tokens
     labels = {"retryrouter__limit": account}
-    available = recorded.total("retryrouter.limit.available", **labels)
+    available = env.total("retryrouter.limit.available", **labels)
     assert available == pytest.approx(limit.available()["requests"])
-    assert recorded.total("retryrouter.limit.in_flight", **labels) == 0
-    twin.invoke(router, PROMPT)
-    assert recorded.total("retryrouter.route.skipped", retryrouter__route="gauged") == 1
+    assert env.total("retryrouter.limit.in_flight", **labels) == 0
+    env.twin.invoke(router, PROMPT)
+    assert env.total("retryrouter.route.skipped", retryrouter__route="gauged") == 1
 
 
-def test_a_wait_for_a_limit_is_recorded(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, recorded: Recorded
-) -> None:
+def test_a_wait_for_a_limit_is_recorded(env: Env) -> None:
     """It is an attribute of the attempt that waited, and counted apart."""
-    limit = RateLimit(requests_per_minute=60, clock=clock)
-    model = gpt_router(gateway, clock=clock, rate_limit=limit)
-    twin.invoke(model, PROMPT)
-    twin.invoke(model, PROMPT)
-    first, second = recorded.values("retryrouter.limiter_wait")
+    limit = RateLimit(requests_per_minute=60, clock=env.clock)
+    model = gpt_router(env.gateway, clock=env.clock, rate_limit=limit)
+    env.twin.invoke(model, PROMPT)
+    env.twin.invoke(model, PROMPT)
+    first, second = env.values("retryrouter.limiter_wait")
     assert first is None
     assert second == pytest.approx(1.0, abs=0.1)
-    assert recorded.total("retryrouter.limiter_wait.time") == second
-    assert recorded.total("retryrouter.wait.time") == 0
+    assert env.total("retryrouter.limiter_wait.time") == second
+    assert env.total("retryrouter.wait.time") == 0
 
 
-def test_a_wait_for_langchains_limiter_is_recorded(
-    twin: Twin, gateway: FaultyGateway, recorded: Recorded
-) -> None:
+def test_a_wait_for_langchains_limiter_is_recorded(env: Env) -> None:
     """LangChain's rate limiters are waited for before an attempt, too."""
     limiter = InMemoryRateLimiter(
         requests_per_second=50, check_every_n_seconds=0.005, max_bucket_size=1
     )
-    model = llm(OpenAI, gateway, FakeClock(), model="m", rate_limiter=limiter)
+    model = llm(OpenAI, env.gateway, FakeClock(), model="m", rate_limiter=limiter)
     model.clock = None
-    twin.invoke(model, PROMPT)
-    [waited] = recorded.values("retryrouter.limiter_wait")
+    env.twin.invoke(model, PROMPT)
+    [waited] = env.values("retryrouter.limiter_wait")
     assert waited > 0.005
 
 
@@ -236,16 +236,14 @@ def test_a_call_that_is_not_sampled_is_counted(
     assert recorded.total(ATTEMPTS) == 2
 
 
-def test_money_is_counted_by_attempt(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, recorded: Recorded
-) -> None:
+def test_money_is_counted_by_attempt(env: Env) -> None:
     """Attempts, and the counter, cost what the attempt log says: rejected ones too."""
-    gateway.script(Answer("No", usage=Usage(1_000, 500)))
-    gateway.always(Answer("Yes", usage=Usage(2_000, 100)))
+    env.gateway.script(Answer("No", usage=Usage(1_000, 500)))
+    env.gateway.always(Answer("Yes", usage=Usage(2_000, 100)))
     router = RetryRouter(
         routes=[
             Route(
-                model=gpt_router(gateway, name),
+                model=gpt_router(env.gateway, name),
                 name=name,
                 input_price=1.0,
                 output_price=2.0,
@@ -253,12 +251,12 @@ def test_money_is_counted_by_attempt(
             for name in ("gpt-4", "gpt-4o")
         ],
         accept=lambda message: "Yes" in message.content,
-        clock=clock,
+        clock=env.clock,
     )
-    answer = twin.invoke(router, PROMPT)
+    answer = env.twin.invoke(router, PROMPT)
     log = answer.response_metadata["retryrouter"]["attempts"]
     costs = [line["cost"] for line in log]
     assert costs == pytest.approx([0.002, 0.0022])
-    assert recorded.values("retryrouter.cost") == costs
-    assert recorded.total("retryrouter.cost") == pytest.approx(sum(costs))
-    assert recorded.total("retryrouter.cost", retryrouter__outcome="ok") == costs[-1]
+    assert env.values("retryrouter.cost") == costs
+    assert env.total("retryrouter.cost") == pytest.approx(sum(costs))
+    assert env.total("retryrouter.cost", retryrouter__outcome="ok") == costs[-1]

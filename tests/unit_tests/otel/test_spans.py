@@ -41,164 +41,141 @@ from langchain_retryrouter.testing import (
     Usage,
 )
 from tests.support.models import KEY
-from tests.unit_tests.conftest import Twin
 
 from .conftest import (
     MODELS,
     PROMPT,
+    Env,
     Recorded,
     chat_openai,
     embeddings,
     gpt_router,
     llm,
-    router_of,
 )
 
 every_model = pytest.mark.parametrize("kind", MODELS)
 WAYS = ("invoke", "stream", "batch")
 
 
-def run(twin: Twin, model: Any, way: str) -> None:
-    getattr(twin, way)(model, [PROMPT] if way == "batch" else PROMPT)
-
-
 @every_model
 @pytest.mark.parametrize("way", WAYS)
 def test_a_call_is_a_span_and_each_request_one_below_it(
-    twin: Twin,
-    gateway: FaultyGateway,
-    clock: FakeClock,
-    recorded: Recorded,
-    kind: str,
-    way: str,
+    env: Env, kind: str, way: str
 ) -> None:
     """Requests and CLIENT spans agree in number, order, model and outcome."""
-    gateway.script(Status(503), Status(429), Answer("Yes", usage=Usage(11, 7)))
-    model = MODELS[kind](gateway, clock)
-    with recorded.tracers.get_tracer("users").start_as_current_span("user") as user:
-        run(twin, model, way)
+    env.gateway.script(Status(503), Status(429), Answer("Yes", usage=Usage(11, 7)))
+    model = env.model(kind)
+    with env.tracers.get_tracer("users").start_as_current_span("user") as user:
+        env.run(model, way)
 
-    assert len(recorded.attempts) == len(gateway.requests) == 3
-    assert recorded.values("gen_ai.request.model") == [
-        request.model for request in gateway.requests
+    assert len(env.attempts) == len(env.gateway.requests) == 3
+    assert env.values("gen_ai.request.model") == [
+        request.model for request in env.gateway.requests
     ]
-    assert recorded.values("error.type") == ["unavailable", "rate_limit", None]
-    assert recorded.values("retryrouter.outcome") == ["unavailable", "rate_limit", "ok"]
-    assert recorded.values("http.response.status_code") == [503, 429, None]
-    assert recorded.values("retryrouter.attempt") == [1, 2, 3]
-    assert recorded.values("http.request.resend_count") == [None, 1, 2]
-    assert recorded.values("gen_ai.usage.input_tokens") == [None, None, 11]
-    assert recorded.values("gen_ai.usage.output_tokens") == [None, None, 7]
-    call = recorded.call
+    assert env.values("error.type") == ["unavailable", "rate_limit", None]
+    assert env.values("retryrouter.outcome") == ["unavailable", "rate_limit", "ok"]
+    assert env.values("http.response.status_code") == [503, 429, None]
+    assert env.values("retryrouter.attempt") == [1, 2, 3]
+    assert env.values("http.request.resend_count") == [None, 1, 2]
+    assert env.values("gen_ai.usage.input_tokens") == [None, None, 11]
+    assert env.values("gen_ai.usage.output_tokens") == [None, None, 7]
+    call = env.call
     assert call.parent is not None
     assert call.parent.span_id == user.get_span_context().span_id
-    for attempt in recorded.attempts:
+    for attempt in env.attempts:
         assert attempt.parent is not None
         assert attempt.parent.span_id == call.context.span_id
-    assert recorded.values("retryrouter.attempts", call) == [3]
-    assert recorded.values("gen_ai.usage.input_tokens", call) == [None]
+    assert env.values("retryrouter.attempts", call) == [3]
+    assert env.values("gen_ai.usage.input_tokens", call) == [None]
     assert call.status.status_code is StatusCode.UNSET
-    ended = [span.name for span in recorded.finished]
+    ended = [span.name for span in env.finished]
     assert ended[-2:] == [call.name, "user"]
 
 
 @pytest.mark.parametrize("way", ["documents", "query"])
-def test_requests_for_embeddings_have_spans(
-    twin: Twin, clock: FakeClock, recorded: Recorded, way: str
-) -> None:
+def test_requests_for_embeddings_have_spans(env: Env, way: str) -> None:
     """Embeddings are traced as well, by an operation of their own."""
     with FaultyGateway(gptrouter="hosted") as gateway:
         gateway.script(Status(503))
-        model = embeddings(gateway, clock)
+        model = embeddings(gateway, env.clock)
         given = [PROMPT] if way == "documents" else PROMPT
-        twin.call(model, f"embed_{way}", given)
-        assert len(recorded.attempts) == len(gateway.requests) == 2
-    assert recorded.values("gen_ai.operation.name") == ["embeddings"] * 2
-    assert recorded.call.name == "embeddings text-embedding-3-small"
-    assert recorded.total("gen_ai.client.embeddings.duration") == 1
+        env.twin.call(model, f"embed_{way}", given)
+        assert len(env.attempts) == len(gateway.requests) == 2
+    assert env.values("gen_ai.operation.name") == ["embeddings"] * 2
+    assert env.call.name == "embeddings text-embedding-3-small"
+    assert env.total("gen_ai.client.embeddings.duration") == 1
 
 
 @every_model
-def test_an_attempt_ends_before_the_wait_for_the_next(
-    twin: Twin, gateway: FaultyGateway, recorded: Recorded, kind: str
-) -> None:
+def test_an_attempt_ends_before_the_wait_for_the_next(env: Env, kind: str) -> None:
     """While a call waits, the span of the attempt that failed has been exported."""
     ended: list[int] = []
 
     class Watching(FakeClock):
         def sleep(self, seconds: float) -> None:
-            ended.append(len(recorded.finished))
+            ended.append(len(env.finished))
             super().sleep(seconds)
 
-    gateway.script(*[Status(503)] * 3)
-    run(twin, MODELS[kind](gateway, Watching()), "invoke")
+    env.gateway.script(*[Status(503)] * 3)
+    env.run(MODELS[kind](env.gateway, Watching()), "invoke")
     assert ended == [1, 2, 3]
-    waits = recorded.values("retryrouter.wait")
+    waits = env.values("retryrouter.wait")
     assert waits[-1] is None
     assert any(waits)
-    assert recorded.values("retryrouter.wait", recorded.call) == [
+    assert env.values("retryrouter.wait", env.call) == [
         sum(wait or 0.0 for wait in waits)
     ]
 
 
 @every_model
 @pytest.mark.parametrize("way", ["invoke", "stream"])
-def test_a_failed_call_says_so(
-    twin: Twin,
-    gateway: FaultyGateway,
-    clock: FakeClock,
-    recorded: Recorded,
-    kind: str,
-    way: str,
-) -> None:
+def test_a_failed_call_says_so(env: Env, kind: str, way: str) -> None:
     """A call that fails has the kind of its error, and no message."""
-    gateway.always(Status(401))
+    env.gateway.always(Status(401))
     with pytest.raises(RetryRouterError):
-        run(twin, MODELS[kind](gateway, clock), way)
-    assert len(recorded.attempts) == len(gateway.requests)
-    call = recorded.call
-    assert recorded.values("error.type", call) == ["authentication"]
+        env.run(kind, way)
+    assert len(env.attempts) == len(env.gateway.requests)
+    call = env.call
+    assert env.values("error.type", call) == ["authentication"]
     assert call.status.status_code is StatusCode.ERROR
     assert call.status.description == "authentication"
 
 
 @pytest.mark.parametrize("way", ["invoke", "stream"])
 def test_a_prompt_that_is_too_long_for_all_routes_is_a_failed_call(
-    twin: Twin, gateway: FaultyGateway, recorded: Recorded, way: str
+    env: Env, way: str
 ) -> None:
     """Nothing is sent, and the call has its span and its events."""
-    model = chat_openai(gateway, "gpt-4o", profile={"max_input_tokens": 10})
+    model = chat_openai(env.gateway, "gpt-4o", profile={"max_input_tokens": 10})
     router = RetryRouter(routes=[model, model])
     with pytest.raises(ContextLengthError):
-        getattr(twin, way)(router, "word " * 100)
-    assert recorded.attempts == []
-    assert recorded.values("error.type", recorded.call) == ["context_overflow"]
-    assert [event.name for event in recorded.call.events] == [
+        getattr(env.twin, way)(router, "word " * 100)
+    assert env.attempts == []
+    assert env.values("error.type", env.call) == ["context_overflow"]
+    assert [event.name for event in env.call.events] == [
         "retryrouter.route_skipped"
     ] * 2
 
 
 @pytest.mark.parametrize("kind", ["GPTRouter", "router of ChatOpenAIs", "OpenAIChat"])
-def test_a_stream_that_is_closed_early_has_ended_spans(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, recorded: Recorded, kind: str
-) -> None:
+def test_a_stream_that_is_closed_early_has_ended_spans(env: Env, kind: str) -> None:
     """Closing a stream ends the call's span and its attempt's, as cancelled."""
-    gateway.script(Status(503), Stall(after=1, seconds=30))
-    model = MODELS[kind](gateway, clock)
+    env.gateway.script(Status(503), Stall(after=1, seconds=30))
+    model = env.model(kind)
 
     async def first() -> None:
         chunks = model.astream(PROMPT)
         await anext(chunks)
         await chunks.aclose()
 
-    if twin.is_async:
+    if env.twin.is_async:
         asyncio.run(first())
     else:
         chunks = model.stream(PROMPT)
         next(chunks)
         chunks.close()
-    assert recorded.values("retryrouter.outcome") == ["unavailable", "cancelled"]
-    assert recorded.values("retryrouter.outcome", recorded.call) == ["cancelled"]
+    assert env.values("retryrouter.outcome") == ["unavailable", "cancelled"]
+    assert env.values("retryrouter.outcome", env.call) == ["cancelled"]
 
 
 @pytest.mark.parametrize("kind", ["GPTRouter", "router of ChatOpenAIs", "OpenAIChat"])
@@ -237,95 +214,80 @@ class Failing(SpanProcessor):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("method", ["on_start", "on_end"])
 def test_a_failing_span_processor_fails_no_call(
-    twin: Twin,
-    gateway: FaultyGateway,
-    clock: FakeClock,
-    recorded: Recorded,
-    caplog: pytest.LogCaptureFixture,
-    kind: str,
-    way: str,
-    method: str,
+    env: Env, caplog: pytest.LogCaptureFixture, kind: str, way: str, method: str
 ) -> None:
     """What telemetry raises is logged, and the call is answered and counted."""
-    recorded.tracers.add_span_processor(Failing(method))
-    gateway.script(Status(503))
-    run(twin, MODELS[kind](gateway, clock), way)
-    assert len(gateway.requests) == 2
+    env.tracers.add_span_processor(Failing(method))
+    env.gateway.script(Status(503))
+    env.run(kind, way)
+    assert len(env.gateway.requests) == 2
     assert f"RuntimeError: {method}" in caplog.text
     if method == "on_end":
-        assert recorded.total("gen_ai.client.inference.duration") == 1
-        assert recorded.total("retryrouter.attempt.duration") == 2
+        assert env.total("gen_ai.client.inference.duration") == 1
+        assert env.total("retryrouter.attempt.duration") == 2
 
 
-def test_a_broken_stream_is_an_attempt_that_failed(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, recorded: Recorded
-) -> None:
+def test_a_broken_stream_is_an_attempt_that_failed(env: Env) -> None:
     """A stream that breaks after its first token ends attempt and call as failures."""
-    gateway.script(Cut(after=2))
+    env.gateway.script(Cut(after=2))
     with pytest.raises(RetryRouterError):
-        twin.stream(gpt_router(gateway, clock=clock), PROMPT)
-    assert recorded.values("error.type") == ["interrupted"]
-    assert recorded.values("error.type", recorded.call) == ["interrupted"]
+        env.twin.stream(gpt_router(env.gateway, clock=env.clock), PROMPT)
+    assert env.values("error.type") == ["interrupted"]
+    assert env.values("error.type", env.call) == ["interrupted"]
 
 
-def test_a_continued_stream_is_one_call(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, recorded: Recorded
-) -> None:
+def test_a_continued_stream_is_one_call(env: Env) -> None:
     """Both attempts are below one span, which has an event of the continuation."""
-    gateway.script(Cut(after=2))
-    router = router_of(gateway, clock, chat_openai, stream_recovery="continue")
-    twin.stream(router, PROMPT)
-    assert len(recorded.attempts) == len(gateway.requests) == 2
-    assert recorded.values("error.type") == ["interrupted", None]
-    assert recorded.values("error.type", recorded.call) == [None]
-    events = {
-        event.name: dict(event.attributes or {}) for event in recorded.call.events
-    }
+    env.gateway.script(Cut(after=2))
+    router = env.router(chat_openai, stream_recovery="continue")
+    env.twin.stream(router, PROMPT)
+    assert len(env.attempts) == len(env.gateway.requests) == 2
+    assert env.values("error.type") == ["interrupted", None]
+    assert env.values("error.type", env.call) == [None]
+    events = {event.name: dict(event.attributes or {}) for event in env.call.events}
     assert events["retryrouter.continued"]["retryrouter.route"] == "second"
 
 
-def test_hedged_streams_have_a_span_each(
-    twin: Twin, gateway: FaultyGateway, recorded: Recorded
-) -> None:
+def test_hedged_streams_have_a_span_each(env: Env) -> None:
     """The second stream's span begins while the first one's is open; events say so."""
-    gateway.script(Silence(), model="gpt-4")
+    env.gateway.script(Silence(), model="gpt-4")
     router = RetryRouter(
         routes=[
-            Route(model=chat_openai(gateway, "gpt-4"), name="first"),
-            Route(model=chat_openai(gateway, "gpt-4o"), name="second"),
+            Route(model=chat_openai(env.gateway, "gpt-4"), name="first"),
+            Route(model=chat_openai(env.gateway, "gpt-4o"), name="second"),
         ],
         hedge_after=0.01,
     )
-    twin.stream(router, PROMPT)
-    assert [one.model for one in gateway.requests] == ["gpt-4", "gpt-4o"]
-    assert recorded.values("retryrouter.route") == ["first", "second"]
-    assert recorded.values("retryrouter.outcome") == ["cancelled", "ok"]
-    first, second = recorded.attempts
+    env.twin.stream(router, PROMPT)
+    assert [one.model for one in env.gateway.requests] == ["gpt-4", "gpt-4o"]
+    assert env.values("retryrouter.route") == ["first", "second"]
+    assert env.values("retryrouter.outcome") == ["cancelled", "ok"]
+    first, second = env.attempts
     assert (second.start_time or 0) < (first.end_time or 0)
-    names = [event.name for event in recorded.call.events]
+    names = [event.name for event in env.call.events]
     assert names == ["retryrouter.hedge_began", "retryrouter.hedge_settled"]
-    assert recorded.values("retryrouter.route", recorded.call) == ["second"]
+    assert env.values("retryrouter.route", env.call) == ["second"]
 
 
-def test_breakers_and_skipped_routes_are_events(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, recorded: Recorded
-) -> None:
+def test_breakers_and_skipped_routes_are_events(env: Env) -> None:
     """The call that opens a breaker says so, and the next one that it was skipped."""
-    gateway.always(Status(503), model="gpt-4")
-    breaker = CircuitBreaker(failure_threshold=1, clock=clock)
+    env.gateway.always(Status(503), model="gpt-4")
+    breaker = CircuitBreaker(failure_threshold=1, clock=env.clock)
     router = RetryRouter(
         routes=[
-            Route(model=gpt_router(gateway, "gpt-4"), name="first", breaker=breaker),
-            Route(model=gpt_router(gateway, "gpt-4o"), name="second"),
+            Route(
+                model=gpt_router(env.gateway, "gpt-4"), name="first", breaker=breaker
+            ),
+            Route(model=gpt_router(env.gateway, "gpt-4o"), name="second"),
         ],
         retry_policy=RetryPolicy(max_retries=0),
-        clock=clock,
+        clock=env.clock,
     )
-    twin.invoke(router, PROMPT)
-    twin.invoke(router, PROMPT)
+    env.twin.invoke(router, PROMPT)
+    env.twin.invoke(router, PROMPT)
     found = [
         [(event.name, dict(event.attributes or {})) for event in call.events]
-        for call in recorded.calls
+        for call in env.calls
     ]
     assert found == [
         [
@@ -346,7 +308,7 @@ def test_breakers_and_skipped_routes_are_events(
 @pytest.mark.parametrize("limit", [None, 30.0])
 @pytest.mark.parametrize("way", ["invoke", "stream"])
 def test_spans_made_inside_a_model_are_children_of_the_attempt(
-    twin: Twin, recorded: Recorded, limit: float | None, way: str
+    env: Env, limit: float | None, way: str
 ) -> None:
     """The attempt is current where the request is sent, also in a worker thread."""
     seen: list[tuple[int, str]] = []
@@ -366,35 +328,31 @@ def test_spans_made_inside_a_model_are_children_of_the_attempt(
                 attempt_timeout=limit, first_token_timeout=limit, max_retries=2
             ),
         )
-        run(twin, model, way)
+        env.run(model, way)
         assert not trace.get_current_span().get_span_context().is_valid
-    spans = [attempt.context.span_id for attempt in recorded.attempts]
+    spans = [attempt.context.span_id for attempt in env.attempts]
     assert list(dict.fromkeys(span for span, _ in seen)) == spans
     assert len(spans) == 2
     in_worker = any("retryrouter-worker" in thread for _, thread in seen)
-    assert in_worker is (limit is not None and not twin.is_async)
+    assert in_worker is (limit is not None and not env.twin.is_async)
 
 
-def test_a_nested_router_has_spans_and_its_attempts_below(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, recorded: Recorded
-) -> None:
+def test_a_nested_router_has_spans_and_its_attempts_below(env: Env) -> None:
     """CLIENT spans equal the requests also where a route is a router itself."""
-    gateway.script(Status(401), Answer("Yes", usage=Usage(11, 7)))
+    env.gateway.script(Status(401), Answer("Yes", usage=Usage(11, 7)))
     policy = RetryPolicy(max_retries=0)
-    inner = router_of(gateway, clock, gpt_router, retry_policy=policy)
-    outer = RetryRouter(routes=[Route(model=inner, name="inner")], clock=clock)
-    twin.invoke(outer, PROMPT)
-    assert len(recorded.attempts) == len(gateway.requests) == 2
-    tokens = recorded.values("gen_ai.usage.input_tokens")
+    inner = env.router(gpt_router, retry_policy=policy)
+    outer = RetryRouter(routes=[Route(model=inner, name="inner")], clock=env.clock)
+    env.twin.invoke(outer, PROMPT)
+    assert len(env.attempts) == len(env.gateway.requests) == 2
+    tokens = env.values("gen_ai.usage.input_tokens")
     assert sum(count or 0 for count in tokens) == 11
-    assert recorded.total("gen_ai.client.inference.usage.input_tokens") == 11
+    assert env.total("gen_ai.client.inference.usage.input_tokens") == 11
 
 
-def test_a_judge_inside_accept_is_a_call_of_its_own(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, recorded: Recorded
-) -> None:
+def test_a_judge_inside_accept_is_a_call_of_its_own(env: Env) -> None:
     """A model that judges answers is traced below the attempt that it judges."""
-    judge = gpt_router(gateway, "judge", max_retries=0)
+    judge = gpt_router(env.gateway, "judge", max_retries=0)
 
     async def ajudged(_message: Any) -> bool:
         return bool((await judge.ainvoke("Is it good?")).content)
@@ -402,101 +360,97 @@ def test_a_judge_inside_accept_is_a_call_of_its_own(
     def judged(_message: Any) -> bool:
         return bool(judge.invoke("Is it good?").content)
 
-    accept = ajudged if twin.is_async else judged
-    router = router_of(gateway, clock, gpt_router, accept=accept)
-    twin.invoke(router, PROMPT)
-    assert len(recorded.attempts) == len(gateway.requests) == 2
-    inner, outer = recorded.calls
+    accept = ajudged if env.twin.is_async else judged
+    router = env.router(gpt_router, accept=accept)
+    env.twin.invoke(router, PROMPT)
+    assert len(env.attempts) == len(env.gateway.requests) == 2
+    inner, outer = env.calls
     assert inner.name == "chat judge"
     assert inner.parent is not None
-    assert inner.parent.span_id == recorded.attempts[0].context.span_id
+    assert inner.parent.span_id == env.attempts[0].context.span_id
     assert outer.name == "chat gpt-4"
 
 
-def test_threads_and_batches_keep_their_parents(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, recorded: Recorded
-) -> None:
+def test_threads_and_batches_keep_their_parents(env: Env) -> None:
     """Each call of a batch is a child of the span that was current."""
-    with recorded.tracers.get_tracer("users").start_as_current_span("user") as user:
-        twin.batch(llm(OpenAI, gateway, clock, model="gpt-4-instruct"), ["a", "b"])
-        twin.batch(router_of(gateway, clock, gpt_router), ["a", "b"])
-    assert len(recorded.attempts) == len(gateway.requests)
-    for call in recorded.calls:
+    with env.tracers.get_tracer("users").start_as_current_span("user") as user:
+        env.twin.batch(
+            llm(OpenAI, env.gateway, env.clock, model="gpt-4-instruct"), ["a", "b"]
+        )
+        env.twin.batch(env.router(gpt_router), ["a", "b"])
+    assert len(env.attempts) == len(env.gateway.requests)
+    for call in env.calls:
         assert call.parent is not None
         assert call.parent.span_id == user.get_span_context().span_id
 
 
 @every_model
-def test_neither_prompts_nor_keys_are_recorded(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, recorded: Recorded, kind: str
-) -> None:
+def test_neither_prompts_nor_keys_are_recorded(env: Env, kind: str) -> None:
     """Spans and metrics have no text of prompts, answers or errors, and no key."""
-    gateway.script(Status(503, body={"error": {"message": f"{KEY} {PROMPT}"}}))
-    gateway.always(Answer("the secret of the answer"))
-    model = MODELS[kind](gateway, clock)
-    run(twin, model, "invoke")
-    run(twin, model, "stream")
-    assert len(recorded.attempts) == 3
+    env.gateway.script(Status(503, body={"error": {"message": f"{KEY} {PROMPT}"}}))
+    env.gateway.always(Answer("the secret of the answer"))
+    model = env.model(kind)
+    env.run(model, "invoke")
+    env.run(model, "stream")
+    assert len(env.attempts) == 3
     for secret in (KEY, "secret of the"):
-        assert secret not in recorded.everything
+        assert secret not in env.everything
 
 
 @pytest.mark.parametrize("model", [123, ["a"], {"a": 1}])
 def test_a_models_name_of_another_type_is_the_servers_to_refuse(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, recorded: Recorded, model: Any
+    env: Env, model: Any
 ) -> None:
     """Whatever is given as a model is sent, and recorded as text."""
-    made = llm(OpenAI, gateway, clock)
+    made = llm(OpenAI, env.gateway, env.clock)
     with pytest.raises(RetryRouterError) as caught:
-        twin.invoke(made, PROMPT, model=model)
+        env.twin.invoke(made, PROMPT, model=model)
     assert caught.value.kind.value == "invalid_request"
-    assert recorded.values("gen_ai.request.model") == [str(model)]
+    assert env.values("gen_ai.request.model") == [str(model)]
 
 
-def test_instrumenting_twice_records_once(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, recorded: Recorded
-) -> None:
+def test_instrumenting_twice_records_once(env: Env) -> None:
     """The later call takes the place of the earlier one, which ends nothing then."""
-    first = instrument(recorded.tracers, recorded.meters)
-    second = instrument(recorded.tracers, recorded.meters)
+    first = instrument(env.tracers, env.meters)
+    second = instrument(env.tracers, env.meters)
     first.uninstrument()
-    model = gpt_router(gateway, clock=clock)
-    twin.invoke(model, PROMPT)
-    assert len(recorded.attempts) == 1
+    model = gpt_router(env.gateway, clock=env.clock)
+    env.twin.invoke(model, PROMPT)
+    assert len(env.attempts) == 1
     second.uninstrument()
     second.uninstrument()
-    twin.invoke(model, PROMPT)
-    assert len(recorded.attempts) == 1
+    env.twin.invoke(model, PROMPT)
+    assert len(env.attempts) == 1
 
 
 def test_a_request_that_is_sent_again_in_another_form_has_its_own_span(
-    twin: Twin, gateway: FaultyGateway, clock: FakeClock, recorded: Recorded
+    env: Env,
 ) -> None:
     """A prefill that the provider refuses costs a request more, and no attempt."""
-    gateway.script(Cut(after=2), Status(400))
+    env.gateway.script(Cut(after=2), Status(400))
     router = RetryRouter(
         routes=[
-            Route(model=chat_openai(gateway, name), name=name, supports_prefill=True)
+            Route(
+                model=chat_openai(env.gateway, name), name=name, supports_prefill=True
+            )
             for name in ("first", "second")
         ],
         stream_recovery="continue",
-        clock=clock,
+        clock=env.clock,
     )
-    twin.stream(router, PROMPT)
-    assert len(recorded.attempts) == len(gateway.requests) == 3
-    assert recorded.values("retryrouter.attempt") == [1, 2, 2]
-    assert recorded.values("http.request.resend_count") == [None, 1, 2]
-    assert recorded.values("error.type") == ["interrupted", "invalid_request", None]
+    env.twin.stream(router, PROMPT)
+    assert len(env.attempts) == len(env.gateway.requests) == 3
+    assert env.values("retryrouter.attempt") == [1, 2, 2]
+    assert env.values("http.request.resend_count") == [None, 1, 2]
+    assert env.values("error.type") == ["interrupted", "invalid_request", None]
 
 
 @pytest.mark.parametrize("kind", ["OpenAIEmbeddings", "GPTRouterEmbeddings"])
-def test_a_router_of_embeddings_has_spans(
-    twin: Twin, clock: FakeClock, recorded: Recorded, kind: str
-) -> None:
+def test_a_router_of_embeddings_has_spans(env: Env, kind: str) -> None:
     """Its requests have a span each, whatever makes the embeddings."""
     with FaultyGateway(gptrouter="hosted") as gateway:
         gateway.script(Status(503))
-        model = embeddings(gateway, clock)
+        model = embeddings(gateway, env.clock)
         fields: dict[str, Any] = {
             "model": "text-embedding-3-small",
             "base_url": gateway.openai_url,
@@ -511,13 +465,13 @@ def test_a_router_of_embeddings_has_spans(
             for name in ("first", "second")
         ]
         router = EmbeddingsRouter(
-            routes=routes, clock=clock, retry_policy=RetryPolicy(max_retries=0)
+            routes=routes, clock=env.clock, retry_policy=RetryPolicy(max_retries=0)
         )
-        twin.call(router, "embed_documents", ["a", "b"])
-        assert len(recorded.attempts) == len(gateway.requests) == 2
-    assert recorded.values("retryrouter.route") == ["first", "second"]
-    assert recorded.values("gen_ai.request.model") == ["text-embedding-3-small"] * 2
-    assert len(recorded.calls) == 1
+        env.twin.call(router, "embed_documents", ["a", "b"])
+        assert len(env.attempts) == len(gateway.requests) == 2
+    assert env.values("retryrouter.route") == ["first", "second"]
+    assert env.values("gen_ai.request.model") == ["text-embedding-3-small"] * 2
+    assert len(env.calls) == 1
 
 
 def test_without_the_extra_a_clear_error_says_what_to_install() -> None:
@@ -570,9 +524,7 @@ class Seen(BaseChatModel):
         yield chunk
 
 
-def test_each_of_two_hedged_streams_has_its_span_where_it_is_sent(
-    twin: Twin, recorded: Recorded
-) -> None:
+def test_each_of_two_hedged_streams_has_its_span_where_it_is_sent(env: Env) -> None:
     """Spans that are made inside the second model are not below the first attempt."""
     seen: dict[str, int] = {}
     event = threading.Event()
@@ -583,11 +535,11 @@ def test_each_of_two_hedged_streams_has_its_span_where_it_is_sent(
         ],
         hedge_after=0.01,
     )
-    twin.stream(router, PROMPT)
+    env.twin.stream(router, PROMPT)
     event.set()
-    spans = recorded.attempts
-    assert recorded.values("retryrouter.route") == ["first", "second"]
-    assert recorded.values("retryrouter.outcome") == ["cancelled", "ok"]
+    spans = env.attempts
+    assert env.values("retryrouter.route") == ["first", "second"]
+    assert env.values("retryrouter.outcome") == ["cancelled", "ok"]
     assert seen == {
         "first": spans[0].context.span_id,
         "second": spans[1].context.span_id,
