@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from langchain_retryrouter.testing import FakeClock
 from tests.unit_tests.conftest import Twin
 
 from .scripted import Engine
 
 
 @pytest.fixture
-def engine(twin: Twin) -> Engine:
-    return Engine(is_async=twin.is_async)
+def engine(twin: Twin, clock: FakeClock) -> Engine:
+    return Engine(twin.is_async, clock)

@@ -186,6 +186,15 @@ class Engine:
     """Runs a call through `call`/`stream`, or through `acall`/`astream`."""
 
     is_async: bool
+    clock: FakeClock
+
+    def context(self, policy: RetryPolicy | None = None, **parts: Any) -> RetryContext:
+        """The context of a call on this clock; see `context_for`."""
+        return context_for(self.clock, policy, **parts)
+
+    def recorder(self, then: Callable[[], object] = lambda: None) -> Recorder:
+        """Records each retry, and does `then`."""
+        return Recorder(self.clock, then)
 
     def call(
         self, context: RetryContext, script: Script, recorder: Recorder | None = None

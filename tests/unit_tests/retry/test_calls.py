@@ -26,35 +26,23 @@ from langchain_retryrouter.errors import BASE_ERRORS
 from langchain_retryrouter.failures import FAILURE_ACTIONS, Failure
 from langchain_retryrouter.testing import FakeClock
 
-from .scripted import (
-    END,
-    Engine,
-    Recorder,
-    Script,
-    Source,
-    context_for,
-    failures,
-    outcomes,
-    token,
-)
+from .scripted import END, Engine, Script, Source, failures, outcomes, token
 
 
-def test_a_call_that_succeeds_sends_one_request(
-    engine: Engine, clock: FakeClock
-) -> None:
+def test_a_call_that_succeeds_sends_one_request(engine: Engine) -> None:
     """Without a failure there is one request, no wait and no retry event."""
-    recorder, script, context = Recorder(clock), Script("hello"), context_for(clock)
+    recorder, script, context = engine.recorder(), Script("hello"), engine.context()
     assert engine.call(context, script, recorder) == "hello"
-    assert (script.numbers, recorder.states, clock.sleeps) == ([1], [], [])
+    assert (script.numbers, recorder.states, engine.clock.sleeps) == ([1], [], [])
     assert outcomes(context) == ["ok"]
 
 
-def test_the_last_error_is_raised(engine: Engine, clock: FakeClock) -> None:
+def test_the_last_error_is_raised(engine: Engine) -> None:
     """After `max_retries` retries the last error comes out, and says not to retry."""
     errors = failures(5)
     script = Script(*errors)
     with pytest.raises(UnavailableError) as caught:
-        engine.call(context_for(clock, RetryPolicy(max_retries=3)), script)
+        engine.call(engine.context(RetryPolicy(max_retries=3)), script)
     assert caught.value is errors[3]
     assert script.numbers == [1, 2, 3, 4]
     assert (caught.value.attempts, caught.value.__cause__) == (4, None)
@@ -68,12 +56,10 @@ def test_the_last_error_is_raised(engine: Engine, clock: FakeClock) -> None:
 
 
 @pytest.mark.parametrize("kind", FailureKind)
-def test_only_transient_failures_are_retried(
-    engine: Engine, clock: FakeClock, kind: FailureKind
-) -> None:
+def test_only_transient_failures_are_retried(engine: Engine, kind: FailureKind) -> None:
     """A failure that another attempt cannot mend is raised at once, for free."""
     error, budget = BASE_ERRORS[kind]("no"), RetryBudget()
-    script, context = Script(error, "hello"), context_for(clock, budget=budget)
+    script, context = Script(error, "hello"), engine.context(budget=budget)
     if error.failure.is_retryable:
         assert engine.call(context, script) == "hello"
         return
@@ -103,7 +89,6 @@ def test_only_transient_failures_are_retried(
 )
 def test_the_error_says_why_it_is_not_retried(
     engine: Engine,
-    clock: FakeClock,
     count: int,
     retry_after: float | None,
     policy: dict[str, Any],
@@ -113,7 +98,7 @@ def test_the_error_says_why_it_is_not_retried(
     """A note names the reason; only with retries off may others retry the call."""
     errors = [RateLimitError("429", retry_after=retry_after) for _ in range(count)]
     budget, script = RetryBudget(capacity=capacity, throttled_cost=14), Script(*errors)
-    context = context_for(clock, RetryPolicy(**policy), budget=budget)
+    context = engine.context(RetryPolicy(**policy), budget=budget)
     with pytest.raises(RetryRouterError) as caught:
         engine.call(context, script)
     assert caught.value is errors[-1]
@@ -128,29 +113,27 @@ def test_the_error_says_why_it_is_not_retried(
     ("error", "cost"), [(UnavailableError("503"), 14), (RateLimitError("429"), 5)]
 )
 def test_a_success_pays_into_the_budget(
-    engine: Engine, clock: FakeClock, error: RetryRouterError, cost: float
+    engine: Engine, error: RetryRouterError, cost: float
 ) -> None:
     """Each retry costs the budget, and an answer gives a token back."""
     budget = RetryBudget()
-    engine.call(context_for(clock, budget=budget), Script(error, "hello"))
+    engine.call(engine.context(budget=budget), Script(error, "hello"))
     assert budget.tokens == 500 - cost + 1
 
 
 # --- retry events ---
 
 
-def test_each_retry_is_reported_before_its_wait(
-    engine: Engine, clock: FakeClock
-) -> None:
+def test_each_retry_is_reported_before_its_wait(engine: Engine) -> None:
     """`on_retry` gets tenacity's state of the failed attempt, also true afterwards."""
-    recorder, sent, began = Recorder(clock), list[float](), time.monotonic()
+    recorder, sent, began = engine.recorder(), list[float](), time.monotonic()
     busy = RateLimitError("2", retry_after=3.0)
 
     def fail() -> RetryRouterError:
         sent.append(time.monotonic())
         return busy if len(sent) == 2 else UnavailableError("503")
 
-    context = context_for(clock, RetryPolicy(max_retries=3))
+    context = engine.context(RetryPolicy(max_retries=3))
     engine.call(context, Script(fail, fail, fail, "hello"), recorder)
     assert [state.attempt_number for state in recorder.states] == [1, 2, 3]
     assert recorder.waits_before == [0, 1, 2]
@@ -162,18 +145,22 @@ def test_each_retry_is_reported_before_its_wait(
         assert state.outcome.failed
         assert state.outcome.attempt_number == number + 1
         assert state.next_action is not None
-        assert state.next_action.sleep == state.upcoming_sleep == clock.sleeps[number]
+        assert (
+            state.next_action.sleep
+            == state.upcoming_sleep
+            == engine.clock.sleeps[number]
+        )
         assert began <= state.start_time <= sent[0]  # Of the call, not of the retry.
         assert state.outcome_timestamp is not None
         assert state.outcome_timestamp >= sent[number]
 
 
-def test_a_last_failure_is_not_a_retry(engine: Engine, clock: FakeClock) -> None:
+def test_a_last_failure_is_not_a_retry(engine: Engine) -> None:
     """There is one event less than requests."""
-    recorder = Recorder(clock)
+    recorder = engine.recorder()
     script = Script(UnavailableError("1"), InvalidRequestError("400"))
     with pytest.raises(InvalidRequestError):
-        engine.call(context_for(clock), script, recorder)
+        engine.call(engine.context(), script, recorder)
     assert len(recorder.states) == len(script.attempts) - 1 == 1
 
 
@@ -202,14 +189,14 @@ def hooked(
     return RetryContext(state, clock=clock), heard
 
 
-def test_hooks_get_retries_and_failovers(engine: Engine, clock: FakeClock) -> None:
+def test_hooks_get_retries_and_failovers(engine: Engine) -> None:
     """`on_retry` gets the failed attempt and the wait; `on_failover` the next route."""
-    context, heard = hooked(clock)
+    context, heard = hooked(engine.clock)
     (error,), kind = failures(1), FailureKind.UNAVAILABLE
     assert engine.call(context, Script(error, "hello")) == "hello"
     assert heard == [("retry", RetryEvent(1, "gpt-4", kind, error, 1.5, "gpt-4"))]
 
-    context, heard = hooked(clock, "a", "b")
+    context, heard = hooked(engine.clock, "a", "b")
     errors, source = failures(2), Source(token("Hi"), END)
     assert engine.stream(context, Script(*errors, source)) == [token("Hi"), END]
     assert heard == [
@@ -220,7 +207,7 @@ def test_hooks_get_retries_and_failovers(engine: Engine, clock: FakeClock) -> No
 
 @pytest.mark.parametrize("error", [None, "the attempt's"], ids=["bug", "attempt"])
 def test_an_exception_of_a_hook_ends_the_call(
-    engine: Engine, clock: FakeClock, error: str | None
+    engine: Engine, error: str | None
 ) -> None:
     """It passes through; nothing more is sent, and the retry is refunded."""
 
@@ -228,11 +215,11 @@ def test_an_exception_of_a_hook_ends_the_call(
         raise (KeyError("a bug in the hook") if error is None else event.error)
 
     budget = RetryBudget()
-    context, _ = hooked(clock, on_retry=hook, budget=budget)
+    context, _ = hooked(engine.clock, on_retry=hook, budget=budget)
     script = Script(UnavailableError("503"), "not sent")
     with pytest.raises(KeyError if error is None else UnavailableError):
         engine.call(context, script)
-    assert (script.numbers, budget.tokens, clock.sleeps) == ([1], 500, [])
+    assert (script.numbers, budget.tokens, engine.clock.sleeps) == ([1], 500, [])
 
 
 # --- the state of a call ---

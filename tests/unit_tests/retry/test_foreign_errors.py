@@ -21,7 +21,6 @@ from .scripted import (
     END,
     ROLE,
     Engine,
-    Recorder,
     Script,
     Source,
     Start,
@@ -80,16 +79,16 @@ def shared(clock: FakeClock) -> Shared:
 
 @foreign
 def test_from_a_request(
-    engine: Engine, clock: FakeClock, shared: Shared, foreign: type[BaseException]
+    engine: Engine, shared: Shared, foreign: type[BaseException]
 ) -> None:
     """A foreign exception of a request is raised at once, without a note."""
     error, context = foreign("unwrapped"), shared.context()
-    script, recorder = Script(error, "not sent"), Recorder(clock)
+    script, recorder = Script(error, "not sent"), engine.recorder()
     with pytest.raises(foreign) as caught:
         engine.call(context, script, recorder)
     assert caught.value is error or foreign is asyncio.CancelledError
     assert not hasattr(error, "__notes__")
-    assert (script.numbers, recorder.states, clock.sleeps) == ([1], [], [])
+    assert (script.numbers, recorder.states, engine.clock.sleeps) == ([1], [], [])
     assert outcomes(context) == ["cancelled"]
     shared.check_given_back()
 
@@ -116,9 +115,7 @@ def test_from_a_stream(
 
 
 @calls_and_streams
-def test_a_foreign_timeout_is_not_one_of_ours(
-    engine: Engine, clock: FakeClock, start: Start
-) -> None:
+def test_a_foreign_timeout_is_not_one_of_ours(engine: Engine, start: Start) -> None:
     """A `TimeoutError` of a bug is not taken for one of the policy's limits."""
     limits = RetryPolicy(deadline=60, first_token_timeout=60, stall_timeout=60)
     sources: list[object] = [TimeoutError("a bug")]
@@ -127,24 +124,22 @@ def test_a_foreign_timeout_is_not_one_of_ours(
     for source in sources:
         script = Script(source, "not sent")
         with pytest.raises(TimeoutError, match=r"^a bug$"):
-            start(engine, context_for(clock, limits), script)
+            start(engine, engine.context(limits), script)
         assert script.numbers == [1]
 
 
 @foreign
-def test_from_a_retry_event(
-    engine: Engine, clock: FakeClock, foreign: type[BaseException]
-) -> None:
+def test_from_a_retry_event(engine: Engine, foreign: type[BaseException]) -> None:
     """If `on_retry` is left by an exception, the retry is neither sent nor paid for."""
 
     def leave() -> None:
         raise foreign
 
     budget = RetryBudget()
-    script, recorder = Script(*failures(1), "not sent"), Recorder(clock, leave)
+    script, recorder = Script(*failures(1), "not sent"), engine.recorder(leave)
     with pytest.raises(foreign):
-        engine.call(context_for(clock, budget=budget), script, recorder)
-    assert (script.numbers, clock.sleeps, budget.tokens) == ([1], [], 500)
+        engine.call(engine.context(budget=budget), script, recorder)
+    assert (script.numbers, engine.clock.sleeps, budget.tokens) == ([1], [], 500)
 
 
 class LeavingClock(FakeClock):
@@ -171,12 +166,12 @@ def test_from_a_wait(engine: Engine, leaving: type[BaseException]) -> None:
 
 
 @calls_and_streams
-def test_a_bug_after_a_failure(engine: Engine, clock: FakeClock, start: Start) -> None:
+def test_a_bug_after_a_failure(engine: Engine, start: Start) -> None:
     """A bug in the second attempt passes unchanged; a retry that was sent is paid."""
     budget = RetryBudget()
     script = Script(*failures(1), ZeroDivisionError("a bug"), "not sent")
     with pytest.raises(ZeroDivisionError, match=r"^a bug$") as caught:
-        start(engine, context_for(clock, budget=budget), script)
+        start(engine, engine.context(budget=budget), script)
     assert not hasattr(caught.value, "__notes__")
     assert (script.numbers, budget.tokens) == ([1, 2], 486)
 

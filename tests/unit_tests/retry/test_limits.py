@@ -34,7 +34,6 @@ from .scripted import (
     SILENCE,
     WHOLE,
     Engine,
-    Recorder,
     Script,
     Source,
     Start,
@@ -209,23 +208,19 @@ def test_the_limit_after_the_end_does_not_hold_before_it(
 # --- buffered streams ---
 
 
-def test_a_buffered_stream_is_delivered_at_its_end(
-    engine: Engine, clock: FakeClock
-) -> None:
+def test_a_buffered_stream_is_delivered_at_its_end(engine: Engine) -> None:
     """When the first event is seen, the last one of the answer has been read."""
     source = Source(ROLE, HEL, LO, WHOLE, ChunkInfo())
-    context = context_for(clock, is_buffered=True)
+    context = engine.context(is_buffered=True)
     assert engine.stream(context, Script(source), stop_after=1) == [ROLE]
     assert source.read == 4
     assert outcomes(context) == ["ok"]
 
 
-def test_a_buffered_stream_that_fails_delivers_nothing(
-    engine: Engine, clock: FakeClock
-) -> None:
+def test_a_buffered_stream_that_fails_delivers_nothing(engine: Engine) -> None:
     """The error does not name text as delivered that the caller has not seen."""
     seen: list[ChunkInfo] = []
-    context = context_for(clock, RetryPolicy(max_retries=0), is_buffered=True)
+    context = engine.context(RetryPolicy(max_retries=0), is_buffered=True)
     with pytest.raises(StreamInterruptedError) as caught:
         engine.stream(context, Script(Source(HEL, LO)), into=seen)
     assert seen == []
@@ -272,30 +267,30 @@ def failing_after(clock: FakeClock, seconds: float) -> Callable[[], UnavailableE
     return fail
 
 
-def test_each_attempt_gets_the_time_that_is_left(
-    engine: Engine, clock: FakeClock
-) -> None:
+def test_each_attempt_gets_the_time_that_is_left(engine: Engine) -> None:
     """The deadline is the limit of the first attempt, and shrinks with each."""
-    slow = failing_after(clock, 3)
+    slow = failing_after(engine.clock, 3)
     script = Script(slow, slow, "hello")
-    context = context_for(clock, RetryPolicy(deadline=10, max_retries=5))
+    context = engine.context(RetryPolicy(deadline=10, max_retries=5))
     assert engine.call(context, script) == "hello"
     assert script.timeouts == [10, 6.5, 2.5]
 
 
-def test_no_wait_begins_that_would_outlast_the_deadline(
-    engine: Engine, clock: FakeClock
-) -> None:
+def test_no_wait_begins_that_would_outlast_the_deadline(engine: Engine) -> None:
     """When the next wait would reach the deadline, the error comes out at once."""
-    slow = failing_after(clock, 3)
-    script, recorder, budget = Script(slow, slow, slow), Recorder(clock), RetryBudget()
+    slow = failing_after(engine.clock, 3)
+    script, recorder, budget = (
+        Script(slow, slow, slow),
+        engine.recorder(),
+        RetryBudget(),
+    )
     policy = RetryPolicy(deadline=9, max_retries=5)
     with pytest.raises(UnavailableError) as caught:
-        engine.call(context_for(clock, policy, budget=budget), script, recorder)
+        engine.call(engine.context(policy, budget=budget), script, recorder)
     # 3 + 0.5 + 3 + 1 leave 1.5 s, in which the third attempt takes its 3.
     assert script.timeouts == [9, 5.5, 1.5]
-    assert clock.sleeps == [0.5, 1.0]
-    assert clock.monotonic() == 10.5
+    assert engine.clock.sleeps == [0.5, 1.0]
+    assert engine.clock.monotonic() == 10.5
     assert len(recorder.states) == 2
     assert caught.value.__notes__ == [
         (
@@ -307,21 +302,19 @@ def test_no_wait_begins_that_would_outlast_the_deadline(
     assert budget.tokens == 500 - 28
 
 
-def test_a_slow_handler_can_use_up_the_deadline(
-    engine: Engine, clock: FakeClock
-) -> None:
+def test_a_slow_handler_can_use_up_the_deadline(engine: Engine) -> None:
     """If `on_retry` takes too long, the wait does not begin and is refunded."""
     (error,), budget = failures(1), RetryBudget()
     script = Script(error, "not sent")
-    recorder = Recorder(clock, lambda: clock.advance(9.5))
-    context = context_for(clock, RetryPolicy(deadline=10), budget=budget)
+    recorder = engine.recorder(lambda: engine.clock.advance(9.5))
+    context = engine.context(RetryPolicy(deadline=10), budget=budget)
     with pytest.raises(UnavailableError) as caught:
         engine.call(context, script, recorder)
     assert caught.value is error
     assert caught.value.__notes__ == [
         "gave up after 1 attempt, 0.0 s waited: the deadline of 10 s is over"
     ]
-    assert (script.numbers, clock.sleeps, budget.tokens) == ([1], [], 500)
+    assert (script.numbers, engine.clock.sleeps, budget.tokens) == ([1], [], 500)
 
 
 class LateClock(FakeClock):
@@ -365,10 +358,10 @@ def test_a_late_attempt_gets_what_is_left(engine: Engine, start: Start) -> None:
     assert script.timeouts == [5, 0.5]
 
 
-def test_the_first_attempt_is_always_sent(engine: Engine, clock: FakeClock) -> None:
+def test_the_first_attempt_is_always_sent(engine: Engine) -> None:
     """If the deadline is over before anything ran, the attempt gets a moment."""
-    script, context = Script("hello"), context_for(clock, RetryPolicy(deadline=1))
-    clock.advance(5)
+    script, context = Script("hello"), engine.context(RetryPolicy(deadline=1))
+    engine.clock.advance(5)
 
     async def answer_at_once(attempt: Attempt) -> Any:
         return script.send(attempt)
@@ -392,10 +385,10 @@ def test_the_first_attempt_is_always_sent(engine: Engine, clock: FakeClock) -> N
     ],
 )
 def test_the_limit_of_an_attempt(
-    engine: Engine, clock: FakeClock, limits: Any, call: Any, stream: Any
+    engine: Engine, limits: Any, call: Any, stream: Any
 ) -> None:
     """A call has until the deadline, the first token of a stream perhaps less."""
     for start, limit in ((Engine.call, call), (Engine.stream, stream)):
         script = Script(answer_for(start))
-        start(engine, context_for(clock, RetryPolicy(**limits)), script)
+        start(engine, engine.context(RetryPolicy(**limits)), script)
         assert script.timeouts == [limit]

@@ -24,12 +24,10 @@ from langchain_retryrouter.testing import FakeClock
 
 from .scripted import (
     Engine,
-    Recorder,
     Script,
     Start,
     answer_for,
     calls_and_streams,
-    context_for,
     fail_elsewhere,
     failures,
     one_turn,
@@ -55,39 +53,34 @@ def opened(clock: FakeClock, seconds_ago: float) -> CircuitBreaker:
     ],
 )
 def test_an_open_breaker_sends_nothing(
-    engine: Engine,
-    clock: FakeClock,
-    start: Start,
-    seconds_ago: float,
-    retry_after: float,
-    message: str,
+    engine: Engine, start: Start, seconds_ago: float, retry_after: float, message: str
 ) -> None:
     """The error says when the breaker admits a probe, and that nothing was sent."""
-    breaker = opened(clock, seconds_ago)
+    breaker = opened(engine.clock, seconds_ago)
     breaker.admit()  # The probe of another call, if it is half open.
-    context = context_for(clock, breaker=breaker, errors=GPT_ROUTER_ERRORS)
-    script, recorder = Script("not sent"), Recorder(clock)
+    context = engine.context(breaker=breaker, errors=GPT_ROUTER_ERRORS)
+    script, recorder = Script("not sent"), engine.recorder()
     with pytest.raises(GPT_ROUTER_ERRORS[FailureKind.CIRCUIT_OPEN]) as caught:
         start(engine, context, script, recorder)
     assert str(caught.value) == f"nothing was sent: the circuit breaker {message}"
     assert caught.value.retry_after == pytest.approx(retry_after)
     assert (caught.value.attempts, caught.value.may_have_run) == (0, False)
     assert caught.value.is_retryable is False
-    assert (script.numbers, recorder.states, clock.sleeps) == ([], [], [])
+    assert (script.numbers, recorder.states, engine.clock.sleeps) == ([], [], [])
 
 
 @calls_and_streams
 @pytest.mark.parametrize(("opened_by", "waited"), [("the call", 0.0), ("others", 0.5)])
 def test_a_breaker_that_opens_ends_the_retries(
-    engine: Engine, clock: FakeClock, start: Start, opened_by: str, waited: float
+    engine: Engine, start: Start, opened_by: str, waited: float
 ) -> None:
     """The call's own error comes out, at once or after its wait; no retry is paid."""
     threshold = 1 if opened_by == "the call" else 2
-    breaker = CircuitBreaker(failure_threshold=threshold, clock=clock)
+    breaker = CircuitBreaker(failure_threshold=threshold, clock=engine.clock)
     errors, budget = failures(2), RetryBudget()
     script = Script(*errors)
-    recorder = Recorder(clock, lambda: fail_elsewhere(breaker))
-    context = context_for(clock, breaker=breaker, budget=budget)
+    recorder = engine.recorder(lambda: fail_elsewhere(breaker))
+    context = engine.context(breaker=breaker, budget=budget)
     with pytest.raises(UnavailableError) as caught:
         start(engine, context, script, recorder)
     assert caught.value is errors[0]
@@ -99,35 +92,36 @@ def test_a_breaker_that_opens_ends_the_retries(
 
 
 @calls_and_streams
-def test_a_call_can_be_the_probe(
-    engine: Engine, clock: FakeClock, start: Start
-) -> None:
+def test_a_call_can_be_the_probe(engine: Engine, start: Start) -> None:
     """After the recovery time a call goes through, and its success closes it."""
-    breaker = opened(clock, 30)
-    start(engine, context_for(clock, breaker=breaker), Script(answer_for(start)))
+    breaker = opened(engine.clock, 30)
+    start(engine, engine.context(breaker=breaker), Script(answer_for(start)))
     assert breaker.state is BreakerState.CLOSED
 
 
 @calls_and_streams
 def test_a_call_waits_until_the_probe_if_retry_after_is_longer(
-    engine: Engine, clock: FakeClock, start: Start
+    engine: Engine, start: Start
 ) -> None:
     """A Retry-After beyond the recovery time ends in a probe, and not in giving up."""
-    breaker = CircuitBreaker(failure_threshold=1, recovery_time=5, clock=clock)
+    breaker = CircuitBreaker(failure_threshold=1, recovery_time=5, clock=engine.clock)
     script = Script(RateLimitError("429", retry_after=6.0), answer_for(start))
-    start(engine, context_for(clock, breaker=breaker), script)
-    assert clock.sleeps == [6.0]
+    start(engine, engine.context(breaker=breaker), script)
+    assert engine.clock.sleeps == [6.0]
     assert breaker.state is BreakerState.CLOSED
 
 
 @calls_and_streams
 @pytest.mark.parametrize("kind", FailureKind)
 def test_only_retryable_kinds_open_the_breaker(
-    engine: Engine, clock: FakeClock, start: Start, kind: FailureKind
+    engine: Engine, start: Start, kind: FailureKind
 ) -> None:
     """A provider that refuses a request is alive, and so is one that was rejected."""
-    breaker, error = CircuitBreaker(failure_threshold=1, clock=clock), BASE_ERRORS[kind]
-    context = context_for(clock, RetryPolicy(max_retries=0), breaker=breaker)
+    breaker, error = (
+        CircuitBreaker(failure_threshold=1, clock=engine.clock),
+        BASE_ERRORS[kind],
+    )
+    context = engine.context(RetryPolicy(max_retries=0), breaker=breaker)
     with pytest.raises(error):
         start(engine, context, Script(error("no")))
     is_sick = error("no").failure.is_retryable and kind is not FailureKind.REJECTED
@@ -159,35 +153,33 @@ class Limiter:
         return self.acquire(blocking=blocking)
 
 
-def test_each_attempt_asks_the_limiter(engine: Engine, clock: FakeClock) -> None:
+def test_each_attempt_asks_the_limiter(engine: Engine) -> None:
     """Without a deadline the limiter may block, once before each attempt."""
     limiter, script = Limiter(GRANTED), Script(*failures(1), "hello")
-    assert engine.call(context_for(clock, rate_limiter=limiter), script) == "hello"
+    assert engine.call(engine.context(rate_limiter=limiter), script) == "hello"
     assert limiter.asked == [True, True]
-    assert clock.sleeps == [0.5]
+    assert engine.clock.sleeps == [0.5]
 
 
 @pytest.mark.parametrize("answer", [None, 0, 1, "now"])
 @pytest.mark.parametrize("limits", [{}, {"deadline": 5}])
 def test_only_false_is_a_refusal(
-    engine: Engine, clock: FakeClock, answer: object, limits: dict[str, Any]
+    engine: Engine, answer: object, limits: dict[str, Any]
 ) -> None:
     """A limiter of another make may return None and mean yes."""
     limiter = Limiter(answer)
-    context = context_for(clock, RetryPolicy(**limits), rate_limiter=limiter)
+    context = engine.context(RetryPolicy(**limits), rate_limiter=limiter)
     assert engine.call(context, Script("hello")) == "hello"
-    assert (len(limiter.asked), clock.sleeps) == (1, [])
+    assert (len(limiter.asked), engine.clock.sleeps) == (1, [])
 
 
-def test_with_a_deadline_the_limiter_is_polled(
-    engine: Engine, clock: FakeClock
-) -> None:
+def test_with_a_deadline_the_limiter_is_polled(engine: Engine) -> None:
     """Ten times a second, without blocking; the attempt gets the time that is left."""
     limiter, script = Limiter(REFUSED, REFUSED, REFUSED, GRANTED), Script("hello")
-    context = context_for(clock, RetryPolicy(deadline=5), rate_limiter=limiter)
+    context = engine.context(RetryPolicy(deadline=5), rate_limiter=limiter)
     assert engine.call(context, script) == "hello"
     assert limiter.asked == [False] * 4
-    assert clock.sleeps == [0.1] * 3
+    assert engine.clock.sleeps == [0.1] * 3
     assert script.timeouts == [pytest.approx(4.7)]
 
 
@@ -206,7 +198,6 @@ def test_with_a_deadline_the_limiter_is_polled(
 )
 def test_a_limiter_that_refuses_sends_nothing(
     engine: Engine,
-    clock: FakeClock,
     limits: dict[str, Any],
     error_class: type[Exception],
     message: str,
@@ -217,13 +208,11 @@ def test_a_limiter_that_refuses_sends_nothing(
     script, policy = Script("not sent"), RetryPolicy(**limits)
     parts: dict[str, Any] = {"rate_limiter": Limiter(REFUSED)}
     with pytest.raises(error_class) as caught:
-        engine.call(
-            context_for(clock, policy, errors=GPT_ROUTER_ERRORS, **parts), script
-        )
+        engine.call(engine.context(policy, errors=GPT_ROUTER_ERRORS, **parts), script)
     error: Any = caught.value
     assert str(error) == f"nothing was sent: the rate limiter {message}"
     assert error.__notes__ == [f"gave up after 0 attempts, 0.0 s waited: {reason}"]
-    assert clock.sleeps == sleeps
+    assert engine.clock.sleeps == sleeps
     assert script.numbers == []
     assert (error.attempts, error.may_have_run, error.is_retryable) == (0, False, False)
     assert type(error) in GPT_ROUTER_ERRORS.values()
@@ -234,12 +223,12 @@ def test_a_limiter_that_refuses_sends_nothing(
     [({}, "the rate limiter gave no turn"), ({"deadline": 5}, "the deadline is over")],
 )
 def test_a_retry_that_is_refused_leaves_the_real_error(
-    engine: Engine, clock: FakeClock, limits: dict[str, Any], reason: str
+    engine: Engine, limits: dict[str, Any], reason: str
 ) -> None:
     """When the limiter refuses a retry, the error that caused the retry comes out."""
     (error,) = failures(1)
     script, policy = Script(error, "not sent"), RetryPolicy(**limits)
-    context = context_for(clock, policy, rate_limiter=Limiter(GRANTED, REFUSED))
+    context = engine.context(policy, rate_limiter=Limiter(GRANTED, REFUSED))
     with pytest.raises(UnavailableError) as caught:
         engine.call(context, script)
     assert caught.value is error
@@ -250,22 +239,18 @@ def test_a_retry_that_is_refused_leaves_the_real_error(
     assert outcomes(context) == ["unavailable"]
 
 
-def test_an_open_breaker_is_asked_before_the_limiter(
-    engine: Engine, clock: FakeClock
-) -> None:
+def test_an_open_breaker_is_asked_before_the_limiter(engine: Engine) -> None:
     """No call waits for the limiter if the breaker refuses it anyway."""
     limiter = Limiter(GRANTED)
-    context = context_for(clock, breaker=opened(clock, 0), rate_limiter=limiter)
+    context = engine.context(breaker=opened(engine.clock, 0), rate_limiter=limiter)
     with pytest.raises(CircuitOpenError):
         engine.call(context, Script("not sent"))
     assert limiter.asked == []
 
 
-def test_the_limiters_wait_is_not_part_of_the_attempt(
-    engine: Engine, clock: FakeClock
-) -> None:
+def test_the_limiters_wait_is_not_part_of_the_attempt(engine: Engine) -> None:
     """The attempt log does not show it as a slow answer."""
-    limiter = Limiter(GRANTED, when_asked=lambda: clock.advance(60))
-    context = context_for(clock, rate_limiter=limiter)
+    limiter = Limiter(GRANTED, when_asked=lambda: engine.clock.advance(60))
+    context = engine.context(rate_limiter=limiter)
     engine.call(context, Script("hello"))
     assert [record.seconds for record in context.call_state.records] == [0]

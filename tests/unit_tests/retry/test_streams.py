@@ -18,20 +18,8 @@ from langchain_retryrouter import (
 from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
 from langchain_retryrouter._retry.streaming import ChunkInfo, astream, stream
 from langchain_retryrouter.errors import BASE_ERRORS
-from langchain_retryrouter.testing import FakeClock
 
-from .scripted import (
-    END,
-    ROLE,
-    WHOLE,
-    Engine,
-    Recorder,
-    Script,
-    Source,
-    context_for,
-    outcomes,
-    token,
-)
+from .scripted import END, ROLE, WHOLE, Engine, Script, Source, outcomes, token
 
 HEL, LO, USAGE = token("Hel"), token("lo"), ChunkInfo()
 TOOL_CALL = ChunkInfo(is_token=True)
@@ -61,11 +49,9 @@ def broken() -> APIConnectionError:
         [ChunkInfo("Hello", is_token=True, is_end=True, is_last=True)],
     ],
 )
-def test_a_whole_stream_is_unchanged(
-    engine: Engine, clock: FakeClock, events: list[ChunkInfo]
-) -> None:
+def test_a_whole_stream_is_unchanged(engine: Engine, events: list[ChunkInfo]) -> None:
     """Every event is handed over once, in order, and what follows the end too."""
-    source, context, recorder = Source(*events), context_for(clock), Recorder(clock)
+    source, context, recorder = Source(*events), engine.context(), engine.recorder()
     assert engine.stream(context, Script(source), recorder) == events
     assert (source.closed, recorder.states, outcomes(context)) == (1, [], ["ok"])
 
@@ -73,33 +59,31 @@ def test_a_whole_stream_is_unchanged(
 @pytest.mark.parametrize("kind", FailureKind)
 @pytest.mark.parametrize("between", [(), (USAGE,)])
 def test_an_error_after_the_end_is_ignored(
-    engine: Engine, clock: FakeClock, kind: FailureKind, between: tuple[ChunkInfo, ...]
+    engine: Engine, kind: FailureKind, between: tuple[ChunkInfo, ...]
 ) -> None:
     """The caller has the whole answer already."""
     source = Source(HEL, WHOLE, *between, BASE_ERRORS[kind]("late"))
-    context = context_for(clock)
+    context = engine.context()
     assert engine.stream(context, Script(source)) == [HEL, WHOLE, *between]
     assert (source.closed, outcomes(context)) == (1, ["ok"])
 
 
-def test_a_whole_stream_pays_in_once(engine: Engine, clock: FakeClock) -> None:
+def test_a_whole_stream_pays_in_once(engine: Engine) -> None:
     """A success counts once, at the end, however many events follow it."""
     budget = RetryBudget()
     budget.spend()
     source = Source(HEL, WHOLE, USAGE, WHOLE, END)
-    engine.stream(context_for(clock, budget=budget), Script(source))
+    engine.stream(engine.context(budget=budget), Script(source))
     assert budget.tokens == 500 - 14 + 1
 
 
 # --- before the first token ---
 
 
-def test_a_first_token_that_was_not_handed_over_is_retried(
-    engine: Engine, clock: FakeClock
-) -> None:
+def test_a_first_token_that_was_not_handed_over_is_retried(engine: Engine) -> None:
     """A first event that is the last, and not an end, has not reached the caller."""
     first = Source(ChunkInfo("Hel", is_token=True, is_last=True))
-    recorder, context = Recorder(clock), context_for(clock)
+    recorder, context = engine.recorder(), engine.context()
     script = Script(first, Source(HEL, LO, END))
     assert engine.stream(context, script, recorder) == [HEL, LO, END]
     (error,) = recorder.errors
@@ -110,7 +94,7 @@ def test_a_first_token_that_was_not_handed_over_is_retried(
     assert outcomes(context) == ["interrupted", "ok"]
 
 
-def test_each_attempt_has_its_own_classifier(engine: Engine, clock: FakeClock) -> None:
+def test_each_attempt_has_its_own_classifier(engine: Engine) -> None:
     """State that a classifier keeps of a failed attempt does not reach the next."""
     seen: list[list[ChunkInfo]] = []
 
@@ -125,7 +109,7 @@ def test_each_attempt_has_its_own_classifier(engine: Engine, clock: FakeClock) -
         return classify
 
     script = Script(Source(ROLE, broken()), Source(HEL, END))
-    context = context_for(clock)
+    context = engine.context()
 
     async def read() -> None:
         async for _ in astream(context, script.asend, new_classifier):
@@ -142,13 +126,11 @@ def test_each_attempt_has_its_own_classifier(engine: Engine, clock: FakeClock) -
 
 
 @pytest.mark.parametrize("kind", [FailureKind.CONNECTION, FailureKind.TIMEOUT])
-def test_a_stream_that_breaks_is_interrupted(
-    engine: Engine, clock: FakeClock, kind: FailureKind
-) -> None:
+def test_a_stream_that_breaks_is_interrupted(engine: Engine, kind: FailureKind) -> None:
     """After the first token nothing is retried: the error has what was delivered."""
     error, seen = BASE_ERRORS[kind]("it broke"), list[ChunkInfo]()
-    source, context = Source(ROLE, HEL, ROLE, LO, error), context_for(clock)
-    script, recorder = Script(source, "not sent"), Recorder(clock)
+    source, context = Source(ROLE, HEL, ROLE, LO, error), engine.context()
+    script, recorder = Script(source, "not sent"), engine.recorder()
     with pytest.raises(StreamInterruptedError) as caught:
         engine.stream(context, script, recorder, into=seen)
     assert seen == [ROLE, HEL, ROLE, LO]
@@ -161,32 +143,29 @@ def test_a_stream_that_breaks_is_interrupted(
     assert outcomes(context) == ["interrupted"]
 
 
-def test_a_tool_call_without_text_is_not_retried(
-    engine: Engine, clock: FakeClock
-) -> None:
+def test_a_tool_call_without_text_is_not_retried(engine: Engine) -> None:
     """A delivered tool call cannot be taken back, though it has no text."""
     script = Script(Source(TOOL_CALL, broken()), "not sent")
     with pytest.raises(StreamInterruptedError) as caught:
-        engine.stream(context_for(clock), script)
+        engine.stream(engine.context(), script)
     assert caught.value.delivered == ""
     assert caught.value.__notes__ == ["not repeated: 0 characters were delivered"]
     assert script.numbers == [1]
 
 
-def test_an_interruption_counts_its_attempts_and_its_failure(
-    engine: Engine, clock: FakeClock
-) -> None:
+def test_an_interruption_counts_its_attempts_and_its_failure(engine: Engine) -> None:
     """The error has attempts and route; the breaker opens, and the budget gains 0."""
-    breaker, budget = CircuitBreaker(failure_threshold=1, clock=clock), RetryBudget()
-    guards: dict[str, Any] = {"breaker": breaker, "budget": budget}
-    context = context_for(
-        clock, errors=GPT_ROUTER_ERRORS, route=lambda: "gpt-4", **guards
+    breaker, budget = (
+        CircuitBreaker(failure_threshold=1, clock=engine.clock),
+        RetryBudget(),
     )
+    guards: dict[str, Any] = {"breaker": breaker, "budget": budget}
+    context = engine.context(errors=GPT_ROUTER_ERRORS, route=lambda: "gpt-4", **guards)
     with pytest.raises(GPT_ROUTER_ERRORS[FailureKind.INTERRUPTED]) as caught:
         engine.stream(context, Script(Source(HEL)))
     assert (caught.value.attempts, caught.value.route) == (1, "gpt-4")
     assert breaker.state is BreakerState.OPEN
-    context = context_for(clock, budget=budget)
+    context = engine.context(budget=budget)
     with pytest.raises(StreamInterruptedError) as again:
         engine.stream(context, Script(Source(broken()), Source(HEL)))
     assert again.value.attempts == 2
@@ -208,14 +187,10 @@ def test_an_interruption_counts_its_attempts_and_its_failure(
     ],
 )
 def test_closing_a_stream_closes_its_connection(
-    engine: Engine,
-    clock: FakeClock,
-    events: list[ChunkInfo],
-    stop_after: int,
-    outcome: str,
+    engine: Engine, events: list[ChunkInfo], stop_after: int, outcome: str
 ) -> None:
     """A caller that stops reading cancels the call, unless it has the whole answer."""
-    source, context = Source(*events), context_for(clock)
+    source, context = Source(*events), engine.context()
     seen = engine.stream(context, Script(source), stop_after=stop_after)
     assert seen == events[:stop_after]
     assert source.closed == 1

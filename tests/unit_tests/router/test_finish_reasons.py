@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
@@ -79,64 +80,64 @@ def text_of(way: Way, model: Any) -> str:
     return "".join(part.text for part in ask(way, model))
 
 
-BACKUP = Scripted(chunks=[AIMessageChunk(content="the backup", chunk_position="last")])
+def chunk(
+    content: Any = "", facts: dict[str, Any] | None = None, **fields: Any
+) -> AIMessageChunk:
+    """A chunk whose provider says these facts of its end."""
+    return AIMessageChunk(content=content, response_metadata=facts or {}, **fields)
+
+
+STOP = {"finish_reason": "stop"}
+LEGACY_CALL = {"function_call": {"name": "f"}}
+BACKUP = Scripted(chunks=[chunk("the backup", chunk_position="last")])
+
+
+INCOMPLETE = {"object": "response", "status": "incomplete"}
+NAMED: list[dict[str, Any]] = [
+    {"finish_reason": "stop"},
+    {"finish_reason": "STOP"},
+    {"finish_reason": "length", "model_name": "m"},
+    {"stop_reason": "end_turn", "stop_sequence": None},
+    {"stopReason": "tool_use"},
+    {"done": True, "done_reason": "stop"},
+    {"object": "response", "status": "completed"},
+    {**INCOMPLETE, "incomplete_details": {"reason": "max_output_tokens"}},
+    {"normalized_finish_reason": "stop"},
+    {"finish_state": "incomplete", "finish_reason": "length"},
+]
+UNNAMED: list[dict[str, Any]] = [
+    {"object": "response", "status": "in_progress"},
+    {"object": "response", "status": "failed"},
+    {"status": "completed"},
+    {"done": False, "done_reason": None},
+    {"stop_reason": None},
+    *(
+        {"finish_reason": reason}
+        for reason in (
+            *("", "error", "cancelled", "FINISH_REASON_UNSPECIFIED", "null"),
+            *("FinishReason.MALFORMED_FUNCTION_CALL", "insufficient_system_resource"),
+            *("abort", "UNEXPECTED_TOOL_CALL", "network_error"),
+        )
+    ),
+    {"stopReason": "malformed_tool_use"},
+    {"normalized_finish_reason": "error", "finish_reason": "stop"},
+    {"finish_state": "failed", "finish_reason": "stop"},
+    {"finish_state": "incomplete"},
+    {"model_provider": "openai"},
+    {},
+]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
-@pytest.mark.parametrize(
-    ("facts", "is_named"),
-    [
-        ({"finish_reason": "stop"}, True),
-        ({"finish_reason": "STOP"}, True),
-        ({"finish_reason": "length", "model_name": "m"}, True),
-        ({"stop_reason": "end_turn", "stop_sequence": None}, True),
-        ({"stopReason": "tool_use"}, True),
-        ({"done": True, "done_reason": "stop"}, True),
-        ({"object": "response", "status": "completed"}, True),
-        (
-            {
-                "object": "response",
-                "status": "incomplete",
-                "incomplete_details": {"reason": "max_output_tokens"},
-            },
-            True,
-        ),
-        ({"object": "response", "status": "in_progress"}, False),
-        ({"object": "response", "status": "failed"}, False),
-        ({"status": "completed"}, False),
-        ({"done": False, "done_reason": None}, False),
-        ({"stop_reason": None}, False),
-        ({"finish_reason": ""}, False),
-        ({"finish_reason": "error"}, False),
-        ({"finish_reason": "cancelled"}, False),
-        ({"finish_reason": "FINISH_REASON_UNSPECIFIED"}, False),
-        ({"finish_reason": "null"}, False),
-        ({"finish_reason": "FinishReason.MALFORMED_FUNCTION_CALL"}, False),
-        ({"finish_reason": "insufficient_system_resource"}, False),
-        ({"finish_reason": "abort"}, False),
-        ({"finish_reason": "UNEXPECTED_TOOL_CALL"}, False),
-        ({"finish_reason": "network_error"}, False),
-        ({"stopReason": "malformed_tool_use"}, False),
-        ({"normalized_finish_reason": "stop"}, True),
-        ({"normalized_finish_reason": "error", "finish_reason": "stop"}, False),
-        ({"finish_state": "failed", "finish_reason": "stop"}, False),
-        ({"finish_state": "incomplete"}, False),
-        ({"finish_state": "incomplete", "finish_reason": "length"}, True),
-        ({"model_provider": "openai"}, False),
-        ({}, False),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("facts", [*NAMED, *UNNAMED], ids=str)
 def test_every_name_of_a_finish_reason_is_known(
-    way: Way, facts: dict[str, Any], is_named: bool
+    way: Way, facts: dict[str, Any]
 ) -> None:
     """An answer that names none, in any integration's words, is not trusted."""
-    message = AIMessageChunk(content="Hi", response_metadata=facts)
-    route = Route(model=Scripted(chunks=[message]), sends_finish_reason=True)
-
+    model = Scripted(chunks=[chunk("Hi", facts)])
+    route = Route(model=model, sends_finish_reason=True)
     router = router_of(route, BACKUP, stream_recovery="buffer")
-
-    assert text_of(way, router) == ("Hi" if is_named else "the backup")
+    assert text_of(way, router) == ("Hi" if facts in NAMED else "the backup")
 
 
 REFUSALS: list[dict[str, Any]] = [
@@ -150,11 +151,7 @@ REFUSALS: list[dict[str, Any]] = [
     {"finish_reason": "MODEL_ARMOR"},
     {"finish_reason": "sensitive"},
     {"prompt_feedback": {"block_reason": 1}, "finish_reason": ""},
-    {
-        "object": "response",
-        "status": "incomplete",
-        "incomplete_details": {"reason": "content_filter"},
-    },
+    {**INCOMPLETE, "incomplete_details": {"reason": "content_filter"}},
 ]
 
 
@@ -164,62 +161,52 @@ REFUSALS: list[dict[str, Any]] = [
 def test_a_refused_answer_is_a_content_filter_error(
     way: Way, content: str, facts: dict[str, Any]
 ) -> None:
-    """A refusal inside a 200 is raised, and not routed around."""
-    refused = Scripted(
-        chunks=[AIMessageChunk(content=content, response_metadata=facts)]
-    )
+    """A refusal inside a 200 is raised, unless the caller has another route asked."""
+    refused = Scripted(chunks=[chunk(content, facts)])
     with pytest.raises(ContentFilterError):
         raise error_of(way, router_of(refused, BACKUP))
+    if not content:
+        router = router_of(refused, BACKUP, failover_on={"content_filter": "failover"})
+        assert text_of(way, router) == "the backup"
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize(
     "message",
     [
-        AIMessageChunk(content="", additional_kwargs={"refusal": "I will not."}),
-        AIMessageChunk(content=[{"type": "refusal", "refusal": "I will not."}]),
+        chunk("", STOP, additional_kwargs={"refusal": "I will not."}),
+        chunk([{"type": "refusal", "refusal": "I will not."}], STOP),
     ],
     ids=["completions", "responses"],
 )
 def test_a_model_that_refuses_is_quoted(way: Way, message: AIMessageChunk) -> None:
     """OpenAI's own field for a refusal is one as well; nothing of it is streamed."""
-    message = message.model_copy(
-        update={"response_metadata": {"finish_reason": "stop"}}
-    )
     with pytest.raises(ContentFilterError, match=r"I will not\."):
         raise error_of(way, router_of(Scripted(chunks=[message]), BACKUP))
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
-def test_failover_on_can_route_around_a_refusal(way: Way) -> None:
-    """The caller may ask another route for what one refused to answer."""
-    refused = Scripted(
-        chunks=[AIMessageChunk(content="", response_metadata=REFUSALS[0])]
-    )
-    router = router_of(refused, BACKUP, failover_on={"content_filter": "failover"})
-    assert text_of(way, router) == "the backup"
-
-
 EMPTY = [
-    AIMessageChunk(content="", response_metadata={"finish_reason": "stop"}),
-    AIMessageChunk(content=[], response_metadata={"finish_reason": "stop"}),
-    AIMessageChunk(content=""),
-    AIMessageChunk(content=[{"type": "text", "text": "", "index": 0}]),
+    [chunk("", STOP)],
+    [chunk([], STOP)],
+    [chunk()],
+    [chunk([{"type": "text", "text": "", "index": 0}])],
+    [],  # A stream without a chunk, or an empty result.
 ]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
-@pytest.mark.parametrize("message", EMPTY, ids=repr)
-def test_an_empty_answer_is_a_failure(way: Way, message: AIMessageChunk) -> None:
+@pytest.mark.parametrize("chunks", EMPTY, ids=repr)
+def test_an_empty_answer_is_a_failure(way: Way, chunks: list[AIMessageChunk]) -> None:
     """No text and no tool call: the route is asked again, then the next one."""
-    empty = Scripted(chunks=[message])
+    empty = Scripted(chunks=chunks)
     router = router_of(empty, BACKUP, retry_policy=RetryPolicy(max_retries=1))
     parts = ask(way, router)
     assert "".join(part.text for part in parts) == "the backup"
     log = parts[-1].message.response_metadata["retryrouter"]["attempts"]
-    assert [line["outcome"] for line in log] == ["malformed", "malformed", "ok"]
-    with pytest.raises(MalformedResponseError, match="no text and no tool call"):
-        raise error_of(way, router_of(empty))
+    if chunks:
+        assert [line["outcome"] for line in log] == ["malformed", "malformed", "ok"]
+        with pytest.raises(MalformedResponseError, match="no text and no tool call"):
+            raise error_of(way, router_of(empty))
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
@@ -228,7 +215,7 @@ def test_an_empty_answer_is_a_failure(way: Way, message: AIMessageChunk) -> None
 )
 def test_white_space_and_thoughts_are_no_answer(way: Way, content: Any) -> None:
     """A stream has handed them over already: another attempt answers behind them."""
-    said = AIMessageChunk(content=content, response_metadata={"finish_reason": "stop"})
+    said = chunk(content, STOP)
     parts = ask(way, router_of(Scripted(chunks=[said]), BACKUP))
     assert "".join(part.text for part in parts).strip() == "the backup"
     log = parts[-1].message.response_metadata["retryrouter"]["attempts"]
@@ -239,9 +226,8 @@ def test_white_space_and_thoughts_are_no_answer(way: Way, content: Any) -> None:
 def test_a_stream_that_breaks_within_its_thoughts_is_answered(way: Way) -> None:
     """Another attempt answers anew, its thoughts stay apart; a call is not repeated."""
     block: dict[str, Any] = {"type": "thinking", "thinking": "hm", "index": 0}
-    thought = AIMessageChunk(content=[block])
-    signed = AIMessageChunk(content=[{**block, "signature": "c2ln"}])
-    text = AIMessageChunk(content=[{"type": "text", "text": "hello", "index": 1}])
+    thought, signed = chunk([block]), chunk([{**block, "signature": "c2ln"}])
+    text = chunk([{"type": "text", "text": "hello", "index": 1}])
     first = Scripted(chunks=[thought], breaks=True)
     parts = ask(way, router_of(first, Scripted(chunks=[signed, text])))
     whole = parts[0].message
@@ -251,37 +237,19 @@ def test_a_stream_that_breaks_within_its_thoughts_is_answered(way: Way) -> None:
     assert blocks[:2] == [block, {**block, "signature": "c2ln"}]
     assert blocks[2]["text"] == "hello"
 
-    legacy = {"function_call": {"name": "f"}}
-    call = AIMessageChunk(content="", additional_kwargs=legacy)
+    call = chunk(additional_kwargs=LEGACY_CALL)
     with pytest.raises(StreamInterruptedError):
         raise error_of(way, router_of(Scripted(chunks=[call], breaks=True), BACKUP))
-
-
-@pytest.mark.parametrize("way", WAYS, ids=str)
-def test_nothing_at_all_is_a_failure(way: Way) -> None:
-    """A stream without a chunk is one for every model, and so is an empty result."""
-    assert text_of(way, router_of(Scripted(chunks=[]), BACKUP)) == "the backup"
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize(
     "message",
     [
-        AIMessageChunk(content="", response_metadata={"finish_reason": "length"}),
-        AIMessageChunk(content=[{"type": "image", "url": "https://a/b"}]),
-        AIMessageChunk(
-            content="",
-            tool_call_chunks=[
-                {
-                    "name": "f",
-                    "args": "{}",
-                    "id": "1",
-                    "index": 0,
-                    "type": "tool_call_chunk",
-                }
-            ],
-        ),
-        AIMessageChunk(content="", additional_kwargs={"function_call": {"name": "f"}}),
+        chunk("", {"finish_reason": "length"}),
+        chunk([{"type": "image", "url": "https://a/b"}]),
+        chunk(tool_call_chunks=[tool_call_chunk(name="f", args="{}", id="1", index=0)]),
+        chunk(additional_kwargs=LEGACY_CALL),
     ],
     ids=["length", "image", "tool", "legacy-tool"],
 )
@@ -302,9 +270,9 @@ def test_a_tool_call_that_is_no_json_is_a_failure(
     way: Way, reason: str, kind: str
 ) -> None:
     """LangChain completes arguments that were cut; here nobody acts on them."""
-    end = AIMessageChunk(content="", response_metadata={"finish_reason": reason})
-    chunk: Any = {**CUT_CALL, "type": "tool_call_chunk", "index": 0}
-    chunks: list[Any] = [AIMessageChunk(content="", tool_call_chunks=[chunk]), end]
+    end = chunk("", {"finish_reason": reason})
+    cut = tool_call_chunk(**CUT_CALL, index=0)
+    chunks: list[Any] = [chunk(tool_call_chunks=[cut]), end]
     if not way.is_streaming:
         invalid: Any = {**CUT_CALL, "type": "invalid_tool_call", "error": None}
         chunks = [AIMessage("", invalid_tool_calls=[invalid])]
@@ -317,58 +285,33 @@ def test_a_tool_call_that_is_no_json_is_a_failure(
 # --- which chunk commits a route ---
 
 
+TOKENS = [
+    chunk("word"),
+    chunk([{"type": "text", "text": "a", "index": 0}]),
+    chunk([{"type": "thinking", "thinking": "hm"}]),
+    chunk(["", "word"]),
+    chunk(additional_kwargs=LEGACY_CALL),
+]
+NO_TOKENS = [
+    chunk(),
+    chunk([]),
+    chunk([{"type": "text", "text": "", "index": 0}]),
+    chunk([{"type": "text", "text": "", "id": "msg_1", "phase": "final_answer"}]),
+    chunk([{"type": "thinking", "thinking": "", "index": 0}]),
+    chunk([{"type": "reasoning", "id": "rs", "summary": []}]),
+    chunk(additional_kwargs={"refusal": None}),
+    chunk("", {"model_provider": "openai"}),
+    chunk("", STOP),
+]
+
+
 @pytest.mark.parametrize("way", STREAMS, ids=str)
-@pytest.mark.parametrize(
-    ("chunk", "is_token"),
-    [
-        (AIMessageChunk(content=""), False),
-        (AIMessageChunk(content="word"), True),
-        (AIMessageChunk(content=[]), False),
-        (AIMessageChunk(content=[{"type": "text", "text": "", "index": 0}]), False),
-        (
-            AIMessageChunk(
-                content=[
-                    {"type": "text", "text": "", "id": "msg_1", "phase": "final_answer"}
-                ]
-            ),
-            False,
-        ),
-        (AIMessageChunk(content=[{"type": "text", "text": "a", "index": 0}]), True),
-        (AIMessageChunk(content=[{"type": "thinking", "thinking": "hm"}]), True),
-        (
-            AIMessageChunk(content=[{"type": "thinking", "thinking": "", "index": 0}]),
-            False,
-        ),
-        (
-            AIMessageChunk(content=[{"type": "reasoning", "id": "rs", "summary": []}]),
-            False,
-        ),
-        (AIMessageChunk(content=["", "word"]), True),
-        (AIMessageChunk(content="", additional_kwargs={"refusal": None}), False),
-        (
-            AIMessageChunk(
-                content="", additional_kwargs={"function_call": {"name": "f"}}
-            ),
-            True,
-        ),
-        (
-            AIMessageChunk(content="", response_metadata={"model_provider": "openai"}),
-            False,
-        ),
-        (
-            AIMessageChunk(content="", response_metadata={"finish_reason": "stop"}),
-            False,
-        ),
-    ],
-    ids=repr,
-)
-def test_a_route_is_committed_by_content(
-    way: Way, chunk: AIMessageChunk, is_token: bool
-) -> None:
+@pytest.mark.parametrize("first", [*TOKENS, *NO_TOKENS], ids=repr)
+def test_a_route_is_committed_by_content(way: Way, first: AIMessageChunk) -> None:
     """After a chunk with something to read a break is an error, before it is not."""
-    broken = Scripted(chunks=[chunk], breaks=True)
+    broken = Scripted(chunks=[first], breaks=True)
     router = router_of(broken, BACKUP, stream_recovery="error")
-    if is_token:
+    if first in TOKENS:
         with pytest.raises(StreamInterruptedError):
             raise error_of(way, router)
     else:
@@ -455,11 +398,8 @@ def fake_of(package: str, chunks: list[Any], **fields: Any) -> Any:
     return cls(chunks=chunks, **fields)
 
 
-HALF = [AIMessageChunk(content="half ")]
-WHOLE = [
-    *HALF,
-    AIMessageChunk(content="done", response_metadata={"finish_reason": "stop"}),
-]
+HALF = [chunk("half ")]
+WHOLE = [*HALF, chunk("done", STOP)]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
@@ -500,11 +440,7 @@ def test_a_model_that_once_named_a_reason_must_go_on(way: Way) -> None:
 @pytest.mark.parametrize("way", STREAMS, ids=str)
 def test_a_reason_in_the_middle_is_no_end(way: Way) -> None:
     """A token after it takes it back: a break is then an error, a clean end is none."""
-    early = [
-        AIMessageChunk(content="one ", response_metadata={"finish_reason": "stop"}),
-        AIMessageChunk(content="", response_metadata={"finish_reason": "stop"}),
-        AIMessageChunk(content="two"),
-    ]
+    early = [chunk("one ", STOP), chunk("", STOP), chunk("two")]
     assert text_of(way, router_of(Scripted(chunks=early))) == "one two"
     with pytest.raises(StreamInterruptedError) as caught:
         raise error_of(way, router_of(Scripted(chunks=early, breaks=True)))
@@ -514,11 +450,7 @@ def test_a_reason_in_the_middle_is_no_end(way: Way) -> None:
 @pytest.mark.parametrize("way", STREAMS, ids=str)
 def test_a_break_after_the_last_reason_is_no_matter(way: Way) -> None:
     """The answer is whole by then; only its usage may be missing."""
-    whole = [
-        AIMessageChunk(content="one "),
-        AIMessageChunk(content="", response_metadata={"finish_reason": "stop"}),
-    ]
-    router = router_of(Scripted(chunks=whole, breaks=True))
+    router = router_of(Scripted(chunks=[chunk("one "), chunk("", STOP)], breaks=True))
     assert text_of(way, router) == "one "
 
 
@@ -573,10 +505,10 @@ class Recording(Scripted):
         return super()._stream(messages, *args, **kwargs)
 
 
-def summed(chunks: list[ChatGenerationChunk]) -> ChatGenerationChunk:
-    total = chunks[0]
-    for chunk in chunks[1:]:
-        total += chunk
+def summed(parts: list[ChatGenerationChunk]) -> ChatGenerationChunk:
+    total = parts[0]
+    for part in parts[1:]:
+        total += part
     return total
 
 
@@ -585,21 +517,13 @@ def summed(chunks: list[ChatGenerationChunk]) -> ChatGenerationChunk:
 @pytest.mark.parametrize("said", ["one \n", "one "], ids=repr)
 def test_a_prefill_never_ends_in_white_space(way: Way, said: str, rest: str) -> None:
     """Providers refuse that; the space is not delivered twice if it comes again."""
-    first = Scripted(chunks=[AIMessageChunk(content=said)], breaks=True)
-    second = Recording(
-        chunks=[
-            AIMessageChunk(content=rest),
-            AIMessageChunk(
-                content=" three", response_metadata={"finish_reason": "stop"}
-            ),
-        ],
-        sent=[],
-    )
+    first = Scripted(chunks=[chunk(said)], breaks=True)
+    second = Recording(chunks=[chunk(rest), chunk(" three", STOP)], sent=[])
     router = router_of(
         first, Route(model=second, supports_prefill=True), stream_recovery="continue"
     )
 
-    text = "".join(chunk.text for chunk in ask(way, router))
+    text = text_of(way, router)
 
     (messages,) = router.routes[1].model.sent  # type: ignore[attr-defined]
     assert messages[-1].content == "one"
@@ -610,27 +534,10 @@ def test_a_prefill_never_ends_in_white_space(way: Way, said: str, rest: str) -> 
 @pytest.mark.parametrize("way", STREAMS, ids=str)
 def test_the_metadata_is_that_of_the_attempt_that_ended(way: Way) -> None:
     """Names of the model that was interrupted are not joined with the other's."""
-    first = Scripted(
-        chunks=[
-            AIMessageChunk(
-                content="one ",
-                response_metadata={"model_name": "m-1", "model_provider": "openai"},
-            )
-        ],
-        breaks=True,
-    )
-    second = Scripted(
-        chunks=[
-            AIMessageChunk(
-                content="one two",
-                response_metadata={
-                    "model_name": "m-2",
-                    "model_provider": "anthropic",
-                    "stop_reason": "end_turn",
-                },
-            )
-        ]
-    )
+    facts = {"model_name": "m-1", "model_provider": "openai"}
+    first = Scripted(chunks=[chunk("one ", facts)], breaks=True)
+    facts = {"model_name": "m-2", "model_provider": "anthropic"}
+    second = Scripted(chunks=[chunk("one two", {**facts, "stop_reason": "end_turn"})])
     router = router_of(first, second, stream_recovery="continue")
 
     answer = summed(ask(way, router)).message
@@ -662,60 +569,49 @@ class Named(Recording):
 def of_package(package: str, name: str, text: str, **fields: Any) -> Named:
     """A model that counts as one of this package and says `text`."""
     cls = type("Chat", (Named,), {"__module__": f"{package}.chat_models"})
-    end = AIMessageChunk(content=text, response_metadata={"finish_reason": "stop"})
-    return cls(model=name, chunks=[end], sent=[], **fields)  # type: ignore[no-any-return]
+    fields |= {"model": name, "chunks": [chunk(text, STOP)], "sent": []}
+    return cls(**fields)  # type: ignore[no-any-return]
 
 
 def continued(way: Way, second: Named, **fields: Any) -> tuple[str, list[str]]:
     """The text of a stream that breaks after "one ", and the last message sent on."""
-    first = Scripted(chunks=[AIMessageChunk(content="one ")], breaks=True)
+    first = Scripted(chunks=[chunk("one ")], breaks=True)
     router = router_of(first, second, stream_recovery="continue", **fields)
-    text = "".join(chunk.text for chunk in ask(way, router))
+    text = text_of(way, router)
     sent = router.routes[1].model.sent  # type: ignore[attr-defined]
     return text, [messages[-1].type for messages in sent]
 
 
+TAKE_A_PREFILL = [
+    ("langchain_anthropic", "claude-3-7-sonnet-latest"),
+    ("langchain_anthropic", "claude-opus-4-20250514"),
+    ("langchain_anthropic", "claude-sonnet-4-0"),
+    ("langchain_anthropic", "claude-haiku-4-5-20251001"),
+    ("langchain_aws", "us.anthropic.claude-sonnet-4-5-20250929-v1:0"),
+    ("langchain_aws", "amazon.nova-pro-v1:0"),
+    ("langchain_mistralai", "mistral-large-latest"),
+    ("langchain_ollama", "llama3"),
+]
+BEGIN_ANEW = [
+    ("langchain_anthropic", "claude-opus-4-6"),
+    ("langchain_anthropic", "claude-sonnet-4-6-20260217"),
+    ("langchain_anthropic", "claude-opus-5"),
+    ("langchain_aws", "us.anthropic.claude-opus-4-6-v1"),
+    ("langchain_aws", "meta.llama3-3-70b-instruct-v1:0"),
+    ("langchain_openai", "gpt-4o"),
+    ("langchain_google_genai", "gemini-2.5-pro"),
+]
+
+
 @pytest.mark.parametrize("way", STREAMS, ids=str)
-@pytest.mark.parametrize(
-    ("package", "name"),
-    [
-        ("langchain_anthropic", "claude-3-7-sonnet-latest"),
-        ("langchain_anthropic", "claude-opus-4-20250514"),
-        ("langchain_anthropic", "claude-sonnet-4-0"),
-        ("langchain_anthropic", "claude-haiku-4-5-20251001"),
-        ("langchain_aws", "us.anthropic.claude-sonnet-4-5-20250929-v1:0"),
-        ("langchain_aws", "amazon.nova-pro-v1:0"),
-        ("langchain_mistralai", "mistral-large-latest"),
-        ("langchain_ollama", "llama3"),
-    ],
-)
+@pytest.mark.parametrize(("package", "name"), [*TAKE_A_PREFILL, *BEGIN_ANEW])
 def test_a_model_that_takes_a_prefill_gets_one(
     way: Way, package: str, name: str
 ) -> None:
-    """It is known for LangChain's integrations, without a setting."""
-    second = of_package(package, name, "two")
-    assert continued(way, second) == ("one two", ["ai"])
-
-
-@pytest.mark.parametrize("way", STREAMS, ids=str)
-@pytest.mark.parametrize(
-    ("package", "name"),
-    [
-        ("langchain_anthropic", "claude-opus-4-6"),
-        ("langchain_anthropic", "claude-sonnet-4-6-20260217"),
-        ("langchain_anthropic", "claude-opus-5"),
-        ("langchain_aws", "us.anthropic.claude-opus-4-6-v1"),
-        ("langchain_aws", "meta.llama3-3-70b-instruct-v1:0"),
-        ("langchain_openai", "gpt-4o"),
-        ("langchain_google_genai", "gemini-2.5-pro"),
-    ],
-)
-def test_other_models_are_asked_for_the_whole_answer(
-    way: Way, package: str, name: str
-) -> None:
-    """Claude 4.6 and later answer a prefill with a 400, and OpenAI begins anew."""
-    second = of_package(package, name, "one two")
-    assert continued(way, second) == ("one two", ["human"])
+    """It is known without a setting; Claude 4.6 and OpenAI give the whole answer."""
+    takes_it = (package, name) in TAKE_A_PREFILL
+    second = of_package(package, name, "two" if takes_it else "one two")
+    assert continued(way, second) == ("one two", ["ai" if takes_it else "human"])
 
 
 @pytest.mark.parametrize("way", STREAMS, ids=str)
