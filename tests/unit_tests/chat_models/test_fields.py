@@ -168,8 +168,11 @@ def test_the_names_of_other_integrations_are_taken(env: Env) -> None:
         ({"proxy": "socks5://user:password@127.0.0.1:1"}, "proxy"),
         ({"models_priority_list": []}, "models_priority_list"),
         ({"models_priority_list": None}, "models_priority_list"),
-        ({"models_priority_list": [{"name": "gpt-4", "provider_name": ""}]}, "name"),
-        ({"models_priority_list": [{"name": "", "provider_name": "openai"}]}, "name"),
+        (
+            {"models_priority_list": [{"name": "a", "provider_name": ""}]},
+            "0.provider_name",
+        ),
+        ({"models_priority_list": [{"name": "", "provider_name": "a"}]}, "0.name"),
     ],
     ids=str,
 )

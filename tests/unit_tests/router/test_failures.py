@@ -383,121 +383,106 @@ def plain(error: Exception, **attributes: Any) -> Exception:
     return error
 
 
-def shape(error: Exception, kind: FailureKind, **facts: Any) -> Any:
-    return error, kind, facts
+def classed(name: str, **attributes: Any) -> Exception:
+    """An exception of a class of this name."""
+    return type(name, (Exception,), attributes)("no")
 
 
-SHAPES = [
-    shape(
-        GoogleError(400, "INVALID_ARGUMENT", "Bad."),
-        K.INVALID_REQUEST,
-        status_code=400,
-        code="INVALID_ARGUMENT",
-    ),
-    shape(GoogleError(503, "UNAVAILABLE", "Busy."), K.UNAVAILABLE, status_code=503),
-    shape(GoogleError(429, "RESOURCE_EXHAUSTED", QUOTA), K.QUOTA),
-    shape(
-        GoogleError(429, "RESOURCE_EXHAUSTED", QUOTA, RETRY_INFO),
-        K.RATE_LIMIT,
-        retry_after=34.0,
-    ),
-    shape(GoogleError(429, "RESOURCE_EXHAUSTED", QUOTA, PER_DAY, RETRY_INFO), K.QUOTA),
-    shape(GoogleCoreError(429, "x", RetryInfo()), K.RATE_LIMIT, retry_after=34.5),
-    shape(GoogleCoreError(400, "API key not valid."), K.AUTHENTICATION),
-    shape(
-        AmazonError("ThrottlingException", 429),
-        K.RATE_LIMIT,
-        code="ThrottlingException",
-        request_id="req_aws",
-        message="No.",
-    ),
-    shape(AmazonError("throttlingException", None), K.RATE_LIMIT, status_code=None),
-    shape(AmazonError("ModelErrorException", 424), K.SERVER_ERROR, status_code=424),
-    shape(AmazonError("ServiceQuotaExceededException", 400), K.QUOTA),
-    shape(AmazonError("AccessDeniedException", 403), K.PERMISSION),
-    shape(
-        AmazonError(
-            "ValidationException", 400, "Input is too long for requested model."
+EXHAUSTED = "RESOURCE_EXHAUSTED"
+TOO_LONG = "Input is too long for requested model."
+REPORT = '{"error": {"message": "maximum context length", "code": 400}}'
+LIMITED = {b"Retry-After": b"7", b"X-Request-Id": b"r-1", b"odd": None}
+# Of each kind the exceptions, with facts of their error.
+SHAPES: dict[FailureKind, list[tuple[Exception, dict[str, Any]]]] = {
+    K.INVALID_REQUEST: [
+        (GoogleError(400, "INVALID_ARGUMENT", "Bad."), {"code": "INVALID_ARGUMENT"}),
+        (GoogleError(400, "INVALID_ARGUMENT", "Bad."), {"status_code": 400}),
+        (RpcError(StatusCode.INVALID_ARGUMENT), {"status_code": 400}),
+        (langchain.ModelInvalidRequestError("x"), {}),
+    ],
+    K.UNAVAILABLE: [
+        (GoogleError(503, "UNAVAILABLE", "Busy."), {"status_code": 503}),
+        (RpcError(StatusCode.UNAVAILABLE), {"status_code": 503, "code": "UNAVAILABLE"}),
+        # ChatNVIDIA's, of every HTTP error.
+        (Exception("[503] Service Unavailable\nbusy"), {"status_code": 503}),
+    ],
+    K.QUOTA: [
+        (GoogleError(429, EXHAUSTED, QUOTA), {}),
+        (GoogleError(429, EXHAUSTED, QUOTA, PER_DAY, RETRY_INFO), {}),
+        (AmazonError("ServiceQuotaExceededException", 400), {}),
+    ],
+    K.RATE_LIMIT: [
+        (GoogleError(429, EXHAUSTED, QUOTA, RETRY_INFO), {"retry_after": 34.0}),
+        (GoogleCoreError(429, "x", RetryInfo()), {"retry_after": 34.5}),
+        (
+            AmazonError("ThrottlingException", 429),
+            {"code": "ThrottlingException", "request_id": "req_aws", "message": "No."},
         ),
-        K.CONTEXT_OVERFLOW,
-    ),
-    shape(AmazonError("SomethingNew", 500), K.SERVER_ERROR, status_code=500),
-    shape(
-        RpcError(StatusCode.UNAVAILABLE),
-        K.UNAVAILABLE,
-        status_code=503,
-        code="UNAVAILABLE",
-    ),
-    shape(RpcError(StatusCode.INVALID_ARGUMENT), K.INVALID_REQUEST, status_code=400),
-    shape(ResponseError("model not loaded", 500), K.SERVER_ERROR, status_code=500),
-    shape(ResponseError("out of memory"), K.SERVER_ERROR, status_code=None),
-    # ChatNVIDIA's, of every HTTP error.
-    shape(Exception("[503] Service Unavailable\nbusy"), K.UNAVAILABLE, status_code=503),
-    # ChatOpenRouter's: JSON in a string.
-    shape(
-        plain(
-            Exception("OpenRouterError"),
-            status_code=400,
-            body='{"error": {"message": "maximum context length", "code": 400}}',
+        (AmazonError("throttlingException", None), {"status_code": None}),
+        (
+            plain(
+                Exception("busy"),
+                status_code=429,
+                litellm_response_headers={"retry-after": "7"},
+            ),
+            {"retry_after": 7.0},
         ),
-        K.CONTEXT_OVERFLOW,
-        message="Error code: 400 - maximum context length",
-    ),
-    # LiteLLM's classes say more than their status.
-    shape(
-        type("ContextWindowExceededError", (Exception,), {"status_code": 400})("no"),
-        K.CONTEXT_OVERFLOW,
-    ),
-    shape(
-        type("ContentPolicyViolationError", (Exception,), {"status_code": 400})("no"),
-        K.CONTENT_FILTER,
-    ),
-    shape(
-        plain(
-            Exception("busy"),
-            status_code=429,
-            litellm_response_headers={"retry-after": "7"},
+        (
+            plain(Exception("Slow down."), status=429, headers=LIMITED),
+            {"retry_after": 7.0, "request_id": "r-1"},
         ),
-        K.RATE_LIMIT,
-        retry_after=7.0,
-    ),
-    shape(
-        plain(
-            Exception("Slow down."),
-            status=429,
-            headers={b"Retry-After": b"7", b"X-Request-Id": b"r-1", b"odd": None},
+        (ValueError("rate_limit_exceeded: slow down"), {}),
+        (langchain.ModelRateLimitError("x"), {}),
+        (
+            plain(langchain.ModelRateLimitError("x"), is_retryable=False),
+            {"should_retry": False},
         ),
-        K.RATE_LIMIT,
-        retry_after=7.0,
-        request_id="r-1",
-    ),
-    shape(ValueError("No generations found in stream."), K.MALFORMED),
-    shape(ValueError("rate_limit_exceeded: slow down"), K.RATE_LIMIT),
-    shape(
-        ValueError("ResponseError(code='invalid_prompt', message='x')"),
-        K.CONTENT_FILTER,
-        code="invalid_prompt",
-    ),
-    # LangChain's own tree.
-    shape(langchain.ContextOverflowError("x"), K.CONTEXT_OVERFLOW),
-    shape(langchain.ModelAuthenticationError("x"), K.AUTHENTICATION),
-    shape(langchain.ModelPermissionDeniedError("x"), K.PERMISSION),
-    shape(langchain.ModelNotFoundError("x"), K.NOT_FOUND),
-    shape(langchain.ModelInvalidRequestError("x"), K.INVALID_REQUEST),
-    shape(langchain.ModelRateLimitError("x"), K.RATE_LIMIT),
-    shape(langchain.ModelTimeoutError("x"), K.TIMEOUT),
-    shape(langchain.ModelConnectionError("x"), K.CONNECTION),
-    shape(langchain.ModelAPIError("x"), K.SERVER_ERROR),
-    shape(langchain.ModelError("x"), K.SERVER_ERROR, should_retry=False),
-    shape(
-        plain(langchain.ModelRateLimitError("x"), is_retryable=False),
-        K.RATE_LIMIT,
-        should_retry=False,
-    ),
-]
+    ],
+    K.AUTHENTICATION: [
+        (GoogleCoreError(400, "API key not valid."), {}),
+        (langchain.ModelAuthenticationError("x"), {}),
+    ],
+    K.PERMISSION: [
+        (AmazonError("AccessDeniedException", 403), {}),
+        (langchain.ModelPermissionDeniedError("x"), {}),
+    ],
+    K.NOT_FOUND: [(langchain.ModelNotFoundError("x"), {})],
+    K.SERVER_ERROR: [
+        (AmazonError("ModelErrorException", 424), {"status_code": 424}),
+        (AmazonError("SomethingNew", 500), {"status_code": 500}),
+        (ResponseError("model not loaded", 500), {"status_code": 500}),
+        (ResponseError("out of memory"), {"status_code": None}),
+        (langchain.ModelAPIError("x"), {}),
+        (langchain.ModelError("x"), {"should_retry": False}),
+    ],
+    K.CONTEXT_OVERFLOW: [
+        (AmazonError("ValidationException", 400, TOO_LONG), {}),
+        (  # ChatOpenRouter's: JSON in a string.
+            plain(Exception("OpenRouterError"), status_code=400, body=REPORT),
+            {"message": "Error code: 400 - maximum context length"},
+        ),
+        # LiteLLM's classes say more than their status.
+        (classed("ContextWindowExceededError", status_code=400), {}),
+        (langchain.ContextOverflowError("x"), {}),
+    ],
+    K.CONTENT_FILTER: [
+        (classed("ContentPolicyViolationError", status_code=400), {}),
+        (
+            ValueError("ResponseError(code='invalid_prompt', message='x')"),
+            {"code": "invalid_prompt"},
+        ),
+    ],
+    K.MALFORMED: [(ValueError("No generations found in stream."), {})],
+    K.TIMEOUT: [(langchain.ModelTimeoutError("x"), {})],
+    K.CONNECTION: [(langchain.ModelConnectionError("x"), {})],
+}
 
 
-@pytest.mark.parametrize(("error", "kind", "facts"), SHAPES, ids=repr)
+@pytest.mark.parametrize(
+    ("error", "kind", "facts"),
+    [(error, kind, facts) for kind in SHAPES for error, facts in SHAPES[kind]],
+    ids=repr,
+)
 def test_an_exception_is_known_by_its_shape(
     error: Exception, kind: FailureKind, facts: dict[str, Any]
 ) -> None:
