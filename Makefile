@@ -101,9 +101,10 @@ test_min: .venvs/minimum/installed ## unit tests on the lowest allowed direct de
 	.venvs/minimum/bin/$(PYTEST) -n $(JOBS) $(TEST_FILE) $(PYTEST_EXTRA)
 
 .PHONY: test_openai_majors
-test_openai_majors: .venvs/openai-2/installed .venvs/openai-3/installed ## tests of what uses openai, on its newest 2 and 3
-	.venvs/openai-2/bin/$(PYTEST) -n $(JOBS) $(OPENAI_TEST_FILES) $(PYTEST_EXTRA)
-	.venvs/openai-3/bin/$(PYTEST) -n $(JOBS) $(OPENAI_TEST_FILES) $(PYTEST_EXTRA)
+test_openai_majors: test_openai_2 test_openai_3 ## tests of what uses openai, on its newest 2 and 3
+
+test_openai_%: .venvs/openai-%/installed
+	.venvs/openai-$*/bin/$(PYTEST) -n $(JOBS) $(OPENAI_TEST_FILES) $(PYTEST_EXTRA)
 
 .PHONY: coverage
 coverage: .venv/installed ## unit tests with branch coverage
@@ -216,7 +217,7 @@ endif
 .venvs/audit/installed: .venvs/interpreter
 	$(call make_venv,.venvs/audit,pip-audit)
 
-.PRECIOUS: .venvs/openai-%.txt
+.PRECIOUS: .venvs/openai-%.txt .venvs/openai-%/installed
 
 # The lowest direct versions; for all else, what was tested.
 .venvs/minimum.txt: $(MINIMUM) $(TESTED) | .venvs/interpreter

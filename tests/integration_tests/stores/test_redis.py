@@ -128,6 +128,7 @@ def test_an_empty_redis_is_filled_again(
         assert workers[0].call("ask", 1) == ["rate_limit"]
         wait(0.3)
         assert workers[1].call("ask", 1) == ["rate_limit"]  # Is it true?
+        wait(0.3)  # The store has heard of it.
         redis_server.kill()
         redis_server.start()
         wait(2.5)
