@@ -290,22 +290,24 @@ def test_a_provider_that_cannot_stream_is_left(env: Env) -> None:
 # --- usage ---
 
 
+PAIR = {"prompt_tokens": 11, "completion_tokens": 5}
+COUNTED = {"input_tokens": 11, "output_tokens": 5, "total_tokens": 16}
 DETAILED = {
-    "prompt_tokens": 11,
-    "completion_tokens": 5,
+    **PAIR,
     "total_tokens": 16,
     "prompt_tokens_details": {"cached_tokens": 8, "audio_tokens": None},
     "completion_tokens_details": {"reasoning_tokens": 3, "of_the_provider": 1},
     "cost": 0.5,
 }
 READ = {
-    "input_tokens": 11,
-    "output_tokens": 5,
-    "total_tokens": 16,
+    **COUNTED,
     "input_token_details": {"cache_read": 8},
     "output_token_details": {"reasoning": 3},
 }
-COUNTED = {"input_tokens": 11, "output_tokens": 5, "total_tokens": 16}
+ODD_DETAILS = {
+    "prompt_tokens_details": {"cached_tokens": "x", "audio_tokens": True},
+    "completion_tokens_details": [1],
+}
 
 
 def whole(meta: Any, choices: int = 1) -> Body:
@@ -346,27 +348,14 @@ def test_details_are_read_and_kept(env: Env, meta: Any) -> None:
         ([1], None),
         ({"usage": None}, None),
         ({"prompt_tokens": "11", "completion_tokens": 5.0}, COUNTED),
-        ({"prompt_tokens": 11, "completion_tokens": 5, "total_tokens": -1}, COUNTED),
-        ({"prompt_tokens": 11, "completion_tokens": 5, "total_tokens": 0}, COUNTED),
-        ({"prompt_tokens": 11, "completion_tokens": 5, "total_tokens": "x"}, COUNTED),
+        *(({**PAIR, "total_tokens": total}, COUNTED) for total in (-1, 0, "x")),
         ({"prompt_tokens": True, "completion_tokens": False}, None),
         ({"prompt_tokens": -11, "completion_tokens": 1.5}, None),
         ({"prompt_tokens": "-11", "completion_tokens": "²"}, None),
         ({"prompt_tokens": 1e400, "completion_tokens": "9" * 5000}, None),
         ({"total_tokens": 16}, None),
-        (
-            {"completion_tokens": 5},
-            {"input_tokens": 0, "output_tokens": 5, "total_tokens": 5},
-        ),
-        (
-            {
-                "prompt_tokens": 11,
-                "completion_tokens": 5,
-                "prompt_tokens_details": {"cached_tokens": "x", "audio_tokens": True},
-                "completion_tokens_details": [1],
-            },
-            COUNTED,
-        ),
+        ({"completion_tokens": 5}, {**COUNTED, "input_tokens": 0, "total_tokens": 5}),
+        ({**PAIR, **ODD_DETAILS}, COUNTED),
     ],
 )
 def test_an_odd_count_is_no_count(
@@ -464,11 +453,8 @@ def test_usage_told_twice_counts_once(env: Env) -> None:
     inside = env.invoke(env.llm(), "hi")
 
     for message in (streamed, inside):
-        assert message.usage_metadata == {
-            "input_tokens": 3,
-            "output_tokens": 0,
-            "total_tokens": 3,
-        }
+        usage = {"input_tokens": 3, "output_tokens": 0, "total_tokens": 3}
+        assert message.usage_metadata == usage
         assert message.response_metadata["model_name"] == "m"
         assert message.response_metadata["finish_reason"] == "stop"
 

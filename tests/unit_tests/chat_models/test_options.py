@@ -180,51 +180,32 @@ def test_max_tokens_none_is_no_limit(env: Env) -> None:
 
 
 NOT_JSON = "cannot be written as JSON"
+UNSUPPORTED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    *(
+        ({}, {option: 1}, f"'{option}'")
+        for option in ("timeout", "maxRetries", "max_retries", "of_mine")
+    ),
+    *(
+        ({"model_kwargs": {"of_mine": odd}}, {}, NOT_JSON)
+        for odd in (float("nan"), ..., {1, 2})
+    ),
+]
+CONTRADICTIONS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"model_kwargs": {"stop": ["a"]}}, {"stop": ["b"]}, "give it once"),
+    ({}, {"model": "gpt-5"}, "model='gpt-5' is not in models_priority_list"),
+    ({}, {"models_priority_list": []}, "at least one"),
+    ({}, {"models_priority_list": ["gpt-4o"]}, "must be a list of GPTRouterModel"),
+]
 
 
 @pytest.mark.parametrize("way", ["invoke", "stream"])
-@pytest.mark.parametrize(
-    ("fields", "options", "error", "told"),
-    [
-        *[
-            ({}, {option: 1}, UnsupportedOptionError, f"'{option}'")
-            for option in ("timeout", "maxRetries", "max_retries", "of_mine")
-        ],
-        *[
-            ({"model_kwargs": {"of_mine": odd}}, {}, UnsupportedOptionError, NOT_JSON)
-            for odd in (float("nan"), ..., {1, 2})
-        ],
-        (
-            {"model_kwargs": {"stop": ["a"]}},
-            {"stop": ["b"]},
-            ValueError,
-            "give it once",
-        ),
-        (
-            {},
-            {"model": "gpt-5"},
-            ValueError,
-            "model='gpt-5' is not in models_priority_list",
-        ),
-        ({}, {"models_priority_list": []}, ValueError, "at least one"),
-        (
-            {},
-            {"models_priority_list": ["gpt-4o"]},
-            ValueError,
-            "must be a list of GPTRouterModel",
-        ),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("row", [*UNSUPPORTED, *CONTRADICTIONS], ids=str)
 def test_options_that_no_call_can_have_are_refused(
-    env: Env,
-    way: str,
-    fields: dict[str, Any],
-    options: dict[str, Any],
-    error: type[Exception],
-    told: str,
+    env: Env, way: str, row: Any
 ) -> None:
     """Settings of the model, unknown options, contradictions: nothing is sent."""
+    fields, options, told = row
+    error = UnsupportedOptionError if row in UNSUPPORTED else ValueError
     with pytest.raises(error, match=told):
         getattr(env, way)(env.llm(**fields), "hi", **options)
 

@@ -163,30 +163,17 @@ def test_sixteen_processes_agree_without_a_store() -> None:
 
 
 @every_way
-def test_the_thread_id_counts_whatever_is_said(way: Way) -> None:
-    """Turns with other messages are of one conversation if their thread id says so."""
-    router = router_of({"a": 1, "b": 1, "c": 1})
-    expected = pins(router, 20)
-    for n, name in enumerate(expected):
-        assert ask(way, router, f"message {n * 7}", thread(n)) == name
-
-
-@every_way
-def test_a_chain_or_a_graph_hands_its_thread_id_on(way: Way) -> None:
-    """The id is found where LangChain keeps the config of what is around a model."""
+@pytest.mark.parametrize("around", ["nothing", "a chain", "bound options"])
+def test_the_thread_id_counts_whatever_is_said(way: Way, around: str) -> None:
+    """Turns are of one conversation if the config of what is around them says so."""
     router = router_of({"a": 1, "b": 1, "c": 1})
     chain: Any = RunnableLambda(lambda text: [HumanMessage(text)]) | router
     for n, name in enumerate(pins(router, 20)):
-        assert ask(way, chain, f"message {n * 7}", thread(n)) == name
-
-
-@every_way
-def test_a_thread_id_reaches_bound_routers(way: Way) -> None:
-    """Tools that are bound do not move a conversation."""
-    router = router_of({"a": 1, "b": 1, "c": 1})
-    for n, name in enumerate(pins(router, 20)):
-        bound = router.bind(stop=["x"]).with_config(thread(n))
-        assert ask(way, bound, "hello", None) == name
+        asked: Any = chain if around == "a chain" else router
+        config: RunnableConfig | None = thread(n)
+        if around == "bound options":
+            asked, config = router.bind(stop=["x"]).with_config(config), None
+        assert ask(way, asked, f"message {n * 7}", config) == name
 
 
 def test_an_agents_turns_stay() -> None:

@@ -385,7 +385,8 @@ def plain(error: Exception, **attributes: Any) -> Exception:
 
 def classed(name: str, **attributes: Any) -> Exception:
     """An exception of a class of this name."""
-    return type(name, (Exception,), attributes)("no")
+    error: Exception = type(name, (Exception,), attributes)("no")
+    return error
 
 
 EXHAUSTED = "RESOURCE_EXHAUSTED"

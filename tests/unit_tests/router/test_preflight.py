@@ -37,6 +37,8 @@ TOOL = {
     "type": "function",
     "function": {"name": "now", "parameters": {"type": "object", "properties": {}}},
 }
+PDF = "application/pdf"
+PNG = {"mime_type": "image/png"}
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}
 
 
@@ -87,47 +89,52 @@ def test_the_attempt_log_says_why() -> None:
     assert asked["outcome"] == "ok"
 
 
-@pytest.mark.parametrize(("tokens", "name"), [(1_099, "small"), (1_101, "large")])
-def test_a_count_within_a_tenth_is_no_reason(tokens: int, name: str) -> None:
-    """A profile may be rounded, and the count is a lower bound."""
-    routes = [fake("small", max_input_tokens=1_000), fake("large")]
-    assert log_of(RetryRouter(routes=routes), words(tokens))["route"] == name
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["=" * 9_000, " " * 9_000, "\n" * 9_000, "a" * 1_100 * 4, "word" * 1_000],
-    ids=["line", "blanks", "lines", "one letter", "one word"],
-)
-def test_what_a_tokenizer_may_join_is_asked(text: str) -> None:
-    """A long text of few tokens, such as a table's rule, rules nothing out."""
-    routes = [fake("small", max_input_tokens=1_000), fake("large")]
-    log = log_of(RetryRouter(routes=routes), [HumanMessage(text)])
-    assert log["route"] == "small"
-
-
-@pytest.mark.parametrize(
-    "messages",
-    [
-        [SystemMessage("word " * 1_200), HumanMessage("hi")],
+LONG_CALL = {"name": "f", "args": {"t": "word " * 1_200}, "id": "1"}
+PROMPTS: dict[str, tuple[list[BaseMessage], str]] = {
+    # A profile may be rounded, and the count is a lower bound.
+    "within a tenth": (words(1_099), "small"),
+    "above a tenth": (words(1_101), "large"),
+    # Wherever the text is, and whatever it is written in.
+    "system": ([SystemMessage("word " * 1_200), HumanMessage("hi")], "large"),
+    "blocks": (
         [HumanMessage([{"type": "text", "text": "word " * 600}, "word " * 600])],
+        "large",
+    ),
+    "tool call": (
         [
             HumanMessage("hi"),
-            AIMessage(
-                "",
-                tool_calls=[{"name": "f", "args": {"t": "word " * 1_200}, "id": "1"}],
-            ),
+            AIMessage("", tool_calls=[LONG_CALL]),
             ToolMessage("done", tool_call_id="1"),
         ],
-        [HumanMessage("你好世界" * 1_000)],
-        [HumanMessage("https://example.com/a?b=c&d=e " * 300)],
-    ],
-    ids=["system", "blocks", "tool call", "chinese", "links"],
-)
-def test_all_text_of_a_prompt_counts(messages: list[BaseMessage]) -> None:
-    """Wherever the text is, and whatever it is written in."""
+        "large",
+    ),
+    "chinese": ([HumanMessage("你好世界" * 1_000)], "large"),
+    "links": ([HumanMessage("https://example.com/a?b=c&d=e " * 300)], "large"),
+    # A long text of few tokens, such as a table's rule, rules nothing out.
+    **{
+        name: ([HumanMessage(text)], "small")
+        for name, text in {
+            "line": "=" * 9_000,
+            "blanks": " " * 9_000,
+            "lines": "\n" * 9_000,
+            "one letter": "a" * 1_100 * 4,
+            "one word": "word" * 1_000,
+        }.items()
+    },
+    # The bytes of an image are not the tokens that it costs.
+    "image": (
+        [HumanMessage([{"type": "image", "base64": "ab/+" * 9_000} | PNG])],
+        "small",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_all_text_of_a_prompt_counts(name: str) -> None:
+    """All text, and nothing else, counts as tokens, as far as that is certain."""
+    messages, route = PROMPTS[name]
     routes = [fake("small", max_input_tokens=1_000), fake("large")]
-    assert log_of(RetryRouter(routes=routes), messages)["route"] == "large"
+    assert log_of(RetryRouter(routes=routes), messages)["route"] == route
 
 
 @given(st.text(max_size=300))
@@ -136,32 +143,18 @@ def test_no_text_has_more_tokens_than_characters(text: str) -> None:
     assert 0 <= tokens_at_least(text) <= len(text)
 
 
+SCRIPTS = {
+    "hindi": "नमस्ते, मेरा नाम जीपीटी-4o है। मैं एक नए प्रकार का"
+    " भाषा मॉडल हूँ। आपसे मिलकर अच्छा लगा!",
+    "tamil": "வணக்கம், என் பெயர் ஜிபிடி-4o. நான் ஒரு புதிய"
+    " வகை மொழி மாடல். உங்களை சந்தித்ததில் மகிழ்ச்சி!",
+    "korean": "안녕하세요, 제 이름은 GPT-4o입니다. 저는 새로운"
+    " 유형의 언어 모델입니다, 만나서 반갑습니다!",
+}
+
+
 @pytest.mark.parametrize(
-    ("tokens", "text"),
-    [
-        (
-            31,
-            (
-                "नमस्ते, मेरा नाम जीपीटी-4o है। मैं एक नए प्रकार का"
-                " भाषा मॉडल हूँ। आपसे मिलकर अच्छा लगा!"
-            ),
-        ),
-        (
-            45,
-            (
-                "வணக்கம், என் பெயர் ஜிபிடி-4o. நான் ஒரு புதிய"
-                " வகை மொழி மாடல். உங்களை சந்தித்ததில் மகிழ்ச்சி!"
-            ),
-        ),
-        (
-            27,
-            (
-                "안녕하세요, 제 이름은 GPT-4o입니다. 저는 새로운"
-                " 유형의 언어 모델입니다, 만나서 반갑습니다!"
-            ),
-        ),
-    ],
-    ids=["hindi", "tamil", "korean"],
+    ("tokens", "text"), [*zip((31, 45, 27), SCRIPTS.values(), strict=True)], ids=SCRIPTS
 )
 def test_no_script_is_counted_as_more_than_it_is(tokens: int, text: str) -> None:
     """OpenAI's own examples of GPT-4o's tokenizer: vowel signs belong to words."""
@@ -171,28 +164,11 @@ def test_no_script_is_counted_as_more_than_it_is(tokens: int, text: str) -> None
     assert log["route"] == "small"
 
 
-@pytest.mark.parametrize("limit", [0, -1])
-def test_a_limit_that_is_none_rules_nothing_out(limit: Any) -> None:
-    """A profile may say anything."""
-    routes = [fake("small", max_input_tokens=limit), fake("large")]
-    assert log_of(RetryRouter(routes=routes), words(2_000))["route"] == "small"
-
-
-def test_images_are_no_text() -> None:
-    """The bytes of an image are not the tokens that it costs."""
-    routes = [fake("small", max_input_tokens=1_000), fake("large")]
-    image = {"type": "image", "base64": "ab/+" * 9_000, "mime_type": "image/png"}
-    log = log_of(RetryRouter(routes=routes), [HumanMessage([image])])
-    assert log["route"] == "small"
-
-
 @every_way
 def test_a_prompt_that_no_route_can_hold_ends_at_once(way: Way) -> None:
     """Nothing is sent, and the error has the numbers; LangChain's agents know it."""
-    routes = [
-        fake("small", max_input_tokens=1_000),
-        fake("large", max_input_tokens=2_000),
-    ]
+    limits = {"small": 1_000, "large": 2_000}
+    routes = [fake(name, max_input_tokens=limit) for name, limit in limits.items()]
     router = RetryRouter(routes=routes)
     with pytest.raises(ContextLengthError) as raised:
         ask(way, router, words(5_000))
@@ -216,13 +192,13 @@ def test_a_prompt_that_no_route_can_hold_ends_at_once(way: Way) -> None:
 
 def test_one_route_in_doubt_is_asked() -> None:
     """Without a profile, or with a strange one, a model may hold any prompt."""
-    for doubtful in (
-        fake("b"),
-        fake("b", max_input_tokens=0),
-        fake("b", tool_calling=1),
-    ):
+    for profile in ({}, {"max_input_tokens": 0}, {"tool_calling": 1}):
+        doubtful = fake("b", **profile)
         router = RetryRouter(routes=[fake("a", max_input_tokens=1_000), doubtful])
         assert log_of(router, words(5_000))["route"] == "b"
+    for limit in (0, -1):
+        router = RetryRouter(routes=[fake("a", max_input_tokens=limit), fake("b")])
+        assert log_of(router, words(2_000))["route"] == "a"
 
 
 def test_routes_for_several_models_are_asked() -> None:
@@ -278,12 +254,9 @@ def test_a_held_route_that_fits_is_asked_all_the_same() -> None:
         ("pdf_inputs", {"type": "file", "file": {"filename": "a.PDF"}}),
         (
             "pdf_inputs",
-            {"type": "file", "file": {"file_data": "data:application/pdf;base64,aa"}},
+            {"type": "file", "file": {"file_data": f"data:{PDF};base64,aa"}},
         ),
-        (
-            "pdf_inputs",
-            {"type": "document", "source": {"media_type": "application/pdf"}},
-        ),
+        ("pdf_inputs", {"type": "document", "source": {"media_type": PDF}}),
     ],
     ids=str,
 )
