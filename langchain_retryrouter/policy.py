@@ -460,10 +460,6 @@ class RetryBudget(Shareable):
             settings["store"] = self._store
         return functools.partial(type(self), **settings), (), {"_tokens": self._tokens}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore the tokens left."""
-        vars(self).update(state)
-
     def __repr__(self) -> str:
         """The tokens left and the capacity."""
         capacity = self._settings["capacity"]

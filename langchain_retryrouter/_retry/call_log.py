@@ -185,6 +185,7 @@ class CallLog:
 
     Attributes:
         records: The attempt log.
+        attempts: Attempts sent so far, on all routes.
         observers: What sees the call.
         run: LangChain's run manager of the call, for observers.
         describe: Returns what the route at a position asks, for observers.
@@ -200,6 +201,7 @@ class CallLog:
     ) -> None:
         """`held` are limits that an attempt holds, by the position of its route."""
         self.records: list[AttemptRecord] = []
+        self.attempts = 0
         self.observers: list[CallObserver] = []
         self.run: Any = None
         self.describe = describe
@@ -213,11 +215,6 @@ class CallLog:
     def elapsed(self) -> float:
         """Seconds since the call was made."""
         return self._time.monotonic() - self._began
-
-    @property
-    def attempts(self) -> int:
-        """Attempts sent so far, on all routes."""
-        return sum(record.number is not None for record in self.records)
 
     @property
     def waited(self) -> float:

@@ -247,7 +247,7 @@ class CallState(CallLog):
                     break
         waits = [
             self._wait_for(position, awaits_probe=self._awaits_probe)
-            for position in self._from_here()
+            for position in self._from_here(is_last_resort=self._is_last_resort)
         ]
         wait = min((wait for wait in waits if wait is not None), default=0.0)
         breaker = self.routes[self.position].breaker
@@ -289,9 +289,8 @@ class CallState(CallLog):
         that is refused too, the earliest refusal is returned.
         """
         refusals: dict[int, Refusal] = {}
-        positions = self._from_here()
         is_last_resort, self._is_last_resort = self._is_last_resort, False
-        for position in positions:
+        for position in self._from_here(is_last_resort=is_last_resort):
             attempt = self._begin(position, route, as_probe=is_last_resort)
             if isinstance(attempt, SentAttempt):
                 self._go_on_with(attempt)
@@ -752,15 +751,17 @@ class CallState(CallLog):
             position=position,
         )
         self.records.append(record)
+        self.attempts += 1
         self._sent[position] += 1
         self._tell("attempt_began", record, position)
         return SentAttempt(position, now, record, state.breaker, permit)
 
-    def _from_here(self) -> list[int]:
+    def _from_here(self, *, is_last_resort: bool) -> Iterator[int]:
         """The current route, and those after it unless this is the last resort."""
-        later = range(self.position + 1, len(self.routes))
-        others = () if self._is_last_resort else later
-        return [self.position, *(p for p in others if not self._is_used_up(p))]
+        yield self.position
+        for position in range(self.position + 1, len(self.routes)):
+            if not (is_last_resort or self._is_used_up(position)):
+                yield position
 
     def _later_open(self) -> Iterator[int]:
         """The routes after the current one that may be asked now."""
