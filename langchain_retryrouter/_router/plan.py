@@ -18,11 +18,12 @@ import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple
 
 from langchain_retryrouter._checks import is_number
 from langchain_retryrouter._prices import Prices
 from langchain_retryrouter._retry.clock import new_rng
+from langchain_retryrouter._shared import OneForAll, watch_forks
 from langchain_retryrouter.failures import FailureAction, FailureKind, is_retryable
 from langchain_retryrouter.policy import RetryPolicy
 
@@ -40,17 +41,7 @@ _EFFECTS: Final = {
 # --- order ----------------------------------------------------------------------------
 
 
-class _SharedByCopies:
-    """Bound copies of a router share it."""
-
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self
-
-
-class Strategy(_SharedByCopies):
+class Strategy(OneForAll):
     """The order of the list: the first route, unless it fails."""
 
     def __init__(
@@ -61,11 +52,16 @@ class Strategy(_SharedByCopies):
         self._seed = seed
         self._random = new_rng(seed)
         self._lock = threading.Lock()
+        watch_forks(self)
 
     def order(self, now: float) -> list[int]:
         """All routes, in the order in which they are to be asked at the time `now`."""
         del now
         return list(range(self._count))
+
+    def forked(self) -> None:
+        """This is the child of a fork: a thread of the parent may have had the lock."""
+        self._lock = threading.Lock()
 
     def measured(self, route: int, seconds: float, now: float) -> None:
         """Most strategies do not use measured times."""
@@ -231,7 +227,7 @@ class RoutePlace(NamedTuple):
     weight: float
 
 
-class RouteOrder(_SharedByCopies):
+class RouteOrder(OneForAll):
     """The order of a call: by tiers, and within them by conversation or by strategy.
 
     Args:
@@ -272,6 +268,7 @@ class RouteOrder(_SharedByCopies):
         self._ranks = _ranks(tiers, groups, is_list=is_list)
         self._moved: dict[bytes, tuple[int, float]] = {}
         self._lock = threading.Lock()
+        watch_forks(self)
 
     def order(
         self, now: float, is_open: Callable[[int], bool], conversation: bytes | None
@@ -320,6 +317,10 @@ class RouteOrder(_SharedByCopies):
                     [*order[:place], leader, *order[place:]], self._groups
                 )
         return order
+
+    def forked(self) -> None:
+        """This is the child of a fork: a thread of the parent may have had the lock."""
+        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The arguments it was made with: another process starts afresh."""
