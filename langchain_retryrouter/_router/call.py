@@ -254,20 +254,17 @@ class BaseRouterCall:
 
         It is not kept here: a cycle would keep the models' connections open for long.
         """
-        clock, has_limiter = (
-            self._clock,
-            any(r.model.rate_limiter for r in self._routes),
-        )
-        limiter = RouteRateLimiter(self._routes, self._state, clock)
-        is_buffered = self._router.stream_recovery == "buffer" or self._needs_whole
+        limiter = None
+        if any(route.model.rate_limiter for route in self._routes):
+            limiter = RouteRateLimiter(self._routes, self._state, self._clock)
         return RetryContext(
             self._state,
             errors=BASE_ERRORS,
-            clock=clock,
+            clock=self._clock,
             on_failure=self._on_failure,
             action=self._action_for,
-            rate_limiter=limiter if has_limiter else None,
-            is_buffered=is_buffered,
+            rate_limiter=limiter,
+            is_buffered=self._router.stream_recovery == "buffer" or self._needs_whole,
             ends_call=False,
         )
 
