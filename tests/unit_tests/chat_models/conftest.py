@@ -105,7 +105,7 @@ class Pair:
     clock: FakeClock
     models: list[ChatOpenAI] = field(default_factory=list)
 
-    def model(self, gateway: FaultyGateway, name: str) -> ChatOpenAI:
+    def model(self, gateway: FaultyGateway, name: str, **fields: Any) -> ChatOpenAI:
         """A model of a provider; it repeats nothing by itself."""
         model = ChatOpenAI(
             model=name,
@@ -115,6 +115,7 @@ class Pair:
             stream_usage=True,
             http_client=openai.DefaultHttpxClient(),
             http_async_client=openai.DefaultAsyncHttpxClient(),
+            **fields,
         )
         self.models.append(model)
         return model

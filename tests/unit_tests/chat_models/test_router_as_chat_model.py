@@ -180,8 +180,8 @@ def test_an_agent_asks_for_objects_by_the_routers_profile(pair: Pair) -> None:
 def test_the_run_names_the_model_that_answered(pair: Pair) -> None:
     """Costs and traces are those of the model that served, not of the first route."""
     pair.primary.always(Status(401))
-    first, second = pair.model(pair.primary, "first"), pair.model(pair.backup, "second")
-    first.temperature, second.temperature = 0.1, 0.2
+    first = pair.model(pair.primary, "first", temperature=0.1)
+    second = pair.model(pair.backup, "second", temperature=0.2)
     tracer, shared = Runs(), {"of": "the caller"}
 
     config = {"callbacks": [tracer], "metadata": shared}
