@@ -596,7 +596,8 @@ class CallState(CallLog):
         keys = self._same_endpoint(position)
         if len(keys) == 1:
             return self._sent[position]
-        return sum(self._sent[key] - self._moved_on[key] for key in keys)
+        counted = sum(self._sent[key] - self._moved_on[key] for key in keys)
+        return max(counted, self._sent[position])
 
     def _spare_other_keys(self, position: int) -> None:
         """Do not wait for a silent endpoint with other keys if there is another one."""

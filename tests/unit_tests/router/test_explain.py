@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from langchain_core.language_models import FakeListChatModel
 from langchain_core.language_models.fake_chat_models import ParrotFakeChatModel
 
-from langchain_retryrouter import RetryPolicy
+from langchain_retryrouter import (
+    APITimeoutError,
+    AuthenticationError,
+    RateLimitError,
+    RetryPolicy,
+    RetryRouterError,
+    UnavailableError,
+)
 from langchain_retryrouter._router.route import Route
 from langchain_retryrouter.chat_models.retry_router import RetryRouter
 from langchain_retryrouter.failures import FailureAction, FailureKind
@@ -89,3 +100,63 @@ def test_a_buffered_stream_has_no_early_token() -> None:
     assert new_router(model, retry_policy=policy).explain().first_token == 5
     buffered = new_router(model, retry_policy=policy, stream_recovery="buffer")
     assert buffered.explain().first_token is None
+
+
+class Failing(FakeListChatModel):
+    """A model at an address that fails, each time with the next error of a cycle."""
+
+    api_key: str = "k"
+    base_url: str = "https://a"
+    errors: Iterator[type[RetryRouterError]]
+    asked: list[str]
+
+    def _call(self, *_: Any, **__: Any) -> str:
+        self.asked.append(self.base_url)
+        msg, pause = "no", 1.0 + 29.0 * (len(self.asked) % 3 == 0)
+        raise next(self.errors)(msg, retry_after=pause)
+
+
+CAUSES = (RateLimitError, UnavailableError, AuthenticationError, APITimeoutError)
+KINDS = ("rate_limit", "unavailable", "server_error", "conflict", "connection")
+ALL_FAILOVER = dict.fromkeys((*KINDS, "interrupted", "malformed"), "failover")
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("retries", [0, 1, 2])
+@pytest.mark.parametrize("keys", [(1, 1), (2, 1), (3, 2)], ids=str)
+@pytest.mark.parametrize("fields", [{}, {"failover_on": ALL_FAILOVER}], ids=["", "own"])
+def test_no_call_sends_more_than_explain_says(
+    keys: tuple[int, ...], retries: int, fields: dict[str, Any], *, is_async: bool
+) -> None:
+    """A key that has to pause is asked again, and so is a route that was left."""
+    most = 0
+    for causes in itertools.product(CAUSES, repeat=3):
+        asked: list[str] = []
+        errors = itertools.cycle(causes)
+        routes: list[Any] = []
+        for number, own in enumerate(keys):
+            model = Failing(
+                responses=[""],
+                base_url=f"https://{number}",
+                errors=errors,
+                asked=asked,
+            )
+            names = [f"k{n}" for n in range(own)]
+            routes.append(Route.pool(model, api_keys=names) if own > 1 else model)
+        router = RetryRouter(
+            routes=routes,
+            retry_policy=RetryPolicy(max_retries=retries),
+            clock=FakeClock(),
+            stream_recovery="error",
+            **fields,
+        )
+        for route in router.routes:  # pydantic has copied the list.
+            vars(route.model).update(asked=asked, errors=errors)
+        with pytest.raises(RetryRouterError):
+            asyncio.run(router.ainvoke("hi")) if is_async else router.invoke("hi")
+        most = max(most, len(asked))
+    worst = router.explain()
+    each = [max(2, retries + 1) if own > 1 else retries + 1 for own in keys]
+    assert worst.requests == sum(n * own for n, own in zip(each, keys, strict=True))
+    assert most <= worst.requests
+    assert most > sum(keys) or (retries == 0 and keys == (1, 1))
