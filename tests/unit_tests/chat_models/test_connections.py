@@ -14,6 +14,7 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,13 @@ UNFINISHED = Raw(
 )
 
 
+@dataclass
 class OneLoop:
     """Calls by sync methods, or by async methods that share one event loop."""
 
-    def __init__(self, twin: Twin) -> None:
-        self.is_async = twin.is_async
+    is_async: bool
+    gateway: FaultyGateway
+    new_llm: NewModel
 
     async def call(self, target: Any, name: str, *args: Any) -> Any:
         if self.is_async:
@@ -81,9 +84,9 @@ class OneLoop:
 
 
 @pytest.fixture
-def loop(twin: Twin) -> OneLoop:
+def loop(twin: Twin, gateway: FaultyGateway, new_llm: NewModel) -> OneLoop:
     """Run the test twice: with sync calls, and with async calls in one event loop."""
-    return OneLoop(twin)
+    return OneLoop(twin.is_async, gateway, new_llm)
 
 
 def left(gateway: FaultyGateway) -> bool:
@@ -98,18 +101,16 @@ def all_closed(gateway: FaultyGateway) -> bool:
 # --- kept ---
 
 
-async def test_a_hundred_calls_use_one_connection(
-    loop: OneLoop, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+async def test_a_hundred_calls_use_one_connection(loop: OneLoop) -> None:
     """A hundred calls one after another, streams among them, use one connection."""
-    llm = new_llm()
+    llm = loop.new_llm()
 
     for number in range(50):
         assert (await loop.invoke(llm, str(number))).content == STUB_TEXT
         await loop.stream(llm, str(number))
 
-    assert len(gateway.requests) == 100
-    assert gateway.connections == 1
+    assert len(loop.gateway.requests) == 100
+    assert loop.gateway.connections == 1
 
 
 def test_a_prompt_that_is_too_large_is_sent_whole_and_once(env: Env) -> None:
@@ -131,19 +132,17 @@ FAILURES: list[Step] = [
 ]
 
 
-async def test_a_failed_answer_gives_its_connection_back(
-    loop: OneLoop, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+async def test_a_failed_answer_gives_its_connection_back(loop: OneLoop) -> None:
     """After an error, in a stream or not, the connection serves the next call."""
-    llm = new_llm(max_retries=0)
+    llm = loop.new_llm(max_retries=0)
 
     for step in FAILURES:
-        gateway.script(step)
+        loop.gateway.script(step)
         with pytest.raises(RetryRouterError):
             await loop.stream(llm)
         assert (await loop.invoke(llm)).content == STUB_TEXT
 
-    assert gateway.connections == 1
+    assert loop.gateway.connections == 1
 
 
 def test_models_of_one_gateway_share_connections(
@@ -171,14 +170,12 @@ def test_threads_share_a_pool(new_llm: NewModel, gateway: FaultyGateway) -> None
     assert gateway.connections <= max(used, 4)
 
 
-async def test_a_gateway_that_restarted_is_found_again(
-    loop: OneLoop, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+async def test_a_gateway_that_restarted_is_found_again(loop: OneLoop) -> None:
     """A kept connection that the gateway has closed meanwhile does not cost a retry."""
-    llm = new_llm(max_retries=0)
+    llm = loop.new_llm(max_retries=0)
     await loop.invoke(llm)
-    await asyncio.to_thread(gateway.stop)
-    gateway.start()
+    await asyncio.to_thread(loop.gateway.stop)
+    loop.gateway.start()
 
     assert (await loop.invoke(llm)).content == STUB_TEXT
 
@@ -227,12 +224,10 @@ def test_a_loop_closed_by_hand_does_not_break_the_next(new_llm: NewModel) -> Non
 
 
 @pytest.mark.parametrize("how", ["stream", "completion_with_retry"])
-async def test_closing_a_stream_closes_its_connection(
-    loop: OneLoop, new_llm: NewModel, gateway: FaultyGateway, how: str
-) -> None:
+async def test_closing_a_stream_closes_its_connection(loop: OneLoop, how: str) -> None:
     """`close` or `aclose` of a stream hangs up at once, without reading to its end."""
-    gateway.always(HANG_UP)
-    llm = new_llm()
+    loop.gateway.always(HANG_UP)
+    llm = loop.new_llm()
     asked: Any = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
     stream: Any
 
@@ -253,7 +248,7 @@ async def test_closing_a_stream_closes_its_connection(
         await asyncio.to_thread(next, stream)
         await asyncio.to_thread(stream.close)
 
-    await gateway.await_for(left, timeout=2)
+    await loop.gateway.await_for(left, timeout=2)
 
 
 def test_a_closing_frame_that_does_not_come_is_not_waited_for(env: Env) -> None:
@@ -290,23 +285,21 @@ async def test_a_stream_that_is_cancelled_at_its_end_hangs_up(
 # --- closed by hand ---
 
 
-async def test_close_closes_idle_connections(
-    loop: OneLoop, new_llm: NewModel, gateway: FaultyGateway
-) -> None:
+async def test_close_closes_idle_connections(loop: OneLoop) -> None:
     """After `close`, `aclose` or a `with` no connection is open; the model works on."""
-    llm = new_llm()
+    llm = loop.new_llm()
     if loop.is_async:
         async with llm:
             await llm.ainvoke("hi")
     else:
         with llm:
             await loop.invoke(llm)
-    await gateway.await_for(all_closed, timeout=2)
+    await loop.gateway.await_for(all_closed, timeout=2)
 
     assert (await loop.invoke(llm)).content == STUB_TEXT
 
     await loop.call(llm, "close")
-    await gateway.await_for(all_closed, timeout=2)
+    await loop.gateway.await_for(all_closed, timeout=2)
 
 
 async def test_a_close_leaves_calls_under_way_alone(
@@ -323,9 +316,6 @@ async def test_a_close_leaves_calls_under_way_alone(
 
     assert text == STUB_TEXT
     await gateway.await_for(all_closed, timeout=2)
-
-
-# --- proxies and TLS ---
 
 
 # --- proxies ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -25,26 +26,6 @@ from .models import chat_openai
 BACKUP = "The backup's answer."
 
 
-def router_of(gateway: FaultyGateway, **fields: Any) -> RetryRouter:
-    """A router of OpenAI's model and a backup, which is asked after one retry."""
-    backup = GenericFakeChatModel(messages=iter([AIMessage(BACKUP)] * 9), name="backup")
-    settings: dict[str, Any] = {
-        "routes": [chat_openai(gateway), backup],
-        "retry_policy": RetryPolicy(max_retries=1),
-        "clock": FakeClock(),
-        **fields,
-    }
-    return RetryRouter(**settings)
-
-
-def text_and_log(way: Way, router: RetryRouter) -> tuple[str, list[tuple[str, Any]]]:
-    """The text of the answer, and each attempt's outcome and reason."""
-    parts = ask(way, router)
-    log = parts[-1].message.response_metadata["retryrouter"]["attempts"]
-    lines = [(line["outcome"], line.get("reason")) for line in log]
-    return "".join(part.text for part in parts), lines
-
-
 def no_sorry(message: AIMessage) -> bool | str:
     return "sorry" not in message.text or "it says sorry"
 
@@ -53,65 +34,88 @@ async def ano_sorry(message: AIMessage) -> bool | str:
     return no_sorry(message)
 
 
-@pytest.fixture
-def gateway() -> Any:
-    """The provider of the first route, which says sorry."""
-    with FaultyGateway() as gateway:
-        gateway.always(Answer("I am sorry."))
-        yield gateway
+@dataclass
+class Lab:
+    """A provider that says sorry, and routers that are asked in one of four ways."""
+
+    way: Way
+    gateway: FaultyGateway
+
+    def router(self, **fields: Any) -> RetryRouter:
+        """A router of OpenAI's model and a backup, which is asked after one retry."""
+        said = iter([AIMessage(BACKUP)] * 9)
+        settings: dict[str, Any] = {
+            "routes": [
+                chat_openai(self.gateway),
+                GenericFakeChatModel(messages=said, name="backup"),
+            ],
+            "retry_policy": RetryPolicy(max_retries=1),
+            "clock": FakeClock(),
+            **fields,
+        }
+        return RetryRouter(**settings)
+
+    def ask(self, router: RetryRouter) -> tuple[str, list[tuple[str, Any]]]:
+        """The text of the answer, and each attempt's outcome and reason."""
+        parts = ask(self.way, router)
+        log = parts[-1].message.response_metadata["retryrouter"]["attempts"]
+        lines = [(line["outcome"], line.get("reason")) for line in log]
+        return "".join(part.text for part in parts), lines
+
+    def error(self, router: RetryRouter) -> Exception:
+        return error_of(self.way, router)
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.fixture(params=WAYS, ids=str)
+def lab(request: pytest.FixtureRequest, gateway: FaultyGateway) -> Lab:
+    """Run the test in each way."""
+    gateway.always(Answer("I am sorry."))
+    return Lab(request.param, gateway)
+
+
 @pytest.mark.parametrize("of", ["router", "route"])
 def test_an_answer_that_is_not_accepted_is_retried_and_failed_over(
-    way: Way, gateway: FaultyGateway, of: str
+    lab: Lab, of: str
 ) -> None:
     """Nothing of a rejected answer is handed over; the log says why it was rejected."""
-    accept = ano_sorry if way.is_async else no_sorry
-    router = router_of(gateway, accept=accept)
+    accept = ano_sorry if lab.way.is_async else no_sorry
+    router = lab.router(accept=accept)
     if of == "route":
         first, second = router.routes
-        router = router_of(
-            gateway, routes=[Route(model=first.model, accept=accept), second]
-        )
+        router = lab.router(routes=[Route(model=first.model, accept=accept), second])
 
-    text, lines = text_and_log(way, router)
+    text, lines = lab.ask(router)
 
     assert text == BACKUP
     assert lines == [("rejected", "it says sorry")] * 2 + [("ok", None)]
-    assert len(gateway.requests) == 2
+    assert len(lab.gateway.requests) == 2
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize(
     ("verdict", "reason"),
     [(False, "accept returned False"), ("too short", "too short")],
 )
 def test_an_answer_that_no_route_gives_is_an_error(
-    way: Way, gateway: FaultyGateway, verdict: bool | str, reason: str
+    lab: Lab, verdict: bool | str, reason: str
 ) -> None:
     """The error has the reason and the message, and opens no breaker."""
-    router = router_of(
-        gateway,
-        routes=[chat_openai(gateway)],
+    router = lab.router(
+        routes=[chat_openai(lab.gateway)],
         accept=lambda _: verdict,
         breaker_settings={"failure_threshold": 1},
     )
     for _ in range(2):
-        error = error_of(way, router)
+        error = lab.error(router)
 
         assert isinstance(error, RejectedAnswerError)
         assert (error.kind, error.attempts) == ("rejected", 2)
         assert reason in str(error)
         assert error.raw_message is not None
         assert error.raw_message.text == "I am sorry."
-        router = router_of(gateway, routes=[chat_openai(gateway)], accept=router.accept)
+        router = lab.router(routes=[chat_openai(lab.gateway)], accept=router.accept)
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
-def test_accept_sees_what_the_caller_would_get(
-    way: Way, gateway: FaultyGateway
-) -> None:
+def test_accept_sees_what_the_caller_would_get(lab: Lab) -> None:
     """The message is whole, with the model's name and the finish reason."""
     seen: list[AIMessage] = []
 
@@ -119,9 +123,9 @@ def test_accept_sees_what_the_caller_would_get(
         seen.append(message)
         return True
 
-    router = router_of(gateway, accept=accept)
+    router = lab.router(accept=accept)
 
-    text, lines = text_and_log(way, router)
+    text, lines = lab.ask(router)
 
     assert (text, lines) == ("I am sorry.", [("ok", None)])
     assert (type(seen[0]), seen[0].text) == (AIMessage, text)
@@ -133,40 +137,32 @@ class JudgeError(Exception):
     """What a function of a test raises."""
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("raised", [JudgeError("no"), UnavailableError("judge down")])
-def test_an_exception_in_accept_ends_the_call(
-    way: Way, gateway: FaultyGateway, raised: Exception
-) -> None:
+def test_an_exception_in_accept_ends_the_call(lab: Lab, raised: Exception) -> None:
     """It is the caller's own, whatever its class: no route is blamed for it."""
 
     def accept(_: AIMessage) -> bool:
         raise raised
 
-    router = router_of(
-        gateway, accept=accept, breaker_settings={"failure_threshold": 1}
-    )
+    router = lab.router(accept=accept, breaker_settings={"failure_threshold": 1})
 
-    assert error_of(way, router) is raised
-    assert len(gateway.requests) == 1
+    assert lab.error(router) is raised
+    assert len(lab.gateway.requests) == 1
     assert router.routes[0].name == "gpt-4o"
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("verdict", [None, 1, "async"])
-def test_a_verdict_of_another_type_is_an_error(
-    way: Way, gateway: FaultyGateway, verdict: Any
-) -> None:
+def test_a_verdict_of_another_type_is_an_error(lab: Lab, verdict: Any) -> None:
     """A function without a `return`, or an async one in a sync call, is named."""
 
     def accept(message: AIMessage) -> Any:
         return ano_sorry(message) if verdict == "async" else verdict
 
-    router = router_of(gateway, accept=accept)
-    if way.is_async and verdict == "async":
-        assert text_and_log(way, router)[0] == BACKUP
+    router = lab.router(accept=accept)
+    if lab.way.is_async and verdict == "async":
+        assert lab.ask(router)[0] == BACKUP
         return
-    error = error_of(way, router)
+    error = lab.error(router)
 
     assert isinstance(error, TypeError)
     is_async = "accept is async, and this is a sync call"
@@ -174,15 +170,12 @@ def test_a_verdict_of_another_type_is_an_error(
     assert (is_async if verdict == "async" else expected) in str(error)
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
-def test_a_failure_before_the_answer_is_as_ever(
-    way: Way, gateway: FaultyGateway
-) -> None:
+def test_a_failure_before_the_answer_is_as_ever(lab: Lab) -> None:
     """`accept` is asked only of answers that are whole."""
-    gateway.script(Status(503))
-    router = router_of(gateway, accept=no_sorry, failover_on={"rejected": "failover"})
+    lab.gateway.script(Status(503))
+    router = lab.router(accept=no_sorry, failover_on={"rejected": "failover"})
 
-    text, lines = text_and_log(way, router)
+    text, lines = lab.ask(router)
 
     assert text == BACKUP
     assert [outcome for outcome, _ in lines] == ["unavailable", "rejected", "ok"]
@@ -199,22 +192,19 @@ LENGTHS = [
 ]
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("reason", LENGTHS)
-def test_an_answer_that_a_limit_cut_passes_by_default(
-    way: Way, gateway: FaultyGateway, reason: str
-) -> None:
+def test_an_answer_that_a_limit_cut_passes_by_default(lab: Lab, reason: str) -> None:
     """`failover_on={"length": ...}` leaves the route, in each provider's words."""
-    gateway.always(Answer("I am", finish_reason=reason))
-    assert text_and_log(way, router_of(gateway)) == ("I am", [("ok", None)])
+    lab.gateway.always(Answer("I am", finish_reason=reason))
+    assert lab.ask(lab.router()) == ("I am", [("ok", None)])
 
     for rule in ("length", LengthLimitError):
-        router = router_of(gateway, failover_on={rule: "failover"})
-        text, lines = text_and_log(way, router)
+        router = lab.router(failover_on={rule: "failover"})
+        text, lines = lab.ask(router)
         assert (text, lines) == (BACKUP, [("length", None), ("ok", None)])
 
-    router = router_of(gateway, failover_on=[lambda _: None, {"length": "raise"}])
-    error = error_of(way, router)
+    router = lab.router(failover_on=[lambda _: None, {"length": "raise"}])
+    error = lab.error(router)
     assert isinstance(error, LengthLimitError)
     assert repr(reason) in str(error)
     assert error.raw_message is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import pytest
@@ -13,7 +14,6 @@ from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage
 from langchain_core.tools import tool
-from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, Field
 from pydantic.v1 import BaseModel as OldBaseModel
 
@@ -33,10 +33,10 @@ from langchain_retryrouter.testing import (
     Status,
     ToolCall,
 )
+from tests.support.models import chat_openai
 
 from .anthropic_wire import ANSWER
 from .models import chat_anthropic
-from .models import chat_openai as with_kept_connections
 
 
 class Person(BaseModel):
@@ -61,6 +61,7 @@ class OldPerson(OldBaseModel):
 
 SCHEMA = {**Person.model_json_schema(), "title": "Person"}
 FITS = '{"name": "Ada", "born": 1815}'
+ADA = Person(name="Ada", born=1815)
 MISFITS = [
     '{"name": "Ada"}',
     '{"name": "Ada", "born": "soon"}',
@@ -101,18 +102,36 @@ def backup() -> Iterator[FaultyGateway]:
         yield gateway
 
 
-def chat_openai(gateway: FaultyGateway, **fields: Any) -> ChatOpenAI:
-    """`ChatOpenAI` at a gateway, which leaves no connection open."""
-    headers = {"connection": "close"}
-    return with_kept_connections(gateway, default_headers=headers, **fields)
-
-
 def router_of(*routes: Any, **fields: Any) -> RetryRouter:
     return RetryRouter(
         routes=list(routes),
         clock=FakeClock(),
         **{"retry_policy": RetryPolicy(max_retries=2), **fields},
     )
+
+
+@dataclass
+class Env:
+    """Routers over one provider or two, which are asked in one of the public ways."""
+
+    way: str
+    gateway: FaultyGateway
+    backup: FaultyGateway
+
+    def router(self, *, both: bool = False, **fields: Any) -> RetryRouter:
+        gateways = [self.gateway, self.backup] if both else [self.gateway]
+        return router_of(*map(chat_openai, gateways), **fields)
+
+    def ask(self, chain: Any) -> Any:
+        return ask(self.way, chain)
+
+
+@pytest.fixture(params=WAYS)
+def env(
+    request: pytest.FixtureRequest, gateway: FaultyGateway, backup: FaultyGateway
+) -> Env:
+    """Run the test in each way."""
+    return Env(request.param, gateway, backup)
 
 
 def sent_to(gateway: FaultyGateway) -> list[dict[str, Any]]:
@@ -126,21 +145,18 @@ def call_of(args: str, name: str = "Person") -> Answer:
 # --- how routes are asked ---
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_each_route_is_asked_in_its_own_way(
-    way: str, gateway: FaultyGateway, backup: FaultyGateway
-) -> None:
+def test_each_route_is_asked_in_its_own_way(env: Env) -> None:
     """By the provider's format where the profile says so, by a tool otherwise."""
-    gateway.always(Status(401))
-    backup.always(call_of(FITS))
-    by_tool = chat_openai(backup).model_copy(update={"profile": {}})
-    router = router_of(chat_openai(gateway), by_tool)
+    env.gateway.always(Status(401))
+    env.backup.always(call_of(FITS))
+    by_tool = chat_openai(env.backup).model_copy(update={"profile": {}})
+    router = router_of(chat_openai(env.gateway), by_tool)
 
-    assert ask(
-        way, router.with_structured_output(Person)
-    ) == Person.model_validate_json(FITS)
+    assert env.ask(router.with_structured_output(Person)) == Person.model_validate_json(
+        FITS
+    )
 
-    (native,), (tools,) = sent_to(gateway), sent_to(backup)
+    (native,), (tools,) = sent_to(env.gateway), sent_to(env.backup)
     assert native["response_format"]["json_schema"]["name"] == "Person"
     assert "tools" not in native
     assert tools["tool_choice"]["function"]["name"] == "Person"
@@ -166,26 +182,23 @@ def test_anthropic_is_asked_in_its_own_way(
 
     chain = router_of(model).with_structured_output(Person)
 
-    assert ask("invoke", chain) == Person(name="Ada", born=1815)
+    assert ask("invoke", chain) == ADA
     (sent,) = sent_to(gateway)
     assert ("output_config" in sent) is has_format
     assert ("tool_choice" in sent) is not has_format
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_provider_that_refuses_the_format_is_asked_by_a_tool(
-    way: str, gateway: FaultyGateway
-) -> None:
+def test_a_provider_that_refuses_the_format_is_asked_by_a_tool(env: Env) -> None:
     """The format was not the caller's idea; later calls begin with the tool."""
     no = "Invalid schema for response_format 'Person': In context=()"
-    gateway.script(Status(400, message=no), call_of(FITS), call_of(FITS))
-    chain = router_of(chat_openai(gateway)).with_structured_output(Person)
+    env.gateway.script(Status(400, message=no), call_of(FITS), call_of(FITS))
+    chain = env.router().with_structured_output(Person)
 
     with pytest.warns(UserWarning, match="Invalid schema"):
-        assert ask(way, chain) == Person(name="Ada", born=1815)
-    assert ask(way, chain) == Person(name="Ada", born=1815)
+        assert env.ask(chain) == ADA
+    assert env.ask(chain) == ADA
 
-    assert ["tools" in sent for sent in sent_to(gateway)] == [False, True, True]
+    assert ["tools" in sent for sent in sent_to(env.gateway)] == [False, True, True]
 
 
 @pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
@@ -207,7 +220,7 @@ def test_a_method_holds_for_every_route_or_is_refused(
 
     chain = router.with_structured_output(Person, method=method)
 
-    assert ask("invoke", chain) == Person(name="Ada", born=1815)
+    assert ask("invoke", chain) == ADA
     (sent,) = sent_to(gateway)
     assert ("tools" in sent) is (method == "function_calling")
 
@@ -222,7 +235,7 @@ def test_strict_is_honoured_by_every_route_or_refused(gateway: FaultyGateway) ->
     use = {"type": "tool_use", "id": "t", "name": "Person", "input": json.loads(FITS)}
     gateway.respond("/v1/messages", {**ANSWER, "content": [use]})
 
-    assert ask("invoke", chain) == Person(name="Ada", born=1815)
+    assert ask("invoke", chain) == ADA
     first, second = sent_to(gateway)
     assert first["tools"][0]["function"]["strict"] is True
     assert second["tools"][0]["strict"] is True
@@ -233,15 +246,12 @@ def test_strict_is_honoured_by_every_route_or_refused(gateway: FaultyGateway) ->
         router.with_structured_output(Person, method="json_schema", strict=True)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_class_of_pydantic_1_is_a_schema_too(
-    way: str, gateway: FaultyGateway
-) -> None:
+def test_a_class_of_pydantic_1_is_a_schema_too(env: Env) -> None:
     """As in LangChain's own integrations; what does not fit it is repaired."""
-    gateway.script(Answer("{}"), Answer('{"name": "Ada"}'))
-    chain = router_of(chat_openai(gateway)).with_structured_output(OldPerson)
-    assert ask(way, chain) == OldPerson(name="Ada")
-    assert len(gateway.requests) == 2
+    env.gateway.script(Answer("{}"), Answer('{"name": "Ada"}'))
+    chain = env.router().with_structured_output(OldPerson)
+    assert env.ask(chain) == OldPerson(name="Ada")
+    assert len(env.gateway.requests) == 2
 
 
 @pytest.mark.parametrize(
@@ -298,20 +308,17 @@ def test_a_model_is_shown_its_mistake_once(
     assert "Fix this" in shown[-1]["content"]
 
 
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("method", ["auto", "function_calling"])
-def test_a_model_that_repeats_its_mistake_is_left(
-    way: str, gateway: FaultyGateway, backup: FaultyGateway, method: Any
-) -> None:
+def test_a_model_that_repeats_its_mistake_is_left(env: Env, method: Any) -> None:
     """Each route gets one repair, and the next one the caller's own prompt only."""
-    gateway.always(Answer(MISFITS[0]))
-    router = router_of(chat_openai(gateway), chat_openai(backup))
+    env.gateway.always(Answer(MISFITS[0]))
+    router = env.router(both=True)
     chain = router.with_structured_output(Person, method=method)
 
-    assert ask(way, chain) == Person(name="Ada", born=1815)
+    assert env.ask(chain) == ADA
 
-    assert len(gateway.requests) == 2
-    (sent,) = sent_to(backup)
+    assert len(env.gateway.requests) == 2
+    (sent,) = sent_to(env.backup)
     assert len(sent["messages"]) == 1
 
 
@@ -341,63 +348,48 @@ def test_there_is_never_a_silent_none(
     assert len(gateway.requests) == 2
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_include_raw_has_the_message_of_a_good_answer(
-    way: str, gateway: FaultyGateway, backup: FaultyGateway
-) -> None:
+def test_include_raw_has_the_message_of_a_good_answer(env: Env) -> None:
     """With its attempt log, after a failover; other errors are raised."""
-    gateway.always(Status(503))
-    router = router_of(chat_openai(gateway), chat_openai(backup))
-    found = ask(way, router.with_structured_output(Person, include_raw=True))
+    env.gateway.always(Status(503))
+    router = env.router(both=True)
+    found = env.ask(router.with_structured_output(Person, include_raw=True))
 
-    assert (found["parsed"], found["parsing_error"]) == (
-        Person(name="Ada", born=1815),
-        None,
-    )
+    assert (found["parsed"], found["parsing_error"]) == (ADA, None)
     log = found["raw"].response_metadata["retryrouter"]
     assert [line["outcome"] for line in log["attempts"]] == ["unavailable"] * 3 + ["ok"]
 
-    failing = router_of(chat_openai(gateway))
+    failing = env.router()
     with pytest.raises(UnavailableError):
-        ask(way, failing.with_structured_output(Person, include_raw=True))
+        env.ask(failing.with_structured_output(Person, include_raw=True))
 
 
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("method", ["json_schema", "json_mode"])
-def test_an_object_that_a_limit_cut_leaves_the_route(
-    way: str, gateway: FaultyGateway, backup: FaultyGateway, method: Any
-) -> None:
+def test_an_object_that_a_limit_cut_leaves_the_route(env: Env, method: Any) -> None:
     """The same limit would cut it again; if no route is left, the error says so."""
-    gateway.always(Answer('{"name": "Ad', finish_reason="length"))
-    router = router_of(chat_openai(gateway), chat_openai(backup))
+    env.gateway.always(Answer('{"name": "Ad', finish_reason="length"))
+    router = env.router(both=True)
     chain = router.with_structured_output(Person, method=method)
-    assert ask(way, chain) == Person(name="Ada", born=1815)
-    assert len(gateway.requests) == 1
+    assert env.ask(chain) == ADA
+    assert len(env.gateway.requests) == 1
 
-    alone = router_of(chat_openai(gateway)).with_structured_output(
-        Person, method=method
-    )
+    alone = env.router().with_structured_output(Person, method=method)
     with pytest.raises(LengthLimitError):
-        ask(way, alone)
+        env.ask(alone)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_refusal_is_raised(way: str, gateway: FaultyGateway) -> None:
+def test_a_refusal_is_raised(env: Env) -> None:
     """A filtered answer is no mistake of the model's, and is not retried."""
-    gateway.always(Answer("", finish_reason="content_filter"))
-    chain = router_of(chat_openai(gateway)).with_structured_output(Person)
+    env.gateway.always(Answer("", finish_reason="content_filter"))
+    chain = env.router().with_structured_output(Person)
     with pytest.raises(ContentFilterError):
-        ask(way, chain)
-    assert len(gateway.requests) == 1
+        env.ask(chain)
+    assert len(env.gateway.requests) == 1
 
 
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("names_it", [True, False])
-def test_accept_judges_the_object_too(
-    way: str, gateway: FaultyGateway, backup: FaultyGateway, *, names_it: bool
-) -> None:
+def test_accept_judges_the_object_too(env: Env, *, names_it: bool) -> None:
     """It gets the object as a second argument, or as `parsed`."""
-    gateway.always(Answer('{"name": "Bob", "born": 1815}'))
+    env.gateway.always(Answer('{"name": "Bob", "born": 1815}'))
 
     def by_place(message: AIMessage, person: Any) -> bool | str:
         assert message.text
@@ -407,13 +399,13 @@ def test_accept_judges_the_object_too(
         return by_place(message, parsed)
 
     router = router_of(
-        Route(model=chat_openai(gateway), name="first"),
-        chat_openai(backup),
+        Route(model=chat_openai(env.gateway), name="first"),
+        chat_openai(env.backup),
         accept=by_name if names_it else by_place,
     )
-    found = ask(way, router.with_structured_output(Person, include_raw=True))
+    found = env.ask(router.with_structured_output(Person, include_raw=True))
 
-    assert found["parsed"] == Person(name="Ada", born=1815)
+    assert found["parsed"] == ADA
     log = found["raw"].response_metadata["retryrouter"]["attempts"]
     assert [line.get("reason") for line in log] == ["not Bob"] * 3 + [None]
 
@@ -493,5 +485,5 @@ def test_an_agents_answer_fits_its_format(
 
     found = asyncio.run(agent.ainvoke(asked)) if is_async else agent.invoke(asked)
 
-    assert found["structured_response"] == Person(name="Ada", born=1815)
+    assert found["structured_response"] == ADA
     assert len(backup.requests) == 3
