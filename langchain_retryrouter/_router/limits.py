@@ -102,15 +102,15 @@ class CallCosts:
         self._request = request
         self._means = means
         self._max_cost = max_cost
-        held = held_limits()
+        given = [
+            [one for one in (limit, route.spend_limit) if one is not None]
+            for route in routes
+        ]
+        held = held_limits() if any(given) else ()
         # Each once, and none that pays for the attempt that this call is a part of.
         self.limits = [
-            [
-                one
-                for one in dict.fromkeys((limit, route.spend_limit))
-                if one is not None and one not in held
-            ]
-            for route in routes
+            [one for one in dict.fromkeys(limits) if one not in held]
+            for limits in given
         ]
         # Whether an attempt may be refused since it is too expensive.
         self.is_limited = max_cost is not None or any(self.limits)
@@ -238,6 +238,8 @@ def rate_limits_of(
     """The rate limits of the routes of a call, if there are any."""
     shared = [] if everywhere is None else [everywhere]
     limits = [[*shared, *route.rate_limits] for route in routes]
+    if not any(limits):
+        return None
 
     @functools.cache
     def size(position: int) -> Size:
