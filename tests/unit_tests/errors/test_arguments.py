@@ -108,6 +108,9 @@ MISTAKES: Final[dict[str, Any]] = {
     ),
     "key for an address": lambda: GPTRouter(**GATEWAY, gpt_router_api_base=KEY),
     "config": lambda: RetryRouter.from_config({"routes": [], "api_key": KEY}),
+    "no data": lambda: RetryRouter(
+        routes=[CARELESS], metadata={"key": KEY, "other": object()}
+    ).to_config(),
     "config with a store": lambda: RetryRouter.from_config(
         {"routes": ["openai:m"], "store": URL}
     ),
