@@ -462,11 +462,6 @@ def ask(env: Env, llm: Any, prompt: Any, way: str, **options: Any) -> Any:
     return env.invoke(llm, prompt, **options)
 
 
-def models_asked(env: Env) -> list[list[str]]:
-    data = [request.payload["data"] for request in env.gateway.requests]
-    return [[entry["modelName"] for entry in entries] for entries in data]
-
-
 @pytest.mark.parametrize("way", ["invoke", "stream"])
 @pytest.mark.parametrize("name", LOST)
 def test_a_completion_model_is_skipped_if_it_would_not_be_told_all(
@@ -480,7 +475,7 @@ def test_a_completion_model_is_skipped_if_it_would_not_be_told_all(
     answer = ask(env, llm, prompt, way, **options)
 
     assert answer.content == STUB_TEXT
-    assert models_asked(env) == [["gpt-4-0613"]] * 2
+    assert asked(env) == [["gpt-4-0613"]] * 2
     assert attempts_of(answer) == [
         ("claude-2", "skipped"),
         ("gpt-3.5-turbo-instruct", "skipped"),
@@ -519,7 +514,7 @@ def test_several_answers_of_a_completion_model_are_refused(env: Env) -> None:
     other = env.llm(models_priority_list=[CLAUDE, GPT_4], n=2)
     generations = env.generate(other, [[HumanMessage("hi")]]).generations
     assert len(generations[0]) == 2
-    assert models_asked(env) == [["gpt-4-0613"]]
+    assert asked(env) == [["gpt-4-0613"]]
 
 
 def test_an_error_of_the_other_models_says_which_was_skipped(env: Env) -> None:
@@ -531,7 +526,7 @@ def test_an_error_of_the_other_models_says_which_was_skipped(env: Env) -> None:
         env.invoke(llm.bind_tools([WEATHER]), "hi")
 
     assert "claude-2 (skipped)" in caught.value.__notes__[0]
-    assert models_asked(env) == [["gpt-4-0613"]] * 2
+    assert asked(env) == [["gpt-4-0613"]] * 2
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -617,7 +612,7 @@ def test_an_answer_shows_that_a_model_was_not_given_the_tools(
         ("gpt-4-0613", "ok"),
     ]
     assert attempts_of(answers[1]) == [("mistral-7b", "skipped"), ("gpt-4-0613", "ok")]
-    assert models_asked(env)[1:] == [["gpt-4-0613"]] * 2
+    assert asked(env)[1:] == [["gpt-4-0613"]] * 2
     assert any("mistral-7b cannot answer" in line for line in caplog.messages)
 
     only = env.llm(models_priority_list=[MISTRAL])

@@ -53,6 +53,8 @@ from tests.support.models import KEY, gpt_router
 from .conftest import SHORT, TEXT, Pair, both_ways
 from .frames import sum_of, text_of
 
+FILTERED = Status(400, error_code="content_filter")
+
 
 def told(message: Any) -> list[tuple[str, str]]:
     """Route and outcome of each line of the ledger."""
@@ -333,11 +335,18 @@ def test_a_broken_stream_is_continued(
     assert summed.response_metadata["model_name"] == "second"
 
 
-def test_another_answer_is_not_stitched_to_the_first(pair: Pair) -> None:
-    """An answer that begins otherwise cannot go on; the first failure is told."""
+@pytest.mark.parametrize(
+    ("step", "told_of_second"),
+    [(Answer("uno dos tres"), "another answer"), (Status(400), "400")],
+    ids=["another-answer", "prefill-refused"],
+)
+def test_the_first_failure_is_told_if_nobody_goes_on(
+    pair: Pair, step: Step, told_of_second: str
+) -> None:
+    """Neither another answer nor a 400 to a continuation, which is ours, hides it."""
     pair.primary.always(Cut(after=2))
-    pair.backup.always(Answer("uno dos tres"))
-    router = continuing(pair)
+    pair.backup.always(step)
+    router = continuing(pair, supports_prefill=isinstance(step, Status))
     chunks: list[Any] = []
 
     with pytest.raises(StreamInterruptedError) as caught:
@@ -345,20 +354,7 @@ def test_another_answer_is_not_stitched_to_the_first(pair: Pair) -> None:
 
     assert caught.value.route == "first"
     assert caught.value.delivered == text_of(chunks) == "one two"
-    assert "another answer" in "".join(map(str, caught.value.others))
-
-
-def test_a_prefill_that_is_refused_never_hides_the_first_failure(pair: Pair) -> None:
-    """A 400 to a continuation is ours; the error is that of the stream that broke."""
-    pair.primary.always(Cut(after=2))
-    pair.backup.always(Status(400))
-    router = continuing(pair, supports_prefill=True)
-
-    with pytest.raises(StreamInterruptedError) as caught:
-        pair.twin.stream(router, "hi")
-
-    assert caught.value.route == "first"
-    assert caught.value.delivered == "one two"
+    assert told_of_second in "".join(map(str, caught.value.others))
 
 
 def test_a_stream_may_break_more_than_once(pair: Pair) -> None:
@@ -423,28 +419,38 @@ def test_whoever_speaks_first_is_heard(
     assert [line["route"] for line in lines if "usage" in line] == [served]
 
 
-def test_when_both_fail_the_first_speaks(pair: Pair) -> None:
-    """A race that nobody wins is lost with the first route's error."""
-    pair.primary.always(Silence(3 * SHORT))  # which ends in a closed connection
-    pair.backup.always(Status(503))
-    router = pair.router(hedge_after=SHORT, retry_policy=RetryPolicy(max_retries=0))
+@pytest.mark.parametrize(
+    ("first", "second", "policy", "error"),
+    [
+        # The silence ends in a closed connection.
+        (Silence(3 * SHORT), Status(503), {}, APIConnectionError),
+        (SlowFirstToken(5), FILTERED, {}, ContentFilterError),
+        (Silence(5), Silence(5), {"first_token_timeout": 5 * SHORT}, APITimeoutError),
+    ],
+    ids=["both-fail", "refusal", "both-silent"],
+)
+def test_a_race_that_nobody_wins(
+    pair: Pair,
+    first: Step,
+    second: Step,
+    policy: dict[str, Any],
+    error: type[RetryRouterError],
+) -> None:
+    """The first route's error is told; a refusal ends a race, as the limit does."""
+    pair.primary.always(first)
+    pair.backup.always(second)
+    router = pair.router(
+        hedge_after=2 * SHORT if policy else SHORT,
+        retry_policy=RetryPolicy(max_retries=0, **policy),
+    )
 
-    with pytest.raises(APIConnectionError) as caught:
+    with pytest.raises(error) as caught:
         pair.twin.stream(router, "hi")
 
-    assert caught.value.route == "first"
-    assert pair.asked() == (1, 1)
-
-
-def test_a_refusal_ends_a_race(pair: Pair) -> None:
-    """It is an answer: another route that is still silent is not waited for."""
-    pair.primary.always(SlowFirstToken(5))
-    pair.backup.always(Status(400, error_code="content_filter"))
-
-    with pytest.raises(ContentFilterError) as caught:
-        pair.twin.stream(pair.router(hedge_after=SHORT), "hi")
-
-    assert caught.value.route == "second"
+    if policy:
+        assert "no first token within" in str(caught.value)
+    else:
+        assert caught.value.route == ("second" if second is FILTERED else "first")
     assert pair.asked() == (1, 1)
 
 
@@ -463,19 +469,6 @@ def test_the_losers_connection_is_closed(pair: Pair) -> None:
             await client.aclose()
 
     asyncio.run(run())
-    assert pair.asked() == (1, 1)
-
-
-def test_a_hedged_stream_keeps_its_limits(pair: Pair) -> None:
-    """When both say nothing the first-token limit ends the attempt, for both."""
-    pair.primary.always(Silence(5))
-    pair.backup.always(Silence(5))
-    policy = RetryPolicy(max_retries=0, first_token_timeout=5 * SHORT)
-    router = pair.router(hedge_after=2 * SHORT, retry_policy=policy)
-
-    with pytest.raises(APITimeoutError, match="no first token within"):
-        pair.twin.stream(router, "hi")
-
     assert pair.asked() == (1, 1)
 
 
@@ -568,19 +561,14 @@ def test_usage_is_counted_once_and_for_whoever_served(pair: Pair) -> None:
     pair.primary.always(Status(503))
     second = pair.ask(router, "hi", {"callbacks": [usage]})
 
-    assert {
-        name: counted["total_tokens"] for name, counted in usage.usage_metadata.items()
-    } == {
-        "first": first.usage_metadata["total_tokens"],
-        "second": second.usage_metadata["total_tokens"],
-    }
+    for name, answer in ("first", first), ("second", second):
+        tokens = answer.usage_metadata["total_tokens"]
+        assert usage.usage_metadata[name]["total_tokens"] == tokens
+    assert len(usage.usage_metadata) == 2
     lines = second.response_metadata["retryrouter"]["attempts"]
-    assert [line.get("usage", {}).get("total_tokens") for line in lines] == [
-        None,
-        None,
-        None,
-        second.usage_metadata["total_tokens"],
-    ]
+    counted = [line["usage"]["total_tokens"] for line in lines if "usage" in line]
+    assert ["usage" in line for line in lines] == [False, False, False, True]
+    assert counted == [second.usage_metadata["total_tokens"]]
 
 
 # --- any chat model ---
@@ -666,39 +654,34 @@ TOOL = {
 # --- construction ---
 
 
-@pytest.mark.parametrize(
-    ("fields", "error"),
-    [
-        ({"routes": []}, "at least 1 item"),
-        ({"routes": 5}, "a list of chat models or Routes, not 5"),
-        ({"strategy": "best"}, "'priority', 'weighted', 'least_latency'"),
-        ({"failover_on": {"bad_luck": "failover"}}, "failover_on"),
-        ({"max_price": 1.0}, "route 'first' has no output_price"),
-        ({"retries": 3}, "retries"),
-        ({"max_retries": 3}, r"retry_policy=RetryPolicy\(max_retries=3\)"),
-        ({"breaker": CircuitBreaker()}, "breaker_settings={'failure_threshold': 5}"),
-        ({"breaker_settings": CircuitBreaker()}, "must be numbers of CircuitBreaker"),
-        ({"breaker_settings": {"threshold": 5}}, "'threshold'"),
-        ({"breaker_settings": {"failure_threshold": 0}}, "failure_threshold must be"),
-    ],
-    ids=[
-        "none",
-        "number",
-        "strategy",
-        "kind",
-        "price",
-        "unknown",
-        "max_retries",
-        "breaker",
-        "breaker-object",
-        "breaker-name",
-        "breaker-value",
-    ],
-)
-def test_what_cannot_be_routed_is_refused(
-    pair: Pair, fields: dict[str, Any], error: str
-) -> None:
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "none": ({"routes": []}, "at least 1 item"),
+    "number": ({"routes": 5}, "a list of chat models or Routes, not 5"),
+    "strategy": ({"strategy": "best"}, "'priority', 'weighted', 'least_latency'"),
+    "kind": ({"failover_on": {"bad_luck": "failover"}}, "failover_on"),
+    "price": ({"max_price": 1.0}, "route 'first' has no output_price"),
+    "unknown": ({"retries": 3}, "retries"),
+    "max_retries": ({"max_retries": 3}, r"retry_policy=RetryPolicy\(max_retries=3\)"),
+    "breaker": (
+        {"breaker": CircuitBreaker()},
+        "breaker_settings={'failure_threshold': 5}",
+    ),
+    "breaker-object": (
+        {"breaker_settings": CircuitBreaker()},
+        "must be numbers of CircuitBreaker",
+    ),
+    "breaker-name": ({"breaker_settings": {"threshold": 5}}, "'threshold'"),
+    "breaker-value": (
+        {"breaker_settings": {"failure_threshold": 0}},
+        "failure_threshold must be",
+    ),
+}
+
+
+@pytest.mark.parametrize("row", REFUSED)
+def test_what_cannot_be_routed_is_refused(pair: Pair, row: str) -> None:
     """A router that could not do what it is told is not built."""
+    fields, error = REFUSED[row]
     with pytest.raises(ValidationError, match=error):
         pair.router(**fields)
 
