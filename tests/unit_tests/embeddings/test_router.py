@@ -496,8 +496,6 @@ def test_an_empty_budget_sends_no_retry(places: Places) -> None:
 def test_the_deadline_is_for_all_batches(places: Places) -> None:
     """No wait begins that would outlast it, and no batch begins after it."""
     policy = RetryPolicy(max_retries=9, initial_delay=4, jitter=False, deadline=10)
-    for gateway in places.gateways:
-        gateway.script(*[Status(503)] * 2, *[vectors([0.5] * 8)] * 3)
     router = places.router(max_batch_size=1, max_concurrency=1, retry_policy=policy)
     for gateway in places.gateways:
         gateway.script(Status(503), vectors([0.5] * 8), Status(503), Status(503))

@@ -338,9 +338,6 @@ def test_one_failed_chunk_ends_the_others(env: Env) -> None:
         assert texts_of(env.gateway) == [["right"], ["wrong"]]
 
 
-# --- fields ---
-
-
 # --- construction ---
 
 

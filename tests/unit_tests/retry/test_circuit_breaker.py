@@ -297,20 +297,31 @@ def test_a_forked_process_admits_its_own_probe(clock: FakeClock) -> None:
     assert breaker.state is CLOSED
 
 
-def test_a_fork_while_a_thread_has_the_lock() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "method", "value"),
+    [
+        ("clock=Clock()", "random", "0.5"),
+        ("name='p', store=MemoryStore(clock=Clock())", "monotonic", "time.monotonic()"),
+    ],
+    ids=["breaker", "store"],
+)
+def test_a_fork_while_a_thread_has_the_lock(
+    arguments: str, method: str, value: str
+) -> None:
     """The child goes on, though the thread that had the lock is not there."""
-    code = """
+    code = f"""
 import os, signal, threading, time
 from langchain_retryrouter import CircuitBreaker
+from langchain_retryrouter.stores import MemoryStore
 begun = threading.Event()
 class Clock:
-    def random(self):
+    monotonic = staticmethod(time.monotonic)
+    def {method}(self):
         if threading.current_thread().daemon:
             begun.set()
             threading.Event().wait()
-        return 0.5
-    monotonic = staticmethod(time.monotonic)
-breaker = CircuitBreaker(clock=Clock())
+        return {value}
+breaker = CircuitBreaker({arguments})
 threading.Thread(target=breaker.open_for, args=(60,), daemon=True).start()
 begun.wait()
 child = os.fork()

@@ -273,34 +273,6 @@ def test_breakers_are_made_while_the_thread_works() -> None:
     store.close()
 
 
-def test_a_fork_while_a_thread_uses_a_store_in_memory() -> None:
-    """The child goes on, though the thread had the store's lock and is not there."""
-    code = """
-import os, signal, threading, time
-from langchain_retryrouter import CircuitBreaker
-from langchain_retryrouter.stores import MemoryStore
-begun = threading.Event()
-class Clock:
-    def monotonic(self):
-        if threading.current_thread().daemon:
-            begun.set()
-            threading.Event().wait()
-        return time.monotonic()
-breaker = CircuitBreaker(name="p", store=MemoryStore(clock=Clock()))
-threading.Thread(target=breaker.open_for, args=(60,), daemon=True).start()
-begun.wait()
-child = os.fork()
-if child == 0:
-    signal.alarm(5)
-    breaker.open_for(60)
-    os._exit(0 if breaker.is_open else 1)
-os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-    options = ["-W", "ignore::DeprecationWarning"]
-    done = subprocess.run([sys.executable, *options, "-c", code], check=False)
-    assert done.returncode == 0
-
-
 @pytest.mark.parametrize("name", ["memory", "redis"])
 def test_a_system_without_forks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stores can be imported on Windows."""
