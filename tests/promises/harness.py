@@ -25,9 +25,12 @@ from langchain_retryrouter import (
     GPTRouterModel,
     OpenAI,
     OpenAIChat,
+    RateLimit,
     RetryRouter,
     Route,
 )
+from langchain_retryrouter.rate_limits import Size
+from langchain_retryrouter.stores import MemoryStore
 from langchain_retryrouter.testing import STUB_TEXT, FakeClock, FaultyGateway
 from tests.support.models import KEY, chat_openai
 
@@ -162,6 +165,45 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     """Run on a loop with virtual time."""
     with asyncio.Runner(loop_factory=_VirtualLoop) as runner:
         return runner.run(main)
+
+
+async def limited_fleet(
+    processes: int, wanted: float, seconds: float, **numbers: Any
+) -> tuple[list[int], list[float]]:
+    """How much each process was admitted, and how long each admitted call waited.
+
+    Each wants so many a second, and nobody waits for more than 2 s.
+    """
+    clock = VirtualClock(1)
+    store = MemoryStore(clock=clock)
+    limits = [
+        RateLimit(**numbers, name="shared", store=store, clock=clock)
+        for _ in range(processes)
+    ]
+    admitted, waits = [0] * processes, list[float]()
+
+    async def call(at: int) -> None:
+        began = clock.monotonic()
+        one = await limits[at].areserve(Size(), 2.0)
+        if one is not None:
+            waits.append(clock.monotonic() - began)
+            admitted[at] += clock.monotonic() < seconds
+            await let_pass(0.05)
+            one.succeeded()
+
+    async def arrive(at: int) -> None:
+        rng = random.Random(at)  # noqa: S311 - seeded
+        while clock.monotonic() < seconds:
+            await let_pass(rng.expovariate(wanted))
+            calls.append(asyncio.create_task(call(at)))
+
+    calls: list[asyncio.Task[None]] = []
+    await asyncio.gather(*map(arrive, range(processes)))
+    for one in calls:
+        one.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    assert all(limit.waiting == 0 for limit in limits)
+    return admitted, waits
 
 
 class ScriptedModel(GenericFakeChatModel):

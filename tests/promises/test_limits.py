@@ -13,9 +13,9 @@ import pytest
 from langchain_retryrouter import RateLimit
 from langchain_retryrouter.failures import Failure, FailureKind
 from langchain_retryrouter.rate_limits import Size
-from langchain_retryrouter.stores import MemoryStore, RedisStore
+from langchain_retryrouter.stores import RedisStore
 from tests.promises.conftest import Figures
-from tests.promises.harness import VirtualClock, let_pass, run
+from tests.promises.harness import VirtualClock, let_pass, limited_fleet, run
 from tests.support.fleet import each, fleet
 from tests.support.redis_server import RedisServer
 
@@ -58,37 +58,9 @@ def test_a_fleet_keeps_a_limit_on_a_virtual_clock(
     """The same, whatever else the machine does: the first minute of all processes."""
     processes, a_second, seconds = (64, 600, 60) if is_long else (16, 80, 15)
 
-    async def main() -> list[int]:
-        clock = VirtualClock(1)
-        store = MemoryStore(clock=clock)
-        per_minute = 60 * a_second
-        limits = [
-            RateLimit(
-                requests_per_minute=per_minute, name="one", store=store, clock=clock
-            )
-            for _ in range(processes)
-        ]
-        counts = [0] * processes
-
-        async def call(at: int) -> None:
-            one = await limits[at].areserve(Size(), 2.0)
-            if one is not None:
-                counts[at] += clock.monotonic() < seconds
-                one.succeeded()
-
-        async def arrive(at: int) -> None:
-            rng = random.Random(at)  # noqa: S311 - seeded
-            while clock.monotonic() < seconds:
-                wanted = 1_280 / 600 * a_second / processes
-                await let_pass(rng.expovariate(wanted))
-                calls.append(asyncio.create_task(call(at)))
-
-        calls: list[asyncio.Task[None]] = []
-        await asyncio.gather(*map(arrive, range(processes)))
-        await asyncio.gather(*calls)
-        return counts
-
-    counts = run(main())
+    wanted = 1_280 / 600 * a_second / processes
+    numbers = {"requests_per_minute": 60 * a_second}
+    counts, _ = run(limited_fleet(processes, wanted, seconds, **numbers))
     share, fair = sum(counts) / (a_second * seconds), sum(counts) / processes
     figures.at_most(
         1.02, share, "of the limit is used from the start, virtual: at most"

@@ -266,30 +266,33 @@ def test_a_stream_that_is_held_back_is_repeated(pair: Pair, fault: Step) -> None
     assert pair.asked() == (3, 0)
 
 
-@pytest.mark.parametrize("recovery", ["error", "buffer", "continue"])
-def test_silence_before_the_first_token_is_left_at_once(
-    pair: Pair, recovery: str
+@pytest.mark.parametrize(
+    ("fault", "limits", "recovery"),
+    [
+        *(
+            (Silence(5), {"first_token_timeout": SHORT}, recovery)
+            for recovery in ("error", "buffer", "continue")
+        ),
+        # Held back, a stream has its stall limit from the first token on.
+        (
+            Stall(after=2, seconds=5),
+            {"stall_timeout": SHORT, "first_token_timeout": 4},
+            "buffer",
+        ),
+    ],
+)
+def test_silence_is_left_at_once(
+    pair: Pair, fault: Step, limits: dict[str, Any], recovery: str
 ) -> None:
     """A route that says nothing in time is asked once, and the next one answers."""
-    pair.primary.always(Silence(5))
-    policy = RetryPolicy(first_token_timeout=SHORT)
+    pair.primary.always(fault)
+    policy = RetryPolicy(**limits)
     router = pair.router(retry_policy=policy, stream_recovery=recovery)
 
     summed = sum_of(pair.twin.stream(router, "hi"))
 
     assert told(summed) == [("first", "timeout"), ("second", "ok")]
     assert pair.asked() == (1, 1)
-
-
-def test_a_stream_that_stalls_while_held_back_is_left(pair: Pair) -> None:
-    """With "buffer" the stall limit holds from the first token on, and fails over."""
-    pair.primary.always(Stall(after=2, seconds=5))
-    policy = RetryPolicy(stall_timeout=SHORT, first_token_timeout=4)
-    router = pair.router(retry_policy=policy, stream_recovery="buffer")
-
-    summed = sum_of(pair.twin.stream(router, "hi"))
-
-    assert told(summed) == [("first", "timeout"), ("second", "ok")]
 
 
 # --- continued ---

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import pickle
-import random  # noqa: TID251 - seeded
 from typing import Any
 
 import fakeredis
@@ -19,7 +17,7 @@ from langchain_retryrouter.rate_limits import Reservation, Size
 from langchain_retryrouter.stores import MemoryStore
 from langchain_retryrouter.stores.redis import script
 from langchain_retryrouter.testing import FakeClock, FaultyGateway
-from tests.promises.harness import VirtualClock, let_pass, run
+from tests.promises.harness import limited_fleet, run
 from tests.support.models import chat_openai
 
 ONE = Size()
@@ -29,48 +27,14 @@ def shared(store: Any, clock: Any, **numbers: Any) -> RateLimit:
     return RateLimit(**numbers, name="shared", store=store, clock=clock)
 
 
-async def fleet(
-    processes: int, wanted: float, seconds: float, **numbers: Any
-) -> tuple[list[int], list[float]]:
-    """How much each process was admitted, and how long each admitted call waited.
-
-    Each wants so many a second, and nobody waits for more than 2 s.
-    """
-    clock = VirtualClock(1)
-    store = MemoryStore(clock=clock)
-    limits = [shared(store, clock, **numbers) for _ in range(processes)]
-    admitted, waits = [0] * processes, list[float]()
-
-    async def call(at: int) -> None:
-        began = clock.monotonic()
-        one = await limits[at].areserve(ONE, 2.0)
-        if one is not None:
-            waits.append(clock.monotonic() - began)
-            admitted[at] += began < seconds
-            await let_pass(0.05)
-            one.succeeded()
-
-    async def arrive(at: int) -> None:
-        rng = random.Random(at)  # noqa: S311 - seeded
-        while clock.monotonic() < seconds:
-            await let_pass(rng.expovariate(wanted))
-            calls.append(asyncio.create_task(call(at)))
-
-    calls: list[asyncio.Task[None]] = []
-    await asyncio.gather(*map(arrive, range(processes)))
-    for one in calls:
-        one.cancel()
-    await asyncio.gather(*calls, return_exceptions=True)
-    assert all(limit.waiting == 0 for limit in limits)
-    return admitted, waits
-
-
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("per_minute", [600, 2_400])
 def test_a_fleet_gets_the_limit_in_equal_parts(per_minute: int, strict: bool) -> None:
     """Twice as much is wanted as there is: all of it is used, and nobody starves."""
     admitted, _ = run(
-        fleet(8, per_minute / 240, 20, requests_per_minute=per_minute, strict=strict)
+        limited_fleet(
+            8, per_minute / 240, 20, requests_per_minute=per_minute, strict=strict
+        )
     )
     limit = per_minute / 3
     burst = per_minute / 60 + 8  # A second's worth, and the first of each process.
@@ -81,7 +45,7 @@ def test_a_fleet_gets_the_limit_in_equal_parts(per_minute: int, strict: bool) ->
 
 def test_what_others_leave_is_used() -> None:
     """Below the limit nobody waits for long, whoever has how much to do."""
-    admitted, waits = run(fleet(4, 2.0, 30, requests_per_minute=1_200))
+    admitted, waits = run(limited_fleet(4, 2.0, 30, requests_per_minute=1_200))
     assert len(waits) >= sum(admitted) > 200
     assert sorted(waits)[int(len(waits) * 0.9)] < 0.01
 

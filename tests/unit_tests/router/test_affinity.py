@@ -475,21 +475,16 @@ def test_priority_stays_the_order_of_the_list() -> None:
     assert set(pins(router, 50)) == {"a"}
 
 
-def test_weights_alone_spread_conversations() -> None:
-    """A weight is meant, also where no strategy is named."""
+@pytest.mark.parametrize(
+    "fields",
+    [[{"weight": 1}] * 2, [{"tier": 0}, {"tier": 0}, {"tier": 1}]],
+    ids=["weights", "tiers"],
+)
+def test_weights_and_tiers_spread_conversations(fields: list[Any]) -> None:
+    """A weight alone is meant; keys of a tier have their own, the next tier none."""
     routes = [
-        Route(model=FakeListChatModel(responses=[name]), name=name, weight=1)
-        for name in "ab"
-    ]
-    router = RetryRouter(routes=routes, affinity="conversation")
-    assert set(pins(router, 50)) == {"a", "b"}
-
-
-def test_conversations_are_spread_within_tiers() -> None:
-    """The keys of a pool have their own conversations; the next tier has none."""
-    routes = [
-        Route(model=FakeListChatModel(responses=[name]), name=name, tier=tier)
-        for name, tier in (("a", 0), ("b", 0), ("c", 1))
+        Route(model=FakeListChatModel(responses=[name]), name=name, **given)
+        for name, given in zip("abc", fields, strict=False)
     ]
     router = RetryRouter(routes=routes, affinity="conversation")
     led = pins(router, 100)
