@@ -1,7 +1,5 @@
 """Plugins and settings of all tests."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import HealthCheck, settings
 

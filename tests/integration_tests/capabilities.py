@@ -1,7 +1,5 @@
 """What a `GPTRouter` can do, as properties of LangChain's standard tests."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What the integration tests share: a tool for agents, and expensive servers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

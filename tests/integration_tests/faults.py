@@ -1,7 +1,5 @@
 """Faults as steps of a `FaultyGateway`'s script, and their errors."""
 
-from __future__ import annotations
-
 from typing import Final
 
 from langchain_retryrouter import (

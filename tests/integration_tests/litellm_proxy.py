@@ -6,8 +6,6 @@ scripts. There is no database, no internet, and the proxy does not retry where a
 counts requests.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

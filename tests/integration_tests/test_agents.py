@@ -1,7 +1,5 @@
 """LangChain's agents over what fails: they end, and no tool runs twice."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import itemgetter

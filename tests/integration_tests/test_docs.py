@@ -1,7 +1,5 @@
 """The examples of docs/ and examples/ that the unit tests leave out."""
 
-from __future__ import annotations
-
 import runpy
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The OpenAI LLMs against LiteLLM's proxy, a server that we did not write."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

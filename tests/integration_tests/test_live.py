@@ -6,8 +6,6 @@ see pictures, as `NAME@PROVIDER`; `GPT_ROUTER_EDITION=public` leaves out what th
 published gateway does not support.
 """
 
-from __future__ import annotations
-
 import os
 
 import pytest

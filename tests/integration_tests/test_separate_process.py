@@ -1,7 +1,5 @@
 """The package against a gateway in a process of its own, as a user would run it."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """LangChain's standard integration tests of chat models, healthy and with faults."""
 
-from __future__ import annotations
-
 import json
 from base64 import b64encode
 from collections import Counter

@@ -1,7 +1,5 @@
 """The page of `retryrouter trace --html` in a real browser, headless Chromium."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

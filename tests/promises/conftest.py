@@ -1,7 +1,5 @@
 """The short and the long form, and the table of figures that a run prints."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any

@@ -4,8 +4,6 @@ All fields go to each model, so that a test can set the policy, the budget or th
 Worker processes import this module.
 """
 
-from __future__ import annotations
-
 import asyncio
 import random  # noqa: TID251 - seeded
 import selectors

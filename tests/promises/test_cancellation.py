@@ -1,7 +1,5 @@
 """A call that is cancelled, left or interrupted leaves nothing behind."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import gc

@@ -1,7 +1,5 @@
 """A call with a deadline is over at its deadline, whatever a server does."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import gc

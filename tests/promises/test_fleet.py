@@ -3,8 +3,6 @@
 Real processes, a real redis-server on a free port, real requests to a gateway here.
 """
 
-from __future__ import annotations
-
 import math
 import random  # noqa: TID251 - seeded
 import statistics

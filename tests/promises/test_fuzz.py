@@ -1,7 +1,5 @@
 """Whatever a server sends, the caller gets an answer or a RetryRouterError."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import multiprocessing

@@ -1,7 +1,5 @@
 """Rate limits: all of a limit is used and no more, by one process or by many."""
 
-from __future__ import annotations
-
 import asyncio
 import random  # noqa: TID251 - seeded
 import statistics

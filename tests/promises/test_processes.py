@@ -1,7 +1,5 @@
 """A model works wherever it is taken: processes, threads and event loops."""
 
-from __future__ import annotations
-
 import logging
 import multiprocessing
 import threading

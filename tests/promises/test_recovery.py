@@ -3,8 +3,6 @@
 Crowds of real calls run on a virtual clock, through a RetryRouter with one route.
 """
 
-from __future__ import annotations
-
 import asyncio
 import bisect
 import contextlib

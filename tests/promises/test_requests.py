@@ -1,7 +1,5 @@
 """What a provider is sent: no more requests than promised, and none to other hosts."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import itertools

@@ -1,7 +1,5 @@
 """Many calls, two in a hundred of which meet a fault: nothing hangs or grows."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import random  # noqa: TID251 - seeded

@@ -1,7 +1,5 @@
 """A stream that ends too early, wherever and however, is never a short answer."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import http.client

@@ -4,8 +4,6 @@
 result; `send` and `receive` are its halves, so that many workers can run at once.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import multiprocessing

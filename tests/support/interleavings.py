@@ -1,7 +1,5 @@
 """Random operations on shared records, in Redis and in Python, and their invariants."""
 
-from __future__ import annotations
-
 import json
 import random  # noqa: TID251 - seeded
 from typing import Any, Final

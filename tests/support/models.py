@@ -1,7 +1,5 @@
 """Chat models at a gateway, with made-up keys."""
 
-from __future__ import annotations
-
 from typing import Any, Final
 
 from langchain_openai import ChatOpenAI

@@ -1,7 +1,5 @@
 """What real providers send, for tests of RetryRouter and of the LLMs."""
 
-from __future__ import annotations
-
 import json
 import time
 from datetime import UTC, datetime

@@ -1,7 +1,5 @@
 """A real redis-server of a test, which can be killed, paused and restarted."""
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 import signal

@@ -5,8 +5,6 @@ agents run without a real model. Arguments come from the prompt: its quoted text
 and its numbers, in order. The rest is made up.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 What a user writes must be typed without casts, and as precisely as is true.
 """
 
-from __future__ import annotations
-
 from collections.abc import AsyncGenerator, Generator
 from typing import Any, assert_type
 

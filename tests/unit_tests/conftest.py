@@ -1,7 +1,5 @@
 """Fixtures of all unit tests: sync and async calls, and a clean environment."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Servers that take no request: listeners on the loopback, and no gateways."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import threading

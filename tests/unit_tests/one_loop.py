@@ -1,7 +1,5 @@
 """Calls of foreign models in one event loop, and the end of their connections."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field

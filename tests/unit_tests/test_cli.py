@@ -1,7 +1,5 @@
 """The command line: the demo, the gateway, the explanation."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

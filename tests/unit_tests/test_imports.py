@@ -1,7 +1,5 @@
 """The public names of the package, and which modules an import loads."""
 
-from __future__ import annotations
-
 import ast
 import os
 import pickle

@@ -3,8 +3,6 @@
 The real `langsmith` client posts batches of runs to a server on the loopback.
 """
 
-from __future__ import annotations
-
 import threading
 from collections import defaultdict
 from collections.abc import Iterator

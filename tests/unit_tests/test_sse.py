@@ -1,7 +1,5 @@
 """Server-sent events: the rules of the standard, however the network cuts the bytes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path

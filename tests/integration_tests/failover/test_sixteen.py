@@ -1,7 +1,5 @@
 """The sixteen faults of the public Failover Bench, at ten times the speed."""
 
-from __future__ import annotations
-
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor

@@ -1,7 +1,5 @@
 """Faults that the bench has no scenario for, and callers meet all the same."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any

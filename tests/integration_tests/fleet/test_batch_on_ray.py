@@ -1,7 +1,5 @@
 """`examples/batch_on_ray.py` with real Ray, a real Redis server and a sick provider."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """`retryrouter status` over a real Redis server."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

@@ -1,7 +1,5 @@
 """A real redis-server that dies, stops, is slow, full or empty, and real processes."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import multiprocessing

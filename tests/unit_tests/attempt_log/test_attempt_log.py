@@ -1,7 +1,5 @@
 """`AttemptLog`: read from whatever has a log, as text, SVG and numbers."""
 
-from __future__ import annotations
-
 import io
 import json
 from typing import Any

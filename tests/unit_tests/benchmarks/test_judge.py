@@ -1,7 +1,5 @@
 """The judge of the failover bench: every grade can be reached."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

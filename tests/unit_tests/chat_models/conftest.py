@@ -1,7 +1,5 @@
 """Models of a gateway that fails as scripted, on a clock that does not wait."""
 
-from __future__ import annotations
-
 import asyncio
 import warnings
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Streams for the gateway to answer with, and readers of their chunks."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

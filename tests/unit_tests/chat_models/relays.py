@@ -3,8 +3,6 @@
 They use sockets and a thread for each direction, enough for a few connections.
 """
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import ssl

@@ -1,7 +1,5 @@
 """Answers: their text, usage and metadata, whole, streamed, or odd in some place."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from typing import Any

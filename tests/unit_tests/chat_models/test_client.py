@@ -1,7 +1,5 @@
 """`llm.client`: a client of the SDK's class, or one that the user gives."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 import logging

@@ -3,8 +3,6 @@
 The gateway counts connections and says on which of them a request came.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import gc

@@ -4,8 +4,6 @@ Both models send the same messages to the same server, each in its own protocol.
 ours are different, a table says how and why.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 from typing import Any

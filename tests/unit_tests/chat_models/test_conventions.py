@@ -4,8 +4,6 @@ They hold for a `GPTRouter` whose gateway fails, for a `RetryRouter` whose first
 fails, and for the model of a route, which is asked below its public methods.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator

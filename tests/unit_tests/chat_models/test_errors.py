@@ -1,7 +1,5 @@
 """Errors of a call: which class they have, which are retried, and what they say."""
 
-from __future__ import annotations
-
 from itertools import product
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The list of models: which one is asked next when one of them cannot answer."""
 
-from __future__ import annotations
-
 import json
 import logging
 from typing import Any

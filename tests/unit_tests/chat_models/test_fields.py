@@ -1,7 +1,5 @@
 """Fields of a `GPTRouter`: what is refused, read, written and loaded."""
 
-from __future__ import annotations
-
 import json
 import time
 import warnings

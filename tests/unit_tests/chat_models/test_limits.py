@@ -3,8 +3,6 @@
 The limits are about a tenth of a second, on the real clock.
 """
 
-from __future__ import annotations
-
 import gc
 import time
 import warnings

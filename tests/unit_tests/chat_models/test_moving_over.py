@@ -4,8 +4,6 @@ Both call the same gateway. What they send and return is compared field by field
 differs on purpose is listed here, with its reason.
 """
 
-from __future__ import annotations
-
 import inspect
 import warnings
 from types import ModuleType

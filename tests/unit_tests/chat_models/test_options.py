@@ -1,7 +1,5 @@
 """Options of a call: how they reach the provider and the gateway, or are refused."""
 
-from __future__ import annotations
-
 from enum import Enum
 from typing import Any
 

@@ -4,8 +4,6 @@ The server counts the requests. Each handler gets each retry once, with the id o
 run, after the failed attempt and before the wait.
 """
 
-from __future__ import annotations
-
 import asyncio
 import warnings
 from collections import Counter

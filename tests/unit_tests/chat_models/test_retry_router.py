@@ -1,7 +1,5 @@
 """Several chat models as one: who answers, what is told, and what is never told."""
 
-from __future__ import annotations
-
 import asyncio
 import copy
 import json

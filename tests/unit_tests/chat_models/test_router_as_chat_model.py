@@ -1,7 +1,5 @@
 """What LangChain asks of a router as of any chat model: profile, tokens, traces."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """When a router leaves a route: silence, waits, open breakers, the caller's rules."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import math

@@ -1,7 +1,5 @@
 """LangChain's own unit tests of chat models, all of them."""
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

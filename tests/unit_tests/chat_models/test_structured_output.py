@@ -1,7 +1,5 @@
 """`with_structured_output`: its methods, forms of schemas, and parsing errors."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Annotated, Any
 

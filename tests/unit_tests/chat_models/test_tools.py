@@ -1,7 +1,5 @@
 """`bind_tools`: the tools that are sent, and the calls that come back."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

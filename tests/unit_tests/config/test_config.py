@@ -1,7 +1,5 @@
 """Routers from strings and files, and what is wrong with a file."""
 
-from __future__ import annotations
-
 import json
 import sys
 import tomllib

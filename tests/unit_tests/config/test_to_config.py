@@ -1,7 +1,5 @@
 """A router as data, without keys: `to_config`, and `dumps` of langchain-core."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The environment that the pages of docs/ assume."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

@@ -11,8 +11,6 @@ A block with a bare `await` runs in an event loop, as in a notebook. Three marks
   unit tests do not install; the integration tests run it.
 """
 
-from __future__ import annotations
-
 import ast
 import asyncio
 import contextlib

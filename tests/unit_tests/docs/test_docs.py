@@ -1,7 +1,5 @@
 """README and docs/: every Python example runs, every link leads somewhere."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

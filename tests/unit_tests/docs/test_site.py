@@ -1,7 +1,5 @@
 """What the docs site must hold, beyond what its strict build checks."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Embeddings of a gateway that fails as scripted, on a clock that does not wait."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol

@@ -1,7 +1,5 @@
 """Failing gateways: what is retried, what is not, what is shared, what is logged."""
 
-from __future__ import annotations
-
 import logging
 import time
 

@@ -1,7 +1,5 @@
 """`EmbeddingsRouter`: one vector for each text, of one model, while a route answers."""
 
-from __future__ import annotations
-
 import asyncio
 import copy
 import json

@@ -1,7 +1,5 @@
 """LangChain's own tests for embeddings, all of them, over a real server."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

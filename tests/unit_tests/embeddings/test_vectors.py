@@ -1,7 +1,5 @@
 """Requests for vectors and their answers: a vector for each text, or an error."""
 
-from __future__ import annotations
-
 import asyncio
 import copy
 import json

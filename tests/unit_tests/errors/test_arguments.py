@@ -1,7 +1,5 @@
 """What the public classes say of arguments that they refuse."""
 
-from __future__ import annotations
-
 import inspect
 import math
 import traceback

@@ -1,7 +1,5 @@
 """The tree of errors: what each class is to LangChain, the SDKs, and pickle."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 import re

@@ -1,7 +1,5 @@
 """Answers of any content: cut into pieces anywhere, or with any JSON in any place."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from typing import Any

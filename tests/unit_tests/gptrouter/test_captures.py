@@ -6,8 +6,6 @@ other means than the package's own: the server's own sum of a streamed text, the
 JSON of an answer, and a table for the errors.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The four models over a gateway that fails on cue, with a clock nobody waits for."""
 
-from __future__ import annotations
-
 import asyncio
 import functools
 import gc

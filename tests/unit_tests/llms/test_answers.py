@@ -1,7 +1,5 @@
 """A healthy answer, by every method of every class."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

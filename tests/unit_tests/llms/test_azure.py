@@ -1,7 +1,5 @@
 """Azure: addresses, deployments, versions and identities."""
 
-from __future__ import annotations
-
 import asyncio
 import warnings
 from typing import Any

@@ -1,7 +1,5 @@
 """`OpenAIChat`: a chat model as an LLM, whole on both majors of the SDK."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from contextvars import ContextVar

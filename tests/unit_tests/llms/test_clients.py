@@ -1,7 +1,5 @@
 """Connections: shared and pooled, one a process or event loop, closed in the end."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import copy

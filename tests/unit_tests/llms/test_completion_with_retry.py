@@ -1,7 +1,5 @@
 """`completion_with_retry` as a user calls it, with our clients or their own."""
 
-from __future__ import annotations
-
 import asyncio
 import inspect
 import ssl

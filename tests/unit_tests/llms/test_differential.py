@@ -6,8 +6,6 @@ with the reason; the test fails on any other difference, and on a listed one tha
 none.
 """
 
-from __future__ import annotations
-
 import ast
 import asyncio
 import importlib

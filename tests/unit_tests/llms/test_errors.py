@@ -1,7 +1,5 @@
 """What goes wrong, row by row: the error, its facts, and how often it was tried."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import re

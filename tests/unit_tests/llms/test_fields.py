@@ -1,7 +1,5 @@
 """The fields: names, aliases, variables, checks, and what is shown of them."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -3,8 +3,6 @@
 The limits are a tenth of a second or so: nothing here can be shown on a fake clock.
 """
 
-from __future__ import annotations
-
 import gc
 import socket
 import ssl

@@ -1,7 +1,5 @@
 """Retries: how many, seen by whom, after which wait, and who pays for them."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

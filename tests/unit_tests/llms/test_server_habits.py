@@ -1,7 +1,5 @@
 """What real servers do: errors in unusual places, early ends, refused parameters."""
 
-from __future__ import annotations
-
 import json
 from types import SimpleNamespace
 from typing import Any

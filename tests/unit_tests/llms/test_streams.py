@@ -1,7 +1,5 @@
 """Streams: an end that is an end, a connection that is freed, a watch over both."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import time

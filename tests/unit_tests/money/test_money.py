@@ -1,7 +1,5 @@
 """What calls cost, and limits for a call and for a period."""
 
-from __future__ import annotations
-
 import asyncio
 import copy
 import os

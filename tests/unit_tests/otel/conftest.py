@@ -1,7 +1,5 @@
 """Models of all kinds over a faulty gateway, and what OpenTelemetry records of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final

@@ -1,7 +1,5 @@
 """Beside other instrumentation: OpenInference's, and LangSmith by OpenTelemetry."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 from uuid import UUID

@@ -1,7 +1,5 @@
 """Metrics agree with what the server was sent, and the dashboard with the metrics."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

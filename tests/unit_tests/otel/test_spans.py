@@ -1,7 +1,5 @@
 """Spans equal the server's requests, in order, for every model and way to call it."""
 
-from __future__ import annotations
-
 import asyncio
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """`adaptive=True`: what a provider's headers and refusals change, and what not."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

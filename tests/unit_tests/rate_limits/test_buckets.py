@@ -1,7 +1,5 @@
 """`RateLimit` by itself: what it admits, takes, gives back, and refuses."""
 
-from __future__ import annotations
-
 import copy
 import math
 import pickle

@@ -1,7 +1,5 @@
 """`rate_limit` of every class: reserve, wait, settle, and go to another route."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from dataclasses import dataclass

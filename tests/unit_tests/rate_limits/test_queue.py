@@ -1,7 +1,5 @@
 """The queue of a `RateLimit`: threads and loops in one line, and no permit lost."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import os

@@ -1,7 +1,5 @@
 """`RateLimit(store=)`: one limit for many processes, by leases; here without Redis."""
 
-from __future__ import annotations
-
 import json
 import pickle
 from typing import Any

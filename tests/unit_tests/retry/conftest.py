@@ -1,7 +1,5 @@
 """The sync and the async engine."""
 
-from __future__ import annotations
-
 import pytest
 
 from langchain_retryrouter.testing import FakeClock

@@ -3,8 +3,6 @@
 The events of a stream are `ChunkInfo`s, so the classifier is the identity.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import threading

@@ -1,7 +1,5 @@
 """A call is not failed while a route has attempts left; seen from outside."""
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Iterator

@@ -1,7 +1,5 @@
 """`call` and `acall`: which failures are retried, and what the caller is told."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """The circuit breaker: when it opens, which calls it admits, and what it reports."""
 
-from __future__ import annotations
-
 import copy
 import math
 import os

@@ -1,7 +1,5 @@
 """The kind of a failure by status, code and message, and which kinds are retried."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

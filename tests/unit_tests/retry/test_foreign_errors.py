@@ -1,7 +1,5 @@
 """Cancellation, exits and bugs pass unchanged, and permit and tokens are returned."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Coroutine

@@ -1,7 +1,5 @@
 """Hedged streams: when the second is opened, which wins, and that both are closed."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import contextvars

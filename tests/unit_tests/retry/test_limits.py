@@ -3,8 +3,6 @@
 The time is real here, and short, since a socket has no clock to hand in.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator

@@ -1,7 +1,5 @@
 """The policy: its numbers, its waits and its worst case."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

@@ -1,7 +1,5 @@
 """Calls that share a circuit breaker, or that wait for a rate limiter."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

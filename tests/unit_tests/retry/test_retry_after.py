@@ -1,7 +1,5 @@
 """The wait that headers of servers, proxies and attackers ask for."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterator

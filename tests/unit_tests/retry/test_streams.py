@@ -1,7 +1,5 @@
 """`stream` and `astream`: retried before the first token, never after it."""
 
-from __future__ import annotations
-
 import asyncio
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Time limits of sync code: the caller waits no longer than the limit."""
 
-from __future__ import annotations
-
 import contextvars
 import subprocess
 import sys

@@ -3,8 +3,6 @@
 In the forms of docs.claude.com/en/api/errors and docs.claude.com/en/api/streaming.
 """
 
-from __future__ import annotations
-
 import json
 from typing import Any, Final
 

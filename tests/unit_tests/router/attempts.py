@@ -1,7 +1,5 @@
 """One attempt at a foreign model, as a router makes it, and what its error means."""
 
-from __future__ import annotations
-
 import asyncio
 import functools
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Each has HTTP clients of its own, since the integrations share theirs among all 
 of an address, and `attempts.ask` closes them.
 """
 
-from __future__ import annotations
-
 from typing import Any, Final
 
 import anthropic

@@ -1,7 +1,5 @@
 """`accept=`, and what `failover_on` makes of an answer that a token limit cut."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

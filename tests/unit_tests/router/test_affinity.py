@@ -1,7 +1,5 @@
 """Conversations that stay on one route: `affinity="conversation"`."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import copy

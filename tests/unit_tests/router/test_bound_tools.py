@@ -1,7 +1,5 @@
 """Tools and their options, in the form of each route's integration."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """A route's model sends each request once; the requests are counted at the server."""
 
-from __future__ import annotations
-
 import asyncio
 import copy
 import pickle

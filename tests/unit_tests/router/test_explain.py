@@ -1,7 +1,5 @@
 """`RetryRouter.explain`: the worst case, compared with the server's log."""
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 from collections.abc import Iterator
@@ -136,10 +134,7 @@ def test_no_call_sends_more_than_explain_says(
         routes: list[Any] = []
         for number, own in enumerate(keys):
             model = Failing(
-                responses=[""],
-                base_url=f"https://{number}",
-                errors=errors,
-                asked=asked,
+                responses=[""], base_url=f"https://{number}", errors=errors, asked=asked
             )
             names = [f"k{n}" for n in range(own)]
             routes.append(Route.pool(model, api_keys=names) if own > 1 else model)

@@ -1,7 +1,5 @@
 """What RetryRouter makes of what integrations, SDKs and HTTP libraries raise."""
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import json

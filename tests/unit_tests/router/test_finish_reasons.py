@@ -1,7 +1,5 @@
 """Which answers are whole, empty, refused or cut, and when a stream is committed."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Any

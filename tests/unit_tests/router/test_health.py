@@ -1,7 +1,5 @@
 """`health()`: what the latest attempts say of each route."""
 
-from __future__ import annotations
-
 import copy
 import json
 import pickle

@@ -1,7 +1,5 @@
 """What another provider gets to read of a conversation, and what it is spared."""
 
-from __future__ import annotations
-
 import copy
 import json
 import re

@@ -1,7 +1,5 @@
 """Tiers and key pools: several keys, accounts or regions for one model."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import pickle

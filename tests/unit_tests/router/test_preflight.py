@@ -1,7 +1,5 @@
 """Routes that are not asked, since their models' profiles rule the request out."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

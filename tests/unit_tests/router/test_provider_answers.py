@@ -1,7 +1,5 @@
 """What real providers send, entry by entry, and what RetryRouter makes of it."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

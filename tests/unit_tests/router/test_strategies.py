@@ -1,7 +1,5 @@
 """In which order routes are asked: by list, by turn, by weight, by speed."""
 
-from __future__ import annotations
-
 import copy
 import math
 import pickle

@@ -1,7 +1,5 @@
 """`with_structured_output`: how each route is asked, and what answers are trusted."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Processes that share a store: two lanes of one fake Redis, each a process."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """What models with one store know of each other, sync and async, over real HTTP."""
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass

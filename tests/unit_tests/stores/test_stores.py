@@ -1,7 +1,5 @@
 """The stores: threads and connections, keys, and what they do when something fails."""
 
-from __future__ import annotations
-
 import copy
 import importlib.util
 import os

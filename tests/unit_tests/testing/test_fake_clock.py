@@ -1,7 +1,5 @@
 """The clock that only the test moves."""
 
-from __future__ import annotations
-
 import asyncio
 import copy
 import threading

@@ -1,7 +1,5 @@
 """The server: start and stop, scripts, the log, and the connections."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import json

@@ -1,7 +1,5 @@
 """The GPTRouter side, byte for byte against exchanges with the real server."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import replace

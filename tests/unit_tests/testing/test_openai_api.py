@@ -1,7 +1,5 @@
 """The gateway's OpenAI side: its bytes, and what OpenAI's own client makes of them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What each step writes, seen from the other end of a real connection."""
 
-from __future__ import annotations
-
 import http.client
 import json
 import socket

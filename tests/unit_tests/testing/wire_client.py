@@ -1,7 +1,5 @@
 """Clients that hide nothing: the standard library's, and a bare socket."""
 
-from __future__ import annotations
-
 import json
 import re
 import socket
