@@ -350,6 +350,7 @@ SHORTEST_SECRET: Final = 8
 """A shorter key, such as the "EMPTY" of local servers, is not secret, and would be
 found in every other word."""
 _CUT: Final = "…"
+_LONGEST_WORD: Final = 16
 _NO_NUMBER: Final = "Input should be a valid number"
 
 
@@ -403,30 +404,44 @@ def shown(value: Any) -> str:
     return f"of type {type(value).__name__}"
 
 
-def check_number(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """Check a field of a model, for `field_validator(..., mode="wrap")`.
+def name_value(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """Check a field that takes no secret, for `field_validator(..., mode="wrap")`.
 
-    Neither True nor "1" is a number. The error names the value, which pydantic does
-    not in classes whose other fields may hold keys.
+    The error names the value, which pydantic does not in classes whose other fields
+    may hold keys.
     """
+    try:
+        return check(value)
+    except ValidationError as error:
+        if not isinstance(value, int | float | str):
+            raise
+        said = error.errors(include_url=False)[0]["msg"]
+    msg = f"{said}, not {_quoted(value)}"
+    raise ValueError(msg)
+
+
+def refuse_bool(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """As `name_value`, for numbers: neither True nor False is one."""
+    if isinstance(value, bool):
+        msg = f"{_NO_NUMBER}, not {value}"
+        raise ValueError(msg)  # noqa: TRY004 - pydantic reports ValueErrors
+    return name_value(value, check)
+
+
+def check_number(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """As `refuse_bool`, for fields that never took texts: "1" is no number either."""
     if isinstance(value, str):
-        msg = f"{_NO_NUMBER}, not {shown(value)}"
+        msg = f"{_NO_NUMBER}, not {_quoted(value)}"
         raise ValueError(msg)  # noqa: TRY004 - pydantic reports ValueErrors
     return refuse_bool(value, check)
 
 
-def refuse_bool(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """As `check_number`, for fields that have always taken texts as well."""
-    said = _NO_NUMBER
-    if not isinstance(value, bool):
-        try:
-            return check(value)
-        except ValidationError as error:
-            if not isinstance(value, int | float | str):
-                raise
-            said = error.errors(include_url=False)[0]["msg"]
-    msg = f"{said}, not {shown(value)}"
-    raise ValueError(msg)
+def _quoted(value: Any) -> str:
+    """A refused value; of a text that may be a key by mistake, its beginning."""
+    if not isinstance(value, str) or len(value) < SHORTEST_SECRET:
+        return repr(value)
+    is_word = len(value) <= _LONGEST_WORD and value.isidentifier()
+    return repr(value) if is_word else f"{value[: SHORTEST_SECRET - 1]!r}{_CUT}"
 
 
 def redact_text(secrets: Iterable[str], text: str) -> str:

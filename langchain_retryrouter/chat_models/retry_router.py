@@ -77,7 +77,7 @@ from langchain_retryrouter._router.route import Accept, Route
 from langchain_retryrouter._router.setup import FailoverRule
 from langchain_retryrouter.chat_models._structured import OutputFormat, reads, reads_raw
 from langchain_retryrouter.circuit_breaker import CircuitBreakerSettings
-from langchain_retryrouter.errors import check_number, shown
+from langchain_retryrouter.errors import check_number, name_value, shown
 from langchain_retryrouter.failures import FailureKind
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy
 from langchain_retryrouter.rate_limits import RateLimit
@@ -308,6 +308,9 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
     _check_numbers = field_validator(
         "seed", "hedge_after", "max_price", "max_cost", mode="wrap"
     )(check_number)
+    _name_values = field_validator(
+        "strategy", "affinity", "stream_recovery", "trace_attempts", mode="wrap"
+    )(name_value)
 
     @field_validator("routes", mode="before")
     @classmethod

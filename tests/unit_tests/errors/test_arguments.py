@@ -206,3 +206,22 @@ def test_explain_takes_numbers_only(name: str, count: Any) -> None:
     counts = {"input_tokens": 5, "output_tokens": 5, name: count}
     with pytest.raises(ValueError, match=f"{name} must be a number.*not {count!r}"):
         router.explain(**counts)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("strategy", "prioritized", "'priority', .* not 'prioritized'"),
+        ("affinity", "conversations", "'conversation', not 'conversations'"),
+        ("stream_recovery", "bufferr", "not 'bufferr'"),
+        ("hedge_after", "soon", "valid number, not 'soon'"),
+        ("hedge_after", KEY, f"valid number, not '{KEY[:7]}'…"),
+        ("max_cost", -1, "greater than 0, not -1"),
+    ],
+)
+def test_what_takes_no_secret_is_named_with_its_value(
+    name: str, value: Any, said: str
+) -> None:
+    """The message has the value, or its beginning if it may be a key by mistake."""
+    with pytest.raises(ValueError, match=rf"{name}\n.*{said}"):
+        RetryRouter(**{"routes": [CARELESS], name: value})
