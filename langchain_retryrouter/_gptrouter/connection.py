@@ -401,7 +401,7 @@ def retry_context(
     `size` is asked for that of its request, if it counts. A copy whose fields were
     changed may have a `max_retries` that the policy denies.
     """
-    clock = connection.clock or SYSTEM_CLOCK
+    clock, limit = connection.clock or SYSTEM_CLOCK, connection.rate_limit
     retries, is_given = connection.max_retries, connection.model_fields_set
     given = retries if "max_retries" in is_given else None
     policy = resolve_policy(connection.retry_policy, given, retries)
@@ -412,7 +412,7 @@ def retry_context(
             breaker=connection.breaker,
             time=clock,
             describe=describe,
-            limits=limits_of(connection.rate_limit, size),
+            limits=None if limit is None else limits_of(limit, size),
         ),
         errors=_gptrouter.errors.GPT_ROUTER_ERRORS,
         clock=clock,

@@ -113,10 +113,8 @@ def call_limits(
 
 
 def limits_of(
-    limit: RateLimit | LimitListener | None, size: Callable[[], Size]
+    limit: RateLimit | LimitListener, size: Callable[[], Size]
 ) -> CallLimits | None:
     """The rate limits of a call to one endpoint; `size` is asked if it counts."""
-    if limit is None:
-        return None
     measured = functools.cache(size if limit.counts_tokens else Size)
     return call_limits([[limit]], lambda _: measured())
