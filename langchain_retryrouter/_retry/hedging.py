@@ -63,7 +63,7 @@ class _Race(Generic[S, E]):
     attach: Callable[[], Callable[[], object]] = lambda: lambda: None
 
     def __post_init__(self) -> None:
-        """Nothing is read yet."""
+        """Its subclasses' state; dataclasses call it only if this class has one."""
 
     def _winner(self, openings: dict[int, Opening[E]], streams: int) -> int | None:
         """The stream that has content; the first one if all failed; None if open."""
