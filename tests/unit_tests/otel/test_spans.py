@@ -165,6 +165,9 @@ def test_a_stream_that_is_closed_early_has_ended_spans(env: Env, kind: str) -> N
         chunks = model.astream(PROMPT)
         await anext(chunks)
         await chunks.aclose()
+        for route in getattr(model, "routes", ()):
+            # An older langchain-openai leaves the connection of such a stream open.
+            await route.model.root_async_client.close()
 
     if env.twin.is_async:
         asyncio.run(first())
