@@ -134,10 +134,10 @@ def test_a_request_that_is_taken_in_sips_ends_at_the_deadline(
 ) -> None:
     """A long request is limited as a whole too, and not write by write."""
     policy = RetryPolicy(deadline=2 * SHORT, max_retries=0)
-    with sipping(0.005) as address:
+    with sipping(0.05) as address:
         llm = new_hasty_llm(base_url=f"{address}/v1", retry_policy=policy)
         began = time.monotonic()
         with pytest.raises(errors.APITimeoutError):
             getattr(twin, way)(llm, 5 * A_LONG_PROMPT)
-        assert time.monotonic() - began < 2 * SHORT + 0.7
+        assert time.monotonic() - began < 5  # All of it would take 16 s.
     gc.collect()  # aiohttp leaves a connection open that it was writing to.

@@ -144,7 +144,7 @@ def test_what_is_not_counted_is_estimated(env: Env, step: Step, way: str) -> Non
 
 def test_the_loser_of_a_hedge_is_estimated(env: Env) -> None:
     """The attempt that a hedge cancels has a cost, too."""
-    env.gateway.script(SlowFirstToken(0.5))
+    env.gateway.script(SlowFirstToken(60))
     routes = env.route(), env.route("b")
     log = env.log("stream", new_router(*routes, hedge_after=0.02, clock=None))
     first, second = log.attempts
