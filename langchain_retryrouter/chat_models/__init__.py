@@ -1,1 +1,1 @@
-"""Chat models: `GPTRouter`, over a gateway."""
+"""Chat models: `GPTRouter`, over a gateway, and `RetryRouter`, over any others."""

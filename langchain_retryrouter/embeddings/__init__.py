@@ -1,1 +1,1 @@
-"""Embeddings: `GPTRouterEmbeddings`, over a gateway."""
+"""Embeddings: `GPTRouterEmbeddings`, over a gateway, and `EmbeddingsRouter`."""
