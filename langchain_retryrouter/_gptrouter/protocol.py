@@ -293,7 +293,9 @@ class ModelList:
 
     def streamed(self) -> dict[str, Any]:
         """What the stream that was read says of itself, for observers."""
-        return {"model": self._reader.model, "usage": self._reader.usage}
+        reader = self._reader
+        reasons = [reader.finish_reason]
+        return {"model": reader.model, "usage": reader.usage, "finish_reasons": reasons}
 
     def learn(self) -> None:
         """Remember whether the model that a stream names is a chat model."""
@@ -642,6 +644,7 @@ class EventReader:
         self.model: str | None = None
         self.is_chat: bool | None = None
         self.usage: Any = None
+        self.finish_reason: str | None = None
 
     def __call__(self, event: models.ChunkedGenerationResponse) -> ChunkInfo:
         data = event.data
@@ -652,6 +655,7 @@ class EventReader:
             is_token = bool(text or calls or read_reasoning(data))
             if "finish_reason" in data:
                 self.is_chat = True
+                self.finish_reason = _text_or_none(data["finish_reason"])
                 is_finished = bool(data["finish_reason"])
             elif is_finished := bool(_text_or_none(data.get("model"))):
                 self.model, self.is_chat = data["model"], False

@@ -73,12 +73,13 @@ _THOUGHTS: Final = frozenset({"thinking", "redacted_thinking", "reasoning"})
 def finish_reason_in(answer: BaseMessage | ChatGeneration) -> str | None:
     """The provider's reason for ending this answer, or chunk; None if it names none."""
     if isinstance(answer, BaseMessage):
-        return _reason_in(answer.response_metadata)
+        return reason_in(answer.response_metadata)
     info = answer.generation_info
-    return (info and _reason_in(info)) or _reason_in(answer.message.response_metadata)
+    return (info and reason_in(info)) or reason_in(answer.message.response_metadata)
 
 
-def _reason_in(facts: Mapping[str, Any]) -> str | None:
+def reason_in(facts: Mapping[str, Any]) -> str | None:
+    """The same, in the metadata of an answer."""
     if not facts or _TELLING_FIELDS.isdisjoint(facts):
         return None
     reasons = [
@@ -121,7 +122,7 @@ def check_result(result: ChatResult, *, needs_reason: bool) -> list[str | None]:
         raise MalformedResponseError(msg)
     # Some integrations give it for the result as a whole, if that has one answer.
     is_only = len(result.generations) == 1
-    shared = _reason_in(result.llm_output or {}) if is_only else None
+    shared = reason_in(result.llm_output or {}) if is_only else None
     reasons = [finish_reason_in(one) or shared for one in result.generations]
     if needs_reason and None in reasons:
         raise _no_reason()

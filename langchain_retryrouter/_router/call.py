@@ -14,7 +14,13 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Mapping,
+)
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, Self, TypeGuard, TypeVar
 
@@ -36,6 +42,7 @@ from langchain_retryrouter._providers.finish_reasons import (
     StreamCheck,
     check_result,
     has_answer,
+    reason_in,
 )
 from langchain_retryrouter._providers.history import fit_history, foreign_response_id
 from langchain_retryrouter._providers.integrations import (
@@ -406,10 +413,12 @@ class BaseRouterCall:
         """A chunk without what only the router may say: the log, and which is last."""
         self._has_delivered = True
         message = chunk.message
-        if message.response_metadata or getattr(message, "usage_metadata", None):
-            self._take_facts(message)
+        info = chunk.generation_info
+        usage = getattr(message, "usage_metadata", None)
+        if info or usage or message.response_metadata:
+            self._take_facts(message, info)
         if self._may_continue:
-            for metadata in (message.response_metadata, chunk.generation_info):
+            for metadata in (message.response_metadata, info):
                 if metadata:
                     self._hold_metadata(metadata)
         if isinstance(message, AIMessageChunk):
@@ -457,28 +466,38 @@ class BaseRouterCall:
             elif self._interrupted is not None:
                 del metadata[name]
 
-    def _take_facts(self, message: BaseMessage) -> None:
+    def _take_facts(
+        self, message: BaseMessage, info: Mapping[str, Any] | None = None
+    ) -> None:
         """Note a route's usage and take its own attempt log out of the message."""
         attempt = self._attempts[self._state.attempt]
         inner = message.response_metadata.pop("retryrouter", None)
         if inner is not None:
             attempt.facts["inside"] = inner
             self._state.sent_inside(attempt.number, inner)
-        self._note(message, attempt, attempt.facts.get("usage"))
+        self._note(message, attempt, info)
 
     def _note(
-        self, message: BaseMessage, attempt: RouteAttempt, usage: Any = None
+        self,
+        message: BaseMessage,
+        attempt: RouteAttempt,
+        *infos: Mapping[str, Any] | None,
     ) -> None:
-        """Tell the observers what an answer, or a part of it, says of itself."""
+        """Tell the observers what an answer, or a part of it, says of itself.
+
+        `infos` are what LangChain adds to the message's metadata later.
+        """
         if not self._state.wants_facts:
             return
-        says = message.response_metadata
+        says: dict[str, Any] = {}
+        for info in (*infos, message.response_metadata):
+            says |= info or {}
         self._state.sent_inside(attempt.number, says.get("retryrouter"))
-        reason = says.get("finish_reason") or says.get("stop_reason")
+        reason, usage = reason_in(says), attempt.facts.get("usage")
         facts: dict[str, Any] = {
             "usage": usage or getattr(message, "usage_metadata", None),
             "model": says.get("model_name") or says.get("model"),
-            "finish_reasons": [reason] if isinstance(reason, str) else None,
+            "finish_reasons": [reason] if reason else None,
         }
         prices = attempt.route.prices
         if prices is not None and facts["usage"]:
@@ -630,7 +649,7 @@ class BaseRouterCall:
             message = generation.message
             if usage := getattr(message, "usage_metadata", None):
                 attempt.facts["usage"] = dict(usage)
-            self._note(message, attempt)
+            self._note(message, attempt, result.llm_output, generation.generation_info)
             self._read_headers(attempt, generation)
         route = attempt.route
         reasons = check_result(result, needs_reason=route.needs_reason("generate"))

@@ -17,7 +17,7 @@ from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.rate_limiters import BaseRateLimiter
 
 from langchain_retryrouter._checks import is_positive
-from langchain_retryrouter._prices import cost_of_attempt, tokens_of
+from langchain_retryrouter._prices import FixedPrices, cost_of_attempt, tokens_of
 from langchain_retryrouter._retry.call_log import AttemptRecord
 from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.clock import Clock
@@ -127,11 +127,13 @@ class CallCosts:
         """
         if record.number is None:
             return None
-        inside = facts.get("inside")
-        if inside and "cost" in inside:
-            return inside["cost"], bool(inside.get("cost_is_estimate"))
         route, usage = self._routes[record.position], facts.get("usage")
         prices, estimate = route.prices, None
+        inside = facts.get("inside")
+        # Of one request the route's own prices say more than the list of the model.
+        is_priced = isinstance(prices, FixedPrices) and route.subject.sends
+        if inside and "cost" in inside and not is_priced:
+            return inside["cost"], bool(inside.get("cost_is_estimate"))
         if prices is not None and not usage:
             mean, _ = self._means.of(route.name)
             output = round(mean) if received is None else -(-received // 4)

@@ -20,6 +20,7 @@ from pydantic import SecretStr
 
 from langchain_retryrouter import (
     AttemptLog,
+    GPTRouter,
     OpenAI,
     OpenAIChat,
     RateLimit,
@@ -45,6 +46,7 @@ from langchain_retryrouter.testing import (
     SlowFirstToken,
     Status,
     Step,
+    Usage,
 )
 from tests.support import models
 from tests.unit_tests.conftest import Twin
@@ -61,7 +63,9 @@ def chat_openai(
 
 
 def new_route(gateway: FaultyGateway, name: str = "own", **fields: Any) -> Route:
-    model = chat_openai(gateway, name, **fields.pop("model", {}))
+    model = fields.pop("model", {})
+    if isinstance(model, dict):
+        model = chat_openai(gateway, name, **model)
     prices = {"input_price": 100, "output_price": 1000}
     return Route(**{"model": model, "name": name, **prices, **fields})
 
@@ -79,7 +83,7 @@ class Env(Twin):
     def route(self, name: str = "own", **fields: Any) -> Route:
         return new_route(self.gateway, name, **fields)
 
-    def log(self, way: str, router: RetryRouter) -> AttemptLog:
+    def log(self, way: str, router: RetryRouter | GPTRouter) -> AttemptLog:
         """The log of a call, answered or not."""
         try:
             if way == "invoke":
@@ -224,6 +228,18 @@ def test_an_inner_router_hands_its_costs_on(env: Env) -> None:
     log = env.log("invoke", new_router(*routes))
     assert [line["cost"] for line in log.attempts] == [0.0, COST]
     assert env.log("invoke", new_router(*routes)).cost == COST
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+def test_a_routes_own_prices_count_more_than_listed_ones(env: Env, way: str) -> None:
+    """Also where its model, such as a `GPTRouter`, says itself what it has cost."""
+    model = models.gpt_router(env.gateway, "gpt-4o", provider="chat_openai")
+    assert env.log(way, model).cost is not None
+    limit = SpendLimit(1, clock=FakeClock())
+    router = new_router(env.route(model=model), spend_limit=limit)
+    env.gateway.script(Status(503), Answer(usage=Usage(ASKED, ANSWERED)))
+    assert env.log(way, router).cost == pytest.approx(COST)
+    assert limit.spent == pytest.approx(COST)
 
 
 def test_batches_and_worst_cases_say_money(env: Env) -> None:

@@ -34,7 +34,7 @@ PROMPT: Final = "the secret of the prompt"
 
 
 def gpt_router(gateway: FaultyGateway, name: str = "gpt-4", **fields: Any) -> GPTRouter:
-    return models.gpt_router(gateway, name, provider="anthropic", **fields)
+    return models.gpt_router(gateway, name, provider="chat_anthropic", **fields)
 
 
 def chat_openai(gateway: FaultyGateway, name: str, **fields: Any) -> ChatOpenAI:

@@ -77,7 +77,11 @@ def test_a_call_is_a_span_and_each_request_one_below_it(
     assert env.values("http.request.resend_count") == [None, 1, 2]
     assert env.values("gen_ai.usage.input_tokens") == [None, None, 11]
     assert env.values("gen_ai.usage.output_tokens") == [None, None, 7]
+    answered = env.gateway.requests[-1].model
+    assert env.values("gen_ai.response.model") == [None, None, answered]
+    assert env.values("gen_ai.response.finish_reasons") == [None, None, ("stop",)]
     call = env.call
+    assert env.values("gen_ai.response.model", call) == [answered]
     assert call.parent is not None
     assert call.parent.span_id == user.get_span_context().span_id
     for attempt in env.attempts:
