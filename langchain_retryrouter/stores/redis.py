@@ -57,7 +57,7 @@ local function run(r, now, a)
 %s
 end
 local reply = run(r, now, cjson.decode(ARGV[2]))
-local latest, has_changed = now, false
+local latest, has_changed, is_news = now, false, reply[1] == 1
 for field, value in pairs(r) do
   if before[field] ~= value then
     has_changed = true
@@ -75,8 +75,12 @@ end
 if has_changed then
   redis.call('PEXPIRE', KEYS[1], string.format('%%.0f', latest - now + %d))
 end
-local text = cjson.encode(reply)
-if reply[1] == 1 then
+for i, value in ipairs(reply) do  -- cjson would keep 14 digits of a number.
+  reply[i] = type(value) == 'number' and string.format('%%.17g', value)
+    or cjson.encode(value)
+end
+local text = '[' .. table.concat(reply, ',') .. ']'
+if is_news then
   redis.call('PUBLISH', ARGV[1], cjson.encode({KEYS[1], text}))
 end
 return text

@@ -1,5 +1,6 @@
 """A real redis-server that dies, stops, is slow, full or empty, and real processes."""
 
+import contextlib
 import functools
 import logging
 import multiprocessing
@@ -22,6 +23,7 @@ from langchain_retryrouter import (
     RetryRouter,
     Route,
 )
+from langchain_retryrouter._shared import LIMIT, SPEND, Operation
 from langchain_retryrouter.stores import RedisStore
 from langchain_retryrouter.testing import Answer, FaultyGateway, Silence, Status
 from tests.support.fleet import each, fleet
@@ -112,6 +114,24 @@ def test_redis_fails_while_calls_learn(
     for store in (other, router.store):
         store.close()
     proxy.close()
+
+
+@pytest.mark.parametrize(
+    ("operation", "args"),
+    [
+        (LIMIT, ["p", 0, 0, 0, 0, [["requests", 1.0, 9.0, 9.0, 10 / 3, 0.0, 0.0]]]),
+        (SPEND, ["p", 1, 60_000, 9.0, 10 / 3, 0]),
+    ],
+)
+def test_replies_have_all_digits(
+    operation: Operation, args: list[Any], redis_server: RedisServer
+) -> None:
+    """What was granted in full must not look smaller: that is a limit used up."""
+    with contextlib.closing(RedisStore(redis_server.url)) as store:
+        replies: list[Any] = []
+        store.submit(operation, "name", args, replies.append)
+        eventually(lambda: replies)
+    assert 10 / 3 in replies[0]
 
 
 def test_an_empty_redis_is_filled_again(
