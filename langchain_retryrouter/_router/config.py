@@ -36,6 +36,7 @@ from langchain_retryrouter.failures import FailureAction, FailureKind
 from langchain_retryrouter.policy import RetryBudget, RetryPolicy
 from langchain_retryrouter.rate_limits import RateLimit
 from langchain_retryrouter.spend_limits import SpendLimit
+from langchain_retryrouter.stores import as_store
 
 Place: TypeAlias = tuple[str | int, ...]
 """Where something is in a file, such as `("routes", 0, "weight")`."""
@@ -66,13 +67,19 @@ _SECRET: Final = re.compile(
     r"|password|passwd|credentials|authorization|cookie)$|access[_-]key"
 )
 _WITH_PASSWORD: Final = re.compile(r"(?i)^[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]+@")
+# Keys by their form: of providers, in a header, and in the query of a URL.
+_KEY: Final = re.compile(
+    r"\b(?:sk-|gsk_|xai-|hf_|pplx-|nvapi-|AIza|AKIA)[\w-]{16,}"
+    r"|^(?i:bearer|basic)\s+\S{8,}"
+    r"|[?&](?i:[\w-]*(?:key|token|secret|password|signature))=[^&\s]{8,}"
+)
 _STEP: Final = re.compile(r"[\s,:]*")  # Between the parts of valid JSON.
 _NONE: Final = object()
 _POOL: Final = ("api_keys", "base_urls")
 _SOURCE: Final = frozenset(
-    {"model", "params", "api_key", "api_key_env", "api_keys_env", *_POOL}
+    {"model", "params", "options", "api_key", "api_key_env", "api_keys_env", *_POOL}
 )
-"""The keys of a route's table that say what its model is."""
+"""The keys of a route's table that may name environment variables."""
 # Fields that a router or LangChain changes.
 _MADE: Final = frozenset({"max_retries", "metadata", "profile", "rate_limit"})
 _OF_SPEC: Final = frozenset({"model", "model_name", "model_id"})
@@ -94,7 +101,7 @@ class _Config:
             OSError: It cannot be read.
             ValueError: It is no file of these kinds, or has an error of syntax.
         """
-        self._problems: list[tuple[int, str]] = []
+        self._problems: list[tuple[int, str, Place]] = []
         self.shared: dict[Any, tuple[Any, Any]] = {}  # Objects, by their names.
         self._find: Callable[[Place], int] = lambda _: 0
         self.name = "the config"
@@ -125,7 +132,12 @@ class _Config:
         """Note what is wrong at a place."""
         line, where = self._find(place), _written(place)
         before = f"{self.name}:{line}: " if line else f"{self.name}: "
-        self._problems.append((line, f"{before}{where + ': ' if where else ''}{text}"))
+        text = f"{before}{where + ': ' if where else ''}{text}"
+        self._problems.append((line, text, place))
+
+    def is_wrong(self, *place: str | int) -> bool:
+        """Whether a problem was found there or below."""
+        return any(at[: len(place)] == place for *_, at in self._problems)
 
     def check(self) -> None:
         """Raise one error for all problems so far.
@@ -134,7 +146,7 @@ class _Config:
             ValueError: There are some.
         """
         if self._problems:
-            lines = [text for _, text in sorted(self._problems, key=lambda p: p[0])]
+            lines = [text for _, text, _ in sorted(self._problems, key=lambda p: p[0])]
             raise ValueError("\n".join(dict.fromkeys(lines)))
 
     def has(self, place: Place) -> bool:
@@ -336,28 +348,34 @@ def from_config(cls: type[_M], source: Source, fields: Mapping[str, Any]) -> _M:
         config.problem((), f"must be a table with `routes`, not {_kind(config.data)}")
         config.check()
     given = _resolve(config, config.data, cls.model_fields, ())
-    routes = given.get("routes")
+    routes = given.pop("routes", None)
     if not isinstance(routes, Sequence) or isinstance(routes, str) or not routes:
-        at: Place = ("routes",) if "routes" in given else ()
+        at: Place = ("routes",) if "routes" in config.data else ()
         advice = "must be a list of 'provider:model' strings or tables, at least one"
         name = "" if at else "routes "
         config.problem(at, f"{name}{advice}, not {_kind(routes)}")
-        config.check()
-        raise AssertionError
+        routes = ()
     for name in set(given) & fields.keys():
         config.problem((name,), "is given as an argument, too: leave it out here")
     tables = [_route_table(config, one, index) for index, one in enumerate(routes)]
-    config.check()
-    given["routes"] = [
+    built = [
         route
         for index, (table, params) in enumerate(tables)
+        if not config.is_wrong("routes", index)
         for route in _build_routes(config, table, params, index)
     ]
-    config.check()
-    # What a store does not tell.
-    given["source"] = {n: v for n, v in config.data.items() if n.startswith("store")}
-    with _Noting(config, (), ()):
-        return cls(**given, **fields)
+    wrong = {n for n in given if config.is_wrong(n) or config.is_wrong(f"{n}{_ENV}")}
+    given = {name: value for name, value in given.items() if name not in wrong}
+    if "store" in given:
+        at = ("store",) if config.has(("store",)) else ("store_env",)
+        with _Noting(config, at, at):
+            given["store"] = as_store(given.pop("store"))
+    if not config.is_wrong():
+        # What a store does not tell.
+        source = {n: v for n, v in config.data.items() if n.startswith("store")}
+        given |= {"routes": built, "source": source}
+    with _Noting(config, (), ()):  # Without routes, to find what else is wrong.
+        return cls(**given, **{n: v for n, v in fields.items() if n not in given})
     config.check()
     raise AssertionError
 
@@ -397,18 +415,25 @@ def _resolve(
 def _resolve_value(config: _Config, name: str, value: Any, place: Place) -> Any:
     """The value of a field, or the object that its table describes."""
     _refuse_secrets(config, value, place)
-    if isinstance(value, Mapping):
-        if name == "failover_on":
-            _check_actions(config, value, place)
-        elif name == "breaker_settings":
+    if name == "failover_on":
+        is_list = isinstance(value, list | tuple)
+        for index, rules in enumerate(value if is_list else [value]):
+            _check_actions(config, rules, (*place, index) if is_list else place)
+    elif isinstance(value, Mapping):
+        if name == "options":
+            return _with_variables(config, value, place)
+        if name == "breaker_settings":
             numbers = CircuitBreakerSettings.__annotations__
             for one in value.keys() - numbers:
                 config.problem((*place, one), f"unknown key{_nearest(one, numbers)}")
         elif name in _TABLES:
             return _build(config, _TABLES[name], value, place)
-    elif name == "options":
-        what = f"must be a table of call options, not {_kind(value)}"
-        config.problem(place, what)
+    elif name == "options" or (name in _TABLES and value is not None):
+        of = _TABLES[name].__name__ if name in _TABLES else "call"
+        what = (
+            f"must be a table of {of} {'arguments' if name in _TABLES else 'options'}"
+        )
+        config.problem(place, f"{what}, not {_kind(value)}")
     elif name == "breaker_settings" and value is False:  # TOML has no null.
         return None
     if name in _POOL and not isinstance(value, list | tuple):
@@ -435,13 +460,7 @@ def _route_table(
             at, f"must be a table of the model's arguments, not {_kind(params)}"
         )
         params = {}
-    resolved: dict[str, Any] = {}
-    for name, value in params.items():
-        if str(name).endswith(_ENV):
-            plain = str(name).removesuffix(_ENV)
-            resolved[plain] = _variable(config, value, (*at, name))
-        else:
-            resolved[name] = value
+    resolved = _with_variables(config, params, at)
     if "api_key" in given:
         if "api_key" in resolved:
             config.problem((*at, "api_key_env"), "is given twice")
@@ -452,8 +471,28 @@ def _route_table(
         spec := given["model"], list | tuple | Mapping | float | int | None
     ):
         at = (*place, "model") if isinstance(table, Mapping) else place
-        config.problem(at, f"must be a 'provider:model' string, not {_kind(spec)}")
+        what = "string" if isinstance(table, Mapping) else "string or a table"
+        config.problem(at, f"must be a 'provider:model' {what}, not {_kind(spec)}")
     return given, resolved
+
+
+def _with_variables(config: _Config, value: Any, place: Place) -> Any:
+    """Data with the values of environment variables, such as headers have them."""
+    if isinstance(value, list | tuple):
+        return [_with_variables(config, v, (*place, i)) for i, v in enumerate(value)]
+    if not isinstance(value, Mapping):
+        return value
+    found = {}
+    for name, item in value.items():
+        here = (*place, name)
+        is_name = str(name).endswith(_ENV) and not isinstance(item, Mapping | list)
+        if name == "metadata":
+            found[name] = item  # It may say the environment where a program runs.
+        elif is_name:
+            found[name.removesuffix(_ENV)] = _variable(config, item, here)
+        else:
+            found[name] = _with_variables(config, item, here)
+    return found
 
 
 def _build_routes(
@@ -462,7 +501,7 @@ def _build_routes(
     place: Place = ("routes", index)
     spec, pool = table["model"], {n: table.pop(n) for n in _POOL if n in table}
     keys = pool.get("api_keys") or []
-    secrets = [v for v in (*params.values(), *keys) if isinstance(v, str)]
+    secrets = [*_texts_of([params, table.get("options"), keys])]
     at: Place = (*place, "model") if config.has((*place, "model")) else place
     with _Noting(config, place, at, secrets):
         if isinstance(spec, str):
@@ -473,6 +512,15 @@ def _build_routes(
             config.problem(at, "params need a 'provider:model' string as the model")
         return Route.pool(**table, **pool) if pool else [Route(**table)]
     return []
+
+
+def _texts_of(value: Any) -> Iterator[str]:
+    """What may be secrets in data."""
+    if isinstance(value, str) and len(value) >= SHORTEST_SECRET:
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts_of(one)
 
 
 def _build(
@@ -501,15 +549,19 @@ def _build(
     return made
 
 
-def _check_actions(config: _Config, table: Mapping[str, Any], place: Place) -> None:
+def _check_actions(config: _Config, table: Any, place: Place) -> None:
     kinds, actions = [one.value for one in FailureKind], [*map(str, FailureAction)]
+    if not isinstance(table, Mapping):
+        what = "must be a table of kinds of failures and actions"
+        config.problem(place, f"{what}, not {_kind(table)}")
+        return
     for kind, action in table.items():
         here = (*place, kind)
         if isinstance(kind, str) and kind not in kinds:
             config.problem(here, f"no kind of failure{_nearest(kind, kinds)}")
-        if isinstance(action, str) and action not in actions:
+        if action not in actions:
             what = ", ".join(map(repr, actions))
-            config.problem(here, f"must be one of {what}, not {action!r}")
+            config.problem(here, f"must be one of {what}, not {shown(action)}")
 
 
 def _check_params(
@@ -561,9 +613,13 @@ def _refuse_secrets(config: _Config, value: Any, place: Place) -> None:
     elif isinstance(value, SecretStr) or (
         isinstance(value, str)
         and len(value) >= SHORTEST_SECRET  # Not the "EMPTY" of local servers.
-        and (_SECRET.search(name) or _WITH_PASSWORD.search(value))
+        and not name.endswith(_ENV)  # That must be a name in any case.
+        and any(
+            (_SECRET.search(name), _WITH_PASSWORD.search(value), _KEY.search(value))
+        )
     ):
-        advice = f"put it into an environment variable, and write {name}_env = 'NAME'"
+        named = "['NAME', ...]" if name in _POOL else "'NAME'"
+        advice = f"put it into an environment variable, and write {name}_env = {named}"
         config.problem(place, f"a config must not contain keys or passwords: {advice}")
 
 
@@ -591,6 +647,8 @@ def _note_invalid(
     config: _Config, error: ValidationError, place: Place, secrets: Iterable[str]
 ) -> None:
     for one in error.errors(include_input=False, include_url=False):
+        if one["type"] == "missing" and one["loc"] == ("routes",):
+            continue  # They were left out, since they have problems.
         at = place
         for step in one["loc"]:
             inside: Place = (*at, "params", step)
@@ -626,8 +684,10 @@ def to_config(router: BaseModel, routes: Sequence[Route]) -> dict[str, Any]:
             table["name"] = route.name.rpartition("#")[0]
         switches = integration_of(route.model).call_options
         own = {n: v for n, v in route.options.items() if switches.get(n, _NONE) != v}
+        written = table.pop("options", None)  # They may name variables.
         if own:
-            table["options"] = own
+            is_same = _with_variables(config, written, (*place, "options")) == own
+            table["options"] = written if is_same else own
             if not _is_data(own):
                 config.problem((*place, "options"), "are not all data")
         tables.append(table)

@@ -136,7 +136,7 @@ routes:
     path = write(tmp_path, toml.replace("x-note", "x_note"))
     assert problems(path)[0].startswith(problem)
     secret = f'routes = ["openai:m"]\n[x-more]\napi_key = "{KEY}"\n'
-    (problem,) = problems(write(tmp_path, secret))
+    *_, problem = problems(write(tmp_path, secret))
     assert problem.startswith(
         "router.toml:3: x-more.api_key: a config must not contain"
     )
@@ -232,7 +232,7 @@ def test_fields_of_code_are_taken_beside_a_file(source: Any) -> None:
 
 
 WRONG = """\
-strategy = "priority"
+strategy = "priorty"
 hedge_afer = 3
 
 [retry_policy]
@@ -254,13 +254,22 @@ wieght = 2
 '''
 model = "anthropic:claude-opus-5"
 params.api_key = "sk-123456789012"
+
+[[routes]]
+model = "openai:gpt-5.5"
+api_key_env = "KEY_OF_THE_TEAM"
+weight = -1
 """
 
 
 def test_each_problem_is_named_with_its_line(tmp_path: Path) -> None:
     """All problems are told at once, also within arrays, tables and dotted keys."""
     found = problems(write(tmp_path, WRONG))
-    assert found[:-1] == [
+    assert found[:-2] == [
+        (
+            "router.toml:1: strategy: Input should be 'priority', 'weighted',"
+            " 'least_latency' or 'round_robin', not 'priorty'"
+        ),
         "router.toml:2: hedge_afer: unknown key; did you mean 'hedge_after'?",
         "router.toml:5: retry_policy.deadlin: unknown key; did you mean 'deadline'?",
         (
@@ -280,7 +289,8 @@ def test_each_problem_is_named_with_its_line(tmp_path: Path) -> None:
             " arguments of the model go into 'params'"
         ),
     ]
-    assert found[-1].startswith("router.toml:22: routes[1].params.api_key: a config")
+    assert found[-2].startswith("router.toml:22: routes[1].params.api_key: a config")
+    assert found[-1].startswith("router.toml:27: routes[2].weight: Input should be")
 
 
 _DATA = Path(__file__).parents[1] / "data/config_problems.json"
@@ -318,10 +328,34 @@ SECRETS: dict[str, dict[str, Any]] = {
     "token": {"params": {"azure_ad_token": KEY}},
     "header": {"params": {"default_headers": {"Authorization": f"Bearer {KEY}"}}},
     "option": {"options": {"extra_headers": {"x-api-key": KEY}}},
+    "header by its value": {"params": {"default_headers": {"X-Auth": KEY}}},
+    "query": {"params": {"base_url": f"https://127.0.0.1/v1?api-key={KEY}"}},
+    "text": {"options": {"user": f"Bearer {KEY}"}},
     "url": {"params": {"base_url": f"https://me:{KEY}@127.0.0.1/v1"}},
     "key for a name": {"api_key_env": KEY},
     "key for a name in params": {"params": {"api_key_env": KEY}},
 }
+
+
+def test_headers_take_their_keys_from_the_environment(gateway: FaultyGateway) -> None:
+    """`NAME_env` is read at any depth, and `to_config` writes the names again."""
+    headers = {"X-Team": "a", "X-Key_env": "KEY_OF_THE_TEAM"}
+    table = {
+        "model": "openai:gpt-4o",
+        "name": "one",
+        "api_key_env": "KEY_OF_THE_TEAM",
+        "params": {"base_url": gateway.openai_url, "default_headers": headers},
+        "options": {"extra_headers": {"X-Other_env": "KEY_OF_THE_TEAM"}},
+    }
+    router = RetryRouter.from_config({"routes": [table]})
+    router.invoke("hi")
+    sent = {name.lower(): value for name, value in gateway.requests[0].headers.items()}
+    assert (sent["x-team"], sent["x-key"], sent["x-other"]) == ("a", KEY, KEY)
+    assert router.to_config() == {"routes": [table]}
+    headers["X-Key_env"] = "NOT_SET"
+    (found,) = problems({"routes": [table]})
+    where = "routes[0].params.default_headers.X-Key_env"
+    assert f"{where}: the environment variable NOT_SET is not set" in found
 
 
 @pytest.mark.parametrize("row", SECRETS)
