@@ -66,15 +66,21 @@ def _descriptors() -> Counter[str]:
     return names
 
 
+def _collect() -> None:
+    """Collect all garbage; what one round frees may hold the next round's."""
+    while gc.collect():
+        pass
+
+
 @pytest.fixture
 def no_leaks(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Fails when threads, descriptors, or warnings about them are left over."""
-    gc.collect()
+    _collect()
     threads, descriptors = set(threading.enumerate()), _descriptors()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
-        gc.collect()
+        _collect()
     assert set(threading.enumerate()) == threads
     assert _descriptors() - descriptors == Counter()
     assert [str(warning.message) for warning in caught] == []
