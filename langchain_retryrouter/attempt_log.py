@@ -94,8 +94,9 @@ class AttemptLog:
     Args:
         source: A message, an `LLMResult` or `ChatResult`, an error of this package, a
             run of LangSmith, or the log itself: the dict that
-            `response_metadata["retryrouter"]` is, or JSON data that contains it. A run
-            that failed has no log; its attempts are those that its retry events tell.
+            `response_metadata["retryrouter"]` is, or JSON, as data or as text, that
+            contains it. A run that failed has no log; its attempts are those that its
+            retry events tell.
 
     Raises:
         ValueError: There is no log in it.
@@ -415,6 +416,11 @@ class _Bar:
 
 
 def _find(source: Any) -> Mapping[str, Any] | None:
+    if isinstance(source, str | bytes):
+        try:
+            source = json.loads(source)
+        except (ValueError, RecursionError):
+            return None
     if isinstance(source, AttemptLog):
         return source.as_dict()
     if isinstance(source, BaseException):

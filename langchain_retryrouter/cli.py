@@ -201,12 +201,13 @@ def _run_gateway(arguments: argparse.Namespace) -> None:
 
 def _read_step(word: str) -> Step:
     name, _, amount = word.strip().partition(":")
-    if name.isdigit():
+    is_status = name.isdigit()
+    if amount and not amount.replace(".", "", int(is_status)).isdigit():
+        msg = f"{amount!r} in {word!r} is not a {'' if is_status else 'whole '}number"
+        raise ValueError(msg)
+    if is_status:
         headers = {"retry-after": amount} if amount else None
         return testing.Status(int(name), headers)
-    if amount and not amount.isdigit():
-        msg = f"{amount!r} in {word!r} is not a whole number"
-        raise ValueError(msg)
     count = int(amount or 0)
     known: dict[str, Step] = {
         "ok": testing.Answer(),
@@ -225,6 +226,9 @@ def _read_step(word: str) -> Step:
             f"{word!r} is not a step: use a status such as 429 or 429:2 (Retry-After),"
             f" or one of {', '.join(known)} (some take a number, as in cut:3)"
         )
+        raise ValueError(msg)
+    if amount and name in {"ok", "reset", "hangup", "html"}:
+        msg = f"{name!r} takes no number, so {word!r} is not a step"
         raise ValueError(msg)
     return known[name]
 
@@ -280,7 +284,7 @@ def _trace(arguments: argparse.Namespace) -> int:
             msg = f"--html {arguments.html} is the file of the logs: give another one"
             raise ValueError(msg)
         arguments.html.write_text(trace_page(logs), encoding="utf-8")
-        print(f"{len(logs):,} calls in {arguments.html}")
+        print(f"{len(logs):,} call{'s' * (len(logs) != 1)} in {arguments.html}")
         return int(is_bad)
     show: Any = print
     if _MISSING != "rich" and (console := Console(highlight=False)).encoding == "utf-8":

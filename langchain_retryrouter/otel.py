@@ -358,6 +358,7 @@ class _CallTelemetry(CallObserver):
                 _ERROR_TYPE: kind,
                 _RESPONSE_MODEL: served and _text(served.facts.get("model")),
             }
+            self._span.update_name(model.span_name)  # The route that answered counts.
             self._span.set_attributes(_without_none(found))
             if kind is not None:
                 self._span.set_status(trace.StatusCode.ERROR, kind)

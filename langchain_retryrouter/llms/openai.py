@@ -118,7 +118,8 @@ def _stream_with_retry(
     events = streaming.stream(one.context, one.connect, lambda: _chunk_info, notify)
     with contextlib.closing(events):
         for event in events:
-            yield one.chunk(event)
+            yield from one.chunks(event)
+        yield from one.held_end()
 
 
 async def _astream_with_retry(
@@ -131,7 +132,10 @@ async def _astream_with_retry(
     events = streaming.astream(one.context, one.aconnect, lambda: _chunk_info, notify)
     async with contextlib.aclosing(events):
         async for event in events:
-            yield one.chunk(event)
+            for chunk in one.chunks(event):
+                yield chunk
+        for chunk in one.held_end():
+            yield chunk
 
 
 # To make a policy checks its numbers, which takes longer than to find it again.
@@ -178,6 +182,12 @@ class _Call:
         self._sent = resource, client.with_idempotency_key(resource, request)
         self._time = clock.time
         self._is_logged = False
+        # A chunk with the usage follows the end of such a stream.
+        asked = request.get("stream_options")
+        self._is_counted_late = isinstance(asked, Mapping) and asked.get(
+            "include_usage"
+        )
+        self._end: Any = None  # The chunk of the end, until its usage is known.
 
     def send(self, attempt: engine.Attempt) -> Any:
         answer = client.create(*self._sent, attempt, self._time)
@@ -199,14 +209,23 @@ class _Call:
             self._call_state.answered(attempt, **facts)
         return answer
 
-    def chunk(self, event: protocol.ClassifiedChunk) -> Any:
-        """The chunk of an event, with the attempt log if the answer ends with it."""
+    def chunks(self, event: protocol.ClassifiedChunk) -> Iterator[Any]:
+        """The chunks to hand over; that with which the answer ends has the log."""
         self._noted(event.chunk, self._call_state.attempt)
-        if event.info.is_end and not self._is_logged:
-            self._is_logged = True
-            log = self.context.call_state.attempt_log()
-            return protocol.attach_attempt_log(event.chunk, log)
-        return event.chunk
+        yield from self.held_end()
+        if not event.info.is_end or self._is_logged:
+            yield event.chunk
+            return
+        self._is_logged, self._end = True, event.chunk
+        if not self._is_counted_late or protocol.get(event.chunk, "usage"):
+            yield from self.held_end()
+
+    def held_end(self) -> Iterator[Any]:
+        """The chunk of the end, with the attempt log, if it is held back."""
+        end, self._end = self._end, None
+        if end is not None:
+            log = self._call_state.attempt_log()
+            yield protocol.attach_attempt_log(end, log)
 
 
 def _size_of(request: Mapping[str, Any]) -> Size:

@@ -89,6 +89,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["gateway", "--script", "429,explode"], "'explode' is not a step"),
         (["gateway", "--script", "cut:x"], "'x' in 'cut:x' is not a whole number"),
+        (["gateway", "--script", "429:x"], "'x' in '429:x' is not a number"),
+        (["gateway", "--script", "ok:3"], "'ok' takes no number"),
         (["gateway", "--script", "700"], "700 is not a final HTTP status"),
         (["gateway", "--port", "70000"], "from 0 to 65535"),
         (["explain", "--max-retries", "-1"], "max_retries"),

@@ -62,7 +62,9 @@ def outcomes(log: AttemptLog) -> list[str]:
 # --- where logs come from ---
 
 
-@pytest.mark.parametrize("what", ["message", "stream", "result", "dump", "run", "json"])
+@pytest.mark.parametrize(
+    "what", ["message", "stream", "result", "dump", "run", "json", "text", "bytes"]
+)
 def test_the_log_of_an_answer_is_found(
     gateway: FaultyGateway, twin: Twin, tracer: Runs, what: str
 ) -> None:
@@ -84,6 +86,10 @@ def test_the_log_of_an_answer_is_found(
         source = json.loads(dumps(source))
     elif what == "json":
         source = json.loads(AttemptLog(source).to_json())
+    elif what == "text":
+        source = AttemptLog(source).to_json()
+    elif what == "bytes":
+        source = source.model_dump_json().encode()
     log = AttemptLog(source)
     assert outcomes(log) == ["unavailable", "rate_limit", "ok"]
     assert (log.outcome, log.route) == ("ok", "gpt-4o")

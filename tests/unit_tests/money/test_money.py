@@ -175,12 +175,18 @@ def test_public_prices_are_looked_up(env: Env) -> None:
     assert env.log("invoke", new_router(Route(model=other))).cost is None
 
 
-@pytest.mark.parametrize("kind", ["gptrouter", "stream", "instruct", "chat"])
+@pytest.mark.parametrize(
+    "kind",
+    ["gptrouter", "stream", "instruct", "chat", "streamed instruct", "streamed chat"],
+)
 def test_single_models_say_what_is_listed(env: Env, kind: str) -> None:
-    """`GPTRouter` and the LLMs have the listed prices of their models."""
+    """`GPTRouter` and the LLMs have the listed prices of their models.
+
+    Also where the usage follows the end of a stream.
+    """
     env.gateway.script(Status(503))
     key, clock = SecretStr("any"), FakeClock()
-    listed = {"instruct": (1.5, 2.0)}.get(kind, (2.5, 10.0))
+    listed = (1.5, 2.0) if "instruct" in kind else (2.5, 10.0)
     answer: Any
     if kind in {"gptrouter", "stream"}:
         llm = models.gpt_router(env.gateway, "gpt-4o", clock=clock)
@@ -193,9 +199,17 @@ def test_single_models_say_what_is_listed(env: Env, kind: str) -> None:
         tokens = answer.usage_metadata
         counts = tokens["input_tokens"], tokens["output_tokens"]
     else:
-        name = "gpt-4o" if kind == "chat" else "gpt-3.5-turbo-instruct"
-        cls = OpenAIChat if kind == "chat" else OpenAI
-        one = cls(model=name, base_url=env.gateway.openai_url, api_key=key, clock=clock)
+        name = "gpt-4o" if "chat" in kind else "gpt-3.5-turbo-instruct"
+        cls = OpenAIChat if "chat" in kind else OpenAI
+        is_stream = "streamed" in kind
+        one = cls(
+            model=name,
+            base_url=env.gateway.openai_url,
+            api_key=key,
+            clock=clock,
+            streaming=is_stream,
+            stream_usage=is_stream,
+        )
         answer = env.generate(one, ["hi", "ho"])
         env.call(one, "close")
         tokens = answer.llm_output["token_usage"]

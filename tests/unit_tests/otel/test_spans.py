@@ -82,6 +82,7 @@ def test_a_call_is_a_span_and_each_request_one_below_it(
     assert env.values("gen_ai.response.finish_reasons") == [None, None, ("stop",)]
     call = env.call
     assert env.values("gen_ai.response.model", call) == [answered]
+    assert call.name == env.attempts[-1].name
     assert call.parent is not None
     assert call.parent.span_id == user.get_span_context().span_id
     for attempt in env.attempts:
