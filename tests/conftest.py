@@ -1,5 +1,8 @@
 """Plugins and settings of all tests."""
 
+from pathlib import Path
+
+import certifi
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -15,6 +18,26 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("tests")
+
+
+@pytest.fixture(scope="session")
+def one_authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first certificate of the usual list."""
+    path = tmp_path_factory.mktemp("tls") / "authority.pem"
+    every = Path(certifi.where()).read_text("utf-8")
+    first, end, _ = every.partition("END CERTIFICATE-----")
+    path.write_text(f"{first}{end}\n", "utf-8")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def fast_clients(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, one_authority: Path
+) -> None:
+    """A new HTTP client reads one certificate; to read all takes most of a test."""
+    if request.node.get_closest_marker("live") is None:
+        for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
+            monkeypatch.setenv(name, str(one_authority))
 
 
 @pytest.fixture
