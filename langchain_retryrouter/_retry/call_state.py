@@ -715,9 +715,10 @@ class CallState(CallLog):
     def _is_used_up(self, position: int) -> bool:
         """Whether this call does not ask a route again."""
         limit = self.policy.max_attempts
+        has_attempts = self._sent[position] < limit
         if len(self._same_endpoint(position)) > 1:
             limit = max(limit, 2)  # Another key is tried once at least.
-        has_attempts = self._attempts_at(position) < limit
+        has_attempts = has_attempts and self._attempts_at(position) < limit
         return position in self._left or position in self._spared or not has_attempts
 
     def _go_on_with(self, attempt: SentAttempt) -> None:

@@ -16,7 +16,7 @@ import functools
 import math
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
@@ -382,9 +382,8 @@ class RouteCost:
     """What one attempt on a route costs at most.
 
     `waited` are seconds between its requests, `prices` what its tokens cost (None if
-    unknown), `disabled_retries` are the model's own that were switched off, `warnings`
-    say what it does that could not be changed, and `is_key` is whether it differs from
-    another route by its key only.
+    unknown), `disabled_retries` are the model's own that were switched off, and
+    `warnings` say what it does that could not be changed.
     """
 
     name: str
@@ -393,7 +392,6 @@ class RouteCost:
     prices: Prices | None = None
     disabled_retries: str = ""
     warnings: tuple[str, ...] = ()
-    is_key: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -523,16 +521,8 @@ def worst_case(
         is_retryable(kind) and action is not FailureAction.RAISE
         for kind, action in effects.items()
     )
-    # A key that has to pause is asked again, also without retries.
-    of_keys = replace(policy, max_retries=max(1, policy.max_retries))
-
-    def attempts(cost: RouteCost) -> int:
-        own = of_keys if cost.is_key else policy
-        return own.max_attempts if repeats or is_continued else 1
-
-    def between(cost: RouteCost) -> float:
-        own = of_keys if cost.is_key else policy
-        return own.explain().waited if repeats else 0.0
+    attempts = policy.max_attempts if repeats or is_continued else 1
+    between = policy.explain().waited if repeats else 0.0
 
     def limited(seconds: float) -> float:
         return seconds if policy.deadline is None else min(seconds, policy.deadline)
@@ -541,13 +531,13 @@ def worst_case(
         if input_tokens is None or output_tokens is None or cost.prices is None:
             return None
         each = cost.prices.cost(tokens)
-        return None if each is None else attempts(cost) * cost.requests * each
+        return None if each is None else attempts * cost.requests * each
 
     costs = tuple(
         Cost(
             name=cost.name,
-            requests=attempts(cost) * cost.requests,
-            waited=limited(between(cost) + attempts(cost) * cost.waited),
+            requests=attempts * cost.requests,
+            waited=limited(between + attempts * cost.waited),
             money=money(cost),
             remark="; ".join(
                 [
@@ -565,9 +555,7 @@ def worst_case(
     first_token = policy.deadline
     if policy.first_token_timeout is not None and not is_buffered:
         limit = policy.first_token_timeout
-        first_token = limited(
-            sum(attempts(cost) * limit + between(cost) for cost in route_costs)
-        )
+        first_token = limited(sum(attempts * limit + between for cost in route_costs))
     silent_route = policy.attempt_timeout
     if silent_route is not None:
         silent_route = limited(silent_route)

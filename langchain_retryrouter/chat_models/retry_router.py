@@ -596,15 +596,11 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
             for kind, action in failover.actions.items()
             if kind is not FailureKind.LENGTH or failover.hears_length
         }
-        places = [state.endpoint for state in self._memory.route_states]
         worst = worst_case(
             limited_policy(self.retry_policy, self._memory.places),
             [
-                replace(
-                    preflight.cost_of(route, input_tokens),
-                    is_key=place is not None and places.count(place) > 1,
-                )
-                for route, place in zip(self.routes, places, strict=True)
+                preflight.cost_of(route, input_tokens)
+                for route in self.routes
                 if not route.unfit
             ],
             after,

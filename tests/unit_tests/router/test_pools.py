@@ -245,6 +245,16 @@ def test_an_outage_is_not_asked_about_with_every_key(
     assert max(asked) == 1
 
 
+@pytest.mark.parametrize("fault", [Status(429), SLOW_DOWN, Status(503)], ids=str)
+def test_without_retries_no_key_is_asked_twice(provider: Provider, fault: Step) -> None:
+    """`max_retries=0` holds for each key, and nothing is waited for."""
+    provider.steps = dict.fromkeys(KEYS, fault)
+    with pytest.raises(RetryRouterError):
+        provider.ask(provider.router(retry_policy=RetryPolicy(max_retries=0)))
+    assert max(provider.asked()) == 1
+    assert sum(provider.clock.sleeps) == 0
+
+
 @pytest.mark.parametrize("retries", [0, 2])
 def test_a_key_that_only_fails_is_answered_for_by_another(
     provider: Provider, retries: int
