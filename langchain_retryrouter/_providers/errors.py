@@ -137,6 +137,10 @@ def name_failure(error: BaseException, unix_time: float) -> RetryRouterError:
     return report.to_error(BASE_ERRORS)
 
 
+# As many idle connections of another event loop as the generated SDKs keep.
+MOST_STALE: Final = 100
+
+
 def is_of_closed_loop(error: BaseException) -> bool:
     """Whether a connection was asked that belongs to an event loop that is closed."""
     return any(

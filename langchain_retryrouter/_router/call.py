@@ -33,6 +33,7 @@ from pydantic import ValidationError
 from langchain_retryrouter._callbacks import AnyRunManager, name_served, observe_run
 from langchain_retryrouter._prices import write_costs
 from langchain_retryrouter._providers.errors import (
+    MOST_STALE,
     PAYLOADS,
     is_of_closed_loop,
     name_failure,
@@ -108,7 +109,6 @@ _REJECTED: Final = frozenset(
     {FailureKind.INVALID_REQUEST, FailureKind.UNKNOWN, FailureKind.NOT_FOUND}
 )
 """Failures that content of other authors may cause."""
-_MOST_STALE: Final = 100  # As many idle connections as the generated SDKs keep.
 _MISSES_ITEM: Final = re.compile(r"(?i)\b(?:response|item|container|file)s?\b")
 _NO_INFO: Final = ChunkInfo()
 _MOST_BLOCKS: Final = 1000  # Of one answer.
@@ -574,10 +574,13 @@ class BaseRouterCall:
         A client that served another `asyncio.run` still has connections of that event
         loop, and they say nothing about the provider: the request is sent as it was.
         """
+        named = name_failure(error, self._clock.time())
         if is_of_closed_loop(error):
             resent = attempt.facts["resent"] = attempt.facts.get("resent", 0) + 1
-            return bool(resent < _MOST_STALE)
-        named = name_failure(error, self._clock.time())
+            is_sent = bool(resent < MOST_STALE)
+            if is_sent:
+                self._state.resent(attempt.number, named.failure)
+            return is_sent
         if named.kind not in _REJECTED:
             return False
         is_missing = named.kind is FailureKind.NOT_FOUND

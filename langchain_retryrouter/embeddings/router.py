@@ -23,7 +23,11 @@ from langchain_core.embeddings import Embeddings
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from langchain_retryrouter._http import ClosedByWith
-from langchain_retryrouter._providers.errors import name_failure
+from langchain_retryrouter._providers.errors import (
+    MOST_STALE,
+    is_of_closed_loop,
+    name_failure,
+)
 from langchain_retryrouter._providers.integrations import (
     disable_embedding_retries,
     embedding_model_of,
@@ -542,12 +546,21 @@ class _Batch:
 
     async def asend(self, attempt: Attempt) -> list[Vector]:
         route, places, texts = self._missing()
-        with _named_failures(self._call.clock), reraise_lost_cancellation():
-            if self._call.is_query:
-                answer: Any = [await route.model.aembed_query(texts[0])]
-            else:
-                answer = await route.model.aembed_documents(texts)
-        return self._take(attempt, route, places, answer)
+        stale = 0
+        while True:
+            try:
+                with _named_failures(self._call.clock), reraise_lost_cancellation():
+                    if self._call.is_query:
+                        answer: Any = [await route.model.aembed_query(texts[0])]
+                    else:
+                        answer = await route.model.aembed_documents(texts)
+                return self._take(attempt, route, places, answer)
+            except RetryRouterError as error:
+                # Connections of another `asyncio.run` say nothing about the provider.
+                stale += 1
+                if stale >= MOST_STALE or not is_of_closed_loop(error):
+                    raise
+                self._state.resent(attempt.number, error.failure)
 
     def _limits(self) -> CallLimits | None:
         limits = [one.rate_limit for one in self._router.routes]

@@ -5,8 +5,11 @@ import copy
 import json
 import math
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -616,3 +619,39 @@ def test_no_error_shows_the_password_of_a_store() -> None:
     with pytest.raises(ValueError, match="routes") as caught:
         EmbeddingsRouter(store="redis://:hunter2@127.0.0.1:1/0")  # type: ignore[call-arg]
     assert "hunter2" not in str(caught.value)
+
+
+def test_connections_of_another_event_loop_are_no_failure(
+    faulty_gateway: FaultyGateway,
+) -> None:
+    """A second `asyncio.run` with many calls is answered, and no breaker opens."""
+    # In a process of its own: langchain-openai keeps the connections of the first loop.
+    call = f"embed_in_two_loops({faulty_gateway.openai_url!r})"
+    subprocess.run(
+        [sys.executable, "-c", f"from {__name__} import embed_in_two_loops; {call}"],
+        check=True,
+        cwd=Path(__file__).parents[3],
+        timeout=60,
+    )
+
+
+def embed_in_two_loops(url: str) -> None:
+    """Eight calls in one event loop, which then is closed, and eight in another."""
+    outcomes: list[str] = []
+    model = OpenAIEmbeddings(
+        base_url=url, api_key=SecretStr(KEY), check_embedding_ctx_length=False
+    )
+    router = EmbeddingsRouter(
+        routes=[model],
+        retry_policy=RetryPolicy(max_retries=0),
+        on_attempt_log=lambda log: outcomes.extend(
+            one["outcome"] for one in log["attempts"]
+        ),
+    )
+
+    async def embed() -> None:
+        await asyncio.gather(*[router.aembed_query(text) for text in "abcdefgh"])
+
+    asyncio.run(embed())
+    asyncio.run(embed())
+    assert outcomes == ["ok"] * 16

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessageChunk
-from langchain_core.outputs import ChatGenerationChunk
-from langchain_openai import OpenAIEmbeddings
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from opentelemetry import trace
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.trace import StatusCode
+from pydantic import PrivateAttr
 
 from langchain_retryrouter import (
     CircuitBreaker,
@@ -449,6 +450,34 @@ def test_a_request_that_is_sent_again_in_another_form_has_its_own_span(
     assert env.values("retryrouter.attempt") == [1, 2, 2]
     assert env.values("http.request.resend_count") == [None, 1, 2]
     assert env.values("error.type") == ["interrupted", "invalid_request", None]
+
+
+class Stale(ChatOpenAI):
+    """Fails once after its request, as on a connection of a closed event loop."""
+
+    _is_stale: bool = PrivateAttr(default=True)
+
+    def _generate(self, *args: Any, **kwargs: Any) -> ChatResult:
+        return self._checked(super()._generate(*args, **kwargs))
+
+    async def _agenerate(self, *args: Any, **kwargs: Any) -> ChatResult:
+        return self._checked(await super()._agenerate(*args, **kwargs))
+
+    def _checked(self, result: ChatResult) -> ChatResult:
+        was_stale, self._is_stale = self._is_stale, False
+        if was_stale:
+            msg = "Event loop is closed"
+            raise RuntimeError(msg)
+        return result
+
+
+def test_a_request_on_a_connection_of_a_closed_loop_has_its_own_span(env: Env) -> None:
+    """It is sent again within the attempt, and a server may have seen it."""
+    model = Stale(**chat_openai(env.gateway, "gpt-4o").model_dump(exclude_unset=True))
+    env.twin.invoke(RetryRouter(routes=[model], clock=env.clock), PROMPT)
+    assert len(env.attempts) == len(env.gateway.requests) == 2
+    assert env.values("retryrouter.attempt") == [1, 1]
+    assert env.values("error.type") == ["connection", None]
 
 
 @pytest.mark.parametrize("kind", ["OpenAIEmbeddings", "GPTRouterEmbeddings"])
