@@ -171,6 +171,16 @@ def test_an_empty_redis_is_filled_again(
     )
 
 
+def test_what_was_flushed_is_found_again(redis_server: RedisServer) -> None:
+    """The names of what is shared are written every few seconds, for `status`."""
+    with contextlib.closing(RedisStore(redis_server.url)) as store:
+        breaker = CircuitBreaker(name="x", store=store)
+        eventually(lambda: states(store) == ["closed"])
+        with redis_server.client() as client:
+            client.flushall()
+        eventually(lambda: states(store) == [breaker.state], seconds=20)
+
+
 def test_a_dead_prober_does_not_hold_the_probe(
     redis_server: RedisServer, gateway: FaultyGateway
 ) -> None:
