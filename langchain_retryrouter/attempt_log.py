@@ -169,9 +169,12 @@ class AttemptLog:
         """Add up calls: what `batch(..., return_exceptions=True)` returns, or logs.
 
         Args:
-            results: Answers and errors, or anything else that `AttemptLog` takes. What
-                has no log counts as a call without attempts.
+            results: Answers and errors, or anything else that `AttemptLog` takes; one
+                alone is one call. What has no log is a call without attempts.
         """
+        # Messages and results can be iterated over, too: by their fields.
+        if isinstance(results, Mapping | str | bytes) or hasattr(results, "model_dump"):
+            results = [results]
         failures: Counter[str] = Counter()
         routes: Counter[str] = Counter()
         costs: list[float] = []
