@@ -348,6 +348,8 @@ def from_config(cls: type[_M], source: Source, fields: Mapping[str, Any]) -> _M:
         config.problem((), f"must be a table with `routes`, not {_kind(config.data)}")
         config.check()
     given = _resolve(config, config.data, cls.model_fields, ())
+    for name in set(given) & fields.keys():
+        config.problem((name,), "is given as an argument, too: leave it out here")
     routes = given.pop("routes", None)
     if not isinstance(routes, Sequence) or isinstance(routes, str) or not routes:
         at: Place = ("routes",) if "routes" in config.data else ()
@@ -355,8 +357,6 @@ def from_config(cls: type[_M], source: Source, fields: Mapping[str, Any]) -> _M:
         name = "" if at else "routes "
         config.problem(at, f"{name}{advice}, not {_kind(routes)}")
         routes = ()
-    for name in set(given) & fields.keys():
-        config.problem((name,), "is given as an argument, too: leave it out here")
     tables = [_route_table(config, one, index) for index, one in enumerate(routes)]
     built = [
         route

@@ -81,8 +81,8 @@ def init_by_name(spec: str, module: str, function: str, /, **params: Any) -> Any
         ImportError: langchain, or the provider's package, is not installed.
         ValueError: It is not "provider:model", or the provider is not known.
     """
-    provider, _, name = spec.partition(":")
-    if not provider.strip() or not name.strip():
+    provider, name = (part.strip() for part in spec.partition(":")[::2])
+    if not provider or not name:
         msg = (
             "a model must be an object, or 'provider:model' such as 'openai:gpt-5.5',"
             f" not {spec!r}"

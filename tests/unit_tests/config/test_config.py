@@ -227,8 +227,9 @@ def test_fields_of_code_are_taken_beside_a_file(source: Any) -> None:
     router = RetryRouter.from_config(source, accept=bool, tags=["x"])
     assert router.accept is bool
     assert router.tags == ["x"]
-    with pytest.raises(ValueError, match="stream_recovery: is given as an argument"):
-        RetryRouter.from_config(source, stream_recovery="buffer")
+    for name, value in {"stream_recovery": "buffer", "routes": router.routes}.items():
+        with pytest.raises(ValueError, match=f"{name}: is given as an argument"):
+            RetryRouter.from_config(source, **{name: value})
 
 
 WRONG = """\
