@@ -375,7 +375,9 @@ def from_config(cls: type[_M], source: Source, fields: Mapping[str, Any]) -> _M:
         source = {n: v for n, v in config.data.items() if n.startswith("store")}
         given |= {"routes": built, "source": source}
     with _Noting(config, (), ()):  # Without routes, to find what else is wrong.
-        return cls(**given, **{n: v for n, v in fields.items() if n not in given})
+        made = cls(**given, **{n: v for n, v in fields.items() if n not in given})
+        if not config.is_wrong():
+            return made
     config.check()
     raise AssertionError
 
