@@ -25,6 +25,7 @@ from collections.abc import (
     Mapping,
 )
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from langchain_core.callbacks import (
@@ -50,7 +51,7 @@ from langchain_retryrouter.failures import Failure
 if TYPE_CHECKING:
     from tenacity import RetryCallState
 
-    from langchain_retryrouter._retry.engine import ANotify, LimiterWait, Notify
+    from langchain_retryrouter._retry.engine import LimiterWait
 
 logger = logging.getLogger(__name__)
 
@@ -81,17 +82,15 @@ def run_manager_of(
     return given
 
 
-def notifier(run_manager: CallbackManagerForLLMRun | None) -> Notify | None:
-    """What calls `on_retry` of the handlers; None if there are none."""
-    return None if run_manager is None else _Notifier(run_manager)
+@dataclass(slots=True)
+class Notifier:
+    """Calls `on_retry` of the handlers of a run, if there is one."""
 
-
-class _Notifier:
-    def __init__(self, run_manager: CallbackManagerForLLMRun) -> None:
-        self._run_manager = run_manager
+    run_manager: CallbackManagerForLLMRun | None
 
     def __call__(self, state: RetryCallState) -> None:
-        for single in _for_each_handler(self._run_manager):
+        """Called before the wait."""
+        for single in _for_each_handler(self.run_manager):
             try:
                 single.on_retry(state)
             except Exception:
@@ -99,21 +98,19 @@ class _Notifier:
 
     def limiter_wait(self, wait: LimiterWait) -> None:
         """Send the handlers the custom event `rate_limit_wait`."""
-        event, facts = _as_event(self._run_manager, wait)
+        event, facts = _as_event(self.run_manager, wait)
         handle_event(*event, **facts)
 
 
-def anotifier(run_manager: AsyncCallbackManagerForLLMRun | None) -> ANotify | None:
-    """Async variant of `notifier`; awaited, so that handlers run before the wait."""
-    return None if run_manager is None else _AsyncNotifier(run_manager)
+@dataclass(slots=True)
+class AsyncNotifier:
+    """Async variant of `Notifier`; awaited, so that handlers run before the wait."""
 
-
-class _AsyncNotifier:
-    def __init__(self, run_manager: AsyncCallbackManagerForLLMRun) -> None:
-        self._run_manager = run_manager
+    run_manager: AsyncCallbackManagerForLLMRun | None
 
     async def __call__(self, state: RetryCallState) -> None:
-        for single in _for_each_handler(self._run_manager):
+        """Called before the wait."""
+        for single in _for_each_handler(self.run_manager):
             try:
                 await single.on_retry(state)
             except Exception:
@@ -121,12 +118,12 @@ class _AsyncNotifier:
 
     async def limiter_wait(self, wait: LimiterWait) -> None:
         """Send the handlers the custom event `rate_limit_wait`."""
-        event, facts = _as_event(self._run_manager, wait)
+        event, facts = _as_event(self.run_manager, wait)
         await ahandle_event(*event, **facts)
 
 
 def _as_event(
-    run_manager: AnyRunManager, wait: LimiterWait
+    run_manager: AnyRunManager | None, wait: LimiterWait
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A wait as the arguments of `handle_event`."""
     data = {"limit": wait.limit.name, "route": wait.route, "seconds": wait.seconds}
@@ -235,8 +232,10 @@ class _AttemptRuns(CallObserver):
             await self._later.pop(0)()
 
 
-def _for_each_handler(run_manager: _RunManager) -> Iterator[_RunManager]:
+def _for_each_handler(run_manager: _RunManager | None) -> Iterator[_RunManager]:
     """One run manager for each handler, since a failing one would stop the others."""
+    if run_manager is None:
+        return
     for handler in getattr(run_manager, "handlers", [None]):
         single = run_manager
         if handler is not None:

@@ -115,6 +115,7 @@ class ListedPrices:
 Prices = FixedPrices | ListedPrices
 
 
+@functools.cache
 def load_list() -> bool:
     """Read the list now, and not in a call; whether it is installed."""
     return listed_prices("gpt-4o", "openai") is not None

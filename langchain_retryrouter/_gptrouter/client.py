@@ -28,7 +28,6 @@ from pydantic import SecretStr
 from langchain_retryrouter import __version__, _http, _json
 from langchain_retryrouter._gptrouter import http, protocol
 from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
-from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter._retry.timeouts import on_abort
 from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError, mask
 from langchain_retryrouter.failures import FailureKind
@@ -194,7 +193,7 @@ class GatewayClient(GPTRouterClient):
             on_abort(functools.partial(_shut_down, response))
             with contextlib.closing(response):
                 body = http.read_body(response)
-            return _read_answer(response.status, response.headers, body)
+            return protocol.read_answer(response.status, response.headers, body)
         except Exception as error:
             self.raise_typed(error, request)
             raise
@@ -211,7 +210,7 @@ class GatewayClient(GPTRouterClient):
         try:
             async with http.apost(request) as response:
                 body = await http.aread_body(response)
-            return _read_answer(response.status, response.headers, body)
+            return protocol.read_answer(response.status, response.headers, body)
         except Exception as error:
             self.raise_typed(error, request)
             raise
@@ -414,18 +413,6 @@ def check_key(key: SecretStr) -> None:
         raise ValueError(msg)
 
 
-def _read_answer(
-    status: int, headers: Mapping[str, str], body: bytes
-) -> dict[str, Any] | None:
-    """The JSON of an answer, if it has any; raises the error that a status says."""
-    if status == _OK:
-        return protocol.read_json(body, status)
-    if status in {202, 204}:
-        return None
-    now = SYSTEM_CLOCK.time()
-    raise protocol.read_status_error(status, headers, body, unix_time=now)
-
-
 def _is_event_stream(status: int, headers: Mapping[str, str]) -> bool:
     kind = headers.get("content-type") or ""
     return status == _OK and kind.lower().startswith("text/event-stream")
@@ -434,7 +421,7 @@ def _is_event_stream(status: int, headers: Mapping[str, str]) -> bool:
 def _raise_no_stream(status: int, headers: Mapping[str, str], body: bytes) -> NoReturn:
     """Raise the error for an answer that is not a stream of events."""
     if status != _OK:
-        _read_answer(status, headers, body)
+        protocol.read_answer(status, headers, body)
     what = repr(protocol.excerpt(body)) if body else "no body"
     msg = f"the gateway answered {status} without a stream of events: {what}"
     raise protocol.malformed(msg, status)

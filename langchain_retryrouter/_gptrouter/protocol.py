@@ -29,6 +29,7 @@ from langchain_retryrouter import _json
 from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
 from langchain_retryrouter._providers import errors
 from langchain_retryrouter._retry.call_log import AttemptRecord, Subject
+from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter._retry.streaming import ChunkInfo
 from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError
 from langchain_retryrouter.failures import FailureKind, is_routes_own
@@ -487,8 +488,19 @@ class GatewayResponse(models.GenerationResponse):
         return value if isinstance(value, models.Usage) else clean_usage(value) or None
 
 
-def read_json(body: bytes, status_code: int) -> dict[str, Any]:
-    """The JSON object in the body of a 2xx response."""
+def read_answer(
+    status_code: int, headers: Mapping[str, str], body: bytes
+) -> dict[str, Any] | None:
+    """The JSON object of an answer; None for an answer without a body.
+
+    Raises:
+        RetryRouterError: The status says so, or the body is not a JSON object.
+    """
+    if status_code in {202, 204}:
+        return None
+    if status_code != _OK:
+        now = SYSTEM_CLOCK.time()
+        raise _read_status_error(status_code, headers, body, unix_time=now)
     try:
         data = _json.read_quickly(body)
     except ValueError as error:
@@ -514,10 +526,10 @@ def read_response(data: Mapping[str, Any] | None) -> GatewayResponse:
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         msg = f"the gateway's answer is not of its protocol (at {where!r})"
-        raise malformed(msg, 200) from error
+        raise malformed(msg, _OK) from error
     if not response.choices:
         msg = "the gateway's answer has no choices"
-        raise malformed(msg, 200)
+        raise malformed(msg, _OK)
     return response
 
 
@@ -710,6 +722,7 @@ _CANNOT_BE_ASKED: Final = re.compile(
     re.IGNORECASE,
 )
 _WORD: Final = re.compile(r"[\w./:-]+")
+_OK: Final = 200
 _NOT_ACCEPTABLE: Final = 406
 _OPAQUE_STATUS: Final = 500
 _OPAQUE_BODY: Final = {"error": "Something went wrong"}
@@ -739,7 +752,7 @@ def read_error_event(event: Mapping[str, Any]) -> RetryRouterError:
     )
 
 
-def read_status_error(
+def _read_status_error(
     status_code: int, headers: Mapping[str, str], body: bytes, *, unix_time: float
 ) -> RetryRouterError:
     """The error that a response other than 200 stands for."""

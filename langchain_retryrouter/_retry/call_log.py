@@ -105,21 +105,11 @@ class SentAttempt:
 
         It is in the words of LangChain or OpenAI.
         """
-        self.record.usage = usage
-        if not self.reservations:
-            return
         counts = tokens_of(usage)
         # No prompt has no tokens: 0 says nothing, but of an answer from a cache.
         if counts is not None and (any(counts) or "total_cost" in usage):
             for one in self.reservations:
                 one.used = counts
-
-    def take_permit(self) -> tuple[CircuitBreaker, Permit] | None:
-        """The permit, to settle it; None if there is none left."""
-        permit, self.permit = self.permit, None
-        if self.breaker is None or permit is None:
-            return None
-        return self.breaker, permit
 
 
 class Subject(NamedTuple):
@@ -187,9 +177,10 @@ class CallLog:
         records: The attempt log.
         attempts: Attempts sent so far, on all routes.
         observers: What sees the call.
+        is_attached: Whether it makes a difference which attempt is current.
         run: LangChain's run manager of the call, for observers.
         describe: Returns what the route at a position asks, for observers.
-        prices_of: Returns what a model's tokens cost, for a call that has no routes.
+        prices: What the tokens of each model cost, for a call that has no routes.
         cost_of: Returns the money of an attempt, for a call that has routes.
     """
 
@@ -198,6 +189,8 @@ class CallLog:
         time: Clock,
         describe: Callable[[int], Subject],
         held: Sequence[Sequence[Sequence[object]]],
+        *,
+        has_routes: bool,
     ) -> None:
         """`held` are limits that an attempt holds, by the position of its route."""
         self.records: list[AttemptRecord] = []
@@ -205,11 +198,24 @@ class CallLog:
         self.observers: list[CallObserver] = []
         self.run: Any = None
         self.describe = describe
-        self.prices_of: Callable[[str | None], Prices | None] | None = None
+        self.prices: Mapping[str | None, Prices | None] | None = None
         self.cost_of: Callable[[AttemptRecord], float | None] | None = None
         self._held_by = held
+        self._has_routes = has_routes
+        self._current: SentAttempt | None = None
+        self.is_attached = False
         self._time = time
         self._began = time.monotonic()
+
+    @property
+    def attempt(self) -> int:
+        """The number of the current attempt, counted from 1; 0 before the first."""
+        return self._current.record.number or 0 if self._current else 0
+
+    @property
+    def route(self) -> str | None:
+        """The model that the current attempt asks, if the call knows it."""
+        return self._current.record.route if self._current else None
 
     @property
     def elapsed(self) -> float:
@@ -222,12 +228,11 @@ class CallLog:
         return sum(record.wait for record in self.records)
 
     def attempt_log(self) -> dict[str, Any]:
-        """The call so far, as JSON-able data."""
-        log: dict[str, Any] = {
-            "attempts": [record.as_dict() for record in self.records]
-        }
-        if self.prices_of is not None:
-            write_costs(log, map(self._cost_of, self.records))
+        """The call so far, as JSON-able data; a call with routes names the latest."""
+        log: dict[str, Any] = {"route": self.route} if self._has_routes else {}
+        log["attempts"] = [record.as_dict() for record in self.records]
+        if self.prices is not None:
+            write_costs(log, [self._cost_of(record) for record in self.records])
         return log
 
     def routes_tried(self) -> str:
@@ -254,24 +259,27 @@ class CallLog:
         return None if cost is None else cost[0]
 
     def _cost_of(self, record: AttemptRecord) -> tuple[float, bool] | None:
-        if record.number is None or self.prices_of is None:
+        if record.number is None or self.prices is None:
             return None
-        prices = self.prices_of(record.route)
+        prices = self.prices.get(record.route)
         return cost_of_attempt(prices, record.failure, record.usage)
 
     # --- observers ---
 
     def tell(self, event: str, **facts: Any) -> None:
         """Tell the observers that something `happened`."""
-        self._tell("happened", event, facts)
+        for observer in self.observers:
+            guarded(observer.happened, event, facts)
 
     def resent(self, number: int, failure: Failure) -> None:
         """Tell the observers that an attempt sends its request again."""
-        self._tell("resent", number, failure)
+        for observer in self.observers:
+            guarded(observer.resent, number, failure)
 
     def waits(self, seconds: float) -> None:
         """Tell the observers that a wait begins."""
-        self._tell("waits", seconds)
+        for observer in self.observers:
+            guarded(observer.waits, seconds)
 
     def end(self, error: BaseException | None) -> None:
         """The call is over, by this error if there is one."""
@@ -279,11 +287,6 @@ class CallLog:
         for observer in observers:
             guarded(observer.ended, error)
         self.cost_of = None  # It holds the call.
-
-    @property
-    def is_attached(self) -> bool:
-        """Whether it makes a difference which attempt is current."""
-        return bool(self.observers or self._held_by)
 
     def attach(self, number: int | None = None) -> Callable[[], object]:
         """Make an attempt, or else the latest, current; the result undoes it."""
@@ -311,10 +314,6 @@ class CallLog:
                 await observer.flush()
             except Exception:
                 logger.warning(_FAILED, exc_info=True)
-
-    def _tell(self, what: str, *facts: Any) -> None:
-        for observer in self.observers:
-            guarded(getattr(observer, what), *facts)
 
     def _tell_skipped(self, record: AttemptRecord) -> None:
         self.tell("skipped", route=record.route, reason=record.reason or record.outcome)

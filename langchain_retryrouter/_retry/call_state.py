@@ -107,7 +107,9 @@ class CallState(CallLog):
     ) -> None:
         of_rate = () if limits is None else (limits.routes,)
         of_money = (spend_limits,) if any(spend_limits) else ()
-        super().__init__(time, describe, held=(*of_rate, *of_money))
+        super().__init__(
+            time, describe, held=(*of_rate, *of_money), has_routes=routes is not None
+        )
         self.policy = policy
         self.routes = [RouteState(None, breaker)] if routes is None else routes
         self.budget = budget
@@ -117,7 +119,6 @@ class CallState(CallLog):
         self.decision: Decision | None = None
         self.is_raised = False
         self._has_begun = False
-        self._has_routes = routes is not None
         self._actions = actions or {}
         self._request_hash = request_hash
         self._reserve_money = reserve
@@ -134,7 +135,6 @@ class CallState(CallLog):
         self._awaits_probe = False  # Whether the last resort waits for another probe.
         self._is_last_resort = False  # Whether the next attempt is one.
         self._held = 0.0  # Seconds waited in `hold_wait`.
-        self._current: SentAttempt | None = None
         self._hedge: SentAttempt | None = None
         self._spent = 0.0
         self._counted: set[int] = set()  # Breakers at which this call counted.
@@ -147,6 +147,7 @@ class CallState(CallLog):
         for new in OBSERVERS:
             observer = guarded(new, self)
             self.observers += [] if observer is None else [observer]
+        self.is_attached = bool(self.observers or self._held_by)
         for record in self.records:
             self._tell_skipped(record)
 
@@ -154,24 +155,17 @@ class CallState(CallLog):
     def wants_facts(self) -> bool:
         """Whether it makes a difference what answers say of themselves."""
         is_heard = bool(self.observers) or self.limits is not None
-        return is_heard or self.prices_of is not None
+        return is_heard or self.prices is not None
 
     def answered(self, number: int, **facts: Any) -> None:
         """Tell observers, and rate limits, what the answer of an attempt says."""
         sent, usage = self._sent_attempt(number), facts.get("usage")
         if sent is not None and isinstance(usage, Mapping):
-            sent.note_usage(usage)
-        self._tell("answered", number, facts)
-
-    @property
-    def attempt(self) -> int:
-        """The number of the current attempt, counted from 1; 0 before the first."""
-        return self._current.record.number or 0 if self._current else 0
-
-    @property
-    def route(self) -> str | None:
-        """The model that the current attempt asks, if the call knows it."""
-        return self._current.record.route if self._current else None
+            sent.record.usage = usage
+            if sent.reservations:
+                sent.note_usage(usage)
+        for observer in self.observers:
+            guarded(observer.answered, number, facts)
 
     @property
     def next_route(self) -> str | None:
@@ -211,11 +205,6 @@ class CallState(CallLog):
         if not limits:
             return None
         return min(limits) if min(limits) > 0 else _FIRST_ATTEMPT
-
-    def attempt_log(self) -> dict[str, Any]:
-        """The call so far, as JSON-able data; a call with routes names the latest."""
-        log = super().attempt_log()
-        return {"route": self.route, **log} if self._has_routes else log
 
     def will_be_refused(self) -> bool:
         """Whether the circuit breakers would refuse an attempt now."""
@@ -431,7 +420,7 @@ class CallState(CallLog):
     def header_reader(self) -> Callable[[Headers], None] | None:
         """What takes the headers of the current attempt's answer, if they count."""
         sent = self._current
-        if sent is None or not sent.is_adaptive:
+        if self.limits is None or sent is None or not sent.is_adaptive:
             return None
         return lambda headers: sent.read_headers(headers, self._time.time())
 
@@ -755,7 +744,8 @@ class CallState(CallLog):
         self.records.append(record)
         self.attempts += 1
         self._sent[position] += 1
-        self._tell("attempt_began", record, position)
+        for observer in self.observers:
+            guarded(observer.attempt_began, record, position)
         return SentAttempt(position, now, record, state.breaker, permit)
 
     def _from_here(self, *, is_last_resort: bool) -> Iterator[int]:
@@ -802,10 +792,10 @@ class CallState(CallLog):
 
     def _release(self, attempt: SentAttempt, failure: Failure | None) -> None:
         """Settle the permit of an attempt that has failed, or else succeeded."""
-        held = attempt.take_permit()
-        if held is None:
+        breaker, permit = attempt.breaker, attempt.permit
+        if breaker is None or permit is None:
             return
-        breaker, permit = held
+        attempt.permit = None
         before: BreakerState | None = None
         if self.observers:
             before = BreakerState.HALF_OPEN if permit.is_probe else breaker.state
@@ -863,9 +853,9 @@ class CallState(CallLog):
             self._close_record(attempt, "cancelled")
         for one in attempt.reservations:
             (one.succeeded if attempt.record.outcome == "ok" else one.cancelled)()
-        if held := attempt.take_permit():
-            breaker, permit = held
-            breaker.cancelled(permit)
+        if attempt.breaker is not None and attempt.permit is not None:
+            permit, attempt.permit = attempt.permit, None
+            attempt.breaker.cancelled(permit)
 
     def _close_record(
         self, attempt: SentAttempt, outcome: str, failure: Failure | None = None
@@ -876,7 +866,8 @@ class CallState(CallLog):
         record.seconds = now - attempt.began
         if health := self.routes[attempt.position].health:
             health.note(outcome, record.status_code, record.seconds, now)
-        self._tell("attempt_ended", record, failure)
+        for observer in self.observers:
+            guarded(observer.attempt_ended, record, failure)
 
     def _pay(self, *, throttled: bool) -> bool:
         """Take the price of an attempt from the budget; False if it is too low."""

@@ -22,7 +22,7 @@ from typing import (
     runtime_checkable,
 )
 
-from tenacity import AsyncRetrying, RetryCallState, Retrying
+from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception
 
 from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
@@ -150,7 +150,6 @@ class RetryController:
     def __init__(self, context: RetryContext, *, is_stream: bool) -> None:
         self.context = context
         self.call_state = context.call_state
-        self.call_state.open()
         self._is_stream = is_stream
         self._last_error: RetryRouterError | None = None
         self._may_have_run = False  # What any failed attempt says.
@@ -164,7 +163,7 @@ class RetryController:
             RetryRouterError: There is none, since the deadline is over or all circuit
                 breakers are open: the last attempt's error, or a `CircuitOpenError`.
         """
-        if self.call_state.is_past_deadline and self._last_error is not None:
+        if self._last_error is not None and self.call_state.is_past_deadline:
             self._stop("the deadline is over")
         refusal = self.call_state.admit(self.context.route())
         if refusal is None:
@@ -315,10 +314,9 @@ class RetryController:
             self._stop("the deadline is over", why, FailureKind.TIMEOUT)
         return remaining
 
-    def should_retry(self, state: RetryCallState) -> bool:
+    def should_retry(self, error: BaseException) -> bool:
         """Whether to send the request again; the one decision after a failure."""
-        error = _error_of(state)
-        if error is None or self._is_over:
+        if not isinstance(error, RetryRouterError) or self._is_over:
             return False
         self._last_error = error
         self._may_have_run = self._may_have_run or error.may_have_run
@@ -338,7 +336,8 @@ class RetryController:
 
         tenacity repeats its own `TryAgain` for ever without asking `should_retry`.
         """
-        return _error_of(state) is None
+        error = state.outcome.exception() if state.outcome is not None else None
+        return not isinstance(error, RetryRouterError)
 
     def delay(self, _state: RetryCallState | None = None) -> float:
         """Seconds to wait before the next attempt."""
@@ -424,11 +423,6 @@ class RetryController:
         )
 
 
-def _error_of(state: RetryCallState) -> RetryRouterError | None:
-    error = state.outcome.exception() if state.outcome is not None else None
-    return error if isinstance(error, RetryRouterError) else None
-
-
 def _drop(reserved: list[Reservation]) -> None:
     while reserved:
         reserved.pop().unsent()
@@ -437,6 +431,7 @@ def _drop(reserved: list[Reservation]) -> None:
 def begin(controller: RetryController, notify: Notify | None = None) -> Attempt:
     """Wait for the rate limits and the rate limiter, and begin the next attempt."""
     state, clock = controller.call_state, controller.context.clock
+    state.open()
     while True:
         while wait := state.hold_wait():
             clock.sleep(wait)
@@ -481,6 +476,7 @@ def _acquire(controller: RetryController) -> None:
 async def abegin(controller: RetryController, notify: ANotify | None = None) -> Attempt:
     """Async variant of `begin`."""
     state, clock = controller.call_state, controller.context.clock
+    state.open()
     while True:
         while wait := state.hold_wait():
             await clock.asleep(wait)
@@ -534,10 +530,9 @@ def call(
         finally:
             detach()
 
-    send_one = attached if state.is_attached else send
-
     def attempt() -> T:
         attempt = begin(controller, notify)
+        send_one = attached if state.is_attached else send
         if attempt.timeout is None:
             return send_one(attempt)
         try:
@@ -547,7 +542,8 @@ def call(
 
     result = run(controller, attempt, notify)
     state.succeeded(is_over=True)
-    context.end()
+    if context.ends_call:
+        state.end(None)
     return result
 
 
@@ -568,10 +564,9 @@ async def acall(
         finally:
             detach()
 
-    send_one = attached if state.is_attached else send
-
     async def attempt() -> T:
         attempt = await abegin(controller, notify)
+        send_one = attached if state.is_attached else send
         if attempt.timeout is None:
             return await send_one(attempt)
         try:
@@ -604,7 +599,7 @@ def run(
         controller.context.clock.sleep(seconds)
 
     retrying = Retrying(
-        retry=controller.should_retry,
+        retry=retry_if_exception(controller.should_retry),
         stop=controller.should_stop,
         wait=controller.delay,
         before_sleep=before_sleep,
@@ -638,7 +633,7 @@ async def arun(
         await controller.context.clock.asleep(seconds)
 
     retrying = AsyncRetrying(
-        retry=controller.should_retry,
+        retry=retry_if_exception(controller.should_retry),
         stop=controller.should_stop,
         wait=controller.delay,
         before_sleep=before_sleep,

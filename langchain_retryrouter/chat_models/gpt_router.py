@@ -37,7 +37,7 @@ from langchain_retryrouter._gptrouter.connection import (
     GatewayConnection,
     GPTRouterModel,
 )
-from langchain_retryrouter._prices import ListedPrices, listed_prices, load_list
+from langchain_retryrouter._prices import Prices, listed_prices, load_list
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter._retry.engine import Attempt, acall, call
 from langchain_retryrouter._retry.streaming import astream, stream
@@ -479,7 +479,7 @@ def completion_with_retry(
     """
     is_stream = bool(kwargs.pop("stream", False))
     requests = _GatewayCall(llm, models_priority_list, kwargs, run_manager)
-    notify = _callbacks.notifier(run_manager)
+    notify = _callbacks.Notifier(run_manager)
     if is_stream:
         return stream(requests.context, requests.connect, requests.new_reader, notify)
     response = call(requests.context, requests.send, notify)
@@ -497,7 +497,7 @@ async def acompletion_with_retry(
     """Async variant of `completion_with_retry`."""
     is_stream = bool(kwargs.pop("stream", False))
     requests = _GatewayCall(llm, models_priority_list, kwargs, run_manager)
-    notify = _callbacks.anotifier(run_manager)
+    notify = _callbacks.AsyncNotifier(run_manager)
     if is_stream:
         return astream(requests.context, requests.aconnect, requests.new_reader, notify)
     response = await acall(requests.context, requests.asend, notify)
@@ -535,9 +535,13 @@ class _GatewayCall:
         else:
             self._typed_errors = _typed_sdk_errors
             observed = _gptrouter.protocol.ObservedModels()
+        prices: dict[str | None, Prices | None] = {}
         for model in models:
+            name, provider = model.name, model.provider_name
             if model.is_chat is not None:
-                observed.are_chat[model.name, model.provider_name] = model.is_chat
+                observed.are_chat[name, provider] = model.is_chat
+            prices[name] = listed_prices(name, provider)
+        prices[None] = prices[models[0].name]  # It is not known which one has failed.
         requests = get_ordered_generation_requests(models, **options)
         params = requests[0].prompt_params
         asks_for_one = params.n in {None, 1}
@@ -568,13 +572,7 @@ class _GatewayCall:
         _callbacks.observe_run(
             call_state, run_manager, trace_attempts=llm.trace_attempts
         )
-        providers = {model.name: model.provider_name for model in models}
-
-        def prices_of(name: str | None) -> ListedPrices | None:
-            name = name or models[0].name  # It is not known which one has failed.
-            return listed_prices(name, providers.get(name))
-
-        call_state.prices_of = prices_of if load_list() else None
+        call_state.prices = prices if load_list() else None
         self._gateway_max_retries = llm.gateway_max_retries
         if self._gateway_max_retries is None and call_state.policy.max_retries:
             self._gateway_max_retries = 0  # Or one call would be retried twice over.
@@ -600,8 +598,9 @@ class _GatewayCall:
 
     def on_last(self, event: Event) -> None:
         """Give the end of a stream the attempt log."""
-        self._name_route(None)
         call_state = self.context.call_state
+        if served := self._models.answered(None):
+            call_state.name_route(served)
         call_state.answered(call_state.attempt, **self._models.streamed())
         cast("Any", event).retryrouter = call_state.attempt_log()
 
@@ -611,46 +610,42 @@ class _GatewayCall:
         """One attempt's answer; the model that has sent it is in the attempt log."""
         if self._streams_inside:
             with contextlib.closing(self.connect(attempt)) as events:
-                return self._noted(self._assembled(events), attempt)
+                return self._assembled(events, attempt)
         arguments = self._arguments(attempt, is_stream=False)
         with self._typed_errors():
             response: Response = self._client.generate(**arguments)
-        self._name_route(response)
-        return self._noted(response, attempt)
+        return self._noted(response, attempt, self._models.answered(response))
 
     async def asend(self, attempt: Attempt) -> Response:
         if self._streams_inside:
             async with contextlib.aclosing(await self.aconnect(attempt)) as events:
-                whole = self._assembled([event async for event in events])
-                return self._noted(whole, attempt)
+                return self._assembled([event async for event in events], attempt)
         arguments = self._arguments(attempt, is_stream=False)
         with self._typed_errors():
             response: Response = await self._client.agenerate(**arguments)
-        self._name_route(response)
-        return self._noted(response, attempt)
+        return self._noted(response, attempt, self._models.answered(response))
 
-    def _assembled(self, events: Iterable[Event]) -> Response:
+    def _assembled(self, events: Iterable[Event], attempt: Attempt) -> Response:
         response = _gptrouter.messages.assemble(events, self.new_reader())
-        self._name_route(None)
-        return response
+        return self._noted(response, attempt, self._models.answered(None))
 
-    def _noted(self, response: Response, attempt: Attempt) -> Response:
-        """A whole answer, that the observers have seen."""
-        if self.context.call_state.wants_facts:
+    def _noted(
+        self, response: Response, attempt: Attempt, served: str | None
+    ) -> Response:
+        """A whole answer, that observers have seen and the attempt log has named."""
+        call_state = self.context.call_state
+        if served:
+            call_state.name_route(served)
+        if call_state.wants_facts:
             usage = response.meta.model_dump() if response.meta else None
             reasons = [choice.finish_reason for choice in response.choices]
-            self.context.call_state.answered(
+            call_state.answered(
                 attempt.number,
                 model=response.model,
                 usage=usage,
                 finish_reasons=reasons,
             )
         return response
-
-    def _name_route(self, whole: Response | None) -> None:
-        """Put the model that has answered into the attempt log."""
-        if served := self._models.answered(whole):
-            self.context.call_state.name_route(served)
 
     def connect(self, attempt: Attempt) -> EventSource[Event]:
         if self._never_streams:

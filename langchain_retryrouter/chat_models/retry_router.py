@@ -39,9 +39,9 @@ from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from langchain_retryrouter._callbacks import (
+    AsyncNotifier,
+    Notifier,
     RetryVisibleChatModel,
-    anotifier,
-    notifier,
     run_manager_of,
 )
 from langchain_retryrouter._http import ClosedByWith
@@ -501,7 +501,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         router_call = RouterCall(self, self._memory, request, run_manager)
         context = router_call.context()
         with router_call:
-            result = call(context, router_call.generate, notifier(run_manager))
+            result = call(context, router_call.generate, Notifier(run_manager))
         return router_call.with_attempt_log(result)
 
     async def _agenerate(
@@ -515,7 +515,8 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         router_call = AsyncRouterCall(self, self._memory, request, run_manager)
         context = router_call.context()
         with router_call:
-            result = await acall(context, router_call.generate, anotifier(run_manager))
+            notify = AsyncNotifier(run_manager)
+            result = await acall(context, router_call.generate, notify)
         return router_call.with_attempt_log(result)
 
     def _stream(
@@ -529,7 +530,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         run = run_manager_of(self, run_manager, CallbackManagerForLLMRun)
         router_call = RouterCall(self, self._memory, request, run)
         context = router_call.context()
-        notify = notifier(run)
+        notify = Notifier(run)
         while not router_call.is_over:
             events = stream(context, router_call.connect, lambda: info_of, notify)
             with router_call, contextlib.closing(events):
@@ -553,7 +554,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         run = run_manager_of(self, run_manager, AsyncCallbackManagerForLLMRun)
         router_call = AsyncRouterCall(self, self._memory, request, run)
         context = router_call.context()
-        notify = anotifier(run)
+        notify = AsyncNotifier(run)
         while not router_call.is_over:
             events = astream(context, router_call.connect, lambda: info_of, notify)
             with router_call:

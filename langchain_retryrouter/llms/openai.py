@@ -23,8 +23,8 @@ from pydantic import Field, PrivateAttr, field_validator
 
 from langchain_retryrouter._callbacks import (
     AnyRunManager,
-    anotifier,
-    notifier,
+    AsyncNotifier,
+    Notifier,
     observe_run,
 )
 from langchain_retryrouter._openai import client, protocol
@@ -92,7 +92,7 @@ def completion_with_retry(
     if kwargs.get("stream"):
         return _stream_with_retry(llm, run_manager, kwargs)
     one = _Call(llm, llm.client, kwargs, run_manager)
-    answer = engine.call(one.context, one.send, notifier(run_manager))
+    answer = engine.call(one.context, one.send, Notifier(run_manager))
     return protocol.attach_attempt_log(answer, one.context.call_state.attempt_log())
 
 
@@ -105,7 +105,7 @@ async def acompletion_with_retry(
     if kwargs.get("stream"):
         return _astream_with_retry(llm, run_manager, kwargs)
     one = _Call(llm, llm.async_client, kwargs, run_manager)
-    answer = await engine.acall(one.context, one.asend, anotifier(run_manager))
+    answer = await engine.acall(one.context, one.asend, AsyncNotifier(run_manager))
     return protocol.attach_attempt_log(answer, one.context.call_state.attempt_log())
 
 
@@ -114,7 +114,7 @@ def _stream_with_retry(
     run_manager: callbacks.CallbackManagerForLLMRun | None,
     kwargs: Mapping[str, Any],
 ) -> Generator[Any, None, None]:
-    one, notify = _Call(llm, llm.client, kwargs, run_manager), notifier(run_manager)
+    one, notify = _Call(llm, llm.client, kwargs, run_manager), Notifier(run_manager)
     events = streaming.stream(one.context, one.connect, lambda: _chunk_info, notify)
     with contextlib.closing(events):
         for event in events:
@@ -128,7 +128,7 @@ async def _astream_with_retry(
     kwargs: Mapping[str, Any],
 ) -> AsyncGenerator[Any, None]:
     one = _Call(llm, llm.async_client, kwargs, run_manager)
-    notify = anotifier(run_manager)
+    notify = AsyncNotifier(run_manager)
     events = streaming.astream(one.context, one.aconnect, lambda: _chunk_info, notify)
     async with contextlib.aclosing(events):
         async for event in events:
@@ -170,7 +170,7 @@ class _Call:
         )
         provider, url = subject.provider, llm.openai_api_base
         if load_list():
-            call_state.prices_of = lambda model: listed_prices(model, provider, url)
+            call_state.prices = {route: listed_prices(route, provider, url)}
         observe_run(call_state, run_manager, trace_attempts=llm.trace_attempts)
         self.context = engine.RetryContext(
             call_state,
