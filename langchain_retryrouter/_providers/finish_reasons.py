@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from langchain_core.messages import AIMessageChunk, BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 from langchain_retryrouter._retry.streaming import ChunkInfo
@@ -272,10 +272,14 @@ def has_answer(message: BaseMessage) -> bool:
     kwargs, content = message.additional_kwargs, message.content
     if isinstance(content, str) and content.strip():
         return True
-    if any(kwargs.get(name) for name in ("function_call", "tool_calls", "audio")):
+    names = ("function_call", "tool_calls", "audio")
+    if kwargs and any(kwargs.get(name) for name in names):
         return True
-    calls = ("tool_calls", "invalid_tool_calls", "tool_call_chunks")
-    if any(getattr(message, name, None) for name in calls):
+    if isinstance(message, AIMessage) and (
+        message.tool_calls
+        or message.invalid_tool_calls
+        or getattr(message, "tool_call_chunks", None)
+    ):
         return True
     return not isinstance(content, str) and any(
         bool(block.strip())

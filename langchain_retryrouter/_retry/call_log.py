@@ -178,6 +178,7 @@ class CallLog:
         attempts: Attempts sent so far, on all routes.
         observers: What sees the call.
         is_attached: Whether it makes a difference which attempt is current.
+        wants_facts: Whether it makes a difference what answers say of themselves.
         run: LangChain's run manager of the call, for observers.
         describe: Returns what the route at a position asks, for observers.
         prices: What the tokens of each model cost, for a call that has no routes.
@@ -203,7 +204,7 @@ class CallLog:
         self._held_by = held
         self._has_routes = has_routes
         self._current: SentAttempt | None = None
-        self.is_attached = False
+        self.is_attached = self.wants_facts = False
         self._time = time
         self._began = time.monotonic()
 

@@ -148,14 +148,10 @@ class CallState(CallLog):
             observer = guarded(new, self)
             self.observers += [] if observer is None else [observer]
         self.is_attached = bool(self.observers or self._held_by)
+        is_priced = self.limits is not None or self.prices is not None
+        self.wants_facts = bool(self.observers) or is_priced
         for record in self.records:
             self._tell_skipped(record)
-
-    @property
-    def wants_facts(self) -> bool:
-        """Whether it makes a difference what answers say of themselves."""
-        is_heard = bool(self.observers) or self.limits is not None
-        return is_heard or self.prices is not None
 
     def answered(self, number: int, **facts: Any) -> None:
         """Tell observers, and rate limits, what the answer of an attempt says."""
@@ -234,15 +230,18 @@ class CallState(CallLog):
                     return wait
                 if wait is not None:
                     break
-        waits = [
-            self._wait_for(position, awaits_probe=self._awaits_probe)
-            for position in self._from_here(is_last_resort=self._is_last_resort)
-        ]
-        wait = min((wait for wait in waits if wait is not None), default=0.0)
+        shortest = math.inf
+        for position in self._from_here(is_last_resort=self._is_last_resort):
+            wait = self._wait_for(position, awaits_probe=self._awaits_probe)
+            if wait == 0:
+                return 0.0
+            shortest = min(shortest, math.inf if wait is None else wait)
+        if shortest == math.inf:
+            return 0.0
         breaker = self.routes[self.position].breaker
         if breaker is not None and breaker.pause:
-            return self._spread(wait)
-        return self._held_for(wait)
+            return self._spread(shortest)
+        return self._held_for(shortest)
 
     def _spread(self, pause: float) -> float:
         """The wait for a pause that all processes know of."""
@@ -703,12 +702,12 @@ class CallState(CallLog):
 
     def _is_used_up(self, position: int) -> bool:
         """Whether this call does not ask a route again."""
-        limit = self.policy.max_attempts
-        has_attempts = self._sent[position] < limit
-        if len(self._same_endpoint(position)) > 1:
-            limit = max(limit, 2)  # Another key is tried once at least.
-        has_attempts = has_attempts and self._attempts_at(position) < limit
-        return position in self._left or position in self._spared or not has_attempts
+        retries = self.policy.max_retries
+        if position in self._left or position in self._spared:
+            return True
+        # Another key of an endpoint is tried once at least, but none twice for that.
+        is_spent = self._attempts_at(position) > max(retries, 1)
+        return is_spent or self._sent[position] > retries
 
     def _go_on_with(self, attempt: SentAttempt) -> None:
         self.position, self._current = attempt.position, attempt

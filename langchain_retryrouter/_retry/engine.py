@@ -127,7 +127,7 @@ class RetryContext:
     rate_limiter: RateLimiter | None = None
     should_failover: Callable[[RetryRouterError], bool] = lambda _: False
     action: Callable[[RetryRouterError], FailureAction | None] = lambda _: None
-    on_last: Callable[[Any], object] = lambda _: None
+    on_last: Callable[[Any], object] | None = None
     is_buffered: bool = False
     ends_call: bool = True
 

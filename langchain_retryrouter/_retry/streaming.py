@@ -121,7 +121,8 @@ class StreamMonitor(Generic[E]):
         if chunk.is_last:
             self.is_over = True
             self.ended()
-            self._controller.context.on_last(event)
+            if (on_last := self._controller.context.on_last) is not None:
+                on_last(event)
 
     def limit(self) -> float | None:
         """Seconds that the next event may take; None for no limit."""

@@ -207,9 +207,6 @@ class BaseRouterCall:
             order = [index for at, index in enumerate(order) if at not in skipped]
             routes = [router.routes[index] for index in order]
         self._order, self._routes = order, routes
-        self._costs = CallCosts(
-            routes, request, memory.outputs, router.max_cost, router.spend_limit
-        )
         self._failover = FailoverRules(router.failover_on)
         self._judge = judge = AnswerJudge(router.accept, self._failover.hears_length)
         if memory.output is not None:
@@ -221,9 +218,13 @@ class BaseRouterCall:
             or judge.accept is not None
             or any(route.accept is not None for route in routes)
         )
+        states = [memory.route_states[index] for index in order]
+        self._costs = CallCosts(
+            routes, request, memory.outputs, router.max_cost, router.spend_limit
+        )
         self._state = CallState(
             limited_policy(router.retry_policy, memory.places),
-            [memory.route_states[index] for index in order],
+            states,
             budget=router.budget,
             time=clock,
             actions=self._failover.actions,
@@ -234,7 +235,7 @@ class BaseRouterCall:
             spend_limits=self._costs.limits,
         )
         observe_run(self._state, run, trace_attempts=router.trace_attempts)
-        self._state.skip(records)
+        self._state.records += records
         if error is not None:
             self._state.open()
             self._state.end(error)
@@ -424,8 +425,9 @@ class BaseRouterCall:
         if isinstance(message, AIMessageChunk):
             if message.chunk_position is not None:
                 message.chunk_position = None
-            if message.tool_call_chunks or (
-                not chunk.text.strip() and has_answer(message)
+            if not self._said_more_than_text and (
+                message.tool_call_chunks
+                or (not chunk.text.strip() and has_answer(message))
             ):
                 self._said_more_than_text = True
             if self._passes and type(message.content) is list:
