@@ -22,8 +22,16 @@ from typing import Any, Final, Protocol
 
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from langchain_retryrouter._checks import is_number, is_positive, is_whole, require
-from langchain_retryrouter._shared import BREAKER, Reply, Shareable, Store
+from langchain_retryrouter._shared import (
+    BREAKER,
+    Reply,
+    Shareable,
+    Store,
+    is_number,
+    is_positive,
+    is_whole,
+    require,
+)
 
 _BUCKETS: Final = 10
 _LONGEST_PAUSE: Final = 86_400.0

@@ -9,8 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
-from langchain_retryrouter._checks import is_number, is_positive, is_whole, require
-from langchain_retryrouter._shared import BUDGET, Reply, Shareable, Store
+from langchain_retryrouter._shared import (
+    BUDGET,
+    Reply,
+    Shareable,
+    Store,
+    is_number,
+    is_positive,
+    is_whole,
+    require,
+)
 from langchain_retryrouter.failures import Failure, FailureKind
 
 

@@ -20,8 +20,15 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from langchain_core.rate_limiters import BaseRateLimiter
 
-from langchain_retryrouter._checks import is_positive, is_whole, require
-from langchain_retryrouter._shared import LIMIT, Reply, Shareable, Store
+from langchain_retryrouter._shared import (
+    LIMIT,
+    Reply,
+    Shareable,
+    Store,
+    is_positive,
+    is_whole,
+    require,
+)
 from langchain_retryrouter.failures import Failure, FailureKind
 
 _KINDS: Final = ("requests", "tokens", "input_tokens")

@@ -11,9 +11,15 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
-from langchain_retryrouter._checks import is_positive, require
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
-from langchain_retryrouter._shared import SPEND, Reply, Shareable, Store
+from langchain_retryrouter._shared import (
+    SPEND,
+    Reply,
+    Shareable,
+    Store,
+    is_positive,
+    require,
+)
 
 Period: TypeAlias = Literal["minute", "hour", "day", "month"]
 

@@ -16,7 +16,6 @@ from typing import Any, Final
 from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.rate_limiters import BaseRateLimiter
 
-from langchain_retryrouter._checks import is_positive
 from langchain_retryrouter._prices import FixedPrices, cost_of_attempt, tokens_of
 from langchain_retryrouter._retry.call_log import AttemptRecord
 from langchain_retryrouter._retry.call_state import CallState
@@ -24,6 +23,7 @@ from langchain_retryrouter._retry.clock import Clock
 from langchain_retryrouter._retry.limits import CallLimits, call_limits, held_limits
 from langchain_retryrouter._router.preflight import ModelRequest
 from langchain_retryrouter._router.route import Route
+from langchain_retryrouter._shared import is_positive
 from langchain_retryrouter.circuit_breaker import Refusal
 from langchain_retryrouter.policy import RetryPolicy, with_limits
 from langchain_retryrouter.rate_limits import RateLimit, Size

@@ -20,10 +20,9 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
-from langchain_retryrouter._checks import is_number
 from langchain_retryrouter._prices import Prices
 from langchain_retryrouter._retry.clock import new_rng
-from langchain_retryrouter._shared import OneForAll, watch_forks
+from langchain_retryrouter._shared import OneForAll, is_number, watch_forks
 from langchain_retryrouter.failures import FailureAction, FailureKind, is_retryable
 from langchain_retryrouter.policy import RetryPolicy
 

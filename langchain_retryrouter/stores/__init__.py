@@ -13,17 +13,23 @@ which says how to write another kind of shared object.
 from __future__ import annotations
 
 import importlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+
+from langchain_retryrouter._shared import PRESENCE, Record
 
 if TYPE_CHECKING:
     from langchain_retryrouter._shared import Store
-    from langchain_retryrouter.stores._scopes import Scope
     from langchain_retryrouter.stores.memory import MemoryStore
     from langchain_retryrouter.stores.redis import RedisStore
 
 __all__ = ["MemoryStore", "RedisStore", "Scope"]
 
-_MODULES: Final = {"MemoryStore": "memory", "RedisStore": "redis", "Scope": "_scopes"}
+_MODULES: Final = {"MemoryStore": "memory", "RedisStore": "redis"}
+
+logger = logging.getLogger(__name__)
 
 
 def __getattr__(name: str) -> Any:
@@ -61,3 +67,88 @@ def close_made(store: Store | None) -> None:
     """Close a model's store, if the model has made it of a URL."""
     if store is not None and store.closes_with_model:
         store.close()
+
+
+# --- what a store holds ---------------------------------------------------------------
+
+KEPT: Final = 3_600_000
+"""Milliseconds that a record is kept after its last change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Something that is shared: a breaker, a budget, a limit.
+
+    Attributes:
+        kind: "breaker", "budget", or what else is shared.
+        name: The name under which it is shared.
+        facts: What it is now. Of a breaker: `state`, `open_for`, `held_for`,
+            `paused_for` and `lease_for` in seconds, `by` (the process that opened it),
+            `why`, `prober` (the process that has the probe), `votes` (processes). Of
+            a limit: what is left of `requests`, `tokens` and `input_tokens` and was
+            leased to no process, each with its number `..._per_minute`; the `permits`
+            that processes hold, and those that are `waiting`. Of others: their fields;
+            those that end in `_until` as seconds from now, under a name that ends in
+            `_for`.
+        processes: The processes that use it.
+    """
+
+    kind: str
+    name: str
+    facts: dict[str, Any]
+    processes: tuple[str, ...]
+
+
+def call_listener(function: Callable[..., None], *args: Any) -> None:
+    """Call what may run a user's `on_state_change`, and log what it raises."""
+    try:
+        function(*args)
+    except Exception:  # Others are still to be notified; it may be another call.
+        logger.exception("a listener failed")
+
+
+def expiry(record: Record, now: int) -> int:
+    """When a record goes: an hour after now, and after its latest `_until`."""
+    moments = [
+        at
+        for field, at in record.items()
+        if field.endswith("_until") and isinstance(at, int | float)
+    ]
+    return int(max(now, *moments) if moments else now) + KEPT
+
+
+def read_scope(kind: str, name: str, record: Record, now: int) -> Scope:
+    """A record as a `Scope`."""
+    facts: dict[str, Any] = {}
+    processes, votes = [], []
+    for field, value in sorted(record.items()):
+        if field.startswith("p:"):
+            if now - value <= PRESENCE:
+                processes.append(field[2:])
+        elif field.startswith("v:"):
+            votes.append(field[2:])
+        elif field.endswith("_until"):
+            facts[f"{field[:-6]}_for"] = max(0.0, (value - now) / 1000)
+        else:
+            facts[field] = value
+    if kind == "breaker":
+        opens = facts.get("open_for")
+        half_open = "half_open" if opens == 0 else "open"
+        state = "closed" if opens is None else half_open
+        facts = {
+            "state": state,
+            "open_for": opens or 0.0,
+            "held_for": facts.get("held_for", 0.0),
+            "paused_for": facts.get("pause_for", 0.0),
+            "lease_for": (lease := facts.get("lease_for", 0.0)),
+            "by": facts.get("by") if opens is not None else None,
+            "why": facts.get("why") if opens is not None else None,
+            "prober": facts.get("lease_by") if lease else None,
+            "votes": votes,
+        }
+    if kind == "limit":
+        shown = {f: value for f, value in facts.items() if f[1:2] != ":" and f != "at"}
+        permits = sum(value for f, value in facts.items() if f.startswith("c:"))
+        waiting = [f[2:] for f in facts if f.startswith("w:")]
+        facts = {**shown, "permits": permits, "waiting": waiting}
+    return Scope(kind, name, facts, tuple(processes))

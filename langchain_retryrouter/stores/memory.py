@@ -20,7 +20,7 @@ from langchain_retryrouter._shared import (
     process_name,
     watch_forks,
 )
-from langchain_retryrouter.stores._scopes import (
+from langchain_retryrouter.stores import (
     Scope,
     call_listener,
     expiry,

@@ -32,7 +32,7 @@ from langchain_retryrouter._shared import (
     process_name,
     watch_forks,
 )
-from langchain_retryrouter.stores._scopes import KEPT, Scope, call_listener, read_scope
+from langchain_retryrouter.stores import KEPT, Scope, call_listener, read_scope
 
 logger = logging.getLogger(__name__)
 

@@ -263,7 +263,7 @@ def test_hedged_streams_have_a_span_each(env: Env) -> None:
             Route(model=chat_openai(env.gateway, "gpt-4"), name="first"),
             Route(model=chat_openai(env.gateway, "gpt-4o"), name="second"),
         ],
-        hedge_after=0.01,
+        hedge_after=0.1,
     )
     env.twin.stream(router, PROMPT)
     assert [one.model for one in env.gateway.requests] == ["gpt-4", "gpt-4o"]
