@@ -355,7 +355,11 @@ class OpenAILLM(_connection.OpenAIConnection):
         except InvalidRequestError as error:
             if not self._learns_to_split(requests, error):
                 raise
-            return self._generate(prompts, stop, run_manager, **kwargs)
+            try:
+                return self._generate(prompts, stop, run_manager, **kwargs)
+            except InvalidRequestError:
+                self._reads_list = True  # The list was not what is refused.
+                raise
         return self._result([*map(protocol.read_answer, found)], prompts, kwargs)
 
     async def _agenerate(
@@ -380,7 +384,11 @@ class OpenAILLM(_connection.OpenAIConnection):
         except InvalidRequestError as error:
             if not self._learns_to_split(requests, error):
                 raise
-            return await self._agenerate(prompts, stop, run_manager, **kwargs)
+            try:
+                return await self._agenerate(prompts, stop, run_manager, **kwargs)
+            except InvalidRequestError:
+                self._reads_list = True  # The list was not what is refused.
+                raise
         return self._result([*map(protocol.read_answer, found)], prompts, kwargs)
 
     def _stream(

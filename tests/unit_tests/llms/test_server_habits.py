@@ -19,7 +19,7 @@ from langchain_retryrouter import (
 )
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter.llms import openai as module
-from langchain_retryrouter.testing import STUB_TEXT, Body, FaultyGateway, Raw
+from langchain_retryrouter.testing import STUB_TEXT, Answer, Body, FaultyGateway, Raw
 from tests.unit_tests.conftest import Twin
 
 from .conftest import EVENTS, JSON, Env, NewLLM, choice, outcomes, streamed, whole
@@ -106,6 +106,20 @@ def test_another_refusal_of_a_list_is_raised(completions: Env) -> None:
     with pytest.raises(errors.InvalidRequestError, match="Too hot"):
         completions.generate(completions.new(), ["a", "b"])
     assert len(completions.gateway.requests) == 1
+
+
+def test_lists_are_sent_again_after_a_refusal_of_something_else(
+    completions: Env,
+) -> None:
+    """An error that only sounds like a refused list does not split later calls."""
+    said = {"error": {"message": "Invalid type for 'user': expected a string."}}
+    completions.gateway.always(Body(400, JSON, json.dumps(said)))
+    llm = completions.new()
+    with pytest.raises(errors.InvalidRequestError, match="for 'user'"):
+        completions.generate(llm, ["a", "b"], user=1)
+    completions.gateway.always(Answer())
+    completions.generate(llm, ["a", "b"])
+    assert completions.gateway.requests[-1].payload["prompt"] == ["a", "b"]
 
 
 def test_none_takes_a_parameter_out(every: Env, method: str) -> None:
