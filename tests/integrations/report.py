@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+import gc
 import hashlib
 import json
+import os
 import re
 import subprocess
 import warnings
@@ -68,9 +70,12 @@ def write_page(results: dict[tuple[str, str, str], bool]) -> None:
     others = [_name_of(row) for name, row in installed.items() if name not in rows]
     tried = Counter(row for row, _, _ in results)
     wrong = Counter(cell[0] for cell, is_right in results.items() if not is_right)
+    # LiteLLM would fetch a list of prices when it is imported.
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # They are the other packages'.
         lines = [_line(row, tried[name], wrong[name]) for name, row in rows.items()]
+        gc.collect()  # Here, where what they leave open is no error.
     faults = dict.fromkeys(column for _, column, _ in results)
     total = (
         f"{dt.datetime.now(dt.UTC).date()}, langchain-core {version('langchain-core')}:"
