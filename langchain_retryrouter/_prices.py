@@ -10,6 +10,7 @@ import functools
 import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Final
 
 from langchain_retryrouter.failures import Failure
@@ -68,10 +69,14 @@ class FixedPrices:
 
 @dataclass(frozen=True, slots=True)
 class ListedPrices:
-    """The prices, in US dollars, of a model of a provider."""
+    """The prices, in US dollars, of a model of a provider.
+
+    `plain` are those of a model whose tokens cost the same in any number at any time.
+    """
 
     model: str
     provider: str
+    plain: FixedPrices | None = None
 
     def cost(self, usage: Mapping[str, Any]) -> float | None:
         """Money for these tokens, those from a cache too; None if it is not known."""
@@ -89,6 +94,8 @@ class ListedPrices:
             given = given if isinstance(given, Mapping) else {}
             found = {theirs: given.get(ours) for ours, theirs in names.items()}
             details |= {n: c for n, c in found.items() if type(c) is int and c > 0}
+        if self.plain is not None and not details:
+            return self.plain.cost(usage)
         parts = details.get("cache_write_5m_tokens", 0)
         parts += details.get("cache_write_1h_tokens", 0)
         if parts:  # Some count them in the sum, too.
@@ -144,8 +151,18 @@ def listed_prices(
             if "provider_api_url" in of and "find model" in str(error):
                 return None  # The provider is known, and has no such model.
             continue
-        return ListedPrices(str(model), found.provider.id)
+        return ListedPrices(str(model), found.provider.id, _plain_prices(found))
     return None
+
+
+def _plain_prices(found: Any) -> FixedPrices | None:
+    """The prices for tokens, if there are no steps, hours, or prices of requests."""
+    price = found.model_price
+    rates = [price.input_mtok, price.output_mtok]
+    has_hours = found.model.prices is not price
+    if found.total_price or has_hours or not all(type(r) is Decimal for r in rates):
+        return None
+    return FixedPrices(*map(float, rates))
 
 
 def cost_of_attempt(

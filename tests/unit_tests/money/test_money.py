@@ -2,6 +2,8 @@
 
 import asyncio
 import copy
+import dataclasses
+import itertools
 import os
 import pickle
 from collections import Counter
@@ -33,7 +35,7 @@ from langchain_retryrouter import (
     StreamInterruptedError,
     UnavailableError,
 )
-from langchain_retryrouter._prices import FixedPrices, listed_prices
+from langchain_retryrouter._prices import FixedPrices, ListedPrices, listed_prices
 from langchain_retryrouter.spend_limits import Price, Shortage, SpendReservation
 from langchain_retryrouter.stores import MemoryStore, RedisStore
 from langchain_retryrouter.testing import (
@@ -462,6 +464,29 @@ def test_a_limit_at_several_places_pays_once(env: Env, where: str, way: str) -> 
     assert env.log(way, router).cost == pytest.approx(COST)
     assert limit.spent == pytest.approx(COST)
     assert limit.left == pytest.approx(1 - COST)
+
+
+@pytest.mark.parametrize(
+    ("model", "provider", "is_plain"),
+    [
+        ("gpt-4o", "openai", True),
+        ("claude-sonnet-4-5", "anthropic", False),  # Dearer above 200,000 tokens.
+        ("deepseek-chat", "deepseek", False),  # Cheaper by night.
+        ("sonar", "perplexity", False),  # A price for each request, too.
+        ("text-embedding-3-small", "openai", False),  # No price of an answer.
+    ],
+)
+def test_a_plain_price_is_the_listed_one(
+    model: str, provider: str, *, is_plain: bool
+) -> None:
+    """What is computed without the library is what the library says."""
+    prices = listed_prices(model, provider)
+    assert isinstance(prices, ListedPrices)
+    assert (prices.plain is not None) == is_plain
+    by_library = dataclasses.replace(prices, plain=None)
+    for read, written in itertools.product((0, 1, 999, 250_000), (0, 7, 40_000)):
+        usage = {"input_tokens": read, "output_tokens": written}
+        assert prices.cost(usage) == by_library.cost(usage)
 
 
 def test_tokens_written_to_a_cache_are_paid_once() -> None:
