@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import compileall
 import gc
 import itertools
 import subprocess
@@ -10,10 +11,12 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, Final
 
 from langchain_core.language_models.fake_chat_models import FakeChatModel
 
+import langchain_retryrouter
 from benchmarks.speed import contestants as who
 from benchmarks.speed.measure import Bar, Measurement, Section, interleaved
 from benchmarks.speed.stub import StubServer
@@ -238,6 +241,8 @@ def _crowd(server: StubServer, rounds: int, in_flight: int, full: int) -> Sectio
 def imports(server: StubServer, rounds: int, scale: float) -> Section:
     """A fresh interpreter that imports one thing."""
     del server, scale
+    # As pip does when it installs a package: here ours is used from its sources.
+    compileall.compile_dir(Path(langchain_retryrouter.__file__).parent, quiet=1)
     ours = "from langchain_retryrouter import GPTRouter"
     floor = "import langchain_core.language_models.chat_models"
 
