@@ -84,7 +84,7 @@ def no_leaks(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     assert set(threading.enumerate()) == threads
     ends = time.monotonic() + 5  # Threads of other tests may just be connecting.
     while (left := _descriptors() - descriptors) and time.monotonic() < ends:
-        time.sleep(0.05)
+        threading.Event().wait(0.05)
     assert left == Counter()
     assert [str(warning.message) for warning in caught] == []
     assert caplog.records == []
