@@ -262,6 +262,7 @@ def test_a_url_makes_a_store_that_the_model_closes(gateway: FaultyGateway) -> No
         assert copied.closes_with_model is store.closes_with_model
         copied.close()
     model.close()
+    own.close()
 
 
 @pytest.mark.parametrize("make", [GPTRouter, OpenAI, RetryRouter])
