@@ -61,9 +61,11 @@ class FixedPrices:
     def cost(self, usage: Mapping[str, Any]) -> float | None:
         """Money for these tokens; None if the counts make no sense."""
         tokens = tokens_of(usage)
-        if tokens is None:
-            return None
-        money = tokens[0] * self.input + tokens[1] * self.output
+        return None if tokens is None else self.money(*tokens)
+
+    def money(self, read: int, written: int) -> float:
+        """Money for tokens of a prompt and of an answer."""
+        money = read * self.input + written * self.output
         return round(money / 1_000_000, _DIGITS)
 
 
@@ -95,7 +97,7 @@ class ListedPrices:
             found = {theirs: given.get(ours) for ours, theirs in names.items()}
             details |= {n: c for n, c in found.items() if type(c) is int and c > 0}
         if self.plain is not None and not details:
-            return self.plain.cost(usage)
+            return self.plain.money(*tokens)
         parts = details.get("cache_write_5m_tokens", 0)
         parts += details.get("cache_write_1h_tokens", 0)
         if parts:  # Some count them in the sum, too.

@@ -246,11 +246,10 @@ class CallLog:
             for route, record in zip(routes, self.records, strict=True)
         )
 
-    def skip(self, records: list[AttemptRecord]) -> None:
-        """Note routes that are not asked at all."""
-        self.records += records
-        for record in records:
-            self._tell_skipped(record)
+    def skip(self, record: AttemptRecord) -> None:
+        """Note a route that is not asked at all."""
+        self.records.append(record)
+        self._tell_skipped(record)
 
     def money_of(self, record: AttemptRecord) -> float | None:
         """The money of an attempt that is over, for observers; None if not known."""

@@ -781,7 +781,7 @@ class CallState(CallLog):
         outcome = "skipped" if reason else FailureKind.CIRCUIT_OPEN.value
         record = AttemptRecord(None, self.routes[position].name, outcome)
         record.reason, record.began = reason or None, self.elapsed
-        self.skip([record])
+        self.skip(record)
 
     def _settle(self, attempt: SentAttempt, failure: Failure) -> None:
         self._close_record(attempt, failure.kind.value, failure)

@@ -207,6 +207,9 @@ class BaseRouterCall:
             order = [index for at, index in enumerate(order) if at not in skipped]
             routes = [router.routes[index] for index in order]
         self._order, self._routes = order, routes
+        self._costs = CallCosts(
+            routes, request, memory.outputs, router.max_cost, router.spend_limit
+        )
         self._failover = FailoverRules(router.failover_on)
         self._judge = judge = AnswerJudge(router.accept, self._failover.hears_length)
         if memory.output is not None:
@@ -218,13 +221,9 @@ class BaseRouterCall:
             or judge.accept is not None
             or any(route.accept is not None for route in routes)
         )
-        states = [memory.route_states[index] for index in order]
-        self._costs = CallCosts(
-            routes, request, memory.outputs, router.max_cost, router.spend_limit
-        )
         self._state = CallState(
             limited_policy(router.retry_policy, memory.places),
-            states,
+            [memory.route_states[index] for index in order],
             budget=router.budget,
             time=clock,
             actions=self._failover.actions,
@@ -579,10 +578,10 @@ class BaseRouterCall:
         named = name_failure(error, self._clock.time())
         if is_of_closed_loop(error):
             resent = attempt.facts["resent"] = attempt.facts.get("resent", 0) + 1
-            is_sent = bool(resent < MOST_STALE)
-            if is_sent:
-                self._state.resent(attempt.number, named.failure)
-            return is_sent
+            if resent >= MOST_STALE:
+                return False
+            self._state.resent(attempt.number, named.failure)
+            return True
         if named.kind not in _REJECTED:
             return False
         is_missing = named.kind is FailureKind.NOT_FOUND

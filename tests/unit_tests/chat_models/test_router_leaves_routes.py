@@ -3,13 +3,10 @@
 import asyncio
 import json
 import math
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,6 +43,7 @@ from langchain_retryrouter.testing import (
     Status,
     Step,
 )
+from tests.support.alone import run_alone
 
 from .conftest import SHORT, TEXT, Pair, both_ways
 from .test_retry_router import Raising, told
@@ -482,13 +480,7 @@ def test_connections_of_another_event_loop_are_no_failure(
     faulty_gateway.respond("/v1/messages", said)
     # In a process of its own: LangChain's integrations keep the client, and with it the
     # connections of the first event loop, for as long as the process lives.
-    call = f"ask_in_two_loops({model!r}, {faulty_gateway.url!r})"
-    subprocess.run(
-        [sys.executable, "-c", f"from {__name__} import ask_in_two_loops; {call}"],
-        check=True,
-        cwd=Path(__file__).parents[3],
-        timeout=60,
-    )
+    run_alone(ask_in_two_loops, model, faulty_gateway.url)
 
 
 def ask_in_two_loops(model: str, url: str) -> None:

@@ -5,11 +5,8 @@ import copy
 import json
 import math
 import pickle
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,6 +49,7 @@ from langchain_retryrouter.testing import (
     Step,
 )
 from langchain_retryrouter.testing._gptrouter_api import stub_embedding
+from tests.support.alone import run_alone
 from tests.unit_tests.one_loop import OneLoop, calls
 
 from .conftest import KEY, SMALL
@@ -626,13 +624,7 @@ def test_connections_of_another_event_loop_are_no_failure(
 ) -> None:
     """A second `asyncio.run` with many calls is answered, and no breaker opens."""
     # In a process of its own: langchain-openai keeps the connections of the first loop.
-    call = f"embed_in_two_loops({faulty_gateway.openai_url!r})"
-    subprocess.run(
-        [sys.executable, "-c", f"from {__name__} import embed_in_two_loops; {call}"],
-        check=True,
-        cwd=Path(__file__).parents[3],
-        timeout=60,
-    )
+    run_alone(embed_in_two_loops, faulty_gateway.openai_url)
 
 
 def embed_in_two_loops(url: str) -> None:
