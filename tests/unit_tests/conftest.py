@@ -10,6 +10,7 @@ import anthropic
 import openai
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
+from langsmith.env import get_langchain_env_var_metadata, get_runtime_environment
 
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK
 from langchain_retryrouter.testing import FakeClock
@@ -125,6 +126,16 @@ def whole_http_libraries() -> None:
     """The first clients of a process import a part of them, in a coroutine or not."""
     openai.DefaultHttpxClient().close()
     anthropic.DefaultHttpxClient().close()
+
+
+@pytest.fixture(scope="session")
+def known_surroundings() -> None:
+    """LangSmith's client asks git and docker about them once, where it first needs to.
+
+    That is not to be in a coroutine, where a blocking call is an error.
+    """
+    get_runtime_environment()
+    get_langchain_env_var_metadata()
 
 
 @pytest.fixture

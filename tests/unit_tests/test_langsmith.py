@@ -13,7 +13,6 @@ import pytest
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.tracers.langchain import LangChainTracer
 from langsmith import Client
-from langsmith.env import get_langchain_env_var_metadata, get_runtime_environment
 
 from langchain_retryrouter import GPTRouter, RetryPolicy, RetryRouter, UnavailableError
 from langchain_retryrouter.testing import (
@@ -26,6 +25,8 @@ from langchain_retryrouter.testing import (
 )
 from tests.support.models import KEY, gpt_router
 from tests.unit_tests.conftest import Twin
+
+pytestmark = pytest.mark.usefixtures("known_surroundings")
 
 LIMITS = {
     "use_multipart_endpoint": False,
@@ -86,10 +87,6 @@ class Trace:
 @pytest.fixture
 def trace(faulty_gateway: FaultyGateway, fake_clock: FakeClock) -> Iterator[Trace]:
     """A gateway, and LangSmith's client with a server that takes its batches."""
-    # The client asks git and docker about their surroundings once, where it first needs
-    # to know: not in a coroutine, where a blocking call is an error.
-    get_runtime_environment()
-    get_langchain_env_var_metadata()
     with FaultyGateway() as server:
         server.respond("/info", {"batch_ingest_config": LIMITS})
         server.respond("/runs/batch", {})

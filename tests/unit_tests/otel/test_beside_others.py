@@ -24,6 +24,8 @@ from tests.unit_tests.conftest import Twin
 
 from .conftest import MODELS, PROMPT, Env, Recorded
 
+pytestmark = pytest.mark.usefixtures("known_surroundings")
+
 every_model = pytest.mark.parametrize("kind", MODELS)
 ways = pytest.mark.parametrize("way", ["invoke", "stream", "batch"])
 
