@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -32,8 +32,13 @@ _FIELDS: Final = (
     *("response_metadata", "llm_output", "generations", "message", "generation_info"),
     *("outputs", "events", "start_time", "end_time", "error", "run_type"),
 )
-# Both on white and on black, these have a contrast of 3 to 1 at least.
-_COLOURS: Final = {"ok": "#2c9a4b", "failed": "#dc5b4b", "cancelled": "#868d95"}
+# The colours of bars, and their characters in plain text. Both on white and on black,
+# they have a contrast of 3 to 1 at least.
+_BARS: Final = {
+    "ok": ("#2c9a4b", "="),
+    "failed": ("#dc5b4b", "x"),
+    "cancelled": ("#868d95", "~"),
+}
 _WAIT_COLOUR, _MARK_COLOUR = "#b7791f", "#8b6fd0"
 
 
@@ -105,33 +110,34 @@ class AttemptLog:
     def __init__(self, source: Any) -> None:
         """Find the log in `source`."""
         found = _find(source)
-        lines = found.get("attempts") if found is not None else None
-        if found is None or not isinstance(lines, list):
+        if found is None:
             msg = (
                 f"no attempt log in {type(source).__name__} {_short(source)}: give an"
                 " answer or an error of a model of this package, or the dict in"
                 " response_metadata['retryrouter']"
             )
             raise ValueError(msg)
-        if wrong := [line for line in lines if not isinstance(line, dict)]:
+        self._log = dict(found)
+        self.attempts: list[dict[str, Any]] = self._log["attempts"]
+        if wrong := [line for line in self.attempts if not isinstance(line, dict)]:
             msg = f"an attempt must be an object, not {_short(wrong[0])}"
             raise ValueError(msg)
-        self._log = dict(found)
-        self.attempts: list[dict[str, Any]] = lines
+
+    @property
+    def _sent(self) -> list[dict[str, Any]]:
+        return [line for line in self.attempts if line.get("attempt") is not None]
 
     @property
     def outcome(self) -> str:
         """`ok`, or the kind of the last failure; `cached` if nothing was to be sent."""
-        outcomes = [str(line.get("outcome")) for line in self.attempts]
-        sent = [str(line.get("outcome")) for line in _sent(self.attempts)]
-        return "ok" if "ok" in sent else (sent or outcomes or ["cached"])[-1]
+        sent = [str(line.get("outcome")) for line in self._sent]
+        skipped = [str(line.get("outcome")) for line in self.attempts]
+        return "ok" if "ok" in sent else (sent or skipped or ["cached"])[-1]
 
     @property
     def route(self) -> str | None:
         """The route that answered, or was asked last."""
-        names = [
-            line.get("route") for line in _sent(self.attempts) if line.get("route")
-        ]
+        names = [line["route"] for line in self._sent if line.get("route")]
         name = self._log.get("route") or (names[-1] if names else None)
         return None if name is None else str(name)
 
@@ -191,15 +197,18 @@ class AttemptLog:
                 continue
             has_answer = log.outcome in {"ok", "cached"} and not is_error
             answered += has_answer
-            attempts += len(_sent(log.attempts))
+            attempts += len(log._sent)
             waited += log.waited
-            failures.update(_failures(log.attempts))
+            outcomes = [str(line.get("outcome")) for line in log.attempts]
+            failures.update(
+                one for one in outcomes if one not in {"ok", "cancelled", "skipped"}
+            )
             routes.update([log.route] if has_answer and log.route else [])
             if log.cost is not None:
                 costs.append(log.cost)
                 is_estimate = is_estimate or log.cost_is_estimate
             else:
-                without_cost += bool(_sent(log.attempts))
+                without_cost += bool(log._sent)
         return AttemptSummary(
             calls=calls,
             answered=answered,
@@ -215,14 +224,13 @@ class AttemptLog:
     # --- to look at ---
 
     def _headline(self) -> str:
-        sent = len(_sent(self.attempts))
-        said = [_seconds(self.seconds), _count(sent, "attempt")]
+        said = [_seconds(self.seconds), _count(len(self._sent), "attempt")]
         if self.waited:
             said.append(f"{_seconds(self.waited)} waited")
         if self.cost is not None:
             money = _money(self.cost, is_estimate=self.cost_is_estimate)
             said.append(f"cost {money}")
-        by = f" from {_short(self.route, 200)}" if self.route and sent else ""
+        by = f" from {_short(self.route, 200)}" if self.route and self._sent else ""
         return f"{_short(self.outcome)}{by}: {', '.join(said)}"
 
     def _bars(self) -> list[_Bar]:
@@ -395,12 +403,9 @@ class _Bar:
         self.outcome = _short(str(line.get("outcome") or "?"))
         self.is_sent = line.get("attempt") is not None
         self.number = _short(line["attempt"], 9) if self.is_sent else ""
-        is_known = self.outcome in _COLOURS
-        kind = self.outcome if is_known else "failed"
-        self.colour = _COLOURS[kind] if self.is_sent else _MARK_COLOUR
-        self.character = {"ok": "=", "failed": "x", "cancelled": "~"}[kind]
+        self.colour, self.character = _BARS.get(self.outcome, _BARS["failed"])
         if not self.is_sent:
-            self.character = "!"
+            self.colour, self.character = _MARK_COLOUR, "!"
         status, cost = line.get("status_code"), line.get("cost")
         said = [self.outcome + (f" {_short(status, 20)}" if status is not None else "")]
         if self.is_sent:
@@ -419,6 +424,7 @@ class _Bar:
 
 
 def _find(source: Any) -> Mapping[str, Any] | None:
+    """The outermost log in a source: that of a router, and not those of its routes."""
     if isinstance(source, str | bytes):
         try:
             source = json.loads(source)
@@ -427,18 +433,12 @@ def _find(source: Any) -> Mapping[str, Any] | None:
     if isinstance(source, AttemptLog):
         return source.as_dict()
     if isinstance(source, BaseException):
-        log = getattr(source, "attempt_log", None)
-        return log if isinstance(log, dict) else None
-    if not isinstance(source, Mapping | list):
+        source = {KEY: getattr(source, "attempt_log", None)}
+    elif not isinstance(source, Mapping | list):
         # A message; the results of LangChain; a run of LangSmith.
         source = {n: getattr(source, n) for n in _FIELDS if hasattr(source, n)}
     elif isinstance(source, Mapping) and isinstance(source.get("attempts"), list):
         return source
-    return _search(source) or _of_events(source)
-
-
-def _search(source: Any) -> Mapping[str, Any] | None:
-    """The outermost log: that of a router, and not those of its routes."""
     pending, seen = deque([source]), 0
     while pending and seen < _MOST_NODES:
         node, seen = pending.popleft(), seen + 1
@@ -452,12 +452,11 @@ def _search(source: Any) -> Mapping[str, Any] | None:
         else:  # An answer of a chat model has a `message`, one of an LLM has the last.
             names = ("message", "response_metadata", "generation_info")
             pending.extend(getattr(node, name) for name in names if hasattr(node, name))
-    return None
+    return _of_events(source) if isinstance(source, Mapping) else None
 
 
-def _of_events(run: Any) -> Mapping[str, Any] | None:
+def _of_events(run: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The attempts that the retry events of a run of LangSmith tell, as a log."""
-    run = run if isinstance(run, Mapping) else {}
     began, ended = _time(run, "start_time"), _time(run, "end_time")
     if began is None or run.get("run_type") not in {"llm", "chat_model"}:
         return None
@@ -487,15 +486,6 @@ def _time(of: Mapping[str, Any], name: str) -> float | None:
     except ValueError:
         return None
     return moment.timestamp() if isinstance(moment, datetime) else None
-
-
-def _sent(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [line for line in lines if line.get("attempt") is not None]
-
-
-def _failures(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    outcomes = [str(line.get("outcome")) for line in lines]
-    return [one for one in outcomes if one not in {"ok", "cancelled", "skipped"}]
 
 
 def _number(value: Any) -> float:

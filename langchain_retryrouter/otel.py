@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -134,44 +134,34 @@ _SECONDS: Final = [0.01 * 2**power for power in range(14)]  # As the conventions
 
 # --- what is read when metrics are collected ----------------------------------------
 
-_breakers: weakref.WeakKeyDictionary[CircuitBreaker, str] = weakref.WeakKeyDictionary()
-_budgets: weakref.WeakSet[RetryBudget] = weakref.WeakSet()
-_limits: weakref.WeakSet[RateLimit] = weakref.WeakSet()
+# What gauges show, with the name that it has in a label.
+_gauged: weakref.WeakKeyDictionary[CircuitBreaker | RetryBudget | RateLimit, str]
+_gauged = weakref.WeakKeyDictionary()
 _STATES: Final = (BreakerState.CLOSED, BreakerState.HALF_OPEN, BreakerState.OPEN)
-
-
 Labels: TypeAlias = tuple[tuple[str, str], ...]
-
-
-def _levels(key: str) -> Iterator[tuple[Labels, float]]:
-    """What a gauge shows now, with labels."""
-    if key == "breaker":
-        for breaker, name in list(_breakers.items()):
-            yield ((_ROUTE, name),), _STATES.index(breaker.state)
-    elif key == "budget":
-        for budget in list(_budgets):
-            yield ((_BUDGET, budget.name or "default"),), budget.tokens
-    else:
-        for limit in list(_limits):
-            label = (_LIMIT, limit.name or "default")
-            if key == "available":
-                for kind, level in limit.available().items():
-                    yield (label, (_LIMIT_KIND, kind)), level
-            else:
-                yield (label,), getattr(limit, key)
 
 
 def _observe(key: str, _options: Any) -> list[metrics.Observation]:
     """The observations of a gauge, while there is an instrumentation."""
-    by_labels: dict[Labels, list[float]] = {}
-    for labels, level in _levels(key) if _instrumentations() else ():
-        by_labels.setdefault(labels, []).append(level)
+    levels: dict[Labels, list[float]] = {}
+    for one, name in list(_gauged.items()) if _instrumentations() else ():
+        found: dict[Labels, float] = {}
+        if isinstance(one, CircuitBreaker):
+            if key == "breaker":
+                found = {((_ROUTE, name),): _STATES.index(one.state)}
+        elif isinstance(one, RetryBudget):
+            if key == "budget":
+                found = {((_BUDGET, name),): one.tokens}
+        elif key == "available":
+            label = (_LIMIT, name)
+            found = {(label, (_LIMIT_KIND, k)): n for k, n in one.available().items()}
+        elif key in {"in_flight", "waiting"}:
+            found = {((_LIMIT, name),): getattr(one, key)}
+        for labels, level in found.items():
+            levels.setdefault(labels, []).append(level)
     # What stands for several that share a name.
     choose = {"breaker": max, "budget": min, "available": min}.get(key, sum)
-    return [
-        metrics.Observation(choose(levels), dict(labels))
-        for labels, levels in by_labels.items()
-    ]
+    return [metrics.Observation(choose(of), dict(one)) for one, of in levels.items()]
 
 
 class _Values:
@@ -183,8 +173,7 @@ class _Values:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._totals: dict[str, dict[Labels, float]] = {}
-        self._recorded: deque[tuple[metrics.Histogram, float, dict[str, str]]]
-        self._recorded = deque()
+        self._recorded: deque[tuple[metrics.Histogram, float, Labels]] = deque()
 
     def add(self, key: str, value: float, labels: Labels) -> None:
         with self._lock:
@@ -192,9 +181,8 @@ class _Values:
             totals[labels] = totals.get(labels, 0) + value
 
     def record(
-        self, histogram: metrics.Histogram, value: float, labels: dict[str, str]
+        self, histogram: metrics.Histogram, value: float, labels: Labels
     ) -> None:
-        """Record a value of a histogram."""
         self._recorded.append((histogram, value, labels))
         if len(self._recorded) >= _MOST_RECORDED:
             self._hand_over()
@@ -210,7 +198,7 @@ class _Values:
         with contextlib.suppress(IndexError):
             while True:
                 histogram, value, labels = self._recorded.popleft()
-                histogram.record(value, labels)
+                histogram.record(value, dict(labels))
 
 
 _values: weakref.WeakKeyDictionary[metrics.MeterProvider, _Values]
@@ -229,16 +217,8 @@ class _Model(NamedTuple):
 
     span_name: str
     attributes: dict[str, str]
-    labels: dict[str, str]
+    labels: Labels
     duration: str  # The metric of its calls.
-
-
-class _AttemptLabels(NamedTuple):
-    """The labels of attempts: for a histogram, counters, and counters of tokens."""
-
-    histogram: dict[str, str]
-    counter: Labels
-    tokens: Labels
 
 
 @dataclass(slots=True)
@@ -330,12 +310,8 @@ class _CallTelemetry(CallObserver):
             route = self._shared.bounded(facts["route"])
             self._shared.values.add(event, 1, ((_ROUTE, route),))
         if self._is_recording:
-            attributes = {
-                f"{_OWN}{name}": value
-                for name, value in facts.items()
-                if value is not None
-            }
-            self._span.add_event(_EVENTS[event], attributes)
+            found = {f"{_OWN}{name}": value for name, value in facts.items()}
+            self._span.add_event(_EVENTS[event], _without_none(found))
 
     def ended(self, error: BaseException | None) -> None:
         for attempt in list(self._attempts.values()):
@@ -346,7 +322,15 @@ class _CallTelemetry(CallObserver):
             subject = served.subject
             if isinstance(error, GeneratorExit):
                 error = None  # The caller took the whole answer, and closed the stream.
-        outcome, kind = _outcome_of(error)
+        kind = None  # `error.type`
+        if error is None:
+            outcome = "ok"
+        elif isinstance(error, RetryRouterError):
+            outcome = kind = error.kind.value
+        elif isinstance(error, Exception):  # Of the caller's function.
+            outcome, kind = "error", _OTHER
+        else:  # A cancelled task, or a stream that was closed.
+            outcome = "cancelled"
         model = self._shared.model(subject)
         if self._is_recording:
             found = {
@@ -362,9 +346,7 @@ class _CallTelemetry(CallObserver):
             self._span.set_attributes(_without_none(found))
             if kind is not None:
                 self._span.set_status(trace.StatusCode.ERROR, kind)
-        labels = model.labels
-        if kind is not None:
-            labels = {**labels, _ERROR_TYPE: kind}
+        labels = model.labels if kind is None else (*model.labels, (_ERROR_TYPE, kind))
         self._shared.record(model.duration, self._call.elapsed, labels)
         self._span.end()
 
@@ -397,7 +379,7 @@ class _CallTelemetry(CallObserver):
         if record.outcome == "ok":
             self._served = attempt
         labels = shared.labels(attempt.subject, record.route, record.outcome)
-        shared.record("attempt", record.seconds, labels.histogram)
+        shared.record("attempt", record.seconds, labels)
         if record.limiter_wait:
             waited = ((_ROUTE, shared.bounded(record.route)),)
             shared.values.add("limiter_wait", record.limiter_wait, waited)
@@ -406,10 +388,11 @@ class _CallTelemetry(CallObserver):
             counts = _tokens(attempt.facts.get("usage"))
             for key, name in (("input", _INPUT_TOKENS), ("output", _OUTPUT_TOKENS)):
                 if count := counts.get(name):
-                    shared.values.add(key, count, labels.tokens)
+                    of_tokens = (*labels, (_MODALITY, "unknown"))
+                    shared.values.add(key, count, of_tokens)
             if cost := self._call.money_of(record):
                 counts[_COST] = cost
-                shared.values.add("cost", cost, labels.counter)
+                shared.values.add("cost", cost, labels)
         self._close_span(
             attempt, record.outcome, attempt.failure, attempt.ended_at, counts
         )
@@ -431,7 +414,12 @@ class _CallTelemetry(CallObserver):
             _WAIT: record.wait or None,
             _LIMITER_WAIT: record.limiter_wait or None,
             _RESPONSE_MODEL: _text(facts.get("model")),
-            _FINISH_REASONS: _texts(facts.get("finish_reasons")),
+            _FINISH_REASONS: [
+                text
+                for one in facts.get("finish_reasons") or ()
+                if (text := _text(one))
+            ]
+            or None,
             **counts,
         }
         if failure is not None:
@@ -450,48 +438,35 @@ def _text(value: Any) -> str | None:
     return value[:_LONGEST_NAME] if isinstance(value, str) else None
 
 
-def _texts(values: Any) -> list[str] | None:
-    return [text for one in values or () if (text := _text(one))] or None
-
-
 def _without_none(found: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _outcome_of(error: BaseException | None) -> tuple[str, str | None]:
-    """How a call ended, and `error.type` if that was a failure."""
-    if error is None:
-        return "ok", None
-    if isinstance(error, RetryRouterError):
-        return error.kind.value, error.kind.value
-    # A cancelled task, a stream that was closed; or an error of the caller's function.
-    return ("error", _OTHER) if isinstance(error, Exception) else ("cancelled", None)
+# Where a usage has its counts: first LangChain's names, then OpenAI's.
+_COUNTS: Final = (
+    (_INPUT_TOKENS, "input_tokens", None),
+    (_OUTPUT_TOKENS, "output_tokens", None),
+    (_CACHE_READ, "input_token_details", "cache_read"),
+    (_CACHE_WRITE, "input_token_details", "cache_creation"),
+    (_REASONING, "output_token_details", "reasoning"),
+    (_INPUT_TOKENS, "prompt_tokens", None),
+    (_OUTPUT_TOKENS, "completion_tokens", None),
+    (_CACHE_READ, "prompt_tokens_details", "cached_tokens"),
+    (_REASONING, "completion_tokens_details", "reasoning_tokens"),
+)
 
 
 def _tokens(usage: Any) -> dict[str, Any]:
     """The counts of a usage in LangChain's or OpenAI's form."""
-    if not usage or not isinstance(usage, Mapping):
-        return {}
     found: dict[str, Any] = {}
-    for name, langchains, openais in _COUNTS:
-        found[name] = usage.get(langchains, usage.get(openais))
-    for details, names in _DETAILS.items():
-        if isinstance(counts := usage.get(details), Mapping):
-            found |= {name: counts.get(key) for key, name in names.items()}
-    return {name: count for name, count in found.items() if isinstance(count, int)}
-
-
-_COUNTS: Final = (
-    (_INPUT_TOKENS, "input_tokens", "prompt_tokens"),
-    (_OUTPUT_TOKENS, "output_tokens", "completion_tokens"),
-)
-_OF_INPUT: Final = {"cache_read": _CACHE_READ, "cache_creation": _CACHE_WRITE}
-_DETAILS: Final = {
-    "input_token_details": _OF_INPUT,
-    "output_token_details": {"reasoning": _REASONING},
-    "prompt_tokens_details": {"cached_tokens": _CACHE_READ},
-    "completion_tokens_details": {"reasoning_tokens": _REASONING},
-}
+    if usage and isinstance(usage, Mapping):
+        for name, key, part in _COUNTS:
+            count = usage.get(key)
+            if part is not None and isinstance(count, Mapping):
+                count = count.get(part)
+            if isinstance(count, int):
+                found.setdefault(name, count)
+    return found
 
 
 def _context_of(run: Any) -> context.Context | None:
@@ -525,18 +500,17 @@ class Instrumentation:
         self.values = _values.setdefault(provider, _Values())
         self._names: set[str] = set()
         self._models: dict[Subject, _Model] = {}
-        self._labels: dict[tuple[Subject, str | None, str], _AttemptLabels] = {}
+        self._labels: dict[tuple[Subject, str | None, str], Labels] = {}
         self._histograms: dict[str, metrics.Histogram] = {}
         meter = provider.get_meter(_SCOPE, __version__)
         for key, (name, kind, unit, description) in METRICS.items():
             if kind == "histogram":
-                histogram = meter.create_histogram(
+                self._histograms[key] = meter.create_histogram(
                     name,
                     unit,
                     description,
                     explicit_bucket_boundaries_advisory=_SECONDS,
                 )
-                self._histograms[key] = histogram
             elif kind == "counter":
                 observe: Any = [functools.partial(self.values.observe, key)]
                 meter.create_observable_counter(name, observe, unit, description)
@@ -554,13 +528,15 @@ class Instrumentation:
             outer, number = found
             outer.contains_call(number)
         for position, route in enumerate(call.routes):
-            if route.breaker is not None and route.breaker not in _breakers:
+            if route.breaker is not None and route.breaker not in _gauged:
                 name = route.name or call.describe(position).model
-                _breakers[route.breaker] = self.bounded(name)
+                _gauged[route.breaker] = self.bounded(name)
         if call.budget is not None:
-            _budgets.add(call.budget)
+            _gauged[call.budget] = call.budget.name or "default"
         for limits in call.limits.routes if call.limits is not None else ():
-            _limits.update(one for one in limits if isinstance(one, RateLimit))
+            for limit in limits:
+                if isinstance(limit, RateLimit):
+                    _gauged[limit] = limit.name or "default"
         return _CallTelemetry(self, call)
 
     def model(self, subject: Subject) -> _Model:
@@ -574,7 +550,9 @@ class Instrumentation:
             }
             if model:
                 attributes[_REQUEST_MODEL] = model
-            labels = {key: self.bounded(value) for key, value in attributes.items()}
+            labels = tuple(
+                (key, self.bounded(value)) for key, value in attributes.items()
+            )
             span_name = f"{operation} {model}" if model else operation
             duration = "embeddings" if operation == "embeddings" else "call"
             known = _Model(span_name, attributes, labels, duration)
@@ -582,22 +560,17 @@ class Instrumentation:
                 self._models[subject] = known
         return known
 
-    def record(self, key: str, value: float, labels: dict[str, str]) -> None:
+    def record(self, key: str, value: float, labels: Labels) -> None:
         """Record a value of a histogram."""
         self.values.record(self._histograms[key], value, labels)
 
-    def labels(
-        self, subject: Subject, route: str | None, outcome: str
-    ) -> _AttemptLabels:
+    def labels(self, subject: Subject, route: str | None, outcome: str) -> Labels:
         """The labels of an attempt."""
         key = subject, route, outcome
         known = self._labels.get(key)
         if known is None:
-            own = {_ROUTE: self.bounded(route), _OUTCOME: outcome}
-            labels = {**self.model(subject).labels, **own}
-            counter = tuple(labels.items())
-            tokens = (*counter, (_MODALITY, "unknown"))
-            known = _AttemptLabels(labels, counter, tokens)
+            own = (_ROUTE, self.bounded(route)), (_OUTCOME, outcome)
+            known = self.model(subject).labels + own
             if len(self._labels) < _MOST_NAMES:
                 self._labels[key] = known
         return known
@@ -614,7 +587,7 @@ class Instrumentation:
 
     def uninstrument(self) -> None:
         """Observe no further call; those under way are observed to their end."""
-        if self in OBSERVERS:
+        with contextlib.suppress(ValueError):  # It has ended.
             OBSERVERS.remove(self)
 
 

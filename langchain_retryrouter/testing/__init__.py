@@ -8,6 +8,7 @@ both as pytest fixtures.
 
 from langchain_retryrouter.testing._exchange import (
     STUB_TEXT,
+    Answer,
     FunctionCall,
     RecordedRequest,
     Step,
@@ -15,7 +16,6 @@ from langchain_retryrouter.testing._exchange import (
     Usage,
 )
 from langchain_retryrouter.testing._faults import (
-    Answer,
     Body,
     Cut,
     Drip,

@@ -1,4 +1,4 @@
-"""The steps of a script: healthy answers and faults, and what each writes to the wire.
+"""The faults of a script, and what each of them writes to the wire.
 
 Seconds are floats; every wait ends early when the client leaves or the gateway stops.
 `after=N` counts events with content: neither the opening event without text nor the
@@ -11,117 +11,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sized
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping, Sized
+from dataclasses import dataclass, replace
 from http import HTTPStatus
-from types import EllipsisType
-from typing import Any, Final, Literal, NoReturn, TypeAlias, cast
+from typing import Any, Literal, NoReturn, TypeAlias, cast
 
 from langchain_retryrouter.testing import _exchange as wire
 
 HeaderFields: TypeAlias = Mapping[str, str] | Iterable[tuple[str, str]]
 """Header fields; pairs where one is repeated."""
-
-ScriptedStep: TypeAlias = wire.Step | Callable[[wire.RecordedRequest], wire.Step]
-"""A step, or a function that picks one when the request is known."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer(wire.Step):
-    """A healthy answer. With nothing given, it is the gateway's own one.
-
-    The usual value is made up for `...`; None would leave it out of the response.
-    """
-
-    text: wire.Text | Callable[[wire.RecordedRequest], str] | None = None
-    """Sent word for word (`stop` does not cut it), in as many choices as `n` asks."""
-    finish_reason: str | EllipsisType | None = ...
-    usage: wire.Usage | EllipsisType | None = ...
-    """Counted if it is not given: one token a word."""
-    tool_calls: tuple[wire.ToolCall, ...] = ()
-    function_call: wire.FunctionCall | None = None
-    model: str | None = None
-    id: str | None = None
-    unstreamed_calls: wire.CallPlace = "dropped"
-    """Where GPTRouter puts the tool calls when nothing is streamed."""
-    citations: tuple[str, ...] = ()
-    """In GPTRouter's response without streaming; a stream's place is not known."""
-    choice_citations: tuple[Any, ...] = ()
-    """In each choice of GPTRouter's response: texts or objects."""
-
-    def __post_init__(self) -> None:
-        calls = len(self.tool_calls) + (self.function_call is not None)
-        if self.unstreamed_calls == "function_call" and calls > 1:
-            msg = f"{calls} calls do not fit into one function_call: {self}"
-            raise ValueError(msg)
-
-    def deliver(self, exchange: wire.Exchange) -> wire.Delivery:
-        if self.has_content:
-            answer = self.resolve(exchange.seen_by_model())
-            return exchange.send(exchange.healthy(answer))
-        if self is HEALTHY:  # by far the most frequent step
-            return exchange.send(exchange.healthy())
-        values = {field: getattr(self, field.name) for field in fields(self)}
-        given = {f.name: value for f, value in values.items() if value != f.default}
-        answer = replace(exchange.own_answer(), **given)
-        return exchange.send(exchange.healthy(answer))
-
-    @property
-    def has_content(self) -> bool:
-        """Whether this answer says something itself."""
-        return self.text is not None or bool(self.tool_calls or self.function_call)
-
-    def resolve(self, request: wire.RecordedRequest) -> wire.ResolvedAnswer:
-        """This answer to `request`, with all that is not given made up."""
-        finish_reason = self.finish_reason
-        if finish_reason is ...:
-            finish_reason = "tool_calls" if self.tool_calls else "stop"
-            if self.function_call:
-                finish_reason = "function_call"
-        text = self.text(request) if callable(self.text) else self.text or ""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        found: dict[str, Any] = {"text": text, "finish_reason": finish_reason}
-        found["choices"] = request.count("n") * len(request.prompts)
-        if self.usage is ...:
-            found["usage"] = _count_usage(request, text)
-        return wire.ResolvedAnswer(**{**given, **found})
-
-
-HEALTHY: Final = Answer()
-"""What answers where no script says anything."""
-
-
-# The stub upstream of the recordings counted 10 tokens on top of the prompt's words.
-# For a stream GPTRouter does not pass that count on: it makes an estimate of its own.
-_PROMPT_OVERHEAD, _GPTROUTER_STREAM_OVERHEAD = 10, 7
-
-
-def _count_usage(request: wire.RecordedRequest, text: wire.Text) -> wire.Usage | None:
-    overhead = _PROMPT_OVERHEAD
-    contents = [message.get("content") for message in request.messages]
-    if request.protocol == "gptrouter" and request.streaming:
-        has_other_content = any(not isinstance(content, str) for content in contents)
-        if has_other_content and request.gptrouter == "public":
-            # Its tokenizer throws on such a content, and usage is left out.
-            return None
-        overhead = _GPTROUTER_STREAM_OVERHEAD
-    prompt_tokens = sum(_count_words(text) for text in [*request.prompts, *contents])
-    # `best_of` candidates are paid for, though only `n` of them are seen.
-    candidates = max(request.count("n"), request.count("best_of"))
-    generated = len(wire.split_words(text)) * candidates * len(request.prompts)
-    return wire.Usage(overhead + prompt_tokens, generated)
-
-
-def _count_words(content: object) -> int:
-    """The words of a text, of token numbers, or of the parts of a message."""
-    if isinstance(content, str):
-        return len(content.split())
-    if isinstance(content, dict):
-        return _count_words(content.get("text"))
-    if isinstance(content, list):
-        return sum(_count_words(part) for part in content)
-    return int(isinstance(content, int))
-
 
 # Behind the first byte of a character of several bytes.
 _FIRST_BYTE = re.compile(rb"(?<=[\xc0-\xff])")
@@ -147,7 +45,9 @@ class _Fault(wire.Step):
                 msg = f"{self}: {status} is not a final HTTP status, use 200 to 599"
                 raise ValueError(msg)
         if hasattr(self, "headers"):  # as pairs, since an iterator is used up
-            object.__setattr__(self, "headers", _pairs(self.headers))
+            given = self.headers or ()
+            pairs = given.items() if isinstance(given, Mapping) else given
+            object.__setattr__(self, "headers", tuple(map(tuple, pairs)))
 
     def _split(
         self, exchange: wire.Exchange, response: wire.Response, after: int
@@ -191,7 +91,7 @@ class Status(_Fault):
             response = wire.Response(self.code, ())
         else:
             response = exchange.error(self.code, self.error_code, self.message)
-        given = _pairs(self.headers)
+        given = cast("wire.Headers", self.headers)
         names = {name.lower() for name, _ in given}
         kept = tuple(one for one in response.headers if one[0].lower() not in names)
         return exchange.send(replace(response, headers=kept + given))
@@ -206,8 +106,8 @@ class Body(_Fault):
     body: bytes | str = b""
 
     def deliver(self, exchange: wire.Exchange) -> wire.Delivery:
-        headers, body = _pairs(self.headers), _to_bytes(self.body)
-        return exchange.send(wire.Response(self.status, headers, body))
+        headers = cast("wire.Headers", self.headers)
+        return exchange.send(wire.Response(self.status, headers, _to_bytes(self.body)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,11 +248,12 @@ class ErrorEvent(_Fault):
     code: str | None = None
 
     def deliver(self, exchange: wire.Exchange) -> wire.Delivery:
-        error = self.message, self.status, self.code
+        error = self.status, self.code, self.message
         if not exchange.request.streaming or exchange.fixed:
             return exchange.send(exchange.unstreamed_error(*error))
         # A request that fails before the first event is not shown to the model.
-        stream = exchange.healthy(None if self.after else wire.ResolvedAnswer())
+        unseen = exchange.respond(wire.ResolvedAnswer())
+        stream = exchange.healthy() if self.after else unseen
         before, _ = self._split(exchange, stream, self.after)
         event = exchange.error_event(*error, self.after)
         return exchange.end(*before, wire.chunk(event) + wire.LAST_CHUNK)
@@ -366,7 +267,7 @@ class ErrorInOk(_Fault):
     code: str | None = None
 
     def deliver(self, exchange: wire.Exchange) -> wire.Delivery:
-        body = exchange.error_in_ok(self.message, self.code)
+        body = exchange.error_in_ok(self.code, self.message)
         return exchange.send(wire.Response(HTTPStatus.OK, wire.JSON_HEADERS, body))
 
 
@@ -395,8 +296,7 @@ class SplitCharacter(_Fault):
     text: wire.Text = "Grüße aus Łódź, 日本語 and 🦊"
 
     def deliver(self, exchange: wire.Exchange) -> wire.Delivery:
-        answer = Answer(self.text).resolve(exchange.seen_by_model())
-        whole = exchange.healthy(answer)
+        whole = exchange.healthy(wire.Answer(self.text))
         if not whole.is_stream:
             whole = replace(whole, is_stream=True, body=b"", events=(whole.body,))
         frames = (*whole.opening, *whole.events, *whole.closing, whole.last_frame)
@@ -437,9 +337,3 @@ def _to_bytes(body: Any) -> bytes:
     if isinstance(body, bytes):
         return body
     return body.encode() if isinstance(body, str) else wire.compact_json(body)
-
-
-def _pairs(headers: HeaderFields | None) -> wire.Headers:
-    """The header fields as pairs, in their order."""
-    pairs = headers.items() if isinstance(headers, Mapping) else headers or ()
-    return tuple((name, value) for name, value in pairs)

@@ -186,9 +186,9 @@ class GPTRouterExchange(wire.Exchange):
 
     # Healthy responses.
 
-    def healthy(self, answer: wire.ResolvedAnswer | None = None) -> wire.Response:
-        if self.fixed or self.request.endpoint not in wire.HOSTED_ONLY:
-            return super().healthy(answer)
+    def vectors(self) -> wire.Response | None:
+        if self.request.endpoint not in wire.HOSTED_ONLY:
+            return None
         texts = self.request.parameters["input"]
         choices = [{"embedding": stub_embedding(text)} for text in texts]
         return wire.Response(200, _HEADERS, wire.compact_json({"choices": choices}))
@@ -320,14 +320,12 @@ class GPTRouterExchange(wire.Exchange):
             body |= _BODIES.get(status, {"message": wire.reason(status)})
         return wire.Response(status, _HEADERS, wire.compact_json(body))
 
-    def unstreamed_error(
-        self, _message: str, _status: int | None, _code: str | None
-    ) -> wire.Response:
+    def unstreamed_error(self, *_: object) -> wire.Response:
         """The opaque 500 that all errors become when nothing is streamed."""
         return self.error(HTTPStatus.INTERNAL_SERVER_ERROR)
 
     def error_event(
-        self, message: str, status: int | None, code: str | None, after: int
+        self, status: int | None, code: str | None, message: str, after: int
     ) -> bytes:
         """The frames of a stream that fails.
 
@@ -341,7 +339,7 @@ class GPTRouterExchange(wire.Exchange):
         own = status is None and _OWN_ERROR.fullmatch(message)
         return wire.sse(event) + _LAST_FRAME * (1 if own else 2)
 
-    def error_in_ok(self, message: str, code: str | None) -> bytes:
+    def error_in_ok(self, code: str | None, message: str) -> bytes:
         return wire.compact_json({"error": message} | ({"code": code} if code else {}))
 
 

@@ -68,9 +68,9 @@ class OpenAIExchange(wire.Exchange):
 
     # Healthy responses.
 
-    def healthy(self, answer: wire.ResolvedAnswer | None = None) -> wire.Response:
-        if self.fixed or self.request.endpoint != "embeddings":
-            return super().healthy(answer)
+    def vectors(self) -> wire.Response | None:
+        if self.request.endpoint != "embeddings":
+            return None
         given = self.request.payload
         texts, length = given.get("input", ""), given.get("dimensions") or 8
         data = []
@@ -82,8 +82,7 @@ class OpenAIExchange(wire.Exchange):
             data.append({"object": "embedding", "index": index, "embedding": vector})
         usage = {"prompt_tokens": len(data), "total_tokens": len(data)}
         body = {"object": "list", "data": data, "model": given["model"], "usage": usage}
-        headers = wire.JSON_HEADERS + self._request_id
-        return wire.Response(200, headers, wire.compact_json(body))
+        return self._json(body)
 
     @property
     def _is_chat(self) -> bool:
@@ -95,16 +94,21 @@ class OpenAIExchange(wire.Exchange):
         name = "apim-request-id" if self.request.deployment else "x-request-id"
         return ((name, f"req_{self.request.number:06d}"),)
 
+    def _json(self, body: Any, status: int = 200) -> wire.Response:
+        headers = wire.JSON_HEADERS + self._request_id
+        return wire.Response(status, headers, wire.compact_json(body))
+
     def respond(self, answer: wire.ResolvedAnswer) -> wire.Response:
         if self.request.streaming:
             return self._stream(answer)
         kind = "chat.completion" if self._is_chat else "text_completion"
         result = self._frame(answer, kind)
-        content: dict[str, Any] = {"text": answer.whole_text}
+        text = answer.whole_text
+        content: dict[str, Any] = {"text": text}
         if self._is_chat:
-            has_calls = bool(answer.tool_calls or answer.function_call)
-            text = None if has_calls and not answer.whole_text else answer.whole_text
-            message: dict[str, Any] = {"role": "assistant", "content": text}
+            has_calls = answer.tool_calls or answer.function_call
+            said = None if has_calls and not text else text
+            message: dict[str, Any] = {"role": "assistant", "content": said}
             message["refusal"] = None
             if answer.tool_calls:
                 calls = [call.as_tool_dict() for call in answer.tool_calls]
@@ -113,16 +117,14 @@ class OpenAIExchange(wire.Exchange):
                 message["function_call"] = answer.function_call.as_dict()
             content = {"message": message}
         # All choices say the same.
-        said = self._logprobs([one for one in answer.deltas() if not one.choice])
-        ending = {"logprobs": said, "finish_reason": answer.finish_reason}
-        choices = [{"index": i, **content, **ending} for i in range(answer.choices)]
-        result["choices"] = choices
+        logprobs = self._logprobs([one for one in answer.deltas() if not one.choice])
+        content |= {"logprobs": logprobs, "finish_reason": answer.finish_reason}
+        result["choices"] = [{"index": i, **content} for i in range(answer.choices)]
         if answer.usage:
             result["usage"] = answer.usage.as_dict()
         if self.request.deployment:
             result |= _PROMPT_FILTER_RESULTS
-        headers = wire.JSON_HEADERS + self._request_id
-        return wire.Response(200, headers, wire.compact_json(result))
+        return self._json(result)
 
     def _stream(self, answer: wire.ResolvedAnswer) -> wire.Response:
         parameters, is_chat = self.request.parameters, self._is_chat
@@ -145,15 +147,14 @@ class OpenAIExchange(wire.Exchange):
             opening += [event(index, delta=start) for index in indexes]
         events = []
         for delta in answer.deltas():
-            content: dict[str, Any] = {"text": delta.text}
-            if is_chat and delta.tool_call is not None:
-                content = {"delta": {"tool_calls": [delta.tool_call]}}
-            elif is_chat and delta.function_call is not None:
-                content = {"delta": {"function_call": delta.function_call}}
-            elif is_chat:
-                content = {"delta": {"content": delta.text}}
-            said = self._logprobs([delta])
-            events.append(event(delta.choice, logprobs=said, **content))
+            said: dict[str, Any] = {"content": delta.text}
+            if delta.tool_call is not None:
+                said = {"tool_calls": [delta.tool_call]}
+            elif delta.function_call is not None:
+                said = {"function_call": delta.function_call}
+            content = {"delta": said} if is_chat else {"text": delta.text}
+            logprobs = self._logprobs([delta])
+            events.append(event(delta.choice, logprobs=logprobs, **content))
         closing: list[bytes] = []
         if (reason := answer.finish_reason) is not None:
             empty: dict[str, Any] = {"delta": {}} if is_chat else {"text": ""}
@@ -185,6 +186,9 @@ class OpenAIExchange(wire.Exchange):
         """What `logprobs` asks for, of these tokens."""
         asked = self.request.parameters.get("logprobs")
         tokens = [delta.text for delta in deltas]
+        # A completion's 0 asks for the tokens without alternatives.
+        if asked is None or (self._is_chat and not asked):
+            return None
         if self._is_chat:
             content = [
                 {
@@ -195,10 +199,7 @@ class OpenAIExchange(wire.Exchange):
                 }
                 for token in filter(None, tokens)
             ]
-            return {"content": content, "refusal": None} if asked else None
-        # Here 0 asks for the tokens without alternatives; only null asks for nothing.
-        if asked is None:
-            return None
+            return {"content": content, "refusal": None}
         return {
             "tokens": tokens,
             "token_logprobs": [_LOGPROB] * len(tokens),
@@ -216,16 +217,15 @@ class OpenAIExchange(wire.Exchange):
         if self.request.deployment:
             message = message or _AZURE_MESSAGES.get(status, _SERVER_ERROR)
             body = {"code": code or str(status), "message": message}
-        headers = wire.JSON_HEADERS + self._request_id
-        return wire.Response(status, headers, wire.compact_json({"error": body}))
+        return self._json({"error": body}, status)
 
     def error_event(
-        self, message: str, status: int | None, code: str | None, _after: int
+        self, status: int | None, code: str | None, message: str, _after: int
     ) -> bytes:
         """The event that ends a stream that fails; no `[DONE]` comes after it."""
         return wire.sse({"error": _error(status or _LEAST_SERVER_ERROR, code, message)})
 
-    def error_in_ok(self, message: str, code: str | None) -> bytes:
+    def error_in_ok(self, code: str | None, message: str) -> bytes:
         return wire.compact_json({"error": _error(_LEAST_SERVER_ERROR, code, message)})
 
 

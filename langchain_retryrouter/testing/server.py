@@ -14,14 +14,18 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Self, cast
+from typing import Any, Self, TypeAlias, cast
 
 import h11
 
 from langchain_retryrouter.testing import _exchange as wire
-from langchain_retryrouter.testing._faults import HEALTHY, Answer, ScriptedStep, Status
+from langchain_retryrouter.testing._exchange import HEALTHY, Answer
+from langchain_retryrouter.testing._faults import Status
 from langchain_retryrouter.testing._gptrouter_api import GPTRouterExchange
 from langchain_retryrouter.testing._openai_api import OpenAIExchange
+
+ScriptedStep: TypeAlias = wire.Step | Callable[[wire.RecordedRequest], wire.Step]
+"""A step, or a function that picks one when the request is known."""
 
 _LAST_PORT = 65535
 _BACKLOG = 4096
@@ -60,11 +64,6 @@ class _Log:
         with self.changed:
             request.outcome = outcome
             self._notify()
-
-    def forget_locks(self) -> None:
-        """Take new locks, after a fork that may have copied taken ones."""
-        self.changed = threading.Condition()
-        self.listeners = set()
 
     def _notify(self) -> None:
         self.changed.notify_all()
@@ -151,7 +150,8 @@ class _Server:
             if number >= 0:
                 os.dup2(nowhere, number)
         os.close(nowhere)
-        self.log.forget_locks()
+        self.log.changed = threading.Condition()  # It may have been copied while held.
+        self.log.listeners = set()
 
 
 class _Connection(asyncio.Protocol):
@@ -567,7 +567,7 @@ class FaultyGateway:
             request.step = Status(500, {"content-type": "text/plain"}, body)
             return request.step.deliver(exchange)
 
-    def _own_answer(self, request: wire.RecordedRequest) -> wire.ResolvedAnswer:
+    def _own_answer(self, request: wire.RecordedRequest) -> Answer:
         answer = self._answer
         if not isinstance(answer, Answer):
             answer = answer(request)
@@ -576,7 +576,7 @@ class FaultyGateway:
             stops = [given] if isinstance(given, str) else map(str, given)
             found = [at for stop in stops if (at := wire.STUB_TEXT.find(stop)) >= 0]
             answer = replace(answer, text=wire.STUB_TEXT[: min(found, default=None)])
-        return answer.resolve(request)
+        return answer
 
     def _refusal(self, exchange: wire.Exchange) -> wire.Step | None:
         if exchange.request.endpoint is None and not exchange.fixed:

@@ -15,23 +15,22 @@ def _asleep(clock: FakeClock, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("wait", [FakeClock.sleep, _asleep])
-def test_waiting(fake_clock: FakeClock, wait: Callable[..., None]) -> None:
+def test_waiting(wait: Callable[..., None]) -> None:
     """A wait takes no time, moves the time by its length, and is recorded.
 
     `advance` moves the time only. The recorded waits cannot be changed.
     """
-    unix_time = fake_clock.time()
+    clock = FakeClock(monotonic=5, unix_time=1_000)
     for seconds in (4.0, 0.0, 0.5):
-        wait(fake_clock, seconds)
-    fake_clock.advance(10)
-    fake_clock.sleeps.append(1.0)
-    assert fake_clock.monotonic() == 14.5
-    assert fake_clock.time() == unix_time + 14.5
-    assert fake_clock.sleeps == [4.0, 0.0, 0.5]
+        wait(clock, seconds)
+    clock.advance(10)
+    clock.sleeps.append(1.0)
+    assert (clock.monotonic(), clock.time()) == (19.5, 1_014.5)
+    assert clock.sleeps == [4.0, 0.0, 0.5]
 
 
 @pytest.mark.parametrize("wait", [FakeClock.sleep, _asleep, FakeClock.advance])
-@pytest.mark.parametrize("seconds", [-1.0, -1e-9, float("nan"), float("inf")])
+@pytest.mark.parametrize("seconds", [-1e-9, float("nan"), float("inf")])
 def test_time_does_not_go_back(
     fake_clock: FakeClock, seconds: float, wait: Callable[..., None]
 ) -> None:
@@ -52,28 +51,24 @@ async def test_an_async_wait_lets_others_run_once(fake_clock: FakeClock) -> None
 def test_random_is_constant_or_a_series() -> None:
     """`random` is one number for ever, or numbers in the order they were given."""
     assert [FakeClock(random=0.25).random() for _ in range(3)] == [0.25] * 3
-    clock = FakeClock(random=(0.0, 0.9))
+    clock = FakeClock(random=(0.0, 0.9, 1.0))
     assert [clock.random(), clock.random()] == [0.0, 0.9]
-    with pytest.raises(ValueError, match="used up"):
-        clock.random()
+    for problem in (r"1.0 is outside", "used up"):
+        with pytest.raises(ValueError, match=problem):
+            clock.random()
 
 
-@pytest.mark.parametrize("number", [-0.1, 1.0, float("nan")])
-def test_random_is_below_one(number: float) -> None:
-    """A number that no generator gives is refused."""
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        *[("random", -0.1), ("random", 1.0), ("random", float("nan"))],
+        *[("monotonic", float("nan")), ("unix_time", float("nan"))],
+    ],
+)
+def test_impossible_numbers_are_refused(name: str, number: float) -> None:
+    """A time must be finite, and a random number from 0 up to 1."""
     with pytest.raises(ValueError, match=str(number)):
-        FakeClock(random=number)
-    with pytest.raises(ValueError, match=str(number)):
-        FakeClock(random=[number]).random()
-
-
-def test_where_it_starts() -> None:
-    """Both clocks start where the test says, at a finite time."""
-    clock = FakeClock(monotonic=5, unix_time=1_000)
-    assert (clock.monotonic(), clock.time()) == (5, 1_000)
-    for name in ("monotonic", "unix_time"):
-        with pytest.raises(ValueError, match=name):
-            FakeClock(**{name: float("nan")})
+        FakeClock(**{name: number})
 
 
 def test_threads_and_copies_share_it(fake_clock: FakeClock) -> None:

@@ -132,18 +132,12 @@ def _headers(reply: Reply) -> set[tuple[str, str]]:
 # Against the recordings.
 
 
-@pytest.mark.parametrize("name", _ANSWERS)
-def test_recorded_answers(gateway: FaultyGateway, name: str) -> None:
-    """A healthy answer has the bytes of the real server's."""
-    gateway.script(replace(_ANSWERS[name], id=Capture.load(name).id))
-    _replay(gateway, name)
-
-
-@pytest.mark.parametrize("name", _FAILURES)
-def test_recorded_failures(name: str) -> None:
-    """A failure behind the server has the bytes that the real one makes of it."""
+@pytest.mark.parametrize("name", [*_ANSWERS, *_FAILURES])
+def test_recorded_answers(name: str) -> None:
+    """An answer, or a failure behind the server, has the bytes of the real server's."""
     with FaultyGateway(answer=Answer(id=Capture.load(name).id)) as gateway:
-        gateway.script(_FAILURES[name])
+        step = _FAILURES.get(name) or replace(_ANSWERS[name], id=Capture.load(name).id)
+        gateway.script(step)
         _replay(gateway, name)
 
 
@@ -211,7 +205,6 @@ def test_the_public_server_drops_parameters(stream: bool) -> None:
     (shown,) = model.shown
     coerced = {"temperature": 0.5, "top_p": "hot", "stop": "a"}
     assert shown.parameters == {"messages": said, **coerced}
-    assert (shown.number, shown.streaming, shown.model) == (1, stream, recorded.model)
     assert shown.payload["data"][1] == payload["data"][1]
     assert recorded.json == payload
 
@@ -242,21 +235,28 @@ def test_completion_models_get_a_text(provider: str) -> None:
     payload = generate(messages=messages, tools=[], stop="a", max_tokens=7, n=2)
     payload["data"][0]["providerName"] = provider
     with FaultyGateway(answer=model) as gateway:
-        answer = post(gateway, GENERATE, payload).json
+        post(gateway, GENERATE, payload)
     assert model.shown[0].parameters == {
         "prompt": "Be kind.\n\nHuman: hi\n\nAssistant: null"
         "\n\nHuman: [object Object],[object Object]\n\nAssistant:",
         "max_tokens": 7,
     }
-    assert len(answer["choices"]) == 1
 
 
-def test_cohere_does_not_stream(gateway: FaultyGateway) -> None:
-    """The public server answers for cohere, except in a stream."""
-    (choice,) = _answer(gateway, providerName="cohere")["choices"]
-    error, *_ = _events(gateway, providerName="cohere")
-    assert "role" not in choice
-    assert error["message"] == "Stream not supported for provider cohere"
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ({"providerName": "cohere"}, "Stream not supported for provider cohere"),
+        ({"promptParams": {"prompt": "hi"}}, "/messages"),
+    ],
+)
+def test_streams_that_the_public_server_refuses(
+    gateway: FaultyGateway, entry: dict[str, Any], problem: str
+) -> None:
+    """Nothing of cohere's is streamed, and a chat model needs messages."""
+    error, *_ = _events(gateway, **entry)
+    assert problem in error["message"]
+    assert "role" not in _answer(gateway, providerName="cohere")["choices"][0]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -284,12 +284,6 @@ def test_response_formats(
     else:
         assert reply.status == 500
     assert len(model.shown) == (edition in editions)
-
-
-def test_a_chat_model_needs_messages(gateway: FaultyGateway) -> None:
-    """`prompt` alone is for completion models."""
-    refused, *_ = _events(gateway, promptParams={"prompt": "hi"})
-    assert "/messages" in refused["message"]
 
 
 def test_a_body_over_one_mebibyte_is_too_much(gateway: FaultyGateway) -> None:
@@ -381,62 +375,32 @@ def test_what_a_provider_leaves_out(gateway: FaultyGateway) -> None:
     assert b'"finish_reason":"' not in streamed.body
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_line_separators_are_not_escaped(gateway: FaultyGateway, stream: bool) -> None:
-    """U+2028, U+2029 and U+0085 go out as they are, as on the real server."""
-    gateway.script(Answer(text := "a\u2028b\u2029c\u0085d"))
-    assert text.encode() in ask(gateway, GENERATE, stream=stream).body
-
-
 _CALL = ToolCall("magic", '{"input": 3}', id="call_1")
 _FUNCTION = {"name": "magic", "arguments": '{"input": 3}'}
 _TOOL = {"id": "call_1", "type": "function", "function": _FUNCTION}
-_WITH_TOOL = Answer(tool_calls=(_CALL,))
 
 
 @pytest.mark.parametrize(
-    ("step", "said"),
+    ("place", "said"),
     [
-        (_WITH_TOOL, {}),
-        (
-            Answer(tool_calls=(_CALL, _CALL), unstreamed_calls="tool_calls"),
-            {"tool_calls": [_TOOL, _TOOL]},
-        ),
-        (
-            replace(_WITH_TOOL, unstreamed_calls="function_call"),
-            {"function_call": _FUNCTION},
-        ),
-        (
-            Answer(function_call=_CALL, unstreamed_calls="function_call"),
-            {"function_call": _FUNCTION},
-        ),
+        ("dropped", {}),
+        ("tool_calls", {"tool_calls": [_TOOL]}),
+        ("function_call", {"function_call": _FUNCTION}),
     ],
 )
-def test_the_place_of_unstreamed_calls(
-    gateway: FaultyGateway, step: Answer, said: dict[str, Any]
-) -> None:
-    """Without a stream tool calls are dropped, unless the step says where they go."""
-    gateway.script(step)
-    (choice,) = _answer(gateway)["choices"]
-    found = {key: choice[key] for key in choice if key.endswith(("calls", "_call"))}
-    assert found == said
+def test_the_place_of_unstreamed_calls(place: Any, said: dict[str, Any]) -> None:
+    """Tool calls are dropped, unless the answer, or a step for it, says where they go.
 
-
-def test_a_place_for_the_calls_of_the_gateway_s_answer() -> None:
-    """A step without calls places those of the gateway's own answer."""
-    with FaultyGateway(answer=_WITH_TOOL) as gateway:
-        gateway.always(Answer(unstreamed_calls="tool_calls"))
+    A `function_call` holds one call: two are refused, not halved.
+    """
+    with FaultyGateway(answer=Answer(tool_calls=(_CALL,))) as gateway:
+        gateway.script(Answer(unstreamed_calls=place))
         (choice,) = _answer(gateway)["choices"]
-    assert choice["tool_calls"] == [_TOOL]
-    assert choice["finish_reason"] == "tool_calls"
-
-
-@pytest.mark.parametrize("calls", [(_CALL, _CALL), (_CALL,)])
-def test_two_calls_do_not_fit_into_one(calls: tuple[ToolCall, ...]) -> None:
-    """A `function_call` holds one call: two are refused, not halved."""
-    other = FunctionCall("f") if len(calls) == 1 else None
-    with pytest.raises(ValueError, match="2 calls do not fit"):
-        Answer(tool_calls=calls, function_call=other, unstreamed_calls="function_call")
+    found = {key: choice[key] for key in choice if key.endswith(("calls", "_call"))}
+    assert (found, choice["finish_reason"]) == (said, "tool_calls")
+    for calls, other in (((_CALL, _CALL), None), ((_CALL,), _CALL)):
+        with pytest.raises(ValueError, match="2 calls do not fit"):
+            Answer("", ..., ..., calls, other, unstreamed_calls="function_call")
 
 
 def test_citations(gateway: FaultyGateway) -> None:
@@ -452,41 +416,23 @@ def test_citations(gateway: FaultyGateway) -> None:
 # Errors.
 
 _OPAQUE = {"error": "Something went wrong"}
-_NO_ROUTE = {"error": "Not Found", "statusCode": 404}
 
 
 @pytest.mark.parametrize(
     ("step", "status", "body"),
     [
-        (Status(401), 401, {"message": "Unauthorized"}),
         (Status(403), 403, {"message": "Forbidden"}),
-        (
-            Status(404),
-            404,
-            {"message": f"Route POST:{GENERATE} not found", **_NO_ROUTE},
-        ),
-        (
-            Status(429),
-            429,
-            {"message": "You've reached a limit on preview generations"},
-        ),
-        (Status(500), 500, _OPAQUE),
         (Status(520), 520, _OPAQUE),
         (Status(499), 499, {"message": "Status 499"}),
-        (
-            Status(400, error_code="b", message="no"),
-            400,
-            {"message": "no", "code": "b"},
-        ),
+        (Status(400, None, None, "b", "no"), 400, {"message": "no", "code": "b"}),
         (ErrorInOk("no", "bad"), 200, {"error": "no", "code": "bad"}),
         (ErrorInOk("no"), 200, {"error": "no"}),
-        (ErrorEvent("no", status=429), 500, _OPAQUE),
     ],
 )
 def test_error_bodies(
     gateway: FaultyGateway, step: Step, status: int, body: object
 ) -> None:
-    """Without a body of its own, an error has the one of the real server."""
+    """An error that is in no recording has a body of the same form."""
     gateway.script(step)
     reply = ask(gateway, GENERATE)
     assert (reply.status, reply.json) == (status, body)
@@ -543,24 +489,18 @@ def test_each_text_has_its_vector(hosted: FaultyGateway, path: str) -> None:
     assert first == third == stub_embedding("a")
     assert second == stub_embedding("Łódź") != first
     assert hosted.requests[0].model == "small"
-    assert hosted.requests[0].parameters["input"] == ["a", "Łódź", "a"]
-    assert len(set(first)) == 8
-    assert all(-1 <= number <= 1 for number in first)
+    assert len({number for number in first if -1 <= number <= 1}) == 8
 
 
 @_vectors
-def test_which_vectors_the_gateway_has(hosted: FaultyGateway, path: str) -> None:
-    """Scripts and `respond` hold for vectors; the public server has no such path."""
+def test_scripts_hold_for_vectors(hosted: FaultyGateway, path: str) -> None:
+    """Scripts and `respond` hold for embeddings as well."""
     hosted.script(HtmlPage(502))
     hosted.script(Status(429), model="small")
     replies = [post(hosted, path, _asking(path, "a")) for _ in range(3)]
     assert [reply.status for reply in replies] == [429, 502, 200]
     hosted.respond(path, {"choices": []})
     assert post(hosted, path, _asking(path, "a")).json == {"choices": []}
-    with FaultyGateway() as public:
-        refused = post(public, path, _asking(path, "a"))
-    assert refused.status == 404
-    assert refused.json["message"] == f"Route POST:{path} not found"
 
 
 @pytest.mark.parametrize(
@@ -591,20 +531,3 @@ def test_malformed_embedding_requests(
     reply = post(hosted, path, payload)
     assert (reply.status, reply.json) == (500, _OPAQUE)
     assert post(hosted, path, _asking(path, "a")).status == 418
-
-
-def test_embeddings_take_json_and_the_key_only() -> None:
-    """Another content type is a 500, a wrong key a 401; `answer` is not asked."""
-
-    def answer(request: RecordedRequest) -> Answer:
-        raise AssertionError(request)
-
-    with FaultyGateway(api_key="k", gptrouter="hosted", answer=answer) as gateway:
-        form = {"content-type": "text/plain", "ws-secret": "k"}
-        asking = _asking(_V1, "a")
-        for headers, status in (
-            (form, 500),
-            ({"ws-secret": "z"}, 401),
-            ({"ws-secret": "k"}, 200),
-        ):
-            assert post(gateway, _V1, asking, headers).status == status

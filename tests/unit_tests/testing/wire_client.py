@@ -73,10 +73,13 @@ def ask(gateway: FaultyGateway, path: str, **parameters: Any) -> Reply:
     return post(gateway, path, _PAYLOADS[path](**parameters))
 
 
+def address(gateway: FaultyGateway) -> tuple[str, int]:
+    return "127.0.0.1", urlsplit(gateway.url).port or 0
+
+
 def connect(gateway: FaultyGateway) -> HTTPConnection:
     """A keep-alive connection that gives up when nothing comes."""
-    port = urlsplit(gateway.url).port
-    return HTTPConnection("127.0.0.1", port, timeout=_PATIENCE)
+    return HTTPConnection(*address(gateway), timeout=_PATIENCE)
 
 
 def request(
@@ -120,8 +123,7 @@ def asked(
     gateway: FaultyGateway, path: str, **parameters: Any
 ) -> Iterator[socket.socket]:
     """A socket on which the request is sent and nothing is read yet."""
-    address = "127.0.0.1", urlsplit(gateway.url).port
-    with socket.create_connection(address, _PATIENCE) as client:
+    with socket.create_connection(address(gateway), _PATIENCE) as client:
         client.sendall(raw_request(path, **parameters))
         yield client
 
