@@ -36,9 +36,6 @@ from langchain_retryrouter._shared import (
 _BUCKETS: Final = 10
 _LONGEST_PAUSE: Final = 86_400.0
 _MAX_SUSPECTS: Final = 1_000
-_COUNT: Final = "a whole number, 1 or more"
-_FINITE: Final = "a finite number above 0"
-_SHARE: Final = "a share above 0 and up to 1"
 _PROBE_INTERVAL: Final = 0.1  # Seconds between two looks at another call's probe.
 _MOST_SECONDS: Final = 1e9  # 31 years: a store cannot keep a time without an end.
 _LEASE: Final = 5.0  # Seconds that a probe has for all, unless it is renewed.
@@ -87,26 +84,6 @@ class CircuitBreakerSettings(TypedDict, total=False):
     minimum_calls: int
     recovery_jitter: float
     quorum: int
-
-
-def _is_count(value: Any) -> bool:
-    return is_whole(value) and value >= 1
-
-
-_NUMBERS: Final[dict[str, tuple[Any, Callable[[Any], bool], str]]] = {
-    "failure_threshold": (5, _is_count, _COUNT),
-    "recovery_time": (30.0, is_positive, _FINITE),
-    "failure_rate": (None, lambda n: n is None or (is_positive(n) and n <= 1), _SHARE),
-    "window": (60.0, is_positive, _FINITE),
-    "minimum_calls": (10, _is_count, _COUNT),
-    "recovery_jitter": (
-        0.0,
-        lambda n: is_number(n) and n <= 1,
-        "a share from 0 to 1",
-    ),
-    "quorum": (2, _is_count, _COUNT),
-}
-"""The numbers of a breaker: default, what is allowed, and this in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,9 +196,20 @@ class CircuitBreaker(Shareable):
         self.minimum_calls = minimum_calls
         self.recovery_jitter = recovery_jitter
         self.quorum = quorum
-        for number, (_, is_allowed, allowed) in _NUMBERS.items():
+        for number in ("failure_threshold", "minimum_calls", "quorum"):
             value = getattr(self, number)
-            require(number, value, allowed, is_met=is_allowed(value))
+            is_met = is_whole(value) and value >= 1
+            require(number, value, "a whole number, 1 or more", is_met=is_met)
+        for number in ("recovery_time", "window"):
+            value = getattr(self, number)
+            is_met = is_positive(value)
+            require(number, value, "a finite number above 0", is_met=is_met)
+        share = failure_rate
+        is_met = share is None or (is_positive(share) and share <= 1)
+        require("failure_rate", share, "a share above 0 and up to 1", is_met=is_met)
+        share = recovery_jitter
+        is_met = is_number(share) and share <= 1
+        require("recovery_jitter", share, "a share from 0 to 1", is_met=is_met)
         self._clock = clock or _SYSTEM_CLOCK
         self._on_state_change = on_state_change
         self._generation = 0
@@ -261,18 +249,13 @@ class CircuitBreaker(Shareable):
     # Used by the package. Each permit is settled once, by `succeeded`, `failed` or
     # `cancelled`.
 
-    def admit(self) -> Permit | Refusal:
-        """Permission to send a request, or a refusal."""
-        return self._admit(is_early=False)
+    def admit(self, *, is_early: bool = False) -> Permit | Refusal:
+        """Permission to send a request, or a refusal.
 
-    def probe(self) -> Permit | Refusal:
-        """Permission for a probe before the pause is over, one at a time.
-
-        For a call that has no other route: the outage may be over already.
+        Args:
+            is_early: Whether it may be a probe before the pause is over, one at a time.
+                For a call that has no other route: the outage may be over already.
         """
-        return self._admit(is_early=True)
-
-    def _admit(self, *, is_early: bool) -> Permit | Refusal:
         self._wake()
         with self._lock:
             answer = self._decide(is_early=is_early)
@@ -280,15 +263,13 @@ class CircuitBreaker(Shareable):
             self._send()
             with self._lock:  # The store may have answered at once.
                 answer = self._decide(is_early=is_early)
-        if isinstance(answer, Refusal) or not answer.is_probe:
-            return answer
-        permit = answer
-        try:
-            self._report(BreakerState.HALF_OPEN)
-        except BaseException:
-            self.cancelled(permit)  # The listener's error ends the call.
-            raise
-        return permit
+        if isinstance(answer, Permit) and answer.is_probe:
+            try:
+                self._report(BreakerState.HALF_OPEN)
+            except BaseException:
+                self.cancelled(answer)  # The listener's error ends the call.
+                raise
+        return answer
 
     def _decide(self, *, is_early: bool) -> Permit | Refusal:
         state = self._state()
@@ -308,7 +289,7 @@ class CircuitBreaker(Shareable):
     def probe_wait(
         self, *, is_early: bool, is_first: bool = False, awaits_probe: bool = False
     ) -> float | None:
-        """Seconds until `probe` may be asked; None if the call cannot wait for it.
+        """Seconds until a probe may be admitted; None if the call cannot wait for it.
 
         A pause that the server asked for is waited for, and so is another call's probe
         after it. A pause because of failures is not.
@@ -669,7 +650,8 @@ class CircuitBreaker(Shareable):
         )
 
     def _settings(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _NUMBERS}
+        names = CircuitBreakerSettings.__annotations__
+        return {name: getattr(self, name) for name in names}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The numbers alone, since another process has its own clock; and the store."""
@@ -680,11 +662,12 @@ class CircuitBreaker(Shareable):
 
     def __repr__(self) -> str:
         """The two main numbers, and others that are not the default."""
+        default = CircuitBreaker()
         numbers = ", ".join(
             f"{name}={value if isinstance(value, int) else format(value, 'g')}"
             for name, value in self._settings().items()
             if name in {"failure_threshold", "recovery_time"}
-            or value != _NUMBERS[name][0]
+            or value != getattr(default, name)
         )
         return f"{type(self).__name__}({numbers})"
 

@@ -71,7 +71,7 @@ def one_call(failures: int) -> None:
         state.answered(attempt.number, **FACTS)
         return attempt.number
 
-    call(RetryContext(state, clock=CLOCK), send)
+    call(RetryContext(state), send)
 
 
 def microseconds(failures: int) -> float:

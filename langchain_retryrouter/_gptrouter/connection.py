@@ -401,7 +401,7 @@ def retry_context(
     `size` is asked for that of its request, if it counts. A copy whose fields were
     changed may have a `max_retries` that the policy denies.
     """
-    clock, limit = connection.clock or SYSTEM_CLOCK, connection.rate_limit
+    limit = connection.rate_limit
     retries, is_given = connection.max_retries, connection.model_fields_set
     given = retries if "max_retries" in is_given else None
     policy = resolve_policy(connection.retry_policy, given, retries)
@@ -410,12 +410,11 @@ def retry_context(
             policy,
             budget=connection.budget,
             breaker=connection.breaker,
-            time=clock,
+            time=connection.clock or SYSTEM_CLOCK,
             describe=describe,
             limits=None if limit is None else limits_of(limit, size),
         ),
         errors=_gptrouter.errors.GPT_ROUTER_ERRORS,
-        clock=clock,
         **hooks,
     )
 

@@ -6,6 +6,7 @@ calls by a `CallObserver`.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from langchain_retryrouter._prices import (
     write_costs,
 )
 from langchain_retryrouter._retry.clock import Clock
-from langchain_retryrouter._retry.limits import hold_limits
+from langchain_retryrouter._retry.limits import HELD_LIMITS
 from langchain_retryrouter._retry.retry_after import read_limits
 from langchain_retryrouter.circuit_breaker import CircuitBreaker, Permit
 from langchain_retryrouter.failures import Failure
@@ -177,7 +178,7 @@ class CallLog:
         records: The attempt log.
         attempts: Attempts sent so far, on all routes.
         observers: What sees the call.
-        is_attached: Whether it makes a difference which attempt is current.
+        clock: Tells the time.
         wants_facts: Whether it makes a difference what answers say of themselves.
         run: LangChain's run manager of the call, for observers.
         describe: Returns what the route at a position asks, for observers.
@@ -204,8 +205,8 @@ class CallLog:
         self._held_by = held
         self._has_routes = has_routes
         self._current: SentAttempt | None = None
-        self.is_attached = self.wants_facts = False
-        self._time = time
+        self.wants_facts = False
+        self.clock = time
         self._began = time.monotonic()
 
     @property
@@ -221,7 +222,7 @@ class CallLog:
     @property
     def elapsed(self) -> float:
         """Seconds since the call was made."""
-        return self._time.monotonic() - self._began
+        return self.clock.monotonic() - self._began
 
     @property
     def waited(self) -> float:
@@ -245,11 +246,6 @@ class CallLog:
             f"{route} ({record.outcome})"
             for route, record in zip(routes, self.records, strict=True)
         )
-
-    def skip(self, record: AttemptRecord) -> None:
-        """Note a route that is not asked at all."""
-        self.records.append(record)
-        self._tell_skipped(record)
 
     def money_of(self, record: AttemptRecord) -> float | None:
         """The money of an attempt that is over, for observers; None if not known."""
@@ -290,20 +286,19 @@ class CallLog:
 
     def attach(self, number: int | None = None) -> Callable[[], object]:
         """Make an attempt, or else the latest, current; the result undoes it."""
-        if not self.is_attached:
+        if not (self.observers or self._held_by):
             return _do_nothing
         number = self.attempts if number is None else number
-        attached = [guarded(observer.attach, number) for observer in self.observers]
-        undo = [one for one in attached if one is not None]
+        undo = [guarded(observer.attach, number) for observer in self.observers]
         if self._held_by:
             at = next(r.position for r in reversed(self.records) if r.number == number)
-            undo.append(hold_limits(*(limits[at] for limits in self._held_by)))
-        if len(undo) == 1:
-            return undo[0]
+            held = HELD_LIMITS.get().union(*(limits[at] for limits in self._held_by))
+            undo.append(functools.partial(HELD_LIMITS.reset, HELD_LIMITS.set(held)))
 
         def detach() -> None:
             for one in reversed(undo):
-                one()
+                if one is not None:
+                    one()
 
         return detach
 

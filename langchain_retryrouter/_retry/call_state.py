@@ -54,11 +54,6 @@ OBSERVERS: Final[list[Callable[[CallState], CallObserver | None]]] = []
 _BROKE_OFF: Final = Stop("part of the answer was already delivered")
 # A key that was refused while another one was not is left alone for so many seconds.
 _REFUSED_HOLD = 300.0
-# What says nothing about a key, but about its provider.
-_PROVIDERS_OWN = frozenset(
-    {FailureKind.SERVER_ERROR, FailureKind.UNAVAILABLE, FailureKind.CONFLICT}
-    | {FailureKind.CONNECTION, FailureKind.INTERRUPTED, FailureKind.MALFORMED}
-)
 _RATE_LIMIT_HOLD = 5.0  # Without `Retry-After`; LiteLLM's default.
 _A_WAIT = 0.001  # Seconds: less is the time that it takes to ask.
 _MONEY_INTERVAL = 0.05  # Seconds between two questions to a `SpendLimit`.
@@ -66,6 +61,10 @@ _FIRST_ATTEMPT = 0.05  # Seconds that it has if the deadline is over before it.
 # One prompt may make any server fail so, and the server answers others all the while.
 _MAYBE_THE_REQUESTS = frozenset(
     {FailureKind.SERVER_ERROR, FailureKind.MALFORMED, FailureKind.INTERRUPTED}
+)
+# What says nothing about a key, but about its provider.
+_PROVIDERS_OWN = _MAYBE_THE_REQUESTS | frozenset(
+    {FailureKind.UNAVAILABLE, FailureKind.CONFLICT, FailureKind.CONNECTION}
 )
 # What a server said for all processes, if they share the breaker.
 _SAID = {
@@ -147,7 +146,6 @@ class CallState(CallLog):
         for new in OBSERVERS:
             observer = guarded(new, self)
             self.observers += [] if observer is None else [observer]
-        self.is_attached = bool(self.observers or self._held_by)
         is_priced = self.limits is not None or self.prices is not None
         self.wants_facts = bool(self.observers) or is_priced
         for record in self.records:
@@ -177,7 +175,7 @@ class CallState(CallLog):
         """Seconds until the deadline, below 0 after it; None if there is none."""
         if self.policy.deadline is None:
             return None
-        return self._began + self.policy.deadline - self._time.monotonic()
+        return self._began + self.policy.deadline - self.clock.monotonic()
 
     @property
     def is_past_deadline(self) -> bool:
@@ -195,8 +193,9 @@ class CallState(CallLog):
         own = policy.first_token_timeout if is_stream else policy.attempt_timeout
         if remaining is not None and own is None:
             later = range(self.position + 1, len(self.routes))
-            places = {self._place(p) for p in later if not self._is_open(p)}
-            remaining /= 1 + len(places - {self._place(self.position)})
+            asked = [self.position, *(p for p in later if not self._is_open(p))]
+            # Of the keys of an endpoint that is silent only one is waited for.
+            remaining /= len({self.routes[p].endpoint or p for p in asked})
         limits = [limit for limit in (own, remaining) if limit is not None]
         if not limits:
             return None
@@ -247,7 +246,7 @@ class CallState(CallLog):
         """The wait for a pause that all processes know of."""
         if not pause:
             return 0.0
-        wait = self.policy.delay(1, self._time.random(), pause)
+        wait = self.policy.delay(1, self.clock.random(), pause)
         return self._held_for(wait) or self._held_for(pause)
 
     def _held_for(self, wait: float) -> float:
@@ -261,14 +260,15 @@ class CallState(CallLog):
             self.waits(wait)
         return wait
 
-    def money_wait(self, refusal: Refusal) -> float:
-        """Seconds until a limit is asked again whose money is held by other attempts.
+    def wait_after(self, refusal: Refusal) -> float:
+        """Seconds until `admit`, which has refused, is asked again; 0 for never.
 
-        0 if it is not, or has been waited for long enough.
+        A server may have asked for a pause while the call waited for its limits; and
+        money that other attempts hold may be left over.
         """
-        if refusal.retry_after or not refusal.reason:
-            return 0.0
-        return self._held_for(_MONEY_INTERVAL)
+        if not refusal.reason:
+            return self.hold_wait()
+        return 0.0 if refusal.retry_after else self._held_for(_MONEY_INTERVAL)
 
     def admit(self, route: str | None = None) -> Refusal | None:
         """Begin the next attempt, on the first route whose breaker permits it.
@@ -288,12 +288,11 @@ class CallState(CallLog):
             if self._has_routes and not is_held:
                 self._skip_once(position, attempt.reason)
         for position in sorted(refusals, key=lambda p: refusals[p].retry_after):
-            if not self._has_routes or self._wait_for(position) != 0:
-                continue
-            attempt = self._begin(position, route, as_probe=True)
-            if isinstance(attempt, SentAttempt):
-                self._go_on_with(attempt)
-                return None
+            if self._has_routes and self._wait_for(position) == 0:
+                attempt = self._begin(position, route, as_probe=True)
+                if isinstance(attempt, SentAttempt):
+                    self._go_on_with(attempt)
+                    return None
         self._refund()
         first = min(refusals.values(), key=lambda refusal: refusal.retry_after)
         if not first.reason or len(refusals) == 1:
@@ -315,7 +314,14 @@ class CallState(CallLog):
             self._release(self._current, None)
             if is_over:
                 self._cancel(self._current)
-        self._hold_refused()
+        # Hold the keys that were refused, now that another route has answered. A 403
+        # may be the request's fault, unless another key of the group had none.
+        for position, kind in self._refused.items():
+            group = self.routes[position].group
+            answered = self.routes[self.position].group
+            is_keys_own = kind is not FailureKind.PERMISSION or group == answered
+            if group is not None and position != self.position and is_keys_own:
+                self._hold(position, _REFUSED_HOLD, _SAID[kind])
 
     def failed(
         self,
@@ -421,12 +427,12 @@ class CallState(CallLog):
         sent = self._current
         if self.limits is None or sent is None or not sent.is_adaptive:
             return None
-        return lambda headers: sent.read_headers(headers, self._time.time())
+        return lambda headers: sent.read_headers(headers, self.clock.time())
 
     def read_headers(self, number: int, headers: Any) -> None:
         """Correct the rate limits by the headers of an attempt's answer, if there."""
         if (sent := self._sent_attempt(number)) is not None:
-            sent.read_headers(headers, self._time.time())
+            sent.read_headers(headers, self.clock.time())
 
     def sent_inside(self, number: int, log: Mapping[str, Any] | None) -> None:
         """An attempt was a call with attempts of its own: each is a request."""
@@ -521,7 +527,7 @@ class CallState(CallLog):
         pause = failure.retry_after or 0.0
         if chosen is FailureAction.FAILOVER and failure.kind is not FailureKind.TIMEOUT:
             pause = max(pause, self.policy.backoff(self._sent[position]))
-        self._not_before[position] = self._time.monotonic() + pause
+        self._not_before[position] = self.clock.monotonic() + pause
         if failure.kind in _SAID:
             self._refused[position] = failure.kind
             self._moved_on[position] += 1
@@ -565,10 +571,6 @@ class CallState(CallLog):
             return route.group == group
         return endpoint is not None and route.endpoint == endpoint
 
-    def _place(self, position: int) -> Hashable:
-        """A route's endpoint, of which only one key is waited for if it is silent."""
-        return self.routes[position].endpoint or position
-
     def _same_endpoint(self, position: int) -> list[int]:
         """The routes that differ from this one by their keys only, and this one."""
         endpoint = self.routes[position].endpoint
@@ -594,18 +596,6 @@ class CallState(CallLog):
             self._spared |= others
             self._silent |= others
 
-    def _hold_refused(self) -> None:
-        """Hold the keys that were refused, now that another route has answered.
-
-        A 403 may be the request's fault, unless another key of the group had none.
-        """
-        answered = self.routes[self.position].group
-        for position, kind in self._refused.items():
-            group = self.routes[position].group
-            is_keys_own = kind is not FailureKind.PERMISSION or group == answered
-            if group is not None and position != self.position and is_keys_own:
-                self._hold(position, _REFUSED_HOLD, _SAID[kind])
-
     def _hold(self, position: int, seconds: float, why: str = "") -> None:
         breaker = self.routes[position].breaker
         if breaker is not None:
@@ -620,7 +610,7 @@ class CallState(CallLog):
             failure,
             attempt=self._attempts_at(self.position),
             remaining=self.remaining(),
-            random=self._time.random(),
+            random=self.clock.random(),
             will_failover=will_failover,
         )
         if isinstance(decision, Stop):
@@ -636,7 +626,7 @@ class CallState(CallLog):
             elif asked and asked <= limit:
                 # The server asked for less: only the jitter on top is too long.
                 jitter = max(limit - asked, min(asked, 1.0))
-                decision = Retry(asked + self._time.random() * jitter)
+                decision = Retry(asked + self.clock.random() * jitter)
             else:
                 if asked:
                     self._hold(self.position, asked)  # For other calls, too.
@@ -673,7 +663,7 @@ class CallState(CallLog):
             if wait is None or wait > self.policy.max_retry_after:
                 continue
             if wait > LEASE_POLL:
-                wait = self.policy.delay(1, self._time.random(), wait)
+                wait = self.policy.delay(1, self.clock.random(), wait)
             waits.append((wait, position == self.position, position))
         wait, _, position = min(waits, default=(math.inf, False, 0))
         remaining = self.remaining()
@@ -691,7 +681,7 @@ class CallState(CallLog):
         self, position: int, *, is_early: bool = True, awaits_probe: bool = False
     ) -> float | None:
         """Seconds until a route can be asked, by a probe if need be; None if never."""
-        asked = self._not_before.get(position, 0.0) - self._time.monotonic()
+        asked = self._not_before.get(position, 0.0) - self.clock.monotonic()
         breaker = self.routes[position].breaker
         if breaker is None:
             return max(0.0, asked)
@@ -722,7 +712,7 @@ class CallState(CallLog):
         state = self.routes[position]
         permit: Permit | Refusal | None = None
         if state.breaker is not None:
-            permit = state.breaker.probe() if as_probe else state.breaker.admit()
+            permit = state.breaker.admit(is_early=as_probe)
         if isinstance(permit, Refusal):
             return permit
         if self._reserve_money is not None:
@@ -733,7 +723,7 @@ class CallState(CallLog):
                 return refusal
         if permit is not None and permit.is_probe:
             self.tell("breaker", route=state.name or route, now=BreakerState.HALF_OPEN)
-        now = self._time.monotonic()
+        now = self.clock.monotonic()
         record = AttemptRecord(
             self.attempts + 1,
             state.name or route,
@@ -781,7 +771,8 @@ class CallState(CallLog):
         outcome = "skipped" if reason else FailureKind.CIRCUIT_OPEN.value
         record = AttemptRecord(None, self.routes[position].name, outcome)
         record.reason, record.began = reason or None, self.elapsed
-        self.skip(record)
+        self.records.append(record)
+        self._tell_skipped(record)
 
     def _settle(self, attempt: SentAttempt, failure: Failure) -> None:
         self._close_record(attempt, failure.kind.value, failure)
@@ -813,7 +804,16 @@ class CallState(CallLog):
             breaker.cancelled(permit)  # It says nothing about the provider.
             return
         if breaker.is_shared and self._has_routes and kind in _SAID:
-            self._share(breaker, permit, failure)
+            # All processes leave a route whose server refuses the key or the quota.
+            if permit.is_probe:
+                breaker.failed(permit, retry_after=retry_after)
+            elif kind is FailureKind.PERMISSION:
+                breaker.succeeded(permit)
+                breaker.refused(self._request_hash())  # It may be the request's fault.
+            else:
+                breaker.cancelled(permit)
+                pause = max(breaker.recovery_time, retry_after or 0.0)
+                breaker.open_for(pause, _SAID[kind])
             return
         # By its kind: `x-should-retry: false` says nothing about the provider's health.
         if not is_retryable(kind) or kind is FailureKind.REJECTED:
@@ -835,18 +835,6 @@ class CallState(CallLog):
         elif retry_after and breaker.is_shared:
             breaker.pause_for(retry_after)
 
-    def _share(self, breaker: CircuitBreaker, permit: Permit, failure: Failure) -> None:
-        """Let all processes leave a route whose server refuses the key or the quota."""
-        if permit.is_probe:
-            breaker.failed(permit, retry_after=failure.retry_after)
-        elif failure.kind is FailureKind.PERMISSION:
-            breaker.succeeded(permit)
-            breaker.refused(self._request_hash())  # It may be the request's fault.
-        else:
-            breaker.cancelled(permit)
-            pause = max(breaker.recovery_time, failure.retry_after or 0.0)
-            breaker.open_for(pause, _SAID[failure.kind])
-
     def _cancel(self, attempt: SentAttempt) -> None:
         if attempt.record.outcome == "pending":
             self._close_record(attempt, "cancelled")
@@ -859,7 +847,7 @@ class CallState(CallLog):
     def _close_record(
         self, attempt: SentAttempt, outcome: str, failure: Failure | None = None
     ) -> None:
-        record, now = attempt.record, self._time.monotonic()
+        record, now = attempt.record, self.clock.monotonic()
         record.outcome, record.failure = outcome, failure
         record.status_code = None if failure is None else failure.status_code
         record.seconds = now - attempt.began

@@ -7,7 +7,6 @@ tenacity runs the loop; `RetryController` answers its questions from the call's
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import copy
 import math
 from collections.abc import Awaitable, Callable, Generator
@@ -25,10 +24,10 @@ from typing import (
 from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception
 
 from langchain_retryrouter._retry.call_state import CallState
-from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.limits import CallLimits
 from langchain_retryrouter._retry.retry_after import Headers
 from langchain_retryrouter._retry.timeouts import TimeLimitError, run_with_timeout
+from langchain_retryrouter.circuit_breaker import Refusal
 from langchain_retryrouter.errors import BASE_ERRORS, ErrorFamily, RetryRouterError
 from langchain_retryrouter.failures import FailureAction, FailureKind
 from langchain_retryrouter.policy import Retry, RetryEvent, Stop
@@ -73,6 +72,11 @@ class LimiterWait(NamedTuple):
     def is_long(self) -> bool:
         """Whether it is more than the time that a store takes to answer."""
         return self.seconds is None or self.seconds > _A_MOMENT
+
+
+Step: TypeAlias = float | bool | LimiterWait
+"""Before an attempt: wait for so many seconds; ask the rate limiter, which may block
+or not; or reserve."""
 
 
 @runtime_checkable
@@ -120,7 +124,6 @@ class RetryContext:
 
     call_state: CallState
     errors: ErrorFamily = field(default_factory=lambda: BASE_ERRORS)
-    clock: Clock = SYSTEM_CLOCK
     route: Callable[[], str | None] = lambda: None
     asked: Callable[[RetryRouterError], str | None] | None = None
     on_failure: Callable[[RetryRouterError], None] = lambda _: None
@@ -156,112 +159,116 @@ class RetryController:
         self._is_over = False
         self._turn_at: int | None = None  # The route whose rate limiter has agreed.
 
-    def begin(self) -> Attempt | float:
-        """The next attempt, or seconds to wait before this is asked again.
+    def begin(self) -> Generator[Step, Any, Attempt]:
+        """Begin the next attempt, when pauses and rate limits admit it.
+
+        Each step that is yielded is to be done, and its result to be sent.
 
         Raises:
             RetryRouterError: There is none, since the deadline is over or all circuit
                 breakers are open: the last attempt's error, or a `CircuitOpenError`.
         """
-        if self._last_error is not None and self.call_state.is_past_deadline:
-            self._stop("the deadline is over")
-        refusal = self.call_state.admit(self.context.route())
-        if refusal is None:
-            state, self._turn_at = self.call_state, None
-            timeout = state.attempt_timeout(is_stream=self._is_stream)
-            return Attempt(state.attempts, timeout, state.header_reader())
-        if wait := self.call_state.money_wait(refusal):
-            return wait
-        # A server may have asked for a pause while the call waited for its limits.
-        if not refusal.reason and (wait := self.call_state.hold_wait()):
-            return wait
+        state = self.call_state
+        state.open()
+        while True:
+            while wait := state.hold_wait():
+                yield wait
+            while not (state.is_reserved or state.will_be_refused()):
+                yield from self._reserve()
+                yield from self._take_turn()
+            if state.limits is None and self.context.rate_limiter is not None:
+                yield from self._take_turn()
+            if self._last_error is not None and state.is_past_deadline:
+                self._stop("the deadline is over")
+            refusal = state.admit(self.context.route())
+            if refusal is None:
+                self._turn_at = None
+                timeout = state.attempt_timeout(is_stream=self._is_stream)
+                return Attempt(state.attempts, timeout, state.header_reader())
+            wait = state.wait_after(refusal)
+            if not wait:
+                self._refuse(refusal)
+            yield wait
+
+    def _refuse(self, refusal: Refusal) -> NoReturn:
+        """Raise the last error, or one that says what refuses the first attempt."""
         if self._last_error is not None:
             self._stop(refusal.reason or "the circuit breaker is open")
         self._is_over = True
+        kind, wait = FailureKind.CIRCUIT_OPEN, refusal.retry_after
+        asked_for: float | None = wait
         if refusal.reason:
-            wait, msg = refusal.retry_after, f"nothing was sent: {refusal.reason}"
-            raise self.context.errors[FailureKind.SPEND_LIMIT](
-                msg,
-                retry_after=wait if 0 < wait < math.inf else None,
-                may_have_run=False,
-            )
-        reason = (
-            f"open for another {max(0.1, refusal.retry_after):.1f} s"
-            if refusal.retry_after
-            else "half open, and another call is trying right now"
-        )
+            kind, reason = FailureKind.SPEND_LIMIT, refusal.reason
+            asked_for = wait if 0 < wait < math.inf else None
+        elif wait:
+            reason = f"the circuit breaker is open for another {max(0.1, wait):.1f} s"
+        else:
+            is_probed = "and another call is trying right now"
+            reason = f"the circuit breaker is half open, {is_probed}"
         why = f" ({refusal.why})" if refusal.why else ""
-        msg = f"nothing was sent: the circuit breaker is {reason}{why}"
-        raise self.context.errors[FailureKind.CIRCUIT_OPEN](
-            msg, retry_after=refusal.retry_after, may_have_run=False
-        )
+        msg = f"nothing was sent: {reason}{why}"
+        raise self.context.errors[kind](msg, retry_after=asked_for, may_have_run=False)
 
-    @property
-    def needs_turn(self) -> bool:
-        """Whether the rate limiter is to be asked: once for an attempt."""
-        state = self.call_state
-        return self._turn_at != state.position and not state.will_be_refused()
+    def _take_turn(self) -> Generator[Step, Any, None]:
+        """Ask the rate limiter, once for an attempt."""
+        state, clock = self.call_state, self.call_state.clock
+        if (
+            self.context.rate_limiter is None
+            or self._turn_at == state.position
+            or state.will_be_refused()
+        ):
+            return
+        began, deadline = clock.monotonic(), state.policy.deadline
+        if deadline is None:
+            if (yield True) is False:
+                reason = "the rate limiter gave no turn"
+                self._stop(reason, reason, FailureKind.RATE_LIMIT)
+        else:
+            while (yield False) is False:
+                remaining = state.remaining() or 0.0
+                if remaining <= 0:
+                    why = f"the rate limiter gave no turn within {deadline:g} s"
+                    self._stop("the deadline is over", why)
+                yield min(_RATE_LIMITER_INTERVAL, remaining)
+        state.waited_for_limiter(clock.monotonic() - began)
+        self._turn_at = state.position
 
-    def took_turn(self, began: float) -> None:
-        """The rate limiter has agreed, after a wait that began then."""
-        self.call_state.waited_for_limiter(self.context.clock.monotonic() - began)
-        self._turn_at = self.call_state.position
-
-    def check_acquired(self, has_acquired: object) -> None:
-        """Raise an error if the rate limiter refused after its own wait."""
-        if has_acquired is False:
-            reason = "the rate limiter gave no turn"
-            self._stop(reason, reason, FailureKind.RATE_LIMIT)
-
-    def rate_limiter_wait(self) -> float:
-        """Seconds until the rate limiter is asked again; an error if none are left."""
-        remaining = self.call_state.remaining() or 0.0
-        if remaining <= 0:
-            deadline = self.call_state.policy.deadline
-            why = f"the rate limiter gave no turn within {deadline:g} s"
-            self._stop("the deadline is over", why, FailureKind.TIMEOUT)
-        return min(_RATE_LIMITER_INTERVAL, remaining)
-
-    def reserve(self) -> Generator[LimiterWait, Reservation | None, None]:
-        """Reserve what the next attempt needs, on the route that is free first.
-
-        Each wait that is yielded is answered by the reservation, or None after it.
-        """
-        state, clock = self.call_state, self.context.clock
-        reserved: list[Reservation] = []
-        began, was_patient, has_waited = clock.monotonic(), False, False
-        try:
-            while not state.is_reserved and (limits := state.limits) is not None:
-                state.skip_refused()
-                seconds = self._choose_route(limits, is_patient=not was_patient)
-                taken = limits.try_reserve(state.position)
-                if taken is not None:
-                    state.reserve(taken, has_waited * (clock.monotonic() - began))
-                    return
-                has_waited = True
-                size = limits.size(state.position)
-                others = len(state.candidates()) > 1
+    def _reserve(self) -> Generator[Step, Any, None]:
+        """Reserve what the next attempt needs, on the route that is free first."""
+        state, clock = self.call_state, self.call_state.clock
+        began, has_waited = clock.monotonic(), False
+        while not state.is_reserved and (limits := state.limits) is not None:
+            state.skip_refused()
+            seconds = self._choose_route(limits, is_patient=not has_waited)
+            reserved = limits.try_reserve(state.position)
+            if reserved is not None:
+                state.reserve(reserved, has_waited * (clock.monotonic() - began))
+                return
+            size = limits.size(state.position)
+            others = len(state.candidates()) > 1
+            route = state.next_route or self.context.route()
+            known = None if seconds == math.inf else seconds
+            taken: list[Reservation] = []
+            try:
                 for limit in limits.routes[state.position]:
                     if isinstance(limit, LimitListener):
-                        reserved.append(limit.take(size))
+                        taken.append(limit.take(size))
                         continue
                     left = self._patience(limit, seconds, began)
-                    if others and not was_patient:
+                    if others and not has_waited:
                         left = min(left or math.inf, state.policy.failover_after_wait)
-                    known = None if seconds == math.inf else seconds
-                    route = state.next_route or self.context.route()
                     one = yield LimiterWait(limit, size, left, route, known)
                     if one is None:
                         break
-                    reserved.append(one)
+                    taken.append(one)
                 else:
-                    state.reserve(reserved, clock.monotonic() - began)
-                    reserved = []
+                    state.reserve(taken, clock.monotonic() - began)
+                    taken = []
                     return
-                was_patient = True
-                _drop(reserved)
-        finally:
-            _drop(reserved)
+            finally:
+                for one in taken:
+                    one.unsent()
+            has_waited = True
 
     def _choose_route(self, limits: CallLimits, *, is_patient: bool) -> float:
         """Go to the route that is asked next; the seconds until it is free.
@@ -304,14 +311,14 @@ class RetryController:
         # What is in flight may give something back, and shorten the wait.
         is_known = seconds < math.inf and not (limit.in_flight or limit.is_shared)
         if remaining <= 0 or (is_known and seconds > remaining):
-            waited = self.context.clock.monotonic() - began
+            waited = self.call_state.clock.monotonic() - began
             needs = f", and needs {seconds:.1f} s more" if seconds < math.inf else ""
             why = (
                 f"the rate limit {limit} gave no turn within {waited:.1f} s{needs};"
                 f" the deadline is {self.call_state.policy.deadline:g} s"
             )
             self.call_state.tell("limited", route=self.call_state.next_route)
-            self._stop("the deadline is over", why, FailureKind.TIMEOUT)
+            self._stop("the deadline is over", why)
         return remaining
 
     def should_retry(self, error: BaseException) -> bool:
@@ -423,89 +430,50 @@ class RetryController:
         )
 
 
-def _drop(reserved: list[Reservation]) -> None:
-    while reserved:
-        reserved.pop().unsent()
-
-
 def begin(controller: RetryController, notify: Notify | None = None) -> Attempt:
-    """Wait for the rate limits and the rate limiter, and begin the next attempt."""
-    state, clock = controller.call_state, controller.context.clock
-    state.open()
-    while True:
-        while wait := state.hold_wait():
-            clock.sleep(wait)
-        while not (state.is_reserved or state.will_be_refused()):
-            with contextlib.closing(controller.reserve()) as waits:
-                answer = None
-                while (asked := _next_wait(waits, answer)) is not None:
-                    if asked.is_long and isinstance(notify, WaitListener):
-                        notify.limiter_wait(asked)
-                    answer = asked.limit.reserve(asked.size, asked.patience)
-            _acquire(controller)
-        if state.limits is None:
-            _acquire(controller)
-        begun = controller.begin()
-        if not isinstance(begun, float):
-            return begun
-        clock.sleep(begun)
-
-
-def _next_wait(
-    waits: Generator[LimiterWait, Reservation | None, None], answer: Reservation | None
-) -> LimiterWait | None:
-    """The next wait, if one follows; `answer` is how the last one ended."""
+    """Wait for what the next attempt needs, and begin it."""
+    context, steps = controller.context, controller.begin()
+    answer: Any = None
     try:
-        return waits.send(answer)
-    except StopIteration:
-        return None
-
-
-def _acquire(controller: RetryController) -> None:
-    limiter, clock = controller.context.rate_limiter, controller.context.clock
-    if limiter is not None and controller.needs_turn:
-        began = clock.monotonic()
-        if controller.call_state.policy.deadline:
-            while limiter.acquire(blocking=False) is False:
-                clock.sleep(controller.rate_limiter_wait())
-        else:
-            controller.check_acquired(limiter.acquire(blocking=True))
-        controller.took_turn(began)
+        while True:
+            step = steps.send(answer)
+            answer = None
+            if isinstance(step, LimiterWait):
+                if step.is_long and isinstance(notify, WaitListener):
+                    notify.limiter_wait(step)
+                answer = step.limit.reserve(step.size, step.patience)
+            elif not isinstance(step, bool):
+                context.call_state.clock.sleep(step)
+            elif context.rate_limiter is not None:
+                answer = context.rate_limiter.acquire(blocking=step)
+    except StopIteration as begun:
+        attempt: Attempt = begun.value
+        return attempt
+    finally:
+        steps.close()
 
 
 async def abegin(controller: RetryController, notify: ANotify | None = None) -> Attempt:
     """Async variant of `begin`."""
-    state, clock = controller.call_state, controller.context.clock
-    state.open()
-    while True:
-        while wait := state.hold_wait():
-            await clock.asleep(wait)
-        while not (state.is_reserved or state.will_be_refused()):
-            with contextlib.closing(controller.reserve()) as waits:
-                answer = None
-                while (asked := _next_wait(waits, answer)) is not None:
-                    if asked.is_long and isinstance(notify, WaitListener):
-                        await notify.limiter_wait(asked)
-                    answer = await asked.limit.areserve(asked.size, asked.patience)
-            await _aacquire(controller)
-        if state.limits is None:
-            await _aacquire(controller)
-        begun = controller.begin()
-        if not isinstance(begun, float):
-            return begun
-        await clock.asleep(begun)
-
-
-async def _aacquire(controller: RetryController) -> None:
-    limiter, clock = controller.context.rate_limiter, controller.context.clock
-    if limiter is not None and controller.needs_turn:
-        began = clock.monotonic()
-        if controller.call_state.policy.deadline:
-            while await limiter.aacquire(blocking=False) is False:
-                await clock.asleep(controller.rate_limiter_wait())
-        else:
-            controller.check_acquired(await limiter.aacquire(blocking=True))
-        controller.took_turn(began)
+    context, steps = controller.context, controller.begin()
+    answer: Any = None
+    try:
+        while True:
+            step = steps.send(answer)
+            answer = None
+            if isinstance(step, LimiterWait):
+                if step.is_long and isinstance(notify, WaitListener):
+                    await notify.limiter_wait(step)
+                answer = await step.limit.areserve(step.size, step.patience)
+            elif not isinstance(step, bool):
+                await context.call_state.clock.asleep(step)
+            elif context.rate_limiter is not None:
+                answer = await context.rate_limiter.aacquire(blocking=step)
+    except StopIteration as begun:
+        attempt: Attempt = begun.value
+        return attempt
+    finally:
+        steps.close()
 
 
 def call(
@@ -521,29 +489,27 @@ def call(
             was no further attempt.
     """
     controller = RetryController(context, is_stream=False)
-    state = context.call_state
-
-    def attached(attempt: Attempt) -> T:
-        detach = state.attach(attempt.number)  # In the thread that sends.
-        try:
-            return send(attempt)
-        finally:
-            detach()
 
     def attempt() -> T:
         attempt = begin(controller, notify)
-        send_one = attached if state.is_attached else send
+
+        def send_attached() -> T:
+            detach = context.call_state.attach(attempt.number)
+            try:
+                return send(attempt)
+            finally:
+                detach()
+
         if attempt.timeout is None:
-            return send_one(attempt)
+            return send_attached()
         try:
-            return run_with_timeout(attempt.timeout, lambda: send_one(attempt))
+            return run_with_timeout(attempt.timeout, send_attached)
         except TimeLimitError as error:
             raise controller.timed_out(attempt) from error
 
     result = run(controller, attempt, notify)
-    state.succeeded(is_over=True)
-    if context.ends_call:
-        state.end(None)
+    context.call_state.succeeded(is_over=True)
+    context.end()
     return result
 
 
@@ -556,26 +522,21 @@ async def acall(
     controller = RetryController(context, is_stream=False)
     state = context.call_state
 
-    async def attached(attempt: Attempt) -> T:
+    async def attempt() -> T:
+        attempt = await abegin(controller, notify)
         await state.flush()
         detach = state.attach(attempt.number)
         try:
-            return await send(attempt)
-        finally:
-            detach()
-
-    async def attempt() -> T:
-        attempt = await abegin(controller, notify)
-        send_one = attached if state.is_attached else send
-        if attempt.timeout is None:
-            return await send_one(attempt)
-        try:
+            if attempt.timeout is None:
+                return await send(attempt)
             async with asyncio.timeout(attempt.timeout) as limit:
-                return await send_one(attempt)
+                return await send(attempt)
         except TimeoutError as error:
-            if not limit.expired():
+            if attempt.timeout is None or not limit.expired():
                 raise
             raise controller.timed_out(attempt) from error
+        finally:
+            detach()
 
     result = await arun(controller, attempt, notify)
     state.succeeded(is_over=True)
@@ -596,7 +557,7 @@ def run(
     def sleep(seconds: float) -> None:
         controller.check_deadline()
         controller.call_state.waits(seconds)
-        controller.context.clock.sleep(seconds)
+        controller.call_state.clock.sleep(seconds)
 
     retrying = Retrying(
         retry=retry_if_exception(controller.should_retry),
@@ -630,7 +591,7 @@ async def arun(
     async def sleep(seconds: float) -> None:
         controller.check_deadline()
         controller.call_state.waits(seconds)
-        await controller.context.clock.asleep(seconds)
+        await controller.call_state.clock.asleep(seconds)
 
     retrying = AsyncRetrying(
         retry=retry_if_exception(controller.should_retry),

@@ -22,12 +22,8 @@ _LATEST: Final = 64
 _SMOOTHING: Final = 0.2  # The weight of the latest attempt in the mean.
 _MEMORY: Final = 60.0
 _BY_HAND: Final = frozenset(
-    {
-        FailureKind.AUTHENTICATION,
-        FailureKind.PERMISSION,
-        FailureKind.NOT_FOUND,
-        FailureKind.QUOTA,
-    }
+    {FailureKind.AUTHENTICATION, FailureKind.PERMISSION}
+    | {FailureKind.NOT_FOUND, FailureKind.QUOTA}
 )
 """Failures that no wait mends, and that no breaker counts."""
 

@@ -12,9 +12,10 @@ import contextlib
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeAlias, TypeVar
+from dataclasses import dataclass, field
+from typing import Generic, TypeAlias, TypeVar
 
+from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.timeouts import (
     AEventSource,
     End,
@@ -32,58 +33,48 @@ S = TypeVar("S")
 Opening: TypeAlias = tuple[list[E], BaseException | None]
 
 
-class Settle(Protocol):
-    """`CallState.settle_hedge`."""
-
-    def __call__(self, *, has_won: bool, failure: Failure | None) -> None:
-        """Go on with the second stream if it has won, or else with the first one."""
-
-
 @dataclass(eq=False, repr=False)
 class _Race(Generic[S, E]):
     """Two streams, of which the first to have content wins.
 
     Attributes:
+        call_state: The call that both are attempts of.
         first: The stream of the first route.
         after: Seconds of silence after which the second stream is opened.
         begin: Opens it; None if no other route may be asked.
-        settle: Called with whether the second stream has won, and how the loser failed,
-            if it did.
         says: Whether an event is content.
-        ends_call: Whether no other route is asked after a failure.
-        attach: `CallState.attach`, for the second stream's attempt.
     """
 
+    call_state: CallState
     first: S
     after: float
     begin: Callable[[], S | None]
-    settle: Settle
     says: Callable[[E], bool]
-    ends_call: Callable[[Failure | None], bool] = lambda _: False
-    attach: Callable[[], Callable[[], object]] = lambda: lambda: None
-
-    def __post_init__(self) -> None:
-        """Its subclasses' state; dataclasses call it only if this class has one."""
 
     def _winner(self, openings: dict[int, Opening[E]], streams: int) -> int | None:
         """The stream that has content; the first one if all failed; None if open."""
         for place, opening in openings.items():
-            if opening[1] is None or self.ends_call(_failure(opening)):
+            if opening[1] is None or self.call_state.ends_call(_failure(opening)):
                 return place
         return 0 if len(openings) == streams else None
 
+    def _settle(self, openings: dict[int, Opening[E]], winner: int) -> None:
+        failure = _failure(openings.get(1 - winner))
+        self.call_state.settle_hedge(has_won=winner == 1, failure=failure)
 
+
+@dataclass(eq=False, repr=False)
 class HedgedSource(_Race[EventSource[E], E]):
     """The events of the stream that is first to have content."""
 
-    def __post_init__(self) -> None:
-        """Nothing is read yet."""
-        self._streams: list[ThreadedStream[E]] = []
-        self._finished: queue.SimpleQueue[tuple[int, Opening[E]]] = queue.SimpleQueue()
-        # The second attempt begins before an abort or not at all: its permit would not
-        # be given back by a call that has gone on.
-        self._lock = threading.Lock()
-        self._is_aborted = False
+    _streams: list[ThreadedStream[E]] = field(default_factory=list)
+    _finished: queue.SimpleQueue[tuple[int, Opening[E]]] = field(
+        default_factory=queue.SimpleQueue
+    )
+    # The second attempt begins before an abort or not at all: its permit would not be
+    # given back by a call that has gone on.
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _is_aborted: bool = False
 
     def __iter__(self) -> Iterator[E]:
         """The events of the winner.
@@ -99,16 +90,15 @@ class HedgedSource(_Race[EventSource[E], E]):
             with self._lock:
                 source = None if self._is_aborted else self.begin()
                 if source is not None:
-                    detach = self.attach()
+                    detach = self.call_state.attach()
                     self._start(source)
                     detach()
         streams = len(self._streams)
         while (winner := self._winner(openings, streams)) is None:
             openings.update([self._finished.get()])
         if len(self._streams) > 1 and not self._is_aborted:
-            failure = _failure(openings.get(1 - winner))
             self._streams[1 - winner].close()
-            self.settle(has_won=winner == 1, failure=failure)
+            self._settle(openings, winner)
         events, error = openings[winner]
         yield from events
         if error is not None:
@@ -150,12 +140,11 @@ class HedgedSource(_Race[EventSource[E], E]):
         return opening, None
 
 
+@dataclass(eq=False, repr=False)
 class AHedgedSource(_Race[AEventSource[E], E]):
     """Async variant of `HedgedSource`."""
 
-    def __post_init__(self) -> None:
-        """Nothing is read yet."""
-        self._racers: list[_Racer[E]] = []
+    _racers: list[_Racer[E]] = field(default_factory=list)
 
     async def __aiter__(self) -> AsyncIterator[E]:
         """The events of the winner.
@@ -163,11 +152,11 @@ class AHedgedSource(_Race[AEventSource[E], E]):
         Raises:
             RetryRouterError: The first stream's error if both fail.
         """
-        self._start(self.first)
+        self._racers.append(_Racer(self.first, self.says))
         await asyncio.wait([self._racers[0].opening], timeout=self.after)
         if not self._openings() and (source := self.begin()) is not None:
-            detach = self.attach()
-            self._start(source)
+            detach = self.call_state.attach()
+            self._racers.append(_Racer(source, self.says))
             detach()
         racers = len(self._racers)
         while (winner := self._winner(self._openings(), racers)) is None:
@@ -176,8 +165,7 @@ class AHedgedSource(_Race[AEventSource[E], E]):
         openings = self._openings()
         if len(self._racers) > 1:
             await self._racers[1 - winner].leave()
-            failure = _failure(openings.get(1 - winner))
-            self.settle(has_won=winner == 1, failure=failure)
+            self._settle(openings, winner)
         events, error = openings[winner]
         for event in events:
             yield event
@@ -191,9 +179,6 @@ class AHedgedSource(_Race[AEventSource[E], E]):
         async with contextlib.AsyncExitStack() as both:
             for racer in self._racers:
                 both.push_async_callback(racer.leave)
-
-    def _start(self, source: AEventSource[E]) -> None:
-        self._racers.append(_Racer(source, self.says))
 
     def _openings(self) -> dict[int, Opening[E]]:
         """What has been read of the streams that are not read any longer."""

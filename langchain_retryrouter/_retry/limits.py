@@ -80,17 +80,10 @@ class CallLimits:
 
 
 # A call inside of an attempt of another call would wait for what that one holds.
-_HELD: Final[ContextVar[frozenset[object]]] = ContextVar("_HELD", default=frozenset())
-
-
-def held_limits() -> frozenset[object]:
-    """The rate and spend limits of the attempts around this code."""
-    return _HELD.get()
-
-
-def hold_limits(*several: Sequence[object]) -> Callable[[], object]:
-    """Add these to `held_limits` in this thread or task; the result undoes it."""
-    return functools.partial(_HELD.reset, _HELD.set(_HELD.get().union(*several)))
+HELD_LIMITS: Final[ContextVar[frozenset[object]]] = ContextVar(
+    "held_limits", default=frozenset()
+)
+"""The rate and spend limits of the attempts around this code."""
 
 
 def call_limits(
@@ -100,7 +93,7 @@ def call_limits(
 
     Each counts once for an attempt, and all calls wait for them in the same order.
     """
-    held = held_limits()
+    held = HELD_LIMITS.get()
     found = [
         [
             LimitListener(one) if one in held and isinstance(one, RateLimit) else one

@@ -84,9 +84,6 @@ class StreamMonitor(Generic[E]):
         self.is_over = False
         self._controller = controller
         self._policy = policy = controller.call_state.policy
-        self.has_limits = (
-            policy.stall_timeout is not None or policy.deadline is not None
-        )
         self.is_timed = policy.deadline is not None
         self._classify_chunk = classify_chunk
         self._text: list[str] = []
@@ -182,6 +179,9 @@ class StreamMonitor(Generic[E]):
         raise error from cause
 
 
+_Stream: TypeAlias = DirectStream[E] | ThreadedStream[E]
+
+
 def stream(
     context: RetryContext,
     connect: Callable[[Attempt], EventSource[E]],
@@ -200,17 +200,38 @@ def stream(
             with `delivered`.
     """
     controller = RetryController(context, is_stream=True)
+    clock = context.call_state.clock
+    stall = context.call_state.policy.stall_timeout
 
     def attempt() -> tuple[_Stream[E], StreamMonitor[E]]:
+        """Connect, and read up to the first event that may be handed over."""
         attempt = begin(controller, notify)
+        began, monitor = clock.monotonic(), StreamMonitor(controller, new_classifier())
+        has_limits = attempt.timeout is not None or stall is not None
         detach = context.call_state.attach(attempt.number)
         try:
-            return _open(controller, attempt, connect, new_classifier)
+            events: _Stream[E] = (ThreadedStream if has_limits else DirectStream)(
+                lambda: connect(attempt)
+            )
+            try:
+                while True:
+                    limit = monitor.limit() if monitor.saw_token else attempt.timeout
+                    if limit is not None and not monitor.saw_token:
+                        limit -= clock.monotonic() - began
+                    event = events.next(limit)
+                    if isinstance(event, End):
+                        monitor.ended()
+                    elif monitor.hold(event):
+                        return events, monitor
+            except BaseException as error:
+                events.close()
+                if isinstance(error, TimeLimitError):
+                    raise monitor.timed_out(attempt) from error
+                raise
         finally:
             detach()
 
     events, monitor = run(controller, attempt, notify)
-    stall = context.call_state.policy.stall_timeout
     monitor.first_token_delivered = True
     try:
         yield from monitor.buffer
@@ -248,18 +269,36 @@ async def astream(
 ) -> AsyncGenerator[E, None]:
     """Async variant of `stream`."""
     controller = RetryController(context, is_stream=True)
+    stall = context.call_state.policy.stall_timeout
 
     async def attempt() -> tuple[AEventSource[E], AsyncIterator[E], StreamMonitor[E]]:
         attempt = await abegin(controller, notify)
         await context.call_state.flush()
+        monitor = StreamMonitor(controller, new_classifier())
+        source: AEventSource[E] | None = None
         detach = context.call_state.attach(attempt.number)
         try:
-            return await _aopen(controller, attempt, connect, new_classifier)
+            async with asyncio.timeout(attempt.timeout) as limit:
+                source = await connect(attempt)
+                events = aiter(source)
+                async for event in events:
+                    if monitor.hold(event):
+                        return source, events, monitor
+                    if monitor.saw_token:
+                        left, now = monitor.limit(), asyncio.get_running_loop().time()
+                        limit.reschedule(None if left is None else now + left)
+                monitor.ended()
+        except BaseException as error:
+            if source is not None:
+                await source.aclose()
+            if isinstance(error, TimeoutError) and limit.expired():
+                raise monitor.timed_out(attempt) from error
+            raise
         finally:
             detach()
+        raise AssertionError  # `ended` raises.
 
     source, events, monitor = await arun(controller, attempt, notify)
-    stall = context.call_state.policy.stall_timeout
     monitor.first_token_delivered = True
     try:
         for event in monitor.buffer:
@@ -296,68 +335,3 @@ async def astream(
             await context.aend()
         finally:
             await source.aclose()
-
-
-_Stream: TypeAlias = DirectStream[E] | ThreadedStream[E]
-
-
-def _open(
-    controller: RetryController,
-    attempt: Attempt,
-    connect: Callable[[Attempt], EventSource[E]],
-    new_classifier: Callable[[], Classifier[E]],
-) -> tuple[_Stream[E], StreamMonitor[E]]:
-    """Connect, and read up to the first event that may be handed over."""
-    clock = controller.context.clock
-    began = clock.monotonic()
-    monitor = StreamMonitor(controller, new_classifier())
-    has_limits = attempt.timeout is not None or monitor.has_limits
-    events: _Stream[E] = (ThreadedStream if has_limits else DirectStream)(
-        lambda: connect(attempt)
-    )
-    try:
-        while True:
-            limit = monitor.limit() if monitor.saw_token else attempt.timeout
-            if limit is not None and not monitor.saw_token:
-                limit -= clock.monotonic() - began
-            event = events.next(limit)
-            if isinstance(event, End):
-                monitor.ended()
-            elif monitor.hold(event):
-                return events, monitor
-    except TimeLimitError as error:
-        events.close()
-        raise monitor.timed_out(attempt) from error
-    except BaseException:
-        events.close()
-        raise
-
-
-async def _aopen(
-    controller: RetryController,
-    attempt: Attempt,
-    connect: Callable[[Attempt], Awaitable[AEventSource[E]]],
-    new_classifier: Callable[[], Classifier[E]],
-) -> tuple[AEventSource[E], AsyncIterator[E], StreamMonitor[E]]:
-    """Async variant of `_open`."""
-    source: AEventSource[E] | None = None
-    monitor = StreamMonitor(controller, new_classifier())
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(attempt.timeout) as limit:
-            source = await connect(attempt)
-            events = aiter(source)
-            async for event in events:
-                if monitor.hold(event):
-                    return source, events, monitor
-                if monitor.saw_token:
-                    seconds = monitor.limit()
-                    limit.reschedule(None if seconds is None else loop.time() + seconds)
-            monitor.ended()
-    except BaseException as error:
-        if source is not None:
-            await source.aclose()
-        if isinstance(error, TimeoutError) and limit.expired():
-            raise monitor.timed_out(attempt) from error
-        raise
-    raise AssertionError  # `ended` raises.

@@ -267,7 +267,6 @@ class BaseRouterCall:
         return RetryContext(
             self._state,
             errors=BASE_ERRORS,
-            clock=self._clock,
             on_failure=self._on_failure,
             action=self._action_for,
             rate_limiter=limiter,
@@ -687,13 +686,11 @@ class BaseRouterCall:
             return None
 
         return race(
+            state,
             events,
             self._router.hedge_after,
             second,
-            state.settle_hedge,
             lambda event: event.info.is_token or event.info.is_end,
-            state.ends_call,
-            state.attach,
         )
 
     def _read(

@@ -20,7 +20,7 @@ from langchain_retryrouter._prices import FixedPrices, cost_of_attempt, tokens_o
 from langchain_retryrouter._retry.call_log import AttemptRecord
 from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.clock import Clock
-from langchain_retryrouter._retry.limits import CallLimits, call_limits, held_limits
+from langchain_retryrouter._retry.limits import HELD_LIMITS, CallLimits, call_limits
 from langchain_retryrouter._router.preflight import ModelRequest
 from langchain_retryrouter._router.route import Route
 from langchain_retryrouter._shared import is_positive
@@ -106,7 +106,7 @@ class CallCosts:
             [one for one in (limit, route.spend_limit) if one is not None]
             for route in routes
         ]
-        held = held_limits() if any(given) else ()
+        held = HELD_LIMITS.get() if any(given) else ()
         # Each once, and none that pays for the attempt that this call is a part of.
         self.limits = [
             [one for one in dict.fromkeys(limits) if one not in held]

@@ -500,7 +500,6 @@ class _Batch:
         )
         self.context = RetryContext(
             self._state,
-            clock=call.clock,
             on_failure=self._on_failure,
             action=self._action_for,
         )

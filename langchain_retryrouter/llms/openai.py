@@ -175,7 +175,6 @@ class _Call:
         self.context = engine.RetryContext(
             call_state,
             errors=OPENAI_ERRORS,
-            clock=clock,
             route=lambda: route,
             rate_limiter=llm.rate_limiter,
         )

@@ -435,7 +435,7 @@ def test_a_pause_of_every_route_is_waited_for(pair: Pair) -> None:
     ]
     assert 15 <= sum(pair.clock.sleeps) < 18
     breaker.open_for(20)
-    breaker.cancelled(breaker.probe())  # type: ignore[arg-type]
+    breaker.cancelled(breaker.admit(is_early=True))  # type: ignore[arg-type]
     began = pair.clock.monotonic()
     assert told(pair.ask(router, "hi"))[-1] == ("first", "ok")
     assert pair.clock.monotonic() - began >= 20

@@ -270,7 +270,7 @@ def context_for(
     policy = policy or RetryPolicy()
     initial_delay = min(policy.initial_delay, 0.5)
     policy = replace(policy, jitter=jitter, initial_delay=initial_delay)
-    return RetryContext(CallState(policy, time=clock, **shared), clock=clock, **parts)
+    return RetryContext(CallState(policy, time=clock, **shared), **parts)
 
 
 def outcomes(context: RetryContext) -> list[str]:

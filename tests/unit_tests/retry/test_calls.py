@@ -181,10 +181,10 @@ def hooked(
     policy = replace(policy, **numbers)
     if not routes:
         state = CallState(policy, time=clock, budget=budget)
-        return RetryContext(state, clock=clock, route=lambda: "gpt-4"), heard
+        return RetryContext(state, route=lambda: "gpt-4"), heard
     states = [RouteState(route) for route in routes]
     state = CallState(policy, states, time=clock, actions=FAILURE_ACTIONS)
-    return RetryContext(state, clock=clock), heard
+    return RetryContext(state), heard
 
 
 def test_hooks_get_retries_and_failovers(engine: Engine) -> None:

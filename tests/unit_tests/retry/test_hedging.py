@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import contextvars
 import gc
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -25,7 +24,6 @@ HEL, LO, BON, JOUR = token("Hel"), token("lo"), token("Bon"), token("jour")
 LONG = 5.0
 SOON = 0.01
 ERRORS = [UnavailableError("503"), KeyError("a bug")]
-_user: contextvars.ContextVar[str] = contextvars.ContextVar("user", default="nobody")
 
 
 class FakeStream:
@@ -96,14 +94,22 @@ class FakeHedge:
         self.then()
         return self.second
 
-    def settle(self, *, has_won: bool, failure: Failure | None) -> None:
+    def settle_hedge(self, *, has_won: bool, failure: Failure | None) -> None:
         self.settled.append((has_won, failure))
 
+    def ends_call(self, _failure: Failure | None) -> bool:
+        return False
+
+    def attach(self) -> Callable[[], None]:
+        return lambda: None
+
     def race(self, first: Any) -> HedgedSource[ChunkInfo]:
-        return HedgedSource(first, self.after, self.begin, self.settle, has_content)
+        call: Any = self
+        return HedgedSource(call, first, self.after, self.begin, has_content)
 
     def arace(self, first: Any) -> AHedgedSource[ChunkInfo]:
-        return AHedgedSource(first, self.after, self.begin, self.settle, has_content)
+        call: Any = self
+        return AHedgedSource(call, first, self.after, self.begin, has_content)
 
 
 def has_content(event: ChunkInfo) -> bool:
@@ -149,29 +155,7 @@ def test_nothing_is_read_ahead(twin: Twin) -> None:
     assert counts == [2, 2, 3, 4]
 
 
-def test_a_stream_is_read_in_the_callers_context() -> None:
-    """Context variables of the caller, such as a tracer's, are seen in the thread."""
-    _user.set("mine")
-    first = FakeStream(lambda: token(_user.get()))
-    hedge = FakeHedge(None, after=LONG)
-    assert list(hedge.race(first)) == [token("mine")]
-
-
 # --- the race ---
-
-
-def test_the_second_stream_can_win(twin: Twin) -> None:
-    """The first stream is closed before the second one's first event is seen."""
-    first, second = FakeStream(HEL, silent=True), FakeStream(ROLE, BON, JOUR, END)
-    hedge = FakeHedge(second)
-
-    def look(_: ChunkInfo) -> None:
-        assert first.was_closed.wait(LONG)
-        assert second.closed == 0
-
-    assert read(twin, first, hedge, look=look) == [ROLE, BON, JOUR, END]
-    assert (hedge.begun, hedge.settled) == (1, [(True, None)])
-    assert second.closed == 1
 
 
 @pytest.mark.parametrize("error", ERRORS)
