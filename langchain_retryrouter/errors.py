@@ -354,14 +354,14 @@ _LONGEST_WORD: Final = 16
 _NO_NUMBER: Final = "Input should be a valid number"
 
 
-def mask(secrets: Iterable[str], error: BaseException | None) -> None:
+def mask(secrets: Iterable[str], error: BaseException) -> None:
     """Take `secrets` out of an error, its causes and contexts, wherever they print.
 
     Those shorter than `SHORTEST_SECRET` are not hidden.
     """
-    secrets = {one for one in secrets if len(one) >= SHORTEST_SECRET}
-    if secrets and error is not None:
-        mask_with(lambda text: redact_text(secrets, text), error)
+    long = [one for one in secrets if len(one) >= SHORTEST_SECRET]
+    if long:
+        mask_with(lambda text: redact_text(long, text), error)
 
 
 def mask_with(hide: Callable[[str], str], error: BaseException) -> None:
@@ -396,6 +396,17 @@ def rewrite(hide: Callable[[str], str], value: Any) -> Any:
     return value
 
 
+def redact_text(secrets: Iterable[str], text: str) -> str:
+    """`text` with stars instead of `secrets`."""
+    for secret in secrets:
+        text = text.replace(secret, MASK)
+        if _CUT in text:
+            # An excerpt may have ended in the middle of it.
+            for length in range(len(secret) - 1, SHORTEST_SECRET - 1, -1):
+                text = text.replace(f"{secret[:length]}{_CUT}", f"{MASK}{_CUT}")
+    return text
+
+
 def shown(value: Any) -> str:
     """A refused value in a message; only its type if it may be, or hold, a secret."""
     is_short = isinstance(value, str) and len(value) < SHORTEST_SECRET
@@ -416,40 +427,26 @@ def name_value(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
         if not isinstance(value, int | float | str):
             raise
         said = error.errors(include_url=False)[0]["msg"]
-    msg = f"{said}, not {_quoted(value)}"
-    raise ValueError(msg)
+    raise _refusal(said, value)
 
 
 def refuse_bool(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
     """As `name_value`, for numbers: neither True nor False is one."""
     if isinstance(value, bool):
-        msg = f"{_NO_NUMBER}, not {value}"
-        raise ValueError(msg)  # noqa: TRY004 - pydantic reports ValueErrors
+        raise _refusal(_NO_NUMBER, value)
     return name_value(value, check)
 
 
 def check_number(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
     """As `refuse_bool`, for fields that never took texts: "1" is no number either."""
     if isinstance(value, str):
-        msg = f"{_NO_NUMBER}, not {_quoted(value)}"
-        raise ValueError(msg)  # noqa: TRY004 - pydantic reports ValueErrors
+        raise _refusal(_NO_NUMBER, value)
     return refuse_bool(value, check)
 
 
-def _quoted(value: Any) -> str:
-    """A refused value; of a text that may be a key by mistake, its beginning."""
-    if not isinstance(value, str) or len(value) < SHORTEST_SECRET:
-        return repr(value)
-    is_word = len(value) <= _LONGEST_WORD and value.isidentifier()
-    return repr(value) if is_word else f"{value[: SHORTEST_SECRET - 1]!r}{_CUT}"
-
-
-def redact_text(secrets: Iterable[str], text: str) -> str:
-    """`text` with stars instead of `secrets`."""
-    for secret in secrets:
-        text = text.replace(secret, MASK)
-        if _CUT in text:
-            # An excerpt may have ended in the middle of it.
-            for length in range(len(secret) - 1, SHORTEST_SECRET - 1, -1):
-                text = text.replace(f"{secret[:length]}{_CUT}", f"{MASK}{_CUT}")
-    return text
+def _refusal(said: str, value: Any) -> ValueError:
+    """Names the value; of a text that may be a key by mistake, its beginning."""
+    is_text = isinstance(value, str) and len(value) >= SHORTEST_SECRET
+    if is_text and not (len(value) <= _LONGEST_WORD and value.isidentifier()):
+        return ValueError(f"{said}, not {value[: SHORTEST_SECRET - 1]!r}{_CUT}")
+    return ValueError(f"{said}, not {value!r}")

@@ -8,9 +8,10 @@ responses and exceptions are in `_providers/errors.py`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from http import HTTPStatus
 from typing import Final
 
 
@@ -71,6 +72,10 @@ class FailureAction(StrEnum):
 
 
 FAILURE_ACTIONS: Final[Mapping[FailureKind, FailureAction]] = {
+    # Most real 4xx concern one route: its key, quota, region, model, limits, context or
+    # parameters. Another attempt on the same route would take as long, or be cut by the
+    # same limit, again.
+    **dict.fromkeys(FailureKind, FailureAction.FAILOVER),
     FailureKind.RATE_LIMIT: FailureAction.RETRY,
     FailureKind.UNAVAILABLE: FailureAction.RETRY,
     FailureKind.SERVER_ERROR: FailureAction.RETRY,
@@ -79,26 +84,10 @@ FAILURE_ACTIONS: Final[Mapping[FailureKind, FailureAction]] = {
     FailureKind.INTERRUPTED: FailureAction.RETRY,
     FailureKind.MALFORMED: FailureAction.RETRY,
     FailureKind.REJECTED: FailureAction.RETRY,
-    # The same limit would cut it again. By default it is no failure.
-    FailureKind.LENGTH: FailureAction.FAILOVER,
-    # Another attempt on the same route would take as long again.
-    FailureKind.TIMEOUT: FailureAction.FAILOVER,
-    # Another route has another key, quota, model and context.
-    FailureKind.QUOTA: FailureAction.FAILOVER,
-    FailureKind.AUTHENTICATION: FailureAction.FAILOVER,
-    FailureKind.PERMISSION: FailureAction.FAILOVER,
-    FailureKind.NOT_FOUND: FailureAction.FAILOVER,
-    FailureKind.CONTEXT_OVERFLOW: FailureAction.FAILOVER,
-    FailureKind.CIRCUIT_OPEN: FailureAction.FAILOVER,
-    FailureKind.SPEND_LIMIT: FailureAction.FAILOVER,
-    FailureKind.UNKNOWN: FailureAction.FAILOVER,
-    # Most real 4xx concern one route: its key, region, model, limits or parameters.
-    FailureKind.INVALID_REQUEST: FailureAction.FAILOVER,
     # A refusal is an answer, and not to be routed around.
     FailureKind.CONTENT_FILTER: FailureAction.RAISE,
 }
 """The action for each kind, while there are retries, time and routes left."""
-
 
 # What passes by itself. At a timeout a router fails over, and a single model retries.
 _RETRYABLE: Final = frozenset(
@@ -139,6 +128,13 @@ _BY_STATUS: Final = {
     505: FailureKind.INVALID_REQUEST,
     524: FailureKind.TIMEOUT,  # Cloudflare's, of an origin that did not answer.
     529: FailureKind.UNAVAILABLE,
+}
+_BY_HUNDREDS: Final = {
+    # A redirect is never followed, since it would take the key to another host: it says
+    # that the address is wrong, and will be next time.
+    3: FailureKind.INVALID_REQUEST,
+    4: FailureKind.INVALID_REQUEST,
+    5: FailureKind.SERVER_ERROR,
 }
 
 # Codes that say something else than their words.
@@ -236,27 +232,16 @@ _BY_WORDS: Final = tuple(
                 r"not a valid model|model identifier is invalid",
             ),
         ),
+        # An error without a status, as inside a stream, may be one that passes.
+        (FailureKind.RATE_LIMIT, (r"rate limit|too many requests|throttl",)),
+        (
+            FailureKind.UNAVAILABLE,
+            (r"overloaded|capacity|is busy|slow down|loading",),
+        ),
     )
-)
-# An error without a status, as inside a stream, may be one that passes.
-_PASSING: Final = (
-    (FailureKind.RATE_LIMIT, re.compile(r"rate limit|too many requests|throttl")),
-    (
-        FailureKind.UNAVAILABLE,
-        re.compile(r"overloaded|capacity|is busy|slow down|loading"),
-    ),
 )
 _SHORT_WINDOW: Final = re.compile(r"per ?(?:second|minute|hour)\b")
 _LONGEST_TEXT: Final = 10_000
-
-# A code or a sentence may sharpen what these statuses say; it never overrules others.
-_SHARPENED_BY_TEXT: Final = frozenset({None, 400, 403, 412, 413, 422, 429, 500})
-_UNAUTHORIZED: Final = 401
-_TOO_MANY_REQUESTS: Final = 429
-
-_REDIRECT: Final = 300
-_SERVER_ERROR: Final = 500
-_END_OF_STATUSES: Final = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,41 +280,45 @@ def classify(
     where its code, such as `insufficient_quota`, says nothing that is known.
     """
     code, message = (code or "").lower(), message[:_LONGEST_TEXT].lower()
-    by_code = _BY_CODE.get(code) or _by_words(code.replace("_", " "), status_code)
-    if status_code == _UNAUTHORIZED and by_code is FailureKind.QUOTA:
-        return by_code
-    if status_code in _SHARPENED_BY_TEXT:
-        if by_code is not None and _may_sharpen(status_code, by_code):
-            return by_code
-        by_message = _by_words(message.replace("_", " "), status_code)
-        if by_message is not None and _may_sharpen(status_code, by_message):
-            return by_message
-    if status_code is None or _SERVER_ERROR <= status_code < _END_OF_STATUSES:
-        return _BY_STATUS.get(status_code or _SERVER_ERROR, FailureKind.SERVER_ERROR)
-    # A redirect is never followed, since it would take the key to another host: it says
-    # that the address is wrong, and will be next time. The others are 1xx, an
-    # unexpected 2xx, or no HTTP status at all.
-    is_refused = _REDIRECT <= status_code < _SERVER_ERROR
-    other = FailureKind.INVALID_REQUEST if is_refused else FailureKind.MALFORMED
-    return _BY_STATUS.get(status_code, other)
+    for kind in _kinds_said(status_code, code, message):
+        if _may_sharpen(status_code, kind):
+            return kind
+    if status_code is None:
+        return FailureKind.SERVER_ERROR
+    # What is no HTTP error, such as an unexpected 2xx, is no answer either.
+    by_hundreds = _BY_HUNDREDS.get(status_code // 100, FailureKind.MALFORMED)
+    return _BY_STATUS.get(status_code, by_hundreds)
+
+
+def _kinds_said(
+    status_code: int | None, code: str, message: str
+) -> Iterator[FailureKind]:
+    """What a code and a sentence mean, the most exact first."""
+    if code in _BY_CODE:
+        yield _BY_CODE[code]
+    # Of a key without money a 401 says so by its code.
+    for text in (code,) if status_code == HTTPStatus.UNAUTHORIZED else (code, message):
+        words = text.replace("_", " ")
+        for kind, pattern in _BY_WORDS:
+            if kind is FailureKind.QUOTA and _SHORT_WINDOW.search(words):
+                continue  # A limit per minute passes, whatever the sentence calls it.
+            if status_code is not None and is_retryable(kind):
+                continue
+            if pattern.search(words):
+                yield kind
 
 
 def _may_sharpen(status_code: int | None, kind: FailureKind) -> bool:
-    # A 429 is a rate limit or a used-up quota; a 4xx is never a server error. Ollama
-    # answers a prompt that is too long with a 500.
-    if status_code == _TOO_MANY_REQUESTS:
-        return kind in {FailureKind.QUOTA, FailureKind.RATE_LIMIT}
-    if status_code == _SERVER_ERROR:
-        return kind is FailureKind.CONTEXT_OVERFLOW
-    is_final = not is_retryable(kind) or kind is FailureKind.MALFORMED
-    return status_code is None or is_final
-
-
-def _by_words(text: str, status_code: int | None) -> FailureKind | None:
-    rules = _BY_WORDS if status_code is not None else (*_BY_WORDS, *_PASSING)
-    for kind, pattern in rules:
-        if kind is FailureKind.QUOTA and _SHORT_WINDOW.search(text):
-            continue  # A limit per minute passes, whatever the sentence calls it.
-        if pattern.search(text) and _may_sharpen(status_code, kind):
-            return kind
-    return None
+    """Whether a code or a sentence may say more than the status."""
+    match status_code:
+        case None:
+            return True
+        case 400 | 403 | 412 | 413 | 422:  # Never a server error.
+            return not is_retryable(kind) or kind is FailureKind.MALFORMED
+        case 401:
+            return kind is FailureKind.QUOTA
+        case 429:
+            return kind in {FailureKind.QUOTA, FailureKind.RATE_LIMIT}
+        case 500:  # Ollama's, of a prompt that is too long.
+            return kind is FailureKind.CONTEXT_OVERFLOW
+    return False

@@ -79,9 +79,9 @@ class ServerLimit(NamedTuple):
     """
 
     kind: str
-    limit: float | None
-    remaining: float | None
-    reset: float | None
+    limit: float | None = None
+    remaining: float | None = None
+    reset: float | None = None
     window: float | None = None
 
     @property

@@ -11,7 +11,7 @@ import math
 import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated, Any, Final, TypeAlias
 
@@ -759,13 +759,13 @@ def _read_status_error(
     report = errors.read_response(status_code, headers, body, unix_time=unix_time)
     if status_code == _NOT_ACCEPTABLE:
         # The SDK reads a 406 so: no model of the list is available.
-        report = replace(report, kind=FailureKind.UNAVAILABLE)
+        report = report._replace(kind=FailureKind.UNAVAILABLE)
     if isinstance(report.body, dict):
         # The gateway's `error` has only the name of the status.
         message = report.body.get("message")
         if isinstance(message, str):
             message = f"Error code: {status_code} - {message}"
-            report = replace(report, message=message)
+            report = report._replace(message=message)
     return report.to_error(GPT_ROUTER_ERRORS)
 
 

@@ -144,11 +144,7 @@ class TypedErrors:
         is_wrapped = isinstance(error, openai.APIConnectionError)
         for ours in (error, error.__cause__ if is_wrapped else None):
             if isinstance(ours, RetryRouterError):
-                if (
-                    self.response is not None
-                    and reports.safe_getattr(ours, "response") is None
-                ):
-                    _add_headers(ours, self.response, self._unix_time())
+                self._add_headers(ours)
                 return ours
         report = reports.read_exception(error, unix_time=self._unix_time())
         if report is None:
@@ -160,13 +156,15 @@ class TypedErrors:
                 setattr(typed, name, value)
         return typed
 
-
-def _add_headers(error: RetryRouterError, response: Any, unix_time: float) -> None:
-    """Add what the headers say of an error that came inside a 200."""
-    vars(error).update(response=response, request=response.request)
-    report = reports.read_response(
-        response.status_code, response.headers, b"", unix_time=unix_time
-    )
-    for name in ("request_id", "retry_after", "should_retry"):
-        if getattr(error, name) is None:
-            setattr(error, name, getattr(report, name))
+    def _add_headers(self, error: RetryRouterError) -> None:
+        """Add what the headers say of an error that came inside a 200."""
+        response = self.response
+        if response is None or getattr(error, "response", None) is not None:
+            return
+        vars(error).update(response=response, request=response.request)
+        report = reports.read_response(
+            response.status_code, response.headers, b"", unix_time=self._unix_time()
+        )
+        for name in ("request_id", "retry_after", "should_retry"):
+            if getattr(error, name) is None:
+                setattr(error, name, getattr(report, name))

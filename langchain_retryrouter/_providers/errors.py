@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import dataclasses
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
 from langchain_core import exceptions as langchain
@@ -45,12 +44,10 @@ _OK, _REDIRECT, _BAD_REQUEST, _END_OF_STATUSES = 200, 300, 400, 600
 _REQUEST_TIMEOUT, _TOO_MANY_REQUESTS, _SERVER_ERROR = 408, 429, 500
 _EXCERPT: Final = 200
 _LONGEST_TEXT: Final = 10_000  # Patterns are not searched for in megabytes.
-_LONGEST_REPR: Final = 10_000
 _DEEPEST: Final = 5  # An error inside an error inside ...
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ErrorReport:
+class ErrorReport(NamedTuple):
     """What a provider, or a library below, says about a failure.
 
     The facts are those of `RetryRouterError`. There is no `status_code` for an error
@@ -69,21 +66,81 @@ class ErrorReport:
 
     def to_error(self, family: ErrorFamily) -> RetryRouterError:
         """The exception for it, of the classes of `family`."""
-        names = [one.name for one in dataclasses.fields(self)]
-        facts = {name: getattr(self, name) for name in names}
+        facts = self._asdict()
         kind = facts.pop("kind")
         return family.get(kind, BASE_ERRORS[kind])(**facts)
 
 
 def read_response(
-    status_code: int, headers: Any, body: Any, *, unix_time: float
+    status_code: int | None,
+    headers: Any,
+    body: Any,
+    fallback: str = "",
+    *,
+    unix_time: float = 0.0,
 ) -> ErrorReport:
-    """Read an HTTP answer that is an error.
+    """Read an answer that is an error; one inside a stream has no status.
 
     `headers` are a mapping of any HTTP library, or pairs; `body` is bytes, text, or
-    parsed. Dates are read by `unix_time`, the seconds since the Unix epoch.
+    parsed. `fallback` is the message where the body has none, and `unix_time`, the
+    seconds since the Unix epoch, is what dates are read by.
     """
-    return _report(status_code, _pairs(headers), body, unix_time=unix_time)
+    body = _json.cut(_parsed(body))
+    facts = _facts_in(body)
+    names = _names_in(facts)
+    headers = _pairs(headers)
+    fields = {name.lower(): value for name, value in reversed(headers)}
+    if amazons := fields.get("x-amzn-errortype", "").partition(":")[0]:
+        names.insert(0, amazons)
+    status = meant = status_code
+    if status is None or status < _REDIRECT:
+        # An error inside a stream or a 200. A 200 with a page is not even that.
+        is_error = status is None or _is_error(body)
+        meant = _implied_status(names) if is_error else status
+        status = None
+    elif implied := _implied_status(names, has_status=True):
+        # The names of Amazon's say more than its statuses: throttling may be a 400, a
+        # failing model is a 424.
+        is_sharper = status == _BAD_REQUEST and implied in {401, 402, 403, 404}
+        if is_sharper or any(name.endswith("Exception") for name in names):
+            meant = implied
+    sentence = _shorten(_sentence_in(facts, body), _LONGEST_TEXT)
+    raw = _mapping(facts.get("metadata")).get("raw")
+    if isinstance(raw, str) and raw:  # OpenRouter hands on its provider's answer.
+        sentence = f"{sentence}: {_excerpt(raw)}"
+    parts = (sentence or fallback, raw, body)
+    text = " ".join(part[:_LONGEST_TEXT] for part in parts if isinstance(part, str))
+    kind = _kind_of(meant, names, text, facts.get("param"), is_event=status is None)
+    waits = _waits_in(facts, text, unix_time)
+    if kind in {FailureKind.QUOTA, FailureKind.RATE_LIMIT}:
+        times = set(_GOOGLES_TIMES.findall(json.dumps(body, default=str)))
+        is_named = any(classify(meant, name) is FailureKind.QUOTA for name in names)
+        if "Day" in times:
+            kind = FailureKind.QUOTA
+        elif (times or waits) and not is_named:
+            kind = FailureKind.RATE_LIMIT
+    advice = read_advice(headers, unix_time=unix_time)
+    asked = [wait for wait in (advice.retry_after, *waits) if wait is not None]
+    # OpenAI's code may be null: it has nothing to say beyond the type then.
+    words = [name for name in names if not name.isdecimal()] or names
+    code = words[0] if words and facts.get("code", "") is not None else None
+    if status is not None:
+        if status < _BAD_REQUEST and (place := fields.get("location")):
+            place = _excerpt(place)
+            sentence = f"not redirected to {place} with the API key. {sentence}"
+        if sentence or not fallback:
+            sentence = f"Error code: {status} - {sentence or 'an empty body'}"
+    return ErrorReport(
+        kind=kind,
+        message=sentence or fallback,
+        status_code=status,
+        code=code,
+        retry_after=max(asked, default=None),
+        should_retry=advice.should_retry,
+        request_id=next((fields[n] for n in _REQUEST_IDS if n in fields), None),
+        body=body,
+        may_have_run=status in {None, _REQUEST_TIMEOUT} or status >= _SERVER_ERROR,
+    )
 
 
 def read_event(data: Any, event: str = "message") -> ErrorReport | None:
@@ -94,7 +151,7 @@ def read_event(data: Any, event: str = "message") -> ErrorReport | None:
     """
     body = _parsed(data)
     if event == "error" or _is_error(body):
-        return _report(None, [], body, "the provider reported an error")
+        return read_response(None, {}, body, "the provider reported an error")
     return None
 
 
@@ -118,9 +175,8 @@ def read_exception(error: BaseException, *, unix_time: float) -> ErrorReport | N
         drop_request_headers(one)
     if report is None:
         return None
-    return dataclasses.replace(
-        report, message=hide(report.message), body=rewrite(hide, report.body)
-    )
+    message, body = hide(report.message), rewrite(hide, report.body)
+    return report._replace(message=message, body=body)
 
 
 def name_failure(error: BaseException, unix_time: float) -> RetryRouterError:
@@ -159,11 +215,8 @@ def is_of_closed_loop(error: BaseException) -> bool:
 _STATUS_BY_NAME: Final = {
     name: status
     for status, names in (
-        (
-            400,
-            "badrequest invalidrequest invalidargument failedprecondition outofrange",
-        ),
-        (400, "validation"),
+        (400, "badrequest invalidrequest invalidargument failedprecondition"),
+        (400, "outofrange validation"),
         (401, "authentication unauthenticated unauthorized expiredtoken"),
         (401, "unrecognizedclient invalidsignature"),
         (402, "billing paymentrequired servicequotaexceeded"),
@@ -174,11 +227,11 @@ _STATUS_BY_NAME: Final = {
         (422, "unprocessableentity"),
         (429, "ratelimit ratelimitexceeded toomanyrequests throttling"),
         (429, "resourceexhausted"),
+        (499, "cancelled"),
         (500, "api dataloss internal internalserver server unknown model modelstream"),
         (501, "unimplemented"),
         (503, "unavailable serviceunavailable modelnotready"),
         (504, "timeout modeltimeout deadlineexceeded"),
-        (499, "cancelled"),
         (529, "overloaded"),
     )
     for name in names.split()
@@ -190,6 +243,7 @@ _NEVER_FITS: Final = re.compile(r"\brequest too large for\b", re.IGNORECASE)
 _CONTENT_PARAM: Final = re.compile(
     r"(?:^|\.)(?:content|prompt|input|text|instructions|system)(?:$|[.\[])"
 )
+# Google says "quota" of each limit: the ids of the limits name their times.
 _GOOGLES_TIMES: Final = re.compile(r"[a-z]Per(Day|Hour|Minute|Second)(?=[A-Z\W])")
 _REQUEST_IDS: Final = (
     *("x-request-id", "request-id", "apim-request-id", "x-ms-request-id"),
@@ -201,74 +255,6 @@ PAYLOADS: Final = frozenset(
 """Fields that an answer has, and an error has not."""
 
 
-def _report(
-    status: int | None,
-    headers: list[tuple[str, str]],
-    body: Any,
-    fallback: str = "",
-    unix_time: float = 0.0,
-) -> ErrorReport:
-    body = _json.cut(_parsed(body))
-    facts = _facts_in(body)
-    names = list(_names_in(facts))
-    ids = {name.lower(): value for name, value in reversed(headers)}
-    if amazons := ids.get("x-amzn-errortype", "").partition(":")[0]:
-        names.insert(0, amazons)
-    sentence = _shorten(_sentence_in(facts, body), _LONGEST_TEXT)
-    meant = status
-    if status is None or status < _REDIRECT:
-        # An error inside a stream or a 200. A 200 with a page is not even that.
-        is_error = status is None or _is_error(body)
-        meant = _implied_status(names) if is_error else status
-        status = None
-    elif implied := _implied_status(names, has_status=True):
-        # The names of Amazon's say more than its statuses: throttling may be a 400, a
-        # failing model is a 424.
-        is_sharper = status == _BAD_REQUEST and implied in {401, 402, 403, 404}
-        if is_sharper or any(name.endswith("Exception") for name in names):
-            meant = implied
-    metadata = facts.get("metadata")
-    raw = metadata.get("raw") if isinstance(metadata, Mapping) else None
-    if isinstance(raw, str) and raw:  # OpenRouter hands on its provider's answer.
-        sentence = f"{sentence}: {_excerpt(raw)}"
-    parts = (sentence or fallback, raw, body)
-    text = " ".join(part[:_LONGEST_TEXT] for part in parts if isinstance(part, str))
-    param = facts.get("param")
-    kind = _kind_of(meant, names, text, param, is_event=status is None)
-    advice = read_advice(headers, unix_time=unix_time)
-    waits = _waits_in(facts, text, unix_time)
-    if kind in {FailureKind.QUOTA, FailureKind.RATE_LIMIT}:
-        # Google says "quota" of each limit: the ids of the limits name their times.
-        times = set(_GOOGLES_TIMES.findall(json.dumps(body, default=str)))
-        is_named = any(classify(meant, name) is FailureKind.QUOTA for name in names)
-        if "Day" in times:
-            kind = FailureKind.QUOTA
-        elif (times or waits) and not is_named:
-            kind = FailureKind.RATE_LIMIT
-    asked = [wait for wait in (advice.retry_after, *waits) if wait is not None]
-    # OpenAI's code may be null: it has nothing to say beyond the type then.
-    words = [name for name in names if not name.isdecimal()] or names
-    code = words[0] if words and facts.get("code", "") is not None else None
-    place = ids.get("location", "")
-    if status is not None and status < _BAD_REQUEST and place:
-        sentence = f"not redirected to {_excerpt(place)} with the API key. {sentence}"
-    if status is not None and (sentence or not fallback):
-        sentence = f"Error code: {status} - {sentence or 'an empty body'}"
-    return ErrorReport(
-        kind=kind,
-        message=sentence or fallback,
-        status_code=status,
-        code=code,
-        retry_after=max(asked, default=None),
-        should_retry=advice.should_retry,
-        request_id=next((ids[name] for name in _REQUEST_IDS if name in ids), None),
-        body=body,
-        may_have_run=status is None
-        or status >= _SERVER_ERROR
-        or status == _REQUEST_TIMEOUT,
-    )
-
-
 def _kind_of(
     status: int | None, names: list[str], text: str, param: Any, *, is_event: bool
 ) -> FailureKind:
@@ -276,18 +262,18 @@ def _kind_of(
         return FailureKind.CONTEXT_OVERFLOW
     if isinstance(param, str) and not _CONTENT_PARAM.search(param):
         names = [name for name in names if name != "string_above_max_length"]
-    if is_event and (status is None or status >= _SERVER_ERROR):
-        by_name = [classify(None, name) for name in names]
-        for kind in (*by_name, classify(None, None, text)):
-            if kind is not FailureKind.SERVER_ERROR:
-                return kind
-    plain = classify(status)
+    # The words of an event say more than the status that its names stand for.
+    is_open = is_event and (status is None or status >= _SERVER_ERROR)
+    read_by = None if is_open else status
+    plain = classify(read_by)
     for name in names:
-        if (kind := classify(status, name)) is not plain:
+        if (kind := classify(read_by, name)) is not plain:
             return kind
     if status == _TOO_MANY_REQUESTS and "rate_limit_exceeded" in names:
         return plain
-    kind = classify(status, None, text)
+    kind = classify(read_by, None, text)
+    if kind is plain:
+        kind = classify(status)
     if kind is FailureKind.INVALID_REQUEST and param == "model":
         is_an_option = any("unsupported" in name for name in names)
         return kind if is_an_option else FailureKind.NOT_FOUND
@@ -319,7 +305,7 @@ def _parsed(data: Any) -> Any:
     if isinstance(data, str) and data.lstrip()[:1] in {"{", "["}:
         with contextlib.suppress(ValueError):
             return _json.read(data)
-        if len(data) <= _LONGEST_REPR:  # A dict's `repr`, as some integrations raise.
+        if len(data) <= _LONGEST_TEXT:  # A dict's `repr`, as some integrations raise.
             with contextlib.suppress(ValueError, SyntaxError, MemoryError):
                 return ast.literal_eval(data)
     dump = safe_getattr(data, "model_dump")
@@ -331,22 +317,23 @@ def _parsed(data: Any) -> Any:
 
 def _is_error(body: Any) -> bool:
     if isinstance(body, list):
-        return bool(body) and isinstance(body[0], Mapping) and _is_error(body[0])
+        return _is_error(body[0]) if body and isinstance(body[0], Mapping) else False
     if not isinstance(body, Mapping):
         return False
-    if body.get("error") or (body.get("errors") and not PAYLOADS & body.keys()):
+    has_payload = not PAYLOADS.isdisjoint(body)
+    if body.get("error") or (body.get("errors") and not has_payload):
         return True
-    kind = body.get("type")
-    if kind in {"error", "response.failed"} or body.get("object") == "error":
+    if body.get("type") in {"error", "response.failed"}:
         return True
-    choices = body.get("choices")
-    if isinstance(choices, list):
-        return any(isinstance(one, Mapping) and one.get("error") for one in choices)
+    if body.get("object") == "error":
+        return True
+    if isinstance(choices := body.get("choices"), list):
+        return any(one.get("error") for one in _mappings(choices))
     if _amazons_name(body):
         return True
-    if PAYLOADS & body.keys() or not isinstance(_sentence_in(body, None) or None, str):
+    if has_payload or not _sentence_in(body, None):
         return False
-    names = list(_names_in(body))
+    names = _names_in(body)
     return _implied_status(names) is not None or any(
         classify(None, name) is not FailureKind.SERVER_ERROR for name in names
     )
@@ -362,17 +349,14 @@ def _amazons_name(body: Mapping[str, Any]) -> str | None:
 def _facts_in(body: Any, depth: int = 0) -> Mapping[str, Any]:
     """The object that describes the error, wherever the provider nests it."""
     body = _parsed(body)
-    if depth > _DEEPEST:
-        return {}
     if isinstance(body, list) and body:  # Google's, of a stream.
-        return _facts_in(body[0], depth + 1)
-    if not isinstance(body, Mapping):
+        body = body[0]
+    if depth > _DEEPEST or not isinstance(body, Mapping):
         return {}
     if name := _amazons_name(body):
         return {"code": name, **body[name]}
-    choices = body.get("choices")
-    for one in choices if isinstance(choices, list) else ():
-        if isinstance(one, Mapping) and one.get("error"):
+    for one in _mappings(body.get("choices")):
+        if one.get("error"):
             return _facts_in(one, depth + 1)
     for key in ("error", "errors", "response", "detail", "message"):
         if key == "errors" and "message" in body and "code" in body:
@@ -387,21 +371,22 @@ def _facts_in(body: Any, depth: int = 0) -> Mapping[str, Any]:
     return body
 
 
-def _names_in(facts: Mapping[str, Any]) -> Iterator[str]:
+def _names_in(facts: Mapping[str, Any]) -> list[str]:
     """The names of an error, the most exact one first."""
-    details, inner = facts.get("details"), facts.get("innererror")
-    found = [facts.get("code")]
-    if isinstance(details, Mapping):
-        found.append(details.get("error_code"))
-    elif isinstance(details, list):
-        found += [one.get("reason") for one in details if isinstance(one, Mapping)]
-    if isinstance(inner, Mapping):
-        found.append(inner.get("code"))
+    details = facts.get("details")
     keys = ("status", "error_code", "__type", "error_type", "type")
-    found += [facts.get(key) for key in keys]
-    for name in found:
-        if isinstance(name, str | int) and not isinstance(name, bool) and name != "":
-            yield str(name)
+    found = (
+        facts.get("code"),
+        _mapping(details).get("error_code"),
+        *(one.get("reason") for one in _mappings(details)),
+        _mapping(facts.get("innererror")).get("code"),
+        *(facts.get(key) for key in keys),
+    )
+    return [
+        str(name)
+        for name in found
+        if isinstance(name, str | int) and not isinstance(name, bool) and name != ""
+    ]
 
 
 def _sentence_in(facts: Mapping[str, Any], body: Any) -> str:
@@ -417,20 +402,28 @@ def _waits_in(
     facts: Mapping[str, Any], text: str, unix_time: float
 ) -> list[float | None]:
     """The seconds to wait that the body names; None for a form that is not known."""
-    details, metadata = facts.get("details"), facts.get("metadata")
-    found = [
-        # Google's RetryInfo: google/rpc/error_details.proto.
-        [("retry-after", str(detail["retryDelay"]))]
-        for detail in (details if isinstance(details, list) else ())
-        if isinstance(detail, Mapping) and "retryDelay" in detail
-    ]
-    for fields in (facts, metadata if isinstance(metadata, Mapping) else {}):
+    # Google's RetryInfo: google/rpc/error_details.proto.
+    details = _mappings(facts.get("details"))
+    delays = [one["retryDelay"] for one in details if "retryDelay" in one]
+    headers = []
+    for fields in (facts, _mapping(facts.get("metadata"))):
         names = ("retry_after", "retry_after_seconds", "retryAfter")
-        found += [[("retry-after", str(fields[n]))] for n in names if n in fields]
-        if isinstance(fields.get("headers"), Mapping):
-            found.append(_pairs(fields["headers"]))
-    waits = [read_advice(pairs, unix_time=unix_time).retry_after for pairs in found]
+        delays += [fields[name] for name in names if name in fields]
+        headers.append(_pairs(_mapping(fields.get("headers"))))
+    headers += [[("retry-after", str(delay))] for delay in delays]
+    waits = [
+        read_advice(one, unix_time=unix_time).retry_after for one in headers if one
+    ]
     return waits if (wait := read_wait(text)) is None else [*waits, wait]
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _mappings(value: Any) -> list[Mapping[str, Any]]:
+    items = value if isinstance(value, list) else ()
+    return [one for one in items if isinstance(one, Mapping)]
 
 
 def _excerpt(text: str) -> str:
@@ -481,14 +474,13 @@ _BY_EXACT_NAME: Final = {
     "ModelRefusalError": FailureKind.CONTENT_FILTER,
     "MidStreamFallbackError": FailureKind.INTERRUPTED,
 }
-_SHARPER: Final = (
-    FailureKind.AUTHENTICATION,
-    FailureKind.PERMISSION,
-    FailureKind.NOT_FOUND,
-)
-_LEADING_STATUS: Final = re.compile(r"(?:\[|Error code: )([45]\d\d)\b\]?(?: - )?")
-_TRAILING_STATUS: Final = re.compile(
-    r"(?s)Request failed with: \(?(?P<body>.*?)\s\(?(?P<status>[45]\d\d)\)\s*$"
+_STATUS_IN_TEXT: Final = (
+    re.compile(  # ChatNVIDIA's
+        r"(?s)(?:\[|Error code: )(?P<status>[45]\d\d)\b\]?(?: - )?(?P<body>.*)"
+    ),
+    re.compile(  # ChatWatsonx's
+        r"(?s)Request failed with: \(?(?P<body>.*?)\s\(?(?P<status>[45]\d\d)\)\s*$"
+    ),
 )
 # langchain-openai raises the errors of the Responses API as the text of an object, or
 # with its code in front.
@@ -532,19 +524,20 @@ def _read_causes(
     error: BaseException, causes: list[BaseException], unix_time: float
 ) -> ErrorReport | None:
     """The most exact report: an answer's, a transport's, or that of a class."""
-    answers = [_read_answer(one, unix_time) for one in causes]
     # What an integration's own exception was raised in place of. The context of one of
     # Python's exceptions may be anything that the caller handles.
     is_own = type(error).__module__ != "builtins" or error.__suppress_context__
-    contexts = list(_causes(error.__context__ if is_own else None))
-    if error.__cause__ is not None:
-        contexts = []
-    report = next(filter(None, answers), None)
+    has_context = is_own and error.__cause__ is None
+    contexts = list(_causes(error.__context__ if has_context else None))
+    report, below = None, causes
+    for place, one in enumerate(causes, 1):
+        if report := _read_answer(one, unix_time):
+            below = causes[place:]
+            break
     if report is None or (
         # LiteLLM makes a 500 without a body of a lost connection.
         not report.body and (report.status_code or 0) >= _SERVER_ERROR
     ):
-        below = causes[answers.index(report) + 1 :] if report else causes
         if report and contexts:
             below = list(_causes(error.__context__, deep=True))
         for one in (*below, *contexts):
@@ -554,8 +547,8 @@ def _read_causes(
                 if inner is not error:
                     said = f"{str(error).rstrip('.')} ({said})"
                 report = ErrorReport(
-                    kind=failure.kind,
-                    message=said,
+                    failure.kind,
+                    said,
                     should_retry=failure.should_retry,
                     may_have_run=failure.may_have_run,
                 )
@@ -567,81 +560,73 @@ def _read_causes(
         report = report or (_from_class(kind, one) if kind else _read_text(one))
     for one in contexts if report is None else ():
         report = report or _read_answer(one, unix_time)
-    exact = [
-        _BY_EXACT_NAME[cls.__name__]
-        for cls in type(error).__mro__
-        if cls.__name__ in _BY_EXACT_NAME
-    ]
+    names = (cls.__name__ for cls in type(error).__mro__)
+    exact = next((_BY_EXACT_NAME[n] for n in names if n in _BY_EXACT_NAME), None)
     if report is None:
-        return _from_class(exact[0], error) if exact else None
-    kind = exact[0] if exact else report.kind
+        return _from_class(exact, error) if exact else None
     by_class = _kind_by_class(error)
-    if kind is FailureKind.INVALID_REQUEST and by_class in _SHARPER:
-        kind = by_class
-    is_given_up = getattr(error, "__dict__", {}).get("is_retryable") is False
-    should_retry = False if is_given_up else report.should_retry
-    return dataclasses.replace(report, kind=kind, should_retry=should_retry)
+    if exact:
+        report = report._replace(kind=exact)
+    elif report.kind is FailureKind.INVALID_REQUEST and by_class in {
+        FailureKind.AUTHENTICATION,
+        FailureKind.PERMISSION,
+        FailureKind.NOT_FOUND,
+    }:
+        report = report._replace(kind=by_class)
+    if getattr(error, "__dict__", {}).get("is_retryable") is False:  # Given up.
+        report = report._replace(should_retry=False)
+    return report
 
 
 def _read_answer(error: BaseException, unix_time: float) -> ErrorReport | None:
     """The provider's answer that `error` carries; None if it carries none."""
+    text, module = str(error), type(error).__module__
     response = safe_getattr(error, "response")
     if isinstance(response, Mapping):  # Amazon's
-        facts, answer = response.get("Error"), response.get("ResponseMetadata")
+        facts = response.get("Error")
         if not isinstance(facts, Mapping):
             return None
-        answer = answer if isinstance(answer, Mapping) else {}
-        message = facts.get("Message") or str(error)
-        report = _report(
-            answer.get("HTTPStatusCode"),
-            _pairs(answer.get("HTTPHeaders")),
-            {"code": str(facts.get("Code") or "") or None, "message": message},
-            unix_time=unix_time,
-        )
-        return dataclasses.replace(report, message=str(message), body=dict(response))
+        answer = _mapping(response.get("ResponseMetadata"))
+        message = str(facts.get("Message") or text)
+        body: Any = {"code": str(facts.get("Code") or "") or None, "message": message}
+        status, headers = answer.get("HTTPStatusCode"), answer.get("HTTPHeaders")
+        report = read_response(status, headers, body, unix_time=unix_time)
+        return report._replace(message=message, body=dict(response))
     names = {cls.__name__ for cls in type(error).__mro__}
     if names & {"APIConnectionError", "APIResponseValidationError"}:
         return None
     is_sdks = ("APIError" in names and hasattr(error, "body")) or (
-        "ResponseError" in names and type(error).__module__.startswith("ollama")
+        "ResponseError" in names and module.startswith("ollama")
     )
     status = _status_of(error, response, is_sdks=is_sdks)
     headers = _headers_of(error, response, status)
+    is_grpc = safe_getattr(error, "grpc_status_code") is not None
+    code, details = safe_getattr(error, "code"), safe_getattr(error, "details")
     if status is not None:
         body = _body_of(error, response)
-        report = _report(status, headers, body, str(error), unix_time)
-        if safe_getattr(error, "grpc_status_code") is None:
-            return report
-        return _as_connection(report)
-    code, details = safe_getattr(error, "code"), safe_getattr(error, "details")
-    if callable(code) and type(error).__module__.startswith("grpc"):
+        report = read_response(status, headers, body, text, unix_time=unix_time)
+    elif callable(code) and module.startswith("grpc"):
+        is_grpc = True
         name = str(safe_getattr(code(), "name"))
-        message = (details() if callable(details) else None) or str(error)
-        body = {"code": name, "message": message}
+        message = (details() if callable(details) else None) or text
         status = _implied_status([name]) or _SERVER_ERROR
-        return _as_connection(_report(status, [], body, unix_time=unix_time))
-    if is_sdks:  # Raised for an event of a stream.
+        body = {"code": name, "message": message}
+        report = read_response(status, {}, body, unix_time=unix_time)
+    elif is_sdks:  # Raised for an event of a stream.
         body = safe_getattr(error, "body")
-        body = str(error) if body is None else body
-        return _report(None, headers, body, str(error), unix_time)
-    if begin := _LEADING_STATUS.match(text := str(error)):  # ChatNVIDIA's
-        status = int(begin[1])
+        body = text if body is None else body
+        return read_response(None, headers, body, text, unix_time=unix_time)
+    elif said := next(filter(None, (one.match(text) for one in _STATUS_IN_TEXT)), None):
+        status, body = int(said["status"]), said["body"].strip()
         headers = _headers_of(error, None, status)
-        return _report(status, headers, text[begin.end() :].strip(), "", unix_time)
-    if said := _TRAILING_STATUS.match(text):  # ChatWatsonx's
-        return _report(int(said["status"]), [], said["body"], text, unix_time)
-    return None
-
-
-def _as_connection(report: ErrorReport) -> ErrorReport:
-    """An error of gRPC's; a lost connection if its text says so."""
+        return read_response(status, headers, body, unix_time=unix_time)
+    else:
+        return None
     lost = _GRPC_LOST.search(report.message)
-    if lost is None or report.kind is not FailureKind.UNAVAILABLE:
-        return report
-    has_run = lost[1] is None
-    return dataclasses.replace(
-        report, kind=FailureKind.CONNECTION, may_have_run=has_run
-    )
+    if is_grpc and lost and report.kind is FailureKind.UNAVAILABLE:
+        may_have_run = lost[1] is None
+        return report._replace(kind=FailureKind.CONNECTION, may_have_run=may_have_run)
+    return report
 
 
 def _status_of(error: BaseException, response: Any, *, is_sdks: bool) -> int | None:
@@ -667,9 +652,7 @@ def _is_status(value: Any, least: int) -> bool:
     return is_number and least <= value < _END_OF_STATUSES
 
 
-def _headers_of(
-    error: BaseException, response: Any, status: int | None
-) -> list[tuple[str, str]]:
+def _headers_of(error: BaseException, response: Any, status: int | None) -> Any:
     found = [
         safe_getattr(response, "headers"),
         safe_getattr(error, "headers"),
@@ -679,7 +662,7 @@ def _headers_of(
     context = safe_getattr(error.__context__, "response")
     if status is not None and safe_getattr(context, "status_code") == status:
         found.append(safe_getattr(context, "headers"))
-    return next(filter(None, map(_pairs, found)), [])
+    return next(filter(None, map(_pairs, found)), {})
 
 
 def _body_of(error: BaseException, response: Any) -> Any:

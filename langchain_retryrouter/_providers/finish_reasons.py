@@ -1,17 +1,17 @@
 """Decides from an answer's own words whether it is whole, empty, filtered or failed.
 
 Integrations pass on the provider's finish reason under the provider's own field name.
-`finish_reason_in` finds it, `check_result` judges a whole answer, and `StreamCheck`
-judges the chunks of one stream. Which models name a reason at all is recorded in
-`integrations`.
+`reason_in` finds it, `check_result` judges a whole answer, and `StreamCheck` judges the
+chunks of one stream. Which models name a reason at all is recorded in `integrations`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
@@ -70,16 +70,8 @@ _FRAME: Final = frozenset({"type", "index", "id", "phase", "status"})
 _THOUGHTS: Final = frozenset({"thinking", "redacted_thinking", "reasoning"})
 
 
-def finish_reason_in(answer: BaseMessage | ChatGeneration) -> str | None:
-    """The provider's reason for ending this answer, or chunk; None if it names none."""
-    if isinstance(answer, BaseMessage):
-        return reason_in(answer.response_metadata)
-    info = answer.generation_info
-    return (info and reason_in(info)) or reason_in(answer.message.response_metadata)
-
-
 def reason_in(facts: Mapping[str, Any]) -> str | None:
-    """The same, in the metadata of an answer."""
+    """The provider's reason for ending an answer; None if its metadata name none."""
     if not facts or _TELLING_FIELDS.isdisjoint(facts):
         return None
     reasons = [
@@ -98,6 +90,11 @@ def reason_in(facts: Mapping[str, Any]) -> str | None:
         reasons.append("safety")
     # A bad reason counts, even if another field calls it an end.
     return next((one for one in reasons if kind_of(one)), next(iter(reasons), None))
+
+
+def _reason_of(answer: ChatGeneration) -> str | None:
+    info = answer.generation_info
+    return (info and reason_in(info)) or reason_in(answer.message.response_metadata)
 
 
 @functools.lru_cache(64)
@@ -123,18 +120,17 @@ def check_result(result: ChatResult, *, needs_reason: bool) -> list[str | None]:
     # Some integrations give it for the result as a whole, if that has one answer.
     is_only = len(result.generations) == 1
     shared = reason_in(result.llm_output or {}) if is_only else None
-    reasons = [finish_reason_in(one) or shared for one in result.generations]
-    if needs_reason and None in reasons:
-        raise _no_reason()
+    reasons = [_reason_of(one) or shared for one in result.generations]
     for generation, reason in zip(result.generations, reasons, strict=True):
-        _check_reason(reason, _refusal_in(generation.message))
         message = generation.message
-        for call in getattr(message, "invalid_tool_calls", ()):
-            if error := _broken_call(call.get("name"), call.get("args"), reason):
-                raise error
-        is_short = kind_of(reason) is FailureKind.LENGTH
-        if not (is_short or has_answer(message)):
-            raise _empty()
+        invalid = getattr(message, "invalid_tool_calls", ())
+        _check_whole(
+            reason,
+            _refusal_in(message),
+            [(call.get("name"), call.get("args")) for call in invalid],
+            needs_reason=needs_reason,
+            is_empty=not has_answer(message),
+        )
     return reasons
 
 
@@ -144,21 +140,16 @@ class StreamCheck:
     `held` are chunks that are kept back, since the answer may be empty.
     """
 
-    __slots__ = (
-        *("_calls", "_may_be_empty", "_needs_reason", "_refusal", "_saw_answer"),
-        *("_saw_token", "held", "reason", "saw_chunk"),
-    )
-
     def __init__(self, *, needs_reason: bool, may_be_empty: bool = False) -> None:
         """Before the first chunk.
 
         `needs_reason` is whether this model ends each whole stream with a reason, and
         `may_be_empty` whether an answer without content may be whole.
         """
-        self._may_be_empty = may_be_empty
         self.reason: str | None = None
         self.saw_chunk = False
-        self._saw_token = self._saw_answer = False
+        self._saw_token = False
+        self._is_empty = not may_be_empty
         self._needs_reason = needs_reason
         self._refusal = ""
         self._calls: dict[Any, list[str]] = {}
@@ -187,21 +178,21 @@ class StreamCheck:
         ):
             # Text alone, as nearly every chunk.
             self._saw_token = True
-            self._saw_answer = self._saw_answer or not message.content.isspace()
+            self._is_empty = self._is_empty and message.content.isspace()
             return ChunkInfo(text=message.content, is_token=True)
         if refusal := _refusal_in(message):
             self._refusal += refusal
             return None
         content = message.content
-        is_token = has_content(message)
-        reason = finish_reason_in(chunk)
+        is_token, is_end = _has_content(message), False
+        reason = _reason_of(chunk)
         if reason is not None:
             if kind_of(self.reason) is None:
                 self.reason = reason
             _check_reason(reason, self._refusal)
         if is_token:
             self._saw_token = True
-            self._saw_answer = self._saw_answer or has_answer(message)
+            self._is_empty = self._is_empty and not has_answer(message)
             for call in getattr(message, "tool_call_chunks", ()):
                 # Without an index each chunk is a call of its own.
                 index = call.get("index")
@@ -211,14 +202,13 @@ class StreamCheck:
         elif self.reason is not None and not self._saw_token:
             self.held.append(chunk)
             return None
-        return ChunkInfo(
-            text=content if isinstance(content, str) else str(message.text),
-            is_token=is_token,
+        elif reason is not None:
             # Some servers send a reason with each token, so that proves nothing.
-            is_end=reason is not None
-            and not is_token
-            and not (self._is_empty() or self._broken_call()),
-        )
+            with contextlib.suppress(RetryRouterError):
+                self._check()
+                is_end = True
+        text = content if isinstance(content, str) else str(message.text)
+        return ChunkInfo(text=text, is_token=is_token, is_end=is_end)
 
     def release(self) -> list[ChatGenerationChunk]:
         """The chunks that were kept back, to be handed over now."""
@@ -234,29 +224,20 @@ class StreamCheck:
         if not self.saw_chunk:
             msg = "the stream ended without any chunk"
             raise MalformedResponseError(msg)
-        _check_reason(self.reason, self._refusal)
-        if self.reason is None and self._needs_reason:
-            raise _no_reason()
-        if error := self._broken_call():
-            raise error
-        if self._is_empty():
-            raise _empty()
+        self._check()
         return ChunkInfo(is_end=True, is_last=True)
 
-    def _is_empty(self) -> bool:
-        is_short = kind_of(self.reason) is FailureKind.LENGTH
-        return not (self._saw_answer or self._may_be_empty or is_short)
-
-    def _broken_call(self) -> RetryRouterError | None:
-        """The error of a tool call that is not whole; None if all are."""
-        calls = (
-            _broken_call(name, "".join(arguments), self.reason)
-            for name, *arguments in self._calls.values()
+    def _check(self) -> None:
+        _check_whole(
+            self.reason,
+            self._refusal,
+            [(name, "".join(parts)) for name, *parts in self._calls.values()],
+            needs_reason=self._needs_reason,
+            is_empty=self._is_empty,
         )
-        return next(filter(None, calls), None)
 
 
-def has_content(message: BaseMessage) -> bool:
+def _has_content(message: BaseMessage) -> bool:
     """Whether a chunk has anything that, once handed over, cannot be taken back."""
     if isinstance(message, AIMessageChunk) and message.tool_call_chunks:
         return True
@@ -319,31 +300,34 @@ def _check_reason(reason: str | None, refusal: str) -> None:
         raise BASE_ERRORS[kind](msg)
 
 
-def _broken_call(
-    name: Any, arguments: Any, reason: str | None
-) -> RetryRouterError | None:
-    """The error of a tool call whose arguments are not JSON; None if they are.
+def _check_whole(
+    reason: str | None,
+    refusal: str,
+    calls: Iterable[tuple[Any, Any]],
+    *,
+    needs_reason: bool,
+    is_empty: bool,
+) -> None:
+    """Raise what speaks against an answer that has ended.
 
-    LangChain completes the arguments of a stream that was cut.
+    `calls` are names and arguments, which LangChain completes if a stream was cut.
     """
-    try:
-        json.loads(arguments or "{}", strict=False)
-    except (TypeError, ValueError) as error:
-        msg = f"the arguments of {name} are not JSON: {error}: {arguments}"
-        if kind_of(reason) is FailureKind.LENGTH:
-            return LengthLimitError(msg)
-        return MalformedResponseError(msg, code="invalid_tool_call")
-    return None
-
-
-def _no_reason() -> RetryRouterError:
-    msg = (
-        "the answer came without a finish reason, so it may have been cut; if this"
-        " server never sends one, give its route sends_finish_reason=False"
-    )
-    return StreamInterruptedError(msg)
-
-
-def _empty() -> RetryRouterError:
-    msg = "the answer is empty: no text and no tool call"
-    return MalformedResponseError(msg, code="empty")
+    _check_reason(reason, refusal)
+    is_short = kind_of(reason) is FailureKind.LENGTH
+    if reason is None and needs_reason:
+        msg = (
+            "the answer came without a finish reason, so it may have been cut; if this"
+            " server never sends one, give its route sends_finish_reason=False"
+        )
+        raise StreamInterruptedError(msg)
+    for name, arguments in calls:
+        try:
+            json.loads(arguments or "{}", strict=False)
+        except (TypeError, ValueError) as error:
+            msg = f"the arguments of {name} are not JSON: {error}: {arguments}"
+            if is_short:
+                raise LengthLimitError(msg) from None
+            raise MalformedResponseError(msg, code="invalid_tool_call") from None
+    if is_empty and not is_short:
+        msg = "the answer is empty: no text and no tool call"
+        raise MalformedResponseError(msg, code="empty")

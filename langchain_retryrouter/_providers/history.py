@@ -114,7 +114,7 @@ def foreign_response_id(
     authors: Mapping[str, Reader],
 ) -> bool:
     """Whether a `previous_response_id` is one that this reader cannot know."""
-    if not reader.is_account_bound:
+    if not reader.facts.is_account_bound:
         return True
     fitting = _Fitting(reader, authors, is_strict=False)
     return any(
@@ -142,7 +142,7 @@ class _Fitting:
     def __init__(
         self, reader: Reader, authors: Mapping[str, Reader], *, is_strict: bool
     ) -> None:
-        self._model = reader
+        self._model, self._facts = reader, reader.facts
         self._reader = reader.provider
         self._authors = authors
         self._is_strict = is_strict
@@ -226,7 +226,10 @@ class _Fitting:
         if isinstance(message.content, str):
             return message
         media = [b for b in message.content if _kind_of(b) in _MEDIA]
-        if not media or (self._model.takes_media_results and not self._is_strict):
+        takes_it = self._model.media_results
+        if takes_it is None:
+            takes_it = self._facts.media_results
+        if not media or (takes_it and not self._is_strict):
             return message
         self.left_out.update(dict.fromkeys(f"tool_result.{_kind_of(b)}" for b in media))
         name = message.name or message.tool_call_id
@@ -243,7 +246,7 @@ class _Fitting:
 
     def answer_results(self) -> None:
         """Put an answer between a tool's result and what the user says next."""
-        if not (self._model.answers_results or self._is_strict):
+        if not (self._facts.answers_results or self._is_strict):
             return
         for place in range(len(self.fitted) - 1, 0, -1):
             before, message = self.fitted[place - 1 : place + 1]
@@ -256,7 +259,7 @@ class _Fitting:
         content = message.content
         if not isinstance(content, str):
             content = [self._unmarked(block) for block in content]
-            if isinstance(message, HumanMessage) and self._model.needs_image_urls:
+            if isinstance(message, HumanMessage) and self._facts.needs_image_urls:
                 content = [_with_image_url(block) for block in content]
         kwargs = self._unmarked(message.additional_kwargs)
         if content == message.content and kwargs == message.additional_kwargs:
@@ -285,83 +288,71 @@ class _Fitting:
     def _fit_answer(
         self, message: AIMessage, *, is_own: bool | None
     ) -> AIMessage | None:
+        """An answer without what the reader cannot read; None if nothing is left."""
         if is_own and not self._is_strict:
             return message
         is_foreign = is_own is False or self._is_strict
-        fit = self._fit_foreign if is_foreign else self._fit_authorless
-        given, kwargs = message.content, message.additional_kwargs
+        given = message.content
         blocks = ([given] if given else []) if isinstance(given, str) else given
         tool_calls = [*message.tool_calls, *message.invalid_tool_calls]
         calls = {str(call.get("id")) for call in tool_calls}
-        kept = [b for block in blocks if (b := fit(block, calls)) is not None]
-        if kwargs:
-            kwargs = self._kwargs(kwargs, calls)
-        metadata = message.response_metadata
-        # Ids of stored items, and `output_version`, which promises standard blocks.
-        foreign = {"output_version", *(["id"] if is_foreign else [])}
+        fitted = [self._fit_block(one, calls, is_foreign=is_foreign) for one in blocks]
+        kept = [block for block in fitted if block is not None]
+        # The legacy form of a call is dropped where the call is in `tool_calls` too.
+        # Private ones, such as ids, are no loss that would tell the user anything.
+        dropped = {*_OWN_KWARGS, *(["function_call"] if calls else [])}
+        kwargs, metadata = message.additional_kwargs, message.response_metadata
+        self.left_out.update(dict.fromkeys(n for n in _OWN_KWARGS if kwargs.get(n)))
+        kwargs = {
+            name: value
+            for name, value in kwargs.items()
+            if name not in dropped and not name.startswith("_")
+        }
         has_ids = is_foreign and "id" in metadata
         if kept == blocks and kwargs == message.additional_kwargs and not has_ids:
             return message
         if not kept and not calls:
             return None
+        # Ids of stored items, and `output_version`, which promises standard blocks.
+        foreign = {"output_version", *(["id"] if is_foreign else [])}
         metadata = {k: v for k, v in metadata.items() if k not in foreign}
         update = {"content": _joined(kept), "additional_kwargs": kwargs}
         return message.model_copy(update={**update, "response_metadata": metadata})
 
-    def _kwargs(self, kwargs: Mapping[str, Any], calls: set[str]) -> dict[str, Any]:
-        # The legacy form of a call is dropped where the call is in `tool_calls` too.
-        dropped = {*_OWN_KWARGS, "function_call"} if calls else set(_OWN_KWARGS)
-        for name in _OWN_KWARGS:
-            if kwargs.get(name):
-                self.left_out[name] = None
-        # Private ones, such as ids, are no loss that would tell the user anything.
-        return {
-            name: value
-            for name, value in kwargs.items()
-            if name not in dropped and not name.startswith("_")
-        }
+    def _fit_block(
+        self, block: _Block, calls: set[str], *, is_foreign: bool
+    ) -> _Block | None:
+        """The part of a block that the reader can read; None if there is none.
 
-    def _fit_authorless(self, block: _Block, calls: set[str]) -> _Block | None:
-        """A block of an answer without an author: kept unless its form has an owner."""
+        In an answer without an author a block is readable unless its form has an owner.
+        """
         if not isinstance(block, dict):
-            return block
+            return block if block or not is_foreign else None
         kind = _kind_of(block)
-        owner = _OWNERS.get(kind)
-        if kind == "reasoning" and not _OPENAIS_REASONING.isdisjoint(block):
-            owner = "openai"
-        if owner is None and kind in _THOUGHTS:
-            self.left_out[kind] = None
-            return None
-        if owner in {None, self._reader}:
-            return cast("_Block", self._unmarked(block))
-        if kind in _CALLS:
-            return None if _is_among(calls, block) else block
-        self.left_out[kind] = None
-        return None
-
-    def _fit_foreign(self, block: _Block, calls: set[str]) -> _Block | None:
-        """The part of another provider's block that all can read; None if none is."""
-        if not isinstance(block, dict):
-            return block or None
-        kind = _kind_of(block)
-        if field := _TEXTS.get(kind):
+        if is_foreign and (field := _TEXTS.get(kind)):
             notes = (name for name in ("annotations", "citations") if block.get(name))
             self.left_out.update(dict.fromkeys(notes))
             text = block.get(field)
             return {"type": "text", "text": text} if text else None
-        if kind in _CALLS:
-            return None if _is_among(calls, block) else block
-        if kind in _COMMON:
+        owner = _OWNERS.get(kind)
+        if kind == "reasoning" and not _OPENAIS_REASONING.isdisjoint(block):
+            owner = "openai"
+        is_readable = owner == self._reader or (owner is None and kind not in _THOUGHTS)
+        if kind in _COMMON if is_foreign else is_readable:
             return cast("_Block", self._unmarked(block))
-        self.left_out[kind] = None
-        return None
+        if kind not in _CALLS:
+            self.left_out[kind] = None
+            return None
+        # A call is in `tool_calls` too, but not in a message that was built by hand.
+        ids = {str(block.get(name)) for name in ("id", "call_id")}
+        return block if calls.isdisjoint(ids) else None
 
 
 class _ToolIds:
     """Ids of tool calls that the reader takes, the same for a call and its result."""
 
     def __init__(self, reader: Reader, *, is_strict: bool) -> None:
-        self._reader = reader
+        self._facts = reader.facts
         self._is_strict = is_strict
         self._used: set[str] = set()
         self._open: dict[str, list[str]] = {}  # New ids that have no result so far.
@@ -378,7 +369,7 @@ class _ToolIds:
             self._open.setdefault(given, []).append(fit)
             self._last[given] = new[given] = fit
         is_same = all(c.get("id") == fit for c, fit in zip(calls, ids, strict=True))
-        lacks = self._reader.reads_kwargs and bool(message.tool_calls)
+        lacks = self._facts.reads_kwargs and bool(message.tool_calls)
         if is_same and not (lacks and "tool_calls" not in message.additional_kwargs):
             return message
         renamed = [{**c, "id": fit} for c, fit in zip(calls, ids, strict=True)]
@@ -388,8 +379,18 @@ class _ToolIds:
             for name, value in message.additional_kwargs.items()
             if name not in {"tool_calls", "__openai_function_call_ids__"}
         }
-        if self._reader.reads_kwargs:
-            kwargs["tool_calls"] = [_openai_call(call) for call in renamed[:count]]
+        if self._facts.reads_kwargs:
+            kwargs["tool_calls"] = [
+                {
+                    "id": call["id"],
+                    "type": "function",
+                    "function": {
+                        "name": call["name"],
+                        "arguments": json.dumps(call["args"]),
+                    },
+                }
+                for call in renamed[:count]
+            ]
         content: Any = message.content
         if not isinstance(content, str):
             content = [_with_id(block, new) for block in content]
@@ -419,7 +420,7 @@ class _ToolIds:
         return ToolMessage(message.content, tool_call_id=given, name=message.name)
 
     def _new(self, given: str | None, *, is_own: bool | None) -> str:
-        pattern = self._reader.ids
+        pattern = self._facts.ids
         if pattern is None and (self._is_strict or is_own is False):
             pattern = ANY_ID
         fit, count = given or "", 0
@@ -432,11 +433,6 @@ class _ToolIds:
                 fit = digest[:9]  # Mistral's.
         self._used.add(fit)
         return fit
-
-
-def _openai_call(call: Mapping[str, Any]) -> dict[str, Any]:
-    function = {"name": call["name"], "arguments": json.dumps(call["args"])}
-    return {"id": call["id"], "type": "function", "function": function}
 
 
 def _with_id(block: Any, new: Mapping[str, str]) -> Any:
@@ -470,11 +466,3 @@ def _kind_of(block: Any) -> str:
         return "text"
     inner = block.get("value") if block.get("type") == "non_standard" else None
     return str((inner if isinstance(inner, Mapping) else block).get("type"))
-
-
-def _is_among(calls: set[str], block: Mapping[Any, Any]) -> bool:
-    """Whether a tool call in the content is in `tool_calls` too.
-
-    It is not in a message that was built by hand with the call in its content alone.
-    """
-    return not calls.isdisjoint(str(block.get(name)) for name in ("id", "call_id"))

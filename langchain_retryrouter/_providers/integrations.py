@@ -8,6 +8,7 @@ that no SDK is imported that the user does not use.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -47,14 +48,14 @@ def _keep(model: BaseChatModel, facts: Integration) -> RetriesDisabled:
     `max_retries` is read from the model, or else is the package's own default.
     """
     retries = getattr(model, "max_retries", None)
-    if not isinstance(retries, int) or isinstance(retries, bool):
-        if facts.hidden_requests == 1:
-            return RetriesDisabled(model)
-        amount, requests = "by default", facts.hidden_requests
-    else:
-        if retries in facts.sends_once:
-            return RetriesDisabled(model)
+    if type(retries) is int:
+        is_once = retries in facts.sends_once
         amount, requests = f"max_retries={retries}", 1 + max(0, retries)
+    else:
+        is_once = facts.hidden_requests == 1
+        amount, requests = "by default", facts.hidden_requests
+    if is_once:
+        return RetriesDisabled(model)
     warning = (
         f"repeats by itself ({amount}), and its retries multiply with the router's:"
         f" {facts.advice} ({type(model).__name__})"
@@ -62,18 +63,26 @@ def _keep(model: BaseChatModel, facts: Integration) -> RetriesDisabled:
     return RetriesDisabled(model, warning, requests=requests)
 
 
+# Clients that a class makes for itself; users give HTTP clients.
+_BUILT: Final = re.compile(r"(?!\w*http)\w*client")
+
+
+def _made_again(model: BaseChatModel, **changes: Any) -> BaseChatModel:
+    """A model of the same class and fields, but for `changes`, with its own clients."""
+    fields = type(model).model_fields
+    names = [name for name in model.model_fields_set if not _BUILT.fullmatch(name)]
+    given = {**{name: getattr(model, name) for name in names}, **changes}
+    aliases = {name: field.alias or name for name, field in fields.items()}
+    return type(model)(**{aliases.get(name, name): given[name] for name in given})
+
+
 def _rebuild(model: BaseChatModel, facts: Integration) -> RetriesDisabled:
     """The same model made again with `max_retries=0`."""
     retries = getattr(model, "max_retries", None)
     if retries in facts.sends_once:
         return RetriesDisabled(model)
-    given = {
-        name: getattr(model, name)
-        for name in model.model_fields_set
-        if name not in facts.built_fields
-    }
     try:
-        once = type(model)(**{**given, "max_retries": 0})
+        once: Any = _made_again(model, max_retries=0)
     except Exception:  # noqa: BLE001 - a subclass may take other arguments
         return _keep(model, facts)
     if getattr(once, "max_retries", None) != 0 or type(once) is not type(model):
@@ -89,7 +98,10 @@ def _with_options(model: Any, facts: Integration) -> RetriesDisabled:
     """
     update: dict[str, Any] = {"max_retries": 0}
     retries = model.max_retries or 0
-    for root, resource in _OPENAI_CLIENTS:
+    for root, resource in (
+        ("root_client", "client"),
+        ("root_async_client", "async_client"),
+    ):
         client, used = getattr(model, root, None), getattr(model, resource, None)
         if client is None and used is None:
             continue  # No client yet: it is made of the field.
@@ -150,32 +162,29 @@ def _own_model(model: Any, facts: Integration) -> RetriesDisabled:
     """
     if hasattr(model, "routes"):
         worst = model.explain()
+        costs = {"requests": worst.requests, "waited": worst.waited}
         retries = model.retry_policy.max_retries
+        if not retries:
+            return RetriesDisabled(model, **costs)
         warning = (
             f"is a RetryRouter that repeats by itself (max_retries={retries}), up to"
             f" {worst.requests} requests for one attempt: give it"
             " RetryPolicy(max_retries=0), or put its routes into this router"
         )
-        return RetriesDisabled(
-            model,
-            warning if retries else None,
-            requests=worst.requests,
-            waited=worst.waited,
-        )
+        return RetriesDisabled(model, warning, **costs)
     if not hasattr(model, "models_priority_list"):
         return _keep(model, facts)
     models = len(model.models_priority_list) if model.failover else 1
     retries = min(model.max_retries, models - 1)
-    disabled = []
-    if retries != model.max_retries:
-        disabled.append(f"max_retries={model.max_retries}")
-    has_gateway_retries = hasattr(model, "gateway_max_retries")  # Of a chat model.
-    if has_gateway_retries and model.gateway_max_retries:
-        disabled.append(f"gateway_max_retries={model.gateway_max_retries}")
     policy = replace(model.retry_policy or RetryPolicy(), max_retries=retries)
     update = {"max_retries": retries, "retry_policy": model.retry_policy and policy}
-    if has_gateway_retries:
+    if hasattr(model, "gateway_max_retries"):  # Of a chat model.
         update["gateway_max_retries"] = 0  # None is the gateway's own default.
+    disabled = [
+        f"{name}={getattr(model, name)}"
+        for name in ("max_retries", "gateway_max_retries")
+        if name in update and (getattr(model, name) or 0) != update[name]
+    ]
     return RetriesDisabled(
         model.model_copy(update=update),
         disabled=", ".join(disabled),
@@ -201,12 +210,12 @@ def _boto(model: Any, facts: Integration) -> RetriesDisabled:
     """
     config = getattr(getattr(model, "client", None), "meta", None)
     retries = getattr(getattr(config, "config", None), "retries", None)
-    total = retries.get("total_max_attempts") if isinstance(retries, Mapping) else None
-    if total == 1:
+    if isinstance(retries, Mapping) and retries.get("total_max_attempts") == 1:
         return RetriesDisabled(model)
-    if facts.client_sources & model.model_fields_set:
-        return _rebuild(model, facts)
-    return _keep(model, facts)
+    sources = {"aws_access_key_id", "bedrock_api_key"}
+    sources |= {"credentials_profile_name", "endpoint_url"}
+    is_made = not sources.isdisjoint(model.model_fields_set)
+    return _rebuild(model, facts) if is_made else _keep(model, facts)
 
 
 def _copy_field(model: BaseChatModel, facts: Integration) -> RetriesDisabled:
@@ -223,19 +232,20 @@ def _copy_clients(model: BaseChatModel, facts: Integration) -> RetriesDisabled:
 
     Such a client (OpenAI's, Anthropic's, Perplexity's, ...) offers `with_options`.
     """
-    once, retries = {}, 0
-    for name in type(model).model_fields:
-        client = getattr(model, name, None)
-        own, copied = (
-            getattr(client, n, None) for n in ("max_retries", "with_options")
-        )
-        if isinstance(own, int) and callable(copied):
-            once[name] = copied(max_retries=0)
-            retries = max(retries, own)
-    if not once:
+    clients: dict[str, Any] = {
+        name: client
+        for name in type(model).model_fields
+        if callable(getattr(client := getattr(model, name, None), "with_options", None))
+        and isinstance(getattr(client, "max_retries", None), int)
+    }
+    if not clients:
         return _keep(model, facts)
+    retries = max(client.max_retries for client in clients.values())
     if not retries:
         return RetriesDisabled(model)
+    once: dict[str, Any] = {
+        name: client.with_options(max_retries=0) for name, client in clients.items()
+    }
     if "max_retries" in type(model).model_fields:
         once["max_retries"] = 0
     copy = model.model_copy(update=once)
@@ -256,9 +266,6 @@ class Integration:
             `max_retries`.
         advice: What the user can do where the router cannot switch retries off.
         call_options: Options of each call that switch retries off.
-        built_fields: Fields that the class fills in itself, and that are not handed on
-            to a model that is made again.
-        client_sources: Fields that, if they are given, the class makes its client of.
         reports_in: The methods whose whole answers always name a finish reason.
         choices: What its `bind_tools` takes for "none", where that is another word.
         api_choices: Its provider's words for `tool_choice`, where `bind_tools` has none
@@ -280,8 +287,6 @@ class Integration:
     hidden_requests: int = 1
     advice: str = "build it with max_retries=0"
     call_options: Mapping[str, Any] = field(default_factory=dict)
-    built_fields: frozenset[str] = frozenset()
-    client_sources: frozenset[str] = frozenset()
     reports_in: tuple[Method, ...] = ("generate", "stream")
     choices: Mapping[str, Any] = field(default_factory=dict)
     api_choices: Mapping[str, str] = field(default_factory=dict)
@@ -292,14 +297,6 @@ class Integration:
     prefill: str = ""
     prefill_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
-
-_OPENAI_CLIENTS: Final = (
-    ("root_client", "client"),
-    ("root_async_client", "async_client"),
-)
-_CLIENT_FIELDS: Final = frozenset(
-    {"client", "async_client", "root_client", "root_async_client"}
-)
 
 # Claude 4.6 and later answer a prefill with a 400 ("What's new in Claude 4.6").
 _CLAUDE: Final = (
@@ -314,14 +311,12 @@ INTEGRATIONS: Final[Mapping[str, Integration]] = {
         _with_options, hidden_requests=2, strict_with_format=True
     ),
     # Two clients, of which the SDK's `with_options` reaches only one.
-    "langchain_xai": Integration(_rebuild, built_fields=_CLIENT_FIELDS),
-    "langchain_together": Integration(_rebuild, built_fields=_CLIENT_FIELDS),
+    "langchain_xai": Integration(_rebuild),
+    "langchain_together": Integration(_rebuild),
     "langchain_anthropic": Integration(
         _rebuild, choices={"none": {"type": "none"}}, prefill=_CLAUDE
     ),
-    "langchain_groq": Integration(
-        _rebuild, built_fields=_CLIENT_FIELDS, prefill=r"(?i)llama"
-    ),
+    "langchain_groq": Integration(_rebuild, prefill=r"(?i)llama"),
     # The number counts attempts here.
     "langchain_mistralai": Integration(
         _copy_field, sends_once=(0, 1), prefill=".", prefill_kwargs={"prefix": True}
@@ -341,11 +336,6 @@ INTEGRATIONS: Final[Mapping[str, Integration]] = {
         choices={"none": {"type": "none"}},  # `ChatBedrockConverse` refuses it.
         limits_calls=False,
         prefill=_CLAUDE + r"|amazon\.nova-(?:micro|lite|pro|premier)",
-        built_fields=frozenset({"client", "bedrock_client"}),
-        client_sources=frozenset(
-            {"aws_access_key_id", "credentials_profile_name", "endpoint_url"}
-            | {"bedrock_api_key"}
-        ),
     ),
     "langchain_cohere": Integration(
         _by_call_option,
@@ -413,13 +403,13 @@ def disable_retries(model: BaseChatModel) -> RetriesDisabled:
 def disable_embedding_retries(model: Any) -> RetriesDisabled:
     """Embeddings that send each request once, as far as their package allows."""
     packages = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
-    facts = Integration(sends_once=(0, None), built_fields=_CLIENT_FIELDS)
-    if "langchain_retryrouter" in packages:
-        return _own_model(model, facts)
     own_client = type(getattr(model, "client", None)).__module__.startswith("openai.")
-    if "langchain_openai" in packages and own_client:
-        return _rebuild(model, facts)
-    return _keep(model, facts)
+    disable: _Way = _keep
+    if "langchain_retryrouter" in packages:
+        disable = _own_model
+    elif "langchain_openai" in packages and own_client:
+        disable = _rebuild
+    return disable(model, Integration(sends_once=(0, None)))
 
 
 def embedding_model_of(model: Any) -> str | None:
@@ -453,7 +443,6 @@ _SETTINGS: Final[Mapping[str, tuple[str, ...]]] = {
         r"\w*(?:endpoint_url|server_url|endpoint|host)",
     ),
 }
-_BUILT: Final = re.compile(r"(?!\w*http)\w*client")
 
 
 def takes_key_functions(model: BaseChatModel) -> bool:
@@ -473,28 +462,22 @@ def rebuilt(model: BaseChatModel, **settings: Any) -> BaseChatModel:
         ValueError: Its class has no such field, or cannot be made again. No key is in
             the message.
     """
-    cls, facts = type(model), integration_of(model)
+    name = type(model).__name__
     fields = {_field_of(model, wanted): value for wanted, value in settings.items()}
-    given = {
-        cls.model_fields[name].alias or name: getattr(model, name)
-        for name in model.model_fields_set
-        if name not in facts.built_fields and not _BUILT.fullmatch(name)
-    }
-    given |= {cls.model_fields[name].alias or name: v for name, v in fields.items()}
     try:
-        made = cls(**given)
+        made = _made_again(model, **fields)
     except Exception as error:  # noqa: BLE001 - any class may be given
         # The text may show what was given, and so the key.
         why = type(error).__name__
         if isinstance(error, ValidationError):
             found = "; ".join(e["msg"] for e in error.errors(include_input=False))
             why = redact_text([str(_plain(v)) for v in settings.values()], found)
-        names = " and ".join(settings)
-        msg = f"{cls.__name__} cannot be made again with another {names}: {why}"
+        wanted = " and ".join(settings)
+        msg = f"{name} cannot be made again with another {wanted}: {why}"
         raise ValueError(msg) from None
-    for name, value in fields.items():
-        if _plain(getattr(made, name)) != _plain(value):
-            msg = f"{cls.__name__} did not take another {name}"
+    for field_name, value in fields.items():
+        if _plain(getattr(made, field_name)) != _plain(value):
+            msg = f"{name} did not take another {field_name}"
             raise ValueError(msg)
     return made
 
@@ -523,24 +506,24 @@ def names_of_keys(models: Sequence[BaseChatModel]) -> list[dict[str, str]]:
 
     A class has one name for all keys: several keys are numbered, as OPENAI_API_KEY_1.
     """
-    keys: dict[str, list[Any]] = {}
-    for model in models:
-        for argument, name in model.lc_secrets.items():
-            key = _plain(getattr(model, argument, None))
-            if key not in keys.setdefault(name, []):
-                keys[name].append(key)
-
-    def name_of(model: BaseChatModel, argument: str, name: str) -> str:
-        number = keys[name].index(_plain(getattr(model, argument, None))) + 1
-        return f"{name}_{number}"
-
+    numbers: dict[str, dict[Any, int]] = {}
+    secrets = [
+        [
+            (argument, name, _plain(getattr(model, argument, None)))
+            for argument, name in model.lc_secrets.items()
+        ]
+        for model in models
+    ]
+    for _, name, key in itertools.chain(*secrets):
+        seen = numbers.setdefault(name, {})
+        seen.setdefault(key, len(seen) + 1)
     return [
         {
-            argument: name_of(model, argument, name)
-            for argument, name in model.lc_secrets.items()
-            if len(keys[name]) > 1
+            argument: f"{name}_{numbers[name][key]}"
+            for argument, name, key in keys
+            if len(numbers[name]) > 1
         }
-        for model in models
+        for keys in secrets
     ]
 
 
@@ -586,21 +569,17 @@ def prefill_of(model: BaseChatModel) -> Mapping[str, Any] | None:
 
 
 def reports_finish_reason(model: BaseChatModel, method: Method) -> bool:
-    """Whether an answer of this model that names no finish reason was cut off.
-
-    With `stream_usage` off, `ChatAnthropic` passes the reason on since version 1.7.10.
-    """
+    """Whether an answer of this model that names no finish reason was cut off."""
     facts = integration_of(model)
-    if (
-        facts is INTEGRATIONS["langchain_anthropic"]
-        and method == "stream"
-        and getattr(model, "stream_usage", None) is False
-    ):
+    is_anthropic = facts is INTEGRATIONS["langchain_anthropic"]
+    if is_anthropic and not getattr(model, "stream_usage", True):
+        # `ChatAnthropic` passes it on then since version 1.7.10.
         try:
             numbers = re.findall(r"\d+", version("langchain-anthropic"))
         except PackageNotFoundError:
-            return False
-        return tuple(map(int, numbers[:3])) >= (1, 7, 10)
+            numbers = []
+        is_new = tuple(map(int, numbers[:3])) >= (1, 7, 10)
+        return is_new or method == "generate"
     return method in facts.reports_in
 
 
@@ -762,23 +741,48 @@ _ACCOUNT_FIELDS: Final = re.compile(
 )
 
 
-# Ids and encrypted thoughts belong to an organisation or a region there. Signatures of
-# Anthropic's hold on every platform (docs.claude.com, "Extended thinking").
-_ACCOUNT_BOUND: Final = frozenset({"openai"})
-# The ids of tool calls that a provider takes.
-_IDS: Final = {
-    "openai": re.compile(r"(?s).{1,40}"),
-    "anthropic": re.compile(r"[a-zA-Z0-9_-]{1,64}"),
-    "bedrock": re.compile(r"[a-zA-Z0-9_-]{1,64}"),
-    "bedrock_converse": re.compile(r"[a-zA-Z0-9_-]{1,64}"),
-    "mistral": re.compile(r"[a-zA-Z0-9]{9}"),
-}
+@dataclass(frozen=True, slots=True)
+class ReaderFacts:
+    """What is known about a provider, or its integration, as a reader of messages.
+
+    Attributes:
+        ids: The ids of tool calls that it takes; None if that is not known.
+        media_results: Whether results of tools may hold images and documents.
+        answers_results: Whether an answer has to follow a tool's result, before the
+            user speaks.
+        is_account_bound: Whether ids and encrypted thoughts belong to an organisation
+            or a region. Signatures of Anthropic's hold on every platform
+            (docs.claude.com, "Extended thinking").
+        needs_image_urls: Whether images are sent in OpenAI's form only. `ChatCohere`
+            drops others, and `ChatHuggingFace` sends them as they are.
+        reads_kwargs: Whether tool calls are read from `additional_kwargs` alone.
+    """
+
+    ids: re.Pattern[str] | None = None
+    media_results: bool = False
+    answers_results: bool = False
+    is_account_bound: bool = False
+    needs_image_urls: bool = False
+    reads_kwargs: bool = False
+
+
 ANY_ID: Final = re.compile(r"[a-zA-Z0-9_-]{1,40}")
 """Ids of tool calls that nearly every provider takes."""
-# Whose integrations send images and documents in the result of a tool.
-_MEDIA_RESULTS: Final = frozenset(
-    {"anthropic", "bedrock_converse", "google_genai", "google_vertexai", "ollama"}
-)
+_LONG_ID: Final = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_READERS: Final = {
+    "anthropic": ReaderFacts(_LONG_ID, media_results=True),
+    "bedrock": ReaderFacts(_LONG_ID),
+    "bedrock_converse": ReaderFacts(_LONG_ID, media_results=True),
+    "cohere": ReaderFacts(needs_image_urls=True),
+    "google_genai": ReaderFacts(media_results=True),
+    "google_vertexai": ReaderFacts(media_results=True),
+    "huggingface": ReaderFacts(needs_image_urls=True),
+    "mistral": ReaderFacts(re.compile(r"[a-zA-Z0-9]{9}"), answers_results=True),
+    "nvidia": ReaderFacts(reads_kwargs=True),
+    "ollama": ReaderFacts(media_results=True),
+    "openai": ReaderFacts(re.compile(r"(?s).{1,40}"), is_account_bound=True),
+}
+_UNKNOWN_READER: Final = ReaderFacts()
 
 
 @dataclass(frozen=True, slots=True)
@@ -794,45 +798,14 @@ class Reader:
     media_results: bool | None = None
 
     @property
-    def ids(self) -> re.Pattern[str] | None:
-        """The ids of tool calls that it takes; None if that is not known."""
-        return _IDS.get(self.provider)
-
-    @property
-    def takes_media_results(self) -> bool:
-        """Whether results of tools may hold images and documents."""
-        if self.media_results is None:
-            return self.provider in _MEDIA_RESULTS
-        return self.media_results
-
-    @property
-    def reads_kwargs(self) -> bool:
-        """Whether its integration reads tool calls from `additional_kwargs` alone."""
-        return self.provider == "nvidia"
-
-    @property
-    def needs_image_urls(self) -> bool:
-        """Whether its integration sends images in OpenAI's form only.
-
-        `ChatCohere` drops others, and `ChatHuggingFace` sends them as they are.
-        """
-        return self.provider in {"cohere", "huggingface"}
-
-    @property
-    def answers_results(self) -> bool:
-        """Whether an answer has to follow a tool's result, before the user speaks."""
-        return self.provider == "mistral"
-
-    @property
-    def is_account_bound(self) -> bool:
-        """Whether ids and thoughts are known to one account only."""
-        return self.provider in _ACCOUNT_BOUND
+    def facts(self) -> ReaderFacts:
+        """What is known of its provider."""
+        return _READERS.get(self.provider, _UNKNOWN_READER)
 
     def same_account(self, other: Reader) -> bool:
         """Whether the other one can read this one's ids and thoughts."""
-        if self.provider != other.provider:
-            return False
-        return not self.is_account_bound or self.account == other.account
+        is_same = not self.facts.is_account_bound or self.account == other.account
+        return self.provider == other.provider and is_same
 
 
 def tracing_params(model: BaseChatModel, /, **kwargs: Any) -> LangSmithParams:

@@ -10,8 +10,6 @@ OpenRouter's in milliseconds: a number of 1e9 or more is a moment and not a dura
 LiteLLM's proxy hands on what its provider said with `llm_provider-` before each name
 (docs.litellm.ai/docs/proxy/response_headers).
 
-`read_limits` reads the same families for what they say of limits that are not used up.
-
 What is negative, infinite, not a number, or malformed is ignored. Of several values the
 longest counts, since it is used as a floor. The reset headers of a rate limit are read
 only where the server named no time itself, and only for a limit that is used up.
@@ -20,11 +18,11 @@ only where the server named no time itself, and only for a limit that is used up
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from langchain_retryrouter.rate_limits import ServerLimit
 
@@ -59,16 +57,6 @@ _LONGEST_LINE: Final = 4 * _LONGEST_VALUE
 _LONGEST_SENTENCE: Final = 10_000
 _FIRST_MOMENT: Final = 1e9  # 2001 in seconds since the Unix epoch ...
 _FIRST_MOMENT_MS: Final = 1e12  # ... and in milliseconds.
-_RESETS: Final = (
-    ("x-ratelimit-reset-requests", "x-ratelimit-remaining-requests"),
-    ("x-ratelimit-reset-tokens", "x-ratelimit-remaining-tokens"),
-    ("x-ratelimit-reset", "x-ratelimit-remaining"),
-    ("ratelimit-reset", "ratelimit-remaining"),
-    *(
-        (f"anthropic-ratelimit-{what}-reset", f"anthropic-ratelimit-{what}-remaining")
-        for what in ("requests", "tokens", "input-tokens", "output-tokens")
-    ),
-)
 _IETF: Final = re.compile(r"(?:^|;)\s*(?P<name>[rtqw])=(?P<value>\d+)", re.ASCII)
 # Of its older drafts: `limit=100, remaining=50, reset=30`, and `100;w=60`.
 _NAMELESS_FACTS: Final = re.compile(
@@ -96,8 +84,7 @@ _WINDOWS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ServerAdvice:
+class ServerAdvice(NamedTuple):
     """What a server's headers say about trying again; None if they do not."""
 
     retry_after: float | None = None
@@ -109,59 +96,60 @@ def read_advice(headers: Headers, *, unix_time: float) -> ServerAdvice:
 
     `unix_time` is for an HTTP date in an answer that has no `Date` of its own.
     """
-    fields = _fields_of(headers)
+    fields, now = _fields_of(headers, unix_time)
     spelled = {value.lower() for value in fields.get("x-should-retry", ())}
-    return ServerAdvice(
-        retry_after=_read_retry_after(fields, _now(fields, unix_time)),
-        should_retry=(
-            False if "false" in spelled else True if "true" in spelled else None
-        ),
-    )
+    should_retry = False if "false" in spelled else True if "true" in spelled else None
+    milliseconds = map(_number, fields.get("retry-after-ms", ()))
+    waits = [
+        *(None if value is None else value / 1000 for value in milliseconds),
+        *(_seconds_or_date(value, now) for value in fields.get("retry-after", ())),
+        *map(_number, fields.get("x-ratelimit-reset-after", ())),
+    ]
+    if all(wait is None for wait in waits):
+        limits = _limits_in(fields, now).values()
+        waits = [one.get("reset") for one in limits if one.get("remaining") == 0]
+    return ServerAdvice(_longest(waits), should_retry)
 
 
 def read_limits(headers: Headers, *, unix_time: float) -> list[ServerLimit]:
     """What the headers of an answer say of the server's limits."""
-    fields = _fields_of(headers)
-    now = _now(fields, unix_time)
-    found: dict[str, dict[str, float]] = {}
+    limits = []
+    for name, facts in _limits_in(*_fields_of(headers, unix_time)).items():
+        words = name.lower().replace("_", "-")
+        kind = next((kind for pattern, kind in _KINDS if pattern.search(words)), None)
+        window = next((n for word, n in _WINDOWS if word in words), None)
+        if kind is not None and facts and not name.isdecimal():
+            limits.append(ServerLimit(kind, **{"window": window, **facts}))
+    return limits
+
+
+def _limits_in(
+    fields: Mapping[str, list[str]], now: float
+) -> dict[str, dict[str, float]]:
+    """What the fields say of each limit, by its name, which may be empty."""
+    found: defaultdict[str, dict[str, float]] = defaultdict(dict)
     windows: dict[float, float] = {}  # Of limits without a name.
     for field, text in [(name, text) for name in fields for text in fields[name]]:
         if field in {"ratelimit", "ratelimit-policy", "ratelimit-limit"}:
             windows |= {float(n): float(w) for n, w in _NAMELESS_WINDOW.findall(text)}
-        if field == "ratelimit" and (facts := dict(_NAMELESS_FACTS.findall(text))):
-            numbers = {fact: float(number) for fact, number in facts.items()}
-            found.setdefault("", {}).update(numbers)
+        if field == "ratelimit" and (nameless := _NAMELESS_FACTS.findall(text)):
+            found[""] |= {fact: float(number) for fact, number in nameless}
         elif field in {"ratelimit", "ratelimit-policy"}:
             for limit in text.split(","):
                 said = {_IETF_FACTS[k]: float(n) for k, n in _IETF.findall(limit)}
-                found.setdefault(limit.partition(";")[0].strip(), {}).update(said)
+                found[limit.partition(";")[0].strip()] |= said
         elif match := _LIMIT.fullmatch(field):
-            what, fact = match["what"] or match["last"] or "", match["fact"]
-            number = _number(text.partition(",")[0].partition(";")[0].strip())
+            fact, facts = match["fact"], found[match["what"] or match["last"] or ""]
             if fact == "reset":
                 number = _duration_or_moment(text, now)
-            if number is not None:
-                found.setdefault(what, {})[fact] = number
-    limits = []
-    for what, of_one in found.items():
-        if what.isdecimal():
-            continue
-        if not what and (seconds := windows.get(of_one.get("limit", -1.0))):
-            of_one["window"] = seconds
-        words = what.lower().replace("_", "-")
-        kind = next((kind for pattern, kind in _KINDS if pattern.search(words)), None)
-        window = next((n for word, n in _WINDOWS if word in words), None)
-        if kind is not None and of_one:
-            limits.append(
-                ServerLimit(
-                    kind,
-                    of_one.get("limit"),
-                    of_one.get("remaining"),
-                    of_one.get("reset"),
-                    of_one.get("window", window),
-                )
-            )
-    return limits
+            else:
+                number = _number(text.partition(",")[0].partition(";")[0].strip())
+            if number is not None:  # Of several, the strictest.
+                strictest = max if fact == "reset" else min
+                facts[fact] = strictest(number, facts.get(fact, number))
+    if seconds := windows.get(found[""].get("limit", -1.0)):
+        found[""]["window"] = seconds
+    return found
 
 
 def read_wait(sentence: str) -> float | None:
@@ -169,55 +157,26 @@ def read_wait(sentence: str) -> float | None:
     waits = _WAIT.findall(sentence[:_LONGEST_SENTENCE].lower())
     return _longest(
         sum(
-            float(number) * _UNIT_SECONDS["ms" if unit.startswith("mil") else unit[0]]
-            if unit != "ms"
-            else float(number) / 1000
+            float(number)
+            * _UNIT_SECONDS["ms" if unit.startswith(("ms", "mil")) else unit[0]]
             for number, unit in _ONE_AMOUNT.findall(wait)
         )
         for wait in waits
     )
 
 
-def _fields_of(headers: Headers) -> dict[str, list[str]]:
-    """The values of each header, without those that are too long."""
+def _fields_of(
+    headers: Headers, unix_time: float
+) -> tuple[dict[str, list[str]], float]:
+    """The values of each header that are not too long, and the server's time."""
     fields: dict[str, list[str]] = {}
     for name, value in headers.items() if isinstance(headers, Mapping) else headers:
         if len(value) <= _LONGEST_LINE:
             field = name.lower().removeprefix(_HANDED_ON)
             fields.setdefault(field, []).append(value.strip())
-    return fields
-
-
-def _now(fields: Mapping[str, list[str]], unix_time: float) -> float:
     # The server's own `Date` takes a skew between the two clocks out of the sum.
-    dates = (_timestamp(value) for value in fields.get("date", ()))
-    return next((date for date in dates if date is not None), unix_time)
-
-
-def _read_retry_after(fields: Mapping[str, list[str]], now: float) -> float | None:
-    milliseconds = (_number(value) for value in fields.get("retry-after-ms", ()))
-    waits = [
-        *(None if value is None else value / 1000 for value in milliseconds),
-        *(_seconds_or_date(value, now) for value in fields.get("retry-after", ())),
-        *(_number(value) for value in fields.get("x-ratelimit-reset-after", ())),
-    ]
-    if any(wait is not None for wait in waits):
-        return _longest(waits)
-    # Without those, the end of the limit that is used up.
-    waits = [
-        _duration_or_moment(value, now)
-        for reset, remaining in _RESETS
-        if "0" in fields.get(remaining, ())
-        for value in fields.get(reset, ())
-    ]
-    for line in fields.get("ratelimit", ()):
-        for limit in line.split(","):
-            ietf = dict(_IETF.findall(limit))
-            waits.append(_number(ietf.get("t", "")) if ietf.get("r") == "0" else None)
-        facts = dict(_NAMELESS_FACTS.findall(line))
-        if facts.get("remaining") == "0":
-            waits.append(_number(facts.get("reset", "")))
-    return _longest(waits)
+    dates = map(_timestamp, fields.get("date", ()))
+    return fields, next((date for date in dates if date is not None), unix_time)
 
 
 def _longest(values: Iterable[float | None]) -> float | None:
@@ -245,18 +204,17 @@ def _seconds_or_date(text: str, now: float) -> float | None:
 
 
 def _timestamp(text: str) -> float | None:
-    if _ISO_DATE.fullmatch(text) and len(text) <= _LONGEST_VALUE:
-        try:
-            moment = datetime.fromisoformat(text)
-        except ValueError:
-            return None
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    # `parsedate_to_datetime` accepts bare numbers and fragments; an HTTP date has both
-    # a day's name and a clock time.
-    if ":" not in text or not text[:1].isalpha() or len(text) > _LONGEST_VALUE:
+    if len(text) > _LONGEST_VALUE:
         return None
     try:
-        moment = parsedate_to_datetime(text)
+        if _ISO_DATE.fullmatch(text):
+            moment = datetime.fromisoformat(text)
+        # `parsedate_to_datetime` accepts bare numbers and fragments; an HTTP date has
+        # both a day's name and a clock time.
+        elif ":" in text and text[:1].isalpha():
+            moment = parsedate_to_datetime(text)
+        else:
+            return None
     except (ValueError, TypeError, OverflowError, IndexError):
         return None
     # The asctime form names no zone, and every HTTP date is in GMT (section 5.6.7).

@@ -197,7 +197,7 @@ RESETS = [
 
 
 @pytest.mark.parametrize(("value", "seconds"), RESETS, ids=short)
-@pytest.mark.parametrize("unit", ["-requests", "-tokens", ""])
+@pytest.mark.parametrize("unit", ["-requests", "-tokens", "-tokens-day", ""])
 def test_a_reset_is_a_duration_or_a_moment(
     unit: str, value: str, seconds: float | None
 ) -> None:
