@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from langchain_retryrouter._gptrouter.connection import GPTRouterModel
     from langchain_retryrouter._retry.clock import Clock
-    from langchain_retryrouter._router.plan import RoutingWorstCase
+    from langchain_retryrouter._router.preflight import RoutingWorstCase
     from langchain_retryrouter._router.route import Route
     from langchain_retryrouter.attempt_log import AttemptLog, AttemptSummary
     from langchain_retryrouter.chat_models.gpt_router import GPTRouter
@@ -129,7 +129,7 @@ _MODULES = {
     name: module
     for module, names in {
         "_retry.clock": "Clock",
-        "_router.plan": "RoutingWorstCase",
+        "_router.preflight": "RoutingWorstCase",
         "attempt_log": "AttemptLog AttemptSummary",
         "chat_models.gpt_router": "GPTRouter GPTRouterModel",
         "chat_models.retry_router": "RetryRouter Route",

@@ -154,16 +154,18 @@ class FailoverRules:
         cause = error.__cause__
         raised = cause if isinstance(cause, Exception) else error
         for rule in self._rules:
-            if not isinstance(rule, dict):
-                action = rule(raised)
-                if action is not None:
-                    return FailureAction(action)
-                continue
-            for failure, action in rule.items():
-                if isinstance(failure, type) and (
-                    isinstance(raised, failure) or isinstance(error, failure)
-                ):
-                    return action
+            found = (
+                [rule(raised)]
+                if callable(rule)
+                else [
+                    action
+                    for failure, action in rule.items()
+                    if isinstance(failure, type)
+                    and (isinstance(raised, failure) or isinstance(error, failure))
+                ]
+            )
+            if found and found[0] is not None:
+                return FailureAction(found[0])
         return None
 
 
@@ -193,9 +195,8 @@ class BaseRouterCall:
         if router.affinity is not None:
             metadata = getattr(run, "metadata", None)
             self._conversation = conversation_of(request.messages, metadata)
-        order = memory.order.order(
-            clock.monotonic(), memory.is_open, self._conversation
-        )
+        now, is_open = clock.monotonic(), memory.is_open
+        order = memory.order.order(now, is_open, self._conversation)
         order = [index for index in order if not router.routes[index].unfit]
         routes = [router.routes[index] for index in order]
         skipped, error = skipped_routes(routes, request)
@@ -252,7 +253,6 @@ class BaseRouterCall:
         self._authors = {route.name: route.reader for route in routes}
         self._refused_prefill: set[str] = set()
         self._strict: set[str] = set()
-        self._unheard: list[RouteAttempt] = []
         self._metadata: dict[str, str] = {}
         self._attempts: dict[int, RouteAttempt] = {}
 
@@ -314,9 +314,9 @@ class BaseRouterCall:
 
         A model that has seen its mistake, and repeats it, is not asked again.
         """
-        hopeless = error is self._judge.hopeless
+        is_hopeless = error is self._judge.hopeless
         own = self._failover.action_for(error)
-        return own or (FailureAction.FAILOVER if hopeless else None)
+        return own or (FailureAction.FAILOVER if is_hopeless else None)
 
     def _final_error(self, error: RetryRouterError) -> RetryRouterError:
         """The error that the caller gets, with the others attached.
@@ -356,13 +356,10 @@ class BaseRouterCall:
 
     def _attempt_log(self) -> dict[str, Any]:
         """The call so far, as JSON-able data."""
-        log = self._state.attempt_log()
-        costs = []
-        for line, record in zip(log["attempts"], self._state.records, strict=True):
-            facts, received = self._facts_of(record)
-            line.update(facts)
-            costs.append(self._costs.price(record, facts, received))
-        write_costs(log, costs)
+        log, records = self._state.attempt_log(), self._state.records
+        for line, record in zip(log["attempts"], records, strict=True):
+            line.update(self._facts_of(record)[0])
+        write_costs(log, [self._costs.price(r, *self._facts_of(r)) for r in records])
         return log
 
     def _cost_of(self, record: AttemptRecord) -> float | None:
@@ -377,14 +374,12 @@ class BaseRouterCall:
 
     def _settle_costs(self) -> None:
         """Settle the money of the attempts that are over."""
-        if not self._costs.is_limited:
-            return
-        for record in self._state.records:
+        for record in self._state.records if self._costs.is_limited else ():
             if record.outcome != "pending":
                 self._costs.settle(record, *self._facts_of(record))
 
     def _keep_conversation(self) -> None:
-        """Keep the conversation on the route that answered."""
+        """Keep the conversation on the route that answers."""
         if self._conversation is not None:
             index, now = self._order[self._state.position], self._clock.monotonic()
             self._memory.order.served(self._conversation, index, now)
@@ -416,10 +411,9 @@ class BaseRouterCall:
         usage = getattr(message, "usage_metadata", None)
         if info or usage or message.response_metadata:
             self._take_facts(message, info)
-        if self._may_continue:
-            for metadata in (message.response_metadata, info):
-                if metadata:
-                    self._hold_metadata(metadata)
+        for metadata in (message.response_metadata, info) if self._may_continue else ():
+            if metadata:
+                self._hold_metadata(metadata)
         if isinstance(message, AIMessageChunk):
             if message.chunk_position is not None:
                 message.chunk_position = None
@@ -428,21 +422,16 @@ class BaseRouterCall:
                 or (not chunk.text.strip() and has_answer(message))
             ):
                 self._said_more_than_text = True
-            if self._passes and type(message.content) is list:
-                self._separate(message.content)
+            # LangChain joins blocks of the same index, thoughts and even their
+            # signatures: those of an attempt that broke off are kept apart.
+            blocks: Any = message.content if self._passes else ""
+            for block in blocks if type(blocks) is list else ():
+                index = block.get("index") if isinstance(block, dict) else None
+                if isinstance(index, int):
+                    block["index"] = index + self._passes * _MOST_BLOCKS
+                elif index is not None:
+                    block["index"] = f"{index}-{self._passes}"
         return chunk
-
-    def _separate(self, blocks: list[Any]) -> None:
-        """Keep an attempt's blocks apart from those of an attempt that broke off.
-
-        LangChain joins blocks of the same index: thoughts, and even their signatures.
-        """
-        for block in blocks:
-            index = block.get("index") if isinstance(block, dict) else None
-            if isinstance(index, int):
-                block["index"] = index + self._passes * _MOST_BLOCKS
-            elif index is not None:
-                block["index"] = f"{index}-{self._passes}"
 
     def last_chunk(self) -> ChatGenerationChunk:
         """The router's own last chunk, with the attempt log."""
@@ -520,7 +509,6 @@ class BaseRouterCall:
         attempt = RouteAttempt(route, position, number, began)
         attempt.is_strict = route.name in self._strict
         self._fit(attempt)
-        self._unheard.append(attempt)
         self._attempts[number] = attempt
         return attempt
 
@@ -542,10 +530,9 @@ class BaseRouterCall:
             del options["previous_response_id"]
             left_out = (*left_out, "previous_response_id")
         attempt.options = route.call_options(options, request.stop)
-        facts = attempt.facts
-        facts.pop("left_out", None)
+        attempt.facts.pop("left_out", None)
         if left_out:
-            facts["left_out"] = list(left_out)
+            attempt.facts["left_out"] = list(left_out)
         repairs = self._judge.repairs.get(attempt.position, ())
         attempt.messages = [*attempt.messages, *repairs]
         if self._delivered:
@@ -554,10 +541,8 @@ class BaseRouterCall:
             refused = not text or route.name in self._refused_prefill
             prefill = None if refused else route.prefill(text)
             attempt.is_prefilled = prefill is not None
-            facts |= {
-                "continued_at": len(self._delivered),
-                "prefill": attempt.is_prefilled,
-            }
+            attempt.facts["continued_at"] = len(self._delivered)
+            attempt.facts["prefill"] = attempt.is_prefilled
             if prefill is not None:
                 attempt.messages = [*attempt.messages, prefill]
             attempt.prefix = PrefixFilter(
@@ -575,37 +560,34 @@ class BaseRouterCall:
         loop, and they say nothing about the provider: the request is sent as it was.
         """
         named = name_failure(error, self._clock.time())
+        name, by_tool = attempt.route.name, attempt.route.by_tool
+        is_missing = named.kind is FailureKind.NOT_FOUND
         if is_of_closed_loop(error):
             resent = attempt.facts["resent"] = attempt.facts.get("resent", 0) + 1
             if resent >= MOST_STALE:
                 return False
-            self._state.resent(attempt.number, named.failure)
-            return True
-        if named.kind not in _REJECTED:
+        elif named.kind not in _REJECTED or (
+            is_missing and not _MISSES_ITEM.search(named.message)
+        ):
             return False
-        is_missing = named.kind is FailureKind.NOT_FOUND
-        if is_missing and not _MISSES_ITEM.search(named.message):
-            return False
-        name, by_tool = attempt.route.name, attempt.route.by_tool
-        if by_tool is not None and _ABOUT_FORMAT.search(named.message):
+        elif by_tool is not None and _ABOUT_FORMAT.search(named.message):
             attempt.route = by_tool
             self._fit(attempt)
             self._judge.refused_formats.add(name)
-            self._state.resent(attempt.number, named.failure)
-            return True
-        if attempt.is_prefilled:
-            self._refused_prefill.add(name)
-        elif attempt.is_strict:
-            return False
         else:
-            attempt.is_strict = True
-        before = (attempt.messages, attempt.options)
-        self._fit(attempt)
-        if (attempt.messages, attempt.options) == before:
-            return False
-        if attempt.is_strict:
-            self._strict.add(name)
-        attempt.facts["rejected"] = named.message
+            if attempt.is_prefilled:
+                self._refused_prefill.add(name)
+            elif attempt.is_strict:
+                return False
+            else:
+                attempt.is_strict = True
+            before = (attempt.messages, attempt.options)
+            self._fit(attempt)
+            if (attempt.messages, attempt.options) == before:
+                return False
+            if attempt.is_strict:
+                self._strict.add(name)
+            attempt.facts["rejected"] = named.message
         self._state.resent(attempt.number, named.failure)
         return True
 
@@ -618,9 +600,8 @@ class BaseRouterCall:
 
     def _measure_failed(self) -> None:
         """Measure attempts that failed: one that timed out may still be running."""
-        for attempt in self._unheard:
+        for attempt in self._attempts.values():
             self.heard(attempt)
-        self._unheard.clear()
 
     def named(self, error: BaseException, attempt: RouteAttempt) -> RetryRouterError:
         """What a route's model raised, as an error with a kind."""
@@ -744,9 +725,8 @@ class BaseRouterCall:
 class RouterCall(BaseRouterCall):
     """One call of sync models."""
 
-    def generate(self, attempt: Attempt) -> ChatResult:
+    def generate(self, _: Attempt) -> ChatResult:
         """One attempt's answer."""
-        del attempt
         begun = self._begin()
         with _Reported(self, begun):
             while True:
@@ -760,9 +740,8 @@ class RouterCall(BaseRouterCall):
             self._judge.judge(message, reason, begun)
         return result
 
-    def connect(self, attempt: Attempt) -> EventSource[StreamEvent]:
+    def connect(self, _: Attempt) -> EventSource[StreamEvent]:
         """One attempt's stream."""
-        del attempt
         return self._hedged(self._events, HedgedSource)
 
     def _events(self, attempt: RouteAttempt) -> Generator[StreamEvent, None, None]:
@@ -790,9 +769,8 @@ class RouterCall(BaseRouterCall):
 class AsyncRouterCall(BaseRouterCall):
     """One call of async models."""
 
-    async def generate(self, attempt: Attempt) -> ChatResult:
+    async def generate(self, _: Attempt) -> ChatResult:
         """One attempt's answer; the engine limits its time."""
-        del attempt
         begun = self._begin()
         with _Reported(self, begun), reraise_lost_cancellation():
             while True:
@@ -806,9 +784,8 @@ class AsyncRouterCall(BaseRouterCall):
             await self._judge.ajudge(message, reason, begun)
         return result
 
-    async def connect(self, attempt: Attempt) -> AEventSource[StreamEvent]:
+    async def connect(self, _: Attempt) -> AEventSource[StreamEvent]:
         """One attempt's stream."""
-        del attempt
         return self._hedged(
             lambda begun: _AsyncGeneratorSource(self._events(begun)), AHedgedSource
         )

@@ -83,41 +83,36 @@ class AnswerJudge:
         self, message: BaseMessage, reason: str | None, attempt: RouteAttempt
     ) -> None:
         """Refuse an answer that does not satisfy the caller's rules."""
-        parsed = self._parse(message, reason, attempt)
-        for accept in self._functions(attempt):
-            with _callers_own():
-                judgment = self._ask(accept, message, parsed)
-                if inspect.isawaitable(judgment):
-                    if inspect.iscoroutine(judgment):
-                        judgment.close()
-                    msg = (
-                        "accept is async, and this is a sync call: use `ainvoke` or"
-                        f" `astream`, or give a plain function instead of {accept!r}"
-                    )
-                    raise TypeError(msg)
+        for accept, judgment in self._judgments(message, reason, attempt):
+            if inspect.isawaitable(judgment):
+                if inspect.iscoroutine(judgment):
+                    judgment.close()
+                msg = (
+                    "accept is async, and this is a sync call: use `ainvoke` or"
+                    f" `astream`, or give a plain function instead of {accept!r}"
+                )
+                raise TypeError(msg)
             self._take(judgment, message, attempt)
 
     async def ajudge(
         self, message: BaseMessage, reason: str | None, attempt: RouteAttempt
     ) -> None:
         """Async variant of `judge`, which awaits async functions."""
-        parsed = self._parse(message, reason, attempt)
-        for accept in self._functions(attempt):
+        for _, judgment in self._judgments(message, reason, attempt):
             with _callers_own():
-                judgment = self._ask(accept, message, parsed)
-                if inspect.isawaitable(judgment):
-                    judgment = await judgment
-            self._take(judgment, message, attempt)
+                is_async = inspect.isawaitable(judgment)
+                said = await judgment if is_async else judgment
+            self._take(said, message, attempt)
 
-    def _parse(
+    def _judgments(
         self, message: BaseMessage, reason: str | None, attempt: RouteAttempt
-    ) -> Any:
-        """The object that an answer holds, if one is asked for.
+    ) -> Iterator[tuple[Accept, Any]]:
+        """What each `accept` says of an answer, and of the object that it holds.
 
         Raises:
             RetryRouterError: There is none that fits, or a limit cut the answer.
         """
-        cut = None
+        cut, parsed = None, None
         if kind_of(reason) is FailureKind.LENGTH:
             cut = LengthLimitError(
                 f"a token limit cut the answer: finish reason {reason!r}"
@@ -125,12 +120,45 @@ class AnswerJudge:
             cut.raw_message = message
             if self.hears_length:
                 raise cut
-        if self.parse is None:
-            return None
+        if self.parse is not None:
+            try:
+                parsed = self.parse(message)
+            except ValueError as error:
+                raise cut or self.misfit(attempt, error, message) from error
+        for accept in (attempt.route.accept, self.accept):
+            if accept is not None:
+                with _callers_own():
+                    judgment = self._ask(accept, message, parsed)
+                yield accept, judgment
+
+    @staticmethod
+    def _ask(accept: Accept, message: BaseMessage, parsed: Any) -> Any:
+        """What `accept` says of the message, and of the object if it takes both."""
         try:
-            return self.parse(message)
-        except ValueError as error:
-            raise cut or self.misfit(attempt, error, message) from error
+            parameters = inspect.signature(accept).parameters
+        except ValueError:  # A function written in C.
+            return accept(message)
+        if "parsed" in parameters:
+            return accept(message, parsed=parsed)
+        needed = [
+            one
+            for one in parameters.values()
+            if one.default is one.empty and one.kind <= one.POSITIONAL_OR_KEYWORD
+        ]
+        return accept(message, parsed) if len(needed) > 1 else accept(message)
+
+    @staticmethod
+    def _take(judgment: Any, message: BaseMessage, attempt: RouteAttempt) -> None:
+        """Raise an error unless `accept` has taken the answer."""
+        if judgment is True:
+            return
+        if judgment is not False and not isinstance(judgment, str):
+            msg = f"accept must return True, False or a reason (str), not {judgment!r}"
+            raise TypeError(msg)
+        reason = attempt.facts["reason"] = judgment or "accept returned False"
+        rejected = RejectedAnswerError(f"the answer was not accepted: {reason}")
+        rejected.raw_message = message
+        raise rejected
 
     def misfit(
         self,
@@ -144,59 +172,22 @@ class AnswerJudge:
         rejected.raw_message = message
         if attempt.position in self.repairs:
             self.hopeless, rejected.should_retry = rejected, False
-        else:
-            self.repairs[attempt.position] = self._repair(message, error)
-        return rejected
-
-    def _functions(self, attempt: RouteAttempt) -> list[Accept]:
-        """The functions that judge an answer of this attempt."""
-        own = (attempt.route.accept, self.accept)
-        return [one for one in own if one is not None]
-
-    def _take(self, judgment: Any, message: BaseMessage, attempt: RouteAttempt) -> None:
-        """Raise an error unless `accept` has taken the answer."""
-        if judgment is True:
-            return
-        if judgment is not False and not isinstance(judgment, str):
-            msg = f"accept must return True, False or a reason (str), not {judgment!r}"
-            raise TypeError(msg)
-        attempt.facts["reason"] = judgment or "accept returned False"
-        rejected = RejectedAnswerError(
-            f"the answer was not accepted: {attempt.facts['reason']}"
-        )
-        rejected.raw_message = message
-        raise rejected
-
-    @staticmethod
-    def _ask(accept: Accept, message: BaseMessage, parsed: Any) -> Any:
-        """What `accept` says of the message, and of the object if it takes both."""
-        try:
-            parameters = inspect.signature(accept).parameters.values()
-        except ValueError:  # A function written in C.
-            return accept(message)
-        if any(one.name == "parsed" for one in parameters):
-            return accept(message, parsed=parsed)
-        needed = [
-            one
-            for one in parameters
-            if one.default is one.empty and one.kind <= one.POSITIONAL_OR_KEYWORD
-        ]
-        return accept(message, parsed) if len(needed) > 1 else accept(message)
-
-    @staticmethod
-    def _repair(message: BaseMessage | None, error: Exception) -> list[BaseMessage]:
-        """The end of a conversation that shows a model why its answer does not fit."""
+            return rejected
         text = (
             f"Your answer does not fit the schema: {error}\nFix this and answer again."
         )
-        calls = message.tool_calls if isinstance(message, AIMessage) else []
-        ids = [call["id"] for call in calls if call["id"]]
-        is_whole = isinstance(message, AIMessage) and not message.invalid_tool_calls
-        if message is not None and ids and len(ids) == len(calls) and is_whole:
-            shown = [ToolMessage(text, tool_call_id=i, status="error") for i in ids]
-            return [message, *shown]
-        said = message.text if message is not None else ""
-        return [*([AIMessage(said)] if said.strip() else []), HumanMessage(text)]
+        calls, shown = [], list[BaseMessage]()
+        if isinstance(message, AIMessage) and not message.invalid_tool_calls:
+            calls = [call["id"] for call in message.tool_calls]
+        if message is not None and calls and all(calls):
+            shown = [message]
+            shown += [ToolMessage(text, tool_call_id=i, status="error") for i in calls]
+        else:
+            if message is not None and message.text.strip():
+                shown = [AIMessage(message.text)]
+            shown.append(HumanMessage(text))
+        self.repairs[attempt.position] = shown
+        return rejected
 
 
 class CallersError(Exception):

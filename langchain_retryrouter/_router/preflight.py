@@ -1,4 +1,4 @@
-"""What is read from a request before it is sent: its conversation, needs and tokens.
+"""What is known of a call before it is sent: its conversation, needs, tokens and cost.
 
 A route is skipped if its model's profile says that it cannot take the request, while
 another one can. Where a profile is silent, the route is asked: it knows better.
@@ -12,26 +12,26 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, cast
 
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
-from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.runnables import RunnableConfig, ensure_config
 
 from langchain_retryrouter._providers.history import fit_history
 from langchain_retryrouter._retry.timeouts import run_with_timeout
-from langchain_retryrouter._router.plan import RouteCost
 from langchain_retryrouter._router.route import Route
+from langchain_retryrouter._shared import is_number
 from langchain_retryrouter.errors import ContextLengthError
+from langchain_retryrouter.failures import FailureAction, FailureKind, is_retryable
+from langchain_retryrouter.policy import RetryPolicy
+from langchain_retryrouter.spend_limits import SpendLimit
 
 logger = logging.getLogger(__name__)
-
-_R = TypeVar("_R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +72,17 @@ def conversation_of(
     They are a hash of the thread id, or else of the system message and the first
     message of the user.
     """
-    thread = _thread_of(metadata or {})
-    if thread is None:  # A chain or a graph has put its config into the context.
-        thread = _thread_of(ensure_config().get("configurable") or {})
-    text = json.dumps(thread) if thread is not None else _beginning(messages)
+    # A chain or a graph has put its config into the context.
+    thread = _thread_of(metadata or {}) or _thread_of(
+        ensure_config().get("configurable") or {}
+    )
+    if thread is not None:
+        text = json.dumps(thread)
+    else:
+        kinds = (SystemMessage, HumanMessage)
+        firsts = [next((m for m in messages if isinstance(m, k)), None) for k in kinds]
+        begun = [one for one in firsts if one is not None] or messages[:1]
+        text = json.dumps([_canonical(one.content) for one in begun])
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
@@ -84,20 +91,10 @@ def _thread_of(values: Mapping[str, Any]) -> str | None:
     return next((str(value) for value in named if value not in (None, "")), None)
 
 
-def _beginning(messages: Sequence[BaseMessage]) -> str:
-    """What all turns of a conversation begin with."""
-    kinds = (SystemMessage, HumanMessage)
-    found = [next((m for m in messages if isinstance(m, kind)), None) for kind in kinds]
-    begun = [one for one in found if one is not None] or messages[:1]
-    return json.dumps([_canonical(one.content) for one in begun])
-
-
 def _canonical(content: Any) -> str:
     """The same text for a text and for a list with one block of it."""
-    if isinstance(content, str):
-        return content
     parts = []
-    for block in content:
+    for block in [content] if isinstance(content, str) else content:
         if isinstance(block, dict) and not isinstance(block.get("text"), str):
             stable = {k: v for k, v in block.items() if k not in _VARYING}
             parts.append(json.dumps(stable, sort_keys=True, default=str))
@@ -116,22 +113,8 @@ _PIECE: Final = re.compile(r"[\u2e80-\uffff]{1,3}|[\w\x80-\u2e7f]+|[^\w\s]+")
 _BYTES: Final = 6  # Few texts have more bytes a token.
 _LONG: Final = 24  # A longer piece is no word of most languages.
 _LONG_TOKEN: Final = 8
-_MEDIA: Final = {
-    "image": "image_inputs",
-    "audio": "audio_inputs",
-    "video": "video_inputs",
-    "pdf": "pdf_inputs",
-}
-"""The kinds of media, with the key of a profile that says whether they are read."""
-_BLOCK_KINDS: Final = {
-    "image": "image",
-    "image_url": "image",
-    "input_image": "image",
-    "audio": "audio",
-    "input_audio": "audio",
-    "video": "video",
-    "video_url": "video",
-}
+_MEDIA: Final = ("image", "audio", "video", "pdf")  # As in a profile's `image_inputs`.
+_TELLS_KIND: Final = ("mime_type", "media_type", "file_data", "data", "filename")
 
 
 def skipped_routes(
@@ -143,30 +126,40 @@ def skipped_routes(
     for a prompt that is too long for every route there is an error.
     """
     messages = request.messages
-    profiles = [profile_of(route) for route in routes]
+    profiles = [_profile_of(route) for route in routes]
     if not any(profiles):
         return {}, None
-    media = {kind for message in messages for kind in _media_of(message)}
+    media = sorted({kind for message in messages for kind in _media_of(message)})
     texts = [text for message in messages for text in _texts_of(message)]
     characters, most = sum(map(len, texts)), 0
-    reasons, limits = {}, {}
+    reasons, limits = {}, []
     for position, (route, profile) in enumerate(zip(routes, profiles, strict=True)):
-        limit = max_input_tokens(profile)
+        limit = _max_input_tokens(profile)
         # No token is shorter than a character.
-        if characters > limit * _MARGIN and (tokens := _count(texts, limit)):
+        if _exceeds(characters, limit) and (tokens := _count(texts, limit)):
             most = max(most, tokens)
-            limits[position] = f"{route.name} {limit:,}"
+            limits.append(f"{route.name} {limit:,}")
             reasons[position] = (
                 f"the prompt has at least {tokens:,} tokens, and the model takes"
                 f" {limit:,}"
             )
             continue
-        if lacks := _lacking(profile, media, {**route.options, **request.options}):
+        options = {**route.options, **request.options}
+        lacks = [kind for kind in media if profile.get(f"{kind}_inputs") is False]
+        if options.get("tools") and profile.get("tool_calling") is False:
+            lacks.append("tools")
+        form = options.get("response_format")
+        is_schema = isinstance(form, type) or (
+            isinstance(form, dict) and form.get("type") == "json_schema"
+        )
+        if is_schema and profile.get("structured_output") is False:
+            lacks.append("schema")
+        if lacks:
             reasons[position] = f"the model takes no {' and no '.join(lacks)}"
     if len(limits) == len(routes):
         msg = (
             f"nothing was sent: the prompt has at least {most:,} tokens, and the"
-            f" routes take at most: {', '.join(limits.values())}"
+            f" routes take at most: {', '.join(limits)}"
         )
         error = ContextLengthError(msg, may_have_run=False)
         error.attempts = 0
@@ -174,7 +167,7 @@ def skipped_routes(
     return {} if len(reasons) == len(routes) else reasons, None
 
 
-def profile_of(route: Route) -> Mapping[str, Any]:
+def _profile_of(route: Route) -> Mapping[str, Any]:
     """What a route's model says of itself; nothing if it speaks for several models."""
     model = route.model
     fields = type(model).model_fields
@@ -208,28 +201,15 @@ def common_profile(profiles: list[ModelProfile | None]) -> ModelProfile | None:
     return cast("ModelProfile", common)
 
 
-def max_input_tokens(profile: Mapping[str, Any]) -> float:
+def _max_input_tokens(profile: Mapping[str, Any]) -> float:
     """The longest prompt that a model takes; infinite if that is not known."""
     limit = profile.get("max_input_tokens")
     return limit if isinstance(limit, int | float) and limit > 0 else math.inf
 
 
-def exceeds(tokens: int, limit: float) -> bool:
+def _exceeds(tokens: int, limit: float) -> bool:
     """Whether so many tokens are too many beyond doubt."""
     return tokens > limit * _MARGIN
-
-
-def cost_of(route: Route, input_tokens: int | None) -> RouteCost:
-    """What a route costs, with its tier, and why a long prompt skips it."""
-    cost, remarks = route.route_cost, []
-    if route.group is not None:
-        tier = f"tier {route.tier}" if route.tier is not None else "pool"
-        remarks.append(f"{tier}, weight {route.weight:g}")
-    limit = max_input_tokens(profile_of(route))
-    if input_tokens is not None and exceeds(input_tokens, limit):
-        remarks.append(f"skipped: the model takes {limit:,} tokens")
-        cost = replace(cost, requests=0)
-    return replace(cost, prices=route.prices, warnings=(*remarks, *cost.warnings))
 
 
 def _count(texts: Sequence[str], limit: float) -> int:
@@ -239,13 +219,13 @@ def _count(texts: Sequence[str], limit: float) -> int:
     """
     if sum(text.count(one) for text in texts for one in " \n\t") > limit:
         words = sum(len(text.split()) for text in texts)
-        if exceeds(words, limit):
+        if _exceeds(words, limit):
             return words
     size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
     if size <= limit * _BYTES:
         return 0
     tokens = sum(map(tokens_at_least, texts))
-    return tokens if exceeds(tokens, limit) else 0
+    return tokens if _exceeds(tokens, limit) else 0
 
 
 def tokens_at_least(text: str) -> int:
@@ -260,60 +240,227 @@ def tokens_at_least(text: str) -> int:
 
 def _texts_of(message: BaseMessage) -> Iterator[str]:
     content = message.content
-    if isinstance(content, str):
-        yield content
-    else:
-        for block in content:
-            text = block.get("text") if isinstance(block, dict) else block
-            if isinstance(text, str):
-                yield text
+    for block in [content] if isinstance(content, str) else content:
+        text = block.get("text") if isinstance(block, dict) else block
+        if isinstance(text, str):
+            yield text
     for call in message.tool_calls if isinstance(message, AIMessage) else ():
         yield json.dumps(call["args"], ensure_ascii=False, default=str, skipkeys=True)
 
 
 def _media_of(message: BaseMessage) -> Iterator[str]:
+    """The kinds of the media in a message, in any provider's form."""
     if isinstance(message.content, str) or isinstance(message, AIMessage):
         return  # What a model has made is not sent to every other model.
     for block in message.content:
-        if not isinstance(block, dict):
+        if not isinstance(block, dict) or block.get("type") == "text":
             continue
-        kind = _BLOCK_KINDS.get(str(block.get("type")))
-        if kind is None and block.get("type") != "text":
-            kind = _kind_of_file(block)
-        if kind is not None:
-            yield kind
-
-
-def _kind_of_file(block: dict[str, Any]) -> str | None:
-    """The kind of a file in any provider's form; None if it is not known."""
-    inner = [block, *(v for v in block.values() if isinstance(v, dict))]
-    for one in inner:
-        for name in ("mime_type", "media_type", "file_data", "data", "filename"):
-            value = one.get(name)
+        # Such as "image", "image_url" and "input_image".
+        words = str(block.get("type")).split("_")
+        if found := [kind for kind in _MEDIA if kind in words]:
+            yield found[0]
+            continue
+        # A file: its type or its name is in the block, or in a dict inside it.
+        inner = (block, *(v for v in block.values() if isinstance(v, dict)))
+        for value in (one.get(name) for one in inner for name in _TELLS_KIND):
             if not isinstance(value, str):
                 continue
             kind = value[:40].lower().removeprefix("data:")
             if kind.startswith("application/pdf") or value[-4:].lower() == ".pdf":
-                return "pdf"
+                yield "pdf"
+                break
             if kind.startswith(("image/", "audio/", "video/")):
-                return kind.partition("/")[0]
-    return None
+                yield kind.partition("/")[0]
+                break
 
 
-def _lacking(
-    profile: Mapping[str, Any], media: set[str], options: Mapping[str, Any]
-) -> list[str]:
-    """What a request needs, and a profile says that the model does not take."""
-    lacks = [kind for kind in sorted(media) if profile.get(_MEDIA[kind]) is False]
-    if options.get("tools") and profile.get("tool_calling") is False:
-        lacks.append("tools")
-    form = options.get("response_format")
-    is_schema = isinstance(form, type) or (
-        isinstance(form, dict) and form.get("type") == "json_schema"
+# --- cost -----------------------------------------------------------------------------
+
+_EFFECTS: Final = {
+    FailureAction.RETRY: "repeated, then the next route",
+    FailureAction.FAILOVER: "the next route at once",
+    FailureAction.RAISE: "the end of the call",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a call costs at most, on a route or in all.
+
+    Attributes:
+        name: The route.
+        requests: Requests sent.
+        waited: Seconds waited between them.
+        money: For these requests, in the prices' currency; None if it is not known.
+        remark: What became of the retries of the route's model.
+    """
+
+    name: str
+    requests: int
+    waited: float
+    money: float | None = None
+    remark: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingWorstCase:
+    """What a call along routes costs at most; `str()` is a table of it.
+
+    Attributes:
+        routes: Each route's share, in the router's order.
+        requests: Requests sent in all.
+        waited: Seconds waited between them in all.
+        seconds: Seconds until the caller has an answer or an error; None if nothing
+            limits a single attempt.
+        first_token: Seconds until a stream's first token or an error; None if nothing
+            limits it.
+        silent_route: Seconds that the first route costs a call without a stream if it
+            accepts the request and never answers; None if nothing limits it.
+        silent_stream: Seconds of silence after a stream's first token until it is left;
+            None if nothing limits it.
+        money: For all requests, if each is charged in full, or `max_cost` if that is
+            less; None if it is not known.
+        after: What follows each kind of failure, in effect.
+        limits: The spend limits, and what is left of each.
+    """
+
+    routes: tuple[Cost, ...]
+    requests: int
+    waited: float
+    seconds: float | None
+    first_token: float | None
+    silent_route: float | None
+    silent_stream: float | None
+    money: float | None
+    after: Mapping[FailureKind, FailureAction]
+    limits: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """A table of the routes, the time limits, and what follows which failure."""
+        total = Cost("in all", self.requests, self.waited, self.money)
+        has_money = any(cost.money is not None for cost in (*self.routes, total))
+        rows = [["route", "requests", "waited", *(["money"] if has_money else []), ""]]
+        for cost in (*self.routes, total):
+            money = "?" if cost.money is None else f"{cost.money:.4f}"
+            numbers = [str(cost.requests), f"{cost.waited:.1f} s"]
+            numbers += [money] if has_money else []
+            rows.append([cost.name, *numbers, cost.remark])
+        first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = []
+        for name, *numbers, remark in rows:
+            cells = [n.rjust(w) for n, w in zip(numbers, others[:-1], strict=True)]
+            lines.append("  ".join([name.ljust(first), *cells, remark]).rstrip())
+        lines.append("")
+        for what, seconds in (
+            ("an answer or an error", self.seconds),
+            ("a stream's first token", self.first_token),
+            ("a silent route is left, without a stream", self.silent_route),
+            ("a stream that falls silent is left", self.silent_stream),
+        ):
+            limit = "no limit" if seconds is None else f"within {seconds:.1f} s"
+            lines.append(f"{what}: {limit}")
+        lines += [*self.limits, ""]
+        for action, effect in _EFFECTS.items():
+            kinds = [
+                kind.value for kind in FailureKind if self.after.get(kind) is action
+            ]
+            if kinds:
+                lines.append(f"{effect}: {', '.join(kinds)}")
+        return "\n".join(lines)
+
+
+def worst_case(
+    policy: RetryPolicy,
+    routes: Sequence[Route],
+    after: Mapping[FailureKind, FailureAction],
+    *,
+    stream_recovery: str,
+    tokens: Mapping[str, int | None],
+    max_cost: float | None,
+    spend_limit: SpendLimit | None,
+) -> RoutingWorstCase:
+    """What a call costs at most; see `RetryRouter.explain`.
+
+    These are bounds: no call goes beyond them, and few come near. Retries of a model's
+    own are counted as far as they are known.
+    """
+    has_tokens = any(value is not None for value in tokens.values())
+    for name, value in tokens.items() if has_tokens else ():
+        if not is_number(value):
+            msg = (
+                f"{name} must be a number of tokens, 0 or more, not {value!r}; the"
+                " money needs both counts"
+            )
+            raise ValueError(msg)
+    effects = {
+        kind: FailureAction.FAILOVER
+        if action is FailureAction.RETRY
+        and not (policy.max_retries and is_retryable(kind))
+        else action
+        for kind, action in after.items()
+    }
+    # A route that was left is asked again before the call gives up.
+    repeats = any(
+        is_retryable(kind) and action is not FailureAction.RAISE
+        for kind, action in effects.items()
     )
-    if is_schema and profile.get("structured_output") is False:
-        lacks.append("schema")
-    return lacks
+    is_repeated = repeats or stream_recovery == "continue"
+    attempts = policy.max_attempts if is_repeated else 1
+    between = policy.explain().waited if repeats else 0.0
+
+    def limited(seconds: float) -> float:
+        return seconds if policy.deadline is None else min(seconds, policy.deadline)
+
+    costs = []
+    for route in routes:
+        cost, remarks = route.route_cost, []
+        requests, money = attempts * cost.requests, None
+        if cost.disabled_retries:
+            remarks.append(f"{cost.disabled_retries} switched off")
+        if route.group is not None:
+            tier = f"tier {route.tier}" if route.tier is not None else "pool"
+            remarks.append(f"{tier}, weight {route.weight:g}")
+        if has_tokens:
+            limit = _max_input_tokens(_profile_of(route))
+            if _exceeds(cast("int", tokens["input_tokens"]), limit):
+                remarks.append(f"skipped: the model takes {limit:,} tokens")
+                requests = 0
+            each = None if route.prices is None else route.prices.cost(tokens)
+            money = None if each is None else requests * each
+        waited = limited(between + attempts * cost.waited)
+        remark = "; ".join([*remarks, *cost.warnings])
+        costs.append(Cost(route.name, requests, waited, money, remark))
+    sums = [cost.money for cost in costs if cost.money is not None]
+    total = sum(sums) if len(sums) == len(costs) else None
+    if max_cost is not None:
+        total = max_cost if total is None else min(total, max_cost)
+    first_token = policy.deadline
+    if policy.first_token_timeout is not None and stream_recovery != "buffer":
+        on_route = attempts * policy.first_token_timeout + between
+        first_token = limited(len(costs) * on_route)
+    silent_route = policy.attempt_timeout
+    if silent_route is not None:
+        silent_route = limited(silent_route)
+    elif policy.deadline is not None:
+        silent_route = policy.deadline / max(1, len(costs))
+    stall = policy.stall_timeout
+    limits = [spend_limit, *(route.spend_limit for route in routes)]
+    return RoutingWorstCase(
+        routes=tuple(costs),
+        requests=sum(cost.requests for cost in costs),
+        waited=limited(sum(cost.waited for cost in costs)),
+        seconds=policy.deadline,
+        first_token=first_token,
+        silent_route=silent_route,
+        silent_stream=policy.deadline if stall is None else limited(stall),
+        money=total,
+        after=effects,
+        limits=tuple(
+            f"{limit} has {limit.left:.4g} left"
+            for limit in dict.fromkeys(limits)
+            if limit is not None
+        ),
+    )
 
 
 # --- tokens ---------------------------------------------------------------------------
@@ -324,64 +471,34 @@ _COUNTING_PAUSE: Final = 60.0  # Seconds in which a counter that failed is not a
 
 
 class TokenCounter:
-    """Counts tokens as the first route that can does, or else approximately."""
+    """Counts tokens as the first route that can does."""
 
     def __init__(self) -> None:
         self._failed: dict[str, float] = {}
 
-    def ids(self, routes: list[Route], text: str) -> list[int]:
-        """The ids of the tokens of `text`."""
-        found = self._ask(routes, 1, lambda route: route.model.get_token_ids(text))
-        return list(range(self._approximately(text))) if found is None else found
+    def ask(
+        self, routes: Sequence[Route], counter: str, content: Any, **options: Any
+    ) -> Any:
+        """What the first counter of that name says of a text, or of messages.
 
-    def of_text(self, routes: list[Route], text: str) -> int:
-        """The number of tokens of `text`."""
-        found = self._ask(routes, 2, lambda route: route.model.get_num_tokens(text))
-        return self._approximately(text) if found is None else found
-
-    def of_messages(
-        self,
-        routes: list[Route],
-        messages: list[BaseMessage],
-        tools: Sequence[Any] | None,
-    ) -> int:
-        """The number of tokens of `messages`."""
-        given = {"tools": tools} if tools else {}
-
-        def count(route: Route) -> int:
-            fitted, _ = fit_history(messages, route.reader)
-            return route.model.get_num_tokens_from_messages(fitted, **given)
-
-        found = self._ask(routes, 3, count)
-        if found is None:
-            offered = cast("list[Any]", tools) if tools else None
-            return count_tokens_approximately(messages, tools=offered)
-        return found
-
-    def _ask(
-        self, routes: list[Route], counters: int, count: Callable[[Route], _R]
-    ) -> _R | None:
-        """The first count that succeeds, of routes with one of so many `_COUNTERS`.
-
-        LangChain's own counter is left out: it is GPT-2's, and fetches it.
+        None if there is none. LangChain's own counter is left out: it is GPT-2's, and
+        fetches it.
         """
+        own = _COUNTERS[: _COUNTERS.index(counter) + 1]
         for route in routes:
-            model = route.model
+            model, given = route.model, content
             has_counter = model.custom_get_token_ids is not None or any(
                 getattr(type(model), name) is not getattr(BaseChatModel, name)
-                for name in _COUNTERS[:counters]
+                for name in own
             )
             if not has_counter or time.monotonic() < self._failed.get(route.name, 0.0):
                 continue
             try:
-                return run_with_timeout(
-                    _COUNTING_LIMIT, functools.partial(count, route)
-                )
+                if not isinstance(content, str):
+                    given, _ = fit_history(content, route.reader)
+                count = functools.partial(getattr(model, counter), given, **options)
+                return run_with_timeout(_COUNTING_LIMIT, count)
             except Exception as error:  # noqa: BLE001 - any counter may be asked
                 self._failed[route.name] = time.monotonic() + _COUNTING_PAUSE
                 logger.info("route %r cannot count tokens: %s", route.name, error)
         return None
-
-    @staticmethod
-    def _approximately(text: str) -> int:
-        return -(-len(text) // 4)

@@ -20,10 +20,10 @@ from collections.abc import (
     Callable,
     Generator,
     Hashable,
-    Iterator,
     Mapping,
     Sequence,
 )
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final, Self, TypeAlias, cast
 
@@ -81,7 +81,6 @@ from langchain_retryrouter._router.models import (
     pool_settings,
     unbound,
 )
-from langchain_retryrouter._router.plan import RouteCost
 from langchain_retryrouter._shared import name_hash
 from langchain_retryrouter.circuit_breaker import CircuitBreaker
 from langchain_retryrouter.errors import check_number
@@ -102,8 +101,24 @@ _ADDRESSES: Final = (
     *("anthropic_api_url", "endpoint_url", "region_name", "location", "api_base"),
 )
 _URLS: Final = ("openai_api_base", "anthropic_api_url", "base_url")
+_IN_FUNCTIONS: Final = {"function", "parameters", "input_schema", "properties"}
 _MOST_KEPT: Final = 4  # Models of keys that a function returned.
 _pools = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class RouteCost:
+    """What one attempt on a route costs at most.
+
+    `waited` are seconds between its requests, `disabled_retries` are the model's own
+    that were switched off, and `warnings` say what it does that could not be changed.
+    """
+
+    requests: int = 1
+    waited: float = 0.0
+    disabled_retries: str = ""
+    warnings: tuple[str, ...] = ()
+
 
 Accept: TypeAlias = Callable[..., bool | str | Awaitable[bool | str]]
 """A function of an answer that says whether it is taken: True, False or a reason."""
@@ -180,7 +195,7 @@ class Route(Serializable):
     api_key_function: KeyFunction | None = Field(default=None, exclude=True, repr=False)
     pool_id: str = Field(default="", repr=False)
     by_tool: Route | None = Field(default=None, exclude=True, repr=False)
-    route_cost: RouteCost = Field(default=RouteCost(""), exclude=True, repr=False)
+    route_cost: RouteCost = Field(default=RouteCost(), exclude=True, repr=False)
     unfit: str = Field(default="", exclude=True, repr=False)
     ignored: str = Field(default="", exclude=True, repr=False)
     source: dict[str, Any] | None = Field(default=None, exclude=True, repr=False)
@@ -341,8 +356,8 @@ class Route(Serializable):
     @functools.cached_property
     def _reporting(self) -> set[Method]:
         """The methods whose whole answers are known to name a finish reason."""
-        methods: tuple[Method, ...] = ("generate", "stream")
-        return {way for way in methods if reports_finish_reason(self.model, way)}
+        ways: tuple[Method, ...] = ("generate", "stream")
+        return {way for way in ways if reports_finish_reason(self.model, way)}
 
     @functools.cached_property
     def reader(self) -> Reader:
@@ -414,14 +429,11 @@ class Route(Serializable):
             bypassed_method(self.model),
         )
         cost = RouteCost(
-            name,
             disabled.requests,
             disabled.waited,
-            None,
             self.route_cost.disabled_retries or disabled.disabled,
             tuple(text for text in warned if text),
         )
-        options = {**disabled.options, **self.options}
         model, limit = disabled.model, getattr(disabled.model, "rate_limit", None)
         if isinstance(limit, RateLimit):
             # A wait inside of the model would count as its provider's silence.
@@ -433,7 +445,7 @@ class Route(Serializable):
             update={
                 "model": model,
                 "name": name,
-                "options": options,
+                "options": {**disabled.options, **self.options},
                 "route_cost": cost,
                 "models_limit": limit,
             }
@@ -475,9 +487,8 @@ class Route(Serializable):
             raise TypeError(msg) from error
         except Exception as error:
             msg = f"route {self.name!r} cannot be offered these tools: {error}"
-            raise (TypeError if isinstance(error, TypeError) else ValueError)(
-                msg
-            ) from error
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(msg) from error
         route = self._bound_to(bound, "be offered tools")
         options = {**route.options, **request.options}
         offered = options.get("tools") or []
@@ -506,8 +517,22 @@ class Route(Serializable):
             if not _is_strict(bound):
                 msg = f"{type(self.model).__name__} drops strict=True"
                 raise ValueError(msg)
+        functions = [
+            name_of_tool(one)
+            for one in unbound(bound)[1].get("tools") or []
+            if isinstance(one, dict) and one.get("type") == "function"
+        ]
         for tool in tools:
-            if _is_mistaken(tool, unbound(bound)[1].get("tools") or []):
+            is_own = isinstance(tool, dict) and tool.get("type") not in {
+                None,
+                "function",
+            }
+            if (
+                is_own
+                and tool.get("name") in functions
+                and _IN_FUNCTIONS.isdisjoint(tool)
+            ):
+                # A provider's own tool was bound as a function, which none would run.
                 msg = f"{tool!r} is a tool of another provider"
                 raise ValueError(msg)
         return bound
@@ -525,28 +550,16 @@ class Route(Serializable):
         Raises:
             ValueError: If its model cannot honour the method or `strict`.
         """
-        options = {} if strict is None else {"strict": strict}
-        if method != "auto":
-            return self._asking(schema, json_schema, method, options)
-        profile = self.model.profile or {}
-        if profile.get("structured_output"):
-            with contextlib.suppress(ValueError):
-                native = self._asking(schema, json_schema, "json_schema", options)
-                by_tool = None
+        if method == "auto":
+            ask = functools.partial(self.with_format, schema, json_schema)
+            if (self.model.profile or {}).get("structured_output"):
                 with contextlib.suppress(ValueError):
-                    by_tool = self.with_format(
-                        schema, json_schema, "function_calling", strict=strict
-                    )
-                return native.model_copy(update={"by_tool": by_tool})
-        return self._asking(schema, json_schema, "function_calling", options)
-
-    def _asking(
-        self,
-        schema: Any,
-        json_schema: dict[str, Any],
-        method: str,
-        options: dict[str, Any],
-    ) -> Route:
+                    native, by_tool = ask("json_schema", strict=strict), None
+                    with contextlib.suppress(ValueError):
+                        by_tool = ask("function_calling", strict=strict)
+                    return native.model_copy(update={"by_tool": by_tool})
+            return ask("function_calling", strict=strict)
+        options = {} if strict is None else {"strict": strict}
         asked = {"method": method, **options}
         known = inspect.signature(self.model.with_structured_output).parameters
         try:
@@ -619,8 +632,8 @@ class Route(Serializable):
             hit = cache.lookup(prompt, key)
             if hit is not None:
                 return ChatResult(generations=_copied(hit, is_free=True))
-        if self._answers_by_stream(options, is_async=False):
-            result = generate_from_stream(self._chunks(messages, options))
+        if self._streaming is True and self._can_stream(options, is_async=False):
+            result = generate_from_stream(self.stream(messages, options))
         else:
             result = self.model._generate(messages, **options)  # noqa: SLF001
         self._convert(result)
@@ -640,8 +653,9 @@ class Route(Serializable):
             hit = await cache.alookup(prompt, key)
             if hit is not None:
                 return ChatResult(generations=_copied(hit, is_free=True))
-        if self._answers_by_stream(options, is_async=True):
-            result = await agenerate_from_stream(self._achunks(messages, options))
+        if self._streaming is True and self._can_stream(options, is_async=True):
+            chunks = await self.astream(messages, options)
+            result = await agenerate_from_stream(chunks)
         else:
             result = await self.model._agenerate(messages, **options)  # noqa: SLF001
         self._convert(result)
@@ -656,8 +670,9 @@ class Route(Serializable):
         if self.api_key_function is not None:
             return self.with_key(self.api_key_function()).stream(messages, options)
         if not self._can_stream(options, is_async=False):
-            return self._whole_as_stream(messages, options)
-        return self._chunks(messages, options)
+            return _chunks_of(self.generate(messages, options))
+        streamed = self.model._stream(messages, **options)  # noqa: SLF001
+        return cast("Generator[ChatGenerationChunk, None, None]", streamed)
 
     async def astream(
         self, messages: list[BaseMessage], options: dict[str, Any]
@@ -666,29 +681,7 @@ class Route(Serializable):
         if self.api_key_function is not None:
             return await (await self._awith_key()).astream(messages, options)
         if not self._can_stream(options, is_async=True):
-            return self._awhole_as_stream(messages, options)
-        return self._achunks(messages, options)
-
-    def _whole_as_stream(
-        self, messages: list[BaseMessage], options: dict[str, Any]
-    ) -> Generator[ChatGenerationChunk, None, None]:
-        yield from _chunks_of(self.generate(messages, options))
-
-    async def _awhole_as_stream(
-        self, messages: list[BaseMessage], options: dict[str, Any]
-    ) -> AsyncGenerator[ChatGenerationChunk, None]:
-        for chunk in _chunks_of(await self.agenerate(messages, options)):
-            yield chunk
-
-    def _chunks(
-        self, messages: list[BaseMessage], options: dict[str, Any]
-    ) -> Generator[ChatGenerationChunk, None, None]:
-        streamed = self.model._stream(messages, **options)  # noqa: SLF001
-        return cast("Generator[ChatGenerationChunk, None, None]", streamed)
-
-    def _achunks(
-        self, messages: list[BaseMessage], options: dict[str, Any]
-    ) -> AsyncGenerator[ChatGenerationChunk, None]:
+            return _achunks_of(await self.agenerate(messages, options))
         streamed = self.model._astream(messages, **options)  # noqa: SLF001
         return cast("AsyncGenerator[ChatGenerationChunk, None]", streamed)
 
@@ -707,18 +700,13 @@ class Route(Serializable):
             or (not is_async and integration_of(model).garbles_streamed_calls)
         ):
             return False
-        return not (
-            "streaming" in model.model_fields_set
-            and getattr(model, "streaming", None) is False
-        )
+        return self._streaming is not False
 
-    def _answers_by_stream(self, options: dict[str, Any], *, is_async: bool) -> bool:
-        """Whether a model with `streaming=True` is to collect its own stream."""
-        return (
-            "streaming" in self.model.model_fields_set
-            and getattr(self.model, "streaming", None) is True
-            and self._can_stream(options, is_async=is_async)
-        )
+    @property
+    def _streaming(self) -> Any:
+        """What the model's `streaming` was set to; None if it was not."""
+        is_set = "streaming" in self.model.model_fields_set
+        return getattr(self.model, "streaming", None) if is_set else None
 
     def _convert(self, result: ChatResult) -> None:
         """Give standard content blocks where the model has `output_version="v1"`."""
@@ -752,20 +740,6 @@ def _is_strict(bound: Any) -> bool:
     return "'strict': True" in repr(unbound(bound)[1].get("tools"))
 
 
-def _is_mistaken(tool: Any, bound_tools: Sequence[Any]) -> bool:
-    """Whether a provider's own tool was bound as a function, which none would run."""
-    if not isinstance(tool, dict) or tool.get("type") in {None, "function"}:
-        return False
-    if not {"function", "parameters", "input_schema", "properties"}.isdisjoint(tool):
-        return False
-    return any(
-        isinstance(one, dict)
-        and one.get("type") == "function"
-        and name_of_tool(one) == tool.get("name")
-        for one in bound_tools
-    )
-
-
 def _copied(
     generations: Sequence[Generation], *, is_free: bool = False
 ) -> list[ChatGeneration]:
@@ -785,7 +759,12 @@ def _copied(
     return copies
 
 
-def _chunks_of(result: ChatResult) -> Iterator[ChatGenerationChunk]:
+async def _achunks_of(result: ChatResult) -> AsyncGenerator[ChatGenerationChunk, None]:
+    for chunk in _chunks_of(result):
+        yield chunk
+
+
+def _chunks_of(result: ChatResult) -> Generator[ChatGenerationChunk, None, None]:
     """A whole answer in the form of a stream."""
     for generation in result.generations[:1]:
         fields = generation.message.model_dump(exclude={"type"})

@@ -14,9 +14,9 @@ from langchain_retryrouter._providers.integrations import credentials_of, endpoi
 from langchain_retryrouter._retry.clock import Clock
 from langchain_retryrouter._retry.health import RouteHealth, RouteState
 from langchain_retryrouter._router.limits import OutputMeans, no_price
-from langchain_retryrouter._router.plan import RouteOrder
 from langchain_retryrouter._router.preflight import TokenCounter
 from langchain_retryrouter._router.route import Accept, Route
+from langchain_retryrouter._router.strategies import RouteOrder
 from langchain_retryrouter.circuit_breaker import CircuitBreaker, CircuitBreakerSettings
 from langchain_retryrouter.errors import shown
 from langchain_retryrouter.failures import FailureAction, FailureKind
@@ -167,8 +167,8 @@ def prepare_routes(routes: list[Route]) -> list[Route]:
         for route in prepared
         for text in route.route_cost.warnings
     ]:
-        # Past the validator and the two `__init__`s, to the code that makes the router.
-        warnings.warn("; ".join(found), UserWarning, stacklevel=5)
+        # Past the two `__init__`s, to the code that makes the router.
+        warnings.warn("; ".join(found), UserWarning, stacklevel=4)
     return prepared
 
 
@@ -179,37 +179,33 @@ def check_routes(routes: Sequence[Route], *, needs_prices: bool) -> None:
         ValueError: A price is not known that a limit needs, or routes that are to
             differ share a key or a breaker.
     """
+    keys: dict[Hashable, str] = {}
+    breakers = set()
     for route in routes:
         # Looked up here, where `genai-prices` may read its list from the disk.
         is_known = route.prices is not None
         if not is_known and (needs_prices or route.spend_limit is not None):
             raise ValueError(no_price(route))
-    pools: dict[Hashable, str] = {}
-    for route in routes:
-        own = credentials_of(route.model)
-        if not route.pool_id or own is None or route.api_key_function is not None:
-            continue
-        other = pools.setdefault((route.pool_id, own), route.name)
-        if other != route.name:
-            msg = (
-                f"routes {other!r} and {route.name!r} of a pool have the same key"
-                " and address: give each its own; `loads` takes several keys from"
-                " names such as OPENAI_API_KEY_1 and OPENAI_API_KEY_2"
-            )
-            raise ValueError(msg)
-    seen = set()
-    for route in routes:
-        held = (route.group, id(route.breaker))
-        if route.group is None or route.breaker is None:
-            continue
-        if held in seen:
-            msg = (
-                f"route {route.name!r} shares its breaker with another route of its"
-                " tier, so that one's rate limit would hold the other one: give"
-                " each a breaker of its own"
-            )
-            raise ValueError(msg)
-        seen.add(held)
+        key = credentials_of(route.model)
+        if route.pool_id and key is not None and route.api_key_function is None:
+            other = keys.setdefault((route.pool_id, key), route.name)
+            if other != route.name:
+                msg = (
+                    f"routes {other!r} and {route.name!r} of a pool have the same key"
+                    " and address: give each its own; `loads` takes several keys from"
+                    " names such as OPENAI_API_KEY_1 and OPENAI_API_KEY_2"
+                )
+                raise ValueError(msg)
+        if route.group is not None and route.breaker is not None:
+            held = (route.group, id(route.breaker))
+            if held in breakers:
+                msg = (
+                    f"route {route.name!r} shares its breaker with another route of its"
+                    " tier, so that one's rate limit would hold the other one: give"
+                    " each a breaker of its own"
+                )
+                raise ValueError(msg)
+            breakers.add(held)
 
 
 def bound_routes(

@@ -14,6 +14,7 @@ from operator import ge, gt, itemgetter, le, lt
 from typing import Any, Final, Literal, TypeAlias, TypeGuard, get_args
 
 from langchain_core.language_models.base import LanguageModelInput
+from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.output_parsers import (
     BaseOutputParser,
@@ -51,8 +52,6 @@ from langchain_retryrouter.errors import RetryRouterError
 Tool: TypeAlias = dict[str, Any] | type | Callable[..., Any] | BaseTool
 Schema: TypeAlias = dict[str, Any] | type
 Method: TypeAlias = Literal["function_calling", "json_schema", "json_mode"]
-Model: TypeAlias = Runnable[LanguageModelInput, AIMessage]
-Parser: TypeAlias = BaseOutputParser[Any] | BaseGenerationOutputParser[Any]
 
 
 def tool_options(
@@ -91,10 +90,16 @@ def tool_options(
     return options
 
 
-def structured_options(
-    schema: Schema | None, method: Method, *, strict: bool | None
-) -> dict[str, Any]:
-    """The options of a call that asks for an answer of `schema`.
+def structured_model(
+    model: BaseChatModel,
+    schema: Schema | None,
+    method: Method,
+    *,
+    include_raw: bool,
+    strict: bool | None,
+    **kwargs: Any,
+) -> Runnable[LanguageModelInput, Any]:
+    """`model`, answering with an object of a pydantic class, or else with a dict.
 
     Raises:
         ValueError: For a method that does not exist or does not fit the arguments.
@@ -103,30 +108,42 @@ def structured_options(
         methods = ", ".join(map(repr, get_args(Method)))
         msg = f"method must be one of {methods}, not {method!r}"
         raise ValueError(msg)
-    settings: dict[str, Any] = {"method": method}
-    if method != "json_mode":
-        settings["strict"] = strict
-    elif strict is not None:
+    if method == "json_mode" and strict is not None:
         msg = "'json_mode' cannot be strict: the provider does not get the schema"
         raise ValueError(msg)
+    parser: BaseOutputParser[Any] | BaseGenerationOutputParser[Any] = JsonOutputParser()
+    if is_pydantic_class(schema):
+        parser = PydanticOutputParser(pydantic_object=schema)
+    settings = {"method": method, "strict": strict}
+    options: dict[str, Any] = {"response_format": {"type": "json_object"}}
     if method == "json_mode":
-        options: dict[str, Any] = {"response_format": {"type": "json_object"}}
+        del settings["strict"]
     elif schema is None:
         msg = f"method {method!r} needs a schema; only 'json_mode' goes without"
         raise ValueError(msg)
     elif method == "function_calling":
         name = convert_to_openai_tool(schema)["function"]["name"]
         options = tool_options([schema], name, strict=strict, parallel_tool_calls=False)
+        parser = JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+        if is_pydantic_class(schema):
+            parser = PydanticToolsParser(tools=[schema], first_tool_only=True)
     else:
         form = _json_schema_form(schema)
         if strict is not None:
             form["strict"] = strict
         options = {"response_format": {"type": "json_schema", "json_schema": form}}
     # For tracers: LangChain takes it out of what the model gets.
-    return {
-        **options,
-        "ls_structured_output_format": {"kwargs": settings, "schema": schema},
-    }
+    options["ls_structured_output_format"] = {"kwargs": settings, "schema": schema}
+    asked = model.bind(**{**options, **kwargs})
+    if not include_raw:
+        return asked | parser
+    parsed = RunnablePassthrough.assign(
+        parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
+    )
+    unread = RunnablePassthrough.assign(parsed=lambda _: None)
+    return RunnableMap(raw=asked) | parsed.with_fallbacks(
+        [unread], exception_key="parsing_error"
+    )
 
 
 def _json_schema_form(schema: Schema) -> dict[str, Any]:
@@ -141,18 +158,6 @@ def _json_schema_form(schema: Schema) -> dict[str, Any]:
     return {"name": str(plain["title"]), "schema": plain}
 
 
-def structured_parser(schema: Schema | None, method: Method) -> Parser:
-    """The parser of such an answer: to an object of a pydantic class, or to a dict."""
-    if method == "function_calling" and schema is not None:
-        if is_pydantic_class(schema):
-            return PydanticToolsParser(tools=[schema], first_tool_only=True)
-        name = convert_to_openai_tool(schema)["function"]["name"]
-        return JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
-    if is_pydantic_class(schema):
-        return PydanticOutputParser(pydantic_object=schema)
-    return JsonOutputParser()
-
-
 def is_pydantic_class(schema: Schema | None) -> TypeGuard[type[BaseModel]]:
     """Whether answers are validated by, and come as objects of, `schema`.
 
@@ -161,18 +166,28 @@ def is_pydantic_class(schema: Schema | None) -> TypeGuard[type[BaseModel]]:
     return isinstance(schema, type) and is_basemodel_subclass(schema)
 
 
-def with_raw(model: Model, parser: Parser) -> Runnable[LanguageModelInput, Any]:
-    """The message as `raw`, the object as `parsed`, and the `parsing_error`."""
-    parsed = RunnablePassthrough.assign(
-        parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
-    )
-    unread = RunnablePassthrough.assign(parsed=lambda _: None)
-    return RunnableMap(raw=model) | parsed.with_fallbacks(
-        [unread], exception_key="parsing_error"
-    )
-
-
 # --- what answers of several providers have in common ---
+
+
+_TYPES: Final[Mapping[type, str]] = {
+    dict: "object",
+    list: "array",
+    str: "string",
+    type(None): "null",
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+}
+_LIMITS: Final[Mapping[str, tuple[Any, Callable[[Any], Any], Callable[..., bool]]]] = {
+    "minimum": ((int, float), float, ge),
+    "maximum": ((int, float), float, le),
+    "exclusiveMinimum": ((int, float), float, gt),
+    "exclusiveMaximum": ((int, float), float, lt),
+    "minLength": (str, len, ge),
+    "maxLength": (str, len, le),
+    "minItems": (list, len, ge),
+    "maxItems": (list, len, le),
+}
 
 
 class OutputFormat:
@@ -266,7 +281,10 @@ class OutputFormat:
         types = [types] if isinstance(types, str) else types
         if value is None and schema.get("nullable"):
             return
-        if types and not any(_is_of(value, one) for one in types):
+        own = {_TYPES.get(type(value))}
+        if own == {"integer"} or (isinstance(value, float) and value.is_integer()):
+            own = {"integer", "number"}
+        if own.isdisjoint(types) and types and {*_TYPES.values()}.issuperset(types):
             yield f"{place} must be of type {' or '.join(types)}, not {value!r}"
             return
         allowed = schema.get("enum", [schema["const"]] if "const" in schema else None)
@@ -294,70 +312,42 @@ class OutputFormat:
                 where = f"item {index} of {place}"
                 yield from self._misfits(item, schema.get("items"), where)
 
+    def read_from(
+        self, model: Runnable[LanguageModelInput, AIMessage], *, include_raw: bool
+    ) -> Runnable[LanguageModelInput, Any]:
+        """The objects of a model whose answers are known to fit.
 
-def reads(model: Model, output: OutputFormat) -> Runnable[LanguageModelInput, Any]:
-    """The objects of a model whose answers are known to fit."""
+        With `include_raw`, dicts of the message (`raw`), the object (`parsed`) and the
+        `parsing_error`.
+        """
 
-    async def aparse(message: BaseMessage) -> Any:
-        return output.parse(message)
+        async def aparse(message: BaseMessage) -> Any:
+            return self.parse(message)
 
-    return model | RunnableLambda(output.parse, aparse)
+        if not include_raw:
+            return model | RunnableLambda(self.parse, aparse)
 
+        def whole(message: BaseMessage) -> dict[str, Any]:
+            parsed = self.parse(message)
+            return {"raw": message, "parsed": parsed, "parsing_error": None}
 
-def reads_raw(model: Model, output: OutputFormat) -> Runnable[LanguageModelInput, Any]:
-    """The message as `raw`, the object as `parsed`, and the `parsing_error`."""
+        def unfit(error: RetryRouterError) -> dict[str, Any]:
+            for one in (error, *error.others):
+                if one.raw_message is not None:
+                    raw = one.raw_message
+                    return {"raw": raw, "parsed": None, "parsing_error": one}
+            raise error
 
-    def whole(message: BaseMessage) -> dict[str, Any]:
-        parsed = output.parse(message)
-        return {"raw": message, "parsed": parsed, "parsing_error": None}
+        def ask(prompt: LanguageModelInput, config: RunnableConfig) -> Any:
+            try:
+                return whole(model.invoke(prompt, config))
+            except RetryRouterError as error:
+                return unfit(error)
 
-    def unfit(error: RetryRouterError) -> dict[str, Any]:
-        for one in (error, *error.others):
-            if one.raw_message is not None:
-                raw = one.raw_message
-                return {"raw": raw, "parsed": None, "parsing_error": one}
-        raise error
+        async def aask(prompt: LanguageModelInput, config: RunnableConfig) -> Any:
+            try:
+                return whole(await model.ainvoke(prompt, config))
+            except RetryRouterError as error:
+                return unfit(error)
 
-    def ask(prompt: LanguageModelInput, config: RunnableConfig) -> dict[str, Any]:
-        try:
-            return whole(model.invoke(prompt, config))
-        except RetryRouterError as error:
-            return unfit(error)
-
-    async def aask(prompt: LanguageModelInput, config: RunnableConfig) -> Any:
-        try:
-            return whole(await model.ainvoke(prompt, config))
-        except RetryRouterError as error:
-            return unfit(error)
-
-    return RunnableLambda(ask, aask)
-
-
-_TYPES: Final[Mapping[str, type | tuple[type, ...]]] = {
-    "object": dict,
-    "array": list,
-    "string": str,
-    "null": type(None),
-    "boolean": bool,
-    "number": (int, float),
-}
-_LIMITS: Final[Mapping[str, tuple[Any, Callable[[Any], Any], Callable[..., bool]]]] = {
-    "minimum": ((int, float), float, ge),
-    "maximum": ((int, float), float, le),
-    "exclusiveMinimum": ((int, float), float, gt),
-    "exclusiveMaximum": ((int, float), float, lt),
-    "minLength": (str, len, ge),
-    "maxLength": (str, len, le),
-    "minItems": (list, len, ge),
-    "maxItems": (list, len, le),
-}
-
-
-def _is_of(value: Any, kind: str) -> bool:
-    if kind == "integer":
-        is_whole = isinstance(value, float) and value.is_integer()
-        return is_whole or (isinstance(value, int) and not isinstance(value, bool))
-    if kind not in _TYPES:
-        return True
-    is_number = kind == "number" and isinstance(value, bool)
-    return isinstance(value, _TYPES[kind]) and not is_number
+        return RunnableLambda(ask, aask)

@@ -309,10 +309,9 @@ class GPTRouter(GatewayConnection, _callbacks.RetryVisibleChatModel):
         Raises:
             ValueError: For a method that does not exist or does not fit the arguments.
         """
-        options = _structured.structured_options(schema, method, strict=strict)
-        model = self.bind(**{**options, **kwargs})
-        parser = _structured.structured_parser(schema, method)
-        return _structured.with_raw(model, parser) if include_raw else model | parser
+        return _structured.structured_model(
+            self, schema, method, include_raw=include_raw, strict=strict, **kwargs
+        )
 
     # --- calls ---
 

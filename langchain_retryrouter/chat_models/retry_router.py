@@ -14,7 +14,7 @@ import functools
 import importlib
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
 
 from langchain_core.callbacks import (
@@ -29,6 +29,7 @@ from langchain_core.load.serializable import (
     SerializedNotImplemented,
 )
 from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.outputs import (
     ChatGeneration,
     ChatGenerationChunk,
@@ -66,16 +67,11 @@ from langchain_retryrouter._router.call import (
 )
 from langchain_retryrouter._router.limits import limited_policy
 from langchain_retryrouter._router.models import NamedKeys
-from langchain_retryrouter._router.plan import (
-    RouteOrder,
-    RoutePlace,
-    RoutingWorstCase,
-    check_counts,
-    worst_case,
-)
+from langchain_retryrouter._router.preflight import RoutingWorstCase
 from langchain_retryrouter._router.route import Accept, Route
 from langchain_retryrouter._router.setup import FailoverRule
-from langchain_retryrouter.chat_models._structured import OutputFormat, reads, reads_raw
+from langchain_retryrouter._router.strategies import RouteOrder, RoutePlace
+from langchain_retryrouter.chat_models._structured import OutputFormat
 from langchain_retryrouter.circuit_breaker import CircuitBreakerSettings
 from langchain_retryrouter.errors import check_number, name_value, shown
 from langchain_retryrouter.failures import FailureKind
@@ -300,11 +296,11 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
                 raise ValueError(msg)
         return values
 
-    @field_validator("store", mode="before")
-    @classmethod
-    def _check_store(cls, value: Any) -> Any:
-        return as_store(value)
-
+    _check_store = field_validator("store", mode="before")(as_store)
+    _check_breaker_settings = field_validator("breaker_settings", mode="before")(
+        setup.breaker_settings
+    )
+    _prepare_routes = field_validator("routes")(setup.prepare_routes)
     _check_numbers = field_validator(
         "seed", "hedge_after", "max_price", "max_cost", mode="wrap"
     )(check_number)
@@ -327,27 +323,15 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         )
         raise ValueError(msg)
 
-    @field_validator("routes")
-    @classmethod
-    def _prepare_routes(cls, value: list[Route]) -> list[Route]:
-        return setup.prepare_routes(value)
-
-    @field_validator("breaker_settings", mode="before")
-    @classmethod
-    def _check_breaker_settings(cls, value: Any) -> Any:
-        return setup.breaker_settings(value)
-
     @field_validator("max_price")
     @classmethod
     def _check_prices(cls, value: float | None, info: ValidationInfo) -> float | None:
         for route in info.data.get("routes", []) if value is not None else ():
             price = route.output_price
             if price is None or price > value:
-                has = (
-                    "no output_price"
-                    if price is None
-                    else f"an output_price of {price:g}"
-                )
+                has = "no output_price"
+                if price is not None:
+                    has = f"an output_price of {price:g}"
                 msg = f"route {route.name!r} has {has}, and max_price is {value:g}"
                 raise ValueError(msg)
         return value
@@ -590,34 +574,21 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         Raises:
             ValueError: If only one of the counts is given, or one is below 0.
         """
-        check_counts(input_tokens=input_tokens, output_tokens=output_tokens)
         failover = FailoverRules(self.failover_on)
         after = {
             kind: action
             for kind, action in failover.actions.items()
             if kind is not FailureKind.LENGTH or failover.hears_length
         }
-        worst = worst_case(
+        return preflight.worst_case(
             limited_policy(self.retry_policy, self._memory.places),
-            [
-                preflight.cost_of(route, input_tokens)
-                for route in self.routes
-                if not route.unfit
-            ],
+            [route for route in self.routes if not route.unfit],
             after,
-            is_buffered=self.stream_recovery == "buffer",
-            is_continued=self.stream_recovery == "continue",
-            input_tokens=input_tokens,
-            output_tokens=output_tokens,
+            stream_recovery=self.stream_recovery,
+            tokens={"input_tokens": input_tokens, "output_tokens": output_tokens},
             max_cost=self.max_cost,
+            spend_limit=self.spend_limit,
         )
-        limits = [self.spend_limit, *(route.spend_limit for route in self.routes)]
-        said = dict.fromkeys(
-            f"{limit} has {limit.left:.4g} left"
-            for limit in limits
-            if limit is not None
-        )
-        return replace(worst, limits=tuple(said))
 
     def health(self) -> dict[str, Any]:
         """How the routes are, by the calls so far, as JSON-able data; nothing is sent.
@@ -668,13 +639,15 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         """
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
-        return self._memory.counter.ids(self.routes, text)
+        found = self._memory.counter.ask(self.routes, "get_token_ids", text)
+        return list(range(-(-len(text) // 4))) if found is None else found
 
     def get_num_tokens(self, text: str) -> int:
         """The number of tokens of `text`, see `get_num_tokens_from_messages`."""
-        if self.custom_get_token_ids is not None:
-            return len(self.custom_get_token_ids(text))
-        return self._memory.counter.of_text(self.routes, text)
+        found = None
+        if self.custom_get_token_ids is None:
+            found = self._memory.counter.ask(self.routes, "get_num_tokens", text)
+        return len(self.get_token_ids(text)) if found is None else found
 
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
@@ -691,7 +664,12 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         """
         if self.custom_get_token_ids is not None:
             return super().get_num_tokens_from_messages(messages, tools)
-        return self._memory.counter.of_messages(self.routes, messages, tools)
+        counter, offered = self._memory.counter, {"tools": tools} if tools else {}
+        name = "get_num_tokens_from_messages"
+        found: int | None = counter.ask(self.routes, name, messages, **offered)
+        if found is None:
+            return count_tokens_approximately(messages, tools=list(tools or ()) or None)
+        return found
 
     def bind_tools(
         self,
@@ -788,7 +766,7 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
             routes = [bind(route) for route in self.routes]
         asked = {"method": method, **({} if strict is None else {"strict": strict})}
         router = self._with_routes(routes, {"kwargs": asked, "schema": schema}, output)
-        return reads_raw(router, output) if include_raw else reads(router, output)
+        return output.read_from(router, include_raw=include_raw)
 
     def _with_routes(
         self,
@@ -842,14 +820,14 @@ class RetryRouter(ClosedByWith, RetryVisibleChatModel):
         They are numbered in the order of the routes, such as OPENAI_API_KEY_1.
         """
         written: Any = super().to_json()
-        models = [route.model for route in self.routes]
-        names = names_of_keys(models)
+        names = names_of_keys([route.model for route in self.routes])
         if any(names):
-            routes = [
-                route.model_copy(update={"model": NamedKeys(model=model, names=own)})
-                for route, model, own in zip(self.routes, models, names, strict=True)
+            written["kwargs"]["routes"] = [
+                route.model_copy(
+                    update={"model": NamedKeys(model=route.model, names=n)}
+                )
+                for route, n in zip(self.routes, names, strict=True)
             ]
-            written["kwargs"]["routes"] = routes
         return cast("SerializedConstructor", written)
 
     @property

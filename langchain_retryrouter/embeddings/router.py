@@ -17,7 +17,8 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeAlias
 
 from langchain_core.embeddings import Embeddings
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -37,15 +38,15 @@ from langchain_retryrouter._retry.call_state import CallState
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.engine import Attempt, RetryContext, acall, call
 from langchain_retryrouter._retry.health import RouteHealth, RouteState, health_of
-from langchain_retryrouter._retry.limits import CallLimits, call_limits
+from langchain_retryrouter._retry.limits import call_limits
 from langchain_retryrouter._retry.timeouts import (
     agather_bounded,
     reraise_lost_cancellation,
 )
+from langchain_retryrouter._router import setup
 from langchain_retryrouter._router.models import init_by_name
 from langchain_retryrouter._router.outcomes import lead_of
 from langchain_retryrouter._router.route import scope_of
-from langchain_retryrouter._router.setup import BREAKER_DEFAULTS, breaker_settings
 from langchain_retryrouter.circuit_breaker import CircuitBreaker, CircuitBreakerSettings
 from langchain_retryrouter.errors import (
     APITimeoutError,
@@ -66,7 +67,6 @@ logger = logging.getLogger(__name__)
 
 _DEFAULT_LIMIT: Final = 60.0  # Seconds of an attempt.
 _BYTES_OF_TOKEN: Final = 4
-_TOO_LARGE: Final = 413
 _DIMENSIONS: Final = ("dimensions", "output_dimensionality", "output_dimension")
 # What providers write of a batch that has too many texts, or too many tokens in all.
 _ABOUT_SIZE: Final = re.compile(
@@ -168,7 +168,7 @@ class EmbeddingsRouter(ClosedByWith, BaseModel, Embeddings):
     `stores.RedisStore`, its URL, or a `stores.MemoryStore`."""
 
     breaker_settings: CircuitBreakerSettings | None = Field(
-        default_factory=lambda: CircuitBreakerSettings(**BREAKER_DEFAULTS)
+        default_factory=lambda: CircuitBreakerSettings(**setup.BREAKER_DEFAULTS)
     )
     """Numbers of each route's own breaker, as in a `RetryRouter`; None: no breakers."""
 
@@ -209,20 +209,14 @@ class EmbeddingsRouter(ClosedByWith, BaseModel, Embeddings):
         msg = f"routes must be a list of embeddings or EmbeddingsRoutes, not {given}"
         raise ValueError(msg)
 
-    @field_validator("store", mode="before")
-    @classmethod
-    def _check_store(cls, value: Any) -> Any:
-        return as_store(value)
-
+    _check_store = field_validator("store", mode="before")(as_store)
+    _check_breaker_settings = field_validator("breaker_settings", mode="before")(
+        setup.breaker_settings
+    )
     _check_numbers = field_validator(
         *("dimensions", "max_batch_size", "max_batch_tokens", "max_concurrency"),
         mode="wrap",
     )(check_number)
-
-    @field_validator("breaker_settings", mode="before")
-    @classmethod
-    def _check_breaker_settings(cls, value: Any) -> Any:
-        return breaker_settings(value)
 
     @model_validator(mode="after")
     def _prepare(self) -> Self:
@@ -261,7 +255,8 @@ class EmbeddingsRouter(ClosedByWith, BaseModel, Embeddings):
             states.append(RouteState(route.name, breaker, RouteHealth()))
         if self.store is not None and self.budget is not None:
             self.budget.join(self.store, "budget")
-        return _SharedState(states, self.dimensions)
+        known = {} if self.dimensions is None else {"dimensions": self.dimensions}
+        return _SharedState(states, known)
 
     # --- LangChain's interface ---
 
@@ -320,26 +315,28 @@ class EmbeddingsRouter(ClosedByWith, BaseModel, Embeddings):
 
 def _space_of(space: str, routes: list[EmbeddingsRoute]) -> str:
     """The one model whose vectors all routes make."""
-    names = [route.space or embedding_model_of(route.model) for route in routes]
+    names, unknown = set[str](), []
+    for route in routes:
+        name = route.space or embedding_model_of(route.model)
+        if name is None:
+            unknown.append(route.name or type(route.model).__name__)
+        else:
+            names.add(name)
     if not space:
-        found = {name for name in names if name}
-        if len(found) == 1 and None not in names:
-            return found.pop()
         if len(routes) == 1:
-            return routes[0].name or type(routes[0].model).__name__
-    unknown = [
-        routes[place].name or type(routes[place].model).__name__
-        for place, name in enumerate(names)
-        if name is None
-    ]
-    others = sorted({name for name in names if name and not _is_same(name, space)})
-    if not space and unknown:
-        msg = (
-            f"space is needed: the model of {', '.join(unknown)} is not known; name the"
-            " model whose vectors all routes make, such as"
-            " space='text-embedding-3-small'"
-        )
-        raise ValueError(msg)
+            return (*names, *unknown)[0]
+        if unknown:
+            msg = (
+                f"space is needed: the model of {', '.join(unknown)} is not known; name"
+                " the model whose vectors all routes make, such as"
+                " space='text-embedding-3-small'"
+            )
+            raise ValueError(msg)
+        if len(names) == 1:
+            return names.pop()
+    # Names may differ by the provider's prefix, as in `openai/name`.
+    bare = space.casefold().rpartition("/")[2]
+    others = sorted(n for n in names if n.casefold().rpartition("/")[2] != bare)
     if others:
         of_space = f", and space={space!r}" if space else ""
         msg = (
@@ -349,11 +346,6 @@ def _space_of(space: str, routes: list[EmbeddingsRoute]) -> str:
         )
         raise ValueError(msg)
     return space
-
-
-def _is_same(name: str, space: str) -> bool:
-    """Whether two names differ only by the provider's prefix, as in `openai/name`."""
-    return name.casefold().rpartition("/")[2] == space.casefold().rpartition("/")[2]
 
 
 def _common_dimensions(given: int | None, routes: list[EmbeddingsRoute]) -> int | None:
@@ -374,16 +366,11 @@ def _common_dimensions(given: int | None, routes: list[EmbeddingsRoute]) -> int 
     return next(iter(asked), None)
 
 
-class _SharedState:
+class _SharedState(NamedTuple):
     """What a router and its copies remember: the routes, and the vectors' length."""
 
-    def __init__(self, states: list[RouteState], dimensions: int | None) -> None:
-        self.states = states
-        self._known = {} if dimensions is None else {"dimensions": dimensions}
-
-    def learn(self, dimensions: int) -> int:
-        """The number of dimensions: this one, if none is known so far."""
-        return self._known.setdefault("dimensions", dimensions)
+    states: list[RouteState]
+    known: dict[str, int]
 
 
 # --- one call -------------------------------------------------------------------------
@@ -413,10 +400,10 @@ class _EmbedCall:
         self.texts = texts
         self.is_query = is_query
         self.clock = router.clock or SYSTEM_CLOCK
-        policy, limit = router.retry_policy, _DEFAULT_LIMIT
+        policy = router.retry_policy
         share = (policy.deadline or math.inf) / len(router.routes)
-        limits = (limit if limit < share else None, None, None)
-        self._policy = with_limits(policy, limits)
+        limit = _DEFAULT_LIMIT if share > _DEFAULT_LIMIT else None
+        self._policy = with_limits(policy, (limit, None, None))
         self._began = self.clock.monotonic()
 
     def batches(self) -> list[range]:
@@ -458,7 +445,8 @@ class _EmbedCall:
             with request:
                 return call(request.context, request.send)
         except _TooLargeError:
-            return [vector for half in _halves(batch) for vector in self.embed(half)]
+            half = len(batch) // 2
+            return [*self.embed(batch[:half]), *self.embed(batch[half:])]
 
     async def aembed(self, batch: range) -> list[Vector]:
         request = _Batch(self, batch)
@@ -466,17 +454,12 @@ class _EmbedCall:
             with request:
                 return await acall(request.context, request.asend)
         except _TooLargeError:
-            first, second = _halves(batch)
-            return [*await self.aembed(first), *await self.aembed(second)]
+            half = len(batch) // 2
+            return [*await self.aembed(batch[:half]), *await self.aembed(batch[half:])]
 
 
 class _TooLargeError(Exception):
     """A batch of several texts is too large for a route."""
-
-
-def _halves(batch: range) -> tuple[range, range]:
-    middle = len(batch) // 2
-    return batch[:middle], batch[middle:]
 
 
 class _Batch:
@@ -489,6 +472,8 @@ class _Batch:
         self._lock = threading.Lock()
         self._failures: list[RetryRouterError] = []
         self._router = call.router
+        limits = [[r.rate_limit] if r.rate_limit else [] for r in call.router.routes]
+        size = Size(sum(map(call.tokens, batch)), 0)
         self._state = CallState(
             call.policy(),
             call.memory.states,
@@ -496,7 +481,7 @@ class _Batch:
             time=call.clock,
             actions=FAILURE_ACTIONS,
             describe=self._describe,
-            limits=self._limits(),
+            limits=call_limits(limits, lambda _: size) if any(limits) else None,
         )
         self.context = RetryContext(
             self._state,
@@ -561,14 +546,6 @@ class _Batch:
                     raise
                 self._state.resent(attempt.number, error.failure)
 
-    def _limits(self) -> CallLimits | None:
-        limits = [one.rate_limit for one in self._router.routes]
-        if not any(limits):
-            return None
-        size = Size(sum(map(self._call.tokens, self._batch)), 0)
-        own = [[limit] if limit is not None else [] for limit in limits]
-        return call_limits(own, lambda _: size)
-
     def _missing(self) -> tuple[EmbeddingsRoute, list[int], list[str]]:
         places = [place for place in self._batch if place not in self._vectors]
         texts = [self._call.texts[place] for place in places]
@@ -590,10 +567,13 @@ class _Batch:
             raise _BadVectorsError(msg, should_retry=False)
         found = {p: v for p, v in zip(places, answer, strict=True) if _is_vector(v)}
         lengths = sorted({len(vector) for vector in found.values()})
+        memory = self._call.memory.known
         if len(lengths) > 1:
             msg = f"vectors of different lengths came back: {lengths}"
             raise _BadVectorsError(msg, should_retry=False)
-        if lengths and lengths[0] != (known := self._call.memory.learn(lengths[0])):
+        if lengths and lengths[0] != (
+            known := memory.setdefault("dimensions", lengths[0])
+        ):
             msg = (
                 f"route {route.name!r} answers with vectors of {lengths[0]} numbers,"
                 f" and those of {self._router.space!r} have {known}: they cannot be"
@@ -631,13 +611,13 @@ class _Batch:
         remaining = self._state.remaining()
         if len(self._batch) == 1 or (remaining is not None and remaining <= 0):
             return False
-        if (
-            error.kind is FailureKind.CONTEXT_OVERFLOW
-            or error.status_code == _TOO_LARGE
-        ):
-            return True
+        is_overflow = error.kind is FailureKind.CONTEXT_OVERFLOW
         is_refused = error.kind is FailureKind.INVALID_REQUEST
-        return is_refused and bool(_ABOUT_SIZE.search(error.message))
+        return (
+            is_overflow
+            or error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+            or (is_refused and bool(_ABOUT_SIZE.search(error.message)))
+        )
 
 
 @contextlib.contextmanager

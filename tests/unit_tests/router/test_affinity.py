@@ -22,8 +22,8 @@ from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
 
 from langchain_retryrouter import RetryPolicy, RetryRouter, Route
-from langchain_retryrouter._router.plan import rendezvous
 from langchain_retryrouter._router.preflight import conversation_of
+from langchain_retryrouter._router.strategies import rendezvous
 from langchain_retryrouter.testing import (
     Answer,
     FakeClock,
@@ -142,7 +142,7 @@ print(json.dumps([
 
 
 @pytest.mark.timeout(180)  # Each process imports LangChain.
-def test_sixteen_processes_agree_without_a_store() -> None:
+def test_processes_agree_without_a_store() -> None:
     """Each process has a hash seed of its own, and all pin the same conversations."""
 
     def run(_: int) -> str:
@@ -151,8 +151,8 @@ def test_sixteen_processes_agree_without_a_store() -> None:
             command, stdout=subprocess.PIPE, text=True, check=True
         ).stdout
 
-    with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(run, range(16)))
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(run, range(3)))
     assert len(set(answers)) == 1
     assert set(json.loads(answers[0])) == {"a", "b", "canary"}
 

@@ -5,21 +5,37 @@ import math
 import pickle
 import threading
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from langchain_core.language_models import FakeListChatModel
 
-from langchain_retryrouter._router.plan import STRATEGIES, Strategy, new_strategy
+from langchain_retryrouter import RetryRouter, Route
+from langchain_retryrouter._router.strategies import STRATEGIES, Strategy
 
 names = st.sampled_from(sorted(STRATEGIES))
-every = pytest.mark.parametrize("name", sorted(STRATEGIES))
 measures = st.tuples(st.integers(0, 5), st.floats(0, 1e6), st.floats(-1e9, 1e9))
 
 
-def firsts(strategy: Strategy, calls: int, now: float = 0.0) -> Counter[int]:
+def new(name: str, of: int | Sequence[float] = 2, seed: int | None = None) -> Strategy:
+    """A strategy for so many routes, or for routes of these weights."""
+    return STRATEGIES[name]([1.0] * of if isinstance(of, int) else of, seed)
+
+
+def by_speed(*seconds: float, seed: int = 21) -> Strategy:
+    """The strategy by speed, with a measurement of each route."""
+    strategy = new("least_latency", len(seconds), seed)
+    for route, measured in enumerate(seconds):
+        strategy.measured(route, measured, 0)
+    return strategy
+
+
+def firsts(strategy: Strategy, calls: int) -> Counter[int]:
     """How often each route came first."""
-    return Counter(strategy.order(now)[0] for _ in range(calls))
+    return Counter(strategy.order(0.0)[0] for _ in range(calls))
 
 
 # --- every strategy -----------------------------------------------------------------
@@ -30,7 +46,7 @@ def test_every_order_is_a_permutation(
     name: str, count: int, seed: int, told: list[tuple[int, float, float]]
 ) -> None:
     """Whatever was measured and when, each route is in the order exactly once."""
-    strategy = new_strategy(name, count, seed=seed)
+    strategy = new(name, count, seed)
     for route, seconds, now in told:
         strategy.measured(route % count, seconds, now)
         assert sorted(strategy.order(now)) == list(range(count))
@@ -39,26 +55,29 @@ def test_every_order_is_a_permutation(
 @pytest.mark.parametrize("name", ["weighted", "least_latency"])
 def test_without_a_seed_no_two_runs_are_alike(name: str) -> None:
     """Processes that start together do not choose together."""
-    one, other = (new_strategy(name, 5) for _ in range(2))
+    one, other = new(name, 5), new(name, 5)
     assert [one.order(0) for _ in range(50)] != [other.order(0) for _ in range(50)]
 
 
-@every
-def test_copies_share_and_a_pickle_starts_afresh(name: str) -> None:
-    """Bound copies of a router are one caller; another process is not."""
-    strategy = new_strategy(name, 3, seed=1)
-    begun = [strategy.order(0) for _ in range(4)]
-    strategy.measured(0, 5.0, 0)
-    assert copy.copy(strategy) is strategy
-    assert copy.deepcopy({"s": strategy})["s"] is strategy
-    other = pickle.loads(pickle.dumps(strategy))
-    assert [other.order(0) for _ in range(4)] == begun
+def router_of(strategy: Any, *weights: float) -> RetryRouter:
+    """A router whose routes answer with their place in the list."""
+    routes = [
+        Route(model=FakeListChatModel(responses=[str(n)]), weight=weight)
+        for n, weight in enumerate(weights)
+    ]
+    return RetryRouter(routes=routes, strategy=strategy, seed=1)
 
 
-def test_a_pickle_carries_the_weights() -> None:
-    """What a user chose is chosen in another process as well."""
-    strategy = new_strategy("weighted", 2, weights=[0, 1], seed=3)
-    assert pickle.loads(pickle.dumps(strategy)).order(0) == [1, 0]
+@pytest.mark.parametrize("strategy", ["round_robin", "weighted"])
+def test_copies_share_and_a_pickle_starts_afresh(strategy: str) -> None:
+    """Copies of a router are one caller; another process is not."""
+    router = router_of(strategy, 1, 1, 0.5)
+    begun = [router.invoke("hi").text for _ in range(6)]
+    travelled = pickle.loads(pickle.dumps(router))
+    assert [travelled.invoke("hi").text for _ in range(6)] == begun
+    again = router_of(strategy, 1, 1, 0.5)
+    copies = [again, copy.copy(again), copy.deepcopy(again)] * 2
+    assert [one.invoke("hi").text for one in copies] == begun
 
 
 # --- by list and by turn ------------------------------------------------------------
@@ -66,25 +85,21 @@ def test_a_pickle_carries_the_weights() -> None:
 
 def test_priority_is_the_order_of_the_list() -> None:
     """The first route leads however slow it is."""
-    strategy = new_strategy("priority", 3)
+    strategy = new("priority", 3)
     strategy.measured(0, 1e6, 0)
     assert [strategy.order(0) for _ in range(3)] == [[0, 1, 2]] * 3
 
 
 def test_round_robin_begins_one_further_each_time() -> None:
     """Each route leads in its turn, and failover goes on down the list."""
-    strategy = new_strategy("round_robin", 3)
-    assert [strategy.order(0) for _ in range(4)] == [
-        [0, 1, 2],
-        [1, 2, 0],
-        [2, 0, 1],
-        [0, 1, 2],
-    ]
+    strategy = new("round_robin", 3)
+    turns = [[0, 1, 2], [1, 2, 0], [2, 0, 1], [0, 1, 2]]
+    assert [strategy.order(0) for _ in range(4)] == turns
 
 
 def test_round_robin_is_fair_under_threads() -> None:
     """However many call at once, no turn is skipped or given twice."""
-    strategy = new_strategy("round_robin", 4)
+    strategy = new("round_robin", 4)
     led: list[int] = []
     start = threading.Barrier(50)
 
@@ -106,19 +121,17 @@ def test_round_robin_is_fair_under_threads() -> None:
 @pytest.mark.parametrize(
     ("weights", "shares"),
     [
-        (None, [1 / 3, 1 / 3, 1 / 3]),
+        ([1, 1, 1], [1 / 3, 1 / 3, 1 / 3]),
         ([7, 2, 1], [0.7, 0.2, 0.1]),
         ([0.5, 0, 0.5], [0.5, 0, 0.5]),
         ([1e300, 3e300, 1e-300], [0.25, 0.75, 0]),
     ],
     ids=["equal", "uneven", "one-last", "extreme"],
 )
-def test_routes_lead_by_their_weight(
-    weights: list[float] | None, shares: list[float]
-) -> None:
+def test_routes_lead_by_their_weight(weights: list[float], shares: list[float]) -> None:
     """Over many calls each route leads as often as its weight says."""
     calls = 20_000
-    led = firsts(new_strategy("weighted", 3, weights=weights, seed=11), calls)
+    led = firsts(new("weighted", weights, 11), calls)
     for route, share in enumerate(shares):
         deviation = math.sqrt(calls * share * (1 - share))
         assert abs(led[route] - calls * share) <= 4 * deviation
@@ -126,7 +139,7 @@ def test_routes_lead_by_their_weight(
 
 def test_what_is_left_follows_by_weight_again() -> None:
     """When the leader fails, its load goes to the others in their proportion."""
-    strategy = new_strategy("weighted", 3, weights=[8, 3, 1], seed=12)
+    strategy = new("weighted", [8, 3, 1], 12)
     orders = [strategy.order(0) for _ in range(20_000)]
     seconds = Counter(order[1] for order in orders if order[0] == 0)
     total = seconds.total()
@@ -135,26 +148,26 @@ def test_what_is_left_follows_by_weight_again() -> None:
 
 def test_a_route_without_weight_is_the_last_resort() -> None:
     """Weight 0 means: only when all others have failed, as they are listed."""
-    strategy = new_strategy("weighted", 4, weights=[0, 1, 0, 5e-324], seed=13)
+    strategy = new("weighted", [0, 1, 0, 5e-324], 13)
     assert {tuple(strategy.order(0)[2:]) for _ in range(200)} == {(0, 2)}
+    with pytest.raises(ValueError, match=r"one weight at least .* not \[0.0, 0.0\]"):
+        router_of("weighted", 0, 0)
 
 
 # --- by speed -----------------------------------------------------------------------
 
 
-def test_the_faster_route_leads() -> None:
-    """With two routes the faster one is always asked first."""
-    strategy = new_strategy("least_latency", 2, seed=21)
-    strategy.measured(0, 2.0, 0)
-    strategy.measured(1, 0.5, 0)
-    assert firsts(strategy, 200) == {1: 200}
+def test_the_faster_of_two_routes_leads() -> None:
+    """Always; and one that was never measured counts as the fastest."""
+    assert firsts(by_speed(2.0, 0.5), 200) == {1: 200}
+    half_known = new("least_latency", 2, 23)
+    half_known.measured(0, 0.001, 0)
+    assert firsts(half_known, 100) == {1: 100}
 
 
 def test_of_many_the_slowest_never_leads() -> None:
     """The faster of two random ones leads, and the others follow by their speed."""
-    strategy = new_strategy("least_latency", 4, seed=22)
-    for route, seconds in enumerate([4.0, 1.0, 3.0, 2.0]):
-        strategy.measured(route, seconds, 0)
+    strategy = by_speed(4.0, 1.0, 3.0, 2.0)
     orders = [strategy.order(0) for _ in range(6_000)]
     led = Counter(order[0] for order in orders)
     # Of the six pairs, three have the fastest, two more the second, one the third.
@@ -164,24 +177,15 @@ def test_of_many_the_slowest_never_leads() -> None:
         assert rest == [route for route in (1, 3, 2, 0) if route != first]
 
 
-def test_what_was_never_measured_is_tried() -> None:
-    """A new route leads until something is known of it, whatever its rivals' speed."""
-    strategy = new_strategy("least_latency", 2, seed=23)
-    strategy.measured(0, 0.001, 0)
-    assert firsts(strategy, 100) == {1: 100}
-
-
 def test_nobody_is_preferred_while_nothing_is_known() -> None:
     """At the start the first calls spread over all routes instead of all on one."""
-    led = firsts(new_strategy("least_latency", 3, seed=24), 3_000)
+    led = firsts(new("least_latency", 3, 24), 3_000)
     assert all(abs(led[route] - 1_000) <= 4 * 26 for route in range(3))
 
 
 def test_a_slow_answer_is_believed_at_once_and_a_fast_one_little_by_little() -> None:
     """One bad measure is enough to leave a route; one good one does not clear it."""
-    strategy = new_strategy("least_latency", 2, seed=25)
-    strategy.measured(1, 2.0, 0)
-    strategy.measured(0, 1.0, 0)
+    strategy = by_speed(1.0, 2.0)
     assert strategy.order(0)[0] == 0
     strategy.measured(0, 20.0, 1)
     assert strategy.order(1)[0] == 1
@@ -194,8 +198,7 @@ def test_a_fast_answer_counts_for_the_time_since_the_last(
     other: float, order: list[int]
 ) -> None:
     """After a lifetime the old estimate weighs 1/e, and the new answer the rest."""
-    strategy = new_strategy("least_latency", 2)
-    strategy.measured(0, 10.0, 0.0)
+    strategy = by_speed(10.0, 0.0)
     strategy.measured(0, 2.0, 60.0)  # Comes to 10 / e + 2 * (1 - 1 / e) = 4.943.
     strategy.measured(1, other, 60.0)
     assert strategy.order(60.0) == order
@@ -206,7 +209,7 @@ def test_a_route_that_healed_is_found_again() -> None:
 
     Two routes, of 1 s and 2 s; the first takes 20 s for ten minutes.
     """
-    strategy = new_strategy("least_latency", 2, seed=27)
+    strategy = new("least_latency", 2, 27)
     asked: list[tuple[float, int]] = []
     for now in range(0, 1_800, 4):
         route = strategy.order(now)[0]
@@ -222,9 +225,3 @@ def test_a_route_that_healed_is_found_again() -> None:
     assert healed[0] <= 1_200 + 180
     later = [route for now, route in asked if now >= 1_500]
     assert later.count(0) >= 0.6 * len(later)
-
-
-def test_weights_of_0_alone_are_refused() -> None:
-    """A router whose routes all have weight 0 could not choose one."""
-    with pytest.raises(ValueError, match=r"one weight at least .* not \[0, 0.0\]"):
-        new_strategy("weighted", 2, weights=[0, 0.0])

@@ -1,0 +1,298 @@
+"""The order in which a call asks its routes.
+
+A strategy knows its routes by their position in the router's list. Its order is a
+permutation of all of them: the first is asked, and the call fails over to the others in
+turn. Health is not its concern: circuit breakers keep sick routes out. `RouteOrder`
+puts tiers and conversations above the strategy. Time is passed in; random numbers come
+from a seed, so that a run can be repeated.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple
+
+from langchain_retryrouter._retry.clock import new_rng
+from langchain_retryrouter._shared import OneForAll, watch_forks
+
+_MEMORY: Final = 60.0
+# As long as providers keep a prompt in their caches at most, unless they are paid for.
+_MOVED_FOR: Final = 3_600.0
+_MOST_MOVED: Final = 10_000
+
+
+class Strategy:
+    """The order of the list: the first route, unless it fails."""
+
+    def __init__(self, weights: Sequence[float], seed: int | None = None) -> None:
+        """For as many routes as there are weights."""
+        self._weights, self._count = weights, len(weights)
+        self._random = new_rng(seed)
+        self.lock = threading.Lock()
+        watch_forks(self)
+
+    def order(self, now: float) -> list[int]:
+        """All routes, in the order in which they are to be asked at the time `now`."""
+        del now
+        return list(range(self._count))
+
+    def measured(self, route: int, seconds: float, now: float) -> None:
+        """Most strategies do not use measured times."""
+
+    def forked(self) -> None:
+        """This is the child of a fork: a thread of the parent may have had the lock."""
+        self.lock = threading.Lock()
+
+
+class _RoundRobin(Strategy):
+    """Each call begins one route further down the list."""
+
+    _first = 0
+
+    def order(self, now: float) -> list[int]:
+        del now
+        with self.lock:
+            first = self._first
+            self._first = (first + 1) % self._count
+        return [*range(first, self._count), *range(first)]
+
+
+class _Weighted(Strategy):
+    """Random by weight, and then by weight again among the other routes.
+
+    A route of weight 0 comes after all others. A draw without replacement is
+    one sort by exponentially distributed keys (Efraimidis and Spirakis, "Weighted
+    random sampling with a reservoir", 2006).
+    """
+
+    def order(self, now: float) -> list[int]:
+        del now
+        with self.lock:
+            chances = [self._random() for _ in self._weights]
+        keys = [
+            (False, -math.log1p(-random) / weight) if weight else (True, 0.0)
+            for random, weight in zip(chances, self._weights, strict=True)
+        ]
+        return sorted(range(self._count), key=keys.__getitem__)
+
+
+class _LeastLatency(Strategy):
+    """The faster of two random routes first, the others by their estimates.
+
+    The estimate is Finagle's "peak EWMA" of the time to the first token
+    (`PeakEwma.scala` of twitter/finagle, which linkerd used as well): a slower answer
+    raises it at once, a faster one lowers it gradually. It fades with time, so a route
+    that is avoided because it was slow is asked again, the later the slower it was; a
+    route without a measurement counts as the fastest, and so is tried. Two random
+    choices (Mitzenmacher, "The power of two choices in randomized load balancing",
+    2001) keep all callers from choosing the same route at once.
+
+    The mean lifetime is a minute, where Finagle's default is ten seconds: an answer of
+    a language model takes longer than most remote calls.
+    """
+
+    def __init__(self, weights: Sequence[float], seed: int | None = None) -> None:
+        super().__init__(weights, seed)
+        self._costs = [0.0] * self._count
+        self._stamps = [0.0] * self._count
+
+    def order(self, now: float) -> list[int]:
+        with self.lock:
+            costs = [
+                cost * self._left(route, now) for route, cost in enumerate(self._costs)
+            ]
+            one, other = self._random(), self._random()
+        ranked = sorted(range(self._count), key=costs.__getitem__)
+        if self._count == 1:
+            return ranked
+        first = int(one * self._count)
+        second = int(other * (self._count - 1))
+        second += second >= first
+        if costs[second] < costs[first]:
+            first = second
+        ranked.remove(first)
+        return [first, *ranked]
+
+    def measured(self, route: int, seconds: float, now: float) -> None:
+        with self.lock:
+            left = self._left(route, now)
+            faded = self._costs[route] * left
+            self._costs[route] = (
+                seconds if seconds > faded else faded + seconds * (1.0 - left)
+            )
+            self._stamps[route] = max(now, self._stamps[route])
+
+    def _left(self, route: int, now: float) -> float:
+        """The share of a route's estimate that has not faded, from 0 to 1."""
+        return math.exp(-max(0.0, now - self._stamps[route]) / _MEMORY)
+
+
+class _Balanced(_Weighted):
+    """By turns according to weight; within a tier of "priority" or "round_robin".
+
+    Smooth weighted round robin (nginx's, `ngx_http_upstream_round_robin.c`): each
+    available route gains its weight, the richest leads, and pays what all have gained.
+    The others follow in a draw by weight, so that the load of one that fails is spread.
+    """
+
+    @functools.cached_property
+    def _gains(self) -> list[float]:
+        # Processes that start together do not begin with the same route.
+        return [self._random() * weight for weight in self._weights]
+
+    def lead(self, routes: Sequence[int]) -> int:
+        """The route that leads among those given."""
+        with self.lock:
+            for route in routes:
+                self._gains[route] += self._weights[route]
+            leader = max(routes, key=self._gains.__getitem__)
+            self._gains[leader] -= sum(self._weights[route] for route in routes)
+        return leader
+
+
+STRATEGIES: Final[Mapping[str, type[Strategy]]] = {
+    "priority": Strategy,
+    "weighted": _Weighted,
+    "least_latency": _LeastLatency,
+    "round_robin": _RoundRobin,
+}
+"""The strategies, by the names that `RetryRouter.strategy` takes."""
+
+
+class RoutePlace(NamedTuple):
+    """What decides about the place of a route in the order of a call.
+
+    `tier` is None for a route that has its place in the list, and `group` is what it
+    has in common with its alternatives, if it has any.
+    """
+
+    name: str
+    tier: int | None
+    group: Hashable
+    weight: float
+
+
+class RouteOrder(OneForAll):
+    """The order of a call: by tiers, and within them by conversation or by strategy."""
+
+    def __init__(
+        self,
+        places: Sequence[RoutePlace],
+        strategy: str,
+        *,
+        seed: int | None = None,
+        by_conversation: bool = False,
+        is_list: bool = True,
+    ) -> None:
+        """With `is_list`, routes without a tier or group are asked in the list's order.
+
+        Raises:
+            ValueError: All weights are 0.
+        """
+        self._made = functools.partial(
+            RouteOrder,
+            places,
+            strategy,
+            seed=seed,
+            by_conversation=by_conversation,
+            is_list=is_list,
+        )
+        self._places = places
+        self._weights = [place.weight for place in places]
+        if strategy == "weighted" and not any(self._weights):
+            msg = f"one weight at least must be above 0, not {self._weights!r}"
+            raise ValueError(msg)
+        has_groups = any(place.group is not None for place in places)
+        self._is_plain = not has_groups and (is_list or not by_conversation)
+        is_fair = strategy == "round_robin"
+        self._shares = [1.0] * len(places) if is_fair else self._weights
+        balances = has_groups and strategy in {"priority", "round_robin"}
+        kind = _Balanced if balances else STRATEGIES[strategy]
+        self.strategy = kind(self._shares, seed)
+        # What the routes are sorted by before their strategy. A route without a tier
+        # comes after all tiers that the list names before it.
+        self._ranks: list[tuple[float, int, int]] = []
+        first_of: dict[Hashable, int] = {}
+        highest = -math.inf
+        for index, (_, tier, group, _) in enumerate(places):
+            if tier is not None:
+                highest = max(highest, tier)
+                self._ranks.append((tier, 0, 0))
+            else:
+                at = index if group is None else first_of.setdefault(group, index)
+                self._ranks.append((highest, 1, at if is_list else 0))
+        self._moved: dict[bytes, tuple[int, float]] = {}
+
+    def order(
+        self, now: float, is_open: Callable[[int], bool], conversation: bytes | None
+    ) -> list[int]:
+        """All routes in the order in which this call asks them."""
+        order = self._home(now, is_open, conversation)
+        if conversation is not None and self._moved:
+            route, until = self._moved.get(conversation, (order[0], math.inf))
+            if now < until:
+                order.remove(route)
+                order.insert(0, route)
+        return order
+
+    def served(self, conversation: bytes, route: int, now: float) -> None:
+        """Remember the route of a conversation that is not on its first one."""
+        home = self._home(now, lambda _: False, conversation)[0]
+        with self.strategy.lock:
+            self._moved.pop(conversation, None)
+            if route != home:
+                self._moved[conversation] = (route, now + _MOVED_FOR)
+            if len(self._moved) > _MOST_MOVED:
+                del self._moved[next(iter(self._moved))]
+
+    def _home(
+        self, now: float, is_open: Callable[[int], bool], conversation: bytes | None
+    ) -> list[int]:
+        if self._is_plain:
+            return self.strategy.order(now)
+        if conversation is not None:
+            names = [place.name for place in self._places]
+            order = rendezvous(conversation, names, self._weights)
+        else:
+            order = self.strategy.order(now)
+        ranks = self._ranks
+        order.sort(key=ranks.__getitem__)
+        if conversation is None and isinstance(self.strategy, _Balanced):
+            able = [r for r in order if self._shares[r] and not is_open(r)]
+            first = [r for r in able if ranks[r] == ranks[able[0]]]
+            if len(first) > 1:
+                leader = self.strategy.lead(first)
+                # Before its alternatives, of which the first may be held.
+                at = next(p for p, r in enumerate(order) if ranks[r] == ranks[leader])
+                order.remove(leader)
+                order.insert(at, leader)
+        # Each route is followed by its alternatives.
+        first_of: dict[Hashable, int] = {}
+        at_of: dict[int, int] = {}
+        for at, route in enumerate(order):
+            group = self._places[route].group
+            at_of[route] = at if group is None else first_of.setdefault(group, at)
+        return sorted(order, key=at_of.__getitem__)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The arguments it was made with: another process starts afresh."""
+        return self._made, ()
+
+
+def rendezvous(key: bytes, names: Sequence[str], weights: Sequence[float]) -> list[int]:
+    """The routes in an order that is the same for a key in every process.
+
+    Weighted rendezvous hashing (Schindelhauer and Schomaker, "Weighted distributed hash
+    tables", 2005): a route leads for a share of the keys that is its weight's. A
+    weight that is raised only moves keys to that route. Weight 0 comes after all.
+    """
+    scores = []
+    for name, weight in zip(names, weights, strict=True):
+        digest = blake2b(name.encode(), key=key, digest_size=8).digest()
+        chance = (int.from_bytes(digest) + 0.5) / 2**64
+        scores.append((not weight, -math.log(chance) / (weight or 1.0)))
+    return sorted(range(len(names)), key=scores.__getitem__)
