@@ -98,16 +98,21 @@ def test_a_bad_request_may_be_right_on_another_route(
 
 @both_ways
 def test_when_nobody_can_answer_the_first_route_speaks(pair: Pair) -> None:
-    """The first route's error leads, and has the others with it."""
+    """The first route's error leads, and has the others with it, also a bug."""
     pair.primary.always(Status(429))
     pair.backup.always(Status(503))
+    first, second = (
+        pair.model(g, n) for g, n in ((pair.primary, "first"), (pair.backup, "second"))
+    )
+    router = pair.router(routes=[first, second, Raising(error=TypeError("a bug"))])
 
     with pytest.raises(RateLimitError) as caught:
-        pair.ask(pair.router(), "hi")
+        pair.ask(router, "hi")
 
     error = caught.value
-    assert (error.route, error.attempts, error.is_retryable) == ("first", 6, False)
-    assert {type(other) for other in error.others} == {RateLimitError, UnavailableError}
+    assert (error.route, error.attempts, error.is_retryable) == ("first", 7, False)
+    kinds = [type(other) for other in error.others]
+    assert kinds == [RateLimitError] * 2 + [UnavailableError] * 3 + [UnknownError]
     notes = "\n".join(error.__notes__)
     assert "no route left" in notes
     assert "second: UnavailableError" in notes
@@ -147,13 +152,9 @@ class Raising(FakeListChatModel):
 @pytest.mark.parametrize(
     "error",
     [
-        RuntimeError("a token provider failed"),
         ValueError("a wrong value"),
         KeyError("choices"),
-        TypeError("unexpected keyword argument 'seed'"),
-        AttributeError("'NoneType' object has no attribute 'get'"),
         OSError("no such file"),
-        ImportError("pip install somepackage"),
         NotImplementedError("no tools"),
         AssertionError("never"),
         StopIteration("a fake model without answers"),
@@ -183,18 +184,6 @@ def test_any_other_error_of_a_route_is_followed_by_the_next(
     assert isinstance(caught.value.others[-1], UnavailableError)
 
 
-@both_ways
-def test_a_later_routes_bug_hides_no_providers_failure(pair: Pair) -> None:
-    """The first route's failure leads, whatever the others raise."""
-    pair.primary.always(Status(503))
-    routes = [pair.model(pair.primary, "first"), Raising(error=TypeError("a bug"))]
-
-    with pytest.raises(UnavailableError) as caught:
-        pair.ask(pair.router(routes=routes), "hi")
-
-    assert [type(other) for other in caught.value.others][-1] is UnknownError
-
-
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)], ids=repr)
 @both_ways
 def test_what_ends_the_program_passes(way: str, error: BaseException) -> None:
@@ -211,20 +200,18 @@ def test_an_error_of_the_callers_callback_passes(pair: Pair) -> None:
     """A handler that raises is the caller's own, and another route no cure."""
 
     class Broken(BaseCallbackHandler):
-        raise_error = True
-        run_inline = True
+        raise_error = run_inline = True
 
         def on_llm_new_token(self, *_: Any, **__: Any) -> None:
-            msg = "the caller's own"
-            raise LookupError(msg)
+            raise LookupError
 
         def on_chat_model_start(self, *_: Any, **__: Any) -> None:
             if pair.way == "invoke":
-                self.on_llm_new_token()
+                raise LookupError
 
-    with pytest.raises(LookupError, match="the caller's own"):
+    with pytest.raises(LookupError):
         pair.ask(pair.router(), "hi", {"callbacks": [Broken()]})
-    assert len(pair.backup.requests) == 0
+    assert not pair.backup.requests
 
 
 # --- streams ---
@@ -500,39 +487,33 @@ def test_bound_copies_share_what_is_remembered(pair: Pair) -> None:
     """A router with tools bound knows of the outage that the bare one met."""
     pair.primary.always(Status(503))
     router = pair.router(breaker_settings={"failure_threshold": 1})
-    pair.twin.invoke(router, "hi")
 
-    bound = router.bind_tools([TOOL])
-    pair.twin.invoke(bound, "hi")
-    pair.twin.invoke(copy.copy(router), "hi")
+    for one in (router, router.bind_tools([TOOL]), copy.copy(router)):
+        pair.twin.invoke(one, "hi")
 
     assert pair.asked() == (1, 3)
 
 
-@pytest.mark.parametrize(
-    ("strategy", "weights"),
-    [("round_robin", (1, 1)), ("weighted", (1, 3)), ("least_latency", (1, 1))],
-)
-def test_a_strategy_spreads_the_calls_and_can_be_repeated(
-    pair: Pair, strategy: str, weights: tuple[float, float]
-) -> None:
-    """Both routes get calls, and with the same seed the same ones."""
+class Timed(FakeListChatModel):
+    """A model whose answers take their time, on the test's clock."""
 
-    def served() -> list[str]:
-        routes = [
-            Route(model=pair.model(gateway, name), weight=weight)
-            for gateway, name, weight in zip(
-                (pair.primary, pair.backup), ("first", "second"), weights, strict=True
-            )
-        ]
-        router = pair.router(routes=routes, strategy=strategy, seed=7)
-        answers = [pair.twin.invoke(router, "hi") for _ in range(12)]
-        return [answer.response_metadata["retryrouter"]["route"] for answer in answers]
+    clock: Any
+    seconds: float
 
-    first = served()
-    assert set(first) == {"first", "second"}
-    if strategy != "least_latency":  # which goes by measured times
-        assert served() == first
+    def _call(self, *_: Any, **__: Any) -> str:
+        self.clock.advance(self.seconds)
+        return str(self.seconds)
+
+
+def test_the_fastest_route_is_found_by_its_answers(pair: Pair) -> None:
+    """With "least_latency" each route is tried, and then the faster one is asked."""
+    routes = [Timed(responses=[""], clock=pair.clock, seconds=s) for s in (2, 1)]
+    router = pair.router(routes=routes, strategy="least_latency")
+
+    answers = [pair.twin.invoke(router, "hi").text for _ in range(6)]
+
+    assert sorted(answers[:2]) == ["1.0", "2.0"]
+    assert answers[2:] == ["1.0"] * 4
 
 
 # --- what is seen ---
@@ -567,40 +548,35 @@ def test_usage_is_counted_once_and_for_whoever_served(pair: Pair) -> None:
         assert usage.usage_metadata[name]["total_tokens"] == tokens
     assert len(usage.usage_metadata) == 2
     lines = second.response_metadata["retryrouter"]["attempts"]
-    counted = [line["usage"]["total_tokens"] for line in lines if "usage" in line]
-    assert ["usage" in line for line in lines] == [False, False, False, True]
-    assert counted == [second.usage_metadata["total_tokens"]]
+    counted = [line.get("usage", {}).get("total_tokens") for line in lines]
+    assert counted == [None] * 3 + [second.usage_metadata["total_tokens"]]
 
 
 # --- any chat model ---
 
 
+@both_ways
 def test_models_without_streams_or_ends_are_routes_too(pair: Pair) -> None:
     """Of a model that never tells the end, the end of its iterator is the end."""
-    fake = GenericFakeChatModel(messages=iter([AIMessage("one two")] * 2))
-    listed = FakeListChatModel(responses=["three"])
-
-    streamed = sum_of(pair.twin.stream(pair.router(routes=[fake]), "hi"))
-    whole = pair.twin.invoke(pair.router(routes=[listed]), "hi")
-
-    assert streamed.content == "one two"
-    assert whole.content == "three"
-    assert told(streamed) == [("GenericFakeChatModel", "ok")]
+    endless = GenericFakeChatModel(messages=iter([AIMessage("one two")]))
+    for model in (endless, FakeListChatModel(responses=["one two"])):
+        answer = pair.ask(pair.router(routes=[model]), "hi")
+        assert answer.content == "one two"
+        assert told(answer) == [(type(model).__name__, "ok")]
 
 
+@both_ways
 def test_a_gptrouter_is_a_route(pair: Pair) -> None:
-    """Its own ledger is kept inside the line of the attempt that asked it."""
+    """Its own attempt log is kept inside the line of the attempt that asked it."""
     with FaultyGateway() as gateway:
         gateway.script(Status(503))
         inner = gpt_router(gateway, "gpt-4", max_retries=0)
-        router = pair.router(routes=[inner, FakeListChatModel(responses=["no"])])
-        for answer in (
-            pair.twin.invoke(router, "hi"),
-            sum_of(pair.twin.stream(router, "hi")),
-        ):
-            assert answer.content == STUB_TEXT
-            line = answer.response_metadata["retryrouter"]["attempts"][-1]
-            assert [one["outcome"] for one in line["inside"]["attempts"]] == ["ok"]
+        routes = [inner, FakeListChatModel(responses=["no"])]
+        answer = pair.ask(pair.router(routes=routes), "hi")
+    assert answer.content == STUB_TEXT
+    failed, line = answer.response_metadata["retryrouter"]["attempts"]
+    assert failed["outcome"] == "unavailable"
+    assert [one["outcome"] for one in line["inside"]["attempts"]] == ["ok"]
 
 
 def test_options_that_are_bound_to_a_model_stay_with_it(pair: Pair) -> None:
@@ -688,7 +664,7 @@ def test_what_cannot_be_routed_is_refused(pair: Pair, row: str) -> None:
 
 
 class Closable(FakeListChatModel):
-    """A model with something to close, in both ways or in one."""
+    """A model that notes what closes it."""
 
     responses: list[str] = Field(default_factory=lambda: ["a"])
     closed: list[str] = Field(default_factory=list)
@@ -706,15 +682,8 @@ class AsyncClosable(Closable):
 
 def test_closing_a_router_closes_its_models(pair: Pair) -> None:
     """`close`, `aclose`, `with` and `async with` call what the models offer."""
-    closed: list[str] = []
-    models = [
-        FakeListChatModel(responses=["a"]),
-        Closable(closed=closed),
-        AsyncClosable(closed=closed),
-    ]
+    models = [FakeListChatModel(responses=["a"]), Closable(), AsyncClosable()]
     router = pair.router(routes=models)
-    closed = router.routes[1].model.closed  # type: ignore[attr-defined]
-    router.routes[2].model.closed = closed  # type: ignore[attr-defined]
 
     async def close() -> None:
         async with router as entered:
@@ -724,20 +693,17 @@ def test_closing_a_router_closes_its_models(pair: Pair) -> None:
     with router as entered:
         assert entered is router
     router.close()
-    assert closed == ["close"] * 4
-    closed.clear()
     asyncio.run(close())
-    assert closed == ["close", "aclose"] * 2
+    closed = [vars(route.model).get("closed") for route in router.routes]
+    assert closed == [None, ["close"] * 4, ["close"] * 2 + ["aclose"] * 2]
 
 
 def test_no_route_is_dearer_than_it_may_be(pair: Pair) -> None:
     """With `max_price` a dear route is refused at once, not found on the bill."""
     fake = FakeListChatModel(responses=["a"])
-    cheap, dear = (
-        Route(model=fake, name=f"for-{price}", output_price=price) for price in (1, 60)
-    )
+    cheap, dear = (Route(model=fake, name=f"{p}", output_price=p) for p in (1, 60))
     assert pair.router(routes=[cheap], max_price=10).max_price == 10
-    with pytest.raises(ValidationError, match="'for-60' has an output_price of 60"):
+    with pytest.raises(ValidationError, match="'60' has an output_price of 60"):
         pair.router(routes=[cheap, dear], max_price=10)
 
 

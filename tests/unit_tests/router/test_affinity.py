@@ -3,15 +3,16 @@
 import asyncio
 import contextlib
 import copy
+import itertools
 import json
 import pickle
 import subprocess
 import sys
 import warnings
 from collections import Counter
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Self, cast
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -23,21 +24,40 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 from langchain_retryrouter import RetryPolicy, RetryRouter, Route
 from langchain_retryrouter._router.preflight import conversation_of
-from langchain_retryrouter._router.strategies import rendezvous
-from langchain_retryrouter.testing import (
-    Answer,
-    FakeClock,
-    FaultyGateway,
-    Silence,
-    Stall,
-    Status,
-)
+from langchain_retryrouter.testing import FakeClock
 
 from .attempts import WAYS, Way
-from .test_pools import gpt_router
 
 CONVERSATIONS = 1_000
+EQUAL = {"a": 1.0, "b": 1.0, "c": 1.0}
 every_way = pytest.mark.parametrize("way", WAYS, ids=str)
+
+
+class Place(FakeListChatModel):
+    """A model that answers with its name, or is down, or falls silent."""
+
+    is_down: bool = False
+    silent_after: int | None = None  # Tokens of an async stream.
+
+    def _call(self, *args: Any, **kwargs: Any) -> str:
+        if self.is_down:
+            raise ConnectionError
+        return super()._call(*args, **kwargs)
+
+    def _stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        if self.is_down:
+            raise ConnectionError
+        yield from super()._stream(*args, **kwargs)
+
+    async def _astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        if self.is_down:
+            raise ConnectionError
+        for number in itertools.count():
+            if number == self.silent_after:
+                await asyncio.Event().wait()
+            async for chunk in super()._astream(*args, **kwargs):
+                yield chunk
+            return
 
 
 def thread(number: Any) -> RunnableConfig:
@@ -48,11 +68,16 @@ def router_of(
     weights: dict[str, float], *, strategy: Any = "weighted", **fields: Any
 ) -> RetryRouter:
     routes = [
-        Route(model=FakeListChatModel(responses=[name]), name=name, weight=weight)
+        Route(model=Place(responses=[name]), name=name, weight=weight)
         for name, weight in weights.items()
     ]
+    settings: dict[str, Any] = {
+        "retry_policy": RetryPolicy(max_retries=0),
+        "clock": FakeClock(),
+        **fields,
+    }
     return RetryRouter(
-        routes=routes, strategy=strategy, affinity="conversation", **fields
+        routes=routes, strategy=strategy, affinity="conversation", **settings
     )
 
 
@@ -81,14 +106,7 @@ def ask(way: Way, router: Any, given: Any, config: RunnableConfig | None) -> str
 
 
 @pytest.mark.parametrize(
-    "weights",
-    [
-        {"a": 1, "b": 1},
-        {"a": 1, "b": 1, "c": 1},
-        {"a": 7, "b": 2, "c": 1},
-        {"stable": 95, "canary": 5},
-    ],
-    ids=str,
+    "weights", [EQUAL, {"a": 7, "b": 2, "c": 1}, {"stable": 95, "canary": 5}], ids=str
 )
 def test_conversations_are_balanced_by_weight(weights: dict[str, float]) -> None:
     """Of 1,000 conversations each route gets its share within 5 percentage points."""
@@ -98,18 +116,11 @@ def test_conversations_are_balanced_by_weight(weights: dict[str, float]) -> None
         assert abs(led[name] / CONVERSATIONS - weight / total) <= 0.05
 
 
-@pytest.mark.parametrize("strategy", ["weighted", "round_robin"])
-def test_all_turns_of_a_conversation_stay(strategy: Any) -> None:
-    """The second turn of each conversation is on the route of its first."""
-    router = router_of({"a": 1, "b": 1, "c": 1}, strategy=strategy)
-    assert pins(router, 200) == pins(router, 200)
-
-
 def test_raising_a_canary_moves_conversations_only_to_it() -> None:
     """The conversations of a canary are the same each time, and only get more."""
-    few = pins(router_of({"a": 60, "b": 40, "canary": 5}))
-    more = pins(router_of({"a": 60, "b": 40, "canary": 20}))
-    none = pins(router_of({"a": 60, "b": 40, "canary": 0}))
+    none, few, more = (
+        pins(router_of({"a": 60, "b": 40, "canary": weight})) for weight in (0, 5, 20)
+    )
     for before, after in ((none, few), (few, more)):
         moved = {new for old, new in zip(before, after, strict=True) if old != new}
         assert moved == {"canary"}
@@ -119,8 +130,7 @@ def test_raising_a_canary_moves_conversations_only_to_it() -> None:
 
 def test_a_route_that_is_added_or_left_out_moves_only_its_own() -> None:
     """Other conversations keep their prompt caches when the list changes."""
-    three = pins(router_of({"a": 1, "b": 1, "c": 1}))
-    two = pins(router_of({"c": 1, "a": 1}))
+    three, two = pins(router_of(EQUAL)), pins(router_of({"c": 1, "a": 1}))
     for before, after in zip(three, two, strict=True):
         assert before in {after, "b"}
 
@@ -164,7 +174,7 @@ def test_processes_agree_without_a_store() -> None:
 @pytest.mark.parametrize("around", ["nothing", "a chain", "bound options"])
 def test_the_thread_id_counts_whatever_is_said(way: Way, around: str) -> None:
     """Turns are of one conversation if the config of what is around them says so."""
-    router = router_of({"a": 1, "b": 1, "c": 1})
+    router = router_of(EQUAL)
     chain: Any = RunnableLambda(lambda text: [HumanMessage(text)]) | router
     for n, name in enumerate(pins(router, 20)):
         asked: Any = chain if around == "a chain" else router
@@ -176,7 +186,7 @@ def test_the_thread_id_counts_whatever_is_said(way: Way, around: str) -> None:
 
 def test_an_agents_turns_stay() -> None:
     """LangGraph keeps the thread id in the config around the node that asks."""
-    router = router_of({"a": 1, "b": 1, "c": 1})
+    router = router_of(EQUAL)
     agent: Any = create_agent(router, checkpointer=InMemorySaver())
     for n, name in enumerate(pins(router, 6)):
         given = {"messages": [HumanMessage(f"message {n * 7}")]}
@@ -189,7 +199,7 @@ def test_an_agents_turns_stay() -> None:
 
 def test_a_thread_id_reaches_streams_of_events() -> None:
     """In both versions of LangChain's protocol, sync and async."""
-    router = router_of({"a": 1, "b": 1, "c": 1})
+    router = router_of(EQUAL)
 
     async def listen(number: int) -> list[str]:
         stream = await router.astream_events("x", thread(number), version="v3")
@@ -204,10 +214,10 @@ def test_a_thread_id_reaches_streams_of_events() -> None:
         assert [stream.output.text, *told] == [name] * 3
 
 
-@pytest.mark.parametrize("name", ["thread_id", "session_id", "conversation_id"])
+@pytest.mark.parametrize("name", ["session_id", "conversation_id"])
 def test_other_names_of_a_thread_count(name: str) -> None:
     """`RunnableWithMessageHistory` calls it a session."""
-    router = router_of({"a": 1, "b": 1, "c": 1})
+    router = router_of(EQUAL)
     configs: list[Any] = [{"configurable": {name: f"thread-{n}"}} for n in range(30)]
     assert [router.invoke("x", c).text for c in configs] == pins(router, 30)
 
@@ -216,10 +226,10 @@ def test_other_names_of_a_thread_count(name: str) -> None:
 @every_way
 def test_a_thread_id_may_be_anything(way: Way, value: Any) -> None:
     """Where it is no id, a call is answered all the same, and turns stay."""
-    router = router_of({"a": 1, "b": 1, "c": 1})
-    named = {"session_id": value}
-    for config in ({"configurable": named}, {"metadata": named}):
-        assert len({ask(way, router, "x", cast("Any", config)) for _ in range(3)}) == 1
+    router = router_of(EQUAL)
+    for key in ("configurable", "metadata"):
+        config: Any = {key: {"session_id": value}}
+        assert len({ask(way, router, "x", config) for _ in range(3)}) == 1
 
 
 def turns(*first: BaseMessage) -> list[list[BaseMessage]]:
@@ -260,13 +270,12 @@ def test_the_beginning_of_a_conversation_is_the_same_in_all_turns(
 
 def test_other_beginnings_are_other_conversations() -> None:
     """The system message counts, and so do images."""
-    other = {**IMAGE, "base64": "bbbb"}
     begun: list[list[BaseMessage]] = [
         [HumanMessage("Hello")],
         [HumanMessage("Hi")],
         [SystemMessage("Be brief."), HumanMessage("Hello")],
         [HumanMessage([TEXT, IMAGE])],
-        [HumanMessage([TEXT, other])],
+        [HumanMessage([TEXT, {**IMAGE, "base64": "bbbb"}])],
         [],
     ]
     assert len({conversation_of(one, None) for one in begun}) == len(begun)
@@ -276,176 +285,113 @@ def test_other_beginnings_are_other_conversations() -> None:
 
 
 class Service:
-    """Two providers, of which either may be down."""
+    """A router over two places, and a conversation that begins at the first one."""
 
-    def __init__(self, clock: FakeClock) -> None:
+    def __init__(self, clock: FakeClock | None) -> None:
         self.clock = clock
-        self.gateways = {"a": FaultyGateway(), "b": FaultyGateway()}
+        self.router = router_of({"a": 1, "b": 1}, clock=clock)
+        self.first, self.second = (route.model for route in self.router.routes)
+        routes = enumerate(pins(self.router, 50))
+        self.moved, self.new = [n for n, name in routes if name == "a"][:2]
 
-    def __enter__(self) -> Self:
-        routes = []
-        for name, gateway in self.gateways.items():
-            gateway.start()
-            model = gpt_router(api_key="k", base_url=gateway.url, max_retries=0)
-            routes.append(Route(model=model, name=name))
-        self.router = RetryRouter(
-            routes=routes,
-            strategy="weighted",
-            affinity="conversation",
-            clock=self.clock,
-            retry_policy=RetryPolicy(max_retries=0),
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.router.close()
-        for gateway in self.gateways.values():
-            gateway.stop()
-
-    def ask(self, number: int, *, is_stream: bool = False) -> str:
-        if is_stream:
-            answer: Any = list(self.router.stream("hi", thread(number)))[-1]
-        else:
-            answer = self.router.invoke("hi", thread(number))
-        return str(answer.response_metadata["retryrouter"]["route"])
-
-    def home(self, name: str, after: int = 0) -> int:
-        """A conversation whose first route is this one."""
-        return next(
-            n
-            for n in range(after, 1_000)
-            if rendezvous(
-                conversation_of([], {"thread_id": f"thread-{n}"}), ["a", "b"], [1, 1]
-            )[0]
-            == (0 if name == "a" else 1)
-        )
+    def ask(self, number: int | None = None) -> str:
+        return self.router.invoke("hi", thread(number or self.moved)).text
 
 
-def test_a_conversation_that_moved_stays_and_a_new_one_goes_home() -> None:
+@pytest.fixture
+def service() -> Any:
+    """A service whose first place is down; any attribute may be set."""
+    service = Service(FakeClock())
+    vars(service.first)["is_down"] = True
+    return service
+
+
+def test_a_conversation_that_moved_stays_and_a_new_one_goes_home(service: Any) -> None:
     """The failing call moves it; its prompt is cached there, and goes cold elsewhere.
 
     It moves back when it has been silent for an hour, or when its new route fails.
     """
-    clock = FakeClock()
-    with Service(clock) as service:
-        moved, new = service.home("a"), service.home("a", 500)
-        service.gateways["a"].always(Status(503))
-        assert service.ask(moved) == "b"
-        service.gateways["a"].always(Answer())
-        clock.advance(60)
-        assert service.ask(moved) == "b"
-        assert service.ask(new) == "a"
-        clock.advance(3_000)
-        assert service.ask(moved) == "b"
-        clock.advance(3_000)
-        assert service.ask(moved) == "b"
-        clock.advance(3_601)
-        assert service.ask(moved) == "a"
+    assert service.ask() == "b"
+    service.first.is_down = False
+    assert service.ask(service.new) == "a"
+    for seconds, route in ((60, "b"), (3_000, "b"), (3_000, "b"), (3_601, "a")):
+        service.clock.advance(seconds)
+        assert service.ask() == route
+
+    service.first.is_down = True
+    assert [chunk.text for chunk in service.router.stream("hi", thread(service.moved))]
+    service.first.is_down = False
+    assert service.ask() == "b"
+    service.second.is_down = True
+    assert [service.ask() for _ in range(2)] == ["a", "a"]
 
 
 @pytest.mark.parametrize("leave", ["close", "aclose", "cancel"])
-def test_a_stream_that_its_caller_leaves_moves_its_conversation(leave: str) -> None:
+def test_a_stream_that_its_caller_leaves_moves_its_conversation(
+    service: Any, leave: str
+) -> None:
     """The route had begun to answer after the failover: it has the prompt cached."""
-    with Service(FakeClock()) as service:
-        moved = service.home("a")
-        service.gateways["a"].always(Status(503))
-        service.gateways["b"].script(Stall(after=1, seconds=30))
+    service.second.silent_after = 1
 
-        async def begin(begun: asyncio.Event) -> None:
-            chunks = cast(
-                "AsyncGenerator[Any]", service.router.astream("hi", thread(moved))
-            )
-            async for _ in chunks:
-                begun.set()
-                if leave == "aclose":
-                    break
-            await chunks.aclose()
+    async def begin(begun: asyncio.Event) -> None:
+        chunks = service.router.astream("hi", thread(service.moved))
+        async for _ in chunks:
+            begun.set()
+            if leave == "aclose":
+                break
+        await chunks.aclose()
 
-        async def abegin() -> None:
-            begun = asyncio.Event()
-            task = asyncio.create_task(begin(begun))
-            if leave == "cancel":
-                await begun.wait()
-                task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-
-        if leave == "close":
-            sync = cast("Generator[Any]", service.router.stream("hi", thread(moved)))
-            next(sync)
-            sync.close()
-        else:
-            asyncio.run(abegin())
-        service.gateways["a"].always(Answer())
-        assert service.ask(moved) == "b"
-
-
-def test_a_stream_that_is_left_before_its_first_token_moves_nothing() -> None:
-    """Whether the route would have answered is not known."""
-    with Service(FakeClock()) as service:
-        moved = service.home("a")
-        service.gateways["a"].script(Status(503))
-        service.gateways["b"].always(Silence())
-
-        async def cancelled() -> None:
-            chunks = service.router.astream("hi", thread(moved))
-            task = asyncio.ensure_future(anext(chunks))
-            await service.gateways["b"].await_for(lambda one: bool(one.requests))
+    async def abegin() -> None:
+        begun = asyncio.Event()
+        task = asyncio.create_task(begin(begun))
+        if leave == "cancel":
+            await begun.wait()
             task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
-        asyncio.run(cancelled())
-        service.gateways["b"].always(Answer())
-        assert service.ask(moved) == "a"
+    if leave == "close":
+        chunks = service.router.stream("hi", thread(service.moved))
+        next(chunks)
+        chunks.close()
+    else:
+        asyncio.run(abegin())
+    service.first.is_down = False
+    assert service.ask() == "b"
 
 
-def test_a_conversation_whose_new_route_fails_goes_home() -> None:
-    """Where it began is where it is expected by all processes."""
-    clock = FakeClock()
-    with Service(clock) as service:
-        moved = service.home("a")
-        service.gateways["a"].always(Status(503))
-        assert service.ask(moved, is_stream=True) == "b"
-        service.gateways["a"].always(Answer())
-        assert service.ask(moved, is_stream=True) == "b"
-        service.gateways["b"].always(Status(503))
-        clock.advance(60)
-        assert [service.ask(moved) for _ in range(2)] == ["a", "a"]
+def test_a_stream_that_is_left_before_its_first_token_moves_nothing(
+    service: Any,
+) -> None:
+    """Whether the route would have answered is not known."""
+    service.second.silent_after = 0
+
+    async def leave() -> None:
+        chunks = service.router.astream("hi", thread(service.moved))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(chunks), 0.1)
+
+    asyncio.run(leave())
+    assert service.router.health()["routes"][0]["failed"] == 1
+    service.first.is_down = False
+    assert service.ask() == "a"
 
 
 def test_only_the_conversations_of_a_sick_route_move() -> None:
     """A simulated outage over 1,000 conversations: the others do not notice it."""
-    weights = {"a": 1.0, "b": 1.0, "c": 1.0}
-    before = pins(router_of(weights))
-    broken = Route(model=Broken(responses=["x"]), name="a")
-    routes = [broken, *router_of(weights).routes[1:]]
-    during = pins(
-        RetryRouter(
-            routes=routes,
-            strategy="weighted",
-            affinity="conversation",
-            clock=FakeClock(),
-        )
-    )
+    router = router_of(EQUAL)
+    before = pins(router)
+    vars(router.routes[0].model)["is_down"] = True
+    during = pins(router)
     for old, new in zip(before, during, strict=True):
         assert old in {new, "a"}
     led = Counter(new for old, new in zip(before, during, strict=True) if old == "a")
     assert abs(led["b"] - led["c"]) <= 0.2 * led.total()
 
 
-class Broken(FakeListChatModel):
-    """A model that is down."""
-
-    def _call(self, *args: Any, **kwargs: Any) -> str:
-        del args, kwargs
-        raise ConnectionError
-
-
 def test_the_memory_of_moved_conversations_is_bounded() -> None:
     """A long outage does not fill the memory of a process."""
-    router = router_of({"a": 1, "b": 1}, clock=FakeClock())
-    order = router._memory.order  # noqa: SLF001 - nothing public tells its size
+    order = router_of({"a": 1, "b": 1})._memory.order  # noqa: SLF001 - not public
     for n in range(30_000):
         order.served(str(n).encode(), n % 2, 0.0)
     assert len(order._moved) == 10_000  # noqa: SLF001
@@ -453,40 +399,41 @@ def test_the_memory_of_moved_conversations_is_bounded() -> None:
 
 def test_copies_remember_together_and_other_processes_begin_anew() -> None:
     """Bound copies of a router are one caller; a pickle is another process."""
-    router = router_of({"a": 1, "b": 1})
-    order = router._memory.order  # noqa: SLF001 - not public
-    order.served(b"x", 1 - order.order(0, lambda _: False, b"x")[0], 0.0)
-    assert copy.deepcopy(order) is copy.copy(order) is order
-    fresh = pickle.loads(pickle.dumps(order))
-    assert fresh.order(0, lambda _: False, b"x") != order.order(
-        0, lambda _: False, b"x"
-    )
+    service: Any = Service(None)
+    service.first.is_down = True
+    assert service.ask() == "b"
+    service.first.is_down = False
+    travelled = pickle.loads(pickle.dumps(service.router))
+    for router, route in ((copy.deepcopy(service.router), "b"), (travelled, "a")):
+        assert router.invoke("hi", thread(service.moved)).text == route
 
 
 # --- choices ------------------------------------------------------------------------
 
 
-def test_priority_stays_the_order_of_the_list() -> None:
-    """A backup that is only listed gets no conversations while the first is well."""
-    routes = [FakeListChatModel(responses=[name]) for name in "ab"]
-    router = RetryRouter(routes=routes, affinity="conversation")
-    assert set(pins(router, 50)) == {"a"}
-
-
 @pytest.mark.parametrize(
-    "fields",
-    [[{"weight": 1}] * 2, [{"tier": 0}, {"tier": 0}, {"tier": 1}]],
-    ids=["weights", "tiers"],
+    ("routes", "fields", "served"),
+    [
+        # A backup that is only listed gets none while the first is well.
+        ([{}, {}], {}, {"a"}),
+        # A weight alone is meant; keys of a tier have their own, the next tier none.
+        ([{"weight": 1}] * 2, {}, {"a", "b"}),
+        ([{"tier": 0}, {"tier": 0}, {"tier": 1}], {}, {"a", "b"}),
+        ([{}, {}], {"strategy": "round_robin"}, {"a", "b"}),
+    ],
+    ids=["list", "weights", "tiers", "turns"],
 )
-def test_weights_and_tiers_spread_conversations(fields: list[Any]) -> None:
-    """A weight alone is meant; keys of a tier have their own, the next tier none."""
-    routes = [
-        Route(model=FakeListChatModel(responses=[name]), name=name, **given)
-        for name, given in zip("abc", fields, strict=False)
+def test_what_a_router_says_of_its_routes_spreads_conversations(
+    routes: list[Any], fields: dict[str, Any], served: set[str]
+) -> None:
+    """The list's order stays unless weights, tiers or a strategy ask for more."""
+    given = [
+        Route(model=FakeListChatModel(responses=[name]), name=name, **own)
+        for name, own in zip("abc", routes, strict=False)
     ]
-    router = RetryRouter(routes=routes, affinity="conversation")
+    router = RetryRouter(routes=given, affinity="conversation", **fields)
     led = pins(router, 100)
-    assert set(led) == {"a", "b"}
+    assert set(led) == served
     assert led == pins(router, 100)
 
 
