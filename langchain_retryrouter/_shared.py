@@ -7,29 +7,31 @@ operation runs on it at a time. Times are milliseconds on the store's clock, `no
 
 How to share something over a store, which the class `Shareable` prepares:
 
-* `store.watch(operation, name, watcher)` once. Each second, and when a store that was
-  away is back, the store calls `watcher.refresh()`, which submits what it has to ask
-  or to say. What other processes announce goes to `watcher.learned`. The store keeps a
-  weak reference only.
+* `store.watch(shareable)` once. Each second, and when a store that was away is back,
+  the store calls `shareable.refresh()`, which submits what it has to ask or to say.
+  What other processes announce goes to `shareable.learned`. The store keeps a weak
+  reference only.
 * `store.submit(operation, name, args, on_reply)` at any time, from any thread or event
   loop, and not with a lock held that `on_reply` or `learned` takes. It returns at once.
   False: the store is away, nothing will follow, the local state decides. True:
   `on_reply` is called once, with the reply, or with None if it failed; by a
   `MemoryStore` before `submit` returns, else in the store's thread.
 * `store.wake()` before each use, since a fork or `close()` stops the store's threads;
-  a `MemoryStore` has none, and asks its watchers then.
+  a `MemoryStore` has none, and asks what it watches then.
 
-A reply is a list of numbers and strings; if its first item is 1 all watchers of this
-name, in all processes, get it as well. A record is kept for an hour after its last
-change, and after any time in a field whose name ends in `_until`. The body of a Lua
-function sees `r` (the record), `now`, and `a` (the arguments); in Lua and in Python it
-changes `r` in place, and returns the reply. `Operation.name` is the kind of the record.
+A reply is a list of numbers and strings; if its first item is 1 all that is shared
+under this name, in all processes, gets it as well. A record is kept for an hour after
+its last change, and after any time in a field whose name ends in `_until`. The body of
+a Lua function sees `r` (the record), `now`, `a` (the arguments), and the functions of
+`LUA_COMMON`; in Lua and in Python it changes `r` in place, and returns the reply. A
+field that becomes nil or None is deleted. `Operation.name` is the kind of the record.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import os
 import secrets
 import socket
@@ -50,15 +52,12 @@ class Operation(NamedTuple):
     lua: str
     apply: Callable[[Record, int, list[Any]], Reply]
 
-
-class Watcher(Protocol):
-    """Something that is shared under a name."""
-
-    def refresh(self) -> None:
-        """Submit what is to be asked or said; called each second."""
-
-    def learned(self, reply: Reply) -> None:
-        """Take note of what another process, or this one, announced."""
+    def run(self, record: Record, now: int, args: list[Any]) -> Reply:
+        """Change a record as the script in Lua does; the reply."""
+        reply = self.apply(record, now, args)
+        for field in [field for field in record if record[field] is None]:
+            del record[field]
+        return reply
 
 
 class Store(Protocol):
@@ -87,11 +86,16 @@ class Store(Protocol):
     ) -> bool:
         """Run an operation in the background; False if the store is away."""
 
-    def watch(self, operation: Operation, name: str, watcher: Watcher) -> None:
-        """Keep `watcher` informed of the record."""
+    def watch(self, shareable: Shareable) -> None:
+        """Keep it informed of its record."""
 
     def close(self) -> None:
         """Close the connections; a store that is used again opens new ones."""
+
+
+def is_store(value: Any) -> bool:
+    """Whether this is a `Store`."""
+    return hasattr(value, "submit") and hasattr(value, "watch")
 
 
 def name_hash(*parts: object) -> str:
@@ -102,6 +106,27 @@ def name_hash(*parts: object) -> str:
 def process_name() -> str:
     """A name for this process that no other has, also after a fork."""
     return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+
+
+_numbers: Final = itertools.count()
+_forkable: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
+
+
+def watch_forks(one: Any) -> None:
+    """Have `one.forked()` called in each child of a fork, as long as it is alive.
+
+    It makes new locks, and forgets what the parent has under way.
+    """
+    _forkable.add(one)
+
+
+def _forked() -> None:
+    for one in list(_forkable):
+        one.forked()
+
+
+if hasattr(os, "register_at_fork"):  # Not on Windows.
+    os.register_at_fork(after_in_child=_forked)
 
 
 class OneForAll:
@@ -147,7 +172,7 @@ class Shareable(OneForAll):
         """
         if store is None:
             return
-        if not (hasattr(store, "submit") and hasattr(store, "watch")):
+        if not is_store(store):
             msg = (
                 "store must be a RedisStore(url) or a MemoryStore() of"
                 f" langchain_retryrouter.stores, not of type {type(store).__name__}"
@@ -172,10 +197,15 @@ class Shareable(OneForAll):
             self.name = self.name or name
             self._store = store
             self._forget_store()
-        store.watch(self._operation, self.name, self)
+        store.watch(self)
 
     def _forget_store(self) -> None:
         """Begin with nothing that the store has said or granted."""
+
+    @property
+    def record(self) -> tuple[str, str]:
+        """The kind and the name of its record."""
+        return self._operation.name, self.name
 
     @property
     def is_shared(self) -> bool:
@@ -205,56 +235,44 @@ class Shareable(OneForAll):
         self._renew()
 
 
-class Forkable(Protocol):
-    """Something that the child of a fork cannot take over as it is."""
-
-    def forked(self) -> None:
-        """This is the child: make new locks, and forget what is under way."""
-
-
-_numbers: Final = itertools.count()
-_forkable: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
-
-
-def watch_forks(one: Forkable) -> None:
-    """Have `one.forked` called in each child, as long as it is alive."""
-    _forkable.add(one)
-
-
-def _forked() -> None:
-    for one in list(_forkable):
-        one.forked()
-
-
-if hasattr(os, "register_at_fork"):  # Not on Windows.
-    os.register_at_fork(after_in_child=_forked)
-
+# --- what operations have in common ---------------------------------------------------
 
 PRESENCE: Final = 30_000
 """Milliseconds after which a process that was not seen does not count any more."""
 
 _MOST_PROCESSES: Final = 64  # Beyond so many, presence is not counted.
 
-# The first lines of each body that counts the processes: `me` is `process#number`.
-_LUA_PRESENCE: Final = """
-local process, members = string.match(me, '^[^#]*'), 0
-for field, seen in pairs(r) do
-  if string.sub(field, 1, 2) == 'p:' then
-    if now - seen > 30000 then r[field] = nil else members = members + 1 end
+LUA_COMMON: Final = """
+local function count(prefix, since)
+  local left = 0
+  for field, at in pairs(r) do
+    if string.sub(field, 1, #prefix) == prefix then
+      if at < since then r[field] = nil else left = left + 1 end
+    end
   end
+  return left
 end
-local seen = r['p:' .. process]
-if not seen and members < 64 then members = members + 1; seen = 0 end
-if seen and now - seen > 10000 then r['p:' .. process] = now end
+local function count_processes(process)
+  local members, seen = count('p:', now - 30000), r['p:' .. process]
+  if not seen and members < 64 then members, seen = members + 1, 0 end
+  if seen and now - seen > 10000 then r['p:' .. process] = now end
+  return members
+end
 """
+
+
+def _count(r: Record, prefix: str, since: float) -> int:
+    """Delete the fields with this prefix and an earlier time; how many are left."""
+    fields = [field for field in r if field.startswith(prefix)]
+    for field in fields:
+        if r[field] < since:
+            del r[field]
+    return sum(field in r for field in fields)
 
 
 def _count_processes(r: Record, now: int, process: str) -> int:
     """Note that a process is there; how many are, 64 at most."""
-    for field in [f for f in r if f.startswith("p:") and now - r[f] > PRESENCE]:
-        del r[field]
-    members = sum(field.startswith("p:") for field in r)
-    seen = r.get(f"p:{process}")
+    members, seen = _count(r, "p:", now - PRESENCE), r.get(f"p:{process}")
     if seen is None and members < _MOST_PROCESSES:
         members, seen = members + 1, 0
     if seen is not None and now - seen > PRESENCE / 3:
@@ -267,26 +285,23 @@ def _count_processes(r: Record, now: int, process: str) -> int:
 # open_until: closed if there is none, half open once it is over. gen: grows with each
 # change between open and closed, also if the store was emptied in between, since it is
 # never below the time. lease_no: fences what a prober says after its lease has ended.
-_LUA_BREAKER: Final = (
-    "local action, me = a[1], a[2]"
-    + _LUA_PRESENCE
-    + """
-local changed, granted = 0, 0
-local function change(open_until, why)
+_LUA_BREAKER: Final = """
+local action, me = a[1], a[2]
+local process = string.match(me, '^[^#]*')
+local members, changed, granted = count_processes(process), 0, 0
+local function change(fields)
   changed = 1
-  r.gen = math.max((r.gen or 0) + 1, now)
-  r.open_until, r.why, r.by = open_until, why, process
-  r.held_until, r.lease_by, r.lease_until, r.probed = nil, nil, nil, nil
-  for field in pairs(r) do
-    if string.sub(field, 1, 2) == 'v:' then r[field] = nil end
-  end
+  r.gen, r.by = math.max((r.gen or 0) + 1, now), process
+  r.open_until, r.held_until, r.why = nil, nil, nil
+  r.lease_by, r.lease_until, r.probed = nil, nil, nil
+  count('v:', math.huge)
+  for field, value in pairs(fields) do r[field] = value end
 end
 if action == 'hold' then
-  if now + a[3] > (r.open_until or 0) + 50 then
-    local probed = r.probed
-    change(now + a[3], a[5])
-    if a[4] == 1 then r.held_until = now + a[3] end
-    if probed then r.probed = 1 end
+  local ends = now + a[3]
+  if ends > (r.open_until or 0) + 50 then
+    local held = a[4] == 1 and ends or nil
+    change({open_until = ends, held_until = held, why = a[5], probed = r.probed})
   end
 elseif action == 'pause' then
   if now + a[3] > (r.pause_until or 0) + 50 then
@@ -294,15 +309,10 @@ elseif action == 'pause' then
   end
 elseif action == 'vote' then
   if not r.open_until then
-    local votes, needed = 0, a[6]
     r['v:' .. a[3]] = now
-    for field, cast in pairs(r) do
-      if string.sub(field, 1, 2) == 'v:' then
-        if now - cast > a[5] then r[field] = nil else votes = votes + 1 end
-      end
-    end
-    if a[7] == 1 then needed = math.min(needed, math.max(members, 1)) end
-    if votes >= needed then change(now + a[4], a[8]) end
+    local votes, needed = count('v:', now - a[5]), a[6]
+    if a[7] == 1 then needed = math.min(needed, members) end
+    if votes >= needed then change({open_until = now + a[4], why = a[8]}) end
   end
 elseif action == 'retract' then
   r['v:' .. a[3]] = nil
@@ -320,6 +330,13 @@ elseif action == 'probe' then
       r.lease_no, r.lease_by, r.lease_until, r.probed = granted, me, now + a[5], 1
     end
   end
+elseif action == 'close' then
+  if r.gen == a[3] and r.open_until then change({}) end
+elseif action == 'restore' then
+  if a[3] > (r.gen or 0) then
+    change({gen = a[3], open_until = now + a[4], why = a[6], probed = 1})
+    r.held_until = a[5] > 0 and now + a[5] or nil
+  end
 elseif r.lease_by == me and r.lease_no == a[3] then
   if action == 'renew' then
     r.lease_until = now + a[4]
@@ -327,20 +344,10 @@ elseif r.lease_by == me and r.lease_no == a[3] then
     r.lease_by, r.lease_until = nil, nil
   elseif action == 'succeeded' then
     r.failed_by = nil
-    change(nil, nil)
+    change({})
   elseif action == 'failed' then
-    change(now + a[4], 'its probe failed')
-    if a[5] > 0 then r.held_until = now + a[5] end
-    r.failed_by, r.probed = process, 1
-  end
-elseif action == 'close' then
-  if r.gen == a[3] and r.open_until then change(nil, nil) end
-elseif action == 'restore' then
-  if a[3] > (r.gen or 0) then
-    r.gen, r.open_until, r.by, r.why = a[3], now + a[4], process, a[6]
-    r.probed = 1
-    if a[5] > 0 then r.held_until = now + a[5] end
-    changed = 1
+    change({open_until = now + a[4], why = 'its probe failed', probed = 1})
+    r.held_until, r.failed_by = a[5] > 0 and now + a[5] or nil, process
   end
 end
 local function left(moment)
@@ -350,7 +357,6 @@ return {changed, r.gen or 0, left(r.open_until), left(r.held_until),
   left(r.pause_until), granted, left(r.lease_until), members,
   r.open_until and r.why or ''}
 """
-)
 
 
 def _breaker(r: Record, now: int, a: list[Any]) -> Reply:
@@ -360,86 +366,76 @@ def _breaker(r: Record, now: int, a: list[Any]) -> Reply:
     changed = granted = 0
     gen, open_until = r.get("gen", 0), r.get("open_until")
 
-    def change(until: int | None, why: str | None) -> None:
+    def change(**fields: Any) -> None:
         nonlocal changed
         changed = 1
-        put(gen=max(gen + 1, now), open_until=until, why=why, by=process)
-        put(held_until=None, lease_by=None, lease_until=None, probed=None)
-        put(**{field: None for field in r if field.startswith("v:")})
-
-    def put(**fields: Any) -> None:
+        r.update(gen=max(gen + 1, now), by=process)
+        r.update(open_until=None, held_until=None, why=None)
+        r.update(lease_by=None, lease_until=None, probed=None)
+        _count(r, "v:", math.inf)
         r.update(fields)
-        for field in [f for f in fields if fields[f] is None]:
-            del r[field]
 
     if action == "hold":
         pause, is_held, why = args
-        if now + pause > r.get("open_until", 0) + 50:
-            probed = r.get("probed")
-            change(now + pause, why)
-            put(held_until=now + pause if is_held else None, probed=probed)
+        ends, probed = now + pause, r.get("probed")
+        if ends > (open_until or 0) + 50:
+            held = ends if is_held else None
+            change(open_until=ends, held_until=held, why=why, probed=probed)
     elif action == "pause":
         if now + args[0] > r.get("pause_until", 0) + 50:
-            put(pause_until=now + args[0], paused_by=process)
+            r.update(pause_until=now + args[0], paused_by=process)
             changed = 1
     elif action == "vote":
-        voter, pause, window, needed, is_felt, why = args
         if open_until is None:
+            voter, pause, window, needed, is_felt, why = args
             r[f"v:{voter}"] = now
-            put(
-                **{
-                    field: None
-                    for field in r
-                    if field.startswith("v:") and now - r[field] > window
-                }
-            )
-            votes = sum(field.startswith("v:") for field in r)
-            if votes >= (min(needed, max(members, 1)) if is_felt else needed):
-                change(now + pause, why)
+            votes = _count(r, "v:", now - window)
+            if votes >= (min(needed, members) if is_felt else needed):
+                change(open_until=now + pause, why=why)
     elif action == "retract":
-        r.pop(f"v:{args[0]}", None)
+        r[f"v:{args[0]}"] = None
     elif action == "probe":
         known, is_early, lease, why = args
         if known > gen:
-            put(gen=known, open_until=now, by=process, why=why)
-        if (open_until := r.get("open_until")) is not None:
+            open_until = now
+            r.update(gen=known, open_until=now, by=process, why=why)
+        if open_until is not None:
             is_free = r.get("lease_until", 0) <= now or r.get("lease_by") == me
             is_due = open_until <= now or (is_early and not r.get("probed"))
-            is_last = (
-                r.get("failed_by") == process
-                and members > 1
-                and now < open_until + 1000
-            )
+            was_last = r.get("failed_by") == process and members > 1
+            is_last = was_last and now < open_until + 1000
             if is_free and is_due and not is_last:
                 granted = r.get("lease_no", 0) + 1
-                put(lease_no=granted, lease_by=me, lease_until=now + lease, probed=1)
+                r.update(lease_no=granted, lease_by=me)
+                r.update(lease_until=now + lease, probed=1)
+    elif action == "close":
+        if gen == args[0] and open_until is not None:
+            change()
+    elif action == "restore":
+        known, pause, held, why = args
+        if known > gen:
+            change(gen=known, open_until=now + pause, why=why, probed=1)
+            r["held_until"] = now + held if held > 0 else None
     elif r.get("lease_by") == me and [r.get("lease_no")] == args[:1]:
         if action == "renew":
             r["lease_until"] = now + args[1]
         elif action == "cancelled":
-            put(lease_by=None, lease_until=None)
+            r.update(lease_by=None, lease_until=None)
         elif action == "succeeded":
-            put(failed_by=None)
-            change(None, None)
+            change(failed_by=None)
         elif action == "failed":
-            change(now + args[1], "its probe failed")
-            put(held_until=now + args[2] if args[2] > 0 else None)
-            put(failed_by=process, probed=1)
-    elif action == "close":
-        if gen == args[0] and open_until is not None:
-            change(None, None)
-    elif action == "restore" and args[0] > gen:
-        put(gen=args[0], open_until=now + args[1], by=process, why=args[3], probed=1)
-        if args[2] > 0:
-            r["held_until"] = now + args[2]
-        changed = 1
+            _, pause, held = args
+            change(open_until=now + pause, why="its probe failed", probed=1)
+            held_until = now + held if held > 0 else None
+            r.update(held_until=held_until, failed_by=process)
 
     def left(field: str) -> int:
-        return max(0, int(r[field]) - now) if field in r else -1
+        moment = r.get(field)
+        return -1 if moment is None else max(0, int(moment) - now)
 
     moments = [left("open_until"), left("held_until"), left("pause_until")]
     lease = left("lease_until")
-    why = r.get("why", "") if "open_until" in r else ""
+    why = "" if r.get("open_until") is None else r.get("why", "")
     return [changed, r.get("gen", 0), *moments, granted, lease, members, why]
 
 
@@ -451,23 +447,19 @@ and lease, the number of the granted lease or 0, processes, why it is open."""
 
 # --- retry budgets --------------------------------------------------------------------
 
-_LUA_BUDGET: Final = (
-    "local me, capacity, delta = a[1], a[2], a[3]"
-    + _LUA_PRESENCE
-    + """
+_LUA_BUDGET: Final = """
+local process, capacity, delta = unpack(a)
 r.capacity = capacity
 r.tokens = math.max(-capacity, math.min(capacity, (r.tokens or capacity) + delta))
-return {delta < 0 and 1 or 0, r.tokens, members}
+return {delta < 0 and 1 or 0, r.tokens, count_processes(process)}
 """
-)
 
 
 def _budget(r: Record, now: int, a: list[Any]) -> Reply:
-    me, capacity, delta = a
-    members = _count_processes(r, now, me.partition("#")[0])
-    tokens = min(capacity, r.get("tokens", capacity) + delta)
-    r.update(capacity=capacity, tokens=max(-capacity, tokens))
-    return [int(delta < 0), r["tokens"], members]
+    process, capacity, delta = a
+    tokens = max(-capacity, min(capacity, r.get("tokens", capacity) + delta))
+    r.update(capacity=capacity, tokens=tokens)
+    return [int(delta < 0), tokens, _count_processes(r, now, process)]
 
 
 BUDGET: Final = Operation("budget", _LUA_BUDGET, _budget)
@@ -487,27 +479,21 @@ _DEEPEST: Final = 60_000  # Milliseconds of the rate that may be owed.
 # left, and the others wait until that is paid for: no large request starves.
 _LUA_LIMIT: Final = """
 local process, most, wanted, needed, busy, kinds = unpack(a)
-local members, hungry, held, gone = 1, 0, 0, {}
-local before, since = 0, r['w:' .. process] or now
-for field, value in pairs(r) do
-  local who = string.sub(field, 3)
-  if string.sub(field, 1, 2) == 'p:' and who ~= process then
-    if now - value > 5000 then gone[who] = 1 else members = members + 1 end
-  end
-end
-for who in pairs(gone) do
-  for _, what in ipairs({'p:', 'w:', 'c:'}) do
-    if r[what .. who] then r[what .. who] = nil end
-  end
-end
+local hungry, before, held, since = 0, 0, 0, r['w:' .. process] or now
+r['p:' .. process] = now
+local members = count('p:', now - 5000)
 for field, value in pairs(r) do
   local what, who = string.sub(field, 1, 2), string.sub(field, 3)
-  if who ~= process then
-    if what == 'w:' and now - (r['p:' .. who] or 0) < 1500 then
+  if (what == 'w:' or what == 'c:') and who ~= process then
+    local seen = r['p:' .. who]
+    if not seen then
+      r[field] = nil
+    elseif what == 'c:' then
+      held = held + value
+    elseif now - seen < 1500 then
       hungry = hungry + 1
       if value < since then before = before + 1 end
     end
-    if what == 'c:' then held = held + value end
   end
 end
 local elapsed, is_hungry = math.max(0, now - (r.at or now)), false
@@ -534,35 +520,28 @@ if most > 0 then
   if permits < needed then is_hungry = true end
   r['c:' .. process], reply[4] = permits, permits
 end
-r.at, r['p:' .. process] = now, now
-if is_hungry then
-  r['w:' .. process] = since
-elseif r['w:' .. process] then
-  r['w:' .. process] = nil
-end
+r.at, r['w:' .. process] = now, is_hungry and since or nil
 return reply
 """
 
 
 def _limit(r: Record, now: int, a: list[Any]) -> Reply:
     process, most, wanted, needed, busy, kinds = a
-    gone = {
-        field[2:]
-        for field, seen in r.items()
-        if field.startswith("p:") and now - seen > _LEFT_AFTER
-    } - {process}
-    for field in [f for f in r if f[1:2] == ":" and f[2:] in gone]:
-        del r[field]
-    others = {field: value for field, value in r.items() if field[2:] != process}
-    members = 1 + sum(field.startswith("p:") for field in others)
-    waits = [
-        since
-        for field, since in others.items()
-        if field.startswith("w:") and now - r.get(f"p:{field[2:]}", 0) < _HUNGRY_FOR
-    ]
-    hungry, since = len(waits), r.get(f"w:{process}", now)
-    before = sum(other < since for other in waits)
-    held = sum(n for field, n in others.items() if field.startswith("c:"))
+    hungry = before = held = 0
+    since = r.get(f"w:{process}", now)
+    r[f"p:{process}"] = now
+    members = _count(r, "p:", now - _LEFT_AFTER)
+    for field, value in list(r.items()):
+        what, who = field[:2], field[2:]
+        if what in {"w:", "c:"} and who != process:
+            seen = r.get(f"p:{who}")
+            if seen is None:
+                del r[field]
+            elif what == "c:":
+                held += value
+            elif now - seen < _HUNGRY_FOR:
+                hungry += 1
+                before += value < since
     elapsed, is_hungry = max(0, now - r.get("at", now)), False
     reply = [0, members, hungry, 0]
     for kind, rate, capacity, change, want, need, queued in kinds:
@@ -581,10 +560,7 @@ def _limit(r: Record, now: int, a: list[Any]) -> Reply:
         reply[3] = permits = max(busy, permits)
         is_hungry = is_hungry or permits < needed
         r[f"c:{process}"] = permits
-    r["at"] = r[f"p:{process}"] = now
-    r.pop(f"w:{process}", None)
-    if is_hungry:
-        r[f"w:{process}"] = since
+    r["at"], r[f"w:{process}"] = now, since if is_hungry else None
     return reply
 
 
@@ -599,11 +575,8 @@ processes, how many others are hungry, permits, and what is granted of each kind
 
 # taken: what processes have leased and not given back, in the window that began at
 # `window`, by their clocks. A late process gets nothing of a window that is over.
-_LUA_SPEND: Final = (
-    "local me, window, ends, amount = a[1], a[2], a[3], a[4]"
-    " local delta, is_forced = a[5], a[6]"
-    + _LUA_PRESENCE
-    + """
+_LUA_SPEND: Final = """
+local process, window, ends, amount, delta, is_forced = unpack(a)
 if window > (r.window or 0) then r.window, r.taken = window, 0 end
 local granted = 0
 if window == r.window then
@@ -614,14 +587,12 @@ if window == r.window then
   r.taken = math.max(0, r.taken + granted)
   r.window_until = now + ends
 end
-return {is_forced, granted, r.taken, members, r.window}
+return {is_forced, granted, r.taken, count_processes(process), r.window}
 """
-)
 
 
 def _spend(r: Record, now: int, a: list[Any]) -> Reply:
-    me, window, ends, amount, delta, is_forced = a
-    members = _count_processes(r, now, me.partition("#")[0])
+    process, window, ends, amount, delta, is_forced = a
     if window > r.get("window", 0):
         r.update(window=window, taken=0)
     granted = 0
@@ -629,8 +600,9 @@ def _spend(r: Record, now: int, a: list[Any]) -> Reply:
         granted = delta
         if delta > 0 and not is_forced:
             granted = max(0, min(delta, amount - r["taken"]))
-        r["taken"] = max(0, r["taken"] + granted)
-        r["window_until"] = now + ends
+        taken = max(0, r["taken"] + granted)
+        r.update(taken=taken, window_until=now + ends)
+    members = _count_processes(r, now, process)
     return [is_forced, granted, r["taken"], members, r["window"]]
 
 
@@ -645,17 +617,14 @@ any case. Reply: that, what was taken, what all have taken, processes, the windo
 _NAMES_KEPT: Final = 3_600_000
 
 _LUA_NAMES: Final = """
-for field, seen in pairs(r) do
-  if now - seen > 3600000 then r[field] = nil end
-end
+count('', now - 3600000)
 for _, name in ipairs(a) do r[name] = now end
 return {0}
 """
 
 
 def _names(r: Record, now: int, a: list[Any]) -> Reply:
-    for name in [name for name in r if now - r[name] > _NAMES_KEPT]:
-        del r[name]
+    _count(r, "", now - _NAMES_KEPT)
     r.update(dict.fromkeys(a, now))
     return [0]
 

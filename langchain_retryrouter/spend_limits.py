@@ -341,7 +341,7 @@ class SpendLimit(Shareable):
         vars(self).update(state)
         self._renew()
         if self._store is not None:
-            self._store.watch(SPEND, self.name, self)
+            self._store.watch(self)
 
     def __repr__(self) -> str:
         """The amount, the period and the name."""

@@ -18,16 +18,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from langchain_retryrouter._shared import PRESENCE, Record
+from langchain_retryrouter._shared import PRESENCE, Record, Store, is_store
 
 if TYPE_CHECKING:
-    from langchain_retryrouter._shared import Store
     from langchain_retryrouter.stores.memory import MemoryStore
     from langchain_retryrouter.stores.redis import RedisStore
 
 __all__ = ["MemoryStore", "RedisStore", "Scope"]
 
 _MODULES: Final = {"MemoryStore": "memory", "RedisStore": "redis"}
+
+KEPT: Final = 3_600_000
+"""Milliseconds that a record is kept after its last change, and after any `_until`."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,20 +49,21 @@ def as_store(value: Any) -> Any:
         TypeError: It is something else. Not a ValueError, which pydantic would show
             together with the URL and its password.
     """
-    if isinstance(value, str):
-        try:
-            store = __getattr__("RedisStore")(value)
-        except ValueError as error:
-            raise TypeError(str(error)) from None
-        store.closes_with_model = True
-        return store
-    if value is None or (hasattr(value, "submit") and hasattr(value, "watch")):
+    if value is None or is_store(value):
         return value
-    msg = (
-        "store must be a RedisStore or MemoryStore of langchain_retryrouter.stores, or"
-        f" a URL such as 'redis://localhost:6379/0', not of type {type(value).__name__}"
-    )
-    raise TypeError(msg)
+    if not isinstance(value, str):
+        msg = (
+            "store must be a RedisStore or MemoryStore of langchain_retryrouter.stores,"
+            " or a URL such as 'redis://localhost:6379/0', not of type"
+            f" {type(value).__name__}"
+        )
+        raise TypeError(msg)
+    try:
+        store = __getattr__("RedisStore")(value)
+    except ValueError as error:
+        raise TypeError(str(error)) from None
+    store.closes_with_model = True
+    return store
 
 
 def close_made(store: Store | None) -> None:
@@ -69,10 +72,12 @@ def close_made(store: Store | None) -> None:
         store.close()
 
 
-# --- what a store holds ---------------------------------------------------------------
-
-KEPT: Final = 3_600_000
-"""Milliseconds that a record is kept after its last change."""
+def call_listener(function: Callable[..., None], *args: Any) -> None:
+    """Call what may run a user's `on_state_change`, and log what it raises."""
+    try:
+        function(*args)
+    except Exception:  # Others are still to be notified; it may be another call.
+        logger.exception("a listener failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,56 +104,34 @@ class Scope:
     processes: tuple[str, ...]
 
 
-def call_listener(function: Callable[..., None], *args: Any) -> None:
-    """Call what may run a user's `on_state_change`, and log what it raises."""
-    try:
-        function(*args)
-    except Exception:  # Others are still to be notified; it may be another call.
-        logger.exception("a listener failed")
-
-
-def expiry(record: Record, now: int) -> int:
-    """When a record goes: an hour after now, and after its latest `_until`."""
-    moments = [
-        at
-        for field, at in record.items()
-        if field.endswith("_until") and isinstance(at, int | float)
-    ]
-    return int(max(now, *moments) if moments else now) + KEPT
-
-
 def read_scope(kind: str, name: str, record: Record, now: int) -> Scope:
     """A record as a `Scope`."""
     facts: dict[str, Any] = {}
-    processes, votes = [], []
+    listed: dict[str, list[Any]] = {"p": [], "v": [], "c": [], "w": []}
     for field, value in sorted(record.items()):
-        if field.startswith("p:"):
-            if now - value <= PRESENCE:
-                processes.append(field[2:])
-        elif field.startswith("v:"):
-            votes.append(field[2:])
+        prefix, colon, who = field.partition(":")
+        if colon and prefix in listed:
+            if prefix != "p" or now - value <= PRESENCE:
+                listed[prefix].append(value if prefix == "c" else who)
         elif field.endswith("_until"):
             facts[f"{field[:-6]}_for"] = max(0.0, (value - now) / 1000)
         else:
             facts[field] = value
     if kind == "breaker":
-        opens = facts.get("open_for")
+        opens, lease = facts.get("open_for"), facts.get("lease_for", 0.0)
         half_open = "half_open" if opens == 0 else "open"
-        state = "closed" if opens is None else half_open
         facts = {
-            "state": state,
+            "state": "closed" if opens is None else half_open,
             "open_for": opens or 0.0,
             "held_for": facts.get("held_for", 0.0),
             "paused_for": facts.get("pause_for", 0.0),
-            "lease_for": (lease := facts.get("lease_for", 0.0)),
+            "lease_for": lease,
             "by": facts.get("by") if opens is not None else None,
             "why": facts.get("why") if opens is not None else None,
             "prober": facts.get("lease_by") if lease else None,
-            "votes": votes,
+            "votes": listed["v"],
         }
     if kind == "limit":
-        shown = {f: value for f, value in facts.items() if f[1:2] != ":" and f != "at"}
-        permits = sum(value for f, value in facts.items() if f.startswith("c:"))
-        waiting = [f[2:] for f in facts if f.startswith("w:")]
-        facts = {**shown, "permits": permits, "waiting": waiting}
-    return Scope(kind, name, facts, tuple(processes))
+        facts.pop("at", None)
+        facts |= {"permits": sum(listed["c"]), "waiting": listed["w"]}
+    return Scope(kind, name, facts, tuple(listed["p"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 import weakref
@@ -11,21 +10,15 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from langchain_retryrouter._shared import (
-    NAMES,
     OneForAll,
     Operation,
     Record,
     Reply,
-    Watcher,
+    Shareable,
     process_name,
     watch_forks,
 )
-from langchain_retryrouter.stores import (
-    Scope,
-    call_listener,
-    expiry,
-    read_scope,
-)
+from langchain_retryrouter.stores import KEPT, Scope, call_listener, read_scope
 
 _BEGIN: Final = 1_000_000_000  # Milliseconds: no time is near 0, where records begin.
 
@@ -53,28 +46,28 @@ class MemoryStore(OneForAll):
         """The store starts empty."""
         self._monotonic = clock.monotonic if clock is not None else time.monotonic
         self.process = process_name()
-        self._lock = threading.RLock()
-        self._records: dict[tuple[str, str], Record] = {}
-        self._refresh_at = -math.inf
-        self._expires: dict[tuple[str, str], int] = {}
-        self._watchers: defaultdict[tuple[str, str], weakref.WeakSet[Any]] = (
-            defaultdict(weakref.WeakSet)
+        self._records = defaultdict[tuple[str, str], Record](dict)
+        self._expires: dict[tuple[str, str], float] = {}
+        self._watched = defaultdict[tuple[str, str], weakref.WeakSet[Shareable]](
+            weakref.WeakSet
         )
+        self._refresh_at = 0.0
+        self.forked()
         watch_forks(self)
 
     def forked(self) -> None:
-        """This is the child of a fork: a thread may have had a lock."""
+        """This is the child of a fork: a thread of the parent may have had the lock."""
         self._lock = threading.RLock()
 
     def wake(self) -> None:
-        """Ask the watchers what they have to send, once a second."""
+        """Ask all that is shared what it has to send, once a second."""
         if self._monotonic() < self._refresh_at:
             return
         with self._lock:
             self._refresh_at = self._monotonic() + 1.0
-            watchers = [one for ones in self._watchers.values() for one in ones]
-        for watcher in watchers:
-            call_listener(watcher.refresh)
+            watched = [one for ones in self._watched.values() for one in ones]
+        for one in watched:
+            call_listener(one.refresh)
 
     def close(self) -> None:
         """Nothing has to be closed."""
@@ -87,44 +80,41 @@ class MemoryStore(OneForAll):
         on_reply: Callable[[Reply | None], None] | None = None,
     ) -> bool:
         """Run an operation now."""
-        key = (operation.name, name)
+        key = operation.name, name
         with self._lock:
-            now = self._now()
-            self._expire(now)
-            record = self._records.setdefault(key, {})
-            reply = operation.apply(record, now, args)
-            self._expires[key] = expiry(record, now)
-            watchers = list(self._watchers.get(key, ())) if reply[0] == 1 else ()
+            now = self._expire()
+            record = self._records[key]
+            reply = operation.run(record, now, args)
+            ends = [at for field, at in record.items() if field.endswith("_until")]
+            self._expires[key] = max([now, *ends]) + KEPT
+            watched = list(self._watched[key]) if reply[0] == 1 else []
         if on_reply is not None:
             on_reply(reply)
-        for watcher in watchers:
-            call_listener(watcher.learned, reply)
+        for one in watched:
+            call_listener(one.learned, reply)
         return True
 
-    def watch(self, operation: Operation, name: str, watcher: Watcher) -> None:
-        """Keep `watcher` informed of the record, and tell it what is known."""
+    def watch(self, shareable: Shareable) -> None:
+        """Keep it informed of its record, and tell it what is known."""
         with self._lock:
-            self._watchers[operation.name, name].add(watcher)
-        watcher.refresh()
+            self._watched[shareable.record].add(shareable)
+        shareable.refresh()
 
     def snapshot(self) -> list[Scope]:
         """All that is shared now, in the order of kinds and names."""
         with self._lock:
-            now = self._now()
-            self._expire(now)
-            records = sorted(self._records.items())
+            now = self._expire()
             return [
                 read_scope(kind, name, record, now)
-                for (kind, name), record in records
-                if kind != NAMES.name
+                for (kind, name), record in sorted(self._records.items())
             ]
 
-    def _now(self) -> int:
-        return _BEGIN + int(self._monotonic() * 1000)
-
-    def _expire(self, now: int) -> None:
+    def _expire(self) -> int:
+        """Forget what nobody has used for too long; the time now."""
+        now = _BEGIN + int(self._monotonic() * 1000)
         for key in [key for key, at in self._expires.items() if at <= now]:
             del self._records[key], self._expires[key]
+        return now
 
     def __reduce__(self) -> tuple[Any, ...]:
         """An empty store: another process has its own."""

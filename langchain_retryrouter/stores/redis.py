@@ -20,15 +20,17 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
-from typing import Any, Final, NamedTuple, Self
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
 
 from langchain_retryrouter._shared import (
+    LUA_COMMON,
     NAMES,
     OneForAll,
     Operation,
     Reply,
-    Watcher,
+    Shareable,
     process_name,
     watch_forks,
 )
@@ -53,10 +55,11 @@ for i = 1, #fields, 2 do
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local function run(r, now, a)
+%s
+local function run(a)
 %s
 end
-local reply = run(r, now, cjson.decode(ARGV[2]))
+local reply = run(cjson.decode(ARGV[2]))
 local latest, has_changed, is_news = now, false, reply[1] == 1
 for field, value in pairs(r) do
   if before[field] ~= value then
@@ -86,10 +89,6 @@ end
 return text
 """
 
-_ADVICE: Final = (
-    "RedisStore needs the package redis: pip install 'langchain-retryrouter[redis]'"
-)
-
 
 class _Address(NamedTuple):
     """How to connect: classes of the client's library, and the connection's settings.
@@ -101,37 +100,6 @@ class _Address(NamedTuple):
     pool: type[Any]
     connection: type[Any]
     settings: tuple[tuple[str, Any], ...]
-
-    @classmethod
-    def of(cls, client: Any) -> Self:
-        """The address of a client."""
-        pool = getattr(client, "connection_pool", None)
-        settings = getattr(pool, "connection_kwargs", None)
-        if pool is None or not isinstance(settings, dict):
-            what = "a URL such as 'redis://localhost:6379/0', or a redis.Redis client"
-            msg = f"RedisStore takes {what}, not of type {type(client).__name__}"
-            raise TypeError(msg)
-        if inspect.iscoroutinefunction(type(client).execute_command):
-            msg = (
-                f"RedisStore takes a sync client, not {type(client).__module__}."
-                f"{type(client).__name__}: its thread serves async code as well; give"
-                " the URL, or redis.Redis(...)"
-            )
-            raise TypeError(msg)
-        pools = (one for one in type(pool).__mro__ if one.__name__ == "ConnectionPool")
-        # What belongs to the pool of the client, and not to the address.
-        kept = {
-            name: value
-            for name, value in settings.items()
-            if not name.startswith(("maint_", "orig_", "himport_", "event_"))
-            and type(value) is not object  # A mark for "not given", lost in a pickle.
-        }
-        return cls(
-            type(client),
-            next(pools, type(pool)),
-            pool.connection_class,
-            tuple(sorted(kept.items())),
-        )
 
     def connect(self, timeout: float = _COMMAND_TIMEOUT) -> Any:
         """A client with connections and time limits of its own, which never retries."""
@@ -162,6 +130,61 @@ class _Address(NamedTuple):
         return f"redis://{host}:{port}/{settings.get('db') or 0}"
 
 
+def _read_address(given: Any) -> _Address:
+    """The address in a URL, or that of a client."""
+    if isinstance(given, str):
+        return _read_url(given)
+    pool = getattr(given, "connection_pool", None)
+    settings = getattr(pool, "connection_kwargs", None)
+    if pool is None or not isinstance(settings, dict):
+        what = "a URL such as 'redis://localhost:6379/0', or a redis.Redis client"
+        msg = f"RedisStore takes {what}, not of type {type(given).__name__}"
+        raise TypeError(msg)
+    client = type(given)
+    if inspect.iscoroutinefunction(client.execute_command):
+        msg = (
+            f"RedisStore takes a sync client, not {client.__module__}."
+            f"{client.__name__}: its thread serves async code as well; give the URL,"
+            " or redis.Redis(...)"
+        )
+        raise TypeError(msg)
+    pools = (one for one in type(pool).__mro__ if one.__name__ == "ConnectionPool")
+    # What belongs to the pool of the client, and not to the address.
+    kept = {
+        name: value
+        for name, value in settings.items()
+        if not name.startswith(("maint_", "orig_", "himport_", "event_", "retry"))
+        and type(value) is not object  # A mark for "not given", lost in a pickle.
+    }
+    settings = tuple(sorted(kept.items()))
+    return _Address(client, next(pools, type(pool)), pool.connection_class, settings)
+
+
+def _read_url(url: str) -> _Address:
+    try:
+        redis = importlib.import_module("redis")
+    except ImportError as error:
+        advice = "pip install 'langchain-retryrouter[redis]'"
+        msg = f"RedisStore needs the package redis: {advice}"
+        raise ImportError(msg) from error
+    try:
+        client = redis.Redis.from_url(url)
+        client.connection_pool.make_connection()  # It is not connected, but checked.
+        return _read_address(client)
+    except (ValueError, TypeError, redis.RedisError) as error:
+        # Not what is wrong, if that may be a part of the password.
+        reason = (
+            "a part of it cannot be read (in a password / is %2F, # is %23, ? is %3F)"
+            if "@" in url and isinstance(error, ValueError)
+            else error
+        )
+        msg = (
+            "the store's URL must be like redis://localhost:6379/0, rediss://..., or"
+            f" unix:///path: {reason}"
+        )
+        raise ValueError(msg) from None
+
+
 class _Job(NamedTuple):
     operation: Operation
     key: str
@@ -169,16 +192,10 @@ class _Job(NamedTuple):
     on_reply: Callable[[Reply | None], None] | None
 
 
-class _Watched(NamedTuple):
-    operation: Operation
-    name: str
-    watchers: weakref.WeakSet[Any]
-
-
 @functools.lru_cache(maxsize=64)
 def script(operation: Operation) -> tuple[str, str]:
     """The text of an operation's script, and its hash."""
-    text = _LUA % (operation.lua, KEPT)
+    text = _LUA % (LUA_COMMON, operation.lua, KEPT)
     return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -192,26 +209,22 @@ class _Lane:
         self.prefix = f"{{{namespace}}}:"
         self.channel = f"{self.prefix}news"
         self.handles: set[int] = set()  # The stores that are open.
-        self._watched: dict[str, _Watched] = {}
-        self._lock = threading.RLock()  # A finalizer may run anywhere.
+        self._watched = defaultdict[str, weakref.WeakSet[Shareable]](weakref.WeakSet)
+        self.forked()
         watch_forks(self)
-        self._reset()
 
-    def _reset(self) -> None:
-        """Begin afresh, in a new process."""
+    def forked(self) -> None:
+        """This is the child of a fork, where the threads are not, or a new lane."""
+        self._lock = threading.RLock()  # A finalizer may run anywhere.
         self.process = process_name()
         self.is_up = True
         self.is_running = self._is_late = False
         self._worker: threading.Thread | None = None
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
-        self._repaired_at = self._indexed_at = -_INDEX_INTERVAL
+        # When all that is watched, and the index of names, is due to be sent.
+        self._repair_at = self._index_at = 0.0
         self._logged: dict[str, float] = {}
-
-    def forked(self) -> None:
-        """This is the child of a fork, where the threads are not."""
-        self._lock = threading.RLock()  # A finalizer may run anywhere.
-        self._reset()
 
     # --- called by anybody ---
 
@@ -230,7 +243,7 @@ class _Lane:
             waiting: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
             self._queue = waiting
             args = (self.address.connect(), waiting, stopped)
-            self._repaired_at = -_REPAIR_INTERVAL
+            self._repair_at = 0.0
             name = f"retryrouter {self.address.name}"
             self._worker, listener = (
                 threading.Thread(target=target, args=args, name=name, daemon=True)
@@ -259,23 +272,19 @@ class _Lane:
         if not self.handles:
             self.stop()
 
-    def follow(self, moved: Any, client: Any) -> None:
-        """Go to the node of a cluster that has the keys."""
-        settings = dict(self.address.settings)
-        host = moved.host or settings.get("host")  # Redis 7 may say: this one.
-        settings |= {"host": host, "port": moved.port}
-        address = self.address._replace(settings=tuple(sorted(settings.items())))
-        self._go_to(address, client)
-
-    def _go_to(self, address: _Address, client: Any) -> None:
-        self.address, settings = address, dict(address.settings)
-        at = {
-            "host": settings.get("host", "localhost"),
-            "port": settings.get("port", 6379),
-        }
-        client.connection_pool.disconnect()
-        client.connection_pool.connection_kwargs.update(at)
-        client.connection_pool.reset()  # Its connections have the old address.
+    def follow(self, client: Any, moved: Any = None) -> None:
+        """Go to the node of a cluster that has the keys, or back to the given one."""
+        settings: dict[str, Any] = {"host": "localhost", "port": 6379}
+        settings |= dict(self._given.settings)
+        if moved is not None:
+            # Redis 7 may say: this one.
+            host = moved.host or dict(self.address.settings).get("host")
+            settings |= {"host": host, "port": moved.port}
+        self.address = self._given._replace(settings=tuple(sorted(settings.items())))
+        pool = client.connection_pool
+        pool.disconnect()
+        pool.connection_kwargs.update(host=settings["host"], port=settings["port"])
+        pool.reset()  # Its connections have the old address.
 
     def submit(self, job: _Job) -> bool:
         is_full = self._queue.qsize() > _MOST_WAITING
@@ -284,19 +293,17 @@ class _Lane:
         self._queue.put(job)
         return True
 
-    def watch(self, operation: Operation, name: str, watcher: Watcher) -> None:
-        key = self.key(operation.name, name)
+    def watch(self, shareable: Shareable) -> None:
         with self._lock:
-            is_new = key not in self._watched
+            watched = self._watched[self.key(*shareable.record)]
+            is_new = not watched
+            watched.add(shareable)
             if is_new:
-                watched = _Watched(operation, name, weakref.WeakSet())
-                self._watched[key] = watched
-                self._indexed_at = self._repaired_at = -_INDEX_INTERVAL
-            self._watched[key].watchers.add(watcher)
+                self._repair_at = self._index_at = 0.0
         if is_new:
             self._queue.put(None)
         else:  # All the others are not asked for each model that is made.
-            watcher.refresh()
+            shareable.refresh()
 
     # --- the thread that sends ---
 
@@ -319,18 +326,18 @@ class _Lane:
         stopped: threading.Event,
     ) -> None:
         taken: list[_Job | None] = []
-        pause = self._repaired_at + _REPAIR_INTERVAL - time.monotonic()
+        pause = self._repair_at - time.monotonic()
         with contextlib.suppress(queue.Empty):
             taken.append(waiting.get(timeout=max(0.0, pause)))
             while len(taken) < _MOST_TOGETHER:
                 taken.append(waiting.get_nowait())
         jobs = [job for job in taken if job is not None]
-        is_due = time.monotonic() >= self._repaired_at + _REPAIR_INTERVAL
-        if is_due and not stopped.is_set():
-            self._repaired_at = time.monotonic()
+        if stopped.is_set():
+            if jobs:  # What is sent last is to be found by its name.
+                jobs += self._index()
+        elif time.monotonic() >= self._repair_at:
+            self._repair_at = time.monotonic() + _REPAIR_INTERVAL
             jobs += self._repair()
-        elif jobs and stopped.is_set():  # What is sent last is to be found by its name.
-            jobs += self._index()
         if not self.is_up and all(job.operation is not NAMES for job in jobs):
             self._fail(jobs)
         elif jobs:
@@ -341,7 +348,7 @@ class _Lane:
                 if self._is_late or type(error).__name__ != "TimeoutError":
                     self._set_up(is_up=False, error=error)
                     if self.address is not self._given:  # That node may be no more.
-                        self._go_to(self._given, client)
+                        self.follow(client)
                 self._is_late = True
                 self._fail(jobs)
             else:
@@ -349,55 +356,49 @@ class _Lane:
                 self._set_up(is_up=True)
 
     def _repair(self) -> list[_Job]:
-        """Let all watchers ask what is new; the index of names, if it is due."""
+        """Let all that is watched ask what is new; the index of names, if it is due."""
         with self._lock:
-            for key, watched in list(self._watched.items()):
-                if not watched.watchers:
-                    del self._watched[key]
-            all_watched = list(self._watched.values())
-            watchers = [one for watched in all_watched for one in watched.watchers]
+            for key in [key for key, ones in self._watched.items() if not ones]:
+                del self._watched[key]
+            watched = [one for ones in self._watched.values() for one in ones]
         if self.is_up:
-            for watcher in watchers:
-                call_listener(watcher.refresh)
+            for one in watched:
+                call_listener(one.refresh)
         return self._index()
 
     def _index(self) -> list[_Job]:
         """The index of names, if it is due, or Redis is away: it shows the return."""
-        if self.is_up and time.monotonic() < self._indexed_at + _INDEX_INTERVAL:
+        if self.is_up and time.monotonic() < self._index_at:
             return []
-        self._indexed_at = time.monotonic()
+        self._index_at = time.monotonic() + _INDEX_INTERVAL
         with self._lock:
-            all_watched = list(self._watched.values())
-        names = [f"{one.operation.name}|{one.name}" for one in all_watched]
+            watched = [one for ones in self._watched.values() for one in ones]
+        names = sorted({"|".join(one.record) for one in watched})
         return [_Job(NAMES, f"{self.prefix}names", json.dumps(names), None)]
 
     def _send(self, client: Any, jobs: list[_Job]) -> None:
         replies = self._run(client, jobs)
-        moved = next((one for _, one in replies if _is(one, "MovedError")), None)
+        moved = next((one for one in replies if _is(one, "MovedError")), None)
         if moved is not None:
-            self.follow(moved, client)
+            self.follow(client, moved)
             replies = self._run(client, jobs)
-        missing = [job for job, reply in replies if _is(reply, "NoScriptError")]
+        missing = [at for at, one in enumerate(replies) if _is(one, "NoScriptError")]
         if missing:  # Redis was restarted, or its scripts were flushed.
-            loads = {script(job.operation)[0] for job in missing}
-            again = iter(self._run(client, missing, loads))
-            replies = [
-                next(again) if _is(reply, "NoScriptError") else (job, reply)
-                for job, reply in replies
-            ]
-        for job, reply in replies:
+            again = self._run(client, [jobs[at] for at in missing], loads=True)
+            for at, reply in zip(missing, again, strict=True):
+                replies[at] = reply
+        for job, reply in zip(jobs, replies, strict=True):
             if isinstance(reply, Exception):
                 self._log_refusal(job, reply)
             if job.on_reply is not None:
                 is_reply = isinstance(reply, str)
                 call_listener(job.on_reply, json.loads(reply) if is_reply else None)
 
-    def _run(
-        self, client: Any, jobs: list[_Job], loads: Iterable[str] = ()
-    ) -> list[tuple[_Job, Any]]:
+    def _run(self, client: Any, jobs: list[_Job], *, loads: bool = False) -> list[Any]:
+        """Run jobs in one pipeline; `loads` sends their scripts before them."""
+        scripts = {script(job.operation) for job in jobs} if loads else set()
         with client.pipeline(transaction=False) as pipeline:
-            scripts = list(loads)
-            for text in scripts:
+            for text, _ in scripts:
                 pipeline.script_load(text)
             for job in jobs:
                 sha = script(job.operation)[1]
@@ -406,7 +407,7 @@ class _Lane:
         for reply in replies:
             if isinstance(reply, Exception):
                 reply.__traceback__ = None  # Its frames would keep the jobs alive.
-        return list(zip(jobs, replies[len(scripts) :], strict=True))
+        return list(replies[len(scripts) :])
 
     def _fail(self, jobs: list[_Job]) -> None:
         for job in jobs:
@@ -419,7 +420,7 @@ class _Lane:
         self.is_up = is_up
         name = self.address.name
         if is_up:
-            self._repaired_at = -_REPAIR_INTERVAL  # What is not sent is sent now.
+            self._repair_at = 0.0  # What is not sent is sent now.
             logger.warning("the store %s is back", name)
         else:
             reason = f"{type(error).__name__}: {error}"
@@ -449,7 +450,7 @@ class _Lane:
                 with client.pubsub(ignore_subscribe_messages=True) as pubsub:
                     pubsub.subscribe(self.channel)
                     # What was announced before is read; and Redis may be a new one.
-                    self._indexed_at = self._repaired_at = -_INDEX_INTERVAL
+                    self._repair_at = self._index_at = 0.0
                     waiting.put(None)
                     while not stopped.is_set() and self.is_up:
                         message = pubsub.get_message(timeout=_REPAIR_INTERVAL)
@@ -462,10 +463,9 @@ class _Lane:
     def _learn(self, data: str) -> None:
         key, text = json.loads(data)
         with self._lock:
-            watched = self._watched.get(key)
-            watchers = list(watched.watchers) if watched is not None else []
-        for watcher in watchers:
-            call_listener(watcher.learned, json.loads(text))
+            watched = list(self._watched.get(key, ()))
+        for one in watched:
+            call_listener(one.learned, json.loads(text))
 
 
 def _is(reply: Any, name: str) -> bool:
@@ -526,7 +526,7 @@ class RedisStore(OneForAll):
         if not isinstance(namespace, str) or not namespace:
             msg = f"namespace must be a string with a character at least: {namespace!r}"
             raise ValueError(msg)
-        self._open(_read(url), namespace)
+        self._open(_read_address(url), namespace)
 
     def _open(self, address: _Address, namespace: str) -> None:
         self._address = address
@@ -568,9 +568,9 @@ class RedisStore(OneForAll):
         key = self._lane.key(operation.name, name)
         return self._lane.submit(_Job(operation, key, json.dumps(args), on_reply))
 
-    def watch(self, operation: Operation, name: str, watcher: Watcher) -> None:
-        """Keep `watcher` informed of the record."""
-        self._lane.watch(operation, name, watcher)
+    def watch(self, shareable: Shareable) -> None:
+        """Keep it informed of its record."""
+        self._lane.watch(shareable)
 
     def snapshot(self) -> list[Scope]:
         """All that is shared now, read from Redis.
@@ -586,7 +586,7 @@ class RedisStore(OneForAll):
             except Exception as error:
                 if not _is(error, "MovedError"):
                     raise
-                lane.follow(error, client)
+                lane.follow(client, error)
                 found = client.hgetall(f"{lane.prefix}names")
             seconds, micros = client.time()
             names = [name.partition("|")[::2] for name in sorted(found)]
@@ -612,10 +612,7 @@ class RedisStore(OneForAll):
 
     def __getstate__(self) -> tuple[_Address, str, bool]:
         """The address and the namespace, and whether a model closes it."""
-        # Without an object that makes the address another one in each copy.
-        kept = tuple(one for one in self._address.settings if one[0] != "retry")
-        address = self._address._replace(settings=kept)
-        return address, self.namespace, self.closes_with_model
+        return self._address, self.namespace, self.closes_with_model
 
     def __setstate__(self, state: tuple[_Address, str, bool]) -> None:
         """Connect to the same address."""
@@ -626,31 +623,6 @@ class RedisStore(OneForAll):
         """The address without a password."""
         name, namespace = self._address.name, self.namespace
         return f"{type(self).__name__}({name!r}, namespace={namespace!r})"
-
-
-def _read(url: Any) -> _Address:
-    if not isinstance(url, str):
-        return _Address.of(url)
-    try:
-        redis = importlib.import_module("redis")
-    except ImportError as error:
-        raise ImportError(_ADVICE) from error
-    try:
-        client = redis.Redis.from_url(url)
-        client.connection_pool.make_connection()  # It is not connected, but checked.
-        return _Address.of(client)
-    except (ValueError, TypeError, redis.RedisError) as error:
-        # Not what is wrong, if that may be a part of the password.
-        reason = (
-            "a part of it cannot be read (in a password / is %2F, # is %23, ? is %3F)"
-            if "@" in url and isinstance(error, ValueError)
-            else error
-        )
-        msg = (
-            "the store's URL must be like redis://localhost:6379/0, rediss://..., or"
-            f" unix:///path: {reason}"
-        )
-        raise ValueError(msg) from None
 
 
 def _number(text: str) -> Any:

@@ -104,7 +104,7 @@ def run_interleaving(client: redis.Redis, rng: random.Random, count: int) -> int
             args = random_args(rng, leases, record.get("gen", 0))
             operation, kept = BREAKER, record
         before = dict(kept)
-        reply = operation.apply(kept, now, args)
+        reply = operation.run(kept, now, args)
         if operation is BREAKER:
             check(args, reply, before, kept, now)
             if reply[5]:

@@ -382,6 +382,6 @@ def test_a_store_of_a_client_is_pickled(redis_server: RedisServer) -> None:
     breakers[-1].open_for(60)
     eventually(lambda: all(breaker.is_open for breaker in breakers))
     with redis_server.client() as client:
-        assert len(client.client_list()) == 1 + 2 * 2
+        assert len(client.client_list()) == 1 + 2
     for store in stores:
         store.close()

@@ -52,7 +52,7 @@ from langchain_retryrouter.testing import (
 )
 from tests.support import models
 from tests.unit_tests.conftest import Twin
-from tests.unit_tests.stores.conftest import eventually
+from tests.unit_tests.stores.conftest import eventually, stores_of
 
 ASKED, ANSWERED = 11, 5  # The tokens that the gateway counts.
 COST = (ASKED * 100 + ANSWERED * 1000) / 1_000_000
@@ -690,7 +690,7 @@ def stores(request: pytest.FixtureRequest) -> Iterator[list[Any]]:
         yield [MemoryStore()] * 4
         return
     server = fakeredis.FakeServer()
-    made = [RedisStore(fakeredis.FakeRedis(server=server)) for _ in range(4)]
+    made = stores_of(server, 4)
     yield made
     for store in made:
         store.close()
@@ -781,7 +781,7 @@ def test_a_new_period_begins_in_all_processes() -> None:
 def test_a_store_that_is_away_leaves_each_process_its_share() -> None:
     """Without its store a process spends no more than its share of what was left."""
     server = fakeredis.FakeServer()
-    stores = [RedisStore(fakeredis.FakeRedis(server=server)) for _ in "ab"]
+    stores = stores_of(server, 2)
     limits = [SpendLimit(10, name="x", store=store) for store in stores]
     eventually(lambda: [len(one.processes) for one in stores[0].snapshot()] == [2])
     for limit in limits:

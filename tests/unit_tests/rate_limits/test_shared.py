@@ -203,7 +203,7 @@ def test_lua_and_python_are_the_same(steps: list[tuple[Any, ...]]) -> None:
         is_alive = now - seen.get(process, 0) <= 5_000
         busy = min(held.get(process, 0), permits) if is_alive else 0
         args = arguments(process, permits, busy, kind)
-        reply = LIMIT.apply(record, now, args)
+        reply = LIMIT.run(record, now, args)
         told = json.loads(lua(keys=["k"], args=["c", json.dumps([now, args])]))
         assert told == pytest.approx(reply)
         seen[process], held[process] = now, reply[3]
@@ -218,7 +218,7 @@ def _with_time(operation: Operation) -> str:
     text = script(operation)[0]
     text = text.replace("cjson.decode(ARGV[2]))", "cjson.decode(ARGV[2])[2])")
     begin = text.index("local time =")
-    end = text.index("local function run")
+    end = text.index("local function count(")
     return f"{text[:begin]}local now = cjson.decode(ARGV[2])[1]\n{text[end:]}"
 
 
@@ -227,7 +227,7 @@ def test_a_dead_process_holds_nothing() -> None:
     record: Record = {}
 
     def ask(who: int, now: int) -> Reply:
-        return LIMIT.apply(record, now, [f"p{who}", 8, 8, 8, 0, []])
+        return LIMIT.run(record, now, [f"p{who}", 8, 8, 8, 0, []])
 
     assert ask(1, 0)[3] == 8
     assert ask(2, 4_000)[3] == 0
@@ -243,7 +243,7 @@ def test_the_processes_take_turns() -> None:
         for who in (1, 2, 3):
             if who != 3 or now % 100 == 0:  # The third one asks seldom.
                 kinds = [["requests", 0.01, 10.0, 0.0, 2.0, 1.0, 2.0]]
-                if LIMIT.apply(record, now, [f"p{who}", 0, 0, 0, 0, kinds])[4]:
+                if LIMIT.run(record, now, [f"p{who}", 0, 0, 0, 0, kinds])[4]:
                     turns.append(who)
     assert turns.count(3) == pytest.approx(len(turns) / 3, abs=1)
     assert len(turns) == pytest.approx(30, abs=1)
@@ -255,7 +255,7 @@ def test_a_process_that_only_stocks_up_is_not_waited_for() -> None:
 
     def ask(who: int, now: int, want: float, need: float) -> float:
         kinds = [["requests", 0.001, 1.0, 0.0, want, need, need]]
-        return float(LIMIT.apply(record, now, [f"p{who}", 0, 0, 0, 0, kinds])[4])
+        return float(LIMIT.run(record, now, [f"p{who}", 0, 0, 0, 0, kinds])[4])
 
     assert ask(1, 0, 1.0, 0.0) == 0
     assert ask(2, 100, 1.0, 1.0) == 0

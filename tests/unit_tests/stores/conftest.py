@@ -29,10 +29,18 @@ class Processes(NamedTuple):
         return fakeredis.FakeRedis(server=self.server, decode_responses=True)
 
 
+def stores_of(server: fakeredis.FakeServer, count: int) -> list[RedisStore]:
+    """Stores with a lane each, as different processes have."""
+    return [
+        RedisStore(fakeredis.FakeRedis(server=server, host=f"of-process-{number}"))
+        for number in range(count)
+    ]
+
+
 @pytest.fixture
 def processes() -> Iterator[Processes]:
     server = fakeredis.FakeServer()
-    one, other = (RedisStore(fakeredis.FakeRedis(server=server)) for _ in range(2))
+    one, other = stores_of(server, 2)
     yield Processes(one, other, server)
     one.close()
     other.close()

@@ -23,7 +23,7 @@ from langchain_retryrouter.stores import MemoryStore, RedisStore
 from langchain_retryrouter.testing import FakeClock
 from tests.support.interleavings import run_interleaving
 
-from .conftest import Processes, eventually
+from .conftest import Processes, eventually, stores_of
 
 CLOSED, OPEN = BreakerState.CLOSED, BreakerState.OPEN
 SERVER = fakeredis.FakeServer()
@@ -169,7 +169,7 @@ def test_copies(clock: FakeClock) -> None:
 def test_redis_that_is_away_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     """One line when it goes and one when it comes; what was learned is sent then."""
     server = fakeredis.FakeServer()
-    store, other = (RedisStore(fakeredis.FakeRedis(server=server)) for _ in range(2))
+    store, other = stores_of(server, 2)
     one, two = (CircuitBreaker(name="p", store=each) for each in (store, other))
     eventually(store.snapshot)
     server.connected = False
