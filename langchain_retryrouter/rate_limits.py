@@ -105,11 +105,6 @@ class _TokenBucket:
     was leased to the process: the store is sent what it makes by itself, `made`.
     """
 
-    __slots__ = (
-        *("capacity", "charged", "configured", "known", "level", "made", "queued"),
-        *("rate", "read", "usage"),
-    )
-
     def __init__(self, per_minute: float, now: float) -> None:
         self.configured = per_minute
         self.made = 0.0
@@ -126,31 +121,23 @@ class _TokenBucket:
 
     def refill(self, now: float, share: float = 1.0) -> float:
         """Let tokens come back, at this share of the rate; how many did."""
-        seconds, self.read, before = now - self.read, now, self.level
+        before, seconds, self.read = self.level, now - self.read, now
         if self.rate == math.inf:
             self.level = math.inf
-        elif share:
+            return 0.0
+        if share:
             gained = before + seconds * self.rate * share
             self.level = min(gained, max(before, self.capacity * share, 1.0))
             self.level = min(self.level, self.capacity)
-        return self.level - before if self.rate < math.inf else 0.0
+        return self.level - before
 
     def missing(self, cost: float, ahead: float = 0.0) -> float:
         """What has to come in before `cost` is admitted, after `ahead`."""
         return ahead + min(cost, self.capacity) - self.level
 
-    def take(self, cost: float) -> None:
-        self.level -= cost
-        self.charged += cost
-
 
 class Reservation:
     """A place in the queue of a limit, then what it has granted; closed once."""
-
-    __slots__ = (
-        *("_limit", "_wake", "charged", "costs", "is_closed", "is_granted", "prompt"),
-        *("queue", "requests", "since", "used"),
-    )
 
     def __init__(
         self,
@@ -177,7 +164,7 @@ class Reservation:
 
     @property
     def is_adaptive(self) -> bool:
-        """Whether the answer's headers are of interest."""
+        """Whether the answer's headers count."""
         return self._limit.adaptive
 
     def observe(self, limits: Iterable[ServerLimit]) -> None:
@@ -280,17 +267,14 @@ class RateLimit(Shareable):
             "max_concurrency": max_concurrency,
         }
         for number, value in numbers.items():
-            is_count = number == "max_concurrency"
-            is_met = is_positive(value) and (is_whole(value) or not is_count)
-            require(
-                number,
-                value,
-                "a whole number, 1 or more"
-                if is_count
-                else "a finite number, more than 0",
-                is_met=value is None or is_met,
-                advice="; leave it out for no limit",
-            )
+            if number == "max_concurrency":
+                allowed = "a whole number, 1 or more"
+                is_met = is_whole(value) and is_positive(value)
+            else:
+                allowed, is_met = "a finite number, more than 0", is_positive(value)
+            advice = "; leave it out for no limit"
+            is_met = is_met or value is None
+            require(number, value, allowed, is_met=is_met, advice=advice)
         require("name", name, "a string", is_met=isinstance(name, str))
         flags = {"adaptive": adaptive, "strict": strict}
         for flag, value in flags.items():
@@ -338,16 +322,14 @@ class RateLimit(Shareable):
         self._asked_at = -math.inf
         self._is_asking = self._is_starved = False
         self._processes, self._hungry = 1, 0
-        self._permits = math.inf
+        self._permits = math.inf if self._store is None else 1.0
         self._peak = 0  # The most in flight since then.
         self._is_new = self._store is not None and not self.strict
         self._has_failed = False
-        if self._store is not None:
-            self._permits = 1.0
-            for bucket in self._buckets.values():
-                bucket.level = (
-                    min(bucket.level, 0.0) if bucket.rate < math.inf else math.inf
-                )
+        for bucket in self._buckets.values():
+            bucket.made = 0.0
+            if self._store is not None and bucket.rate < math.inf:
+                bucket.level = min(bucket.level, 0.0)
 
     @property
     def in_flight(self) -> int:
@@ -403,20 +385,18 @@ class RateLimit(Shareable):
         Raises:
             RequestTooLargeError: More than there is in a whole minute.
         """
-        prompt = self._prompt or 0.0
-        kinds: tuple[str, ...] = ()  # A mean says nothing about this request.
+        prompt = self._prompt or 0.0  # A mean says nothing about this request.
         if size.prompt is not None:
             prompt = size.prompt * self._ratio
-            kinds = ("tokens", "input_tokens")
-        for kind in kinds:
-            bucket = self._buckets.get(kind)
-            if bucket is not None and prompt > bucket.configured:
-                msg = (
-                    f"the prompt has about {prompt:,.0f} tokens, and {self} allows"
-                    f" {bucket.configured:,.0f} in a minute: shorten it, or raise"
-                    f" {kind}_per_minute"
-                )
-                raise RequestTooLargeError(msg)
+            for kind in ("tokens", "input_tokens"):
+                bucket = self._buckets.get(kind)
+                if bucket is not None and prompt > bucket.configured:
+                    msg = (
+                        f"the prompt has about {prompt:,.0f} tokens, and {self} allows"
+                        f" {bucket.configured:,.0f} in a minute: shorten it, or raise"
+                        f" {kind}_per_minute"
+                    )
+                    raise RequestTooLargeError(msg)
         known = [n for n in (self._output, size.max_tokens) if n is not None]
         output = min(known, default=_FIRST_OUTPUT)
         return {"requests": 1.0, "tokens": prompt + output, "input_tokens": prompt}
@@ -515,8 +495,9 @@ class RateLimit(Shareable):
             if "requests" in actual:
                 actual["requests"] = float(one.requests)
             self._refill()
-            for kind, bucket in self._buckets.items():
-                bucket.take(actual.get(kind, 0.0) - one.costs[kind])
+            self._charge(
+                {kind: actual.get(kind, 0.0) - one.costs[kind] for kind in _KINDS}
+            )
             self._in_flight -= 1
             if has_answer and self._concurrency < self._most:
                 raised = self._concurrency + 1 / self._concurrency
@@ -538,9 +519,7 @@ class RateLimit(Shareable):
             # Of several limits of a kind, the lowest rate counts.
             for said in sorted(limits, key=lambda one: -(one.rate or math.inf)):
                 self._has_headers = True
-                bucket = self._buckets.get(said.kind)
-                if bucket is not None:
-                    self._correct(bucket, said, one)
+                self._correct(self._buckets[said.kind], said, one)
             self._admit()
 
     def slow_down(self, one: Reservation, retry_after: float | None) -> None:
@@ -589,18 +568,22 @@ class RateLimit(Shareable):
                 bucket.queued += place.costs[kind]
         return place
 
+    def _own_share(self) -> float:
+        """The share of the limit that this process makes by itself; 0 if it leases."""
+        if self._store is None:
+            return 1.0
+        is_slow = self._is_asking and self._now() - self._asked_at > _SLOW
+        is_answering = self._store.is_up and not (is_slow or self._has_failed)
+        return 0.0 if is_answering else 1 / self._processes
+
     def _refill(self) -> None:
-        now, share, store = self._now(), 1.0, self._store
-        if store is not None:
-            share = 0.0 if self._is_answering(store, now) else 1 / self._processes
+        now, share = self._now(), self._own_share()
         for bucket in self._buckets.values():
             made = bucket.refill(now, share)
-            if made and store is not None:
-                bucket.made += made
-                if (
-                    self._has_failed or not store.is_up
-                ):  # The others have theirs, after an outage of all.
-                    bucket.made = min(bucket.made, bucket.rate * share * _OUTAGE)
+            if made and self._store is not None:
+                # After an outage of all, the others have theirs.
+                most = bucket.rate * share * _OUTAGE
+                bucket.made = min(bucket.made + made, most)
 
     def _admit(self) -> None:
         self._refill()
@@ -628,43 +611,38 @@ class RateLimit(Shareable):
             self._is_granting = False
 
     def _grant(self, one: Reservation) -> Reservation:
-        for kind, bucket in self._buckets.items():
-            bucket.take(one.costs[kind])
-            one.charged[kind] = bucket.charged
+        self._charge(one.costs)
+        one.charged = {kind: bucket.charged for kind, bucket in self._buckets.items()}
         self._in_flight += 1
         self._peak = max(self._peak, self._in_flight)
         one.since = self._now()
         one.is_granted = True
         return one
 
+    def _charge(self, costs: Mapping[str, float]) -> None:
+        for kind, bucket in self._buckets.items():
+            bucket.level -= costs[kind]
+            bucket.charged += costs[kind]
+
     def _wait_for(self, costs: Mapping[str, float], *, is_last: bool = False) -> float:
         """Seconds until a request is admitted, as the first or the last one."""
-        store, now = self._store, self._now()
         ahead = len(self._queue) if is_last else 0
-        # How long a lease takes, if there is more to be leased; and one's share.
-        leased, share = math.inf, 1.0
-        permits = self._permits
-        if store is not None:
-            share = 1 / (1 + self._hungry)
-            if not self._is_answering(store, now):
-                share = 1 / self._processes
-                permits = max(1.0, self._most // self._processes)
-            elif self._is_new and not (self._in_flight or ahead):
+        share, leased = self._own_share(), math.inf
+        permits = max(1.0, self._most / self._processes)
+        if not share:
+            if self._is_new and not (self._in_flight or ahead):
                 return 0.0  # The first call does not wait for the store to answer.
-            elif not self._is_starved:
-                leased = _LEASE_WAIT
+            share, permits = 1 / (1 + self._hungry), self._permits
+            if not self._is_starved:
+                leased = _LEASE_WAIT  # So long a lease takes, if there is more.
         if self._in_flight + ahead + 1 > min(self._concurrency, permits):
             return leased if self._in_flight + ahead < self._concurrency else math.inf
-        seconds = max(0.0, self._held_until - now)
+        seconds = max(0.0, self._held_until - self._now())
         for kind, bucket in self._buckets.items():
             missing = bucket.missing(costs[kind], bucket.queued if is_last else 0.0)
             if missing > _ROUNDING:
                 seconds = max(seconds, min(leased, missing / (bucket.rate * share)))
         return seconds
-
-    def _is_answering(self, store: Store, now: float) -> bool:
-        is_slow = self._is_asking and now - self._asked_at > _SLOW
-        return store.is_up and not (is_slow or self._has_failed)
 
     def _hold(self, seconds: float) -> None:
         until = self._now() + min(seconds, _LONGEST_HOLD)
@@ -717,26 +695,22 @@ class RateLimit(Shareable):
 
     def _exchange(self, *, is_due: bool = False) -> None:
         """Ask the store for more, if it is time."""
-        store = self._store
-        if store is None:
+        if (store := self._store) is None:
             return
         store.wake()
         with self._lock:
-            asked = self._next_question(store, is_due=is_due)
-        if asked is not None:
-            args, needed = asked
-            queue = self._queue
+            args = self._next_question(store, is_due=is_due)
+        queue = self._queue
 
-            def on_reply(reply: Reply | None) -> None:
-                if queue is self._queue:
-                    self._take_reply(args, needed, reply)
+        def on_reply(reply: Reply | None) -> None:
+            if queue is self._queue:  # Else this is the child of a fork.
+                self._take_reply(args or [], reply)
 
+        if args is not None:
             self._submit(args, on_reply)
 
-    def _next_question(
-        self, store: Store, *, is_due: bool
-    ) -> tuple[list[Any], float] | None:
-        """The arguments of the operation, and how many permits are needed."""
+    def _next_question(self, store: Store, *, is_due: bool) -> list[Any] | None:
+        """The arguments of the operation, if the store is to be asked."""
         now = self._now()
         since = now - self._asked_at
         if self._is_asking and since < _LOST:
@@ -770,12 +744,12 @@ class RateLimit(Shareable):
             rate, capacity = bucket.rate / 1000, max(1.0, bucket.capacity / 2)
             want = max(want, need)
             kinds.append([kind, rate, capacity, change, want, need, waiting])
-        needed = self._in_flight + self.waiting
+        needed = min(self._in_flight + self.waiting, self._most)
         if not (is_due or is_short or needed > self._permits):
             return None
-        for one in kinds:
-            bucket = self._buckets[one[0]]
-            bucket.level -= one[3] + bucket.made  # The surplus.
+        for kind, _, _, change, *_ in kinds:
+            bucket = self._buckets[kind]
+            bucket.level -= change + bucket.made  # The surplus.
             bucket.made = 0.0
             usage = (bucket.charged - bucket.known) / max(since, _LEASE_INTERVAL)
             bucket.usage = max(0.0, (bucket.usage + usage) / 2)
@@ -785,27 +759,27 @@ class RateLimit(Shareable):
         self._is_asking, self._asked_at = True, now
         most = 0 if self._most == math.inf else self._most
         process = f"{store.process}#{self.number}"
-        limited = min(needed, self._most)
-        return [process, most, wanted, limited, self._in_flight, kinds], limited
+        return [process, most, wanted, needed, self._in_flight, kinds]
 
-    def _take_reply(self, args: list[Any], needed: float, reply: Reply | None) -> None:
+    def _take_reply(self, args: list[Any], reply: Reply | None) -> None:
+        *_, needed, _, kinds = args
         with self._lock:
             self._refill()
             self._is_asking = self._is_new = False
-            kinds = args[-1]
             self._has_failed = reply is None
             if reply is None:
                 self._is_starved = True  # Not to ask again at once.
-                for one in kinds:
-                    bucket = self._buckets[one[0]]
-                    bucket.level += max(0.0, one[3])
-                    bucket.made -= min(0.0, one[3])
+                for kind, _, _, change, *_ in kinds:
+                    self._buckets[kind].level += max(0.0, change)
+                    self._buckets[kind].made -= min(0.0, change)
             else:
                 _, self._processes, self._hungry, permits, *grants = reply
                 self._is_starved = permits < needed and self._most < math.inf
-                for one, granted in zip(kinds, grants, strict=True):
-                    self._buckets[one[0]].level += granted
-                    self._is_starved |= granted < one[4]
+                for (kind, _, _, _, want, *_), granted in zip(
+                    kinds, grants, strict=True
+                ):
+                    self._buckets[kind].level += granted
+                    self._is_starved |= granted < want
                 if self._most < math.inf:
                     self._permits = permits
             self._grant_waiting()
