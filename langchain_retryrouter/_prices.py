@@ -103,22 +103,18 @@ class ListedPrices:
         if parts:  # Some count them in the sum, too.
             written = max(parts, details.get("cache_write_tokens", 0))
             details["cache_write_tokens"] = written
-        for extra in (details, {}):  # Some servers count what is not in the sum.
-            cost = self._calculated({**counts, **extra})
-            if cost is not None:
-                return cost
-        return None
-
-    def _calculated(self, counts: dict[str, int]) -> float | None:
         genai_prices = importlib.import_module("genai_prices")
-        try:
-            usage = genai_prices.Usage(**counts)
-            price = genai_prices.calc_price(
-                usage, self.model, provider_id=self.provider
-            )
-        except (LookupError, ValueError):
-            return None
-        return round(float(price.total_price), _DIGITS)
+        for extra in (details, {}):  # Some servers count what is not in the sum.
+            try:
+                price = genai_prices.calc_price(
+                    genai_prices.Usage(**counts | extra),
+                    self.model,
+                    provider_id=self.provider,
+                )
+            except (LookupError, ValueError):
+                continue
+            return round(float(price.total_price), _DIGITS)
+        return None
 
 
 Prices = FixedPrices | ListedPrices
@@ -153,18 +149,14 @@ def listed_prices(
             if "provider_api_url" in of and "find model" in str(error):
                 return None  # The provider is known, and has no such model.
             continue
-        return ListedPrices(str(model), found.provider.id, _plain_prices(found))
+        # Plain are prices for tokens alone, without steps, and the same at any hour.
+        price = found.model_price
+        rates = [price.input_mtok, price.output_mtok]
+        is_plain = found.model.prices is price and not found.total_price
+        is_plain = is_plain and all(type(rate) is Decimal for rate in rates)
+        plain = FixedPrices(*map(float, rates)) if is_plain else None
+        return ListedPrices(str(model), found.provider.id, plain)
     return None
-
-
-def _plain_prices(found: Any) -> FixedPrices | None:
-    """The prices for tokens, if there are no steps, hours, or prices of requests."""
-    price = found.model_price
-    rates = [price.input_mtok, price.output_mtok]
-    has_hours = found.model.prices is not price
-    if found.total_price or has_hours or not all(type(r) is Decimal for r in rates):
-        return None
-    return FixedPrices(*map(float, rates))
 
 
 def cost_of_attempt(
@@ -184,8 +176,7 @@ def cost_of_attempt(
             return float(total), False
     if prices is None:
         return None
-    cost = prices.cost(usage) if usage else None
-    if cost is not None:
+    if usage and (cost := prices.cost(usage)) is not None:
         return cost, False
     if failure is not None and not failure.may_have_run:
         return 0.0, False

@@ -38,8 +38,17 @@ import socket
 import sys
 import threading
 import weakref
-from collections.abc import Callable
-from typing import Any, ClassVar, Final, NamedTuple, Protocol, Self, TypeAlias
+from collections.abc import Awaitable, Callable
+from typing import (
+    Any,
+    ClassVar,
+    Final,
+    NamedTuple,
+    Protocol,
+    Self,
+    TypeAlias,
+    runtime_checkable,
+)
 
 Record: TypeAlias = dict[str, Any]
 Reply: TypeAlias = list[Any]
@@ -96,6 +105,26 @@ class Store(Protocol):
 def is_store(value: Any) -> bool:
     """Whether this is a `Store`."""
     return hasattr(value, "submit") and hasattr(value, "watch")
+
+
+@runtime_checkable
+class Clock(Protocol):
+    """Tells the time, gives random numbers, and waits; `testing.FakeClock` is one."""
+
+    def monotonic(self) -> float:
+        """Seconds on a clock that never goes back."""
+
+    def time(self) -> float:
+        """Seconds since the Unix epoch, to read HTTP dates with."""
+
+    def random(self) -> float:
+        """A number in `[0, 1)`, for jitter."""
+
+    def sleep(self, seconds: float, /) -> None:
+        """Wait, blocking the thread."""
+
+    def asleep(self, seconds: float, /) -> Awaitable[None]:
+        """Wait without blocking the event loop."""
 
 
 def name_hash(*parts: object) -> str:

@@ -18,12 +18,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import SimpleNamespace
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from langchain_retryrouter._shared import (
     BREAKER,
+    Clock,
     Reply,
     Shareable,
     Store,
@@ -55,16 +56,6 @@ class BreakerState(StrEnum):
     CLOSED = "closed"
     OPEN = "open"
     HALF_OPEN = "half_open"
-
-
-class BreakerClock(Protocol):
-    """Tells a circuit breaker the time; `testing.FakeClock` does."""
-
-    def monotonic(self) -> float:
-        """Seconds on a clock that never goes back."""
-
-    def random(self) -> float:
-        """A number in `[0, 1)`, for jitter."""
 
 
 _SYSTEM_CLOCK: Final[Any] = SimpleNamespace(
@@ -182,7 +173,7 @@ class CircuitBreaker(Shareable):
         quorum: int = 2,
         name: str = "",
         store: Store | None = None,
-        clock: BreakerClock | None = None,
+        clock: Clock | None = None,
         on_state_change: Callable[[BreakerState, BreakerState], object] | None = None,
     ) -> None:
         """Check the numbers; the breaker starts closed."""

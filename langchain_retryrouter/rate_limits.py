@@ -15,13 +15,14 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
-from typing import Any, Final, NamedTuple, Protocol
+from collections.abc import Callable, Generator, Iterable, Mapping
+from typing import Any, Final, NamedTuple
 
 from langchain_core.rate_limiters import BaseRateLimiter
 
 from langchain_retryrouter._shared import (
     LIMIT,
+    Clock,
     Reply,
     Shareable,
     Store,
@@ -49,19 +50,6 @@ _SLOW: Final = 0.02  # Seconds without a reply, after which the local share deci
 _OUTAGE: Final = 1.2  # Seconds of its share that a process owes for an outage.
 _LOST: Final = 1.0  # Seconds after which a reply is not expected any more.
 _TOKENS_PER_FILE: Final = 85  # As langchain-core counts a picture.
-
-
-class LimitClock(Protocol):
-    """What a rate limit needs of a `Clock`."""
-
-    def monotonic(self) -> float:
-        """Seconds on a clock that never goes back."""
-
-    def sleep(self, seconds: float, /) -> None:
-        """Wait, blocking the thread."""
-
-    def asleep(self, seconds: float, /) -> Awaitable[None]:
-        """Wait without blocking the event loop."""
 
 
 class Size(NamedTuple):
@@ -257,7 +245,7 @@ class RateLimit(Shareable):
         store: Store | None = None,
         adaptive: bool = False,
         strict: bool = False,
-        clock: LimitClock | None = None,
+        clock: Clock | None = None,
     ) -> None:
         """Check the numbers; nothing is used yet."""
         numbers: dict[str, Any] = {

@@ -7,7 +7,7 @@ when it is over. `_router/costs.py` asks the limits of a call's routes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
@@ -20,6 +20,7 @@ from langchain_retryrouter._shared import (
     is_positive,
     require,
 )
+from langchain_retryrouter.circuit_breaker import Refusal
 
 Period: TypeAlias = Literal["minute", "hour", "day", "month"]
 
@@ -27,7 +28,6 @@ _SECONDS: Final = {"minute": 60.0, "hour": 3600.0, "day": 86400.0}
 _ROUNDING: Final = 1e-12
 _ASK_AGAIN: Final = 1.0  # Seconds until a store that had no more is asked again.
 _PARTS: Final = 50  # Of a process's share, which are leased one by one.
-_ASKS: Final = 0.001  # A wait, while the store is asked.
 
 
 class Price(NamedTuple):
@@ -35,18 +35,6 @@ class Price(NamedTuple):
 
     estimate: float
     most: float
-
-
-@dataclass(frozen=True, slots=True)
-class Shortage:
-    """Why a limit cannot pay for an attempt now.
-
-    `wait` are the seconds until it can: 0 if attempts in flight hold money that they
-    may give back, infinite for never.
-    """
-
-    reason: str
-    wait: float
 
 
 @dataclass(slots=True)
@@ -158,34 +146,61 @@ class SpendLimit(Shareable):
             self._roll()
             return self._ends - self._now()
 
-    def reserve(self, price: Price) -> SpendReservation | Shortage:
-        """Money for an attempt, if it is there."""
+    def reserve(self, price: Price) -> SpendReservation | Refusal:
+        """Money for an attempt, or why there is none, and for how many seconds.
+
+        That is 0 if attempts in flight hold money that they may give back, and infinite
+        if there is never enough.
+        """
         self._wake()
-        one = self._reserve(price)
-        if self._store is None or not self._store.is_up:
-            return one
-        if isinstance(one, Shortage) and one.wait == _ASKS:
-            self._lease(price.estimate)
-            one = self._reserve(price)  # A `MemoryStore` has answered.
-            return replace(one, wait=0.0) if isinstance(one, Shortage) else one
         with self._lock:
-            is_low = self._leased - self._spent - self._held < self._chunk() / 2
-        if is_low:
-            self._lease(0.0)
+            one = self._take(price)
+            if one is None:
+                asks, needed = self._may_lease(price), price.estimate
+            else:
+                spare = self._leased - self._spent - self._held
+                asks, needed = spare < self._chunk() / 2, 0.0
+        if asks and self._store is not None and self._store.is_up:
+            self._lease(needed)
+        if one is not None:
+            return one
+        with self._lock:  # A `MemoryStore` has answered.
+            return self._take(price) or self._refusal(price)
+
+    def _take(self, price: Price) -> SpendReservation | None:
+        self._roll()
+        if price.estimate > self._has() - self._spent - self._held + _ROUNDING:
+            return None
+        # Those who come now see what this one may come to.
+        one = SpendReservation(self, self._began, max(price))
+        self._held += one.most
+        self._in_flight += 1
+        self._was_used = True
         return one
 
-    def _reserve(self, price: Price) -> SpendReservation | Shortage:
-        with self._lock:
-            self._roll()
-            left = self._has() - self._spent
-            if price.estimate > left - self._held + _ROUNDING:
-                return self._shortage(price, left)
-            # Those who come now see what this one may come to.
-            one = SpendReservation(self, self._began, max(price))
-            self._held += one.most
-            self._in_flight += 1
-            self._was_used = True
-            return one
+    def _may_lease(self, price: Price) -> bool:
+        """Whether the store may have what an attempt needs, as far as is known."""
+        was_refused = self._refused_at >= self._now() - _ASK_AGAIN
+        is_up = self._store is not None and self._store.is_up
+        may_lease = is_up and (self._is_asking or not was_refused)
+        return may_lease and price.estimate <= self.amount
+
+    def _refusal(self, price: Price) -> Refusal:
+        if self._may_lease(price):
+            return Refusal(0.0, reason=f"{self} is asked for money")
+        left = self._has() - self._spent
+        reason = (
+            f"an attempt may cost {price.estimate:.4g}, and {self} has"
+            f" {max(0.0, left - self._held):.4g} left"
+        )
+        wait = self._ends - self._now()
+        ends = f"; it resets in {wait:.0f} s"
+        if price.estimate <= left and (count := self._in_flight):
+            attempts = f"{count} attempt{'s' * (count != 1)} in flight"
+            wait, reason = 0.0, f"{reason}: {attempts} may take the rest"
+        if price.estimate > self.amount:
+            wait, ends = math.inf, ", which is never enough"
+        return Refusal(wait, reason=reason + ends)
 
     def _has(self) -> float:
         """The money of this process: all of it, or its lease.
@@ -211,30 +226,6 @@ class SpendLimit(Shareable):
             excess = self._spent - self._leased
         if self._store is not None and excess > _ROUNDING:
             self._tell(excess, is_forced=True)
-
-    def _shortage(self, price: Price, left: float) -> Shortage:
-        store = self._store
-        is_shared = store is not None and store.is_up and price.estimate <= self.amount
-        was_refused = self._refused_at >= self._now() - _ASK_AGAIN
-        if is_shared and (self._is_asking or not was_refused):
-            return Shortage(f"{self} is asked for money", _ASKS)
-        is_held = price.estimate <= left and self._in_flight > 0
-        is_too_large = price.estimate > self.amount
-        ends = self._ends - self._now()
-        reason = (
-            f"an attempt may cost {price.estimate:.4g}, and {self} has"
-            f" {max(0.0, left - self._held):.4g} left"
-        )
-        if is_held:
-            count = self._in_flight
-            reason += (
-                f": {count} attempt{'s' * (count != 1)} in flight may take the rest"
-            )
-        if is_too_large:
-            return Shortage(f"{reason}, which is never enough", math.inf)
-        return Shortage(
-            f"{reason}; it resets in {ends:.0f} s", 0.0 if is_held else ends
-        )
 
     def _roll(self) -> None:
         """Begin the next period if this one is over."""

@@ -6,27 +6,10 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
-from typing import Protocol, runtime_checkable
 
+from langchain_retryrouter._shared import Clock
 
-@runtime_checkable
-class Clock(Protocol):
-    """Tells the time, gives random numbers, and waits; `testing.FakeClock` is one."""
-
-    def monotonic(self) -> float:
-        """Seconds on a clock that never goes back."""
-
-    def time(self) -> float:
-        """Seconds since the Unix epoch, to read HTTP dates with."""
-
-    def random(self) -> float:
-        """A number in `[0, 1)`, for jitter."""
-
-    def sleep(self, seconds: float, /) -> None:
-        """Wait, blocking the thread."""
-
-    def asleep(self, seconds: float, /) -> Awaitable[None]:
-        """Wait without blocking the event loop."""
+__all__ = ["SYSTEM_CLOCK", "Clock", "new_rng"]
 
 
 class _SystemClock:

@@ -29,7 +29,6 @@ from langchain_retryrouter.policy import RetryPolicy, with_limits
 from langchain_retryrouter.rate_limits import RateLimit, Size
 from langchain_retryrouter.spend_limits import (
     Price,
-    Shortage,
     SpendLimit,
     SpendReservation,
 )
@@ -57,18 +56,17 @@ class OutputMeans:
     """How long the answers of a router's routes were, in tokens."""
 
     def __init__(self) -> None:
-        self._means: dict[str, float] = {}
-        self._most: dict[str, int] = {}
+        self._known: dict[str, tuple[float, int]] = {}
 
     def learn(self, route: str, tokens: int) -> None:
         """An answer of a route had so many."""
-        mean = self._means.get(route, tokens)
-        self._means[route] = mean + _LEARNING * (tokens - mean)
-        self._most[route] = max(tokens, self._most.get(route, 0))
+        mean, most = self._known.get(route, (tokens, 0))
+        mean += _LEARNING * (tokens - mean)
+        self._known[route] = mean, max(tokens, most)
 
     def of(self, route: str) -> tuple[float, int]:
         """The mean of a route, and the most; 0 before the first answer."""
-        return self._means.get(route, 0.0), self._most.get(route, 0)
+        return self._known.get(route, (0.0, 0))
 
 
 class CallCosts:
@@ -201,10 +199,10 @@ class CallCosts:
         reserved: list[SpendReservation] = []
         for limit in self.limits[position]:
             one = limit.reserve(price)
-            if isinstance(one, Shortage):
+            if isinstance(one, Refusal):
                 for other in reserved:
                     other.settle(0.0)
-                return Refusal(one.wait, reason=one.reason)
+                return one
             reserved.append(one)
         self._costs[number], self._reserved[number] = price.estimate, reserved
         return None
@@ -269,12 +267,11 @@ class RouteRateLimiter:
 
     def acquire(self, *, blocking: bool = True) -> bool:
         """Whether the next attempt may be sent: now, or when the wait is over."""
+        is_alone = len(self._routes) == 1
         while (limiter := self._limiter()) is not None:
-            if len(self._routes) == 1 and blocking:
-                return limiter.acquire(blocking=True)
-            if limiter.acquire(blocking=False):
+            if limiter.acquire(blocking=blocking and is_alone):
                 break
-            if not self._fails_over() and not blocking:
+            if not self._fails_over() and (is_alone or not blocking):
                 return False
             if blocking:
                 self._clock.sleep(_LIMITER_INTERVAL)
@@ -283,12 +280,11 @@ class RouteRateLimiter:
 
     async def aacquire(self, *, blocking: bool = True) -> bool:
         """Async variant of `acquire`."""
+        is_alone = len(self._routes) == 1
         while (limiter := self._limiter()) is not None:
-            if len(self._routes) == 1 and blocking:
-                return await limiter.aacquire(blocking=True)
-            if await limiter.aacquire(blocking=False):
+            if await limiter.aacquire(blocking=blocking and is_alone):
                 break
-            if not self._fails_over() and not blocking:
+            if not self._fails_over() and (is_alone or not blocking):
                 return False
             if blocking:
                 await self._clock.asleep(_LIMITER_INTERVAL)

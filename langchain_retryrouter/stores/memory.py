@@ -7,9 +7,10 @@ import time
 import weakref
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from langchain_retryrouter._shared import (
+    Clock,
     OneForAll,
     Operation,
     Record,
@@ -21,11 +22,6 @@ from langchain_retryrouter._shared import (
 from langchain_retryrouter.stores import KEPT, Scope, call_listener, read_scope
 
 _BEGIN: Final = 1_000_000_000  # Milliseconds: no time is near 0, where records begin.
-
-
-class _Clock(Protocol):
-    def monotonic(self) -> float:
-        """Seconds on a clock that never goes back."""
 
 
 class MemoryStore(OneForAll):
@@ -42,7 +38,7 @@ class MemoryStore(OneForAll):
     closes_with_model = False
     is_up: Final = True
 
-    def __init__(self, *, clock: _Clock | None = None) -> None:
+    def __init__(self, *, clock: Clock | None = None) -> None:
         """The store starts empty."""
         self._monotonic = clock.monotonic if clock is not None else time.monotonic
         self.process = process_name()

@@ -338,22 +338,28 @@ class _Lane:
         elif time.monotonic() >= self._repair_at:
             self._repair_at = time.monotonic() + _REPAIR_INTERVAL
             jobs += self._repair()
-        if not self.is_up and all(job.operation is not NAMES for job in jobs):
-            self._fail(jobs)
-        elif jobs:
+        replies: list[Any] = [None] * len(jobs)
+        # While Redis is away only the index of names is sent, which shows its return.
+        is_sent = self.is_up or any(job.operation is NAMES for job in jobs)
+        if jobs and is_sent:
             try:
-                self._send(client, jobs)
+                replies = self._send(client, jobs)
             except Exception as error:  # noqa: BLE001 - of any client's library
                 # One that is late may be this process's fault, on a busy machine.
                 if self._is_late or type(error).__name__ != "TimeoutError":
                     self._set_up(is_up=False, error=error)
-                    if self.address is not self._given:  # That node may be no more.
+                    if self.address != self._given:  # That node may be no more.
                         self.follow(client)
                 self._is_late = True
-                self._fail(jobs)
             else:
                 self._is_late = False
                 self._set_up(is_up=True)
+        for job, reply in zip(jobs, replies, strict=True):
+            if isinstance(reply, Exception):
+                self._log_refusal(job, reply)
+            if job.on_reply is not None:
+                is_reply = isinstance(reply, str)
+                call_listener(job.on_reply, json.loads(reply) if is_reply else None)
 
     def _repair(self) -> list[_Job]:
         """Let all that is watched ask what is new; the index of names, if it is due."""
@@ -376,7 +382,7 @@ class _Lane:
         names = sorted({"|".join(one.record) for one in watched})
         return [_Job(NAMES, f"{self.prefix}names", json.dumps(names), None)]
 
-    def _send(self, client: Any, jobs: list[_Job]) -> None:
+    def _send(self, client: Any, jobs: list[_Job]) -> list[Any]:
         replies = self._run(client, jobs)
         moved = next((one for one in replies if _is(one, "MovedError")), None)
         if moved is not None:
@@ -387,12 +393,7 @@ class _Lane:
             again = self._run(client, [jobs[at] for at in missing], loads=True)
             for at, reply in zip(missing, again, strict=True):
                 replies[at] = reply
-        for job, reply in zip(jobs, replies, strict=True):
-            if isinstance(reply, Exception):
-                self._log_refusal(job, reply)
-            if job.on_reply is not None:
-                is_reply = isinstance(reply, str)
-                call_listener(job.on_reply, json.loads(reply) if is_reply else None)
+        return replies
 
     def _run(self, client: Any, jobs: list[_Job], *, loads: bool = False) -> list[Any]:
         """Run jobs in one pipeline; `loads` sends their scripts before them."""
@@ -408,11 +409,6 @@ class _Lane:
             if isinstance(reply, Exception):
                 reply.__traceback__ = None  # Its frames would keep the jobs alive.
         return list(replies[len(scripts) :])
-
-    def _fail(self, jobs: list[_Job]) -> None:
-        for job in jobs:
-            if job.on_reply is not None:
-                call_listener(job.on_reply, None)
 
     def _set_up(self, *, is_up: bool, error: Exception | None = None) -> None:
         if is_up is self.is_up:
@@ -477,12 +473,10 @@ def _is(reply: Any, name: str) -> bool:
 _LANES: Final = dict[tuple[Any, str], _Lane]()
 
 
-def _at_exit() -> None:
+@atexit.register
+def _stop_all() -> None:
     for lane in list(_LANES.values()):
         lane.stop(wait=2 * _CONNECT_TIMEOUT)
-
-
-atexit.register(_at_exit)
 
 
 class RedisStore(OneForAll):

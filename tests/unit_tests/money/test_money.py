@@ -36,7 +36,8 @@ from langchain_retryrouter import (
     UnavailableError,
 )
 from langchain_retryrouter._prices import FixedPrices, ListedPrices, listed_prices
-from langchain_retryrouter.spend_limits import Price, Shortage, SpendReservation
+from langchain_retryrouter.circuit_breaker import Refusal
+from langchain_retryrouter.spend_limits import Price, SpendReservation
 from langchain_retryrouter.stores import MemoryStore, RedisStore
 from langchain_retryrouter.testing import (
     Answer,
@@ -745,9 +746,9 @@ def test_what_one_process_spends_is_missing_in_the_others(stores: list[Any]) -> 
 
     def is_refused() -> bool:
         one = other.reserve(Price(5, 5))
-        assert isinstance(one, Shortage)
+        assert isinstance(one, Refusal)
         reasons.append(one.reason)
-        return one.wait > 1
+        return one.retry_after > 1
 
     eventually(is_refused)
     assert "it resets in" in reasons[-1]

@@ -98,7 +98,10 @@ class Away(MemoryStore):
 
 
 def test_without_its_store_a_process_keeps_to_its_share(clock: FakeClock) -> None:
-    """Not to nothing, and not to the whole limit: the processes last seen divide it."""
+    """Not to nothing, and not to the whole limit: the processes last seen divide it.
+
+    A limit without `max_concurrency` has no share of it: requests need not end.
+    """
     store = Away(clock)
     limits = [shared(store, clock, requests_per_minute=600) for _ in range(5)]
     for limit in limits:
@@ -110,9 +113,7 @@ def test_without_its_store_a_process_keeps_to_its_share(clock: FakeClock) -> Non
     store.switch(is_up=False)
     began, admitted = clock.monotonic(), 0
     while clock.monotonic() - began < 30:
-        one = limits[0].reserve(ONE)
-        assert one is not None
-        one.succeeded()
+        assert limits[0].reserve(ONE, 5) is not None
         admitted += 1
     assert 60 <= admitted <= 60 + 10  # And what it had in stock.
     store.switch(is_up=True)
