@@ -8,7 +8,6 @@ import json
 import re
 import socket
 import ssl
-import sys
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple, Self
 
@@ -53,8 +52,8 @@ class ServerSentEvent(NamedTuple):
     data: bytes
 
 
-class EventTooLargeError(ValueError):
-    """A single event is larger than any answer needs."""
+class TooLargeError(ValueError):
+    """An event or a body is larger than any answer needs."""
 
 
 class SSEParser:
@@ -136,9 +135,9 @@ class SSEParser:
             self._data += line
             self._data += b"\n"
 
-    def _too_large(self) -> EventTooLargeError:
+    def _too_large(self) -> TooLargeError:
         msg = f"one event of the stream is larger than {self._max} bytes"
-        return EventTooLargeError(msg)
+        return TooLargeError(msg)
 
 
 # --- errors --------------------------------------------------------------------------
@@ -157,52 +156,39 @@ _BAD_CERTIFICATE: Final = Failure(
     FailureKind.CONNECTION, may_have_run=False, should_retry=False
 )
 
-# The modules, the classes in them, and what these mean; from top to bottom, so that a
-# subclass stands above its base class.
-_HTTPX: Final = "httpx httpx2 httpcore httpcore2"
-_BY_LIBRARY: Final = (
-    (_HTTPX, "ConnectTimeout PoolTimeout", _CONNECT_TIMEOUT),
-    (_HTTPX, "TimeoutException", _READ_TIMEOUT),
-    (_HTTPX, "ConnectError ProxyError", _CANNOT_CONNECT),
-    (_HTTPX, "UnsupportedProtocol LocalProtocolError InvalidURL", _BAD_REQUEST),
-    (_HTTPX, "DecodingError", _UNREADABLE),
-    (_HTTPX, "RequestError StreamError NetworkError ProtocolError", _LOST),
-    (_HTTPX, "ConnectionNotAvailable", _CANNOT_CONNECT),
-    ("aiohttp", "ConnectionTimeoutError", _CONNECT_TIMEOUT),
-    ("aiohttp", "ServerTimeoutError", _READ_TIMEOUT),
-    ("aiohttp", "ClientConnectorError ClientHttpProxyError", _CANNOT_CONNECT),
-    ("aiohttp", "InvalidURL NonHttpUrlClientError", _BAD_REQUEST),
-    ("aiohttp", "ContentTypeError", _UNREADABLE),
-    ("aiohttp", "ClientError", _LOST),
-    ("aiohttp.http_exceptions", "HttpProcessingError", _LOST),
-    ("requests.exceptions", "ConnectTimeout", _CONNECT_TIMEOUT),
-    ("requests.exceptions", "Timeout", _READ_TIMEOUT),
-    ("requests.exceptions", "ProxyError", _CANNOT_CONNECT),
-    ("requests.exceptions", "InvalidHeader", _BAD_KEY),
-    ("requests.exceptions", "InvalidURL MissingSchema InvalidSchema", _BAD_REQUEST),
-    ("requests.exceptions", "JSONDecodeError ContentDecodingError", _UNREADABLE),
-    ("requests.exceptions", "RequestException", _LOST),
-    # It is a ConnectTimeoutError by its class, and none by what happened.
-    ("urllib3.exceptions", "NewConnectionError", _CANNOT_CONNECT),
-    ("urllib3.exceptions", "ConnectTimeoutError EmptyPoolError", _CONNECT_TIMEOUT),
-    ("urllib3.exceptions", "TimeoutError", _READ_TIMEOUT),
-    ("urllib3.exceptions", "ProxyError SSLError", _CANNOT_CONNECT),
-    ("urllib3.exceptions", "LocationValueError", _BAD_REQUEST),
-    ("urllib3.exceptions", "DecodeError", _UNREADABLE),
-    ("urllib3.exceptions", "HTTPError", _LOST),
-    ("botocore.exceptions", "ConnectTimeoutError", _CONNECT_TIMEOUT),
-    ("botocore.exceptions", "ReadTimeoutError", _READ_TIMEOUT),
-    ("botocore.exceptions", "EndpointConnectionError", _CANNOT_CONNECT),
-    ("botocore.exceptions", "ProxyConnectionError", _CANNOT_CONNECT),
-    ("botocore.exceptions", "NoCredentialsError PartialCredentialsError", _BAD_KEY),
-    ("botocore.exceptions", "CredentialRetrievalError TokenRetrievalError", _BAD_KEY),
-    ("botocore.exceptions", "UnauthorizedSSOTokenError", _BAD_KEY),
-    ("botocore.exceptions", "ParamValidationError", _BAD_REQUEST),
-    ("botocore.exceptions", "HTTPClientError", _LOST),
-    ("botocore.eventstream", "ParserError", _UNREADABLE),
-    ("http.client", "InvalidURL", _BAD_REQUEST),
-    ("http.client", "HTTPException", _LOST),
+# What the exceptions of these libraries mean, by the name of their class or of the
+# nearest base class. A name that means something else in another one has its library.
+_LIBRARIES: Final = frozenset(
+    {"aiohttp", "botocore", "http", "httpcore", "httpcore2", "httpx", "httpx2"}
+    | {"requests", "urllib3"}
 )
+_BY_NAME: Final = {
+    name: failure
+    for failure, names in (
+        (_CONNECT_TIMEOUT, "ConnectTimeout ConnectTimeoutError ConnectionTimeoutError"),
+        (_CONNECT_TIMEOUT, "PoolTimeout EmptyPoolError"),
+        (_READ_TIMEOUT, "Timeout TimeoutError TimeoutException"),
+        (_READ_TIMEOUT, "ReadTimeoutError ServerTimeoutError"),
+        (_CANNOT_CONNECT, "ConnectError ConnectionNotAvailable"),
+        (_CANNOT_CONNECT, "botocore.SSLError urllib3.SSLError"),
+        (_CANNOT_CONNECT, "ClientConnectorError EndpointConnectionError"),
+        (_CANNOT_CONNECT, "ProxyError ProxyConnectionError ClientHttpProxyError"),
+        # It is a ConnectTimeoutError by its class, and none by what happened.
+        (_CANNOT_CONNECT, "NewConnectionError"),
+        (_BAD_REQUEST, "InvalidURL InvalidSchema MissingSchema LocationValueError"),
+        (_BAD_REQUEST, "NonHttpUrlClientError UnsupportedProtocol"),
+        (_BAD_REQUEST, "LocalProtocolError ParamValidationError"),
+        (_BAD_KEY, "requests.InvalidHeader NoCredentialsError PartialCredentialsError"),
+        (_BAD_KEY, "CredentialRetrievalError TokenRetrievalError"),
+        (_BAD_KEY, "UnauthorizedSSOTokenError"),
+        (_UNREADABLE, "DecodeError DecodingError ContentDecodingError ParserError"),
+        (_UNREADABLE, "ContentTypeError JSONDecodeError"),
+        (_LOST, "RequestError RequestException NetworkError ProtocolError StreamError"),
+        (_LOST, "HttpProcessingError botocore.HTTPClientError"),
+        (_LOST, "aiohttp.ClientError http.HTTPException urllib3.HTTPError"),
+    )
+    for name in names.split()
+}
 _BUILTIN: Final = (
     ((json.JSONDecodeError, UnicodeDecodeError), _UNREADABLE),
     ((TimeoutError,), _READ_TIMEOUT),
@@ -214,12 +200,13 @@ _BUILTIN: Final = (
 _UNREACHABLE: Final = frozenset(
     {errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}
 )
-# The generated SDKs (OpenAI, Anthropic, Groq, ...) have these names for it. They say
-# less than the exception that they were raised from.
+# The generated SDKs (OpenAI, Anthropic, Groq, ...) have these names for it, and copies
+# of httpx_sse. They say less than the exception that they were raised from.
 _BY_SDK_NAME: Final = {
     "APITimeoutError": _READ_TIMEOUT,
     "APIConnectionError": _LOST,
     "APIResponseValidationError": _UNREADABLE,
+    "SSEError": _UNREADABLE,
 }
 # A client that was closed: nothing was sent.
 _CLOSED: Final = re.compile(
@@ -238,8 +225,7 @@ _HEADER: Final = re.compile(
 def read_transport_error(error: BaseException) -> Failure | None:
     """What `error` says about the way to the provider; None if it says nothing.
 
-    Of an exception that wraps another one, the more exact of the two counts. A library
-    that has not been imported cannot have raised anything, so nothing is imported.
+    Of an exception that wraps another one, the more exact of the two counts.
     """
     step: BaseException | None = error
     for _ in range(_DEEPEST):
@@ -257,13 +243,21 @@ def read_transport_error(error: BaseException) -> Failure | None:
     is_about_http = found is _BAD_REQUEST or isinstance(error, ValueError)
     if is_about_http and _HEADER.search(str(error)):
         return _BAD_KEY
-    for inner in _wrapped(error):
+    is_sdks = not _BY_SDK_NAME.keys().isdisjoint(
+        cls.__name__ for cls in type(error).__mro__
+    )
+    # urllib, and urllib3's `MaxRetryError`, keep what they wrap in `reason`; requests
+    # wraps the latter once more; urllib3's `ProtocolError` has it as an argument.
+    reasons = [getattr(one, "reason", None) for one in (error, *error.args[:1])]
+    for inner in (*reasons, *error.args[1:], error.__cause__):
+        if not isinstance(inner, BaseException) or inner is error:
+            continue
         inner_failure = read_transport_error(inner)
         # httpx-aiohttp says ConnectTimeout of a connection that was refused or reset.
         is_refused = found is _CONNECT_TIMEOUT and inner is error.__cause__
         if inner_failure is not None and (
             found in {None, _LOST}
-            or _sdk_name(error) is not None
+            or is_sdks
             or (is_refused and inner_failure.kind is FailureKind.CONNECTION)
         ):
             return inner_failure
@@ -280,38 +274,18 @@ def drop_request_headers(error: BaseException) -> None:
 
 
 def _by_class(error: BaseException) -> Failure | None:
-    if any(cls.__name__ == "SSEError" for cls in type(error).__mro__):
-        return _UNREADABLE  # httpx_sse's, which SDKs have copies of.
-    for modules, names, failure in _BY_LIBRARY:
-        # Each library that has been imported.
-        imported = [sys.modules[one] for one in modules.split() if one in sys.modules]
-        found = [getattr(one, n, None) for one in imported for n in names.split()]
-        if isinstance(error, tuple(filter(None, found))):
-            # Hugging Face's InferenceTimeoutError is an HTTPError too.
-            if failure is _LOST and isinstance(error, TimeoutError):
-                return _READ_TIMEOUT
-            return failure
+    for cls in type(error).__mro__:
+        name, library = cls.__name__, cls.__module__.partition(".")[0]
+        found = _BY_SDK_NAME.get(name)
+        if library in _LIBRARIES:
+            found = found or _BY_NAME.get(name) or _BY_NAME.get(f"{library}.{name}")
+        # Hugging Face's InferenceTimeoutError is an HTTPError too.
+        if found is not None and not (
+            found is _LOST and isinstance(error, TimeoutError)
+        ):
+            return found
     for classes, failure in _BUILTIN:
         if isinstance(error, classes):
             return failure
-    if isinstance(error, OSError) and error.errno in _UNREACHABLE:
-        return _CANNOT_CONNECT
-    name = _sdk_name(error)
-    return _BY_SDK_NAME[name] if name else None
-
-
-def _sdk_name(error: BaseException) -> str | None:
-    names = (cls.__name__ for cls in type(error).__mro__)
-    return next((name for name in names if name in _BY_SDK_NAME), None)
-
-
-def _wrapped(error: BaseException) -> Iterator[BaseException]:
-    """The exceptions that `error` is only a wrapper of.
-
-    urllib, and urllib3's `MaxRetryError`, keep it in `reason`; requests wraps the
-    latter once more; urllib3's `ProtocolError` has it as an argument.
-    """
-    reasons = [getattr(one, "reason", None) for one in (error, *error.args[:1])]
-    for inner in (*reasons, *error.args[1:], error.__cause__):
-        if isinstance(inner, BaseException) and inner is not error:
-            yield inner
+    is_unreachable = isinstance(error, OSError) and error.errno in _UNREACHABLE
+    return _CANNOT_CONNECT if is_unreachable else None

@@ -11,22 +11,10 @@ from typing import Any, Final
 
 from pydantic_core import from_json
 
-_COMPACT: Final = json.JSONEncoder(
-    ensure_ascii=False, allow_nan=False, separators=(",", ":")
-)
 MAX_DEPTH: Final = 100
 """How deep an answer may be nested; those of providers have a dozen levels."""
 
-
-def write(document: Any) -> bytes:
-    """`document` without spaces, in UTF-8.
-
-    Raises:
-        TypeError: If something in it is not JSON.
-        ValueError: For `nan`, half of a surrogate pair, or a document in itself.
-        RecursionError: If it is too deep for Python.
-    """
-    return _COMPACT.encode(document).encode()
+_TOO_DEEP: Final = f"it is nested more than {MAX_DEPTH} levels deep"
 
 
 def read(text: bytes | str) -> Any:
@@ -35,30 +23,18 @@ def read(text: bytes | str) -> Any:
     Raises:
         ValueError: If it is not JSON, or nested deeper than `MAX_DEPTH`.
     """
-    too_deep = f"it is nested more than {MAX_DEPTH} levels deep"
-    try:
-        document = json.loads(text)
-    except RecursionError as error:
-        raise ValueError(too_deep) from error
-    if is_deep(document):
-        raise ValueError(too_deep)
-    return document
-
-
-def read_quickly(text: bytes) -> Any:
-    """What `read` gives, in less time.
-
-    Raises:
-        ValueError: As `read`.
-    """
+    if isinstance(text, str):
+        text = text.encode("utf-8", "surrogatepass")
     try:
         document = from_json(text)
     except ValueError:
-        # Slower, accepts halves of surrogate pairs, and says what it does not like.
-        return read(text)
+        try:  # Slower; it takes halves of surrogate pairs, and says what is wrong.
+            document = json.loads(text)
+        except RecursionError as error:
+            raise ValueError(_TOO_DEEP) from error
     # Brackets are counted in no time: most answers have too few to be deep.
     if text.count(b"{") + text.count(b"[") > MAX_DEPTH and is_deep(document):
-        return read(text)
+        raise ValueError(_TOO_DEEP)
     return document
 
 

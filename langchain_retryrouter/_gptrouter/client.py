@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
+import json
 from collections.abc import (
     AsyncGenerator,
     Callable,
@@ -18,27 +18,28 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from typing import Any, Final, NoReturn, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
 
 import urllib3
 from gpt_router.client import GPTRouterClient
 from gpt_router.models import GPTRouterMetadata, ModelGenerationRequest
 from pydantic import SecretStr
 
-from langchain_retryrouter import __version__, _http, _json
+from langchain_retryrouter import __version__, _http
 from langchain_retryrouter._gptrouter import http, protocol
-from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
-from langchain_retryrouter._retry.timeouts import on_abort
+from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS, read_sdk_error
 from langchain_retryrouter.errors import RetryRouterError, UnsupportedOptionError, mask
 from langchain_retryrouter.failures import FailureKind
 
 ReadHeaders: TypeAlias = Callable[[Mapping[str, str]], object]
 Timeout: TypeAlias = float | tuple[float, float] | None
 
-_GENERATE: Final = "/v1/generate"
 _OK: Final = 200
 # The public gateway answers a larger body with an opaque 500, or cuts the connection.
 _MAX_REQUEST_BYTES: Final = 1024 * 1024
+_ENCODER: Final = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, separators=(",", ":")
+)
 
 
 class GatewayClient(GPTRouterClient):
@@ -55,7 +56,7 @@ class GatewayClient(GPTRouterClient):
     None for what the environment names now.
 
     Raises:
-        ValueError: If nothing could be sent with this address, proxy or key.
+        ValueError: If nothing could be sent with this address or proxy.
     """
 
     def __init__(
@@ -78,7 +79,6 @@ class GatewayClient(GPTRouterClient):
         root = base_url.rstrip("/").removesuffix("/api").rstrip("/")
         self._root = f"{root}/api"
         self._origin = http.find_origin(root, proxy)
-        check_key(self._secret)
 
     @property
     def api_key(self) -> str:
@@ -94,27 +94,24 @@ class GatewayClient(GPTRouterClient):
         ordered_generation_requests: Sequence[ModelGenerationRequest],
         is_stream: bool = False,
         model_router_metadata: GPTRouterMetadata | None = None,
-        timeout: float | None = None,
-        read_headers: ReadHeaders | None = None,
         **options: Any,
     ) -> protocol.GatewayResponse | EventStream:
         """One answer, or the events of one; one request, without retries.
 
         The arguments are the SDK's; a stream is sent for with its first event, and has
-        to be closed. `timeout` are seconds to connect and without a byte, if less than
-        the client's. `read_headers` is called with the headers of the answer. The
-        options `gateway_timeout`, in seconds, and
-        `gateway_max_retries` are what the gateway gives its provider.
+        to be closed. The options are `timeout`, seconds to connect and without a byte,
+        if less than the client's; `read_headers`, called with the headers of the
+        answer; and what the gateway gives its provider: `gateway_timeout`, in seconds,
+        and `gateway_max_retries`.
 
         Raises:
             RetryRouterError: One of `errors.GPT_ROUTER_ERRORS`.
         """
         requests, metadata = ordered_generation_requests, model_router_metadata
-        payload = self._payload(requests, metadata, options, is_stream=is_stream)
+        request = self._generation(requests, metadata, options, is_stream=is_stream)
         if is_stream:
-            return EventStream(self, _GENERATE, payload, timeout, read_headers)
-        answer = self.post(_GENERATE, payload, timeout, read_headers)
-        return protocol.read_response(answer)
+            return EventStream(self, request)
+        return protocol.read_response(self.post(request))
 
     async def agenerate(  # type: ignore[override] # the SDK does not mention streams
         self,
@@ -126,22 +123,20 @@ class GatewayClient(GPTRouterClient):
         **options: Any,
     ) -> protocol.GatewayResponse | AsyncGenerator[protocol.GatewayEvent, None]:
         """Async variant of `generate`; a stream ends once the signal is set."""
-        limit, reader = options.pop("timeout", None), options.pop("read_headers", None)
         requests, metadata = ordered_generation_requests, model_router_metadata
-        payload = self._payload(requests, metadata, options, is_stream=is_stream)
+        request = self._generation(requests, metadata, options, is_stream=is_stream)
         if is_stream:
-            return self.aevents(_GENERATE, payload, limit, reader, stop_stream_signal)
-        answer = await self.apost(_GENERATE, payload, limit, reader)
-        return protocol.read_response(answer)
+            return self._aevents(request, stop_stream_signal)
+        return protocol.read_response(await self.apost(request))
 
-    def _payload(
+    def _generation(
         self,
         requests: Sequence[ModelGenerationRequest],
         metadata: GPTRouterMetadata | None,
         options: dict[str, Any],
         *,
         is_stream: bool,
-    ) -> dict[str, Any]:
+    ) -> http.Request:
         payload: dict[str, Any] = {
             "stream": is_stream,
             # Without nulls: the gateway would turn `max_tokens: null` into 0.
@@ -152,11 +147,14 @@ class GatewayClient(GPTRouterClient):
             payload["timeout"] = max(1, round(seconds * 1000))
         if (retries := options.pop("gateway_max_retries", None)) is not None:
             payload["maxRetries"] = retries
+        limit, reader = options.pop("timeout", None), options.pop("read_headers", None)
         if options:
             names = ", ".join(map(repr, sorted(options)))
             msg = f"the gateway client has no option {names}"
             raise UnsupportedOptionError(msg)
-        return payload
+        return self.build_request(
+            "/v1/generate", payload, limit, reader, is_stream=is_stream
+        )
 
     def add_metadata_info(
         self,
@@ -179,34 +177,18 @@ class GatewayClient(GPTRouterClient):
 
     # --- one request ----------------------------------------------------------------
 
-    def post(
-        self,
-        path: str,
-        payload: Mapping[str, Any],
-        timeout: float | None = None,
-        read_headers: ReadHeaders | None = None,
-    ) -> dict[str, Any] | None:
+    def post(self, request: http.Request) -> dict[str, Any] | None:
         """The JSON object of the answer; None for an answer without a body."""
-        request = self.build_request(path, payload, timeout, read_headers)
         try:
-            response = http.post(request)
-            on_abort(functools.partial(_shut_down, response))
-            with contextlib.closing(response):
+            with contextlib.closing(http.post(request)) as response:
                 body = http.read_body(response)
             return protocol.read_answer(response.status, response.headers, body)
         except Exception as error:
             self.raise_typed(error, request)
             raise
 
-    async def apost(
-        self,
-        path: str,
-        payload: Mapping[str, Any],
-        limit: float | None = None,
-        read_headers: ReadHeaders | None = None,
-    ) -> dict[str, Any] | None:
-        """Async variant of `post`; `limit` is its `timeout`."""
-        request = self.build_request(path, payload, limit, read_headers)
+    async def apost(self, request: http.Request) -> dict[str, Any] | None:
+        """Async variant of `post`."""
         try:
             async with http.apost(request) as response:
                 body = await http.aread_body(response)
@@ -215,21 +197,15 @@ class GatewayClient(GPTRouterClient):
             self.raise_typed(error, request)
             raise
 
-    async def aevents(
-        self,
-        path: str,
-        payload: Mapping[str, Any],
-        limit: float | None = None,
-        read_headers: ReadHeaders | None = None,
-        stop_signal: asyncio.Event | None = None,
+    async def _aevents(
+        self, request: http.Request, stop_signal: asyncio.Event | None
     ) -> AsyncGenerator[protocol.GatewayEvent, None]:
-        """The events of one stream, `end` included; async variant of `EventStream`."""
-        request = self.build_request(path, payload, limit, read_headers, is_stream=True)
+        """Async variant of `EventStream`."""
         try:
             async with http.apost(request) as response:
                 if not _is_event_stream(response.status, response.headers):
                     body = await http.aread_body(response)
-                    _raise_no_stream(response.status, response.headers, body)
+                    protocol.raise_no_stream(response.status, response.headers, body)
                 parser = _EventParser()
                 try:
                     while not parser.is_over:
@@ -253,7 +229,11 @@ class GatewayClient(GPTRouterClient):
         *,
         is_stream: bool = False,
     ) -> http.Request:
-        """What is sent; a stream's `timeout`, for its first token, is not for reads."""
+        """What is sent; the `timeout` of a stream, for its first token, limits no read.
+
+        Raises:
+            UnsupportedOptionError: If the payload cannot be written as JSON.
+        """
         limits = cast("Timeout", self.request_timeout)
         connect, read = limits if isinstance(limits, tuple) else (limits, limits)
         if timeout is not None:
@@ -269,7 +249,7 @@ class GatewayClient(GPTRouterClient):
             "ws-secret": self.api_key,
         }
         try:
-            body = _json.write(payload)
+            body = _ENCODER.encode(payload).encode()
         except (TypeError, ValueError, RecursionError) as error:
             msg = f"the request cannot be written as JSON: {error}"
             raise UnsupportedOptionError(msg) from error
@@ -285,21 +265,19 @@ class GatewayClient(GPTRouterClient):
         that the public one never accepts is not retried.
         """
         mask([self.api_key], error)
-        typed = _type_error(error)
-        failed = error if typed is None else typed
+        typed = error if isinstance(error, RetryRouterError) else _type_error(error)
+        if typed is None:
+            return
         size = len(request.body)
-        if (
-            isinstance(failed, RetryRouterError)
-            and failed.kind in {FailureKind.SERVER_ERROR, FailureKind.CONNECTION}
-            and size > _MAX_REQUEST_BYTES
-        ):
-            failed.should_retry = False
-            failed.add_note(
+        its_own = {FailureKind.SERVER_ERROR, FailureKind.CONNECTION}
+        if typed.kind in its_own and size > _MAX_REQUEST_BYTES:
+            typed.should_retry = False
+            typed.add_note(
                 f"not retried: the request has {size:,} bytes, and the public gateway"
                 f" fails above {_MAX_REQUEST_BYTES:,}; shorten it, or give large"
                 " pictures by their URL"
             )
-        if typed is not None:
+        if typed is not error:
             raise typed from error
 
     def close(self) -> None:
@@ -311,30 +289,12 @@ class GatewayClient(GPTRouterClient):
         await http.aclose_connections()
 
 
-def _shut_down(response: urllib3.BaseHTTPResponse) -> None:
-    """Interrupt, from another thread, a read under way; it then raises."""
-    # It may have been read to its end, or be closed.
-    with contextlib.suppress(OSError, ValueError, RuntimeError):
-        response.shutdown()
-
-
 class EventStream:
     """The events of one stream, `end` included; sent for with the first event."""
 
-    def __init__(
-        self,
-        client: GatewayClient,
-        path: str,
-        payload: Mapping[str, Any],
-        timeout: float | None = None,
-        read_headers: ReadHeaders | None = None,
-    ) -> None:
-        self._client = client
-        self._request = client.build_request(
-            path, payload, timeout, read_headers, is_stream=True
-        )
+    def __init__(self, client: GatewayClient, request: http.Request) -> None:
         self._response: urllib3.BaseHTTPResponse | None = None
-        self._events = self._read()
+        self._events = self._read(client, request)
 
     def __iter__(self) -> Iterator[protocol.GatewayEvent]:
         return self._events
@@ -345,20 +305,21 @@ class EventStream:
     def abort(self) -> None:
         """Interrupt, from another thread, a read under way; it then raises."""
         if self._response is not None:
-            _shut_down(self._response)
+            http.shut_down(self._response)
 
     def close(self) -> None:
         """Give the connection back if the stream is over, and else close it."""
         self._events.close()
 
-    def _read(self) -> Generator[protocol.GatewayEvent, None, None]:
+    def _read(
+        self, client: GatewayClient, request: http.Request
+    ) -> Generator[protocol.GatewayEvent, None, None]:
         try:
-            response = self._response = http.post(self._request)
-            on_abort(self.abort)
-            with contextlib.closing(response):
+            with contextlib.closing(http.post(request)) as response:
+                self._response = response
                 if not _is_event_stream(response.status, response.headers):
                     body = http.read_body(response)
-                    _raise_no_stream(response.status, response.headers, body)
+                    protocol.raise_no_stream(response.status, response.headers, body)
                 parser = _EventParser()
                 try:
                     while not parser.is_over:
@@ -367,7 +328,7 @@ class EventStream:
                     if parser.is_over:
                         http.drain(response)
         except Exception as error:
-            self._client.raise_typed(error, self._request)
+            client.raise_typed(error, request)
             raise
 
 
@@ -380,10 +341,9 @@ class _EventParser:
 
     def feed(self, chunk: bytes) -> Iterator[protocol.GatewayEvent]:
         """The events that `chunk` completes; no bytes are the end of the body."""
-        if not chunk:
-            self.is_over = True
-            raise protocol.interrupted()
         try:
+            if not chunk:
+                raise protocol.interrupted()
             for frame in self._parser.feed(chunk):
                 # The one frame with a name, `end`, closes the stream: it comes after
                 # errors too, and its data is not JSON.
@@ -394,23 +354,9 @@ class _EventParser:
                 yield event
                 if self.is_over:
                     return
-        except _http.EventTooLargeError as error:
-            self.is_over = True
-            raise protocol.malformed(str(error)) from error
-        except RetryRouterError:
+        except (_http.TooLargeError, RetryRouterError):
             self.is_over = True
             raise
-
-
-def check_key(key: SecretStr) -> None:
-    """Refuse a key that no header can carry, without it in the error."""
-    plain = key.get_secret_value()
-    if not (plain.isascii() and plain.isprintable()):
-        msg = (
-            "the key holds a line end or another character that no HTTP header can"
-            " carry; if it was read from a file, strip it"
-        )
-        raise ValueError(msg)
 
 
 def _is_event_stream(status: int, headers: Mapping[str, str]) -> bool:
@@ -418,20 +364,9 @@ def _is_event_stream(status: int, headers: Mapping[str, str]) -> bool:
     return status == _OK and kind.lower().startswith("text/event-stream")
 
 
-def _raise_no_stream(status: int, headers: Mapping[str, str], body: bytes) -> NoReturn:
-    """Raise the error for an answer that is not a stream of events."""
-    if status != _OK:
-        protocol.read_answer(status, headers, body)
-    what = repr(protocol.excerpt(body)) if body else "no body"
-    msg = f"the gateway answered {status} without a stream of events: {what}"
-    raise protocol.malformed(msg, status)
-
-
 def _type_error(error: Exception) -> RetryRouterError | None:
     """An exception of an HTTP library as one of ours; None if it is not from there."""
-    if isinstance(error, RetryRouterError):
-        return None
-    if isinstance(error, http.ResponseTooLargeError):
+    if isinstance(error, _http.TooLargeError):
         return protocol.malformed(str(error))
     _http.drop_request_headers(error)
     failure = _http.read_transport_error(error)
@@ -453,3 +388,77 @@ def _type_error(error: Exception) -> RetryRouterError | None:
     return GPT_ROUTER_ERRORS[failure.kind](
         message, may_have_run=failure.may_have_run, should_retry=failure.should_retry
     )
+
+
+class SDKClient:
+    """A client of the SDK's own kind, with the interface and the errors of ours."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self.observed = protocol.ObservedModels()
+
+    def generate(
+        self, *, is_stream: bool, **options: Any
+    ) -> protocol.Response | Generator[protocol.Event, None, None]:
+        """One answer, or the events of one."""
+        known = _sdk_options(options)
+        if is_stream:
+            return self._events(known)
+        with _typed_sdk_errors():
+            response: protocol.Response = self._client.generate(
+                is_stream=False, **known
+            )
+        return response
+
+    async def agenerate(
+        self, *, is_stream: bool, **options: Any
+    ) -> protocol.Response | AsyncGenerator[protocol.Event, None]:
+        """Async variant of `generate`."""
+        known = _sdk_options(options)
+        if is_stream:
+            return self._aevents(known)
+        with _typed_sdk_errors():
+            response: protocol.Response = await self._client.agenerate(
+                is_stream=False, **known
+            )
+        return response
+
+    def _events(self, options: dict[str, Any]) -> Generator[protocol.Event, None, None]:
+        """The SDK's events, with the `end` that its client drops.
+
+        So the end of the body has to do for it; the reader still needs a finish reason.
+        """
+        with _typed_sdk_errors():
+            yield from self._client.generate(is_stream=True, **options)
+        yield protocol.GatewayEvent(event="end", data={})
+
+    async def _aevents(
+        self, options: dict[str, Any]
+    ) -> AsyncGenerator[protocol.Event, None]:
+        with _typed_sdk_errors():
+            events = await self._client.agenerate(is_stream=True, **options)
+            try:
+                async for event in events:
+                    yield event
+            finally:
+                if isinstance(events, AsyncGenerator):
+                    await events.aclose()
+        yield protocol.GatewayEvent(event="end", data={})
+
+
+def _sdk_options(options: dict[str, Any]) -> dict[str, Any]:
+    names = ("ordered_generation_requests", "model_router_metadata")
+    return {name: options[name] for name in names if options[name] is not None}
+
+
+@contextlib.contextmanager
+def _typed_sdk_errors() -> Iterator[None]:
+    try:
+        yield
+    except RetryRouterError:
+        raise
+    except Exception as error:
+        typed = read_sdk_error(error)
+        if typed is None:
+            raise
+        raise typed from error

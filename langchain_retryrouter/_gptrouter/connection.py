@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Final, Self
+from typing import Any, Final, Self
 
-from langchain_core.language_models import ModelProfile
 from langchain_core.load.serializable import Serializable
 from langchain_core.utils import get_from_dict_or_env
 from pydantic import (
@@ -20,8 +19,6 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
-    TypeAdapter,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -43,34 +40,10 @@ from langchain_retryrouter.policy import RetryBudget, RetryPolicy, resolve_polic
 from langchain_retryrouter.rate_limits import RateLimit, Size
 from langchain_retryrouter.stores import as_store, close_made
 
-if TYPE_CHECKING:
-    from gpt_router.models import GPTRouterMetadata
-
 GATEWAY_METADATA: Final = ("tag", "user_id", "history_id", "app_id", "gateway_metadata")
 """Fields, and options of a call, that the gateway does not pass on to a provider."""
 
 DEFAULT_API_BASE_URL = "https://gpt-router-preview.writesonic.com"
-
-
-# Tokens of a prompt and of an answer, and whether a model sees pictures and reasons, as
-# models.dev has it, like LangChain's own integrations. Whether the gateway passes on a
-# JSON schema, for example, is open.
-_PROFILES: Final = {
-    name: (most_input, most_output, name != "gpt-4", reasons)
-    for reasons, most_input, most_output, names in (
-        (False, 8_192, 8_192, "gpt-4"),
-        (False, 128_000, 4_096, "gpt-4-turbo"),
-        (False, 128_000, 16_384, "gpt-4o gpt-4o-mini"),
-        (False, 1_047_576, 32_768, "gpt-4.1 gpt-4.1-mini gpt-4.1-nano"),
-        (True, 272_000, 128_000, "gpt-5 gpt-5-mini gpt-5-nano"),
-        (True, 1_050_000, 128_000, "gpt-6-luna gpt-6-sol"),
-        (True, 200_000, 100_000, "o3 o4-mini"),
-        (True, 200_000, 64_000, "claude-haiku-4-5 claude-haiku-4-5-20251001"),
-        (True, 200_000, 64_000, "claude-sonnet-4-0"),
-        (True, 200_000, 32_000, "claude-opus-4-1 claude-opus-4-1-20250805"),
-    )
-    for name in names.split()
-}
 
 
 class GPTRouterModel(BaseModel, frozen=True, hide_input_in_errors=True):
@@ -89,52 +62,6 @@ class GPTRouterModel(BaseModel, frozen=True, hide_input_in_errors=True):
     is_chat: bool | None = Field(
         default=None, repr=False, exclude_if=lambda value: value is None
     )
-
-
-_MODELS = TypeAdapter(Annotated[list[GPTRouterModel], Field(min_length=1)])
-
-
-def read_models(models: Any) -> list[GPTRouterModel]:
-    """The models that a call lists, as objects or as dicts."""
-    try:
-        return _MODELS.validate_python(models)
-    except ValidationError as error:
-        msg = (
-            "models_priority_list must be a list of GPTRouterModel(name=...,"
-            f" provider_name=...), at least one, not {models!r}"
-        )
-        raise ValueError(msg) from error
-
-
-def profile_of(names: Sequence[str]) -> ModelProfile | None:
-    """What every model of a list can do; None if one of them is unknown."""
-    known = [_PROFILES[name] for name in names if name in _PROFILES]
-    if len(known) < len(names):
-        return None
-    inputs, outputs, see_images, reason = zip(*known, strict=True)
-    return ModelProfile(
-        max_input_tokens=min(inputs),
-        max_output_tokens=min(outputs),
-        text_inputs=True,
-        image_inputs=all(see_images),
-        text_outputs=True,
-        reasoning_output=all(reason),
-        tool_calling=True,
-    )
-
-
-def put_first(name: str, models: list[GPTRouterModel]) -> list[GPTRouterModel]:
-    """`models`, the one called `name` before the others."""
-    first = [model for model in models if model.name == name]
-    if not first:
-        listed = ", ".join(repr(model.name) for model in models)
-        msg = (
-            f"model={name!r} is not in models_priority_list ({listed}); to ask another"
-            " one, give the call a list of its own: models_priority_list="
-            f"[GPTRouterModel(name={name!r}, provider_name=...)]"
-        )
-        raise ValueError(msg)
-    return first + [model for model in models if model.name != name]
 
 
 _OTHER_NAMES: Final = {
@@ -278,7 +205,13 @@ class GatewayConnection(ClosedByWith, Serializable):
                 " variable GPT_ROUTER_API_KEY"
             )
             raise ValueError(msg)
-        _gptrouter.client.check_key(value)
+        plain = value.get_secret_value()
+        if not (plain.isascii() and plain.isprintable()):
+            msg = (
+                "the key holds a line end or another character that no HTTP header can"
+                " carry; if it was read from a file, strip it"
+            )
+            raise ValueError(msg)
         return value
 
     @field_validator("proxy")
@@ -396,34 +329,20 @@ def retry_context(
     size: Callable[[], Size],
     **hooks: Any,
 ) -> RetryContext:
-    """How one call is retried: by the connection's fields, and what it asks (`hooks`).
+    """How one call is retried: by the connection's fields, and by what it asks.
 
-    `size` is asked for that of its request, if it counts. A copy whose fields were
-    changed may have a `max_retries` that the policy denies.
+    `size`, that of its request, is only asked for if it counts.
     """
-    limit = connection.rate_limit
-    retries, is_given = connection.max_retries, connection.model_fields_set
-    given = retries if "max_retries" in is_given else None
-    policy = resolve_policy(connection.retry_policy, given, retries)
-    return RetryContext(
-        CallState(
-            policy,
-            budget=connection.budget,
-            breaker=connection.breaker,
-            time=connection.clock or SYSTEM_CLOCK,
-            describe=describe,
-            limits=None if limit is None else limits_of(limit, size),
-        ),
-        errors=_gptrouter.errors.GPT_ROUTER_ERRORS,
-        **hooks,
+    limit, retries = connection.rate_limit, connection.max_retries
+    # A copy whose fields were changed may have a `max_retries` that the policy denies.
+    given = retries if "max_retries" in connection.model_fields_set else None
+    call_state = CallState(
+        resolve_policy(connection.retry_policy, given, retries),
+        budget=connection.budget,
+        breaker=connection.breaker,
+        time=connection.clock or SYSTEM_CLOCK,
+        describe=describe,
+        limits=None if limit is None else limits_of(limit, size),
     )
-
-
-def metadata_of(
-    connection: GatewayConnection, options: Mapping[str, Any]
-) -> GPTRouterMetadata | None:
-    """The gateway metadata of a call: its own options, else the connection's fields."""
-    values = {n: options.get(n) or getattr(connection, n) for n in GATEWAY_METADATA}
-    if not any(values.values()):
-        return None
-    return _gptrouter.protocol.build_metadata(values)
+    family = _gptrouter.errors.GPT_ROUTER_ERRORS
+    return RetryContext(call_state, errors=family, **hooks)

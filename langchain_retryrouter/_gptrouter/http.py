@@ -4,7 +4,7 @@
 yet read. Connections are shared by all models of one address: in sync code by the
 threads of a process, in async code by the tasks of an event loop. Redirects are never
 followed, since they would send the API key to another host. Exceptions are those of the
-libraries; `_http.read_transport_error` reads them.
+libraries, which `_http.read_transport_error` reads.
 """
 
 from __future__ import annotations
@@ -28,11 +28,14 @@ from urllib.parse import unquote, urlsplit
 
 import urllib3
 
+from langchain_retryrouter._http import TooLargeError
+from langchain_retryrouter._retry.timeouts import on_abort
+
 if TYPE_CHECKING:
     import aiohttp
 
 _SCHEMES: Final = ("http", "https")
-MAX_BODY_BYTES: Final = 64 * 1024 * 1024
+_MAX_BODY_BYTES: Final = 64 * 1024 * 1024
 READ_BYTES: Final = 65_536
 # Sync connections that are kept; more are opened on demand, and closed after use.
 _KEPT_CONNECTIONS: Final = 100
@@ -45,10 +48,6 @@ _DRAIN_SECONDS: Final = 0.25
 _LEAKS_TLS: Final = sys.version_info < (3, 12, 8) or sys.version_info[:3] == (3, 13, 0)
 # aiohttp warns about larger bodies that are given as bytes.
 _LARGE_BODY: Final = 1024 * 1024
-
-
-class ResponseTooLargeError(Exception):
-    """A response's body is larger than `MAX_BODY_BYTES`."""
 
 
 class Origin(NamedTuple):
@@ -132,7 +131,7 @@ _managers: dict[tuple[int, Origin], urllib3.PoolManager] = {}
 
 
 def post(request: Request) -> urllib3.BaseHTTPResponse:
-    """Send a request by POST; close the response, its body unread, after use."""
+    """Send a request; the response, its body unread, has to be closed."""
     key = (os.getpid(), request.origin)
     manager = _managers.get(key)
     if manager is None:
@@ -148,6 +147,7 @@ def post(request: Request) -> urllib3.BaseHTTPResponse:
         redirect=False,
         preload_content=False,
     )
+    on_abort(functools.partial(shut_down, response))
     if request.read_headers is not None:
         request.read_headers(response.headers)
     return response
@@ -168,13 +168,17 @@ def _new_manager(origin: Origin) -> urllib3.PoolManager:
     return urllib3.ProxyManager(origin.proxy, proxy_headers=credentials, **settings)
 
 
+def shut_down(response: urllib3.BaseHTTPResponse) -> None:
+    """Interrupt, from another thread, a read under way; it then raises."""
+    # It may have been read to its end, or be closed.
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        response.shutdown()
+
+
 def read_body(response: urllib3.BaseHTTPResponse) -> bytes:
-    """The whole body."""
-    body = bytearray()
-    while piece := response.read1(READ_BYTES):
-        body += piece
-        _check_size(body)
-    return bytes(body)
+    body = response.read(_MAX_BODY_BYTES + 1)
+    _check_size(body)
+    return body
 
 
 def drain(response: urllib3.BaseHTTPResponse) -> None:
@@ -207,7 +211,7 @@ class _LoopSession:
     session: aiohttp.ClientSession
     calls: int = 0
     is_retired: bool = False
-    lifetime: AsyncGenerator[None, None] | None = None
+    lifetime: AsyncGenerator[_LoopSession, None] | None = None
 
 
 _sessions: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopSession]
@@ -257,41 +261,42 @@ async def _session_of_loop() -> _LoopSession:
     loop = asyncio.get_running_loop()
     current = _sessions.get(loop)
     if current is None:
-        aiohttp = _aiohttp()
-        current = _sessions[loop] = _LoopSession(
-            aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=_ASYNC_CONNECTIONS, enable_cleanup_closed=_LEAKS_TLS
-                ),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                # It would read `.netrc` as well, and send what it finds there.
-                trust_env=False,
-                timeout=aiohttp.ClientTimeout(total=None),
-            )
-        )
         # A generator that has begun is closed by `loop.shutdown_asyncgens`, which
         # `asyncio.run` calls, and the session with it.
-        current.lifetime = _close_with_loop(current)
-        await anext(current.lifetime)
+        lifetime = _open_session()
+        current = _sessions[loop] = await anext(lifetime)
+        current.lifetime = lifetime
         for other in [one for one in list(_sessions) if one.is_closed()]:
             await _sessions.pop(other).session.close()
     return current
 
 
-async def _close_with_loop(current: _LoopSession) -> AsyncGenerator[None, None]:
+async def _open_session() -> AsyncGenerator[_LoopSession, None]:
+    aiohttp = _aiohttp()
+    connector = aiohttp.TCPConnector(
+        limit=_ASYNC_CONNECTIONS, enable_cleanup_closed=_LEAKS_TLS
+    )
+    session = aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        # It would read `.netrc` as well, and send what it finds there.
+        trust_env=False,
+        timeout=aiohttp.ClientTimeout(total=None),
+    )
+    current = _LoopSession(session)
     try:
-        yield
+        yield current
     finally:
         # A session refers to its loop: kept here, it would keep the loop alive.
         loop = asyncio.get_running_loop()
         if _sessions.get(loop) is current:
             del _sessions[loop]
-        await current.session.close()
+        await session.close()
 
 
 async def aread_body(response: aiohttp.ClientResponse) -> bytes:
     body = bytearray()
-    while piece := await response.content.readany():
+    async for piece in response.content.iter_any():
         body += piece
         _check_size(body)
     return bytes(body)
@@ -307,14 +312,13 @@ async def adrain(response: aiohttp.ClientResponse) -> None:
 async def aclose_connections() -> None:
     """Close the running event loop's connections; calls under way keep theirs."""
     current = _sessions.pop(asyncio.get_running_loop(), None)
-    if current is None:
-        return
-    current.is_retired = True
-    if not current.calls:
-        await current.session.close()
+    if current is not None:
+        current.is_retired = True
+        if not current.calls:
+            await current.session.close()
 
 
-def _check_size(body: bytearray) -> None:
-    if len(body) > MAX_BODY_BYTES:
-        msg = f"the response is larger than {MAX_BODY_BYTES} bytes"
-        raise ResponseTooLargeError(msg)
+def _check_size(body: bytes | bytearray) -> None:
+    if len(body) > _MAX_BODY_BYTES:
+        msg = f"the response is larger than {_MAX_BODY_BYTES} bytes"
+        raise TooLargeError(msg)

@@ -9,7 +9,7 @@ content blocks of our messages.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -62,35 +62,37 @@ def build_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     Every message has a `content` key, since the gateway answers 500 to one without. The
     role `developer`, which it does not know, becomes `system`.
     """
-    return [built for message in messages for built in _build(message)]
-
-
-def _build(message: BaseMessage) -> Iterator[dict[str, Any]]:
-    if isinstance(message, AIMessage):
-        yield _build_ai(message)
-        return
-    content = message.content
-    role = _PLAIN_ROLES.get(type(message))
-    is_plain = message.name is None and not message.additional_kwargs
-    if role and is_plain and isinstance(content, str):
-        # As most messages are; LangChain's own conversion takes ten times as long.
-        yield {"role": role, "content": content}
-        return
-    built = _frame(message)
-    if isinstance(content, str):
-        yield {**built, "content": content}
-        return
-    # Anthropic's results of tools become messages of their own, which have to follow
-    # the call at once.
-    dicts = [block for block in content if isinstance(block, dict)]
-    results = [block for block in dicts if block.get("type") == "tool_result"]
-    blocks = [block for block in content if block not in results]
-    for result in results:
-        id_ = result.get("tool_use_id") or ""
-        yield from _build(ToolMessage(result.get("content") or "", tool_call_id=id_))
-    if blocks or not results:
-        parts = [part for block in blocks for part in _parts(block, built["role"])]
-        yield {**built, "content": _as_content(parts)}
+    sent: list[dict[str, Any]] = []
+    for message in messages:
+        content = message.content
+        role = _PLAIN_ROLES.get(type(message))
+        is_plain = message.name is None and not message.additional_kwargs
+        if role and is_plain and isinstance(content, str):
+            # As most messages are; LangChain's own conversion takes ten times as long.
+            sent.append({"role": role, "content": content})
+        elif isinstance(message, AIMessage):
+            sent.append(_build_ai(message))
+        elif isinstance(content, str):
+            sent.append({**_frame(message), "content": content})
+        else:
+            # Anthropic's results of tools become messages of their own, which have to
+            # follow the call at once.
+            results = [
+                block
+                for block in content
+                if isinstance(block, dict) and block.get("type") == "tool_result"
+            ]
+            for result in results:
+                id_, said = result.get("tool_use_id"), result.get("content")
+                sent += build_messages(
+                    [ToolMessage(said or "", tool_call_id=id_ or "")]
+                )
+            blocks = [block for block in content if block not in results]
+            if blocks or not results:
+                frame = _frame(message)
+                parts = [part for one in blocks for part in _parts(one, frame["role"])]
+                sent.append({**frame, "content": _as_content(parts)})
+    return sent
 
 
 def _build_ai(message: AIMessage) -> dict[str, Any]:
@@ -393,13 +395,17 @@ def assemble(
             calls.read(data.get("tool_calls"))
             if data.get("function_call"):
                 function.read([{"index": 0, "function": data["function_call"]}])
-            _set_once(choice, finish_reason=data.get("finish_reason") or None)
-            _set_once(found, id=getattr(event, "id", None), model=data.get("model"))
-        elif event.event == "meta":
-            _set_once(found, model=data.get("model"), meta=data.get("usage"))
-        elif event.event == "generation_source":
-            ids = {name: data.get(name) for name in ("providerId", "modelId")}
-            _set_once(found, **ids)
+            reason = data.get("finish_reason") or None
+            choice = {**_without_none(finish_reason=reason), **choice}
+        # What is said first counts.
+        news = {
+            "id": getattr(event, "id", None),
+            "model": data.get("model"),
+            "meta": data.get("usage"),
+            "providerId": data.get("providerId"),
+            "modelId": data.get("modelId"),
+        }
+        found = {**_without_none(**news), **found}
     if not is_complete:
         raise protocol.interrupted()
     choice |= {
@@ -412,7 +418,9 @@ def assemble(
     return protocol.read_response(answer)
 
 
-def take_apart(answer: GenerationResponse) -> Iterator[protocol.GatewayEvent]:
+def take_apart(
+    answer: GenerationResponse,
+) -> Generator[protocol.GatewayEvent, None, None]:
     """The events of a stream that would add up to a whole answer."""
     for choice in answer.choices[:1]:
         update = choice.model_dump(exclude={"index", "role"}, exclude_none=True)
@@ -426,12 +434,6 @@ def take_apart(answer: GenerationResponse) -> Iterator[protocol.GatewayEvent]:
     source = {"providerId": answer.provider_id, "modelId": answer.model_id}
     yield protocol.GatewayEvent(event="generation_source", data=source)
     yield protocol.GatewayEvent(event="end", data={})
-
-
-def _set_once(found: dict[str, Any], **values: Any) -> None:
-    for name, value in values.items():
-        if value is not None:
-            found.setdefault(name, value)
 
 
 def _new(known: list[Any], further: Any) -> list[Any]:
@@ -594,12 +596,20 @@ def _is_json_object(text: str) -> bool:
 # --- usage --------------------------------------------------------------------------
 
 _TOO_LARGE: Final = 2**63
-_INPUT_DETAILS: Final = {
-    "audio": "audio_tokens",
-    "cache_read": "cached_tokens",
-    "cache_creation": "cache_write_tokens",
+_DETAILS: Final = {
+    "prompt_tokens_details": (
+        "input_token_details",
+        {
+            "audio": "audio_tokens",
+            "cache_read": "cached_tokens",
+            "cache_creation": "cache_write_tokens",
+        },
+    ),
+    "completion_tokens_details": (
+        "output_token_details",
+        {"audio": "audio_tokens", "reasoning": "reasoning_tokens"},
+    ),
 }
-_OUTPUT_DETAILS: Final = {"audio": "audio_tokens", "reasoning": "reasoning_tokens"}
 
 
 def read_usage(usage: Mapping[str, Any]) -> ai.UsageMetadata | None:
@@ -612,12 +622,14 @@ def read_usage(usage: Mapping[str, Any]) -> ai.UsageMetadata | None:
     read = ai.UsageMetadata(
         input_tokens=prompt, output_tokens=completion, total_tokens=total
     )
-    of_input = _details(usage.get("prompt_tokens_details"), _INPUT_DETAILS)
-    if of_input:
-        read["input_token_details"] = cast("ai.InputTokenDetails", of_input)
-    of_output = _details(usage.get("completion_tokens_details"), _OUTPUT_DETAILS)
-    if of_output:
-        read["output_token_details"] = cast("ai.OutputTokenDetails", of_output)
+    for key, (ours, names) in _DETAILS.items():
+        if isinstance(given := usage.get(key), dict):
+            counts = {
+                name: protocol.read_count(given.get(k)) for name, k in names.items()
+            }
+            if counts := _without_none(**counts):
+                details: Any = read
+                details[ours] = counts
     return read
 
 
@@ -633,14 +645,6 @@ def add_usage(outputs: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
         }
         total = _sum(total, output.get("token_usage") or {})
     return {**combined, "token_usage": total} if combined else {}
-
-
-def _details(details: Any, names: Mapping[str, str]) -> dict[str, int]:
-    if not isinstance(details, dict):
-        return {}
-    return _without_none(
-        **{n: protocol.read_count(details.get(k)) for n, k in names.items()}
-    )
 
 
 def _sum(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
@@ -672,12 +676,8 @@ _CITATION_FIELDS: Final = {
 
 def translate_content(message: AIMessage) -> list[types.ContentBlock]:
     """The blocks of a whole message."""
-    calls = [{**one, "type": "tool_call"} for one in message.tool_calls]
-    invalid = [
-        {**one, "type": "invalid_tool_call"} for one in message.invalid_tool_calls
-    ]
-    blocks = [*_text_blocks(message), *calls, *invalid]
-    return cast("list[types.ContentBlock]", blocks)
+    calls = map(dict, (*message.tool_calls, *message.invalid_tool_calls))
+    return cast("list[types.ContentBlock]", [*_text_blocks(message), *calls])
 
 
 def translate_content_chunk(message: AIMessageChunk) -> list[types.ContentBlock]:

@@ -13,7 +13,7 @@ import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Any, Final, NoReturn, TypeAlias
 
 from gpt_router import models
 from pydantic import (
@@ -26,6 +26,10 @@ from pydantic import (
 )
 
 from langchain_retryrouter import _json
+from langchain_retryrouter._gptrouter.connection import (
+    GATEWAY_METADATA,
+    GatewayConnection,
+)
 from langchain_retryrouter._gptrouter.errors import GPT_ROUTER_ERRORS
 from langchain_retryrouter._providers import errors
 from langchain_retryrouter._retry.call_log import AttemptRecord, Subject
@@ -110,8 +114,13 @@ def build_params(options: Mapping[str, Any]) -> GatewayParams:
         raise UnsupportedOptionError(msg) from error
 
 
-def build_metadata(values: Mapping[str, Any]) -> models.GPTRouterMetadata:
-    """The gateway metadata of a call, by the names of our fields."""
+def build_metadata(
+    connection: GatewayConnection, options: Mapping[str, Any]
+) -> models.GPTRouterMetadata | None:
+    """The gateway metadata of a call: its own options, else the connection's fields."""
+    values = {n: options.get(n) or getattr(connection, n) for n in GATEWAY_METADATA}
+    if not any(values.values()):
+        return None
     metadata = models.GPTRouterMetadata(
         tag=values["tag"],
         history_id=values["history_id"],
@@ -177,23 +186,28 @@ class ModelList:
         requests: list[GatewayRequest],
         observed: ObservedModels,
         now: Callable[[], float],
+        *,
+        failover: bool,
     ) -> None:
         self.requests = requests
         self.skipped: list[AttemptRecord] = []
         self.warnings: list[str] = []
-        self._observed, self._now, self._route = observed, now, ""
+        self._observed, self._now, self._failover = observed, now, failover
+        self._route = ""
         self._begun_with: set[ModelKey] = set()  # The first models of the attempts.
-        self._last: ModelKey | None = (
-            None  # The list's last, from the first failure on.
-        )
+        self._last: ModelKey | None = None  # The list's, from the first failure on.
         self._unnamed = 0  # Failures of one model alone, without its name.
-        essential = _essential_options(requests[0].prompt_params)
+        params = requests[0].prompt_params
+        essential = _essential_options(params)
         tools = [name for name in essential if "tool" in name]
         self._tools = ", ".join(tools)
         self._reader = EventReader()
         if all(map(self._is_chat, requests)):
             return
-        others = _other_options(requests[0].prompt_params)
+        given = params.model_dump(exclude_none=True).keys() - _MAY_BE_LOST
+        if params.temperature not in {None, _USUAL_TEMPERATURE}:
+            given.add("temperature")
+        others = sorted(given - set(essential))
         for request in [one for one in requests if not self._is_chat(one)]:
             # Of a provider that is not known, only the form of its answers is.
             is_known = request.provider_name in _COMPLETION_PROVIDERS
@@ -230,14 +244,18 @@ class ModelList:
 
     def asked(self, error: RetryRouterError) -> str | None:
         """The model that a failed attempt has asked; None if that is not known."""
-        request = self._asked(error)
+        request, _ = self._blame(error)
         return None if request is None else request.model_name
 
     def should_failover(self, error: RetryRouterError) -> bool:
         """Whether an error that is final for its model leaves another to ask."""
-        if self._is_models_own(error) and self._asked(error) is None:
-            return self._unnamed + 1 < len(self.requests)
-        return 0 < len(self._cannot_answer(error)) < len(self.requests)
+        if not self._failover:
+            return False
+        request, out = self._blame(error)
+        if request is None:
+            is_models_own = self._is_models_own(error)
+            return is_models_own and self._unnamed + 1 < len(self.requests)
+        return 0 < len(out) < len(self.requests)
 
     def failed(self, error: RetryRouterError, *, is_last_attempt: bool) -> str:
         """Put the models in order for the next attempt; returns who cannot answer.
@@ -247,10 +265,14 @@ class ModelList:
         that unless it holds it for sick. Then the last attempt begins at the other end
         of the list: only there the same model cannot be asked again.
         """
-        first, request = self.requests[0], self._asked(error)
+        self._learn()
+        if not self._failover:
+            return ""
+        first, (request, out) = self.requests[0], self._blame(error)
         self._last = self._last or self.requests[-1].key
         self._begun_with.add(first.key)
-        out = self._cannot_answer(error) if self.should_failover(error) else []
+        if len(out) == len(self.requests):
+            out = []
         names = ", ".join(one.model_name for one in out)
         if request is None and self._is_models_own(error):
             self._unnamed += 1
@@ -262,18 +284,30 @@ class ModelList:
         self._put_in_order([one for one in ordered if one not in out])
         return names
 
-    def _cannot_answer(self, error: RetryRouterError) -> list[GatewayRequest]:
-        """The models that an error rules out, however often they were asked."""
-        if named := self._cannot_be_asked(error):
-            return named
-        request = self._asked(error)
-        return [request] if request is not None and self._is_models_own(error) else []
+    def _blame(
+        self, error: RetryRouterError
+    ) -> tuple[GatewayRequest | None, list[GatewayRequest]]:
+        """The model that failed, None if not known; and those that are not asked again.
 
-    def _cannot_be_asked(self, error: RetryRouterError) -> list[GatewayRequest]:
-        """The models of which the gateway says that it cannot ask them so."""
+        It is the model that the stream or the error names, or the first if that is
+        known to be asked. What the error is final for is not asked again.
+        """
         found = _CANNOT_BE_ASKED.match(error.message)
         name = (found["unknown"] or found["streamless"]) if found else None
-        return [one for one in self.requests if name in one.key]
+        out = [one for one in self.requests if name in one.key]
+        # A name without a digit, such as `command`, may be any word.
+        words = {w.strip(".:/-") for w in _WORD.findall(error.message)}
+        names = {word for word in words if any(map(str.isdigit, word))}
+        said = [one for one in self.requests if one.model_name in names]
+        request = self._named(self._reader.model) or next(iter([*out, *said]), None)
+        if request is None:
+            first, *others = self._not_skipped()
+            is_well = self._is_recent(self._observed.answered_at, first)
+            if not others or (is_well and error.may_have_run):
+                request = first
+        if request is not None and not out and self._is_models_own(error):
+            out = [request]
+        return request, out
 
     def _is_models_own(self, error: RetryRouterError) -> bool:
         """Whether an error is final for its model, and says nothing of the others.
@@ -283,34 +317,30 @@ class ModelList:
         """
         if self._tools and self._reader.is_chat is False:
             return True
-        is_from_stream = isinstance(error.body, dict) and (
-            error.body.get("event") == "error"
-        )
-        return is_from_stream and is_routes_own(error.kind)
+        event = error.body.get("event") if isinstance(error.body, dict) else None
+        return event == "error" and is_routes_own(error.kind)
 
     def describe(self, _position: int) -> Subject:
         """What the next attempt asks, for observers."""
         return Subject("chat", "gptrouter", self.requests[0].model_name)
 
-    def streamed(self) -> dict[str, Any]:
-        """What the stream that was read says of itself, for observers."""
-        reader = self._reader
-        reasons = [reader.finish_reason]
-        return {"model": reader.model, "usage": reader.usage, "finish_reasons": reasons}
+    def facts(self, whole: Response | None) -> dict[str, Any]:
+        """What an answer, streamed or `whole`, says of itself, for observers."""
+        if whole is None:
+            reader = self._reader
+            model, usage, reasons = reader.model, reader.usage, [reader.finish_reason]
+        else:
+            model, usage = whole.model, whole.meta and whole.meta.model_dump()
+            reasons = [choice.finish_reason for choice in whole.choices]
+        return {"model": model, "usage": usage, "finish_reasons": reasons}
 
-    def learn(self) -> None:
-        """Remember whether the model that a stream names is a chat model."""
-        reader, request = self._reader, self._named(self._reader.model)
-        if request is not None and reader.is_chat not in {None, self._is_chat(request)}:
-            self._observed.are_chat[request.key] = bool(reader.is_chat)
-
-    def answered(self, whole: models.GenerationResponse | None) -> str | None:
+    def answered(self, whole: Response | None) -> str | None:
         """The model that answered, streamed or `whole`, if `route` said another."""
         if whole is not None and whole.choices:
             self._reader.model = whole.model
             # A completion model's answer has no role.
             self._reader.is_chat = whole.choices[0].role is not None or None
-        self.learn()
+        self._learn()
         model, first = self._reader.model, self.requests[0]
         served = self._named(model)
         # The names of models at Azure are the user's own, and not what answers say.
@@ -324,23 +354,11 @@ class ModelList:
         self._observed.answered_at[served.key] = self._now()
         return None if served.model_name == self._route else served.model_name
 
-    def _asked(self, error: RetryRouterError) -> GatewayRequest | None:
-        """The model that failed: the one that the stream or the error names.
-
-        Else it is the first, if that is known to be asked; None if it is not.
-        """
-        # A name without a digit, such as `command`, may be any word.
-        words = {w.strip(".:/-") for w in _WORD.findall(error.message)}
-        names = {word for word in words if any(map(str.isdigit, word))}
-        said = [one for one in self.requests if one.model_name in names]
-        if named := self._named(self._reader.model):
-            return named
-        if named := next(iter([*self._cannot_be_asked(error), *said]), None):
-            return named
-        first, *others = self._not_skipped()
-        is_well = self._is_recent(self._observed.answered_at, first)
-        is_known = not others or (is_well and error.may_have_run)
-        return first if is_known else None
+    def _learn(self) -> None:
+        """Remember whether the model that a stream names is a chat model."""
+        reader, request = self._reader, self._named(self._reader.model)
+        if request is not None and reader.is_chat not in {None, self._is_chat(request)}:
+            self._observed.are_chat[request.key] = bool(reader.is_chat)
 
     def _not_skipped(self) -> list[GatewayRequest]:
         """The models that the gateway may ask, as far as its answers have shown."""
@@ -386,14 +404,6 @@ def _essential_options(params: GatewayParams) -> list[str]:
             if isinstance(message.get("content"), list):
                 found.append("content blocks")
     return list(dict.fromkeys(found))
-
-
-def _other_options(params: GatewayParams) -> list[str]:
-    """What else of a request is lost in one plain prompt, unless it is the default."""
-    names = params.model_dump(exclude_none=True).keys() - _MAY_BE_LOST
-    if params.temperature not in {None, _USUAL_TEMPERATURE}:
-        names.add("temperature")
-    return sorted(names - set(_essential_options(params)))
 
 
 # --- responses ----------------------------------------------------------------------
@@ -500,9 +510,17 @@ def read_answer(
         return None
     if status_code != _OK:
         now = SYSTEM_CLOCK.time()
-        raise _read_status_error(status_code, headers, body, unix_time=now)
+        report = errors.read_response(status_code, headers, body, unix_time=now)
+        if status_code == _NOT_ACCEPTABLE:
+            # The SDK reads a 406 so: no model of the list is available.
+            report = report._replace(kind=FailureKind.UNAVAILABLE)
+        # The gateway's `error` has only the name of the status.
+        said = report.body.get("message") if isinstance(report.body, dict) else None
+        if isinstance(said, str):
+            report = report._replace(message=f"Error code: {status_code} - {said}")
+        raise report.to_error(GPT_ROUTER_ERRORS)
     try:
-        data = _json.read_quickly(body)
+        data = _json.read(body)
     except ValueError as error:
         what = f"is not JSON: {excerpt(body)!r}" if body.strip() else "has no body"
         msg = f"the gateway's answer {what}"
@@ -600,7 +618,7 @@ class GatewayEvent(models.ChunkedGenerationResponse):
 def read_event(data: bytes) -> GatewayEvent:
     """One JSON event of a stream; raises the error that an `error` event reports."""
     try:
-        event = _json.read_quickly(data)
+        event = _json.read(data)
     except ValueError:
         event = None
     kind = event.get("event") if isinstance(event, dict) else None
@@ -694,25 +712,21 @@ class EventReader:
 # It checks its models every 5 minutes, and says so too of a model that is listed with
 # another provider's name, so another attempt soon would get the same.
 _NO_MODELS: Final = "no models available"
-# The public gateway's own words in `error` events, compared in lower case.
-_KNOWN_MESSAGES: Final = (
-    (re.compile(r"request timed out"), FailureKind.TIMEOUT),
-    (re.compile(r"connection error"), FailureKind.CONNECTION),
+# The public gateway's own words in `error` events, compared in lower case, and whether
+# it may have asked a provider before.
+_MESSAGES: Final = (
     (
-        re.compile(r"premature close|read econnreset|terminated"),
-        FailureKind.INTERRUPTED,
-    ),
-    (re.compile(r'\[\s*\{.*"path"', re.DOTALL), FailureKind.INVALID_REQUEST),
-)
-# What it says before it asks a provider.
-_OWN_MESSAGES: Final = (
-    (
-        re.compile(r"(provider|model) with (name|id) .* does not exist"),
+        r"(provider|model) with (name|id) .* does not exist",
         FailureKind.NOT_FOUND,
+        False,
     ),
     # Another model of the list may stream; this one never will.
-    (re.compile(r"stream not supported for provider"), FailureKind.NOT_FOUND),
-    (re.compile(_NO_MODELS), FailureKind.UNAVAILABLE),
+    (r"stream not supported for provider", FailureKind.NOT_FOUND, False),
+    (_NO_MODELS, FailureKind.UNAVAILABLE, False),
+    (r"request timed out", FailureKind.TIMEOUT, True),
+    (r"connection error", FailureKind.CONNECTION, True),
+    (r"premature close|read econnreset|terminated", FailureKind.INTERRUPTED, True),
+    (r'\[\s*\{[\s\S]*"path"', FailureKind.INVALID_REQUEST, True),
 )
 _LEADING_STATUS: Final = re.compile(r"^([1-5]\d\d)\b")
 _CANNOT_BE_ASKED: Final = re.compile(
@@ -734,8 +748,8 @@ def read_error_event(event: Mapping[str, Any]) -> RetryRouterError:
     if not isinstance(message, str):
         message = "the gateway reported an error without a message"
     words = message.lower()
-    own = next((kind for text, kind in _OWN_MESSAGES if text.match(words)), None)
-    kind = own or next((k for text, k in _KNOWN_MESSAGES if text.match(words)), None)
+    told = [row[1:] for row in _MESSAGES if re.match(row[0], words)]
+    kind, may_have_run = told[0] if told else (None, True)
     # The gateway puts its provider's status before the message.
     status = _LEADING_STATUS.match(message)
     status_code = int(status[1]) if status else None
@@ -747,26 +761,20 @@ def read_error_event(event: Mapping[str, Any]) -> RetryRouterError:
         message,
         status_code=status_code,
         body=dict(event),
-        may_have_run=own is None,
+        may_have_run=may_have_run,
         should_retry=False if words.startswith(_NO_MODELS) else None,
     )
 
 
-def _read_status_error(
-    status_code: int, headers: Mapping[str, str], body: bytes, *, unix_time: float
-) -> RetryRouterError:
-    """The error that a response other than 200 stands for."""
-    report = errors.read_response(status_code, headers, body, unix_time=unix_time)
-    if status_code == _NOT_ACCEPTABLE:
-        # The SDK reads a 406 so: no model of the list is available.
-        report = report._replace(kind=FailureKind.UNAVAILABLE)
-    if isinstance(report.body, dict):
-        # The gateway's `error` has only the name of the status.
-        message = report.body.get("message")
-        if isinstance(message, str):
-            message = f"Error code: {status_code} - {message}"
-            report = report._replace(message=message)
-    return report.to_error(GPT_ROUTER_ERRORS)
+def raise_no_stream(
+    status_code: int, headers: Mapping[str, str], body: bytes
+) -> NoReturn:
+    """Raise the error for an answer that is not a stream of events."""
+    if status_code != _OK:
+        read_answer(status_code, headers, body)
+    what = repr(excerpt(body)) if body else "no body"
+    msg = f"the gateway answered {status_code} without a stream of events: {what}"
+    raise malformed(msg, status_code)
 
 
 def malformed(message: str, status_code: int | None = None) -> RetryRouterError:

@@ -122,7 +122,7 @@ def read_response(answer: Any, request: Mapping[str, Any]) -> Any:
     if response is None:  # Instrumentation may hand over the SDK's parsed object.
         return checked_answer(answer, request)
     try:
-        document = _json.read_quickly(response.content)
+        document = _json.read(response.content)
     except ValueError:
         document = response.content.decode("utf-8", "replace")
     if isinstance(document, dict):
@@ -334,7 +334,7 @@ class StreamReader:
 
     def _read(self, data: bytes, event: bytes) -> ClassifiedChunk:
         try:
-            chunk = _json.read_quickly(data)
+            chunk = _json.read(data)
         except ValueError as error:
             _raise_reported(data, event.decode("utf-8", "replace"))
             raise_malformed(f"an event that is not JSON: {error}")

@@ -8,18 +8,16 @@ moving over takes one word in the imports. A call goes from `_generate` or `_str
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
     Generator,
-    Iterable,
     Iterator,
     Mapping,
     Sequence,
 )
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 from langchain_core import callbacks, outputs
 from langchain_core.language_models import ModelProfile, chat_models
@@ -28,7 +26,14 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.runnables import Runnable
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import BaseModel, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from langchain_retryrouter import _callbacks, _gptrouter
 from langchain_retryrouter._gptrouter import connection
@@ -76,6 +81,26 @@ _ONE_CHOICE_WITH_TOOLS: Final = (
     "n must be 1 in a call with tools: the gateway sends tool calls in streams only,"
     " where it interleaves several answers without telling them apart"
 )
+_MODELS: Final = TypeAdapter(Annotated[list[GPTRouterModel], Field(min_length=1)])
+# Tokens of a prompt and of an answer, and whether a model sees pictures and reasons, as
+# models.dev has it, like LangChain's own integrations. Whether the gateway passes on a
+# JSON schema, for example, is open.
+_PROFILES: Final = {
+    name: (most_input, most_output, name != "gpt-4", reasons)
+    for reasons, most_input, most_output, names in (
+        (False, 8_192, 8_192, "gpt-4"),
+        (False, 128_000, 4_096, "gpt-4-turbo"),
+        (False, 128_000, 16_384, "gpt-4o gpt-4o-mini"),
+        (False, 1_047_576, 32_768, "gpt-4.1 gpt-4.1-mini gpt-4.1-nano"),
+        (True, 272_000, 128_000, "gpt-5 gpt-5-mini gpt-5-nano"),
+        (True, 1_050_000, 128_000, "gpt-6-luna gpt-6-sol"),
+        (True, 200_000, 100_000, "o3 o4-mini"),
+        (True, 200_000, 64_000, "claude-haiku-4-5 claude-haiku-4-5-20251001"),
+        (True, 200_000, 64_000, "claude-sonnet-4-0"),
+        (True, 200_000, 32_000, "claude-opus-4-1 claude-opus-4-1-20250805"),
+    )
+    for name in names.split()
+}
 
 
 class GPTRouter(GatewayConnection, _callbacks.RetryVisibleChatModel):
@@ -179,8 +204,20 @@ class GPTRouter(GatewayConnection, _callbacks.RetryVisibleChatModel):
         }
 
     def _resolve_model_profile(self) -> ModelProfile | None:
-        return connection.profile_of(
-            [model.name for model in self.models_priority_list]
+        """What every model of the list can do; None if one of them is unknown."""
+        names = [model.name for model in self.models_priority_list]
+        if not _PROFILES.keys() >= set(names):
+            return None
+        known = [_PROFILES[name] for name in names]
+        inputs, outputs_, see_images, reason = zip(*known, strict=True)
+        return ModelProfile(
+            max_input_tokens=min(inputs),
+            max_output_tokens=min(outputs_),
+            text_inputs=True,
+            image_inputs=all(see_images),
+            text_outputs=True,
+            reasoning_output=all(reason),
+            tool_calling=True,
         )
 
     def _get_ls_params(
@@ -218,12 +255,28 @@ class GPTRouter(GatewayConnection, _callbacks.RetryVisibleChatModel):
 
     def _models_asked(self, options: dict[str, Any]) -> list[GPTRouterModel]:
         """The models of a call; the options that say so are taken out."""
-        given = options.pop("models_priority_list", None)
-        models = self.models_priority_list
-        if given is not None:
-            models = connection.read_models(given)
-        first = options.pop("model", None)
-        return models if first is None else connection.put_first(first, models)
+        models, name = self.models_priority_list, options.pop("model", None)
+        if (given := options.pop("models_priority_list", None)) is not None:
+            try:
+                models = _MODELS.validate_python(given)
+            except ValidationError as error:
+                msg = (
+                    "models_priority_list must be a list of GPTRouterModel(name=...,"
+                    f" provider_name=...), at least one, not {given!r}"
+                )
+                raise ValueError(msg) from error
+        if name is None:
+            return models
+        first = [model for model in models if model.name == name]
+        if not first:
+            listed = ", ".join(repr(model.name) for model in models)
+            msg = (
+                f"model={name!r} is not in models_priority_list ({listed}); to ask"
+                " another one, give the call a list of its own: models_priority_list="
+                f"[GPTRouterModel(name={name!r}, provider_name=...)]"
+            )
+            raise ValueError(msg)
+        return first + [model for model in models if model.name != name]
 
     def _combine_llm_outputs(
         self, llm_outputs: list[dict[str, Any] | None], /
@@ -505,15 +558,6 @@ async def acompletion_with_retry(
     return response
 
 
-def _size_of(options: Mapping[str, Any]) -> Size:
-    names = ("messages", "prompt", "tools", "functions")
-    most = options.get("max_tokens")
-    return Size(
-        approximate_tokens([options.get(name) for name in names]),
-        most and most * (options.get("n") or 1),
-    )
-
-
 class _GatewayCall:
     """One call: the requests of its next attempt, and how they are sent."""
 
@@ -525,15 +569,10 @@ class _GatewayCall:
         run_manager: _callbacks.AnyRunManager | None,
     ) -> None:
         own = {name: options.pop(name, None) for name in connection.GATEWAY_METADATA}
-        self._llm = llm
-        self._client = llm.client
-        self._is_own = isinstance(llm.client, _gptrouter.client.GatewayClient)
-        self._typed_errors: Any = contextlib.nullcontext
-        if self._is_own:
-            observed = llm.client.observed
-        else:
-            self._typed_errors = _typed_sdk_errors
-            observed = _gptrouter.protocol.ObservedModels()
+        self._llm, self._options, self._client = llm, options, llm.client
+        if not isinstance(llm.client, _gptrouter.client.GatewayClient):
+            self._client = _gptrouter.client.SDKClient(llm.client)
+        observed = self._client.observed
         prices: dict[str | None, Prices | None] = {}
         for model in models:
             name, provider = model.name, model.provider_name
@@ -548,22 +587,22 @@ class _GatewayCall:
             raise ValueError(_ONE_CHOICE_WITH_TOOLS)
         clock = llm.clock or SYSTEM_CLOCK
         self._models = _gptrouter.protocol.ModelList(
-            requests, observed, clock.monotonic
+            requests, observed, clock.monotonic, failover=llm.failover
         )
+        self._metadata = _gptrouter.protocol.build_metadata(llm, own)
         for message in self._models.warnings:
             if message not in observed.warned:
                 observed.warned.add(message)
                 logger.warning(message)
         self.new_reader = self._models.new_reader
-        self._metadata = connection.metadata_of(llm, own)
         self.context = connection.retry_context(
             llm,
             self._models.describe,
-            functools.partial(_size_of, options),
+            self._size,
             route=self._models.route,
             asked=self._models.asked,
             on_failure=self.on_failure,
-            should_failover=self.should_failover,
+            should_failover=self._models.should_failover,
             on_last=self.on_last,
         )
         call_state = self.context.call_state
@@ -577,148 +616,88 @@ class _GatewayCall:
             self._gateway_max_retries = 0  # Or one call would be retried twice over.
         # The public gateway drops tool calls unstreamed, and function calls streamed.
         self._streams_inside = bool(params.tools)
-        self._never_streams = bool(params.functions)
+        self._never_streams = bool(params.functions) and not self._streams_inside
         self._may_stream_inside = asks_for_one and not self._never_streams
 
+    def _size(self) -> Size:
+        names = ("messages", "prompt", "tools", "functions")
+        prompt = approximate_tokens([self._options.get(name) for name in names])
+        most = self._options.get("max_tokens")
+        return Size(prompt, most and most * (self._options.get("n") or 1))
+
     def on_failure(self, error: RetryRouterError) -> None:
+        """Prepare the next attempt."""
         if self._may_stream_inside and _gptrouter.protocol.is_opaque(error):
             self._streams_inside = True  # The gateway tells a stream the cause.
-        self._models.learn()
-        if not self._llm.failover:
-            return
         state = self.context.call_state
         is_last_attempt = state.attempts + 1 >= state.policy.max_attempts
         if names := self._models.failed(error, is_last_attempt=is_last_attempt):
             logger.warning("%s cannot answer: %s", names, error)
 
-    def should_failover(self, error: RetryRouterError) -> bool:
-        """Whether the error rules out some of the models, but not all."""
-        return self._llm.failover and self._models.should_failover(error)
-
     def on_last(self, event: Event) -> None:
         """Give the end of a stream the attempt log."""
         call_state = self.context.call_state
-        if served := self._models.answered(None):
-            call_state.name_route(served)
-        call_state.answered(call_state.attempt, **self._models.streamed())
+        self._note_answer(call_state.attempt)
         cast("Any", event).retryrouter = call_state.attempt_log()
+
+    def _note_answer(self, number: int, whole: Response | None = None) -> None:
+        """Tell the attempt log and observers of an answer, streamed or `whole`."""
+        call_state = self.context.call_state
+        if served := self._models.answered(whole):
+            call_state.name_route(served)
+        if call_state.wants_facts:
+            call_state.answered(number, **self._models.facts(whole))
 
     # --- sending ---
 
     def send(self, attempt: Attempt) -> Response:
         """One attempt's answer; the model that has sent it is in the attempt log."""
+        response: Response
         if self._streams_inside:
             with contextlib.closing(self.connect(attempt)) as events:
-                return self._assembled(events, attempt)
-        arguments = self._arguments(attempt, is_stream=False)
-        with self._typed_errors():
-            response: Response = self._client.generate(**arguments)
-        return self._noted(response, attempt, self._models.answered(response))
+                response = _gptrouter.messages.assemble(events, self.new_reader())
+            self._note_answer(attempt.number)
+        else:
+            response = self._client.generate(**self._request(attempt, is_stream=False))
+            self._note_answer(attempt.number, response)
+        return response
 
     async def asend(self, attempt: Attempt) -> Response:
+        response: Response
         if self._streams_inside:
             async with contextlib.aclosing(await self.aconnect(attempt)) as events:
-                return self._assembled([event async for event in events], attempt)
-        arguments = self._arguments(attempt, is_stream=False)
-        with self._typed_errors():
-            response: Response = await self._client.agenerate(**arguments)
-        return self._noted(response, attempt, self._models.answered(response))
-
-    def _assembled(self, events: Iterable[Event], attempt: Attempt) -> Response:
-        response = _gptrouter.messages.assemble(events, self.new_reader())
-        return self._noted(response, attempt, self._models.answered(None))
-
-    def _noted(
-        self, response: Response, attempt: Attempt, served: str | None
-    ) -> Response:
-        """A whole answer, that observers have seen and the attempt log has named."""
-        call_state = self.context.call_state
-        if served:
-            call_state.name_route(served)
-        if call_state.wants_facts:
-            usage = response.meta.model_dump() if response.meta else None
-            reasons = [choice.finish_reason for choice in response.choices]
-            call_state.answered(
-                attempt.number,
-                model=response.model,
-                usage=usage,
-                finish_reasons=reasons,
-            )
+                all_events = [event async for event in events]
+            response = _gptrouter.messages.assemble(all_events, self.new_reader())
+            self._note_answer(attempt.number)
+        else:
+            request = self._request(attempt, is_stream=False)
+            response = await self._client.agenerate(**request)
+            self._note_answer(attempt.number, response)
         return response
 
     def connect(self, attempt: Attempt) -> EventSource[Event]:
         if self._never_streams:
-            return self._answer_as_events(attempt)
-        events = self._client.generate(**self._arguments(attempt, is_stream=True))
-        if self._is_own:
-            return cast("EventSource[Event]", events)
-        return _sdk_events(events)
+            return _gptrouter.messages.take_apart(self.send(attempt))
+        events = self._client.generate(**self._request(attempt, is_stream=True))
+        return cast("EventSource[Event]", events)
 
     async def aconnect(self, attempt: Attempt) -> AsyncGenerator[Event, None]:
         if self._never_streams:
-            return self._aanswer_as_events(attempt)
-        events = await self._client.agenerate(
-            **self._arguments(attempt, is_stream=True)
-        )
-        if self._is_own:
-            return cast("AsyncGenerator[Event, None]", events)
-        return _asdk_events(events)
+            return self._ataken_apart(await self.asend(attempt))
+        events = await self._client.agenerate(**self._request(attempt, is_stream=True))
+        return cast("AsyncGenerator[Event, None]", events)
 
-    def _answer_as_events(self, attempt: Attempt) -> Generator[Event, None, None]:
-        yield from _gptrouter.messages.take_apart(self.send(attempt))
-
-    async def _aanswer_as_events(self, attempt: Attempt) -> AsyncGenerator[Event, None]:
-        for event in _gptrouter.messages.take_apart(await self.asend(attempt)):
+    async def _ataken_apart(self, response: Response) -> AsyncGenerator[Event, None]:
+        for event in _gptrouter.messages.take_apart(response):
             yield event
 
-    def _arguments(self, attempt: Attempt, *, is_stream: bool) -> dict[str, Any]:
-        arguments: dict[str, Any] = {
+    def _request(self, attempt: Attempt, *, is_stream: bool) -> dict[str, Any]:
+        return {
             "ordered_generation_requests": self._models.requests,
             "is_stream": is_stream,
+            "model_router_metadata": self._metadata,
+            "timeout": attempt.timeout,
+            "read_headers": attempt.read_headers,
+            "gateway_timeout": self._llm.gateway_timeout,
+            "gateway_max_retries": self._gateway_max_retries,
         }
-        if self._metadata is not None:
-            arguments["model_router_metadata"] = self._metadata
-        if self._is_own:
-            arguments["timeout"] = attempt.timeout
-            arguments["read_headers"] = attempt.read_headers
-            arguments["gateway_timeout"] = self._llm.gateway_timeout
-            arguments["gateway_max_retries"] = self._gateway_max_retries
-        return arguments
-
-
-# --- a client of the SDK's own kind, given as `client=` -----------------------------
-
-
-def _sdk_events(events: Iterator[Event]) -> Generator[Event, None, None]:
-    """The SDK's events, with the `end` that its client drops.
-
-    So the end of the body has to do for it; the reader still needs a finish reason.
-    """
-    with _typed_sdk_errors():
-        yield from events
-    yield _gptrouter.protocol.GatewayEvent(event="end", data={})
-
-
-async def _asdk_events(events: AsyncIterator[Event]) -> AsyncGenerator[Event, None]:
-    """Async variant of `_sdk_events`."""
-    try:
-        with _typed_sdk_errors():
-            async for event in events:
-                yield event
-        yield _gptrouter.protocol.GatewayEvent(event="end", data={})
-    finally:
-        if isinstance(events, AsyncGenerator):
-            await events.aclose()
-
-
-@contextlib.contextmanager
-def _typed_sdk_errors() -> Iterator[None]:
-    try:
-        yield
-    except RetryRouterError:
-        raise
-    except Exception as error:
-        typed = _gptrouter.errors.read_sdk_error(error)
-        if typed is None:
-            raise
-        raise typed from error

@@ -21,7 +21,8 @@ from tenacity import RetryCallState
 
 from langchain_retryrouter._gptrouter import connection
 from langchain_retryrouter._gptrouter.client import GatewayClient
-from langchain_retryrouter._gptrouter.protocol import malformed
+from langchain_retryrouter._gptrouter.http import Request
+from langchain_retryrouter._gptrouter.protocol import build_metadata, malformed
 from langchain_retryrouter._retry.call_log import Subject
 from langchain_retryrouter._retry.engine import Attempt, acall, call
 from langchain_retryrouter._retry.timeouts import agather_bounded
@@ -200,7 +201,7 @@ class _ChunkCall:
         ]
         self._count = len(texts)
         self._is_v2 = embeddings.endpoint == "v2"
-        self._metadata = connection.metadata_of(embeddings, {})
+        self._metadata = build_metadata(embeddings, {})
         self.context = connection.retry_context(
             embeddings,
             self.describe,
@@ -227,15 +228,11 @@ class _ChunkCall:
             self._requests = [*others, failed]
 
     def send(self, attempt: Attempt) -> list[Vector]:
-        path, payload = self._build_request()
-        answer = self._client.post(path, payload, attempt.timeout, attempt.read_headers)
+        answer = self._client.post(self._build_request(attempt))
         return _read_vectors(answer, self._count)
 
     async def asend(self, attempt: Attempt) -> list[Vector]:
-        path, payload = self._build_request()
-        answer = await self._client.apost(
-            path, payload, attempt.timeout, attempt.read_headers
-        )
+        answer = await self._client.apost(self._build_request(attempt))
         return _read_vectors(answer, self._count)
 
     def log_retry(self, state: RetryCallState) -> None:
@@ -252,15 +249,17 @@ class _ChunkCall:
     async def alog_retry(self, state: RetryCallState) -> None:
         self.log_retry(state)
 
-    def _build_request(self) -> tuple[str, dict[str, Any]]:
-        """Where the next attempt goes, and its body."""
+    def _build_request(self, attempt: Attempt) -> Request:
         first, path = self._requests[0], "/v1/generate/embeddings"
         ordered = enumerate(self._requests, start=1)
         payload = {"data": [{**one.model_dump(), "order": at} for at, one in ordered]}
         if self._is_v2:
             path, texts = f"{path}-v2", first.prompt_params.input
             payload = {"input": texts, "modelName": first.model_name}
-        return path, self._client.add_metadata_info(payload, self._metadata)
+        payload = self._client.add_metadata_info(payload, self._metadata)
+        return self._client.build_request(
+            path, payload, attempt.timeout, attempt.read_headers
+        )
 
 
 # --- answers ------------------------------------------------------------------------

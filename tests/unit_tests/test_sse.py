@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langchain_retryrouter._http import EventTooLargeError, ServerSentEvent, SSEParser
+from langchain_retryrouter._http import ServerSentEvent, SSEParser, TooLargeError
 
 CAPTURE = Path(__file__).parent / "data" / "gptrouter_captures" / "02_stream_ok.http"
 STREAM_OK = CAPTURE.read_bytes().split(b"=== response ===\n")[1].split(b"\n\n", 1)[1]
@@ -119,7 +119,7 @@ def test_the_kind_of_an_event(stream: bytes, kinds: list[bytes]) -> None:
 def test_an_event_that_never_ends_is_refused(stream: bytes, size: int) -> None:
     """Memory is bounded, whether one line does not end or the lines do not."""
     chunks = [stream[i : i + size] for i in range(0, len(stream), size)]
-    with pytest.raises(EventTooLargeError, match="larger than 64 bytes"):
+    with pytest.raises(TooLargeError, match="larger than 64 bytes"):
         feed(chunks, max_event_bytes=64)
 
 

@@ -251,6 +251,16 @@ def test_a_function_call_survives_streaming(env: Env, way: str) -> None:
     assert [request.streaming for request in env.gateway.requests] == [False, False]
 
 
+def test_tools_beside_functions_stream_inside(env: Env) -> None:
+    """A call with both is sent once, in a stream, where the calls of tools are."""
+    env.gateway.always(Answer(tool_calls=(WEATHER,)))
+
+    answer = env.invoke(env.llm(), "hi", functions=[FUNCTION], tools=[DICT])
+
+    assert answer.tool_calls == PARSED[:1]
+    assert [request.streaming for request in env.gateway.requests] == [True]
+
+
 # --- calls in answers ---
 
 
