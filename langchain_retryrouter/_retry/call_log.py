@@ -9,19 +9,17 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from langchain_retryrouter._prices import (
     Prices,
     cost_of_attempt,
-    tokens_of,
     write_costs,
 )
 from langchain_retryrouter._retry.clock import Clock
 from langchain_retryrouter._retry.limits import HELD_LIMITS
-from langchain_retryrouter._retry.retry_after import read_limits
-from langchain_retryrouter.circuit_breaker import CircuitBreaker, Permit
+from langchain_retryrouter.circuit_breaker import Permit
 from langchain_retryrouter.failures import Failure
 from langchain_retryrouter.rate_limits import Reservation
 
@@ -40,13 +38,15 @@ class AttemptRecord:
     `pending`, `ok`, `cancelled`, `skipped`, or the kind of the failure. `wait` are the
     seconds waited after it, 0 if no attempt followed; `began` those from the call's
     start to its own; `limiter_wait` those that it waited for its rate limits before.
+
+    While it is under way it holds the `permit` of the breaker of its route, and
+    `reservations` at its rate limits.
     """
 
     number: int | None
     route: str | None = None
     outcome: str = "pending"
     seconds: float = 0.0
-    status_code: int | None = None
     wait: float = 0.0
     reason: str | None = None
     began: float = 0.0
@@ -54,6 +54,8 @@ class AttemptRecord:
     position: int = 0
     failure: Failure | None = None
     usage: Mapping[str, Any] | None = None
+    permit: Permit | None = None
+    reservations: Sequence[Reservation] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The line as JSON-able data, without what does not apply."""
@@ -67,50 +69,13 @@ class AttemptRecord:
             line = {"attempt": self.number, **line}
         if self.route is not None or self.reason is not None:
             line["route"] = self.route
-        if self.status_code is not None:
-            line["status_code"] = self.status_code
+        if self.failure is not None and self.failure.status_code is not None:
+            line["status_code"] = self.failure.status_code
         if self.reason is not None:
             line["reason"] = self.reason
         if self.limiter_wait:
             line["limiter_wait"] = round(self.limiter_wait, 6)
         return line
-
-
-@dataclass(slots=True)
-class SentAttempt:
-    """An attempt that was sent, with the permit of a breaker until that is settled."""
-
-    position: int
-    began: float
-    record: AttemptRecord
-    breaker: CircuitBreaker | None
-    permit: Permit | None
-    reservations: list[Reservation] = field(default_factory=list)
-
-    @property
-    def is_adaptive(self) -> bool:
-        """Whether the headers of the answer are of interest."""
-        return any(one.is_adaptive for one in self.reservations)
-
-    def read_headers(self, headers: Any, unix_time: float) -> None:
-        """Correct the rate limits by the headers of the answer, if they are there."""
-        if not (self.is_adaptive and isinstance(headers, Mapping)):
-            return
-        texts = {str(name): str(value) for name, value in headers.items()}
-        if limits := read_limits(texts, unix_time=unix_time):
-            for one in self.reservations:
-                one.observe(limits)
-
-    def note_usage(self, usage: Mapping[str, Any]) -> None:
-        """Have the rate limits settled by what the provider says was used so far.
-
-        It is in the words of LangChain or OpenAI.
-        """
-        counts = tokens_of(usage)
-        # No prompt has no tokens: 0 says nothing, but of an answer from a cache.
-        if counts is not None and (any(counts) or "total_cost" in usage):
-            for one in self.reservations:
-                one.used = counts
 
 
 class Subject(NamedTuple):
@@ -204,7 +169,7 @@ class CallLog:
         self.cost_of: Callable[[AttemptRecord], float | None] | None = None
         self._held_by = held
         self._has_routes = has_routes
-        self._current: SentAttempt | None = None
+        self._current = AttemptRecord(None, outcome="cancelled")  # Nothing is sent.
         self.wants_facts = False
         self.clock = time
         self._began = time.monotonic()
@@ -212,12 +177,12 @@ class CallLog:
     @property
     def attempt(self) -> int:
         """The number of the current attempt, counted from 1; 0 before the first."""
-        return self._current.record.number or 0 if self._current else 0
+        return self._current.number or 0
 
     @property
     def route(self) -> str | None:
         """The model that the current attempt asks, if the call knows it."""
-        return self._current.record.route if self._current else None
+        return self._current.route
 
     @property
     def elapsed(self) -> float:

@@ -8,23 +8,24 @@ its observers are in `call_log.py`, its rate limits in `limits.py`.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from langchain_retryrouter._prices import tokens_of
 from langchain_retryrouter._retry.call_log import (
     AttemptRecord,
     CallLog,
     CallObserver,
-    SentAttempt,
     Subject,
     guarded,
 )
 from langchain_retryrouter._retry.clock import SYSTEM_CLOCK, Clock
 from langchain_retryrouter._retry.health import RouteState
 from langchain_retryrouter._retry.limits import CallLimits
-from langchain_retryrouter._retry.retry_after import Headers
+from langchain_retryrouter._retry.retry_after import Headers, read_limits
 from langchain_retryrouter.circuit_breaker import (
     LEASE_POLL,
     BreakerState,
@@ -134,7 +135,7 @@ class CallState(CallLog):
         self._awaits_probe = False  # Whether the last resort waits for another probe.
         self._is_last_resort = False  # Whether the next attempt is one.
         self._held = 0.0  # Seconds waited in `hold_wait`.
-        self._hedge: SentAttempt | None = None
+        self._hedge: AttemptRecord | None = None
         self._spent = 0.0
         self._counted: set[int] = set()  # Breakers at which this call counted.
 
@@ -155,9 +156,12 @@ class CallState(CallLog):
         """Tell observers, and rate limits, what the answer of an attempt says."""
         sent, usage = self._sent_attempt(number), facts.get("usage")
         if sent is not None and isinstance(usage, Mapping):
-            sent.record.usage = usage
-            if sent.reservations:
-                sent.note_usage(usage)
+            sent.usage = usage
+            counts = tokens_of(usage) if sent.reservations else None
+            # No prompt has no tokens: 0 says nothing, but of an answer from a cache.
+            if counts is not None and (any(counts) or "total_cost" in usage):
+                for one in sent.reservations:
+                    one.used = counts
         for observer in self.observers:
             guarded(observer.answered, number, facts)
 
@@ -280,7 +284,7 @@ class CallState(CallLog):
         is_last_resort, self._is_last_resort = self._is_last_resort, False
         for position in self._from_here(is_last_resort=is_last_resort):
             attempt = self._begin(position, route, as_probe=is_last_resort)
-            if isinstance(attempt, SentAttempt):
+            if isinstance(attempt, AttemptRecord):
                 self._go_on_with(attempt)
                 return None
             refusals[position] = attempt
@@ -290,7 +294,7 @@ class CallState(CallLog):
         for position in sorted(refusals, key=lambda p: refusals[p].retry_after):
             if self._has_routes and self._wait_for(position) == 0:
                 attempt = self._begin(position, route, as_probe=True)
-                if isinstance(attempt, SentAttempt):
+                if isinstance(attempt, AttemptRecord):
                     self._go_on_with(attempt)
                     return None
         self._refund()
@@ -309,11 +313,10 @@ class CallState(CallLog):
         """
         if self.budget is not None:
             self.budget.succeeded()
-        if self._current is not None:
-            self._close_record(self._current, "ok")
-            self._release(self._current, None)
-            if is_over:
-                self._cancel(self._current)
+        self._close_record(self._current, "ok")
+        self._release(self._current, None)
+        if is_over:
+            self._cancel(self._current)
         # Hold the keys that were refused, now that another route has answered. A 403
         # may be the request's fault, unless another key of the group had none.
         for position, kind in self._refused.items():
@@ -336,17 +339,15 @@ class CallState(CallLog):
         another model; a call with routes takes `action` instead of that for the kind.
         """
         self.settle_hedge(has_won=False)
-        if self._current is not None:
-            self._settle(self._current, failure)
+        self._settle(self._current, failure)
         self.decision = self._decide(failure, action, will_failover=will_failover)
-        if isinstance(self.decision, Retry) and self._current is not None:
-            self._current.record.wait = self.decision.delay
+        if isinstance(self.decision, Retry):
+            self._current.wait = self.decision.delay
         return self.decision
 
     def stream_interrupted(self, failure: Failure) -> None:
         """The current attempt failed after its first token; it is not repeated."""
-        if self._current is not None:
-            self._settle(self._current, failure)
+        self._settle(self._current, failure)
         self._is_interrupted = True
         self.decision = _BROKE_OFF
 
@@ -357,30 +358,27 @@ class CallState(CallLog):
 
     def name_route(self, name: str | None) -> None:
         """Correct the model that the current attempt asks; None if it is not known."""
-        if self._current is not None:
-            record = self._current.record
-            record.reason = None if name else f"{record.route} or another of the list"
-            record.route = name
+        record = self._current
+        record.reason = None if name else f"{record.route} or another of the list"
+        record.route = name
 
     def cancelled(self) -> None:
         """The call is over: release permits and budget tokens that it still holds."""
         self.settle_hedge(has_won=False)
-        if self._current is not None:
-            self._cancel(self._current)
+        self._cancel(self._current)
         self._refund()
 
-    def deadline_exceeded(self) -> Stop | None:
-        """Stop if the coming wait no longer fits, since a listener took its time."""
-        remaining = self.remaining()
-        if remaining is None or not isinstance(self.decision, Retry):
-            return None
-        if self.decision.delay < remaining:
-            return None
-        if self._current is not None:
-            self._current.record.wait = 0.0
+    def deadline_exceeded(self) -> bool:
+        """Whether the coming wait no longer fits, since a listener took its time."""
+        remaining, decision = self.remaining(), self.decision
+        if remaining is None or not isinstance(decision, Retry):
+            return False
+        if decision.delay < remaining:
+            return False
+        self._current.wait = 0.0
         self._refund()
         self.decision = Stop(f"the deadline of {self.policy.deadline:g} s is over")
-        return self.decision
+        return True
 
     def failover(self) -> bool:
         """Move on to the next route that may be asked; False if there is none."""
@@ -425,14 +423,23 @@ class CallState(CallLog):
     def header_reader(self) -> Callable[[Headers], None] | None:
         """What takes the headers of the current attempt's answer, if they count."""
         sent = self._current
-        if self.limits is None or sent is None or not sent.is_adaptive:
+        if not any(one.is_adaptive for one in sent.reservations):
             return None
-        return lambda headers: sent.read_headers(headers, self.clock.time())
+        return functools.partial(self._observe, sent)
 
     def read_headers(self, number: int, headers: Any) -> None:
         """Correct the rate limits by the headers of an attempt's answer, if there."""
         if (sent := self._sent_attempt(number)) is not None:
-            sent.read_headers(headers, self.clock.time())
+            self._observe(sent, headers)
+
+    def _observe(self, sent: AttemptRecord, headers: Any) -> None:
+        adaptive = [one for one in sent.reservations if one.is_adaptive]
+        if not (adaptive and isinstance(headers, Mapping)):
+            return
+        texts = {str(name): str(value) for name, value in headers.items()}
+        if limits := read_limits(texts, unix_time=self.clock.time()):
+            for one in adaptive:
+                one.observe(limits)
 
     def sent_inside(self, number: int, log: Mapping[str, Any] | None) -> None:
         """An attempt was a call with attempts of its own: each is a request."""
@@ -441,10 +448,10 @@ class CallState(CallLog):
         for one in sent.reservations if sent is not None else ():
             one.requests = max(one.requests, count)
 
-    def _sent_attempt(self, number: int) -> SentAttempt | None:
+    def _sent_attempt(self, number: int) -> AttemptRecord | None:
         """The attempt of this number, if it is under way or the latest."""
         for sent in (self._current, self._hedge):
-            if sent is not None and sent.record.number == number:
+            if sent is not None and sent.number == number:
                 return sent
         return None
 
@@ -472,10 +479,10 @@ class CallState(CallLog):
         if position is None or not self._pay(throttled=False):
             return None
         reserved = None if self.limits is None else self.limits.try_reserve(position)
-        attempt: SentAttempt | Refusal | None = None
+        attempt: AttemptRecord | Refusal | None = None
         if reserved is not None or self.limits is None:
             attempt = self._begin(position, None)
-        if not isinstance(attempt, SentAttempt):
+        if not isinstance(attempt, AttemptRecord):
             for one in reserved or ():
                 one.unsent()
             self._refund()
@@ -483,7 +490,7 @@ class CallState(CallLog):
         attempt.reservations = reserved or []
         self._spent = 0.0
         self._hedge = attempt
-        self.tell("hedge_began", route=attempt.record.route)
+        self.tell("hedge_began", route=attempt.route)
         return position
 
     def ends_call(self, failure: Failure | None) -> bool:
@@ -501,7 +508,7 @@ class CallState(CallLog):
             return
         loser = hedge
         if has_won:
-            loser, self._current = self._current or hedge, hedge
+            loser, self._current = self._current, hedge
             self.position = hedge.position
         if failure is None:
             self._cancel(loser)
@@ -523,7 +530,11 @@ class CallState(CallLog):
         self._silent.discard(position)
         if failure.kind is FailureKind.TIMEOUT:
             self._silent.add(position)
-            self._spare_other_keys(position)
+            # Not waited for with the other keys of its endpoint if there is another.
+            keys = {key for key in self._same_endpoint(position) if key != position}
+            if keys and any(p not in keys for p in self._later_open()):
+                self._spared |= keys
+                self._silent |= keys
         pause = failure.retry_after or 0.0
         if chosen is FailureAction.FAILOVER and failure.kind is not FailureKind.TIMEOUT:
             pause = max(pause, self.policy.backoff(self._sent[position]))
@@ -588,13 +599,6 @@ class CallState(CallLog):
             return self._sent[position]
         counted = sum(self._sent[key] - self._moved_on[key] for key in keys)
         return max(counted, self._sent[position])
-
-    def _spare_other_keys(self, position: int) -> None:
-        """Do not wait for a silent endpoint with other keys if there is another one."""
-        others = {key for key in self._same_endpoint(position) if key != position}
-        if others and any(p not in others for p in self._later_open()):
-            self._spared |= others
-            self._silent |= others
 
     def _hold(self, position: int, seconds: float, why: str = "") -> None:
         breaker = self.routes[position].breaker
@@ -699,16 +703,16 @@ class CallState(CallLog):
         is_spent = self._attempts_at(position) > max(retries, 1)
         return is_spent or self._sent[position] > retries
 
-    def _go_on_with(self, attempt: SentAttempt) -> None:
+    def _go_on_with(self, attempt: AttemptRecord) -> None:
         self.position, self._current = attempt.position, attempt
         if self.limits is not None:
             attempt.reservations = self.limits.take(self.position)
-        attempt.record.limiter_wait, self._limiter_wait = self._limiter_wait, 0.0
+        attempt.limiter_wait, self._limiter_wait = self._limiter_wait, 0.0
         self._spent = 0.0  # The retry that was paid for is sent.
 
     def _begin(
         self, position: int, route: str | None, *, as_probe: bool = False
-    ) -> SentAttempt | Refusal:
+    ) -> AttemptRecord | Refusal:
         state = self.routes[position]
         permit: Permit | Refusal | None = None
         if state.breaker is not None:
@@ -723,19 +727,14 @@ class CallState(CallLog):
                 return refusal
         if permit is not None and permit.is_probe:
             self.tell("breaker", route=state.name or route, now=BreakerState.HALF_OPEN)
-        now = self.clock.monotonic()
-        record = AttemptRecord(
-            self.attempts + 1,
-            state.name or route,
-            began=now - self._began,
-            position=position,
-        )
+        record = AttemptRecord(self.attempts + 1, state.name or route)
+        record.began, record.position, record.permit = self.elapsed, position, permit
         self.records.append(record)
         self.attempts += 1
         self._sent[position] += 1
         for observer in self.observers:
             guarded(observer.attempt_began, record, position)
-        return SentAttempt(position, now, record, state.breaker, permit)
+        return record
 
     def _from_here(self, *, is_last_resort: bool) -> Iterator[int]:
         """The current route, and those after it unless this is the last resort."""
@@ -774,15 +773,15 @@ class CallState(CallLog):
         self.records.append(record)
         self._tell_skipped(record)
 
-    def _settle(self, attempt: SentAttempt, failure: Failure) -> None:
+    def _settle(self, attempt: AttemptRecord, failure: Failure) -> None:
         self._close_record(attempt, failure.kind.value, failure)
         for one in attempt.reservations:
             one.failed(failure)
         self._release(attempt, failure)
 
-    def _release(self, attempt: SentAttempt, failure: Failure | None) -> None:
+    def _release(self, attempt: AttemptRecord, failure: Failure | None) -> None:
         """Settle the permit of an attempt that has failed, or else succeeded."""
-        breaker, permit = attempt.breaker, attempt.permit
+        breaker, permit = self.routes[attempt.position].breaker, attempt.permit
         if breaker is None or permit is None:
             return
         attempt.permit = None
@@ -794,7 +793,7 @@ class CallState(CallLog):
         else:
             self._settle_permit(breaker, permit, failure)
         if before is not None and (now := breaker.state) is not before:
-            self.tell("breaker", route=attempt.record.route, now=now)
+            self.tell("breaker", route=attempt.route, now=now)
 
     def _settle_permit(
         self, breaker: CircuitBreaker, permit: Permit, failure: Failure
@@ -835,26 +834,26 @@ class CallState(CallLog):
         elif retry_after and breaker.is_shared:
             breaker.pause_for(retry_after)
 
-    def _cancel(self, attempt: SentAttempt) -> None:
-        if attempt.record.outcome == "pending":
+    def _cancel(self, attempt: AttemptRecord) -> None:
+        if attempt.outcome == "pending":
             self._close_record(attempt, "cancelled")
         for one in attempt.reservations:
-            (one.succeeded if attempt.record.outcome == "ok" else one.cancelled)()
-        if attempt.breaker is not None and attempt.permit is not None:
-            permit, attempt.permit = attempt.permit, None
-            attempt.breaker.cancelled(permit)
+            (one.succeeded if attempt.outcome == "ok" else one.cancelled)()
+        breaker, permit = self.routes[attempt.position].breaker, attempt.permit
+        if breaker is not None and permit is not None:
+            attempt.permit = None
+            breaker.cancelled(permit)
 
     def _close_record(
-        self, attempt: SentAttempt, outcome: str, failure: Failure | None = None
+        self, attempt: AttemptRecord, outcome: str, failure: Failure | None = None
     ) -> None:
-        record, now = attempt.record, self.clock.monotonic()
-        record.outcome, record.failure = outcome, failure
-        record.status_code = None if failure is None else failure.status_code
-        record.seconds = now - attempt.began
+        attempt.outcome, attempt.failure = outcome, failure
+        attempt.seconds = self.elapsed - attempt.began
         if health := self.routes[attempt.position].health:
-            health.note(outcome, record.status_code, record.seconds, now)
+            status = None if failure is None else failure.status_code
+            health.note(outcome, status, attempt.seconds, self.clock.monotonic())
         for observer in self.observers:
-            guarded(observer.attempt_ended, record, failure)
+            guarded(observer.attempt_ended, attempt, failure)
 
     def _pay(self, *, throttled: bool) -> bool:
         """Take the price of an attempt from the budget; False if it is too low."""

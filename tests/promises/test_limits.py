@@ -13,7 +13,7 @@ from langchain_retryrouter.failures import Failure, FailureKind
 from langchain_retryrouter.rate_limits import Size
 from langchain_retryrouter.stores import RedisStore
 from tests.promises.conftest import Figures
-from tests.promises.harness import VirtualClock, let_pass, limited_fleet, run
+from tests.promises.harness import VirtualClock, let_pass, run
 from tests.support.fleet import each, fleet
 from tests.support.redis_server import RedisServer
 
@@ -48,24 +48,6 @@ def test_a_fleet_keeps_a_limit(
         whole = sum(at < begin + 60 for times in admitted for at in times)
         share = whole / (a_second * 60)
         figures.at_most(1.02, share, f"of the limit in the first minute, {kind}")
-
-
-def test_a_fleet_keeps_a_limit_on_a_virtual_clock(
-    figures: Figures, *, is_long: bool
-) -> None:
-    """The same, whatever else the machine does: the first minute of all processes."""
-    processes, a_second, seconds = (64, 600, 60) if is_long else (16, 80, 15)
-
-    wanted = 1_280 / 600 * a_second / processes
-    numbers = {"requests_per_minute": 60 * a_second}
-    counts, _ = run(limited_fleet(processes, wanted, seconds, **numbers))
-    share, fair = sum(counts) / (a_second * seconds), sum(counts) / processes
-    figures.at_most(
-        1.02, share, "of the limit is used from the start, virtual: at most"
-    )
-    figures.at_least(0.97, share, "of the limit is used from the start, virtual: least")
-    figures.at_most(2, max(counts) / fair, "times the fair share, virtual: at most")
-    figures.at_least(0.5, min(counts) / fair, "times the fair share, virtual: least")
 
 
 class Provider:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from langchain.chat_models import init_chat_model
+from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.rate_limiters import BaseRateLimiter
 
@@ -30,7 +31,6 @@ from langchain_retryrouter import (
     ServerError,
     UnavailableError,
 )
-from langchain_retryrouter.circuit_breaker import Permit
 from langchain_retryrouter.testing import (
     Answer,
     Body,
@@ -44,6 +44,7 @@ from langchain_retryrouter.testing import (
     Step,
 )
 from tests.support.alone import run_alone
+from tests.unit_tests.retry.scripted import fail_elsewhere
 
 from .conftest import SHORT, TEXT, Pair, both_ways
 from .test_retry_router import Raising, told
@@ -141,28 +142,18 @@ RUNS = {
         FILTERED,
         error=ContentFilterError,
     ),
-    **{
-        f"the end by {name}": Run(
-            f"f {outcome}", Status(status), rules=rules, error=error
-        )
-        for name, status, outcome, rules, error in (
-            (
-                "a kind",
-                400,
-                "invalid_request",
-                {"invalid_request": "raise"},
-                InvalidRequestError,
-            ),
-            ("a function", 429, "rate_limit", rate_limits_only, RateLimitError),
-            (
-                "a list",
-                429,
-                "rate_limit",
-                [rate_limits_only, {"rate_limit": "failover"}],
-                RateLimitError,
-            ),
-        )
-    },
+    "the end by a kind": Run(
+        "f invalid_request",
+        Status(400),
+        rules={"invalid_request": "raise"},
+        error=InvalidRequestError,
+    ),
+    "the end by a list": Run(
+        "f rate_limit",
+        Status(429),
+        rules=[rate_limits_only, {"rate_limit": "failover"}],
+        error=RateLimitError,
+    ),
     # The call fails at once if the pause outlasts the deadline or the policy.
     **{
         f"a pause beyond the {limit}": Run(
@@ -233,18 +224,6 @@ def test_what_follows_a_failure(pair: Pair, run: Run) -> None:
         assert sum(pair.clock.sleeps) == 0
 
 
-@both_ways
-def test_the_only_route_is_waited_for(pair: Pair) -> None:
-    """It has as long as `max_retry_after` allows."""
-    pair.primary.script(limited(40))
-    routes = [pair.model(pair.primary, "first")]
-
-    answer = pair.ask(pair.router(routes=routes), "hi")
-
-    assert told(answer) == [("first", "rate_limit"), ("first", "ok")]
-    assert 40 <= sum(pair.clock.sleeps) < 43
-
-
 # --- silence ---
 
 
@@ -272,49 +251,38 @@ def test_a_silent_route_gets_its_share_of_the_time(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "said"),
+    ("policy", "silent", "stalled"),
     [
-        (RetryPolicy(), "within 300.0 s"),
-        (RetryPolicy(attempt_timeout=math.inf), "no limit"),
-        (RetryPolicy(deadline=30), "within 15.0 s"),
-        (RetryPolicy(deadline=30, attempt_timeout=4), "within 4.0 s"),
+        (RetryPolicy(), "within 300.0 s", "within 60.0 s"),
+        (RetryPolicy(max_retries=1), "within 300.0 s", "within 60.0 s"),
+        (RetryPolicy(attempt_timeout=math.inf), "no limit", "within 60.0 s"),
+        (NO_LIMITS, "no limit", "no limit"),
+        (RetryPolicy(deadline=30), "within 15.0 s", "within 30.0 s"),
+        (RetryPolicy(deadline=30, attempt_timeout=4), "within 4.0 s", "within 30.0 s"),
     ],
-    ids=["nothing", "none", "deadline", "attempt_timeout"],
+    ids=["nothing", "retries", "none", "none-at-all", "deadline", "attempt_timeout"],
 )
 def test_explain_says_what_a_silent_route_costs(
-    pair: Pair, policy: RetryPolicy, said: str
+    policy: RetryPolicy, silent: str, stalled: str
 ) -> None:
-    """The table has a line for it."""
-    table = str(pair.router(retry_policy=policy).explain())
-    assert f"a silent route is left, without a stream: {said}\n" in table
-
-
-def test_a_router_alone_has_time_limits(pair: Pair) -> None:
-    """They hold where a policy sets none, and `math.inf` switches them off."""
-    for router in (pair.router(), pair.router(retry_policy=RetryPolicy(max_retries=1))):
-        table = str(router.explain())
-        assert "a silent route is left, without a stream: within 300.0 s\n" in table
-        assert "a stream that falls silent is left: within 60.0 s\n" in table
-        assert router.explain().first_token is not None
-
-    given = pair.router(retry_policy=NO_LIMITS).explain()
-    assert (given.silent_route, given.silent_stream, given.first_token) == (None,) * 3
-
-
-# --- waits ---
+    """A router has time limits where its policy sets none; the table has the lines."""
+    model = FakeListChatModel(responses=[""])
+    table = str(RetryRouter(routes=[model, model], retry_policy=policy).explain())
+    assert f"a silent route is left, without a stream: {silent}\n" in table
+    assert f"a stream that falls silent is left: {stalled}\n" in table
 
 
 @both_ways
-def test_a_long_wait_goes_to_the_next_route(pair: Pair) -> None:
-    """A Retry-After above `failover_after_wait` is respected, but not waited for."""
-    pair.primary.script(Status(429, {"retry-after": "40"}))
+def test_a_pause_holds_for_other_calls(pair: Pair) -> None:
+    """A Retry-After above `failover_after_wait` keeps all calls away, till it ends."""
+    pair.primary.script(limited(40))
     router = pair.router()
 
     first, second = (pair.ask(router, "hi") for _ in range(2))
 
     assert told(first) == [("first", "rate_limit"), ("second", "ok")]
     assert told(second) == [("first", "circuit_open"), ("second", "ok")]
-    assert pair.clock.sleeps == [0.0] or sum(pair.clock.sleeps) == 0
+    assert sum(pair.clock.sleeps) == 0
     assert pair.asked() == (1, 2)
     pair.clock.advance(45)
     assert told(pair.ask(router, "hi")) == [("first", "ok")]
@@ -424,7 +392,7 @@ def test_a_pause_of_every_route_is_waited_for(pair: Pair) -> None:
     route = Route(model=pair.model(pair.primary, "first"), breaker=breaker)
     router = pair.router(routes=[route])
     breaker.open_for(20)
-    pair.primary.script(Status(429, {"retry-after": "15"}))
+    pair.primary.script(limited(15))
 
     early = pair.ask(router, "hi")
 
@@ -563,20 +531,15 @@ def test_a_rule_sees_what_the_model_raised(pair: Pair) -> None:
         ({ValueError: "next"}, "failover_on"),
         ({"bad_luck": "raise"}, "failover_on"),
         ("failover", "failover_on"),
+        (lambda _: "next", "'next' is not a valid FailureAction"),
     ],
-    ids=str,
+    ids=["class", "action", "kind", "text", "function"],
 )
 def test_a_wrong_rule_is_refused(pair: Pair, rules: Any, says: str) -> None:
-    """A rule that could not be followed is an error at once."""
-    with pytest.raises(ValueError, match=says):
-        pair.router(failover_on=rules)
-
-
-def test_a_function_must_return_an_action(pair: Pair) -> None:
-    """A function that returns anything else is an error that says so."""
+    """A rule that cannot be followed is an error at once; a function's, when called."""
     pair.primary.always(Status(503))
-    with pytest.raises(ValueError, match="'next' is not a valid FailureAction"):
-        pair.twin.invoke(pair.router(failover_on=lambda _: "next"), "hi")
+    with pytest.raises(ValueError, match=says):
+        pair.ask(pair.router(failover_on=rules), "hi")
 
 
 # --- rate limiters of routes ---
@@ -646,11 +609,9 @@ def test_a_rate_limiter_counts_behind_an_open_breaker(pair: Pair) -> None:
 @both_ways
 def test_a_rate_limiter_keeps_the_last_resort(pair: Pair) -> None:
     """A skipped route is probed, and not the one that has just asked for a pause."""
-    pair.backup.always(Status(429, headers={"retry-after": "20"}))
+    pair.backup.always(limited(20))
     breaker = CircuitBreaker(clock=pair.clock, failure_threshold=1)
-    permit = breaker.admit()
-    assert isinstance(permit, Permit)
-    breaker.failed(permit)
+    fail_elsewhere(breaker)
     first = pair.model(pair.primary, "first")
     first.rate_limiter = Gate(pair.clock, 0)
     routes = [Route(model=first, breaker=breaker), pair.model(pair.backup, "second")]

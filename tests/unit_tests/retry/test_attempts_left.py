@@ -1,6 +1,5 @@
 """A call is not failed while a route has attempts left; seen from outside."""
 
-import asyncio
 import itertools
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
@@ -73,19 +72,11 @@ class ScriptedModel(BaseChatModel):
             yield chunk
 
 
-def ask(router: RetryRouter, *, is_async: bool, is_stream: bool) -> str:
+def ask(twin: Twin, router: RetryRouter, *, is_stream: bool) -> str:
     """The text of the answer."""
-
-    async def read() -> str:
-        return "".join([chunk.text async for chunk in router.astream("hi")])
-
     if is_stream:
-        if is_async:
-            return asyncio.run(read())
-        return "".join(chunk.text for chunk in router.stream("hi"))
-    if is_async:
-        return asyncio.run(router.ainvoke("hi")).text
-    return router.invoke("hi").text
+        return "".join(chunk.text for chunk in twin.stream(router, "hi"))
+    return str(twin.invoke(router, "hi").text)
 
 
 def scripts() -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
@@ -114,7 +105,7 @@ def test_a_call_fails_only_when_no_route_has_attempts_left(
             clock=FakeClock(),
         )
         try:
-            answer = ask(router, is_async=twin.is_async, is_stream=is_stream)
+            answer = ask(twin, router, is_stream=is_stream)
         except RetryRouterError:
             outcomes = [model.script[: model.asked] for model in models]
             assert all(one[-1:] == ("silent",) for one in outcomes) or all(

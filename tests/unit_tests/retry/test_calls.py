@@ -9,7 +9,6 @@ import pytest
 from langchain_retryrouter import (
     CircuitBreaker,
     FailureKind,
-    InvalidRequestError,
     RateLimitError,
     RetryBudget,
     RetryEvent,
@@ -24,23 +23,16 @@ from langchain_retryrouter.errors import BASE_ERRORS
 from langchain_retryrouter.failures import FAILURE_ACTIONS, Failure
 from langchain_retryrouter.testing import FakeClock
 
-from .scripted import END, Engine, Script, Source, failures, outcomes, token
-
-
-def test_a_call_that_succeeds_sends_one_request(engine: Engine) -> None:
-    """Without a failure there is one request, no wait and no retry event."""
-    recorder, script, context = engine.recorder(), Script("hello"), engine.context()
-    assert engine.call(context, script, recorder) == "hello"
-    assert (script.numbers, recorder.states, engine.clock.sleeps) == ([1], [], [])
-    assert outcomes(context) == ["ok"]
+from .scripted import END, Engine, Script, Source, failures, token
 
 
 def test_the_last_error_is_raised(engine: Engine) -> None:
     """After `max_retries` retries the last error comes out, and says not to retry."""
-    errors = failures(5)
+    errors, recorder = failures(5), engine.recorder()
     script = Script(*errors)
     with pytest.raises(UnavailableError) as caught:
-        engine.call(engine.context(RetryPolicy(max_retries=3)), script)
+        engine.call(engine.context(RetryPolicy(max_retries=3)), script, recorder)
+    assert recorder.errors == errors[:3]  # The last failure is not a retry.
     assert caught.value is errors[3]
     assert script.numbers == [1, 2, 3, 4]
     assert (caught.value.attempts, caught.value.__cause__) == (4, None)
@@ -153,15 +145,6 @@ def test_each_retry_is_reported_before_its_wait(engine: Engine) -> None:
         assert state.outcome_timestamp >= sent[number]
 
 
-def test_a_last_failure_is_not_a_retry(engine: Engine) -> None:
-    """There is one event less than requests."""
-    recorder = engine.recorder()
-    script = Script(UnavailableError("1"), InvalidRequestError("400"))
-    with pytest.raises(InvalidRequestError):
-        engine.call(engine.context(), script, recorder)
-    assert len(recorder.states) == len(script.attempts) - 1 == 1
-
-
 # --- hooks of the policy ---
 
 Heard = list[tuple[str, RetryEvent]]
@@ -248,43 +231,45 @@ def test_a_retry_after_that_is_too_long_opens_the_breaker(
     assert breaker.retry_after == (seconds if is_open else 0)
 
 
+def half_open(clock: FakeClock) -> CircuitBreaker:
+    """A breaker that admits one probe."""
+    breaker = CircuitBreaker(clock=clock)
+    breaker.open_for(30)
+    clock.advance(30)
+    return breaker
+
+
+def lines(state: CallState) -> list[tuple[str | None, str]]:
+    return [(record.route, record.outcome) for record in state.records]
+
+
 def test_a_hedge_needs_another_route_and_tokens(clock: FakeClock) -> None:
     """It is paid for like a retry, and skips routes whose breakers refuse."""
-    single = routed(clock, "a")
-    single.admit()
-    assert single.hedge() is None
-    poor = routed(clock, "a", "b", budget=RetryBudget(capacity=13))
-    poor.admit()
-    assert poor.hedge() is None
-    half_open = CircuitBreaker(clock=clock)
-    half_open.open_for(30)
-    clock.advance(30)
-    half_open.admit()
-    budget = RetryBudget()
-    blocked = routed(clock, "a", "b", breakers={"b": half_open}, budget=budget)
-    blocked.admit()
-    assert blocked.hedge() is None
+    probed, budget = half_open(clock), RetryBudget()
+    probed.admit()
+    for state in (
+        routed(clock, "a"),
+        routed(clock, "a", "b", budget=RetryBudget(capacity=13)),
+        routed(clock, "a", "b", breakers={"b": probed}, budget=budget),
+    ):
+        state.admit()
+        assert state.hedge() is None
     assert budget.tokens == 500
     state = routed(clock, "a", "b", budget=budget)
     state.admit()
     assert state.hedge() == 1
     state.cancelled()
     assert budget.tokens == 486
-    log = [(record.route, record.outcome) for record in state.records]
-    assert log == [("a", "cancelled"), ("b", "cancelled")]
+    assert lines(state) == [("a", "cancelled"), ("b", "cancelled")]
 
 
 def test_a_failure_of_the_call_cancels_its_hedge(clock: FakeClock) -> None:
     """If the attempt runs out of time, the second one holds no permit either."""
-    breaker = CircuitBreaker(clock=clock)
-    breaker.open_for(30)
-    clock.advance(30)
-    state = routed(clock, "a", "b", breakers={"b": breaker})
+    state = routed(clock, "a", "b", breakers={"b": half_open(clock)})
     state.admit()
     assert state.hedge() == 1
     state.failed(Failure(FailureKind.TIMEOUT))
-    log = [(record.route, record.outcome) for record in state.records]
-    assert log == [("a", "timeout"), ("b", "cancelled")]
+    assert lines(state) == [("a", "timeout"), ("b", "cancelled")]
     assert state.admit() is None
 
 

@@ -124,31 +124,31 @@ def test_each_attempt_has_its_own_classifier(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("kind", [FailureKind.CONNECTION, FailureKind.TIMEOUT])
-def test_a_stream_that_breaks_is_interrupted(engine: Engine, kind: FailureKind) -> None:
-    """After the first token nothing is retried: the error has what was delivered."""
+@pytest.mark.parametrize(
+    ("events", "text"), [([ROLE, HEL, ROLE, LO], "Hello"), ([TOOL_CALL], "")]
+)
+def test_a_stream_that_breaks_is_interrupted(
+    engine: Engine, kind: FailureKind, events: list[ChunkInfo], text: str
+) -> None:
+    """After the first token nothing is retried: the error has what was delivered.
+
+    A tool call cannot be taken back either, though it has no text.
+    """
     error, seen = BASE_ERRORS[kind]("it broke"), list[ChunkInfo]()
-    source, context = Source(ROLE, HEL, ROLE, LO, error), engine.context()
+    source, context = Source(*events, error), engine.context()
     script, recorder = Script(source, "not sent"), engine.recorder()
     with pytest.raises(StreamInterruptedError) as caught:
         engine.stream(context, script, recorder, into=seen)
-    assert seen == [ROLE, HEL, ROLE, LO]
-    assert str(caught.value) == "it broke, after 5 characters"
-    assert caught.value.delivered == "Hello"
+    assert seen == events
+    assert str(caught.value) == f"it broke, after {len(text)} characters"
+    assert caught.value.delivered == text
     assert caught.value.__cause__ is error
-    assert caught.value.__notes__ == ["not repeated: 5 characters were delivered"]
+    assert caught.value.__notes__ == [
+        f"not repeated: {len(text)} characters were delivered"
+    ]
     assert caught.value.attempts == 1
     assert (script.numbers, recorder.states, source.closed) == ([1], [], 1)
     assert outcomes(context) == ["interrupted"]
-
-
-def test_a_tool_call_without_text_is_not_retried(engine: Engine) -> None:
-    """A delivered tool call cannot be taken back, though it has no text."""
-    script = Script(Source(TOOL_CALL, broken()), "not sent")
-    with pytest.raises(StreamInterruptedError) as caught:
-        engine.stream(engine.context(), script)
-    assert caught.value.delivered == ""
-    assert caught.value.__notes__ == ["not repeated: 0 characters were delivered"]
-    assert script.numbers == [1]
 
 
 def test_an_interruption_counts_its_attempts_and_its_failure(engine: Engine) -> None:
