@@ -310,7 +310,8 @@ class RateLimit(Shareable):
         self._asked_at = -math.inf
         self._is_asking = self._is_starved = False
         self._processes, self._hungry = 1, 0
-        self._permits = math.inf if self._store is None else 1.0
+        is_leased = self._store is not None and self._most < math.inf
+        self._permits = 1.0 if is_leased else math.inf
         self._peak = 0  # The most in flight since then.
         self._is_new = self._store is not None and not self.strict
         self._has_failed = False

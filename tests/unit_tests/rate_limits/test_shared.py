@@ -68,6 +68,18 @@ def test_concurrency_is_shared(clock: FakeClock) -> None:
     assert first.in_flight + second.in_flight <= 4
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_limit_of_requests_alone_has_many_in_flight(
+    clock: FakeClock, strict: bool
+) -> None:
+    """Without `max_concurrency` the next request does not wait for an end."""
+    store = MemoryStore(clock=clock)
+    limit = shared(store, clock, requests_per_minute=6_000, strict=strict)
+    assert None not in [limit.reserve(ONE, 1) for _ in range(20)]
+    assert (limit.in_flight, limit.waiting) == (20, 0)
+    assert clock.monotonic() < 1
+
+
 def test_the_first_call_does_not_wait_for_the_store(clock: FakeClock) -> None:
     """A process begins with one request, and pays for it later; but not if strict."""
 
