@@ -295,7 +295,7 @@ class CircuitBreaker(Shareable):
         if self._open_until is None:
             return self.pause
         with self._lock:
-            held = max(0.0, self._held_until - self._clock.monotonic())
+            held = self._left_until(self._held_until)
             is_probing = self._is_probing
             if is_early and is_first and not self._was_probed:
                 wait: float | None = 0.0
@@ -328,7 +328,6 @@ class CircuitBreaker(Shareable):
         with self._lock:
             if permit.generation != self._generation:
                 return
-            self._failures = 0
             if not permit.is_probe:
                 self._count(has_failed=False)
                 return
@@ -360,9 +359,8 @@ class CircuitBreaker(Shareable):
                     del self._suspects[next(iter(self._suspects))]
                 if is_known:
                     return
-            self._failures += 1
-            self._count(has_failed=True)
-            if not (permit.is_probe or self._has_failed_enough()):
+            has_failed_enough = self._count(has_failed=True)
+            if not (permit.is_probe or has_failed_enough):
                 return
             is_held = self._is_held and permit.is_probe and bool(retry_after)
             held = _bounded(retry_after)
@@ -409,9 +407,7 @@ class CircuitBreaker(Shareable):
     @property
     def pause(self) -> float:
         """Seconds that a server asked for, after which no probe is needed."""
-        if not self._paused_until:
-            return 0.0
-        return max(0.0, self._paused_until - self._clock.monotonic())
+        return self._left_until(self._paused_until) if self._paused_until else 0.0
 
     def pause_for(self, seconds: float) -> None:
         """Refuse calls for so long in all processes, and then admit all of them."""
@@ -458,7 +454,7 @@ class CircuitBreaker(Shareable):
             return False
         args = [shared.lease]
         if outcome == "failed":
-            held = max(0.0, self._held_until - self._clock.monotonic())
+            held = self._left_until(self._held_until)
             args += [_ms(self._opens_in()), _ms(held)]
         self._tell(outcome, *args)
         shared.lease, shared.lease_ends = 0, 0.0
@@ -532,7 +528,7 @@ class CircuitBreaker(Shareable):
             if shared.has_unsent:
                 shared.has_unsent = False
                 left = _ms(self._opens_in())
-                held = _ms(max(0.0, self._held_until - self._clock.monotonic()))
+                held = _ms(self._left_until(self._held_until))
                 if held:
                     self._tell("hold", held, 1, _ASKED)
                 elif left and not shared.is_open and self._why:
@@ -571,7 +567,7 @@ class CircuitBreaker(Shareable):
                     state = BreakerState.CLOSED
             elif generation < shared.generation and opens < 0:  # It was emptied.
                 if shared.is_open and (left := _ms(self._opens_in())):
-                    held = _ms(max(0.0, self._held_until - now))
+                    held = _ms(self._left_until(self._held_until))
                     self._tell("restore", shared.generation, left, held, self._why)
                 elif self._open_until is None:
                     shared.is_open = False
@@ -591,9 +587,10 @@ class CircuitBreaker(Shareable):
         return BreakerState.OPEN if self._opens_in() > 0 else BreakerState.HALF_OPEN
 
     def _opens_in(self) -> float:
-        if self._open_until is None:
-            return 0.0
-        return max(0.0, self._open_until - self._clock.monotonic())
+        return 0.0 if self._open_until is None else self._left_until(self._open_until)
+
+    def _left_until(self, moment: float) -> float:
+        return max(0.0, moment - self._clock.monotonic())
 
     def _open(self, pause: float, held: float, *, is_held: bool) -> None:
         jitter = self._clock.random() * self.recovery_jitter * self.recovery_time
@@ -617,10 +614,12 @@ class CircuitBreaker(Shareable):
         if self._on_state_change is not None and before is not state:
             self._on_state_change(before, state)
 
-    def _count(self, *, has_failed: bool) -> None:
-        """Count a call for `failure_rate`."""
+    def _count(self, *, has_failed: bool) -> bool:
+        """Count a call; whether enough calls have failed to open the breaker."""
+        self._failures = self._failures + 1 if has_failed else 0
+        has_row = self._failures >= self.failure_threshold
         if self.failure_rate is None:
-            return
+            return has_row
         now = self._clock.monotonic()
         while self._latest and self._latest[0].since <= now - self.window:
             self._latest.popleft()
@@ -628,17 +627,11 @@ class CircuitBreaker(Shareable):
             self._latest.append(_Bucket(now))
         self._latest[-1].calls += 1
         self._latest[-1].failures += has_failed
-
-    def _has_failed_enough(self) -> bool:
-        if self._failures >= self.failure_threshold:
-            return True
+        if has_row or not has_failed:
+            return has_row
         calls = sum(bucket.calls for bucket in self._latest)
         failures = sum(bucket.failures for bucket in self._latest)
-        return (
-            self.failure_rate is not None
-            and calls >= self.minimum_calls
-            and failures / calls >= self.failure_rate
-        )
+        return calls >= self.minimum_calls and failures / calls >= self.failure_rate
 
     def _settings(self) -> dict[str, Any]:
         names = CircuitBreakerSettings.__annotations__

@@ -253,7 +253,7 @@ def decide(
     failure: Failure,
     *,
     attempt: int,
-    remaining: float | None,
+    remaining: float,
     random: float,
     will_failover: bool = False,
 ) -> Decision:
@@ -278,7 +278,7 @@ def decide(
     delay = policy.delay(attempt, random, retry_after)
     if failure.kind is FailureKind.REJECTED:
         delay = 0.0  # The server is well: it answered.
-    if remaining is not None and delay >= remaining:
+    if delay >= remaining:
         return Stop(
             f"a wait of {delay:.1f} s would outlast the deadline of"
             f" {policy.deadline:g} s"

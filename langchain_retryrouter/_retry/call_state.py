@@ -175,17 +175,11 @@ class CallState(CallLog):
         """Whether a caller's own retries would multiply with this call's attempts."""
         return self.policy.max_retries > 0 or len(self.routes) > 1
 
-    def remaining(self) -> float | None:
-        """Seconds until the deadline, below 0 after it; None if there is none."""
+    def remaining(self) -> float:
+        """Seconds until the deadline, below 0 after it; infinite if there is none."""
         if self.policy.deadline is None:
-            return None
+            return math.inf
         return self._began + self.policy.deadline - self.clock.monotonic()
-
-    @property
-    def is_past_deadline(self) -> bool:
-        """Whether there is a deadline, and it is over."""
-        remaining = self.remaining()
-        return remaining is not None and remaining <= 0
 
     def attempt_timeout(self, *, is_stream: bool) -> float | None:
         """Seconds until the answer, or the first token, of the current attempt is due.
@@ -193,17 +187,18 @@ class CallState(CallLog):
         A route without a limit of its own gets its share of what is left of the
         deadline, so that a silent one leaves time for the others.
         """
-        policy, remaining = self.policy, self.remaining()
+        policy, limit = self.policy, self.remaining()
         own = policy.first_token_timeout if is_stream else policy.attempt_timeout
-        if remaining is not None and own is None:
+        if own is not None:
+            limit = min(own, limit)
+        elif limit < math.inf:
             later = range(self.position + 1, len(self.routes))
             asked = [self.position, *(p for p in later if not self._is_open(p))]
             # Of the keys of an endpoint that is silent only one is waited for.
-            remaining /= len({self.routes[p].endpoint or p for p in asked})
-        limits = [limit for limit in (own, remaining) if limit is not None]
-        if not limits:
+            limit /= len({self.routes[p].endpoint or p for p in asked})
+        else:
             return None
-        return min(limits) if min(limits) > 0 else _FIRST_ATTEMPT
+        return limit if limit > 0 else _FIRST_ATTEMPT
 
     def will_be_refused(self) -> bool:
         """Whether the circuit breakers would refuse an attempt now."""
@@ -255,8 +250,7 @@ class CallState(CallLog):
 
     def _held_for(self, wait: float) -> float:
         """A wait, as far as the call has the time for it, or else 0."""
-        remaining = self.remaining()
-        is_late = remaining is not None and wait >= remaining
+        is_late = wait >= self.remaining()
         if is_late or self._held + wait > self.policy.max_retry_after:
             return 0.0
         self._held += wait
@@ -370,10 +364,8 @@ class CallState(CallLog):
 
     def deadline_exceeded(self) -> bool:
         """Whether the coming wait no longer fits, since a listener took its time."""
-        remaining, decision = self.remaining(), self.decision
-        if remaining is None or not isinstance(decision, Retry):
-            return False
-        if decision.delay < remaining:
+        decision = self.decision
+        if not isinstance(decision, Retry) or decision.delay < self.remaining():
             return False
         self._current.wait = 0.0
         self._refund()
@@ -465,9 +457,8 @@ class CallState(CallLog):
 
     def resume(self) -> bool:
         """Whether an interrupted stream may be continued, and on which route."""
-        return not self.is_past_deadline and (
-            self.failover() or self._resort() is not None
-        )
+        is_late = self.remaining() <= 0
+        return not is_late and (self.failover() or self._resort() is not None)
 
     def hedge(self) -> int | None:
         """Begin an attempt on the next open route while the current one goes on.
@@ -561,7 +552,7 @@ class CallState(CallLog):
             stop = decision
         if not failure.is_retryable:
             self._left.add(position)
-        if self.is_past_deadline:
+        if self.remaining() <= 0:
             return Stop(f"the deadline of {self.policy.deadline:g} s is over")
         if self.failover():
             return Retry(0.0)
@@ -670,8 +661,7 @@ class CallState(CallLog):
                 wait = self.policy.delay(1, self.clock.random(), wait)
             waits.append((wait, position == self.position, position))
         wait, _, position = min(waits, default=(math.inf, False, 0))
-        remaining = self.remaining()
-        if wait >= shorter_than or (remaining is not None and wait >= remaining):
+        if wait >= min(shorter_than, self.remaining()):
             return None
         if self._sent[position] and not self._pay(throttled=wait > 0):
             return None

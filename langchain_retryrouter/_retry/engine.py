@@ -178,7 +178,7 @@ class RetryController:
                 yield from self._take_turn()
             if state.limits is None and self.context.rate_limiter is not None:
                 yield from self._take_turn()
-            if self._last_error is not None and state.is_past_deadline:
+            if self._last_error is not None and state.remaining() <= 0:
                 self._stop("the deadline is over")
             refusal = state.admit(self.context.route())
             if refusal is None:
@@ -225,7 +225,7 @@ class RetryController:
                 self._stop(reason, reason, FailureKind.RATE_LIMIT)
         else:
             while (yield False) is False:
-                remaining = state.remaining() or 0.0
+                remaining = state.remaining()
                 if remaining <= 0:
                     why = f"the rate limiter gave no turn within {deadline:g} s"
                     self._stop("the deadline is over", why)
@@ -256,8 +256,9 @@ class RetryController:
                         continue
                     left = self._patience(limit, seconds, began)
                     if others and not has_waited:
-                        left = min(left or math.inf, state.policy.failover_after_wait)
-                    one = yield LimiterWait(limit, size, left, route, known)
+                        left = min(left, state.policy.failover_after_wait)
+                    patience = None if left == math.inf else left
+                    one = yield LimiterWait(limit, size, patience, route, known)
                     if one is None:
                         break
                     taken.append(one)
@@ -303,11 +304,9 @@ class RetryController:
             state.spill_over(chosen, reason)
         return waits[chosen]
 
-    def _patience(self, limit: RateLimit, seconds: float, began: float) -> float | None:
-        """Seconds that a limit may be waited for; None without a deadline."""
+    def _patience(self, limit: RateLimit, seconds: float, began: float) -> float:
+        """Seconds that a limit may be waited for; infinite without a deadline."""
         remaining = self.call_state.remaining()
-        if remaining is None:
-            return None
         # What is in flight may give something back, and shorten the wait.
         is_known = seconds < math.inf and not (limit.in_flight or limit.is_shared)
         if remaining <= 0 or (is_known and seconds > remaining):

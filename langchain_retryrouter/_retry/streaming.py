@@ -127,7 +127,7 @@ class StreamMonitor(Generic[E]):
         if self._policy.stall_timeout is not None:
             limits.append(self._policy.stall_timeout)
         if self._policy.deadline is not None:
-            limits.append(self._controller.call_state.remaining() or 0.0)
+            limits.append(self._controller.call_state.remaining())
         return min(limits) if limits else None
 
     def ended(self) -> None:

@@ -129,6 +129,14 @@ def _run_jobs(jobs: queue.SimpleQueue[Callable[[], object]]) -> None:
         _idle.append(jobs)
 
 
+def _outcome(work: Callable[[], R]) -> Result[R]:
+    """What `work` returns, or the error that it raises."""
+    try:
+        return work(), None
+    except BaseException as error:  # noqa: BLE001 - raised by the caller
+        return None, error
+
+
 def _receive(results: queue.SimpleQueue[Result[Any]], seconds: float | None) -> Any:
     """What a worker thread returns or raises within so many seconds."""
     if seconds is not None:
@@ -159,11 +167,7 @@ def run_with_timeout(seconds: float, work: Callable[[], R]) -> R:
 
     def job() -> None:
         nonlocal is_over
-        result: Result[R]
-        try:
-            result = (work(), None)
-        except BaseException as error:  # noqa: BLE001 - raised by the caller
-            result = (None, error)
+        result = _outcome(work)
         is_over = True
         results.put(result)
 
@@ -232,7 +236,8 @@ class ThreadedStream(Generic[T]):
         self._source = source
         self._demands: queue.SimpleQueue[End | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[Result[T | End]] = queue.SimpleQueue()
-        self._closed: queue.SimpleQueue[Result[End]] = queue.SimpleQueue()
+        self._closed: queue.SimpleQueue[Result[object]] = queue.SimpleQueue()
+        self._events: Iterator[T] | None = None
         self.is_reading = False
         self._is_closed = False
         self._abort = run_in_worker(self._serve)
@@ -275,26 +280,20 @@ class ThreadedStream(Generic[T]):
 
     def _serve(self) -> None:
         """Answer each demand, and close the source."""
-        events: Iterator[T] | None = None
         while self._demands.get() is None:
-            result: Result[T | End]
-            try:
-                if events is None:
-                    self._source = self._source or self._connect()
-                    events = iter(self._source)
-                # It may have been closed before there was a source to abort.
-                result = (END if self._is_closed else next(events, END), None)
-            except BaseException as error:  # noqa: BLE001 - raised by the caller
-                result = (None, error)
+            result = _outcome(self._read)
             self.is_reading = False
             self._results.put(result)
         self._results.put((END, None))  # For a demand that came too late.
-        try:
-            if self._source is not None:
-                self._source.close()
-            self._closed.put((END, None))
-        except BaseException as error:  # noqa: BLE001
-            self._closed.put((None, error))
+        source = self._source
+        self._closed.put((None, None) if source is None else _outcome(source.close))
+
+    def _read(self) -> T | End:
+        if self._events is None:
+            self._source = self._source or self._connect()
+            self._events = iter(self._source)
+        # It may have been closed before there was a source to abort.
+        return END if self._is_closed else next(self._events, END)
 
 
 Request = TypeVar("Request")

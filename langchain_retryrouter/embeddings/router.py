@@ -608,8 +608,7 @@ class _Batch:
 
     def _is_too_large(self, error: RetryRouterError) -> bool:
         """Whether the batch may be answered in halves."""
-        remaining = self._state.remaining()
-        if len(self._batch) == 1 or (remaining is not None and remaining <= 0):
+        if len(self._batch) == 1 or self._state.remaining() <= 0:
             return False
         is_overflow = error.kind is FailureKind.CONTEXT_OVERFLOW
         is_refused = error.kind is FailureKind.INVALID_REQUEST

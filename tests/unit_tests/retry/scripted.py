@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import pytest
@@ -68,17 +68,12 @@ class Script:
         return self.send(attempt)
 
 
+@dataclass
 class Recorder:
-    """Records each retry, and how many waits were over then."""
+    """Records each retry, and does `then`."""
 
-    def __init__(
-        self, clock: FakeClock, then: Callable[[], object] = lambda: None
-    ) -> None:
-        """Call `then` after each."""
-        self._clock = clock
-        self._then = then
-        self.states: list[RetryCallState] = []
-        self.waits_before: list[int] = []
+    then: Callable[[], object] = lambda: None
+    states: list[RetryCallState] = field(default_factory=list)
 
     @property
     def errors(self) -> list[BaseException | None]:
@@ -87,8 +82,7 @@ class Recorder:
 
     def notify(self, state: RetryCallState) -> None:
         self.states.append(state)
-        self.waits_before.append(len(self._clock.sleeps))
-        self._then()
+        self.then()
 
     async def anotify(self, state: RetryCallState) -> None:
         """Record it after other tasks have run, so that a missing await is found."""
@@ -192,7 +186,7 @@ class Engine:
 
     def recorder(self, then: Callable[[], object] = lambda: None) -> Recorder:
         """Records each retry, and does `then`."""
-        return Recorder(self.clock, then)
+        return Recorder(then)
 
     def call(
         self, context: RetryContext, script: Script, recorder: Recorder | None = None

@@ -1,6 +1,5 @@
 """`call` and `acall`: which failures are retried, and what the caller is told."""
 
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -109,40 +108,6 @@ def test_a_success_pays_into_the_budget(
     budget = RetryBudget()
     engine.call(engine.context(budget=budget), Script(error, "hello"))
     assert budget.tokens == 500 - cost + 1
-
-
-# --- retry events ---
-
-
-def test_each_retry_is_reported_before_its_wait(engine: Engine) -> None:
-    """`on_retry` gets tenacity's state of the failed attempt, also true afterwards."""
-    recorder, sent, began = engine.recorder(), list[float](), time.monotonic()
-    busy = RateLimitError("2", retry_after=3.0)
-
-    def fail() -> RetryRouterError:
-        sent.append(time.monotonic())
-        return busy if len(sent) == 2 else UnavailableError("503")
-
-    context = engine.context(RetryPolicy(max_retries=3))
-    engine.call(context, Script(fail, fail, fail, "hello"), recorder)
-    assert [state.attempt_number for state in recorder.states] == [1, 2, 3]
-    assert recorder.waits_before == [0, 1, 2]
-    assert recorder.errors[1] is busy
-    assert [state.upcoming_sleep for state in recorder.states] == [0.5, 3.0, 2.0]
-    assert [state.idle_for for state in recorder.states] == [0.5, 3.5, 5.5]
-    for number, state in enumerate(recorder.states):
-        assert state.outcome is not None
-        assert state.outcome.failed
-        assert state.outcome.attempt_number == number + 1
-        assert state.next_action is not None
-        assert (
-            state.next_action.sleep
-            == state.upcoming_sleep
-            == engine.clock.sleeps[number]
-        )
-        assert began <= state.start_time <= sent[0]  # Of the call, not of the retry.
-        assert state.outcome_timestamp is not None
-        assert state.outcome_timestamp >= sent[number]
 
 
 # --- hooks of the policy ---

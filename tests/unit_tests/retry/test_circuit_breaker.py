@@ -370,14 +370,6 @@ def test_the_defaults_are_those_of_the_aws_sdks() -> None:
     assert repr(budget) == "RetryBudget(482 of 500 tokens)"
 
 
-def test_a_pickle_of_a_budget_is_as_full() -> None:
-    """In another process it is a budget of its own, with the numbers."""
-    budget = RetryBudget(capacity=20, retry_cost=3)
-    budget.spend()
-    other = pickle.loads(pickle.dumps(budget))
-    assert (other.tokens, other.spend(), budget.tokens) == (17, 3, 17)
-
-
 def test_threads_spend_no_more_than_there_is() -> None:
     """Many threads together buy as many retries as one thread could."""
     budget = RetryBudget(capacity=1_000, retry_cost=1)

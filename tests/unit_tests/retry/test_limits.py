@@ -90,19 +90,6 @@ class SlowSource(Source):
 # --- before the first token ---
 
 
-@pytest.mark.parametrize("buffered", [False, True])
-def test_a_start_that_stays_silent_is_a_timeout(
-    engine: Engine, *, buffered: bool
-) -> None:
-    """When no attempt brings a token, the timeout comes out, of the caller's family."""
-    context = limited(first_token_timeout=SHORT, stall_timeout=60, buffered=buffered)
-    script = Script(Source(SILENCE), Source(ROLE, SILENCE))
-    with pytest.raises(TIMEOUT) as caught:
-        engine.stream(context, script)
-    assert str(caught.value) == "no first token within 0.1 s"
-    assert (caught.value.attempts, caught.value.delivered) == (2, "")
-
-
 @pytest.mark.parametrize("seconds", [10, 70])
 def test_the_first_token_has_the_time_that_connecting_left(
     clock: FakeClock, seconds: float
