@@ -17,14 +17,36 @@ def sum_of(chunks: list[AIMessageChunk]) -> AIMessageChunk:
     return add_ai_message_chunks(*chunks)
 
 
+def attempts_of(message: Any) -> list[dict[str, Any]]:
+    """The attempts in a message's metadata."""
+    attempts: list[dict[str, Any]] = message.response_metadata["retryrouter"][
+        "attempts"
+    ]
+    return attempts
+
+
+def outcomes(message: Any) -> list[str]:
+    return [attempt["outcome"] for attempt in attempts_of(message)]
+
+
+def whole(*choices: dict[str, Any], **rest: Any) -> Body:
+    """An answer in one piece."""
+    numbered = [{"index": index, **choice} for index, choice in enumerate(choices)]
+    answer = {"id": "a", "model": "m", "choices": numbered, **rest}
+    return Body(200, {"content-type": "application/json"}, json.dumps(answer))
+
+
 def event_stream(*frames: str) -> Body:
     body = "".join(f"{frame}\n\n" for frame in frames)
     return Body(200, {"content-type": "text/event-stream"}, body)
 
 
-def update(text: str, finish_reason: str | None = None) -> str:
-    data = {"text": text, "finish_reason": finish_reason}
-    return "data: " + json.dumps({"event": "update", "data": data})
+def event(kind: str, data: Any, **rest: Any) -> str:
+    return "data: " + json.dumps({"event": kind, "data": data, **rest})
+
+
+def update(text: str = "", finish_reason: str | None = None, **data: Any) -> str:
+    return event("update", {"text": text, "finish_reason": finish_reason, **data})
 
 
 END = 'data: {"event":"end","data":"end"}'

@@ -5,10 +5,9 @@ import warnings
 from typing import Any
 
 import pytest
-from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
+from langchain_core.callbacks import UsageMetadataCallbackHandler
 from langchain_core.load import dumps
 from langchain_core.messages import HumanMessage, trim_messages
-from langchain_core.outputs import LLMResult
 
 from langchain_retryrouter import GPTRouterModel, StreamInterruptedError
 from langchain_retryrouter.testing import (
@@ -21,7 +20,17 @@ from langchain_retryrouter.testing import (
 )
 
 from .conftest import GPT_4, OTHER, WAYS, Env
-from .frames import END, FAREWELL, event_stream, sum_of, text_of, update
+from .frames import (
+    END,
+    FAREWELL,
+    attempts_of,
+    event,
+    event_stream,
+    outcomes,
+    sum_of,
+    update,
+    whole,
+)
 
 # In a stream the gateway sends an estimate of its own.
 INPUT_TOKENS = {"invoke": 11, "stream": 8, "streaming invoke": 8}
@@ -51,31 +60,6 @@ def test_an_answer_has_text_usage_and_json_metadata(env: Env, way: str) -> None:
     assert written["kwargs"]["response_metadata"] == metadata
 
 
-class Ends(BaseCallbackHandler):
-    """Keeps the results of `on_llm_end`."""
-
-    def __init__(self) -> None:
-        self.results: list[LLMResult] = []
-
-    def on_llm_end(self, response: LLMResult, **_: Any) -> None:
-        self.results.append(response)
-
-
-def test_two_choices_are_two_generations_with_usage(env: Env) -> None:
-    """`n=2` gives two generations; the result and the callback have the usage."""
-    ends = Ends()
-
-    result = env.generate(env.llm(n=2), [[HumanMessage("hi")]], callbacks=[ends])
-
-    assert [generation.text for generation in result.generations[0]] == [STUB_TEXT] * 2
-    usage = {"completion_tokens": 10, "prompt_tokens": 11, "total_tokens": 21}
-    assert result.llm_output["token_usage"] == usage
-    assert result.llm_output["model_name"] == "gpt-4-0613"
-    [told] = ends.results
-    assert told.llm_output is not None
-    assert told.llm_output["token_usage"] == usage
-
-
 def test_two_choices_in_a_stream_are_refused(env: Env) -> None:
     """A stream with `n=2`, whose choices cannot be told apart, is refused unsent."""
     for llm in (env.llm(n=2), env.llm().bind(n=2)):
@@ -85,14 +69,12 @@ def test_two_choices_in_a_stream_are_refused(env: Env) -> None:
     assert env.gateway.requests == []
 
 
-@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\x0b", "\r"])
-def test_unicode_line_ends_are_text(env: Env, character: str) -> None:
+def test_unicode_line_ends_are_text(env: Env) -> None:
     """Characters that Unicode calls line ends stay in the text, in streams too."""
-    pieces = (f"one{character}", f"{character}two", "three")
+    pieces = ("one\u2028", "\u2029two\x85", "\x0bthree\r", "four")
     env.gateway.always(Answer(pieces))
 
-    assert text_of(env.stream(env.llm(), "hi")) == "".join(pieces)
-    assert env.invoke(env.llm(), "hi").content == "".join(pieces)
+    assert env.ask("stream").content == env.ask("invoke").content == "".join(pieces)
 
 
 @pytest.mark.parametrize("ending", ["", "/", "/api", "/api/"])
@@ -104,11 +86,6 @@ def test_the_address_may_end_with_api_or_a_slash(env: Env, ending: str) -> None:
 
 
 # --- after a retry ---
-
-
-def attempts_of(answer: Any) -> list[str]:
-    attempts = answer.response_metadata["retryrouter"]["attempts"]
-    return [attempt["outcome"] for attempt in attempts]
 
 
 @pytest.mark.parametrize("way", [*WAYS, "n=2"])
@@ -124,7 +101,7 @@ def test_metadata_has_the_attempts(env: Env, way: str) -> None:
     for message in messages:
         metadata = message.response_metadata
         assert json.loads(json.dumps(metadata)) == metadata
-        failed, answered = metadata["retryrouter"]["attempts"]
+        failed, answered = attempts_of(message)
         assert (failed["outcome"], failed["status_code"]) == ("server_error", 500)
         assert failed["wait"] > 0
         assert answered["outcome"] == "ok"
@@ -154,7 +131,7 @@ def test_a_broken_stream_inside_is_repeated(env: Env) -> None:
     answer = env.ask("invoke")
 
     assert answer.content == STUB_TEXT
-    assert attempts_of(answer) == ["server_error", "interrupted", "ok"]
+    assert outcomes(answer) == ["server_error", "interrupted", "ok"]
 
 
 # --- odd answers ---
@@ -192,7 +169,7 @@ def test_gaps_in_an_answer_are_tolerated(
 
 
 @pytest.mark.parametrize(
-    "event",
+    "told",
     [
         {"data": {}},
         {"data": {"text": None, "finish_reason": None}},
@@ -203,9 +180,9 @@ def test_gaps_in_an_answer_are_tolerated(
         {"data": {"text": ""}, "id": 5, "provider": {"name": "p"}},
     ],
 )
-def test_gaps_in_a_stream_are_tolerated(env: Env, event: dict[str, Any]) -> None:
+def test_gaps_in_a_stream_are_tolerated(env: Env, told: dict[str, Any]) -> None:
     """Nulls, odd ids and keys of a provider's own do not cost a stream its answer."""
-    odd = "data: " + json.dumps({"event": "update", **event})
+    odd = "data: " + json.dumps({"event": "update", **told})
     env.gateway.script(event_stream(odd, update("Hi", "stop"), END, FAREWELL))
 
     answer = env.ask("stream", max_retries=0)
@@ -214,27 +191,15 @@ def test_gaps_in_a_stream_are_tolerated(env: Env, event: dict[str, Any]) -> None
     assert answer.tool_calls == []
 
 
-def test_an_event_of_several_data_lines_is_joined(env: Env) -> None:
-    """The `data` lines of one event are one event."""
-    split = (
-        'data: {"event":"update",\ndata: "data":{"text":"Hello",\n'
-        'data: "finish_reason":"stop"}}'
-    )
-    env.gateway.script(event_stream(split, END, FAREWELL))
-
-    assert env.ask("stream").content == "Hello"
-
-
 @pytest.mark.parametrize("model", [5, True, ["gpt-4"], {"name": "gpt-4"}], ids=str)
 def test_a_models_name_that_is_no_text_is_not_used(env: Env, model: Any) -> None:
     """Metadata of a wrong type neither costs a stream its answer nor ends it."""
-    meta = "data: " + json.dumps({"event": "meta", "data": {"model": model}})
-    data = {"text": " there", "model": model}
-    odd = "data: " + json.dumps({"event": "update", "data": data})
+    meta = event("meta", {"model": model})
     env.gateway.script(event_stream(update("hi", "stop"), meta, END))
     answer = env.ask("stream", models_priority_list=[GPT_4, OTHER])
     assert answer.response_metadata["model_name"] == GPT_4.name
 
+    odd = event("update", {"text": " there", "model": model})
     env.gateway.script(event_stream(update("hi"), odd, END))
     with pytest.raises(StreamInterruptedError):
         env.ask("stream")
@@ -242,13 +207,8 @@ def test_a_models_name_that_is_no_text_is_not_used(env: Env, model: Any) -> None
 
 def test_a_completion_model_names_itself_and_its_provider(env: Env) -> None:
     """An update with `model` is a completion model's: it is finished, and named."""
-    env.gateway.always(
-        event_stream(
-            'data: {"event":"update","data":{"text":"Hi","model":"claude-2.1"}}',
-            'data: {"event":"meta","data":{"text":"Hi"}}',
-            END,
-        )
-    )
+    said = event("update", {"text": "Hi", "model": "claude-2.1"})
+    env.gateway.always(event_stream(said, event("meta", {"text": "Hi"}), END))
     models = [GPT_4, GPTRouterModel(name="claude-2", provider_name="anthropic")]
 
     answer = env.ask("stream", models_priority_list=models)
@@ -261,28 +221,14 @@ def test_a_completion_model_names_itself_and_its_provider(env: Env) -> None:
 def test_a_provider_of_a_chunk_is_used_if_the_models_name_tells_none(env: Env) -> None:
     """A `provider` beside the data is the provider of a model that is not listed."""
     data = {"text": "hi", "finish_reason": "stop"}
-    text = "data: " + json.dumps(
-        {"event": "update", "data": data, "provider": "anthropic"}
-    )
+    text = event("update", data, provider="anthropic")
     azure = GPTRouterModel(name="gpt-4o", provider_name="azure_chat_openai")
     llm = env.llm(models_priority_list=[GPT_4, azure])
 
     for model, provider in (("else", "anthropic"), ("gpt-4-0613", "chat_openai")):
-        meta = "data: " + json.dumps({"event": "meta", "data": {"model": model}})
-        env.gateway.script(event_stream(text, meta, END))
+        env.gateway.script(event_stream(text, event("meta", {"model": model}), END))
         answer = sum_of(env.stream(llm, "hi"))
         assert answer.response_metadata["provider_name"] == provider
-
-
-def test_a_provider_that_cannot_stream_is_left(env: Env) -> None:
-    """A provider without streams is asked once, and the list's next model answers."""
-    cohere = GPTRouterModel(name="command", provider_name="cohere")
-
-    answer = env.ask("stream", models_priority_list=[cohere, GPT_4])
-
-    assert answer.content == STUB_TEXT
-    asked = [len(request.payload["data"]) for request in env.gateway.requests]
-    assert asked == [2, 1]
 
 
 # --- usage ---
@@ -308,16 +254,13 @@ ODD_DETAILS = {
 }
 
 
-def whole(meta: Any, choices: int = 1) -> Body:
-    texts = [{"index": i, "text": "hi"} for i in range(choices)]
-    body = {"id": "a", "model": "gpt-4-0613", "choices": texts, "meta": meta}
-    return Body(200, {"content-type": "application/json"}, json.dumps(body))
+def counted(meta: Any, choices: int = 1) -> Body:
+    return whole(*[{"text": "hi"}] * choices, model="gpt-4-0613", meta=meta)
 
 
 def stream(usage: Any, **meta: Any) -> Body:
     data = {"model": "gpt-4-0613", "usage": usage, **meta}
-    told = "data: " + json.dumps({"event": "meta", "data": data})
-    return event_stream(update("hi", "stop"), told, END)
+    return event_stream(update("hi", "stop"), event("meta", data), END)
 
 
 # --- read ---
@@ -326,7 +269,7 @@ def stream(usage: Any, **meta: Any) -> Body:
 @pytest.mark.parametrize("meta", [DETAILED, {"usage": DETAILED}])
 def test_details_are_read_and_kept(env: Env, meta: Any) -> None:
     """Cached and reasoning tokens have LangChain's keys; the others are kept."""
-    env.gateway.script(whole(meta), stream(DETAILED))
+    env.gateway.script(counted(meta), stream(DETAILED))
 
     invoked = env.invoke(env.llm(), "hi")
     streamed = sum_of(env.stream(env.llm(), "hi"))
@@ -360,7 +303,7 @@ def test_an_odd_count_is_no_count(
     env: Env, told: Any, read: dict[str, int] | None
 ) -> None:
     """Odd counts are left out, streamed or not, and the metadata is still JSON."""
-    env.gateway.script(whole(told), whole({"usage": told}), stream(told))
+    env.gateway.script(counted(told), counted({"usage": told}), stream(told))
 
     flat, nested = (env.invoke(env.llm(), "hi") for _ in range(2))
     streamed = sum_of(env.stream(env.llm(), "hi"))
@@ -376,21 +319,22 @@ def test_an_odd_count_is_no_count(
 
 
 def test_several_choices_cost_once(env: Env) -> None:
-    """The tokens of all choices, counted together, are on the first message only."""
-    env.gateway.always(whole({"usage": DETAILED}, choices=3))
+    """The tokens of all choices are on the first message, and on the result."""
+    env.gateway.always(counted({"usage": DETAILED}, choices=3))
 
     result = env.generate(env.llm(n=3), [[HumanMessage("hi")]])
 
     messages = [generation.message for generation in result.generations[0]]
+    assert [message.content for message in messages] == ["hi"] * 3
     assert [message.usage_metadata for message in messages] == [READ, None, None]
     assert result.llm_output["token_usage"] == DETAILED
+    assert result.llm_output["model_name"] == "gpt-4-0613"
 
 
 def test_several_prompts_cost_their_sum(env: Env) -> None:
     """`generate` adds up counts at any depth, and skips answers without usage."""
-    env.gateway.script(
-        whole(DETAILED), whole(None), whole({**DETAILED, "tier": "b"}), whole({})
-    )
+    metas: list[Any] = [DETAILED, None, {**DETAILED, "tier": "b"}, {}]
+    env.gateway.script(*map(counted, metas))
 
     result = env.generate(env.llm(), [[HumanMessage("hi")]] * 4)
 
@@ -405,45 +349,22 @@ def test_several_prompts_cost_their_sum(env: Env) -> None:
     }
 
 
-@pytest.mark.parametrize("way", ["invoke", "streaming", "stream", "batch", "inside"])
-def test_a_callback_counts_the_gateways_usage(env: Env, way: str) -> None:
-    """`UsageMetadataCallbackHandler` counts the usage that the gateway sends."""
-    usage = Answer(usage=Usage(prompt_tokens=20, completion_tokens=7))
-    env.gateway.always(usage)
-    counter = UsageMetadataCallbackHandler()
-    config = {"callbacks": [counter]}
-
-    if way == "inside":
-        env.gateway.script(Status(500), usage, Status(500), usage)
-    llm = env.llm(**({"streaming": True} if way == "streaming" else {}))
-    if way == "batch":
-        env.batch(llm, ["hi", "hi"], config=config)
-    else:
-        call = env.stream if way == "stream" else env.invoke
-        for _ in range(2):
-            call(llm, "hi", config=config)
-
-    counted = {"input_tokens": 40, "output_tokens": 14, "total_tokens": 54}
-    assert counter.usage_metadata == {"gpt-4-0613": counted}
-
-
-@pytest.mark.parametrize("way", ["invoke", "streaming", "stream"])
+@pytest.mark.parametrize("way", WAYS)
 def test_a_callback_counts_for_the_model_that_answered(env: Env, way: str) -> None:
-    """After a failover inside the list, the usage is that of the second model."""
-    env.gateway.script(Status(503))
+    """`UsageMetadataCallbackHandler` counts what the second model has used."""
+    usage = Answer(usage=Usage(prompt_tokens=20, completion_tokens=7))
+    env.gateway.script(Status(503), usage)
     counter = UsageMetadataCallbackHandler()
-    streaming = {"streaming": True} if way == "streaming" else {}
-    llm = env.llm(models_priority_list=[GPT_4, OTHER], **streaming)
 
-    call = env.stream if way == "stream" else env.invoke
-    call(llm, "hi", config={"callbacks": [counter]})
+    env.ask(way, models_priority_list=[GPT_4, OTHER], callbacks=[counter])
 
-    assert list(counter.usage_metadata) == [OTHER.name]
+    read = {"input_tokens": 20, "output_tokens": 7, "total_tokens": 27}
+    assert counter.usage_metadata == {OTHER.name: read}
 
 
 def test_usage_told_twice_counts_once(env: Env) -> None:
     """A second `meta` doubles neither the tokens nor the model's name."""
-    told = 'data: {"event":"meta","data":{"model":"m","usage":{"prompt_tokens":3}}}'
+    told = event("meta", {"model": "m", "usage": {"prompt_tokens": 3}})
     body = event_stream(update("hi", "stop"), told, update("", "stop"), told, END)
     env.gateway.script(body, Status(500), body)
 

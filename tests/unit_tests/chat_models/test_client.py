@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from gpt_router.client import GPTRouterClient
-from gpt_router.models import GPTRouterMetadata, ImageGenerationRequest
+from gpt_router.models import ImageGenerationRequest
 from langchain_core.load import dumps
 from langchain_core.runnables import ConfigurableField
 
@@ -75,23 +75,12 @@ async def test_the_sdks_other_methods_work(
     assert [r.headers["ws-secret"] for r in gateway.requests] == [KEY, KEY]
 
 
-def test_metadata_of_a_client_survives_a_copy(
-    new_llm: NewModel, gateway: FaultyGateway
-) -> None:
-    """Gateway metadata of a client is kept when another model is given the client."""
-    llm = new_llm()
-    llm.client.additional_metadata = GPTRouterMetadata(tag="night")
-
-    new_llm(client=llm.client, temperature=0.0).invoke("hi")
-
-    assert gateway.requests[0].payload["tag"] == "night"
-
-
 @pytest.mark.usefixtures("old_ways")
 def test_the_sdks_own_client_can_be_given(env: Env) -> None:
     """A client of the user is called in its own way, and retried as ours is."""
-    llm = env.llm(client=GPTRouterClient(env.gateway.url, KEY), max_retries=1)
-    assert type(llm.client) is GPTRouterClient
+    client = GPTRouterClient(env.gateway.url, KEY)
+    llm = env.llm(client=client, max_retries=1, tag="nightly")
+    assert llm.client is client
 
     env.gateway.script(Status(503), Answer(), ErrorEvent("oops"), Answer())
     assert env.invoke(llm, "hi").content == STUB_TEXT
@@ -100,6 +89,7 @@ def test_the_sdks_own_client_can_be_given(env: Env) -> None:
     assert "".join(chunk.content for chunk in chunks) == STUB_TEXT
     assert len(env.clock.sleeps) == 2
     assert "maxRetries" not in env.gateway.requests[0].json
+    assert env.gateway.requests[0].payload["tag"] == "nightly"
 
 
 @pytest.mark.usefixtures("old_ways")
@@ -169,23 +159,6 @@ def test_configured_copies_use_their_own_settings(env: Env) -> None:
     assert first.headers["ws-secret"] == "sk-of-a-tenant"
     assert second.headers["ws-secret"] == KEY
     assert second.parameters["temperature"] == 0.1
-
-
-# --- processes ---
-
-
-def test_an_error_pickles_on_its_way_out_of_a_process(env: Env) -> None:
-    """An error that crosses a process keeps its class, its fields and its notes."""
-    env.gateway.always(ErrorEvent("500 oops"))
-    with pytest.raises(ServerError) as caught:
-        env.stream(env.llm(max_retries=1), "hi")
-
-    again = pickle.loads(pickle.dumps(caught.value))
-
-    assert type(again) is type(caught.value)
-    assert (again.status_code, again.attempts) == (500, 2)
-    assert again.__notes__ == caught.value.__notes__
-    assert again.is_retryable is False
 
 
 # --- the key ---

@@ -5,7 +5,6 @@ ours are different, a table says how and why.
 """
 
 import contextlib
-import json
 from typing import Any
 
 import pytest
@@ -21,12 +20,12 @@ from langchain_core.messages import (
 )
 
 from langchain_retryrouter import StreamInterruptedError, UnsupportedOptionError
-from langchain_retryrouter.testing import Body, FaultyGateway, Status
+from langchain_retryrouter.testing import FaultyGateway, Status
 from tests.support.models import chat_openai
 from tests.unit_tests.conftest import Twin
 
-from .conftest import WAYS, Env, NewModel
-from .frames import END, event_stream, sum_of
+from .conftest import WAYS, Env
+from .frames import END, event, event_stream, sum_of, update, whole
 
 PNG = "iVBORw0KGgo="
 PDF = "JVBERi0xLjQ="
@@ -443,14 +442,6 @@ BLOCKS = [
 ]
 
 
-def event(kind: str, data: dict[str, Any], **rest: Any) -> str:
-    return "data: " + json.dumps({"event": kind, "data": data, **rest})
-
-
-def update(**data: Any) -> str:
-    return event("update", {"text": "", "finish_reason": None, **data})
-
-
 STREAM = event_stream(
     update(reasoning_content="Hm, "),
     update(thinking="well."),
@@ -471,11 +462,7 @@ CHOICE = {
     "tool_calls": [{"id": "call_0", "function": CHUNKED_CALL}],
     "citations": CITED[2:],
 }
-WHOLE = Body(
-    200,
-    {"content-type": "application/json"},
-    json.dumps({"id": "a", "model": "m", "choices": [CHOICE], "citations": CITED[:2]}),
-)
+WHOLE = whole(CHOICE, citations=CITED[:2])
 
 
 def without_index(blocks: list[Any]) -> list[Any]:
@@ -573,8 +560,7 @@ INVALID_BLOCK = {"type": "invalid_tool_call", "id": "b", "name": "f", "args": "n
 def test_calls_without_an_id_and_unreadable_calls_are_blocks(env: Env) -> None:
     """A call without an id, or with arguments that are not JSON, is a block too."""
     calls = [{"function": CHUNKED_CALL}, UNREADABLE]
-    body = {"choices": [{"index": 0, "text": "", "tool_calls": calls}]}
-    env.gateway.always(Status(200, None, body))
+    env.gateway.always(whole({"text": "", "tool_calls": calls}))
 
     call, invalid = env.ask("invoke").content_blocks
 
@@ -596,17 +582,3 @@ def test_a_sum_without_text_has_whole_blocks(
     env.gateway.always(event_stream(update(**said), update(finish_reason="stop"), END))
 
     assert env.ask("stream").content_blocks == [block]
-
-
-def test_events_of_a_stream_tell_the_blocks_apart(
-    new_llm: NewModel, gateway: FaultyGateway
-) -> None:
-    """LangChain's block events have reasoning, text with citations, and calls."""
-    gateway.always(STREAM)
-
-    events = list(new_llm().stream_events("hi", version="v3"))
-
-    finished = [
-        event["content"] for event in events if event["event"] == "content-block-finish"
-    ]
-    assert without_index(finished) == BLOCKS

@@ -14,11 +14,10 @@ import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.globals import set_llm_cache
 from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.load import dumps, loads
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.rate_limiters import BaseRateLimiter
-from langchain_core.runnables import ConfigurableField, RunnableBinding
+from langchain_core.runnables import ConfigurableField
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel, PrivateAttr
 
@@ -36,8 +35,8 @@ from tests.support.models import gpt_router
 from tests.support.rule_responder import RuleResponder
 from tests.unit_tests.conftest import Twin
 
-from .conftest import GPT_4, KEY, OTHER, Env
-from .frames import sum_of
+from .conftest import GPT_4, OTHER, Env
+from .frames import outcomes, sum_of
 
 
 class Weather(BaseModel):
@@ -94,11 +93,6 @@ def new_router(env: Env, primary: FaultyGateway) -> NewRouter:
         return RetryRouter(**{"routes": routes, "clock": env.clock, **fields})
 
     return new_router
-
-
-def outcomes(message: Any) -> list[str]:
-    ledger = message.response_metadata["retryrouter"]
-    return [attempt["outcome"] for attempt in ledger["attempts"]]
 
 
 FAILED_OVER = ["unavailable"] * 3 + ["ok"]
@@ -355,7 +349,7 @@ def test_events_of_a_broken_stream_end_in_its_error(env: Env) -> None:
     assert len(env.gateway.requests) == 2
 
 
-# --- errors and serialization ---
+# --- errors ---
 
 
 def test_what_a_route_says_of_its_own_end_is_under_its_name(
@@ -373,27 +367,6 @@ def test_what_a_route_says_of_its_own_end_is_under_its_name(
         "gpt-4o: gave up after 1 attempt",
         "gave up after 6 attempts",
     ]
-
-
-@pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning")
-def test_a_model_with_tools_is_written_and_loaded(env: Env) -> None:
-    """A model with bound tools is written without its key, and loaded again."""
-    written = dumps(env.llm(max_retries=1).bind_tools([Weather], tool_choice="any"))
-    assert KEY not in written
-    loaded: Any = loads(
-        written,
-        allowed_objects=[GPTRouter, RunnableBinding],
-        valid_namespaces=["langchain_retryrouter"],
-        secrets_map={"GPT_ROUTER_API_KEY": KEY},
-    )
-    assert dumps(loaded) == written
-    loaded.bound.clock = env.clock
-    env.gateway.script(Status(503))
-
-    answer = env.invoke(loaded, "Oslo")
-
-    assert answer.tool_calls[0]["name"] == "Weather"
-    assert outcomes(answer) == ["unavailable", "ok"]
 
 
 # --- a route's model, which is asked below its public methods ---

@@ -31,7 +31,8 @@ from langchain_retryrouter.testing import (
 )
 from tests.unit_tests.listeners import A_LONG_PROMPT, deaf
 
-from .conftest import Env, NewModel
+from .conftest import WAYS, Env, NewModel
+from .frames import outcomes
 
 SHORT = 0.15
 LONG = 30.0
@@ -66,21 +67,18 @@ SLOW: dict[str, Step] = {
 }
 
 
-@pytest.mark.parametrize("way", ["invoke", "stream", "streaming invoke"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("fault", SLOW)
 def test_a_deadline_ends_a_call_whatever_is_slow(
-    env: Env, new_hasty_llm: NewModel, fault: str, way: str
+    env: Env, fault: str, way: str
 ) -> None:
     """A call ends at its deadline if the server is silent, stalled or dripping."""
     env.gateway.always(SLOW[fault])
-    llm = new_hasty_llm(
-        retry_policy=RetryPolicy(deadline=SHORT), streaming="streaming" in way
-    )
-    call = env.stream if way == "stream" else env.invoke
+    policy = RetryPolicy(max_retries=0, deadline=SHORT)
 
     errors = (APITimeoutError, StreamInterruptedError)
     with within(SHORT - 0.01), pytest.raises(errors):
-        call(llm, "hi")
+        env.ask(way, clock=None, retry_policy=policy)
 
 
 @pytest.mark.parametrize("fault", ["stall", "drip"])
@@ -112,36 +110,19 @@ def test_a_slow_first_token_is_repeated(
     chunks = env.stream(llm, "hi")
 
     assert "".join(chunk.content for chunk in chunks) == STUB_TEXT
-    [metadata] = [
-        c.response_metadata for c in chunks if "retryrouter" in c.response_metadata
-    ]
-    outcomes = [line["outcome"] for line in metadata["retryrouter"]["attempts"]]
-    assert outcomes == ["timeout", "ok"]
-
-
-def test_first_token_timeout_ends_with_the_first_token(
-    env: Env, new_hasty_llm: NewModel
-) -> None:
-    """After the first token a stream may take longer than the first token might."""
-    env.gateway.always(Stall(after=1, seconds=2 * SHORT))
-    policy = RetryPolicy(first_token_timeout=SHORT)
-
-    chunks = env.stream(new_hasty_llm(retry_policy=policy), "hi")
-
-    assert "".join(chunk.content for chunk in chunks) == STUB_TEXT
+    assert outcomes(chunks[-1]) == ["timeout", "ok"]
 
 
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
         ({"stall_timeout": SHORT}, f"the stream was silent for {SHORT} s"),
-        ({"deadline": 2 * SHORT}, f"the deadline of {2 * SHORT} s is over"),
         (
             {"deadline": 2 * SHORT, "stall_timeout": LONG},
             f"the deadline of {2 * SHORT} s is over",
         ),
     ],
-    ids=["stall", "deadline", "both"],
+    ids=["stall", "deadline"],
 )
 def test_a_stall_is_an_error(
     env: Env, new_hasty_llm: NewModel, limits: dict[str, Any], message: str
@@ -166,9 +147,8 @@ def test_the_request_timeout_is_for_silence(
     """`request_timeout`, or the second of a pair, is how long silence may last."""
     env.gateway.always(SLOW[fault])
 
-    for name in ("request_timeout", "timeout"):
-        with pytest.raises((APITimeoutError, StreamInterruptedError)):
-            env.stream(new_hasty_llm(**{name: timeout}), "hi")
+    with pytest.raises((APITimeoutError, StreamInterruptedError)):
+        env.stream(new_hasty_llm(request_timeout=timeout), "hi")
 
 
 def test_a_dripping_server_is_not_silent(env: Env, new_hasty_llm: NewModel) -> None:
@@ -178,13 +158,6 @@ def test_a_dripping_server_is_not_silent(env: Env, new_hasty_llm: NewModel) -> N
 
     assert env.invoke(llm, "hi").content == STUB_TEXT
     assert len(env.stream(llm, "hi")) > 1
-
-
-def test_request_timeout_none_is_no_limit(env: Env, new_hasty_llm: NewModel) -> None:
-    """`request_timeout=None` waits for as long as it takes."""
-    env.gateway.always(SlowFirstToken(SHORT))
-
-    assert env.invoke(new_hasty_llm(request_timeout=None), "hi").content == STUB_TEXT
 
 
 def test_a_deadline_does_not_lift_the_request_timeout(

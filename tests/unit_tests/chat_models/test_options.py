@@ -4,7 +4,6 @@ from enum import Enum
 from typing import Any
 
 import pytest
-from gpt_router.client import GPTRouterClient
 from gpt_router.models import (
     ExtendedThinking,
     GPTRouterMetadata,
@@ -27,8 +26,7 @@ from langchain_retryrouter import (
 )
 from langchain_retryrouter.testing import STUB_TEXT, Status
 
-from .conftest import GPT_4, KEY, OTHER, WAYS, Env
-from .frames import text_of
+from .conftest import GPT_4, OTHER, WAYS, Env
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -161,11 +159,10 @@ def test_every_field_of_the_provider_is_sent(env: Env) -> None:
 def test_stop_is_sent_and_cuts(env: Env) -> None:
     """`stop` reaches the provider, and the answer ends before it."""
     assert env.invoke(env.llm(), "hi", stop=["stub"]).content == "Hello from the "
-    assert text_of(env.stream(env.llm(), "hi", stop=["stub"])) == "Hello from the "
     assert env.invoke(env.llm().bind(stop=["from"]), "hi").content == "Hello "
 
     stops = [request.parameters["stop"] for request in env.gateway.requests]
-    assert stops == [["stub"], ["stub"], ["from"]]
+    assert stops == [["stub"], ["from"]]
 
 
 def test_max_tokens_none_is_no_limit(env: Env) -> None:
@@ -196,16 +193,14 @@ CONTRADICTIONS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize("way", ["invoke", "stream"])
 @pytest.mark.parametrize("row", [*UNSUPPORTED, *CONTRADICTIONS], ids=str)
-def test_options_that_no_call_can_have_are_refused(
-    env: Env, way: str, row: Any
-) -> None:
+def test_options_that_no_call_can_have_are_refused(env: Env, row: Any) -> None:
     """Settings of the model, unknown options, contradictions: nothing is sent."""
     fields, options, told = row
     error = UnsupportedOptionError if row in UNSUPPORTED else ValueError
-    with pytest.raises(error, match=told):
-        getattr(env, way)(env.llm(**fields), "hi", **options)
+    for call in (env.invoke, env.stream):
+        with pytest.raises(error, match=told):
+            call(env.llm(**fields), "hi", **options)
 
     assert env.gateway.requests == []
 
@@ -280,10 +275,7 @@ SDK_SEARCH = WebSearchOptions(
         ),
         ("logit_bias", {50256: -100}, {"50256": -100}),
         ("of_mine", {"deep": (Effort.HIGH, None)}, {"deep": ["high", None]}),
-        ("of_mine", {"deep": [1, None]}, {"deep": [1, None]}),
         ("tool_choice", "required", "required"),
-        ("tool_choice", {"type": "function"}, {"type": "function"}),
-        ("use_response_api", True, True),
         ("raw_event", False, False),
         ("output_config", {"effort": Effort.HIGH}, {"effort": "high"}),
     ],
@@ -292,9 +284,9 @@ def test_a_value_is_sent_as_json(
     env: Env, option: str, value: Any, on_the_wire: Any
 ) -> None:
     """Enums, the SDK's types and options of one's own are sent as JSON, whole."""
-    for way in WAYS:
-        env.ask(way, model_kwargs={option: value})
-        assert sent(env)[option] == on_the_wire
+    env.ask("invoke", model_kwargs={option: value})
+
+    assert sent(env)[option] == on_the_wire
 
 
 FUNCTIONS = [{"name": "get_weather", "parameters": {"type": "object"}}]
@@ -371,8 +363,9 @@ def test_metadata_reaches_the_gateway(env: Env, way: str) -> None:
 
 def test_a_calls_metadata_is_merged_with_the_models_and_the_clients(env: Env) -> None:
     """What a call does not set stays as the model or the client has it."""
-    llm = env.llm(tag="nightly", user_id="u1")
-    llm.client.additional_metadata = GPTRouterMetadata(appId="a1", tag="client")
+    other = env.llm()
+    other.client.additional_metadata = GPTRouterMetadata(appId="a1", tag="client")
+    llm = env.llm(client=other.client, tag="nightly", user_id="u1")
 
     bound = llm.bind(user_id="u2")
     env.invoke(bound, "hi", {"metadata": {"other": 2}}, history_id="h2")
@@ -383,15 +376,6 @@ def test_a_calls_metadata_is_merged_with_the_models_and_the_clients(env: Env) ->
         "history_id": "h2",
         "appId": "a1",
     }
-
-
-@pytest.mark.usefixtures("old_ways")
-def test_metadata_reaches_a_users_own_client(env: Env) -> None:
-    """The SDK's client is given the metadata in its own form."""
-    client = GPTRouterClient(env.gateway.url, KEY)
-
-    assert env.ask("invoke", client=client, tag="nightly").content == STUB_TEXT
-    assert env.gateway.requests[0].payload["tag"] == "nightly"
 
 
 # --- the models of a call ---

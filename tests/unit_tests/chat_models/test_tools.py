@@ -1,10 +1,8 @@
 """`bind_tools`: the tools that are sent, and the calls that come back."""
 
-import json
 from typing import Any
 
 import pytest
-from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage
 from langchain_core.tools import tool
 from pydantic import BaseModel
@@ -25,7 +23,7 @@ from langchain_retryrouter.testing import (
 from tests.support.rule_responder import RuleResponder
 
 from .conftest import GPT_4, Env, NewModel
-from .frames import END, event_stream, sum_of
+from .frames import END, attempts_of, event, event_stream, sum_of, update, whole
 
 
 def get_weather(city: str, days: int = 1) -> str:
@@ -135,22 +133,14 @@ def test_the_choice_of_a_tool_is_sent(env: Env, choice: Any, expected: Any) -> N
     assert sent(env.gateway)["tools"] == [DICT, SEARCH]
 
 
-@pytest.mark.parametrize(
-    "choice",
-    ["get_wether", {"type": "function", "function": {"name": "get_wether"}}],
-    ids=["name", "dict"],
-)
-def test_a_choice_that_no_tool_has_is_refused(new_llm: NewModel, choice: Any) -> None:
-    """A misspelt tool is refused by `bind_tools`, with the names of the tools."""
-    with pytest.raises(ValueError, match="'get_wether', and the tools are 'get_weath"):
-        new_llm().bind_tools([DICT], tool_choice=choice)
-
-
-def test_a_choice_without_tools_or_of_a_wrong_type_is_refused(
-    new_llm: NewModel,
-) -> None:
-    """A choice without tools, or of an unknown type, is an error."""
-    for choice in ("any", "get_weather", True, {"type": "function"}):
+def test_a_choice_that_no_tool_has_is_refused(new_llm: NewModel) -> None:
+    """`bind_tools` refuses a misspelt tool, a choice without tools, and odd types."""
+    misspelt = "'get_wether', and the tools are 'get_weath"
+    for choice in ("get_wether", {**DICT, "function": {"name": "get_wether"}}):
+        with pytest.raises(ValueError, match=misspelt):
+            new_llm().bind_tools([DICT], tool_choice=choice)
+    anything: list[Any] = ["any", "get_weather", True, {"type": "function"}]
+    for choice in anything:
         with pytest.raises(ValueError, match="and there are no tools"):
             new_llm().bind_tools([], tool_choice=choice)
     with pytest.raises(TypeError, match="a str, bool or dict, not 5"):
@@ -172,22 +162,15 @@ def test_an_empty_list_of_tools_is_not_sent(env: Env, choice: Any) -> None:
 
 def test_a_call_with_tools_streams_inside(env: Env) -> None:
     """A call with tools streams inside, in which the gateway has tool calls."""
-    seen: list[str] = []
-
-    class Seen(BaseCallbackHandler):
-        def on_llm_new_token(self, token: Any, **_: Any) -> None:
-            seen.append(token)
-
     llm = env.llm().bind_tools(
         [get_weather], strict=True, parallel_tool_calls=False, top_p=1
     )
-    answer = env.invoke(llm, "get_weather('Rome')", {"callbacks": [Seen()]})
+    answer = env.invoke(llm, "get_weather('Rome')")
 
     assert env.gateway.requests[0].streaming
     assert sent(env.gateway)["parallel_tool_calls"] is False
     assert sent(env.gateway)["top_p"] == 1
     assert sent(env.gateway)["tools"][0]["function"]["strict"] is True
-    assert seen == []
     assert answer.usage_metadata["total_tokens"] > 0
     streamed = sum_of(env.stream(llm, "get_weather('Rome')"))
     assert streamed.usage_metadata == answer.usage_metadata
@@ -207,8 +190,7 @@ def test_a_fault_does_not_double_a_tool_call(env: Env, fault: Any) -> None:
     answer = env.invoke(llm, "the weather in 'Oslo' for 3 days")
 
     assert [call["args"] for call in answer.tool_calls] == [{"city": "Oslo", "days": 3}]
-    attempts = answer.response_metadata["retryrouter"]["attempts"]
-    assert len(attempts) == len(env.gateway.requests) == 2
+    assert len(attempts_of(answer)) == len(env.gateway.requests) == 2
 
 
 def test_several_answers_with_tools_are_refused(env: Env) -> None:
@@ -291,20 +273,10 @@ def piece(
     return {key: value for key, value in call.items() if value is not None}
 
 
-def said(finish_reason: str | None = None, **data: Any) -> str:
-    data = {"text": "", "finish_reason": finish_reason, **data}
-    return "data: " + json.dumps({"event": "update", "data": data})
-
-
 def stream_of(*pieces: Any) -> Body:
     """A stream in which each of these pieces is an event of its own."""
-    updates = [said(tool_calls=[one]) for one in pieces]
-    return event_stream(*updates, said("tool_calls"), END)
-
-
-def whole(choice: dict[str, Any]) -> Body:
-    body = {"id": "a", "model": "m", "choices": [{"index": 0, **choice}]}
-    return Body(200, {"content-type": "application/json"}, json.dumps(body))
+    updates = [update(tool_calls=[one]) for one in pieces]
+    return event_stream(*updates, update(finish_reason="tool_calls"), END)
 
 
 # --- streamed ---
@@ -414,10 +386,10 @@ def test_a_function_call_is_in_additional_kwargs(env: Env) -> None:
     """`function_call` is read from answers and streams, also with a repeated name."""
     call = FunctionCall(CALLED["name"], CALLED["arguments"])
     updates = [
-        said(function_call={"name": "get_weather", "arguments": part})
+        update(function_call={"name": "get_weather", "arguments": part})
         for part in (CITY, PARIS)
     ]
-    body = event_stream(*updates, said("function_call"), END)
+    body = event_stream(*updates, update(finish_reason="function_call"), END)
     answer = Answer(function_call=call, finish_reason="function_call")
     env.gateway.script(body, Status(500), body, answer)
 
@@ -461,32 +433,20 @@ WHOLE = [
         | {"function_call": None},
         {"message": {"role": "assistant", "content": None, "tool_calls": WHOLE}},
         {"text": None, "tool_calls": None, "message": {"tool_calls": WHOLE}},
+        {"message": {"content": "said", "tool_calls": WHOLE, "function_call": CALLED}},
+        {"text": "said", "message": {"content": "other", "tool_calls": WHOLE}},
     ],
 )
-def test_calls_of_an_answer_in_one_piece_are_read(
-    env: Env, choice: dict[str, Any]
-) -> None:
-    """Tool calls of an answer that is not streamed are read, also from `message`."""
+def test_an_answer_in_one_piece_is_read(env: Env, choice: dict[str, Any]) -> None:
+    """Text and calls of an answer are read, also from OpenAI's `message`."""
     env.gateway.always(whole(choice))
 
     message = env.ask("invoke")
 
-    assert message.content == ""
+    assert message.content == ("said" if "said" in str(choice) else "")
     assert message.tool_calls == PARSED
-    assert message.additional_kwargs == {}
-
-
-def test_the_text_of_a_message_is_read(env: Env) -> None:
-    """A choice as OpenAI has it, with its text in `message`, is read."""
-    message = {"content": "in a message", "function_call": CALLED}
-    env.gateway.script(
-        whole({"message": message}), whole({"text": "own", "message": message})
-    )
-
-    alone, beside = env.ask("invoke"), env.ask("invoke")
-
-    assert (alone.content, beside.content) == ("in a message", "own")
-    assert alone.additional_kwargs == {"function_call": CALLED}
+    function = choice.get("message", {}).get("function_call")
+    assert message.additional_kwargs.get("function_call") == function
 
 
 @pytest.mark.parametrize(
@@ -538,8 +498,8 @@ def test_content_that_cannot_be_read_is_an_error(
     env: Env, choice: dict[str, Any]
 ) -> None:
     """Text or calls of a wrong type are an error, not an answer without them."""
-    update = "data: " + json.dumps({"event": "update", "data": choice})
-    env.gateway.script(event_stream(update, said("stop"), END), whole(choice))
+    odd = event("update", choice)
+    env.gateway.script(event_stream(odd, update("", "stop"), END), whole(choice))
 
     with pytest.raises(MalformedResponseError, match="not of the protocol"):
         env.ask("stream", max_retries=0)
@@ -569,7 +529,7 @@ def test_content_that_cannot_be_read_is_an_error(
 )
 def test_an_event_that_cannot_be_read_is_an_error(env: Env, data: bytes) -> None:
     """An event that is not a JSON object of the protocol is an error."""
-    rest = f"\n\n{said('stop')}\n\n{END}\n\n".encode()
+    rest = f"\n\n{update('', 'stop')}\n\n{END}\n\n".encode()
     headers = {"content-type": "text/event-stream"}
     env.gateway.script(Body(200, headers, b"data: " + data + rest))
 

@@ -1,10 +1,7 @@
 """Requests for vectors and their answers: a vector for each text, or an error."""
 
 import asyncio
-import copy
 import json
-import pickle
-import warnings
 from typing import Any
 
 import pytest
@@ -15,17 +12,11 @@ from gpt_router.models import (
     ModelRouterEmbeddingsGenerationParams,
     ModelRouterEmbeddingsGenerationRequest,
 )
-from langchain_core._api import LangChainBetaWarning
-from langchain_core.load import dumpd, load
 from pydantic import ValidationError
 
 from langchain_retryrouter import (
-    CircuitBreaker,
-    GPTRouterEmbeddings,
     InvalidRequestError,
     MalformedResponseError,
-    RetryBudget,
-    RetryPolicy,
     ServerError,
 )
 from langchain_retryrouter._gptrouter.client import GatewayClient
@@ -187,20 +178,15 @@ def test_a_wrong_text_is_refused(
 # --- what comes back ---
 
 FOUND_WRONG = {
-    "none": (vectors_in(), "0 vectors came back for 2 texts"),
     "one missing": (vectors_in([1.0]), "1 vectors came back for 2 texts"),
-    "one too many": (vectors_in([1.0], [2.0], [3.0]), "3 vectors came back for 2"),
     "no choices": ({"data": []}, "has no vectors"),
     "choices are none": ({"choices": {"0": [1.0]}}, "has no vectors"),
     "a null": (vectors_in([1.0], None), "vector 1 of .* is not a list of finite"),
-    "an empty one": (vectors_in([], []), "vector 0 "),
     "no embedding": ({"choices": [{}, {}]}, "vector 0 "),
     "no object": ({"choices": [[1.0], [2.0]]}, "vector 0 "),
     "base64": (vectors_in("AACAPw==", "AACAPw=="), "vector 0 "),
     "a null inside": (vectors_in([1.0, 2.0], [1.0, None]), "vector 1 "),
-    "a text inside": (vectors_in([1.0, "2.0"], [1.0, 2.0]), "vector 0 "),
     "a boolean inside": (vectors_in([True], [1.0]), "vector 0 "),
-    "a list inside": (vectors_in([[1.0]], [[1.0]]), "vector 0 "),
     "not a number": (vectors_in([1.0], [float("nan")]), "vector 1 "),
     "infinite": (vectors_in([float("inf")], [1.0]), "vector 0 "),
     "beyond all floats": (vectors_in([10**400], [1.0]), "vector 0 "),
@@ -239,16 +225,7 @@ def test_wrong_vectors_are_an_error(env: Env, wrong: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "step",
-    [
-        Status(204),
-        Status(202),
-        Body(200),
-        Body(200, body="[]"),
-        Body(200, body="null"),
-        Body(200, {"content-type": "text/event-stream"}, "data: {}\n\n"),
-    ],
-    ids=str,
+    "step", [Status(204), Body(200), Body(200, body="[]")], ids=str
 )
 def test_an_answer_without_vectors_is_retried_and_then_raised(
     env: Env, step: Step
@@ -381,64 +358,3 @@ def test_different_models_are_refused_unless_wanted(
     # `v2` takes one name: a second model would never be asked.
     with pytest.raises(ValidationError, match="2 are listed: the others would never"):
         new_embeddings(models_priority_list=[SMALL, AT_AZURE], endpoint="v2")
-
-
-# --- copies ---
-
-
-@pytest.mark.parametrize(
-    "duplicate",
-    [
-        copy.copy,
-        copy.deepcopy,
-        GPTRouterEmbeddings.model_copy,
-        lambda embeddings: pickle.loads(pickle.dumps(embeddings)),
-    ],
-    ids=["copy", "deepcopy", "model_copy", "pickle"],
-)
-def test_a_copy_answers(env: Env, duplicate: Any) -> None:
-    """A copy has the key and the fields, and works in another process."""
-    embeddings = env.embeddings(
-        clock=None, budget=RetryBudget(), breaker=CircuitBreaker(), chunk_size=7
-    )
-    env.embed(embeddings, "a")
-
-    again = duplicate(embeddings)
-
-    assert again.chunk_size == 7
-    assert again.budget is not None
-    assert again.breaker is not None
-    assert env.embed(again, "a") == stub_embedding("a")
-    assert env.gateway.requests[-1].headers["ws-secret"] == KEY
-
-
-def test_embeddings_can_be_written_and_loaded(
-    new_embeddings: NewEmbeddings, gateway: FaultyGateway
-) -> None:
-    """`langchain_core.load` writes them without their secrets, and loads them again."""
-    policy = RetryPolicy(max_retries=1, deadline=9.0)
-    embeddings = new_embeddings(
-        models_priority_list=[SMALL, ADA],
-        allow_different_models=True,
-        retry_policy=policy,
-        request_timeout=(1, 2),
-        chunk_size=7,
-        proxy="http://user:password@127.0.0.1:1",
-    )
-
-    written = json.dumps(dumpd(embeddings))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", LangChainBetaWarning)
-        again = load(
-            json.loads(written),
-            allowed_objects=[GPTRouterEmbeddings],
-            valid_namespaces=["langchain_retryrouter"],
-            secrets_map={"GPT_ROUTER_API_KEY": "sk-of-the-loader"},
-        )
-
-    assert KEY not in written
-    assert "password" not in written
-    assert (again.retry_policy, again.request_timeout) == (policy, (1.0, 2.0))
-    assert (again.models_priority_list, again.chunk_size) == ([SMALL, ADA], 7)
-    assert again.embed_query("a") == stub_embedding("a")
-    assert gateway.requests[-1].headers["ws-secret"] == "sk-of-the-loader"
