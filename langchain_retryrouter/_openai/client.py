@@ -120,7 +120,8 @@ class AsyncKey:
 
 def _new_client(settings: ClientSettings) -> tuple[Any, Any]:
     """An SDK client that does not retry, and its HTTP client if we made it."""
-    own, is_async = None, settings.is_async
+    own: Any = None
+    is_async = settings.is_async
     if settings.http_client is None:
         # JSON is UTF-8 (RFC 8259); a server may name a charset that decodes no text.
 
@@ -138,24 +139,19 @@ def _new_client(settings: ClientSettings) -> tuple[Any, Any]:
         }
         if settings.proxy is not None:
             options["proxy"] = settings.proxy
-        own = (_async_http_client if is_async else openai.DefaultHttpxClient)(**options)
+        proxies = (settings.proxy or "", *urllib.request.getproxies().values())
+        # aiohttp's pool stays fast with many calls waiting, but speaks no SOCKS.
+        if is_async and not any(proxy.startswith("socks") for proxy in proxies):
+            # openai 2 needs `httpx-aiohttp` for it, its extra `aiohttp`.
+            with contextlib.suppress(RuntimeError):
+                own = openai.DefaultAioHttpClient(**options)
+        elif not is_async:
+            own = openai.DefaultHttpxClient(**options)
+        own = own or openai.DefaultAsyncHttpxClient(**options)
     client = getattr(openai, settings.sdk_class)(
         **settings.options, http_client=own or settings.http_client, max_retries=0
     )
     return client, own
-
-
-def _async_http_client(**options: Any) -> Any:
-    """An HTTP client over aiohttp, whose pool stays fast with many calls waiting.
-
-    httpx's own client takes its place for a SOCKS proxy, which aiohttp does not speak,
-    and under openai 2 where `httpx-aiohttp` is not installed.
-    """
-    proxies = (options.get("proxy") or "", *urllib.request.getproxies().values())
-    if not any(proxy.startswith("socks") for proxy in proxies):
-        with contextlib.suppress(RuntimeError):  # `openai[aiohttp]` is not installed.
-            return openai.DefaultAioHttpClient(**options)
-    return openai.DefaultAsyncHttpxClient(**options)
 
 
 _CERTIFICATES: Final = ("SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -354,64 +350,70 @@ def create(
     resource: Any, request: Mapping[str, Any], attempt: Attempt, unix_time: UnixTime
 ) -> Any:
     """The answer to one request, a `SDKObject`; of a user's own `resource`, its own."""
-    with TypedErrors(resource, unix_time, attempt.read_headers) as typed_errors:
+    with TypedErrors(resource, unix_time, attempt.read_headers) as errors:
         prepared = _prepared(resource, request, attempt, _token(resource))
-        if not isinstance(resource, SDKResource):
-            return protocol.checked_answer(resource.create(**prepared), request)
-        answer = _raw(resource).create(**prepared)
-        typed_errors.response = getattr(answer, "http_response", None)
-        return protocol.read_response(answer, request)
+        return _read(resource, request, errors, _raw(resource).create(**prepared))
 
 
 async def acreate(
     resource: Any, request: Mapping[str, Any], attempt: Attempt, unix_time: UnixTime
 ) -> Any:
-    with TypedErrors(resource, unix_time, attempt.read_headers) as typed_errors:
+    with TypedErrors(resource, unix_time, attempt.read_headers) as errors:
         token = _token(resource)
         token = await token if inspect.isawaitable(token) else token
         prepared = _prepared(resource, request, attempt, token)
-        if not isinstance(resource, SDKResource):
-            return protocol.checked_answer(await resource.create(**prepared), request)
-        answer = await _raw(resource).create(**prepared)
-        typed_errors.response = getattr(answer, "http_response", None)
-        return protocol.read_response(answer, request)
+        return _read(resource, request, errors, await _raw(resource).create(**prepared))
 
 
 def open_stream(
     resource: Any, request: Mapping[str, Any], attempt: Attempt, unix_time: UnixTime
 ) -> SDKStream:
     """The stream that one request opens, when its headers have come; as `create`."""
-    with TypedErrors(resource, unix_time, attempt.read_headers) as typed_errors:
+    with TypedErrors(resource, unix_time, attempt.read_headers) as errors:
         prepared = _prepared(resource, request, attempt, _token(resource))
         stream = resource.create(**prepared)
-        typed_errors.response = getattr(stream, "response", None)
-        if (page := _page_in(stream)) is not None:
-            typed_errors.response = page
-            page.read()
-            protocol.raise_for_page(page)
-    return SDKStream(stream, request, typed_errors)
+        response: Any = getattr(stream, "response", None)
+        errors.response = response
+        if _is_document(response):
+            response.read()
+            protocol.raise_for_page(response)
+    return SDKStream(stream, request, errors)
 
 
 async def aopen_stream(
     resource: Any, request: Mapping[str, Any], attempt: Attempt, unix_time: UnixTime
 ) -> AsyncSDKStream:
-    with TypedErrors(resource, unix_time, attempt.read_headers) as typed_errors:
+    with TypedErrors(resource, unix_time, attempt.read_headers) as errors:
         token = _token(resource)
         token = await token if inspect.isawaitable(token) else token
         prepared = _prepared(resource, request, attempt, token)
         stream = await resource.create(**prepared)
-        typed_errors.response = getattr(stream, "response", None)
-        if (page := _page_in(stream)) is not None:
-            typed_errors.response = page
-            await page.aread()
-            protocol.raise_for_page(page)
-    return AsyncSDKStream(stream, request, typed_errors)
+        response: Any = getattr(stream, "response", None)
+        errors.response = response
+        if _is_document(response):
+            await response.aread()
+            protocol.raise_for_page(response)
+    return AsyncSDKStream(stream, request, errors)
 
 
-def _raw(resource: SDKResource) -> Any:
+def _raw(resource: Any) -> Any:
+    """A resource of ours as one whose `create` gives the raw response."""
+    if not isinstance(resource, SDKResource):
+        return resource
     own = resource.sdk_resource()
     # Made anew: the SDK's keeps its first `create`, and instrumentation may wrap it.
     return type(own.with_raw_response)(own)
+
+
+def _read(
+    resource: Any, request: Mapping[str, Any], errors: TypedErrors, answer: Any
+) -> Any:
+    """The answer in what `create` has returned."""
+    # Instrumentation may hand over the SDK's parsed object.
+    if isinstance(resource, SDKResource) and hasattr(answer, "http_response"):
+        errors.response = answer.http_response
+        answer = protocol.read_response(answer.http_response)
+    return protocol.checked_answer(answer, request)
 
 
 def _prepared(
@@ -450,11 +452,10 @@ def _prepared(
     return prepared
 
 
-def _page_in(stream: Any) -> Any:
-    """The response, if it is a document where a stream was asked for."""
-    response = getattr(stream, "response", None)
+def _is_document(response: Any) -> bool:
+    """Whether a response is a page or an answer, where a stream was asked for."""
     content_type = getattr(response, "headers", {}).get("content-type", "")
-    return response if content_type.startswith(_DOCUMENTS) else None
+    return bool(content_type.startswith(_DOCUMENTS))
 
 
 def _token(resource: Any) -> Any:

@@ -21,7 +21,6 @@ from langchain_retryrouter._openai.errors import OPENAI_ERRORS, new_error
 from langchain_retryrouter._providers.errors import read_event
 from langchain_retryrouter._providers.finish_reasons import kind_of
 from langchain_retryrouter._retry.streaming import ChunkInfo
-from langchain_retryrouter.errors import RetryRouterError
 from langchain_retryrouter.failures import FailureKind
 
 ATTEMPT_LOG: Final = "retryrouter"
@@ -41,7 +40,7 @@ class SDKObject(dict[str, Any]):
 
     def __getattr__(self, name: str) -> Any:
         if name in self:
-            return _with_attributes(self[name])
+            return self._with_attributes(self[name])
         if name in _OPTIONAL_FIELDS:
             return None
         msg = f"the answer has no field {name!r}"
@@ -51,11 +50,11 @@ class SDKObject(dict[str, Any]):
         """The object as a plain dict, as the SDK's `model_dump`."""
         return dict(self)
 
-
-def _with_attributes(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_with_attributes(one) for one in value]
-    return SDKObject(value) if isinstance(value, dict) else value
+    @classmethod
+    def _with_attributes(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            return [cls._with_attributes(one) for one in value]
+        return cls(value) if isinstance(value, dict) else value
 
 
 def get(thing: Any, name: str) -> Any:
@@ -116,18 +115,13 @@ def check_choices(request: Mapping[str, Any], *, streaming: bool) -> None:
 # Whole answers.
 
 
-def read_response(answer: Any, request: Mapping[str, Any]) -> Any:
-    """The JSON object in the SDK's raw response."""
-    response = getattr(answer, "http_response", None)
-    if response is None:  # Instrumentation may hand over the SDK's parsed object.
-        return checked_answer(answer, request)
+def read_response(response: Any) -> Any:
+    """The JSON in a raw response; its text, if it is none."""
     try:
         document = _json.read(response.content)
     except ValueError:
-        document = response.content.decode("utf-8", "replace")
-    if isinstance(document, dict):
-        document = SDKObject(document)
-    return checked_answer(document, request)
+        return response.content.decode("utf-8", "replace")
+    return SDKObject(document) if isinstance(document, dict) else document
 
 
 def checked_answer(answer: Any, request: Mapping[str, Any]) -> Any:
@@ -139,17 +133,17 @@ def checked_answer(answer: Any, request: Mapping[str, Any]) -> Any:
             return answer
     if answer is None or isinstance(answer, str | int | float | list):
         _raise_reported(answer)
-        raise_malformed(f"an answer that is not a JSON object: {excerpt(answer)}")
+        _raise_malformed(f"an answer that is not a JSON object: {_excerpt(answer)}")
     if not isinstance(answer, dict) and not hasattr(answer, "model_dump"):
         return answer  # A raw response, or the user's own class.
     _raise_reported(answer)
     choices, expected = get(answer, "choices"), expected_choices(request)
     if not isinstance(choices, list) or len(choices) != expected:
         found = len(choices) if isinstance(choices, list) else "no"
-        raise_malformed(f"an answer with {found} choices, {expected} expected")
+        _raise_malformed(f"an answer with {found} choices, {expected} expected")
     for choice in choices:
         if not _is_choice(choice, "text", "message"):
-            raise_malformed(f"a choice without a text: {excerpt(choices)}")
+            _raise_malformed(f"a choice without a text: {_excerpt(choices)}")
     return answer
 
 
@@ -169,21 +163,17 @@ def _has_only_text(choices: Any) -> bool:
 
 def raise_for_page(response: Any) -> NoReturn:
     """Raise what a document says that came where a stream was asked for."""
-    try:
-        body = _json.read(response.content)
-    except ValueError:
-        body = None
-    _raise_reported(body)
+    _raise_reported(read_response(response))
     text = response.content.decode("utf-8", "replace")
-    raise_malformed(f"no stream, but {excerpt(text)}")
+    _raise_malformed(f"no stream, but {_excerpt(text)}")
 
 
-def raise_malformed(what: str) -> NoReturn:
+def _raise_malformed(what: str) -> NoReturn:
     """Raise the error for an answer that does not follow the protocol."""
     raise new_error(FailureKind.MALFORMED, f"the provider sent {what}")
 
 
-def excerpt(text: Any) -> str:
+def _excerpt(text: Any) -> str:
     """The beginning of a page or text, to be quoted."""
     words = "" if text is None else " ".join(str(text).split())
     if not words:
@@ -271,7 +261,7 @@ def read_answer(answer: Any) -> CompletionResult:
     try:
         found = [_plain(choice) for choice in _plain(answer)["choices"]]
     except ValueError as error:  # SDK objects hold what they cannot write.
-        raise_malformed(f"an answer that cannot be read: {error}")
+        _raise_malformed(f"an answer that cannot be read: {error}")
     if len(found) > 1:
         indices = [choice.get("index") for choice in found]
         if all(index in indices for index in range(len(found))):
@@ -281,7 +271,7 @@ def read_answer(answer: Any) -> CompletionResult:
         content = [NonText() for _ in found]
         for choice, non_text in zip(found, content, strict=True):
             non_text.add(choice, choice.get("message"))
-        raise_non_text(content, attempts=len(attempt_log.get("attempts", ())) or 1)
+        NonText.check(content, attempts=len(attempt_log.get("attempts", ())) or 1)
     usage = _plain(get(answer, "usage"))
     names = ("finish_reason", "logprobs")
     return CompletionResult(
@@ -337,7 +327,7 @@ class StreamReader:
             chunk = _json.read(data)
         except ValueError as error:
             _raise_reported(data, event.decode("utf-8", "replace"))
-            raise_malformed(f"an event that is not JSON: {error}")
+            _raise_malformed(f"an event that is not JSON: {error}")
         if isinstance(chunk, dict):
             chunk = SDKObject(chunk)
         if event != b"message":
@@ -352,16 +342,16 @@ class StreamReader:
         self._is_empty = False
         if chunk is None or isinstance(chunk, str | int | float | list):
             _raise_reported(chunk)
-            raise_malformed(f"an unexpected event: {excerpt(chunk)}")
+            _raise_malformed(f"an unexpected event: {_excerpt(chunk)}")
         choices = get(chunk, "choices") or ()
         if not choices or get(chunk, "error"):
             _raise_reported(chunk)
         if not isinstance(choices, list | tuple):
-            raise_malformed(f"an unexpected event: {excerpt(chunk)}")
+            _raise_malformed(f"an unexpected event: {_excerpt(chunk)}")
         text, is_token, was_finished = "", False, self._is_finished
         for choice in choices:
             if not _is_choice(choice, "text", "delta", "index"):
-                raise_malformed(f"an unexpected event: {excerpt(chunk)}")
+                _raise_malformed(f"an unexpected event: {_excerpt(chunk)}")
             reason = get(choice, "finish_reason")
             if get(choice, "error") or (reason and _has_failed(reason)):
                 _raise_reported(chunk)
@@ -385,7 +375,7 @@ class StreamReader:
     def end_of_body(self) -> ClassifiedChunk | None:
         """The end, at `[DONE]` or a body that ended well, if none came yet."""
         if self._is_empty:
-            raise_malformed("a stream without an event")
+            _raise_malformed("a stream without an event")
         if self.is_whole or not self._is_finished:
             return None
         self.is_whole = True
@@ -436,14 +426,14 @@ class ChunkTranslator:
 
     def finish(self) -> None:
         """Raise an error if the stream was a refusal, a tool call, or filtered out."""
-        raise_non_text([self._non_text])
+        NonText.check([self._non_text])
 
 
 def join(chunks: Iterable[GenerationChunk]) -> CompletionResult:
     """The answer that the chunks of a whole stream add up to."""
     chunks = list(chunks)
     if not chunks:
-        raise_malformed("a stream without a chunk")
+        _raise_malformed("a stream without a chunk")
     whole = functools.reduce(operator.add, chunks)
     info = whole.generation_info or {}
     choice = {name: info.get(name) for name in ("finish_reason", "logprobs")}
@@ -457,19 +447,16 @@ def join(chunks: Iterable[GenerationChunk]) -> CompletionResult:
 class NonText:
     """Collects, from a chat message or its deltas, what an LLM cannot return."""
 
-    _refusal = ""
-    _called = ""
+    refusal = ""
+    called = ""
     has_text = False
     is_filtered = False
 
     @staticmethod
     def is_in(delta: Any) -> bool:
         """Whether a delta has a refusal or a part of a tool call."""
-        return delta is not None and bool(
-            get(delta, "tool_calls")
-            or get(delta, "refusal")
-            or get(delta, "function_call")
-        )
+        names = ("tool_calls", "refusal", "function_call")
+        return delta is not None and any(get(delta, name) for name in names)
 
     def add(self, choice: Any, message: Any) -> None:
         """Take note of a choice, and of its message or delta."""
@@ -482,42 +469,34 @@ class NonText:
         # LiteLLM's proxy moves OpenAI's own fields, such as a refusal, to this one.
         moved = get(message, "provider_specific_fields")
         said = get(message, "refusal") or get(moved, "refusal") or ""
-        self._refusal += said if isinstance(said, str) else excerpt(said)
+        self.refusal += said if isinstance(said, str) else _excerpt(said)
         calls = get(message, "tool_calls")
         functions = [get(message, "function_call")]
         if isinstance(calls, list | tuple):
             functions = [*(get(call, "function") for call in calls), *functions]
         for function in functions:
-            self._called = self._called or get(function, "name") or ""
+            self.called = self.called or get(function, "name") or ""
 
-    @property
-    def error(self) -> RetryRouterError | None:
-        """The error for a refusal or a tool call; None if there was neither."""
-        if self._refusal:
-            message = f"the model refused: {self._refusal}"
-            return new_error(FailureKind.CONTENT_FILTER, message)
-        if self._called:
+    @staticmethod
+    def check(content: list[NonText], attempts: int | None = None) -> None:
+        """Raise an error for a refusal, a tool call, or a whole answer filtered out."""
+        kind, message = FailureKind.CONTENT_FILTER, ""
+        refusal = next((one.refusal for one in content if one.refusal), "")
+        called = next((one.called for one in content if one.called), "")
+        if refusal:
+            message = f"the model refused: {refusal}"
+        elif called:
+            kind = FailureKind.INVALID_REQUEST
             message = (
-                f"the model calls the tool {self._called!r} instead of saying anything,"
-                " and an LLM returns nothing but text: use a chat model for tools"
+                f"the model calls the tool {called!r} instead of saying anything, and"
+                " an LLM returns nothing but text: use a chat model for tools"
             )
-            return new_error(FailureKind.INVALID_REQUEST, message)
-        return None
-
-
-def raise_non_text(content: list[NonText], attempts: int | None = None) -> None:
-    """Raise an error for a refusal, a tool call, or an answer that was filtered out."""
-    error = next((one.error for one in content if one.error is not None), None)
-    if (
-        error is None
-        and content
-        and all(one.is_filtered and not one.has_text for one in content)
-    ):
-        message = "a content filter removed the whole answer"
-        error = new_error(FailureKind.CONTENT_FILTER, message)
-    if error is not None:
-        error.attempts = error.attempts if attempts is None else attempts
-        raise error
+        elif content and all(one.is_filtered and not one.has_text for one in content):
+            message = "a content filter removed the whole answer"
+        if message:
+            error = new_error(kind, message)
+            error.attempts = error.attempts if attempts is None else attempts
+            raise error
 
 
 # Usage.

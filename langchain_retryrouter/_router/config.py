@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
 from langchain_core.language_models.chat_models import BaseChatModel
-from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic import AliasChoices, BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from langchain_retryrouter._providers.integrations import (
@@ -40,6 +40,7 @@ from langchain_retryrouter.stores import as_store
 
 Place: TypeAlias = tuple[str | int, ...]
 """Where something is in a file, such as `("routes", 0, "weight")`."""
+Lines: TypeAlias = dict[Place, int]
 Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
 
 _M = TypeVar("_M", bound=BaseModel)
@@ -103,7 +104,7 @@ class _Config:
         """
         self._problems: list[tuple[int, str, Place]] = []
         self.shared: dict[Any, tuple[Any, Any]] = {}  # Objects, by their names.
-        self._find: Callable[[Place], int] = lambda _: 0
+        self._lines: Callable[[], Lines] = dict
         self.name = "the config"
         if isinstance(source, Mapping):
             self.data: Any = source
@@ -118,22 +119,23 @@ class _Config:
             raise ValueError(msg)
         try:
             text = Path(self.name).read_text(encoding="utf-8-sig")
+            self.data, self._lines = _READERS[kind](text)
         except UnicodeDecodeError as error:
             line = error.object.count(b"\n", 0, error.start) + 1
             msg = f"{self.name}:{line}: must be UTF-8: {error}"
             raise ValueError(msg) from error
-        try:
-            self.data, self._find = _READERS[kind](text)
         except _SyntaxError as error:
             msg = f"{self.name}:{error.args[0]}: {error.args[1]}"
             raise ValueError(msg) from error.__cause__
 
     def problem(self, place: Place, text: str) -> None:
-        """Note what is wrong at a place."""
-        line, where = self._find(place), _written(place)
+        """Note what is wrong at a place, with its line, or that of what is around."""
+        lines = {tuple(map(str, at)): line for at, line in self._lines().items()}
+        around = (tuple(map(str, place[:n])) for n in range(len(place), -1, -1))
+        line = next((lines[at] for at in around if at in lines), 0)
         before = f"{self.name}:{line}: " if line else f"{self.name}: "
-        text = f"{before}{where + ': ' if where else ''}{text}"
-        self._problems.append((line, text, place))
+        where = f"{_written(place)}: " if place else ""
+        self._problems.append((line, f"{before}{where}{text}", place))
 
     def is_wrong(self, *place: str | int) -> bool:
         """Whether a problem was found there or below."""
@@ -149,52 +151,59 @@ class _Config:
             lines = [text for _, text, _ in sorted(self._problems, key=lambda p: p[0])]
             raise ValueError("\n".join(dict.fromkeys(lines)))
 
-    def has(self, place: Place) -> bool:
+    def has(self, *place: str | int) -> bool:
         """Whether the data has something there."""
-        return _depth(self.data, place) == len(place)
+        return any(at == place for at, _ in _walk(self.data))
 
+    @contextlib.contextmanager
+    def noting(
+        self, place: Place, at: Place, secrets: Iterable[str] = ()
+    ) -> Iterator[None]:
+        """Note what is raised inside as problems, without the secrets.
 
-class _Noting:
-    """Notes what is raised inside as a problem at a place, without the secrets."""
-
-    def __init__(
-        self, config: _Config, place: Place, at: Place, secrets: Iterable[str] = ()
-    ) -> None:
-        """Fields are looked for below `place`; other problems are `at` another one."""
-        self._config, self._place, self._at = config, place, at
-        self._secrets = secrets
-
-    def __enter__(self) -> None:
-        """Nothing to do before."""
-
-    def __exit__(
-        self, kind: object, error: BaseException | None, traceback: object
-    ) -> bool:
-        if isinstance(error, ValidationError):
-            _note_invalid(self._config, error, self._place, self._secrets)
-        elif isinstance(error, ImportError):
-            error.msg = f"{self._config.name}: {_written(self._at)}: {error}"
-            return False
-        elif isinstance(error, Exception):  # A provider's class raises what it likes.
-            said = redact_text(self._secrets, str(error))
+        Fields are looked for below `place`; other problems are `at` another one.
+        """
+        try:
+            yield
+        except ValidationError as error:
+            for one in error.errors(include_input=False, include_url=False):
+                if one["type"] == "missing" and one["loc"] == ("routes",):
+                    continue  # They were left out, since they have problems.
+                here = place
+                for step in one["loc"]:
+                    places: tuple[Place, ...] = (*here, "params", step), (*here, step)
+                    known = [inside for inside in places if self.has(*inside)]
+                    if not known:
+                        break
+                    here = known[0]
+                text = redact_text(secrets, one["msg"]).removeprefix("Value error, ")
+                if here == place and one["loc"]:
+                    text = f"{'.'.join(map(str, one['loc']))}: {text}"
+                self.problem(here, text)
+        except Exception as error:  # A provider's class raises what it likes.
+            if isinstance(error, ImportError):
+                error.msg = f"{self.name}: {_written(at)}: {error}"
+                raise
+            text = redact_text(secrets, str(error))
             if type(error) not in {ValueError, TypeError}:
-                said = f"{type(error).__name__}: {said}"
-            self._config.problem(self._at, said)
-        return isinstance(error, Exception)
+                text = f"{type(error).__name__}: {text}"
+            self.problem(at, text)
 
 
 class _SyntaxError(Exception):
     """A line, and what is wrong there."""
 
 
-def _depth(data: Any, place: Place) -> int:
-    """How many steps of a place the data has."""
-    for depth, step in enumerate(place):
-        try:
-            data = data[step]
-        except (KeyError, IndexError, TypeError):
-            return depth
-    return len(place)
+def _walk(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+    """Data, and all data in it, with their places."""
+    yield place, value
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    for step, item in items:
+        yield from _walk(item, (*place, step))
 
 
 def _written(place: Place) -> str:
@@ -202,55 +211,49 @@ def _written(place: Place) -> str:
     return "".join(parts).removeprefix(".")
 
 
-def _read_toml(text: str) -> tuple[Any, Callable[[Place], int]]:
+def _read_toml(text: str) -> tuple[Any, Callable[[], Lines]]:
     # Not `splitlines`: U+2028 and others end no line of a file.
-    lines = text.removesuffix("\n").split("\n")
+    written = text.removesuffix("\n").split("\n")
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         line = re.search(r"at line (\d+)", str(error))
-        raise _SyntaxError(line[1] if line else len(lines), error) from error
+        raise _SyntaxError(line[1] if line else len(written), error) from error
 
     @functools.cache
-    def statements() -> list[tuple[int, int, Any]]:
-        """The first and last line of each statement, and the data up to there.
+    def lines() -> Lines:
+        """The lines of the statements that define the places.
 
         tomllib names no lines. But the first lines of a file are a file as well, as
         long as they do not end within a value.
         """
-        found, begin = [], 0
-        for end in range(1, len(lines) + 1):
-            with contextlib.suppress(tomllib.TOMLDecodeError):
-                found.append((begin, end, tomllib.loads("\n".join(lines[:end]))))
-                begin = end
+        found: Lines = {(): 1}
+        begin = 0
+        for end in range(1, len(written) + 1):
+            try:
+                part = tomllib.loads("\n".join(written[:end]))
+            except tomllib.TOMLDecodeError:
+                continue
+            for place, _ in _walk(part):
+                if place not in found:
+                    # Within an array or table of several lines, a key is there once.
+                    key = rf"[\s,{{\"']{re.escape(str(place[-1]))}[\"']?\s*="
+                    rows = range(begin, end)
+                    inside = [n for n in rows if re.search(key, f" {written[n]}")]
+                    found[place] = (inside[0] if len(inside) == 1 else begin) + 1
+            begin = end
         return found
 
-    def find(place: Place) -> int:
-        """The line of the statement that first defines the place, or what is around."""
-        if not place:
-            return 1
-        known, line = 0, 1
-        key = re.compile(rf"[\s,{{\"']{re.escape(str(place[-1]))}[\"']?\s*=")
-        for begin, end, part in statements():
-            depth = _depth(part, place)
-            if depth > known:
-                known, line = depth, begin + 1
-                # Within an array or a table of several lines, a key that is there once.
-                inside = [n for n in range(begin, end) if key.search(f" {lines[n]}")]
-                if depth == len(place) and len(inside) == 1:
-                    line = inside[0] + 1
-        return line
-
-    return data, find
+    return data, lines
 
 
-def _read_json(text: str) -> tuple[Any, Callable[[Place], int]]:
+def _read_json(text: str) -> tuple[Any, Callable[[], Lines]]:
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
         raise _SyntaxError(error.lineno, error.msg) from error
     decode = json.JSONDecoder().raw_decode
-    lines: dict[Place, int] = {(): 1}
+    lines: Lines = {(): 1}
 
     def skip(at: int) -> int:
         step = _STEP.match(text, at)
@@ -272,12 +275,10 @@ def _read_json(text: str) -> tuple[Any, Callable[[Place], int]]:
         return at + 1
 
     walk(skip(0), ())
-    return data, lambda place: next(
-        lines[place[:n]] for n in range(len(place), -1, -1) if place[:n] in lines
-    )
+    return data, lambda: lines
 
 
-def _read_yaml(text: str) -> tuple[Any, Callable[[Place], int]]:
+def _read_yaml(text: str) -> tuple[Any, Callable[[], Lines]]:
     try:
         yaml: Any = importlib.import_module("yaml")
     except ImportError as error:
@@ -295,39 +296,22 @@ def _read_yaml(text: str) -> tuple[Any, Callable[[Place], int]]:
         mark = getattr(error, "problem_mark", None)
         said = getattr(error, "problem", None) or error
         raise _SyntaxError(line_of(mark) if mark else 1, said) from error
+    lines: Lines = {(): 1}
 
-    def pairs(node: Any) -> list[tuple[Any, Any]]:
-        return node.value if isinstance(node, yaml.MappingNode) else []
-
-    nodes, seen = [root], set()
-    while nodes:  # PyYAML takes the last of equal keys.
-        node = nodes.pop()
-        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
-            continue
-        seen.add(id(node))
-        keys = set()
-        for key, value in pairs(node):
-            if key.value in keys and isinstance(key, yaml.ScalarNode):
-                line = line_of(key.start_mark)
-                raise _SyntaxError(line, f"{key.value} is given twice")
-            keys.add(str(key.value))
-            nodes.append(value)
-        nodes += [] if pairs(node) else node.value
-
-    def find(place: Place) -> int:
-        node, line = root, 1
-        for step in place:
-            if isinstance(node, yaml.SequenceNode) and isinstance(step, int):
-                key = node = node.value[step]
-            else:
-                found = [pair for pair in pairs(node) if pair[0].value == str(step)]
-                if not found:
-                    break  # Of a merged mapping (`<<`).
-                key, node = found[0]
+    def walk(node: Any, place: Place) -> None:
+        is_table = isinstance(node, yaml.MappingNode)
+        items = node.value if isinstance(node, yaml.CollectionNode) else ()
+        for index, item in enumerate(items):
+            key, value = item if is_table else (item, item)
+            here = (*place, key.value if is_table else index)
             line = line_of(key.start_mark)
-        return line
+            if here in lines:  # PyYAML takes the last of equal keys.
+                raise _SyntaxError(line, f"{_written(here)} is given twice")
+            lines[here] = line
+            walk(value, here)
 
-    return data, find
+    walk(root, ())
+    return data, lambda: lines
 
 
 _READERS: Final = {
@@ -367,14 +351,14 @@ def from_config(cls: type[_M], source: Source, fields: Mapping[str, Any]) -> _M:
     wrong = {n for n in given if config.is_wrong(n) or config.is_wrong(f"{n}{_ENV}")}
     given = {name: value for name, value in given.items() if name not in wrong}
     if "store" in given:
-        at = ("store",) if config.has(("store",)) else ("store_env",)
-        with _Noting(config, at, at):
+        at = ("store",) if config.has("store") else ("store_env",)
+        with config.noting(at, at):
             given["store"] = as_store(given.pop("store"))
     if not config.is_wrong():
         # What a store does not tell.
         source = {n: v for n, v in config.data.items() if n.startswith("store")}
         given |= {"routes": built, "source": source}
-    with _Noting(config, (), ()):  # Without routes, to find what else is wrong.
+    with config.noting((), ()):  # Without routes, to find what else is wrong.
         made = cls(**given, **{n: v for n, v in fields.items() if n not in given})
         if not config.is_wrong():
             return made
@@ -400,7 +384,11 @@ def _resolve(
         elif name in names:
             given[name] = _resolve_value(config, name, value, here)
         elif plain not in names:
-            advice = _belongs(name) or _nearest(name, names)
+            signatures = {n: inspect.signature(cls) for n, cls in _TABLES.items()}
+            tables = [n for n, made in signatures.items() if name in made.parameters]
+            advice = _nearest(name, names)
+            if tables:
+                advice = f"; it belongs into the table {tables[0]!r}"
             if place:
                 advice += "; arguments of the model go into 'params'"
             config.problem(here, f"unknown key{advice}")
@@ -503,9 +491,10 @@ def _build_routes(
     place: Place = ("routes", index)
     spec, pool = table["model"], {n: table.pop(n) for n in _POOL if n in table}
     keys = pool.get("api_keys") or []
-    secrets = [*_texts_of([params, table.get("options"), keys])]
-    at: Place = (*place, "model") if config.has((*place, "model")) else place
-    with _Noting(config, place, at, secrets):
+    texts = (one for _, one in _walk([params, table.get("options"), keys]))
+    secrets = {x for x in texts if isinstance(x, str) and len(x) >= SHORTEST_SECRET}
+    at: Place = (*place, "model") if config.has(*place, "model") else place
+    with config.noting(place, at, secrets):
         if isinstance(spec, str):
             key = {"api_key": keys[0]} if keys else {}
             table = {**table, "model": init_model(spec, **params, **key)}
@@ -514,15 +503,6 @@ def _build_routes(
             config.problem(at, "params need a 'provider:model' string as the model")
         return Route.pool(**table, **pool) if pool else [Route(**table)]
     return []
-
-
-def _texts_of(value: Any) -> Iterator[str]:
-    """What may be secrets in data."""
-    if isinstance(value, str) and len(value) >= SHORTEST_SECRET:
-        yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for one in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts_of(one)
 
 
 def _build(
@@ -572,23 +552,18 @@ def _check_params(
     """Refuse arguments that the model's class does not know: it may drop them."""
     if spec.partition(":")[0] in _OWN_PARAMS or not isinstance(model, BaseChatModel):
         return
-    known = set(_field_names(type(model)))
+    known = set(type(model).model_fields)
+    for field in type(model).model_fields.values():
+        for alias in (field.alias, field.validation_alias):
+            names = alias.choices if isinstance(alias, AliasChoices) else [alias]
+            known.update(name for name in names if isinstance(name, str))
     for name in params:
         if name not in known and type(model).model_config.get("extra") != "allow":
             at = (*place, "params", name)
-            at = at if config.has(at) else (*place, f"{name}{_ENV}")
+            at = at if config.has(*at) else (*place, f"{name}{_ENV}")
             what = f"{type(model).__name__} has no such argument"
             near = _nearest(name, known) or "; what its API takes goes to model_kwargs"
             config.problem(at, f"{what}{near}")
-
-
-def _field_names(cls: type[BaseModel]) -> Iterator[str]:
-    for name, field in cls.model_fields.items():
-        yield name
-        for alias in (field.alias, field.validation_alias):
-            if isinstance(alias, str):
-                yield alias
-            yield from (a for a in getattr(alias, "choices", ()) if isinstance(a, str))
 
 
 def _variable(config: _Config, name: Any, place: Place) -> str:
@@ -605,24 +580,20 @@ def _variable(config: _Config, name: Any, place: Place) -> str:
 
 def _refuse_secrets(config: _Config, value: Any, place: Place) -> None:
     """Refuse keys and passwords, at whatever depth."""
-    name = [step for step in place if isinstance(step, str)][-1]
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            _refuse_secrets(config, item, (*place, key))
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            _refuse_secrets(config, item, (*place, index))
-    elif isinstance(value, SecretStr) or (
-        isinstance(value, str)
-        and len(value) >= SHORTEST_SECRET  # Not the "EMPTY" of local servers.
-        and not name.endswith(_ENV)  # That must be a name in any case.
-        and any(
-            (_SECRET.search(name), _WITH_PASSWORD.search(value), _KEY.search(value))
-        )
-    ):
-        named = "['NAME', ...]" if name in _POOL else "'NAME'"
-        advice = f"put it into an environment variable, and write {name}_env = {named}"
-        config.problem(place, f"a config must not contain keys or passwords: {advice}")
+    for here, one in _walk(value, place):
+        name = [step for step in here if isinstance(step, str)][-1]
+        if isinstance(one, SecretStr) or (
+            isinstance(one, str)
+            and len(one) >= SHORTEST_SECRET  # Not the "EMPTY" of local servers.
+            and not name.endswith(_ENV)  # That must be a name in any case.
+            and (_SECRET.search(name) or _WITH_PASSWORD.search(one) or _KEY.search(one))
+        ):
+            named = "['NAME', ...]" if name in _POOL else "'NAME'"
+            config.problem(
+                here,
+                "a config must not contain keys or passwords: put it into an"
+                f" environment variable, and write {name}_env = {named}",
+            )
 
 
 def _kind(value: Any) -> str:
@@ -636,32 +607,6 @@ def _nearest(name: Any, known: Iterable[str]) -> str:
     if near:
         return f"; did you mean {near[0]!r}?"
     return f"; known are {', '.join(names)}" if len(names) <= _MOST_NAMES else ""
-
-
-def _belongs(name: Any) -> str:
-    for table, cls in _TABLES.items():
-        if name in inspect.signature(cls).parameters:
-            return f"; it belongs into the table {table!r}"
-    return ""
-
-
-def _note_invalid(
-    config: _Config, error: ValidationError, place: Place, secrets: Iterable[str]
-) -> None:
-    for one in error.errors(include_input=False, include_url=False):
-        if one["type"] == "missing" and one["loc"] == ("routes",):
-            continue  # They were left out, since they have problems.
-        at = place
-        for step in one["loc"]:
-            inside: Place = (*at, "params", step)
-            if not config.has((*at, step)) and not config.has(inside):
-                break
-            at = inside if config.has(inside) else (*at, step)
-        text = redact_text(secrets, one["msg"]).removeprefix("Value error, ")
-        missing = [str(step) for step in one["loc"][len(at) - len(place) :]]
-        if missing and at == place and isinstance(missing[0], str):
-            text = f"{'.'.join(missing)}: {text}"
-        config.problem(at, text)
 
 
 # --- writing --------------------------------------------------------------------------
@@ -775,7 +720,7 @@ def _source_of(config: _Config, model: Any, place: Place) -> dict[str, Any]:
         if is_given and _is_data(value) and name not in _OF_SPEC:
             params[name] = value
     again = None
-    with _Noting(config, place, place):
+    with config.noting(place, place):
         again = init_model(spec, **params)
     for name in compared if again else ():
         value = getattr(model, name)
