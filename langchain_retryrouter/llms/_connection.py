@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import math
@@ -37,12 +38,11 @@ ApiKey = Secret | Callable[[], str] | Callable[[], Awaitable[str]]
 
 _SECRET_NAME: Final = re.compile("auth|key|token|secret|cookie|password", re.IGNORECASE)
 _AZURE_USER_AGENT: Final = {"User-Agent": "langchain-retryrouter-python-azure-openai"}
-_SNAPSHOT: Final = re.compile(r"-\d{4}-\d{2}-\d{2}$")
 
 # How many tokens, prompt and answer together, fit into a model's context. Sources:
 # OpenAI's model pages ("context window"), and for gpt-5.6 and later the model profiles
 # of langchain-openai 1.7, read in November 2026.
-_CONTEXT_SIZES: Final = {
+CONTEXT_SIZES: Final = {
     name: size
     for size, names in (
         (4_096, "gpt-3.5-turbo-instruct gpt-3.5-turbo-0301 gpt-3.5-turbo-0613"),
@@ -74,23 +74,17 @@ _CONTEXT_SIZES: Final = {
     )
     for name in names.split()
 }
-
-
+_CLIENTS: Final = ("client", "async_client")
+_HTTP_CLIENTS: Final = ("http_client", "http_async_client")
 _ADDRESSES: Final = ("openai_api_base", "azure_endpoint", "deployment_name")
 
 
-def first_env(*names: str) -> Callable[[], str | None]:
+def _first_env(*names: str, kind: Callable[[str], Any] = str) -> Callable[[], Any]:
     """A default factory: the first of these environment variables that is not empty."""
-    return lambda: next(filter(None, map(os.environ.get, names)), None)
+    return lambda: next((kind(v) for v in map(os.environ.get, names) if v), None)
 
 
-def secret_env(*names: str) -> Callable[[], SecretStr | None]:
-    """`first_env` for a secret."""
-    read = first_env(*names)
-    return lambda: None if (found := read()) is None else SecretStr(found)
-
-
-def secret_value(value: Any) -> Any:
+def _unhide(value: Any) -> Any:
     """The value of a `SecretStr`; a function or None as it is."""
     return value.get_secret_value() if isinstance(value, SecretStr) else value
 
@@ -107,23 +101,23 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Parameters of the API that have no field here; unknown fields end up in it."""
     openai_api_key: ApiKey | None = Field(
-        default_factory=secret_env("OPENAI_API_KEY"), alias="api_key"
+        default_factory=_first_env("OPENAI_API_KEY", kind=SecretStr), alias="api_key"
     )
     """The key, or a function that returns it and is called before each request. From
     `OPENAI_API_KEY` if it is not given."""
     openai_api_base: str | None = Field(
-        default_factory=first_env("OPENAI_API_BASE", "OPENAI_BASE_URL"),
+        default_factory=_first_env("OPENAI_API_BASE", "OPENAI_BASE_URL"),
         alias="base_url",
     )
     """The address of the API. From `OPENAI_API_BASE` or `OPENAI_BASE_URL` if it is not
     given, else OpenAI's own."""
     openai_organization: str | None = Field(
-        default_factory=first_env("OPENAI_ORG_ID", "OPENAI_ORGANIZATION"),
+        default_factory=_first_env("OPENAI_ORG_ID", "OPENAI_ORGANIZATION"),
         alias="organization",
     )
     """OpenAI's id of the organization to charge."""
     openai_proxy: str | None = Field(
-        default_factory=first_env("OPENAI_PROXY"), repr=False, exclude=True
+        default_factory=_first_env("OPENAI_PROXY"), repr=False, exclude=True
     )
     """The address of a proxy for all requests."""
     request_timeout: Any = Field(default=None, alias="timeout")
@@ -196,22 +190,21 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
         for name in sorted(values.keys() & extra.keys()):
             msg = f"{name!r} is given twice, as a field and in model_kwargs"
             raise ValueError(msg)
+        # The caller's line: above it are the validator and two `__init__`.
+        warn = functools.partial(warnings.warn, stacklevel=4)
         for name in values.keys() - fields:
             # Begins with the words of langchain-community, which users filter by.
-            _warn(
+            warn(
                 f"{name} is not default parameter of {cls.__name__}: it was moved to"
                 " model_kwargs, and is sent as it is. Is that what you intended?"
             )
             extra[name] = values[name]
         for name in extra.keys() & fields:
-            _warn(f"{name!r} is a field of {cls.__name__}: moved out of model_kwargs")
+            warn(f"{name!r} is a field of {cls.__name__}: moved out of model_kwargs")
             known[name] = extra.pop(name)
         return {**known, "model_kwargs": extra}
 
-    @field_validator("store", mode="before")
-    @classmethod
-    def _check_store(cls, value: Any) -> Any:
-        return as_store(value)
+    _as_store = field_validator("store", mode="before")(as_store)
 
     @field_validator("max_retries", mode="before")
     @classmethod
@@ -260,12 +253,10 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
             policy = resolve_policy(self.retry_policy, given)
             self.max_retries = policy.max_retries
         # A resource of ours comes from a copied model, maybe with other fields.
-        names = ("client", "async_client")
-        made = {
-            n for n in names if isinstance(getattr(self, n), sdk.SDKResource | None)
-        }
-        self._check_http_clients(set(names) - made)
-        if len(made) == len(names):
+        ours = (sdk.SDKResource, type(None))
+        made = {name for name in _CLIENTS if isinstance(getattr(self, name), ours)}
+        self._check_http_clients({*_CLIENTS} - made)
+        if len(made) == len(_CLIENTS):
             self._check_account()
         for name in made:
             setattr(self, name, self._make_client(is_async=name == "async_client"))
@@ -299,16 +290,13 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
         if self.openai_proxy and (self.http_client or http_async_client):
             msg = "openai_proxy would not be used by http_client: set its proxy instead"
             raise ValueError(msg)
-        for client, http in (
-            ("client", "http_client"),
-            ("async_client", "http_async_client"),
-        ):
+        for client, http in zip(_CLIENTS, _HTTP_CLIENTS, strict=True):
             if client in own and getattr(self, http) is not None:
                 msg = f"{http} would not be used by {client}: give one of both"
                 raise ValueError(msg)
 
     def _check_account(self) -> None:
-        if not secret_value(self.openai_api_key):
+        if not _unhide(self.openai_api_key):
             msg = "no API key: pass api_key=..., or set the variable OPENAI_API_KEY"
             raise ValueError(msg)
 
@@ -345,7 +333,7 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
         return {name: value for name, value in options.items() if value is not None}
 
     def _credentials(self, *, is_async: bool) -> dict[str, Any]:
-        key = secret_value(self.openai_api_key)
+        key = _unhide(self.openai_api_key)
         return {"api_key": sdk.AsyncKey(key) if is_async and callable(key) else key}
 
     def close(self) -> None:
@@ -366,10 +354,8 @@ class OpenAIConnection(ClosedByWith, BaseLLM):
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """A copy that shares clients, rate limiter and clock with the original."""
-        clients = (self.client, self.async_client)
-        http_clients = (self.http_client, self.http_async_client)
-        kept = (*clients, *http_clients, self.rate_limiter, self.clock)
-        shared = {id(thing): thing for thing in kept}
+        kept = (*_CLIENTS, *_HTTP_CLIENTS, "rate_limiter", "clock")
+        shared = {id(thing := getattr(self, name)): thing for name in kept}
         return super().__deepcopy__({**shared, **(memo or {})})
 
     @property
@@ -420,27 +406,29 @@ class AzureConnection(OpenAIConnection):
     """The fields that Azure's form of the API needs."""
 
     azure_endpoint: str | None = Field(
-        default_factory=first_env("AZURE_OPENAI_ENDPOINT")
+        default_factory=_first_env("AZURE_OPENAI_ENDPOINT")
     )
     """The resource, such as `https://example-resource.azure.openai.com/`. From
     `AZURE_OPENAI_ENDPOINT` if it is not given."""
     deployment_name: str | None = Field(default=None, alias="azure_deployment")
     """The deployment that answers; `model_name` if it is not given."""
     openai_api_version: str | None = Field(
-        default_factory=first_env("OPENAI_API_VERSION"), alias="api_version"
+        default_factory=_first_env("OPENAI_API_VERSION"), alias="api_version"
     )
     """The version of the API. From `OPENAI_API_VERSION` if it is not given."""
     openai_api_key: Secret | None = Field(
-        default_factory=secret_env("AZURE_OPENAI_API_KEY", "OPENAI_API_KEY"),
+        default_factory=_first_env(
+            "AZURE_OPENAI_API_KEY", "OPENAI_API_KEY", kind=SecretStr
+        ),
         alias="api_key",
     )
     """From `AZURE_OPENAI_API_KEY`, then `OPENAI_API_KEY`, if it is not given."""
     openai_api_base: str | None = Field(
-        default_factory=first_env("OPENAI_API_BASE"), alias="base_url"
+        default_factory=_first_env("OPENAI_API_BASE"), alias="base_url"
     )
     """The address up to `/openai` or the deployment; better give `azure_endpoint`."""
     azure_ad_token: Secret | None = Field(
-        default_factory=secret_env("AZURE_OPENAI_AD_TOKEN")
+        default_factory=_first_env("AZURE_OPENAI_AD_TOKEN", kind=SecretStr)
     )
     """A Microsoft Entra token. From `AZURE_OPENAI_AD_TOKEN` if it is not given."""
     azure_ad_token_provider: Callable[[], str] | None = None
@@ -449,7 +437,7 @@ class AzureConnection(OpenAIConnection):
     azure_ad_async_token_provider: Callable[[], Awaitable[str]] | None = None
     """Returns an Entra token; awaited before each async request."""
     openai_api_type: str | None = Field(
-        default_factory=lambda: first_env("OPENAI_API_TYPE")() or "azure"
+        default_factory=lambda: _first_env("OPENAI_API_TYPE")() or "azure"
     )
     """Kept for old code; it has no effect."""
     validate_base_url: bool = True
@@ -532,39 +520,12 @@ class AzureConnection(OpenAIConnection):
         if provider is not None:
             return {"azure_ad_token_provider": provider}
         if self.azure_ad_token is not None:
-            return {"azure_ad_token": secret_value(self.azure_ad_token)}
+            return {"azure_ad_token": _unhide(self.azure_ad_token)}
         if self.openai_api_key is not None:
             return super()._credentials(is_async=is_async)
         return {}
 
 
-def context_size(model: str) -> int:
-    """The context of `model` in tokens; a snapshot or fine-tune has its base's.
-
-    Fine-tunes are `ft:davinci-002:org::id`, and were `ada:ft-your-org:name`.
-
-    Raises:
-        ValueError: If the model is not known.
-    """
-    base = model.partition(":")[0] if "ft-" in model else model
-    if model.startswith("ft:"):
-        base = model.split(":")[1]
-    size = _CONTEXT_SIZES.get(base) or _CONTEXT_SIZES.get(_SNAPSHOT.sub("", base))
-    if size is None:
-        msg = (
-            f"Unknown model: {model!r}, so how much fits into its context is not known:"
-            " set max_tokens to a number. Known models are:"
-            f" {', '.join(_CONTEXT_SIZES)}"
-        )
-        raise ValueError(msg)
-    return size
-
-
 def _is_seconds(value: Any) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and math.isfinite(value) and value > 0
-
-
-def _warn(message: str) -> None:
-    # The caller's line: above it are this function, the validator, and two `__init__`.
-    warnings.warn(message, stacklevel=5)

@@ -57,6 +57,7 @@ __all__ = [
 CHAT_MODEL: Final = re.compile(
     r"(ft:)?(gpt-3\.5-turbo|gpt-([4-9]|\d\d)|chatgpt-|o\d)(?!.*-instruct)", re.ASCII
 )
+_SNAPSHOT: Final = re.compile(r"-\d{4}-\d{2}-\d{2}$")
 _PENALTIES: Final = ("frequency_penalty", "presence_penalty")
 # These refuse `max_tokens`: the limit includes the tokens of their reasoning.
 _COUNTS_REASONING: Final = re.compile(r"(ft:|openai/)?(gpt-([5-9]|\d\d)|o\d)", re.ASCII)
@@ -309,16 +310,24 @@ class OpenAILLM(_connection.OpenAIConnection):
             request.pop("stream_options", None)  # The API refuses it without a stream.
         return requests
 
-    def _learns_to_split(
+    @contextlib.contextmanager
+    def _splitting(
         self, requests: list[dict[str, Any]], error: InvalidRequestError
-    ) -> bool:
-        """Whether the server refuses lists: the prompts are then sent one by one."""
+    ) -> Iterator[None]:
+        """Send prompts one by one from here on, if `error` says that lists are refused.
+
+        Any other error is raised.
+        """
         has_list = any(isinstance(one.get("prompt"), list) for one in requests)
         is_refused = error.kind is FailureKind.INVALID_REQUEST and has_list
         if not (is_refused and _WANTS_STRING.search(error.message)):
-            return False
+            raise error
         self._reads_list = False
-        return True
+        try:
+            yield
+        except InvalidRequestError:
+            self._reads_list = True  # The list was not what is refused.
+            raise
 
     def _stream_request(
         self, prompt: str, stop: list[str] | None, options: Mapping[str, Any]
@@ -352,13 +361,8 @@ class OpenAILLM(_connection.OpenAIConnection):
         try:
             found = gather_bounded(send, requests, at_once)
         except InvalidRequestError as error:
-            if not self._learns_to_split(requests, error):
-                raise
-            try:
+            with self._splitting(requests, error):
                 return self._generate(prompts, stop, run_manager, **kwargs)
-            except InvalidRequestError:
-                self._reads_list = True  # The list was not what is refused.
-                raise
         return self._result([*map(protocol.read_answer, found)], prompts, kwargs)
 
     async def _agenerate(
@@ -381,13 +385,8 @@ class OpenAILLM(_connection.OpenAIConnection):
         try:
             found = await agather_bounded(send, requests, at_once)
         except InvalidRequestError as error:
-            if not self._learns_to_split(requests, error):
-                raise
-            try:
+            with self._splitting(requests, error):
                 return await self._agenerate(prompts, stop, run_manager, **kwargs)
-            except InvalidRequestError:
-                self._reads_list = True  # The list was not what is refused.
-                raise
         return self._result([*map(protocol.read_answer, found)], prompts, kwargs)
 
     def _stream(
@@ -612,10 +611,25 @@ class BaseOpenAI(OpenAILLM):
     def modelname_to_contextsize(modelname: str) -> int:
         """Tokens that fit into the context of a model, prompt and answer together.
 
+        A snapshot or fine-tune has its base's context. Fine-tunes are called
+        `ft:davinci-002:org::id`, and were called `ada:ft-your-org:name`.
+
         Raises:
             ValueError: If the model is not known.
         """
-        return _connection.context_size(modelname)
+        base = modelname.partition(":")[0] if "ft-" in modelname else modelname
+        if modelname.startswith("ft:"):
+            base = modelname.split(":")[1]
+        sizes = _connection.CONTEXT_SIZES
+        size = sizes.get(base) or sizes.get(_SNAPSHOT.sub("", base))
+        if size is None:
+            msg = (
+                f"Unknown model: {modelname!r}, so how much fits into its context is"
+                " not known: set max_tokens to a number. Known models are:"
+                f" {', '.join(sizes)}"
+            )
+            raise ValueError(msg)
+        return size
 
     @property
     def max_context_size(self) -> int:

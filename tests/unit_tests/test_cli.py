@@ -1,6 +1,5 @@
 """The command line: the demo, the gateway, the explanation."""
 
-import io
 import json
 import os
 import re
@@ -11,61 +10,53 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from langchain_retryrouter import __version__, cli
 from langchain_retryrouter.testing import FakeClock
 
 
-def _run_demo() -> str:
-    screen = io.StringIO()
-    cli.run_demo(Console(file=screen, width=120, color_system=None))
-    return screen.getvalue()
+def run(
+    *arguments: str, stdout: int = subprocess.PIPE, **variables: str
+) -> subprocess.CompletedProcess[bytes]:
+    """Run Python in a process of its own, with this path and these variables."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **variables},
+    )
 
 
-def test_the_demo_shows_each_fault_its_wait_and_the_answer(
+def test_the_demo(
     no_real_waits: FakeClock,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each scripted fault is a line with the attempt, what went wrong, and the wait."""
-    shown = _run_demo()
-    for fault in (
-        "rate limit (Retry-After 1)",
-        "connection",
-        "unavailable",
-        "interrupted",
-    ):
-        assert fault in shown
-    assert shown.count("waits") == len(no_real_waits.sleeps)
-    assert "It is Paris." in shown
-    assert "GPTRouterStreamInterruptedError" in shown
-    assert "claude-sonnet" in shown
-
-
-def test_the_demo_ends_with_a_table_of_what_each_call_took(
-    no_real_waits: FakeClock,
-) -> None:
-    """The table has a row a call, and its attempts add up to the server's requests."""
-    _, calls, requests, table = re.split(r"(\d+) calls, (\d+) requests", _run_demo())
+    """Each fault is a line, each call a row of the table; the last is a timeline."""
+    monkeypatch.setenv("COLUMNS", "120")
+    assert cli.main(["demo"]) == 0
+    lines, calls, requests, rest = re.split(
+        r"(\d+) calls, (\d+) requests", capsys.readouterr().out
+    )
+    faults = ("rate limit (Retry-After 1)", "connection", "unavailable", "interrupted")
+    answers = ("It is Paris.", "GPTRouterStreamInterruptedError", "claude-sonnet")
+    assert [text for text in (*faults, *answers) if text not in lines + rest] == []
+    waits = len(no_real_waits.sleeps)
+    assert lines.count("waits") == waits == int(requests) - int(calls)
     heading, *rows = [
         [cell.strip() for cell in re.split("[│┃]", line)[1:-1]]
-        for line in table.splitlines()
+        for line in rest.splitlines()
         if line.startswith(("│", "┃"))
     ]
     assert heading == ["call", "attempts", "waited", "served by", "tokens"]
-    assert rows[0][0] == "1. chain.invoke"
-    assert rows[-1][0] == "7. OpenAI.invoke"
+    assert (rows[0][0], rows[-1][0]) == ("1. chain.invoke", "7. OpenAI.invoke")
     assert len(rows) == int(calls)
     assert sum(int(row[1]) for row in rows) == int(requests)
-    assert len(no_real_waits.sleeps) == int(requests) - int(calls)
-
-
-def test_demo_runs_as_a_command(
-    no_real_waits: FakeClock, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """`retryrouter demo` exits with 0."""
-    assert cli.main(["demo"]) == 0
-    assert "calls" in capsys.readouterr().out
-    assert no_real_waits.sleeps
+    *_, headline, first, _, _, last = rest.splitlines()
+    assert headline.startswith("ok from claude-sonnet: ")
+    assert "rate_limit 429" in first
+    assert last.split()[:2] == ["4", "claude-sonnet"]
 
 
 def test_explain_prints_the_worst_case(capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,6 +85,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["gateway", "--script", "700"], "700 is not a final HTTP status"),
         (["gateway", "--port", "70000"], "from 0 to 65535"),
         (["explain", "--max-retries", "-1"], "max_retries"),
+        (["trace", "no-file.jsonl"], "no-file.jsonl"),
+        (["trace", __file__, "--html", __file__], "give another one"),
     ],
 )
 def test_bad_arguments_are_named(
@@ -126,29 +119,16 @@ def test_what_a_command_needs_is_named(
         "from langchain_retryrouter.cli import main\n"
         f"sys.exit(main({[command, *asked.get(command, [])]}))"
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
+    ran = run("-c", code)
     assert ran.returncode == bool(hint)
-    assert hint in ran.stderr
-    assert "Traceback" not in ran.stderr
+    assert hint in ran.stderr.decode()
+    assert "Traceback" not in ran.stderr.decode()
 
 
 def test_the_gateway_serves_its_script_until_it_is_told_to_stop() -> None:
     """`gateway` plays its script over HTTP and ends with 0 on SIGTERM."""
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "langchain_retryrouter.cli",
-            "gateway",
-            "--script",
-            "503:7",
-        ],
+        [sys.executable, "-m", cli.__name__, "gateway", "--script", "503:7"],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -200,23 +180,23 @@ def test_trace_prints_in_any_encoding(tmp_path: Path, encoding: str) -> None:
     file = tmp_path / "calls.jsonl"
     line = {"attempt": 1, "outcome": "ok", "seconds": 1, "route": "Zoë ☃ \ud800"}
     file.write_bytes(b"\xef\xbb\xbf" + json.dumps({"attempts": [line]}).encode())
-    ran = subprocess.run(
-        [sys.executable, "-m", "langchain_retryrouter.cli", "trace", str(file)],
-        capture_output=True,
-        check=True,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            "PYTHONIOENCODING": encoding,
-        },
-    )
+    ran = run("-m", cli.__name__, "trace", str(file), PYTHONIOENCODING=encoding)
+    assert ran.returncode == 0
     bar = "━" if encoding == "utf-8" else "="
     assert bar * 9 in ran.stdout.decode(encoding)
     assert ran.stderr == b""
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "utf-8"], ids=["plain", "rich"])
-@pytest.mark.parametrize("command", ["trace", "explain", "check", "--help"])
+@pytest.mark.parametrize(
+    ("command", "encoding"),
+    [
+        ("trace", "ascii"),
+        ("trace", "utf-8"),
+        ("explain", "utf-8"),
+        ("check", "utf-8"),
+        ("--help", "utf-8"),
+    ],
+)
 def test_a_closed_pipe_ends_a_command_quietly(
     tmp_path: Path, command: str, encoding: str
 ) -> None:
@@ -229,47 +209,8 @@ def test_a_closed_pipe_ends_a_command_quietly(
     given = {"trace": [str(file)], "check": [str(config)]}.get(command, [])
     reader, writer = os.pipe()
     os.close(reader)
-    ran = subprocess.run(
-        [sys.executable, "-m", "langchain_retryrouter.cli", command, *given],
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        check=False,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            "PYTHONIOENCODING": encoding,
-            "PYTHONUNBUFFERED": "",
-        },
-    )
+    variables = {"PYTHONIOENCODING": encoding, "PYTHONUNBUFFERED": ""}
+    ran = run("-m", cli.__name__, command, *given, stdout=writer, **variables)
     os.close(writer)
     assert ran.stderr == b""
     assert ran.returncode == 141
-
-
-def test_trace_of_a_missing_file_is_a_clear_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A file that cannot be read is code 2, and the message names it."""
-    missing = tmp_path / "missing.jsonl"
-    assert cli.main(["trace", str(missing)]) == 2
-    assert str(missing) in capsys.readouterr().err
-
-
-def test_trace_does_not_write_over_its_logs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The page in the place of the logs is code 2, and the logs stay."""
-    file = tmp_path / "calls.jsonl"
-    file.write_text('{"attempts": []}')
-    assert cli.main(["trace", str(file), "--html", str(file)]) == 2
-    assert "give another one" in capsys.readouterr().err
-    assert file.read_text() == '{"attempts": []}'
-
-
-def test_the_demo_ends_with_a_timeline(no_real_waits: FakeClock) -> None:
-    """The last lines are the first call's attempts, as `AttemptLog` draws them."""
-    del no_real_waits
-    *_, headline, first, _, _, last = _run_demo().splitlines()
-    assert headline.startswith("ok from claude-sonnet: ")
-    assert "rate_limit 429" in first
-    assert last.split()[:2] == ["4", "claude-sonnet"]

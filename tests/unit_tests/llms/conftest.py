@@ -4,7 +4,9 @@ import asyncio
 import functools
 import gc
 import json
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import pytest
@@ -47,6 +49,26 @@ def events(*chunks: Any) -> Body:
 def base_url(cls: Any, url: str) -> dict[str, str]:
     """The field of a model of this class that sends its requests to `url`."""
     return {"azure_endpoint" if issubclass(cls, AzureOpenAI) else "base_url": url}
+
+
+def own_clients(answer: Callable[..., Any]) -> dict[str, Any]:
+    """SDK clients of a user's own, whose `create` returns a stream for a list."""
+
+    def create(**request: Any) -> Any:
+        found = answer(**request)
+        return (one for one in found) if isinstance(found, list) else found
+
+    async def acreate(**request: Any) -> Any:
+        found = answer(**request)
+        return in_turn(found) if isinstance(found, list) else found
+
+    clients = {"client": create, "async_client": acreate}
+    return {name: SimpleNamespace(create=made) for name, made in clients.items()}
+
+
+async def in_turn(things: list[Any]) -> AsyncIterator[Any]:
+    for thing in things:
+        yield thing
 
 
 def outcomes(attempt_log: Any) -> list[str]:

@@ -6,7 +6,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import pytest
-from langchain_core.messages import HumanMessage, SystemMessage
+from langchain_core.messages import HumanMessage
 
 from langchain_retryrouter import OpenAIChat, errors
 from langchain_retryrouter.testing import (
@@ -23,34 +23,18 @@ from langchain_retryrouter.testing import (
 from .conftest import Env, NewLLM, choice, whole
 
 
-def test_messages_stand_before_the_prompt(env: Env) -> None:
+def test_messages_stand_before_the_prompt(env: Env, method: str) -> None:
     """`prefix_messages`, as dicts or LangChain's, are sent before each prompt."""
-    prefix = [
-        {"role": "system", "content": "Be brief."},
-        SystemMessage("And kind."),
-        HumanMessage("Hello!"),
-    ]
-    llm = env.new(OpenAIChat, prefix_messages=prefix)
-    env.invoke(llm, "hi")
-    env.stream(llm, "ho")
+    system = {"role": "system", "content": "Be brief."}
+    llm = env.new(OpenAIChat, prefix_messages=[system, HumanMessage("Hello!")])
+    for prompt in ("hi", "ho"):
+        getattr(env, method)(llm, prompt)
     sent = [request.payload["messages"] for request in env.gateway.requests]
-    before = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "system", "content": "And kind."},
-        {"role": "user", "content": "Hello!"},
+    users = [
+        [{"role": "user", "content": text} for text in ("Hello!", prompt)]
+        for prompt in ("hi", "ho")
     ]
-    assert sent == [
-        [*before, {"role": "user", "content": "hi"}],
-        [*before, {"role": "user", "content": "ho"}],
-    ]
-    assert len(llm.prefix_messages) == 3
-
-
-@pytest.mark.parametrize("max_tokens", [-1, None])
-def test_no_limit_is_none(env: Env, max_tokens: int | None) -> None:
-    """`max_tokens=-1` means no limit, which this endpoint is told by leaving it out."""
-    env.invoke(env.new(OpenAIChat, max_tokens=max_tokens), "hi")
-    assert "max_tokens" not in env.gateway.requests[0].payload
+    assert sent == [[system, *said] for said in users]
 
 
 def _said(request: Any) -> str:
@@ -169,11 +153,3 @@ def test_usage_has_its_details(env: Env) -> None:
     usage = env.generate(env.new(OpenAIChat), ["a", "b"]).llm_output["token_usage"]
     assert usage["total_tokens"] == 8
     assert usage["prompt_tokens_details"]["cached_tokens"] == 4
-
-
-def test_the_finish_reason_is_told(env: Env, streaming: bool) -> None:
-    """The finish reason is in the `generation_info`, streamed or not."""
-    env.gateway.always(Answer(text="a b", finish_reason="length"))
-    llm = env.new(OpenAIChat, streaming=streaming)
-    ((generation,),) = env.generate(llm, ["hi"]).generations
-    assert generation.generation_info["finish_reason"] == "length"

@@ -9,13 +9,15 @@ import sys
 import threading
 import warnings
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
 import pytest
+from langchain_core.rate_limiters import InMemoryRateLimiter
 
-from langchain_retryrouter import AzureOpenAI, OpenAI, OpenAIChat, RetryPolicy
+from langchain_retryrouter import OpenAI, OpenAIChat, RetryPolicy
 from langchain_retryrouter.testing import (
     STUB_TEXT,
     FaultyGateway,
@@ -175,40 +177,41 @@ def test_a_model_costs_nothing_until_it_is_used(gateway: FaultyGateway) -> None:
 # Copies, pickles, forks.
 
 
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda llm: pickle.loads(pickle.dumps(llm)),
+}
+
+
 @pytest.mark.parametrize("used", [False, True])
-def test_a_model_can_be_pickled(every: Env, used: bool) -> None:
-    """A pickled model works where it arrives, used before or not."""
+@pytest.mark.parametrize("row", COPIES)
+def test_a_model_can_be_copied(every: Env, row: str, used: bool) -> None:
+    """A copy works, on the connections of the original, and may be closed by itself."""
     policy = RetryPolicy(max_retries=1, initial_delay=0)
     llm = every.new(clock=None, timeout=(1, 5), retry_policy=policy)
     if used:
         every.invoke(llm, "hi")
-    again = pickle.loads(pickle.dumps(llm))
+    again = COPIES[row](llm)
     every.gateway.script(Status(503))
     assert every.invoke(again, "hi") == STUB_TEXT
-    assert again.client == llm.client
-    assert again.model_name == llm.model_name
-
-
-@pytest.mark.parametrize("used", [False, True])
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy], ids=["copy", "deepcopy"])
-def test_a_model_can_be_copied(every: Env, copied: Any, used: bool) -> None:
-    """A copy works, on the connections of the original."""
-    llm = every.new()
-    if used:
-        every.invoke(llm, "hi")
-    again = copied(llm)
-    assert every.invoke(again, "hi") == STUB_TEXT
     assert again == llm
+    assert again.client == llm.client
     assert again.client._client is llm.client._client  # noqa: SLF001
+    every.call(again, "close")
+    assert every.invoke(llm, "hi") == STUB_TEXT
 
 
 def test_a_deep_copy_shares_what_was_handed_in(new_llm: NewLLM) -> None:
-    """A user's HTTP client and clock are not data: a deep copy uses the same."""
+    """A user's HTTP client, clock and limiter are not data: a copy uses the same."""
     http_client = openai.DefaultHttpxClient()
-    llm = new_llm(http_client=http_client)
-    again = copy.deepcopy(llm)
-    assert again.http_client is http_client
-    assert again.clock is llm.clock
+    limiter = InMemoryRateLimiter(requests_per_second=1)
+    llm = new_llm(http_client=http_client, rate_limiter=limiter)
+    for again in (copy.deepcopy(llm), llm.model_copy()):
+        assert again.http_client is http_client
+        assert again.clock is llm.clock
+        assert again.rate_limiter is limiter
+    assert "rate_limiter" not in llm.model_dump()
     http_client.close()
 
 
@@ -258,35 +261,24 @@ def test_the_proxy_is_used(
 
 
 @pytest.mark.parametrize("cls", [OpenAI, OpenAIChat])
-def test_a_key_may_be_a_function(env: Env, cls: Any) -> None:
-    """A function that returns the key is called before each request."""
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_key_may_be_a_function(env: Env, cls: Any, is_async: bool) -> None:
+    """A function, maybe an async one, is called for the key before each request."""
     keys = iter(["first", "second", "third"])
-    llm = env.new(cls, api_key=lambda: next(keys))
+
+    async def key() -> str:
+        return next(keys)
+
+    llm = env.new(cls, api_key=key if is_async else lambda: next(keys))
+    if is_async and not env.is_async:
+        with pytest.raises(ValueError, match="the key is an async function"):
+            env.invoke(llm, "hi")
+        return
     env.invoke(llm, "hi")
     env.gateway.script(Reset())
     env.invoke(llm, "hi")
     sent = [r.headers["authorization"] for r in env.gateway.requests]
     assert sent == ["Bearer first", "Bearer second", "Bearer third"]
-
-
-def test_an_async_key_is_awaited(new_llm: NewLLM, gateway: FaultyGateway) -> None:
-    """An async function is a key for async calls; sync ones are told what to do."""
-
-    async def key() -> str:
-        return "from afar"
-
-    llm = new_llm(api_key=key)
-    assert asyncio.run(llm.ainvoke("hi")) == STUB_TEXT
-    assert gateway.requests[0].headers["authorization"] == "Bearer from afar"
-    with pytest.raises(ValueError, match="the key is an async function"):
-        llm.invoke("hi")
-
-
-def test_settings_show_no_key(new_llm: NewLLM) -> None:
-    """What a model holds as its clients can be printed."""
-    llm = new_llm(AzureOpenAI)
-    assert repr(llm.client) == "<SDKResource AzureOpenAI().completions>"
-    assert KEY not in repr(llm.client.settings)
 
 
 def test_errors_of_the_sdk_itself_pass(env: Env) -> None:
@@ -329,28 +321,15 @@ async def test_the_last_one_closes(env: Env) -> None:
 
 
 async def test_a_closed_model_can_be_used_again(env: Env) -> None:
-    """A call after `close` opens a new connection, and can be closed again."""
+    """A call after `close` opens a new connection; one may close twice, or early."""
     llm = env.new()
+    await in_loop(env, llm, "close")
     for number in range(1, 4):
         assert await in_loop(env, llm, "invoke", "hi") == STUB_TEXT
         assert env.gateway.connections == number
         await in_loop(env, llm, "close")
         await in_loop(env, llm, "close")
         await all_closed(env.gateway)
-
-
-def test_close_of_an_unused_model_makes_no_client(every: Env) -> None:
-    """To close a model that made no call is no error, and connects to nothing."""
-    every.call(every.new(), "close")
-    assert every.gateway.connections == 0
-
-
-def test_a_copy_may_be_closed_by_itself(new_llm: NewLLM) -> None:
-    """A copy that was closed leaves the model usable."""
-    llm = new_llm()
-    llm.invoke("hi")
-    copy.deepcopy(llm).close()
-    assert llm.invoke("hi") == STUB_TEXT
 
 
 async def test_a_client_of_the_user_stays_open(env: Env) -> None:
@@ -372,9 +351,17 @@ async def test_a_client_of_the_user_stays_open(env: Env) -> None:
         await closing
 
 
-def test_an_sdk_client_of_the_user_stays_open(gateway: FaultyGateway) -> None:
-    """An SDK client that was handed in is not closed with the model."""
-    with openai.OpenAI(api_key="any", base_url=gateway.openai_url) as client:
-        with OpenAI(client=client.completions, api_key="any") as llm:
-            assert llm.invoke("hi") == STUB_TEXT
-        assert not client.is_closed()
+async def test_an_sdk_client_of_the_user_stays_open(env: Env) -> None:
+    """A resource of the user's own SDK client is used as it is, and not closed."""
+    settings: Any = {"api_key": KEY, "base_url": env.gateway.openai_url}
+    env.gateway.script(Status(503))
+    async with openai.AsyncOpenAI(**settings, max_retries=0) as async_client:
+        with openai.OpenAI(**settings, max_retries=0) as client:
+            own: Any = {"client": client, "async_client": async_client}
+            own = {name: one.completions for name, one in own.items()}
+            llm = OpenAI(**own, clock=env.clock)
+            assert await in_loop(env, llm, "invoke", "hi") == STUB_TEXT
+            await in_loop(env, llm, "close")
+            assert not client.is_closed()
+            assert not async_client.is_closed()
+    assert len(env.gateway.requests) == 2

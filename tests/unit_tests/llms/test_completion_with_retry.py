@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import ssl
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +23,7 @@ from langchain_retryrouter.testing import (
     Truncate,
 )
 
-from .conftest import KEY, Env, NewLLM, Recorder, choice, in_loop, outcomes
+from .conftest import Env, NewLLM, Recorder, choice, in_turn, outcomes, own_clients
 
 COMPLETION: dict[str, Any] = {"model": "m", "prompt": "hi"}
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -34,17 +34,8 @@ def cls(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-def test_the_module_is_langchain_communitys() -> None:
-    """Names and signatures of the module are those of langchain-community."""
-    assert sorted(module.__all__) == [
-        "AzureOpenAI",
-        "BaseOpenAI",
-        "OpenAI",
-        "OpenAIChat",
-        "acompletion_with_retry",
-        "completion_with_retry",
-        "update_token_usage",
-    ]
+def test_the_functions_are_langchain_communitys() -> None:
+    """The signatures are those of langchain-community."""
     for function in (module.completion_with_retry, module.acompletion_with_retry):
         parameters = inspect.signature(function).parameters
         assert list(parameters) == ["llm", "run_manager", "kwargs"]
@@ -108,7 +99,7 @@ def test_all_methods_go_through_the_functions(
 
     async def areplaced(_llm: Any, run_manager: Any = None, **kwargs: Any) -> Any:
         run_managers.append(run_manager)
-        return _aiter([answer]) if kwargs.get("stream") else answer
+        return in_turn([answer]) if kwargs.get("stream") else answer
 
     monkeypatch.setattr(module, "completion_with_retry", replaced)
     monkeypatch.setattr(module, "acompletion_with_retry", areplaced)
@@ -121,39 +112,7 @@ def test_all_methods_go_through_the_functions(
     assert None not in run_managers
 
 
-async def _aiter(things: list[Any]) -> AsyncIterator[Any]:
-    for thing in things:
-        yield thing
-
-
 # Somebody's own client.
-
-
-class OwnClient:
-    """Has `create` as the SDK's resource has, and raises these failures first."""
-
-    def __init__(self, *failures: Exception) -> None:
-        self.failures = list(failures)
-        self.requests: list[dict[str, Any]] = []
-
-    def _answer(self, request: dict[str, Any]) -> Any:
-        self.requests.append(request)
-        if self.failures:
-            raise self.failures.pop(0)
-        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-        return {"choices": [choice("own", "stop")], "usage": usage}
-
-    def create(self, **request: Any) -> Any:
-        answer = self._answer(request)
-        return iter([answer]) if request.get("stream") else answer
-
-
-class OwnAsyncClient(OwnClient):
-    """Async variant of `OwnClient`."""
-
-    async def create(self, **request: Any) -> Any:
-        answer = self._answer(request)
-        return _aiter([answer]) if request.get("stream") else answer
 
 
 class SlowStream:
@@ -181,21 +140,22 @@ def test_a_stream_of_the_user_is_ended_by_its_close() -> None:
         list(OpenAI(client=client, retry_policy=policy).stream("hi"))
 
 
-def own_model(*failures: Exception, **fields: Any) -> OpenAI:
-    """A model with clients of its own, and no key."""
-    return OpenAI(
-        client=OwnClient(*failures),
-        async_client=OwnAsyncClient(*failures),
-        clock=FakeClock(),
-        **fields,
-    )
+class Own(list[dict[str, Any]]):
+    """The requests of a model with clients of its own, which fail with these first."""
 
+    def __init__(self, *failures: Exception, **fields: Any) -> None:
+        super().__init__()
+        self._failures = [*failures]
+        clients = own_clients(self._answer)
+        self.llm = OpenAI(**clients, clock=FakeClock(), **fields)
 
-def client_of(llm: Any, twin: Any) -> OwnClient:
-    """The client that the sync or async call uses."""
-    client = llm.async_client if twin.is_async else llm.client
-    assert isinstance(client, OwnClient)
-    return client
+    def _answer(self, **request: Any) -> Any:
+        self.append(request)
+        if self._failures:
+            raise self._failures.pop(0)
+        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+        answer = {"choices": [choice("own", "stop")], "usage": usage}
+        return [answer] if request.get("stream") else answer
 
 
 def test_a_client_of_the_user_works(
@@ -203,15 +163,14 @@ def test_a_client_of_the_user_works(
 ) -> None:
     """Any object with `create` is a client: dicts are read, failures retried."""
     lost, late = ConnectionResetError("gone"), TimeoutError("late")
-    llm = own_model(lost, late, streaming=streaming, callbacks=[recorder])
-    result: LLMResult = twin.generate(llm, ["hi"])
+    requests = Own(lost, late, streaming=streaming, callbacks=[recorder])
+    result: LLMResult = twin.generate(requests.llm, ["hi"])
     assert result.generations[0][0].text == "own"
     assert result.llm_output is not None
     assert result.llm_output["token_usage"]["total_tokens"] == 2
     attempts = outcomes(result.llm_output["retryrouter"])
     assert attempts == ["connection", "timeout", "ok"]
     assert len(recorder.retries) == 2
-    requests = client_of(llm, twin).requests
     # Nothing was added that its `create` may not know.
     assert [sorted(request) for request in requests] == [sorted(requests[0])] * 3
     assert not {"timeout", "extra_headers"} & requests[0].keys()
@@ -240,16 +199,15 @@ def test_failures_of_a_client_of_the_user_are_named(
     twin: Any, failure: Exception, error: type[errors.RetryRouterError]
 ) -> None:
     """The SDK's exceptions, and Python's own of a lost connection, have their error."""
-    llm = own_model(failure, max_retries=0)
     with pytest.raises(error) as caught:
-        twin.invoke(llm, "hi")
+        twin.invoke(Own(failure, max_retries=0).llm, "hi")
     assert caught.value.__cause__ is failure
 
 
 def test_a_client_of_the_user_needs_no_key() -> None:
     """A model with its own clients needs no key; a missing one says so when used."""
-    assert own_model().openai_api_key is None
-    half = OpenAI(client=OwnClient())
+    assert Own().llm.openai_api_key is None
+    half = OpenAI(client=Own().llm.client)
     assert half.invoke("hi") == "own"
     with pytest.raises(openai.OpenAIError, match="Missing credentials"):
         asyncio.run(half.ainvoke("hi"))
@@ -257,29 +215,12 @@ def test_a_client_of_the_user_needs_no_key() -> None:
 
 def test_a_limit_reaches_a_client_of_the_user(twin: Any) -> None:
     """An attempt with a limit hands it to `create` as `timeout`."""
-    llm = own_model(retry_policy=RetryPolicy(deadline=7))
-    twin.invoke(llm, "hi", timeout=30)
-    twin.invoke(llm, "hi", timeout=(1, 30))
-    timeouts = [request["timeout"] for request in client_of(llm, twin).requests]
-    assert [(t.connect, t.read, t.write, t.pool) for t in timeouts] == [
-        (7, 7, 7, 7),
-        (1, 7, 7, 7),
-    ]
-
-
-async def test_the_sdks_own_resource_is_a_client(
-    twin: Any, gateway: FaultyGateway, clock: FakeClock
-) -> None:
-    """A resource of the user's own SDK client is used as it is."""
-    settings: Any = {"api_key": KEY, "base_url": gateway.openai_url, "max_retries": 0}
-    gateway.script(Status(503))
-    with openai.OpenAI(**settings) as client:
-        async with openai.AsyncOpenAI(**settings) as async_client:
-            own: dict[str, Any] = {"client": client.completions}
-            own["async_client"] = async_client.completions
-            llm = OpenAI(**own, clock=clock, api_key=KEY)
-            assert await in_loop(twin, llm, "invoke", "hi") == STUB_TEXT
-    assert len(gateway.requests) == 2
+    requests = Own(retry_policy=RetryPolicy(deadline=7))
+    twin.invoke(requests.llm, "hi", timeout=30)
+    twin.invoke(requests.llm, "hi", timeout=(1, 30))
+    limits = [request["timeout"].as_dict() for request in requests]
+    seven = dict.fromkeys(("connect", "read", "write", "pool"), 7)
+    assert limits == [seven, {**seven, "connect": 1}]
 
 
 def test_raw_responses_pass(new_llm: NewLLM) -> None:
@@ -292,22 +233,15 @@ def test_raw_responses_pass(new_llm: NewLLM) -> None:
 
 def test_a_failure_of_another_kind_is_not_ours(twin: Any) -> None:
     """A mistake in somebody's client comes out as it is, at once."""
-    llm = own_model(KeyError("a mistake"))
+    requests = Own(KeyError("a mistake"))
     with pytest.raises(KeyError, match="a mistake"):
-        twin.invoke(llm, "hi")
-    assert len(client_of(llm, twin).requests) == 1
+        twin.invoke(requests.llm, "hi")
+    assert len(requests) == 1
 
 
 def test_a_stream_that_stops_short_of_a_client_of_the_user(twin: Any) -> None:
     """A truncated stream is an error whoever's client it came from."""
-
-    async def create(**_: Any) -> Any:
-        return _aiter([{"choices": [choice("ow")]}])
-
-    llm = OpenAI(
-        client=SimpleNamespace(create=lambda **_: iter([{"choices": [choice("ow")]}])),
-        async_client=SimpleNamespace(create=create),
-    )
+    llm = OpenAI(**own_clients(lambda **_: [{"choices": [choice("ow")]}]))
     with pytest.raises(errors.StreamInterruptedError) as caught:
         twin.stream(llm, "hi")
     assert caught.value.delivered == "ow"

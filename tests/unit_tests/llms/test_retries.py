@@ -1,10 +1,9 @@
 """Retries: how many, seen by whom, after which wait, and who pays for them."""
 
-import copy
 from typing import Any
 
 import pytest
-from langchain_core.rate_limiters import BaseRateLimiter, InMemoryRateLimiter
+from langchain_core.rate_limiters import BaseRateLimiter
 from pydantic import ValidationError
 
 from langchain_retryrouter import (
@@ -259,12 +258,3 @@ def test_each_request_of_a_batch_takes_a_turn(env: Env, turnstile: Turnstile) ->
     assert len(turnstile.asked) == len(env.gateway.requests) == 2
     env.batch(env.new(OpenAIChat, rate_limiter=turnstile), ["hi"] * 3)
     assert len(turnstile.asked) == len(env.gateway.requests) == 5
-
-
-def test_the_limiter_is_shared_by_copies(new_llm: NewLLM) -> None:
-    """A copy asks the same limiter: two of them would let twice as much through."""
-    limiter = InMemoryRateLimiter(requests_per_second=1)
-    llm = new_llm(rate_limiter=limiter)
-    assert copy.deepcopy(llm).rate_limiter is limiter
-    assert llm.model_copy().rate_limiter is limiter
-    assert "rate_limiter" not in llm.model_dump()

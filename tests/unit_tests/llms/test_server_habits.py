@@ -1,7 +1,6 @@
 """What real servers do: errors in unusual places, early ends, refused parameters."""
 
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -22,7 +21,17 @@ from langchain_retryrouter.llms import openai as module
 from langchain_retryrouter.testing import STUB_TEXT, Answer, Body, FaultyGateway, Raw
 from tests.unit_tests.conftest import Twin
 
-from .conftest import EVENTS, JSON, Env, NewLLM, choice, outcomes, streamed, whole
+from .conftest import (
+    EVENTS,
+    JSON,
+    Env,
+    NewLLM,
+    choice,
+    outcomes,
+    own_clients,
+    streamed,
+    whole,
+)
 
 
 def test_half_a_surrogate_is_the_callers_error(every: Env, method: str) -> None:
@@ -63,16 +72,6 @@ def test_an_answer_that_a_provider_broke_off_is_an_error(
     assert caught.value.delivered == "one "
 
 
-def test_one_prompt_is_sent_as_a_string(completions: Env) -> None:
-    """There are servers that refuse a list; several prompts are one."""
-    llm = completions.new()
-    completions.invoke(llm, "hi")
-    completions.stream(llm, "hi")
-    completions.generate(llm, ["hi", "ho"])
-    sent = [request.payload["prompt"] for request in completions.gateway.requests]
-    assert sent == ["hi", "hi", ["hi", "ho"]]
-
-
 @pytest.mark.parametrize(
     ("status", "body"),
     [
@@ -98,28 +97,24 @@ def test_prompts_go_one_by_one_where_a_list_is_refused(
     assert (first, sorted(others)) == (["a", "b"], [*"aabbcc"])
 
 
-def test_another_refusal_of_a_list_is_raised(completions: Env) -> None:
-    """A list that is refused for something else is not sent again."""
-    completions.gateway.always(
-        Body(400, JSON, json.dumps({"error": {"message": "Too hot."}}))
-    )
-    with pytest.raises(errors.InvalidRequestError, match="Too hot"):
-        completions.generate(completions.new(), ["a", "b"])
-    assert len(completions.gateway.requests) == 1
-
-
-def test_lists_are_sent_again_after_a_refusal_of_something_else(
-    completions: Env,
+@pytest.mark.parametrize(
+    ("message", "is_split"),
+    [("Too hot.", False), ("Invalid type for 'user': expected a string.", True)],
+)
+def test_another_refusal_of_a_list_is_raised(
+    completions: Env, message: str, is_split: bool
 ) -> None:
-    """An error that only sounds like a refused list does not split later calls."""
-    said = {"error": {"message": "Invalid type for 'user': expected a string."}}
-    completions.gateway.always(Body(400, JSON, json.dumps(said)))
+    """After a refusal of something else, later calls send lists as before."""
+    refusal = Body(400, JSON, json.dumps({"error": {"message": message}}))
+    completions.gateway.always(refusal)
     llm = completions.new()
-    with pytest.raises(errors.InvalidRequestError, match="for 'user'"):
+    with pytest.raises(errors.InvalidRequestError, match=message):
         completions.generate(llm, ["a", "b"], user=1)
     completions.gateway.always(Answer())
     completions.generate(llm, ["a", "b"])
-    assert completions.gateway.requests[-1].payload["prompt"] == ["a", "b"]
+    prompts = [request.payload["prompt"] for request in completions.gateway.requests]
+    assert prompts[0] == prompts[-1] == ["a", "b"]
+    assert (len(prompts) > 2) == is_split
 
 
 def test_none_takes_a_parameter_out(every: Env, method: str) -> None:
@@ -146,46 +141,13 @@ def test_a_limit_of_tokens_has_the_name_that_the_model_wants(
     env: Env, model: str, name: str
 ) -> None:
     """Reasoning models refuse `max_tokens`, other servers know only that name."""
-    llm = env.new(OpenAIChat, model=model, max_tokens=9)
-    env.invoke(llm, "hi")
-    payload = env.gateway.requests[0].payload
-    limits = {key: value for key, value in payload.items() if "tokens" in key}
-    assert limits == {name: 9}
+    for max_tokens, limits in ((9, {name: 9}), (-1, {}), (None, {})):
+        llm = env.new(OpenAIChat, model=model, max_tokens=max_tokens)
+        env.invoke(llm, "hi")
+        payload = env.gateway.requests[-1].payload
+        assert {key: payload[key] for key in payload if "tokens" in key} == limits
     with pytest.raises(ValueError, match="max_tokens and max_completion_tokens"):
-        env.invoke(llm, "hi", max_completion_tokens=10)
-
-
-def test_a_reasoning_model_by_the_class_of_completions(
-    new_llm: NewLLM, gateway: FaultyGateway
-) -> None:
-    """`OpenAI(model="gpt-5-mini", max_tokens=...)` works."""
-    with pytest.warns(UserWarning, match="is a chat model"):
-        llm = new_llm(OpenAI, model="gpt-5-mini", max_tokens=9)
-    assert llm.invoke("hi") == STUB_TEXT
-    assert gateway.requests[0].payload["max_completion_tokens"] == 9
-
-
-@pytest.mark.parametrize(
-    ("param", "is_context"),
-    [
-        ("messages[0].content", True),
-        ("prompt", True),
-        ("user", False),
-        ("metadata.note", False),
-    ],
-)
-def test_a_string_that_is_too_long(env: Env, param: str, is_context: bool) -> None:
-    """`string_above_max_length` is about the context only if it names a content."""
-    report = {
-        "message": f"Invalid '{param}': string too long.",
-        "type": "invalid_request_error",
-        "param": param,
-        "code": "string_above_max_length",
-    }
-    env.gateway.script(Body(400, JSON, json.dumps({"error": report})))
-    with pytest.raises(errors.InvalidRequestError) as caught:
-        env.invoke(env.new(), "hi")
-    assert isinstance(caught.value, errors.ContextLengthError) == is_context
+        env.invoke(llm, "hi", max_tokens=9, max_completion_tokens=10)
 
 
 # Ends that come too early.
@@ -397,12 +359,7 @@ def test_half_a_character_in_an_object_of_the_user(twin: Twin) -> None:
     """The SDK's objects may hold what cannot be written: a typed error, or the text."""
     facts: dict[str, Any] = {"choices": [{"message": {"content": "a"}}], "\ud800": 1}
     answer = openai.types.chat.ChatCompletion.construct(**facts)
-
-    async def create(**_: Any) -> Any:
-        return answer
-
-    own = SimpleNamespace(create=lambda **_: answer), SimpleNamespace(create=create)
-    llm = OpenAIChat(client=own[0], async_client=own[1])
+    llm = OpenAIChat(**own_clients(lambda **_: answer))
     try:
         assert twin.invoke(llm, "hi") == "a"
     except RetryRouterError as error:  # By some versions of pydantic.
